@@ -1,0 +1,32 @@
+//! The audit log: how events come to be written.
+//!
+//! A change and its event share the transaction of the change (`store::audit::insert`). Everything
+//! else (reads, refusals, failed sign-ins) goes through [`AuditWriter`]: a bounded queue, written in
+//! batches by one task. Ids are made before an event is queued, so a batch that is retried counts once.
+
+mod reader;
+mod unknown;
+mod writer;
+
+pub use reader::AuditLog;
+pub use unknown::UnknownCredentials;
+pub use writer::{AuditWriter, Permit, WriterTask};
+
+use crate::{
+    env::Env,
+    model::{
+        audit::{Action, NewEvent},
+        principal::Caller,
+    },
+};
+
+/// An event of what a caller does in its own workspace, answered with this status.
+#[must_use]
+pub fn event(env: &Env, caller: &Caller, action: Action, status: u16) -> NewEvent {
+    let actor = (&*caller.principal).into();
+    NewEvent::new(env.new_id(), caller.workspace(), action, actor).in_request(
+        &caller.request,
+        status,
+        env.clock.monotonic(),
+    )
+}

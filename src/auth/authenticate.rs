@@ -1,0 +1,41 @@
+//! A credential becomes a principal.
+
+use super::{Auth, AuthError, verify_key::VerifiedKey};
+use crate::model::{
+    api_key::{KEY_PREFIX, KeyRecord},
+    principal::Principal,
+};
+
+/// What a credential turned out to be.
+#[derive(Debug)]
+pub enum Authenticated {
+    /// Somebody.
+    Principal(Principal),
+    /// A key that was revoked: refused, in its own workspace's log.
+    RevokedKey(KeyRecord),
+}
+
+impl Auth {
+    /// Who bears this credential, the part of the `Authorization` header behind `Bearer`.
+    ///
+    /// # Errors
+    /// When it is malformed, unknown or expired, or the database that knows is away.
+    pub async fn authenticate(&self, credential: &str) -> Result<Authenticated, AuthError> {
+        if credential.starts_with(KEY_PREFIX) {
+            return Ok(match self.verify_key(credential).await? {
+                VerifiedKey::Active(principal) => Authenticated::Principal(principal),
+                VerifiedKey::Revoked(record) => Authenticated::RevokedKey(record),
+            });
+        }
+        // A JWS in compact form has three parts (RFC 7515, section 3.1).
+        if credential.bytes().filter(|byte| *byte == b'.').count() == 2 {
+            return self.verify_jwt(credential).await.map(Authenticated::Principal);
+        }
+        if credential.starts_with("rt_call2me_") {
+            return Err(AuthError::InvalidCredential(
+                "a refresh token is no access token; exchange it at /v1/auth/refresh",
+            ));
+        }
+        Err(AuthError::InvalidCredential("the credential is malformed"))
+    }
+}

@@ -1,0 +1,214 @@
+//! The life of API keys: minted, changed, revoked.
+
+use ipnet::IpNet;
+use serde_json::json;
+
+use super::{Auth, AuthError};
+use crate::{
+    audit,
+    model::{
+        api_key::{ApiKey, ApiKeyChange, ApiKeySecret, NewApiKey, parse_networks},
+        audit::{Action, Actor, NewEvent},
+        id::{ApiKeyId, WorkspaceId},
+        page::{Items, Page},
+        principal::Caller,
+        scope::Scope,
+        text,
+    },
+    store::{self, api_keys::KeyFilter},
+};
+
+/// What is asked for when a key is minted.
+#[derive(Debug)]
+pub struct MintKey {
+    /// What people will call it.
+    pub name: String,
+    /// What it is for.
+    pub description: Option<String>,
+    /// What it may do.
+    pub scope: Scope,
+    /// The networks that it may be used from; empty is any.
+    pub allowed_ips: Vec<String>,
+}
+
+/// What is asked for when a key is changed; what is `None` stays.
+#[derive(Debug, Default)]
+pub struct ChangeKey {
+    /// The new name.
+    pub name: Option<String>,
+    /// The new description; an inner `None` removes it.
+    pub description: Option<Option<String>>,
+    /// The new networks.
+    pub allowed_ips: Option<Vec<String>>,
+}
+
+/// A key and, this once, its secret.
+#[derive(Debug)]
+pub struct Minted {
+    /// The key.
+    pub key: ApiKey,
+    /// The secret. It is nowhere else.
+    pub secret: ApiKeySecret,
+}
+
+impl Auth {
+    /// Mints a key.
+    ///
+    /// # Errors
+    /// [`AuthError::Invalid`] for bad values, [`AuthError::Forbidden`] for a scope above the caller's.
+    pub async fn mint_key(&self, caller: &Caller, wanted: MintKey) -> Result<Minted, AuthError> {
+        if wanted.scope > caller.principal.scope {
+            return Err(AuthError::Forbidden("nobody mints a key above their own scope"));
+        }
+        let (secret, mut new) = self.new_key(wanted)?;
+        new.created_by = Some(caller.principal.subject());
+        new.creator = caller.principal.person();
+        let event = audit::event(&self.env, caller, Action::ApiKeyCreated, 201);
+        self.store_key(caller.workspace(), secret, new, event).await
+    }
+
+    /// Mints a key as the operator does, from the command line.
+    ///
+    /// # Errors
+    /// [`AuthError::Invalid`] for bad values.
+    pub async fn mint_key_as_operator(
+        &self,
+        workspace: WorkspaceId,
+        wanted: MintKey,
+    ) -> Result<Minted, AuthError> {
+        let (secret, new) = self.new_key(wanted)?;
+        let id = self.env.new_id();
+        let event = NewEvent::new(id, workspace, Action::ApiKeyCreated, Actor::system());
+        self.store_key(workspace, secret, new, event).await
+    }
+
+    fn new_key(&self, wanted: MintKey) -> Result<(ApiKeySecret, NewApiKey), AuthError> {
+        let secret = ApiKeySecret::generate(&self.environment, |bytes| self.env.entropy.fill(bytes));
+        let new = NewApiKey {
+            id: self.env.new_id(),
+            name: check_name(&wanted.name)?,
+            description: wanted.description.as_deref().map(check_description).transpose()?,
+            scope: wanted.scope,
+            digest: secret.digest(),
+            shown: secret.shown(),
+            allowed_ips: check_networks(&wanted.allowed_ips)?,
+            created_at: self.env.clock.now(),
+            created_by: None,
+            creator: None,
+        };
+        Ok((secret, new))
+    }
+
+    async fn store_key(
+        &self,
+        workspace: WorkspaceId,
+        secret: ApiKeySecret,
+        new: NewApiKey,
+        event: NewEvent,
+    ) -> Result<Minted, AuthError> {
+        let mut tx = self.store.begin(workspace, new.creator).await?;
+        store::api_keys::insert(&mut tx, workspace, &new).await?;
+        let event = event.on(new.id, new.name.clone()).with(json!({ "scope": new.scope }));
+        store::audit::insert(&mut tx, workspace, &event).await?;
+        let key = store::api_keys::get(&mut tx, workspace, new.id).await?;
+        let key = key.ok_or(AuthError::Internal("a key is gone as soon as it is stored"))?;
+        tx.commit().await?;
+        Ok(Minted { key, secret })
+    }
+
+    /// The keys of the caller's workspace, and how many pass the filter.
+    ///
+    /// # Errors
+    /// When PostgreSQL cannot be reached.
+    pub async fn list_keys(
+        &self,
+        caller: &Caller,
+        filter: &KeyFilter,
+        page: Page,
+    ) -> Result<(Items<ApiKey>, i64), AuthError> {
+        let mut tx = self.store.begin(caller.workspace(), None).await?;
+        let items = store::api_keys::list(&mut tx, caller.workspace(), filter, page).await?;
+        let total = store::api_keys::count(&mut tx, caller.workspace(), filter).await?;
+        Ok((items, total))
+    }
+
+    /// A key of the caller's workspace.
+    ///
+    /// # Errors
+    /// [`AuthError::NotFound`].
+    pub async fn get_key(&self, caller: &Caller, id: ApiKeyId) -> Result<ApiKey, AuthError> {
+        let mut tx = self.store.begin(caller.workspace(), None).await?;
+        let key = store::api_keys::get(&mut tx, caller.workspace(), id).await?;
+        key.ok_or(AuthError::NotFound("API key"))
+    }
+
+    /// Changes a key's name, description or networks.
+    ///
+    /// # Errors
+    /// [`AuthError::NotFound`], [`AuthError::Invalid`] for bad values.
+    pub async fn change_key(
+        &self,
+        caller: &Caller,
+        id: ApiKeyId,
+        wanted: ChangeKey,
+    ) -> Result<ApiKey, AuthError> {
+        let change = ApiKeyChange {
+            name: wanted.name.as_deref().map(check_name).transpose()?,
+            description: match wanted.description {
+                Some(Some(text)) => Some(Some(check_description(&text)?)),
+                other => other,
+            },
+            allowed_ips: wanted.allowed_ips.as_deref().map(check_networks).transpose()?,
+        };
+        let mut tx = self.store.begin(caller.workspace(), None).await?;
+        if !store::api_keys::update(&mut tx, caller.workspace(), id, &change).await? {
+            return Err(AuthError::NotFound("API key"));
+        }
+        let key = store::api_keys::get(&mut tx, caller.workspace(), id).await?;
+        let key = key.ok_or(AuthError::NotFound("API key"))?;
+        let mut fields = Vec::new();
+        fields.extend(change.name.as_ref().map(|_| "name"));
+        fields.extend(change.description.as_ref().map(|_| "description"));
+        fields.extend(change.allowed_ips.as_ref().map(|_| "allowed_ips"));
+        let event = audit::event(&self.env, caller, Action::ApiKeyUpdated, 200)
+            .on(id, key.name.clone())
+            .with(json!({ "fields": fields }));
+        store::audit::insert(&mut tx, caller.workspace(), &event).await?;
+        tx.commit().await?;
+        Ok(key)
+    }
+
+    /// Revokes a key, for good. A second time does nothing.
+    ///
+    /// # Errors
+    /// [`AuthError::NotFound`].
+    pub async fn revoke_key(&self, caller: &Caller, id: ApiKeyId) -> Result<(), AuthError> {
+        let workspace = caller.workspace();
+        let mut tx = self.store.begin(workspace, None).await?;
+        let by = caller.principal.subject();
+        let now = self.env.clock.now();
+        let revoked = store::api_keys::revoke(&mut tx, workspace, id, now, Some(&by)).await?;
+        let key = store::api_keys::get(&mut tx, workspace, id).await?;
+        let key = key.ok_or(AuthError::NotFound("API key"))?;
+        if revoked {
+            let event = audit::event(&self.env, caller, Action::ApiKeyRevoked, 204)
+                .on(id, key.name);
+            store::audit::insert(&mut tx, workspace, &event).await?;
+            tx.commit().await?;
+        }
+        Ok(())
+    }
+}
+
+fn check_name(name: &str) -> Result<String, AuthError> {
+    text::name("name", name).map_err(|why| AuthError::invalid("name", why))
+}
+
+fn check_description(description: &str) -> Result<String, AuthError> {
+    text::description("description", description)
+        .map_err(|why| AuthError::invalid("description", why))
+}
+
+fn check_networks(networks: impl AsRef<[String]>) -> Result<Vec<IpNet>, AuthError> {
+    parse_networks(networks.as_ref()).map_err(|why| AuthError::invalid("allowed_ips", why))
+}

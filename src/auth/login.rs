@@ -1,0 +1,300 @@
+//! Registration and sign-in.
+
+use secrecy::SecretString;
+use serde_json::json;
+
+use super::{Auth, AuthError, password::Verification};
+use crate::{
+    config::Registration,
+    model::{
+        audit::{Action, Actor, NewEvent, RequestInfo},
+        email::Email,
+        id::{SessionId, UserId, WorkspaceId},
+        password::Password,
+        refresh_token::RefreshSeed,
+        scope::Role,
+        session::NewSession,
+        text,
+        user::User,
+        workspace::Workspace,
+    },
+    store::{self, Tx, users::SignIn},
+};
+
+/// What a person gets for signing in.
+#[derive(Debug)]
+pub struct TokenPair {
+    /// For the API, for an hour.
+    pub access_token: SecretString,
+    /// For the next pair, once.
+    pub refresh_token: SecretString,
+}
+
+/// Who wants to register.
+#[derive(Debug)]
+pub struct NewAccount {
+    /// The address to sign in with.
+    pub email: String,
+    /// The password.
+    pub password: Password,
+    /// The person's name.
+    pub full_name: Option<String>,
+    /// The name of the first workspace.
+    pub workspace_name: Option<String>,
+}
+
+/// What registration made.
+#[derive(Debug)]
+pub struct Registered {
+    /// Signed in already.
+    pub tokens: TokenPair,
+    /// The account.
+    pub user: User,
+    /// Its first workspace.
+    pub workspace: Workspace,
+}
+
+impl Auth {
+    /// Makes an account and its first workspace, and signs in.
+    ///
+    /// # Errors
+    /// [`AuthError::Forbidden`] where registration is not open, [`AuthError::Conflict`] where the
+    /// address is known, [`AuthError::Invalid`] for bad values.
+    pub async fn register(
+        &self,
+        account: NewAccount,
+        request: &RequestInfo,
+    ) -> Result<Registered, AuthError> {
+        match self.registration {
+            Registration::Open => {}
+            Registration::Invite => {
+                return Err(AuthError::Forbidden("registration takes an invitation"));
+            }
+            Registration::Closed => return Err(AuthError::Forbidden("registration is closed")),
+        }
+        let (user, email, workspace) = self.check_account(&account)?;
+        let hash = self.passwords.hash(&account.password).await?;
+        let mut tx = self.store.begin(workspace.id, Some(user.id)).await?;
+        self.insert_account(&mut tx, &user, &email, &hash, &workspace).await?;
+        let created = self
+            .witness(request, workspace.id, Action::WorkspaceCreated, Actor::user(&user), 201)
+            .on(workspace.id, workspace.name.clone());
+        store::audit::insert(&mut tx, workspace.id, &created).await?;
+        let tokens =
+            self.open_session(&mut tx, &user, workspace.id, Role::Owner, request, 201).await?;
+        tx.commit().await?;
+        Ok(Registered { tokens, user, workspace })
+    }
+
+    /// Makes an account and its first workspace without a session, as the operator does.
+    ///
+    /// # Errors
+    /// As [`Self::register`], whoever may register.
+    pub async fn create_account(
+        &self,
+        account: NewAccount,
+    ) -> Result<(User, Workspace), AuthError> {
+        let (user, email, workspace) = self.check_account(&account)?;
+        let hash = self.passwords.hash(&account.password).await?;
+        let mut tx = self.store.begin(workspace.id, Some(user.id)).await?;
+        self.insert_account(&mut tx, &user, &email, &hash, &workspace).await?;
+        let created = NewEvent::new(
+            self.env.new_id(),
+            workspace.id,
+            Action::WorkspaceCreated,
+            Actor::system(),
+        )
+        .on(workspace.id, workspace.name.clone());
+        store::audit::insert(&mut tx, workspace.id, &created).await?;
+        tx.commit().await?;
+        Ok((user, workspace))
+    }
+
+    fn check_account(
+        &self,
+        account: &NewAccount,
+    ) -> Result<(User, Email, Workspace), AuthError> {
+        let invalid = AuthError::invalid;
+        let email = Email::parse(&account.email).map_err(|why| invalid("email", why))?;
+        let full_name = account.full_name.as_deref().map(|name| text::name("full_name", name));
+        let full_name = full_name.transpose().map_err(|why| invalid("full_name", why))?;
+        account
+            .password
+            .check_policy(&email, full_name.as_deref())
+            .map_err(|why| invalid("password", why))?;
+        let now = self.env.clock.now();
+        let user = User {
+            id: self.env.new_id(),
+            email: email.as_str().to_owned(),
+            full_name,
+            profile: serde_json::Map::new(),
+            created_at: now,
+        };
+        let workspace_name = match &account.workspace_name {
+            Some(name) => {
+                text::name("workspace_name", name).map_err(|why| invalid("workspace_name", why))?
+            }
+            None => format!("{}'s workspace", text::shorten(user.display_name(), 80)),
+        };
+        let workspace = Workspace {
+            id: self.env.new_id(),
+            name: workspace_name,
+            rate_limit_per_minute: None,
+            created_at: now,
+        };
+        Ok((user, email, workspace))
+    }
+
+    async fn insert_account(
+        &self,
+        tx: &mut Tx,
+        user: &User,
+        email: &Email,
+        hash: &SecretString,
+        workspace: &Workspace,
+    ) -> Result<(), AuthError> {
+        store::users::insert(tx, user, email, hash, workspace.id).await?;
+        store::workspaces::insert(tx, workspace).await?;
+        store::members::insert(tx, workspace.id, user.id, Role::Owner, user.created_at).await?;
+        Ok(())
+    }
+
+    /// Signs a person in, to the workspace asked for, else the one last used, else the oldest.
+    ///
+    /// # Errors
+    /// [`AuthError::InvalidCredentials`] for an unknown address and a wrong password alike,
+    /// [`AuthError::Forbidden`] for a workspace that the person is no member of.
+    pub async fn login(
+        &self,
+        email: &str,
+        password: &Password,
+        workspace: Option<WorkspaceId>,
+        request: &RequestInfo,
+    ) -> Result<TokenPair, AuthError> {
+        let account = match Email::parse(email) {
+            Ok(email) => self.store.find_sign_in(&email).await?,
+            // No such account can be. It is hashed all the same, to take the same time.
+            Err(_) => None,
+        };
+        let hash = account.as_ref().and_then(|account| account.password_hash.clone());
+        let verified = self.passwords.verify(password, hash).await?;
+        let Some(account) = account else { return Err(AuthError::InvalidCredentials) };
+        if verified == Verification::Wrong {
+            self.note_failure(&account, request);
+            return Err(AuthError::InvalidCredentials);
+        }
+        self.sign_in(&account, password, verified, workspace, request).await
+    }
+
+    async fn sign_in(
+        &self,
+        account: &SignIn,
+        password: &Password,
+        verified: Verification,
+        wanted: Option<WorkspaceId>,
+        request: &RequestInfo,
+    ) -> Result<TokenPair, AuthError> {
+        let renewed = match verified {
+            Verification::RightButWeak => Some(self.passwords.hash(password).await?),
+            _ => None,
+        };
+        let mut tx = self.store.begin_personal(account.user_id).await?;
+        let memberships = store::members::of_person(&mut tx, account.user_id).await?;
+        let is = |id: WorkspaceId| memberships.iter().find(move |m| m.workspace_id == id);
+        let membership = match wanted {
+            Some(id) => is(id).ok_or(AuthError::Forbidden("you are no member of this workspace")),
+            None => account
+                .last_workspace_id
+                .and_then(is)
+                .or(memberships.first())
+                .ok_or(AuthError::Forbidden("you are no member of any workspace")),
+        }?;
+        tx.enter(membership.workspace_id).await?;
+        let user = store::users::get(&mut tx, account.user_id)
+            .await?
+            .ok_or(AuthError::InvalidCredentials)?;
+        if let Some(hash) = renewed {
+            store::users::set_password_hash(&mut tx, user.id, &hash).await?;
+        }
+        store::users::set_last_workspace(&mut tx, user.id, membership.workspace_id).await?;
+        let pair = self
+            .open_session(&mut tx, &user, membership.workspace_id, membership.role, request, 200)
+            .await?;
+        tx.commit().await?;
+        Ok(pair)
+    }
+
+    /// Stores a session and its event, and makes its first pair of tokens.
+    async fn open_session(
+        &self,
+        tx: &mut Tx,
+        user: &User,
+        workspace: WorkspaceId,
+        role: Role,
+        request: &RequestInfo,
+        status: u16,
+    ) -> Result<TokenPair, AuthError> {
+        let now = self.env.clock.now();
+        let session = NewSession {
+            id: self.env.new_id(),
+            user_id: user.id,
+            workspace_id: workspace,
+            created_at: now,
+            expires_at: now + self.lifetimes.session,
+            ip: request.ip,
+            user_agent: request.user_agent.clone(),
+            seed: RefreshSeed::new(self.env.entropy.bytes()),
+        };
+        store::sessions::insert(tx, &session).await?;
+        let event = self
+            .witness(request, workspace, Action::SessionCreated, Actor::user(user), status)
+            .on(session.id, None);
+        store::audit::insert(tx, workspace, &event).await?;
+        self.token_pair(user.id, workspace, session.id, role, 0, &session.seed)
+    }
+
+    pub(super) fn token_pair(
+        &self,
+        user: UserId,
+        workspace: WorkspaceId,
+        session: SessionId,
+        role: Role,
+        generation: u32,
+        seed: &RefreshSeed,
+    ) -> Result<TokenPair, AuthError> {
+        Ok(TokenPair {
+            access_token: self.issue_access_token(user, workspace, session, role)?.into(),
+            refresh_token: self.refresh_key.derive(session, generation, seed),
+        })
+    }
+
+    /// Through the queue, not in a transaction: a wrong password must not take longer than an
+    /// unknown address.
+    fn note_failure(&self, account: &SignIn, request: &RequestInfo) {
+        let (Some(workspace), Some(permit)) = (account.last_workspace_id, self.audit.reserve())
+        else {
+            return;
+        };
+        let event =
+            self.witness(request, workspace, Action::LoginFailed, Actor::anonymous(), 401)
+                .on(account.user_id, account.email.clone())
+                .with(json!({ "reason": "wrong_password" }));
+        permit.send(event);
+    }
+
+    /// An event of this request.
+    pub(super) fn witness(
+        &self,
+        request: &RequestInfo,
+        workspace: WorkspaceId,
+        action: Action,
+        actor: Actor,
+        status: u16,
+    ) -> NewEvent {
+        NewEvent::new(self.env.new_id(), workspace, action, actor).in_request(
+            request,
+            status,
+            self.env.clock.monotonic(),
+        )
+    }
+}

@@ -1,0 +1,110 @@
+//! Who is calling, and how one becomes somebody.
+//!
+//! - [`authenticate`]: a credential becomes a [`Principal`](crate::model::principal::Principal);
+//!   [`verify_key`] is where a key is verified, [`verify_jwt`] where an access token is.
+//! - [`check_scope`]: what a principal may do. One pure function.
+//! - [`login`], [`refresh`]: sessions. [`keys`]: the life of API keys.
+//! - [`password`], [`signing_keys`], [`secrets`]: what they are made of.
+
+pub mod authenticate;
+pub mod check_scope;
+mod error;
+pub mod keys;
+pub mod login;
+pub mod password;
+pub mod refresh;
+pub mod secrets;
+pub mod signing_keys;
+pub mod verify_jwt;
+pub mod verify_key;
+
+use std::{sync::Arc, time::Duration};
+
+use crate::{
+    audit::AuditWriter,
+    config::{Registration, Settings},
+    env::Env,
+    model::{api_key::Environment, refresh_token::RefreshKey},
+    store::Store,
+};
+
+pub use error::AuthError;
+use password::PasswordHasher;
+use secrets::Secrets;
+use signing_keys::SigningKeys;
+
+/// Everything that authentication needs. Cheap to clone.
+#[derive(Clone)]
+pub struct Auth {
+    store: Store,
+    env: Env,
+    audit: AuditWriter,
+    environment: Environment,
+    issuer: Arc<str>,
+    passwords: PasswordHasher,
+    refresh_key: RefreshKey,
+    signing_keys: Arc<SigningKeys>,
+    lifetimes: Lifetimes,
+    registration: Registration,
+}
+
+/// How long things last.
+#[derive(Debug, Clone, Copy)]
+struct Lifetimes {
+    access_token: Duration,
+    refresh_token: Duration,
+    session: Duration,
+    refresh_reuse: Duration,
+}
+
+impl Auth {
+    /// Loads the signing keys, making the first one on a fresh database.
+    ///
+    /// # Errors
+    /// With one line for the operator: the database is away, or `keys.encryption_key` is not the one
+    /// that its signing keys were sealed with.
+    pub async fn new(
+        settings: &Settings,
+        store: Store,
+        env: Env,
+        audit: AuditWriter,
+    ) -> Result<Self, String> {
+        let secrets = Secrets::new(&settings.keys.encryption_key);
+        let signing_keys = SigningKeys::load_or_create(&store, &secrets, &env).await?;
+        Ok(Self {
+            passwords: PasswordHasher::start(settings.passwords, &env)?,
+            refresh_key: secrets.refresh_key()?,
+            signing_keys: Arc::new(signing_keys),
+            environment: settings.keys.environment.clone(),
+            issuer: settings.server.public_url.as_str().into(),
+            lifetimes: Lifetimes {
+                access_token: settings.sessions.access_token,
+                refresh_token: settings.sessions.refresh_token,
+                session: settings.sessions.absolute,
+                refresh_reuse: settings.sessions.refresh_reuse,
+            },
+            registration: settings.sessions.registration,
+            store,
+            env,
+            audit,
+        })
+    }
+
+    /// The keys that access tokens are verified with, as a JSON Web Key Set (RFC 7517).
+    #[must_use]
+    pub fn jwks(&self) -> serde_json::Value {
+        self.signing_keys.jwks()
+    }
+
+    /// The label in this deployment's API keys.
+    #[must_use]
+    pub fn environment(&self) -> &Environment {
+        &self.environment
+    }
+
+    /// An access token's life.
+    #[must_use]
+    pub fn access_token_lifetime(&self) -> Duration {
+        self.lifetimes.access_token
+    }
+}

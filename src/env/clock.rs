@@ -1,0 +1,40 @@
+use std::time::{Duration, Instant};
+
+use time::OffsetDateTime;
+
+/// What time it is.
+pub trait Clock: Send + Sync + 'static {
+    /// The wall clock, in UTC.
+    fn now(&self) -> OffsetDateTime;
+
+    /// Time since some fixed moment; never goes back. For durations and rate limits.
+    fn monotonic(&self) -> Duration;
+}
+
+/// The machine's clock.
+#[derive(Debug)]
+pub struct SystemClock {
+    started: Instant,
+}
+
+impl SystemClock {
+    /// A clock whose monotonic time begins now.
+    #[must_use]
+    #[expect(clippy::new_without_default, reason = "two clocks are not interchangeable")]
+    pub fn new() -> Self {
+        #[expect(clippy::disallowed_methods, reason = "this is the one place that reads it")]
+        let started = Instant::now();
+        Self { started }
+    }
+}
+
+impl Clock for SystemClock {
+    fn now(&self) -> OffsetDateTime {
+        #[expect(clippy::disallowed_methods, reason = "this is the one place that reads it")]
+        OffsetDateTime::now_utc()
+    }
+
+    fn monotonic(&self) -> Duration {
+        self.started.elapsed()
+    }
+}

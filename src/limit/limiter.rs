@@ -1,0 +1,237 @@
+use std::{
+    cell::Cell,
+    collections::HashMap,
+    hash::{BuildHasher, Hash, RandomState},
+    num::NonZeroU32,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use governor::{
+    Quota, RateLimiter,
+    clock::Clock,
+    middleware::StateInformationMiddleware,
+    nanos::Nanos,
+    state::{NotKeyed, StateStore},
+};
+
+/// Locks that keys spread over, so that two requests rarely want the same.
+const SHARDS: usize = 64;
+
+/// What a bucket says to a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Decision {
+    /// Whether it may pass.
+    pub allowed: bool,
+    /// How many may pass at once when the bucket is full, and in a minute.
+    pub limit: u32,
+    /// How many more may pass now.
+    pub remaining: u32,
+    /// How long until the bucket is full again.
+    pub full_in: Duration,
+    /// How long until one may pass again; zero if one may now.
+    pub retry_in: Duration,
+}
+
+/// Buckets, one a key. A bucket is the one number that GCRA keeps, the theoretical arrival time:
+/// also the moment at which it is full again, when it may be forgotten.
+pub(super) struct Buckets<K> {
+    shards: Vec<Mutex<HashMap<K, Duration>>>,
+    hasher: RandomState,
+}
+
+impl<K: Hash + Eq + Clone> Buckets<K> {
+    pub(super) fn new() -> Self {
+        let shards = (0..SHARDS).map(|_| Mutex::default()).collect();
+        Self { shards, hasher: RandomState::new() }
+    }
+
+    /// Takes one request from a key's bucket, at this moment of the monotonic clock.
+    pub(super) fn charge(&self, key: &K, per_minute: NonZeroU32, now: Duration) -> Decision {
+        let mut shard = self.shard(key);
+        let full_in = shard.get(key).map_or(Duration::ZERO, |full_at| full_at.saturating_sub(now));
+        let decision = decide(per_minute, full_in);
+        if decision.allowed {
+            shard.insert(key.clone(), now + decision.full_in);
+        }
+        decision
+    }
+
+    /// What the bucket says, without taking anything from it.
+    pub(super) fn look(&self, key: &K, per_minute: NonZeroU32, now: Duration) -> Decision {
+        let full_in =
+            self.shard(key).get(key).map_or(Duration::ZERO, |full_at| full_at.saturating_sub(now));
+        let each = each(per_minute);
+        let taken = full_in.as_nanos().div_ceil(each.as_nanos());
+        let remaining = per_minute.get().saturating_sub(taken.try_into().unwrap_or(u32::MAX));
+        let retry_in = decide(per_minute, full_in).retry_in;
+        Decision { allowed: remaining > 0, limit: per_minute.get(), remaining, full_in, retry_in }
+    }
+
+    /// Forgets the buckets that are full.
+    pub(super) fn evict_full(&self, now: Duration) {
+        for shard in &self.shards {
+            let mut shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
+            shard.retain(|_, full_at| *full_at > now);
+            if shard.capacity() > 4 * shard.len() + 64 {
+                shard.shrink_to_fit();
+            }
+        }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        let len = |shard: &Mutex<HashMap<K, Duration>>| {
+            shard.lock().unwrap_or_else(PoisonError::into_inner).len()
+        };
+        self.shards.iter().map(len).sum()
+    }
+
+    fn shard(&self, key: &K) -> MutexGuard<'_, HashMap<K, Duration>> {
+        let place = self.hasher.hash_one(key) % (SHARDS as u64);
+        let shard = &self.shards[usize::try_from(place).unwrap_or_default()];
+        shard.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The time that one request takes to flow back.
+fn each(per_minute: NonZeroU32) -> Duration {
+    Duration::from_secs(60) / per_minute.get()
+}
+
+/// GCRA on one bucket, `full_in` before it is full. The moment of the decision is zero of the clock.
+fn decide(per_minute: NonZeroU32, full_in: Duration) -> Decision {
+    let each = each(per_minute).max(Duration::from_nanos(1));
+    let limit = per_minute.get();
+    let Some(quota) = Quota::with_period(each).map(|quota| quota.allow_burst(per_minute)) else {
+        return Decision { allowed: false, limit, remaining: 0, full_in, retry_in: full_in };
+    };
+    let bucket = Bucket(Cell::new(full_in));
+    let limiter: RateLimiter<_, _, _, StateInformationMiddleware> =
+        RateLimiter::new(quota, bucket, Moment);
+    match limiter.check() {
+        Ok(snapshot) => Decision {
+            allowed: true,
+            limit,
+            remaining: snapshot.remaining_burst_capacity(),
+            full_in: limiter.into_state_store().0.get(),
+            retry_in: Duration::ZERO,
+        },
+        Err(not_until) => Decision {
+            allowed: false,
+            limit,
+            remaining: 0,
+            full_in,
+            retry_in: not_until.wait_time_from(Moment.now()),
+        },
+    }
+}
+
+/// The state of one bucket, for the time of a decision.
+#[derive(Debug)]
+struct Bucket(Cell<Duration>);
+
+impl StateStore for Bucket {
+    type Key = NotKeyed;
+
+    fn measure_and_replace<T, F, E>(&self, _: &NotKeyed, decide: F) -> Result<T, E>
+    where
+        F: Fn(Option<Nanos>) -> Result<(T, Nanos), E>,
+    {
+        let (outcome, next) = decide(Some(self.0.get().into()))?;
+        self.0.set(next.into());
+        Ok(outcome)
+    }
+}
+
+/// A clock that stands still: a decision is made at one moment.
+#[derive(Debug, Clone, Copy)]
+struct Moment;
+
+impl Clock for Moment {
+    type Instant = Nanos;
+
+    fn now(&self) -> Nanos {
+        Nanos::new(0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn per_minute(limit: u32) -> NonZeroU32 {
+        NonZeroU32::new(limit).unwrap()
+    }
+
+    #[test]
+    fn a_burst_of_the_limit_passes_and_no_more() {
+        let buckets = Buckets::new();
+        let now = Duration::from_secs(1000);
+        for left in (0..6).rev() {
+            let decision = buckets.charge(&"a", per_minute(6), now);
+            assert!(decision.allowed);
+            assert_eq!(decision.remaining, left);
+            assert_eq!(decision.full_in, Duration::from_secs(10) * (6 - left));
+        }
+        let refused = buckets.charge(&"a", per_minute(6), now);
+        assert!(!refused.allowed);
+        assert_eq!(refused.retry_in, Duration::from_secs(10));
+        assert_eq!(refused.full_in, Duration::from_mins(1));
+        assert!(buckets.charge(&"b", per_minute(6), now).allowed);
+    }
+
+    proptest! {
+        /// The two promises of a 429: waiting that long is enough, and less is not.
+        #[test]
+        fn waiting_as_told_is_enough(limit in 1_u32..10_000, gaps in prop::collection::vec(0_u64..2_000, 1..200)) {
+            let buckets = Buckets::new();
+            let mut now = Duration::from_secs(5);
+            for gap in gaps {
+                now += Duration::from_micros(gap);
+                let decision = buckets.charge(&(), per_minute(limit), now);
+                if !decision.allowed {
+                    let early = now + decision.retry_in - Duration::from_nanos(1);
+                    prop_assert!(!buckets.look(&(), per_minute(limit), early).allowed);
+                    now += decision.retry_in;
+                    prop_assert!(buckets.charge(&(), per_minute(limit), now).allowed);
+                }
+            }
+        }
+
+        /// In no window of a minute does more than twice the limit pass: the burst and the refill.
+        #[test]
+        fn refill_is_the_limit_a_minute(limit in 1_u32..500, step in 1_u64..200) {
+            let buckets = Buckets::new();
+            let (mut now, mut passed) = (Duration::ZERO, 0);
+            while now < Duration::from_mins(1) {
+                passed += u32::from(buckets.charge(&(), per_minute(limit), now).allowed);
+                now += Duration::from_millis(step);
+            }
+            prop_assert!(passed <= 2 * limit);
+        }
+
+        #[test]
+        fn looking_tells_what_charging_left(limit in 1_u32..1000, charges in 1_usize..50) {
+            let buckets = Buckets::new();
+            let now = Duration::from_secs(9);
+            for _ in 0..charges {
+                let charged = buckets.charge(&(), per_minute(limit), now);
+                let seen = buckets.look(&(), per_minute(limit), now);
+                prop_assert_eq!(seen.remaining, charged.remaining);
+                prop_assert_eq!(seen.full_in, charged.full_in);
+            }
+        }
+    }
+
+    #[test]
+    fn full_buckets_are_forgotten() {
+        let buckets = Buckets::new();
+        for key in 0..1000 {
+            buckets.charge(&key, per_minute(60), Duration::from_secs(key));
+        }
+        buckets.evict_full(Duration::from_secs(500));
+        assert_eq!(buckets.len(), 500);
+    }
+}

@@ -1,0 +1,40 @@
+//! Client addresses, as far as they are told apart.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
+/// What one client is assumed to hold: a single IPv4 address, or a /64 of IPv6, within which anybody
+/// has as many addresses as they like.
+#[must_use]
+pub fn subnet(ip: IpAddr) -> IpNet {
+    match ip.to_canonical() {
+        IpAddr::V4(ip) => Ipv4Net::from(ip).into(),
+        IpAddr::V6(ip) => {
+            let prefix = u128::from(ip) >> 64 << 64;
+            Ipv6Net::new_assert(Ipv6Addr::from(prefix), 64).into()
+        }
+    }
+}
+
+/// All addresses of the same kind.
+#[must_use]
+pub fn everywhere(ip: IpAddr) -> IpNet {
+    match ip.to_canonical() {
+        IpAddr::V4(_) => Ipv4Net::new_assert(Ipv4Addr::UNSPECIFIED, 0).into(),
+        IpAddr::V6(_) => Ipv6Net::new_assert(Ipv6Addr::UNSPECIFIED, 0).into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ipv6_counts_by_64_and_mapped_addresses_are_ipv4() {
+        let subnet = |text: &str| subnet(text.parse().unwrap()).to_string();
+        assert_eq!(subnet("203.0.113.9"), "203.0.113.9/32");
+        assert_eq!(subnet("::ffff:203.0.113.9"), "203.0.113.9/32");
+        assert_eq!(subnet("2001:db8:1:2:3:4:5:6"), "2001:db8:1:2::/64");
+    }
+}

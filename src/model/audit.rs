@@ -1,0 +1,320 @@
+//! Events of the audit log.
+
+use std::{net::IpAddr, time::Duration};
+
+use serde::Serialize;
+use serde_json::{Map, Value};
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use super::{
+    id::{ApiKeyId, EventId, Id, RequestId, SessionId, UserId, WorkspaceId},
+    principal::{Credential, Principal},
+    user::User,
+};
+
+/// What happened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Action {
+    /// An authenticated call of the API, whatever came of it.
+    Request,
+    /// A key was minted.
+    ApiKeyCreated,
+    /// A key's name, description or addresses were changed.
+    ApiKeyUpdated,
+    /// A key was revoked.
+    ApiKeyRevoked,
+    /// Somebody used a revoked key.
+    ApiKeyRejected,
+    /// A person signed in.
+    SessionCreated,
+    /// A session was given a new pair of tokens.
+    SessionRefreshed,
+    /// A session ended.
+    SessionEnded,
+    /// A refresh token was used a second time; its session was ended.
+    SessionReuseDetected,
+    /// A sign-in with a wrong password.
+    LoginFailed,
+    /// A workspace came to be.
+    WorkspaceCreated,
+    /// The white-label settings were changed.
+    BrandingUpdated,
+    /// A person's profile was changed.
+    ProfileUpdated,
+}
+
+impl Action {
+    /// The name in JSON and in the database.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Request => "request",
+            Self::ApiKeyCreated => "api_key.created",
+            Self::ApiKeyUpdated => "api_key.updated",
+            Self::ApiKeyRevoked => "api_key.revoked",
+            Self::ApiKeyRejected => "api_key.rejected",
+            Self::SessionCreated => "session.created",
+            Self::SessionRefreshed => "session.refreshed",
+            Self::SessionEnded => "session.ended",
+            Self::SessionReuseDetected => "session.reuse_detected",
+            Self::LoginFailed => "login.failed",
+            Self::WorkspaceCreated => "workspace.created",
+            Self::BrandingUpdated => "workspace.branding_updated",
+            Self::ProfileUpdated => "member.profile_updated",
+        }
+    }
+}
+
+/// What kind of thing acted or was acted upon.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ActorType {
+    /// An API key.
+    ApiKey,
+    /// A person.
+    User,
+    /// Nobody known.
+    Anonymous,
+    /// The operator, from the command line, or the service itself.
+    System,
+}
+
+impl ActorType {
+    /// The name in JSON and in the database.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::ApiKey => "api_key",
+            Self::User => "user",
+            Self::Anonymous => "anonymous",
+            Self::System => "system",
+        }
+    }
+
+    /// The prefix of such an actor's public id.
+    #[must_use]
+    pub fn id_prefix(name: &str) -> Option<&'static str> {
+        match name {
+            "api_key" => Some(ApiKeyId::PREFIX),
+            "user" => Some(UserId::PREFIX),
+            _ => None,
+        }
+    }
+}
+
+/// Who did it, under the name of that time.
+#[derive(Debug, Clone)]
+pub struct Actor {
+    /// What kind of actor.
+    pub kind: ActorType,
+    /// Its id; the kind tells of what.
+    pub id: Option<Uuid>,
+    /// Its name.
+    pub name: Option<String>,
+}
+
+impl Actor {
+    /// The operator, or the service itself.
+    #[must_use]
+    pub const fn system() -> Self {
+        Self { kind: ActorType::System, id: None, name: None }
+    }
+
+    /// Nobody known.
+    #[must_use]
+    pub const fn anonymous() -> Self {
+        Self { kind: ActorType::Anonymous, id: None, name: None }
+    }
+
+    /// A person.
+    #[must_use]
+    pub fn user(user: &User) -> Self {
+        Self {
+            kind: ActorType::User,
+            id: Some(user.id.uuid()),
+            name: Some(user.display_name().to_owned()),
+        }
+    }
+
+    /// An API key.
+    #[must_use]
+    pub fn api_key(id: ApiKeyId, name: &str) -> Self {
+        Self { kind: ActorType::ApiKey, id: Some(id.uuid()), name: Some(name.to_owned()) }
+    }
+}
+
+impl From<&Principal> for Actor {
+    fn from(principal: &Principal) -> Self {
+        let (kind, id) = match &principal.credential {
+            Credential::ApiKey { id, .. } => (ActorType::ApiKey, id.uuid()),
+            Credential::Session { user_id, .. } => (ActorType::User, user_id.uuid()),
+        };
+        Self { kind, id: Some(id), name: Some(principal.name().to_owned()) }
+    }
+}
+
+/// What it was done to.
+#[derive(Debug, Clone)]
+pub struct Target {
+    /// The prefix of its public id, which is also how its kind is stored.
+    pub kind: &'static str,
+    /// Its id.
+    pub id: Uuid,
+    /// Its name.
+    pub name: Option<String>,
+}
+
+impl Target {
+    /// The word for a target of this prefix.
+    #[must_use]
+    pub fn type_name(prefix: &str) -> &str {
+        match prefix {
+            ApiKeyId::PREFIX => "api_key",
+            SessionId::PREFIX => "session",
+            WorkspaceId::PREFIX => "workspace",
+            "kb" => "knowledge_base",
+            other => other,
+        }
+    }
+}
+
+/// The request that something happened in.
+#[derive(Debug, Clone)]
+pub struct RequestInfo {
+    /// Its id.
+    pub id: RequestId,
+    /// Its method.
+    pub method: String,
+    /// Its path, without the query string.
+    pub path: String,
+    /// Where it came from, seen through trusted proxies.
+    pub ip: IpAddr,
+    /// What the client calls itself.
+    pub user_agent: Option<String>,
+    /// When its head had been read, by the monotonic clock.
+    pub began: Duration,
+}
+
+/// How a request was answered.
+#[derive(Debug, Clone, Copy)]
+pub struct Outcome {
+    /// The HTTP status.
+    pub status: u16,
+    /// From the request's head to this event, in microseconds.
+    pub latency_us: i64,
+}
+
+/// An event to be written.
+#[derive(Debug, Clone)]
+pub struct NewEvent {
+    /// Its id, which also tells when.
+    pub id: EventId,
+    /// The workspace whose log it is in.
+    pub workspace_id: WorkspaceId,
+    /// What happened.
+    pub action: Action,
+    /// Who did it.
+    pub actor: Actor,
+    /// What it was done to.
+    pub target: Option<Target>,
+    /// The request and its answer; none for what the operator does.
+    pub request: Option<(RequestInfo, Outcome)>,
+    /// More about it.
+    pub metadata: Value,
+}
+
+impl NewEvent {
+    /// That something happened in a workspace, outside of any request.
+    #[must_use]
+    pub fn new(id: EventId, workspace_id: WorkspaceId, action: Action, actor: Actor) -> Self {
+        let (target, request, metadata) = (None, None, Value::Object(Map::new()));
+        Self { id, workspace_id, action, actor, target, request, metadata }
+    }
+
+    /// What it was done to.
+    #[must_use]
+    pub fn on<T: Id>(mut self, id: T, name: impl Into<Option<String>>) -> Self {
+        self.target = Some(Target { kind: T::PREFIX, id: id.uuid(), name: name.into() });
+        self
+    }
+
+    /// The request that it happened in, and the status of the answer.
+    #[must_use]
+    pub fn in_request(mut self, request: &RequestInfo, status: u16, now: Duration) -> Self {
+        let latency = now.saturating_sub(request.began).as_micros();
+        let outcome =
+            Outcome { status, latency_us: i64::try_from(latency).unwrap_or(i64::MAX) };
+        self.request = Some((request.clone(), outcome));
+        self
+    }
+
+    /// More about it.
+    #[must_use]
+    pub fn with(mut self, metadata: Value) -> Self {
+        self.metadata = metadata;
+        self
+    }
+}
+
+/// An event of the log.
+#[derive(Debug, Clone)]
+pub struct Event {
+    /// Its id.
+    pub id: EventId,
+    /// When it happened.
+    pub at: OffsetDateTime,
+    /// What happened.
+    pub action: String,
+    /// The kind of actor.
+    pub actor_type: String,
+    /// The actor's id, bare.
+    pub actor_id: Option<Uuid>,
+    /// The actor's name of that time.
+    pub actor_name: Option<String>,
+    /// The prefix of the target's id.
+    pub target_type: Option<String>,
+    /// The target's id, bare.
+    pub target_id: Option<Uuid>,
+    /// The target's name of that time.
+    pub target_name: Option<String>,
+    /// The request's id.
+    pub request_id: Option<RequestId>,
+    /// The request's method.
+    pub method: Option<String>,
+    /// The request's path.
+    pub path: Option<String>,
+    /// The answer's status.
+    pub status: Option<u16>,
+    /// Where the request came from.
+    pub ip: Option<IpAddr>,
+    /// What the client calls itself.
+    pub user_agent: Option<String>,
+    /// How long the answer took, in microseconds.
+    pub latency_us: Option<i64>,
+    /// More about it.
+    pub metadata: Value,
+}
+
+/// Which events are wanted; what is `None` does not matter.
+#[derive(Debug, Clone, Default)]
+pub struct EventFilter {
+    /// By this key.
+    pub key_id: Option<ApiKeyId>,
+    /// By this actor, of any kind.
+    pub actor_id: Option<Uuid>,
+    /// Of this action.
+    pub action: Option<String>,
+    /// Of requests with this method.
+    pub method: Option<String>,
+    /// Of requests answered with this status.
+    pub status: Option<u16>,
+    /// Of requests from this address.
+    pub ip: Option<IpAddr>,
+    /// From then on.
+    pub since: Option<OffsetDateTime>,
+    /// Before then.
+    pub until: Option<OffsetDateTime>,
+    /// Of this request.
+    pub request_id: Option<RequestId>,
+}

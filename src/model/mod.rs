@@ -1,0 +1,33 @@
+//! Plain types: what the service is about, without HTTP and without SQL.
+//!
+//! A value of one of these types is valid: parsing is the only way to get one from a client.
+
+pub mod address;
+pub mod api_key;
+pub mod audit;
+pub mod document;
+pub mod email;
+pub mod id;
+pub mod page;
+pub mod password;
+pub mod principal;
+pub mod refresh_token;
+pub mod scope;
+pub mod session;
+pub mod signing_key;
+pub mod text;
+pub mod user;
+pub mod wallet;
+pub mod workspace;
+
+/// Why a value from a client was refused: a sentence for its author.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Invalid(pub String);
+
+impl Invalid {
+    /// A refusal with its reason.
+    pub fn new(reason: impl Into<String>) -> Self {
+        Self(reason.into())
+    }
+}

@@ -1,0 +1,176 @@
+//! Refresh tokens: derived from the session, not stored.
+//!
+//! `rt_call2me_` + base64url of (session id, generation, MAC). The MAC is HMAC-SHA-256 over both and
+//! the session's random seed, under a key that the database does not hold. So the database keeps one
+//! number, the current generation, and yet
+//!
+//! - a retry of the last refresh gets the *same* successor, since it is computed, not drawn;
+//! - every older token of a session is recognized for ever, as a reuse, and not as unknown;
+//! - a made-up token fails the MAC before it can end anybody's session;
+//! - a dump of the database gives no token away.
+
+use std::fmt;
+
+use aws_lc_rs::hmac;
+use data_encoding::BASE64URL_NOPAD;
+use secrecy::{ExposeSecret, SecretString};
+use uuid::Uuid;
+use zeroize::Zeroize;
+
+use super::id::{Id, SessionId};
+
+const PREFIX: &str = "rt_call2me_";
+const ID_LEN: usize = 16;
+const HEAD_LEN: usize = ID_LEN + 4;
+const TOKEN_LEN: usize = HEAD_LEN + 32;
+
+/// The random part of a session's MAC input.
+#[derive(Clone)]
+pub struct RefreshSeed([u8; 32]);
+
+impl RefreshSeed {
+    /// A seed of 32 random bytes.
+    #[must_use]
+    pub const fn new(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+
+    /// The bytes, for the database.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl Drop for RefreshSeed {
+    fn drop(&mut self) {
+        self.0.zeroize();
+    }
+}
+
+impl fmt::Debug for RefreshSeed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("RefreshSeed(…)")
+    }
+}
+
+/// The key of the MAC, derived from the deployment's `keys.encryption_key`.
+#[derive(Clone)]
+pub struct RefreshKey(hmac::Key);
+
+impl RefreshKey {
+    /// A key of 32 secret bytes.
+    #[must_use]
+    pub fn new(bytes: &[u8; 32]) -> Self {
+        Self(hmac::Key::new(hmac::HMAC_SHA256, bytes))
+    }
+
+    /// The token of a session's generation.
+    #[must_use]
+    pub fn derive(&self, session: SessionId, generation: u32, seed: &RefreshSeed) -> SecretString {
+        let mut token = [0; TOKEN_LEN];
+        token[..ID_LEN].copy_from_slice(session.uuid().as_bytes());
+        token[ID_LEN..HEAD_LEN].copy_from_slice(&generation.to_be_bytes());
+        let mac = self.mac(&token[..HEAD_LEN], seed);
+        token[HEAD_LEN..].copy_from_slice(mac.as_ref());
+        let text = format!("{PREFIX}{}", BASE64URL_NOPAD.encode(&token));
+        token.zeroize();
+        text.into()
+    }
+
+    fn mac(&self, head: &[u8], seed: &RefreshSeed) -> hmac::Tag {
+        let mut context = hmac::Context::with_key(&self.0);
+        context.update(head);
+        context.update(&seed.0);
+        context.sign()
+    }
+}
+
+impl fmt::Debug for RefreshKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("RefreshKey(…)")
+    }
+}
+
+/// What a client sent as a refresh token: well-formed, but not yet believed.
+pub struct PresentedToken {
+    session: SessionId,
+    generation: u32,
+    text: SecretString,
+}
+
+impl PresentedToken {
+    /// Reads a token; none if it cannot be one.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let encoded = text.strip_prefix(PREFIX)?;
+        let mut bytes = BASE64URL_NOPAD.decode(encoded.as_bytes()).ok()?;
+        if bytes.len() != TOKEN_LEN {
+            return None;
+        }
+        let session = Uuid::from_slice(&bytes[..ID_LEN]).ok()?.into();
+        let generation = u32::from_be_bytes(bytes[ID_LEN..HEAD_LEN].try_into().ok()?);
+        bytes.zeroize();
+        Some(Self { session, generation, text: text.to_owned().into() })
+    }
+
+    /// The session that it claims to be of.
+    #[must_use]
+    pub fn session(&self) -> SessionId {
+        self.session
+    }
+
+    /// Its generation, if it is genuine: compared with the token that this service would have
+    /// derived, in constant time.
+    #[must_use]
+    pub fn verify(&self, key: &RefreshKey, seed: &RefreshSeed) -> Option<u32> {
+        use subtle::ConstantTimeEq as _;
+        let genuine = key.derive(self.session, self.generation, seed);
+        let same =
+            genuine.expose_secret().as_bytes().ct_eq(self.text.expose_secret().as_bytes());
+        bool::from(same).then_some(self.generation)
+    }
+}
+
+impl fmt::Debug for PresentedToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "PresentedToken({}, …)", self.session)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn a_derived_token_is_genuine_under_its_key_and_seed_only(
+            id: u128, generation: u32, key: [u8; 32], seed: [u8; 32], other: [u8; 32],
+        ) {
+            let session = SessionId::from(Uuid::from_u128(id));
+            let (key, seed) = (RefreshKey::new(&key), RefreshSeed::new(seed));
+            let token = key.derive(session, generation, &seed);
+            let read = PresentedToken::parse(token.expose_secret()).unwrap();
+            prop_assert_eq!(read.session(), session);
+            prop_assert_eq!(read.verify(&key, &seed), Some(generation));
+            prop_assume!(other != seed.0);
+            prop_assert_eq!(read.verify(&key, &RefreshSeed::new(other)), None);
+            prop_assert_eq!(read.verify(&RefreshKey::new(&other), &seed), None);
+        }
+
+        #[test]
+        fn a_changed_token_is_not_genuine(generation: u32, at in 11_usize..81, to in 0_usize..64) {
+            let (key, seed) = (RefreshKey::new(&[1; 32]), RefreshSeed::new([2; 32]));
+            let token = key.derive(Uuid::from_u128(3).into(), generation, &seed);
+            let mut bytes = token.expose_secret().as_bytes().to_vec();
+            prop_assume!(at < bytes.len());
+            let letter = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"[to];
+            prop_assume!(bytes[at] != letter);
+            bytes[at] = letter;
+            let read = PresentedToken::parse(std::str::from_utf8(&bytes).unwrap());
+            prop_assert!(read.is_none_or(|token| token.verify(&key, &seed).is_none()));
+        }
+    }
+}

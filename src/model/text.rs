@@ -1,0 +1,40 @@
+//! Short texts that people give things: names and descriptions.
+
+use super::Invalid;
+
+/// Checks a name: 1 to 100 characters, none of them a control character, not only spaces. Spaces
+/// around it are dropped.
+///
+/// # Errors
+/// With a sentence that begins with the field's name.
+pub fn name(field: &str, text: &str) -> Result<String, Invalid> {
+    let text = text.trim();
+    match text.chars().count() {
+        1..=100 => printable(field, text),
+        _ => Err(Invalid::new(format!("{field} must be 1 to 100 characters"))),
+    }
+}
+
+/// Checks a description: at most 500 characters, none of them a control character but line breaks.
+///
+/// # Errors
+/// With a sentence that begins with the field's name.
+pub fn description(field: &str, text: &str) -> Result<String, Invalid> {
+    if text.chars().count() > 500 {
+        return Err(Invalid::new(format!("{field} must be at most 500 characters")));
+    }
+    printable(field, text)
+}
+
+fn printable(field: &str, text: &str) -> Result<String, Invalid> {
+    if text.chars().any(|c| c.is_control() && c != '\n' && c != '\t') {
+        return Err(Invalid::new(format!("{field} must not contain control characters")));
+    }
+    Ok(text.to_owned())
+}
+
+/// At most `max` bytes of a text, cut between characters; for what is kept but not worth a refusal.
+#[must_use]
+pub fn shorten(text: &str, max: usize) -> &str {
+    &text[..text.floor_char_boundary(max)]
+}

@@ -1,0 +1,270 @@
+//! API keys.
+
+use ipnet::IpNet;
+use time::OffsetDateTime;
+
+use super::{Store, StoreError, Tx};
+use crate::model::{
+    api_key::{ApiKey, ApiKeyChange, KeyDigest, KeyRecord, KeyStatus, NewApiKey},
+    id::{ApiKeyId, Id, UserId, WorkspaceId},
+    page::{Items, Page},
+    scope::Scope,
+};
+
+impl Store {
+    /// The key with a digest, before its bearer is known: revoked ones too.
+    ///
+    /// # Errors
+    /// When PostgreSQL cannot be reached.
+    pub async fn find_api_key(&self, digest: KeyDigest) -> Result<Option<KeyRecord>, StoreError> {
+        let row = sqlx::query!(
+            r#"SELECT id AS "id!: ApiKeyId", workspace_id AS "workspace_id!: WorkspaceId",
+                      name AS "name!", scope AS "scope!: Scope",
+                      allowed_ips AS "allowed_ips!: Vec<IpNet>",
+                      creator_user_id AS "creator: UserId", revoked_at, rate_limit_per_minute
+               FROM find_api_key($1)"#,
+            digest.as_bytes(),
+        )
+        .fetch_optional(&self.pool)
+        .await?;
+        Ok(row.map(|row| KeyRecord {
+            id: row.id,
+            workspace_id: row.workspace_id,
+            name: row.name,
+            scope: row.scope,
+            allowed_ips: row.allowed_ips,
+            creator: row.creator,
+            revoked: row.revoked_at.is_some(),
+            rate_limit_per_minute: row
+                .rate_limit_per_minute
+                .and_then(|limit| limit.try_into().ok()),
+        }))
+    }
+}
+
+/// Stores a new key.
+///
+/// # Errors
+/// When PostgreSQL cannot be reached.
+pub async fn insert(
+    tx: &mut Tx,
+    workspace: WorkspaceId,
+    key: &NewApiKey,
+) -> Result<(), StoreError> {
+    sqlx::query!(
+        "INSERT INTO api_keys (id, workspace_id, name, description, scope, digest, display_start,
+                               display_end, allowed_ips, created_at, created_by, creator_user_id)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)",
+        key.id.uuid(),
+        workspace.uuid(),
+        key.name,
+        key.description,
+        key.scope.as_str(),
+        key.digest.as_bytes(),
+        key.shown.0,
+        key.shown.1,
+        &key.allowed_ips as _,
+        key.created_at,
+        key.created_by,
+        key.creator.map(Id::uuid),
+    )
+    .execute(tx.conn())
+    .await?;
+    Ok(())
+}
+
+/// A key.
+///
+/// # Errors
+/// When PostgreSQL cannot be reached.
+pub async fn get(
+    tx: &mut Tx,
+    workspace: WorkspaceId,
+    id: ApiKeyId,
+) -> Result<Option<ApiKey>, StoreError> {
+    let row = sqlx::query_as!(
+        ApiKeyRow,
+        r#"SELECT k.id AS "id: ApiKeyId", k.workspace_id AS "workspace_id: WorkspaceId", k.name,
+                  k.description, k.scope AS "scope: Scope", k.display_start, k.display_end,
+                  k.allowed_ips AS "allowed_ips: Vec<IpNet>", k.created_at, k.created_by,
+                  a.last_used_at AS "last_used_at?", a.last_used_ip AS "last_used_ip?: IpNet",
+                  k.revoked_at, k.revoked_by, k.rotated_from AS "rotated_from: ApiKeyId",
+                  (SELECT max(s.id::text)::uuid FROM api_keys s
+                   WHERE s.rotated_from = k.id AND s.revoked_at IS NULL) AS "rotated_to: ApiKeyId"
+           FROM api_keys k LEFT JOIN api_key_activity a ON a.key_id = k.id
+           WHERE k.workspace_id = $1 AND k.id = $2"#,
+        workspace.uuid(),
+        id.uuid(),
+    )
+    .fetch_optional(tx.conn())
+    .await?;
+    Ok(row.map(ApiKey::from))
+}
+
+/// Which keys are wanted; what is `None` does not matter.
+#[derive(Debug, Default)]
+pub struct KeyFilter {
+    /// Only active ones, or only revoked ones.
+    pub status: Option<KeyStatus>,
+    /// Only of this name.
+    pub name: Option<String>,
+}
+
+impl KeyFilter {
+    fn revoked(&self) -> Option<bool> {
+        self.status.map(|status| status == KeyStatus::Revoked)
+    }
+}
+
+/// The keys of a workspace, newest first.
+///
+/// # Errors
+/// When PostgreSQL cannot be reached.
+pub async fn list(
+    tx: &mut Tx,
+    workspace: WorkspaceId,
+    filter: &KeyFilter,
+    page: Page,
+) -> Result<Items<ApiKey>, StoreError> {
+    let rows = sqlx::query_as!(
+        ApiKeyRow,
+        r#"SELECT k.id AS "id: ApiKeyId", k.workspace_id AS "workspace_id: WorkspaceId", k.name,
+                  k.description, k.scope AS "scope: Scope", k.display_start, k.display_end,
+                  k.allowed_ips AS "allowed_ips: Vec<IpNet>", k.created_at, k.created_by,
+                  a.last_used_at AS "last_used_at?", a.last_used_ip AS "last_used_ip?: IpNet",
+                  k.revoked_at, k.revoked_by, k.rotated_from AS "rotated_from: ApiKeyId",
+                  (SELECT max(s.id::text)::uuid FROM api_keys s
+                   WHERE s.rotated_from = k.id AND s.revoked_at IS NULL) AS "rotated_to: ApiKeyId"
+           FROM api_keys k LEFT JOIN api_key_activity a ON a.key_id = k.id
+           WHERE k.workspace_id = $1
+             AND ($2::bool IS NULL OR (k.revoked_at IS NOT NULL) = $2)
+             AND ($3::text IS NULL OR k.name = $3)
+             AND ($4::uuid IS NULL OR k.id < $4)
+           ORDER BY k.id DESC LIMIT $5 OFFSET $6"#,
+        workspace.uuid(),
+        filter.revoked(),
+        filter.name,
+        page.before,
+        page.limit + 1,
+        page.offset,
+    )
+    .fetch_all(tx.conn())
+    .await?;
+    Ok(Items::from_excess(rows.into_iter().map(ApiKey::from).collect(), page.limit))
+}
+
+/// How many keys pass the filter.
+///
+/// # Errors
+/// When PostgreSQL cannot be reached.
+pub async fn count(
+    tx: &mut Tx,
+    workspace: WorkspaceId,
+    filter: &KeyFilter,
+) -> Result<i64, StoreError> {
+    Ok(sqlx::query_scalar!(
+        r#"SELECT count(*) AS "count!" FROM api_keys
+           WHERE workspace_id = $1
+             AND ($2::bool IS NULL OR (revoked_at IS NOT NULL) = $2)
+             AND ($3::text IS NULL OR name = $3)"#,
+        workspace.uuid(),
+        filter.revoked(),
+        filter.name,
+    )
+    .fetch_one(tx.conn())
+    .await?)
+}
+
+/// Changes a key's name, description or addresses; false if there is no such key.
+///
+/// # Errors
+/// When PostgreSQL cannot be reached.
+pub async fn update(
+    tx: &mut Tx,
+    workspace: WorkspaceId,
+    id: ApiKeyId,
+    change: &ApiKeyChange,
+) -> Result<bool, StoreError> {
+    let done = sqlx::query!(
+        "UPDATE api_keys
+         SET name = coalesce($3, name),
+             description = CASE WHEN $4 THEN $5 ELSE description END,
+             allowed_ips = coalesce($6, allowed_ips)
+         WHERE workspace_id = $1 AND id = $2",
+        workspace.uuid(),
+        id.uuid(),
+        change.name,
+        change.description.is_some(),
+        change.description.clone().flatten(),
+        change.allowed_ips.as_deref() as _,
+    )
+    .execute(tx.conn())
+    .await?;
+    Ok(done.rows_affected() == 1)
+}
+
+/// Revokes a key; false if it is revoked already or there is no such key.
+///
+/// # Errors
+/// When PostgreSQL cannot be reached.
+pub async fn revoke(
+    tx: &mut Tx,
+    workspace: WorkspaceId,
+    id: ApiKeyId,
+    now: OffsetDateTime,
+    by: Option<&str>,
+) -> Result<bool, StoreError> {
+    let done = sqlx::query!(
+        "UPDATE api_keys SET revoked_at = $3, revoked_by = $4
+         WHERE workspace_id = $1 AND id = $2 AND revoked_at IS NULL",
+        workspace.uuid(),
+        id.uuid(),
+        now,
+        by,
+    )
+    .execute(tx.conn())
+    .await?;
+    Ok(done.rows_affected() == 1)
+}
+
+struct ApiKeyRow {
+    id: ApiKeyId,
+    workspace_id: WorkspaceId,
+    name: String,
+    description: Option<String>,
+    scope: Scope,
+    display_start: String,
+    display_end: String,
+    allowed_ips: Vec<IpNet>,
+    created_at: OffsetDateTime,
+    created_by: Option<String>,
+    last_used_at: Option<OffsetDateTime>,
+    last_used_ip: Option<IpNet>,
+    revoked_at: Option<OffsetDateTime>,
+    revoked_by: Option<String>,
+    rotated_from: Option<ApiKeyId>,
+    rotated_to: Option<ApiKeyId>,
+}
+
+impl From<ApiKeyRow> for ApiKey {
+    fn from(row: ApiKeyRow) -> Self {
+        Self {
+            id: row.id,
+            workspace_id: row.workspace_id,
+            name: row.name,
+            description: row.description,
+            scope: row.scope,
+            display_start: row.display_start,
+            display_end: row.display_end,
+            allowed_ips: row.allowed_ips,
+            created_at: row.created_at,
+            created_by: row.created_by,
+            last_used_at: row.last_used_at,
+            last_used_ip: row.last_used_ip.map(|net| net.addr()),
+            revoked_at: row.revoked_at,
+            revoked_by: row.revoked_by,
+            rotated_from: row.rotated_from,
+            rotated_to: row.rotated_to,
+        }
+    }
+}

@@ -1,0 +1,232 @@
+//! The audit log: written, never changed.
+
+use ipnet::IpNet;
+use serde_json::Value;
+use sqlx::types::Json;
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use super::{Store, StoreError, Tx};
+use crate::model::{
+    audit::{Event, EventFilter, NewEvent},
+    id::{EventId, Id, RequestId, WorkspaceId},
+    page::{Items, Page},
+};
+
+/// Events as columns, the way `UNNEST` takes them.
+#[derive(Default)]
+struct Columns {
+    id: Vec<Uuid>,
+    workspace_id: Vec<Uuid>,
+    action: Vec<&'static str>,
+    actor_type: Vec<&'static str>,
+    actor_id: Vec<Option<Uuid>>,
+    actor_name: Vec<Option<String>>,
+    target_type: Vec<Option<&'static str>>,
+    target_id: Vec<Option<Uuid>>,
+    target_name: Vec<Option<String>>,
+    request_id: Vec<Option<Uuid>>,
+    method: Vec<Option<String>>,
+    path: Vec<Option<String>>,
+    status: Vec<Option<i16>>,
+    ip: Vec<Option<IpNet>>,
+    user_agent: Vec<Option<String>>,
+    latency_us: Vec<Option<i64>>,
+    metadata: Vec<Json<Value>>,
+}
+
+impl<'a> FromIterator<&'a NewEvent> for Columns {
+    fn from_iter<T: IntoIterator<Item = &'a NewEvent>>(events: T) -> Self {
+        let mut columns = Self::default();
+        for event in events {
+            columns.id.push(event.id.uuid());
+            columns.workspace_id.push(event.workspace_id.uuid());
+            columns.action.push(event.action.as_str());
+            columns.actor_type.push(event.actor.kind.as_str());
+            columns.actor_id.push(event.actor.id);
+            columns.actor_name.push(event.actor.name.clone());
+            let target = event.target.as_ref();
+            columns.target_type.push(target.map(|target| target.kind));
+            columns.target_id.push(target.map(|target| target.id));
+            columns.target_name.push(target.and_then(|target| target.name.clone()));
+            let request = event.request.as_ref().map(|(request, _)| request);
+            columns.request_id.push(request.map(|request| request.id.uuid()));
+            columns.method.push(request.map(|request| request.method.clone()));
+            columns.path.push(request.map(|request| request.path.clone()));
+            columns.ip.push(request.map(|request| request.ip.into()));
+            columns.user_agent.push(request.and_then(|request| request.user_agent.clone()));
+            let outcome = event.request.as_ref().map(|(_, outcome)| outcome);
+            columns.status.push(outcome.and_then(|outcome| outcome.status.try_into().ok()));
+            columns.latency_us.push(outcome.map(|outcome| outcome.latency_us));
+            columns.metadata.push(Json(event.metadata.clone()));
+        }
+        columns
+    }
+}
+
+impl Store {
+    /// Writes events of any workspaces. Those that are there already are passed over, so the same
+    /// batch may be written again after a failure.
+    ///
+    /// # Errors
+    /// When PostgreSQL cannot be reached; then nothing or everything was written.
+    pub async fn append_audit_events(&self, events: &[NewEvent]) -> Result<(), StoreError> {
+        let columns: Columns = events.iter().collect();
+        sqlx::query!(
+            "SELECT append_audit_events($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14,
+                                        $15, $16, $17)",
+            &columns.id,
+            &columns.workspace_id,
+            &columns.action as _,
+            &columns.actor_type as _,
+            &columns.actor_id as _,
+            &columns.actor_name as _,
+            &columns.target_type as _,
+            &columns.target_id as _,
+            &columns.target_name as _,
+            &columns.request_id as _,
+            &columns.method as _,
+            &columns.path as _,
+            &columns.status as _,
+            &columns.ip as _,
+            &columns.user_agent as _,
+            &columns.latency_us as _,
+            &columns.metadata as _,
+        )
+        .fetch_one(&self.pool)
+        .await?;
+        Ok(())
+    }
+
+    /// Adds to the number of requests that came from an address in a minute with a credential that
+    /// nobody knows.
+    ///
+    /// # Errors
+    /// When PostgreSQL cannot be reached.
+    pub async fn count_unknown_credentials(
+        &self,
+        counts: &[(IpNet, OffsetDateTime, i64)],
+    ) -> Result<(), StoreError> {
+        let addresses: Vec<_> = counts.iter().map(|(address, ..)| *address).collect();
+        let minutes: Vec<_> = counts.iter().map(|(_, minute, _)| *minute).collect();
+        let attempts: Vec<_> = counts.iter().map(|(.., attempts)| *attempts).collect();
+        sqlx::query!(
+            "INSERT INTO unknown_credential_counts AS known (address, minute, attempts)
+             SELECT * FROM unnest($1::inet[], $2::timestamptz[], $3::bigint[])
+             ORDER BY 2, 1
+             ON CONFLICT (minute, address) DO UPDATE SET attempts = known.attempts + excluded.attempts",
+            &addresses as _,
+            &minutes,
+            &attempts,
+        )
+        .execute(&self.pool)
+        .await?;
+        Ok(())
+    }
+}
+
+/// Writes an event with the change that it tells of: both last, or neither.
+///
+/// # Errors
+/// When PostgreSQL cannot be reached.
+pub async fn insert(
+    tx: &mut Tx,
+    workspace: WorkspaceId,
+    event: &NewEvent,
+) -> Result<(), StoreError> {
+    let request = event.request.as_ref().map(|(request, _)| request);
+    let outcome = event.request.as_ref().map(|(_, outcome)| outcome);
+    let target = event.target.as_ref();
+    sqlx::query!(
+        "INSERT INTO audit_events (
+             id, workspace_id, action, actor_type, actor_id, actor_name, target_type, target_id,
+             target_name, request_id, method, path, status, ip, user_agent, latency_us, metadata)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)",
+        event.id.uuid(),
+        workspace.uuid(),
+        event.action.as_str(),
+        event.actor.kind.as_str(),
+        event.actor.id,
+        event.actor.name,
+        target.map(|target| target.kind),
+        target.map(|target| target.id),
+        target.and_then(|target| target.name.as_deref()),
+        request.map(|request| request.id.uuid()),
+        request.map(|request| request.method.as_str()),
+        request.map(|request| request.path.as_str()),
+        outcome.and_then(|outcome| i16::try_from(outcome.status).ok()),
+        request.map(|request| IpNet::from(request.ip)) as _,
+        request.and_then(|request| request.user_agent.as_deref()),
+        outcome.map(|outcome| outcome.latency_us),
+        Json(&event.metadata) as _,
+    )
+    .execute(tx.conn())
+    .await?;
+    Ok(())
+}
+
+/// The events of a workspace that pass the filter, newest first.
+///
+/// # Errors
+/// When PostgreSQL cannot be reached.
+pub async fn list(
+    tx: &mut Tx,
+    workspace: WorkspaceId,
+    filter: &EventFilter,
+    page: Page,
+) -> Result<Items<Event>, StoreError> {
+    let rows = sqlx::query!(
+        r#"SELECT id AS "id: EventId", uuid_moment(id) AS "at!", action, actor_type, actor_id,
+                  actor_name, target_type, target_id, target_name,
+                  request_id AS "request_id: RequestId", method, path, status,
+                  ip AS "ip: IpNet", user_agent, latency_us, metadata AS "metadata: Json<Value>"
+           FROM audit_events
+           WHERE workspace_id = $1
+             AND ($2::uuid IS NULL OR id < $2)
+             AND ($3::uuid IS NULL OR (actor_id = $3 AND actor_type = 'api_key'))
+             AND ($4::uuid IS NULL OR actor_id = $4)
+             AND ($5::text IS NULL OR action = $5)
+             AND ($6::text IS NULL OR method = $6)
+             AND ($7::smallint IS NULL OR status = $7)
+             AND ($8::inet IS NULL OR ip = $8)
+             AND ($9::timestamptz IS NULL OR id >= uuid_at($9))
+             AND ($10::timestamptz IS NULL OR id < uuid_at($10))
+             AND ($11::uuid IS NULL OR request_id = $11)
+           ORDER BY id DESC LIMIT $12 OFFSET $13"#,
+        workspace.uuid(),
+        page.before,
+        filter.key_id.map(Id::uuid),
+        filter.actor_id,
+        filter.action,
+        filter.method,
+        filter.status.and_then(|status| i16::try_from(status).ok()),
+        filter.ip.map(IpNet::from) as _,
+        filter.since,
+        filter.until,
+        filter.request_id.map(Id::uuid),
+        page.limit + 1,
+        page.offset,
+    )
+    .fetch_all(tx.conn())
+    .await?;
+    let event = rows.into_iter().map(|row| Event {
+        id: row.id,
+        at: row.at,
+        action: row.action,
+        actor_type: row.actor_type,
+        actor_id: row.actor_id,
+        actor_name: row.actor_name,
+        target_type: row.target_type,
+        target_id: row.target_id,
+        target_name: row.target_name,
+        request_id: row.request_id,
+        method: row.method,
+        path: row.path,
+        status: row.status.and_then(|status| status.try_into().ok()),
+        ip: row.ip.map(|net| net.addr()),
+        user_agent: row.user_agent,
+        latency_us: row.latency_us,
+        metadata: row.metadata.0,
+    });
+    Ok(Items::from_excess(event.collect(), page.limit))
+}

@@ -1,0 +1,50 @@
+//! How the model's types are read from columns.
+
+use sqlx::{Decode, Postgres, Type, error::BoxDynError, postgres::PgTypeInfo, postgres::PgValueRef};
+use uuid::Uuid;
+
+use crate::model::{
+    id::{AgentId, ApiKeyId, EventId, RequestId, SessionId, SigningKeyId, TransactionId, UserId, WorkspaceId},
+    scope::{Role, Scope},
+};
+
+macro_rules! from_uuid {
+    ($($name:ty),*) => {$(
+        impl Type<Postgres> for $name {
+            fn type_info() -> PgTypeInfo {
+                <Uuid as Type<Postgres>>::type_info()
+            }
+        }
+
+        impl<'r> Decode<'r, Postgres> for $name {
+            fn decode(value: PgValueRef<'r>) -> Result<Self, BoxDynError> {
+                Ok(<Uuid as Decode<Postgres>>::decode(value)?.into())
+            }
+        }
+    )*};
+}
+
+macro_rules! from_text {
+    ($($name:ty),*) => {$(
+        impl Type<Postgres> for $name {
+            fn type_info() -> PgTypeInfo {
+                <String as Type<Postgres>>::type_info()
+            }
+
+            fn compatible(ty: &PgTypeInfo) -> bool {
+                <String as Type<Postgres>>::compatible(ty)
+            }
+        }
+
+        impl<'r> Decode<'r, Postgres> for $name {
+            fn decode(value: PgValueRef<'r>) -> Result<Self, BoxDynError> {
+                Ok(<&str as Decode<Postgres>>::decode(value)?.parse()?)
+            }
+        }
+    )*};
+}
+
+from_uuid!(
+    AgentId, ApiKeyId, EventId, RequestId, SessionId, SigningKeyId, TransactionId, UserId, WorkspaceId
+);
+from_text!(Role, Scope);

@@ -1,0 +1,65 @@
+/// Why the store could not do something.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// PostgreSQL is away, overloaded or restarting: worth a retry.
+    #[error("PostgreSQL is unavailable")]
+    Unavailable(#[source] sqlx::Error),
+    /// A rule of the schema says no.
+    #[error("a constraint was violated: {0:?}")]
+    Violated(Constraint),
+    /// The text cannot be stored: PostgreSQL's `text` has no NUL.
+    #[error("a text cannot be stored")]
+    BadText,
+    /// A fault of this service.
+    #[error("a query failed")]
+    Internal(#[source] sqlx::Error),
+}
+
+/// The constraints that a client can run into.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Constraint {
+    /// Another account has the address.
+    EmailTaken,
+    /// The key already has a successor that lives.
+    LiveSuccessor,
+}
+
+impl Constraint {
+    fn from_name(name: &str) -> Option<Self> {
+        match name {
+            "users_email_key_key" => Some(Self::EmailTaken),
+            "api_keys_live_successor_key" => Some(Self::LiveSuccessor),
+            _ => None,
+        }
+    }
+}
+
+impl From<sqlx::Error> for StoreError {
+    fn from(error: sqlx::Error) -> Self {
+        use sqlx::Error as E;
+        match &error {
+            E::Io(_) | E::Tls(_) | E::PoolTimedOut | E::PoolClosed | E::WorkerCrashed
+            | E::BeginFailed => Self::Unavailable(error),
+            E::Protocol(_) => Self::Unavailable(error),
+            E::Database(database) => {
+                if let Some(constraint) = database.constraint().and_then(Constraint::from_name) {
+                    return Self::Violated(constraint);
+                }
+                match database.code().as_deref() {
+                    Some("22021" | "22P05") => Self::BadText,
+                    Some(code) if is_passing(code) => Self::Unavailable(error),
+                    _ => Self::Internal(error),
+                }
+            }
+            _ => Self::Internal(error),
+        }
+    }
+}
+
+/// SQLSTATEs that may be gone at the next try: connection trouble (08), resources (53), operator
+/// intervention and time-outs (57), lock time-out (55P03), deadlock and serialization (40), and a
+/// standby that has not been promoted yet (25006).
+fn is_passing(code: &str) -> bool {
+    ["08", "53", "57", "40"].iter().any(|class| code.starts_with(class))
+        || matches!(code, "55P03" | "25006")
+}

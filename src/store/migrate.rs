@@ -1,0 +1,66 @@
+//! The schema: migrations at start, and what the log needs as time goes on.
+
+use sqlx::{Connection, PgConnection, migrate::Migrator};
+use time::OffsetDateTime;
+
+use super::{Store, StoreError, brief, parse_url};
+
+/// The schema's history, compiled into the binary.
+static MIGRATOR: Migrator = sqlx::migrate!();
+
+/// Brings the schema up to date. Nodes that start together take turns.
+///
+/// # Errors
+/// With one line for the operator.
+pub async fn migrate(owner_url: &str) -> Result<(), String> {
+    let mut connection = PgConnection::connect_with(&parse_url(owner_url)?)
+        .await
+        .map_err(|error| format!("cannot connect to PostgreSQL: {}", brief(&error)))?;
+    let outcome = MIGRATOR.run_direct(None, &mut connection, false).await;
+    connection.close().await.ok();
+    outcome.map_err(|error| format!("cannot migrate the database: {error}"))
+}
+
+/// Whether a login has a schema of this version before it.
+///
+/// # Errors
+/// With one line for the operator.
+pub async fn is_current(url: &str) -> Result<bool, String> {
+    let mut connection = PgConnection::connect_with(&parse_url(url)?)
+        .await
+        .map_err(|error| format!("cannot connect to PostgreSQL: {}", brief(&error)))?;
+    let latest = MIGRATOR.iter().map(|migration| migration.version).max();
+    let applied = sqlx::query_scalar!(
+        r#"SELECT to_regclass('_sqlx_migrations') IS NOT NULL AS "any!""#
+    )
+    .fetch_one(&mut connection)
+    .await
+    .map_err(|error| format!("cannot query PostgreSQL: {}", brief(&error)))?;
+    let version = if applied { schema_version(&mut connection).await? } else { None };
+    connection.close().await.ok();
+    Ok(version >= latest)
+}
+
+async fn schema_version(connection: &mut PgConnection) -> Result<Option<i64>, String> {
+    sqlx::query_scalar("SELECT max(version) FROM _sqlx_migrations WHERE success")
+        .fetch_one(connection)
+        .await
+        .map_err(|error| format!("cannot read the schema's version: {}", brief(&error)))
+}
+
+impl Store {
+    /// Makes sure that the log has a partition for this moment and the two months after.
+    ///
+    /// # Errors
+    /// When PostgreSQL cannot be reached.
+    pub async fn create_audit_partitions(&self, now: OffsetDateTime) -> Result<(), StoreError> {
+        sqlx::query!(
+            "SELECT create_audit_partition($1::timestamptz + month * interval '1 month')
+             FROM generate_series(0, 2) AS month",
+            now,
+        )
+        .fetch_all(&self.pool)
+        .await?;
+        Ok(())
+    }
+}

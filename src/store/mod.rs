@@ -1,0 +1,194 @@
+//! PostgreSQL: the only place that knows SQL.
+//!
+//! One file per group of tables. A function that reads or writes what belongs to a workspace takes
+//! the [`WorkspaceId`] and names it in its SQL; behind that, [`Store::begin`] tells PostgreSQL which
+//! workspace and person a transaction is for, and row-level security keeps it to them.
+
+pub mod api_keys;
+pub mod audit;
+mod decode;
+pub mod documents;
+mod error;
+pub mod members;
+pub mod migrate;
+pub mod sessions;
+pub mod signing_keys;
+pub mod users;
+pub mod wallet;
+pub mod workspaces;
+
+use std::{str::FromStr, time::Duration};
+
+use sqlx::{
+    AssertSqlSafe, PgConnection, PgPool, Postgres, Transaction,
+    postgres::{PgConnectOptions, PgPoolOptions},
+};
+
+use crate::model::id::{Id, UserId, WorkspaceId};
+
+pub use error::{Constraint, StoreError};
+
+/// The role that the service works as. Migrations create it; it owns nothing.
+pub const APP_ROLE: &str = "call2me_auth_app";
+
+/// How the service reaches PostgreSQL.
+#[derive(Debug, Clone)]
+pub struct StoreOptions {
+    /// Connections at most.
+    pub max_connections: u32,
+    /// How long a request waits for a connection before it is answered 503.
+    pub acquire_timeout: Duration,
+    /// How long one statement may take.
+    pub statement_timeout: Duration,
+}
+
+/// A pool of connections that work as [`APP_ROLE`].
+#[derive(Clone, Debug)]
+pub struct Store {
+    pool: PgPool,
+}
+
+impl Store {
+    /// Connects, and makes sure that row-level security binds what is connected.
+    ///
+    /// A login that is not [`APP_ROLE`] itself takes that role at the start of every connection.
+    ///
+    /// # Errors
+    /// With one line for the operator.
+    pub async fn connect(url: &str, options: &StoreOptions) -> Result<Self, String> {
+        let mut connect = parse_url(url)?
+            .application_name("call2me-auth")
+            .options([("statement_timeout", millis(options.statement_timeout))])
+            .options([("lock_timeout", millis(options.statement_timeout / 2))])
+            .options([("idle_in_transaction_session_timeout", "60000")]);
+        if connect.get_username() != APP_ROLE {
+            connect = connect.options([("role", APP_ROLE)]);
+        }
+        let pool = PgPoolOptions::new()
+            .max_connections(options.max_connections)
+            .acquire_timeout(options.acquire_timeout)
+            // A round trip before every query; a connection that died shows itself soon enough.
+            .test_before_acquire(false)
+            .connect_with(connect)
+            .await
+            .map_err(|error| format!("cannot connect to PostgreSQL: {}", brief(&error)))?;
+        let bound = sqlx::query_scalar!(
+            r#"SELECT current_user = $1 AND NOT (rolsuper OR rolbypassrls) AS "bound!"
+               FROM pg_roles WHERE rolname = current_user"#,
+            APP_ROLE,
+        )
+        .fetch_one(&pool)
+        .await
+        .map_err(|error| format!("cannot query PostgreSQL: {}", brief(&error)))?;
+        if !bound {
+            return Err(format!(
+                "the database's login must be the role {APP_ROLE} or be granted it, \
+                 so that row-level security binds the service"
+            ));
+        }
+        Ok(Self { pool })
+    }
+
+    /// A transaction for one workspace and, where the caller is or works for one, one person. Row-level
+    /// security shows it nothing else. It is rolled back unless committed.
+    ///
+    /// # Errors
+    /// When PostgreSQL cannot be reached.
+    pub async fn begin(
+        &self,
+        workspace: WorkspaceId,
+        person: Option<UserId>,
+    ) -> Result<Tx, StoreError> {
+        self.begin_for(Some(workspace), person).await
+    }
+
+    /// A transaction for one person, whatever the workspace.
+    ///
+    /// # Errors
+    /// When PostgreSQL cannot be reached.
+    pub async fn begin_personal(&self, person: UserId) -> Result<Tx, StoreError> {
+        self.begin_for(None, Some(person)).await
+    }
+
+    async fn begin_for(
+        &self,
+        workspace: Option<WorkspaceId>,
+        person: Option<UserId>,
+    ) -> Result<Tx, StoreError> {
+        let text = |id: Option<uuid::Uuid>| id.map_or_else(String::new, |id| id.to_string());
+        // One message for all of it; UUIDs cannot break out of the quotes.
+        let begin = format!(
+            "BEGIN; SELECT set_config('call2me.workspace_id', '{}', true), \
+             set_config('call2me.user_id', '{}', true)",
+            text(workspace.map(Id::uuid)),
+            text(person.map(Id::uuid)),
+        );
+        Ok(Tx { inner: self.pool.begin_with(AssertSqlSafe(begin)).await? })
+    }
+
+    /// Whether PostgreSQL answers.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub async fn ping(&self) -> Result<(), StoreError> {
+        sqlx::query!("SELECT 1 AS one").fetch_one(&self.pool).await?;
+        Ok(())
+    }
+
+    /// Closes all connections once they are idle.
+    pub async fn close(&self) {
+        self.pool.close().await;
+    }
+}
+
+/// A transaction that sees one workspace and one person.
+#[derive(Debug)]
+pub struct Tx {
+    inner: Transaction<'static, Postgres>,
+}
+
+impl Tx {
+    /// Makes everything done in it last.
+    ///
+    /// # Errors
+    /// When PostgreSQL cannot be reached; then it may or may not have been committed.
+    pub async fn commit(self) -> Result<(), StoreError> {
+        Ok(self.inner.commit().await?)
+    }
+
+    /// Makes a personal transaction one of a workspace too, once it is known which.
+    ///
+    /// # Errors
+    /// When PostgreSQL cannot be reached.
+    pub async fn enter(&mut self, workspace: WorkspaceId) -> Result<(), StoreError> {
+        sqlx::query!(
+            r#"SELECT set_config('call2me.workspace_id', $1, true) AS "set""#,
+            workspace.uuid().to_string(),
+        )
+        .fetch_one(self.conn())
+        .await?;
+        Ok(())
+    }
+
+    fn conn(&mut self) -> &mut PgConnection {
+        &mut self.inner
+    }
+}
+
+fn parse_url(url: &str) -> Result<PgConnectOptions, String> {
+    PgConnectOptions::from_str(url).map_err(|_| "the database URL is malformed".to_owned())
+}
+
+fn millis(duration: Duration) -> String {
+    duration.as_millis().to_string()
+}
+
+/// An error of the driver in one line, without what it may quote of a URL.
+fn brief(error: &sqlx::Error) -> String {
+    match error {
+        sqlx::Error::Database(error) => error.message().to_owned(),
+        sqlx::Error::Io(error) => error.to_string(),
+        sqlx::Error::PoolTimedOut => "no connection in time".to_owned(),
+        other => other.to_string(),
+    }
+}

@@ -1,0 +1,84 @@
+//! Prepaid balances.
+
+use super::{StoreError, Tx};
+use crate::model::{
+    id::{Id, TransactionId, WorkspaceId},
+    page::{Items, Page},
+    wallet::Transaction,
+};
+
+/// A workspace's balance, in US cents.
+///
+/// # Errors
+/// When PostgreSQL cannot be reached.
+pub async fn balance_cents(tx: &mut Tx, workspace: WorkspaceId) -> Result<i64, StoreError> {
+    Ok(sqlx::query_scalar!(
+        r#"SELECT coalesce(sum(amount_cents), 0)::bigint AS "balance!" FROM wallet_transactions
+           WHERE workspace_id = $1"#,
+        workspace.uuid(),
+    )
+    .fetch_one(tx.conn())
+    .await?)
+}
+
+/// Stores a movement.
+///
+/// # Errors
+/// When PostgreSQL cannot be reached.
+pub async fn insert(
+    tx: &mut Tx,
+    workspace: WorkspaceId,
+    transaction: &Transaction,
+) -> Result<(), StoreError> {
+    sqlx::query!(
+        "INSERT INTO wallet_transactions (id, workspace_id, kind, amount_cents, description, created_at)
+         VALUES ($1, $2, $3, $4, $5, $6)",
+        transaction.id.uuid(),
+        workspace.uuid(),
+        transaction.kind,
+        transaction.amount_cents,
+        transaction.description,
+        transaction.created_at,
+    )
+    .execute(tx.conn())
+    .await?;
+    Ok(())
+}
+
+/// The movements of a wallet, newest first.
+///
+/// # Errors
+/// When PostgreSQL cannot be reached.
+pub async fn list(
+    tx: &mut Tx,
+    workspace: WorkspaceId,
+    page: Page,
+) -> Result<Items<Transaction>, StoreError> {
+    let items = sqlx::query_as!(
+        Transaction,
+        r#"SELECT id AS "id: TransactionId", kind, amount_cents, description, created_at
+           FROM wallet_transactions
+           WHERE workspace_id = $1 AND ($2::uuid IS NULL OR id < $2)
+           ORDER BY id DESC LIMIT $3 OFFSET $4"#,
+        workspace.uuid(),
+        page.before,
+        page.limit + 1,
+        page.offset,
+    )
+    .fetch_all(tx.conn())
+    .await?;
+    Ok(Items::from_excess(items, page.limit))
+}
+
+/// How many movements a wallet has seen.
+///
+/// # Errors
+/// When PostgreSQL cannot be reached.
+pub async fn count(tx: &mut Tx, workspace: WorkspaceId) -> Result<i64, StoreError> {
+    Ok(sqlx::query_scalar!(
+        r#"SELECT count(*) AS "count!" FROM wallet_transactions WHERE workspace_id = $1"#,
+        workspace.uuid(),
+    )
+    .fetch_one(tx.conn())
+    .await?)
+}
