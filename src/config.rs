@@ -263,10 +263,11 @@ impl Raw {
         }
     }
 
-    /// Whether a setting has a value.
+    /// The text of a setting, if it is set.
     #[must_use]
-    pub fn is_set(&self, key: &str) -> bool {
-        self.values.get(key).is_some_and(|(value, _)| value.as_str() != Some(""))
+    pub fn text(&self, key: &str) -> Option<&str> {
+        let (value, _) = self.values.get(key)?;
+        value.as_str().filter(|text| !text.is_empty())
     }
 
     fn merge_file(&mut self, text: &str, origin: &str) {
@@ -314,6 +315,15 @@ impl Raw {
             text += &format!("{name} = {shown}  # from {origin}\n");
         }
         text
+    }
+
+    /// Checks the settings of the database alone: migrations need no others.
+    ///
+    /// # Errors
+    /// With everything that is wrong with them.
+    pub fn check_database(&self) -> Result<Database, Problems> {
+        let mut check = Check { raw: self, problems: Vec::new() };
+        check.database().ok_or(Problems(check.problems))
     }
 
     /// Checks all settings.

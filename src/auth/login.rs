@@ -110,6 +110,37 @@ impl Auth {
         Ok((user, workspace))
     }
 
+    /// Makes a further workspace for somebody who has an account, as the operator does.
+    ///
+    /// # Errors
+    /// [`AuthError::NotFound`] for an unknown address, [`AuthError::Invalid`] for bad values.
+    pub async fn create_workspace(
+        &self,
+        name: &str,
+        owner_email: &str,
+    ) -> Result<Workspace, AuthError> {
+        let name = text::name("name", name).map_err(|why| AuthError::invalid("name", why))?;
+        let email = Email::parse(owner_email).map_err(|why| AuthError::invalid("owner", why))?;
+        let owner =
+            self.store.find_sign_in(&email).await?.ok_or(AuthError::NotFound("account"))?.user_id;
+        let now = self.env.clock.now();
+        let workspace = Workspace {
+            id: self.env.new_id(),
+            name,
+            rate_limit_per_minute: None,
+            created_at: now,
+        };
+        let mut tx = self.store.begin(workspace.id, Some(owner)).await?;
+        store::workspaces::insert(&mut tx, &workspace).await?;
+        store::members::insert(&mut tx, workspace.id, owner, Role::Owner, now).await?;
+        let id = self.env.new_id();
+        let created = NewEvent::new(id, workspace.id, Action::WorkspaceCreated, Actor::system())
+            .on(workspace.id, workspace.name.clone());
+        store::audit::insert(&mut tx, workspace.id, &created).await?;
+        tx.commit().await?;
+        Ok(workspace)
+    }
+
     fn check_account(
         &self,
         account: &NewAccount,

@@ -96,6 +96,17 @@ impl Auth {
         self.signing_keys.jwks()
     }
 
+    /// The PHC string of a password, for an account that is made outside of [`login`].
+    ///
+    /// # Errors
+    /// [`AuthError::Busy`] where too many wait already.
+    pub async fn hash_password(
+        &self,
+        password: &crate::model::password::Password,
+    ) -> Result<secrecy::SecretString, AuthError> {
+        self.passwords.hash(password).await
+    }
+
     /// The label in this deployment's API keys.
     #[must_use]
     pub fn environment(&self) -> &Environment {

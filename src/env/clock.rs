@@ -4,7 +4,7 @@ use time::OffsetDateTime;
 
 /// What time it is.
 pub trait Clock: Send + Sync + 'static {
-    /// The wall clock, in UTC.
+    /// The wall clock, in UTC; whole microseconds, as PostgreSQL keeps them.
     fn now(&self) -> OffsetDateTime;
 
     /// Time since some fixed moment; never goes back. For durations and rate limits.
@@ -31,7 +31,8 @@ impl SystemClock {
 impl Clock for SystemClock {
     fn now(&self) -> OffsetDateTime {
         #[expect(clippy::disallowed_methods, reason = "this is the one place that reads it")]
-        OffsetDateTime::now_utc()
+        let now = OffsetDateTime::now_utc();
+        now.replace_nanosecond(now.nanosecond() / 1000 * 1000).unwrap_or(now)
     }
 
     fn monotonic(&self) -> Duration {

@@ -53,9 +53,18 @@ impl Limits {
             Credential::ApiKey { id, .. } => id.uuid(),
             Credential::Session { id, .. } => id.uuid(),
         };
-        let own = principal.rate_limit_per_minute.and_then(NonZeroU32::new);
-        let quota = own.unwrap_or(self.settings.per_key_per_minute);
+        let quota = self.quota(principal.rate_limit_per_minute);
         self.credentials.charge(&id, quota, self.env.clock.monotonic())
+    }
+
+    /// The limit of each credential of a workspace, requests a minute, given the workspace's own.
+    #[must_use]
+    pub fn effective(&self, own: Option<u32>) -> u32 {
+        self.quota(own).get()
+    }
+
+    fn quota(&self, own: Option<u32>) -> NonZeroU32 {
+        own.and_then(NonZeroU32::new).unwrap_or(self.settings.per_key_per_minute)
     }
 
     /// Takes one request without a good credential from its address's bucket.

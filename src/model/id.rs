@@ -55,6 +55,16 @@ pub fn parse(prefix: &str, text: &str) -> Result<Uuid, Invalid> {
     Ok(Uuid::from_u128(bits))
 }
 
+/// How the OpenAPI document describes an id of a prefix.
+fn schema(prefix: &str) -> utoipa::openapi::RefOr<utoipa::openapi::Schema> {
+    use utoipa::openapi::{ObjectBuilder, schema::Type};
+    ObjectBuilder::new()
+        .schema_type(Type::String)
+        .pattern(Some(format!("^{prefix}_[0-7][0-9a-hjkmnp-tv-z]{{25}}$")))
+        .examples([format!("{prefix}_01jd0zt8q7f7qvs4p2k6x3m9ab")])
+        .into()
+}
+
 macro_rules! ids {
     ($($(#[$doc:meta])* $name:ident = $prefix:literal;)*) => {$(
         $(#[$doc])*
@@ -100,6 +110,14 @@ macro_rules! ids {
                 serializer.collect_str(self)
             }
         }
+
+        impl utoipa::PartialSchema for $name {
+            fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::Schema> {
+                schema(Self::PREFIX)
+            }
+        }
+
+        impl utoipa::ToSchema for $name {}
 
         impl<'de> Deserialize<'de> for $name {
             fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {

@@ -21,6 +21,33 @@ pub async fn migrate(owner_url: &str) -> Result<(), String> {
     outcome.map_err(|error| format!("cannot migrate the database: {error}"))
 }
 
+/// Makes a database in an embedded cluster, if it is not there.
+///
+/// # Errors
+/// With one line for the operator.
+pub async fn create_database(maintenance_url: &str, name: &str) -> Result<(), String> {
+    let mut connection = PgConnection::connect_with(&parse_url(maintenance_url)?)
+        .await
+        .map_err(|error| format!("cannot connect to PostgreSQL: {}", brief(&error)))?;
+    // The name is ours, and quoted.
+    let create = sqlx::AssertSqlSafe(format!("CREATE DATABASE \"{name}\""));
+    let created = sqlx::raw_sql(create).execute(&mut connection).await;
+    connection.close().await.ok();
+    match created {
+        Err(sqlx::Error::Database(error)) if error.code().as_deref() == Some("42P04") => Ok(()),
+        Err(error) => Err(format!("cannot create a database: {}", brief(&error))),
+        Ok(_) => Ok(()),
+    }
+}
+
+/// The name that a URL logs in with.
+///
+/// # Errors
+/// When the URL is malformed.
+pub fn login_name(url: &str) -> Result<String, String> {
+    Ok(parse_url(url)?.get_username().to_owned())
+}
+
 /// Whether a login has a schema of this version before it.
 ///
 /// # Errors

@@ -170,6 +170,20 @@ impl Tx {
         Ok(())
     }
 
+    /// Goes on for another person.
+    ///
+    /// # Errors
+    /// When PostgreSQL cannot be reached.
+    pub async fn act_for(&mut self, person: UserId) -> Result<(), StoreError> {
+        sqlx::query!(
+            r#"SELECT set_config('call2me.user_id', $1, true) AS "set""#,
+            person.uuid().to_string(),
+        )
+        .fetch_one(self.conn())
+        .await?;
+        Ok(())
+    }
+
     fn conn(&mut self) -> &mut PgConnection {
         &mut self.inner
     }

@@ -1,0 +1,128 @@
+//! The composition root: the parts are made here, put together, started and stopped.
+
+use std::{future::Future, sync::Arc};
+
+use secrecy::ExposeSecret;
+use axum::Router;
+use tokio::{net::TcpListener, task::JoinHandle, time::interval};
+
+use crate::{
+    audit::{AuditLog, WriterTask},
+    auth::Auth,
+    config::Settings,
+    env::Env,
+    http::{self, Api, App, HttpSettings},
+    limit::Limits,
+    resources::Resources,
+    server::Server,
+    store::{APP_ROLE, Store, migrate},
+};
+
+/// How long the audit log may take to be written at the end.
+const FLUSH_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(20);
+
+/// How often the log's partitions are looked after.
+const PARTITIONS_EVERY: std::time::Duration = std::time::Duration::from_secs(3600);
+
+/// A service that is ready to serve.
+pub struct Application {
+    app: App,
+    router: Router,
+    settings: Settings,
+    store: Store,
+    writer: WriterTask,
+    chores: Vec<JoinHandle<()>>,
+}
+
+impl Application {
+    /// Makes all parts: migrates where the login may, connects, loads the keys.
+    ///
+    /// # Errors
+    /// With one line for the operator.
+    pub async fn build(settings: Settings, env: Env) -> Result<Self, String> {
+        prepare_schema(&settings).await?;
+        let url = settings.database.url.expose_secret();
+        let store = Store::connect(url, &settings.database.pool).await?;
+        let away = |error| format!("cannot prepare the audit log: {error}");
+        store.create_audit_partitions(env.clock.now()).await.map_err(away)?;
+        let (audit, writer) = WriterTask::start(store.clone(), env.clone(), settings.audit.queue);
+        let auth = Auth::new(&settings, store.clone(), env.clone(), audit.clone()).await?;
+        let limits = Limits::new(settings.rate_limit, &env);
+        let public_url = &settings.server.public_url;
+        let openapi = http::openapi::document(public_url)
+            .to_json()
+            .map_err(|error| format!("cannot write the OpenAPI document: {error}"))?;
+        let chores = vec![
+            tokio::spawn(limits.clone().keep_small()),
+            tokio::spawn(look_after_partitions(store.clone(), env.clone())),
+        ];
+        let app = Arc::new(Api {
+            auth,
+            resources: Resources::new(store.clone(), env.clone()),
+            audit_log: AuditLog::new(store.clone()),
+            audit,
+            limits,
+            store: store.clone(),
+            env,
+            settings: HttpSettings::from(&settings),
+            openapi,
+        });
+        let router = http::router(&app);
+        Ok(Self { app, router, settings, store, writer, chores })
+    }
+
+    /// What handlers share; for the command line, which does some of the same.
+    #[must_use]
+    pub fn app(&self) -> &App {
+        &self.app
+    }
+
+    /// Serves until `stop` is ready, then finishes what is under way and writes the log.
+    ///
+    /// # Errors
+    /// When the listener fails for good.
+    pub async fn serve(
+        self,
+        listener: TcpListener,
+        stop: impl Future<Output = ()>,
+    ) -> Result<(), String> {
+        let server = Server::new(&self.settings.server, self.router.clone());
+        let outcome = server.run(listener, stop).await;
+        self.shut_down().await;
+        outcome.map_err(|error| format!("cannot accept connections: {error}"))
+    }
+
+    /// Writes what waits and closes the connections.
+    pub async fn shut_down(self) {
+        for chore in &self.chores {
+            chore.abort();
+        }
+        drop((self.app, self.router));
+        self.writer.finish(FLUSH_TIMEOUT).await;
+        self.store.close().await;
+    }
+}
+
+/// Migrates with the owner's login, or with the only one if it is not the application's role.
+async fn prepare_schema(settings: &Settings) -> Result<(), String> {
+    let url = settings.database.url.expose_secret();
+    match &settings.database.owner_url {
+        Some(owner) => migrate::migrate(owner.expose_secret()).await,
+        None if migrate::login_name(url)? != APP_ROLE => migrate::migrate(url).await,
+        None if migrate::is_current(url).await? => Ok(()),
+        None => Err(format!(
+            "the database's schema is not of this version, and {APP_ROLE} may not change it: \
+             set database.owner_url, or run `call2me-auth migrate` with it"
+        )),
+    }
+}
+
+async fn look_after_partitions(store: Store, env: Env) {
+    let mut ticks = interval(PARTITIONS_EVERY);
+    loop {
+        ticks.tick().await;
+        if let Err(error) = store.create_audit_partitions(env.clock.now()).await {
+            tracing::warn!(%error, "cannot make the audit log's partitions ahead");
+        }
+    }
+}

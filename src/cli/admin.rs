@@ -1,0 +1,154 @@
+//! `call2me-auth admin`: what the operator does without a session. Answers are JSON.
+
+use clap::Subcommand;
+use data_encoding::BASE64URL_NOPAD;
+use serde_json::{Value, json};
+
+use crate::{
+    app::Application,
+    auth::{
+        keys::MintKey,
+        login::NewAccount,
+    },
+    config::Settings,
+    env::Env,
+    model::{id::WorkspaceId, password::Password, scope::Scope},
+};
+
+/// What the operator can do.
+#[derive(Debug, Subcommand)]
+pub enum AdminCommand {
+    /// People.
+    #[command(subcommand)]
+    Users(UsersCommand),
+    /// Workspaces.
+    #[command(subcommand)]
+    Workspaces(WorkspacesCommand),
+    /// API keys.
+    #[command(subcommand)]
+    Keys(KeysCommand),
+}
+
+/// About people.
+#[derive(Debug, Subcommand)]
+pub enum UsersCommand {
+    /// Make an account and its first workspace.
+    Create {
+        /// The address to sign in with.
+        #[arg(long)]
+        email: String,
+        /// The person's name.
+        #[arg(long)]
+        full_name: Option<String>,
+        /// The name of the workspace.
+        #[arg(long)]
+        workspace_name: Option<String>,
+        /// Read the password from standard input; without this a random one is made and printed.
+        #[arg(long)]
+        password_stdin: bool,
+    },
+}
+
+/// About workspaces.
+#[derive(Debug, Subcommand)]
+pub enum WorkspacesCommand {
+    /// Make a workspace for somebody who has an account.
+    Create {
+        /// What it is called.
+        #[arg(long)]
+        name: String,
+        /// The address of its owner.
+        #[arg(long)]
+        owner: String,
+    },
+}
+
+/// About keys.
+#[derive(Debug, Subcommand)]
+pub enum KeysCommand {
+    /// Mint a key. The secret is printed here and never again.
+    Create {
+        /// The workspace that it is for.
+        #[arg(long)]
+        workspace: WorkspaceId,
+        /// What it is called.
+        #[arg(long)]
+        name: String,
+        /// What it may do: read-only, write or admin.
+        #[arg(long, default_value = "write")]
+        scope: Scope,
+    },
+}
+
+pub(super) async fn run(command: AdminCommand, settings: Settings) -> Result<(), String> {
+    let env = Env::system();
+    let application = Application::build(settings, env.clone()).await?;
+    let outcome = execute(&application, &env, command).await;
+    application.shut_down().await;
+    super::print(&format!("{:#}\n", outcome?));
+    Ok(())
+}
+
+async fn execute(
+    application: &Application,
+    env: &Env,
+    command: AdminCommand,
+) -> Result<Value, String> {
+    let auth = &application.app().auth;
+    match command {
+        AdminCommand::Users(UsersCommand::Create {
+            email,
+            full_name,
+            workspace_name,
+            password_stdin,
+        }) => {
+            let (password, made) = password(env, password_stdin)?;
+            let account = NewAccount { email, password, full_name, workspace_name };
+            let (user, workspace) = auth.create_account(account).await.map_err(brief)?;
+            let mut answer = json!({
+                "user": { "id": user.id, "email": user.email, "full_name": user.full_name },
+                "workspace": { "id": workspace.id, "name": workspace.name },
+            });
+            if let Some(made) = made {
+                answer["password"] = made.into();
+            }
+            Ok(answer)
+        }
+        AdminCommand::Workspaces(WorkspacesCommand::Create { name, owner }) => {
+            let workspace = auth.create_workspace(&name, &owner).await.map_err(brief)?;
+            Ok(json!({ "workspace": { "id": workspace.id, "name": workspace.name } }))
+        }
+        AdminCommand::Keys(KeysCommand::Create { workspace, name, scope }) => {
+            let wanted = MintKey { name, description: None, scope, allowed_ips: Vec::new() };
+            let minted = auth.mint_key_as_operator(workspace, wanted).await.map_err(brief)?;
+            Ok(json!({
+                "id": minted.key.id,
+                "name": minted.key.name,
+                "scope": minted.key.scope,
+                "workspace_id": workspace,
+                "key": minted.secret.reveal(),
+            }))
+        }
+    }
+}
+
+/// The password to set and, if it was made here, its text to print.
+fn password(env: &Env, from_stdin: bool) -> Result<(Password, Option<String>), String> {
+    if from_stdin {
+        let mut line = String::new();
+        std::io::stdin()
+            .read_line(&mut line)
+            .map_err(|error| format!("cannot read the password: {error}"))?;
+        return Ok((Password::new(line.trim_end_matches(['\r', '\n']).to_owned()), None));
+    }
+    let bytes: [u8; 18] = env.entropy.bytes();
+    let text = BASE64URL_NOPAD.encode(&bytes);
+    Ok((Password::new(text.clone()), Some(text)))
+}
+
+fn brief(error: impl std::error::Error) -> String {
+    match error.source() {
+        Some(source) => format!("{error}: {source}"),
+        None => error.to_string(),
+    }
+}

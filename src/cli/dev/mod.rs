@@ -1,0 +1,82 @@
+//! `call2me-auth dev`: everything in one folder, to try the service and to develop against it.
+
+mod demo;
+mod folder;
+pub mod postgres;
+
+use std::{net::Ipv4Addr, path::PathBuf};
+
+use clap::Args;
+use secrecy::ExposeSecret;
+use toml::Value;
+
+use self::{demo::Demo, folder::DataFolder, postgres::Postgres};
+use super::serve::listen;
+use crate::{app::Application, config::Raw, env::Env, store};
+
+/// The database in the embedded PostgreSQL.
+const DATABASE: &str = "call2me";
+
+/// How to run it.
+#[derive(Debug, Args)]
+pub struct DevArgs {
+    /// Where the API listens on 127.0.0.1; 0 takes a free port.
+    #[arg(long, default_value_t = 8080)]
+    port: u16,
+    /// Where everything is kept.
+    #[arg(long, default_value = ".call2me", value_name = "DIR")]
+    data_dir: PathBuf,
+}
+
+pub(super) async fn run(args: DevArgs, mut raw: Raw) -> Result<(), String> {
+    let env = Env::system();
+    let listener = listen((Ipv4Addr::LOCALHOST, args.port).into()).await?;
+    let address = listener.local_addr().map_err(|error| error.to_string())?;
+    let folder = DataFolder::open(&args.data_dir, &env)?;
+    let postgres = {
+        let (path, password) = (folder.path().to_owned(), folder.database_password().clone());
+        let start = move || Postgres::start(&path, &password, true);
+        tokio::task::spawn_blocking(start).await.map_err(|error| error.to_string())??
+    };
+    let maintenance = postgres.url("postgres");
+    store::migrate::create_database(maintenance.expose_secret(), DATABASE).await?;
+    let url = postgres.url(DATABASE);
+    let public_url = format!("http://{address}");
+    for (key, value) in [
+        ("database.url", url.expose_secret()),
+        ("database.owner_url", ""),
+        ("server.address", &address.to_string()),
+        ("server.public_url", &public_url),
+        ("keys.encryption_key", folder.encryption_key().expose_secret()),
+    ] {
+        raw.set(key, Value::String(value.to_owned()), "call2me-auth dev");
+    }
+    let application = Application::build(super::checked(&raw)?, env.clone()).await?;
+    let demo = Demo::prepare(&application, &folder, &env).await?;
+    super::print(&welcome(&public_url, &demo, url.expose_secret(), &folder));
+    let outcome = application.serve(listener, super::stop_signal()).await;
+    // It stops when dropped, which may take a moment.
+    tokio::task::spawn_blocking(move || drop(postgres)).await.ok();
+    outcome
+}
+
+fn welcome(public_url: &str, demo: &Demo, database_url: &str, folder: &DataFolder) -> String {
+    let Demo { email, password, api_key } = demo;
+    format!(
+        "\n\
+         call2me-auth is running at  {public_url}\n\
+         API reference               {public_url}/docs\n\
+         Demo sign-in                {email} / {password}\n\
+         API key (admin)             {api_key}\n\
+         Database                    {database_url}\n\
+         Data folder                 {}\n\
+         \n\
+         Try it:\n\
+         \n  curl -s -H 'Authorization: Bearer {api_key}' {public_url}/v1/agents\n\
+         \n\
+         Ctrl-C stops it; everything is kept.\n\n",
+        folder.path().display(),
+        password = password.expose_secret(),
+        api_key = api_key.expose_secret(),
+    )
+}

@@ -1,0 +1,112 @@
+//! The command line.
+
+pub mod admin;
+pub mod dev;
+mod serve;
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+use secrecy::ExposeSecret;
+
+use crate::{
+    config::{Profile, Raw, Settings},
+    http::openapi,
+    store::migrate,
+    telemetry,
+};
+
+/// The authentication service of a voice-AI platform.
+#[derive(Debug, Parser)]
+#[command(version, about)]
+struct Cli {
+    /// The folder of `default.toml` and `<profile>.toml`.
+    #[arg(long, global = true, default_value = "config", value_name = "DIR")]
+    config: PathBuf,
+
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run with an embedded PostgreSQL and a demo workspace, to try it and to develop.
+    Dev(dev::DevArgs),
+    /// Run in production.
+    Serve,
+    /// Bring the database's schema up to date.
+    Migrate,
+    /// Print the OpenAPI document.
+    Openapi,
+    /// Print the configuration and where each setting comes from, secrets redacted.
+    Config,
+    /// Make users, workspaces and keys.
+    #[command(subcommand)]
+    Admin(admin::AdminCommand),
+}
+
+/// Does what the command line says.
+///
+/// # Errors
+/// With one line for whoever called.
+pub fn run() -> Result<(), String> {
+    let cli = Cli::parse();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| format!("cannot start the runtime: {error}"))?;
+    runtime.block_on(dispatch(cli))
+}
+
+async fn dispatch(cli: Cli) -> Result<(), String> {
+    let profile = match cli.command {
+        Command::Dev(_) => Profile::Development,
+        _ => Profile::Production,
+    };
+    let raw = Raw::read(profile, Some(&cli.config), std::env::vars());
+    match cli.command {
+        Command::Dev(args) => dev::run(args, raw).await,
+        Command::Serve => serve::run(checked(&raw)?).await,
+        Command::Migrate => {
+            let database = raw.check_database().map_err(|problems| problems.to_string())?;
+            migrate::migrate(database.owner_url.as_ref().unwrap_or(&database.url).expose_secret())
+                .await
+        }
+        Command::Openapi => {
+            let url = raw.text("server.public_url").unwrap_or("http://127.0.0.1:8080");
+            let json = openapi::document(url).to_pretty_json().map_err(|error| error.to_string())?;
+            print(&format!("{json}\n"));
+            Ok(())
+        }
+        Command::Config => {
+            print(&raw.describe());
+            checked(&raw).map(drop)
+        }
+        Command::Admin(command) => admin::run(command, checked(&raw)?).await,
+    }
+}
+
+fn checked(raw: &Raw) -> Result<Settings, String> {
+    let settings = raw.check().map_err(|problems| problems.to_string())?;
+    telemetry::init(&settings.log);
+    Ok(settings)
+}
+
+/// Writes to standard output. A reader that has gone away is no error.
+fn print(text: &str) {
+    use std::io::Write as _;
+    std::io::stdout().write_all(text.as_bytes()).ok();
+}
+
+/// Ready once the process is asked to stop.
+async fn stop_signal() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let wait = async |kind| match signal(kind) {
+        Ok(mut signal) => signal.recv().await,
+        Err(_) => std::future::pending().await,
+    };
+    tokio::select! {
+        _ = wait(SignalKind::interrupt()) => {}
+        _ = wait(SignalKind::terminate()) => {}
+    }
+}

@@ -1,0 +1,24 @@
+//! `call2me-auth serve`.
+
+use std::net::SocketAddr;
+
+use tokio::net::TcpListener;
+
+use crate::{app::Application, config::Settings, env::Env};
+
+pub(super) async fn run(settings: Settings) -> Result<(), String> {
+    let listener = listen(settings.server.address).await?;
+    let application = Application::build(settings, Env::system()).await?;
+    if let Ok(address) = listener.local_addr() {
+        tracing::info!(%address, "serving");
+    }
+    application.serve(listener, super::stop_signal()).await
+}
+
+/// Takes the address before anything slow is begun, so that one in use is told of at once.
+pub(super) async fn listen(address: SocketAddr) -> Result<TcpListener, String> {
+    TcpListener::bind(address).await.map_err(|error| match error.kind() {
+        std::io::ErrorKind::AddrInUse => format!("{address} is in use by another process"),
+        _ => format!("cannot listen on {address}: {error}"),
+    })
+}

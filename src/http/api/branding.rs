@@ -1,0 +1,35 @@
+//! White-label settings.
+
+use axum::{Json, extract::State};
+use serde_json::{Map, Value};
+
+use super::Answer;
+use crate::http::{
+    App,
+    extract::{self, Admin, Authorized},
+};
+
+/// The white-label settings
+#[utoipa::path(get, path = "/v1/users/me/branding", tag = "Resources",
+    responses((status = 200, body = Object)))]
+pub async fn get(
+    caller: Authorized<Admin>,
+    State(app): State<App>,
+) -> Answer<Json<Map<String, Value>>> {
+    Ok(Json(app.resources.branding(&caller).await?))
+}
+
+/// Replace the white-label settings
+///
+/// Any fields; all that were there before go.
+#[utoipa::path(put, path = "/v1/users/me/branding", tag = "Resources",
+    request_body(content = Object, example = json!({"brand_name": "Acme Voice", "primary_color": "#0b7285"})),
+    responses((status = 200, body = Object)))]
+pub async fn replace(
+    caller: Authorized<Admin>,
+    State(app): State<App>,
+    extract::Json(body): extract::Json<Map<String, Value>>,
+) -> Answer<Json<Map<String, Value>>> {
+    app.resources.set_branding(&caller, &body).await?;
+    Ok(Json(body))
+}

@@ -1,0 +1,141 @@
+//! What agents, calls, knowledge bases and campaigns share: the same five routes over documents.
+
+use serde_json::{Map, Value, json};
+use uuid::Uuid;
+
+use super::{Answer, Created};
+use crate::{
+    http::{App, extract::Query},
+    model::{document::Kind, id, principal::Caller},
+    resources::documents::render,
+};
+
+/// A page of a kind under its plural; `agent_id` may narrow it down.
+pub(super) async fn list(
+    app: &App,
+    caller: &Caller,
+    kind: Kind,
+    plural: &str,
+    query: &Query,
+) -> Answer<Map<String, Value>> {
+    let agent = match kind {
+        Kind::Call => query.parse_as("agent_id", "the id of an agent")?,
+        _ => None,
+    };
+    let (page, total) = app.resources.list(caller, kind, agent, query.page()?).await?;
+    let next_cursor = page.next_cursor(|document| document.id);
+    let items: Vec<_> = page.items.into_iter().map(|document| render(kind, document)).collect();
+    let body = json!({ plural: items, "total": total, "next_cursor": next_cursor });
+    let Value::Object(body) = body else { return Ok(Map::new()) };
+    Ok(body)
+}
+
+pub(super) async fn create(
+    app: &App,
+    caller: &Caller,
+    kind: Kind,
+    path: &str,
+    body: Map<String, Value>,
+) -> Answer<Created<Map<String, Value>>> {
+    let document = app.resources.create(caller, kind, body).await?;
+    let location = format!("{path}/{}", id::format(kind.prefix(), document.id));
+    Ok(Created::at(location, render(kind, document)))
+}
+
+pub(super) async fn get(
+    app: &App,
+    caller: &Caller,
+    kind: Kind,
+    id: Uuid,
+) -> Answer<Map<String, Value>> {
+    Ok(render(kind, app.resources.get(caller, kind, id).await?))
+}
+
+pub(super) async fn update(
+    app: &App,
+    caller: &Caller,
+    kind: Kind,
+    id: Uuid,
+    body: Map<String, Value>,
+) -> Answer<Map<String, Value>> {
+    Ok(render(kind, app.resources.change(caller, kind, id, body).await?))
+}
+
+/// The five routes of a kind of documents.
+macro_rules! document_routes {
+    (
+        kind: $kind:expr, id: $id:ty, plural: $plural:literal,
+        path: $path:literal, item: $item:literal,
+        create: $create:ty, body: $body:ty, page: $page:ty,
+        parameters: ($($parameter:tt)*),
+        summaries: [$list:literal, $make:literal, $read:literal, $change:literal, $erase:literal],
+    ) => {
+        #[doc = $list]
+        #[utoipa::path(get, path = $path, tag = "Resources", summary = $list,
+            params(crate::http::openapi::PageParams, $($parameter)*),
+            responses((status = 200, body = $page)))]
+        pub async fn list(
+            caller: crate::http::extract::Authorized<crate::http::extract::ReadOnly>,
+            axum::extract::State(app): axum::extract::State<crate::http::App>,
+            query: crate::http::extract::Query,
+        ) -> super::Answer<axum::Json<serde_json::Map<String, serde_json::Value>>> {
+            super::documents::list(&app, &caller, $kind, $plural, &query).await.map(axum::Json)
+        }
+
+        #[doc = $make]
+        #[utoipa::path(post, path = $path, tag = "Resources", summary = $make,
+            request_body = $create, responses((status = 201, body = $body)))]
+        pub async fn create(
+            caller: crate::http::extract::Authorized<crate::http::extract::Write>,
+            axum::extract::State(app): axum::extract::State<crate::http::App>,
+            crate::http::extract::Json(body): crate::http::extract::Json<
+                serde_json::Map<String, serde_json::Value>,
+            >,
+        ) -> super::Answer<super::Created<serde_json::Map<String, serde_json::Value>>> {
+            super::documents::create(&app, &caller, $kind, $path, body).await
+        }
+
+        #[doc = $read]
+        #[utoipa::path(get, path = $item, tag = "Resources", summary = $read,
+            params(("id" = $id, Path)), responses((status = 200, body = $body), (status = 404)))]
+        pub async fn get(
+            caller: crate::http::extract::Authorized<crate::http::extract::ReadOnly>,
+            axum::extract::State(app): axum::extract::State<crate::http::App>,
+            crate::http::extract::PathId(id): crate::http::extract::PathId<$id>,
+        ) -> super::Answer<axum::Json<serde_json::Map<String, serde_json::Value>>> {
+            use crate::model::id::Id as _;
+            super::documents::get(&app, &caller, $kind, id.uuid()).await.map(axum::Json)
+        }
+
+        #[doc = $change]
+        #[utoipa::path(patch, path = $item, tag = "Resources", summary = $change,
+            params(("id" = $id, Path)), request_body = serde_json::Map<String, serde_json::Value>,
+            responses((status = 200, body = $body), (status = 404)))]
+        pub async fn update(
+            caller: crate::http::extract::Authorized<crate::http::extract::Write>,
+            axum::extract::State(app): axum::extract::State<crate::http::App>,
+            crate::http::extract::PathId(id): crate::http::extract::PathId<$id>,
+            crate::http::extract::Json(body): crate::http::extract::Json<
+                serde_json::Map<String, serde_json::Value>,
+            >,
+        ) -> super::Answer<axum::Json<serde_json::Map<String, serde_json::Value>>> {
+            use crate::model::id::Id as _;
+            super::documents::update(&app, &caller, $kind, id.uuid(), body).await.map(axum::Json)
+        }
+
+        #[doc = $erase]
+        #[utoipa::path(delete, path = $item, tag = "Resources", summary = $erase,
+            params(("id" = $id, Path)), responses((status = 204), (status = 404)))]
+        pub async fn delete(
+            caller: crate::http::extract::Authorized<crate::http::extract::Write>,
+            axum::extract::State(app): axum::extract::State<crate::http::App>,
+            crate::http::extract::PathId(id): crate::http::extract::PathId<$id>,
+        ) -> super::Answer<axum::http::StatusCode> {
+            use crate::model::id::Id as _;
+            app.resources.delete(&caller, $kind, id.uuid()).await?;
+            Ok(axum::http::StatusCode::NO_CONTENT)
+        }
+    };
+}
+
+pub(super) use document_routes;

@@ -1,0 +1,102 @@
+//! Members of the caller's workspace.
+
+use axum::{Json, extract::State};
+use serde::Serialize;
+use time::OffsetDateTime;
+use utoipa::ToSchema;
+
+use super::Answer;
+use crate::{
+    http::{
+        ApiError, App,
+        extract::{Admin, Authorized, Query},
+    },
+    model::{
+        id::{Id, UserId},
+        page::Page,
+        scope::Role,
+        user::Member,
+    },
+};
+
+/// A member.
+#[derive(Serialize, ToSchema)]
+pub struct MemberBody {
+    user_id: UserId,
+    #[schema(example = "dana@acme.example")]
+    email: String,
+    #[schema(example = "Dana Meyer")]
+    full_name: Option<String>,
+    role: Role,
+    #[serde(with = "time::serde::rfc3339")]
+    joined_at: OffsetDateTime,
+}
+
+impl From<Member> for MemberBody {
+    fn from(member: Member) -> Self {
+        let Member { user_id, email, full_name, role, joined_at } = member;
+        Self { user_id, email, full_name, role, joined_at }
+    }
+}
+
+/// A page of members.
+#[derive(Serialize, ToSchema)]
+pub struct MembersBody {
+    members: Vec<MemberBody>,
+    total: i64,
+    next_cursor: Option<String>,
+}
+
+/// List members
+#[utoipa::path(get, path = "/v1/members", tag = "Workspaces",
+    params(crate::http::openapi::PageParams), responses((status = 200, body = MembersBody)))]
+pub async fn list(
+    caller: Authorized<Admin>,
+    State(app): State<App>,
+    query: Query,
+) -> Answer<Json<MembersBody>> {
+    let (page, total) = app.resources.members(&caller, query.page()?).await?;
+    let next_cursor = page.next_cursor(|member| member.user_id.uuid());
+    let members = page.items.into_iter().map(MemberBody::from).collect();
+    Ok(Json(MembersBody { members, total, next_cursor }))
+}
+
+/// A numbered page of members.
+#[derive(Serialize, ToSchema)]
+pub struct TenantMembersBody {
+    members: Vec<MemberBody>,
+    total: i64,
+    page: u32,
+    per_page: u32,
+}
+
+/// List members by page number
+///
+/// As the official SDKs ask for them.
+#[utoipa::path(get, path = "/v1/users/me/tenant/members", tag = "Workspaces",
+    params(("page" = Option<u32>, Query, minimum = 1, maximum = 1_000_000),
+           ("per_page" = Option<u32>, Query, minimum = 1, maximum = 100)),
+    responses((status = 200, body = TenantMembersBody)))]
+pub async fn tenant_members(
+    caller: Authorized<Admin>,
+    State(app): State<App>,
+    query: Query,
+) -> Answer<Json<TenantMembersBody>> {
+    let page = number(&query, "page", 1, 1_000_000)?;
+    let per_page = number(&query, "per_page", 20, 100)?;
+    let offset = i64::from(page - 1) * i64::from(per_page);
+    let wanted = Page { limit: per_page.into(), before: None, offset };
+    let (found, total) = app.resources.members(&caller, wanted).await?;
+    let members = found.items.into_iter().map(MemberBody::from).collect();
+    Ok(Json(TenantMembersBody { members, total, page, per_page }))
+}
+
+fn number(query: &Query, name: &'static str, default: u32, max: u32) -> Result<u32, ApiError> {
+    let what = format!("a whole number from 1 to {max}");
+    let number = query.parse_as::<u32>(name, &what)?.unwrap_or(default);
+    if (1..=max).contains(&number) {
+        Ok(number)
+    } else {
+        Err(ApiError::invalid(name, format!("{name} must be {what}")))
+    }
+}

@@ -1,0 +1,47 @@
+//! Handlers, a file for each resource: extract, call one service, answer.
+
+pub mod agents;
+pub mod api_keys;
+pub mod audit_log;
+pub mod auth;
+pub mod branding;
+pub mod calls;
+pub mod campaigns;
+mod documents;
+pub mod knowledge_base;
+pub mod members;
+pub mod users;
+pub mod verify;
+pub mod wallet;
+pub mod workspace;
+
+use axum::{
+    Json,
+    http::{HeaderName, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use serde::Serialize;
+
+use super::ApiError;
+
+/// What handlers answer.
+type Answer<T> = Result<T, ApiError>;
+
+/// 201, with where to find what was created.
+pub struct Created<T> {
+    location: String,
+    body: T,
+}
+
+impl<T> Created<T> {
+    fn at(location: String, body: T) -> Self {
+        Self { location, body }
+    }
+}
+
+impl<T: Serialize> IntoResponse for Created<T> {
+    fn into_response(self) -> Response {
+        let location: [(HeaderName, String); 1] = [(header::LOCATION, self.location)];
+        (StatusCode::CREATED, location, Json(self.body)).into_response()
+    }
+}

@@ -1,0 +1,67 @@
+//! The person behind a credential.
+
+use axum::{Json, extract::State};
+use serde::Serialize;
+use serde_json::{Map, Value};
+use time::OffsetDateTime;
+use utoipa::ToSchema;
+
+use super::Answer;
+use crate::{
+    http::{
+        App,
+        extract::{self, Authorized, ReadOnly, Write},
+    },
+    model::{
+        id::{UserId, WorkspaceId},
+        user::User,
+    },
+};
+
+/// A person, with whatever clients store about them.
+#[derive(Serialize, ToSchema)]
+pub struct ProfileBody {
+    #[serde(flatten)]
+    profile: Map<String, Value>,
+    id: UserId,
+    #[schema(example = "dana@acme.example")]
+    email: String,
+    #[schema(example = "Dana Meyer")]
+    full_name: Option<String>,
+    workspace_id: WorkspaceId,
+    #[serde(with = "time::serde::rfc3339")]
+    created_at: OffsetDateTime,
+}
+
+impl ProfileBody {
+    fn new(user: User, workspace_id: WorkspaceId) -> Self {
+        let User { id, email, full_name, profile, created_at } = user;
+        Self { profile, id, email, full_name, workspace_id, created_at }
+    }
+}
+
+/// The person of the session, or who minted the key
+#[utoipa::path(get, path = "/v1/users/me", tag = "Resources",
+    responses((status = 200, body = ProfileBody), (status = 404)))]
+pub async fn get(
+    caller: Authorized<ReadOnly>,
+    State(app): State<App>,
+) -> Answer<Json<ProfileBody>> {
+    let user = app.resources.person(&caller).await?;
+    Ok(Json(ProfileBody::new(user, caller.workspace())))
+}
+
+/// Change that person's name, or store more about them
+///
+/// Fields that are absent stay. The address is not changed here.
+#[utoipa::path(patch, path = "/v1/users/me", tag = "Resources",
+    request_body(content = Object, example = json!({"full_name": "Dana Meyer", "timezone": "Europe/Berlin"})),
+    responses((status = 200, body = ProfileBody), (status = 404)))]
+pub async fn update(
+    caller: Authorized<Write>,
+    State(app): State<App>,
+    extract::Json(body): extract::Json<Map<String, Value>>,
+) -> Answer<Json<ProfileBody>> {
+    let user = app.resources.change_person(&caller, body).await?;
+    Ok(Json(ProfileBody::new(user, caller.workspace())))
+}

@@ -1,0 +1,87 @@
+//! The wallet, to look at.
+
+use axum::{Json, extract::State};
+use serde::Serialize;
+use time::OffsetDateTime;
+use utoipa::ToSchema;
+
+use super::Answer;
+use crate::{
+    http::{
+        App,
+        extract::{Admin, Authorized, Query},
+    },
+    model::{
+        id::{Id, TransactionId},
+        wallet::Transaction,
+    },
+};
+
+/// A balance.
+#[derive(Serialize, ToSchema)]
+pub struct BalanceBody {
+    #[schema(example = 41.5)]
+    balance_usd: f64,
+}
+
+/// The wallet's balance
+#[utoipa::path(get, path = "/v1/wallet/balance", tag = "Resources",
+    responses((status = 200, body = BalanceBody)))]
+pub async fn balance(
+    caller: Authorized<Admin>,
+    State(app): State<App>,
+) -> Answer<Json<BalanceBody>> {
+    let cents = app.resources.balance_cents(&caller).await?;
+    Ok(Json(BalanceBody { balance_usd: dollars(cents) }))
+}
+
+/// A movement of the wallet.
+#[derive(Serialize, ToSchema)]
+pub struct TransactionBody {
+    id: TransactionId,
+    /// `top_up`, `charge` or `refund`.
+    #[serde(rename = "type")]
+    #[schema(example = "top_up")]
+    kind: String,
+    /// Negative for a charge.
+    #[schema(example = 50.0)]
+    amount_usd: f64,
+    #[schema(example = "Card ending in 4242")]
+    description: String,
+    #[serde(with = "time::serde::rfc3339")]
+    created_at: OffsetDateTime,
+}
+
+impl From<Transaction> for TransactionBody {
+    fn from(transaction: Transaction) -> Self {
+        let Transaction { id, kind, amount_cents, description, created_at } = transaction;
+        Self { id, kind, amount_usd: dollars(amount_cents), description, created_at }
+    }
+}
+
+/// A page of movements.
+#[derive(Serialize, ToSchema)]
+pub struct TransactionsBody {
+    transactions: Vec<TransactionBody>,
+    total: i64,
+    next_cursor: Option<String>,
+}
+
+/// List the wallet's movements
+#[utoipa::path(get, path = "/v1/wallet/transactions", tag = "Resources",
+    params(crate::http::openapi::PageParams), responses((status = 200, body = TransactionsBody)))]
+pub async fn transactions(
+    caller: Authorized<Admin>,
+    State(app): State<App>,
+    query: Query,
+) -> Answer<Json<TransactionsBody>> {
+    let (page, total) = app.resources.transactions(&caller, query.page()?).await?;
+    let next_cursor = page.next_cursor(|transaction| transaction.id.uuid());
+    let transactions = page.items.into_iter().map(TransactionBody::from).collect();
+    Ok(Json(TransactionsBody { transactions, total, next_cursor }))
+}
+
+#[expect(clippy::cast_precision_loss, reason = "exact up to 90 trillion dollars")]
+fn dollars(cents: i64) -> f64 {
+    cents as f64 / 100.0
+}

@@ -1,0 +1,341 @@
+//! WHERE ERRORS ARE MAPPED.
+//!
+//! Every refusal becomes an [`ApiError`]; the body is made in one place, [`render`], by the outermost
+//! middleware, which knows the request's id. What a client reads and what the operator reads are
+//! separate fields: no message holds SQL, a secret or a backtrace.
+
+use std::{borrow::Cow, sync::Arc};
+
+use axum::{
+    body::Body,
+    http::{HeaderName, HeaderValue, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use serde::Serialize;
+
+use crate::{
+    auth::AuthError,
+    model::{Invalid, id::RequestId, scope::Scope},
+    resources::ResourceError,
+    store::StoreError,
+};
+
+/// The codes that clients act upon.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Code {
+    /// Malformed JSON or query string, two `Authorization` headers.
+    BadRequest,
+    /// The credential is missing, malformed, unknown or revoked.
+    Unauthorized,
+    /// A genuine access token past its `exp`: refresh.
+    TokenExpired,
+    /// Sign-in: unknown address and wrong password alike.
+    InvalidCredentials,
+    /// The refresh token is unknown, expired, revoked or reused: sign in again.
+    InvalidRefreshToken,
+    /// The credential lacks the scope.
+    InsufficientScope,
+    /// This actor may not do this.
+    Forbidden,
+    /// No such route or row, or a row of another workspace.
+    NotFound,
+    /// The route has other methods.
+    MethodNotAllowed,
+    /// The body is too large.
+    PayloadTooLarge,
+    /// The body is not JSON.
+    UnsupportedMediaType,
+    /// It clashes with what is there.
+    Conflict,
+    /// Well-formed, but a value is wrong.
+    ValidationFailed,
+    /// Back off for `Retry-After` seconds.
+    RateLimited,
+    /// A fault of this service.
+    Internal,
+    /// For the moment; try again after `Retry-After` seconds.
+    Unavailable,
+}
+
+impl Code {
+    /// The status that goes with it.
+    #[must_use]
+    pub const fn status(self) -> StatusCode {
+        match self {
+            Self::BadRequest => StatusCode::BAD_REQUEST,
+            Self::Unauthorized
+            | Self::TokenExpired
+            | Self::InvalidCredentials
+            | Self::InvalidRefreshToken => StatusCode::UNAUTHORIZED,
+            Self::InsufficientScope | Self::Forbidden => StatusCode::FORBIDDEN,
+            Self::NotFound => StatusCode::NOT_FOUND,
+            Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
+            Self::PayloadTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            Self::Conflict => StatusCode::CONFLICT,
+            Self::ValidationFailed => StatusCode::UNPROCESSABLE_ENTITY,
+            Self::RateLimited => StatusCode::TOO_MANY_REQUESTS,
+            Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+        }
+    }
+}
+
+/// A refusal.
+#[derive(Debug, Clone)]
+pub struct ApiError {
+    code: Code,
+    /// For the client.
+    message: Cow<'static, str>,
+    field: Option<Cow<'static, str>>,
+    required_scope: Option<Scope>,
+    /// Whether a credential was sent, for the challenge of a 401.
+    credential_sent: bool,
+    retry_after: Option<u64>,
+    /// For the operator.
+    cause: Option<Arc<str>>,
+}
+
+impl ApiError {
+    /// A refusal with a message for the client.
+    pub fn new(code: Code, message: impl Into<Cow<'static, str>>) -> Self {
+        Self {
+            code,
+            message: message.into(),
+            field: None,
+            required_scope: None,
+            credential_sent: true,
+            retry_after: None,
+            cause: None,
+        }
+    }
+
+    /// No credential was sent.
+    #[must_use]
+    pub fn no_credential() -> Self {
+        let message = "an API key or access token is required: Authorization: Bearer …";
+        Self { credential_sent: false, ..Self::new(Code::Unauthorized, message) }
+    }
+
+    /// A field's value is wrong.
+    pub fn invalid(
+        field: impl Into<Cow<'static, str>>,
+        message: impl Into<Cow<'static, str>>,
+    ) -> Self {
+        Self { field: Some(field.into()), ..Self::new(Code::ValidationFailed, message) }
+    }
+
+    /// Too many requests; in so many seconds there will be room.
+    #[must_use]
+    pub fn rate_limited(retry_after: u64) -> Self {
+        Self {
+            retry_after: Some(retry_after),
+            ..Self::new(Code::RateLimited, format!("too many requests; retry in {retry_after} s"))
+        }
+    }
+
+    /// For the moment not; with the reason, for the operator.
+    #[must_use]
+    pub fn unavailable(cause: &str) -> Self {
+        Self {
+            retry_after: Some(1),
+            cause: Some(cause.into()),
+            ..Self::new(Code::Unavailable, "the service is unavailable for the moment; retry")
+        }
+    }
+
+    /// A fault of this service; with the reason, for the operator.
+    #[must_use]
+    pub fn internal(cause: &str) -> Self {
+        Self {
+            cause: Some(cause.into()),
+            ..Self::new(Code::Internal, "an internal error occurred; quote the request_id to support")
+        }
+    }
+
+    /// The refusal behind a response, if it is one.
+    #[must_use]
+    pub fn of(response: &Response) -> Option<&Self> {
+        response.extensions().get::<Self>()
+    }
+
+    /// What a program goes by.
+    #[must_use]
+    pub fn code(&self) -> Code {
+        self.code
+    }
+
+    /// Whether a credential was sent that nobody knows.
+    #[must_use]
+    pub fn is_unknown_credential(&self) -> bool {
+        self.code == Code::Unauthorized && self.credential_sent
+    }
+
+    /// What the operator should know.
+    #[must_use]
+    pub fn cause(&self) -> Option<&str> {
+        self.cause.as_deref()
+    }
+
+    /// The `WWW-Authenticate` of a 401 or a missing scope (RFC 6750, section 3; RFC 9728, section 5.1).
+    fn challenge(&self, public_url: &str) -> Option<String> {
+        let metadata =
+            format!("resource_metadata=\"{public_url}/.well-known/oauth-protected-resource\"");
+        match self.code {
+            Code::Unauthorized if !self.credential_sent => {
+                Some(format!("Bearer realm=\"call2me\", {metadata}"))
+            }
+            Code::Unauthorized | Code::TokenExpired => {
+                // The grammar has neither quotes nor backslashes, nor anything but ASCII.
+                let description: String = self
+                    .message
+                    .chars()
+                    .filter(char::is_ascii)
+                    .map(|c| if matches!(c, '"' | '\\') { '\'' } else { c })
+                    .collect();
+                Some(format!(
+                    "Bearer realm=\"call2me\", error=\"invalid_token\", \
+                     error_description=\"{description}\", {metadata}"
+                ))
+            }
+            Code::InsufficientScope => {
+                let scope = self.required_scope.map_or("", Scope::oauth_name);
+                Some(format!(
+                    "Bearer realm=\"call2me\", error=\"insufficient_scope\", scope=\"{scope}\", \
+                     {metadata}"
+                ))
+            }
+            Code::InvalidCredentials | Code::InvalidRefreshToken => {
+                Some("Bearer realm=\"call2me\"".to_owned())
+            }
+            _ => None,
+        }
+    }
+}
+
+impl IntoResponse for ApiError {
+    /// The status alone: [`render`] adds the body, once the request's id is at hand.
+    fn into_response(self) -> Response {
+        let mut response = self.code.status().into_response();
+        response.extensions_mut().insert(self);
+        response
+    }
+}
+
+/// The body of every error.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub struct ErrorBody {
+    /// What is wrong.
+    pub error: ErrorDetails,
+    /// The message once more: the official SDKs read it here.
+    #[schema(example = "name must be 1 to 100 characters")]
+    pub detail: String,
+}
+
+/// What is wrong.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub struct ErrorDetails {
+    /// What a program goes by.
+    pub code: Code,
+    /// What a person reads.
+    #[schema(example = "name must be 1 to 100 characters")]
+    pub message: String,
+    /// The field that is to blame, where one is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(example = "name")]
+    pub field: Option<String>,
+    /// The scope that it takes, where that is what is lacking.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub required_scope: Option<Scope>,
+    /// To quote to support.
+    pub request_id: RequestId,
+}
+
+/// Makes the body and the headers of an error.
+pub(super) fn render(error: &ApiError, response: &mut Response, id: RequestId, public_url: &str) {
+    let body = ErrorBody {
+        error: ErrorDetails {
+            code: error.code,
+            message: error.message.to_string(),
+            field: error.field.as_ref().map(ToString::to_string),
+            required_scope: error.required_scope,
+            request_id: id,
+        },
+        detail: error.message.to_string(),
+    };
+    *response.body_mut() = Body::from(serde_json::to_vec(&body).unwrap_or_default());
+    let headers = response.headers_mut();
+    headers.remove(header::CONTENT_LENGTH);
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    let mut set = |name: HeaderName, value: String| {
+        if let Ok(value) = HeaderValue::from_str(&value) {
+            headers.insert(name, value);
+        }
+    };
+    if let Some(challenge) = error.challenge(public_url) {
+        set(header::WWW_AUTHENTICATE, challenge);
+    }
+    if let Some(seconds) = error.retry_after {
+        set(header::RETRY_AFTER, seconds.to_string());
+    }
+}
+
+impl From<AuthError> for ApiError {
+    fn from(error: AuthError) -> Self {
+        let message = error.to_string();
+        match error {
+            AuthError::InvalidCredential(_) | AuthError::NotAKey(_) => {
+                Self::new(Code::Unauthorized, message)
+            }
+            AuthError::TokenExpired => Self::new(Code::TokenExpired, message),
+            AuthError::InvalidCredentials => Self::new(Code::InvalidCredentials, message),
+            AuthError::InvalidRefreshToken => Self::new(Code::InvalidRefreshToken, message),
+            AuthError::InsufficientScope { required, .. } => Self {
+                required_scope: Some(required),
+                ..Self::new(Code::InsufficientScope, message)
+            },
+            AuthError::Forbidden(_) => Self::new(Code::Forbidden, message),
+            AuthError::NotFound(_) => Self::new(Code::NotFound, message),
+            AuthError::Conflict(_) => Self::new(Code::Conflict, message),
+            AuthError::Invalid { field, .. } => Self::invalid(field, message),
+            AuthError::Busy => Self::unavailable("the queue of passwords to hash is full"),
+            AuthError::Store(error) => error.into(),
+            AuthError::Internal(cause) => Self::internal(cause),
+        }
+    }
+}
+
+impl From<ResourceError> for ApiError {
+    fn from(error: ResourceError) -> Self {
+        let message = error.to_string();
+        match error {
+            ResourceError::NotFound(_) => Self::new(Code::NotFound, message),
+            ResourceError::Invalid { field, .. } => Self::invalid(field, message),
+            ResourceError::TooLarge(_) => Self::new(Code::ValidationFailed, message),
+            ResourceError::Store(error) => error.into(),
+        }
+    }
+}
+
+impl From<StoreError> for ApiError {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Unavailable(cause) => Self::unavailable(&cause.to_string()),
+            StoreError::BadText => {
+                Self::new(Code::ValidationFailed, "a text contains a character that cannot be stored")
+            }
+            // Constraints that a client can run into are told apart where they are met.
+            StoreError::Violated(constraint) => Self::internal(&format!("{constraint:?}")),
+            StoreError::Internal(cause) => Self::internal(&cause.to_string()),
+        }
+    }
+}
+
+impl ApiError {
+    /// A query parameter's value is wrong.
+    #[must_use]
+    pub fn invalid_parameter(name: &'static str, why: Invalid) -> Self {
+        Self::invalid(name, why.0)
+    }
+}

@@ -1,0 +1,75 @@
+use std::net::{IpAddr, SocketAddr};
+
+use axum::http::HeaderMap;
+use ipnet::IpNet;
+
+/// The other end of the connection, put into every request by the accept loop.
+#[derive(Debug, Clone, Copy)]
+pub struct PeerAddr(pub SocketAddr);
+
+/// Where a request comes from: the rightmost address of `X-Forwarded-For` that no trusted proxy
+/// added, or the other end of the connection. What stands further left is the client's own story.
+#[must_use]
+pub fn client_ip(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr {
+    let peer = peer.to_canonical();
+    let is_trusted = |ip: &IpAddr| trusted.iter().any(|net| net.contains(ip));
+    if trusted.is_empty() || !is_trusted(&peer) {
+        return peer;
+    }
+    let forwarded = headers.get_all("x-forwarded-for");
+    let hops = forwarded.iter().rev().flat_map(|value| {
+        value.to_str().unwrap_or_default().rsplit(',').map(|hop| parse_hop(hop.trim()))
+    });
+    let mut nearest = peer;
+    for hop in hops {
+        // What is no address was written by nobody whom we trust.
+        let Some(ip) = hop else { break };
+        nearest = ip;
+        if !is_trusted(&ip) {
+            break;
+        }
+    }
+    nearest
+}
+
+/// An address, with or without a port.
+fn parse_hop(hop: &str) -> Option<IpAddr> {
+    let address = hop.parse::<IpAddr>().or_else(|_| hop.parse::<SocketAddr>().map(|a| a.ip()));
+    address.ok().map(|ip| ip.to_canonical())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seen(peer: &str, forwarded: &[&str]) -> String {
+        let mut headers = HeaderMap::new();
+        for value in forwarded {
+            headers.append("x-forwarded-for", value.parse().unwrap());
+        }
+        let trusted = ["10.0.0.0/8".parse().unwrap(), "::1/128".parse().unwrap()];
+        client_ip(peer.parse().unwrap(), &headers, &trusted).to_string()
+    }
+
+    #[test]
+    fn a_stranger_is_not_believed() {
+        assert_eq!(seen("203.0.113.9", &["198.51.100.1"]), "203.0.113.9");
+    }
+
+    #[test]
+    fn the_rightmost_untrusted_hop_counts() {
+        assert_eq!(seen("10.0.0.1", &["1.1.1.1, 198.51.100.1"]), "198.51.100.1");
+        assert_eq!(seen("10.0.0.1", &["1.1.1.1, 198.51.100.1, 10.2.2.2"]), "198.51.100.1");
+        assert_eq!(seen("10.0.0.1", &["1.1.1.1", "198.51.100.1:4711"]), "198.51.100.1");
+        assert_eq!(seen("::1", &["2001:db8::7"]), "2001:db8::7");
+        assert_eq!(seen("::ffff:10.0.0.1", &["198.51.100.1"]), "198.51.100.1");
+    }
+
+    #[test]
+    fn garbage_ends_the_walk() {
+        assert_eq!(seen("10.0.0.1", &["198.51.100.1, unknown"]), "10.0.0.1");
+        assert_eq!(seen("10.0.0.1", &["198.51.100.1, \u{7f}x, 10.2.2.2"]), "10.0.0.1");
+        assert_eq!(seen("10.0.0.1", &[]), "10.0.0.1");
+        assert_eq!(seen("10.0.0.1", &["10.3.3.3"]), "10.3.3.3");
+    }
+}

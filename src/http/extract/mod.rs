@@ -1,0 +1,18 @@
+//! What handlers are given.
+//!
+//! The first parameter of every handler is its guard: [`Authorized`] or [`Public`]. The rest parse
+//! the request; each answers a refusal of the contract by itself.
+
+mod authorized;
+mod client_ip;
+mod json;
+mod path;
+mod query;
+
+pub use authorized::{
+    Access, Admin, Authorized, GuardedBy, Open, OwnSession, Public, ReadOnly, Rule, SignIn, Write,
+};
+pub use client_ip::{PeerAddr, client_ip};
+pub use json::Json;
+pub use path::PathId;
+pub use query::Query;

@@ -1,0 +1,45 @@
+use std::sync::Arc;
+
+use axum::{
+    Extension,
+    extract::State,
+    http::Uri,
+    response::{IntoResponse, Response},
+};
+
+use crate::{
+    http::{ApiError, App, error::Code},
+    model::audit::RequestInfo,
+};
+
+/// The answer to a path that no route has. It is charged to the address: whoever scans for routes
+/// has no good credential.
+pub async fn not_found(
+    State(app): State<App>,
+    Extension(info): Extension<Arc<RequestInfo>>,
+    uri: Uri,
+) -> Response {
+    let mut response = ApiError::new(Code::NotFound, "there is no such route").into_response();
+    if is_v1(&uri) {
+        response.extensions_mut().insert(app.limits.charge_address(info.ip));
+    }
+    response
+}
+
+/// The answer to a method that a route does not have; the router adds `Allow`.
+pub async fn method_not_allowed(
+    State(app): State<App>,
+    Extension(info): Extension<Arc<RequestInfo>>,
+    uri: Uri,
+) -> Response {
+    let error = ApiError::new(Code::MethodNotAllowed, "the route has other methods: see Allow");
+    let mut response = error.into_response();
+    if is_v1(&uri) {
+        response.extensions_mut().insert(app.limits.charge_address(info.ip));
+    }
+    response
+}
+
+fn is_v1(uri: &Uri) -> bool {
+    uri.path().starts_with("/v1/")
+}

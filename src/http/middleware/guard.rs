@@ -1,0 +1,237 @@
+use std::{panic::AssertUnwindSafe, sync::Arc};
+
+use axum::{
+    extract::Request,
+    middleware::{Next, from_fn_with_state},
+    response::{IntoResponse, Response},
+    routing::MethodRouter,
+};
+use futures_util::FutureExt;
+use tokio::time::timeout;
+use tracing::{error, warn};
+
+use super::{
+    SignInLimit,
+    authenticate::authenticate,
+    rate_limit,
+};
+use crate::{
+    audit::{self, Permit},
+    auth::authenticate::Authenticated,
+    http::{
+        ApiError, App,
+        error::Code,
+        extract::Rule,
+        routes::Route,
+    },
+    limit::Decision,
+    model::{
+        api_key::KeyRecord,
+        audit::{Action, Actor, NewEvent, RequestInfo},
+        principal::Caller,
+    },
+};
+
+/// Status of a request whose client hung up before the answer, in the log alone; nginx's convention.
+const CLIENT_CLOSED_REQUEST: u16 = 499;
+
+/// What a route's guard knows of it.
+#[derive(Clone)]
+struct Guard {
+    app: App,
+    rule: Rule,
+    /// For the operator's log: the pattern, which holds no ids.
+    path: &'static str,
+    sign_in: SignInLimit,
+}
+
+/// A route's handler behind its guard.
+pub fn guarded(route: Route, app: &App, sign_in: &SignInLimit) -> MethodRouter<App> {
+    let Route { method, rule, path, handler, .. } = route;
+    // Health and discovery are read by machines of the operator, without limit or log.
+    if !path.starts_with("/v1/") {
+        return handler;
+    }
+    let handler = if rule == Rule::SignIn { sign_in.limit(handler) } else { handler };
+    let guard = Guard { app: Arc::clone(app), rule, path, sign_in: sign_in.clone() };
+    match method {
+        Some(_) => handler.route_layer(from_fn_with_state(guard, run)),
+        // A route of any method is a fallback to axum, which only `layer` wraps.
+        None => handler.layer(from_fn_with_state(guard, run)),
+    }
+}
+
+async fn run(
+    axum::extract::State(guard): axum::extract::State<Guard>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let info = request.extensions().get::<Arc<RequestInfo>>().cloned();
+    let Some(info) = info else {
+        return ApiError::internal("a request has no id").into_response();
+    };
+    match guard.rule {
+        Rule::Open | Rule::SignIn => guard.admit_anybody(&info, request, next).await,
+        Rule::Protected(_) => guard.admit_caller(info, request, next).await,
+    }
+}
+
+impl Guard {
+    /// A request that needs no credential is charged to its address.
+    async fn admit_anybody(&self, info: &RequestInfo, request: Request, next: Next) -> Response {
+        let decision = self.app.limits.charge_address(info.ip);
+        if let Some(refusal) = rate_limit::refusal(&decision) {
+            return with_decision(refusal.into_response(), decision);
+        }
+        let response = self.handle(info, request, next).await;
+        let decision = match self.rule {
+            Rule::SignIn => self.sign_in.decision(&response),
+            _ => decision,
+        };
+        with_decision(response, decision)
+    }
+
+    /// A request that needs a credential: 401, 429 and all that follows is in the log.
+    async fn admit_caller(
+        &self,
+        info: Arc<RequestInfo>,
+        mut request: Request,
+        next: Next,
+    ) -> Response {
+        let principal = match authenticate(&self.app, request.headers()).await {
+            Ok(Authenticated::Principal(principal)) => Arc::new(principal),
+            Ok(Authenticated::RevokedKey(key)) => return self.reject_revoked(&key, &info),
+            Err(error) => return self.reject(error, &info),
+        };
+        let Some(permit) = self.app.audit.reserve() else {
+            return ApiError::unavailable("the queue of audit events is full").into_response();
+        };
+        let decision = self.app.limits.charge_credential(&principal);
+        let caller = Caller { principal, request: info };
+        let event = PendingEvent { app: &self.app, caller: &caller, permit: Some(permit) };
+        let response = match rate_limit::refusal(&decision) {
+            Some(refusal) => refusal.into_response(),
+            None => {
+                request.extensions_mut().insert(caller.clone());
+                self.handle(&caller.request, request, next).await
+            }
+        };
+        event.complete(&response);
+        with_decision(response, decision)
+    }
+
+    /// An absent or bad credential is charged to its address, and refused either way.
+    fn reject(&self, error: ApiError, info: &RequestInfo) -> Response {
+        if error.code() == Code::Unavailable {
+            self.log(&error, info);
+            let decision = self.app.limits.look_at_address(info.ip);
+            return with_decision(error.into_response(), decision);
+        }
+        if error.is_unknown_credential() {
+            self.app.audit.unknown_credentials().count(info.ip, self.app.env.clock.now());
+        }
+        let decision = self.app.limits.charge_address(info.ip);
+        let response = rate_limit::refusal(&decision).unwrap_or(error).into_response();
+        with_decision(response, decision)
+    }
+
+    /// The use of a revoked key is an event of its workspace: somebody still has it.
+    fn reject_revoked(&self, key: &KeyRecord, info: &RequestInfo) -> Response {
+        let decision = self.app.limits.charge_address(info.ip);
+        if let Some(refusal) = rate_limit::refusal(&decision) {
+            return with_decision(refusal.into_response(), decision);
+        }
+        if let Some(permit) = self.app.audit.reserve() {
+            let env = &self.app.env;
+            let actor = Actor::api_key(key.id, &key.name);
+            let status = Code::Unauthorized.status().as_u16();
+            let event =
+                NewEvent::new(env.new_id(), key.workspace_id, Action::ApiKeyRejected, actor)
+                    .in_request(info, status, env.clock.monotonic());
+            permit.send(event);
+        }
+        let error = ApiError::new(Code::Unauthorized, "the API key has been revoked");
+        with_decision(error.into_response(), decision)
+    }
+
+    /// Runs the handler within its time, and survives its panic.
+    async fn handle(&self, info: &RequestInfo, request: Request, next: Next) -> Response {
+        let app = &self.app;
+        let run = AssertUnwindSafe(next.run(request)).catch_unwind();
+        let response = match timeout(app.settings.handler_timeout, run).await {
+            Ok(Ok(response)) => response,
+            Ok(Err(_)) => ApiError::internal("the handler panicked").into_response(),
+            Err(_) => ApiError::unavailable("the handler took too long").into_response(),
+        };
+        if let Some(error) = ApiError::of(&response) {
+            self.log(error, info);
+        }
+        let took = app.env.clock.monotonic().saturating_sub(info.began);
+        if took > app.settings.slow_request {
+            warn!(request_id = %info.id, method = info.method, route = self.path, ?took, "slow");
+        }
+        response
+    }
+
+    /// Failures of ours; what clients do wrong is in the audit log.
+    fn log(&self, failure: &ApiError, info: &RequestInfo) {
+        if let Some(cause) = failure.cause() {
+            let status = failure.code().status().as_u16();
+            error!(request_id = %info.id, method = info.method, route = self.path, status, cause);
+        }
+    }
+}
+
+fn with_decision(mut response: Response, decision: Decision) -> Response {
+    response.extensions_mut().insert(decision);
+    response
+}
+
+/// The event of a request under way. It is written whatever becomes of the request, also when the
+/// client hangs up and the handler is dropped.
+struct PendingEvent<'a> {
+    app: &'a App,
+    caller: &'a Caller,
+    permit: Option<Permit>,
+}
+
+impl PendingEvent<'_> {
+    fn complete(mut self, response: &Response) {
+        self.write(response.status().as_u16(), response.extensions().get::<Forwarded>());
+    }
+
+    fn write(&mut self, status: u16, forwarded: Option<&Forwarded>) {
+        let Some(permit) = self.permit.take() else { return };
+        let mut event = audit::event(&self.app.env, self.caller, Action::Request, status);
+        if let (Some(forwarded), Some((request, _))) = (forwarded, &mut event.request) {
+            request.method.clone_from(&forwarded.method);
+            request.path.clone_from(&forwarded.path);
+        }
+        permit.send(event);
+    }
+}
+
+impl Drop for PendingEvent<'_> {
+    fn drop(&mut self) {
+        self.write(CLIENT_CLOSED_REQUEST, None);
+    }
+}
+
+/// Put into a response by forward-auth: the request that the gateway asks for, which is the one that
+/// the log tells of.
+#[derive(Debug, Clone)]
+pub struct Forwarded {
+    /// Its method.
+    pub method: String,
+    /// Its path, without the query string.
+    pub path: String,
+}
+
+impl Forwarded {
+    /// As the log keeps it.
+    #[must_use]
+    pub fn new(method: &str, path: &str) -> Self {
+        let shorten = |text| super::request_info::redacted(crate::model::text::shorten(text, 512));
+        Self { method: shorten(method), path: shorten(path) }
+    }
+}

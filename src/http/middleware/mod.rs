@@ -1,0 +1,13 @@
+//! What wraps handlers. Few layers, each of which does one whole thing.
+
+mod authenticate;
+mod fallback;
+mod frame;
+mod guard;
+mod rate_limit;
+mod request_info;
+
+pub use fallback::{method_not_allowed, not_found};
+pub use frame::frame;
+pub use guard::{Forwarded, guarded};
+pub use rate_limit::SignInLimit;

@@ -1,0 +1,52 @@
+use std::{net::IpAddr, net::Ipv4Addr};
+
+use axum::{
+    extract::Request,
+    http::{HeaderMap, header},
+};
+
+use crate::{
+    http::{
+        App,
+        extract::{PeerAddr, client_ip},
+    },
+    model::{audit::RequestInfo, id::RequestId, text::shorten},
+};
+
+/// What the log keeps of a path and of a `User-Agent`, in bytes.
+const MAX_KEPT: usize = 512;
+
+/// What is known of a request before anything else.
+pub(super) fn request_info(app: &App, request: &Request) -> RequestInfo {
+    let peer = request.extensions().get::<PeerAddr>();
+    let peer = peer.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |PeerAddr(peer)| peer.ip());
+    RequestInfo {
+        id: request_id(request.headers()).unwrap_or_else(|| app.env.new_id()),
+        method: request.method().to_string(),
+        path: redacted(shorten(request.uri().path(), MAX_KEPT)),
+        ip: client_ip(peer, request.headers(), &app.settings.trusted_proxies),
+        user_agent: user_agent(request.headers()),
+        began: app.env.clock.monotonic(),
+    }
+}
+
+/// The client's own id for the request, if it is such an id.
+fn request_id(headers: &HeaderMap) -> Option<RequestId> {
+    headers.get("x-request-id")?.to_str().ok()?.parse().ok()
+}
+
+fn user_agent(headers: &HeaderMap) -> Option<String> {
+    let value = headers.get(header::USER_AGENT)?;
+    let text = String::from_utf8_lossy(value.as_bytes());
+    Some(redacted(shorten(&text, MAX_KEPT)))
+}
+
+/// A credential that a client put where none belongs must not end up in the log.
+pub(super) fn redacted(text: &str) -> String {
+    const MARK: &str = "_call2me_";
+    if !text.contains(MARK) {
+        return text.to_owned();
+    }
+    let part = |part: &str| if part.contains(MARK) { "[redacted]".to_owned() } else { part.to_owned() };
+    text.split('/').map(part).collect::<Vec<_>>().join("/")
+}

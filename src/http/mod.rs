@@ -1,0 +1,107 @@
+//! HTTP: routes, what wraps them, and how answers look.
+//!
+//! A request passes, from the outside in:
+//!
+//! 1. [`middleware::frame`]: the request's id, the body of errors, the headers of every answer;
+//! 2. the router: 404 and 405 need no credential;
+//! 3. for routes of `/v1`, [`middleware::guard`]: the credential, its rate limit, a time-out, a net
+//!    for panics, and the event of the audit log;
+//! 4. the handler, whose first parameter, [`extract::Authorized`], checks the scope.
+//!
+//! The routes are in [`routes`], the mapping of errors in [`error`].
+
+pub mod api;
+pub mod error;
+pub mod extract;
+pub mod middleware;
+pub mod openapi;
+pub mod routes;
+pub mod well_known;
+
+use std::{num::NonZeroU32, sync::Arc, time::Duration};
+
+use axum::{Router, middleware::from_fn_with_state};
+use ipnet::IpNet;
+
+use crate::{
+    audit::{AuditLog, AuditWriter},
+    auth::Auth,
+    config::Settings,
+    env::Env,
+    limit::Limits,
+    resources::Resources,
+    store::Store,
+};
+
+pub use error::ApiError;
+
+/// What handlers and middlewares share.
+pub type App = Arc<Api>;
+
+/// What handlers and middlewares share.
+pub struct Api {
+    /// Who is calling, and how one becomes somebody.
+    pub auth: Auth,
+    /// The platform's resources.
+    pub resources: Resources,
+    /// The audit log, to be read.
+    pub audit_log: AuditLog,
+    /// The audit log, to be written.
+    pub audit: AuditWriter,
+    /// Rate limits.
+    pub limits: Limits,
+    /// The database, for its health.
+    pub store: Store,
+    /// Time and randomness.
+    pub env: Env,
+    /// What can be set about HTTP.
+    pub settings: HttpSettings,
+    /// The OpenAPI document, as JSON.
+    pub openapi: String,
+}
+
+/// What can be set about HTTP.
+#[derive(Debug, Clone)]
+pub struct HttpSettings {
+    /// Where clients reach the service, without a slash at the end.
+    pub public_url: String,
+    /// Proxies whose `X-Forwarded-For` is believed.
+    pub trusted_proxies: Vec<IpNet>,
+    /// The largest request body, in bytes.
+    pub max_body_bytes: usize,
+    /// The longest that a handler may take.
+    pub handler_timeout: Duration,
+    /// Requests that take longer are logged.
+    pub slow_request: Duration,
+    /// Sign-ins a minute for each address.
+    pub sign_in_per_minute: NonZeroU32,
+}
+
+impl From<&Settings> for HttpSettings {
+    fn from(settings: &Settings) -> Self {
+        Self {
+            public_url: settings.server.public_url.clone(),
+            trusted_proxies: settings.server.trusted_proxies.clone(),
+            max_body_bytes: settings.server.max_body_bytes,
+            handler_timeout: settings.server.handler_timeout,
+            slow_request: settings.log.slow_request,
+            sign_in_per_minute: settings.rate_limit.sign_in_per_minute,
+        }
+    }
+}
+
+/// The whole API.
+#[must_use]
+pub fn router(app: &App) -> Router {
+    let sign_in = middleware::SignInLimit::new(app.settings.sign_in_per_minute);
+    let mut router = Router::new();
+    for route in routes::table() {
+        router = router.route(route.path, middleware::guarded(route, app, &sign_in));
+    }
+    router
+        .merge(openapi::swagger_ui(app))
+        .fallback(middleware::not_found)
+        .method_not_allowed_fallback(middleware::method_not_allowed)
+        .layer(from_fn_with_state(Arc::clone(app), middleware::frame))
+        .with_state(Arc::clone(app))
+}

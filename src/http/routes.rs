@@ -1,0 +1,133 @@
+//! THE ROUTE TABLE: method, path, what it asks of the caller, handler.
+//!
+//! The third column is a type, and the handler's first parameter must be that type's guard: a table
+//! that says another than the handler does not compile, and a handler without a guard has no place
+//! here. A test holds the table against the OpenAPI document and tries every route with every kind of
+//! credential.
+
+use axum::{
+    http::Method,
+    routing::{MethodFilter, MethodRouter},
+};
+use utoipa::openapi::{RefOr, path::Paths, schema::Schema};
+
+use super::{
+    App,
+    api::{
+        agents, api_keys, audit_log, auth, branding, calls, campaigns, knowledge_base, members,
+        users, verify, wallet, workspace,
+    },
+    extract::{Access, Admin, GuardedBy, Open, OwnSession, ReadOnly, Rule, SignIn, Write},
+    well_known,
+};
+
+/// A route.
+pub struct Route {
+    /// Its method; none is any.
+    pub method: Option<Method>,
+    /// Its path, as axum has it.
+    pub path: &'static str,
+    /// What it asks of the caller.
+    pub rule: Rule,
+    /// What answers.
+    pub handler: MethodRouter<App>,
+    /// What the OpenAPI document says of it.
+    pub paths: Paths,
+    /// The schemas that this refers to.
+    pub schemas: Vec<(String, RefOr<Schema>)>,
+}
+
+/// Only compiles for a handler whose first parameter is the guard of `A`.
+const fn guarded_by<A: Access, Args, H: GuardedBy<A, Args>>(_: &H) {}
+
+macro_rules! routes {
+    (@method ANY) => { None };
+    (@method $method:ident) => { Some(Method::$method) };
+    (@handler ANY $handler:path) => { axum::routing::any($handler) };
+    (@handler $method:ident $handler:path) => {
+        axum::routing::on(MethodFilter::$method, $handler)
+    };
+    ($($method:ident $path:literal $access:ty => $handler:path;)*) => {
+        vec![$({
+            guarded_by::<$access, _, _>(&$handler);
+            let (schemas, paths, _) = utoipa_axum::routes!($handler);
+            // The macro fixes the state's type by the router that it also makes.
+            let _: &MethodRouter<App> = &axum::routing::on(MethodFilter::GET, $handler);
+            Route {
+                method: routes!(@method $method),
+                path: $path,
+                rule: <$access as Access>::RULE,
+                handler: routes!(@handler $method $handler),
+                paths,
+                schemas,
+            }
+        }),*]
+    };
+}
+
+/// All routes.
+#[must_use]
+#[rustfmt::skip]
+pub fn table() -> Vec<Route> {
+    routes! {
+        POST   "/v1/auth/register"              SignIn     => auth::register;
+        POST   "/v1/auth/login"                 SignIn     => auth::login;
+        POST   "/v1/auth/refresh"               Open       => auth::refresh;
+        POST   "/v1/auth/logout"                OwnSession => auth::logout;
+        GET    "/v1/auth/me"                    ReadOnly   => auth::me;
+        ANY    "/v1/auth/verify"                ReadOnly   => verify::verify;
+        ANY    "/v1/auth/verify/{*path}"        ReadOnly   => verify::verify_path;
+
+        GET    "/v1/workspace"                  ReadOnly   => workspace::get;
+        GET    "/v1/members"                    Admin      => members::list;
+
+        POST   "/v1/api-keys"                   Admin      => api_keys::create;
+        GET    "/v1/api-keys"                   ReadOnly   => api_keys::list;
+        GET    "/v1/api-keys/{id}"              ReadOnly   => api_keys::get;
+        PATCH  "/v1/api-keys/{id}"              Admin      => api_keys::update;
+        DELETE "/v1/api-keys/{id}"              Admin      => api_keys::revoke;
+
+        GET    "/v1/audit-log"                  ReadOnly   => audit_log::list;
+
+        GET    "/v1/agents"                     ReadOnly   => agents::list;
+        POST   "/v1/agents"                     Write      => agents::create;
+        GET    "/v1/agents/{id}"                ReadOnly   => agents::get;
+        PATCH  "/v1/agents/{id}"                Write      => agents::update;
+        DELETE "/v1/agents/{id}"                Write      => agents::delete;
+
+        GET    "/v1/calls"                      ReadOnly   => calls::list;
+        POST   "/v1/calls"                      Write      => calls::create;
+        GET    "/v1/calls/{id}"                 ReadOnly   => calls::get;
+        PATCH  "/v1/calls/{id}"                 Write      => calls::update;
+        DELETE "/v1/calls/{id}"                 Write      => calls::delete;
+        POST   "/v1/calls/{id}/end"             Write      => calls::end;
+
+        GET    "/v1/knowledge-base"             ReadOnly   => knowledge_base::list;
+        POST   "/v1/knowledge-base"             Write      => knowledge_base::create;
+        GET    "/v1/knowledge-base/{id}"        ReadOnly   => knowledge_base::get;
+        PATCH  "/v1/knowledge-base/{id}"        Write      => knowledge_base::update;
+        DELETE "/v1/knowledge-base/{id}"        Write      => knowledge_base::delete;
+
+        GET    "/v1/campaigns"                  ReadOnly   => campaigns::list;
+        POST   "/v1/campaigns"                  Write      => campaigns::create;
+        GET    "/v1/campaigns/{id}"             ReadOnly   => campaigns::get;
+        PATCH  "/v1/campaigns/{id}"             Write      => campaigns::update;
+        DELETE "/v1/campaigns/{id}"             Write      => campaigns::delete;
+
+        GET    "/v1/wallet/balance"             Admin      => wallet::balance;
+        GET    "/v1/wallet/transactions"        Admin      => wallet::transactions;
+
+        GET    "/v1/users/me"                   ReadOnly   => users::get;
+        PATCH  "/v1/users/me"                   Write      => users::update;
+        GET    "/v1/users/me/branding"          Admin      => branding::get;
+        PUT    "/v1/users/me/branding"          Admin      => branding::replace;
+        GET    "/v1/users/me/tenant/members"    Admin      => members::tenant_members;
+
+        GET    "/.well-known/jwks.json"         Open       => well_known::jwks;
+        GET    "/.well-known/oauth-protected-resource" Open => well_known::protected_resource;
+        GET    "/health"                        Open       => well_known::health;
+        GET    "/livez"                         Open       => well_known::livez;
+        GET    "/readyz"                        Open       => well_known::readyz;
+        GET    "/openapi.json"                  Open       => well_known::openapi;
+    }
+}

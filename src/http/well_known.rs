@@ -1,0 +1,103 @@
+//! What machines read: health, keys, metadata, the OpenAPI document.
+
+use axum::{
+    Json,
+    extract::State,
+    http::{HeaderValue, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use serde::Serialize;
+use serde_json::{Value, json};
+use utoipa::ToSchema;
+
+use super::{App, extract::Public};
+use crate::model::scope::Scope;
+
+/// How the service is.
+#[derive(Serialize, ToSchema)]
+pub struct HealthBody {
+    /// `healthy` or `unhealthy`.
+    #[schema(example = "healthy")]
+    status: &'static str,
+    #[schema(example = "call2me-auth")]
+    service: &'static str,
+    #[schema(example = "0.1.0")]
+    version: &'static str,
+    checks: ChecksBody,
+}
+
+/// How what it needs is.
+#[derive(Serialize, ToSchema)]
+pub struct ChecksBody {
+    /// `up` or `down`.
+    #[schema(example = "up")]
+    database: &'static str,
+}
+
+/// Health
+#[utoipa::path(get, path = "/health", tag = "Operation",
+    responses((status = 200, body = HealthBody), (status = 503, body = HealthBody)))]
+pub async fn health(_: Public, State(app): State<App>) -> (StatusCode, Json<HealthBody>) {
+    let up = app.store.ping().await.is_ok();
+    let (code, status, database) = if up {
+        (StatusCode::OK, "healthy", "up")
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, "unhealthy", "down")
+    };
+    let body = HealthBody {
+        status,
+        service: env!("CARGO_PKG_NAME"),
+        version: env!("CARGO_PKG_VERSION"),
+        checks: ChecksBody { database },
+    };
+    (code, Json(body))
+}
+
+/// Is the process alive?
+#[utoipa::path(get, path = "/livez", tag = "Operation",
+    responses((status = 200, body = String, content_type = "text/plain")))]
+pub async fn livez(_: Public, State(_app): State<App>) -> &'static str {
+    "ok"
+}
+
+/// May it be sent requests?
+#[utoipa::path(get, path = "/readyz", tag = "Operation",
+    responses((status = 200, body = String, content_type = "text/plain"),
+              (status = 503, body = String, content_type = "text/plain")))]
+pub async fn readyz(_: Public, State(app): State<App>) -> (StatusCode, &'static str) {
+    match app.store.ping().await {
+        Ok(()) => (StatusCode::OK, "ok"),
+        Err(_) => (StatusCode::SERVICE_UNAVAILABLE, "the database is down"),
+    }
+}
+
+/// The keys that access tokens are verified with (RFC 7517)
+#[utoipa::path(get, path = "/.well-known/jwks.json", tag = "Discovery",
+    responses((status = 200, body = Object)))]
+pub async fn jwks(_: Public, State(app): State<App>) -> Response {
+    // A rotated key signs after it was published for a while: five minutes do not make it late.
+    let cache = [(header::CACHE_CONTROL, HeaderValue::from_static("public, max-age=300"))];
+    (cache, Json(app.auth.jwks())).into_response()
+}
+
+/// What this resource server takes (RFC 9728)
+#[utoipa::path(get, path = "/.well-known/oauth-protected-resource", tag = "Discovery",
+    responses((status = 200, body = Object)))]
+pub async fn protected_resource(_: Public, State(app): State<App>) -> Json<Value> {
+    let url = &app.settings.public_url;
+    Json(json!({
+        "resource": url,
+        "jwks_uri": format!("{url}/.well-known/jwks.json"),
+        "scopes_supported": Scope::ALL.map(Scope::oauth_name),
+        "bearer_methods_supported": ["header"],
+        "resource_documentation": format!("{url}/docs"),
+    }))
+}
+
+/// This document
+#[utoipa::path(get, path = "/openapi.json", tag = "Discovery",
+    responses((status = 200, body = Object)))]
+pub async fn openapi(_: Public, State(app): State<App>) -> Response {
+    let content_type = [(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))];
+    (content_type, app.openapi.clone()).into_response()
+}

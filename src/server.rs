@@ -1,0 +1,122 @@
+//! The accept loop: HTTP/1.1 by hyper, with what `axum::serve` lacks: a time-out on request heads and
+//! idle connections, and a bound on their number.
+
+use std::{future::Future, io, pin::pin, sync::Arc, time::Duration};
+
+use axum::{Router, extract::Request};
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::{Semaphore, watch},
+    time::{sleep, timeout},
+};
+use tower::ServiceExt;
+use tracing::{debug, warn};
+
+use crate::{config, http::extract::PeerAddr};
+
+/// The largest head of a request, in bytes.
+const MAX_HEAD_BYTES: usize = 32 * 1024;
+
+/// Serves a router.
+pub struct Server {
+    router: Router,
+    http: http1::Builder,
+    connections: Arc<Semaphore>,
+    max_connections: u32,
+    shutdown_timeout: Duration,
+}
+
+impl Server {
+    /// As configured.
+    #[must_use]
+    pub fn new(settings: &config::Server, router: Router) -> Self {
+        let mut http = http1::Builder::new();
+        http.timer(TokioTimer::new())
+            .header_read_timeout(settings.header_timeout)
+            .max_buf_size(MAX_HEAD_BYTES)
+            .keep_alive(true);
+        Self {
+            router,
+            http,
+            connections: Arc::new(Semaphore::new(settings.max_connections)),
+            max_connections: settings.max_connections.try_into().unwrap_or(u32::MAX),
+            shutdown_timeout: settings.shutdown_timeout,
+        }
+    }
+
+    /// Accepts connections until `stop` is ready, then lets requests under way finish.
+    ///
+    /// # Errors
+    /// Never so far: a failure to accept is waited out.
+    pub async fn run(
+        self,
+        listener: TcpListener,
+        stop: impl Future<Output = ()>,
+    ) -> io::Result<()> {
+        let (stopping, _) = watch::channel(false);
+        let mut stop = pin!(stop);
+        loop {
+            // A place first: who finds none waits in the kernel's queue.
+            let place = tokio::select! {
+                place = Arc::clone(&self.connections).acquire_owned() => place,
+                () = &mut stop => break,
+            };
+            let (stream, peer) = tokio::select! {
+                accepted = listener.accept() => match accepted {
+                    Ok(accepted) => accepted,
+                    Err(error) => {
+                        // Most likely out of file descriptors, which pass.
+                        warn!(%error, "cannot accept a connection");
+                        sleep(Duration::from_millis(50)).await;
+                        continue;
+                    }
+                },
+                () = &mut stop => break,
+            };
+            let connection = self.serve(stream, PeerAddr(peer), stopping.subscribe());
+            tokio::spawn(async move {
+                connection.await;
+                drop(place);
+            });
+        }
+        drop(listener);
+        stopping.send_replace(true);
+        let all_done = self.connections.acquire_many(self.max_connections);
+        if timeout(self.shutdown_timeout, all_done).await.is_err() {
+            warn!("requests under way were cut off");
+        }
+        Ok(())
+    }
+
+    fn serve(
+        &self,
+        stream: TcpStream,
+        peer: PeerAddr,
+        mut stopping: watch::Receiver<bool>,
+    ) -> impl Future<Output = ()> + use<> {
+        stream.set_nodelay(true).ok();
+        let router = self.router.clone();
+        let service = service_fn(move |request: hyper::Request<Incoming>| {
+            let mut request: Request = request.map(axum::body::Body::new);
+            request.extensions_mut().insert(peer);
+            router.clone().oneshot(request)
+        });
+        let connection = self.http.serve_connection(TokioIo::new(stream), service);
+        async move {
+            let mut connection = pin!(connection);
+            let stopped = async move { stopping.wait_for(|stopping| *stopping).await.is_ok() };
+            let outcome = tokio::select! {
+                outcome = connection.as_mut() => outcome,
+                _ = stopped => {
+                    connection.as_mut().graceful_shutdown();
+                    connection.await
+                }
+            };
+            if let Err(error) = outcome {
+                debug!(%error, "a connection broke");
+            }
+        }
+    }
+}
