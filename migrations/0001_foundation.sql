@@ -50,8 +50,9 @@ CREATE TABLE users (
     full_name text,
     -- A PHC string (argon2id). The role may write it, never read it: see find_sign_in.
     password_hash text,
-    -- Whatever else clients store with `PATCH /v1/users/me`.
-    profile jsonb NOT NULL DEFAULT '{}',
+    -- Whatever else clients store with `PATCH /v1/users/me`. As `json`, which keeps what it is given:
+    -- `jsonb` reorders fields, and writes great numbers so that others cannot read them.
+    profile json NOT NULL DEFAULT '{}',
     last_workspace_id uuid,
     created_at timestamptz NOT NULL,
     CONSTRAINT users_email_key_key UNIQUE (email_key)
@@ -60,7 +61,7 @@ CREATE TABLE users (
 CREATE TABLE workspaces (
     id uuid PRIMARY KEY,
     name text NOT NULL,
-    branding jsonb NOT NULL DEFAULT '{}',
+    branding json NOT NULL DEFAULT '{}',
     -- Requests a minute for each credential of the workspace; NULL is the configured default.
     rate_limit_per_minute integer CHECK (rate_limit_per_minute > 0),
     created_at timestamptz NOT NULL
@@ -272,7 +273,7 @@ CREATE TABLE documents (
     kind text NOT NULL CHECK (kind IN ('agent', 'call', 'knowledge_base', 'campaign')),
     -- The agent of a call or campaign. It may be deleted; the call was made all the same.
     agent_id uuid,
-    body jsonb NOT NULL,
+    body json NOT NULL,
     created_at timestamptz NOT NULL,
     updated_at timestamptz NOT NULL
 );

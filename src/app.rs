@@ -2,8 +2,8 @@
 
 use std::{future::Future, sync::Arc};
 
-use secrecy::ExposeSecret;
 use axum::Router;
+use secrecy::ExposeSecret;
 use tokio::{net::TcpListener, task::JoinHandle, time::interval};
 
 use crate::{

@@ -99,7 +99,18 @@ pub struct Database {
     /// The owner of the tables.
     pub owner_url: Option<SecretString>,
     /// The pool.
-    pub pool: crate::store::StoreOptions,
+    pub pool: Pool,
+}
+
+/// The pool of connections to PostgreSQL.
+#[derive(Debug, Clone)]
+pub struct Pool {
+    /// Connections at most.
+    pub max_connections: u32,
+    /// How long a request waits for a connection before it is answered 503.
+    pub acquire_timeout: Duration,
+    /// How long one statement may take.
+    pub statement_timeout: Duration,
 }
 
 /// `[keys]`
@@ -231,9 +242,10 @@ impl Raw {
         }
         let (file, embedded) = profile.file();
         raw.merge_file(embedded, file);
-        for file in folder.into_iter().flat_map(|folder| {
-            ["default.toml", file].map(|file| folder.join(file))
-        }) {
+        for file in folder
+            .into_iter()
+            .flat_map(|folder| ["default.toml", file].map(|file| folder.join(file)))
+        {
             match std::fs::read_to_string(&file) {
                 Ok(text) => raw.merge_file(&text, &file.display().to_string()),
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
@@ -255,10 +267,9 @@ impl Raw {
     pub fn set(&mut self, key: &str, value: Value, origin: &str) {
         match self.values.get_mut(key) {
             Some(slot) if slot.0.same_type(&value) => *slot = (value, origin.to_owned()),
-            Some((old, _)) => self.problems.push(format!(
-                "{key} must be {} (from {origin})",
-                type_name(old)
-            )),
+            Some((old, _)) => {
+                self.problems.push(format!("{key} must be {} (from {origin})", type_name(old)))
+            }
             None => self.problems.push(format!("{key} is no setting (from {origin})")),
         }
     }
@@ -437,7 +448,7 @@ impl Check<'_> {
         Some(Database {
             url: url?.into(),
             owner_url: Some(owner_url).filter(|url| !url.is_empty()).map(Into::into),
-            pool: crate::store::StoreOptions {
+            pool: Pool {
                 max_connections: max_connections?,
                 acquire_timeout: acquire_timeout?,
                 statement_timeout: statement_timeout?,

@@ -68,10 +68,7 @@ mod tests {
     fn credentials_are_cut_out() {
         let line = "GET /x sk_call2me_live_abc123 \"rt_call2me_A-b_c\" eyJ0.eyJz.x-_ \
                     $argon2id$v=19$m=1,t=2,p=1$aa$bb end";
-        assert_eq!(
-            redact(line),
-            "GET /x [redacted] \"[redacted]\" [redacted] [redacted] end"
-        );
+        assert_eq!(redact(line), "GET /x [redacted] \"[redacted]\" [redacted] [redacted] end");
     }
 
     #[test]

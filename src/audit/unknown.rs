@@ -26,7 +26,8 @@ pub struct UnknownCredentials {
 impl UnknownCredentials {
     /// Counts one request.
     pub fn count(&self, ip: IpAddr, now: OffsetDateTime) {
-        let minute = now - Duration::nanoseconds(i64::from(now.nanosecond()))
+        let minute = now
+            - Duration::nanoseconds(i64::from(now.nanosecond()))
             - Duration::seconds(i64::from(now.second()));
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         let key = (address::subnet(ip), minute);

@@ -70,20 +70,24 @@ impl Auth {
     /// Mints a key as the operator does, from the command line.
     ///
     /// # Errors
-    /// [`AuthError::Invalid`] for bad values.
+    /// [`AuthError::Invalid`] for bad values, [`AuthError::NotFound`] for an unknown workspace.
     pub async fn mint_key_as_operator(
         &self,
         workspace: WorkspaceId,
         wanted: MintKey,
     ) -> Result<Minted, AuthError> {
         let (secret, new) = self.new_key(wanted)?;
+        let mut tx = self.store.begin(workspace, None).await?;
+        let known = store::workspaces::get(&mut tx, workspace).await?;
+        known.ok_or(AuthError::NotFound("workspace"))?;
         let id = self.env.new_id();
         let event = NewEvent::new(id, workspace, Action::ApiKeyCreated, Actor::system());
         self.store_key(workspace, secret, new, event).await
     }
 
     fn new_key(&self, wanted: MintKey) -> Result<(ApiKeySecret, NewApiKey), AuthError> {
-        let secret = ApiKeySecret::generate(&self.environment, |bytes| self.env.entropy.fill(bytes));
+        let secret =
+            ApiKeySecret::generate(&self.environment, |bytes| self.env.entropy.fill(bytes));
         let new = NewApiKey {
             id: self.env.new_id(),
             name: check_name(&wanted.name)?,
@@ -191,8 +195,8 @@ impl Auth {
         let key = store::api_keys::get(&mut tx, workspace, id).await?;
         let key = key.ok_or(AuthError::NotFound("API key"))?;
         if revoked {
-            let event = audit::event(&self.env, caller, Action::ApiKeyRevoked, 204)
-                .on(id, key.name);
+            let event =
+                audit::event(&self.env, caller, Action::ApiKeyRevoked, 204).on(id, key.name);
             store::audit::insert(&mut tx, workspace, &event).await?;
             tx.commit().await?;
         }

@@ -124,12 +124,8 @@ impl Auth {
         let owner =
             self.store.find_sign_in(&email).await?.ok_or(AuthError::NotFound("account"))?.user_id;
         let now = self.env.clock.now();
-        let workspace = Workspace {
-            id: self.env.new_id(),
-            name,
-            rate_limit_per_minute: None,
-            created_at: now,
-        };
+        let workspace =
+            Workspace { id: self.env.new_id(), name, rate_limit_per_minute: None, created_at: now };
         let mut tx = self.store.begin(workspace.id, Some(owner)).await?;
         store::workspaces::insert(&mut tx, &workspace).await?;
         store::members::insert(&mut tx, workspace.id, owner, Role::Owner, now).await?;
@@ -141,10 +137,7 @@ impl Auth {
         Ok(workspace)
     }
 
-    fn check_account(
-        &self,
-        account: &NewAccount,
-    ) -> Result<(User, Email, Workspace), AuthError> {
+    fn check_account(&self, account: &NewAccount) -> Result<(User, Email, Workspace), AuthError> {
         let invalid = AuthError::invalid;
         let email = Email::parse(&account.email).map_err(|why| invalid("email", why))?;
         let full_name = account.full_name.as_deref().map(|name| text::name("full_name", name));
@@ -306,10 +299,10 @@ impl Auth {
         else {
             return;
         };
-        let event =
-            self.witness(request, workspace, Action::LoginFailed, Actor::anonymous(), 401)
-                .on(account.user_id, account.email.clone())
-                .with(json!({ "reason": "wrong_password" }));
+        let event = self
+            .witness(request, workspace, Action::LoginFailed, Actor::anonymous(), 401)
+            .on(account.user_id, account.email.clone())
+            .with(json!({ "reason": "wrong_password" }));
         permit.send(event);
     }
 

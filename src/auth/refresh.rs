@@ -52,7 +52,8 @@ impl Auth {
             Verdict::Current => {
                 let now = self.env.clock.now();
                 store::sessions::advance_refresh(&mut tx, user, id, now).await?;
-                let event = self.session_event(&session, id, Action::SessionRefreshed, request, 200);
+                let event =
+                    self.session_event(&session, id, Action::SessionRefreshed, request, 200);
                 store::audit::insert(&mut tx, workspace, &event).await?;
                 state.generation.saturating_add(1)
             }
@@ -113,11 +114,8 @@ impl Auth {
         status: u16,
     ) -> crate::model::audit::NewEvent {
         let name = session.full_name.as_ref().unwrap_or(&session.email).clone();
-        let actor = Actor {
-            kind: ActorType::User,
-            id: Some(session.user_id.uuid()),
-            name: Some(name),
-        };
+        let actor =
+            Actor { kind: ActorType::User, id: Some(session.user_id.uuid()), name: Some(name) };
         self.witness(request, session.workspace_id, action, actor, status).on(id, None)
     }
 

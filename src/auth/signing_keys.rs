@@ -63,7 +63,9 @@ impl SigningKeys {
     fn open(stored: &[StoredSigningKey], secrets: &Secrets) -> Result<Self, String> {
         let youngest = stored.first().ok_or("there is no signing key")?;
         let seed = secrets.open(youngest.id.uuid().as_bytes(), &youngest.sealed_private_key)?;
-        let seed = seed.ok_or("keys.encryption_key is not the one that this database's signing keys were sealed with")?;
+        let seed = seed.ok_or(
+            "keys.encryption_key is not the one that this database's signing keys were sealed with",
+        )?;
         let pair = Ed25519KeyPair::from_seed_and_public_key(&seed, &youngest.public_key)
             .map_err(|_| "a signing key is damaged")?;
         let pkcs8 = pair.to_pkcs8().map_err(|_| "a signing key is damaged")?;

@@ -102,9 +102,8 @@ impl Auth {
         validation.set_required_spec_claims(&["iss", "sub", "aud", "exp"]);
         // By our own clock, below, and without leeway.
         validation.validate_exp = false;
-        let claims = jsonwebtoken::decode::<Claims>(token, key, &validation)
-            .map_err(|_| MALFORMED)?
-            .claims;
+        let claims =
+            jsonwebtoken::decode::<Claims>(token, key, &validation).map_err(|_| MALFORMED)?.claims;
         if self.env.clock.now().unix_timestamp() >= claims.exp {
             return Err(AuthError::TokenExpired);
         }

@@ -6,10 +6,7 @@ use serde_json::{Value, json};
 
 use crate::{
     app::Application,
-    auth::{
-        keys::MintKey,
-        login::NewAccount,
-    },
+    auth::{keys::MintKey, login::NewAccount},
     config::Settings,
     env::Env,
     model::{id::WorkspaceId, password::Password, scope::Scope},

@@ -74,7 +74,8 @@ async fn dispatch(cli: Cli) -> Result<(), String> {
         }
         Command::Openapi => {
             let url = raw.text("server.public_url").unwrap_or("http://127.0.0.1:8080");
-            let json = openapi::document(url).to_pretty_json().map_err(|error| error.to_string())?;
+            let json =
+                openapi::document(url).to_pretty_json().map_err(|error| error.to_string())?;
             print(&format!("{json}\n"));
             Ok(())
         }

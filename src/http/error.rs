@@ -150,7 +150,10 @@ impl ApiError {
     pub fn internal(cause: &str) -> Self {
         Self {
             cause: Some(cause.into()),
-            ..Self::new(Code::Internal, "an internal error occurred; quote the request_id to support")
+            ..Self::new(
+                Code::Internal,
+                "an internal error occurred; quote the request_id to support",
+            )
         }
     }
 
@@ -322,9 +325,10 @@ impl From<StoreError> for ApiError {
     fn from(error: StoreError) -> Self {
         match error {
             StoreError::Unavailable(cause) => Self::unavailable(&cause.to_string()),
-            StoreError::BadText => {
-                Self::new(Code::ValidationFailed, "a text contains a character that cannot be stored")
-            }
+            StoreError::BadText => Self::new(
+                Code::ValidationFailed,
+                "a text contains a character that cannot be stored",
+            ),
             // Constraints that a client can run into are told apart where they are met.
             StoreError::Violated(constraint) => Self::internal(&format!("{constraint:?}")),
             StoreError::Internal(cause) => Self::internal(&cause.to_string()),

@@ -71,13 +71,15 @@ pub fn document(public_url: &str) -> OpenApi {
                 .title("Call2Me authentication")
                 .version(env!("CARGO_PKG_VERSION"))
                 .description(Some(env!("CARGO_PKG_DESCRIPTION")))
-                .license(Some(LicenseBuilder::new().name("Apache-2.0").identifier(Some("Apache-2.0")).build()))
+                .license(Some(
+                    LicenseBuilder::new().name("Apache-2.0").identifier(Some("Apache-2.0")).build(),
+                ))
                 .build(),
         )
         .servers(Some([Server::new(public_url)]))
-        .tags(Some(tags().map(|(name, text)| {
-            TagBuilder::new().name(name).description(Some(text)).build()
-        })))
+        .tags(Some(
+            tags().map(|(name, text)| TagBuilder::new().name(name).description(Some(text)).build()),
+        ))
         .paths(paths)
         .components(Some(components.build()))
         .build()
@@ -102,7 +104,12 @@ fn add_route(paths: &mut Paths, route: Route) {
     for (path, item) in route.paths.paths {
         let mut item = item;
         let has_id = path.contains('{');
-        for operation in operations(&mut item) {
+        for (method, operation) in operations(&mut item) {
+            // A route of any method is several operations.
+            operation.operation_id = Some(match route.method {
+                Some(_) => route.name.clone(),
+                None => format!("{}_{method}", route.name),
+            });
             complete(operation, rule, is_v1, has_id);
         }
         match paths.paths.get_mut(&path) {
@@ -114,19 +121,19 @@ fn add_route(paths: &mut Paths, route: Route) {
     }
 }
 
-fn operations(item: &mut PathItem) -> impl Iterator<Item = &mut Operation> {
+fn operations(item: &mut PathItem) -> impl Iterator<Item = (&'static str, &mut Operation)> {
     [
-        &mut item.get,
-        &mut item.put,
-        &mut item.post,
-        &mut item.delete,
-        &mut item.patch,
-        &mut item.head,
-        &mut item.options,
-        &mut item.trace,
+        ("get", &mut item.get),
+        ("put", &mut item.put),
+        ("post", &mut item.post),
+        ("delete", &mut item.delete),
+        ("patch", &mut item.patch),
+        ("head", &mut item.head),
+        ("options", &mut item.options),
+        ("trace", &mut item.trace),
     ]
     .into_iter()
-    .flatten()
+    .filter_map(|(method, operation)| Some((method, operation.as_mut()?)))
 }
 
 /// Adds what the route's rule implies.
@@ -206,7 +213,9 @@ fn describe(status: &str, response: &mut Response, is_v1: bool) {
     }
     if is_error && response.content.is_empty() {
         let schema = Ref::from_schema_name("ErrorBody");
-        response.content.insert("application/json".to_owned(), RefOr::T(Content::new(Some(schema))));
+        response
+            .content
+            .insert("application/json".to_owned(), RefOr::T(Content::new(Some(schema))));
     }
     let mut header = |name: &str, kind: Type, text: &str| {
         let schema = ObjectBuilder::new().schema_type(kind).build();
@@ -232,6 +241,7 @@ fn describe(status: &str, response: &mut Response, is_v1: bool) {
 
 /// `/docs`: the document to read and try, from the binary alone.
 pub(super) fn swagger_ui(_: &App) -> Router<App> {
-    let config = Config::new(["/openapi.json"]).try_it_out_enabled(true).persist_authorization(false);
+    let config =
+        Config::new(["/openapi.json"]).try_it_out_enabled(true).persist_authorization(false);
     SwaggerUi::new("/docs").config(config).into()
 }

@@ -25,6 +25,8 @@ use super::{
 pub struct Route {
     /// Its method; none is any.
     pub method: Option<Method>,
+    /// Its name, `module_handler`: the operation's id in the OpenAPI document.
+    pub name: String,
     /// Its path, as axum has it.
     pub path: &'static str,
     /// What it asks of the caller.
@@ -55,6 +57,7 @@ macro_rules! routes {
             let _: &MethodRouter<App> = &axum::routing::on(MethodFilter::GET, $handler);
             Route {
                 method: routes!(@method $method),
+                name: stringify!($handler).replace("::", "_").replace(' ', ""),
                 path: $path,
                 rule: <$access as Access>::RULE,
                 handler: routes!(@handler $method $handler),

@@ -22,8 +22,8 @@ use crate::{
     },
 };
 
-pub use limiter::Decision;
 use limiter::Buckets;
+pub use limiter::Decision;
 
 /// All buckets of this node. Cheap to clone.
 #[derive(Clone)]

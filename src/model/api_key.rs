@@ -316,7 +316,9 @@ pub fn parse_networks(texts: &[String]) -> Result<Vec<IpNet>, Invalid> {
             .or_else(|_| text.parse::<IpAddr>().map(IpNet::from))
             .map(|net| net.trunc())
             .map_err(|_| {
-                Invalid::new("allowed_ips must be CIDR networks such as 203.0.113.0/24 or 2001:db8::/32")
+                Invalid::new(
+                    "allowed_ips must be CIDR networks such as 203.0.113.0/24 or 2001:db8::/32",
+                )
             })
     };
     texts.iter().map(network).collect()
@@ -398,7 +400,10 @@ mod tests {
     #[test]
     fn networks_are_read_and_truncated() {
         let read = parse_networks(&["10.1.2.3/8".into(), "::1".into()]).unwrap();
-        assert_eq!(read.iter().map(ToString::to_string).collect::<Vec<_>>(), ["10.0.0.0/8", "::1/128"]);
+        assert_eq!(
+            read.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            ["10.0.0.0/8", "::1/128"]
+        );
         assert!(parse_networks(&["10.0.0.0/33".into()]).is_err());
     }
 }

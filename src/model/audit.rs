@@ -243,8 +243,7 @@ impl NewEvent {
     #[must_use]
     pub fn in_request(mut self, request: &RequestInfo, status: u16, now: Duration) -> Self {
         let latency = now.saturating_sub(request.began).as_micros();
-        let outcome =
-            Outcome { status, latency_us: i64::try_from(latency).unwrap_or(i64::MAX) };
+        let outcome = Outcome { status, latency_us: i64::try_from(latency).unwrap_or(i64::MAX) };
         self.request = Some((request.clone(), outcome));
         self
     }

@@ -96,7 +96,9 @@ mod tests {
 
     #[test]
     fn ones_own_name_and_address_are_refused() {
-        for own in ["dana.meyer@acme.example", "DanaQMeyerson", "dana q meyerson!", "aaaaaaaaaaaaaaa"] {
+        for own in
+            ["dana.meyer@acme.example", "DanaQMeyerson", "dana q meyerson!", "aaaaaaaaaaaaaaa"]
+        {
             assert!(check(own).is_err(), "{own}");
         }
     }

@@ -99,7 +99,9 @@ impl Principal {
     pub fn subject(&self) -> String {
         match &self.credential {
             Credential::ApiKey { id, .. } => super::id::format(ApiKeyId::PREFIX, id.uuid()),
-            Credential::Session { user_id, .. } => super::id::format(UserId::PREFIX, user_id.uuid()),
+            Credential::Session { user_id, .. } => {
+                super::id::format(UserId::PREFIX, user_id.uuid())
+            }
         }
     }
 

@@ -126,8 +126,7 @@ impl PresentedToken {
     pub fn verify(&self, key: &RefreshKey, seed: &RefreshSeed) -> Option<u32> {
         use subtle::ConstantTimeEq as _;
         let genuine = key.derive(self.session, self.generation, seed);
-        let same =
-            genuine.expose_secret().as_bytes().ct_eq(self.text.expose_secret().as_bytes());
+        let same = genuine.expose_secret().as_bytes().ct_eq(self.text.expose_secret().as_bytes());
         bool::from(same).then_some(self.generation)
     }
 }

@@ -141,12 +141,7 @@ impl Resources {
     ///
     /// # Errors
     /// [`ResourceError::NotFound`].
-    pub async fn delete(
-        &self,
-        caller: &Caller,
-        kind: Kind,
-        id: Uuid,
-    ) -> Result<(), ResourceError> {
+    pub async fn delete(&self, caller: &Caller, kind: Kind, id: Uuid) -> Result<(), ResourceError> {
         let mut tx = self.store.begin(caller.workspace(), None).await?;
         if !store::documents::delete(&mut tx, caller.workspace(), kind, id).await? {
             return Err(not_found(kind));
@@ -159,8 +154,9 @@ impl Resources {
 /// A document as clients see it: what was stored, and the service's own fields over it.
 #[must_use]
 pub fn render(kind: Kind, document: Document) -> Map<String, Value> {
-    let mut body = document.body;
+    let mut body = Map::new();
     body.insert(kind.id_field().to_owned(), json!(id::format(kind.prefix(), document.id)));
+    body.extend(document.body);
     body.insert("created_at".to_owned(), json!(document.created_at.format(&Rfc3339).ok()));
     body.insert("updated_at".to_owned(), json!(document.updated_at.format(&Rfc3339).ok()));
     if kind == Kind::KnowledgeBase {

@@ -1,10 +1,15 @@
 //! How the model's types are read from columns.
 
-use sqlx::{Decode, Postgres, Type, error::BoxDynError, postgres::PgTypeInfo, postgres::PgValueRef};
+use sqlx::{
+    Decode, Postgres, Type, error::BoxDynError, postgres::PgTypeInfo, postgres::PgValueRef,
+};
 use uuid::Uuid;
 
 use crate::model::{
-    id::{AgentId, ApiKeyId, EventId, RequestId, SessionId, SigningKeyId, TransactionId, UserId, WorkspaceId},
+    id::{
+        AgentId, ApiKeyId, EventId, RequestId, SessionId, SigningKeyId, TransactionId, UserId,
+        WorkspaceId,
+    },
     scope::{Role, Scope},
 };
 
@@ -45,6 +50,14 @@ macro_rules! from_text {
 }
 
 from_uuid!(
-    AgentId, ApiKeyId, EventId, RequestId, SessionId, SigningKeyId, TransactionId, UserId, WorkspaceId
+    AgentId,
+    ApiKeyId,
+    EventId,
+    RequestId,
+    SessionId,
+    SigningKeyId,
+    TransactionId,
+    UserId,
+    WorkspaceId
 );
 from_text!(Role, Scope);

@@ -38,7 +38,11 @@ impl From<sqlx::Error> for StoreError {
     fn from(error: sqlx::Error) -> Self {
         use sqlx::Error as E;
         match &error {
-            E::Io(_) | E::Tls(_) | E::PoolTimedOut | E::PoolClosed | E::WorkerCrashed
+            E::Io(_)
+            | E::Tls(_)
+            | E::PoolTimedOut
+            | E::PoolClosed
+            | E::WorkerCrashed
             | E::BeginFailed => Self::Unavailable(error),
             E::Protocol(_) => Self::Unavailable(error),
             E::Database(database) => {
@@ -56,10 +60,10 @@ impl From<sqlx::Error> for StoreError {
     }
 }
 
-/// SQLSTATEs that may be gone at the next try: connection trouble (08), resources (53), operator
-/// intervention and time-outs (57), lock time-out (55P03), deadlock and serialization (40), and a
-/// standby that has not been promoted yet (25006).
+/// SQLSTATEs that may be gone at the next try: connection trouble (08), a login that the operator is
+/// changing (28, 3D), resources (53), object state and lock time-out (55), operator intervention and
+/// time-outs (57), deadlock and serialization (40), a standby that is not promoted yet (25006).
 fn is_passing(code: &str) -> bool {
-    ["08", "53", "57", "40"].iter().any(|class| code.starts_with(class))
-        || matches!(code, "55P03" | "25006")
+    ["08", "28", "3D", "40", "53", "55", "57"].iter().any(|class| code.starts_with(class))
+        || code == "25006"
 }

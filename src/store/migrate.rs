@@ -57,12 +57,11 @@ pub async fn is_current(url: &str) -> Result<bool, String> {
         .await
         .map_err(|error| format!("cannot connect to PostgreSQL: {}", brief(&error)))?;
     let latest = MIGRATOR.iter().map(|migration| migration.version).max();
-    let applied = sqlx::query_scalar!(
-        r#"SELECT to_regclass('_sqlx_migrations') IS NOT NULL AS "any!""#
-    )
-    .fetch_one(&mut connection)
-    .await
-    .map_err(|error| format!("cannot query PostgreSQL: {}", brief(&error)))?;
+    let applied =
+        sqlx::query_scalar!(r#"SELECT to_regclass('_sqlx_migrations') IS NOT NULL AS "any!""#)
+            .fetch_one(&mut connection)
+            .await
+            .map_err(|error| format!("cannot query PostgreSQL: {}", brief(&error)))?;
     let version = if applied { schema_version(&mut connection).await? } else { None };
     connection.close().await.ok();
     Ok(version >= latest)

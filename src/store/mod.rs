@@ -24,23 +24,15 @@ use sqlx::{
     postgres::{PgConnectOptions, PgPoolOptions},
 };
 
-use crate::model::id::{Id, UserId, WorkspaceId};
+use crate::{
+    config::Pool,
+    model::id::{Id, UserId, WorkspaceId},
+};
 
 pub use error::{Constraint, StoreError};
 
 /// The role that the service works as. Migrations create it; it owns nothing.
 pub const APP_ROLE: &str = "call2me_auth_app";
-
-/// How the service reaches PostgreSQL.
-#[derive(Debug, Clone)]
-pub struct StoreOptions {
-    /// Connections at most.
-    pub max_connections: u32,
-    /// How long a request waits for a connection before it is answered 503.
-    pub acquire_timeout: Duration,
-    /// How long one statement may take.
-    pub statement_timeout: Duration,
-}
 
 /// A pool of connections that work as [`APP_ROLE`].
 #[derive(Clone, Debug)]
@@ -55,7 +47,7 @@ impl Store {
     ///
     /// # Errors
     /// With one line for the operator.
-    pub async fn connect(url: &str, options: &StoreOptions) -> Result<Self, String> {
+    pub async fn connect(url: &str, options: &Pool) -> Result<Self, String> {
         let mut connect = parse_url(url)?
             .application_name("call2me-auth")
             .options([("statement_timeout", millis(options.statement_timeout))])

@@ -1,1 +1,24 @@
-//! x
+//! The service from the outside: real HTTP, real PostgreSQL, a clock in the test's hand.
+//!
+//! Files mirror URLs; what concerns all of them (coverage, contract, isolation) stands beside.
+
+mod fixture;
+
+mod agents;
+mod api_keys;
+mod audit_log;
+mod auth;
+mod bad_input;
+mod calls;
+mod contract;
+mod coverage;
+mod dev;
+mod isolation;
+mod layering;
+mod members;
+mod openapi;
+mod rate_limits;
+mod resources;
+mod sdk;
+mod server;
+mod verify;

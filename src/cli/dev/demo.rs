@@ -166,8 +166,7 @@ impl<'a> Seed<'a> {
             // Nobody ever sees these.
             let secret =
                 ApiKeySecret::generate(self.environment, |bytes| self.env.entropy.fill(bytes));
-            let id =
-                self.key(&mut tx, workspace.id, &owner, name, scope, &secret, days).await?;
+            let id = self.key(&mut tx, workspace.id, &owner, name, scope, &secret, days).await?;
             users.push((id, name));
         }
         let (legacy, _) = users[2];

@@ -189,7 +189,8 @@ impl Binaries {
             .into_iter()
             .filter(|folder| folder.join("postgres").is_file() && folder.join("initdb").is_file())
             .collect();
-        let fits = |folder: &PathBuf| version.is_none_or(|v| major_version(folder).as_deref() == Some(v));
+        let fits =
+            |folder: &PathBuf| version.is_none_or(|v| major_version(folder).as_deref() == Some(v));
         match (found.iter().find(|folder| fits(folder)), found.is_empty(), version) {
             (Some(folder), ..) => Ok(Self(folder.clone())),
             (None, false, Some(version)) => Err(format!(
@@ -225,7 +226,8 @@ impl Binaries {
         }
         let mut command = identity.command(&self.0.join("initdb"), folder)?;
         command
-            .arg("-D").arg(&fresh)
+            .arg("-D")
+            .arg(&fresh)
             .args(["-U", SUPERUSER, "--auth=scram-sha-256", "--encoding=UTF8"])
             .args(["--locale=C.UTF-8", "--no-instructions"])
             .arg(format!("--pwfile={}", password_file.display()));
@@ -247,8 +249,10 @@ impl Binaries {
     fn server(&self, data: &Path, port: u16, identity: &Identity, durable: bool) -> Command {
         let mut command = identity.dying_with_parent(&self.0.join("postgres"));
         command
-            .arg("-D").arg(data)
-            .arg("-p").arg(port.to_string())
+            .arg("-D")
+            .arg(data)
+            .arg("-p")
+            .arg(port.to_string())
             .args(["-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories="])
             .args(["-c", "logging_collector=off", "-c", "log_destination=stderr"])
             .args(["-c", "max_connections=200", "-c", "password_encryption=scram-sha-256"]);
@@ -261,8 +265,12 @@ impl Binaries {
     }
 }
 
+/// Where the binaries may be. `PG_BIN_DIR`, where it is set, is the only place.
 fn candidates() -> Vec<PathBuf> {
-    let mut folders: Vec<PathBuf> = std::env::var_os("PG_BIN_DIR").into_iter().map(Into::into).collect();
+    if let Some(folder) = std::env::var_os("PG_BIN_DIR") {
+        return vec![folder.into()];
+    }
+    let mut folders = Vec::new();
     if let Ok(output) = Command::new("pg_config").arg("--bindir").output() {
         folders.push(String::from_utf8_lossy(&output.stdout).trim().into());
     }
@@ -375,7 +383,9 @@ impl Identity {
 
     fn add_flags(&self, command: &mut Command) {
         if let Some((uid, gid, _)) = self.user {
-            command.args([format!("--reuid={uid}"), format!("--regid={gid}")]).arg("--clear-groups");
+            command
+                .args([format!("--reuid={uid}"), format!("--regid={gid}")])
+                .arg("--clear-groups");
         }
         if self.through_closed_folders {
             // Enough to pass through folders that only root may enter, such as /root or a
@@ -399,12 +409,8 @@ fn account(name: &str) -> Option<(u32, u32)> {
 
 /// Writes a file that only its owner may read.
 pub(super) fn write_private(path: &Path, text: &str) -> io::Result<()> {
-    let mut file = fs::OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(path)?;
+    let mut file =
+        fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
     file.write_all(text.as_bytes())?;
     file.sync_all()
 }

@@ -208,7 +208,8 @@ pub async fn update(
     extract::Json(body): extract::Json<UpdateKeyRequest>,
 ) -> Answer<Json<ApiKeyBody>> {
     let UpdateKeyRequest { name, description, allowed_ips } = body;
-    let key = app.auth.change_key(&caller, id, ChangeKey { name, description, allowed_ips }).await?;
+    let key =
+        app.auth.change_key(&caller, id, ChangeKey { name, description, allowed_ips }).await?;
     Ok(Json(ApiKeyBody::new(&app, key)))
 }
 

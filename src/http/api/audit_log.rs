@@ -148,7 +148,10 @@ pub async fn list(
     let filter = filter(&query)?;
     let page = app.audit_log.list(&caller, &filter, query.page()?).await?;
     let next_cursor = page.next_cursor(|event| event.id.uuid());
-    Ok(Json(EventsBody { events: page.items.into_iter().map(EventBody::from).collect(), next_cursor }))
+    Ok(Json(EventsBody {
+        events: page.items.into_iter().map(EventBody::from).collect(),
+        next_cursor,
+    }))
 }
 
 fn filter(query: &Query) -> Result<EventFilter, ApiError> {

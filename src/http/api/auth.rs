@@ -172,10 +172,7 @@ pub async fn refresh(
 ///
 /// Ends the session: its access and refresh tokens stop working at once.
 #[utoipa::path(post, path = "/v1/auth/logout", tag = "Sessions", responses((status = 204)))]
-pub async fn logout(
-    caller: Authorized<OwnSession>,
-    State(app): State<App>,
-) -> Answer<StatusCode> {
+pub async fn logout(caller: Authorized<OwnSession>, State(app): State<App>) -> Answer<StatusCode> {
     app.auth.logout(&caller).await?;
     Ok(StatusCode::NO_CONTENT)
 }

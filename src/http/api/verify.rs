@@ -50,8 +50,7 @@ pub struct VerifiedBody {
 /// The original method and URI come from `X-Forwarded-Method` and `X-Forwarded-Uri` or
 /// `X-Original-Method` and `X-Original-URI`. GET and HEAD take the scope `read-only`, others `write`;
 /// `scope` may ask for more.
-#[utoipa::path(method(get, post, put, patch, delete), path = "/v1/auth/verify",
-    operation_id = "verify", tag = "Gateways",
+#[utoipa::path(method(get, post, put, patch, delete), path = "/v1/auth/verify", tag = "Gateways",
     params(("scope" = Option<Scope>, Query, description = "Ask for at least this scope")),
     responses((status = 200, body = VerifiedBody,
         headers(("X-Auth-Subject" = String), ("X-Auth-Workspace-Id" = String),
@@ -66,8 +65,7 @@ pub async fn verify(
 }
 
 /// May this request pass? The path is the original one, as Envoy sends it
-#[utoipa::path(method(get, post, put, patch, delete), path = "/v1/auth/verify/{path}",
-    operation_id = "verify_path", tag = "Gateways",
+#[utoipa::path(method(get, post, put, patch, delete), path = "/v1/auth/verify/{path}", tag = "Gateways",
     params(("path" = String, Path, description = "The original path"),
            ("scope" = Option<Scope>, Query, description = "Ask for at least this scope")),
     responses((status = 200, body = VerifiedBody,

@@ -115,7 +115,9 @@ fn plain(expected: &str) -> String {
     match expected {
         "a sequence" => "a list".to_owned(),
         "a map" => "an object".to_owned(),
-        other => other.replace('`', "").replace("u32", "a whole number").replace("i64", "a whole number"),
+        other => {
+            other.replace('`', "").replace("u32", "a whole number").replace("i64", "a whole number")
+        }
     }
 }
 

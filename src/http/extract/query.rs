@@ -75,7 +75,9 @@ impl Query {
                 .ok_or_else(|| {
                     ApiError::invalid(
                         name,
-                        format!("{name} must be an RFC 3339 timestamp such as 2026-01-31T12:00:00Z"),
+                        format!(
+                            "{name} must be an RFC 3339 timestamp such as 2026-01-31T12:00:00Z"
+                        ),
                     )
                 })
         };
@@ -104,7 +106,9 @@ impl Query {
 
 fn decode(text: &str) -> Option<String> {
     let bytes = text.as_bytes();
-    let complete = |at: usize| bytes.get(at + 1..at + 3).is_some_and(|hex| hex.iter().all(u8::is_ascii_hexdigit));
+    let complete = |at: usize| {
+        bytes.get(at + 1..at + 3).is_some_and(|hex| hex.iter().all(u8::is_ascii_hexdigit))
+    };
     if !bytes.iter().enumerate().all(|(at, byte)| *byte != b'%' || complete(at)) {
         return None;
     }

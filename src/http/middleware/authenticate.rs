@@ -29,8 +29,9 @@ fn bearer(headers: &HeaderMap) -> Result<Option<&str>, ApiError> {
         let message = "there must be one Authorization header";
         return Err(ApiError::new(Code::BadRequest, message));
     }
-    let malformed =
-        || ApiError::new(Code::Unauthorized, "the Authorization header must be: Bearer <credential>");
+    let malformed = || {
+        ApiError::new(Code::Unauthorized, "the Authorization header must be: Bearer <credential>")
+    };
     let text = value.to_str().map_err(|_| malformed())?;
     let (scheme, credential) = text.split_once(' ').ok_or_else(malformed)?;
     let credential = credential.trim_matches(' ');
@@ -71,7 +72,10 @@ mod tests {
             assert_eq!(read(&[value.as_bytes()]), Err(Code::Unauthorized), "{value}");
         }
         assert_eq!(read(&[b"Bearer \xff"]), Err(Code::Unauthorized));
-        assert_eq!(read(&[format!("Bearer {}", "a".repeat(4097)).as_bytes()]), Err(Code::Unauthorized));
+        assert_eq!(
+            read(&[format!("Bearer {}", "a".repeat(4097)).as_bytes()]),
+            Err(Code::Unauthorized)
+        );
         assert_eq!(read(&[b"Bearer a", b"Bearer a"]), Err(Code::BadRequest));
     }
 }

@@ -10,20 +10,11 @@ use futures_util::FutureExt;
 use tokio::time::timeout;
 use tracing::{error, warn};
 
-use super::{
-    SignInLimit,
-    authenticate::authenticate,
-    rate_limit,
-};
+use super::{SignInLimit, authenticate::authenticate, rate_limit};
 use crate::{
     audit::{self, Permit},
     auth::authenticate::Authenticated,
-    http::{
-        ApiError, App,
-        error::Code,
-        extract::Rule,
-        routes::Route,
-    },
+    http::{ApiError, App, error::Code, extract::Rule, routes::Route},
     limit::Decision,
     model::{
         api_key::KeyRecord,

@@ -47,6 +47,7 @@ pub(super) fn redacted(text: &str) -> String {
     if !text.contains(MARK) {
         return text.to_owned();
     }
-    let part = |part: &str| if part.contains(MARK) { "[redacted]".to_owned() } else { part.to_owned() };
+    let part =
+        |part: &str| if part.contains(MARK) { "[redacted]".to_owned() } else { part.to_owned() };
     text.split('/').map(part).collect::<Vec<_>>().join("/")
 }

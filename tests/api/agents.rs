@@ -1,0 +1,117 @@
+//! /v1/agents, which stands for all documents.
+
+use serde_json::{Value, json};
+
+use crate::fixture::{Key, TestApp};
+
+async fn app_with_key() -> (TestApp, Key) {
+    let app = TestApp::start().await;
+    let dana = app.register("acme").await;
+    let key = app.mint(&dana, "prod", "write").await;
+    (app, key)
+}
+
+#[tokio::test]
+async fn an_agent_lives_and_keeps_fields_that_nobody_here_knows() {
+    let (app, key) = app_with_key().await;
+    let body = json!({
+        "agent_name": "Front desk", "voice_id": "v-1", "response_engine": { "type": "llm" },
+        "agent_id": "mine", "created_at": "never",
+    });
+    let answer = app.post("/v1/agents").bearer(&key.secret).json(body).send().await;
+    let location = answer.header("location").to_owned();
+    let created = answer.expect(201);
+    let id = created["agent_id"].as_str().unwrap();
+    assert!(id.starts_with("agent_"), "the id is the service's own");
+    assert_eq!(location, format!("/v1/agents/{id}"));
+    assert_eq!(created["response_engine"], json!({ "type": "llm" }));
+    assert_eq!(created["status"], "active");
+    assert_eq!(app.get(&location).bearer(&key.secret).send().await.expect(200), created);
+    let change = json!({ "language": "tr-TR", "voice_id": null });
+    let changed = app.patch(&location).bearer(&key.secret).json(change).send().await.expect(200);
+    assert_eq!((&changed["language"], &changed["voice_id"]), (&json!("tr-TR"), &Value::Null));
+    assert_eq!(changed["agent_name"], "Front desk");
+    assert!(changed["updated_at"].as_str() > created["updated_at"].as_str());
+    assert_eq!(app.delete(&location).bearer(&key.secret).send().await.status, 204);
+    app.get(&location).bearer(&key.secret).send().await.refused(404, "not_found");
+    app.delete(&location).bearer(&key.secret).send().await.refused(404, "not_found");
+}
+
+#[tokio::test]
+async fn a_name_is_required_and_checked() {
+    let (app, key) = app_with_key().await;
+    for body in [
+        json!({}),
+        json!({ "agent_name": null }),
+        json!({ "agent_name": 7 }),
+        json!({ "agent_name": "" }),
+        json!({ "agent_name": "x".repeat(101) }),
+    ] {
+        let answer = app.post("/v1/agents").bearer(&key.secret).json(body).send().await;
+        answer.refused(422, "validation_failed").blames("agent_name");
+    }
+    let absent = app.post("/v1/agents").bearer(&key.secret).send().await;
+    absent.refused(422, "validation_failed").blames("agent_name");
+}
+
+#[tokio::test]
+async fn lists_page_by_cursor_and_by_offset() {
+    let (app, key) = app_with_key().await;
+    for number in 0..7 {
+        let body = json!({ "agent_name": format!("agent {number}") });
+        app.post("/v1/agents").bearer(&key.secret).json(body).send().await.expect(201);
+    }
+    let list = async |query: &str| {
+        app.get(&format!("/v1/agents{query}")).bearer(&key.secret).send().await.expect(200)
+    };
+    let names = |page: &Value| -> Vec<String> {
+        let agents = page["agents"].as_array().unwrap();
+        agents.iter().map(|agent| agent["agent_name"].as_str().unwrap()[6..].to_owned()).collect()
+    };
+    let first = list("?limit=3").await;
+    assert_eq!(
+        (names(&first), &first["total"]),
+        (vec!["6".into(), "5".into(), "4".into()], &json!(7))
+    );
+    // Something new and something gone between two pages change neither.
+    app.post("/v1/agents")
+        .bearer(&key.secret)
+        .json(json!({ "agent_name": "agent 7" }))
+        .send()
+        .await
+        .expect(201);
+    let gone = first["agents"][2]["agent_id"].as_str().unwrap();
+    app.delete(&format!("/v1/agents/{gone}")).bearer(&key.secret).send().await.expect(204);
+    let cursor = first["next_cursor"].as_str().unwrap();
+    let second = list(&format!("?limit=3&cursor={cursor}")).await;
+    assert_eq!(names(&second), ["3", "2", "1"]);
+    let cursor = second["next_cursor"].as_str().unwrap();
+    let third = list(&format!("?limit=3&cursor={cursor}")).await;
+    assert_eq!((names(&third), &third["next_cursor"]), (vec!["0".to_owned()], &Value::Null));
+    assert_eq!(names(&list("?limit=2&offset=1").await), ["6", "5"]);
+    assert_eq!(names(&list("?offset=100").await), Vec::<String>::new());
+    let both =
+        app.get(&format!("/v1/agents?offset=1&cursor={cursor}")).bearer(&key.secret).send().await;
+    both.refused(422, "validation_failed").blames("offset");
+}
+
+#[tokio::test]
+async fn many_small_changes_do_not_add_up_to_any_size() {
+    let (app, key) = app_with_key().await;
+    let created = app
+        .post("/v1/agents")
+        .bearer(&key.secret)
+        .json(json!({ "agent_name": "a" }))
+        .send()
+        .await
+        .expect(201);
+    let path = format!("/v1/agents/{}", created["agent_id"].as_str().unwrap());
+    let grow = |field: &str| {
+        let body = json!({ field: "x".repeat(600_000) });
+        app.patch(&path).bearer(&key.secret).json(body).send()
+    };
+    grow("one").await.expect(200);
+    grow("two").await.refused(422, "validation_failed");
+    let seen = app.get(&path).bearer(&key.secret).send().await.expect(200);
+    assert!(seen.get("two").is_none());
+}

@@ -1,0 +1,265 @@
+//! /v1/api-keys: minted, listed, changed, revoked.
+
+use serde_json::{Value, json};
+
+use crate::fixture::{TestApp, eventually};
+
+#[tokio::test]
+async fn a_minted_key_has_the_published_form_and_is_shown_once() {
+    let app = TestApp::start().await;
+    let dana = app.register("acme").await;
+    let body = json!({ "name": "prod-2026-q2", "description": "The booking server" });
+    let answer = app.post("/v1/api-keys").bearer(&dana.access_token).json(body).send().await;
+    let location = answer.header("location").to_owned();
+    let key = answer.expect(201);
+    assert_eq!(location, format!("/v1/api-keys/{}", key["id"].as_str().unwrap()));
+    let secret = key["key"].as_str().unwrap();
+    let random = secret.strip_prefix("sk_call2me_live_").unwrap();
+    assert_eq!(random.len(), 36);
+    assert_eq!(key["redacted"], format!("sk_call2me_live_{}…{}", &random[..4], &random[26..30]));
+    insta::assert_json_snapshot!(key, {
+        ".id" => "[key]", ".key" => "[secret]", ".redacted" => "[redacted]",
+        ".created_at" => "[time]", ".created_by" => "[user]",
+    }, @r#"
+    {
+      "id": "[key]",
+      "name": "prod-2026-q2",
+      "description": "The booking server",
+      "scope": "write",
+      "status": "active",
+      "redacted": "[redacted]",
+      "created_at": "[time]",
+      "created_by": "[user]",
+      "last_used_at": null,
+      "last_used_ip": null,
+      "revoked_at": null,
+      "revoked_by": null,
+      "rotated_from": null,
+      "rotated_to": null,
+      "allowed_ips": [],
+      "key": "[secret]"
+    }
+    "#);
+    let seen = app.get(&location).bearer(&dana.access_token).send().await;
+    assert!(!seen.text.contains(secret));
+    assert_eq!(seen.expect(200)["created_by"], dana.user_id);
+}
+
+#[tokio::test]
+async fn a_key_works_until_it_is_revoked() {
+    let app = TestApp::start().await;
+    let dana = app.register("acme").await;
+    let key = app.mint(&dana, "prod", "write").await;
+    app.get("/v1/agents").bearer(&key.secret).send().await.expect(200);
+    let path = format!("/v1/api-keys/{}", key.id);
+    let revoke = || app.delete(&path).bearer(&dana.access_token).send();
+    assert_eq!(revoke().await.status, 204);
+    let refused = app.get("/v1/agents").bearer(&key.secret).send().await;
+    refused.refused(401, "unauthorized");
+    assert_eq!(revoke().await.status, 204, "a second time does nothing");
+    let seen = app.get(&path).bearer(&dana.access_token).send().await.expect(200);
+    assert_eq!(seen["status"], "revoked");
+    assert_eq!(seen["revoked_by"], dana.user_id);
+    let events =
+        app.events(&dana.access_token, "", |event| event["action"] == "api_key.rejected").await;
+    let count = |action: &str| events.iter().filter(|event| event["action"] == action).count();
+    assert_eq!(count("api_key.revoked"), 1);
+    assert_eq!(count("api_key.rejected"), 1);
+}
+
+#[tokio::test]
+async fn names_need_not_be_unique_and_lists_are_filtered() {
+    let app = TestApp::start().await;
+    let dana = app.register("acme").await;
+    let first = app.mint(&dana, "prod", "write").await;
+    app.mint(&dana, "prod", "read-only").await;
+    app.mint(&dana, "staging", "admin").await;
+    app.delete(&format!("/v1/api-keys/{}", first.id))
+        .bearer(&dana.access_token)
+        .send()
+        .await
+        .expect(204);
+    let list = async |query: &str| {
+        let path = format!("/v1/api-keys{query}");
+        app.get(&path).bearer(&dana.access_token).send().await.expect(200)
+    };
+    let names = |body: &Value| -> Vec<String> {
+        let keys = body["api_keys"].as_array().unwrap();
+        keys.iter().map(|key| key["name"].as_str().unwrap().to_owned()).collect()
+    };
+    assert_eq!(names(&list("").await), ["staging", "prod", "prod"]);
+    assert_eq!(list("").await["total"], 3);
+    assert_eq!(list("?status=active&name=prod").await["total"], 1);
+    assert_eq!(names(&list("?status=revoked").await), ["prod"]);
+    assert_eq!(list("?name=PROD").await["total"], 0);
+    assert_eq!(names(&list("?limit=2").await), ["staging", "prod"]);
+    let next = list("?limit=2").await["next_cursor"].as_str().unwrap().to_owned();
+    let rest = list(&format!("?limit=2&cursor={next}")).await;
+    assert_eq!((names(&rest), &rest["next_cursor"]), (vec!["prod".to_owned()], &Value::Null));
+    assert_eq!(names(&list("?offset=1&limit=1").await), ["prod"]);
+}
+
+#[tokio::test]
+async fn name_description_and_networks_change_but_never_the_scope() {
+    let app = TestApp::start().await;
+    let dana = app.register("acme").await;
+    let key = app.mint(&dana, "prod", "read-only").await;
+    let path = format!("/v1/api-keys/{}", key.id);
+    let patch = |body: Value| app.patch(&path).bearer(&dana.access_token).json(body).send();
+    let changed = patch(json!({
+        "name": "prod-eu", "description": "EU", "allowed_ips": ["10.1.2.3/8", "::1"],
+    }));
+    let changed = changed.await.expect(200);
+    assert_eq!((&changed["name"], &changed["description"]), (&json!("prod-eu"), &json!("EU")));
+    assert_eq!(changed["allowed_ips"], json!(["10.0.0.0/8", "::1/128"]));
+    let same = patch(json!({})).await.expect(200);
+    assert_eq!(same["description"], "EU", "what is absent stays");
+    let cleared = patch(json!({ "description": null, "allowed_ips": [] })).await.expect(200);
+    assert_eq!((&cleared["description"], &cleared["allowed_ips"]), (&Value::Null, &json!([])));
+    for (field, value) in [
+        ("scope", json!("admin")),
+        ("expires_at", json!("2030-01-01T00:00:00Z")),
+        ("name", Value::Null),
+        ("name", json!(" ")),
+        ("allowed_ips", json!(["300.0.0.1"])),
+        ("allowed_ips", Value::Null),
+    ] {
+        patch(json!({ field: value })).await.refused(422, "validation_failed").blames(field);
+    }
+}
+
+#[tokio::test]
+async fn a_key_is_good_at_its_networks_only() {
+    let app = TestApp::start().await;
+    let dana = app.register("acme").await;
+    let key = app.mint(&dana, "prod", "write").await;
+    let path = format!("/v1/api-keys/{}", key.id);
+    let restrict = async |networks: Value| {
+        let body = json!({ "allowed_ips": networks });
+        app.patch(&path).bearer(&dana.access_token).json(body).send().await.expect(200);
+    };
+    restrict(json!(["203.0.113.0/24"])).await;
+    app.get("/v1/agents").bearer(&key.secret).send().await.refused(403, "forbidden");
+    restrict(json!(["127.0.0.0/8"])).await;
+    app.get("/v1/agents").bearer(&key.secret).send().await.expect(200);
+}
+
+#[tokio::test]
+async fn bad_keys_are_refused_by_field() {
+    let app = TestApp::start().await;
+    let dana = app.register("acme").await;
+    for (body, field) in [
+        (json!({}), "name"),
+        (json!({ "name": "" }), "name"),
+        (json!({ "name": "x".repeat(101) }), "name"),
+        (json!({ "name": "a\nb\u{1}" }), "name"),
+        (json!({ "name": "a\u{0}b" }), "name"),
+        (json!({ "name": ["a"] }), "name"),
+        (json!({ "name": "a", "scope": "root" }), "scope"),
+        (json!({ "name": "a", "scope": "READ-ONLY" }), "scope"),
+        (json!({ "name": "a", "expires_at": null }), "expires_at"),
+        (json!({ "name": "a", "ttl": 60 }), "ttl"),
+        (json!({ "name": "a", "workspace_id": dana.workspace_id }), "workspace_id"),
+        (json!({ "name": "a", "allowed_ips": ["everywhere"] }), "allowed_ips"),
+        (json!({ "name": "a", "allowed_ips": "10.0.0.0/8" }), "allowed_ips"),
+        (json!({ "name": "a", "description": "x".repeat(501) }), "description"),
+    ] {
+        let answer = app.post("/v1/api-keys").bearer(&dana.access_token).json(body).send().await;
+        answer.refused(422, "validation_failed").blames(field);
+    }
+    let list = app.get("/v1/api-keys").bearer(&dana.access_token).send().await.expect(200);
+    assert_eq!(list["total"], 0, "nothing was half-made");
+}
+
+#[tokio::test]
+async fn an_admin_key_mints_and_revokes_even_itself() {
+    let app = TestApp::start().await;
+    let dana = app.register("acme").await;
+    let admin = app.mint(&dana, "admin", "admin").await;
+    let body = json!({ "name": "child", "scope": "read-only" });
+    let child = app.post("/v1/api-keys").bearer(&admin.secret).json(body).send().await.expect(201);
+    assert_eq!(child["created_by"], admin.id);
+    app.delete(&format!("/v1/api-keys/{}", admin.id))
+        .bearer(&admin.secret)
+        .send()
+        .await
+        .expect(204);
+    app.get("/v1/agents").bearer(&admin.secret).send().await.refused(401, "unauthorized");
+    let secret = child["key"].as_str().unwrap();
+    app.get("/v1/agents").bearer(secret).send().await.expect(200);
+    // The person behind both is the same.
+    let me = app.get("/v1/users/me").bearer(secret).send().await.expect(200);
+    assert_eq!(me["id"], dana.user_id);
+}
+
+#[tokio::test]
+async fn what_is_no_key_is_refused_without_the_database() {
+    let app = TestApp::start().await;
+    let dana = app.register("acme").await;
+    let key = app.mint(&dana, "prod", "write").await;
+    let mut typo = key.secret.clone().into_bytes();
+    typo[20] = if typo[20] == b'A' { b'B' } else { b'A' };
+    let typo = String::from_utf8(typo).unwrap();
+    let answer = app.get("/v1/agents").bearer(&typo).send().await;
+    answer.refused(401, "unauthorized");
+    assert!(answer.body["detail"].as_str().unwrap().contains("checksum"));
+    let elsewhere = key.secret.replace("_live_", "_test_");
+    let answer = app.get("/v1/agents").bearer(&elsewhere).send().await;
+    answer.refused(401, "unauthorized");
+    assert!(answer.body["detail"].as_str().unwrap().contains("\"test\""));
+    assert!(answer.header("www-authenticate").contains("'test'"), "quotes would end the text");
+}
+
+#[tokio::test]
+async fn use_is_noted_at_the_key() {
+    let app = TestApp::start().await;
+    let dana = app.register("acme").await;
+    let key = app.mint(&dana, "prod", "read-only").await;
+    for _ in 0..3 {
+        app.get("/v1/agents").bearer(&key.secret).send().await.expect(200);
+    }
+    let path = format!("/v1/api-keys/{}", key.id);
+    let seen = eventually("last_used_at", async || {
+        let key = app.get(&path).bearer(&dana.access_token).send().await.expect(200);
+        key["last_used_at"].is_string().then_some(key)
+    })
+    .await;
+    assert_eq!(seen["last_used_ip"], "127.0.0.1");
+    let counted = eventually("the count", async || {
+        let mut connection = app.database.connect().await;
+        let count: i64 = sqlx::query_scalar("SELECT total_requests FROM api_key_activity")
+            .fetch_one(&mut connection)
+            .await
+            .unwrap();
+        (count == 3).then_some(count)
+    });
+    counted.await;
+}
+
+#[tokio::test]
+async fn the_database_holds_no_secret() {
+    let app = TestApp::start().await;
+    let dana = app.register("acme").await;
+    let key = app.mint(&dana, "prod", "write").await;
+    let mut connection = app.database.connect().await;
+    let tables: Vec<String> = sqlx::query_scalar(
+        "SELECT relname::text FROM pg_class WHERE relkind IN ('r', 'p') AND relnamespace = 'public'::regnamespace",
+    )
+    .fetch_all(&mut connection)
+    .await
+    .unwrap();
+    assert!(tables.len() > 10);
+    for table in tables {
+        let dump = format!("SELECT coalesce(string_agg(t::text, ' '), '') FROM \"{table}\" t");
+        let text: String =
+            sqlx::query_scalar(sqlx::AssertSqlSafe(dump)).fetch_one(&mut connection).await.unwrap();
+        for secret in [
+            &key.secret[16..],
+            &dana.access_token,
+            &dana.refresh_token[11..],
+            crate::fixture::PASSWORD,
+        ] {
+            assert!(!text.contains(secret), "{table}");
+        }
+    }
+}

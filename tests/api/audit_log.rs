@@ -1,0 +1,251 @@
+//! /v1/audit-log: what is written, when, and how it is found.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::fixture::TestApp;
+
+fn is_request(path: &'static str) -> impl Fn(&Value) -> bool {
+    move |event| event["action"] == "request" && event["request"]["path"] == path
+}
+
+#[tokio::test]
+async fn a_call_is_in_the_log_under_the_keys_name() {
+    let app = TestApp::start().await;
+    let dana = app.register("acme").await;
+    let key = app.mint(&dana, "prod-2026-q2", "read-only").await;
+    let call = app.get("/v1/agents?limit=3").bearer(&key.secret).header("user-agent", "curl/8.5.0");
+    let request_id = call.send().await.header("x-request-id").to_owned();
+    let query = format!("key_id={}", key.id);
+    let event = &app.events_of(&dana.access_token, &query, 1).await[0];
+    assert_eq!(event["request"]["id"], request_id);
+    assert!(event["request"]["latency_us"].as_i64().is_some());
+    insta::assert_json_snapshot!(event, {
+        ".id" => "[event]", ".at" => "[time]", ".actor.id" => "[key]", ".request.id" => "[request]",
+        ".request.latency_us" => "[latency]",
+    }, @r#"
+    {
+      "id": "[event]",
+      "at": "[time]",
+      "action": "request",
+      "actor": {
+        "type": "api_key",
+        "id": "[key]",
+        "name": "prod-2026-q2"
+      },
+      "request": {
+        "id": "[request]",
+        "method": "GET",
+        "path": "/v1/agents",
+        "status": 200,
+        "ip": "127.0.0.1",
+        "user_agent": "curl/8.5.0",
+        "latency_us": "[latency]"
+      },
+      "metadata": {}
+    }
+    "#);
+}
+
+#[tokio::test]
+async fn a_change_is_in_the_log_as_itself_and_as_a_request() {
+    let app = TestApp::start().await;
+    let dana = app.register("acme").await;
+    let body = json!({ "name": "prod" });
+    let call = app.post("/v1/api-keys").bearer(&dana.access_token).json(body);
+    let answer = call.send().await;
+    let request_id = answer.header("x-request-id").to_owned();
+    let key = answer.expect(201);
+    // The change's own event is there as soon as the change is.
+    let path = format!("/v1/audit-log?action=api_key.created&request_id={request_id}");
+    let found = app.get(&path).bearer(&dana.access_token).send().await.expect(200);
+    let event = &found["events"][0];
+    assert_eq!(event["target"], json!({ "type": "api_key", "id": key["id"], "name": "prod" }));
+    assert_eq!(event["actor"]["id"], dana.user_id);
+    assert_eq!(event["actor"]["name"], "Dana Meyer");
+    assert_eq!(event["request"]["status"], 201);
+    let query = format!("request_id={request_id}");
+    app.events_of(&dana.access_token, &query, 2).await;
+}
+
+#[tokio::test]
+async fn refusals_are_in_the_log_too() {
+    let app = TestApp::start_with(&[("rate_limit.per_key_per_minute", "2")]).await;
+    let dana = app.register("acme").await;
+    let key = app.mint(&dana, "prod", "read-only").await;
+    let reader = app.mint(&dana, "reader", "read-only").await;
+    let post = || app.post("/v1/agents").bearer(&key.secret).json(json!({})).send();
+    post().await.refused(403, "insufficient_scope");
+    app.get("/v1/agents/agent_x").bearer(&key.secret).send().await.refused(404, "not_found");
+    post().await.refused(429, "rate_limited");
+    app.clock.advance(Duration::from_secs(60));
+    let query = format!("key_id={}", key.id);
+    let events = app.events_of(&reader.secret, &query, 3).await;
+    let statuses: Vec<_> =
+        events.iter().map(|event| event["request"]["status"].as_i64().unwrap()).collect();
+    assert_eq!(statuses, [429, 404, 403]);
+}
+
+#[tokio::test]
+async fn every_filter_filters() {
+    let app = TestApp::start_with(&[("server.trusted_proxies", "127.0.0.1")]).await;
+    let dana = app.register("acme").await;
+    let [a, b] = [app.mint(&dana, "a", "write").await, app.mint(&dana, "b", "write").await];
+    app.get("/v1/agents").bearer(&a.secret).header("x-forwarded-for", "203.0.113.7").send().await;
+    app.clock.advance(Duration::from_secs(60));
+    let marked = app.get("/v1/calls").bearer(&b.secret).send().await;
+    let request_id = marked.header("x-request-id").to_owned();
+    app.post("/v1/agents").bearer(&b.secret).json(json!({ "agent_name": "x" })).send().await;
+    let all = app
+        .events(&dana.access_token, "method=POST&status=201&key_id=", is_request("/v1/agents"))
+        .await;
+    let at = all[0]["at"].as_str().unwrap().to_owned();
+    let find = async |query: String| {
+        let path = format!("/v1/audit-log?limit=100&{query}");
+        let body = app.get(&path).bearer(&dana.access_token).send().await.expect(200);
+        body["events"].as_array().unwrap().clone()
+    };
+    let check = async |query: String, holds: &dyn Fn(&Value) -> bool| {
+        let events = find(query.clone()).await;
+        assert!(!events.is_empty(), "{query}");
+        assert!(events.iter().all(holds), "{query}: {events:#?}");
+    };
+    check(format!("key_id={}", a.id), &|e| e["actor"]["id"] == a.id.as_str()).await;
+    check(format!("actor_id={}", b.id), &|e| e["actor"]["id"] == b.id.as_str()).await;
+    check(format!("actor_id={}", dana.user_id), &|e| e["actor"]["type"] == "user").await;
+    check("action=api_key.created".into(), &|e| e["target"]["type"] == "api_key").await;
+    check("method=get".into(), &|e| e["request"]["method"] == "GET").await;
+    check("status=201".into(), &|e| e["request"]["status"] == 201).await;
+    check("ip=203.0.113.7".into(), &|e| e["actor"]["id"] == a.id.as_str()).await;
+    check(format!("request_id={request_id}"), &|e| e["request"]["path"] == "/v1/calls").await;
+    check(format!("since={at}"), &|e| e["at"].as_str().unwrap() >= at.as_str()).await;
+    check(format!("until={at}"), &|e| e["at"].as_str().unwrap() < at.as_str()).await;
+    check(format!("key_id={}&method=POST&status=201", b.id), &|e| {
+        e["request"]["path"] == "/v1/agents" && e["request"]["method"] == "POST"
+    })
+    .await;
+    assert!(find("action=oauth.granted".into()).await.is_empty());
+    assert!(find(format!("key_id={}&method=POST", a.id)).await.is_empty());
+}
+
+#[tokio::test]
+async fn bad_filters_are_refused_by_name() {
+    let app = TestApp::start().await;
+    let dana = app.register("acme").await;
+    for (name, value) in [
+        ("key_id", "prod"),
+        ("key_id", &dana.user_id),
+        ("actor_id", "x"),
+        ("action", "DROP TABLE"),
+        ("method", "G%20T"),
+        ("status", "4xx"),
+        ("status", "99"),
+        ("ip", "localhost"),
+        ("since", "yesterday"),
+        ("until", "2026-13-01T00:00:00Z"),
+        ("request_id", "req_1"),
+        ("limit", "0"),
+        ("limit", "101"),
+        ("limit", "ten"),
+        ("cursor", "!"),
+        ("cursor", "AAAA"),
+        ("offset", "-1"),
+    ] {
+        let path = format!("/v1/audit-log?{name}={value}");
+        let answer = app.get(&path).bearer(&dana.access_token).send().await;
+        answer.refused(422, "validation_failed").blames(name);
+    }
+    let ignored = app.get("/v1/audit-log?unknown=1&x[]=2").bearer(&dana.access_token).send().await;
+    ignored.expect(200);
+}
+
+#[tokio::test]
+async fn pages_neither_skip_nor_repeat_while_more_is_written() {
+    let app = TestApp::start().await;
+    let dana = app.register("acme").await;
+    let key = app.mint(&dana, "prod", "read-only").await;
+    for _ in 0..25 {
+        app.get("/v1/agents").bearer(&key.secret).send().await.expect(200);
+    }
+    let query = format!("key_id={}", key.id);
+    app.events_of(&dana.access_token, &query, 25).await;
+    let (mut seen, mut cursor) = (Vec::new(), String::new());
+    loop {
+        let path = format!("/v1/audit-log?limit=10&{query}{cursor}");
+        let page = app.get(&path).bearer(&dana.access_token).send().await.expect(200);
+        assert!(page.get("total").is_none());
+        let ids = page["events"].as_array().unwrap().iter().map(|event| event["id"].to_string());
+        seen.extend(ids);
+        app.get("/v1/agents").bearer(&key.secret).send().await.expect(200);
+        let Some(next) = page["next_cursor"].as_str() else { break };
+        cursor = format!("&cursor={next}");
+    }
+    assert_eq!(seen.len(), 25);
+    assert!(seen.is_sorted_by(|a, b| a > b), "newest first, none twice");
+}
+
+#[tokio::test]
+async fn the_role_of_the_service_can_only_insert() {
+    let app = TestApp::start().await;
+    let dana = app.register("acme").await;
+    app.get("/v1/agents").bearer(&dana.access_token).send().await.expect(200);
+    app.events(&dana.access_token, "", is_request("/v1/agents")).await;
+    let mut connection = app.database.connect().await;
+    sqlx::query("SET ROLE call2me_auth_app").execute(&mut connection).await.unwrap();
+    for sql in [
+        "UPDATE audit_events SET action = 'x'",
+        "DELETE FROM audit_events",
+        "TRUNCATE audit_events",
+        "DROP TABLE audit_events",
+        "ALTER TABLE audit_events DISABLE ROW LEVEL SECURITY",
+    ] {
+        let error = sqlx::query(sql).execute(&mut connection).await.unwrap_err();
+        let code = error.as_database_error().unwrap().code().unwrap().into_owned();
+        assert_eq!(code, "42501", "{sql}");
+    }
+    let direct: i64 = sqlx::query_scalar(
+        "SELECT count(*) FROM information_schema.role_table_grants
+         WHERE grantee = 'call2me_auth_app' AND table_name LIKE 'audit%'
+           AND (table_name <> 'audit_events' OR privilege_type NOT IN ('SELECT', 'INSERT'))",
+    )
+    .fetch_one(&mut connection)
+    .await
+    .unwrap();
+    assert_eq!(direct, 0);
+}
+
+#[tokio::test]
+async fn unknown_credentials_are_counted_by_address_and_minute() {
+    let app = TestApp::start().await;
+    for _ in 0..3 {
+        app.get("/v1/agents").bearer("nonsense").send().await.refused(401, "unauthorized");
+    }
+    app.get("/v1/agents").send().await.refused(401, "unauthorized");
+    let database = app.stop().await;
+    let mut connection = database.connect().await;
+    let (address, attempts): (String, i64) = sqlx::query_as(
+        "SELECT host(address), sum(attempts)::bigint FROM unknown_credential_counts GROUP BY 1",
+    )
+    .fetch_one(&mut connection)
+    .await
+    .unwrap();
+    assert_eq!((address.as_str(), attempts), ("127.0.0.1", 3));
+}
+
+#[tokio::test]
+async fn a_credential_in_the_path_does_not_reach_the_log() {
+    let app = TestApp::start().await;
+    let dana = app.register("acme").await;
+    let key = app.mint(&dana, "prod", "write").await;
+    let path = format!("/v1/agents/{}", key.secret);
+    app.get(&path)
+        .bearer(&key.secret)
+        .header("user-agent", &key.secret)
+        .send()
+        .await
+        .refused(404, "not_found");
+    let events =
+        app.events(&dana.access_token, "status=404", is_request("/v1/agents/[redacted]")).await;
+    assert_eq!(events[0]["request"]["user_agent"], "[redacted]");
+}

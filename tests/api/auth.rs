@@ -1,0 +1,429 @@
+//! /v1/auth: registration, sign-in, refresh, sign-out, who one is.
+
+use std::time::Duration;
+
+use data_encoding::BASE64URL_NOPAD;
+use serde_json::{Value, json};
+
+use crate::fixture::{PASSWORD, Person, TestApp};
+
+async fn login(app: &TestApp, email: &str, password: &str) -> crate::fixture::Answer {
+    let body = json!({ "email": email, "password": password });
+    app.post("/v1/auth/login").json(body).send().await
+}
+
+async fn refresh(app: &TestApp, token: &str) -> crate::fixture::Answer {
+    app.post("/v1/auth/refresh").json(json!({ "refresh_token": token })).send().await
+}
+
+async fn works(app: &TestApp, credential: &str) -> bool {
+    app.get("/v1/agents").bearer(credential).send().await.status == 200
+}
+
+/// The claims of a token, unverified.
+fn claims(token: &str) -> Value {
+    let payload = token.split('.').nth(1).unwrap();
+    serde_json::from_slice(&BASE64URL_NOPAD.decode(payload.as_bytes()).unwrap()).unwrap()
+}
+
+#[tokio::test]
+async fn registration_signs_in_to_a_first_workspace() {
+    let app = TestApp::start().await;
+    let body = json!({ "email": "Dana@Acme.Example", "password": PASSWORD, "full_name": "Dana" });
+    let answer = app.post("/v1/auth/register").json(body).send().await;
+    assert_eq!(answer.header("location"), "/v1/auth/me");
+    assert_eq!(answer.header("cache-control"), "no-store");
+    let answer = answer.expect(201);
+    assert_eq!(answer["expires_in"], 3600);
+    assert_eq!(answer["token_type"], "Bearer");
+    assert_eq!(answer["user"]["email"], "Dana@Acme.Example");
+    assert_eq!(answer["workspace"]["name"], "Dana's workspace");
+    let me = app.get("/v1/auth/me").bearer(answer["access_token"].as_str().unwrap()).send().await;
+    let me = me.expect(200);
+    assert_eq!(me["subject"]["type"], "user");
+    assert_eq!(me["subject"]["id"], answer["user"]["id"]);
+    assert_eq!(me["role"], "owner");
+    assert_eq!(me["scope"], "admin");
+    assert_eq!(me["workspace"]["id"], answer["workspace"]["id"]);
+}
+
+#[tokio::test]
+async fn an_address_registers_once_whatever_its_case() {
+    let app = TestApp::start().await;
+    app.register("acme").await;
+    let body = json!({ "email": "OWNER@ACME.EXAMPLE", "password": PASSWORD });
+    app.post("/v1/auth/register").json(body).send().await.refused(409, "conflict");
+    assert_eq!(login(&app, "Owner@Acme.Example", PASSWORD).await.status, 200);
+}
+
+#[tokio::test]
+async fn of_two_at_once_one_registers() {
+    let app = TestApp::start().await;
+    let attempt = || {
+        let body = json!({ "email": "dana@acme.example", "password": PASSWORD });
+        app.post("/v1/auth/register").json(body).send()
+    };
+    let (a, b, c) = tokio::join!(attempt(), attempt(), attempt());
+    let mut statuses = [a, b, c].map(|answer| answer.status.as_u16());
+    statuses.sort_unstable();
+    assert_eq!(statuses, [201, 409, 409]);
+}
+
+#[tokio::test]
+async fn registration_can_be_closed() {
+    for mode in ["invite", "closed"] {
+        let app = TestApp::start_with(&[("sessions.registration", mode)]).await;
+        let body = json!({ "email": "dana@acme.example", "password": PASSWORD });
+        app.post("/v1/auth/register").json(body).send().await.refused(403, "forbidden");
+    }
+}
+
+#[tokio::test]
+async fn registration_refuses_bad_values_and_names_the_field() {
+    let app = TestApp::start().await;
+    let good = json!({ "email": "dana@acme.example", "password": PASSWORD });
+    for (field, value) in [
+        ("email", json!("dana")),
+        ("email", json!(7)),
+        ("email", json!("dana@acme.example\u{0}")),
+        ("password", json!("short")),
+        ("password", json!("x".repeat(257))),
+        ("password", json!("dana@acme.example")),
+        ("password", json!(["a"])),
+        ("full_name", json!("")),
+        ("full_name", json!("a\u{7}b")),
+        ("workspace_name", json!("w".repeat(101))),
+        ("expires_at", json!("2030-01-01T00:00:00Z")),
+    ] {
+        let mut body = good.clone();
+        body[field] = value;
+        let answer = app.post("/v1/auth/register").json(body).send().await;
+        answer.refused(422, "validation_failed").blames(field);
+    }
+    for field in ["email", "password"] {
+        let mut body = good.clone();
+        body.as_object_mut().unwrap().remove(field);
+        let answer = app.post("/v1/auth/register").json(body).send().await;
+        answer.refused(422, "validation_failed").blames(field);
+    }
+    assert_eq!(login(&app, "dana@acme.example", PASSWORD).await.status, 401);
+}
+
+#[tokio::test]
+async fn sign_in_gives_the_four_fields_and_no_more() {
+    let app = TestApp::start().await;
+    let dana = app.register("acme").await;
+    let answer = login(&app, &dana.email, PASSWORD).await.expect(200);
+    let fields: Vec<_> = answer.as_object().unwrap().keys().map(String::as_str).collect();
+    assert_eq!(fields, ["access_token", "refresh_token", "expires_in", "token_type"]);
+    assert_eq!(
+        (answer["expires_in"].as_i64(), &answer["token_type"]),
+        (Some(3600), &json!("Bearer"))
+    );
+    let token = answer["access_token"].as_str().unwrap();
+    let claims = claims(token);
+    assert_eq!(claims["iss"], app.url);
+    assert_eq!(claims["aud"], app.url);
+    assert_eq!(claims["sub"], dana.user_id);
+    assert_eq!(claims["workspace_id"], dana.workspace_id);
+    assert_eq!(claims["scope"], "call2me:read call2me:write call2me:admin");
+    assert_eq!(claims["exp"].as_i64().unwrap() - claims["iat"].as_i64().unwrap(), 3600);
+    for claim in ["jti", "client_id", "sid"] {
+        assert!(claims[claim].is_string(), "{claim}");
+    }
+}
+
+#[tokio::test]
+async fn a_wrong_password_and_an_unknown_address_look_alike() {
+    let app = TestApp::start().await;
+    let dana = app.register("acme").await;
+    let wrong = login(&app, &dana.email, "wrong horse battery staple").await;
+    let unknown = login(&app, "nobody@acme.example", PASSWORD).await;
+    let garbage = login(&app, "not an address", PASSWORD).await;
+    let long = login(&app, &dana.email, &"x".repeat(100_000)).await;
+    for answer in [&wrong, &unknown, &garbage, &long] {
+        answer.refused(401, "invalid_credentials");
+        assert_eq!(answer.header("www-authenticate"), "Bearer realm=\"call2me\"");
+        assert_eq!(answer.body["detail"], wrong.body["detail"]);
+    }
+    // The wrong password and the overlong one: the others are of nobody.
+    let events = app.events_of(&dana.access_token, "action=login.failed", 2).await;
+    assert_eq!(events[0]["target"]["id"], dana.user_id);
+    assert_eq!(events[0]["actor"]["type"], "anonymous");
+    assert_eq!(events[0]["request"]["status"], 401);
+}
+
+#[tokio::test]
+async fn sign_in_goes_to_the_workspace_asked_for_or_last_used() {
+    let app = TestApp::start().await;
+    let acme = app.register("acme").await;
+    let stranger = app.register("widgets-inc").await;
+    let member = app.join(&acme, "member").await;
+    assert_eq!(claims(&member.access_token)["workspace_id"], acme.workspace_id);
+    let again = login(&app, &member.email, PASSWORD).await.expect(200);
+    let token = again["access_token"].as_str().unwrap();
+    assert_eq!(claims(token)["workspace_id"], acme.workspace_id);
+    let body = json!({
+        "email": member.email, "password": PASSWORD, "workspace_id": stranger.workspace_id,
+    });
+    app.post("/v1/auth/login").json(body).send().await.refused(403, "forbidden");
+}
+
+#[tokio::test]
+async fn a_refresh_token_works_once_and_its_retry_gets_the_same_successor() {
+    let app = TestApp::start().await;
+    let dana = app.register("acme").await;
+    let first = refresh(&app, &dana.refresh_token).await.expect(200);
+    assert_eq!(first["expires_in"], 3600);
+    assert_ne!(first["refresh_token"], dana.refresh_token);
+    app.clock.advance(Duration::from_secs(9));
+    let retry = refresh(&app, &dana.refresh_token).await.expect(200);
+    assert_eq!(retry["refresh_token"], first["refresh_token"]);
+    assert!(works(&app, retry["access_token"].as_str().unwrap()).await);
+    let second = refresh(&app, first["refresh_token"].as_str().unwrap()).await.expect(200);
+    assert!(works(&app, second["access_token"].as_str().unwrap()).await);
+}
+
+#[tokio::test]
+async fn a_late_reuse_ends_the_session() {
+    let app = TestApp::start().await;
+    let watcher = app.register("acme").await;
+    let mut dana = watcher.clone();
+    dana.take(&login(&app, &watcher.email, PASSWORD).await.expect(200));
+    let next = refresh(&app, &dana.refresh_token).await.expect(200);
+    app.clock.advance(Duration::from_secs(11));
+    refresh(&app, &dana.refresh_token).await.refused(401, "invalid_refresh_token");
+    let successor = next["refresh_token"].as_str().unwrap();
+    refresh(&app, successor).await.refused(401, "invalid_refresh_token");
+    let access = next["access_token"].as_str().unwrap();
+    let answer = app.get("/v1/agents").bearer(access).send().await;
+    answer.refused(401, "unauthorized");
+    let events = app.events(&watcher.access_token, "action=session.reuse_detected", |_| true).await;
+    assert_eq!(events.len(), 1);
+    assert_eq!(events[0]["actor"]["id"], dana.user_id);
+    assert!(works(&app, &watcher.access_token).await, "other sessions go on");
+}
+
+#[tokio::test]
+async fn only_the_direct_predecessor_may_be_retried() {
+    let app = TestApp::start().await;
+    let dana = app.register("acme").await;
+    let first = refresh(&app, &dana.refresh_token).await.expect(200);
+    let second = refresh(&app, first["refresh_token"].as_str().unwrap()).await.expect(200);
+    // Within the window, but one too old.
+    refresh(&app, &dana.refresh_token).await.refused(401, "invalid_refresh_token");
+    let newest = second["refresh_token"].as_str().unwrap();
+    refresh(&app, newest).await.refused(401, "invalid_refresh_token");
+}
+
+#[tokio::test]
+async fn a_hundred_refreshes_at_once_give_one_successor() {
+    let app = TestApp::start().await;
+    let dana = app.register("acme").await;
+    let attempts = (0..100).map(|_| refresh(&app, &dana.refresh_token));
+    let mut successors: Vec<_> = futures_util::future::join_all(attempts)
+        .await
+        .into_iter()
+        .map(|answer| answer.expect(200)["refresh_token"].as_str().unwrap().to_owned())
+        .collect();
+    successors.sort();
+    successors.dedup();
+    assert_eq!(successors.len(), 1);
+}
+
+#[tokio::test]
+async fn refresh_tokens_die_of_idleness_and_of_age() {
+    let app = TestApp::start_with(&[
+        ("sessions.refresh_token_seconds", "1000"),
+        ("sessions.absolute_seconds", "2500"),
+    ])
+    .await;
+    let idle = app.register("idle").await;
+    app.clock.advance(Duration::from_secs(1001));
+    refresh(&app, &idle.refresh_token).await.refused(401, "invalid_refresh_token");
+
+    let mut busy = app.register("busy").await;
+    for _ in 0..2 {
+        app.clock.advance(Duration::from_secs(900));
+        busy.take(&refresh(&app, &busy.refresh_token).await.expect(200));
+    }
+    app.clock.advance(Duration::from_secs(900));
+    refresh(&app, &busy.refresh_token).await.refused(401, "invalid_refresh_token");
+    let answer = app.get("/v1/agents").bearer(&busy.access_token).send().await;
+    answer.refused(401, "unauthorized");
+}
+
+#[tokio::test]
+async fn made_up_refresh_tokens_are_refused_and_hurt_nobody() {
+    let app = TestApp::start().await;
+    let dana = app.register("acme").await;
+    let mut forged = BASE64URL_NOPAD
+        .decode(dana.refresh_token.strip_prefix("rt_call2me_").unwrap().as_bytes())
+        .unwrap();
+    *forged.last_mut().unwrap() ^= 1;
+    let forged = format!("rt_call2me_{}", BASE64URL_NOPAD.encode(&forged));
+    for token in [forged.as_str(), "", "rt_call2me_", "rt_call2me_AAAA", &dana.access_token, "💥"]
+    {
+        let answer = refresh(&app, token).await;
+        answer.refused(401, "invalid_refresh_token");
+        assert_eq!(answer.header("www-authenticate"), "Bearer realm=\"call2me\"");
+    }
+    assert!(works(&app, &dana.access_token).await);
+    refresh(&app, &dana.refresh_token).await.expect(200);
+}
+
+#[tokio::test]
+async fn signing_out_ends_everything_of_the_session_at_once() {
+    let app = TestApp::start().await;
+    let dana = app.register("acme").await;
+    let answer = app.post("/v1/auth/logout").bearer(&dana.access_token).send().await;
+    assert_eq!(answer.status, 204);
+    assert_eq!(answer.text, "");
+    app.get("/v1/auth/me").bearer(&dana.access_token).send().await.refused(401, "unauthorized");
+    refresh(&app, &dana.refresh_token).await.refused(401, "invalid_refresh_token");
+    assert_eq!(login(&app, &dana.email, PASSWORD).await.status, 200);
+}
+
+#[tokio::test]
+async fn an_access_token_expires_to_the_second() {
+    let app = TestApp::start().await;
+    let dana = app.register("acme").await;
+    app.clock.advance(Duration::from_secs(3590));
+    assert!(works(&app, &dana.access_token).await);
+    app.clock.advance(Duration::from_secs(10));
+    let answer = app.get("/v1/agents").bearer(&dana.access_token).send().await;
+    answer.refused(401, "token_expired");
+    assert!(answer.header("www-authenticate").contains("error=\"invalid_token\""));
+    // It wins over an ended session.
+    let dana = app.register("later").await;
+    app.post("/v1/auth/logout").bearer(&dana.access_token).send().await.expect(204);
+    app.clock.advance(Duration::from_secs(3600));
+    app.get("/v1/agents").bearer(&dana.access_token).send().await.refused(401, "token_expired");
+}
+
+/// A token with its header or claims rewritten, and the old signature.
+fn rewritten(token: &str, part: usize, rewrite: impl Fn(&mut Value)) -> String {
+    let mut parts: Vec<_> = token.split('.').map(str::to_owned).collect();
+    let bytes = BASE64URL_NOPAD.decode(parts[part].as_bytes()).unwrap();
+    let mut value: Value = serde_json::from_slice(&bytes).unwrap();
+    rewrite(&mut value);
+    parts[part] = BASE64URL_NOPAD.encode(value.to_string().as_bytes());
+    parts.join(".")
+}
+
+#[tokio::test]
+async fn no_token_but_our_own_is_believed() {
+    let app = TestApp::start().await;
+    let dana = app.register("acme").await;
+    let token = &dana.access_token;
+    let unsigned = rewritten(token, 0, |header| header["alg"] = json!("none"));
+    let bare = format!("{}.", unsigned.rsplit_once('.').unwrap().0);
+    let hostile = [
+        unsigned,
+        bare,
+        rewritten(token, 0, |header| header["alg"] = json!("HS256")),
+        rewritten(token, 0, |header| header["alg"] = json!("ES256")),
+        rewritten(token, 0, |header| header["typ"] = json!("JWT")),
+        rewritten(token, 0, |header| header["kid"] = json!("../../etc/passwd")),
+        rewritten(token, 0, |header| header["kid"] = json!(7)),
+        rewritten(token, 0, |header| header["jku"] = json!("https://evil.example/jwks.json")),
+        rewritten(token, 0, |header| header["jwk"] = json!({ "kty": "OKP" })),
+        rewritten(token, 0, |header| header["crit"] = json!(["exp"])),
+        rewritten(token, 1, |claims| claims["exp"] = json!(99_999_999_999_i64)),
+        rewritten(token, 1, |claims| claims["scope"] = json!("call2me:admin")),
+        rewritten(token, 1, |claims| claims["iss"] = json!("https://evil.example")),
+        format!("{token}A"),
+        format!("{token}="),
+        token[..token.len() - 1].to_owned(),
+        format!("{}.{token}", "A".repeat(3000)),
+        "..".to_owned(),
+        "a.b.c".to_owned(),
+        "eyJ.eyJ.eyJ".to_owned(),
+    ];
+    for token in hostile {
+        let answer = app.get("/v1/agents").bearer(&token).send().await;
+        answer.refused(401, "unauthorized");
+    }
+    // Nothing is wrong with the one that they were made from.
+    assert!(works(&app, token).await);
+    // Another deployment's token, with the same subject.
+    let other = TestApp::start().await;
+    let foreign = other.register("acme").await;
+    app.get("/v1/agents").bearer(&foreign.access_token).send().await.refused(401, "unauthorized");
+}
+
+#[tokio::test]
+async fn the_jwks_verifies_a_token_offline() {
+    let app = TestApp::start().await;
+    let dana = app.register("acme").await;
+    let answer = app.get("/.well-known/jwks.json").send().await;
+    assert_eq!(answer.header("cache-control"), "public, max-age=300");
+    let set: jsonwebtoken::jwk::JwkSet = serde_json::from_value(answer.expect(200)).unwrap();
+    let kid = jsonwebtoken::decode_header(&dana.access_token).unwrap();
+    assert_eq!(kid.typ.as_deref(), Some("at+jwt"));
+    let key = jsonwebtoken::DecodingKey::from_jwk(set.find(&kid.kid.unwrap()).unwrap()).unwrap();
+    let mut validation = jsonwebtoken::Validation::new(jsonwebtoken::Algorithm::EdDSA);
+    validation.set_audience(&[&app.url]);
+    validation.set_issuer(&[&app.url]);
+    let token = jsonwebtoken::decode::<Value>(&dana.access_token, &key, &validation).unwrap();
+    assert_eq!(token.claims["sub"], dana.user_id);
+    assert!(!app.get("/.well-known/jwks.json").send().await.text.contains("\"d\""));
+}
+
+#[tokio::test]
+async fn what_one_is_follows_the_membership_at_once() {
+    let app = TestApp::start().await;
+    let acme = app.register("acme").await;
+    let member = app.join(&acme, "member").await;
+    let create = |token: &str| {
+        app.post("/v1/agents").bearer(token).json(json!({ "agent_name": "a" })).send()
+    };
+    create(&member.access_token).await.expect(201);
+    change_role(&app, &member, "UPDATE memberships SET role = 'viewer' WHERE user_id = $1").await;
+    create(&member.access_token).await.refused(403, "insufficient_scope");
+    assert!(works(&app, &member.access_token).await);
+    // A promotion shows at the next refresh.
+    change_role(&app, &member, "UPDATE memberships SET role = 'admin' WHERE user_id = $1").await;
+    app.get("/v1/members")
+        .bearer(&member.access_token)
+        .send()
+        .await
+        .refused(403, "insufficient_scope");
+    let next = refresh(&app, &member.refresh_token).await.expect(200);
+    let token = next["access_token"].as_str().unwrap();
+    app.get("/v1/members").bearer(token).send().await.expect(200);
+    change_role(&app, &member, "DELETE FROM memberships WHERE user_id = $1").await;
+    app.get("/v1/agents").bearer(token).send().await.refused(401, "unauthorized");
+}
+
+async fn change_role(app: &TestApp, person: &Person, sql: &'static str) {
+    let id = call2me_auth::model::id::parse("user", &person.user_id).unwrap();
+    let mut connection = app.database.connect().await;
+    sqlx::query(sql).bind(id).execute(&mut connection).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_weak_hash_is_renewed_at_sign_in() {
+    let app = TestApp::start().await;
+    let dana = app.register("acme").await;
+    let weak = argon2::Argon2::new(
+        argon2::Algorithm::Argon2id,
+        argon2::Version::V0x13,
+        argon2::Params::new(1024, 1, 1, None).unwrap(),
+    );
+    let hash: argon2::password_hash::phc::PasswordHash =
+        argon2::PasswordHasher::hash_password_with_salt(&weak, PASSWORD.as_bytes(), &[3; 16])
+            .unwrap();
+    let mut connection = app.database.connect().await;
+    sqlx::query("UPDATE users SET password_hash = $1")
+        .bind(hash.to_string())
+        .execute(&mut connection)
+        .await
+        .unwrap();
+    login(&app, &dana.email, PASSWORD).await.expect(200);
+    let stored: String = sqlx::query_scalar("SELECT password_hash FROM users")
+        .fetch_one(&mut connection)
+        .await
+        .unwrap();
+    assert!(stored.starts_with("$argon2id$v=19$m=19456,t=2,p=1$"));
+}

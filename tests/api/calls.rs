@@ -1,0 +1,67 @@
+//! /v1/calls: documents that name an agent, and end.
+
+use serde_json::json;
+
+use crate::fixture::TestApp;
+
+#[tokio::test]
+async fn a_call_is_of_an_agent_of_the_workspace_and_ends_once() {
+    let app = TestApp::start().await;
+    let [acme, widgets] = [app.register("acme").await, app.register("widgets-inc").await];
+    let [key, theirs] =
+        [app.mint(&acme, "k", "write").await, app.mint(&widgets, "k", "write").await];
+    let agent = app
+        .post("/v1/agents")
+        .bearer(&key.secret)
+        .json(json!({ "agent_name": "a" }))
+        .send()
+        .await
+        .expect(201);
+    let agent = agent["agent_id"].as_str().unwrap();
+    let place = |secret: &str, agent: &str, number: &str| {
+        let body = json!({ "agent_id": agent, "to_number": number, "call_status": "paid" });
+        app.post("/v1/calls").bearer(secret).json(body).send()
+    };
+    let call = place(&key.secret, agent, "+14155550100").await.expect(201);
+    assert_eq!(call["call_status"], "registered");
+    assert_eq!(call["agent_id"], agent);
+    // An agent of others does not exist, in the same words as one that never did.
+    let foreign = place(&theirs.secret, agent, "+14155550100").await;
+    let unknown = place(&theirs.secret, "agent_01jd0zt8q7f7qvs4p2k6x3m9ab", "+14155550100").await;
+    foreign.refused(422, "validation_failed").blames("agent_id");
+    assert_eq!(foreign.body["detail"], unknown.body["detail"]);
+    for number in ["4155550100", "+0155550100", "+1415", "+1415555010012345", "+1 415 555 0100", ""]
+    {
+        place(&key.secret, agent, number)
+            .await
+            .refused(422, "validation_failed")
+            .blames("to_number");
+    }
+    let path = format!("/v1/calls/{}", call["call_id"].as_str().unwrap());
+    let end = || app.post(&format!("{path}/end")).bearer(&key.secret).send();
+    let ended = end().await.expect(200);
+    assert_eq!((&ended["call_status"], &ended["call_id"]), (&json!("ended"), &call["call_id"]));
+    assert_eq!(end().await.expect(200)["ended_at"], ended["ended_at"]);
+    app.post(&format!("{path}/end")).bearer(&theirs.secret).send().await.refused(404, "not_found");
+    let other = app
+        .post("/v1/agents")
+        .bearer(&key.secret)
+        .json(json!({ "agent_name": "b" }))
+        .send()
+        .await
+        .expect(201);
+    let other = other["agent_id"].as_str().unwrap();
+    place(&key.secret, other, "+14155550101").await.expect(201);
+    let of = async |agent: &str| {
+        let path = format!("/v1/calls?agent_id={agent}");
+        app.get(&path).bearer(&key.secret).send().await.expect(200)
+    };
+    assert_eq!(of(agent).await["total"], 1);
+    assert_eq!(of(agent).await["calls"][0]["call_id"], call["call_id"]);
+    let moved =
+        app.patch(&path).bearer(&key.secret).json(json!({ "agent_id": other })).send().await;
+    assert_eq!(moved.expect(200)["agent_id"], other);
+    assert_eq!(of(other).await["total"], 2);
+    let bad = app.get("/v1/calls?agent_id=x").bearer(&key.secret).send().await;
+    bad.refused(422, "validation_failed").blames("agent_id");
+}

@@ -1,0 +1,190 @@
+//! Every row of the contract's table of errors, and the conventions that all answers share.
+
+use std::time::Duration;
+
+use serde_json::json;
+
+use crate::fixture::{PASSWORD, TestApp};
+
+#[tokio::test]
+async fn every_error_of_the_table() {
+    let app = TestApp::start_with(&[("server.max_body_bytes", "2048")]).await;
+    let dana = app.register("acme").await;
+    let reader = app.mint(&dana, "reader", "read-only").await;
+    let token = dana.access_token.as_str();
+    let post = |path: &str| app.post(path).bearer(token);
+
+    let bad = post("/v1/agents").body("application/json", "{\"agent_name\":").send().await;
+    bad.refused(400, "bad_request");
+    app.get("/v1/agents?a=%zz").bearer(token).send().await.refused(400, "bad_request");
+    let two = app.get("/v1/agents").bearer(token).bearer(token).send().await;
+    two.refused(400, "bad_request");
+
+    app.get("/v1/agents").send().await.refused(401, "unauthorized");
+    let login = json!({ "email": dana.email, "password": "wrong horse battery" });
+    app.post("/v1/auth/login").json(login).send().await.refused(401, "invalid_credentials");
+    let refresh = json!({ "refresh_token": "rt_call2me_x" });
+    app.post("/v1/auth/refresh").json(refresh).send().await.refused(401, "invalid_refresh_token");
+
+    let scope = app.post("/v1/agents").bearer(&reader.secret).json(json!({})).send().await;
+    scope.refused(403, "insufficient_scope");
+    assert_eq!(scope.body["error"]["required_scope"], "write");
+    app.post("/v1/auth/logout").bearer(&reader.secret).send().await.refused(403, "forbidden");
+
+    app.get("/v1/nothing").bearer(token).send().await.refused(404, "not_found");
+    app.get("/nothing").send().await.refused(404, "not_found");
+    app.get("/v1/agents/agent_x").bearer(token).send().await.refused(404, "not_found");
+
+    let method = app.call("PUT", "/v1/agents").send().await;
+    method.refused(405, "method_not_allowed");
+    assert_eq!(method.header("allow"), "GET,HEAD,POST");
+    let large = json!({ "agent_name": "x".repeat(3000) });
+    post("/v1/agents").json(large).send().await.refused(413, "payload_too_large");
+    let chunks =
+        futures_util::stream::iter([0, 1].map(|_| Ok::<_, std::io::Error>("[".repeat(1500))));
+    let chunked = post("/v1/agents").body("application/json", reqwest::Body::wrap_stream(chunks));
+    chunked.send().await.refused(413, "payload_too_large");
+    let form = post("/v1/agents").body("application/x-www-form-urlencoded", "agent_name=a");
+    form.send().await.refused(415, "unsupported_media_type");
+
+    let again = json!({ "email": dana.email, "password": PASSWORD });
+    app.post("/v1/auth/register").json(again).send().await.refused(409, "conflict");
+
+    let wrong = post("/v1/api-keys").json(json!({ "name": "" })).send().await;
+    wrong.refused(422, "validation_failed").blames("name");
+
+    app.clock.advance(Duration::from_secs(3600));
+    app.get("/v1/agents").bearer(token).send().await.refused(401, "token_expired");
+}
+
+#[tokio::test]
+async fn an_outage_is_503_with_retry_after_and_never_401() {
+    let app = TestApp::start_with(&[("database.acquire_timeout_seconds", "1")]).await;
+    let dana = app.register("acme").await;
+    let key = app.mint(&dana, "prod", "admin").await;
+    app.database.allow_connections(false).await;
+
+    let login = json!({ "email": dana.email, "password": PASSWORD });
+    let refresh = json!({ "refresh_token": dana.refresh_token });
+    for call in [
+        app.get("/v1/agents").bearer(&key.secret),
+        app.get("/v1/agents").bearer(&dana.access_token),
+        app.post("/v1/auth/login").json(login.clone()),
+        app.post("/v1/auth/refresh").json(refresh),
+    ] {
+        let answer = call.send().await;
+        answer.refused(503, "unavailable");
+        assert!(answer.number("retry-after") >= 1);
+        assert!(answer.headers.contains_key("x-ratelimit-limit"));
+    }
+    let health = app.get("/health").send().await;
+    assert_eq!(health.expect(503)["checks"]["database"], "down");
+    assert_eq!(app.get("/readyz").send().await.status, 503);
+    assert_eq!(app.get("/livez").send().await.status, 200);
+
+    // It heals unaided.
+    app.database.allow_connections(true).await;
+    app.get("/v1/agents").bearer(&key.secret).send().await.expect(200);
+}
+
+#[tokio::test]
+async fn request_ids_are_kept_only_if_they_are_such_ids() {
+    let app = TestApp::start().await;
+    let ours = "req_01jd0zt8q7f7qvs4p2k6x3m9ab";
+    let call = |id: &str| app.get("/livez").header("x-request-id", id).send();
+    assert_eq!(call(ours).await.header("x-request-id"), ours);
+    for theirs in ["1", "user_01jd0zt8q7f7qvs4p2k6x3m9ab", "req_", "<script>"] {
+        let answer = call(theirs).await;
+        assert_ne!(answer.header("x-request-id"), theirs);
+        assert!(answer.header("x-request-id").starts_with("req_"));
+    }
+}
+
+#[tokio::test]
+async fn refusals_come_in_the_order_of_the_contract() {
+    let app = TestApp::start_with(&[("rate_limit.per_key_per_minute", "1")]).await;
+    let dana = app.register("acme").await;
+    let second = app.register("second").await;
+    // 404 and 405 before 401.
+    app.get("/v1/nothing").bearer("nonsense").send().await.refused(404, "not_found");
+    app.call("PUT", "/v1/agents")
+        .bearer("nonsense")
+        .send()
+        .await
+        .refused(405, "method_not_allowed");
+    // 403 before the body is looked at, 429 before 403.
+    let session = &dana.access_token;
+    let reader = app.mint(&dana, "reader", "read-only").await;
+    let post =
+        || app.post("/v1/agents").bearer(&reader.secret).body("text/plain", "no JSON").send();
+    post().await.refused(403, "insufficient_scope");
+    post().await.refused(429, "rate_limited");
+    app.get("/v1/agents").bearer(session).send().await.refused(429, "rate_limited");
+    // 415 and 422 before the 404 of a row.
+    let path = "/v1/agents/agent_01jd0zt8q7f7qvs4p2k6x3m9ab";
+    let patch = app.patch(path).bearer(&second.access_token).body("text/plain", "x").send().await;
+    patch.refused(415, "unsupported_media_type");
+    app.clock.advance(Duration::from_secs(60));
+    let patch = app.patch(path).bearer(&second.access_token).json(json!({ "agent_name": 7 }));
+    patch.send().await.refused(422, "validation_failed");
+}
+
+#[tokio::test]
+async fn every_answer_of_v1_has_limits_an_id_and_no_store() {
+    let app = TestApp::start().await;
+    let dana = app.register("acme").await;
+    for call in [
+        app.get("/v1/agents").bearer(&dana.access_token),
+        app.get("/v1/agents"),
+        app.get("/v1/nothing"),
+        app.call("PUT", "/v1/agents"),
+        app.post("/v1/auth/login").json(json!({})),
+        app.post("/v1/auth/refresh").json(json!({})),
+        app.get("/v1/agents").bearer("x").bearer("y"),
+        app.get("/v1/auth/verify").bearer(&dana.access_token),
+    ] {
+        let answer = call.send().await;
+        for header in ["x-ratelimit-limit", "x-ratelimit-remaining", "x-ratelimit-reset"] {
+            assert!(answer.number(header) >= 0, "{}", answer.text);
+        }
+        assert_eq!(answer.header("cache-control"), "no-store");
+        assert_eq!(answer.header("x-content-type-options"), "nosniff");
+        assert!(answer.header("x-request-id").starts_with("req_"));
+    }
+}
+
+#[tokio::test]
+async fn the_challenge_points_to_metadata_that_is_there() {
+    let app = TestApp::start().await;
+    let answer = app.get("/v1/agents").send().await;
+    let challenge = answer.header("www-authenticate");
+    let url = challenge.split("resource_metadata=\"").nth(1).unwrap().trim_end_matches('"');
+    let path = url.strip_prefix(&app.url).unwrap();
+    let metadata = app.get(path).send().await.expect(200);
+    assert_eq!(metadata["resource"], app.url);
+    assert_eq!(metadata["bearer_methods_supported"], json!(["header"]));
+    assert_eq!(
+        metadata["scopes_supported"],
+        json!(["call2me:read", "call2me:write", "call2me:admin"])
+    );
+}
+
+#[tokio::test]
+async fn credentials_are_read_from_the_header_alone() {
+    let app = TestApp::start().await;
+    let dana = app.register("acme").await;
+    let key = app.mint(&dana, "prod", "admin").await;
+    for call in [
+        app.get(&format!("/v1/agents?access_token={}&api_key={0}", key.secret)),
+        app.get("/v1/agents")
+            .header("cookie", &format!("access_token={}; session={0}", key.secret)),
+        app.get("/v1/agents").header("x-api-key", &key.secret),
+        app.get("/v1/agents").header("authorization", &key.secret),
+        app.get("/v1/agents").header("authorization", &format!("Basic {}", key.secret)),
+        app.get("/v1/agents").bearer(&dana.refresh_token),
+    ] {
+        call.send().await.refused(401, "unauthorized");
+    }
+    let lower = format!("bEaReR {}", key.secret);
+    app.get("/v1/agents").header("authorization", &lower).send().await.expect(200);
+}

@@ -1,0 +1,211 @@
+//! The database alone keeps workspaces apart: what the role of the service sees and changes when the
+//! workspace's condition is left out of a query altogether.
+
+use call2me_auth::model::id;
+use serde_json::json;
+use sqlx::{Connection, Executor, PgConnection};
+use uuid::Uuid;
+
+use crate::fixture::{Person, TestApp};
+
+/// Tables that no workspace owns, and why the role may read them.
+const SHARED: [&str; 3] = [
+    "_sqlx_migrations",          // the schema's version
+    "signing_keys",              // the deployment's; private halves are sealed
+    "unknown_credential_counts", // addresses of nobody known
+];
+
+struct Setting {
+    connection: PgConnection,
+    acme: Uuid,
+    widgets: Uuid,
+}
+
+impl Setting {
+    /// Two workspaces with something in every table, seen as the role of the service, for acme.
+    async fn new(app: &TestApp) -> Self {
+        let [acme, widgets] = [app.register("acme").await, app.register("widgets-inc").await];
+        for person in [&acme, &widgets] {
+            fill(app, person).await;
+        }
+        let [acme, widgets] = [&acme, &widgets].map(|p| id::parse("ws", &p.workspace_id).unwrap());
+        let mut connection = app.database.connect().await;
+        connection.execute("SET ROLE call2me_auth_app").await.unwrap();
+        Self { connection, acme, widgets }
+    }
+}
+
+async fn fill(app: &TestApp, person: &Person) {
+    let key = app.mint(person, "k", "write").await;
+    let post = app.post("/v1/agents").bearer(&key.secret).json(json!({ "agent_name": "a" }));
+    post.send().await.expect(201);
+    let query = format!("key_id={}", key.id);
+    app.events(&person.access_token, &query, |_| true).await;
+    let workspace = id::parse("ws", &person.workspace_id).unwrap();
+    sqlx::query("INSERT INTO wallet_transactions VALUES ($1, $2, 'top_up', 1, 'x', now())")
+        .bind(workspace)
+        .bind(workspace)
+        .execute(&mut app.database.connect().await)
+        .await
+        .unwrap();
+}
+
+/// Tables that the role may read, with whether row-level security is on.
+async fn tables(connection: &mut PgConnection) -> Vec<(String, bool)> {
+    sqlx::query_as(
+        "SELECT c.relname::text, c.relrowsecurity FROM pg_class c
+         WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p')
+           AND has_any_column_privilege('call2me_auth_app', c.oid, 'SELECT') ORDER BY 1",
+    )
+    .fetch_all(connection)
+    .await
+    .unwrap()
+}
+
+#[tokio::test]
+async fn no_table_can_be_read_without_a_policy() {
+    let app = TestApp::start().await;
+    let found = tables(&mut app.database.connect().await).await;
+    let open: Vec<_> = found.iter().filter(|(_, secured)| !secured).map(|(name, _)| name).collect();
+    assert_eq!(open, SHARED);
+    assert!(found.iter().all(|(name, _)| !name.starts_with("audit_events_")), "no partition");
+}
+
+#[tokio::test]
+async fn without_a_workspace_the_role_sees_nothing() {
+    let app = TestApp::start().await;
+    let mut setting = Setting::new(&app).await;
+    for (table, _) in tables(&mut setting.connection).await {
+        if SHARED.contains(&table.as_str()) {
+            continue;
+        }
+        let count = count(&mut setting.connection, &format!("\"{table}\"")).await;
+        assert_eq!(count, 0, "{table}");
+    }
+}
+
+#[tokio::test]
+async fn for_a_workspace_the_role_sees_that_workspace_alone() {
+    let app = TestApp::start().await;
+    let mut setting = Setting::new(&app).await;
+    let (acme, widgets) = (setting.acme, setting.widgets);
+    let mut seen = 0;
+    for (table, column) in [
+        ("workspaces", "id"),
+        ("memberships", "workspace_id"),
+        ("api_keys", "workspace_id"),
+        ("api_key_activity", "workspace_id"),
+        ("audit_events", "workspace_id"),
+        ("documents", "workspace_id"),
+        ("wallet_transactions", "workspace_id"),
+    ] {
+        let mut tx = setting.connection.begin().await.unwrap();
+        enter(&mut tx, acme).await;
+        let own = count(&mut tx, &format!("{table} WHERE {column} = '{acme}'")).await;
+        assert!(own > 0, "{table}");
+        // As a query that forgot its WHERE.
+        assert_eq!(count(&mut tx, table).await, own, "{table}");
+        assert_eq!(
+            count(&mut tx, &format!("{table} WHERE {column} = '{widgets}'")).await,
+            0,
+            "{table}"
+        );
+        seen += 1;
+    }
+    assert_eq!(
+        seen + SHARED.len() + ["users", "sessions"].len(),
+        tables(&mut setting.connection).await.len()
+    );
+    let mut tx = setting.connection.begin().await.unwrap();
+    enter(&mut tx, acme).await;
+    assert_eq!(count(&mut tx, "users").await, 1, "members of the workspace");
+    assert_eq!(count(&mut tx, "sessions").await, 0, "those of a person, whom nobody named");
+    let hashes = tx.execute("SELECT password_hash FROM users").await.unwrap_err();
+    assert_eq!(hashes.as_database_error().unwrap().code().unwrap(), "42501");
+}
+
+#[tokio::test]
+async fn writes_for_another_workspace_fail_or_touch_nothing() {
+    let app = TestApp::start().await;
+    let mut setting = Setting::new(&app).await;
+    let (acme, widgets) = (setting.acme, setting.widgets);
+    for sql in [
+        "UPDATE workspaces SET name = 'x'",
+        "UPDATE api_keys SET revoked_at = now()",
+        "UPDATE documents SET body = '{}'",
+        "DELETE FROM documents",
+        "DELETE FROM memberships",
+        "UPDATE memberships SET role = 'owner'",
+    ] {
+        let mut tx = setting.connection.begin().await.unwrap();
+        enter(&mut tx, acme).await;
+        let table =
+            sql.split_whitespace().find(|w| !["UPDATE", "DELETE", "FROM"].contains(w)).unwrap();
+        let column = if table == "workspaces" { "id" } else { "workspace_id" };
+        let forged = format!("{sql}{}", format_args!(" WHERE {column} = '{widgets}'"));
+        let done = tx.execute(sqlx::AssertSqlSafe(forged)).await.unwrap();
+        assert_eq!(done.rows_affected(), 0, "{sql}");
+        let all = tx.execute(sqlx::AssertSqlSafe(sql)).await.unwrap();
+        assert_eq!(all.rows_affected(), 1, "{sql}: acme's one row");
+    }
+    for sql in [
+        "INSERT INTO documents VALUES ($1, $1, 'agent', NULL, '{}', now(), now())",
+        "INSERT INTO wallet_transactions VALUES (gen_random_uuid(), $1, 'top_up', 1, 'x', now())",
+        "INSERT INTO audit_events (id, workspace_id, action, actor_type)
+         VALUES (uuid_at(now()), $1, 'request', 'system')",
+        "INSERT INTO memberships SELECT $1, user_id, 'owner', now() FROM memberships",
+        "INSERT INTO api_keys (id, workspace_id, name, scope, digest, display_start, display_end, created_at)
+         VALUES ($1, $1, 'x', 'admin', sha256('x'), 'a', 'b', now())",
+    ] {
+        let mut tx = setting.connection.begin().await.unwrap();
+        enter(&mut tx, acme).await;
+        let error = sqlx::query(sql).bind(widgets).execute(&mut *tx).await.unwrap_err();
+        let code = error.as_database_error().unwrap().code().unwrap().into_owned();
+        assert_eq!(code, "42501", "{sql}: {error}");
+    }
+}
+
+#[tokio::test]
+async fn the_setting_ends_with_its_transaction() {
+    let app = TestApp::start().await;
+    let mut setting = Setting::new(&app).await;
+    let mut tx = setting.connection.begin().await.unwrap();
+    enter(&mut tx, setting.acme).await;
+    assert!(count(&mut tx, "documents").await > 0);
+    tx.commit().await.unwrap();
+    assert_eq!(count(&mut setting.connection, "documents").await, 0);
+}
+
+#[tokio::test]
+async fn a_login_that_no_policy_binds_is_refused() {
+    let app = TestApp::start().await;
+    let mut connection = app.database.connect().await;
+    connection
+        .execute("DROP ROLE IF EXISTS unbound; CREATE ROLE unbound LOGIN PASSWORD 'x'")
+        .await
+        .unwrap();
+    let url = app.database.url.replace("postgres:test@", "unbound:x@");
+    let options = call2me_auth::config::Pool {
+        max_connections: 2,
+        acquire_timeout: std::time::Duration::from_secs(2),
+        statement_timeout: std::time::Duration::from_secs(2),
+    };
+    let refused = call2me_auth::store::Store::connect(&url, &options).await.unwrap_err();
+    assert!(
+        refused.contains("call2me_auth_app") || refused.contains("permission denied"),
+        "{refused}"
+    );
+}
+
+async fn enter(connection: &mut PgConnection, workspace: Uuid) {
+    sqlx::query("SELECT set_config('call2me.workspace_id', $1, true)")
+        .bind(workspace.to_string())
+        .execute(connection)
+        .await
+        .unwrap();
+}
+
+async fn count(connection: &mut PgConnection, what: &str) -> i64 {
+    let sql = format!("SELECT count(*) FROM {what}");
+    sqlx::query_scalar(sqlx::AssertSqlSafe(sql)).fetch_one(connection).await.unwrap()
+}

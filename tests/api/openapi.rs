@@ -1,0 +1,129 @@
+//! The OpenAPI document against the route table, and the page that shows it.
+
+use std::collections::BTreeSet;
+
+use call2me_auth::http::{extract::Rule, routes};
+use serde_json::Value;
+
+use crate::fixture::TestApp;
+
+async fn document() -> Value {
+    TestApp::start().await.get("/openapi.json").send().await.expect(200)
+}
+
+const METHODS: [&str; 8] = ["get", "put", "post", "delete", "patch", "head", "options", "trace"];
+
+fn operations(document: &Value) -> impl Iterator<Item = (String, &String, &Value)> {
+    document["paths"].as_object().unwrap().iter().flat_map(|(path, item)| {
+        let methods =
+            item.as_object().unwrap().iter().filter(|(key, _)| METHODS.contains(&key.as_str()));
+        methods.map(move |(method, operation)| (method.to_uppercase(), path, operation))
+    })
+}
+
+#[tokio::test]
+async fn the_document_has_the_routes_of_the_table_and_no_others() {
+    let document = document().await;
+    assert_eq!(document["openapi"], "3.1.0");
+    let documented: BTreeSet<_> =
+        operations(&document).map(|(method, path, _)| (method, path.clone())).collect();
+    let mut tabled = BTreeSet::new();
+    for route in routes::table() {
+        let path = route.path.replace("{*path}", "{path}");
+        match route.method {
+            Some(method) => {
+                tabled.insert((method.to_string(), path));
+            }
+            // A route of any method is documented with the usual ones.
+            None => tabled.extend(
+                ["GET", "POST", "PUT", "PATCH", "DELETE"].map(|m| (m.to_owned(), path.clone())),
+            ),
+        }
+    }
+    assert_eq!(documented, tabled);
+}
+
+#[tokio::test]
+async fn each_operation_tells_its_security_and_its_refusals() {
+    let document = document().await;
+    let tables = routes::table();
+    for (method, path, operation) in operations(&document) {
+        let what = format!("{method} {path}");
+        let route = tables
+            .iter()
+            .find(|route| {
+                route.path.replace("{*path}", "{path}") == *path
+                    && route.method.as_ref().is_none_or(|m| m.as_str() == method)
+            })
+            .unwrap();
+        let protected = matches!(route.rule, Rule::Protected(_));
+        assert_eq!(operation["security"].is_array(), protected, "{what}");
+        assert!(operation["summary"].as_str().is_some_and(|text| !text.is_empty()), "{what}");
+        assert!(operation["operationId"].is_string(), "{what}");
+        let responses = operation["responses"].as_object().unwrap();
+        assert!(responses.keys().any(|status| status.starts_with('2')), "{what}");
+        if path.starts_with("/v1/") {
+            for status in ["400", "422", "429", "500", "503"] {
+                assert!(responses.contains_key(status), "{what} {status}");
+            }
+        }
+        if protected {
+            assert!(responses.contains_key("401") && responses.contains_key("403"), "{what}");
+        }
+        for (status, response) in responses {
+            assert!(!response["description"].as_str().unwrap().is_empty(), "{what} {status}");
+            if path.starts_with("/v1/") {
+                assert!(response["headers"]["X-RateLimit-Limit"].is_object(), "{what} {status}");
+                if status.starts_with(['4', '5']) {
+                    let schema = &response["content"]["application/json"]["schema"]["$ref"];
+                    assert_eq!(schema, "#/components/schemas/ErrorBody", "{what} {status}");
+                }
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn operation_ids_are_unique_and_references_resolve() {
+    let document = document().await;
+    let mut ids: Vec<_> = operations(&document)
+        .map(|(method, _, op)| (op["operationId"].to_string(), method))
+        .collect();
+    let all = ids.len();
+    ids.sort();
+    ids.dedup();
+    assert_eq!(ids.len(), all);
+    fn references<'a>(value: &'a Value, found: &mut Vec<&'a str>) {
+        match value {
+            Value::Object(fields) => {
+                found.extend(fields.get("$ref").and_then(Value::as_str));
+                fields.values().for_each(|value| references(value, found));
+            }
+            Value::Array(items) => items.iter().for_each(|value| references(value, found)),
+            _ => {}
+        }
+    }
+    let mut found = Vec::new();
+    references(&document, &mut found);
+    assert!(found.len() > 50);
+    for reference in found {
+        let pointer = reference.strip_prefix('#').unwrap();
+        assert!(document.pointer(pointer).is_some(), "{reference}");
+    }
+}
+
+#[tokio::test]
+async fn the_page_comes_from_the_binary_alone() {
+    let app = TestApp::start().await;
+    let redirect = app.get("/docs").send().await;
+    assert_eq!(redirect.header("location"), "/docs/");
+    let page = app.get("/docs/").send().await;
+    assert_eq!(page.status, 200);
+    for asset in
+        page.text.split(['"', '\'']).filter(|part| part.ends_with(".js") || part.ends_with(".css"))
+    {
+        assert!(!asset.starts_with("http") && !asset.starts_with("//"), "{asset}");
+        let path = format!("/docs/{}", asset.trim_start_matches("./"));
+        assert_eq!(app.get(&path).send().await.status, 200, "{path}");
+    }
+}

@@ -1,0 +1,120 @@
+//! Knowledge bases, campaigns, wallet, people, branding.
+
+use serde_json::{Value, json};
+
+use crate::fixture::TestApp;
+
+#[tokio::test]
+async fn a_knowledge_base_goes_by_either_name() {
+    let app = TestApp::start().await;
+    let dana = app.register("acme").await;
+    let create =
+        |body: Value| app.post("/v1/knowledge-base").bearer(&dana.access_token).json(body).send();
+    let sources = json!({
+        "knowledge_base_name": "Hours", "knowledge_base_texts": [{ "title": "t", "text": "x" }],
+        "knowledge_base_urls": ["https://acme.example"],
+    });
+    let made = create(sources).await.expect(201);
+    assert!(made["id"].as_str().unwrap().starts_with("kb_"));
+    assert_eq!((&made["name"], &made["sources_count"]), (&json!("Hours"), &json!(2)));
+    assert_eq!(
+        create(json!({ "name": "Prices" })).await.expect(201)["knowledge_base_name"],
+        "Prices"
+    );
+    create(json!({})).await.refused(422, "validation_failed").blames("knowledge_base_name");
+    let list = app.get("/v1/knowledge-base").bearer(&dana.access_token).send().await.expect(200);
+    assert_eq!(list["knowledge_bases"].as_array().unwrap().len(), 2);
+}
+
+#[tokio::test]
+async fn a_campaign_needs_a_name_and_an_agent() {
+    let app = TestApp::start().await;
+    let dana = app.register("acme").await;
+    let agent = app
+        .post("/v1/agents")
+        .bearer(&dana.access_token)
+        .json(json!({ "agent_name": "a" }))
+        .send()
+        .await
+        .expect(201);
+    let create =
+        |body: Value| app.post("/v1/campaigns").bearer(&dana.access_token).json(body).send();
+    let made = create(
+        json!({ "name": "Spring", "agent_id": agent["agent_id"], "from_number": "+14155550199" }),
+    );
+    assert!(made.await.expect(201)["campaign_id"].as_str().unwrap().starts_with("campaign_"));
+    create(json!({ "agent_id": agent["agent_id"] }))
+        .await
+        .refused(422, "validation_failed")
+        .blames("name");
+    create(json!({ "name": "Spring" })).await.refused(422, "validation_failed").blames("agent_id");
+}
+
+#[tokio::test]
+async fn the_wallet_is_the_sum_of_its_movements() {
+    let app = TestApp::start().await;
+    let dana = app.register("acme").await;
+    let balance =
+        async || app.get("/v1/wallet/balance").bearer(&dana.access_token).send().await.expect(200);
+    assert_eq!(balance().await, json!({ "balance_usd": 0.0 }));
+    let workspace = call2me_auth::model::id::parse("ws", &dana.workspace_id).unwrap();
+    let mut connection = app.database.connect().await;
+    for (number, cents) in [(1_u128, 5000_i64), (2, -1234)] {
+        sqlx::query(
+            "INSERT INTO wallet_transactions VALUES ($1, $2, 'charge', $3, 'calls', now())",
+        )
+        .bind(uuid::Uuid::from_u128(number))
+        .bind(workspace)
+        .bind(cents)
+        .execute(&mut connection)
+        .await
+        .unwrap();
+    }
+    assert_eq!(balance().await, json!({ "balance_usd": 37.66 }));
+    let list = app
+        .get("/v1/wallet/transactions?limit=1")
+        .bearer(&dana.access_token)
+        .send()
+        .await
+        .expect(200);
+    assert_eq!(list["transactions"][0]["amount_usd"], -12.34);
+    assert_eq!((&list["total"], list["next_cursor"].is_string()), (&json!(2), true));
+}
+
+#[tokio::test]
+async fn a_person_changes_name_and_profile_but_not_the_address() {
+    let app = TestApp::start().await;
+    let dana = app.register("acme").await;
+    let key = app.mint(&dana, "k", "write").await;
+    let patch = |body: Value| app.patch("/v1/users/me").bearer(&key.secret).json(body).send();
+    let changed =
+        patch(json!({ "full_name": "Dana M.", "timezone": "Europe/Berlin", "id": "user_x" }))
+            .await
+            .expect(200);
+    assert_eq!(
+        (&changed["full_name"], &changed["timezone"]),
+        (&json!("Dana M."), &json!("Europe/Berlin"))
+    );
+    assert_eq!(changed["id"], dana.user_id);
+    let me = app.get("/v1/users/me").bearer(&dana.access_token).send().await.expect(200);
+    assert_eq!(me, changed);
+    patch(json!({ "email": "x@y.example" }))
+        .await
+        .refused(422, "validation_failed")
+        .blames("email");
+    patch(json!({ "full_name": 7 })).await.refused(422, "validation_failed").blames("full_name");
+    patch(json!({ "notes": "x".repeat(70_000) })).await.refused(422, "validation_failed");
+}
+
+#[tokio::test]
+async fn branding_is_replaced_as_a_whole() {
+    let app = TestApp::start().await;
+    let dana = app.register("acme").await;
+    let path = "/v1/users/me/branding";
+    let put = |body: Value| app.call("PUT", path).bearer(&dana.access_token).json(body).send();
+    put(json!({ "brand_name": "Acme Voice", "primary_color": "#0b7285" })).await.expect(200);
+    put(json!({ "brand_name": "Acme" })).await.expect(200);
+    let seen = app.get(path).bearer(&dana.access_token).send().await.expect(200);
+    assert_eq!(seen, json!({ "brand_name": "Acme" }));
+    put(json!(["a"])).await.refused(422, "validation_failed");
+}

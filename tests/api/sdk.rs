@@ -1,0 +1,60 @@
+//! Clients that nobody here wrote: the official Python SDK, and schemathesis on the document.
+
+use std::{path::Path, process::Stdio};
+
+use tokio::process::Command;
+
+use crate::fixture::TestApp;
+
+/// Where `./scripts/test` puts the Python packages of `tests/python/requirements.txt`.
+fn python(program: &str) -> std::path::PathBuf {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let path = root.join("target/python/bin").join(program);
+    assert!(
+        path.exists(),
+        "{} is missing: run ./scripts/test, or ./scripts/python",
+        path.display()
+    );
+    path
+}
+
+async fn run(mut command: Command) {
+    let output = command.stdin(Stdio::null()).output().await.unwrap();
+    let [out, err] = [&output.stdout, &output.stderr].map(|text| String::from_utf8_lossy(text));
+    assert!(output.status.success(), "{out}\n{err}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_official_sdk_drives_the_service_unchanged() {
+    let app = TestApp::start().await;
+    let dana = app.register("acme").await;
+    let admin = app.mint(&dana, "sdk", "admin").await;
+    let reader = app.mint(&dana, "sdk-reader", "read-only").await;
+    let mut command = Command::new(python("python"));
+    command
+        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/python/drive_sdk.py"))
+        .arg(&app.url)
+        .env("ADMIN_KEY", &admin.secret)
+        .env("READER_KEY", &reader.secret);
+    run(command).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn schemathesis_finds_no_5xx_and_nothing_outside_the_document() {
+    let app = TestApp::start().await;
+    let dana = app.register("acme").await;
+    let key = app.mint(&dana, "fuzz", "admin").await;
+    let mut command = Command::new(python("schemathesis"));
+    command
+        .current_dir(env!("CARGO_TARGET_TMPDIR"))
+        .arg("run")
+        .arg(format!("{}/openapi.json", app.url))
+        .args(["--header", &format!("Authorization: Bearer {}", key.secret)])
+        .args(["--checks", "not_a_server_error,status_code_conformance,content_type_conformance"])
+        .args(["--checks", "response_schema_conformance,response_headers_conformance"])
+        .args(["--phases", "examples,coverage,fuzzing", "--max-examples", "25", "--seed", "1"])
+        .args(["--generation-database", "none", "--workers", "1"])
+        // Ends the session or the key that it works with.
+        .args(["--exclude-path", "/v1/auth/logout", "--exclude-operation-id", "api_keys_revoke"]);
+    run(command).await;
+}

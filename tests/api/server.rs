@@ -1,0 +1,150 @@
+//! The accept loop, time-outs, panics, and how it stops.
+
+use std::{sync::Arc, time::Duration};
+
+use axum::{Router, middleware::from_fn_with_state, routing::get};
+use call2me_auth::http::{
+    extract::Rule,
+    middleware::{SignInLimit, frame, guarded},
+    routes::Route,
+};
+use serde_json::json;
+use sqlx::{Connection, Executor};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
+use tower::ServiceExt;
+
+use crate::fixture::TestApp;
+
+async fn connect(app: &TestApp) -> TcpStream {
+    TcpStream::connect(app.url.strip_prefix("http://").unwrap()).await.unwrap()
+}
+
+#[tokio::test]
+async fn slow_heads_and_idle_connections_are_closed() {
+    let app = TestApp::start_with(&[("server.header_timeout_seconds", "1")]).await;
+    let mut slow = connect(&app).await;
+    slow.write_all(b"GET /livez HTTP/1.1\r\nhost:").await.unwrap();
+    let mut idle = connect(&app).await;
+    idle.write_all(b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+    let silent = &mut connect(&app).await;
+    for stream in [&mut slow, &mut idle, silent] {
+        let mut answer = Vec::new();
+        let read = stream.read_to_end(&mut answer);
+        tokio::time::timeout(Duration::from_secs(10), read).await.expect("closed").ok();
+    }
+}
+
+#[tokio::test]
+async fn beyond_the_cap_connections_wait() {
+    let app = TestApp::start_with(&[("server.max_connections", "1")]).await;
+    let first = connect(&app).await;
+    let mut second = connect(&app).await;
+    second.write_all(b"GET /livez HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.unwrap();
+    let mut byte = [0];
+    let early = tokio::time::timeout(Duration::from_millis(200), second.read(&mut byte)).await;
+    assert!(early.is_err(), "not before there is a place");
+    drop(first);
+    let mut answer = String::new();
+    second.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+}
+
+#[tokio::test]
+async fn a_handler_that_takes_too_long_is_503() {
+    let app = TestApp::start_with(&[("server.handler_timeout_seconds", "1")]).await;
+    let dana = app.register("acme").await;
+    let mut connection = app.database.connect().await;
+    let mut tx = connection.begin().await.unwrap();
+    tx.execute("LOCK TABLE documents").await.unwrap();
+    let answer = app.get("/v1/agents").bearer(&dana.access_token).send().await;
+    answer.refused(503, "unavailable");
+    tx.rollback().await.unwrap();
+    app.get("/v1/agents").bearer(&dana.access_token).send().await.expect(200);
+    let events = app.events(&dana.access_token, "status=503", |_| true).await;
+    assert_eq!(events.len(), 1);
+}
+
+#[tokio::test]
+async fn a_panic_is_500_with_the_body_of_all_errors() {
+    async fn panics() -> &'static str {
+        panic!("as a test")
+    }
+    let app = TestApp::start().await;
+    let mut route = call2me_auth::http::routes::table().into_iter().next().unwrap();
+    route = Route { rule: Rule::Open, handler: get(panics), path: "/v1/panics", ..route };
+    let limit = SignInLimit::new(1.try_into().unwrap());
+    let router = Router::new()
+        .route("/v1/panics", guarded(route, &app.app, &limit))
+        .layer(from_fn_with_state(Arc::clone(&app.app), frame))
+        .with_state(Arc::clone(&app.app));
+    let request = axum::http::Request::get("/v1/panics").body(axum::body::Body::empty()).unwrap();
+    let response = router.oneshot(request).await.unwrap();
+    assert_eq!(response.status(), 500);
+    let body = axum::body::to_bytes(response.into_body(), 10_000).await.unwrap();
+    let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
+    assert_eq!(body["error"]["code"], "internal");
+    assert!(!body.to_string().contains("as a test"));
+}
+
+#[tokio::test]
+async fn stopping_finishes_requests_and_writes_the_log() {
+    let app = TestApp::start().await;
+    let dana = app.register("acme").await;
+    let mut connection = app.database.connect().await;
+    let mut tx = connection.begin().await.unwrap();
+    tx.execute("LOCK TABLE documents IN ACCESS EXCLUSIVE MODE").await.unwrap();
+    let call = app.post("/v1/agents").bearer(&dana.access_token).json(json!({ "agent_name": "a" }));
+    let under_way = tokio::spawn(call.send());
+    app.database.somebody_waits_for_a_lock().await;
+    let url = app.url.clone();
+    let stopping = tokio::spawn(app.stop());
+    // No new connection is accepted any more.
+    let address = url.strip_prefix("http://").unwrap();
+    while TcpStream::connect(address).await.is_ok() {
+        tokio::task::yield_now().await;
+    }
+    tx.commit().await.unwrap();
+    under_way.await.unwrap().expect(201);
+    let database = stopping.await.unwrap();
+    let written: i64 = sqlx::query_scalar(
+        "SELECT count(*) FROM audit_events WHERE action = 'request' AND status = 201 AND path = '/v1/agents'",
+    )
+    .fetch_one(&mut database.connect().await)
+    .await
+    .unwrap();
+    assert_eq!(written, 1);
+}
+
+#[tokio::test]
+async fn a_restart_keeps_sessions_keys_and_signing_key() {
+    let app = TestApp::start().await;
+    let dana = app.register("acme").await;
+    let key = app.mint(&dana, "prod", "write").await;
+    let jwks = app.get("/.well-known/jwks.json").send().await.text;
+    let address = app.url.strip_prefix("http://").unwrap().to_owned();
+    let url = app.url.clone();
+    let database = app.stop().await;
+    let app = TestApp::start_on(database, &[("server.public_url", &url)]).await;
+    drop(address);
+    assert_eq!(app.get("/.well-known/jwks.json").send().await.text, jwks);
+    app.get("/v1/agents").bearer(&key.secret).send().await.expect(200);
+    app.get("/v1/agents").bearer(&dana.access_token).send().await.expect(200);
+    let refresh = json!({ "refresh_token": dana.refresh_token });
+    app.post("/v1/auth/refresh").json(refresh).send().await.expect(200);
+}
+
+#[tokio::test]
+async fn of_nodes_that_start_together_one_makes_the_signing_key() {
+    let database = crate::fixture::cluster().empty_database().await;
+    let start = || TestApp::start_on(database.clone(), &[]);
+    let (a, b, c) = tokio::join!(start(), start(), start());
+    let mut sets = Vec::new();
+    for app in [&a, &b, &c] {
+        sets.push(app.get("/.well-known/jwks.json").send().await.text);
+    }
+    assert_eq!(sets[0], sets[1]);
+    assert_eq!(sets[1], sets[2]);
+}

@@ -1,0 +1,103 @@
+//! /v1/auth/verify: forward-auth.
+
+use serde_json::json;
+
+use crate::fixture::TestApp;
+
+#[tokio::test]
+async fn a_good_key_passes_and_is_described() {
+    let app = TestApp::start().await;
+    let dana = app.register("acme").await;
+    let key = app.mint(&dana, "prod", "read-only").await;
+    let answer = app.get("/v1/auth/verify").bearer(&key.secret).send().await;
+    assert_eq!(answer.header("x-auth-subject"), key.id);
+    assert_eq!(answer.header("x-auth-workspace-id"), dana.workspace_id);
+    assert_eq!(answer.header("x-auth-scope"), "read-only");
+    assert_eq!(answer.header("x-auth-key-id"), key.id);
+    assert_eq!(
+        answer.expect(200),
+        json!({
+            "subject": key.id, "workspace_id": dana.workspace_id, "scope": "read-only",
+            "key_id": key.id,
+        })
+    );
+    let session = app.get("/v1/auth/verify").bearer(&dana.access_token).send().await;
+    assert_eq!(session.header("x-auth-subject"), dana.user_id);
+    assert_eq!(session.header("x-auth-key-id"), "");
+    app.get("/v1/auth/verify").send().await.refused(401, "unauthorized");
+}
+
+#[tokio::test]
+async fn the_original_method_says_what_scope_it_takes() {
+    let app = TestApp::start().await;
+    let dana = app.register("acme").await;
+    let key = app.mint(&dana, "prod", "read-only").await;
+    let verify = async |method: &str, path: &str, headers: &[(&str, &str)]| {
+        let mut call = app.by(&key.secret, method, path);
+        for (name, value) in headers {
+            call = call.header(name, value);
+        }
+        call.send().await
+    };
+    for headers in [
+        &[("x-forwarded-method", "POST"), ("x-forwarded-uri", "/v1/calls?x=1")][..],
+        &[("x-original-method", "DELETE"), ("x-original-uri", "/v1/calls")],
+        &[("x-forwarded-method", "POST"), ("x-original-method", "GET")],
+        &[("x-forwarded-method", "BREW")],
+    ] {
+        let answer = verify("GET", "/v1/auth/verify", headers).await;
+        answer.refused(403, "insufficient_scope");
+        assert_eq!(answer.body["error"]["required_scope"], "write");
+    }
+    for method in ["POST", "PUT", "PATCH", "DELETE", "OPTIONS"] {
+        verify(method, "/v1/auth/verify", &[]).await.refused(403, "insufficient_scope");
+        verify(method, "/v1/auth/verify/v1/calls", &[]).await.refused(403, "insufficient_scope");
+        let read = [("x-forwarded-method", "HEAD")];
+        verify(method, "/v1/auth/verify", &read).await.expect(200);
+    }
+    assert_eq!(verify("HEAD", "/v1/auth/verify", &[]).await.status, 200);
+    // More may be asked for, never less.
+    verify("GET", "/v1/auth/verify?scope=admin", &[]).await.refused(403, "insufficient_scope");
+    verify("POST", "/v1/auth/verify?scope=read-only", &[]).await.refused(403, "insufficient_scope");
+    verify("GET", "/v1/auth/verify?scope=root", &[])
+        .await
+        .refused(422, "validation_failed")
+        .blames("scope");
+}
+
+#[tokio::test]
+async fn the_log_tells_of_the_original_request() {
+    let app = TestApp::start().await;
+    let dana = app.register("acme").await;
+    let key = app.mint(&dana, "prod", "write").await;
+    for (method, path, headers, told) in [
+        (
+            "GET",
+            "/v1/auth/verify",
+            vec![("x-forwarded-method", "POST"), ("x-forwarded-uri", "/v1/a?token=x")],
+            ("POST", "/v1/a"),
+        ),
+        (
+            "GET",
+            "/v1/auth/verify",
+            vec![("x-original-url", "https://api.example/v1/b?y")],
+            ("GET", "/v1/b"),
+        ),
+        ("PUT", "/v1/auth/verify/v1/c/d", vec![], ("PUT", "/v1/c/d")),
+        ("GET", "/v1/auth/verify", vec![], ("GET", "/v1/auth/verify")),
+    ] {
+        let mut call = app.by(&key.secret, method, path);
+        for (name, value) in headers {
+            call = call.header(name, value);
+        }
+        let answer = call.send().await;
+        assert_eq!(answer.status, 200);
+        let query = format!("request_id={}", answer.header("x-request-id"));
+        let events = app.events(&dana.access_token, &query, |_| true).await;
+        let request = &events[0]["request"];
+        assert_eq!(
+            (request["method"].as_str(), request["path"].as_str()),
+            (Some(told.0), Some(told.1))
+        );
+    }
+}
