@@ -22,7 +22,7 @@ use crate::{
 const FLUSH_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(20);
 
 /// How often the log's partitions are looked after.
-const PARTITIONS_EVERY: std::time::Duration = std::time::Duration::from_secs(3600);
+const PARTITIONS_EVERY: std::time::Duration = std::time::Duration::from_hours(1);
 
 /// A service that is ready to serve.
 pub struct Application {

@@ -268,7 +268,7 @@ impl Raw {
         match self.values.get_mut(key) {
             Some(slot) if slot.0.same_type(&value) => *slot = (value, origin.to_owned()),
             Some((old, _)) => {
-                self.problems.push(format!("{key} must be {} (from {origin})", type_name(old)))
+                self.problems.push(format!("{key} must be {} (from {origin})", type_name(old)));
             }
             None => self.problems.push(format!("{key} is no setting (from {origin})")),
         }
@@ -309,12 +309,14 @@ impl Raw {
     /// The settings, as `call2me-auth config` prints them: TOML with origins, secrets redacted.
     #[must_use]
     pub fn describe(&self) -> String {
+        use fmt::Write as _;
         let mut text = String::new();
         let mut section = "";
         for (key, (value, origin)) in &self.values {
             let (head, name) = key.split_once('.').unwrap_or(("", key));
             if head != section {
-                text += &format!("{}[{head}]\n", if section.is_empty() { "" } else { "\n" });
+                text.push_str(if section.is_empty() { "" } else { "\n" });
+                writeln!(text, "[{head}]").ok();
                 section = head;
             }
             let shown = match value {
@@ -323,7 +325,7 @@ impl Raw {
                 }
                 value => value.to_string(),
             };
-            text += &format!("{name} = {shown}  # from {origin}\n");
+            writeln!(text, "{name} = {shown}  # from {origin}").ok();
         }
         text
     }
@@ -634,7 +636,7 @@ mod tests {
         let settings = read(&ENOUGH).check().unwrap();
         assert_eq!(settings.server.public_url, "https://auth.example.com");
         assert_eq!(settings.server.address.port(), 8080);
-        assert_eq!(settings.sessions.access_token, Duration::from_secs(3600));
+        assert_eq!(settings.sessions.access_token, Duration::from_hours(1));
     }
 
     #[test]

@@ -60,7 +60,7 @@ impl Auth {
         if wanted.scope > caller.principal.scope {
             return Err(AuthError::Forbidden("nobody mints a key above their own scope"));
         }
-        let (secret, mut new) = self.new_key(wanted)?;
+        let (secret, mut new) = self.new_key(&wanted)?;
         new.created_by = Some(caller.principal.subject());
         new.creator = caller.principal.person();
         let event = audit::event(&self.env, caller, Action::ApiKeyCreated, 201);
@@ -76,7 +76,7 @@ impl Auth {
         workspace: WorkspaceId,
         wanted: MintKey,
     ) -> Result<Minted, AuthError> {
-        let (secret, new) = self.new_key(wanted)?;
+        let (secret, new) = self.new_key(&wanted)?;
         let mut tx = self.store.begin(workspace, None).await?;
         let known = store::workspaces::get(&mut tx, workspace).await?;
         known.ok_or(AuthError::NotFound("workspace"))?;
@@ -85,7 +85,7 @@ impl Auth {
         self.store_key(workspace, secret, new, event).await
     }
 
-    fn new_key(&self, wanted: MintKey) -> Result<(ApiKeySecret, NewApiKey), AuthError> {
+    fn new_key(&self, wanted: &MintKey) -> Result<(ApiKeySecret, NewApiKey), AuthError> {
         let secret =
             ApiKeySecret::generate(&self.environment, |bytes| self.env.entropy.fill(bytes));
         let new = NewApiKey {
@@ -159,8 +159,8 @@ impl Auth {
         let change = ApiKeyChange {
             name: wanted.name.as_deref().map(check_name).transpose()?,
             description: match wanted.description {
-                Some(Some(text)) => Some(Some(check_description(&text)?)),
-                other => other,
+                Some(text) => Some(text.as_deref().map(check_description).transpose()?),
+                None => None,
             },
             allowed_ips: wanted.allowed_ips.as_deref().map(check_networks).transpose()?,
         };

@@ -201,7 +201,7 @@ mod tests {
     #[tokio::test]
     async fn a_full_queue_refuses() {
         let hasher = hasher(1);
-        let (hold, held) = mpsc::channel::<()>();
+        let (release, held) = mpsc::channel::<()>();
         let (started, running) = oneshot::channel();
         hasher
             .jobs
@@ -213,6 +213,6 @@ mod tests {
         running.await.unwrap();
         hasher.jobs.send(Box::new(|_| ())).unwrap();
         assert!(matches!(hasher.hash(&password("x")).await, Err(AuthError::Busy)));
-        hold.send(()).unwrap();
+        release.send(()).unwrap();
     }
 }

@@ -91,7 +91,6 @@ impl From<&Settings> for HttpSettings {
 }
 
 /// The whole API.
-#[must_use]
 pub fn router(app: &App) -> Router {
     let sign_in = middleware::SignInLimit::new(app.settings.sign_in_per_minute);
     let mut router = Router::new();

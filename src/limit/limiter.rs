@@ -95,7 +95,7 @@ impl<K: Hash + Eq + Clone> Buckets<K> {
 
 /// The time that one request takes to flow back.
 fn each(per_minute: NonZeroU32) -> Duration {
-    Duration::from_secs(60) / per_minute.get()
+    Duration::from_mins(1) / per_minute.get()
 }
 
 /// GCRA on one bucket, `full_in` before it is full. The moment of the decision is zero of the clock.
@@ -192,7 +192,7 @@ mod tests {
                 now += Duration::from_micros(gap);
                 let decision = buckets.charge(&(), per_minute(limit), now);
                 if !decision.allowed {
-                    let early = now + decision.retry_in - Duration::from_nanos(1);
+                    let early = (now + decision.retry_in).checked_sub(Duration::from_nanos(1)).unwrap();
                     prop_assert!(!buckets.look(&(), per_minute(limit), early).allowed);
                     now += decision.retry_in;
                     prop_assert!(buckets.charge(&(), per_minute(limit), now).allowed);

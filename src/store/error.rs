@@ -43,8 +43,8 @@ impl From<sqlx::Error> for StoreError {
             | E::PoolTimedOut
             | E::PoolClosed
             | E::WorkerCrashed
+            | E::Protocol(_)
             | E::BeginFailed => Self::Unavailable(error),
-            E::Protocol(_) => Self::Unavailable(error),
             E::Database(database) => {
                 if let Some(constraint) = database.constraint().and_then(Constraint::from_name) {
                     return Self::Violated(constraint);

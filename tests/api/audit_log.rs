@@ -79,7 +79,7 @@ async fn refusals_are_in_the_log_too() {
     post().await.refused(403, "insufficient_scope");
     app.get("/v1/agents/agent_x").bearer(&key.secret).send().await.refused(404, "not_found");
     post().await.refused(429, "rate_limited");
-    app.clock.advance(Duration::from_secs(60));
+    app.clock.advance(Duration::from_mins(1));
     let query = format!("key_id={}", key.id);
     let events = app.events_of(&reader.secret, &query, 3).await;
     let statuses: Vec<_> =
@@ -93,7 +93,7 @@ async fn every_filter_filters() {
     let dana = app.register("acme").await;
     let [a, b] = [app.mint(&dana, "a", "write").await, app.mint(&dana, "b", "write").await];
     app.get("/v1/agents").bearer(&a.secret).header("x-forwarded-for", "203.0.113.7").send().await;
-    app.clock.advance(Duration::from_secs(60));
+    app.clock.advance(Duration::from_mins(1));
     let marked = app.get("/v1/calls").bearer(&b.secret).send().await;
     let request_id = marked.header("x-request-id").to_owned();
     app.post("/v1/agents").bearer(&b.secret).json(json!({ "agent_name": "x" })).send().await;

@@ -244,10 +244,10 @@ async fn refresh_tokens_die_of_idleness_and_of_age() {
 
     let mut busy = app.register("busy").await;
     for _ in 0..2 {
-        app.clock.advance(Duration::from_secs(900));
+        app.clock.advance(Duration::from_mins(15));
         busy.take(&refresh(&app, &busy.refresh_token).await.expect(200));
     }
-    app.clock.advance(Duration::from_secs(900));
+    app.clock.advance(Duration::from_mins(15));
     refresh(&app, &busy.refresh_token).await.refused(401, "invalid_refresh_token");
     let answer = app.get("/v1/agents").bearer(&busy.access_token).send().await;
     answer.refused(401, "unauthorized");
@@ -297,7 +297,7 @@ async fn an_access_token_expires_to_the_second() {
     // It wins over an ended session.
     let dana = app.register("later").await;
     app.post("/v1/auth/logout").bearer(&dana.access_token).send().await.expect(204);
-    app.clock.advance(Duration::from_secs(3600));
+    app.clock.advance(Duration::from_hours(1));
     app.get("/v1/agents").bearer(&dana.access_token).send().await.refused(401, "token_expired");
 }
 

@@ -53,7 +53,7 @@ async fn every_error_of_the_table() {
     let wrong = post("/v1/api-keys").json(json!({ "name": "" })).send().await;
     wrong.refused(422, "validation_failed").blames("name");
 
-    app.clock.advance(Duration::from_secs(3600));
+    app.clock.advance(Duration::from_hours(1));
     app.get("/v1/agents").bearer(token).send().await.refused(401, "token_expired");
 }
 
@@ -124,7 +124,7 @@ async fn refusals_come_in_the_order_of_the_contract() {
     let path = "/v1/agents/agent_01jd0zt8q7f7qvs4p2k6x3m9ab";
     let patch = app.patch(path).bearer(&second.access_token).body("text/plain", "x").send().await;
     patch.refused(415, "unsupported_media_type");
-    app.clock.advance(Duration::from_secs(60));
+    app.clock.advance(Duration::from_mins(1));
     let patch = app.patch(path).bearer(&second.access_token).json(json!({ "agent_name": 7 }));
     patch.send().await.refused(422, "validation_failed");
 }

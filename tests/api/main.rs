@@ -2,6 +2,13 @@
 //!
 //! Files mirror URLs; what concerns all of them (coverage, contract, isolation) stands beside.
 
+#![expect(
+    clippy::unwrap_used,
+    unreachable_pub,
+    clippy::similar_names,
+    reason = "a test that cannot go on is to stop, and nobody imports it"
+)]
+
 mod fixture;
 
 mod agents;

@@ -131,7 +131,7 @@ async fn idle_buckets_are_forgotten() {
         app.get("/v1/agents").bearer(&dana.access_token).send().await.expect(200);
     }
     assert_eq!(app.app.limits.buckets(), 2);
-    app.clock.advance(Duration::from_secs(60));
+    app.clock.advance(Duration::from_mins(1));
     app.app.limits.evict_full();
     assert_eq!(app.app.limits.buckets(), 0);
 }

@@ -49,16 +49,15 @@ impl Demo {
         let environment = app.auth.environment();
         let fresh_key = || ApiKeySecret::generate(environment, |bytes| env.entropy.fill(bytes));
         // The file comes first: if the rest is cut off, the next start finds the secrets here.
-        let mut demo = match Self::read(folder)? {
-            Some(demo) => demo,
-            None => {
-                let bytes: [u8; 12] = env.entropy.bytes();
-                let password = BASE64URL_NOPAD.encode(&bytes).into();
-                let api_key = fresh_key().reveal().to_owned().into();
-                let demo = Self { email: EMAIL.to_owned(), password, api_key };
-                demo.write(folder)?;
-                demo
-            }
+        let mut demo = if let Some(demo) = Self::read(folder)? {
+            demo
+        } else {
+            let bytes: [u8; 12] = env.entropy.bytes();
+            let password = BASE64URL_NOPAD.encode(&bytes).into();
+            let api_key = fresh_key().reveal().to_owned().into();
+            let demo = Self { email: EMAIL.to_owned(), password, api_key };
+            demo.write(folder)?;
+            demo
         };
         let away = |error: StoreError| format!("cannot prepare the demo workspace: {error}");
         let email = Email::parse(&demo.email).map_err(|why| why.to_string())?;

@@ -25,7 +25,7 @@ use secrecy::{ExposeSecret, SecretString};
 const SUPERUSER: &str = "postgres";
 
 /// How long a start may take, recovery after a crash included.
-const START_TIMEOUT: Duration = Duration::from_secs(60);
+const START_TIMEOUT: Duration = Duration::from_mins(1);
 const POLL: Duration = Duration::from_millis(20);
 
 /// A running PostgreSQL. It is stopped when dropped.

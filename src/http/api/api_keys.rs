@@ -185,6 +185,7 @@ pub struct UpdateKeyRequest {
     /// At most 500 characters; null removes it.
     #[serde(default, deserialize_with = "given")]
     #[schema(value_type = Option<String>, max_length = 500)]
+    #[expect(clippy::option_option, reason = "null removes it, absent leaves it")]
     description: Option<Option<String>>,
     /// Networks in CIDR notation; an empty list is any.
     #[serde(default, deserialize_with = "given")]

@@ -9,7 +9,6 @@ use axum::{
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::Answer;
 use crate::{
     auth::check_scope::{self, Requirement},
     http::{
@@ -60,7 +59,7 @@ pub async fn verify(
     method: Method,
     headers: HeaderMap,
     query: Query,
-) -> Answer<Response> {
+) -> Response {
     answer(&caller, original(&method, &headers, None), &query)
 }
 
@@ -77,7 +76,7 @@ pub async fn verify_path(
     headers: HeaderMap,
     uri: Uri,
     query: Query,
-) -> Answer<Response> {
+) -> Response {
     let path = uri.path().strip_prefix("/v1/auth/verify").unwrap_or("/");
     answer(&caller, original(&method, &headers, Some(path)), &query)
 }
@@ -107,14 +106,14 @@ fn answer(
     caller: &Authorized<ReadOnly>,
     (method, path): (Method, String),
     query: &Query,
-) -> Answer<Response> {
+) -> Response {
     let forwarded = Forwarded::new(method.as_str(), &path);
     let mut response = match decide(caller, &method, query) {
         Ok(()) => verified(caller),
         Err(refusal) => refusal.into_response(),
     };
     response.extensions_mut().insert(forwarded);
-    Ok(response)
+    response
 }
 
 fn decide(caller: &Authorized<ReadOnly>, method: &Method, query: &Query) -> Result<(), ApiError> {

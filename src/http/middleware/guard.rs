@@ -100,12 +100,11 @@ impl Guard {
         let decision = self.app.limits.charge_credential(&principal);
         let caller = Caller { principal, request: info };
         let event = PendingEvent { app: &self.app, caller: &caller, permit: Some(permit) };
-        let response = match rate_limit::refusal(&decision) {
-            Some(refusal) => refusal.into_response(),
-            None => {
-                request.extensions_mut().insert(caller.clone());
-                self.handle(&caller.request, request, next).await
-            }
+        let response = if let Some(refusal) = rate_limit::refusal(&decision) {
+            refusal.into_response()
+        } else {
+            request.extensions_mut().insert(caller.clone());
+            self.handle(&caller.request, request, next).await
         };
         event.complete(&response);
         with_decision(response, decision)

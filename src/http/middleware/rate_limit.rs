@@ -66,7 +66,7 @@ impl SignInLimit {
     #[must_use]
     pub fn new(per_minute: NonZeroU32) -> Self {
         let config = GovernorConfigBuilder::default()
-            .period(Duration::from_secs(60) / per_minute.get())
+            .period(Duration::from_mins(1) / per_minute.get())
             .burst_size(per_minute.get())
             .key_extractor(BySubnet)
             .use_headers()
@@ -89,7 +89,7 @@ impl SignInLimit {
         let remaining = response.headers().get(REMAINING).and_then(|value| value.to_str().ok());
         let remaining = remaining.and_then(|text| text.parse().ok()).unwrap_or(0);
         let limit = self.per_minute.get();
-        let each = Duration::from_secs(60) / limit;
+        let each = Duration::from_mins(1) / limit;
         Decision {
             allowed: response.status() != StatusCode::TOO_MANY_REQUESTS,
             limit,
@@ -103,7 +103,7 @@ impl SignInLimit {
 
 /// `tower_governor` forgets no bucket by itself.
 async fn keep_small(config: Weak<GovernorConfig<BySubnet, StateInformationMiddleware>>) {
-    let mut ticks = tokio::time::interval(Duration::from_secs(60));
+    let mut ticks = tokio::time::interval(Duration::from_mins(1));
     loop {
         ticks.tick().await;
         let Some(config) = config.upgrade() else { return };
@@ -112,6 +112,7 @@ async fn keep_small(config: Weak<GovernorConfig<BySubnet, StateInformationMiddle
     }
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "the layer hands it over")]
 fn refuse(error: GovernorError) -> Response<Body> {
     match error {
         // Its seconds are rounded down.
