@@ -1,6 +1,39 @@
 //! The authentication service of a voice-AI platform.
 //!
-//! x
+//! Workspaces call an API with Bearer keys (`sk_call2me_live_…`), people sign in to a dashboard, every
+//! call is rate limited and lands in an audit log. This crate is that service: one binary over
+//! PostgreSQL, and nodes of it that keep nothing.
+//!
+//! # Where things are
+//!
+//! Imports run one way, from the top of this table to its bottom; a test reads the `use` lines and
+//! keeps it so. Only [`store`] names sqlx; only [`http`], [`app`] and [`server`] name axum.
+//!
+//! | module | what it is for |
+//! |---|---|
+//! | [`cli`] | the command line: `dev` with its embedded PostgreSQL, `serve`, `admin` … |
+//! | [`app`] | the composition root: parts are made, put together, started and stopped |
+//! | [`server`] | the accept loop: time-outs, a cap on connections, a graceful end |
+//! | [`http`] | routes, guards, errors, the OpenAPI document |
+//! | [`auth`] | who is calling, and how one becomes somebody |
+//! | [`resources`] | agents, calls, knowledge bases, campaigns, billing, people |
+//! | [`audit`] | the audit log: the queue, the writer, the reader |
+//! | [`limit`] | rate limits: GCRA buckets |
+//! | [`store`] | PostgreSQL: all SQL, a file for each group of tables |
+//! | [`config`], [`telemetry`] | settings, checked all at once; logs without secrets |
+//! | [`model`] | plain types that are valid by construction |
+//! | [`env`](mod@env) | time and randomness, injected |
+//!
+//! # The questions that one comes with
+//!
+//! - Where is a key verified? [`auth::verify_key`]
+//! - Where is scope checked? [`auth::check_scope`], by the handler's first parameter,
+//!   [`http::extract::Authorized`]
+//! - Where are errors mapped? [`http::error`]
+//! - Which routes are there, and what do they ask? [`http::routes`]
+//! - In which order does a request pass what? [`http`]
+//! - What keeps workspaces apart? [`store`], and the policies of `migrations/0001_foundation.sql`
+
 pub mod app;
 pub mod audit;
 pub mod auth;

@@ -1,6 +1,6 @@
 //! WHERE ERRORS ARE MAPPED.
 //!
-//! Every refusal becomes an [`ApiError`]; the body is made in one place, [`render`], by the outermost
+//! Every refusal becomes an [`ApiError`]; the body is made in one place, `render`, by the outermost
 //! middleware, which knows the request's id. What a client reads and what the operator reads are
 //! separate fields: no message holds SQL, a secret or a backtrace.
 
@@ -218,7 +218,7 @@ impl ApiError {
 }
 
 impl IntoResponse for ApiError {
-    /// The status alone: [`render`] adds the body, once the request's id is at hand.
+    /// The status alone: `render` adds the body, once the request's id is at hand.
     fn into_response(self) -> Response {
         let mut response = self.code.status().into_response();
         response.extensions_mut().insert(self);

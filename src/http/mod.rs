@@ -4,7 +4,7 @@
 //!
 //! 1. [`middleware::frame`]: the request's id, the body of errors, the headers of every answer;
 //! 2. the router: 404 and 405 need no credential;
-//! 3. for routes of `/v1`, [`middleware::guard`]: the credential, its rate limit, a time-out, a net
+//! 3. for routes of `/v1`, [`middleware::guarded`]: the credential, its rate limit, a time-out, a net
 //!    for panics, and the event of the audit log;
 //! 4. the handler, whose first parameter, [`extract::Authorized`], checks the scope.
 //!
