@@ -16,6 +16,7 @@ pub mod scope;
 pub mod session;
 pub mod signing_key;
 pub mod text;
+pub mod timestamp;
 pub mod user;
 pub mod wallet;
 pub mod workspace;

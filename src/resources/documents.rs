@@ -4,7 +4,6 @@
 //! (ids, times, a call's status), and what a client sends for those is passed over.
 
 use serde_json::{Map, Value, json};
-use time::format_description::well_known::Rfc3339;
 use uuid::Uuid;
 
 use super::{ResourceError, Resources, refuse};
@@ -14,7 +13,7 @@ use crate::{
         id::{self, AgentId},
         page::{Items, Page},
         principal::Caller,
-        text,
+        text, timestamp,
     },
     store::{self, Tx},
 };
@@ -108,7 +107,7 @@ impl Resources {
         self.rewrite(caller, Kind::Call, id, |body| {
             if body.get("call_status") != Some(&json!("ended")) {
                 body.insert("call_status".to_owned(), json!("ended"));
-                body.insert("ended_at".to_owned(), json!(now.format(&Rfc3339).ok()));
+                body.insert("ended_at".to_owned(), json!(timestamp::format(now)));
             }
         })
         .await
@@ -157,8 +156,8 @@ pub fn render(kind: Kind, document: Document) -> Map<String, Value> {
     let mut body = Map::new();
     body.insert(kind.id_field().to_owned(), json!(id::format(kind.prefix(), document.id)));
     body.extend(document.body);
-    body.insert("created_at".to_owned(), json!(document.created_at.format(&Rfc3339).ok()));
-    body.insert("updated_at".to_owned(), json!(document.updated_at.format(&Rfc3339).ok()));
+    body.insert("created_at".to_owned(), json!(timestamp::format(document.created_at)));
+    body.insert("updated_at".to_owned(), json!(timestamp::format(document.updated_at)));
     if kind == Kind::KnowledgeBase {
         let sources = ["knowledge_base_texts", "knowledge_base_urls"];
         let count: usize = sources

@@ -1,4 +1,4 @@
-//! Clients that nobody here wrote: the official Python SDK, and schemathesis on the document.
+//! Clients that nobody here wrote: curl, the official Python SDK, and schemathesis on the document.
 
 use std::{path::Path, process::Stdio};
 
@@ -36,6 +36,15 @@ async fn the_official_sdk_drives_the_service_unchanged() {
         .arg(&app.url)
         .env("ADMIN_KEY", &admin.secret)
         .env("READER_KEY", &reader.secret);
+    run(command).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_story_in_the_readme_holds() {
+    let app = TestApp::start().await;
+    let mut command =
+        Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/walkthrough"));
+    command.arg(&app.url);
     run(command).await;
 }
 

@@ -35,17 +35,17 @@ pub struct ApiKeyBody {
     /// Enough of the key to recognize it.
     #[schema(example = "sk_call2me_live_AbCd…wXyZ")]
     redacted: String,
-    #[serde(with = "time::serde::rfc3339")]
+    #[serde(serialize_with = "crate::model::timestamp::serialize")]
     created_at: OffsetDateTime,
     /// Who minted it; null is the operator.
     #[schema(example = "user_01jd0zt8q7f7qvs4p2k6x3m9ab")]
     created_by: Option<String>,
     /// When a request last bore it, cached or not.
-    #[serde(with = "time::serde::rfc3339::option")]
+    #[serde(serialize_with = "crate::model::timestamp::option::serialize")]
     last_used_at: Option<OffsetDateTime>,
     #[schema(value_type = Option<String>, example = "203.0.113.9")]
     last_used_ip: Option<IpAddr>,
-    #[serde(with = "time::serde::rfc3339::option")]
+    #[serde(serialize_with = "crate::model::timestamp::option::serialize")]
     revoked_at: Option<OffsetDateTime>,
     #[schema(example = "user_01jd0zt8q7f7qvs4p2k6x3m9ab")]
     revoked_by: Option<String>,

@@ -70,7 +70,7 @@ pub struct RequestBody {
 #[derive(Serialize, ToSchema)]
 pub struct EventBody {
     id: EventId,
-    #[serde(with = "time::serde::rfc3339")]
+    #[serde(serialize_with = "crate::model::timestamp::serialize")]
     at: OffsetDateTime,
     /// `request` for a call of the API, else what happened.
     #[schema(example = "request")]

@@ -58,7 +58,7 @@ pub struct UserBody {
     email: String,
     #[schema(example = "Dana Meyer")]
     full_name: Option<String>,
-    #[serde(with = "time::serde::rfc3339")]
+    #[serde(serialize_with = "crate::model::timestamp::serialize")]
     created_at: OffsetDateTime,
 }
 

@@ -28,7 +28,7 @@ pub struct MemberBody {
     #[schema(example = "Dana Meyer")]
     full_name: Option<String>,
     role: Role,
-    #[serde(with = "time::serde::rfc3339")]
+    #[serde(serialize_with = "crate::model::timestamp::serialize")]
     joined_at: OffsetDateTime,
 }
 

@@ -29,7 +29,7 @@ pub struct ProfileBody {
     #[schema(example = "Dana Meyer")]
     full_name: Option<String>,
     workspace_id: WorkspaceId,
-    #[serde(with = "time::serde::rfc3339")]
+    #[serde(serialize_with = "crate::model::timestamp::serialize")]
     created_at: OffsetDateTime,
 }
 

@@ -48,7 +48,7 @@ pub struct TransactionBody {
     amount_usd: f64,
     #[schema(example = "Card ending in 4242")]
     description: String,
-    #[serde(with = "time::serde::rfc3339")]
+    #[serde(serialize_with = "crate::model::timestamp::serialize")]
     created_at: OffsetDateTime,
 }
 

@@ -23,7 +23,7 @@ pub struct WorkspaceBody {
     /// Requests a minute that each of its credentials may make.
     #[schema(example = 600)]
     rate_limit_per_minute: u32,
-    #[serde(with = "time::serde::rfc3339")]
+    #[serde(serialize_with = "crate::model::timestamp::serialize")]
     created_at: OffsetDateTime,
 }
 
