@@ -31,7 +31,6 @@ pub mod option {
     ///
     /// # Errors
     /// When the serializer fails.
-    #[expect(clippy::ref_option, reason = "serde calls it so")]
     pub fn serialize<S: Serializer>(
         moment: &Option<OffsetDateTime>,
         serializer: S,
