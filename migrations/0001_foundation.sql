@@ -29,6 +29,8 @@ END
 $$;
 
 GRANT USAGE ON SCHEMA public TO call2me_auth_app;
+-- The functions below run as the owner and look names up here: nobody else may put any.
+REVOKE CREATE ON SCHEMA public FROM PUBLIC;
 
 -- After a SET LOCAL has ended, a custom setting is empty rather than NULL, hence NULLIF.
 CREATE FUNCTION current_workspace() RETURNS uuid
@@ -274,6 +276,8 @@ CREATE TABLE documents (
     -- The agent of a call or campaign. It may be deleted; the call was made all the same.
     agent_id uuid,
     body json NOT NULL,
+    -- Of the body as text: a page is cut where its documents would be too large together.
+    body_bytes integer NOT NULL,
     created_at timestamptz NOT NULL,
     updated_at timestamptz NOT NULL
 );
@@ -342,27 +346,54 @@ CREATE FUNCTION find_sign_in(address text)
     $$;
 
 ------------------------------------------------------------------------------------------------
+-- What has ended stays so
+
+CREATE FUNCTION stay_ended() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+    BEGIN
+        RAISE EXCEPTION '% of % does not come back', TG_ARGV[0], OLD.id
+            USING ERRCODE = 'insufficient_privilege';
+    END
+    $$;
+
+CREATE TRIGGER api_keys_stay_revoked BEFORE UPDATE ON api_keys FOR EACH ROW
+    WHEN (OLD.revoked_at IS NOT NULL AND NEW.revoked_at IS DISTINCT FROM OLD.revoked_at)
+    EXECUTE FUNCTION stay_ended('the revoked key');
+CREATE TRIGGER sessions_stay_ended BEFORE UPDATE ON sessions FOR EACH ROW
+    WHEN (OLD.ended_at IS NOT NULL AND NEW.ended_at IS DISTINCT FROM OLD.ended_at)
+    EXECUTE FUNCTION stay_ended('the ended session');
+
+-- Counts of unknown credentials are worth a month.
+CREATE FUNCTION prune_unknown_credential_counts() RETURNS void
+    LANGUAGE sql SECURITY DEFINER SET search_path = public, pg_temp
+    AS $$ DELETE FROM unknown_credential_counts WHERE minute < now() - interval '30 days' $$;
+
+------------------------------------------------------------------------------------------------
 -- What the role may do
 
 REVOKE ALL ON FUNCTION create_audit_partition, append_audit_events, find_api_key, find_session,
-    find_sign_in FROM PUBLIC;
+    find_sign_in, prune_unknown_credential_counts FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION create_audit_partition, append_audit_events, find_api_key, find_session,
-    find_sign_in TO call2me_auth_app;
+    find_sign_in, prune_unknown_credential_counts TO call2me_auth_app;
 
 GRANT SELECT (id, email, email_key, full_name, profile, last_workspace_id, created_at),
     INSERT,
     UPDATE (full_name, profile, password_hash, last_workspace_id) ON users TO call2me_auth_app;
-GRANT SELECT, INSERT, UPDATE (name, branding) ON workspaces TO call2me_auth_app;
+GRANT SELECT, INSERT (id, name, created_at), UPDATE (name, branding) ON workspaces
+    TO call2me_auth_app;
 GRANT SELECT, INSERT, UPDATE (role), DELETE ON memberships TO call2me_auth_app;
-GRANT SELECT, INSERT, UPDATE ON sessions TO call2me_auth_app;
+GRANT SELECT, INSERT,
+    UPDATE (last_seen_at, refresh_generation, refreshed_at, ended_at, end_reason) ON sessions
+    TO call2me_auth_app;
 GRANT SELECT, INSERT,
     UPDATE (name, description, allowed_ips, revoked_at, revoked_by) ON api_keys TO call2me_auth_app;
 GRANT SELECT ON api_key_activity TO call2me_auth_app;
 -- Insert-only: nothing that the service does can change or remove an event. Partitions are granted
 -- to nobody, since a grant on one would go round the policies of the parent.
 GRANT SELECT, INSERT ON audit_events TO call2me_auth_app;
-GRANT SELECT, INSERT, UPDATE ON unknown_credential_counts TO call2me_auth_app;
-GRANT SELECT, INSERT, UPDATE (agent_id, body, updated_at), DELETE ON documents TO call2me_auth_app;
+GRANT SELECT, INSERT, UPDATE (attempts) ON unknown_credential_counts TO call2me_auth_app;
+GRANT SELECT, INSERT, UPDATE (agent_id, body, body_bytes, updated_at), DELETE ON documents TO call2me_auth_app;
 GRANT SELECT, INSERT ON wallet_transactions TO call2me_auth_app;
 GRANT SELECT, INSERT, UPDATE (retired_at) ON signing_keys TO call2me_auth_app;
 

@@ -4,14 +4,19 @@ use std::{future::Future, sync::Arc};
 
 use axum::Router;
 use secrecy::ExposeSecret;
-use tokio::{net::TcpListener, task::JoinHandle, time::interval};
+use tokio::{
+    net::TcpListener,
+    sync::{Mutex, Semaphore},
+    task::JoinHandle,
+    time::interval,
+};
 
 use crate::{
     audit::{AuditLog, WriterTask},
     auth::Auth,
     config::Settings,
     env::Env,
-    http::{self, Api, App, HttpSettings},
+    http::{self, Api, App, HttpSettings, LARGE_BODIES},
     limit::Limits,
     resources::Resources,
     server::Server,
@@ -58,13 +63,15 @@ impl Application {
         ];
         let app = Arc::new(Api {
             auth,
-            resources: Resources::new(store.clone(), env.clone()),
-            audit_log: AuditLog::new(store.clone()),
+            resources: Resources::new(store.clone(), env.clone(), settings.server.max_body_bytes),
+            audit_log: AuditLog::new(store.clone(), &settings.database.pool),
             audit,
             limits,
             store: store.clone(),
             env,
             settings: HttpSettings::from(&settings),
+            last_ping: Mutex::default(),
+            large_bodies: Semaphore::new(LARGE_BODIES),
             openapi,
         });
         let router = http::router(&app);
@@ -123,6 +130,9 @@ async fn look_after_partitions(store: Store, env: Env) {
         ticks.tick().await;
         if let Err(error) = store.create_audit_partitions(env.clock.now()).await {
             tracing::warn!(%error, "cannot make the audit log's partitions ahead");
+        }
+        if let Err(error) = store.prune_unknown_credential_counts().await {
+            tracing::warn!(%error, "cannot drop old counts of unknown credentials");
         }
     }
 }

@@ -83,10 +83,14 @@ pub struct Server {
     pub max_body_bytes: usize,
     /// The longest that a handler may take.
     pub handler_timeout: Duration,
-    /// The longest that a request's head may take, and an idle connection may stay.
+    /// The longest that a request's head or body may take, and an idle connection may stay.
     pub header_timeout: Duration,
+    /// The longest that a client may not read.
+    pub write_timeout: Duration,
     /// Connections at most.
     pub max_connections: usize,
+    /// Connections of one client at most.
+    pub max_connections_per_address: usize,
     /// How long requests under way may take to finish at the end.
     pub shutdown_timeout: Duration,
 }
@@ -297,6 +301,9 @@ impl Raw {
         let value = match self.values.get(key) {
             Some((Value::Integer(_), _)) => text.trim().parse().map(Value::Integer).ok(),
             Some((Value::Boolean(_), _)) => text.trim().parse().map(Value::Boolean).ok(),
+            Some((Value::Array(_), _)) if text.trim_start().starts_with('[') => {
+                format!("list = {text}").parse::<Table>().ok().and_then(|mut t| t.remove("list"))
+            }
             Some((Value::Array(_), _)) => {
                 let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
                 Some(Value::Array(items.map(|item| Value::String(item.to_owned())).collect()))
@@ -394,7 +401,9 @@ impl Check<'_> {
         let max_body_bytes = self.number("server.max_body_bytes", 1024, 1 << 30);
         let handler_timeout = self.seconds("server.handler_timeout_seconds", 3600);
         let header_timeout = self.seconds("server.header_timeout_seconds", 3600);
+        let write_timeout = self.seconds("server.write_timeout_seconds", 3600);
         let max_connections = self.number("server.max_connections", 1, 1_000_000);
+        let per_address = self.number("server.max_connections_per_address", 1, 1_000_000);
         let shutdown_timeout = self.seconds("server.shutdown_timeout_seconds", 3600);
         Some(Server {
             address: address?,
@@ -403,7 +412,9 @@ impl Check<'_> {
             max_body_bytes: max_body_bytes?,
             handler_timeout: handler_timeout?,
             header_timeout: header_timeout?,
+            write_timeout: write_timeout?,
             max_connections: max_connections?,
+            max_connections_per_address: per_address?,
             shutdown_timeout: shutdown_timeout?,
         })
     }
@@ -444,6 +455,16 @@ impl Check<'_> {
     fn database(&mut self) -> Option<Database> {
         let url = self.required("database.url");
         let owner_url = self.text("database.owner_url");
+        for (key, url) in
+            [("database.url", url.as_deref()), ("database.owner_url", Some(&*owner_url))]
+        {
+            let url = url.unwrap_or_default();
+            if !url.is_empty()
+                && !["postgres://", "postgresql://"].iter().any(|s| url.starts_with(s))
+            {
+                self.problem(key, "must be a URL such as postgres://user:password@host/database");
+            }
+        }
         let max_connections = self.number("database.max_connections", 2, 10_000);
         let acquire_timeout = self.seconds("database.acquire_timeout_seconds", 60);
         let statement_timeout = self.seconds("database.statement_timeout_seconds", 600);

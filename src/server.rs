@@ -1,20 +1,30 @@
 //! The accept loop: HTTP/1.1 by hyper, with what `axum::serve` lacks: a time-out on request heads and
 //! idle connections, and a bound on their number.
 
-use std::{future::Future, io, pin::pin, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    future::Future,
+    io,
+    net::IpAddr,
+    pin::pin,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use axum::{Router, extract::Request};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use ipnet::IpNet;
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{Semaphore, watch},
     time::{sleep, timeout},
 };
+use tokio_io_timeout::TimeoutStream;
 use tower::ServiceExt;
 use tracing::{debug, warn};
 
-use crate::{config, http::extract::PeerAddr};
+use crate::{config, http::extract::PeerAddr, model::address};
 
 /// The largest head of a request, in bytes.
 const MAX_HEAD_BYTES: usize = 32 * 1024;
@@ -25,6 +35,8 @@ pub struct Server {
     http: http1::Builder,
     connections: Arc<Semaphore>,
     max_connections: u32,
+    clients: Clients,
+    write_timeout: Duration,
     shutdown_timeout: Duration,
 }
 
@@ -42,6 +54,8 @@ impl Server {
             http,
             connections: Arc::new(Semaphore::new(settings.max_connections)),
             max_connections: settings.max_connections.try_into().unwrap_or(u32::MAX),
+            clients: Clients::new(settings),
+            write_timeout: settings.write_timeout,
             shutdown_timeout: settings.shutdown_timeout,
         }
     }
@@ -75,10 +89,12 @@ impl Server {
                 },
                 () = &mut stop => break,
             };
+            // One client alone must not take all places.
+            let Some(share) = self.clients.admit(peer.ip()) else { continue };
             let connection = self.serve(stream, PeerAddr(peer), stopping.subscribe());
             tokio::spawn(async move {
                 connection.await;
-                drop(place);
+                drop((place, share));
             });
         }
         drop(listener);
@@ -103,6 +119,10 @@ impl Server {
             request.extensions_mut().insert(peer);
             router.clone().oneshot(request)
         });
+        // Whoever asks and does not read would hold the connection for ever.
+        let mut stream = TimeoutStream::new(stream);
+        stream.set_write_timeout(Some(self.write_timeout));
+        let stream = Box::pin(stream);
         let connection = self.http.serve_connection(TokioIo::new(stream), service);
         async move {
             let mut connection = pin!(connection);
@@ -116,6 +136,55 @@ impl Server {
             };
             if let Err(error) = outcome {
                 debug!(%error, "a connection broke");
+            }
+        }
+    }
+}
+
+/// How many connections each client has.
+struct Clients {
+    counts: Arc<Mutex<HashMap<IpNet, usize>>>,
+    max: usize,
+    trusted: Vec<IpNet>,
+}
+
+/// A connection of a client, counted for as long as this lives.
+struct Share {
+    counts: Arc<Mutex<HashMap<IpNet, usize>>>,
+    client: IpNet,
+}
+
+impl Clients {
+    fn new(settings: &config::Server) -> Self {
+        Self {
+            counts: Arc::default(),
+            max: settings.max_connections_per_address,
+            trusted: settings.trusted_proxies.clone(),
+        }
+    }
+
+    /// None where the client has too many.
+    fn admit(&self, ip: IpAddr) -> Option<Share> {
+        let ip = ip.to_canonical();
+        let client = address::subnet(ip);
+        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = counts.entry(client).or_default();
+        // A proxy brings the connections of many.
+        if *count >= self.max && !self.trusted.iter().any(|net| net.contains(&ip)) {
+            return None;
+        }
+        *count += 1;
+        Some(Share { counts: Arc::clone(&self.counts), client })
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = counts.get_mut(&self.client) {
+            *count -= 1;
+            if *count == 0 {
+                counts.remove(&self.client);
             }
         }
     }

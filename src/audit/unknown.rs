@@ -13,7 +13,7 @@ use crate::model::address;
 
 /// Addresses that are told apart at a time; further ones are counted together, so that a flood from
 /// ever new addresses costs neither memory nor rows.
-const MAX_ADDRESSES: usize = 4096;
+const MAX_ADDRESSES: usize = 512;
 
 type Counts = HashMap<(IpNet, OffsetDateTime), i64>;
 

@@ -118,35 +118,31 @@ impl Writer {
 
     /// Writes a batch, however long PostgreSQL is away.
     async fn write(&self, batch: &mut Vec<NewEvent>) {
-        let mut pause = Duration::from_millis(10);
-        loop {
-            match self.store.append_audit_events(batch).await {
-                Ok(()) => break,
-                Err(StoreError::Unavailable(error)) => {
-                    warn!(%error, waiting = batch.len(), "cannot write audit events yet");
-                    sleep(pause).await;
-                    pause = (pause * 2).min(MAX_PAUSE);
-                }
-                Err(error) => {
-                    // Most likely the partition of a month that has just begun.
-                    warn!(%error, "cannot write audit events as they are");
-                    self.store.create_audit_partitions(self.env.clock.now()).await.ok();
-                    if self.store.append_audit_events(batch).await.is_err() {
-                        self.write_one_by_one(batch).await;
-                        break;
-                    }
-                    break;
+        if let Err(error) = self.insist(batch).await {
+            // Most likely the partition of a month that has just begun.
+            warn!(%error, "cannot write audit events as they are");
+            self.store.create_audit_partitions(self.env.clock.now()).await.ok();
+            // One event that PostgreSQL will not have must not take the others with it.
+            for event in batch.iter() {
+                if let Err(error) = self.insist(std::slice::from_ref(event)).await {
+                    error!(%error, event = %event.id, "an audit event was lost");
                 }
             }
         }
         batch.clear();
     }
 
-    /// One event that PostgreSQL will not have must not take the others with it.
-    async fn write_one_by_one(&self, batch: &[NewEvent]) {
-        for event in batch {
-            if let Err(error) = self.store.append_audit_events(std::slice::from_ref(event)).await {
-                error!(%error, event = %event.id, "an audit event was lost");
+    /// Tries until PostgreSQL is there. An error is its refusal of the events themselves.
+    async fn insist(&self, events: &[NewEvent]) -> Result<(), StoreError> {
+        let mut pause = Duration::from_millis(10);
+        loop {
+            match self.store.append_audit_events(events).await {
+                Err(StoreError::Unavailable(error)) => {
+                    warn!(%error, waiting = events.len(), "cannot write audit events yet");
+                    sleep(pause).await;
+                    pause = (pause * 2).min(MAX_PAUSE);
+                }
+                done => return done,
             }
         }
     }

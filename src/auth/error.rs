@@ -49,6 +49,9 @@ pub enum AuthError {
     /// Too much at once.
     #[error("too many sign-ins at once")]
     Busy,
+    /// What cannot be logged is not to happen.
+    #[error("the queue of audit events is full")]
+    LogFull,
     /// The database.
     #[error(transparent)]
     Store(StoreError),

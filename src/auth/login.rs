@@ -9,6 +9,7 @@ use crate::{
     model::{
         audit::{Action, Actor, NewEvent, RequestInfo},
         email::Email,
+        fields::Fields,
         id::{SessionId, UserId, WorkspaceId},
         password::Password,
         refresh_token::RefreshSeed,
@@ -55,6 +56,18 @@ pub struct Registered {
 }
 
 impl Auth {
+    /// Whether anybody may register.
+    ///
+    /// # Errors
+    /// [`AuthError::Forbidden`] where not.
+    pub fn check_registration(&self) -> Result<(), AuthError> {
+        match self.registration {
+            Registration::Open => Ok(()),
+            Registration::Invite => Err(AuthError::Forbidden("registration takes an invitation")),
+            Registration::Closed => Err(AuthError::Forbidden("registration is closed")),
+        }
+    }
+
     /// Makes an account and its first workspace, and signs in.
     ///
     /// # Errors
@@ -65,15 +78,10 @@ impl Auth {
         account: NewAccount,
         request: &RequestInfo,
     ) -> Result<Registered, AuthError> {
-        match self.registration {
-            Registration::Open => {}
-            Registration::Invite => {
-                return Err(AuthError::Forbidden("registration takes an invitation"));
-            }
-            Registration::Closed => return Err(AuthError::Forbidden("registration is closed")),
-        }
+        self.check_registration()?;
         let (user, email, workspace) = self.check_account(&account)?;
-        let hash = self.passwords.hash(&account.password).await?;
+        let name = user.full_name.as_deref();
+        let hash = self.passwords.hash_chosen(&account.password, &email, name).await?;
         let mut tx = self.store.begin(workspace.id, Some(user.id)).await?;
         self.insert_account(&mut tx, &user, &email, &hash, &workspace).await?;
         let created = self
@@ -95,7 +103,8 @@ impl Auth {
         account: NewAccount,
     ) -> Result<(User, Workspace), AuthError> {
         let (user, email, workspace) = self.check_account(&account)?;
-        let hash = self.passwords.hash(&account.password).await?;
+        let name = user.full_name.as_deref();
+        let hash = self.passwords.hash_chosen(&account.password, &email, name).await?;
         let mut tx = self.store.begin(workspace.id, Some(user.id)).await?;
         self.insert_account(&mut tx, &user, &email, &hash, &workspace).await?;
         let created = NewEvent::new(
@@ -142,16 +151,12 @@ impl Auth {
         let email = Email::parse(&account.email).map_err(|why| invalid("email", why))?;
         let full_name = account.full_name.as_deref().map(|name| text::name("full_name", name));
         let full_name = full_name.transpose().map_err(|why| invalid("full_name", why))?;
-        account
-            .password
-            .check_policy(&email, full_name.as_deref())
-            .map_err(|why| invalid("password", why))?;
         let now = self.env.clock.now();
         let user = User {
             id: self.env.new_id(),
             email: email.as_str().to_owned(),
             full_name,
-            profile: serde_json::Map::new(),
+            profile: Fields::default(),
             created_at: now,
         };
         let workspace_name = match &account.workspace_name {
@@ -204,7 +209,7 @@ impl Auth {
         let verified = self.passwords.verify(password, hash).await?;
         let Some(account) = account else { return Err(AuthError::InvalidCredentials) };
         if verified == Verification::Wrong {
-            self.note_failure(&account, request);
+            self.note_failure(&account, request, "wrong_password", 401)?;
             return Err(AuthError::InvalidCredentials);
         }
         self.sign_in(&account, password, verified, workspace, request).await
@@ -226,13 +231,13 @@ impl Auth {
         let memberships = store::members::of_person(&mut tx, account.user_id).await?;
         let is = |id: WorkspaceId| memberships.iter().find(move |m| m.workspace_id == id);
         let membership = match wanted {
-            Some(id) => is(id).ok_or(AuthError::Forbidden("you are no member of this workspace")),
-            None => account
-                .last_workspace_id
-                .and_then(is)
-                .or(memberships.first())
-                .ok_or(AuthError::Forbidden("you are no member of any workspace")),
-        }?;
+            Some(id) => is(id),
+            None => account.last_workspace_id.and_then(is).or(memberships.first()),
+        };
+        let Some(membership) = membership else {
+            self.note_failure(account, request, "not_a_member", 403)?;
+            return Err(AuthError::Forbidden("you are no member of this workspace"));
+        };
         tx.enter(membership.workspace_id).await?;
         let user = store::users::get(&mut tx, account.user_id)
             .await?
@@ -294,16 +299,21 @@ impl Auth {
 
     /// Through the queue, not in a transaction: a wrong password must not take longer than an
     /// unknown address.
-    fn note_failure(&self, account: &SignIn, request: &RequestInfo) {
-        let (Some(workspace), Some(permit)) = (account.last_workspace_id, self.audit.reserve())
-        else {
-            return;
-        };
+    fn note_failure(
+        &self,
+        account: &SignIn,
+        request: &RequestInfo,
+        reason: &str,
+        status: u16,
+    ) -> Result<(), AuthError> {
+        let Some(workspace) = account.last_workspace_id else { return Ok(()) };
+        let permit = self.audit.reserve().ok_or(AuthError::LogFull)?;
         let event = self
-            .witness(request, workspace, Action::LoginFailed, Actor::anonymous(), 401)
+            .witness(request, workspace, Action::LoginFailed, Actor::anonymous(), status)
             .on(account.user_id, account.email.clone())
-            .with(json!({ "reason": "wrong_password" }));
+            .with(json!({ "reason": reason }));
         permit.send(event);
+        Ok(())
     }
 
     /// An event of this request.

@@ -4,6 +4,7 @@
 //! bounded queue, keep a rush of sign-ins from slowing API keys down or eating the memory.
 
 use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, mpsc},
     thread,
 };
@@ -17,7 +18,11 @@ use secrecy::{ExposeSecret, SecretString};
 use tokio::sync::oneshot;
 
 use super::AuthError;
-use crate::{config::Passwords, env::Env, model::password::Password};
+use crate::{
+    config::Passwords,
+    env::Env,
+    model::{email::Email, password::Password},
+};
 
 /// OWASP's recommendation for argon2id: 19 MiB, two passes, one lane.
 const MEMORY_KIB: u32 = 19_456;
@@ -69,6 +74,25 @@ impl PasswordHasher {
                 .map_err(|error| format!("cannot start a thread: {error}"))?;
         }
         Ok(Self { jobs, env: env.clone(), decoy: Arc::new(decoy) })
+    }
+
+    /// The PHC string of a password that a person chooses, if they may.
+    ///
+    /// # Errors
+    /// [`AuthError::Invalid`] where it is too short, common or the like, [`AuthError::Busy`] where too
+    /// many wait already.
+    pub async fn hash_chosen(
+        &self,
+        password: &Password,
+        email: &Email,
+        full_name: Option<&str>,
+    ) -> Result<SecretString, AuthError> {
+        let (chosen, email) = (password.clone(), email.clone());
+        let full_name = full_name.map(str::to_owned);
+        // Looking it up among the common ones takes its time too.
+        let checked = self.run(move |_| chosen.check_policy(&email, full_name.as_deref())).await?;
+        checked.map_err(|why| AuthError::invalid("password", why))?;
+        self.hash(password).await
     }
 
     /// The PHC string of a password under a fresh salt.
@@ -133,7 +157,8 @@ fn work(queue: &std::sync::Mutex<mpsc::Receiver<Job>>, argon2: &Argon2<'static>)
             Err(_) => return,
         };
         match job {
-            Ok(job) => job(argon2),
+            // A job that panics answers nobody, and the thread goes on.
+            Ok(job) => drop(catch_unwind(AssertUnwindSafe(|| job(argon2)))),
             Err(mpsc::RecvError) => return,
         }
     }

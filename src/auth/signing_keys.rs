@@ -7,6 +7,7 @@ use data_encoding::BASE64URL_NOPAD;
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header};
 use serde::Serialize;
 use serde_json::{Value, json};
+use tracing::error;
 use zeroize::Zeroizing;
 
 use super::secrets::Secrets;
@@ -61,18 +62,25 @@ impl SigningKeys {
     }
 
     fn open(stored: &[StoredSigningKey], secrets: &Secrets) -> Result<Self, String> {
-        let youngest = stored.first().ok_or("there is no signing key")?;
-        let seed = secrets.open(youngest.id.uuid().as_bytes(), &youngest.sealed_private_key)?;
-        let seed = seed.ok_or(
+        let (mut keys, mut foreign) = (Vec::new(), Vec::new());
+        for key in stored {
+            match open_pair(key, secrets)? {
+                Some(pair) => keys.push((key, pair)),
+                None => foreign.push(key.id),
+            }
+        }
+        let (youngest, pair) = keys.first().ok_or(
             "keys.encryption_key is not the one that this database's signing keys were sealed with",
         )?;
-        let pair = Ed25519KeyPair::from_seed_and_public_key(&seed, &youngest.public_key)
-            .map_err(|_| "a signing key is damaged")?;
+        // Nobody signs or is believed with a key that somebody else put there.
+        for kid in foreign {
+            error!(%kid, "a signing key is not of this deployment: passed over");
+        }
         let pkcs8 = pair.to_pkcs8().map_err(|_| "a signing key is damaged")?;
         let mut header = Header::new(Algorithm::EdDSA);
         header.typ = Some(ACCESS_TOKEN_TYPE.to_owned());
         header.kid = Some(youngest.id.to_string());
-        let verifiers = stored.iter().map(|key| Verifier {
+        let verifiers = keys.iter().map(|(key, _)| Verifier {
             kid: key.id.to_string(),
             key: DecodingKey::from_ed_der(&key.public_key),
             public_key: key.public_key.clone(),
@@ -113,6 +121,12 @@ impl SigningKeys {
         });
         json!({ "keys": keys.collect::<Vec<_>>() })
     }
+}
+
+/// Both halves of a key; none where the private one does not open, or does not fit the public one.
+fn open_pair(key: &StoredSigningKey, secrets: &Secrets) -> Result<Option<Ed25519KeyPair>, String> {
+    let seed = secrets.open(key.id.uuid().as_bytes(), &key.sealed_private_key)?;
+    Ok(seed.and_then(|seed| Ed25519KeyPair::from_seed_and_public_key(&seed, &key.public_key).ok()))
 }
 
 fn generate(secrets: &Secrets, env: &Env) -> Result<StoredSigningKey, String> {

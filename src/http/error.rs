@@ -303,6 +303,7 @@ impl From<AuthError> for ApiError {
             AuthError::Conflict(_) => Self::new(Code::Conflict, message),
             AuthError::Invalid { field, .. } => Self::invalid(field, message),
             AuthError::Busy => Self::unavailable("the queue of passwords to hash is full"),
+            AuthError::LogFull => Self::unavailable("the queue of audit events is full"),
             AuthError::Store(error) => error.into(),
             AuthError::Internal(cause) => Self::internal(cause),
         }
@@ -316,6 +317,7 @@ impl From<ResourceError> for ApiError {
             ResourceError::NotFound(_) => Self::new(Code::NotFound, message),
             ResourceError::Invalid { field, .. } => Self::invalid(field, message),
             ResourceError::TooLarge(_) => Self::new(Code::ValidationFailed, message),
+            ResourceError::Internal(cause) => Self::internal(cause),
             ResourceError::Store(error) => error.into(),
         }
     }
@@ -325,6 +327,7 @@ impl From<StoreError> for ApiError {
     fn from(error: StoreError) -> Self {
         match error {
             StoreError::Unavailable(cause) => Self::unavailable(&cause.to_string()),
+            StoreError::Aborted => Self::unavailable("the service is stopping"),
             StoreError::BadText => Self::new(
                 Code::ValidationFailed,
                 "a text contains a character that cannot be stored",

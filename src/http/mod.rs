@@ -22,6 +22,7 @@ use std::{num::NonZeroU32, sync::Arc, time::Duration};
 
 use axum::{Router, middleware::from_fn_with_state};
 use ipnet::IpNet;
+use tokio::sync::{Mutex, Semaphore};
 
 use crate::{
     audit::{AuditLog, AuditWriter},
@@ -37,6 +38,9 @@ pub use error::ApiError;
 
 /// What handlers and middlewares share.
 pub type App = Arc<Api>;
+
+/// Large bodies that are read at a time.
+pub const LARGE_BODIES: usize = 32;
 
 /// What handlers and middlewares share.
 pub struct Api {
@@ -56,6 +60,10 @@ pub struct Api {
     pub env: Env,
     /// What can be set about HTTP.
     pub settings: HttpSettings,
+    /// When PostgreSQL was last asked whether it is there, and what came of it.
+    pub last_ping: Mutex<Option<(Duration, bool)>>,
+    /// Places for large bodies that are being read.
+    pub large_bodies: Semaphore,
     /// The OpenAPI document, as JSON.
     pub openapi: String,
 }
@@ -71,6 +79,8 @@ pub struct HttpSettings {
     pub max_body_bytes: usize,
     /// The longest that a handler may take.
     pub handler_timeout: Duration,
+    /// The longest that a body may take to arrive.
+    pub body_timeout: Duration,
     /// Requests that take longer are logged.
     pub slow_request: Duration,
     /// Sign-ins a minute for each address.
@@ -84,6 +94,7 @@ impl From<&Settings> for HttpSettings {
             trusted_proxies: settings.server.trusted_proxies.clone(),
             max_body_bytes: settings.server.max_body_bytes,
             handler_timeout: settings.server.handler_timeout,
+            body_timeout: settings.server.header_timeout,
             slow_request: settings.log.slow_request,
             sign_in_per_minute: settings.rate_limit.sign_in_per_minute,
         }

@@ -36,7 +36,7 @@ pub struct PageParams {
     /// The `next_cursor` of the page before.
     cursor: Option<String>,
     /// Items to pass over, instead of a cursor.
-    #[param(minimum = 0)]
+    #[param(minimum = 0, maximum = 100_000)]
     offset: Option<u32>,
 }
 

@@ -79,6 +79,7 @@ pub fn table() -> Vec<Route> {
         POST   "/v1/auth/logout"                OwnSession => auth::logout;
         GET    "/v1/auth/me"                    ReadOnly   => auth::me;
         ANY    "/v1/auth/verify"                ReadOnly   => verify::verify;
+        ANY    "/v1/auth/verify/"               ReadOnly   => verify::verify_root;
         ANY    "/v1/auth/verify/{*path}"        ReadOnly   => verify::verify_path;
 
         GET    "/v1/workspace"                  ReadOnly   => workspace::get;

@@ -1,5 +1,7 @@
 //! What machines read: health, keys, metadata, the OpenAPI document.
 
+use std::time::Duration;
+
 use axum::{
     Json,
     extract::State,
@@ -8,10 +10,17 @@ use axum::{
 };
 use serde::Serialize;
 use serde_json::{Value, json};
+use tokio::time::timeout;
 use utoipa::ToSchema;
 
 use super::{App, extract::Public};
 use crate::model::scope::Scope;
+
+/// How long PostgreSQL may take to say that it is there.
+const PING_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long its last answer counts.
+const PING_EVERY: Duration = Duration::from_secs(1);
 
 /// How the service is.
 #[derive(Serialize, ToSchema)]
@@ -37,8 +46,8 @@ pub struct ChecksBody {
 /// Health
 #[utoipa::path(get, path = "/health", tag = "Operation",
     responses((status = 200, body = HealthBody), (status = 503, body = HealthBody)))]
-pub async fn health(_: Public, State(app): State<App>) -> (StatusCode, Json<HealthBody>) {
-    let up = app.store.ping().await.is_ok();
+pub async fn health(_: Public, State(app): State<App>) -> Response {
+    let up = database_is_up(&app).await;
     let (code, status, database) = if up {
         (StatusCode::OK, "healthy", "up")
     } else {
@@ -50,7 +59,28 @@ pub async fn health(_: Public, State(app): State<App>) -> (StatusCode, Json<Heal
         version: env!("CARGO_PKG_VERSION"),
         checks: ChecksBody { database },
     };
-    (code, Json(body))
+    with_retry_after((code, Json(body)).into_response())
+}
+
+/// Whether PostgreSQL answered within the last second, or does now. Anybody may ask, so one of all who
+/// do asks PostgreSQL.
+async fn database_is_up(app: &App) -> bool {
+    let mut last = app.last_ping.lock().await;
+    if let Some((at, up)) = *last
+        && app.env.clock.monotonic().saturating_sub(at) < PING_EVERY
+    {
+        return up;
+    }
+    let up = timeout(PING_TIMEOUT, app.store.ping()).await.is_ok_and(|answer| answer.is_ok());
+    *last = Some((app.env.clock.monotonic(), up));
+    up
+}
+
+fn with_retry_after(mut response: Response) -> Response {
+    if response.status() == StatusCode::SERVICE_UNAVAILABLE {
+        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+    }
+    response
 }
 
 /// Is the process alive?
@@ -64,11 +94,11 @@ pub async fn livez(_: Public, State(_app): State<App>) -> &'static str {
 #[utoipa::path(get, path = "/readyz", tag = "Operation",
     responses((status = 200, body = String, content_type = "text/plain"),
               (status = 503, body = String, content_type = "text/plain")))]
-pub async fn readyz(_: Public, State(app): State<App>) -> (StatusCode, &'static str) {
-    match app.store.ping().await {
-        Ok(()) => (StatusCode::OK, "ok"),
-        Err(_) => (StatusCode::SERVICE_UNAVAILABLE, "the database is down"),
+pub async fn readyz(_: Public, State(app): State<App>) -> Response {
+    if database_is_up(&app).await {
+        return "ok".into_response();
     }
+    with_retry_after((StatusCode::SERVICE_UNAVAILABLE, "the database is down").into_response())
 }
 
 /// The keys that access tokens are verified with (RFC 7517)

@@ -5,7 +5,7 @@
 
 use std::{fmt, net::IpAddr, str::FromStr};
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
@@ -314,7 +314,7 @@ pub fn parse_networks(texts: &[String]) -> Result<Vec<IpNet>, Invalid> {
     let network = |text: &String| {
         text.parse::<IpNet>()
             .or_else(|_| text.parse::<IpAddr>().map(IpNet::from))
-            .map(|net| net.trunc())
+            .map(|net| unmapped(net).trunc())
             .map_err(|_| {
                 Invalid::new(
                     "allowed_ips must be CIDR networks such as 203.0.113.0/24 or 2001:db8::/32",
@@ -322,6 +322,17 @@ pub fn parse_networks(texts: &[String]) -> Result<Vec<IpNet>, Invalid> {
             })
     };
     texts.iter().map(network).collect()
+}
+
+/// A network of IPv4 addresses that are written as IPv6, as what it is: clients are known by their
+/// IPv4 addresses.
+fn unmapped(net: IpNet) -> IpNet {
+    match (net, net.addr().to_canonical()) {
+        (IpNet::V6(v6), IpAddr::V4(v4)) if v6.prefix_len() >= 96 => {
+            Ipv4Net::new(v4, v6.prefix_len() - 96).map_or(net, IpNet::V4)
+        }
+        _ => net,
+    }
 }
 
 #[cfg(test)]
@@ -399,10 +410,12 @@ mod tests {
 
     #[test]
     fn networks_are_read_and_truncated() {
-        let read = parse_networks(&["10.1.2.3/8".into(), "::1".into()]).unwrap();
+        let read =
+            parse_networks(&["10.1.2.3/8".into(), "::1".into(), "::ffff:10.1.2.3/120".into()])
+                .unwrap();
         assert_eq!(
             read.iter().map(ToString::to_string).collect::<Vec<_>>(),
-            ["10.0.0.0/8", "::1/128"]
+            ["10.0.0.0/8", "::1/128", "10.1.2.0/24"]
         );
         assert!(parse_networks(&["10.0.0.0/33".into()]).is_err());
     }

@@ -1,6 +1,5 @@
 //! Resources of the platform's other services, stored as documents.
 
-use serde_json::{Map, Value};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
@@ -61,8 +60,8 @@ pub struct Document {
     pub id: Uuid,
     /// The agent that it is about, for calls and campaigns.
     pub agent_id: Option<AgentId>,
-    /// What the client stored.
-    pub body: Map<String, Value>,
+    /// What the client stored: a JSON object, as text.
+    pub body: String,
     /// When it was created.
     pub created_at: OffsetDateTime,
     /// When it was last changed.

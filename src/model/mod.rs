@@ -7,6 +7,7 @@ pub mod api_key;
 pub mod audit;
 pub mod document;
 pub mod email;
+pub mod fields;
 pub mod id;
 pub mod page;
 pub mod password;

@@ -9,6 +9,8 @@ use super::Invalid;
 pub const DEFAULT_LIMIT: i64 = 50;
 /// The most that a client may ask for.
 pub const MAX_LIMIT: i64 = 100;
+/// The most items that a client may pass over: PostgreSQL reads each of them.
+pub const MAX_OFFSET: u32 = 100_000;
 
 /// Which part of a list is wanted.
 #[derive(Debug, Clone, Copy)]

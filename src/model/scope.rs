@@ -2,24 +2,12 @@
 
 use std::{fmt, str::FromStr};
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::Invalid;
 
 /// What a credential may do. Each scope includes those before it, which is also their order.
-#[derive(
-    Debug,
-    Clone,
-    Copy,
-    PartialEq,
-    Eq,
-    PartialOrd,
-    Ord,
-    Hash,
-    Serialize,
-    Deserialize,
-    utoipa::ToSchema,
-)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, utoipa::ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Scope {
     /// Read resources, key metadata, the own workspace and the audit log.
@@ -85,24 +73,20 @@ impl FromStr for Scope {
         Self::ALL
             .into_iter()
             .find(|scope| scope.as_str() == text)
-            .ok_or_else(|| Invalid::new("scope must be read-only, write or admin"))
+            .ok_or_else(|| Invalid::new("must be read-only, write or admin"))
+    }
+}
+
+/// By way of a string: what is none is a wrong value to serde, where its own enums say wrong syntax.
+impl<'de> Deserialize<'de> for Scope {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = <std::borrow::Cow<'de, str>>::deserialize(deserializer)?;
+        text.parse().map_err(serde::de::Error::custom)
     }
 }
 
 /// What a person is in a workspace.
-#[derive(
-    Debug,
-    Clone,
-    Copy,
-    PartialEq,
-    Eq,
-    PartialOrd,
-    Ord,
-    Hash,
-    Serialize,
-    Deserialize,
-    utoipa::ToSchema,
-)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, utoipa::ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
     /// May look.
@@ -145,7 +129,7 @@ impl FromStr for Role {
         [Self::Viewer, Self::Member, Self::Admin, Self::Owner]
             .into_iter()
             .find(|role| role.as_str() == text)
-            .ok_or_else(|| Invalid::new("role must be owner, admin, member or viewer"))
+            .ok_or_else(|| Invalid::new("must be owner, admin, member or viewer"))
     }
 }
 

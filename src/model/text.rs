@@ -27,10 +27,19 @@ pub fn description(field: &str, text: &str) -> Result<String, Invalid> {
 }
 
 fn printable(field: &str, text: &str) -> Result<String, Invalid> {
-    if text.chars().any(|c| c.is_control() && c != '\n' && c != '\t') {
-        return Err(Invalid::new(format!("{field} must not contain control characters")));
+    if text.chars().any(|c| (c.is_control() && c != '\n' && c != '\t') || is_invisible(c)) {
+        return Err(Invalid::new(format!(
+            "{field} must not contain control characters or invisible ones"
+        )));
     }
     Ok(text.to_owned())
+}
+
+/// Characters that show nothing or turn what follows around: a name in a log is to be what it looks
+/// like. Joiners are spared, which many scripts need.
+fn is_invisible(c: char) -> bool {
+    matches!(c, '\u{200b}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}'
+        | '\u{2060}'..='\u{2069}' | '\u{feff}')
 }
 
 /// At most `max` bytes of a text, cut between characters; for what is kept but not worth a refusal.

@@ -1,9 +1,9 @@
 //! People and their membership of workspaces.
 
-use serde_json::{Map, Value};
 use time::OffsetDateTime;
 
 use super::{
+    fields::Fields,
     id::{UserId, WorkspaceId},
     scope::Role,
 };
@@ -18,7 +18,7 @@ pub struct User {
     /// What the person is called.
     pub full_name: Option<String>,
     /// Whatever else clients store about the person.
-    pub profile: Map<String, Value>,
+    pub profile: Fields,
     /// Since when.
     pub created_at: OffsetDateTime,
 }

@@ -1,20 +1,21 @@
 //! White-label settings of a workspace: a document of the client's own making.
 
-use serde_json::{Map, Value};
-
 use super::{ResourceError, Resources};
 use crate::{
     audit,
-    model::{audit::Action, principal::Caller},
+    model::{audit::Action, fields::Fields, principal::Caller},
     store::{self, workspaces},
 };
+
+/// The greatest size of the settings, in bytes of JSON.
+const MAX_BRANDING_BYTES: usize = 64 * 1024;
 
 impl Resources {
     /// The settings.
     ///
     /// # Errors
     /// When PostgreSQL cannot be reached.
-    pub async fn branding(&self, caller: &Caller) -> Result<Map<String, Value>, ResourceError> {
+    pub async fn branding(&self, caller: &Caller) -> Result<Fields, ResourceError> {
         let mut tx = self.store.begin(caller.workspace(), None).await?;
         let branding = workspaces::branding(&mut tx, caller.workspace()).await?;
         branding.ok_or(ResourceError::NotFound("workspace"))
@@ -27,8 +28,11 @@ impl Resources {
     pub async fn set_branding(
         &self,
         caller: &Caller,
-        branding: &Map<String, Value>,
+        branding: &Fields,
     ) -> Result<(), ResourceError> {
+        if branding.to_json().len() > MAX_BRANDING_BYTES {
+            return Err(ResourceError::TooLarge(MAX_BRANDING_BYTES));
+        }
         let workspace = caller.workspace();
         let mut tx = self.store.begin(workspace, None).await?;
         if !workspaces::set_branding(&mut tx, workspace, branding).await? {

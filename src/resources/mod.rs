@@ -2,6 +2,7 @@
 
 pub mod billing;
 pub mod branding;
+pub mod document_rules;
 pub mod documents;
 pub mod people;
 
@@ -12,13 +13,16 @@ use crate::{env::Env, model::Invalid, store::Store, store::StoreError};
 pub struct Resources {
     store: Store,
     env: Env,
+    /// The greatest size of a stored document, in bytes of JSON: twice that of a body, since many
+    /// small changes could add up to any size.
+    max_document_bytes: usize,
 }
 
 impl Resources {
     /// Over a database.
     #[must_use]
-    pub fn new(store: Store, env: Env) -> Self {
-        Self { store, env }
+    pub fn new(store: Store, env: Env, max_body_bytes: usize) -> Self {
+        Self { store, env, max_document_bytes: max_body_bytes.saturating_mul(2) }
     }
 }
 
@@ -39,6 +43,9 @@ pub enum ResourceError {
     /// A document grew too large.
     #[error("the document would be larger than {0} bytes")]
     TooLarge(usize),
+    /// A fault of this service.
+    #[error("{0}")]
+    Internal(&'static str),
     /// The database.
     #[error(transparent)]
     Store(#[from] StoreError),

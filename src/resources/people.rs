@@ -1,12 +1,11 @@
 //! The workspace, its members, and the person behind a credential.
 
-use serde_json::{Map, Value};
-
 use super::{ResourceError, Resources, refuse};
 use crate::{
     audit,
     model::{
         audit::Action,
+        fields::{Field, Fields},
         page::{Items, Page},
         principal::Caller,
         text,
@@ -21,6 +20,9 @@ const MAX_PROFILE_BYTES: usize = 64 * 1024;
 
 /// What only the service says about a person.
 const SERVICE_FIELDS: [&str; 5] = ["id", "user_id", "workspace_id", "created_at", "role"];
+
+/// What clients may take for a field of the profile, and what would be kept there for all to read.
+const SECRET_FIELDS: [&str; 4] = ["password", "current_password", "new_password", "password_hash"];
 
 impl Resources {
     /// The caller's workspace.
@@ -51,10 +53,11 @@ impl Resources {
     /// The person of a session, or who minted the key.
     ///
     /// # Errors
-    /// [`ResourceError::NotFound`] for a key that the operator minted.
+    /// [`ResourceError::NotFound`] for a key that the operator minted, or somebody who has left.
     pub async fn person(&self, caller: &Caller) -> Result<User, ResourceError> {
         let person = caller.principal.person().ok_or(ResourceError::NotFound("person"))?;
-        let mut tx = self.store.begin(caller.workspace(), Some(person)).await?;
+        // Seen as a member, by anybody of the workspace: who has left is not.
+        let mut tx = self.store.begin(caller.workspace(), None).await?;
         users::get(&mut tx, person).await?.ok_or(ResourceError::NotFound("person"))
     }
 
@@ -65,36 +68,43 @@ impl Resources {
     pub async fn change_person(
         &self,
         caller: &Caller,
-        mut change: Map<String, Value>,
+        mut change: Fields,
     ) -> Result<User, ResourceError> {
         for field in SERVICE_FIELDS {
             change.remove(field);
         }
         let full_name = match change.remove("full_name") {
-            None => None,
-            Some(Value::Null) => Some(None),
-            Some(Value::String(name)) => {
+            Field::Absent => None,
+            Field::Null => Some(None),
+            Field::Text(name) => {
                 Some(Some(text::name("full_name", &name).map_err(refuse("full_name"))?))
             }
-            Some(_) => {
+            Field::Other => {
                 return Err(ResourceError::invalid("full_name", "full_name must be a string"));
             }
         };
+        for field in SECRET_FIELDS {
+            if change.contains(field) {
+                let reason = format!("{field} cannot be stored here");
+                return Err(ResourceError::invalid(field, reason));
+            }
+        }
         let person = caller.principal.person().ok_or(ResourceError::NotFound("person"))?;
         let workspace = caller.workspace();
         let mut tx = self.store.begin(workspace, Some(person)).await?;
-        let mut user =
-            users::lock(&mut tx, person).await?.ok_or(ResourceError::NotFound("person"))?;
+        // A key outlives its creator's membership, but not what it may do to them.
+        let member = members::pin_role(&mut tx, workspace, person).await?;
+        member.ok_or(ResourceError::NotFound("person"))?;
+        let user = users::lock(&mut tx, person).await?;
+        let mut user = user.ok_or(ResourceError::NotFound("person"))?;
         match change.remove("email") {
-            Some(Value::String(email)) if email.eq_ignore_ascii_case(&user.email) => {}
-            None => {}
-            Some(_) => {
-                return Err(ResourceError::invalid("email", "email cannot be changed here"));
-            }
+            Field::Absent => {}
+            Field::Text(email) if email.eq_ignore_ascii_case(&user.email) => {}
+            _ => return Err(ResourceError::invalid("email", "email cannot be changed here")),
         }
         user.full_name = full_name.unwrap_or(user.full_name);
         user.profile.extend(change);
-        if serde_json::to_vec(&user.profile).is_ok_and(|json| json.len() > MAX_PROFILE_BYTES) {
+        if user.profile.to_json().len() > MAX_PROFILE_BYTES {
             return Err(ResourceError::TooLarge(MAX_PROFILE_BYTES));
         }
         users::update_profile(&mut tx, &user).await?;

@@ -98,6 +98,17 @@ impl Store {
         Ok(())
     }
 
+    /// Drops counts of unknown credentials that are older than a month.
+    ///
+    /// # Errors
+    /// When PostgreSQL cannot be reached.
+    pub async fn prune_unknown_credential_counts(&self) -> Result<(), StoreError> {
+        sqlx::query!(r#"SELECT prune_unknown_credential_counts() AS "done""#)
+            .fetch_one(&self.pool)
+            .await?;
+        Ok(())
+    }
+
     /// Adds to the number of requests that came from an address in a minute with a credential that
     /// nobody knows.
     ///

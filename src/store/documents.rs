@@ -1,7 +1,5 @@
 //! Stored documents.
 
-use serde_json::{Map, Value};
-use sqlx::types::Json;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
@@ -23,13 +21,14 @@ pub async fn insert(
     document: &Document,
 ) -> Result<(), StoreError> {
     sqlx::query!(
-        "INSERT INTO documents (id, workspace_id, kind, agent_id, body, created_at, updated_at)
-         VALUES ($1, $2, $3, $4, $5, $6, $7)",
+        "INSERT INTO documents
+             (id, workspace_id, kind, agent_id, body, body_bytes, created_at, updated_at)
+         VALUES ($1, $2, $3, $4, $5::text::json, octet_length($5::text), $6, $7)",
         document.id,
         workspace.uuid(),
         kind.as_str(),
         document.agent_id.map(Id::uuid),
-        Json(&document.body) as _,
+        &document.body,
         document.created_at,
         document.updated_at,
     )
@@ -50,7 +49,7 @@ pub async fn get(
 ) -> Result<Option<Document>, StoreError> {
     let row = sqlx::query_as!(
         DocumentRow,
-        r#"SELECT id, agent_id AS "agent_id: AgentId", body AS "body: Json<Map<String, Value>>",
+        r#"SELECT id, agent_id AS "agent_id: AgentId", body::text AS "body!",
                   created_at, updated_at
            FROM documents WHERE workspace_id = $1 AND kind = $2 AND id = $3"#,
         workspace.uuid(),
@@ -74,7 +73,7 @@ pub async fn lock(
 ) -> Result<Option<Document>, StoreError> {
     let row = sqlx::query_as!(
         DocumentRow,
-        r#"SELECT id, agent_id AS "agent_id: AgentId", body AS "body: Json<Map<String, Value>>",
+        r#"SELECT id, agent_id AS "agent_id: AgentId", body::text AS "body!",
                   created_at, updated_at
            FROM documents WHERE workspace_id = $1 AND kind = $2 AND id = $3 FOR UPDATE"#,
         workspace.uuid(),
@@ -106,7 +105,8 @@ pub async fn pin_agent(
     Ok(found.is_some())
 }
 
-/// The documents of a kind, newest first; of one agent where asked for.
+/// The documents of a kind, newest first; of one agent where asked for. A page ends early where its
+/// documents would be larger than `max_bytes` together, but for the first.
 ///
 /// # Errors
 /// When PostgreSQL cannot be reached.
@@ -116,26 +116,50 @@ pub async fn list(
     kind: Kind,
     agent: Option<AgentId>,
     page: Page,
+    max_bytes: i64,
 ) -> Result<Items<Document>, StoreError> {
-    let rows = sqlx::query_as!(
-        DocumentRow,
-        r#"SELECT id, agent_id AS "agent_id: AgentId", body AS "body: Json<Map<String, Value>>",
-                  created_at, updated_at
-           FROM documents
-           WHERE workspace_id = $1 AND kind = $2
-             AND ($3::uuid IS NULL OR agent_id = $3)
-             AND ($4::uuid IS NULL OR id < $4)
-           ORDER BY id DESC LIMIT $5 OFFSET $6"#,
+    // Sizes are added up before any document is read.
+    let rows = sqlx::query!(
+        r#"SELECT d.id, d.agent_id AS "agent_id: AgentId", d.body::text AS "body!", d.created_at,
+                  d.updated_at, page.available AS "available!"
+           FROM (
+               SELECT id, count(*) OVER () AS available, row_number() OVER newest AS place,
+                      sum(body_bytes) OVER newest AS bytes
+               FROM (
+                   SELECT id, body_bytes FROM documents
+                   WHERE workspace_id = $1 AND kind = $2
+                     AND ($3::uuid IS NULL OR agent_id = $3)
+                     AND ($4::uuid IS NULL OR id < $4)
+                   ORDER BY id DESC LIMIT $5 OFFSET $6
+               ) AS candidates
+               WINDOW newest AS (ORDER BY id DESC)
+           ) AS page
+           JOIN documents d ON d.id = page.id AND d.workspace_id = $1
+           WHERE page.place = 1 OR (page.bytes <= $7 AND page.place < $5)
+           ORDER BY d.id DESC"#,
         workspace.uuid(),
         kind.as_str(),
         agent.map(Id::uuid),
         page.before,
         page.limit + 1,
         page.offset,
+        max_bytes,
     )
     .fetch_all(tx.conn())
     .await?;
-    Ok(Items::from_excess(rows.into_iter().map(Document::from).collect(), page.limit))
+    let available = rows.first().map_or(0, |row| row.available);
+    let items: Vec<_> = rows
+        .into_iter()
+        .map(|row| Document {
+            id: row.id,
+            agent_id: row.agent_id,
+            body: row.body,
+            created_at: row.created_at,
+            updated_at: row.updated_at,
+        })
+        .collect();
+    let more = available > i64::try_from(items.len()).unwrap_or(i64::MAX);
+    Ok(Items { items, more })
 }
 
 /// How many documents of a kind there are; of one agent where asked for.
@@ -170,12 +194,14 @@ pub async fn update(
     document: &Document,
 ) -> Result<bool, StoreError> {
     let done = sqlx::query!(
-        "UPDATE documents SET body = $4, agent_id = $5, updated_at = $6
+        "UPDATE documents
+         SET body = $4::text::json, body_bytes = octet_length($4::text), agent_id = $5,
+             updated_at = $6
          WHERE workspace_id = $1 AND kind = $2 AND id = $3",
         workspace.uuid(),
         kind.as_str(),
         document.id,
-        Json(&document.body) as _,
+        &document.body,
         document.agent_id.map(Id::uuid),
         document.updated_at,
     )
@@ -208,7 +234,7 @@ pub async fn delete(
 struct DocumentRow {
     id: Uuid,
     agent_id: Option<AgentId>,
-    body: Json<Map<String, Value>>,
+    body: String,
     created_at: OffsetDateTime,
     updated_at: OffsetDateTime,
 }
@@ -218,7 +244,7 @@ impl From<DocumentRow> for Document {
         Self {
             id: row.id,
             agent_id: row.agent_id,
-            body: row.body.0,
+            body: row.body,
             created_at: row.created_at,
             updated_at: row.updated_at,
         }

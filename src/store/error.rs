@@ -10,6 +10,9 @@ pub enum StoreError {
     /// The text cannot be stored: PostgreSQL's `text` has no NUL.
     #[error("a text cannot be stored")]
     BadText,
+    /// The runtime is shutting down.
+    #[error("the service is stopping")]
+    Aborted,
     /// A fault of this service.
     #[error("a query failed")]
     Internal(#[source] sqlx::Error),
@@ -62,8 +65,8 @@ impl From<sqlx::Error> for StoreError {
 
 /// SQLSTATEs that may be gone at the next try: connection trouble (08), a login that the operator is
 /// changing (28, 3D), resources (53), object state and lock time-out (55), operator intervention and
-/// time-outs (57), deadlock and serialization (40), a standby that is not promoted yet (25006).
+/// time-outs (57), deadlock and serialization (40), a transaction that was ended from outside or a
+/// standby that is not promoted yet (25).
 fn is_passing(code: &str) -> bool {
-    ["08", "28", "3D", "40", "53", "55", "57"].iter().any(|class| code.starts_with(class))
-        || code == "25006"
+    ["08", "25", "28", "3D", "40", "53", "55", "57"].iter().any(|class| code.starts_with(class))
 }

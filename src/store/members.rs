@@ -33,6 +33,25 @@ pub async fn insert(
     Ok(())
 }
 
+/// A person's role in a workspace, which stays as it is until the transaction ends.
+///
+/// # Errors
+/// When PostgreSQL cannot be reached.
+pub async fn pin_role(
+    tx: &mut Tx,
+    workspace: WorkspaceId,
+    user: UserId,
+) -> Result<Option<Role>, StoreError> {
+    Ok(sqlx::query_scalar!(
+        r#"SELECT role AS "role: Role" FROM memberships
+           WHERE workspace_id = $1 AND user_id = $2 FOR SHARE"#,
+        workspace.uuid(),
+        user.uuid(),
+    )
+    .fetch_optional(tx.conn())
+    .await?)
+}
+
 /// The workspaces of a person, the oldest membership first; in a transaction of that person.
 ///
 /// # Errors

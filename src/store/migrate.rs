@@ -1,9 +1,10 @@
 //! The schema: migrations at start, and what the log needs as time goes on.
 
+use secrecy::{ExposeSecret, SecretString};
 use sqlx::{Connection, PgConnection, migrate::Migrator};
 use time::OffsetDateTime;
 
-use super::{Store, StoreError, brief, parse_url};
+use super::{APP_ROLE, Store, StoreError, brief, parse_url};
 
 /// The schema's history, compiled into the binary.
 static MIGRATOR: Migrator = sqlx::migrate!();
@@ -38,6 +39,21 @@ pub async fn create_database(maintenance_url: &str, name: &str) -> Result<(), St
         Err(error) => Err(format!("cannot create a database: {}", brief(&error))),
         Ok(_) => Ok(()),
     }
+}
+
+/// Lets the role of the service log in with a password, as an embedded cluster wants it.
+///
+/// # Errors
+/// With one line for the operator.
+pub async fn let_app_role_log_in(owner_url: &str, password: &SecretString) -> Result<(), String> {
+    let mut connection = PgConnection::connect_with(&parse_url(owner_url)?)
+        .await
+        .map_err(|error| format!("cannot connect to PostgreSQL: {}", brief(&error)))?;
+    let password = password.expose_secret().replace('\'', "''");
+    let alter = sqlx::AssertSqlSafe(format!("ALTER ROLE {APP_ROLE} LOGIN PASSWORD '{password}'"));
+    let altered = sqlx::raw_sql(alter).execute(&mut connection).await;
+    connection.close().await.ok();
+    altered.map(drop).map_err(|error| format!("cannot set up the role: {}", brief(&error)))
 }
 
 /// The name that a URL logs in with.

@@ -21,6 +21,7 @@ use std::{str::FromStr, time::Duration};
 
 use sqlx::{
     AssertSqlSafe, PgConnection, PgPool, Postgres, Transaction,
+    error::DatabaseError,
     postgres::{PgConnectOptions, PgPoolOptions},
 };
 
@@ -63,7 +64,13 @@ impl Store {
             .test_before_acquire(false)
             .connect_with(connect)
             .await
-            .map_err(|error| format!("cannot connect to PostgreSQL: {}", brief(&error)))?;
+            .map_err(|error| match error.as_database_error().and_then(DatabaseError::code) {
+                Some(code) if code == "42501" => format!(
+                    "the database's login may not become {APP_ROLE}: \
+                     GRANT {APP_ROLE} TO it, as a superuser"
+                ),
+                _ => format!("cannot connect to PostgreSQL: {}", brief(&error)),
+            })?;
         let bound = sqlx::query_scalar!(
             r#"SELECT current_user = $1 AND NOT (rolsuper OR rolbypassrls) AS "bound!"
                FROM pg_roles WHERE rolname = current_user"#,
@@ -115,7 +122,14 @@ impl Store {
             text(workspace.map(Id::uuid)),
             text(person.map(Id::uuid)),
         );
-        Ok(Tx { inner: self.pool.begin_with(AssertSqlSafe(begin)).await? })
+        let pool = self.pool.clone();
+        // In a task of its own, which goes on when the caller is dropped half-way, as a handler is
+        // when its client hangs up. sqlx 0.9 takes note of a transaction only once BEGIN has been
+        // answered: dropped before, the connection would go back to the pool with a transaction open
+        // on the server, into which others would write, for somebody to roll back.
+        let opening = tokio::spawn(async move { pool.begin_with(AssertSqlSafe(begin)).await });
+        let inner = opening.await.map_err(|_| StoreError::Aborted)??;
+        Ok(Tx { inner })
     }
 
     /// Whether PostgreSQL answers.

@@ -1,12 +1,12 @@
 //! People.
 
 use secrecy::{ExposeSecret, SecretString};
-use serde_json::{Map, Value};
 use sqlx::types::Json;
 
 use super::{Store, StoreError, Tx};
 use crate::model::{
     email::Email,
+    fields::Fields,
     id::{Id, UserId, WorkspaceId},
     user::User,
 };
@@ -87,7 +87,7 @@ pub async fn get(tx: &mut Tx, id: UserId) -> Result<Option<User>, StoreError> {
     let user = sqlx::query_as!(
         UserRow,
         r#"SELECT id AS "id: UserId", email, full_name,
-                  profile AS "profile: Json<Map<String, Value>>", created_at
+                  profile AS "profile: Json<Fields>", created_at
            FROM users WHERE id = $1"#,
         id.uuid(),
     )
@@ -104,7 +104,7 @@ pub async fn lock(tx: &mut Tx, id: UserId) -> Result<Option<User>, StoreError> {
     let user = sqlx::query_as!(
         UserRow,
         r#"SELECT id AS "id: UserId", email, full_name,
-                  profile AS "profile: Json<Map<String, Value>>", created_at
+                  profile AS "profile: Json<Fields>", created_at
            FROM users WHERE id = $1 FOR UPDATE"#,
         id.uuid(),
     )
@@ -171,7 +171,7 @@ struct UserRow {
     id: UserId,
     email: String,
     full_name: Option<String>,
-    profile: Json<Map<String, Value>>,
+    profile: Json<Fields>,
     created_at: time::OffsetDateTime,
 }
 

@@ -1,10 +1,10 @@
 //! Workspaces and their white-label settings.
 
-use serde_json::{Map, Value};
 use sqlx::types::Json;
 
 use super::{StoreError, Tx};
 use crate::model::{
+    fields::Fields,
     id::{Id, WorkspaceId},
     workspace::Workspace,
 };
@@ -49,12 +49,9 @@ pub async fn get(tx: &mut Tx, id: WorkspaceId) -> Result<Option<Workspace>, Stor
 ///
 /// # Errors
 /// When PostgreSQL cannot be reached.
-pub async fn branding(
-    tx: &mut Tx,
-    id: WorkspaceId,
-) -> Result<Option<Map<String, Value>>, StoreError> {
+pub async fn branding(tx: &mut Tx, id: WorkspaceId) -> Result<Option<Fields>, StoreError> {
     let branding = sqlx::query_scalar!(
-        r#"SELECT branding AS "branding: Json<Map<String, Value>>" FROM workspaces WHERE id = $1"#,
+        r#"SELECT branding AS "branding: Json<Fields>" FROM workspaces WHERE id = $1"#,
         id.uuid(),
     )
     .fetch_optional(tx.conn())
@@ -69,7 +66,7 @@ pub async fn branding(
 pub async fn set_branding(
     tx: &mut Tx,
     id: WorkspaceId,
-    branding: &Map<String, Value>,
+    branding: &Fields,
 ) -> Result<bool, StoreError> {
     let done = sqlx::query!(
         "UPDATE workspaces SET branding = $2 WHERE id = $1",

@@ -75,6 +75,7 @@ async fn registration_can_be_closed() {
         let app = TestApp::start_with(&[("sessions.registration", mode)]).await;
         let body = json!({ "email": "dana@acme.example", "password": PASSWORD });
         app.post("/v1/auth/register").json(body).send().await.refused(403, "forbidden");
+        app.post("/v1/auth/register").send().await.refused(403, "forbidden");
     }
 }
 
@@ -89,6 +90,8 @@ async fn registration_refuses_bad_values_and_names_the_field() {
         ("password", json!("short")),
         ("password", json!("x".repeat(257))),
         ("password", json!("dana@acme.example")),
+        ("password", json!("password1234")),
+        ("password", json!("qwertyuiop123")),
         ("password", json!(["a"])),
         ("full_name", json!("")),
         ("full_name", json!("a\u{7}b")),
@@ -167,6 +170,29 @@ async fn sign_in_goes_to_the_workspace_asked_for_or_last_used() {
         "email": member.email, "password": PASSWORD, "workspace_id": stranger.workspace_id,
     });
     app.post("/v1/auth/login").json(body).send().await.refused(403, "forbidden");
+    // A right password that leads nowhere is as worth knowing as a wrong one.
+    let events = app.events_of(&acme.access_token, "action=login.failed", 1).await;
+    assert_eq!(events[0]["metadata"]["reason"], "not_a_member");
+    assert_eq!(events[0]["request"]["status"], 403);
+}
+
+#[tokio::test]
+async fn a_key_of_somebody_who_has_left_does_nothing_to_them() {
+    let app = TestApp::start().await;
+    let acme = app.register("acme").await;
+    let admin = app.join(&acme, "admin").await;
+    let key = app.mint(&admin, "k", "write").await;
+    app.get("/v1/users/me").bearer(&key.secret).send().await.expect(200);
+    change_role(&app, &admin, "DELETE FROM memberships WHERE user_id = $1").await;
+    app.get("/v1/agents").bearer(&key.secret).send().await.expect(200);
+    app.get("/v1/users/me").bearer(&key.secret).send().await.refused(404, "not_found");
+    let rename = json!({ "full_name": "Gone" });
+    app.patch("/v1/users/me")
+        .bearer(&key.secret)
+        .json(rename)
+        .send()
+        .await
+        .refused(404, "not_found");
 }
 
 #[tokio::test]

@@ -31,12 +31,8 @@ async fn bodies_that_are_no_json_object_are_refused() {
         ] {
             post(malformed.to_vec()).await.refused(400, "bad_request");
         }
-        post(format!("{}1{}", "[".repeat(100_000), "]".repeat(100_000)).into_bytes())
-            .await
-            .refused(422, "validation_failed");
         let deep = format!("{{\"name\":{}1{}}}", "[".repeat(50_000), "]".repeat(50_000));
-        let deep = post(deep.into_bytes()).await;
-        assert!(matches!(deep.status.as_u16(), 400 | 422), "{}", deep.text);
+        post(deep.into_bytes()).await.refused(400, "bad_request");
         for other in ["[]", "7", "\"a\"", "null", "true"] {
             post(other.as_bytes().to_vec()).await.refused(422, "validation_failed");
         }
@@ -106,7 +102,22 @@ async fn any_id_cursor_and_path_is_answered_calmly() {
         app.get(&path).bearer(&dana.access_token).send().await.refused(422, "validation_failed");
     }
     let long = format!("/v1/api-keys?name={}", "n".repeat(8000));
-    app.get(&long).bearer(&dana.access_token).send().await.expect(200);
+    app.get(&long).bearer(&dana.access_token).send().await.refused(422, "validation_failed");
+    // The ends of time, seen from other zones.
+    for (moment, events) in [
+        ("9999-12-31T23:59:59-01:00", "refused"),
+        ("0000-01-01T00:00:00%2B01:00", "all"),
+        ("1970-01-01T00:00:00%2B14:00", "all"),
+        ("9999-12-31T23:59:59Z", "none"),
+    ] {
+        let path = format!("/v1/audit-log?since={moment}");
+        let answer = app.get(&path).bearer(&dana.access_token).send().await;
+        match events {
+            "refused" => drop(answer.refused(422, "validation_failed").blames("since")),
+            "all" => assert_ne!(answer.expect(200)["events"], json!([]), "{moment}"),
+            _ => assert_eq!(answer.expect(200)["events"], json!([]), "{moment}"),
+        }
+    }
 }
 
 /// Sends bytes as they are, and reads what comes back until the connection ends.
@@ -151,6 +162,42 @@ async fn hostile_heads_end_the_connection_not_the_service() {
     }
     app.get("/livez").send().await;
     assert_eq!(app.get("/livez").send().await.status, 200);
+}
+
+#[tokio::test]
+async fn clients_that_hang_up_at_any_moment_cost_others_nothing() {
+    let app = TestApp::start().await;
+    let [dana, wim] = [app.register("acme").await, app.register("widgets-inc").await];
+    let [good, rude] =
+        [app.mint(&dana, "good", "read-only").await, app.mint(&wim, "rude", "read-only").await];
+    let address = app.url.strip_prefix("http://").unwrap().to_owned();
+    let head = format!(
+        "GET /v1/agents HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {}\r\n\r\n",
+        rude.secret
+    );
+    // Somebody opens, asks and is gone, after ever other fractions of a request's time…
+    let rude = tokio::spawn(async move {
+        for turn in 0..400_u64 {
+            let mut stream = TcpStream::connect(&address).await.unwrap();
+            stream.write_all(head.as_bytes()).await.unwrap();
+            tokio::time::sleep(std::time::Duration::from_micros(turn * 7 % 3000)).await;
+        }
+    });
+    // …while somebody else works.
+    let mut answered = 0;
+    while !rude.is_finished() {
+        app.get("/v1/agents").bearer(&good.secret).send().await.expect(200);
+        answered += 1;
+    }
+    rude.await.unwrap();
+    let database = app.stop().await;
+    let mut connection = database.connect().await;
+    let logged: i64 =
+        sqlx::query_scalar("SELECT count(*) FROM audit_events WHERE actor_name = 'good'")
+            .fetch_one(&mut connection)
+            .await
+            .unwrap();
+    assert_eq!(logged, answered);
 }
 
 #[tokio::test]

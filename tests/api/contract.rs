@@ -44,6 +44,8 @@ async fn every_error_of_the_table() {
         futures_util::stream::iter([0, 1].map(|_| Ok::<_, std::io::Error>("[".repeat(1500))));
     let chunked = post("/v1/agents").body("application/json", reqwest::Body::wrap_stream(chunks));
     chunked.send().await.refused(413, "payload_too_large");
+    let zipped = post("/v1/agents").header("content-encoding", "gzip").json(json!({}));
+    zipped.send().await.refused(415, "unsupported_media_type");
     let form = post("/v1/agents").body("application/x-www-form-urlencoded", "agent_name=a");
     form.send().await.refused(415, "unsupported_media_type");
 
@@ -78,8 +80,10 @@ async fn an_outage_is_503_with_retry_after_and_never_401() {
         assert!(answer.headers.contains_key("x-ratelimit-limit"));
     }
     let health = app.get("/health").send().await;
+    assert_eq!(health.number("retry-after"), 1);
     assert_eq!(health.expect(503)["checks"]["database"], "down");
-    assert_eq!(app.get("/readyz").send().await.status, 503);
+    let ready = app.get("/readyz").send().await;
+    assert_eq!((ready.status.as_u16(), ready.number("retry-after")), (503, 1));
     assert_eq!(app.get("/livez").send().await.status, 200);
 
     // It heals unaided.
@@ -137,6 +141,7 @@ async fn every_answer_of_v1_has_limits_an_id_and_no_store() {
         app.get("/v1/agents").bearer(&dana.access_token),
         app.get("/v1/agents"),
         app.get("/v1/nothing"),
+        app.get("/v1"),
         app.call("PUT", "/v1/agents"),
         app.post("/v1/auth/login").json(json!({})),
         app.post("/v1/auth/refresh").json(json!({})),
@@ -185,6 +190,9 @@ async fn credentials_are_read_from_the_header_alone() {
     ] {
         call.send().await.refused(401, "unauthorized");
     }
+    // Another scheme is no credential at all, and the challenge says so (RFC 6750, section 3.1).
+    let basic = app.get("/v1/agents").header("authorization", "Basic eDp5").send().await;
+    assert!(!basic.header("www-authenticate").contains("error="));
     let lower = format!("bEaReR {}", key.secret);
     app.get("/v1/agents").header("authorization", &lower).send().await.expect(200);
 }

@@ -175,7 +175,7 @@ fn bad_configuration_is_told_all_at_once() {
     let away = run(serve().env("DATABASE_URL", "postgres://127.0.0.1:1/x"));
     refused(&away, "cannot connect to PostgreSQL");
     let output = run(serve().env("DATABASE_URL", "mysql://x"));
-    refused(&output, "cannot connect to PostgreSQL");
+    refused(&output, "database.url must be a URL");
 }
 
 fn serve() -> Command {

@@ -20,6 +20,7 @@ mod calls;
 mod contract;
 mod coverage;
 mod dev;
+mod gateway;
 mod isolation;
 mod layering;
 mod members;

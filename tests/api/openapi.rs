@@ -36,7 +36,8 @@ async fn the_document_has_the_routes_of_the_table_and_no_others() {
             }
             // A route of any method is documented with the usual ones.
             None => tabled.extend(
-                ["GET", "POST", "PUT", "PATCH", "DELETE"].map(|m| (m.to_owned(), path.clone())),
+                ["GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"]
+                    .map(|m| (m.to_owned(), path.clone())),
             ),
         }
     }

@@ -78,6 +78,10 @@ async fn a_noisy_address_does_not_throttle_good_keys() {
     let refused = app.get("/v1/agents").bearer("nonsense").send().await;
     refused.refused(429, "rate_limited");
     assert_eq!(refused.number("retry-after"), 12);
+    let refresh =
+        |token: &str| app.post("/v1/auth/refresh").json(json!({ "refresh_token": token })).send();
+    refresh("rt_call2me_x").await.refused(429, "rate_limited");
+    refresh(&dana.refresh_token).await.expect(200);
     let good = app.get("/v1/agents").bearer(&key.secret).send().await;
     assert_eq!((good.status.as_u16(), told(&app, &good).0), (200, 10_000));
 }

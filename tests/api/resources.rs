@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::fixture::TestApp;
+use crate::fixture::{PASSWORD, TestApp};
 
 #[tokio::test]
 async fn a_knowledge_base_goes_by_either_name() {
@@ -102,6 +102,10 @@ async fn a_person_changes_name_and_profile_but_not_the_address() {
         .await
         .refused(422, "validation_failed")
         .blames("email");
+    patch(json!({ "password": PASSWORD }))
+        .await
+        .refused(422, "validation_failed")
+        .blames("password");
     patch(json!({ "full_name": 7 })).await.refused(422, "validation_failed").blames("full_name");
     patch(json!({ "notes": "x".repeat(70_000) })).await.refused(422, "validation_failed");
 }

@@ -53,6 +53,52 @@ async fn beyond_the_cap_connections_wait() {
 }
 
 #[tokio::test]
+async fn one_client_does_not_take_all_connections() {
+    let app = TestApp::start_with(&[("server.max_connections_per_address", "3")]).await;
+    let mut held = Vec::new();
+    for _ in 0..3 {
+        held.push(connect(&app).await);
+    }
+    // The next one is closed before it is heard.
+    let mut byte = [0];
+    assert_eq!(connect(&app).await.read(&mut byte).await.unwrap_or(0), 0);
+    drop(held);
+    while app.http.get(format!("{}/livez", app.url)).send().await.is_err() {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn whoever_asks_and_does_not_read_is_cut_off() {
+    let app = TestApp::start_with(&[
+        ("server.max_connections", "1"),
+        ("server.write_timeout_seconds", "1"),
+    ])
+    .await;
+    let mut deaf = connect(&app).await;
+    let ask = "GET /docs/swagger-ui-bundle.js HTTP/1.1\r\nhost: x\r\n\r\n";
+    deaf.write_all(ask.repeat(20).as_bytes()).await.unwrap();
+    // The only place is free again: somebody else is served.
+    let other = app.get("/livez").send();
+    let other = tokio::time::timeout(Duration::from_secs(20), other).await.unwrap();
+    assert_eq!(other.status, 200);
+    drop(deaf);
+}
+
+#[tokio::test]
+async fn a_body_that_does_not_arrive_is_a_bad_request() {
+    let app = TestApp::start_with(&[("server.header_timeout_seconds", "1")]).await;
+    let mut stream = connect(&app).await;
+    let head = "POST /v1/auth/login HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n\
+                content-length: 100\r\n\r\n{";
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 400"), "{answer}");
+    assert!(answer.contains("took too long to arrive"), "{answer}");
+}
+
+#[tokio::test]
 async fn a_handler_that_takes_too_long_is_503() {
     let app = TestApp::start_with(&[("server.handler_timeout_seconds", "1")]).await;
     let dana = app.register("acme").await;

@@ -4,7 +4,7 @@ use std::{net::Ipv4Addr, sync::Arc};
 
 use data_encoding::BASE64URL_NOPAD;
 use secrecy::{ExposeSecret, SecretString};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use time::{Duration, OffsetDateTime};
 use toml::Table;
 
@@ -18,6 +18,7 @@ use crate::{
         audit::{Action, Actor, NewEvent, RequestInfo},
         document::{Document, Kind},
         email::Email,
+        fields::Fields,
         id::{AgentId, ApiKeyId, WorkspaceId},
         password::Password,
         scope::{Role, Scope},
@@ -61,16 +62,22 @@ impl Demo {
         };
         let away = |error: StoreError| format!("cannot prepare the demo workspace: {error}");
         let email = Email::parse(&demo.email).map_err(|why| why.to_string())?;
-        let key = ApiKeySecret::parse(demo.api_key.expose_secret(), environment);
-        let key = key.map_err(|why| format!("{FILE}: {why}"))?;
+        // None where the deployment's label has changed since.
+        let key = ApiKeySecret::parse(demo.api_key.expose_secret(), environment).ok();
         let Some(account) = app.store.find_sign_in(&email).await.map_err(away)? else {
             let password = Password::new(demo.password.expose_secret().to_owned());
             let hash = app.auth.hash_password(&password).await.map_err(|why| why.to_string())?;
             let seed = Seed::new(app, env);
+            let key = key.unwrap_or_else(fresh_key);
+            demo.api_key = key.reveal().to_owned().into();
+            demo.write(folder)?;
             seed.plant(&email, &hash, &key).await.map_err(away)?;
             return Ok(demo);
         };
-        let known = app.store.find_api_key(key.digest()).await.map_err(away)?;
+        let known = match key {
+            Some(key) => app.store.find_api_key(key.digest()).await.map_err(away)?,
+            None => None,
+        };
         if known.is_none_or(|key| key.revoked) {
             let workspace = account.last_workspace_id.ok_or("the demo workspace is gone")?;
             let key = fresh_key();
@@ -284,6 +291,7 @@ impl<'a> Seed<'a> {
             "name": "Opening hours and prices",
             "knowledge_base_texts": [{ "title": "Hours", "text": "Monday to Friday, 9 to 18." }],
             "knowledge_base_urls": ["https://acme.example/prices"],
+            "sources_count": 2,
         });
         self.document(tx, workspace, Kind::KnowledgeBase, None, knowledge, 84 * 24).await?;
         let campaign = json!({
@@ -328,10 +336,14 @@ impl<'a> Seed<'a> {
         hours: i64,
     ) -> Result<uuid::Uuid, StoreError> {
         let then = self.ago(Duration::hours(hours));
-        let Value::Object(body) = body else { return Ok(uuid::Uuid::nil()) };
         let at = then.clock.now();
-        let document =
-            Document { id: then.new_uuid(), agent_id, body, created_at: at, updated_at: at };
+        let document = Document {
+            id: then.new_uuid(),
+            agent_id,
+            body: body.to_string(),
+            created_at: at,
+            updated_at: at,
+        };
         store::documents::insert(tx, workspace, kind, &document).await?;
         Ok(document.id)
     }
@@ -396,7 +408,7 @@ fn person(env: &Env, email: &Email, name: &str) -> User {
         id: env.new_id(),
         email: email.as_str().to_owned(),
         full_name: Some(name.to_owned()),
-        profile: Map::new(),
+        profile: Fields::default(),
         created_at: env.clock.now(),
     }
 }

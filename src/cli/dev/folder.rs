@@ -9,7 +9,7 @@ use std::{
 use data_encoding::{BASE64, HEXLOWER};
 use secrecy::SecretString;
 
-use super::postgres::write_private;
+use super::postgres::{private_file, write_private};
 use crate::env::Env;
 
 /// A data folder, locked for as long as this lives.
@@ -27,7 +27,7 @@ impl DataFolder {
         fs::create_dir_all(path).map_err(describe)?;
         let path = fs::canonicalize(path).map_err(describe)?;
         let describe = |error: io::Error| format!("cannot write to {}: {error}", path.display());
-        let lock = fs::File::create(path.join("lock")).map_err(describe)?;
+        let lock = private_file(&path.join("lock")).map_err(describe)?;
         if lock.try_lock().is_err() {
             return Err(format!("another call2me-auth dev is running on {}", path.display()));
         }

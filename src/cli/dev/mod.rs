@@ -40,11 +40,16 @@ pub(super) async fn run(args: DevArgs, mut raw: Raw) -> Result<(), String> {
     };
     let maintenance = postgres.url("postgres");
     store::migrate::create_database(maintenance.expose_secret(), DATABASE).await?;
-    let url = postgres.url(DATABASE);
+    let owner = postgres.url(DATABASE);
+    store::migrate::migrate(owner.expose_secret()).await?;
+    // As in production: the service logs in as its role, and cannot become the owner.
+    let password = folder.database_password();
+    store::migrate::let_app_role_log_in(owner.expose_secret(), password).await?;
+    let url = postgres.url_for(store::APP_ROLE, DATABASE);
     let public_url = format!("http://{address}");
     for (key, value) in [
         ("database.url", url.expose_secret()),
-        ("database.owner_url", ""),
+        ("database.owner_url", owner.expose_secret()),
         ("server.address", &address.to_string()),
         ("server.public_url", &public_url),
         ("keys.encryption_key", folder.encryption_key().expose_secret()),
@@ -53,7 +58,7 @@ pub(super) async fn run(args: DevArgs, mut raw: Raw) -> Result<(), String> {
     }
     let application = Application::build(super::checked(&raw)?, env.clone()).await?;
     let demo = Demo::prepare(&application, &folder, &env).await?;
-    super::print(&welcome(&public_url, &demo, url.expose_secret(), &folder));
+    super::print(&welcome(&public_url, &demo, owner.expose_secret(), &folder));
     let outcome = application.serve(listener, super::stop_signal()).await;
     // It stops when dropped, which may take a moment.
     tokio::task::spawn_blocking(move || drop(postgres)).await.ok();

@@ -76,7 +76,8 @@ impl Postgres {
         password: &SecretString,
         log: &Path,
     ) -> Result<Result<Self, String>, String> {
-        let output = fs::File::create(log)
+        // It holds statements.
+        let output = private_file(log)
             .map_err(|error| format!("cannot write {}: {error}", log.display()))?;
         let errors = output.try_clone().map_err(|error| error.to_string())?;
         command.stdin(Stdio::null()).stdout(output).stderr(errors);
@@ -122,8 +123,14 @@ impl Postgres {
     /// The URL of one of its databases, as superuser. It holds the password.
     #[must_use]
     pub fn url(&self, database: &str) -> SecretString {
+        self.url_for(SUPERUSER, database)
+    }
+
+    /// The URL of one of its databases, for a role that has the same password.
+    #[must_use]
+    pub fn url_for(&self, role: &str, database: &str) -> SecretString {
         let (password, port) = (self.password.expose_secret(), self.port);
-        format!("postgres://{SUPERUSER}:{password}@127.0.0.1:{port}/{database}").into()
+        format!("postgres://{role}:{password}@127.0.0.1:{port}/{database}").into()
     }
 
     /// Its process.
@@ -311,6 +318,8 @@ impl Identity {
             "PostgreSQL does not run as root, and there is neither a user postgres nor nobody",
         )?;
         let mut identity = Self { user: Some(user), through_closed_folders: false };
+        // Our own folder may be passed through; what is in it stays closed.
+        fs::set_permissions(folder, fs::Permissions::from_mode(0o711)).ok();
         for through_closed_folders in [false, true] {
             identity.through_closed_folders = through_closed_folders;
             let mut command = identity.command(Path::new("test"), folder)?;
@@ -407,10 +416,14 @@ fn account(name: &str) -> Option<(u32, u32)> {
     })
 }
 
+/// A fresh file that only its owner may read.
+pub(super) fn private_file(path: &Path) -> io::Result<fs::File> {
+    fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)
+}
+
 /// Writes a file that only its owner may read.
 pub(super) fn write_private(path: &Path, text: &str) -> io::Result<()> {
-    let mut file =
-        fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
+    let mut file = private_file(path)?;
     file.write_all(text.as_bytes())?;
     file.sync_all()
 }

@@ -46,6 +46,7 @@ pub struct Agents {
     /// How many there are in all.
     pub total: i64,
     /// Where the next page begins.
+    #[schema(required = true)]
     pub next_cursor: Option<String>,
 }
 

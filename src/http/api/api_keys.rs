@@ -11,13 +11,14 @@ use super::{Answer, Created};
 use crate::{
     auth::keys::{ChangeKey, MintKey},
     http::{
-        App,
+        ApiError, App,
         extract::{self, Admin, Authorized, PathId, Query, ReadOnly},
     },
     model::{
         api_key::{ApiKey, KeyStatus},
         id::{ApiKeyId, Id},
         scope::Scope,
+        text,
     },
     store::api_keys::KeyFilter,
 };
@@ -29,6 +30,7 @@ pub struct ApiKeyBody {
     /// What people call it.
     #[schema(example = "prod-2026-q2")]
     name: String,
+    #[schema(required = true)]
     description: Option<String>,
     scope: Scope,
     status: KeyStatus,
@@ -38,20 +40,24 @@ pub struct ApiKeyBody {
     #[serde(serialize_with = "crate::model::timestamp::serialize")]
     created_at: OffsetDateTime,
     /// Who minted it; null is the operator.
-    #[schema(example = "user_01jd0zt8q7f7qvs4p2k6x3m9ab")]
+    #[schema(required = true, example = "user_01jd0zt8q7f7qvs4p2k6x3m9ab")]
     created_by: Option<String>,
     /// When a request last bore it, cached or not.
     #[serde(serialize_with = "crate::model::timestamp::option::serialize")]
+    #[schema(required = true)]
     last_used_at: Option<OffsetDateTime>,
-    #[schema(value_type = Option<String>, example = "203.0.113.9")]
+    #[schema(required = true, value_type = Option<String>, example = "203.0.113.9")]
     last_used_ip: Option<IpAddr>,
     #[serde(serialize_with = "crate::model::timestamp::option::serialize")]
+    #[schema(required = true)]
     revoked_at: Option<OffsetDateTime>,
-    #[schema(example = "user_01jd0zt8q7f7qvs4p2k6x3m9ab")]
+    #[schema(required = true, example = "user_01jd0zt8q7f7qvs4p2k6x3m9ab")]
     revoked_by: Option<String>,
     /// The key that it succeeded.
+    #[schema(required = true)]
     rotated_from: Option<ApiKeyId>,
     /// The key that succeeds it.
+    #[schema(required = true)]
     rotated_to: Option<ApiKeyId>,
     /// The networks that it may be used from; empty is any.
     #[schema(example = json!(["203.0.113.0/24"]))]
@@ -138,6 +144,7 @@ pub async fn create(
 pub struct ApiKeysBody {
     api_keys: Vec<ApiKeyBody>,
     total: i64,
+    #[schema(required = true)]
     next_cursor: Option<String>,
 }
 
@@ -154,12 +161,16 @@ pub async fn list(
 ) -> Answer<Json<ApiKeysBody>> {
     let filter = KeyFilter {
         status: query.parse_as("status", "active or revoked")?,
-        name: query.text("name")?.map(str::to_owned),
+        name: query.text("name")?.map(filter_name).transpose()?,
     };
     let (page, total) = app.auth.list_keys(&caller, &filter, query.page()?).await?;
     let next_cursor = page.next_cursor(|key| key.id.uuid());
     let api_keys = page.items.into_iter().map(|key| ApiKeyBody::new(&app, key)).collect();
     Ok(Json(ApiKeysBody { api_keys, total, next_cursor }))
+}
+
+fn filter_name(name: &str) -> Answer<String> {
+    text::name("name", name).map_err(|why| ApiError::invalid("name", why.0))
 }
 
 /// Get a key

@@ -28,9 +28,9 @@ pub struct ActorBody {
     #[serde(rename = "type")]
     #[schema(example = "api_key")]
     kind: String,
-    #[schema(example = "key_01jd0zt8q7f7qvs4p2k6x3m9ab")]
+    #[schema(required = true, example = "key_01jd0zt8q7f7qvs4p2k6x3m9ab")]
     id: Option<String>,
-    #[schema(example = "prod-2026-q2")]
+    #[schema(required = true, example = "prod-2026-q2")]
     name: Option<String>,
 }
 
@@ -42,27 +42,28 @@ pub struct TargetBody {
     kind: String,
     #[schema(example = "key_01jd0zt8q7f7qvs4p2k6x3m9ab")]
     id: String,
-    #[schema(example = "prod-2026-q2")]
+    #[schema(required = true, example = "prod-2026-q2")]
     name: Option<String>,
 }
 
 /// The request that it happened in.
 #[derive(Serialize, ToSchema)]
 pub struct RequestBody {
-    id: RequestId,
-    #[schema(example = "GET")]
+    #[schema(required = true)]
+    id: Option<RequestId>,
+    #[schema(required = true, example = "GET")]
     method: Option<String>,
     /// Without the query string.
-    #[schema(example = "/v1/agents")]
+    #[schema(required = true, example = "/v1/agents")]
     path: Option<String>,
-    #[schema(example = 200)]
+    #[schema(required = true, example = 200)]
     status: Option<u16>,
-    #[schema(value_type = Option<String>, example = "203.0.113.9")]
+    #[schema(required = true, value_type = Option<String>, example = "203.0.113.9")]
     ip: Option<IpAddr>,
-    #[schema(example = "curl/8.5.0")]
+    #[schema(required = true, example = "curl/8.5.0")]
     user_agent: Option<String>,
     /// Microseconds from the request's head to its answer.
-    #[schema(example = 412)]
+    #[schema(required = true, example = 412)]
     latency_us: Option<i64>,
 }
 
@@ -78,8 +79,8 @@ pub struct EventBody {
     actor: ActorBody,
     #[serde(skip_serializing_if = "Option::is_none")]
     target: Option<TargetBody>,
-    /// None for what the operator does on the command line.
-    request: Option<RequestBody>,
+    /// All null for what the operator does on the command line.
+    request: RequestBody,
     #[schema(value_type = Object)]
     metadata: Value,
 }
@@ -92,15 +93,15 @@ impl From<Event> for EventBody {
             id: id::format(&prefix, id),
             name: event.target_name,
         });
-        let request = event.request_id.map(|id| RequestBody {
-            id,
+        let request = RequestBody {
+            id: event.request_id,
             method: event.method,
             path: event.path,
             status: event.status,
             ip: event.ip,
             user_agent: event.user_agent,
             latency_us: event.latency_us,
-        });
+        };
         Self {
             id: event.id,
             at: event.at,
@@ -121,6 +122,7 @@ impl From<Event> for EventBody {
 #[derive(Serialize, ToSchema)]
 pub struct EventsBody {
     events: Vec<EventBody>,
+    #[schema(required = true)]
     next_cursor: Option<String>,
 }
 
@@ -180,7 +182,7 @@ fn actor_id(text: &str) -> Result<Uuid, ApiError> {
 }
 
 fn action(text: &str) -> Result<String, ApiError> {
-    let fits = text.len() <= 64
+    let fits = (1..=64).contains(&text.len())
         && text.bytes().all(|b| b.is_ascii_lowercase() || matches!(b, b'_' | b'.'));
     fits.then(|| text.to_owned()).ok_or_else(|| {
         ApiError::invalid("action", "action must be the name of one, such as request")

@@ -56,7 +56,7 @@ pub struct UserBody {
     id: UserId,
     #[schema(example = "dana@acme.example")]
     email: String,
-    #[schema(example = "Dana Meyer")]
+    #[schema(required = true, example = "Dana Meyer")]
     full_name: Option<String>,
     #[serde(serialize_with = "crate::model::timestamp::serialize")]
     created_at: OffsetDateTime,
@@ -77,7 +77,8 @@ pub struct RegisterRequest {
     #[schema(example = "dana@acme.example")]
     email: String,
     /// 12 to 256 characters, of any kind.
-    #[schema(value_type = String, format = Password, example = "correct horse battery staple")]
+    #[schema(value_type = String, format = Password, min_length = 12, max_length = 256,
+             example = "correct horse battery staple")]
     password: Password,
     /// The person's name.
     #[schema(example = "Dana Meyer")]
@@ -100,12 +101,14 @@ pub struct RegisteredBody {
 ///
 /// Makes an account and its first workspace, and signs in.
 #[utoipa::path(post, path = "/v1/auth/register", tag = "Sessions", request_body = RegisterRequest,
-    responses((status = 201, body = RegisteredBody), (status = 409)))]
+    responses((status = 201, body = RegisteredBody), (status = 403), (status = 409)))]
 pub async fn register(
     public: Public,
     State(app): State<App>,
-    extract::Json(body): extract::Json<RegisterRequest>,
+    body: Answer<extract::Json<RegisterRequest>>,
 ) -> Answer<Created<RegisteredBody>> {
+    app.auth.check_registration()?;
+    let extract::Json(body) = body?;
     let RegisterRequest { email, password, full_name, workspace_name } = body;
     let account = NewAccount { email, password, full_name, workspace_name };
     let made = app.auth.register(account, &public.request).await?;

@@ -1,21 +1,20 @@
 //! White-label settings.
 
 use axum::{Json, extract::State};
-use serde_json::{Map, Value};
 
 use super::Answer;
-use crate::http::{
-    App,
-    extract::{self, Admin, Authorized},
+use crate::{
+    http::{
+        App,
+        extract::{self, Admin, Authorized},
+    },
+    model::fields::Fields,
 };
 
 /// The white-label settings
 #[utoipa::path(get, path = "/v1/users/me/branding", tag = "Resources",
     responses((status = 200, body = Object)))]
-pub async fn get(
-    caller: Authorized<Admin>,
-    State(app): State<App>,
-) -> Answer<Json<Map<String, Value>>> {
+pub async fn get(caller: Authorized<Admin>, State(app): State<App>) -> Answer<Json<Fields>> {
     Ok(Json(app.resources.branding(&caller).await?))
 }
 
@@ -28,8 +27,8 @@ pub async fn get(
 pub async fn replace(
     caller: Authorized<Admin>,
     State(app): State<App>,
-    extract::Json(body): extract::Json<Map<String, Value>>,
-) -> Answer<Json<Map<String, Value>>> {
+    extract::Json(body): extract::Json<Fields>,
+) -> Answer<Json<Fields>> {
     app.resources.set_branding(&caller, &body).await?;
     Ok(Json(body))
 }

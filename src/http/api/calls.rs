@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use axum::{Json, extract::State};
-use serde_json::{Map, Value};
+use axum::extract::State;
+use serde_json::Value;
 use utoipa::ToSchema;
 
-use super::Answer;
+use super::{Answer, documents::RawJson};
 use crate::{
     http::{
         App,
@@ -16,7 +16,6 @@ use crate::{
         document::Kind,
         id::{AgentId, CallId, Id},
     },
-    resources::documents::render,
 };
 
 /// A call to be placed, with any further fields.
@@ -64,6 +63,7 @@ pub struct Calls {
     /// How many there are in all.
     pub total: i64,
     /// Where the next page begins.
+    #[schema(required = true)]
     pub next_cursor: Option<String>,
 }
 
@@ -84,7 +84,7 @@ pub async fn end(
     caller: Authorized<Write>,
     State(app): State<App>,
     PathId(id): PathId<CallId>,
-) -> Answer<Json<Map<String, Value>>> {
+) -> Answer<RawJson> {
     let call = app.resources.end_call(&caller, id.uuid()).await?;
-    Ok(Json(render(Kind::Call, call)))
+    Ok(RawJson::of(Kind::Call, &call))
 }

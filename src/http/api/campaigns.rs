@@ -52,6 +52,7 @@ pub struct Campaigns {
     /// How many there are in all.
     pub total: i64,
     /// Where the next page begins.
+    #[schema(required = true)]
     pub next_cursor: Option<String>,
 }
 

@@ -1,33 +1,58 @@
 //! What agents, calls, knowledge bases and campaigns share: the same five routes over documents.
 
-use serde_json::{Map, Value, json};
+use axum::{
+    body::Body,
+    http::{HeaderValue, StatusCode, header},
+    response::{IntoResponse, Response},
+};
 use uuid::Uuid;
 
-use super::{Answer, Created};
+use super::Answer;
 use crate::{
     http::{App, extract::Query},
-    model::{document::Kind, id, principal::Caller},
-    resources::documents::render,
+    model::{
+        document::{Document, Kind},
+        fields::Fields,
+        id,
+        principal::Caller,
+    },
+    resources::document_rules::render,
 };
 
-/// A page of a kind under its plural; `agent_id` may narrow it down.
+/// JSON that is text already.
+pub struct RawJson(String);
+
+impl RawJson {
+    pub(super) fn of(kind: Kind, document: &Document) -> Self {
+        Self(render(kind, document))
+    }
+}
+
+impl IntoResponse for RawJson {
+    fn into_response(self) -> Response {
+        let content_type = [(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))];
+        (content_type, Body::from(self.0)).into_response()
+    }
+}
+
+/// A page of a kind under its plural; `agent_id` may narrow calls down.
 pub(super) async fn list(
     app: &App,
     caller: &Caller,
     kind: Kind,
     plural: &str,
     query: &Query,
-) -> Answer<Map<String, Value>> {
+) -> Answer<RawJson> {
     let agent = match kind {
         Kind::Call => query.parse_as("agent_id", "the id of an agent")?,
         _ => None,
     };
     let (page, total) = app.resources.list(caller, kind, agent, query.page()?).await?;
-    let next_cursor = page.next_cursor(|document| document.id);
-    let items: Vec<_> = page.items.into_iter().map(|document| render(kind, document)).collect();
-    let body = json!({ plural: items, "total": total, "next_cursor": next_cursor });
-    let Value::Object(body) = body else { return Ok(Map::new()) };
-    Ok(body)
+    let cursor = page.next_cursor(|document| document.id);
+    let cursor = cursor.map_or("null".to_owned(), |cursor| format!("\"{cursor}\""));
+    let items: Vec<_> = page.items.iter().map(|document| render(kind, document)).collect();
+    let items = items.join(",");
+    Ok(RawJson(format!(r#"{{"{plural}":[{items}],"total":{total},"next_cursor":{cursor}}}"#)))
 }
 
 pub(super) async fn create(
@@ -35,20 +60,16 @@ pub(super) async fn create(
     caller: &Caller,
     kind: Kind,
     path: &str,
-    body: Map<String, Value>,
-) -> Answer<Created<Map<String, Value>>> {
+    body: Fields,
+) -> Answer<Response> {
     let document = app.resources.create(caller, kind, body).await?;
     let location = format!("{path}/{}", id::format(kind.prefix(), document.id));
-    Ok(Created::at(location, render(kind, document)))
+    let body = RawJson::of(kind, &document);
+    Ok((StatusCode::CREATED, [(header::LOCATION, location)], body).into_response())
 }
 
-pub(super) async fn get(
-    app: &App,
-    caller: &Caller,
-    kind: Kind,
-    id: Uuid,
-) -> Answer<Map<String, Value>> {
-    Ok(render(kind, app.resources.get(caller, kind, id).await?))
+pub(super) async fn get(app: &App, caller: &Caller, kind: Kind, id: Uuid) -> Answer<RawJson> {
+    Ok(RawJson::of(kind, &app.resources.get(caller, kind, id).await?))
 }
 
 pub(super) async fn update(
@@ -56,9 +77,9 @@ pub(super) async fn update(
     caller: &Caller,
     kind: Kind,
     id: Uuid,
-    body: Map<String, Value>,
-) -> Answer<Map<String, Value>> {
-    Ok(render(kind, app.resources.change(caller, kind, id, body).await?))
+    body: Fields,
+) -> Answer<RawJson> {
+    Ok(RawJson::of(kind, &app.resources.change(caller, kind, id, body).await?))
 }
 
 /// The five routes of a kind of documents.
@@ -78,8 +99,8 @@ macro_rules! document_routes {
             caller: crate::http::extract::Authorized<crate::http::extract::ReadOnly>,
             axum::extract::State(app): axum::extract::State<crate::http::App>,
             query: crate::http::extract::Query,
-        ) -> super::Answer<axum::Json<serde_json::Map<String, serde_json::Value>>> {
-            super::documents::list(&app, &caller, $kind, $plural, &query).await.map(axum::Json)
+        ) -> super::Answer<super::documents::RawJson> {
+            super::documents::list(&app, &caller, $kind, $plural, &query).await
         }
 
         #[doc = $make]
@@ -89,9 +110,9 @@ macro_rules! document_routes {
             caller: crate::http::extract::Authorized<crate::http::extract::Write>,
             axum::extract::State(app): axum::extract::State<crate::http::App>,
             crate::http::extract::Json(body): crate::http::extract::Json<
-                serde_json::Map<String, serde_json::Value>,
+                crate::model::fields::Fields,
             >,
-        ) -> super::Answer<super::Created<serde_json::Map<String, serde_json::Value>>> {
+        ) -> super::Answer<axum::response::Response> {
             super::documents::create(&app, &caller, $kind, $path, body).await
         }
 
@@ -102,9 +123,9 @@ macro_rules! document_routes {
             caller: crate::http::extract::Authorized<crate::http::extract::ReadOnly>,
             axum::extract::State(app): axum::extract::State<crate::http::App>,
             crate::http::extract::PathId(id): crate::http::extract::PathId<$id>,
-        ) -> super::Answer<axum::Json<serde_json::Map<String, serde_json::Value>>> {
+        ) -> super::Answer<super::documents::RawJson> {
             use crate::model::id::Id as _;
-            super::documents::get(&app, &caller, $kind, id.uuid()).await.map(axum::Json)
+            super::documents::get(&app, &caller, $kind, id.uuid()).await
         }
 
         #[doc = $change]
@@ -116,11 +137,11 @@ macro_rules! document_routes {
             axum::extract::State(app): axum::extract::State<crate::http::App>,
             crate::http::extract::PathId(id): crate::http::extract::PathId<$id>,
             crate::http::extract::Json(body): crate::http::extract::Json<
-                serde_json::Map<String, serde_json::Value>,
+                crate::model::fields::Fields,
             >,
-        ) -> super::Answer<axum::Json<serde_json::Map<String, serde_json::Value>>> {
+        ) -> super::Answer<super::documents::RawJson> {
             use crate::model::id::Id as _;
-            super::documents::update(&app, &caller, $kind, id.uuid(), body).await.map(axum::Json)
+            super::documents::update(&app, &caller, $kind, id.uuid(), body).await
         }
 
         #[doc = $erase]

@@ -51,6 +51,7 @@ pub struct KnowledgeBases {
     /// How many there are in all.
     pub total: i64,
     /// Where the next page begins.
+    #[schema(required = true)]
     pub next_cursor: Option<String>,
 }
 

@@ -25,7 +25,7 @@ pub struct MemberBody {
     user_id: UserId,
     #[schema(example = "dana@acme.example")]
     email: String,
-    #[schema(example = "Dana Meyer")]
+    #[schema(required = true, example = "Dana Meyer")]
     full_name: Option<String>,
     role: Role,
     #[serde(serialize_with = "crate::model::timestamp::serialize")]
@@ -44,6 +44,7 @@ impl From<Member> for MemberBody {
 pub struct MembersBody {
     members: Vec<MemberBody>,
     total: i64,
+    #[schema(required = true)]
     next_cursor: Option<String>,
 }
 

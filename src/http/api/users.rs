@@ -2,7 +2,6 @@
 
 use axum::{Json, extract::State};
 use serde::Serialize;
-use serde_json::{Map, Value};
 use time::OffsetDateTime;
 use utoipa::ToSchema;
 
@@ -13,6 +12,7 @@ use crate::{
         extract::{self, Authorized, ReadOnly, Write},
     },
     model::{
+        fields::Fields,
         id::{UserId, WorkspaceId},
         user::User,
     },
@@ -22,11 +22,12 @@ use crate::{
 #[derive(Serialize, ToSchema)]
 pub struct ProfileBody {
     #[serde(flatten)]
-    profile: Map<String, Value>,
+    #[schema(value_type = std::collections::BTreeMap<String, serde_json::Value>)]
+    profile: Fields,
     id: UserId,
     #[schema(example = "dana@acme.example")]
     email: String,
-    #[schema(example = "Dana Meyer")]
+    #[schema(required = true, example = "Dana Meyer")]
     full_name: Option<String>,
     workspace_id: WorkspaceId,
     #[serde(serialize_with = "crate::model::timestamp::serialize")]
@@ -60,7 +61,7 @@ pub async fn get(
 pub async fn update(
     caller: Authorized<Write>,
     State(app): State<App>,
-    extract::Json(body): extract::Json<Map<String, Value>>,
+    extract::Json(body): extract::Json<Fields>,
 ) -> Answer<Json<ProfileBody>> {
     let user = app.resources.change_person(&caller, body).await?;
     Ok(Json(ProfileBody::new(user, caller.workspace())))

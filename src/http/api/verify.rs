@@ -3,19 +3,17 @@
 
 use axum::{
     Json,
-    http::{HeaderMap, HeaderName, HeaderValue, Method, Uri},
+    extract::{Extension, Request},
+    http::{HeaderMap, HeaderName, HeaderValue, Method},
     response::{IntoResponse, Response},
 };
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use super::Answer;
 use crate::{
     auth::check_scope::{self, Requirement},
-    http::{
-        ApiError,
-        extract::{Authorized, Query, ReadOnly},
-        middleware::Forwarded,
-    },
+    http::extract::{Authorized, Query, ReadOnly},
     model::{
         id::{ApiKeyId, WorkspaceId},
         scope::Scope,
@@ -27,9 +25,15 @@ const WORKSPACE_ID: HeaderName = HeaderName::from_static("x-auth-workspace-id");
 const SCOPE: HeaderName = HeaderName::from_static("x-auth-scope");
 const KEY_ID: HeaderName = HeaderName::from_static("x-auth-key-id");
 
-/// Where gateways put the original request, first come first served.
-const METHOD_HEADERS: [&str; 2] = ["x-forwarded-method", "x-original-method"];
-const URI_HEADERS: [&str; 3] = ["x-forwarded-uri", "x-original-uri", "x-original-url"];
+/// Where a gateway asks; behind it may stand the original path.
+const PATH: &str = "/v1/auth/verify";
+
+/// Where gateways put the original request. Nobody knows which of the two a gateway sets and which
+/// its client made up, so both are heard: see [`told`].
+const HEADERS: [(&str, &[&str]); 2] = [
+    ("x-forwarded-method", &["x-forwarded-uri"]),
+    ("x-original-method", &["x-original-uri", "x-original-url"]),
+];
 
 /// Who may pass.
 #[derive(Serialize, ToSchema)]
@@ -49,22 +53,23 @@ pub struct VerifiedBody {
 /// The original method and URI come from `X-Forwarded-Method` and `X-Forwarded-Uri` or
 /// `X-Original-Method` and `X-Original-URI`. GET and HEAD take the scope `read-only`, others `write`;
 /// `scope` may ask for more.
-#[utoipa::path(method(get, post, put, patch, delete), path = "/v1/auth/verify", tag = "Gateways",
+#[utoipa::path(method(get, post, put, patch, delete, head, options), path = "/v1/auth/verify",
+    tag = "Gateways",
     params(("scope" = Option<Scope>, Query, description = "Ask for at least this scope")),
     responses((status = 200, body = VerifiedBody,
         headers(("X-Auth-Subject" = String), ("X-Auth-Workspace-Id" = String),
                 ("X-Auth-Scope" = String), ("X-Auth-Key-Id" = String)))))]
 pub async fn verify(
     caller: Authorized<ReadOnly>,
-    method: Method,
-    headers: HeaderMap,
+    Extension(forwarded): Extension<Forwarded>,
     query: Query,
-) -> Response {
-    answer(&caller, original(&method, &headers, None), &query)
+) -> Answer<Response> {
+    answer(&caller, &forwarded, &query)
 }
 
 /// May this request pass? The path is the original one, as Envoy sends it
-#[utoipa::path(method(get, post, put, patch, delete), path = "/v1/auth/verify/{path}", tag = "Gateways",
+#[utoipa::path(method(get, post, put, patch, delete, head, options),
+    path = "/v1/auth/verify/{path}", tag = "Gateways",
     params(("path" = String, Path, description = "The original path"),
            ("scope" = Option<Scope>, Query, description = "Ask for at least this scope")),
     responses((status = 200, body = VerifiedBody,
@@ -72,25 +77,89 @@ pub async fn verify(
                 ("X-Auth-Scope" = String), ("X-Auth-Key-Id" = String)))))]
 pub async fn verify_path(
     caller: Authorized<ReadOnly>,
-    method: Method,
-    headers: HeaderMap,
-    uri: Uri,
+    Extension(forwarded): Extension<Forwarded>,
     query: Query,
-) -> Response {
-    let path = uri.path().strip_prefix("/v1/auth/verify").unwrap_or("/");
-    answer(&caller, original(&method, &headers, Some(path)), &query)
+) -> Answer<Response> {
+    answer(&caller, &forwarded, &query)
 }
 
-/// The method and path of the request that the gateway asks for.
-fn original(method: &Method, headers: &HeaderMap, path: Option<&str>) -> (Method, String) {
-    let find = |names: &[&str]| {
-        names.iter().find_map(|name| headers.get(*name)).and_then(|value| value.to_str().ok())
-    };
-    let method = find(&METHOD_HEADERS)
-        .and_then(|name| Method::from_bytes(name.as_bytes()).ok())
-        .unwrap_or_else(|| method.clone());
-    let path = find(&URI_HEADERS).or(path).unwrap_or("/v1/auth/verify");
-    (method, path_of(path).to_owned())
+/// May this request pass? The original path is `/`
+#[utoipa::path(method(get, post, put, patch, delete, head, options), path = "/v1/auth/verify/",
+    tag = "Gateways",
+    params(("scope" = Option<Scope>, Query, description = "Ask for at least this scope")),
+    responses((status = 200, body = VerifiedBody,
+        headers(("X-Auth-Subject" = String), ("X-Auth-Workspace-Id" = String),
+                ("X-Auth-Scope" = String), ("X-Auth-Key-Id" = String)))))]
+pub async fn verify_root(
+    caller: Authorized<ReadOnly>,
+    Extension(forwarded): Extension<Forwarded>,
+    query: Query,
+) -> Answer<Response> {
+    answer(&caller, &forwarded, &query)
+}
+
+/// The request that a gateway asks for. Made by the guard, for the log tells of it however the
+/// question is answered.
+#[derive(Debug, Clone)]
+pub struct Forwarded {
+    /// Its method.
+    pub method: Method,
+    /// Its path, without the query string.
+    pub path: String,
+}
+
+impl Forwarded {
+    /// What the headers of a question tell, or its own method and path.
+    #[must_use]
+    pub fn of(question: &Request) -> Self {
+        let told = told(question.headers());
+        let path = question.uri().path();
+        let method = question.method().clone();
+        match path.strip_prefix(PATH).filter(|rest| !rest.is_empty()) {
+            // The method is the original one too, and a header that the client made up must not
+            // soften it.
+            Some(rest) => {
+                let carrier = Self { method, path: rest.to_owned() };
+                told.map_or(carrier.clone(), |told| told.or_more_demanding(carrier))
+            }
+            // The gateway's own method says nothing where a header tells the original one.
+            None => told.unwrap_or_else(|| Self { method, path: path.to_owned() }),
+        }
+    }
+
+    /// The scope that it takes.
+    fn scope(&self) -> Scope {
+        match self.method {
+            Method::GET | Method::HEAD => Scope::ReadOnly,
+            _ => Scope::Write,
+        }
+    }
+
+    /// Of two requests the one that takes the greater scope; the first, where they are alike.
+    fn or_more_demanding(self, other: Self) -> Self {
+        if other.scope() > self.scope() { other } else { self }
+    }
+}
+
+/// What headers tell of the original request, if they do. Where several tell, the one that takes the
+/// greater scope: a client may add headers, and must gain nothing by it.
+fn told(headers: &HeaderMap) -> Option<Forwarded> {
+    let told = HEADERS.iter().filter_map(|(method_header, uri_headers)| {
+        let uri = uri_headers.iter().find_map(|name| headers.get(*name));
+        let uri = uri.and_then(|value| value.to_str().ok()).filter(|uri| !uri.is_empty());
+        let methods: Vec<_> = headers.get_all(*method_header).iter().collect();
+        if methods.is_empty() && uri.is_none() {
+            return None;
+        }
+        // What is no method, or two of them, is not to be taken for a read.
+        let method = match methods.as_slice() {
+            [] => Method::GET,
+            [method] => Method::from_bytes(method.as_bytes()).unwrap_or(Method::CONNECT),
+            _ => Method::CONNECT,
+        };
+        Some(Forwarded { method, path: path_of(uri.unwrap_or(PATH)).to_owned() })
+    });
+    told.reduce(Forwarded::or_more_demanding)
 }
 
 /// The path of a URI, which may be whole: without scheme, host, query or fragment.
@@ -102,30 +171,12 @@ fn path_of(uri: &str) -> &str {
     path.split(['?', '#']).next().unwrap_or_default()
 }
 
-fn answer(
-    caller: &Authorized<ReadOnly>,
-    (method, path): (Method, String),
-    query: &Query,
-) -> Response {
-    let forwarded = Forwarded::new(method.as_str(), &path);
-    let mut response = match decide(caller, &method, query) {
-        Ok(()) => verified(caller),
-        Err(refusal) => refusal.into_response(),
-    };
-    response.extensions_mut().insert(forwarded);
-    response
-}
-
-fn decide(caller: &Authorized<ReadOnly>, method: &Method, query: &Query) -> Result<(), ApiError> {
+fn answer(caller: &Authorized<ReadOnly>, forwarded: &Forwarded, query: &Query) -> Answer<Response> {
     let asked: Option<Scope> = query.parse_as("scope", "read-only, write or admin")?;
-    let by_method = match *method {
-        Method::GET | Method::HEAD => Scope::ReadOnly,
-        _ => Scope::Write,
-    };
     // A gateway may pass the client's own query string on: it can ask for more, never for less.
-    let required = asked.map_or(by_method, |asked| asked.max(by_method));
+    let required = forwarded.scope().max(asked.unwrap_or(Scope::ReadOnly));
     check_scope::check(Requirement::Scope(required), &caller.principal, caller.request.ip)?;
-    Ok(())
+    Ok(verified(caller))
 }
 
 fn verified(caller: &Authorized<ReadOnly>) -> Response {

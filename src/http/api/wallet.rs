@@ -64,6 +64,7 @@ impl From<Transaction> for TransactionBody {
 pub struct TransactionsBody {
     transactions: Vec<TransactionBody>,
     total: i64,
+    #[schema(required = true)]
     next_cursor: Option<String>,
 }
 

@@ -2,6 +2,7 @@ use std::{marker::PhantomData, ops::Deref, sync::Arc};
 
 use axum::{extract::FromRequestParts, http::request::Parts};
 
+use super::Query;
 use crate::{
     auth::check_scope::{self, Requirement},
     http::{ApiError, App},
@@ -81,6 +82,7 @@ impl<A: Access> FromRequestParts<App> for Authorized<A> {
             return Err(ApiError::internal("a route without a rule has a guard"));
         };
         check_scope::check(requirement, &caller.principal, caller.request.ip)?;
+        Query::of(&parts.uri)?;
         Ok(Self { caller, access: PhantomData })
     }
 }
@@ -98,6 +100,7 @@ impl FromRequestParts<App> for Public {
     async fn from_request_parts(parts: &mut Parts, _: &App) -> Result<Self, ApiError> {
         let request = parts.extensions.get::<Arc<RequestInfo>>().cloned();
         let request = request.ok_or_else(|| ApiError::internal("a request has no id"))?;
+        Query::of(&parts.uri)?;
         Ok(Self { request })
     }
 }

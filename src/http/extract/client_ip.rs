@@ -17,9 +17,9 @@ pub fn client_ip(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr
         return peer;
     }
     let forwarded = headers.get_all("x-forwarded-for");
-    let hops = forwarded.iter().rev().flat_map(|value| {
-        value.to_str().unwrap_or_default().rsplit(',').map(|hop| parse_hop(hop.trim()))
-    });
+    // Byte by byte: what the client wrote at the left must not spoil what a proxy added at the right.
+    let hops = forwarded.iter().rev().flat_map(|value| value.as_bytes().rsplit(|b| *b == b','));
+    let hops = hops.map(|hop| std::str::from_utf8(hop).ok().and_then(|hop| parse_hop(hop.trim())));
     let mut nearest = peer;
     for hop in hops {
         // What is no address was written by nobody whom we trust.
@@ -34,7 +34,8 @@ pub fn client_ip(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr
 
 /// An address, with or without a port.
 fn parse_hop(hop: &str) -> Option<IpAddr> {
-    let address = hop.parse::<IpAddr>().or_else(|_| hop.parse::<SocketAddr>().map(|a| a.ip()));
+    let bare = hop.strip_prefix('[').and_then(|hop| hop.strip_suffix(']')).unwrap_or(hop);
+    let address = bare.parse::<IpAddr>().or_else(|_| hop.parse::<SocketAddr>().map(|a| a.ip()));
     address.ok().map(|ip| ip.to_canonical())
 }
 
@@ -45,7 +46,8 @@ mod tests {
     fn seen(peer: &str, forwarded: &[&str]) -> String {
         let mut headers = HeaderMap::new();
         for value in forwarded {
-            headers.append("x-forwarded-for", value.parse().unwrap());
+            let value = axum::http::HeaderValue::from_bytes(value.as_bytes()).unwrap();
+            headers.append("x-forwarded-for", value);
         }
         let trusted = ["10.0.0.0/8".parse().unwrap(), "::1/128".parse().unwrap()];
         client_ip(peer.parse().unwrap(), &headers, &trusted).to_string()
@@ -62,6 +64,8 @@ mod tests {
         assert_eq!(seen("10.0.0.1", &["1.1.1.1, 198.51.100.1, 10.2.2.2"]), "198.51.100.1");
         assert_eq!(seen("10.0.0.1", &["1.1.1.1", "198.51.100.1:4711"]), "198.51.100.1");
         assert_eq!(seen("::1", &["2001:db8::7"]), "2001:db8::7");
+        assert_eq!(seen("::1", &["[2001:db8::7]"]), "2001:db8::7");
+        assert_eq!(seen("10.0.0.1", &["caf\u{e9}, 198.51.100.1"]), "198.51.100.1");
         assert_eq!(seen("::ffff:10.0.0.1", &["198.51.100.1"]), "198.51.100.1");
     }
 

@@ -1,12 +1,18 @@
+use std::fmt;
+
 use axum::{
     body::{Body, Bytes, to_bytes},
     extract::{FromRequest, Request},
     http::{HeaderMap, header},
 };
-use serde::de::DeserializeOwned;
-use serde_json::{Value, error::Category};
+use serde::de::{DeserializeOwned, Deserializer, Error, MapAccess, SeqAccess, Visitor};
+use serde_json::error::Category;
+use tokio::time::timeout;
 
 use crate::http::{ApiError, App, error::Code};
+
+/// Bodies that are announced to be no longer are read without a place among the large ones.
+const SMALL: usize = 16 * 1024;
 
 /// A JSON body. An absent one counts as `{}`.
 #[derive(Debug)]
@@ -17,7 +23,11 @@ impl<T: DeserializeOwned> FromRequest<App> for Json<T> {
 
     async fn from_request(request: Request, app: &App) -> Result<Self, ApiError> {
         let (parts, body) = request.into_parts();
-        let bytes = read(&parts.headers, body, app.settings.max_body_bytes).await?;
+        if parts.headers.get(header::CONTENT_ENCODING).is_some_and(|coding| coding != "identity") {
+            let message = "the body must not be compressed";
+            return Err(ApiError::new(Code::UnsupportedMediaType, message));
+        }
+        let bytes = read(&parts.headers, body, app).await?;
         if bytes.is_empty() {
             return parse(b"{}").map(Self);
         }
@@ -29,14 +39,24 @@ impl<T: DeserializeOwned> FromRequest<App> for Json<T> {
     }
 }
 
-async fn read(headers: &HeaderMap, body: Body, max: usize) -> Result<Bytes, ApiError> {
+/// Reads a body. Large ones take turns: a place is worth so much memory, and all of it is bounded.
+async fn read(headers: &HeaderMap, body: Body, app: &App) -> Result<Bytes, ApiError> {
+    let max = app.settings.max_body_bytes;
     let too_large =
         || ApiError::new(Code::PayloadTooLarge, format!("the body must be at most {max} bytes"));
     let announced = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok());
-    if announced.and_then(|length| length.parse::<u64>().ok()).is_some_and(|n| n > max as u64) {
+    let announced = announced.and_then(|length| length.parse::<usize>().ok());
+    if announced.is_some_and(|length| length > max) {
         return Err(too_large());
     }
-    to_bytes(body, max).await.map_err(|error| {
+    let is_small = announced.is_some_and(|length| length <= SMALL);
+    let place = if is_small { None } else { app.large_bodies.acquire().await.ok() };
+    let read = timeout(app.settings.body_timeout, to_bytes(body, max)).await;
+    drop(place);
+    let Ok(read) = read else {
+        return Err(ApiError::new(Code::BadRequest, "the body took too long to arrive"));
+    };
+    read.map_err(|error| {
         let mut cause: Option<&dyn std::error::Error> = Some(&error);
         while let Some(error) = cause {
             if error.is::<http_body_util::LengthLimitError>() {
@@ -58,16 +78,20 @@ fn is_json(headers: &HeaderMap) -> bool {
 }
 
 fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
+    // What is kept as text is not read into: so all of it is looked at first.
+    parse_as::<Storable>(bytes)?;
+    parse_as(bytes)
+}
+
+fn parse_as<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
     let parsed = serde_path_to_error::deserialize(&mut deserializer);
     let value = parsed.map_err(|error| {
+        // The field is to blame, not the item of its list.
         let path = error.path().to_string();
-        explain(&path, error.inner())
+        explain(path.split('[').next().unwrap_or_default(), error.inner())
     })?;
     deserializer.end().map_err(|error| explain(".", &error))?;
-    if bytes.windows(6).any(|window| window == b"\\u0000") {
-        refuse_nul(bytes)?;
-    }
     Ok(value)
 }
 
@@ -75,7 +99,13 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
 fn explain(path: &str, error: &serde_json::Error) -> ApiError {
     if error.classify() != Category::Data {
         let (line, column) = (error.line(), error.column());
-        let message = format!("the body is not valid JSON, at line {line} column {column}");
+        let text = error.to_string();
+        let what = match text.as_str() {
+            text if text.starts_with("number out of range") => "has a number out of range",
+            text if text.starts_with("recursion limit") => "is nested too deeply",
+            _ => "is not valid JSON",
+        };
+        let message = format!("the body {what}, at line {line} column {column}");
         return ApiError::new(Code::BadRequest, message);
     }
     let text = error.to_string();
@@ -90,6 +120,7 @@ fn explain(path: &str, error: &serde_json::Error) -> ApiError {
     if let Some(field) = quoted("unknown field `") {
         // The name is the client's own; a few characters of it are enough to find it.
         let field: String = field.chars().filter(|c| !c.is_control()).take(64).collect();
+        let field = if field.contains("call2me_") { "[redacted]".to_owned() } else { field };
         return ApiError::invalid(field.clone(), format!("{field} is no field of this request"));
     }
     if let Some(field) = quoted("duplicate field `") {
@@ -121,26 +152,56 @@ fn plain(expected: &str) -> String {
     }
 }
 
-/// PostgreSQL stores no NUL, in text as in JSON; and nobody needs one.
-fn refuse_nul(bytes: &[u8]) -> Result<(), ApiError> {
-    fn holds_nul(value: &Value) -> bool {
-        match value {
-            Value::String(text) => text.contains('\0'),
-            Value::Array(items) => items.iter().any(holds_nul),
-            Value::Object(fields) => {
-                fields.iter().any(|(name, value)| name.contains('\0') || holds_nul(value))
-            }
-            _ => false,
-        }
+/// Any JSON value that PostgreSQL can store: no NUL, neither in text nor in names, no halves of
+/// surrogate pairs, not nested without end.
+struct Storable;
+
+impl<'de> serde::Deserialize<'de> for Storable {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(Self)
     }
-    let value: Value = serde_json::from_slice(bytes)
-        .map_err(|_| ApiError::new(Code::BadRequest, "the body is not valid JSON"))?;
-    let Value::Object(fields) = &value else { return Ok(()) };
-    for (name, value) in fields {
-        if name.contains('\0') || holds_nul(value) {
-            let name = name.replace('\0', "");
-            return Err(ApiError::invalid(name.clone(), format!("{name} must not contain NUL")));
-        }
+}
+
+impl<'de> Visitor<'de> for Storable {
+    type Value = Self;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("any value")
     }
-    Ok(())
+
+    fn visit_bool<E>(self, _: bool) -> Result<Self, E> {
+        Ok(self)
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<Self, E> {
+        Ok(self)
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<Self, E> {
+        Ok(self)
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<Self, E> {
+        Ok(self)
+    }
+
+    fn visit_unit<E>(self) -> Result<Self, E> {
+        Ok(self)
+    }
+
+    fn visit_str<E: Error>(self, text: &str) -> Result<Self, E> {
+        if text.contains('\0') { Err(E::custom("must not contain NUL")) } else { Ok(self) }
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Self, A::Error> {
+        while items.next_element::<Self>()?.is_some() {}
+        Ok(self)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut fields: A) -> Result<Self, A::Error> {
+        while fields.next_key::<Self>()?.is_some() {
+            fields.next_value::<Self>()?;
+        }
+        Ok(self)
+    }
 }

@@ -1,12 +1,15 @@
 use std::str::FromStr;
 
-use axum::{extract::FromRequestParts, http::request::Parts};
+use axum::{
+    extract::FromRequestParts,
+    http::{Uri, request::Parts},
+};
 use percent_encoding::percent_decode_str;
-use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+use time::{OffsetDateTime, UtcOffset, format_description::well_known::Rfc3339};
 
 use crate::{
     http::{ApiError, error::Code},
-    model::page::{DEFAULT_LIMIT, MAX_LIMIT, Page, read_cursor},
+    model::page::{DEFAULT_LIMIT, MAX_LIMIT, MAX_OFFSET, Page, read_cursor},
 };
 
 /// The query string: known parameters are read with their types, unknown ones ignored.
@@ -17,12 +20,20 @@ impl<S: Send + Sync> FromRequestParts<S> for Query {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
-        Self::parse(parts.uri.query().unwrap_or_default())
-            .ok_or_else(|| ApiError::new(Code::BadRequest, "the query string is malformed"))
+        Self::of(&parts.uri)
     }
 }
 
 impl Query {
+    /// Reads the query string of a URI.
+    ///
+    /// # Errors
+    /// When it is malformed.
+    pub(super) fn of(uri: &Uri) -> Result<Self, ApiError> {
+        Self::parse(uri.query().unwrap_or_default())
+            .ok_or_else(|| ApiError::new(Code::BadRequest, "the query string is malformed"))
+    }
+
     fn parse(text: &str) -> Option<Self> {
         let pairs = text.split('&').filter(|pair| !pair.is_empty()).map(|pair| {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
@@ -31,13 +42,13 @@ impl Query {
         pairs.collect::<Option<_>>().map(Self)
     }
 
-    /// A parameter's text, if it is there. An empty one counts as absent, as forms send it.
+    /// A parameter's text, if it is there.
     ///
     /// # Errors
     /// When it is there twice, or holds a NUL.
     pub fn text(&self, name: &'static str) -> Result<Option<&str>, ApiError> {
         let mut values = self.0.iter().filter(|(key, _)| key == name).map(|(_, value)| value);
-        let value = values.next().map(String::as_str).filter(|value| !value.is_empty());
+        let value = values.next().map(String::as_str);
         if values.next().is_some() {
             return Err(ApiError::invalid(name, format!("{name} must not be repeated")));
         }
@@ -71,7 +82,9 @@ impl Query {
             // A plus sign that was not encoded arrives as a space.
             OffsetDateTime::parse(&text.replace(' ', "+"), &Rfc3339)
                 .ok()
-                .filter(|moment| (1970..=9999).contains(&moment.year()))
+                .and_then(|moment| moment.checked_to_offset(UtcOffset::UTC))
+                // Nothing here is older than that, and ids do not reach further back.
+                .map(|moment| moment.max(OffsetDateTime::UNIX_EPOCH))
                 .ok_or_else(|| {
                     ApiError::invalid(
                         name,
@@ -94,7 +107,11 @@ impl Query {
         if !(1..=MAX_LIMIT).contains(&limit) {
             return Err(ApiError::invalid("limit", "limit must be a whole number from 1 to 100"));
         }
-        let offset = self.parse_as::<u32>("offset", "a whole number from 0 to 4294967295")?;
+        let what = format!("a whole number from 0 to {MAX_OFFSET}; go on with a cursor");
+        let offset = self.parse_as::<u32>("offset", &what)?;
+        if offset.is_some_and(|offset| offset > MAX_OFFSET) {
+            return Err(ApiError::invalid("offset", format!("offset must be {what}")));
+        }
         let before = self.text("cursor")?.map(read_cursor).transpose();
         let before = before.map_err(|why| ApiError::invalid_parameter("cursor", why))?;
         if before.is_some() && offset.is_some() {
@@ -125,7 +142,8 @@ mod tests {
         let query = Query::parse("a=1%202&b=x+y&c&a%26=%C3%A9").unwrap();
         assert_eq!(query.text("a").unwrap(), Some("1 2"));
         assert_eq!(query.text("b").unwrap(), Some("x y"));
-        assert_eq!(query.text("c").unwrap(), None);
+        assert_eq!(query.text("c").unwrap(), Some(""));
+        assert_eq!(query.text("d").unwrap(), None);
         assert_eq!(query.text("a&").unwrap(), Some("é"));
     }
 

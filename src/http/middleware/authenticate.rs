@@ -20,28 +20,36 @@ pub(super) async fn authenticate(
     Ok(app.auth.authenticate(credential).await?)
 }
 
-/// The credential behind `Authorization: Bearer` (RFC 6750, section 2.1), the only place that one is
-/// read from.
-fn bearer(headers: &HeaderMap) -> Result<Option<&str>, ApiError> {
-    let mut values = headers.get_all(header::AUTHORIZATION).iter();
-    let Some(value) = values.next() else { return Ok(None) };
-    if values.next().is_some() {
+/// Two `Authorization` headers are refused: nobody knows which one a proxy in between went by.
+///
+/// # Errors
+/// Where there are two or more.
+pub(super) fn check_count(headers: &HeaderMap) -> Result<(), ApiError> {
+    if headers.get_all(header::AUTHORIZATION).iter().count() > 1 {
         let message = "there must be one Authorization header";
         return Err(ApiError::new(Code::BadRequest, message));
     }
+    Ok(())
+}
+
+/// The credential behind `Authorization: Bearer` (RFC 6750, section 2.1), the only place that one is
+/// read from.
+fn bearer(headers: &HeaderMap) -> Result<Option<&str>, ApiError> {
+    check_count(headers)?;
+    let Some(value) = headers.get(header::AUTHORIZATION) else { return Ok(None) };
     let malformed = || {
         ApiError::new(Code::Unauthorized, "the Authorization header must be: Bearer <credential>")
     };
     let text = value.to_str().map_err(|_| malformed())?;
-    let (scheme, credential) = text.split_once(' ').ok_or_else(malformed)?;
+    let (scheme, credential) = text.split_once(' ').unwrap_or((text, ""));
     let credential = credential.trim_matches(' ');
-    let is_token = !credential.is_empty()
-        && credential.len() <= MAX_LEN
-        && credential.bytes().all(|byte| byte.is_ascii_graphic());
-    if !scheme.eq_ignore_ascii_case("bearer") || !is_token {
-        return Err(malformed());
+    // Another scheme is no credential of ours (RFC 6750, section 3.1), nor is an empty one.
+    if !scheme.eq_ignore_ascii_case("bearer") || credential.is_empty() {
+        return Ok(None);
     }
-    Ok(Some(credential))
+    let is_token =
+        credential.len() <= MAX_LEN && credential.bytes().all(|byte| byte.is_ascii_graphic());
+    if is_token { Ok(Some(credential)) } else { Err(malformed()) }
 }
 
 #[cfg(test)]
@@ -67,10 +75,11 @@ mod tests {
     }
 
     #[test]
-    fn other_headers_are_refused() {
-        for value in ["", "Bearer", "Bearer ", "Basic abc", "abc", "Bearer a b", "Bearer\tabc"] {
-            assert_eq!(read(&[value.as_bytes()]), Err(Code::Unauthorized), "{value}");
+    fn other_headers_are_none_or_refused() {
+        for value in ["", "Bearer", "Bearer ", "Basic abc", "abc", "Bearer\tabc"] {
+            assert_eq!(read(&[value.as_bytes()]), Ok(None), "{value}");
         }
+        assert_eq!(read(&[b"Bearer a b"]), Err(Code::Unauthorized));
         assert_eq!(read(&[b"Bearer \xff"]), Err(Code::Unauthorized));
         assert_eq!(
             read(&[format!("Bearer {}", "a".repeat(4097)).as_bytes()]),

@@ -20,7 +20,7 @@ pub async fn not_found(
     uri: Uri,
 ) -> Response {
     let mut response = ApiError::new(Code::NotFound, "there is no such route").into_response();
-    if is_v1(&uri) {
+    if is_v1(uri.path()) {
         response.extensions_mut().insert(app.limits.charge_address(info.ip));
     }
     response
@@ -34,12 +34,13 @@ pub async fn method_not_allowed(
 ) -> Response {
     let error = ApiError::new(Code::MethodNotAllowed, "the route has other methods: see Allow");
     let mut response = error.into_response();
-    if is_v1(&uri) {
+    if is_v1(uri.path()) {
         response.extensions_mut().insert(app.limits.charge_address(info.ip));
     }
     response
 }
 
-fn is_v1(uri: &Uri) -> bool {
-    uri.path().starts_with("/v1/")
+/// Whether a path is of the API, with its limits and its `no-store`.
+pub(super) fn is_v1(path: &str) -> bool {
+    path == "/v1" || path.starts_with("/v1/")
 }

@@ -1,13 +1,14 @@
-use std::sync::Arc;
+use std::{panic::AssertUnwindSafe, sync::Arc};
 
 use axum::{
     extract::{Request, State},
     http::{HeaderName, HeaderValue, header},
     middleware::Next,
-    response::Response,
+    response::{IntoResponse, Response},
 };
+use futures_util::FutureExt;
 
-use super::{rate_limit, request_info::request_info};
+use super::{fallback::is_v1, rate_limit, request_info::request_info};
 use crate::{
     http::{ApiError, App, error},
     limit::Decision,
@@ -18,9 +19,13 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// The outermost layer: what every request brings, and what every answer has.
 pub async fn frame(State(app): State<App>, mut request: Request, next: Next) -> Response {
     let info = Arc::new(request_info(&app, &request));
-    let is_v1 = request.uri().path().starts_with("/v1/");
+    let is_v1 = is_v1(request.uri().path());
     request.extensions_mut().insert(Arc::clone(&info));
-    let mut response = next.run(request).await;
+    // Handlers have a net of their own, which also writes the log: this is for what is around them.
+    let run = AssertUnwindSafe(next.run(request)).catch_unwind();
+    let mut response = run.await.unwrap_or_else(|_| {
+        ApiError::internal("something around a handler panicked").into_response()
+    });
     if let Some(error) = ApiError::of(&response).cloned() {
         error::render(&error, &mut response, info.id, &app.settings.public_url);
     }

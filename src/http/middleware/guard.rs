@@ -7,19 +7,26 @@ use axum::{
     routing::MethodRouter,
 };
 use futures_util::FutureExt;
+use serde_json::json;
 use tokio::time::timeout;
 use tracing::{error, warn};
 
-use super::{SignInLimit, authenticate::authenticate, rate_limit};
+use super::{
+    SignInLimit,
+    authenticate::{self, authenticate},
+    rate_limit,
+    request_info::{MAX_KEPT, redacted},
+};
 use crate::{
     audit::{self, Permit},
     auth::authenticate::Authenticated,
-    http::{ApiError, App, error::Code, extract::Rule, routes::Route},
+    http::{ApiError, App, api::verify::Forwarded, error::Code, extract::Rule, routes::Route},
     limit::Decision,
     model::{
         api_key::KeyRecord,
         audit::{Action, Actor, NewEvent, RequestInfo},
         principal::Caller,
+        text::shorten,
     },
 };
 
@@ -71,15 +78,29 @@ impl Guard {
     /// A request that needs no credential is charged to its address.
     async fn admit_anybody(&self, info: &RequestInfo, request: Request, next: Next) -> Response {
         let decision = self.app.limits.charge_address(info.ip);
-        if let Some(refusal) = rate_limit::refusal(&decision) {
-            return with_decision(refusal.into_response(), decision);
+        if let Err(error) = authenticate::check_count(request.headers()) {
+            return with_decision(error.into_response(), decision);
         }
-        let response = self.handle(info, request, next).await;
-        let decision = match self.rule {
-            Rule::SignIn => self.sign_in.decision(&response),
-            _ => decision,
-        };
-        with_decision(response, decision)
+        let refusal = rate_limit::refusal(&decision);
+        match (self.rule, refusal) {
+            // A sign-in is refused before any work is done for it…
+            (Rule::SignIn, Some(refusal)) => with_decision(refusal.into_response(), decision),
+            (Rule::SignIn, None) => {
+                let response = self.handle(info, request, next).await;
+                let decision = self.sign_in.decision(&response);
+                with_decision(response, decision)
+            }
+            // …a refresh brings a credential of its own, and a good one passes whatever others
+            // behind the same address do.
+            (_, refusal) => {
+                let response = self.handle(info, request, next).await;
+                let response = match refusal {
+                    Some(refusal) if !response.status().is_success() => refusal.into_response(),
+                    _ => response,
+                };
+                with_decision(response, decision)
+            }
+        }
     }
 
     /// A request that needs a credential: 401, 429 and all that follows is in the log.
@@ -89,17 +110,24 @@ impl Guard {
         mut request: Request,
         next: Next,
     ) -> Response {
-        let principal = match authenticate(&self.app, request.headers()).await {
-            Ok(Authenticated::Principal(principal)) => Arc::new(principal),
-            Ok(Authenticated::RevokedKey(key)) => return self.reject_revoked(&key, &info),
-            Err(error) => return self.reject(error, &info),
-        };
-        let Some(permit) = self.app.audit.reserve() else {
-            return ApiError::unavailable("the queue of audit events is full").into_response();
+        let within = self.app.settings.handler_timeout;
+        let principal = match timeout(within, authenticate(&self.app, request.headers())).await {
+            Ok(Ok(Authenticated::Principal(principal))) => Arc::new(principal),
+            Ok(Ok(Authenticated::RevokedKey(key))) => return self.reject_revoked(&key, &info),
+            Ok(Err(error)) => return self.reject(error, &info),
+            Err(_) => {
+                return self.reject(ApiError::unavailable("authentication took too long"), &info);
+            }
         };
         let decision = self.app.limits.charge_credential(&principal);
+        let Some(permit) = self.app.audit.reserve() else { return log_is_full(decision) };
         let caller = Caller { principal, request: info };
-        let event = PendingEvent { app: &self.app, caller: &caller, permit: Some(permit) };
+        let forwarded = self.is_gateway().then(|| Forwarded::of(&request));
+        if let Some(forwarded) = forwarded.clone() {
+            request.extensions_mut().insert(forwarded);
+        }
+        let event =
+            PendingEvent { app: &self.app, caller: &caller, permit: Some(permit), forwarded };
         let response = if let Some(refusal) = rate_limit::refusal(&decision) {
             refusal.into_response()
         } else {
@@ -131,17 +159,19 @@ impl Guard {
         if let Some(refusal) = rate_limit::refusal(&decision) {
             return with_decision(refusal.into_response(), decision);
         }
-        if let Some(permit) = self.app.audit.reserve() {
-            let env = &self.app.env;
-            let actor = Actor::api_key(key.id, &key.name);
-            let status = Code::Unauthorized.status().as_u16();
-            let event =
-                NewEvent::new(env.new_id(), key.workspace_id, Action::ApiKeyRejected, actor)
-                    .in_request(info, status, env.clock.monotonic());
-            permit.send(event);
-        }
+        let Some(permit) = self.app.audit.reserve() else { return log_is_full(decision) };
+        let env = &self.app.env;
+        let actor = Actor::api_key(key.id, &key.name);
+        let status = Code::Unauthorized.status().as_u16();
+        let event = NewEvent::new(env.new_id(), key.workspace_id, Action::ApiKeyRejected, actor)
+            .in_request(info, status, env.clock.monotonic());
+        permit.send(event);
         let error = ApiError::new(Code::Unauthorized, "the API key has been revoked");
         with_decision(error.into_response(), decision)
+    }
+
+    fn is_gateway(&self) -> bool {
+        self.path.starts_with("/v1/auth/verify")
     }
 
     /// Runs the handler within its time, and survives its panic.
@@ -172,6 +202,12 @@ impl Guard {
     }
 }
 
+/// What cannot be logged is not to happen.
+fn log_is_full(decision: Decision) -> Response {
+    let error = ApiError::unavailable("the queue of audit events is full");
+    with_decision(error.into_response(), decision)
+}
+
 fn with_decision(mut response: Response, decision: Decision) -> Response {
     response.extensions_mut().insert(decision);
     response
@@ -183,19 +219,23 @@ struct PendingEvent<'a> {
     app: &'a App,
     caller: &'a Caller,
     permit: Option<Permit>,
+    /// The request that a gateway asks for: the one that the log tells of.
+    forwarded: Option<Forwarded>,
 }
 
 impl PendingEvent<'_> {
     fn complete(mut self, response: &Response) {
-        self.write(response.status().as_u16(), response.extensions().get::<Forwarded>());
+        self.write(response.status().as_u16());
     }
 
-    fn write(&mut self, status: u16, forwarded: Option<&Forwarded>) {
+    fn write(&mut self, status: u16) {
         let Some(permit) = self.permit.take() else { return };
         let mut event = audit::event(&self.app.env, self.caller, Action::Request, status);
-        if let (Some(forwarded), Some((request, _))) = (forwarded, &mut event.request) {
-            request.method.clone_from(&forwarded.method);
-            request.path.clone_from(&forwarded.path);
+        if let (Some(forwarded), Some((request, _))) = (&self.forwarded, &mut event.request) {
+            request.method = redacted(shorten(forwarded.method.as_str(), 32));
+            request.path = redacted(shorten(&forwarded.path, MAX_KEPT));
+            // Whoever holds a key may ask about requests that nobody made.
+            event.metadata = json!({ "via": "verify" });
         }
         permit.send(event);
     }
@@ -203,25 +243,6 @@ impl PendingEvent<'_> {
 
 impl Drop for PendingEvent<'_> {
     fn drop(&mut self) {
-        self.write(CLIENT_CLOSED_REQUEST, None);
-    }
-}
-
-/// Put into a response by forward-auth: the request that the gateway asks for, which is the one that
-/// the log tells of.
-#[derive(Debug, Clone)]
-pub struct Forwarded {
-    /// Its method.
-    pub method: String,
-    /// Its path, without the query string.
-    pub path: String,
-}
-
-impl Forwarded {
-    /// As the log keeps it.
-    #[must_use]
-    pub fn new(method: &str, path: &str) -> Self {
-        let shorten = |text| super::request_info::redacted(crate::model::text::shorten(text, 512));
-        Self { method: shorten(method), path: shorten(path) }
+        self.write(CLIENT_CLOSED_REQUEST);
     }
 }

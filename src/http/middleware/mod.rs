@@ -9,5 +9,5 @@ mod request_info;
 
 pub use fallback::{method_not_allowed, not_found};
 pub use frame::frame;
-pub use guard::{Forwarded, guarded};
+pub use guard::guarded;
 pub use rate_limit::SignInLimit;

@@ -1,0 +1,174 @@
+//! What makes a document good, what it has from the start, and how it looks to clients.
+
+use super::{ResourceError, refuse};
+use crate::model::{
+    Invalid,
+    document::{Document, Kind},
+    fields::{Field, Fields},
+    id::{self, AgentId},
+    text, timestamp,
+};
+
+/// A check of a field's text.
+type Check = fn(&str) -> Result<(), Invalid>;
+
+/// Fields that must be there, each with its check.
+fn required(kind: Kind) -> &'static [(&'static str, Check)] {
+    fn name(field: &str, text: &str) -> Result<(), Invalid> {
+        text::name(field, text).map(drop)
+    }
+    match kind {
+        Kind::Agent => &[("agent_name", |text| name("agent_name", text))],
+        Kind::Call => &[("agent_id", check_agent_id), ("to_number", check_number)],
+        Kind::KnowledgeBase => &[
+            ("knowledge_base_name", |text| name("knowledge_base_name", text)),
+            ("name", |text| name("name", text)),
+        ],
+        Kind::Campaign => &[("name", |text| name("name", text)), ("agent_id", check_agent_id)],
+    }
+}
+
+/// Fields that only the service says.
+fn service_fields(kind: Kind) -> &'static [&'static str] {
+    match kind {
+        Kind::Call => &["call_status", "ended_at"],
+        Kind::KnowledgeBase => &["sources_count"],
+        Kind::Agent | Kind::Campaign => &[],
+    }
+}
+
+/// A new document as it is to be stored.
+///
+/// # Errors
+/// [`ResourceError::Invalid`] for a missing or bad field.
+pub(super) fn complete(kind: Kind, body: Fields) -> Result<Fields, ResourceError> {
+    let mut body = check_change(kind, body)?;
+    let mut default = |field: &str, value: &str| {
+        if !body.contains(field) {
+            body.set(field, &value);
+        }
+    };
+    match kind {
+        Kind::Agent => default("status", "active"),
+        Kind::Call => {
+            default("direction", "outbound");
+            default("call_status", "registered");
+        }
+        Kind::KnowledgeBase => count_sources(kind, &mut body),
+        Kind::Campaign => default("status", "draft"),
+    }
+    for (field, _) in required(kind) {
+        if !body.contains(field) {
+            return Err(ResourceError::invalid(field, format!("{field} is required")));
+        }
+    }
+    Ok(body)
+}
+
+/// The fields of a change that a client may make.
+///
+/// # Errors
+/// [`ResourceError::Invalid`] for a bad field.
+pub(super) fn check_change(kind: Kind, mut change: Fields) -> Result<Fields, ResourceError> {
+    for field in service_fields(kind).iter().chain(&[kind.id_field(), "created_at", "updated_at"]) {
+        change.remove(field);
+    }
+    for (field, check) in required(kind) {
+        match change.get(field) {
+            Field::Absent => {}
+            Field::Text(text) => check(&text).map_err(refuse(field))?,
+            Field::Null | Field::Other => {
+                return Err(ResourceError::invalid(field, format!("{field} must be a string")));
+            }
+        }
+    }
+    if kind == Kind::KnowledgeBase {
+        // It goes by either name, and both are there to be read.
+        change.copy_if_absent("knowledge_base_name", "name");
+        change.copy_if_absent("name", "knowledge_base_name");
+    }
+    Ok(change)
+}
+
+/// Counts the texts and URLs of a knowledge base.
+pub(super) fn count_sources(kind: Kind, body: &mut Fields) {
+    if kind == Kind::KnowledgeBase {
+        let lists = ["knowledge_base_texts", "knowledge_base_urls"];
+        let count: usize = lists.iter().map(|field| body.count_items(field)).sum();
+        body.set("sources_count", &count);
+    }
+}
+
+/// A document as clients see it, a JSON object: its id, what was stored, when. Put together as text,
+/// for what was stored has none of the service's own fields and need not be read again.
+#[must_use]
+pub fn render(kind: Kind, document: &Document) -> String {
+    let stored = document.body.trim();
+    let stored = stored.strip_prefix('{').and_then(|rest| rest.strip_suffix('}'));
+    let stored = stored.unwrap_or_default().trim();
+    let comma = if stored.is_empty() { "" } else { "," };
+    format!(
+        r#"{{"{}":"{}"{comma}{stored},"created_at":"{}","updated_at":"{}"}}"#,
+        kind.id_field(),
+        id::format(kind.prefix(), document.id),
+        timestamp::format(document.created_at),
+        timestamp::format(document.updated_at),
+    )
+}
+
+fn check_agent_id(text: &str) -> Result<(), Invalid> {
+    text.parse::<AgentId>().map(drop).map_err(|_| no_such_agent())
+}
+
+/// E.164: a plus and up to fifteen digits, the first of them not zero.
+fn check_number(text: &str) -> Result<(), Invalid> {
+    let digits = text.strip_prefix('+').unwrap_or_default();
+    let fits = (7..=15).contains(&digits.len())
+        && digits.bytes().all(|byte| byte.is_ascii_digit())
+        && !digits.starts_with('0');
+    fits.then_some(()).ok_or_else(|| {
+        Invalid::new("to_number must be a number in E.164 form, such as +14155550100")
+    })
+}
+
+pub(super) fn no_such_agent() -> Invalid {
+    Invalid::new("agent_id must be the id of an agent of this workspace")
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::{Value, json};
+    use time::macros::datetime;
+
+    use super::*;
+
+    fn rendered(kind: Kind, body: &str) -> Value {
+        let at = datetime!(2026-01-31 12:00 UTC);
+        let id = uuid::Uuid::nil();
+        let body = body.to_owned();
+        let document = Document { id, agent_id: None, body, created_at: at, updated_at: at };
+        serde_json::from_str(&render(kind, &document)).unwrap()
+    }
+
+    proptest! {
+        #[test]
+        fn what_was_stored_is_shown_between_the_services_own(
+            fields in prop::collection::btree_map("[a-c{}\\\"]{1,4}", "[{}\\[\\],\\\\\"]{0,6}", 0..4),
+        ) {
+            let stored = serde_json::to_string(&fields).unwrap();
+            let mut shown = rendered(Kind::Agent, &stored);
+            let shown = shown.as_object_mut().unwrap();
+            for own in ["agent_id", "created_at", "updated_at"] {
+                prop_assert!(shown.shift_remove(own).is_some());
+            }
+            prop_assert_eq!(&json!(shown), &json!(fields));
+        }
+    }
+
+    #[test]
+    fn nested_objects_keep_their_braces() {
+        let shown = rendered(Kind::Agent, r#"{"a":{"b":{}}}"#);
+        assert_eq!(shown["a"], json!({ "b": {} }));
+    }
+}

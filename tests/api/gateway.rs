@@ -1,0 +1,124 @@
+//! Forward-auth with a real nginx in front of a real upstream, configured as the README says.
+
+use std::{
+    fs,
+    path::Path,
+    process::{Child, Command, Stdio},
+};
+
+use axum::{Router, extract::Request, routing::any};
+
+use crate::fixture::{Answer, Call, TestApp, eventually};
+
+/// nginx in a folder of its own; it ends with this.
+struct Nginx {
+    process: Child,
+    url: String,
+    _folder: tempfile::TempDir,
+}
+
+impl Nginx {
+    async fn start(auth: &str, upstream: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        // The two locations of the README, with other addresses.
+        let readme = include_str!("../../README.md");
+        let snippet = readme.split("```nginx\n").nth(1).unwrap().split("```").next().unwrap();
+        let snippet = snippet.replace("http://auth:8080", auth).replace("http://api", upstream);
+        let path = folder.path().display();
+        let config = format!(
+            "daemon off; pid {path}/pid; error_log {path}/error.log;
+             events {{}}
+             http {{
+                 access_log off;
+                 client_body_temp_path {path}/body; proxy_temp_path {path}/proxy;
+                 fastcgi_temp_path {path}/f; uwsgi_temp_path {path}/u; scgi_temp_path {path}/s;
+                 server {{ listen 127.0.0.1:{port}; {snippet} }}
+             }}"
+        );
+        fs::write(folder.path().join("nginx.conf"), config).unwrap();
+        let program =
+            if Path::new("/usr/sbin/nginx").exists() { "/usr/sbin/nginx" } else { "nginx" };
+        let process = Command::new(program)
+            .args(["-e", "stderr", "-p"])
+            .arg(folder.path())
+            .arg("-c")
+            .arg(folder.path().join("nginx.conf"))
+            .stdin(Stdio::null())
+            .spawn()
+            .unwrap_or_else(|_| panic!("nginx is missing: run ./scripts/test"));
+        let address = format!("127.0.0.1:{port}");
+        eventually("nginx", async || tokio::net::TcpStream::connect(&address).await.ok()).await;
+        Self { process, url: format!("http://{address}"), _folder: folder }
+    }
+}
+
+impl Drop for Nginx {
+    fn drop(&mut self) {
+        let pid = rustix::process::Pid::from_raw(self.process.id().try_into().unwrap()).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).ok();
+        self.process.wait().ok();
+    }
+}
+
+/// An API that says who nginx says is calling.
+async fn upstream() -> String {
+    async fn echo(request: Request) -> String {
+        let workspace = request.headers().get("x-auth-workspace-id");
+        format!("{} {} for {workspace:?}", request.method(), request.uri())
+    }
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let router = Router::new().fallback(any(echo));
+    tokio::spawn(async move { axum::serve(listener, router).await });
+    url
+}
+
+#[tokio::test]
+async fn nginx_lets_through_whom_the_service_lets_through() {
+    let app = TestApp::start_with(&[("server.trusted_proxies", "127.0.0.1")]).await;
+    let dana = app.register("acme").await;
+    let [writer, reader] =
+        [app.mint(&dana, "writer", "write").await, app.mint(&dana, "reader", "read-only").await];
+    let nginx = Nginx::start(&app.url, &upstream().await).await;
+    let through = async |method: &str, key: &str, extra: &[(&str, &str)]| -> Answer {
+        let mut call = Call::new(&app.http, &nginx.url, method, "/v1/things?secret=1");
+        for (name, value) in extra {
+            call = call.header(name, value);
+        }
+        call.bearer(key).send().await
+    };
+    let passed = through("POST", &writer.secret, &[("x-auth-workspace-id", "ws_forged")]).await;
+    assert_eq!(passed.status, 200);
+    assert!(passed.text.starts_with("POST /v1/things?secret=1 for"), "{}", passed.text);
+    assert!(passed.text.contains(&dana.workspace_id) && !passed.text.contains("forged"));
+    assert_eq!(through("GET", &reader.secret, &[]).await.status, 200);
+    assert_eq!(through("POST", &reader.secret, &[]).await.status, 403);
+    assert_eq!(through("GET", "nonsense", &[]).await.status, 401);
+    // What the client adds does not soften what it asks for.
+    let spoofed = [("x-forwarded-method", "GET"), ("x-forwarded-uri", "/harmless")];
+    assert_eq!(through("DELETE", &reader.secret, &spoofed).await.status, 403);
+    app.delete(&format!("/v1/api-keys/{}", writer.id))
+        .bearer(&dana.access_token)
+        .send()
+        .await
+        .expect(204);
+    assert_eq!(through("POST", &writer.secret, &[]).await.status, 401);
+    let query = format!("key_id={}&action=request", reader.id);
+    let events = app.events_of(&dana.access_token, &query, 3).await;
+    let seen: Vec<_> = events
+        .iter()
+        .map(|event| {
+            let request = &event["request"];
+            format!("{} {} {}", request["method"], request["path"], request["status"])
+        })
+        .collect();
+    assert_eq!(
+        seen,
+        [
+            "\"DELETE\" \"/v1/things\" 403",
+            "\"POST\" \"/v1/things\" 403",
+            "\"GET\" \"/v1/things\" 200",
+        ]
+    );
+}
