@@ -9,7 +9,7 @@ use std::{
 use data_encoding::{BASE64, HEXLOWER};
 use secrecy::SecretString;
 
-use super::postgres::{private_file, write_private};
+use super::files::{private_file, write_private};
 use crate::env::Env;
 
 /// A data folder, locked for as long as this lives.

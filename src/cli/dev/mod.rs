@@ -1,6 +1,7 @@
 //! `call2me-auth dev`: everything in one folder, to try the service and to develop against it.
 
 mod demo;
+mod files;
 mod folder;
 pub mod postgres;
 

@@ -1,0 +1,132 @@
+//! PostgreSQL's programs: where they are, and how they are called.
+
+use std::{
+    fs, io,
+    os::unix::{fs::PermissionsExt, process::CommandExt},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use secrecy::{ExposeSecret, SecretString};
+
+use super::{SUPERUSER, identity::Identity};
+use crate::cli::dev::files::write_private;
+
+/// Where `postgres` and `initdb` are.
+pub(super) struct Binaries(PathBuf);
+
+impl Binaries {
+    /// The first folder that has them, of the version that the data was made with.
+    pub(super) fn find(data: &Path) -> Result<Self, String> {
+        let version = fs::read_to_string(data.join("PG_VERSION")).ok();
+        let version = version.as_deref().map(str::trim);
+        let found: Vec<_> = candidates()
+            .into_iter()
+            .filter(|folder| folder.join("postgres").is_file() && folder.join("initdb").is_file())
+            .collect();
+        let fits =
+            |folder: &PathBuf| version.is_none_or(|v| major_version(folder).as_deref() == Some(v));
+        match (found.iter().find(|folder| fits(folder)), found.is_empty(), version) {
+            (Some(folder), ..) => Ok(Self(folder.clone())),
+            (None, false, Some(version)) => Err(format!(
+                "{} was made by PostgreSQL {version}, which is not installed",
+                data.display()
+            )),
+            _ => Err("PostgreSQL's server is not installed, or not found: \
+                      apt-get install postgresql, or set PG_BIN_DIR"
+                .to_owned()),
+        }
+    }
+
+    pub(super) fn initialize(
+        &self,
+        folder: &Path,
+        data: &Path,
+        identity: &Identity,
+        password: &SecretString,
+        durable: bool,
+    ) -> Result<(), String> {
+        // Made aside and moved, so that a start that is cut off leaves nothing half-made.
+        let fresh = folder.join("postgres.new");
+        let password_file = folder.join("postgres.initial-password");
+        let io = |error: io::Error| format!("cannot write to {}: {error}", folder.display());
+        if fresh.exists() {
+            fs::remove_dir_all(&fresh).map_err(io)?;
+        }
+        fs::create_dir(&fresh).map_err(io)?;
+        fs::set_permissions(&fresh, fs::Permissions::from_mode(0o700)).map_err(io)?;
+        write_private(&password_file, password.expose_secret()).map_err(io)?;
+        for path in [&fresh, &password_file] {
+            identity.give(path).map_err(io)?;
+        }
+        let mut command = identity.command(&self.0.join("initdb"));
+        command
+            .arg("-D")
+            .arg(&fresh)
+            .args(["-U", SUPERUSER, "--auth=scram-sha-256", "--encoding=UTF8"])
+            .args(["--locale=C.UTF-8", "--no-instructions"])
+            .arg(format!("--pwfile={}", password_file.display()));
+        if !durable {
+            command.arg("--no-sync");
+        }
+        let output = command.stdin(Stdio::null()).output();
+        fs::remove_file(&password_file).ok();
+        let output = output.map_err(|error| format!("cannot run initdb: {error}"))?;
+        if !output.status.success() {
+            let text = String::from_utf8_lossy(&output.stderr);
+            let line = text.lines().rev().find(|line| line.contains("error"));
+            let line = line.or(text.lines().last()).unwrap_or("no reason given");
+            return Err(format!("cannot set PostgreSQL up: {}", line.trim()));
+        }
+        fs::rename(&fresh, data).map_err(io)
+    }
+
+    pub(super) fn server(
+        &self,
+        data: &Path,
+        port: u16,
+        identity: &Identity,
+        durable: bool,
+    ) -> Command {
+        let mut command = identity.dying_with_parent(&self.0.join("postgres"));
+        command
+            .arg("-D")
+            .arg(data)
+            .arg("-p")
+            .arg(port.to_string())
+            .args(["-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories="])
+            .args(["-c", "logging_collector=off", "-c", "log_destination=stderr"])
+            .args(["-c", "max_connections=200", "-c", "password_encryption=scram-sha-256"]);
+        if !durable {
+            command.args(["-c", "fsync=off", "-c", "full_page_writes=off"]);
+        }
+        // Of its own group: Ctrl-C at the terminal is for us alone.
+        command.process_group(0);
+        command
+    }
+}
+
+/// Where the binaries may be. `PG_BIN_DIR`, where it is set, is the only place.
+fn candidates() -> Vec<PathBuf> {
+    if let Some(folder) = std::env::var_os("PG_BIN_DIR") {
+        return vec![folder.into()];
+    }
+    let mut folders = Vec::new();
+    if let Ok(output) = Command::new("pg_config").arg("--bindir").output() {
+        folders.push(String::from_utf8_lossy(&output.stdout).trim().into());
+    }
+    let installed = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
+    let mut versions: Vec<_> = installed.map(|entry| entry.path().join("bin")).collect();
+    versions.sort_by_key(|folder| std::cmp::Reverse(major_version(folder)));
+    folders.extend(versions);
+    folders.extend(std::env::var_os("PATH").iter().flat_map(std::env::split_paths));
+    folders
+}
+
+/// What a folder's `postgres` says of itself.
+fn major_version(folder: &Path) -> Option<String> {
+    let output = Command::new(folder.join("postgres")).arg("--version").output().ok()?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let version = text.split_whitespace().nth(2)?;
+    version.split('.').next().map(str::to_owned)
+}

@@ -1,0 +1,267 @@
+//! Texts and numbers become settings, or problems.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    num::NonZeroU32,
+    str::FromStr,
+    time::Duration,
+};
+
+use data_encoding::BASE64;
+use ipnet::IpNet;
+use toml::Value;
+
+use super::{
+    Audit, Database, EncryptionKey, Keys, Log, Passwords, Pool, RateLimit, Raw, Registration,
+    Server, Sessions, Settings, layers::ENV_PREFIX,
+};
+
+/// Reads typed values and gathers what is wrong with them. A value that is wrong is `None`, and
+/// reading goes on.
+pub(super) struct Check<'a> {
+    pub(super) raw: &'a Raw,
+    pub(super) problems: Vec<String>,
+}
+
+impl Check<'_> {
+    pub(super) fn settings(&mut self) -> Option<Settings> {
+        // Every section is read before any is given up.
+        let server = self.server();
+        let database = self.database();
+        let keys = self.keys();
+        let sessions = self.sessions();
+        let passwords = self.passwords();
+        let rate_limit = self.rate_limit();
+        let audit = self.audit();
+        let log = self.log();
+        Some(Settings {
+            server: server?,
+            database: database?,
+            keys: keys?,
+            sessions: sessions?,
+            passwords: passwords?,
+            rate_limit: rate_limit?,
+            audit: audit?,
+            log: log?,
+        })
+    }
+
+    fn server(&mut self) -> Option<Server> {
+        let address = self.parse("server.address", "an address such as 127.0.0.1:8080");
+        let metrics = self.text("server.metrics_address");
+        if !metrics.is_empty() && metrics.parse::<SocketAddr>().is_err() {
+            self.problem("server.metrics_address", "must be an address such as 127.0.0.1:9090");
+        }
+        let public_url = self.public_url();
+        let trusted_proxies = self.trusted_proxies();
+        let max_body_bytes = self.number("server.max_body_bytes", 1024, 1 << 30);
+        let handler_timeout = self.seconds("server.handler_timeout_seconds", 3600);
+        let header_timeout = self.seconds("server.header_timeout_seconds", 3600);
+        let write_timeout = self.seconds("server.write_timeout_seconds", 3600);
+        let max_connections = self.number("server.max_connections", 1, 1_000_000);
+        let per_address = self.number("server.max_connections_per_address", 1, 1_000_000);
+        let shutdown_timeout = self.seconds("server.shutdown_timeout_seconds", 3600);
+        Some(Server {
+            address: address?,
+            public_url: public_url?,
+            trusted_proxies: trusted_proxies?,
+            max_body_bytes: max_body_bytes?,
+            handler_timeout: handler_timeout?,
+            header_timeout: header_timeout?,
+            write_timeout: write_timeout?,
+            max_connections: max_connections?,
+            max_connections_per_address: per_address?,
+            shutdown_timeout: shutdown_timeout?,
+        })
+    }
+
+    fn public_url(&mut self) -> Option<String> {
+        let text = self.required("server.public_url")?;
+        let url = text.parse::<axum::http::Uri>().ok();
+        let fits = url.is_some_and(|url| {
+            matches!(url.scheme_str(), Some("http" | "https"))
+                && url.authority().is_some_and(|authority| !authority.as_str().contains('@'))
+                && url.path() == "/"
+                && url.query().is_none()
+        });
+        if !fits {
+            self.problem(
+                "server.public_url",
+                "must be an http or https URL without a path, such as https://auth.example.com",
+            );
+            return None;
+        }
+        Some(text.trim_end_matches('/').to_owned())
+    }
+
+    fn trusted_proxies(&mut self) -> Option<Vec<IpNet>> {
+        let key = "server.trusted_proxies";
+        let Some(Value::Array(items)) = self.value(key).cloned() else { return None };
+        let network = |item: &Value| {
+            let text = item.as_str()?;
+            text.parse().ok().or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from))
+        };
+        let networks: Option<Vec<_>> = items.iter().map(network).collect();
+        if networks.is_none() {
+            self.problem(key, "must be CIDR networks such as 10.0.0.0/8");
+        }
+        networks
+    }
+
+    pub(super) fn database(&mut self) -> Option<Database> {
+        let url = self.required("database.url");
+        let owner_url = self.text("database.owner_url");
+        for (key, url) in
+            [("database.url", url.as_deref()), ("database.owner_url", Some(&*owner_url))]
+        {
+            let url = url.unwrap_or_default();
+            if !url.is_empty()
+                && !["postgres://", "postgresql://"].iter().any(|s| url.starts_with(s))
+            {
+                self.problem(key, "must be a URL such as postgres://user:password@host/database");
+            }
+        }
+        let max_connections = self.number("database.max_connections", 2, 10_000);
+        let acquire_timeout = self.seconds("database.acquire_timeout_seconds", 60);
+        let statement_timeout = self.seconds("database.statement_timeout_seconds", 600);
+        Some(Database {
+            url: url?.into(),
+            owner_url: Some(owner_url).filter(|url| !url.is_empty()).map(Into::into),
+            pool: Pool {
+                max_connections: max_connections?,
+                acquire_timeout: acquire_timeout?,
+                statement_timeout: statement_timeout?,
+            },
+        })
+    }
+
+    fn keys(&mut self) -> Option<Keys> {
+        let environment = self.parse("keys.environment", "1 to 16 lower-case letters or digits");
+        let encryption_key = self.required("keys.encryption_key").and_then(|text| {
+            let bytes = BASE64.decode(text.trim().as_bytes()).ok();
+            let key = bytes.and_then(|bytes| bytes.try_into().ok()).map(EncryptionKey::new);
+            if key.is_none() {
+                self.problem(
+                    "keys.encryption_key",
+                    "must be 32 bytes in base64, such as `openssl rand -base64 32` prints",
+                );
+            }
+            key
+        });
+        Some(Keys { environment: environment?, encryption_key: encryption_key? })
+    }
+
+    fn sessions(&mut self) -> Option<Sessions> {
+        let registration = self.choice(
+            "sessions.registration",
+            &[
+                ("open", Registration::Open),
+                ("invite", Registration::Invite),
+                ("closed", Registration::Closed),
+            ],
+        );
+        let access_token = self.seconds("sessions.access_token_seconds", 86_400);
+        let refresh_token = self.seconds("sessions.refresh_token_seconds", 366 * 86_400);
+        let absolute = self.seconds("sessions.absolute_seconds", 10 * 366 * 86_400);
+        let refresh_reuse = self.number("sessions.refresh_reuse_seconds", 0, 600);
+        Some(Sessions {
+            registration: registration?,
+            access_token: access_token?,
+            refresh_token: refresh_token?,
+            absolute: absolute?,
+            refresh_reuse: Duration::from_secs(refresh_reuse?),
+        })
+    }
+
+    fn passwords(&mut self) -> Option<Passwords> {
+        let threads = self.number("passwords.threads", 1, 64);
+        let queue = self.number("passwords.queue", 1, 100_000);
+        Some(Passwords { threads: threads?, queue: queue? })
+    }
+
+    fn rate_limit(&mut self) -> Option<RateLimit> {
+        let per_key = self.rate("rate_limit.per_key_per_minute");
+        let per_address = self.rate("rate_limit.per_address_per_minute");
+        let sign_in = self.rate("rate_limit.sign_in_per_minute");
+        self.choice("rate_limit.store", &[("memory", ())]);
+        Some(RateLimit {
+            per_key_per_minute: per_key?,
+            per_address_per_minute: per_address?,
+            sign_in_per_minute: sign_in?,
+        })
+    }
+
+    fn audit(&mut self) -> Option<Audit> {
+        self.choice("audit.durability", &[("batched", ())]);
+        let queue = self.number("audit.queue", 1, 10_000_000);
+        Some(Audit { queue: queue? })
+    }
+
+    fn log(&mut self) -> Option<Log> {
+        let filter = self.text("log.filter");
+        if filter.parse::<tracing_subscriber::EnvFilter>().is_err() {
+            self.problem("log.filter", "must be a filter such as info or warn,call2me_auth=debug");
+        }
+        let json = self.choice("log.format", &[("text", false), ("json", true)]);
+        let slow_request: Option<u64> = self.number("log.slow_request_ms", 1, 3_600_000);
+        Some(Log { filter, json: json?, slow_request: Duration::from_millis(slow_request?) })
+    }
+
+    fn value(&self, key: &str) -> Option<&Value> {
+        self.raw.values.get(key).map(|(value, _)| value)
+    }
+
+    fn text(&self, key: &str) -> String {
+        self.value(key).and_then(Value::as_str).unwrap_or_default().to_owned()
+    }
+
+    fn required(&mut self, key: &str) -> Option<String> {
+        let text = self.text(key);
+        if text.is_empty() {
+            let variable = key.to_ascii_uppercase().replace('.', "__");
+            self.problems.push(format!("{key} is not set (variable {ENV_PREFIX}{variable})"));
+            return None;
+        }
+        Some(text)
+    }
+
+    fn parse<T: FromStr>(&mut self, key: &str, what: &str) -> Option<T> {
+        let parsed = self.text(key).parse().ok();
+        if parsed.is_none() {
+            self.problem(key, &format!("must be {what}"));
+        }
+        parsed
+    }
+
+    fn number<T: TryFrom<i64>>(&mut self, key: &str, min: i64, max: i64) -> Option<T> {
+        let number = self.value(key).and_then(Value::as_integer);
+        let number = number.filter(|number| (min..=max).contains(number));
+        if number.is_none() {
+            self.problem(key, &format!("must be a whole number from {min} to {max}"));
+        }
+        number.and_then(|number| number.try_into().ok())
+    }
+
+    fn rate(&mut self, key: &str) -> Option<NonZeroU32> {
+        self.number(key, 1, 1_000_000_000).and_then(NonZeroU32::new)
+    }
+
+    fn seconds(&mut self, key: &str, max: i64) -> Option<Duration> {
+        self.number(key, 1, max).map(Duration::from_secs)
+    }
+
+    fn choice<T: Copy>(&mut self, key: &str, choices: &[(&str, T)]) -> Option<T> {
+        let text = self.text(key);
+        let chosen = choices.iter().find(|(name, _)| *name == text).map(|(_, value)| *value);
+        if chosen.is_none() {
+            let names: Vec<_> = choices.iter().map(|(name, _)| *name).collect();
+            self.problem(key, &format!("must be one of: {}", names.join(", ")));
+        }
+        chosen
+    }
+
+    fn problem(&mut self, key: &str, what: &str) {
+        let origin = self.raw.values.get(key).map_or("", |(_, origin)| origin);
+        self.problems.push(format!("{key} {what} (from {origin})"));
+    }
+}

@@ -1,0 +1,248 @@
+//! The configuration: `config/default.toml`, `config/<profile>.toml`, then the environment.
+//!
+//! `default.toml` names every setting and gives it its type, so a misspelt name or a value of the
+//! wrong type is noticed whatever it comes from, and all problems are reported at once.
+
+mod check;
+mod layers;
+
+use std::{fmt, net::SocketAddr, num::NonZeroU32, time::Duration};
+
+use ipnet::IpNet;
+use secrecy::SecretString;
+use zeroize::Zeroizing;
+
+use crate::model::api_key::Environment;
+
+pub use layers::{Problems, Profile, Raw};
+
+/// Everything that can be set, checked.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// `[server]`
+    pub server: Server,
+    /// `[database]`
+    pub database: Database,
+    /// `[keys]`
+    pub keys: Keys,
+    /// `[sessions]`
+    pub sessions: Sessions,
+    /// `[passwords]`
+    pub passwords: Passwords,
+    /// `[rate_limit]`
+    pub rate_limit: RateLimit,
+    /// `[audit]`
+    pub audit: Audit,
+    /// `[log]`
+    pub log: Log,
+}
+
+/// `[server]`
+#[derive(Debug, Clone)]
+pub struct Server {
+    /// Where the API listens.
+    pub address: SocketAddr,
+    /// Where clients reach it, without a slash at the end.
+    pub public_url: String,
+    /// Proxies whose `X-Forwarded-For` is believed.
+    pub trusted_proxies: Vec<IpNet>,
+    /// The largest request body.
+    pub max_body_bytes: usize,
+    /// The longest that a handler may take.
+    pub handler_timeout: Duration,
+    /// The longest that a request's head or body may take, and an idle connection may stay.
+    pub header_timeout: Duration,
+    /// The longest that a client may not read.
+    pub write_timeout: Duration,
+    /// Connections at most.
+    pub max_connections: usize,
+    /// Connections of one client at most.
+    pub max_connections_per_address: usize,
+    /// How long requests under way may take to finish at the end.
+    pub shutdown_timeout: Duration,
+}
+
+/// `[database]`
+#[derive(Debug, Clone)]
+pub struct Database {
+    /// How the service logs in.
+    pub url: SecretString,
+    /// The owner of the tables.
+    pub owner_url: Option<SecretString>,
+    /// The pool.
+    pub pool: Pool,
+}
+
+/// The pool of connections to PostgreSQL.
+#[derive(Debug, Clone)]
+pub struct Pool {
+    /// Connections at most.
+    pub max_connections: u32,
+    /// How long a request waits for a connection before it is answered 503.
+    pub acquire_timeout: Duration,
+    /// How long one statement may take.
+    pub statement_timeout: Duration,
+}
+
+/// `[keys]`
+#[derive(Debug, Clone)]
+pub struct Keys {
+    /// The label in API keys.
+    pub environment: Environment,
+    /// Seals signing keys, derives refresh tokens.
+    pub encryption_key: EncryptionKey,
+}
+
+/// The deployment's secret: 32 bytes, never printed, wiped when dropped.
+#[derive(Clone)]
+pub struct EncryptionKey(Zeroizing<[u8; 32]>);
+
+impl EncryptionKey {
+    /// A key of 32 secret bytes.
+    #[must_use]
+    pub fn new(bytes: [u8; 32]) -> Self {
+        Self(Zeroizing::new(bytes))
+    }
+
+    /// The bytes, to derive keys from.
+    #[must_use]
+    pub fn expose(&self) -> &[u8; 32] {
+        &self.0
+    }
+}
+
+impl fmt::Debug for EncryptionKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("EncryptionKey(…)")
+    }
+}
+
+/// Who may register.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Registration {
+    /// Anybody.
+    Open,
+    /// Whoever was invited.
+    Invite,
+    /// Nobody.
+    Closed,
+}
+
+/// `[sessions]`
+#[derive(Debug, Clone)]
+pub struct Sessions {
+    /// Who may register.
+    pub registration: Registration,
+    /// An access token's life.
+    pub access_token: Duration,
+    /// A refresh token's life since its last use.
+    pub refresh_token: Duration,
+    /// A session's life.
+    pub absolute: Duration,
+    /// How long a just-used refresh token may be used again.
+    pub refresh_reuse: Duration,
+}
+
+/// `[passwords]`
+#[derive(Debug, Clone, Copy)]
+pub struct Passwords {
+    /// Threads that hash.
+    pub threads: usize,
+    /// Sign-ins that wait for one at most.
+    pub queue: usize,
+}
+
+/// `[rate_limit]`
+#[derive(Debug, Clone, Copy)]
+pub struct RateLimit {
+    /// For each key and session.
+    pub per_key_per_minute: NonZeroU32,
+    /// For each address, of requests without a good credential.
+    pub per_address_per_minute: NonZeroU32,
+    /// For each address and account, of sign-ins.
+    pub sign_in_per_minute: NonZeroU32,
+}
+
+/// `[audit]`
+#[derive(Debug, Clone, Copy)]
+pub struct Audit {
+    /// Events that may wait to be written.
+    pub queue: usize,
+}
+
+/// `[log]`
+#[derive(Debug, Clone)]
+pub struct Log {
+    /// As `RUST_LOG` has it.
+    pub filter: String,
+    /// Whether lines are JSON.
+    pub json: bool,
+    /// Requests that take longer are logged.
+    pub slow_request: Duration,
+}
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KEY: &str = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
+
+    fn read(variables: &[(&str, &str)]) -> Raw {
+        let variables = variables.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
+        Raw::read(Profile::Production, None, variables)
+    }
+
+    const ENOUGH: [(&str, &str); 3] = [
+        ("DATABASE_URL", "postgres://localhost/x"),
+        ("CALL2ME_AUTH__SERVER__PUBLIC_URL", "https://auth.example.com/"),
+        ("CALL2ME_AUTH__KEYS__ENCRYPTION_KEY", KEY),
+    ];
+
+    #[test]
+    fn three_settings_are_enough() {
+        let settings = read(&ENOUGH).check().unwrap();
+        assert_eq!(settings.server.public_url, "https://auth.example.com");
+        assert_eq!(settings.server.address.port(), 8080);
+        assert_eq!(settings.sessions.access_token, Duration::from_hours(1));
+    }
+
+    #[test]
+    fn the_embedded_files_have_no_problems_of_their_own() {
+        for profile in [Profile::Development, Profile::Production] {
+            assert_eq!(Raw::read(profile, None, []).problems, Vec::<String>::new());
+        }
+    }
+
+    #[test]
+    fn all_problems_are_reported_at_once() {
+        let problems = read(&[
+            ("CALL2ME_AUTH__SERVER__ADDRESS", "nowhere"),
+            ("CALL2ME_AUTH__SERVER__MAX_BODY_BYTES", "many"),
+            ("CALL2ME_AUTH__SESSIONS__REGISTRATION", "sometimes"),
+            ("CALL2ME_AUTH__SERVER__PORT", "80"),
+            ("CALL2ME_AUTH__KEYS__ENCRYPTION_KEY", "short"),
+        ])
+        .check()
+        .unwrap_err()
+        .0;
+        for expected in [
+            "server.address must be",
+            "server.max_body_bytes must be a whole number",
+            "server.public_url is not set",
+            "database.url is not set",
+            "server.port is no setting",
+            "sessions.registration must be one of: open, invite, closed",
+            "keys.encryption_key must be 32 bytes",
+        ] {
+            assert!(problems.iter().any(|p| p.starts_with(expected)), "{expected}: {problems:#?}");
+        }
+        assert_eq!(problems.len(), 7, "{problems:#?}");
+    }
+
+    #[test]
+    fn secrets_are_not_printed() {
+        let raw = read(&ENOUGH);
+        let text = format!("{} {:?}", raw.describe(), raw.check().unwrap());
+        assert!(!text.contains(KEY) && !text.contains("localhost/x"), "{text}");
+        assert!(text.contains("url = \"[redacted]\"  # from DATABASE_URL"), "{text}");
+    }
+}
