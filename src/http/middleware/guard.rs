@@ -2,6 +2,7 @@ use std::{panic::AssertUnwindSafe, sync::Arc};
 
 use axum::{
     extract::Request,
+    http::StatusCode,
     middleware::{Next, from_fn_with_state},
     response::{IntoResponse, Response},
     routing::MethodRouter,
@@ -95,7 +96,9 @@ impl Guard {
             (_, refusal) => {
                 let response = self.handle(info, request, next).await;
                 let response = match refusal {
-                    Some(refusal) if !response.status().is_success() => refusal.into_response(),
+                    Some(refusal) if response.status() == StatusCode::UNAUTHORIZED => {
+                        refusal.into_response()
+                    }
                     _ => response,
                 };
                 with_decision(response, decision)
@@ -110,6 +113,7 @@ impl Guard {
         mut request: Request,
         next: Next,
     ) -> Response {
+        let info = self.question(info, &mut request);
         let within = self.app.settings.handler_timeout;
         let principal = match timeout(within, authenticate(&self.app, request.headers())).await {
             Ok(Ok(Authenticated::Principal(principal))) => Arc::new(principal),
@@ -122,12 +126,9 @@ impl Guard {
         let decision = self.app.limits.charge_credential(&principal);
         let Some(permit) = self.app.audit.reserve() else { return log_is_full(decision) };
         let caller = Caller { principal, request: info };
-        let forwarded = self.is_gateway().then(|| Forwarded::of(&request));
-        if let Some(forwarded) = forwarded.clone() {
-            request.extensions_mut().insert(forwarded);
-        }
+        let is_gateway = self.is_gateway();
         let event =
-            PendingEvent { app: &self.app, caller: &caller, permit: Some(permit), forwarded };
+            PendingEvent { app: &self.app, caller: &caller, permit: Some(permit), is_gateway };
         let response = if let Some(refusal) = rate_limit::refusal(&decision) {
             refusal.into_response()
         } else {
@@ -140,7 +141,8 @@ impl Guard {
 
     /// An absent or bad credential is charged to its address, and refused either way.
     fn reject(&self, error: ApiError, info: &RequestInfo) -> Response {
-        if error.code() == Code::Unavailable {
+        // What could not be checked is nobody's fault but ours.
+        if error.cause().is_some() {
             self.log(&error, info);
             let decision = self.app.limits.look_at_address(info.ip);
             return with_decision(error.into_response(), decision);
@@ -170,8 +172,23 @@ impl Guard {
         with_decision(error.into_response(), decision)
     }
 
+    /// Whether the route answers gateways, which ask about requests of others.
     fn is_gateway(&self) -> bool {
         self.path.starts_with("/v1/auth/verify")
+    }
+
+    /// What the log is to tell of a request: of a gateway's, the one that it asks about, however the
+    /// question is answered.
+    fn question(&self, info: Arc<RequestInfo>, request: &mut Request) -> Arc<RequestInfo> {
+        if !self.is_gateway() {
+            return info;
+        }
+        let forwarded = Forwarded::of(request);
+        let mut told = RequestInfo::clone(&info);
+        told.method = redacted(shorten(forwarded.method.as_str(), 32));
+        told.path = redacted(shorten(&forwarded.path, MAX_KEPT));
+        request.extensions_mut().insert(forwarded);
+        Arc::new(told)
     }
 
     /// Runs the handler within its time, and survives its panic.
@@ -219,8 +236,8 @@ struct PendingEvent<'a> {
     app: &'a App,
     caller: &'a Caller,
     permit: Option<Permit>,
-    /// The request that a gateway asks for: the one that the log tells of.
-    forwarded: Option<Forwarded>,
+    /// Whether it tells of a request that a gateway asked about.
+    is_gateway: bool,
 }
 
 impl PendingEvent<'_> {
@@ -231,9 +248,7 @@ impl PendingEvent<'_> {
     fn write(&mut self, status: u16) {
         let Some(permit) = self.permit.take() else { return };
         let mut event = audit::event(&self.app.env, self.caller, Action::Request, status);
-        if let (Some(forwarded), Some((request, _))) = (&self.forwarded, &mut event.request) {
-            request.method = redacted(shorten(forwarded.method.as_str(), 32));
-            request.path = redacted(shorten(&forwarded.path, MAX_KEPT));
+        if self.is_gateway {
             // Whoever holds a key may ask about requests that nobody made.
             event.metadata = json!({ "via": "verify" });
         }
