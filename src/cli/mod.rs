@@ -99,15 +99,21 @@ fn print(text: &str) {
     std::io::stdout().write_all(text.as_bytes()).ok();
 }
 
-/// Ready once the process is asked to stop.
-async fn stop_signal() {
+/// Takes over SIGINT and SIGTERM; what it gives is ready once one has come. Before anybody is told that
+/// the service runs: from then on it is to end in good order.
+///
+/// # Errors
+/// When the handlers cannot be installed.
+fn stop_signal() -> Result<impl Future<Output = ()>, String> {
     use tokio::signal::unix::{SignalKind, signal};
-    let wait = async |kind| match signal(kind) {
-        Ok(mut signal) => signal.recv().await,
-        Err(_) => std::future::pending().await,
-    };
-    tokio::select! {
-        _ = wait(SignalKind::interrupt()) => {}
-        _ = wait(SignalKind::terminate()) => {}
-    }
+    let install =
+        |kind| signal(kind).map_err(|error| format!("cannot listen for signals: {error}"));
+    let mut interrupt = install(SignalKind::interrupt())?;
+    let mut terminate = install(SignalKind::terminate())?;
+    Ok(async move {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+    })
 }

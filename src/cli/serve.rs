@@ -9,10 +9,11 @@ use crate::{app::Application, config::Settings, env::Env};
 pub(super) async fn run(settings: Settings) -> Result<(), String> {
     let listener = listen(settings.server.address).await?;
     let application = Application::build(settings, Env::system()).await?;
+    let stop = super::stop_signal()?;
     if let Ok(address) = listener.local_addr() {
         tracing::info!(%address, "serving");
     }
-    application.serve(listener, super::stop_signal()).await
+    application.serve(listener, stop).await
 }
 
 /// Takes the address before anything slow is begun, so that one in use is told of at once.

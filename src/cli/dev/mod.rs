@@ -59,8 +59,9 @@ pub(super) async fn run(args: DevArgs, mut raw: Raw) -> Result<(), String> {
     }
     let application = Application::build(super::checked(&raw)?, env.clone()).await?;
     let demo = Demo::prepare(&application, &folder, &env).await?;
+    let stop = super::stop_signal()?;
     super::print(&welcome(&public_url, &demo, owner.expose_secret(), &folder));
-    let outcome = application.serve(listener, super::stop_signal()).await;
+    let outcome = application.serve(listener, stop).await;
     // It stops when dropped, which may take a moment.
     tokio::task::spawn_blocking(move || drop(postgres)).await.ok();
     outcome
