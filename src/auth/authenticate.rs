@@ -1,6 +1,6 @@
 //! A credential becomes a principal.
 
-use super::{Auth, AuthError, verify_key::VerifiedKey};
+use super::{Auth, AuthError};
 use crate::model::{
     api_key::{KEY_PREFIX, KeyRecord},
     principal::Principal,
@@ -22,10 +22,7 @@ impl Auth {
     /// When it is malformed, unknown or expired, or the database that knows is away.
     pub async fn authenticate(&self, credential: &str) -> Result<Authenticated, AuthError> {
         if credential.starts_with(KEY_PREFIX) {
-            return Ok(match self.verify_key(credential).await? {
-                VerifiedKey::Active(principal) => Authenticated::Principal(principal),
-                VerifiedKey::Revoked(record) => Authenticated::RevokedKey(record),
-            });
+            return self.verify_key(credential).await;
         }
         // A JWS in compact form has three parts (RFC 7515, section 3.1).
         if credential.bytes().filter(|byte| *byte == b'.').count() == 2 {

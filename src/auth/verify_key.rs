@@ -3,24 +3,15 @@
 //! Form and checksum first, which cost nothing and turn most garbage away; then the SHA-256 of the
 //! whole key is looked up. A digest of 178 random bits cannot be guessed and leaks nothing by timing.
 
-use super::{Auth, AuthError};
+use super::{Auth, AuthError, authenticate::Authenticated};
 use crate::model::{
-    api_key::{ApiKeySecret, KeyRecord},
+    api_key::ApiKeySecret,
     principal::{Credential, Principal},
 };
 
-/// What a key that was made here turned out to be.
-#[derive(Debug)]
-pub(super) enum VerifiedKey {
-    /// Good.
-    Active(Principal),
-    /// Revoked: still refused in its own workspace's log.
-    Revoked(KeyRecord),
-}
-
 impl Auth {
     /// Who bears this API key.
-    pub(super) async fn verify_key(&self, text: &str) -> Result<VerifiedKey, AuthError> {
+    pub(super) async fn verify_key(&self, text: &str) -> Result<Authenticated, AuthError> {
         let key = ApiKeySecret::parse(text, &self.environment)?;
         let record = self
             .store
@@ -28,9 +19,9 @@ impl Auth {
             .await?
             .ok_or(AuthError::InvalidCredential("the API key is unknown"))?;
         if record.revoked {
-            return Ok(VerifiedKey::Revoked(record));
+            return Ok(Authenticated::RevokedKey(record));
         }
-        Ok(VerifiedKey::Active(Principal {
+        Ok(Authenticated::Principal(Principal {
             workspace_id: record.workspace_id,
             scope: record.scope,
             rate_limit_per_minute: record.rate_limit_per_minute,

@@ -39,8 +39,8 @@ pub use error::ApiError;
 /// What handlers and middlewares share.
 pub type App = Arc<Api>;
 
-/// Large bodies that are read at a time.
-pub const LARGE_BODIES: usize = 32;
+/// Requests with large bodies that are served at a time.
+pub const LARGE_BODIES: usize = 128;
 
 /// What handlers and middlewares share.
 pub struct Api {
@@ -62,7 +62,7 @@ pub struct Api {
     pub settings: HttpSettings,
     /// When PostgreSQL was last asked whether it is there, and what came of it.
     pub last_ping: Mutex<Option<(Duration, bool)>>,
-    /// Places for large bodies that are being read.
+    /// Places for requests with large bodies.
     pub large_bodies: Semaphore,
     /// The OpenAPI document, as JSON.
     pub openapi: String,

@@ -2,7 +2,6 @@
 
 use std::{net::IpAddr, time::Duration};
 
-use serde::Serialize;
 use serde_json::{Map, Value};
 use time::OffsetDateTime;
 use uuid::Uuid;
@@ -67,8 +66,7 @@ impl Action {
 }
 
 /// What kind of thing acted or was acted upon.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, utoipa::ToSchema)]
-#[serde(rename_all = "snake_case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ActorType {
     /// An API key.
     ApiKey,

@@ -62,6 +62,7 @@ async fn an_error_never_quotes_a_secret() {
         json!({ "email": "a@b.example", "password": { "hunter2hunter2": true } }),
         json!({ "email": "a@b.example", "password": ["hunter2hunter2"] }),
         json!({ "email": "a@b.example", "password": "hunter2" }),
+        json!({ "email": "a@b.example", "password": { "expected hunter2": 1 } }),
     ] {
         let answer = app.post("/v1/auth/register").json(body).send().await;
         answer.refused(422, "validation_failed").blames("password");
@@ -70,6 +71,30 @@ async fn an_error_never_quotes_a_secret() {
             "{}",
             answer.text
         );
+    }
+}
+
+#[tokio::test]
+async fn an_error_never_quotes_more_than_a_name() {
+    let app = TestApp::start().await;
+    let dana = app.register("acme").await;
+    let secret = "sk_call2me_live_0000000000000000000000000000";
+    for body in [
+        json!({ "name": "a", "allowed_ips": format!("x, expected {secret}") }),
+        json!({ "name": "a", secret: 1 }),
+        json!({ "name": "a", secret: "\u{0}" }),
+        json!({ "name": "a", "n".repeat(9000): "\u{0}" }),
+    ] {
+        for path in ["/v1/api-keys", "/v1/agents"] {
+            let call = app.post(path).bearer(&dana.access_token).json(body.clone());
+            let answer = call.send().await;
+            answer.refused(422, "validation_failed");
+            assert!(
+                !answer.text.contains("sk_call2me") && answer.text.len() < 1000,
+                "{}",
+                answer.text
+            );
+        }
     }
 }
 

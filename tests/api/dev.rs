@@ -85,9 +85,16 @@ fn a_fresh_folder_becomes_a_service_that_keeps_everything() {
     // Killed outright, started again at once: nothing is lost, and the key is the same.
     let mut dev = Dev::start(folder.path());
     assert_eq!(dev.paste(), agents);
+    let create = format!(
+        "{} -d '{{\"agent_name\":\"Late\"}}' -H 'content-type: application/json'",
+        dev.curl
+    );
+    let created = Command::new("sh").args(["-c", &create]).output().unwrap();
     assert_eq!(dev.signal(Signal::KILL), None);
+    let created: Value = serde_json::from_slice(&created.stdout).unwrap();
     let mut dev = Dev::start(folder.path());
-    assert_eq!(dev.paste(), agents);
+    let kept = dev.paste();
+    assert_eq!((&kept["total"], &kept["agents"][0]), (&Value::from(4), &created));
     let bearer = |line: &str| line.split('\'').nth(1).unwrap().to_owned();
     assert_eq!(bearer(&dev.curl), bearer(&key));
     assert_eq!(dev.sign_in, (email, password));

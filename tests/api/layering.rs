@@ -98,7 +98,7 @@ fn libraries_stay_in_their_rooms() {
     for (library, rooms) in [
         ("sqlx::", &["store"][..]),
         ("axum::", &["http", "app", "server", "config"]),
-        ("hyper::", &["server"]),
+        ("hyper::", &["server", "http"]),
         ("clap::", &["cli"]),
         ("argon2::", &["auth"]),
         ("jsonwebtoken::", &["auth"]),

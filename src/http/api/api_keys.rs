@@ -129,14 +129,14 @@ pub async fn create(
     caller: Authorized<Admin>,
     State(app): State<App>,
     extract::Json(body): extract::Json<CreateKeyRequest>,
-) -> Answer<Created<CreatedKeyBody>> {
+) -> Answer<Created<Json<CreatedKeyBody>>> {
     let CreateKeyRequest { name, scope, description, allowed_ips } = body;
     let wanted = MintKey { name, scope, description, allowed_ips: allowed_ips.unwrap_or_default() };
     let minted = app.auth.mint_key(&caller, wanted).await?;
     let location = format!("/v1/api-keys/{}", minted.key.id);
     let key = minted.secret.reveal().to_owned();
     let key_resource = ApiKeyBody::new(&app, minted.key);
-    Ok(Created::at(location, CreatedKeyBody { key_resource, key }))
+    Ok(Created::at(location, Json(CreatedKeyBody { key_resource, key })))
 }
 
 /// A page of keys.

@@ -106,7 +106,7 @@ pub async fn register(
     public: Public,
     State(app): State<App>,
     body: Answer<extract::Json<RegisterRequest>>,
-) -> Answer<Created<RegisteredBody>> {
+) -> Answer<Created<Json<RegisteredBody>>> {
     app.auth.check_registration()?;
     let extract::Json(body) = body?;
     let RegisterRequest { email, password, full_name, workspace_name } = body;
@@ -117,7 +117,7 @@ pub async fn register(
         user: made.user.into(),
         workspace: WorkspaceBody::new(&app, made.workspace),
     };
-    Ok(Created::at("/v1/auth/me".to_owned(), body))
+    Ok(Created::at("/v1/auth/me".to_owned(), Json(body)))
 }
 
 /// Who signs in.

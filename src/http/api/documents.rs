@@ -2,12 +2,12 @@
 
 use axum::{
     body::Body,
-    http::{HeaderValue, StatusCode, header},
+    http::{HeaderValue, header},
     response::{IntoResponse, Response},
 };
 use uuid::Uuid;
 
-use super::Answer;
+use super::{Answer, Created};
 use crate::{
     http::{App, extract::Query},
     model::{
@@ -61,11 +61,10 @@ pub(super) async fn create(
     kind: Kind,
     path: &str,
     body: Fields,
-) -> Answer<Response> {
+) -> Answer<Created<RawJson>> {
     let document = app.resources.create(caller, kind, body).await?;
     let location = format!("{path}/{}", id::format(kind.prefix(), document.id));
-    let body = RawJson::of(kind, &document);
-    Ok((StatusCode::CREATED, [(header::LOCATION, location)], body).into_response())
+    Ok(Created::at(location, RawJson::of(kind, &document)))
 }
 
 pub(super) async fn get(app: &App, caller: &Caller, kind: Kind, id: Uuid) -> Answer<RawJson> {
@@ -112,7 +111,7 @@ macro_rules! document_routes {
             crate::http::extract::Json(body): crate::http::extract::Json<
                 crate::model::fields::Fields,
             >,
-        ) -> super::Answer<axum::response::Response> {
+        ) -> super::Answer<super::Created<super::documents::RawJson>> {
             super::documents::create(&app, &caller, $kind, $path, body).await
         }
 

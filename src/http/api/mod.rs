@@ -20,14 +20,11 @@ pub mod verify;
 pub mod wallet;
 pub mod workspace;
 
+use super::ApiError;
 use axum::{
-    Json,
     http::{HeaderName, StatusCode, header},
     response::{IntoResponse, Response},
 };
-use serde::Serialize;
-
-use super::ApiError;
 
 /// What handlers answer.
 type Answer<T> = Result<T, ApiError>;
@@ -44,9 +41,9 @@ impl<T> Created<T> {
     }
 }
 
-impl<T: Serialize> IntoResponse for Created<T> {
+impl<T: IntoResponse> IntoResponse for Created<T> {
     fn into_response(self) -> Response {
         let location: [(HeaderName, String); 1] = [(header::LOCATION, self.location)];
-        (StatusCode::CREATED, location, Json(self.body)).into_response()
+        (StatusCode::CREATED, location, self.body).into_response()
     }
 }

@@ -11,9 +11,6 @@ use tokio::time::timeout;
 
 use crate::http::{ApiError, App, error::Code};
 
-/// Bodies that are announced to be no longer are read without a place among the large ones.
-const SMALL: usize = 16 * 1024;
-
 /// A JSON body. An absent one counts as `{}`.
 #[derive(Debug)]
 pub struct Json<T>(pub T);
@@ -39,7 +36,6 @@ impl<T: DeserializeOwned> FromRequest<App> for Json<T> {
     }
 }
 
-/// Reads a body. Large ones take turns: a place is worth so much memory, and all of it is bounded.
 async fn read(headers: &HeaderMap, body: Body, app: &App) -> Result<Bytes, ApiError> {
     let max = app.settings.max_body_bytes;
     let too_large =
@@ -49,10 +45,7 @@ async fn read(headers: &HeaderMap, body: Body, app: &App) -> Result<Bytes, ApiEr
     if announced.is_some_and(|length| length > max) {
         return Err(too_large());
     }
-    let is_small = announced.is_some_and(|length| length <= SMALL);
-    let place = if is_small { None } else { app.large_bodies.acquire().await.ok() };
     let read = timeout(app.settings.body_timeout, to_bytes(body, max)).await;
-    drop(place);
     let Ok(read) = read else {
         return Err(ApiError::new(Code::BadRequest, "the body took too long to arrive"));
     };
@@ -89,7 +82,7 @@ fn parse_as<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
     let value = parsed.map_err(|error| {
         // The field is to blame, not the item of its list.
         let path = error.path().to_string();
-        explain(path.split('[').next().unwrap_or_default(), error.inner())
+        explain(&shown(path.split('[').next().unwrap_or_default()), error.inner())
     })?;
     deserializer.end().map_err(|error| explain(".", &error))?;
     Ok(value)
@@ -118,15 +111,14 @@ fn explain(path: &str, error: &serde_json::Error) -> ApiError {
         return ApiError::invalid(field.clone(), format!("{field} is required"));
     }
     if let Some(field) = quoted("unknown field `") {
-        // The name is the client's own; a few characters of it are enough to find it.
-        let field: String = field.chars().filter(|c| !c.is_control()).take(64).collect();
-        let field = if field.contains("call2me_") { "[redacted]".to_owned() } else { field };
+        let field = shown(&field);
         return ApiError::invalid(field.clone(), format!("{field} is no field of this request"));
     }
     if let Some(field) = quoted("duplicate field `") {
         return ApiError::invalid(field.clone(), format!("{field} must not be repeated"));
     }
-    let expected = text.split_once("expected ").map(|(_, expected)| expected);
+    // From the end: before it stands what was sent, which may hold the same word.
+    let expected = text.rsplit_once(", expected ").map(|(_, expected)| expected);
     let expected = expected.and_then(|expected| expected.split(" at line ").next());
     match (path, expected) {
         (".", _) => ApiError::new(Code::ValidationFailed, "the body must be a JSON object"),
@@ -138,6 +130,17 @@ fn explain(path: &str, error: &serde_json::Error) -> ApiError {
             let reason = text.split(" at line ").next().unwrap_or_default();
             ApiError::invalid(field.to_owned(), format!("{field} {reason}"))
         }
+    }
+}
+
+/// A field's name as it may be told. It is the client's own, and may be long or a secret: a few
+/// characters are enough to find it.
+fn shown(field: &str) -> String {
+    let short: String = field.chars().filter(|c| !c.is_control()).take(64).collect();
+    if short.contains("call2me_") || short.contains("eyJ") {
+        "[redacted]".to_owned()
+    } else {
+        short
     }
 }
 

@@ -8,6 +8,7 @@ use axum::{
     routing::MethodRouter,
 };
 use futures_util::FutureExt;
+use hyper::body::Body as _;
 use serde_json::json;
 use tokio::time::timeout;
 use tracing::{error, warn};
@@ -33,6 +34,9 @@ use crate::{
 
 /// Status of a request whose client hung up before the answer, in the log alone; nginx's convention.
 const CLIENT_CLOSED_REQUEST: u16 = 499;
+
+/// Bodies of no more bytes are served without a place among the large ones.
+const SMALL_BODY: u64 = 16 * 1024;
 
 /// What a route's guard knows of it.
 #[derive(Clone)]
@@ -194,7 +198,16 @@ impl Guard {
     /// Runs the handler within its time, and survives its panic.
     async fn handle(&self, info: &RequestInfo, request: Request, next: Next) -> Response {
         let app = &self.app;
-        let run = AssertUnwindSafe(next.run(request)).catch_unwind();
+        let run = async {
+            // Large bodies take turns, from their first byte until they are done with: a place is
+            // worth so much memory, and all of it is bounded.
+            let _place = match request.body().size_hint().upper() {
+                Some(bytes) if bytes <= SMALL_BODY => None,
+                _ => app.large_bodies.acquire().await.ok(),
+            };
+            next.run(request).await
+        };
+        let run = AssertUnwindSafe(run).catch_unwind();
         let response = match timeout(app.settings.handler_timeout, run).await {
             Ok(Ok(response)) => response,
             Ok(Err(_)) => ApiError::internal("the handler panicked").into_response(),
