@@ -136,6 +136,7 @@ async fn refusals_are_logged_as_the_original_request_too() {
         let call = call.header("x-original-method", "DELETE").header("x-original-uri", "/v1/a");
         assert_eq!(call.send().await.status, status);
     }
+    app.lift_limits().await;
     let events = app.events_of(&reader.secret, &format!("key_id={}", key.id), 3).await;
     for event in events {
         let request = &event["request"];
