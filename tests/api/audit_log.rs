@@ -79,7 +79,7 @@ async fn refusals_are_in_the_log_too() {
     post().await.refused(403, "insufficient_scope");
     app.get("/v1/agents/agent_x").bearer(&key.secret).send().await.refused(404, "not_found");
     post().await.refused(429, "rate_limited");
-    app.clock.advance(Duration::from_mins(1));
+    app.lift_limits().await;
     let query = format!("key_id={}", key.id);
     let events = app.events_of(&reader.secret, &query, 3).await;
     let statuses: Vec<_> =
