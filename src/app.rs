@@ -6,14 +6,15 @@ use axum::Router;
 use secrecy::ExposeSecret;
 use tokio::{
     net::TcpListener,
-    sync::{Mutex, Semaphore},
+    sync::{Mutex, Notify, Semaphore},
     task::JoinHandle,
     time::interval,
 };
 
 use crate::{
     audit::{AuditLog, WriterTask},
-    auth::Auth,
+    auth::{Auth, caches::Caches},
+    coherence::{Fence, Lease, Node, NodeTask},
     config::Settings,
     env::Env,
     http::{self, Api, App, HttpSettings, LARGE_BODIES},
@@ -29,6 +30,9 @@ const FLUSH_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(20);
 /// How often the log's partitions are looked after.
 const PARTITIONS_EVERY: std::time::Duration = std::time::Duration::from_hours(1);
 
+/// How often old invalidations are dropped.
+const PRUNE_EVERY: std::time::Duration = std::time::Duration::from_mins(1);
+
 /// A service that is ready to serve.
 pub struct Application {
     app: App,
@@ -36,6 +40,7 @@ pub struct Application {
     settings: Settings,
     store: Store,
     writer: WriterTask,
+    node: NodeTask,
     chores: Vec<JoinHandle<()>>,
 }
 
@@ -51,7 +56,9 @@ impl Application {
         let away = |error| format!("cannot prepare the audit log: {error}");
         store.create_audit_partitions(env.clock.now()).await.map_err(away)?;
         let (audit, writer) = WriterTask::start(store.clone(), env.clone(), settings.audit.queue);
-        let auth = Auth::new(&settings, store.clone(), env.clone(), audit.clone()).await?;
+        let (caches, fence, node) = join(&settings, &store, &env).await;
+        let auth =
+            Auth::new(&settings, store.clone(), env.clone(), audit.clone(), caches, fence).await?;
         let limits = Limits::new(settings.rate_limit, &env);
         let public_url = &settings.server.public_url;
         let openapi = http::openapi::document(public_url)
@@ -60,6 +67,7 @@ impl Application {
         let chores = vec![
             tokio::spawn(limits.clone().keep_small()),
             tokio::spawn(look_after_partitions(store.clone(), env.clone())),
+            tokio::spawn(prune_invalidations(store.clone())),
         ];
         let app = Arc::new(Api {
             auth,
@@ -75,7 +83,7 @@ impl Application {
             openapi,
         });
         let router = http::router(&app);
-        Ok(Self { app, router, settings, store, writer, chores })
+        Ok(Self { app, router, settings, store, writer, node, chores })
     }
 
     /// What handlers share; for the command line, which does some of the same.
@@ -105,9 +113,24 @@ impl Application {
             chore.abort();
         }
         drop((self.app, self.router));
+        self.node.finish().await;
         self.writer.finish(FLUSH_TIMEOUT).await;
         self.store.close().await;
     }
+}
+
+/// Joins the nodes that share the database.
+async fn join(settings: &Settings, store: &Store, env: &Env) -> (Caches, Fence, NodeTask) {
+    let lease = Lease::default();
+    let caches = Caches::start(store, env, &lease, settings.cache.keys);
+    let acknowledged = Arc::new(Notify::new());
+    let fence = Fence::new(store.clone(), Arc::clone(&acknowledged));
+    let length = settings.cache.lease;
+    let beliefs = Arc::new(caches.clone());
+    let mut node = Node::start(store.clone(), env.clone(), beliefs, lease, length, acknowledged);
+    // Without a lease it serves all the same, and asks PostgreSQL each time.
+    node.has_joined(length).await;
+    (caches, fence, node)
 }
 
 /// Migrates with the owner's login, or with the only one if it is not the application's role.
@@ -121,6 +144,16 @@ async fn prepare_schema(settings: &Settings) -> Result<(), String> {
             "the database's schema is not of this version, and {APP_ROLE} may not change it: \
              set database.owner_url, or run `call2me-auth migrate` with it"
         )),
+    }
+}
+
+async fn prune_invalidations(store: Store) {
+    let mut ticks = interval(PRUNE_EVERY);
+    loop {
+        ticks.tick().await;
+        if let Err(error) = store.prune_invalidations().await {
+            tracing::warn!(%error, "cannot drop old invalidations");
+        }
     }
 }
 

@@ -38,6 +38,7 @@ pub mod app;
 pub mod audit;
 pub mod auth;
 pub mod cli;
+pub mod coherence;
 pub mod config;
 pub mod env;
 pub mod http;

@@ -179,6 +179,7 @@ impl Auth {
             .with(json!({ "fields": fields }));
         store::audit::insert(&mut tx, caller.workspace(), &event).await?;
         tx.commit().await?;
+        self.fence.wait().await?;
         Ok(key)
     }
 
@@ -200,7 +201,8 @@ impl Auth {
             store::audit::insert(&mut tx, workspace, &event).await?;
             tx.commit().await?;
         }
-        Ok(())
+        // Also a second time: the first one's client may have gone without an answer.
+        Ok(self.fence.wait().await?)
     }
 }
 

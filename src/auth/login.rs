@@ -1,5 +1,7 @@
 //! Registration and sign-in.
 
+use std::sync::Arc;
+
 use secrecy::SecretString;
 use serde_json::json;
 
@@ -76,7 +78,7 @@ impl Auth {
     pub async fn register(
         &self,
         account: NewAccount,
-        request: &RequestInfo,
+        request: &Arc<RequestInfo>,
     ) -> Result<Registered, AuthError> {
         self.check_registration()?;
         let (user, email, workspace) = self.check_account(&account)?;
@@ -198,7 +200,7 @@ impl Auth {
         email: &str,
         password: &Password,
         workspace: Option<WorkspaceId>,
-        request: &RequestInfo,
+        request: &Arc<RequestInfo>,
     ) -> Result<TokenPair, AuthError> {
         let account = match Email::parse(email) {
             Ok(email) => self.store.find_sign_in(&email).await?,
@@ -221,7 +223,7 @@ impl Auth {
         password: &Password,
         verified: Verification,
         wanted: Option<WorkspaceId>,
-        request: &RequestInfo,
+        request: &Arc<RequestInfo>,
     ) -> Result<TokenPair, AuthError> {
         let renewed = match verified {
             Verification::RightButWeak => Some(self.passwords.hash(password).await?),
@@ -260,7 +262,7 @@ impl Auth {
         user: &User,
         workspace: WorkspaceId,
         role: Role,
-        request: &RequestInfo,
+        request: &Arc<RequestInfo>,
         status: u16,
     ) -> Result<TokenPair, AuthError> {
         let now = self.env.clock.now();
@@ -302,7 +304,7 @@ impl Auth {
     fn note_failure(
         &self,
         account: &SignIn,
-        request: &RequestInfo,
+        request: &Arc<RequestInfo>,
         reason: &str,
         status: u16,
     ) -> Result<(), AuthError> {
@@ -319,7 +321,7 @@ impl Auth {
     /// An event of this request.
     pub(super) fn witness(
         &self,
-        request: &RequestInfo,
+        request: &Arc<RequestInfo>,
         workspace: WorkspaceId,
         action: Action,
         actor: Actor,

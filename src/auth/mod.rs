@@ -7,7 +7,9 @@
 //! - [`password`], [`signing_keys`], [`secrets`]: what they are made of.
 
 pub mod authenticate;
+pub mod caches;
 pub mod check_scope;
+mod credential_cache;
 mod error;
 pub mod keys;
 pub mod login;
@@ -22,12 +24,15 @@ use std::{sync::Arc, time::Duration};
 
 use crate::{
     audit::AuditWriter,
+    coherence::Fence,
     config::{Registration, Settings},
     env::Env,
     model::{api_key::Environment, refresh_token::RefreshKey},
     store::Store,
 };
 
+use caches::Caches;
+pub use credential_cache::CacheCounts;
 pub use error::AuthError;
 use password::PasswordHasher;
 use secrets::Secrets;
@@ -39,6 +44,8 @@ pub struct Auth {
     store: Store,
     env: Env,
     audit: AuditWriter,
+    caches: Caches,
+    fence: Fence,
     environment: Environment,
     issuer: Arc<str>,
     passwords: PasswordHasher,
@@ -68,6 +75,8 @@ impl Auth {
         store: Store,
         env: Env,
         audit: AuditWriter,
+        caches: Caches,
+        fence: Fence,
     ) -> Result<Self, String> {
         let secrets = Secrets::new(&settings.keys.encryption_key);
         let signing_keys = SigningKeys::load_or_create(&store, &secrets, &env).await?;
@@ -87,6 +96,8 @@ impl Auth {
             store,
             env,
             audit,
+            caches,
+            fence,
         })
     }
 
@@ -105,6 +116,12 @@ impl Auth {
         password: &crate::model::password::Password,
     ) -> Result<secrecy::SecretString, AuthError> {
         self.passwords.hash(password).await
+    }
+
+    /// What this node believes of credentials, for its metrics.
+    #[must_use]
+    pub fn caches(&self) -> &Caches {
+        &self.caches
     }
 
     /// The label in this deployment's API keys.

@@ -4,6 +4,8 @@
 //! quick, gets the same successor; anything else that is not the newest is a reuse, and one of the
 //! two who hold the family is a thief, so the session ends.
 
+use std::sync::Arc;
+
 use super::{Auth, AuthError, login::TokenPair};
 use crate::{
     model::{
@@ -37,7 +39,7 @@ impl Auth {
     pub async fn refresh(
         &self,
         refresh_token: &str,
-        request: &RequestInfo,
+        request: &Arc<RequestInfo>,
     ) -> Result<TokenPair, AuthError> {
         let invalid = || AuthError::InvalidRefreshToken;
         let token = PresentedToken::parse(refresh_token).ok_or_else(invalid)?;
@@ -61,6 +63,7 @@ impl Auth {
             Verdict::Reused => {
                 self.end_reused(&mut tx, &session, id, request).await?;
                 tx.commit().await?;
+                self.fence.wait().await?;
                 return Err(AuthError::InvalidRefreshToken);
             }
             Verdict::Invalid => return Err(AuthError::InvalidRefreshToken),
@@ -96,7 +99,7 @@ impl Auth {
         tx: &mut Tx,
         session: &SessionRecord,
         id: SessionId,
-        request: &RequestInfo,
+        request: &Arc<RequestInfo>,
     ) -> Result<(), AuthError> {
         let now = self.env.clock.now();
         store::sessions::end(tx, session.user_id, id, now, EndReason::Reuse).await?;
@@ -110,12 +113,14 @@ impl Auth {
         session: &SessionRecord,
         id: SessionId,
         action: Action,
-        request: &RequestInfo,
+        request: &Arc<RequestInfo>,
         status: u16,
     ) -> crate::model::audit::NewEvent {
-        let name = session.full_name.as_ref().unwrap_or(&session.email).clone();
-        let actor =
-            Actor { kind: ActorType::User, id: Some(session.user_id.uuid()), name: Some(name) };
+        let actor = Actor {
+            kind: ActorType::User,
+            id: Some(session.user_id.uuid()),
+            name: Some(Arc::clone(&session.name)),
+        };
         self.witness(request, session.workspace_id, action, actor, status).on(id, None)
     }
 
@@ -135,6 +140,6 @@ impl Auth {
             store::audit::insert(&mut tx, caller.workspace(), &event).await?;
         }
         tx.commit().await?;
-        Ok(())
+        Ok(self.fence.wait().await?)
     }
 }

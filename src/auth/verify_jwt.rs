@@ -3,13 +3,13 @@
 //! What is believed of a token's header is nothing but which of our own keys to try: the algorithm is
 //! pinned, keys come from the database alone, and a header with any other parameter is none of ours.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use data_encoding::BASE64URL_NOPAD;
 use jsonwebtoken::{Algorithm, Validation};
 use serde::{Deserialize, Serialize};
 
-use super::{Auth, AuthError, signing_keys::ACCESS_TOKEN_TYPE};
+use super::{Auth, AuthError, caches::VerifiedTokens, signing_keys::ACCESS_TOKEN_TYPE};
 use crate::model::{
     id::{SessionId, UserId, WorkspaceId},
     principal::{Credential, Principal},
@@ -25,7 +25,7 @@ const MAX_LEN: usize = 2048;
 
 /// The claims of an access token (RFC 9068, section 2.2).
 #[derive(Debug, Serialize, Deserialize)]
-struct Claims {
+pub(super) struct Claims {
     iss: String,
     sub: UserId,
     aud: String,
@@ -78,17 +78,32 @@ impl Auth {
     }
 
     /// Who bears this access token. Its session is looked up, so a token dies with its session.
-    pub(super) async fn verify_jwt(&self, token: &str) -> Result<Principal, AuthError> {
-        let claims = self.verify_claims(token)?;
-        let session = self.store.find_session(claims.sid).await?.ok_or(ENDED)?;
-        self.principal_of(&claims, session)
-    }
-
-    /// The claims of a genuine token that has not expired.
-    fn verify_claims(&self, token: &str) -> Result<Claims, AuthError> {
+    pub(super) async fn verify_jwt(
+        &self,
+        token: &str,
+        began: Duration,
+    ) -> Result<Arc<Principal>, AuthError> {
         if token.len() > MAX_LEN {
             return Err(MALFORMED);
         }
+        let digest = VerifiedTokens::digest(token);
+        let claims = match self.caches.tokens.get(&digest) {
+            Some(claims) => claims,
+            None => {
+                let claims = Arc::new(self.verify_claims(token)?);
+                self.caches.tokens.keep(digest, Arc::clone(&claims));
+                claims
+            }
+        };
+        if self.env.clock.now().unix_timestamp() >= claims.exp {
+            return Err(AuthError::TokenExpired);
+        }
+        let session = self.caches.sessions.find(claims.sid, began).await?.ok_or(ENDED)?;
+        self.principal_of(&claims, &session).map(Arc::new)
+    }
+
+    /// The claims of a genuine token. It may have expired.
+    fn verify_claims(&self, token: &str) -> Result<Claims, AuthError> {
         let header = token.split('.').next().unwrap_or_default();
         let header = BASE64URL_NOPAD.decode(header.as_bytes()).map_err(|_| MALFORMED)?;
         let header: TokenHeader = serde_json::from_slice(&header).map_err(|_| MALFORMED)?;
@@ -100,20 +115,16 @@ impl Auth {
         validation.iss = Some(HashSet::from([self.issuer.to_string()]));
         validation.aud = Some(HashSet::from([self.issuer.to_string()]));
         validation.set_required_spec_claims(&["iss", "sub", "aud", "exp"]);
-        // By our own clock, below, and without leeway.
+        // By our own clock, above, and without leeway.
         validation.validate_exp = false;
-        let claims =
-            jsonwebtoken::decode::<Claims>(token, key, &validation).map_err(|_| MALFORMED)?.claims;
-        if self.env.clock.now().unix_timestamp() >= claims.exp {
-            return Err(AuthError::TokenExpired);
-        }
-        Ok(claims)
+        let token = jsonwebtoken::decode::<Claims>(token, key, &validation);
+        Ok(token.map_err(|_| MALFORMED)?.claims)
     }
 
     fn principal_of(
         &self,
         claims: &Claims,
-        session: SessionRecord,
+        session: &SessionRecord,
     ) -> Result<Principal, AuthError> {
         let over = session.ended || self.env.clock.now() >= session.expires_at;
         if over || session.user_id != claims.sub || session.workspace_id != claims.workspace_id {
@@ -131,7 +142,7 @@ impl Auth {
             credential: Credential::Session {
                 id: claims.sid,
                 user_id: session.user_id,
-                name: session.full_name.unwrap_or(session.email),
+                name: Arc::clone(&session.name),
                 role,
             },
         })

@@ -12,8 +12,8 @@ use ipnet::IpNet;
 use toml::Value;
 
 use super::{
-    Audit, Database, EncryptionKey, Keys, Log, Passwords, Pool, RateLimit, Raw, Registration,
-    Server, Sessions, Settings, layers::ENV_PREFIX,
+    Audit, Cache, Database, EncryptionKey, Keys, Log, Passwords, Pool, RateLimit, Raw,
+    Registration, Server, Sessions, Settings, layers::ENV_PREFIX,
 };
 
 /// Reads typed values and gathers what is wrong with them. A value that is wrong is `None`, and
@@ -32,6 +32,7 @@ impl Check<'_> {
         let sessions = self.sessions();
         let passwords = self.passwords();
         let rate_limit = self.rate_limit();
+        let cache = self.cache();
         let audit = self.audit();
         let log = self.log();
         Some(Settings {
@@ -41,6 +42,7 @@ impl Check<'_> {
             sessions: sessions?,
             passwords: passwords?,
             rate_limit: rate_limit?,
+            cache: cache?,
             audit: audit?,
             log: log?,
         })
@@ -189,6 +191,12 @@ impl Check<'_> {
             per_address_per_minute: per_address?,
             sign_in_per_minute: sign_in?,
         })
+    }
+
+    fn cache(&mut self) -> Option<Cache> {
+        let lease = self.seconds("cache.lease_seconds", 60);
+        let keys = self.number("cache.keys", 1, 100_000_000);
+        Some(Cache { lease: lease?, keys: keys? })
     }
 
     fn audit(&mut self) -> Option<Audit> {

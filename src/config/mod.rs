@@ -31,6 +31,8 @@ pub struct Settings {
     pub passwords: Passwords,
     /// `[rate_limit]`
     pub rate_limit: RateLimit,
+    /// `[cache]`
+    pub cache: Cache,
     /// `[audit]`
     pub audit: Audit,
     /// `[log]`
@@ -161,6 +163,15 @@ pub struct RateLimit {
     pub per_address_per_minute: NonZeroU32,
     /// For each address and account, of sign-ins.
     pub sign_in_per_minute: NonZeroU32,
+}
+
+/// `[cache]`
+#[derive(Debug, Clone, Copy)]
+pub struct Cache {
+    /// How long a node may believe what it has cached after it last heard from PostgreSQL.
+    pub lease: Duration,
+    /// API keys in memory at most.
+    pub keys: usize,
 }
 
 /// `[audit]`

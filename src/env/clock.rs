@@ -1,4 +1,6 @@
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use rustix::time::{ClockId, clock_gettime};
 
 use time::OffsetDateTime;
 
@@ -7,26 +9,21 @@ pub trait Clock: Send + Sync + 'static {
     /// The wall clock, in UTC; whole microseconds, as PostgreSQL keeps them.
     fn now(&self) -> OffsetDateTime;
 
-    /// Time since some fixed moment; never goes back. For durations and rate limits.
+    /// Time since some fixed moment; never goes back, and counts on while the machine is suspended.
+    /// For durations, rate limits and leases.
     fn monotonic(&self) -> Duration;
 }
 
-/// The machine's clock.
-#[derive(Debug)]
-pub struct SystemClock {
-    started: Instant,
-}
+/// `CLOCK_MONOTONIC` of Linux stands still while the machine is suspended, this one does not. Elsewhere
+/// the monotonic clock goes on.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+const CLOCK: ClockId = ClockId::Boottime;
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+const CLOCK: ClockId = ClockId::Monotonic;
 
-impl SystemClock {
-    /// A clock whose monotonic time begins now.
-    #[must_use]
-    #[expect(clippy::new_without_default, reason = "two clocks are not interchangeable")]
-    pub fn new() -> Self {
-        #[expect(clippy::disallowed_methods, reason = "this is the one place that reads it")]
-        let started = Instant::now();
-        Self { started }
-    }
-}
+/// The machine's clock.
+#[derive(Debug, Clone, Copy)]
+pub struct SystemClock;
 
 impl Clock for SystemClock {
     fn now(&self) -> OffsetDateTime {
@@ -36,6 +33,8 @@ impl Clock for SystemClock {
     }
 
     fn monotonic(&self) -> Duration {
-        self.started.elapsed()
+        let now = clock_gettime(CLOCK);
+        let seconds = Duration::from_secs(now.tv_sec.unsigned_abs());
+        seconds + Duration::from_nanos(now.tv_nsec.unsigned_abs())
     }
 }

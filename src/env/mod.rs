@@ -26,7 +26,7 @@ impl Env {
     /// The machine's own clock and random source.
     #[must_use]
     pub fn system() -> Self {
-        Self { clock: Arc::new(SystemClock::new()), entropy: Arc::new(SystemEntropy) }
+        Self { clock: Arc::new(SystemClock), entropy: Arc::new(SystemEntropy) }
     }
 
     /// A fresh UUIDv7 (RFC 9562) of this moment.

@@ -3,7 +3,7 @@
 //! `sk_call2me_live_` + 30 random base62 characters + 6 of CRC-32: a secret scanner can tell a real
 //! key from a look-alike offline, and so can this service, without a look-up.
 
-use std::{fmt, net::IpAddr, str::FromStr};
+use std::{fmt, net::IpAddr, str::FromStr, sync::Arc};
 
 use ipnet::{IpNet, Ipv4Net};
 use secrecy::{ExposeSecret, SecretString};
@@ -148,6 +148,12 @@ impl fmt::Debug for ApiKeySecret {
 pub struct KeyDigest([u8; 32]);
 
 impl KeyDigest {
+    /// A digest, as the database has it.
+    #[must_use]
+    pub const fn new(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+
     /// The bytes that the database has.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {
@@ -290,7 +296,7 @@ pub struct KeyRecord {
     /// Its workspace.
     pub workspace_id: WorkspaceId,
     /// Its name, for the log.
-    pub name: String,
+    pub name: Arc<str>,
     /// What it may do.
     pub scope: Scope,
     /// The addresses that it may be used from; empty is any.

@@ -1,6 +1,6 @@
 //! Events of the audit log.
 
-use std::{net::IpAddr, time::Duration};
+use std::{borrow::Cow, net::IpAddr, sync::Arc, time::Duration};
 
 use serde_json::{Map, Value};
 use time::OffsetDateTime;
@@ -109,7 +109,7 @@ pub struct Actor {
     /// Its id; the kind tells of what.
     pub id: Option<Uuid>,
     /// Its name.
-    pub name: Option<String>,
+    pub name: Option<Arc<str>>,
 }
 
 impl Actor {
@@ -131,14 +131,14 @@ impl Actor {
         Self {
             kind: ActorType::User,
             id: Some(user.id.uuid()),
-            name: Some(user.display_name().to_owned()),
+            name: Some(user.display_name().into()),
         }
     }
 
     /// An API key.
     #[must_use]
-    pub fn api_key(id: ApiKeyId, name: &str) -> Self {
-        Self { kind: ActorType::ApiKey, id: Some(id.uuid()), name: Some(name.to_owned()) }
+    pub fn api_key(id: ApiKeyId, name: &Arc<str>) -> Self {
+        Self { kind: ActorType::ApiKey, id: Some(id.uuid()), name: Some(Arc::clone(name)) }
     }
 }
 
@@ -148,7 +148,7 @@ impl From<&Principal> for Actor {
             Credential::ApiKey { id, .. } => (ActorType::ApiKey, id.uuid()),
             Credential::Session { user_id, .. } => (ActorType::User, user_id.uuid()),
         };
-        Self { kind, id: Some(id), name: Some(principal.name().to_owned()) }
+        Self { kind, id: Some(id), name: Some(Arc::clone(principal.name())) }
     }
 }
 
@@ -183,7 +183,7 @@ pub struct RequestInfo {
     /// Its id.
     pub id: RequestId,
     /// Its method.
-    pub method: String,
+    pub method: Cow<'static, str>,
     /// Its path, without the query string.
     pub path: String,
     /// Where it came from, seen through trusted proxies.
@@ -217,7 +217,7 @@ pub struct NewEvent {
     /// What it was done to.
     pub target: Option<Target>,
     /// The request and its answer; none for what the operator does.
-    pub request: Option<(RequestInfo, Outcome)>,
+    pub request: Option<(Arc<RequestInfo>, Outcome)>,
     /// More about it.
     pub metadata: Value,
 }
@@ -239,10 +239,10 @@ impl NewEvent {
 
     /// The request that it happened in, and the status of the answer.
     #[must_use]
-    pub fn in_request(mut self, request: &RequestInfo, status: u16, now: Duration) -> Self {
+    pub fn in_request(mut self, request: &Arc<RequestInfo>, status: u16, now: Duration) -> Self {
         let latency = now.saturating_sub(request.began).as_micros();
         let outcome = Outcome { status, latency_us: i64::try_from(latency).unwrap_or(i64::MAX) };
-        self.request = Some((request.clone(), outcome));
+        self.request = Some((Arc::clone(request), outcome));
         self
     }
 

@@ -9,6 +9,7 @@ pub mod document;
 pub mod email;
 pub mod fields;
 pub mod id;
+pub mod invalidation;
 pub mod page;
 pub mod password;
 pub mod principal;

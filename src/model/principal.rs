@@ -31,7 +31,7 @@ pub enum Credential {
         /// Its id.
         id: ApiKeyId,
         /// Its name.
-        name: String,
+        name: Arc<str>,
         /// The addresses that it may be used from; empty is any.
         allowed_ips: Vec<IpNet>,
         /// The person who minted it.
@@ -44,7 +44,7 @@ pub enum Credential {
         /// The person.
         user_id: UserId,
         /// The person's name or, without one, address.
-        name: String,
+        name: Arc<str>,
         /// The person's role in the workspace.
         role: Role,
     },
@@ -88,7 +88,7 @@ impl Principal {
 
     /// What it is called.
     #[must_use]
-    pub fn name(&self) -> &str {
+    pub fn name(&self) -> &Arc<str> {
         match &self.credential {
             Credential::ApiKey { name, .. } | Credential::Session { name, .. } => name,
         }

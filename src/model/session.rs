@@ -1,6 +1,6 @@
 //! Sessions of people at the dashboard.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, sync::Arc};
 
 use time::OffsetDateTime;
 
@@ -53,10 +53,8 @@ pub struct SessionRecord {
     pub user_id: UserId,
     /// The workspace that it acts in.
     pub workspace_id: WorkspaceId,
-    /// The person's address.
-    pub email: String,
-    /// The person's name.
-    pub full_name: Option<String>,
+    /// The person's name or, without one, address.
+    pub name: Arc<str>,
     /// The person's role in the workspace; none: no longer a member.
     pub role: Option<Role>,
     /// When the session ends at the latest.

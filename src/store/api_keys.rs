@@ -12,34 +12,44 @@ use crate::model::{
 };
 
 impl Store {
-    /// The key with a digest, before its bearer is known: revoked ones too.
+    /// The keys with these digests, before their bearers are known: revoked ones too.
     ///
     /// # Errors
     /// When PostgreSQL cannot be reached.
-    pub async fn find_api_key(&self, digest: KeyDigest) -> Result<Option<KeyRecord>, StoreError> {
-        let row = sqlx::query!(
-            r#"SELECT id AS "id!: ApiKeyId", workspace_id AS "workspace_id!: WorkspaceId",
-                      name AS "name!", scope AS "scope!: Scope",
-                      allowed_ips AS "allowed_ips!: Vec<IpNet>",
+    pub async fn find_api_keys(
+        &self,
+        digests: &[KeyDigest],
+    ) -> Result<Vec<(KeyDigest, KeyRecord)>, StoreError> {
+        let digests: Vec<_> = digests.iter().map(KeyDigest::as_bytes).collect();
+        let rows = sqlx::query!(
+            r#"SELECT digest AS "digest!", id AS "id!: ApiKeyId",
+                      workspace_id AS "workspace_id!: WorkspaceId", name AS "name!",
+                      scope AS "scope!: Scope", allowed_ips AS "allowed_ips!: Vec<IpNet>",
                       creator_user_id AS "creator: UserId", revoked_at, rate_limit_per_minute
-               FROM find_api_key($1)"#,
-            digest.as_bytes(),
+               FROM find_api_keys($1)"#,
+            &digests as _,
         )
-        .fetch_optional(&self.pool)
+        .fetch_all(&self.pools.own())
         .await?;
-        Ok(row.map(|row| KeyRecord {
-            id: row.id,
-            workspace_id: row.workspace_id,
-            name: row.name,
-            scope: row.scope,
-            allowed_ips: row.allowed_ips,
-            creator: row.creator,
-            revoked: row.revoked_at.is_some(),
-            rate_limit_per_minute: row
-                .rate_limit_per_minute
-                .and_then(|limit| limit.try_into().ok()),
-        }))
+        let found = rows.into_iter().filter_map(|row| {
+            let record = KeyRecord {
+                id: row.id,
+                workspace_id: row.workspace_id,
+                name: row.name.into(),
+                scope: row.scope,
+                allowed_ips: row.allowed_ips,
+                creator: row.creator,
+                revoked: row.revoked_at.is_some(),
+                rate_limit_per_minute: limit(row.rate_limit_per_minute),
+            };
+            Some((KeyDigest::new(row.digest.try_into().ok()?), record))
+        });
+        Ok(found.collect())
     }
+}
+
+fn limit(stored: Option<i32>) -> Option<u32> {
+    stored.and_then(|limit| limit.try_into().ok())
 }
 
 /// Stores a new key.

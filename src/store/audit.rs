@@ -15,27 +15,27 @@ use crate::model::{
 
 /// Events as columns, the way `UNNEST` takes them.
 #[derive(Default)]
-struct Columns {
+struct Columns<'a> {
     id: Vec<Uuid>,
     workspace_id: Vec<Uuid>,
     action: Vec<&'static str>,
     actor_type: Vec<&'static str>,
     actor_id: Vec<Option<Uuid>>,
-    actor_name: Vec<Option<String>>,
+    actor_name: Vec<Option<&'a str>>,
     target_type: Vec<Option<&'static str>>,
     target_id: Vec<Option<Uuid>>,
-    target_name: Vec<Option<String>>,
+    target_name: Vec<Option<&'a str>>,
     request_id: Vec<Option<Uuid>>,
-    method: Vec<Option<String>>,
-    path: Vec<Option<String>>,
+    method: Vec<Option<&'a str>>,
+    path: Vec<Option<&'a str>>,
     status: Vec<Option<i16>>,
     ip: Vec<Option<IpNet>>,
-    user_agent: Vec<Option<String>>,
+    user_agent: Vec<Option<&'a str>>,
     latency_us: Vec<Option<i64>>,
-    metadata: Vec<Json<Value>>,
+    metadata: Vec<Json<&'a Value>>,
 }
 
-impl<'a> FromIterator<&'a NewEvent> for Columns {
+impl<'a> FromIterator<&'a NewEvent> for Columns<'a> {
     fn from_iter<T: IntoIterator<Item = &'a NewEvent>>(events: T) -> Self {
         let mut columns = Self::default();
         for event in events {
@@ -44,21 +44,21 @@ impl<'a> FromIterator<&'a NewEvent> for Columns {
             columns.action.push(event.action.as_str());
             columns.actor_type.push(event.actor.kind.as_str());
             columns.actor_id.push(event.actor.id);
-            columns.actor_name.push(event.actor.name.clone());
+            columns.actor_name.push(event.actor.name.as_deref());
             let target = event.target.as_ref();
             columns.target_type.push(target.map(|target| target.kind));
             columns.target_id.push(target.map(|target| target.id));
-            columns.target_name.push(target.and_then(|target| target.name.clone()));
+            columns.target_name.push(target.and_then(|target| target.name.as_deref()));
             let request = event.request.as_ref().map(|(request, _)| request);
             columns.request_id.push(request.map(|request| request.id.uuid()));
-            columns.method.push(request.map(|request| request.method.clone()));
-            columns.path.push(request.map(|request| request.path.clone()));
+            columns.method.push(request.map(|request| &*request.method));
+            columns.path.push(request.map(|request| &*request.path));
             columns.ip.push(request.map(|request| request.ip.into()));
-            columns.user_agent.push(request.and_then(|request| request.user_agent.clone()));
+            columns.user_agent.push(request.and_then(|request| request.user_agent.as_deref()));
             let outcome = event.request.as_ref().map(|(_, outcome)| outcome);
             columns.status.push(outcome.and_then(|outcome| outcome.status.try_into().ok()));
             columns.latency_us.push(outcome.map(|outcome| outcome.latency_us));
-            columns.metadata.push(Json(event.metadata.clone()));
+            columns.metadata.push(Json(&event.metadata));
         }
         columns
     }
@@ -93,7 +93,7 @@ impl Store {
             &columns.latency_us as _,
             &columns.metadata as _,
         )
-        .fetch_one(&self.pool)
+        .fetch_one(&self.pools.own())
         .await?;
         Ok(())
     }
@@ -104,7 +104,7 @@ impl Store {
     /// When PostgreSQL cannot be reached.
     pub async fn prune_unknown_credential_counts(&self) -> Result<(), StoreError> {
         sqlx::query!(r#"SELECT prune_unknown_credential_counts() AS "done""#)
-            .fetch_one(&self.pool)
+            .fetch_one(&self.pools.own())
             .await?;
         Ok(())
     }
@@ -130,7 +130,7 @@ impl Store {
             &minutes,
             &attempts,
         )
-        .execute(&self.pool)
+        .execute(&self.pools.own())
         .await?;
         Ok(())
     }
@@ -158,12 +158,12 @@ pub async fn insert(
         event.action.as_str(),
         event.actor.kind.as_str(),
         event.actor.id,
-        event.actor.name,
+        event.actor.name.as_deref(),
         target.map(|target| target.kind),
         target.map(|target| target.id),
         target.and_then(|target| target.name.as_deref()),
         request.map(|request| request.id.uuid()),
-        request.map(|request| request.method.as_str()),
+        request.map(|request| &*request.method),
         request.map(|request| request.path.as_str()),
         outcome.and_then(|outcome| i16::try_from(outcome.status).ok()),
         request.map(|request| IpNet::from(request.ip)) as _,

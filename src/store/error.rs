@@ -37,6 +37,14 @@ impl Constraint {
     }
 }
 
+impl StoreError {
+    /// PostgreSQL does not answer in time.
+    #[must_use]
+    pub fn late() -> Self {
+        Self::Unavailable(sqlx::Error::PoolTimedOut)
+    }
+}
+
 impl From<sqlx::Error> for StoreError {
     fn from(error: sqlx::Error) -> Self {
         use sqlx::Error as E;

@@ -101,7 +101,7 @@ impl Store {
              FROM generate_series(0, 2) AS month",
             now,
         )
-        .fetch_all(&self.pool)
+        .fetch_all(&self.pools.own())
         .await?;
         Ok(())
     }

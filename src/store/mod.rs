@@ -6,24 +6,27 @@
 
 pub mod api_keys;
 pub mod audit;
+pub mod coherence;
 mod decode;
 pub mod documents;
 mod error;
 pub mod members;
 pub mod migrate;
+mod pools;
 pub mod sessions;
 pub mod signing_keys;
 pub mod users;
 pub mod wallet;
 pub mod workspaces;
 
-use std::{str::FromStr, time::Duration};
+use std::{future::Future, str::FromStr, time::Duration};
 
 use sqlx::{
-    AssertSqlSafe, PgConnection, PgPool, Postgres, Transaction,
-    error::DatabaseError,
-    postgres::{PgConnectOptions, PgPoolOptions},
+    AssertSqlSafe, PgConnection, Postgres, Transaction, error::DatabaseError,
+    postgres::PgConnectOptions,
 };
+
+use tokio::time::timeout;
 
 use crate::{
     config::Pool,
@@ -31,14 +34,17 @@ use crate::{
 };
 
 pub use error::{Constraint, StoreError};
+use pools::Pools;
 
 /// The role that the service works as. Migrations create it; it owns nothing.
 pub const APP_ROLE: &str = "call2me_auth_app";
 
-/// A pool of connections that work as [`APP_ROLE`].
+/// Connections that work as [`APP_ROLE`]. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Store {
-    pool: PgPool,
+    pools: Pools,
+    /// The longest that opening a transaction may take.
+    begin_timeout: Duration,
 }
 
 impl Store {
@@ -57,26 +63,22 @@ impl Store {
         if connect.get_username() != APP_ROLE {
             connect = connect.options([("role", APP_ROLE)]);
         }
-        let pool = PgPoolOptions::new()
-            .max_connections(options.max_connections)
-            .acquire_timeout(options.acquire_timeout)
-            // A round trip before every query; a connection that died shows itself soon enough.
-            .test_before_acquire(false)
-            .connect_with(connect)
-            .await
-            .map_err(|error| match error.as_database_error().and_then(DatabaseError::code) {
+        let pools = Pools::new(connect, options);
+        let mut connection = pools.requests().acquire().await.map_err(|error| {
+            match error.as_database_error().and_then(DatabaseError::code) {
                 Some(code) if code == "42501" => format!(
                     "the database's login may not become {APP_ROLE}: \
                      GRANT {APP_ROLE} TO it, as a superuser"
                 ),
                 _ => format!("cannot connect to PostgreSQL: {}", brief(&error)),
-            })?;
+            }
+        })?;
         let bound = sqlx::query_scalar!(
             r#"SELECT current_user = $1 AND NOT (rolsuper OR rolbypassrls) AS "bound!"
                FROM pg_roles WHERE rolname = current_user"#,
             APP_ROLE,
         )
-        .fetch_one(&pool)
+        .fetch_one(&mut *connection)
         .await
         .map_err(|error| format!("cannot query PostgreSQL: {}", brief(&error)))?;
         if !bound {
@@ -85,7 +87,9 @@ impl Store {
                  so that row-level security binds the service"
             ));
         }
-        Ok(Self { pool })
+        drop(connection);
+        let begin_timeout = options.acquire_timeout + options.statement_timeout;
+        Ok(Self { pools, begin_timeout })
     }
 
     /// A transaction for one workspace and, where the caller is or works for one, one person. Row-level
@@ -122,13 +126,17 @@ impl Store {
             text(workspace.map(Id::uuid)),
             text(person.map(Id::uuid)),
         );
-        let pool = self.pool.clone();
+        let (pool, within) = (self.pools.requests(), self.begin_timeout);
         // In a task of its own, which goes on when the caller is dropped half-way, as a handler is
         // when its client hangs up. sqlx 0.9 takes note of a transaction only once BEGIN has been
         // answered: dropped before, the connection would go back to the pool with a transaction open
         // on the server, into which others would write, for somebody to roll back.
-        let opening = tokio::spawn(async move { pool.begin_with(AssertSqlSafe(begin)).await });
-        let inner = opening.await.map_err(|_| StoreError::Aborted)??;
+        let opening =
+            tokio::spawn(
+                async move { timeout(within, pool.begin_with(AssertSqlSafe(begin))).await },
+            );
+        let inner =
+            opening.await.map_err(|_| StoreError::Aborted)?.map_err(|_| StoreError::late())??;
         Ok(Tx { inner })
     }
 
@@ -137,13 +145,25 @@ impl Store {
     /// # Errors
     /// When it does not.
     pub async fn ping(&self) -> Result<(), StoreError> {
-        sqlx::query!("SELECT 1 AS one").fetch_one(&self.pool).await?;
+        sqlx::query!("SELECT 1 AS one").fetch_one(&self.pools.requests()).await?;
         Ok(())
+    }
+
+    /// Does what the service wants of PostgreSQL for itself, or gives up: a connection may hang
+    /// without an end.
+    ///
+    /// # Errors
+    /// Those of the work, or that it took too long.
+    pub async fn within<T>(
+        limit: Duration,
+        work: impl Future<Output = Result<T, StoreError>>,
+    ) -> Result<T, StoreError> {
+        timeout(limit, work).await.unwrap_or_else(|_| Err(StoreError::late()))
     }
 
     /// Closes all connections once they are idle.
     pub async fn close(&self) {
-        self.pool.close().await;
+        self.pools.close().await;
     }
 }
 

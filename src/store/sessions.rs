@@ -12,32 +12,48 @@ use crate::model::{
 };
 
 impl Store {
-    /// A session and where it stands, before its bearer is believed.
+    /// Sessions and where they stand, before their bearers are believed.
+    ///
+    /// # Errors
+    /// When PostgreSQL cannot be reached.
+    pub async fn find_sessions(
+        &self,
+        ids: &[SessionId],
+    ) -> Result<Vec<(SessionId, SessionRecord)>, StoreError> {
+        let ids: Vec<_> = ids.iter().map(|id| id.uuid()).collect();
+        let rows = sqlx::query!(
+            r#"SELECT id AS "id!: SessionId", user_id AS "user_id!: UserId",
+                      workspace_id AS "workspace_id!: WorkspaceId", email AS "email!", full_name,
+                      role AS "role: Role", expires_at AS "expires_at!", ended_at,
+                      rate_limit_per_minute
+               FROM find_sessions($1)"#,
+            &ids,
+        )
+        .fetch_all(&self.pools.own())
+        .await?;
+        let found = rows.into_iter().map(|row| {
+            let record = SessionRecord {
+                user_id: row.user_id,
+                workspace_id: row.workspace_id,
+                name: row.full_name.unwrap_or(row.email).into(),
+                role: row.role,
+                expires_at: row.expires_at,
+                ended: row.ended_at.is_some(),
+                rate_limit_per_minute: row
+                    .rate_limit_per_minute
+                    .and_then(|limit| limit.try_into().ok()),
+            };
+            (row.id, record)
+        });
+        Ok(found.collect())
+    }
+
+    /// One session, as [`Self::find_sessions`] finds it.
     ///
     /// # Errors
     /// When PostgreSQL cannot be reached.
     pub async fn find_session(&self, id: SessionId) -> Result<Option<SessionRecord>, StoreError> {
-        let row = sqlx::query!(
-            r#"SELECT user_id AS "user_id!: UserId", workspace_id AS "workspace_id!: WorkspaceId",
-                      email AS "email!", full_name, role AS "role: Role",
-                      expires_at AS "expires_at!", ended_at, rate_limit_per_minute
-               FROM find_session($1)"#,
-            id.uuid(),
-        )
-        .fetch_optional(&self.pool)
-        .await?;
-        Ok(row.map(|row| SessionRecord {
-            user_id: row.user_id,
-            workspace_id: row.workspace_id,
-            email: row.email,
-            full_name: row.full_name,
-            role: row.role,
-            expires_at: row.expires_at,
-            ended: row.ended_at.is_some(),
-            rate_limit_per_minute: row
-                .rate_limit_per_minute
-                .and_then(|limit| limit.try_into().ok()),
-        }))
+        Ok(self.find_sessions(&[id]).await?.pop().map(|(_, session)| session))
     }
 }
 

@@ -17,7 +17,7 @@ impl Store {
             r#"SELECT id AS "id: SigningKeyId", public_key, sealed_private_key, created_at
                FROM signing_keys WHERE retired_at IS NULL ORDER BY created_at DESC, id DESC"#,
         )
-        .fetch_all(&self.pool)
+        .fetch_all(&self.pools.requests())
         .await?)
     }
 
@@ -26,7 +26,7 @@ impl Store {
     /// # Errors
     /// When PostgreSQL cannot be reached.
     pub async fn insert_first_signing_key(&self, key: &StoredSigningKey) -> Result<(), StoreError> {
-        let mut tx = self.pool.begin().await?;
+        let mut tx = self.pools.requests().begin().await?;
         sqlx::query!(r#"SELECT pg_advisory_xact_lock(hashtext('first signing key')) AS "lock?""#)
             .fetch_one(&mut *tx)
             .await?;

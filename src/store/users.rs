@@ -38,7 +38,7 @@ impl Store {
                FROM find_sign_in($1)"#,
             email.key(),
         )
-        .fetch_optional(&self.pool)
+        .fetch_optional(&self.pools.requests())
         .await?;
         Ok(row.map(|row| SignIn {
             user_id: row.user_id,

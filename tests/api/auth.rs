@@ -426,6 +426,7 @@ async fn change_role(app: &TestApp, person: &Person, sql: &'static str) {
     let id = call2me_auth::model::id::parse("user", &person.user_id).unwrap();
     let mut connection = app.database.connect().await;
     sqlx::query(sql).bind(id).execute(&mut connection).await.unwrap();
+    app.database.every_node_knows().await;
 }
 
 #[tokio::test]

@@ -3,11 +3,12 @@
 use std::{collections::BTreeMap, fs, path::Path};
 
 /// Modules from the top down; each may use those of lines below it, and of its own line.
-const FLOORS: [&[&str]; 7] = [
+const FLOORS: [&[&str]; 8] = [
     &["main", "cli"],
     &["app", "server"],
     &["http"],
     &["auth", "resources", "audit", "limit"],
+    &["coherence"],
     &["store"],
     &["config", "telemetry"],
     &["model", "env"],

@@ -75,10 +75,10 @@ impl Demo {
             return Ok(demo);
         };
         let known = match key {
-            Some(key) => app.store.find_api_key(key.digest()).await.map_err(away)?,
+            Some(key) => app.store.find_api_keys(&[key.digest()]).await.map_err(away)?.pop(),
             None => None,
         };
-        if known.is_none_or(|key| key.revoked) {
+        if known.is_none_or(|(_, key)| key.revoked) {
             let workspace = account.last_workspace_id.ok_or("the demo workspace is gone")?;
             let key = fresh_key();
             let seed = Seed::new(app, env);
@@ -388,16 +388,19 @@ impl<'a> Seed<'a> {
             let (method, path, status) = requests[kind];
             let request = RequestInfo {
                 id: then.new_id(),
-                method: method.to_owned(),
+                method: method.into(),
                 path: path.to_owned(),
                 ip: Ipv4Addr::new(203, 0, 113, 10 + u8::try_from(place % 3).unwrap_or(0)).into(),
                 user_agent: Some(clients[place % clients.len()].to_owned()),
                 began: std::time::Duration::ZERO,
             };
             let took = std::time::Duration::from_micros(400 + (number.unsigned_abs() * 97) % 2_000);
-            let actor = Actor::api_key(id, name);
-            NewEvent::new(then.new_id(), workspace, Action::Request, actor)
-                .in_request(&request, status, took)
+            let actor = Actor::api_key(id, &name.into());
+            NewEvent::new(then.new_id(), workspace, Action::Request, actor).in_request(
+                &Arc::new(request),
+                status,
+                took,
+            )
         };
         (0..400).map(event).collect()
     }

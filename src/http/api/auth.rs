@@ -228,7 +228,7 @@ pub async fn me(caller: Authorized<ReadOnly>, State(app): State<App>) -> Answer<
     let subject = SubjectBody {
         kind,
         id: caller.principal.subject(),
-        name: caller.principal.name().to_owned(),
+        name: caller.principal.name().to_string(),
     };
     let workspace = WorkspaceBody::new(&app, workspace);
     Ok(Json(MeBody { subject, user, workspace, scope: caller.principal.scope, role, key }))

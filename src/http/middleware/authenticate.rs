@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use axum::http::{HeaderMap, header};
 
 use crate::{
@@ -15,9 +17,10 @@ const MAX_LEN: usize = 4096;
 pub(super) async fn authenticate(
     app: &App,
     headers: &HeaderMap,
+    began: Duration,
 ) -> Result<Authenticated, ApiError> {
     let credential = bearer(headers)?.ok_or_else(ApiError::no_credential)?;
-    Ok(app.auth.authenticate(credential).await?)
+    Ok(app.auth.authenticate(credential, began).await?)
 }
 
 /// Two `Authorization` headers are refused: nobody knows which one a proxy in between went by.

@@ -17,7 +17,7 @@ use super::{
     SignInLimit,
     authenticate::{self, authenticate},
     rate_limit,
-    request_info::{MAX_KEPT, redacted},
+    request_info::{MAX_KEPT, method_name, redacted},
 };
 use crate::{
     audit::{self, Permit},
@@ -119,14 +119,16 @@ impl Guard {
     ) -> Response {
         let info = self.question(info, &mut request);
         let within = self.app.settings.handler_timeout;
-        let principal = match timeout(within, authenticate(&self.app, request.headers())).await {
-            Ok(Ok(Authenticated::Principal(principal))) => Arc::new(principal),
-            Ok(Ok(Authenticated::RevokedKey(key))) => return self.reject_revoked(&key, &info),
-            Ok(Err(error)) => return self.reject(error, &info),
-            Err(_) => {
-                return self.reject(ApiError::unavailable("authentication took too long"), &info);
-            }
-        };
+        let principal =
+            match timeout(within, authenticate(&self.app, request.headers(), info.began)).await {
+                Ok(Ok(Authenticated::Principal(principal))) => principal,
+                Ok(Ok(Authenticated::RevokedKey(key))) => return self.reject_revoked(&key, &info),
+                Ok(Err(error)) => return self.reject(error, &info),
+                Err(_) => {
+                    return self
+                        .reject(ApiError::unavailable("authentication took too long"), &info);
+                }
+            };
         let decision = self.app.limits.charge_credential(&principal);
         let Some(permit) = self.app.audit.reserve() else { return log_is_full(decision) };
         let caller = Caller { principal, request: info };
@@ -160,7 +162,7 @@ impl Guard {
     }
 
     /// The use of a revoked key is an event of its workspace: somebody still has it.
-    fn reject_revoked(&self, key: &KeyRecord, info: &RequestInfo) -> Response {
+    fn reject_revoked(&self, key: &KeyRecord, info: &Arc<RequestInfo>) -> Response {
         let decision = self.app.limits.charge_address(info.ip);
         if let Some(refusal) = rate_limit::refusal(&decision) {
             return with_decision(refusal.into_response(), decision);
@@ -189,7 +191,7 @@ impl Guard {
         }
         let forwarded = Forwarded::of(request);
         let mut told = RequestInfo::clone(&info);
-        told.method = redacted(shorten(forwarded.method.as_str(), 32));
+        told.method = method_name(&forwarded.method);
         told.path = redacted(shorten(&forwarded.path, MAX_KEPT));
         request.extensions_mut().insert(forwarded);
         Arc::new(told)
@@ -218,7 +220,7 @@ impl Guard {
         }
         let took = app.env.clock.monotonic().saturating_sub(info.began);
         if took > app.settings.slow_request {
-            warn!(request_id = %info.id, method = info.method, route = self.path, ?took, "slow");
+            warn!(request_id = %info.id, method = &*info.method, route = self.path, ?took, "slow");
         }
         response
     }
@@ -227,7 +229,7 @@ impl Guard {
     fn log(&self, failure: &ApiError, info: &RequestInfo) {
         if let Some(cause) = failure.cause() {
             let status = failure.code().status().as_u16();
-            error!(request_id = %info.id, method = info.method, route = self.path, status, cause);
+            error!(request_id = %info.id, method = &*info.method, route = self.path, status, cause);
         }
     }
 }

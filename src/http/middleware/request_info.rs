@@ -1,8 +1,11 @@
-use std::{net::IpAddr, net::Ipv4Addr};
+use std::{
+    borrow::Cow,
+    net::{IpAddr, Ipv4Addr},
+};
 
 use axum::{
     extract::Request,
-    http::{HeaderMap, header},
+    http::{HeaderMap, Method, header},
 };
 
 use crate::{
@@ -22,7 +25,7 @@ pub(super) fn request_info(app: &App, request: &Request) -> RequestInfo {
     let peer = peer.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |PeerAddr(peer)| peer.ip());
     RequestInfo {
         id: request_id(request.headers()).unwrap_or_else(|| app.env.new_id()),
-        method: shorten(request.method().as_str(), 32).to_owned(),
+        method: method_name(request.method()),
         path: redacted(shorten(request.uri().path(), MAX_KEPT)),
         ip: client_ip(peer, request.headers(), &app.settings.trusted_proxies),
         user_agent: user_agent(request.headers()),
@@ -39,6 +42,24 @@ fn user_agent(headers: &HeaderMap) -> Option<String> {
     let value = headers.get(header::USER_AGENT)?;
     let text = String::from_utf8_lossy(value.as_bytes());
     Some(redacted(shorten(&text, MAX_KEPT)))
+}
+
+/// A method as the log has it.
+pub(super) fn method_name(method: &Method) -> Cow<'static, str> {
+    const KNOWN: [Method; 7] = [
+        Method::GET,
+        Method::POST,
+        Method::PATCH,
+        Method::DELETE,
+        Method::PUT,
+        Method::HEAD,
+        Method::OPTIONS,
+    ];
+    const NAMES: [&str; 7] = ["GET", "POST", "PATCH", "DELETE", "PUT", "HEAD", "OPTIONS"];
+    match KNOWN.iter().position(|known| known == method) {
+        Some(place) => Cow::Borrowed(NAMES[place]),
+        None => Cow::Owned(redacted(shorten(method.as_str(), 32))),
+    }
 }
 
 /// A credential that a client put where none belongs must not end up in the log.

@@ -1,0 +1,170 @@
+//! Everything that this node believes of credentials.
+
+use std::sync::Arc;
+
+use quick_cache::sync::Cache;
+use sha2::{Digest, Sha256};
+
+use super::{
+    credential_cache::{CacheCounts, CredentialCache, Source},
+    verify_jwt::Claims,
+};
+use crate::{
+    coherence::{Beliefs, Lease},
+    env::Env,
+    model::{
+        api_key::{KeyDigest, KeyRecord},
+        id::SessionId,
+        invalidation::Invalidation,
+        principal::{Credential, Principal},
+        session::SessionRecord,
+    },
+    store::{Store, StoreError},
+};
+
+/// What is known of a key.
+#[derive(Debug, Clone)]
+pub(super) enum KnownKey {
+    /// It may be used.
+    Active(Arc<Principal>),
+    /// It was revoked.
+    Revoked(Arc<KeyRecord>),
+}
+
+/// Keys by their digests, in PostgreSQL.
+pub(super) struct Keys(Store);
+
+impl Source for Keys {
+    type Key = KeyDigest;
+    type Known = KnownKey;
+
+    async fn fetch(&self, keys: &[KeyDigest]) -> Result<Vec<(KeyDigest, KnownKey)>, StoreError> {
+        let found = self.0.find_api_keys(keys).await?;
+        Ok(found.into_iter().map(|(digest, record)| (digest, record.into())).collect())
+    }
+}
+
+impl From<KeyRecord> for KnownKey {
+    fn from(record: KeyRecord) -> Self {
+        if record.revoked {
+            return Self::Revoked(Arc::new(record));
+        }
+        Self::Active(Arc::new(Principal {
+            workspace_id: record.workspace_id,
+            scope: record.scope,
+            rate_limit_per_minute: record.rate_limit_per_minute,
+            credential: Credential::ApiKey {
+                id: record.id,
+                name: record.name,
+                allowed_ips: record.allowed_ips,
+                creator: record.creator,
+            },
+        }))
+    }
+}
+
+impl KnownKey {
+    fn workspace(&self) -> crate::model::id::WorkspaceId {
+        match self {
+            Self::Active(principal) => principal.workspace_id,
+            Self::Revoked(record) => record.workspace_id,
+        }
+    }
+}
+
+/// Sessions by their ids, in PostgreSQL.
+pub(super) struct Sessions(Store);
+
+impl Source for Sessions {
+    type Key = SessionId;
+    type Known = Arc<SessionRecord>;
+
+    async fn fetch(
+        &self,
+        ids: &[SessionId],
+    ) -> Result<Vec<(SessionId, Arc<SessionRecord>)>, StoreError> {
+        let found = self.0.find_sessions(ids).await?;
+        Ok(found.into_iter().map(|(id, record)| (id, Arc::new(record))).collect())
+    }
+}
+
+/// Everything that this node believes of credentials. Cheap to clone.
+#[derive(Clone)]
+pub struct Caches {
+    pub(super) keys: CredentialCache<Keys>,
+    pub(super) sessions: CredentialCache<Sessions>,
+    pub(super) tokens: VerifiedTokens,
+}
+
+impl Caches {
+    /// Empty ones. `capacity` is that of keys; sessions and tokens are fewer.
+    #[must_use]
+    pub fn start(store: &Store, env: &Env, lease: &Lease, capacity: usize) -> Self {
+        let people = (capacity / 4).max(1);
+        Self {
+            keys: CredentialCache::start(Keys(store.clone()), env.clone(), lease.clone(), capacity),
+            sessions: CredentialCache::start(
+                Sessions(store.clone()),
+                env.clone(),
+                lease.clone(),
+                people,
+            ),
+            tokens: VerifiedTokens(Arc::new(Cache::new(people))),
+        }
+    }
+
+    /// How often keys were asked for, and how many are known.
+    #[must_use]
+    pub fn keys_seen(&self) -> (&CacheCounts, usize) {
+        (self.keys.counts(), self.keys.len())
+    }
+
+    /// How often sessions were asked for, and how many are known.
+    #[must_use]
+    pub fn sessions_seen(&self) -> (&CacheCounts, usize) {
+        (self.sessions.counts(), self.sessions.len())
+    }
+}
+
+impl Beliefs for Caches {
+    fn forget(&self, invalidations: &[Invalidation]) {
+        for invalidation in invalidations {
+            match *invalidation {
+                Invalidation::Key(digest) => self.keys.forget(&digest),
+                Invalidation::Session(id) => self.sessions.forget(&id),
+                Invalidation::Person { user, workspace } => self.sessions.forget_if(|session| {
+                    session.user_id == user
+                        && workspace.is_none_or(|workspace| session.workspace_id == workspace)
+                }),
+                Invalidation::Workspace(workspace) => {
+                    self.keys.forget_if(|key| key.workspace() == workspace);
+                    self.sessions.forget_if(|session| session.workspace_id == workspace);
+                }
+            }
+        }
+    }
+
+    fn forget_all(&self) {
+        self.keys.forget_all();
+        self.sessions.forget_all();
+    }
+}
+
+/// Access tokens whose signature was checked, which costs more than everything else together. What
+/// they say stays true until they expire; whether their session lives is asked of [`Sessions`].
+#[derive(Clone)]
+pub(super) struct VerifiedTokens(Arc<Cache<[u8; 32], Arc<Claims>>>);
+
+impl VerifiedTokens {
+    pub(super) fn digest(token: &str) -> [u8; 32] {
+        Sha256::digest(token).into()
+    }
+
+    pub(super) fn get(&self, digest: &[u8; 32]) -> Option<Arc<Claims>> {
+        self.0.get(digest)
+    }
+
+    pub(super) fn keep(&self, digest: [u8; 32], claims: Arc<Claims>) {
+        self.0.insert(digest, claims);
+    }
+}

@@ -1,0 +1,205 @@
+//! A node's part: it renews its lease, hears what changed, forgets it and says so.
+
+use std::{future::Future, sync::Arc, time::Duration};
+
+use tokio::{
+    sync::{Notify, oneshot, watch},
+    task::JoinHandle,
+    time::{Instant, sleep, timeout, timeout_at},
+};
+use tracing::{info, warn};
+use uuid::Uuid;
+
+use super::{Beliefs, Lease};
+use crate::{
+    env::Env,
+    store::{
+        Store, StoreError,
+        coherence::{Listener, Wake},
+    },
+};
+
+/// The longest pause between two tries while PostgreSQL is away.
+const MAX_PAUSE: Duration = Duration::from_millis(500);
+/// How long a farewell may take.
+const FAREWELL: Duration = Duration::from_secs(2);
+
+/// One node.
+pub struct Node {
+    id: Uuid,
+    store: Store,
+    env: Env,
+    beliefs: Arc<dyn Beliefs>,
+    lease: Lease,
+    lease_length: Duration,
+    /// The generation up to which this node has heard everything.
+    applied: i64,
+    /// How often in a row the listener heard nothing until the next renewal.
+    silences: u32,
+    /// Where the fence's waiters wait.
+    acknowledged: Arc<Notify>,
+    part: watch::Sender<bool>,
+}
+
+/// A node that takes part.
+pub struct NodeTask {
+    stop: oneshot::Sender<()>,
+    done: JoinHandle<()>,
+    part: watch::Receiver<bool>,
+}
+
+impl NodeTask {
+    /// Ready once the node has a lease, or time is over.
+    pub async fn has_joined(&mut self, within: Duration) {
+        timeout(within, self.part.wait_for(|part| *part)).await.ok();
+    }
+
+    /// Takes the node out. It must not use what it has cached any more.
+    pub async fn finish(self) {
+        self.stop.send(()).ok();
+        self.done.await.ok();
+    }
+}
+
+impl Node {
+    /// Starts a node that keeps a lease of this length.
+    #[must_use]
+    pub fn start(
+        store: Store,
+        env: Env,
+        beliefs: Arc<dyn Beliefs>,
+        lease: Lease,
+        lease_length: Duration,
+        acknowledged: Arc<Notify>,
+    ) -> NodeTask {
+        let (stop, stopped) = oneshot::channel();
+        let (part, joined) = watch::channel(false);
+        let id = env.new_uuid();
+        let node = Self {
+            id,
+            store,
+            env,
+            beliefs,
+            lease,
+            lease_length,
+            applied: -1,
+            silences: 0,
+            acknowledged,
+            part,
+        };
+        NodeTask { stop, done: tokio::spawn(node.run(stopped)), part: joined }
+    }
+
+    async fn run(mut self, stopped: oneshot::Receiver<()>) {
+        tokio::select! {
+            () = self.insist() => {}
+            _ = stopped => {}
+        }
+        self.lease.end();
+        // Or others would wait for the lease to run out.
+        timeout(FAREWELL, self.store.unregister_node(self.id)).await.ok();
+    }
+
+    /// Takes part, whatever happens.
+    async fn insist(&mut self) {
+        let mut pause = Duration::from_millis(10);
+        loop {
+            let began = Instant::now();
+            let Err(error) = self.take_part().await else { return };
+            // While it lasts, the lease runs on: nothing has been lost so far.
+            warn!(%error, "cannot hear what other nodes change");
+            self.store.reconnect();
+            if began.elapsed() > self.lease_length {
+                pause = Duration::from_millis(10);
+            }
+            sleep(pause).await;
+            pause = (pause * 2).min(MAX_PAUSE);
+        }
+    }
+
+    /// Hears and renews until something fails.
+    async fn take_part(&mut self) -> Result<(), StoreError> {
+        // Listening first: what is announced from here on is heard, what was before is read.
+        let mut listener = self.soon(self.store.listen()).await?;
+        self.silences = 0;
+        let mut renewed: Option<Instant> = None;
+        loop {
+            let moved = self.catch_up().await?;
+            if renewed.is_none_or(|at| at.elapsed() >= self.renew_every()) {
+                renewed = Some(Instant::now());
+                self.renew().await?;
+            } else if moved {
+                self.soon(self.store.acknowledge(self.id, self.applied)).await?;
+            }
+            self.hear(&mut listener).await?;
+        }
+    }
+
+    /// Reads what was announced and forgets it; true if there was anything.
+    async fn catch_up(&mut self) -> Result<bool, StoreError> {
+        if self.applied < 0 {
+            return Ok(false);
+        }
+        let news = self.soon(self.store.news_since(self.applied)).await?;
+        match news.invalidations {
+            Some(invalidations) if invalidations.is_empty() => {}
+            Some(invalidations) => self.beliefs.forget(&invalidations),
+            None => self.beliefs.forget_all(),
+        }
+        let moved = news.head != self.applied;
+        self.applied = news.head;
+        Ok(moved)
+    }
+
+    /// Renews the lease, or takes part anew.
+    async fn renew(&mut self) -> Result<(), StoreError> {
+        let length = self.lease_length;
+        let sent = self.env.clock.monotonic();
+        let known = self.applied >= 0
+            && self.soon(self.store.renew_lease(self.id, self.applied, length)).await?;
+        let sent = if known { sent } else { self.register().await? };
+        self.lease.extend(sent + length);
+        if self.part.send_replace(true) && !known {
+            info!("taking part again, with nothing cached");
+        }
+        Ok(())
+    }
+
+    /// Registers the node; when that was sent.
+    async fn register(&mut self) -> Result<Duration, StoreError> {
+        self.lease.end();
+        let sent = self.env.clock.monotonic();
+        self.applied = self.soon(self.store.register_node(self.id, self.lease_length)).await?;
+        // After it: what was looked up before may have changed before, and nobody would tell.
+        self.beliefs.forget_all();
+        Ok(sent)
+    }
+
+    /// Waits until there is something to do. Every renewal is heard by all nodes, its own among them,
+    /// so silence shows that the listener's connection is dead.
+    async fn hear(&mut self, listener: &mut Listener) -> Result<(), StoreError> {
+        let until = Instant::now() + self.renew_every();
+        self.silences += 1;
+        loop {
+            let Ok(wake) = timeout_at(until, listener.next()).await else { break };
+            self.silences = 0;
+            match wake? {
+                Wake::Acknowledgements => self.acknowledged.notify_waiters(),
+                Wake::Invalidations => return Ok(()),
+            }
+        }
+        if self.silences > 2 { Err(StoreError::late()) } else { Ok(()) }
+    }
+
+    fn renew_every(&self) -> Duration {
+        self.lease_length / 3
+    }
+
+    /// In time for the next try before the lease is over.
+    async fn soon<T>(
+        &self,
+        work: impl Future<Output = Result<T, StoreError>>,
+    ) -> Result<T, StoreError> {
+        Store::within(self.renew_every(), work).await
+    }
+}
