@@ -1,0 +1,117 @@
+//! A small HTTP/1.1 client: one connection, one request at a time, and little work of its own.
+
+use std::{io, net::Ipv4Addr};
+
+use serde_json::Value;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
+
+/// A connection that stays open.
+pub(crate) struct Client {
+    stream: TcpStream,
+    port: u16,
+    buffer: Vec<u8>,
+    closing: bool,
+}
+
+/// What came back.
+pub(crate) struct Answer {
+    /// The status.
+    pub(crate) status: u16,
+    /// The body.
+    pub(crate) body: Vec<u8>,
+}
+
+impl Answer {
+    /// The body as JSON, where the status is a good one.
+    pub(crate) fn json(&self) -> Result<Value, String> {
+        if !(200..300).contains(&self.status) {
+            let text = String::from_utf8_lossy(&self.body);
+            return Err(format!("the service answered {}: {text}", self.status));
+        }
+        serde_json::from_slice(&self.body).map_err(|error| format!("no JSON came back: {error}"))
+    }
+}
+
+/// A request as it is sent.
+pub(crate) fn request(
+    method: &str,
+    path: &str,
+    bearer: Option<&str>,
+    body: Option<&Value>,
+) -> String {
+    let mut text = format!("{method} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n");
+    if let Some(bearer) = bearer {
+        text.push_str(&format!("Authorization: Bearer {bearer}\r\n"));
+    }
+    match body.map(Value::to_string) {
+        Some(body) => {
+            let length = body.len();
+            text.push_str("Content-Type: application/json\r\n");
+            text.push_str(&format!("Content-Length: {length}\r\n\r\n{body}"));
+        }
+        None => text.push_str("\r\n"),
+    }
+    text
+}
+
+impl Client {
+    /// Connects to a port of this machine.
+    pub(crate) async fn connect(port: u16) -> io::Result<Self> {
+        let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await?;
+        stream.set_nodelay(true)?;
+        Ok(Self { stream, port, buffer: Vec::new(), closing: false })
+    }
+
+    /// Sends a request and waits for its answer. After a failure the next one connects anew.
+    pub(crate) async fn send(&mut self, request: &str) -> io::Result<Answer> {
+        if self.closing {
+            *self = Self::connect(self.port).await?;
+        }
+        self.closing = true;
+        self.stream.write_all(request.as_bytes()).await?;
+        let (answer, close) = self.receive().await?;
+        self.closing = close;
+        Ok(answer)
+    }
+
+    async fn receive(&mut self) -> io::Result<(Answer, bool)> {
+        let malformed = || io::Error::new(io::ErrorKind::InvalidData, "a malformed answer");
+        let head_len = loop {
+            if let Some(at) = self.buffer.windows(4).position(|window| window == b"\r\n\r\n") {
+                break at + 4;
+            }
+            self.read_more().await?;
+        };
+        let head = String::from_utf8_lossy(&self.buffer[..head_len]).to_ascii_lowercase();
+        let status = head.split(' ').nth(1).and_then(|text| text.parse().ok());
+        let header = |name| head.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
+        let length = match header("content-length:") {
+            Some(text) => text.parse().map_err(|_| malformed())?,
+            None if header("transfer-encoding:").is_some() => return Err(malformed()),
+            None => 0,
+        };
+        let close = header("connection:") == Some("close");
+        while self.buffer.len() < head_len + length {
+            self.read_more().await?;
+        }
+        let body = self.buffer[head_len..head_len + length].to_vec();
+        self.buffer.drain(..head_len + length);
+        Ok((Answer { status: status.ok_or_else(malformed)?, body }, close))
+    }
+
+    async fn read_more(&mut self) -> io::Result<()> {
+        if self.stream.read_buf(&mut self.buffer).await? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        Ok(())
+    }
+}
+
+/// One request over a connection of its own.
+pub(crate) async fn once(port: u16, request: &str) -> Result<Answer, String> {
+    let mut client = Client::connect(port).await.map_err(|error| error.to_string())?;
+    client.send(request).await.map_err(|error| error.to_string())
+}

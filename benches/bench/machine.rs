@@ -1,0 +1,66 @@
+//! What it was measured on, and how to do it again.
+
+use std::{fs, process::Command};
+
+use crate::{options::Options, world::World};
+
+/// Prints both.
+pub(crate) async fn describe(options: &Options, world: &World) -> Result<(), String> {
+    let mut connection = world.connect("main").await?;
+    let version: String = sqlx::query_scalar("SHOW server_version")
+        .fetch_one(&mut connection)
+        .await
+        .map_err(|error| error.to_string())?;
+    let fsync: String = sqlx::query_scalar("SHOW fsync")
+        .fetch_one(&mut connection)
+        .await
+        .map_err(|error| error.to_string())?;
+    let sockets: String = sqlx::query_scalar("SHOW unix_socket_directories")
+        .fetch_one(&mut connection)
+        .await
+        .map_err(|error| error.to_string())?;
+    let way = if sockets.is_empty() { "TCP on 127.0.0.1" } else { "a Unix socket" };
+    let cores = std::thread::available_parallelism().map_or(0, usize::from);
+    println!("- machine: {cores} cores, {}, {}", processor(), memory());
+    println!("- kernel: Linux {}", first_line("/proc/sys/kernel/osrelease"));
+    println!("- load before: {}", first_line("/proc/loadavg"));
+    println!("- PostgreSQL {version}, fsync {fsync}, over {way}");
+    println!("- {}; {}; {}", tool("rustc", "-V"), tool("nginx", "-v"), tool("wrk", "-v"));
+    println!("- commit: {}", tool("git", "describe --always --dirty"));
+    println!(
+        "- load: wrk with 1 thread and 48 connections (8 to sign in), {} rounds of {} s for each row, \
+         interleaved; medians",
+        options.rounds(),
+        options.seconds()
+    );
+    let arguments: Vec<String> =
+        std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
+    println!("- again: ./scripts/bench {}", arguments.join(" "));
+    Ok(())
+}
+
+fn first_line(path: &str) -> String {
+    let text = fs::read_to_string(path).unwrap_or_default();
+    text.lines().next().unwrap_or("unknown").to_owned()
+}
+
+fn processor() -> String {
+    let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let name = text.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
+    name.map_or("an unknown processor", |(_, name)| name.trim()).to_owned()
+}
+
+fn memory() -> String {
+    let kilobytes = first_line("/proc/meminfo");
+    let kilobytes = kilobytes.split_whitespace().nth(1).and_then(|text| text.parse::<u64>().ok());
+    kilobytes.map_or("memory unknown".to_owned(), |kb| format!("{} GiB of memory", kb >> 20))
+}
+
+/// The first line that a program says of itself.
+fn tool(program: &str, argument: &str) -> String {
+    let Ok(output) = Command::new(program).args(argument.split(' ')).output() else {
+        return format!("{program} unknown");
+    };
+    let text = [output.stdout, output.stderr].concat();
+    String::from_utf8_lossy(&text).lines().next().unwrap_or_default().trim().to_owned()
+}

@@ -1,0 +1,64 @@
+//! `./scripts/bench`: what the service costs, measured beside a bare axum and nginx in one run.
+//!
+//! Everything runs on this machine: a PostgreSQL with fsync on, the service as `serve` starts it, the
+//! two servers to compare with, and the load. Rounds are short and interleaved, so that what else the
+//! machine does meanwhile hits all rows alike; medians are told. Nothing is asserted.
+
+mod bare;
+mod client;
+mod machine;
+mod options;
+mod process;
+mod rows;
+mod seed;
+mod stats;
+mod table;
+mod world;
+mod wrk;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use self::{
+    options::{Options, Part},
+    world::World,
+};
+
+fn main() -> ExitCode {
+    if std::env::args().nth(1).as_deref() == Some(bare::ARGUMENT) {
+        return outcome(bare::serve());
+    }
+    let options = Options::parse();
+    // One thread: the kernel stops what this thread started when it dies, however that comes about.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    outcome(runtime.map_err(|error| format!("cannot start the runtime: {error}")).and_then(
+        |runtime| {
+            runtime.block_on(async {
+                tokio::select! {
+                    done = run(&options) => done,
+                    stopped = process::stop_signal() => stopped,
+                }
+            })
+        },
+    ))
+}
+
+fn outcome(done: Result<(), String>) -> ExitCode {
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(line) => {
+            eprintln!("bench: {line}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(options: &Options) -> Result<(), String> {
+    let world = World::start().await?;
+    machine::describe(options, &world).await?;
+    if options.wants(Part::Rows) {
+        rows::measure(options, &world).await?;
+    }
+    Ok(())
+}

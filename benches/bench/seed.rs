@@ -1,0 +1,130 @@
+//! What is in the database before anything is measured.
+
+use std::{fs, io::Write as _, path::Path};
+
+use call2me_auth::{
+    env::Env,
+    model::{
+        api_key::{ApiKeySecret, Environment},
+        id::{Id as _, WorkspaceId},
+    },
+};
+use serde_json::{Value, json};
+use sqlx::PgConnection;
+use uuid::Uuid;
+
+use crate::client::{Client, request};
+
+/// Keys in one statement.
+const BATCH: usize = 10_000;
+const EMAIL: &str = "bench@call2me.example";
+const PASSWORD: &str = "a walk in the park with a clock";
+
+/// A person of the service, and what is theirs.
+pub(crate) struct Account {
+    /// Signs in.
+    pub(crate) login: Value,
+    /// An access token of theirs.
+    pub(crate) jwt: String,
+    /// A key of their workspace, with the scope `admin`.
+    pub(crate) key: String,
+    /// Their workspace.
+    pub(crate) workspace: Uuid,
+}
+
+/// Registers somebody, signs them in, and makes a key and five agents.
+pub(crate) async fn account(port: u16) -> Result<Account, String> {
+    let mut client = Client::connect(port).await.map_err(|error| error.to_string())?;
+    let body = json!({ "email": EMAIL, "password": PASSWORD, "workspace_name": "bench" });
+    let made = post(&mut client, "/v1/auth/register", None, &body).await?;
+    let workspace = text(&made["workspace"]["id"])?;
+    let workspace: WorkspaceId = workspace.parse().map_err(|_| "an id is malformed".to_owned())?;
+    let login = json!({ "email": EMAIL, "password": PASSWORD });
+    let tokens = post(&mut client, "/v1/auth/login", None, &login).await?;
+    let jwt = text(&tokens["access_token"])?;
+    let wanted = json!({ "name": "bench", "scope": "admin" });
+    let minted = post(&mut client, "/v1/api-keys", Some(&jwt), &wanted).await?;
+    for number in 1..=5 {
+        let agent = json!({ "agent_name": format!("Agent {number}"), "language": "en",
+                            "voice_id": "v_1", "greeting": "Good morning, what can I do for you?" });
+        post(&mut client, "/v1/agents", Some(&jwt), &agent).await?;
+    }
+    let key = text(&minted["key"])?;
+    Ok(Account { login, jwt, key, workspace: workspace.uuid() })
+}
+
+/// Posts JSON; anything but success is an error.
+pub(crate) async fn post(
+    client: &mut Client,
+    path: &str,
+    bearer: Option<&str>,
+    body: &Value,
+) -> Result<Value, String> {
+    let question = request("POST", path, bearer, Some(body));
+    client.send(&question).await.map_err(|error| error.to_string())?.json()
+}
+
+/// A text of an answer.
+pub(crate) fn text(value: &Value) -> Result<String, String> {
+    value.as_str().map(str::to_owned).ok_or_else(|| "an answer lacks a text".to_owned())
+}
+
+/// Fresh keys, as the service makes them.
+pub(crate) fn generate(env: &Env, count: usize) -> Result<Vec<ApiKeySecret>, String> {
+    let live: Environment = "live".parse().map_err(|_| "a label is malformed".to_owned())?;
+    Ok((0..count).map(|_| ApiKeySecret::generate(&live, |bytes| env.entropy.fill(bytes))).collect())
+}
+
+/// Writes keys to a file, a line each.
+pub(crate) fn write_keys(path: &Path, keys: &[ApiKeySecret]) -> Result<(), String> {
+    let write = || {
+        let mut file = std::io::BufWriter::new(fs::File::create(path)?);
+        for key in keys {
+            writeln!(file, "{}", key.reveal())?;
+        }
+        file.flush()
+    };
+    write().map_err(|error: std::io::Error| format!("cannot write {}: {error}", path.display()))
+}
+
+/// Stores keys of a workspace, as superuser.
+pub(crate) async fn store_keys(
+    connection: &mut PgConnection,
+    env: &Env,
+    workspace: Uuid,
+    keys: &[ApiKeySecret],
+) -> Result<(), String> {
+    for batch in keys.chunks(BATCH) {
+        let ids: Vec<Uuid> = batch.iter().map(|_| env.new_uuid()).collect();
+        let digests: Vec<Vec<u8>> =
+            batch.iter().map(|key| key.digest().as_bytes().to_vec()).collect();
+        let (starts, ends): (Vec<String>, Vec<String>) =
+            batch.iter().map(ApiKeySecret::shown).unzip();
+        sqlx::query(
+            "INSERT INTO api_keys
+                 (id, workspace_id, name, scope, digest, display_start, display_end, created_at)
+             SELECT id, $1, 'bench', 'read-only', digest, display_start, display_end, now()
+             FROM unnest($2::uuid[], $3::bytea[], $4::text[], $5::text[])
+                  AS new (id, digest, display_start, display_end)",
+        )
+        .bind(workspace)
+        .bind(ids)
+        .bind(digests)
+        .bind(starts)
+        .bind(ends)
+        .execute(&mut *connection)
+        .await
+        .map_err(|error| format!("cannot store keys: {error}"))?;
+    }
+    execute(connection, "ANALYZE api_keys").await?;
+    execute(connection, "CHECKPOINT").await
+}
+
+/// Runs a statement of ours.
+pub(crate) async fn execute(
+    connection: &mut PgConnection,
+    sql: &'static str,
+) -> Result<(), String> {
+    let done = sqlx::raw_sql(sql).execute(connection).await;
+    done.map(drop).map_err(|error| format!("PostgreSQL refuses a statement: {error}"))
+}
