@@ -2,7 +2,6 @@
 
 use std::{future::Future, sync::Arc};
 
-use axum::Router;
 use secrecy::ExposeSecret;
 use tokio::{
     net::TcpListener,
@@ -17,7 +16,7 @@ use crate::{
     coherence::{Fence, Lease, Node, NodeTask},
     config::Settings,
     env::Env,
-    http::{self, Api, App, HttpSettings, LARGE_BODIES},
+    http::{self, Api, App, HttpSettings, LARGE_BODIES, middleware::Frame},
     limit::Limits,
     resources::Resources,
     server::Server,
@@ -36,7 +35,7 @@ const PRUNE_EVERY: std::time::Duration = std::time::Duration::from_mins(1);
 /// A service that is ready to serve.
 pub struct Application {
     app: App,
-    router: Router,
+    service: Frame,
     settings: Settings,
     store: Store,
     writer: WriterTask,
@@ -55,7 +54,7 @@ impl Application {
         let store = Store::connect(url, &settings.database.pool).await?;
         let away = |error| format!("cannot prepare the audit log: {error}");
         store.create_audit_partitions(env.clock.now()).await.map_err(away)?;
-        let (audit, writer) = WriterTask::start(store.clone(), env.clone(), settings.audit.queue);
+        let (audit, writer) = WriterTask::start(store.clone(), env.clone(), settings.audit);
         let (caches, fence, node) = join(&settings, &store, &env).await;
         let auth =
             Auth::new(&settings, store.clone(), env.clone(), audit.clone(), caches, fence).await?;
@@ -82,8 +81,8 @@ impl Application {
             large_bodies: Semaphore::new(LARGE_BODIES),
             openapi,
         });
-        let router = http::router(&app);
-        Ok(Self { app, router, settings, store, writer, node, chores })
+        let service = http::service(&app);
+        Ok(Self { app, service, settings, store, writer, node, chores })
     }
 
     /// What handlers share; for the command line, which does some of the same.
@@ -101,7 +100,7 @@ impl Application {
         listener: TcpListener,
         stop: impl Future<Output = ()>,
     ) -> Result<(), String> {
-        let server = Server::new(&self.settings.server, self.router.clone());
+        let server = Server::new(&self.settings.server, self.service.clone());
         let outcome = server.run(listener, stop).await;
         self.shut_down().await;
         outcome.map_err(|error| format!("cannot accept connections: {error}"))
@@ -112,7 +111,7 @@ impl Application {
         for chore in &self.chores {
             chore.abort();
         }
-        drop((self.app, self.router));
+        drop((self.app, self.service));
         self.node.finish().await;
         self.writer.finish(FLUSH_TIMEOUT).await;
         self.store.close().await;

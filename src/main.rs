@@ -4,6 +4,11 @@ use std::process::ExitCode;
 
 use call2me_auth::cli;
 
+/// What one thread allocates for an event of the log, another frees: the C library's allocator makes
+/// them wait for each other.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     match cli::run() {
         Ok(()) => ExitCode::SUCCESS,

@@ -3,6 +3,7 @@
 
 use std::{
     collections::HashMap,
+    convert::Infallible,
     future::Future,
     io,
     net::IpAddr,
@@ -11,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use axum::{Router, extract::Request};
+use axum::{body::Body, extract::Request};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use ipnet::IpNet;
@@ -21,17 +22,16 @@ use tokio::{
     time::{sleep, timeout},
 };
 use tokio_io_timeout::TimeoutStream;
-use tower::ServiceExt;
 use tracing::{debug, warn};
 
-use crate::{config, http::extract::PeerAddr, model::address};
+use crate::{config, http::middleware::Frame, model::address};
 
 /// The largest head of a request, in bytes.
 const MAX_HEAD_BYTES: usize = 32 * 1024;
 
-/// Serves a router.
+/// Serves the API.
 pub struct Server {
-    router: Router,
+    service: Frame,
     http: http1::Builder,
     connections: Arc<Semaphore>,
     max_connections: u32,
@@ -43,14 +43,14 @@ pub struct Server {
 impl Server {
     /// As configured.
     #[must_use]
-    pub fn new(settings: &config::Server, router: Router) -> Self {
+    pub fn new(settings: &config::Server, service: Frame) -> Self {
         let mut http = http1::Builder::new();
         http.timer(TokioTimer::new())
             .header_read_timeout(settings.header_timeout)
             .max_buf_size(MAX_HEAD_BYTES)
             .keep_alive(true);
         Self {
-            router,
+            service,
             http,
             connections: Arc::new(Semaphore::new(settings.max_connections)),
             max_connections: settings.max_connections.try_into().unwrap_or(u32::MAX),
@@ -91,7 +91,7 @@ impl Server {
             };
             // One client alone must not take all places.
             let Some(share) = self.clients.admit(peer.ip()) else { continue };
-            let connection = self.serve(stream, PeerAddr(peer), stopping.subscribe());
+            let connection = self.serve(stream, peer.ip(), stopping.subscribe());
             tokio::spawn(async move {
                 connection.await;
                 drop((place, share));
@@ -109,15 +109,15 @@ impl Server {
     fn serve(
         &self,
         stream: TcpStream,
-        peer: PeerAddr,
+        peer: IpAddr,
         mut stopping: watch::Receiver<bool>,
     ) -> impl Future<Output = ()> + use<> {
         stream.set_nodelay(true).ok();
-        let router = self.router.clone();
+        let service = self.service.clone();
         let service = service_fn(move |request: hyper::Request<Incoming>| {
-            let mut request: Request = request.map(axum::body::Body::new);
-            request.extensions_mut().insert(peer);
-            router.clone().oneshot(request)
+            let request: Request = request.map(Body::new);
+            let answer = service.clone().call(peer, request);
+            async { Ok::<_, Infallible>(answer.await) }
         });
         // Whoever asks and does not read would hold the connection for ever.
         let mut stream = TimeoutStream::new(stream);

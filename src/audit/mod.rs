@@ -10,7 +10,7 @@ mod writer;
 
 pub use reader::AuditLog;
 pub use unknown::UnknownCredentials;
-pub use writer::{AuditWriter, Permit, WriterTask};
+pub use writer::{AuditCounts, AuditWriter, Permit, WriterTask};
 
 use crate::{
     env::Env,

@@ -1,6 +1,12 @@
 //! The queue and the task that empties it.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use tokio::{
     sync::{mpsc, oneshot},
@@ -10,6 +16,7 @@ use tracing::{error, warn};
 
 use super::UnknownCredentials;
 use crate::{
+    config::{self, Durability},
     env::Env,
     model::audit::NewEvent,
     store::{Store, StoreError},
@@ -19,39 +26,97 @@ use crate::{
 const BATCH: usize = 1000;
 /// The longest pause between two tries while PostgreSQL is away.
 const MAX_PAUSE: Duration = Duration::from_secs(1);
+/// How long a request may wait for a place in the queue.
+const HOLD_UP: Duration = Duration::from_secs(3);
+/// How long a response may wait for the commit of its event.
+const COMMIT: Duration = Duration::from_secs(10);
 /// How often counts of unknown credentials are written.
 const COUNTS_EVERY: Duration = Duration::from_secs(5);
 
+/// The longest that PostgreSQL may take for one batch; it is tried again then.
+const PATIENCE: Duration = Duration::from_secs(15);
+
+/// What became of events.
+#[derive(Debug, Default)]
+pub struct AuditCounts {
+    /// Queued.
+    pub accepted: AtomicU64,
+    /// Written.
+    pub written: AtomicU64,
+    /// Refused by PostgreSQL, or not written before the service had to end.
+    pub lost: AtomicU64,
+}
+
+/// An event on its way.
+struct Queued {
+    event: NewEvent,
+    /// Where a response waits for the commit.
+    written: Option<oneshot::Sender<()>>,
+}
+
 /// Takes events. Cheap to clone.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct AuditWriter {
-    queue: mpsc::Sender<NewEvent>,
+    queue: mpsc::Sender<Queued>,
+    durability: Durability,
+    counts: Arc<AuditCounts>,
     unknown: UnknownCredentials,
 }
 
 /// A place in the queue.
-#[derive(Debug)]
-pub struct Permit(mpsc::OwnedPermit<NewEvent>);
+pub struct Permit {
+    place: mpsc::OwnedPermit<Queued>,
+    durability: Durability,
+    counts: Arc<AuditCounts>,
+}
 
 impl Permit {
-    /// Queues the event. Never waits, never fails.
+    /// Queues the event; never waits for anything.
     pub fn send(self, event: NewEvent) {
-        self.0.send(event);
+        self.queue(event, None);
+    }
+
+    /// Queues the event and, where durability is strict, waits until it is committed. False: that took
+    /// too long. It will be written all the same, but nobody should say that it was.
+    pub async fn record(self, event: NewEvent) -> bool {
+        if self.durability == Durability::Batched {
+            self.queue(event, None);
+            return true;
+        }
+        let (written, committed) = oneshot::channel();
+        self.queue(event, Some(written));
+        matches!(timeout(COMMIT, committed).await, Ok(Ok(())))
+    }
+
+    fn queue(self, event: NewEvent, written: Option<oneshot::Sender<()>>) {
+        self.counts.accepted.fetch_add(1, Relaxed);
+        self.place.send(Queued { event, written });
     }
 }
 
 impl AuditWriter {
-    /// A place in the queue, to be had before the work is done that the event will tell of. None: the
-    /// queue is full, and the request is to be refused, for what cannot be logged is not to happen.
-    #[must_use]
-    pub fn reserve(&self) -> Option<Permit> {
-        self.queue.clone().try_reserve_owned().ok().map(Permit)
+    /// A place in the queue, to be had before the work is done that the event will tell of. Where the
+    /// queue is full it waits for a while: requests are held up to the pace at which PostgreSQL writes.
+    /// None: the request is to be refused, for what cannot be logged is not to happen.
+    pub async fn reserve(&self) -> Option<Permit> {
+        let place = match self.queue.clone().try_reserve_owned() {
+            Ok(place) => Some(place),
+            Err(_) => timeout(HOLD_UP, self.queue.clone().reserve_owned()).await.ok()?.ok(),
+        };
+        let (durability, counts) = (self.durability, Arc::clone(&self.counts));
+        place.map(|place| Permit { place, durability, counts })
     }
 
     /// Where requests with unknown credentials are counted.
     #[must_use]
     pub fn unknown_credentials(&self) -> &UnknownCredentials {
         &self.unknown
+    }
+
+    /// What became of events so far.
+    #[must_use]
+    pub fn counts(&self) -> &AuditCounts {
+        &self.counts
     }
 }
 
@@ -60,25 +125,33 @@ impl AuditWriter {
 pub struct WriterTask {
     stop: oneshot::Sender<()>,
     done: tokio::task::JoinHandle<()>,
+    counts: Arc<AuditCounts>,
 }
 
 impl WriterTask {
-    /// Starts it; `capacity` events may wait.
+    /// Starts it.
     #[must_use]
-    pub fn start(store: Store, env: Env, capacity: usize) -> (AuditWriter, Self) {
-        let (queue, events) = mpsc::channel(capacity);
+    pub fn start(store: Store, env: Env, settings: config::Audit) -> (AuditWriter, Self) {
+        let (queue, events) = mpsc::channel(settings.queue);
         let unknown = UnknownCredentials::default();
+        let counts = Arc::<AuditCounts>::default();
         let (stop, stopped) = oneshot::channel();
-        let writer = Writer { store, env, events, unknown: unknown.clone() };
+        let writer =
+            Writer { store, env, events, counts: Arc::clone(&counts), unknown: unknown.clone() };
         let done = tokio::spawn(writer.run(stopped));
-        (AuditWriter { queue, unknown }, Self { stop, done })
+        let durability = settings.durability;
+        let task = Self { stop, done, counts: Arc::clone(&counts) };
+        (AuditWriter { queue, durability, counts, unknown }, task)
     }
 
     /// Writes what waits and ends, within this time. Nothing may be queued any more.
     pub async fn finish(self, within: Duration) {
         self.stop.send(()).ok();
         if timeout(within, self.done).await.is_err() {
-            error!("audit events were lost: PostgreSQL did not take them in time");
+            let accepted = self.counts.accepted.load(Relaxed);
+            let lost = accepted.saturating_sub(self.counts.written.load(Relaxed));
+            self.counts.lost.fetch_add(lost, Relaxed);
+            error!(lost, "audit events were lost: PostgreSQL did not take them in time");
         }
     }
 }
@@ -86,7 +159,8 @@ impl WriterTask {
 struct Writer {
     store: Store,
     env: Env,
-    events: mpsc::Receiver<NewEvent>,
+    events: mpsc::Receiver<Queued>,
+    counts: Arc<AuditCounts>,
     unknown: UnknownCredentials,
 }
 
@@ -117,28 +191,48 @@ impl Writer {
     }
 
     /// Writes a batch, however long PostgreSQL is away.
-    async fn write(&self, batch: &mut Vec<NewEvent>) {
+    async fn write(&self, batch: &mut Vec<Queued>) {
         if let Err(error) = self.insist(batch).await {
             // Most likely the partition of a month that has just begun.
             warn!(%error, "cannot write audit events as they are");
             self.store.create_audit_partitions(self.env.clock.now()).await.ok();
-            // One event that PostgreSQL will not have must not take the others with it.
-            for event in batch.iter() {
-                if let Err(error) = self.insist(std::slice::from_ref(event)).await {
-                    error!(%error, event = %event.id, "an audit event was lost");
-                }
+            for queued in batch.drain(..) {
+                self.write_one(queued).await;
             }
         }
-        batch.clear();
+        self.committed(batch.drain(..));
+    }
+
+    /// One event that PostgreSQL will not have must not take the others with it.
+    async fn write_one(&self, queued: Queued) {
+        match self.insist(std::slice::from_ref(&queued)).await {
+            Ok(()) => self.committed([queued]),
+            Err(error) => {
+                self.counts.lost.fetch_add(1, Relaxed);
+                error!(%error, event = %queued.event.id, "an audit event was lost");
+            }
+        }
+    }
+
+    fn committed(&self, batch: impl IntoIterator<Item = Queued>) {
+        let mut written = 0;
+        for queued in batch {
+            written += 1;
+            if let Some(waiting) = queued.written {
+                waiting.send(()).ok();
+            }
+        }
+        self.counts.written.fetch_add(written, Relaxed);
     }
 
     /// Tries until PostgreSQL is there. An error is its refusal of the events themselves.
-    async fn insist(&self, events: &[NewEvent]) -> Result<(), StoreError> {
+    async fn insist(&self, batch: &[Queued]) -> Result<(), StoreError> {
         let mut pause = Duration::from_millis(10);
         loop {
-            match self.store.append_audit_events(events).await {
+            let events = batch.iter().map(|queued| &queued.event);
+            match Store::within(PATIENCE, self.store.append_audit_events(events)).await {
                 Err(StoreError::Unavailable(error)) => {
-                    warn!(%error, waiting = events.len(), "cannot write audit events yet");
+                    warn!(%error, waiting = batch.len(), "cannot write audit events yet");
                     sleep(pause).await;
                     pause = (pause * 2).min(MAX_PAUSE);
                 }

@@ -211,7 +211,7 @@ impl Auth {
         let verified = self.passwords.verify(password, hash).await?;
         let Some(account) = account else { return Err(AuthError::InvalidCredentials) };
         if verified == Verification::Wrong {
-            self.note_failure(&account, request, "wrong_password", 401)?;
+            self.note_failure(&account, request, "wrong_password", 401).await?;
             return Err(AuthError::InvalidCredentials);
         }
         self.sign_in(&account, password, verified, workspace, request).await
@@ -237,7 +237,7 @@ impl Auth {
             None => account.last_workspace_id.and_then(is).or(memberships.first()),
         };
         let Some(membership) = membership else {
-            self.note_failure(account, request, "not_a_member", 403)?;
+            self.note_failure(account, request, "not_a_member", 403).await?;
             return Err(AuthError::Forbidden("you are no member of this workspace"));
         };
         tx.enter(membership.workspace_id).await?;
@@ -299,9 +299,9 @@ impl Auth {
         })
     }
 
-    /// Through the queue, not in a transaction: a wrong password must not take longer than an
-    /// unknown address.
-    fn note_failure(
+    /// Through the queue, not in a transaction, and without waiting for its commit where durability is
+    /// strict: a wrong password must not take longer than an unknown address.
+    async fn note_failure(
         &self,
         account: &SignIn,
         request: &Arc<RequestInfo>,
@@ -309,7 +309,7 @@ impl Auth {
         status: u16,
     ) -> Result<(), AuthError> {
         let Some(workspace) = account.last_workspace_id else { return Ok(()) };
-        let permit = self.audit.reserve().ok_or(AuthError::LogFull)?;
+        let permit = self.audit.reserve().await.ok_or(AuthError::LogFull)?;
         let event = self
             .witness(request, workspace, Action::LoginFailed, Actor::anonymous(), status)
             .on(account.user_id, account.email.clone())

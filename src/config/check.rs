@@ -12,7 +12,7 @@ use ipnet::IpNet;
 use toml::Value;
 
 use super::{
-    Audit, Cache, Database, EncryptionKey, Keys, Log, Passwords, Pool, RateLimit, Raw,
+    Audit, Cache, Database, Durability, EncryptionKey, Keys, Log, Passwords, Pool, RateLimit, Raw,
     Registration, Server, Sessions, Settings, layers::ENV_PREFIX,
 };
 
@@ -200,9 +200,12 @@ impl Check<'_> {
     }
 
     fn audit(&mut self) -> Option<Audit> {
-        self.choice("audit.durability", &[("batched", ())]);
+        let durability = self.choice(
+            "audit.durability",
+            &[("batched", Durability::Batched), ("strict", Durability::Strict)],
+        );
         let queue = self.number("audit.queue", 1, 10_000_000);
-        Some(Audit { queue: queue? })
+        Some(Audit { durability: durability?, queue: queue? })
     }
 
     fn log(&mut self) -> Option<Log> {

@@ -174,9 +174,20 @@ pub struct Cache {
     pub keys: usize,
 }
 
+/// What a response waits for before it goes out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Durability {
+    /// That its event is queued.
+    Batched,
+    /// That its event is committed.
+    Strict,
+}
+
 /// `[audit]`
 #[derive(Debug, Clone, Copy)]
 pub struct Audit {
+    /// What a response waits for.
+    pub durability: Durability,
     /// Events that may wait to be written.
     pub queue: usize,
 }

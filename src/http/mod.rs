@@ -2,7 +2,7 @@
 //!
 //! A request passes, from the outside in:
 //!
-//! 1. [`middleware::frame`]: the request's id, the body of errors, the headers of every answer;
+//! 1. [`middleware::Frame`]: the request's id, the body of errors, the headers of every answer;
 //! 2. the router: 404 and 405 need no credential;
 //! 3. for routes of `/v1`, [`middleware::guarded`]: the credential, its rate limit, a time-out, a net
 //!    for panics, and the event of the audit log;
@@ -20,7 +20,7 @@ pub mod well_known;
 
 use std::{num::NonZeroU32, sync::Arc, time::Duration};
 
-use axum::{Router, middleware::from_fn_with_state};
+use axum::Router;
 use ipnet::IpNet;
 use tokio::sync::{Mutex, Semaphore};
 
@@ -102,16 +102,17 @@ impl From<&Settings> for HttpSettings {
 }
 
 /// The whole API.
-pub fn router(app: &App) -> Router {
+#[must_use]
+pub fn service(app: &App) -> middleware::Frame {
     let sign_in = middleware::SignInLimit::new(app.settings.sign_in_per_minute);
     let mut router = Router::new();
     for route in routes::table() {
         router = router.route(route.path, middleware::guarded(route, app, &sign_in));
     }
-    router
+    let router = router
         .merge(openapi::swagger_ui(app))
         .fallback(middleware::not_found)
         .method_not_allowed_fallback(middleware::method_not_allowed)
-        .layer(from_fn_with_state(Arc::clone(app), middleware::frame))
-        .with_state(Arc::clone(app))
+        .with_state(Arc::clone(app));
+    middleware::Frame::new(Arc::clone(app), router)
 }

@@ -70,8 +70,11 @@ impl Store {
     ///
     /// # Errors
     /// When PostgreSQL cannot be reached; then nothing or everything was written.
-    pub async fn append_audit_events(&self, events: &[NewEvent]) -> Result<(), StoreError> {
-        let columns: Columns = events.iter().collect();
+    pub async fn append_audit_events(
+        &self,
+        events: impl Iterator<Item = &NewEvent>,
+    ) -> Result<(), StoreError> {
+        let columns: Columns = events.collect();
         sqlx::query!(
             "SELECT append_audit_events($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14,
                                         $15, $16, $17)",

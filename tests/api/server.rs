@@ -2,10 +2,10 @@
 
 use std::{sync::Arc, time::Duration};
 
-use axum::{Router, middleware::from_fn_with_state, routing::get};
+use axum::{Router, routing::get};
 use call2me_auth::http::{
     extract::Rule,
-    middleware::{SignInLimit, frame, guarded},
+    middleware::{Frame, SignInLimit, guarded},
     routes::Route,
 };
 use serde_json::json;
@@ -14,7 +14,6 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
 };
-use tower::ServiceExt;
 
 use crate::fixture::TestApp;
 
@@ -124,10 +123,10 @@ async fn a_panic_is_500_with_the_body_of_all_errors() {
     let limit = SignInLimit::new(1.try_into().unwrap());
     let router = Router::new()
         .route("/v1/panics", guarded(route, &app.app, &limit))
-        .layer(from_fn_with_state(Arc::clone(&app.app), frame))
         .with_state(Arc::clone(&app.app));
     let request = axum::http::Request::get("/v1/panics").body(axum::body::Body::empty()).unwrap();
-    let response = router.oneshot(request).await.unwrap();
+    let frame = Frame::new(Arc::clone(&app.app), router);
+    let response = frame.call([127, 0, 0, 1].into(), request).await;
     assert_eq!(response.status(), 500);
     let body = axum::body::to_bytes(response.into_body(), 10_000).await.unwrap();
     let body: serde_json::Value = serde_json::from_slice(&body).unwrap();

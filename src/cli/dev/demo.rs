@@ -181,7 +181,7 @@ impl<'a> Seed<'a> {
         store::api_keys::revoke(&mut tx, workspace.id, legacy, retired, Some(&by)).await?;
         self.colleagues(&mut tx, workspace.id, hash).await?;
         tx.commit().await?;
-        self.store.append_audit_events(&self.traffic(workspace.id, &users[..2])).await
+        self.store.append_audit_events(self.traffic(workspace.id, &users[..2]).iter()).await
     }
 
     async fn replace_key(

@@ -98,8 +98,14 @@ pub async fn verify_root(
     answer(&caller, &forwarded, &query)
 }
 
-/// The request that a gateway asks for. Made by the guard, for the log tells of it however the
-/// question is answered.
+/// Whether a path is where gateways ask, about requests of others.
+#[must_use]
+pub fn is_question(path: &str) -> bool {
+    path.strip_prefix(PATH).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+/// The request that a gateway asks about. Read before anything else, for the log tells of it however
+/// the question is answered.
 #[derive(Debug, Clone)]
 pub struct Forwarded {
     /// Its method.
@@ -187,19 +193,21 @@ fn verified(caller: &Authorized<ReadOnly>) -> Response {
         scope: principal.scope,
         key_id: principal.api_key(),
     };
-    let mut headers = HeaderMap::new();
-    let mut set = |name, value: &str| {
-        if let Ok(value) = HeaderValue::from_str(value) {
+    let (subject, workspace, key) = (body.subject.clone(), body.workspace_id, body.key_id);
+    let mut response = Json(body).into_response();
+    let headers = response.headers_mut();
+    let mut set = |name, value: String| {
+        if let Ok(value) = HeaderValue::try_from(value) {
             headers.insert(name, value);
         }
     };
-    set(SUBJECT, &body.subject);
-    set(WORKSPACE_ID, &body.workspace_id.to_string());
-    set(SCOPE, body.scope.as_str());
-    if let Some(id) = body.key_id {
-        set(KEY_ID, &id.to_string());
+    set(SUBJECT, subject);
+    set(WORKSPACE_ID, workspace.to_string());
+    if let Some(id) = key {
+        set(KEY_ID, id.to_string());
     }
-    (headers, Json(body)).into_response()
+    headers.insert(SCOPE, HeaderValue::from_static(principal.scope.as_str()));
+    response
 }
 
 #[cfg(test)]

@@ -3,10 +3,6 @@ use std::net::{IpAddr, SocketAddr};
 use axum::http::HeaderMap;
 use ipnet::IpNet;
 
-/// The other end of the connection, put into every request by the accept loop.
-#[derive(Debug, Clone, Copy)]
-pub struct PeerAddr(pub SocketAddr);
-
 /// Where a request comes from: the rightmost address of `X-Forwarded-For` that no trusted proxy
 /// added, or the other end of the connection. What stands further left is the client's own story.
 #[must_use]

@@ -12,7 +12,7 @@ mod query;
 pub use authorized::{
     Access, Admin, Authorized, GuardedBy, Open, OwnSession, Public, ReadOnly, Rule, SignIn, Write,
 };
-pub use client_ip::{PeerAddr, client_ip};
+pub use client_ip::client_ip;
 pub use json::Json;
 pub use path::PathId;
 pub use query::Query;

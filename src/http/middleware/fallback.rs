@@ -7,6 +7,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 
+use super::rate_limit;
 use crate::{
     http::{ApiError, App, error::Code},
     model::audit::RequestInfo,
@@ -19,11 +20,8 @@ pub async fn not_found(
     Extension(info): Extension<Arc<RequestInfo>>,
     uri: Uri,
 ) -> Response {
-    let mut response = ApiError::new(Code::NotFound, "there is no such route").into_response();
-    if is_v1(uri.path()) {
-        response.extensions_mut().insert(app.limits.charge_address(info.ip));
-    }
-    response
+    let error = ApiError::new(Code::NotFound, "there is no such route");
+    charged(&app, &info, &uri, error.into_response())
 }
 
 /// The answer to a method that a route does not have; the router adds `Allow`.
@@ -33,9 +31,13 @@ pub async fn method_not_allowed(
     uri: Uri,
 ) -> Response {
     let error = ApiError::new(Code::MethodNotAllowed, "the route has other methods: see Allow");
-    let mut response = error.into_response();
+    charged(&app, &info, &uri, error.into_response())
+}
+
+fn charged(app: &App, info: &RequestInfo, uri: &Uri, mut response: Response) -> Response {
     if is_v1(uri.path()) {
-        response.extensions_mut().insert(app.limits.charge_address(info.ip));
+        let decision = app.limits.charge_address(info.ip);
+        rate_limit::describe(&decision, &app.env, response.headers_mut());
     }
     response
 }

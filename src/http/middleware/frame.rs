@@ -1,45 +1,60 @@
-use std::{panic::AssertUnwindSafe, sync::Arc};
+use std::{net::IpAddr, panic::AssertUnwindSafe};
 
 use axum::{
-    extract::{Request, State},
+    Router,
+    extract::Request,
     http::{HeaderName, HeaderValue, header},
-    middleware::Next,
     response::{IntoResponse, Response},
 };
 use futures_util::FutureExt;
+use tower::ServiceExt;
 
-use super::{fallback::is_v1, rate_limit, request_info::request_info};
-use crate::{
-    http::{ApiError, App, error},
-    limit::Decision,
-};
+use super::{fallback::is_v1, request_info::note};
+use crate::http::{ApiError, App, error};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-/// The outermost layer: what every request brings, and what every answer has.
-pub async fn frame(State(app): State<App>, mut request: Request, next: Next) -> Response {
-    let info = Arc::new(request_info(&app, &request));
-    let is_v1 = is_v1(request.uri().path());
-    request.extensions_mut().insert(Arc::clone(&info));
-    // Handlers have a net of their own, which also writes the log: this is for what is around them.
-    let run = AssertUnwindSafe(next.run(request)).catch_unwind();
-    let mut response = run.await.unwrap_or_else(|_| {
-        ApiError::internal("something around a handler panicked").into_response()
-    });
-    if let Some(error) = ApiError::of(&response).cloned() {
-        error::render(&error, &mut response, info.id, &app.settings.public_url);
+/// Headers of an answer at most, mostly: room is made for them once.
+const HEADERS: usize = 16;
+
+/// What is around all routes: what every request brings, and what every answer has.
+#[derive(Clone)]
+pub struct Frame {
+    app: App,
+    routes: Router,
+}
+
+impl Frame {
+    /// Around these routes. Not a layer of the router, which would box every request once more.
+    #[must_use]
+    pub fn new(app: App, routes: Router) -> Self {
+        Self { app, routes }
     }
-    let decision = response.extensions().get::<Decision>().copied();
-    let headers = response.headers_mut();
-    if let Some(decision) = decision {
-        rate_limit::describe(&decision, &app.env, headers);
+
+    /// Answers a request of this peer.
+    pub async fn call(self, peer: IpAddr, mut request: Request) -> Response {
+        let Self { app, routes } = self;
+        let info = note(&app, peer, &mut request);
+        let is_v1 = is_v1(request.uri().path());
+        // Handlers have a net of their own, which also writes the log: this is for what is around them.
+        let run = AssertUnwindSafe(routes.oneshot(request)).catch_unwind();
+        let mut response = match run.await {
+            Ok(Ok(response)) => response,
+            Ok(Err(never)) => match never {},
+            Err(_) => ApiError::internal("something around a handler panicked").into_response(),
+        };
+        response.headers_mut().reserve(HEADERS);
+        if let Some(error) = ApiError::of(&response).cloned() {
+            error::render(&error, &mut response, info.id, &app.settings.public_url);
+        }
+        let headers = response.headers_mut();
+        if let Ok(id) = HeaderValue::try_from(info.id.to_string()) {
+            headers.insert(REQUEST_ID, id);
+        }
+        headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+        if is_v1 {
+            headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        }
+        response
     }
-    if let Ok(id) = HeaderValue::from_str(&info.id.to_string()) {
-        headers.insert(REQUEST_ID, id);
-    }
-    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    if is_v1 {
-        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    }
-    response
 }

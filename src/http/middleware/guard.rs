@@ -1,9 +1,15 @@
-use std::{panic::AssertUnwindSafe, sync::Arc};
+use std::{
+    convert::Infallible,
+    future::Future,
+    panic::AssertUnwindSafe,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
 
 use axum::{
     extract::Request,
     http::StatusCode,
-    middleware::{Next, from_fn_with_state},
     response::{IntoResponse, Response},
     routing::MethodRouter,
 };
@@ -11,24 +17,23 @@ use futures_util::FutureExt;
 use hyper::body::Body as _;
 use serde_json::json;
 use tokio::time::timeout;
+use tower::{Layer, Service, ServiceExt};
 use tracing::{error, warn};
 
 use super::{
     SignInLimit,
     authenticate::{self, authenticate},
     rate_limit,
-    request_info::{MAX_KEPT, method_name, redacted},
 };
 use crate::{
     audit::{self, Permit},
     auth::authenticate::Authenticated,
-    http::{ApiError, App, api::verify::Forwarded, error::Code, extract::Rule, routes::Route},
+    http::{ApiError, App, api::verify::is_question, error::Code, extract::Rule, routes::Route},
     limit::Decision,
     model::{
         api_key::KeyRecord,
         audit::{Action, Actor, NewEvent, RequestInfo},
         principal::Caller,
-        text::shorten,
     },
 };
 
@@ -58,42 +63,88 @@ pub fn guarded(route: Route, app: &App, sign_in: &SignInLimit) -> MethodRouter<A
     let handler = if rule == Rule::SignIn { sign_in.limit(handler) } else { handler };
     let guard = Guard { app: Arc::clone(app), rule, path, sign_in: sign_in.clone() };
     match method {
-        Some(_) => handler.route_layer(from_fn_with_state(guard, run)),
+        Some(_) => handler.route_layer(guard),
         // A route of any method is a fallback to axum, which only `layer` wraps.
-        None => handler.layer(from_fn_with_state(guard, run)),
+        None => handler.layer(guard),
     }
 }
 
-async fn run(
-    axum::extract::State(guard): axum::extract::State<Guard>,
-    request: Request,
-    next: Next,
-) -> Response {
-    let info = request.extensions().get::<Arc<RequestInfo>>().cloned();
-    let Some(info) = info else {
-        return ApiError::internal("a request has no id").into_response();
-    };
-    match guard.rule {
-        Rule::Open | Rule::SignIn => guard.admit_anybody(&info, request, next).await,
-        Rule::Protected(_) => guard.admit_caller(info, request, next).await,
+impl<S> Layer<S> for Guard {
+    type Service = Guarded<S>;
+
+    fn layer(&self, inner: S) -> Guarded<S> {
+        Guarded { guard: Arc::new(self.clone()), inner }
     }
+}
+
+/// A handler behind its guard.
+#[derive(Clone)]
+struct Guarded<S> {
+    guard: Arc<Guard>,
+    inner: S,
+}
+
+impl<S> Service<Request> for Guarded<S>
+where
+    S: Service<Request, Response = Response, Error = Infallible> + Clone + Send + 'static,
+    S::Future: Send,
+{
+    type Response = Response;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Response, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, request: Request) -> Self::Future {
+        // The one that is ready, which a clone need not be.
+        let next = self.inner.clone();
+        let next = std::mem::replace(&mut self.inner, next);
+        let guard = Arc::clone(&self.guard);
+        Box::pin(async move { Ok(guard.admit(request, next).await) })
+    }
+}
+
+/// What a guard lets a request through to.
+trait Next: Service<Request, Response = Response, Error = Infallible, Future: Send> + Send {}
+
+impl<S> Next for S where
+    S: Service<Request, Response = Response, Error = Infallible, Future: Send> + Send
+{
 }
 
 impl Guard {
+    async fn admit(&self, request: Request, next: impl Next) -> Response {
+        let info = request.extensions().get::<Arc<RequestInfo>>().cloned();
+        let Some(info) = info else {
+            return ApiError::internal("a request has no id").into_response();
+        };
+        match self.rule {
+            Rule::Open | Rule::SignIn => self.admit_anybody(&info, request, next).await,
+            Rule::Protected(_) => self.admit_caller(info, request, next).await,
+        }
+    }
+
     /// A request that needs no credential is charged to its address.
-    async fn admit_anybody(&self, info: &RequestInfo, request: Request, next: Next) -> Response {
+    async fn admit_anybody(
+        &self,
+        info: &RequestInfo,
+        request: Request,
+        next: impl Next,
+    ) -> Response {
         let decision = self.app.limits.charge_address(info.ip);
         if let Err(error) = authenticate::check_count(request.headers()) {
-            return with_decision(error.into_response(), decision);
+            return self.with_decision(error.into_response(), decision);
         }
         let refusal = rate_limit::refusal(&decision);
         match (self.rule, refusal) {
             // A sign-in is refused before any work is done for it…
-            (Rule::SignIn, Some(refusal)) => with_decision(refusal.into_response(), decision),
+            (Rule::SignIn, Some(refusal)) => self.with_decision(refusal.into_response(), decision),
             (Rule::SignIn, None) => {
                 let response = self.handle(info, request, next).await;
                 let decision = self.sign_in.decision(&response);
-                with_decision(response, decision)
+                self.with_decision(response, decision)
             }
             // …a refresh brings a credential of its own, and a good one passes whatever others
             // behind the same address do.
@@ -105,7 +156,7 @@ impl Guard {
                     }
                     _ => response,
                 };
-                with_decision(response, decision)
+                self.with_decision(response, decision)
             }
         }
     }
@@ -115,22 +166,18 @@ impl Guard {
         &self,
         info: Arc<RequestInfo>,
         mut request: Request,
-        next: Next,
+        next: impl Next,
     ) -> Response {
-        let info = self.question(info, &mut request);
-        let within = self.app.settings.handler_timeout;
-        let principal =
-            match timeout(within, authenticate(&self.app, request.headers(), info.began)).await {
-                Ok(Ok(Authenticated::Principal(principal))) => principal,
-                Ok(Ok(Authenticated::RevokedKey(key))) => return self.reject_revoked(&key, &info),
-                Ok(Err(error)) => return self.reject(error, &info),
-                Err(_) => {
-                    return self
-                        .reject(ApiError::unavailable("authentication took too long"), &info);
-                }
-            };
+        // Bounded in time by itself.
+        let principal = match authenticate(&self.app, request.headers(), info.began).await {
+            Ok(Authenticated::Principal(principal)) => principal,
+            Ok(Authenticated::RevokedKey(key)) => return self.reject_revoked(&key, &info).await,
+            Err(error) => return self.reject(error, &info),
+        };
         let decision = self.app.limits.charge_credential(&principal);
-        let Some(permit) = self.app.audit.reserve() else { return log_is_full(decision) };
+        let Some(permit) = self.app.audit.reserve().await else {
+            return self.log_is_full(decision);
+        };
         let caller = Caller { principal, request: info };
         let is_gateway = self.is_gateway();
         let event =
@@ -141,8 +188,8 @@ impl Guard {
             request.extensions_mut().insert(caller.clone());
             self.handle(&caller.request, request, next).await
         };
-        event.complete(&response);
-        with_decision(response, decision)
+        let response = event.complete(response).await;
+        self.with_decision(response, decision)
     }
 
     /// An absent or bad credential is charged to its address, and refused either way.
@@ -151,54 +198,44 @@ impl Guard {
         if error.cause().is_some() {
             self.log(&error, info);
             let decision = self.app.limits.look_at_address(info.ip);
-            return with_decision(error.into_response(), decision);
+            return self.with_decision(error.into_response(), decision);
         }
         if error.is_unknown_credential() {
             self.app.audit.unknown_credentials().count(info.ip, self.app.env.clock.now());
         }
         let decision = self.app.limits.charge_address(info.ip);
         let response = rate_limit::refusal(&decision).unwrap_or(error).into_response();
-        with_decision(response, decision)
+        self.with_decision(response, decision)
     }
 
     /// The use of a revoked key is an event of its workspace: somebody still has it.
-    fn reject_revoked(&self, key: &KeyRecord, info: &Arc<RequestInfo>) -> Response {
+    async fn reject_revoked(&self, key: &KeyRecord, info: &Arc<RequestInfo>) -> Response {
         let decision = self.app.limits.charge_address(info.ip);
         if let Some(refusal) = rate_limit::refusal(&decision) {
-            return with_decision(refusal.into_response(), decision);
+            return self.with_decision(refusal.into_response(), decision);
         }
-        let Some(permit) = self.app.audit.reserve() else { return log_is_full(decision) };
+        let Some(permit) = self.app.audit.reserve().await else {
+            return self.log_is_full(decision);
+        };
         let env = &self.app.env;
         let actor = Actor::api_key(key.id, &key.name);
         let status = Code::Unauthorized.status().as_u16();
         let event = NewEvent::new(env.new_id(), key.workspace_id, Action::ApiKeyRejected, actor)
             .in_request(info, status, env.clock.monotonic());
-        permit.send(event);
+        if !permit.record(event).await {
+            return self.with_decision(not_committed(), decision);
+        }
         let error = ApiError::new(Code::Unauthorized, "the API key has been revoked");
-        with_decision(error.into_response(), decision)
+        self.with_decision(error.into_response(), decision)
     }
 
     /// Whether the route answers gateways, which ask about requests of others.
     fn is_gateway(&self) -> bool {
-        self.path.starts_with("/v1/auth/verify")
-    }
-
-    /// What the log is to tell of a request: of a gateway's, the one that it asks about, however the
-    /// question is answered.
-    fn question(&self, info: Arc<RequestInfo>, request: &mut Request) -> Arc<RequestInfo> {
-        if !self.is_gateway() {
-            return info;
-        }
-        let forwarded = Forwarded::of(request);
-        let mut told = RequestInfo::clone(&info);
-        told.method = method_name(&forwarded.method);
-        told.path = redacted(shorten(&forwarded.path, MAX_KEPT));
-        request.extensions_mut().insert(forwarded);
-        Arc::new(told)
+        is_question(self.path)
     }
 
     /// Runs the handler within its time, and survives its panic.
-    async fn handle(&self, info: &RequestInfo, request: Request, next: Next) -> Response {
+    async fn handle(&self, info: &RequestInfo, request: Request, next: impl Next) -> Response {
         let app = &self.app;
         let run = async {
             // Large bodies take turns, from their first byte until they are done with: a place is
@@ -207,7 +244,8 @@ impl Guard {
                 Some(bytes) if bytes <= SMALL_BODY => None,
                 _ => app.large_bodies.acquire().await.ok(),
             };
-            next.run(request).await
+            let Ok(response) = next.oneshot(request).await;
+            response
         };
         let run = AssertUnwindSafe(run).catch_unwind();
         let response = match timeout(app.settings.handler_timeout, run).await {
@@ -225,6 +263,18 @@ impl Guard {
         response
     }
 
+    /// What cannot be logged is not to happen.
+    fn log_is_full(&self, decision: Decision) -> Response {
+        let error = ApiError::unavailable("the queue of audit events is full");
+        self.with_decision(error.into_response(), decision)
+    }
+
+    /// The answer, which also tells what the bucket said.
+    fn with_decision(&self, mut response: Response, decision: Decision) -> Response {
+        rate_limit::describe(&decision, &self.app.env, response.headers_mut());
+        response
+    }
+
     /// Failures of ours; what clients do wrong is in the audit log.
     fn log(&self, failure: &ApiError, info: &RequestInfo) {
         if let Some(cause) = failure.cause() {
@@ -234,15 +284,9 @@ impl Guard {
     }
 }
 
-/// What cannot be logged is not to happen.
-fn log_is_full(decision: Decision) -> Response {
-    let error = ApiError::unavailable("the queue of audit events is full");
-    with_decision(error.into_response(), decision)
-}
-
-fn with_decision(mut response: Response, decision: Decision) -> Response {
-    response.extensions_mut().insert(decision);
-    response
+/// What is done is done, but the log does not hold it yet.
+fn not_committed() -> Response {
+    ApiError::unavailable("an event was not committed in time").into_response()
 }
 
 /// The event of a request under way. It is written whatever becomes of the request, also when the
@@ -256,23 +300,27 @@ struct PendingEvent<'a> {
 }
 
 impl PendingEvent<'_> {
-    fn complete(mut self, response: &Response) {
-        self.write(response.status().as_u16());
+    /// The response, once it may go out.
+    async fn complete(mut self, response: Response) -> Response {
+        let Some(permit) = self.permit.take() else { return response };
+        let event = self.event(response.status().as_u16());
+        if permit.record(event).await { response } else { not_committed() }
     }
 
-    fn write(&mut self, status: u16) {
-        let Some(permit) = self.permit.take() else { return };
+    fn event(&self, status: u16) -> NewEvent {
         let mut event = audit::event(&self.app.env, self.caller, Action::Request, status);
         if self.is_gateway {
             // Whoever holds a key may ask about requests that nobody made.
             event.metadata = json!({ "via": "verify" });
         }
-        permit.send(event);
+        event
     }
 }
 
 impl Drop for PendingEvent<'_> {
     fn drop(&mut self) {
-        self.write(CLIENT_CLOSED_REQUEST);
+        if let Some(permit) = self.permit.take() {
+            permit.send(self.event(CLIENT_CLOSED_REQUEST));
+        }
     }
 }

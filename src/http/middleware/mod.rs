@@ -8,6 +8,6 @@ mod rate_limit;
 mod request_info;
 
 pub use fallback::{method_not_allowed, not_found};
-pub use frame::frame;
+pub use frame::Frame;
 pub use guard::guarded;
 pub use rate_limit::SignInLimit;

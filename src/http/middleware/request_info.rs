@@ -1,7 +1,4 @@
-use std::{
-    borrow::Cow,
-    net::{IpAddr, Ipv4Addr},
-};
+use std::{borrow::Cow, net::IpAddr, sync::Arc};
 
 use axum::{
     extract::Request,
@@ -11,26 +8,39 @@ use axum::{
 use crate::{
     http::{
         App,
-        extract::{PeerAddr, client_ip},
+        api::verify::{Forwarded, is_question},
+        extract::client_ip,
     },
     model::{audit::RequestInfo, id::RequestId, text::shorten},
 };
 
 /// What the log keeps of a path and of a `User-Agent`, in bytes.
-pub(super) const MAX_KEPT: usize = 512;
+const MAX_KEPT: usize = 512;
 
-/// What is known of a request before anything else.
-pub(super) fn request_info(app: &App, request: &Request) -> RequestInfo {
-    let peer = request.extensions().get::<PeerAddr>();
-    let peer = peer.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |PeerAddr(peer)| peer.ip());
-    RequestInfo {
-        id: request_id(request.headers()).unwrap_or_else(|| app.env.new_id()),
-        method: method_name(request.method()),
-        path: redacted(shorten(request.uri().path(), MAX_KEPT)),
-        ip: client_ip(peer, request.headers(), &app.settings.trusted_proxies),
-        user_agent: user_agent(request.headers()),
+/// Notes what is known of a request before anything else, for the log and for its handler.
+///
+/// Of a gateway's question the log tells of the request that it is about, however it is answered.
+pub(super) fn note(app: &App, peer: IpAddr, request: &mut Request) -> Arc<RequestInfo> {
+    let forwarded = is_question(request.uri().path()).then(|| Forwarded::of(request));
+    let (method, path) = match &forwarded {
+        Some(forwarded) => (&forwarded.method, &*forwarded.path),
+        None => (request.method(), request.uri().path()),
+    };
+    let headers = request.headers();
+    let info = Arc::new(RequestInfo {
+        id: request_id(headers).unwrap_or_else(|| app.env.new_id()),
+        method: method_name(method),
+        path: redacted(shorten(path, MAX_KEPT)),
+        ip: client_ip(peer, headers, &app.settings.trusted_proxies),
+        user_agent: user_agent(headers),
         began: app.env.clock.monotonic(),
+    });
+    let extensions = request.extensions_mut();
+    extensions.insert(Arc::clone(&info));
+    if let Some(forwarded) = forwarded {
+        extensions.insert(forwarded);
     }
+    info
 }
 
 /// The client's own id for the request, if it is such an id.
@@ -45,7 +55,7 @@ fn user_agent(headers: &HeaderMap) -> Option<String> {
 }
 
 /// A method as the log has it.
-pub(super) fn method_name(method: &Method) -> Cow<'static, str> {
+fn method_name(method: &Method) -> Cow<'static, str> {
     const KNOWN: [Method; 7] = [
         Method::GET,
         Method::POST,
@@ -63,7 +73,7 @@ pub(super) fn method_name(method: &Method) -> Cow<'static, str> {
 }
 
 /// A credential that a client put where none belongs must not end up in the log.
-pub(super) fn redacted(text: &str) -> String {
+fn redacted(text: &str) -> String {
     // An underscore may be written as %5F; a JWT begins with the base64 of `{"`.
     let is_secret = |part: &str| {
         part.contains("call2me_") || part.contains("call2me%5") || part.contains("eyJ")
