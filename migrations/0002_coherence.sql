@@ -154,14 +154,15 @@ CREATE FUNCTION newest_generation() RETURNS bigint
     LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp
     AS $$ SELECT generation FROM invalidation_head $$;
 
--- What was announced after a generation, each with the newest generation of the same snapshot; of
+-- What was announced after a generation and how many seconds ago, each with the newest generation of the same snapshot; of
 -- nothing new, one row with that alone.
 CREATE FUNCTION invalidations_since(applied bigint)
     RETURNS TABLE (head bigint, generation bigint, key_digest bytea, session_id uuid, user_id uuid,
-                   workspace_id uuid)
+                   workspace_id uuid, age double precision)
     LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp
     AS $$
-        SELECT h.generation, i.generation, i.key_digest, i.session_id, i.user_id, i.workspace_id
+        SELECT h.generation, i.generation, i.key_digest, i.session_id, i.user_id, i.workspace_id,
+               extract(epoch FROM clock_timestamp() - i.at)::double precision
         FROM invalidation_head h LEFT JOIN invalidations i ON i.generation > applied
     $$;
 

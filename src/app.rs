@@ -1,6 +1,16 @@
 //! The composition root: the parts are made here, put together, started and stopped.
 
-use std::{future::Future, sync::Arc};
+use std::{
+    future::{Future, Ready, pending, ready},
+    net::IpAddr,
+    sync::Arc,
+};
+
+use axum::{
+    extract::Request,
+    http::{StatusCode, header},
+    response::{IntoResponse, Response},
+};
 
 use secrecy::ExposeSecret;
 use tokio::{
@@ -18,6 +28,8 @@ use crate::{
     env::Env,
     http::{self, Api, App, HttpSettings, LARGE_BODIES, middleware::Frame},
     limit::Limits,
+    metrics::{self, Metrics},
+    observe,
     resources::Resources,
     server::Server,
     store::{APP_ROLE, Store, migrate},
@@ -55,7 +67,9 @@ impl Application {
         let away = |error| format!("cannot prepare the audit log: {error}");
         store.create_audit_partitions(env.clock.now()).await.map_err(away)?;
         let (audit, writer) = WriterTask::start(store.clone(), env.clone(), settings.audit);
-        let (caches, fence, node) = join(&settings, &store, &env).await;
+        let metrics = Metrics::default();
+        let lease = Lease::default();
+        let (caches, fence, node) = join(&settings, &store, &env, &lease, &metrics).await;
         let auth =
             Auth::new(&settings, store.clone(), env.clone(), audit.clone(), caches, fence).await?;
         let limits = Limits::new(settings.rate_limit, &env);
@@ -80,7 +94,10 @@ impl Application {
             last_ping: Mutex::default(),
             large_bodies: Semaphore::new(LARGE_BODIES),
             openapi,
+            metrics,
+            lease,
         });
+        app.metrics.add(observe::State(Arc::downgrade(&app)));
         let service = http::service(&app);
         Ok(Self { app, service, settings, store, writer, node, chores })
     }
@@ -100,10 +117,27 @@ impl Application {
         listener: TcpListener,
         stop: impl Future<Output = ()>,
     ) -> Result<(), String> {
-        let server = Server::new(&self.settings.server, self.service.clone());
+        let service = self.service.clone();
+        let answer = move |peer, request| service.clone().call(peer, request);
+        let server = Server::new(&self.settings.server, answer);
+        let metrics = self.metrics_address().await?.map(|listener| {
+            let server = Server::new(&self.settings.server, metrics_service(&self.app.metrics));
+            tokio::spawn(server.run(listener, pending()))
+        });
         let outcome = server.run(listener, stop).await;
+        // Last of all: the end is worth watching too.
+        if let Some(metrics) = metrics {
+            metrics.abort();
+        }
         self.shut_down().await;
         outcome.map_err(|error| format!("cannot accept connections: {error}"))
+    }
+
+    /// Where metrics are served, if anywhere.
+    async fn metrics_address(&self) -> Result<Option<TcpListener>, String> {
+        let Some(address) = self.settings.server.metrics_address else { return Ok(None) };
+        let listener = TcpListener::bind(address).await;
+        listener.map(Some).map_err(|error| format!("cannot serve metrics on {address}: {error}"))
     }
 
     /// Writes what waits and closes the connections.
@@ -118,15 +152,41 @@ impl Application {
     }
 }
 
+/// Serves the metrics, whatever is asked for.
+fn metrics_service(
+    metrics: &Metrics,
+) -> impl Fn(IpAddr, Request) -> Ready<Response> + Clone + Send + Sync + 'static {
+    let metrics = metrics.clone();
+    move |_, _| {
+        ready(match metrics.render() {
+            Ok(text) => ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response(),
+            Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+        })
+    }
+}
+
 /// Joins the nodes that share the database.
-async fn join(settings: &Settings, store: &Store, env: &Env) -> (Caches, Fence, NodeTask) {
-    let lease = Lease::default();
-    let caches = Caches::start(store, env, &lease, settings.cache.keys);
+async fn join(
+    settings: &Settings,
+    store: &Store,
+    env: &Env,
+    lease: &Lease,
+    metrics: &Metrics,
+) -> (Caches, Fence, NodeTask) {
+    let caches = Caches::start(store, env, lease, settings.cache.keys);
     let acknowledged = Arc::new(Notify::new());
-    let fence = Fence::new(store.clone(), Arc::clone(&acknowledged));
+    let fence = Fence::new(store.clone(), Arc::clone(&acknowledged), env, metrics.clone());
     let length = settings.cache.lease;
     let beliefs = Arc::new(caches.clone());
-    let mut node = Node::start(store.clone(), env.clone(), beliefs, lease, length, acknowledged);
+    let mut node = Node::start(
+        store.clone(),
+        env.clone(),
+        beliefs,
+        lease.clone(),
+        length,
+        acknowledged,
+        metrics.clone(),
+    );
     // Without a lease it serves all the same, and asks PostgreSQL each time.
     node.has_joined(length).await;
     (caches, fence, node)

@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use axum::{body::Body, extract::Request};
+use axum::{body::Body, extract::Request, response::Response};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use ipnet::IpNet;
@@ -24,14 +24,14 @@ use tokio::{
 use tokio_io_timeout::TimeoutStream;
 use tracing::{debug, warn};
 
-use crate::{config, http::middleware::Frame, model::address};
+use crate::{config, model::address};
 
 /// The largest head of a request, in bytes.
 const MAX_HEAD_BYTES: usize = 32 * 1024;
 
-/// Serves the API.
-pub struct Server {
-    service: Frame,
+/// Serves what a function answers to the requests of a peer.
+pub struct Server<F> {
+    service: F,
     http: http1::Builder,
     connections: Arc<Semaphore>,
     max_connections: u32,
@@ -40,10 +40,14 @@ pub struct Server {
     shutdown_timeout: Duration,
 }
 
-impl Server {
+impl<F, A> Server<F>
+where
+    F: Fn(IpAddr, Request) -> A + Clone + Send + Sync + 'static,
+    A: Future<Output = Response> + Send + 'static,
+{
     /// As configured.
     #[must_use]
-    pub fn new(settings: &config::Server, service: Frame) -> Self {
+    pub fn new(settings: &config::Server, service: F) -> Self {
         let mut http = http1::Builder::new();
         http.timer(TokioTimer::new())
             .header_read_timeout(settings.header_timeout)
@@ -111,12 +115,12 @@ impl Server {
         stream: TcpStream,
         peer: IpAddr,
         mut stopping: watch::Receiver<bool>,
-    ) -> impl Future<Output = ()> + use<> {
+    ) -> impl Future<Output = ()> + use<F, A> {
         stream.set_nodelay(true).ok();
         let service = self.service.clone();
         let service = service_fn(move |request: hyper::Request<Incoming>| {
             let request: Request = request.map(Body::new);
-            let answer = service.clone().call(peer, request);
+            let answer = service(peer, request);
             async { Ok::<_, Infallible>(answer.await) }
         });
         // Whoever asks and does not read would hold the connection for ever.

@@ -124,6 +124,12 @@ impl Auth {
         &self.caches
     }
 
+    /// Password hashes that wait or are computed.
+    #[must_use]
+    pub fn passwords_waiting(&self) -> usize {
+        self.passwords.waiting()
+    }
+
     /// The label in this deployment's API keys.
     #[must_use]
     pub fn environment(&self) -> &Environment {

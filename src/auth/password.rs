@@ -5,7 +5,11 @@
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, mpsc},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+        mpsc,
+    },
     thread,
 };
 
@@ -39,8 +43,25 @@ type Job = Box<dyn FnOnce(&Argon2<'static>) + Send>;
 pub struct PasswordHasher {
     jobs: mpsc::SyncSender<Job>,
     env: Env,
+    waiting: Arc<AtomicUsize>,
     /// What an unknown address is verified against, so that it takes the same time.
     decoy: Arc<SecretString>,
+}
+
+/// A job that is waited for.
+struct Counted(Arc<AtomicUsize>);
+
+impl Counted {
+    fn new(waiting: &Arc<AtomicUsize>) -> Self {
+        waiting.fetch_add(1, Relaxed);
+        Self(Arc::clone(waiting))
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
 }
 
 /// What came of a verification.
@@ -73,7 +94,7 @@ impl PasswordHasher {
                 .spawn(move || work(&queue, &argon2))
                 .map_err(|error| format!("cannot start a thread: {error}"))?;
         }
-        Ok(Self { jobs, env: env.clone(), decoy: Arc::new(decoy) })
+        Ok(Self { jobs, env: env.clone(), waiting: Arc::default(), decoy: Arc::new(decoy) })
     }
 
     /// The PHC string of a password that a person chooses, if they may.
@@ -125,12 +146,19 @@ impl PasswordHasher {
         Ok(if known { verified } else { Verification::Wrong })
     }
 
+    /// How many hashes wait or are computed.
+    pub(super) fn waiting(&self) -> usize {
+        self.waiting.load(Relaxed)
+    }
+
     async fn run<T: Send + 'static>(
         &self,
         job: impl FnOnce(&Argon2<'static>) -> T + Send + 'static,
     ) -> Result<T, AuthError> {
         let (answer, result) = oneshot::channel();
+        let counted = Counted::new(&self.waiting);
         let job: Job = Box::new(move |argon2| {
+            let _counted = counted;
             // Whoever asked may have hung up while the job waited: then it is not worth doing.
             if !answer.is_closed() {
                 answer.send(job(argon2)).ok();

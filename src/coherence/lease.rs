@@ -23,6 +23,12 @@ impl Lease {
         micros(now) < self.until.load(Ordering::Acquire)
     }
 
+    /// How much longer it holds.
+    #[must_use]
+    pub fn left(&self, now: Duration) -> Duration {
+        Duration::from_micros(self.until.load(Ordering::Acquire)).saturating_sub(now)
+    }
+
     pub(super) fn extend(&self, until: Duration) {
         self.until.store(micros(until), Ordering::Release);
     }

@@ -13,6 +13,7 @@ use uuid::Uuid;
 use super::{Beliefs, Lease};
 use crate::{
     env::Env,
+    metrics::Metrics,
     store::{
         Store, StoreError,
         coherence::{Listener, Wake},
@@ -38,6 +39,7 @@ pub struct Node {
     silences: u32,
     /// Where the fence's waiters wait.
     acknowledged: Arc<Notify>,
+    metrics: Metrics,
     part: watch::Sender<bool>,
 }
 
@@ -71,6 +73,7 @@ impl Node {
         lease: Lease,
         lease_length: Duration,
         acknowledged: Arc<Notify>,
+        metrics: Metrics,
     ) -> NodeTask {
         let (stop, stopped) = oneshot::channel();
         let (part, joined) = watch::channel(false);
@@ -85,6 +88,7 @@ impl Node {
             applied: -1,
             silences: 0,
             acknowledged,
+            metrics,
             part,
         };
         NodeTask { stop, done: tokio::spawn(node.run(stopped)), part: joined }
@@ -143,7 +147,12 @@ impl Node {
         let news = self.soon(self.store.news_since(self.applied)).await?;
         match news.invalidations {
             Some(invalidations) if invalidations.is_empty() => {}
-            Some(invalidations) => self.beliefs.forget(&invalidations),
+            Some(invalidations) => {
+                self.beliefs.forget(&invalidations);
+                for lag in &news.lags {
+                    self.metrics.revocation_lag.observe(lag.as_secs_f64());
+                }
+            }
             None => self.beliefs.forget_all(),
         }
         let moved = news.head != self.applied;

@@ -1,11 +1,6 @@
 //! Texts and numbers become settings, or problems.
 
-use std::{
-    net::{IpAddr, SocketAddr},
-    num::NonZeroU32,
-    str::FromStr,
-    time::Duration,
-};
+use std::{net::IpAddr, num::NonZeroU32, str::FromStr, time::Duration};
 
 use data_encoding::BASE64;
 use ipnet::IpNet;
@@ -50,10 +45,12 @@ impl Check<'_> {
 
     fn server(&mut self) -> Option<Server> {
         let address = self.parse("server.address", "an address such as 127.0.0.1:8080");
-        let metrics = self.text("server.metrics_address");
-        if !metrics.is_empty() && metrics.parse::<SocketAddr>().is_err() {
-            self.problem("server.metrics_address", "must be an address such as 127.0.0.1:9090");
-        }
+        let metrics_address = match &*self.text("server.metrics_address") {
+            "" => Some(None),
+            _ => {
+                self.parse("server.metrics_address", "an address such as 127.0.0.1:9090").map(Some)
+            }
+        };
         let public_url = self.public_url();
         let trusted_proxies = self.trusted_proxies();
         let max_body_bytes = self.number("server.max_body_bytes", 1024, 1 << 30);
@@ -65,6 +62,7 @@ impl Check<'_> {
         let shutdown_timeout = self.seconds("server.shutdown_timeout_seconds", 3600);
         Some(Server {
             address: address?,
+            metrics_address: metrics_address?,
             public_url: public_url?,
             trusted_proxies: trusted_proxies?,
             max_body_bytes: max_body_bytes?,

@@ -44,6 +44,8 @@ pub struct Settings {
 pub struct Server {
     /// Where the API listens.
     pub address: SocketAddr,
+    /// Where metrics are served; none: nowhere.
+    pub metrics_address: Option<SocketAddr>,
     /// Where clients reach it, without a slash at the end.
     pub public_url: String,
     /// Proxies whose `X-Forwarded-For` is believed.

@@ -27,9 +27,11 @@ use tokio::sync::{Mutex, Semaphore};
 use crate::{
     audit::{AuditLog, AuditWriter},
     auth::Auth,
+    coherence::Lease,
     config::Settings,
     env::Env,
     limit::Limits,
+    metrics::Metrics,
     resources::Resources,
     store::Store,
 };
@@ -66,6 +68,10 @@ pub struct Api {
     pub large_bodies: Semaphore,
     /// The OpenAPI document, as JSON.
     pub openapi: String,
+    /// What the operator can watch.
+    pub metrics: Metrics,
+    /// This node's right to believe what it has cached.
+    pub lease: Lease,
 }
 
 /// What can be set about HTTP.

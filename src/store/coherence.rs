@@ -19,6 +19,8 @@ pub struct News {
     pub head: i64,
     /// What is not to be believed any more; `None`: too much to tell, so nothing is.
     pub invalidations: Option<Vec<Invalidation>>,
+    /// How long ago, by PostgreSQL's clock, each was announced.
+    pub lags: Vec<Duration>,
 }
 
 /// Wakes up when another node, or this one, has something to tell.
@@ -119,7 +121,8 @@ impl Store {
     pub async fn news_since(&self, applied: i64) -> Result<News, StoreError> {
         let rows = sqlx::query!(
             r#"SELECT head AS "head!", generation, key_digest, session_id AS "session: SessionId",
-                      user_id AS "user: UserId", workspace_id AS "workspace: WorkspaceId"
+                      user_id AS "user: UserId", workspace_id AS "workspace: WorkspaceId",
+                      age
                FROM invalidations_since($1)"#,
             applied,
         )
@@ -129,8 +132,10 @@ impl Store {
         let told = rows.iter().filter(|row| row.generation.is_some()).count();
         // Pruned, or set back by a restored backup: then nobody knows what is missing.
         if i64::try_from(told).ok() != Some(head - applied) {
-            return Ok(News { head, invalidations: None });
+            return Ok(News { head, invalidations: None, lags: Vec::new() });
         }
+        let lags =
+            rows.iter().filter_map(|row| Duration::try_from_secs_f64(row.age?).ok()).collect();
         let invalidations = rows.into_iter().filter_map(|row| {
             let digest = row.key_digest.and_then(|digest| digest.try_into().ok());
             match (digest.map(KeyDigest::new), row.session, row.user, row.workspace) {
@@ -141,7 +146,7 @@ impl Store {
                 _ => None,
             }
         });
-        Ok(News { head, invalidations: Some(invalidations.collect()) })
+        Ok(News { head, invalidations: Some(invalidations.collect()), lags })
     }
 
     /// The newest generation, which is at least that of any change committed before.

@@ -34,6 +34,7 @@ use crate::{
 };
 
 pub use error::{Constraint, StoreError};
+pub use pools::Connections;
 use pools::Pools;
 
 /// The role that the service works as. Migrations create it; it owns nothing.
@@ -147,6 +148,12 @@ impl Store {
     pub async fn ping(&self) -> Result<(), StoreError> {
         sqlx::query!("SELECT 1 AS one").fetch_one(&self.pools.requests()).await?;
         Ok(())
+    }
+
+    /// The connections of requests, and those of the service's own work.
+    #[must_use]
+    pub fn connections(&self) -> [Connections; 2] {
+        self.pools.connections()
     }
 
     /// Does what the service wants of PostgreSQL for itself, or gives up: a connection may hang

@@ -13,6 +13,15 @@ use sqlx::{
 /// Connections of the service's own work: the listener, the lease, the log's writer, two look-ups.
 const OWN_CONNECTIONS: u32 = 5;
 
+/// The state of a pool.
+#[derive(Debug, Clone, Copy)]
+pub struct Connections {
+    /// Connections that there are.
+    pub open: u32,
+    /// Those of them that nobody uses.
+    pub idle: u32,
+}
+
 /// Two pools, so that requests which take all connections neither keep the log from being written nor
 /// let the node's lease run out. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -58,6 +67,13 @@ impl Pools {
             new,
         );
         tokio::spawn(async move { tokio::join!(old.requests.close(), old.own.close()) });
+    }
+
+    pub(super) fn connections(&self) -> [Connections; 2] {
+        [self.requests(), self.own()].map(|pool| Connections {
+            open: pool.size(),
+            idle: pool.num_idle().try_into().unwrap_or(u32::MAX),
+        })
     }
 
     pub(super) async fn close(&self) {

@@ -3,14 +3,15 @@
 use std::{collections::BTreeMap, fs, path::Path};
 
 /// Modules from the top down; each may use those of lines below it, and of its own line.
-const FLOORS: [&[&str]; 8] = [
+const FLOORS: [&[&str]; 9] = [
     &["main", "cli"],
-    &["app", "server"],
+    &["app", "server", "observe"],
     &["http"],
     &["auth", "resources", "audit", "limit"],
     &["coherence"],
     &["store"],
     &["config", "telemetry"],
+    &["metrics"],
     &["model", "env"],
 ];
 

@@ -24,6 +24,7 @@ mod gateway;
 mod isolation;
 mod layering;
 mod members;
+mod metrics;
 mod openapi;
 mod rate_limits;
 mod resources;

@@ -24,12 +24,14 @@ use super::{
     SignInLimit,
     authenticate::{self, authenticate},
     rate_limit,
+    request_info::method_label,
 };
 use crate::{
     audit::{self, Permit},
     auth::authenticate::Authenticated,
     http::{ApiError, App, api::verify::is_question, error::Code, extract::Rule, routes::Route},
     limit::Decision,
+    metrics::RouteMetrics,
     model::{
         api_key::KeyRecord,
         audit::{Action, Actor, NewEvent, RequestInfo},
@@ -51,6 +53,7 @@ struct Guard {
     /// For the operator's log: the pattern, which holds no ids.
     path: &'static str,
     sign_in: SignInLimit,
+    metrics: RouteMetrics,
 }
 
 /// A route's handler behind its guard.
@@ -61,7 +64,8 @@ pub fn guarded(route: Route, app: &App, sign_in: &SignInLimit) -> MethodRouter<A
         return handler;
     }
     let handler = if rule == Rule::SignIn { sign_in.limit(handler) } else { handler };
-    let guard = Guard { app: Arc::clone(app), rule, path, sign_in: sign_in.clone() };
+    let metrics = app.metrics.route(method.as_ref().map_or("ANY", method_label), path);
+    let guard = Guard { app: Arc::clone(app), rule, path, sign_in: sign_in.clone(), metrics };
     match method {
         Some(_) => handler.route_layer(guard),
         // A route of any method is a fallback to axum, which only `layer` wraps.
@@ -120,10 +124,14 @@ impl Guard {
         let Some(info) = info else {
             return ApiError::internal("a request has no id").into_response();
         };
-        match self.rule {
+        let began = info.began;
+        let response = match self.rule {
             Rule::Open | Rule::SignIn => self.admit_anybody(&info, request, next).await,
             Rule::Protected(_) => self.admit_caller(info, request, next).await,
-        }
+        };
+        let took = self.app.env.clock.monotonic().saturating_sub(began);
+        self.metrics.observe(response.status().as_u16(), took);
+        response
     }
 
     /// A request that needs no credential is charged to its address.

@@ -56,19 +56,23 @@ fn user_agent(headers: &HeaderMap) -> Option<String> {
 
 /// A method as the log has it.
 fn method_name(method: &Method) -> Cow<'static, str> {
-    const KNOWN: [Method; 7] = [
-        Method::GET,
-        Method::POST,
-        Method::PATCH,
-        Method::DELETE,
-        Method::PUT,
-        Method::HEAD,
-        Method::OPTIONS,
-    ];
-    const NAMES: [&str; 7] = ["GET", "POST", "PATCH", "DELETE", "PUT", "HEAD", "OPTIONS"];
-    match KNOWN.iter().position(|known| known == method) {
-        Some(place) => Cow::Borrowed(NAMES[place]),
-        None => Cow::Owned(redacted(shorten(method.as_str(), 32))),
+    match method_label(method) {
+        "" => Cow::Owned(redacted(shorten(method.as_str(), 32))),
+        known => Cow::Borrowed(known),
+    }
+}
+
+/// The name of a method that routes have; of others none.
+pub(super) fn method_label(method: &Method) -> &'static str {
+    match *method {
+        Method::GET => "GET",
+        Method::POST => "POST",
+        Method::PATCH => "PATCH",
+        Method::DELETE => "DELETE",
+        Method::PUT => "PUT",
+        Method::HEAD => "HEAD",
+        Method::OPTIONS => "OPTIONS",
+        _ => "",
     }
 }
 

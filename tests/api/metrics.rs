@@ -1,0 +1,53 @@
+//! What the operator can watch, on a listener of its own.
+
+use std::net::TcpListener;
+
+use crate::fixture::{TestApp, eventually};
+
+/// The value of a metric, labels and all.
+fn value(text: &str, name: &str) -> f64 {
+    let line = text.lines().find_map(|line| line.strip_prefix(&format!("call2me_auth_{name} ")));
+    line.unwrap_or_else(|| panic!("{name} is not in {text}")).parse().unwrap()
+}
+
+#[tokio::test]
+async fn the_metrics_tell_what_happened() {
+    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let app = TestApp::start_with(&[("server.metrics_address", &free)]).await;
+    let dana = app.register("acme").await;
+    let key = app.mint(&dana, "reader", "read-only").await;
+    for _ in 0..3 {
+        app.get("/v1/agents").bearer(&key.secret).send().await.expect(200);
+    }
+    app.post("/v1/agents").bearer(&key.secret).send().await.refused(403, "insufficient_scope");
+    app.delete(&format!("/v1/api-keys/{}", key.id))
+        .bearer(&dana.access_token)
+        .send()
+        .await
+        .expect(204);
+    let read = async || {
+        let answer = app.http.get(format!("http://{free}/metrics")).send().await.unwrap();
+        answer.text().await.unwrap()
+    };
+    let text = eventually("the log is written", async || {
+        let text = read().await;
+        (value(&text, "audit_events_waiting") == 0.0).then_some(text)
+    })
+    .await;
+    let requests = |method: &str, route: &str, outcome: &str| {
+        let labels = format!("{{method=\"{method}\",route=\"{route}\",outcome=\"{outcome}\"}}");
+        value(&text, &format!("request_duration_seconds_count{labels}"))
+    };
+    assert_eq!(requests("GET", "/v1/agents", "ok"), 3.0);
+    assert_eq!(requests("POST", "/v1/agents", "forbidden"), 1.0);
+    assert_eq!(requests("DELETE", "/v1/api-keys/{id}", "ok"), 1.0, "a pattern, not an id");
+    assert_eq!(value(&text, "cache_lookups_total{cache=\"keys\",outcome=\"miss\"}"), 1.0);
+    assert_eq!(value(&text, "cache_lookups_total{cache=\"keys\",outcome=\"hit\"}"), 3.0);
+    assert_eq!(value(&text, "audit_events_lost_total"), 0.0);
+    assert_eq!(value(&text, "fence_wait_duration_seconds_count"), 1.0);
+    assert!(value(&text, "revocation_lag_seconds_count") >= 1.0);
+    assert!(value(&text, "lease_seconds") > 0.0);
+    assert!(text.ends_with("# EOF\n"));
+    // And nowhere else.
+    app.get("/metrics").send().await.refused(404, "not_found");
+}
