@@ -6,7 +6,10 @@
 
 mod bare;
 mod client;
+mod generator;
+mod keys;
 mod machine;
+mod mixed;
 mod options;
 mod process;
 mod rows;
@@ -59,6 +62,9 @@ async fn run(options: &Options) -> Result<(), String> {
     machine::describe(options, &world).await?;
     if options.wants(Part::Rows) {
         rows::measure(options, &world).await?;
+    }
+    if options.wants(Part::Mixed) {
+        mixed::measure(options, &world).await?;
     }
     Ok(())
 }

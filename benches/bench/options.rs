@@ -31,6 +31,8 @@ pub(crate) struct Options {
 pub(crate) enum Part {
     /// The table of all rows.
     Rows,
+    /// The key path beside sign-ins and a flood.
+    Mixed,
 }
 
 impl Options {

@@ -1,36 +1,74 @@
 //! The table: every row in every round, one after the other.
 
+use std::{path::Path, time::Duration};
+
+use tokio::time::sleep;
+
 use crate::{
+    keys::Keys,
     options::Options,
     process::{cpu_micros, resident_kilobytes, settle},
     stats::{float, median, millis, number},
     table::Table,
-    world::{Server, World},
+    world::{NoService, Server, World},
     wrk::{self, Outcome, Traffic},
 };
 
+const VERIFY: &str = "/v1/auth/verify";
 /// Connections of every row but sign-in.
 const CONNECTIONS: usize = 48;
+const SIGN_INS: usize = 8;
+/// The rows that others are compared with.
+const BARE: usize = 0;
+const SCRIPT: usize = 2;
 
 /// What a row is compared with.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Floor {
     /// Bare axum.
     Bare,
-    /// Bare axum under the same script.
+    /// Bare axum under a script that takes another key for each request.
     Script,
 }
 
 /// A row, and what was measured of it.
 struct Row<'a> {
-    name: &'static str,
-    server: &'a Server,
+    name: String,
+    /// None: it is not available.
+    server: Option<&'a Server>,
     traffic: Traffic,
     connections: usize,
     floor: Floor,
     /// Every answer is to be a refusal.
     refused: bool,
+    /// All keys are to be used once before each round.
+    warmed: bool,
     samples: Vec<Sample>,
+}
+
+impl<'a> Row<'a> {
+    fn new(name: &str, server: Option<&'a Server>, traffic: Traffic) -> Self {
+        Self {
+            name: name.to_owned(),
+            server,
+            traffic,
+            connections: CONNECTIONS,
+            floor: Floor::Bare,
+            refused: false,
+            warmed: false,
+            samples: Vec::new(),
+        }
+    }
+
+    /// Answers that ought to have been others, and requests without one.
+    fn failed(&self) -> u64 {
+        let failed = self.samples.iter().map(|Sample { outcome, .. }| {
+            let wrong =
+                if self.refused { outcome.requests - outcome.refused } else { outcome.refused };
+            wrong + outcome.broken
+        });
+        failed.sum()
+    }
 }
 
 /// One round of one row.
@@ -59,49 +97,108 @@ fn same(path: &'static str, bearer: Option<&str>) -> Traffic {
 
 /// Measures all rows and prints the table.
 pub(crate) async fn measure(options: &Options, world: &World) -> Result<(), String> {
-    let mut rows = rows(world);
-    for round in 1..=options.rounds() {
+    let keys = Keys::make(options, world).await?;
+    let strict =
+        world.service("main", "strict", &[("CALL2ME_AUTH__AUDIT__DURABILITY", "strict")]).await;
+    let (strict, unavailable) = match strict {
+        Ok(server) => (Some(server), None),
+        // So it says that it does not know the setting.
+        Err(NoService::Ended(status, line)) if status.code() == Some(2) => (None, Some(line)),
+        Err(reason) => return Err(reason.into()),
+    };
+    let counted_before = counted_as_unknown(world).await?;
+    let mut rows = rows(world, &keys, strict.as_ref());
+    for round in 0..options.rounds() {
         for row in &mut rows {
-            eprintln!("round {round}: {}", row.name);
-            let sample = one(options, world, row).await?;
-            row.samples.push(sample);
+            eprintln!("round {}: {}", round + 1, row.name);
+            if let Some(server) = row.server {
+                let sample = one(options, world, row, server, &keys, round).await?;
+                row.samples.push(sample);
+            }
         }
     }
     print(&rows);
+    print_notes(&rows, unavailable.as_deref());
+    let asked: u64 = rows
+        .iter()
+        .filter(|r| r.refused)
+        .flat_map(|r| &r.samples)
+        .map(|s| s.outcome.requests)
+        .sum();
+    let counted = counted_as_unknown(world).await? - counted_before;
+    println!(
+        "Unknown keys: {asked} answers, {counted} of which the service has counted as unknown."
+    );
     Ok(())
 }
 
-fn rows(world: &World) -> Vec<Row<'_>> {
-    let verify = "/v1/auth/verify";
-    let row = |name, server, traffic| Row {
-        name,
-        server,
-        traffic,
-        connections: CONNECTIONS,
-        floor: Floor::Bare,
-        refused: false,
-        samples: Vec::new(),
+/// What the service has counted, once it has written its counts, which it does every five seconds.
+async fn counted_as_unknown(world: &World) -> Result<i64, String> {
+    sleep(Duration::from_millis(5500)).await;
+    sqlx::query_scalar("SELECT coalesce(sum(attempts), 0)::bigint FROM unknown_credential_counts")
+        .fetch_one(&mut world.connect("main").await?)
+        .await
+        .map_err(|error| error.to_string())
+}
+
+fn rows<'a>(world: &'a World, keys: &Keys, strict: Option<&'a Server>) -> Vec<Row<'a>> {
+    let (account, service) = (&world.account, Some(&world.service));
+    let key = || same(VERIFY, Some(&account.key));
+    let any = || Traffic::AnyKey { file: keys.warm.clone(), keys: keys.warm_count };
+    let next = |file: &Path, keys| Traffic::NextKey { file: file.to_owned(), first: 0, keys };
+    let login = Traffic::Same {
+        method: "POST",
+        path: "/v1/auth/login",
+        bearer: None,
+        body: Some(account.login.to_string()),
     };
-    let account = &world.account;
+    let row = |name: &str, server, traffic| Row::new(name, server, traffic);
+    let warm = format!("verify, {} warm keys †", number(float(keys.warm_count as u64), 0));
     vec![
-        row("bare axum", &world.bare, same(verify, Some(&account.key))),
-        row("nginx, `return 200`", &world.nginx, same(verify, Some(&account.key))),
-        row("verify, one warm key", &world.service, same(verify, Some(&account.key))),
-        row("verify, one warm JWT", &world.service, same(verify, Some(&account.jwt))),
+        row("bare axum", Some(&world.bare), key()),
+        row("nginx, `return 200`", Some(&world.nginx), key()),
+        row("bare axum, keys by a script", Some(&world.bare), any()),
+        row("verify, one warm key", service, key()),
+        Row { floor: Floor::Script, warmed: true, ..row(&warm, service, any()) },
+        row("verify, one warm JWT", service, same(VERIFY, Some(&account.jwt))),
+        row("verify, strict audit", strict, key()),
+        Row {
+            floor: Floor::Script,
+            ..row("verify, first use of a key †", service, next(&keys.fresh, keys.fresh_window))
+        },
+        Row {
+            floor: Floor::Script,
+            refused: true,
+            ..row("verify, unknown keys †", service, next(&keys.unknown, keys.unknown_window))
+        },
+        row("`GET /v1/agents`, 5 of them", service, same("/v1/agents", Some(&account.key))),
+        Row { connections: SIGN_INS, ..row("sign-in, 8 connections", service, login) },
     ]
 }
 
-async fn one(options: &Options, world: &World, row: &Row<'_>) -> Result<Sample, String> {
-    let (server, postgres) = (row.server.process.pid(), world.postgres.pid());
-    let before = (cpu_micros(server), cpu_micros(postgres));
-    let (port, folder) = (row.server.port, world.folder());
-    let outcome = wrk::run(folder, port, &row.traffic, row.connections, options.seconds()).await?;
-    let resident_kilobytes = resident_kilobytes(server).unwrap_or_default();
+async fn one(
+    options: &Options,
+    world: &World,
+    row: &Row<'_>,
+    server: &Server,
+    keys: &Keys,
+    round: usize,
+) -> Result<Sample, String> {
+    if row.warmed {
+        keys.warm_up(server.port).await?;
+        settle(world.postgres.pid()).await;
+    }
+    let traffic = row.traffic.of_round(round);
+    let (pid, postgres) = (server.process.pid(), world.postgres.pid());
+    let before = (cpu_micros(pid), cpu_micros(postgres));
+    let seconds = options.seconds();
+    let outcome = wrk::run(world.folder(), server.port, &traffic, row.connections, seconds).await?;
+    let resident_kilobytes = resident_kilobytes(pid).unwrap_or_default();
     settle(postgres).await;
     Ok(Sample {
         outcome,
-        server_cpu: cpu_micros(server) - before.0,
-        postgres_cpu: cpu_micros(postgres) - before.1,
+        server_cpu: cpu_micros(pid).saturating_sub(before.0),
+        postgres_cpu: cpu_micros(postgres).saturating_sub(before.1),
         resident_kilobytes,
     })
 }
@@ -110,30 +207,33 @@ fn print(rows: &[Row<'_>]) {
     let mut table = Table::new(&[
         "what",
         "requests/s",
-        "of bare axum",
+        "of axum",
         "CPU µs/request",
-        "of bare axum",
-        "PostgreSQL CPU µs/request",
+        "of axum",
+        "PostgreSQL µs",
         "p50 ms",
         "p99 ms",
         "failed",
         "RSS MiB",
     ]);
     for row in rows {
-        table.row(cells(row, &rows[0]));
+        let floor = if row.floor == Floor::Script { SCRIPT } else { BARE };
+        table.row(cells(row, &rows[floor]));
     }
     table.print("Requests");
 }
 
 fn cells(row: &Row<'_>, floor: &Row<'_>) -> Vec<String> {
+    if row.server.is_none() {
+        return vec![row.name.clone(), "not available in this build".to_owned()];
+    }
     let of = |value: fn(&Sample) -> f64| median(row.samples.iter().map(value));
     let ratio = |value: fn(&Sample) -> f64| {
         let pairs = row.samples.iter().zip(&floor.samples);
         median(pairs.map(|(own, bare)| value(own) / value(bare)))
     };
-    let failed: u64 = row.samples.iter().map(|s| s.outcome.refused + s.outcome.broken).sum();
     vec![
-        row.name.to_owned(),
+        row.name.clone(),
         number(of(Sample::rate), 0),
         format!("{} %", number(ratio(Sample::rate) * 100.0, 1)),
         number(of(Sample::cpu), 1),
@@ -141,7 +241,31 @@ fn cells(row: &Row<'_>, floor: &Row<'_>) -> Vec<String> {
         number(of(|s| float(s.postgres_cpu) / float(s.outcome.requests)), 1),
         millis(of(|s| float(s.outcome.p50))),
         millis(of(|s| float(s.outcome.p99))),
-        failed.to_string(),
+        row.failed().to_string(),
         number(of(|s| float(s.resident_kilobytes) / 1024.0), 0),
     ]
+}
+
+fn print_notes(rows: &[Row<'_>], unavailable: Option<&str>) {
+    println!(
+        "\nRequests/s, latencies and failures are wrk's. CPU is user and system time of the server's \
+         process and of PostgreSQL with all its backends, from before the load until PostgreSQL has \
+         written the audit log (300 ms, then until it rests), for each request. A ratio is the median \
+         of the ratios of each round. † wrk runs a script that takes another key for each request, \
+         which costs it time; compared with bare axum under such a script. Of unknown keys every \
+         answer but a refusal has failed; of others every refusal."
+    );
+    if let Some(line) = unavailable {
+        println!("Strict audit: {line}");
+    }
+    for row in rows {
+        let Traffic::NextKey { keys, .. } = &row.traffic else { continue };
+        let most = row.samples.iter().map(|s| s.outcome.requests).max().unwrap_or_default();
+        if most > *keys as u64 {
+            println!(
+                "{}: {most} requests in a round, but only {keys} keys: some came twice.",
+                row.name
+            );
+        }
+    }
 }

@@ -14,6 +14,14 @@ pub(crate) fn median(values: impl IntoIterator<Item = f64>) -> f64 {
     }
 }
 
+/// The value within which so many of a hundred values are. NaN: there is nothing.
+pub(crate) fn percentile(values: &[f64], percent: usize) -> f64 {
+    let mut values = values.to_vec();
+    values.sort_by(f64::total_cmp);
+    let rank = (values.len() * percent).div_ceil(100).max(1);
+    values.get(rank - 1).copied().unwrap_or(f64::NAN)
+}
+
 /// A whole number, as a fraction.
 #[expect(clippy::cast_precision_loss, reason = "what is counted here is far below 2^52")]
 pub(crate) fn float(number: u64) -> f64 {

@@ -54,6 +54,15 @@ pub(crate) struct Outcome {
 }
 
 impl Traffic {
+    /// The traffic of a round, counted from zero: each has its own part of a file of keys.
+    pub(crate) fn of_round(&self, round: usize) -> Self {
+        let mut own = self.clone();
+        if let Self::NextKey { first, keys, .. } = &mut own {
+            *first = round * *keys;
+        }
+        own
+    }
+
     fn script(&self) -> String {
         let mut text = String::new();
         match self {

@@ -1,0 +1,76 @@
+//! Files of keys for the load to choose from, and the same keys in the database.
+
+use std::path::PathBuf;
+
+use crate::{
+    client::request,
+    generator::{Load, Pace},
+    options::Options,
+    seed,
+    world::World,
+};
+
+/// The most requests a second that there are keys for.
+const FRESH_PER_SECOND: usize = 25_000;
+const UNKNOWN_PER_SECOND: usize = 60_000;
+
+/// The files.
+pub(crate) struct Keys {
+    /// Keys that the service has seen, how many, and a pass over all of them.
+    pub(crate) warm: PathBuf,
+    pub(crate) warm_count: usize,
+    warm_up: Vec<String>,
+    /// Keys that it has not seen, and how many of them there are for a round.
+    pub(crate) fresh: PathBuf,
+    pub(crate) fresh_window: usize,
+    /// Keys with a right checksum that are in no database.
+    pub(crate) unknown: PathBuf,
+    pub(crate) unknown_window: usize,
+}
+
+impl Keys {
+    /// Makes the files and stores the keys.
+    pub(crate) async fn make(options: &Options, world: &World) -> Result<Self, String> {
+        eprintln!("making keys");
+        let seconds = usize::try_from(options.seconds()).unwrap_or(1);
+        let warm_count = if options.quick { 10_000 } else { 100_000 };
+        let (fresh_window, unknown_window) =
+            (seconds * FRESH_PER_SECOND, seconds * UNKNOWN_PER_SECOND);
+        let file = |name| world.folder().join(name);
+        let all = Self {
+            warm: file("warm.keys"),
+            warm_count,
+            warm_up: Vec::new(),
+            fresh: file("fresh.keys"),
+            fresh_window,
+            unknown: file("unknown.keys"),
+            unknown_window,
+        };
+        let unknown = seed::generate(&world.env, unknown_window * options.rounds())?;
+        seed::write_keys(&all.unknown, &unknown)?;
+        let mut connection = world.connect("main").await?;
+        let workspace = world.account.workspace;
+        let fresh = seed::generate(&world.env, fresh_window * options.rounds())?;
+        seed::write_keys(&all.fresh, &fresh)?;
+        seed::store_keys(&mut connection, &world.env, workspace, &fresh).await?;
+        let warm = seed::generate(&world.env, warm_count)?;
+        seed::write_keys(&all.warm, &warm)?;
+        seed::store_keys(&mut connection, &world.env, workspace, &warm).await?;
+        let ask = |key: &str| request("GET", "/v1/auth/verify", Some(key), None);
+        Ok(Self { warm_up: warm.iter().map(|key| ask(key.reveal())).collect(), ..all })
+    }
+
+    /// Uses each of the warm keys once.
+    pub(crate) async fn warm_up(&self, port: u16) -> Result<(), String> {
+        pass(port, self.warm_up.clone()).await
+    }
+}
+
+/// Sends each request once, over many connections. All are to be answered with 200.
+pub(crate) async fn pass(port: u16, requests: Vec<String>) -> Result<(), String> {
+    let load = Load { port, requests, pace: Pace::Loop, connections: 48, lasting: None };
+    match load.finish().await?.other_than(200) {
+        0 => Ok(()),
+        failed => Err(format!("{failed} keys were refused at their first use")),
+    }
+}

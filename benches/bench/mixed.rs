@@ -1,0 +1,134 @@
+//! What else goes on must not slow keys down: verification at a fixed rate, alone and beside sign-ins
+//! and a flood of keys that nobody knows.
+
+use std::time::Duration;
+
+use crate::{
+    client::request,
+    generator::{Load, Pace, Taken, taken},
+    options::Options,
+    process::settle,
+    seed,
+    stats::{median, millis, number, percentile},
+    table::Table,
+    world::World,
+};
+
+const VERIFY: &str = "/v1/auth/verify";
+/// Requests a second with a good key, and over how many connections.
+const RATE: u32 = 2000;
+const CONNECTIONS: u32 = 16;
+/// Sign-ins at once.
+const SIGN_INS: u32 = 8;
+/// Requests a second with unknown keys.
+const FLOOD: u32 = 10_000;
+const FLOOD_CONNECTIONS: u32 = 32;
+
+/// What goes on beside it.
+#[derive(Clone, Copy)]
+enum Beside {
+    Nothing,
+    SignIns,
+    Flood,
+}
+
+const SITUATIONS: [(Beside, &str, u16); 3] = [
+    (Beside::Nothing, "alone", 0),
+    (Beside::SignIns, "beside 8 sign-ins at once", 200),
+    (Beside::Flood, "beside a flood of unknown keys", 401),
+];
+
+/// A round of a situation.
+struct Sample {
+    keys: Taken,
+    beside: Option<Taken>,
+}
+
+/// Measures and prints the table.
+pub(crate) async fn measure(options: &Options, world: &World) -> Result<(), String> {
+    let mut samples: [Vec<Sample>; 3] = Default::default();
+    for round in 1..=options.rounds() {
+        for ((beside, name, _), samples) in SITUATIONS.iter().zip(&mut samples) {
+            eprintln!("round {round}: verify at a fixed rate, {name}");
+            samples.push(one(options, world, *beside).await?);
+            settle(world.postgres.pid()).await;
+        }
+    }
+    print(&samples);
+    Ok(())
+}
+
+async fn one(options: &Options, world: &World, beside: Beside) -> Result<Sample, String> {
+    let port = world.service.port;
+    let lasting = Duration::from_secs(options.seconds() + 1);
+    let load = |requests, pace, connections| Load {
+        port,
+        requests,
+        pace,
+        connections,
+        lasting: Some(lasting),
+    };
+    let other = match beside {
+        Beside::Nothing => None,
+        Beside::SignIns => {
+            let login = request("POST", "/v1/auth/login", None, Some(&world.account.login));
+            Some(load(vec![login], Pace::Loop, SIGN_INS).start())
+        }
+        Beside::Flood => {
+            let count = usize::try_from(lasting.as_secs()).unwrap_or(1) * FLOOD as usize;
+            let keys = seed::generate(&world.env, count)?;
+            let flood = keys.iter().map(|key| request("GET", VERIFY, Some(key.reveal()), None));
+            Some(load(flood.collect(), Pace::PerSecond(FLOOD), FLOOD_CONNECTIONS).start())
+        }
+    };
+    let verify = request("GET", VERIFY, Some(&world.account.key), None);
+    let keys = load(vec![verify], Pace::PerSecond(RATE), CONNECTIONS).finish().await?;
+    let beside = match other {
+        Some(other) => Some(taken(other).await?),
+        None => None,
+    };
+    Ok(Sample { keys, beside })
+}
+
+fn print(samples: &[Vec<Sample>; 3]) {
+    let mut table = Table::new(&[
+        "verify, one warm key",
+        "requests/s",
+        "p50 ms",
+        "of alone",
+        "p99 ms",
+        "of alone",
+        "failed",
+        "beside it/s",
+        "of these failed",
+    ]);
+    let at = |sample: &Sample, percent| percentile(&sample.keys.latencies, percent);
+    for ((_, name, expected), own) in SITUATIONS.iter().zip(samples) {
+        let of = |percent| median(own.iter().map(|sample| at(sample, percent)));
+        let ratio = |percent| {
+            let pairs = own.iter().zip(&samples[0]);
+            number(median(pairs.map(|(own, alone)| at(own, percent) / at(alone, percent))), 2)
+                + " ×"
+        };
+        let failed: u64 = own.iter().map(|sample| sample.keys.other_than(200)).sum();
+        let others: Vec<&Taken> = own.iter().filter_map(|sample| sample.beside.as_ref()).collect();
+        let failed_others: u64 = others.iter().map(|other| other.other_than(*expected)).sum();
+        table.row([
+            (*name).to_owned(),
+            number(median(own.iter().map(|sample| sample.keys.rate())), 0),
+            millis(of(50)),
+            ratio(50),
+            millis(of(99)),
+            ratio(99),
+            failed.to_string(),
+            number(median(others.iter().map(|other| other.rate())), 0),
+            if others.is_empty() { "–".to_owned() } else { failed_others.to_string() },
+        ]);
+    }
+    table.print("The key path beside other traffic");
+    println!(
+        "\nOpen loop at {RATE} requests/s over {CONNECTIONS} connections. The flood asks for {FLOOD} \
+         requests/s, each with another key of a right checksum, all of which are to be 401. The \
+         generators share the cores with the service."
+    );
+}
