@@ -1,6 +1,6 @@
 //! A small HTTP/1.1 client: one connection, one request at a time, and little work of its own.
 
-use std::{io, net::Ipv4Addr};
+use std::{fmt::Write as _, io, net::Ipv4Addr};
 
 use serde_json::Value;
 use tokio::{
@@ -44,13 +44,13 @@ pub(crate) fn request(
 ) -> String {
     let mut text = format!("{method} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n");
     if let Some(bearer) = bearer {
-        text.push_str(&format!("Authorization: Bearer {bearer}\r\n"));
+        write!(text, "Authorization: Bearer {bearer}\r\n").ok();
     }
     match body.map(Value::to_string) {
         Some(body) => {
             let length = body.len();
             text.push_str("Content-Type: application/json\r\n");
-            text.push_str(&format!("Content-Length: {length}\r\n\r\n{body}"));
+            write!(text, "Content-Length: {length}\r\n\r\n{body}").ok();
         }
         None => text.push_str("\r\n"),
     }

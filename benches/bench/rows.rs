@@ -225,7 +225,7 @@ fn print(rows: &[Row<'_>]) {
 
 fn cells(row: &Row<'_>, floor: &Row<'_>) -> Vec<String> {
     if row.server.is_none() {
-        return vec![row.name.clone(), "not available in this build".to_owned()];
+        return vec![format!("{}: not in this build", row.name)];
     }
     let of = |value: fn(&Sample) -> f64| median(row.samples.iter().map(value));
     let ratio = |value: fn(&Sample) -> f64| {
