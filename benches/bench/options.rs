@@ -12,12 +12,9 @@ pub(crate) struct Options {
     /// How many rounds there are; medians of them are told [default: 5; quick: 3].
     #[arg(long)]
     rounds: Option<usize>,
-    /// For development: short rounds, few keys, without growth.
+    /// For development: short rounds, few keys.
     #[arg(long)]
     pub(crate) quick: bool,
-    /// Also 10 million audit events, which take minutes to make.
-    #[arg(long, conflicts_with = "quick")]
-    pub(crate) full: bool,
     /// Only these parts.
     #[arg(long, value_enum, value_delimiter = ',')]
     only: Vec<Part>,
