@@ -41,8 +41,11 @@ pub(super) trait Source: Send + Sync + 'static {
     fn fetch(
         &self,
         keys: &[Self::Key],
-    ) -> impl Future<Output = Result<Vec<(Self::Key, Self::Known)>, StoreError>> + Send;
+    ) -> impl Future<Output = Result<Found<Self>, StoreError>> + Send;
 }
+
+/// What was found of what was looked up.
+pub(super) type Found<S> = Vec<(<S as Source>::Key, <S as Source>::Known)>;
 
 /// How often a cache was asked, and what came of it.
 #[derive(Debug, Default)]
@@ -178,13 +181,7 @@ impl<S: Source> Cached<S> {
     }
 
     /// Keeps what was found, and tells those who wait.
-    fn answer(
-        &self,
-        waiting: Waiting<S>,
-        found: Option<Vec<(S::Key, S::Known)>>,
-        before: u64,
-        now: Duration,
-    ) {
+    fn answer(&self, waiting: Waiting<S>, found: Option<Found<S>>, before: u64, now: Duration) {
         let found: Option<HashMap<_, _>> = found.map(|found| found.into_iter().collect());
         for (key, askers) in waiting {
             let answer = found.as_ref().map(|found| found.get(&key));
@@ -192,7 +189,7 @@ impl<S: Source> Cached<S> {
                 self.keep(before, key, known, now);
             }
             for asker in askers {
-                asker.send(answer.map(|known| known.cloned()).ok_or(())).ok();
+                asker.send(answer.map(Option::<&_>::cloned).ok_or(())).ok();
             }
         }
     }
@@ -235,7 +232,7 @@ async fn look_up<S: Source>(
 }
 
 /// Tries twice: the first try may meet a connection that died while it was idle.
-async fn fetch<S: Source>(source: &S, keys: &[S::Key]) -> Option<Vec<(S::Key, S::Known)>> {
+async fn fetch<S: Source>(source: &S, keys: &[S::Key]) -> Option<Found<S>> {
     for _ in 0..2 {
         match Store::within(PATIENCE, source.fetch(keys)).await {
             Ok(found) => return Some(found),

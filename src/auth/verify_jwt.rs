@@ -87,13 +87,12 @@ impl Auth {
             return Err(MALFORMED);
         }
         let digest = VerifiedTokens::digest(token);
-        let claims = match self.caches.tokens.get(&digest) {
-            Some(claims) => claims,
-            None => {
-                let claims = Arc::new(self.verify_claims(token)?);
-                self.caches.tokens.keep(digest, Arc::clone(&claims));
-                claims
-            }
+        let claims = if let Some(claims) = self.caches.tokens.get(&digest) {
+            claims
+        } else {
+            let claims = Arc::new(self.verify_claims(token)?);
+            self.caches.tokens.keep(digest, Arc::clone(&claims));
+            claims
         };
         if self.env.clock.now().unix_timestamp() >= claims.exp {
             return Err(AuthError::TokenExpired);

@@ -65,11 +65,11 @@ impl Outcome {
 
     const fn of(status: u16) -> Self {
         match status {
-            ..400 => Self::Ok,
+            0..400 => Self::Ok,
             401 => Self::Unauthorized,
             403 => Self::Forbidden,
             429 => Self::RateLimited,
-            ..500 => Self::ClientError,
+            400..500 => Self::ClientError,
             503 => Self::Unavailable,
             _ => Self::ServerError,
         }
