@@ -29,7 +29,8 @@ impl Lease {
         Duration::from_micros(self.until.load(Ordering::Acquire)).saturating_sub(now)
     }
 
-    pub(super) fn extend(&self, until: Duration) {
+    /// It holds until this moment.
+    pub(crate) fn extend(&self, until: Duration) {
         self.until.store(micros(until), Ordering::Release);
     }
 
