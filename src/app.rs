@@ -72,7 +72,7 @@ impl Application {
         let (caches, fence, node) = join(&settings, &store, &env, &lease, &metrics).await;
         let auth =
             Auth::new(&settings, store.clone(), env.clone(), audit.clone(), caches, fence).await?;
-        let limits = Limits::new(settings.rate_limit, &env);
+        let limits = Limits::new(settings.rate_limit, settings.redis.as_ref(), &env)?;
         let public_url = &settings.server.public_url;
         let openapi = http::openapi::document(public_url)
             .to_json()
@@ -113,10 +113,13 @@ impl Application {
     /// # Errors
     /// When the listener fails for good.
     pub async fn serve(
-        self,
+        mut self,
         listener: TcpListener,
         stop: impl Future<Output = ()>,
     ) -> Result<(), String> {
+        // Here, and not where the parts are made: the command line, which limits nobody, makes them too.
+        self.app.limits.connect().await;
+        self.chores.push(tokio::spawn(self.app.limits.clone().keep_connected()));
         let service = self.service.clone();
         let answer = move |peer, request| service.clone().call(peer, request);
         let server = Server::new(&self.settings.server, answer);

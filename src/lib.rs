@@ -18,7 +18,7 @@
 //! | [`auth`] | who is calling, and how one becomes somebody |
 //! | [`resources`] | agents, calls, knowledge bases, campaigns, billing, people |
 //! | [`audit`] | the audit log: the queue, the writer, the reader |
-//! | [`limit`] | rate limits: GCRA buckets |
+//! | [`limit`] | rate limits: GCRA buckets, of this node or shared over Valkey |
 //! | [`store`] | PostgreSQL: all SQL, a file for each group of tables |
 //! | [`config`], [`telemetry`] | settings, checked all at once; logs without secrets |
 //! | [`model`] | plain types that are valid by construction |

@@ -45,8 +45,7 @@ impl Collector for State {
         tell.gauges("database_connections", help, ["pool", "state"], &states)?;
         let waiting = app.auth.passwords_waiting();
         tell.gauge("password_queue", "Password hashes that wait or are computed", number(waiting))?;
-        let buckets = app.limits.buckets();
-        tell.gauge("rate_limit_buckets", "Buckets that are not full", number(buckets))
+        limits(tell, &app)
     }
 }
 
@@ -62,6 +61,28 @@ fn caches(tell: &mut Tell<'_, '_>, app: &Api) -> fmt::Result {
     tell.counters("cache_lookups", help, ["cache", "outcome"], &lookups.collect::<Vec<_>>())?;
     let entries = caches.map(|(cache, (_, known))| ([cache], number(known)));
     tell.gauges("cache_entries", "Credentials that are known", ["cache"], &entries)
+}
+
+fn limits(tell: &mut Tell<'_, '_>, app: &Api) -> fmt::Result {
+    let counts = app.limits.counts();
+    let decisions = [
+        (["shared"], counts.shared_decisions.load(Relaxed)),
+        (["local"], counts.local_decisions.load(Relaxed)),
+    ];
+    let help = "Requests that a bucket decided on, by where it is";
+    tell.counters("rate_limit_decisions", help, ["store"], &decisions)?;
+    let failed = counts.failed_calls.load(Relaxed);
+    tell.counter(
+        "rate_limit_failed_calls",
+        "Requests that asked the shared store in vain",
+        failed,
+    )?;
+    let fallbacks = counts.fallbacks.load(Relaxed);
+    tell.counter("rate_limit_fallbacks", "Times that the shared store went away", fallbacks)?;
+    let shared = f64::from(u8::from(app.limits.are_shared()));
+    tell.gauge("rate_limit_shared", "Whether limits are shared with other nodes now", shared)?;
+    let buckets = number(app.limits.buckets());
+    tell.gauge("rate_limit_buckets", "Buckets of this node that are not full", buckets)
 }
 
 fn audit(tell: &mut Tell<'_, '_>, app: &Api) -> fmt::Result {

@@ -5,10 +5,11 @@ use std::{net::IpAddr, num::NonZeroU32, str::FromStr, time::Duration};
 use data_encoding::BASE64;
 use ipnet::IpNet;
 use toml::Value;
+use url::Url;
 
 use super::{
     Audit, Cache, Database, Durability, EncryptionKey, Keys, Log, Passwords, Pool, RateLimit, Raw,
-    Registration, Server, Sessions, Settings, layers::ENV_PREFIX,
+    Redis, Registration, Server, Sessions, Settings, layers::ENV_PREFIX,
 };
 
 /// Reads typed values and gathers what is wrong with them. A value that is wrong is `None`, and
@@ -28,6 +29,7 @@ impl Check<'_> {
         let passwords = self.passwords();
         let rate_limit = self.rate_limit();
         let cache = self.cache();
+        let redis = self.redis();
         let audit = self.audit();
         let log = self.log();
         Some(Settings {
@@ -38,6 +40,7 @@ impl Check<'_> {
             passwords: passwords?,
             rate_limit: rate_limit?,
             cache: cache?,
+            redis,
             audit: audit?,
             log: log?,
         })
@@ -183,7 +186,6 @@ impl Check<'_> {
         let per_key = self.rate("rate_limit.per_key_per_minute");
         let per_address = self.rate("rate_limit.per_address_per_minute");
         let sign_in = self.rate("rate_limit.sign_in_per_minute");
-        self.choice("rate_limit.store", &[("memory", ())]);
         Some(RateLimit {
             per_key_per_minute: per_key?,
             per_address_per_minute: per_address?,
@@ -195,6 +197,30 @@ impl Check<'_> {
         let lease = self.seconds("cache.lease_seconds", 60);
         let keys = self.number("cache.keys", 1, 100_000_000);
         Some(Cache { lease: lease?, keys: keys? })
+    }
+
+    /// The server that limits are shared on, if they are to be. One that is named and not chosen is
+    /// checked all the same.
+    fn redis(&mut self) -> Option<Redis> {
+        let chosen = self.choice("rate_limit.store", &[("memory", false), ("redis", true)]);
+        let prefix = self.text("redis.prefix");
+        let fits = |c: char| c.is_ascii_alphanumeric() || "-_.:".contains(c);
+        if !(1..=64).contains(&prefix.len()) || !prefix.chars().all(fits) {
+            self.problem("redis.prefix", "must be 1 to 64 letters, digits, or any of - _ . :");
+        }
+        let key = "redis.url";
+        let url = self.text(key);
+        if !url.is_empty() && !is_redis_url(&url) {
+            self.problem(
+                key,
+                "must be a URL such as redis://user:password@host:6379/0, rediss://… for TLS, or \
+                 unix:///path/of/socket",
+            );
+        }
+        if chosen != Some(true) {
+            return None;
+        }
+        Some(Redis { url: self.required(key)?.into(), prefix })
     }
 
     fn audit(&mut self) -> Option<Audit> {
@@ -272,5 +298,32 @@ impl Check<'_> {
     fn problem(&mut self, key: &str, what: &str) {
         let origin = self.raw.values.get(key).map_or("", |(_, origin)| origin);
         self.problems.push(format!("{key} {what} (from {origin})"));
+    }
+}
+
+/// Whether a text is the URL of a Valkey or Redis server, with nothing in it that would be ignored.
+fn is_redis_url(text: &str) -> bool {
+    let Ok(url) = text.parse::<Url>() else { return false };
+    // `#insecure` would be TLS without a look at the certificate.
+    if url.fragment().is_some() {
+        return false;
+    }
+    match url.scheme() {
+        "redis" | "rediss" => {
+            let database = url.path().trim_matches('/');
+            url.host_str().is_some_and(|host| !host.is_empty())
+                && url.query().is_none()
+                && (database.is_empty() || database.parse::<u32>().is_ok())
+        }
+        "unix" => {
+            url.host_str().is_none()
+                && url.path().len() > 1
+                && url.query_pairs().all(|(name, value)| match &*name {
+                    "db" => value.parse::<u32>().is_ok(),
+                    "user" | "pass" => true,
+                    _ => false,
+                })
+        }
+        _ => false,
     }
 }

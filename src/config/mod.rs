@@ -33,6 +33,8 @@ pub struct Settings {
     pub rate_limit: RateLimit,
     /// `[cache]`
     pub cache: Cache,
+    /// `[redis]`, if `rate_limit.store` asks for it.
+    pub redis: Option<Redis>,
     /// `[audit]`
     pub audit: Audit,
     /// `[log]`
@@ -185,6 +187,15 @@ pub enum Durability {
     Strict,
 }
 
+/// `[redis]`: a Valkey or Redis server, on which nodes share what they count.
+#[derive(Debug, Clone)]
+pub struct Redis {
+    /// Where it is, and how to log in.
+    pub url: SecretString,
+    /// What the names of all keys begin with.
+    pub prefix: String,
+}
+
 /// `[audit]`
 #[derive(Debug, Clone, Copy)]
 pub struct Audit {
@@ -268,5 +279,59 @@ mod tests {
         let text = format!("{} {:?}", raw.describe(), raw.check().unwrap());
         assert!(!text.contains(KEY) && !text.contains("localhost/x"), "{text}");
         assert!(text.contains("url = \"[redacted]\"  # from DATABASE_URL"), "{text}");
+    }
+
+    fn redis_problems(url: &str) -> Vec<String> {
+        let store =
+            [("CALL2ME_AUTH__RATE_LIMIT__STORE", "redis"), ("CALL2ME_AUTH__REDIS__URL", url)];
+        read(&[&ENOUGH[..], &store].concat())
+            .check()
+            .err()
+            .map_or(Vec::new(), |problems| problems.0)
+    }
+
+    #[test]
+    fn limits_are_shared_where_a_server_is_named() {
+        for url in [
+            "redis://127.0.0.1",
+            "redis://:secret@valkey.internal:6379/2",
+            "rediss://user:p%40ss@valkey.example.com",
+            "redis://[::1]:6379",
+            "unix:///run/valkey/valkey.sock?db=1&pass=secret",
+        ] {
+            assert_eq!(redis_problems(url), Vec::<String>::new(), "{url}");
+        }
+        for url in [
+            "valkey.internal:6379",
+            "http://valkey.internal",
+            "redis://",
+            "redis://valkey.internal/zero",
+            "redis://valkey.internal?db=1",
+            "rediss://valkey.internal#insecure",
+            "unix://run/valkey.sock",
+            "unix:///run/valkey.sock?database=1",
+        ] {
+            let problems = redis_problems(url);
+            assert_eq!(problems.len(), 1, "{url}: {problems:?}");
+            assert!(problems[0].starts_with("redis.url must be a URL such as"), "{problems:?}");
+        }
+        let unset = redis_problems("");
+        assert_eq!(unset, ["redis.url is not set (variable CALL2ME_AUTH__REDIS__URL)"]);
+    }
+
+    #[test]
+    fn a_server_is_used_only_if_it_is_chosen_and_never_printed() {
+        let url = ("CALL2ME_AUTH__REDIS__URL", "redis://:hush@localhost/0");
+        let raw = read(&[&ENOUGH[..], &[url]].concat());
+        assert!(raw.check().unwrap().redis.is_none());
+        let store = ("CALL2ME_AUTH__RATE_LIMIT__STORE", "redis");
+        let raw = read(&[&ENOUGH[..], &[url, store]].concat());
+        let settings = raw.check().unwrap();
+        assert_eq!(settings.redis.as_ref().map(|redis| redis.prefix.as_str()), Some("call2me"));
+        let text = format!("{} {settings:?}", raw.describe());
+        assert!(!text.contains("hush"), "{text}");
+        let prefix = ("CALL2ME_AUTH__REDIS__PREFIX", "two words");
+        let problems = read(&[&ENOUGH[..], &[prefix]].concat()).check().unwrap_err().0;
+        assert!(problems[0].starts_with("redis.prefix must be"), "{problems:?}");
     }
 }

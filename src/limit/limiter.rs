@@ -61,11 +61,7 @@ impl<K: Hash + Eq + Clone> Buckets<K> {
     pub(super) fn look(&self, key: &K, per_minute: NonZeroU32, now: Duration) -> Decision {
         let full_in =
             self.shard(key).get(key).map_or(Duration::ZERO, |full_at| full_at.saturating_sub(now));
-        let each = each(per_minute);
-        let taken = full_in.as_nanos().div_ceil(each.as_nanos());
-        let remaining = per_minute.get().saturating_sub(taken.try_into().unwrap_or(u32::MAX));
-        let retry_in = decide(per_minute, full_in).retry_in;
-        Decision { allowed: remaining > 0, limit: per_minute.get(), remaining, full_in, retry_in }
+        seen(per_minute, full_in)
     }
 
     /// Forgets the buckets that are full.
@@ -94,13 +90,22 @@ impl<K: Hash + Eq + Clone> Buckets<K> {
 }
 
 /// The time that one request takes to flow back.
-fn each(per_minute: NonZeroU32) -> Duration {
-    Duration::from_mins(1) / per_minute.get()
+pub(super) fn each(per_minute: NonZeroU32) -> Duration {
+    (Duration::from_mins(1) / per_minute.get()).max(Duration::from_nanos(1))
+}
+
+/// What a bucket says that is `full_in` before it is full, when nothing is taken from it.
+pub(super) fn seen(per_minute: NonZeroU32, full_in: Duration) -> Decision {
+    let taken = full_in.as_nanos().div_ceil(each(per_minute).as_nanos());
+    let remaining = per_minute.get().saturating_sub(taken.try_into().unwrap_or(u32::MAX));
+    let retry_in = decide(per_minute, full_in).retry_in;
+    Decision { allowed: remaining > 0, limit: per_minute.get(), remaining, full_in, retry_in }
 }
 
 /// GCRA on one bucket, `full_in` before it is full. The moment of the decision is zero of the clock.
-fn decide(per_minute: NonZeroU32, full_in: Duration) -> Decision {
-    let each = each(per_minute).max(Duration::from_nanos(1));
+/// `charge.lua` decides the same way.
+pub(super) fn decide(per_minute: NonZeroU32, full_in: Duration) -> Decision {
+    let each = each(per_minute);
     let limit = per_minute.get();
     let Some(quota) = Quota::with_period(each).map(|quota| quota.allow_burst(per_minute)) else {
         return Decision { allowed: false, limit, remaining: 0, full_in, retry_in: full_in };

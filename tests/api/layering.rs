@@ -105,6 +105,7 @@ fn libraries_stay_in_their_rooms() {
         ("argon2::", &["auth"]),
         ("jsonwebtoken::", &["auth"]),
         ("governor::", &["limit", "http"]),
+        ("redis::", &["limit"]),
     ] {
         for (path, text) in sources() {
             let code = text.lines().filter(|line| !line.trim_start().starts_with("//"));

@@ -30,4 +30,5 @@ mod rate_limits;
 mod resources;
 mod sdk;
 mod server;
+mod shared_limits;
 mod verify;

@@ -21,7 +21,7 @@ pub async fn not_found(
     uri: Uri,
 ) -> Response {
     let error = ApiError::new(Code::NotFound, "there is no such route");
-    charged(&app, &info, &uri, error.into_response())
+    charged(&app, &info, &uri, error.into_response()).await
 }
 
 /// The answer to a method that a route does not have; the router adds `Allow`.
@@ -31,12 +31,12 @@ pub async fn method_not_allowed(
     uri: Uri,
 ) -> Response {
     let error = ApiError::new(Code::MethodNotAllowed, "the route has other methods: see Allow");
-    charged(&app, &info, &uri, error.into_response())
+    charged(&app, &info, &uri, error.into_response()).await
 }
 
-fn charged(app: &App, info: &RequestInfo, uri: &Uri, mut response: Response) -> Response {
+async fn charged(app: &App, info: &RequestInfo, uri: &Uri, mut response: Response) -> Response {
     if is_v1(uri.path()) {
-        let decision = app.limits.charge_address(info.ip);
+        let decision = app.limits.charge_address(info.ip).await;
         rate_limit::describe(&decision, &app.env, response.headers_mut());
     }
     response

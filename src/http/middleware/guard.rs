@@ -141,7 +141,7 @@ impl Guard {
         request: Request,
         next: impl Next,
     ) -> Response {
-        let decision = self.app.limits.charge_address(info.ip);
+        let decision = self.app.limits.charge_address(info.ip).await;
         if let Err(error) = authenticate::check_count(request.headers()) {
             return self.with_decision(error.into_response(), decision);
         }
@@ -180,16 +180,21 @@ impl Guard {
         let principal = match authenticate(&self.app, request.headers(), info.began).await {
             Ok(Authenticated::Principal(principal)) => principal,
             Ok(Authenticated::RevokedKey(key)) => return self.reject_revoked(&key, &info).await,
-            Err(error) => return self.reject(error, &info),
+            Err(error) => return self.reject(error, &info).await,
         };
-        let decision = self.app.limits.charge_credential(&principal);
-        let Some(permit) = self.app.audit.reserve().await else {
-            return self.log_is_full(decision);
-        };
+        let permit = self.app.audit.reserve().await;
         let caller = Caller { principal, request: info };
         let is_gateway = self.is_gateway();
-        let event =
-            PendingEvent { app: &self.app, caller: &caller, permit: Some(permit), is_gateway };
+        // Before the bucket is asked, which takes a moment where it is shared: a client that hangs up
+        // meanwhile is in the log.
+        let event = permit.map(|permit| PendingEvent {
+            app: &self.app,
+            caller: &caller,
+            permit: Some(permit),
+            is_gateway,
+        });
+        let decision = self.app.limits.charge_credential(&caller.principal).await;
+        let Some(event) = event else { return self.log_is_full(decision) };
         let response = if let Some(refusal) = rate_limit::refusal(&decision) {
             refusal.into_response()
         } else {
@@ -201,24 +206,24 @@ impl Guard {
     }
 
     /// An absent or bad credential is charged to its address, and refused either way.
-    fn reject(&self, error: ApiError, info: &RequestInfo) -> Response {
+    async fn reject(&self, error: ApiError, info: &RequestInfo) -> Response {
         // What could not be checked is nobody's fault but ours.
         if error.cause().is_some() {
             self.log(&error, info);
-            let decision = self.app.limits.look_at_address(info.ip);
+            let decision = self.app.limits.look_at_address(info.ip).await;
             return self.with_decision(error.into_response(), decision);
         }
         if error.is_unknown_credential() {
             self.app.audit.unknown_credentials().count(info.ip, self.app.env.clock.now());
         }
-        let decision = self.app.limits.charge_address(info.ip);
+        let decision = self.app.limits.charge_address(info.ip).await;
         let response = rate_limit::refusal(&decision).unwrap_or(error).into_response();
         self.with_decision(response, decision)
     }
 
     /// The use of a revoked key is an event of its workspace: somebody still has it.
     async fn reject_revoked(&self, key: &KeyRecord, info: &Arc<RequestInfo>) -> Response {
-        let decision = self.app.limits.charge_address(info.ip);
+        let decision = self.app.limits.charge_address(info.ip).await;
         if let Some(refusal) = rate_limit::refusal(&decision) {
             return self.with_decision(refusal.into_response(), decision);
         }
