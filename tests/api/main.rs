@@ -17,6 +17,7 @@ mod audit_log;
 mod auth;
 mod bad_input;
 mod calls;
+mod coherence;
 mod contract;
 mod coverage;
 mod dev;
