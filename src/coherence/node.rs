@@ -20,7 +20,9 @@ use crate::{
     },
 };
 
-/// The longest pause between two tries while PostgreSQL is away.
+/// The shortest pause between two tries while PostgreSQL is away…
+const MIN_PAUSE: Duration = Duration::from_millis(10);
+/// …and the longest.
 const MAX_PAUSE: Duration = Duration::from_millis(500);
 /// How long a farewell may take.
 const FAREWELL: Duration = Duration::from_secs(2);
@@ -35,6 +37,8 @@ pub struct Node {
     lease_length: Duration,
     /// The generation up to which this node has heard everything.
     applied: i64,
+    /// When the lease was last renewed, since the node began to take part.
+    renewed: Option<Instant>,
     /// How often in a row the listener heard nothing until the next renewal.
     silences: u32,
     /// Where the fence's waiters wait.
@@ -86,6 +90,7 @@ impl Node {
             lease,
             lease_length,
             applied: -1,
+            renewed: None,
             silences: 0,
             acknowledged,
             metrics,
@@ -106,32 +111,33 @@ impl Node {
 
     /// Takes part, whatever happens.
     async fn insist(&mut self) {
-        let mut pause = Duration::from_millis(10);
+        let mut pause = MIN_PAUSE;
         loop {
-            let began = Instant::now();
             let Err(error) = self.take_part().await else { return };
-            // While it lasts, the lease runs on: nothing has been lost so far.
+            // The lease runs on meanwhile: nothing is lost so far.
             warn!(%error, "cannot hear what other nodes change");
-            self.store.reconnect();
-            if began.elapsed() > self.lease_length {
-                pause = Duration::from_millis(10);
+            if self.renewed.is_none() {
+                // Not one connection that died, but PostgreSQL or the way to it.
+                self.store.reconnect();
+                pause = (pause * 2).min(MAX_PAUSE);
+            } else {
+                pause = MIN_PAUSE;
             }
             sleep(pause).await;
-            pause = (pause * 2).min(MAX_PAUSE);
         }
     }
 
     /// Hears and renews until something fails.
     async fn take_part(&mut self) -> Result<(), StoreError> {
+        (self.silences, self.renewed) = (0, None);
         // Listening first: what is announced from here on is heard, what was before is read.
         let mut listener = self.soon(self.store.listen()).await?;
-        self.silences = 0;
-        let mut renewed: Option<Instant> = None;
         loop {
             let moved = self.catch_up().await?;
-            if renewed.is_none_or(|at| at.elapsed() >= self.renew_every()) {
-                renewed = Some(Instant::now());
+            if self.renewed.is_none_or(|at| at.elapsed() >= self.renew_every()) {
+                let now = Instant::now();
                 self.renew().await?;
+                self.renewed = Some(now);
             } else if moved {
                 self.soon(self.store.acknowledge(self.id, self.applied)).await?;
             }

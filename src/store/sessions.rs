@@ -1,6 +1,7 @@
 //! Sessions of people.
 
 use ipnet::IpNet;
+use sqlx::PgPool;
 use time::OffsetDateTime;
 
 use super::{Store, StoreError, Tx};
@@ -20,32 +21,7 @@ impl Store {
         &self,
         ids: &[SessionId],
     ) -> Result<Vec<(SessionId, SessionRecord)>, StoreError> {
-        let ids: Vec<_> = ids.iter().map(|id| id.uuid()).collect();
-        let rows = sqlx::query!(
-            r#"SELECT id AS "id!: SessionId", user_id AS "user_id!: UserId",
-                      workspace_id AS "workspace_id!: WorkspaceId", email AS "email!", full_name,
-                      role AS "role: Role", expires_at AS "expires_at!", ended_at,
-                      rate_limit_per_minute
-               FROM find_sessions($1)"#,
-            &ids,
-        )
-        .fetch_all(&self.pools.own())
-        .await?;
-        let found = rows.into_iter().map(|row| {
-            let record = SessionRecord {
-                user_id: row.user_id,
-                workspace_id: row.workspace_id,
-                name: row.full_name.unwrap_or(row.email).into(),
-                role: row.role,
-                expires_at: row.expires_at,
-                ended: row.ended_at.is_some(),
-                rate_limit_per_minute: row
-                    .rate_limit_per_minute
-                    .and_then(|limit| limit.try_into().ok()),
-            };
-            (row.id, record)
-        });
-        Ok(found.collect())
+        find(&self.pools.own(), ids).await
     }
 
     /// One session, as [`Self::find_sessions`] finds it.
@@ -53,8 +29,40 @@ impl Store {
     /// # Errors
     /// When PostgreSQL cannot be reached.
     pub async fn find_session(&self, id: SessionId) -> Result<Option<SessionRecord>, StoreError> {
-        Ok(self.find_sessions(&[id]).await?.pop().map(|(_, session)| session))
+        Ok(find(&self.pools.requests(), &[id]).await?.pop().map(|(_, session)| session))
     }
+}
+
+async fn find(
+    pool: &PgPool,
+    ids: &[SessionId],
+) -> Result<Vec<(SessionId, SessionRecord)>, StoreError> {
+    let ids: Vec<_> = ids.iter().map(|id| id.uuid()).collect();
+    let rows = sqlx::query!(
+        r#"SELECT id AS "id!: SessionId", user_id AS "user_id!: UserId",
+                      workspace_id AS "workspace_id!: WorkspaceId", email AS "email!", full_name,
+                      role AS "role: Role", expires_at AS "expires_at!", ended_at,
+                      rate_limit_per_minute
+               FROM find_sessions($1)"#,
+        &ids,
+    )
+    .fetch_all(pool)
+    .await?;
+    let found = rows.into_iter().map(|row| {
+        let record = SessionRecord {
+            user_id: row.user_id,
+            workspace_id: row.workspace_id,
+            name: row.full_name.unwrap_or(row.email).into(),
+            role: row.role,
+            expires_at: row.expires_at,
+            ended: row.ended_at.is_some(),
+            rate_limit_per_minute: row
+                .rate_limit_per_minute
+                .and_then(|limit| limit.try_into().ok()),
+        };
+        (row.id, record)
+    });
+    Ok(found.collect())
 }
 
 /// Stores a new session, in a transaction of its person.
