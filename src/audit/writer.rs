@@ -19,7 +19,7 @@ use crate::{
     config::{self, Durability},
     env::Env,
     model::audit::NewEvent,
-    store::{Store, StoreError},
+    store::{Line, Store, StoreError},
 };
 
 /// Events in one statement at most.
@@ -136,8 +136,14 @@ impl WriterTask {
         let unknown = UnknownCredentials::default();
         let counts = Arc::<AuditCounts>::default();
         let (stop, stopped) = oneshot::channel();
-        let writer =
-            Writer { store, env, events, counts: Arc::clone(&counts), unknown: unknown.clone() };
+        let writer = Writer {
+            line: Line::new(store.clone()),
+            store,
+            env,
+            events,
+            counts: Arc::clone(&counts),
+            unknown: unknown.clone(),
+        };
         let done = tokio::spawn(writer.run(stopped));
         let durability = settings.durability;
         let task = Self { stop, done, counts: Arc::clone(&counts) };
@@ -158,6 +164,7 @@ impl WriterTask {
 
 struct Writer {
     store: Store,
+    line: Line,
     env: Env,
     events: mpsc::Receiver<Queued>,
     counts: Arc<AuditCounts>,
@@ -191,7 +198,7 @@ impl Writer {
     }
 
     /// Writes a batch, however long PostgreSQL is away.
-    async fn write(&self, batch: &mut Vec<Queued>) {
+    async fn write(&mut self, batch: &mut Vec<Queued>) {
         if let Err(error) = self.insist(batch).await {
             // Most likely the partition of a month that has just begun.
             warn!(%error, "cannot write audit events as they are");
@@ -204,7 +211,7 @@ impl Writer {
     }
 
     /// One event that PostgreSQL will not have must not take the others with it.
-    async fn write_one(&self, queued: Queued) {
+    async fn write_one(&mut self, queued: Queued) {
         match self.insist(std::slice::from_ref(&queued)).await {
             Ok(()) => self.committed([queued]),
             Err(error) => {
@@ -226,11 +233,11 @@ impl Writer {
     }
 
     /// Tries until PostgreSQL is there. An error is its refusal of the events themselves.
-    async fn insist(&self, batch: &[Queued]) -> Result<(), StoreError> {
+    async fn insist(&mut self, batch: &[Queued]) -> Result<(), StoreError> {
         let mut pause = Duration::from_millis(10);
         loop {
             let events = batch.iter().map(|queued| &queued.event);
-            match Store::within(PATIENCE, self.store.append_audit_events(events)).await {
+            match Store::within(PATIENCE, self.line.append_audit_events(events)).await {
                 Err(StoreError::Unavailable(error)) => {
                     warn!(%error, waiting = batch.len(), "cannot write audit events yet");
                     sleep(pause).await;

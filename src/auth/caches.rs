@@ -19,7 +19,7 @@ use crate::{
         principal::{Credential, Principal},
         session::SessionRecord,
     },
-    store::{Store, StoreError},
+    store::{Line, Store, StoreError},
 };
 
 /// What is known of a key.
@@ -32,13 +32,16 @@ pub(super) enum KnownKey {
 }
 
 /// Keys by their digests, in PostgreSQL.
-pub(super) struct Keys(Store);
+pub(super) struct Keys(Line);
 
 impl Source for Keys {
     type Key = KeyDigest;
     type Known = KnownKey;
 
-    async fn fetch(&self, keys: &[KeyDigest]) -> Result<Vec<(KeyDigest, KnownKey)>, StoreError> {
+    async fn fetch(
+        &mut self,
+        keys: &[KeyDigest],
+    ) -> Result<Vec<(KeyDigest, KnownKey)>, StoreError> {
         let found = self.0.find_api_keys(keys).await?;
         Ok(found.into_iter().map(|(digest, record)| (digest, record.into())).collect())
     }
@@ -73,14 +76,14 @@ impl KnownKey {
 }
 
 /// Sessions by their ids, in PostgreSQL.
-pub(super) struct Sessions(Store);
+pub(super) struct Sessions(Line);
 
 impl Source for Sessions {
     type Key = SessionId;
     type Known = Arc<SessionRecord>;
 
     async fn fetch(
-        &self,
+        &mut self,
         ids: &[SessionId],
     ) -> Result<Vec<(SessionId, Arc<SessionRecord>)>, StoreError> {
         let found = self.0.find_sessions(ids).await?;
@@ -102,9 +105,14 @@ impl Caches {
     pub fn start(store: &Store, env: &Env, lease: &Lease, capacity: usize) -> Self {
         let people = (capacity / 4).max(1);
         Self {
-            keys: CredentialCache::start(Keys(store.clone()), env.clone(), lease.clone(), capacity),
+            keys: CredentialCache::start(
+                Keys(Line::new(store.clone())),
+                env.clone(),
+                lease.clone(),
+                capacity,
+            ),
             sessions: CredentialCache::start(
-                Sessions(store.clone()),
+                Sessions(Line::new(store.clone())),
                 env.clone(),
                 lease.clone(),
                 people,

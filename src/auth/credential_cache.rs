@@ -39,7 +39,7 @@ pub(super) trait Source: Send + Sync + 'static {
 
     /// Looks up many at once; what is not in the answer does not exist.
     fn fetch(
-        &self,
+        &mut self,
         keys: &[Self::Key],
     ) -> impl Future<Output = Result<Found<Self>, StoreError>> + Send;
 }
@@ -209,7 +209,7 @@ impl<S: Source> Cached<S> {
 
 /// Looks up whatever is wanted; while one statement is under way the next gathers.
 async fn look_up<S: Source>(
-    source: S,
+    mut source: S,
     env: Env,
     cached: Arc<Cached<S>>,
     mut wanted: mpsc::Receiver<Wanted<S>>,
@@ -226,13 +226,13 @@ async fn look_up<S: Source>(
         let keys: Vec<_> = waiting.keys().copied().collect();
         let before = *cached.forgettings();
         let now = env.clock.monotonic();
-        let found = fetch(&source, &keys).await;
+        let found = fetch(&mut source, &keys).await;
         cached.answer(waiting, found, before, now);
     }
 }
 
 /// Tries twice: the first try may meet a connection that died while it was idle.
-async fn fetch<S: Source>(source: &S, keys: &[S::Key]) -> Option<Found<S>> {
+async fn fetch<S: Source>(source: &mut S, keys: &[S::Key]) -> Option<Found<S>> {
     for _ in 0..2 {
         match Store::within(PATIENCE, source.fetch(keys)).await {
             Ok(found) => return Some(found),
@@ -290,7 +290,7 @@ mod tests {
         type Key = u32;
         type Known = u32;
 
-        async fn fetch(&self, keys: &[u32]) -> Result<Found<Self>, StoreError> {
+        async fn fetch(&mut self, keys: &[u32]) -> Result<Found<Self>, StoreError> {
             let read: Vec<_> = {
                 let values = self.values.lock().unwrap();
                 keys.iter().filter_map(|key| Some((*key, *values.get(key)?))).collect()

@@ -3,7 +3,7 @@
 use ipnet::IpNet;
 use time::OffsetDateTime;
 
-use super::{Store, StoreError, Tx};
+use super::{Line, StoreError, Tx};
 use crate::model::{
     api_key::{ApiKey, ApiKeyChange, KeyDigest, KeyRecord, KeyStatus, NewApiKey},
     id::{ApiKeyId, Id, UserId, WorkspaceId},
@@ -11,26 +11,25 @@ use crate::model::{
     scope::Scope,
 };
 
-impl Store {
+impl Line {
     /// The keys with these digests, before their bearers are known: revoked ones too.
     ///
     /// # Errors
     /// When PostgreSQL cannot be reached.
     pub async fn find_api_keys(
-        &self,
+        &mut self,
         digests: &[KeyDigest],
     ) -> Result<Vec<(KeyDigest, KeyRecord)>, StoreError> {
         let digests: Vec<_> = digests.iter().map(KeyDigest::as_bytes).collect();
-        let rows = sqlx::query!(
+        let find = sqlx::query!(
             r#"SELECT digest AS "digest!", id AS "id!: ApiKeyId",
                       workspace_id AS "workspace_id!: WorkspaceId", name AS "name!",
                       scope AS "scope!: Scope", allowed_ips AS "allowed_ips!: Vec<IpNet>",
                       creator_user_id AS "creator: UserId", revoked_at, rate_limit_per_minute
                FROM find_api_keys($1)"#,
             &digests as _,
-        )
-        .fetch_all(&self.pools.own())
-        .await?;
+        );
+        let rows = self.run(async move |connection| find.fetch_all(connection).await).await?;
         let found = rows.into_iter().filter_map(|row| {
             let record = KeyRecord {
                 id: row.id,

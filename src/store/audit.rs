@@ -6,7 +6,7 @@ use sqlx::types::Json;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::{Store, StoreError, Tx};
+use super::{Line, Store, StoreError, Tx};
 use crate::model::{
     audit::{Event, EventFilter, NewEvent},
     id::{EventId, Id, RequestId, WorkspaceId},
@@ -64,18 +64,18 @@ impl<'a> FromIterator<&'a NewEvent> for Columns<'a> {
     }
 }
 
-impl Store {
+impl Line {
     /// Writes events of any workspaces. Those that are there already are passed over, so the same
     /// batch may be written again after a failure.
     ///
     /// # Errors
     /// When PostgreSQL cannot be reached; then nothing or everything was written.
     pub async fn append_audit_events(
-        &self,
+        &mut self,
         events: impl Iterator<Item = &NewEvent>,
     ) -> Result<(), StoreError> {
         let columns: Columns = events.collect();
-        sqlx::query!(
+        let append = sqlx::query!(
             "SELECT append_audit_events($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14,
                                         $15, $16, $17)",
             &columns.id,
@@ -95,12 +95,12 @@ impl Store {
             &columns.user_agent as _,
             &columns.latency_us as _,
             &columns.metadata as _,
-        )
-        .fetch_one(&self.pools.own())
-        .await?;
-        Ok(())
+        );
+        self.run(async move |connection| append.execute(connection).await.map(drop)).await
     }
+}
 
+impl Store {
     /// Drops counts of unknown credentials that are older than a month.
     ///
     /// # Errors

@@ -10,6 +10,7 @@ pub mod coherence;
 mod decode;
 pub mod documents;
 mod error;
+mod line;
 pub mod members;
 pub mod migrate;
 mod pools;
@@ -34,6 +35,7 @@ use crate::{
 };
 
 pub use error::{Constraint, StoreError};
+pub use line::Line;
 pub use pools::Connections;
 use pools::Pools;
 

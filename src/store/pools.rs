@@ -10,8 +10,9 @@ use sqlx::{
     postgres::{PgConnectOptions, PgPoolOptions},
 };
 
-/// Connections of the service's own work: the listener, the lease, the log's writer, two look-ups.
-const OWN_CONNECTIONS: u32 = 5;
+/// Connections of the service's own work: the listener, the lease, the log's writer, two look-ups, and
+/// one for what there is to do now and then.
+const OWN_CONNECTIONS: u32 = 6;
 
 /// The state of a pool.
 #[derive(Debug, Clone, Copy)]

@@ -1,10 +1,10 @@
 //! Sessions of people.
 
 use ipnet::IpNet;
-use sqlx::PgPool;
+use sqlx::PgConnection;
 use time::OffsetDateTime;
 
-use super::{Store, StoreError, Tx};
+use super::{Line, Store, StoreError, Tx};
 use crate::model::{
     id::{Id, SessionId, UserId, WorkspaceId},
     refresh_token::RefreshSeed,
@@ -12,41 +12,44 @@ use crate::model::{
     session::{EndReason, NewSession, RefreshState, SessionRecord},
 };
 
-impl Store {
+impl Line {
     /// Sessions and where they stand, before their bearers are believed.
     ///
     /// # Errors
     /// When PostgreSQL cannot be reached.
     pub async fn find_sessions(
-        &self,
+        &mut self,
         ids: &[SessionId],
     ) -> Result<Vec<(SessionId, SessionRecord)>, StoreError> {
-        find(&self.pools.own(), ids).await
+        self.run(async move |connection| find(connection, ids).await).await
     }
+}
 
-    /// One session, as [`Self::find_sessions`] finds it.
+impl Store {
+    /// One session, as [`Line::find_sessions`] finds it.
     ///
     /// # Errors
     /// When PostgreSQL cannot be reached.
     pub async fn find_session(&self, id: SessionId) -> Result<Option<SessionRecord>, StoreError> {
-        Ok(find(&self.pools.requests(), &[id]).await?.pop().map(|(_, session)| session))
+        let mut connection = self.pools.requests().acquire().await?;
+        Ok(find(&mut connection, &[id]).await?.pop().map(|(_, session)| session))
     }
 }
 
 async fn find(
-    pool: &PgPool,
+    connection: &mut PgConnection,
     ids: &[SessionId],
-) -> Result<Vec<(SessionId, SessionRecord)>, StoreError> {
+) -> Result<Vec<(SessionId, SessionRecord)>, sqlx::Error> {
     let ids: Vec<_> = ids.iter().map(|id| id.uuid()).collect();
     let rows = sqlx::query!(
         r#"SELECT id AS "id!: SessionId", user_id AS "user_id!: UserId",
-                      workspace_id AS "workspace_id!: WorkspaceId", email AS "email!", full_name,
-                      role AS "role: Role", expires_at AS "expires_at!", ended_at,
-                      rate_limit_per_minute
-               FROM find_sessions($1)"#,
+                  workspace_id AS "workspace_id!: WorkspaceId", email AS "email!", full_name,
+                  role AS "role: Role", expires_at AS "expires_at!", ended_at,
+                  rate_limit_per_minute
+           FROM find_sessions($1)"#,
         &ids,
     )
-    .fetch_all(pool)
+    .fetch_all(connection)
     .await?;
     let found = rows.into_iter().map(|row| {
         let record = SessionRecord {
@@ -56,9 +59,7 @@ async fn find(
             role: row.role,
             expires_at: row.expires_at,
             ended: row.ended_at.is_some(),
-            rate_limit_per_minute: row
-                .rate_limit_per_minute
-                .and_then(|limit| limit.try_into().ok()),
+            rate_limit_per_minute: row.rate_limit_per_minute.and_then(|n| n.try_into().ok()),
         };
         (row.id, record)
     });

@@ -26,7 +26,7 @@ use crate::{
         wallet::Transaction,
         workspace::Workspace,
     },
-    store::{self, Store, StoreError, Tx},
+    store::{self, Line, Store, StoreError, Tx},
 };
 
 const FILE: &str = "demo.toml";
@@ -75,7 +75,11 @@ impl Demo {
             return Ok(demo);
         };
         let known = match key {
-            Some(key) => app.store.find_api_keys(&[key.digest()]).await.map_err(away)?.pop(),
+            Some(key) => Line::new(app.store.clone())
+                .find_api_keys(&[key.digest()])
+                .await
+                .map_err(away)?
+                .pop(),
             None => None,
         };
         if known.is_none_or(|(_, key)| key.revoked) {
@@ -181,7 +185,9 @@ impl<'a> Seed<'a> {
         store::api_keys::revoke(&mut tx, workspace.id, legacy, retired, Some(&by)).await?;
         self.colleagues(&mut tx, workspace.id, hash).await?;
         tx.commit().await?;
-        self.store.append_audit_events(self.traffic(workspace.id, &users[..2]).iter()).await
+        Line::new(self.store.clone())
+            .append_audit_events(self.traffic(workspace.id, &users[..2]).iter())
+            .await
     }
 
     async fn replace_key(
