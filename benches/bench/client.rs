@@ -6,7 +6,10 @@ use serde_json::Value;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
+    time::Instant,
 };
+
+use crate::stats::micros;
 
 /// A connection that stays open.
 pub(crate) struct Client {
@@ -75,6 +78,13 @@ impl Client {
         let (answer, close) = self.receive().await?;
         self.closing = close;
         Ok(answer)
+    }
+
+    /// The same, and how many microseconds it took.
+    pub(crate) async fn timed(&mut self, request: &str) -> Result<(Answer, f64), String> {
+        let start = Instant::now();
+        let answer = self.send(request).await.map_err(|error| error.to_string())?;
+        Ok((answer, micros(start.elapsed())))
     }
 
     async fn receive(&mut self) -> io::Result<(Answer, bool)> {

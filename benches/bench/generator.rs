@@ -61,7 +61,8 @@ impl Taken {
         others.map(|(_, count)| count).sum::<u64>() + self.broken
     }
 
-    fn add(&mut self, other: Self) {
+    /// Adds what came of another load; its time is not added.
+    pub(crate) fn add(&mut self, other: Self) {
         self.latencies.extend(other.latencies);
         for (status, count) in other.statuses {
             *self.statuses.entry(status).or_default() += count;

@@ -12,6 +12,7 @@ mod machine;
 mod mixed;
 mod options;
 mod process;
+mod revoke;
 mod rows;
 mod seed;
 mod stats;
@@ -65,6 +66,9 @@ async fn run(options: &Options) -> Result<(), String> {
     }
     if options.wants(Part::Mixed) {
         mixed::measure(options, &world).await?;
+    }
+    if options.wants(Part::Revoke) {
+        revoke::measure(&world).await?;
     }
     Ok(())
 }

@@ -30,6 +30,8 @@ pub(crate) enum Part {
     Rows,
     /// The key path beside sign-ins and a flood.
     Mixed,
+    /// How long a revocation takes, on one node and on two.
+    Revoke,
 }
 
 impl Options {
