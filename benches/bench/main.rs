@@ -7,6 +7,7 @@
 mod bare;
 mod client;
 mod generator;
+mod growth;
 mod keys;
 mod machine;
 mod mixed;
@@ -69,6 +70,9 @@ async fn run(options: &Options) -> Result<(), String> {
     }
     if options.wants(Part::Revoke) {
         revoke::measure(&world).await?;
+    }
+    if options.wants(Part::Growth) {
+        growth::measure(options, &world).await?;
     }
     Ok(())
 }

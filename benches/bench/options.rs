@@ -15,6 +15,9 @@ pub(crate) struct Options {
     /// For development: short rounds, few keys.
     #[arg(long)]
     pub(crate) quick: bool,
+    /// Also what takes minutes to fill: a million keys.
+    #[arg(long)]
+    pub(crate) full: bool,
     /// Only these parts.
     #[arg(long, value_enum, value_delimiter = ',')]
     only: Vec<Part>,
@@ -32,6 +35,8 @@ pub(crate) enum Part {
     Mixed,
     /// How long a revocation takes, on one node and on two.
     Revoke,
+    /// The first use of a key, and memory, with many keys.
+    Growth,
 }
 
 impl Options {
