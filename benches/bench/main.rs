@@ -4,6 +4,7 @@
 //! two servers to compare with, and the load. Rounds are short and interleaved, so that what else the
 //! machine does meanwhile hits all rows alike; medians are told. Nothing is asserted.
 
+mod audit_log;
 mod bare;
 mod client;
 mod generator;
@@ -73,6 +74,9 @@ async fn run(options: &Options) -> Result<(), String> {
     }
     if options.wants(Part::Growth) {
         growth::measure(options, &world).await?;
+    }
+    if options.wants(Part::Log) {
+        audit_log::measure(options, &world).await?;
     }
     Ok(())
 }

@@ -15,7 +15,7 @@ pub(crate) struct Options {
     /// For development: short rounds, few keys.
     #[arg(long)]
     pub(crate) quick: bool,
-    /// Also what takes minutes to fill: a million keys.
+    /// Also what takes minutes to fill: a million keys, ten million events.
     #[arg(long)]
     pub(crate) full: bool,
     /// Only these parts.
@@ -37,6 +37,8 @@ pub(crate) enum Part {
     Revoke,
     /// The first use of a key, and memory, with many keys.
     Growth,
+    /// Reading a long audit log.
+    Log,
 }
 
 impl Options {
