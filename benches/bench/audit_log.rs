@@ -130,7 +130,7 @@ fn print(filled: &Filled, questions: &[Question]) {
     let count = |rows: i64| number(float(u64::try_from(rows).unwrap_or_default()), 0);
     table.print(&format!("`GET /v1/audit-log` with {} events", count(filled.rows)));
     println!(
-        "\n{} rows in {} partitions, {} of them of the workspace that is asked for: {} MiB of table, \
+        "\n{} rows, in partitions: {}; {} of them are of the workspace that is asked for: {} MiB of table, \
          {} MiB of indexes, filled in {} s. Over one connection, one question after the other, {TIMES} \
          times in turn; one that has taken a minute in all is asked no more. Pages of 50 events but \
          where told. The oldest request is the first of the workspace, 20 days ago. 503 is a failure: \

@@ -70,7 +70,7 @@ async fn run(options: &Options) -> Result<(), String> {
         mixed::measure(options, &world).await?;
     }
     if options.wants(Part::Revoke) {
-        revoke::measure(&world).await?;
+        revoke::measure(options, &world).await?;
     }
     if options.wants(Part::Growth) {
         growth::measure(options, &world).await?;

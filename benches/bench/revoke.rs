@@ -13,6 +13,7 @@ use tokio::{task::JoinHandle, time::Duration};
 use crate::{
     client::{Client, request},
     generator::{Load, Pace, Taken},
+    options::Options,
     seed::{self, Account},
     stats::{float, median, millis, number, percentile},
     table::Table,
@@ -21,7 +22,7 @@ use crate::{
 
 const VERIFY: &str = "/v1/auth/verify";
 const DATABASE: &str = "revoke";
-/// Keys that are revoked in each situation.
+/// Keys that are revoked in each situation, in each round.
 const KEYS: usize = 100;
 /// Requests a second with another key meanwhile, on each node, and over how many connections.
 const RATE: u32 = 500;
@@ -52,17 +53,32 @@ struct Sample {
     loads: Vec<Taken>,
 }
 
-/// Measures and prints the table.
-pub(crate) async fn measure(world: &World) -> Result<(), String> {
+impl Sample {
+    fn add(&mut self, other: Self) {
+        self.nodes = self.nodes.max(other.nodes);
+        self.minted.extend(other.minted);
+        self.revoked.extend(other.revoked);
+        self.successes += other.successes;
+        self.refusals += other.refusals;
+        self.failed += other.failed;
+        self.loads.extend(other.loads);
+    }
+}
+
+/// Measures and prints the table. The second node comes and goes with each round.
+pub(crate) async fn measure(options: &Options, world: &World) -> Result<(), String> {
     create_database(&world.postgres, DATABASE).await?;
     let first = world.service(DATABASE, "revoke-a", &[]).await?;
     let account = seed::account(first.port).await?;
-    eprintln!("revocations, one node");
-    let one = sample(world, &account, &[first.port]).await?;
-    let second = world.service(DATABASE, "revoke-b", &[]).await?;
-    eprintln!("revocations, two nodes");
-    let two = sample(world, &account, &[first.port, second.port]).await?;
-    print(&[one, two]);
+    let mut samples = [Sample::default(), Sample::default()];
+    for round in 1..=options.rounds() {
+        eprintln!("round {round}: revocations, one node");
+        samples[0].add(sample(world, &account, &[first.port]).await?);
+        let second = world.service(DATABASE, "revoke-b", &[]).await?;
+        eprintln!("round {round}: revocations, two nodes");
+        samples[1].add(sample(world, &account, &[first.port, second.port]).await?);
+    }
+    print(&samples);
     Ok(())
 }
 
@@ -186,7 +202,8 @@ fn print(samples: &[Sample]) {
         "of these failed",
     ]);
     for sample in samples {
-        let beside: f64 = sample.loads.iter().map(Taken::rate).sum();
+        let nodes = float(u64::try_from(sample.nodes).unwrap_or_default());
+        let beside = median(sample.loads.iter().map(Taken::rate)) * nodes;
         let beside_failed: u64 = sample.loads.iter().map(|load| load.other_than(200)).sum();
         table.row([
             sample.nodes.to_string(),
@@ -196,7 +213,7 @@ fn print(samples: &[Sample]) {
             millis(percentile(&sample.revoked, 100)),
             millis(median(sample.minted.iter().copied())),
             number(float(sample.refusals + sample.successes), 0),
-            sample.refusals.to_string(),
+            number(float(sample.refusals), 0),
             sample.successes.to_string(),
             sample.failed.to_string(),
             number(beside, 0),
@@ -208,7 +225,7 @@ fn print(samples: &[Sample]) {
         "\nOne after the other through the first node, each key warm on every node, beside {RATE} \
          requests/s on each node with another key. After each 204 the key is tried at once, on the \
          last node first and then on the others: every success is one too many. Nodes are those with \
-         a lease in the database. Minting a key is one commit that waits for no node. The p99 of \
-         {KEYS} is the greatest but one."
+         a lease in the database. Minting a key is one commit that waits for no node. {KEYS} \
+         keys a round; the second node starts and stops with each round."
     );
 }
