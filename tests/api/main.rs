@@ -21,6 +21,8 @@ mod coherence;
 mod contract;
 mod coverage;
 mod dev;
+#[path = "../faults/mod.rs"]
+mod faults;
 mod gateway;
 mod isolation;
 mod layering;

@@ -47,6 +47,29 @@ impl Postgres {
     /// # Errors
     /// With one line for whoever started it.
     pub fn start(folder: &Path, password: &SecretString, durable: bool) -> Result<Self, String> {
+        Self::start_where(folder, password, durable, free_port)
+    }
+
+    /// The same on a port of the caller's choice, such as the one that a cluster had before it was
+    /// killed: whoever was connected finds it again.
+    ///
+    /// # Errors
+    /// With one line for whoever started it.
+    pub fn start_on(
+        folder: &Path,
+        password: &SecretString,
+        durable: bool,
+        port: u16,
+    ) -> Result<Self, String> {
+        Self::start_where(folder, password, durable, || Ok(port))
+    }
+
+    fn start_where(
+        folder: &Path,
+        password: &SecretString,
+        durable: bool,
+        choose_port: impl Fn() -> Result<u16, String>,
+    ) -> Result<Self, String> {
         let data = folder.join("postgres");
         let binaries = Binaries::find(&data)?;
         let identity = Identity::for_folder(folder)?;
@@ -59,7 +82,7 @@ impl Postgres {
         // hold the folder for a moment longer.
         let mut problem = String::new();
         for _ in 0..40 {
-            let port = free_port()?;
+            let port = choose_port()?;
             let command = binaries.server(&data, port, &identity, durable);
             match Self::launch(command, port, password, &log) {
                 Ok(postgres) => return Ok(postgres),

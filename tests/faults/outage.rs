@@ -1,0 +1,119 @@
+//! PostgreSQL dies, or the service does: what was acknowledged is there, and in the log exactly once.
+
+use std::collections::{HashMap, HashSet};
+
+use call2me_auth::model::id;
+use sqlx::PgConnection;
+use uuid::Uuid;
+
+use super::fixture::{Cluster, Load, Node, Outcome, turn};
+use crate::fixture::Key;
+
+const CLIENTS: usize = 8;
+/// Requests that are to be acknowledged before something dies, and after it came back.
+const WARM: usize = 150;
+/// So that requests hear soon that PostgreSQL is away.
+const ACQUIRE: (&str, &str) = ("database.acquire_timeout_seconds", "1");
+
+#[tokio::test(flavor = "multi_thread")]
+async fn postgresql_is_killed_under_load() {
+    let _turn = turn().await;
+    let mut cluster = Cluster::start(true).await;
+    let settings = [ACQUIRE, ("audit.durability", "batched")];
+    let mut node = Node::start("node", &cluster.node_url(), &settings).await;
+    let owner = node.register("acme").await;
+    let key = node.mint(&owner, "load").await;
+    let load = Load::start(&node, &key.secret, CLIENTS);
+    load.more("the service is used", WARM, Outcome::is_acknowledged).await;
+    cluster.kill().await;
+    load.more("clients hear of the outage", CLIENTS, |outcome| outcome.is(503)).await;
+    cluster.restart().await;
+    load.more("the service is used again", WARM, Outcome::is_acknowledged).await;
+    let outcomes = load.finish().await;
+    for outcome in &outcomes {
+        let allowed = matches!(outcome.answer, Ok((200 | 201, _) | (503, true)));
+        assert!(allowed, "a client saw more than a 503 with Retry-After: {outcome:?}");
+    }
+    assert!(node.stop().await.success(), "it ends well, and with the log written");
+    let mut connection = cluster.connect().await;
+    assert_written(&mut connection, &outcomes).await;
+    assert_logged(&mut connection, &key, &outcomes).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_service_is_killed_under_load() {
+    let _turn = turn().await;
+    let cluster = Cluster::start(true).await;
+    let settings = [("audit.durability", "strict")];
+    let mut node = Node::start("first", &cluster.node_url(), &settings).await;
+    let owner = node.register("acme").await;
+    let key = node.mint(&owner, "load").await;
+    let load = Load::start(&node, &key.secret, CLIENTS);
+    load.more("the service is used", 2 * WARM, Outcome::is_acknowledged).await;
+    node.kill().await;
+    let outcomes = load.finish().await;
+    let broken = outcomes.iter().filter(|outcome| outcome.answer.is_err()).count();
+    assert_eq!(broken, CLIENTS, "each client was cut off once, at the end");
+    let mut connection = cluster.connect().await;
+    assert_written(&mut connection, &outcomes).await;
+    assert_logged(&mut connection, &key, &outcomes).await;
+
+    let node = Node::start("second", &cluster.node_url(), &settings).await;
+    let load = Load::start(&node, &key.secret, CLIENTS);
+    load.more("the next one serves", WARM, Outcome::is_acknowledged).await;
+    let outcomes: Vec<_> = outcomes.into_iter().chain(load.finish().await).collect();
+    assert_logged(&mut connection, &key, &outcomes).await;
+    // The one that was killed said no farewell, and is waited for no longer than its lease.
+    node.revoke(&owner, &key).await;
+    node.verify(&key.secret).send().await.refused(401, "unauthorized");
+}
+
+/// Every agent that a client was told of is there; others only where a client was told nothing.
+async fn assert_written(connection: &mut PgConnection, outcomes: &[Outcome]) {
+    let there: HashSet<Uuid> = sqlx::query_scalar("SELECT id FROM documents WHERE kind = 'agent'")
+        .fetch_all(connection)
+        .await
+        .unwrap()
+        .into_iter()
+        .collect();
+    let told: HashSet<Uuid> = outcomes.iter().filter_map(|outcome| outcome.agent).collect();
+    let lost: Vec<_> = told.difference(&there).collect();
+    assert!(lost.is_empty(), "acknowledged and not there: {lost:?}");
+    let untold = there.difference(&told).count();
+    let unacknowledged = outcomes.iter().filter(|outcome| !outcome.is_acknowledged()).count();
+    println!("{} writes acknowledged, {untold} others there", told.len());
+    assert!(!told.is_empty() && untold <= unacknowledged, "{untold} of {unacknowledged}");
+}
+
+/// Every acknowledged request is in the log exactly once, with its status; of any other request
+/// there is one event at most, and none of requests that nobody made.
+async fn assert_logged(connection: &mut PgConnection, key: &Key, outcomes: &[Outcome]) {
+    let rows: Vec<(Uuid, i16)> = sqlx::query_as(
+        "SELECT request_id, status FROM audit_events WHERE action = 'request' AND actor_id = $1",
+    )
+    .bind(id::parse("key", &key.id).unwrap())
+    .fetch_all(connection)
+    .await
+    .unwrap();
+    let count = rows.len();
+    let mut logged: HashMap<Uuid, Vec<i16>> = HashMap::new();
+    for (request, status) in rows {
+        logged.entry(request).or_default().push(status);
+    }
+    let (mut acknowledged, mut extra) = (0, 0);
+    for outcome in outcomes {
+        let events = logged.remove(&outcome.request).unwrap_or_default();
+        match &outcome.answer {
+            Ok((status @ 200..=299, _)) => {
+                assert_eq!(events, [i16::try_from(*status).unwrap()], "{outcome:?}");
+                acknowledged += 1;
+            }
+            _ => {
+                assert!(events.len() <= 1, "{events:?} of {outcome:?}");
+                extra += events.len();
+            }
+        }
+    }
+    println!("{acknowledged} requests acknowledged, {count} events, {extra} of others");
+    assert!(logged.is_empty(), "events of requests that nobody made: {logged:?}");
+}
