@@ -15,9 +15,13 @@ use super::fixture::{Cluster, Node, turn, until};
 use crate::fixture::Key;
 
 /// Keys that are revoked while nothing else goes wrong.
-const KEYS: usize = 300;
+const KEYS: usize = 1000;
 /// Keys that are revoked while listeners are killed.
-const KEYS_OF_THE_DEAF: usize = 80;
+const KEYS_OF_THE_DEAF: usize = 200;
+/// Keys that are revoked between one death of PostgreSQL and the next.
+const KEYS_OF_AN_AGE: usize = 25;
+/// How often it dies.
+const DEATHS: usize = 4;
 /// Keys that are raced for at a time.
 const WORKERS: usize = 8;
 /// Answers on each node to requests that began after a key's revocation was answered.
@@ -84,6 +88,10 @@ impl Race {
         }
         // Panics with the first that did.
         workers.join_all().await;
+        for (key, node) in self.keys.iter().flat_map(|key| self.nodes.each_ref().map(|n| (key, n)))
+        {
+            node.verify(&key.secret).send().await.refused(401, "unauthorized");
+        }
     }
 
     async fn revoke_under_load(&self, key: &Key) {
@@ -91,10 +99,8 @@ impl Race {
         let early = [AtomicUsize::new(0), AtomicUsize::new(0)];
         let [a, b] = &self.nodes;
         let revoke = async {
-            until("both nodes know the key", async || {
-                early.iter().all(|early| early.load(SeqCst) >= 2).then_some(())
-            })
-            .await;
+            until("both nodes know the key", || early.iter().all(|early| early.load(SeqCst) >= 2))
+                .await;
             self.not_yet.fetch_add(a.revoke(&self.owner, key).await, SeqCst);
             revoked.store(true, SeqCst);
         };
@@ -178,4 +184,22 @@ async fn kill_listeners(connection: &mut PgConnection, killed: &AtomicUsize) {
         killed.fetch_add(usize::try_from(count).unwrap(), SeqCst);
         sleep(Duration::from_millis(100)).await;
     }
+}
+
+/// What nodes had acknowledged may be lost with it, what was revoked may not.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_revoked_key_is_dead_also_where_postgresql_is_killed() {
+    let _turn = turn().await;
+    let mut cluster = Cluster::start(true).await;
+    let race = Race::prepare(&cluster, KEYS_OF_AN_AGE * (DEATHS + 1), true).await;
+    let die = async {
+        for death in 1..=DEATHS {
+            let so_far = || race.next.load(SeqCst);
+            until("keys are revoked", || so_far() >= death * KEYS_OF_AN_AGE).await;
+            cluster.kill().await;
+            cluster.restart().await;
+        }
+    };
+    tokio::join!(race.run(), die);
+    race.assert_dead();
 }
