@@ -3,16 +3,21 @@
 use std::collections::{HashMap, HashSet};
 
 use call2me_auth::model::id;
-use sqlx::PgConnection;
-use tokio::time::Instant;
+use sqlx::{AssertSqlSafe, PgConnection};
+use tokio::{
+    task::JoinSet,
+    time::{Instant, timeout},
+};
 use uuid::Uuid;
 
-use super::fixture::{Cluster, Load, Node, Outcome, turn};
+use super::fixture::{Cluster, Load, Node, Outcome, PATIENCE, turn};
 use crate::fixture::Key;
 
 const CLIENTS: usize = 8;
 /// Requests that are to be acknowledged before something dies, and after it came back.
 const WARM: usize = 150;
+/// Statements under way when PostgreSQL dies.
+const ORPHANS: i64 = 12;
 /// How often PostgreSQL dies.
 const DEATHS: usize = 2;
 /// So that requests hear soon that PostgreSQL is away.
@@ -82,6 +87,40 @@ async fn the_service_is_killed_under_load() {
     // The one that was killed said no farewell, and is waited for no longer than its lease.
     node.revoke(&owner, &key).await;
     node.verify(&key.secret).send().await.refused(401, "unauthorized");
+}
+
+/// A postmaster that is killed leaves its children behind, at work for a while and with its log file
+/// open. The next one cannot start before they have ended, and their last words are not its own.
+#[tokio::test(flavor = "multi_thread")]
+async fn postgresql_starts_again_past_the_children_of_the_one_that_was_killed() {
+    let _turn = turn().await;
+    let mut cluster = Cluster::start(false).await;
+    let mut work = JoinSet::new();
+    for number in 1..=ORPHANS {
+        let mut connection = cluster.connect().await;
+        work.spawn(async move {
+            let long = format!("SELECT count(*) FROM generate_series(1, {})", number * 200_000);
+            sqlx::raw_sql(AssertSqlSafe(long)).execute(&mut connection).await.ok();
+            connection
+        });
+    }
+    let mut connection = cluster.connect().await;
+    // Those that are done already count for nothing, and do no harm.
+    let started = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%generate_series(1,%'
+                   AND pid <> pg_backend_pid()";
+    let started =
+        async || -> i64 { sqlx::query_scalar(started).fetch_one(&mut connection).await.unwrap() };
+    timeout(PATIENCE, started_all(started)).await.unwrap();
+    cluster.kill().await;
+    cluster.restart().await;
+    let mut connection = cluster.connect().await;
+    sqlx::query("SELECT 1").execute(&mut connection).await.unwrap();
+}
+
+async fn started_all(mut started: impl AsyncFnMut() -> i64) {
+    while started().await < ORPHANS {
+        tokio::task::yield_now().await;
+    }
 }
 
 /// Every agent that a client was told of is there; others only where a client was told nothing.
