@@ -100,6 +100,9 @@ impl Postgres {
         password: &SecretString,
         log: &Path,
     ) -> Result<Self, String> {
+        // A file of its own: children of a postmaster that was killed live on for a while and write to
+        // the old one, where their last words would be taken for the reason of a failed start.
+        fs::remove_file(log).ok();
         // It holds statements.
         let output = private_file(log)
             .map_err(|error| format!("cannot write {}: {error}", log.display()))?;
