@@ -158,15 +158,12 @@ async fn assert_logged(connection: &mut PgConnection, key: &Key, outcomes: &[Out
     let (mut acknowledged, mut extra) = (0, 0);
     for outcome in outcomes {
         let events = logged.remove(&outcome.request).unwrap_or_default();
-        match &outcome.answer {
-            Ok((status @ 200..=299, _)) => {
-                assert_eq!(events, [i16::try_from(*status).unwrap()], "{outcome:?}");
-                acknowledged += 1;
-            }
-            _ => {
-                assert!(events.len() <= 1, "{events:?} of {outcome:?}");
-                extra += events.len();
-            }
+        if let Ok((status @ 200..=299, _)) = outcome.answer {
+            assert_eq!(events, [i16::try_from(status).unwrap()], "{outcome:?}");
+            acknowledged += 1;
+        } else {
+            assert!(events.len() <= 1, "{events:?} of {outcome:?}");
+            extra += events.len();
         }
     }
     println!("{acknowledged} requests acknowledged, {count} events, {extra} of others");
