@@ -16,6 +16,8 @@ use crate::fixture::Key;
 
 /// Keys that are revoked while nothing else goes wrong.
 const KEYS: usize = 1000;
+/// Keys that are revoked on nodes that keep almost none of them.
+const KEYS_OF_THE_FORGETFUL: usize = 400;
 /// Keys that are revoked while listeners are killed.
 const KEYS_OF_THE_DEAF: usize = 150;
 /// Keys that are revoked between one death of PostgreSQL and the next.
@@ -48,9 +50,15 @@ struct Race {
 }
 
 impl Race {
-    async fn prepare(cluster: &Cluster, keys: usize, disturbed: bool) -> Arc<Self> {
+    async fn prepare(
+        cluster: &Cluster,
+        keys: usize,
+        disturbed: bool,
+        settings: &[(&str, &str)],
+    ) -> Arc<Self> {
         let url = cluster.node_url();
-        let nodes = [Node::start("a", &url, &[]).await, Node::start("b", &url, &[]).await];
+        let nodes =
+            [Node::start("a", &url, settings).await, Node::start("b", &url, settings).await];
         let owner = nodes[0].register("acme").await;
         let minted = (0..WORKERS).map(async |worker| {
             let mut minted = Vec::new();
@@ -152,7 +160,17 @@ impl Race {
 async fn a_revoked_key_is_dead_on_every_node() {
     let _turn = turn().await;
     let cluster = Cluster::start(false).await;
-    let race = Race::prepare(&cluster, KEYS, false).await;
+    let race = Race::prepare(&cluster, KEYS, false, &[]).await;
+    race.run().await;
+    race.assert_dead();
+}
+
+/// What is being looked up while it is revoked must not be kept.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_revoked_key_is_dead_also_where_it_is_looked_up_all_the_time() {
+    let _turn = turn().await;
+    let cluster = Cluster::start(false).await;
+    let race = Race::prepare(&cluster, KEYS_OF_THE_FORGETFUL, false, &[("cache.keys", "4")]).await;
     race.run().await;
     race.assert_dead();
 }
@@ -161,7 +179,7 @@ async fn a_revoked_key_is_dead_on_every_node() {
 async fn a_revoked_key_is_dead_also_where_listeners_are_killed() {
     let _turn = turn().await;
     let cluster = Cluster::start(false).await;
-    let race = Race::prepare(&cluster, KEYS_OF_THE_DEAF, true).await;
+    let race = Race::prepare(&cluster, KEYS_OF_THE_DEAF, true, &[]).await;
     let (mut connection, killed) = (cluster.connect().await, AtomicUsize::new(0));
     tokio::select! {
         () = race.run() => {}
@@ -191,7 +209,7 @@ async fn kill_listeners(connection: &mut PgConnection, killed: &AtomicUsize) {
 async fn a_revoked_key_is_dead_also_where_postgresql_is_killed() {
     let _turn = turn().await;
     let mut cluster = Cluster::start(true).await;
-    let race = Race::prepare(&cluster, KEYS_OF_AN_AGE * (DEATHS + 1), true).await;
+    let race = Race::prepare(&cluster, KEYS_OF_AN_AGE * (DEATHS + 1), true, &[]).await;
     let die = async {
         for death in 1..=DEATHS {
             let so_far = || race.next.load(SeqCst);
