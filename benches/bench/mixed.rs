@@ -16,7 +16,7 @@ use crate::{
 
 const VERIFY: &str = "/v1/auth/verify";
 /// Requests a second with a good key, and over how many connections.
-const RATE: u32 = 2000;
+const RATE: u32 = 10_000;
 const CONNECTIONS: u32 = 16;
 /// Sign-ins at once.
 const SIGN_INS: u32 = 8;

@@ -33,8 +33,7 @@ const MEMORY_KIB: u32 = 19_456;
 const PASSES: u32 = 2;
 const LANES: u32 = 1;
 
-/// How much nicer than the rest of the process the threads are: as nice as can be. With 10, eight
-/// sign-ins at once made the slowest hundredth of API keys' requests five times as slow.
+/// How much nicer than the rest of the process the threads are: as nice as can be.
 const NICENESS: i32 = 19;
 
 type Job = Box<dyn FnOnce(&Argon2<'static>) + Send>;
@@ -65,6 +64,15 @@ impl Drop for Counted {
     }
 }
 
+/// With as many threads as cores, a request on any core may find one at work there and has to wait until
+/// the kernel's scheduler takes it off, some milliseconds, however low its priority is.
+fn threads(settings: Passwords) -> usize {
+    match settings.threads {
+        0 => thread::available_parallelism().map_or(1, |cores| (cores.get() / 2).max(1)),
+        threads => threads,
+    }
+}
+
 /// What came of a verification.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verification {
@@ -88,7 +96,7 @@ impl PasswordHasher {
         let decoy = hash(&argon2, &password, &salt).ok_or("cannot hash passwords")?;
         let (jobs, queue) = mpsc::sync_channel::<Job>(settings.queue);
         let queue = Arc::new(std::sync::Mutex::new(queue));
-        for number in 0..settings.threads {
+        for number in 0..threads(settings) {
             let (queue, argon2) = (Arc::clone(&queue), argon2.clone());
             thread::Builder::new()
                 .name(format!("argon2-{number}"))

@@ -177,7 +177,7 @@ impl Check<'_> {
     }
 
     fn passwords(&mut self) -> Option<Passwords> {
-        let threads = self.number("passwords.threads", 1, 64);
+        let threads = self.number("passwords.threads", 0, 64);
         let queue = self.number("passwords.queue", 1, 100_000);
         Some(Passwords { threads: threads?, queue: queue? })
     }

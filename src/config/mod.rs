@@ -152,7 +152,7 @@ pub struct Sessions {
 /// `[passwords]`
 #[derive(Debug, Clone, Copy)]
 pub struct Passwords {
-    /// Threads that hash.
+    /// Threads that hash; 0 is half as many as there are cores.
     pub threads: usize,
     /// Sign-ins that wait for one at most.
     pub queue: usize,
