@@ -15,9 +15,12 @@ use crate::{
 };
 
 const VERIFY: &str = "/v1/auth/verify";
-/// Requests a second with a good key, and over how many connections.
-const RATE: u32 = 10_000;
-const CONNECTIONS: u32 = 16;
+/// How fast good keys come, over how many connections: rarely, often, and as fast as they are answered.
+const PACES: [(Pace, u32, &str); 3] = [
+    (Pace::PerSecond(2_000), 16, "2,000/s"),
+    (Pace::PerSecond(10_000), 16, "10,000/s"),
+    (Pace::Loop, 48, "full speed"),
+];
 /// Sign-ins at once.
 const SIGN_INS: u32 = 8;
 /// Requests a second with unknown keys.
@@ -46,19 +49,27 @@ struct Sample {
 
 /// Measures and prints the table.
 pub(crate) async fn measure(options: &Options, world: &World) -> Result<(), String> {
-    let mut samples: [Vec<Sample>; 3] = Default::default();
+    let mut samples: [[Vec<Sample>; 3]; PACES.len()] = Default::default();
     for round in 1..=options.rounds() {
-        for ((beside, name, _), samples) in SITUATIONS.iter().zip(&mut samples) {
-            eprintln!("round {round}: verify at a fixed rate, {name}");
-            samples.push(one(options, world, *beside).await?);
-            settle(world.postgres.pid()).await;
+        for ((pace, connections, speed), samples) in PACES.iter().zip(&mut samples) {
+            for ((beside, name, _), samples) in SITUATIONS.iter().zip(samples) {
+                eprintln!("round {round}: verify, {speed}, {name}");
+                samples.push(one(options, world, *beside, *pace, *connections).await?);
+                settle(world.postgres.pid()).await;
+            }
         }
     }
     print(&samples);
     Ok(())
 }
 
-async fn one(options: &Options, world: &World, beside: Beside) -> Result<Sample, String> {
+async fn one(
+    options: &Options,
+    world: &World,
+    beside: Beside,
+    pace: Pace,
+    connections: u32,
+) -> Result<Sample, String> {
     let port = world.service.port;
     let lasting = Duration::from_secs(options.seconds() + 1);
     let load = |requests, pace, connections| Load {
@@ -82,7 +93,7 @@ async fn one(options: &Options, world: &World, beside: Beside) -> Result<Sample,
         }
     };
     let verify = request("GET", VERIFY, Some(&world.account.key), None);
-    let keys = load(vec![verify], Pace::PerSecond(RATE), CONNECTIONS).finish().await?;
+    let keys = load(vec![verify], pace, connections).finish().await?;
     let beside = match other {
         Some(other) => Some(taken(other).await?),
         None => None,
@@ -90,7 +101,7 @@ async fn one(options: &Options, world: &World, beside: Beside) -> Result<Sample,
     Ok(Sample { keys, beside })
 }
 
-fn print(samples: &[Vec<Sample>; 3]) {
+fn print(samples: &[[Vec<Sample>; 3]; PACES.len()]) {
     let mut table = Table::new(&[
         "verify, one warm key",
         "requests/s",
@@ -102,33 +113,38 @@ fn print(samples: &[Vec<Sample>; 3]) {
         "beside it/s",
         "of these failed",
     ]);
-    let at = |sample: &Sample, percent| percentile(&sample.keys.latencies, percent);
-    for ((_, name, expected), own) in SITUATIONS.iter().zip(samples) {
-        let of = |percent| median(own.iter().map(|sample| at(sample, percent)));
-        let ratio = |percent| {
-            let pairs = own.iter().zip(&samples[0]);
-            number(median(pairs.map(|(own, alone)| at(own, percent) / at(alone, percent))), 2)
-                + " ×"
-        };
-        let failed: u64 = own.iter().map(|sample| sample.keys.other_than(200)).sum();
-        let others: Vec<&Taken> = own.iter().filter_map(|sample| sample.beside.as_ref()).collect();
-        let failed_others: u64 = others.iter().map(|other| other.other_than(*expected)).sum();
-        table.row([
-            (*name).to_owned(),
-            number(median(own.iter().map(|sample| sample.keys.rate())), 0),
-            millis(of(50)),
-            ratio(50),
-            millis(of(99)),
-            ratio(99),
-            failed.to_string(),
-            number(median(others.iter().map(|other| other.rate())), 0),
-            if others.is_empty() { "–".to_owned() } else { failed_others.to_string() },
-        ]);
+    for ((.., speed), samples) in PACES.iter().zip(samples) {
+        for ((_, name, expected), own) in SITUATIONS.iter().zip(samples) {
+            table.row(row(&format!("{speed}, {name}"), *expected, own, &samples[0]));
+        }
     }
     table.print("The key path beside other traffic");
     println!(
-        "\nOpen loop at {RATE} requests/s over {CONNECTIONS} connections. The flood asks for {FLOOD} \
-         requests/s, each with another key of a right checksum, all of which are to be 401. The \
+        "\nAt a rate: open loop over 16 connections. Full speed: closed loop over 48. The flood asks for \
+         {FLOOD} requests/s, each with another key of a right checksum, all of which are to be 401. The \
          generators share the cores with the service."
     );
+}
+
+fn row(name: &str, expected: u16, own: &[Sample], alone: &[Sample]) -> [String; 9] {
+    let at = |sample: &Sample, percent| percentile(&sample.keys.latencies, percent);
+    let of = |percent| median(own.iter().map(|sample| at(sample, percent)));
+    let ratio = |percent| {
+        let pairs = own.iter().zip(alone);
+        number(median(pairs.map(|(own, alone)| at(own, percent) / at(alone, percent))), 2) + " ×"
+    };
+    let failed: u64 = own.iter().map(|sample| sample.keys.other_than(200)).sum();
+    let others: Vec<&Taken> = own.iter().filter_map(|sample| sample.beside.as_ref()).collect();
+    let failed_others: u64 = others.iter().map(|other| other.other_than(expected)).sum();
+    [
+        name.to_owned(),
+        number(median(own.iter().map(|sample| sample.keys.rate())), 0),
+        millis(of(50)),
+        ratio(50),
+        millis(of(99)),
+        ratio(99),
+        failed.to_string(),
+        number(median(others.iter().map(|other| other.rate())), 0),
+        if others.is_empty() { "–".to_owned() } else { failed_others.to_string() },
+    ]
 }
