@@ -56,7 +56,9 @@ CREATE FUNCTION announce() RETURNS trigger
         CASE TG_TABLE_NAME
             WHEN 'api_keys' THEN PERFORM invalidate(OLD.digest, NULL, NULL, NULL);
             WHEN 'sessions' THEN PERFORM invalidate(NULL, OLD.id, NULL, NULL);
-            WHEN 'memberships' THEN PERFORM invalidate(NULL, NULL, OLD.user_id, OLD.workspace_id);
+            WHEN 'memberships' THEN
+                PERFORM invalidate(NULL, NULL, coalesce(OLD.user_id, NEW.user_id),
+                                   coalesce(OLD.workspace_id, NEW.workspace_id));
             WHEN 'users' THEN PERFORM invalidate(NULL, NULL, OLD.id, NULL);
             WHEN 'workspaces' THEN PERFORM invalidate(NULL, NULL, NULL, OLD.id);
         END CASE;
@@ -80,7 +82,8 @@ CREATE CONSTRAINT TRIGGER sessions_announce AFTER UPDATE ON sessions
     EXECUTE FUNCTION announce();
 CREATE CONSTRAINT TRIGGER sessions_announce_delete AFTER DELETE ON sessions
     DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION announce();
-CREATE CONSTRAINT TRIGGER memberships_announce AFTER UPDATE OR DELETE ON memberships
+-- Also who joins: a session that outlived its membership is known to have none.
+CREATE CONSTRAINT TRIGGER memberships_announce AFTER INSERT OR UPDATE OR DELETE ON memberships
     DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION announce();
 CREATE CONSTRAINT TRIGGER users_announce AFTER UPDATE ON users
     DEFERRABLE INITIALLY DEFERRED FOR EACH ROW

@@ -69,7 +69,10 @@ impl Application {
         let (audit, writer) = WriterTask::start(store.clone(), env.clone(), settings.audit);
         let metrics = Metrics::default();
         let lease = Lease::default();
-        let (caches, fence, node) = join(&settings, &store, &env, &lease, &metrics).await;
+        let caches = Caches::start(&store, &env, &lease, settings.cache.keys);
+        let acknowledged = Arc::new(Notify::new());
+        let fence = Fence::new(store.clone(), Arc::clone(&acknowledged), &env, metrics.clone());
+        let beliefs = Arc::new(caches.clone());
         let auth =
             Auth::new(&settings, store.clone(), env.clone(), audit.clone(), caches, fence).await?;
         let limits = Limits::new(settings.rate_limit, settings.redis.as_ref(), &env)?;
@@ -99,6 +102,19 @@ impl Application {
         });
         app.metrics.add(observe::State(Arc::downgrade(&app)));
         let service = http::service(&app);
+        // Last: whoever gives up before is not waited for by other nodes.
+        let length = settings.cache.lease;
+        let mut node = Node::start(
+            store.clone(),
+            app.env.clone(),
+            beliefs,
+            app.lease.clone(),
+            length,
+            acknowledged,
+            app.metrics.clone(),
+        );
+        // Without a lease it serves all the same, and asks PostgreSQL each time.
+        node.has_joined(length).await;
         Ok(Self { app, service, settings, store, writer, node, chores })
     }
 
@@ -123,7 +139,14 @@ impl Application {
         let service = self.service.clone();
         let answer = move |peer, request| service.clone().call(peer, request);
         let server = Server::new(&self.settings.server, answer);
-        let metrics = self.metrics_address().await?.map(|listener| {
+        let metrics = match self.metrics_address().await {
+            Ok(listener) => listener,
+            Err(problem) => {
+                self.shut_down().await;
+                return Err(problem);
+            }
+        };
+        let metrics = metrics.map(|listener| {
             let server = Server::new(&self.settings.server, metrics_service(&self.app.metrics));
             tokio::spawn(server.run(listener, pending()))
         });
@@ -166,33 +189,6 @@ fn metrics_service(
             Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
         })
     }
-}
-
-/// Joins the nodes that share the database.
-async fn join(
-    settings: &Settings,
-    store: &Store,
-    env: &Env,
-    lease: &Lease,
-    metrics: &Metrics,
-) -> (Caches, Fence, NodeTask) {
-    let caches = Caches::start(store, env, lease, settings.cache.keys);
-    let acknowledged = Arc::new(Notify::new());
-    let fence = Fence::new(store.clone(), Arc::clone(&acknowledged), env, metrics.clone());
-    let length = settings.cache.lease;
-    let beliefs = Arc::new(caches.clone());
-    let mut node = Node::start(
-        store.clone(),
-        env.clone(),
-        beliefs,
-        lease.clone(),
-        length,
-        acknowledged,
-        metrics.clone(),
-    );
-    // Without a lease it serves all the same, and asks PostgreSQL each time.
-    node.has_joined(length).await;
-    (caches, fence, node)
 }
 
 /// Migrates with the owner's login, or with the only one if it is not the application's role.

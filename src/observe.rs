@@ -8,7 +8,7 @@ use std::{
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeMetric},
-    metrics::{MetricType, counter::ConstCounter, gauge::ConstGauge},
+    metrics::{counter::ConstCounter, gauge::ConstGauge},
 };
 
 use crate::http::Api;
@@ -36,13 +36,13 @@ impl Collector for State {
         )?;
         let [requests, own] = app.store.connections();
         let states = [
-            (["requests", "busy"], f64::from(requests.open - requests.idle)),
-            (["requests", "idle"], f64::from(requests.idle)),
-            (["own", "busy"], f64::from(own.open - own.idle)),
-            (["own", "idle"], f64::from(own.idle)),
+            (["requests", "busy"], ConstGauge::new(f64::from(requests.open - requests.idle))),
+            (["requests", "idle"], ConstGauge::new(f64::from(requests.idle))),
+            (["own", "busy"], ConstGauge::new(f64::from(own.open - own.idle))),
+            (["own", "idle"], ConstGauge::new(f64::from(own.idle))),
         ];
         let help = "Connections to PostgreSQL";
-        tell.gauges("database_connections", help, ["pool", "state"], &states)?;
+        tell.family("database_connections", help, ["pool", "state"], &states)?;
         let waiting = app.auth.passwords_waiting();
         tell.gauge("password_queue", "Password hashes that wait or are computed", number(waiting))?;
         limits(tell, &app)
@@ -55,22 +55,22 @@ fn caches(tell: &mut Tell<'_, '_>, app: &Api) -> fmt::Result {
     let lookups = caches.iter().flat_map(|(cache, (counts, _))| {
         let outcomes =
             [("hit", &counts.hits), ("unknown", &counts.unknown_hits), ("miss", &counts.misses)];
-        outcomes.map(|(outcome, count)| ([*cache, outcome], count.load(Relaxed)))
+        outcomes.map(|(outcome, count)| ([*cache, outcome], ConstCounter::new(count.load(Relaxed))))
     });
     let help = "Credentials that were looked up, by what came of it in memory";
-    tell.counters("cache_lookups", help, ["cache", "outcome"], &lookups.collect::<Vec<_>>())?;
-    let entries = caches.map(|(cache, (_, known))| ([cache], number(known)));
-    tell.gauges("cache_entries", "Credentials that are known", ["cache"], &entries)
+    tell.family("cache_lookups", help, ["cache", "outcome"], &lookups.collect::<Vec<_>>())?;
+    let entries = caches.map(|(cache, (_, known))| ([cache], ConstGauge::new(number(known))));
+    tell.family("cache_entries", "Credentials that are known", ["cache"], &entries)
 }
 
 fn limits(tell: &mut Tell<'_, '_>, app: &Api) -> fmt::Result {
     let counts = app.limits.counts();
     let decisions = [
-        (["shared"], counts.shared_decisions.load(Relaxed)),
-        (["local"], counts.local_decisions.load(Relaxed)),
+        (["shared"], ConstCounter::new(counts.shared_decisions.load(Relaxed))),
+        (["local"], ConstCounter::new(counts.local_decisions.load(Relaxed))),
     ];
     let help = "Requests that a bucket decided on, by where it is";
-    tell.counters("rate_limit_decisions", help, ["store"], &decisions)?;
+    tell.family("rate_limit_decisions", help, ["store"], &decisions)?;
     let failed = counts.failed_calls.load(Relaxed);
     tell.counter(
         "rate_limit_failed_calls",
@@ -116,32 +116,19 @@ impl Tell<'_, '_> {
         gauge.encode(self.0.encode_descriptor(name, help, None, gauge.metric_type())?)
     }
 
-    fn counters<const N: usize>(
+    /// One metric with labels; the values are counters or gauges.
+    fn family<const N: usize, M: EncodeMetric>(
         &mut self,
         name: &str,
         help: &str,
         labels: [&str; N],
-        values: &[([&str; N], u64)],
+        values: &[([&str; N], M)],
     ) -> fmt::Result {
-        let mut family = self.0.encode_descriptor(name, help, None, MetricType::Counter)?;
+        let Some((_, first)) = values.first() else { return Ok(()) };
+        let mut family = self.0.encode_descriptor(name, help, None, first.metric_type())?;
         for (texts, value) in values {
             let labels = std::array::from_fn::<_, N, _>(|place| (labels[place], texts[place]));
-            ConstCounter::new(*value).encode(family.encode_family(&labels)?)?;
-        }
-        Ok(())
-    }
-
-    fn gauges<const N: usize>(
-        &mut self,
-        name: &str,
-        help: &str,
-        labels: [&str; N],
-        values: &[([&str; N], f64)],
-    ) -> fmt::Result {
-        let mut family = self.0.encode_descriptor(name, help, None, MetricType::Gauge)?;
-        for (texts, value) in values {
-            let labels = std::array::from_fn::<_, N, _>(|place| (labels[place], texts[place]));
-            ConstGauge::new(*value).encode(family.encode_family(&labels)?)?;
+            value.encode(family.encode_family(&labels)?)?;
         }
         Ok(())
     }

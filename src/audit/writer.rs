@@ -155,7 +155,8 @@ impl WriterTask {
         self.stop.send(()).ok();
         if timeout(within, self.done).await.is_err() {
             let accepted = self.counts.accepted.load(Relaxed);
-            let lost = accepted.saturating_sub(self.counts.written.load(Relaxed));
+            let done = self.counts.written.load(Relaxed) + self.counts.lost.load(Relaxed);
+            let lost = accepted.saturating_sub(done);
             self.counts.lost.fetch_add(lost, Relaxed);
             error!(lost, "audit events were lost: PostgreSQL did not take them in time");
         }

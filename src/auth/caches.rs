@@ -6,7 +6,7 @@ use quick_cache::sync::Cache;
 use sha2::{Digest, Sha256};
 
 use super::{
-    credential_cache::{CacheCounts, CredentialCache, Source},
+    credential_cache::{CacheCounts, CredentialCache, Found, Source},
     verify_jwt::Claims,
 };
 use crate::{
@@ -14,7 +14,7 @@ use crate::{
     env::Env,
     model::{
         api_key::{KeyDigest, KeyRecord},
-        id::SessionId,
+        id::{SessionId, WorkspaceId},
         invalidation::Invalidation,
         principal::{Credential, Principal},
         session::SessionRecord,
@@ -38,10 +38,7 @@ impl Source for Keys {
     type Key = KeyDigest;
     type Known = KnownKey;
 
-    async fn fetch(
-        &mut self,
-        keys: &[KeyDigest],
-    ) -> Result<Vec<(KeyDigest, KnownKey)>, StoreError> {
+    async fn fetch(&mut self, keys: &[KeyDigest]) -> Result<Found<Self>, StoreError> {
         let found = self.0.find_api_keys(keys).await?;
         Ok(found.into_iter().map(|(digest, record)| (digest, record.into())).collect())
     }
@@ -67,7 +64,7 @@ impl From<KeyRecord> for KnownKey {
 }
 
 impl KnownKey {
-    fn workspace(&self) -> crate::model::id::WorkspaceId {
+    fn workspace(&self) -> WorkspaceId {
         match self {
             Self::Active(principal) => principal.workspace_id,
             Self::Revoked(record) => record.workspace_id,
@@ -82,10 +79,7 @@ impl Source for Sessions {
     type Key = SessionId;
     type Known = Arc<SessionRecord>;
 
-    async fn fetch(
-        &mut self,
-        ids: &[SessionId],
-    ) -> Result<Vec<(SessionId, Arc<SessionRecord>)>, StoreError> {
+    async fn fetch(&mut self, ids: &[SessionId]) -> Result<Found<Self>, StoreError> {
         let found = self.0.find_sessions(ids).await?;
         Ok(found.into_iter().map(|(id, record)| (id, Arc::new(record))).collect())
     }

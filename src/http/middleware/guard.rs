@@ -54,6 +54,8 @@ struct Guard {
     path: &'static str,
     sign_in: SignInLimit,
     metrics: RouteMetrics,
+    /// Whether the route answers gateways, which ask about requests of others.
+    is_gateway: bool,
 }
 
 /// A route's handler behind its guard.
@@ -65,7 +67,8 @@ pub fn guarded(route: Route, app: &App, sign_in: &SignInLimit) -> MethodRouter<A
     }
     let handler = if rule == Rule::SignIn { sign_in.limit(handler) } else { handler };
     let metrics = app.metrics.route(method.as_ref().map_or("ANY", method_label), path);
-    let guard = Guard { app: Arc::clone(app), rule, path, sign_in: sign_in.clone(), metrics };
+    let (app, sign_in, is_gateway) = (Arc::clone(app), sign_in.clone(), is_question(path));
+    let guard = Guard { app, rule, path, sign_in, metrics, is_gateway };
     match method {
         Some(_) => handler.route_layer(guard),
         // A route of any method is a fallback to axum, which only `layer` wraps.
@@ -184,14 +187,13 @@ impl Guard {
         };
         let permit = self.app.audit.reserve().await;
         let caller = Caller { principal, request: info };
-        let is_gateway = self.is_gateway();
         // Before the bucket is asked, which takes a moment where it is shared: a client that hangs up
         // meanwhile is in the log.
         let event = permit.map(|permit| PendingEvent {
             app: &self.app,
             caller: &caller,
             permit: Some(permit),
-            is_gateway,
+            is_gateway: self.is_gateway,
         });
         let decision = self.app.limits.charge_credential(&caller.principal).await;
         let Some(event) = event else { return self.log_is_full(decision) };
@@ -240,11 +242,6 @@ impl Guard {
         }
         let error = ApiError::new(Code::Unauthorized, "the API key has been revoked");
         self.with_decision(error.into_response(), decision)
-    }
-
-    /// Whether the route answers gateways, which ask about requests of others.
-    fn is_gateway(&self) -> bool {
-        is_question(self.path)
     }
 
     /// Runs the handler within its time, and survives its panic.
