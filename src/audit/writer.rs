@@ -24,6 +24,9 @@ use crate::{
 
 /// Events in one statement at most.
 const BATCH: usize = 1000;
+/// The pause between two batches, in which the next gathers: a statement costs PostgreSQL as much as
+/// writing a good many events, so that many of them had better share it.
+const GATHER: Duration = Duration::from_millis(2);
 /// The longest pause between two tries while PostgreSQL is away.
 const MAX_PAUSE: Duration = Duration::from_secs(1);
 /// How long a request may wait for a place in the queue.
@@ -139,6 +142,7 @@ impl WriterTask {
         let writer = Writer {
             line: Line::new(store.clone()),
             store,
+            durability: settings.durability,
             env,
             events,
             counts: Arc::clone(&counts),
@@ -165,6 +169,7 @@ impl WriterTask {
 
 struct Writer {
     store: Store,
+    durability: Durability,
     line: Line,
     env: Env,
     events: mpsc::Receiver<Queued>,
@@ -187,6 +192,9 @@ impl Writer {
                         break;
                     }
                     self.write(&mut batch).await;
+                    if self.durability == Durability::Batched {
+                        sleep(GATHER).await;
+                    }
                 }
                 _ = counts.tick() => self.write_counts().await,
                 _ = &mut stopped, if !closing => {

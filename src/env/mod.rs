@@ -38,12 +38,14 @@ impl Env {
     pub fn new_uuid(&self) -> Uuid {
         let mut random = [0; 8];
         self.entropy.fill(&mut random);
-        let nanos = self.clock.now().unix_timestamp_nanos().max(0).unsigned_abs();
-        let millis = nanos / 1_000_000;
+        let now = self.clock.now();
+        let seconds = now.unix_timestamp().max(0).unsigned_abs();
+        let nanos = u64::from(now.nanosecond());
+        let millis = seconds * 1000 + nanos / 1_000_000;
         let fraction = ((nanos % 1_000_000) << 12) / 1_000_000;
         let high = (millis << 16) | 0x7000 | fraction;
         let low = (u64::from_be_bytes(random) >> 2) | (1 << 63);
-        Uuid::from_u128((high << 64) | u128::from(low))
+        Uuid::from_u64_pair(high, low)
     }
 
     /// A fresh id of any kind.

@@ -41,6 +41,9 @@ pub use error::ApiError;
 /// What handlers and middlewares share.
 pub type App = Arc<Api>;
 
+/// Headers of an answer, mostly: room is made for them once.
+const USUAL_HEADERS: usize = 16;
+
 /// Requests with large bodies that are served at a time.
 pub const LARGE_BODIES: usize = 128;
 

@@ -49,10 +49,11 @@ impl<K: Hash + Eq + Clone> Buckets<K> {
     /// Takes one request from a key's bucket, at this moment of the monotonic clock.
     pub(super) fn charge(&self, key: &K, per_minute: NonZeroU32, now: Duration) -> Decision {
         let mut shard = self.shard(key);
-        let full_in = shard.get(key).map_or(Duration::ZERO, |full_at| full_at.saturating_sub(now));
-        let decision = decide(per_minute, full_in);
+        // A bucket that is not there is full, and so is one that was full before.
+        let full_at = shard.entry(key.clone()).or_default();
+        let decision = decide(per_minute, full_at.saturating_sub(now));
         if decision.allowed {
-            shard.insert(key.clone(), now + decision.full_in);
+            *full_at = now + decision.full_in;
         }
         decision
     }

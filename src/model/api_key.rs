@@ -101,7 +101,9 @@ impl ApiKeySecret {
             .strip_prefix(KEY_PREFIX)
             .and_then(|rest| rest.split_once('_'))
             .ok_or(NotAKey::Malformed)?;
-        if rest.len() != RANDOM_LEN + CHECKSUM_LEN || !rest.bytes().all(|b| BASE62.contains(&b)) {
+        if rest.len() != RANDOM_LEN + CHECKSUM_LEN
+            || !rest.bytes().all(|b| b.is_ascii_alphanumeric())
+        {
             return Err(NotAKey::Malformed);
         }
         let (random, sum) = rest.split_at(RANDOM_LEN);

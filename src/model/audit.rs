@@ -2,7 +2,8 @@
 
 use std::{borrow::Cow, net::IpAddr, sync::Arc, time::Duration};
 
-use serde_json::{Map, Value};
+use serde::{Serialize, Serializer};
+use serde_json::Value;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
@@ -219,14 +220,37 @@ pub struct NewEvent {
     /// The request and its answer; none for what the operator does.
     pub request: Option<(Arc<RequestInfo>, Outcome)>,
     /// More about it.
-    pub metadata: Value,
+    pub metadata: Metadata,
+}
+
+/// More about an event.
+#[derive(Debug, Clone, Default)]
+pub enum Metadata {
+    /// There is no more.
+    #[default]
+    None,
+    /// It tells of a request that a gateway asked about: whoever holds a key may ask about requests
+    /// that nobody made.
+    Gateway,
+    /// This, a JSON object.
+    Object(Value),
+}
+
+impl Serialize for Metadata {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::None => serializer.collect_map::<&str, &str, _>([]),
+            Self::Gateway => serializer.collect_map([("via", "verify")]),
+            Self::Object(object) => object.serialize(serializer),
+        }
+    }
 }
 
 impl NewEvent {
     /// That something happened in a workspace, outside of any request.
     #[must_use]
     pub fn new(id: EventId, workspace_id: WorkspaceId, action: Action, actor: Actor) -> Self {
-        let (target, request, metadata) = (None, None, Value::Object(Map::new()));
+        let (target, request, metadata) = (None, None, Metadata::None);
         Self { id, workspace_id, action, actor, target, request, metadata }
     }
 
@@ -246,10 +270,10 @@ impl NewEvent {
         self
     }
 
-    /// More about it.
+    /// More about it, a JSON object.
     #[must_use]
     pub fn with(mut self, metadata: Value) -> Self {
-        self.metadata = metadata;
+        self.metadata = Metadata::Object(metadata);
         self
     }
 }

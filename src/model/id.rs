@@ -25,14 +25,16 @@ pub trait Id: Copy + From<Uuid> {
 /// Writes an id of any prefix.
 #[must_use]
 pub fn format(prefix: &str, id: Uuid) -> String {
-    let bits = id.as_u128();
+    let mut bits = id.as_u128();
+    let mut suffix = [0; SUFFIX_LEN];
+    for digit in suffix.iter_mut().rev() {
+        *digit = ALPHABET[usize::from(bits.to_le_bytes()[0] & 31)];
+        bits >>= 5;
+    }
     let mut text = String::with_capacity(prefix.len() + 1 + SUFFIX_LEN);
     text.push_str(prefix);
     text.push('_');
-    for place in (0..SUFFIX_LEN).rev() {
-        let digit = (bits >> (place * 5)) & 31;
-        text.push(char::from(ALPHABET[usize::try_from(digit).unwrap_or(0)]));
-    }
+    text.extend(suffix.map(char::from));
     text
 }
 
@@ -107,7 +109,7 @@ macro_rules! ids {
 
         impl Serialize for $name {
             fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-                serializer.collect_str(self)
+                serializer.serialize_str(&format(Self::PREFIX, self.0))
             }
         }
 

@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::{Line, Store, StoreError, Tx};
 use crate::model::{
-    audit::{Event, EventFilter, NewEvent},
+    audit::{Event, EventFilter, Metadata, NewEvent},
     id::{EventId, Id, RequestId, WorkspaceId},
     page::{Items, Page},
 };
@@ -32,7 +32,7 @@ struct Columns<'a> {
     ip: Vec<Option<IpNet>>,
     user_agent: Vec<Option<&'a str>>,
     latency_us: Vec<Option<i64>>,
-    metadata: Vec<Json<&'a Value>>,
+    metadata: Vec<Json<&'a Metadata>>,
 }
 
 impl<'a> FromIterator<&'a NewEvent> for Columns<'a> {

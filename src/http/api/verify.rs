@@ -1,9 +1,11 @@
 //! Forward-auth: a gateway asks whether a request may pass (nginx `auth_request`, Traefik, Caddy,
 //! Envoy).
 
+use std::borrow::Cow;
+
 use axum::{
     Json,
-    extract::{Extension, Request},
+    extract::Request,
     http::{HeaderMap, HeaderName, HeaderValue, Method},
     response::{IntoResponse, Response},
 };
@@ -13,7 +15,10 @@ use utoipa::ToSchema;
 use super::Answer;
 use crate::{
     auth::check_scope::{self, Requirement},
-    http::extract::{Authorized, Query, ReadOnly},
+    http::{
+        USUAL_HEADERS,
+        extract::{Authorized, Query, ReadOnly},
+    },
     model::{
         id::{ApiKeyId, WorkspaceId},
         scope::Scope,
@@ -30,10 +35,13 @@ const PATH: &str = "/v1/auth/verify";
 
 /// Where gateways put the original request. Nobody knows which of the two a gateway sets and which
 /// its client made up, so both are heard: see [`told`].
-const HEADERS: [(&str, &[&str]); 2] = [
-    ("x-forwarded-method", &["x-forwarded-uri"]),
-    ("x-original-method", &["x-original-uri", "x-original-url"]),
+static HEADERS: [(HeaderName, &[HeaderName]); 2] = [
+    (HeaderName::from_static("x-forwarded-method"), &FORWARDED_URI),
+    (HeaderName::from_static("x-original-method"), &ORIGINAL_URI),
 ];
+static FORWARDED_URI: [HeaderName; 1] = [HeaderName::from_static("x-forwarded-uri")];
+static ORIGINAL_URI: [HeaderName; 2] =
+    [HeaderName::from_static("x-original-uri"), HeaderName::from_static("x-original-url")];
 
 /// Who may pass.
 #[derive(Serialize, ToSchema)]
@@ -59,12 +67,8 @@ pub struct VerifiedBody {
     responses((status = 200, body = VerifiedBody,
         headers(("X-Auth-Subject" = String), ("X-Auth-Workspace-Id" = String),
                 ("X-Auth-Scope" = String), ("X-Auth-Key-Id" = String)))))]
-pub async fn verify(
-    caller: Authorized<ReadOnly>,
-    Extension(forwarded): Extension<Forwarded>,
-    query: Query,
-) -> Answer<Response> {
-    answer(&caller, &forwarded, &query)
+pub async fn verify(caller: Authorized<ReadOnly>, query: Query) -> Answer<Response> {
+    answer(&caller, &query)
 }
 
 /// May this request pass? The path is the original one, as Envoy sends it
@@ -75,12 +79,8 @@ pub async fn verify(
     responses((status = 200, body = VerifiedBody,
         headers(("X-Auth-Subject" = String), ("X-Auth-Workspace-Id" = String),
                 ("X-Auth-Scope" = String), ("X-Auth-Key-Id" = String)))))]
-pub async fn verify_path(
-    caller: Authorized<ReadOnly>,
-    Extension(forwarded): Extension<Forwarded>,
-    query: Query,
-) -> Answer<Response> {
-    answer(&caller, &forwarded, &query)
+pub async fn verify_path(caller: Authorized<ReadOnly>, query: Query) -> Answer<Response> {
+    answer(&caller, &query)
 }
 
 /// May this request pass? The original path is `/`
@@ -90,12 +90,8 @@ pub async fn verify_path(
     responses((status = 200, body = VerifiedBody,
         headers(("X-Auth-Subject" = String), ("X-Auth-Workspace-Id" = String),
                 ("X-Auth-Scope" = String), ("X-Auth-Key-Id" = String)))))]
-pub async fn verify_root(
-    caller: Authorized<ReadOnly>,
-    Extension(forwarded): Extension<Forwarded>,
-    query: Query,
-) -> Answer<Response> {
-    answer(&caller, &forwarded, &query)
+pub async fn verify_root(caller: Authorized<ReadOnly>, query: Query) -> Answer<Response> {
+    answer(&caller, &query)
 }
 
 /// Whether a path is where gateways ask, about requests of others.
@@ -107,53 +103,53 @@ pub fn is_question(path: &str) -> bool {
 /// The request that a gateway asks about. Read before anything else, for the log tells of it however
 /// the question is answered.
 #[derive(Debug, Clone)]
-pub struct Forwarded {
+pub struct Subject<'a> {
     /// Its method.
-    pub method: Method,
+    pub method: Cow<'a, Method>,
     /// Its path, without the query string.
-    pub path: String,
+    pub path: &'a str,
 }
 
-impl Forwarded {
+impl<'a> Subject<'a> {
     /// What the headers of a question tell, or its own method and path.
     #[must_use]
-    pub fn of(question: &Request) -> Self {
+    pub fn of(question: &'a Request) -> Self {
         let told = told(question.headers());
         let path = question.uri().path();
-        let method = question.method().clone();
+        let method = Cow::Borrowed(question.method());
         match path.strip_prefix(PATH).filter(|rest| !rest.is_empty()) {
             // The method is the original one too, and a header that the client made up must not
             // soften it.
             Some(rest) => {
-                let carrier = Self { method, path: rest.to_owned() };
+                let carrier = Self { method, path: rest };
                 told.map_or(carrier.clone(), |told| told.or_more_demanding(carrier))
             }
             // The gateway's own method says nothing where a header tells the original one.
-            None => told.unwrap_or_else(|| Self { method, path: path.to_owned() }),
-        }
-    }
-
-    /// The scope that it takes.
-    fn scope(&self) -> Scope {
-        match self.method {
-            Method::GET | Method::HEAD => Scope::ReadOnly,
-            _ => Scope::Write,
+            None => told.unwrap_or(Self { method, path }),
         }
     }
 
     /// Of two requests the one that takes the greater scope; the first, where they are alike.
     fn or_more_demanding(self, other: Self) -> Self {
-        if other.scope() > self.scope() { other } else { self }
+        if scope_of(other.method.as_str()) > scope_of(self.method.as_str()) { other } else { self }
+    }
+}
+
+/// The scope that a request of this method takes.
+fn scope_of(method: &str) -> Scope {
+    match method {
+        "GET" | "HEAD" => Scope::ReadOnly,
+        _ => Scope::Write,
     }
 }
 
 /// What headers tell of the original request, if they do. Where several tell, the one that takes the
 /// greater scope: a client may add headers, and must gain nothing by it.
-fn told(headers: &HeaderMap) -> Option<Forwarded> {
+fn told(headers: &HeaderMap) -> Option<Subject<'_>> {
     let told = HEADERS.iter().filter_map(|(method_header, uri_headers)| {
-        let uri = uri_headers.iter().find_map(|name| headers.get(*name));
+        let uri = uri_headers.iter().find_map(|name| headers.get(name));
         let uri = uri.and_then(|value| value.to_str().ok()).filter(|uri| !uri.is_empty());
-        let methods: Vec<_> = headers.get_all(*method_header).iter().collect();
+        let methods: Vec<_> = headers.get_all(method_header).iter().collect();
         if methods.is_empty() && uri.is_none() {
             return None;
         }
@@ -163,9 +159,9 @@ fn told(headers: &HeaderMap) -> Option<Forwarded> {
             [method] => Method::from_bytes(method.as_bytes()).unwrap_or(Method::CONNECT),
             _ => Method::CONNECT,
         };
-        Some(Forwarded { method, path: path_of(uri.unwrap_or(PATH)).to_owned() })
+        Some(Subject { method: Cow::Owned(method), path: path_of(uri.unwrap_or(PATH)) })
     });
-    told.reduce(Forwarded::or_more_demanding)
+    told.reduce(Subject::or_more_demanding)
 }
 
 /// The path of a URI, which may be whole: without scheme, host, query or fragment.
@@ -177,10 +173,10 @@ fn path_of(uri: &str) -> &str {
     path.split(['?', '#']).next().unwrap_or_default()
 }
 
-fn answer(caller: &Authorized<ReadOnly>, forwarded: &Forwarded, query: &Query) -> Answer<Response> {
+fn answer(caller: &Authorized<ReadOnly>, query: &Query) -> Answer<Response> {
     let asked: Option<Scope> = query.parse_as("scope", "read-only, write or admin")?;
     // A gateway may pass the client's own query string on: it can ask for more, never for less.
-    let required = forwarded.scope().max(asked.unwrap_or(Scope::ReadOnly));
+    let required = scope_of(&caller.request.method).max(asked.unwrap_or(Scope::ReadOnly));
     check_scope::check(Requirement::Scope(required), &caller.principal, caller.request.ip)?;
     Ok(verified(caller))
 }
@@ -193,20 +189,20 @@ fn verified(caller: &Authorized<ReadOnly>) -> Response {
         scope: principal.scope,
         key_id: principal.api_key(),
     };
-    let (subject, workspace, key) = (body.subject.clone(), body.workspace_id, body.key_id);
-    let mut response = Json(body).into_response();
+    let mut response = Json(&body).into_response();
     let headers = response.headers_mut();
+    headers.reserve(USUAL_HEADERS);
     let mut set = |name, value: String| {
         if let Ok(value) = HeaderValue::try_from(value) {
             headers.insert(name, value);
         }
     };
-    set(SUBJECT, subject);
-    set(WORKSPACE_ID, workspace.to_string());
-    if let Some(id) = key {
+    if let Some(id) = body.key_id {
         set(KEY_ID, id.to_string());
     }
-    headers.insert(SCOPE, HeaderValue::from_static(principal.scope.as_str()));
+    set(WORKSPACE_ID, body.workspace_id.to_string());
+    set(SUBJECT, body.subject);
+    headers.insert(SCOPE, HeaderValue::from_static(body.scope.as_str()));
     response
 }
 

@@ -10,12 +10,9 @@ use futures_util::FutureExt;
 use tower::ServiceExt;
 
 use super::{fallback::is_v1, request_info::note};
-use crate::http::{ApiError, App, error};
+use crate::http::{ApiError, App, USUAL_HEADERS, error};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-
-/// Headers of an answer at most, mostly: room is made for them once.
-const HEADERS: usize = 16;
 
 /// What is around all routes: what every request brings, and what every answer has.
 #[derive(Clone)]
@@ -43,7 +40,7 @@ impl Frame {
             Ok(Err(never)) => match never {},
             Err(_) => ApiError::internal("something around a handler panicked").into_response(),
         };
-        response.headers_mut().reserve(HEADERS);
+        response.headers_mut().reserve(USUAL_HEADERS);
         if let Some(error) = ApiError::of(&response).cloned() {
             error::render(&error, &mut response, info.id, &app.settings.public_url);
         }

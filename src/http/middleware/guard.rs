@@ -15,7 +15,6 @@ use axum::{
 };
 use futures_util::FutureExt;
 use hyper::body::Body as _;
-use serde_json::json;
 use tokio::time::timeout;
 use tower::{Layer, Service, ServiceExt};
 use tracing::{error, warn};
@@ -34,7 +33,7 @@ use crate::{
     metrics::RouteMetrics,
     model::{
         api_key::KeyRecord,
-        audit::{Action, Actor, NewEvent, RequestInfo},
+        audit::{Action, Actor, Metadata, NewEvent, RequestInfo},
         principal::Caller,
     },
 };
@@ -127,13 +126,15 @@ impl Guard {
         let Some(info) = info else {
             return ApiError::internal("a request has no id").into_response();
         };
-        let began = info.began;
         let response = match self.rule {
             Rule::Open | Rule::SignIn => self.admit_anybody(&info, request, next).await,
-            Rule::Protected(_) => self.admit_caller(info, request, next).await,
+            Rule::Protected(_) => self.admit_caller(Arc::clone(&info), request, next).await,
         };
-        let took = self.app.env.clock.monotonic().saturating_sub(began);
+        let took = self.app.env.clock.monotonic().saturating_sub(info.began);
         self.metrics.observe(response.status().as_u16(), took);
+        if took > self.app.settings.slow_request {
+            warn!(request_id = %info.id, method = &*info.method, route = self.path, ?took, "slow");
+        }
         response
     }
 
@@ -266,10 +267,6 @@ impl Guard {
         if let Some(error) = ApiError::of(&response) {
             self.log(error, info);
         }
-        let took = app.env.clock.monotonic().saturating_sub(info.began);
-        if took > app.settings.slow_request {
-            warn!(request_id = %info.id, method = &*info.method, route = self.path, ?took, "slow");
-        }
         response
     }
 
@@ -320,8 +317,7 @@ impl PendingEvent<'_> {
     fn event(&self, status: u16) -> NewEvent {
         let mut event = audit::event(&self.app.env, self.caller, Action::Request, status);
         if self.is_gateway {
-            // Whoever holds a key may ask about requests that nobody made.
-            event.metadata = json!({ "via": "verify" });
+            event.metadata = Metadata::Gateway;
         }
         event
     }

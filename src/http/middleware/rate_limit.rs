@@ -37,9 +37,10 @@ pub(super) fn refusal(decision: &Decision) -> Option<ApiError> {
 
 /// Tells of a bucket in the headers of a response.
 pub(super) fn describe(decision: &Decision, env: &Env, headers: &mut HeaderMap) {
-    let full_at = env.clock.now() + decision.full_in;
-    let mut reset = full_at.unix_timestamp();
-    reset += i64::from(full_at.nanosecond() > 0);
+    let now = env.clock.now();
+    let fraction = Duration::from_nanos(now.nanosecond().into());
+    let reset =
+        now.unix_timestamp().saturating_add_unsigned(whole_seconds(decision.full_in + fraction));
     headers.insert(LIMIT, decision.limit.into());
     headers.insert(REMAINING, decision.remaining.into());
     headers.insert(RESET, reset.into());

@@ -8,7 +8,7 @@ use axum::{
 use crate::{
     http::{
         App,
-        api::verify::{Forwarded, is_question},
+        api::verify::{Subject, is_question},
         extract::client_ip,
     },
     model::{audit::RequestInfo, id::RequestId, text::shorten},
@@ -21,25 +21,21 @@ const MAX_KEPT: usize = 512;
 ///
 /// Of a gateway's question the log tells of the request that it is about, however it is answered.
 pub(super) fn note(app: &App, peer: IpAddr, request: &mut Request) -> Arc<RequestInfo> {
-    let forwarded = is_question(request.uri().path()).then(|| Forwarded::of(request));
-    let (method, path) = match &forwarded {
-        Some(forwarded) => (&forwarded.method, &*forwarded.path),
-        None => (request.method(), request.uri().path()),
+    let Subject { method, path } = if is_question(request.uri().path()) {
+        Subject::of(request)
+    } else {
+        Subject { method: Cow::Borrowed(request.method()), path: request.uri().path() }
     };
     let headers = request.headers();
     let info = Arc::new(RequestInfo {
         id: request_id(headers).unwrap_or_else(|| app.env.new_id()),
-        method: method_name(method),
+        method: method_name(&method),
         path: redacted(shorten(path, MAX_KEPT)),
         ip: client_ip(peer, headers, &app.settings.trusted_proxies),
         user_agent: user_agent(headers),
         began: app.env.clock.monotonic(),
     });
-    let extensions = request.extensions_mut();
-    extensions.insert(Arc::clone(&info));
-    if let Some(forwarded) = forwarded {
-        extensions.insert(forwarded);
-    }
+    request.extensions_mut().insert(Arc::clone(&info));
     info
 }
 
@@ -79,9 +75,8 @@ pub(super) fn method_label(method: &Method) -> &'static str {
 /// A credential that a client put where none belongs must not end up in the log.
 fn redacted(text: &str) -> String {
     // An underscore may be written as %5F; a JWT begins with the base64 of `{"`.
-    let is_secret = |part: &str| {
-        part.contains("call2me_") || part.contains("call2me%5") || part.contains("eyJ")
-    };
+    let is_key = |part: &str| part.contains("call2me_") || part.contains("call2me%5");
+    let is_secret = |part: &str| part.contains("eyJ") || (part.contains("call2me") && is_key(part));
     if !is_secret(text) {
         return text.to_owned();
     }
