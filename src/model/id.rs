@@ -34,7 +34,7 @@ pub fn format(prefix: &str, id: Uuid) -> String {
     let mut text = String::with_capacity(prefix.len() + 1 + SUFFIX_LEN);
     text.push_str(prefix);
     text.push('_');
-    text.extend(suffix.map(char::from));
+    text.push_str(str::from_utf8(&suffix).unwrap_or_default());
     text
 }
 
