@@ -26,7 +26,7 @@ use crate::{
 const BATCH: usize = 1000;
 /// The pause between two batches, in which the next gathers: a statement costs PostgreSQL as much as
 /// writing a good many events, so that many of them had better share it.
-const GATHER: Duration = Duration::from_millis(2);
+const GATHER: Duration = Duration::from_millis(1);
 /// The longest pause between two tries while PostgreSQL is away.
 const MAX_PAUSE: Duration = Duration::from_secs(1);
 /// How long a request may wait for a place in the queue.
