@@ -208,7 +208,15 @@ impl Writer {
 
     /// Writes a batch, however long PostgreSQL is away.
     async fn write(&mut self, batch: &mut Vec<Queued>) {
-        if let Err(error) = self.insist(batch).await {
+        let written = match self.try_new(batch).await {
+            // It may be there, or not.
+            Err(StoreError::Unavailable(error)) => {
+                warn!(%error, waiting = batch.len(), "cannot write audit events yet");
+                self.insist(batch).await
+            }
+            done => done,
+        };
+        if let Err(error) = written {
             // Most likely the partition of a month that has just begun.
             warn!(%error, "cannot write audit events as they are");
             self.store.create_audit_partitions(self.env.clock.now()).await.ok();
@@ -239,6 +247,12 @@ impl Writer {
             }
         }
         self.counts.written.fetch_add(written, Relaxed);
+    }
+
+    /// Tries once, the cheap way.
+    async fn try_new(&mut self, batch: &[Queued]) -> Result<(), StoreError> {
+        let events = batch.iter().map(|queued| &queued.event);
+        Store::within(PATIENCE, self.line.append_new_audit_events(events)).await
     }
 
     /// Tries until PostgreSQL is there. An error is its refusal of the events themselves.

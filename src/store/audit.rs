@@ -1,5 +1,7 @@
 //! The audit log: written, never changed.
 
+use std::collections::BTreeMap;
+
 use ipnet::IpNet;
 use serde_json::Value;
 use sqlx::types::Json;
@@ -8,7 +10,7 @@ use uuid::Uuid;
 
 use super::{Line, Store, StoreError, Tx};
 use crate::model::{
-    audit::{Event, EventFilter, Metadata, NewEvent},
+    audit::{Action, ActorType, Event, EventFilter, Metadata, NewEvent},
     id::{EventId, Id, RequestId, WorkspaceId},
     page::{Items, Page},
 };
@@ -64,7 +66,89 @@ impl<'a> FromIterator<&'a NewEvent> for Columns<'a> {
     }
 }
 
+/// What keys did in a batch, as columns in the order of the keys.
+#[derive(Default)]
+struct Usage {
+    key: Vec<Uuid>,
+    workspace_id: Vec<Uuid>,
+    first: Vec<Uuid>,
+    last: Vec<Uuid>,
+    last_ip: Vec<Option<IpNet>>,
+    requests: Vec<i64>,
+}
+
+impl<'a> FromIterator<&'a NewEvent> for Usage {
+    fn from_iter<T: IntoIterator<Item = &'a NewEvent>>(events: T) -> Self {
+        let is_use = |event: &&NewEvent| {
+            event.actor.kind == ActorType::ApiKey && event.action == Action::Request
+        };
+        let mut used: BTreeMap<Uuid, (&NewEvent, &NewEvent, i64)> = BTreeMap::new();
+        for event in events.into_iter().filter(is_use) {
+            let Some(key) = event.actor.id else { continue };
+            let (first, last, requests) = used.entry(key).or_insert((event, event, 0));
+            *requests += 1;
+            if event.id < first.id {
+                *first = event;
+            }
+            if event.id > last.id {
+                *last = event;
+            }
+        }
+        let mut usage = Self::default();
+        for (key, (first, last, requests)) in used {
+            usage.key.push(key);
+            usage.workspace_id.push(last.workspace_id.uuid());
+            usage.first.push(first.id.uuid());
+            usage.last.push(last.id.uuid());
+            usage.last_ip.push(last.request.as_ref().map(|(request, _)| request.ip.into()));
+            usage.requests.push(requests);
+        }
+        usage
+    }
+}
+
 impl Line {
+    /// Writes events of any workspaces that have certainly not been written before.
+    ///
+    /// # Errors
+    /// When PostgreSQL cannot be reached; then nothing or everything was written, and
+    /// [`Self::append_audit_events`] is to be used.
+    pub async fn append_new_audit_events(
+        &mut self,
+        events: impl Iterator<Item = &NewEvent> + Clone,
+    ) -> Result<(), StoreError> {
+        let usage: Usage = events.clone().collect();
+        let columns: Columns = events.collect();
+        let append = sqlx::query!(
+            "SELECT append_new_audit_events($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13,
+                                            $14, $15, $16, $17, $18, $19, $20, $21, $22, $23)",
+            &columns.id,
+            &columns.workspace_id,
+            &columns.action as _,
+            &columns.actor_type as _,
+            &columns.actor_id as _,
+            &columns.actor_name as _,
+            &columns.target_type as _,
+            &columns.target_id as _,
+            &columns.target_name as _,
+            &columns.request_id as _,
+            &columns.method as _,
+            &columns.path as _,
+            &columns.status as _,
+            &columns.ip as _,
+            &columns.user_agent as _,
+            &columns.latency_us as _,
+            &columns.metadata as _,
+            &usage.key,
+            &usage.workspace_id,
+            &usage.first,
+            &usage.last,
+            &usage.last_ip as _,
+            &usage.requests,
+        );
+        self.run(async move |connection| append.execute(connection).await.map(drop)).await
+    }
+
     /// Writes events of any workspaces. Those that are there already are passed over, so the same
     /// batch may be written again after a failure.
     ///
