@@ -28,6 +28,7 @@ use crate::{
     env::Env,
     http::{self, Api, App, HttpSettings, LARGE_BODIES, middleware::Frame},
     limit::Limits,
+    mail::MailTask,
     metrics::{self, Metrics},
     observe,
     resources::Resources,
@@ -139,8 +140,8 @@ impl Application {
         let service = self.service.clone();
         let answer = move |peer, request| service.clone().call(peer, request);
         let server = Server::new(&self.settings.server, answer);
-        let metrics = match self.metrics_address().await {
-            Ok(listener) => listener,
+        let (metrics, mail) = match self.begin().await {
+            Ok(begun) => begun,
             Err(problem) => {
                 self.shut_down().await;
                 return Err(problem);
@@ -155,8 +156,22 @@ impl Application {
         if let Some(metrics) = metrics {
             metrics.abort();
         }
+        mail.finish().await;
         self.shut_down().await;
         outcome.map_err(|error| format!("cannot accept connections: {error}"))
+    }
+
+    /// What a service does that the command line does not.
+    async fn begin(&self) -> Result<(Option<TcpListener>, MailTask), String> {
+        let metrics = self.metrics_address().await?;
+        let mail = MailTask::start(
+            self.store.clone(),
+            self.app.env.clone(),
+            &self.settings.mail,
+            &self.settings.server.public_url,
+            self.app.auth.token_key().clone(),
+        )?;
+        Ok((metrics, mail))
     }
 
     /// Where metrics are served, if anywhere.
@@ -224,6 +239,9 @@ async fn look_after_partitions(store: Store, env: Env) {
         }
         if let Err(error) = store.prune_unknown_credential_counts().await {
             tracing::warn!(%error, "cannot drop old counts of unknown credentials");
+        }
+        if let Err(error) = store.prune_one_time_tokens(env.clock.now()).await {
+            tracing::warn!(%error, "cannot drop old tokens of links");
         }
     }
 }

@@ -18,6 +18,7 @@
 //! | [`auth`] | who is calling, and how one becomes somebody |
 //! | [`resources`] | agents, calls, knowledge bases, campaigns, billing, people |
 //! | [`audit`] | the audit log: the queue, the writer, the reader |
+//! | [`mail`](mod@mail) | mail: what waits in the outbox is written and sent |
 //! | [`limit`] | rate limits: GCRA buckets, of this node or shared over Valkey |
 //! | [`store`] | PostgreSQL: all SQL, a file for each group of tables |
 //! | [`config`], [`telemetry`] | settings, checked all at once; logs without secrets |
@@ -43,6 +44,7 @@ pub mod config;
 pub mod env;
 pub mod http;
 pub mod limit;
+pub mod mail;
 pub mod metrics;
 pub mod model;
 mod observe;

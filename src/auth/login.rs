@@ -83,7 +83,7 @@ impl Auth {
         self.check_registration()?;
         let (user, email, workspace) = self.check_account(&account)?;
         let name = user.full_name.as_deref();
-        let hash = self.passwords.hash_chosen(&account.password, &email, name).await?;
+        let hash = self.passwords.hash_chosen("password", &account.password, &email, name).await?;
         let mut tx = self.store.begin(workspace.id, Some(user.id)).await?;
         self.insert_account(&mut tx, &user, &email, &hash, &workspace).await?;
         let created = self
@@ -92,6 +92,7 @@ impl Auth {
         store::audit::insert(&mut tx, workspace.id, &created).await?;
         let tokens =
             self.open_session(&mut tx, &user, workspace.id, Role::Owner, request, 201).await?;
+        self.mail_verification(&mut tx, &user, &email).await?;
         tx.commit().await?;
         Ok(Registered { tokens, user, workspace })
     }
@@ -106,7 +107,7 @@ impl Auth {
     ) -> Result<(User, Workspace), AuthError> {
         let (user, email, workspace) = self.check_account(&account)?;
         let name = user.full_name.as_deref();
-        let hash = self.passwords.hash_chosen(&account.password, &email, name).await?;
+        let hash = self.passwords.hash_chosen("password", &account.password, &email, name).await?;
         let mut tx = self.store.begin(workspace.id, Some(user.id)).await?;
         self.insert_account(&mut tx, &user, &email, &hash, &workspace).await?;
         let created = NewEvent::new(
@@ -160,6 +161,7 @@ impl Auth {
             full_name,
             profile: Fields::default(),
             created_at: now,
+            email_verified_at: None,
         };
         let workspace_name = match &account.workspace_name {
             Some(name) => {
@@ -244,8 +246,9 @@ impl Auth {
         let user = store::users::get(&mut tx, account.user_id)
             .await?
             .ok_or(AuthError::InvalidCredentials)?;
-        if let Some(hash) = renewed {
-            store::users::set_password_hash(&mut tx, user.id, &hash).await?;
+        if let (Some(new), Some(old)) = (renewed, &account.password_hash) {
+            // Not, where the password was changed meanwhile.
+            store::users::replace_password_hash(&mut tx, old, &new).await?;
         }
         store::users::set_last_workspace(&mut tx, user.id, membership.workspace_id).await?;
         let pair = self

@@ -3,7 +3,8 @@
 //! - [`authenticate`]: a credential becomes a [`Principal`](crate::model::principal::Principal);
 //!   [`verify_key`] is where a key is verified, [`verify_jwt`] where an access token is.
 //! - [`check_scope`]: what a principal may do. One pure function.
-//! - [`login`], [`refresh`]: sessions. [`keys`]: the life of API keys.
+//! - [`login`], [`refresh`], [`sessions`]: sessions. [`recovery`]: passwords changed and forgotten.
+//! - [`keys`]: the life of API keys.
 //! - [`password`], [`signing_keys`], [`secrets`]: what they are made of.
 
 pub mod authenticate;
@@ -14,8 +15,10 @@ mod error;
 pub mod keys;
 pub mod login;
 pub mod password;
+pub mod recovery;
 pub mod refresh;
 pub mod secrets;
+pub mod sessions;
 pub mod signing_keys;
 pub mod verify_jwt;
 pub mod verify_key;
@@ -27,7 +30,7 @@ use crate::{
     coherence::Fence,
     config::{Registration, Settings},
     env::Env,
-    model::{api_key::Environment, refresh_token::RefreshKey},
+    model::{api_key::Environment, one_time_token::TokenKey, refresh_token::RefreshKey},
     store::Store,
 };
 
@@ -50,6 +53,7 @@ pub struct Auth {
     issuer: Arc<str>,
     passwords: PasswordHasher,
     refresh_key: RefreshKey,
+    token_key: TokenKey,
     signing_keys: Arc<SigningKeys>,
     lifetimes: Lifetimes,
     registration: Registration,
@@ -83,6 +87,7 @@ impl Auth {
         Ok(Self {
             passwords: PasswordHasher::start(settings.passwords, &env)?,
             refresh_key: secrets.refresh_key()?,
+            token_key: secrets.token_key()?,
             signing_keys: Arc::new(signing_keys),
             environment: settings.keys.environment.clone(),
             issuer: settings.server.public_url.as_str().into(),
@@ -128,6 +133,12 @@ impl Auth {
     #[must_use]
     pub fn passwords_waiting(&self) -> usize {
         self.passwords.waiting()
+    }
+
+    /// What the tokens of mailed links are derived under, for those who write the mails.
+    #[must_use]
+    pub fn token_key(&self) -> &TokenKey {
+        &self.token_key
     }
 
     /// The label in this deployment's API keys.

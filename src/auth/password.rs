@@ -106,13 +106,14 @@ impl PasswordHasher {
         Ok(Self { jobs, env: env.clone(), waiting: Arc::default(), decoy: Arc::new(decoy) })
     }
 
-    /// The PHC string of a password that a person chooses, if they may.
+    /// The PHC string of a password that a person chooses in this field, if they may.
     ///
     /// # Errors
     /// [`AuthError::Invalid`] where it is too short, common or the like, [`AuthError::Busy`] where too
     /// many wait already.
     pub async fn hash_chosen(
         &self,
+        field: &'static str,
         password: &Password,
         email: &Email,
         full_name: Option<&str>,
@@ -121,7 +122,7 @@ impl PasswordHasher {
         let full_name = full_name.map(str::to_owned);
         // Looking it up among the common ones takes its time too.
         let checked = self.run(move |_| chosen.check_policy(&email, full_name.as_deref())).await?;
-        checked.map_err(|why| AuthError::invalid("password", why))?;
+        checked.map_err(|why| AuthError::invalid(field, why))?;
         self.hash(password).await
     }
 

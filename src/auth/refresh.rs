@@ -1,4 +1,4 @@
-//! Refresh with rotation, and sign-out (RFC 9700, section 4.14.2).
+//! Refresh with rotation (RFC 9700, section 4.14.2).
 //!
 //! A token works once. Its retry within a few seconds, when an answer was lost or two tabs were
 //! quick, gets the same successor; anything else that is not the newest is a reuse, and one of the
@@ -11,9 +11,9 @@ use crate::{
     model::{
         audit::{Action, Actor, ActorType, RequestInfo},
         id::{Id, SessionId},
-        principal::{Caller, Credential},
+        mail::MailSubject,
         refresh_token::PresentedToken,
-        session::{EndReason, RefreshState, SessionRecord},
+        session::{EndReason, RefreshState, SessionRecord, Which},
     },
     store::{self, Tx},
 };
@@ -102,10 +102,13 @@ impl Auth {
         request: &Arc<RequestInfo>,
     ) -> Result<(), AuthError> {
         let now = self.env.clock.now();
-        store::sessions::end(tx, session.user_id, id, now, EndReason::Reuse).await?;
+        let user = session.user_id;
+        store::sessions::end_of_person(tx, user, Which::One(id), now, EndReason::Reuse).await?;
         let event = self.session_event(session, id, Action::SessionReuseDetected, request, 401);
         store::audit::insert(tx, session.workspace_id, &event).await?;
-        Ok(())
+        let person = store::users::get(tx, user).await?.ok_or(AuthError::InvalidRefreshToken)?;
+        let subject = MailSubject::SessionReuse { origin: self.origin(request) };
+        self.mail(tx, person.email, subject).await
     }
 
     fn session_event(
@@ -122,24 +125,5 @@ impl Auth {
             name: Some(Arc::clone(&session.name)),
         };
         self.witness(request, session.workspace_id, action, actor, status).on(id, None)
-    }
-
-    /// Ends the caller's own session.
-    ///
-    /// # Errors
-    /// [`AuthError::Forbidden`] for a caller that is no session.
-    pub async fn logout(&self, caller: &Caller) -> Result<(), AuthError> {
-        let Credential::Session { id, user_id, .. } = &caller.principal.credential else {
-            return Err(AuthError::Forbidden("only a session can be ended"));
-        };
-        let mut tx = self.store.begin(caller.workspace(), Some(*user_id)).await?;
-        let now = self.env.clock.now();
-        if store::sessions::end(&mut tx, *user_id, *id, now, EndReason::Logout).await? {
-            let event =
-                crate::audit::event(&self.env, caller, Action::SessionEnded, 204).on(*id, None);
-            store::audit::insert(&mut tx, caller.workspace(), &event).await?;
-        }
-        tx.commit().await?;
-        Ok(self.fence.wait().await?)
     }
 }

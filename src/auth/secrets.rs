@@ -11,9 +11,14 @@ use aws_lc_rs::{
 };
 use zeroize::Zeroizing;
 
-use crate::{config::EncryptionKey, env::Env, model::refresh_token::RefreshKey};
+use crate::{
+    config::EncryptionKey,
+    env::Env,
+    model::{one_time_token::TokenKey, refresh_token::RefreshKey},
+};
 
 const REFRESH_TOKENS: &[u8] = b"call2me-auth refresh tokens v1";
+const ONE_TIME_TOKENS: &[u8] = b"call2me-auth one-time tokens v1";
 const SIGNING_KEYS: &[u8] = b"call2me-auth signing keys v1";
 
 /// Derives keys; never printed.
@@ -40,6 +45,14 @@ impl Secrets {
     /// When the cryptographic library fails.
     pub fn refresh_key(&self) -> Result<RefreshKey, String> {
         Ok(RefreshKey::new(&*self.derive(REFRESH_TOKENS)?))
+    }
+
+    /// The key that the tokens of mailed links are derived under.
+    ///
+    /// # Errors
+    /// When the cryptographic library fails.
+    pub fn token_key(&self) -> Result<TokenKey, String> {
+        Ok(TokenKey::new(&*self.derive(ONE_TIME_TOKENS)?))
     }
 
     /// Seals a signing key's private half; `context` is bound to it.

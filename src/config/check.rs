@@ -8,8 +8,8 @@ use toml::Value;
 use url::Url;
 
 use super::{
-    Audit, Cache, Database, Durability, EncryptionKey, Keys, Log, Passwords, Pool, RateLimit, Raw,
-    Redis, Registration, Server, Sessions, Settings, layers::ENV_PREFIX,
+    Audit, Cache, Database, Durability, EncryptionKey, Keys, Log, Mail, MailTransport, Passwords,
+    Pool, RateLimit, Raw, Redis, Registration, Server, Sessions, Settings, layers::ENV_PREFIX,
 };
 
 /// Reads typed values and gathers what is wrong with them. A value that is wrong is `None`, and
@@ -30,6 +30,7 @@ impl Check<'_> {
         let rate_limit = self.rate_limit();
         let cache = self.cache();
         let redis = self.redis();
+        let mail = self.mail();
         let audit = self.audit();
         let log = self.log();
         Some(Settings {
@@ -41,6 +42,7 @@ impl Check<'_> {
             rate_limit: rate_limit?,
             cache: cache?,
             redis,
+            mail: mail?,
             audit: audit?,
             log: log?,
         })
@@ -221,6 +223,24 @@ impl Check<'_> {
             return None;
         }
         Some(Redis { url: self.required(key)?.into(), prefix })
+    }
+
+    fn mail(&mut self) -> Option<Mail> {
+        let transport = MailTransport::parse(&self.text("mail.url"));
+        if transport.is_none() {
+            self.problem(
+                "mail.url",
+                "must be smtps://user:password@host, smtp://… for STARTTLS, log, or empty",
+            );
+        }
+        let from = match self.text("mail.from") {
+            from if from.is_empty() => Mail::default_from(&self.text("server.public_url")),
+            from => from,
+        };
+        if from.parse::<lettre::message::Mailbox>().is_err() {
+            self.problem("mail.from", "must be an address such as Acme <no-reply@acme.example>");
+        }
+        Some(Mail { transport: transport?, from })
     }
 
     fn audit(&mut self) -> Option<Audit> {

@@ -5,6 +5,7 @@
 
 mod check;
 mod layers;
+mod mail;
 
 use std::{fmt, net::SocketAddr, num::NonZeroU32, time::Duration};
 
@@ -15,6 +16,7 @@ use zeroize::Zeroizing;
 use crate::model::api_key::Environment;
 
 pub use layers::{Problems, Profile, Raw};
+pub use mail::{Mail, MailTransport, Smtp, SmtpSecurity};
 
 /// Everything that can be set, checked.
 #[derive(Debug, Clone)]
@@ -35,6 +37,8 @@ pub struct Settings {
     pub cache: Cache,
     /// `[redis]`, if `rate_limit.store` asks for it.
     pub redis: Option<Redis>,
+    /// `[mail]`
+    pub mail: Mail,
     /// `[audit]`
     pub audit: Audit,
     /// `[log]`

@@ -15,7 +15,7 @@ use super::{
     App,
     api::{
         agents, api_keys, audit_log, auth, branding, calls, campaigns, knowledge_base, members,
-        users, verify, wallet, workspace,
+        passwords, sessions, users, verify, wallet, workspace,
     },
     extract::{Access, Admin, GuardedBy, Open, OwnSession, ReadOnly, Rule, SignIn, Write},
     well_known,
@@ -77,6 +77,15 @@ pub fn table() -> Vec<Route> {
         POST   "/v1/auth/login"                 SignIn     => auth::login;
         POST   "/v1/auth/refresh"               Open       => auth::refresh;
         POST   "/v1/auth/logout"                OwnSession => auth::logout;
+        GET    "/v1/auth/sessions"              OwnSession => sessions::list;
+        DELETE "/v1/auth/sessions"              OwnSession => sessions::end_others;
+        DELETE "/v1/auth/sessions/{id}"         OwnSession => sessions::end;
+        POST   "/v1/auth/switch-workspace"      OwnSession => sessions::switch_workspace;
+        POST   "/v1/auth/password/change"       OwnSession => passwords::change;
+        POST   "/v1/auth/password/forgot"       SignIn     => passwords::forgot;
+        POST   "/v1/auth/password/reset"        SignIn     => passwords::reset;
+        POST   "/v1/auth/verify-email"          SignIn     => passwords::verify_email;
+        POST   "/v1/auth/verify-email/send"     OwnSession => passwords::send_verification;
         GET    "/v1/auth/me"                    ReadOnly   => auth::me;
         ANY    "/v1/auth/verify"                ReadOnly   => verify::verify;
         ANY    "/v1/auth/verify/"               ReadOnly   => verify::verify_root;

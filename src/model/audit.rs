@@ -32,6 +32,12 @@ pub enum Action {
     SessionRefreshed,
     /// A session ended.
     SessionEnded,
+    /// A session went from one workspace to another.
+    SessionSwitched,
+    /// A person chose another password.
+    PasswordChanged,
+    /// A person showed that the address is theirs.
+    EmailVerified,
     /// A refresh token was used a second time; its session was ended.
     SessionReuseDetected,
     /// A sign-in with a wrong password.
@@ -57,6 +63,9 @@ impl Action {
             Self::SessionCreated => "session.created",
             Self::SessionRefreshed => "session.refreshed",
             Self::SessionEnded => "session.ended",
+            Self::SessionSwitched => "session.switched",
+            Self::PasswordChanged => "member.password_changed",
+            Self::EmailVerified => "member.email_verified",
             Self::SessionReuseDetected => "session.reuse_detected",
             Self::LoginFailed => "login.failed",
             Self::WorkspaceCreated => "workspace.created",

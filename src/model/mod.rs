@@ -10,6 +10,8 @@ pub mod email;
 pub mod fields;
 pub mod id;
 pub mod invalidation;
+pub mod mail;
+pub mod one_time_token;
 pub mod page;
 pub mod password;
 pub mod principal;

@@ -65,6 +65,34 @@ pub struct SessionRecord {
     pub rate_limit_per_minute: Option<u32>,
 }
 
+/// A session as its person sees it.
+#[derive(Debug, Clone)]
+pub struct Session {
+    /// Its id.
+    pub id: SessionId,
+    /// The workspace that it acts in.
+    pub workspace_id: WorkspaceId,
+    /// When it began.
+    pub created_at: OffsetDateTime,
+    /// When it was last given a pair of tokens.
+    pub last_seen_at: OffsetDateTime,
+    /// Where it was begun.
+    pub ip: Option<IpAddr>,
+    /// What it was begun with.
+    pub user_agent: Option<String>,
+}
+
+/// Which sessions of a person.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Which {
+    /// This one.
+    One(SessionId),
+    /// All but this one.
+    AllBut(SessionId),
+    /// All of them.
+    All,
+}
+
 /// Why a session ended, for the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EndReason {
@@ -72,6 +100,10 @@ pub enum EndReason {
     Logout,
     /// A refresh token was used a second time.
     Reuse,
+    /// The person ended it from another one.
+    Ended,
+    /// The person chose another password.
+    PasswordChanged,
 }
 
 impl EndReason {
@@ -81,6 +113,8 @@ impl EndReason {
         match self {
             Self::Logout => "logout",
             Self::Reuse => "reuse",
+            Self::Ended => "ended",
+            Self::PasswordChanged => "password_changed",
         }
     }
 }

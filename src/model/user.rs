@@ -21,6 +21,8 @@ pub struct User {
     pub profile: Fields,
     /// Since when.
     pub created_at: OffsetDateTime,
+    /// When the person showed that the address is theirs.
+    pub email_verified_at: Option<OffsetDateTime>,
 }
 
 impl User {

@@ -1,5 +1,7 @@
 //! Sessions of people.
 
+use std::time::Duration;
+
 use ipnet::IpNet;
 use sqlx::PgConnection;
 use time::OffsetDateTime;
@@ -7,9 +9,10 @@ use time::OffsetDateTime;
 use super::{Line, Store, StoreError, Tx};
 use crate::model::{
     id::{Id, SessionId, UserId, WorkspaceId},
+    page::{Items, Page},
     refresh_token::RefreshSeed,
     scope::Role,
-    session::{EndReason, NewSession, RefreshState, SessionRecord},
+    session::{EndReason, NewSession, RefreshState, Session, SessionRecord, Which},
 };
 
 impl Line {
@@ -141,26 +144,130 @@ pub async fn advance_refresh(
     Ok(())
 }
 
-/// Ends a session; false if it had ended before.
+/// The sessions of a person that live, the newest first; in a transaction of that person. `idle` is how
+/// long a session may go without a refresh.
 ///
 /// # Errors
 /// When PostgreSQL cannot be reached.
-pub async fn end(
+pub async fn list(
     tx: &mut Tx,
     user: UserId,
-    id: SessionId,
+    now: OffsetDateTime,
+    idle: Duration,
+    page: Page,
+) -> Result<Items<Session>, StoreError> {
+    let rows = sqlx::query!(
+        r#"SELECT id AS "id: SessionId", workspace_id AS "workspace_id: WorkspaceId", created_at,
+                  last_seen_at, ip AS "ip: IpNet", user_agent
+           FROM sessions
+           WHERE user_id = $1 AND ended_at IS NULL AND expires_at > $2 AND refreshed_at > $3
+             AND ($4::uuid IS NULL OR id < $4)
+           ORDER BY id DESC LIMIT $5 OFFSET $6"#,
+        user.uuid(),
+        now,
+        now - idle,
+        page.before,
+        page.limit + 1,
+        page.offset,
+    )
+    .fetch_all(tx.conn())
+    .await?;
+    let sessions = rows.into_iter().map(|row| Session {
+        id: row.id,
+        workspace_id: row.workspace_id,
+        created_at: row.created_at,
+        last_seen_at: row.last_seen_at,
+        ip: row.ip.map(|net| net.addr()),
+        user_agent: row.user_agent,
+    });
+    Ok(Items::from_excess(sessions.collect(), page.limit))
+}
+
+/// How many sessions of a person live.
+///
+/// # Errors
+/// When PostgreSQL cannot be reached.
+pub async fn count(
+    tx: &mut Tx,
+    user: UserId,
+    now: OffsetDateTime,
+    idle: Duration,
+) -> Result<i64, StoreError> {
+    Ok(sqlx::query_scalar!(
+        r#"SELECT count(*) AS "count!" FROM sessions
+           WHERE user_id = $1 AND ended_at IS NULL AND expires_at > $2 AND refreshed_at > $3"#,
+        user.uuid(),
+        now,
+        now - idle,
+    )
+    .fetch_one(tx.conn())
+    .await?)
+}
+
+/// Ends a person's sessions: one, or all but one, or all. Answers which, and the workspaces that they
+/// were in; those that had ended before are not among them.
+///
+/// # Errors
+/// When PostgreSQL cannot be reached.
+pub async fn end_of_person(
+    tx: &mut Tx,
+    user: UserId,
+    which: Which,
     now: OffsetDateTime,
     reason: EndReason,
-) -> Result<bool, StoreError> {
-    let done = sqlx::query!(
-        "UPDATE sessions SET ended_at = $3, end_reason = $4
-         WHERE id = $1 AND user_id = $2 AND ended_at IS NULL",
-        id.uuid(),
+) -> Result<Vec<(SessionId, WorkspaceId)>, StoreError> {
+    let (only, but) = match which {
+        Which::One(id) => (Some(id.uuid()), None),
+        Which::AllBut(id) => (None, Some(id.uuid())),
+        Which::All => (None, None),
+    };
+    let rows = sqlx::query!(
+        r#"UPDATE sessions SET ended_at = $4, end_reason = $5
+           WHERE user_id = $1 AND ended_at IS NULL
+             AND ($2::uuid IS NULL OR id = $2) AND ($3::uuid IS NULL OR id <> $3)
+           RETURNING id AS "id: SessionId", workspace_id AS "workspace_id: WorkspaceId""#,
         user.uuid(),
+        only,
+        but,
         now,
         reason.as_str(),
     )
+    .fetch_all(tx.conn())
+    .await?;
+    Ok(rows.into_iter().map(|row| (row.id, row.workspace_id)).collect())
+}
+
+/// Whether a person has such a session, ended or not.
+///
+/// # Errors
+/// When PostgreSQL cannot be reached.
+pub async fn exists(tx: &mut Tx, user: UserId, id: SessionId) -> Result<bool, StoreError> {
+    Ok(sqlx::query_scalar!(
+        r#"SELECT EXISTS (SELECT FROM sessions WHERE id = $1 AND user_id = $2) AS "exists!""#,
+        id.uuid(),
+        user.uuid(),
+    )
+    .fetch_one(tx.conn())
+    .await?)
+}
+
+/// Moves a session to another workspace of its person.
+///
+/// # Errors
+/// When PostgreSQL cannot be reached.
+pub async fn set_workspace(
+    tx: &mut Tx,
+    user: UserId,
+    id: SessionId,
+    workspace: WorkspaceId,
+) -> Result<(), StoreError> {
+    sqlx::query!(
+        "UPDATE sessions SET workspace_id = $3 WHERE id = $1 AND user_id = $2",
+        id.uuid(),
+        user.uuid(),
+        workspace.uuid(),
+    )
     .execute(tx.conn())
     .await?;
-    Ok(done.rows_affected() == 1)
+    Ok(())
 }

@@ -2,6 +2,7 @@
 
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::types::Json;
+use time::OffsetDateTime;
 
 use super::{Store, StoreError, Tx};
 use crate::model::{
@@ -87,7 +88,7 @@ pub async fn get(tx: &mut Tx, id: UserId) -> Result<Option<User>, StoreError> {
     let user = sqlx::query_as!(
         UserRow,
         r#"SELECT id AS "id: UserId", email, full_name,
-                  profile AS "profile: Json<Fields>", created_at
+                  profile AS "profile: Json<Fields>", created_at, email_verified_at
            FROM users WHERE id = $1"#,
         id.uuid(),
     )
@@ -104,7 +105,7 @@ pub async fn lock(tx: &mut Tx, id: UserId) -> Result<Option<User>, StoreError> {
     let user = sqlx::query_as!(
         UserRow,
         r#"SELECT id AS "id: UserId", email, full_name,
-                  profile AS "profile: Json<Fields>", created_at
+                  profile AS "profile: Json<Fields>", created_at, email_verified_at
            FROM users WHERE id = $1 FOR UPDATE"#,
         id.uuid(),
     )
@@ -148,7 +149,7 @@ pub async fn set_last_workspace(
     Ok(())
 }
 
-/// Replaces a person's password hash, in a transaction of that person.
+/// Gives a person another password hash, in a transaction of that person.
 ///
 /// # Errors
 /// When PostgreSQL cannot be reached.
@@ -167,12 +168,50 @@ pub async fn set_password_hash(
     Ok(())
 }
 
+/// Replaces the password hash of the transaction's person; false where it is no longer the old one.
+///
+/// # Errors
+/// When PostgreSQL cannot be reached.
+pub async fn replace_password_hash(
+    tx: &mut Tx,
+    old: &SecretString,
+    new: &SecretString,
+) -> Result<bool, StoreError> {
+    Ok(sqlx::query_scalar!(
+        r#"SELECT replace_password_hash($1, $2) AS "replaced!""#,
+        old.expose_secret(),
+        new.expose_secret(),
+    )
+    .fetch_one(tx.conn())
+    .await?)
+}
+
+/// Notes that a person's address is theirs, in a transaction of that person; false where that was known.
+///
+/// # Errors
+/// When PostgreSQL cannot be reached.
+pub async fn set_email_verified(
+    tx: &mut Tx,
+    id: UserId,
+    now: OffsetDateTime,
+) -> Result<bool, StoreError> {
+    let done = sqlx::query!(
+        "UPDATE users SET email_verified_at = $2 WHERE id = $1 AND email_verified_at IS NULL",
+        id.uuid(),
+        now,
+    )
+    .execute(tx.conn())
+    .await?;
+    Ok(done.rows_affected() == 1)
+}
+
 struct UserRow {
     id: UserId,
     email: String,
     full_name: Option<String>,
     profile: Json<Fields>,
-    created_at: time::OffsetDateTime,
+    created_at: OffsetDateTime,
+    email_verified_at: Option<OffsetDateTime>,
 }
 
 impl From<UserRow> for User {
@@ -183,6 +222,7 @@ impl From<UserRow> for User {
             full_name: row.full_name,
             profile: row.profile.0,
             created_at: row.created_at,
+            email_verified_at: row.email_verified_at,
         }
     }
 }

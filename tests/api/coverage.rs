@@ -7,7 +7,7 @@ use call2me_auth::{
 };
 use serde_json::{Value, json};
 
-use crate::fixture::{Key, Person, TestApp};
+use crate::fixture::{Key, PASSWORD, Person, TestApp};
 
 /// A workspace with a key of each scope.
 struct Side {
@@ -31,7 +31,8 @@ impl Side {
 
     /// Something fresh for a route to act upon: the path to it, and a body that is good there.
     async fn target(&self, app: &TestApp, path: &str) -> (String, Value) {
-        let token = &self.owner.access_token;
+        // A key: sessions end on the way.
+        let token = self.key(Scope::Admin);
         let create = async |collection: &str, body: Value| {
             app.post(collection).bearer(token).json(body).send().await.expect(201)
         };
@@ -54,6 +55,20 @@ impl Side {
             "/v1/knowledge-base" => {
                 let body = json!({ "name": "kb" });
                 (create(collection, body.clone()).await["id"].clone(), body)
+            }
+            "/v1/auth/sessions" if path.ends_with("{id}") => {
+                let login = json!({ "email": self.owner.email, "password": PASSWORD });
+                let pair = app.post("/v1/auth/login").json(login).send().await.expect(200);
+                let call = app.get(collection).bearer(pair["access_token"].as_str().unwrap());
+                let sessions = call.send().await.expect(200)["sessions"].clone();
+                let own = sessions.as_array().unwrap().iter().find(|own| own["current"] == true);
+                (own.unwrap()["id"].clone(), json!({}))
+            }
+            "/v1/auth/switch-workspace" => {
+                (Value::Null, json!({ "workspace_id": self.owner.workspace_id }))
+            }
+            "/v1/auth/password/change" => {
+                (Value::Null, json!({ "current_password": PASSWORD, "new_password": PASSWORD }))
             }
             _ => (Value::Null, json!({})),
         };
@@ -125,8 +140,7 @@ async fn every_route_keeps_its_rule() {
         let right = match requirement {
             Requirement::Scope(required) => call(Some(acme.key(required))).send().await,
             Requirement::OwnSession => {
-                let spare =
-                    json!({ "email": acme.owner.email, "password": crate::fixture::PASSWORD });
+                let spare = json!({ "email": acme.owner.email, "password": PASSWORD });
                 let pair = app.post("/v1/auth/login").json(spare).send().await.expect(200);
                 call(Some(pair["access_token"].as_str().unwrap())).send().await
             }

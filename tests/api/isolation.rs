@@ -113,7 +113,7 @@ async fn for_a_workspace_the_role_sees_that_workspace_alone() {
         seen += 1;
     }
     assert_eq!(
-        seen + SHARED.len() + ["users", "sessions"].len(),
+        seen + SHARED.len() + ["users", "sessions", "one_time_tokens"].len(),
         tables(&mut setting.connection).await.len()
     );
     let mut tx = setting.connection.begin().await.unwrap();

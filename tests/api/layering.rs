@@ -7,7 +7,7 @@ const FLOORS: [&[&str]; 9] = [
     &["main", "cli"],
     &["app", "server", "observe"],
     &["http"],
-    &["auth", "resources", "audit", "limit"],
+    &["auth", "resources", "audit", "limit", "mail"],
     &["coherence"],
     &["store"],
     &["config", "telemetry"],

@@ -419,5 +419,6 @@ fn person(env: &Env, email: &Email, name: &str) -> User {
         full_name: Some(name.to_owned()),
         profile: Fields::default(),
         created_at: env.clock.now(),
+        email_verified_at: None,
     }
 }

@@ -40,7 +40,7 @@ pub struct TokenBody {
 }
 
 impl TokenBody {
-    fn new(app: &App, pair: &TokenPair) -> Self {
+    pub(super) fn new(app: &App, pair: &TokenPair) -> Self {
         Self {
             access_token: pair.access_token.expose_secret().to_owned(),
             refresh_token: pair.refresh_token.expose_secret().to_owned(),
@@ -56,6 +56,8 @@ pub struct UserBody {
     id: UserId,
     #[schema(example = "dana@acme.example")]
     email: String,
+    /// Whether the person has shown that the address is theirs.
+    email_verified: bool,
     #[schema(required = true, example = "Dana Meyer")]
     full_name: Option<String>,
     #[serde(serialize_with = "crate::model::timestamp::serialize")]
@@ -64,8 +66,9 @@ pub struct UserBody {
 
 impl From<User> for UserBody {
     fn from(user: User) -> Self {
-        let User { id, email, full_name, created_at, .. } = user;
-        Self { id, email, full_name, created_at }
+        let User { id, email, full_name, created_at, email_verified_at, .. } = user;
+        let email_verified = email_verified_at.is_some();
+        Self { id, email, email_verified, full_name, created_at }
     }
 }
 

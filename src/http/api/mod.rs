@@ -15,6 +15,8 @@ pub mod campaigns;
 mod documents;
 pub mod knowledge_base;
 pub mod members;
+pub mod passwords;
+pub mod sessions;
 pub mod users;
 pub mod verify;
 pub mod wallet;

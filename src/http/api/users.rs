@@ -36,7 +36,7 @@ pub struct ProfileBody {
 
 impl ProfileBody {
     fn new(user: User, workspace_id: WorkspaceId) -> Self {
-        let User { id, email, full_name, profile, created_at } = user;
+        let User { id, email, full_name, profile, created_at, .. } = user;
         Self { profile, id, email, full_name, workspace_id, created_at }
     }
 }

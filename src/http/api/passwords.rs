@@ -1,0 +1,123 @@
+//! Passwords changed and forgotten, and addresses verified.
+
+use axum::{extract::State, http::StatusCode};
+use secrecy::{ExposeSecret, SecretString};
+use serde::Deserialize;
+use utoipa::ToSchema;
+
+use super::Answer;
+use crate::{
+    http::{
+        App,
+        extract::{self, Authorized, OwnSession, Public},
+    },
+    model::password::Password,
+};
+
+/// A change of password.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ChangePasswordRequest {
+    /// The password so far.
+    #[schema(value_type = String, format = Password)]
+    current_password: Password,
+    /// 12 to 256 characters, of any kind.
+    #[schema(value_type = String, format = Password, min_length = 12, max_length = 256)]
+    new_password: Password,
+}
+
+/// Change one's own password
+///
+/// Ends one's other sessions.
+#[utoipa::path(post, path = "/v1/auth/password/change", tag = "Passwords",
+    request_body = ChangePasswordRequest, responses((status = 204), (status = 409)))]
+pub async fn change(
+    caller: Authorized<OwnSession>,
+    State(app): State<App>,
+    extract::Json(body): extract::Json<ChangePasswordRequest>,
+) -> Answer<StatusCode> {
+    app.auth.change_password(&caller, &body.current_password, &body.new_password).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Who forgot a password.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ForgotPasswordRequest {
+    /// The address of the account.
+    #[schema(example = "dana@acme.example")]
+    email: String,
+}
+
+/// Ask for a link to choose a new password
+///
+/// The answer, and its time, are the same whether anybody has the address or not.
+#[utoipa::path(post, path = "/v1/auth/password/forgot", tag = "Passwords",
+    request_body = ForgotPasswordRequest, responses((status = 202)))]
+pub async fn forgot(
+    _public: Public,
+    State(app): State<App>,
+    extract::Json(body): extract::Json<ForgotPasswordRequest>,
+) -> Answer<StatusCode> {
+    app.auth.forgot_password(&body.email).await?;
+    Ok(StatusCode::ACCEPTED)
+}
+
+/// A new password by a mailed link.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ResetPasswordRequest {
+    /// The token of the link.
+    #[schema(value_type = String)]
+    token: SecretString,
+    /// 12 to 256 characters, of any kind.
+    #[schema(value_type = String, format = Password, min_length = 12, max_length = 256)]
+    new_password: Password,
+}
+
+/// Choose a new password by a mailed link
+///
+/// The link works once, for an hour. Ends all of the person's sessions.
+#[utoipa::path(post, path = "/v1/auth/password/reset", tag = "Passwords",
+    request_body = ResetPasswordRequest, responses((status = 204)))]
+pub async fn reset(
+    public: Public,
+    State(app): State<App>,
+    extract::Json(body): extract::Json<ResetPasswordRequest>,
+) -> Answer<StatusCode> {
+    let ResetPasswordRequest { token, new_password } = body;
+    app.auth.reset_password(token.expose_secret(), &new_password, &public.request).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// A link to verify an address.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct VerifyEmailRequest {
+    /// The token of the link.
+    #[schema(value_type = String)]
+    token: SecretString,
+}
+
+/// Verify an address by a mailed link
+#[utoipa::path(post, path = "/v1/auth/verify-email", tag = "Passwords",
+    request_body = VerifyEmailRequest, responses((status = 204)))]
+pub async fn verify_email(
+    public: Public,
+    State(app): State<App>,
+    extract::Json(body): extract::Json<VerifyEmailRequest>,
+) -> Answer<StatusCode> {
+    app.auth.verify_email(body.token.expose_secret(), &public.request).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Ask for another link to verify one's own address
+#[utoipa::path(post, path = "/v1/auth/verify-email/send", tag = "Passwords",
+    responses((status = 202), (status = 409)))]
+pub async fn send_verification(
+    caller: Authorized<OwnSession>,
+    State(app): State<App>,
+) -> Answer<StatusCode> {
+    app.auth.request_verification(&caller).await?;
+    Ok(StatusCode::ACCEPTED)
+}

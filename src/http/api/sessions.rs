@@ -1,0 +1,119 @@
+//! The caller's own sessions.
+
+use axum::{Json, extract::State, http::StatusCode};
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+use utoipa::ToSchema;
+
+use super::{Answer, auth::TokenBody};
+use crate::{
+    auth::sessions::own_session,
+    http::{
+        App,
+        extract::{self, Authorized, OwnSession, PathId, Query},
+    },
+    model::{
+        id::{Id, SessionId, WorkspaceId},
+        session::Session,
+    },
+};
+
+/// A session of a person.
+#[derive(Serialize, ToSchema)]
+pub struct SessionBody {
+    id: SessionId,
+    workspace_id: WorkspaceId,
+    #[serde(serialize_with = "crate::model::timestamp::serialize")]
+    created_at: OffsetDateTime,
+    /// When it was last given a pair of tokens.
+    #[serde(serialize_with = "crate::model::timestamp::serialize")]
+    last_seen_at: OffsetDateTime,
+    /// Where it was begun.
+    #[schema(required = true, example = "203.0.113.9")]
+    ip: Option<String>,
+    /// What it was begun with.
+    #[schema(required = true, example = "Mozilla/5.0")]
+    user_agent: Option<String>,
+    /// Whether it is the one that asks.
+    current: bool,
+}
+
+impl SessionBody {
+    fn new(session: Session, own: SessionId) -> Self {
+        let Session { id, workspace_id, created_at, last_seen_at, ip, user_agent } = session;
+        let (ip, current) = (ip.map(|ip| ip.to_string()), id == own);
+        Self { id, workspace_id, created_at, last_seen_at, ip, user_agent, current }
+    }
+}
+
+/// A page of sessions.
+#[derive(Serialize, ToSchema)]
+pub struct SessionsBody {
+    sessions: Vec<SessionBody>,
+    total: i64,
+    #[schema(required = true)]
+    next_cursor: Option<String>,
+}
+
+/// List one's own sessions
+///
+/// Those that live, in whatever workspace.
+#[utoipa::path(get, path = "/v1/auth/sessions", tag = "Sessions",
+    params(crate::http::openapi::PageParams), responses((status = 200, body = SessionsBody)))]
+pub async fn list(
+    caller: Authorized<OwnSession>,
+    State(app): State<App>,
+    query: Query,
+) -> Answer<Json<SessionsBody>> {
+    let (own, _) = own_session(&caller)?;
+    let (page, total) = app.auth.sessions(&caller, query.page()?).await?;
+    let next_cursor = page.next_cursor(|session| session.id.uuid());
+    let sessions = page.items.into_iter().map(|session| SessionBody::new(session, own)).collect();
+    Ok(Json(SessionsBody { sessions, total, next_cursor }))
+}
+
+/// End one of one's own sessions
+///
+/// Its access and refresh tokens stop working at once, on every node.
+#[utoipa::path(delete, path = "/v1/auth/sessions/{id}", tag = "Sessions",
+    params(("id" = SessionId, Path)), responses((status = 204), (status = 404)))]
+pub async fn end(
+    caller: Authorized<OwnSession>,
+    State(app): State<App>,
+    PathId(id): PathId<SessionId>,
+) -> Answer<StatusCode> {
+    app.auth.end_session(&caller, id).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// End all of one's other sessions
+#[utoipa::path(delete, path = "/v1/auth/sessions", tag = "Sessions", responses((status = 204)))]
+pub async fn end_others(
+    caller: Authorized<OwnSession>,
+    State(app): State<App>,
+) -> Answer<StatusCode> {
+    app.auth.end_other_sessions(&caller).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Where to go.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SwitchRequest {
+    /// A workspace that one is a member of.
+    workspace_id: WorkspaceId,
+}
+
+/// Switch to another workspace
+///
+/// The session moves: it gets a new pair of tokens, and those for the workspace before stop working.
+#[utoipa::path(post, path = "/v1/auth/switch-workspace", tag = "Sessions",
+    request_body = SwitchRequest, responses((status = 200, body = TokenBody), (status = 403)))]
+pub async fn switch_workspace(
+    caller: Authorized<OwnSession>,
+    State(app): State<App>,
+    extract::Json(body): extract::Json<SwitchRequest>,
+) -> Answer<Json<TokenBody>> {
+    let pair = app.auth.switch_workspace(&caller, body.workspace_id).await?;
+    Ok(Json(TokenBody::new(&app, &pair)))
+}

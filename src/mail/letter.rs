@@ -1,0 +1,108 @@
+//! What mails say.
+
+use askama::Template;
+use secrecy::{ExposeSecret, SecretString};
+
+use crate::model::mail::Origin;
+
+/// A mail's text: paragraphs, perhaps a link, and a note.
+pub(super) struct Letter {
+    pub(super) subject: String,
+    paragraphs: Vec<String>,
+    link: Option<Link>,
+    note: String,
+}
+
+struct Link {
+    label: &'static str,
+    url: String,
+}
+
+#[derive(Template)]
+#[template(path = "letter.txt", escape = "none")]
+struct Text<'a> {
+    letter: &'a Letter,
+}
+
+#[derive(Template)]
+#[template(path = "letter.html")]
+struct Html<'a> {
+    letter: &'a Letter,
+}
+
+/// The address of a page, with the token that it takes.
+pub(super) fn link(public_url: &str, page: &str, token: &SecretString) -> String {
+    format!("{public_url}/{page}?token={}", token.expose_secret())
+}
+
+impl Letter {
+    pub(super) fn text(&self) -> askama::Result<String> {
+        Text { letter: self }.render()
+    }
+
+    pub(super) fn html(&self) -> askama::Result<String> {
+        Html { letter: self }.render()
+    }
+
+    pub(super) fn reset_password(url: String) -> Self {
+        Self {
+            subject: "Reset your password".to_owned(),
+            paragraphs: vec![
+                "Somebody asked to reset the password of the account with this address.".to_owned(),
+                "The link works once, within an hour. It ends all your sessions.".to_owned(),
+            ],
+            link: Some(Link { label: "Choose a new password", url }),
+            note: "If it was not you, do nothing: your password stays as it is.".to_owned(),
+        }
+    }
+
+    pub(super) fn verify_email(url: String) -> Self {
+        Self {
+            subject: "Verify your e-mail address".to_owned(),
+            paragraphs: vec!["Please confirm that this address is yours.".to_owned()],
+            link: Some(Link { label: "Verify the address", url }),
+            note: "If you did not sign up, do nothing.".to_owned(),
+        }
+    }
+
+    pub(super) fn password_changed(public_url: &str, origin: &Origin) -> Self {
+        Self {
+            subject: "Your password was changed".to_owned(),
+            paragraphs: vec![
+                "The password of your account was changed, and other sessions were ended."
+                    .to_owned(),
+                told(origin),
+            ],
+            link: Some(Link {
+                label: "If it was not you, choose a new one now",
+                url: format!("{public_url}/forgot-password"),
+            }),
+            note: "If it was you, there is nothing to do.".to_owned(),
+        }
+    }
+
+    pub(super) fn session_reuse(public_url: &str, origin: &Origin) -> Self {
+        Self {
+            subject: "We ended one of your sessions".to_owned(),
+            paragraphs: vec![
+                "A sign-in token of yours was used a second time. Either a copy of it was stolen, or a \
+                 program of yours kept an old one. To be safe, the session was ended."
+                    .to_owned(),
+                told(origin),
+            ],
+            link: Some(Link { label: "See your sessions", url: format!("{public_url}/sessions") }),
+            note: "If you do not know this device, change your password.".to_owned(),
+        }
+    }
+}
+
+/// When and from where.
+fn told(origin: &Origin) -> String {
+    let client = origin.user_agent.as_deref().unwrap_or("an unknown client");
+    // To the second is enough for a person.
+    let at = origin.at.split('.').next().unwrap_or_default().replace('T', " ");
+    // The client's own words: short, and nothing in them that a mail program makes a link of.
+    let harmless = |c: &char| c.is_ascii_alphanumeric() || " /()_;,-".contains(*c);
+    let client: String = client.chars().filter(harmless).take(80).collect();
+    format!("When: {at} UTC. From: {}, with {client}.", origin.ip)
+}

@@ -1,0 +1,72 @@
+//! Mails, as they wait to be sent.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+/// A mail that is to be written and sent. It waits in the database, so it holds no secret: tokens are
+/// derived from their ids when it is written.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct Mail {
+    /// The address.
+    pub to: String,
+    /// What it is about.
+    #[serde(flatten)]
+    pub subject: MailSubject,
+}
+
+impl fmt::Debug for Mail {
+    /// Addresses are personal data.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Mail({})", self.subject.kind())
+    }
+}
+
+/// What a mail is about.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum MailSubject {
+    /// Somebody asked for a new password. Whether the address is anybody's is found out when the mail is
+    /// sent, so that asking takes the same time either way.
+    ForgotPassword,
+    /// To show that the address is one's own.
+    VerifyEmail {
+        /// The id of the link's token.
+        token: Uuid,
+    },
+    /// The password was changed or reset.
+    PasswordChanged {
+        /// From where.
+        origin: Origin,
+    },
+    /// A refresh token was used a second time; the session was ended.
+    SessionReuse {
+        /// From where it was used.
+        origin: Origin,
+    },
+}
+
+impl MailSubject {
+    /// Its name, for logs.
+    #[must_use]
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Self::ForgotPassword => "forgot_password",
+            Self::VerifyEmail { .. } => "verify_email",
+            Self::PasswordChanged { .. } => "password_changed",
+            Self::SessionReuse { .. } => "session_reuse",
+        }
+    }
+}
+
+/// When and from where something was done.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Origin {
+    /// When, as clients see moments.
+    pub at: String,
+    /// From which address.
+    pub ip: String,
+    /// With which client.
+    pub user_agent: Option<String>,
+}

@@ -1,0 +1,58 @@
+"""An SMTP server for tests: prints its port, then each message that it takes as a line of JSON.
+
+What it does to a message is in the local part of the recipient's address, before a `+` or the end:
+`deferred` is put off with 451 twice, `refused` is refused with 550, `hanging` gets no answer for ever,
+`dropped` is taken once with the connection broken instead of an answer.
+"""
+
+import asyncio
+import json
+from collections import Counter
+from email import message_from_bytes, policy
+
+from aiosmtpd.smtp import SMTP
+
+tries = Counter()
+
+
+class Handler:
+    async def handle_DATA(self, server, session, envelope):
+        [to] = envelope.rcpt_tos
+        fault = to.split("@")[0].split("+")[0].lower()
+        tries[to] += 1
+        if fault == "deferred" and tries[to] <= 2:
+            return "451 try again later"
+        if fault == "refused":
+            return "550 no such mailbox"
+        if fault == "hanging":
+            await asyncio.sleep(3600)
+        message = message_from_bytes(envelope.content, policy=policy.default)
+        parts = {part.get_content_type(): part.get_content() for part in message.walk() if not part.is_multipart()}
+        print(
+            json.dumps(
+                {
+                    "to": to,
+                    "from": envelope.mail_from,
+                    "subject": message["subject"],
+                    "id": message["message-id"],
+                    "date": message["date"],
+                    "type": message.get_content_type(),
+                    "text": parts.get("text/plain"),
+                    "html": parts.get("text/html"),
+                }
+            ),
+            flush=True,
+        )
+        if fault == "dropped" and tries[to] == 1:
+            server.transport.abort()
+        return "250 taken"
+
+
+async def main():
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(lambda: SMTP(Handler(), hostname="sink.test"), "127.0.0.1", 0)
+    print(json.dumps({"port": server.sockets[0].getsockname()[1]}), flush=True)
+    await server.serve_forever()
+
+
+asyncio.run(main())
