@@ -34,6 +34,8 @@ use crate::{
 
 /// How often it is looked for mails.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How often mails that nobody waits for any more are dropped.
+const PRUNE_EVERY: Duration = Duration::from_mins(1);
 /// Mails that a node takes at a time.
 const BATCH: u32 = 10;
 /// How long a node has the mails that it took to itself: more than it may need to send them all.
@@ -124,28 +126,31 @@ impl From<StoreError> for Failure {
 
 impl Mailer {
     async fn run(self, mut stopped: oneshot::Receiver<()>) {
-        let mut ticks = interval(LOOK_EVERY);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut looks = interval(LOOK_EVERY);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut prunings = interval(PRUNE_EVERY);
         loop {
-            tokio::select! {
+            let done = tokio::select! {
                 biased;
                 _ = &mut stopped => return,
-                _ = ticks.tick() => {}
-            }
-            if let Err(error) = self.look(&mut stopped).await {
+                _ = prunings.tick() => self.prune().await,
+                _ = looks.tick(), if !self.transport.is_none() => self.look(&mut stopped).await,
+            };
+            if let Err(error) = done {
                 warn!(%error, "cannot look for mails to be sent");
             }
         }
     }
 
-    async fn look(&self, stopped: &mut oneshot::Receiver<()>) -> Result<(), StoreError> {
+    async fn prune(&self) -> Result<(), StoreError> {
         let stale = self.store.prune_mails(WORTH).await?;
         if stale > 0 {
             error!(mails = stale, "mails were given up: they could not be sent for a day");
         }
-        if self.transport.is_none() {
-            return Ok(());
-        }
+        Ok(())
+    }
+
+    async fn look(&self, stopped: &mut oneshot::Receiver<()>) -> Result<(), StoreError> {
         loop {
             let claimed = self.store.claim_mails(BATCH, LEASE).await?;
             let more = claimed.len() == BATCH as usize;

@@ -189,3 +189,71 @@ async fn a_hundred_refreshes_over_two_nodes_give_one_successor() {
     let token = pair["access_token"].as_str().unwrap();
     one.events_of(token, "action=session.refreshed", 2).await;
 }
+
+/// Ends the connection that comes to a point whose name is in the table `failpoint`.
+const FAILPOINTS: &str = "
+    CREATE TABLE failpoint (name text);
+    CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
+    BEGIN
+        IF EXISTS (SELECT FROM failpoint WHERE name = TG_ARGV[0]) THEN
+            PERFORM pg_terminate_backend(pg_backend_pid());
+            PERFORM pg_sleep(1);
+        END IF;
+        RETURN NEW;
+    END $$;
+    CREATE TRIGGER a BEFORE UPDATE ON sessions FOR EACH ROW EXECUTE FUNCTION fail('before the update');
+    CREATE TRIGGER b AFTER UPDATE ON sessions FOR EACH ROW EXECUTE FUNCTION fail('after the update');
+    CREATE TRIGGER c BEFORE INSERT ON audit_events FOR EACH ROW
+        WHEN (NEW.action LIKE 'session.%') EXECUTE FUNCTION fail('before the event');
+    CREATE TRIGGER d AFTER INSERT ON audit_events FOR EACH ROW
+        WHEN (NEW.action LIKE 'session.%') EXECUTE FUNCTION fail('after the event');
+    CREATE CONSTRAINT TRIGGER e AFTER UPDATE ON sessions DEFERRABLE INITIALLY DEFERRED FOR EACH ROW
+        EXECUTE FUNCTION fail('in the commit');";
+
+async fn fail_at(app: &TestApp, point: &str) {
+    let mut connection = app.database.connect().await;
+    let sql = "WITH gone AS (DELETE FROM failpoint) INSERT INTO failpoint VALUES ($1)";
+    sqlx::query(sql).bind(point).execute(&mut connection).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_refresh_that_breaks_off_anywhere_is_tried_again() {
+    let app = TestApp::start().await;
+    let mut dana = app.register("acme").await;
+    let mut connection = app.database.connect().await;
+    sqlx::raw_sql(FAILPOINTS).execute(&mut connection).await.unwrap();
+    let points = [
+        "before the update",
+        "after the update",
+        "before the event",
+        "after the event",
+        "in the commit",
+    ];
+    for point in points {
+        fail_at(&app, point).await;
+        let broken = refresh(&app, &dana.refresh_token).await;
+        broken.refused(503, "unavailable");
+        assert!(broken.number("retry-after") >= 1, "{point}");
+        fail_at(&app, "nowhere").await;
+        let pair = refresh(&app, &dana.refresh_token).await.expect(200);
+        let again = refresh(&app, &dana.refresh_token).await.expect(200);
+        assert_eq!(pair["refresh_token"], again["refresh_token"], "{point}");
+        dana.take(&pair);
+        assert!(works(&app, &dana).await, "{point}");
+    }
+    app.events_of(&dana.access_token, "action=session.refreshed", points.len()).await;
+
+    // A thief's reuse is refused also where its session cannot be ended: with 503, and ended by the retry.
+    let stolen = dana.refresh_token.clone();
+    dana.take(&refresh(&app, &dana.refresh_token).await.expect(200));
+    app.clock.advance(Duration::from_secs(11));
+    for point in points {
+        fail_at(&app, point).await;
+        refresh(&app, &stolen).await.refused(503, "unavailable");
+        fail_at(&app, "nowhere").await;
+        assert!(works(&app, &dana).await, "{point}");
+    }
+    refresh(&app, &stolen).await.refused(401, "invalid_refresh_token");
+    assert!(!works(&app, &dana).await);
+    refresh(&app, &dana.refresh_token).await.refused(401, "invalid_refresh_token");
+}
