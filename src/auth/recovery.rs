@@ -116,16 +116,28 @@ impl Auth {
         store::one_time_tokens::discard(tx, user.id, Purpose::ResetPassword, now).await?;
         let subject = MailSubject::PasswordChanged { origin: self.origin(request) };
         self.mail(tx, user.email.clone(), subject).await?;
+        self.tell_workspaces(tx, user, Action::PasswordChanged, request).await?;
+        let reason = EndReason::PasswordChanged;
+        self.end_sessions(tx, user.id, sessions, reason, &actor, request).await
+    }
+
+    /// Puts what a person did to the own account into the logs of all workspaces of that person.
+    async fn tell_workspaces(
+        &self,
+        tx: &mut Tx,
+        user: &User,
+        action: Action,
+        request: &Arc<RequestInfo>,
+    ) -> Result<(), AuthError> {
         for membership in store::members::of_person(tx, user.id).await? {
-            let (workspace, action) = (membership.workspace_id, Action::PasswordChanged);
+            let workspace = membership.workspace_id;
             let event = self
-                .witness(request, workspace, action, actor.clone(), 204)
+                .witness(request, workspace, action, Actor::user(user), 204)
                 .on(user.id, user.email.clone());
             tx.enter(workspace).await?;
             store::audit::insert(tx, workspace, &event).await?;
         }
-        let reason = EndReason::PasswordChanged;
-        self.end_sessions(tx, user.id, sessions, reason, &actor, request).await
+        Ok(())
     }
 
     /// Notes that an address is its person's, by the token of a mailed link.
@@ -148,14 +160,7 @@ impl Auth {
         }
         store::one_time_tokens::discard(&mut tx, owner, purpose, now).await?;
         if store::users::set_email_verified(&mut tx, owner, now).await? {
-            for membership in store::members::of_person(&mut tx, owner).await? {
-                let (workspace, action) = (membership.workspace_id, Action::EmailVerified);
-                let event = self
-                    .witness(request, workspace, action, Actor::user(&user), 204)
-                    .on(owner, user.email.clone());
-                tx.enter(workspace).await?;
-                store::audit::insert(&mut tx, workspace, &event).await?;
-            }
+            self.tell_workspaces(&mut tx, &user, Action::EmailVerified, request).await?;
         }
         Ok(tx.commit().await?)
     }
