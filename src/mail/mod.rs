@@ -199,7 +199,7 @@ impl Mailer {
         let Some(letter) = self.write(mail).await? else { return Ok(()) };
         let text = letter.text().map_err(|error| Failure::Final(error.to_string()))?;
         if self.transport.is_log() {
-            info!(to = mail.to, subject = letter.subject, "a mail\n{text}");
+            info!("mail to {}: {}\n\n{text}", mail.to, letter.subject);
             return Ok(());
         }
         let html = letter.html().map_err(|error| Failure::Final(error.to_string()))?;
