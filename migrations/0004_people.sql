@@ -45,8 +45,12 @@ CREATE FUNCTION start_password_reset(
         SELECT token_id, 'reset_password', u.id, u.email_key, created, expires
         FROM users u WHERE email_key = address AND (
             SELECT count(*) FROM one_time_tokens t
-            WHERE t.user_id = u.id AND t.purpose = 'reset_password'
-              AND t.created_at > created - interval '1 hour') < 5;
+            WHERE t.user_id = u.id AND t.purpose = 'reset_password' AND t.id <> token_id
+              AND t.created_at > created - interval '1 hour') < 5
+        -- The same mail again: its link works from when it is sent.
+        ON CONFLICT (id) DO UPDATE
+            SET created_at = excluded.created_at, expires_at = excluded.expires_at
+            WHERE one_time_tokens.used_at IS NULL;
         RETURN FOUND;
     END
     $$;
@@ -74,7 +78,7 @@ CREATE INDEX mail_outbox_next_attempt_at_idx ON mail_outbox (next_attempt_at);
 GRANT INSERT ON mail_outbox TO call2me_auth_app;
 
 CREATE FUNCTION claim_mails(wanted integer, lease interval)
-    RETURNS TABLE (id uuid, mail jsonb, attempts integer, age interval)
+    RETURNS TABLE (id uuid, mail jsonb, attempts integer)
     LANGUAGE sql SECURITY DEFINER SET search_path = public, pg_temp
     AS $$
         UPDATE mail_outbox m
@@ -82,7 +86,7 @@ CREATE FUNCTION claim_mails(wanted integer, lease interval)
         WHERE m.id IN (
             SELECT due.id FROM mail_outbox due WHERE due.next_attempt_at <= clock_timestamp()
             ORDER BY due.next_attempt_at LIMIT wanted FOR UPDATE SKIP LOCKED)
-        RETURNING m.id, m.mail, m.attempts, clock_timestamp() - m.created_at
+        RETURNING m.id, m.mail, m.attempts
     $$;
 
 CREATE FUNCTION put_mail_off(mail_id uuid, pause interval) RETURNS void

@@ -2,7 +2,8 @@
 //!
 //! Whatever causes a mail puts it into the outbox in its own transaction (`store::mail`), so that it is
 //! sent if and only if what it tells of has happened. One task of each node empties the outbox. A mail
-//! is sent once, and a second time only where a node dies between the sending and its taking note.
+//! is sent once, and again under the same id only where nobody could take note of the sending: the server
+//! did not tell, or the node or PostgreSQL went away in between.
 
 mod letter;
 mod transport;
@@ -22,7 +23,7 @@ use uuid::Uuid;
 
 use self::{letter::Letter, transport::Transport};
 use crate::{
-    config::{self, MailTransport},
+    config,
     env::Env,
     model::{
         email::Email,
@@ -71,9 +72,9 @@ impl MailTask {
         public_url: &str,
         token_key: TokenKey,
     ) -> Result<Self, String> {
-        let from = settings.from.parse().map_err(|_| "mail.from must be an address")?;
-        let transport = Transport::new(&settings.transport)?;
-        if matches!(settings.transport, MailTransport::None) {
+        let from: Mailbox = settings.from.parse().map_err(|_| "mail.from must be an address")?;
+        let transport = Transport::new(&settings.transport, &from)?;
+        if transport.is_none() {
             warn!("mail.url is not set: nobody is mailed anything, so no password can be reset");
         }
         let public_url = public_url.into();
@@ -97,7 +98,8 @@ struct Mailer {
     store: Store,
     env: Env,
     from: Mailbox,
-    transport: Transport,
+    /// None: nothing is sent.
+    transport: Option<Transport>,
     public_url: Arc<str>,
     token_key: TokenKey,
 }
@@ -134,7 +136,7 @@ impl Mailer {
                 biased;
                 _ = &mut stopped => return,
                 _ = prunings.tick() => self.prune().await,
-                _ = looks.tick(), if !self.transport.is_none() => self.look(&mut stopped).await,
+                _ = looks.tick(), if self.transport.is_some() => self.look(&mut stopped).await,
             };
             if let Err(error) = done {
                 warn!(%error, "cannot look for mails to be sent");
@@ -172,7 +174,7 @@ impl Mailer {
     }
 
     async fn handle(&self, claimed: Claimed) -> Result<(), StoreError> {
-        let Claimed { id, mail, attempts, .. } = claimed;
+        let Claimed { id, mail, attempts } = claimed;
         let Some(mail) = mail else {
             // Of a newer version of this service, which will send it.
             return self.store.put_mail_off(id, MAX_PAUSE).await;
@@ -196,28 +198,33 @@ impl Mailer {
 
     async fn send(&self, id: Uuid, mail: &Mail) -> Result<(), Failure> {
         // Nobody has the address: there is nothing to say to anyone.
-        let Some(letter) = self.write(mail).await? else { return Ok(()) };
+        let Some(letter) = self.write(id, mail).await? else { return Ok(()) };
         let text = letter.text().map_err(|error| Failure::Final(error.to_string()))?;
-        if self.transport.is_log() {
-            info!("mail to {}: {}\n\n{text}", mail.to, letter.subject);
-            return Ok(());
-        }
+        let server = match &self.transport {
+            None => return Err(Failure::Passing("mail.url is not set".to_owned())),
+            Some(Transport::Log) => {
+                info!("mail to {}: {}\n\n{text}", mail.to, letter.subject);
+                return Ok(());
+            }
+            Some(Transport::Smtp(server)) => server,
+        };
         let html = letter.html().map_err(|error| Failure::Final(error.to_string()))?;
         let message = self
             .message(id, mail, &letter, text, html)
             .map_err(|error| Failure::Final(error.to_string()))?;
-        self.transport.send(&message).await
+        server.send(&message).await
     }
 
     /// What a mail says; none: nothing, to nobody.
-    async fn write(&self, mail: &Mail) -> Result<Option<Letter>, Failure> {
+    async fn write(&self, id: Uuid, mail: &Mail) -> Result<Option<Letter>, Failure> {
         let link = |page: &str, purpose, token| {
             letter::link(&self.public_url, page, &self.token_key.derive(purpose, token))
         };
         Ok(Some(match &mail.subject {
             MailSubject::ForgotPassword => {
                 let email = Email::parse(&mail.to).map_err(|why| Failure::Final(why.0))?;
-                let (token, now) = (self.env.new_uuid(), self.env.clock.now());
+                // One token for a mail, however often it is tried.
+                let (token, now) = (id, self.env.clock.now());
                 let until = now + RESET_LIFETIME;
                 if !self.store.start_password_reset(token, &email, now, until).await? {
                     return Ok(None);

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use lettre::{
     Message,
+    message::Mailbox,
     transport::smtp::{
         Error,
         authentication::{Credentials, Mechanism},
@@ -22,8 +23,6 @@ use crate::config::{MailTransport, Smtp, SmtpSecurity};
 const FAREWELL: Duration = Duration::from_secs(2);
 
 pub(super) enum Transport {
-    /// Nothing is sent.
-    None,
     /// Mails are printed.
     Log,
     /// Mails go to a server.
@@ -33,13 +32,15 @@ pub(super) enum Transport {
 pub(super) struct SmtpServer {
     settings: Smtp,
     tls: Option<TlsParameters>,
+    /// What this service calls itself.
+    name: ClientId,
 }
 
 impl Transport {
-    pub(super) fn new(settings: &MailTransport) -> Result<Self, String> {
+    pub(super) fn new(settings: &MailTransport, from: &Mailbox) -> Result<Option<Self>, String> {
         Ok(match settings {
-            MailTransport::None => Self::None,
-            MailTransport::Log => Self::Log,
+            MailTransport::None => None,
+            MailTransport::Log => Some(Self::Log),
             MailTransport::Smtp(settings) => {
                 let tls = match settings.security {
                     SmtpSecurity::None => None,
@@ -48,41 +49,30 @@ impl Transport {
                         Some(parameters.map_err(|error| format!("cannot set up TLS: {error}"))?)
                     }
                 };
-                Self::Smtp(Box::new(SmtpServer { settings: settings.clone(), tls }))
+                let name = ClientId::Domain(from.email.domain().to_owned());
+                Some(Self::Smtp(Box::new(SmtpServer { settings: settings.clone(), tls, name })))
             }
         })
-    }
-
-    pub(super) fn is_none(&self) -> bool {
-        matches!(self, Self::None)
-    }
-
-    pub(super) fn is_log(&self) -> bool {
-        matches!(self, Self::Log)
-    }
-
-    pub(super) async fn send(&self, message: &Message) -> Result<(), Failure> {
-        match self {
-            Self::Smtp(server) => server.send(message).await.map_err(|error| failure(&error)),
-            Self::None | Self::Log => Ok(()),
-        }
     }
 }
 
 impl SmtpServer {
+    pub(super) async fn send(&self, message: &Message) -> Result<(), Failure> {
+        self.converse(message).await.map_err(|error| failure(&error))
+    }
+
     /// By hand, since lettre's own transport also waits for the end of the conversation: a mail that the
     /// server has taken must not be sent again because its farewell is late.
-    async fn send(&self, message: &Message) -> Result<(), Error> {
+    async fn converse(&self, message: &Message) -> Result<(), Error> {
         let Smtp { host, port, security, credentials } = &self.settings;
-        let hello = ClientId::default();
         let implicit = if *security == SmtpSecurity::Tls { self.tls.clone() } else { None };
         let address = (host.as_str(), *port);
         let mut connection =
-            AsyncSmtpConnection::connect_tokio1(address, None, &hello, implicit, None).await?;
+            AsyncSmtpConnection::connect_tokio1(address, None, &self.name, implicit, None).await?;
         if *security == SmtpSecurity::StartTls
             && let Some(tls) = &self.tls
         {
-            connection.starttls(tls.clone(), &hello).await?;
+            connection.starttls(tls.clone(), &self.name).await?;
         }
         if let Some((user, password)) = credentials {
             let credentials = Credentials::new(user.clone(), password.expose_secret().to_owned());

@@ -17,8 +17,6 @@ pub struct Claimed {
     pub mail: Option<Mail>,
     /// How often it was claimed, this time included.
     pub attempts: u32,
-    /// How long it has waited.
-    pub age: Duration,
 }
 
 /// Puts a mail into the outbox: it is sent if the transaction commits, and only then.
@@ -54,8 +52,7 @@ impl Store {
         lease: Duration,
     ) -> Result<Vec<Claimed>, StoreError> {
         let rows = sqlx::query!(
-            r#"SELECT id AS "id!", mail AS "mail!: Json<serde_json::Value>", attempts AS "attempts!",
-                      extract(epoch FROM age)::double precision AS "age!"
+            r#"SELECT id AS "id!", mail AS "mail!: Json<serde_json::Value>", attempts AS "attempts!"
                FROM claim_mails($1, $2)"#,
             i32::try_from(most).unwrap_or(i32::MAX),
             interval(lease),
@@ -66,7 +63,6 @@ impl Store {
             id: row.id,
             mail: serde_json::from_value(row.mail.0).ok(),
             attempts: row.attempts.try_into().unwrap_or_default(),
-            age: Duration::try_from_secs_f64(row.age).unwrap_or_default(),
         });
         Ok(claimed.collect())
     }

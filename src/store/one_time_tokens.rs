@@ -29,7 +29,7 @@ impl Store {
         Ok(row.filter(|row| row.purpose == purpose.as_str()).map(|row| row.user_id))
     }
 
-    /// Stores a token to reset the password of whoever has the address; false: nobody has, or they have
+    /// Stores a token, or lets it run anew, to reset the password of whoever has the address; false: nobody has, or they have
     /// been mailed five within an hour.
     ///
     /// # Errors

@@ -217,7 +217,7 @@ async fn fail_at(app: &TestApp, point: &str) {
 }
 
 #[tokio::test]
-async fn a_refresh_that_breaks_off_anywhere_is_tried_again() {
+async fn a_refresh_that_breaks_off_while_it_writes_is_tried_again() {
     let app = TestApp::start().await;
     let mut dana = app.register("acme").await;
     let mut connection = app.database.connect().await;
@@ -255,5 +255,9 @@ async fn a_refresh_that_breaks_off_anywhere_is_tried_again() {
     }
     refresh(&app, &stolen).await.refused(401, "invalid_refresh_token");
     assert!(!works(&app, &dana).await);
+    // The mail of what was rolled back is not sent.
+    let sql = "SELECT count(*) FROM mail_outbox WHERE mail ->> 'kind' = 'session_reuse'";
+    let mails: i64 = sqlx::query_scalar(sql).fetch_one(&mut connection).await.unwrap();
+    assert_eq!(mails, 1);
     refresh(&app, &dana.refresh_token).await.refused(401, "invalid_refresh_token");
 }

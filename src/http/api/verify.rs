@@ -69,7 +69,7 @@ pub struct VerifiedBody {
     tag = "Gateways",
     params(("scope" = Option<Scope>, Query, description = "Ask for at least this scope")),
     responses((status = 200, body = VerifiedBody,
-        headers(("X-Auth-Subject" = String), ("X-Auth-Workspace-Id" = String),
+        headers(("X-Auth-OriginalRequest" = String), ("X-Auth-Workspace-Id" = String),
                 ("X-Auth-Scope" = String), ("X-Auth-Key-Id" = String)))))]
 pub async fn verify(caller: Authorized<ReadOnly>, query: Query) -> Answer<Response> {
     answer(&caller, &query)
@@ -81,7 +81,7 @@ pub async fn verify(caller: Authorized<ReadOnly>, query: Query) -> Answer<Respon
     params(("path" = String, Path, description = "The original path"),
            ("scope" = Option<Scope>, Query, description = "Ask for at least this scope")),
     responses((status = 200, body = VerifiedBody,
-        headers(("X-Auth-Subject" = String), ("X-Auth-Workspace-Id" = String),
+        headers(("X-Auth-OriginalRequest" = String), ("X-Auth-Workspace-Id" = String),
                 ("X-Auth-Scope" = String), ("X-Auth-Key-Id" = String)))))]
 pub async fn verify_path(caller: Authorized<ReadOnly>, query: Query) -> Answer<Response> {
     answer(&caller, &query)
@@ -92,7 +92,7 @@ pub async fn verify_path(caller: Authorized<ReadOnly>, query: Query) -> Answer<R
     tag = "Gateways",
     params(("scope" = Option<Scope>, Query, description = "Ask for at least this scope")),
     responses((status = 200, body = VerifiedBody,
-        headers(("X-Auth-Subject" = String), ("X-Auth-Workspace-Id" = String),
+        headers(("X-Auth-OriginalRequest" = String), ("X-Auth-Workspace-Id" = String),
                 ("X-Auth-Scope" = String), ("X-Auth-Key-Id" = String)))))]
 pub async fn verify_root(caller: Authorized<ReadOnly>, query: Query) -> Answer<Response> {
     answer(&caller, &query)
@@ -107,14 +107,14 @@ pub fn is_question(path: &str) -> bool {
 /// The request that a gateway asks about. Read before anything else, for the log tells of it however
 /// the question is answered.
 #[derive(Debug, Clone)]
-pub struct Subject<'a> {
+pub struct OriginalRequest<'a> {
     /// Its method.
     pub method: Cow<'a, Method>,
     /// Its path, without the query string.
     pub path: &'a str,
 }
 
-impl<'a> Subject<'a> {
+impl<'a> OriginalRequest<'a> {
     /// What the headers of a question tell, or its own method and path.
     #[must_use]
     pub fn of(question: &'a Request) -> Self {
@@ -149,7 +149,7 @@ fn scope_of(method: &str) -> Scope {
 
 /// What headers tell of the original request, if they do. Where several tell, the one that takes the
 /// greater scope: a client may add headers, and must gain nothing by it.
-fn told(headers: &HeaderMap) -> Option<Subject<'_>> {
+fn told(headers: &HeaderMap) -> Option<OriginalRequest<'_>> {
     let told = HEADERS.iter().filter_map(|(method_header, uri_headers)| {
         let uri = uri_headers.iter().find_map(|name| headers.get(name));
         let uri = uri.and_then(|value| value.to_str().ok()).filter(|uri| !uri.is_empty());
@@ -163,9 +163,9 @@ fn told(headers: &HeaderMap) -> Option<Subject<'_>> {
             [method] => Method::from_bytes(method.as_bytes()).unwrap_or(Method::CONNECT),
             _ => Method::CONNECT,
         };
-        Some(Subject { method: Cow::Owned(method), path: path_of(uri.unwrap_or(PATH)) })
+        Some(OriginalRequest { method: Cow::Owned(method), path: path_of(uri.unwrap_or(PATH)) })
     });
-    told.reduce(Subject::or_more_demanding)
+    told.reduce(OriginalRequest::or_more_demanding)
 }
 
 /// The path of a URI, which may be whole: without scheme, host, query or fragment.

@@ -8,7 +8,7 @@ use axum::{
 use crate::{
     http::{
         App,
-        api::verify::{Subject, is_question},
+        api::verify::{OriginalRequest, is_question},
         extract::client_ip,
     },
     model::{audit::RequestInfo, id::RequestId, text::shorten},
@@ -21,10 +21,10 @@ const MAX_KEPT: usize = 512;
 ///
 /// Of a gateway's question the log tells of the request that it is about, however it is answered.
 pub(super) fn note(app: &App, peer: IpAddr, request: &mut Request) -> Arc<RequestInfo> {
-    let Subject { method, path } = if is_question(request.uri().path()) {
-        Subject::of(request)
+    let OriginalRequest { method, path } = if is_question(request.uri().path()) {
+        OriginalRequest::of(request)
     } else {
-        Subject { method: Cow::Borrowed(request.method()), path: request.uri().path() }
+        OriginalRequest { method: Cow::Borrowed(request.method()), path: request.uri().path() }
     };
     let headers = request.headers();
     let info = Arc::new(RequestInfo {
