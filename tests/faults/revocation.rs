@@ -20,6 +20,8 @@ const KEYS: usize = 1000;
 const KEYS_OF_THE_FORGETFUL: usize = 400;
 /// Keys that are revoked while listeners are killed.
 const KEYS_OF_THE_DEAF: usize = 150;
+/// Keys that are revoked from one killing of listeners to the next.
+const KEYS_OF_A_KILLING: usize = 8;
 /// Keys that are revoked between one death of PostgreSQL and the next.
 const KEYS_OF_AN_AGE: usize = 25;
 /// How often it dies.
@@ -35,6 +37,8 @@ struct Race {
     owner: String,
     keys: Vec<Key>,
     next: AtomicUsize,
+    /// Keys that may be revoked so far: a fast machine waits for what is to disturb it.
+    allowed: AtomicUsize,
     /// Whether nodes may be unable to tell, now and then.
     disturbed: bool,
     /// Successes before the revocation was answered.
@@ -74,6 +78,7 @@ impl Race {
             owner,
             keys,
             next: zero(),
+            allowed: AtomicUsize::new(usize::MAX),
             disturbed,
             early: zero(),
             refused: zero(),
@@ -89,7 +94,10 @@ impl Race {
         for _ in 0..WORKERS {
             let race = Arc::clone(self);
             workers.spawn(async move {
-                while let Some(key) = race.keys.get(race.next.fetch_add(1, SeqCst)) {
+                loop {
+                    let next = race.next.fetch_add(1, SeqCst);
+                    let Some(key) = race.keys.get(next) else { break };
+                    until("the key may be revoked", || next < race.allowed.load(SeqCst)).await;
                     race.revoke_under_load(key).await;
                 }
             });
@@ -180,10 +188,11 @@ async fn a_revoked_key_is_dead_also_where_listeners_are_killed() {
     let _turn = turn().await;
     let cluster = Cluster::start(false).await;
     let race = Race::prepare(&cluster, KEYS_OF_THE_DEAF, true, &[]).await;
+    race.allowed.store(0, SeqCst);
     let (mut connection, killed) = (cluster.connect().await, AtomicUsize::new(0));
     tokio::select! {
         () = race.run() => {}
-        () = kill_listeners(&mut connection, &killed) => {}
+        () = kill_listeners(&mut connection, &killed, &race.allowed) => {}
     }
     let killed = killed.load(SeqCst);
     let [a, b] = &race.nodes;
@@ -193,13 +202,21 @@ async fn a_revoked_key_is_dead_also_where_listeners_are_killed() {
     race.assert_dead();
 }
 
-/// For ever, now this one, now that one, now both.
-async fn kill_listeners(connection: &mut PgConnection, killed: &AtomicUsize) {
+/// For ever, now this one, now that one, now both; each time that one died, further keys may be
+/// revoked.
+async fn kill_listeners(
+    connection: &mut PgConnection,
+    killed: &AtomicUsize,
+    allowed: &AtomicUsize,
+) {
     let kill = "SELECT count(*) FILTER (WHERE pg_terminate_backend(pid)) FROM pg_stat_activity
                 WHERE query LIKE 'LISTEN%' AND random() < 0.7";
     loop {
         let count: i64 = sqlx::query_scalar(kill).fetch_one(&mut *connection).await.unwrap();
-        killed.fetch_add(usize::try_from(count).unwrap(), SeqCst);
+        if count > 0 {
+            killed.fetch_add(usize::try_from(count).unwrap(), SeqCst);
+            allowed.fetch_add(KEYS_OF_A_KILLING, SeqCst);
+        }
         sleep(Duration::from_millis(100)).await;
     }
 }
