@@ -1,5 +1,6 @@
 //! What else goes on must not slow keys down: verification at a fixed rate, alone and beside sign-ins
-//! and a flood of keys that nobody knows.
+//! and a flood of keys that nobody knows. Beside it a bare axum, to which the same happens: by how much
+//! that becomes slower is the machine's part, since it has no part in sign-ins and unknown keys.
 
 use std::time::Duration;
 
@@ -41,21 +42,36 @@ const SITUATIONS: [(Beside, &str, u16); 3] = [
     (Beside::Flood, "beside a flood of unknown keys", 401),
 ];
 
+/// Who is asked meanwhile.
+#[derive(Clone, Copy)]
+enum Asked {
+    Service,
+    Bare,
+}
+
+const ASKED: [(Asked, &str); 2] = [(Asked::Service, "verify"), (Asked::Bare, "bare axum")];
+
 /// A round of a situation.
 struct Sample {
     keys: Taken,
     beside: Option<Taken>,
 }
 
+/// The rounds of each situation.
+type Samples = [Vec<Sample>; SITUATIONS.len()];
+
 /// Measures and prints the table.
 pub(crate) async fn measure(options: &Options, world: &World) -> Result<(), String> {
-    let mut samples: [[Vec<Sample>; 3]; PACES.len()] = Default::default();
+    let mut samples: [[Samples; ASKED.len()]; PACES.len()] = Default::default();
     for round in 1..=options.rounds() {
         for ((pace, connections, speed), samples) in PACES.iter().zip(&mut samples) {
-            for ((beside, name, _), samples) in SITUATIONS.iter().zip(samples) {
-                eprintln!("round {round}: verify, {speed}, {name}");
-                samples.push(one(options, world, *beside, *pace, *connections).await?);
-                settle(world.postgres.pid()).await;
+            for ((asked, who), samples) in ASKED.iter().zip(samples) {
+                for ((beside, name, _), samples) in SITUATIONS.iter().zip(samples) {
+                    eprintln!("round {round}: {who}, {speed}, {name}");
+                    let sample = one(options, world, *asked, *beside, (*pace, *connections));
+                    samples.push(sample.await?);
+                    settle(world.postgres.pid()).await;
+                }
             }
         }
     }
@@ -66,13 +82,13 @@ pub(crate) async fn measure(options: &Options, world: &World) -> Result<(), Stri
 async fn one(
     options: &Options,
     world: &World,
+    asked: Asked,
     beside: Beside,
-    pace: Pace,
-    connections: u32,
+    (pace, connections): (Pace, u32),
 ) -> Result<Sample, String> {
-    let port = world.service.port;
+    let service = world.service.port;
     let lasting = Duration::from_secs(options.seconds() + 1);
-    let load = |requests, pace, connections| Load {
+    let load = |port, requests, pace, connections| Load {
         port,
         requests,
         pace,
@@ -83,17 +99,21 @@ async fn one(
         Beside::Nothing => None,
         Beside::SignIns => {
             let login = request("POST", "/v1/auth/login", None, Some(&world.account.login));
-            Some(load(vec![login], Pace::Loop, SIGN_INS).start())
+            Some(load(service, vec![login], Pace::Loop, SIGN_INS).start())
         }
         Beside::Flood => {
             let count = usize::try_from(lasting.as_secs()).unwrap_or(1) * FLOOD as usize;
             let keys = seed::generate(&world.env, count)?;
             let flood = keys.iter().map(|key| request("GET", VERIFY, Some(key.reveal()), None));
-            Some(load(flood.collect(), Pace::PerSecond(FLOOD), FLOOD_CONNECTIONS).start())
+            Some(load(service, flood.collect(), Pace::PerSecond(FLOOD), FLOOD_CONNECTIONS).start())
         }
     };
     let verify = request("GET", VERIFY, Some(&world.account.key), None);
-    let keys = load(vec![verify], pace, connections).finish().await?;
+    let port = match asked {
+        Asked::Service => service,
+        Asked::Bare => world.bare.port,
+    };
+    let keys = load(port, vec![verify], pace, connections).finish().await?;
     let beside = match other {
         Some(other) => Some(taken(other).await?),
         None => None,
@@ -101,9 +121,9 @@ async fn one(
     Ok(Sample { keys, beside })
 }
 
-fn print(samples: &[[Vec<Sample>; 3]; PACES.len()]) {
+fn print(samples: &[[Samples; ASKED.len()]; PACES.len()]) {
     let mut table = Table::new(&[
-        "verify, one warm key",
+        "one warm key",
         "requests/s",
         "p50 ms",
         "of alone",
@@ -114,8 +134,10 @@ fn print(samples: &[[Vec<Sample>; 3]; PACES.len()]) {
         "of these failed",
     ]);
     for ((.., speed), samples) in PACES.iter().zip(samples) {
-        for ((_, name, expected), own) in SITUATIONS.iter().zip(samples) {
-            table.row(row(&format!("{speed}, {name}"), *expected, own, &samples[0]));
+        for ((_, who), samples) in ASKED.iter().zip(samples) {
+            for ((_, name, expected), own) in SITUATIONS.iter().zip(samples) {
+                table.row(row(&format!("{who}, {speed}, {name}"), *expected, own, &samples[0]));
+            }
         }
     }
     table.print("The key path beside other traffic");
