@@ -243,5 +243,8 @@ async fn look_after_partitions(store: Store, env: Env) {
         if let Err(error) = store.prune_one_time_tokens(env.clock.now()).await {
             tracing::warn!(%error, "cannot drop old tokens of links");
         }
+        if let Err(error) = store.prune_invitations(env.clock.now()).await {
+            tracing::warn!(%error, "cannot drop old invitations");
+        }
     }
 }

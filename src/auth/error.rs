@@ -18,6 +18,9 @@ pub enum AuthError {
     /// Wrong password or unknown address: the same to the caller.
     #[error("the e-mail address or the password is wrong")]
     InvalidCredentials,
+    /// There is an account already, and only its own session may do this.
+    #[error("there is an account with this e-mail address: sign in, then do it with its session")]
+    SignInFirst,
     /// The refresh token is unknown, expired, revoked or was used before.
     #[error("the refresh token is invalid; sign in again")]
     InvalidRefreshToken,
@@ -76,6 +79,9 @@ impl From<StoreError> for AuthError {
             }
             StoreError::Violated(Constraint::LiveSuccessor) => {
                 Self::Conflict("the key has a successor already")
+            }
+            StoreError::Violated(Constraint::OpenInvitation) => {
+                Self::Conflict("this address has an open invitation already")
             }
             other => Self::Store(other),
         }

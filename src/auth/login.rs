@@ -18,7 +18,7 @@ use crate::{
         scope::Role,
         session::NewSession,
         text,
-        user::User,
+        user::{Membership, User},
         workspace::Workspace,
     },
     store::{self, Tx, users::SignIn},
@@ -167,7 +167,7 @@ impl Auth {
             Some(name) => {
                 text::name("workspace_name", name).map_err(|why| invalid("workspace_name", why))?
             }
-            None => format!("{}'s workspace", text::shorten(user.display_name(), 80)),
+            None => first_name(user.display_name()),
         };
         let workspace = Workspace {
             id: self.env.new_id(),
@@ -238,9 +238,14 @@ impl Auth {
             Some(id) => is(id),
             None => account.last_workspace_id.and_then(is).or(memberships.first()),
         };
-        let Some(membership) = membership else {
-            self.note_failure(account, request, "not_a_member", 403).await?;
-            return Err(AuthError::Forbidden("you are no member of this workspace"));
+        let membership = match (membership, wanted) {
+            (Some(membership), _) => *membership,
+            // Taken out of the last one: nobody is left with an account that opens nothing.
+            (None, None) => self.found_first(&mut tx, account, request).await?,
+            (None, Some(_)) => {
+                self.note_failure(account, request, "not_a_member", 403).await?;
+                return Err(AuthError::Forbidden("you are no member of this workspace"));
+            }
         };
         tx.enter(membership.workspace_id).await?;
         let user = store::users::get(&mut tx, account.user_id)
@@ -258,8 +263,28 @@ impl Auth {
         Ok(pair)
     }
 
+    /// Makes a workspace for a person who has none, in a transaction of that person.
+    async fn found_first(
+        &self,
+        tx: &mut Tx,
+        account: &SignIn,
+        request: &Arc<RequestInfo>,
+    ) -> Result<Membership, AuthError> {
+        let (id, now) = (self.env.new_id(), self.env.clock.now());
+        let name = first_name(account.full_name.as_deref().unwrap_or(&account.email));
+        let workspace = Workspace { id, name, rate_limit_per_minute: None, created_at: now };
+        tx.enter(id).await?;
+        store::workspaces::insert(tx, &workspace).await?;
+        store::members::insert(tx, id, account.user_id, Role::Owner, now).await?;
+        let created = self
+            .witness(request, id, Action::WorkspaceCreated, Actor::system(), 200)
+            .on(id, workspace.name);
+        store::audit::insert(tx, id, &created).await?;
+        Ok(Membership { workspace_id: id, role: Role::Owner })
+    }
+
     /// Stores a session and its event, and makes its first pair of tokens.
-    async fn open_session(
+    pub(super) async fn open_session(
         &self,
         tx: &mut Tx,
         user: &User,
@@ -336,4 +361,9 @@ impl Auth {
             self.env.clock.monotonic(),
         )
     }
+}
+
+/// What a person's first workspace is called, unless it is told.
+fn first_name(person: &str) -> String {
+    format!("{}'s workspace", text::shorten(person, 80))
 }

@@ -4,6 +4,7 @@
 //!   [`verify_key`] is where a key is verified, [`verify_jwt`] where an access token is.
 //! - [`check_scope`]: what a principal may do. One pure function.
 //! - [`login`], [`refresh`], [`sessions`]: sessions. [`recovery`]: passwords changed and forgotten.
+//! - [`members`], [`invitations`], [`workspaces`]: who shares what with whom.
 //! - [`keys`]: the life of API keys.
 //! - [`password`], [`signing_keys`], [`secrets`]: what they are made of.
 
@@ -12,9 +13,12 @@ pub mod caches;
 pub mod check_scope;
 mod credential_cache;
 mod error;
+pub mod invitations;
 pub mod keys;
 pub mod login;
+pub mod members;
 pub mod password;
+mod reauthenticate;
 pub mod recovery;
 pub mod refresh;
 pub mod secrets;
@@ -22,6 +26,7 @@ pub mod sessions;
 pub mod signing_keys;
 pub mod verify_jwt;
 pub mod verify_key;
+pub mod workspaces;
 
 use std::{sync::Arc, time::Duration};
 

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::{Auth, AuthError, password::Verification, sessions::own_session};
+use super::{Auth, AuthError, sessions::own_session};
 use crate::{
     model::{
         audit::{Action, Actor, RequestInfo},
@@ -23,7 +23,7 @@ use crate::{
 const VERIFY_LIFETIME: Duration = Duration::from_hours(7 * 24);
 
 /// The refusal of a link's token, whatever is wrong with it.
-fn bad_link() -> AuthError {
+pub(super) fn bad_link() -> AuthError {
     AuthError::Invalid {
         field: "token",
         reason: "the link is not valid: it was used, has expired, or is damaged".to_owned(),
@@ -43,17 +43,11 @@ impl Auth {
     ) -> Result<(), AuthError> {
         let (session, user_id) = own_session(caller)?;
         let user = self.person(user_id).await?;
-        let email = address_of(&user)?;
-        let account = self.store.find_sign_in(&email).await?;
-        let hash = account.and_then(|account| account.password_hash);
-        if self.passwords.verify(current, hash.clone()).await? == Verification::Wrong {
-            let reason = "current_password is wrong".to_owned();
-            return Err(AuthError::Invalid { field: "current_password", reason });
-        }
+        let old = self.check_password(&user, "current_password", current).await?;
+        let email = address_of(&user.email)?;
         let name = user.full_name.as_deref();
         let renewed = self.passwords.hash_chosen("new_password", new, &email, name).await?;
         let mut tx = self.store.begin_personal(user_id).await?;
-        let old = hash.ok_or(AuthError::Internal("a verified password has no hash"))?;
         if !store::users::replace_password_hash(&mut tx, &old, &renewed).await? {
             return Err(AuthError::Conflict("the password was changed meanwhile"));
         }
@@ -89,7 +83,7 @@ impl Auth {
         let id = self.token_key.verify(purpose, token).ok_or_else(bad_link)?;
         let owner = self.store.find_one_time_token(purpose, id).await?.ok_or_else(bad_link)?;
         let user = self.person(owner).await?;
-        let (email, name) = (address_of(&user)?, user.full_name.as_deref());
+        let (email, name) = (address_of(&user.email)?, user.full_name.as_deref());
         let hash = self.passwords.hash_chosen("new_password", new, &email, name).await?;
         let mut tx = self.store.begin_personal(owner).await?;
         let now = self.env.clock.now();
@@ -175,7 +169,7 @@ impl Auth {
         if user.email_verified_at.is_some() {
             return Err(AuthError::Conflict("the address is verified"));
         }
-        let email = address_of(&user)?;
+        let email = address_of(&user.email)?;
         let mut tx = self.store.begin_personal(user_id).await?;
         self.mail_verification(&mut tx, &user, &email).await?;
         Ok(tx.commit().await?)
@@ -218,13 +212,13 @@ impl Auth {
         }
     }
 
-    async fn person(&self, id: UserId) -> Result<User, AuthError> {
+    pub(super) async fn person(&self, id: UserId) -> Result<User, AuthError> {
         let mut tx = self.store.begin_personal(id).await?;
         store::users::get(&mut tx, id).await?.ok_or(AuthError::NotFound("account"))
     }
 }
 
 /// The address of an account, which was one when it was stored.
-fn address_of(user: &User) -> Result<Email, AuthError> {
-    Email::parse(&user.email).map_err(|_| AuthError::Internal("an account has no address"))
+pub(super) fn address_of(email: &str) -> Result<Email, AuthError> {
+    Email::parse(email).map_err(|_| AuthError::Internal("an account has no address"))
 }

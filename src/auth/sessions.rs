@@ -12,6 +12,7 @@ use crate::{
         id::{SessionId, UserId, WorkspaceId},
         page::{Items, Page},
         principal::{Caller, Credential},
+        scope::Role,
         session::{EndReason, Session, Which},
     },
     store::{self, Tx},
@@ -90,31 +91,44 @@ impl Auth {
         caller: &Caller,
         workspace: WorkspaceId,
     ) -> Result<TokenPair, AuthError> {
-        let (id, user) = own_session(caller)?;
+        let (_, user) = own_session(caller)?;
         let mut tx = self.store.begin(workspace, Some(user)).await?;
         let role = store::members::pin_role(&mut tx, workspace, user)
             .await?
             .ok_or(AuthError::Forbidden("you are no member of this workspace"))?;
-        let state = store::sessions::lock_refresh_state(&mut tx, user, id).await?;
+        let pair = self.move_session(&mut tx, caller, workspace, role).await?;
+        tx.commit().await?;
+        self.fence.wait().await?;
+        Ok(pair)
+    }
+
+    /// Moves the caller's session to a workspace that the person is a member of, in a transaction of
+    /// both; which is to commit and to be waited for.
+    pub(super) async fn move_session(
+        &self,
+        tx: &mut Tx,
+        caller: &Caller,
+        workspace: WorkspaceId,
+        role: Role,
+    ) -> Result<TokenPair, AuthError> {
+        let (id, user) = own_session(caller)?;
+        let state = store::sessions::lock_refresh_state(tx, user, id).await?;
         let state = state
             .filter(|state| !state.ended)
             .ok_or(AuthError::InvalidCredential("the session has ended"))?;
         let now = self.env.clock.now();
-        store::sessions::set_workspace(&mut tx, user, id, workspace).await?;
-        store::sessions::advance_refresh(&mut tx, user, id, now).await?;
-        store::users::set_last_workspace(&mut tx, user, workspace).await?;
+        store::sessions::set_workspace(tx, user, id, workspace).await?;
+        store::sessions::advance_refresh(tx, user, id, now).await?;
+        store::users::set_last_workspace(tx, user, workspace).await?;
         let entered = self.moved(caller, id, workspace, "entered");
-        store::audit::insert(&mut tx, workspace, &entered).await?;
+        store::audit::insert(tx, workspace, &entered).await?;
         if caller.workspace() != workspace {
             let left = self.moved(caller, id, caller.workspace(), "left");
             tx.enter(caller.workspace()).await?;
-            store::audit::insert(&mut tx, caller.workspace(), &left).await?;
+            store::audit::insert(tx, caller.workspace(), &left).await?;
         }
         let generation = state.generation.saturating_add(1);
-        let pair = self.token_pair(user, workspace, id, role, generation, &state.seed)?;
-        tx.commit().await?;
-        self.fence.wait().await?;
-        Ok(pair)
+        self.token_pair(user, workspace, id, role, generation, &state.seed)
     }
 
     /// The log of a workspace tells that a session came or went, not from or to where.

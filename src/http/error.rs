@@ -292,6 +292,9 @@ impl From<AuthError> for ApiError {
                 Self::new(Code::Unauthorized, message)
             }
             AuthError::TokenExpired => Self::new(Code::TokenExpired, message),
+            AuthError::SignInFirst => {
+                Self { credential_sent: false, ..Self::new(Code::Unauthorized, message) }
+            }
             AuthError::InvalidCredentials => Self::new(Code::InvalidCredentials, message),
             AuthError::InvalidRefreshToken => Self::new(Code::InvalidRefreshToken, message),
             AuthError::InsufficientScope { required, .. } => Self {

@@ -14,8 +14,8 @@ use utoipa::openapi::{RefOr, path::Paths, schema::Schema};
 use super::{
     App,
     api::{
-        agents, api_keys, audit_log, auth, branding, calls, campaigns, knowledge_base, members,
-        passwords, sessions, users, verify, wallet, workspace,
+        agents, api_keys, audit_log, auth, branding, calls, campaigns, invitations, knowledge_base,
+        members, passwords, sessions, users, verify, wallet, workspace, workspaces,
     },
     extract::{Access, Admin, GuardedBy, Open, OwnSession, ReadOnly, Rule, SignIn, Write},
     well_known,
@@ -92,7 +92,17 @@ pub fn table() -> Vec<Route> {
         ANY    "/v1/auth/verify/{*path}"        ReadOnly   => verify::verify_path;
 
         GET    "/v1/workspace"                  ReadOnly   => workspace::get;
+        PATCH  "/v1/workspace"                  Admin      => workspace::update;
+        DELETE "/v1/workspace"                  Admin      => workspace::delete;
+        GET    "/v1/workspaces"                 OwnSession => workspaces::list;
+        POST   "/v1/workspaces"                 OwnSession => workspaces::create;
         GET    "/v1/members"                    Admin      => members::list;
+        PATCH  "/v1/members/{user_id}"          Admin      => members::update;
+        DELETE "/v1/members/{user_id}"          Admin      => members::remove;
+        POST   "/v1/invitations"                Admin      => invitations::create;
+        GET    "/v1/invitations"                Admin      => invitations::list;
+        DELETE "/v1/invitations/{id}"           Admin      => invitations::withdraw;
+        POST   "/v1/invitations/accept"         SignIn     => invitations::accept;
 
         POST   "/v1/api-keys"                   Admin      => api_keys::create;
         GET    "/v1/api-keys"                   ReadOnly   => api_keys::list;

@@ -65,6 +65,19 @@ impl Letter {
         }
     }
 
+    pub(super) fn invitation(url: String, workspace: &str) -> Self {
+        let workspace = harmless(workspace);
+        Self {
+            subject: format!("Invitation to the workspace {workspace}"),
+            paragraphs: vec![
+                format!("You are invited to join the workspace {workspace}."),
+                "The link works once, within a week.".to_owned(),
+            ],
+            link: Some(Link { label: "Accept the invitation", url }),
+            note: "If you do not know who invites you, do nothing.".to_owned(),
+        }
+    }
+
     pub(super) fn password_changed(public_url: &str, origin: &Origin) -> Self {
         Self {
             subject: "Your password was changed".to_owned(),
@@ -101,8 +114,11 @@ fn told(origin: &Origin) -> String {
     let client = origin.user_agent.as_deref().unwrap_or("an unknown client");
     // To the second is enough for a person.
     let at = origin.at.split('.').next().unwrap_or_default().replace('T', " ");
-    // The client's own words: short, and nothing in them that a mail program makes a link of.
-    let harmless = |c: &char| c.is_ascii_alphanumeric() || " /()_;,-".contains(*c);
-    let client: String = client.chars().filter(harmless).take(80).collect();
-    format!("When: {at} UTC. From: {}, with {client}.", origin.ip)
+    format!("When: {at} UTC. From: {}, with {}.", origin.ip, harmless(client))
+}
+
+/// Somebody else's words: short, and nothing in them that a mail program makes a link of.
+fn harmless(text: &str) -> String {
+    let is_harmless = |c: &char| c.is_alphanumeric() || " /()_;,'&-".contains(*c);
+    text.chars().filter(is_harmless).take(80).collect()
 }

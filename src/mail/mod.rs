@@ -234,6 +234,10 @@ impl Mailer {
             MailSubject::VerifyEmail { token } => {
                 Letter::verify_email(link("verify-email", Purpose::VerifyEmail, *token))
             }
+            MailSubject::Invitation { token, workspace } => {
+                let link = link("accept-invitation", Purpose::Invitation, *token);
+                Letter::invitation(link, workspace)
+            }
             MailSubject::PasswordChanged { origin } => {
                 Letter::password_changed(&self.public_url, origin)
             }

@@ -44,6 +44,20 @@ pub enum Action {
     LoginFailed,
     /// A workspace came to be.
     WorkspaceCreated,
+    /// A workspace's name was changed.
+    WorkspaceUpdated,
+    /// A workspace was deleted, with all that was in it but its log.
+    WorkspaceDeleted,
+    /// Somebody became a member.
+    MemberJoined,
+    /// A member was given another role.
+    MemberRoleChanged,
+    /// A member is none any more.
+    MemberRemoved,
+    /// Somebody was invited.
+    InvitationCreated,
+    /// An invitation was withdrawn.
+    InvitationRevoked,
     /// The white-label settings were changed.
     BrandingUpdated,
     /// A person's profile was changed.
@@ -69,6 +83,13 @@ impl Action {
             Self::SessionReuseDetected => "session.reuse_detected",
             Self::LoginFailed => "login.failed",
             Self::WorkspaceCreated => "workspace.created",
+            Self::WorkspaceUpdated => "workspace.updated",
+            Self::WorkspaceDeleted => "workspace.deleted",
+            Self::MemberJoined => "member.joined",
+            Self::MemberRoleChanged => "member.role_changed",
+            Self::MemberRemoved => "member.removed",
+            Self::InvitationCreated => "member.invited",
+            Self::InvitationRevoked => "member.invitation_revoked",
             Self::BrandingUpdated => "workspace.branding_updated",
             Self::ProfileUpdated => "member.profile_updated",
         }

@@ -151,6 +151,8 @@ ids! {
     KnowledgeBaseId = "kb";
     /// A campaign.
     CampaignId = "campaign";
+    /// An invitation to a workspace.
+    InvitationId = "invite";
     /// A movement of a workspace's wallet.
     TransactionId = "txn";
     /// A key that signs access tokens; the `kid` of the JWKS.

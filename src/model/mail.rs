@@ -35,6 +35,13 @@ pub enum MailSubject {
         /// The id of the link's token.
         token: Uuid,
     },
+    /// Somebody is invited to a workspace.
+    Invitation {
+        /// The id of the invitation, and of the link's token.
+        token: Uuid,
+        /// The workspace's name.
+        workspace: String,
+    },
     /// The password was changed or reset.
     PasswordChanged {
         /// From where.
@@ -54,6 +61,7 @@ impl MailSubject {
         match self {
             Self::ForgotPassword => "forgot_password",
             Self::VerifyEmail { .. } => "verify_email",
+            Self::Invitation { .. } => "invitation",
             Self::PasswordChanged { .. } => "password_changed",
             Self::SessionReuse { .. } => "session_reuse",
         }

@@ -10,6 +10,7 @@ pub mod email;
 pub mod fields;
 pub mod id;
 pub mod invalidation;
+pub mod invitation;
 pub mod mail;
 pub mod one_time_token;
 pub mod page;

@@ -21,6 +21,8 @@ pub enum Purpose {
     ResetPassword,
     /// To show that an address is one's own.
     VerifyEmail,
+    /// To join a workspace.
+    Invitation,
 }
 
 impl Purpose {
@@ -30,6 +32,7 @@ impl Purpose {
         match self {
             Self::ResetPassword => "reset_password",
             Self::VerifyEmail => "verify_email",
+            Self::Invitation => "invitation",
         }
     }
 }

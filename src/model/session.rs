@@ -89,6 +89,8 @@ pub enum Which {
     One(SessionId),
     /// All but this one.
     AllBut(SessionId),
+    /// Those in this workspace.
+    In(WorkspaceId),
     /// All of them.
     All,
 }
@@ -104,6 +106,8 @@ pub enum EndReason {
     Ended,
     /// The person chose another password.
     PasswordChanged,
+    /// The person is no longer a member of the workspace that it was in.
+    Removed,
 }
 
 impl EndReason {
@@ -115,6 +119,7 @@ impl EndReason {
             Self::Reuse => "reuse",
             Self::Ended => "ended",
             Self::PasswordChanged => "password_changed",
+            Self::Removed => "removed",
         }
     }
 }

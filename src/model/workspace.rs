@@ -2,7 +2,7 @@
 
 use time::OffsetDateTime;
 
-use super::id::WorkspaceId;
+use super::{id::WorkspaceId, scope::Role};
 
 /// A workspace.
 #[derive(Debug, Clone)]
@@ -15,4 +15,13 @@ pub struct Workspace {
     pub rate_limit_per_minute: Option<u32>,
     /// Since when.
     pub created_at: OffsetDateTime,
+}
+
+/// A workspace as one of its members sees it in a list.
+#[derive(Debug, Clone)]
+pub struct OwnWorkspace {
+    /// The workspace.
+    pub workspace: Workspace,
+    /// The person's role there.
+    pub role: Role,
 }

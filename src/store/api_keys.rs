@@ -277,3 +277,26 @@ impl From<ApiKeyRow> for ApiKey {
         }
     }
 }
+
+/// The live keys that a person minted, the newest first, at most so many.
+///
+/// # Errors
+/// When PostgreSQL cannot be reached.
+pub async fn minted_by(
+    tx: &mut Tx,
+    workspace: WorkspaceId,
+    person: UserId,
+    limit: i64,
+) -> Result<Items<(ApiKeyId, String)>, StoreError> {
+    let rows = sqlx::query!(
+        r#"SELECT id AS "id: ApiKeyId", name FROM api_keys
+           WHERE workspace_id = $1 AND creator_user_id = $2 AND revoked_at IS NULL
+           ORDER BY id DESC LIMIT $3"#,
+        workspace.uuid(),
+        person.uuid(),
+        limit + 1,
+    )
+    .fetch_all(tx.conn())
+    .await?;
+    Ok(Items::from_excess(rows.into_iter().map(|row| (row.id, row.name)).collect(), limit))
+}

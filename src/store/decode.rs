@@ -7,8 +7,8 @@ use uuid::Uuid;
 
 use crate::model::{
     id::{
-        AgentId, ApiKeyId, EventId, RequestId, SessionId, SigningKeyId, TransactionId, UserId,
-        WorkspaceId,
+        AgentId, ApiKeyId, EventId, InvitationId, RequestId, SessionId, SigningKeyId,
+        TransactionId, UserId, WorkspaceId,
     },
     scope::{Role, Scope},
 };
@@ -55,6 +55,7 @@ from_uuid!(
     EventId,
     RequestId,
     SessionId,
+    InvitationId,
     SigningKeyId,
     TransactionId,
     UserId,

@@ -25,12 +25,15 @@ pub enum Constraint {
     EmailTaken,
     /// The key already has a successor that lives.
     LiveSuccessor,
+    /// The address has an invitation to the workspace that is open.
+    OpenInvitation,
 }
 
 impl Constraint {
     fn from_name(name: &str) -> Option<Self> {
         match name {
             "users_email_key_key" => Some(Self::EmailTaken),
+            "invitations_open_key" => Some(Self::OpenInvitation),
             "api_keys_live_successor_key" => Some(Self::LiveSuccessor),
             _ => None,
         }

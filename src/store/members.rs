@@ -4,6 +4,7 @@ use time::OffsetDateTime;
 
 use super::{StoreError, Tx};
 use crate::model::{
+    email::Email,
     id::{Id, UserId, WorkspaceId},
     page::{Items, Page},
     scope::Role,
@@ -104,4 +105,123 @@ pub async fn count(tx: &mut Tx, workspace: WorkspaceId) -> Result<i64, StoreErro
     )
     .fetch_one(tx.conn())
     .await?)
+}
+
+/// Makes changes to the membership of a workspace take turns, until the transaction ends; false where
+/// there is no such workspace.
+///
+/// # Errors
+/// When PostgreSQL cannot be reached.
+pub async fn lock(tx: &mut Tx, workspace: WorkspaceId) -> Result<bool, StoreError> {
+    let found = sqlx::query_scalar!(
+        r#"SELECT true AS "found!" FROM workspaces WHERE id = $1 FOR NO KEY UPDATE"#,
+        workspace.uuid(),
+    );
+    Ok(found.fetch_optional(tx.conn()).await?.is_some())
+}
+
+/// A member.
+///
+/// # Errors
+/// When PostgreSQL cannot be reached.
+pub async fn get(
+    tx: &mut Tx,
+    workspace: WorkspaceId,
+    user: UserId,
+) -> Result<Option<Member>, StoreError> {
+    Ok(sqlx::query_as!(
+        Member,
+        r#"SELECT m.user_id AS "user_id: UserId", u.email, u.full_name, m.role AS "role: Role",
+                  m.joined_at
+           FROM memberships m JOIN users u ON u.id = m.user_id
+           WHERE m.workspace_id = $1 AND m.user_id = $2"#,
+        workspace.uuid(),
+        user.uuid(),
+    )
+    .fetch_optional(tx.conn())
+    .await?)
+}
+
+/// Whether a workspace has an owner besides this person.
+///
+/// # Errors
+/// When PostgreSQL cannot be reached.
+pub async fn has_another_owner(
+    tx: &mut Tx,
+    workspace: WorkspaceId,
+    user: UserId,
+) -> Result<bool, StoreError> {
+    Ok(sqlx::query_scalar!(
+        r#"SELECT EXISTS (SELECT FROM memberships
+                          WHERE workspace_id = $1 AND user_id <> $2 AND role = 'owner') AS "is!""#,
+        workspace.uuid(),
+        user.uuid(),
+    )
+    .fetch_one(tx.conn())
+    .await?)
+}
+
+/// Whether the person with an address is a member.
+///
+/// # Errors
+/// When PostgreSQL cannot be reached.
+pub async fn has_address(
+    tx: &mut Tx,
+    workspace: WorkspaceId,
+    email: &Email,
+) -> Result<bool, StoreError> {
+    Ok(sqlx::query_scalar!(
+        r#"SELECT EXISTS (SELECT FROM memberships m JOIN users u ON u.id = m.user_id
+                          WHERE m.workspace_id = $1 AND u.email_key = $2) AS "is!""#,
+        workspace.uuid(),
+        email.key(),
+    )
+    .fetch_one(tx.conn())
+    .await?)
+}
+
+/// Gives a member another role.
+///
+/// # Errors
+/// When PostgreSQL cannot be reached.
+pub async fn set_role(
+    tx: &mut Tx,
+    workspace: WorkspaceId,
+    user: UserId,
+    role: Role,
+) -> Result<(), StoreError> {
+    sqlx::query!(
+        "UPDATE memberships SET role = $3 WHERE workspace_id = $1 AND user_id = $2",
+        workspace.uuid(),
+        user.uuid(),
+        role.as_str(),
+    )
+    .execute(tx.conn())
+    .await?;
+    Ok(())
+}
+
+/// Takes a member out, in a transaction of that person, who will sign in to another workspace.
+///
+/// # Errors
+/// When PostgreSQL cannot be reached.
+pub async fn remove(tx: &mut Tx, workspace: WorkspaceId, user: UserId) -> Result<(), StoreError> {
+    sqlx::query!(
+        "DELETE FROM memberships WHERE workspace_id = $1 AND user_id = $2",
+        workspace.uuid(),
+        user.uuid(),
+    )
+    .execute(tx.conn())
+    .await?;
+    sqlx::query!(
+        "UPDATE users SET last_workspace_id =
+             (SELECT m.workspace_id FROM memberships m WHERE m.user_id = $2
+              ORDER BY m.joined_at, m.workspace_id LIMIT 1)
+         WHERE id = $2 AND last_workspace_id = $1",
+        workspace.uuid(),
+        user.uuid(),
+    )
+    .execute(tx.conn())
+    .await?;
+    Ok(())
 }

@@ -10,6 +10,7 @@ pub mod coherence;
 mod decode;
 pub mod documents;
 mod error;
+pub mod invitations;
 mod line;
 pub mod mail;
 pub mod members;

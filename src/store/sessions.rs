@@ -204,7 +204,7 @@ pub async fn count(
     .await?)
 }
 
-/// Ends a person's sessions: one, or all but one, or all. Answers which, and the workspaces that they
+/// Ends a person's sessions: one, or all but one, or those in a workspace, or all. Answers which, and the workspaces that they
 /// were in; those that had ended before are not among them.
 ///
 /// # Errors
@@ -216,21 +216,24 @@ pub async fn end_of_person(
     now: OffsetDateTime,
     reason: EndReason,
 ) -> Result<Vec<(SessionId, WorkspaceId)>, StoreError> {
-    let (only, but) = match which {
-        Which::One(id) => (Some(id.uuid()), None),
-        Which::AllBut(id) => (None, Some(id.uuid())),
-        Which::All => (None, None),
+    let (only, but, within) = match which {
+        Which::One(id) => (Some(id.uuid()), None, None),
+        Which::AllBut(id) => (None, Some(id.uuid()), None),
+        Which::In(workspace) => (None, None, Some(workspace.uuid())),
+        Which::All => (None, None, None),
     };
     let rows = sqlx::query!(
         r#"UPDATE sessions SET ended_at = $4, end_reason = $5
            WHERE user_id = $1 AND ended_at IS NULL
              AND ($2::uuid IS NULL OR id = $2) AND ($3::uuid IS NULL OR id <> $3)
+             AND ($6::uuid IS NULL OR workspace_id = $6)
            RETURNING id AS "id: SessionId", workspace_id AS "workspace_id: WorkspaceId""#,
         user.uuid(),
         only,
         but,
         now,
         reason.as_str(),
+        within,
     )
     .fetch_all(tx.conn())
     .await?;
@@ -270,4 +273,22 @@ pub async fn set_workspace(
     .execute(tx.conn())
     .await?;
     Ok(())
+}
+
+/// When a session of a person began.
+///
+/// # Errors
+/// When PostgreSQL cannot be reached.
+pub async fn created_at(
+    tx: &mut Tx,
+    user: UserId,
+    id: SessionId,
+) -> Result<Option<OffsetDateTime>, StoreError> {
+    Ok(sqlx::query_scalar!(
+        "SELECT created_at FROM sessions WHERE id = $1 AND user_id = $2",
+        id.uuid(),
+        user.uuid(),
+    )
+    .fetch_optional(tx.conn())
+    .await?)
 }

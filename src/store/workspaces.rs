@@ -5,8 +5,10 @@ use sqlx::types::Json;
 use super::{StoreError, Tx};
 use crate::model::{
     fields::Fields,
-    id::{Id, WorkspaceId},
-    workspace::Workspace,
+    id::{Id, UserId, WorkspaceId},
+    page::{Items, Page},
+    scope::Role,
+    workspace::{OwnWorkspace, Workspace},
 };
 
 /// Stores a new workspace, in a transaction of that workspace.
@@ -76,4 +78,74 @@ pub async fn set_branding(
     .execute(tx.conn())
     .await?;
     Ok(done.rows_affected() == 1)
+}
+
+/// Renames a workspace.
+///
+/// # Errors
+/// When PostgreSQL cannot be reached.
+pub async fn rename(tx: &mut Tx, id: WorkspaceId, name: &str) -> Result<bool, StoreError> {
+    let done = sqlx::query!("UPDATE workspaces SET name = $2 WHERE id = $1", id.uuid(), name)
+        .execute(tx.conn())
+        .await?;
+    Ok(done.rows_affected() == 1)
+}
+
+/// Deletes the workspace of the transaction, with all that is in it but its log; false: it was gone.
+///
+/// # Errors
+/// When PostgreSQL cannot be reached.
+pub async fn delete(tx: &mut Tx) -> Result<bool, StoreError> {
+    Ok(sqlx::query_scalar!(r#"SELECT delete_workspace() AS "deleted!""#)
+        .fetch_one(tx.conn())
+        .await?)
+}
+
+/// The workspaces of a person, the newest first; in a transaction of that person.
+///
+/// # Errors
+/// When PostgreSQL cannot be reached.
+pub async fn of_person(
+    tx: &mut Tx,
+    user: UserId,
+    page: Page,
+) -> Result<Items<OwnWorkspace>, StoreError> {
+    let rows = sqlx::query!(
+        r#"SELECT w.id AS "id: WorkspaceId", w.name, w.rate_limit_per_minute, w.created_at,
+                  m.role AS "role: Role"
+           FROM memberships m JOIN workspaces w ON w.id = m.workspace_id
+           WHERE m.user_id = $1 AND ($2::uuid IS NULL OR w.id < $2)
+           ORDER BY w.id DESC LIMIT $3 OFFSET $4"#,
+        user.uuid(),
+        page.before,
+        page.limit + 1,
+        page.offset,
+    )
+    .fetch_all(tx.conn())
+    .await?;
+    let own = rows.into_iter().map(|row| OwnWorkspace {
+        workspace: Workspace {
+            id: row.id,
+            name: row.name,
+            rate_limit_per_minute: row
+                .rate_limit_per_minute
+                .and_then(|limit| limit.try_into().ok()),
+            created_at: row.created_at,
+        },
+        role: row.role,
+    });
+    Ok(Items::from_excess(own.collect(), page.limit))
+}
+
+/// How many workspaces a person has; in a transaction of that person.
+///
+/// # Errors
+/// When PostgreSQL cannot be reached.
+pub async fn count_of_person(tx: &mut Tx, user: UserId) -> Result<i64, StoreError> {
+    Ok(sqlx::query_scalar!(
+        r#"SELECT count(*) AS "count!" FROM memberships WHERE user_id = $1"#,
+        user.uuid(),
+    )
+    .fetch_one(tx.conn())
+    .await?)
 }

@@ -11,7 +11,7 @@ use crate::fixture::{Key, Person, TestApp};
 /// Two nodes, a person and a key, which both nodes know.
 async fn two_nodes() -> (TestApp, TestApp, Person, Key) {
     let one = TestApp::start().await;
-    let other = TestApp::start_on(one.database.clone(), &[("server.public_url", &one.url)]).await;
+    let other = one.another_node().await;
     let dana = one.register("acme").await;
     let key = one.mint(&dana, "prod", "write").await;
     for node in [&one, &other] {

@@ -39,6 +39,9 @@ async fn fill(app: &TestApp, person: &Person) {
     let key = app.mint(person, "k", "write").await;
     let post = app.post("/v1/agents").bearer(&key.secret).json(json!({ "agent_name": "a" }));
     post.send().await.expect(201);
+    let body = json!({ "email": "sam@new.example", "role": "viewer" });
+    let post = app.post("/v1/invitations").bearer(&person.access_token).json(body);
+    post.send().await.expect(201);
     let query = format!("key_id={}", key.id);
     app.events(&person.access_token, &query, |_| true).await;
     let workspace = id::parse("ws", &person.workspace_id).unwrap();
@@ -93,6 +96,7 @@ async fn for_a_workspace_the_role_sees_that_workspace_alone() {
     for (table, column) in [
         ("workspaces", "id"),
         ("memberships", "workspace_id"),
+        ("invitations", "workspace_id"),
         ("api_keys", "workspace_id"),
         ("api_key_activity", "workspace_id"),
         ("audit_events", "workspace_id"),
@@ -135,6 +139,7 @@ async fn writes_for_another_workspace_fail_or_touch_nothing() {
         "UPDATE documents SET body = '{}'",
         "DELETE FROM documents",
         "DELETE FROM memberships",
+        "UPDATE invitations SET closed_at = now()",
         "UPDATE memberships SET role = 'owner'",
     ] {
         let mut tx = setting.connection.begin().await.unwrap();
@@ -154,6 +159,8 @@ async fn writes_for_another_workspace_fail_or_touch_nothing() {
         "INSERT INTO audit_events (id, workspace_id, action, actor_type)
          VALUES (uuid_at(now()), $1, 'request', 'system')",
         "INSERT INTO memberships SELECT $1, user_id, 'owner', now() FROM memberships",
+        "INSERT INTO invitations VALUES
+             ($1, $1, 'a@b.example', 'a@b.example', 'owner', 'x', now(), now(), NULL)",
         "INSERT INTO api_keys (id, workspace_id, name, scope, digest, display_start, display_end, created_at)
          VALUES ($1, $1, 'x', 'admin', sha256('x'), 'a', 'b', now())",
     ] {

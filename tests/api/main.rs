@@ -24,6 +24,7 @@ mod dev;
 #[path = "../faults/mod.rs"]
 mod faults;
 mod gateway;
+mod invitations;
 mod isolation;
 mod layering;
 mod mail;
@@ -38,3 +39,4 @@ mod server;
 mod sessions;
 mod shared_limits;
 mod verify;
+mod workspaces;

@@ -1,7 +1,7 @@
 //! Members of the caller's workspace.
 
-use axum::{Json, extract::State};
-use serde::Serialize;
+use axum::{Json, extract::State, http::StatusCode};
+use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use utoipa::ToSchema;
 
@@ -9,11 +9,12 @@ use super::Answer;
 use crate::{
     http::{
         ApiError, App,
-        extract::{Admin, Authorized, Query},
+        extract::{self, Admin, Authorized, PathId, Query},
     },
     model::{
         id::{Id, UserId},
         page::Page,
+        password::Password,
         scope::Role,
         user::Member,
     },
@@ -60,6 +61,49 @@ pub async fn list(
     let next_cursor = page.next_cursor(|member| member.user_id.uuid());
     let members = page.items.into_iter().map(MemberBody::from).collect();
     Ok(Json(MembersBody { members, total, next_cursor }))
+}
+
+/// Another role.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct UpdateMemberRequest {
+    /// The role to be.
+    role: Role,
+    /// The caller's own, where ownership comes or goes and the caller has not just signed in.
+    #[schema(value_type = Option<String>, format = Password)]
+    password: Option<Password>,
+}
+
+/// Give a member another role
+///
+/// At once, on every node. Nobody gives, changes or takes a role above their own, and a workspace keeps
+/// at least one owner.
+#[utoipa::path(patch, path = "/v1/members/{user_id}", tag = "Workspaces",
+    params(("user_id" = UserId, Path)), request_body = UpdateMemberRequest,
+    responses((status = 200, body = MemberBody), (status = 404)))]
+pub async fn update(
+    caller: Authorized<Admin>,
+    State(app): State<App>,
+    PathId(user): PathId<UserId>,
+    extract::Json(body): extract::Json<UpdateMemberRequest>,
+) -> Answer<Json<MemberBody>> {
+    let member = app.auth.change_role(&caller, user, body.role, body.password.as_ref()).await?;
+    Ok(Json(member.into()))
+}
+
+/// Remove a member
+///
+/// The person's sessions in the workspace end at once. Keys that the person minted stay, and are named
+/// in the log.
+#[utoipa::path(delete, path = "/v1/members/{user_id}", tag = "Workspaces",
+    params(("user_id" = UserId, Path)), responses((status = 204), (status = 404)))]
+pub async fn remove(
+    caller: Authorized<Admin>,
+    State(app): State<App>,
+    PathId(user): PathId<UserId>,
+) -> Answer<StatusCode> {
+    app.auth.remove_member(&caller, user).await?;
+    Ok(StatusCode::NO_CONTENT)
 }
 
 /// A numbered page of members.

@@ -13,6 +13,7 @@ pub mod branding;
 pub mod calls;
 pub mod campaigns;
 mod documents;
+pub mod invitations;
 pub mod knowledge_base;
 pub mod members;
 pub mod passwords;
@@ -21,6 +22,7 @@ pub mod users;
 pub mod verify;
 pub mod wallet;
 pub mod workspace;
+pub mod workspaces;
 
 use super::ApiError;
 use axum::{

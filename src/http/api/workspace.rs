@@ -1,7 +1,7 @@
 //! The caller's workspace.
 
-use axum::{Json, extract::State};
-use serde::Serialize;
+use axum::{Json, extract::State, http::StatusCode};
+use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use utoipa::ToSchema;
 
@@ -9,9 +9,9 @@ use super::Answer;
 use crate::{
     http::{
         App,
-        extract::{Authorized, ReadOnly},
+        extract::{self, Admin, Authorized, ReadOnly},
     },
-    model::{id::WorkspaceId, workspace::Workspace},
+    model::{id::WorkspaceId, password::Password, workspace::Workspace},
 };
 
 /// A workspace.
@@ -44,4 +44,49 @@ pub async fn get(
 ) -> Answer<Json<WorkspaceBody>> {
     let workspace = app.resources.workspace(&caller).await?;
     Ok(Json(WorkspaceBody::new(&app, workspace)))
+}
+
+/// What is to change.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct UpdateWorkspaceRequest {
+    /// What people will call it.
+    #[schema(example = "acme")]
+    name: Option<String>,
+}
+
+/// Rename the current workspace
+#[utoipa::path(patch, path = "/v1/workspace", tag = "Workspaces",
+    request_body = UpdateWorkspaceRequest, responses((status = 200, body = WorkspaceBody)))]
+pub async fn update(
+    caller: Authorized<Admin>,
+    State(app): State<App>,
+    extract::Json(body): extract::Json<UpdateWorkspaceRequest>,
+) -> Answer<Json<WorkspaceBody>> {
+    let workspace = app.auth.rename_workspace(&caller, body.name.as_deref()).await?;
+    Ok(Json(WorkspaceBody::new(&app, workspace)))
+}
+
+/// Who deletes a workspace.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DeleteWorkspaceRequest {
+    /// The owner's own.
+    #[schema(value_type = String, format = Password)]
+    password: Password,
+}
+
+/// Delete the current workspace
+///
+/// With all that is in it: keys and sessions stop working at once. Takes an owner's own session and
+/// password. The log is kept for its time.
+#[utoipa::path(delete, path = "/v1/workspace", tag = "Workspaces",
+    request_body = DeleteWorkspaceRequest, responses((status = 204)))]
+pub async fn delete(
+    caller: Authorized<Admin>,
+    State(app): State<App>,
+    extract::Json(body): extract::Json<DeleteWorkspaceRequest>,
+) -> Answer<StatusCode> {
+    app.auth.delete_workspace(&caller, &body.password).await?;
+    Ok(StatusCode::NO_CONTENT)
 }

@@ -8,6 +8,7 @@ mod client_ip;
 mod json;
 mod path;
 mod query;
+mod visitor;
 
 pub use authorized::{
     Access, Admin, Authorized, GuardedBy, Open, OwnSession, Public, ReadOnly, Rule, SignIn, Write,
@@ -16,3 +17,4 @@ pub use client_ip::client_ip;
 pub use json::Json;
 pub use path::PathId;
 pub use query::Query;
+pub use visitor::Visitor;

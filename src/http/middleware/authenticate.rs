@@ -37,7 +37,10 @@ pub(super) fn check_count(headers: &HeaderMap) -> Result<(), ApiError> {
 
 /// The credential behind `Authorization: Bearer` (RFC 6750, section 2.1), the only place that one is
 /// read from.
-fn bearer(headers: &HeaderMap) -> Result<Option<&str>, ApiError> {
+///
+/// # Errors
+/// Where there are two, or what is there cannot be a credential.
+pub(in crate::http) fn bearer(headers: &HeaderMap) -> Result<Option<&str>, ApiError> {
     check_count(headers)?;
     let Some(value) = headers.get(header::AUTHORIZATION) else { return Ok(None) };
     let malformed = || {

@@ -7,6 +7,7 @@ mod guard;
 mod rate_limit;
 mod request_info;
 
+pub(in crate::http) use authenticate::bearer;
 pub use fallback::{method_not_allowed, not_found};
 pub use frame::Frame;
 pub use guard::guarded;

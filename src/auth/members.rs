@@ -1,0 +1,157 @@
+//! Members of a workspace: given another role, taken out.
+//!
+//! Changes take turns under a lock of the workspace, so that no two of them leave it without an owner,
+//! and who asks for one is looked at again under that lock. Nobody gives, changes or takes a role above
+//! their own.
+
+use serde_json::json;
+
+use super::{Auth, AuthError, reauthenticate::UNCONFIRMED};
+use crate::{
+    audit,
+    model::{
+        audit::{Action, Actor},
+        id::UserId,
+        password::Password,
+        principal::{Caller, Credential},
+        scope::{Role, Scope},
+        session::{EndReason, Which},
+        user::Member,
+    },
+    store::{self, Tx},
+};
+
+/// Keys that the event of a removal names.
+const KEYS_NAMED: i64 = 100;
+
+const NO_LONGER_A_MEMBER: AuthError =
+    AuthError::InvalidCredential("the session's person is no longer a member of the workspace");
+
+impl Auth {
+    /// Gives a member another role.
+    ///
+    /// # Errors
+    /// [`AuthError::Forbidden`] for a role above the caller's, before or after, and where nobody would
+    /// be owner or, where ownership comes or goes, by a person who has neither just signed in nor given
+    /// the password; [`AuthError::NotFound`] for nobody of the workspace.
+    pub async fn change_role(
+        &self,
+        caller: &Caller,
+        user: UserId,
+        role: Role,
+        password: Option<&Password>,
+    ) -> Result<Member, AuthError> {
+        let workspace = caller.workspace();
+        let confirmed = self.is_confirmed(caller, password).await?;
+        let mut tx = self.store.begin(workspace, Some(user)).await?;
+        let (member, acting) = self.lock_member(&mut tx, caller, user).await?;
+        if role > acting {
+            return Err(AuthError::Forbidden("nobody gives a role above their own"));
+        }
+        if role == member.role {
+            return Ok(member);
+        }
+        if role.max(member.role) == Role::Owner && !confirmed {
+            return Err(UNCONFIRMED);
+        }
+        store::members::set_role(&mut tx, workspace, user, role).await?;
+        if role.scope() < Scope::Admin {
+            self.close_invitations_of(&mut tx, caller, user).await?;
+        }
+        let event = audit::event(&self.env, caller, Action::MemberRoleChanged, 200)
+            .on(user, member.email.clone())
+            .with(json!({ "from": member.role, "to": role }));
+        store::audit::insert(&mut tx, workspace, &event).await?;
+        tx.commit().await?;
+        self.fence.wait().await?;
+        Ok(Member { role, ..member })
+    }
+
+    /// Takes a member out; the person's sessions in the workspace end. Keys that the person minted stay,
+    /// and are named in the event.
+    ///
+    /// # Errors
+    /// As [`Self::change_role`].
+    pub async fn remove_member(&self, caller: &Caller, user: UserId) -> Result<(), AuthError> {
+        let workspace = caller.workspace();
+        let confirmed = self.is_confirmed(caller, None).await?;
+        let mut tx = self.store.begin(workspace, Some(user)).await?;
+        let (member, _) = self.lock_member(&mut tx, caller, user).await?;
+        if member.role == Role::Owner && !confirmed {
+            return Err(UNCONFIRMED);
+        }
+        let minted = store::api_keys::minted_by(&mut tx, workspace, user, KEYS_NAMED).await?;
+        let keys: Vec<_> =
+            minted.items.iter().map(|(id, name)| json!({ "id": id, "name": name })).collect();
+        let event = audit::event(&self.env, caller, Action::MemberRemoved, 204)
+            .on(user, member.email.clone())
+            .with(json!({ "role": member.role, "api_keys": keys, "more_api_keys": minted.more }));
+        store::audit::insert(&mut tx, workspace, &event).await?;
+        let (sessions, reason) = (Which::In(workspace), EndReason::Removed);
+        let actor = Actor::from(&*caller.principal);
+        self.end_sessions(&mut tx, user, sessions, reason, &actor, &caller.request).await?;
+        self.close_invitations_of(&mut tx, caller, user).await?;
+        store::members::remove(&mut tx, workspace, user).await?;
+        tx.commit().await?;
+        Ok(self.fence.wait().await?)
+    }
+
+    /// A member as they are, and the role that the caller acts with, until the transaction ends. Refuses
+    /// a member above the caller, and the last owner.
+    async fn lock_member(
+        &self,
+        tx: &mut Tx,
+        caller: &Caller,
+        user: UserId,
+    ) -> Result<(Member, Role), AuthError> {
+        let workspace = caller.workspace();
+        let acting = self.lock_members(tx, caller).await?;
+        let member = store::members::get(tx, workspace, user).await?;
+        let member = member.ok_or(AuthError::NotFound("member"))?;
+        if member.role > acting {
+            return Err(AuthError::Forbidden("only an owner changes an owner"));
+        }
+        let last = member.role == Role::Owner
+            && !store::members::has_another_owner(tx, workspace, user).await?;
+        if last {
+            return Err(AuthError::Forbidden("a workspace keeps at least one owner"));
+        }
+        Ok((member, acting))
+    }
+
+    /// The role that the caller acts with in the own workspace, whose members stay as they are until the
+    /// transaction ends.
+    pub(super) async fn lock_members(
+        &self,
+        tx: &mut Tx,
+        caller: &Caller,
+    ) -> Result<Role, AuthError> {
+        let workspace = caller.workspace();
+        if !store::members::lock(tx, workspace).await? {
+            return Err(NO_LONGER_A_MEMBER);
+        }
+        let role = match &caller.principal.credential {
+            // Its scope is all that it has, and does not shrink.
+            Credential::ApiKey { .. } => Role::Admin,
+            Credential::Session { user_id, .. } => {
+                let role = store::members::pin_role(tx, workspace, *user_id).await?;
+                role.ok_or(NO_LONGER_A_MEMBER)?
+            }
+        };
+        match role.scope() {
+            Scope::Admin => Ok(role),
+            held => Err(AuthError::InsufficientScope { required: Scope::Admin, held }),
+        }
+    }
+
+    /// What somebody invited who may not invite any more is not to be accepted.
+    async fn close_invitations_of(
+        &self,
+        tx: &mut Tx,
+        caller: &Caller,
+        user: UserId,
+    ) -> Result<(), AuthError> {
+        let (inviter, now) = (user.to_string(), self.env.clock.now());
+        Ok(store::invitations::close_all_of(tx, caller.workspace(), &inviter, now).await?)
+    }
+}

@@ -1,0 +1,118 @@
+//! Workspaces of a person: seen, made, renamed, deleted.
+
+use super::{Auth, AuthError, sessions::own_session};
+use crate::{
+    audit,
+    model::{
+        audit::Action,
+        page::{Items, Page},
+        password::Password,
+        principal::Caller,
+        scope::Role,
+        text,
+        workspace::{OwnWorkspace, Workspace},
+    },
+    store,
+};
+
+/// Workspaces that a person may be a member of when making another.
+const MAX_OWN: i64 = 100;
+
+impl Auth {
+    /// The caller's workspaces, and how many there are.
+    ///
+    /// # Errors
+    /// [`AuthError::Forbidden`] for a caller that is no session.
+    pub async fn own_workspaces(
+        &self,
+        caller: &Caller,
+        page: Page,
+    ) -> Result<(Items<OwnWorkspace>, i64), AuthError> {
+        let (_, user) = own_session(caller)?;
+        let mut tx = self.store.begin_personal(user).await?;
+        let items = store::workspaces::of_person(&mut tx, user, page).await?;
+        let total = store::workspaces::count_of_person(&mut tx, user).await?;
+        Ok((items, total))
+    }
+
+    /// Makes a workspace, of which the caller is the owner.
+    ///
+    /// # Errors
+    /// [`AuthError::Invalid`] for a bad name, [`AuthError::Conflict`] for somebody who has too many.
+    pub async fn found_workspace(
+        &self,
+        caller: &Caller,
+        name: &str,
+    ) -> Result<OwnWorkspace, AuthError> {
+        let (_, user) = own_session(caller)?;
+        let name = text::name("name", name).map_err(|why| AuthError::invalid("name", why))?;
+        let now = self.env.clock.now();
+        let workspace =
+            Workspace { id: self.env.new_id(), name, rate_limit_per_minute: None, created_at: now };
+        let mut tx = self.store.begin(workspace.id, Some(user)).await?;
+        if store::workspaces::count_of_person(&mut tx, user).await? >= MAX_OWN {
+            return Err(AuthError::Conflict("you are in too many workspaces"));
+        }
+        store::workspaces::insert(&mut tx, &workspace).await?;
+        store::members::insert(&mut tx, workspace.id, user, Role::Owner, now).await?;
+        let mut event = audit::event(&self.env, caller, Action::WorkspaceCreated, 201)
+            .on(workspace.id, workspace.name.clone());
+        event.workspace_id = workspace.id;
+        store::audit::insert(&mut tx, workspace.id, &event).await?;
+        tx.commit().await?;
+        Ok(OwnWorkspace { workspace, role: Role::Owner })
+    }
+
+    /// Renames the caller's workspace.
+    ///
+    /// # Errors
+    /// [`AuthError::Invalid`] for a bad name.
+    pub async fn rename_workspace(
+        &self,
+        caller: &Caller,
+        name: Option<&str>,
+    ) -> Result<Workspace, AuthError> {
+        let name = name.map(|name| text::name("name", name)).transpose();
+        let name = name.map_err(|why| AuthError::invalid("name", why))?;
+        let workspace = caller.workspace();
+        let mut tx = self.store.begin(workspace, None).await?;
+        if let Some(name) = name {
+            store::workspaces::rename(&mut tx, workspace, &name).await?;
+            let event =
+                audit::event(&self.env, caller, Action::WorkspaceUpdated, 200).on(workspace, name);
+            store::audit::insert(&mut tx, workspace, &event).await?;
+        }
+        let renamed = store::workspaces::get(&mut tx, workspace).await?;
+        tx.commit().await?;
+        renamed.ok_or(AuthError::NotFound("workspace"))
+    }
+
+    /// Deletes the caller's workspace with all that is in it: keys and sessions stop working at once. Its
+    /// log is kept for its time.
+    ///
+    /// # Errors
+    /// [`AuthError::Forbidden`] for anybody but an owner, [`AuthError::Invalid`] for a wrong password.
+    pub async fn delete_workspace(
+        &self,
+        caller: &Caller,
+        password: &Password,
+    ) -> Result<(), AuthError> {
+        const OWNERS: AuthError = AuthError::Forbidden("an owner deletes a workspace, nobody else");
+        let (_, user_id) = own_session(caller).map_err(|_| OWNERS)?;
+        let user = self.person(user_id).await?;
+        self.check_password(&user, "password", password).await?;
+        let workspace = caller.workspace();
+        let mut tx = self.store.begin(workspace, Some(user_id)).await?;
+        if self.lock_members(&mut tx, caller).await? != Role::Owner {
+            return Err(OWNERS);
+        }
+        let known = store::workspaces::get(&mut tx, workspace).await?;
+        let known = known.ok_or(AuthError::NotFound("workspace"))?;
+        let event = audit::event(&self.env, caller, Action::WorkspaceDeleted, 204)
+            .on(workspace, known.name);
+        store::audit::insert(&mut tx, workspace, &event).await?;
+        store::workspaces::delete(&mut tx).await?;
+        tx.commit().await?;
+        Ok(self.fence.wait().await?)
+    }
+}

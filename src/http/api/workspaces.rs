@@ -1,0 +1,76 @@
+//! The workspaces of a person.
+
+use axum::{Json, extract::State};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::{Answer, Created, workspace::WorkspaceBody};
+use crate::{
+    http::{
+        App,
+        extract::{self, Authorized, OwnSession, Query},
+    },
+    model::{id::Id, scope::Role, workspace::OwnWorkspace},
+};
+
+/// A workspace, as one of its members sees it.
+#[derive(Serialize, ToSchema)]
+pub struct OwnWorkspaceBody {
+    #[serde(flatten)]
+    workspace: WorkspaceBody,
+    /// The person's role there.
+    role: Role,
+}
+
+impl OwnWorkspaceBody {
+    fn new(app: &App, own: OwnWorkspace) -> Self {
+        Self { workspace: WorkspaceBody::new(app, own.workspace), role: own.role }
+    }
+}
+
+/// A page of workspaces.
+#[derive(Serialize, ToSchema)]
+pub struct WorkspacesBody {
+    workspaces: Vec<OwnWorkspaceBody>,
+    total: i64,
+    #[schema(required = true)]
+    next_cursor: Option<String>,
+}
+
+/// List one's own workspaces
+#[utoipa::path(get, path = "/v1/workspaces", tag = "Workspaces",
+    params(crate::http::openapi::PageParams), responses((status = 200, body = WorkspacesBody)))]
+pub async fn list(
+    caller: Authorized<OwnSession>,
+    State(app): State<App>,
+    query: Query,
+) -> Answer<Json<WorkspacesBody>> {
+    let (page, total) = app.auth.own_workspaces(&caller, query.page()?).await?;
+    let next_cursor = page.next_cursor(|own| own.workspace.id.uuid());
+    let workspaces = page.items.into_iter().map(|own| OwnWorkspaceBody::new(&app, own)).collect();
+    Ok(Json(WorkspacesBody { workspaces, total, next_cursor }))
+}
+
+/// A workspace to be.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CreateWorkspaceRequest {
+    /// What people will call it.
+    #[schema(example = "acme")]
+    name: String,
+}
+
+/// Make a workspace
+///
+/// One is its owner. The session stays where it is; see `POST /v1/auth/switch-workspace`.
+#[utoipa::path(post, path = "/v1/workspaces", tag = "Workspaces",
+    request_body = CreateWorkspaceRequest,
+    responses((status = 201, body = OwnWorkspaceBody), (status = 409)))]
+pub async fn create(
+    caller: Authorized<OwnSession>,
+    State(app): State<App>,
+    extract::Json(body): extract::Json<CreateWorkspaceRequest>,
+) -> Answer<Created<Json<OwnWorkspaceBody>>> {
+    let own = app.auth.found_workspace(&caller, &body.name).await?;
+    Ok(Created::at("/v1/workspaces".to_owned(), Json(OwnWorkspaceBody::new(&app, own))))
+}

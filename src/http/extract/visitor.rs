@@ -1,0 +1,29 @@
+use std::sync::Arc;
+
+use axum::{extract::FromRequestParts, http::request::Parts};
+
+use crate::{
+    auth::authenticate::Authenticated,
+    http::{ApiError, App, error::Code, middleware},
+    model::{audit::RequestInfo, principal::Caller},
+};
+
+/// Who asks, on a route that takes anybody: a caller where a credential was sent, which must be good.
+#[derive(Debug)]
+pub struct Visitor(pub Option<Caller>);
+
+impl FromRequestParts<App> for Visitor {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiError> {
+        let request = parts.extensions.get::<Arc<RequestInfo>>().cloned();
+        let request = request.ok_or_else(|| ApiError::internal("a request has no id"))?;
+        let Some(credential) = middleware::bearer(&parts.headers)? else { return Ok(Self(None)) };
+        match app.auth.authenticate(credential, request.began).await? {
+            Authenticated::Principal(principal) => Ok(Self(Some(Caller { principal, request }))),
+            Authenticated::RevokedKey(_) => {
+                Err(ApiError::new(Code::Unauthorized, "the API key has been revoked"))
+            }
+        }
+    }
+}

@@ -1,0 +1,209 @@
+//! Invitations to workspaces.
+
+use time::OffsetDateTime;
+
+use super::{Store, StoreError, Tx};
+use crate::model::{
+    email::Email,
+    id::{Id, InvitationId, WorkspaceId},
+    invitation::Invitation,
+    page::{Items, Page},
+    scope::Role,
+};
+
+impl Store {
+    /// Whereto an invitation is, before anybody is known.
+    ///
+    /// # Errors
+    /// When PostgreSQL cannot be reached.
+    pub async fn find_invitation(
+        &self,
+        id: InvitationId,
+    ) -> Result<Option<WorkspaceId>, StoreError> {
+        Ok(sqlx::query_scalar!(
+            r#"SELECT find_invitation($1) AS "workspace: WorkspaceId""#,
+            id.uuid()
+        )
+        .fetch_one(&self.pools.requests())
+        .await?)
+    }
+
+    /// Drops invitations that expired a while ago.
+    ///
+    /// # Errors
+    /// When PostgreSQL cannot be reached.
+    pub async fn prune_invitations(&self, now: OffsetDateTime) -> Result<(), StoreError> {
+        sqlx::query!(r#"SELECT prune_invitations($1) AS "done""#, now)
+            .fetch_one(&self.pools.own())
+            .await?;
+        Ok(())
+    }
+}
+
+/// Stores an invitation. One to the same address that has expired makes room.
+///
+/// # Errors
+/// [`Constraint::OpenInvitation`](super::Constraint::OpenInvitation) where one has not.
+pub async fn insert(
+    tx: &mut Tx,
+    workspace: WorkspaceId,
+    invitation: &Invitation,
+    email: &Email,
+) -> Result<(), StoreError> {
+    sqlx::query!(
+        "UPDATE invitations SET closed_at = $3
+         WHERE workspace_id = $1 AND email_key = $2 AND closed_at IS NULL AND expires_at <= $3",
+        workspace.uuid(),
+        email.key(),
+        invitation.created_at,
+    )
+    .execute(tx.conn())
+    .await?;
+    sqlx::query!(
+        "INSERT INTO invitations
+             (id, workspace_id, email, email_key, role, invited_by, created_at, expires_at)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
+        invitation.id.uuid(),
+        workspace.uuid(),
+        email.as_str(),
+        email.key(),
+        invitation.role.as_str(),
+        invitation.invited_by,
+        invitation.created_at,
+        invitation.expires_at,
+    )
+    .execute(tx.conn())
+    .await?;
+    Ok(())
+}
+
+/// How many invitations an address was mailed since then, by whatever workspace.
+///
+/// # Errors
+/// When PostgreSQL cannot be reached.
+pub async fn count_to(
+    tx: &mut Tx,
+    email: &Email,
+    since: OffsetDateTime,
+) -> Result<i64, StoreError> {
+    Ok(sqlx::query_scalar!(r#"SELECT count_invitations($1, $2) AS "count!""#, email.key(), since)
+        .fetch_one(tx.conn())
+        .await?)
+}
+
+/// The invitations of a workspace that are open, the newest first.
+///
+/// # Errors
+/// When PostgreSQL cannot be reached.
+pub async fn list(
+    tx: &mut Tx,
+    workspace: WorkspaceId,
+    now: OffsetDateTime,
+    page: Page,
+) -> Result<Items<Invitation>, StoreError> {
+    let open = sqlx::query_as!(
+        Invitation,
+        r#"SELECT id AS "id: InvitationId", email, role AS "role: Role", invited_by, created_at,
+                  expires_at
+           FROM invitations
+           WHERE workspace_id = $1 AND closed_at IS NULL AND expires_at > $2
+             AND ($3::uuid IS NULL OR id < $3)
+           ORDER BY id DESC LIMIT $4 OFFSET $5"#,
+        workspace.uuid(),
+        now,
+        page.before,
+        page.limit + 1,
+        page.offset,
+    )
+    .fetch_all(tx.conn())
+    .await?;
+    Ok(Items::from_excess(open, page.limit))
+}
+
+/// How many invitations of a workspace are open.
+///
+/// # Errors
+/// When PostgreSQL cannot be reached.
+pub async fn count(
+    tx: &mut Tx,
+    workspace: WorkspaceId,
+    now: OffsetDateTime,
+) -> Result<i64, StoreError> {
+    Ok(sqlx::query_scalar!(
+        r#"SELECT count(*) AS "count!" FROM invitations
+           WHERE workspace_id = $1 AND closed_at IS NULL AND expires_at > $2"#,
+        workspace.uuid(),
+        now,
+    )
+    .fetch_one(tx.conn())
+    .await?)
+}
+
+/// An invitation that is open.
+///
+/// # Errors
+/// When PostgreSQL cannot be reached.
+pub async fn get(
+    tx: &mut Tx,
+    workspace: WorkspaceId,
+    id: InvitationId,
+    now: OffsetDateTime,
+) -> Result<Option<Invitation>, StoreError> {
+    Ok(sqlx::query_as!(
+        Invitation,
+        r#"SELECT id AS "id: InvitationId", email, role AS "role: Role", invited_by, created_at,
+                  expires_at
+           FROM invitations
+           WHERE workspace_id = $1 AND id = $2 AND closed_at IS NULL AND expires_at > $3"#,
+        workspace.uuid(),
+        id.uuid(),
+        now,
+    )
+    .fetch_optional(tx.conn())
+    .await?)
+}
+
+/// Closes an invitation; false where it is closed or has expired. Of two who try at once one waits for
+/// the other.
+///
+/// # Errors
+/// When PostgreSQL cannot be reached.
+pub async fn close(
+    tx: &mut Tx,
+    workspace: WorkspaceId,
+    id: InvitationId,
+    now: OffsetDateTime,
+) -> Result<bool, StoreError> {
+    let done = sqlx::query!(
+        "UPDATE invitations SET closed_at = $3
+         WHERE workspace_id = $1 AND id = $2 AND closed_at IS NULL AND expires_at > $3",
+        workspace.uuid(),
+        id.uuid(),
+        now,
+    )
+    .execute(tx.conn())
+    .await?;
+    Ok(done.rows_affected() == 1)
+}
+
+/// Closes what somebody invited to a workspace, who may invite no longer.
+///
+/// # Errors
+/// When PostgreSQL cannot be reached.
+pub async fn close_all_of(
+    tx: &mut Tx,
+    workspace: WorkspaceId,
+    inviter: &str,
+    now: OffsetDateTime,
+) -> Result<(), StoreError> {
+    sqlx::query!(
+        "UPDATE invitations SET closed_at = $3
+         WHERE workspace_id = $1 AND invited_by = $2 AND closed_at IS NULL",
+        workspace.uuid(),
+        inviter,
+        now,
+    )
+    .execute(tx.conn())
+    .await?;
+    Ok(())
+}

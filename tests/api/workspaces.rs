@@ -1,0 +1,88 @@
+//! /v1/workspaces and /v1/workspace: made, renamed, deleted.
+
+use serde_json::json;
+
+use crate::fixture::{PASSWORD, TestApp};
+
+#[tokio::test]
+async fn a_person_has_several_workspaces() {
+    let app = TestApp::start().await;
+    let mut dana = app.register("acme").await;
+    let made = app.by(&dana.access_token, "POST", "/v1/workspaces").json(json!({ "name": "labs" }));
+    let labs = made.send().await.expect(201);
+    assert_eq!((&labs["name"], &labs["role"]), (&json!("labs"), &json!("owner")));
+    let own = app.by(&dana.access_token, "GET", "/v1/workspaces").send().await.expect(200);
+    assert_eq!(own["total"], 2);
+    assert_eq!(own["workspaces"][0]["id"], labs["id"]);
+    assert_eq!(own["workspaces"][1]["id"], dana.workspace_id);
+
+    // The session stays where it is until it is told to go.
+    let here = app.by(&dana.access_token, "GET", "/v1/workspace").send().await.expect(200);
+    assert_eq!(here["id"], dana.workspace_id);
+    let switch = json!({ "workspace_id": labs["id"] });
+    let switch = app.by(&dana.access_token, "POST", "/v1/auth/switch-workspace").json(switch);
+    dana.take(&switch.send().await.expect(200));
+    app.events_of(&dana.access_token, "action=workspace.created", 1).await;
+
+    let rename = |token: &str, name: &str| {
+        app.by(token, "PATCH", "/v1/workspace").json(json!({ "name": name }))
+    };
+    assert_eq!(rename(&dana.access_token, "lab").send().await.expect(200)["name"], "lab");
+    rename(&dana.access_token, "").send().await.refused(422, "validation_failed").blames("name");
+    let member = app.join(&dana, "member").await;
+    rename(&member.access_token, "mine").send().await.refused(403, "insufficient_scope");
+    let others = app.by(&member.access_token, "GET", "/v1/workspaces").send().await.expect(200);
+    assert_eq!(others["total"], 2, "the own one and this one: {others:#}");
+}
+
+#[tokio::test]
+async fn a_deleted_workspace_is_dead_at_once_and_its_log_is_kept() {
+    let app = TestApp::start().await;
+    let dana = app.register("acme").await;
+    let (admin, widgets) = (app.join(&dana, "admin").await, app.register("widgets-inc").await);
+    let key = app.mint(&dana, "server", "admin").await;
+    let agent = app.post("/v1/agents").bearer(&key.secret).json(json!({ "agent_name": "a" }));
+    agent.send().await.expect(201);
+    let delete = |token: &str, password: &str| {
+        app.by(token, "DELETE", "/v1/workspace").json(json!({ "password": password }))
+    };
+    delete(&key.secret, PASSWORD).send().await.refused(403, "forbidden");
+    delete(&admin.access_token, PASSWORD).send().await.refused(403, "forbidden");
+    let wrong = delete(&dana.access_token, "not this one at all").send().await;
+    wrong.refused(422, "validation_failed").blames("password");
+    assert_eq!(app.get("/v1/agents").bearer(&key.secret).send().await.status, 200);
+
+    assert_eq!(delete(&dana.access_token, PASSWORD).send().await.status, 204);
+    for credential in [&key.secret, &dana.access_token, &admin.access_token] {
+        app.get("/v1/agents").bearer(credential).send().await.refused(401, "unauthorized");
+    }
+    assert_eq!(app.get("/v1/agents").bearer(&widgets.access_token).send().await.status, 200);
+    // An admin of it signs in elsewhere; Dana, who had no other, gets a new one of her own.
+    for person in [&admin, &dana] {
+        let body = json!({ "email": person.email, "password": PASSWORD });
+        let pair = app.post("/v1/auth/login").json(body).send().await.expect(200);
+        let token = pair["access_token"].as_str().unwrap();
+        let own = app.by(token, "GET", "/v1/workspaces").send().await.expect(200);
+        assert_eq!(own["total"], 1, "{own:#}");
+        assert_ne!(own["workspaces"][0]["id"], dana.workspace_id);
+    }
+    let mut connection = app.database.connect().await;
+    let workspace = call2me_auth::model::id::parse("ws", &dana.workspace_id).unwrap();
+    let count = async |connection: &mut sqlx::PgConnection, sql: &'static str| {
+        let count = sqlx::query_scalar::<_, i64>(sql).bind(workspace);
+        count.fetch_one(connection).await.unwrap()
+    };
+    let kept = "SELECT count(*) FROM audit_events
+                WHERE workspace_id = $1 AND action IN ('api_key.created', 'workspace.deleted')";
+    assert_eq!(count(&mut connection, kept).await, 2);
+    for gone in [
+        "SELECT count(*) FROM api_keys WHERE workspace_id = $1",
+        "SELECT count(*) FROM documents WHERE workspace_id = $1",
+        "SELECT count(*) FROM sessions WHERE workspace_id = $1",
+    ] {
+        assert_eq!(count(&mut connection, gone).await, 0, "{gone}");
+    }
+    // One announcement, however much is in it.
+    let told = "SELECT count(*) FROM invalidations WHERE workspace_id = $1 AND user_id IS NULL";
+    assert_eq!(count(&mut connection, told).await, 1);
+}
