@@ -243,6 +243,9 @@ async fn look_after_partitions(store: Store, env: Env) {
         if let Err(error) = store.prune_one_time_tokens(env.clock.now()).await {
             tracing::warn!(%error, "cannot drop old tokens of links");
         }
+        if let Err(error) = store.prune_mfa_challenges(env.clock.now()).await {
+            tracing::warn!(%error, "cannot drop old challenges");
+        }
         if let Err(error) = store.prune_invitations(env.clock.now()).await {
             tracing::warn!(%error, "cannot drop old invitations");
         }

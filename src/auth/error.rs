@@ -1,3 +1,5 @@
+use secrecy::SecretString;
+
 use crate::{
     model::{Invalid, scope::Scope},
     store::{Constraint, StoreError},
@@ -18,6 +20,15 @@ pub enum AuthError {
     /// Wrong password or unknown address: the same to the caller.
     #[error("the e-mail address or the password is wrong")]
     InvalidCredentials,
+    /// The password was right; a second factor is due, which completes the sign-in with this token.
+    #[error("a code of your authenticator is required")]
+    MfaRequired(SecretString),
+    /// The second factor is wrong, or comes too late.
+    #[error("{0}")]
+    InvalidSecondFactor(&'static str),
+    /// Guesses are over, for so many seconds.
+    #[error("too many wrong attempts")]
+    TooManyAttempts(u64),
     /// There is an account already, and only its own session may do this.
     #[error("there is an account with this e-mail address: sign in, then do it with its session")]
     SignInFirst,

@@ -196,7 +196,8 @@ impl Auth {
     ///
     /// # Errors
     /// [`AuthError::InvalidCredentials`] for an unknown address and a wrong password alike,
-    /// [`AuthError::Forbidden`] for a workspace that the person is no member of.
+    /// [`AuthError::MfaRequired`] where the sign-in takes a code, [`AuthError::Forbidden`] for a workspace
+    /// that the person is no member of.
     pub async fn login(
         &self,
         email: &str,
@@ -232,7 +233,29 @@ impl Auth {
             _ => None,
         };
         let mut tx = self.store.begin_personal(account.user_id).await?;
-        let memberships = store::members::of_person(&mut tx, account.user_id).await?;
+        if let (Some(new), Some(old)) = (renewed, &account.password_hash) {
+            // Not, where the password was changed meanwhile.
+            store::users::replace_password_hash(&mut tx, old, &new).await?;
+        }
+        if let Some(token) = self.challenge(&mut tx, account.user_id, wanted).await? {
+            tx.commit().await?;
+            return Err(AuthError::MfaRequired(token));
+        }
+        let pair = self.enter(&mut tx, account, wanted, request).await?;
+        tx.commit().await?;
+        Ok(pair)
+    }
+
+    /// Opens a session for who has shown who they are, in a transaction of that person, which is to
+    /// commit.
+    pub(super) async fn enter(
+        &self,
+        tx: &mut Tx,
+        account: &SignIn,
+        wanted: Option<WorkspaceId>,
+        request: &Arc<RequestInfo>,
+    ) -> Result<TokenPair, AuthError> {
+        let memberships = store::members::of_person(tx, account.user_id).await?;
         let is = |id: WorkspaceId| memberships.iter().find(move |m| m.workspace_id == id);
         let membership = match wanted {
             Some(id) => is(id),
@@ -241,26 +264,17 @@ impl Auth {
         let membership = match (membership, wanted) {
             (Some(membership), _) => *membership,
             // Taken out of the last one: nobody is left with an account that opens nothing.
-            (None, None) => self.found_first(&mut tx, account, request).await?,
+            (None, None) => self.found_first(tx, account, request).await?,
             (None, Some(_)) => {
                 self.note_failure(account, request, "not_a_member", 403).await?;
                 return Err(AuthError::Forbidden("you are no member of this workspace"));
             }
         };
         tx.enter(membership.workspace_id).await?;
-        let user = store::users::get(&mut tx, account.user_id)
-            .await?
-            .ok_or(AuthError::InvalidCredentials)?;
-        if let (Some(new), Some(old)) = (renewed, &account.password_hash) {
-            // Not, where the password was changed meanwhile.
-            store::users::replace_password_hash(&mut tx, old, &new).await?;
-        }
-        store::users::set_last_workspace(&mut tx, user.id, membership.workspace_id).await?;
-        let pair = self
-            .open_session(&mut tx, &user, membership.workspace_id, membership.role, request, 200)
-            .await?;
-        tx.commit().await?;
-        Ok(pair)
+        let user =
+            store::users::get(tx, account.user_id).await?.ok_or(AuthError::InvalidCredentials)?;
+        store::users::set_last_workspace(tx, user.id, membership.workspace_id).await?;
+        self.open_session(tx, &user, membership.workspace_id, membership.role, request, 200).await
     }
 
     /// Makes a workspace for a person who has none, in a transaction of that person.
@@ -329,7 +343,7 @@ impl Auth {
 
     /// Through the queue, not in a transaction, and without waiting for its commit where durability is
     /// strict: a wrong password must not take longer than an unknown address.
-    async fn note_failure(
+    pub(super) async fn note_failure(
         &self,
         account: &SignIn,
         request: &Arc<RequestInfo>,

@@ -3,7 +3,8 @@
 //! - [`authenticate`]: a credential becomes a [`Principal`](crate::model::principal::Principal);
 //!   [`verify_key`] is where a key is verified, [`verify_jwt`] where an access token is.
 //! - [`check_scope`]: what a principal may do. One pure function.
-//! - [`login`], [`refresh`], [`sessions`]: sessions. [`recovery`]: passwords changed and forgotten.
+//! - [`login`], [`refresh`], [`sessions`]: sessions. [`second_factor`]: codes besides a password.
+//!   [`recovery`]: passwords changed and forgotten.
 //! - [`members`], [`invitations`], [`workspaces`]: who shares what with whom.
 //! - [`keys`]: the life of API keys.
 //! - [`password`], [`signing_keys`], [`secrets`]: what they are made of.
@@ -21,6 +22,7 @@ pub mod password;
 mod reauthenticate;
 pub mod recovery;
 pub mod refresh;
+pub mod second_factor;
 pub mod secrets;
 pub mod sessions;
 pub mod signing_keys;
@@ -35,7 +37,10 @@ use crate::{
     coherence::Fence,
     config::{Registration, Settings},
     env::Env,
-    model::{api_key::Environment, one_time_token::TokenKey, refresh_token::RefreshKey},
+    model::{
+        api_key::Environment, one_time_token::TokenKey, refresh_token::RefreshKey,
+        second_factor::SecondFactorKey,
+    },
     store::Store,
 };
 
@@ -59,6 +64,7 @@ pub struct Auth {
     passwords: PasswordHasher,
     refresh_key: RefreshKey,
     token_key: TokenKey,
+    second_factor_key: SecondFactorKey,
     signing_keys: Arc<SigningKeys>,
     lifetimes: Lifetimes,
     registration: Registration,
@@ -93,6 +99,7 @@ impl Auth {
             passwords: PasswordHasher::start(settings.passwords, &env)?,
             refresh_key: secrets.refresh_key()?,
             token_key: secrets.token_key()?,
+            second_factor_key: secrets.second_factor_key()?,
             signing_keys: Arc::new(signing_keys),
             environment: settings.keys.environment.clone(),
             issuer: settings.server.public_url.as_str().into(),

@@ -116,7 +116,7 @@ impl Auth {
     }
 
     /// Puts what a person did to the own account into the logs of all workspaces of that person.
-    async fn tell_workspaces(
+    pub(super) async fn tell_workspaces(
         &self,
         tx: &mut Tx,
         user: &User,

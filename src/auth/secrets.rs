@@ -14,11 +14,12 @@ use zeroize::Zeroizing;
 use crate::{
     config::EncryptionKey,
     env::Env,
-    model::{one_time_token::TokenKey, refresh_token::RefreshKey},
+    model::{one_time_token::TokenKey, refresh_token::RefreshKey, second_factor::SecondFactorKey},
 };
 
 const REFRESH_TOKENS: &[u8] = b"call2me-auth refresh tokens v1";
 const ONE_TIME_TOKENS: &[u8] = b"call2me-auth one-time tokens v1";
+const SECOND_FACTORS: &[u8] = b"call2me-auth second factors v1";
 const SIGNING_KEYS: &[u8] = b"call2me-auth signing keys v1";
 
 /// Derives keys; never printed.
@@ -53,6 +54,14 @@ impl Secrets {
     /// When the cryptographic library fails.
     pub fn token_key(&self) -> Result<TokenKey, String> {
         Ok(TokenKey::new(&*self.derive(ONE_TIME_TOKENS)?))
+    }
+
+    /// The key that second factors are derived under.
+    ///
+    /// # Errors
+    /// When the cryptographic library fails.
+    pub fn second_factor_key(&self) -> Result<SecondFactorKey, String> {
+        Ok(SecondFactorKey::new(&*self.derive(SECOND_FACTORS)?))
     }
 
     /// Seals a signing key's private half; `context` is bound to it.

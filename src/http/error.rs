@@ -11,6 +11,7 @@ use axum::{
     http::{HeaderName, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
+use secrecy::{ExposeSecret, SecretString};
 use serde::Serialize;
 
 use crate::{
@@ -32,6 +33,8 @@ pub enum Code {
     TokenExpired,
     /// Sign-in: unknown address and wrong password alike.
     InvalidCredentials,
+    /// The password was right, a second factor is due: `mfa_token` completes the sign-in.
+    MfaRequired,
     /// The refresh token is unknown, expired, revoked or reused: sign in again.
     InvalidRefreshToken,
     /// The credential lacks the scope.
@@ -67,6 +70,7 @@ impl Code {
             Self::Unauthorized
             | Self::TokenExpired
             | Self::InvalidCredentials
+            | Self::MfaRequired
             | Self::InvalidRefreshToken => StatusCode::UNAUTHORIZED,
             Self::InsufficientScope | Self::Forbidden => StatusCode::FORBIDDEN,
             Self::NotFound => StatusCode::NOT_FOUND,
@@ -90,6 +94,8 @@ pub struct ApiError {
     message: Cow<'static, str>,
     field: Option<Cow<'static, str>>,
     required_scope: Option<Scope>,
+    /// What completes a sign-in whose password was right.
+    mfa_token: Option<SecretString>,
     /// Whether a credential was sent, for the challenge of a 401.
     credential_sent: bool,
     retry_after: Option<u64>,
@@ -105,6 +111,7 @@ impl ApiError {
             message: message.into(),
             field: None,
             required_scope: None,
+            mfa_token: None,
             credential_sent: true,
             retry_after: None,
             cause: None,
@@ -209,7 +216,7 @@ impl ApiError {
                      {metadata}"
                 ))
             }
-            Code::InvalidCredentials | Code::InvalidRefreshToken => {
+            Code::InvalidCredentials | Code::MfaRequired | Code::InvalidRefreshToken => {
                 Some("Bearer realm=\"call2me\"".to_owned())
             }
             _ => None,
@@ -234,6 +241,9 @@ pub struct ErrorBody {
     /// The message once more: the official SDKs read it here.
     #[schema(example = "name must be 1 to 100 characters")]
     pub detail: String,
+    /// On `mfa_required`: what `POST /v1/auth/mfa/verify` takes, with a code.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mfa_token: Option<String>,
 }
 
 /// What is wrong.
@@ -266,6 +276,7 @@ pub(super) fn render(error: &ApiError, response: &mut Response, id: RequestId, p
             request_id: id,
         },
         detail: error.message.to_string(),
+        mfa_token: error.mfa_token.as_ref().map(|token| token.expose_secret().to_owned()),
     };
     *response.body_mut() = Body::from(serde_json::to_vec(&body).unwrap_or_default());
     let headers = response.headers_mut();
@@ -295,7 +306,13 @@ impl From<AuthError> for ApiError {
             AuthError::SignInFirst => {
                 Self { credential_sent: false, ..Self::new(Code::Unauthorized, message) }
             }
-            AuthError::InvalidCredentials => Self::new(Code::InvalidCredentials, message),
+            AuthError::InvalidCredentials | AuthError::InvalidSecondFactor(_) => {
+                Self::new(Code::InvalidCredentials, message)
+            }
+            AuthError::MfaRequired(token) => {
+                Self { mfa_token: Some(token), ..Self::new(Code::MfaRequired, message) }
+            }
+            AuthError::TooManyAttempts(seconds) => Self::rate_limited(seconds),
             AuthError::InvalidRefreshToken => Self::new(Code::InvalidRefreshToken, message),
             AuthError::InsufficientScope { required, .. } => Self {
                 required_scope: Some(required),

@@ -15,7 +15,7 @@ use super::{
     App,
     api::{
         agents, api_keys, audit_log, auth, branding, calls, campaigns, invitations, knowledge_base,
-        members, passwords, sessions, users, verify, wallet, workspace, workspaces,
+        members, mfa, passwords, sessions, users, verify, wallet, workspace, workspaces,
     },
     extract::{Access, Admin, GuardedBy, Open, OwnSession, ReadOnly, Rule, SignIn, Write},
     well_known,
@@ -86,6 +86,10 @@ pub fn table() -> Vec<Route> {
         POST   "/v1/auth/password/reset"        SignIn     => passwords::reset;
         POST   "/v1/auth/verify-email"          SignIn     => passwords::verify_email;
         POST   "/v1/auth/verify-email/send"     OwnSession => passwords::send_verification;
+        POST   "/v1/auth/mfa/verify"            SignIn     => mfa::verify;
+        POST   "/v1/auth/mfa/totp"              OwnSession => mfa::enrol;
+        POST   "/v1/auth/mfa/totp/confirm"      OwnSession => mfa::confirm;
+        DELETE "/v1/auth/mfa/totp"              OwnSession => mfa::remove;
         GET    "/v1/auth/me"                    ReadOnly   => auth::me;
         ANY    "/v1/auth/verify"                ReadOnly   => verify::verify;
         ANY    "/v1/auth/verify/"               ReadOnly   => verify::verify_root;

@@ -94,6 +94,26 @@ impl Letter {
         }
     }
 
+    pub(super) fn second_factor(public_url: &str, is_on: bool, origin: &Origin) -> Self {
+        let (subject, paragraph) = if is_on {
+            (
+                "Two-factor sign-in is on",
+                "From now on, signing in takes a code of your authenticator.",
+            )
+        } else {
+            ("Two-factor sign-in is off", "From now on, your password alone signs in.")
+        };
+        Self {
+            subject: subject.to_owned(),
+            paragraphs: vec![paragraph.to_owned(), told(origin)],
+            link: Some(Link {
+                label: "If it was not you, choose a new password now",
+                url: format!("{public_url}/forgot-password"),
+            }),
+            note: "If it was you, there is nothing to do.".to_owned(),
+        }
+    }
+
     pub(super) fn session_reuse(public_url: &str, origin: &Origin) -> Self {
         Self {
             subject: "We ended one of your sessions".to_owned(),

@@ -241,6 +241,12 @@ impl Mailer {
             MailSubject::PasswordChanged { origin } => {
                 Letter::password_changed(&self.public_url, origin)
             }
+            MailSubject::SecondFactorAdded { origin } => {
+                Letter::second_factor(&self.public_url, true, origin)
+            }
+            MailSubject::SecondFactorRemoved { origin } => {
+                Letter::second_factor(&self.public_url, false, origin)
+            }
             MailSubject::SessionReuse { origin } => Letter::session_reuse(&self.public_url, origin),
         }))
     }

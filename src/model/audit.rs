@@ -36,6 +36,10 @@ pub enum Action {
     SessionSwitched,
     /// A person chose another password.
     PasswordChanged,
+    /// A person's sign-in takes a code from now on.
+    SecondFactorAdded,
+    /// A person's sign-in takes no code any more.
+    SecondFactorRemoved,
     /// A person showed that the address is theirs.
     EmailVerified,
     /// A refresh token was used a second time; its session was ended.
@@ -79,6 +83,8 @@ impl Action {
             Self::SessionEnded => "session.ended",
             Self::SessionSwitched => "session.switched",
             Self::PasswordChanged => "member.password_changed",
+            Self::SecondFactorAdded => "member.mfa_enabled",
+            Self::SecondFactorRemoved => "member.mfa_disabled",
             Self::EmailVerified => "member.email_verified",
             Self::SessionReuseDetected => "session.reuse_detected",
             Self::LoginFailed => "login.failed",

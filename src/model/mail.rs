@@ -47,6 +47,16 @@ pub enum MailSubject {
         /// From where.
         origin: Origin,
     },
+    /// Sign-in takes a code from now on.
+    SecondFactorAdded {
+        /// From where.
+        origin: Origin,
+    },
+    /// Sign-in takes no code any more.
+    SecondFactorRemoved {
+        /// From where.
+        origin: Origin,
+    },
     /// A refresh token was used a second time; the session was ended.
     SessionReuse {
         /// From where it was used.
@@ -63,6 +73,8 @@ impl MailSubject {
             Self::VerifyEmail { .. } => "verify_email",
             Self::Invitation { .. } => "invitation",
             Self::PasswordChanged { .. } => "password_changed",
+            Self::SecondFactorAdded { .. } => "second_factor_added",
+            Self::SecondFactorRemoved { .. } => "second_factor_removed",
             Self::SessionReuse { .. } => "session_reuse",
         }
     }

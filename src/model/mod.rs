@@ -18,6 +18,7 @@ pub mod password;
 pub mod principal;
 pub mod refresh_token;
 pub mod scope;
+pub mod second_factor;
 pub mod session;
 pub mod signing_key;
 pub mod text;

@@ -23,6 +23,8 @@ pub enum Purpose {
     VerifyEmail,
     /// To join a workspace.
     Invitation,
+    /// To complete a sign-in by a second factor.
+    SecondFactor,
 }
 
 impl Purpose {
@@ -33,6 +35,7 @@ impl Purpose {
             Self::ResetPassword => "reset_password",
             Self::VerifyEmail => "verify_email",
             Self::Invitation => "invitation",
+            Self::SecondFactor => "second_factor",
         }
     }
 }

@@ -17,6 +17,7 @@ pub mod members;
 pub mod migrate;
 pub mod one_time_tokens;
 mod pools;
+pub mod second_factor;
 pub mod sessions;
 pub mod signing_keys;
 pub mod users;

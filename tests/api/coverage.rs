@@ -11,6 +11,11 @@ use serde_json::{Value, json};
 
 use crate::fixture::{Key, PASSWORD, Person, TestApp};
 
+/// What would end the person's access, or ask for more at the next sign-in: whom the guard lets through
+/// is told here what is missing. How they succeed is tested in workspaces.rs and mfa.rs.
+const LOCKING_OUT: [&str; 3] =
+    ["DELETE /v1/workspace", "POST /v1/auth/mfa/totp/confirm", "DELETE /v1/auth/mfa/totp"];
+
 /// For addresses that nobody was invited at.
 static NEXT: AtomicUsize = AtomicUsize::new(0);
 
@@ -157,12 +162,6 @@ async fn every_route_keeps_its_rule() {
             }
         }
 
-        // An owner's alone, and the end of this one: see workspaces.rs.
-        if what == "DELETE /v1/workspace" {
-            call(Some(acme.key(Scope::Admin))).send().await.refused(422, "validation_failed");
-            checked += 1;
-            continue;
-        }
         let right = match requirement {
             Requirement::Scope(required) => call(Some(acme.key(required))).send().await,
             Requirement::OwnSession => {
@@ -171,9 +170,13 @@ async fn every_route_keeps_its_rule() {
                 call(Some(pair["access_token"].as_str().unwrap())).send().await
             }
         };
+        checked += 1;
+        if LOCKING_OUT.contains(&what.as_str()) {
+            right.refused(422, "validation_failed");
+            continue;
+        }
         assert!(right.status.is_success(), "{what}: {}", right.text);
         assert_eq!(right.status == 201, right.headers.contains_key("location"), "{what}");
-        checked += 1;
     }
     assert!(checked > 35, "{checked}");
 }

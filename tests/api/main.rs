@@ -30,6 +30,7 @@ mod layering;
 mod mail;
 mod members;
 mod metrics;
+mod mfa;
 mod openapi;
 mod passwords;
 mod rate_limits;

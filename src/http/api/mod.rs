@@ -16,6 +16,7 @@ mod documents;
 pub mod invitations;
 pub mod knowledge_base;
 pub mod members;
+pub mod mfa;
 pub mod passwords;
 pub mod sessions;
 pub mod users;

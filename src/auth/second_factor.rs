@@ -1,0 +1,222 @@
+//! The second factor of a sign-in: an authenticator's codes, and recovery codes in its stead.
+//!
+//! Guesses are few: five for a right password, and ten an hour for an account. Only who knows the password
+//! comes to guess, so no stranger can use them up.
+
+use std::{sync::Arc, time::Duration};
+
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use secrecy::{ExposeSecret, SecretString};
+
+use super::{
+    Auth, AuthError, login::TokenPair, reauthenticate::UNCONFIRMED, recovery::address_of,
+    sessions::own_session,
+};
+use crate::{
+    model::{
+        audit::{Action, RequestInfo},
+        id::{UserId, WorkspaceId},
+        mail::MailSubject,
+        one_time_token::Purpose,
+        password::Password,
+        principal::Caller,
+        second_factor::STEP_SECONDS,
+    },
+    store::{self, Tx, second_factor::Factor},
+};
+
+/// How long a challenge can be met.
+const CHALLENGE_LIFETIME: Duration = Duration::from_mins(5);
+/// Wrong codes to a challenge.
+const MAX_WRONG_CODES: i32 = 5;
+/// Wrong codes of a person within [`PERIOD`].
+const MAX_WRONG_IN_PERIOD: i64 = 10;
+const PERIOD: Duration = Duration::from_hours(1);
+
+/// The refusal of a challenge's token, whatever is wrong with it.
+const SIGN_IN_AGAIN: AuthError = AuthError::InvalidSecondFactor("sign in again, then give a code");
+const WRONG_CODE: AuthError = AuthError::InvalidSecondFactor("the code is wrong");
+
+/// What an authenticator is set up with, shown once.
+#[derive(Debug)]
+pub struct Enrolment {
+    /// The secret, base32.
+    pub secret: SecretString,
+    /// The same as a URI, of which a QR code is made.
+    pub uri: SecretString,
+}
+
+impl Auth {
+    /// Begins with an authenticator. Codes are asked for once a first one was shown.
+    ///
+    /// # Errors
+    /// [`AuthError::Conflict`] where there is one, [`AuthError::Forbidden`] for a person who has neither
+    /// just signed in nor given the password, [`AuthError::Invalid`] for a wrong password.
+    pub async fn enrol_totp(
+        &self,
+        caller: &Caller,
+        password: Option<&Password>,
+    ) -> Result<Enrolment, AuthError> {
+        let (_, user_id) = own_session(caller)?;
+        if !self.is_confirmed(caller, password).await? {
+            return Err(UNCONFIRMED);
+        }
+        let user = self.person(user_id).await?;
+        let (factor, now) = (self.env.new_uuid(), self.env.clock.now());
+        let mut tx = self.store.begin_personal(user_id).await?;
+        if !store::second_factor::start(&mut tx, user_id, factor, now).await? {
+            return Err(AuthError::Conflict("there is an authenticator already"));
+        }
+        tx.commit().await?;
+        let secret = self.second_factor_key.secret(factor).to_base32();
+        let uri = otpauth_uri(&self.issuer, &user.email, &secret);
+        Ok(Enrolment { secret, uri })
+    }
+
+    /// Shows a first code of an authenticator, from when on codes are asked for; answers the recovery
+    /// codes, this once.
+    ///
+    /// # Errors
+    /// [`AuthError::Invalid`] for a wrong code, [`AuthError::Conflict`] where nothing is to be confirmed.
+    pub async fn confirm_totp(
+        &self,
+        caller: &Caller,
+        code: &str,
+    ) -> Result<Vec<SecretString>, AuthError> {
+        let (_, user_id) = own_session(caller)?;
+        let user = self.person(user_id).await?;
+        let now = self.env.clock.now();
+        let mut tx = self.store.begin_personal(user_id).await?;
+        let factor = store::second_factor::lock(&mut tx, user_id).await?;
+        let factor = factor
+            .filter(|factor| !factor.confirmed)
+            .ok_or(AuthError::Conflict("there is no authenticator to be confirmed"))?;
+        let secret = self.second_factor_key.secret(factor.id);
+        let step = secret.matching_step(code, now.unix_timestamp(), factor.last_step);
+        let wrong = || AuthError::Invalid { field: "code", reason: "code is wrong".to_owned() };
+        store::second_factor::accept_step(&mut tx, user_id, step.ok_or_else(wrong)?, now).await?;
+        let origin = self.origin(&caller.request);
+        let subject = MailSubject::SecondFactorAdded { origin };
+        self.mail(&mut tx, user.email.clone(), subject).await?;
+        self.tell_workspaces(&mut tx, &user, Action::SecondFactorAdded, &caller.request).await?;
+        tx.commit().await?;
+        Ok(self.second_factor_key.recovery_codes(factor.id))
+    }
+
+    /// Takes the caller's authenticator away.
+    ///
+    /// # Errors
+    /// [`AuthError::Invalid`] for a wrong password, [`AuthError::NotFound`] where there is none.
+    pub async fn remove_totp(&self, caller: &Caller, password: &Password) -> Result<(), AuthError> {
+        let (_, user_id) = own_session(caller)?;
+        let user = self.person(user_id).await?;
+        self.check_password(&user, "password", password).await?;
+        let mut tx = self.store.begin_personal(user_id).await?;
+        if !store::second_factor::remove(&mut tx, user_id).await? {
+            return Err(AuthError::NotFound("authenticator"));
+        }
+        let origin = self.origin(&caller.request);
+        let subject = MailSubject::SecondFactorRemoved { origin };
+        self.mail(&mut tx, user.email.clone(), subject).await?;
+        self.tell_workspaces(&mut tx, &user, Action::SecondFactorRemoved, &caller.request).await?;
+        Ok(tx.commit().await?)
+    }
+
+    /// Whether a person's sign-in takes a code; then it stores the challenge and answers its token.
+    pub(super) async fn challenge(
+        &self,
+        tx: &mut Tx,
+        user: UserId,
+        wanted: Option<WorkspaceId>,
+    ) -> Result<Option<SecretString>, AuthError> {
+        let factor = store::second_factor::lock(tx, user).await?;
+        if !factor.is_some_and(|factor| factor.confirmed) {
+            return Ok(None);
+        }
+        let (id, now) = (self.env.new_uuid(), self.env.clock.now());
+        let until = now + CHALLENGE_LIFETIME;
+        store::second_factor::insert_challenge(tx, user, id, wanted, now, until).await?;
+        Ok(Some(self.token_key.derive(Purpose::SecondFactor, id)))
+    }
+
+    /// Completes a sign-in by a code of the authenticator, or a recovery code.
+    ///
+    /// # Errors
+    /// [`AuthError::InvalidSecondFactor`] for a wrong code, or a token that does not work;
+    /// [`AuthError::TooManyAttempts`] after too many wrong ones.
+    pub async fn meet_challenge(
+        &self,
+        token: &str,
+        code: &str,
+        request: &Arc<RequestInfo>,
+    ) -> Result<TokenPair, AuthError> {
+        let id = self.token_key.verify(Purpose::SecondFactor, token).ok_or(SIGN_IN_AGAIN)?;
+        let user_id = self.store.find_mfa_challenge(id).await?.ok_or(SIGN_IN_AGAIN)?;
+        let user = self.person(user_id).await?;
+        let account = self.store.find_sign_in(&address_of(&user.email)?).await?;
+        let account = account.ok_or(SIGN_IN_AGAIN)?;
+        let now = self.env.clock.now();
+        let mut tx = self.store.begin_personal(user_id).await?;
+        // The factor first: guesses for a person take turns, whatever the challenge.
+        let factor = store::second_factor::lock(&mut tx, user_id).await?.ok_or(SIGN_IN_AGAIN)?;
+        let challenge = store::second_factor::lock_challenge(&mut tx, user_id, id, now).await?;
+        let challenge = challenge
+            .filter(|challenge| challenge.wrong_codes < MAX_WRONG_CODES)
+            .ok_or(SIGN_IN_AGAIN)?;
+        let (wrong, first) =
+            store::second_factor::wrong_codes(&mut tx, user_id, now - PERIOD).await?;
+        if wrong >= MAX_WRONG_IN_PERIOD {
+            let left = first.map_or(time::Duration::ZERO, |first| first + PERIOD - now);
+            let seconds = u64::try_from(left.whole_seconds()).unwrap_or_default() + 1;
+            return Err(AuthError::TooManyAttempts(seconds));
+        }
+        if !self.accept_code(&mut tx, user_id, &factor, code).await? {
+            store::second_factor::count_wrong_code(&mut tx, user_id, id).await?;
+            tx.commit().await?;
+            self.note_failure(&account, request, "wrong_code", 401).await?;
+            return Err(WRONG_CODE);
+        }
+        store::second_factor::use_challenge(&mut tx, user_id, id, now).await?;
+        let pair = self.enter(&mut tx, &account, challenge.workspace, request).await?;
+        tx.commit().await?;
+        Ok(pair)
+    }
+
+    /// Uses a code up, if it is one.
+    async fn accept_code(
+        &self,
+        tx: &mut Tx,
+        user: UserId,
+        factor: &Factor,
+        code: &str,
+    ) -> Result<bool, AuthError> {
+        let now = self.env.clock.now();
+        let secret = self.second_factor_key.secret(factor.id);
+        let code = code.trim();
+        let step = secret.matching_step(code, now.unix_timestamp(), factor.last_step);
+        if let Some(step) = step {
+            store::second_factor::accept_step(tx, user, step, now).await?;
+            return Ok(true);
+        }
+        let recovery = self.second_factor_key.find_recovery_code(factor.id, code);
+        let unused = |number: &u8| factor.used_recovery_codes & (1 << number) == 0;
+        match recovery.filter(unused) {
+            Some(number) => {
+                store::second_factor::use_recovery_code(tx, user, number).await?;
+                Ok(true)
+            }
+            None => Ok(false),
+        }
+    }
+}
+
+/// The URI of Google Authenticator's "key URI format", which all others read.
+fn otpauth_uri(public_url: &str, email: &str, secret: &SecretString) -> SecretString {
+    let encode = |text: &str| utf8_percent_encode(text, NON_ALPHANUMERIC).to_string();
+    let host = public_url.split("//").last().unwrap_or(public_url);
+    let (issuer, account, secret) = (encode(host), encode(email), secret.expose_secret());
+    format!(
+        "otpauth://totp/{issuer}:{account}?secret={secret}&issuer={issuer}&period={STEP_SECONDS}"
+    )
+    .into()
+}

@@ -1,0 +1,245 @@
+//! Second factors, and sign-ins that wait for one.
+
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use super::{Store, StoreError, Tx};
+use crate::model::id::{Id, UserId, WorkspaceId};
+
+/// A person's authenticator; read under a lock.
+#[derive(Debug)]
+pub struct Factor {
+    /// What its secret is derived from.
+    pub id: Uuid,
+    /// Whether the person has shown a first code.
+    pub confirmed: bool,
+    /// The step of the last code that was accepted.
+    pub last_step: i64,
+    /// A bit for each recovery code that was used.
+    pub used_recovery_codes: i32,
+}
+
+/// A sign-in whose password was right; read under a lock.
+#[derive(Debug)]
+pub struct Challenge {
+    /// The workspace that was asked for.
+    pub workspace: Option<WorkspaceId>,
+    /// Wrong codes so far.
+    pub wrong_codes: i32,
+}
+
+impl Store {
+    /// Whose challenge this is, before anybody is known.
+    ///
+    /// # Errors
+    /// When PostgreSQL cannot be reached.
+    pub async fn find_mfa_challenge(&self, id: Uuid) -> Result<Option<UserId>, StoreError> {
+        Ok(sqlx::query_scalar!(r#"SELECT find_mfa_challenge($1) AS "user: UserId""#, id)
+            .fetch_one(&self.pools.requests())
+            .await?)
+    }
+
+    /// Drops challenges that nobody can meet any more.
+    ///
+    /// # Errors
+    /// When PostgreSQL cannot be reached.
+    pub async fn prune_mfa_challenges(&self, now: OffsetDateTime) -> Result<(), StoreError> {
+        sqlx::query!(r#"SELECT prune_mfa_challenges($1) AS "done""#, now)
+            .fetch_one(&self.pools.own())
+            .await?;
+        Ok(())
+    }
+}
+
+/// A person's authenticator, if there is one. Codes for it take turns until the transaction ends.
+///
+/// # Errors
+/// When PostgreSQL cannot be reached.
+pub async fn lock(tx: &mut Tx, user: UserId) -> Result<Option<Factor>, StoreError> {
+    Ok(sqlx::query_as!(
+        Factor,
+        r#"SELECT factor_id AS id, confirmed_at IS NOT NULL AS "confirmed!", last_step,
+                  used_recovery_codes
+           FROM totp_factors WHERE user_id = $1 FOR UPDATE"#,
+        user.uuid(),
+    )
+    .fetch_optional(tx.conn())
+    .await?)
+}
+
+/// Begins with another authenticator; false where there is one that was confirmed.
+///
+/// # Errors
+/// When PostgreSQL cannot be reached.
+pub async fn start(
+    tx: &mut Tx,
+    user: UserId,
+    factor: Uuid,
+    now: OffsetDateTime,
+) -> Result<bool, StoreError> {
+    let done = sqlx::query!(
+        "INSERT INTO totp_factors AS f (user_id, factor_id, created_at) VALUES ($1, $2, $3)
+         ON CONFLICT (user_id) DO UPDATE
+             SET factor_id = excluded.factor_id, created_at = excluded.created_at, last_step = 0
+             WHERE f.confirmed_at IS NULL",
+        user.uuid(),
+        factor,
+        now,
+    )
+    .execute(tx.conn())
+    .await?;
+    Ok(done.rows_affected() == 1)
+}
+
+/// Notes that a code was accepted; from the first one on, codes are asked for.
+///
+/// # Errors
+/// When PostgreSQL cannot be reached.
+pub async fn accept_step(
+    tx: &mut Tx,
+    user: UserId,
+    step: i64,
+    now: OffsetDateTime,
+) -> Result<(), StoreError> {
+    sqlx::query!(
+        "UPDATE totp_factors SET last_step = $2, confirmed_at = coalesce(confirmed_at, $3)
+         WHERE user_id = $1",
+        user.uuid(),
+        step,
+        now,
+    )
+    .execute(tx.conn())
+    .await?;
+    Ok(())
+}
+
+/// Notes that a recovery code was used.
+///
+/// # Errors
+/// When PostgreSQL cannot be reached.
+pub async fn use_recovery_code(tx: &mut Tx, user: UserId, number: u8) -> Result<(), StoreError> {
+    sqlx::query!(
+        "UPDATE totp_factors SET used_recovery_codes = used_recovery_codes | (1 << $2)
+         WHERE user_id = $1",
+        user.uuid(),
+        i32::from(number),
+    )
+    .execute(tx.conn())
+    .await?;
+    Ok(())
+}
+
+/// Takes a person's authenticator away; false where there was none.
+///
+/// # Errors
+/// When PostgreSQL cannot be reached.
+pub async fn remove(tx: &mut Tx, user: UserId) -> Result<bool, StoreError> {
+    let done = sqlx::query!("DELETE FROM totp_factors WHERE user_id = $1", user.uuid())
+        .execute(tx.conn())
+        .await?;
+    Ok(done.rows_affected() == 1)
+}
+
+/// Stores a challenge.
+///
+/// # Errors
+/// When PostgreSQL cannot be reached.
+pub async fn insert_challenge(
+    tx: &mut Tx,
+    user: UserId,
+    id: Uuid,
+    workspace: Option<WorkspaceId>,
+    created_at: OffsetDateTime,
+    expires_at: OffsetDateTime,
+) -> Result<(), StoreError> {
+    sqlx::query!(
+        "INSERT INTO mfa_challenges (id, user_id, workspace_id, created_at, expires_at)
+         VALUES ($1, $2, $3, $4, $5)",
+        id,
+        user.uuid(),
+        workspace.map(Id::uuid),
+        created_at,
+        expires_at,
+    )
+    .execute(tx.conn())
+    .await?;
+    Ok(())
+}
+
+/// A challenge that can still be met, which is this transaction's until it ends.
+///
+/// # Errors
+/// When PostgreSQL cannot be reached.
+pub async fn lock_challenge(
+    tx: &mut Tx,
+    user: UserId,
+    id: Uuid,
+    now: OffsetDateTime,
+) -> Result<Option<Challenge>, StoreError> {
+    Ok(sqlx::query_as!(
+        Challenge,
+        r#"SELECT workspace_id AS "workspace: WorkspaceId", wrong_codes FROM mfa_challenges
+           WHERE id = $1 AND user_id = $2 AND used_at IS NULL AND expires_at > $3 FOR UPDATE"#,
+        id,
+        user.uuid(),
+        now,
+    )
+    .fetch_optional(tx.conn())
+    .await?)
+}
+
+/// How many wrong codes a person's challenges got since then, and when the first of these was made.
+///
+/// # Errors
+/// When PostgreSQL cannot be reached.
+pub async fn wrong_codes(
+    tx: &mut Tx,
+    user: UserId,
+    since: OffsetDateTime,
+) -> Result<(i64, Option<OffsetDateTime>), StoreError> {
+    let row = sqlx::query!(
+        r#"SELECT coalesce(sum(wrong_codes), 0) AS "wrong!", min(created_at) AS first
+           FROM mfa_challenges WHERE user_id = $1 AND created_at > $2 AND wrong_codes > 0"#,
+        user.uuid(),
+        since,
+    )
+    .fetch_one(tx.conn())
+    .await?;
+    Ok((row.wrong, row.first))
+}
+
+/// Notes a wrong code.
+///
+/// # Errors
+/// When PostgreSQL cannot be reached.
+pub async fn count_wrong_code(tx: &mut Tx, user: UserId, id: Uuid) -> Result<(), StoreError> {
+    sqlx::query!(
+        "UPDATE mfa_challenges SET wrong_codes = wrong_codes + 1 WHERE id = $1 AND user_id = $2",
+        id,
+        user.uuid(),
+    )
+    .execute(tx.conn())
+    .await?;
+    Ok(())
+}
+
+/// Notes that a challenge was met.
+///
+/// # Errors
+/// When PostgreSQL cannot be reached.
+pub async fn use_challenge(
+    tx: &mut Tx,
+    user: UserId,
+    id: Uuid,
+    now: OffsetDateTime,
+) -> Result<(), StoreError> {
+    sqlx::query!(
+        "UPDATE mfa_challenges SET used_at = $3 WHERE id = $1 AND user_id = $2",
+        id,
+        user.uuid(),
+        now,
+    )
+    .execute(tx.conn())
+    .await?;
+    Ok(())
+}
