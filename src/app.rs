@@ -137,6 +137,7 @@ impl Application {
         // Here, and not where the parts are made: the command line, which limits nobody, makes them too.
         self.app.limits.connect().await;
         self.chores.push(tokio::spawn(self.app.limits.clone().keep_connected()));
+        self.chores.push(tokio::spawn(self.app.auth.clone().keep_signing_keys()));
         let service = self.service.clone();
         let answer = move |peer, request| service.clone().call(peer, request);
         let server = Server::new(&self.settings.server, answer);

@@ -166,6 +166,10 @@ impl VerifiedTokens {
         self.0.get(digest)
     }
 
+    pub(super) fn forget_all(&self) {
+        self.0.clear();
+    }
+
     pub(super) fn keep(&self, digest: [u8; 32], claims: Arc<Claims>) {
         self.0.insert(digest, claims);
     }

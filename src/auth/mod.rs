@@ -94,13 +94,14 @@ impl Auth {
         fence: Fence,
     ) -> Result<Self, String> {
         let secrets = Secrets::new(&settings.keys.encryption_key);
-        let signing_keys = SigningKeys::load_or_create(&store, &secrets, &env).await?;
         Ok(Self {
             passwords: PasswordHasher::start(settings.passwords, &env)?,
             refresh_key: secrets.refresh_key()?,
             token_key: secrets.token_key()?,
             second_factor_key: secrets.second_factor_key()?,
-            signing_keys: Arc::new(signing_keys),
+            signing_keys: Arc::new(
+                SigningKeys::load_or_create(store.clone(), secrets, env.clone()).await?,
+            ),
             environment: settings.keys.environment.clone(),
             issuer: settings.server.public_url.as_str().into(),
             lifetimes: Lifetimes {
@@ -121,7 +122,7 @@ impl Auth {
     /// The keys that access tokens are verified with, as a JSON Web Key Set (RFC 7517).
     #[must_use]
     pub fn jwks(&self) -> serde_json::Value {
-        self.signing_keys.jwks()
+        self.signing_keys.current().jwks()
     }
 
     /// The PHC string of a password, for an account that is made outside of [`login`].

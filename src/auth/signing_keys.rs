@@ -1,30 +1,56 @@
 //! The keys that sign access tokens: Ed25519 (RFC 8037), sealed at rest, published as a JWKS.
+//!
+//! A key that is rotated in is published at once and signs [`ACTIVATION`] later, when every node has it;
+//! the one before goes on verifying until it is retired. Nodes look for both every [`LOOK_EVERY`].
 
-use std::fmt;
+use std::{
+    fmt,
+    sync::{Arc, PoisonError, RwLock},
+    time::Duration,
+};
 
 use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
 use data_encoding::BASE64URL_NOPAD;
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header};
 use serde::Serialize;
 use serde_json::{Value, json};
-use tracing::error;
+use time::OffsetDateTime;
+use tokio::{sync::Mutex, time::interval};
+use tracing::{error, info, warn};
 use zeroize::Zeroizing;
 
-use super::secrets::Secrets;
+use super::{Auth, AuthError, secrets::Secrets};
 use crate::{
     env::Env,
     model::{
         id::{Id, SigningKeyId},
-        signing_key::StoredSigningKey,
+        signing_key::{SigningKeyState, StoredSigningKey},
     },
-    store::Store,
+    store::{Store, StoreError},
 };
 
 /// The media type of access tokens (RFC 9068, section 2.1).
 pub const ACCESS_TOKEN_TYPE: &str = "at+jwt";
 
-/// All keys whose tokens are believed, and the one that signs.
+/// How long after it was made a key signs.
+pub const ACTIVATION: Duration = Duration::from_secs(6);
+/// How often a node looks for keys.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// How often it looks, at most, since a token names a key that it does not know.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
+/// The keys of a node, as it last read them.
 pub struct SigningKeys {
+    store: Store,
+    secrets: Secrets,
+    env: Env,
+    current: RwLock<Arc<KeySet>>,
+    /// When they were read, by the monotonic clock.
+    read_at: Mutex<Duration>,
+}
+
+/// All keys whose tokens are believed, and the one that signs.
+pub struct KeySet {
     signer: EncodingKey,
     header: Header,
     verifiers: Vec<Verifier>,
@@ -36,9 +62,15 @@ struct Verifier {
     public_key: Vec<u8>,
 }
 
-impl fmt::Debug for SigningKeys {
+impl fmt::Debug for KeySet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_list().entries(self.verifiers.iter().map(|verifier| &verifier.kid)).finish()
+    }
+}
+
+impl fmt::Debug for SigningKeys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.current().fmt(f)
     }
 }
 
@@ -47,21 +79,128 @@ impl SigningKeys {
     ///
     /// # Errors
     /// With one line for the operator.
-    pub async fn load_or_create(
-        store: &Store,
-        secrets: &Secrets,
-        env: &Env,
-    ) -> Result<Self, String> {
+    pub async fn load_or_create(store: Store, secrets: Secrets, env: Env) -> Result<Self, String> {
         let away = |error| format!("cannot load the signing keys: {error}");
         let mut stored = store.signing_keys().await.map_err(away)?;
         if stored.is_empty() {
-            store.insert_first_signing_key(&generate(secrets, env)?).await.map_err(away)?;
+            store.insert_first_signing_key(&generate(&secrets, &env)?).await.map_err(away)?;
             stored = store.signing_keys().await.map_err(away)?;
         }
-        Self::open(&stored, secrets)
+        let current = Arc::new(KeySet::open(&stored, &secrets, env.clock.now())?);
+        let read_at = Mutex::new(env.clock.monotonic());
+        Ok(Self { store, secrets, env, current: RwLock::new(current), read_at })
     }
 
-    fn open(stored: &[StoredSigningKey], secrets: &Secrets) -> Result<Self, String> {
+    /// The keys as they were last read.
+    #[must_use]
+    pub fn current(&self) -> Arc<KeySet> {
+        Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The keys among which a token's is, if it is known at all: where it is not, they are read anew, at
+    /// most once a second, whatever tokens come.
+    ///
+    /// # Errors
+    /// When PostgreSQL cannot be reached: nobody knows whether there is such a key.
+    async fn with_key(&self, kid: &str) -> Result<Arc<KeySet>, StoreError> {
+        let current = self.current();
+        if current.verifier(kid).is_some() {
+            return Ok(current);
+        }
+        let mut read_at = self.read_at.lock().await;
+        if self.env.clock.monotonic() >= *read_at + LOOK_AGAIN {
+            self.read().await?;
+            *read_at = self.env.clock.monotonic();
+        }
+        Ok(self.current())
+    }
+
+    /// Reads the keys anew; answers whether one is gone.
+    async fn read(&self) -> Result<bool, StoreError> {
+        let stored = self.store.signing_keys().await?;
+        let fresh = match KeySet::open(&stored, &self.secrets, self.env.clock.now()) {
+            Ok(fresh) => Arc::new(fresh),
+            Err(why) => {
+                error!(why, "the signing keys cannot be used: the ones before are kept");
+                return Ok(false);
+            }
+        };
+        let before = self.current();
+        if fresh.header.kid != before.header.kid {
+            info!(kid = fresh.header.kid, "another key signs access tokens");
+        }
+        let is_gone = before.verifiers.iter().any(|old| fresh.verifier(&old.kid).is_none());
+        *self.current.write().unwrap_or_else(PoisonError::into_inner) = fresh;
+        Ok(is_gone)
+    }
+}
+
+impl Auth {
+    /// Reads the signing keys anew, again and again. What was verified with a key that is gone is
+    /// believed no more.
+    pub async fn keep_signing_keys(self) {
+        let mut looks = interval(LOOK_EVERY);
+        loop {
+            looks.tick().await;
+            match self.signing_keys.read().await {
+                Ok(true) => self.caches.tokens.forget_all(),
+                Ok(false) => {}
+                Err(error) => warn!(%error, "cannot look for signing keys"),
+            }
+        }
+    }
+
+    /// The keys among which the one of a token is, if it is known.
+    pub(super) async fn keys_for(&self, kid: &str) -> Result<Arc<KeySet>, AuthError> {
+        Ok(self.signing_keys.with_key(kid).await?)
+    }
+
+    /// Makes another signing key. Every node signs with it within ten seconds.
+    ///
+    /// # Errors
+    /// When PostgreSQL cannot be reached.
+    pub async fn rotate_signing_key(&self) -> Result<SigningKeyId, AuthError> {
+        let keys = &self.signing_keys;
+        let made = generate(&keys.secrets, &self.env);
+        let made = made.map_err(|_| AuthError::Internal("cannot make a signing key"))?;
+        self.store.insert_signing_key(&made).await?;
+        Ok(made.id)
+    }
+
+    /// Retires a signing key: its tokens are worth nothing within ten seconds, on every node.
+    ///
+    /// # Errors
+    /// [`AuthError::NotFound`] for none that verifies, [`AuthError::Conflict`] for the one that signs.
+    pub async fn retire_signing_key(&self, id: SigningKeyId) -> Result<(), AuthError> {
+        let signing = self.signing_keys.current().header.kid.clone();
+        if signing == Some(id.to_string()) {
+            return Err(AuthError::Conflict("this key signs: rotate first, and wait ten seconds"));
+        }
+        if self.store.retire_signing_key(id, self.env.clock.now()).await? {
+            Ok(())
+        } else {
+            Err(AuthError::NotFound("signing key that verifies"))
+        }
+    }
+
+    /// All signing keys that there ever were, the youngest first, and which one signs.
+    ///
+    /// # Errors
+    /// When PostgreSQL cannot be reached.
+    pub async fn list_signing_keys(
+        &self,
+    ) -> Result<(Vec<SigningKeyState>, Option<String>), AuthError> {
+        let keys = self.store.all_signing_keys().await?;
+        Ok((keys, self.signing_keys.current().header.kid.clone()))
+    }
+}
+
+impl KeySet {
+    fn open(
+        stored: &[StoredSigningKey],
+        secrets: &Secrets,
+        now: OffsetDateTime,
+    ) -> Result<Self, String> {
         let (mut keys, mut foreign) = (Vec::new(), Vec::new());
         for key in stored {
             match open_pair(key, secrets)? {
@@ -69,7 +208,9 @@ impl SigningKeys {
                 None => foreign.push(key.id),
             }
         }
-        let (youngest, pair) = keys.first().ok_or(
+        // The youngest that every node has; of several that were just made, the oldest.
+        let known = |(key, _): &&(&StoredSigningKey, _)| key.created_at + ACTIVATION <= now;
+        let (signing, pair) = keys.iter().find(known).or(keys.last()).ok_or(
             "keys.encryption_key is not the one that this database's signing keys were sealed with",
         )?;
         // Nobody signs or is believed with a key that somebody else put there.
@@ -79,7 +220,7 @@ impl SigningKeys {
         let pkcs8 = pair.to_pkcs8().map_err(|_| "a signing key is damaged")?;
         let mut header = Header::new(Algorithm::EdDSA);
         header.typ = Some(ACCESS_TOKEN_TYPE.to_owned());
-        header.kid = Some(youngest.id.to_string());
+        header.kid = Some(signing.id.to_string());
         let verifiers = keys.iter().map(|(key, _)| Verifier {
             kid: key.id.to_string(),
             key: DecodingKey::from_ed_der(&key.public_key),

@@ -73,6 +73,7 @@ impl Auth {
             sid: session,
         };
         self.signing_keys
+            .current()
             .sign(&claims)
             .map_err(|_| AuthError::Internal("cannot sign an access token"))
     }
@@ -90,7 +91,7 @@ impl Auth {
         let claims = if let Some(claims) = self.caches.tokens.get(&digest) {
             claims
         } else {
-            let claims = Arc::new(self.verify_claims(token)?);
+            let claims = Arc::new(self.verify_claims(token).await?);
             self.caches.tokens.keep(digest, Arc::clone(&claims));
             claims
         };
@@ -102,14 +103,15 @@ impl Auth {
     }
 
     /// The claims of a genuine token. It may have expired.
-    fn verify_claims(&self, token: &str) -> Result<Claims, AuthError> {
+    async fn verify_claims(&self, token: &str) -> Result<Claims, AuthError> {
         let header = token.split('.').next().unwrap_or_default();
         let header = BASE64URL_NOPAD.decode(header.as_bytes()).map_err(|_| MALFORMED)?;
         let header: TokenHeader = serde_json::from_slice(&header).map_err(|_| MALFORMED)?;
         if header.alg != "EdDSA" || !header.typ.eq_ignore_ascii_case(ACCESS_TOKEN_TYPE) {
             return Err(MALFORMED);
         }
-        let key = self.signing_keys.verifier(&header.kid).ok_or(MALFORMED)?;
+        let keys = self.keys_for(&header.kid).await?;
+        let key = keys.verifier(&header.kid).ok_or(MALFORMED)?;
         let mut validation = Validation::new(Algorithm::EdDSA);
         validation.iss = Some(HashSet::from([self.issuer.to_string()]));
         validation.aud = Some(HashSet::from([self.issuer.to_string()]));

@@ -6,10 +6,15 @@ use serde_json::{Value, json};
 
 use crate::{
     app::Application,
-    auth::{keys::MintKey, login::NewAccount},
+    auth::{Auth, keys::MintKey, login::NewAccount},
     config::Settings,
     env::Env,
-    model::{id::WorkspaceId, password::Password, scope::Scope},
+    model::{
+        id::{SigningKeyId, WorkspaceId},
+        password::Password,
+        scope::Scope,
+        timestamp,
+    },
 };
 
 /// What the operator can do.
@@ -24,6 +29,9 @@ pub enum AdminCommand {
     /// API keys.
     #[command(subcommand)]
     Keys(KeysCommand),
+    /// The keys that sign access tokens.
+    #[command(subcommand)]
+    SigningKeys(SigningKeysCommand),
 }
 
 /// About people.
@@ -77,6 +85,21 @@ pub enum KeysCommand {
     },
 }
 
+/// About the keys that sign access tokens.
+#[derive(Debug, Subcommand)]
+pub enum SigningKeysCommand {
+    /// All of them, and which one signs.
+    List,
+    /// Make another one, which signs on every node within ten seconds. Tokens of the others stay good.
+    Rotate,
+    /// Retire one: tokens that it signed are worth nothing within ten seconds. Wait as long as an access
+    /// token lives after rotating, or people have to refresh theirs at once.
+    Retire {
+        /// Its `kid`.
+        id: SigningKeyId,
+    },
+}
+
 pub(super) async fn run(command: AdminCommand, settings: Settings) -> Result<(), String> {
     let env = Env::system();
     let application = Application::build(settings, env.clone()).await?;
@@ -115,6 +138,7 @@ async fn execute(
             let workspace = auth.create_workspace(&name, &owner).await.map_err(brief)?;
             Ok(json!({ "workspace": { "id": workspace.id, "name": workspace.name } }))
         }
+        AdminCommand::SigningKeys(command) => signing_keys(auth, command).await,
         AdminCommand::Keys(KeysCommand::Create { workspace, name, scope }) => {
             let wanted = MintKey { name, description: None, scope, allowed_ips: Vec::new() };
             let minted = auth.mint_key_as_operator(workspace, wanted).await.map_err(brief)?;
@@ -125,6 +149,35 @@ async fn execute(
                 "workspace_id": workspace,
                 "key": minted.secret.reveal(),
             }))
+        }
+    }
+}
+
+async fn signing_keys(auth: &Auth, command: SigningKeysCommand) -> Result<Value, String> {
+    match command {
+        SigningKeysCommand::List => {
+            let (keys, signing) = auth.list_signing_keys().await.map_err(brief)?;
+            let keys = keys.iter().map(|key| {
+                let state = match key.retired_at {
+                    Some(_) => "retired",
+                    None if signing == Some(key.id.to_string()) => "signs",
+                    None => "verifies",
+                };
+                json!({
+                    "id": key.id,
+                    "state": state,
+                    "created_at": timestamp::format(key.created_at),
+                    "retired_at": key.retired_at.map(timestamp::format),
+                })
+            });
+            Ok(json!({ "signing_keys": keys.collect::<Vec<_>>() }))
+        }
+        SigningKeysCommand::Rotate => {
+            Ok(json!({ "id": auth.rotate_signing_key().await.map_err(brief)? }))
+        }
+        SigningKeysCommand::Retire { id } => {
+            auth.retire_signing_key(id).await.map_err(brief)?;
+            Ok(json!({ "id": id, "state": "retired" }))
         }
     }
 }

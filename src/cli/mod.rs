@@ -65,7 +65,7 @@ async fn dispatch(cli: Cli) -> Result<(), String> {
     };
     let raw = Raw::read(profile, Some(&cli.config), std::env::vars());
     match cli.command {
-        Command::Dev(args) => dev::run(args, raw).await,
+        Command::Dev(args) => Box::pin(dev::run(args, raw)).await,
         Command::Serve => serve::run(checked(&raw)?).await,
         Command::Migrate => {
             let database = raw.check_database().map_err(|problems| problems.to_string())?;
@@ -83,7 +83,7 @@ async fn dispatch(cli: Cli) -> Result<(), String> {
             print(&raw.describe());
             checked(&raw).map(drop)
         }
-        Command::Admin(command) => admin::run(command, checked(&raw)?).await,
+        Command::Admin(command) => Box::pin(admin::run(command, checked(&raw)?)).await,
     }
 }
 

@@ -105,7 +105,7 @@ pub async fn readyz(_: Public, State(app): State<App>) -> Response {
 #[utoipa::path(get, path = "/.well-known/jwks.json", tag = "Discovery",
     responses((status = 200, body = Object)))]
 pub async fn jwks(_: Public, State(app): State<App>) -> Response {
-    // A rotated key signs after it was published for a while: five minutes do not make it late.
+    // Whoever meets a key that is not among those it has asks anew.
     let cache = [(header::CACHE_CONTROL, HeaderValue::from_static("public, max-age=300"))];
     (cache, Json(app.auth.jwks())).into_response()
 }

@@ -14,7 +14,7 @@ pub struct StoredSigningKey {
     pub public_key: Vec<u8>,
     /// The seed, sealed under a key that the database does not hold.
     pub sealed_private_key: Vec<u8>,
-    /// When it was made; the youngest signs.
+    /// When it was made; the youngest signs, a while later.
     pub created_at: OffsetDateTime,
 }
 
@@ -22,4 +22,15 @@ impl fmt::Debug for StoredSigningKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "StoredSigningKey({})", self.id)
     }
+}
+
+/// Where a signing key stands.
+#[derive(Debug)]
+pub struct SigningKeyState {
+    /// The `kid`.
+    pub id: SigningKeyId,
+    /// When it was made.
+    pub created_at: OffsetDateTime,
+    /// Since when its tokens are worth nothing.
+    pub retired_at: Option<OffsetDateTime>,
 }

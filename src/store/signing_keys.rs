@@ -1,9 +1,11 @@
 //! Keys that sign access tokens; the private halves are sealed.
 
+use time::OffsetDateTime;
+
 use super::{Store, StoreError};
 use crate::model::{
     id::{Id, SigningKeyId},
-    signing_key::StoredSigningKey,
+    signing_key::{SigningKeyState, StoredSigningKey},
 };
 
 impl Store {
@@ -17,7 +19,7 @@ impl Store {
             r#"SELECT id AS "id: SigningKeyId", public_key, sealed_private_key, created_at
                FROM signing_keys WHERE retired_at IS NULL ORDER BY created_at DESC, id DESC"#,
         )
-        .fetch_all(&self.pools.requests())
+        .fetch_all(&self.pools.own())
         .await?)
     }
 
@@ -43,5 +45,57 @@ impl Store {
         .await?;
         tx.commit().await?;
         Ok(())
+    }
+
+    /// Stores a further signing key.
+    ///
+    /// # Errors
+    /// When PostgreSQL cannot be reached.
+    pub async fn insert_signing_key(&self, key: &StoredSigningKey) -> Result<(), StoreError> {
+        sqlx::query!(
+            "INSERT INTO signing_keys (id, public_key, sealed_private_key, created_at)
+             VALUES ($1, $2, $3, $4)",
+            key.id.uuid(),
+            key.public_key,
+            key.sealed_private_key,
+            key.created_at,
+        )
+        .execute(&self.pools.own())
+        .await?;
+        Ok(())
+    }
+
+    /// Retires a signing key; false where there is none that verifies, or no other.
+    ///
+    /// # Errors
+    /// When PostgreSQL cannot be reached.
+    pub async fn retire_signing_key(
+        &self,
+        id: SigningKeyId,
+        now: OffsetDateTime,
+    ) -> Result<bool, StoreError> {
+        let done = sqlx::query!(
+            "UPDATE signing_keys SET retired_at = $2 WHERE id = $1 AND retired_at IS NULL AND EXISTS
+                 (SELECT FROM signing_keys other WHERE other.id <> $1 AND other.retired_at IS NULL)",
+            id.uuid(),
+            now,
+        )
+        .execute(&self.pools.own())
+        .await?;
+        Ok(done.rows_affected() == 1)
+    }
+
+    /// All signing keys that there ever were, the youngest first.
+    ///
+    /// # Errors
+    /// When PostgreSQL cannot be reached.
+    pub async fn all_signing_keys(&self) -> Result<Vec<SigningKeyState>, StoreError> {
+        Ok(sqlx::query_as!(
+            SigningKeyState,
+            r#"SELECT id AS "id: SigningKeyId", created_at, retired_at
+               FROM signing_keys ORDER BY created_at DESC, id DESC"#,
+        )
+        .fetch_all(&self.pools.own())
+        .await?)
     }
 }

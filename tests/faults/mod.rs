@@ -9,3 +9,4 @@ mod fixture;
 mod flood;
 mod outage;
 mod revocation;
+mod signing_keys;

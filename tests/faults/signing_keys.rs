@@ -1,0 +1,82 @@
+//! Signing keys are rotated and retired while two nodes serve.
+
+use data_encoding::BASE64URL_NOPAD;
+use serde_json::{Value, json};
+use tokio::time::{Duration, Instant, sleep};
+
+use super::fixture::{Cluster, Node, PATIENCE, admin, turn};
+use crate::fixture::PASSWORD;
+
+async fn sign_in(node: &Node) -> String {
+    let body = json!({ "email": "owner@acme.example", "password": PASSWORD });
+    let pair = node.call("POST", "/v1/auth/login").json(body).send().await.expect(200);
+    pair["access_token"].as_str().unwrap().to_owned()
+}
+
+fn kid(token: &str) -> String {
+    let header = BASE64URL_NOPAD.decode(token.split('.').next().unwrap().as_bytes()).unwrap();
+    let header: Value = serde_json::from_slice(&header).unwrap();
+    header["kid"].as_str().unwrap().to_owned()
+}
+
+async fn published(node: &Node) -> Vec<String> {
+    let jwks = node.call("GET", "/.well-known/jwks.json").send().await;
+    assert_eq!(jwks.header("cache-control"), "public, max-age=300");
+    let jwks = jwks.expect(200);
+    let keys = jwks["keys"].as_array().unwrap().iter();
+    keys.map(|key| key["kid"].as_str().unwrap().to_owned()).collect()
+}
+
+/// In no answer of a node meanwhile may a token of another one be unknown.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rotated_key_signs_on_every_node_and_a_retired_one_is_believed_by_none() {
+    let _turn = turn().await;
+    let cluster = Cluster::start(false).await;
+    let url = cluster.node_url();
+    let nodes = [Node::start("a", &url, &[]).await, Node::start("b", &url, &[]).await];
+    nodes[0].register("acme").await;
+    let [old, other_old] = [sign_in(&nodes[0]).await, sign_in(&nodes[1]).await];
+    let first = kid(&old);
+    assert_eq!(kid(&other_old), first);
+    let refused = admin(&url, &["signing-keys", "retire", &first]).await.unwrap_err();
+    assert!(refused.contains("this key signs"), "{refused}");
+
+    let rotated = admin(&url, &["signing-keys", "rotate"]).await.unwrap();
+    let (second, began) = (rotated["id"].as_str().unwrap().to_owned(), Instant::now());
+    let mut signed = [false; 2];
+    while signed != [true; 2] {
+        assert!(began.elapsed() < PATIENCE, "another key does not sign: {signed:?}");
+        for (at, signed) in signed.iter_mut().enumerate() {
+            let token = sign_in(&nodes[at]).await;
+            *signed = kid(&token) == second;
+            for node in &nodes {
+                node.verify(&token).send().await.expect(200);
+            }
+        }
+        sleep(Duration::from_millis(100)).await;
+    }
+    println!("both nodes signed with it after {:?}", began.elapsed());
+    for node in &nodes {
+        node.verify(&old).send().await.expect(200);
+        assert_eq!(published(node).await, [second.clone(), first.clone()]);
+    }
+    let fresh = sign_in(&nodes[1]).await;
+
+    admin(&url, &["signing-keys", "retire", &first]).await.unwrap();
+    let began = Instant::now();
+    for node in &nodes {
+        while node.verify(&old).send().await.status != 401 {
+            assert!(began.elapsed() < PATIENCE, "a retired key is believed");
+            sleep(Duration::from_millis(100)).await;
+        }
+        node.verify(&fresh).send().await.expect(200);
+        assert_eq!(published(node).await, std::slice::from_ref(&second));
+    }
+    println!("no node believed the retired one after {:?}", began.elapsed());
+    let list = admin(&url, &["signing-keys", "list"]).await.unwrap();
+    let states: Vec<_> = list["signing_keys"].as_array().unwrap().iter().collect();
+    assert_eq!((&states[0]["id"], &states[0]["state"]), (&json!(second), &json!("signs")));
+    assert_eq!((&states[1]["id"], &states[1]["state"]), (&json!(first), &json!("retired")));
+    let refused = admin(&url, &["signing-keys", "retire", &first]).await.unwrap_err();
+    assert!(refused.contains("no such signing key"), "{refused}");
+}
