@@ -244,6 +244,9 @@ async fn look_after_partitions(store: Store, env: Env) {
         if let Err(error) = store.prune_one_time_tokens(env.clock.now()).await {
             tracing::warn!(%error, "cannot drop old tokens of links");
         }
+        if let Err(error) = store.prune_wrong_passwords(env.clock.now()).await {
+            tracing::warn!(%error, "cannot drop old counts of wrong passwords");
+        }
         if let Err(error) = store.prune_mfa_challenges(env.clock.now()).await {
             tracing::warn!(%error, "cannot drop old challenges");
         }

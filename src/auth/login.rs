@@ -196,7 +196,7 @@ impl Auth {
     ///
     /// # Errors
     /// [`AuthError::InvalidCredentials`] for an unknown address and a wrong password alike,
-    /// [`AuthError::MfaRequired`] where the sign-in takes a code, [`AuthError::Forbidden`] for a workspace
+    /// [`AuthError::TooManyAttempts`] for who guesses, [`AuthError::MfaRequired`] where the sign-in takes a code, [`AuthError::Forbidden`] for a workspace
     /// that the person is no member of.
     pub async fn login(
         &self,
@@ -205,13 +205,13 @@ impl Auth {
         workspace: Option<WorkspaceId>,
         request: &Arc<RequestInfo>,
     ) -> Result<TokenPair, AuthError> {
-        let account = match Email::parse(email) {
-            Ok(email) => self.store.find_sign_in(&email).await?,
+        let Ok(email) = Email::parse(email) else {
             // No such account can be. It is hashed all the same, to take the same time.
-            Err(_) => None,
+            self.passwords.verify(password, None).await?;
+            return Err(AuthError::InvalidCredentials);
         };
-        let hash = account.as_ref().and_then(|account| account.password_hash.clone());
-        let verified = self.passwords.verify(password, hash).await?;
+        let account = self.store.find_sign_in(&email).await?;
+        let verified = self.verify_password(&email, account.as_ref(), password, request).await?;
         let Some(account) = account else { return Err(AuthError::InvalidCredentials) };
         if verified == Verification::Wrong {
             self.note_failure(&account, request, "wrong_password", 401).await?;

@@ -6,7 +6,7 @@
 
 use serde_json::json;
 
-use super::{Auth, AuthError, reauthenticate::UNCONFIRMED};
+use super::{Auth, AuthError, check_password::UNCONFIRMED};
 use crate::{
     audit,
     model::{

@@ -11,6 +11,7 @@
 
 pub mod authenticate;
 pub mod caches;
+mod check_password;
 pub mod check_scope;
 mod credential_cache;
 mod error;
@@ -19,7 +20,6 @@ pub mod keys;
 pub mod login;
 pub mod members;
 pub mod password;
-mod reauthenticate;
 pub mod recovery;
 pub mod refresh;
 pub mod second_factor;

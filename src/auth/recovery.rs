@@ -43,7 +43,7 @@ impl Auth {
     ) -> Result<(), AuthError> {
         let (session, user_id) = own_session(caller)?;
         let user = self.person(user_id).await?;
-        let old = self.check_password(&user, "current_password", current).await?;
+        let old = self.check_password(&user, "current_password", current, &caller.request).await?;
         let email = address_of(&user.email)?;
         let name = user.full_name.as_deref();
         let renewed = self.passwords.hash_chosen("new_password", new, &email, name).await?;

@@ -9,7 +9,7 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use secrecy::{ExposeSecret, SecretString};
 
 use super::{
-    Auth, AuthError, login::TokenPair, reauthenticate::UNCONFIRMED, recovery::address_of,
+    Auth, AuthError, check_password::UNCONFIRMED, login::TokenPair, recovery::address_of,
     sessions::own_session,
 };
 use crate::{
@@ -110,7 +110,7 @@ impl Auth {
     pub async fn remove_totp(&self, caller: &Caller, password: &Password) -> Result<(), AuthError> {
         let (_, user_id) = own_session(caller)?;
         let user = self.person(user_id).await?;
-        self.check_password(&user, "password", password).await?;
+        self.check_password(&user, "password", password, &caller.request).await?;
         let mut tx = self.store.begin_personal(user_id).await?;
         if !store::second_factor::remove(&mut tx, user_id).await? {
             return Err(AuthError::NotFound("authenticator"));

@@ -100,7 +100,7 @@ impl Auth {
         const OWNERS: AuthError = AuthError::Forbidden("an owner deletes a workspace, nobody else");
         let (_, user_id) = own_session(caller).map_err(|_| OWNERS)?;
         let user = self.person(user_id).await?;
-        self.check_password(&user, "password", password).await?;
+        self.check_password(&user, "password", password, &caller.request).await?;
         let workspace = caller.workspace();
         let mut tx = self.store.begin(workspace, Some(user_id)).await?;
         if self.lock_members(&mut tx, caller).await? != Role::Owner {

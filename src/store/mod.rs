@@ -23,6 +23,7 @@ pub mod signing_keys;
 pub mod users;
 pub mod wallet;
 pub mod workspaces;
+mod wrong_passwords;
 
 use std::{future::Future, str::FromStr, time::Duration};
 

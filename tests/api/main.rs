@@ -39,5 +39,6 @@ mod sdk;
 mod server;
 mod sessions;
 mod shared_limits;
+mod throttling;
 mod verify;
 mod workspaces;
