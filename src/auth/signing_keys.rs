@@ -1,7 +1,7 @@
 //! The keys that sign access tokens: Ed25519 (RFC 8037), sealed at rest, published as a JWKS.
 //!
 //! A key that is rotated in is published at once and signs [`ACTIVATION`] later, when every node has it;
-//! the one before goes on verifying until it is retired. Nodes look for both every [`LOOK_EVERY`].
+//! the one before goes on verifying until it is retired. Nodes look for both every other second.
 
 use std::{
     fmt,

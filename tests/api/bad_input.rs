@@ -7,7 +7,7 @@ use tokio::{
     net::TcpStream,
 };
 
-use crate::fixture::TestApp;
+use crate::fixture::{PASSWORD, TestApp};
 
 #[tokio::test]
 async fn bodies_that_are_no_json_object_are_refused() {
@@ -262,4 +262,54 @@ async fn a_client_that_hangs_up_leaves_nothing_half_done() {
     tx.rollback().await.unwrap();
     let list = app.get("/v1/agents").bearer(&dana.access_token).send().await.expect(200);
     assert_eq!(list["total"], 0);
+}
+
+/// A megabyte is hashed by nobody, wherever a password is taken.
+#[tokio::test]
+async fn a_megabyte_is_no_password() {
+    let app = TestApp::start().await;
+    let dana = app.register("acme").await;
+    let huge = "x".repeat(1_000_000);
+    let login = json!({ "email": dana.email, "password": huge });
+    let refused = app.post("/v1/auth/login").json(login).send().await;
+    refused.refused(401, "invalid_credentials");
+    let register = json!({ "email": "new@acme.example", "password": huge });
+    let refused = app.post("/v1/auth/register").json(register).send().await;
+    refused.refused(422, "validation_failed").blames("password");
+    let change = json!({ "current_password": PASSWORD, "new_password": huge });
+    let change = app.by(&dana.access_token, "POST", "/v1/auth/password/change").json(change);
+    change.send().await.refused(422, "validation_failed").blames("new_password");
+    let change = json!({ "current_password": huge, "new_password": "a walk in the old park" });
+    let change = app.by(&dana.access_token, "POST", "/v1/auth/password/change").json(change);
+    change.send().await.refused(422, "validation_failed").blames("current_password");
+    let more = json!({ "email": dana.email, "password": "x".repeat(1024 * 1024) });
+    let more = app.post("/v1/auth/login").json(more).send().await;
+    more.refused(413, "payload_too_large");
+}
+
+/// Two addresses that look alike are not two accounts, and no letter becomes another one.
+#[tokio::test]
+async fn addresses_that_look_alike_are_one_or_none() {
+    let app = TestApp::start().await;
+    let register = async |email: &str| {
+        let body = json!({ "email": email, "password": PASSWORD });
+        app.post("/v1/auth/register").json(body).send().await
+    };
+    assert_eq!(register("kim@acme.example").await.status, 201);
+    register("KIM@Acme.EXAMPLE").await.refused(409, "conflict");
+    // A Kelvin sign, a dotless i, a Cyrillic a, a full-width letter, one that cannot be seen.
+    for email in [
+        "\u{212a}im@acme.example",
+        "k\u{131}m@acme.example",
+        "kim@\u{430}cme.example",
+        "\u{ff4b}im@acme.example",
+        "ki\u{200b}m@acme.example",
+    ] {
+        register(email).await.refused(422, "validation_failed").blames("email");
+        let body = json!({ "email": email, "password": PASSWORD });
+        let login = app.post("/v1/auth/login").json(body.clone()).send().await;
+        login.refused(401, "invalid_credentials");
+        let forgot = app.post("/v1/auth/password/forgot").json(json!({ "email": email }));
+        forgot.send().await.refused(422, "validation_failed").blames("email");
+    }
 }

@@ -42,3 +42,4 @@ mod shared_limits;
 mod throttling;
 mod verify;
 mod workspaces;
+mod wycheproof;
