@@ -10,12 +10,13 @@ use crate::{
         api_key::{ApiKey, ApiKeyChange, ApiKeySecret, NewApiKey, parse_networks},
         audit::{Action, Actor, NewEvent},
         id::{ApiKeyId, WorkspaceId},
+        mail::MailSubject,
         page::{Items, Page},
         principal::Caller,
         scope::Scope,
         text,
     },
-    store::{self, api_keys::KeyFilter},
+    store::{self, Tx, api_keys::KeyFilter},
 };
 
 /// What is asked for when a key is minted.
@@ -64,7 +65,25 @@ impl Auth {
         new.created_by = Some(caller.principal.subject());
         new.creator = caller.principal.person();
         let event = audit::event(&self.env, caller, Action::ApiKeyCreated, 201);
-        self.store_key(caller.workspace(), secret, new, event).await
+        let mut tx = self.store.begin(caller.workspace(), new.creator).await?;
+        if new.scope == Scope::Admin {
+            self.tell_owners(&mut tx, caller, &new.name).await?;
+        }
+        self.store_key(tx, caller.workspace(), secret, new, event).await
+    }
+
+    /// Tells the owners of a workspace by mail that there is another key that may run it.
+    async fn tell_owners(&self, tx: &mut Tx, caller: &Caller, key: &str) -> Result<(), AuthError> {
+        let id = caller.workspace();
+        let workspace = store::workspaces::get(tx, id).await?;
+        let workspace = workspace.ok_or(AuthError::NotFound("workspace"))?.name;
+        for owner in store::members::owners(tx, id).await? {
+            let (by, origin) = (caller.principal.name().to_string(), self.origin(&caller.request));
+            let (key, workspace) = (key.to_owned(), workspace.clone());
+            let subject = MailSubject::AdminKey { key, workspace, by, origin };
+            self.mail(tx, owner, subject).await?;
+        }
+        Ok(())
     }
 
     /// Mints a key as the operator does, from the command line.
@@ -82,7 +101,7 @@ impl Auth {
         known.ok_or(AuthError::NotFound("workspace"))?;
         let id = self.env.new_id();
         let event = NewEvent::new(id, workspace, Action::ApiKeyCreated, Actor::system());
-        self.store_key(workspace, secret, new, event).await
+        self.store_key(tx, workspace, secret, new, event).await
     }
 
     fn new_key(&self, wanted: &MintKey) -> Result<(ApiKeySecret, NewApiKey), AuthError> {
@@ -105,12 +124,12 @@ impl Auth {
 
     async fn store_key(
         &self,
+        mut tx: Tx,
         workspace: WorkspaceId,
         secret: ApiKeySecret,
         new: NewApiKey,
         event: NewEvent,
     ) -> Result<Minted, AuthError> {
-        let mut tx = self.store.begin(workspace, new.creator).await?;
         store::api_keys::insert(&mut tx, workspace, &new).await?;
         let event = event.on(new.id, new.name.clone()).with(json!({ "scope": new.scope }));
         store::audit::insert(&mut tx, workspace, &event).await?;

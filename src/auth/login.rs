@@ -9,10 +9,12 @@ use super::{Auth, AuthError, password::Verification};
 use crate::{
     config::Registration,
     model::{
+        address,
         audit::{Action, Actor, NewEvent, RequestInfo},
         email::Email,
         fields::Fields,
         id::{SessionId, UserId, WorkspaceId},
+        mail::MailSubject,
         password::Password,
         refresh_token::RefreshSeed,
         scope::Role,
@@ -273,6 +275,11 @@ impl Auth {
         tx.enter(membership.workspace_id).await?;
         let user =
             store::users::get(tx, account.user_id).await?.ok_or(AuthError::InvalidCredentials)?;
+        let (network, client) = (address::network(request.ip), request.user_agent.as_deref());
+        if store::sessions::is_new_device(tx, user.id, network, client).await? {
+            let subject = MailSubject::NewDevice { origin: self.origin(request) };
+            self.mail(tx, user.email.clone(), subject).await?;
+        }
         store::users::set_last_workspace(tx, user.id, membership.workspace_id).await?;
         self.open_session(tx, &user, membership.workspace_id, membership.role, request, 200).await
     }

@@ -11,7 +11,7 @@ use crate::{
     audit,
     model::{
         audit::{Action, Actor},
-        id::UserId,
+        id::{UserId, WorkspaceId},
         password::Password,
         principal::{Caller, Credential},
         scope::{Role, Scope},
@@ -56,7 +56,7 @@ impl Auth {
         }
         store::members::set_role(&mut tx, workspace, user, role).await?;
         if role.scope() < Scope::Admin {
-            self.close_invitations_of(&mut tx, caller, user).await?;
+            self.close_invitations_of(&mut tx, workspace, user).await?;
         }
         let event = audit::event(&self.env, caller, Action::MemberRoleChanged, 200)
             .on(user, member.email.clone())
@@ -80,17 +80,11 @@ impl Auth {
         if member.role == Role::Owner && !confirmed {
             return Err(UNCONFIRMED);
         }
-        let minted = store::api_keys::minted_by(&mut tx, workspace, user, KEYS_NAMED).await?;
-        let keys: Vec<_> =
-            minted.items.iter().map(|(id, name)| json!({ "id": id, "name": name })).collect();
-        let event = audit::event(&self.env, caller, Action::MemberRemoved, 204)
-            .on(user, member.email.clone())
-            .with(json!({ "role": member.role, "api_keys": keys, "more_api_keys": minted.more }));
-        store::audit::insert(&mut tx, workspace, &event).await?;
+        self.note_removal(&mut tx, caller, workspace, &member).await?;
         let (sessions, reason) = (Which::In(workspace), EndReason::Removed);
         let actor = Actor::from(&*caller.principal);
         self.end_sessions(&mut tx, user, sessions, reason, &actor, &caller.request).await?;
-        self.close_invitations_of(&mut tx, caller, user).await?;
+        self.close_invitations_of(&mut tx, workspace, user).await?;
         store::members::remove(&mut tx, workspace, user).await?;
         tx.commit().await?;
         Ok(self.fence.wait().await?)
@@ -144,14 +138,32 @@ impl Auth {
         }
     }
 
-    /// What somebody invited who may not invite any more is not to be accepted.
-    async fn close_invitations_of(
+    /// Puts into a workspace's log that a member is none any more, with the keys that the person minted.
+    pub(super) async fn note_removal(
         &self,
         tx: &mut Tx,
         caller: &Caller,
+        workspace: WorkspaceId,
+        member: &Member,
+    ) -> Result<(), AuthError> {
+        let minted = store::api_keys::minted_by(tx, workspace, member.user_id, KEYS_NAMED).await?;
+        let keys: Vec<_> =
+            minted.items.iter().map(|(id, name)| json!({ "id": id, "name": name })).collect();
+        let mut event = audit::event(&self.env, caller, Action::MemberRemoved, 204)
+            .on(member.user_id, member.email.clone())
+            .with(json!({ "role": member.role, "api_keys": keys, "more_api_keys": minted.more }));
+        event.workspace_id = workspace;
+        Ok(store::audit::insert(tx, workspace, &event).await?)
+    }
+
+    /// What somebody invited who may not invite any more is not to be accepted.
+    pub(super) async fn close_invitations_of(
+        &self,
+        tx: &mut Tx,
+        workspace: WorkspaceId,
         user: UserId,
     ) -> Result<(), AuthError> {
         let (inviter, now) = (user.to_string(), self.env.clock.now());
-        Ok(store::invitations::close_all_of(tx, caller.workspace(), &inviter, now).await?)
+        Ok(store::invitations::close_all_of(tx, workspace, &inviter, now).await?)
     }
 }

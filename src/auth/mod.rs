@@ -15,6 +15,7 @@ mod check_password;
 pub mod check_scope;
 mod credential_cache;
 mod error;
+mod farewell;
 pub mod invitations;
 pub mod keys;
 pub mod login;

@@ -106,12 +106,7 @@ impl Auth {
         if self.lock_members(&mut tx, caller).await? != Role::Owner {
             return Err(OWNERS);
         }
-        let known = store::workspaces::get(&mut tx, workspace).await?;
-        let known = known.ok_or(AuthError::NotFound("workspace"))?;
-        let event = audit::event(&self.env, caller, Action::WorkspaceDeleted, 204)
-            .on(workspace, known.name);
-        store::audit::insert(&mut tx, workspace, &event).await?;
-        store::workspaces::delete(&mut tx).await?;
+        self.erase_workspace(&mut tx, caller, workspace).await?;
         tx.commit().await?;
         Ok(self.fence.wait().await?)
     }

@@ -100,6 +100,7 @@ pub fn table() -> Vec<Route> {
         DELETE "/v1/workspace"                  Admin      => workspace::delete;
         GET    "/v1/workspaces"                 OwnSession => workspaces::list;
         POST   "/v1/workspaces"                 OwnSession => workspaces::create;
+        POST   "/v1/workspaces/{id}/leave"      OwnSession => workspaces::leave;
         GET    "/v1/members"                    Admin      => members::list;
         PATCH  "/v1/members/{user_id}"          Admin      => members::update;
         DELETE "/v1/members/{user_id}"          Admin      => members::remove;
@@ -146,6 +147,7 @@ pub fn table() -> Vec<Route> {
 
         GET    "/v1/users/me"                   ReadOnly   => users::get;
         PATCH  "/v1/users/me"                   Write      => users::update;
+        DELETE "/v1/users/me"                   OwnSession => users::delete;
         GET    "/v1/users/me/branding"          Admin      => branding::get;
         PUT    "/v1/users/me/branding"          Admin      => branding::replace;
         GET    "/v1/users/me/tenant/members"    Admin      => members::tenant_members;

@@ -114,6 +114,53 @@ impl Letter {
         }
     }
 
+    pub(super) fn new_device(public_url: &str, origin: &Origin) -> Self {
+        Self {
+            subject: "New sign-in to your account".to_owned(),
+            paragraphs: vec![
+                "Somebody signed in to your account from a place or with a program that is new."
+                    .to_owned(),
+                told(origin),
+            ],
+            link: Some(Link { label: "See your sessions", url: format!("{public_url}/sessions") }),
+            note: "If it was not you, end that session and change your password.".to_owned(),
+        }
+    }
+
+    pub(super) fn admin_key(
+        public_url: &str,
+        key: &str,
+        workspace: &str,
+        by: &str,
+        origin: &Origin,
+    ) -> Self {
+        let [key, workspace, by] = [key, workspace, by].map(harmless);
+        Self {
+            subject: format!("An admin API key was made in {workspace}"),
+            paragraphs: vec![
+                format!(
+                    "{by} made the API key {key} in the workspace {workspace}. It may do all that an \
+                     admin may, and does not expire."
+                ),
+                told(origin),
+            ],
+            link: Some(Link { label: "See the keys", url: format!("{public_url}/api-keys") }),
+            note: "If nobody should have, revoke it. All owners are told.".to_owned(),
+        }
+    }
+
+    pub(super) fn account_deleted(origin: &Origin) -> Self {
+        Self {
+            subject: "Your account was deleted".to_owned(),
+            paragraphs: vec![
+                "Your account is gone, and so are workspaces that were yours alone.".to_owned(),
+                told(origin),
+            ],
+            link: None,
+            note: "If it was not you, tell support now.".to_owned(),
+        }
+    }
+
     pub(super) fn session_reuse(public_url: &str, origin: &Origin) -> Self {
         Self {
             subject: "We ended one of your sessions".to_owned(),

@@ -17,6 +17,13 @@ pub fn subnet(ip: IpAddr) -> IpNet {
     }
 }
 
+/// What is near an address: the networks that one household or office has.
+#[must_use]
+pub fn network(ip: IpAddr) -> IpNet {
+    let length = if ip.to_canonical().is_ipv4() { 24 } else { 48 };
+    IpNet::new_assert(ip.to_canonical(), length).trunc()
+}
+
 /// All addresses of the same kind.
 #[must_use]
 pub fn everywhere(ip: IpAddr) -> IpNet {
@@ -36,5 +43,8 @@ mod tests {
         assert_eq!(subnet("203.0.113.9"), "203.0.113.9/32");
         assert_eq!(subnet("::ffff:203.0.113.9"), "203.0.113.9/32");
         assert_eq!(subnet("2001:db8:1:2:3:4:5:6"), "2001:db8:1:2::/64");
+        let network = |text: &str| network(text.parse().unwrap()).to_string();
+        assert_eq!(network("::ffff:203.0.113.9"), "203.0.113.0/24");
+        assert_eq!(network("2001:db8:1:2:3:4:5:6"), "2001:db8:1::/48");
     }
 }

@@ -57,6 +57,27 @@ pub enum MailSubject {
         /// From where.
         origin: Origin,
     },
+    /// Somebody signed in with a client, or from a network, that the person has not used of late.
+    NewDevice {
+        /// From where.
+        origin: Origin,
+    },
+    /// A key that may run the workspace was minted.
+    AdminKey {
+        /// The key's name.
+        key: String,
+        /// The workspace's.
+        workspace: String,
+        /// The name of who did it.
+        by: String,
+        /// From where.
+        origin: Origin,
+    },
+    /// The account is gone.
+    AccountDeleted {
+        /// From where.
+        origin: Origin,
+    },
     /// A refresh token was used a second time; the session was ended.
     SessionReuse {
         /// From where it was used.
@@ -75,6 +96,9 @@ impl MailSubject {
             Self::PasswordChanged { .. } => "password_changed",
             Self::SecondFactorAdded { .. } => "second_factor_added",
             Self::SecondFactorRemoved { .. } => "second_factor_removed",
+            Self::NewDevice { .. } => "new_device",
+            Self::AdminKey { .. } => "admin_key",
+            Self::AccountDeleted { .. } => "account_deleted",
             Self::SessionReuse { .. } => "session_reuse",
         }
     }

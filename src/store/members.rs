@@ -225,3 +225,17 @@ pub async fn remove(tx: &mut Tx, workspace: WorkspaceId, user: UserId) -> Result
     .await?;
     Ok(())
 }
+
+/// The addresses of a workspace's owners, of the first twenty.
+///
+/// # Errors
+/// When PostgreSQL cannot be reached.
+pub async fn owners(tx: &mut Tx, workspace: WorkspaceId) -> Result<Vec<String>, StoreError> {
+    Ok(sqlx::query_scalar!(
+        "SELECT u.email FROM memberships m JOIN users u ON u.id = m.user_id
+         WHERE m.workspace_id = $1 AND m.role = 'owner' ORDER BY m.joined_at, u.id LIMIT 20",
+        workspace.uuid(),
+    )
+    .fetch_all(tx.conn())
+    .await?)
+}

@@ -292,3 +292,31 @@ pub async fn created_at(
     .fetch_optional(tx.conn())
     .await?)
 }
+
+/// Whether a person, who has signed in before, has not done so with such a client, or not from such a
+/// network, in the newest sessions; in a transaction of that person. Clients are compared without their
+/// versions.
+///
+/// # Errors
+/// When PostgreSQL cannot be reached.
+pub async fn is_new_device(
+    tx: &mut Tx,
+    user: UserId,
+    network: IpNet,
+    user_agent: Option<&str>,
+) -> Result<bool, StoreError> {
+    Ok(sqlx::query_scalar!(
+        r#"SELECT coalesce(count(*) > 0 AND NOT (
+                      bool_or(ip <<= $2)
+                      AND bool_or(regexp_replace(coalesce(user_agent, ''), '[0-9.]+', '', 'g')
+                                  = regexp_replace(coalesce($3, ''), '[0-9.]+', '', 'g'))),
+                  false) AS "is!"
+           FROM (SELECT ip, user_agent FROM sessions WHERE user_id = $1
+                 ORDER BY created_at DESC LIMIT 100) newest"#,
+        user.uuid(),
+        network as _,
+        user_agent,
+    )
+    .fetch_one(tx.conn())
+    .await?)
+}

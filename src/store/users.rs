@@ -205,6 +205,14 @@ pub async fn set_email_verified(
     Ok(done.rows_affected() == 1)
 }
 
+/// Deletes the person of the transaction, with all that is theirs alone.
+///
+/// # Errors
+/// When PostgreSQL cannot be reached.
+pub async fn delete(tx: &mut Tx) -> Result<bool, StoreError> {
+    Ok(sqlx::query_scalar!(r#"SELECT delete_person() AS "deleted!""#).fetch_one(tx.conn()).await?)
+}
+
 struct UserRow {
     id: UserId,
     email: String,

@@ -13,8 +13,12 @@ use crate::fixture::{Key, PASSWORD, Person, TestApp};
 
 /// What would end the person's access, or ask for more at the next sign-in: whom the guard lets through
 /// is told here what is missing. How they succeed is tested in workspaces.rs and mfa.rs.
-const LOCKING_OUT: [&str; 3] =
-    ["DELETE /v1/workspace", "POST /v1/auth/mfa/totp/confirm", "DELETE /v1/auth/mfa/totp"];
+const LOCKING_OUT: [&str; 4] = [
+    "DELETE /v1/workspace",
+    "DELETE /v1/users/me",
+    "POST /v1/auth/mfa/totp/confirm",
+    "DELETE /v1/auth/mfa/totp",
+];
 
 /// For addresses that nobody was invited at.
 static NEXT: AtomicUsize = AtomicUsize::new(0);
@@ -86,6 +90,11 @@ impl Side {
             "/v1/members/{user_id}" => {
                 let member = app.join(&self.owner, "member").await;
                 (Value::from(member.user_id), json!({ "role": "viewer" }))
+            }
+            "/v1/workspaces" if path.contains("{id}") => {
+                let host = app.register(&format!("host-{}", NEXT.fetch_add(1, Relaxed))).await;
+                app.admit(&self.owner, &host, "viewer").await;
+                (Value::from(host.workspace_id), json!({}))
             }
             "/v1/workspaces" => (Value::Null, json!({ "name": "another" })),
             "/v1/auth/switch-workspace" => {

@@ -173,3 +173,51 @@ async fn what_waits_opens_nothing() {
         }
     }
 }
+
+#[tokio::test]
+async fn a_sign_in_from_a_new_place_or_program_is_told() {
+    let sink = SmtpSink::start();
+    let settings = [("mail.url", &*sink.url()), ("server.trusted_proxies", "[\"127.0.0.1\"]")];
+    let app = TestApp::start_with(&settings).await;
+    let login = async |ip: &str, client: &str| {
+        let body = json!({ "email": "dana@acme.example", "password": PASSWORD });
+        let call = app.post("/v1/auth/login").header("x-forwarded-for", ip);
+        call.header("user-agent", client).json(body).send().await.expect(200);
+    };
+    let body = json!({ "email": "dana@acme.example", "password": PASSWORD });
+    let register = app.post("/v1/auth/register").header("x-forwarded-for", "203.0.113.9");
+    register.header("user-agent", "Browser/1.0").json(body).send().await.expect(201);
+    // A neighbour's address, a newer version.
+    login("203.0.113.77", "Browser/2.5.1").await;
+    login("198.51.100.7", "Browser/2.5.1").await;
+    login("198.51.100.8", "Other/1.0").await;
+    login("203.0.113.9", "Other/1.0").await;
+    login("2001:db8::1", "Other/1.0").await;
+    let told = eventually("three mails", async || {
+        let mails = sink.mails_to("dana@acme.example");
+        let told = mails.iter().filter(|mail| mail["subject"] == "New sign-in to your account");
+        let told: Vec<_> = told.map(|mail| mail["text"].as_str().unwrap().to_owned()).collect();
+        (told.len() == 3).then_some(told)
+    })
+    .await;
+    for ip in ["198.51.100.7", "198.51.100.8", "2001:db8::1"] {
+        assert!(told.iter().any(|mail| mail.contains(ip)), "{told:#?}");
+    }
+}
+
+#[tokio::test]
+async fn owners_are_told_of_an_admin_key_and_of_no_other() {
+    let sink = SmtpSink::start();
+    let app = TestApp::start_with(&[("mail.url", &sink.url())]).await;
+    let dana = app.register("acme").await;
+    let [owner, admin] = [app.join(&dana, "owner").await, app.join(&dana, "admin").await];
+    app.mint(&admin, "harmless", "write").await;
+    app.mint(&admin, "terraform https://evil.example", "admin").await;
+    for person in [&dana, &owner] {
+        let mail = sink.mail(&person.email, "An admin API key was made in acme").await;
+        let text = mail["text"].as_str().unwrap();
+        assert!(text.contains("the API key terraform https//evilexample"), "{text}");
+    }
+    let others = sink.mails_to(&admin.email);
+    assert!(others.iter().all(|mail| mail["subject"] != "An admin API key was made in acme"));
+}

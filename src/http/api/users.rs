@@ -1,7 +1,7 @@
 //! The person behind a credential.
 
-use axum::{Json, extract::State};
-use serde::Serialize;
+use axum::{Json, extract::State, http::StatusCode};
+use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use utoipa::ToSchema;
 
@@ -9,11 +9,12 @@ use super::Answer;
 use crate::{
     http::{
         App,
-        extract::{self, Authorized, ReadOnly, Write},
+        extract::{self, Authorized, OwnSession, ReadOnly, Write},
     },
     model::{
         fields::Fields,
         id::{UserId, WorkspaceId},
+        password::Password,
         user::User,
     },
 };
@@ -65,4 +66,28 @@ pub async fn update(
 ) -> Answer<Json<ProfileBody>> {
     let user = app.resources.change_person(&caller, body).await?;
     Ok(Json(ProfileBody::new(user, caller.workspace())))
+}
+
+/// Who leaves for good.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DeleteUserRequest {
+    /// One's own.
+    #[schema(value_type = String, format = Password)]
+    password: Password,
+}
+
+/// Delete one's own account
+///
+/// With the workspaces that nobody else is in. The last owner of a workspace that has other members makes
+/// somebody else an owner first. Keys that one minted for others stay, and so do the logs.
+#[utoipa::path(delete, path = "/v1/users/me", tag = "Resources", request_body = DeleteUserRequest,
+    responses((status = 204), (status = 403)))]
+pub async fn delete(
+    caller: Authorized<OwnSession>,
+    State(app): State<App>,
+    extract::Json(body): extract::Json<DeleteUserRequest>,
+) -> Answer<StatusCode> {
+    app.auth.delete_account(&caller, &body.password).await?;
+    Ok(StatusCode::NO_CONTENT)
 }

@@ -1,6 +1,6 @@
 //! The workspaces of a person.
 
-use axum::{Json, extract::State};
+use axum::{Json, extract::State, http::StatusCode};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -8,9 +8,13 @@ use super::{Answer, Created, workspace::WorkspaceBody};
 use crate::{
     http::{
         App,
-        extract::{self, Authorized, OwnSession, Query},
+        extract::{self, Authorized, OwnSession, PathId, Query},
     },
-    model::{id::Id, scope::Role, workspace::OwnWorkspace},
+    model::{
+        id::{Id, WorkspaceId},
+        scope::Role,
+        workspace::OwnWorkspace,
+    },
 };
 
 /// A workspace, as one of its members sees it.
@@ -73,4 +77,18 @@ pub async fn create(
 ) -> Answer<Created<Json<OwnWorkspaceBody>>> {
     let own = app.auth.found_workspace(&caller, &body.name).await?;
     Ok(Created::at("/v1/workspaces".to_owned(), Json(OwnWorkspaceBody::new(&app, own))))
+}
+
+/// Leave a workspace
+///
+/// One's sessions in it end. Its last owner does not leave.
+#[utoipa::path(post, path = "/v1/workspaces/{id}/leave", tag = "Workspaces",
+    params(("id" = WorkspaceId, Path)), responses((status = 204), (status = 403), (status = 404)))]
+pub async fn leave(
+    caller: Authorized<OwnSession>,
+    State(app): State<App>,
+    PathId(id): PathId<WorkspaceId>,
+) -> Answer<StatusCode> {
+    app.auth.leave_workspace(&caller, id).await?;
+    Ok(StatusCode::NO_CONTENT)
 }
