@@ -6,6 +6,7 @@ use serde_json::json;
 
 use super::{
     Auth, AuthError,
+    check_password::UNCONFIRMED,
     login::TokenPair,
     recovery::{address_of, bad_link},
     sessions::own_session,
@@ -51,19 +52,25 @@ impl Auth {
     /// Invites whoever has an address.
     ///
     /// # Errors
-    /// [`AuthError::Forbidden`] for a role above the caller's, [`AuthError::Conflict`] for somebody who
+    /// [`AuthError::Forbidden`] for a role above the caller's, and for an owner to be where the caller has
+    /// neither just signed in nor given the password; [`AuthError::Conflict`] for somebody who
     /// is a member or invited already, or where there are too many invitations.
     pub async fn invite(
         &self,
         caller: &Caller,
         email: &str,
         role: Role,
+        password: Option<&Password>,
     ) -> Result<Invitation, AuthError> {
+        let confirmed = self.is_confirmed(caller, password).await?;
         let email = Email::parse(email).map_err(|why| AuthError::invalid("email", why))?;
         let (workspace, now) = (caller.workspace(), self.env.clock.now());
         let mut tx = self.store.begin(workspace, None).await?;
         if role > self.lock_members(&mut tx, caller).await? {
             return Err(AuthError::Forbidden("nobody invites above their own role"));
+        }
+        if role == Role::Owner && !confirmed {
+            return Err(UNCONFIRMED);
         }
         if store::members::has_address(&mut tx, workspace, &email).await? {
             return Err(AuthError::Conflict("the person is a member already"));

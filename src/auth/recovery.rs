@@ -108,6 +108,7 @@ impl Auth {
     ) -> Result<(), AuthError> {
         let (now, actor) = (self.env.clock.now(), Actor::user(user));
         store::one_time_tokens::discard(tx, user.id, Purpose::ResetPassword, now).await?;
+        store::second_factor::discard_challenges(tx, user.id, now).await?;
         let subject = MailSubject::PasswordChanged { origin: self.origin(request) };
         self.mail(tx, user.email.clone(), subject).await?;
         self.tell_workspaces(tx, user, Action::PasswordChanged, request).await?;

@@ -36,6 +36,8 @@ pub const ACCESS_TOKEN_TYPE: &str = "at+jwt";
 pub const ACTIVATION: Duration = Duration::from_secs(6);
 /// How often a node looks for keys.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// The longest that a look may take.
+const PATIENCE: Duration = Duration::from_secs(2);
 /// How often it looks, at most, since a token names a key that it does not know.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
@@ -45,8 +47,16 @@ pub struct SigningKeys {
     secrets: Secrets,
     env: Env,
     current: RwLock<Arc<KeySet>>,
-    /// When they were read, by the monotonic clock.
-    read_at: Mutex<Duration>,
+    /// When somebody last looked because of a token.
+    last_look: Mutex<Look>,
+}
+
+/// A look for a key that a token names.
+struct Look {
+    /// When, by the monotonic clock.
+    at: Duration,
+    /// Whether PostgreSQL answered.
+    succeeded: bool,
 }
 
 /// All keys whose tokens are believed, and the one that signs.
@@ -87,8 +97,8 @@ impl SigningKeys {
             stored = store.signing_keys().await.map_err(away)?;
         }
         let current = Arc::new(KeySet::open(&stored, &secrets, env.clock.now())?);
-        let read_at = Mutex::new(env.clock.monotonic());
-        Ok(Self { store, secrets, env, current: RwLock::new(current), read_at })
+        let last_look = Mutex::new(Look { at: env.clock.monotonic(), succeeded: true });
+        Ok(Self { store, secrets, env, current: RwLock::new(current), last_look })
     }
 
     /// The keys as they were last read.
@@ -107,17 +117,19 @@ impl SigningKeys {
         if current.verifier(kid).is_some() {
             return Ok(current);
         }
-        let mut read_at = self.read_at.lock().await;
-        if self.env.clock.monotonic() >= *read_at + LOOK_AGAIN {
-            self.read().await?;
-            *read_at = self.env.clock.monotonic();
+        let mut last = self.last_look.lock().await;
+        if self.env.clock.monotonic() >= last.at + LOOK_AGAIN {
+            let outcome = self.read().await;
+            *last = Look { at: self.env.clock.monotonic(), succeeded: outcome.is_ok() };
+            outcome?;
         }
-        Ok(self.current())
+        // Those who waited meanwhile do not wait for another one.
+        if last.succeeded { Ok(self.current()) } else { Err(StoreError::late()) }
     }
 
     /// Reads the keys anew; answers whether one is gone.
     async fn read(&self) -> Result<bool, StoreError> {
-        let stored = self.store.signing_keys().await?;
+        let stored = Store::within(PATIENCE, self.store.signing_keys()).await?;
         let fresh = match KeySet::open(&stored, &self.secrets, self.env.clock.now()) {
             Ok(fresh) => Arc::new(fresh),
             Err(why) => {

@@ -243,3 +243,22 @@ pub async fn use_challenge(
     .await?;
     Ok(())
 }
+
+/// Makes a person's challenges worth nothing: the password that they began with is another one now.
+///
+/// # Errors
+/// When PostgreSQL cannot be reached.
+pub async fn discard_challenges(
+    tx: &mut Tx,
+    user: UserId,
+    now: OffsetDateTime,
+) -> Result<(), StoreError> {
+    sqlx::query!(
+        "UPDATE mfa_challenges SET used_at = $2 WHERE user_id = $1 AND used_at IS NULL",
+        user.uuid(),
+        now,
+    )
+    .execute(tx.conn())
+    .await?;
+    Ok(())
+}

@@ -135,6 +135,17 @@ async fn invitations_are_withdrawn_and_run_out_and_stay_below_the_inviter() {
 }
 
 #[tokio::test]
+async fn an_owner_to_be_is_invited_by_who_has_just_signed_in_or_knows_the_password() {
+    let (app, _sink, dana) = with_mail().await;
+    app.clock.advance(Duration::from_mins(16));
+    let refused = invite(&app, &dana.access_token, "sam@new.example", "owner").await;
+    refused.refused(403, "forbidden");
+    let body = json!({ "email": "sam@new.example", "role": "owner", "password": PASSWORD });
+    app.by(&dana.access_token, "POST", "/v1/invitations").json(body).send().await.expect(201);
+    invite(&app, &dana.access_token, "kim@new.example", "admin").await.expect(201);
+}
+
+#[tokio::test]
 async fn of_many_who_accept_at_once_one_joins() {
     let (app, sink, dana) = with_mail().await;
     invite(&app, &dana.access_token, "sam@new.example", "viewer").await.expect(201);

@@ -179,6 +179,20 @@ async fn a_challenge_runs_out_and_is_no_other_token() {
     verify(&app, &token, &code(&secret, now(&app))).await.refused(401, "invalid_credentials");
 }
 
+/// A sign-in that began with the old password does not end.
+#[tokio::test]
+async fn a_changed_password_ends_sign_ins_under_way() {
+    let app = TestApp::start().await;
+    let dana = app.register("acme").await;
+    let (secret, _) = with_factor(&app, &dana).await;
+    let token = challenge(&app, &dana).await;
+    let body = json!({ "current_password": PASSWORD, "new_password": "a walk in the old park" });
+    let change = app.by(&dana.access_token, "POST", "/v1/auth/password/change").json(body);
+    assert_eq!(change.send().await.status, 204);
+    let late = verify(&app, &token, &code(&secret, now(&app) + 30)).await;
+    late.refused(401, "invalid_credentials");
+}
+
 #[tokio::test]
 async fn of_many_who_use_a_code_at_once_one_signs_in_over_two_nodes() {
     let a = TestApp::start().await;

@@ -62,6 +62,9 @@ pub struct InviteRequest {
     email: String,
     /// What the person will be; not above the caller.
     role: Role,
+    /// The caller's own, for an owner to be and where the caller has not just signed in.
+    #[schema(value_type = Option<String>, format = Password)]
+    password: Option<Password>,
 }
 
 /// Invite somebody
@@ -74,7 +77,8 @@ pub async fn create(
     State(app): State<App>,
     extract::Json(body): extract::Json<InviteRequest>,
 ) -> Answer<Created<Json<InvitationBody>>> {
-    let invitation = app.auth.invite(&caller, &body.email, body.role).await?;
+    let invitation =
+        app.auth.invite(&caller, &body.email, body.role, body.password.as_ref()).await?;
     Ok(Created::at(format!("/v1/invitations/{}", invitation.id), Json(invitation.into())))
 }
 
