@@ -55,7 +55,7 @@ impl Auth {
             return Err(UNCONFIRMED);
         }
         store::members::set_role(&mut tx, workspace, user, role).await?;
-        if role.scope() < Scope::Admin {
+        if role < member.role {
             self.close_invitations_of(&mut tx, workspace, user).await?;
         }
         let event = audit::event(&self.env, caller, Action::MemberRoleChanged, 200)

@@ -108,23 +108,24 @@ impl SigningKeys {
     }
 
     /// The keys among which a token's is, if it is known at all: where it is not, they are read anew, at
-    /// most once a second, whatever tokens come.
+    /// most once a second, whatever tokens come. Also whether one was found to be gone.
     ///
     /// # Errors
     /// When PostgreSQL cannot be reached: nobody knows whether there is such a key.
-    async fn with_key(&self, kid: &str) -> Result<Arc<KeySet>, StoreError> {
+    async fn with_key(&self, kid: &str) -> Result<(Arc<KeySet>, bool), StoreError> {
         let current = self.current();
         if current.verifier(kid).is_some() {
-            return Ok(current);
+            return Ok((current, false));
         }
+        let mut is_gone = false;
         let mut last = self.last_look.lock().await;
         if self.env.clock.monotonic() >= last.at + LOOK_AGAIN {
             let outcome = self.read().await;
             *last = Look { at: self.env.clock.monotonic(), succeeded: outcome.is_ok() };
-            outcome?;
+            is_gone = outcome?;
         }
         // Those who waited meanwhile do not wait for another one.
-        if last.succeeded { Ok(self.current()) } else { Err(StoreError::late()) }
+        if last.succeeded { Ok((self.current(), is_gone)) } else { Err(StoreError::late()) }
     }
 
     /// Reads the keys anew; answers whether one is gone.
@@ -164,7 +165,11 @@ impl Auth {
 
     /// The keys among which the one of a token is, if it is known.
     pub(super) async fn keys_for(&self, kid: &str) -> Result<Arc<KeySet>, AuthError> {
-        Ok(self.signing_keys.with_key(kid).await?)
+        let (keys, is_gone) = self.signing_keys.with_key(kid).await?;
+        if is_gone {
+            self.caches.tokens.forget_all();
+        }
+        Ok(keys)
     }
 
     /// Makes another signing key. Every node signs with it within ten seconds.

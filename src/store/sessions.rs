@@ -275,7 +275,7 @@ pub async fn set_workspace(
     Ok(())
 }
 
-/// When a session of a person began.
+/// When a session of a person began that has not ended.
 ///
 /// # Errors
 /// When PostgreSQL cannot be reached.
@@ -285,7 +285,7 @@ pub async fn created_at(
     id: SessionId,
 ) -> Result<Option<OffsetDateTime>, StoreError> {
     Ok(sqlx::query_scalar!(
-        "SELECT created_at FROM sessions WHERE id = $1 AND user_id = $2",
+        "SELECT created_at FROM sessions WHERE id = $1 AND user_id = $2 AND ended_at IS NULL",
         id.uuid(),
         user.uuid(),
     )
