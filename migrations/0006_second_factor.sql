@@ -8,6 +8,8 @@ CREATE TABLE totp_factors (
     created_at timestamptz NOT NULL,
     -- When the person showed a first code. Until then it is asked of nobody.
     confirmed_at timestamptz,
+    -- At that first code.
+    wrong_codes integer NOT NULL DEFAULT 0,
     -- The step of the last code that was accepted: no code works twice.
     last_step bigint NOT NULL DEFAULT 0,
     -- A bit for each recovery code.

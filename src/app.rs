@@ -33,7 +33,7 @@ use crate::{
     observe,
     resources::Resources,
     server::Server,
-    store::{APP_ROLE, Store, migrate},
+    store::{APP_ROLE, Store, StoreError, migrate},
 };
 
 /// How long the audit log may take to be written at the end.
@@ -235,23 +235,17 @@ async fn look_after_partitions(store: Store, env: Env) {
     let mut ticks = interval(PARTITIONS_EVERY);
     loop {
         ticks.tick().await;
-        if let Err(error) = store.create_audit_partitions(env.clock.now()).await {
-            tracing::warn!(%error, "cannot make the audit log's partitions ahead");
-        }
-        if let Err(error) = store.prune_unknown_credential_counts().await {
-            tracing::warn!(%error, "cannot drop old counts of unknown credentials");
-        }
-        if let Err(error) = store.prune_one_time_tokens(env.clock.now()).await {
-            tracing::warn!(%error, "cannot drop old tokens of links");
-        }
-        if let Err(error) = store.prune_wrong_passwords(env.clock.now()).await {
-            tracing::warn!(%error, "cannot drop old counts of wrong passwords");
-        }
-        if let Err(error) = store.prune_mfa_challenges(env.clock.now()).await {
-            tracing::warn!(%error, "cannot drop old challenges");
-        }
-        if let Err(error) = store.prune_invitations(env.clock.now()).await {
-            tracing::warn!(%error, "cannot drop old invitations");
-        }
+        let now = env.clock.now();
+        let tell = |what: &str, done: Result<(), StoreError>| {
+            if let Err(error) = done {
+                tracing::warn!(%error, "cannot {what}");
+            }
+        };
+        tell("make partitions of the log ahead", store.create_audit_partitions(now).await);
+        tell("drop counts of unknown credentials", store.prune_unknown_credential_counts().await);
+        tell("drop tokens of links", store.prune_one_time_tokens(now).await);
+        tell("drop counts of wrong passwords", store.prune_wrong_passwords(now).await);
+        tell("drop challenges", store.prune_mfa_challenges(now).await);
+        tell("drop invitations", store.prune_invitations(now).await);
     }
 }

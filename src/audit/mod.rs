@@ -16,6 +16,7 @@ use crate::{
     env::Env,
     model::{
         audit::{Action, NewEvent},
+        id::WorkspaceId,
         principal::Caller,
     },
 };
@@ -23,8 +24,20 @@ use crate::{
 /// An event of what a caller does in its own workspace, answered with this status.
 #[must_use]
 pub fn event(env: &Env, caller: &Caller, action: Action, status: u16) -> NewEvent {
+    event_in(env, caller, caller.workspace(), action, status)
+}
+
+/// The same in another workspace, where a person is in several.
+#[must_use]
+pub fn event_in(
+    env: &Env,
+    caller: &Caller,
+    workspace: WorkspaceId,
+    action: Action,
+    status: u16,
+) -> NewEvent {
     let actor = (&*caller.principal).into();
-    NewEvent::new(env.new_id(), caller.workspace(), action, actor).in_request(
+    NewEvent::new(env.new_id(), workspace, action, actor).in_request(
         &caller.request,
         status,
         env.clock.monotonic(),

@@ -4,20 +4,11 @@ use super::{Auth, AuthError, sessions::own_session};
 use crate::{
     audit,
     model::{
-        audit::{Action, Actor},
-        id::WorkspaceId,
-        mail::MailSubject,
-        password::Password,
-        principal::Caller,
-        scope::Role,
-        session::{EndReason, Which},
+        audit::Action, id::WorkspaceId, mail::MailSubject, password::Password, principal::Caller,
         user::Member,
     },
     store::{self, Tx},
 };
-
-const LAST_OWNER: AuthError =
-    AuthError::Forbidden("a workspace keeps at least one owner: make somebody else one first");
 
 impl Auth {
     /// Leaves a workspace; the person's sessions in it end.
@@ -33,7 +24,7 @@ impl Auth {
         let mut tx = self.store.begin(workspace, Some(user)).await?;
         let member = self.lock_own(&mut tx, caller, workspace).await?;
         let member = member.ok_or(AuthError::NotFound("workspace"))?;
-        self.leave(&mut tx, caller, workspace, &member).await?;
+        self.take_out(&mut tx, caller, workspace, &member).await?;
         tx.commit().await?;
         Ok(self.fence.wait().await?)
     }
@@ -62,8 +53,13 @@ impl Auth {
             if store::members::count(&mut tx, workspace).await? == 1 {
                 self.erase_workspace(&mut tx, caller, workspace).await?;
             } else {
-                self.leave(&mut tx, caller, workspace, &member).await?;
+                self.take_out(&mut tx, caller, workspace, &member).await?;
             }
+        }
+        // What the person joined meanwhile would go without a word: locked, nobody joins anything.
+        store::users::lock(&mut tx, user_id).await?;
+        if !store::members::of_person(&mut tx, user_id).await?.is_empty() {
+            return Err(AuthError::Conflict("you joined a workspace meanwhile: try again"));
         }
         let subject = MailSubject::AccountDeleted { origin: self.origin(&caller.request) };
         self.mail(&mut tx, user.email, subject).await?;
@@ -86,27 +82,6 @@ impl Auth {
         Ok(store::members::get(tx, workspace, user).await?)
     }
 
-    async fn leave(
-        &self,
-        tx: &mut Tx,
-        caller: &Caller,
-        workspace: WorkspaceId,
-        member: &Member,
-    ) -> Result<(), AuthError> {
-        let user = member.user_id;
-        let is_last = member.role == Role::Owner
-            && !store::members::has_another_owner(tx, workspace, user).await?;
-        if is_last {
-            return Err(LAST_OWNER);
-        }
-        self.note_removal(tx, caller, workspace, member).await?;
-        let (sessions, reason) = (Which::In(workspace), EndReason::Removed);
-        let actor = Actor::from(&*caller.principal);
-        self.end_sessions(tx, user, sessions, reason, &actor, &caller.request).await?;
-        self.close_invitations_of(tx, workspace, user).await?;
-        Ok(store::members::remove(tx, workspace, user).await?)
-    }
-
     /// Deletes the workspace of the transaction, with all that is in it but its log.
     pub(super) async fn erase_workspace(
         &self,
@@ -116,9 +91,8 @@ impl Auth {
     ) -> Result<(), AuthError> {
         let known = store::workspaces::get(tx, workspace).await?;
         let known = known.ok_or(AuthError::NotFound("workspace"))?;
-        let mut event = audit::event(&self.env, caller, Action::WorkspaceDeleted, 204)
+        let event = audit::event_in(&self.env, caller, workspace, Action::WorkspaceDeleted, 204)
             .on(workspace, known.name);
-        event.workspace_id = workspace;
         store::audit::insert(tx, workspace, &event).await?;
         store::workspaces::delete(tx).await?;
         Ok(())

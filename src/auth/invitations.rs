@@ -17,7 +17,6 @@ use crate::{
     model::{
         audit::{Action, Actor, RequestInfo},
         email::Email,
-        fields::Fields,
         id::{Id, InvitationId, WorkspaceId},
         invitation::Invitation,
         mail::MailSubject,
@@ -26,7 +25,6 @@ use crate::{
         password::Password,
         principal::Caller,
         scope::Role,
-        text,
         user::User,
     },
     store::{self, Tx},
@@ -200,19 +198,11 @@ impl Auth {
         if self.registration == Registration::Closed {
             return Err(AuthError::Forbidden("registration is closed"));
         }
-        let full_name = new.full_name.as_deref().map(|name| text::name("full_name", name));
-        let full_name = full_name.transpose();
-        let user = User {
-            id: self.env.new_id(),
-            email: email.as_str().to_owned(),
-            full_name: full_name.map_err(|why| AuthError::invalid("full_name", why))?,
-            profile: Fields::default(),
-            created_at: now,
-            email_verified_at: Some(now),
-        };
-        let missing = || "password is required: there is no account with this address yet";
-        let missing = || AuthError::Invalid { field: "password", reason: missing().to_owned() };
-        let password = new.password.as_ref().ok_or_else(missing)?;
+        let user = self.new_user(&email, new.full_name.as_deref())?;
+        let password = new.password.as_ref().ok_or_else(|| AuthError::Invalid {
+            field: "password",
+            reason: "password is required: there is no account with this address yet".to_owned(),
+        })?;
         let name = user.full_name.as_deref();
         let hash = self.passwords.hash_chosen("password", password, &email, name).await?;
         let mut tx = self.store.begin(workspace, Some(user.id)).await?;

@@ -66,6 +66,8 @@ impl Auth {
         new.creator = caller.principal.person();
         let event = audit::event(&self.env, caller, Action::ApiKeyCreated, 201);
         let mut tx = self.store.begin(caller.workspace(), new.creator).await?;
+        // Who was an admin when the request began may be none any more.
+        self.lock_members(&mut tx, caller).await?;
         if new.scope == Scope::Admin {
             self.tell_owners(&mut tx, caller, &new.name).await?;
         }

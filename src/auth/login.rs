@@ -87,11 +87,10 @@ impl Auth {
         let name = user.full_name.as_deref();
         let hash = self.passwords.hash_chosen("password", &account.password, &email, name).await?;
         let mut tx = self.store.begin(workspace.id, Some(user.id)).await?;
-        self.insert_account(&mut tx, &user, &email, &hash, &workspace).await?;
-        let created = self
-            .witness(request, workspace.id, Action::WorkspaceCreated, Actor::user(&user), 201)
-            .on(workspace.id, workspace.name.clone());
-        store::audit::insert(&mut tx, workspace.id, &created).await?;
+        store::users::insert(&mut tx, &user, &email, &hash, workspace.id).await?;
+        let (founded, actor) = (Action::WorkspaceCreated, Actor::user(&user));
+        let event = self.witness(request, workspace.id, founded, actor, 201);
+        self.found(&mut tx, &workspace, user.id, event).await?;
         let tokens =
             self.open_session(&mut tx, &user, workspace.id, Role::Owner, request, 201).await?;
         self.mail_verification(&mut tx, &user, &email).await?;
@@ -111,95 +110,50 @@ impl Auth {
         let name = user.full_name.as_deref();
         let hash = self.passwords.hash_chosen("password", &account.password, &email, name).await?;
         let mut tx = self.store.begin(workspace.id, Some(user.id)).await?;
-        self.insert_account(&mut tx, &user, &email, &hash, &workspace).await?;
-        let created = NewEvent::new(
-            self.env.new_id(),
-            workspace.id,
-            Action::WorkspaceCreated,
-            Actor::system(),
-        )
-        .on(workspace.id, workspace.name.clone());
-        store::audit::insert(&mut tx, workspace.id, &created).await?;
+        store::users::insert(&mut tx, &user, &email, &hash, workspace.id).await?;
+        let (founded, id) = (Action::WorkspaceCreated, self.env.new_id());
+        let event = NewEvent::new(id, workspace.id, founded, Actor::system());
+        self.found(&mut tx, &workspace, user.id, event).await?;
         tx.commit().await?;
         Ok((user, workspace))
-    }
-
-    /// Makes a further workspace for somebody who has an account, as the operator does.
-    ///
-    /// # Errors
-    /// [`AuthError::NotFound`] for an unknown address, [`AuthError::Invalid`] for bad values.
-    pub async fn create_workspace(
-        &self,
-        name: &str,
-        owner_email: &str,
-    ) -> Result<Workspace, AuthError> {
-        let name = text::name("name", name).map_err(|why| AuthError::invalid("name", why))?;
-        let email = Email::parse(owner_email).map_err(|why| AuthError::invalid("owner", why))?;
-        let owner =
-            self.store.find_sign_in(&email).await?.ok_or(AuthError::NotFound("account"))?.user_id;
-        let now = self.env.clock.now();
-        let workspace =
-            Workspace { id: self.env.new_id(), name, rate_limit_per_minute: None, created_at: now };
-        let mut tx = self.store.begin(workspace.id, Some(owner)).await?;
-        store::workspaces::insert(&mut tx, &workspace).await?;
-        store::members::insert(&mut tx, workspace.id, owner, Role::Owner, now).await?;
-        let id = self.env.new_id();
-        let created = NewEvent::new(id, workspace.id, Action::WorkspaceCreated, Actor::system())
-            .on(workspace.id, workspace.name.clone());
-        store::audit::insert(&mut tx, workspace.id, &created).await?;
-        tx.commit().await?;
-        Ok(workspace)
     }
 
     fn check_account(&self, account: &NewAccount) -> Result<(User, Email, Workspace), AuthError> {
         let invalid = AuthError::invalid;
         let email = Email::parse(&account.email).map_err(|why| invalid("email", why))?;
-        let full_name = account.full_name.as_deref().map(|name| text::name("full_name", name));
-        let full_name = full_name.transpose().map_err(|why| invalid("full_name", why))?;
-        let now = self.env.clock.now();
-        let user = User {
-            id: self.env.new_id(),
-            email: email.as_str().to_owned(),
-            full_name,
-            profile: Fields::default(),
-            created_at: now,
-            email_verified_at: None,
-        };
+        let user = self.new_user(&email, account.full_name.as_deref())?;
         let workspace_name = match &account.workspace_name {
             Some(name) => {
                 text::name("workspace_name", name).map_err(|why| invalid("workspace_name", why))?
             }
             None => first_name(user.display_name()),
         };
-        let workspace = Workspace {
-            id: self.env.new_id(),
-            name: workspace_name,
-            rate_limit_per_minute: None,
-            created_at: now,
-        };
-        Ok((user, email, workspace))
+        Ok((user, email, self.new_workspace(workspace_name)))
     }
 
-    async fn insert_account(
+    /// A person to be, whose address is not known to be theirs.
+    pub(super) fn new_user(
         &self,
-        tx: &mut Tx,
-        user: &User,
         email: &Email,
-        hash: &SecretString,
-        workspace: &Workspace,
-    ) -> Result<(), AuthError> {
-        store::users::insert(tx, user, email, hash, workspace.id).await?;
-        store::workspaces::insert(tx, workspace).await?;
-        store::members::insert(tx, workspace.id, user.id, Role::Owner, user.created_at).await?;
-        Ok(())
+        full_name: Option<&str>,
+    ) -> Result<User, AuthError> {
+        let full_name = full_name.map(|name| text::name("full_name", name)).transpose();
+        Ok(User {
+            id: self.env.new_id(),
+            email: email.as_str().to_owned(),
+            full_name: full_name.map_err(|why| AuthError::invalid("full_name", why))?,
+            profile: Fields::default(),
+            created_at: self.env.clock.now(),
+            email_verified_at: None,
+        })
     }
 
     /// Signs a person in, to the workspace asked for, else the one last used, else the oldest.
     ///
     /// # Errors
     /// [`AuthError::InvalidCredentials`] for an unknown address and a wrong password alike,
-    /// [`AuthError::TooManyAttempts`] for who guesses, [`AuthError::MfaRequired`] where the sign-in takes a code, [`AuthError::Forbidden`] for a workspace
-    /// that the person is no member of.
+    /// [`AuthError::TooManyAttempts`] for who guesses, [`AuthError::MfaRequired`] where the sign-in takes a
+    /// code, [`AuthError::Forbidden`] for a workspace that the person is no member of.
     pub async fn login(
         &self,
         email: &str,
@@ -235,9 +189,14 @@ impl Auth {
             _ => None,
         };
         let mut tx = self.store.begin_personal(account.user_id).await?;
-        if let (Some(new), Some(old)) = (renewed, &account.password_hash) {
-            // Not, where the password was changed meanwhile.
-            store::users::replace_password_hash(&mut tx, old, &new).await?;
+        // Another one may have been chosen while this one was verified: what that ended stays so.
+        let old = account.password_hash.as_ref().ok_or(AuthError::InvalidCredentials)?;
+        let is_still_right = match renewed {
+            Some(new) => store::users::replace_password_hash(&mut tx, old, &new).await?,
+            None => store::users::pin_password_hash(&mut tx, old).await?,
+        };
+        if !is_still_right {
+            return Err(AuthError::InvalidCredentials);
         }
         if let Some(token) = self.challenge(&mut tx, account.user_id, wanted).await? {
             tx.commit().await?;
@@ -291,17 +250,13 @@ impl Auth {
         account: &SignIn,
         request: &Arc<RequestInfo>,
     ) -> Result<Membership, AuthError> {
-        let (id, now) = (self.env.new_id(), self.env.clock.now());
         let name = first_name(account.full_name.as_deref().unwrap_or(&account.email));
-        let workspace = Workspace { id, name, rate_limit_per_minute: None, created_at: now };
-        tx.enter(id).await?;
-        store::workspaces::insert(tx, &workspace).await?;
-        store::members::insert(tx, id, account.user_id, Role::Owner, now).await?;
-        let created = self
-            .witness(request, id, Action::WorkspaceCreated, Actor::system(), 200)
-            .on(id, workspace.name);
-        store::audit::insert(tx, id, &created).await?;
-        Ok(Membership { workspace_id: id, role: Role::Owner })
+        let workspace = self.new_workspace(name);
+        tx.enter(workspace.id).await?;
+        let (founded, actor) = (Action::WorkspaceCreated, Actor::system());
+        let event = self.witness(request, workspace.id, founded, actor, 200);
+        self.found(tx, &workspace, account.user_id, event).await?;
+        Ok(Membership { workspace_id: workspace.id, role: Role::Owner })
     }
 
     /// Stores a session and its event, and makes its first pair of tokens.

@@ -45,6 +45,7 @@ impl Auth {
         let confirmed = self.is_confirmed(caller, password).await?;
         let mut tx = self.store.begin(workspace, Some(user)).await?;
         let (member, acting) = self.lock_member(&mut tx, caller, user).await?;
+        keep_an_owner(&mut tx, workspace, &member).await?;
         if role > acting {
             return Err(AuthError::Forbidden("nobody gives a role above their own"));
         }
@@ -80,18 +81,13 @@ impl Auth {
         if member.role == Role::Owner && !confirmed {
             return Err(UNCONFIRMED);
         }
-        self.note_removal(&mut tx, caller, workspace, &member).await?;
-        let (sessions, reason) = (Which::In(workspace), EndReason::Removed);
-        let actor = Actor::from(&*caller.principal);
-        self.end_sessions(&mut tx, user, sessions, reason, &actor, &caller.request).await?;
-        self.close_invitations_of(&mut tx, workspace, user).await?;
-        store::members::remove(&mut tx, workspace, user).await?;
+        self.take_out(&mut tx, caller, workspace, &member).await?;
         tx.commit().await?;
         Ok(self.fence.wait().await?)
     }
 
     /// A member as they are, and the role that the caller acts with, until the transaction ends. Refuses
-    /// a member above the caller, and the last owner.
+    /// a member above the caller.
     async fn lock_member(
         &self,
         tx: &mut Tx,
@@ -104,11 +100,6 @@ impl Auth {
         let member = member.ok_or(AuthError::NotFound("member"))?;
         if member.role > acting {
             return Err(AuthError::Forbidden("only an owner changes an owner"));
-        }
-        let last = member.role == Role::Owner
-            && !store::members::has_another_owner(tx, workspace, user).await?;
-        if last {
-            return Err(AuthError::Forbidden("a workspace keeps at least one owner"));
         }
         Ok((member, acting))
     }
@@ -125,8 +116,13 @@ impl Auth {
             return Err(NO_LONGER_A_MEMBER);
         }
         let role = match &caller.principal.credential {
-            // Its scope is all that it has, and does not shrink.
-            Credential::ApiKey { .. } => Role::Admin,
+            // Its scope does not shrink; but it may have been revoked since it was looked at.
+            Credential::ApiKey { id, .. } => {
+                if !store::api_keys::pin(tx, workspace, *id).await? {
+                    return Err(AuthError::InvalidCredential("the API key has been revoked"));
+                }
+                Role::Admin
+            }
             Credential::Session { user_id, .. } => {
                 let role = store::members::pin_role(tx, workspace, *user_id).await?;
                 role.ok_or(NO_LONGER_A_MEMBER)?
@@ -138,26 +134,36 @@ impl Auth {
         }
     }
 
-    /// Puts into a workspace's log that a member is none any more, with the keys that the person minted.
-    pub(super) async fn note_removal(
+    /// Takes a member out of a workspace, in a transaction of both whose members stay as they are.
+    ///
+    /// # Errors
+    /// [`AuthError::Forbidden`] for the last owner.
+    pub(super) async fn take_out(
         &self,
         tx: &mut Tx,
         caller: &Caller,
         workspace: WorkspaceId,
         member: &Member,
     ) -> Result<(), AuthError> {
-        let minted = store::api_keys::minted_by(tx, workspace, member.user_id, KEYS_NAMED).await?;
+        keep_an_owner(tx, workspace, member).await?;
+        let user = member.user_id;
+        let minted = store::api_keys::minted_by(tx, workspace, user, KEYS_NAMED).await?;
         let keys: Vec<_> =
             minted.items.iter().map(|(id, name)| json!({ "id": id, "name": name })).collect();
-        let mut event = audit::event(&self.env, caller, Action::MemberRemoved, 204)
-            .on(member.user_id, member.email.clone())
+        let event = audit::event_in(&self.env, caller, workspace, Action::MemberRemoved, 204)
+            .on(user, member.email.clone())
             .with(json!({ "role": member.role, "api_keys": keys, "more_api_keys": minted.more }));
-        event.workspace_id = workspace;
-        Ok(store::audit::insert(tx, workspace, &event).await?)
+        store::audit::insert(tx, workspace, &event).await?;
+        self.close_invitations_of(tx, workspace, user).await?;
+        // Membership, person, session: everybody locks them in this order.
+        store::members::remove(tx, workspace, user).await?;
+        let (sessions, reason) = (Which::In(workspace), EndReason::Removed);
+        let actor = Actor::from(&*caller.principal);
+        self.end_sessions(tx, user, sessions, reason, &actor, &caller.request).await
     }
 
     /// What somebody invited who may not invite any more is not to be accepted.
-    pub(super) async fn close_invitations_of(
+    async fn close_invitations_of(
         &self,
         tx: &mut Tx,
         workspace: WorkspaceId,
@@ -166,4 +172,20 @@ impl Auth {
         let (inviter, now) = (user.to_string(), self.env.clock.now());
         Ok(store::invitations::close_all_of(tx, workspace, &inviter, now).await?)
     }
+}
+
+/// Refuses to let the last owner of a workspace go, in a transaction in which members stay as they are.
+async fn keep_an_owner(
+    tx: &mut Tx,
+    workspace: WorkspaceId,
+    member: &Member,
+) -> Result<(), AuthError> {
+    let is_needed = member.role == Role::Owner
+        && !store::members::has_another_owner(tx, workspace, member.user_id).await?;
+    if is_needed {
+        return Err(AuthError::Forbidden(
+            "a workspace keeps at least one owner: make somebody else one first",
+        ));
+    }
+    Ok(())
 }

@@ -5,17 +5,18 @@
 //! - [`check_scope`]: what a principal may do. One pure function.
 //! - [`login`], [`refresh`], [`sessions`]: sessions. [`second_factor`]: codes besides a password.
 //!   [`recovery`]: passwords changed and forgotten.
-//! - [`members`], [`invitations`], [`workspaces`]: who shares what with whom.
+//! - [`check_password`]: guesses at passwords, and re-authentication.
+//! - [`members`], [`invitations`], [`workspaces`], [`farewell`]: who shares what with whom.
 //! - [`keys`]: the life of API keys.
 //! - [`password`], [`signing_keys`], [`secrets`]: what they are made of.
 
 pub mod authenticate;
 pub mod caches;
-mod check_password;
+pub mod check_password;
 pub mod check_scope;
 mod credential_cache;
 mod error;
-mod farewell;
+pub mod farewell;
 pub mod invitations;
 pub mod keys;
 pub mod login;

@@ -91,7 +91,10 @@ impl Auth {
             return Err(bad_link());
         }
         store::users::set_password_hash(&mut tx, owner, &hash).await?;
-        store::users::set_email_verified(&mut tx, owner, now).await?;
+        if store::users::set_email_verified(&mut tx, owner, now).await? {
+            // Until now the address was somebody's claim: their authenticator must not keep its owner out.
+            store::second_factor::remove(&mut tx, owner).await?;
+        }
         self.password_changed(&mut tx, &user, Which::All, request).await?;
         tx.commit().await?;
         Ok(self.fence.wait().await?)

@@ -14,7 +14,8 @@ use super::{
 };
 use crate::{
     model::{
-        audit::{Action, RequestInfo},
+        audit::{Action, Actor, NewEvent, RequestInfo},
+        email::Email,
         id::{UserId, WorkspaceId},
         mail::MailSubject,
         one_time_token::Purpose,
@@ -27,7 +28,9 @@ use crate::{
 
 /// How long a challenge can be met.
 const CHALLENGE_LIFETIME: Duration = Duration::from_mins(5);
-/// Wrong codes to a challenge.
+/// How long an authenticator waits for its first code.
+const ENROLMENT_LIFETIME: Duration = Duration::from_mins(15);
+/// Wrong codes to a challenge, or in place of a first one.
 const MAX_WRONG_CODES: i32 = 5;
 /// Wrong codes of a person within [`PERIOD`].
 const MAX_WRONG_IN_PERIOD: i64 = 10;
@@ -89,12 +92,17 @@ impl Auth {
         let mut tx = self.store.begin_personal(user_id).await?;
         let factor = store::second_factor::lock(&mut tx, user_id).await?;
         let factor = factor
-            .filter(|factor| !factor.confirmed)
+            .filter(|factor| !factor.confirmed && now < factor.created_at + ENROLMENT_LIFETIME)
+            .filter(|factor| factor.wrong_codes < MAX_WRONG_CODES)
             .ok_or(AuthError::Conflict("there is no authenticator to be confirmed"))?;
         let secret = self.second_factor_key.secret(factor.id);
         let step = secret.matching_step(code, now.unix_timestamp(), factor.last_step);
-        let wrong = || AuthError::Invalid { field: "code", reason: "code is wrong".to_owned() };
-        store::second_factor::accept_step(&mut tx, user_id, step.ok_or_else(wrong)?, now).await?;
+        let Some(step) = step else {
+            store::second_factor::count_wrong_first_code(&mut tx, user_id).await?;
+            tx.commit().await?;
+            return Err(AuthError::Invalid { field: "code", reason: "code is wrong".to_owned() });
+        };
+        store::second_factor::accept_step(&mut tx, user_id, step, now).await?;
         let origin = self.origin(&caller.request);
         let subject = MailSubject::SecondFactorAdded { origin };
         self.mail(&mut tx, user.email.clone(), subject).await?;
@@ -119,6 +127,28 @@ impl Auth {
         let subject = MailSubject::SecondFactorRemoved { origin };
         self.mail(&mut tx, user.email.clone(), subject).await?;
         self.tell_workspaces(&mut tx, &user, Action::SecondFactorRemoved, &caller.request).await?;
+        Ok(tx.commit().await?)
+    }
+
+    /// Takes the authenticator of whoever has an address away, as the operator does.
+    ///
+    /// # Errors
+    /// [`AuthError::NotFound`] where there is none, [`AuthError::Invalid`] for what is no address.
+    pub async fn remove_totp_as_operator(&self, email: &str) -> Result<(), AuthError> {
+        let email = Email::parse(email).map_err(|why| AuthError::invalid("email", why))?;
+        let account = self.store.find_sign_in(&email).await?;
+        let user = account.ok_or(AuthError::NotFound("account"))?.user_id;
+        let mut tx = self.store.begin_personal(user).await?;
+        if !store::second_factor::remove(&mut tx, user).await? {
+            return Err(AuthError::NotFound("authenticator"));
+        }
+        for membership in store::members::of_person(&mut tx, user).await? {
+            let (id, workspace) = (self.env.new_id(), membership.workspace_id);
+            let event = NewEvent::new(id, workspace, Action::SecondFactorRemoved, Actor::system())
+                .on(user, email.as_str().to_owned());
+            tx.enter(workspace).await?;
+            store::audit::insert(&mut tx, workspace, &event).await?;
+        }
         Ok(tx.commit().await?)
     }
 

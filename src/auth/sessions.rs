@@ -112,6 +112,8 @@ impl Auth {
         role: Role,
     ) -> Result<TokenPair, AuthError> {
         let (id, user) = own_session(caller)?;
+        // Before the session: whoever changes a password has them in this order.
+        store::users::set_last_workspace(tx, user, workspace).await?;
         let state = store::sessions::lock_refresh_state(tx, user, id).await?;
         let state = state
             .filter(|state| !state.ended)
@@ -119,7 +121,6 @@ impl Auth {
         let now = self.env.clock.now();
         store::sessions::set_workspace(tx, user, id, workspace).await?;
         store::sessions::advance_refresh(tx, user, id, now).await?;
-        store::users::set_last_workspace(tx, user, workspace).await?;
         let entered = self.moved(caller, id, workspace, "entered");
         store::audit::insert(tx, workspace, &entered).await?;
         if caller.workspace() != workspace {
@@ -139,11 +140,9 @@ impl Auth {
         workspace: WorkspaceId,
         direction: &str,
     ) -> NewEvent {
-        let mut event = audit::event(&self.env, caller, Action::SessionSwitched, 200)
+        audit::event_in(&self.env, caller, workspace, Action::SessionSwitched, 200)
             .on(id, None)
-            .with(json!({ "direction": direction }));
-        event.workspace_id = workspace;
-        event
+            .with(json!({ "direction": direction }))
     }
 
     /// Ends sessions of a person, each with its event in the log of the workspace that it was in.

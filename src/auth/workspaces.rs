@@ -4,7 +4,9 @@ use super::{Auth, AuthError, sessions::own_session};
 use crate::{
     audit,
     model::{
-        audit::Action,
+        audit::{Action, Actor, NewEvent},
+        email::Email,
+        id::UserId,
         page::{Items, Page},
         password::Password,
         principal::Caller,
@@ -12,7 +14,7 @@ use crate::{
         text,
         workspace::{OwnWorkspace, Workspace},
     },
-    store,
+    store::{self, Tx},
 };
 
 /// Workspaces that a person may be a member of when making another.
@@ -46,21 +48,59 @@ impl Auth {
     ) -> Result<OwnWorkspace, AuthError> {
         let (_, user) = own_session(caller)?;
         let name = text::name("name", name).map_err(|why| AuthError::invalid("name", why))?;
-        let now = self.env.clock.now();
-        let workspace =
-            Workspace { id: self.env.new_id(), name, rate_limit_per_minute: None, created_at: now };
+        let workspace = self.new_workspace(name);
         let mut tx = self.store.begin(workspace.id, Some(user)).await?;
         if store::workspaces::count_of_person(&mut tx, user).await? >= MAX_OWN {
             return Err(AuthError::Conflict("you are in too many workspaces"));
         }
-        store::workspaces::insert(&mut tx, &workspace).await?;
-        store::members::insert(&mut tx, workspace.id, user, Role::Owner, now).await?;
-        let mut event = audit::event(&self.env, caller, Action::WorkspaceCreated, 201)
-            .on(workspace.id, workspace.name.clone());
-        event.workspace_id = workspace.id;
-        store::audit::insert(&mut tx, workspace.id, &event).await?;
+        let action = Action::WorkspaceCreated;
+        let event = audit::event_in(&self.env, caller, workspace.id, action, 201);
+        self.found(&mut tx, &workspace, user, event).await?;
         tx.commit().await?;
         Ok(OwnWorkspace { workspace, role: Role::Owner })
+    }
+
+    /// Makes a further workspace for somebody who has an account, as the operator does.
+    ///
+    /// # Errors
+    /// [`AuthError::NotFound`] for an unknown address, [`AuthError::Invalid`] for bad values.
+    pub async fn create_workspace(
+        &self,
+        name: &str,
+        owner_email: &str,
+    ) -> Result<Workspace, AuthError> {
+        let name = text::name("name", name).map_err(|why| AuthError::invalid("name", why))?;
+        let email = Email::parse(owner_email).map_err(|why| AuthError::invalid("owner", why))?;
+        let owner = self.store.find_sign_in(&email).await?;
+        let owner = owner.ok_or(AuthError::NotFound("account"))?.user_id;
+        let workspace = self.new_workspace(name);
+        let mut tx = self.store.begin(workspace.id, Some(owner)).await?;
+        let (founded, id) = (Action::WorkspaceCreated, self.env.new_id());
+        let event = NewEvent::new(id, workspace.id, founded, Actor::system());
+        self.found(&mut tx, &workspace, owner, event).await?;
+        tx.commit().await?;
+        Ok(workspace)
+    }
+
+    /// A workspace to be.
+    pub(super) fn new_workspace(&self, name: String) -> Workspace {
+        let (id, created_at) = (self.env.new_id(), self.env.clock.now());
+        Workspace { id, name, rate_limit_per_minute: None, created_at }
+    }
+
+    /// Stores a workspace, its first owner and the event that tells of it, in a transaction of both.
+    pub(super) async fn found(
+        &self,
+        tx: &mut Tx,
+        workspace: &Workspace,
+        owner: UserId,
+        event: NewEvent,
+    ) -> Result<(), AuthError> {
+        store::workspaces::insert(tx, workspace).await?;
+        let since = workspace.created_at;
+        store::members::insert(tx, workspace.id, owner, Role::Owner, since).await?;
+        let event = event.on(workspace.id, workspace.name.clone());
+        Ok(store::audit::insert(tx, workspace.id, &event).await?)
     }
 
     /// Renames the caller's workspace.

@@ -52,6 +52,12 @@ pub enum UsersCommand {
         #[arg(long)]
         password_stdin: bool,
     },
+    /// Take an authenticator away from somebody who has lost it: the password alone signs in then.
+    RemoveSecondFactor {
+        /// The address of the account.
+        #[arg(long)]
+        email: String,
+    },
 }
 
 /// About workspaces.
@@ -133,6 +139,10 @@ async fn execute(
                 answer["password"] = made.into();
             }
             Ok(answer)
+        }
+        AdminCommand::Users(UsersCommand::RemoveSecondFactor { email }) => {
+            auth.remove_totp_as_operator(&email).await.map_err(brief)?;
+            Ok(json!({ "email": email, "second_factor": null }))
         }
         AdminCommand::Workspaces(WorkspacesCommand::Create { name, owner }) => {
             let workspace = auth.create_workspace(&name, &owner).await.map_err(brief)?;

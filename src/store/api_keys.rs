@@ -300,3 +300,17 @@ pub async fn minted_by(
     .await?;
     Ok(Items::from_excess(rows.into_iter().map(|row| (row.id, row.name)).collect(), limit))
 }
+
+/// Whether a key lives, which stays so until the transaction ends.
+///
+/// # Errors
+/// When PostgreSQL cannot be reached.
+pub async fn pin(tx: &mut Tx, workspace: WorkspaceId, id: ApiKeyId) -> Result<bool, StoreError> {
+    let live = sqlx::query_scalar!(
+        r#"SELECT true AS "live!" FROM api_keys
+           WHERE workspace_id = $1 AND id = $2 AND revoked_at IS NULL FOR SHARE"#,
+        workspace.uuid(),
+        id.uuid(),
+    );
+    Ok(live.fetch_optional(tx.conn()).await?.is_some())
+}

@@ -11,6 +11,10 @@ use crate::model::id::{Id, UserId, WorkspaceId};
 pub struct Factor {
     /// What its secret is derived from.
     pub id: Uuid,
+    /// Since when.
+    pub created_at: OffsetDateTime,
+    /// Wrong codes in place of a first one.
+    pub wrong_codes: i32,
     /// Whether the person has shown a first code.
     pub confirmed: bool,
     /// The step of the last code that was accepted.
@@ -58,7 +62,7 @@ impl Store {
 pub async fn lock(tx: &mut Tx, user: UserId) -> Result<Option<Factor>, StoreError> {
     Ok(sqlx::query_as!(
         Factor,
-        r#"SELECT factor_id AS id, confirmed_at IS NOT NULL AS "confirmed!", last_step,
+        r#"SELECT factor_id AS id, created_at, wrong_codes, confirmed_at IS NOT NULL AS "confirmed!", last_step,
                   used_recovery_codes
            FROM totp_factors WHERE user_id = $1 FOR UPDATE"#,
         user.uuid(),
@@ -80,7 +84,8 @@ pub async fn start(
     let done = sqlx::query!(
         "INSERT INTO totp_factors AS f (user_id, factor_id, created_at) VALUES ($1, $2, $3)
          ON CONFLICT (user_id) DO UPDATE
-             SET factor_id = excluded.factor_id, created_at = excluded.created_at, last_step = 0
+             SET factor_id = excluded.factor_id, created_at = excluded.created_at, last_step = 0,
+                 wrong_codes = 0
              WHERE f.confirmed_at IS NULL",
         user.uuid(),
         factor,
@@ -107,6 +112,20 @@ pub async fn accept_step(
         user.uuid(),
         step,
         now,
+    )
+    .execute(tx.conn())
+    .await?;
+    Ok(())
+}
+
+/// Notes a wrong code in place of a first one.
+///
+/// # Errors
+/// When PostgreSQL cannot be reached.
+pub async fn count_wrong_first_code(tx: &mut Tx, user: UserId) -> Result<(), StoreError> {
+    sqlx::query!(
+        "UPDATE totp_factors SET wrong_codes = wrong_codes + 1 WHERE user_id = $1",
+        user.uuid(),
     )
     .execute(tx.conn())
     .await?;

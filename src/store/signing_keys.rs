@@ -1,5 +1,6 @@
 //! Keys that sign access tokens; the private halves are sealed.
 
+use sqlx::{Postgres, Transaction};
 use time::OffsetDateTime;
 
 use super::{Store, StoreError};
@@ -28,10 +29,7 @@ impl Store {
     /// # Errors
     /// When PostgreSQL cannot be reached.
     pub async fn insert_first_signing_key(&self, key: &StoredSigningKey) -> Result<(), StoreError> {
-        let mut tx = self.pools.requests().begin().await?;
-        sqlx::query!(r#"SELECT pg_advisory_xact_lock(hashtext('first signing key')) AS "lock?""#)
-            .fetch_one(&mut *tx)
-            .await?;
+        let mut tx = self.change_signing_keys().await?;
         sqlx::query!(
             "INSERT INTO signing_keys (id, public_key, sealed_private_key, created_at)
              SELECT $1, $2, $3, $4
@@ -74,14 +72,16 @@ impl Store {
         id: SigningKeyId,
         now: OffsetDateTime,
     ) -> Result<bool, StoreError> {
+        let mut tx = self.change_signing_keys().await?;
         let done = sqlx::query!(
             "UPDATE signing_keys SET retired_at = $2 WHERE id = $1 AND retired_at IS NULL AND EXISTS
                  (SELECT FROM signing_keys other WHERE other.id <> $1 AND other.retired_at IS NULL)",
             id.uuid(),
             now,
         )
-        .execute(&self.pools.own())
+        .execute(&mut *tx)
         .await?;
+        tx.commit().await?;
         Ok(done.rows_affected() == 1)
     }
 
@@ -97,5 +97,14 @@ impl Store {
         )
         .fetch_all(&self.pools.own())
         .await?)
+    }
+
+    /// A transaction in which no other node makes its first key or retires one.
+    async fn change_signing_keys(&self) -> Result<Transaction<'static, Postgres>, StoreError> {
+        let mut tx = self.pools.own().begin().await?;
+        sqlx::query!(r#"SELECT pg_advisory_xact_lock(hashtext('signing keys')) AS "lock?""#)
+            .fetch_one(&mut *tx)
+            .await?;
+        Ok(tx)
     }
 }

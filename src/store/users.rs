@@ -186,6 +186,17 @@ pub async fn replace_password_hash(
     .await?)
 }
 
+/// Whether the password hash of the transaction's person is still this one; then it stays so until the
+/// transaction ends.
+///
+/// # Errors
+/// When PostgreSQL cannot be reached.
+pub async fn pin_password_hash(tx: &mut Tx, hash: &SecretString) -> Result<bool, StoreError> {
+    Ok(sqlx::query_scalar!(r#"SELECT pin_password_hash($1) AS "is!""#, hash.expose_secret())
+        .fetch_one(tx.conn())
+        .await?)
+}
+
 /// Notes that a person's address is theirs, in a transaction of that person; false where that was known.
 ///
 /// # Errors

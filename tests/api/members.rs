@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use sqlx::Connection;
 
 use crate::fixture::{Answer, PASSWORD, Person, TestApp};
 
@@ -154,4 +155,35 @@ async fn ownership_takes_a_fresh_sign_in_or_the_password() {
     let pair = app.post("/v1/auth/login").json(body).send().await.expect(200);
     let fresh = pair["access_token"].as_str().unwrap();
     assert_eq!(remove(&app, fresh, &sam).await.status, 204);
+}
+
+/// Whoever was let in before a removal or a revocation does nothing after it.
+#[tokio::test]
+async fn what_began_before_a_removal_does_not_come_after_it() {
+    let app = TestApp::start().await;
+    let dana = app.register("acme").await;
+    let sam = app.join(&dana, "admin").await;
+    let [first, second] =
+        [app.mint(&dana, "1", "admin").await, app.mint(&dana, "2", "admin").await];
+    let mint = json!({ "name": "mine", "scope": "admin" });
+    let invite = json!({ "email": "eve@new.example", "role": "admin" });
+    let removed = "DELETE FROM memberships WHERE role = 'admin'";
+    let revoked =
+        |name: &str| format!("UPDATE api_keys SET revoked_at = now() WHERE name = '{name}'");
+    for (credential, path, body, end) in [
+        (&sam.access_token, "/v1/api-keys", mint.clone(), removed.to_owned()),
+        (&first.secret, "/v1/api-keys", mint, revoked("1")),
+        (&second.secret, "/v1/invitations", invite, revoked("2")),
+    ] {
+        let mut connection = app.database.connect().await;
+        let mut tx = connection.begin().await.unwrap();
+        sqlx::query("SELECT FROM workspaces FOR NO KEY UPDATE").execute(&mut *tx).await.unwrap();
+        let end = async {
+            app.database.somebody_waits_for_a_lock().await;
+            sqlx::query(sqlx::AssertSqlSafe(end)).execute(&mut *tx).await.unwrap();
+            tx.commit().await.unwrap();
+        };
+        let (answer, ()) = tokio::join!(app.by(credential, "POST", path).json(body).send(), end);
+        answer.refused(401, "unauthorized");
+    }
 }

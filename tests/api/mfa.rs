@@ -7,7 +7,7 @@ use call2me_auth::env::Clock as _;
 use data_encoding::BASE32_NOPAD;
 use serde_json::{Value, json};
 
-use crate::fixture::{Answer, PASSWORD, Person, SmtpSink, TestApp};
+use crate::fixture::{Answer, PASSWORD, Person, SmtpSink, TestApp, token_in};
 
 /// An authenticator, from the RFC and not from the service.
 fn code(secret: &str, unix_seconds: i64) -> String {
@@ -177,6 +177,54 @@ async fn a_challenge_runs_out_and_is_no_other_token() {
     }
     app.clock.advance(Duration::from_secs(301));
     verify(&app, &token, &code(&secret, now(&app))).await.refused(401, "invalid_credentials");
+}
+
+/// An authenticator that was never confirmed is nobody's to guess at.
+#[tokio::test]
+async fn an_enrolment_runs_out_and_takes_a_few_guesses() {
+    let app = TestApp::start().await;
+    let dana = app.register("acme").await;
+    let enrolment = enrol(&app, &dana, json!({})).await.expect(200);
+    let secret = enrolment["secret"].as_str().unwrap();
+    for _ in 0..5 {
+        confirm(&app, &dana, "0000000").await.refused(422, "validation_failed").blames("code");
+    }
+    confirm(&app, &dana, &code(secret, now(&app))).await.refused(409, "conflict");
+    let enrolment = enrol(&app, &dana, json!({})).await.expect(200);
+    app.clock.advance(Duration::from_mins(15));
+    let secret = enrolment["secret"].as_str().unwrap();
+    confirm(&app, &dana, &code(secret, now(&app))).await.refused(409, "conflict");
+    login(&app, &dana, PASSWORD).await.expect(200);
+}
+
+/// Who registers somebody else's address does not keep its owner out of it.
+#[tokio::test]
+async fn a_reset_takes_the_authenticator_of_an_address_that_was_never_verified() {
+    let sink = SmtpSink::start();
+    let app = TestApp::start_with(&[("mail.url", &sink.url())]).await;
+    let new = "a walk in the old park";
+    let reset = async |person: &Person| {
+        let forgot = app.post("/v1/auth/password/forgot").json(json!({ "email": person.email }));
+        assert_eq!(forgot.send().await.status, 202);
+        let token = token_in(&sink.mail(&person.email, "Reset your password").await);
+        let body = json!({ "token": token, "new_password": new });
+        assert_eq!(app.post("/v1/auth/password/reset").json(body).send().await.status, 204);
+    };
+    let claimed = app.register("claimed").await;
+    with_factor(&app, &claimed).await;
+    reset(&claimed).await;
+    login(&app, &claimed, new).await.expect(200);
+    // Of an address that was verified, it stays: a mailbox alone is no second factor.
+    let dana = app.register("acme").await;
+    let token = token_in(&sink.mail(&dana.email, "Verify your e-mail address").await);
+    let verify = app.post("/v1/auth/verify-email").json(json!({ "token": token }));
+    assert_eq!(verify.send().await.status, 204);
+    with_factor(&app, &dana).await;
+    reset(&dana).await;
+    login(&app, &dana, new).await.refused(401, "mfa_required");
+    // The operator helps who has lost it.
+    app.app.auth.remove_totp_as_operator(&dana.email).await.unwrap();
+    login(&app, &dana, new).await.expect(200);
 }
 
 /// A sign-in that began with the old password does not end.

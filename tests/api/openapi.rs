@@ -130,3 +130,23 @@ async fn the_page_comes_from_the_binary_alone() {
         assert_eq!(app.get(&path).send().await.status, 200, "{path}");
     }
 }
+
+/// Headers that gateways copy have the names that the document tells.
+#[tokio::test]
+async fn the_headers_for_gateways_are_those_of_the_document() {
+    let app = TestApp::start().await;
+    let dana = app.register("acme").await;
+    let key = app.mint(&dana, "k", "write").await;
+    let answer = app.get("/v1/auth/verify").bearer(&key.secret).send().await;
+    let names = |names: Vec<String>| -> BTreeSet<String> {
+        names.into_iter().filter(|name| name.starts_with("x-auth-")).collect()
+    };
+    let sent = names(answer.headers.keys().map(ToString::to_string).collect());
+    assert_eq!(sent.len(), 4, "{sent:?}");
+    let document = app.get("/openapi.json").send().await.expect(200);
+    for path in ["/v1/auth/verify", "/v1/auth/verify/", "/v1/auth/verify/{path}"] {
+        let told = &document["paths"][path]["get"]["responses"]["200"]["headers"];
+        let told = told.as_object().unwrap().keys().map(|name| name.to_lowercase());
+        assert_eq!(names(told.collect()), sent, "{path}");
+    }
+}

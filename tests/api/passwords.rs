@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use sqlx::Connection;
 
 use crate::fixture::{Answer, PASSWORD, Person, SmtpSink, TestApp, token_in};
 
@@ -225,4 +226,22 @@ async fn a_reused_refresh_token_is_told_by_mail() {
     refresh(second["refresh_token"].as_str().unwrap()).await.refused(401, "invalid_refresh_token");
     let mail = sink.mail(&dana.email, "ended one of your sessions").await;
     assert!(mail["html"].as_str().unwrap().contains("/sessions"), "{mail:#}");
+}
+
+/// Whoever verified the old password while a new one was being chosen does not get in with it.
+#[tokio::test]
+async fn a_sign_in_under_way_does_not_outlive_its_password() {
+    let app = TestApp::start().await;
+    let dana = app.register("acme").await;
+    let mut connection = app.database.connect().await;
+    let mut tx = connection.begin().await.unwrap();
+    // As a change of password does before it commits.
+    let sql = "UPDATE users SET password_hash = 'another' WHERE email = $1";
+    sqlx::query(sql).bind(&dana.email).execute(&mut *tx).await.unwrap();
+    let change = async {
+        app.database.somebody_waits_for_a_lock().await;
+        tx.commit().await.unwrap();
+    };
+    let (answer, ()) = tokio::join!(login(&app, &dana.email, PASSWORD), change);
+    answer.refused(401, "invalid_credentials");
 }

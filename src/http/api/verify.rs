@@ -69,7 +69,7 @@ pub struct VerifiedBody {
     tag = "Gateways",
     params(("scope" = Option<Scope>, Query, description = "Ask for at least this scope")),
     responses((status = 200, body = VerifiedBody,
-        headers(("X-Auth-OriginalRequest" = String), ("X-Auth-Workspace-Id" = String),
+        headers(("X-Auth-Subject" = String), ("X-Auth-Workspace-Id" = String),
                 ("X-Auth-Scope" = String), ("X-Auth-Key-Id" = String)))))]
 pub async fn verify(caller: Authorized<ReadOnly>, query: Query) -> Answer<Response> {
     answer(&caller, &query)
@@ -81,7 +81,7 @@ pub async fn verify(caller: Authorized<ReadOnly>, query: Query) -> Answer<Respon
     params(("path" = String, Path, description = "The original path"),
            ("scope" = Option<Scope>, Query, description = "Ask for at least this scope")),
     responses((status = 200, body = VerifiedBody,
-        headers(("X-Auth-OriginalRequest" = String), ("X-Auth-Workspace-Id" = String),
+        headers(("X-Auth-Subject" = String), ("X-Auth-Workspace-Id" = String),
                 ("X-Auth-Scope" = String), ("X-Auth-Key-Id" = String)))))]
 pub async fn verify_path(caller: Authorized<ReadOnly>, query: Query) -> Answer<Response> {
     answer(&caller, &query)
@@ -92,7 +92,7 @@ pub async fn verify_path(caller: Authorized<ReadOnly>, query: Query) -> Answer<R
     tag = "Gateways",
     params(("scope" = Option<Scope>, Query, description = "Ask for at least this scope")),
     responses((status = 200, body = VerifiedBody,
-        headers(("X-Auth-OriginalRequest" = String), ("X-Auth-Workspace-Id" = String),
+        headers(("X-Auth-Subject" = String), ("X-Auth-Workspace-Id" = String),
                 ("X-Auth-Scope" = String), ("X-Auth-Key-Id" = String)))))]
 pub async fn verify_root(caller: Authorized<ReadOnly>, query: Query) -> Answer<Response> {
     answer(&caller, &query)
