@@ -9,7 +9,7 @@ use crate::{
     generator::{Load, Pace, Taken, taken},
     options::Options,
     process::settle,
-    seed,
+    seed::{self, PEOPLE},
     stats::{median, millis, number, percentile},
     table::Table,
     world::World,
@@ -22,8 +22,8 @@ const PACES: [(Pace, u32, &str); 3] = [
     (Pace::PerSecond(10_000), 16, "10,000/s"),
     (Pace::Loop, 48, "full speed"),
 ];
-/// Sign-ins at once.
-const SIGN_INS: u32 = 8;
+/// Sign-ins at once, each of another person.
+const SIGN_INS: u32 = PEOPLE;
 /// Requests a second with unknown keys.
 const FLOOD: u32 = 10_000;
 const FLOOD_CONNECTIONS: u32 = 32;
@@ -98,8 +98,9 @@ async fn one(
     let other = match beside {
         Beside::Nothing => None,
         Beside::SignIns => {
-            let login = request("POST", "/v1/auth/login", None, Some(&world.account.login));
-            Some(load(service, vec![login], Pace::Loop, SIGN_INS).start())
+            let logins = world.account.logins.iter();
+            let logins = logins.map(|login| request("POST", "/v1/auth/login", None, Some(login)));
+            Some(load(service, logins.collect(), Pace::Loop, SIGN_INS).start())
         }
         Beside::Flood => {
             let count = usize::try_from(lasting.as_secs()).unwrap_or(1) * FLOOD as usize;

@@ -8,6 +8,7 @@ use crate::{
     keys::Keys,
     options::Options,
     process::{cpu_micros, resident_kilobytes, settle},
+    seed::PEOPLE,
     stats::{float, median, millis, number},
     table::Table,
     world::{NoService, Server, World},
@@ -17,7 +18,6 @@ use crate::{
 const VERIFY: &str = "/v1/auth/verify";
 /// Connections of every row but sign-in.
 const CONNECTIONS: usize = 48;
-const SIGN_INS: usize = 8;
 /// The rows that others are compared with.
 const BARE: usize = 0;
 const SCRIPT: usize = 2;
@@ -91,8 +91,8 @@ impl Sample {
     }
 }
 
-fn same(path: &'static str, bearer: Option<&str>) -> Traffic {
-    Traffic::Same { method: "GET", path, bearer: bearer.map(str::to_owned), body: None }
+fn same(path: &'static str, bearer: &str) -> Traffic {
+    Traffic::Same { path, bearer: bearer.to_owned() }
 }
 
 /// Measures all rows and prints the table.
@@ -143,14 +143,12 @@ async fn counted_as_unknown(world: &World) -> Result<i64, String> {
 
 fn rows<'a>(world: &'a World, keys: &Keys, strict: Option<&'a Server>) -> Vec<Row<'a>> {
     let (account, service) = (&world.account, Some(&world.service));
-    let key = || same(VERIFY, Some(&account.key));
+    let key = || same(VERIFY, &account.key);
     let any = || Traffic::AnyKey { file: keys.warm.clone(), keys: keys.warm_count };
     let next = |file: &Path, keys| Traffic::NextKey { file: file.to_owned(), first: 0, keys };
-    let login = Traffic::Same {
-        method: "POST",
+    let login = Traffic::Posts {
         path: "/v1/auth/login",
-        bearer: None,
-        body: Some(account.login.to_string()),
+        bodies: account.logins.iter().map(ToString::to_string).collect(),
     };
     let row = |name: &str, server, traffic| Row::new(name, server, traffic);
     let warm = format!("verify, {} warm keys †", number(float(keys.warm_count as u64), 0));
@@ -160,7 +158,7 @@ fn rows<'a>(world: &'a World, keys: &Keys, strict: Option<&'a Server>) -> Vec<Ro
         row("bare axum, keys by a script", Some(&world.bare), any()),
         row("verify, one warm key", service, key()),
         Row { floor: Floor::Script, warmed: true, ..row(&warm, service, any()) },
-        row("verify, one warm JWT", service, same(VERIFY, Some(&account.jwt))),
+        row("verify, one warm JWT", service, same(VERIFY, &account.jwt)),
         row("verify, strict audit", strict, key()),
         Row {
             floor: Floor::Script,
@@ -171,8 +169,8 @@ fn rows<'a>(world: &'a World, keys: &Keys, strict: Option<&'a Server>) -> Vec<Ro
             refused: true,
             ..row("verify, unknown keys †", service, next(&keys.unknown, keys.unknown_window))
         },
-        row("`GET /v1/agents`, 5 of them", service, same("/v1/agents", Some(&account.key))),
-        Row { connections: SIGN_INS, ..row("sign-in, 8 connections", service, login) },
+        row("`GET /v1/agents`, 5 of them", service, same("/v1/agents", &account.key)),
+        Row { connections: PEOPLE as usize, ..row("sign-in of 8 people at once", service, login) },
     ]
 }
 

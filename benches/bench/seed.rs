@@ -17,13 +17,14 @@ use crate::client::{Client, request};
 
 /// Keys in one statement.
 const BATCH: usize = 10_000;
-const EMAIL: &str = "bench@call2me.example";
+/// So many sign in at once.
+pub(crate) const PEOPLE: u32 = 8;
 const PASSWORD: &str = "a walk in the park with a clock";
 
 /// A person of the service, and what is theirs.
 pub(crate) struct Account {
-    /// Signs in.
-    pub(crate) login: Value,
+    /// Sign-ins, each of another person: two of one person would wait for each other.
+    pub(crate) logins: Vec<Value>,
     /// An access token of theirs.
     pub(crate) jwt: String,
     /// A key of their workspace, with the scope `admin`.
@@ -32,16 +33,20 @@ pub(crate) struct Account {
     pub(crate) workspace: Uuid,
 }
 
-/// Registers somebody, signs them in, and makes a key and five agents.
+/// Registers people, signs one of them in, and makes a key and five agents.
 pub(crate) async fn account(port: u16) -> Result<Account, String> {
     let mut client = Client::connect(port).await.map_err(|error| error.to_string())?;
-    let body = json!({ "email": EMAIL, "password": PASSWORD, "workspace_name": "bench" });
-    let made = post(&mut client, "/v1/auth/register", None, &body).await?;
+    let mut logins = Vec::new();
+    let mut made = Value::Null;
+    for number in 1..=PEOPLE {
+        let login =
+            json!({ "email": format!("bench{number}@call2me.example"), "password": PASSWORD });
+        made = post(&mut client, "/v1/auth/register", None, &login).await?;
+        logins.push(login);
+    }
     let workspace = text(&made["workspace"]["id"])?;
     let workspace: WorkspaceId = workspace.parse().map_err(|_| "an id is malformed".to_owned())?;
-    let login = json!({ "email": EMAIL, "password": PASSWORD });
-    let tokens = post(&mut client, "/v1/auth/login", None, &login).await?;
-    let jwt = text(&tokens["access_token"])?;
+    let jwt = text(&made["access_token"])?;
     let wanted = json!({ "name": "bench", "scope": "admin" });
     let minted = post(&mut client, "/v1/api-keys", Some(&jwt), &wanted).await?;
     for number in 1..=5 {
@@ -50,7 +55,7 @@ pub(crate) async fn account(port: u16) -> Result<Account, String> {
         post(&mut client, "/v1/agents", Some(&jwt), &agent).await?;
     }
     let key = text(&minted["key"])?;
-    Ok(Account { login, jwt, key, workspace: workspace.uuid() })
+    Ok(Account { logins, jwt, key, workspace: workspace.uuid() })
 }
 
 /// Posts JSON; anything but success is an error.

@@ -28,8 +28,10 @@ end
 /// What is asked of a server.
 #[derive(Clone)]
 pub(crate) enum Traffic {
-    /// The same request again and again; it costs the generator the least.
-    Same { method: &'static str, path: &'static str, bearer: Option<String>, body: Option<String> },
+    /// The same `GET` again and again; it costs the generator the least.
+    Same { path: &'static str, bearer: String },
+    /// `POST`s, one after the other and then from the first again.
+    Posts { path: &'static str, bodies: Vec<String> },
     /// `GET /v1/auth/verify`, each time with a key of a file: any of them.
     AnyKey { file: PathBuf, keys: usize },
     /// The same, with one after the other from a place on.
@@ -66,15 +68,18 @@ impl Traffic {
     fn script(&self) -> String {
         let mut text = String::new();
         match self {
-            Self::Same { method, path, bearer, body } => {
-                writeln!(text, "wrk.method = {method:?}\nwrk.path = {path:?}").ok();
-                if let Some(bearer) = bearer {
-                    writeln!(text, "wrk.headers[\"Authorization\"] = \"Bearer {bearer}\"").ok();
+            Self::Same { path, bearer } => {
+                writeln!(text, "wrk.path = {path:?}").ok();
+                writeln!(text, "wrk.headers[\"Authorization\"] = \"Bearer {bearer}\"").ok();
+            }
+            Self::Posts { path, bodies } => {
+                writeln!(text, "wrk.headers[\"Content-Type\"] = \"application/json\"").ok();
+                writeln!(text, "local bodies, at = {{}}, 0").ok();
+                for body in bodies {
+                    writeln!(text, "bodies[#bodies + 1] = [[{body}]]").ok();
                 }
-                if let Some(body) = body {
-                    writeln!(text, "wrk.headers[\"Content-Type\"] = \"application/json\"").ok();
-                    writeln!(text, "wrk.body = [[{body}]]").ok();
-                }
+                writeln!(text, "request = function() at = at % #bodies + 1").ok();
+                writeln!(text, "return wrk.format(\"POST\", {path:?}, nil, bodies[at]) end").ok();
             }
             Self::AnyKey { file, keys } => {
                 let next = "at = math.random(#requests)";

@@ -19,25 +19,25 @@ pub(super) const UNCONFIRMED: AuthError =
 const RECENT: Duration = Duration::from_mins(15);
 
 impl Auth {
-    /// Whether a password is that of an account, if there is an account. Wrong ones are followed by longer
-    /// and longer pauses: by address and by who makes them, so that no stranger keeps the owner out, and
-    /// whether or not anybody has the address.
+    /// The account with an address, if there is one, and whether a password is its. Wrong ones are followed
+    /// by longer and longer pauses: by address and by who makes them, so that no stranger keeps the owner
+    /// out, and whether or not anybody has the address.
     ///
     /// # Errors
     /// [`AuthError::TooManyAttempts`] during a pause.
     pub(super) async fn verify_password(
         &self,
         email: &Email,
-        account: Option<&SignIn>,
         password: &Password,
         request: &RequestInfo,
-    ) -> Result<Verification, AuthError> {
-        let pause = self.store.password_pause(email, request.ip, self.env.clock.now()).await?;
+    ) -> Result<(Option<SignIn>, Verification), AuthError> {
+        let now = self.env.clock.now();
+        let (account, pause) = self.store.find_attempt(email, request.ip, now).await?;
         if let Some(pause) = pause.filter(|pause| !pause.is_zero()) {
             // Rounded up: waiting so long is enough.
             return Err(AuthError::TooManyAttempts(pause.as_secs() + 1));
         }
-        let hash = account.and_then(|account| account.password_hash.clone());
+        let hash = account.as_ref().and_then(|account| account.password_hash.clone());
         let verified = self.passwords.verify(password, hash).await?;
         if verified == Verification::Wrong {
             let now = self.env.clock.now();
@@ -45,7 +45,7 @@ impl Auth {
         } else if pause.is_some() {
             self.store.forget_wrong_passwords(email, request.ip).await?;
         }
-        Ok(verified)
+        Ok((account, verified))
     }
 
     /// Whether the caller's password is this one; answers its hash.
@@ -61,8 +61,7 @@ impl Auth {
         request: &RequestInfo,
     ) -> Result<SecretString, AuthError> {
         let email = address_of(&user.email)?;
-        let account = self.store.find_sign_in(&email).await?;
-        let verified = self.verify_password(&email, account.as_ref(), password, request).await?;
+        let (account, verified) = self.verify_password(&email, password, request).await?;
         if verified == Verification::Wrong {
             return Err(AuthError::Invalid { field, reason: format!("{field} is wrong") });
         }

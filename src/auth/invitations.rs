@@ -25,7 +25,7 @@ use crate::{
         password::Password,
         principal::Caller,
         scope::Role,
-        user::User,
+        user::{Membership, User},
     },
     store::{self, Tx},
 };
@@ -209,7 +209,9 @@ impl Auth {
         let open = self.open_invitation(&mut tx, workspace, id).await?;
         store::users::insert(&mut tx, &user, &email, &hash, workspace).await?;
         self.join(&mut tx, workspace, &user, &open, request).await?;
-        let pair = self.open_session(&mut tx, &user, workspace, open.role, request, 201).await?;
+        let (actor, role) = (Actor::user(&user), open.role);
+        let member = Membership { workspace_id: workspace, role };
+        let pair = self.open_session(&mut tx, user.id, actor, member, request, 201).await?;
         tx.commit().await?;
         Ok(pair)
     }

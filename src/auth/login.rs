@@ -91,8 +91,9 @@ impl Auth {
         let (founded, actor) = (Action::WorkspaceCreated, Actor::user(&user));
         let event = self.witness(request, workspace.id, founded, actor, 201);
         self.found(&mut tx, &workspace, user.id, event).await?;
+        let owner = Membership { workspace_id: workspace.id, role: Role::Owner };
         let tokens =
-            self.open_session(&mut tx, &user, workspace.id, Role::Owner, request, 201).await?;
+            self.open_session(&mut tx, user.id, Actor::user(&user), owner, request, 201).await?;
         self.mail_verification(&mut tx, &user, &email).await?;
         tx.commit().await?;
         Ok(Registered { tokens, user, workspace })
@@ -166,8 +167,7 @@ impl Auth {
             self.passwords.verify(password, None).await?;
             return Err(AuthError::InvalidCredentials);
         };
-        let account = self.store.find_sign_in(&email).await?;
-        let verified = self.verify_password(&email, account.as_ref(), password, request).await?;
+        let (account, verified) = self.verify_password(&email, password, request).await?;
         let Some(account) = account else { return Err(AuthError::InvalidCredentials) };
         if verified == Verification::Wrong {
             self.note_failure(&account, request, "wrong_password", 401).await?;
@@ -191,14 +191,10 @@ impl Auth {
         let mut tx = self.store.begin_personal(account.user_id).await?;
         // Another one may have been chosen while this one was verified: what that ended stays so.
         let old = account.password_hash.as_ref().ok_or(AuthError::InvalidCredentials)?;
-        let is_still_right = match renewed {
-            Some(new) => store::users::replace_password_hash(&mut tx, old, &new).await?,
-            None => store::users::pin_password_hash(&mut tx, old).await?,
-        };
-        if !is_still_right {
-            return Err(AuthError::InvalidCredentials);
-        }
-        if let Some(token) = self.challenge(&mut tx, account.user_id, wanted).await? {
+        let pinned = store::users::pin_password_hash(&mut tx, old, renewed.as_ref()).await?;
+        let pinned = pinned.ok_or(AuthError::InvalidCredentials)?;
+        if pinned.takes_second_factor {
+            let token = self.challenge(&mut tx, account.user_id, wanted).await?;
             tx.commit().await?;
             return Err(AuthError::MfaRequired(token));
         }
@@ -231,16 +227,13 @@ impl Auth {
                 return Err(AuthError::Forbidden("you are no member of this workspace"));
             }
         };
-        tx.enter(membership.workspace_id).await?;
-        let user =
-            store::users::get(tx, account.user_id).await?.ok_or(AuthError::InvalidCredentials)?;
         let (network, client) = (address::network(request.ip), request.user_agent.as_deref());
-        if store::sessions::is_new_device(tx, user.id, network, client).await? {
+        if store::sessions::enter(tx, membership.workspace_id, network, client).await? {
             let subject = MailSubject::NewDevice { origin: self.origin(request) };
-            self.mail(tx, user.email.clone(), subject).await?;
+            self.mail(tx, account.email.clone(), subject).await?;
         }
-        store::users::set_last_workspace(tx, user.id, membership.workspace_id).await?;
-        self.open_session(tx, &user, membership.workspace_id, membership.role, request, 200).await
+        let actor = Actor::person(account.user_id, account.display_name());
+        self.open_session(tx, account.user_id, actor, membership, request, 200).await
     }
 
     /// Makes a workspace for a person who has none, in a transaction of that person.
@@ -263,17 +256,17 @@ impl Auth {
     pub(super) async fn open_session(
         &self,
         tx: &mut Tx,
-        user: &User,
-        workspace: WorkspaceId,
-        role: Role,
+        user: UserId,
+        actor: Actor,
+        Membership { workspace_id, role }: Membership,
         request: &Arc<RequestInfo>,
         status: u16,
     ) -> Result<TokenPair, AuthError> {
         let now = self.env.clock.now();
         let session = NewSession {
             id: self.env.new_id(),
-            user_id: user.id,
-            workspace_id: workspace,
+            user_id: user,
+            workspace_id,
             created_at: now,
             expires_at: now + self.lifetimes.session,
             ip: request.ip,
@@ -282,10 +275,10 @@ impl Auth {
         };
         store::sessions::insert(tx, &session).await?;
         let event = self
-            .witness(request, workspace, Action::SessionCreated, Actor::user(user), status)
+            .witness(request, workspace_id, Action::SessionCreated, actor, status)
             .on(session.id, None);
-        store::audit::insert(tx, workspace, &event).await?;
-        self.token_pair(user.id, workspace, session.id, role, 0, &session.seed)
+        store::audit::insert(tx, workspace_id, &event).await?;
+        self.token_pair(user, workspace_id, session.id, role, 0, &session.seed)
     }
 
     pub(super) fn token_pair(

@@ -17,8 +17,11 @@ use argon2::{
     Algorithm, Argon2, Params, PasswordHasher as _, PasswordVerifier as _, Version,
     password_hash::phc::PasswordHash,
 };
-use rustix::process::setpriority_process;
 use secrecy::{ExposeSecret, SecretString};
+use thread_priority::{
+    NormalThreadSchedulePolicy, ThreadPriority, ThreadSchedulePolicy,
+    set_thread_priority_and_policy, thread_native_id,
+};
 use tokio::sync::oneshot;
 
 use super::AuthError;
@@ -32,9 +35,6 @@ use crate::{
 const MEMORY_KIB: u32 = 19_456;
 const PASSES: u32 = 2;
 const LANES: u32 = 1;
-
-/// How much nicer than the rest of the process the threads are: as nice as can be.
-const NICENESS: i32 = 19;
 
 type Job = Box<dyn FnOnce(&Argon2<'static>) + Send>;
 
@@ -64,8 +64,7 @@ impl Drop for Counted {
     }
 }
 
-/// With as many threads as cores, a request on any core may find one at work there and has to wait until
-/// the kernel's scheduler takes it off, some milliseconds, however low its priority is.
+/// Half of the cores: a hash fills their caches, whatever its priority.
 fn threads(settings: Passwords) -> usize {
     match settings.threads {
         0 => thread::available_parallelism().map_or(1, |cores| (cores.get() / 2).max(1)),
@@ -186,8 +185,10 @@ impl std::fmt::Debug for PasswordHasher {
 }
 
 fn work(queue: &std::sync::Mutex<mpsc::Receiver<Job>>, argon2: &Argon2<'static>) {
-    // On Linux a priority is a thread's own. Without the right to lower it, it stays as it is.
-    setpriority_process(None, NICENESS).ok();
+    // The threads of requests take the core away from this one at once; from one that is only nice, when its
+    // slice has passed, which is milliseconds.
+    let idle = ThreadSchedulePolicy::Normal(NormalThreadSchedulePolicy::Idle);
+    set_thread_priority_and_policy(thread_native_id(), ThreadPriority::Min, idle).ok();
     loop {
         // Held while waiting: the next thread waits for the lock instead of the queue.
         let job = match queue.lock() {

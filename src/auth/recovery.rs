@@ -48,7 +48,7 @@ impl Auth {
         let name = user.full_name.as_deref();
         let renewed = self.passwords.hash_chosen("new_password", new, &email, name).await?;
         let mut tx = self.store.begin_personal(user_id).await?;
-        if !store::users::replace_password_hash(&mut tx, &old, &renewed).await? {
+        if store::users::pin_password_hash(&mut tx, &old, Some(&renewed)).await?.is_none() {
             return Err(AuthError::Conflict("the password was changed meanwhile"));
         }
         let kept = Which::AllBut(session);

@@ -158,15 +158,11 @@ impl Auth {
         tx: &mut Tx,
         user: UserId,
         wanted: Option<WorkspaceId>,
-    ) -> Result<Option<SecretString>, AuthError> {
-        let factor = store::second_factor::lock(tx, user).await?;
-        if !factor.is_some_and(|factor| factor.confirmed) {
-            return Ok(None);
-        }
+    ) -> Result<SecretString, AuthError> {
         let (id, now) = (self.env.new_uuid(), self.env.clock.now());
         let until = now + CHALLENGE_LIFETIME;
         store::second_factor::insert_challenge(tx, user, id, wanted, now, until).await?;
-        Ok(Some(self.token_key.derive(Purpose::SecondFactor, id)))
+        Ok(self.token_key.derive(Purpose::SecondFactor, id))
     }
 
     /// Completes a sign-in by a code of the authenticator, or a recovery code.

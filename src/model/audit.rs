@@ -165,11 +165,13 @@ impl Actor {
     /// A person.
     #[must_use]
     pub fn user(user: &User) -> Self {
-        Self {
-            kind: ActorType::User,
-            id: Some(user.id.uuid()),
-            name: Some(user.display_name().into()),
-        }
+        Self::person(user.id, user.display_name())
+    }
+
+    /// A person, by what they are called.
+    #[must_use]
+    pub fn person(id: UserId, name: &str) -> Self {
+        Self { kind: ActorType::User, id: Some(id.uuid()), name: Some(name.into()) }
     }
 
     /// An API key.

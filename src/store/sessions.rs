@@ -293,27 +293,20 @@ pub async fn created_at(
     .await?)
 }
 
-/// Whether a person, who has signed in before, has not done so with such a client, or not from such a
-/// network, in the newest sessions; in a transaction of that person. Clients are compared without their
-/// versions.
+/// Makes a transaction of a person one of a workspace too, where the person is from now on. Answers whether
+/// they come from a network, or with a client but for its version, unlike those of their newest sessions.
 ///
 /// # Errors
 /// When PostgreSQL cannot be reached.
-pub async fn is_new_device(
+pub async fn enter(
     tx: &mut Tx,
-    user: UserId,
+    workspace: WorkspaceId,
     network: IpNet,
     user_agent: Option<&str>,
 ) -> Result<bool, StoreError> {
     Ok(sqlx::query_scalar!(
-        r#"SELECT coalesce(count(*) > 0 AND NOT (
-                      bool_or(ip <<= $2)
-                      AND bool_or(regexp_replace(coalesce(user_agent, ''), '[0-9.]+', '', 'g')
-                                  = regexp_replace(coalesce($3, ''), '[0-9.]+', '', 'g'))),
-                  false) AS "is!"
-           FROM (SELECT ip, user_agent FROM sessions WHERE user_id = $1
-                 ORDER BY created_at DESC LIMIT 100) newest"#,
-        user.uuid(),
+        r#"SELECT enter_workspace($1, $2, $3) AS "is_new_device!""#,
+        workspace.uuid(),
         network as _,
         user_agent,
     )

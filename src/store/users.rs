@@ -27,6 +27,21 @@ pub struct SignIn {
     pub last_workspace_id: Option<WorkspaceId>,
 }
 
+impl SignIn {
+    /// The name or, without one, the address.
+    #[must_use]
+    pub fn display_name(&self) -> &str {
+        self.full_name.as_deref().unwrap_or(&self.email)
+    }
+}
+
+/// A password that was right and still is.
+#[derive(Debug)]
+pub struct Pinned {
+    /// Whether it is not enough.
+    pub takes_second_factor: bool,
+}
+
 impl Store {
     /// The account with an address, before anybody is known to be signed in.
     ///
@@ -168,33 +183,28 @@ pub async fn set_password_hash(
     Ok(())
 }
 
-/// Replaces the password hash of the transaction's person; false where it is no longer the old one.
+/// Whether the password hash of the transaction's person is still the one that was verified; then it stays so
+/// until the transaction ends, or is replaced by one of the same password. None: it is another.
 ///
 /// # Errors
 /// When PostgreSQL cannot be reached.
-pub async fn replace_password_hash(
+pub async fn pin_password_hash(
     tx: &mut Tx,
-    old: &SecretString,
-    new: &SecretString,
-) -> Result<bool, StoreError> {
-    Ok(sqlx::query_scalar!(
-        r#"SELECT replace_password_hash($1, $2) AS "replaced!""#,
-        old.expose_secret(),
-        new.expose_secret(),
+    verified: &SecretString,
+    renewed: Option<&SecretString>,
+) -> Result<Option<Pinned>, StoreError> {
+    let row = sqlx::query!(
+        r#"SELECT CASE WHEN $2::text IS NULL THEN pin_password_hash($1)
+                       ELSE replace_password_hash($1, $2) END AS "is!",
+                  EXISTS (SELECT FROM totp_factors
+                          WHERE user_id = current_person() AND confirmed_at IS NOT NULL)
+                  AS "takes_second_factor!""#,
+        verified.expose_secret(),
+        renewed.map(ExposeSecret::expose_secret),
     )
     .fetch_one(tx.conn())
-    .await?)
-}
-
-/// Whether the password hash of the transaction's person is still this one; then it stays so until the
-/// transaction ends.
-///
-/// # Errors
-/// When PostgreSQL cannot be reached.
-pub async fn pin_password_hash(tx: &mut Tx, hash: &SecretString) -> Result<bool, StoreError> {
-    Ok(sqlx::query_scalar!(r#"SELECT pin_password_hash($1) AS "is!""#, hash.expose_secret())
-        .fetch_one(tx.conn())
-        .await?)
+    .await?;
+    Ok(row.is.then_some(Pinned { takes_second_factor: row.takes_second_factor }))
 }
 
 /// Notes that a person's address is theirs, in a transaction of that person; false where that was known.

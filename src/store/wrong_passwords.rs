@@ -5,30 +5,47 @@ use std::{net::IpAddr, time::Duration};
 use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
 
-use super::{Store, StoreError};
-use crate::model::{address::subnet, email::Email};
+use super::{Store, StoreError, users::SignIn};
+use crate::model::{
+    address::subnet,
+    email::Email,
+    id::{UserId, WorkspaceId},
+};
 
 impl Store {
-    /// How long somebody has to wait before the next attempt at the password of an address, whether or not
-    /// anybody has it; none where the last one was not wrong.
+    /// The account with an address, and how long somebody has to wait before the next attempt at its
+    /// password, whether or not there is one; none where the last one was not wrong.
     ///
     /// # Errors
     /// When PostgreSQL cannot be reached.
-    pub async fn password_pause(
+    pub async fn find_attempt(
         &self,
         email: &Email,
         ip: IpAddr,
         now: OffsetDateTime,
-    ) -> Result<Option<Duration>, StoreError> {
-        let pause = sqlx::query_scalar!(
-            "SELECT password_pause($1, $2, $3)",
+    ) -> Result<(Option<SignIn>, Option<Duration>), StoreError> {
+        let row = sqlx::query!(
+            r#"SELECT password_pause($2, $3, $4) AS pause, user_id AS "user_id?: UserId",
+                      email AS "email?", full_name AS "full_name?", password_hash AS "password_hash?",
+                      last_workspace_id AS "last_workspace_id?: WorkspaceId"
+               FROM (VALUES (1)) one LEFT JOIN find_sign_in($1) ON true"#,
+            email.key(),
             account(email),
             subnet(ip),
-            now
+            now,
         )
         .fetch_one(&self.pools.requests())
         .await?;
-        Ok(pause.map(|seconds| Duration::try_from_secs_f64(seconds).unwrap_or_default()))
+        let account = row.user_id.zip(row.email).map(|(user_id, email)| SignIn {
+            user_id,
+            email,
+            full_name: row.full_name,
+            password_hash: row.password_hash.map(Into::into),
+            last_workspace_id: row.last_workspace_id,
+        });
+        let pause = row.pause;
+        let pause = pause.map(|seconds| Duration::try_from_secs_f64(seconds).unwrap_or_default());
+        Ok((account, pause))
     }
 
     /// Counts a wrong password.

@@ -50,12 +50,7 @@ pub(super) async fn measure(
     let cached = cached(metrics).await;
     all.push(Memory { what: "at rest, after the start".to_owned(), cached, kilobytes, load: None });
 
-    let one = Traffic::Same {
-        method: "GET",
-        path: VERIFY,
-        bearer: Some(account.key.clone()),
-        body: None,
-    };
+    let one = Traffic::Same { path: VERIFY, bearer: account.key.clone() };
     let (load, kilobytes) = watched(world, &server, &one, options.seconds()).await?;
     let cached_now = self::cached(metrics).await;
     let what = "one key, under load".to_owned();
