@@ -37,6 +37,17 @@ const MAX_OPEN: i64 = 200;
 /// Invitations that an address is mailed within a day, by all workspaces.
 const MAX_TO_AN_ADDRESS: i64 = 10;
 
+/// What an invitation is about.
+#[derive(Debug)]
+pub struct Invited {
+    /// Who is invited.
+    pub email: String,
+    /// The name of the workspace.
+    pub workspace: String,
+    /// Whether there is an account with the address.
+    pub has_account: bool,
+}
+
 /// How a person without an account accepts.
 #[derive(Debug)]
 pub struct NewMember {
@@ -214,6 +225,22 @@ impl Auth {
         let pair = self.open_session(&mut tx, user.id, actor, member, request, 201).await?;
         tx.commit().await?;
         Ok(pair)
+    }
+
+    /// What a link invites to, for whoever has it.
+    ///
+    /// # Errors
+    /// [`AuthError::Invalid`] for a token that does not work.
+    pub async fn look_at_invitation(&self, token: &str) -> Result<Invited, AuthError> {
+        let (workspace, id) = self.find_invitation(token).await?;
+        let mut tx = self.store.begin(workspace, None).await?;
+        let now = self.env.clock.now();
+        let open = store::invitations::get(&mut tx, workspace, id, now).await?;
+        let email = open.ok_or_else(bad_link)?.email;
+        let workspace = store::workspaces::get(&mut tx, workspace).await?.ok_or_else(bad_link)?;
+        drop(tx);
+        let account = self.store.find_sign_in(&address_of(&email)?).await?;
+        Ok(Invited { email, workspace: workspace.name, has_account: account.is_some() })
     }
 
     async fn find_invitation(&self, token: &str) -> Result<(WorkspaceId, InvitationId), AuthError> {

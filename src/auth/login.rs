@@ -33,6 +33,8 @@ pub struct TokenPair {
     pub access_token: SecretString,
     /// For the next pair, once.
     pub refresh_token: SecretString,
+    /// The session that they are of.
+    pub session: SessionId,
 }
 
 /// Who wants to register.
@@ -293,6 +295,7 @@ impl Auth {
         Ok(TokenPair {
             access_token: self.issue_access_token(user, workspace, session, role)?.into(),
             refresh_token: self.refresh_key.derive(session, generation, seed),
+            session,
         })
     }
 

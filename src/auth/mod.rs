@@ -4,13 +4,14 @@
 //!   [`verify_key`] is where a key is verified, [`verify_jwt`] where an access token is.
 //! - [`check_scope`]: what a principal may do. One pure function.
 //! - [`login`], [`refresh`], [`sessions`]: sessions. [`second_factor`]: codes besides a password.
-//!   [`recovery`]: passwords changed and forgotten.
+//!   [`recovery`]: passwords changed and forgotten. [`browser`]: cookies in place of tokens.
 //! - [`check_password`]: guesses at passwords, and re-authentication.
 //! - [`members`], [`invitations`], [`workspaces`], [`farewell`]: who shares what with whom.
 //! - [`keys`]: the life of API keys.
 //! - [`password`], [`signing_keys`], [`secrets`]: what they are made of.
 
 pub mod authenticate;
+pub mod browser;
 pub mod caches;
 pub mod check_password;
 pub mod check_scope;
@@ -160,6 +161,12 @@ impl Auth {
     #[must_use]
     pub fn environment(&self) -> &Environment {
         &self.environment
+    }
+
+    /// How long a session lasts at most.
+    #[must_use]
+    pub fn session_lifetime(&self) -> Duration {
+        self.lifetimes.session
     }
 
     /// An access token's life.

@@ -127,21 +127,33 @@ impl Auth {
         claims: &Claims,
         session: &SessionRecord,
     ) -> Result<Principal, AuthError> {
-        let over = session.ended || self.env.clock.now() >= session.expires_at;
-        if over || session.user_id != claims.sub || session.workspace_id != claims.workspace_id {
+        if session.user_id != claims.sub || session.workspace_id != claims.workspace_id {
+            return Err(ENDED);
+        }
+        let person = self.person_in(claims.sid, session)?;
+        let granted = Scope::from_oauth_scope(&claims.scope).ok_or(MALFORMED)?;
+        // Demotion takes effect at once, promotion with the next token.
+        Ok(Principal { scope: granted.min(person.scope), ..person })
+    }
+
+    /// The person of a session, with all that their role allows.
+    pub(super) fn person_in(
+        &self,
+        id: SessionId,
+        session: &SessionRecord,
+    ) -> Result<Principal, AuthError> {
+        if session.ended || self.env.clock.now() >= session.expires_at {
             return Err(ENDED);
         }
         let role = session.role.ok_or(AuthError::InvalidCredential(
             "the session's person is no longer a member of the workspace",
         ))?;
-        let granted = Scope::from_oauth_scope(&claims.scope).ok_or(MALFORMED)?;
         Ok(Principal {
             workspace_id: session.workspace_id,
-            // Demotion takes effect at once, promotion with the next token.
-            scope: granted.min(role.scope()),
+            scope: role.scope(),
             rate_limit_per_minute: session.rate_limit_per_minute,
             credential: Credential::Session {
-                id: claims.sid,
+                id,
                 user_id: session.user_id,
                 name: Arc::clone(&session.name),
                 role,

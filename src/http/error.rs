@@ -176,10 +176,22 @@ impl ApiError {
         self.code
     }
 
+    /// What a person is told.
+    #[must_use]
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+
     /// Whether a credential was sent that nobody knows.
     #[must_use]
     pub fn is_unknown_credential(&self) -> bool {
         self.code == Code::Unauthorized && self.credential_sent
+    }
+
+    /// How many seconds to wait before the next attempt.
+    #[must_use]
+    pub fn retry_after(&self) -> Option<u64> {
+        self.retry_after
     }
 
     /// What the operator should know.

@@ -4,13 +4,14 @@
 //!
 //! 1. [`middleware::Frame`]: the request's id, the body of errors, the headers of every answer;
 //! 2. the router: 404 and 405 need no credential;
-//! 3. for routes of `/v1`, [`middleware::guarded`]: the credential, its rate limit, a time-out, a net
+//! 3. for routes of `/v1` and for pages, [`middleware::guarded`]: the credential, its rate limit, a time-out, a net
 //!    for panics, and the event of the audit log;
 //! 4. the handler, whose first parameter, [`extract::Authorized`], checks the scope.
 //!
-//! The routes are in [`routes`], the mapping of errors in [`error`].
+//! The routes are in [`routes`], pages in [`dashboard`], the mapping of errors in [`error`].
 
 pub mod api;
+pub mod dashboard;
 pub mod error;
 pub mod extract;
 pub mod middleware;
@@ -117,6 +118,9 @@ pub fn service(app: &App) -> middleware::Frame {
     let mut router = Router::new();
     for route in routes::table() {
         router = router.route(route.path, middleware::guarded(route, app, &sign_in));
+    }
+    for page in dashboard::table() {
+        router = router.route(page.path, middleware::guarded_page(page, app, &sign_in));
     }
     let router = router
         .merge(openapi::swagger_ui(app))

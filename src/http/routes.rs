@@ -40,7 +40,7 @@ pub struct Route {
 }
 
 /// Only compiles for a handler whose first parameter is the guard of `A`.
-const fn guarded_by<A: Access, Args, H: GuardedBy<A, Args>>(_: &H) {}
+pub(super) const fn guarded_by<A: Access, Args, H: GuardedBy<A, Args>>(_: &H) {}
 
 macro_rules! routes {
     (@method ANY) => { None };

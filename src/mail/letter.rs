@@ -127,13 +127,7 @@ impl Letter {
         }
     }
 
-    pub(super) fn admin_key(
-        public_url: &str,
-        key: &str,
-        workspace: &str,
-        by: &str,
-        origin: &Origin,
-    ) -> Self {
+    pub(super) fn admin_key(key: &str, workspace: &str, by: &str, origin: &Origin) -> Self {
         let [key, workspace, by] = [key, workspace, by].map(harmless);
         Self {
             subject: format!("An admin API key was made in {workspace}"),
@@ -144,7 +138,7 @@ impl Letter {
                 ),
                 told(origin),
             ],
-            link: Some(Link { label: "See the keys", url: format!("{public_url}/api-keys") }),
+            link: None,
             note: "If nobody should have, revoke it. All owners are told.".to_owned(),
         }
     }

@@ -249,7 +249,7 @@ impl Mailer {
             }
             MailSubject::NewDevice { origin } => Letter::new_device(&self.public_url, origin),
             MailSubject::AdminKey { key, workspace, by, origin } => {
-                Letter::admin_key(&self.public_url, key, workspace, by, origin)
+                Letter::admin_key(key, workspace, by, origin)
             }
             MailSubject::AccountDeleted { origin } => Letter::account_deleted(origin),
             MailSubject::SessionReuse { origin } => Letter::session_reuse(&self.public_url, origin),

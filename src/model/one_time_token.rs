@@ -1,4 +1,4 @@
-//! Tokens of links that people are mailed: derived from an id, not stored.
+//! Tokens of links that people are mailed, of browsers and of forms: derived from an id, not stored.
 //!
 //! base64url of (id, MAC). The MAC is HMAC-SHA-256 over the purpose and the id, under a key that the
 //! database does not hold. So a dump of the database, or a mail that waits in it, opens nothing, and a
@@ -25,6 +25,10 @@ pub enum Purpose {
     Invitation,
     /// To complete a sign-in by a second factor.
     SecondFactor,
+    /// To be known by, for a browser; of a session's id.
+    Cookie,
+    /// To send a form with; of the browser it was made for.
+    Form,
 }
 
 impl Purpose {
@@ -36,6 +40,8 @@ impl Purpose {
             Self::VerifyEmail => "verify_email",
             Self::Invitation => "invitation",
             Self::SecondFactor => "second_factor",
+            Self::Cookie => "cookie",
+            Self::Form => "form",
         }
     }
 }

@@ -15,6 +15,13 @@ pub fn format(moment: OffsetDateTime) -> String {
     moment.to_offset(UtcOffset::UTC).format(FORMAT).unwrap_or_default()
 }
 
+/// A moment as people read it, to the minute.
+#[must_use]
+pub fn for_people(moment: OffsetDateTime) -> String {
+    let format = format_description!("[year]-[month]-[day] [hour]:[minute] UTC");
+    moment.to_offset(UtcOffset::UTC).format(format).unwrap_or_default()
+}
+
 /// For `#[serde(with)]`.
 ///
 /// # Errors

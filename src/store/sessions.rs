@@ -37,6 +37,31 @@ impl Store {
         let mut connection = self.pools.requests().acquire().await?;
         Ok(find(&mut connection, &[id]).await?.pop().map(|(_, session)| session))
     }
+
+    /// One session, which goes on for being used; none where it was not used for longer than `idle`.
+    ///
+    /// # Errors
+    /// When PostgreSQL cannot be reached.
+    pub async fn use_session(
+        &self,
+        id: SessionId,
+        now: OffsetDateTime,
+        idle: Duration,
+    ) -> Result<Option<SessionRecord>, StoreError> {
+        let row = sqlx::query_as!(
+            SessionRow,
+            r#"SELECT user_id AS "user_id!: UserId", workspace_id AS "workspace_id!: WorkspaceId",
+                      email AS "email!", full_name, role AS "role: Role", expires_at AS "expires_at!",
+                      ended_at, rate_limit_per_minute
+               FROM use_session($1, $2, make_interval(secs => $3))"#,
+            id.uuid(),
+            now,
+            idle.as_secs_f64(),
+        )
+        .fetch_optional(&self.pools.requests())
+        .await?;
+        Ok(row.map(SessionRecord::from))
+    }
 }
 
 async fn find(
@@ -55,7 +80,35 @@ async fn find(
     .fetch_all(connection)
     .await?;
     let found = rows.into_iter().map(|row| {
-        let record = SessionRecord {
+        let record = SessionRow {
+            user_id: row.user_id,
+            workspace_id: row.workspace_id,
+            email: row.email,
+            full_name: row.full_name,
+            role: row.role,
+            expires_at: row.expires_at,
+            ended_at: row.ended_at,
+            rate_limit_per_minute: row.rate_limit_per_minute,
+        };
+        (row.id, record.into())
+    });
+    Ok(found.collect())
+}
+
+struct SessionRow {
+    user_id: UserId,
+    workspace_id: WorkspaceId,
+    email: String,
+    full_name: Option<String>,
+    role: Option<Role>,
+    expires_at: OffsetDateTime,
+    ended_at: Option<OffsetDateTime>,
+    rate_limit_per_minute: Option<i32>,
+}
+
+impl From<SessionRow> for SessionRecord {
+    fn from(row: SessionRow) -> Self {
+        Self {
             user_id: row.user_id,
             workspace_id: row.workspace_id,
             name: row.full_name.unwrap_or(row.email).into(),
@@ -63,10 +116,8 @@ async fn find(
             expires_at: row.expires_at,
             ended: row.ended_at.is_some(),
             rate_limit_per_minute: row.rate_limit_per_minute.and_then(|n| n.try_into().ok()),
-        };
-        (row.id, record)
-    });
-    Ok(found.collect())
+        }
+    }
 }
 
 /// Stores a new session, in a transaction of its person.

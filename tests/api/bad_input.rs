@@ -159,7 +159,7 @@ async fn hostile_heads_end_the_connection_not_the_service() {
     let app = TestApp::start().await;
     let close = "host: x\r\nconnection: close\r\n";
     for (bytes, status) in [
-        ("GET / HTTP/1.1\r\n\r\n".to_owned() + "garbage\r\n\r\n", "HTTP/1.1 4"),
+        ("GET /x HTTP/1.1\r\n\r\n".to_owned() + "garbage\r\n\r\n", "HTTP/1.1 4"),
         ("\x16\x03\x01\x02\x00\x01".to_owned(), ""),
         (format!("GET /{} HTTP/1.1\r\n{close}\r\n", "a".repeat(60_000)), "HTTP/1.1 4"),
         (format!("GET / HTTP/1.1\r\nx: {}\r\n{close}\r\n", "a".repeat(60_000)), "HTTP/1.1 431"),

@@ -33,6 +33,7 @@ mod members;
 mod metrics;
 mod mfa;
 mod openapi;
+mod pages;
 mod passwords;
 mod rate_limits;
 mod resources;

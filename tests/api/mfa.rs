@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::fixture::{Answer, PASSWORD, Person, SmtpSink, TestApp, token_in};
 
 /// An authenticator, from the RFC and not from the service.
-fn code(secret: &str, unix_seconds: i64) -> String {
+pub fn code(secret: &str, unix_seconds: i64) -> String {
     let key = BASE32_NOPAD.decode(secret.as_bytes()).unwrap();
     let key = hmac::Key::new(hmac::HMAC_SHA1_FOR_LEGACY_USE_ONLY, &key);
     let mac = hmac::sign(&key, &(unix_seconds / 30).to_be_bytes());
@@ -50,7 +50,7 @@ async fn confirm(app: &TestApp, person: &Person, code: &str) -> Answer {
 }
 
 /// Sets an authenticator up: its secret and the recovery codes. The code of this step is used up.
-async fn with_factor(app: &TestApp, person: &Person) -> (String, Vec<String>) {
+pub async fn with_factor(app: &TestApp, person: &Person) -> (String, Vec<String>) {
     let enrolment = enrol(app, person, json!({})).await.expect(200);
     let secret = enrolment["secret"].as_str().unwrap().to_owned();
     let codes = confirm(app, person, &code(&secret, now(app))).await.expect(200);

@@ -119,6 +119,7 @@ macro_rules! guarded_by {
     };
 }
 
+guarded_by!();
 guarded_by!(T1);
 guarded_by!(T1 T2);
 guarded_by!(T1 T2 T3);

@@ -1,14 +1,13 @@
 use std::fmt;
 
 use axum::{
-    body::{Body, Bytes, to_bytes},
     extract::{FromRequest, Request},
     http::{HeaderMap, header},
 };
 use serde::de::{DeserializeOwned, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use serde_json::error::Category;
-use tokio::time::timeout;
 
+use super::body::read;
 use crate::http::{ApiError, App, error::Code};
 
 /// A JSON body. An absent one counts as `{}`.
@@ -20,10 +19,6 @@ impl<T: DeserializeOwned> FromRequest<App> for Json<T> {
 
     async fn from_request(request: Request, app: &App) -> Result<Self, ApiError> {
         let (parts, body) = request.into_parts();
-        if parts.headers.get(header::CONTENT_ENCODING).is_some_and(|coding| coding != "identity") {
-            let message = "the body must not be compressed";
-            return Err(ApiError::new(Code::UnsupportedMediaType, message));
-        }
         let bytes = read(&parts.headers, body, app).await?;
         if bytes.is_empty() {
             return parse(b"{}").map(Self);
@@ -34,31 +29,6 @@ impl<T: DeserializeOwned> FromRequest<App> for Json<T> {
         }
         parse(&bytes).map(Self)
     }
-}
-
-async fn read(headers: &HeaderMap, body: Body, app: &App) -> Result<Bytes, ApiError> {
-    let max = app.settings.max_body_bytes;
-    let too_large =
-        || ApiError::new(Code::PayloadTooLarge, format!("the body must be at most {max} bytes"));
-    let announced = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok());
-    let announced = announced.and_then(|length| length.parse::<usize>().ok());
-    if announced.is_some_and(|length| length > max) {
-        return Err(too_large());
-    }
-    let read = timeout(app.settings.body_timeout, to_bytes(body, max)).await;
-    let Ok(read) = read else {
-        return Err(ApiError::new(Code::BadRequest, "the body took too long to arrive"));
-    };
-    read.map_err(|error| {
-        let mut cause: Option<&dyn std::error::Error> = Some(&error);
-        while let Some(error) = cause {
-            if error.is::<http_body_util::LengthLimitError>() {
-                return too_large();
-            }
-            cause = error.source();
-        }
-        ApiError::new(Code::BadRequest, "the body could not be read")
-    })
 }
 
 /// `application/json`, or a media type that is JSON by its suffix (RFC 6839).

@@ -4,6 +4,7 @@
 //! the request; each answers a refusal of the contract by itself.
 
 mod authorized;
+mod body;
 mod client_ip;
 mod json;
 mod path;
@@ -13,6 +14,7 @@ mod visitor;
 pub use authorized::{
     Access, Admin, Authorized, GuardedBy, Open, OwnSession, Public, ReadOnly, Rule, SignIn, Write,
 };
+pub use body::form_fields;
 pub use client_ip::client_ip;
 pub use json::Json;
 pub use path::PathId;

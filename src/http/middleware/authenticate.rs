@@ -4,7 +4,7 @@ use axum::http::{HeaderMap, header};
 
 use crate::{
     auth::authenticate::Authenticated,
-    http::{ApiError, App, error::Code},
+    http::{ApiError, App, dashboard::browser::session_cookie, error::Code},
 };
 
 /// Longer than any credential that was issued here.
@@ -21,6 +21,19 @@ pub(super) async fn authenticate(
 ) -> Result<Authenticated, ApiError> {
     let credential = bearer(headers)?.ok_or_else(ApiError::no_credential)?;
     Ok(app.auth.authenticate(credential, began).await?)
+}
+
+/// Whose browser sends this request. Pages take no other credential, and the API takes no cookie: what one
+/// site can make a browser send cannot be used on the other.
+///
+/// # Errors
+/// Also where nobody is signed in.
+pub(super) async fn authenticate_cookie(
+    app: &App,
+    headers: &HeaderMap,
+) -> Result<Authenticated, ApiError> {
+    let cookie = session_cookie(app, headers).ok_or_else(ApiError::no_credential)?;
+    Ok(Authenticated::Principal(app.auth.authenticate_cookie(&cookie).await?))
 }
 
 /// Two `Authorization` headers are refused: nobody knows which one a proxy in between went by.

@@ -9,7 +9,7 @@ use std::{
 
 use axum::{
     extract::Request,
-    http::StatusCode,
+    http::{StatusCode, uri::PathAndQuery},
     response::{IntoResponse, Response},
     routing::MethodRouter,
 };
@@ -21,14 +21,21 @@ use tracing::{error, warn};
 
 use super::{
     SignInLimit,
-    authenticate::{self, authenticate},
+    authenticate::{self, authenticate, authenticate_cookie},
     rate_limit,
     request_info::method_label,
 };
 use crate::{
     audit::{self, Permit},
     auth::authenticate::Authenticated,
-    http::{ApiError, App, api::verify::is_question, error::Code, extract::Rule, routes::Route},
+    http::{
+        ApiError, App,
+        api::verify::is_question,
+        dashboard::{self, PageRoute},
+        error::Code,
+        extract::Rule,
+        routes::Route,
+    },
     limit::Decision,
     metrics::RouteMetrics,
     model::{
@@ -55,6 +62,26 @@ struct Guard {
     metrics: RouteMetrics,
     /// Whether the route answers gateways, which ask about requests of others.
     is_gateway: bool,
+    door: Door,
+}
+
+/// How somebody shows who they are, and how refusals look.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Door {
+    /// To programs: a bearer token, JSON.
+    Api,
+    /// To people: a cookie, a page.
+    Page,
+}
+
+/// A page's handler behind its guard.
+pub fn guarded_page(page: PageRoute, app: &App, sign_in: &SignInLimit) -> MethodRouter<App> {
+    let PageRoute { method, path, rule, handler } = page;
+    let handler = if rule == Rule::SignIn { sign_in.limit(handler) } else { handler };
+    let metrics = app.metrics.route(method_label(&method), path);
+    let (app, sign_in) = (Arc::clone(app), sign_in.clone());
+    let guard = Guard { app, rule, path, sign_in, metrics, is_gateway: false, door: Door::Page };
+    handler.route_layer(guard)
 }
 
 /// A route's handler behind its guard.
@@ -67,7 +94,7 @@ pub fn guarded(route: Route, app: &App, sign_in: &SignInLimit) -> MethodRouter<A
     let handler = if rule == Rule::SignIn { sign_in.limit(handler) } else { handler };
     let metrics = app.metrics.route(method.as_ref().map_or("ANY", method_label), path);
     let (app, sign_in, is_gateway) = (Arc::clone(app), sign_in.clone(), is_question(path));
-    let guard = Guard { app, rule, path, sign_in, metrics, is_gateway };
+    let guard = Guard { app, rule, path, sign_in, metrics, is_gateway, door: Door::Api };
     match method {
         Some(_) => handler.route_layer(guard),
         // A route of any method is a fallback to axum, which only `layer` wraps.
@@ -122,6 +149,18 @@ impl<S> Next for S where
 
 impl Guard {
     async fn admit(&self, request: Request, next: impl Next) -> Response {
+        match self.door {
+            Door::Api => self.answer(request, next).await,
+            Door::Page => {
+                let (method, uri) = (request.method().clone(), request.uri().clone());
+                let wanted = uri.path_and_query().map_or("/", PathAndQuery::as_str);
+                let response = self.answer(request, next).await;
+                dashboard::page::of_refusal(response, &method, wanted)
+            }
+        }
+    }
+
+    async fn answer(&self, request: Request, next: impl Next) -> Response {
         let info = request.extensions().get::<Arc<RequestInfo>>().cloned();
         let Some(info) = info else {
             return ApiError::internal("a request has no id").into_response();
@@ -181,7 +220,11 @@ impl Guard {
         next: impl Next,
     ) -> Response {
         // Bounded in time by itself.
-        let principal = match authenticate(&self.app, request.headers(), info.began).await {
+        let authenticated = match self.door {
+            Door::Api => authenticate(&self.app, request.headers(), info.began).await,
+            Door::Page => authenticate_cookie(&self.app, request.headers()).await,
+        };
+        let principal = match authenticated {
             Ok(Authenticated::Principal(principal)) => principal,
             Ok(Authenticated::RevokedKey(key)) => return self.reject_revoked(&key, &info).await,
             Err(error) => return self.reject(error, &info).await,

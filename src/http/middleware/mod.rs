@@ -10,5 +10,5 @@ mod request_info;
 pub(in crate::http) use authenticate::bearer;
 pub use fallback::{method_not_allowed, not_found};
 pub use frame::Frame;
-pub use guard::guarded;
+pub use guard::{guarded, guarded_page};
 pub use rate_limit::SignInLimit;

@@ -1,0 +1,148 @@
+//! A browser, and the two cookies that it is known by.
+//!
+//! One stands for a session; the other for the browser itself, whoever sits at it, so that forms work before
+//! anybody has signed in. Neither is for scripts, nor sent along from other sites' forms; where the service
+//! is reached over https, no neighbour's subdomain can plant them (`__Host-`, RFC 6265bis).
+
+use std::{convert::Infallible, sync::Arc};
+
+use axum::{
+    extract::FromRequestParts,
+    http::{HeaderMap, HeaderValue, header, request::Parts},
+    response::{IntoResponse, Redirect, Response},
+};
+use cookie::{Cookie, SameSite, time::Duration};
+use secrecy::{ExposeSecret, SecretString};
+use uuid::Uuid;
+
+use super::page;
+use crate::{
+    auth::AuthError,
+    http::{ApiError, App},
+    model::{
+        audit::RequestInfo,
+        id::{Id, SessionId},
+        principal::{Caller, Credential},
+    },
+};
+
+const SESSION: &str = "call2me_session";
+const BROWSER: &str = "call2me_browser";
+
+/// Who looks at a page, as far as cookies tell.
+pub struct Browser {
+    app: App,
+    /// What its forms are made for: its session where a page asks for one, else the browser.
+    id: Uuid,
+    /// Whether it is seen for the first time.
+    is_new: bool,
+    session: Option<String>,
+}
+
+impl FromRequestParts<App> for Browser {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Infallible> {
+        let known = cookie(app, &parts.headers, BROWSER).and_then(|text| text.parse().ok());
+        let session = cookie(app, &parts.headers, SESSION);
+        let signed_in = parts.extensions.get::<Caller>().map(|caller| &caller.principal.credential);
+        let (id, is_new) = match (signed_in, known) {
+            (Some(Credential::Session { id, .. }), _) => (id.uuid(), false),
+            (_, Some(known)) => (known, false),
+            (_, None) => (Uuid::from_bytes(app.env.entropy.bytes()), true),
+        };
+        Ok(Self { app: Arc::clone(app), id, is_new, session })
+    }
+}
+
+impl Browser {
+    /// What a form on a page of this browser has to hold.
+    #[must_use]
+    pub fn form_token(&self) -> SecretString {
+        self.app.auth.form_token(self.id)
+    }
+
+    /// Whether a form was made for this browser.
+    pub(super) fn has_made(&self, token: &str) -> bool {
+        !self.is_new && self.app.auth.is_form_of(self.id, token)
+    }
+
+    /// Who is signed in, on a page that is for anybody.
+    ///
+    /// # Errors
+    /// When the database that knows is away.
+    pub async fn caller(&self, request: &Arc<RequestInfo>) -> Result<Option<Caller>, ApiError> {
+        let Some(cookie) = &self.session else { return Ok(None) };
+        match self.app.auth.authenticate_cookie(cookie).await {
+            Ok(principal) => Ok(Some(Caller { principal, request: Arc::clone(request) })),
+            Err(AuthError::InvalidCredential(_)) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// A page for this browser.
+    pub fn page<T: askama::Template>(&self, status: u16, template: &T) -> Response {
+        let mut response = page::render(status, template);
+        if self.is_new {
+            set(&self.app, &mut response, BROWSER, self.id.to_string(), None);
+        }
+        response
+    }
+
+    /// The way to another page, as whoever signed in with this session.
+    #[must_use]
+    pub fn signed_in(&self, session: SessionId, next: &str) -> Response {
+        let mut response = Redirect::to(next).into_response();
+        let lasts = self.app.auth.session_lifetime().as_secs();
+        let lasts = Duration::seconds(i64::try_from(lasts).unwrap_or(i64::MAX));
+        let value = self.app.auth.cookie_of(session);
+        set(&self.app, &mut response, SESSION, value.expose_secret().to_owned(), Some(lasts));
+        response
+    }
+
+    /// The way to another page, as nobody.
+    #[must_use]
+    pub fn signed_out(&self, next: &str) -> Response {
+        let mut response = Redirect::to(next).into_response();
+        set(&self.app, &mut response, SESSION, String::new(), Some(Duration::ZERO));
+        response
+    }
+}
+
+/// What a browser shows for its session.
+pub fn session_cookie(app: &App, headers: &HeaderMap) -> Option<String> {
+    cookie(app, headers, SESSION)
+}
+
+fn is_secure(app: &App) -> bool {
+    app.settings.public_url.starts_with("https://")
+}
+
+fn name_of(app: &App, name: &str) -> String {
+    if is_secure(app) { format!("__Host-{name}") } else { name.to_owned() }
+}
+
+/// A cookie's value; none where there are two, for nobody knows which is ours.
+fn cookie(app: &App, headers: &HeaderMap, name: &str) -> Option<String> {
+    let name = name_of(app, name);
+    let texts = headers.get_all(header::COOKIE).iter().filter_map(|value| value.to_str().ok());
+    let cookies = texts.flat_map(Cookie::split_parse).filter_map(Result::ok);
+    let mut values = cookies.filter(|cookie| cookie.name() == name);
+    match (values.next(), values.next()) {
+        (Some(only), None) => Some(only.value().to_owned()),
+        _ => None,
+    }
+}
+
+fn set(app: &App, response: &mut Response, name: &str, value: String, lasts: Option<Duration>) {
+    let mut cookie = Cookie::build((name_of(app, name), value))
+        .path("/")
+        .http_only(true)
+        .same_site(SameSite::Lax)
+        .secure(is_secure(app))
+        .build();
+    cookie.set_max_age(lasts);
+    if let Ok(value) = HeaderValue::try_from(cookie.to_string()) {
+        response.headers_mut().append(header::SET_COOKIE, value);
+    }
+}

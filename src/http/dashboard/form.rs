@@ -1,0 +1,103 @@
+//! What a form sends, once it is known that it was ours.
+
+use axum::{
+    extract::{FromRequest, FromRequestParts, Request},
+    http::{HeaderMap, header},
+};
+
+use super::browser::Browser;
+use crate::http::{ApiError, App, error::Code, extract};
+
+/// The field that holds the form's own token.
+const TOKEN: &str = "form_token";
+
+/// A form that was made for the browser that sends it (against cross-site request forgery).
+pub struct Form {
+    /// Who sends it.
+    pub browser: Browser,
+    fields: extract::Query,
+}
+
+impl FromRequest<App> for Form {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, app: &App) -> Result<Self, ApiError> {
+        let (mut parts, body) = request.into_parts();
+        check_origin(&parts.headers, &app.settings.public_url)?;
+        let Ok(browser) = Browser::from_request_parts(&mut parts, app).await;
+        let fields = extract::form_fields(&parts.headers, body, app).await?;
+        if !fields.text(TOKEN)?.is_some_and(|token| browser.has_made(token)) {
+            let message = "this form is too old, or the browser keeps no cookies: go back and reload the page";
+            return Err(ApiError::new(Code::Forbidden, message));
+        }
+        Ok(Self { browser, fields })
+    }
+}
+
+impl Form {
+    /// A field's text; empty where it was left out.
+    ///
+    /// # Errors
+    /// When it is there twice, or holds a NUL.
+    pub fn text(&self, name: &'static str) -> Result<&str, ApiError> {
+        Ok(self.fields.text(name)?.unwrap_or_default())
+    }
+
+    /// A field's text, unless it was left empty.
+    ///
+    /// # Errors
+    /// When it is there twice, or holds a NUL.
+    pub fn filled(&self, name: &'static str) -> Result<Option<&str>, ApiError> {
+        Ok(Some(self.text(name)?.trim()).filter(|text| !text.is_empty()))
+    }
+}
+
+/// Browsers tell where a form stood: newer ones by `Sec-Fetch-Site`, others by `Origin`.
+fn check_origin(headers: &HeaderMap, public_url: &str) -> Result<(), ApiError> {
+    let text = |name: &str| headers.get(name).map(|value| value.to_str().unwrap_or_default());
+    let is_ours = match (text("sec-fetch-site"), text(header::ORIGIN.as_str())) {
+        (Some(site), _) => site == "same-origin",
+        (None, Some(origin)) => origin == origin_of(public_url),
+        // No browser's; the form's token decides.
+        (None, None) => true,
+    };
+    if is_ours {
+        return Ok(());
+    }
+    let message = format!("forms are only taken from pages at {public_url}");
+    Err(ApiError::new(Code::Forbidden, message))
+}
+
+/// The part of a URL before its path.
+fn origin_of(url: &str) -> &str {
+    let host = url.find("://").map_or(0, |at| at + 3);
+    let end = url[host..].find('/').map_or(url.len(), |at| host + at);
+    &url[..end]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
+        pairs.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect()
+    }
+
+    #[test]
+    fn only_forms_of_our_own_pages_are_taken() {
+        let url = "https://auth.example/base";
+        for (ok, sent) in [
+            (true, &[][..]),
+            (true, &[("origin", "https://auth.example")]),
+            (true, &[("sec-fetch-site", "same-origin"), ("origin", "null")]),
+            (false, &[("origin", "https://auth.example.evil")]),
+            (false, &[("origin", "http://auth.example")]),
+            (false, &[("origin", "null")]),
+            (false, &[("sec-fetch-site", "same-site"), ("origin", "https://auth.example")]),
+            (false, &[("sec-fetch-site", "cross-site")]),
+            (false, &[("sec-fetch-site", "none")]),
+        ] {
+            assert_eq!(check_origin(&headers(sent), url).is_ok(), ok, "{sent:?}");
+        }
+    }
+}

@@ -1,0 +1,102 @@
+//! Accepting an invitation: as whoever is signed in, or as somebody new.
+
+use askama::Template;
+use axum::{extract::State, response::Response};
+use secrecy::{ExposeSecret, SecretString};
+
+use super::{
+    browser::Browser,
+    form::Form,
+    page::{Message, encoded, explained},
+};
+use crate::{
+    auth::invitations::{Invited, NewMember},
+    http::{
+        ApiError, App,
+        extract::{Public, Query},
+    },
+    model::password::Password,
+};
+
+#[derive(Template)]
+#[template(path = "accept_invitation.html")]
+struct AcceptPage<'a> {
+    form_token: SecretString,
+    token: &'a str,
+    invited: &'a Invited,
+    /// What the person who is signed in is called.
+    person: Option<&'a str>,
+    full_name: &'a str,
+    /// Where to sign in, and then to come back.
+    sign_in: String,
+    problem: Option<String>,
+}
+
+/// Tells what the link invites to.
+pub(super) async fn show(
+    public: Public,
+    State(app): State<App>,
+    browser: Browser,
+    query: Query,
+) -> Result<Response, ApiError> {
+    let token = query.text("token")?.unwrap_or_default();
+    let invited = match app.auth.look_at_invitation(token).await {
+        Ok(invited) => invited,
+        Err(error) => {
+            let (status, text) = explained(error.into())?;
+            let title = "This invitation does not work";
+            return Ok(browser.page(status, &Message { title, text: &text, link: None }));
+        }
+    };
+    let caller = browser.caller(&public.request).await?;
+    let page = AcceptPage {
+        form_token: browser.form_token(),
+        token,
+        invited: &invited,
+        person: caller.as_ref().map(|caller| &**caller.principal.name()),
+        full_name: "",
+        sign_in: sign_in(&invited, token),
+        problem: None,
+    };
+    Ok(browser.page(200, &page))
+}
+
+/// Joins.
+pub(super) async fn accept(
+    public: Public,
+    State(app): State<App>,
+    form: Form,
+) -> Result<Response, ApiError> {
+    let (browser, token) = (&form.browser, form.text("token")?);
+    let caller = browser.caller(&public.request).await?;
+    let accepted = if let Some(caller) = &caller {
+        app.auth.accept_invitation(caller, token).await
+    } else {
+        let password = Password::new(form.text("password")?.to_owned());
+        let full_name = form.filled("full_name")?.map(str::to_owned);
+        let new = NewMember { password: Some(password), full_name };
+        app.auth.accept_invitation_anew(token, &new, &public.request).await
+    };
+    let error = match accepted {
+        Ok(pair) => return Ok(browser.signed_in(pair.session, "/")),
+        Err(error) => error,
+    };
+    let (status, problem) = explained(error.into())?;
+    // It may be that the link does not work any more.
+    let invited = app.auth.look_at_invitation(token).await?;
+    let page = AcceptPage {
+        form_token: browser.form_token(),
+        token,
+        invited: &invited,
+        person: caller.as_ref().map(|caller| &**caller.principal.name()),
+        full_name: form.text("full_name")?,
+        sign_in: sign_in(&invited, token),
+        problem: Some(problem),
+    };
+    Ok(browser.page(status, &page))
+}
+
+fn sign_in(invited: &Invited, token: &str) -> String {
+    let back = format!("/accept-invitation?token={}", encoded(token));
+    format!("/sign-in?next={}&email={}", encoded(&back), encoded(&invited.email))
+}

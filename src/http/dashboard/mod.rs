@@ -1,0 +1,88 @@
+//! Pages for people in browsers: signing in, and what mailed links lead to.
+//!
+//! Rendered here, for any browser, with or without JavaScript. A person is known by a cookie
+//! ([`browser`]); forms hold a token that no other site can know, and come from here ([`form`]); every page
+//! has the same headers ([`page`]). The guard is that of the API: the same limits, the same log.
+
+pub mod browser;
+pub mod form;
+mod invitations;
+pub mod page;
+mod passwords;
+mod sessions;
+mod sign_in;
+
+use axum::{
+    http::{HeaderValue, Method, header},
+    response::{IntoResponse, Redirect, Response},
+    routing::{MethodFilter, MethodRouter},
+};
+
+use super::{
+    App,
+    extract::{Access, Open, OwnSession, Public, Rule, SignIn},
+    routes::guarded_by,
+};
+
+/// A page, or what a form on it does.
+pub struct PageRoute {
+    /// Its method.
+    pub method: Method,
+    /// Its path, as axum has it.
+    pub path: &'static str,
+    /// What it asks of the person.
+    pub rule: Rule,
+    /// What answers.
+    pub handler: MethodRouter<App>,
+}
+
+macro_rules! pages {
+    ($($method:ident $path:literal $access:ty => $handler:path;)*) => {
+        vec![$({
+            guarded_by::<$access, _, _>(&$handler);
+            PageRoute {
+                method: Method::$method,
+                path: $path,
+                rule: <$access as Access>::RULE,
+                handler: axum::routing::on(MethodFilter::$method, $handler),
+            }
+        }),*]
+    };
+}
+
+/// All pages. What is posted and may be guessed at is under the limit of sign-ins.
+#[must_use]
+#[rustfmt::skip]
+pub fn table() -> Vec<PageRoute> {
+    pages! {
+        GET    "/"                              Open       => front;
+        GET    "/assets/style.css"              Open       => style;
+        GET    "/sign-in"                       Open       => sign_in::show;
+        POST   "/sign-in"                       SignIn     => sign_in::submit;
+        POST   "/sign-in/second-factor"         SignIn     => sign_in::submit_code;
+        POST   "/sign-out"                      OwnSession => sessions::sign_out;
+        GET    "/forgot-password"               Open       => passwords::show_forgot;
+        POST   "/forgot-password"               SignIn     => passwords::forgot;
+        GET    "/reset-password"                Open       => passwords::show_reset;
+        POST   "/reset-password"                SignIn     => passwords::reset;
+        GET    "/verify-email"                  Open       => passwords::show_verify;
+        POST   "/verify-email"                  SignIn     => passwords::verify;
+        GET    "/accept-invitation"             Open       => invitations::show;
+        POST   "/accept-invitation"             SignIn     => invitations::accept;
+        GET    "/sessions"                      OwnSession => sessions::show;
+        POST   "/sessions/end-others"           OwnSession => sessions::end_others;
+        POST   "/sessions/{id}/end"             OwnSession => sessions::end;
+    }
+}
+
+async fn front(_public: Public) -> Redirect {
+    Redirect::to("/sessions")
+}
+
+async fn style(_public: Public) -> Response {
+    let headers = [
+        (header::CONTENT_TYPE, HeaderValue::from_static("text/css; charset=utf-8")),
+        (header::CACHE_CONTROL, HeaderValue::from_static("public, max-age=3600")),
+    ];
+    (headers, include_str!("assets/style.css")).into_response()
+}

@@ -1,0 +1,107 @@
+//! How every page goes out.
+
+use askama::Template;
+use axum::{
+    http::{HeaderName, HeaderValue, Method, StatusCode, header},
+    response::{Html, IntoResponse, Redirect, Response},
+};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, PercentEncode, utf8_percent_encode};
+use tracing::error;
+
+use crate::http::{ApiError, error::Code};
+
+/// Nothing from elsewhere, nothing inline, in nobody's frame.
+const POLICY: &str = "default-src 'none'; style-src 'self'; img-src 'self' data:; form-action 'self'; \
+                      base-uri 'none'; frame-ancestors 'none'";
+
+/// What tokens are made of may stand in a URL as it is.
+const IN_A_QUERY: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_');
+
+/// A text as a parameter of a query string.
+pub(super) fn encoded(text: &str) -> PercentEncode<'_> {
+    utf8_percent_encode(text, IN_A_QUERY)
+}
+
+/// A page that says one thing.
+#[derive(Template)]
+#[template(path = "message.html")]
+pub(super) struct Message<'a> {
+    /// What it is about.
+    pub(super) title: &'a str,
+    /// What it says.
+    pub(super) text: &'a str,
+    /// Where to go next: the page and the words.
+    pub(super) link: Option<(&'a str, &'a str)>,
+}
+
+/// A page with the headers of all pages.
+pub(super) fn render<T: Template>(status: u16, template: &T) -> Response {
+    let text = match template.render() {
+        Ok(text) => text,
+        Err(reason) => {
+            error!(%reason, "a page cannot be rendered");
+            return ApiError::internal("a page cannot be rendered").into_response();
+        }
+    };
+    let mut response = Html(text).into_response();
+    *response.status_mut() = StatusCode::from_u16(status).unwrap_or_default();
+    let headers = response.headers_mut();
+    for (name, value) in [
+        (header::CACHE_CONTROL, "no-store"),
+        (header::CONTENT_SECURITY_POLICY, POLICY),
+        // Links of mails hold tokens.
+        (header::REFERRER_POLICY, "same-origin"),
+        (HeaderName::from_static("cross-origin-opener-policy"), "same-origin"),
+    ] {
+        headers.insert(name, HeaderValue::from_static(value));
+    }
+    response
+}
+
+/// A refusal as people read it, other answers as they are. Who is not signed in is asked to do so, and
+/// comes back.
+pub(in crate::http) fn of_refusal(response: Response, method: &Method, wanted: &str) -> Response {
+    let Some(error) = ApiError::of(&response) else { return response };
+    let mut page = of_error(error, method, wanted);
+    // What the guard said of limits.
+    for (name, value) in response.headers() {
+        if !page.headers().contains_key(name) && name != header::CONTENT_LENGTH {
+            page.headers_mut().append(name, value.clone());
+        }
+    }
+    if let Some(seconds) = error.retry_after() {
+        page.headers_mut().insert(header::RETRY_AFTER, seconds.into());
+    }
+    page
+}
+
+fn of_error(error: &ApiError, method: &Method, wanted: &str) -> Response {
+    if error.code() == Code::Unauthorized {
+        let next = if *method == Method::GET { wanted } else { "/" };
+        return Redirect::to(&format!("/sign-in?next={}", encoded(next))).into_response();
+    }
+    let title = match error.code() {
+        Code::NotFound => "There is no such page",
+        Code::RateLimited => "Too many attempts",
+        Code::Internal | Code::Unavailable => "Something went wrong",
+        _ => "This does not work",
+    };
+    let text = error.message();
+    let message = Message { title, text, link: Some(("/sign-in", "To the sign-in")) };
+    render(error.code().status().as_u16(), &message)
+}
+
+/// What a form says of a refusal that its page can explain; other refusals are pages of their own.
+///
+/// # Errors
+/// The refusal, where it is another.
+pub(super) fn explained(error: ApiError) -> Result<(u16, String), ApiError> {
+    match error.code() {
+        // No credential was sent, so it is not for a 401 to ask for one.
+        Code::InvalidCredentials | Code::ValidationFailed => Ok((422, error.message().to_owned())),
+        Code::Forbidden | Code::Conflict => {
+            Ok((error.code().status().as_u16(), error.message().to_owned()))
+        }
+        _ => Err(error),
+    }
+}

@@ -1,0 +1,108 @@
+//! One's own sessions.
+
+use askama::Template;
+use axum::{
+    extract::State,
+    response::{IntoResponse, Redirect, Response},
+};
+use secrecy::{ExposeSecret, SecretString};
+
+use super::{browser::Browser, form::Form};
+use crate::{
+    auth::sessions::own_session,
+    http::{
+        ApiError, App,
+        extract::{Authorized, OwnSession, PathId, Query},
+    },
+    model::{
+        id::{Id, SessionId},
+        session::Session,
+        timestamp,
+    },
+};
+
+#[derive(Template)]
+#[template(path = "sessions.html")]
+struct SessionsPage<'a> {
+    form_token: SecretString,
+    name: &'a str,
+    sessions: Vec<Line>,
+    next: Option<String>,
+}
+
+/// A session as the page shows it.
+struct Line {
+    id: SessionId,
+    client: String,
+    ip: String,
+    since: String,
+    last_seen: String,
+    is_current: bool,
+}
+
+impl Line {
+    fn new(session: Session, own: SessionId) -> Self {
+        Self {
+            id: session.id,
+            client: session.user_agent.unwrap_or_else(|| "an unknown client".to_owned()),
+            ip: session.ip.map_or_else(|| "an unknown address".to_owned(), |ip| ip.to_string()),
+            since: timestamp::for_people(session.created_at),
+            last_seen: timestamp::for_people(session.last_seen_at),
+            is_current: session.id == own,
+        }
+    }
+}
+
+/// Lists them.
+pub(super) async fn show(
+    caller: Authorized<OwnSession>,
+    State(app): State<App>,
+    browser: Browser,
+    query: Query,
+) -> Result<Response, ApiError> {
+    let (own, _) = own_session(&caller)?;
+    let (page, _) = app.auth.sessions(&caller, query.page()?).await?;
+    let next = page.next_cursor(|session| session.id.uuid());
+    let page = SessionsPage {
+        form_token: browser.form_token(),
+        name: caller.principal.name(),
+        sessions: page.items.into_iter().map(|session| Line::new(session, own)).collect(),
+        next,
+    };
+    Ok(browser.page(200, &page))
+}
+
+/// Ends one of them.
+pub(super) async fn end(
+    caller: Authorized<OwnSession>,
+    State(app): State<App>,
+    PathId(id): PathId<SessionId>,
+    form: Form,
+) -> Result<Response, ApiError> {
+    app.auth.end_session(&caller, id).await?;
+    let (own, _) = own_session(&caller)?;
+    if id == own {
+        return Ok(form.browser.signed_out("/sign-in"));
+    }
+    Ok(Redirect::to("/sessions").into_response())
+}
+
+/// Ends all of them but the one that asks.
+pub(super) async fn end_others(
+    caller: Authorized<OwnSession>,
+    State(app): State<App>,
+    _form: Form,
+) -> Result<Response, ApiError> {
+    app.auth.end_other_sessions(&caller).await?;
+    Ok(Redirect::to("/sessions").into_response())
+}
+
+/// Signs out.
+pub(super) async fn sign_out(
+    caller: Authorized<OwnSession>,
+    State(app): State<App>,
+    form: Form,
+) -> Result<Response, ApiError> {
+    app.auth.logout(&caller).await?;
+    Ok(form.browser.signed_out("/sign-in"))
+}

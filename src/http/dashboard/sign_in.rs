@@ -1,0 +1,131 @@
+//! Signing in.
+
+use askama::Template;
+use axum::{
+    extract::State,
+    http::Uri,
+    response::{IntoResponse, Redirect, Response},
+};
+use secrecy::{ExposeSecret, SecretString};
+
+use super::{browser::Browser, form::Form, page::explained};
+use crate::{
+    auth::AuthError,
+    http::{
+        ApiError, App,
+        extract::{Public, Query},
+    },
+    model::password::Password,
+};
+
+/// Where one goes who wants nothing else.
+const HOME: &str = "/sessions";
+
+#[derive(Template)]
+#[template(path = "sign_in.html")]
+struct SignInPage<'a> {
+    form_token: SecretString,
+    next: &'a str,
+    email: &'a str,
+    problem: Option<String>,
+}
+
+#[derive(Template)]
+#[template(path = "second_factor.html")]
+struct SecondFactorPage<'a> {
+    form_token: SecretString,
+    next: &'a str,
+    mfa_token: &'a str,
+    problem: Option<String>,
+}
+
+/// Asks for address and password.
+pub(super) async fn show(
+    public: Public,
+    browser: Browser,
+    query: Query,
+) -> Result<Response, ApiError> {
+    let next = own_page(query.text("next")?.unwrap_or_default());
+    if browser.caller(&public.request).await?.is_some() {
+        return Ok(Redirect::to(next).into_response());
+    }
+    let email = query.text("email")?.unwrap_or_default();
+    let page = SignInPage { form_token: browser.form_token(), next, email, problem: None };
+    Ok(browser.page(200, &page))
+}
+
+/// Takes them; asks for a code where that is not enough.
+pub(super) async fn submit(
+    public: Public,
+    State(app): State<App>,
+    form: Form,
+) -> Result<Response, ApiError> {
+    let (browser, next) = (&form.browser, own_page(form.text("next")?));
+    let (email, password) = (form.text("email")?, Password::new(form.text("password")?.to_owned()));
+    match app.auth.login(email, &password, None, &public.request).await {
+        Ok(pair) => Ok(browser.signed_in(pair.session, next)),
+        Err(AuthError::MfaRequired(token)) => {
+            let (form_token, mfa_token) = (browser.form_token(), token.expose_secret());
+            let page = SecondFactorPage { form_token, next, mfa_token, problem: None };
+            Ok(browser.page(200, &page))
+        }
+        Err(error) => {
+            let (status, problem) = explained(error.into())?;
+            let form_token = browser.form_token();
+            let page = SignInPage { form_token, next, email, problem: Some(problem) };
+            Ok(browser.page(status, &page))
+        }
+    }
+}
+
+/// Takes a code.
+pub(super) async fn submit_code(
+    public: Public,
+    State(app): State<App>,
+    form: Form,
+) -> Result<Response, ApiError> {
+    let (browser, next) = (&form.browser, own_page(form.text("next")?));
+    let (mfa_token, code) = (form.text("mfa_token")?, form.text("code")?.trim());
+    match app.auth.meet_challenge(mfa_token, code, &public.request).await {
+        Ok(pair) => Ok(browser.signed_in(pair.session, next)),
+        Err(error) => {
+            let (status, problem) = explained(error.into())?;
+            let (form_token, problem) = (browser.form_token(), Some(problem));
+            Ok(browser.page(status, &SecondFactorPage { form_token, next, mfa_token, problem }))
+        }
+    }
+}
+
+/// Where to go after signing in: a page of ours and of nobody else's (no open redirect).
+fn own_page(wanted: &str) -> &str {
+    let is_path = wanted.starts_with('/') && !wanted.starts_with("//");
+    // A URI has no backslash, which browsers take for a slash.
+    let is_uri = wanted.parse::<Uri>().is_ok_and(|uri| uri.authority().is_none());
+    if is_path && is_uri && !wanted.contains('\\') { wanted } else { HOME }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_is_sent_elsewhere() {
+        for own in ["/", "/sessions", "/accept-invitation?token=a-b_c", "/a//b"] {
+            assert_eq!(own_page(own), own);
+        }
+        for foreign in [
+            "",
+            "//evil.example",
+            "///evil.example",
+            "/\\evil.example",
+            "/\t/evil.example",
+            "https://evil.example",
+            "javascript:alert(1)",
+            "evil.example",
+            "\\\\evil.example",
+            "/\r\nSet-Cookie: a=b",
+        ] {
+            assert_eq!(own_page(foreign), HOME, "{foreign:?}");
+        }
+    }
+}

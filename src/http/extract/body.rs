@@ -1,0 +1,53 @@
+use axum::{
+    body::{Body, Bytes, to_bytes},
+    http::{HeaderMap, header},
+};
+use tokio::time::timeout;
+
+use super::Query;
+use crate::http::{ApiError, App, error::Code};
+
+/// A body, whatever it holds, within its bounds of size and time.
+pub(super) async fn read(headers: &HeaderMap, body: Body, app: &App) -> Result<Bytes, ApiError> {
+    if headers.get(header::CONTENT_ENCODING).is_some_and(|coding| coding != "identity") {
+        let message = "the body must not be compressed";
+        return Err(ApiError::new(Code::UnsupportedMediaType, message));
+    }
+    let max = app.settings.max_body_bytes;
+    let too_large =
+        || ApiError::new(Code::PayloadTooLarge, format!("the body must be at most {max} bytes"));
+    let announced = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok());
+    let announced = announced.and_then(|length| length.parse::<usize>().ok());
+    if announced.is_some_and(|length| length > max) {
+        return Err(too_large());
+    }
+    let read = timeout(app.settings.body_timeout, to_bytes(body, max)).await;
+    let Ok(read) = read else {
+        return Err(ApiError::new(Code::BadRequest, "the body took too long to arrive"));
+    };
+    read.map_err(|error| {
+        let mut cause: Option<&dyn std::error::Error> = Some(&error);
+        while let Some(error) = cause {
+            if error.is::<http_body_util::LengthLimitError>() {
+                return too_large();
+            }
+            cause = error.source();
+        }
+        ApiError::new(Code::BadRequest, "the body could not be read")
+    })
+}
+
+/// The fields of an HTML form, which are written like a query string.
+///
+/// # Errors
+/// Where the body is none.
+pub async fn form_fields(headers: &HeaderMap, body: Body, app: &App) -> Result<Query, ApiError> {
+    let bytes = read(headers, body, app).await?;
+    let media_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    let essence = media_type.and_then(|text| text.split(';').next()).unwrap_or_default();
+    if !essence.trim().eq_ignore_ascii_case("application/x-www-form-urlencoded") {
+        return Err(ApiError::new(Code::UnsupportedMediaType, "the body must be that of a form"));
+    }
+    let text = std::str::from_utf8(&bytes).ok().and_then(Query::parse);
+    text.ok_or_else(|| ApiError::new(Code::BadRequest, "the form is malformed"))
+}

@@ -1,0 +1,483 @@
+//! Pages: sign-in by cookie, what mailed links lead to, and what other sites cannot make a browser do.
+
+use std::time::Duration;
+
+use call2me_auth::{
+    env::Clock as _,
+    http::{dashboard, extract::Rule},
+};
+use serde_json::json;
+
+use crate::{
+    fixture::{Browser, Chromium, PASSWORD, Page, SmtpSink, TestApp, eventually, token_in},
+    mfa,
+};
+
+const SESSION: &str = "call2me_session";
+const DAY: Duration = Duration::from_hours(24);
+const NEW_PASSWORD: &str = "another horse, another battery";
+
+/// Whether a browser is signed in.
+async fn is_in(browser: &mut Browser<'_>) -> bool {
+    let page = browser.get("/sessions").await;
+    match page.status {
+        200 => true,
+        303 => {
+            assert_eq!(page.leads_to(), Some("/sign-in?next=%2Fsessions"));
+            false
+        }
+        _ => panic!("{page:#?}"),
+    }
+}
+
+async fn sign_in(browser: &mut Browser<'_>, from: &str, email: &str, password: &str) -> Page {
+    let page = browser.get(from).await;
+    browser.submit(&page, "/sign-in", &[("email", email), ("password", password)]).await
+}
+
+#[tokio::test]
+async fn somebody_signs_in_sees_their_sessions_and_signs_out() {
+    let app = TestApp::start().await;
+    let dana = app.register("acme").await;
+    let mut browser = Browser::new(&app);
+    let front = browser.get("/").await;
+    assert_eq!(front.leads_to(), Some("/sessions"));
+    assert!(!is_in(&mut browser).await);
+
+    let done =
+        sign_in(&mut browser, "/sign-in?next=%2Fsessions%3Flimit%3D5", &dana.email, PASSWORD);
+    assert_eq!(done.await.leads_to(), Some("/sessions?limit=5"));
+    let cookie = browser.set.iter().find(|cookie| cookie.starts_with(SESSION)).unwrap();
+    for attribute in ["; HttpOnly", "; SameSite=Lax", "; Path=/", "; Max-Age=7776000"] {
+        assert!(cookie.contains(attribute), "{cookie}");
+    }
+    assert!(!cookie.contains("Domain"), "{cookie}");
+    let page = browser.get("/sessions").await;
+    assert!(page.text.contains("Dana Meyer") && page.text.contains("<em>this one</em>"));
+    // Who is in already is not asked again.
+    assert_eq!(browser.get("/sign-in?next=/sessions").await.leads_to(), Some("/sessions"));
+
+    let old = browser.cookies.clone();
+    let out = browser.submit(&page, "/sign-out", &[]).await;
+    assert_eq!(out.leads_to(), Some("/sign-in"));
+    assert!(!browser.cookies.contains_key(SESSION));
+    browser.cookies = old;
+    assert!(!is_in(&mut browser).await, "the session itself has ended");
+    // The pages that the person looked at are in the log, under their name.
+    let key = app.mint(&dana, "log", "admin").await.secret;
+    let query = format!("method=GET&status=200&actor_id={}", dana.user_id);
+    let events = app.events_of(&key, &query, 1).await;
+    assert_eq!(events[0]["request"]["path"], "/sessions", "{events:#?}");
+}
+
+#[tokio::test]
+async fn over_https_cookies_are_bound_to_the_host() {
+    let app = TestApp::start_with(&[("server.public_url", "https://auth.example")]).await;
+    let dana = app.register("acme").await;
+    let mut browser = Browser::new(&app);
+    sign_in(&mut browser, "/sign-in", &dana.email, PASSWORD).await;
+    let names: Vec<_> = browser.cookies.keys().map(String::as_str).collect();
+    assert_eq!(names, ["__Host-call2me_browser", "__Host-call2me_session"]);
+    let is_bound = |cookie: &String| cookie.contains("; Secure") && cookie.contains("; Path=/");
+    assert!(browser.set.iter().all(is_bound), "{:?}", browser.set);
+    assert!(is_in(&mut browser).await);
+    // A neighbour's subdomain may plant the other name, which nobody reads.
+    let session = browser.cookies.remove("__Host-call2me_session").unwrap();
+    browser.cookies.insert(SESSION.to_owned(), session);
+    assert!(!is_in(&mut browser).await);
+}
+
+#[tokio::test]
+async fn a_wrong_password_is_told_on_the_page_and_nothing_is_let_through_it() {
+    let app = TestApp::start().await;
+    let dana = app.register("acme").await;
+    let mut browser = Browser::new(&app);
+    for (email, password) in [
+        (dana.email.as_str(), "wrong"),
+        ("nobody@acme.example", PASSWORD),
+        ("\"><script>alert(1)</script>", PASSWORD),
+        ("", ""),
+    ] {
+        let page = sign_in(&mut browser, "/sign-in", email, password).await;
+        assert_eq!(page.status, 422, "{page:#?}");
+        assert!(page.text.contains("the e-mail address or the password is wrong"));
+        assert!(!page.text.contains("<script"), "{}", page.text);
+        assert!(!page.text.contains(PASSWORD), "{}", page.text);
+        assert!(!browser.cookies.contains_key(SESSION));
+    }
+    // Whoever guesses waits, and is told how long.
+    for _ in 0..6 {
+        sign_in(&mut browser, "/sign-in", &dana.email, "wrong").await;
+    }
+    let page = sign_in(&mut browser, "/sign-in", &dana.email, PASSWORD).await;
+    assert_eq!(page.status, 429, "{page:#?}");
+    assert!(page.headers.contains_key("retry-after") && page.text.contains("Too many attempts"));
+}
+
+#[tokio::test]
+async fn other_sites_cannot_make_a_browser_do_anything() {
+    let app = TestApp::start().await;
+    let (dana, mallory) = (app.register("acme").await, app.register("mallory").await);
+    let mut browser = Browser::of(&app, &dana.email).await;
+    let mut foreign = Browser::of(&app, &mallory.email).await;
+    let own = browser.get("/sessions").await.hidden("/sessions/end-others");
+    let theirs = foreign.get("/sessions").await.hidden("/sessions/end-others");
+    let ours = [("sec-fetch-site", "same-origin")];
+    let url = app.url.clone();
+    for (fields, headers) in [
+        (&own, &[("sec-fetch-site", "cross-site")][..]),
+        (&own, &[("sec-fetch-site", "same-site"), ("origin", &url)]),
+        (&own, &[("origin", "https://evil.example")]),
+        (&own, &[("origin", "null")]),
+        (&theirs, &ours),
+        (&vec![], &ours),
+        (&vec![("form_token".to_owned(), "x".to_owned())], &ours),
+        (&[own.clone(), own.clone()].concat(), &ours),
+    ] {
+        let page = browser.post("/sessions/end-others", fields, headers).await;
+        assert!([403, 422].contains(&page.status), "{headers:?} {page:#?}");
+    }
+    // Nor sign it in as somebody else: a form is of the browser that it was made for.
+    let form = Browser::new(&app).get("/sign-in").await;
+    let mut victim = Browser::new(&app);
+    victim.get("/sign-in").await;
+    let fields = [("email", &*mallory.email), ("password", PASSWORD)];
+    assert_eq!(victim.submit(&form, "/sign-in", &fields).await.status, 403);
+    let mut fresh = Browser::new(&app);
+    assert_eq!(fresh.submit(&form, "/sign-in", &fields).await.status, 403);
+    // All that while nothing happened; and with the right form it does.
+    app.by(&dana.access_token, "GET", "/v1/auth/me").send().await.expect(200);
+    let done = browser.post("/sessions/end-others", &own, &[("origin", &url)]).await;
+    assert_eq!(done.leads_to(), Some("/sessions"));
+    app.by(&dana.access_token, "GET", "/v1/auth/me").send().await.refused(401, "unauthorized");
+    assert!(is_in(&mut browser).await);
+}
+
+#[tokio::test]
+async fn cookies_and_tokens_are_not_taken_for_each_other() {
+    let app = TestApp::start().await;
+    let dana = app.register("acme").await;
+    let mut browser = Browser::of(&app, &dana.email).await;
+    let cookie = browser.cookies[SESSION].clone();
+    // The API goes by no cookie, so no other site can use it through a browser.
+    let call = app.get("/v1/auth/me").header("cookie", &format!("{SESSION}={cookie}"));
+    call.send().await.refused(401, "unauthorized");
+    app.by(&cookie, "GET", "/v1/auth/me").send().await.refused(401, "unauthorized");
+    let form = browser.get("/sessions").await.hidden("/sign-out").remove(0).1;
+    for planted in [&dana.access_token, &dana.refresh_token, &form, "", &cookie[1..]] {
+        browser.cookies.insert(SESSION.to_owned(), planted.to_owned());
+        assert!(!is_in(&mut browser).await, "{planted}");
+    }
+    // Two are one too many.
+    browser.cookies.insert(SESSION.to_owned(), format!("{cookie}; {SESSION}={cookie}"));
+    assert!(!is_in(&mut browser).await);
+    let page = app.http.get(format!("{}/sessions", app.url)).bearer_auth(&dana.access_token);
+    assert_eq!(page.send().await.unwrap().status(), 303, "pages go by no bearer token");
+}
+
+#[tokio::test]
+async fn a_second_factor_is_asked_for_on_the_next_page() {
+    let app = TestApp::start().await;
+    let dana = app.register("acme").await;
+    let (secret, recovery) = mfa::with_factor(&app, &dana).await;
+    let mut browser = Browser::new(&app);
+    let page = sign_in(&mut browser, "/sign-in?next=/sessions", &dana.email, PASSWORD).await;
+    assert!(page.status == 200 && !browser.cookies.contains_key(SESSION), "{page:#?}");
+    let path = "/sign-in/second-factor";
+    let wrong = browser.submit(&page, path, &[("code", "000000")]).await;
+    assert!(wrong.status == 422 && wrong.text.contains("the code is wrong"), "{wrong:#?}");
+    app.clock.advance(Duration::from_secs(30));
+    let code = mfa::code(&secret, app.clock.now().unix_timestamp());
+    let done = browser.submit(&wrong, path, &[("code", &format!(" {code} "))]).await;
+    assert_eq!(done.leads_to(), Some("/sessions"));
+    assert!(is_in(&mut browser).await);
+    // The form works once, and not in another browser.
+    let again = browser.submit(&wrong, path, &[("code", &recovery[0])]).await;
+    assert_eq!(again.status, 422);
+    let mut other = Browser::new(&app);
+    let page = sign_in(&mut other, "/sign-in", &dana.email, PASSWORD).await;
+    assert_eq!(browser.submit(&page, path, &[("code", &recovery[0])]).await.status, 403);
+    let done = other.submit(&page, path, &[("code", &recovery[0])]).await;
+    assert_eq!(done.leads_to(), Some("/sessions"));
+}
+
+#[tokio::test]
+async fn a_forgotten_password_is_replaced_by_a_mailed_link() {
+    let sink = SmtpSink::start();
+    let app = TestApp::start_with(&[("mail.url", &sink.url())]).await;
+    let dana = app.register("acme").await;
+    let mut signed_in = Browser::of(&app, &dana.email).await;
+    let mut browser = Browser::new(&app);
+    let page = browser.get("/forgot-password").await;
+    let bad = browser.submit(&page, "/forgot-password", &[("email", "no address")]).await;
+    assert!(bad.status == 422 && bad.text.contains("role=\"alert\""), "{bad:#?}");
+    let sent = browser.submit(&page, "/forgot-password", &[("email", &dana.email)]).await;
+    let unknown = browser.submit(&page, "/forgot-password", &[("email", "x@y.example")]).await;
+    assert_eq!((sent.status, &sent.text), (200, &unknown.text));
+
+    let mail = sink.mail(&dana.email, "Reset").await;
+    let path = format!("/reset-password?token={}", token_in(&mail));
+    assert!(mail["text"].as_str().unwrap().contains(&format!("{}{path}", app.url)), "{mail:#}");
+    // Opened by whoever scans mails, too: nothing happens.
+    for _ in 0..3 {
+        Browser::new(&app).get(&path).await;
+    }
+    let page = browser.get(&path).await;
+    let weak = [("new_password", "password1234")];
+    let weak = browser.submit(&page, "/reset-password", &weak).await;
+    assert!(weak.status == 422 && weak.text.contains("common"), "{weak:#?}");
+    let fields = [("new_password", NEW_PASSWORD)];
+    let done = browser.submit(&weak, "/reset-password", &fields).await;
+    assert!(done.status == 200 && done.text.contains("was changed"), "{done:#?}");
+    assert!(!is_in(&mut signed_in).await, "all sessions have ended");
+    let again = browser.submit(&weak, "/reset-password", &fields).await;
+    assert_eq!(again.status, 422);
+    assert_eq!(sign_in(&mut browser, "/sign-in", &dana.email, PASSWORD).await.status, 422);
+    let done = sign_in(&mut browser, "/sign-in", &dana.email, NEW_PASSWORD).await;
+    assert_eq!(done.leads_to(), Some("/sessions"));
+}
+
+#[tokio::test]
+async fn an_address_is_verified_by_a_button_behind_the_link() {
+    let sink = SmtpSink::start();
+    let app = TestApp::start_with(&[("mail.url", &sink.url())]).await;
+    let dana = app.register("acme").await;
+    let path = format!("/verify-email?token={}", token_in(&sink.mail(&dana.email, "Verify").await));
+    let is_verified = async || {
+        let me = app.by(&dana.access_token, "GET", "/v1/auth/me").send().await.expect(200);
+        me["user"]["email_verified"] == true
+    };
+    let mut browser = Browser::new(&app);
+    let page = browser.get(&path).await;
+    assert!(!is_verified().await);
+    assert_eq!(browser.submit(&page, "/verify-email", &[]).await.status, 200);
+    assert!(is_verified().await);
+    assert_eq!(browser.submit(&page, "/verify-email", &[]).await.status, 422);
+}
+
+#[tokio::test]
+async fn an_invitation_is_accepted_by_somebody_new_or_by_whoever_has_the_address() {
+    let sink = SmtpSink::start();
+    let app = TestApp::start_with(&[("mail.url", &sink.url())]).await;
+    let dana = app.register("acme").await;
+    let lee = app.register("lee").await;
+    let link = async |email: &str| {
+        let body = json!({ "email": email, "role": "member" });
+        let call = app.by(&dana.access_token, "POST", "/v1/invitations").json(body);
+        call.send().await.expect(201);
+        format!("/accept-invitation?token={}", token_in(&sink.mail(email, "Invitation").await))
+    };
+    let action = "/accept-invitation";
+
+    let path = link("sam@new.example").await;
+    let mut sam = Browser::new(&app);
+    let page = sam.get(&path).await;
+    assert!(page.text.contains("sam@new.example") && page.text.contains("acme"), "{page:#?}");
+    let fields = [("full_name", "Sam <b>Lee</b>"), ("password", "password1234")];
+    let weak = sam.submit(&page, action, &fields).await;
+    assert!(weak.status == 422 && !weak.text.contains("<b>Lee"), "{weak:#?}");
+    let fields = [("full_name", "Sam Lee"), ("password", PASSWORD)];
+    let done = sam.submit(&page, action, &fields).await;
+    assert_eq!(done.leads_to(), Some("/"), "{done:#?}");
+    assert!(is_in(&mut sam).await);
+    assert_eq!(sam.get(&path).await.status, 422, "the link worked once");
+
+    // An account that exists is never entered by a link: it signs in, and comes back to join.
+    let path = link(&lee.email).await;
+    let mut browser = Browser::new(&app);
+    let page = browser.get(&path).await;
+    assert!(!page.text.contains("name=\"password\""), "{page:#?}");
+    let to = page.link("Sign in to join");
+    let done = sign_in(&mut browser, &to, &lee.email, PASSWORD).await;
+    assert_eq!(done.leads_to(), Some(path.as_str()));
+    // Somebody else's session does not take it.
+    let mut other = Browser::of(&app, &dana.email).await;
+    let page = other.get(&path).await;
+    let refused = other.submit(&page, action, &[]).await;
+    assert!(refused.status == 403 && refused.text.contains("another address"), "{refused:#?}");
+    let page = browser.get(&path).await;
+    assert!(page.text.contains("You are signed in as"), "{page:#?}");
+    assert_eq!(browser.submit(&page, action, &[]).await.leads_to(), Some("/"));
+    let members = app.by(&dana.access_token, "GET", "/v1/members").send().await.expect(200);
+    assert_eq!(members["members"].as_array().unwrap().len(), 3, "{members:#}");
+}
+
+#[tokio::test]
+async fn a_cookie_dies_with_its_session_at_once_on_every_node() {
+    let app = TestApp::start().await;
+    let node = app.another_node().await;
+    let dana = app.register("acme").await;
+    let mut here = Browser::of(&app, &dana.email).await;
+    let mut there = Browser::new(&node);
+    there.cookies.clone_from(&here.cookies);
+    assert!(is_in(&mut there).await);
+    let page = here.get("/sessions").await;
+    let own = page.text.split("<em>this one</em>").nth(1).unwrap();
+    let own = own.split("action=\"").nth(1).unwrap().split('"').next().unwrap().to_owned();
+    assert_eq!(here.submit(&page, &own, &[]).await.leads_to(), Some("/sign-in"));
+    assert!(!is_in(&mut there).await);
+
+    for (method, path, body) in [
+        ("DELETE", "/v1/auth/sessions", json!({})),
+        (
+            "POST",
+            "/v1/auth/password/change",
+            json!({ "current_password": PASSWORD, "new_password": NEW_PASSWORD }),
+        ),
+    ] {
+        let mut browser = Browser::of(&node, &dana.email).await;
+        app.by(&dana.access_token, method, path).json(body).send().await.expect(204);
+        assert!(!is_in(&mut browser).await, "{path}");
+    }
+}
+
+#[tokio::test]
+async fn a_session_that_is_used_goes_on_for_ninety_days_and_an_idle_one_for_thirty() {
+    let app = TestApp::start().await;
+    let dana = app.register("acme").await;
+    let (mut used, mut idle) =
+        (Browser::of(&app, &dana.email).await, Browser::of(&app, &dana.email).await);
+    for _ in 0..4 {
+        app.clock.advance(DAY * 20);
+        assert!(is_in(&mut used).await);
+    }
+    assert!(!is_in(&mut idle).await);
+    app.clock.advance(DAY * 11);
+    assert!(!is_in(&mut used).await, "at most ninety days");
+}
+
+#[tokio::test]
+async fn who_is_no_longer_a_member_is_asked_to_sign_in() {
+    let app = TestApp::start().await;
+    let dana = app.register("acme").await;
+    let viewer = app.join(&dana, "viewer").await;
+    let mut browser = Browser::of(&app, &viewer.email).await;
+    assert!(is_in(&mut browser).await);
+    let path = format!("/v1/members/{}", viewer.user_id);
+    app.by(&dana.access_token, "DELETE", &path).send().await.expect(204);
+    assert!(!is_in(&mut browser).await);
+}
+
+#[tokio::test]
+async fn every_page_is_safe_to_show() {
+    let app = TestApp::start().await;
+    let dana = app.register("acme").await;
+    let mut signed_in = Browser::of(&app, &dana.email).await;
+    let mut seen = 0;
+    for route in dashboard::table().iter().filter(|route| route.method == "GET") {
+        let mut stranger = Browser::new(&app);
+        let browser = match route.rule {
+            Rule::Protected(_) => &mut signed_in,
+            _ => &mut stranger,
+        };
+        let page = browser.get(route.path).await;
+        if page.status == 303 || route.path.starts_with("/assets/") {
+            continue;
+        }
+        seen += 1;
+        let header = |name: &str| page.headers[name].to_str().unwrap();
+        let policy = header("content-security-policy");
+        assert!(policy.contains("default-src 'none'") && policy.contains("frame-ancestors 'none'"));
+        assert!(!policy.contains("unsafe") && policy.contains("form-action 'self'"), "{policy}");
+        assert_eq!(header("cache-control"), "no-store", "{}", route.path);
+        assert_eq!(header("referrer-policy"), "same-origin");
+        assert_eq!(header("x-content-type-options"), "nosniff");
+        assert_eq!(header("content-type"), "text/html; charset=utf-8");
+        for foreign in ["<script", " style=", " onclick", "http://", "https://", "//"] {
+            assert!(!page.text.contains(foreign), "{}: {foreign}", route.path);
+        }
+        assert!(page.text.starts_with("<!doctype html>") && page.text.contains("<h1>"));
+    }
+    assert!(seen >= 6, "{seen}");
+}
+
+#[tokio::test]
+async fn no_form_is_taken_that_was_not_made_for_the_browser() {
+    let app = TestApp::start().await;
+    let dana = app.register("acme").await;
+    let mut stranger = Browser::new(&app);
+    stranger.get("/sign-in").await;
+    let mut signed_in = Browser::of(&app, &dana.email).await;
+    let headers = [("sec-fetch-site", "same-origin")];
+    let mut tried = 0;
+    for route in dashboard::table().iter().filter(|route| route.method == "POST") {
+        let path = route.path.replace("{id}", "session_01jd0zt8q7f7qvs4p2k6x3m9ab");
+        let page = stranger.post(&path, &[], &headers).await;
+        match route.rule {
+            Rule::Protected(_) => assert_eq!(page.leads_to(), Some("/sign-in?next=%2F"), "{path}"),
+            _ => assert_eq!(page.status, 403, "{path}"),
+        }
+        assert_eq!(signed_in.post(&path, &[], &headers).await.status, 403, "{path}");
+        tried += 1;
+    }
+    assert!(tried >= 8, "{tried}");
+}
+
+#[tokio::test]
+async fn forms_have_the_limit_of_sign_ins() {
+    let app = TestApp::start_with(&[("rate_limit.sign_in_per_minute", "3")]).await;
+    let mut browser = Browser::new(&app);
+    let page = browser.get("/forgot-password").await;
+    let mut statuses = Vec::new();
+    for _ in 0..4 {
+        let fields = [("email", "nobody@acme.example")];
+        statuses.push(browser.submit(&page, "/forgot-password", &fields).await.status);
+    }
+    assert_eq!(statuses, [200, 200, 200, 429]);
+    let refused = browser.submit(&page, "/forgot-password", &[]).await;
+    assert!(refused.text.contains("Too many attempts"), "{refused:#?}");
+    assert!(refused.headers.contains_key("retry-after"), "{refused:#?}");
+}
+
+#[tokio::test]
+async fn in_a_real_browser_people_sign_in_and_other_sites_get_nowhere() {
+    let app = TestApp::start().await;
+    let dana = app.register("acme").await;
+    let browser = Chromium::start().await;
+    browser.open(&format!("{}/", app.url)).await;
+    browser.shows("/sign-in", "Sign in").await;
+    // Its own style sheet is let in by the policy.
+    let width = "return getComputedStyle(document.querySelector('main')).maxWidth";
+    assert_eq!(browser.script(width).await, "480px");
+    browser.fill("[name=email]", &dana.email).await;
+    browser.fill("[name=password]", "wrong").await;
+    browser.click("button").await;
+    browser.shows("/sign-in", "the e-mail address or the password is wrong").await;
+    browser.fill("[name=password]", PASSWORD).await;
+    browser.click("button").await;
+    browser.shows("/sessions", "HeadlessChrome").await;
+    assert_eq!(browser.script("return document.cookie").await, "", "scripts see no cookie");
+    let inline = "const s = document.createElement('script'); s.textContent = 'window.ran = true'; \
+                  document.body.append(s); return window.ran === undefined";
+    assert_eq!(browser.script(inline).await, true, "the policy lets no inline script run");
+
+    // Another site sends a form of its own, with whatever cookies the browser sends along.
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let evil = format!("http://localhost:{}", listener.local_addr().unwrap().port());
+    let html = format!(
+        "<form method=post action='{0}/sessions/end-others'><button>win</button></form>\
+         <iframe src='{0}/sign-in'></iframe>",
+        app.url
+    );
+    let page = axum::routing::get(async || axum::response::Html(html));
+    let serve = axum::serve(listener, axum::Router::new().route("/", page));
+    tokio::spawn(async { serve.await });
+    browser.open(&evil).await;
+    let framed = "try { return document.querySelector('iframe').contentDocument === null } \
+                  catch { return true }";
+    assert_eq!(browser.script(framed).await, true);
+    browser.click("button").await;
+    // Sent without the cookie, it led to the sign-in, and from there on home: the other session is there.
+    browser.shows("/sessions", "an unknown client").await;
+    app.by(&dana.access_token, "GET", "/v1/auth/me").send().await.expect(200);
+
+    browser.open(&format!("{}/sessions", app.url)).await;
+    browser.shows("/sessions", "End all others").await;
+    browser.click("form[action='/sessions/end-others'] button").await;
+    let rows = "return document.querySelectorAll('li').length";
+    eventually("one session is left", async || (browser.script(rows).await == 1).then_some(()))
+        .await;
+    app.by(&dana.access_token, "GET", "/v1/auth/me").send().await.refused(401, "unauthorized");
+    browser.click("form[action='/sign-out'] button").await;
+    browser.shows("/sign-in", "Sign in").await;
+}
