@@ -53,6 +53,7 @@ impl From<KeyRecord> for KnownKey {
             workspace_id: record.workspace_id,
             scope: record.scope,
             rate_limit_per_minute: record.rate_limit_per_minute,
+            lacks_second_factor: false,
             credential: Credential::ApiKey {
                 id: record.id,
                 name: record.name,

@@ -41,6 +41,9 @@ pub fn check(
         return Err(AuthError::Forbidden("the key may not be used from this address"));
     }
     match requirement {
+        Requirement::Scope(_) if principal.lacks_second_factor => Err(AuthError::Forbidden(
+            "this workspace asks for a second factor: set one up (POST /v1/auth/mfa/totp)",
+        )),
         Requirement::Scope(required) if principal.scope < required => {
             Err(AuthError::InsufficientScope { required, held: principal.scope })
         }
@@ -71,6 +74,7 @@ mod tests {
             workspace_id: Uuid::nil().into(),
             scope,
             rate_limit_per_minute: None,
+            lacks_second_factor: false,
             credential: Credential::ApiKey {
                 id: Uuid::nil().into(),
                 name: "key".into(),

@@ -108,7 +108,42 @@ impl Auth {
         self.mail(&mut tx, user.email.clone(), subject).await?;
         self.tell_workspaces(&mut tx, &user, Action::SecondFactorAdded, &caller.request).await?;
         tx.commit().await?;
-        Ok(self.second_factor_key.recovery_codes(factor.id))
+        // From now on workspaces that ask for it are open.
+        self.fence.wait().await?;
+        Ok(self.second_factor_key.recovery_codes(factor.id, 0))
+    }
+
+    /// Makes new recovery codes, and those so far worth nothing; answers the new ones, this once.
+    ///
+    /// # Errors
+    /// [`AuthError::Invalid`] for a wrong password, [`AuthError::NotFound`] without an authenticator.
+    pub async fn renew_recovery_codes(
+        &self,
+        caller: &Caller,
+        password: &Password,
+    ) -> Result<Vec<SecretString>, AuthError> {
+        let (_, user_id) = own_session(caller)?;
+        let user = self.person(user_id).await?;
+        self.check_password(&user, "password", password, &caller.request).await?;
+        let mut tx = self.store.begin_personal(user_id).await?;
+        let renewed = store::second_factor::renew_recovery_codes(&mut tx, user_id).await?;
+        let (factor, round) = renewed.ok_or(AuthError::NotFound("authenticator"))?;
+        let origin = self.origin(&caller.request);
+        let subject = MailSubject::RecoveryCodesRenewed { origin };
+        self.mail(&mut tx, user.email.clone(), subject).await?;
+        self.tell_workspaces(&mut tx, &user, Action::RecoveryCodesRenewed, &caller.request).await?;
+        tx.commit().await?;
+        Ok(self.second_factor_key.recovery_codes(factor, round.unsigned_abs()))
+    }
+
+    /// Whether the caller has a second factor.
+    ///
+    /// # Errors
+    /// [`AuthError::Forbidden`] for a caller that is no session.
+    pub async fn has_second_factor(&self, caller: &Caller) -> Result<bool, AuthError> {
+        let (_, user_id) = own_session(caller)?;
+        let mut tx = self.store.begin_personal(user_id).await?;
+        Ok(store::second_factor::exists(&mut tx, user_id).await?)
     }
 
     /// Takes the caller's authenticator away.
@@ -127,7 +162,8 @@ impl Auth {
         let subject = MailSubject::SecondFactorRemoved { origin };
         self.mail(&mut tx, user.email.clone(), subject).await?;
         self.tell_workspaces(&mut tx, &user, Action::SecondFactorRemoved, &caller.request).await?;
-        Ok(tx.commit().await?)
+        tx.commit().await?;
+        Ok(self.fence.wait().await?)
     }
 
     /// Takes the authenticator of whoever has an address away, as the operator does.
@@ -149,10 +185,11 @@ impl Auth {
             tx.enter(workspace).await?;
             store::audit::insert(&mut tx, workspace, &event).await?;
         }
-        Ok(tx.commit().await?)
+        tx.commit().await?;
+        Ok(self.fence.wait().await?)
     }
 
-    /// Whether a person's sign-in takes a code; then it stores the challenge and answers its token.
+    /// Stores a challenge to a person whose sign-in takes a code; answers its token.
     pub(super) async fn challenge(
         &self,
         tx: &mut Tx,
@@ -224,7 +261,11 @@ impl Auth {
             store::second_factor::accept_step(tx, user, step, now).await?;
             return Ok(true);
         }
-        let recovery = self.second_factor_key.find_recovery_code(factor.id, code);
+        let recovery = self.second_factor_key.find_recovery_code(
+            factor.id,
+            factor.recovery_round.unsigned_abs(),
+            code,
+        );
         let unused = |number: &u8| factor.used_recovery_codes & (1 << number) == 0;
         match recovery.filter(unused) {
             Some(number) => {

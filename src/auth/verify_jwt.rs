@@ -152,6 +152,7 @@ impl Auth {
             workspace_id: session.workspace_id,
             scope: role.scope(),
             rate_limit_per_minute: session.rate_limit_per_minute,
+            lacks_second_factor: session.lacks_second_factor,
             credential: Credential::Session {
                 id,
                 user_id: session.user_id,

@@ -1,6 +1,8 @@
-//! Workspaces of a person: seen, made, renamed, deleted.
+//! Workspaces of a person: seen, made, changed, deleted.
 
-use super::{Auth, AuthError, sessions::own_session};
+use serde_json::json;
+
+use super::{Auth, AuthError, check_password::UNCONFIRMED, sessions::own_session};
 use crate::{
     audit,
     model::{
@@ -12,13 +14,15 @@ use crate::{
         principal::Caller,
         scope::Role,
         text,
-        workspace::{OwnWorkspace, Workspace},
+        workspace::{OwnWorkspace, Workspace, WorkspaceChange},
     },
     store::{self, Tx},
 };
 
 /// Workspaces that a person may be a member of when making another.
 const MAX_OWN: i64 = 100;
+const OWNERS_ASK: AuthError =
+    AuthError::Forbidden("an owner's own session says what a workspace asks of its people");
 
 impl Auth {
     /// The caller's workspaces, and how many there are.
@@ -85,7 +89,13 @@ impl Auth {
     /// A workspace to be.
     pub(super) fn new_workspace(&self, name: String) -> Workspace {
         let (id, created_at) = (self.env.new_id(), self.env.clock.now());
-        Workspace { id, name, rate_limit_per_minute: None, created_at }
+        Workspace {
+            id,
+            name,
+            rate_limit_per_minute: None,
+            require_second_factor: false,
+            created_at,
+        }
     }
 
     /// Stores a workspace, its first owner and the event that tells of it, in a transaction of both.
@@ -103,28 +113,57 @@ impl Auth {
         Ok(store::audit::insert(tx, workspace.id, &event).await?)
     }
 
-    /// Renames the caller's workspace.
+    /// Changes the caller's workspace. What it asks of its people is an owner's to say, who has set a second
+    /// factor up and gives the password or has just signed in.
     ///
     /// # Errors
-    /// [`AuthError::Invalid`] for a bad name.
-    pub async fn rename_workspace(
+    /// [`AuthError::Invalid`] for a bad name or password, [`AuthError::Forbidden`] for anybody but such an
+    /// owner.
+    pub async fn update_workspace(
         &self,
         caller: &Caller,
-        name: Option<&str>,
+        change: WorkspaceChange,
+        password: Option<&Password>,
     ) -> Result<Workspace, AuthError> {
-        let name = name.map(|name| text::name("name", name)).transpose();
+        let name = change.name.map(|name| text::name("name", &name)).transpose();
         let name = name.map_err(|why| AuthError::invalid("name", why))?;
+        let change = WorkspaceChange { name, ..change };
+        if change.require_second_factor.is_some() && !self.is_confirmed(caller, password).await? {
+            return Err(own_session(caller).map_or(OWNERS_ASK, |_| UNCONFIRMED));
+        }
         let workspace = caller.workspace();
-        let mut tx = self.store.begin(workspace, None).await?;
-        if let Some(name) = name {
-            store::workspaces::rename(&mut tx, workspace, &name).await?;
-            let event =
-                audit::event(&self.env, caller, Action::WorkspaceUpdated, 200).on(workspace, name);
+        let mut tx = self.store.begin(workspace, caller.principal.person()).await?;
+        if change.require_second_factor.is_some() {
+            self.check_may_ask(&mut tx, caller).await?;
+        }
+        if change != WorkspaceChange::default() {
+            store::workspaces::update(&mut tx, workspace, &change).await?;
+            let mut event = audit::event(&self.env, caller, Action::WorkspaceUpdated, 200)
+                .on(workspace, change.name.clone());
+            if let Some(required) = change.require_second_factor {
+                event = event.with(json!({ "require_second_factor": required }));
+            }
             store::audit::insert(&mut tx, workspace, &event).await?;
         }
-        let renamed = store::workspaces::get(&mut tx, workspace).await?;
+        let changed = store::workspaces::get(&mut tx, workspace).await?;
         tx.commit().await?;
-        renamed.ok_or(AuthError::NotFound("workspace"))
+        if change.require_second_factor.is_some() {
+            self.fence.wait().await?;
+        }
+        changed.ok_or(AuthError::NotFound("workspace"))
+    }
+
+    /// Whether the caller may say what a workspace asks of its people.
+    async fn check_may_ask(&self, tx: &mut Tx, caller: &Caller) -> Result<(), AuthError> {
+        let (_, user) = own_session(caller)?;
+        if self.lock_members(tx, caller).await? != Role::Owner {
+            return Err(OWNERS_ASK);
+        }
+        // Or they would be the first to be shut out.
+        if !store::second_factor::exists(tx, user).await? {
+            return Err(AuthError::Forbidden("set a second factor up for yourself first"));
+        }
+        Ok(())
     }
 
     /// Deletes the caller's workspace with all that is in it: keys and sessions stop working at once. Its

@@ -90,6 +90,7 @@ pub fn table() -> Vec<Route> {
         POST   "/v1/auth/mfa/totp"              OwnSession => mfa::enrol;
         POST   "/v1/auth/mfa/totp/confirm"      OwnSession => mfa::confirm;
         DELETE "/v1/auth/mfa/totp"              OwnSession => mfa::remove;
+        POST   "/v1/auth/mfa/recovery-codes"    OwnSession => mfa::renew_recovery_codes;
         GET    "/v1/auth/me"                    ReadOnly   => auth::me;
         ANY    "/v1/auth/verify"                ReadOnly   => verify::verify;
         ANY    "/v1/auth/verify/"               ReadOnly   => verify::verify_root;

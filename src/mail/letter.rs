@@ -114,6 +114,22 @@ impl Letter {
         }
     }
 
+    pub(super) fn recovery_codes_renewed(public_url: &str, origin: &Origin) -> Self {
+        Self {
+            subject: "You have new recovery codes".to_owned(),
+            paragraphs: vec![
+                "New recovery codes were made for your account; the ones before do not work any more."
+                    .to_owned(),
+                told(origin),
+            ],
+            link: Some(Link {
+                label: "If it was not you, choose a new password now",
+                url: format!("{public_url}/forgot-password"),
+            }),
+            note: "If it was you, there is nothing to do.".to_owned(),
+        }
+    }
+
     pub(super) fn new_device(public_url: &str, origin: &Origin) -> Self {
         Self {
             subject: "New sign-in to your account".to_owned(),

@@ -244,6 +244,9 @@ impl Mailer {
             MailSubject::SecondFactorAdded { origin } => {
                 Letter::second_factor(&self.public_url, true, origin)
             }
+            MailSubject::RecoveryCodesRenewed { origin } => {
+                Letter::recovery_codes_renewed(&self.public_url, origin)
+            }
             MailSubject::SecondFactorRemoved { origin } => {
                 Letter::second_factor(&self.public_url, false, origin)
             }

@@ -40,6 +40,8 @@ pub enum Action {
     SecondFactorAdded,
     /// A person's sign-in takes no code any more.
     SecondFactorRemoved,
+    /// A person made new recovery codes.
+    RecoveryCodesRenewed,
     /// A person showed that the address is theirs.
     EmailVerified,
     /// A refresh token was used a second time; its session was ended.
@@ -85,6 +87,7 @@ impl Action {
             Self::PasswordChanged => "member.password_changed",
             Self::SecondFactorAdded => "member.mfa_enabled",
             Self::SecondFactorRemoved => "member.mfa_disabled",
+            Self::RecoveryCodesRenewed => "member.recovery_codes_renewed",
             Self::EmailVerified => "member.email_verified",
             Self::SessionReuseDetected => "session.reuse_detected",
             Self::LoginFailed => "login.failed",

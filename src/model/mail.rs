@@ -52,6 +52,11 @@ pub enum MailSubject {
         /// From where.
         origin: Origin,
     },
+    /// There are new recovery codes.
+    RecoveryCodesRenewed {
+        /// From where.
+        origin: Origin,
+    },
     /// Sign-in takes no code any more.
     SecondFactorRemoved {
         /// From where.
@@ -95,6 +100,7 @@ impl MailSubject {
             Self::Invitation { .. } => "invitation",
             Self::PasswordChanged { .. } => "password_changed",
             Self::SecondFactorAdded { .. } => "second_factor_added",
+            Self::RecoveryCodesRenewed { .. } => "recovery_codes_renewed",
             Self::SecondFactorRemoved { .. } => "second_factor_removed",
             Self::NewDevice { .. } => "new_device",
             Self::AdminKey { .. } => "admin_key",

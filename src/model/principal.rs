@@ -19,6 +19,9 @@ pub struct Principal {
     pub scope: Scope,
     /// Its workspace's own rate limit, requests a minute; none is the configured default.
     pub rate_limit_per_minute: Option<u32>,
+    /// Whether it is a person whose workspace asks for a second factor that they have not set up: until they
+    /// have, they do what is about themselves and nothing else.
+    pub lacks_second_factor: bool,
     /// What kind of credential it is.
     pub credential: Credential,
 }

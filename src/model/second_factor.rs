@@ -36,14 +36,16 @@ impl SecondFactorKey {
     /// The secret of a factor.
     #[must_use]
     pub fn secret(&self, factor: Uuid) -> TotpSecret {
-        TotpSecret(Zeroizing::new(self.derive(b"totp", factor, 0)))
+        TotpSecret(Zeroizing::new(self.derive(b"totp", factor, &[0])))
     }
 
-    /// The recovery codes of a factor, as a person writes them down.
+    /// The recovery codes of a factor, as a person writes them down: its first ones, or those of a later
+    /// round.
     #[must_use]
-    pub fn recovery_codes(&self, factor: Uuid) -> Vec<SecretString> {
+    pub fn recovery_codes(&self, factor: Uuid, round: u32) -> Vec<SecretString> {
         let code = |number| {
-            let text = BASE32_NOPAD.encode(&self.recovery_code(factor, number)).to_lowercase();
+            let text = self.recovery_code(factor, round, number);
+            let text = BASE32_NOPAD.encode(&text).to_lowercase();
             [&text[..4], &text[4..8], &text[8..12], &text[12..]].join("-").into()
         };
         (0..RECOVERY_CODES).map(code).collect()
@@ -51,26 +53,33 @@ impl SecondFactorKey {
 
     /// Which recovery code a text is. Case and separators do not matter.
     #[must_use]
-    pub fn find_recovery_code(&self, factor: Uuid, text: &str) -> Option<u8> {
+    pub fn find_recovery_code(&self, factor: Uuid, round: u32, text: &str) -> Option<u8> {
         let letters = text.chars().filter(|c| !matches!(c, '-' | ' ')).take(64);
         let letters: Zeroizing<String> =
             Zeroizing::new(letters.map(|c| c.to_ascii_uppercase()).collect());
         let bytes = Zeroizing::new(BASE32_NOPAD.decode(letters.as_bytes()).ok()?);
         // All are compared, whichever it is.
         let equals = |number: &u8| {
-            let code = self.recovery_code(factor, *number);
+            let code = self.recovery_code(factor, round, *number);
             constant_time::verify_slices_are_equal(&code, &bytes).is_ok()
         };
         (0..RECOVERY_CODES).filter(equals).reduce(|_, found| found)
     }
 
-    fn recovery_code(&self, factor: Uuid, number: u8) -> [u8; RECOVERY_LEN] {
-        self.derive(b"recovery", factor, number)
+    fn recovery_code(&self, factor: Uuid, round: u32, number: u8) -> [u8; RECOVERY_LEN] {
+        match round {
+            0 => self.derive(b"recovery", factor, &[number]),
+            _ => self.derive(
+                b"recovery round",
+                factor,
+                &[&[number][..], &round.to_be_bytes()].concat(),
+            ),
+        }
     }
 
-    fn derive<const LEN: usize>(&self, purpose: &[u8], factor: Uuid, number: u8) -> [u8; LEN] {
-        // Factor and number have a fixed length, so no two inputs give the same text.
-        let mac = hmac::sign(&self.0, &[purpose, factor.as_bytes(), &[number]].concat());
+    fn derive<const LEN: usize>(&self, purpose: &[u8], factor: Uuid, which: &[u8]) -> [u8; LEN] {
+        // For each purpose the rest has a fixed length, so no two inputs give the same text.
+        let mac = hmac::sign(&self.0, &[purpose, factor.as_bytes(), which].concat());
         let mut bytes = [0; LEN];
         bytes.copy_from_slice(&mac.as_ref()[..LEN]);
         bytes
@@ -161,16 +170,18 @@ mod tests {
         }
 
         #[test]
-        fn a_recovery_code_is_found_however_it_is_written(id: u128, other: u128, n in 0_usize..10) {
+        fn a_recovery_code_is_found_however_it_is_written(id: u128, other: u128, round: u16, n in 0_usize..10) {
             let (key, id) = (SecondFactorKey::new(&[7; 32]), Uuid::from_u128(id));
-            let codes = key.recovery_codes(id);
+            let round = u32::from(round);
+            let codes = key.recovery_codes(id, round);
             let code = codes[n].expose_secret();
             let found = Some(u8::try_from(n).unwrap());
-            prop_assert_eq!(key.find_recovery_code(id, code), found);
-            prop_assert_eq!(key.find_recovery_code(id, &code.to_uppercase().replace('-', " ")), found);
-            prop_assert_eq!(key.find_recovery_code(id, &code[1..]), None);
+            prop_assert_eq!(key.find_recovery_code(id, round, code), found);
+            prop_assert_eq!(key.find_recovery_code(id, round, &code.to_uppercase().replace('-', " ")), found);
+            prop_assert_eq!(key.find_recovery_code(id, round, &code[1..]), None);
+            prop_assert_eq!(key.find_recovery_code(id, round + 1, code), None);
             prop_assume!(Uuid::from_u128(other) != id);
-            prop_assert_eq!(key.find_recovery_code(Uuid::from_u128(other), code), None);
+            prop_assert_eq!(key.find_recovery_code(Uuid::from_u128(other), round, code), None);
         }
     }
 }

@@ -63,6 +63,8 @@ pub struct SessionRecord {
     pub ended: bool,
     /// The workspace's own limit, requests a minute.
     pub rate_limit_per_minute: Option<u32>,
+    /// Whether the workspace asks for a second factor that the person has not set up.
+    pub lacks_second_factor: bool,
 }
 
 /// A session as its person sees it.

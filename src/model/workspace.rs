@@ -13,8 +13,19 @@ pub struct Workspace {
     pub name: String,
     /// Its own rate limit for each credential, requests a minute; none is the configured default.
     pub rate_limit_per_minute: Option<u32>,
+    /// Whether its people need a second factor.
+    pub require_second_factor: bool,
     /// Since when.
     pub created_at: OffsetDateTime,
+}
+
+/// What is to change about a workspace; none stays as it is.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct WorkspaceChange {
+    /// What people call it.
+    pub name: Option<String>,
+    /// Whether its people need a second factor.
+    pub require_second_factor: Option<bool>,
 }
 
 /// A workspace as one of its members sees it in a list.

@@ -21,6 +21,8 @@ pub struct Factor {
     pub last_step: i64,
     /// A bit for each recovery code that was used.
     pub used_recovery_codes: i32,
+    /// Which recovery codes these are: how often they were made anew.
+    pub recovery_round: i32,
 }
 
 /// A sign-in whose password was right; read under a lock.
@@ -63,7 +65,7 @@ pub async fn lock(tx: &mut Tx, user: UserId) -> Result<Option<Factor>, StoreErro
     Ok(sqlx::query_as!(
         Factor,
         r#"SELECT factor_id AS id, created_at, wrong_codes, confirmed_at IS NOT NULL AS "confirmed!", last_step,
-                  used_recovery_codes
+                  used_recovery_codes, recovery_round
            FROM totp_factors WHERE user_id = $1 FOR UPDATE"#,
         user.uuid(),
     )
@@ -85,7 +87,7 @@ pub async fn start(
         "INSERT INTO totp_factors AS f (user_id, factor_id, created_at) VALUES ($1, $2, $3)
          ON CONFLICT (user_id) DO UPDATE
              SET factor_id = excluded.factor_id, created_at = excluded.created_at, last_step = 0,
-                 wrong_codes = 0
+                 wrong_codes = 0, recovery_round = 0
              WHERE f.confirmed_at IS NULL",
         user.uuid(),
         factor,
@@ -146,6 +148,39 @@ pub async fn use_recovery_code(tx: &mut Tx, user: UserId, number: u8) -> Result<
     .execute(tx.conn())
     .await?;
     Ok(())
+}
+
+/// Makes all recovery codes so far worth nothing; answers the round of the new ones, or none where there is no
+/// authenticator.
+///
+/// # Errors
+/// When PostgreSQL cannot be reached.
+pub async fn renew_recovery_codes(
+    tx: &mut Tx,
+    user: UserId,
+) -> Result<Option<(Uuid, i32)>, StoreError> {
+    let row = sqlx::query!(
+        "UPDATE totp_factors SET recovery_round = recovery_round + 1, used_recovery_codes = 0
+         WHERE user_id = $1 AND confirmed_at IS NOT NULL RETURNING factor_id, recovery_round",
+        user.uuid(),
+    )
+    .fetch_optional(tx.conn())
+    .await?;
+    Ok(row.map(|row| (row.factor_id, row.recovery_round)))
+}
+
+/// Whether a person has a second factor.
+///
+/// # Errors
+/// When PostgreSQL cannot be reached.
+pub async fn exists(tx: &mut Tx, user: UserId) -> Result<bool, StoreError> {
+    Ok(sqlx::query_scalar!(
+        r#"SELECT EXISTS (SELECT FROM totp_factors WHERE user_id = $1 AND confirmed_at IS NOT NULL)
+           AS "exists!""#,
+        user.uuid(),
+    )
+    .fetch_one(tx.conn())
+    .await?)
 }
 
 /// Takes a person's authenticator away; false where there was none.

@@ -52,7 +52,8 @@ impl Store {
             SessionRow,
             r#"SELECT user_id AS "user_id!: UserId", workspace_id AS "workspace_id!: WorkspaceId",
                       email AS "email!", full_name, role AS "role: Role", expires_at AS "expires_at!",
-                      ended_at, rate_limit_per_minute
+                      ended_at, rate_limit_per_minute,
+                      lacks_second_factor AS "lacks_second_factor!"
                FROM use_session($1, $2, make_interval(secs => $3))"#,
             id.uuid(),
             now,
@@ -73,7 +74,7 @@ async fn find(
         r#"SELECT id AS "id!: SessionId", user_id AS "user_id!: UserId",
                   workspace_id AS "workspace_id!: WorkspaceId", email AS "email!", full_name,
                   role AS "role: Role", expires_at AS "expires_at!", ended_at,
-                  rate_limit_per_minute
+                  rate_limit_per_minute, lacks_second_factor AS "lacks_second_factor!"
            FROM find_sessions($1)"#,
         &ids,
     )
@@ -89,6 +90,7 @@ async fn find(
             expires_at: row.expires_at,
             ended_at: row.ended_at,
             rate_limit_per_minute: row.rate_limit_per_minute,
+            lacks_second_factor: row.lacks_second_factor,
         };
         (row.id, record.into())
     });
@@ -104,6 +106,7 @@ struct SessionRow {
     expires_at: OffsetDateTime,
     ended_at: Option<OffsetDateTime>,
     rate_limit_per_minute: Option<i32>,
+    lacks_second_factor: bool,
 }
 
 impl From<SessionRow> for SessionRecord {
@@ -116,6 +119,7 @@ impl From<SessionRow> for SessionRecord {
             expires_at: row.expires_at,
             ended: row.ended_at.is_some(),
             rate_limit_per_minute: row.rate_limit_per_minute.and_then(|n| n.try_into().ok()),
+            lacks_second_factor: row.lacks_second_factor,
         }
     }
 }

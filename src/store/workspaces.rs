@@ -8,7 +8,7 @@ use crate::model::{
     id::{Id, UserId, WorkspaceId},
     page::{Items, Page},
     scope::Role,
-    workspace::{OwnWorkspace, Workspace},
+    workspace::{OwnWorkspace, Workspace, WorkspaceChange},
 };
 
 /// Stores a new workspace, in a transaction of that workspace.
@@ -33,7 +33,8 @@ pub async fn insert(tx: &mut Tx, workspace: &Workspace) -> Result<(), StoreError
 /// When PostgreSQL cannot be reached.
 pub async fn get(tx: &mut Tx, id: WorkspaceId) -> Result<Option<Workspace>, StoreError> {
     let row = sqlx::query!(
-        r#"SELECT id AS "id: WorkspaceId", name, rate_limit_per_minute, created_at
+        r#"SELECT id AS "id: WorkspaceId", name, rate_limit_per_minute, require_second_factor,
+                  created_at
            FROM workspaces WHERE id = $1"#,
         id.uuid(),
     )
@@ -43,6 +44,7 @@ pub async fn get(tx: &mut Tx, id: WorkspaceId) -> Result<Option<Workspace>, Stor
         id: row.id,
         name: row.name,
         rate_limit_per_minute: row.rate_limit_per_minute.and_then(|limit| limit.try_into().ok()),
+        require_second_factor: row.require_second_factor,
         created_at: row.created_at,
     }))
 }
@@ -80,14 +82,25 @@ pub async fn set_branding(
     Ok(done.rows_affected() == 1)
 }
 
-/// Renames a workspace.
+/// Changes a workspace.
 ///
 /// # Errors
 /// When PostgreSQL cannot be reached.
-pub async fn rename(tx: &mut Tx, id: WorkspaceId, name: &str) -> Result<bool, StoreError> {
-    let done = sqlx::query!("UPDATE workspaces SET name = $2 WHERE id = $1", id.uuid(), name)
-        .execute(tx.conn())
-        .await?;
+pub async fn update(
+    tx: &mut Tx,
+    id: WorkspaceId,
+    change: &WorkspaceChange,
+) -> Result<bool, StoreError> {
+    let done = sqlx::query!(
+        "UPDATE workspaces SET name = coalesce($2, name),
+                               require_second_factor = coalesce($3, require_second_factor)
+         WHERE id = $1",
+        id.uuid(),
+        change.name,
+        change.require_second_factor,
+    )
+    .execute(tx.conn())
+    .await?;
     Ok(done.rows_affected() == 1)
 }
 
@@ -111,7 +124,8 @@ pub async fn of_person(
     page: Page,
 ) -> Result<Items<OwnWorkspace>, StoreError> {
     let rows = sqlx::query!(
-        r#"SELECT w.id AS "id: WorkspaceId", w.name, w.rate_limit_per_minute, w.created_at,
+        r#"SELECT w.id AS "id: WorkspaceId", w.name, w.rate_limit_per_minute,
+                  w.require_second_factor, w.created_at,
                   m.role AS "role: Role"
            FROM memberships m JOIN workspaces w ON w.id = m.workspace_id
            WHERE m.user_id = $1 AND ($2::uuid IS NULL OR w.id < $2)
@@ -130,6 +144,7 @@ pub async fn of_person(
             rate_limit_per_minute: row
                 .rate_limit_per_minute
                 .and_then(|limit| limit.try_into().ok()),
+            require_second_factor: row.require_second_factor,
             created_at: row.created_at,
         },
         role: row.role,

@@ -11,12 +11,13 @@ use serde_json::{Value, json};
 
 use crate::fixture::{Key, PASSWORD, Person, TestApp};
 
-/// What would end the person's access, or ask for more at the next sign-in: whom the guard lets through
+/// What would end the person's access, or is about a second factor, which they do not have: whom the guard lets through
 /// is told here what is missing. How they succeed is tested in workspaces.rs and mfa.rs.
-const LOCKING_OUT: [&str; 4] = [
+const LOCKING_OUT: [&str; 5] = [
     "DELETE /v1/workspace",
     "DELETE /v1/users/me",
     "POST /v1/auth/mfa/totp/confirm",
+    "POST /v1/auth/mfa/recovery-codes",
     "DELETE /v1/auth/mfa/totp",
 ];
 

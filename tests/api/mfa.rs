@@ -273,3 +273,117 @@ async fn setting_one_up_takes_a_fresh_sign_in_or_the_password() {
     let by_key = app.by(&key.secret, "POST", "/v1/auth/mfa/totp").send().await;
     by_key.refused(403, "forbidden");
 }
+
+#[tokio::test]
+async fn recovery_codes_are_made_anew() {
+    let sink = SmtpSink::start();
+    let app = TestApp::start_with(&[("mail.url", &sink.url())]).await;
+    let dana = app.register("acme").await;
+    let path = "/v1/auth/mfa/recovery-codes";
+    let renew = async |password: &str| {
+        let call = app.by(&dana.access_token, "POST", path);
+        call.json(json!({ "password": password })).send().await
+    };
+    renew(PASSWORD).await.refused(404, "not_found");
+    let (secret, old) = with_factor(&app, &dana).await;
+    renew("wrong").await.refused(422, "validation_failed").blames("password");
+    // One is used up; what comes anew is whole.
+    let token = challenge(&app, &dana).await;
+    verify(&app, &token, &old[0]).await.expect(200);
+    let mut sets = vec![old];
+    for _ in 0..2 {
+        let renewed = renew(PASSWORD).await.expect(200);
+        sets.push(serde_json::from_value(renewed["recovery_codes"].clone()).unwrap());
+    }
+    let newest = sets.pop().unwrap();
+    assert_eq!(newest.len(), 10);
+    let token = challenge(&app, &dana).await;
+    for stale in sets.iter().map(|set| &set[1]) {
+        verify(&app, &token, stale).await.refused(401, "invalid_credentials");
+    }
+    verify(&app, &token, &newest[0]).await.expect(200);
+    let token = challenge(&app, &dana).await;
+    verify(&app, &token, &newest[0]).await.refused(401, "invalid_credentials");
+    app.clock.advance(Duration::from_mins(1));
+    let token = challenge(&app, &dana).await;
+    verify(&app, &token, &code(&secret, now(&app))).await.expect(200);
+    sink.mail(&dana.email, "recovery codes").await;
+    let key = app.mint(&dana, "log", "admin").await.secret;
+    app.events_of(&key, "action=member.recovery_codes_renewed", 2).await;
+}
+
+#[tokio::test]
+async fn a_workspace_may_ask_for_a_second_factor() {
+    let app = TestApp::start().await;
+    let node = app.another_node().await;
+    let dana = app.register("acme").await;
+    let [admin, member] = [app.join(&dana, "admin").await, app.join(&dana, "member").await];
+    let key = app.mint(&dana, "server", "write").await;
+    let ask = async |bearer: &str, body: Value| {
+        app.by(bearer, "PATCH", "/v1/workspace").json(body).send().await
+    };
+    let on = json!({ "require_second_factor": true });
+    let agents =
+        async |app: &TestApp, bearer: &str| app.by(bearer, "GET", "/v1/agents").send().await.status;
+    // Who may: an owner who has one, and has shown who they are.
+    ask(&admin.access_token, on.clone()).await.refused(403, "forbidden");
+    ask(&key.secret, on.clone()).await.refused(403, "insufficient_scope");
+    let admin_key = app.mint(&dana, "admin", "admin").await.secret;
+    ask(&admin_key, on.clone()).await.refused(403, "forbidden");
+    ask(&dana.access_token, on.clone()).await.refused(403, "forbidden");
+    with_factor(&app, &dana).await;
+    app.clock.advance(Duration::from_mins(20));
+    ask(&dana.access_token, on.clone()).await.refused(403, "forbidden");
+    assert_eq!(agents(&node, &member.access_token).await, 200);
+    let body = json!({ "require_second_factor": true, "password": PASSWORD });
+    let changed = ask(&dana.access_token, body).await.expect(200);
+    assert_eq!(changed["require_second_factor"], true);
+
+    // Who has none is let in nowhere but where they set one up, at once and on every node.
+    for app in [&app, &node] {
+        assert_eq!(agents(app, &member.access_token).await, 403);
+        assert_eq!(agents(app, &dana.access_token).await, 200);
+        assert_eq!(agents(app, &key.secret).await, 200, "API keys are not affected");
+    }
+    let call = app.by(&admin.access_token, "POST", "/v1/api-keys").json(json!({ "name": "k" }));
+    call.send().await.refused(403, "forbidden");
+    let fresh = login(&app, &member, PASSWORD).await.expect(200);
+    let bearer = fresh["access_token"].as_str().unwrap();
+    assert_eq!(agents(&app, bearer).await, 403);
+    let own = app.by(bearer, "GET", "/v1/auth/sessions").send().await;
+    own.expect(200);
+    // Elsewhere nobody asks for it.
+    let elsewhere = app.by(bearer, "GET", "/v1/workspaces").send().await.expect(200);
+    let mut workspaces = elsewhere["workspaces"].as_array().unwrap().iter();
+    let other = workspaces.find(|own| own["id"] != json!(dana.workspace_id)).unwrap();
+    let body = json!({ "workspace_id": other["id"] });
+    let call = app.by(bearer, "POST", "/v1/auth/switch-workspace").json(body);
+    let moved = call.send().await.expect(200);
+    assert_eq!(agents(&app, moved["access_token"].as_str().unwrap()).await, 200);
+
+    let access_token = bearer_of(&app, &member).await;
+    with_factor(&app, &Person { access_token, ..member.clone() }).await;
+    for app in [&app, &node] {
+        assert_eq!(agents(app, &member.access_token).await, 200, "open as soon as it is confirmed");
+    }
+    let body = json!({ "password": PASSWORD });
+    let call = app.by(&member.access_token, "DELETE", "/v1/auth/mfa/totp").json(body);
+    call.send().await.expect(204);
+    for app in [&app, &node] {
+        assert_eq!(agents(app, &member.access_token).await, 403);
+    }
+    let body = json!({ "require_second_factor": false, "password": PASSWORD });
+    ask(&dana.access_token, body).await.expect(200);
+    for app in [&app, &node] {
+        assert_eq!(agents(app, &member.access_token).await, 200);
+    }
+    let events = app.events_of(&admin_key, "action=workspace.updated", 2).await;
+    assert_eq!(events[0]["metadata"]["require_second_factor"], false);
+    assert_eq!(events[1]["metadata"]["require_second_factor"], true);
+}
+
+/// A fresh sign-in's token.
+async fn bearer_of(app: &TestApp, person: &Person) -> String {
+    let pair = login(app, person, PASSWORD).await.expect(200);
+    pair["access_token"].as_str().unwrap().to_owned()
+}

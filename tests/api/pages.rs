@@ -202,6 +202,49 @@ async fn a_second_factor_is_asked_for_on_the_next_page() {
 }
 
 #[tokio::test]
+async fn who_lacks_the_second_factor_that_a_workspace_asks_for_sets_it_up() {
+    let app = TestApp::start().await;
+    let dana = app.register("acme").await;
+    let member = app.join(&dana, "member").await;
+    mfa::with_factor(&app, &dana).await;
+    let body = json!({ "require_second_factor": true });
+    app.by(&dana.access_token, "PATCH", "/v1/workspace").json(body).send().await.expect(200);
+    let mut browser = Browser::of(&app, &member.email).await;
+    let page = browser.get("/sessions").await;
+    let link = page.link("Set one up");
+    let page = browser.get(&link).await;
+    assert!(page.text.contains("Set one up to go on"), "{page:#?}");
+    // Later the password is asked for.
+    app.clock.advance(Duration::from_mins(20));
+    let refused = browser.submit(&page, "/second-factor/set-up", &[]).await;
+    assert!(refused.status == 403 && refused.text.contains("password"), "{refused:#?}");
+    let fields = [("password", PASSWORD)];
+    let page = browser.submit(&page, "/second-factor/set-up", &fields).await;
+    assert!(page.text.contains("<svg") && !page.text.contains(" style="), "{page:#?}");
+    let path = "/second-factor/confirm";
+    let secret = page.hidden(path).iter().find(|(name, _)| name == "secret").unwrap().1.clone();
+    let wrong = browser.submit(&page, path, &[("code", "000000")]).await;
+    assert!(wrong.status == 422 && wrong.text.contains(&secret), "{wrong:#?}");
+    let code = mfa::code(&secret, app.clock.now().unix_timestamp());
+    let done = browser.submit(&wrong, path, &[("code", &code)]).await;
+    assert_eq!(done.text.matches("<li><code>").count(), 10, "{done:#?}");
+    let agents = app.by(&member.access_token, "GET", "/v1/agents");
+    agents.send().await.expect(200);
+    assert!(!browser.get("/sessions").await.text.contains("Set one up"));
+
+    let page = browser.get("/second-factor").await;
+    let path = "/second-factor/recovery-codes";
+    assert_eq!(browser.submit(&page, path, &[("password", "wrong")]).await.status, 422);
+    let codes = browser.submit(&page, path, &fields).await;
+    assert!(codes.text.contains("<li><code>") && codes.text != done.text);
+    let path = "/second-factor/remove";
+    assert_eq!(browser.submit(&page, path, &[("password", "wrong")]).await.status, 422);
+    let gone = browser.submit(&page, path, &fields).await;
+    assert_eq!(gone.leads_to(), Some("/second-factor"));
+    assert!(browser.get("/second-factor").await.text.contains("Set one up to go on"));
+}
+
+#[tokio::test]
 async fn a_forgotten_password_is_replaced_by_a_mailed_link() {
     let sink = SmtpSink::start();
     let app = TestApp::start_with(&[("mail.url", &sink.url())]).await;

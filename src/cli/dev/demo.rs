@@ -155,6 +155,7 @@ impl<'a> Seed<'a> {
             id: founded.new_id(),
             name: "Acme Voice".to_owned(),
             rate_limit_per_minute: None,
+            require_second_factor: false,
             created_at: founded.clock.now(),
         };
         let owner = person(&founded, email, "Dana Demo");

@@ -95,6 +95,13 @@ pub struct RecoveryCodesBody {
     recovery_codes: Vec<String>,
 }
 
+impl From<Vec<SecretString>> for RecoveryCodesBody {
+    fn from(codes: Vec<SecretString>) -> Self {
+        let codes = codes.iter().map(|code| code.expose_secret().to_owned());
+        Self { recovery_codes: codes.collect() }
+    }
+}
+
 /// Confirm an authenticator
 ///
 /// From now on sign-in takes a code. API keys are not affected.
@@ -107,26 +114,39 @@ pub async fn confirm(
     extract::Json(body): extract::Json<ConfirmRequest>,
 ) -> Answer<Json<RecoveryCodesBody>> {
     let codes = app.auth.confirm_totp(&caller, body.code.expose_secret()).await?;
-    let recovery_codes = codes.iter().map(|code| code.expose_secret().to_owned()).collect();
-    Ok(Json(RecoveryCodesBody { recovery_codes }))
+    Ok(Json(RecoveryCodesBody::from(codes)))
 }
 
-/// Who takes the authenticator away.
+/// Make new recovery codes
+///
+/// Those so far stop working.
+#[utoipa::path(post, path = "/v1/auth/mfa/recovery-codes", tag = "Sessions",
+    request_body = ConfirmedByPassword, responses((status = 200, body = RecoveryCodesBody), (status = 404)))]
+pub async fn renew_recovery_codes(
+    caller: Authorized<OwnSession>,
+    State(app): State<App>,
+    extract::Json(body): extract::Json<ConfirmedByPassword>,
+) -> Answer<Json<RecoveryCodesBody>> {
+    let codes = app.auth.renew_recovery_codes(&caller, &body.password).await?;
+    Ok(Json(RecoveryCodesBody::from(codes)))
+}
+
+/// Who changes what protects the account.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-pub struct RemoveRequest {
+pub struct ConfirmedByPassword {
     /// One's own.
     #[schema(value_type = String, format = Password)]
     password: Password,
 }
 
 /// Take the authenticator away
-#[utoipa::path(delete, path = "/v1/auth/mfa/totp", tag = "Sessions", request_body = RemoveRequest,
+#[utoipa::path(delete, path = "/v1/auth/mfa/totp", tag = "Sessions", request_body = ConfirmedByPassword,
     responses((status = 204), (status = 404)))]
 pub async fn remove(
     caller: Authorized<OwnSession>,
     State(app): State<App>,
-    extract::Json(body): extract::Json<RemoveRequest>,
+    extract::Json(body): extract::Json<ConfirmedByPassword>,
 ) -> Answer<StatusCode> {
     app.auth.remove_totp(&caller, &body.password).await?;
     Ok(StatusCode::NO_CONTENT)

@@ -11,7 +11,11 @@ use crate::{
         App,
         extract::{self, Admin, Authorized, ReadOnly},
     },
-    model::{id::WorkspaceId, password::Password, workspace::Workspace},
+    model::{
+        id::WorkspaceId,
+        password::Password,
+        workspace::{Workspace, WorkspaceChange},
+    },
 };
 
 /// A workspace.
@@ -23,15 +27,18 @@ pub struct WorkspaceBody {
     /// Requests a minute that each of its credentials may make.
     #[schema(example = 600)]
     rate_limit_per_minute: u32,
+    /// Whether its people need a second factor.
+    require_second_factor: bool,
     #[serde(serialize_with = "crate::model::timestamp::serialize")]
     created_at: OffsetDateTime,
 }
 
 impl WorkspaceBody {
     pub(super) fn new(app: &App, workspace: Workspace) -> Self {
-        let Workspace { id, name, rate_limit_per_minute, created_at } = workspace;
+        let Workspace { id, name, rate_limit_per_minute, require_second_factor, created_at } =
+            workspace;
         let rate_limit_per_minute = app.limits.effective(rate_limit_per_minute);
-        Self { id, name, rate_limit_per_minute, created_at }
+        Self { id, name, rate_limit_per_minute, require_second_factor, created_at }
     }
 }
 
@@ -53,9 +60,15 @@ pub struct UpdateWorkspaceRequest {
     /// What people will call it.
     #[schema(example = "acme")]
     name: Option<String>,
+    /// Whether its people need a second factor; an owner's to say. Who has none can set one up, and nothing
+    /// else, until they have. API keys are not affected.
+    require_second_factor: Option<bool>,
+    /// The owner's own, for `require_second_factor` and where the owner has not just signed in.
+    #[schema(value_type = Option<String>, format = Password)]
+    password: Option<Password>,
 }
 
-/// Rename the current workspace
+/// Change the current workspace
 #[utoipa::path(patch, path = "/v1/workspace", tag = "Workspaces",
     request_body = UpdateWorkspaceRequest, responses((status = 200, body = WorkspaceBody)))]
 pub async fn update(
@@ -63,7 +76,9 @@ pub async fn update(
     State(app): State<App>,
     extract::Json(body): extract::Json<UpdateWorkspaceRequest>,
 ) -> Answer<Json<WorkspaceBody>> {
-    let workspace = app.auth.rename_workspace(&caller, body.name.as_deref()).await?;
+    let UpdateWorkspaceRequest { name, require_second_factor, password } = body;
+    let change = WorkspaceChange { name, require_second_factor };
+    let workspace = app.auth.update_workspace(&caller, change, password.as_ref()).await?;
     Ok(Json(WorkspaceBody::new(&app, workspace)))
 }
 

@@ -9,6 +9,7 @@ pub mod form;
 mod invitations;
 pub mod page;
 mod passwords;
+mod second_factor;
 mod sessions;
 mod sign_in;
 
@@ -69,6 +70,11 @@ pub fn table() -> Vec<PageRoute> {
         POST   "/verify-email"                  SignIn     => passwords::verify;
         GET    "/accept-invitation"             Open       => invitations::show;
         POST   "/accept-invitation"             SignIn     => invitations::accept;
+        GET    "/second-factor"                 OwnSession => second_factor::show;
+        POST   "/second-factor/set-up"          OwnSession => second_factor::set_up;
+        POST   "/second-factor/confirm"         OwnSession => second_factor::confirm;
+        POST   "/second-factor/recovery-codes"  OwnSession => second_factor::renew_recovery_codes;
+        POST   "/second-factor/remove"          OwnSession => second_factor::remove;
         GET    "/sessions"                      OwnSession => sessions::show;
         POST   "/sessions/end-others"           OwnSession => sessions::end_others;
         POST   "/sessions/{id}/end"             OwnSession => sessions::end;

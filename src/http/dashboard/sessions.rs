@@ -26,6 +26,8 @@ use crate::{
 struct SessionsPage<'a> {
     form_token: SecretString,
     name: &'a str,
+    /// Whether the workspace asks for a second factor that is not there.
+    is_incomplete: bool,
     sessions: Vec<Line>,
     next: Option<String>,
 }
@@ -66,6 +68,7 @@ pub(super) async fn show(
     let page = SessionsPage {
         form_token: browser.form_token(),
         name: caller.principal.name(),
+        is_incomplete: caller.principal.lacks_second_factor,
         sessions: page.items.into_iter().map(|session| Line::new(session, own)).collect(),
         next,
     };

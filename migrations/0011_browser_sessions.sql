@@ -4,7 +4,8 @@
 -- longer than a session may be idle.
 CREATE FUNCTION use_session(session_id uuid, moment timestamptz, idle interval)
     RETURNS TABLE (user_id uuid, workspace_id uuid, email text, full_name text, role text,
-                   expires_at timestamptz, ended_at timestamptz, rate_limit_per_minute integer)
+                   expires_at timestamptz, ended_at timestamptz, rate_limit_per_minute integer,
+                   lacks_second_factor boolean)
     LANGUAGE plpgsql ROWS 1 SECURITY DEFINER SET search_path = public, pg_temp
     SET plan_cache_mode = force_generic_plan
     AS $$
@@ -15,7 +16,7 @@ CREATE FUNCTION use_session(session_id uuid, moment timestamptz, idle interval)
           AND s.refreshed_at > moment - idle AND s.refreshed_at < moment - interval '5 minutes';
         RETURN QUERY
             SELECT s.user_id, s.workspace_id, u.email, u.full_name, m.role, s.expires_at, s.ended_at,
-                   w.rate_limit_per_minute
+                   w.rate_limit_per_minute, lacks_second_factor(w.require_second_factor, u.id)
             FROM sessions s
             JOIN users u ON u.id = s.user_id
             JOIN workspaces w ON w.id = s.workspace_id

@@ -1,0 +1,146 @@
+//! One's second factor: set up, its recovery codes made anew, taken away.
+
+use askama::Template;
+use axum::{
+    extract::State,
+    response::{IntoResponse, Redirect, Response},
+};
+use fast_qr::{
+    QRBuilder,
+    convert::{Builder, Shape, svg::SvgBuilder},
+};
+use secrecy::{ExposeSecret, SecretString};
+
+use super::{browser::Browser, form::Form, page::explained};
+use crate::{
+    http::{
+        ApiError, App,
+        extract::{Authorized, OwnSession},
+    },
+    model::password::Password,
+};
+
+const HERE: &str = "/second-factor";
+
+#[derive(Template)]
+#[template(path = "second_factor_settings.html")]
+struct SettingsPage {
+    form_token: SecretString,
+    is_on: bool,
+    /// Whether the workspace asks for what is not there.
+    is_missing: bool,
+    problem: Option<String>,
+}
+
+#[derive(Template)]
+#[template(path = "second_factor_set_up.html")]
+struct SetUpPage<'a> {
+    form_token: SecretString,
+    secret: &'a str,
+    uri: &'a str,
+    /// A picture of the URI.
+    qr: Option<String>,
+    problem: Option<String>,
+}
+
+#[derive(Template)]
+#[template(path = "recovery_codes.html")]
+struct CodesPage {
+    codes: Vec<SecretString>,
+}
+
+/// Tells whether there is one.
+pub(super) async fn show(
+    caller: Authorized<OwnSession>,
+    State(app): State<App>,
+    browser: Browser,
+) -> Result<Response, ApiError> {
+    settings(&caller, &app, &browser, None).await
+}
+
+/// Begins with an authenticator.
+pub(super) async fn set_up(
+    caller: Authorized<OwnSession>,
+    State(app): State<App>,
+    form: Form,
+) -> Result<Response, ApiError> {
+    let password = form.filled("password")?.map(|text| Password::new(text.to_owned()));
+    match app.auth.enrol_totp(&caller, password.as_ref()).await {
+        Ok(new) => {
+            let (secret, uri) = (new.secret.expose_secret(), new.uri.expose_secret());
+            Ok(form.browser.page(200, &SetUpPage::new(&form.browser, secret, uri, None)))
+        }
+        Err(error) => settings(&caller, &app, &form.browser, Some(error.into())).await,
+    }
+}
+
+/// Takes its first code.
+pub(super) async fn confirm(
+    caller: Authorized<OwnSession>,
+    State(app): State<App>,
+    form: Form,
+) -> Result<Response, ApiError> {
+    match app.auth.confirm_totp(&caller, form.text("code")?.trim()).await {
+        Ok(codes) => Ok(form.browser.page(200, &CodesPage { codes })),
+        Err(error) => {
+            let (status, problem) = explained(error.into())?;
+            // What this browser was shown is shown once more.
+            let (secret, uri) = (form.text("secret")?, form.text("uri")?);
+            let page = SetUpPage::new(&form.browser, secret, uri, Some(problem));
+            Ok(form.browser.page(status, &page))
+        }
+    }
+}
+
+/// Makes new recovery codes.
+pub(super) async fn renew_recovery_codes(
+    caller: Authorized<OwnSession>,
+    State(app): State<App>,
+    form: Form,
+) -> Result<Response, ApiError> {
+    let password = Password::new(form.text("password")?.to_owned());
+    match app.auth.renew_recovery_codes(&caller, &password).await {
+        Ok(codes) => Ok(form.browser.page(200, &CodesPage { codes })),
+        Err(error) => settings(&caller, &app, &form.browser, Some(error.into())).await,
+    }
+}
+
+/// Takes it away.
+pub(super) async fn remove(
+    caller: Authorized<OwnSession>,
+    State(app): State<App>,
+    form: Form,
+) -> Result<Response, ApiError> {
+    let password = Password::new(form.text("password")?.to_owned());
+    match app.auth.remove_totp(&caller, &password).await {
+        Ok(()) => Ok(Redirect::to(HERE).into_response()),
+        Err(error) => settings(&caller, &app, &form.browser, Some(error.into())).await,
+    }
+}
+
+async fn settings(
+    caller: &Authorized<OwnSession>,
+    app: &App,
+    browser: &Browser,
+    error: Option<ApiError>,
+) -> Result<Response, ApiError> {
+    let (status, problem) = match error.map(explained).transpose()? {
+        Some((status, problem)) => (status, Some(problem)),
+        None => (200, None),
+    };
+    let page = SettingsPage {
+        form_token: browser.form_token(),
+        is_on: app.auth.has_second_factor(caller).await?,
+        is_missing: caller.principal.lacks_second_factor,
+        problem,
+    };
+    Ok(browser.page(status, &page))
+}
+
+impl<'a> SetUpPage<'a> {
+    fn new(browser: &Browser, secret: &'a str, uri: &'a str, problem: Option<String>) -> Self {
+        let qr = QRBuilder::new(uri).build().ok();
+        let qr = qr.map(|qr| SvgBuilder::default().shape(Shape::Square).to_str(&qr));
+        Self { form_token: browser.form_token(), secret, uri, qr, problem }
+    }
+}
