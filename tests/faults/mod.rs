@@ -7,6 +7,8 @@
 mod cut_off;
 mod fixture;
 mod flood;
+mod lost_answers;
 mod outage;
 mod revocation;
+mod sign_ins;
 mod signing_keys;

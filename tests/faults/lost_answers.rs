@@ -1,0 +1,48 @@
+//! PostgreSQL commits, and the answer is lost on the way: nobody knows, and trying again is right.
+
+use serde_json::{Value, json};
+
+use super::fixture::{Cluster, Mode, Node, Proxy, turn};
+use crate::fixture::{Answer, PASSWORD};
+
+const ROUNDS: usize = 10;
+
+async fn refresh(node: &Node, token: &str) -> Answer {
+    node.call("POST", "/v1/auth/refresh").json(json!({ "refresh_token": token })).send().await
+}
+
+fn token(pair: &Value) -> String {
+    pair["refresh_token"].as_str().unwrap().to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refresh_whose_commit_nobody_heard_of_is_tried_again_and_gets_the_successor() {
+    let _turn = turn().await;
+    let cluster = Cluster::start(false).await;
+    let proxy = Proxy::start(cluster.port()).await;
+    let url = proxy.url(&cluster.node_url(), cluster.port());
+    let node = Node::start("node", &url, &[]).await;
+    node.register("acme").await;
+    let body = json!({ "email": "owner@acme.example", "password": PASSWORD });
+    let first = node.call("POST", "/v1/auth/login").json(body).send().await.expect(200);
+    let mut current = token(&first);
+    for _ in 0..ROUNDS {
+        proxy.set(Mode::LoseCommits);
+        refresh(&node, &current).await.refused(503, "unavailable");
+        proxy.set(Mode::Pass);
+        // It was committed: what is answered now was made then, and not a second time.
+        let mut connection = cluster.connect().await;
+        let sql = "SELECT max(refresh_generation) FROM sessions";
+        let before: i32 = sqlx::query_scalar(sql).fetch_one(&mut connection).await.unwrap();
+        let retried = refresh(&node, &current).await.expect(200);
+        let after: i32 = sqlx::query_scalar(sql).fetch_one(&mut connection).await.unwrap();
+        assert_eq!(before, after);
+        let bearer = retried["access_token"].as_str().unwrap();
+        node.verify(bearer).send().await.expect(200);
+        current = token(&retried);
+    }
+    let mut connection = cluster.connect().await;
+    let sql = "SELECT count(*) FROM audit_events WHERE action = 'session.reuse_detected'";
+    let reuses: i64 = sqlx::query_scalar(sql).fetch_one(&mut connection).await.unwrap();
+    assert_eq!(reuses, 0, "an honest client was taken for a thief");
+}
