@@ -17,6 +17,7 @@ mod process;
 mod revoke;
 mod rows;
 mod seed;
+mod sessions;
 mod stats;
 mod table;
 mod world;
@@ -71,6 +72,9 @@ async fn run(options: &Options) -> Result<(), String> {
     }
     if options.wants(Part::Revoke) {
         revoke::measure(options, &world).await?;
+    }
+    if options.wants(Part::Sessions) {
+        sessions::measure(options, &world).await?;
     }
     if options.wants(Part::Growth) {
         growth::measure(options, &world).await?;

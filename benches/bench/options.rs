@@ -35,6 +35,8 @@ pub(crate) enum Part {
     Mixed,
     /// How long a revocation takes, on one node and on two.
     Revoke,
+    /// What ends a session and how fast, and sign-ins that fail.
+    Sessions,
     /// The first use of a key, and memory, with many keys.
     Growth,
     /// Reading a long audit log.
