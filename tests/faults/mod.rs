@@ -8,6 +8,7 @@ mod cut_off;
 mod fixture;
 mod flood;
 mod lost_answers;
+mod mail_tls;
 mod outage;
 mod revocation;
 mod sign_ins;

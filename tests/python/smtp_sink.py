@@ -3,14 +3,19 @@
 What it does to a message is in the local part of the recipient's address, before a `+` or the end:
 `deferred` is put off with 451 twice, `stubborn` seven times, `refused` is refused with 550, `dropped` is
 taken once with the connection broken instead of an answer.
+
+With arguments, a mode (`starttls` or `tls`), a certificate, its key and a login `user:password`, it takes mails
+over TLS alone, from who logs in.
 """
 
 import asyncio
 import json
+import ssl
+import sys
 from collections import Counter
 from email import message_from_bytes, policy
 
-from aiosmtpd.smtp import SMTP
+from aiosmtpd.smtp import SMTP, AuthResult
 
 tries = Counter()
 
@@ -46,11 +51,28 @@ class Handler:
         return "250 taken"
 
 
-async def main():
+def authenticator(login):
+    user, password = (part.encode() for part in login.split(":"))
+
+    def check(server, session, envelope, mechanism, data):
+        return AuthResult(success=(data.login, data.password) == (user, password), handled=False)
+
+    return check
+
+
+async def main(mode=None, certificate=None, key=None, login=None):
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(lambda: SMTP(Handler(), hostname="sink.test"), "127.0.0.1", 0)
+    options, context = {"hostname": "sink.test"}, None
+    if mode:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate, key)
+        options |= {"authenticator": authenticator(login), "auth_required": True}
+        # Within TLS from the start the library does not know that it is.
+        options |= {"tls_context": context, "require_starttls": True} if mode == "starttls" else {"auth_require_tls": False}
+    wrapped = context if mode == "tls" else None
+    server = await loop.create_server(lambda: SMTP(Handler(), **options), "127.0.0.1", 0, ssl=wrapped)
     print(json.dumps({"port": server.sockets[0].getsockname()[1]}), flush=True)
     await server.serve_forever()
 
 
-asyncio.run(main())
+asyncio.run(main(*sys.argv[1:]))
