@@ -3,6 +3,10 @@
 ALTER TABLE workspaces ADD COLUMN require_second_factor boolean NOT NULL DEFAULT false;
 GRANT UPDATE (require_second_factor) ON workspaces TO call2me_auth_app;
 
+-- Whether a session was begun with a passkey, which takes two factors by itself.
+ALTER TABLE sessions ADD COLUMN by_passkey boolean NOT NULL DEFAULT false;
+GRANT UPDATE (by_passkey) ON sessions TO call2me_auth_app;
+
 -- Each set of recovery codes is derived from its number.
 ALTER TABLE totp_factors ADD COLUMN recovery_round integer NOT NULL DEFAULT 0;
 
@@ -22,7 +26,8 @@ CREATE FUNCTION find_sessions(session_ids uuid[])
     LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp
     AS $$
         SELECT s.id, s.user_id, s.workspace_id, u.email, u.full_name, m.role, s.expires_at,
-               s.ended_at, w.rate_limit_per_minute, lacks_second_factor(w.require_second_factor, u.id)
+               s.ended_at, w.rate_limit_per_minute,
+               lacks_second_factor(w.require_second_factor AND NOT s.by_passkey, u.id)
         FROM sessions s
         JOIN users u ON u.id = s.user_id
         JOIN workspaces w ON w.id = s.workspace_id
@@ -30,7 +35,7 @@ CREATE FUNCTION find_sessions(session_ids uuid[])
         WHERE s.id = ANY (session_ids)
     $$;
 REVOKE ALL ON FUNCTION find_sessions, lacks_second_factor FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION find_sessions, lacks_second_factor TO call2me_auth_app;
+GRANT EXECUTE ON FUNCTION find_sessions TO call2me_auth_app;
 
 -- Nodes are told, as of all that they believe of sessions.
 DROP TRIGGER workspaces_announce ON workspaces;
@@ -48,6 +53,7 @@ CREATE FUNCTION announce_factor() RETURNS trigger
         RETURN NULL;
     END
     $$;
+REVOKE ALL ON FUNCTION announce_factor FROM PUBLIC;
 CREATE CONSTRAINT TRIGGER totp_factors_announce AFTER UPDATE ON totp_factors
     DEFERRABLE INITIALLY DEFERRED FOR EACH ROW
     WHEN (OLD.confirmed_at IS DISTINCT FROM NEW.confirmed_at)

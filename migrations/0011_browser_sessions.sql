@@ -16,7 +16,8 @@ CREATE FUNCTION use_session(session_id uuid, moment timestamptz, idle interval)
           AND s.refreshed_at > moment - idle AND s.refreshed_at < moment - interval '5 minutes';
         RETURN QUERY
             SELECT s.user_id, s.workspace_id, u.email, u.full_name, m.role, s.expires_at, s.ended_at,
-                   w.rate_limit_per_minute, lacks_second_factor(w.require_second_factor, u.id)
+                   w.rate_limit_per_minute, 
+                   lacks_second_factor(w.require_second_factor AND NOT s.by_passkey, u.id)
             FROM sessions s
             JOIN users u ON u.id = s.user_id
             JOIN workspaces w ON w.id = s.workspace_id

@@ -246,6 +246,7 @@ async fn look_after_partitions(store: Store, env: Env) {
         tell("drop tokens of links", store.prune_one_time_tokens(now).await);
         tell("drop counts of wrong passwords", store.prune_wrong_passwords(now).await);
         tell("drop challenges", store.prune_mfa_challenges(now).await);
+        tell("drop passkeys' challenges", store.prune_passkey_challenges(now).await);
         tell("drop invitations", store.prune_invitations(now).await);
     }
 }

@@ -3,19 +3,43 @@
 //! Like the tokens of mailed links it is derived from an id: the database holds nothing that opens a
 //! session. It is looked up in the database each time, so it needs no fence.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use secrecy::SecretString;
 use uuid::Uuid;
 
 use super::{Auth, AuthError};
-use crate::model::{
-    id::{Id, SessionId},
-    one_time_token::Purpose,
-    principal::Principal,
+use crate::{
+    model::{
+        id::{Id, SessionId},
+        one_time_token::Purpose,
+        principal::Principal,
+    },
+    store::Store,
 };
 
+/// How long PostgreSQL may take to say whose session it is.
+const PATIENCE: Duration = Duration::from_secs(5);
+
 const NO_SESSION: AuthError = AuthError::InvalidCredential("sign in first");
+
+/// Whom a form is made for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FormOf {
+    /// A browser, whoever sits at it. It says itself which it is, so this must not do for a session.
+    Browser(Uuid),
+    /// A session.
+    Session(SessionId),
+}
+
+impl FormOf {
+    fn derived_from(self) -> (Purpose, Uuid) {
+        match self {
+            Self::Browser(id) => (Purpose::Form, id),
+            Self::Session(id) => (Purpose::SessionForm, id.uuid()),
+        }
+    }
+}
 
 impl Auth {
     /// What a browser shows for a session.
@@ -31,21 +55,24 @@ impl Auth {
     pub async fn authenticate_cookie(&self, cookie: &str) -> Result<Arc<Principal>, AuthError> {
         let id = self.token_key.verify(Purpose::Cookie, cookie).ok_or(NO_SESSION)?;
         let (id, now) = (SessionId::from(id), self.env.clock.now());
-        let session = self.store.use_session(id, now, self.lifetimes.refresh_token).await?;
+        let look = self.store.use_session(id, now, self.lifetimes.refresh_token);
+        let session = Store::within(PATIENCE, look).await?;
         let session = session.ok_or(NO_SESSION)?;
         self.person_in(id, &session).map(Arc::new)
     }
 
-    /// What a form holds that was made for a browser, or for one of its sessions: no other site can know
-    /// it (OWASP, signed double-submit cookie).
+    /// What a form holds that was made for somebody: no other site can know it (OWASP, signed double-submit
+    /// cookie).
     #[must_use]
-    pub fn form_token(&self, browser: Uuid) -> SecretString {
-        self.token_key.derive(Purpose::Form, browser)
+    pub fn form_token(&self, of: FormOf) -> SecretString {
+        let (purpose, id) = of.derived_from();
+        self.token_key.derive(purpose, id)
     }
 
-    /// Whether a form was made for this browser.
+    /// Whether a form was made for them.
     #[must_use]
-    pub fn is_form_of(&self, browser: Uuid, token: &str) -> bool {
-        self.token_key.verify(Purpose::Form, token) == Some(browser)
+    pub fn is_form_of(&self, of: FormOf, token: &str) -> bool {
+        let (purpose, id) = of.derived_from();
+        self.token_key.verify(purpose, token) == Some(id)
     }
 }

@@ -91,6 +91,9 @@ impl From<StoreError> for AuthError {
             StoreError::Violated(Constraint::LiveSuccessor) => {
                 Self::Conflict("the key has a successor already")
             }
+            StoreError::Violated(Constraint::PasskeyKnown) => {
+                Self::Conflict("this passkey is known already")
+            }
             StoreError::Violated(Constraint::OpenInvitation) => {
                 Self::Conflict("this address has an open invitation already")
             }

@@ -193,9 +193,11 @@ impl Auth {
         let mut tx = self.store.begin_personal(account.user_id).await?;
         // Another one may have been chosen while this one was verified: what that ended stays so.
         let old = account.password_hash.as_ref().ok_or(AuthError::InvalidCredentials)?;
-        let pinned = store::users::pin_password_hash(&mut tx, old, renewed.as_ref()).await?;
-        let pinned = pinned.ok_or(AuthError::InvalidCredentials)?;
-        if pinned.takes_second_factor {
+        if !store::users::pin_password_hash(&mut tx, old, renewed.as_ref()).await? {
+            return Err(AuthError::InvalidCredentials);
+        }
+        // In a statement of its own: the pin may have waited for whoever set it up.
+        if store::second_factor::exists(&mut tx, account.user_id).await? {
             let token = self.challenge(&mut tx, account.user_id, wanted).await?;
             tx.commit().await?;
             return Err(AuthError::MfaRequired(token));

@@ -3,7 +3,8 @@
 //! - [`authenticate`]: a credential becomes a [`Principal`](crate::model::principal::Principal);
 //!   [`verify_key`] is where a key is verified, [`verify_jwt`] where an access token is.
 //! - [`check_scope`]: what a principal may do. One pure function.
-//! - [`login`], [`refresh`], [`sessions`]: sessions. [`second_factor`]: codes besides a password.
+//! - [`login`], [`refresh`], [`sessions`]: sessions. [`second_factor`]: codes besides a password;
+//!   [`passkeys`]: in place of one.
 //!   [`recovery`]: passwords changed and forgotten. [`browser`]: cookies in place of tokens.
 //! - [`check_password`]: guesses at passwords, and re-authentication.
 //! - [`members`], [`invitations`], [`workspaces`], [`farewell`]: who shares what with whom.
@@ -22,6 +23,7 @@ pub mod invitations;
 pub mod keys;
 pub mod login;
 pub mod members;
+pub mod passkeys;
 pub mod password;
 pub mod recovery;
 pub mod refresh;

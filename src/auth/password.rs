@@ -17,6 +17,7 @@ use argon2::{
     Algorithm, Argon2, Params, PasswordHasher as _, PasswordVerifier as _, Version,
     password_hash::phc::PasswordHash,
 };
+use rustix::process::setpriority_process;
 use secrecy::{ExposeSecret, SecretString};
 use thread_priority::{
     NormalThreadSchedulePolicy, ThreadPriority, ThreadSchedulePolicy,
@@ -35,6 +36,9 @@ use crate::{
 const MEMORY_KIB: u32 = 19_456;
 const PASSES: u32 = 2;
 const LANES: u32 = 1;
+
+/// As nice as can be.
+const NICENESS: i32 = 19;
 
 type Job = Box<dyn FnOnce(&Argon2<'static>) + Send>;
 
@@ -188,7 +192,9 @@ fn work(queue: &std::sync::Mutex<mpsc::Receiver<Job>>, argon2: &Argon2<'static>)
     // The threads of requests take the core away from this one at once; from one that is only nice, when its
     // slice has passed, which is milliseconds.
     let idle = ThreadSchedulePolicy::Normal(NormalThreadSchedulePolicy::Idle);
-    set_thread_priority_and_policy(thread_native_id(), ThreadPriority::Min, idle).ok();
+    if set_thread_priority_and_policy(thread_native_id(), ThreadPriority::Min, idle).is_err() {
+        setpriority_process(None, NICENESS).ok();
+    }
     loop {
         // Held while waiting: the next thread waits for the lock instead of the queue.
         let job = match queue.lock() {

@@ -48,7 +48,7 @@ impl Auth {
         let name = user.full_name.as_deref();
         let renewed = self.passwords.hash_chosen("new_password", new, &email, name).await?;
         let mut tx = self.store.begin_personal(user_id).await?;
-        if store::users::pin_password_hash(&mut tx, &old, Some(&renewed)).await?.is_none() {
+        if !store::users::pin_password_hash(&mut tx, &old, Some(&renewed)).await? {
             return Err(AuthError::Conflict("the password was changed meanwhile"));
         }
         let kept = Which::AllBut(session);
@@ -92,8 +92,10 @@ impl Auth {
         }
         store::users::set_password_hash(&mut tx, owner, &hash).await?;
         if store::users::set_email_verified(&mut tx, owner, now).await? {
-            // Until now the address was somebody's claim: their authenticator must not keep its owner out.
+            // Until now the address was somebody's claim: their authenticator must not keep its owner out,
+            // nor their passkey let them in.
             store::second_factor::remove(&mut tx, owner).await?;
+            store::passkeys::remove_all(&mut tx, owner).await?;
         }
         self.password_changed(&mut tx, &user, Which::All, request).await?;
         tx.commit().await?;

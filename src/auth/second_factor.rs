@@ -22,6 +22,7 @@ use crate::{
         password::Password,
         principal::Caller,
         second_factor::STEP_SECONDS,
+        session::{EndReason, Which},
     },
     store::{self, Tx, second_factor::Factor},
 };
@@ -86,10 +87,12 @@ impl Auth {
         caller: &Caller,
         code: &str,
     ) -> Result<Vec<SecretString>, AuthError> {
-        let (_, user_id) = own_session(caller)?;
-        let user = self.person(user_id).await?;
+        let (session, user_id) = own_session(caller)?;
         let now = self.env.clock.now();
         let mut tx = self.store.begin_personal(user_id).await?;
+        // A sign-in under way ends before this, or finds the factor.
+        let user = store::users::lock(&mut tx, user_id).await?;
+        let user = user.ok_or(AuthError::NotFound("account"))?;
         let factor = store::second_factor::lock(&mut tx, user_id).await?;
         let factor = factor
             .filter(|factor| !factor.confirmed && now < factor.created_at + ENROLMENT_LIFETIME)
@@ -107,9 +110,13 @@ impl Auth {
         let subject = MailSubject::SecondFactorAdded { origin };
         self.mail(&mut tx, user.email.clone(), subject).await?;
         self.tell_workspaces(&mut tx, &user, Action::SecondFactorAdded, &caller.request).await?;
+        // Other sessions were begun with less; somebody else's may be among them.
+        let (others, reason) = (Which::AllBut(session), EndReason::SecondFactorAdded);
+        let actor = Actor::from(&*caller.principal);
+        self.end_sessions(&mut tx, user_id, others, reason, &actor, &caller.request).await?;
         tx.commit().await?;
-        // From now on workspaces that ask for it are open.
-        self.fence.wait().await?;
+        // What is done is done, and the codes are shown this once, also where a node does not answer.
+        self.fence.wait().await.ok();
         Ok(self.second_factor_key.recovery_codes(factor.id, 0))
     }
 
@@ -220,7 +227,9 @@ impl Auth {
         let account = account.ok_or(SIGN_IN_AGAIN)?;
         let now = self.env.clock.now();
         let mut tx = self.store.begin_personal(user_id).await?;
-        // The factor first: guesses for a person take turns, whatever the challenge.
+        // The person first, as whoever changes a password has it; and guesses for a person take turns,
+        // whatever the challenge.
+        store::users::lock(&mut tx, user_id).await?.ok_or(SIGN_IN_AGAIN)?;
         let factor = store::second_factor::lock(&mut tx, user_id).await?.ok_or(SIGN_IN_AGAIN)?;
         let challenge = store::second_factor::lock_challenge(&mut tx, user_id, id, now).await?;
         let challenge = challenge

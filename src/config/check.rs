@@ -96,7 +96,9 @@ impl Check<'_> {
             );
             return None;
         }
-        Some(text.trim_end_matches('/').to_owned())
+        // As browsers write it in `Origin`: scheme and host in small letters, no port that goes without saying.
+        let url = text.parse::<url::Url>().ok();
+        Some(url.map_or(text, |url| url.origin().ascii_serialization()))
     }
 
     fn trusted_proxies(&mut self) -> Option<Vec<IpNet>> {

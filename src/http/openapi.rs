@@ -85,9 +85,10 @@ pub fn document(public_url: &str) -> OpenApi {
         .build()
 }
 
-fn tags() -> [(&'static str, &'static str); 8] {
+fn tags() -> [(&'static str, &'static str); 9] {
     [
         ("Sessions", "Registration, sign-in, refresh, sign-out."),
+        ("Passkeys", "What signs in without a password."),
         ("API keys", "Minted, changed, revoked; the secret is shown once."),
         ("Audit log", "Who did what, when, from where."),
         ("Workspaces", "The tenant and its members."),

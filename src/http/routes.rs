@@ -15,7 +15,7 @@ use super::{
     App,
     api::{
         agents, api_keys, audit_log, auth, branding, calls, campaigns, invitations, knowledge_base,
-        members, mfa, passwords, sessions, users, verify, wallet, workspace, workspaces,
+        members, mfa, passkeys, passwords, sessions, users, verify, wallet, workspace, workspaces,
     },
     extract::{Access, Admin, GuardedBy, Open, OwnSession, ReadOnly, Rule, SignIn, Write},
     well_known,
@@ -91,6 +91,12 @@ pub fn table() -> Vec<Route> {
         POST   "/v1/auth/mfa/totp/confirm"      OwnSession => mfa::confirm;
         DELETE "/v1/auth/mfa/totp"              OwnSession => mfa::remove;
         POST   "/v1/auth/mfa/recovery-codes"    OwnSession => mfa::renew_recovery_codes;
+        POST   "/v1/auth/passkeys/options"      OwnSession => passkeys::options;
+        POST   "/v1/auth/passkeys"              OwnSession => passkeys::add;
+        GET    "/v1/auth/passkeys"              OwnSession => passkeys::list;
+        DELETE "/v1/auth/passkeys/{id}"         OwnSession => passkeys::remove;
+        POST   "/v1/auth/login/passkey/options" SignIn     => passkeys::login_options;
+        POST   "/v1/auth/login/passkey"         SignIn     => passkeys::login;
         GET    "/v1/auth/me"                    ReadOnly   => auth::me;
         ANY    "/v1/auth/verify"                ReadOnly   => verify::verify;
         ANY    "/v1/auth/verify/"               ReadOnly   => verify::verify_root;

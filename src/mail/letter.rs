@@ -114,6 +114,26 @@ impl Letter {
         }
     }
 
+    pub(super) fn passkey(public_url: &str, is_new: bool, origin: &Origin) -> Self {
+        let (subject, paragraph) = if is_new {
+            (
+                "You have a new passkey",
+                "A passkey was made for your account. It signs in by itself.",
+            )
+        } else {
+            ("A passkey was taken away", "A passkey of your account does not sign in any more.")
+        };
+        Self {
+            subject: subject.to_owned(),
+            paragraphs: vec![paragraph.to_owned(), told(origin)],
+            link: Some(Link {
+                label: "See your passkeys",
+                url: format!("{public_url}/second-factor"),
+            }),
+            note: "If it was not you, take the passkey away and change your password.".to_owned(),
+        }
+    }
+
     pub(super) fn recovery_codes_renewed(public_url: &str, origin: &Origin) -> Self {
         Self {
             subject: "You have new recovery codes".to_owned(),

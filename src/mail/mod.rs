@@ -244,6 +244,10 @@ impl Mailer {
             MailSubject::SecondFactorAdded { origin } => {
                 Letter::second_factor(&self.public_url, true, origin)
             }
+            MailSubject::PasskeyAdded { origin } => Letter::passkey(&self.public_url, true, origin),
+            MailSubject::PasskeyRemoved { origin } => {
+                Letter::passkey(&self.public_url, false, origin)
+            }
             MailSubject::RecoveryCodesRenewed { origin } => {
                 Letter::recovery_codes_renewed(&self.public_url, origin)
             }

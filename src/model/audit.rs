@@ -42,6 +42,10 @@ pub enum Action {
     SecondFactorRemoved,
     /// A person made new recovery codes.
     RecoveryCodesRenewed,
+    /// A person made a passkey.
+    PasskeyAdded,
+    /// A person took a passkey away.
+    PasskeyRemoved,
     /// A person showed that the address is theirs.
     EmailVerified,
     /// A refresh token was used a second time; its session was ended.
@@ -88,6 +92,8 @@ impl Action {
             Self::SecondFactorAdded => "member.mfa_enabled",
             Self::SecondFactorRemoved => "member.mfa_disabled",
             Self::RecoveryCodesRenewed => "member.recovery_codes_renewed",
+            Self::PasskeyAdded => "member.passkey_added",
+            Self::PasskeyRemoved => "member.passkey_removed",
             Self::EmailVerified => "member.email_verified",
             Self::SessionReuseDetected => "session.reuse_detected",
             Self::LoginFailed => "login.failed",

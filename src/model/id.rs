@@ -153,6 +153,8 @@ ids! {
     CampaignId = "campaign";
     /// An invitation to a workspace.
     InvitationId = "invite";
+    /// A passkey of a person.
+    PasskeyId = "passkey";
     /// A movement of a workspace's wallet.
     TransactionId = "txn";
     /// A key that signs access tokens; the `kid` of the JWKS.

@@ -57,6 +57,16 @@ pub enum MailSubject {
         /// From where.
         origin: Origin,
     },
+    /// A passkey was made.
+    PasskeyAdded {
+        /// From where.
+        origin: Origin,
+    },
+    /// A passkey was taken away.
+    PasskeyRemoved {
+        /// From where.
+        origin: Origin,
+    },
     /// Sign-in takes no code any more.
     SecondFactorRemoved {
         /// From where.
@@ -100,6 +110,8 @@ impl MailSubject {
             Self::Invitation { .. } => "invitation",
             Self::PasswordChanged { .. } => "password_changed",
             Self::SecondFactorAdded { .. } => "second_factor_added",
+            Self::PasskeyAdded { .. } => "passkey_added",
+            Self::PasskeyRemoved { .. } => "passkey_removed",
             Self::RecoveryCodesRenewed { .. } => "recovery_codes_renewed",
             Self::SecondFactorRemoved { .. } => "second_factor_removed",
             Self::NewDevice { .. } => "new_device",

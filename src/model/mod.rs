@@ -14,6 +14,7 @@ pub mod invitation;
 pub mod mail;
 pub mod one_time_token;
 pub mod page;
+pub mod passkey;
 pub mod password;
 pub mod principal;
 pub mod refresh_token;

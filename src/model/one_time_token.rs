@@ -25,10 +25,16 @@ pub enum Purpose {
     Invitation,
     /// To complete a sign-in by a second factor.
     SecondFactor,
+    /// To be answered by a passkey.
+    Passkey,
+    /// To be answered by making a passkey.
+    NewPasskey,
     /// To be known by, for a browser; of a session's id.
     Cookie,
     /// To send a form with; of the browser it was made for.
     Form,
+    /// To send a form with; of the session it was made for.
+    SessionForm,
 }
 
 impl Purpose {
@@ -40,8 +46,11 @@ impl Purpose {
             Self::VerifyEmail => "verify_email",
             Self::Invitation => "invitation",
             Self::SecondFactor => "second_factor",
+            Self::Passkey => "passkey",
+            Self::NewPasskey => "new_passkey",
             Self::Cookie => "cookie",
             Self::Form => "form",
+            Self::SessionForm => "session_form",
         }
     }
 }

@@ -110,6 +110,8 @@ pub enum EndReason {
     PasswordChanged,
     /// The person is no longer a member of the workspace that it was in.
     Removed,
+    /// The person set a second factor up, from another one.
+    SecondFactorAdded,
 }
 
 impl EndReason {
@@ -122,6 +124,7 @@ impl EndReason {
             Self::Ended => "ended",
             Self::PasswordChanged => "password_changed",
             Self::Removed => "removed",
+            Self::SecondFactorAdded => "second_factor_added",
         }
     }
 }

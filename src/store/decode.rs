@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use crate::model::{
     id::{
-        AgentId, ApiKeyId, EventId, InvitationId, RequestId, SessionId, SigningKeyId,
+        AgentId, ApiKeyId, EventId, InvitationId, PasskeyId, RequestId, SessionId, SigningKeyId,
         TransactionId, UserId, WorkspaceId,
     },
     scope::{Role, Scope},
@@ -56,6 +56,7 @@ from_uuid!(
     RequestId,
     SessionId,
     InvitationId,
+    PasskeyId,
     SigningKeyId,
     TransactionId,
     UserId,

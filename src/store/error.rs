@@ -27,12 +27,15 @@ pub enum Constraint {
     LiveSuccessor,
     /// The address has an invitation to the workspace that is open.
     OpenInvitation,
+    /// Somebody has the passkey already.
+    PasskeyKnown,
 }
 
 impl Constraint {
     fn from_name(name: &str) -> Option<Self> {
         match name {
             "users_email_key_key" => Some(Self::EmailTaken),
+            "passkeys_credential_id_key" => Some(Self::PasskeyKnown),
             "invitations_open_key" => Some(Self::OpenInvitation),
             "api_keys_live_successor_key" => Some(Self::LiveSuccessor),
             _ => None,

@@ -16,6 +16,7 @@ pub mod mail;
 pub mod members;
 pub mod migrate;
 pub mod one_time_tokens;
+pub mod passkeys;
 mod pools;
 pub mod second_factor;
 pub mod sessions;

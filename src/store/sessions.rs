@@ -147,6 +147,21 @@ pub async fn insert(tx: &mut Tx, session: &NewSession) -> Result<(), StoreError>
     Ok(())
 }
 
+/// Notes that a session was begun with a passkey, in a transaction of its person.
+///
+/// # Errors
+/// When PostgreSQL cannot be reached.
+pub async fn note_passkey(tx: &mut Tx, user: UserId, id: SessionId) -> Result<(), StoreError> {
+    sqlx::query!(
+        "UPDATE sessions SET by_passkey = true WHERE id = $1 AND user_id = $2",
+        id.uuid(),
+        user.uuid(),
+    )
+    .execute(tx.conn())
+    .await?;
+    Ok(())
+}
+
 /// Where a session's refresh tokens stand. The row stays locked until the transaction ends, so
 /// concurrent refreshes of one session take turns.
 ///

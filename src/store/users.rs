@@ -35,13 +35,6 @@ impl SignIn {
     }
 }
 
-/// A password that was right and still is.
-#[derive(Debug)]
-pub struct Pinned {
-    /// Whether it is not enough.
-    pub takes_second_factor: bool,
-}
-
 impl Store {
     /// The account with an address, before anybody is known to be signed in.
     ///
@@ -184,7 +177,7 @@ pub async fn set_password_hash(
 }
 
 /// Whether the password hash of the transaction's person is still the one that was verified; then it stays so
-/// until the transaction ends, or is replaced by one of the same password. None: it is another.
+/// until the transaction ends, or is replaced by one of the same password.
 ///
 /// # Errors
 /// When PostgreSQL cannot be reached.
@@ -192,19 +185,15 @@ pub async fn pin_password_hash(
     tx: &mut Tx,
     verified: &SecretString,
     renewed: Option<&SecretString>,
-) -> Result<Option<Pinned>, StoreError> {
-    let row = sqlx::query!(
+) -> Result<bool, StoreError> {
+    Ok(sqlx::query_scalar!(
         r#"SELECT CASE WHEN $2::text IS NULL THEN pin_password_hash($1)
-                       ELSE replace_password_hash($1, $2) END AS "is!",
-                  EXISTS (SELECT FROM totp_factors
-                          WHERE user_id = current_person() AND confirmed_at IS NOT NULL)
-                  AS "takes_second_factor!""#,
+                       ELSE replace_password_hash($1, $2) END AS "is!""#,
         verified.expose_secret(),
         renewed.map(ExposeSecret::expose_secret),
     )
     .fetch_one(tx.conn())
-    .await?;
-    Ok(row.is.then_some(Pinned { takes_second_factor: row.takes_second_factor }))
+    .await?)
 }
 
 /// Notes that a person's address is theirs, in a transaction of that person; false where that was known.

@@ -9,15 +9,19 @@ use call2me_auth::{
 };
 use serde_json::{Value, json};
 
-use crate::fixture::{Key, PASSWORD, Person, TestApp};
+use crate::{
+    fixture::{Key, LOCALHOST, PASSWORD, Person, TestApp},
+    passkeys::passkey_of,
+};
 
-/// What would end the person's access, or is about a second factor, which they do not have: whom the guard lets through
+/// What would end the person's access, or is about a second factor or a passkey, which they do not have: whom the guard lets through
 /// is told here what is missing. How they succeed is tested in workspaces.rs and mfa.rs.
-const LOCKING_OUT: [&str; 5] = [
+const LOCKING_OUT: [&str; 6] = [
     "DELETE /v1/workspace",
     "DELETE /v1/users/me",
     "POST /v1/auth/mfa/totp/confirm",
     "POST /v1/auth/mfa/recovery-codes",
+    "POST /v1/auth/passkeys",
     "DELETE /v1/auth/mfa/totp",
 ];
 
@@ -79,6 +83,13 @@ impl Side {
                 let own = sessions.as_array().unwrap().iter().find(|own| own["current"] == true);
                 (own.unwrap()["id"].clone(), json!({}))
             }
+            "/v1/auth/passkeys" if path.ends_with("{id}") => {
+                let login = json!({ "email": self.owner.email, "password": PASSWORD });
+                let pair = app.post("/v1/auth/login").json(login).send().await.expect(200);
+                let access_token = pair["access_token"].as_str().unwrap().to_owned();
+                let owner = Person { access_token, ..self.owner.clone() };
+                (Value::from(passkey_of(app, &owner).await), json!({}))
+            }
             "/v1/invitations" => {
                 let body = json!({ "email": format!("{}@new.example", NEXT.fetch_add(1, Relaxed)),
                                    "role": "viewer" });
@@ -114,7 +125,7 @@ impl Side {
 
 #[tokio::test]
 async fn every_route_keeps_its_rule() {
-    let app = TestApp::start().await;
+    let app = TestApp::start_with(&[("server.public_url", LOCALHOST)]).await;
     let acme = Side::new(&app, "acme").await;
     let widgets = Side::new(&app, "widgets-inc").await;
     let mut checked = 0;

@@ -118,7 +118,15 @@ async fn for_a_workspace_the_role_sees_that_workspace_alone() {
     }
     assert_eq!(
         seen + SHARED.len()
-            + ["users", "sessions", "one_time_tokens", "totp_factors", "mfa_challenges"].len(),
+            + [
+                "users",
+                "sessions",
+                "one_time_tokens",
+                "totp_factors",
+                "mfa_challenges",
+                "passkeys"
+            ]
+            .len(),
         tables(&mut setting.connection).await.len()
     );
     let mut tx = setting.connection.begin().await.unwrap();

@@ -362,7 +362,12 @@ async fn a_workspace_may_ask_for_a_second_factor() {
     assert_eq!(agents(&app, moved["access_token"].as_str().unwrap()).await, 200);
 
     let access_token = bearer_of(&app, &member).await;
-    with_factor(&app, &Person { access_token, ..member.clone() }).await;
+    let enrolling = Person { access_token, ..member.clone() };
+    assert_eq!(agents(&node, &enrolling.access_token).await, 403);
+    with_factor(&app, &enrolling).await;
+    // What was begun with less has ended: somebody else may have it.
+    app.by(&member.access_token, "GET", "/v1/auth/me").send().await.refused(401, "unauthorized");
+    let member = enrolling;
     for app in [&app, &node] {
         assert_eq!(agents(app, &member.access_token).await, 200, "open as soon as it is confirmed");
     }
@@ -382,8 +387,11 @@ async fn a_workspace_may_ask_for_a_second_factor() {
     assert_eq!(events[1]["metadata"]["require_second_factor"], true);
 }
 
-/// A fresh sign-in's token.
+/// A fresh sign-in's token, for the person's workspace.
 async fn bearer_of(app: &TestApp, person: &Person) -> String {
-    let pair = login(app, person, PASSWORD).await.expect(200);
+    let body = json!({
+        "email": person.email, "password": PASSWORD, "workspace_id": person.workspace_id,
+    });
+    let pair = app.post("/v1/auth/login").json(body).send().await.expect(200);
     pair["access_token"].as_str().unwrap().to_owned()
 }

@@ -17,6 +17,7 @@ pub mod invitations;
 pub mod knowledge_base;
 pub mod members;
 pub mod mfa;
+pub mod passkeys;
 pub mod passwords;
 pub mod sessions;
 pub mod users;

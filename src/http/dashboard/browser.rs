@@ -17,11 +17,11 @@ use uuid::Uuid;
 
 use super::page;
 use crate::{
-    auth::AuthError,
+    auth::{AuthError, browser::FormOf},
     http::{ApiError, App},
     model::{
         audit::RequestInfo,
-        id::{Id, SessionId},
+        id::SessionId,
         principal::{Caller, Credential},
     },
 };
@@ -33,9 +33,9 @@ const BROWSER: &str = "call2me_browser";
 pub struct Browser {
     app: App,
     /// What its forms are made for: its session where a page asks for one, else the browser.
-    id: Uuid,
-    /// Whether it is seen for the first time.
-    is_new: bool,
+    form_of: FormOf,
+    /// Its own id, where it is seen for the first time.
+    new: Option<Uuid>,
     session: Option<String>,
 }
 
@@ -46,12 +46,15 @@ impl FromRequestParts<App> for Browser {
         let known = cookie(app, &parts.headers, BROWSER).and_then(|text| text.parse().ok());
         let session = cookie(app, &parts.headers, SESSION);
         let signed_in = parts.extensions.get::<Caller>().map(|caller| &caller.principal.credential);
-        let (id, is_new) = match (signed_in, known) {
-            (Some(Credential::Session { id, .. }), _) => (id.uuid(), false),
-            (_, Some(known)) => (known, false),
-            (_, None) => (Uuid::from_bytes(app.env.entropy.bytes()), true),
+        let (form_of, new) = match (signed_in, known) {
+            (Some(Credential::Session { id, .. }), _) => (FormOf::Session(*id), None),
+            (_, Some(known)) => (FormOf::Browser(known), None),
+            (_, None) => {
+                let new = Uuid::from_bytes(app.env.entropy.bytes());
+                (FormOf::Browser(new), Some(new))
+            }
         };
-        Ok(Self { app: Arc::clone(app), id, is_new, session })
+        Ok(Self { app: Arc::clone(app), form_of, new, session })
     }
 }
 
@@ -59,12 +62,12 @@ impl Browser {
     /// What a form on a page of this browser has to hold.
     #[must_use]
     pub fn form_token(&self) -> SecretString {
-        self.app.auth.form_token(self.id)
+        self.app.auth.form_token(self.form_of)
     }
 
     /// Whether a form was made for this browser.
     pub(super) fn has_made(&self, token: &str) -> bool {
-        !self.is_new && self.app.auth.is_form_of(self.id, token)
+        self.new.is_none() && self.app.auth.is_form_of(self.form_of, token)
     }
 
     /// Who is signed in, on a page that is for anybody.
@@ -83,8 +86,8 @@ impl Browser {
     /// A page for this browser.
     pub fn page<T: askama::Template>(&self, status: u16, template: &T) -> Response {
         let mut response = page::render(status, template);
-        if self.is_new {
-            set(&self.app, &mut response, BROWSER, self.id.to_string(), None);
+        if let Some(new) = self.new {
+            set(&self.app, &mut response, BROWSER, new.to_string(), None);
         }
         response
     }

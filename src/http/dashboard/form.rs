@@ -6,7 +6,10 @@ use axum::{
 };
 
 use super::browser::Browser;
-use crate::http::{ApiError, App, error::Code, extract};
+use crate::{
+    http::{ApiError, App, error::Code, extract},
+    model::password::Password,
+};
 
 /// The field that holds the form's own token.
 const TOKEN: &str = "form_token";
@@ -43,6 +46,15 @@ impl Form {
         Ok(self.fields.text(name)?.unwrap_or_default())
     }
 
+    /// A password, unless it was left empty. Spaces are part of it.
+    ///
+    /// # Errors
+    /// When it is there twice, or holds a NUL.
+    pub fn password(&self, name: &'static str) -> Result<Option<Password>, ApiError> {
+        let text = Some(self.text(name)?).filter(|text| !text.is_empty());
+        Ok(text.map(|text| Password::new(text.to_owned())))
+    }
+
     /// A field's text, unless it was left empty.
     ///
     /// # Errors
@@ -57,7 +69,7 @@ fn check_origin(headers: &HeaderMap, public_url: &str) -> Result<(), ApiError> {
     let text = |name: &str| headers.get(name).map(|value| value.to_str().unwrap_or_default());
     let is_ours = match (text("sec-fetch-site"), text(header::ORIGIN.as_str())) {
         (Some(site), _) => site == "same-origin",
-        (None, Some(origin)) => origin == origin_of(public_url),
+        (None, Some(origin)) => origin == public_url,
         // No browser's; the form's token decides.
         (None, None) => true,
     };
@@ -66,13 +78,6 @@ fn check_origin(headers: &HeaderMap, public_url: &str) -> Result<(), ApiError> {
     }
     let message = format!("forms are only taken from pages at {public_url}");
     Err(ApiError::new(Code::Forbidden, message))
-}
-
-/// The part of a URL before its path.
-fn origin_of(url: &str) -> &str {
-    let host = url.find("://").map_or(0, |at| at + 3);
-    let end = url[host..].find('/').map_or(url.len(), |at| host + at);
-    &url[..end]
 }
 
 #[cfg(test)]
@@ -85,7 +90,7 @@ mod tests {
 
     #[test]
     fn only_forms_of_our_own_pages_are_taken() {
-        let url = "https://auth.example/base";
+        let url = "https://auth.example";
         for (ok, sent) in [
             (true, &[][..]),
             (true, &[("origin", "https://auth.example")]),

@@ -1,7 +1,10 @@
 //! Accepting an invitation: as whoever is signed in, or as somebody new.
 
 use askama::Template;
-use axum::{extract::State, response::Response};
+use axum::{
+    extract::State,
+    response::{IntoResponse, Redirect, Response},
+};
 use secrecy::{ExposeSecret, SecretString};
 
 use super::{
@@ -10,12 +13,14 @@ use super::{
     page::{Message, encoded, explained},
 };
 use crate::{
-    auth::invitations::{Invited, NewMember},
+    auth::{
+        AuthError,
+        invitations::{Invited, NewMember},
+    },
     http::{
         ApiError, App,
         extract::{Public, Query},
     },
-    model::password::Password,
 };
 
 #[derive(Template)]
@@ -72,15 +77,19 @@ pub(super) async fn accept(
     let accepted = if let Some(caller) = &caller {
         app.auth.accept_invitation(caller, token).await
     } else {
-        let password = Password::new(form.text("password")?.to_owned());
+        let password = form.password("password")?;
         let full_name = form.filled("full_name")?.map(str::to_owned);
-        let new = NewMember { password: Some(password), full_name };
+        let new = NewMember { password, full_name };
         app.auth.accept_invitation_anew(token, &new, &public.request).await
     };
     let error = match accepted {
         Ok(pair) => return Ok(browser.signed_in(pair.session, "/")),
         Err(error) => error,
     };
+    if matches!(error, AuthError::SignInFirst) {
+        let invited = app.auth.look_at_invitation(token).await?;
+        return Ok(Redirect::to(&sign_in(&invited, token)).into_response());
+    }
     let (status, problem) = explained(error.into())?;
     // It may be that the link does not work any more.
     let invited = app.auth.look_at_invitation(token).await?;

@@ -1,6 +1,6 @@
 //! Pages for people in browsers: signing in, and what mailed links lead to.
 //!
-//! Rendered here, for any browser, with or without JavaScript. A person is known by a cookie
+//! Rendered here, for any browser, with or without JavaScript; passkeys alone take it. A person is known by a cookie
 //! ([`browser`]); forms hold a token that no other site can know, and come from here ([`form`]); every page
 //! has the same headers ([`page`]). The guard is that of the API: the same limits, the same log.
 
@@ -8,6 +8,7 @@ pub mod browser;
 pub mod form;
 mod invitations;
 pub mod page;
+mod passkeys;
 mod passwords;
 mod second_factor;
 mod sessions;
@@ -58,9 +59,11 @@ pub fn table() -> Vec<PageRoute> {
     pages! {
         GET    "/"                              Open       => front;
         GET    "/assets/style.css"              Open       => style;
+        GET    "/assets/passkeys.js"            Open       => passkeys_script;
         GET    "/sign-in"                       Open       => sign_in::show;
         POST   "/sign-in"                       SignIn     => sign_in::submit;
         POST   "/sign-in/second-factor"         SignIn     => sign_in::submit_code;
+        POST   "/sign-in/passkey"               SignIn     => passkeys::sign_in;
         POST   "/sign-out"                      OwnSession => sessions::sign_out;
         GET    "/forgot-password"               Open       => passwords::show_forgot;
         POST   "/forgot-password"               SignIn     => passwords::forgot;
@@ -75,6 +78,9 @@ pub fn table() -> Vec<PageRoute> {
         POST   "/second-factor/confirm"         OwnSession => second_factor::confirm;
         POST   "/second-factor/recovery-codes"  OwnSession => second_factor::renew_recovery_codes;
         POST   "/second-factor/remove"          OwnSession => second_factor::remove;
+        POST   "/second-factor/passkeys/new"    OwnSession => passkeys::begin;
+        POST   "/second-factor/passkeys"        OwnSession => passkeys::add;
+        POST   "/second-factor/passkeys/{id}/remove" OwnSession => passkeys::remove;
         GET    "/sessions"                      OwnSession => sessions::show;
         POST   "/sessions/end-others"           OwnSession => sessions::end_others;
         POST   "/sessions/{id}/end"             OwnSession => sessions::end;
@@ -86,9 +92,17 @@ async fn front(_public: Public) -> Redirect {
 }
 
 async fn style(_public: Public) -> Response {
+    asset("text/css; charset=utf-8", include_str!("assets/style.css"))
+}
+
+async fn passkeys_script(_public: Public) -> Response {
+    asset("text/javascript; charset=utf-8", include_str!("assets/passkeys.js"))
+}
+
+fn asset(media_type: &'static str, text: &'static str) -> Response {
     let headers = [
-        (header::CONTENT_TYPE, HeaderValue::from_static("text/css; charset=utf-8")),
+        (header::CONTENT_TYPE, HeaderValue::from_static(media_type)),
         (header::CACHE_CONTROL, HeaderValue::from_static("public, max-age=3600")),
     ];
-    (headers, include_str!("assets/style.css")).into_response()
+    (headers, text).into_response()
 }

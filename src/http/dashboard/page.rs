@@ -11,7 +11,7 @@ use tracing::error;
 use crate::http::{ApiError, error::Code};
 
 /// Nothing from elsewhere, nothing inline, in nobody's frame.
-const POLICY: &str = "default-src 'none'; style-src 'self'; img-src 'self' data:; form-action 'self'; \
+const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; form-action 'self'; \
                       base-uri 'none'; frame-ancestors 'none'";
 
 /// What tokens are made of may stand in a URL as it is.
@@ -77,7 +77,8 @@ pub(in crate::http) fn of_refusal(response: Response, method: &Method, wanted: &
 
 fn of_error(error: &ApiError, method: &Method, wanted: &str) -> Response {
     if error.code() == Code::Unauthorized {
-        let next = if *method == Method::GET { wanted } else { "/" };
+        let is_page = [Method::GET, Method::HEAD].contains(method);
+        let next = if is_page { wanted } else { "/" };
         return Redirect::to(&format!("/sign-in?next={}", encoded(next))).into_response();
     }
     let title = match error.code() {
@@ -99,7 +100,7 @@ pub(super) fn explained(error: ApiError) -> Result<(u16, String), ApiError> {
     match error.code() {
         // No credential was sent, so it is not for a 401 to ask for one.
         Code::InvalidCredentials | Code::ValidationFailed => Ok((422, error.message().to_owned())),
-        Code::Forbidden | Code::Conflict => {
+        Code::Forbidden | Code::Conflict | Code::NotFound => {
             Ok((error.code().status().as_u16(), error.message().to_owned()))
         }
         _ => Err(error),

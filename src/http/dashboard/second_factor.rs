@@ -17,10 +17,10 @@ use crate::{
         ApiError, App,
         extract::{Authorized, OwnSession},
     },
-    model::password::Password,
+    model::{passkey::Passkey, password::Password, timestamp},
 };
 
-const HERE: &str = "/second-factor";
+pub(super) const HERE: &str = "/second-factor";
 
 #[derive(Template)]
 #[template(path = "second_factor_settings.html")]
@@ -29,6 +29,9 @@ struct SettingsPage {
     is_on: bool,
     /// Whether the workspace asks for what is not there.
     is_missing: bool,
+    passkeys: Vec<Passkey>,
+    /// Whether there can be passkeys at all.
+    has_passkeys: bool,
     problem: Option<String>,
 }
 
@@ -64,7 +67,7 @@ pub(super) async fn set_up(
     State(app): State<App>,
     form: Form,
 ) -> Result<Response, ApiError> {
-    let password = form.filled("password")?.map(|text| Password::new(text.to_owned()));
+    let password = form.password("password")?;
     match app.auth.enrol_totp(&caller, password.as_ref()).await {
         Ok(new) => {
             let (secret, uri) = (new.secret.expose_secret(), new.uri.expose_secret());
@@ -118,7 +121,8 @@ pub(super) async fn remove(
     }
 }
 
-async fn settings(
+/// The page of all of it.
+pub(super) async fn settings(
     caller: &Authorized<OwnSession>,
     app: &App,
     browser: &Browser,
@@ -132,6 +136,8 @@ async fn settings(
         form_token: browser.form_token(),
         is_on: app.auth.has_second_factor(caller).await?,
         is_missing: caller.principal.lacks_second_factor,
+        passkeys: app.auth.passkeys(caller).await?,
+        has_passkeys: app.auth.passkey_options().is_ok(),
         problem,
     };
     Ok(browser.page(status, &page))

@@ -27,6 +27,8 @@ struct SignInPage<'a> {
     form_token: SecretString,
     next: &'a str,
     email: &'a str,
+    /// What a passkey is asked for, as JSON; none where there can be no passkeys.
+    passkey: Option<String>,
     problem: Option<String>,
 }
 
@@ -42,6 +44,7 @@ struct SecondFactorPage<'a> {
 /// Asks for address and password.
 pub(super) async fn show(
     public: Public,
+    State(app): State<App>,
     browser: Browser,
     query: Query,
 ) -> Result<Response, ApiError> {
@@ -50,8 +53,7 @@ pub(super) async fn show(
         return Ok(Redirect::to(next).into_response());
     }
     let email = query.text("email")?.unwrap_or_default();
-    let page = SignInPage { form_token: browser.form_token(), next, email, problem: None };
-    Ok(browser.page(200, &page))
+    Ok(page(&app, &browser, 200, next, email, None))
 }
 
 /// Takes them; asks for a code where that is not enough.
@@ -71,11 +73,23 @@ pub(super) async fn submit(
         }
         Err(error) => {
             let (status, problem) = explained(error.into())?;
-            let form_token = browser.form_token();
-            let page = SignInPage { form_token, next, email, problem: Some(problem) };
-            Ok(browser.page(status, &page))
+            Ok(page(&app, browser, status, next, email, Some(problem)))
         }
     }
+}
+
+/// The page that asks how to sign in.
+pub(super) fn page(
+    app: &App,
+    browser: &Browser,
+    status: u16,
+    next: &str,
+    email: &str,
+    problem: Option<String>,
+) -> Response {
+    let passkey = app.auth.passkey_options().ok().map(|options| options.to_string());
+    let form_token = browser.form_token();
+    browser.page(status, &SignInPage { form_token, next, email, passkey, problem })
 }
 
 /// Takes a code.
@@ -97,7 +111,7 @@ pub(super) async fn submit_code(
 }
 
 /// Where to go after signing in: a page of ours and of nobody else's (no open redirect).
-fn own_page(wanted: &str) -> &str {
+pub(super) fn own_page(wanted: &str) -> &str {
     let is_path = wanted.starts_with('/') && !wanted.starts_with("//");
     // A URI has no backslash, which browsers take for a slash.
     let is_uri = wanted.parse::<Uri>().is_ok_and(|uri| uri.authority().is_none());

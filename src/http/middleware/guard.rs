@@ -197,6 +197,10 @@ impl Guard {
                 let decision = self.sign_in.decision(&response);
                 self.with_decision(response, decision)
             }
+            // …and a page before it is made…
+            (Rule::Open, Some(refusal)) if self.door == Door::Page => {
+                self.with_decision(refusal.into_response(), decision)
+            }
             // …a refresh brings a credential of its own, and a good one passes whatever others
             // behind the same address do.
             (_, refusal) => {

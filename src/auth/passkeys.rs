@@ -1,0 +1,297 @@
+//! Passkeys: made by who is signed in, and signing in by themselves, without a password or a code.
+
+use std::{sync::Arc, time::Duration};
+
+use secrecy::ExposeSecret;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use super::{
+    Auth, AuthError, check_password::UNCONFIRMED, login::TokenPair, recovery::address_of,
+    sessions::own_session,
+};
+use crate::{
+    model::{
+        audit::{Action, RequestInfo},
+        id::{Id, PasskeyId, WorkspaceId},
+        mail::MailSubject,
+        one_time_token::Purpose,
+        passkey::{self, Ceremony, NotAPasskey, Passkey, RelyingParty},
+        password::Password,
+        principal::Caller,
+        text,
+    },
+    store,
+};
+
+/// How long a challenge can be met.
+const LIFETIME: Duration = Duration::from_mins(5);
+/// Passkeys of a person.
+const MAX_PASSKEYS: usize = 20;
+
+const NO_NAME: AuthError =
+    AuthError::Conflict("passkeys need the service to be reached by https under a host's name");
+const SIGN_IN_AGAIN: AuthError = AuthError::InvalidSecondFactor(
+    "the passkey does not work here; try again, or sign in otherwise",
+);
+
+/// What a browser made, as `PublicKeyCredential.toJSON()` has it.
+#[derive(Debug, Deserialize)]
+pub struct NewCredential {
+    /// What the device answered.
+    response: RegistrationResponse,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct RegistrationResponse {
+    #[serde(rename = "clientDataJSON")]
+    client_data: String,
+    attestation_object: String,
+}
+
+/// What a passkey signed, as `PublicKeyCredential.toJSON()` has it.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SignedCredential {
+    raw_id: String,
+    response: AuthenticationResponse,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct AuthenticationResponse {
+    #[serde(rename = "clientDataJSON")]
+    client_data: String,
+    authenticator_data: String,
+    signature: String,
+    #[serde(default)]
+    user_handle: Option<String>,
+}
+
+impl From<NotAPasskey> for AuthError {
+    fn from(why: NotAPasskey) -> Self {
+        Self::Invalid { field: "credential", reason: format!("credential does not fit: {why}") }
+    }
+}
+
+impl Auth {
+    fn relying_party(&self) -> Result<RelyingParty, AuthError> {
+        RelyingParty::of(&self.issuer).ok_or(NO_NAME)
+    }
+
+    /// What a browser is asked for to make a passkey (`PublicKeyCredentialCreationOptionsJSON`).
+    ///
+    /// # Errors
+    /// [`AuthError::Forbidden`] for a person who has neither just signed in nor given the password,
+    /// [`AuthError::Conflict`] for too many, or where there can be none.
+    pub async fn new_passkey_options(
+        &self,
+        caller: &Caller,
+        password: Option<&Password>,
+    ) -> Result<Value, AuthError> {
+        let (_, user_id) = own_session(caller)?;
+        let party = self.relying_party()?;
+        if !self.is_confirmed(caller, password).await? {
+            return Err(UNCONFIRMED);
+        }
+        let user = self.person(user_id).await?;
+        let mut tx = self.store.begin_personal(user_id).await?;
+        let known = store::passkeys::list(&mut tx, user_id).await?;
+        if known.len() >= MAX_PASSKEYS {
+            return Err(AuthError::Conflict("there are too many passkeys: take one away first"));
+        }
+        let known = known.iter().map(|(_, credential)| descriptor(credential));
+        let algorithms = passkey::ALGORITHMS.iter();
+        Ok(json!({
+            "rp": { "id": party.id, "name": party.id },
+            "user": {
+                "id": passkey::text(user_id.uuid().as_bytes()), "name": user.email,
+                "displayName": user.display_name(),
+            },
+            "challenge": self.passkey_challenge(Purpose::NewPasskey),
+            "pubKeyCredParams": algorithms
+                .map(|algorithm| json!({ "type": "public-key", "alg": algorithm }))
+                .collect::<Vec<_>>(),
+            "timeout": LIFETIME.as_millis(),
+            "excludeCredentials": known.collect::<Vec<_>>(),
+            "authenticatorSelection": {
+                "residentKey": "required", "requireResidentKey": true, "userVerification": "required",
+            },
+            "attestation": "none",
+        }))
+    }
+
+    /// Takes a passkey that a browser made.
+    ///
+    /// # Errors
+    /// [`AuthError::Invalid`] for one that is none, [`AuthError::Conflict`] for one that somebody has.
+    pub async fn add_passkey(
+        &self,
+        caller: &Caller,
+        name: &str,
+        credential: &NewCredential,
+    ) -> Result<Passkey, AuthError> {
+        let (_, user_id) = own_session(caller)?;
+        let party = self.relying_party()?;
+        let name = text::name("name", name).map_err(|why| AuthError::invalid("name", why))?;
+        let response = &credential.response;
+        let client_data = passkey::bytes(&response.client_data)?;
+        let challenge = passkey::challenge(&party, Ceremony::Registration, &client_data)?;
+        let challenge = self.fresh_challenge(Purpose::NewPasskey, &challenge)?;
+        let new = passkey::registered(&party, &passkey::bytes(&response.attestation_object)?)?;
+        let user = self.person(user_id).await?;
+        let mut tx = self.store.begin_personal(user_id).await?;
+        if !store::passkeys::meet_challenge(&mut tx, challenge).await? {
+            return Err(NotAPasskey("the answer came before").into());
+        }
+        let made = Passkey {
+            id: self.env.new_id(),
+            name,
+            created_at: self.env.clock.now(),
+            last_used_at: None,
+        };
+        store::passkeys::insert(&mut tx, user_id, &new, &made).await?;
+        let subject = MailSubject::PasskeyAdded { origin: self.origin(&caller.request) };
+        self.mail(&mut tx, user.email.clone(), subject).await?;
+        self.tell_workspaces(&mut tx, &user, Action::PasskeyAdded, &caller.request).await?;
+        tx.commit().await?;
+        Ok(made)
+    }
+
+    /// The caller's passkeys, the newest first.
+    ///
+    /// # Errors
+    /// [`AuthError::Forbidden`] for a caller that is no session.
+    pub async fn passkeys(&self, caller: &Caller) -> Result<Vec<Passkey>, AuthError> {
+        let (_, user_id) = own_session(caller)?;
+        let mut tx = self.store.begin_personal(user_id).await?;
+        let passkeys = store::passkeys::list(&mut tx, user_id).await?;
+        Ok(passkeys.into_iter().map(|(passkey, _)| passkey).collect())
+    }
+
+    /// Takes one of the caller's passkeys away.
+    ///
+    /// # Errors
+    /// [`AuthError::NotFound`] where there is none, [`AuthError::Forbidden`] as for making one.
+    pub async fn remove_passkey(
+        &self,
+        caller: &Caller,
+        id: PasskeyId,
+        password: Option<&Password>,
+    ) -> Result<(), AuthError> {
+        let (_, user_id) = own_session(caller)?;
+        if !self.is_confirmed(caller, password).await? {
+            return Err(UNCONFIRMED);
+        }
+        let user = self.person(user_id).await?;
+        let mut tx = self.store.begin_personal(user_id).await?;
+        if !store::passkeys::remove(&mut tx, user_id, id).await? {
+            return Err(AuthError::NotFound("passkey"));
+        }
+        let subject = MailSubject::PasskeyRemoved { origin: self.origin(&caller.request) };
+        self.mail(&mut tx, user.email.clone(), subject).await?;
+        self.tell_workspaces(&mut tx, &user, Action::PasskeyRemoved, &caller.request).await?;
+        Ok(tx.commit().await?)
+    }
+
+    /// What a browser is asked for to sign somebody in, whoever it is
+    /// (`PublicKeyCredentialRequestOptionsJSON`).
+    ///
+    /// # Errors
+    /// [`AuthError::Conflict`] where there can be no passkeys.
+    pub fn passkey_options(&self) -> Result<Value, AuthError> {
+        Ok(json!({
+            "challenge": self.passkey_challenge(Purpose::Passkey),
+            "rpId": self.relying_party()?.id,
+            "timeout": LIFETIME.as_millis(),
+            "userVerification": "required",
+            "allowCredentials": [],
+        }))
+    }
+
+    /// Signs in with a passkey. It takes the device and whoever may unlock it, so nothing else is asked.
+    ///
+    /// # Errors
+    /// [`AuthError::InvalidSecondFactor`] for one that does not work, whatever is wrong with it;
+    /// [`AuthError::Forbidden`] for a workspace that the person is no member of.
+    pub async fn sign_in_by_passkey(
+        &self,
+        credential: &SignedCredential,
+        wanted: Option<WorkspaceId>,
+        request: &Arc<RequestInfo>,
+    ) -> Result<TokenPair, AuthError> {
+        let party = self.relying_party()?;
+        let response = &credential.response;
+        let [id, client_data, authenticator_data, signature] = [
+            &credential.raw_id,
+            &response.client_data,
+            &response.authenticator_data,
+            &response.signature,
+        ]
+        .map(|text| passkey::bytes(text));
+        let (id, client_data) = (id?, client_data?);
+        let challenge = passkey::challenge(&party, Ceremony::Authentication, &client_data)?;
+        let challenge = self.fresh_challenge(Purpose::Passkey, &challenge)?;
+        let user_id = self.store.find_passkey(&id).await?.ok_or(SIGN_IN_AGAIN)?;
+        if response.user_handle.as_ref().is_some_and(|handle| {
+            passkey::bytes(handle).ok().as_deref() != Some(&user_id.uuid().as_bytes()[..])
+        }) {
+            return Err(SIGN_IN_AGAIN);
+        }
+        let user = self.person(user_id).await?;
+        let account = self.store.find_sign_in(&address_of(&user.email)?).await?;
+        let account = account.ok_or(SIGN_IN_AGAIN)?;
+        let mut tx = self.store.begin_personal(user_id).await?;
+        let known = store::passkeys::lock(&mut tx, user_id, &id).await?.ok_or(SIGN_IN_AGAIN)?;
+        let said = passkey::asserted(
+            &party,
+            &known.public_key,
+            &client_data,
+            &authenticator_data?,
+            &signature?,
+        );
+        let counts = |said: &passkey::Assertion| {
+            let (count, before) = (i64::from(said.sign_count), known.sign_count);
+            // One that counts and does not go on is a copy (section 6.1.1).
+            (count == 0 && before == 0) || count > before
+        };
+        let said = said.ok().filter(counts);
+        let said = said.filter(|said| said.is_backup_eligible == known.backup_eligible);
+        let Some(said) = said else {
+            self.note_failure(&account, request, "bad_passkey", 401).await?;
+            return Err(SIGN_IN_AGAIN);
+        };
+        if !store::passkeys::meet_challenge(&mut tx, challenge).await? {
+            return Err(SIGN_IN_AGAIN);
+        }
+        let now = self.env.clock.now();
+        store::passkeys::note_use(&mut tx, user_id, known.id, said.sign_count, now).await?;
+        let pair = self.enter(&mut tx, &account, wanted, request).await?;
+        store::sessions::note_passkey(&mut tx, user_id, pair.session).await?;
+        tx.commit().await?;
+        Ok(pair)
+    }
+
+    /// A challenge: what it is derived from tells when.
+    fn passkey_challenge(&self, purpose: Purpose) -> String {
+        self.token_key.derive(purpose, self.env.new_uuid()).expose_secret().to_owned()
+    }
+
+    /// The id of a challenge of ours that can still be met.
+    fn fresh_challenge(&self, purpose: Purpose, challenge: &str) -> Result<Uuid, AuthError> {
+        let id = self.token_key.verify(purpose, challenge);
+        let id = id.ok_or(NotAPasskey("the answer is to no question of ours"))?;
+        let made = id.get_timestamp().map_or(0, |made| made.to_unix().0);
+        let age = self.env.clock.now().unix_timestamp().saturating_sub_unsigned(made);
+        if u64::try_from(age).is_ok_and(|age| age > LIFETIME.as_secs()) {
+            return Err(NotAPasskey("the answer comes too late").into());
+        }
+        Ok(id)
+    }
+}
+
+fn descriptor(credential_id: &[u8]) -> Value {
+    json!({ "type": "public-key", "id": passkey::text(credential_id) })
+}
