@@ -386,3 +386,6 @@ pub fn bytes(text: &str) -> Result<Vec<u8>, NotAPasskey> {
     }
     BASE64URL_NOPAD.decode(text.as_bytes()).map_err(|_| NotAPasskey("the answer is malformed"))
 }
+
+#[cfg(test)]
+mod tests;

@@ -34,6 +34,7 @@ mod metrics;
 mod mfa;
 mod openapi;
 mod pages;
+mod pages_guarded;
 mod passkeys;
 mod passwords;
 mod rate_limits;

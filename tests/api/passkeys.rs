@@ -2,138 +2,18 @@
 
 use std::time::Duration;
 
-use aws_lc_rs::{
-    digest::{SHA256, digest},
-    rand::SystemRandom,
-    signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, KeyPair as _},
-};
 use data_encoding::BASE64URL_NOPAD;
-use minicbor::Encoder;
 use serde_json::{Value, json};
 
 use crate::{
-    fixture::{Answer, Browser, Chromium, LOCALHOST, PASSWORD, Person, SmtpSink, TestApp},
+    fixture::{
+        Answer, Browser, Chromium, LOCALHOST, PASSWORD, Person, SmtpSink, TestApp,
+        device::{
+            BACKED_UP, BACKUP_ELIGIBLE, Device, HAS_CREDENTIAL, PRESENT, VERIFIED, base64url,
+        },
+    },
     mfa,
 };
-
-const PRESENT: u8 = 1;
-const VERIFIED: u8 = 4;
-const BACKUP_ELIGIBLE: u8 = 8;
-const BACKED_UP: u8 = 16;
-const HAS_CREDENTIAL: u8 = 64;
-
-/// A device with one passkey (ES256), and what it says of itself and of the browser.
-struct Device {
-    key: EcdsaKeyPair,
-    id: Vec<u8>,
-    count: u32,
-    flags: u8,
-    party: String,
-    origin: String,
-    /// In place of what was asked for.
-    kind: Option<&'static str>,
-    challenge: Option<String>,
-    /// What the browser adds.
-    extra: Value,
-}
-
-impl Device {
-    fn new(app: &TestApp) -> Self {
-        let key = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_ASN1_SIGNING).unwrap();
-        let id = digest(&SHA256, key.public_key().as_ref()).as_ref().to_vec();
-        Self {
-            key,
-            id,
-            count: 0,
-            flags: PRESENT | VERIFIED,
-            party: "localhost".to_owned(),
-            origin: app.app.settings.public_url.clone(),
-            kind: None,
-            challenge: None,
-            extra: json!({ "crossOrigin": false }),
-        }
-    }
-
-    fn client_data(&self, kind: &str, options: &Value) -> Vec<u8> {
-        let challenge = self.challenge.as_deref();
-        let mut data = json!({
-            "type": self.kind.unwrap_or(kind), "origin": self.origin,
-            "challenge": challenge.or(options["challenge"].as_str()).unwrap(),
-        });
-        let extra = self.extra.as_object().unwrap().clone();
-        data.as_object_mut().unwrap().extend(extra);
-        data.to_string().into_bytes()
-    }
-
-    fn data(&self, flags: u8) -> Vec<u8> {
-        let mut data = digest(&SHA256, self.party.as_bytes()).as_ref().to_vec();
-        data.push(self.flags | flags);
-        data.extend(self.count.to_be_bytes());
-        data
-    }
-
-    /// The public key as COSE has it.
-    fn cose(&self) -> Vec<u8> {
-        let point = self.key.public_key().as_ref();
-        let mut encoder = Encoder::new(Vec::new());
-        encoder.map(5).unwrap().u8(1).unwrap().u8(2).unwrap().u8(3).unwrap().i8(-7).unwrap();
-        encoder.i8(-1).unwrap().u8(1).unwrap();
-        encoder.i8(-2).unwrap().bytes(&point[1..33]).unwrap();
-        encoder.i8(-3).unwrap().bytes(&point[33..]).unwrap();
-        encoder.into_writer()
-    }
-
-    /// What it answers when it is to make a passkey.
-    fn made(&self, options: &Value) -> Value {
-        let mut data = self.data(HAS_CREDENTIAL);
-        data.extend([0; 16]);
-        data.extend(u16::try_from(self.id.len()).unwrap().to_be_bytes());
-        data.extend(&self.id);
-        data.extend(self.cose());
-        self.made_of(options, &data)
-    }
-
-    fn made_of(&self, options: &Value, data: &[u8]) -> Value {
-        let mut encoder = Encoder::new(Vec::new());
-        encoder.map(3).unwrap().str("fmt").unwrap().str("none").unwrap();
-        encoder
-            .str("attStmt")
-            .unwrap()
-            .map(0)
-            .unwrap()
-            .str("authData")
-            .unwrap()
-            .bytes(data)
-            .unwrap();
-        json!({
-            "id": text(&self.id), "rawId": text(&self.id), "type": "public-key",
-            "clientExtensionResults": {},
-            "response": {
-                "clientDataJSON": text(&self.client_data("webauthn.create", options)),
-                "attestationObject": text(&encoder.into_writer()), "transports": ["internal"],
-            },
-        })
-    }
-
-    /// What it answers when it is to sign.
-    fn signed(&self, options: &Value) -> Value {
-        let (data, client_data) = (self.data(0), self.client_data("webauthn.get", options));
-        let signed = [&data, digest(&SHA256, &client_data).as_ref()].concat();
-        let signature = self.key.sign(&SystemRandom::new(), &signed).unwrap();
-        json!({
-            "id": text(&self.id), "rawId": text(&self.id), "type": "public-key",
-            "clientExtensionResults": {},
-            "response": {
-                "clientDataJSON": text(&client_data), "authenticatorData": text(&data),
-                "signature": text(signature.as_ref()),
-            },
-        })
-    }
-}
-
-fn text(bytes: &[u8]) -> String {
-    BASE64URL_NOPAD.encode(bytes)
-}
 
 async fn app() -> TestApp {
     TestApp::start_with(&[("server.public_url", LOCALHOST)]).await
@@ -198,7 +78,7 @@ async fn a_passkey_signs_in_by_itself_until_it_is_taken_away() {
     assert!(listed["last_used_at"].is_string());
     // It is known: browsers are told not to make another on the same device.
     let again = new_options(&app, &Person { access_token: token.clone(), ..dana.clone() }).await;
-    assert_eq!(again["excludeCredentials"][0]["id"], json!(text(&device.id)));
+    assert_eq!(again["excludeCredentials"][0]["id"], json!(base64url(&device.id)));
 
     let path = format!("/v1/auth/passkeys/{}", made["id"].as_str().unwrap());
     let mallory = app.register("mallory").await;
@@ -292,7 +172,7 @@ async fn what_no_passkey_of_ours_would_say_is_refused() {
     let answer = sign_in(&app, &stranger.signed(&options(&app).await)).await;
     answer.refused(401, "invalid_credentials");
     let mut other = good.clone();
-    other["response"]["userHandle"] = json!(text(&[1; 16]));
+    other["response"]["userHandle"] = json!(base64url(&[1; 16]));
     sign_in(&app, &other).await.refused(401, "invalid_credentials");
     // A challenge to make one is none to sign in, and the other way round.
     device.challenge = new_options(&app, &dana).await["challenge"].as_str().map(str::to_owned);

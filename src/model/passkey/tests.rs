@@ -1,0 +1,109 @@
+use aws_lc_rs::{
+    rand::SystemRandom,
+    rsa::KeySize,
+    signature::{Ed25519KeyPair, KeyPair as _, RSA_PKCS1_SHA256, RsaKeyPair},
+};
+use minicbor::Encoder;
+use proptest::prelude::*;
+
+use super::*;
+
+const CLIENT_DATA: &[u8] = b"{}";
+
+fn party() -> RelyingParty {
+    RelyingParty::of("https://auth.example").unwrap()
+}
+
+/// What a device says that has signed five times, and what it signs.
+fn said() -> (Vec<u8>, Vec<u8>) {
+    let hash = digest(&SHA256, b"auth.example");
+    let data = [hash.as_ref(), &[USER_PRESENT | USER_VERIFIED], &5_u32.to_be_bytes()].concat();
+    let signed = [&data, digest(&SHA256, CLIENT_DATA).as_ref()].concat();
+    (data, signed)
+}
+
+fn check(key: &[u8], signature: &[u8]) {
+    let (data, _) = said();
+    let asserted = |key: &[u8], signature: &[u8]| {
+        super::asserted(&party(), key, CLIENT_DATA, &data, signature)
+    };
+    let right = Assertion { sign_count: 5, is_backup_eligible: false };
+    assert_eq!(asserted(key, signature), Ok(right));
+    let mut wrong = signature.to_vec();
+    wrong[7] ^= 1;
+    assert!(asserted(key, &wrong).is_err());
+    assert!(asserted(key, b"").is_err());
+}
+
+#[test]
+fn ed25519_signs() {
+    let pair = Ed25519KeyPair::generate().unwrap();
+    let mut key = Encoder::new(Vec::new());
+    key.map(4).unwrap().u8(1).unwrap().u8(1).unwrap().u8(3).unwrap().i8(-8).unwrap();
+    key.i8(-1).unwrap().u8(6).unwrap();
+    key.i8(-2).unwrap().bytes(pair.public_key().as_ref()).unwrap();
+    check(&key.into_writer(), pair.sign(&said().1).as_ref());
+}
+
+#[test]
+fn rsa_signs() {
+    let pair = RsaKeyPair::generate(KeySize::Rsa2048).unwrap();
+    let public = pair.public_key();
+    let mut key = Encoder::new(Vec::new());
+    key.map(4).unwrap().u8(1).unwrap().u8(3).unwrap().u8(3).unwrap().i16(-257).unwrap();
+    key.i8(-1).unwrap().bytes(public.modulus().big_endian_without_leading_zero()).unwrap();
+    key.i8(-2).unwrap().bytes(public.exponent().big_endian_without_leading_zero()).unwrap();
+    let mut signature = vec![0; pair.public_modulus_len()];
+    let random = SystemRandom::new();
+    pair.sign(&RSA_PKCS1_SHA256, &random, &said().1, &mut signature).unwrap();
+    check(&key.into_writer(), &signature);
+}
+
+#[test]
+fn a_key_says_one_thing() {
+    let of = |pairs: &[(i64, i64)]| {
+        let mut key = Encoder::new(Vec::new());
+        key.map(pairs.len() as u64).unwrap();
+        for (label, value) in pairs {
+            key.i64(*label).unwrap().i64(*value).unwrap();
+        }
+        PublicKey::parse(&key.into_writer())
+    };
+    for pairs in [
+        &[][..],
+        &[(1, 2), (3, ES256), (-1, 1)],
+        // Another curve, another algorithm, a parameter twice.
+        &[(1, 2), (3, ES256), (-1, 2), (-2, 1), (-3, 1)],
+        &[(1, 4), (3, 5)],
+        &[(1, 2), (1, 1), (3, ES256)],
+    ] {
+        assert!(of(pairs).is_err(), "{pairs:?}");
+    }
+}
+
+#[test]
+fn passkeys_are_for_a_name_over_https_or_this_machine() {
+    let of = |url| RelyingParty::of(url).map(|party| (party.id, party.origin));
+    let some = |id: &str, origin: &str| Some((id.to_owned(), origin.to_owned()));
+    assert_eq!(of("https://auth.example"), some("auth.example", "https://auth.example"));
+    assert_eq!(of("https://a.example:8443"), some("a.example", "https://a.example:8443"));
+    assert_eq!(of("http://localhost:8080"), some("localhost", "http://localhost:8080"));
+    for none in ["http://auth.example", "https://192.0.2.1", "http://127.0.0.1:80", "", "x"] {
+        assert_eq!(of(none), None, "{none}");
+    }
+}
+
+proptest! {
+    #[test]
+    fn rubbish_is_refused_without_a_panic(bytes: Vec<u8>, flags: u8, rest: Vec<u8>) {
+        let hash = digest(&SHA256, b"auth.example");
+        let data = [hash.as_ref(), &[flags], &[0; 4], &rest].concat();
+        for bytes in [&bytes, &data] {
+            prop_assert!(registered(&party(), bytes).is_err());
+            prop_assert!(PublicKey::parse(bytes).is_err());
+            prop_assert!(asserted(&party(), bytes, bytes, bytes, bytes).is_err());
+            AuthenticatorData::parse(bytes).ok();
+            challenge(&party(), Ceremony::Registration, bytes).ok();
+        }
+    }
+}
