@@ -6,7 +6,7 @@ use call2me_auth::http::{dashboard, extract::Rule};
 use serde_json::json;
 
 use crate::{
-    fixture::{Browser, Chromium, PASSWORD, TestApp, eventually},
+    fixture::{Browser, Chromium, PASSWORD, TestApp},
     pages::{SESSION, is_in, sign_in},
 };
 
@@ -240,9 +240,7 @@ async fn in_a_real_browser_people_sign_in_and_other_sites_get_nowhere() {
     browser.open(&format!("{}/sessions", app.url)).await;
     browser.shows("/sessions", "End all others").await;
     browser.click("form[action='/sessions/end-others'] button").await;
-    let rows = "return document.querySelectorAll('li').length";
-    eventually("one session is left", async || (browser.script(rows).await == 1).then_some(()))
-        .await;
+    browser.has("li", 1).await;
     app.by(&dana.access_token, "GET", "/v1/auth/me").send().await.refused(401, "unauthorized");
     browser.click("form[action='/sign-out'] button").await;
     browser.shows("/sign-in", "Sign in").await;
