@@ -91,7 +91,7 @@ impl Auth {
         caller: &Caller,
         password: Option<&Password>,
     ) -> Result<Value, AuthError> {
-        let (_, user_id) = own_session(caller)?;
+        let (session, user_id) = own_session(caller)?;
         let party = self.relying_party()?;
         if !self.is_confirmed(caller, password).await? {
             return Err(UNCONFIRMED);
@@ -110,7 +110,11 @@ impl Auth {
                 "id": passkey::text(user_id.uuid().as_bytes()), "name": user.email,
                 "displayName": user.display_name(),
             },
-            "challenge": self.passkey_challenge(Purpose::NewPasskey),
+            // For this session, which has shown whose it is: another's answer is none here.
+            "challenge": self
+                .token_key
+                .derive_for(session.uuid(), Purpose::NewPasskey, self.env.new_uuid())
+                .expose_secret(),
             "pubKeyCredParams": algorithms
                 .map(|algorithm| json!({ "type": "public-key", "alg": algorithm }))
                 .collect::<Vec<_>>(),
@@ -133,13 +137,14 @@ impl Auth {
         name: &str,
         credential: &NewCredential,
     ) -> Result<Passkey, AuthError> {
-        let (_, user_id) = own_session(caller)?;
+        let (session, user_id) = own_session(caller)?;
         let party = self.relying_party()?;
         let name = text::name("name", name).map_err(|why| AuthError::invalid("name", why))?;
         let response = &credential.response;
         let client_data = passkey::bytes(&response.client_data)?;
         let challenge = passkey::challenge(&party, Ceremony::Registration, &client_data)?;
-        let challenge = self.fresh_challenge(Purpose::NewPasskey, &challenge)?;
+        let challenge = self.token_key.verify_for(session.uuid(), Purpose::NewPasskey, &challenge);
+        let challenge = self.in_time(challenge)?;
         let new = passkey::registered(&party, &passkey::bytes(&response.attestation_object)?)?;
         let user = self.person(user_id).await?;
         let mut tx = self.store.begin_personal(user_id).await?;
@@ -203,7 +208,8 @@ impl Auth {
     /// [`AuthError::Conflict`] where there can be no passkeys.
     pub fn passkey_options(&self) -> Result<Value, AuthError> {
         Ok(json!({
-            "challenge": self.passkey_challenge(Purpose::Passkey),
+            "challenge":
+                self.token_key.derive(Purpose::Passkey, self.env.new_uuid()).expose_secret(),
             "rpId": self.relying_party()?.id,
             "timeout": LIFETIME.as_millis(),
             "userVerification": "required",
@@ -233,7 +239,7 @@ impl Auth {
         .map(|text| passkey::bytes(text));
         let (id, client_data) = (id?, client_data?);
         let challenge = passkey::challenge(&party, Ceremony::Authentication, &client_data)?;
-        let challenge = self.fresh_challenge(Purpose::Passkey, &challenge)?;
+        let challenge = self.in_time(self.token_key.verify(Purpose::Passkey, &challenge))?;
         let user_id = self.store.find_passkey(&id).await?.ok_or(SIGN_IN_AGAIN)?;
         if response.user_handle.as_ref().is_some_and(|handle| {
             passkey::bytes(handle).ok().as_deref() != Some(&user_id.uuid().as_bytes()[..])
@@ -244,6 +250,8 @@ impl Auth {
         let account = self.store.find_sign_in(&address_of(&user.email)?).await?;
         let account = account.ok_or(SIGN_IN_AGAIN)?;
         let mut tx = self.store.begin_personal(user_id).await?;
+        // The person first, as whoever deletes an account or resets a password has it.
+        store::users::lock(&mut tx, user_id).await?.ok_or(SIGN_IN_AGAIN)?;
         let known = store::passkeys::lock(&mut tx, user_id, &id).await?.ok_or(SIGN_IN_AGAIN)?;
         let said = passkey::asserted(
             &party,
@@ -274,15 +282,9 @@ impl Auth {
         Ok(pair)
     }
 
-    /// A challenge: what it is derived from tells when.
-    fn passkey_challenge(&self, purpose: Purpose) -> String {
-        self.token_key.derive(purpose, self.env.new_uuid()).expose_secret().to_owned()
-    }
-
-    /// The id of a challenge of ours that can still be met.
-    fn fresh_challenge(&self, purpose: Purpose, challenge: &str) -> Result<Uuid, AuthError> {
-        let id = self.token_key.verify(purpose, challenge);
-        let id = id.ok_or(NotAPasskey("the answer is to no question of ours"))?;
+    /// The id of a challenge of ours, which holds its time, while it can be met.
+    fn in_time(&self, challenge: Option<Uuid>) -> Result<Uuid, AuthError> {
+        let id = challenge.ok_or(NotAPasskey("the answer is to no question of ours"))?;
         let made = id.get_timestamp().map_or(0, |made| made.to_unix().0);
         let age = self.env.clock.now().unix_timestamp().saturating_sub_unsigned(made);
         if u64::try_from(age).is_ok_and(|age| age > LIFETIME.as_secs()) {

@@ -76,19 +76,41 @@ impl TokenKey {
     /// The id of a genuine token; compared in constant time.
     #[must_use]
     pub fn verify(&self, purpose: Purpose, token: &str) -> Option<Uuid> {
+        self.verify_input(token, |id| input(purpose, id))
+    }
+
+    /// The token of an id, for somebody alone.
+    #[must_use]
+    pub fn derive_for(&self, whom: Uuid, purpose: Purpose, id: Uuid) -> SecretString {
+        let mac = hmac::sign(&self.0, &input_for(whom, purpose, id));
+        BASE64URL_NOPAD.encode(&[id.as_bytes(), mac.as_ref()].concat()).into()
+    }
+
+    /// The id of a genuine token that is for somebody.
+    #[must_use]
+    pub fn verify_for(&self, whom: Uuid, purpose: Purpose, token: &str) -> Option<Uuid> {
+        self.verify_input(token, |id| input_for(whom, purpose, id))
+    }
+
+    fn verify_input(&self, token: &str, input: impl Fn(Uuid) -> Vec<u8>) -> Option<Uuid> {
         let bytes = BASE64URL_NOPAD.decode(token.as_bytes()).ok()?;
         if bytes.len() != TOKEN_LEN {
             return None;
         }
         let (id, mac) = bytes.split_at(ID_LEN);
         let id = Uuid::from_slice(id).ok()?;
-        hmac::verify(&self.0, &input(purpose, id), mac).ok().map(|()| id)
+        hmac::verify(&self.0, &input(id), mac).ok().map(|()| id)
     }
 }
 
 fn input(purpose: Purpose, id: Uuid) -> Vec<u8> {
     // The id has a fixed length, so no two purposes and ids give the same text.
     [purpose.as_str().as_bytes(), id.as_bytes()].concat()
+}
+
+fn input_for(whom: Uuid, purpose: Purpose, id: Uuid) -> Vec<u8> {
+    // Nor do these: no purpose is another and as much as an id.
+    [&input(purpose, id), &whom.as_bytes()[..]].concat()
 }
 
 impl fmt::Debug for TokenKey {
@@ -112,6 +134,13 @@ mod tests {
             let token = token.expose_secret();
             prop_assert_eq!(own.verify(Purpose::ResetPassword, token), Some(id));
             prop_assert_eq!(own.verify(Purpose::VerifyEmail, token), None);
+            prop_assert_eq!(own.verify_for(id, Purpose::ResetPassword, token), None);
+            let theirs = own.derive_for(id, Purpose::NewPasskey, id);
+            let theirs = theirs.expose_secret();
+            prop_assert_eq!(own.verify_for(id, Purpose::NewPasskey, theirs), Some(id));
+            prop_assert_eq!(own.verify_for(id, Purpose::Passkey, theirs), None);
+            prop_assert_eq!(own.verify_for(Uuid::max(), Purpose::NewPasskey, theirs), None);
+            prop_assert_eq!(own.verify(Purpose::NewPasskey, theirs), None);
             prop_assume!(key != other);
             prop_assert_eq!(TokenKey::new(&other).verify(Purpose::ResetPassword, token), None);
         }

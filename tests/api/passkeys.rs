@@ -183,6 +183,16 @@ async fn what_no_passkey_of_ours_would_say_is_refused() {
         ..Device::new(&app)
     };
     add(&app, &dana, &crossed.made(&json!({}))).await.refused(422, "validation_failed");
+    // Nor does the session of somebody who has shown less take what another one asked for.
+    let mallory = app.register("mallory").await;
+    let theirs = Device::new(&app).made(&new_options(&app, &mallory).await);
+    add(&app, &dana, &theirs).await.refused(422, "validation_failed");
+    let login = json!({ "email": dana.email, "password": PASSWORD });
+    let pair = app.post("/v1/auth/login").json(login).send().await.expect(200);
+    let access_token = pair["access_token"].as_str().unwrap().to_owned();
+    let fresh = Person { access_token, ..dana.clone() };
+    let made = Device::new(&app).made(&new_options(&app, &fresh).await);
+    add(&app, &dana, &made).await.refused(422, "validation_failed");
     // All that while the good answer was good; and it is so once.
     sign_in(&app, &good).await.expect(200);
     sign_in(&app, &good).await.refused(401, "invalid_credentials");
