@@ -66,8 +66,8 @@ struct AuthenticationResponse {
     client_data: String,
     authenticator_data: String,
     signature: String,
-    #[serde(default)]
-    user_handle: Option<String>,
+    /// Nobody said who they are before, so the device does (section 7.2, step 6).
+    user_handle: String,
 }
 
 impl From<NotAPasskey> for AuthError {
@@ -241,9 +241,7 @@ impl Auth {
         let challenge = passkey::challenge(&party, Ceremony::Authentication, &client_data)?;
         let challenge = self.in_time(self.token_key.verify(Purpose::Passkey, &challenge))?;
         let user_id = self.store.find_passkey(&id).await?.ok_or(SIGN_IN_AGAIN)?;
-        if response.user_handle.as_ref().is_some_and(|handle| {
-            passkey::bytes(handle).ok().as_deref() != Some(&user_id.uuid().as_bytes()[..])
-        }) {
+        if passkey::bytes(&response.user_handle)? != user_id.uuid().as_bytes() {
             return Err(SIGN_IN_AGAIN);
         }
         let user = self.person(user_id).await?;

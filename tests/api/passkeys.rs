@@ -168,7 +168,11 @@ async fn what_no_passkey_of_ours_would_say_is_refused() {
         bad["response"][field] = json!(BASE64URL_NOPAD.encode(&bytes));
         sign_in(&app, &bad).await.refused(401, "invalid_credentials");
     }
+    let mut nameless = good.clone();
+    nameless["response"].as_object_mut().unwrap().remove("userHandle");
+    sign_in(&app, &nameless).await.refused(422, "validation_failed");
     let stranger = Device { id: device.id.clone(), count: 9, ..Device::new(&app) };
+    stranger.made(&new_options(&app, &dana).await);
     let answer = sign_in(&app, &stranger.signed(&options(&app).await)).await;
     answer.refused(401, "invalid_credentials");
     let mut other = good.clone();
@@ -217,7 +221,9 @@ async fn a_passkey_is_added_once_and_in_time_over_all_nodes() {
     add(&app, &dana, &made).await.expect(201);
     add(&node, &dana, &made).await.refused(422, "validation_failed");
     // Nobody else gets it, whatever question it answers.
+    let handle = device.handle.borrow().clone();
     let again = device.made(&new_options(&app, &mallory).await);
+    device.handle.replace(handle);
     add(&app, &mallory, &again).await.refused(409, "conflict");
     // Twice at once, on two nodes: one session.
     let signed = Device { count: 1, ..device };

@@ -48,9 +48,9 @@ const PREPARE: &str = "
     SELECT setseed(0.5);
     SELECT create_audit_partition(now() - interval '20 days'), create_audit_partition(now());
     CREATE TEMPORARY TABLE mix AS
-        SELECT (SELECT id FROM workspaces) || array_agg(gen_random_uuid()) AS workspaces,
+        SELECT (SELECT id FROM workspaces ORDER BY id DESC LIMIT 1) || array_agg(gen_random_uuid()) AS workspaces,
                (SELECT array_agg(gen_random_uuid()) FROM generate_series(1, 100)) AS keys,
-               (SELECT id FROM users) AS person,
+               (SELECT id FROM users ORDER BY id DESC LIMIT 1) AS person,
                floor(extract(epoch FROM now() - interval '20 days') * 1000)::bigint AS first,
                20 * 86400000::bigint AS span
         FROM generate_series(1, 9)";
