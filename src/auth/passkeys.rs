@@ -230,18 +230,16 @@ impl Auth {
     ) -> Result<TokenPair, AuthError> {
         let party = self.relying_party()?;
         let response = &credential.response;
-        let [id, client_data, authenticator_data, signature] = [
-            &credential.raw_id,
-            &response.client_data,
-            &response.authenticator_data,
-            &response.signature,
-        ]
-        .map(|text| passkey::bytes(text));
-        let (id, client_data) = (id?, client_data?);
+        // All of it is read before anybody is looked up: what is malformed is refused alike.
+        let id = passkey::bytes(&credential.raw_id)?;
+        let client_data = passkey::bytes(&response.client_data)?;
+        let authenticator_data = passkey::bytes(&response.authenticator_data)?;
+        let signature = passkey::bytes(&response.signature)?;
+        let user_handle = passkey::bytes(&response.user_handle)?;
         let challenge = passkey::challenge(&party, Ceremony::Authentication, &client_data)?;
         let challenge = self.in_time(self.token_key.verify(Purpose::Passkey, &challenge))?;
         let user_id = self.store.find_passkey(&id).await?.ok_or(SIGN_IN_AGAIN)?;
-        if passkey::bytes(&response.user_handle)? != user_id.uuid().as_bytes() {
+        if user_handle != user_id.uuid().as_bytes() {
             return Err(SIGN_IN_AGAIN);
         }
         let user = self.person(user_id).await?;
@@ -255,8 +253,8 @@ impl Auth {
             &party,
             &known.public_key,
             &client_data,
-            &authenticator_data?,
-            &signature?,
+            &authenticator_data,
+            &signature,
         );
         let counts = |said: &passkey::Assertion| {
             let (count, before) = (i64::from(said.sign_count), known.sign_count);
@@ -266,6 +264,8 @@ impl Auth {
         let said = said.ok().filter(counts);
         let said = said.filter(|said| said.is_backup_eligible == known.backup_eligible);
         let Some(said) = said else {
+            // The log may be slow to take it: nobody is to wait for this person's row meanwhile.
+            drop(tx);
             self.note_failure(&account, request, "bad_passkey", 401).await?;
             return Err(SIGN_IN_AGAIN);
         };

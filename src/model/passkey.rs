@@ -180,7 +180,7 @@ pub fn registered(
     let data = AuthenticatorData::parse(authenticator_data.ok_or(MALFORMED)?)?;
     data.check(party)?;
     let (credential_id, public_key) = data.credential.ok_or(MALFORMED)?;
-    // So that it can be used later.
+    // Of a kind that is taken here; whether it is a good one shows when it verifies something.
     PublicKey::parse(public_key)?;
     Ok(NewPasskey {
         credential_id: credential_id.to_vec(),

@@ -171,6 +171,15 @@ async fn what_no_passkey_of_ours_would_say_is_refused() {
     let mut nameless = good.clone();
     nameless["response"].as_object_mut().unwrap().remove("userHandle");
     sign_in(&app, &nameless).await.refused(422, "validation_failed");
+    // What is malformed is refused alike, whether or not anybody has the passkey.
+    for id in [&device.id, &vec![9; 32]] {
+        for field in ["signature", "authenticatorData", "userHandle"] {
+            let mut malformed = good.clone();
+            malformed["rawId"] = json!(base64url(id));
+            malformed["response"][field] = json!("not base64url!");
+            sign_in(&app, &malformed).await.refused(422, "validation_failed");
+        }
+    }
     let stranger = Device { id: device.id.clone(), count: 9, ..Device::new(&app) };
     stranger.made(&new_options(&app, &dana).await);
     let answer = sign_in(&app, &stranger.signed(&options(&app).await)).await;
