@@ -30,6 +30,7 @@ const LIFETIME: Duration = Duration::from_mins(5);
 /// Passkeys of a person.
 const MAX_PASSKEYS: usize = 20;
 
+const TOO_MANY: AuthError = AuthError::Conflict("there are too many passkeys: take one away first");
 const NO_NAME: AuthError =
     AuthError::Conflict("passkeys need the service to be reached by https under a host's name");
 const SIGN_IN_AGAIN: AuthError = AuthError::InvalidSecondFactor(
@@ -100,7 +101,7 @@ impl Auth {
         let mut tx = self.store.begin_personal(user_id).await?;
         let known = store::passkeys::list(&mut tx, user_id).await?;
         if known.len() >= MAX_PASSKEYS {
-            return Err(AuthError::Conflict("there are too many passkeys: take one away first"));
+            return Err(TOO_MANY);
         }
         let known = known.iter().map(|(_, credential)| descriptor(credential));
         let algorithms = passkey::ALGORITHMS.iter();
@@ -146,8 +147,11 @@ impl Auth {
         let challenge = self.token_key.verify_for(session.uuid(), Purpose::NewPasskey, &challenge);
         let challenge = self.in_time(challenge)?;
         let new = passkey::registered(&party, &passkey::bytes(&response.attestation_object)?)?;
-        let user = self.person(user_id).await?;
         let mut tx = self.store.begin_personal(user_id).await?;
+        let user = self.lock_living(&mut tx, caller).await?;
+        if store::passkeys::list(&mut tx, user_id).await?.len() >= MAX_PASSKEYS {
+            return Err(TOO_MANY);
+        }
         if !store::passkeys::meet_challenge(&mut tx, challenge).await? {
             return Err(NotAPasskey("the answer came before").into());
         }
@@ -190,8 +194,8 @@ impl Auth {
         if !self.is_confirmed(caller, password).await? {
             return Err(UNCONFIRMED);
         }
-        let user = self.person(user_id).await?;
         let mut tx = self.store.begin_personal(user_id).await?;
+        let user = self.lock_living(&mut tx, caller).await?;
         if !store::passkeys::remove(&mut tx, user_id, id).await? {
             return Err(AuthError::NotFound("passkey"));
         }

@@ -91,8 +91,7 @@ impl Auth {
         let now = self.env.clock.now();
         let mut tx = self.store.begin_personal(user_id).await?;
         // A sign-in under way ends before this, or finds the factor.
-        let user = store::users::lock(&mut tx, user_id).await?;
-        let user = user.ok_or(AuthError::NotFound("account"))?;
+        let user = self.lock_living(&mut tx, caller).await?;
         let factor = store::second_factor::lock(&mut tx, user_id).await?;
         let factor = factor
             .filter(|factor| !factor.confirmed && now < factor.created_at + ENROLMENT_LIFETIME)

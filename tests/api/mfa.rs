@@ -6,8 +6,12 @@ use aws_lc_rs::hmac;
 use call2me_auth::env::Clock as _;
 use data_encoding::BASE32_NOPAD;
 use serde_json::{Value, json};
+use sqlx::Connection as _;
 
-use crate::fixture::{Answer, PASSWORD, Person, SmtpSink, TestApp, token_in};
+use crate::{
+    fixture::{Answer, LOCALHOST, PASSWORD, Person, SmtpSink, TestApp, token_in},
+    passkeys::new_passkey,
+};
 
 /// An authenticator, from the RFC and not from the service.
 pub fn code(secret: &str, unix_seconds: i64) -> String {
@@ -385,6 +389,38 @@ async fn a_workspace_may_ask_for_a_second_factor() {
     let events = app.events_of(&admin_key, "action=workspace.updated", 2).await;
     assert_eq!(events[0]["metadata"]["require_second_factor"], false);
     assert_eq!(events[1]["metadata"]["require_second_factor"], true);
+}
+
+#[tokio::test]
+async fn what_an_ended_session_began_sets_nothing_up() {
+    let app = TestApp::start_with(&[("server.public_url", LOCALHOST)]).await;
+    let [dana, lee] = [app.register("acme").await, app.register("lee").await];
+    let enrolment = enrol(&app, &dana, json!({})).await.expect(200);
+    let code = code(enrolment["secret"].as_str().unwrap(), now(&app));
+    let passkey = json!({ "name": "phone", "credential": new_passkey(&app, &lee).await });
+    for (person, path, body) in [
+        (&dana, "/v1/auth/mfa/totp/confirm", json!({ "code": code })),
+        (&lee, "/v1/auth/passkeys", passkey),
+    ] {
+        let mut connection = app.database.connect().await;
+        let mut tx = connection.begin().await.unwrap();
+        sqlx::query("SELECT FROM users FOR NO KEY UPDATE").execute(&mut *tx).await.unwrap();
+        let end = async {
+            app.database.somebody_waits_for_a_lock().await;
+            let sql = "UPDATE sessions SET ended_at = now() FROM users u
+                       WHERE u.id = user_id AND u.email = $1";
+            sqlx::query(sql).bind(&person.email).execute(&mut *tx).await.unwrap();
+            tx.commit().await.unwrap();
+        };
+        let call = app.by(&person.access_token, "POST", path).json(body).send();
+        let (answer, ()) = tokio::join!(call, end);
+        answer.refused(401, "unauthorized");
+    }
+    let mut connection = app.database.connect().await;
+    let sql = "SELECT (SELECT count(*) FROM passkeys)
+                      + (SELECT count(*) FROM totp_factors WHERE confirmed_at IS NOT NULL)";
+    let made: i64 = sqlx::query_scalar(sql).fetch_one(&mut connection).await.unwrap();
+    assert_eq!(made, 0);
 }
 
 /// A fresh sign-in's token, for the person's workspace.

@@ -38,10 +38,14 @@ async fn device_of(app: &TestApp, person: &Person) -> Device {
     device
 }
 
+/// What a device answers that has made a passkey for somebody.
+pub async fn new_passkey(app: &TestApp, person: &Person) -> Value {
+    Device::new(app).made(&new_options(app, person).await)
+}
+
 /// The id of a passkey that somebody has added.
 pub async fn passkey_of(app: &TestApp, person: &Person) -> String {
-    let made = Device::new(app).made(&new_options(app, person).await);
-    let made = add(app, person, &made).await.expect(201);
+    let made = add(app, person, &new_passkey(app, person).await).await.expect(201);
     made["id"].as_str().unwrap().to_owned()
 }
 
