@@ -13,24 +13,31 @@ use super::{
 };
 use crate::{
     model::{
-        audit::{Action, RequestInfo},
+        audit::{Action, Actor, RequestInfo},
         id::{Id, PasskeyId, WorkspaceId},
         mail::MailSubject,
         one_time_token::Purpose,
         passkey::{self, Ceremony, NotAPasskey, Passkey, RelyingParty},
         password::Password,
         principal::Caller,
+        session::{EndReason, Which},
         text,
+        user::User,
     },
-    store,
+    store::{self, Tx},
 };
 
-/// How long a challenge can be met.
-const LIFETIME: Duration = Duration::from_mins(5);
+/// How long a challenge can be met: a sign-in page may have been open for a while.
+const LIFETIME: Duration = Duration::from_mins(30);
+/// How long a browser lets a person look for the device, in milliseconds (section 15.1).
+const PATIENCE: u32 = 300_000;
 /// Passkeys of a person.
 const MAX_PASSKEYS: usize = 20;
 
 const TOO_MANY: AuthError = AuthError::Conflict("there are too many passkeys: take one away first");
+const UNVERIFIED: AuthError = AuthError::Conflict(
+    "passkeys are for a verified address: open the link that was mailed to you first",
+);
 const NO_NAME: AuthError =
     AuthError::Conflict("passkeys need the service to be reached by https under a host's name");
 const SIGN_IN_AGAIN: AuthError = AuthError::InvalidSecondFactor(
@@ -85,8 +92,9 @@ impl Auth {
     /// What a browser is asked for to make a passkey (`PublicKeyCredentialCreationOptionsJSON`).
     ///
     /// # Errors
-    /// [`AuthError::Forbidden`] for a person who has neither just signed in nor given the password,
-    /// [`AuthError::Conflict`] for too many, or where there can be none.
+    /// [`AuthError::Forbidden`] for a person who has neither just signed in nor given the password, or has
+    /// not shown the passkey that there is; [`AuthError::Conflict`] for too many, for an address that is not
+    /// verified, or where there can be none.
     pub async fn new_passkey_options(
         &self,
         caller: &Caller,
@@ -97,12 +105,8 @@ impl Auth {
         if !self.is_confirmed(caller, password).await? {
             return Err(UNCONFIRMED);
         }
-        let user = self.person(user_id).await?;
         let mut tx = self.store.begin_personal(user_id).await?;
-        let known = store::passkeys::list(&mut tx, user_id).await?;
-        if known.len() >= MAX_PASSKEYS {
-            return Err(TOO_MANY);
-        }
+        let (user, known) = self.lock_to_add_passkey(&mut tx, caller).await?;
         let known = known.iter().map(|(_, credential)| descriptor(credential));
         let algorithms = passkey::ALGORITHMS.iter();
         Ok(json!({
@@ -119,7 +123,7 @@ impl Auth {
             "pubKeyCredParams": algorithms
                 .map(|algorithm| json!({ "type": "public-key", "alg": algorithm }))
                 .collect::<Vec<_>>(),
-            "timeout": LIFETIME.as_millis(),
+            "timeout": PATIENCE,
             "excludeCredentials": known.collect::<Vec<_>>(),
             "authenticatorSelection": {
                 "residentKey": "required", "requireResidentKey": true, "userVerification": "required",
@@ -128,10 +132,29 @@ impl Auth {
         }))
     }
 
-    /// Takes a passkey that a browser made.
+    /// The caller as a person who may have another passkey, and those that there are.
+    async fn lock_to_add_passkey(
+        &self,
+        tx: &mut Tx,
+        caller: &Caller,
+    ) -> Result<(User, Vec<(Passkey, Vec<u8>)>), AuthError> {
+        let user = self.lock_to_change_factors(tx, caller).await?;
+        // Whoever signs up with somebody's address must not be let in once that is verified by its owner.
+        if user.email_verified_at.is_none() {
+            return Err(UNVERIFIED);
+        }
+        let known = store::passkeys::list(tx, user.id).await?;
+        if known.len() >= MAX_PASSKEYS {
+            return Err(TOO_MANY);
+        }
+        Ok((user, known))
+    }
+
+    /// Takes a passkey that a browser made. The session that asks has shown it then.
     ///
     /// # Errors
-    /// [`AuthError::Invalid`] for one that is none, [`AuthError::Conflict`] for one that somebody has.
+    /// [`AuthError::Invalid`] for one that is none, [`AuthError::Conflict`] for one that somebody has; those
+    /// of [`Self::new_passkey_options`].
     pub async fn add_passkey(
         &self,
         caller: &Caller,
@@ -148,10 +171,7 @@ impl Auth {
         let challenge = self.in_time(challenge)?;
         let new = passkey::registered(&party, &passkey::bytes(&response.attestation_object)?)?;
         let mut tx = self.store.begin_personal(user_id).await?;
-        let user = self.lock_living(&mut tx, caller).await?;
-        if store::passkeys::list(&mut tx, user_id).await?.len() >= MAX_PASSKEYS {
-            return Err(TOO_MANY);
-        }
+        let (user, _) = self.lock_to_add_passkey(&mut tx, caller).await?;
         if !store::passkeys::meet_challenge(&mut tx, challenge).await? {
             return Err(NotAPasskey("the answer came before").into());
         }
@@ -162,10 +182,13 @@ impl Auth {
             last_used_at: None,
         };
         store::passkeys::insert(&mut tx, user_id, &new, &made).await?;
+        store::sessions::note_passkey(&mut tx, user_id, session, made.id).await?;
         let subject = MailSubject::PasskeyAdded { origin: self.origin(&caller.request) };
         self.mail(&mut tx, user.email.clone(), subject).await?;
         self.tell_workspaces(&mut tx, &user, Action::PasskeyAdded, &caller.request).await?;
         tx.commit().await?;
+        // It is there, also where a node does not answer.
+        self.fence.wait().await.ok();
         Ok(made)
     }
 
@@ -180,7 +203,7 @@ impl Auth {
         Ok(passkeys.into_iter().map(|(passkey, _)| passkey).collect())
     }
 
-    /// Takes one of the caller's passkeys away.
+    /// Takes one of the caller's passkeys away, which ends other sessions that have shown it.
     ///
     /// # Errors
     /// [`AuthError::NotFound`] where there is none, [`AuthError::Forbidden`] as for making one.
@@ -190,19 +213,24 @@ impl Auth {
         id: PasskeyId,
         password: Option<&Password>,
     ) -> Result<(), AuthError> {
-        let (_, user_id) = own_session(caller)?;
+        let (session, user_id) = own_session(caller)?;
         if !self.is_confirmed(caller, password).await? {
             return Err(UNCONFIRMED);
         }
         let mut tx = self.store.begin_personal(user_id).await?;
-        let user = self.lock_living(&mut tx, caller).await?;
+        let user = self.lock_to_change_factors(&mut tx, caller).await?;
+        let (which, reason) =
+            (Which::ByPasskey { passkey: id, but: session }, EndReason::PasskeyRemoved);
+        let actor = Actor::from(&*caller.principal);
+        self.end_sessions(&mut tx, user_id, which, reason, &actor, &caller.request).await?;
         if !store::passkeys::remove(&mut tx, user_id, id).await? {
             return Err(AuthError::NotFound("passkey"));
         }
         let subject = MailSubject::PasskeyRemoved { origin: self.origin(&caller.request) };
         self.mail(&mut tx, user.email.clone(), subject).await?;
         self.tell_workspaces(&mut tx, &user, Action::PasskeyRemoved, &caller.request).await?;
-        Ok(tx.commit().await?)
+        tx.commit().await?;
+        Ok(self.fence.wait().await?)
     }
 
     /// What a browser is asked for to sign somebody in, whoever it is
@@ -215,7 +243,7 @@ impl Auth {
             "challenge":
                 self.token_key.derive(Purpose::Passkey, self.env.new_uuid()).expose_secret(),
             "rpId": self.relying_party()?.id,
-            "timeout": LIFETIME.as_millis(),
+            "timeout": PATIENCE,
             "userVerification": "required",
             "allowCredentials": [],
         }))
@@ -279,7 +307,7 @@ impl Auth {
         let now = self.env.clock.now();
         store::passkeys::note_use(&mut tx, user_id, known.id, said.sign_count, now).await?;
         let pair = self.enter(&mut tx, &account, wanted, request).await?;
-        store::sessions::note_passkey(&mut tx, user_id, pair.session).await?;
+        store::sessions::note_passkey(&mut tx, user_id, pair.session, known.id).await?;
         tx.commit().await?;
         Ok(pair)
     }

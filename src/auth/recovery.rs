@@ -92,10 +92,8 @@ impl Auth {
         }
         store::users::set_password_hash(&mut tx, owner, &hash).await?;
         if store::users::set_email_verified(&mut tx, owner, now).await? {
-            // Until now the address was somebody's claim: their authenticator must not keep its owner out,
-            // nor their passkey let them in.
+            // Until now the address was somebody's claim: their authenticator must not keep its owner out.
             store::second_factor::remove(&mut tx, owner).await?;
-            store::passkeys::remove_all(&mut tx, owner).await?;
         }
         self.password_changed(&mut tx, &user, Which::All, request).await?;
         tx.commit().await?;
@@ -114,7 +112,9 @@ impl Auth {
         let (now, actor) = (self.env.clock.now(), Actor::user(user));
         store::one_time_tokens::discard(tx, user.id, Purpose::ResetPassword, now).await?;
         store::second_factor::discard_challenges(tx, user.id, now).await?;
-        let subject = MailSubject::PasswordChanged { origin: self.origin(request) };
+        let passkeys = store::passkeys::list(tx, user.id).await?;
+        let passkeys = passkeys.into_iter().map(|(passkey, _)| passkey.name).collect();
+        let subject = MailSubject::PasswordChanged { origin: self.origin(request), passkeys };
         self.mail(tx, user.email.clone(), subject).await?;
         self.tell_workspaces(tx, user, Action::PasswordChanged, request).await?;
         let reason = EndReason::PasswordChanged;

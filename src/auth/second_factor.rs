@@ -9,8 +9,11 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use secrecy::{ExposeSecret, SecretString};
 
 use super::{
-    Auth, AuthError, check_password::UNCONFIRMED, login::TokenPair, recovery::address_of,
-    sessions::own_session,
+    Auth, AuthError,
+    check_password::UNCONFIRMED,
+    login::TokenPair,
+    recovery::address_of,
+    sessions::{ENDED, own_session},
 };
 use crate::{
     model::{
@@ -23,6 +26,7 @@ use crate::{
         principal::Caller,
         second_factor::STEP_SECONDS,
         session::{EndReason, Which},
+        user::User,
     },
     store::{self, Tx, second_factor::Factor},
 };
@@ -39,6 +43,9 @@ const PERIOD: Duration = Duration::from_hours(1);
 
 /// The refusal of a challenge's token, whatever is wrong with it.
 const SIGN_IN_AGAIN: AuthError = AuthError::InvalidSecondFactor("sign in again, then give a code");
+const SHOW_PASSKEY: AuthError = AuthError::Forbidden(
+    "you have a passkey: sign in with it to change what signs you in; who has lost it asks the operator",
+);
 const WRONG_CODE: AuthError = AuthError::InvalidSecondFactor("the code is wrong");
 
 /// What an authenticator is set up with, shown once.
@@ -51,11 +58,43 @@ pub struct Enrolment {
 }
 
 impl Auth {
+    /// The caller as a person, who stays as they are until the transaction ends, if they may change what signs
+    /// them in. The session that asks has to live still; and where a passkey is all that the person has beside
+    /// the password, it has to have shown that: the password alone would get round it otherwise.
+    ///
+    /// # Errors
+    /// [`AuthError::Forbidden`] for a caller that is no session or has not shown the passkey,
+    /// [`AuthError::InvalidCredential`] for a session that has ended.
+    pub(super) async fn lock_to_change_factors(
+        &self,
+        tx: &mut Tx,
+        caller: &Caller,
+    ) -> Result<User, AuthError> {
+        let (session, user) = own_session(caller)?;
+        let person = store::users::lock(tx, user).await?.ok_or(ENDED)?;
+        store::sessions::created_at(tx, user, session).await?.ok_or(ENDED)?;
+        if !store::second_factor::is_shown(tx, user, session).await? {
+            return Err(SHOW_PASSKEY);
+        }
+        Ok(person)
+    }
+
+    /// Whether the caller has shown whatever there is beside the password, and may change it.
+    ///
+    /// # Errors
+    /// [`AuthError::Forbidden`] for a caller that is no session.
+    pub async fn has_shown_factor(&self, caller: &Caller) -> Result<bool, AuthError> {
+        let (session, user) = own_session(caller)?;
+        let mut tx = self.store.begin_personal(user).await?;
+        Ok(store::second_factor::is_shown(&mut tx, user, session).await?)
+    }
+
     /// Begins with an authenticator. Codes are asked for once a first one was shown.
     ///
     /// # Errors
     /// [`AuthError::Conflict`] where there is one, [`AuthError::Forbidden`] for a person who has neither
-    /// just signed in nor given the password, [`AuthError::Invalid`] for a wrong password.
+    /// just signed in nor given the password, or has not shown their passkey, [`AuthError::Invalid`] for a
+    /// wrong password.
     pub async fn enrol_totp(
         &self,
         caller: &Caller,
@@ -65,9 +104,9 @@ impl Auth {
         if !self.is_confirmed(caller, password).await? {
             return Err(UNCONFIRMED);
         }
-        let user = self.person(user_id).await?;
         let (factor, now) = (self.env.new_uuid(), self.env.clock.now());
         let mut tx = self.store.begin_personal(user_id).await?;
+        let user = self.lock_to_change_factors(&mut tx, caller).await?;
         if !store::second_factor::start(&mut tx, user_id, factor, now).await? {
             return Err(AuthError::Conflict("there is an authenticator already"));
         }
@@ -81,7 +120,8 @@ impl Auth {
     /// codes, this once.
     ///
     /// # Errors
-    /// [`AuthError::Invalid`] for a wrong code, [`AuthError::Conflict`] where nothing is to be confirmed.
+    /// [`AuthError::Invalid`] for a wrong code, [`AuthError::Conflict`] where nothing is to be confirmed,
+    /// [`AuthError::Forbidden`] for who has not shown their passkey.
     pub async fn confirm_totp(
         &self,
         caller: &Caller,
@@ -91,7 +131,7 @@ impl Auth {
         let now = self.env.clock.now();
         let mut tx = self.store.begin_personal(user_id).await?;
         // A sign-in under way ends before this, or finds the factor.
-        let user = self.lock_living(&mut tx, caller).await?;
+        let user = self.lock_to_change_factors(&mut tx, caller).await?;
         let factor = store::second_factor::lock(&mut tx, user_id).await?;
         let factor = factor
             .filter(|factor| !factor.confirmed && now < factor.created_at + ENROLMENT_LIFETIME)
@@ -172,24 +212,34 @@ impl Auth {
         Ok(self.fence.wait().await?)
     }
 
-    /// Takes the authenticator of whoever has an address away, as the operator does.
+    /// Takes the authenticator and the passkeys of whoever has an address away, as the operator does for who
+    /// has lost them.
     ///
     /// # Errors
-    /// [`AuthError::NotFound`] where there is none, [`AuthError::Invalid`] for what is no address.
-    pub async fn remove_totp_as_operator(&self, email: &str) -> Result<(), AuthError> {
+    /// [`AuthError::NotFound`] where there are none, [`AuthError::Invalid`] for what is no address.
+    pub async fn remove_factors_as_operator(&self, email: &str) -> Result<(), AuthError> {
         let email = Email::parse(email).map_err(|why| AuthError::invalid("email", why))?;
         let account = self.store.find_sign_in(&email).await?;
         let user = account.ok_or(AuthError::NotFound("account"))?.user_id;
         let mut tx = self.store.begin_personal(user).await?;
-        if !store::second_factor::remove(&mut tx, user).await? {
-            return Err(AuthError::NotFound("authenticator"));
+        let mut removed = Vec::new();
+        if store::second_factor::remove(&mut tx, user).await? {
+            removed.push(Action::SecondFactorRemoved);
+        }
+        if store::passkeys::remove_all(&mut tx, user).await? {
+            removed.push(Action::PasskeyRemoved);
+        }
+        if removed.is_empty() {
+            return Err(AuthError::NotFound("second factor"));
         }
         for membership in store::members::of_person(&mut tx, user).await? {
-            let (id, workspace) = (self.env.new_id(), membership.workspace_id);
-            let event = NewEvent::new(id, workspace, Action::SecondFactorRemoved, Actor::system())
-                .on(user, email.as_str().to_owned());
+            let workspace = membership.workspace_id;
             tx.enter(workspace).await?;
-            store::audit::insert(&mut tx, workspace, &event).await?;
+            for action in &removed {
+                let event = NewEvent::new(self.env.new_id(), workspace, *action, Actor::system())
+                    .on(user, email.as_str().to_owned());
+                store::audit::insert(&mut tx, workspace, &event).await?;
+            }
         }
         tx.commit().await?;
         Ok(self.fence.wait().await?)

@@ -14,12 +14,12 @@ use crate::{
         principal::{Caller, Credential},
         scope::Role,
         session::{EndReason, Session, Which},
-        user::User,
     },
     store::{self, Tx},
 };
 
-const ENDED: AuthError = AuthError::InvalidCredential("the session has ended");
+/// A session that has ended.
+pub(super) const ENDED: AuthError = AuthError::InvalidCredential("the session has ended");
 
 /// The session and the person of a caller who is one.
 ///
@@ -33,23 +33,6 @@ pub fn own_session(caller: &Caller) -> Result<(SessionId, UserId), AuthError> {
 }
 
 impl Auth {
-    /// The caller as a person, who stays as they are until the transaction ends, if the session that asks still
-    /// lives then: it was believed when the request began.
-    ///
-    /// # Errors
-    /// [`AuthError::Forbidden`] for a caller that is no session, [`AuthError::InvalidCredential`] for one that
-    /// has ended.
-    pub(super) async fn lock_living(
-        &self,
-        tx: &mut Tx,
-        caller: &Caller,
-    ) -> Result<User, AuthError> {
-        let (session, user) = own_session(caller)?;
-        let person = store::users::lock(tx, user).await?.ok_or(ENDED)?;
-        store::sessions::created_at(tx, user, session).await?.ok_or(ENDED)?;
-        Ok(person)
-    }
-
     /// The caller's sessions that live, in whatever workspace, and how many there are.
     ///
     /// # Errors

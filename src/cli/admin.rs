@@ -141,7 +141,7 @@ async fn execute(
             Ok(answer)
         }
         AdminCommand::Users(UsersCommand::RemoveSecondFactor { email }) => {
-            auth.remove_totp_as_operator(&email).await.map_err(brief)?;
+            auth.remove_factors_as_operator(&email).await.map_err(brief)?;
             Ok(json!({ "email": email, "second_factor": null }))
         }
         AdminCommand::Workspaces(WorkspacesCommand::Create { name, owner }) => {

@@ -78,14 +78,19 @@ impl Letter {
         }
     }
 
-    pub(super) fn password_changed(public_url: &str, origin: &Origin) -> Self {
+    pub(super) fn password_changed(public_url: &str, origin: &Origin, passkeys: &[String]) -> Self {
+        let changed = "The password of your account was changed, and other sessions were ended.";
+        let mut paragraphs = vec![changed.to_owned(), told(origin)];
+        if !passkeys.is_empty() {
+            let names: Vec<String> = passkeys.iter().map(|name| harmless(name)).collect();
+            paragraphs.push(format!(
+                "Your passkeys go on signing in: {}. If one of them is not yours, take it away at {public_url}/second-factor.",
+                names.join(", "),
+            ));
+        }
         Self {
             subject: "Your password was changed".to_owned(),
-            paragraphs: vec![
-                "The password of your account was changed, and other sessions were ended."
-                    .to_owned(),
-                told(origin),
-            ],
+            paragraphs,
             link: Some(Link {
                 label: "If it was not you, choose a new one now",
                 url: format!("{public_url}/forgot-password"),

@@ -46,6 +46,9 @@ pub enum MailSubject {
     PasswordChanged {
         /// From where.
         origin: Origin,
+        /// What the person's passkeys are called, which go on signing in.
+        #[serde(default)]
+        passkeys: Vec<String>,
     },
     /// Sign-in takes a code from now on.
     SecondFactorAdded {

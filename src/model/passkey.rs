@@ -6,8 +6,8 @@
 use aws_lc_rs::{
     digest::{SHA256, digest},
     signature::{
-        ECDSA_P256_SHA256_ASN1, ED25519, RSA_PKCS1_2048_8192_SHA256, RsaPublicKeyComponents,
-        UnparsedPublicKey, VerificationAlgorithm,
+        ECDSA_P256_SHA256_ASN1, ED25519, ParsedPublicKey, RSA_PKCS1_2048_8192_SHA256,
+        RsaPublicKeyComponents, UnparsedPublicKey, VerificationAlgorithm,
     },
 };
 use data_encoding::BASE64URL_NOPAD;
@@ -20,6 +20,8 @@ use super::id::PasskeyId;
 
 /// Bytes of a credential's id at most (section 7.1, step 25).
 const MAX_CREDENTIAL_ID: usize = 1023;
+/// Bytes of a public key, at most: RSA's are the longest.
+const MAX_PUBLIC_KEY: usize = 2048;
 /// Bytes of anything that a browser sends here, at most.
 const MAX_LEN: usize = 16 * 1024;
 
@@ -163,25 +165,33 @@ pub fn registered(
     }
     let mut decoder = Decoder::new(attestation_object);
     let fields = decoder.map().map_err(|_| MALFORMED)?.ok_or(MALFORMED)?;
-    let mut authenticator_data = None;
+    let (mut authenticator_data, mut format, mut statement) = (None, None, None);
     for _ in 0..fields {
-        match decoder.str().map_err(|_| MALFORMED)? {
-            "authData" if authenticator_data.is_none() => {
-                authenticator_data = Some(decoder.bytes().map_err(|_| MALFORMED)?);
+        let is_new = match decoder.str().map_err(|_| MALFORMED)? {
+            "authData" => {
+                let data = decoder.bytes().map_err(|_| MALFORMED)?;
+                authenticator_data.replace(data).is_none()
             }
-            "authData" => return Err(MALFORMED),
+            "fmt" => format.replace(decoder.str().map_err(|_| MALFORMED)?).is_none(),
             // What a device says of itself was not asked for, and is not believed.
-            _ => decoder.skip().map_err(|_| MALFORMED)?,
+            "attStmt" if matches!(decoder.datatype(), Ok(Type::Map)) => {
+                statement.replace(decoder.skip().map_err(|_| MALFORMED)?).is_none()
+            }
+            _ => return Err(MALFORMED),
+        };
+        if !is_new {
+            return Err(MALFORMED);
         }
     }
-    if decoder.position() != attestation_object.len() {
+    if decoder.position() != attestation_object.len() || format.is_none() || statement.is_none() {
         return Err(MALFORMED);
     }
     let data = AuthenticatorData::parse(authenticator_data.ok_or(MALFORMED)?)?;
     data.check(party)?;
     let (credential_id, public_key) = data.credential.ok_or(MALFORMED)?;
-    // Of a kind that is taken here; whether it is a good one shows when it verifies something.
-    PublicKey::parse(public_key)?;
+    if public_key.len() > MAX_PUBLIC_KEY || !PublicKey::parse(public_key)?.is_good() {
+        return Err(NotAPasskey("the passkey's public key is none"));
+    }
     Ok(NewPasskey {
         credential_id: credential_id.to_vec(),
         public_key: public_key.to_vec(),
@@ -323,6 +333,21 @@ impl PublicKey {
             }
             (3, RS256, None) => Some(Self::Rs256 { n: read.first?, e: read.second? }),
             _ => None,
+        }
+    }
+
+    /// Whether it could verify anything: a point is on its curve, a modulus neither too small nor too large.
+    fn is_good(&self) -> bool {
+        match self {
+            Self::Es256(point) => ParsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, point).is_ok(),
+            Self::Ed25519(point) => ParsedPublicKey::new(&ED25519, point).is_ok(),
+            // An exponent that is even has no inverse.
+            Self::Rs256 { n, e } => {
+                (256..=1024).contains(&n.len())
+                    && n[0] != 0
+                    && (1..=4).contains(&e.len())
+                    && e[e.len() - 1] & 1 == 1
+            }
         }
     }
 

@@ -5,7 +5,7 @@ use std::{net::IpAddr, sync::Arc};
 use time::OffsetDateTime;
 
 use super::{
-    id::{SessionId, UserId, WorkspaceId},
+    id::{PasskeyId, SessionId, UserId, WorkspaceId},
     refresh_token::RefreshSeed,
     scope::Role,
 };
@@ -93,6 +93,13 @@ pub enum Which {
     AllBut(SessionId),
     /// Those in this workspace.
     In(WorkspaceId),
+    /// Those that have shown this passkey, but for one.
+    ByPasskey {
+        /// The passkey.
+        passkey: PasskeyId,
+        /// The one.
+        but: SessionId,
+    },
     /// All of them.
     All,
 }
@@ -112,6 +119,8 @@ pub enum EndReason {
     Removed,
     /// The person set a second factor up, from another one.
     SecondFactorAdded,
+    /// The person took the passkey away that it had shown.
+    PasskeyRemoved,
 }
 
 impl EndReason {
@@ -125,6 +134,7 @@ impl EndReason {
             Self::PasswordChanged => "password_changed",
             Self::Removed => "removed",
             Self::SecondFactorAdded => "second_factor_added",
+            Self::PasskeyRemoved => "passkey_removed",
         }
     }
 }

@@ -157,11 +157,11 @@ pub async fn remove(tx: &mut Tx, user: UserId, id: PasskeyId) -> Result<bool, St
     Ok(done.rows_affected() == 1)
 }
 
-/// Takes all of a person's passkeys away.
+/// Takes all of a person's passkeys away; false where there was none.
 ///
 /// # Errors
 /// When PostgreSQL cannot be reached.
-pub async fn remove_all(tx: &mut Tx, user: UserId) -> Result<(), StoreError> {
-    sqlx::query!("DELETE FROM passkeys WHERE user_id = $1", user.uuid()).execute(tx.conn()).await?;
-    Ok(())
+pub async fn remove_all(tx: &mut Tx, user: UserId) -> Result<bool, StoreError> {
+    let done = sqlx::query!("DELETE FROM passkeys WHERE user_id = $1", user.uuid());
+    Ok(done.execute(tx.conn()).await?.rows_affected() > 0)
 }

@@ -4,7 +4,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::{Store, StoreError, Tx};
-use crate::model::id::{Id, UserId, WorkspaceId};
+use crate::model::id::{Id, SessionId, UserId, WorkspaceId};
 
 /// A person's authenticator; read under a lock.
 #[derive(Debug)]
@@ -70,6 +70,24 @@ pub async fn lock(tx: &mut Tx, user: UserId) -> Result<Option<Factor>, StoreErro
         user.uuid(),
     )
     .fetch_optional(tx.conn())
+    .await?)
+}
+
+/// Whether a session has shown whatever its person has beside the password: no session outlives that an
+/// authenticator is set up but the one that did it, so it is about passkeys where there is none.
+///
+/// # Errors
+/// When PostgreSQL cannot be reached.
+pub async fn is_shown(tx: &mut Tx, user: UserId, session: SessionId) -> Result<bool, StoreError> {
+    Ok(sqlx::query_scalar!(
+        r#"SELECT NOT EXISTS (SELECT FROM passkeys WHERE user_id = $1)
+               OR EXISTS (SELECT FROM totp_factors WHERE user_id = $1 AND confirmed_at IS NOT NULL)
+               OR EXISTS (SELECT FROM sessions WHERE user_id = $1 AND id = $2 AND passkey_id IS NOT NULL)
+               AS "shown!""#,
+        user.uuid(),
+        session.uuid(),
+    )
+    .fetch_one(tx.conn())
     .await?)
 }
 

@@ -8,7 +8,7 @@ use time::OffsetDateTime;
 
 use super::{Line, Store, StoreError, Tx};
 use crate::model::{
-    id::{Id, SessionId, UserId, WorkspaceId},
+    id::{Id, PasskeyId, SessionId, UserId, WorkspaceId},
     page::{Items, Page},
     refresh_token::RefreshSeed,
     scope::Role,
@@ -147,15 +147,21 @@ pub async fn insert(tx: &mut Tx, session: &NewSession) -> Result<(), StoreError>
     Ok(())
 }
 
-/// Notes that a session was begun with a passkey, in a transaction of its person.
+/// Notes the passkey that a session has shown, unless it has shown one before.
 ///
 /// # Errors
 /// When PostgreSQL cannot be reached.
-pub async fn note_passkey(tx: &mut Tx, user: UserId, id: SessionId) -> Result<(), StoreError> {
+pub async fn note_passkey(
+    tx: &mut Tx,
+    user: UserId,
+    id: SessionId,
+    passkey: PasskeyId,
+) -> Result<(), StoreError> {
     sqlx::query!(
-        "UPDATE sessions SET by_passkey = true WHERE id = $1 AND user_id = $2",
+        "UPDATE sessions SET passkey_id = $3 WHERE id = $1 AND user_id = $2 AND passkey_id IS NULL",
         id.uuid(),
         user.uuid(),
+        passkey.uuid(),
     )
     .execute(tx.conn())
     .await?;
@@ -286,17 +292,19 @@ pub async fn end_of_person(
     now: OffsetDateTime,
     reason: EndReason,
 ) -> Result<Vec<(SessionId, WorkspaceId)>, StoreError> {
-    let (only, but, within) = match which {
-        Which::One(id) => (Some(id.uuid()), None, None),
-        Which::AllBut(id) => (None, Some(id.uuid()), None),
-        Which::In(workspace) => (None, None, Some(workspace.uuid())),
-        Which::All => (None, None, None),
+    let (only, but, within, shown) = match which {
+        Which::One(id) => (Some(id.uuid()), None, None, None),
+        Which::AllBut(id) => (None, Some(id.uuid()), None, None),
+        Which::In(workspace) => (None, None, Some(workspace.uuid()), None),
+        Which::ByPasskey { passkey, but } => (None, Some(but.uuid()), None, Some(passkey.uuid())),
+        Which::All => (None, None, None, None),
     };
     let rows = sqlx::query!(
         r#"UPDATE sessions SET ended_at = $4, end_reason = $5
            WHERE user_id = $1 AND ended_at IS NULL
              AND ($2::uuid IS NULL OR id = $2) AND ($3::uuid IS NULL OR id <> $3)
              AND ($6::uuid IS NULL OR workspace_id = $6)
+             AND ($7::uuid IS NULL OR passkey_id = $7)
            RETURNING id AS "id: SessionId", workspace_id AS "workspace_id: WorkspaceId""#,
         user.uuid(),
         only,
@@ -304,6 +312,7 @@ pub async fn end_of_person(
         now,
         reason.as_str(),
         within,
+        shown,
     )
     .fetch_all(tx.conn())
     .await?;

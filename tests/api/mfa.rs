@@ -6,12 +6,8 @@ use aws_lc_rs::hmac;
 use call2me_auth::env::Clock as _;
 use data_encoding::BASE32_NOPAD;
 use serde_json::{Value, json};
-use sqlx::Connection as _;
 
-use crate::{
-    fixture::{Answer, LOCALHOST, PASSWORD, Person, SmtpSink, TestApp, token_in},
-    passkeys::new_passkey,
-};
+use crate::fixture::{Answer, PASSWORD, Person, SmtpSink, TestApp, token_in};
 
 /// An authenticator, from the RFC and not from the service.
 pub fn code(secret: &str, unix_seconds: i64) -> String {
@@ -23,11 +19,11 @@ pub fn code(secret: &str, unix_seconds: i64) -> String {
     format!("{:06}", (u32::from_be_bytes(word) & 0x7fff_ffff) % 1_000_000)
 }
 
-fn now(app: &TestApp) -> i64 {
+pub fn now(app: &TestApp) -> i64 {
     app.clock.now().unix_timestamp()
 }
 
-async fn login(app: &TestApp, person: &Person, password: &str) -> Answer {
+pub async fn login(app: &TestApp, person: &Person, password: &str) -> Answer {
     let body = json!({ "email": person.email, "password": password });
     app.post("/v1/auth/login").json(body).send().await
 }
@@ -44,11 +40,11 @@ async fn verify(app: &TestApp, token: &str, code: &str) -> Answer {
     app.post("/v1/auth/mfa/verify").json(body).send().await
 }
 
-async fn enrol(app: &TestApp, person: &Person, body: Value) -> Answer {
+pub async fn enrol(app: &TestApp, person: &Person, body: Value) -> Answer {
     app.by(&person.access_token, "POST", "/v1/auth/mfa/totp").json(body).send().await
 }
 
-async fn confirm(app: &TestApp, person: &Person, code: &str) -> Answer {
+pub async fn confirm(app: &TestApp, person: &Person, code: &str) -> Answer {
     let body = json!({ "code": code });
     app.by(&person.access_token, "POST", "/v1/auth/mfa/totp/confirm").json(body).send().await
 }
@@ -227,7 +223,7 @@ async fn a_reset_takes_the_authenticator_of_an_address_that_was_never_verified()
     reset(&dana).await;
     login(&app, &dana, new).await.refused(401, "mfa_required");
     // The operator helps who has lost it.
-    app.app.auth.remove_totp_as_operator(&dana.email).await.unwrap();
+    app.app.auth.remove_factors_as_operator(&dana.email).await.unwrap();
     login(&app, &dana, new).await.expect(200);
 }
 
@@ -314,120 +310,4 @@ async fn recovery_codes_are_made_anew() {
     sink.mail(&dana.email, "recovery codes").await;
     let key = app.mint(&dana, "log", "admin").await.secret;
     app.events_of(&key, "action=member.recovery_codes_renewed", 2).await;
-}
-
-#[tokio::test]
-async fn a_workspace_may_ask_for_a_second_factor() {
-    let app = TestApp::start().await;
-    let node = app.another_node().await;
-    let dana = app.register("acme").await;
-    let [admin, member] = [app.join(&dana, "admin").await, app.join(&dana, "member").await];
-    let key = app.mint(&dana, "server", "write").await;
-    let ask = async |bearer: &str, body: Value| {
-        app.by(bearer, "PATCH", "/v1/workspace").json(body).send().await
-    };
-    let on = json!({ "require_second_factor": true });
-    let agents =
-        async |app: &TestApp, bearer: &str| app.by(bearer, "GET", "/v1/agents").send().await.status;
-    // Who may: an owner who has one, and has shown who they are.
-    ask(&admin.access_token, on.clone()).await.refused(403, "forbidden");
-    ask(&key.secret, on.clone()).await.refused(403, "insufficient_scope");
-    let admin_key = app.mint(&dana, "admin", "admin").await.secret;
-    ask(&admin_key, on.clone()).await.refused(403, "forbidden");
-    ask(&dana.access_token, on.clone()).await.refused(403, "forbidden");
-    with_factor(&app, &dana).await;
-    app.clock.advance(Duration::from_mins(20));
-    ask(&dana.access_token, on.clone()).await.refused(403, "forbidden");
-    assert_eq!(agents(&node, &member.access_token).await, 200);
-    let body = json!({ "require_second_factor": true, "password": PASSWORD });
-    let changed = ask(&dana.access_token, body).await.expect(200);
-    assert_eq!(changed["require_second_factor"], true);
-
-    // Who has none is let in nowhere but where they set one up, at once and on every node.
-    for app in [&app, &node] {
-        assert_eq!(agents(app, &member.access_token).await, 403);
-        assert_eq!(agents(app, &dana.access_token).await, 200);
-        assert_eq!(agents(app, &key.secret).await, 200, "API keys are not affected");
-    }
-    let call = app.by(&admin.access_token, "POST", "/v1/api-keys").json(json!({ "name": "k" }));
-    call.send().await.refused(403, "forbidden");
-    let fresh = login(&app, &member, PASSWORD).await.expect(200);
-    let bearer = fresh["access_token"].as_str().unwrap();
-    assert_eq!(agents(&app, bearer).await, 403);
-    let own = app.by(bearer, "GET", "/v1/auth/sessions").send().await;
-    own.expect(200);
-    // Elsewhere nobody asks for it.
-    let elsewhere = app.by(bearer, "GET", "/v1/workspaces").send().await.expect(200);
-    let mut workspaces = elsewhere["workspaces"].as_array().unwrap().iter();
-    let other = workspaces.find(|own| own["id"] != json!(dana.workspace_id)).unwrap();
-    let body = json!({ "workspace_id": other["id"] });
-    let call = app.by(bearer, "POST", "/v1/auth/switch-workspace").json(body);
-    let moved = call.send().await.expect(200);
-    assert_eq!(agents(&app, moved["access_token"].as_str().unwrap()).await, 200);
-
-    let access_token = bearer_of(&app, &member).await;
-    let enrolling = Person { access_token, ..member.clone() };
-    assert_eq!(agents(&node, &enrolling.access_token).await, 403);
-    with_factor(&app, &enrolling).await;
-    // What was begun with less has ended: somebody else may have it.
-    app.by(&member.access_token, "GET", "/v1/auth/me").send().await.refused(401, "unauthorized");
-    let member = enrolling;
-    for app in [&app, &node] {
-        assert_eq!(agents(app, &member.access_token).await, 200, "open as soon as it is confirmed");
-    }
-    let body = json!({ "password": PASSWORD });
-    let call = app.by(&member.access_token, "DELETE", "/v1/auth/mfa/totp").json(body);
-    call.send().await.expect(204);
-    for app in [&app, &node] {
-        assert_eq!(agents(app, &member.access_token).await, 403);
-    }
-    let body = json!({ "require_second_factor": false, "password": PASSWORD });
-    ask(&dana.access_token, body).await.expect(200);
-    for app in [&app, &node] {
-        assert_eq!(agents(app, &member.access_token).await, 200);
-    }
-    let events = app.events_of(&admin_key, "action=workspace.updated", 2).await;
-    assert_eq!(events[0]["metadata"]["require_second_factor"], false);
-    assert_eq!(events[1]["metadata"]["require_second_factor"], true);
-}
-
-#[tokio::test]
-async fn what_an_ended_session_began_sets_nothing_up() {
-    let app = TestApp::start_with(&[("server.public_url", LOCALHOST)]).await;
-    let [dana, lee] = [app.register("acme").await, app.register("lee").await];
-    let enrolment = enrol(&app, &dana, json!({})).await.expect(200);
-    let code = code(enrolment["secret"].as_str().unwrap(), now(&app));
-    let passkey = json!({ "name": "phone", "credential": new_passkey(&app, &lee).await });
-    for (person, path, body) in [
-        (&dana, "/v1/auth/mfa/totp/confirm", json!({ "code": code })),
-        (&lee, "/v1/auth/passkeys", passkey),
-    ] {
-        let mut connection = app.database.connect().await;
-        let mut tx = connection.begin().await.unwrap();
-        sqlx::query("SELECT FROM users FOR NO KEY UPDATE").execute(&mut *tx).await.unwrap();
-        let end = async {
-            app.database.somebody_waits_for_a_lock().await;
-            let sql = "UPDATE sessions SET ended_at = now() FROM users u
-                       WHERE u.id = user_id AND u.email = $1";
-            sqlx::query(sql).bind(&person.email).execute(&mut *tx).await.unwrap();
-            tx.commit().await.unwrap();
-        };
-        let call = app.by(&person.access_token, "POST", path).json(body).send();
-        let (answer, ()) = tokio::join!(call, end);
-        answer.refused(401, "unauthorized");
-    }
-    let mut connection = app.database.connect().await;
-    let sql = "SELECT (SELECT count(*) FROM passkeys)
-                      + (SELECT count(*) FROM totp_factors WHERE confirmed_at IS NOT NULL)";
-    let made: i64 = sqlx::query_scalar(sql).fetch_one(&mut connection).await.unwrap();
-    assert_eq!(made, 0);
-}
-
-/// A fresh sign-in's token, for the person's workspace.
-async fn bearer_of(app: &TestApp, person: &Person) -> String {
-    let body = json!({
-        "email": person.email, "password": PASSWORD, "workspace_id": person.workspace_id,
-    });
-    let pair = app.post("/v1/auth/login").json(body).send().await.expect(200);
-    pair["access_token"].as_str().unwrap().to_owned()
 }

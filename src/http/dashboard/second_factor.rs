@@ -22,13 +22,21 @@ use crate::{
 
 pub(super) const HERE: &str = "/second-factor";
 
+/// What stands in the way of who is signed in.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Lack {
+    /// The workspace asks for one, and there is none.
+    Factor,
+    /// They have a passkey, and have not shown it.
+    Passkey,
+}
+
 #[derive(Template)]
 #[template(path = "second_factor_settings.html")]
 struct SettingsPage {
     form_token: SecretString,
     is_on: bool,
-    /// Whether the workspace asks for what is not there.
-    is_missing: bool,
+    lack: Option<Lack>,
     passkeys: Vec<Passkey>,
     /// Whether there can be passkeys at all.
     has_passkeys: bool,
@@ -132,10 +140,15 @@ pub(super) async fn settings(
         Some((status, problem)) => (status, Some(problem)),
         None => (200, None),
     };
+    let lack = if app.auth.has_shown_factor(caller).await? {
+        caller.principal.lacks_second_factor.then_some(Lack::Factor)
+    } else {
+        Some(Lack::Passkey)
+    };
     let page = SettingsPage {
         form_token: browser.form_token(),
         is_on: app.auth.has_second_factor(caller).await?,
-        is_missing: caller.principal.lacks_second_factor,
+        lack,
         passkeys: app.auth.passkeys(caller).await?,
         has_passkeys: app.auth.passkey_options().is_ok(),
         problem,
