@@ -3,25 +3,21 @@
 //! A passkey signs in by itself: it takes the device and whoever may unlock it (user verification). Nothing is
 //! asked about the make of a device (attestation), so nothing that it says of itself is believed.
 
-use aws_lc_rs::{
-    digest::{SHA256, digest},
-    signature::{
-        ECDSA_P256_SHA256_ASN1, ED25519, ParsedPublicKey, RSA_PKCS1_2048_8192_SHA256,
-        RsaPublicKeyComponents, UnparsedPublicKey, VerificationAlgorithm,
-    },
-};
+mod public_key;
+
+use aws_lc_rs::digest::{SHA256, digest};
 use data_encoding::BASE64URL_NOPAD;
 use minicbor::{Decoder, data::Type};
 use serde::Deserialize;
 use time::OffsetDateTime;
 use url::{Host, Url};
 
+pub use self::public_key::ALGORITHMS;
+use self::public_key::PublicKey;
 use super::id::PasskeyId;
 
 /// Bytes of a credential's id at most (section 7.1, step 25).
 const MAX_CREDENTIAL_ID: usize = 1023;
-/// Bytes of a public key, at most: RSA's are the longest.
-const MAX_PUBLIC_KEY: usize = 2048;
 /// Bytes of anything that a browser sends here, at most.
 const MAX_LEN: usize = 16 * 1024;
 
@@ -32,12 +28,6 @@ const BACKUP_ELIGIBLE: u8 = 1 << 3;
 const BACKED_UP: u8 = 1 << 4;
 const HAS_CREDENTIAL: u8 = 1 << 6;
 const HAS_EXTENSIONS: u8 = 1 << 7;
-
-/// Algorithms of COSE that passkeys may sign with (RFC 9053), the best liked first.
-pub const ALGORITHMS: [i64; 3] = [ES256, ED_DSA, RS256];
-const ES256: i64 = -7;
-const ED_DSA: i64 = -8;
-const RS256: i64 = -257;
 
 /// Why something is not what a passkey of this service sends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -189,7 +179,7 @@ pub fn registered(
     let data = AuthenticatorData::parse(authenticator_data.ok_or(MALFORMED)?)?;
     data.check(party)?;
     let (credential_id, public_key) = data.credential.ok_or(MALFORMED)?;
-    if public_key.len() > MAX_PUBLIC_KEY || !PublicKey::parse(public_key)?.is_good() {
+    if !PublicKey::parse(public_key)?.is_good() {
         return Err(NotAPasskey("the passkey's public key is none"));
     }
     Ok(NewPasskey {
@@ -288,111 +278,6 @@ fn cbor_len(bytes: &[u8]) -> Option<usize> {
     }
     decoder.skip().ok()?;
     Some(decoder.position())
-}
-
-/// A key of COSE (RFC 9052, section 7), of a kind that is taken here.
-enum PublicKey {
-    /// An uncompressed point of P-256.
-    Es256(Vec<u8>),
-    Ed25519(Vec<u8>),
-    Rs256 {
-        n: Vec<u8>,
-        e: Vec<u8>,
-    },
-}
-
-/// The parameters of a key, by their labels.
-#[derive(Default)]
-struct Parameters {
-    kind: Option<i64>,
-    algorithm: Option<i64>,
-    /// -1: the curve, or RSA's modulus.
-    curve: Option<i64>,
-    first: Option<Vec<u8>>,
-    /// -2: x, or RSA's exponent. -3: y.
-    second: Option<Vec<u8>>,
-    third: Option<Vec<u8>>,
-}
-
-impl PublicKey {
-    fn parse(bytes: &[u8]) -> Result<Self, NotAPasskey> {
-        let key = Parameters::read(bytes).and_then(Self::of);
-        key.ok_or(NotAPasskey("the passkey's public key is of no kind that is taken here"))
-    }
-
-    fn of(read: Parameters) -> Option<Self> {
-        match (read.kind?, read.algorithm?, read.curve) {
-            (2, ES256, Some(1)) => {
-                let (x, y) = (read.second?, read.third?);
-                let fits = x.len() == 32 && y.len() == 32;
-                fits.then(|| Self::Es256([&[4], &x[..], &y[..]].concat()))
-            }
-            (1, ED_DSA, Some(6)) => {
-                let x = read.second?;
-                (x.len() == 32).then_some(Self::Ed25519(x))
-            }
-            (3, RS256, None) => Some(Self::Rs256 { n: read.first?, e: read.second? }),
-            _ => None,
-        }
-    }
-
-    /// Whether it could verify anything: a point is on its curve, a modulus neither too small nor too large.
-    fn is_good(&self) -> bool {
-        match self {
-            Self::Es256(point) => ParsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, point).is_ok(),
-            Self::Ed25519(point) => ParsedPublicKey::new(&ED25519, point).is_ok(),
-            // An exponent that is even has no inverse.
-            Self::Rs256 { n, e } => {
-                (256..=1024).contains(&n.len())
-                    && n[0] != 0
-                    && (1..=4).contains(&e.len())
-                    && e[e.len() - 1] & 1 == 1
-            }
-        }
-    }
-
-    fn verify(&self, message: &[u8], signature: &[u8]) -> Result<(), NotAPasskey> {
-        let by = |algorithm: &'static dyn VerificationAlgorithm, key: &[u8]| {
-            UnparsedPublicKey::new(algorithm, key).verify(message, signature)
-        };
-        let verified = match self {
-            Self::Es256(point) => by(&ECDSA_P256_SHA256_ASN1, point),
-            Self::Ed25519(point) => by(&ED25519, point),
-            Self::Rs256 { n, e } => RsaPublicKeyComponents { n, e }.verify(
-                &RSA_PKCS1_2048_8192_SHA256,
-                message,
-                signature,
-            ),
-        };
-        verified.map_err(|_| NotAPasskey("the passkey's signature is wrong"))
-    }
-}
-
-impl Parameters {
-    fn read(bytes: &[u8]) -> Option<Self> {
-        let mut decoder = Decoder::new(bytes);
-        let mut read = Self::default();
-        for _ in 0..decoder.map().ok()?? {
-            let label = decoder.i64().ok()?;
-            let is_bytes = decoder.datatype().ok()? == Type::Bytes;
-            let is_new = match label {
-                1 => read.kind.replace(decoder.i64().ok()?).is_none(),
-                3 => read.algorithm.replace(decoder.i64().ok()?).is_none(),
-                -1 if is_bytes => read.first.replace(decoder.bytes().ok()?.to_vec()).is_none(),
-                -1 => read.curve.replace(decoder.i64().ok()?).is_none(),
-                -2 => read.second.replace(decoder.bytes().ok()?.to_vec()).is_none(),
-                -3 => read.third.replace(decoder.bytes().ok()?.to_vec()).is_none(),
-                _ => {
-                    decoder.skip().ok()?;
-                    true
-                }
-            };
-            if !is_new {
-                return None;
-            }
-        }
-        (decoder.position() == bytes.len()).then_some(read)
-    }
 }
 
 /// Bytes as browsers read them in JSON.

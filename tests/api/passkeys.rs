@@ -381,22 +381,11 @@ async fn without_javascript_the_page_signs_in_by_password() {
     let page = browser.get("/second-factor").await;
     let page = browser.submit(&page, "/second-factor/passkeys/new", &[]).await;
     assert!(page.text.contains("Passkeys take JavaScript"), "{page:#?}");
+    let form_token = page.text.split("form_token\" value=\"").nth(1).unwrap();
+    let form_token = form_token.split('"').next().unwrap();
     for credential in ["", "{}", "null", "[1"] {
-        let fields = [
-            (
-                "form_token".to_owned(),
-                page.text
-                    .split("form_token\" value=\"")
-                    .nth(1)
-                    .unwrap()
-                    .split('"')
-                    .next()
-                    .unwrap()
-                    .to_owned(),
-            ),
-            ("name".to_owned(), "phone".to_owned()),
-            ("credential".to_owned(), credential.to_owned()),
-        ];
+        let fields = [("form_token", form_token), ("name", "phone"), ("credential", credential)];
+        let fields = fields.map(|(name, value)| (name.to_owned(), value.to_owned()));
         let path = "/second-factor/passkeys";
         let answer = browser.post(path, &fields, &[("sec-fetch-site", "same-origin")]).await;
         assert!(answer.status == 422 && answer.text.contains("role=\"alert\""), "{answer:#?}");

@@ -6,7 +6,10 @@ use aws_lc_rs::{
 use minicbor::Encoder;
 use proptest::prelude::*;
 
-use super::*;
+use super::{
+    public_key::{ED_DSA, ES256, RS256},
+    *,
+};
 
 const CLIENT_DATA: &[u8] = b"{}";
 
