@@ -6,10 +6,7 @@ use aws_lc_rs::{
 use minicbor::Encoder;
 use proptest::prelude::*;
 
-use super::{
-    public_key::{ED_DSA, ES256, RS256},
-    *,
-};
+use super::{public_key::ES256, *};
 
 const CLIENT_DATA: &[u8] = b"{}";
 
