@@ -3,6 +3,8 @@
 -- Whoever made one for an address that nobody had verified may not be who has the address.
 DELETE FROM passkeys p USING users u WHERE u.id = p.user_id AND u.email_verified_at IS NULL;
 
+-- No device makes keys so long.
+DELETE FROM passkeys WHERE octet_length(public_key) > 2048;
 ALTER TABLE passkeys ADD CHECK (octet_length(public_key) <= 2048);
 
 ALTER TABLE sessions ADD COLUMN passkey_id uuid REFERENCES passkeys ON DELETE SET NULL;

@@ -42,7 +42,7 @@ pub fn check(
     }
     match requirement {
         Requirement::Scope(_) if principal.lacks_second_factor => Err(AuthError::Forbidden(
-            "this workspace asks for a second factor: set one up (POST /v1/auth/mfa/totp)",
+            "this workspace asks for a second factor: sign in with your passkey, or set one up (POST /v1/auth/mfa/totp)",
         )),
         Requirement::Scope(required) if principal.scope < required => {
             Err(AuthError::InsufficientScope { required, held: principal.scope })

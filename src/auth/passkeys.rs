@@ -27,8 +27,10 @@ use crate::{
     store::{self, Tx},
 };
 
-/// How long a challenge can be met: a sign-in page may have been open for a while.
+/// How long a challenge to sign in can be met: the page may have been open for a while.
 const LIFETIME: Duration = Duration::from_mins(30);
+/// How long a challenge to make one can be met, by who has just shown who they are.
+const LIFETIME_TO_MAKE: Duration = Duration::from_mins(5);
 /// How long a browser lets a person look for the device, in milliseconds (section 15.1).
 const PATIENCE: u32 = 300_000;
 /// Passkeys of a person.
@@ -36,7 +38,7 @@ const MAX_PASSKEYS: usize = 20;
 
 const TOO_MANY: AuthError = AuthError::Conflict("there are too many passkeys: take one away first");
 const UNVERIFIED: AuthError = AuthError::Conflict(
-    "passkeys are for a verified address: open the link that was mailed to you first",
+    "passkeys are for a verified address: verify yours first (POST /v1/auth/verify-email/send)",
 );
 const NO_NAME: AuthError =
     AuthError::Conflict("passkeys need the service to be reached by https under a host's name");
@@ -168,7 +170,7 @@ impl Auth {
         let client_data = passkey::bytes(&response.client_data)?;
         let challenge = passkey::challenge(&party, Ceremony::Registration, &client_data)?;
         let challenge = self.token_key.verify_for(session.uuid(), Purpose::NewPasskey, &challenge);
-        let challenge = self.in_time(challenge)?;
+        let challenge = self.in_time(challenge, LIFETIME_TO_MAKE)?;
         let new = passkey::registered(&party, &passkey::bytes(&response.attestation_object)?)?;
         let mut tx = self.store.begin_personal(user_id).await?;
         let (user, _) = self.lock_to_add_passkey(&mut tx, caller).await?;
@@ -269,7 +271,8 @@ impl Auth {
         let signature = passkey::bytes(&response.signature)?;
         let user_handle = passkey::bytes(&response.user_handle)?;
         let challenge = passkey::challenge(&party, Ceremony::Authentication, &client_data)?;
-        let challenge = self.in_time(self.token_key.verify(Purpose::Passkey, &challenge))?;
+        let challenge = self.token_key.verify(Purpose::Passkey, &challenge);
+        let challenge = self.in_time(challenge, LIFETIME)?;
         let user_id = self.store.find_passkey(&id).await?.ok_or(SIGN_IN_AGAIN)?;
         if user_handle != user_id.uuid().as_bytes() {
             return Err(SIGN_IN_AGAIN);
@@ -313,11 +316,11 @@ impl Auth {
     }
 
     /// The id of a challenge of ours, which holds its time, while it can be met.
-    fn in_time(&self, challenge: Option<Uuid>) -> Result<Uuid, AuthError> {
+    fn in_time(&self, challenge: Option<Uuid>, lifetime: Duration) -> Result<Uuid, AuthError> {
         let id = challenge.ok_or(NotAPasskey("the answer is to no question of ours"))?;
         let made = id.get_timestamp().map_or(0, |made| made.to_unix().0);
         let age = self.env.clock.now().unix_timestamp().saturating_sub_unsigned(made);
-        if u64::try_from(age).is_ok_and(|age| age > LIFETIME.as_secs()) {
+        if u64::try_from(age).is_ok_and(|age| age > lifetime.as_secs()) {
             return Err(NotAPasskey("the answer comes too late").into());
         }
         Ok(id)

@@ -7,6 +7,7 @@ use std::{sync::Arc, time::Duration};
 
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use secrecy::{ExposeSecret, SecretString};
+use serde_json::json;
 
 use super::{
     Auth, AuthError,
@@ -172,6 +173,7 @@ impl Auth {
         let user = self.person(user_id).await?;
         self.check_password(&user, "password", password, &caller.request).await?;
         let mut tx = self.store.begin_personal(user_id).await?;
+        self.lock_to_change_factors(&mut tx, caller).await?;
         let renewed = store::second_factor::renew_recovery_codes(&mut tx, user_id).await?;
         let (factor, round) = renewed.ok_or(AuthError::NotFound("authenticator"))?;
         let origin = self.origin(&caller.request);
@@ -195,15 +197,25 @@ impl Auth {
     /// Takes the caller's authenticator away.
     ///
     /// # Errors
-    /// [`AuthError::Invalid`] for a wrong password, [`AuthError::NotFound`] where there is none.
+    /// [`AuthError::Invalid`] for a wrong password, [`AuthError::NotFound`] where there is none,
+    /// [`AuthError::Conflict`] where there are passkeys, none of which this session has shown.
     pub async fn remove_totp(&self, caller: &Caller, password: &Password) -> Result<(), AuthError> {
-        let (_, user_id) = own_session(caller)?;
+        let (session, user_id) = own_session(caller)?;
         let user = self.person(user_id).await?;
         self.check_password(&user, "password", password, &caller.request).await?;
         let mut tx = self.store.begin_personal(user_id).await?;
+        self.lock_to_change_factors(&mut tx, caller).await?;
         if !store::second_factor::remove(&mut tx, user_id).await? {
             return Err(AuthError::NotFound("authenticator"));
         }
+        // Nobody is to be left with passkeys that this session cannot change any more.
+        if !store::second_factor::is_shown(&mut tx, user_id, session).await? {
+            return Err(AuthError::Conflict(
+                "you have passkeys: sign in with one first, or take them away",
+            ));
+        }
+        let now = self.env.clock.now();
+        store::second_factor::discard_challenges(&mut tx, user_id, now).await?;
         let origin = self.origin(&caller.request);
         let subject = MailSubject::SecondFactorRemoved { origin };
         self.mail(&mut tx, user.email.clone(), subject).await?;
@@ -212,8 +224,8 @@ impl Auth {
         Ok(self.fence.wait().await?)
     }
 
-    /// Takes the authenticator and the passkeys of whoever has an address away, as the operator does for who
-    /// has lost them.
+    /// Takes the authenticator and the passkeys of whoever has an address away and ends their sessions, as the
+    /// operator does for who has lost them.
     ///
     /// # Errors
     /// [`AuthError::NotFound`] where there are none, [`AuthError::Invalid`] for what is no address.
@@ -222,6 +234,13 @@ impl Auth {
         let account = self.store.find_sign_in(&email).await?;
         let user = account.ok_or(AuthError::NotFound("account"))?.user_id;
         let mut tx = self.store.begin_personal(user).await?;
+        let person = store::users::lock(&mut tx, user).await?;
+        let person = person.ok_or(AuthError::NotFound("account"))?;
+        let now = self.env.clock.now();
+        // Somebody else may have the device, and have signed in with it.
+        let (all, reason) = (Which::All, EndReason::SecondFactorRemoved);
+        let ended = store::sessions::end_of_person(&mut tx, user, all, now, reason).await?;
+        store::second_factor::discard_challenges(&mut tx, user, now).await?;
         let mut removed = Vec::new();
         if store::second_factor::remove(&mut tx, user).await? {
             removed.push(Action::SecondFactorRemoved);
@@ -232,12 +251,22 @@ impl Auth {
         if removed.is_empty() {
             return Err(AuthError::NotFound("second factor"));
         }
+        let subject = MailSubject::SecondFactorRemoved { origin: self.origin_of_operator() };
+        self.mail(&mut tx, person.email.clone(), subject).await?;
+        let event = |workspace, action| {
+            NewEvent::new(self.env.new_id(), workspace, action, Actor::system())
+        };
+        for (id, workspace) in ended {
+            let event = event(workspace, Action::SessionEnded).on(id, None);
+            let event = event.with(json!({ "reason": reason.as_str() }));
+            tx.enter(workspace).await?;
+            store::audit::insert(&mut tx, workspace, &event).await?;
+        }
         for membership in store::members::of_person(&mut tx, user).await? {
             let workspace = membership.workspace_id;
             tx.enter(workspace).await?;
             for action in &removed {
-                let event = NewEvent::new(self.env.new_id(), workspace, *action, Actor::system())
-                    .on(user, email.as_str().to_owned());
+                let event = event(workspace, *action).on(user, person.email.clone());
                 store::audit::insert(&mut tx, workspace, &event).await?;
             }
         }
@@ -279,7 +308,9 @@ impl Auth {
         // The person first, as whoever changes a password has it; and guesses for a person take turns,
         // whatever the challenge.
         store::users::lock(&mut tx, user_id).await?.ok_or(SIGN_IN_AGAIN)?;
-        let factor = store::second_factor::lock(&mut tx, user_id).await?.ok_or(SIGN_IN_AGAIN)?;
+        let factor = store::second_factor::lock(&mut tx, user_id).await?;
+        // The challenge may be to one that is gone; another that waits for its first code meets none.
+        let factor = factor.filter(|factor| factor.confirmed).ok_or(SIGN_IN_AGAIN)?;
         let challenge = store::second_factor::lock_challenge(&mut tx, user_id, id, now).await?;
         let challenge = challenge
             .filter(|challenge| challenge.wrong_codes < MAX_WRONG_CODES)

@@ -52,7 +52,8 @@ pub enum UsersCommand {
         #[arg(long)]
         password_stdin: bool,
     },
-    /// Take an authenticator away from somebody who has lost it: the password alone signs in then.
+    /// Take authenticator and passkeys away from somebody who has lost them, and end all sessions: the password alone
+    /// signs in then.
     RemoveSecondFactor {
         /// The address of the account.
         #[arg(long)]

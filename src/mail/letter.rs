@@ -84,7 +84,7 @@ impl Letter {
         if !passkeys.is_empty() {
             let names: Vec<String> = passkeys.iter().map(|name| harmless(name)).collect();
             paragraphs.push(format!(
-                "Your passkeys go on signing in: {}. If one of them is not yours, take it away at {public_url}/second-factor.",
+                "Your passkeys go on signing in: {}. If one of them is not yours, take it away at {public_url}/second-factor, or ask whoever runs this service to.",
                 names.join(", "),
             ));
         }
@@ -135,7 +135,7 @@ impl Letter {
                 label: "See your passkeys",
                 url: format!("{public_url}/second-factor"),
             }),
-            note: "If it was not you, take the passkey away and change your password.".to_owned(),
+            note: "If it was not you, change your password and take the passkey away; where that is refused, ask whoever runs this service to.".to_owned(),
         }
     }
 

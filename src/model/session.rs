@@ -119,6 +119,8 @@ pub enum EndReason {
     Removed,
     /// The person set a second factor up, from another one.
     SecondFactorAdded,
+    /// The operator took what signs the person in away.
+    SecondFactorRemoved,
     /// The person took the passkey away that it had shown.
     PasskeyRemoved,
 }
@@ -134,6 +136,7 @@ impl EndReason {
             Self::PasswordChanged => "password_changed",
             Self::Removed => "removed",
             Self::SecondFactorAdded => "second_factor_added",
+            Self::SecondFactorRemoved => "second_factor_removed",
             Self::PasskeyRemoved => "passkey_removed",
         }
     }

@@ -147,7 +147,7 @@ pub async fn insert(tx: &mut Tx, session: &NewSession) -> Result<(), StoreError>
     Ok(())
 }
 
-/// Notes the passkey that a session has shown, unless it has shown one before.
+/// Notes the passkey that a session has shown last.
 ///
 /// # Errors
 /// When PostgreSQL cannot be reached.
@@ -158,7 +158,7 @@ pub async fn note_passkey(
     passkey: PasskeyId,
 ) -> Result<(), StoreError> {
     sqlx::query!(
-        "UPDATE sessions SET passkey_id = $3 WHERE id = $1 AND user_id = $2 AND passkey_id IS NULL",
+        "UPDATE sessions SET passkey_id = $3 WHERE id = $1 AND user_id = $2",
         id.uuid(),
         user.uuid(),
         passkey.uuid(),

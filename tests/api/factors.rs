@@ -89,15 +89,21 @@ async fn a_workspace_may_ask_for_a_second_factor() {
 }
 
 #[tokio::test]
-async fn what_an_ended_session_began_sets_nothing_up() {
+async fn what_an_ended_session_began_changes_no_factor() {
     let app = TestApp::start_with(&[("server.public_url", LOCALHOST)]).await;
     let [dana, lee] = [app.register("acme").await, app.register_verified("lee").await];
     let enrolment = enrol(&app, &dana, json!({})).await.expect(200);
     let code = code(enrolment["secret"].as_str().unwrap(), now(&app));
     let passkey = json!({ "name": "phone", "credential": new_passkey(&app, &lee).await });
-    for (person, path, body) in [
-        (&dana, "/v1/auth/mfa/totp/confirm", json!({ "code": code })),
-        (&lee, "/v1/auth/passkeys", passkey),
+    let [kim, sam] = [app.register("kim").await, app.register("sam").await];
+    with_factor(&app, &kim).await;
+    with_factor(&app, &sam).await;
+    let password = json!({ "password": PASSWORD });
+    for (person, method, path, body) in [
+        (&dana, "POST", "/v1/auth/mfa/totp/confirm", json!({ "code": code })),
+        (&lee, "POST", "/v1/auth/passkeys", passkey),
+        (&kim, "POST", "/v1/auth/mfa/recovery-codes", password.clone()),
+        (&sam, "DELETE", "/v1/auth/mfa/totp", password),
     ] {
         let mut connection = app.database.connect().await;
         let mut tx = connection.begin().await.unwrap();
@@ -109,7 +115,7 @@ async fn what_an_ended_session_began_sets_nothing_up() {
             sqlx::query(sql).bind(&person.email).execute(&mut *tx).await.unwrap();
             tx.commit().await.unwrap();
         };
-        let call = app.by(&person.access_token, "POST", path).json(body).send();
+        let call = app.by(&person.access_token, method, path).json(body).send();
         let (answer, ()) = tokio::join!(call, end);
         answer.refused(401, "unauthorized");
     }
@@ -117,7 +123,7 @@ async fn what_an_ended_session_began_sets_nothing_up() {
     let sql = "SELECT (SELECT count(*) FROM passkeys)
                       + (SELECT count(*) FROM totp_factors WHERE confirmed_at IS NOT NULL)";
     let made: i64 = sqlx::query_scalar(sql).fetch_one(&mut connection).await.unwrap();
-    assert_eq!(made, 0);
+    assert_eq!(made, 2, "those that were there before");
 }
 
 /// A fresh sign-in's token, for the person's workspace.
@@ -210,6 +216,46 @@ async fn a_password_alone_does_not_get_round_a_passkey() {
 }
 
 #[tokio::test]
+async fn a_challenge_to_one_authenticator_is_not_met_by_the_next() {
+    let app = passkeys::app().await;
+    let dana = app.register_verified("acme").await;
+    with_factor(&app, &dana).await;
+    // Somebody who knows the password keeps a challenge while the authenticator is changed.
+    let challenge = login(&app, &dana, PASSWORD).await;
+    challenge.refused(401, "mfa_required");
+    let token = challenge.body["mfa_token"].as_str().unwrap();
+    let off = app.by(&dana.access_token, "DELETE", "/v1/auth/mfa/totp");
+    off.json(json!({ "password": PASSWORD })).send().await.expect(204);
+    let stolen = dana.with(&login(&app, &dana, PASSWORD).await.expect(200));
+    let enrolment = enrol(&app, &stolen, json!({})).await.expect(200);
+    device_of(&app, &dana).await;
+    let code = code(enrolment["secret"].as_str().unwrap(), now(&app));
+    let body = json!({ "mfa_token": token, "code": code });
+    let answer = app.post("/v1/auth/mfa/verify").json(body).send().await;
+    answer.refused(401, "invalid_credentials");
+    refuses_to_change_factors(&app, &stolen, &id_of_passkey(&app, &dana).await).await;
+}
+
+#[tokio::test]
+async fn nobody_turns_off_what_they_could_not_turn_on_again() {
+    let app = passkeys::app().await;
+    let dana = app.register_verified("acme").await;
+    device_of(&app, &dana).await;
+    let (secret, _) = with_factor(&app, &dana).await;
+    let challenge = login(&app, &dana, PASSWORD).await.body["mfa_token"].clone();
+    let body = json!({ "mfa_token": challenge, "code": code(&secret, now(&app) + 30) });
+    let pair = app.post("/v1/auth/mfa/verify").json(body).send().await.expect(200);
+    let by_code = dana.with(&pair);
+    let off = async |person: &Person| {
+        let call = app.by(&person.access_token, "DELETE", "/v1/auth/mfa/totp");
+        call.json(json!({ "password": PASSWORD })).send().await
+    };
+    off(&by_code).await.refused(409, "conflict");
+    // Who has shown the passkey may.
+    off(&dana).await.expect(204);
+}
+
+#[tokio::test]
 async fn a_passkey_is_for_a_verified_address() {
     let app = passkeys::app().await;
     // Somebody who signs up with an address that is not theirs.
@@ -239,6 +285,7 @@ async fn who_chooses_a_new_password_is_told_of_their_passkeys() {
     let mail = sink.mail(&dana.email, "Your password was changed").await;
     assert!(mail["text"].as_str().unwrap().contains("go on signing in: phone."), "{mail}");
     let pair = sign_in(&app, &device.signed(&options(&app).await)).await.expect(200);
+    let by_passkey = dana.with(&pair);
     // The operator helps who has lost the device.
     let auth = &app.app.auth;
     auth.remove_factors_as_operator(&dana.email).await.unwrap();
@@ -246,6 +293,12 @@ async fn who_chooses_a_new_password_is_told_of_their_passkeys() {
     let device = Device { count: 2, ..device };
     let answer: Answer = sign_in(&app, &device.signed(&options(&app).await)).await;
     answer.refused(401, "invalid_credentials");
+    // Whoever has it is out.
+    let me = app.by(&by_passkey.access_token, "GET", "/v1/auth/me").send().await;
+    me.refused(401, "unauthorized");
+    let pair = login(&app, &dana, "another horse, another battery").await.expect(200);
     let key = app.mint(&dana.with(&pair), "log", "admin").await.secret;
     app.events_of(&key, "action=member.passkey_removed", 1).await;
+    let mail = sink.mail(&dana.email, "Two-factor sign-in is off").await;
+    assert!(mail["text"].as_str().unwrap().contains("From: the operator"), "{mail:#}");
 }

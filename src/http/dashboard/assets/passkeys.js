@@ -22,8 +22,10 @@ function prepare(form) {
       const credential = await ask(JSON.parse(form.dataset.options));
       form.elements.credential.value = JSON.stringify(credential.toJSON());
       form.submit();
-    } catch {
-      status.textContent = "No passkey was used. You can try again.";
+    } catch (error) {
+      status.textContent = error.name === "InvalidStateError"
+        ? "This device has a passkey for you already."
+        : "No passkey was used. You can try again.";
     } finally {
       button.disabled = false;
     }
