@@ -25,8 +25,8 @@ use crate::{
 /// Events in one statement at most.
 const BATCH: usize = 1000;
 /// The pause between two batches, in which the next gathers: a commit costs PostgreSQL as much as writing
-/// a hundred events, so that many of them had better share it. At 2,000 requests a second, one
-/// millisecond cost three times as much of PostgreSQL's time.
+/// dozens of events, so that many of them had better share it. At 2,000 requests a second, one
+/// millisecond cost twice as much of PostgreSQL's time.
 const GATHER: Duration = Duration::from_millis(10);
 /// The longest pause between two tries while PostgreSQL is away.
 const MAX_PAUSE: Duration = Duration::from_secs(1);

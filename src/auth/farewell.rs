@@ -45,11 +45,16 @@ impl Auth {
         let mut tx = self.store.begin_personal(user_id).await?;
         let own = store::members::of_person(&mut tx, user_id).await?;
         let mut own: Vec<_> = own.into_iter().map(|membership| membership.workspace_id).collect();
-        // One order for all who do this, or two could wait for each other.
+        // One order for all who do this, or two could wait for each other: all workspaces before the person.
         own.sort();
+        let mut locked = Vec::new();
         for workspace in own {
             tx.enter(workspace).await?;
-            let Some(member) = self.lock_own(&mut tx, caller, workspace).await? else { continue };
+            let member = self.lock_own(&mut tx, caller, workspace).await?;
+            locked.extend(member.map(|member| (workspace, member)));
+        }
+        for (workspace, member) in locked {
+            tx.enter(workspace).await?;
             if store::members::count(&mut tx, workspace).await? == 1 {
                 self.erase_workspace(&mut tx, caller, workspace).await?;
             } else {

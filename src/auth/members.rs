@@ -157,6 +157,7 @@ impl Auth {
         self.close_invitations_of(tx, workspace, user).await?;
         // Membership, person, session: everybody locks them in this order.
         store::members::remove(tx, workspace, user).await?;
+        store::users::lock(tx, user).await?;
         let (sessions, reason) = (Which::In(workspace), EndReason::Removed);
         let actor = Actor::from(&*caller.principal);
         self.end_sessions(tx, user, sessions, reason, &actor, &caller.request).await

@@ -30,7 +30,8 @@ use crate::{
 /// How long a challenge to sign in can be met: the page may have been open for a while.
 const LIFETIME: Duration = Duration::from_mins(30);
 /// How long a challenge to make one can be met, by who has just shown who they are.
-const LIFETIME_TO_MAKE: Duration = Duration::from_mins(5);
+/// Longer than [`PATIENCE`], or a device would keep one that is refused here.
+const LIFETIME_TO_MAKE: Duration = Duration::from_mins(10);
 /// How long a browser lets a person look for the device, in milliseconds (section 15.1).
 const PATIENCE: u32 = 300_000;
 /// Passkeys of a person.
@@ -205,7 +206,8 @@ impl Auth {
         Ok(passkeys.into_iter().map(|(passkey, _)| passkey).collect())
     }
 
-    /// Takes one of the caller's passkeys away, which ends other sessions that have shown it.
+    /// Takes one of the caller's passkeys away, which ends the person's other sessions. If it is the one that this
+    /// session has shown, and there are others, what signs in can be changed after signing in with one of these.
     ///
     /// # Errors
     /// [`AuthError::NotFound`] where there is none, [`AuthError::Forbidden`] as for making one.
@@ -221,16 +223,16 @@ impl Auth {
         }
         let mut tx = self.store.begin_personal(user_id).await?;
         let user = self.lock_to_change_factors(&mut tx, caller).await?;
-        let (which, reason) =
-            (Which::ByPasskey { passkey: id, but: session }, EndReason::PasskeyRemoved);
-        let actor = Actor::from(&*caller.principal);
-        self.end_sessions(&mut tx, user_id, which, reason, &actor, &caller.request).await?;
         if !store::passkeys::remove(&mut tx, user_id, id).await? {
             return Err(AuthError::NotFound("passkey"));
         }
         let subject = MailSubject::PasskeyRemoved { origin: self.origin(&caller.request) };
         self.mail(&mut tx, user.email.clone(), subject).await?;
         self.tell_workspaces(&mut tx, &user, Action::PasskeyRemoved, &caller.request).await?;
+        // Whoever has its device may have signed in with it, and have made others there.
+        let (others, reason) = (Which::AllBut(session), EndReason::PasskeyRemoved);
+        let actor = Actor::from(&*caller.principal);
+        self.end_sessions(&mut tx, user_id, others, reason, &actor, &caller.request).await?;
         tx.commit().await?;
         Ok(self.fence.wait().await?)
     }

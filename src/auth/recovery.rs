@@ -218,15 +218,6 @@ impl Auth {
         }
     }
 
-    /// When, and by whom.
-    pub(super) fn origin_of_operator(&self) -> Origin {
-        Origin {
-            at: timestamp::format(self.env.clock.now()),
-            ip: "the operator".to_owned(),
-            user_agent: Some("the command line".to_owned()),
-        }
-    }
-
     pub(super) async fn person(&self, id: UserId) -> Result<User, AuthError> {
         let mut tx = self.store.begin_personal(id).await?;
         store::users::get(&mut tx, id).await?.ok_or(AuthError::NotFound("account"))

@@ -251,8 +251,7 @@ impl Auth {
         if removed.is_empty() {
             return Err(AuthError::NotFound("second factor"));
         }
-        let subject = MailSubject::SecondFactorRemoved { origin: self.origin_of_operator() };
-        self.mail(&mut tx, person.email.clone(), subject).await?;
+        self.mail(&mut tx, person.email.clone(), MailSubject::FactorsTakenAway).await?;
         let event = |workspace, action| {
             NewEvent::new(self.env.new_id(), workspace, action, Actor::system())
         };

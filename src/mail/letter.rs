@@ -119,6 +119,19 @@ impl Letter {
         }
     }
 
+    pub(super) fn factors_taken_away() -> Self {
+        Self {
+            subject: "Your authenticator and passkeys were taken away".to_owned(),
+            paragraphs: vec![
+                "Whoever runs this service took your authenticator and your passkeys away, and ended your sessions."
+                    .to_owned(),
+                "From now on, your password alone signs in, until you set something up again.".to_owned(),
+            ],
+            link: None,
+            note: "If you did not ask for it, ask them why.".to_owned(),
+        }
+    }
+
     pub(super) fn passkey(public_url: &str, is_new: bool, origin: &Origin) -> Self {
         let (subject, paragraph) = if is_new {
             (

@@ -254,6 +254,7 @@ impl Mailer {
             MailSubject::SecondFactorRemoved { origin } => {
                 Letter::second_factor(&self.public_url, false, origin)
             }
+            MailSubject::FactorsTakenAway => Letter::factors_taken_away(),
             MailSubject::NewDevice { origin } => Letter::new_device(&self.public_url, origin),
             MailSubject::AdminKey { key, workspace, by, origin } => {
                 Letter::admin_key(key, workspace, by, origin)

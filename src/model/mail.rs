@@ -75,6 +75,8 @@ pub enum MailSubject {
         /// From where.
         origin: Origin,
     },
+    /// The operator took what signs the person in, beside the password, away.
+    FactorsTakenAway,
     /// Somebody signed in with a client, or from a network, that the person has not used of late.
     NewDevice {
         /// From where.
@@ -117,6 +119,7 @@ impl MailSubject {
             Self::PasskeyRemoved { .. } => "passkey_removed",
             Self::RecoveryCodesRenewed { .. } => "recovery_codes_renewed",
             Self::SecondFactorRemoved { .. } => "second_factor_removed",
+            Self::FactorsTakenAway => "factors_taken_away",
             Self::NewDevice { .. } => "new_device",
             Self::AdminKey { .. } => "admin_key",
             Self::AccountDeleted { .. } => "account_deleted",

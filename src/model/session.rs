@@ -5,7 +5,7 @@ use std::{net::IpAddr, sync::Arc};
 use time::OffsetDateTime;
 
 use super::{
-    id::{PasskeyId, SessionId, UserId, WorkspaceId},
+    id::{SessionId, UserId, WorkspaceId},
     refresh_token::RefreshSeed,
     scope::Role,
 };
@@ -93,13 +93,6 @@ pub enum Which {
     AllBut(SessionId),
     /// Those in this workspace.
     In(WorkspaceId),
-    /// Those that have shown this passkey, but for one.
-    ByPasskey {
-        /// The passkey.
-        passkey: PasskeyId,
-        /// The one.
-        but: SessionId,
-    },
     /// All of them.
     All,
 }
@@ -121,7 +114,7 @@ pub enum EndReason {
     SecondFactorAdded,
     /// The operator took what signs the person in away.
     SecondFactorRemoved,
-    /// The person took the passkey away that it had shown.
+    /// The person took a passkey away, from another one.
     PasskeyRemoved,
 }
 

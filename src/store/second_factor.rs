@@ -201,15 +201,16 @@ pub async fn exists(tx: &mut Tx, user: UserId) -> Result<bool, StoreError> {
     .await?)
 }
 
-/// Takes a person's authenticator away; false where there was none.
+/// Takes a person's authenticator away; false where none was confirmed.
 ///
 /// # Errors
 /// When PostgreSQL cannot be reached.
 pub async fn remove(tx: &mut Tx, user: UserId) -> Result<bool, StoreError> {
-    let done = sqlx::query!("DELETE FROM totp_factors WHERE user_id = $1", user.uuid())
-        .execute(tx.conn())
-        .await?;
-    Ok(done.rows_affected() == 1)
+    let done = sqlx::query!(
+        "DELETE FROM totp_factors WHERE user_id = $1 AND confirmed_at IS NOT NULL",
+        user.uuid(),
+    );
+    Ok(done.execute(tx.conn()).await?.rows_affected() == 1)
 }
 
 /// Stores a challenge.

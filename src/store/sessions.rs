@@ -292,19 +292,17 @@ pub async fn end_of_person(
     now: OffsetDateTime,
     reason: EndReason,
 ) -> Result<Vec<(SessionId, WorkspaceId)>, StoreError> {
-    let (only, but, within, shown) = match which {
-        Which::One(id) => (Some(id.uuid()), None, None, None),
-        Which::AllBut(id) => (None, Some(id.uuid()), None, None),
-        Which::In(workspace) => (None, None, Some(workspace.uuid()), None),
-        Which::ByPasskey { passkey, but } => (None, Some(but.uuid()), None, Some(passkey.uuid())),
-        Which::All => (None, None, None, None),
+    let (only, but, within) = match which {
+        Which::One(id) => (Some(id.uuid()), None, None),
+        Which::AllBut(id) => (None, Some(id.uuid()), None),
+        Which::In(workspace) => (None, None, Some(workspace.uuid())),
+        Which::All => (None, None, None),
     };
     let rows = sqlx::query!(
         r#"UPDATE sessions SET ended_at = $4, end_reason = $5
            WHERE user_id = $1 AND ended_at IS NULL
              AND ($2::uuid IS NULL OR id = $2) AND ($3::uuid IS NULL OR id <> $3)
              AND ($6::uuid IS NULL OR workspace_id = $6)
-             AND ($7::uuid IS NULL OR passkey_id = $7)
            RETURNING id AS "id: SessionId", workspace_id AS "workspace_id: WorkspaceId""#,
         user.uuid(),
         only,
@@ -312,7 +310,6 @@ pub async fn end_of_person(
         now,
         reason.as_str(),
         within,
-        shown,
     )
     .fetch_all(tx.conn())
     .await?;

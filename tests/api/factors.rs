@@ -199,7 +199,7 @@ async fn a_password_alone_does_not_get_round_a_passkey() {
     let own = lee.with(&sign_in(&app, &device.signed(&options(&app).await)).await.expect(200));
     assert_eq!(agents(&node, &own).await, 200);
     new_options(&app, &own).await;
-    // Taken away from one session, the other that has shown it ends at once, on every node.
+    // Taken away from one session, the others end at once, on every node.
     let path = format!("/v1/auth/passkeys/{passkey}");
     app.by(&own.access_token, "DELETE", &path).json(json!({})).send().await.expect(204);
     for app in [&app, &node] {
@@ -231,9 +231,43 @@ async fn a_challenge_to_one_authenticator_is_not_met_by_the_next() {
     device_of(&app, &dana).await;
     let code = code(enrolment["secret"].as_str().unwrap(), now(&app));
     let body = json!({ "mfa_token": token, "code": code });
-    let answer = app.post("/v1/auth/mfa/verify").json(body).send().await;
+    let answer = app.post("/v1/auth/mfa/verify").json(body.clone()).send().await;
     answer.refused(401, "invalid_credentials");
     refuses_to_change_factors(&app, &stolen, &id_of_passkey(&app, &dana).await).await;
+    // Neither where it had been kept: what waits for its first code meets none.
+    let mut connection = app.database.connect().await;
+    let sql = "UPDATE mfa_challenges SET used_at = NULL";
+    sqlx::query(sql).execute(&mut connection).await.unwrap();
+    let answer = app.post("/v1/auth/mfa/verify").json(body).send().await;
+    answer.refused(401, "invalid_credentials");
+    // Nor, once it is gone, by one that is confirmed.
+    let lee = app.register("lee").await;
+    with_factor(&app, &lee).await;
+    let challenge = login(&app, &lee, PASSWORD).await.body["mfa_token"].clone();
+    let off = app.by(&lee.access_token, "DELETE", "/v1/auth/mfa/totp");
+    off.json(json!({ "password": PASSWORD })).send().await.expect(204);
+    let (_, codes) = with_factor(&app, &lee).await;
+    let body = json!({ "mfa_token": challenge, "code": codes[0] });
+    let answer = app.post("/v1/auth/mfa/verify").json(body).send().await;
+    answer.refused(401, "invalid_credentials");
+    let challenge = login(&app, &lee, PASSWORD).await.body["mfa_token"].clone();
+    let body = json!({ "mfa_token": challenge, "code": codes[0] });
+    app.post("/v1/auth/mfa/verify").json(body).send().await.expect(200);
+}
+
+#[tokio::test]
+async fn who_has_a_lost_device_is_out_with_its_passkey() {
+    let app = passkeys::app().await;
+    let dana = app.register_verified("acme").await;
+    let lost = Device { count: 1, ..device_of(&app, &dana).await };
+    let passkey = id_of_passkey(&app, &dana).await;
+    let theirs = dana.with(&sign_in(&app, &lost.signed(&options(&app).await)).await.expect(200));
+    // They make one of their own there, before the owner notices.
+    device_of(&app, &theirs).await;
+    let path = format!("/v1/auth/passkeys/{passkey}");
+    app.by(&dana.access_token, "DELETE", &path).json(json!({})).send().await.expect(204);
+    let me = app.by(&theirs.access_token, "GET", "/v1/auth/me").send().await;
+    me.refused(401, "unauthorized");
 }
 
 #[tokio::test]
@@ -299,6 +333,9 @@ async fn who_chooses_a_new_password_is_told_of_their_passkeys() {
     let pair = login(&app, &dana, "another horse, another battery").await.expect(200);
     let key = app.mint(&dana.with(&pair), "log", "admin").await.secret;
     app.events_of(&key, "action=member.passkey_removed", 1).await;
-    let mail = sink.mail(&dana.email, "Two-factor sign-in is off").await;
-    assert!(mail["text"].as_str().unwrap().contains("From: the operator"), "{mail:#}");
+    sink.mail(&dana.email, "Your authenticator and passkeys were taken away").await;
+    // What was never confirmed was never on.
+    enrol(&app, &dana.with(&pair), json!({})).await.expect(200);
+    auth.remove_factors_as_operator(&dana.email).await.unwrap_err();
+    app.by(&key, "GET", "/v1/auth/verify").send().await.expect(200);
 }

@@ -240,9 +240,9 @@ async fn a_passkey_is_added_once_and_in_time_over_all_nodes() {
     assert_eq!(statuses, [200, 401]);
     let late = Device::new(&app);
     let (asked, to_sign) = (new_options(&app, &dana).await, options(&app).await);
-    app.clock.advance(Duration::from_mins(6));
+    app.clock.advance(Duration::from_mins(11));
     add(&app, &dana, &late.made(&asked)).await.refused(422, "validation_failed");
-    app.clock.advance(Duration::from_mins(25));
+    app.clock.advance(Duration::from_mins(20));
     let signed = Device { count: 2, ..signed };
     sign_in(&app, &signed.signed(&to_sign)).await.refused(422, "validation_failed");
 }

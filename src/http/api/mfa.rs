@@ -107,7 +107,7 @@ impl From<Vec<SecretString>> for RecoveryCodesBody {
 /// From now on sign-in takes a code. API keys are not affected.
 #[utoipa::path(post, path = "/v1/auth/mfa/totp/confirm", tag = "Sessions",
     request_body = ConfirmRequest,
-    responses((status = 200, body = RecoveryCodesBody), (status = 409)))]
+    responses((status = 200, body = RecoveryCodesBody), (status = 403), (status = 409)))]
 pub async fn confirm(
     caller: Authorized<OwnSession>,
     State(app): State<App>,
@@ -121,7 +121,8 @@ pub async fn confirm(
 ///
 /// Those so far stop working.
 #[utoipa::path(post, path = "/v1/auth/mfa/recovery-codes", tag = "Sessions",
-    request_body = ConfirmedByPassword, responses((status = 200, body = RecoveryCodesBody), (status = 404)))]
+    request_body = ConfirmedByPassword,
+    responses((status = 200, body = RecoveryCodesBody), (status = 403), (status = 404)))]
 pub async fn renew_recovery_codes(
     caller: Authorized<OwnSession>,
     State(app): State<App>,
@@ -141,8 +142,10 @@ pub struct ConfirmedByPassword {
 }
 
 /// Take the authenticator away
+///
+/// Who has passkeys has to have signed in with one, or takes them away first.
 #[utoipa::path(delete, path = "/v1/auth/mfa/totp", tag = "Sessions", request_body = ConfirmedByPassword,
-    responses((status = 204), (status = 404)))]
+    responses((status = 204), (status = 403), (status = 404), (status = 409)))]
 pub async fn remove(
     caller: Authorized<OwnSession>,
     State(app): State<App>,

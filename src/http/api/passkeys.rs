@@ -112,8 +112,8 @@ pub async fn list(
 
 /// Take a passkey away
 ///
-/// It does not sign in any more, and other sessions that have shown it end. Who has no authenticator has to have
-/// signed in with a passkey.
+/// It does not sign in any more, and one's other sessions end. Who has no authenticator has to have signed in with
+/// a passkey.
 #[utoipa::path(delete, path = "/v1/auth/passkeys/{id}", tag = "Passkeys",
     params(("id" = PasskeyId, Path)), request_body = PasskeyRequest,
     responses((status = 204), (status = 403), (status = 404)))]
