@@ -30,6 +30,7 @@ use crate::{
     limit::Limits,
     mail::MailTask,
     metrics::{self, Metrics},
+    oauth::OAuth,
     observe,
     resources::Resources,
     server::Server,
@@ -62,6 +63,11 @@ impl Application {
     /// # Errors
     /// With one line for the operator.
     pub async fn build(settings: Settings, env: Env) -> Result<Self, String> {
+        // Kilobytes, once: not for every caller's stack.
+        Box::pin(Self::assemble(settings, env)).await
+    }
+
+    async fn assemble(settings: Settings, env: Env) -> Result<Self, String> {
         prepare_schema(&settings).await?;
         let url = settings.database.url.expose_secret();
         let store = Store::connect(url, &settings.database.pool).await?;
@@ -76,6 +82,7 @@ impl Application {
         let beliefs = Arc::new(caches.clone());
         let auth =
             Auth::new(&settings, store.clone(), env.clone(), audit.clone(), caches, fence).await?;
+        let oauth = OAuth::new(&settings, auth.clone(), store.clone(), env.clone())?;
         let limits = Limits::new(settings.rate_limit, settings.redis.as_ref(), &env)?;
         let public_url = &settings.server.public_url;
         let openapi = http::openapi::document(public_url)
@@ -88,6 +95,7 @@ impl Application {
         ];
         let app = Arc::new(Api {
             auth,
+            oauth,
             resources: Resources::new(store.clone(), env.clone(), settings.server.max_body_bytes),
             audit_log: AuditLog::new(store.clone(), &settings.database.pool),
             audit,
@@ -248,5 +256,6 @@ async fn look_after_partitions(store: Store, env: Env) {
         tell("drop challenges", store.prune_mfa_challenges(now).await);
         tell("drop passkeys' challenges", store.prune_passkey_challenges(now).await);
         tell("drop invitations", store.prune_invitations(now).await);
+        tell("drop old grants and unused OAuth clients", store.prune_oauth(now).await);
     }
 }

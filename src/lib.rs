@@ -15,6 +15,7 @@
 //! | [`app`] | the composition root: parts are made, put together, started and stopped |
 //! | [`server`] | the accept loop: time-outs, a cap on connections, a graceful end |
 //! | [`http`] | routes, guards, errors, the OpenAPI document |
+//! | [`oauth`] | the authorization server: who lets which program in |
 //! | [`auth`] | who is calling, and how one becomes somebody |
 //! | [`resources`] | agents, calls, knowledge bases, campaigns, billing, people |
 //! | [`audit`] | the audit log: the queue, the writer, the reader |
@@ -31,6 +32,7 @@
 //! - Where is scope checked? [`auth::check_scope`], by the handler's first parameter,
 //!   [`http::extract::Authorized`]
 //! - Where are errors mapped? [`http::error`]
+//! - Where does a program get its tokens? [`oauth::token`], after [`oauth::authorize`]
 //! - Which routes are there, and what do they ask? [`http::routes`]
 //! - In which order does a request pass what? [`http`]
 //! - What keeps workspaces apart? [`store`], and the policies of `migrations/0001_foundation.sql`
@@ -47,6 +49,7 @@ pub mod limit;
 pub mod mail;
 pub mod metrics;
 pub mod model;
+pub mod oauth;
 mod observe;
 pub mod resources;
 pub mod server;

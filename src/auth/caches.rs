@@ -14,8 +14,9 @@ use crate::{
     env::Env,
     model::{
         api_key::{KeyDigest, KeyRecord},
-        id::{SessionId, WorkspaceId},
+        id::{GrantId, SessionId, WorkspaceId},
         invalidation::Invalidation,
+        oauth::grant::{GrantRecord, Holder},
         principal::{Credential, Principal},
         session::SessionRecord,
     },
@@ -86,16 +87,30 @@ impl Source for Sessions {
     }
 }
 
+/// OAuth grants by their ids, in PostgreSQL.
+pub(super) struct Grants(Line);
+
+impl Source for Grants {
+    type Key = GrantId;
+    type Known = Arc<GrantRecord>;
+
+    async fn fetch(&mut self, ids: &[GrantId]) -> Result<Found<Self>, StoreError> {
+        let found = self.0.find_grants(ids).await?;
+        Ok(found.into_iter().map(|(id, record)| (id, Arc::new(record))).collect())
+    }
+}
+
 /// Everything that this node believes of credentials. Cheap to clone.
 #[derive(Clone)]
 pub struct Caches {
     pub(super) keys: CredentialCache<Keys>,
     pub(super) sessions: CredentialCache<Sessions>,
+    pub(super) grants: CredentialCache<Grants>,
     pub(super) tokens: VerifiedTokens,
 }
 
 impl Caches {
-    /// Empty ones. `capacity` is that of keys; sessions and tokens are fewer.
+    /// Empty ones. `capacity` is that of keys; sessions, grants and tokens are fewer.
     #[must_use]
     pub fn start(store: &Store, env: &Env, lease: &Lease, capacity: usize) -> Self {
         let people = (capacity / 4).max(1);
@@ -112,6 +127,12 @@ impl Caches {
                 lease.clone(),
                 people,
             ),
+            grants: CredentialCache::start(
+                Grants(Line::new(store.clone())),
+                env.clone(),
+                lease.clone(),
+                people,
+            ),
             tokens: VerifiedTokens(Arc::new(Cache::new(people))),
         }
     }
@@ -120,6 +141,12 @@ impl Caches {
     #[must_use]
     pub fn keys_seen(&self) -> (&CacheCounts, usize) {
         (self.keys.counts(), self.keys.len())
+    }
+
+    /// How often OAuth grants were asked for, and how many are known.
+    #[must_use]
+    pub fn grants_seen(&self) -> (&CacheCounts, usize) {
+        (self.grants.counts(), self.grants.len())
     }
 
     /// How often sessions were asked for, and how many are known.
@@ -135,14 +162,24 @@ impl Beliefs for Caches {
             match *invalidation {
                 Invalidation::Key(digest) => self.keys.forget(&digest),
                 Invalidation::Session(id) => self.sessions.forget(&id),
-                Invalidation::Person { user, workspace } => self.sessions.forget_if(|session| {
-                    session.user_id == user
-                        && workspace.is_none_or(|workspace| session.workspace_id == workspace)
-                }),
+                Invalidation::Person { user, workspace } => {
+                    let is_there =
+                        |there: WorkspaceId| workspace.is_none_or(|workspace| there == workspace);
+                    self.sessions.forget_if(|session| {
+                        session.user_id == user && is_there(session.workspace_id)
+                    });
+                    self.grants.forget_if(|grant| {
+                        let is = |holder: &Holder| holder.user_id == user;
+                        grant.person.as_ref().is_some_and(is) && is_there(grant.workspace_id)
+                    });
+                }
                 Invalidation::Workspace(workspace) => {
                     self.keys.forget_if(|key| key.workspace() == workspace);
                     self.sessions.forget_if(|session| session.workspace_id == workspace);
+                    self.grants.forget_if(|grant| grant.workspace_id == workspace);
                 }
+                Invalidation::Grant(id) => self.grants.forget(&id),
+                Invalidation::Client(id) => self.grants.forget_if(|grant| grant.client_id == id),
             }
         }
     }
@@ -150,6 +187,7 @@ impl Beliefs for Caches {
     fn forget_all(&self) {
         self.keys.forget_all();
         self.sessions.forget_all();
+        self.grants.forget_all();
     }
 }
 

@@ -13,6 +13,8 @@ use crate::model::{
 pub enum Requirement {
     /// A credential with at least this scope.
     Scope(Scope),
+    /// The same, of a key or a person: no OAuth client makes credentials or members for itself.
+    FirstParty(Scope),
     /// A person's own session, whatever its role: what one does about oneself.
     OwnSession,
 }
@@ -22,7 +24,7 @@ impl Requirement {
     #[must_use]
     pub const fn scope(self) -> Option<Scope> {
         match self {
-            Self::Scope(scope) => Some(scope),
+            Self::Scope(scope) | Self::FirstParty(scope) => Some(scope),
             Self::OwnSession => None,
         }
     }
@@ -40,20 +42,38 @@ pub fn check(
     if !principal.allows_address(address) {
         return Err(AuthError::Forbidden("the key may not be used from this address"));
     }
-    match requirement {
-        Requirement::Scope(_) if principal.lacks_second_factor => Err(AuthError::Forbidden(
-            "this workspace asks for a second factor: sign in with your passkey, or set one up (POST /v1/auth/mfa/totp)",
-        )),
-        Requirement::Scope(required) if principal.scope < required => {
-            Err(AuthError::InsufficientScope { required, held: principal.scope })
-        }
-        Requirement::Scope(_) => Ok(()),
-        Requirement::OwnSession => match principal.credential {
-            Credential::Session { .. } => Ok(()),
-            Credential::ApiKey { .. } => {
-                Err(AuthError::Forbidden("this is for a person's own session, not for API keys"))
+    let required = match requirement {
+        Requirement::Scope(scope) => scope,
+        Requirement::FirstParty(scope) => {
+            if matches!(principal.credential, Credential::Grant { .. }) {
+                return Err(AuthError::Forbidden(
+                    "OAuth clients may not do this: it takes an API key or a person's own session",
+                ));
             }
-        },
+            scope
+        }
+        Requirement::OwnSession => return own_session(principal),
+    };
+    if principal.lacks_second_factor {
+        return Err(AuthError::Forbidden(
+            "this workspace asks for a second factor: sign in with your passkey, or set one up (POST /v1/auth/mfa/totp)",
+        ));
+    }
+    if principal.scope < required {
+        return Err(AuthError::InsufficientScope { required, held: principal.scope });
+    }
+    Ok(())
+}
+
+fn own_session(principal: &Principal) -> Result<(), AuthError> {
+    match principal.credential {
+        Credential::Session { .. } => Ok(()),
+        Credential::ApiKey { .. } => {
+            Err(AuthError::Forbidden("this is for a person's own session, not for API keys"))
+        }
+        Credential::Grant { .. } => {
+            Err(AuthError::Forbidden("this is for a person's own session, not for OAuth clients"))
+        }
     }
 }
 

@@ -321,7 +321,7 @@ impl Auth {
     }
 
     /// An event of this request.
-    pub(super) fn witness(
+    pub(crate) fn witness(
         &self,
         request: &Arc<RequestInfo>,
         workspace: WorkspaceId,

@@ -12,6 +12,7 @@ use crate::{
     model::{
         audit::{Action, Actor},
         id::{UserId, WorkspaceId},
+        oauth::grant::GrantEnd,
         password::Password,
         principal::{Caller, Credential},
         scope::{Role, Scope},
@@ -106,7 +107,7 @@ impl Auth {
 
     /// The role that the caller acts with in the own workspace, whose members stay as they are until the
     /// transaction ends.
-    pub(super) async fn lock_members(
+    pub(crate) async fn lock_members(
         &self,
         tx: &mut Tx,
         caller: &Caller,
@@ -126,6 +127,9 @@ impl Auth {
             Credential::Session { user_id, .. } => {
                 let role = store::members::pin_role(tx, workspace, *user_id).await?;
                 role.ok_or(NO_LONGER_A_MEMBER)?
+            }
+            Credential::Grant { .. } => {
+                return Err(AuthError::Forbidden("OAuth clients may not do this"));
             }
         };
         match role.scope() {
@@ -157,10 +161,32 @@ impl Auth {
         self.close_invitations_of(tx, workspace, user).await?;
         // Membership, person, session: everybody locks them in this order.
         store::members::remove(tx, workspace, user).await?;
+        self.end_grants(tx, caller, workspace, user).await?;
         store::users::lock(tx, user).await?;
         let (sessions, reason) = (Which::In(workspace), EndReason::Removed);
         let actor = Actor::from(&*caller.principal);
         self.end_sessions(tx, user, sessions, reason, &actor, &caller.request).await
+    }
+
+    /// What somebody granted who is no longer a member does not come back with them.
+    async fn end_grants(
+        &self,
+        tx: &mut Tx,
+        caller: &Caller,
+        workspace: WorkspaceId,
+        user: UserId,
+    ) -> Result<(), AuthError> {
+        let (now, reason) = (self.env.clock.now(), GrantEnd::Removed);
+        let ended = store::oauth_grants::end_of_person(tx, workspace, user, now, reason).await?;
+        for (id, client) in ended {
+            let event = audit::event_in(&self.env, caller, workspace, Action::GrantEnded, 204)
+                .on(id, None)
+                .with(json!({
+                    "reason": reason.as_str(), "oauth_client": client, "user_id": user,
+                }));
+            store::audit::insert(tx, workspace, &event).await?;
+        }
+        Ok(())
     }
 
     /// What somebody invited who may not invite any more is not to be accepted.

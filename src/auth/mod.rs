@@ -43,7 +43,10 @@ use crate::{
     config::{Registration, Settings},
     env::Env,
     model::{
-        api_key::Environment, one_time_token::TokenKey, refresh_token::RefreshKey,
+        api_key::Environment,
+        id::{GrantId, SessionId},
+        one_time_token::TokenKey,
+        refresh_token::RefreshKey,
         second_factor::SecondFactorKey,
     },
     store::Store,
@@ -67,7 +70,8 @@ pub struct Auth {
     environment: Environment,
     issuer: Arc<str>,
     passwords: PasswordHasher,
-    refresh_key: RefreshKey,
+    refresh_key: RefreshKey<SessionId>,
+    grant_refresh_key: RefreshKey<GrantId>,
     token_key: TokenKey,
     second_factor_key: SecondFactorKey,
     signing_keys: Arc<SigningKeys>,
@@ -102,6 +106,7 @@ impl Auth {
         Ok(Self {
             passwords: PasswordHasher::start(settings.passwords, &env)?,
             refresh_key: secrets.refresh_key()?,
+            grant_refresh_key: secrets.grant_refresh_key()?,
             token_key: secrets.token_key()?,
             second_factor_key: secrets.second_factor_key()?,
             signing_keys: Arc::new(
@@ -157,6 +162,18 @@ impl Auth {
     #[must_use]
     pub fn token_key(&self) -> &TokenKey {
         &self.token_key
+    }
+
+    /// What refresh tokens of OAuth grants are derived under.
+    #[must_use]
+    pub fn grant_refresh_key(&self) -> &RefreshKey<GrantId> {
+        &self.grant_refresh_key
+    }
+
+    /// Where a change waits until no node believes anything older.
+    #[must_use]
+    pub fn fence(&self) -> &Fence {
+        &self.fence
     }
 
     /// The label in this deployment's API keys.

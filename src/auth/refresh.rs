@@ -43,7 +43,7 @@ impl Auth {
     ) -> Result<TokenPair, AuthError> {
         let invalid = || AuthError::InvalidRefreshToken;
         let token = PresentedToken::parse(refresh_token).ok_or_else(invalid)?;
-        let id = token.session();
+        let id = token.id();
         let session = self.store.find_session(id).await?.ok_or_else(invalid)?;
         let role = session.role.ok_or_else(invalid)?;
         let (user, workspace) = (session.user_id, session.workspace_id);
@@ -73,7 +73,7 @@ impl Auth {
         Ok(pair)
     }
 
-    fn judge(&self, token: &PresentedToken, state: &RefreshState) -> Verdict {
+    fn judge(&self, token: &PresentedToken<SessionId>, state: &RefreshState) -> Verdict {
         let now = self.env.clock.now();
         let Some(generation) = token.verify(&self.refresh_key, &state.seed) else {
             return Verdict::Invalid;

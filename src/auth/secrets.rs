@@ -14,10 +14,16 @@ use zeroize::Zeroizing;
 use crate::{
     config::EncryptionKey,
     env::Env,
-    model::{one_time_token::TokenKey, refresh_token::RefreshKey, second_factor::SecondFactorKey},
+    model::{
+        id::{GrantId, SessionId},
+        one_time_token::TokenKey,
+        refresh_token::RefreshKey,
+        second_factor::SecondFactorKey,
+    },
 };
 
 const REFRESH_TOKENS: &[u8] = b"call2me-auth refresh tokens v1";
+const GRANT_REFRESH_TOKENS: &[u8] = b"call2me-auth grant refresh tokens v1";
 const ONE_TIME_TOKENS: &[u8] = b"call2me-auth one-time tokens v1";
 const SECOND_FACTORS: &[u8] = b"call2me-auth second factors v1";
 const SIGNING_KEYS: &[u8] = b"call2me-auth signing keys v1";
@@ -44,8 +50,16 @@ impl Secrets {
     ///
     /// # Errors
     /// When the cryptographic library fails.
-    pub fn refresh_key(&self) -> Result<RefreshKey, String> {
+    pub fn refresh_key(&self) -> Result<RefreshKey<SessionId>, String> {
         Ok(RefreshKey::new(&*self.derive(REFRESH_TOKENS)?))
+    }
+
+    /// The key that refresh tokens of grants are derived under.
+    ///
+    /// # Errors
+    /// When the cryptographic library fails.
+    pub fn grant_refresh_key(&self) -> Result<RefreshKey<GrantId>, String> {
+        Ok(RefreshKey::new(&*self.derive(GRANT_REFRESH_TOKENS)?))
     }
 
     /// The key that the tokens of mailed links are derived under.

@@ -28,7 +28,9 @@ pub(super) const ENDED: AuthError = AuthError::InvalidCredential("the session ha
 pub fn own_session(caller: &Caller) -> Result<(SessionId, UserId), AuthError> {
     match &caller.principal.credential {
         Credential::Session { id, user_id, .. } => Ok((*id, *user_id)),
-        Credential::ApiKey { .. } => Err(AuthError::Forbidden("this takes a session of one's own")),
+        Credential::ApiKey { .. } | Credential::Grant { .. } => {
+            Err(AuthError::Forbidden("this takes a session of one's own"))
+        }
     }
 }
 

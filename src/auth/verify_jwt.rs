@@ -8,10 +8,12 @@ use std::{collections::HashSet, sync::Arc, time::Duration};
 use data_encoding::BASE64URL_NOPAD;
 use jsonwebtoken::{Algorithm, Validation};
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 use super::{Auth, AuthError, caches::VerifiedTokens, signing_keys::ACCESS_TOKEN_TYPE};
 use crate::model::{
-    id::{SessionId, UserId, WorkspaceId},
+    id::{GrantId, SessionId, UserId, WorkspaceId},
+    oauth::grant::GrantRecord,
     principal::{Credential, Principal},
     scope::{Role, Scope},
     session::SessionRecord,
@@ -25,17 +27,63 @@ const MAX_LEN: usize = 2048;
 
 /// The claims of an access token (RFC 9068, section 2.2).
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Claims {
-    iss: String,
-    sub: UserId,
-    aud: String,
-    exp: i64,
-    iat: i64,
-    jti: String,
-    client_id: String,
-    scope: String,
-    workspace_id: WorkspaceId,
-    sid: SessionId,
+pub struct Claims {
+    pub(crate) iss: String,
+    pub(crate) sub: Subject,
+    pub(crate) aud: Audience,
+    pub(crate) exp: i64,
+    pub(crate) iat: i64,
+    pub(crate) jti: Uuid,
+    pub(crate) client_id: String,
+    pub(crate) scope: String,
+    pub(crate) workspace_id: WorkspaceId,
+    pub(crate) sid: Bond,
+}
+
+/// Whom a token is about.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Subject {
+    /// A person.
+    Person(UserId),
+    /// A client that acts for itself, by its `client_id`.
+    Client(String),
+}
+
+/// What a token is for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Audience {
+    /// One resource.
+    One(String),
+    /// Several.
+    Several(Vec<String>),
+}
+
+/// What a token lives and dies with; the prefix of the id tells which.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Bond {
+    /// A person's own session.
+    Session(SessionId),
+    /// What an OAuth client was granted.
+    Grant(GrantId),
+}
+
+/// A token for an OAuth client.
+pub struct GrantedToken<'a> {
+    /// The client, as it calls itself in requests.
+    pub client_id: &'a str,
+    /// Who granted it; none: the client acts for itself.
+    pub person: Option<UserId>,
+    /// Where.
+    pub workspace: WorkspaceId,
+    /// By what.
+    pub grant: GrantId,
+    /// What it may do.
+    pub scope: Scope,
+    /// What it is for.
+    pub resources: &'a [String],
 }
 
 #[derive(Deserialize)]
@@ -48,6 +96,8 @@ struct TokenHeader {
 
 const MALFORMED: AuthError = AuthError::InvalidCredential("the access token is invalid");
 const ENDED: AuthError = AuthError::InvalidCredential("the session has ended");
+const GRANT_ENDED: AuthError =
+    AuthError::InvalidCredential("access was revoked: ask for authorization again");
 
 impl Auth {
     /// A fresh access token of a session.
@@ -58,24 +108,62 @@ impl Auth {
         session: SessionId,
         role: Role,
     ) -> Result<String, AuthError> {
-        let now = self.env.clock.now().unix_timestamp();
-        let life = i64::try_from(self.lifetimes.access_token.as_secs()).unwrap_or(i64::MAX);
-        let claims = Claims {
-            iss: self.issuer.to_string(),
-            sub: user,
-            aud: self.issuer.to_string(),
-            exp: now.saturating_add(life),
-            iat: now,
-            jti: self.env.new_uuid().to_string(),
+        self.sign(&Claims {
+            sub: Subject::Person(user),
+            aud: Audience::One(self.issuer.to_string()),
             client_id: DASHBOARD_CLIENT.to_owned(),
             scope: role.scope().oauth_scope(),
             workspace_id: workspace,
-            sid: session,
+            sid: Bond::Session(session),
+            ..self.new_claims()
+        })
+    }
+
+    /// A fresh access token of a grant.
+    ///
+    /// # Errors
+    /// When the cryptographic library fails.
+    pub fn issue_granted_token(&self, token: &GrantedToken<'_>) -> Result<String, AuthError> {
+        let sub = match token.person {
+            Some(person) => Subject::Person(person),
+            None => Subject::Client(token.client_id.to_owned()),
         };
-        self.signing_keys
-            .current()
-            .sign(&claims)
-            .map_err(|_| AuthError::Internal("cannot sign an access token"))
+        let aud = match token.resources {
+            [one] => Audience::One(one.clone()),
+            several => Audience::Several(several.to_vec()),
+        };
+        self.sign(&Claims {
+            sub,
+            aud,
+            client_id: token.client_id.to_owned(),
+            scope: token.scope.oauth_scope(),
+            workspace_id: token.workspace,
+            sid: Bond::Grant(token.grant),
+            ..self.new_claims()
+        })
+    }
+
+    /// What all tokens have of their own; the rest is to be filled in.
+    fn new_claims(&self) -> Claims {
+        let now = self.env.clock.now().unix_timestamp();
+        let life = i64::try_from(self.lifetimes.access_token.as_secs()).unwrap_or(i64::MAX);
+        Claims {
+            iss: self.issuer.to_string(),
+            sub: Subject::Client(String::new()),
+            aud: Audience::Several(Vec::new()),
+            exp: now.saturating_add(life),
+            iat: now,
+            jti: self.env.new_uuid(),
+            client_id: String::new(),
+            scope: String::new(),
+            workspace_id: Uuid::nil().into(),
+            sid: Bond::Session(Uuid::nil().into()),
+        }
+    }
+
+    fn sign(&self, claims: &Claims) -> Result<String, AuthError> {
+        let signed = self.signing_keys.current().sign(claims);
+        signed.map_err(|_| AuthError::Internal("cannot sign an access token"))
     }
 
     /// Who bears this access token. Its session is looked up, so a token dies with its session.
@@ -91,19 +179,65 @@ impl Auth {
         let claims = if let Some(claims) = self.caches.tokens.get(&digest) {
             claims
         } else {
-            let claims = Arc::new(self.verify_claims(token).await?);
+            let claims = Arc::new(self.verify_claims(token, Some(&self.issuer)).await?);
             self.caches.tokens.keep(digest, Arc::clone(&claims));
             claims
         };
         if self.env.clock.now().unix_timestamp() >= claims.exp {
             return Err(AuthError::TokenExpired);
         }
-        let session = self.caches.sessions.find(claims.sid, began).await?.ok_or(ENDED)?;
-        self.principal_of(&claims, &session).map(Arc::new)
+        match claims.sid {
+            Bond::Session(id) => {
+                let session = self.caches.sessions.find(id, began).await?.ok_or(ENDED)?;
+                self.principal_of(&claims, id, &session).map(Arc::new)
+            }
+            Bond::Grant(id) => {
+                let grant = self.caches.grants.find(id, began).await?.ok_or(GRANT_ENDED)?;
+                grantee(&claims, id, &grant).map(Arc::new)
+            }
+        }
     }
 
-    /// The claims of a genuine token. It may have expired.
-    async fn verify_claims(&self, token: &str) -> Result<Claims, AuthError> {
+    /// What a token for whatever resource is worth at the moment (RFC 7662): its claims, and the scope that
+    /// is left of it; none where it is not to be believed.
+    ///
+    /// # Errors
+    /// When PostgreSQL cannot be reached.
+    pub async fn look_at_token(
+        &self,
+        token: &str,
+        began: Duration,
+    ) -> Result<Option<(Claims, Scope)>, AuthError> {
+        if token.len() > MAX_LEN {
+            return Ok(None);
+        }
+        let claims = match self.verify_claims(token, None).await {
+            Ok(claims) => claims,
+            Err(AuthError::InvalidCredential(_)) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        if self.env.clock.now().unix_timestamp() >= claims.exp {
+            return Ok(None);
+        }
+        let principal = match claims.sid {
+            Bond::Session(id) => match self.caches.sessions.find(id, began).await? {
+                Some(session) => self.principal_of(&claims, id, &session),
+                None => return Ok(None),
+            },
+            Bond::Grant(id) => match self.caches.grants.find(id, began).await? {
+                Some(grant) => grantee(&claims, id, &grant),
+                None => return Ok(None),
+            },
+        };
+        Ok(principal.ok().filter(|who| !who.lacks_second_factor).map(|who| (claims, who.scope)))
+    }
+
+    /// The claims of a genuine token for a resource, or for any. It may have expired.
+    async fn verify_claims(
+        &self,
+        token: &str,
+        resource: Option<&str>,
+    ) -> Result<Claims, AuthError> {
         let header = token.split('.').next().unwrap_or_default();
         let header = BASE64URL_NOPAD.decode(header.as_bytes()).map_err(|_| MALFORMED)?;
         let header: TokenHeader = serde_json::from_slice(&header).map_err(|_| MALFORMED)?;
@@ -114,7 +248,10 @@ impl Auth {
         let key = keys.verifier(&header.kid).ok_or(MALFORMED)?;
         let mut validation = Validation::new(Algorithm::EdDSA);
         validation.iss = Some(HashSet::from([self.issuer.to_string()]));
-        validation.aud = Some(HashSet::from([self.issuer.to_string()]));
+        match resource {
+            Some(resource) => validation.aud = Some(HashSet::from([resource.to_owned()])),
+            None => validation.validate_aud = false,
+        }
         validation.set_required_spec_claims(&["iss", "sub", "aud", "exp"]);
         // By our own clock, above, and without leeway.
         validation.validate_exp = false;
@@ -125,12 +262,14 @@ impl Auth {
     fn principal_of(
         &self,
         claims: &Claims,
+        id: SessionId,
         session: &SessionRecord,
     ) -> Result<Principal, AuthError> {
-        if session.user_id != claims.sub || session.workspace_id != claims.workspace_id {
+        let is_of = claims.sub == Subject::Person(session.user_id);
+        if !is_of || session.workspace_id != claims.workspace_id {
             return Err(ENDED);
         }
-        let person = self.person_in(claims.sid, session)?;
+        let person = self.person_in(id, session)?;
         let granted = Scope::from_oauth_scope(&claims.scope).ok_or(MALFORMED)?;
         // Demotion takes effect at once, promotion with the next token.
         Ok(Principal { scope: granted.min(person.scope), ..person })
@@ -161,4 +300,38 @@ impl Auth {
             },
         })
     }
+}
+
+/// The client that bears a grant's token, with what is left of its scope: of the token's, the grant's and the
+/// person's own the least.
+fn grantee(claims: &Claims, id: GrantId, grant: &GrantRecord) -> Result<Principal, AuthError> {
+    if grant.ended
+        || grant.workspace_id != claims.workspace_id
+        || grant.revoked_tokens.contains(&claims.jti)
+    {
+        return Err(GRANT_ENDED);
+    }
+    let granted = Scope::from_oauth_scope(&claims.scope).ok_or(MALFORMED)?.min(grant.scope);
+    let (person, most) = match (&grant.person, &claims.sub) {
+        (Some(holder), Subject::Person(sub)) if holder.user_id == *sub => {
+            let role = holder.role.ok_or(AuthError::InvalidCredential(
+                "who granted this is no longer a member of the workspace",
+            ))?;
+            (Some((holder.user_id, role)), role.scope())
+        }
+        (None, Subject::Client(_)) => (None, Scope::Admin),
+        _ => return Err(GRANT_ENDED),
+    };
+    Ok(Principal {
+        workspace_id: grant.workspace_id,
+        scope: granted.min(most),
+        rate_limit_per_minute: grant.rate_limit_per_minute,
+        lacks_second_factor: grant.lacks_second_factor,
+        credential: Credential::Grant {
+            id,
+            client_id: grant.client_id,
+            name: Arc::clone(&grant.client_name),
+            person,
+        },
+    })
 }

@@ -7,9 +7,12 @@ use ipnet::IpNet;
 use toml::Value;
 use url::Url;
 
+use crate::model::oauth::resource;
+
 use super::{
-    Audit, Cache, Database, Durability, EncryptionKey, Keys, Log, Mail, MailTransport, Passwords,
-    Pool, RateLimit, Raw, Redis, Registration, Server, Sessions, Settings, layers::ENV_PREFIX,
+    Audit, Cache, Database, Durability, EncryptionKey, Keys, Log, Mail, MailTransport,
+    MetadataDocuments, OAuth, Passwords, Pool, RateLimit, Raw, Redis, Registration, Server,
+    Sessions, Settings, layers::ENV_PREFIX,
 };
 
 /// Reads typed values and gathers what is wrong with them. A value that is wrong is `None`, and
@@ -31,6 +34,7 @@ impl Check<'_> {
         let cache = self.cache();
         let redis = self.redis();
         let mail = self.mail();
+        let oauth = self.oauth();
         let audit = self.audit();
         let log = self.log();
         Some(Settings {
@@ -43,6 +47,7 @@ impl Check<'_> {
             cache: cache?,
             redis,
             mail: mail?,
+            oauth: oauth?,
             audit: audit?,
             log: log?,
         })
@@ -57,6 +62,7 @@ impl Check<'_> {
             }
         };
         let public_url = self.public_url();
+        let allowed_origins = self.allowed_origins();
         let trusted_proxies = self.trusted_proxies();
         let max_body_bytes = self.number("server.max_body_bytes", 1024, 1 << 30);
         let handler_timeout = self.seconds("server.handler_timeout_seconds", 3600);
@@ -69,6 +75,7 @@ impl Check<'_> {
             address: address?,
             metrics_address: metrics_address?,
             public_url: public_url?,
+            allowed_origins: allowed_origins?,
             trusted_proxies: trusted_proxies?,
             max_body_bytes: max_body_bytes?,
             handler_timeout: handler_timeout?,
@@ -99,6 +106,62 @@ impl Check<'_> {
         // As browsers write it in `Origin`: scheme and host in small letters, no port that goes without saying.
         let url = text.parse::<url::Url>().ok();
         Some(url.map_or(text, |url| url.origin().ascii_serialization()))
+    }
+
+    fn allowed_origins(&mut self) -> Option<Vec<String>> {
+        let is_origin = |text: &str| {
+            let url = text.parse::<Url>().ok();
+            url.is_some_and(|url| {
+                ["http", "https"].contains(&url.scheme())
+                    && url.origin().ascii_serialization() == text
+            })
+        };
+        self.texts("server.allowed_origins", "origins such as https://app.example.com", is_origin)
+    }
+
+    fn oauth(&mut self) -> Option<OAuth> {
+        let is_resource = |text: &str| resource::canonical(text).is_some();
+        let what = "http or https URLs without a fragment";
+        let resources = self.texts("oauth.resources", what, is_resource);
+        let registration = self.choice("oauth.registration", &[("open", true), ("closed", false)]);
+        let documents = self.choice(
+            "oauth.metadata_documents",
+            &[
+                ("off", MetadataDocuments::Off),
+                ("public", MetadataDocuments::Public),
+                ("any", MetadataDocuments::Any),
+            ],
+        );
+        // Those that browsers follow by themselves.
+        let is_scheme = |text: &str| {
+            let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "+-".contains(c);
+            let known =
+                ["http", "https", "javascript", "data", "vbscript", "file", "blob", "about"];
+            text.starts_with(|c: char| c.is_ascii_lowercase())
+                && text.chars().all(fits)
+                && !known.contains(&text)
+        };
+        let what = "schemes of programs, such as vscode";
+        let native_schemes = self.texts("oauth.native_schemes", what, is_scheme);
+        let refresh_token = self.seconds("oauth.refresh_token_seconds", 10 * 366 * 86_400);
+        Some(OAuth {
+            resources: resources?,
+            registration: registration?,
+            documents: documents?,
+            native_schemes: native_schemes?,
+            refresh_token: refresh_token?,
+        })
+    }
+
+    /// A list of texts, each of which must fit.
+    fn texts(&mut self, key: &str, what: &str, fits: impl Fn(&str) -> bool) -> Option<Vec<String>> {
+        let Some(Value::Array(items)) = self.value(key).cloned() else { return None };
+        let text = |item: &Value| item.as_str().filter(|text| fits(text)).map(str::to_owned);
+        let texts: Option<Vec<_>> = items.iter().map(text).collect();
+        if texts.is_none() {
+            self.problem(key, &format!("must be {what}"));
+        }
+        texts
     }
 
     fn trusted_proxies(&mut self) -> Option<Vec<IpNet>> {

@@ -39,6 +39,8 @@ pub struct Settings {
     pub redis: Option<Redis>,
     /// `[mail]`
     pub mail: Mail,
+    /// `[oauth]`
+    pub oauth: OAuth,
     /// `[audit]`
     pub audit: Audit,
     /// `[log]`
@@ -54,6 +56,8 @@ pub struct Server {
     pub metrics_address: Option<SocketAddr>,
     /// Where clients reach it, without a slash at the end.
     pub public_url: String,
+    /// Origins of web pages that may call `/v1` from browsers.
+    pub allowed_origins: Vec<String>,
     /// Proxies whose `X-Forwarded-For` is believed.
     pub trusted_proxies: Vec<IpNet>,
     /// The largest request body.
@@ -198,6 +202,32 @@ pub struct Redis {
     pub url: SecretString,
     /// What the names of all keys begin with.
     pub prefix: String,
+}
+
+/// From where clients' metadata documents are fetched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MetadataDocuments {
+    /// From nowhere.
+    Off,
+    /// From public addresses.
+    Public,
+    /// From anywhere, this machine too: for development.
+    Any,
+}
+
+/// `[oauth]`
+#[derive(Debug, Clone)]
+pub struct OAuth {
+    /// What tokens are made for, besides this service.
+    pub resources: Vec<String>,
+    /// Whether clients may register themselves.
+    pub registration: bool,
+    /// From where clients' metadata documents are fetched.
+    pub documents: MetadataDocuments,
+    /// Schemes of redirect URIs that are taken though they have no dot.
+    pub native_schemes: Vec<String>,
+    /// How long a grant may go without giving tokens.
+    pub refresh_token: Duration,
 }
 
 /// `[audit]`

@@ -15,6 +15,7 @@ pub mod dashboard;
 pub mod error;
 pub mod extract;
 pub mod middleware;
+pub mod oauth;
 pub mod openapi;
 pub mod routes;
 pub mod well_known;
@@ -33,6 +34,7 @@ use crate::{
     env::Env,
     limit::Limits,
     metrics::Metrics,
+    oauth::OAuth,
     resources::Resources,
     store::Store,
 };
@@ -52,6 +54,8 @@ pub const LARGE_BODIES: usize = 128;
 pub struct Api {
     /// Who is calling, and how one becomes somebody.
     pub auth: Auth,
+    /// Who lets which program in.
+    pub oauth: OAuth,
     /// The platform's resources.
     pub resources: Resources,
     /// The audit log, to be read.
@@ -83,6 +87,8 @@ pub struct Api {
 pub struct HttpSettings {
     /// Where clients reach the service, without a slash at the end.
     pub public_url: String,
+    /// Origins of web pages that may call the API from browsers.
+    pub allowed_origins: Vec<String>,
     /// Proxies whose `X-Forwarded-For` is believed.
     pub trusted_proxies: Vec<IpNet>,
     /// The largest request body, in bytes.
@@ -101,6 +107,7 @@ impl From<&Settings> for HttpSettings {
     fn from(settings: &Settings) -> Self {
         Self {
             public_url: settings.server.public_url.clone(),
+            allowed_origins: settings.server.allowed_origins.clone(),
             trusted_proxies: settings.server.trusted_proxies.clone(),
             max_body_bytes: settings.server.max_body_bytes,
             handler_timeout: settings.server.handler_timeout,
@@ -115,17 +122,32 @@ impl From<&Settings> for HttpSettings {
 #[must_use]
 pub fn service(app: &App) -> middleware::Frame {
     let sign_in = middleware::SignInLimit::new(app.settings.sign_in_per_minute);
-    let mut router = Router::new();
+    let (mut api, mut open, mut pages) = (Router::new(), Router::new(), Router::new());
     for route in routes::table() {
-        router = router.route(route.path, middleware::guarded(route, app, &sign_in));
+        let (path, is_open) = (route.path, middleware::is_open_to_browsers(route.path));
+        let guarded = middleware::guarded(route, app, &sign_in);
+        if is_open {
+            open = open.route(path, guarded);
+        } else {
+            api = api.route(path, guarded);
+        }
     }
     for page in dashboard::table() {
-        router = router.route(page.path, middleware::guarded_page(page, app, &sign_in));
+        pages = pages.route(page.path, middleware::guarded_page(page, app, &sign_in));
     }
-    let router = router
+    // Before the layers, which answer what browsers ask beforehand.
+    let closed =
+        |router: Router<App>| router.method_not_allowed_fallback(middleware::method_not_allowed);
+    let (api, open) = (closed(api), closed(open).layer(middleware::for_any_origin()));
+    let api = match middleware::for_origins(&app.settings.allowed_origins) {
+        Some(cors) => api.layer(cors),
+        None => api,
+    };
+    let router = api
+        .merge(open)
+        .merge(closed(pages))
         .merge(openapi::swagger_ui(app))
         .fallback(middleware::not_found)
-        .method_not_allowed_fallback(middleware::method_not_allowed)
         .with_state(Arc::clone(app));
     middleware::Frame::new(Arc::clone(app), router)
 }

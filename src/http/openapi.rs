@@ -85,10 +85,11 @@ pub fn document(public_url: &str) -> OpenApi {
         .build()
 }
 
-fn tags() -> [(&'static str, &'static str); 9] {
+fn tags() -> [(&'static str, &'static str); 10] {
     [
         ("Sessions", "Registration, sign-in, refresh, sign-out."),
         ("Passkeys", "What signs in without a password."),
+        ("OAuth", "Programs that people let into their workspaces."),
         ("API keys", "Minted, changed, revoked; the secret is shown once."),
         ("Audit log", "Who did what, when, from where."),
         ("Workspaces", "The tenant and its members."),
@@ -141,7 +142,7 @@ fn operations(item: &mut PathItem) -> impl Iterator<Item = (&'static str, &mut O
 fn complete(operation: &mut Operation, rule: Rule, is_v1: bool, has_id: bool) {
     if let Rule::Protected(requirement) = rule {
         let schemes = match requirement {
-            Requirement::Scope(_) => &[API_KEY, ACCESS_TOKEN][..],
+            Requirement::Scope(_) | Requirement::FirstParty(_) => &[API_KEY, ACCESS_TOKEN][..],
             Requirement::OwnSession => &[ACCESS_TOKEN],
         };
         let requirement = |name: &&str| SecurityRequirement::new(*name, Vec::<String>::new());

@@ -15,10 +15,13 @@ use super::{
     App,
     api::{
         agents, api_keys, audit_log, auth, branding, calls, campaigns, invitations, knowledge_base,
-        members, mfa, passkeys, passwords, sessions, users, verify, wallet, workspace, workspaces,
+        members, mfa, oauth_clients, oauth_grants, passkeys, passwords, sessions, users, verify,
+        wallet, workspace, workspaces,
     },
-    extract::{Access, Admin, GuardedBy, Open, OwnSession, ReadOnly, Rule, SignIn, Write},
-    well_known,
+    extract::{
+        Access, Admin, FirstPartyAdmin, GuardedBy, Open, OwnSession, ReadOnly, Rule, SignIn, Write,
+    },
+    oauth, well_known,
 };
 
 /// A route.
@@ -109,18 +112,27 @@ pub fn table() -> Vec<Route> {
         POST   "/v1/workspaces"                 OwnSession => workspaces::create;
         POST   "/v1/workspaces/{id}/leave"      OwnSession => workspaces::leave;
         GET    "/v1/members"                    Admin      => members::list;
-        PATCH  "/v1/members/{user_id}"          Admin      => members::update;
-        DELETE "/v1/members/{user_id}"          Admin      => members::remove;
-        POST   "/v1/invitations"                Admin      => invitations::create;
+        PATCH  "/v1/members/{user_id}"          FirstPartyAdmin => members::update;
+        DELETE "/v1/members/{user_id}"          FirstPartyAdmin => members::remove;
+        POST   "/v1/invitations"                FirstPartyAdmin => invitations::create;
         GET    "/v1/invitations"                Admin      => invitations::list;
-        DELETE "/v1/invitations/{id}"           Admin      => invitations::withdraw;
+        DELETE "/v1/invitations/{id}"           FirstPartyAdmin => invitations::withdraw;
         POST   "/v1/invitations/accept"         SignIn     => invitations::accept;
 
-        POST   "/v1/api-keys"                   Admin      => api_keys::create;
+        POST   "/v1/api-keys"                   FirstPartyAdmin => api_keys::create;
         GET    "/v1/api-keys"                   ReadOnly   => api_keys::list;
         GET    "/v1/api-keys/{id}"              ReadOnly   => api_keys::get;
         PATCH  "/v1/api-keys/{id}"              Admin      => api_keys::update;
         DELETE "/v1/api-keys/{id}"              Admin      => api_keys::revoke;
+
+        GET    "/v1/oauth/clients"              Admin      => oauth_clients::list;
+        POST   "/v1/oauth/clients"              FirstPartyAdmin => oauth_clients::create;
+        GET    "/v1/oauth/clients/{id}"         Admin      => oauth_clients::get;
+        PATCH  "/v1/oauth/clients/{id}"         FirstPartyAdmin => oauth_clients::update;
+        DELETE "/v1/oauth/clients/{id}"         FirstPartyAdmin => oauth_clients::delete;
+        POST   "/v1/oauth/clients/{id}/secret"  FirstPartyAdmin => oauth_clients::rotate_secret;
+        GET    "/v1/oauth/grants"               OwnSession => oauth_grants::list;
+        DELETE "/v1/oauth/grants/{id}"          OwnSession => oauth_grants::end;
 
         GET    "/v1/audit-log"                  ReadOnly   => audit_log::list;
 
@@ -160,7 +172,13 @@ pub fn table() -> Vec<Route> {
         GET    "/v1/users/me/tenant/members"    Admin      => members::tenant_members;
 
         GET    "/.well-known/jwks.json"         Open       => well_known::jwks;
-        GET    "/.well-known/oauth-protected-resource" Open => well_known::protected_resource;
+        GET    "/.well-known/oauth-authorization-server" Open => oauth::server_metadata;
+        GET    "/.well-known/oauth-protected-resource" Open => oauth::resource_metadata;
+        POST   "/oauth/token"                   Open       => oauth::token;
+        POST   "/oauth/register"                SignIn     => oauth::register;
+        POST   "/oauth/device_authorization"    SignIn     => oauth::device_authorization;
+        POST   "/oauth/revoke"                  Open       => oauth::revoke;
+        POST   "/oauth/introspect"              Open       => oauth::introspect;
         GET    "/health"                        Open       => well_known::health;
         GET    "/livez"                         Open       => well_known::livez;
         GET    "/readyz"                        Open       => well_known::readyz;

@@ -9,12 +9,10 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use serde::Serialize;
-use serde_json::{Value, json};
 use tokio::time::timeout;
 use utoipa::ToSchema;
 
 use super::{App, extract::Public};
-use crate::model::scope::Scope;
 
 /// How long PostgreSQL may take to say that it is there.
 const PING_TIMEOUT: Duration = Duration::from_secs(2);
@@ -108,20 +106,6 @@ pub async fn jwks(_: Public, State(app): State<App>) -> Response {
     // Whoever meets a key that is not among those it has asks anew.
     let cache = [(header::CACHE_CONTROL, HeaderValue::from_static("public, max-age=300"))];
     (cache, Json(app.auth.jwks())).into_response()
-}
-
-/// What this resource server takes (RFC 9728)
-#[utoipa::path(get, path = "/.well-known/oauth-protected-resource", tag = "Discovery",
-    responses((status = 200, body = Object)))]
-pub async fn protected_resource(_: Public, State(app): State<App>) -> Json<Value> {
-    let url = &app.settings.public_url;
-    Json(json!({
-        "resource": url,
-        "jwks_uri": format!("{url}/.well-known/jwks.json"),
-        "scopes_supported": Scope::ALL.map(Scope::oauth_name),
-        "bearer_methods_supported": ["header"],
-        "resource_documentation": format!("{url}/docs"),
-    }))
 }
 
 /// This document

@@ -72,6 +72,7 @@ impl Limits {
         let (kind, id) = match &principal.credential {
             Credential::ApiKey { id, .. } => ("key", id.uuid()),
             Credential::Session { id, .. } => ("session", id.uuid()),
+            Credential::Grant { id, .. } => ("grant", id.uuid()),
         };
         let quota = self.quota(principal.rate_limit_per_minute);
         if let Some(shared) = &self.shared {

@@ -8,7 +8,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::{
-    id::{ApiKeyId, EventId, Id, RequestId, SessionId, UserId, WorkspaceId},
+    id::{ApiKeyId, ClientId, EventId, GrantId, Id, RequestId, SessionId, UserId, WorkspaceId},
     principal::{Credential, Principal},
     user::User,
 };
@@ -72,6 +72,28 @@ pub enum Action {
     BrandingUpdated,
     /// A person's profile was changed.
     ProfileUpdated,
+    /// An admin made an OAuth client.
+    ClientCreated,
+    /// An OAuth client's name or redirect URIs were changed.
+    ClientUpdated,
+    /// An OAuth client was given another secret.
+    ClientSecretRotated,
+    /// An OAuth client was deleted, and its grants with it.
+    ClientDeleted,
+    /// Somebody let an OAuth client in.
+    GrantCreated,
+    /// Somebody did not let an OAuth client in.
+    GrantDenied,
+    /// A grant gave its first tokens.
+    TokenIssued,
+    /// A grant gave further tokens.
+    TokenRefreshed,
+    /// An OAuth client gave an access token back.
+    TokenRevoked,
+    /// A grant ended.
+    GrantEnded,
+    /// A code or a refresh token of a grant was used a second time; the grant was ended.
+    GrantReuseDetected,
 }
 
 impl Action {
@@ -107,6 +129,17 @@ impl Action {
             Self::InvitationRevoked => "member.invitation_revoked",
             Self::BrandingUpdated => "workspace.branding_updated",
             Self::ProfileUpdated => "member.profile_updated",
+            Self::ClientCreated => "oauth.client_created",
+            Self::ClientUpdated => "oauth.client_updated",
+            Self::ClientSecretRotated => "oauth.client_secret_rotated",
+            Self::ClientDeleted => "oauth.client_deleted",
+            Self::GrantCreated => "oauth.granted",
+            Self::GrantDenied => "oauth.denied",
+            Self::TokenIssued => "oauth.token_issued",
+            Self::TokenRefreshed => "oauth.token_refreshed",
+            Self::TokenRevoked => "oauth.token_revoked",
+            Self::GrantEnded => "oauth.grant_ended",
+            Self::GrantReuseDetected => "oauth.reuse_detected",
         }
     }
 }
@@ -118,6 +151,8 @@ pub enum ActorType {
     ApiKey,
     /// A person.
     User,
+    /// An OAuth client.
+    OAuthClient,
     /// Nobody known.
     Anonymous,
     /// The operator, from the command line, or the service itself.
@@ -131,6 +166,7 @@ impl ActorType {
         match self {
             Self::ApiKey => "api_key",
             Self::User => "user",
+            Self::OAuthClient => "oauth_client",
             Self::Anonymous => "anonymous",
             Self::System => "system",
         }
@@ -142,6 +178,7 @@ impl ActorType {
         match name {
             "api_key" => Some(ApiKeyId::PREFIX),
             "user" => Some(UserId::PREFIX),
+            "oauth_client" => Some(ClientId::PREFIX),
             _ => None,
         }
     }
@@ -188,6 +225,12 @@ impl Actor {
     pub fn api_key(id: ApiKeyId, name: &Arc<str>) -> Self {
         Self { kind: ActorType::ApiKey, id: Some(id.uuid()), name: Some(Arc::clone(name)) }
     }
+
+    /// An OAuth client.
+    #[must_use]
+    pub fn client(id: ClientId, name: &str) -> Self {
+        Self { kind: ActorType::OAuthClient, id: Some(id.uuid()), name: Some(name.into()) }
+    }
 }
 
 impl From<&Principal> for Actor {
@@ -195,6 +238,7 @@ impl From<&Principal> for Actor {
         let (kind, id) = match &principal.credential {
             Credential::ApiKey { id, .. } => (ActorType::ApiKey, id.uuid()),
             Credential::Session { user_id, .. } => (ActorType::User, user_id.uuid()),
+            Credential::Grant { client_id, .. } => (ActorType::OAuthClient, client_id.uuid()),
         };
         Self { kind, id: Some(id), name: Some(Arc::clone(principal.name())) }
     }
@@ -218,6 +262,8 @@ impl Target {
         match prefix {
             ApiKeyId::PREFIX => "api_key",
             SessionId::PREFIX => "session",
+            ClientId::PREFIX => "oauth_client",
+            GrantId::PREFIX => "oauth_grant",
             WorkspaceId::PREFIX => "workspace",
             "kb" => "knowledge_base",
             other => other,
@@ -279,6 +325,13 @@ pub enum Metadata {
     /// It tells of a request that a gateway asked about: whoever holds a key may ask about requests
     /// that nobody made.
     Gateway,
+    /// A client does it for whoever granted it.
+    OnBehalf {
+        /// What they granted.
+        grant: GrantId,
+        /// Who; none: the client acts for itself.
+        person: Option<UserId>,
+    },
     /// This, a JSON object.
     Object(Value),
 }
@@ -288,6 +341,10 @@ impl Serialize for Metadata {
         match self {
             Self::None => serializer.collect_map::<&str, &str, _>([]),
             Self::Gateway => serializer.collect_map([("via", "verify")]),
+            Self::OnBehalf { grant, person } => {
+                let person = person.map(|person| ("user_id", person.to_string()));
+                serializer.collect_map(person.into_iter().chain([("grant_id", grant.to_string())]))
+            }
             Self::Object(object) => object.serialize(serializer),
         }
     }

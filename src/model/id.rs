@@ -159,6 +159,10 @@ ids! {
     TransactionId = "txn";
     /// A key that signs access tokens; the `kid` of the JWKS.
     SigningKeyId = "sig";
+    /// An OAuth client; mostly its `client_id` too.
+    ClientId = "client";
+    /// What somebody lets an OAuth client do; the `sid` of its access tokens.
+    GrantId = "grant";
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use super::{
     api_key::KeyDigest,
-    id::{SessionId, UserId, WorkspaceId},
+    id::{ClientId, GrantId, SessionId, UserId, WorkspaceId},
 };
 
 /// What somebody changed, so that whatever was known of it has to be asked anew.
@@ -22,4 +22,8 @@ pub enum Invalidation {
     },
     /// A workspace's own settings changed: this touches everything in it.
     Workspace(WorkspaceId),
+    /// A grant ended or changed.
+    Grant(GrantId),
+    /// An OAuth client changed or is gone: this touches all its grants.
+    Client(ClientId),
 }

@@ -12,6 +12,7 @@ pub mod id;
 pub mod invalidation;
 pub mod invitation;
 pub mod mail;
+pub mod oauth;
 pub mod one_time_token;
 pub mod page;
 pub mod passkey;

@@ -35,6 +35,10 @@ pub enum Purpose {
     Form,
     /// To send a form with; of the session it was made for.
     SessionForm,
+    /// To get an OAuth grant's first tokens with; of the grant (RFC 6749, section 4.1.2).
+    AuthorizationCode,
+    /// To ask for the tokens of a device with (RFC 8628, section 3.2).
+    DeviceCode,
 }
 
 impl Purpose {
@@ -51,6 +55,8 @@ impl Purpose {
             Self::Cookie => "cookie",
             Self::Form => "form",
             Self::SessionForm => "session_form",
+            Self::AuthorizationCode => "authorization_code",
+            Self::DeviceCode => "device_code",
         }
     }
 }
@@ -90,6 +96,16 @@ impl TokenKey {
     #[must_use]
     pub fn verify_for(&self, whom: Uuid, purpose: Purpose, token: &str) -> Option<Uuid> {
         self.verify_input(token, |id| input_for(whom, purpose, id))
+    }
+
+    /// What is kept of a code that a person types in on a device's behalf: so short a code would be found by
+    /// its mere hash.
+    #[must_use]
+    pub fn of_user_code(&self, letters: &str) -> [u8; 32] {
+        let mac = hmac::sign(&self.0, format!("user_code {letters}").as_bytes());
+        let mut bytes = [0; 32];
+        bytes.copy_from_slice(mac.as_ref());
+        bytes
     }
 
     fn verify_input(&self, token: &str, input: impl Fn(Uuid) -> Vec<u8>) -> Option<Uuid> {

@@ -6,7 +6,7 @@ use ipnet::IpNet;
 
 use super::{
     audit::RequestInfo,
-    id::{ApiKeyId, Id, SessionId, UserId, WorkspaceId},
+    id::{ApiKeyId, ClientId, GrantId, Id, SessionId, UserId, WorkspaceId},
     scope::{Role, Scope},
 };
 
@@ -51,6 +51,17 @@ pub enum Credential {
         /// The person's role in the workspace.
         role: Role,
     },
+    /// What an OAuth client was granted.
+    Grant {
+        /// The grant.
+        id: GrantId,
+        /// The client.
+        client_id: ClientId,
+        /// What the client calls itself.
+        name: Arc<str>,
+        /// Who granted it; none: the client acts for itself.
+        person: Option<(UserId, Role)>,
+    },
 }
 
 /// A principal making a request: what everything done for it needs to know.
@@ -77,6 +88,7 @@ impl Principal {
         match &self.credential {
             Credential::ApiKey { creator, .. } => *creator,
             Credential::Session { user_id, .. } => Some(*user_id),
+            Credential::Grant { person, .. } => person.map(|(user_id, _)| user_id),
         }
     }
 
@@ -85,7 +97,7 @@ impl Principal {
     pub fn api_key(&self) -> Option<ApiKeyId> {
         match &self.credential {
             Credential::ApiKey { id, .. } => Some(*id),
-            Credential::Session { .. } => None,
+            Credential::Session { .. } | Credential::Grant { .. } => None,
         }
     }
 
@@ -93,11 +105,13 @@ impl Principal {
     #[must_use]
     pub fn name(&self) -> &Arc<str> {
         match &self.credential {
-            Credential::ApiKey { name, .. } | Credential::Session { name, .. } => name,
+            Credential::ApiKey { name, .. }
+            | Credential::Session { name, .. }
+            | Credential::Grant { name, .. } => name,
         }
     }
 
-    /// Its public id, the subject: `key_…` or `user_…`.
+    /// Its public id, the subject: `key_…`, `user_…` or, of a client that acts for itself, `client_…`.
     #[must_use]
     pub fn subject(&self) -> String {
         match &self.credential {
@@ -105,6 +119,8 @@ impl Principal {
             Credential::Session { user_id, .. } => {
                 super::id::format(UserId::PREFIX, user_id.uuid())
             }
+            Credential::Grant { person: Some((user_id, _)), .. } => user_id.to_string(),
+            Credential::Grant { client_id, .. } => client_id.to_string(),
         }
     }
 
@@ -115,7 +131,7 @@ impl Principal {
             Credential::ApiKey { allowed_ips, .. } => {
                 allowed_ips.is_empty() || allowed_ips.iter().any(|net| net.contains(&address))
             }
-            Credential::Session { .. } => true,
+            Credential::Session { .. } | Credential::Grant { .. } => true,
         }
     }
 }

@@ -1,15 +1,15 @@
-//! Refresh tokens: derived from the session, not stored.
+//! Refresh tokens: derived from a session or a grant, not stored.
 //!
-//! `rt_call2me_` + base64url of (session id, generation, MAC). The MAC is HMAC-SHA-256 over both and
-//! the session's random seed, under a key that the database does not hold. So the database keeps one
+//! `rt_call2me_` + base64url of (id, generation, MAC). The MAC is HMAC-SHA-256 over both and
+//! a random seed, under a key that the database does not hold. So the database keeps one
 //! number, the current generation, and yet
 //!
 //! - a retry of the last refresh gets the *same* successor, since it is computed, not drawn;
-//! - every older token of a session is recognized for ever, as a reuse, and not as unknown;
+//! - every older token is recognized for ever, as a reuse, and not as unknown;
 //! - a made-up token fails the MAC before it can end anybody's session;
 //! - a dump of the database gives no token away.
 
-use std::fmt;
+use std::{fmt, marker::PhantomData};
 
 use aws_lc_rs::hmac;
 use data_encoding::BASE64URL_NOPAD;
@@ -17,14 +17,14 @@ use secrecy::{ExposeSecret, SecretString};
 use uuid::Uuid;
 use zeroize::Zeroize;
 
-use super::id::{Id, SessionId};
+use super::id::Id;
 
 const PREFIX: &str = "rt_call2me_";
 const ID_LEN: usize = 16;
 const HEAD_LEN: usize = ID_LEN + 4;
 const TOKEN_LEN: usize = HEAD_LEN + 32;
 
-/// The random part of a session's MAC input.
+/// The random part of the MAC's input, of one session or grant.
 #[derive(Clone)]
 pub struct RefreshSeed([u8; 32]);
 
@@ -54,22 +54,28 @@ impl fmt::Debug for RefreshSeed {
     }
 }
 
-/// The key of the MAC, derived from the deployment's `keys.encryption_key`.
-#[derive(Clone)]
-pub struct RefreshKey(hmac::Key);
+/// The key of the MAC, derived from the deployment's `keys.encryption_key`: one for sessions, another for
+/// grants, so that a token of the one is none of the other.
+pub struct RefreshKey<I>(hmac::Key, PhantomData<fn() -> I>);
 
-impl RefreshKey {
+impl<I> Clone for RefreshKey<I> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone(), PhantomData)
+    }
+}
+
+impl<I: Id> RefreshKey<I> {
     /// A key of 32 secret bytes.
     #[must_use]
     pub fn new(bytes: &[u8; 32]) -> Self {
-        Self(hmac::Key::new(hmac::HMAC_SHA256, bytes))
+        Self(hmac::Key::new(hmac::HMAC_SHA256, bytes), PhantomData)
     }
 
-    /// The token of a session's generation.
+    /// The token of a generation.
     #[must_use]
-    pub fn derive(&self, session: SessionId, generation: u32, seed: &RefreshSeed) -> SecretString {
+    pub fn derive(&self, id: I, generation: u32, seed: &RefreshSeed) -> SecretString {
         let mut token = [0; TOKEN_LEN];
-        token[..ID_LEN].copy_from_slice(session.uuid().as_bytes());
+        token[..ID_LEN].copy_from_slice(id.uuid().as_bytes());
         token[ID_LEN..HEAD_LEN].copy_from_slice(&generation.to_be_bytes());
         let mac = self.mac(&token[..HEAD_LEN], seed);
         token[HEAD_LEN..].copy_from_slice(mac.as_ref());
@@ -86,20 +92,20 @@ impl RefreshKey {
     }
 }
 
-impl fmt::Debug for RefreshKey {
+impl<I> fmt::Debug for RefreshKey<I> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("RefreshKey(…)")
     }
 }
 
 /// What a client sent as a refresh token: well-formed, but not yet believed.
-pub struct PresentedToken {
-    session: SessionId,
+pub struct PresentedToken<I> {
+    id: I,
     generation: u32,
     text: SecretString,
 }
 
-impl PresentedToken {
+impl<I: Id> PresentedToken<I> {
     /// Reads a token; none if it cannot be one.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
@@ -108,32 +114,32 @@ impl PresentedToken {
         if bytes.len() != TOKEN_LEN {
             return None;
         }
-        let session = Uuid::from_slice(&bytes[..ID_LEN]).ok()?.into();
+        let id = Uuid::from_slice(&bytes[..ID_LEN]).ok()?.into();
         let generation = u32::from_be_bytes(bytes[ID_LEN..HEAD_LEN].try_into().ok()?);
         bytes.zeroize();
-        Some(Self { session, generation, text: text.to_owned().into() })
+        Some(Self { id, generation, text: text.to_owned().into() })
     }
 
-    /// The session that it claims to be of.
+    /// The session or grant that it claims to be of.
     #[must_use]
-    pub fn session(&self) -> SessionId {
-        self.session
+    pub fn id(&self) -> I {
+        self.id
     }
 
     /// Its generation, if it is genuine: compared with the token that this service would have
     /// derived, in constant time.
     #[must_use]
-    pub fn verify(&self, key: &RefreshKey, seed: &RefreshSeed) -> Option<u32> {
+    pub fn verify(&self, key: &RefreshKey<I>, seed: &RefreshSeed) -> Option<u32> {
         use subtle::ConstantTimeEq as _;
-        let genuine = key.derive(self.session, self.generation, seed);
+        let genuine = key.derive(self.id, self.generation, seed);
         let same = genuine.expose_secret().as_bytes().ct_eq(self.text.expose_secret().as_bytes());
         bool::from(same).then_some(self.generation)
     }
 }
 
-impl fmt::Debug for PresentedToken {
+impl<I: fmt::Display> fmt::Debug for PresentedToken<I> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "PresentedToken({}, …)", self.session)
+        write!(f, "PresentedToken({}, …)", self.id)
     }
 }
 
@@ -142,6 +148,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::model::id::SessionId;
 
     proptest! {
         #[test]
@@ -152,7 +159,7 @@ mod tests {
             let (key, seed) = (RefreshKey::new(&key), RefreshSeed::new(seed));
             let token = key.derive(session, generation, &seed);
             let read = PresentedToken::parse(token.expose_secret()).unwrap();
-            prop_assert_eq!(read.session(), session);
+            prop_assert_eq!(read.id(), session);
             prop_assert_eq!(read.verify(&key, &seed), Some(generation));
             prop_assume!(other != seed.0);
             prop_assert_eq!(read.verify(&key, &RefreshSeed::new(other)), None);
@@ -162,7 +169,7 @@ mod tests {
         #[test]
         fn a_changed_token_is_not_genuine(generation: u32, at in 11_usize..81, to in 0_usize..64) {
             let (key, seed) = (RefreshKey::new(&[1; 32]), RefreshSeed::new([2; 32]));
-            let token = key.derive(Uuid::from_u128(3).into(), generation, &seed);
+            let token = key.derive(SessionId::from(Uuid::from_u128(3)), generation, &seed);
             let mut bytes = token.expose_secret().as_bytes().to_vec();
             prop_assume!(at < bytes.len());
             let letter = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"[to];

@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::{Store, StoreError};
 use crate::model::{
     api_key::KeyDigest,
-    id::{SessionId, UserId, WorkspaceId},
+    id::{ClientId, GrantId, SessionId, UserId, WorkspaceId},
     invalidation::Invalidation,
 };
 
@@ -122,7 +122,7 @@ impl Store {
         let rows = sqlx::query!(
             r#"SELECT head AS "head!", generation, key_digest, session_id AS "session: SessionId",
                       user_id AS "user: UserId", workspace_id AS "workspace: WorkspaceId",
-                      age
+                      grant_id AS "grant: GrantId", client_id AS "client: ClientId", age
                FROM invalidations_since($1)"#,
             applied,
         )
@@ -138,13 +138,14 @@ impl Store {
             rows.iter().filter_map(|row| Duration::try_from_secs_f64(row.age?).ok()).collect();
         let invalidations = rows.into_iter().filter_map(|row| {
             let digest = row.key_digest.and_then(|digest| digest.try_into().ok());
-            match (digest.map(KeyDigest::new), row.session, row.user, row.workspace) {
-                (Some(digest), ..) => Some(Invalidation::Key(digest)),
-                (_, Some(session), ..) => Some(Invalidation::Session(session)),
-                (_, _, Some(user), workspace) => Some(Invalidation::Person { user, workspace }),
-                (_, _, _, Some(workspace)) => Some(Invalidation::Workspace(workspace)),
-                _ => None,
-            }
+            let key = digest.map(KeyDigest::new).map(Invalidation::Key);
+            let workspace = row.workspace;
+            let person = row.user.map(|user| Invalidation::Person { user, workspace });
+            key.or(row.session.map(Invalidation::Session))
+                .or(row.grant.map(Invalidation::Grant))
+                .or(row.client.map(Invalidation::Client))
+                .or(person)
+                .or(workspace.map(Invalidation::Workspace))
         });
         Ok(News { head, invalidations: Some(invalidations.collect()), lags })
     }

@@ -7,8 +7,8 @@ use uuid::Uuid;
 
 use crate::model::{
     id::{
-        AgentId, ApiKeyId, EventId, InvitationId, PasskeyId, RequestId, SessionId, SigningKeyId,
-        TransactionId, UserId, WorkspaceId,
+        AgentId, ApiKeyId, ClientId, EventId, GrantId, InvitationId, PasskeyId, RequestId,
+        SessionId, SigningKeyId, TransactionId, UserId, WorkspaceId,
     },
     scope::{Role, Scope},
 };
@@ -52,7 +52,9 @@ macro_rules! from_text {
 from_uuid!(
     AgentId,
     ApiKeyId,
+    ClientId,
     EventId,
+    GrantId,
     RequestId,
     SessionId,
     InvitationId,

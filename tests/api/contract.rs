@@ -163,7 +163,7 @@ async fn the_challenge_points_to_metadata_that_is_there() {
     let app = TestApp::start().await;
     let answer = app.get("/v1/agents").send().await;
     let challenge = answer.header("www-authenticate");
-    let url = challenge.split("resource_metadata=\"").nth(1).unwrap().trim_end_matches('"');
+    let url = challenge.split("resource_metadata=\"").nth(1).unwrap().split('"').next().unwrap();
     let path = url.strip_prefix(&app.url).unwrap();
     let metadata = app.get(path).send().await.expect(200);
     assert_eq!(metadata["resource"], app.url);

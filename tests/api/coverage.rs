@@ -9,7 +9,7 @@ use call2me_auth::{
 };
 use serde_json::{Value, json};
 
-use crate::fixture::{Key, LOCALHOST, PASSWORD, Person, TestApp};
+use crate::fixture::{Browser, Key, LOCALHOST, PASSWORD, Person, TestApp};
 
 /// What would end the person's access, or is about a second factor or a passkey, which they do not have: whom the guard lets through
 /// is told here what is missing. How they succeed is tested in workspaces.rs, mfa.rs and passkeys.rs.
@@ -111,6 +111,27 @@ impl Side {
                 (Value::from(host.workspace_id), json!({}))
             }
             "/v1/workspaces" => (Value::Null, json!({ "name": "another" })),
+            "/v1/oauth/clients" => {
+                let body = json!({ "name": "app", "redirect_uris": ["https://app.example/cb"] });
+                if path.contains("{id}") {
+                    let id = create(collection, body).await["id"].clone();
+                    let change =
+                        if path.ends_with("secret") { json!({}) } else { json!({ "name": "b" }) };
+                    (id, change)
+                } else {
+                    (Value::Null, body)
+                }
+            }
+            "/v1/oauth/grants" if path.contains("{id}") => {
+                let client = app.oauth_client(json!({})).await;
+                let mut browser = Browser::of(app, &self.owner.email).await;
+                app.tokens_by(&mut browser, &client, &[]).await;
+                let pair = app.post("/v1/auth/login");
+                let login = json!({ "email": self.owner.email, "password": PASSWORD });
+                let pair = pair.json(login).send().await.expect(200);
+                let call = app.get(collection).bearer(pair["access_token"].as_str().unwrap());
+                (call.send().await.expect(200)["grants"][0]["id"].clone(), json!({}))
+            }
             "/v1/auth/switch-workspace" => {
                 (Value::Null, json!({ "workspace_id": self.owner.workspace_id }))
             }
@@ -145,10 +166,12 @@ async fn every_route_keeps_its_rule() {
         let nobody = call(None).send().await;
         nobody.refused(401, "unauthorized");
         let challenge = nobody.header("www-authenticate");
+        let wanted = requirement.scope().map(|scope| format!(", scope=\"{}\"", scope.oauth_name()));
+        assert!(challenge.ends_with(&wanted.unwrap_or("resource\"".to_owned())), "{what}");
         assert!(challenge.starts_with("Bearer realm=\"call2me\", resource_metadata="), "{what}");
 
         match requirement {
-            Requirement::Scope(required) => {
+            Requirement::Scope(required) | Requirement::FirstParty(required) => {
                 for scope in Scope::ALL.into_iter().filter(|scope| *scope < required) {
                     let answer = call(Some(acme.key(scope))).send().await;
                     answer.refused(403, "insufficient_scope");
@@ -163,7 +186,7 @@ async fn every_route_keeps_its_rule() {
             }
         }
 
-        if matches!(requirement, Requirement::Scope(_)) {
+        if requirement.scope().is_some() {
             let foreign = call(Some(widgets.key(Scope::Admin))).send().await;
             if route.path.contains("id}") {
                 // In the words of a row that never was.
@@ -186,7 +209,9 @@ async fn every_route_keeps_its_rule() {
         }
 
         let right = match requirement {
-            Requirement::Scope(required) => call(Some(acme.key(required))).send().await,
+            Requirement::Scope(required) | Requirement::FirstParty(required) => {
+                call(Some(acme.key(required))).send().await
+            }
             Requirement::OwnSession => {
                 let spare = json!({ "email": acme.owner.email, "password": PASSWORD });
                 let pair = app.post("/v1/auth/login").json(spare).send().await.expect(200);
@@ -208,7 +233,8 @@ async fn every_route_keeps_its_rule() {
 async fn what_everybody_may_see_needs_no_credential() {
     let app = TestApp::start().await;
     for route in routes::table() {
-        if route.rule != Rule::Open || route.path.starts_with("/v1/") {
+        let is_get = route.method.as_ref().is_some_and(|method| method == "GET");
+        if route.rule != Rule::Open || route.path.starts_with("/v1/") || !is_get {
             continue;
         }
         let answer = app.get(route.path).send().await;

@@ -42,6 +42,13 @@ async fn fill(app: &TestApp, person: &Person) {
     let body = json!({ "email": "sam@new.example", "role": "viewer" });
     let post = app.post("/v1/invitations").bearer(&person.access_token).json(body);
     post.send().await.expect(201);
+    let body = json!({ "name": "robot", "grant_types": ["client_credentials"] });
+    let post = app.post("/v1/oauth/clients").bearer(&person.access_token).json(body);
+    let client = post.send().await.expect(201);
+    let [id, secret] = ["id", "client_secret"].map(|field| client[field].as_str().unwrap());
+    let fields =
+        [("grant_type", "client_credentials"), ("client_id", id), ("client_secret", secret)];
+    app.token(&fields).await.expect(200);
     let query = format!("key_id={}", key.id);
     app.events(&person.access_token, &query, |_| true).await;
     let workspace = id::parse("ws", &person.workspace_id).unwrap();
@@ -102,9 +109,26 @@ async fn for_a_workspace_the_role_sees_that_workspace_alone() {
         ("audit_events", "workspace_id"),
         ("documents", "workspace_id"),
         ("wallet_transactions", "workspace_id"),
+        ("oauth_clients", "workspace_id"),
+        ("oauth_client_secrets", "client_id"),
+        ("oauth_grants", "workspace_id"),
     ] {
+        // A secret is of its client's workspace.
+        let [acme, widgets] = match table {
+            "oauth_client_secrets" => {
+                let sql = "SELECT id FROM oauth_clients WHERE workspace_id = $1";
+                let mut as_owner = app.database.connect().await;
+                let mut ids = Vec::new();
+                for workspace in [acme, widgets] {
+                    let id = sqlx::query_scalar::<_, Uuid>(sql).bind(workspace);
+                    ids.push(id.fetch_one(&mut as_owner).await.unwrap());
+                }
+                [ids[0], ids[1]]
+            }
+            _ => [acme, widgets],
+        };
         let mut tx = setting.connection.begin().await.unwrap();
-        enter(&mut tx, acme).await;
+        enter(&mut tx, setting.acme).await;
         let own = count(&mut tx, &format!("{table} WHERE {column} = '{acme}'")).await;
         assert!(own > 0, "{table}");
         // As a query that forgot its WHERE.
@@ -150,6 +174,8 @@ async fn writes_for_another_workspace_fail_or_touch_nothing() {
         "DELETE FROM memberships",
         "UPDATE invitations SET closed_at = now()",
         "UPDATE memberships SET role = 'owner'",
+        "UPDATE oauth_grants SET ended_at = now()",
+        "UPDATE oauth_clients SET name = 'x'",
     ] {
         let mut tx = setting.connection.begin().await.unwrap();
         enter(&mut tx, acme).await;
@@ -170,6 +196,10 @@ async fn writes_for_another_workspace_fail_or_touch_nothing() {
         "INSERT INTO memberships SELECT $1, user_id, 'owner', now() FROM memberships",
         "INSERT INTO invitations VALUES
              ($1, $1, 'a@b.example', 'a@b.example', 'owner', 'x', now(), now(), NULL)",
+        "INSERT INTO oauth_clients (id, kind, workspace_id, name, redirect_uris, auth_method, grant_types, created_at)
+         VALUES ($1, 'workspace', $1, 'x', '{}', 'none', '{}', now())",
+        "INSERT INTO oauth_grants (id, client_id, workspace_id, scope, resources, created_at, begin_by, refresh_seed)
+         SELECT $1, client_id, $1, 'admin', resources, now(), now(), sha256('x') FROM oauth_grants",
         "INSERT INTO api_keys (id, workspace_id, name, scope, digest, display_start, display_end, created_at)
          VALUES ($1, $1, 'x', 'admin', sha256('x'), 'a', 'b', now())",
     ] {

@@ -33,6 +33,7 @@ mod mail;
 mod members;
 mod metrics;
 mod mfa;
+mod oauth;
 mod openapi;
 mod pages;
 mod pages_guarded;

@@ -12,7 +12,7 @@ use crate::{
     auth::keys::{ChangeKey, MintKey},
     http::{
         ApiError, App,
-        extract::{self, Admin, Authorized, PathId, Query, ReadOnly},
+        extract::{self, Admin, Authorized, FirstPartyAdmin, PathId, Query, ReadOnly},
     },
     model::{
         api_key::{ApiKey, KeyStatus},
@@ -126,7 +126,7 @@ pub struct CreatedKeyBody {
 #[utoipa::path(post, path = "/v1/api-keys", tag = "API keys", request_body = CreateKeyRequest,
     responses((status = 201, body = CreatedKeyBody)))]
 pub async fn create(
-    caller: Authorized<Admin>,
+    caller: Authorized<FirstPartyAdmin>,
     State(app): State<App>,
     extract::Json(body): extract::Json<CreateKeyRequest>,
 ) -> Answer<Created<Json<CreatedKeyBody>>> {

@@ -17,7 +17,7 @@ use crate::{
     },
     model::{
         audit::{ActorType, Event, EventFilter, Target},
-        id::{self, ApiKeyId, EventId, Id, RequestId, UserId},
+        id::{self, ApiKeyId, ClientId, EventId, Id, RequestId, UserId},
     },
 };
 
@@ -132,7 +132,7 @@ pub struct EventsBody {
 #[utoipa::path(get, path = "/v1/audit-log", tag = "Audit log",
     params(crate::http::openapi::PageParams,
         ("key_id" = Option<ApiKeyId>, Query, description = "Only what this key did"),
-        ("actor_id" = Option<String>, Query, description = "Only what this key or person did"),
+        ("actor_id" = Option<String>, Query, description = "Only what this key, person or OAuth client did"),
         ("action" = Option<String>, Query, description = "Only this action"),
         ("method" = Option<String>, Query, description = "Only requests with this method"),
         ("status" = Option<u16>, Query, minimum = 100, maximum = 599,
@@ -175,10 +175,12 @@ fn filter(query: &Query) -> Result<EventFilter, ApiError> {
 }
 
 fn actor_id(text: &str) -> Result<Uuid, ApiError> {
-    [ApiKeyId::PREFIX, UserId::PREFIX]
+    [ApiKeyId::PREFIX, UserId::PREFIX, ClientId::PREFIX]
         .into_iter()
         .find_map(|prefix| id::parse(prefix, text).ok())
-        .ok_or_else(|| ApiError::invalid("actor_id", "actor_id must be the id of a key or person"))
+        .ok_or_else(|| {
+            ApiError::invalid("actor_id", "actor_id must be the id of a key, person or client")
+        })
 }
 
 fn action(text: &str) -> Result<String, ApiError> {

@@ -186,7 +186,7 @@ pub async fn logout(caller: Authorized<OwnSession>, State(app): State<App>) -> A
 /// Who bears the credential.
 #[derive(Serialize, ToSchema)]
 pub struct SubjectBody {
-    /// `api_key` or `user`.
+    /// `api_key`, `user` or `oauth_client`.
     #[serde(rename = "type")]
     #[schema(example = "api_key")]
     kind: &'static str,
@@ -202,12 +202,12 @@ pub struct SubjectBody {
 #[derive(Serialize, ToSchema)]
 pub struct MeBody {
     subject: SubjectBody,
-    /// The person, for a session.
+    /// The person, for a session and for what one granted a client.
     #[serde(skip_serializing_if = "Option::is_none")]
     user: Option<UserBody>,
     workspace: WorkspaceBody,
     scope: Scope,
-    /// The person's role, for a session.
+    /// The role of that person.
     #[serde(skip_serializing_if = "Option::is_none")]
     role: Option<Role>,
     /// The key, for a key.
@@ -227,12 +227,16 @@ pub async fn me(caller: Authorized<ReadOnly>, State(app): State<App>) -> Answer<
         Credential::Session { role, .. } => {
             ("user", Some(app.resources.person(&caller).await?.into()), Some(*role), None)
         }
+        Credential::Grant { person: Some((_, role)), .. } => {
+            ("oauth_client", Some(app.resources.person(&caller).await?.into()), Some(*role), None)
+        }
+        Credential::Grant { person: None, .. } => ("oauth_client", None, None, None),
     };
-    let subject = SubjectBody {
-        kind,
-        id: caller.principal.subject(),
-        name: caller.principal.name().to_string(),
+    let id = match &caller.principal.credential {
+        Credential::Grant { client_id, .. } => client_id.to_string(),
+        _ => caller.principal.subject(),
     };
+    let subject = SubjectBody { kind, id, name: caller.principal.name().to_string() };
     let workspace = WorkspaceBody::new(&app, workspace);
     Ok(Json(MeBody { subject, user, workspace, scope: caller.principal.scope, role, key }))
 }

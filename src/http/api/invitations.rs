@@ -11,7 +11,7 @@ use crate::{
     auth::invitations::NewMember,
     http::{
         App,
-        extract::{self, Admin, Authorized, PathId, Public, Query, Visitor},
+        extract::{self, Admin, Authorized, FirstPartyAdmin, PathId, Public, Query, Visitor},
     },
     model::{
         id::{Id, InvitationId},
@@ -73,7 +73,7 @@ pub struct InviteRequest {
 #[utoipa::path(post, path = "/v1/invitations", tag = "Workspaces", request_body = InviteRequest,
     responses((status = 201, body = InvitationBody), (status = 409)))]
 pub async fn create(
-    caller: Authorized<Admin>,
+    caller: Authorized<FirstPartyAdmin>,
     State(app): State<App>,
     extract::Json(body): extract::Json<InviteRequest>,
 ) -> Answer<Created<Json<InvitationBody>>> {
@@ -100,7 +100,7 @@ pub async fn list(
 #[utoipa::path(delete, path = "/v1/invitations/{id}", tag = "Workspaces",
     params(("id" = InvitationId, Path)), responses((status = 204), (status = 404)))]
 pub async fn withdraw(
-    caller: Authorized<Admin>,
+    caller: Authorized<FirstPartyAdmin>,
     State(app): State<App>,
     PathId(id): PathId<InvitationId>,
 ) -> Answer<StatusCode> {

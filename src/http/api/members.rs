@@ -9,7 +9,7 @@ use super::Answer;
 use crate::{
     http::{
         ApiError, App,
-        extract::{self, Admin, Authorized, PathId, Query},
+        extract::{self, Admin, Authorized, FirstPartyAdmin, PathId, Query},
     },
     model::{
         id::{Id, UserId},
@@ -82,7 +82,7 @@ pub struct UpdateMemberRequest {
     params(("user_id" = UserId, Path)), request_body = UpdateMemberRequest,
     responses((status = 200, body = MemberBody), (status = 404)))]
 pub async fn update(
-    caller: Authorized<Admin>,
+    caller: Authorized<FirstPartyAdmin>,
     State(app): State<App>,
     PathId(user): PathId<UserId>,
     extract::Json(body): extract::Json<UpdateMemberRequest>,
@@ -98,7 +98,7 @@ pub async fn update(
 #[utoipa::path(delete, path = "/v1/members/{user_id}", tag = "Workspaces",
     params(("user_id" = UserId, Path)), responses((status = 204), (status = 404)))]
 pub async fn remove(
-    caller: Authorized<Admin>,
+    caller: Authorized<FirstPartyAdmin>,
     State(app): State<App>,
     PathId(user): PathId<UserId>,
 ) -> Answer<StatusCode> {

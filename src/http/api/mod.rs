@@ -17,6 +17,8 @@ pub mod invitations;
 pub mod knowledge_base;
 pub mod members;
 pub mod mfa;
+pub mod oauth_clients;
+pub mod oauth_grants;
 pub mod passkeys;
 pub mod passwords;
 pub mod sessions;

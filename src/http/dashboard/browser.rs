@@ -15,13 +15,14 @@ use cookie::{Cookie, SameSite, time::Duration};
 use secrecy::{ExposeSecret, SecretString};
 use uuid::Uuid;
 
-use super::page;
+use super::{authorize, page};
 use crate::{
     auth::{AuthError, browser::FormOf},
-    http::{ApiError, App},
+    http::{ApiError, App, extract::Query},
     model::{
         audit::RequestInfo,
         id::SessionId,
+        oauth::{parameters::Parameters, redirect_uri},
         principal::{Caller, Credential},
     },
 };
@@ -37,6 +38,8 @@ pub struct Browser {
     /// Its own id, where it is seen for the first time.
     new: Option<Uuid>,
     session: Option<String>,
+    /// Where its forms may lead besides here, as a source of `form-action`.
+    way: Option<String>,
 }
 
 impl FromRequestParts<App> for Browser {
@@ -54,7 +57,7 @@ impl FromRequestParts<App> for Browser {
                 (FormOf::Browser(new), Some(new))
             }
         };
-        Ok(Self { app: Arc::clone(app), form_of, new, session })
+        Ok(Self { app: Arc::clone(app), form_of, new, session, way: None })
     }
 }
 
@@ -83,9 +86,33 @@ impl Browser {
         }
     }
 
+    /// Makes what follows for the session of somebody who is signed in, on a page that is for anybody.
+    pub(super) fn is_of(&mut self, caller: &Caller) {
+        if let Credential::Session { id, .. } = &caller.principal.credential {
+            self.form_of = FormOf::Session(*id);
+        }
+    }
+
+    /// Makes pages from here on those of a way that ends at this redirect URI.
+    pub(super) fn leads_to(&mut self, redirect_uri: &str) {
+        self.way = redirect_uri::csp_source(redirect_uri);
+    }
+
+    /// The same, where the page to come after this one is a client's request for authorization.
+    pub(super) async fn is_bound_for(&mut self, next: &str) {
+        let query = next.strip_prefix(authorize::HERE).and_then(|rest| rest.strip_prefix('?'));
+        let Some(pairs) = query.and_then(Query::parse).map(Query::into_pairs) else { return };
+        if let Some(uri) = self.app.oauth.redirect_uri_of(&Parameters::new(pairs)).await {
+            self.leads_to(&uri);
+        }
+    }
+
     /// A page for this browser.
     pub fn page<T: askama::Template>(&self, status: u16, template: &T) -> Response {
-        let mut response = page::render(status, template);
+        let mut response = match &self.way {
+            Some(way) => page::render_on_the_way(status, template, way),
+            None => page::render(status, template),
+        };
         if let Some(new) = self.new {
             set(&self.app, &mut response, BROWSER, new.to_string(), None);
         }

@@ -5,7 +5,7 @@ use axum::{
     http::{HeaderMap, header},
 };
 
-use super::browser::Browser;
+use super::{browser::Browser, sign_in::own_page};
 use crate::{
     http::{ApiError, App, error::Code, extract},
     model::password::Password,
@@ -38,6 +38,16 @@ impl FromRequest<App> for Form {
 }
 
 impl Form {
+    /// Notes where its sender wants to go on to (`next`), which what is shown until then has to allow.
+    ///
+    /// # Errors
+    /// When that is there twice, or holds a NUL.
+    pub async fn goes_on(&mut self) -> Result<(), ApiError> {
+        let next = own_page(self.text("next")?).to_owned();
+        self.browser.is_bound_for(&next).await;
+        Ok(())
+    }
+
     /// A field's text; empty where it was left out.
     ///
     /// # Errors

@@ -1,10 +1,12 @@
-//! Pages for people in browsers: signing in, and what mailed links lead to.
+//! Pages for people in browsers: signing in, what mailed links lead to, and letting programs in.
 //!
 //! Rendered here, for any browser, with or without JavaScript; passkeys alone take it. A person is known by a cookie
 //! ([`browser`]); forms hold a token that no other site can know, and come from here ([`form`]); every page
 //! has the same headers ([`page`]). The guard is that of the API: the same limits, the same log.
 
+mod authorize;
 pub mod browser;
+mod device;
 pub mod form;
 mod invitations;
 pub mod page;
@@ -73,6 +75,12 @@ pub fn table() -> Vec<PageRoute> {
         POST   "/verify-email"                  SignIn     => passwords::verify;
         GET    "/accept-invitation"             Open       => invitations::show;
         POST   "/accept-invitation"             SignIn     => invitations::accept;
+        GET    "/oauth/authorize"               Open       => authorize::show;
+        POST   "/oauth/authorize"               Open       => authorize::post;
+        POST   "/oauth/consent"                 OwnSession => authorize::decide;
+        GET    "/device"                        OwnSession => device::show;
+        POST   "/device"                        OwnSession => device::submit;
+        POST   "/device/consent"                OwnSession => device::decide;
         GET    "/second-factor"                 OwnSession => second_factor::show;
         POST   "/second-factor/set-up"          OwnSession => second_factor::set_up;
         POST   "/second-factor/confirm"         OwnSession => second_factor::confirm;

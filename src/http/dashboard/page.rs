@@ -11,8 +11,8 @@ use tracing::error;
 use crate::http::{ApiError, error::Code};
 
 /// Nothing from elsewhere, nothing inline, in nobody's frame.
-const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; form-action 'self'; \
-                      base-uri 'none'; frame-ancestors 'none'";
+const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; base-uri 'none'; \
+                      frame-ancestors 'none'; form-action 'self'";
 
 /// What tokens are made of may stand in a URL as it is.
 const IN_A_QUERY: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_');
@@ -36,6 +36,31 @@ pub(super) struct Message<'a> {
 
 /// A page with the headers of all pages.
 pub(super) fn render<T: Template>(status: u16, template: &T) -> Response {
+    let mut response = rendered(status, template);
+    let opener = HeaderName::from_static("cross-origin-opener-policy");
+    response.headers_mut().insert(opener, HeaderValue::from_static("same-origin"));
+    response
+}
+
+/// A page of a way that ends at a client: its forms may lead there, for browsers hold redirects to the policy of the
+/// page that the form was on. And it may stand in a window that the client has opened and wants to hear from, which
+/// it could not where windows are kept apart by `Cross-Origin-Opener-Policy`.
+pub(super) fn render_on_the_way<T: Template>(status: u16, template: &T, to: &str) -> Response {
+    let mut response = rendered(status, template);
+    if let Ok(policy) = HeaderValue::try_from(format!("{POLICY} {to}")) {
+        response.headers_mut().insert(header::CONTENT_SECURITY_POLICY, policy);
+    }
+    response
+}
+
+/// Sees to it that what an answer leads to does not learn where it came from, and that nobody keeps it.
+pub(super) fn conceal(response: &mut Response) {
+    let headers = response.headers_mut();
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
+}
+
+fn rendered<T: Template>(status: u16, template: &T) -> Response {
     let text = match template.render() {
         Ok(text) => text,
         Err(reason) => {
@@ -51,7 +76,6 @@ pub(super) fn render<T: Template>(status: u16, template: &T) -> Response {
         (header::CONTENT_SECURITY_POLICY, POLICY),
         // Links of mails hold tokens.
         (header::REFERRER_POLICY, "same-origin"),
-        (HeaderName::from_static("cross-origin-opener-policy"), "same-origin"),
     ] {
         headers.insert(name, HeaderValue::from_static(value));
     }

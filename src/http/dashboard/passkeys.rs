@@ -89,8 +89,9 @@ pub(super) async fn remove(
 pub(super) async fn sign_in(
     public: Public,
     State(app): State<App>,
-    form: Form,
+    mut form: Form,
 ) -> Result<Response, ApiError> {
+    form.goes_on().await?;
     let next = own_page(form.text("next")?);
     let signed = match answer(form.text("credential")?) {
         Ok(credential) => {

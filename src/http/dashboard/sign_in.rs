@@ -45,13 +45,15 @@ struct SecondFactorPage<'a> {
 pub(super) async fn show(
     public: Public,
     State(app): State<App>,
-    browser: Browser,
+    mut browser: Browser,
     query: Query,
 ) -> Result<Response, ApiError> {
     let next = own_page(query.text("next")?.unwrap_or_default());
-    if browser.caller(&public.request).await?.is_some() {
+    let is_asked_again = query.text("again")?.is_some();
+    if !is_asked_again && browser.caller(&public.request).await?.is_some() {
         return Ok(Redirect::to(next).into_response());
     }
+    browser.is_bound_for(next).await;
     let email = query.text("email")?.unwrap_or_default();
     Ok(page(&app, &browser, 200, next, email, None))
 }
@@ -60,8 +62,9 @@ pub(super) async fn show(
 pub(super) async fn submit(
     public: Public,
     State(app): State<App>,
-    form: Form,
+    mut form: Form,
 ) -> Result<Response, ApiError> {
+    form.goes_on().await?;
     let (browser, next) = (&form.browser, own_page(form.text("next")?));
     let (email, password) = (form.text("email")?, Password::new(form.text("password")?.to_owned()));
     match app.auth.login(email, &password, None, &public.request).await {
@@ -96,8 +99,9 @@ pub(super) fn page(
 pub(super) async fn submit_code(
     public: Public,
     State(app): State<App>,
-    form: Form,
+    mut form: Form,
 ) -> Result<Response, ApiError> {
+    form.goes_on().await?;
     let (browser, next) = (&form.browser, own_page(form.text("next")?));
     let (mfa_token, code) = (form.text("mfa_token")?, form.text("code")?.trim());
     match app.auth.meet_challenge(mfa_token, code, &public.request).await {

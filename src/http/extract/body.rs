@@ -8,7 +8,10 @@ use super::Query;
 use crate::http::{ApiError, App, error::Code};
 
 /// A body, whatever it holds, within its bounds of size and time.
-pub(super) async fn read(headers: &HeaderMap, body: Body, app: &App) -> Result<Bytes, ApiError> {
+///
+/// # Errors
+/// Where it goes beyond them, or is compressed.
+pub async fn read(headers: &HeaderMap, body: Body, app: &App) -> Result<Bytes, ApiError> {
     if headers.get(header::CONTENT_ENCODING).is_some_and(|coding| coding != "identity") {
         let message = "the body must not be compressed";
         return Err(ApiError::new(Code::UnsupportedMediaType, message));

@@ -12,9 +12,10 @@ mod query;
 mod visitor;
 
 pub use authorized::{
-    Access, Admin, Authorized, GuardedBy, Open, OwnSession, Public, ReadOnly, Rule, SignIn, Write,
+    Access, Admin, Authorized, FirstPartyAdmin, GuardedBy, Open, OwnSession, Public, ReadOnly,
+    Rule, SignIn, Write,
 };
-pub use body::form_fields;
+pub use body::{form_fields, read as body_of};
 pub use client_ip::client_ip;
 pub use json::Json;
 pub use path::PathId;

@@ -34,12 +34,20 @@ impl Query {
             .ok_or_else(|| ApiError::new(Code::BadRequest, "the query string is malformed"))
     }
 
-    pub(super) fn parse(text: &str) -> Option<Self> {
+    /// Reads pairs as a query string or a form has them; none where it is malformed.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
         let pairs = text.split('&').filter(|pair| !pair.is_empty()).map(|pair| {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
             Some((decode(name)?, decode(value)?))
         });
         pairs.collect::<Option<_>>().map(Self)
+    }
+
+    /// Names and values, in their order.
+    #[must_use]
+    pub fn into_pairs(self) -> Vec<(String, String)> {
+        self.0
     }
 
     /// A parameter's text, if it is there.

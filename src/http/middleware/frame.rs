@@ -10,7 +10,7 @@ use futures_util::FutureExt;
 use tower::ServiceExt;
 
 use super::{fallback::is_v1, request_info::note};
-use crate::http::{ApiError, App, USUAL_HEADERS, error};
+use crate::http::{ApiError, App, USUAL_HEADERS, error, oauth::is_endpoint};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -32,7 +32,8 @@ impl Frame {
     pub async fn call(self, peer: IpAddr, mut request: Request) -> Response {
         let Self { app, routes } = self;
         let info = note(&app, peer, &mut request);
-        let is_v1 = is_v1(request.uri().path());
+        let path = request.uri().path();
+        let is_private = is_v1(path) || is_endpoint(path);
         // Handlers have a net of their own, which also writes the log: this is for what is around them.
         let run = AssertUnwindSafe(routes.oneshot(request)).catch_unwind();
         let mut response = match run.await {
@@ -49,7 +50,7 @@ impl Frame {
             headers.insert(REQUEST_ID, id);
         }
         headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-        if is_v1 {
+        if is_private {
             headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
         }
         response

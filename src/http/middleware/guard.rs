@@ -32,8 +32,9 @@ use crate::{
         ApiError, App,
         api::verify::is_question,
         dashboard::{self, PageRoute},
-        error::Code,
+        error::{Code, oauth_refusal},
         extract::Rule,
+        oauth::is_endpoint,
         routes::Route,
     },
     limit::Decision,
@@ -41,7 +42,8 @@ use crate::{
     model::{
         api_key::KeyRecord,
         audit::{Action, Actor, Metadata, NewEvent, RequestInfo},
-        principal::Caller,
+        principal::{Caller, Credential},
+        scope::Scope,
     },
 };
 
@@ -72,6 +74,8 @@ enum Door {
     Api,
     /// To people: a cookie, a page.
     Page,
+    /// To OAuth's clients, who show who they are by themselves: JSON in the words of RFC 6749.
+    Client,
 }
 
 /// A page's handler behind its guard.
@@ -91,14 +95,16 @@ pub fn guarded_page(page: PageRoute, app: &App, sign_in: &SignInLimit) -> Method
 /// A route's handler behind its guard.
 pub fn guarded(route: Route, app: &App, sign_in: &SignInLimit) -> MethodRouter<App> {
     let Route { method, rule, path, handler, .. } = route;
-    // Health and discovery are read by machines of the operator, without limit or log.
-    if !path.starts_with("/v1/") {
-        return handler;
-    }
+    let door = match path {
+        path if path.starts_with("/v1/") => Door::Api,
+        path if is_endpoint(path) => Door::Client,
+        // Health and discovery are read by machines of the operator, without limit or log.
+        _ => return handler,
+    };
     let handler = if rule == Rule::SignIn { sign_in.limit(handler) } else { handler };
     let metrics = app.metrics.route(method.as_ref().map_or("ANY", method_label), path);
     let (app, sign_in, is_gateway) = (Arc::clone(app), sign_in.clone(), is_question(path));
-    let guard = Guard { app, rule, path, sign_in, metrics, is_gateway, door: Door::Api };
+    let guard = Guard { app, rule, path, sign_in, metrics, is_gateway, door };
     match method {
         Some(_) => handler.route_layer(guard),
         // A route of any method is a fallback to axum, which only `layer` wraps.
@@ -155,6 +161,7 @@ impl Guard {
     async fn admit(&self, request: Request, next: impl Next) -> Response {
         match self.door {
             Door::Api => self.answer(request, next).await,
+            Door::Client => oauth_refusal(self.answer(request, next).await),
             Door::Page => {
                 let (method, uri) = (request.method().clone(), request.uri().clone());
                 let wanted = uri.path_and_query().map_or("/", PathAndQuery::as_str);
@@ -210,13 +217,19 @@ impl Guard {
             (_, refusal) => {
                 let response = self.handle(info, request, next).await;
                 let response = match refusal {
-                    Some(refusal) if response.status() == StatusCode::UNAUTHORIZED => {
-                        refusal.into_response()
-                    }
+                    Some(refusal) if self.is_refused(response.status()) => refusal.into_response(),
                     _ => response,
                 };
                 self.with_decision(response, decision)
             }
+        }
+    }
+
+    /// Whether an answer to anybody shows that they brought nothing good.
+    fn is_refused(&self, status: StatusCode) -> bool {
+        match self.door {
+            Door::Client => status.is_client_error(),
+            Door::Api | Door::Page => status == StatusCode::UNAUTHORIZED,
         }
     }
 
@@ -231,6 +244,7 @@ impl Guard {
         let authenticated = match self.door {
             Door::Api => authenticate(&self.app, request.headers(), info.began).await,
             Door::Page => authenticate_cookie(&self.app, request.headers()).await,
+            Door::Client => Err(ApiError::no_credential()),
         };
         let principal = match authenticated {
             Ok(Authenticated::Principal(principal)) => principal,
@@ -271,8 +285,17 @@ impl Guard {
             self.app.audit.unknown_credentials().count(info.ip, self.app.env.clock.now());
         }
         let decision = self.app.limits.charge_address(info.ip).await;
+        let error = error.wanting(self.scope());
         let response = rate_limit::refusal(&decision).unwrap_or(error).into_response();
         self.with_decision(response, decision)
+    }
+
+    /// The scope that the route asks for.
+    fn scope(&self) -> Option<Scope> {
+        match self.rule {
+            Rule::Protected(requirement) => requirement.scope(),
+            Rule::Open | Rule::SignIn => None,
+        }
     }
 
     /// The use of a revoked key is an event of its workspace: somebody still has it.
@@ -293,6 +316,7 @@ impl Guard {
             return self.with_decision(not_committed(), decision);
         }
         let error = ApiError::new(Code::Unauthorized, "the API key has been revoked");
+        let error = error.wanting(self.scope());
         self.with_decision(error.into_response(), decision)
     }
 
@@ -369,6 +393,9 @@ impl PendingEvent<'_> {
         let mut event = audit::event(&self.app.env, self.caller, Action::Request, status);
         if self.is_gateway {
             event.metadata = Metadata::Gateway;
+        } else if let Credential::Grant { id, person, .. } = &self.caller.principal.credential {
+            let person = person.map(|(user_id, _)| user_id);
+            event.metadata = Metadata::OnBehalf { grant: *id, person };
         }
         event
     }

@@ -1,6 +1,7 @@
 //! What wraps handlers. Few layers, each of which does one whole thing.
 
 mod authenticate;
+mod cors;
 mod fallback;
 mod frame;
 mod guard;
@@ -8,6 +9,7 @@ mod rate_limit;
 mod request_info;
 
 pub(in crate::http) use authenticate::bearer;
+pub use cors::{for_any_origin, for_origins, is_open_to_browsers};
 pub use fallback::{method_not_allowed, not_found};
 pub use frame::Frame;
 pub use guard::{guarded, guarded_page};

@@ -4,6 +4,8 @@
 //! middleware, which knows the request's id. What a client reads and what the operator reads are
 //! separate fields: no message holds SQL, a secret or a backtrace.
 
+mod oauth;
+
 use std::{borrow::Cow, sync::Arc};
 
 use axum::{
@@ -20,6 +22,9 @@ use crate::{
     resources::ResourceError,
     store::StoreError,
 };
+
+pub(in crate::http) use oauth::of_refusal as oauth_refusal;
+pub use oauth::{OAuthErrorBody, OAuthRefusal};
 
 /// The codes that clients act upon.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, utoipa::ToSchema)]
@@ -98,6 +103,8 @@ pub struct ApiError {
     mfa_token: Option<SecretString>,
     /// Whether a credential was sent, for the challenge of a 401.
     credential_sent: bool,
+    /// What a credential should have, for the challenge of a 401.
+    wanted_scope: Option<Scope>,
     retry_after: Option<u64>,
     /// For the operator.
     cause: Option<Arc<str>>,
@@ -113,6 +120,7 @@ impl ApiError {
             required_scope: None,
             mfa_token: None,
             credential_sent: true,
+            wanted_scope: None,
             retry_after: None,
             cause: None,
         }
@@ -123,6 +131,12 @@ impl ApiError {
     pub fn no_credential() -> Self {
         let message = "an API key or access token is required: Authorization: Bearer …";
         Self { credential_sent: false, ..Self::new(Code::Unauthorized, message) }
+    }
+
+    /// The same, telling with which scope a credential would do (RFC 6750, section 3).
+    #[must_use]
+    pub fn wanting(self, scope: Option<Scope>) -> Self {
+        Self { wanted_scope: scope, ..self }
     }
 
     /// A field's value is wrong.
@@ -204,18 +218,16 @@ impl ApiError {
     fn challenge(&self, public_url: &str) -> Option<String> {
         let metadata =
             format!("resource_metadata=\"{public_url}/.well-known/oauth-protected-resource\"");
+        let metadata = match self.wanted_scope {
+            Some(scope) => format!("{metadata}, scope=\"{}\"", scope.oauth_name()),
+            None => metadata,
+        };
         match self.code {
             Code::Unauthorized if !self.credential_sent => {
                 Some(format!("Bearer realm=\"call2me\", {metadata}"))
             }
             Code::Unauthorized | Code::TokenExpired => {
-                // The grammar has neither quotes nor backslashes, nor anything but ASCII.
-                let description: String = self
-                    .message
-                    .chars()
-                    .filter(char::is_ascii)
-                    .map(|c| if matches!(c, '"' | '\\') { '\'' } else { c })
-                    .collect();
+                let description = in_grammar(&self.message);
                 Some(format!(
                     "Bearer realm=\"call2me\", error=\"invalid_token\", \
                      error_description=\"{description}\", {metadata}"
@@ -234,6 +246,13 @@ impl ApiError {
             _ => None,
         }
     }
+}
+
+/// A description in the grammar of RFC 6749 and RFC 6750, which has neither quotes nor backslashes, nor anything
+/// but ASCII.
+fn in_grammar(text: &str) -> String {
+    let spelt = |c| if matches!(c, '"' | '\\') { '\'' } else { c };
+    text.chars().filter(|c| c.is_ascii() && !c.is_ascii_control()).map(spelt).collect()
 }
 
 impl IntoResponse for ApiError {

@@ -1,0 +1,388 @@
+-- OAuth 2.1: clients that people let into their workspaces, and what they let them do.
+--
+-- A grant is one authorization: its row is made when somebody consents (or a client asks for itself), its
+-- tokens name it, and with it they end. Codes and refresh tokens are derived from it, not stored.
+
+CREATE TABLE oauth_clients (
+    id uuid PRIMARY KEY,
+    -- registered: by itself (RFC 7591); document: by a client ID metadata document, whose URL is its
+    -- client_id; workspace: by an admin.
+    kind text NOT NULL CHECK (kind IN ('registered', 'document', 'workspace')),
+    workspace_id uuid REFERENCES workspaces ON DELETE CASCADE,
+    document_url text,
+    name text NOT NULL,
+    redirect_uris text[] NOT NULL,
+    auth_method text NOT NULL CHECK (auth_method IN ('none', 'client_secret_basic', 'client_secret_post')),
+    grant_types text[] NOT NULL,
+    -- The most that it is ever granted, and what it asks for unless it says; NULL: it did not say.
+    scope text CHECK (scope IN ('read-only', 'write', 'admin')),
+    client_uri text,
+    -- The protected resource that it is (RFC 8707), which may then introspect tokens for it. The operator's
+    -- to say.
+    resource text,
+    created_at timestamptz NOT NULL,
+    -- Who made it, as a public id; NULL: it registered itself, or the operator did.
+    created_by text,
+    CHECK ((kind = 'workspace') = (workspace_id IS NOT NULL)),
+    CHECK ((kind = 'document') = (document_url IS NOT NULL)),
+    CONSTRAINT oauth_clients_document_url_key UNIQUE (document_url)
+);
+CREATE INDEX oauth_clients_workspace_idx ON oauth_clients (workspace_id, id) WHERE workspace_id IS NOT NULL;
+CREATE INDEX oauth_clients_registered_idx ON oauth_clients (created_at) WHERE kind <> 'workspace';
+
+CREATE TABLE oauth_client_secrets (
+    id uuid PRIMARY KEY,
+    client_id uuid NOT NULL REFERENCES oauth_clients ON DELETE CASCADE,
+    -- SHA-256 of the whole secret: 256 random bits need no slow hash.
+    digest bytea NOT NULL CHECK (octet_length(digest) = 32),
+    created_at timestamptz NOT NULL,
+    -- When it was superseded and its overlap is over; NULL: the current one.
+    expires_at timestamptz
+);
+CREATE INDEX oauth_client_secrets_client_idx ON oauth_client_secrets (client_id, id);
+
+CREATE TABLE oauth_grants (
+    id uuid PRIMARY KEY,
+    client_id uuid NOT NULL REFERENCES oauth_clients ON DELETE CASCADE,
+    workspace_id uuid NOT NULL REFERENCES workspaces ON DELETE CASCADE,
+    -- Who consented; NULL: the client acts for itself.
+    user_id uuid REFERENCES users ON DELETE CASCADE,
+    scope text NOT NULL CHECK (scope IN ('read-only', 'write', 'admin')),
+    -- What its access tokens are for; the first unless a client asks for fewer.
+    resources text[] NOT NULL CHECK (cardinality(resources) > 0),
+    -- The passkey that the session showed in which somebody consented.
+    passkey_id uuid REFERENCES passkeys ON DELETE SET NULL,
+    created_at timestamptz NOT NULL,
+    -- Of the authorization code: where it was sent, and the PKCE challenge (S256) that binds it.
+    redirect_uri text,
+    code_challenge bytea CHECK (octet_length(code_challenge) = 32),
+    -- Until when it must begin, and when it did: when it gave its first tokens.
+    begin_by timestamptz NOT NULL,
+    begun_at timestamptz,
+    last_used_at timestamptz,
+    refresh_seed bytea NOT NULL CHECK (octet_length(refresh_seed) = 32),
+    refresh_generation integer NOT NULL DEFAULT 0,
+    -- Access tokens that were revoked one by one, by their `jti`; those that live still.
+    revoked_tokens uuid[] NOT NULL DEFAULT '{}',
+    ended_at timestamptz,
+    end_reason text
+);
+CREATE INDEX oauth_grants_user_idx ON oauth_grants (user_id, id) WHERE user_id IS NOT NULL;
+CREATE INDEX oauth_grants_workspace_idx ON oauth_grants (workspace_id, id);
+CREATE INDEX oauth_grants_client_idx ON oauth_grants (client_id, user_id, id);
+CREATE INDEX oauth_grants_passkey_idx ON oauth_grants (passkey_id) WHERE passkey_id IS NOT NULL;
+-- A client has one grant for itself.
+CREATE UNIQUE INDEX oauth_grants_own_key ON oauth_grants (client_id)
+    WHERE user_id IS NULL AND ended_at IS NULL;
+CREATE TRIGGER oauth_grants_stay_ended BEFORE UPDATE ON oauth_grants FOR EACH ROW
+    WHEN (OLD.ended_at IS NOT NULL AND NEW.ended_at IS DISTINCT FROM OLD.ended_at)
+    EXECUTE FUNCTION stay_ended('the ended grant');
+
+-- Device authorizations under way (RFC 8628), of nobody yet: seen through the functions below alone.
+CREATE TABLE oauth_device_codes (
+    id uuid PRIMARY KEY,
+    client_id uuid NOT NULL REFERENCES oauth_clients ON DELETE CASCADE,
+    -- What the person types in, as a MAC under a key that the database does not hold.
+    user_code bytea NOT NULL CHECK (octet_length(user_code) = 32),
+    scope text NOT NULL CHECK (scope IN ('read-only', 'write', 'admin')),
+    resources text[] NOT NULL,
+    created_at timestamptz NOT NULL,
+    expires_at timestamptz NOT NULL,
+    -- Seconds between two polls, which grow with each that comes too early.
+    poll_interval integer NOT NULL DEFAULT 5,
+    polled_at timestamptz,
+    denied_at timestamptz,
+    grant_id uuid REFERENCES oauth_grants ON DELETE CASCADE,
+    CONSTRAINT oauth_device_codes_user_code_key UNIQUE (user_code)
+);
+CREATE INDEX oauth_device_codes_expires_idx ON oauth_device_codes (expires_at);
+
+------------------------------------------------------------------------------------------------
+-- Nodes are told what to believe no more
+
+ALTER TABLE invalidations ADD COLUMN grant_id uuid, ADD COLUMN client_id uuid;
+ALTER TABLE invalidations DROP CONSTRAINT invalidations_check;
+ALTER TABLE invalidations ADD CONSTRAINT invalidations_check
+    CHECK (num_nonnulls(key_digest, session_id, user_id, workspace_id, grant_id, client_id) > 0);
+
+DROP FUNCTION invalidations_since(bigint);
+CREATE FUNCTION invalidations_since(applied bigint)
+    RETURNS TABLE (head bigint, generation bigint, key_digest bytea, session_id uuid, user_id uuid,
+                   workspace_id uuid, grant_id uuid, client_id uuid, age double precision)
+    LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp
+    AS $$
+        SELECT h.generation, i.generation, i.key_digest, i.session_id, i.user_id, i.workspace_id,
+               i.grant_id, i.client_id, extract(epoch FROM clock_timestamp() - i.at)::double precision
+        FROM invalidation_head h LEFT JOIN invalidations i ON i.generation > applied
+    $$;
+
+CREATE FUNCTION announce_oauth() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp
+    AS $$
+    DECLARE
+        next bigint;
+    BEGIN
+        -- What goes with something greater is announced with that.
+        IF TG_OP = 'DELETE' THEN
+            IF OLD.workspace_id IS NOT NULL
+               AND NOT EXISTS (SELECT FROM workspaces WHERE id = OLD.workspace_id) THEN
+                RETURN NULL;
+            END IF;
+            IF TG_TABLE_NAME = 'oauth_grants' THEN
+                IF NOT EXISTS (SELECT FROM oauth_clients WHERE id = OLD.client_id)
+                   OR (OLD.user_id IS NOT NULL AND NOT EXISTS (SELECT FROM users WHERE id = OLD.user_id))
+                THEN
+                    RETURN NULL;
+                END IF;
+            END IF;
+        END IF;
+        UPDATE invalidation_head SET generation = generation + 1 RETURNING generation INTO next;
+        IF TG_TABLE_NAME = 'oauth_grants' THEN
+            INSERT INTO invalidations (generation, grant_id) VALUES (next, OLD.id);
+        ELSE
+            INSERT INTO invalidations (generation, client_id) VALUES (next, OLD.id);
+        END IF;
+        PERFORM pg_notify('call2me_invalidations', '');
+        RETURN NULL;
+    END
+    $$;
+
+CREATE CONSTRAINT TRIGGER oauth_grants_announce AFTER UPDATE ON oauth_grants
+    DEFERRABLE INITIALLY DEFERRED FOR EACH ROW
+    WHEN ((OLD.client_id, OLD.workspace_id, OLD.user_id, OLD.scope, OLD.passkey_id, OLD.revoked_tokens, OLD.ended_at)
+          IS DISTINCT FROM
+          (NEW.client_id, NEW.workspace_id, NEW.user_id, NEW.scope, NEW.passkey_id, NEW.revoked_tokens, NEW.ended_at))
+    EXECUTE FUNCTION announce_oauth();
+CREATE CONSTRAINT TRIGGER oauth_grants_announce_delete AFTER DELETE ON oauth_grants
+    DEFERRABLE INITIALLY DEFERRED FOR EACH ROW WHEN (OLD.ended_at IS NULL AND OLD.begun_at IS NOT NULL)
+    EXECUTE FUNCTION announce_oauth();
+CREATE CONSTRAINT TRIGGER oauth_clients_announce AFTER UPDATE ON oauth_clients
+    DEFERRABLE INITIALLY DEFERRED FOR EACH ROW WHEN (OLD.name IS DISTINCT FROM NEW.name)
+    EXECUTE FUNCTION announce_oauth();
+CREATE CONSTRAINT TRIGGER oauth_clients_announce_delete AFTER DELETE ON oauth_clients
+    DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION announce_oauth();
+
+------------------------------------------------------------------------------------------------
+-- Look-ups before anybody is known
+
+-- A client by its id or the URL of its document, with the digests of the secrets that it may show.
+CREATE FUNCTION find_oauth_client(client uuid, url text, moment timestamptz)
+    RETURNS TABLE (id uuid, kind text, workspace_id uuid, document_url text, name text,
+                   redirect_uris text[], auth_method text, grant_types text[], scope text,
+                   client_uri text, resource text, created_at timestamptz, created_by text, secrets bytea[])
+    LANGUAGE plpgsql STABLE ROWS 1 SECURITY DEFINER SET search_path = public, pg_temp
+    SET plan_cache_mode = force_generic_plan
+    AS $$
+    BEGIN
+        RETURN QUERY
+            SELECT c.id, c.kind, c.workspace_id, c.document_url, c.name, c.redirect_uris, c.auth_method,
+                   c.grant_types, c.scope, c.client_uri, c.resource, c.created_at, c.created_by,
+                   ARRAY(SELECT s.digest FROM oauth_client_secrets s
+                         WHERE s.client_id = c.id AND (s.expires_at IS NULL OR s.expires_at > moment))
+            FROM oauth_clients c
+            WHERE CASE WHEN url IS NULL THEN c.id = client AND c.kind <> 'document'
+                       ELSE c.document_url = url END;
+    END
+    $$;
+
+-- Grants as their tokens are believed.
+CREATE FUNCTION find_oauth_grants(grant_ids uuid[])
+    RETURNS TABLE (id uuid, client_id uuid, client_name text, workspace_id uuid, user_id uuid,
+                   email text, full_name text, role text, scope text, ended_at timestamptz,
+                   revoked_tokens uuid[], rate_limit_per_minute integer, lacks_second_factor boolean)
+    LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp
+    AS $$
+        SELECT g.id, g.client_id, c.name, g.workspace_id, g.user_id, u.email, u.full_name, m.role,
+               g.scope, g.ended_at, g.revoked_tokens, w.rate_limit_per_minute,
+               lacks_second_factor(w.require_second_factor AND g.user_id IS NOT NULL
+                                   AND g.passkey_id IS NULL, g.user_id)
+        FROM oauth_grants g
+        JOIN oauth_clients c ON c.id = g.client_id
+        JOIN workspaces w ON w.id = g.workspace_id
+        LEFT JOIN users u ON u.id = g.user_id
+        LEFT JOIN memberships m ON m.workspace_id = g.workspace_id AND m.user_id = g.user_id
+        WHERE g.id = ANY (grant_ids)
+    $$;
+
+------------------------------------------------------------------------------------------------
+-- Clients that belong to no workspace
+
+-- False: too many that nobody has let in yet.
+CREATE FUNCTION register_oauth_client(
+    client uuid, client_name text, uris text[], method text, grants text[], max_scope text, uri text,
+    moment timestamptz, secret uuid, secret_digest bytea, at_most integer
+) RETURNS boolean
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp
+    AS $$
+    BEGIN
+        IF at_most <= (
+            SELECT count(*) FROM (
+                SELECT FROM oauth_clients c
+                WHERE c.kind = 'registered' AND c.created_at > moment - interval '7 days'
+                  AND NOT EXISTS (SELECT FROM oauth_grants g WHERE g.client_id = c.id)
+                LIMIT at_most) unused
+        ) THEN
+            RETURN false;
+        END IF;
+        INSERT INTO oauth_clients (id, kind, name, redirect_uris, auth_method, grant_types, scope,
+                                   client_uri, created_at)
+        VALUES (client, 'registered', client_name, uris, method, grants, max_scope, uri, moment);
+        IF secret IS NOT NULL THEN
+            INSERT INTO oauth_client_secrets (id, client_id, digest, created_at)
+            VALUES (secret, client, secret_digest, moment);
+        END IF;
+        RETURN true;
+    END
+    $$;
+
+-- What a client ID metadata document says now, of a client that somebody lets in.
+CREATE FUNCTION store_oauth_document(
+    client uuid, url text, client_name text, uris text[], grants text[], max_scope text, uri text,
+    moment timestamptz
+) RETURNS uuid
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp
+    AS $$
+    DECLARE
+        stored uuid;
+    BEGIN
+        INSERT INTO oauth_clients AS c (id, kind, document_url, name, redirect_uris, auth_method,
+                                        grant_types, scope, client_uri, created_at)
+        VALUES (client, 'document', url, client_name, uris, 'none', grants, max_scope, uri, moment)
+        ON CONFLICT (document_url) DO UPDATE
+            SET name = excluded.name, redirect_uris = excluded.redirect_uris,
+                grant_types = excluded.grant_types, scope = excluded.scope,
+                client_uri = excluded.client_uri
+        RETURNING c.id INTO stored;
+        RETURN stored;
+    END
+    $$;
+
+------------------------------------------------------------------------------------------------
+-- Devices
+
+-- False: the code is taken; NULL: too many are under way.
+CREATE FUNCTION start_device_code(
+    device uuid, client uuid, code bytea, wanted text, audiences text[], moment timestamptz,
+    expires timestamptz, at_most integer
+) RETURNS boolean
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp
+    AS $$
+    BEGIN
+        IF at_most <= (SELECT count(*) FROM (SELECT FROM oauth_device_codes
+                                             WHERE expires_at > moment LIMIT at_most) under_way) THEN
+            RETURN NULL;
+        END IF;
+        INSERT INTO oauth_device_codes (id, client_id, user_code, scope, resources, created_at, expires_at)
+        VALUES (device, client, code, wanted, audiences, moment, expires)
+        ON CONFLICT (user_code) DO NOTHING;
+        RETURN FOUND;
+    END
+    $$;
+
+-- What a code is for that somebody typed in, while it waits for an answer.
+CREATE FUNCTION find_device_code(code bytea, moment timestamptz)
+    RETURNS TABLE (id uuid, client_id uuid, scope text, resources text[])
+    LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp
+    AS $$
+        SELECT d.id, d.client_id, d.scope, d.resources FROM oauth_device_codes d
+        WHERE d.user_code = code AND d.expires_at > moment AND d.denied_at IS NULL AND d.grant_id IS NULL
+    $$;
+
+-- Answers it: with a grant, or with none. False: it was answered before, or is over.
+CREATE FUNCTION answer_device_code(device uuid, answer uuid, moment timestamptz) RETURNS boolean
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp
+    AS $$
+    BEGIN
+        UPDATE oauth_device_codes
+        SET grant_id = answer, denied_at = CASE WHEN answer IS NULL THEN moment END
+        WHERE id = device AND expires_at > moment AND denied_at IS NULL AND grant_id IS NULL;
+        RETURN FOUND;
+    END
+    $$;
+
+-- How it stands, for the device that asks: unknown, expired, denied, approved, pending or slow_down.
+CREATE FUNCTION poll_device_code(device uuid, client uuid, moment timestamptz)
+    RETURNS TABLE (state text, answer uuid)
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp
+    AS $$
+    DECLARE
+        code oauth_device_codes;
+    BEGIN
+        SELECT * INTO code FROM oauth_device_codes d
+        WHERE d.id = device AND d.client_id = client FOR UPDATE;
+        IF NOT FOUND THEN
+            RETURN QUERY SELECT 'unknown', NULL::uuid;
+        ELSIF code.denied_at IS NOT NULL THEN
+            RETURN QUERY SELECT 'denied', NULL::uuid;
+        ELSIF code.expires_at <= moment THEN
+            RETURN QUERY SELECT 'expired', NULL::uuid;
+        ELSIF code.grant_id IS NOT NULL THEN
+            RETURN QUERY SELECT 'approved', code.grant_id;
+        ELSIF code.polled_at + make_interval(secs => code.poll_interval) > moment THEN
+            -- Five seconds more, and not without an end (RFC 8628, section 3.5).
+            UPDATE oauth_device_codes
+            SET polled_at = moment, poll_interval = least(poll_interval + 5, 60) WHERE id = device;
+            RETURN QUERY SELECT 'slow_down', NULL::uuid;
+        ELSE
+            UPDATE oauth_device_codes SET polled_at = moment WHERE id = device;
+            RETURN QUERY SELECT 'pending', NULL::uuid;
+        END IF;
+    END
+    $$;
+
+------------------------------------------------------------------------------------------------
+-- What is of no use any more
+
+-- Codes that nobody redeemed; grants that ended long ago; clients that nobody lets in; old secrets.
+CREATE FUNCTION prune_oauth(moment timestamptz) RETURNS void
+    LANGUAGE sql SECURITY DEFINER SET search_path = public, pg_temp
+    AS $$
+        DELETE FROM oauth_device_codes WHERE expires_at < moment - interval '1 day';
+        DELETE FROM oauth_grants WHERE begun_at IS NULL AND begin_by < moment - interval '1 day';
+        DELETE FROM oauth_grants WHERE ended_at < moment - interval '90 days';
+        DELETE FROM oauth_client_secrets WHERE expires_at < moment - interval '1 day';
+        DELETE FROM oauth_clients c
+        WHERE kind <> 'workspace' AND created_at < moment - interval '7 days'
+          AND NOT EXISTS (SELECT FROM oauth_grants g WHERE g.client_id = c.id);
+    $$;
+
+REVOKE ALL ON FUNCTION announce_oauth, invalidations_since, find_oauth_client, find_oauth_grants,
+    register_oauth_client, store_oauth_document, start_device_code, find_device_code, answer_device_code,
+    poll_device_code, prune_oauth FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION invalidations_since, find_oauth_client, find_oauth_grants,
+    register_oauth_client, store_oauth_document, start_device_code, find_device_code, answer_device_code,
+    poll_device_code, prune_oauth TO call2me_auth_app;
+
+GRANT SELECT, INSERT, UPDATE (name, redirect_uris), DELETE ON oauth_clients TO call2me_auth_app;
+GRANT SELECT (id, client_id, created_at, expires_at), INSERT, UPDATE (expires_at), DELETE
+    ON oauth_client_secrets TO call2me_auth_app;
+GRANT SELECT, INSERT,
+    UPDATE (begun_at, last_used_at, refresh_generation, revoked_tokens, ended_at, end_reason)
+    ON oauth_grants TO call2me_auth_app;
+
+ALTER TABLE oauth_grants ENABLE ROW LEVEL SECURITY;
+CREATE POLICY oauth_grants_visible ON oauth_grants FOR SELECT TO call2me_auth_app
+    USING (workspace_id = current_workspace() OR user_id = current_person());
+CREATE POLICY oauth_grants_make ON oauth_grants FOR INSERT TO call2me_auth_app
+    WITH CHECK (workspace_id = current_workspace() AND (user_id IS NULL OR user_id = current_person()));
+CREATE POLICY oauth_grants_change ON oauth_grants FOR UPDATE TO call2me_auth_app
+    USING (workspace_id = current_workspace() OR user_id = current_person());
+
+ALTER TABLE oauth_clients ENABLE ROW LEVEL SECURITY;
+-- A workspace's own, and those that have been let in.
+CREATE POLICY oauth_clients_visible ON oauth_clients FOR SELECT TO call2me_auth_app
+    USING (workspace_id = current_workspace()
+           OR EXISTS (SELECT FROM oauth_grants g WHERE g.client_id = oauth_clients.id));
+CREATE POLICY oauth_clients_make ON oauth_clients FOR INSERT TO call2me_auth_app
+    WITH CHECK (workspace_id = current_workspace());
+CREATE POLICY oauth_clients_change ON oauth_clients FOR UPDATE TO call2me_auth_app
+    USING (workspace_id = current_workspace());
+CREATE POLICY oauth_clients_remove ON oauth_clients FOR DELETE TO call2me_auth_app
+    USING (workspace_id = current_workspace());
+
+ALTER TABLE oauth_client_secrets ENABLE ROW LEVEL SECURITY;
+CREATE POLICY oauth_client_secrets_workspace ON oauth_client_secrets TO call2me_auth_app
+    USING (EXISTS (SELECT FROM oauth_clients c
+                   WHERE c.id = client_id AND c.workspace_id = current_workspace()))
+    WITH CHECK (EXISTS (SELECT FROM oauth_clients c
+                        WHERE c.id = client_id AND c.workspace_id = current_workspace()));

@@ -1,0 +1,114 @@
+//! A device shows a code: somebody types it in here, and lets the device in or not (RFC 8628, section 3.3).
+
+use askama::Template;
+use axum::{extract::State, response::Response};
+use secrecy::{ExposeSecret, SecretString};
+
+use super::{
+    authorize::{ConsentPage, Decision, Destination, failure, known_by, scopes, workspaces},
+    browser::Browser,
+    form::Form,
+    page::{Message, explained},
+};
+use crate::{
+    http::{
+        ApiError, App,
+        extract::{Authorized, OwnSession, Query},
+    },
+    oauth::device::DeviceRequest,
+};
+
+#[derive(Template)]
+#[template(path = "device.html")]
+struct DevicePage<'a> {
+    form_token: SecretString,
+    user_code: &'a str,
+    problem: Option<String>,
+}
+
+/// Asks for the code. One that is in the URL is to be compared all the same.
+pub(super) async fn show(
+    _: Authorized<OwnSession>,
+    State(_): State<App>,
+    browser: Browser,
+    query: Query,
+) -> Result<Response, ApiError> {
+    let user_code = query.text("user_code")?.unwrap_or_default();
+    let form_token = browser.form_token();
+    Ok(browser.page(200, &DevicePage { form_token, user_code, problem: None }))
+}
+
+/// Takes it, and tells who asks for what.
+pub(super) async fn submit(
+    caller: Authorized<OwnSession>,
+    State(app): State<App>,
+    form: Form,
+) -> Result<Response, ApiError> {
+    let user_code = form.text("user_code")?.trim();
+    match app.oauth.device_request(user_code).await {
+        Ok(device) => consent(&app, &caller, &form.browser, user_code, &device, None).await,
+        Err(error) => code_again(&form, user_code, failure(error)),
+    }
+}
+
+/// The person answers.
+pub(super) async fn decide(
+    caller: Authorized<OwnSession>,
+    State(app): State<App>,
+    form: Form,
+) -> Result<Response, ApiError> {
+    let user_code = form.text("user_code")?;
+    let device = match app.oauth.device_request(user_code).await {
+        Ok(device) => device,
+        Err(error) => return code_again(&form, user_code, failure(error)),
+    };
+    let (decided, title, text) = match Decision::of(&form)? {
+        Decision::Deny => {
+            let denied = app.oauth.deny_device(&caller, &device).await;
+            (denied, "Not connected", "The device will say so. You can close this page.")
+        }
+        Decision::Allow(workspace, scope) => {
+            let approved = app.oauth.approve_device(&caller, &device, workspace, scope).await;
+            (approved, "Connected", "Go on at the device. You can close this page.")
+        }
+    };
+    match decided {
+        Ok(()) => Ok(form.browser.page(200, &Message { title, text, link: None })),
+        Err(error) => {
+            let problem = Some(explained(failure(error))?);
+            consent(&app, &caller, &form.browser, user_code, &device, problem).await
+        }
+    }
+}
+
+fn code_again(form: &Form, user_code: &str, error: ApiError) -> Result<Response, ApiError> {
+    let (status, problem) = explained(error)?;
+    let (form_token, problem) = (form.browser.form_token(), Some(problem));
+    Ok(form.browser.page(status, &DevicePage { form_token, user_code, problem }))
+}
+
+async fn consent(
+    app: &App,
+    caller: &Authorized<OwnSession>,
+    browser: &Browser,
+    user_code: &str,
+    device: &DeviceRequest,
+    problem: Option<(u16, String)>,
+) -> Result<Response, ApiError> {
+    let (status, problem) = problem.unzip();
+    let page = ConsentPage {
+        form_token: browser.form_token(),
+        action: "/device/consent",
+        hidden: vec![("user_code".to_owned(), user_code.to_owned())],
+        client: &device.client.name,
+        known_by: known_by(&device.client.origin),
+        destination: Destination::Device(user_code.to_owned()),
+        person: caller.principal.name(),
+        workspaces: workspaces(app, caller).await?,
+        scopes: scopes(device.scope),
+        is_incomplete: caller.principal.lacks_second_factor,
+        sign_in: "/sessions".to_owned(),
+        problem,
+    };
+    Ok(browser.page(status.unwrap_or(200), &page))
+}

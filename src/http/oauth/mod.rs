@@ -1,0 +1,295 @@
+//! OAuth's endpoints for programs; its pages for people are in [`super::dashboard`].
+
+#![expect(
+    clippy::missing_errors_doc,
+    reason = "what an endpoint refuses is in RFC 6749 and the OpenAPI document"
+)]
+
+mod form;
+
+use axum::{
+    Json,
+    body::Body,
+    extract::{Request, State},
+    http::StatusCode,
+    response::{IntoResponse, Response},
+};
+use secrecy::ExposeSecret;
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use super::{
+    App,
+    error::{OAuthErrorBody, OAuthRefusal},
+    extract::{self, Public},
+};
+use crate::{
+    model::oauth::client::GrantType,
+    oauth::{
+        Code,
+        introspect::Introspection,
+        metadata::{ResourceMetadata, ServerMetadata},
+        registration::{ClientMetadata, Registered},
+        token::Tokens,
+    },
+};
+
+pub use form::OAuthForm;
+
+/// What handlers answer.
+type Answer<T> = Result<T, OAuthRefusal>;
+
+/// Whether a path is of these endpoints, whose errors are told in the words of RFC 6749.
+#[must_use]
+pub fn is_endpoint(path: &str) -> bool {
+    path.starts_with("/oauth/")
+}
+
+/// What this authorization server offers (RFC 8414)
+#[utoipa::path(get, path = "/.well-known/oauth-authorization-server", tag = "Discovery",
+    responses((status = 200, body = ServerMetadata)))]
+pub async fn server_metadata(_: Public, State(app): State<App>) -> Json<ServerMetadata> {
+    Json(app.oauth.server_metadata())
+}
+
+/// What this resource server takes (RFC 9728)
+#[utoipa::path(get, path = "/.well-known/oauth-protected-resource", tag = "Discovery",
+    responses((status = 200, body = ResourceMetadata)))]
+pub async fn resource_metadata(_: Public, State(app): State<App>) -> Json<ResourceMetadata> {
+    Json(app.oauth.resource_metadata())
+}
+
+/// Tokens (RFC 6749, section 5.1).
+#[derive(Serialize, ToSchema)]
+pub struct TokensBody {
+    access_token: String,
+    #[schema(example = "Bearer")]
+    token_type: &'static str,
+    /// Seconds.
+    #[schema(example = 3600)]
+    expires_in: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    refresh_token: Option<String>,
+    /// What the access token may do.
+    #[schema(example = "call2me:read call2me:write")]
+    scope: String,
+}
+
+impl From<Tokens> for TokensBody {
+    fn from(tokens: Tokens) -> Self {
+        let refresh_token = tokens.refresh_token.as_ref();
+        Self {
+            access_token: tokens.access_token.expose_secret().to_owned(),
+            token_type: "Bearer",
+            expires_in: tokens.expires_in,
+            refresh_token: refresh_token.map(|token| token.expose_secret().to_owned()),
+            scope: tokens.scope.oauth_scope(),
+        }
+    }
+}
+
+/// A token request (RFC 6749). What it takes besides `grant_type` depends on that.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "read by OAuthForm; here for the document")]
+pub struct TokenRequest {
+    #[schema(example = "authorization_code")]
+    grant_type: String,
+    /// Unless it is in the `Authorization` header.
+    client_id: Option<String>,
+    /// Of a client that has one, unless it is in the `Authorization` header.
+    client_secret: Option<String>,
+    /// For `authorization_code`.
+    code: Option<String>,
+    /// For `authorization_code` (RFC 7636).
+    code_verifier: Option<String>,
+    /// For `authorization_code`; where it is sent it must be the one that the code was sent to.
+    redirect_uri: Option<String>,
+    /// For `refresh_token`.
+    refresh_token: Option<String>,
+    /// For `urn:ietf:params:oauth:grant-type:device_code`.
+    device_code: Option<String>,
+    /// For less than was granted.
+    scope: Option<String>,
+    /// What the token is for, of what was granted (RFC 8707).
+    resource: Option<String>,
+}
+
+/// Get tokens
+#[utoipa::path(post, path = "/oauth/token", tag = "OAuth",
+    request_body(content = TokenRequest, content_type = "application/x-www-form-urlencoded"),
+    responses((status = 200, body = TokensBody), (status = 400, body = OAuthErrorBody),
+              (status = 401, body = OAuthErrorBody), (status = 429, body = OAuthErrorBody),
+              (status = 503, body = OAuthErrorBody)))]
+pub async fn token(
+    public: Public,
+    State(app): State<App>,
+    form: OAuthForm,
+) -> Answer<Json<TokensBody>> {
+    let client = app.oauth.authenticate_client(form.basic.as_ref(), &form.parameters).await?;
+    let tokens = app.oauth.token(&client, &form.parameters, &public.request).await?;
+    Ok(Json(tokens.into()))
+}
+
+/// A client as it was registered (RFC 7591, section 3.2.1).
+#[derive(Serialize, ToSchema)]
+pub struct RegisteredBody {
+    #[schema(example = "client_01jd0zt8q7f7qvs4p2k6x3m9ab")]
+    client_id: String,
+    client_id_issued_at: i64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    client_secret: Option<String>,
+    /// 0: never.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    client_secret_expires_at: Option<u8>,
+    client_name: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    client_uri: Option<String>,
+    redirect_uris: Vec<String>,
+    grant_types: Vec<&'static str>,
+    response_types: Vec<&'static str>,
+    token_endpoint_auth_method: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    scope: Option<String>,
+}
+
+impl From<Registered> for RegisteredBody {
+    fn from(Registered { client, secret }: Registered) -> Self {
+        let codes = client.may(GrantType::AuthorizationCode);
+        Self {
+            client_id: client.client_id(),
+            client_id_issued_at: client.created_at.unix_timestamp(),
+            client_secret: secret.as_ref().map(|secret| secret.reveal().to_owned()),
+            client_secret_expires_at: secret.as_ref().map(|_| 0),
+            client_name: client.name,
+            client_uri: client.client_uri,
+            redirect_uris: client.redirect_uris,
+            grant_types: client.grant_types.into_iter().map(GrantType::as_str).collect(),
+            response_types: if codes { vec!["code"] } else { Vec::new() },
+            token_endpoint_auth_method: client.auth_method.as_str(),
+            scope: client.scope.map(crate::model::scope::Scope::oauth_scope),
+        }
+    }
+}
+
+/// What a client says of itself (RFC 7591, section 2). Unknown fields are passed over.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "read as ClientMetadata; here for the document")]
+pub struct RegistrationRequest {
+    /// `https`, `http` on a loopback address, or of a program's own scheme.
+    redirect_uris: Vec<String>,
+    client_name: Option<String>,
+    client_uri: Option<String>,
+    /// `client_secret_basic` unless said otherwise.
+    token_endpoint_auth_method: Option<String>,
+    /// `authorization_code` unless said otherwise; refresh tokens are for those with `refresh_token`.
+    grant_types: Option<Vec<String>>,
+    response_types: Option<Vec<String>>,
+    /// What it asks for unless it says.
+    scope: Option<String>,
+}
+
+/// Register a client (RFC 7591)
+#[utoipa::path(post, path = "/oauth/register", tag = "OAuth", request_body = RegistrationRequest,
+    responses((status = 201, body = RegisteredBody), (status = 400, body = OAuthErrorBody),
+              (status = 429, body = OAuthErrorBody), (status = 503, body = OAuthErrorBody)))]
+pub async fn register(
+    _: Public,
+    State(app): State<App>,
+    request: Request<Body>,
+) -> Answer<(StatusCode, Json<RegisteredBody>)> {
+    let (parts, body) = request.into_parts();
+    let body = extract::body_of(&parts.headers, body, &app).await?;
+    let metadata: ClientMetadata = serde_json::from_slice(&body).map_err(|_| {
+        let what = "the body must be a JSON object of client metadata";
+        OAuthRefusal::Told(Code::InvalidClientMetadata, what.to_owned())
+    })?;
+    let registered = app.oauth.register(&metadata).await?;
+    Ok((StatusCode::CREATED, Json(registered.into())))
+}
+
+/// A token to be revoked or looked at.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "read by OAuthForm; here for the document")]
+pub struct OneTokenRequest {
+    token: String,
+    /// Not needed.
+    token_type_hint: Option<String>,
+    client_id: Option<String>,
+    client_secret: Option<String>,
+}
+
+/// Give a token back (RFC 7009)
+///
+/// A refresh token with all that was granted, an access token alone. At once.
+#[utoipa::path(post, path = "/oauth/revoke", tag = "OAuth",
+    request_body(content = OneTokenRequest, content_type = "application/x-www-form-urlencoded"),
+    responses((status = 200), (status = 400, body = OAuthErrorBody),
+              (status = 401, body = OAuthErrorBody), (status = 503, body = OAuthErrorBody)))]
+pub async fn revoke(public: Public, State(app): State<App>, form: OAuthForm) -> Answer<Response> {
+    let client = app.oauth.authenticate_client(form.basic.as_ref(), &form.parameters).await?;
+    app.oauth.revoke(&client, &form.parameters, &public.request).await?;
+    Ok(StatusCode::OK.into_response())
+}
+
+/// Look at a token (RFC 7662)
+#[utoipa::path(post, path = "/oauth/introspect", tag = "OAuth",
+    request_body(content = OneTokenRequest, content_type = "application/x-www-form-urlencoded"),
+    responses((status = 200, body = Introspection), (status = 400, body = OAuthErrorBody),
+              (status = 401, body = OAuthErrorBody), (status = 503, body = OAuthErrorBody)))]
+pub async fn introspect(
+    public: Public,
+    State(app): State<App>,
+    form: OAuthForm,
+) -> Answer<Json<Introspection>> {
+    let client = app.oauth.authenticate_client(form.basic.as_ref(), &form.parameters).await?;
+    Ok(Json(app.oauth.introspect(&client, &form.parameters, &public.request).await?))
+}
+
+/// What a device shows and keeps (RFC 8628, section 3.2).
+#[derive(Serialize, ToSchema)]
+pub struct DeviceBody {
+    device_code: String,
+    #[schema(example = "BCDF-GHJK")]
+    user_code: String,
+    #[schema(example = "https://auth.example.com/device")]
+    verification_uri: String,
+    verification_uri_complete: String,
+    /// Seconds.
+    expires_in: u64,
+    /// Seconds between two requests.
+    interval: u32,
+}
+
+/// A device that wants to be let in.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "read by OAuthForm; here for the document")]
+pub struct DeviceRequest {
+    client_id: Option<String>,
+    client_secret: Option<String>,
+    scope: Option<String>,
+    resource: Option<String>,
+}
+
+/// Begin with a device (RFC 8628)
+#[utoipa::path(post, path = "/oauth/device_authorization", tag = "OAuth",
+    request_body(content = DeviceRequest, content_type = "application/x-www-form-urlencoded"),
+    responses((status = 200, body = DeviceBody), (status = 400, body = OAuthErrorBody),
+              (status = 401, body = OAuthErrorBody), (status = 429, body = OAuthErrorBody),
+              (status = 503, body = OAuthErrorBody)))]
+pub async fn device_authorization(
+    _: Public,
+    State(app): State<App>,
+    form: OAuthForm,
+) -> Answer<Json<DeviceBody>> {
+    let client = app.oauth.authenticate_client(form.basic.as_ref(), &form.parameters).await?;
+    let device = app.oauth.start_device(&client, &form.parameters).await?;
+    let (uri, code) = (device.verification_uri, device.user_code.shown());
+    Ok(Json(DeviceBody {
+        device_code: device.device_code.expose_secret().to_owned(),
+        verification_uri_complete: format!("{uri}?user_code={code}"),
+        user_code: code,
+        verification_uri: uri,
+        expires_in: device.expires_in,
+        interval: device.interval,
+    }))
+}

@@ -1,0 +1,103 @@
+//! What clients read at first: where everything is, and what is offered.
+
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use super::OAuth;
+use crate::model::{
+    oauth::client::{AuthMethod, GrantType},
+    scope::Scope,
+};
+
+/// The metadata of the authorization server (RFC 8414, section 2). Every field says what there is: left out, some
+/// would mean something else.
+#[derive(Serialize, ToSchema)]
+pub struct ServerMetadata {
+    /// The `iss` of all tokens and of all answers to authorization requests.
+    #[schema(example = "https://auth.example.com")]
+    issuer: String,
+    authorization_endpoint: String,
+    token_endpoint: String,
+    jwks_uri: String,
+    /// Where clients register themselves (RFC 7591), if they may.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    registration_endpoint: Option<String>,
+    scopes_supported: [&'static str; 3],
+    response_types_supported: [&'static str; 1],
+    response_modes_supported: [&'static str; 1],
+    grant_types_supported: [&'static str; 4],
+    token_endpoint_auth_methods_supported: [&'static str; 3],
+    service_documentation: String,
+    revocation_endpoint: String,
+    revocation_endpoint_auth_methods_supported: [&'static str; 3],
+    introspection_endpoint: String,
+    introspection_endpoint_auth_methods_supported: [&'static str; 2],
+    code_challenge_methods_supported: [&'static str; 1],
+    /// RFC 8628, section 4.
+    device_authorization_endpoint: String,
+    /// RFC 9207, section 3.
+    authorization_response_iss_parameter_supported: bool,
+    /// Whether a client's `client_id` may be the URL of its metadata document.
+    client_id_metadata_document_supported: bool,
+    /// What tokens are made for (RFC 9728, section 4).
+    protected_resources: Vec<String>,
+}
+
+/// The metadata of this service as a resource that tokens are for (RFC 9728, section 2).
+#[derive(Serialize, ToSchema)]
+pub struct ResourceMetadata {
+    #[schema(example = "https://auth.example.com")]
+    resource: String,
+    authorization_servers: [String; 1],
+    scopes_supported: [&'static str; 3],
+    bearer_methods_supported: [&'static str; 1],
+    resource_name: &'static str,
+    resource_documentation: String,
+}
+
+impl OAuth {
+    /// The metadata of the authorization server.
+    #[must_use]
+    pub fn server_metadata(&self) -> ServerMetadata {
+        let at = |path: &str| format!("{}{path}", self.issuer);
+        let methods =
+            [AuthMethod::ClientSecretBasic, AuthMethod::ClientSecretPost, AuthMethod::None];
+        let methods = methods.map(AuthMethod::as_str);
+        let [basic, post, _] = methods;
+        ServerMetadata {
+            issuer: self.issuer.to_string(),
+            authorization_endpoint: at("/oauth/authorize"),
+            token_endpoint: at("/oauth/token"),
+            jwks_uri: at("/.well-known/jwks.json"),
+            registration_endpoint: self.registration.then(|| at("/oauth/register")),
+            scopes_supported: Scope::ALL.map(Scope::oauth_name),
+            response_types_supported: ["code"],
+            response_modes_supported: ["query"],
+            grant_types_supported: GrantType::ALL.map(GrantType::as_str),
+            token_endpoint_auth_methods_supported: methods,
+            service_documentation: at("/docs"),
+            revocation_endpoint: at("/oauth/revoke"),
+            revocation_endpoint_auth_methods_supported: methods,
+            introspection_endpoint: at("/oauth/introspect"),
+            introspection_endpoint_auth_methods_supported: [basic, post],
+            code_challenge_methods_supported: ["S256"],
+            device_authorization_endpoint: at("/oauth/device_authorization"),
+            authorization_response_iss_parameter_supported: true,
+            client_id_metadata_document_supported: self.documents.are_taken(),
+            protected_resources: self.resources.iter().map(str::to_owned).collect(),
+        }
+    }
+
+    /// The metadata of this service's own API.
+    #[must_use]
+    pub fn resource_metadata(&self) -> ResourceMetadata {
+        ResourceMetadata {
+            resource: self.issuer.to_string(),
+            authorization_servers: [self.issuer.to_string()],
+            scopes_supported: Scope::ALL.map(Scope::oauth_name),
+            bearer_methods_supported: ["header"],
+            resource_name: "Call2Me API",
+            resource_documentation: format!("{}/docs", self.issuer),
+        }
+    }
+}

@@ -1,0 +1,464 @@
+//! What OAuth clients were granted.
+
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use super::{Line, Store, StoreError, Tx};
+use crate::model::{
+    id::{ClientId, GrantId, Id, UserId, WorkspaceId},
+    oauth::{
+        grant::{Grant, GrantEnd, GrantRecord, GrantState, Holder, NewGrant},
+        pkce::CodeChallenge,
+    },
+    page::{Items, Page},
+    refresh_token::RefreshSeed,
+    scope::{Role, Scope},
+};
+
+/// Whose a grant is: what a transaction about it is begun with.
+#[derive(Debug, Clone, Copy)]
+pub struct Parties {
+    /// To whom.
+    pub client_id: ClientId,
+    /// Where.
+    pub workspace_id: WorkspaceId,
+    /// By whom; none: the client acts for itself.
+    pub user_id: Option<UserId>,
+}
+
+impl Line {
+    /// Grants and where they stand, before their tokens are believed.
+    ///
+    /// # Errors
+    /// When PostgreSQL cannot be reached.
+    pub async fn find_grants(
+        &mut self,
+        ids: &[GrantId],
+    ) -> Result<Vec<(GrantId, GrantRecord)>, StoreError> {
+        let ids: Vec<_> = ids.iter().map(|id| id.uuid()).collect();
+        let find = sqlx::query!(
+            r#"SELECT id AS "id!: GrantId", client_id AS "client_id!: ClientId",
+                      client_name AS "client_name!", workspace_id AS "workspace_id!: WorkspaceId",
+                      user_id AS "user_id: UserId", email, full_name, role AS "role: Role",
+                      scope AS "scope!: Scope", ended_at, revoked_tokens AS "revoked_tokens!",
+                      rate_limit_per_minute, lacks_second_factor AS "lacks_second_factor!"
+               FROM find_oauth_grants($1)"#,
+            &ids,
+        );
+        let rows = self.run(async move |connection| find.fetch_all(connection).await).await?;
+        let found = rows.into_iter().map(|row| {
+            let (name, role) = (row.full_name.or(row.email), row.role);
+            let person = row.user_id.map(|user_id| Holder {
+                user_id,
+                name: name.unwrap_or_default().into(),
+                role,
+            });
+            let record = GrantRecord {
+                client_id: row.client_id,
+                client_name: row.client_name.into(),
+                workspace_id: row.workspace_id,
+                person,
+                scope: row.scope,
+                ended: row.ended_at.is_some(),
+                revoked_tokens: row.revoked_tokens,
+                rate_limit_per_minute: row.rate_limit_per_minute.and_then(|n| n.try_into().ok()),
+                lacks_second_factor: row.lacks_second_factor,
+            };
+            (row.id, record)
+        });
+        Ok(found.collect())
+    }
+}
+
+impl Store {
+    /// Whose a grant is, before anybody is known.
+    ///
+    /// # Errors
+    /// When PostgreSQL cannot be reached.
+    pub async fn find_grant(&self, id: GrantId) -> Result<Option<Parties>, StoreError> {
+        Ok(sqlx::query_as!(
+            Parties,
+            r#"SELECT client_id AS "client_id!: ClientId",
+                      workspace_id AS "workspace_id!: WorkspaceId", user_id AS "user_id: UserId"
+               FROM find_oauth_grants(ARRAY[$1::uuid])"#,
+            id.uuid(),
+        )
+        .fetch_optional(&self.pools.requests())
+        .await?)
+    }
+
+    /// Drops codes that nobody redeemed, grants that ended long ago, clients that nobody lets in.
+    ///
+    /// # Errors
+    /// When PostgreSQL cannot be reached.
+    pub async fn prune_oauth(&self, now: OffsetDateTime) -> Result<(), StoreError> {
+        sqlx::query!(r#"SELECT prune_oauth($1) AS "done""#, now)
+            .fetch_one(&self.pools.own())
+            .await?;
+        Ok(())
+    }
+}
+
+/// Stores a grant, in a transaction of its workspace and person. It keeps which passkey the person's session
+/// has shown.
+///
+/// # Errors
+/// When PostgreSQL cannot be reached.
+pub async fn insert(tx: &mut Tx, grant: &NewGrant) -> Result<(), StoreError> {
+    let (user, session) = grant.by.unzip();
+    let (redirect_uri, challenge) = grant.code.as_ref().map(|(uri, code)| (uri, code)).unzip();
+    sqlx::query!(
+        "INSERT INTO oauth_grants (id, client_id, workspace_id, user_id, scope, resources, passkey_id,
+                                   created_at, redirect_uri, code_challenge, begin_by, refresh_seed)
+         VALUES ($1, $2, $3, $4, $5, $6,
+                 (SELECT passkey_id FROM sessions WHERE id = $7 AND user_id = $4),
+                 $8, $9, $10, $11, $12)",
+        grant.id.uuid(),
+        grant.client_id.uuid(),
+        grant.workspace_id.uuid(),
+        user.map(Id::uuid),
+        grant.scope.as_str(),
+        &grant.resources,
+        session.map(Id::uuid),
+        grant.created_at,
+        redirect_uri,
+        challenge.map(CodeChallenge::as_bytes),
+        grant.begin_by,
+        grant.seed.as_bytes(),
+    )
+    .execute(tx.conn())
+    .await?;
+    Ok(())
+}
+
+/// Whether a grant is of a person who lacks the second factor that the workspace asks for.
+///
+/// # Errors
+/// When PostgreSQL cannot be reached.
+pub async fn lacks_second_factor(tx: &mut Tx, id: GrantId) -> Result<bool, StoreError> {
+    Ok(sqlx::query_scalar!(
+        r#"SELECT lacks_second_factor AS "lacks!" FROM find_oauth_grants(ARRAY[$1::uuid])"#,
+        id.uuid(),
+    )
+    .fetch_one(tx.conn())
+    .await?)
+}
+
+/// A client's grant for itself, made where there is none.
+///
+/// # Errors
+/// When PostgreSQL cannot be reached.
+pub async fn own(tx: &mut Tx, grant: &NewGrant) -> Result<GrantId, StoreError> {
+    // Twice, since another request may make it meanwhile: then it is there.
+    for _ in 0..2 {
+        let found = sqlx::query_scalar!(
+            r#"SELECT id AS "id: GrantId" FROM oauth_grants
+               WHERE client_id = $1 AND workspace_id = $2 AND user_id IS NULL AND ended_at IS NULL"#,
+            grant.client_id.uuid(),
+            grant.workspace_id.uuid(),
+        );
+        if let Some(id) = found.fetch_optional(tx.conn()).await? {
+            return Ok(id);
+        }
+        sqlx::query!(
+            "INSERT INTO oauth_grants (id, client_id, workspace_id, scope, resources, created_at,
+                                       begin_by, refresh_seed)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
+             ON CONFLICT (client_id) WHERE user_id IS NULL AND ended_at IS NULL DO NOTHING",
+            grant.id.uuid(),
+            grant.client_id.uuid(),
+            grant.workspace_id.uuid(),
+            grant.scope.as_str(),
+            &grant.resources,
+            grant.created_at,
+            grant.begin_by,
+            grant.seed.as_bytes(),
+        )
+        .execute(tx.conn())
+        .await?;
+    }
+    Ok(grant.id)
+}
+
+/// A grant, which stays as it is until the transaction ends: requests about it take turns.
+///
+/// # Errors
+/// When PostgreSQL cannot be reached.
+pub async fn lock(
+    tx: &mut Tx,
+    workspace: WorkspaceId,
+    id: GrantId,
+) -> Result<Option<GrantState>, StoreError> {
+    let row = sqlx::query!(
+        r#"SELECT client_id AS "client_id: ClientId", scope AS "scope: Scope", resources,
+                  redirect_uri, code_challenge, begin_by, begun_at, last_used_at, refresh_seed,
+                  refresh_generation, ended_at
+           FROM oauth_grants WHERE id = $1 AND workspace_id = $2 FOR UPDATE"#,
+        id.uuid(),
+        workspace.uuid(),
+    )
+    .fetch_optional(tx.conn())
+    .await?;
+    Ok(row.and_then(|row| {
+        let challenge = row.code_challenge.and_then(|bytes| bytes.try_into().ok());
+        Some(GrantState {
+            client_id: row.client_id,
+            scope: row.scope,
+            resources: row.resources,
+            code: row.redirect_uri.zip(challenge.map(CodeChallenge::new)),
+            begin_by: row.begin_by,
+            begun_at: row.begun_at,
+            last_used_at: row.last_used_at,
+            seed: RefreshSeed::new(row.refresh_seed.try_into().ok()?),
+            generation: row.refresh_generation.try_into().ok()?,
+            ended: row.ended_at.is_some(),
+        })
+    }))
+}
+
+/// Notes that a grant gave tokens, the first or further ones, and which refresh token is its newest.
+///
+/// # Errors
+/// When PostgreSQL cannot be reached.
+pub async fn note_tokens(
+    tx: &mut Tx,
+    workspace: WorkspaceId,
+    id: GrantId,
+    generation: u32,
+    now: OffsetDateTime,
+) -> Result<(), StoreError> {
+    sqlx::query!(
+        "UPDATE oauth_grants SET begun_at = coalesce(begun_at, $4), last_used_at = $4,
+                                 refresh_generation = $3
+         WHERE id = $1 AND workspace_id = $2",
+        id.uuid(),
+        workspace.uuid(),
+        i32::try_from(generation).unwrap_or(i32::MAX),
+        now,
+    )
+    .execute(tx.conn())
+    .await?;
+    Ok(())
+}
+
+/// Ends a grant; false: it had ended.
+///
+/// # Errors
+/// When PostgreSQL cannot be reached.
+pub async fn end(
+    tx: &mut Tx,
+    workspace: WorkspaceId,
+    id: GrantId,
+    now: OffsetDateTime,
+    reason: GrantEnd,
+) -> Result<bool, StoreError> {
+    let done = sqlx::query!(
+        "UPDATE oauth_grants SET ended_at = $3, end_reason = $4
+         WHERE id = $1 AND workspace_id = $2 AND ended_at IS NULL",
+        id.uuid(),
+        workspace.uuid(),
+        now,
+        reason.as_str(),
+    )
+    .execute(tx.conn())
+    .await?;
+    Ok(done.rows_affected() == 1)
+}
+
+/// Ends what somebody granted in a workspace. Answers which, and to whom.
+///
+/// # Errors
+/// When PostgreSQL cannot be reached.
+pub async fn end_of_person(
+    tx: &mut Tx,
+    workspace: WorkspaceId,
+    user: UserId,
+    now: OffsetDateTime,
+    reason: GrantEnd,
+) -> Result<Vec<(GrantId, ClientId)>, StoreError> {
+    let rows = sqlx::query!(
+        r#"UPDATE oauth_grants SET ended_at = $3, end_reason = $4
+           WHERE workspace_id = $1 AND user_id = $2 AND ended_at IS NULL
+           RETURNING id AS "id: GrantId", client_id AS "client_id: ClientId""#,
+        workspace.uuid(),
+        user.uuid(),
+        now,
+        reason.as_str(),
+    )
+    .fetch_all(tx.conn())
+    .await?;
+    Ok(rows.into_iter().map(|row| (row.id, row.client_id)).collect())
+}
+
+/// Ends the oldest of what somebody granted a client in a workspace, so that no more than so many are left.
+///
+/// # Errors
+/// When PostgreSQL cannot be reached.
+pub async fn end_excess(
+    tx: &mut Tx,
+    workspace: WorkspaceId,
+    user: UserId,
+    client: ClientId,
+    keep: i64,
+    now: OffsetDateTime,
+) -> Result<Vec<GrantId>, StoreError> {
+    Ok(sqlx::query_scalar!(
+        r#"UPDATE oauth_grants SET ended_at = $5, end_reason = $6
+           WHERE id IN (SELECT id FROM oauth_grants
+                        WHERE client_id = $3 AND user_id = $2 AND workspace_id = $1
+                          AND ended_at IS NULL
+                        ORDER BY id DESC OFFSET $4)
+           RETURNING id AS "id: GrantId""#,
+        workspace.uuid(),
+        user.uuid(),
+        client.uuid(),
+        keep,
+        now,
+        GrantEnd::Superseded.as_str(),
+    )
+    .fetch_all(tx.conn())
+    .await?)
+}
+
+/// Revokes one access token of a grant, by its `jti`. Those made before `since` have expired, and are kept in
+/// mind no longer.
+///
+/// # Errors
+/// When PostgreSQL cannot be reached.
+pub async fn revoke_token(
+    tx: &mut Tx,
+    workspace: WorkspaceId,
+    id: GrantId,
+    token: Uuid,
+    since: OffsetDateTime,
+) -> Result<(), StoreError> {
+    sqlx::query!(
+        "UPDATE oauth_grants SET revoked_tokens = ARRAY(
+             SELECT revoked FROM unnest(revoked_tokens) AS revoked WHERE revoked >= uuid_at($4)
+             UNION SELECT $3)
+         WHERE id = $1 AND workspace_id = $2",
+        id.uuid(),
+        workspace.uuid(),
+        token,
+        since,
+    )
+    .execute(tx.conn())
+    .await?;
+    Ok(())
+}
+
+/// What somebody has granted a client in a workspace that lives, the most first: scope and resources.
+///
+/// # Errors
+/// When PostgreSQL cannot be reached.
+pub async fn remembered(
+    tx: &mut Tx,
+    workspace: WorkspaceId,
+    user: UserId,
+    client: ClientId,
+) -> Result<Vec<(Scope, Vec<String>)>, StoreError> {
+    let rows = sqlx::query!(
+        r#"SELECT scope AS "scope: Scope", resources FROM oauth_grants
+           WHERE client_id = $3 AND user_id = $2 AND workspace_id = $1
+             AND ended_at IS NULL AND begun_at IS NOT NULL
+           ORDER BY id DESC LIMIT 100"#,
+        workspace.uuid(),
+        user.uuid(),
+        client.uuid(),
+    )
+    .fetch_all(tx.conn())
+    .await?;
+    Ok(rows.into_iter().map(|row| (row.scope, row.resources)).collect())
+}
+
+/// Whose grants are looked at.
+#[derive(Debug, Clone, Copy)]
+pub enum Whose {
+    /// What a person granted, in whatever workspace; in a transaction of that person.
+    Person(UserId),
+    /// What was granted in a workspace, by whomever.
+    Workspace(WorkspaceId),
+}
+
+impl Whose {
+    fn columns(self) -> (Option<Uuid>, Option<Uuid>) {
+        match self {
+            Self::Person(user) => (Some(user.uuid()), None),
+            Self::Workspace(workspace) => (None, Some(workspace.uuid())),
+        }
+    }
+}
+
+/// Grants that live, the newest first. Those that were not used since `used_since` do not any more.
+///
+/// # Errors
+/// When PostgreSQL cannot be reached.
+pub async fn list(
+    tx: &mut Tx,
+    whose: Whose,
+    used_since: OffsetDateTime,
+    page: Page,
+) -> Result<Items<Grant>, StoreError> {
+    let (user, workspace) = whose.columns();
+    let grants = sqlx::query_as!(
+        Grant,
+        r#"SELECT g.id AS "id: GrantId", g.client_id AS "client_id: ClientId",
+                  c.name AS client_name, g.workspace_id AS "workspace_id: WorkspaceId",
+                  g.user_id AS "user_id: UserId", g.scope AS "scope: Scope", g.created_at,
+                  g.last_used_at
+           FROM oauth_grants g JOIN oauth_clients c ON c.id = g.client_id
+           WHERE ($1::uuid IS NULL OR g.user_id = $1) AND ($2::uuid IS NULL OR g.workspace_id = $2)
+             AND g.ended_at IS NULL AND g.last_used_at > $3
+             AND ($4::uuid IS NULL OR g.id < $4)
+           ORDER BY g.id DESC LIMIT $5 OFFSET $6"#,
+        user,
+        workspace,
+        used_since,
+        page.before,
+        page.limit + 1,
+        page.offset,
+    )
+    .fetch_all(tx.conn())
+    .await?;
+    Ok(Items::from_excess(grants, page.limit))
+}
+
+/// How many of them live.
+///
+/// # Errors
+/// When PostgreSQL cannot be reached.
+pub async fn count(
+    tx: &mut Tx,
+    whose: Whose,
+    used_since: OffsetDateTime,
+) -> Result<i64, StoreError> {
+    let (user, workspace) = whose.columns();
+    Ok(sqlx::query_scalar!(
+        r#"SELECT count(*) AS "count!" FROM oauth_grants
+           WHERE ($1::uuid IS NULL OR user_id = $1) AND ($2::uuid IS NULL OR workspace_id = $2)
+             AND ended_at IS NULL AND last_used_at > $3"#,
+        user,
+        workspace,
+        used_since,
+    )
+    .fetch_one(tx.conn())
+    .await?)
+}
+
+/// A grant, ended or not, as the transaction may see it.
+///
+/// # Errors
+/// When PostgreSQL cannot be reached.
+pub async fn get(tx: &mut Tx, id: GrantId) -> Result<Option<Grant>, StoreError> {
+    Ok(sqlx::query_as!(
+        Grant,
+        r#"SELECT g.id AS "id: GrantId", g.client_id AS "client_id: ClientId",
+                  c.name AS client_name, g.workspace_id AS "workspace_id: WorkspaceId",
+                  g.user_id AS "user_id: UserId", g.scope AS "scope: Scope", g.created_at,
+                  g.last_used_at
+           FROM oauth_grants g JOIN oauth_clients c ON c.id = g.client_id WHERE g.id = $1"#,
+        id.uuid(),
+    )
+    .fetch_optional(tx.conn())
+    .await?)
+}

@@ -1,0 +1,420 @@
+//! The authorization request and the consent.
+
+use serde_json::json;
+
+use crate::fixture::{
+    Browser, PASSWORD, TestApp,
+    oauth::{CALLBACK, CHALLENGE, VERIFIER, claims, form, told},
+};
+
+#[tokio::test]
+async fn a_person_signs_in_consents_and_the_client_is_in() {
+    let app = TestApp::start().await;
+    let dana = app.register("acme").await;
+    let client = app.oauth_client(json!({})).await;
+    let mut browser = Browser::new(&app);
+
+    let request = client.authorize(&[("scope", "call2me:read call2me:write")]);
+    let page = browser.get(&request).await;
+    let sign_in = page.leads_to().unwrap().to_owned();
+    assert!(sign_in.starts_with("/sign-in?next=%2Foauth%2Fauthorize%3F"), "{sign_in}");
+    let page = browser.get(&sign_in).await;
+    let fields = [("email", &*dana.email), ("password", PASSWORD)];
+    let page = browser.submit(&page, "/sign-in", &fields).await;
+    let back = page.leads_to().unwrap().to_owned();
+    assert!(back.starts_with("/oauth/authorize?"), "{back}");
+
+    let page = browser.get(&back).await;
+    for words in ["Example app", "client.example", "acme", "Read and write", "Dana Meyer"] {
+        assert!(page.text.contains(words), "{words}: {}", page.text);
+    }
+    assert!(!page.text.contains("Administer"), "what nobody asked for is not offered");
+    let (to, told) = told(&browser.consent(&page, &[]).await);
+    assert_eq!(to, CALLBACK);
+    assert_eq!((&*told["state"], &*told["iss"], told.len()), ("xyz", &*app.url, 3));
+
+    let answer = app.redeem(&client, &told["code"]).await;
+    assert_eq!(answer.header("cache-control"), "no-store");
+    let tokens = answer.expect(200);
+    assert_eq!((&tokens["token_type"], &tokens["expires_in"]), (&json!("Bearer"), &json!(3600)));
+    assert_eq!(tokens["scope"], "call2me:read call2me:write");
+    let token = tokens["access_token"].as_str().unwrap();
+    let claims = claims(token);
+    assert_eq!((&claims["iss"], &claims["aud"]), (&json!(app.url), &json!(app.url)));
+    assert_eq!((&claims["client_id"], &claims["sub"]), (&json!(client.id), &json!(dana.user_id)));
+    assert_eq!(claims["workspace_id"], dana.workspace_id);
+    assert!(claims["sid"].as_str().unwrap().starts_with("grant_"));
+
+    // It works, under the client's name.
+    let body = json!({ "agent_name": "Front desk" });
+    app.by(token, "POST", "/v1/agents").json(body).send().await.expect(201);
+    let me = app.by(token, "GET", "/v1/auth/me").send().await.expect(200);
+    assert_eq!(
+        me["subject"],
+        json!({ "type": "oauth_client", "id": client.id, "name": "Example app" })
+    );
+    assert_eq!((&me["user"]["id"], &me["scope"]), (&json!(dana.user_id), &json!("write")));
+    let events = app.events_of(&dana.access_token, &format!("actor_id={}", client.id), 3).await;
+    let actions: Vec<_> = events.iter().map(|event| &event["action"]).collect();
+    assert_eq!(actions, ["request", "request", "oauth.token_issued"]);
+    assert!(events.iter().all(|event| event["actor"]["name"] == "Example app"));
+    assert_eq!(events[0]["metadata"]["user_id"], dana.user_id);
+    let granted = app.events_of(&dana.access_token, "action=oauth.granted", 1).await.remove(0);
+    assert_eq!(
+        granted["target"],
+        json!({ "type": "oauth_client", "id": client.id, "name": "Example app" })
+    );
+    assert_eq!(granted["actor"]["id"], dana.user_id);
+}
+
+#[tokio::test]
+async fn a_request_without_extras_reads_only() {
+    let app = TestApp::start().await;
+    let dana = app.register("acme").await;
+    let client = app.oauth_client(json!({})).await;
+    let mut browser = Browser::of(&app, &dana.email).await;
+    // With one redirect URI there is no need to name it, nor a state to send.
+    let fields = [("redirect_uri", ""), ("state", "")];
+    let page = browser.get(&client.authorize(&fields)).await;
+    let (to, told) = told(&browser.consent(&page, &[]).await);
+    assert_eq!((&*to, told.contains_key("state")), (CALLBACK, false));
+    let tokens = app.redeem(&client, &told["code"]).await.expect(200);
+    assert_eq!(tokens["scope"], "call2me:read");
+    let token = tokens["access_token"].as_str().unwrap();
+    let refused = app.by(token, "POST", "/v1/agents").json(json!({})).send().await;
+    refused.refused(403, "insufficient_scope");
+    let challenge = refused.header("www-authenticate");
+    assert!(
+        challenge.contains("scope=\"call2me:write\"") && challenge.contains("resource_metadata=")
+    );
+}
+
+#[tokio::test]
+async fn people_grant_less_than_asked_and_never_above_their_role() {
+    let app = TestApp::start().await;
+    let dana = app.register("acme").await;
+    let client = app.oauth_client(json!({})).await;
+    let admin = [("scope", "call2me:admin")];
+    let mut browser = Browser::of(&app, &dana.email).await;
+    let page = browser.get(&client.authorize(&admin)).await;
+    let (_, less) = told(&browser.consent(&page, &[("scope", "read-only")]).await);
+    let tokens = app.redeem(&client, &less["code"]).await.expect(200);
+    assert_eq!(tokens["scope"], "call2me:read");
+
+    let viewer = app.join(&dana, "viewer").await;
+    let mut browser = Browser::of(&app, &viewer.email).await;
+    let page = browser.get(&client.authorize(&admin)).await;
+    let choices = [("workspace", &*dana.workspace_id), ("scope", "admin")];
+    let (_, told_viewer) = told(&browser.consent(&page, &choices).await);
+    let tokens = app.redeem(&client, &told_viewer["code"]).await.expect(200);
+    assert_eq!(tokens["scope"], "call2me:read");
+
+    // Nor above what was asked, whatever the form says.
+    let mut browser = Browser::of(&app, &dana.email).await;
+    let page =
+        browser.get(&client.authorize(&[("scope", "call2me:read"), ("prompt", "consent")])).await;
+    let (_, forged) = told(&browser.consent(&page, &[("scope", "admin")]).await);
+    let tokens = app.redeem(&client, &forged["code"]).await.expect(200);
+    assert_eq!(tokens["scope"], "call2me:read");
+}
+
+#[tokio::test]
+async fn the_workspace_is_chosen_among_ones_own() {
+    let app = TestApp::start().await;
+    let (dana, stranger) = (app.register("acme").await, app.register("widgets-inc").await);
+    let body = json!({ "name": "labs" });
+    let labs = app.by(&dana.access_token, "POST", "/v1/workspaces").json(body).send().await;
+    let labs = labs.expect(201)["id"].as_str().unwrap().to_owned();
+    let client = app.oauth_client(json!({})).await;
+    let mut browser = Browser::of(&app, &dana.email).await;
+    let page = browser.get(&client.authorize(&[])).await;
+    assert!(page.text.contains("labs (you are owner)"), "{}", page.text);
+    let (_, answer) = told(&browser.consent(&page, &[("workspace", &labs)]).await);
+    let tokens = app.redeem(&client, &answer["code"]).await.expect(200);
+    let token = tokens["access_token"].as_str().unwrap();
+    assert_eq!(claims(token)["workspace_id"], labs);
+    let own = app.by(token, "GET", "/v1/workspace").send().await.expect(200);
+    assert_eq!(own["id"], labs);
+
+    let page = browser.get(&client.authorize(&[])).await;
+    let refused = browser.consent(&page, &[("workspace", &stranger.workspace_id)]).await;
+    assert_eq!(refused.status, 403);
+    assert!(refused.text.contains("you are no member of this workspace"), "{}", refused.text);
+}
+
+#[tokio::test]
+async fn who_says_no_says_it_to_the_client() {
+    let app = TestApp::start().await;
+    let dana = app.register("acme").await;
+    let client = app.oauth_client(json!({})).await;
+    let mut browser = Browser::of(&app, &dana.email).await;
+    let page = browser.get(&client.authorize(&[])).await;
+    let (to, told) = told(&browser.submit(&page, "/oauth/consent", &[("decision", "deny")]).await);
+    assert_eq!((&*to, &*told["error"], &*told["state"]), (CALLBACK, "access_denied", "xyz"));
+    assert_eq!(told["iss"], app.url);
+    app.events_of(&dana.access_token, "action=oauth.denied", 1).await;
+}
+
+#[tokio::test]
+async fn consent_is_remembered_for_as_much_and_for_servers_alone() {
+    let app = TestApp::start().await;
+    let dana = app.register("acme").await;
+    let uris = json!([CALLBACK, "http://127.0.0.1/cb"]);
+    let client = app.oauth_client(json!({ "redirect_uris": uris })).await;
+    let mut browser = Browser::of(&app, &dana.email).await;
+    let write = [("scope", "call2me:write")];
+    let first = app.tokens_by(&mut browser, &client, &write).await;
+
+    let again = browser.get(&client.authorize(&write)).await;
+    let (_, again) = told(&again);
+    assert!(again.contains_key("code"), "nobody is asked twice: {again:?}");
+    for fields in [
+        &[("scope", "call2me:admin")][..],
+        &[("scope", "call2me:write"), ("prompt", "consent")],
+        &[("scope", "call2me:write"), ("redirect_uri", "http://127.0.0.1:4711/cb")],
+    ] {
+        let page = browser.get(&client.authorize(fields)).await;
+        assert!(page.status == 200 && page.text.contains("Let Example app in?"), "{fields:?}");
+    }
+    // Without a word, where that will do.
+    let none = |scope| [("scope", scope), ("prompt", "none")];
+    let (_, silent) = told(&browser.get(&client.authorize(&none("call2me:read"))).await);
+    assert!(silent.contains_key("code"), "{silent:?}");
+    let (_, loud) = told(&browser.get(&client.authorize(&none("call2me:admin"))).await);
+    assert_eq!(loud["error"], "consent_required");
+    let (_, nobody) = told(&Browser::new(&app).get(&client.authorize(&none("call2me:read"))).await);
+    assert_eq!(nobody["error"], "login_required");
+
+    // Forgotten with the grant.
+    let token = first["refresh_token"].as_str().unwrap();
+    for token in [
+        token,
+        app.redeem(&client, &again["code"]).await.expect(200)["refresh_token"].as_str().unwrap(),
+    ] {
+        let revoked = app.oauth("/oauth/revoke", &client.shows(&[("token", token)])).await;
+        revoked.expect(200);
+    }
+    let page = browser.get(&client.authorize(&write)).await;
+    assert!(page.text.contains("Let Example app in?"));
+}
+
+#[tokio::test]
+async fn a_client_may_ask_to_sign_in_anew() {
+    let app = TestApp::start().await;
+    let (dana, sam) = (app.register("acme").await, app.register("widgets-inc").await);
+    let client = app.oauth_client(json!({})).await;
+    let mut browser = Browser::of(&app, &dana.email).await;
+    let fields = [("prompt", "login"), ("login_hint", &*sam.email)];
+    let page = browser.get(&client.authorize(&fields)).await;
+    let sign_in = page.leads_to().unwrap().to_owned();
+    let page = browser.get(&sign_in).await;
+    assert!(page.text.contains(&sam.email) && page.text.contains("Password"), "{}", page.text);
+    let fields = [("email", &*sam.email), ("password", PASSWORD)];
+    let page = browser.submit(&page, "/sign-in", &fields).await;
+    let page = browser.get(page.leads_to().unwrap()).await;
+    assert!(page.text.contains("widgets-inc") && page.text.contains("Let Example app in?"));
+}
+
+#[tokio::test]
+async fn errors_that_may_not_redirect_stay_here() {
+    let app = TestApp::start().await;
+    let uris = json!([CALLBACK, "https://client.example/other?x=1"]);
+    let client = app.oauth_client(json!({ "redirect_uris": uris })).await;
+    let mut browser = Browser::new(&app);
+    let near = [
+        "https://client.example/cb/",
+        "https://client.example/cb?x=1",
+        "https://client.example/cb/../cb",
+        "https://client.example/CB",
+        "https://CLIENT.example/cb",
+        "https://client.example:443/cb",
+        "https://client.example/c%62",
+        "https://client.example%2fcb",
+        "https://client.example.evil.example/cb",
+        "https://client.example@evil.example/cb",
+        "https://evil.example/https://client.example/cb",
+        "https://client.example/cb#x",
+        "https://client.example/other",
+        "https://client.example/other?x=2",
+        "http://client.example/cb",
+        "//client.example/cb",
+        "/cb",
+        "javascript:alert(1)//client.example/cb",
+        "data:text/html,x",
+    ];
+    let mut requests: Vec<_> =
+        near.iter().map(|uri| client.authorize(&[("redirect_uri", uri)])).collect();
+    requests.extend([
+        client.authorize(&[("redirect_uri", "")]),
+        client.authorize(&[("client_id", "")]),
+        client.authorize(&[("client_id", "client_01jd0zt8q7f7qvs4p2k6x3m9ab")]),
+        client.authorize(&[("client_id", "call2me-dashboard")]),
+        client.authorize(&[]) + "&redirect_uri=https%3A%2F%2Fclient.example%2Fcb",
+        client.authorize(&[]) + &format!("&client_id={}", client.id),
+        "/oauth/authorize".to_owned(),
+    ]);
+    for request in requests {
+        let page = browser.get(&request).await;
+        assert_eq!(page.status, 400, "{request}: {page:#?}");
+        assert!(!page.headers.contains_key("location") && page.text.contains("does not work"));
+    }
+    assert_eq!(browser.get("/oauth/authorize?state=%zz").await.status, 400);
+}
+
+#[tokio::test]
+async fn other_errors_go_to_the_client_before_anybody_signs_in() {
+    let app = TestApp::start().await;
+    let client = app.oauth_client(json!({})).await;
+    let mut browser = Browser::new(&app);
+    let long = "x".repeat(5000);
+    let resource = [("resource", "https://elsewhere.example")];
+    for (request, error) in [
+        (client.authorize(&[("response_type", "token")]), "unsupported_response_type"),
+        (client.authorize(&[("response_type", "code token")]), "unsupported_response_type"),
+        (client.authorize(&[("response_type", "")]), "invalid_request"),
+        (client.authorize(&[("response_mode", "fragment")]), "invalid_request"),
+        (client.authorize(&[("code_challenge", "")]), "invalid_request"),
+        (
+            client.authorize(&[("code_challenge", VERIFIER), ("code_challenge_method", "plain")]),
+            "invalid_request",
+        ),
+        (client.authorize(&[("code_challenge_method", "")]), "invalid_request"),
+        (client.authorize(&[("code_challenge", "short")]), "invalid_request"),
+        (client.authorize(&[("scope", "openid profile")]), "invalid_scope"),
+        (client.authorize(&[("scope", "CALL2ME:READ")]), "invalid_scope"),
+        (client.authorize(&resource), "invalid_target"),
+        (client.authorize(&[("prompt", "none login")]), "invalid_request"),
+        (client.authorize(&[("request", "eyJ")]), "invalid_request"),
+        (client.authorize(&[("request_uri", "https://evil.example")]), "invalid_request"),
+        (client.authorize(&[("login_hint", &long)]), "invalid_request"),
+        (client.authorize(&[("login_hint", "a\u{0}b")]), "invalid_request"),
+        (
+            client.authorize(&[("scope", "call2me:read")]) + "&scope=call2me%3Aadmin",
+            "invalid_request",
+        ),
+        (client.authorize(&[]) + &format!("&code_challenge={CHALLENGE}"), "invalid_request"),
+    ] {
+        let (to, told) = told(&browser.get(&request).await);
+        assert_eq!((&*to, &*told["error"]), (CALLBACK, error), "{request}");
+        assert_eq!((&*told["state"], &*told["iss"]), ("xyz", &*app.url), "{request}");
+    }
+    // Of a state that is there twice nobody knows which.
+    let (_, told) = told(&browser.get(&(client.authorize(&[]) + "&state=abc")).await);
+    assert_eq!((&*told["error"], told.contains_key("state")), ("invalid_request", false));
+    // Whatever else is said means nothing.
+    let page =
+        browser.get(&client.authorize(&[("audience", "x"), ("nonce", "n"), ("x", "y")])).await;
+    assert!(page.leads_to().unwrap().starts_with("/sign-in"));
+}
+
+#[tokio::test]
+async fn loopback_ports_are_free_and_people_are_warned() {
+    let app = TestApp::start().await;
+    let dana = app.register("acme").await;
+    let client = app.oauth_client(json!({ "redirect_uris": ["http://127.0.0.1/cb"] })).await;
+    let mut browser = Browser::of(&app, &dana.email).await;
+    let fields = [("redirect_uri", "http://127.0.0.1:51004/cb")];
+    let page = browser.get(&client.authorize(&fields)).await;
+    assert!(page.text.contains("a program on this machine"), "{}", page.text);
+    let (to, answer) = told(&browser.consent(&page, &[]).await);
+    assert_eq!(to, "http://127.0.0.1:51004/cb");
+    // Told again, it is told with its port.
+    let fields = [
+        ("grant_type", "authorization_code"),
+        ("code", &*answer["code"]),
+        ("code_verifier", VERIFIER),
+        ("redirect_uri", "http://127.0.0.1/cb"),
+    ];
+    app.token(&client.shows(&fields)).await.told(400, "invalid_grant");
+    let mut fields = fields;
+    fields[3].1 = "http://127.0.0.1:51004/cb";
+    app.token(&client.shows(&fields)).await.expect(200);
+}
+
+#[tokio::test]
+async fn a_posted_request_is_a_request() {
+    let app = TestApp::start().await;
+    let client = app.oauth_client(json!({})).await;
+    let request = client.authorize(&[("state", "a b&c")]);
+    let (path, query) = request.split_once('?').unwrap();
+    // As browsers post from another site: without cookies.
+    let post = app.post(path).body("application/x-www-form-urlencoded", query.to_owned());
+    let answer = post.header("sec-fetch-site", "cross-site").send().await;
+    assert_eq!(answer.status, 303);
+    let page = Browser::new(&app).get(answer.header("location")).await;
+    let sign_in = page.leads_to().unwrap();
+    assert!(sign_in.contains("state%3Da%2520b%2526c"), "{sign_in}");
+}
+
+#[tokio::test]
+async fn nobody_consents_on_anothers_behalf() {
+    let app = TestApp::start().await;
+    let (dana, mallory) = (app.register("acme").await, app.register("mallory").await);
+    let client = app.oauth_client(json!({})).await;
+    let mut browser = Browser::of(&app, &dana.email).await;
+    let mut foreign = Browser::of(&app, &mallory.email).await;
+    let page = browser.get(&client.authorize(&[])).await;
+    let theirs = foreign.get(&client.authorize(&[])).await;
+    // Mallory's form in Dana's browser, and Dana's from another site.
+    let forged = browser.consent(&theirs, &[("workspace", &dana.workspace_id)]).await;
+    assert_eq!(forged.status, 403, "{forged:#?}");
+    let mut fields = page.hidden("/oauth/consent");
+    for (name, value) in
+        [("workspace", &*dana.workspace_id), ("scope", "read-only"), ("decision", "allow")]
+    {
+        fields.push((name.to_owned(), value.to_owned()));
+    }
+    for headers in [&[("sec-fetch-site", "cross-site")][..], &[("origin", "https://evil.example")]]
+    {
+        let forged = browser.post("/oauth/consent", &fields, headers).await;
+        assert_eq!(forged.status, 403);
+    }
+    // In nobody's frame, and to nobody else's host.
+    let policy = page.headers["content-security-policy"].to_str().unwrap();
+    assert!(policy.contains("frame-ancestors 'none'"), "{policy}");
+    assert!(policy.ends_with("form-action 'self' https://client.example"), "{policy}");
+    assert!(!page.headers.contains_key("cross-origin-opener-policy"), "windows may talk");
+    // What is not allowed in so many words is denied.
+    fields.retain(|(name, _)| name != "decision");
+    let answer =
+        browser.post("/oauth/consent", &fields, &[("sec-fetch-site", "same-origin")]).await;
+    assert_eq!(told(&answer).1["error"], "access_denied");
+}
+
+#[tokio::test]
+async fn sign_in_on_the_way_leads_to_the_client_alone() {
+    let app = TestApp::start().await;
+    let client = app.oauth_client(json!({})).await;
+    let mut browser = Browser::new(&app);
+    let path = |request: &str| format!("/sign-in?{}", form(&[("next", request)]));
+    let page = browser.get(&path(&client.authorize(&[]))).await;
+    let policy = page.headers["content-security-policy"].to_str().unwrap();
+    assert!(policy.ends_with("form-action 'self' https://client.example"), "{policy}");
+    let evil = client.authorize(&[("redirect_uri", "https://evil.example/cb")]);
+    for next in [&*evil, "/sessions", "/oauth/authorizes?redirect_uri=https://evil.example"] {
+        let page = browser.get(&path(next)).await;
+        let policy = page.headers["content-security-policy"].to_str().unwrap();
+        assert!(policy.ends_with("form-action 'self'"), "{next} {policy}");
+    }
+}
+
+#[tokio::test]
+async fn a_workspace_that_asks_for_a_second_factor_is_not_opened_without() {
+    let app = TestApp::start().await;
+    let dana = app.register("acme").await;
+    let client = app.oauth_client(json!({})).await;
+    let mut browser = Browser::of(&app, &dana.email).await;
+    let before = app.tokens_by(&mut browser, &client, &[]).await;
+    let mut connection = app.database.connect().await;
+    sqlx::query("UPDATE workspaces SET require_second_factor = true")
+        .execute(&mut connection)
+        .await
+        .unwrap();
+    app.database.every_node_knows().await;
+    let page = browser.get(&client.authorize(&[])).await;
+    assert!(page.text.contains("asks for a second factor"), "{}", page.text);
+    let refused = browser.consent(&page, &[]).await;
+    assert_eq!(refused.status, 403, "{refused:#?}");
+    let token = before["access_token"].as_str().unwrap();
+    app.by(token, "GET", "/v1/agents").send().await.refused(403, "forbidden");
+}

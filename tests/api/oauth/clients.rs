@@ -1,0 +1,125 @@
+//! Clients that an admin makes.
+
+use std::time::Duration;
+
+use serde_json::json;
+
+use crate::fixture::{
+    Browser, TestApp,
+    oauth::{CALLBACK, OAuthClient, told},
+};
+
+#[tokio::test]
+async fn an_admin_makes_changes_and_deletes_clients() {
+    let app = TestApp::start().await;
+    let (dana, sam) = (app.register("acme").await, app.register("widgets-inc").await);
+    let by = |method: &str, path: &str| app.by(&dana.access_token, method, path);
+    let body = json!({ "name": "Booking", "redirect_uris": [CALLBACK], "scope": "write" });
+    let made = by("POST", "/v1/oauth/clients").json(body).send().await;
+    let path = made.header("location").to_owned();
+    let made = made.expect(201);
+    let client = OAuthClient::of(&made);
+    assert_eq!(path, format!("/v1/oauth/clients/{}", client.id));
+    let listed = by("GET", "/v1/oauth/clients").send().await.expect(200);
+    assert_eq!((&listed["total"], listed["clients"][0].get("client_secret")), (&json!(1), None));
+
+    // Anybody may let it in, for no more than it was made for.
+    let mut browser = Browser::of(&app, &sam.email).await;
+    let page = browser.get(&client.authorize(&[("scope", "call2me:admin")])).await;
+    assert!(page.text.contains("Booking") && !page.text.contains("Administer"), "{}", page.text);
+    let (_, answer) = told(&browser.consent(&page, &[]).await);
+    let tokens = app.redeem(&client, &answer["code"]).await.expect(200);
+    assert_eq!(tokens["scope"], "call2me:read call2me:write");
+
+    let change = json!({ "name": "Bookings", "redirect_uris": ["https://client.example/new"] });
+    let changed = by("PATCH", &path).json(change).send().await.expect(200);
+    assert_eq!(
+        (&changed["name"], &changed["redirect_uris"][0]),
+        (&json!("Bookings"), &json!("https://client.example/new"))
+    );
+    assert_eq!(browser.get(&client.authorize(&[])).await.status, 400);
+    let token = tokens["access_token"].as_str().unwrap();
+    let me = app.by(token, "GET", "/v1/auth/me").send().await.expect(200);
+    assert_eq!(me["subject"]["name"], "Bookings");
+
+    app.by(&sam.access_token, "DELETE", &path).send().await.refused(404, "not_found");
+    by("DELETE", &path).send().await.expect(204);
+    by("DELETE", &path).send().await.refused(404, "not_found");
+    app.by(token, "GET", "/v1/agents").send().await.refused(401, "unauthorized");
+    let events =
+        app.events(&dana.access_token, "", |event| event["action"] == "oauth.client_deleted").await;
+    let actions: Vec<_> = events
+        .iter()
+        .filter_map(|event| event["action"].as_str())
+        .filter(|a| a.starts_with("oauth"))
+        .collect();
+    assert_eq!(actions, ["oauth.client_deleted", "oauth.client_updated", "oauth.client_created"]);
+}
+
+#[tokio::test]
+async fn a_secret_is_rotated_without_a_pause() {
+    let app = TestApp::start().await;
+    let dana = app.register("acme").await;
+    let by = |method: &str, path: &str| app.by(&dana.access_token, method, path);
+    let body = json!({ "name": "Robot", "grant_types": ["client_credentials"] });
+    let old = OAuthClient::of(&by("POST", "/v1/oauth/clients").json(body).send().await.expect(201));
+    let path = format!("/v1/oauth/clients/{}/secret", old.id);
+    let works = async |client: &OAuthClient| {
+        let answer = app.token(&client.shows(&[("grant_type", "client_credentials")])).await;
+        answer.status == 200
+    };
+    let rotate = async |seconds: u64| {
+        let body = json!({ "overlap_seconds": seconds });
+        OAuthClient::of(&by("POST", &path).json(body).send().await.expect(201))
+    };
+    let new = rotate(60).await;
+    assert!(works(&old).await && works(&new).await);
+    app.clock.advance(Duration::from_secs(61));
+    assert!(!works(&old).await && works(&new).await);
+    let newest = rotate(0).await;
+    assert!(!works(&new).await && works(&newest).await);
+    let body = json!({ "overlap_seconds": 2_592_001 });
+    by("POST", &path)
+        .json(body)
+        .send()
+        .await
+        .refused(422, "validation_failed")
+        .blames("overlap_seconds");
+}
+
+#[tokio::test]
+async fn what_cannot_be_is_refused_and_says_why() {
+    let app = TestApp::start().await;
+    let dana = app.register("acme").await;
+    let member = app.join(&dana, "member").await;
+    let key = app.mint(&dana, "k", "admin").await;
+    for (body, field) in [
+        (json!({ "redirect_uris": [CALLBACK] }), "name"),
+        (json!({ "name": "", "redirect_uris": [CALLBACK] }), "name"),
+        (json!({ "name": "x" }), "redirect_uris"),
+        (json!({ "name": "x", "redirect_uris": ["http://client.example/"] }), "redirect_uris"),
+        (
+            json!({ "name": "x", "redirect_uris": [CALLBACK], "grant_types": ["implicit"] }),
+            "grant_types",
+        ),
+        (json!({ "name": "x", "redirect_uris": [CALLBACK], "grant_types": [] }), "grant_types"),
+        (
+            json!({ "name": "x", "token_endpoint_auth_method": "none", "grant_types": ["client_credentials"] }),
+            "grant_types",
+        ),
+        (
+            json!({ "name": "x", "redirect_uris": [CALLBACK], "token_endpoint_auth_method": "magic" }),
+            "token_endpoint_auth_method",
+        ),
+        (json!({ "name": "x", "redirect_uris": [CALLBACK], "scope": "everything" }), "scope"),
+        (json!({ "name": "x", "redirect_uris": [CALLBACK], "client_uri": "x" }), "client_uri"),
+        (json!({ "name": "x", "redirect_uris": [CALLBACK], "expires_at": 1 }), "expires_at"),
+    ] {
+        let call = app.by(&dana.access_token, "POST", "/v1/oauth/clients").json(body.clone());
+        call.send().await.refused(422, "validation_failed").blames(field);
+    }
+    let body = json!({ "name": "x", "redirect_uris": [CALLBACK] });
+    let call = app.by(&member.access_token, "POST", "/v1/oauth/clients").json(body.clone());
+    call.send().await.refused(403, "insufficient_scope");
+    app.by(&key.secret, "POST", "/v1/oauth/clients").json(body).send().await.expect(201);
+}

@@ -1,0 +1,110 @@
+//! Devices: a code is typed in elsewhere.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::fixture::{
+    Answer, Browser, PASSWORD, TestApp,
+    oauth::{DEVICE_GRANT, OAuthClient},
+};
+
+async fn device_client(app: &TestApp) -> OAuthClient {
+    let grants = json!({ "grant_types": [DEVICE_GRANT, "refresh_token"], "redirect_uris": [] });
+    app.oauth_client(grants).await
+}
+
+async fn start(app: &TestApp, client: &OAuthClient) -> Value {
+    let fields = client.shows(&[("scope", "call2me:write")]);
+    app.oauth("/oauth/device_authorization", &fields).await.expect(200)
+}
+
+async fn poll(app: &TestApp, client: &OAuthClient, device: &Value) -> Answer {
+    let code = device["device_code"].as_str().unwrap();
+    app.token(&client.shows(&[("grant_type", DEVICE_GRANT), ("device_code", code)])).await
+}
+
+#[tokio::test]
+async fn a_device_shows_a_code_and_is_let_in() {
+    let app = TestApp::start().await;
+    let dana = app.register("acme").await;
+    let client = device_client(&app).await;
+    let device = start(&app, &client).await;
+    assert_eq!((&device["expires_in"], &device["interval"]), (&json!(900), &json!(5)));
+    assert_eq!(device["verification_uri"], format!("{}/device", app.url));
+    let code = device["user_code"].as_str().unwrap();
+    let complete = device["verification_uri_complete"].as_str().unwrap();
+    poll(&app, &client, &device).await.told(400, "authorization_pending");
+
+    let mut browser = Browser::new(&app);
+    let page = browser.get(complete.strip_prefix(&app.url).unwrap()).await;
+    let page = browser.get(page.leads_to().unwrap()).await;
+    let fields = [("email", &*dana.email), ("password", PASSWORD)];
+    let page = browser.submit(&page, "/sign-in", &fields).await;
+    let page = browser.get(page.leads_to().unwrap()).await;
+    assert!(page.text.contains(code), "{}", page.text);
+    // In small letters, with spaces.
+    let typed = code.to_lowercase().replace('-', " ");
+    let page = browser.submit(&page, "/device", &[("user_code", &typed)]).await;
+    for words in ["Example app", "another device", "Read and write"] {
+        assert!(page.text.contains(words), "{words}: {}", page.text);
+    }
+    app.clock.advance(Duration::from_secs(5));
+    poll(&app, &client, &device).await.told(400, "authorization_pending");
+    let done = browser.consent(&page, &[]).await;
+    assert!(done.status == 200 && done.text.contains("Connected"), "{done:#?}");
+
+    let tokens = poll(&app, &client, &device).await.expect(200);
+    assert_eq!(tokens["scope"], "call2me:read call2me:write");
+    let token = tokens["access_token"].as_str().unwrap();
+    app.by(token, "GET", "/v1/agents").send().await.expect(200);
+    app.refresh(&client, tokens["refresh_token"].as_str().unwrap()).await.expect(200);
+    // Once.
+    poll(&app, &client, &device).await.told(400, "invalid_grant");
+    app.by(token, "GET", "/v1/agents").send().await.expect(200);
+    let page = browser.get("/device").await;
+    let again = browser.submit(&page, "/device", &[("user_code", code)]).await;
+    assert!(again.status == 422 && again.text.contains("no device shows this code"), "{again:#?}");
+}
+
+#[tokio::test]
+async fn who_polls_too_often_is_slowed_down() {
+    let app = TestApp::start().await;
+    let client = device_client(&app).await;
+    let device = start(&app, &client).await;
+    poll(&app, &client, &device).await.told(400, "authorization_pending");
+    poll(&app, &client, &device).await.told(400, "slow_down");
+    // Five seconds more each time.
+    app.clock.advance(Duration::from_secs(6));
+    poll(&app, &client, &device).await.told(400, "slow_down");
+    app.clock.advance(Duration::from_secs(16));
+    poll(&app, &client, &device).await.told(400, "authorization_pending");
+    app.clock.advance(Duration::from_mins(15));
+    poll(&app, &client, &device).await.told(400, "expired_token");
+}
+
+#[tokio::test]
+async fn a_no_is_told_and_codes_are_their_clients() {
+    let app = TestApp::start().await;
+    let dana = app.register("acme").await;
+    let (client, other) = (device_client(&app).await, device_client(&app).await);
+    let device = start(&app, &client).await;
+    poll(&app, &other, &device).await.told(400, "invalid_grant");
+    let mut browser = Browser::of(&app, &dana.email).await;
+    let page = browser.get("/device").await;
+    let code = device["user_code"].as_str().unwrap();
+    let page = browser.submit(&page, "/device", &[("user_code", code)]).await;
+    let done = browser.submit(&page, "/device/consent", &[("decision", "deny")]).await;
+    assert!(done.text.contains("Not connected"), "{done:#?}");
+    poll(&app, &client, &device).await.told(400, "access_denied");
+    // Another answer comes too late.
+    let late = browser.consent(&page, &[]).await;
+    assert_eq!(late.status, 422, "{late:#?}");
+    let web = app.oauth_client(json!({})).await;
+    let refused = app.oauth("/oauth/device_authorization", &web.shows(&[])).await;
+    refused.told(400, "unauthorized_client");
+    app.oauth("/oauth/device_authorization", &[]).await.told(401, "invalid_client");
+    let scope = client.shows(&[("scope", "openid")]);
+    app.oauth("/oauth/device_authorization", &scope).await.told(400, "invalid_scope");
+    app.token(&client.shows(&[("grant_type", DEVICE_GRANT)])).await.told(400, "invalid_request");
+}

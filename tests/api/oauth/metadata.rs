@@ -1,0 +1,115 @@
+//! What clients read at first, also from within browsers.
+
+use serde_json::json;
+
+use crate::fixture::TestApp;
+
+#[tokio::test]
+async fn everything_is_found_from_the_challenge_on() {
+    let app = TestApp::start_with(&[("oauth.resources", "https://mcp.example/mcp")]).await;
+    let url = &app.url;
+    let challenge = app.get("/v1/agents").send().await.header("www-authenticate").to_owned();
+    let metadata = format!("{url}/.well-known/oauth-protected-resource");
+    assert_eq!(
+        challenge,
+        format!(
+            "Bearer realm=\"call2me\", resource_metadata=\"{metadata}\", scope=\"call2me:read\""
+        )
+    );
+    let resource = app.get("/.well-known/oauth-protected-resource").send().await.expect(200);
+    assert_eq!(resource["resource"], *url);
+    assert_eq!(resource["authorization_servers"], json!([url]));
+    let server = app.get("/.well-known/oauth-authorization-server").send().await.expect(200);
+    assert_eq!(server["issuer"], *url);
+    for (field, path) in [
+        ("authorization_endpoint", "/oauth/authorize"),
+        ("token_endpoint", "/oauth/token"),
+        ("registration_endpoint", "/oauth/register"),
+        ("revocation_endpoint", "/oauth/revoke"),
+        ("introspection_endpoint", "/oauth/introspect"),
+        ("device_authorization_endpoint", "/oauth/device_authorization"),
+        ("jwks_uri", "/.well-known/jwks.json"),
+    ] {
+        assert_eq!(server[field], format!("{url}{path}"), "{field}");
+    }
+    assert_eq!(server["code_challenge_methods_supported"], json!(["S256"]));
+    assert_eq!(server["response_types_supported"], json!(["code"]));
+    assert_eq!(server["authorization_response_iss_parameter_supported"], true);
+    assert_eq!(server["client_id_metadata_document_supported"], true);
+    assert_eq!(server["protected_resources"], json!([url, "https://mcp.example/mcp"]));
+    for fields in [&server, &resource] {
+        assert!(fields.as_object().unwrap().values().all(|value| !value.is_null()), "{fields}");
+    }
+    app.get("/.well-known/openid-configuration").send().await.refused(404, "not_found");
+}
+
+#[tokio::test]
+async fn what_is_switched_off_is_not_offered() {
+    let off = [("oauth.registration", "closed"), ("oauth.metadata_documents", "off")];
+    let app = TestApp::start_with(&off).await;
+    let server = app.get("/.well-known/oauth-authorization-server").send().await.expect(200);
+    assert!(server.get("registration_endpoint").is_none());
+    assert_eq!(server["client_id_metadata_document_supported"], false);
+    let refused =
+        app.post("/oauth/register").json(json!({ "redirect_uris": ["https://a.example"] }));
+    refused.send().await.told(400, "access_denied");
+    let page = app.get("/oauth/authorize?client_id=https%3A%2F%2Fa.example%2Fm").send().await;
+    assert_eq!(page.status, 400);
+}
+
+#[tokio::test]
+async fn programs_in_browsers_reach_what_they_need_and_no_more() {
+    let ours = "https://app.example";
+    let app = TestApp::start_with(&[("server.allowed_origins", ours)]).await;
+    let preflight = |path: &str, origin: &str| {
+        app.call("OPTIONS", path)
+            .header("origin", origin)
+            .header("access-control-request-method", "POST")
+            .header(
+                "access-control-request-headers",
+                "authorization,content-type,mcp-protocol-version",
+            )
+            .send()
+    };
+    for path in [
+        "/.well-known/oauth-authorization-server",
+        "/.well-known/oauth-protected-resource",
+        "/.well-known/jwks.json",
+        "/oauth/token",
+        "/oauth/register",
+        "/oauth/revoke",
+    ] {
+        let answer = preflight(path, "https://any.example").await;
+        assert_eq!(answer.status, 200, "{path}");
+        assert_eq!(answer.header("access-control-allow-origin"), "*", "{path}");
+        assert!(!answer.headers.contains_key("access-control-allow-credentials"), "{path}");
+        let call = app.get(path).header("origin", "https://any.example").send().await;
+        assert_eq!(call.header("access-control-allow-origin"), "*", "{path}");
+    }
+    assert_eq!(preflight("/v1/agents", ours).await.header("access-control-allow-origin"), ours);
+    let answer = app.get("/v1/agents").header("origin", ours).send().await;
+    assert_eq!(answer.header("access-control-allow-origin"), ours);
+    assert!(answer.header("access-control-expose-headers").contains("retry-after"));
+    for (path, origin) in [
+        ("/v1/agents", "https://evil.example"),
+        ("/v1/agents", "null"),
+        ("/oauth/authorize", ours),
+        ("/oauth/introspect", "https://any.example"),
+        ("/oauth/consent", ours),
+        ("/sign-in", ours),
+    ] {
+        let answers =
+            [preflight(path, origin).await, app.get(path).header("origin", origin).send().await];
+        for answer in answers {
+            let allowed = answer.header("access-control-allow-origin");
+            let is_open = !allowed.is_empty() && allowed == origin || allowed == "*";
+            assert!(
+                !is_open || path == "/oauth/introspect" && origin == ours,
+                "{path} {origin}: {allowed}"
+            );
+        }
+    }
+    // Other methods are what they were.
+    app.call("PUT", "/oauth/token").send().await.refused(405, "method_not_allowed");
+    app.call("OPTIONS", "/oauth/authorize").send().await.refused(405, "method_not_allowed");
+}

@@ -1,0 +1,122 @@
+//! Clients that register themselves.
+
+use serde_json::json;
+
+use crate::fixture::TestApp;
+
+#[tokio::test]
+async fn a_client_is_told_how_it_was_registered() {
+    let app = TestApp::start().await;
+    let body = json!({
+        "redirect_uris": ["https://client.example/cb", "http://localhost:3000/cb", "cursor://x/cb"],
+        "client_name": "Example", "client_uri": "https://client.example",
+        "grant_types": ["authorization_code", "refresh_token", "implicit"],
+        "response_types": ["code"], "scope": "call2me:write openid",
+        "application_type": "web", "contacts": ["a@client.example"], "logo_uri": "https://client.example/x.png",
+    });
+    let answer = app.post("/oauth/register").json(body).send().await;
+    assert_eq!(answer.header("cache-control"), "no-store");
+    let client = answer.expect(201);
+    assert!(client["client_id"].as_str().unwrap().starts_with("client_"));
+    // What is not said means a secret (RFC 7591, section 2).
+    assert_eq!(client["token_endpoint_auth_method"], "client_secret_basic");
+    assert!(client["client_secret"].as_str().unwrap().starts_with("cs_call2me_"));
+    assert_eq!(client["client_secret_expires_at"], 0);
+    assert_eq!(client["grant_types"], json!(["authorization_code", "refresh_token"]));
+    assert_eq!(client["scope"], "call2me:read call2me:write");
+    assert!(client["client_id_issued_at"].is_i64());
+    let public =
+        json!({ "redirect_uris": ["https://a.example/"], "token_endpoint_auth_method": "none" });
+    let public = app.post("/oauth/register").json(public).send().await.expect(201);
+    assert!(
+        public.get("client_secret").is_none() && public.get("client_secret_expires_at").is_none()
+    );
+    assert_eq!(
+        (&public["client_name"], &public["grant_types"]),
+        (&json!("a.example"), &json!(["authorization_code"]))
+    );
+    assert!(public.as_object().unwrap().values().all(|value| !value.is_null()));
+    // Kept as a digest, and nowhere else.
+    let mut connection = app.database.connect().await;
+    let secret = client["client_secret"].as_str().unwrap();
+    let kept: Vec<u8> = sqlx::query_scalar("SELECT digest FROM oauth_client_secrets")
+        .fetch_one(&mut connection)
+        .await
+        .unwrap();
+    assert_eq!(
+        kept,
+        aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, secret.as_bytes()).as_ref()
+    );
+}
+
+#[tokio::test]
+async fn what_no_client_may_be_is_refused() {
+    let app = TestApp::start().await;
+    let register = |body: serde_json::Value| app.post("/oauth/register").json(body).send();
+    for uri in [
+        "http://client.example/cb",
+        "javascript:alert(1)",
+        "data:text/html,x",
+        "https://*.client.example/cb",
+        "https://user@client.example/cb",
+        "https://client.example/cb#x",
+        "myapp:/cb",
+        "",
+        "/cb",
+    ] {
+        let refused = register(json!({ "redirect_uris": ["https://a.example/", uri] })).await;
+        refused.told(400, "invalid_redirect_uri");
+    }
+    register(json!({})).await.told(400, "invalid_redirect_uri");
+    let many: Vec<_> = (0..21).map(|n| format!("https://a.example/{n}")).collect();
+    register(json!({ "redirect_uris": many })).await.told(400, "invalid_redirect_uri");
+    let with = |fields: serde_json::Value| {
+        let mut body = json!({ "redirect_uris": ["https://a.example/"] });
+        body.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+        body
+    };
+    for fields in [
+        json!({ "token_endpoint_auth_method": "private_key_jwt" }),
+        json!({ "grant_types": ["client_credentials"] }),
+        json!({ "grant_types": ["refresh_token"] }),
+        json!({ "grant_types": ["implicit"] }),
+        json!({ "response_types": ["token"] }),
+        json!({ "client_name": "" }),
+        json!({ "client_name": "x".repeat(101) }),
+        json!({ "client_name": "a\u{202e}b" }),
+        json!({ "client_uri": "javascript:alert(1)" }),
+        json!({ "redirect_uris": "https://a.example/" }),
+    ] {
+        register(with(fields)).await.told(400, "invalid_client_metadata");
+    }
+    let body =
+        |text: &str| app.post("/oauth/register").body("application/json", text.to_owned()).send();
+    body("").await.told(400, "invalid_client_metadata");
+    body("[]").await.told(400, "invalid_client_metadata");
+    body("{").await.told(400, "invalid_client_metadata");
+}
+
+#[tokio::test]
+async fn floods_of_registrations_end_at_a_bound() {
+    let app = TestApp::start_with(&[("rate_limit.sign_in_per_minute", "3")]).await;
+    let body = json!({ "redirect_uris": ["https://a.example/"] });
+    for _ in 0..3 {
+        app.post("/oauth/register").json(body.clone()).send().await.expect(201);
+    }
+    let refused = app.post("/oauth/register").json(body.clone()).send().await;
+    refused.told(429, "temporarily_unavailable");
+    assert!(refused.number("retry-after") >= 1);
+    // Over all addresses too: as many as nobody lets in.
+    let app = TestApp::start().await;
+    let mut connection = app.database.connect().await;
+    let fill = "INSERT INTO oauth_clients (id, kind, name, redirect_uris, auth_method, grant_types, created_at)
+                SELECT gen_random_uuid(), 'registered', 'x', '{}', 'none', '{}', now()
+                FROM generate_series(1, 10000)";
+    sqlx::query(fill).execute(&mut connection).await.unwrap();
+    let refused = app.post("/oauth/register").json(body.clone()).send().await;
+    refused.told(503, "temporarily_unavailable");
+    // They go after a week.
+    let later = "SELECT prune_oauth(now() + interval '8 days')";
+    sqlx::query(later).execute(&mut connection).await.unwrap();
+    app.post("/oauth/register").json(body).send().await.expect(201);
+}
