@@ -4,19 +4,7 @@ use std::{path::Path, process::Stdio};
 
 use tokio::process::Command;
 
-use crate::fixture::TestApp;
-
-/// Where `./scripts/test` puts the Python packages of `tests/python/requirements.txt`.
-fn python(program: &str) -> std::path::PathBuf {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let path = root.join("target/python/bin").join(program);
-    assert!(
-        path.exists(),
-        "{} is missing: run ./scripts/test, or ./scripts/python",
-        path.display()
-    );
-    path
-}
+use crate::fixture::{TestApp, python};
 
 async fn run(mut command: Command) {
     let output = command.stdin(Stdio::null()).output().await.unwrap();

@@ -4,6 +4,7 @@ mod authorize;
 mod clients;
 mod device;
 mod grants;
+mod interop;
 mod metadata;
 mod register;
 mod revoke;

@@ -1,0 +1,183 @@
+//! Clients that others wrote, as they are: `oauth4webapi`, the SDKs of the Model Context Protocol and its conformance tests, Authlib.
+//! Where they send a person, that is done in a real browser.
+
+use std::net::TcpListener;
+
+use serde_json::{Value, json};
+use url::Url;
+
+use crate::fixture::{
+    Browser, Chromium, PASSWORD, Person, Script, TestApp,
+    oauth::{CALLBACK, OAuthClient},
+};
+
+/// A port that nobody listens on, for a program that has to be told one.
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// Signs in on the way to where a client sends a person.
+async fn sign_in(chromium: &Chromium, url: &str, person: &Person) {
+    chromium.open(url).await;
+    chromium.shows("/sign-in", "Sign in").await;
+    chromium.fill("form[action='/sign-in'] input[name=email]", &person.email).await;
+    chromium.fill("form[action='/sign-in'] input[name=password]", PASSWORD).await;
+    chromium.click("form[action='/sign-in'] button").await;
+}
+
+/// Lets the client in that asks.
+async fn let_in(chromium: &Chromium, client: &str) {
+    chromium.shows("/oauth/authorize", &format!("Let {client} in?")).await;
+    chromium.click("button[value=allow]").await;
+    chromium.shows("/callback", "You can close this window.").await;
+}
+
+async fn robot(app: &TestApp, owner: &Person) -> OAuthClient {
+    let body = json!({ "name": "Robot", "grant_types": ["client_credentials"] });
+    let made = app.by(&owner.access_token, "POST", "/v1/oauth/clients").json(body).send().await;
+    OAuthClient::of(&made.expect(201))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn oauth4webapi_does_all_of_it() {
+    let app = TestApp::start().await;
+    let dana = app.register("acme").await;
+    let robot = robot(&app, &dana).await;
+    let secret = robot.secret.clone().unwrap();
+    let variables = [("ROBOT_ID", &*robot.id), ("ROBOT_SECRET", &*secret)];
+    let mut script = Script::node("oauth4webapi.mjs", &[&app.url], &variables);
+    let chromium = Chromium::start().await;
+    sign_in(&chromium, &script.says("AUTHORIZE").await, &dana).await;
+    let_in(&chromium, "oauth4webapi").await;
+    chromium.open(&script.says("DEVICE").await).await;
+    chromium.shows("/device", "Connect a device").await;
+    chromium.click("form[action='/device'] button").await;
+    chromium.shows("/device", "on another device").await;
+    chromium.click("button[value=allow]").await;
+    chromium.shows("/device/consent", "Connected").await;
+    script.is_done().await;
+}
+
+/// A small MCP server, and two versions of the SDK's client: discovered, registered, let in, refreshed, and let do more.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_assistant_connects_to_an_mcp_server() {
+    let port = free_port().to_string();
+    let resource = format!("http://127.0.0.1:{port}/mcp");
+    let app = TestApp::start_with(&[("oauth.resources", &resource)]).await;
+    let dana = app.register("acme").await;
+    let mut server = Script::node("mcp_server.mjs", &[&app.url, &port], &[]);
+    server.says("READY").await;
+    let chromium = Chromium::start().await;
+    for version in ["1", "2"] {
+        let name = format!("An assistant, version {version}");
+        let mut client = Script::node("mcp_client.mjs", &[version, &resource], &[]);
+        let url = client.says("AUTHORIZE").await;
+        assert!(url.contains("scope=call2me%3Aread"), "{url}");
+        if version == "1" {
+            sign_in(&chromium, &url, &dana).await;
+        } else {
+            chromium.open(&url).await;
+        }
+        let_in(&chromium, &name).await;
+        let who: Value = serde_json::from_str(&client.says("WHOAMI").await).unwrap();
+        let wanted = json!({
+            "scopes": ["call2me:read"], "sub": dana.user_id, "workspace_id": dana.workspace_id,
+        });
+        assert_eq!(who, wanted);
+        client.says("REFRESHED").await;
+        chromium.open(&client.says("AUTHORIZE").await).await;
+        let_in(&chromium, &name).await;
+        assert_eq!(client.says("STEPPED").await, "written");
+        client.is_done().await;
+    }
+    let grants = app.by(&dana.access_token, "GET", "/v1/oauth/grants").send().await.expect(200);
+    assert_eq!(grants["total"], 4);
+}
+
+/// The server asks the service each time, as a client that the operator made for it: so what is ended is ended there at once.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_resource_that_introspects_hears_of_the_end_at_once() {
+    use call2me_auth::{
+        model::{
+            id,
+            oauth::client::{AuthMethod, GrantType},
+            scope::Scope,
+        },
+        oauth::workspace_clients::NewClient,
+    };
+    let port = free_port().to_string();
+    let resource = format!("http://127.0.0.1:{port}/mcp");
+    let app = TestApp::start_with(&[("oauth.resources", &resource)]).await;
+    let (operator, dana) = (app.register("operator").await, app.register("acme").await);
+    let wanted = NewClient {
+        name: "MCP server".to_owned(),
+        redirect_uris: Vec::new(),
+        auth_method: AuthMethod::ClientSecretBasic,
+        grant_types: vec![GrantType::ClientCredentials],
+        scope: Scope::ReadOnly,
+        client_uri: None,
+    };
+    let workspace = id::parse("ws", &operator.workspace_id).unwrap().into();
+    let made = app.app.oauth.create_client_as_operator(workspace, wanted, Some(&resource));
+    let made = made.await.unwrap();
+    let (id, secret) = (made.client.client_id(), made.secret.unwrap());
+    let variables = [("CLIENT_ID", &*id), ("CLIENT_SECRET", secret.reveal())];
+    let mut server = Script::node("mcp_server.mjs", &[&app.url, &port], &variables);
+    server.says("READY").await;
+
+    let client = app.oauth_client(json!({})).await;
+    let mut browser = Browser::of(&app, &dana.email).await;
+    let tokens = app.tokens_by(&mut browser, &client, &[("resource", &resource)]).await;
+    let list = json!({ "jsonrpc": "2.0", "id": 1, "method": "tools/list" });
+    let ask = async || {
+        let request =
+            app.http.post(&resource).bearer_auth(tokens["access_token"].as_str().unwrap());
+        let request = request.header("accept", "application/json, text/event-stream").json(&list);
+        request.send().await.unwrap().status().as_u16()
+    };
+    assert_eq!(ask().await, 200);
+    let grants = app.by(&dana.access_token, "GET", "/v1/oauth/grants").send().await.expect(200);
+    let path = format!("/v1/oauth/grants/{}", grants["grants"][0]["id"].as_str().unwrap());
+    app.by(&dana.access_token, "DELETE", &path).send().await.expect(204);
+    assert_eq!(ask().await, 401);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_conformance_tests_of_the_model_context_protocol_pass() {
+    let app = TestApp::start().await;
+    let dana = app.register("acme").await;
+    let uris = json!({ "redirect_uris": ["http://127.0.0.1/callback"] });
+    let client = app.oauth_client(uris).await;
+    let port = free_port().to_string();
+    let variables = [("CLIENT_ID", &*client.id)];
+    let mut script = Script::node("conformance.mjs", &[&app.url, &port], &variables);
+    let chromium = Chromium::start().await;
+    sign_in(&chromium, &script.says("AUTHORIZE").await, &dana).await;
+    chromium.shows("/oauth/authorize", "Let Example app in?").await;
+    chromium.click("button[value=allow]").await;
+    script.is_done().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn authlib_does_its_part() {
+    let app = TestApp::start().await;
+    let dana = app.register("acme").await;
+    let (public, secret) = (app.oauth_client(json!({})).await, app.confidential_client().await);
+    let robot = robot(&app, &dana).await;
+    let variables = [
+        ("PUBLIC_ID", &*public.id),
+        ("SECRET_ID", &secret.id),
+        ("SECRET", secret.secret.as_deref().unwrap()),
+        ("ROBOT_ID", &robot.id),
+        ("ROBOT_SECRET", robot.secret.as_deref().unwrap()),
+    ];
+    let mut script = Script::python("drive_authlib.py", &[&app.url, CALLBACK], &variables);
+    let mut browser = Browser::of(&app, &dana.email).await;
+    for _ in 0..6 {
+        let url: Url = script.says("AUTHORIZE").await.parse().unwrap();
+        let page = browser.get(&url[url::Position::BeforePath..]).await;
+        let answer = if page.status == 303 { page } else { browser.consent(&page, &[]).await };
+        script.hears(answer.leads_to().unwrap()).await;
+    }
+    script.is_done().await;
+}
