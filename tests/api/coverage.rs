@@ -9,7 +9,7 @@ use call2me_auth::{
 };
 use serde_json::{Value, json};
 
-use crate::fixture::{Browser, Key, LOCALHOST, PASSWORD, Person, TestApp};
+use crate::fixture::{Browser, Key, LOCALHOST, PASSWORD, Person, TestApp, oauth::OAuth};
 
 /// What would end the person's access, or is about a second factor or a passkey, which they do not have: whom the guard lets through
 /// is told here what is missing. How they succeed is tested in workspaces.rs, mfa.rs and passkeys.rs.

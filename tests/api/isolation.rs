@@ -6,7 +6,7 @@ use serde_json::json;
 use sqlx::{Connection, Executor, PgConnection};
 use uuid::Uuid;
 
-use crate::fixture::{Person, TestApp};
+use crate::fixture::{Person, TestApp, oauth::OAuth};
 
 /// Tables that no workspace owns, and why the role may read them.
 const SHARED: [&str; 3] = [

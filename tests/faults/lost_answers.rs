@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::fixture::{Cluster, Mode, Node, Proxy, turn};
-use crate::fixture::{Answer, PASSWORD};
+use crate::fixture::{Answer, Browser, PASSWORD, oauth::OAuth};
 
 const ROUNDS: usize = 10;
 
@@ -13,6 +13,34 @@ async fn refresh(node: &Node, token: &str) -> Answer {
 
 fn token(pair: &Value) -> String {
     pair["refresh_token"].as_str().unwrap().to_owned()
+}
+
+/// The same for a connected app, whose connection must not break by it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connected_app_outlives_answers_that_are_lost() {
+    let _turn = turn().await;
+    let cluster = Cluster::start(false).await;
+    let proxy = Proxy::start(cluster.port()).await;
+    let url = proxy.url(&cluster.node_url(), cluster.port());
+    let node = Node::start("node", &url, &[]).await;
+    node.register("acme").await;
+    let client = node.oauth_client(json!({})).await;
+    let mut browser = Browser::of(&node, "owner@acme.example").await;
+    let mut current = token(&node.tokens_by(&mut browser, &client, &[]).await);
+    for _ in 0..ROUNDS {
+        proxy.set(Mode::LoseCommits);
+        node.refresh(&client, &current).await.told(503, "temporarily_unavailable");
+        proxy.set(Mode::Pass);
+        let retried = node.refresh(&client, &current).await.expect(200);
+        let again = node.refresh(&client, &current).await.expect(200);
+        assert_eq!(token(&retried), token(&again));
+        node.verify(retried["access_token"].as_str().unwrap()).send().await.expect(200);
+        current = token(&retried);
+    }
+    let mut connection = cluster.connect().await;
+    let sql = "SELECT count(*) FROM oauth_grants WHERE ended_at IS NOT NULL";
+    let ended: i64 = sqlx::query_scalar(sql).fetch_one(&mut connection).await.unwrap();
+    assert_eq!(ended, 0, "an honest client was taken for a thief");
 }
 
 #[tokio::test(flavor = "multi_thread")]

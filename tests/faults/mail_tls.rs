@@ -1,32 +1,11 @@
 //! Mail over TLS: to a server whose certificate is good, and to no other.
 
-use std::{fs, path::Path};
-
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use serde_json::json;
 
-use super::fixture::{Cluster, Node, turn, until};
+use super::fixture::{Cluster, Node, certificate, turn, until};
 use crate::fixture::{PASSWORD, SmtpSink};
 
 const LOGIN: &str = "auth:p/w";
-
-/// A certificate for `localhost` by an authority of its own: files with the authority's certificate, the
-/// server's, and its key.
-fn certificate(folder: &Path, name: &str) -> [String; 3] {
-    let mut params = CertificateParams::new(Vec::new()).unwrap();
-    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    let authority = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
-    let key = KeyPair::generate().unwrap();
-    let params = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
-    let own = params.signed_by(&key, &authority).unwrap();
-    [("ca", authority.pem()), ("crt", own.pem()), ("key", key.serialize_pem())].map(
-        |(ending, text)| {
-            let path = folder.join(format!("{name}.{ending}"));
-            fs::write(&path, text).unwrap();
-            path.display().to_string()
-        },
-    )
-}
 
 async fn register(node: &Node, email: &str) {
     let body = json!({ "email": email, "password": PASSWORD });

@@ -4,6 +4,7 @@
 //! Nothing here is timed. Tests wait for what has to come about and give up after a time that no
 //! machine needs.
 
+mod client_documents;
 mod cut_off;
 mod fixture;
 mod flood;

@@ -4,7 +4,7 @@ use serde_json::json;
 
 use crate::fixture::{
     Browser, PASSWORD, TestApp,
-    oauth::{CALLBACK, CHALLENGE, VERIFIER, claims, form, told},
+    oauth::{CALLBACK, CHALLENGE, OAuth, VERIFIER, claims, form, told},
 };
 
 #[tokio::test]

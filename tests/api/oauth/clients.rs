@@ -6,7 +6,7 @@ use serde_json::json;
 
 use crate::fixture::{
     Browser, TestApp,
-    oauth::{CALLBACK, OAuthClient, told},
+    oauth::{CALLBACK, OAuth, OAuthClient, told},
 };
 
 #[tokio::test]

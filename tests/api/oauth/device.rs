@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::fixture::{
     Answer, Browser, PASSWORD, TestApp,
-    oauth::{DEVICE_GRANT, OAuthClient},
+    oauth::{DEVICE_GRANT, OAuth, OAuthClient},
 };
 
 async fn device_client(app: &TestApp) -> OAuthClient {

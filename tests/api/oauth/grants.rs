@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::fixture::{Browser, TestApp, oauth::OAuthClient};
+use crate::fixture::{Browser, TestApp, oauth::OAuth, oauth::OAuthClient};
 
 async fn connected(app: &TestApp, token: &str, query: &str) -> Vec<Value> {
     let body = app.by(token, "GET", &format!("/v1/oauth/grants{query}")).send().await.expect(200);

@@ -8,7 +8,7 @@ use url::Url;
 
 use crate::fixture::{
     Browser, Chromium, PASSWORD, Person, Script, TestApp,
-    oauth::{CALLBACK, OAuthClient},
+    oauth::{CALLBACK, OAuth, OAuthClient},
 };
 
 /// A port that nobody listens on, for a program that has to be told one.
@@ -55,7 +55,7 @@ async fn oauth4webapi_does_all_of_it() {
     chromium.shows("/device", "on another device").await;
     chromium.click("button[value=allow]").await;
     chromium.shows("/device/consent", "Connected").await;
-    script.is_done().await;
+    script.ends_well().await;
 }
 
 /// A small MCP server, and two versions of the SDK's client: discovered, registered, let in, refreshed, and let do more.
@@ -88,7 +88,7 @@ async fn an_assistant_connects_to_an_mcp_server() {
         chromium.open(&client.says("AUTHORIZE").await).await;
         let_in(&chromium, &name).await;
         assert_eq!(client.says("STEPPED").await, "written");
-        client.is_done().await;
+        client.ends_well().await;
     }
     let grants = app.by(&dana.access_token, "GET", "/v1/oauth/grants").send().await.expect(200);
     assert_eq!(grants["total"], 4);
@@ -155,7 +155,7 @@ async fn the_conformance_tests_of_the_model_context_protocol_pass() {
     sign_in(&chromium, &script.says("AUTHORIZE").await, &dana).await;
     chromium.shows("/oauth/authorize", "Let Example app in?").await;
     chromium.click("button[value=allow]").await;
-    script.is_done().await;
+    script.ends_well().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -179,5 +179,5 @@ async fn authlib_does_its_part() {
         let answer = if page.status == 303 { page } else { browser.consent(&page, &[]).await };
         script.hears(answer.leads_to().unwrap()).await;
     }
-    script.is_done().await;
+    script.ends_well().await;
 }

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use crate::fixture::{
     Browser, TestApp,
-    oauth::{OAuthClient, claims},
+    oauth::{OAuth, OAuthClient, claims},
 };
 
 async fn setting(app: &TestApp, client: &OAuthClient) -> (String, Value) {

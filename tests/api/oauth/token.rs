@@ -6,7 +6,7 @@ use serde_json::json;
 
 use crate::fixture::{
     Browser, TestApp,
-    oauth::{VERIFIER, basic, claims, form},
+    oauth::{OAuth, VERIFIER, basic, claims, form},
 };
 
 #[tokio::test]
