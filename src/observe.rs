@@ -51,7 +51,11 @@ impl Collector for State {
 
 fn caches(tell: &mut Tell<'_, '_>, app: &Api) -> fmt::Result {
     let caches = app.auth.caches();
-    let caches = [("keys", caches.keys_seen()), ("sessions", caches.sessions_seen())];
+    let caches = [
+        ("keys", caches.keys_seen()),
+        ("sessions", caches.sessions_seen()),
+        ("grants", caches.grants_seen()),
+    ];
     let lookups = caches.iter().flat_map(|(cache, (counts, _))| {
         let outcomes =
             [("hit", &counts.hits), ("unknown", &counts.unknown_hits), ("miss", &counts.misses)];

@@ -11,10 +11,12 @@ use crate::{
     env::Env,
     model::{
         id::{SigningKeyId, WorkspaceId},
+        oauth::client::{AuthMethod, GrantType},
         password::Password,
         scope::Scope,
         timestamp,
     },
+    oauth::{OAuth, registration::Registered, workspace_clients::NewClient},
 };
 
 /// What the operator can do.
@@ -29,6 +31,9 @@ pub enum AdminCommand {
     /// API keys.
     #[command(subcommand)]
     Keys(KeysCommand),
+    /// OAuth clients.
+    #[command(subcommand)]
+    OauthClients(OAuthClientsCommand),
     /// The keys that sign access tokens.
     #[command(subcommand)]
     SigningKeys(SigningKeysCommand),
@@ -92,6 +97,32 @@ pub enum KeysCommand {
     },
 }
 
+/// About OAuth clients.
+#[derive(Debug, Subcommand)]
+pub enum OAuthClientsCommand {
+    /// Make a client. Its secret is printed here and never again.
+    Create {
+        /// The workspace that it belongs to.
+        #[arg(long)]
+        workspace: WorkspaceId,
+        /// What people read when they consent.
+        #[arg(long)]
+        name: String,
+        /// Where codes may be sent; may be repeated. Without any it acts for itself alone.
+        #[arg(long = "redirect-uri")]
+        redirect_uris: Vec<String>,
+        /// The most that it is granted: read-only, write or admin.
+        #[arg(long, default_value = "write")]
+        scope: Scope,
+        /// One of oauth.resources, which it is: it may introspect tokens for that of all workspaces.
+        #[arg(long)]
+        resource: Option<String>,
+        /// Make a public client, without a secret.
+        #[arg(long)]
+        public: bool,
+    },
+}
+
 /// About the keys that sign access tokens.
 #[derive(Debug, Subcommand)]
 pub enum SigningKeysCommand {
@@ -150,6 +181,9 @@ async fn execute(
             Ok(json!({ "workspace": { "id": workspace.id, "name": workspace.name } }))
         }
         AdminCommand::SigningKeys(command) => signing_keys(auth, command).await,
+        AdminCommand::OauthClients(command) => {
+            create_client(&application.app().oauth, command).await
+        }
         AdminCommand::Keys(KeysCommand::Create { workspace, name, scope }) => {
             let wanted = MintKey { name, description: None, scope, allowed_ips: Vec::new() };
             let minted = auth.mint_key_as_operator(workspace, wanted).await.map_err(brief)?;
@@ -162,6 +196,35 @@ async fn execute(
             }))
         }
     }
+}
+
+async fn create_client(oauth: &OAuth, command: OAuthClientsCommand) -> Result<Value, String> {
+    let OAuthClientsCommand::Create { workspace, name, redirect_uris, scope, resource, public } =
+        command;
+    let grant_types = if redirect_uris.is_empty() {
+        vec![GrantType::ClientCredentials]
+    } else {
+        vec![GrantType::AuthorizationCode, GrantType::RefreshToken]
+    };
+    let auth_method = if public { AuthMethod::None } else { AuthMethod::ClientSecretBasic };
+    let wanted =
+        NewClient { name, redirect_uris, auth_method, grant_types, scope, client_uri: None };
+    let made = oauth.create_client_as_operator(workspace, wanted, resource.as_deref()).await;
+    let Registered { client, secret } = made.map_err(brief)?;
+    let grants = client.grant_types.iter().map(|grant| grant.as_str());
+    let mut answer = json!({
+        "client_id": client.client_id(),
+        "name": client.name,
+        "workspace_id": workspace,
+        "redirect_uris": client.redirect_uris,
+        "grant_types": grants.collect::<Vec<_>>(),
+        "scope": client.scope,
+        "resource": client.resource,
+    });
+    if let Some(secret) = secret {
+        answer["client_secret"] = secret.reveal().into();
+    }
+    Ok(answer)
 }
 
 async fn signing_keys(auth: &Auth, command: SigningKeysCommand) -> Result<Value, String> {

@@ -14,3 +14,5 @@ mod outage;
 mod revocation;
 mod sign_ins;
 mod signing_keys;
+
+pub use fixture::admin;

@@ -38,10 +38,10 @@ async fn a_rotated_key_signs_on_every_node_and_a_retired_one_is_believed_by_none
     let [old, other_old] = [sign_in(&nodes[0]).await, sign_in(&nodes[1]).await];
     let first = kid(&old);
     assert_eq!(kid(&other_old), first);
-    let refused = admin(&url, &["signing-keys", "retire", &first]).await.unwrap_err();
+    let refused = admin(&url, &["signing-keys", "retire", &first], &[]).await.unwrap_err();
     assert!(refused.contains("this key signs"), "{refused}");
 
-    let rotated = admin(&url, &["signing-keys", "rotate"]).await.unwrap();
+    let rotated = admin(&url, &["signing-keys", "rotate"], &[]).await.unwrap();
     let (second, began) = (rotated["id"].as_str().unwrap().to_owned(), Instant::now());
     let mut signed = [false; 2];
     while signed != [true; 2] {
@@ -62,7 +62,7 @@ async fn a_rotated_key_signs_on_every_node_and_a_retired_one_is_believed_by_none
     }
     let fresh = sign_in(&nodes[1]).await;
 
-    admin(&url, &["signing-keys", "retire", &first]).await.unwrap();
+    admin(&url, &["signing-keys", "retire", &first], &[]).await.unwrap();
     let began = Instant::now();
     for node in &nodes {
         while node.verify(&old).send().await.status != 401 {
@@ -73,10 +73,10 @@ async fn a_rotated_key_signs_on_every_node_and_a_retired_one_is_believed_by_none
         assert_eq!(published(node).await, std::slice::from_ref(&second));
     }
     println!("no node believed the retired one after {:?}", began.elapsed());
-    let list = admin(&url, &["signing-keys", "list"]).await.unwrap();
+    let list = admin(&url, &["signing-keys", "list"], &[]).await.unwrap();
     let states: Vec<_> = list["signing_keys"].as_array().unwrap().iter().collect();
     assert_eq!((&states[0]["id"], &states[0]["state"]), (&json!(second), &json!("signs")));
     assert_eq!((&states[1]["id"], &states[1]["state"]), (&json!(first), &json!("retired")));
-    let refused = admin(&url, &["signing-keys", "retire", &first]).await.unwrap_err();
+    let refused = admin(&url, &["signing-keys", "retire", &first], &[]).await.unwrap_err();
     assert!(refused.contains("no such signing key"), "{refused}");
 }

@@ -6,6 +6,7 @@ use std::net::TcpListener;
 use serde_json::{Value, json};
 use url::Url;
 
+use crate::faults::admin;
 use crate::fixture::{
     Browser, Chromium, PASSWORD, Person, Script, TestApp,
     oauth::{CALLBACK, OAuth, OAuthClient},
@@ -97,31 +98,20 @@ async fn an_assistant_connects_to_an_mcp_server() {
 /// The server asks the service each time, as a client that the operator made for it: so what is ended is ended there at once.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_resource_that_introspects_hears_of_the_end_at_once() {
-    use call2me_auth::{
-        model::{
-            id,
-            oauth::client::{AuthMethod, GrantType},
-            scope::Scope,
-        },
-        oauth::workspace_clients::NewClient,
-    };
     let port = free_port().to_string();
     let resource = format!("http://127.0.0.1:{port}/mcp");
     let app = TestApp::start_with(&[("oauth.resources", &resource)]).await;
     let (operator, dana) = (app.register("operator").await, app.register("acme").await);
-    let wanted = NewClient {
-        name: "MCP server".to_owned(),
-        redirect_uris: Vec::new(),
-        auth_method: AuthMethod::ClientSecretBasic,
-        grant_types: vec![GrantType::ClientCredentials],
-        scope: Scope::ReadOnly,
-        client_uri: None,
-    };
-    let workspace = id::parse("ws", &operator.workspace_id).unwrap().into();
-    let made = app.app.oauth.create_client_as_operator(workspace, wanted, Some(&resource));
-    let made = made.await.unwrap();
-    let (id, secret) = (made.client.client_id(), made.secret.unwrap());
-    let variables = [("CLIENT_ID", &*id), ("CLIENT_SECRET", secret.reveal())];
+    let create =
+        ["oauth-clients", "create", "--workspace", &operator.workspace_id, "--name", "MCP"];
+    let settings = [("oauth.resources", &*resource)];
+    let unknown = [&create[..], &["--resource", "https://elsewhere.example"]].concat();
+    let refused = admin(&app.database.url, &unknown, &settings).await.unwrap_err();
+    assert!(refused.contains("resource must be one of oauth.resources"), "{refused}");
+    let create = [&create[..], &["--resource", &resource]].concat();
+    let made = admin(&app.database.url, &create, &settings).await.unwrap();
+    let [id, secret] = ["client_id", "client_secret"].map(|name| made[name].as_str().unwrap());
+    let variables = [("CLIENT_ID", id), ("CLIENT_SECRET", secret)];
     let mut server = Script::node("mcp_server.mjs", &[&app.url, &port], &variables);
     server.says("READY").await;
 
@@ -180,4 +170,14 @@ async fn authlib_does_its_part() {
         script.hears(answer.leads_to().unwrap()).await;
     }
     script.ends_well().await;
+}
+
+/// curl, in the story that the documentation tells.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_story_with_curl_holds() {
+    let app = TestApp::start().await;
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/walkthrough-oauth");
+    let told = tokio::process::Command::new(script).arg(&app.url).output().await.unwrap();
+    let [out, err] = [&told.stdout, &told.stderr].map(|text| String::from_utf8_lossy(text));
+    assert!(told.status.success(), "{out}\n{err}");
 }
