@@ -60,6 +60,14 @@ pub struct DeviceRequest {
     waiting: WaitingDevice,
 }
 
+impl DeviceRequest {
+    /// Against which resources.
+    #[must_use]
+    pub fn resources(&self) -> &[String] {
+        &self.waiting.resources
+    }
+}
+
 impl OAuth {
     /// Begins with a device of a client that has shown who it is.
     ///

@@ -404,9 +404,10 @@ pub async fn list(
         Grant,
         r#"SELECT g.id AS "id: GrantId", g.client_id AS "client_id: ClientId",
                   c.name AS client_name, g.workspace_id AS "workspace_id: WorkspaceId",
-                  g.user_id AS "user_id: UserId", g.scope AS "scope: Scope", g.created_at,
+                  w.name AS workspace_name, g.user_id AS "user_id: UserId", g.scope AS "scope: Scope", g.created_at,
                   g.last_used_at
            FROM oauth_grants g JOIN oauth_clients c ON c.id = g.client_id
+           JOIN workspaces w ON w.id = g.workspace_id
            WHERE ($1::uuid IS NULL OR g.user_id = $1) AND ($2::uuid IS NULL OR g.workspace_id = $2)
              AND g.ended_at IS NULL AND g.last_used_at > $3
              AND ($4::uuid IS NULL OR g.id < $4)
@@ -454,9 +455,11 @@ pub async fn get(tx: &mut Tx, id: GrantId) -> Result<Option<Grant>, StoreError> 
         Grant,
         r#"SELECT g.id AS "id: GrantId", g.client_id AS "client_id: ClientId",
                   c.name AS client_name, g.workspace_id AS "workspace_id: WorkspaceId",
-                  g.user_id AS "user_id: UserId", g.scope AS "scope: Scope", g.created_at,
+                  w.name AS workspace_name, g.user_id AS "user_id: UserId", g.scope AS "scope: Scope", g.created_at,
                   g.last_used_at
-           FROM oauth_grants g JOIN oauth_clients c ON c.id = g.client_id WHERE g.id = $1"#,
+           FROM oauth_grants g JOIN oauth_clients c ON c.id = g.client_id
+           JOIN workspaces w ON w.id = g.workspace_id
+           WHERE g.id = $1"#,
         id.uuid(),
     )
     .fetch_optional(tx.conn())

@@ -52,6 +52,8 @@ pub(super) struct ConsentPage<'a> {
     pub(super) person: &'a str,
     pub(super) workspaces: Vec<Choice>,
     pub(super) scopes: Vec<ScopeChoice>,
+    /// What it may do that at, where it is not this service alone.
+    pub(super) elsewhere: String,
     /// Whether the workspace asks for a second factor that is not there.
     pub(super) is_incomplete: bool,
     /// Where somebody else may sign in.
@@ -253,6 +255,7 @@ async fn page(
         person: caller.principal.name(),
         workspaces: workspaces(app, caller).await?,
         scopes: scopes(request.scope),
+        elsewhere: elsewhere(app, &request.resources),
         is_incomplete: caller.principal.lacks_second_factor,
         sign_in: sign_in_path(query, request.login_hint.as_deref(), true),
         problem,
@@ -276,6 +279,11 @@ pub(super) async fn workspaces(app: &App, caller: &Caller) -> Result<Vec<Choice>
 pub(super) fn scopes(asked: Scope) -> Vec<ScopeChoice> {
     let choices = Scope::ALL.into_iter().filter(|scope| *scope <= asked);
     choices.map(|scope| ScopeChoice { scope, is_chosen: scope == asked }).collect()
+}
+
+/// The resources that tokens are for, unless that is this service alone.
+pub(super) fn elsewhere(app: &App, resources: &[String]) -> String {
+    if resources == [app.oauth.resources().own()] { String::new() } else { resources.join(", ") }
 }
 
 /// Who made a client known.

@@ -5,7 +5,9 @@ use axum::{extract::State, response::Response};
 use secrecy::{ExposeSecret, SecretString};
 
 use super::{
-    authorize::{ConsentPage, Decision, Destination, failure, known_by, scopes, workspaces},
+    authorize::{
+        ConsentPage, Decision, Destination, elsewhere, failure, known_by, scopes, workspaces,
+    },
     browser::Browser,
     form::Form,
     page::{Message, explained},
@@ -106,6 +108,7 @@ async fn consent(
         person: caller.principal.name(),
         workspaces: workspaces(app, caller).await?,
         scopes: scopes(device.scope),
+        elsewhere: elsewhere(app, device.resources()),
         is_incomplete: caller.principal.lacks_second_factor,
         sign_in: "/sessions".to_owned(),
         problem,

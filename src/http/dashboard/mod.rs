@@ -6,6 +6,7 @@
 
 mod authorize;
 pub mod browser;
+mod connected_apps;
 mod device;
 pub mod form;
 mod invitations;
@@ -78,6 +79,8 @@ pub fn table() -> Vec<PageRoute> {
         GET    "/oauth/authorize"               Open       => authorize::show;
         POST   "/oauth/authorize"               Open       => authorize::post;
         POST   "/oauth/consent"                 OwnSession => authorize::decide;
+        GET    "/connected-apps"                OwnSession => connected_apps::show;
+        POST   "/connected-apps/{id}/end"       OwnSession => connected_apps::end;
         GET    "/device"                        OwnSession => device::show;
         POST   "/device"                        OwnSession => device::submit;
         POST   "/device/consent"                OwnSession => device::decide;

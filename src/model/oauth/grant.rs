@@ -110,6 +110,8 @@ pub struct Grant {
     pub client_name: String,
     /// Where.
     pub workspace_id: WorkspaceId,
+    /// What people call that.
+    pub workspace_name: String,
     /// Who consented; none: the client acts for itself.
     pub user_id: Option<UserId>,
     /// What for.

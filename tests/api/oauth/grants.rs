@@ -51,6 +51,25 @@ async fn a_connected_app_is_seen_and_ended_on_every_node_at_once() {
 }
 
 #[tokio::test]
+async fn a_person_disconnects_an_app_on_a_page() {
+    let app = TestApp::start().await;
+    let dana = app.register("acme").await;
+    let client = app.oauth_client(json!({})).await;
+    let mut browser = Browser::of(&app, &dana.email).await;
+    let page = browser.get("/connected-apps").await;
+    assert!(page.text.contains("There are none"), "{}", page.text);
+    let tokens = app.tokens_by(&mut browser, &client, &[]).await;
+    let page = browser.get("/connected-apps").await;
+    assert!(page.text.contains("<strong>Example app</strong> in acme: read-only"), "{}", page.text);
+    let grants = connected(&app, &dana.access_token, "").await;
+    let action = format!("/connected-apps/{}/end", grants[0]["id"].as_str().unwrap());
+    let done = browser.submit(&page, &action, &[]).await;
+    assert_eq!(done.leads_to(), Some("/connected-apps"));
+    app.by(access(&tokens), "GET", "/v1/agents").send().await.refused(401, "unauthorized");
+    assert!(browser.get("/connected-apps").await.text.contains("There are none"));
+}
+
+#[tokio::test]
 async fn who_runs_the_workspace_sees_and_ends_all_there_and_others_their_own() {
     let app = TestApp::start().await;
     let (dana, stranger) = (app.register("acme").await, app.register("widgets-inc").await);

@@ -1,0 +1,77 @@
+//! Connected apps: what one has let in, to be seen and ended.
+
+use askama::Template;
+use axum::{
+    extract::State,
+    response::{IntoResponse, Redirect, Response},
+};
+use secrecy::{ExposeSecret, SecretString};
+
+use super::{browser::Browser, form::Form};
+use crate::{
+    http::{
+        ApiError, App,
+        extract::{Authorized, OwnSession, PathId, Query},
+    },
+    model::{
+        id::{GrantId, Id},
+        oauth::grant::Grant,
+        timestamp,
+    },
+};
+
+#[derive(Template)]
+#[template(path = "connected_apps.html")]
+struct AppsPage {
+    form_token: SecretString,
+    apps: Vec<Line>,
+    next: Option<String>,
+}
+
+/// A connected app as the page shows it.
+struct Line {
+    id: GrantId,
+    name: String,
+    workspace: String,
+    scope: &'static str,
+    since: String,
+    last_used: String,
+}
+
+impl From<Grant> for Line {
+    fn from(grant: Grant) -> Self {
+        let last_used = grant.last_used_at.map_or_else(String::new, timestamp::for_people);
+        Self {
+            id: grant.id,
+            name: grant.client_name,
+            workspace: grant.workspace_name,
+            scope: grant.scope.as_str(),
+            since: timestamp::for_people(grant.created_at),
+            last_used,
+        }
+    }
+}
+
+/// Lists them.
+pub(super) async fn show(
+    caller: Authorized<OwnSession>,
+    State(app): State<App>,
+    browser: Browser,
+    query: Query,
+) -> Result<Response, ApiError> {
+    let (page, _) = app.oauth.own_grants(&caller, query.page()?).await?;
+    let next = page.next_cursor(|grant| grant.id.uuid());
+    let apps = page.items.into_iter().map(Line::from).collect();
+    Ok(browser.page(200, &AppsPage { form_token: browser.form_token(), apps, next }))
+}
+
+/// Ends one of them.
+pub(super) async fn end(
+    caller: Authorized<OwnSession>,
+    State(app): State<App>,
+    PathId(id): PathId<GrantId>,
+    _form: Form,
+) -> Result<Response, ApiError> {
+    app.oauth.end_grant(&caller, id).await?;
+    Ok(Redirect::to("/connected-apps").into_response())
+}
