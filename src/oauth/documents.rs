@@ -150,6 +150,10 @@ impl Documents {
         if metadata.client_secret.is_some() {
             return Err(refused("a metadata document must hold no secret"));
         }
+        let keys = metadata.jwks.iter().filter_map(|set| set["keys"].as_array()).flatten();
+        if keys.into_iter().any(|key| key.get("d").is_some() || key.get("k").is_some()) {
+            return Err(refused("a metadata document must hold no private keys"));
+        }
         // Nor is there a secret to share; and who wants to sign is not let in without.
         let method = metadata.token_endpoint_auth_method.as_deref().unwrap_or("none");
         if AuthMethod::from_name(method) != Some(AuthMethod::None) {

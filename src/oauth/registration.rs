@@ -25,6 +25,8 @@ pub struct ClientMetadata {
     pub client_id: Option<String>,
     /// In a metadata document: forbidden.
     pub client_secret: Option<serde_json::Value>,
+    /// In a metadata document: public keys, if any. They are not used.
+    pub jwks: Option<serde_json::Value>,
     /// What it calls itself.
     pub client_name: Option<String>,
     /// Its page.

@@ -113,8 +113,8 @@ async fn what_is_no_document_of_a_client_is_not_believed() {
     let node = documents.node(&cluster, "any").await;
     let mut browser = Browser::new(&node);
     for kind in [
-        "other", "nobody", "secret", "shared", "signed", "wild", "large", "endless", "slow",
-        "moved", "gone", "created", "page", "broken",
+        "other", "nobody", "secret", "shared", "private", "signed", "wild", "large", "endless",
+        "slow", "moved", "gone", "created", "page", "broken",
     ] {
         let page = browser.get(&documents.client(kind).authorize(&[])).await;
         assert_eq!(page.status, 400, "{kind}: {page:#?}");

@@ -37,6 +37,8 @@ class Handler(BaseHTTPRequestHandler):
             document["token_endpoint_auth_method"] = "client_secret_basic"
         elif kind == "shared":
             document["client_secret"] = "x"
+        elif kind == "private":
+            document["jwks"] = {"keys": [{"kty": "OKP", "crv": "Ed25519", "x": "x", "d": "d"}]}
         elif kind == "signed":
             document["token_endpoint_auth_method"] = "private_key_jwt"
         elif kind == "wild":

@@ -1,7 +1,12 @@
 //! A device shows a code: somebody types it in here, and lets the device in or not (RFC 8628, section 3.3).
+//!
+//! Codes are short, so guesses are few: under the limit of sign-ins, for who has signed in.
 
 use askama::Template;
-use axum::{extract::State, response::Response};
+use axum::{
+    extract::State,
+    response::{IntoResponse, Redirect, Response},
+};
 use secrecy::{ExposeSecret, SecretString};
 
 use super::{
@@ -10,13 +15,14 @@ use super::{
     },
     browser::Browser,
     form::Form,
-    page::{Message, explained},
+    page::{Message, encoded, explained},
 };
 use crate::{
     http::{
         ApiError, App,
-        extract::{Authorized, OwnSession, Query},
+        extract::{Public, Query},
     },
+    model::principal::Caller,
     oauth::device::DeviceRequest,
 };
 
@@ -30,23 +36,34 @@ struct DevicePage<'a> {
 
 /// Asks for the code. One that is in the URL is to be compared all the same.
 pub(super) async fn show(
-    _: Authorized<OwnSession>,
+    public: Public,
     State(_): State<App>,
     browser: Browser,
     query: Query,
 ) -> Result<Response, ApiError> {
     let user_code = query.text("user_code")?.unwrap_or_default();
+    if browser.caller(&public.request).await?.is_none() {
+        return Ok(to_sign_in(user_code));
+    }
     let form_token = browser.form_token();
     Ok(browser.page(200, &DevicePage { form_token, user_code, problem: None }))
 }
 
+/// Signing in first, and then to this code.
+fn to_sign_in(user_code: &str) -> Response {
+    let next = format!("/device?user_code={}", encoded(user_code));
+    Redirect::to(&format!("/sign-in?next={}", encoded(&next))).into_response()
+}
+
 /// Takes it, and tells who asks for what.
 pub(super) async fn submit(
-    caller: Authorized<OwnSession>,
+    public: Public,
     State(app): State<App>,
     form: Form,
 ) -> Result<Response, ApiError> {
     let user_code = form.text("user_code")?.trim();
+    let caller = form.browser.caller(&public.request).await?;
+    let Some(caller) = caller else { return Ok(to_sign_in(user_code)) };
     match app.oauth.device_request(user_code).await {
         Ok(device) => consent(&app, &caller, &form.browser, user_code, &device, None).await,
         Err(error) => code_again(&form, user_code, failure(error)),
@@ -55,11 +72,13 @@ pub(super) async fn submit(
 
 /// The person answers.
 pub(super) async fn decide(
-    caller: Authorized<OwnSession>,
+    public: Public,
     State(app): State<App>,
     form: Form,
 ) -> Result<Response, ApiError> {
     let user_code = form.text("user_code")?;
+    let caller = form.browser.caller(&public.request).await?;
+    let Some(caller) = caller else { return Ok(to_sign_in(user_code)) };
     let device = match app.oauth.device_request(user_code).await {
         Ok(device) => device,
         Err(error) => return code_again(&form, user_code, failure(error)),
@@ -91,7 +110,7 @@ fn code_again(form: &Form, user_code: &str, error: ApiError) -> Result<Response,
 
 async fn consent(
     app: &App,
-    caller: &Authorized<OwnSession>,
+    caller: &Caller,
     browser: &Browser,
     user_code: &str,
     device: &DeviceRequest,

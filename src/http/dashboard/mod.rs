@@ -81,9 +81,9 @@ pub fn table() -> Vec<PageRoute> {
         POST   "/oauth/consent"                 OwnSession => authorize::decide;
         GET    "/connected-apps"                OwnSession => connected_apps::show;
         POST   "/connected-apps/{id}/end"       OwnSession => connected_apps::end;
-        GET    "/device"                        OwnSession => device::show;
-        POST   "/device"                        OwnSession => device::submit;
-        POST   "/device/consent"                OwnSession => device::decide;
+        GET    "/device"                        Open       => device::show;
+        POST   "/device"                        SignIn     => device::submit;
+        POST   "/device/consent"                SignIn     => device::decide;
         GET    "/second-factor"                 OwnSession => second_factor::show;
         POST   "/second-factor/set-up"          OwnSession => second_factor::set_up;
         POST   "/second-factor/confirm"         OwnSession => second_factor::confirm;

@@ -74,6 +74,8 @@ fn rendered<T: Template>(status: u16, template: &T) -> Response {
     for (name, value) in [
         (header::CACHE_CONTROL, "no-store"),
         (header::CONTENT_SECURITY_POLICY, POLICY),
+        // For browsers that do not know frame-ancestors.
+        (header::X_FRAME_OPTIONS, "DENY"),
         // Links of mails hold tokens.
         (header::REFERRER_POLICY, "same-origin"),
     ] {

@@ -7,6 +7,9 @@ use crate::model::Invalid;
 /// The longest that a client may have, in bytes.
 const MAX_LEN: usize = 2000;
 
+/// What answers add to a redirect URI.
+const ANSWERED: [&str; 5] = ["code", "state", "iss", "error", "error_description"];
+
 /// Where a redirect URI leads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
@@ -36,6 +39,10 @@ pub fn check(uri: &str, native_schemes: &[String]) -> Result<Kind, Invalid> {
     let Ok(url) = uri.parse::<Url>() else { return refuse("must be an absolute URI") };
     if !url.username().is_empty() || url.password().is_some() {
         return refuse("must hold no user or password");
+    }
+    // No answer has anything twice (OAuth 2.1, section 3.1).
+    if url.query_pairs().any(|(name, _)| ANSWERED.contains(&&*name)) {
+        return refuse("must not have in its query what answers have: code, state, iss or error");
     }
     match url.scheme() {
         "https" if uri.starts_with("https://") && url.host().is_some() => Ok(Kind::Web),
@@ -154,6 +161,8 @@ mod tests {
             "https://user:password@client.example/cb",
             "https://client.example/cb#fragment",
             "https://client.example/cb#",
+            "https://client.example/cb?a=b&state=x",
+            "https://client.example/cb?co%64e=x",
             "https://*.client.example/cb",
             "https://client.example/*",
             "https:client.example/cb",

@@ -90,6 +90,26 @@ async fn a_request_without_extras_reads_only() {
 }
 
 #[tokio::test]
+async fn a_state_comes_back_as_it_was() {
+    let app = TestApp::start().await;
+    let dana = app.register("acme").await;
+    let client =
+        app.oauth_client(json!({ "redirect_uris": ["https://client.example/cb?a=b%20c"] })).await;
+    let mut browser = Browser::new(&app);
+    let long = "é&=+ %<script>\"".repeat(150);
+    // Also by way of the sign-in.
+    let sign_in =
+        browser.get(&client.authorize(&[("state", &long)])).await.leads_to().unwrap().to_owned();
+    let page = browser.get(&sign_in).await;
+    let fields = [("email", &*dana.email), ("password", PASSWORD)];
+    let page = browser.submit(&page, "/sign-in", &fields).await;
+    let page = browser.get(page.leads_to().unwrap()).await;
+    assert!(!page.text.contains("<script>"));
+    let (to, told) = told(&browser.consent(&page, &[]).await);
+    assert_eq!((&*to, &told["a"], &told["state"]), (CALLBACK, &"b c".to_owned(), &long));
+}
+
+#[tokio::test]
 async fn people_grant_less_than_asked_and_never_above_their_role() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
@@ -372,6 +392,7 @@ async fn nobody_consents_on_anothers_behalf() {
     // In nobody's frame, and to nobody else's host.
     let policy = page.headers["content-security-policy"].to_str().unwrap();
     assert!(policy.contains("frame-ancestors 'none'"), "{policy}");
+    assert_eq!(page.headers["x-frame-options"], "DENY");
     assert!(policy.ends_with("form-action 'self' https://client.example"), "{policy}");
     assert!(!page.headers.contains_key("cross-origin-opener-policy"), "windows may talk");
     // What is not allowed in so many words is denied.

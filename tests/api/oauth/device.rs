@@ -108,3 +108,23 @@ async fn a_no_is_told_and_codes_are_their_clients() {
     app.oauth("/oauth/device_authorization", &scope).await.told(400, "invalid_scope");
     app.token(&client.shows(&[("grant_type", DEVICE_GRANT)])).await.told(400, "invalid_request");
 }
+
+#[tokio::test]
+async fn codes_are_not_guessed() {
+    let app = TestApp::start_with(&[("rate_limit.sign_in_per_minute", "6")]).await;
+    let dana = app.register("acme").await;
+    let mut browser = Browser::of(&app, &dana.email).await;
+    let page = browser.get("/device").await;
+    let mut statuses = Vec::new();
+    for path in ["/device", "/device/consent", "/device", "/device/consent", "/device"] {
+        let mut fields = page.hidden("/device");
+        fields.push(("user_code".to_owned(), "BCDF-GHJK".to_owned()));
+        let answer = browser.post(path, &fields, &[("sec-fetch-site", "same-origin")]).await;
+        statuses.push(answer.status);
+    }
+    // Registering and signing in were of the same limit.
+    assert_eq!(statuses, [422, 422, 422, 422, 429]);
+    // Nor does anybody approve by opening a link.
+    let client = Browser::new(&app).get("/device?user_code=BCDF-GHJK").await;
+    assert!(client.leads_to().unwrap().starts_with("/sign-in?next=%2Fdevice"));
+}

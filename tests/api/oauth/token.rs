@@ -275,6 +275,11 @@ async fn malformed_requests_are_told_in_the_words_of_the_rfc() {
     body("application/x-www-form-urlencoded", "x".repeat(30_000))
         .await
         .told(413, "invalid_request");
+    // What is in the URL is no credential.
+    let query = form(&client.shows(&[("grant_type", "refresh_token"), ("refresh_token", "x")]));
+    let in_url = app.post(&format!("/oauth/token?{query}"));
+    let in_url = in_url.body("application/x-www-form-urlencoded", "grant_type=refresh_token");
+    in_url.send().await.told(401, "invalid_client");
     app.get("/oauth/token").send().await.refused(405, "method_not_allowed");
     app.get("/oauth/nothing").send().await.refused(404, "not_found");
 }
