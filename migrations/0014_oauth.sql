@@ -23,12 +23,15 @@ CREATE TABLE oauth_clients (
     created_at timestamptz NOT NULL,
     -- Who made it, as a public id; NULL: it registered itself, or the operator did.
     created_by text,
+    -- From where it registered itself, as far as clients are told apart.
+    subnet inet,
     CHECK ((kind = 'workspace') = (workspace_id IS NOT NULL)),
     CHECK ((kind = 'document') = (document_url IS NOT NULL)),
     CONSTRAINT oauth_clients_document_url_key UNIQUE (document_url)
 );
 CREATE INDEX oauth_clients_workspace_idx ON oauth_clients (workspace_id, id) WHERE workspace_id IS NOT NULL;
 CREATE INDEX oauth_clients_registered_idx ON oauth_clients (created_at) WHERE kind <> 'workspace';
+CREATE INDEX oauth_clients_subnet_idx ON oauth_clients (subnet, created_at) WHERE subnet IS NOT NULL;
 
 CREATE TABLE oauth_client_secrets (
     id uuid PRIMARY KEY,
@@ -88,6 +91,8 @@ CREATE TABLE oauth_device_codes (
     resources text[] NOT NULL,
     created_at timestamptz NOT NULL,
     expires_at timestamptz NOT NULL,
+    -- From where it was asked for, as far as clients are told apart.
+    subnet inet NOT NULL,
     -- Seconds between two polls, which grow with each that comes too early.
     poll_interval integer NOT NULL DEFAULT 5,
     polled_at timestamptz,
@@ -96,6 +101,7 @@ CREATE TABLE oauth_device_codes (
     CONSTRAINT oauth_device_codes_user_code_key UNIQUE (user_code)
 );
 CREATE INDEX oauth_device_codes_expires_idx ON oauth_device_codes (expires_at);
+CREATE INDEX oauth_device_codes_subnet_idx ON oauth_device_codes (subnet, expires_at);
 
 ------------------------------------------------------------------------------------------------
 -- Nodes are told what to believe no more
@@ -122,18 +128,14 @@ CREATE FUNCTION announce_oauth() RETURNS trigger
     DECLARE
         next bigint;
     BEGIN
-        -- What goes with something greater is announced with that.
-        IF TG_OP = 'DELETE' THEN
-            IF OLD.workspace_id IS NOT NULL
-               AND NOT EXISTS (SELECT FROM workspaces WHERE id = OLD.workspace_id) THEN
+        -- A grant that goes with something greater is announced with that. A client is always announced: its
+        -- grants may be in other workspaces than its own.
+        IF TG_OP = 'DELETE' AND TG_TABLE_NAME = 'oauth_grants' THEN
+            IF NOT EXISTS (SELECT FROM workspaces WHERE id = OLD.workspace_id)
+               OR NOT EXISTS (SELECT FROM oauth_clients WHERE id = OLD.client_id)
+               OR (OLD.user_id IS NOT NULL AND NOT EXISTS (SELECT FROM users WHERE id = OLD.user_id))
+            THEN
                 RETURN NULL;
-            END IF;
-            IF TG_TABLE_NAME = 'oauth_grants' THEN
-                IF NOT EXISTS (SELECT FROM oauth_clients WHERE id = OLD.client_id)
-                   OR (OLD.user_id IS NOT NULL AND NOT EXISTS (SELECT FROM users WHERE id = OLD.user_id))
-                THEN
-                    RETURN NULL;
-                END IF;
             END IF;
         END IF;
         UPDATE invalidation_head SET generation = generation + 1 RETURNING generation INTO next;
@@ -207,26 +209,47 @@ CREATE FUNCTION find_oauth_grants(grant_ids uuid[])
 ------------------------------------------------------------------------------------------------
 -- Clients that belong to no workspace
 
--- False: too many that nobody has let in yet.
+-- False: too many from there that nobody has let in yet. Where there are too many over all, the oldest of
+-- them make room: nobody keeps others from registering.
 CREATE FUNCTION register_oauth_client(
     client uuid, client_name text, uris text[], method text, grants text[], max_scope text, uri text,
-    moment timestamptz, secret uuid, secret_digest bytea, at_most integer
+    moment timestamptz, secret uuid, secret_digest bytea, registered_from inet,
+    at_most integer, at_most_from_there integer
 ) RETURNS boolean
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp
     AS $$
+    DECLARE
+        unused bigint;
     BEGIN
-        IF at_most <= (
+        IF at_most_from_there <= (
             SELECT count(*) FROM (
                 SELECT FROM oauth_clients c
-                WHERE c.kind = 'registered' AND c.created_at > moment - interval '7 days'
+                WHERE c.subnet = registered_from AND c.created_at > moment - interval '7 days'
                   AND NOT EXISTS (SELECT FROM oauth_grants g WHERE g.client_id = c.id)
-                LIMIT at_most) unused
+                LIMIT at_most_from_there) from_there
         ) THEN
             RETURN false;
         END IF;
+        SELECT count(*) INTO unused FROM (
+            SELECT FROM oauth_clients c
+            WHERE c.kind = 'registered' AND c.created_at > moment - interval '7 days'
+              AND NOT EXISTS (SELECT FROM oauth_grants g WHERE g.client_id = c.id)
+            LIMIT at_most) over_all;
+        IF unused >= at_most THEN
+            DELETE FROM oauth_clients WHERE id IN (
+                SELECT c.id FROM oauth_clients c
+                WHERE c.kind = 'registered' AND c.created_at < moment - interval '1 hour'
+                  AND NOT EXISTS (SELECT FROM oauth_grants g WHERE g.client_id = c.id)
+                ORDER BY c.created_at LIMIT 100
+                FOR UPDATE SKIP LOCKED);
+            IF NOT FOUND THEN
+                RETURN false;
+            END IF;
+        END IF;
         INSERT INTO oauth_clients (id, kind, name, redirect_uris, auth_method, grant_types, scope,
-                                   client_uri, created_at)
-        VALUES (client, 'registered', client_name, uris, method, grants, max_scope, uri, moment);
+                                   client_uri, created_at, subnet)
+        VALUES (client, 'registered', client_name, uris, method, grants, max_scope, uri, moment,
+                registered_from);
         IF secret IS NOT NULL THEN
             INSERT INTO oauth_client_secrets (id, client_id, digest, created_at)
             VALUES (secret, client, secret_digest, moment);
@@ -263,17 +286,19 @@ CREATE FUNCTION store_oauth_document(
 -- False: the code is taken; NULL: too many are under way.
 CREATE FUNCTION start_device_code(
     device uuid, client uuid, code bytea, wanted text, audiences text[], moment timestamptz,
-    expires timestamptz, at_most integer
+    expires timestamptz, asked_from inet, at_most integer, at_most_from_there integer
 ) RETURNS boolean
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp
     AS $$
     BEGIN
         IF at_most <= (SELECT count(*) FROM (SELECT FROM oauth_device_codes
-                                             WHERE expires_at > moment LIMIT at_most) under_way) THEN
+                                             WHERE expires_at > moment LIMIT at_most) under_way)
+           OR at_most_from_there <= (SELECT count(*) FROM oauth_device_codes
+                                     WHERE subnet = asked_from AND expires_at > moment) THEN
             RETURN NULL;
         END IF;
-        INSERT INTO oauth_device_codes (id, client_id, user_code, scope, resources, created_at, expires_at)
-        VALUES (device, client, code, wanted, audiences, moment, expires)
+        INSERT INTO oauth_device_codes (id, client_id, user_code, scope, resources, created_at, expires_at, subnet)
+        VALUES (device, client, code, wanted, audiences, moment, expires, asked_from)
         ON CONFLICT (user_code) DO NOTHING;
         RETURN FOUND;
     END
@@ -333,12 +358,29 @@ CREATE FUNCTION poll_device_code(device uuid, client uuid, moment timestamptz)
 ------------------------------------------------------------------------------------------------
 -- What is of no use any more
 
--- Codes that nobody redeemed; grants that ended long ago; clients that nobody lets in; old secrets.
-CREATE FUNCTION prune_oauth(moment timestamptz) RETURNS void
+-- Where a client of the transaction's workspace is let in, and how often; of all of its clients where none is
+-- named. For the logs there, when it goes.
+CREATE FUNCTION oauth_clients_abroad(client uuid)
+    RETURNS TABLE (client_id uuid, client_name text, workspace_id uuid, grants bigint)
+    LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp
+    AS $$
+        SELECT c.id, c.name, g.workspace_id, count(*)
+        FROM oauth_clients c JOIN oauth_grants g ON g.client_id = c.id
+        WHERE c.workspace_id = current_workspace() AND (client IS NULL OR c.id = client)
+          AND g.ended_at IS NULL AND g.begun_at IS NOT NULL
+          AND (client IS NOT NULL OR g.workspace_id <> c.workspace_id)
+        GROUP BY c.id, c.name, g.workspace_id ORDER BY g.workspace_id, c.id
+    $$;
+
+-- Codes that nobody redeemed; grants that nobody uses, and that ended long ago; clients that nobody lets in; old
+-- secrets.
+CREATE FUNCTION prune_oauth(moment timestamptz, idle interval) RETURNS void
     LANGUAGE sql SECURITY DEFINER SET search_path = public, pg_temp
     AS $$
         DELETE FROM oauth_device_codes WHERE expires_at < moment - interval '1 day';
         DELETE FROM oauth_grants WHERE begun_at IS NULL AND begin_by < moment - interval '1 day';
+        UPDATE oauth_grants SET ended_at = moment, end_reason = 'idle'
+        WHERE ended_at IS NULL AND last_used_at < moment - idle - interval '1 day';
         DELETE FROM oauth_grants WHERE ended_at < moment - interval '90 days';
         DELETE FROM oauth_client_secrets WHERE expires_at < moment - interval '1 day';
         DELETE FROM oauth_clients c
@@ -348,10 +390,10 @@ CREATE FUNCTION prune_oauth(moment timestamptz) RETURNS void
 
 REVOKE ALL ON FUNCTION announce_oauth, invalidations_since, find_oauth_client, find_oauth_grants,
     register_oauth_client, store_oauth_document, start_device_code, find_device_code, answer_device_code,
-    poll_device_code, prune_oauth FROM PUBLIC;
+    poll_device_code, oauth_clients_abroad, prune_oauth FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION invalidations_since, find_oauth_client, find_oauth_grants,
     register_oauth_client, store_oauth_document, start_device_code, find_device_code, answer_device_code,
-    poll_device_code, prune_oauth TO call2me_auth_app;
+    poll_device_code, oauth_clients_abroad, prune_oauth TO call2me_auth_app;
 
 GRANT SELECT, INSERT, UPDATE (name, redirect_uris), DELETE ON oauth_clients TO call2me_auth_app;
 GRANT SELECT (id, client_id, created_at, expires_at), INSERT, UPDATE (expires_at), DELETE

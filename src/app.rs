@@ -4,6 +4,7 @@ use std::{
     future::{Future, Ready, pending, ready},
     net::IpAddr,
     sync::Arc,
+    time::Duration,
 };
 
 use axum::{
@@ -82,15 +83,16 @@ impl Application {
         let beliefs = Arc::new(caches.clone());
         let auth =
             Auth::new(&settings, store.clone(), env.clone(), audit.clone(), caches, fence).await?;
-        let oauth = OAuth::new(&settings, auth.clone(), store.clone(), env.clone())?;
         let limits = Limits::new(settings.rate_limit, settings.redis.as_ref(), &env)?;
+        let (a, s, e) = (auth.clone(), store.clone(), env.clone());
+        let oauth = OAuth::new(&settings, a, s, e, limits.clone())?;
         let public_url = &settings.server.public_url;
         let openapi = http::openapi::document(public_url)
             .to_json()
             .map_err(|error| format!("cannot write the OpenAPI document: {error}"))?;
         let chores = vec![
             tokio::spawn(limits.clone().keep_small()),
-            tokio::spawn(look_after_partitions(store.clone(), env.clone())),
+            tokio::spawn(look_after_tables(store.clone(), env.clone(), oauth.idle())),
             tokio::spawn(prune_invalidations(store.clone())),
         ];
         let app = Arc::new(Api {
@@ -239,7 +241,7 @@ async fn prune_invalidations(store: Store) {
     }
 }
 
-async fn look_after_partitions(store: Store, env: Env) {
+async fn look_after_tables(store: Store, env: Env, idle: Duration) {
     let mut ticks = interval(PARTITIONS_EVERY);
     loop {
         ticks.tick().await;
@@ -256,6 +258,6 @@ async fn look_after_partitions(store: Store, env: Env) {
         tell("drop challenges", store.prune_mfa_challenges(now).await);
         tell("drop passkeys' challenges", store.prune_passkey_challenges(now).await);
         tell("drop invitations", store.prune_invitations(now).await);
-        tell("drop old grants and unused OAuth clients", store.prune_oauth(now).await);
+        tell("drop old grants and unused OAuth clients", store.prune_oauth(now, idle).await);
     }
 }

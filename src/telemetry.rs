@@ -10,7 +10,7 @@ use tracing_subscriber::{EnvFilter, fmt};
 use crate::config::Log;
 
 /// What credentials look like: prefix, and how much of it may be shown.
-const MARKS: [&str; 4] = ["sk_call2me_", "rt_call2me_", "eyJ", "$argon2"];
+const MARKS: [&str; 5] = ["sk_call2me_", "rt_call2me_", "cs_call2me_", "eyJ", "$argon2"];
 
 /// Sets logging up, once a process.
 pub fn init(settings: &Log) {

@@ -73,7 +73,7 @@ impl Auth {
     ///
     /// # Errors
     /// [`AuthError::Invalid`] for a wrong password.
-    pub(super) async fn is_confirmed(
+    pub(crate) async fn is_confirmed(
         &self,
         caller: &Caller,
         password: Option<&Password>,

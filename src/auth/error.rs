@@ -97,6 +97,7 @@ impl From<StoreError> for AuthError {
             StoreError::Violated(Constraint::OpenInvitation) => {
                 Self::Conflict("this address has an open invitation already")
             }
+            StoreError::Violated(Constraint::ClientGone) => Self::NotFound("OAuth client"),
             other => Self::Store(other),
         }
     }

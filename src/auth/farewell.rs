@@ -1,13 +1,22 @@
 //! A person leaves a workspace, or for good.
 
+use std::sync::Arc;
+
+use serde_json::json;
+
 use super::{Auth, AuthError, sessions::own_session};
 use crate::{
     audit,
     model::{
-        audit::Action, id::WorkspaceId, mail::MailSubject, password::Password, principal::Caller,
+        audit::{Action, Actor, NewEvent, RequestInfo},
+        id::WorkspaceId,
+        mail::MailSubject,
+        oauth::grant::GrantEnd,
+        password::Password,
+        principal::Caller,
         user::Member,
     },
-    store::{self, Tx},
+    store::{self, Tx, oauth_clients::Abroad},
 };
 
 impl Auth {
@@ -99,7 +108,31 @@ impl Auth {
         let event = audit::event_in(&self.env, caller, workspace, Action::WorkspaceDeleted, 204)
             .on(workspace, known.name);
         store::audit::insert(tx, workspace, &event).await?;
+        let abroad = store::oauth_clients::abroad(tx, None).await?;
         store::workspaces::delete(tx).await?;
+        self.tell_of_gone_clients(tx, &caller.request, abroad).await
+    }
+
+    /// Tells workspaces that a client was let into that it is gone, and what was granted to it; not who took it away,
+    /// who may be nobody of theirs.
+    pub(crate) async fn tell_of_gone_clients(
+        &self,
+        tx: &mut Tx,
+        request: &Arc<RequestInfo>,
+        abroad: Vec<Abroad>,
+    ) -> Result<(), AuthError> {
+        for Abroad { client_id, client_name, workspace_id, grants } in abroad {
+            let id = self.env.new_id();
+            let event = NewEvent::new(id, workspace_id, Action::GrantEnded, Actor::system())
+                .on(client_id, client_name)
+                .with(json!({
+                    "reason": GrantEnd::ClientDeleted.as_str(),
+                    "grants": grants,
+                    "request_id": request.id,
+                }));
+            tx.enter(workspace_id).await?;
+            store::audit::insert(tx, workspace_id, &event).await?;
+        }
         Ok(())
     }
 }

@@ -311,12 +311,19 @@ impl Auth {
         status: u16,
     ) -> Result<(), AuthError> {
         let Some(workspace) = account.last_workspace_id else { return Ok(()) };
-        let permit = self.audit.reserve().await.ok_or(AuthError::LogFull)?;
         let event = self
             .witness(request, workspace, Action::LoginFailed, Actor::anonymous(), status)
             .on(account.user_id, account.email.clone())
             .with(json!({ "reason": reason }));
-        permit.send(event);
+        self.note(event).await
+    }
+
+    /// Has an event written that tells of no change, soon.
+    ///
+    /// # Errors
+    /// [`AuthError::LogFull`].
+    pub(crate) async fn note(&self, event: NewEvent) -> Result<(), AuthError> {
+        self.audit.reserve().await.ok_or(AuthError::LogFull)?.send(event);
         Ok(())
     }
 

@@ -161,32 +161,13 @@ impl Auth {
         self.close_invitations_of(tx, workspace, user).await?;
         // Membership, person, session: everybody locks them in this order.
         store::members::remove(tx, workspace, user).await?;
-        self.end_grants(tx, caller, workspace, user).await?;
+        // What somebody granted who is no longer a member does not come back with them.
+        let actor = Actor::from(&*caller.principal);
+        let (there, reason) = (Some(workspace), GrantEnd::Removed);
+        self.end_grants(tx, user, there, reason, &actor, &caller.request).await?;
         store::users::lock(tx, user).await?;
         let (sessions, reason) = (Which::In(workspace), EndReason::Removed);
-        let actor = Actor::from(&*caller.principal);
         self.end_sessions(tx, user, sessions, reason, &actor, &caller.request).await
-    }
-
-    /// What somebody granted who is no longer a member does not come back with them.
-    async fn end_grants(
-        &self,
-        tx: &mut Tx,
-        caller: &Caller,
-        workspace: WorkspaceId,
-        user: UserId,
-    ) -> Result<(), AuthError> {
-        let (now, reason) = (self.env.clock.now(), GrantEnd::Removed);
-        let ended = store::oauth_grants::end_of_person(tx, workspace, user, now, reason).await?;
-        for (id, client) in ended {
-            let event = audit::event_in(&self.env, caller, workspace, Action::GrantEnded, 204)
-                .on(id, None)
-                .with(json!({
-                    "reason": reason.as_str(), "oauth_client": client, "user_id": user,
-                }));
-            store::audit::insert(tx, workspace, &event).await?;
-        }
-        Ok(())
     }
 
     /// What somebody invited who may not invite any more is not to be accepted.

@@ -9,6 +9,7 @@ use crate::{
         email::Email,
         id::UserId,
         mail::{Mail, MailSubject, Origin},
+        oauth::grant::GrantEnd,
         one_time_token::Purpose,
         password::Password,
         principal::Caller,
@@ -29,6 +30,9 @@ pub(super) fn bad_link() -> AuthError {
         reason: "the link is not valid: it was used, has expired, or is damaged".to_owned(),
     }
 }
+
+/// Connected apps that a mail names.
+const NAMED: i64 = 20;
 
 impl Auth {
     /// Chooses another password, which ends the person's other sessions.
@@ -94,6 +98,9 @@ impl Auth {
         if store::users::set_email_verified(&mut tx, owner, now).await? {
             // Until now the address was somebody's claim: their authenticator must not keep its owner out.
             store::second_factor::remove(&mut tx, owner).await?;
+            // Nor is what they let in to stay.
+            let (reason, actor) = (GrantEnd::Disowned, Actor::user(&user));
+            self.end_grants(&mut tx, owner, None, reason, &actor, request).await?;
         }
         self.password_changed(&mut tx, &user, Which::All, request).await?;
         tx.commit().await?;
@@ -114,7 +121,8 @@ impl Auth {
         store::second_factor::discard_challenges(tx, user.id, now).await?;
         let passkeys = store::passkeys::list(tx, user.id).await?;
         let passkeys = passkeys.into_iter().map(|(passkey, _)| passkey.name).collect();
-        let subject = MailSubject::PasswordChanged { origin: self.origin(request), passkeys };
+        let apps = store::oauth_grants::names_of_person(tx, user.id, NAMED).await?;
+        let subject = MailSubject::PasswordChanged { origin: self.origin(request), passkeys, apps };
         self.mail(tx, user.email.clone(), subject).await?;
         self.tell_workspaces(tx, user, Action::PasswordChanged, request).await?;
         let reason = EndReason::PasswordChanged;

@@ -10,6 +10,7 @@ use crate::{
     model::{
         audit::{Action, Actor, NewEvent, RequestInfo},
         id::{SessionId, UserId, WorkspaceId},
+        oauth::grant::GrantEnd,
         page::{Items, Page},
         principal::{Caller, Credential},
         scope::Role,
@@ -164,6 +165,31 @@ impl Auth {
                 .witness(request, workspace, Action::SessionEnded, actor.clone(), 204)
                 .on(id, None)
                 .with(json!({ "reason": reason.as_str() }));
+            tx.enter(workspace).await?;
+            store::audit::insert(tx, workspace, &event).await?;
+        }
+        Ok(())
+    }
+
+    /// Ends what a person has granted, in a workspace or everywhere, each with its event in the log there.
+    pub(super) async fn end_grants(
+        &self,
+        tx: &mut Tx,
+        user: UserId,
+        there: Option<WorkspaceId>,
+        reason: GrantEnd,
+        actor: &Actor,
+        request: &Arc<RequestInfo>,
+    ) -> Result<(), AuthError> {
+        let now = self.env.clock.now();
+        let ended = store::oauth_grants::end_of_person(tx, there, user, now, reason).await?;
+        for (id, client, workspace) in ended {
+            let event = self
+                .witness(request, workspace, Action::GrantEnded, actor.clone(), 204)
+                .on(id, None)
+                .with(json!({
+                    "reason": reason.as_str(), "oauth_client": client, "user_id": user,
+                }));
             tx.enter(workspace).await?;
             store::audit::insert(tx, workspace, &event).await?;
         }

@@ -22,8 +22,8 @@ use crate::model::{
 /// The `client_id` of tokens that a person's own sign-in gives.
 const DASHBOARD_CLIENT: &str = "call2me-dashboard";
 
-/// Longer than any token that was issued here.
-const MAX_LEN: usize = 2048;
+/// Longer than any token that was issued here; as long as the header that holds one is read.
+const MAX_LEN: usize = 4096;
 
 /// The claims of an access token (RFC 9068, section 2.2).
 #[derive(Debug, Serialize, Deserialize)]
@@ -208,17 +208,7 @@ impl Auth {
         token: &str,
         began: Duration,
     ) -> Result<Option<(Claims, Scope)>, AuthError> {
-        if token.len() > MAX_LEN {
-            return Ok(None);
-        }
-        let claims = match self.verify_claims(token, None).await {
-            Ok(claims) => claims,
-            Err(AuthError::InvalidCredential(_)) => return Ok(None),
-            Err(error) => return Err(error),
-        };
-        if self.env.clock.now().unix_timestamp() >= claims.exp {
-            return Ok(None);
-        }
+        let Some(claims) = self.read_token(token).await? else { return Ok(None) };
         let principal = match claims.sid {
             Bond::Session(id) => match self.caches.sessions.find(id, began).await? {
                 Some(session) => self.principal_of(&claims, id, &session),
@@ -230,6 +220,23 @@ impl Auth {
             },
         };
         Ok(principal.ok().filter(|who| !who.lacks_second_factor).map(|who| (claims, who.scope)))
+    }
+
+    /// What a genuine token for whatever resource says that has not expired, whatever has become of it since.
+    ///
+    /// # Errors
+    /// When PostgreSQL cannot be reached.
+    pub async fn read_token(&self, token: &str) -> Result<Option<Claims>, AuthError> {
+        if token.len() > MAX_LEN {
+            return Ok(None);
+        }
+        let claims = match self.verify_claims(token, None).await {
+            Ok(claims) => claims,
+            Err(AuthError::InvalidCredential(_)) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let lives = self.env.clock.now().unix_timestamp() < claims.exp;
+        Ok(Some(claims).filter(|_| lives))
     }
 
     /// The claims of a genuine token for a resource, or for any. It may have expired.

@@ -19,7 +19,8 @@ use super::{
         wallet, workspace, workspaces,
     },
     extract::{
-        Access, Admin, FirstPartyAdmin, GuardedBy, Open, OwnSession, ReadOnly, Rule, SignIn, Write,
+        Access, Admin, FirstPartyAdmin, FirstPartyWrite, GuardedBy, Open, OwnSession, ReadOnly,
+        Rule, SignIn, Write,
     },
     oauth, well_known,
 };
@@ -165,7 +166,7 @@ pub fn table() -> Vec<Route> {
         GET    "/v1/wallet/transactions"        Admin      => wallet::transactions;
 
         GET    "/v1/users/me"                   ReadOnly   => users::get;
-        PATCH  "/v1/users/me"                   Write      => users::update;
+        PATCH  "/v1/users/me"                   FirstPartyWrite => users::update;
         DELETE "/v1/users/me"                   OwnSession => users::delete;
         GET    "/v1/users/me/branding"          Admin      => branding::get;
         PUT    "/v1/users/me/branding"          Admin      => branding::replace;

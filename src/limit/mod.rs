@@ -43,6 +43,8 @@ pub struct Limits {
     env: Env,
     settings: RateLimit,
     credentials: Arc<Buckets<Uuid>>,
+    /// Of what gets tokens: apart from the tokens, so that a client that calls too often can still refresh.
+    grants: Arc<Buckets<Uuid>>,
     addresses: Arc<Buckets<IpNet>>,
     shared: Option<Arc<Shared>>,
     counts: Arc<LimitCounts>,
@@ -61,6 +63,7 @@ impl Limits {
             env: env.clone(),
             settings,
             credentials: Arc::new(Buckets::new()),
+            grants: Arc::new(Buckets::new()),
             addresses: Arc::new(Buckets::new()),
             shared: shared.transpose()?.map(Arc::new),
             counts,
@@ -85,6 +88,12 @@ impl Limits {
         }
         self.counts.local_decisions.fetch_add(1, Relaxed);
         self.credentials.charge(&id, quota, self.env.clock.monotonic())
+    }
+
+    /// Takes one request for tokens from the bucket of what they are for, on this node.
+    #[must_use]
+    pub fn charge_grant(&self, id: Uuid) -> Decision {
+        self.grants.charge(&id, self.quota(None), self.env.clock.monotonic())
     }
 
     /// The limit of each credential of a workspace, requests a minute, given the workspace's own.
@@ -154,13 +163,14 @@ impl Limits {
     pub fn evict_full(&self) {
         let now = self.env.clock.monotonic();
         self.credentials.evict_full(now);
+        self.grants.evict_full(now);
         self.addresses.evict_full(now);
     }
 
     /// How many buckets this node has.
     #[must_use]
     pub fn buckets(&self) -> usize {
-        self.credentials.len() + self.addresses.len()
+        self.credentials.len() + self.grants.len() + self.addresses.len()
     }
 
     /// Evicts regularly, until the process ends.

@@ -78,13 +78,25 @@ impl Letter {
         }
     }
 
-    pub(super) fn password_changed(public_url: &str, origin: &Origin, passkeys: &[String]) -> Self {
+    pub(super) fn password_changed(
+        public_url: &str,
+        origin: &Origin,
+        passkeys: &[String],
+        apps: &[String],
+    ) -> Self {
         let changed = "The password of your account was changed, and other sessions were ended.";
         let mut paragraphs = vec![changed.to_owned(), told(origin)];
         if !passkeys.is_empty() {
             let names: Vec<String> = passkeys.iter().map(|name| harmless(name)).collect();
             paragraphs.push(format!(
                 "Your passkeys go on signing in: {}. If one of them is not yours, take it away at {public_url}/second-factor, or ask whoever runs this service to.",
+                names.join(", "),
+            ));
+        }
+        if !apps.is_empty() {
+            let names: Vec<String> = apps.iter().map(|name| harmless(name)).collect();
+            paragraphs.push(format!(
+                "The apps that are connected go on: {}. If you did not connect one of them, disconnect it at {public_url}/connected-apps.",
                 names.join(", "),
             ));
         }

@@ -238,8 +238,8 @@ impl Mailer {
                 let link = link("accept-invitation", Purpose::Invitation, *token);
                 Letter::invitation(link, workspace)
             }
-            MailSubject::PasswordChanged { origin, passkeys } => {
-                Letter::password_changed(&self.public_url, origin, passkeys)
+            MailSubject::PasswordChanged { origin, passkeys, apps } => {
+                Letter::password_changed(&self.public_url, origin, passkeys, apps)
             }
             MailSubject::SecondFactorAdded { origin } => {
                 Letter::second_factor(&self.public_url, true, origin)

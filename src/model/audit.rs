@@ -92,6 +92,10 @@ pub enum Action {
     TokenRevoked,
     /// A grant ended.
     GrantEnded,
+    /// Somebody used an OAuth client's name without its secret.
+    ClientRejected,
+    /// A genuine code or refresh token was worth nothing.
+    TokenRefused,
     /// A code or a refresh token of a grant was used a second time; the grant was ended.
     GrantReuseDetected,
 }
@@ -139,6 +143,8 @@ impl Action {
             Self::TokenRefreshed => "oauth.token_refreshed",
             Self::TokenRevoked => "oauth.token_revoked",
             Self::GrantEnded => "oauth.grant_ended",
+            Self::ClientRejected => "oauth.client_rejected",
+            Self::TokenRefused => "oauth.token_refused",
             Self::GrantReuseDetected => "oauth.reuse_detected",
         }
     }

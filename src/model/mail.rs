@@ -49,6 +49,9 @@ pub enum MailSubject {
         /// What the person's passkeys are called, which go on signing in.
         #[serde(default)]
         passkeys: Vec<String>,
+        /// What the apps are called that the person has connected, which go on too.
+        #[serde(default)]
+        apps: Vec<String>,
     },
     /// Sign-in takes a code from now on.
     SecondFactorAdded {

@@ -10,7 +10,8 @@ use super::Invalid;
 pub fn name(field: &str, text: &str) -> Result<String, Invalid> {
     let text = text.trim();
     match text.chars().count() {
-        1..=100 => printable(field, text),
+        1..=100 if !text.contains(['\n', '\t']) => printable(field, text),
+        1..=100 => Err(Invalid::new(format!("{field} must be one line, without tabs"))),
         _ => Err(Invalid::new(format!("{field} must be 1 to 100 characters"))),
     }
 }
@@ -38,8 +39,10 @@ fn printable(field: &str, text: &str) -> Result<String, Invalid> {
 /// Characters that show nothing or turn what follows around: a name in a log is to be what it looks
 /// like. Joiners are spared, which many scripts need.
 fn is_invisible(c: char) -> bool {
-    matches!(c, '\u{200b}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}'
-        | '\u{2060}'..='\u{2069}' | '\u{feff}')
+    matches!(c, '\u{ad}' | '\u{34f}' | '\u{61c}' | '\u{115f}' | '\u{1160}' | '\u{180e}'
+        | '\u{200b}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}'
+        | '\u{2060}'..='\u{2069}' | '\u{3164}' | '\u{feff}' | '\u{ffa0}'
+        | '\u{e0000}'..='\u{e007f}')
 }
 
 /// At most `max` bytes of a text, cut between characters; for what is kept but not worth a refusal.

@@ -29,7 +29,7 @@ use crate::{
     store::{self, Tx},
 };
 
-/// Grants of one person to one client in one workspace that live at a time; then the oldest ends.
+/// Grants of one person to one client in one workspace that are used at a time; then the oldest ends.
 const MAX_GRANTS: i64 = 50;
 
 /// Workspaces that a person chooses among.
@@ -232,8 +232,9 @@ impl OAuth {
         Ok(store::workspaces::of_person(&mut tx, user, page).await?.items)
     }
 
-    /// Whether the person has let the client do as much before, in the workspace that they are in, and nobody
-    /// has to be asked: an answer to a program on somebody's machine may be any program's (RFC 8252, section 8.6).
+    /// Whether the person has let the client do as much before, in the workspace that they are in and by way of
+    /// the same redirect URI, and nobody has to be asked: an answer to a program on somebody's machine may be any
+    /// program's (RFC 8252, section 8.6).
     ///
     /// # Errors
     /// When PostgreSQL cannot be reached.
@@ -243,18 +244,35 @@ impl OAuth {
         request: &AuthorizationRequest,
     ) -> Result<bool, OAuthError> {
         let kind = redirect_uri::check(&request.redirect_uri, &self.native_schemes);
-        if kind != Ok(Kind::Web) || caller.principal.lacks_second_factor {
+        let is_elsewhere = kind == Ok(Kind::Web) && !redirect_uri::is_here(&request.redirect_uri);
+        if !is_elsewhere || caller.principal.lacks_second_factor {
             return Ok(false);
         }
         let (_, user) = own_session(caller)?;
         let workspace = caller.workspace();
         let wanted = request.scope.min(caller.principal.scope);
         let mut tx = self.store.begin(workspace, Some(user)).await?;
+        let (client, uri) = (request.client.id, &request.redirect_uri);
+        let since = self.env.clock.now() - self.idle;
         let granted =
-            store::oauth_grants::remembered(&mut tx, workspace, user, request.client.id).await?;
+            store::oauth_grants::remembered(&mut tx, workspace, user, client, uri, since).await?;
         Ok(granted.iter().any(|(scope, resources)| {
             *scope >= wanted && request.resources.iter().all(|wanted| resources.contains(wanted))
         }))
+    }
+
+    /// Whether the person may grant as much as a client asks for without signing in anew: who lets something run
+    /// the workspace has just shown who they are.
+    ///
+    /// # Errors
+    /// When PostgreSQL cannot be reached.
+    pub async fn may_grant(
+        &self,
+        caller: &Caller,
+        request: &AuthorizationRequest,
+    ) -> Result<bool, OAuthError> {
+        let wanted = request.scope.min(caller.principal.scope);
+        Ok(wanted < Scope::Admin || self.auth.is_confirmed(caller, None).await?)
     }
 
     /// Lets a client into a workspace, to do no more than this; answers where its code is to be sent.
@@ -293,22 +311,23 @@ impl OAuth {
         caller: &Caller,
         request: &AuthorizationRequest,
     ) -> Result<String, OAuthError> {
-        self.note_denial(caller, &request.client).await?;
+        let mut tx = self.store.begin(caller.workspace(), None).await?;
+        self.note_denial(&mut tx, caller, &request.client).await?;
+        tx.commit().await?;
         Ok(self.error_answer(request, Code::AccessDenied, "the person did not consent"))
     }
 
     /// The log tells that somebody did not let a client in.
     pub(super) async fn note_denial(
         &self,
+        tx: &mut Tx,
         caller: &Caller,
         client: &Client,
     ) -> Result<(), OAuthError> {
         let event = audit::event(&self.env, caller, Action::GrantDenied, 303)
             .on(client.id, client.name.clone())
             .with(json!({ "client_id": client.client_id() }));
-        let mut tx = self.store.begin(caller.workspace(), None).await?;
-        store::audit::insert(&mut tx, caller.workspace(), &event).await?;
-        Ok(tx.commit().await?)
+        Ok(store::audit::insert(tx, caller.workspace(), &event).await?)
     }
 
     /// Makes a grant, in a transaction that is to commit; answers also whether it ended others, which is to be
@@ -321,6 +340,7 @@ impl OAuth {
     ) -> Result<(Tx, GrantId, bool), OAuthError> {
         let Wanted { client, scope, resources, code, begin_by } = wanted;
         let (session, user) = own_session(caller)?;
+        let is_confirmed = scope < Scope::Admin || self.auth.is_confirmed(caller, None).await?;
         let mut tx = self.store.begin(workspace, Some(user)).await?;
         let role = store::members::pin_role(&mut tx, workspace, user).await?;
         let role = role.ok_or(AuthError::Forbidden("you are no member of this workspace"))?;
@@ -329,6 +349,13 @@ impl OAuth {
         if !lives {
             return Err(SESSION_ENDED.into());
         }
+        let scope = scope.min(role.scope());
+        if scope == Scope::Admin && !is_confirmed {
+            return Err(AuthError::Forbidden(
+                "who lets something administer a workspace signs in anew before: follow \"Somebody else?\", and sign in",
+            )
+            .into());
+        }
         let now = self.env.clock.now();
         let client_id = store::oauth_clients::store_document(&mut tx, client, now).await?;
         let grant = NewGrant {
@@ -336,7 +363,7 @@ impl OAuth {
             client_id,
             workspace_id: workspace,
             by: Some((user, session)),
-            scope: scope.min(role.scope()),
+            scope,
             resources: resources.to_vec(),
             code,
             created_at: now,
@@ -375,7 +402,8 @@ impl OAuth {
         let (workspace, client): (_, ClientId) = (grant.workspace_id, grant.client_id);
         let now = self.env.clock.now();
         let ended =
-            store::oauth_grants::end_excess(tx, workspace, user, client, MAX_GRANTS, now).await?;
+            store::oauth_grants::end_excess(tx, workspace, user, client, MAX_GRANTS - 1, now)
+                .await?;
         for id in &ended {
             let event = audit::event_in(&self.env, caller, workspace, Action::GrantEnded, 303)
                 .on(*id, None)

@@ -1,11 +1,16 @@
 //! Who asks: clients looked up, and how they show who they are (OAuth 2.1, section 2.4).
 
+use std::sync::Arc;
+
 use secrecy::{ExposeSecret, SecretString};
 
 use super::{Code, OAuth, OAuthError};
-use crate::model::oauth::{
-    client::{Client, ClientRef, KnownClient, parse_client_id},
-    parameters::Parameters,
+use crate::model::{
+    audit::{Action, Actor, RequestInfo},
+    oauth::{
+        client::{Client, ClientRef, KnownClient, Origin, parse_client_id},
+        parameters::Parameters,
+    },
 };
 
 /// A client's id and secret from an `Authorization: Basic` header, form-decoded (RFC 6749, section 2.3.1).
@@ -27,6 +32,7 @@ impl OAuth {
         &self,
         basic: Option<&BasicCredentials>,
         parameters: &Parameters,
+        request: &Arc<RequestInfo>,
     ) -> Result<Client, OAuthError> {
         if let Some(fault) = parameters.fault() {
             return Err(OAuthError::request(fault));
@@ -47,13 +53,34 @@ impl OAuth {
         };
         let known = self.known_client(client_id).await?;
         let KnownClient { client, .. } = &known;
-        match secret.filter(|secret| !secret.is_empty()) {
-            Some(secret) if client.is_confidential() && known.has(secret) => Ok(known.client),
-            None if !client.is_confidential() => Ok(known.client),
-            Some(_) if client.is_confidential() => Err(refused("the client secret is wrong")),
-            Some(_) => Err(refused("the client has no secret")),
-            None => Err(refused("the client has to show its secret")),
+        let why = match secret.filter(|secret| !secret.is_empty()) {
+            Some(secret) if client.is_confidential() && known.has(secret) => {
+                return Ok(known.client);
+            }
+            None if !client.is_confidential() => return Ok(known.client),
+            Some(_) if client.is_confidential() => "the client secret is wrong",
+            Some(_) => "the client has no secret",
+            None => "the client has to show its secret",
+        };
+        self.note_rejection(client, request).await?;
+        Err(refused(why))
+    }
+
+    /// The log of a client's workspace tells that somebody used its name; unless they do so in a flood.
+    async fn note_rejection(
+        &self,
+        client: &Client,
+        request: &Arc<RequestInfo>,
+    ) -> Result<(), OAuthError> {
+        let Origin::Workspace(workspace) = client.origin else { return Ok(()) };
+        if !self.limits.look_at_address(request.ip).await.allowed {
+            return Ok(());
         }
+        let event = self
+            .auth
+            .witness(request, workspace, Action::ClientRejected, Actor::anonymous(), 401)
+            .on(client.id, client.name.clone());
+        Ok(self.auth.note(event).await?)
     }
 
     /// A client that is known here: it registered, was made, or was let in before.

@@ -8,6 +8,8 @@ use super::{Code, OAuth, OAuthError, authorize::Wanted, scope_of};
 use crate::{
     auth::AuthError,
     model::{
+        address,
+        audit::RequestInfo,
         id::WorkspaceId,
         oauth::{
             client::{Client, ClientRef, GrantType},
@@ -31,7 +33,9 @@ const FETCH_WITHIN: Duration = Duration::from_mins(15);
 /// Seconds between two polls.
 const INTERVAL: u32 = 5;
 /// Devices that wait at a time, at most.
-const MAX_WAITING: i32 = 10_000;
+const MAX_WAITING: i32 = 100_000;
+/// Of these from one address or, of IPv6, one /64.
+const MAX_WAITING_FROM_ONE: i32 = 50;
 /// So often a code is drawn anew that somebody has already.
 const DRAWS: usize = 5;
 
@@ -77,6 +81,7 @@ impl OAuth {
         &self,
         client: &Client,
         parameters: &Parameters,
+        request: &RequestInfo,
     ) -> Result<DeviceAuthorization, OAuthError> {
         if !client.may(GrantType::DeviceCode) {
             let what = "the client is not registered for the device grant";
@@ -99,8 +104,10 @@ impl OAuth {
                 resources: &resources,
                 created_at,
                 expires_at: created_at + LIFETIME,
+                subnet: address::subnet(request.ip),
             };
-            match self.store.start_device(&device, MAX_WAITING).await? {
+            let most = [MAX_WAITING, MAX_WAITING_FROM_ONE];
+            match self.store.start_device(&device, most).await? {
                 Started::Yes => {
                     return Ok(DeviceAuthorization {
                         device_code: self.auth.token_key().derive(Purpose::DeviceCode, id),
@@ -180,7 +187,7 @@ impl OAuth {
         if !store::oauth_devices::answer(&mut tx, device.waiting.id, None, now).await? {
             return Err(AuthError::Conflict("this code has been answered already").into());
         }
-        tx.commit().await?;
-        self.note_denial(caller, &device.client).await
+        self.note_denial(&mut tx, caller, &device.client).await?;
+        Ok(tx.commit().await?)
     }
 }

@@ -17,7 +17,7 @@ use reqwest::{
     dns::{Addrs, Name, Resolve, Resolving},
     header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE, HeaderMap},
 };
-use tokio::sync::Semaphore;
+use tokio::{sync::Semaphore, time::timeout};
 use url::{Host, Url};
 
 use super::{
@@ -33,9 +33,9 @@ use crate::{
 /// The largest document, in bytes.
 const MAX_BYTES: usize = 5 * 1024;
 /// The longest that fetching one may take.
-const PATIENCE: Duration = Duration::from_secs(5);
-/// Documents that are fetched at a time.
-const AT_ONCE: usize = 8;
+const PATIENCE: Duration = Duration::from_secs(4);
+/// Documents that are fetched at a time: more than the limit of one address can keep busy.
+const AT_ONCE: usize = 64;
 /// Documents that are remembered.
 const REMEMBERED: usize = 1000;
 /// The longest `client_id` that is one, in bytes.
@@ -105,7 +105,8 @@ impl Documents {
         {
             return Ok((*client).clone());
         }
-        let _place = self.places.try_acquire().map_err(|_| OAuthError::unavailable())?;
+        let place = timeout(PATIENCE, self.places.acquire()).await;
+        let _place = place.ok().and_then(Result::ok).ok_or_else(OAuthError::unavailable)?;
         let (metadata, fresh) = self.fetch(url).await?;
         let client = self.read(url, &metadata)?;
         // What is wrong is not remembered: its author mends it and tries again.

@@ -2,7 +2,10 @@
 
 use std::borrow::Cow;
 
-use crate::{auth::AuthError, store::StoreError};
+use crate::{
+    auth::AuthError,
+    store::{Constraint, StoreError},
+};
 
 /// Error codes that clients act upon.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -116,6 +119,11 @@ impl OAuthError {
 
 impl From<StoreError> for OAuthError {
     fn from(error: StoreError) -> Self {
-        Self::Failed(error.into())
+        match error {
+            StoreError::Violated(Constraint::ClientGone) => {
+                Self::new(Code::InvalidClient, "there is no such client any more")
+            }
+            other => Self::Failed(other.into()),
+        }
     }
 }

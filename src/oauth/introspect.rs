@@ -8,7 +8,7 @@ use utoipa::ToSchema;
 
 use super::{Code, OAuth, OAuthError, token::required};
 use crate::{
-    auth::verify_jwt::{Audience, Claims, Subject},
+    auth::verify_jwt::{Audience, Bond, Claims, Subject},
     model::{
         audit::RequestInfo,
         id::{GrantId, WorkspaceId},
@@ -83,6 +83,7 @@ impl OAuth {
         let id = token.id();
         let parties = self.store.find_grant(id).await?;
         let parties = parties.filter(|parties| parties.client_id == client.id);
+        let parties = parties.filter(|parties| !parties.lacks_second_factor);
         let Some(parties) = parties else { return Ok(Introspection::default()) };
         let Some(user) = parties.user_id else { return Ok(Introspection::default()) };
         let workspace = parties.workspace_id;
@@ -113,6 +114,10 @@ impl OAuth {
 
 /// Its own tokens, those of its workspace, and those for the resource that it is.
 fn may_see(client: &Client, claims: &Claims) -> bool {
+    // A person's own session is nobody else's to look at.
+    if !matches!(claims.sid, Bond::Grant(_)) {
+        return false;
+    }
     let is_for = |resource: &String| match &claims.aud {
         Audience::One(one) => one == resource,
         Audience::Several(several) => several.contains(resource),

@@ -27,10 +27,13 @@ pub mod workspace_clients;
 
 use std::{sync::Arc, time::Duration};
 
+use uuid::Uuid;
+
 use crate::{
-    auth::Auth,
+    auth::{Auth, AuthError},
     config::{self, Settings},
     env::Env,
+    limit::Limits,
     model::{
         audit::{Action, Actor, NewEvent, RequestInfo},
         id::WorkspaceId,
@@ -61,6 +64,7 @@ pub struct OAuth {
     registration: bool,
     /// How long a grant may go without giving tokens.
     idle: Duration,
+    limits: Limits,
 }
 
 impl OAuth {
@@ -68,7 +72,13 @@ impl OAuth {
     ///
     /// # Errors
     /// With one line for the operator.
-    pub fn new(settings: &Settings, auth: Auth, store: Store, env: Env) -> Result<Self, String> {
+    pub fn new(
+        settings: &Settings,
+        auth: Auth,
+        store: Store,
+        env: Env,
+        limits: Limits,
+    ) -> Result<Self, String> {
         let config::OAuth { resources, registration, documents, native_schemes, refresh_token } =
             &settings.oauth;
         let issuer = &settings.server.public_url;
@@ -81,6 +91,7 @@ impl OAuth {
             native_schemes: native_schemes.as_slice().into(),
             registration: *registration,
             idle: *refresh_token,
+            limits,
             env,
         })
     }
@@ -107,6 +118,25 @@ impl OAuth {
             named.push(self.resources.own().to_owned());
         }
         Ok(named)
+    }
+
+    /// Keeps who gets tokens from asking for them without an end.
+    ///
+    /// # Errors
+    /// [`AuthError::TooManyAttempts`].
+    fn charge(&self, id: Uuid) -> Result<(), OAuthError> {
+        let decision = self.limits.charge_grant(id);
+        if decision.allowed {
+            return Ok(());
+        }
+        // Rounded up: waiting so long is enough.
+        Err(AuthError::TooManyAttempts(decision.retry_in.as_secs() + 1).into())
+    }
+
+    /// How long a grant may go without giving tokens.
+    #[must_use]
+    pub fn idle(&self) -> Duration {
+        self.idle
     }
 
     /// An event of a client.

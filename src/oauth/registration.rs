@@ -4,6 +4,8 @@ use serde::Deserialize;
 
 use super::{Code, OAuth, OAuthError};
 use crate::model::{
+    address,
+    audit::RequestInfo,
     oauth::{
         client::{AuthMethod, Client, ClientSecret, GrantType, Origin},
         redirect_uri,
@@ -17,6 +19,8 @@ const MAX_REDIRECT_URIS: usize = 20;
 
 /// Clients that registered within a week and that nobody has let in, at most.
 const MAX_UNUSED: i32 = 10_000;
+/// Of these from one address or, of IPv6, one /64.
+const MAX_UNUSED_FROM_ONE: i32 = 200;
 
 /// What a client says of itself (RFC 7591, section 2). What is not here is passed over.
 #[derive(Debug, Default, Deserialize)]
@@ -58,7 +62,11 @@ impl OAuth {
     /// # Errors
     /// [`Code::InvalidRedirectUri`], [`Code::InvalidClientMetadata`]; unavailable where too many have
     /// registered that nobody lets in.
-    pub async fn register(&self, metadata: &ClientMetadata) -> Result<Registered, OAuthError> {
+    pub async fn register(
+        &self,
+        metadata: &ClientMetadata,
+        request: &RequestInfo,
+    ) -> Result<Registered, OAuthError> {
         if !self.registration {
             let closed = "clients do not register themselves here: ask the operator";
             return Err(OAuthError::new(Code::AccessDenied, closed));
@@ -78,7 +86,8 @@ impl OAuth {
         };
         let secret = client.is_confidential().then(|| ClientSecret::new(self.env.entropy.bytes()));
         let kept = secret.as_ref().map(|secret| (self.env.new_uuid(), secret.digest()));
-        if !self.store.register_client(&client, kept, MAX_UNUSED).await? {
+        let (subnet, most) = (address::subnet(request.ip), [MAX_UNUSED, MAX_UNUSED_FROM_ONE]);
+        if !self.store.register_client(&client, kept, subnet, most).await? {
             return Err(OAuthError::unavailable());
         }
         tracing::info!(client = %client.id, "an OAuth client registered itself");

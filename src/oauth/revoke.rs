@@ -14,8 +14,11 @@ use crate::{
         oauth::{client::Client, grant::GrantEnd, parameters::Parameters},
         refresh_token::PresentedToken,
     },
-    store,
+    store::{self, Tx, oauth_grants::Parties},
 };
+
+/// Access tokens of one grant that are revoked one by one within their life; then all of it goes.
+const MAX_REVOKED: i32 = 100;
 
 impl OAuth {
     /// Revokes a token of a client that has shown who it is, at once. What is no token of anybody needs none.
@@ -57,19 +60,30 @@ impl OAuth {
         if grant.client_id != client.id {
             return Err(foreign());
         }
-        let now = self.env.clock.now();
-        if store::oauth_grants::end(&mut tx, workspace, id, now, GrantEnd::Client).await? {
+        self.give_back(&mut tx, client, parties, id, request).await?;
+        tx.commit().await?;
+        // Also a second time: the first one's client may have gone without an answer.
+        Ok(self.auth.fence().wait().await?)
+    }
+
+    /// Ends a grant for its client, unless it has ended.
+    async fn give_back(
+        &self,
+        tx: &mut Tx,
+        client: &Client,
+        parties: Parties,
+        id: GrantId,
+        request: &Arc<RequestInfo>,
+    ) -> Result<(), OAuthError> {
+        let (workspace, reason) = (parties.workspace_id, GrantEnd::Client);
+        if store::oauth_grants::end(tx, workspace, id, self.env.clock.now(), reason).await? {
             let event = self
                 .event(request, workspace, Action::GrantEnded, client, 200)
                 .on(id, None)
-                .with(json!({
-                    "reason": GrantEnd::Client.as_str(), "user_id": parties.user_id,
-                }));
-            store::audit::insert(&mut tx, workspace, &event).await?;
-            tx.commit().await?;
+                .with(json!({ "reason": reason.as_str(), "user_id": parties.user_id }));
+            store::audit::insert(tx, workspace, &event).await?;
         }
-        // Also a second time: the first one's client may have gone without an answer.
-        Ok(self.auth.fence().wait().await?)
+        Ok(())
     }
 
     async fn revoke_access_token(
@@ -78,8 +92,8 @@ impl OAuth {
         token: &str,
         request: &Arc<RequestInfo>,
     ) -> Result<(), OAuthError> {
-        let looked = self.auth.look_at_token(token, request.began).await?;
-        let Some((claims, _)) = looked else { return Ok(()) };
+        // Whatever it is worth at the moment: it is not to be worth more later.
+        let Some(claims) = self.auth.read_token(token).await? else { return Ok(()) };
         let Bond::Grant(id) = claims.sid else { return Err(foreign()) };
         if claims.client_id != client.client_id() {
             return Err(foreign());
@@ -88,12 +102,16 @@ impl OAuth {
         let workspace = parties.workspace_id;
         let mut tx = self.store.begin(workspace, parties.user_id).await?;
         let since = self.env.clock.now() - self.auth.access_token_lifetime();
-        store::oauth_grants::revoke_token(&mut tx, workspace, id, claims.jti, since).await?;
+        let revoked =
+            store::oauth_grants::revoke_token(&mut tx, workspace, id, claims.jti, since).await?;
         let event = self
             .event(request, workspace, Action::TokenRevoked, client, 200)
             .on(id, None)
             .with(json!({ "user_id": parties.user_id }));
         store::audit::insert(&mut tx, workspace, &event).await?;
+        if revoked > MAX_REVOKED {
+            self.give_back(&mut tx, client, parties, id, request).await?;
+        }
         tx.commit().await?;
         Ok(self.auth.fence().wait().await?)
     }

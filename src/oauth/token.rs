@@ -15,7 +15,7 @@ use crate::{
     auth::{AuthError, verify_jwt::GrantedToken},
     model::{
         audit::{Action, RequestInfo},
-        id::GrantId,
+        id::{GrantId, Id},
         oauth::{
             client::{Client, GrantType, Origin},
             grant::{GrantEnd, GrantState, NewGrant},
@@ -96,13 +96,13 @@ impl OAuth {
         let id = GrantId::from(id.ok_or_else(bad)?);
         let (mut tx, parties, grant, role) = self.open(id).await?.ok_or_else(bad)?;
         if grant.client_id != client.id {
-            return Err(bad());
+            return Err(self.refuse(tx, client, parties, id, request, bad()).await);
         }
         let (redirect_uri, challenge) = grant.code.as_ref().ok_or_else(bad)?;
         // It need not be told again (OAuth 2.1, section 10.2).
         let is_told = parameters.get("redirect_uri").is_none_or(|told| told == redirect_uri);
         if !is_told || !challenge.is_met_by(verifier) {
-            return Err(bad());
+            return Err(self.refuse(tx, client, parties, id, request, bad()).await);
         }
         if grant.begun_at.is_some() {
             // Whoever has code and verifier has both halves: one of the two who do is a thief.
@@ -111,7 +111,7 @@ impl OAuth {
         }
         let now = self.env.clock.now();
         let Some(most) = role.filter(|_| !grant.ended && now < grant.begin_by) else {
-            return Err(bad());
+            return Err(self.refuse(tx, client, parties, id, request, bad()).await);
         };
         let giving = Giving {
             client,
@@ -143,23 +143,26 @@ impl OAuth {
         let key = self.auth.grant_refresh_key();
         let generation = token.verify(key, &grant.seed).ok_or_else(bad)?;
         if grant.client_id != client.id || generation > grant.generation {
-            return Err(bad());
+            return Err(self.refuse(tx, client, parties, id, request, bad()).await);
         }
         let next = match grant.generation - generation {
             0 if client.is_confidential() => generation,
             0 => generation.saturating_add(1),
             1 => grant.generation,
+            _ if grant.ended => {
+                return Err(self.refuse(tx, client, parties, id, request, bad()).await);
+            }
             _ => {
-                if !grant.ended {
-                    self.end_reused(tx, client, parties, id, GrantEnd::RefreshReuse, request)
-                        .await?;
-                }
+                let reason = GrantEnd::RefreshReuse;
+                self.end_reused(tx, client, parties, id, reason, request).await?;
                 return Err(bad());
             }
         };
         let now = self.env.clock.now();
         let lives = !grant.ended && grant.last_used_at.is_some_and(|used| now - used < self.idle);
-        let Some(most) = role.filter(|_| lives) else { return Err(bad()) };
+        let Some(most) = role.filter(|_| lives) else {
+            return Err(self.refuse(tx, client, parties, id, request, bad()).await);
+        };
         // Whoever asks for more than there is gets what there is: some clients always ask for all.
         let asked = scope_of(parameters)?.unwrap_or(Scope::Admin);
         let giving = Giving {
@@ -205,7 +208,13 @@ impl OAuth {
         };
         let mut tx = self.store.begin(workspace, None).await?;
         let id = store::oauth_grants::own(&mut tx, &new).await?;
-        let parties = Parties { client_id: client.id, workspace_id: workspace, user_id: None };
+        self.charge(id.uuid())?;
+        let parties = Parties {
+            client_id: client.id,
+            workspace_id: workspace,
+            user_id: None,
+            lacks_second_factor: false,
+        };
         let giving = Giving { client, id, parties, scope, resources, refresh: None };
         let tokens = self.give(&mut tx, &giving, Action::TokenIssued, request, now).await?;
         tx.commit().await?;
@@ -263,6 +272,14 @@ impl OAuth {
     ) -> Result<Option<(Tx, Parties, GrantState, Option<Scope>)>, OAuthError> {
         let Some(parties) = self.store.find_grant(id).await? else { return Ok(None) };
         let Some(user) = parties.user_id else { return Ok(None) };
+        self.charge(id.uuid())?;
+        if parties.lacks_second_factor {
+            // Not the end of it: the person sets a factor up, and it goes on.
+            return Err(OAuthError::new(
+                Code::TemporarilyUnavailable,
+                "the workspace asks for a second factor, which the person has to set up first",
+            ));
+        }
         let workspace = parties.workspace_id;
         let mut tx = self.store.begin(workspace, Some(user)).await?;
         // Membership, then what depends on it: everybody locks them in this order.
@@ -321,6 +338,28 @@ impl OAuth {
             scope: *scope,
             refresh_token: refresh.map(|(generation, seed)| key.derive(*id, generation, seed)),
         })
+    }
+
+    /// The log tells that something genuine was worth nothing.
+    async fn refuse(
+        &self,
+        tx: Tx,
+        client: &Client,
+        parties: Parties,
+        id: GrantId,
+        request: &Arc<RequestInfo>,
+        error: OAuthError,
+    ) -> OAuthError {
+        // Before the log is waited for, nothing is to be locked.
+        drop(tx);
+        let event = self
+            .event(request, parties.workspace_id, Action::TokenRefused, client, 400)
+            .on(id, None)
+            .with(json!({ "user_id": parties.user_id, "description": error.to_string() }));
+        match self.auth.note(event).await {
+            Ok(()) => error,
+            Err(failed) => failed.into(),
+        }
     }
 
     /// Ends a grant whose code or refresh token somebody used a second time, at once.

@@ -270,9 +270,11 @@ impl OAuth {
         let mut tx = self.store.begin(workspace, caller.principal.person()).await?;
         self.auth.lock_members(&mut tx, caller).await?;
         let client = store::oauth_clients::get(&mut tx, workspace, id).await?.ok_or(NONE)?;
+        let abroad = store::oauth_clients::abroad(&mut tx, Some(id)).await?;
         store::oauth_clients::delete(&mut tx, workspace, id).await?;
         let event = audit::event(&self.env, caller, Action::ClientDeleted, 204).on(id, client.name);
         store::audit::insert(&mut tx, workspace, &event).await?;
+        self.auth.tell_of_gone_clients(&mut tx, &caller.request, abroad).await?;
         tx.commit().await?;
         Ok(self.auth.fence().wait().await?)
     }

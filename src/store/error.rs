@@ -29,6 +29,8 @@ pub enum Constraint {
     OpenInvitation,
     /// Somebody has the passkey already.
     PasskeyKnown,
+    /// The OAuth client is gone.
+    ClientGone,
 }
 
 impl Constraint {
@@ -37,6 +39,9 @@ impl Constraint {
             "users_email_key_key" => Some(Self::EmailTaken),
             "passkeys_credential_id_key" => Some(Self::PasskeyKnown),
             "invitations_open_key" => Some(Self::OpenInvitation),
+            "oauth_grants_client_id_fkey" | "oauth_device_codes_client_id_fkey" => {
+                Some(Self::ClientGone)
+            }
             "api_keys_live_successor_key" => Some(Self::LiveSuccessor),
             _ => None,
         }

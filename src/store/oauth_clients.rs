@@ -1,5 +1,6 @@
 //! OAuth clients and their secrets.
 
+use ipnet::IpNet;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
@@ -105,7 +106,8 @@ impl Store {
         }))
     }
 
-    /// Stores a client that registers itself. False: there are as many already that nobody has let in.
+    /// Stores a client that registers itself, from somewhere. False: there are as many already from there, or over
+    /// all, that nobody has let in.
     ///
     /// # Errors
     /// When PostgreSQL cannot be reached.
@@ -113,11 +115,12 @@ impl Store {
         &self,
         client: &Client,
         secret: Option<(Uuid, SecretDigest)>,
-        at_most: i32,
+        subnet: IpNet,
+        [at_most, at_most_from_there]: [i32; 2],
     ) -> Result<bool, StoreError> {
         let (secret, digest) = secret.unzip();
         Ok(sqlx::query_scalar!(
-            r#"SELECT register_oauth_client($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
+            r#"SELECT register_oauth_client($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
                       AS "registered!""#,
             client.id.uuid(),
             client.name,
@@ -129,7 +132,9 @@ impl Store {
             client.created_at,
             secret,
             digest.as_ref().map(SecretDigest::as_bytes),
+            subnet as _,
             at_most,
+            at_most_from_there,
         )
         .fetch_one(&self.pools.requests())
         .await?)
@@ -262,6 +267,35 @@ pub async fn delete(tx: &mut Tx, workspace: WorkspaceId, id: ClientId) -> Result
     .execute(tx.conn())
     .await?;
     Ok(done.rows_affected() == 1)
+}
+
+/// Where clients of the transaction's workspace are let in, when they are about to go.
+#[derive(Debug)]
+pub struct Abroad {
+    /// Which client.
+    pub client_id: ClientId,
+    /// What it calls itself.
+    pub client_name: String,
+    /// Where.
+    pub workspace_id: WorkspaceId,
+    /// How often.
+    pub grants: i64,
+}
+
+/// Where a client of the transaction's workspace is let in; or all of its clients, where they are let in elsewhere.
+///
+/// # Errors
+/// When PostgreSQL cannot be reached.
+pub async fn abroad(tx: &mut Tx, client: Option<ClientId>) -> Result<Vec<Abroad>, StoreError> {
+    Ok(sqlx::query_as!(
+        Abroad,
+        r#"SELECT client_id AS "client_id!: ClientId", client_name AS "client_name!",
+                  workspace_id AS "workspace_id!: WorkspaceId", grants AS "grants!"
+           FROM oauth_clients_abroad($1)"#,
+        client.map(Id::uuid),
+    )
+    .fetch_all(tx.conn())
+    .await?)
 }
 
 /// A client of a workspace, locked until the transaction ends.

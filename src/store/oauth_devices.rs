@@ -1,5 +1,6 @@
 //! Device authorizations under way.
 
+use ipnet::IpNet;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
@@ -26,6 +27,8 @@ pub struct NewDevice<'a> {
     pub created_at: OffsetDateTime,
     /// Until when it can be answered.
     pub expires_at: OffsetDateTime,
+    /// From where, as far as clients are told apart.
+    pub subnet: IpNet,
 }
 
 /// Whether one could be started.
@@ -70,17 +73,17 @@ pub enum DeviceState {
 }
 
 impl Store {
-    /// Starts one, unless so many are under way.
+    /// Starts one, unless so many are under way, over all and from there.
     ///
     /// # Errors
     /// When PostgreSQL cannot be reached.
     pub async fn start_device(
         &self,
         device: &NewDevice<'_>,
-        at_most: i32,
+        [at_most, at_most_from_there]: [i32; 2],
     ) -> Result<Started, StoreError> {
         let started = sqlx::query_scalar!(
-            r#"SELECT start_device_code($1, $2, $3, $4, $5, $6, $7, $8) AS "started""#,
+            r#"SELECT start_device_code($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) AS "started""#,
             device.id,
             device.client_id.uuid(),
             &device.user_code,
@@ -88,7 +91,9 @@ impl Store {
             device.resources,
             device.created_at,
             device.expires_at,
+            device.subnet as _,
             at_most,
+            at_most_from_there,
         )
         .fetch_one(&self.pools.requests())
         .await?;

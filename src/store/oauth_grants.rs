@@ -1,5 +1,8 @@
 //! What OAuth clients were granted.
 
+use std::time::Duration;
+
+use sqlx::postgres::types::PgInterval;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
@@ -24,6 +27,8 @@ pub struct Parties {
     pub workspace_id: WorkspaceId,
     /// By whom; none: the client acts for itself.
     pub user_id: Option<UserId>,
+    /// Whether that is somebody who lacks the second factor that the workspace asks for.
+    pub lacks_second_factor: bool,
 }
 
 impl Line {
@@ -79,7 +84,8 @@ impl Store {
         Ok(sqlx::query_as!(
             Parties,
             r#"SELECT client_id AS "client_id!: ClientId",
-                      workspace_id AS "workspace_id!: WorkspaceId", user_id AS "user_id: UserId"
+                      workspace_id AS "workspace_id!: WorkspaceId", user_id AS "user_id: UserId",
+                      lacks_second_factor AS "lacks_second_factor!"
                FROM find_oauth_grants(ARRAY[$1::uuid])"#,
             id.uuid(),
         )
@@ -87,12 +93,14 @@ impl Store {
         .await?)
     }
 
-    /// Drops codes that nobody redeemed, grants that ended long ago, clients that nobody lets in.
+    /// Drops codes that nobody redeemed, grants that nobody has used for longer than `idle`, or that ended long ago,
+    /// and clients that nobody lets in.
     ///
     /// # Errors
     /// When PostgreSQL cannot be reached.
-    pub async fn prune_oauth(&self, now: OffsetDateTime) -> Result<(), StoreError> {
-        sqlx::query!(r#"SELECT prune_oauth($1) AS "done""#, now)
+    pub async fn prune_oauth(&self, now: OffsetDateTime, idle: Duration) -> Result<(), StoreError> {
+        let idle = PgInterval::try_from(idle).unwrap_or_default();
+        sqlx::query!(r#"SELECT prune_oauth($1, $2) AS "done""#, now, idle)
             .fetch_one(&self.pools.own())
             .await?;
         Ok(())
@@ -265,29 +273,30 @@ pub async fn end(
     Ok(done.rows_affected() == 1)
 }
 
-/// Ends what somebody granted in a workspace. Answers which, and to whom.
+/// Ends what somebody granted, in a workspace or everywhere. Answers which, to whom, and where.
 ///
 /// # Errors
 /// When PostgreSQL cannot be reached.
 pub async fn end_of_person(
     tx: &mut Tx,
-    workspace: WorkspaceId,
+    workspace: Option<WorkspaceId>,
     user: UserId,
     now: OffsetDateTime,
     reason: GrantEnd,
-) -> Result<Vec<(GrantId, ClientId)>, StoreError> {
+) -> Result<Vec<(GrantId, ClientId, WorkspaceId)>, StoreError> {
     let rows = sqlx::query!(
         r#"UPDATE oauth_grants SET ended_at = $3, end_reason = $4
-           WHERE workspace_id = $1 AND user_id = $2 AND ended_at IS NULL
-           RETURNING id AS "id: GrantId", client_id AS "client_id: ClientId""#,
-        workspace.uuid(),
+           WHERE ($1::uuid IS NULL OR workspace_id = $1) AND user_id = $2 AND ended_at IS NULL
+           RETURNING id AS "id: GrantId", client_id AS "client_id: ClientId",
+                     workspace_id AS "workspace_id: WorkspaceId""#,
+        workspace.map(Id::uuid),
         user.uuid(),
         now,
         reason.as_str(),
     )
     .fetch_all(tx.conn())
     .await?;
-    Ok(rows.into_iter().map(|row| (row.id, row.client_id)).collect())
+    Ok(rows.into_iter().map(|row| (row.id, row.client_id, row.workspace_id)).collect())
 }
 
 /// Ends the oldest of what somebody granted a client in a workspace, so that no more than so many are left.
@@ -306,7 +315,7 @@ pub async fn end_excess(
         r#"UPDATE oauth_grants SET ended_at = $5, end_reason = $6
            WHERE id IN (SELECT id FROM oauth_grants
                         WHERE client_id = $3 AND user_id = $2 AND workspace_id = $1
-                          AND ended_at IS NULL
+                          AND ended_at IS NULL AND begun_at IS NOT NULL
                         ORDER BY id DESC OFFSET $4)
            RETURNING id AS "id: GrantId""#,
         workspace.uuid(),
@@ -320,8 +329,8 @@ pub async fn end_excess(
     .await?)
 }
 
-/// Revokes one access token of a grant, by its `jti`. Those made before `since` have expired, and are kept in
-/// mind no longer.
+/// Revokes one access token of a grant, by its `jti`; answers how many are. Those made before `since` have expired,
+/// and are kept in mind no longer.
 ///
 /// # Errors
 /// When PostgreSQL cannot be reached.
@@ -331,23 +340,23 @@ pub async fn revoke_token(
     id: GrantId,
     token: Uuid,
     since: OffsetDateTime,
-) -> Result<(), StoreError> {
-    sqlx::query!(
-        "UPDATE oauth_grants SET revoked_tokens = ARRAY(
-             SELECT revoked FROM unnest(revoked_tokens) AS revoked WHERE revoked >= uuid_at($4)
-             UNION SELECT $3)
-         WHERE id = $1 AND workspace_id = $2",
+) -> Result<i32, StoreError> {
+    let count = sqlx::query_scalar!(
+        r#"UPDATE oauth_grants SET revoked_tokens = ARRAY(
+               SELECT revoked FROM unnest(revoked_tokens) AS revoked WHERE revoked >= uuid_at($4)
+               UNION SELECT $3)
+           WHERE id = $1 AND workspace_id = $2
+           RETURNING cardinality(revoked_tokens) AS "count!""#,
         id.uuid(),
         workspace.uuid(),
         token,
         since,
-    )
-    .execute(tx.conn())
-    .await?;
-    Ok(())
+    );
+    Ok(count.fetch_optional(tx.conn()).await?.unwrap_or(0))
 }
 
-/// What somebody has granted a client in a workspace that lives, the most first: scope and resources.
+/// What somebody has granted a client in a workspace, by way of a redirect URI, and what is used still: scope and
+/// resources.
 ///
 /// # Errors
 /// When PostgreSQL cannot be reached.
@@ -356,19 +365,42 @@ pub async fn remembered(
     workspace: WorkspaceId,
     user: UserId,
     client: ClientId,
+    redirect_uri: &str,
+    used_since: OffsetDateTime,
 ) -> Result<Vec<(Scope, Vec<String>)>, StoreError> {
     let rows = sqlx::query!(
         r#"SELECT scope AS "scope: Scope", resources FROM oauth_grants
            WHERE client_id = $3 AND user_id = $2 AND workspace_id = $1
-             AND ended_at IS NULL AND begun_at IS NOT NULL
+             AND ended_at IS NULL AND redirect_uri = $4 AND last_used_at > $5
            ORDER BY id DESC LIMIT 100"#,
         workspace.uuid(),
         user.uuid(),
         client.uuid(),
+        redirect_uri,
+        used_since,
     )
     .fetch_all(tx.conn())
     .await?;
     Ok(rows.into_iter().map(|row| (row.scope, row.resources)).collect())
+}
+
+/// What the apps of a person are called, in a transaction of that person.
+///
+/// # Errors
+/// When PostgreSQL cannot be reached.
+pub async fn names_of_person(
+    tx: &mut Tx,
+    user: UserId,
+    at_most: i64,
+) -> Result<Vec<String>, StoreError> {
+    Ok(sqlx::query_scalar!(
+        "SELECT DISTINCT c.name FROM oauth_grants g JOIN oauth_clients c ON c.id = g.client_id
+         WHERE g.user_id = $1 AND g.ended_at IS NULL AND g.begun_at IS NOT NULL ORDER BY 1 LIMIT $2",
+        user.uuid(),
+        at_most,
+    )
+    .fetch_all(tx.conn())
+    .await?)
 }
 
 /// Whose grants are looked at.

@@ -21,6 +21,7 @@ mod coherence;
 mod contract;
 mod coverage;
 mod dev;
+mod documentation;
 mod factors;
 mod farewell;
 #[path = "../faults/mod.rs"]

@@ -9,7 +9,7 @@ use super::Answer;
 use crate::{
     http::{
         App,
-        extract::{self, Authorized, OwnSession, ReadOnly, Write},
+        extract::{self, Authorized, FirstPartyWrite, OwnSession, ReadOnly},
     },
     model::{
         fields::Fields,
@@ -60,7 +60,7 @@ pub async fn get(
     request_body(content = Object, example = json!({"full_name": "Dana Meyer", "timezone": "Europe/Berlin"})),
     responses((status = 200, body = ProfileBody), (status = 404)))]
 pub async fn update(
-    caller: Authorized<Write>,
+    caller: Authorized<FirstPartyWrite>,
     State(app): State<App>,
     extract::Json(body): extract::Json<Fields>,
 ) -> Answer<Json<ProfileBody>> {

@@ -3,7 +3,7 @@
 use askama::Template;
 use axum::{
     extract::{Request, State},
-    http::Uri,
+    http::Method,
     response::{IntoResponse, Redirect, Response},
 };
 use secrecy::{ExposeSecret, SecretString};
@@ -91,7 +91,7 @@ impl ScopeChoice {
     fn words(&self) -> &'static str {
         match self.scope {
             Scope::ReadOnly => {
-                "Look at agents, calls, knowledge bases, campaigns, API keys without their secrets, and the audit log"
+                "Look at agents, calls, knowledge bases, campaigns, API keys without their secrets, the audit log, and your own name and address"
             }
             Scope::Write => {
                 "All of that, and create, change and delete agents, calls, knowledge bases and campaigns"
@@ -116,22 +116,33 @@ pub(super) async fn show(
     public: Public,
     State(app): State<App>,
     mut browser: Browser,
-    uri: Uri,
+    method: Method,
     query: Query,
 ) -> Result<Response, ApiError> {
-    let request = match asked(&app, &Parameters::new(query.into_pairs())).await? {
+    // Whoever merely looks is granted nothing.
+    if method != Method::GET {
+        return Err(ApiError::new(Code::MethodNotAllowed, "this takes GET or POST"));
+    }
+    let pairs = query.into_pairs();
+    let query = &*query_of(&pairs);
+    let request = match asked(&app, &Parameters::new(pairs)).await? {
         Ok(request) => request,
         Err(answer) => return Ok(*answer),
     };
     let caller = browser.caller(&public.request).await?;
-    let query = uri.query().unwrap_or_default();
     let Some(caller) = caller else {
         if request.prompt == Prompt::None {
             return Ok(told(&app, &request, OAuthCode::LoginRequired, "nobody is signed in"));
         }
         return Ok(to_sign_in(&request, query, false));
     };
+    let may_grant = app.oauth.may_grant(&caller, &request).await.map_err(failure)?;
     match request.prompt {
+        Prompt::None if !may_grant => {
+            let why = "somebody has to sign in anew";
+            return Ok(told(&app, &request, OAuthCode::LoginRequired, why));
+        }
+        _ if !may_grant => return Ok(to_sign_in(&request, query, true)),
         Prompt::Login => return Ok(to_sign_in(&request, query, true)),
         Prompt::Consent => {}
         Prompt::None | Prompt::Unsaid => {
@@ -220,7 +231,7 @@ async fn asked(
 ) -> Result<Result<AuthorizationRequest, Box<Response>>, ApiError> {
     match app.oauth.authorization_request(parameters).await {
         Ok(request) => Ok(Ok(request)),
-        Err(NotAsked::Redirect(to)) => Ok(Err(Box::new(redirect(&to)))),
+        Err(NotAsked::Redirect(to)) => Ok(Err(Box::new(unasked(&to)))),
         Err(NotAsked::Stay(OAuthError::Failed(error))) => Err(error.into()),
         Err(NotAsked::Stay(refused)) => {
             let (title, why) = ("This link does not work", refused.to_string());
@@ -278,7 +289,9 @@ pub(super) async fn workspaces(app: &App, caller: &Caller) -> Result<Vec<Choice>
 /// What may be chosen of what a client asks for: all of it, or less.
 pub(super) fn scopes(asked: Scope) -> Vec<ScopeChoice> {
     let choices = Scope::ALL.into_iter().filter(|scope| *scope <= asked);
-    choices.map(|scope| ScopeChoice { scope, is_chosen: scope == asked }).collect()
+    // The most is chosen only by who chooses it.
+    let is_chosen = |scope| scope == asked && scope < Scope::Admin;
+    choices.map(|scope| ScopeChoice { scope, is_chosen: is_chosen(scope) }).collect()
 }
 
 /// The resources that tokens are for, unless that is this service alone.
@@ -295,7 +308,10 @@ pub(super) fn known_by(origin: &Origin) -> String {
         Origin::Document(url) => {
             format!("It is known by {}.", redirect_uri::destination(url))
         }
-        Origin::Workspace(_) => "It was registered by a customer of this service.".to_owned(),
+        Origin::Workspace(_) => {
+            "A customer of this service registered it under this name, which nobody has checked."
+                .to_owned()
+        }
     }
 }
 
@@ -308,7 +324,12 @@ fn to_sign_in(request: &AuthorizationRequest, query: &str, again: bool) -> Respo
 fn sign_in_path(query: &str, login_hint: Option<&str>, again: bool) -> String {
     let mut pairs = Query::parse(query).map(Query::into_pairs).unwrap_or_default();
     if again {
-        pairs.retain(|(name, _)| name != "prompt");
+        // Consent that is asked for too is asked for still.
+        for (_, value) in pairs.iter_mut().filter(|(name, _)| name == "prompt") {
+            let is_consent = value.split(' ').any(|asked| asked == "consent");
+            if is_consent { "consent" } else { "" }.clone_into(value);
+        }
+        pairs.retain(|(name, value)| name != "prompt" || !value.is_empty());
     }
     let next = format!("{HERE}?{}", query_of(&pairs));
     let mut path = format!("/sign-in?next={}", encoded(&next));
@@ -328,7 +349,17 @@ fn query_of(pairs: &[(String, String)]) -> String {
 }
 
 fn told(app: &App, request: &AuthorizationRequest, code: OAuthCode, why: &str) -> Response {
-    redirect(&app.oauth.error_answer(request, code, why))
+    unasked(&app.oauth.error_answer(request, code, why))
+}
+
+/// An error back to the client, before anybody has done anything. A program on somebody's machine is started by
+/// them: any page could lead here, and the machine would ask in our name.
+fn unasked(to: &str) -> Response {
+    if to.starts_with("https://") || to.starts_with("http://") {
+        return redirect(to);
+    }
+    let (title, text) = ("This did not work", "The program that sent you here made a mistake.");
+    super::page::render(400, &Message { title, text, link: Some((to, "Back to the program")) })
 }
 
 /// To the client: by 303, so that no browser posts a form once more (RFC 9700, section 4.12).

@@ -129,7 +129,7 @@ async fn consent(
         scopes: scopes(device.scope),
         elsewhere: elsewhere(app, device.resources()),
         is_incomplete: caller.principal.lacks_second_factor,
-        sign_in: "/sessions".to_owned(),
+        sign_in: format!("/sign-in?again=1&next={}", encoded("/device")),
         problem,
     };
     Ok(browser.page(status.unwrap_or(200), &page))

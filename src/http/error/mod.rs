@@ -23,8 +23,8 @@ use crate::{
     store::StoreError,
 };
 
-pub(in crate::http) use oauth::of_refusal as oauth_refusal;
 pub use oauth::{OAuthErrorBody, OAuthRefusal};
+pub(in crate::http) use oauth::{Patient, of_refusal as oauth_refusal};
 
 /// The codes that clients act upon.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, utoipa::ToSchema)]

@@ -30,6 +30,14 @@ pub enum OAuthRefusal {
     Failed(ApiError),
 }
 
+/// When to ask again for what only a person can change.
+const LATER: HeaderValue = HeaderValue::from_static("60");
+
+/// Marks the answers to a device that waits as it should: it is not to be told of limits that others behind its
+/// address use up.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::http) struct Patient;
+
 impl From<OAuthError> for OAuthRefusal {
     fn from(error: OAuthError) -> Self {
         match error {
@@ -58,6 +66,12 @@ impl IntoResponse for OAuthRefusal {
             _ => StatusCode::BAD_REQUEST,
         };
         let mut response = body(status, code, &description);
+        if status == StatusCode::SERVICE_UNAVAILABLE {
+            response.headers_mut().insert(header::RETRY_AFTER, LATER);
+        }
+        if matches!(code, Code::AuthorizationPending | Code::SlowDown) {
+            response.extensions_mut().insert(Patient);
+        }
         if status == StatusCode::UNAUTHORIZED {
             let scheme = HeaderValue::from_static("Basic realm=\"call2me\"");
             response.headers_mut().insert(header::WWW_AUTHENTICATE, scheme);

@@ -53,6 +53,8 @@ accesses! {
     Write = Rule::Protected(Requirement::Scope(Scope::Write)), Authorized<Write>;
     /// A credential that may run the workspace.
     Admin = Rule::Protected(Requirement::Scope(Scope::Admin)), Authorized<Admin>;
+    /// A key or a person who may change resources: not an OAuth client, whatever its scope.
+    FirstPartyWrite = Rule::Protected(Requirement::FirstParty(Scope::Write)), Authorized<FirstPartyWrite>;
     /// A key or a person who may run the workspace: not an OAuth client, whatever its scope.
     FirstPartyAdmin = Rule::Protected(Requirement::FirstParty(Scope::Admin)), Authorized<FirstPartyAdmin>;
     /// A person's own session, of any role.

@@ -12,8 +12,8 @@ mod query;
 mod visitor;
 
 pub use authorized::{
-    Access, Admin, Authorized, FirstPartyAdmin, GuardedBy, Open, OwnSession, Public, ReadOnly,
-    Rule, SignIn, Write,
+    Access, Admin, Authorized, FirstPartyAdmin, FirstPartyWrite, GuardedBy, Open, OwnSession,
+    Public, ReadOnly, Rule, SignIn, Write,
 };
 pub use body::{form_fields, read as body_of};
 pub use client_ip::client_ip;

@@ -32,7 +32,7 @@ use crate::{
         ApiError, App,
         api::verify::is_question,
         dashboard::{self, PageRoute},
-        error::{Code, oauth_refusal},
+        error::{Code, Patient, oauth_refusal},
         extract::Rule,
         oauth::is_endpoint,
         routes::Route,
@@ -217,7 +217,7 @@ impl Guard {
             (_, refusal) => {
                 let response = self.handle(info, request, next).await;
                 let response = match refusal {
-                    Some(refusal) if self.is_refused(response.status()) => refusal.into_response(),
+                    Some(refusal) if self.is_refused(&response) => refusal.into_response(),
                     _ => response,
                 };
                 self.with_decision(response, decision)
@@ -226,10 +226,13 @@ impl Guard {
     }
 
     /// Whether an answer to anybody shows that they brought nothing good.
-    fn is_refused(&self, status: StatusCode) -> bool {
+    fn is_refused(&self, response: &Response) -> bool {
         match self.door {
-            Door::Client => status.is_client_error(),
-            Door::Api | Door::Page => status == StatusCode::UNAUTHORIZED,
+            Door::Client => {
+                response.status().is_client_error()
+                    && response.extensions().get::<Patient>().is_none()
+            }
+            Door::Api | Door::Page => response.status() == StatusCode::UNAUTHORIZED,
         }
     }
 

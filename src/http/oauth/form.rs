@@ -1,4 +1,4 @@
-use std::borrow::Cow;
+use std::{borrow::Cow, sync::Arc};
 
 use axum::{
     extract::{FromRequest, Request},
@@ -9,7 +9,10 @@ use percent_encoding::percent_decode_str;
 
 use crate::{
     http::{App, error::OAuthRefusal, extract},
-    model::oauth::parameters::Parameters,
+    model::{
+        audit::RequestInfo,
+        oauth::{client::Client, parameters::Parameters},
+    },
     oauth::{Code, clients::BasicCredentials},
 };
 
@@ -19,6 +22,21 @@ pub struct OAuthForm {
     pub parameters: Parameters,
     /// Who it says it is, in the header.
     pub basic: Option<BasicCredentials>,
+}
+
+impl OAuthForm {
+    /// The client that sends it, once it has shown who it is.
+    ///
+    /// # Errors
+    /// As RFC 6749, section 5.2 says.
+    pub async fn client(
+        &self,
+        app: &App,
+        request: &Arc<RequestInfo>,
+    ) -> Result<Client, OAuthRefusal> {
+        let (basic, parameters) = (self.basic.as_ref(), &self.parameters);
+        Ok(app.oauth.authenticate_client(basic, parameters, request).await?)
+    }
 }
 
 impl FromRequest<App> for OAuthForm {

@@ -125,7 +125,7 @@ pub async fn token(
     State(app): State<App>,
     form: OAuthForm,
 ) -> Answer<Json<TokensBody>> {
-    let client = app.oauth.authenticate_client(form.basic.as_ref(), &form.parameters).await?;
+    let client = form.client(&app, &public.request).await?;
     let tokens = app.oauth.token(&client, &form.parameters, &public.request).await?;
     Ok(Json(tokens.into()))
 }
@@ -193,7 +193,7 @@ pub struct RegistrationRequest {
     responses((status = 201, body = RegisteredBody), (status = 400, body = OAuthErrorBody),
               (status = 429, body = OAuthErrorBody), (status = 503, body = OAuthErrorBody)))]
 pub async fn register(
-    _: Public,
+    public: Public,
     State(app): State<App>,
     request: Request<Body>,
 ) -> Answer<(StatusCode, Json<RegisteredBody>)> {
@@ -203,7 +203,7 @@ pub async fn register(
         let what = "the body must be a JSON object of client metadata";
         OAuthRefusal::Told(Code::InvalidClientMetadata, what.to_owned())
     })?;
-    let registered = app.oauth.register(&metadata).await?;
+    let registered = app.oauth.register(&metadata, &public.request).await?;
     Ok((StatusCode::CREATED, Json(registered.into())))
 }
 
@@ -226,7 +226,7 @@ pub struct OneTokenRequest {
     responses((status = 200), (status = 400, body = OAuthErrorBody),
               (status = 401, body = OAuthErrorBody), (status = 503, body = OAuthErrorBody)))]
 pub async fn revoke(public: Public, State(app): State<App>, form: OAuthForm) -> Answer<Response> {
-    let client = app.oauth.authenticate_client(form.basic.as_ref(), &form.parameters).await?;
+    let client = form.client(&app, &public.request).await?;
     app.oauth.revoke(&client, &form.parameters, &public.request).await?;
     Ok(StatusCode::OK.into_response())
 }
@@ -241,7 +241,7 @@ pub async fn introspect(
     State(app): State<App>,
     form: OAuthForm,
 ) -> Answer<Json<Introspection>> {
-    let client = app.oauth.authenticate_client(form.basic.as_ref(), &form.parameters).await?;
+    let client = form.client(&app, &public.request).await?;
     Ok(Json(app.oauth.introspect(&client, &form.parameters, &public.request).await?))
 }
 
@@ -277,12 +277,12 @@ pub struct DeviceRequest {
               (status = 401, body = OAuthErrorBody), (status = 429, body = OAuthErrorBody),
               (status = 503, body = OAuthErrorBody)))]
 pub async fn device_authorization(
-    _: Public,
+    public: Public,
     State(app): State<App>,
     form: OAuthForm,
 ) -> Answer<Json<DeviceBody>> {
-    let client = app.oauth.authenticate_client(form.basic.as_ref(), &form.parameters).await?;
-    let device = app.oauth.start_device(&client, &form.parameters).await?;
+    let client = form.client(&app, &public.request).await?;
+    let device = app.oauth.start_device(&client, &form.parameters, &public.request).await?;
     let (uri, code) = (device.verification_uri, device.user_code.shown());
     Ok(Json(DeviceBody {
         device_code: device.device_code.expose_secret().to_owned(),

@@ -133,8 +133,10 @@ pub enum GrantEnd {
     CodeReuse,
     /// A refresh token was used a second time.
     RefreshReuse,
-    /// It was not used for too long.
-    Idle,
+    /// The address that it was granted under turned out to be another person's.
+    Disowned,
+    /// The client is gone.
+    ClientDeleted,
     /// The person is no longer a member.
     Removed,
     /// The person has too many of the same client.
@@ -150,7 +152,8 @@ impl GrantEnd {
             Self::Person => "person",
             Self::CodeReuse => "code_reuse",
             Self::RefreshReuse => "refresh_reuse",
-            Self::Idle => "idle",
+            Self::Disowned => "disowned",
+            Self::ClientDeleted => "client_deleted",
             Self::Removed => "removed",
             Self::Superseded => "superseded",
         }

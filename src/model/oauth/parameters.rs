@@ -1,10 +1,15 @@
 //! The parameters of a request (RFC 6749, section 3).
 
+use std::collections::HashSet;
+
 /// The one parameter that may stand several times (RFC 8707, section 2).
 pub const RESOURCE: &str = "resource";
 
 /// The longest value that is read, in bytes.
 pub const MAX_LEN: usize = 4096;
+
+/// Parameters that a request may have, known or not.
+pub const MAX_COUNT: usize = 64;
 
 /// Names and values, decoded, in their order. Those without a value count as left out.
 #[derive(Clone, Default)]
@@ -39,13 +44,18 @@ impl Parameters {
     /// control characters.
     #[must_use]
     pub fn fault(&self) -> Option<String> {
-        self.0.iter().enumerate().find_map(|(at, (name, value))| {
-            let is_repeated = || self.0[..at].iter().any(|(before, _)| before == name);
+        // Before any is compared with others.
+        if self.0.len() > MAX_COUNT {
+            return Some(format!("there must be at most {MAX_COUNT} parameters"));
+        }
+        let mut seen = HashSet::new();
+        self.0.iter().find_map(|(name, value)| {
+            let is_first = seen.insert(&**name);
             if value.len() > MAX_LEN || name.len() > 100 {
                 Some(format!("{} must be at most {MAX_LEN} bytes", shown(name)))
             } else if value.chars().chain(name.chars()).any(char::is_control) {
                 Some(format!("{} must not contain control characters", shown(name)))
-            } else if name != RESOURCE && is_repeated() {
+            } else if name != RESOURCE && !is_first {
                 Some(format!("{} must not be repeated", shown(name)))
             } else {
                 None
@@ -91,6 +101,9 @@ mod tests {
         assert!(twice.is_repeated("state"));
         assert!(of(&[("state", "a\0b")]).fault().unwrap().contains("control"));
         assert!(of(&[("state", &"x".repeat(5000))]).fault().unwrap().contains("at most"));
+        let many: Vec<_> = (0..65).map(|n| (format!("p{n}"), "x".to_owned())).collect();
+        assert!(Parameters::new(many[..64].to_vec()).fault().is_none());
+        assert!(Parameters::new(many).fault().unwrap().contains("at most 64"));
         assert!(of(&[("\"><script>", "a\nb")]).fault().unwrap().starts_with("script"));
     }
 }

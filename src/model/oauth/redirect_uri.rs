@@ -94,6 +94,17 @@ fn without_port(after: &str) -> &str {
     }
 }
 
+/// Whether a URI leads to the person's own machine, by whatever scheme.
+#[must_use]
+pub fn is_here(uri: &str) -> bool {
+    match uri.parse::<Url>().ok().as_ref().and_then(Url::host) {
+        Some(Host::Domain(name)) => name == "localhost" || name.ends_with(".localhost"),
+        Some(Host::Ipv4(address)) => address.is_loopback(),
+        Some(Host::Ipv6(address)) => address.is_loopback(),
+        None => false,
+    }
+}
+
 /// Where a redirect URI leads, for people: the host, or the scheme of a program.
 #[must_use]
 pub fn destination(uri: &str) -> String {
@@ -230,6 +241,19 @@ mod tests {
         ] {
             assert_eq!(is_same(registered, given), same, "{registered} {given}");
         }
+    }
+
+    #[test]
+    fn ones_own_machine_is_known_by_any_scheme() {
+        for here in [
+            "https://localhost/cb",
+            "https://127.0.0.1/cb",
+            "http://[::1]/",
+            "https://a.localhost/",
+        ] {
+            assert!(is_here(here), "{here}");
+        }
+        assert!(!is_here("https://client.example/cb") && !is_here("com.example.app:/cb"));
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! The authorization request and the consent.
 
+use std::time::Duration;
+
 use serde_json::json;
 
 use crate::fixture::{
@@ -205,6 +207,13 @@ async fn consent_is_remembered_for_as_much_and_for_servers_alone() {
     let (_, nobody) = told(&Browser::new(&app).get(&client.authorize(&none("call2me:read"))).await);
     assert_eq!(nobody["error"], "login_required");
 
+    // By way of another redirect URI nobody was asked.
+    let mut connection = app.database.connect().await;
+    let moved = "UPDATE oauth_clients SET redirect_uris = redirect_uris || '{https://client.example/other}'";
+    sqlx::query(moved).execute(&mut connection).await.unwrap();
+    let other = [("scope", "call2me:write"), ("redirect_uri", "https://client.example/other")];
+    assert_eq!(browser.get(&client.authorize(&other)).await.status, 200);
+
     // Forgotten with the grant.
     let token = first["refresh_token"].as_str().unwrap();
     for token in [
@@ -233,6 +242,68 @@ async fn a_client_may_ask_to_sign_in_anew() {
     let page = browser.submit(&page, "/sign-in", &fields).await;
     let page = browser.get(page.leads_to().unwrap()).await;
     assert!(page.text.contains("widgets-inc") && page.text.contains("Let Example app in?"));
+    // Both are asked for, and both happen.
+    assert!(told(&browser.consent(&page, &[]).await).1.contains_key("code"));
+    let page = browser.get(&client.authorize(&[("prompt", "login consent")])).await;
+    assert!(page.leads_to().unwrap().contains("prompt%3Dconsent"), "{page:#?}");
+}
+
+#[tokio::test]
+async fn who_looks_without_asking_is_granted_nothing() {
+    let app = TestApp::start().await;
+    let dana = app.register("acme").await;
+    let client = app.oauth_client(json!({})).await;
+    let mut browser = Browser::of(&app, &dana.email).await;
+    app.tokens_by(&mut browser, &client, &[]).await;
+    let cookies: Vec<_> =
+        browser.cookies.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    let head = app.call("HEAD", &client.authorize(&[])).header("cookie", &cookies.join("; "));
+    let head = head.send().await;
+    assert_eq!((head.status.as_u16(), head.header("location")), (405, ""));
+}
+
+#[tokio::test]
+async fn who_lets_something_administer_has_just_signed_in() {
+    let app = TestApp::start().await;
+    let dana = app.register("acme").await;
+    let client = app.oauth_client(json!({})).await;
+    let mut browser = Browser::of(&app, &dana.email).await;
+    let admin = client.authorize(&[("scope", "call2me:admin")]);
+    let page = browser.get(&admin).await;
+    assert!(page.status == 200 && !page.text.contains("\" checked"), "chosen only by who chooses it");
+    app.clock.advance(Duration::from_mins(16));
+    let late = browser.consent(&page, &[("scope", "admin")]).await;
+    assert!(late.status == 403 && late.text.contains("signs in anew"), "{late:#?}");
+    // Less is granted without.
+    let less = browser.consent(&page, &[("scope", "write")]).await;
+    assert!(told(&less).1.contains_key("code"));
+    let silent = client.authorize(&[("scope", "call2me:admin"), ("prompt", "none")]);
+    assert_eq!(told(&browser.get(&silent).await).1["error"], "login_required");
+    let sign_in = browser.get(&admin).await.leads_to().unwrap().to_owned();
+    let page = browser.get(&sign_in).await;
+    let fields = [("email", &*dana.email), ("password", PASSWORD)];
+    let page = browser.submit(&page, "/sign-in", &fields).await;
+    let page = browser.get(page.leads_to().unwrap()).await;
+    assert!(told(&browser.consent(&page, &[("scope", "admin")]).await).1.contains_key("code"));
+}
+
+#[tokio::test]
+async fn nobody_starts_a_program_by_a_mere_link() {
+    let app = TestApp::start().await;
+    let dana = app.register("acme").await;
+    let uri = "vscode://vscode.git/clone?url=https://evil.example/x.git";
+    let client = app.oauth_client(json!({ "redirect_uris": [uri] })).await;
+    let mut browser = Browser::of(&app, &dana.email).await;
+    for fields in [("response_type", ""), ("prompt", "none")] {
+        let page = browser.get(&client.authorize(&[fields])).await;
+        assert!(page.status == 400 && !page.headers.contains_key("location"), "{page:#?}");
+        assert!(page.text.contains("Back to the program"));
+    }
+    // Who consents starts it.
+    let page = browser.get(&client.authorize(&[])).await;
+    let policy = page.headers["content-security-policy"].to_str().unwrap();
+    assert!(policy.ends_with("form-action 'self' vscode:"), "{policy}");
+    assert!(told(&browser.consent(&page, &[]).await).1.contains_key("code"));
 }
 
 #[tokio::test]

@@ -5,8 +5,8 @@ use std::time::Duration;
 use serde_json::json;
 
 use crate::fixture::{
-    Browser, TestApp,
-    oauth::{CALLBACK, OAuth, OAuthClient, told},
+    Browser, PASSWORD, TestApp,
+    oauth::{CALLBACK, DEVICE_GRANT, OAuth, OAuthClient, VERIFIER, told},
 };
 
 #[tokio::test]
@@ -56,6 +56,43 @@ async fn an_admin_makes_changes_and_deletes_clients() {
     assert_eq!(actions, ["oauth.client_deleted", "oauth.client_updated", "oauth.client_created"]);
 }
 
+/// Its grants may be in other workspaces than its own.
+#[tokio::test]
+async fn a_client_goes_with_its_workspace_wherever_it_was_let_in() {
+    let app = TestApp::start().await;
+    let node = app.another_node().await;
+    let (dana, sam) = (app.register("acme").await, app.register("widgets-inc").await);
+    let mut tokens = Vec::new();
+    let mut browser = Browser::of(&app, &sam.email).await;
+    for n in 0..2 {
+        let body = json!({ "name": format!("Booking {n}"), "redirect_uris": [CALLBACK] });
+        let made = app.by(&dana.access_token, "POST", "/v1/oauth/clients").json(body).send().await;
+        let client = OAuthClient::of(&made.expect(201));
+        let given = app.tokens_by(&mut browser, &client, &[]).await;
+        tokens.push((client, given["access_token"].as_str().unwrap().to_owned()));
+    }
+    for node in [&app, &node] {
+        for (_, token) in &tokens {
+            node.by(token, "GET", "/v1/agents").send().await.expect(200);
+        }
+    }
+    let path = format!("/v1/oauth/clients/{}", tokens[0].0.id);
+    app.by(&dana.access_token, "DELETE", &path).send().await.expect(204);
+    let body = json!({ "password": PASSWORD });
+    let gone = app.by(&dana.access_token, "DELETE", "/v1/workspace").json(body).send().await;
+    gone.expect(204);
+    for node in [&app, &node] {
+        for (_, token) in &tokens {
+            node.by(token, "GET", "/v1/agents").send().await.refused(401, "unauthorized");
+        }
+    }
+    // The log of who had let them in tells.
+    let ended = app.events_of(&sam.access_token, "action=oauth.grant_ended", 2).await;
+    let names: Vec<_> = ended.iter().map(|event| &event["target"]["name"]).collect();
+    assert_eq!(names, ["Booking 1", "Booking 0"]);
+    assert!(ended.iter().all(|event| event["metadata"]["reason"] == "client_deleted"));
+}
+
 #[tokio::test]
 async fn a_secret_is_rotated_without_a_pause() {
     let app = TestApp::start().await;
@@ -85,6 +122,47 @@ async fn a_secret_is_rotated_without_a_pause() {
         .await
         .refused(422, "validation_failed")
         .blames("overlap_seconds");
+}
+
+/// Codes, tokens, secrets and what people type in: not in the tables, whoever reads them.
+#[tokio::test]
+async fn a_dump_of_the_database_opens_nothing() {
+    let app = TestApp::start().await;
+    let dana = app.register("acme").await;
+    let client = app.confidential_client().await;
+    let grants = json!({ "grant_types": [DEVICE_GRANT], "redirect_uris": [] });
+    let device = app.oauth_client(grants).await;
+    let device = app.oauth("/oauth/device_authorization", &device.shows(&[])).await.expect(200);
+    let mut browser = Browser::of(&app, &dana.email).await;
+    let code = app.code_by(&mut browser, &client, &[]).await;
+    let tokens = app.tokens_by(&mut browser, &client, &[("prompt", "consent")]).await;
+    let text = |value: &serde_json::Value| value.as_str().unwrap().to_owned();
+    let mut secrets = vec![code, client.secret.clone().unwrap(), VERIFIER.to_owned()];
+    secrets.extend(
+        [&tokens["access_token"], &tokens["refresh_token"], &device["device_code"]].map(text),
+    );
+    // Also the half of a token that is no id.
+    secrets.extend(secrets.clone().iter().map(|secret| secret[secret.len() - 30..].to_owned()));
+    let typed = text(&device["user_code"]);
+    secrets.extend([typed.replace('-', ""), typed]);
+    let mut connection = app.database.connect().await;
+    let tables: Vec<String> = sqlx::query_scalar(
+        "SELECT c.oid::regclass::text FROM pg_class c
+         WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p')",
+    )
+    .fetch_all(&mut connection)
+    .await
+    .unwrap();
+    assert!(tables.len() > 20);
+    for table in tables {
+        let rows = format!("SELECT coalesce(string_agg(t::text, ' '), '') FROM {table} t");
+        let rows: String =
+            sqlx::query_scalar(sqlx::AssertSqlSafe(rows)).fetch_one(&mut connection).await.unwrap();
+        let hex = |text: &str| data_encoding::HEXLOWER.encode(text.as_bytes());
+        for secret in &secrets {
+            assert!(!rows.contains(secret) && !rows.contains(&hex(secret)), "{table} has {secret}");
+        }
+    }
 }
 
 #[tokio::test]

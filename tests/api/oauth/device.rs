@@ -110,6 +110,26 @@ async fn a_no_is_told_and_codes_are_their_clients() {
 }
 
 #[tokio::test]
+async fn one_address_has_so_many_devices_wait() {
+    let app = TestApp::start_with(&[("rate_limit.per_address_per_minute", "60")]).await;
+    let client = device_client(&app).await;
+    let mut device = None;
+    for _ in 0..50 {
+        device = Some(start(&app, &client).await);
+    }
+    let refused = app.oauth("/oauth/device_authorization", &client.shows(&[])).await;
+    refused.told(503, "temporarily_unavailable");
+    // Who waits as it should is told so, whatever others behind the same address do.
+    for _ in 0..20 {
+        app.refresh(&client, "rt_call2me_guess").await;
+    }
+    app.refresh(&client, "rt_call2me_guess").await.told(429, "temporarily_unavailable");
+    poll(&app, &client, &device.unwrap()).await.told(400, "authorization_pending");
+    app.clock.advance(Duration::from_mins(15));
+    start(&app, &client).await;
+}
+
+#[tokio::test]
 async fn codes_are_not_guessed() {
     let app = TestApp::start_with(&[("rate_limit.sign_in_per_minute", "6")]).await;
     let dana = app.register("acme").await;

@@ -2,7 +2,11 @@
 
 use serde_json::{Value, json};
 
-use crate::fixture::{Browser, TestApp, oauth::OAuth, oauth::OAuthClient};
+use crate::fixture::{
+    Browser, PASSWORD, SmtpSink, TestApp,
+    oauth::{OAuth, OAuthClient},
+    token_in,
+};
 
 async fn connected(app: &TestApp, token: &str, query: &str) -> Vec<Value> {
     let body = app.by(token, "GET", &format!("/v1/oauth/grants{query}")).send().await.expect(200);
@@ -156,6 +160,45 @@ async fn nobody_has_more_than_fifty_of_one_client() {
 }
 
 #[tokio::test]
+async fn apps_that_nobody_uses_end() {
+    let app = TestApp::start().await;
+    let dana = app.register("acme").await;
+    let client = app.oauth_client(json!({})).await;
+    let mut browser = Browser::of(&app, &dana.email).await;
+    let tokens = app.tokens_by(&mut browser, &client, &[]).await;
+    let mut connection = app.database.connect().await;
+    for (days, left) in [(90, 1), (92, 0)] {
+        let sql = format!("SELECT prune_oauth(now() + interval '{days} days', interval '90 days')");
+        sqlx::query(sqlx::AssertSqlSafe(sql)).execute(&mut connection).await.unwrap();
+        assert_eq!(connected(&app, &dana.access_token, "").await.len(), left, "{days}");
+    }
+    app.database.every_node_knows().await;
+    app.by(access(&tokens), "GET", "/v1/agents").send().await.refused(401, "unauthorized");
+}
+
+/// Who gets an account back is told what has been let in; and what was let in by whoever merely claimed the address goes.
+#[tokio::test]
+async fn another_password_tells_of_apps_and_ends_those_of_a_stranger() {
+    let smtp = SmtpSink::start();
+    let app = TestApp::start_with(&[("mail.url", &smtp.url())]).await;
+    let client = app.oauth_client(json!({})).await;
+    let (dana, sam) = (app.register_verified("acme").await, app.register("widgets-inc").await);
+    for (person, goes_on) in [(&dana, true), (&sam, false)] {
+        let mut browser = Browser::of(&app, &person.email).await;
+        let tokens = app.tokens_by(&mut browser, &client, &[]).await;
+        let body = json!({ "email": person.email });
+        app.post("/v1/auth/password/forgot").json(body).send().await.expect(202);
+        let mail = smtp.mail(&person.email, "password").await;
+        let body = json!({ "token": token_in(&mail), "new_password": "another walk in the park" });
+        app.post("/v1/auth/password/reset").json(body).send().await.expect(204);
+        let mail = smtp.mail(&person.email, "Your password was changed").await;
+        let names = mail["text"].as_str().unwrap().contains("Example app");
+        let works = app.by(access(&tokens), "GET", "/v1/agents").send().await.status == 200;
+        assert_eq!((names, works), (goes_on, goes_on), "{}", person.email);
+    }
+}
+
+#[tokio::test]
 async fn tokens_of_who_deletes_the_account_are_dead() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
@@ -163,12 +206,10 @@ async fn tokens_of_who_deletes_the_account_are_dead() {
     let mut browser = Browser::of(&app, &dana.email).await;
     let tokens = app.tokens_by(&mut browser, &client, &[]).await;
     app.by(access(&tokens), "GET", "/v1/agents").send().await.expect(200);
-    let body = json!({ "password": crate::fixture::PASSWORD });
+    let body = json!({ "password": PASSWORD });
     let left = app.by(&dana.access_token, "DELETE", "/v1/users/me").json(body).send().await;
-    assert!(left.status.is_success() || left.status == 403, "{}", left.text);
-    if left.status.is_success() {
-        app.by(access(&tokens), "GET", "/v1/agents").send().await.refused(401, "unauthorized");
-    }
+    left.expect(204);
+    app.by(access(&tokens), "GET", "/v1/agents").send().await.refused(401, "unauthorized");
 }
 
 async fn grant_in(

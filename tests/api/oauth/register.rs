@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::fixture::TestApp;
+use crate::fixture::{Browser, TestApp, oauth::OAuth};
 
 #[tokio::test]
 async fn a_client_is_told_how_it_was_registered() {
@@ -84,6 +84,8 @@ async fn what_no_client_may_be_is_refused() {
         json!({ "client_name": "" }),
         json!({ "client_name": "x".repeat(101) }),
         json!({ "client_name": "a\u{202e}b" }),
+        json!({ "client_name": "\u{3164}" }),
+        json!({ "client_name": "a\nb" }),
         json!({ "client_uri": "javascript:alert(1)" }),
         json!({ "redirect_uris": "https://a.example/" }),
     ] {
@@ -97,6 +99,17 @@ async fn what_no_client_may_be_is_refused() {
 }
 
 #[tokio::test]
+async fn who_does_not_want_refresh_tokens_gets_none() {
+    let app = TestApp::start().await;
+    let dana = app.register("acme").await;
+    let client = app.oauth_client(json!({ "grant_types": ["authorization_code"] })).await;
+    let mut browser = Browser::of(&app, &dana.email).await;
+    let tokens = app.tokens_by(&mut browser, &client, &[]).await;
+    assert!(tokens.get("refresh_token").is_none(), "{tokens}");
+    app.refresh(&client, "rt_call2me_x").await.told(400, "unauthorized_client");
+}
+
+#[tokio::test]
 async fn floods_of_registrations_end_at_a_bound() {
     let app = TestApp::start_with(&[("rate_limit.sign_in_per_minute", "3")]).await;
     let body = json!({ "redirect_uris": ["https://a.example/"] });
@@ -106,7 +119,14 @@ async fn floods_of_registrations_end_at_a_bound() {
     let refused = app.post("/oauth/register").json(body.clone()).send().await;
     refused.told(429, "temporarily_unavailable");
     assert!(refused.number("retry-after") >= 1);
-    // Over all addresses too: as many as nobody lets in.
+    // From one address, whatever the hour: as many as nobody lets in.
+    let app = TestApp::start().await;
+    for _ in 0..200 {
+        app.post("/oauth/register").json(body.clone()).send().await.expect(201);
+    }
+    let refused = app.post("/oauth/register").json(body.clone()).send().await;
+    refused.told(503, "temporarily_unavailable");
+    // Over all addresses too; but then the oldest make room, so that nobody keeps others out.
     let app = TestApp::start().await;
     let mut connection = app.database.connect().await;
     let fill = "INSERT INTO oauth_clients (id, kind, name, redirect_uris, auth_method, grant_types, created_at)
@@ -115,8 +135,15 @@ async fn floods_of_registrations_end_at_a_bound() {
     sqlx::query(fill).execute(&mut connection).await.unwrap();
     let refused = app.post("/oauth/register").json(body.clone()).send().await;
     refused.told(503, "temporarily_unavailable");
+    let age = "UPDATE oauth_clients SET created_at = now() - interval '2 hours'";
+    sqlx::query(age).execute(&mut connection).await.unwrap();
+    app.post("/oauth/register").json(body.clone()).send().await.expect(201);
+    let count = "SELECT count(*) FROM oauth_clients";
+    let left: i64 = sqlx::query_scalar(count).fetch_one(&mut connection).await.unwrap();
+    assert_eq!(left, 10_000 - 100 + 1);
     // They go after a week.
-    let later = "SELECT prune_oauth(now() + interval '8 days')";
+    let later = "SELECT prune_oauth(now() + interval '8 days', interval '90 days')";
     sqlx::query(later).execute(&mut connection).await.unwrap();
-    app.post("/oauth/register").json(body).send().await.expect(201);
+    let left: i64 = sqlx::query_scalar(count).fetch_one(&mut connection).await.unwrap();
+    assert_eq!(left, 0);
 }

@@ -275,6 +275,10 @@ async fn malformed_requests_are_told_in_the_words_of_the_rfc() {
     body("application/x-www-form-urlencoded", "x".repeat(30_000))
         .await
         .told(413, "invalid_request");
+    let many = (0..20_000).map(|n| format!("{n}=1")).collect::<Vec<_>>().join("&");
+    body("application/x-www-form-urlencoded", many[..19_000].to_owned())
+        .await
+        .told(400, "invalid_request");
     // What is in the URL is no credential.
     let query = form(&client.shows(&[("grant_type", "refresh_token"), ("refresh_token", "x")]));
     let in_url = app.post(&format!("/oauth/token?{query}"));
@@ -323,6 +327,77 @@ async fn floods_are_told_to_wait_and_good_tokens_pass() {
     last.told(429, "temporarily_unavailable");
     assert!(last.number("retry-after") >= 1);
     // Others behind the same address keep nobody with a good token out.
+    app.refresh(&client, token).await.expect(200);
+}
+
+/// Who lacks what the workspace asks for is kept out, and not disconnected.
+#[tokio::test]
+async fn a_second_factor_that_is_asked_for_holds_tokens_back_and_ends_nothing() {
+    let app = TestApp::start().await;
+    let dana = app.register("acme").await;
+    let client = app.confidential_client().await;
+    let mut browser = Browser::of(&app, &dana.email).await;
+    let tokens = app.tokens_by(&mut browser, &client, &[]).await;
+    let [access, refresh] =
+        ["access_token", "refresh_token"].map(|name| tokens[name].as_str().unwrap());
+    let ask = async |whether: bool| {
+        let mut connection = app.database.connect().await;
+        let sql = "UPDATE workspaces SET require_second_factor = $1";
+        sqlx::query(sql).bind(whether).execute(&mut connection).await.unwrap();
+        app.database.every_node_knows().await;
+    };
+    ask(true).await;
+    let held = app.refresh(&client, refresh).await;
+    held.told(503, "temporarily_unavailable");
+    assert_eq!(held.number("retry-after"), 60);
+    let look = client.shows(&[("token", refresh)]);
+    assert_eq!(app.oauth("/oauth/introspect", &look).await.expect(200), json!({ "active": false }));
+    // What is given back meanwhile does not come back.
+    app.oauth("/oauth/revoke", &client.shows(&[("token", access)])).await.expect(200);
+    ask(false).await;
+    app.by(access, "GET", "/v1/agents").send().await.refused(401, "unauthorized");
+    app.refresh(&client, refresh).await.expect(200);
+}
+
+#[tokio::test]
+async fn what_is_refused_is_in_the_log_under_the_clients_name() {
+    let app = TestApp::start().await;
+    let dana = app.register("acme").await;
+    let body = json!({ "name": "Booking", "redirect_uris": ["https://client.example/cb"] });
+    let made = app.by(&dana.access_token, "POST", "/v1/oauth/clients").json(body).send().await;
+    let client = crate::fixture::oauth::OAuthClient::of(&made.expect(201));
+    let mut browser = Browser::of(&app, &dana.email).await;
+    let code = app.code_by(&mut browser, &client, &[]).await;
+    let mut wrong = client.clone();
+    wrong.secret = Some("cs_call2me_wrong".to_owned());
+    app.redeem(&wrong, &code).await.told(401, "invalid_client");
+    let rejected = app.events_of(&dana.access_token, "action=oauth.client_rejected", 1).await;
+    assert_eq!(rejected[0]["target"]["name"], "Booking");
+    app.clock.advance(Duration::from_mins(2));
+    app.redeem(&client, &code).await.told(400, "invalid_grant");
+    let refused =
+        app.events_of(&dana.access_token, "action=oauth.token_refused", 1).await.remove(0);
+    assert_eq!(
+        (&refused["actor"]["id"], &refused["metadata"]["user_id"]),
+        (&json!(client.id), &json!(dana.user_id))
+    );
+}
+
+/// Who gets tokens does not get them without an end.
+#[tokio::test]
+async fn one_grant_gives_so_many_tokens_a_minute() {
+    let app = TestApp::start_with(&[("rate_limit.per_key_per_minute", "5")]).await;
+    let dana = app.register("acme").await;
+    let client = app.confidential_client().await;
+    let mut browser = Browser::of(&app, &dana.email).await;
+    let tokens = app.tokens_by(&mut browser, &client, &[]).await;
+    let token = tokens["refresh_token"].as_str().unwrap();
+    for _ in 0..4 {
+        app.refresh(&client, token).await.expect(200);
+    }
+    let limited = app.refresh(&client, token).await;
+    limited.told(429, "temporarily_unavailable");
+    app.clock.advance(Duration::from_secs(limited.number("retry-after").unsigned_abs()));
     app.refresh(&client, token).await.expect(200);
 }
 
