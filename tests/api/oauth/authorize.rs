@@ -270,7 +270,10 @@ async fn who_lets_something_administer_has_just_signed_in() {
     let mut browser = Browser::of(&app, &dana.email).await;
     let admin = client.authorize(&[("scope", "call2me:admin")]);
     let page = browser.get(&admin).await;
-    assert!(page.status == 200 && !page.text.contains("\" checked"), "chosen only by who chooses it");
+    assert!(
+        page.status == 200 && !page.text.contains("\" checked"),
+        "chosen only by who chooses it"
+    );
     app.clock.advance(Duration::from_mins(16));
     let late = browser.consent(&page, &[("scope", "admin")]).await;
     assert!(late.status == 403 && late.text.contains("signs in anew"), "{late:#?}");
