@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use secrecy::SecretString;
 
-use super::{Code, OAuth, OAuthError, authorize::Wanted, scope_of};
+use super::{Code, OAuth, OAuthError, consent::Wanted, scope_of};
 use crate::{
     auth::AuthError,
     model::{

@@ -4,8 +4,8 @@
 //! - [`clients`]: who asks, and how it shows that. [`registration`]: clients that register themselves
 //!   (RFC 7591); [`documents`]: clients whose own documents tell of them; [`workspace_clients`]: those that
 //!   an admin makes.
-//! - [`authorize`]: the request, the consent, the code. [`device`]: the same for who has no browser
-//!   (RFC 8628).
+//! - [`authorize`]: the request and its answers. [`consent`]: a person lets it in. [`device`]: the same for who has
+//!   no browser (RFC 8628).
 //! - [`token`]: tokens for codes, for refresh tokens, and for the client itself.
 //! - [`revoke`] (RFC 7009), [`introspect`] (RFC 7662), [`grants`]: connected apps, seen and ended.
 //!
@@ -14,6 +14,7 @@
 
 pub mod authorize;
 pub mod clients;
+pub mod consent;
 pub mod device;
 pub mod documents;
 mod error;

@@ -7,7 +7,6 @@ use std::sync::Arc;
 
 use secrecy::SecretString;
 use serde_json::json;
-use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::{Code, OAuth, OAuthError, scope_of, unknown_resource};
@@ -94,7 +93,7 @@ impl OAuth {
         let verifier = required(parameters, "code_verifier")?;
         let id = self.auth.token_key().verify(Purpose::AuthorizationCode, code);
         let id = GrantId::from(id.ok_or_else(bad)?);
-        let (mut tx, parties, grant, role) = self.open(id).await?.ok_or_else(bad)?;
+        let (tx, parties, grant, role) = self.open(id).await?.ok_or_else(bad)?;
         if grant.client_id != client.id {
             return Err(self.refuse(tx, client, parties, id, request, bad()).await);
         }
@@ -121,9 +120,7 @@ impl OAuth {
             resources: self.resources_left(&grant.resources, parameters)?,
             refresh: client.may(GrantType::RefreshToken).then_some((0, &grant.seed)),
         };
-        let tokens = self.give(&mut tx, &giving, Action::TokenIssued, request, now).await?;
-        tx.commit().await?;
-        Ok(tokens)
+        self.give(tx, &giving, Action::TokenIssued, request).await
     }
 
     /// A public client's token rotates; the one before still gets the same successor until that has been used,
@@ -139,7 +136,7 @@ impl OAuth {
         let token = required(parameters, "refresh_token")?;
         let token = PresentedToken::<GrantId>::parse(token).ok_or_else(bad)?;
         let id = token.id();
-        let (mut tx, parties, grant, role) = self.open(id).await?.ok_or_else(bad)?;
+        let (tx, parties, grant, role) = self.open(id).await?.ok_or_else(bad)?;
         let key = self.auth.grant_refresh_key();
         let generation = token.verify(key, &grant.seed).ok_or_else(bad)?;
         if grant.client_id != client.id || generation > grant.generation {
@@ -173,9 +170,7 @@ impl OAuth {
             resources: self.resources_left(&grant.resources, parameters)?,
             refresh: Some((next, &grant.seed)),
         };
-        let tokens = self.give(&mut tx, &giving, Action::TokenRefreshed, request, now).await?;
-        tx.commit().await?;
-        Ok(tokens)
+        self.give(tx, &giving, Action::TokenRefreshed, request).await
     }
 
     async fn act_for_itself(
@@ -216,9 +211,7 @@ impl OAuth {
             lacks_second_factor: false,
         };
         let giving = Giving { client, id, parties, scope, resources, refresh: None };
-        let tokens = self.give(&mut tx, &giving, Action::TokenIssued, request, now).await?;
-        tx.commit().await?;
-        Ok(tokens)
+        self.give(tx, &giving, Action::TokenIssued, request).await
     }
 
     async fn redeem_device_code(
@@ -231,9 +224,9 @@ impl OAuth {
         let code = required(parameters, "device_code")?;
         let device = self.auth.token_key().verify(Purpose::DeviceCode, code).ok_or_else(bad)?;
         let id = self.device_answer(device, client).await?;
-        let (mut tx, parties, grant, role) = self.open(id).await?.ok_or_else(bad)?;
+        let (tx, parties, grant, role) = self.open(id).await?.ok_or_else(bad)?;
         let now = self.env.clock.now();
-        let is_fresh = grant.begun_at.is_none() && !grant.ended && grant.client_id == client.id;
+        let is_fresh = grant.begun_at.is_none() && !grant.ended && now < grant.begin_by;
         let Some(most) = role.filter(|_| is_fresh) else { return Err(bad()) };
         let giving = Giving {
             client,
@@ -243,9 +236,7 @@ impl OAuth {
             resources: self.resources_left(&grant.resources, parameters)?,
             refresh: client.may(GrantType::RefreshToken).then_some((0, &grant.seed)),
         };
-        let tokens = self.give(&mut tx, &giving, Action::TokenIssued, request, now).await?;
-        tx.commit().await?;
-        Ok(tokens)
+        self.give(tx, &giving, Action::TokenIssued, request).await
     }
 
     /// The grant that somebody answered a device with.
@@ -305,24 +296,24 @@ impl OAuth {
         }
     }
 
-    /// Makes tokens, and notes it, in a transaction that is to commit.
+    /// Makes tokens, and commits that it did.
     async fn give(
         &self,
-        tx: &mut Tx,
+        mut tx: Tx,
         giving: &Giving<'_>,
         action: Action,
         request: &Arc<RequestInfo>,
-        now: OffsetDateTime,
     ) -> Result<Tokens, OAuthError> {
         let Giving { client, id, parties, scope, resources, refresh } = giving;
+        let now = self.env.clock.now();
         let workspace = parties.workspace_id;
         let generation = refresh.map_or(0, |(generation, _)| generation);
-        store::oauth_grants::note_tokens(tx, workspace, *id, generation, now).await?;
+        store::oauth_grants::note_tokens(&mut tx, workspace, *id, generation, now).await?;
         let event = self
             .event(request, workspace, action, client, 200)
             .on(*id, None)
             .with(json!({ "scope": scope, "user_id": parties.user_id, "resources": resources }));
-        store::audit::insert(tx, workspace, &event).await?;
+        store::audit::insert(&mut tx, workspace, &event).await?;
         let access_token = self.auth.issue_granted_token(&GrantedToken {
             client_id: &client.client_id(),
             person: parties.user_id,
@@ -331,6 +322,7 @@ impl OAuth {
             scope: *scope,
             resources,
         })?;
+        tx.commit().await?;
         let key = self.auth.grant_refresh_key();
         Ok(Tokens {
             access_token: access_token.into(),
