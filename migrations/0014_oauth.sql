@@ -339,10 +339,11 @@ CREATE FUNCTION poll_device_code(device uuid, client uuid, moment timestamptz)
             RETURN QUERY SELECT 'unknown', NULL::uuid;
         ELSIF code.denied_at IS NOT NULL THEN
             RETURN QUERY SELECT 'denied', NULL::uuid;
+        ELSIF code.grant_id IS NOT NULL THEN
+            -- However often and late it asks: the grant says until when.
+            RETURN QUERY SELECT 'approved', code.grant_id;
         ELSIF code.expires_at <= moment THEN
             RETURN QUERY SELECT 'expired', NULL::uuid;
-        ELSIF code.grant_id IS NOT NULL THEN
-            RETURN QUERY SELECT 'approved', code.grant_id;
         ELSIF code.polled_at + make_interval(secs => code.poll_interval) > moment THEN
             -- Five seconds more, and not without an end (RFC 8628, section 3.5).
             UPDATE oauth_device_codes

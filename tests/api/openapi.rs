@@ -84,6 +84,18 @@ async fn each_operation_tells_its_security_and_its_refusals() {
     }
 }
 
+/// Two bodies of one name would be one schema, of whichever comes last.
+#[test]
+fn no_two_schemas_have_one_name() {
+    let mut known = std::collections::BTreeMap::new();
+    for (name, schema) in routes::table().into_iter().flat_map(|route| route.schemas) {
+        let schema = serde_json::to_string(&schema).unwrap();
+        let first = known.entry(name.clone()).or_insert_with(|| schema.clone());
+        assert_eq!(*first, schema, "{name}");
+    }
+    assert!(known.len() > 50);
+}
+
 #[tokio::test]
 async fn operation_ids_are_unique_and_references_resolve() {
     let document = document().await;

@@ -14,6 +14,7 @@ use crate::{
     model::{
         id::{ClientId, GrantId, Id, UserId, WorkspaceId},
         oauth::grant::Grant,
+        scope::Scope,
     },
 };
 
@@ -31,9 +32,7 @@ pub struct GrantedClientBody {
 pub struct GrantBody {
     id: GrantId,
     client: GrantedClientBody,
-    /// OAuth's names.
-    #[schema(example = "call2me:read call2me:write")]
-    scope: String,
+    scope: Scope,
     workspace_id: WorkspaceId,
     /// Who consented; null: the client acts for itself.
     #[schema(required = true)]
@@ -51,7 +50,7 @@ impl From<Grant> for GrantBody {
         Self {
             id: grant.id,
             client: GrantedClientBody { id: grant.client_id, name: grant.client_name },
-            scope: grant.scope.oauth_scope(),
+            scope: grant.scope,
             workspace_id: grant.workspace_id,
             user_id: grant.user_id,
             created_at: grant.created_at,

@@ -34,6 +34,9 @@ use crate::{
 /// Where clients send people.
 pub(super) const HERE: &str = "/oauth/authorize";
 
+/// The longest request that is taken by POST, in bytes: it goes on as a URL.
+const MAX_QUERY: usize = 16 * 1024;
+
 /// What the consent page asks, whoever asks for it.
 #[derive(Template)]
 #[template(path = "consent.html")]
@@ -169,7 +172,12 @@ pub(super) async fn post(
 ) -> Result<Response, ApiError> {
     let (parts, body) = request.into_parts();
     let fields = extract::form_fields(&parts.headers, body, &app).await?;
-    Ok(Redirect::to(&format!("{HERE}?{}", query_of(&fields.into_pairs()))).into_response())
+    let query = query_of(&fields.into_pairs());
+    if query.len() > MAX_QUERY {
+        let what = format!("a request must be at most {MAX_QUERY} bytes");
+        return Err(ApiError::new(Code::PayloadTooLarge, what));
+    }
+    Ok(Redirect::to(&format!("{HERE}?{query}")).into_response())
 }
 
 /// The person answers.

@@ -26,7 +26,7 @@ pub struct OAuthErrorBody {
 pub enum OAuthRefusal {
     /// As the RFCs foresee.
     Told(Code, String),
-    /// As everywhere else; the guard tells it in the words of the RFCs, see [`of_refusal`].
+    /// As everywhere else; the guard tells it in the words of the RFCs.
     Failed(ApiError),
 }
 

@@ -132,7 +132,7 @@ pub async fn token(
 
 /// A client as it was registered (RFC 7591, section 3.2.1).
 #[derive(Serialize, ToSchema)]
-pub struct RegisteredBody {
+pub struct RegisteredClientBody {
     #[schema(example = "client_01jd0zt8q7f7qvs4p2k6x3m9ab")]
     client_id: String,
     client_id_issued_at: i64,
@@ -152,7 +152,7 @@ pub struct RegisteredBody {
     scope: Option<String>,
 }
 
-impl From<Registered> for RegisteredBody {
+impl From<Registered> for RegisteredClientBody {
     fn from(Registered { client, secret }: Registered) -> Self {
         let codes = client.may(GrantType::AuthorizationCode);
         Self {
@@ -190,13 +190,13 @@ pub struct RegistrationRequest {
 
 /// Register a client (RFC 7591)
 #[utoipa::path(post, path = "/oauth/register", tag = "OAuth", request_body = RegistrationRequest,
-    responses((status = 201, body = RegisteredBody), (status = 400, body = OAuthErrorBody),
+    responses((status = 201, body = RegisteredClientBody), (status = 400, body = OAuthErrorBody),
               (status = 429, body = OAuthErrorBody), (status = 503, body = OAuthErrorBody)))]
 pub async fn register(
     public: Public,
     State(app): State<App>,
     request: Request<Body>,
-) -> Answer<(StatusCode, Json<RegisteredBody>)> {
+) -> Answer<(StatusCode, Json<RegisteredClientBody>)> {
     let (parts, body) = request.into_parts();
     let body = extract::body_of(&parts.headers, body, &app).await?;
     let metadata: ClientMetadata = serde_json::from_slice(&body).map_err(|_| {

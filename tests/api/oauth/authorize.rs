@@ -438,6 +438,9 @@ async fn a_posted_request_is_a_request() {
     let page = Browser::new(&app).get(answer.header("location")).await;
     let sign_in = page.leads_to().unwrap();
     assert!(sign_in.contains("state%3Da%2520b%2526c"), "{sign_in}");
+    let long = format!("{query}&x={}", "x".repeat(20_000));
+    let post = app.post(path).body("application/x-www-form-urlencoded", long);
+    assert_eq!(post.send().await.status, 413);
 }
 
 #[tokio::test]

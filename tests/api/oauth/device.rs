@@ -84,6 +84,27 @@ async fn who_polls_too_often_is_slowed_down() {
 }
 
 #[tokio::test]
+async fn an_answer_of_the_last_moment_is_fetched() {
+    let app = TestApp::start().await;
+    let dana = app.register("acme").await;
+    let client = device_client(&app).await;
+    let [early, late] = [start(&app, &client).await, start(&app, &client).await];
+    app.clock.advance(Duration::from_mins(14));
+    let mut browser = Browser::of(&app, &dana.email).await;
+    for device in [&early, &late] {
+        let page = browser.get("/device").await;
+        let code = device["user_code"].as_str().unwrap();
+        let page = browser.submit(&page, "/device", &[("user_code", code)]).await;
+        assert_eq!(browser.consent(&page, &[]).await.status, 200);
+    }
+    app.clock.advance(Duration::from_mins(2));
+    poll(&app, &client, &early).await.expect(200);
+    // But not whenever.
+    app.clock.advance(Duration::from_mins(15));
+    poll(&app, &client, &late).await.told(400, "invalid_grant");
+}
+
+#[tokio::test]
 async fn a_no_is_told_and_codes_are_their_clients() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;

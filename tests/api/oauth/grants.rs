@@ -32,7 +32,7 @@ async fn a_connected_app_is_seen_and_ended_on_every_node_at_once() {
     let tokens = app.tokens_by(&mut browser, &client, &[("scope", "call2me:write")]).await;
     let grants = connected(&app, &dana.access_token, "").await;
     assert_eq!(grants[0]["client"], json!({ "id": client.id, "name": "Example app" }));
-    assert_eq!(grants[0]["scope"], "call2me:read call2me:write");
+    assert_eq!(grants[0]["scope"], "write");
     assert!(grants[0]["created_at"].is_string() && grants[0]["last_used_at"].is_string());
 
     for node in [&app, &node] {
