@@ -8,13 +8,14 @@ use crate::{app::Application, config::Settings, env::Env};
 
 pub(super) async fn run(settings: Settings) -> Result<(), String> {
     let listener = listen(settings.server.address).await?;
-    if settings.server.public_url.starts_with("http://") {
+    let travels_in_the_clear = settings.server.public_url.starts_with("http://");
+    let application = Application::build(settings, Env::system()).await?;
+    if travels_in_the_clear {
         // RFC 8414, section 2; OAuth 2.1, section 1.5. A proxy may be to come, or this a trial.
         tracing::warn!(
             "server.public_url is not https: passwords, tokens and consent travel in the clear"
         );
     }
-    let application = Application::build(settings, Env::system()).await?;
     let stop = super::stop_signal()?;
     if let Ok(address) = listener.local_addr() {
         tracing::info!(%address, "serving");
