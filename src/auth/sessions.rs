@@ -187,9 +187,7 @@ impl Auth {
             let event = self
                 .witness(request, workspace, Action::GrantEnded, actor.clone(), 204)
                 .on(id, None)
-                .with(json!({
-                    "reason": reason.as_str(), "oauth_client": client, "user_id": user,
-                }));
+                .with(reason.told(client, Some(user)));
             tx.enter(workspace).await?;
             store::audit::insert(tx, workspace, &event).await?;
         }

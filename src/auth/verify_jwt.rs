@@ -86,6 +86,16 @@ pub struct GrantedToken<'a> {
     pub resources: &'a [String],
 }
 
+/// What tells one token from another; the rest is the same for all.
+struct About {
+    sub: Subject,
+    aud: Audience,
+    client_id: String,
+    scope: Scope,
+    workspace_id: WorkspaceId,
+    sid: Bond,
+}
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct TokenHeader {
@@ -108,14 +118,13 @@ impl Auth {
         session: SessionId,
         role: Role,
     ) -> Result<String, AuthError> {
-        self.sign(&Claims {
+        self.issue(About {
             sub: Subject::Person(user),
             aud: Audience::One(self.issuer.to_string()),
             client_id: DASHBOARD_CLIENT.to_owned(),
-            scope: role.scope().oauth_scope(),
+            scope: role.scope(),
             workspace_id: workspace,
             sid: Bond::Session(session),
-            ..self.new_claims()
         })
     }
 
@@ -132,37 +141,33 @@ impl Auth {
             [one] => Audience::One(one.clone()),
             several => Audience::Several(several.to_vec()),
         };
-        self.sign(&Claims {
+        self.issue(About {
             sub,
             aud,
             client_id: token.client_id.to_owned(),
-            scope: token.scope.oauth_scope(),
+            scope: token.scope,
             workspace_id: token.workspace,
             sid: Bond::Grant(token.grant),
-            ..self.new_claims()
         })
     }
 
-    /// What all tokens have of their own; the rest is to be filled in.
-    fn new_claims(&self) -> Claims {
+    fn issue(&self, about: About) -> Result<String, AuthError> {
+        let About { sub, aud, client_id, scope, workspace_id, sid } = about;
         let now = self.env.clock.now().unix_timestamp();
         let life = i64::try_from(self.lifetimes.access_token.as_secs()).unwrap_or(i64::MAX);
-        Claims {
+        let claims = Claims {
             iss: self.issuer.to_string(),
-            sub: Subject::Client(String::new()),
-            aud: Audience::Several(Vec::new()),
+            sub,
+            aud,
             exp: now.saturating_add(life),
             iat: now,
             jti: self.env.new_uuid(),
-            client_id: String::new(),
-            scope: String::new(),
-            workspace_id: Uuid::nil().into(),
-            sid: Bond::Session(Uuid::nil().into()),
-        }
-    }
-
-    fn sign(&self, claims: &Claims) -> Result<String, AuthError> {
-        let signed = self.signing_keys.current().sign(claims);
+            client_id,
+            scope: scope.oauth_scope(),
+            workspace_id,
+            sid,
+        };
+        let signed = self.signing_keys.current().sign(&claims);
         signed.map_err(|_| AuthError::Internal("cannot sign an access token"))
     }
 

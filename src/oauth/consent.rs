@@ -13,7 +13,7 @@ use crate::{
         id::{ClientId, GrantId, Id, UserId, WorkspaceId},
         oauth::{
             client::Client,
-            grant::{CODE_LIFETIME, NewGrant},
+            grant::{CODE_LIFETIME, GrantEnd, NewGrant},
             pkce::CodeChallenge,
             redirect_uri::{self, Kind},
         },
@@ -234,7 +234,7 @@ impl OAuth {
         for id in &ended {
             let event = audit::event_in(&self.env, caller, workspace, Action::GrantEnded, 303)
                 .on(*id, None)
-                .with(json!({ "reason": "superseded" }));
+                .with(GrantEnd::Superseded.told(client, Some(user)));
             store::audit::insert(tx, workspace, &event).await?;
         }
         Ok(!ended.is_empty())

@@ -22,7 +22,7 @@ use url::{Host, Url};
 
 use super::{
     Code, OAuthError,
-    registration::{ClientMetadata, checked},
+    registration::{ClientMetadata, client_of},
 };
 use crate::{
     config::MetadataDocuments,
@@ -160,17 +160,13 @@ impl Documents {
         if AuthMethod::from_name(method) != Some(AuthMethod::None) {
             return Err(refused("of metadata documents, token_endpoint_auth_method must be none"));
         }
-        let client = checked(metadata, &self.native_schemes).map_err(|error| match error {
+        let origin = Origin::Document(url.to_owned());
+        let client = client_of(&self.env, metadata, origin, AuthMethod::None, &self.native_schemes);
+        client.map_err(|error| match error {
             OAuthError::Refused { description, .. } => {
                 OAuthError::new(Code::InvalidClient, description)
             }
             failed @ OAuthError::Failed(_) => failed,
-        })?;
-        Ok(Client {
-            id: self.env.new_id(),
-            origin: Origin::Document(url.to_owned()),
-            created_at: self.env.clock.now(),
-            ..client
         })
     }
 }

@@ -1,7 +1,5 @@
 //! Connected apps: what a person has granted, or what was granted in a workspace, seen and ended.
 
-use serde_json::json;
-
 use super::OAuth;
 use crate::{
     audit,
@@ -88,11 +86,7 @@ impl OAuth {
         if store::oauth_grants::end(&mut tx, workspace, id, now, GrantEnd::Person).await? {
             let event = audit::event_in(&self.env, caller, workspace, Action::GrantEnded, 204)
                 .on(id, grant.client_name)
-                .with(json!({
-                    "reason": GrantEnd::Person.as_str(),
-                    "oauth_client": grant.client_id,
-                    "user_id": grant.user_id,
-                }));
+                .with(GrantEnd::Person.told(grant.client_id, grant.user_id));
             tx.enter(workspace).await?;
             store::audit::insert(&mut tx, workspace, &event).await?;
             tx.commit().await?;

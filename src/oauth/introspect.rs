@@ -6,7 +6,10 @@ use std::sync::Arc;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::{Code, OAuth, OAuthError, token::required};
+use super::{
+    Code, OAuth, OAuthError,
+    token::{Opened, required},
+};
 use crate::{
     auth::verify_jwt::{Audience, Bond, Claims, Subject},
     model::{
@@ -19,7 +22,6 @@ use crate::{
         refresh_token::PresentedToken,
         scope::Scope,
     },
-    store,
 };
 
 /// What there is to say of a token (RFC 7662, section 2.2). Of one that is worth nothing, only that.
@@ -80,17 +82,14 @@ impl OAuth {
         client: &Client,
         token: &PresentedToken<GrantId>,
     ) -> Result<Introspection, OAuthError> {
-        let id = token.id();
-        let parties = self.store.find_grant(id).await?;
+        let parties = self.store.find_grant(token.id()).await?;
         let parties = parties.filter(|parties| parties.client_id == client.id);
         let parties = parties.filter(|parties| !parties.lacks_second_factor);
         let Some(parties) = parties else { return Ok(Introspection::default()) };
-        let Some(user) = parties.user_id else { return Ok(Introspection::default()) };
-        let workspace = parties.workspace_id;
-        let mut tx = self.store.begin(workspace, Some(user)).await?;
-        let role = store::members::pin_role(&mut tx, workspace, user).await?;
-        let grant = store::oauth_grants::lock(&mut tx, workspace, id).await?;
-        let (Some(role), Some(grant)) = (role, grant) else { return Ok(Introspection::default()) };
+        let opened = self.lock(parties).await?;
+        let Some(Opened { grant, most: Some(most), .. }) = opened else {
+            return Ok(Introspection::default());
+        };
         let generation = token.verify(self.auth.grant_refresh_key(), &grant.seed);
         let until = grant.last_used_at.map(|used| used + self.idle);
         let lives = !grant.ended
@@ -101,12 +100,12 @@ impl OAuth {
         }
         Ok(Introspection {
             active: true,
-            scope: Some(grant.scope.min(role.scope()).oauth_scope()),
+            scope: Some(grant.scope.min(most).oauth_scope()),
             client_id: Some(client.client_id()),
             exp: until.map(time::OffsetDateTime::unix_timestamp),
-            sub: Some(user.to_string()),
+            sub: parties.user_id.map(|user| user.to_string()),
             iss: Some(self.issuer.to_string()),
-            workspace_id: Some(workspace),
+            workspace_id: Some(parties.workspace_id),
             ..Introspection::default()
         })
     }

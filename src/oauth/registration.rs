@@ -3,15 +3,18 @@
 use serde::Deserialize;
 
 use super::{Code, OAuth, OAuthError};
-use crate::model::{
-    address,
-    audit::RequestInfo,
-    oauth::{
-        client::{AuthMethod, Client, ClientSecret, GrantType, Origin},
-        redirect_uri,
+use crate::{
+    env::Env,
+    model::{
+        address,
+        audit::RequestInfo,
+        oauth::{
+            client::{AuthMethod, Client, ClientSecret, GrantType, Origin},
+            redirect_uri,
+        },
+        scope::Scope,
+        text,
     },
-    scope::Scope,
-    text,
 };
 
 /// Redirect URIs of a client at most.
@@ -77,13 +80,8 @@ impl OAuth {
         let auth_method = method.ok_or_else(|| {
             refused("token_endpoint_auth_method must be none, client_secret_basic or client_secret_post")
         })?;
-        let client = Client {
-            id: self.env.new_id(),
-            origin: Origin::Registered,
-            auth_method,
-            created_at: self.env.clock.now(),
-            ..checked(metadata, &self.native_schemes)?
-        };
+        let schemes = &self.native_schemes;
+        let client = client_of(&self.env, metadata, Origin::Registered, auth_method, schemes)?;
         let secret = client.is_confidential().then(|| ClientSecret::new(self.env.entropy.bytes()));
         let kept = secret.as_ref().map(|secret| (self.env.new_uuid(), secret.digest()));
         let (subnet, most) = (address::subnet(request.ip), [MAX_UNUSED, MAX_UNUSED_FROM_ONE]);
@@ -95,10 +93,12 @@ impl OAuth {
     }
 }
 
-/// What metadata says of a client that nobody made; its id, origin and the way in which it shows who it is are
-/// to be filled in.
-pub(super) fn checked(
+/// The client that metadata tells of, with a fresh id.
+pub(super) fn client_of(
+    env: &Env,
     metadata: &ClientMetadata,
+    origin: Origin,
+    auth_method: AuthMethod,
     native_schemes: &[String],
 ) -> Result<Client, OAuthError> {
     let grant_types = grant_types(metadata)?;
@@ -116,16 +116,16 @@ pub(super) fn checked(
         return Err(refused("client_uri must be an http or https URL"));
     }
     Ok(Client {
-        id: uuid::Uuid::nil().into(),
-        origin: Origin::Registered,
+        id: env.new_id(),
+        origin,
         name: text::shorten(&name, 100).to_owned(),
         redirect_uris,
-        auth_method: AuthMethod::None,
+        auth_method,
         grant_types,
         scope: metadata.scope.as_deref().and_then(Scope::from_oauth_scope),
         client_uri,
         resource: None,
-        created_at: time::OffsetDateTime::UNIX_EPOCH,
+        created_at: env.clock.now(),
         created_by: None,
     })
 }

@@ -4,7 +4,10 @@ use std::sync::Arc;
 
 use serde_json::json;
 
-use super::{Code, OAuth, OAuthError, token::required};
+use super::{
+    Code, OAuth, OAuthError,
+    token::{Opened, required},
+};
 use crate::{
     auth::verify_jwt::Bond,
     model::{
@@ -48,19 +51,16 @@ impl OAuth {
         token: &PresentedToken<GrantId>,
         request: &Arc<RequestInfo>,
     ) -> Result<(), OAuthError> {
-        let id = token.id();
-        let Some(parties) = self.store.find_grant(id).await? else { return Ok(()) };
-        let workspace = parties.workspace_id;
-        let mut tx = self.store.begin(workspace, parties.user_id).await?;
-        let grant = store::oauth_grants::lock(&mut tx, workspace, id).await?;
-        let Some(grant) = grant else { return Ok(()) };
+        let Some(parties) = self.store.find_grant(token.id()).await? else { return Ok(()) };
+        let opened = self.lock(parties).await?;
+        let Some(Opened { mut tx, parties, grant, .. }) = opened else { return Ok(()) };
         if token.verify(self.auth.grant_refresh_key(), &grant.seed).is_none() {
             return Ok(());
         }
         if grant.client_id != client.id {
             return Err(foreign());
         }
-        self.give_back(&mut tx, client, parties, id, request).await?;
+        self.give_back(&mut tx, client, parties, request).await?;
         tx.commit().await?;
         // Also a second time: the first one's client may have gone without an answer.
         Ok(self.auth.fence().wait().await?)
@@ -72,15 +72,14 @@ impl OAuth {
         tx: &mut Tx,
         client: &Client,
         parties: Parties,
-        id: GrantId,
         request: &Arc<RequestInfo>,
     ) -> Result<(), OAuthError> {
-        let (workspace, reason) = (parties.workspace_id, GrantEnd::Client);
-        if store::oauth_grants::end(tx, workspace, id, self.env.clock.now(), reason).await? {
+        let (id, workspace, now) = (parties.id, parties.workspace_id, self.env.clock.now());
+        if store::oauth_grants::end(tx, workspace, id, now, GrantEnd::Client).await? {
             let event = self
                 .event(request, workspace, Action::GrantEnded, client, 200)
                 .on(id, None)
-                .with(json!({ "reason": reason.as_str(), "user_id": parties.user_id }));
+                .with(GrantEnd::Client.told(client.id, parties.user_id));
             store::audit::insert(tx, workspace, &event).await?;
         }
         Ok(())
@@ -110,7 +109,7 @@ impl OAuth {
             .with(json!({ "user_id": parties.user_id }));
         store::audit::insert(&mut tx, workspace, &event).await?;
         if revoked > MAX_REVOKED {
-            self.give_back(&mut tx, client, parties, id, request).await?;
+            self.give_back(&mut tx, client, parties, request).await?;
         }
         tx.commit().await?;
         Ok(self.auth.fence().wait().await?)

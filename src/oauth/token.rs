@@ -44,10 +44,25 @@ pub struct Tokens {
     pub refresh_token: Option<SecretString>,
 }
 
-/// A grant that was locked, to give tokens.
-struct Giving<'a> {
+/// A token request of a client that has shown who it is.
+#[derive(Clone, Copy)]
+struct Asked<'a> {
     client: &'a Client,
-    id: GrantId,
+    parameters: &'a Parameters,
+    request: &'a Arc<RequestInfo>,
+}
+
+/// A grant of a person, locked in a transaction of both.
+pub(super) struct Opened {
+    pub(super) tx: Tx,
+    pub(super) parties: Parties,
+    pub(super) grant: GrantState,
+    /// What the person's role is worth now; none: they are no longer a member.
+    pub(super) most: Option<Scope>,
+}
+
+/// What is to be given.
+struct Giving<'a> {
     parties: Parties,
     scope: Scope,
     resources: Vec<String>,
@@ -74,111 +89,77 @@ impl OAuth {
             let what = format!("the client is not registered for {}", grant.as_str());
             return Err(OAuthError::new(Code::UnauthorizedClient, what));
         }
+        let asked = Asked { client, parameters, request };
         match grant {
-            GrantType::AuthorizationCode => self.redeem_code(client, parameters, request).await,
-            GrantType::RefreshToken => self.refresh(client, parameters, request).await,
-            GrantType::ClientCredentials => self.act_for_itself(client, parameters, request).await,
-            GrantType::DeviceCode => self.redeem_device_code(client, parameters, request).await,
+            GrantType::AuthorizationCode => self.redeem_code(asked).await,
+            GrantType::RefreshToken => self.refresh(asked).await,
+            GrantType::ClientCredentials => self.act_for_itself(asked).await,
+            GrantType::DeviceCode => self.redeem_device_code(asked).await,
         }
     }
 
-    async fn redeem_code(
-        &self,
-        client: &Client,
-        parameters: &Parameters,
-        request: &Arc<RequestInfo>,
-    ) -> Result<Tokens, OAuthError> {
+    async fn redeem_code(&self, asked: Asked<'_>) -> Result<Tokens, OAuthError> {
+        let Asked { client, parameters, .. } = asked;
         let bad = || OAuthError::grant(BAD_CODE);
         let code = required(parameters, "code")?;
         let verifier = required(parameters, "code_verifier")?;
         let id = self.auth.token_key().verify(Purpose::AuthorizationCode, code);
-        let id = GrantId::from(id.ok_or_else(bad)?);
-        let (tx, parties, grant, role) = self.open(id).await?.ok_or_else(bad)?;
-        if grant.client_id != client.id {
-            return Err(self.refuse(tx, client, parties, id, request, bad()).await);
-        }
-        let (redirect_uri, challenge) = grant.code.as_ref().ok_or_else(bad)?;
-        // It need not be told again (OAuth 2.1, section 10.2).
-        let is_told = parameters.get("redirect_uri").is_none_or(|told| told == redirect_uri);
-        if !is_told || !challenge.is_met_by(verifier) {
-            return Err(self.refuse(tx, client, parties, id, request, bad()).await);
+        let opened = self.open(id.ok_or_else(bad)?.into()).await?.ok_or_else(bad)?;
+        let grant = &opened.grant;
+        let fits = grant.client_id == client.id
+            && grant.code.as_ref().is_some_and(|(redirect_uri, challenge)| {
+                // It need not be told again (OAuth 2.1, section 10.2).
+                parameters.get("redirect_uri").is_none_or(|told| told == redirect_uri)
+                    && challenge.is_met_by(verifier)
+            });
+        if !fits {
+            return Err(self.refuse(asked, opened, BAD_CODE).await);
         }
         if grant.begun_at.is_some() {
             // Whoever has code and verifier has both halves: one of the two who do is a thief.
-            self.end_reused(tx, client, parties, id, GrantEnd::CodeReuse, request).await?;
+            self.end_reused(asked, opened, GrantEnd::CodeReuse).await?;
             return Err(bad());
         }
-        let now = self.env.clock.now();
-        let Some(most) = role.filter(|_| !grant.ended && now < grant.begin_by) else {
-            return Err(self.refuse(tx, client, parties, id, request, bad()).await);
-        };
-        let giving = Giving {
-            client,
-            id,
-            parties,
-            scope: grant.scope.min(most),
-            resources: self.resources_left(&grant.resources, parameters)?,
-            refresh: client.may(GrantType::RefreshToken).then_some((0, &grant.seed)),
-        };
-        self.give(tx, &giving, Action::TokenIssued, request).await
+        self.begin_grant(asked, opened, BAD_CODE).await
     }
 
     /// A public client's token rotates; the one before still gets the same successor until that has been used,
     /// so that a lost answer may be asked for again, whenever that is. A confidential client's stays: it takes
     /// the client's secret too (OAuth 2.1, section 4.3.1).
-    async fn refresh(
-        &self,
-        client: &Client,
-        parameters: &Parameters,
-        request: &Arc<RequestInfo>,
-    ) -> Result<Tokens, OAuthError> {
+    async fn refresh(&self, asked: Asked<'_>) -> Result<Tokens, OAuthError> {
+        let Asked { client, parameters, .. } = asked;
         let bad = || OAuthError::grant(BAD_REFRESH);
         let token = required(parameters, "refresh_token")?;
         let token = PresentedToken::<GrantId>::parse(token).ok_or_else(bad)?;
-        let id = token.id();
-        let (tx, parties, grant, role) = self.open(id).await?.ok_or_else(bad)?;
-        let key = self.auth.grant_refresh_key();
-        let generation = token.verify(key, &grant.seed).ok_or_else(bad)?;
+        let opened = self.open(token.id()).await?.ok_or_else(bad)?;
+        let grant = &opened.grant;
+        let generation = token.verify(self.auth.grant_refresh_key(), &grant.seed);
+        let generation = generation.ok_or_else(bad)?;
         if grant.client_id != client.id || generation > grant.generation {
-            return Err(self.refuse(tx, client, parties, id, request, bad()).await);
+            return Err(self.refuse(asked, opened, BAD_REFRESH).await);
         }
         let next = match grant.generation - generation {
             0 if client.is_confidential() => generation,
             0 => generation.saturating_add(1),
             1 => grant.generation,
-            _ if grant.ended => {
-                return Err(self.refuse(tx, client, parties, id, request, bad()).await);
-            }
+            _ if grant.ended => return Err(self.refuse(asked, opened, BAD_REFRESH).await),
             _ => {
-                let reason = GrantEnd::RefreshReuse;
-                self.end_reused(tx, client, parties, id, reason, request).await?;
+                self.end_reused(asked, opened, GrantEnd::RefreshReuse).await?;
                 return Err(bad());
             }
         };
         let now = self.env.clock.now();
         let lives = !grant.ended && grant.last_used_at.is_some_and(|used| now - used < self.idle);
-        let Some(most) = role.filter(|_| lives) else {
-            return Err(self.refuse(tx, client, parties, id, request, bad()).await);
+        let Some(most) = opened.most.filter(|_| lives) else {
+            return Err(self.refuse(asked, opened, BAD_REFRESH).await);
         };
         // Whoever asks for more than there is gets what there is: some clients always ask for all.
-        let asked = scope_of(parameters)?.unwrap_or(Scope::Admin);
-        let giving = Giving {
-            client,
-            id,
-            parties,
-            scope: grant.scope.min(most).min(asked),
-            resources: self.resources_left(&grant.resources, parameters)?,
-            refresh: Some((next, &grant.seed)),
-        };
-        self.give(tx, &giving, Action::TokenRefreshed, request).await
+        let most = scope_of(parameters)?.map_or(most, |wanted| wanted.min(most));
+        self.give_granted(asked, opened, most, Some(next), Action::TokenRefreshed).await
     }
 
-    async fn act_for_itself(
-        &self,
-        client: &Client,
-        parameters: &Parameters,
-        request: &Arc<RequestInfo>,
-    ) -> Result<Tokens, OAuthError> {
+    async fn act_for_itself(&self, asked: Asked<'_>) -> Result<Tokens, OAuthError> {
+        let Asked { client, parameters, .. } = asked;
         let workspace = match client.origin {
             Origin::Workspace(workspace) if client.is_confidential() => workspace,
             _ => {
@@ -205,38 +186,26 @@ impl OAuth {
         let id = store::oauth_grants::own(&mut tx, &new).await?;
         self.charge(id.uuid())?;
         let parties = Parties {
+            id,
             client_id: client.id,
             workspace_id: workspace,
             user_id: None,
             lacks_second_factor: false,
         };
-        let giving = Giving { client, id, parties, scope, resources, refresh: None };
-        self.give(tx, &giving, Action::TokenIssued, request).await
+        let giving = Giving { parties, scope, resources, refresh: None };
+        self.give(asked, tx, giving, Action::TokenIssued).await
     }
 
-    async fn redeem_device_code(
-        &self,
-        client: &Client,
-        parameters: &Parameters,
-        request: &Arc<RequestInfo>,
-    ) -> Result<Tokens, OAuthError> {
+    async fn redeem_device_code(&self, asked: Asked<'_>) -> Result<Tokens, OAuthError> {
         let bad = || OAuthError::grant(BAD_DEVICE_CODE);
-        let code = required(parameters, "device_code")?;
+        let code = required(asked.parameters, "device_code")?;
         let device = self.auth.token_key().verify(Purpose::DeviceCode, code).ok_or_else(bad)?;
-        let id = self.device_answer(device, client).await?;
-        let (tx, parties, grant, role) = self.open(id).await?.ok_or_else(bad)?;
-        let now = self.env.clock.now();
-        let is_fresh = grant.begun_at.is_none() && !grant.ended && now < grant.begin_by;
-        let Some(most) = role.filter(|_| is_fresh) else { return Err(bad()) };
-        let giving = Giving {
-            client,
-            id,
-            parties,
-            scope: grant.scope.min(most),
-            resources: self.resources_left(&grant.resources, parameters)?,
-            refresh: client.may(GrantType::RefreshToken).then_some((0, &grant.seed)),
-        };
-        self.give(tx, &giving, Action::TokenIssued, request).await
+        let id = self.device_answer(device, asked.client).await?;
+        let opened = self.open(id).await?.ok_or_else(bad)?;
+        if opened.grant.begun_at.is_some() {
+            return Err(self.refuse(asked, opened, BAD_DEVICE_CODE).await);
+        }
+        self.begin_grant(asked, opened, BAD_DEVICE_CODE).await
     }
 
     /// The grant that somebody answered a device with.
@@ -255,14 +224,11 @@ impl OAuth {
         Err(OAuthError::new(code, why))
     }
 
-    /// A grant of a person, locked, in a transaction of both, with the scope that the person's role is worth now;
-    /// none is no longer a member.
-    async fn open(
-        &self,
-        id: GrantId,
-    ) -> Result<Option<(Tx, Parties, GrantState, Option<Scope>)>, OAuthError> {
-        let Some(parties) = self.store.find_grant(id).await? else { return Ok(None) };
-        let Some(user) = parties.user_id else { return Ok(None) };
+    /// Opens the grant of a person for tokens; none where there is no such grant.
+    async fn open(&self, id: GrantId) -> Result<Option<Opened>, OAuthError> {
+        let parties = self.store.find_grant(id).await?;
+        let parties = parties.filter(|parties| parties.user_id.is_some());
+        let Some(parties) = parties else { return Ok(None) };
         self.charge(id.uuid())?;
         if parties.lacks_second_factor {
             // Not the end of it: the person sets a factor up, and it goes on.
@@ -271,12 +237,18 @@ impl OAuth {
                 "the workspace asks for a second factor, which the person has to set up first",
             ));
         }
+        self.lock(parties).await
+    }
+
+    /// Locks the grant of a person; none where it is the client's own, or gone.
+    pub(super) async fn lock(&self, parties: Parties) -> Result<Option<Opened>, OAuthError> {
+        let Some(user) = parties.user_id else { return Ok(None) };
         let workspace = parties.workspace_id;
         let mut tx = self.store.begin(workspace, Some(user)).await?;
         // Membership, then what depends on it: everybody locks them in this order.
         let role = store::members::pin_role(&mut tx, workspace, user).await?;
-        let grant = store::oauth_grants::lock(&mut tx, workspace, id).await?;
-        Ok(grant.map(|grant| (tx, parties, grant, role.map(Role::scope))))
+        let grant = store::oauth_grants::lock(&mut tx, workspace, parties.id).await?;
+        Ok(grant.map(|grant| Opened { tx, parties, grant, most: role.map(Role::scope) }))
     }
 
     /// The resources of a request, which must be among those that were granted; all of these where it names none.
@@ -296,60 +268,89 @@ impl OAuth {
         }
     }
 
+    /// Gives the first tokens of a grant, unless it is too late for that.
+    async fn begin_grant(
+        &self,
+        asked: Asked<'_>,
+        opened: Opened,
+        bad: &'static str,
+    ) -> Result<Tokens, OAuthError> {
+        let lives = !opened.grant.ended && self.env.clock.now() < opened.grant.begin_by;
+        let Some(most) = opened.most.filter(|_| lives) else {
+            return Err(self.refuse(asked, opened, bad).await);
+        };
+        let refresh = asked.client.may(GrantType::RefreshToken).then_some(0);
+        self.give_granted(asked, opened, most, refresh, Action::TokenIssued).await
+    }
+
+    /// Gives tokens of a person's grant, for no more than `most`; with the refresh token of a generation.
+    async fn give_granted(
+        &self,
+        asked: Asked<'_>,
+        Opened { tx, parties, grant, .. }: Opened,
+        most: Scope,
+        generation: Option<u32>,
+        action: Action,
+    ) -> Result<Tokens, OAuthError> {
+        let giving = Giving {
+            parties,
+            scope: grant.scope.min(most),
+            resources: self.resources_left(&grant.resources, asked.parameters)?,
+            refresh: generation.map(|generation| (generation, &grant.seed)),
+        };
+        self.give(asked, tx, giving, action).await
+    }
+
     /// Makes tokens, and commits that it did.
     async fn give(
         &self,
+        Asked { client, request, .. }: Asked<'_>,
         mut tx: Tx,
-        giving: &Giving<'_>,
+        Giving { parties, scope, resources, refresh }: Giving<'_>,
         action: Action,
-        request: &Arc<RequestInfo>,
     ) -> Result<Tokens, OAuthError> {
-        let Giving { client, id, parties, scope, resources, refresh } = giving;
         let now = self.env.clock.now();
-        let workspace = parties.workspace_id;
+        let (id, workspace) = (parties.id, parties.workspace_id);
         let generation = refresh.map_or(0, |(generation, _)| generation);
-        store::oauth_grants::note_tokens(&mut tx, workspace, *id, generation, now).await?;
+        store::oauth_grants::note_tokens(&mut tx, workspace, id, generation, now).await?;
         let event = self
             .event(request, workspace, action, client, 200)
-            .on(*id, None)
+            .on(id, None)
             .with(json!({ "scope": scope, "user_id": parties.user_id, "resources": resources }));
         store::audit::insert(&mut tx, workspace, &event).await?;
         let access_token = self.auth.issue_granted_token(&GrantedToken {
             client_id: &client.client_id(),
             person: parties.user_id,
             workspace,
-            grant: *id,
-            scope: *scope,
-            resources,
+            grant: id,
+            scope,
+            resources: &resources,
         })?;
         tx.commit().await?;
         let key = self.auth.grant_refresh_key();
         Ok(Tokens {
             access_token: access_token.into(),
             expires_in: self.auth.access_token_lifetime().as_secs(),
-            scope: *scope,
-            refresh_token: refresh.map(|(generation, seed)| key.derive(*id, generation, seed)),
+            scope,
+            refresh_token: refresh.map(|(generation, seed)| key.derive(id, generation, seed)),
         })
     }
 
     /// The log tells that something genuine was worth nothing.
     async fn refuse(
         &self,
-        tx: Tx,
-        client: &Client,
-        parties: Parties,
-        id: GrantId,
-        request: &Arc<RequestInfo>,
-        error: OAuthError,
+        Asked { client, request, .. }: Asked<'_>,
+        Opened { tx, parties, .. }: Opened,
+        why: &'static str,
     ) -> OAuthError {
         // Before the log is waited for, nothing is to be locked.
         drop(tx);
         let event = self
             .event(request, parties.workspace_id, Action::TokenRefused, client, 400)
-            .on(id, None)
-            .with(json!({ "user_id": parties.user_id, "description": error.to_string() }));
+            .on(parties.id, None)
+            .with(json!({ "user_id": parties.user_id, "description": why }));
         match self.auth.note(event).await {
-            Ok(()) => error,
+            Ok(()) => OAuthError::grant(why),
             Err(failed) => failed.into(),
         }
     }
@@ -357,19 +358,16 @@ impl OAuth {
     /// Ends a grant whose code or refresh token somebody used a second time, at once.
     async fn end_reused(
         &self,
-        mut tx: Tx,
-        client: &Client,
-        parties: Parties,
-        id: GrantId,
+        Asked { client, request, .. }: Asked<'_>,
+        Opened { mut tx, parties, .. }: Opened,
         reason: GrantEnd,
-        request: &Arc<RequestInfo>,
     ) -> Result<(), AuthError> {
-        let (workspace, now) = (parties.workspace_id, self.env.clock.now());
+        let (id, workspace, now) = (parties.id, parties.workspace_id, self.env.clock.now());
         if store::oauth_grants::end(&mut tx, workspace, id, now, reason).await? {
             let event = self
                 .event(request, workspace, Action::GrantReuseDetected, client, 400)
                 .on(id, None)
-                .with(json!({ "reason": reason.as_str(), "user_id": parties.user_id }));
+                .with(reason.told(client.id, parties.user_id));
             store::audit::insert(&mut tx, workspace, &event).await?;
         }
         tx.commit().await?;

@@ -21,6 +21,8 @@ use crate::model::{
 /// Whose a grant is: what a transaction about it is begun with.
 #[derive(Debug, Clone, Copy)]
 pub struct Parties {
+    /// Which grant.
+    pub id: GrantId,
     /// To whom.
     pub client_id: ClientId,
     /// Where.
@@ -83,7 +85,7 @@ impl Store {
     pub async fn find_grant(&self, id: GrantId) -> Result<Option<Parties>, StoreError> {
         Ok(sqlx::query_as!(
             Parties,
-            r#"SELECT client_id AS "client_id!: ClientId",
+            r#"SELECT id AS "id!: GrantId", client_id AS "client_id!: ClientId",
                       workspace_id AS "workspace_id!: WorkspaceId", user_id AS "user_id: UserId",
                       lacks_second_factor AS "lacks_second_factor!"
                FROM find_oauth_grants(ARRAY[$1::uuid])"#,
@@ -157,35 +159,24 @@ pub async fn lacks_second_factor(tx: &mut Tx, id: GrantId) -> Result<bool, Store
 /// # Errors
 /// When PostgreSQL cannot be reached.
 pub async fn own(tx: &mut Tx, grant: &NewGrant) -> Result<GrantId, StoreError> {
-    // Twice, since another request may make it meanwhile: then it is there.
-    for _ in 0..2 {
-        let found = sqlx::query_scalar!(
-            r#"SELECT id AS "id: GrantId" FROM oauth_grants
-               WHERE client_id = $1 AND workspace_id = $2 AND user_id IS NULL AND ended_at IS NULL"#,
-            grant.client_id.uuid(),
-            grant.workspace_id.uuid(),
-        );
-        if let Some(id) = found.fetch_optional(tx.conn()).await? {
-            return Ok(id);
-        }
-        sqlx::query!(
-            "INSERT INTO oauth_grants (id, client_id, workspace_id, scope, resources, created_at,
-                                       begin_by, refresh_seed)
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
-             ON CONFLICT (client_id) WHERE user_id IS NULL AND ended_at IS NULL DO NOTHING",
-            grant.id.uuid(),
-            grant.client_id.uuid(),
-            grant.workspace_id.uuid(),
-            grant.scope.as_str(),
-            &grant.resources,
-            grant.created_at,
-            grant.begin_by,
-            grant.seed.as_bytes(),
-        )
-        .execute(tx.conn())
-        .await?;
-    }
-    Ok(grant.id)
+    Ok(sqlx::query_scalar!(
+        r#"INSERT INTO oauth_grants (id, client_id, workspace_id, scope, resources, created_at,
+                                     begin_by, refresh_seed)
+           VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
+           ON CONFLICT (client_id) WHERE user_id IS NULL AND ended_at IS NULL
+               DO UPDATE SET last_used_at = excluded.created_at
+           RETURNING id AS "id: GrantId""#,
+        grant.id.uuid(),
+        grant.client_id.uuid(),
+        grant.workspace_id.uuid(),
+        grant.scope.as_str(),
+        &grant.resources,
+        grant.created_at,
+        grant.begin_by,
+        grant.seed.as_bytes(),
+    )
+    .fetch_one(tx.conn())
+    .await?)
 }
 
 /// A grant, which stays as it is until the transaction ends: requests about it take turns.

@@ -1,4 +1,4 @@
-use std::str::FromStr;
+use std::{fmt, str::FromStr};
 
 use axum::{
     extract::FromRequestParts,
@@ -13,8 +13,14 @@ use crate::{
 };
 
 /// The query string: known parameters are read with their types, unknown ones ignored.
-#[derive(Debug)]
 pub struct Query(Vec<(String, String)>);
+
+impl fmt::Debug for Query {
+    /// Names alone: values may be codes and passwords.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.0.iter().map(|(name, _)| name)).finish()
+    }
+}
 
 impl<S: Send + Sync> FromRequestParts<S> for Query {
     type Rejection = ApiError;

@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use serde_json::json;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
@@ -157,5 +158,11 @@ impl GrantEnd {
             Self::Removed => "removed",
             Self::Superseded => "superseded",
         }
+    }
+
+    /// What the log tells of the end of a grant: why, of which client, and by whom it was granted.
+    #[must_use]
+    pub fn told(self, client: ClientId, user: Option<UserId>) -> serde_json::Value {
+        json!({ "reason": self.as_str(), "oauth_client": client, "user_id": user })
     }
 }

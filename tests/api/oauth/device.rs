@@ -59,8 +59,11 @@ async fn a_device_shows_a_code_and_is_let_in() {
     let token = tokens["access_token"].as_str().unwrap();
     app.by(token, "GET", "/v1/agents").send().await.expect(200);
     app.refresh(&client, tokens["refresh_token"].as_str().unwrap()).await.expect(200);
-    // Once.
+    // Once; and the log tells who tried it again.
     poll(&app, &client, &device).await.told(400, "invalid_grant");
+    let refused = "action=oauth.token_refused";
+    let event = app.events_of(&dana.access_token, refused, 1).await.remove(0);
+    assert_eq!(event["metadata"]["user_id"], json!(dana.user_id), "{event}");
     app.by(token, "GET", "/v1/agents").send().await.expect(200);
     let page = browser.get("/device").await;
     let again = browser.submit(&page, "/device", &[("user_code", code)]).await;

@@ -433,6 +433,27 @@ async fn a_client_acts_for_itself_in_its_own_workspace() {
 }
 
 #[tokio::test]
+async fn a_client_that_asks_twice_at_once_has_one_grant_for_itself() {
+    let app = TestApp::start().await;
+    let node = app.another_node().await;
+    let dana = app.register("acme").await;
+    let body = json!({ "name": "Robot", "grant_types": ["client_credentials"] });
+    let made = app.by(&dana.access_token, "POST", "/v1/oauth/clients").json(body).send().await;
+    let client = crate::fixture::oauth::OAuthClient::of(&made.expect(201));
+    let fields = [("grant_type", "client_credentials")];
+    let tries = (0..20)
+        .map(|n| if n % 2 == 0 { &app } else { &node })
+        .map(async |node| node.token(&client.shows(&fields)).await);
+    let answers = futures_util::future::join_all(tries).await;
+    let grants: std::collections::HashSet<_> = answers
+        .into_iter()
+        .map(|answer| claims(answer.expect(200)["access_token"].as_str().unwrap())["sid"].clone())
+        .map(|sid| sid.to_string())
+        .collect();
+    assert_eq!(grants.len(), 1, "{grants:?}");
+}
+
+#[tokio::test]
 async fn tokens_are_for_the_resource_that_was_named() {
     let mcp = "https://mcp.example/mcp";
     let app = TestApp::start_with(&[("oauth.resources", "https://mcp.example/mcp")]).await;
