@@ -27,6 +27,9 @@ use crate::{
 /// Clients of a workspace at most.
 const MAX_CLIENTS: i64 = 100;
 
+/// Secrets of a client that work at a time, at most: each is compared with what is shown.
+const MAX_SECRETS: i64 = 10;
+
 /// The longest that a superseded secret may go on.
 pub const MAX_OVERLAP: Duration = Duration::from_hours(30 * 24);
 
@@ -235,7 +238,7 @@ impl OAuth {
     /// Gives a client another secret, and tells until when the ones before go on.
     ///
     /// # Errors
-    /// [`AuthError::NotFound`], [`AuthError::Conflict`] for a client without secrets.
+    /// [`AuthError::NotFound`], [`AuthError::Conflict`] for a client without secrets, or with too many.
     pub async fn rotate_client_secret(
         &self,
         caller: &Caller,
@@ -253,6 +256,11 @@ impl OAuth {
         let until = now + overlap.min(MAX_OVERLAP);
         let key = self.env.new_uuid();
         store::oauth_clients::add_secret(&mut tx, id, key, secret.digest(), now, until).await?;
+        if store::oauth_clients::count_secrets(&mut tx, id, now).await? > MAX_SECRETS {
+            return Err(AuthError::Conflict(
+                "ten secrets of the client work still: wait until some expire, or have all end with overlap_seconds 0",
+            ));
+        }
         let event = audit::event(&self.env, caller, Action::ClientSecretRotated, 201)
             .on(id, client.name.clone())
             .with(json!({ "others_until_unix": until.unix_timestamp() }));

@@ -229,6 +229,25 @@ pub async fn add_secret(
     Ok(())
 }
 
+/// How many secrets of a client of the transaction's workspace work.
+///
+/// # Errors
+/// When PostgreSQL cannot be reached.
+pub async fn count_secrets(
+    tx: &mut Tx,
+    client: ClientId,
+    now: OffsetDateTime,
+) -> Result<i64, StoreError> {
+    Ok(sqlx::query_scalar!(
+        r#"SELECT count(*) AS "count!" FROM oauth_client_secrets
+           WHERE client_id = $1 AND (expires_at IS NULL OR expires_at > $2)"#,
+        client.uuid(),
+        now,
+    )
+    .fetch_one(tx.conn())
+    .await?)
+}
+
 /// Changes a client of a workspace; what is none stays. False: there is no such client.
 ///
 /// # Errors

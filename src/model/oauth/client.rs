@@ -164,7 +164,7 @@ impl Client {
 pub struct KnownClient {
     /// The client.
     pub client: Client,
-    /// Of the current secret, and of one that it supersedes.
+    /// Of the current secret, and of those that it supersedes and that go on for a while.
     pub secrets: Vec<SecretDigest>,
 }
 
