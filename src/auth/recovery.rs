@@ -121,7 +121,7 @@ impl Auth {
         store::second_factor::discard_challenges(tx, user.id, now).await?;
         let passkeys = store::passkeys::list(tx, user.id).await?;
         let passkeys = passkeys.into_iter().map(|(passkey, _)| passkey.name).collect();
-        let apps = store::oauth_grants::names_of_person(tx, user.id, NAMED).await?;
+        let apps = store::connected_apps::names_of_person(tx, user.id, NAMED).await?;
         let subject = MailSubject::PasswordChanged { origin: self.origin(request), passkeys, apps };
         self.mail(tx, user.email.clone(), subject).await?;
         self.tell_workspaces(tx, user, Action::PasswordChanged, request).await?;

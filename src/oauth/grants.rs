@@ -12,7 +12,7 @@ use crate::{
         principal::Caller,
         scope::Scope,
     },
-    store::{self, oauth_grants::Whose},
+    store::{self, connected_apps::Whose},
 };
 
 const NONE: AuthError = AuthError::NotFound("connected app");
@@ -61,8 +61,8 @@ impl OAuth {
                 self.store.begin(workspace, caller.principal.person()).await?
             }
         };
-        let items = store::oauth_grants::list(&mut tx, whose, used_since, page).await?;
-        let total = store::oauth_grants::count(&mut tx, whose, used_since).await?;
+        let items = store::connected_apps::list(&mut tx, whose, used_since, page).await?;
+        let total = store::connected_apps::count(&mut tx, whose, used_since).await?;
         Ok((items, total))
     }
 
@@ -74,7 +74,7 @@ impl OAuth {
     pub async fn end_grant(&self, caller: &Caller, id: GrantId) -> Result<(), AuthError> {
         let (_, user) = own_session(caller)?;
         let mut tx = self.store.begin(caller.workspace(), Some(user)).await?;
-        let grant = store::oauth_grants::get(&mut tx, id).await?.ok_or(NONE)?;
+        let grant = store::connected_apps::get(&mut tx, id).await?.ok_or(NONE)?;
         if grant.user_id != Some(user) {
             let role = store::members::pin_role(&mut tx, caller.workspace(), user).await?;
             let runs = role.is_some_and(|role| role.scope() == Scope::Admin);

@@ -7,6 +7,7 @@
 pub mod api_keys;
 pub mod audit;
 pub mod coherence;
+pub mod connected_apps;
 mod decode;
 pub mod documents;
 mod error;
