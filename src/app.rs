@@ -18,13 +18,13 @@ use tokio::{
     net::TcpListener,
     sync::{Mutex, Notify, Semaphore},
     task::JoinHandle,
-    time::interval,
+    time::{interval, timeout},
 };
 
 use crate::{
-    audit::{AuditLog, WriterTask},
+    audit::{AuditLog, SealCounts, Sealer, WriterTask},
     auth::{Auth, caches::Caches},
-    coherence::{Fence, Lease, Node, NodeTask},
+    coherence::{Fence, Lease, Node, NodeTask, Parts},
     config::Settings,
     env::Env,
     http::{self, Api, App, HttpSettings, LARGE_BODIES, middleware::Frame},
@@ -40,6 +40,9 @@ use crate::{
 
 /// How long the audit log may take to be written at the end.
 const FLUSH_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(20);
+
+/// How long sealing what is written may take at the end.
+const SEAL_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(2);
 
 /// How often the log's partitions are looked after.
 const PARTITIONS_EVERY: std::time::Duration = std::time::Duration::from_hours(1);
@@ -101,6 +104,7 @@ impl Application {
             resources: Resources::new(store.clone(), env.clone(), settings.server.max_body_bytes),
             audit_log: AuditLog::new(store.clone(), &settings.database.pool),
             audit,
+            seals: Arc::<SealCounts>::default(),
             limits,
             store: store.clone(),
             env,
@@ -115,15 +119,17 @@ impl Application {
         let service = http::service(&app);
         // Last: whoever gives up before is not waited for by other nodes.
         let length = settings.cache.lease;
-        let mut node = Node::start(
-            store.clone(),
-            app.env.clone(),
+        let mut node = Node::start(Parts {
+            id: app.env.new_uuid(),
+            store: store.clone(),
+            env: app.env.clone(),
             beliefs,
-            app.lease.clone(),
-            length,
+            diary: Arc::new(app.audit.clone()),
+            lease: app.lease.clone(),
+            lease_length: length,
             acknowledged,
-            app.metrics.clone(),
-        );
+            metrics: app.metrics.clone(),
+        });
         // Without a lease it serves all the same, and asks PostgreSQL each time.
         node.has_joined(length).await;
         Ok(Self { app, service, settings, store, writer, node, chores })
@@ -148,6 +154,7 @@ impl Application {
         self.app.limits.connect().await;
         self.chores.push(tokio::spawn(self.app.limits.clone().keep_connected()));
         self.chores.push(tokio::spawn(self.app.auth.clone().keep_signing_keys()));
+        self.chores.push(tokio::spawn(self.sealer().run()));
         let service = self.service.clone();
         let answer = move |peer, request| service.clone().call(peer, request);
         let server = Server::new(&self.settings.server, answer);
@@ -170,6 +177,10 @@ impl Application {
         mail.finish().await;
         self.shut_down().await;
         outcome.map_err(|error| format!("cannot accept connections: {error}"))
+    }
+
+    fn sealer(&self) -> Sealer {
+        Sealer::new(self.store.clone(), self.app.env.clone(), Arc::clone(&self.app.seals))
     }
 
     /// What a service does that the command line does not.
@@ -197,9 +208,13 @@ impl Application {
         for chore in &self.chores {
             chore.abort();
         }
+        let mut sealer = self.sealer();
         drop((self.app, self.service));
-        self.node.finish().await;
         self.writer.finish(FLUSH_TIMEOUT).await;
+        // Others do it where this one cannot.
+        timeout(SEAL_TIMEOUT, sealer.seal_all()).await.ok();
+        // Behind the writer: until then other nodes do not know of all that happened here.
+        self.node.finish().await;
         self.store.close().await;
     }
 }

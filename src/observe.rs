@@ -100,7 +100,13 @@ fn audit(tell: &mut Tell<'_, '_>, app: &Api) -> fmt::Result {
     let waiting = accepted.saturating_sub(written + lost);
     #[expect(clippy::cast_precision_loss, reason = "a queue is not that long")]
     let waiting = waiting as f64;
-    tell.gauge("audit_events_waiting", "Events that are to be written", waiting)
+    tell.gauge("audit_events_waiting", "Events that are to be written", waiting)?;
+    let sealed = app.seals.sealed.load(Relaxed);
+    tell.counter("audit_events_sealed", "Events that this node has sealed", sealed)?;
+    #[expect(clippy::cast_precision_loss, reason = "milliseconds of a delay")]
+    let lag = app.seals.lag_ms.load(Relaxed) as f64 / 1000.0;
+    let help = "How old the oldest event was when this node last sealed some";
+    tell.gauge("audit_seal_lag_seconds", help, lag)
 }
 
 fn number(count: usize) -> f64 {

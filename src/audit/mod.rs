@@ -5,10 +5,12 @@
 //! batches by one task. Ids are made before an event is queued, so a batch that is retried counts once.
 
 mod reader;
+mod sealer;
 mod unknown;
 mod writer;
 
 pub use reader::AuditLog;
+pub use sealer::{SealCounts, Sealer};
 pub use unknown::UnknownCredentials;
 pub use writer::{AuditCounts, AuditWriter, Permit, WriterTask};
 

@@ -39,7 +39,7 @@ impl AuditLog {
         caller: &Caller,
         filter: &EventFilter,
         page: Page,
-    ) -> Result<Items<Event>, StoreError> {
+    ) -> Result<Items<Event<'static>>, StoreError> {
         let _place = self.places.acquire().await.map_err(|_| StoreError::Aborted)?;
         let mut tx = self.store.begin(caller.workspace(), None).await?;
         store::audit::list(&mut tx, caller.workspace(), filter, page).await

@@ -3,11 +3,15 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{
+            AtomicI64, AtomicU64,
+            Ordering::{AcqRel, Acquire, Relaxed, Release},
+        },
     },
     time::Duration,
 };
 
+use time::OffsetDateTime;
 use tokio::{
     sync::{mpsc, oneshot},
     time::{MissedTickBehavior, interval, sleep, timeout},
@@ -16,6 +20,7 @@ use tracing::{error, warn};
 
 use super::UnknownCredentials;
 use crate::{
+    coherence::Diary,
     config::{self, Durability},
     env::Env,
     model::audit::NewEvent,
@@ -49,6 +54,9 @@ pub struct AuditCounts {
     pub written: AtomicU64,
     /// Refused by PostgreSQL, or not written before the service had to end.
     pub lost: AtomicU64,
+    /// The moment before which everything was written, when the queue was last found empty: microseconds
+    /// since 1970.
+    written_until: AtomicI64,
 }
 
 /// An event on its way.
@@ -65,6 +73,7 @@ pub struct AuditWriter {
     durability: Durability,
     counts: Arc<AuditCounts>,
     unknown: UnknownCredentials,
+    env: Env,
 }
 
 /// A place in the queue.
@@ -93,7 +102,7 @@ impl Permit {
     }
 
     fn queue(self, event: NewEvent, written: Option<oneshot::Sender<()>>) {
-        self.counts.accepted.fetch_add(1, Relaxed);
+        self.counts.accepted.fetch_add(1, AcqRel);
         self.place.send(Queued { event, written });
     }
 }
@@ -124,6 +133,19 @@ impl AuditWriter {
     }
 }
 
+impl Diary for AuditWriter {
+    fn written_until(&self) -> OffsetDateTime {
+        // First of all: what happens from here on is later.
+        let now = self.env.clock.now();
+        let until = self.counts.written_until.load(Acquire);
+        let done = self.counts.lost.load(Acquire) + self.counts.written.load(Acquire);
+        if self.counts.accepted.load(Acquire) == done {
+            return now;
+        }
+        OffsetDateTime::from_unix_timestamp_nanos(i128::from(until) * 1000).unwrap_or(now).min(now)
+    }
+}
+
 /// The task that writes.
 #[derive(Debug)]
 pub struct WriterTask {
@@ -144,7 +166,7 @@ impl WriterTask {
             line: Line::new(store.clone()),
             store,
             durability: settings.durability,
-            env,
+            env: env.clone(),
             events,
             counts: Arc::clone(&counts),
             unknown: unknown.clone(),
@@ -152,7 +174,7 @@ impl WriterTask {
         let done = tokio::spawn(writer.run(stopped));
         let durability = settings.durability;
         let task = Self { stop, done, counts: Arc::clone(&counts) };
-        (AuditWriter { queue, durability, counts, unknown }, task)
+        (AuditWriter { queue, durability, counts, unknown, env }, task)
     }
 
     /// Writes what waits and ends, within this time. Nothing may be queued any more.
@@ -185,6 +207,7 @@ impl Writer {
         counts.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut closing = false;
         loop {
+            let began = self.env.clock.now();
             tokio::select! {
                 biased;
                 // While one batch is written the next gathers, so load alone sets its size.
@@ -193,6 +216,9 @@ impl Writer {
                         break;
                     }
                     self.write(&mut batch).await;
+                    if received < BATCH {
+                        self.written_until(began);
+                    }
                     if self.durability == Durability::Batched && received < BATCH {
                         sleep(GATHER).await;
                     }
@@ -207,19 +233,17 @@ impl Writer {
         self.write_counts().await;
     }
 
+    /// The queue was found empty after this moment, and what was in it is written.
+    fn written_until(&self, moment: OffsetDateTime) {
+        let micros = i64::try_from(moment.unix_timestamp_nanos() / 1000).unwrap_or_default();
+        self.counts.written_until.store(micros, Release);
+    }
+
     /// Writes a batch, however long PostgreSQL is away.
     async fn write(&mut self, batch: &mut Vec<Queued>) {
-        let written = match self.try_new(batch).await {
-            // It may be there, or not.
-            Err(StoreError::Unavailable(error)) => {
-                warn!(%error, waiting = batch.len(), "cannot write audit events yet");
-                self.insist(batch).await
-            }
-            done => done,
-        };
-        if let Err(error) = written {
+        if let Err(error) = self.insist(batch, false).await {
             // Most likely the partition of a month that has just begun.
-            warn!(%error, "cannot write audit events as they are");
+            warn!(?error, "cannot write audit events as they are");
             self.store.create_audit_partitions(self.env.clock.now()).await.ok();
             for queued in batch.drain(..) {
                 self.write_one(queued).await;
@@ -230,7 +254,7 @@ impl Writer {
 
     /// One event that PostgreSQL will not have must not take the others with it.
     async fn write_one(&mut self, queued: Queued) {
-        match self.insist(std::slice::from_ref(&queued)).await {
+        match self.insist(std::slice::from_ref(&queued), true).await {
             Ok(()) => self.committed([queued]),
             Err(error) => {
                 self.counts.lost.fetch_add(1, Relaxed);
@@ -247,23 +271,19 @@ impl Writer {
                 waiting.send(()).ok();
             }
         }
-        self.counts.written.fetch_add(written, Relaxed);
+        self.counts.written.fetch_add(written, Release);
     }
 
-    /// Tries once, the cheap way.
-    async fn try_new(&mut self, batch: &[Queued]) -> Result<(), StoreError> {
-        let events = batch.iter().map(|queued| &queued.event);
-        Store::within(PATIENCE, self.line.append_new_audit_events(events)).await
-    }
-
-    /// Tries until PostgreSQL is there. An error is its refusal of the events themselves.
-    async fn insist(&mut self, batch: &[Queued]) -> Result<(), StoreError> {
+    /// Tries until PostgreSQL is there. `again`: it may have been written before. An error is PostgreSQL's
+    /// refusal of the events themselves.
+    async fn insist(&mut self, batch: &[Queued], mut again: bool) -> Result<(), StoreError> {
         let mut pause = Duration::from_millis(10);
         loop {
             let events = batch.iter().map(|queued| &queued.event);
-            match Store::within(PATIENCE, self.line.append_audit_events(events)).await {
+            match Store::within(PATIENCE, self.line.append_audit_events(events, again)).await {
                 Err(StoreError::Unavailable(error)) => {
                     warn!(%error, waiting = batch.len(), "cannot write audit events yet");
+                    again = true;
                     sleep(pause).await;
                     pause = (pause * 2).min(MAX_PAUSE);
                 }

@@ -10,11 +10,19 @@ mod fence;
 mod lease;
 mod node;
 
+use time::OffsetDateTime;
+
 use crate::model::invalidation::Invalidation;
 
 pub use fence::Fence;
 pub use lease::Lease;
-pub use node::{Node, NodeTask};
+pub use node::{Node, NodeTask, Parts};
+
+/// What a node logs.
+pub trait Diary: Send + Sync + 'static {
+    /// The moment before which everything is written.
+    fn written_until(&self) -> OffsetDateTime;
+}
 
 /// What a node has cached of credentials.
 pub trait Beliefs: Send + Sync + 'static {

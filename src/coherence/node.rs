@@ -10,7 +10,7 @@ use tokio::{
 use tracing::{info, warn};
 use uuid::Uuid;
 
-use super::{Beliefs, Lease};
+use super::{Beliefs, Diary, Lease};
 use crate::{
     env::Env,
     metrics::Metrics,
@@ -27,23 +27,37 @@ const MAX_PAUSE: Duration = Duration::from_millis(500);
 /// How long a farewell may take.
 const FAREWELL: Duration = Duration::from_secs(2);
 
+/// What a node is made of.
+pub struct Parts {
+    /// What it is called among nodes.
+    pub id: Uuid,
+    /// PostgreSQL.
+    pub store: Store,
+    /// Time.
+    pub env: Env,
+    /// What it has cached.
+    pub beliefs: Arc<dyn Beliefs>,
+    /// What it logs.
+    pub diary: Arc<dyn Diary>,
+    /// Its right to believe what it has cached.
+    pub lease: Lease,
+    /// How long that lasts.
+    pub lease_length: Duration,
+    /// Where the fence's waiters wait.
+    pub acknowledged: Arc<Notify>,
+    /// What the operator can watch.
+    pub metrics: Metrics,
+}
+
 /// One node.
 pub struct Node {
-    id: Uuid,
-    store: Store,
-    env: Env,
-    beliefs: Arc<dyn Beliefs>,
-    lease: Lease,
-    lease_length: Duration,
+    parts: Parts,
     /// The generation up to which this node has heard everything.
     applied: i64,
     /// When the lease was last renewed, since the node began to take part.
     renewed: Option<Instant>,
     /// How often in a row the listener heard nothing until the next renewal.
     silences: u32,
-    /// Where the fence's waiters wait.
-    acknowledged: Arc<Notify>,
-    metrics: Metrics,
     part: watch::Sender<bool>,
 }
 
@@ -68,34 +82,12 @@ impl NodeTask {
 }
 
 impl Node {
-    /// Starts a node that keeps a lease of this length.
+    /// Starts a node.
     #[must_use]
-    pub fn start(
-        store: Store,
-        env: Env,
-        beliefs: Arc<dyn Beliefs>,
-        lease: Lease,
-        lease_length: Duration,
-        acknowledged: Arc<Notify>,
-        metrics: Metrics,
-    ) -> NodeTask {
+    pub fn start(parts: Parts) -> NodeTask {
         let (stop, stopped) = oneshot::channel();
         let (part, joined) = watch::channel(false);
-        let id = env.new_uuid();
-        let node = Self {
-            id,
-            store,
-            env,
-            beliefs,
-            lease,
-            lease_length,
-            applied: -1,
-            renewed: None,
-            silences: 0,
-            acknowledged,
-            metrics,
-            part,
-        };
+        let node = Self { parts, applied: -1, renewed: None, silences: 0, part };
         NodeTask { stop, done: tokio::spawn(node.run(stopped)), part: joined }
     }
 
@@ -104,9 +96,9 @@ impl Node {
             () = self.insist() => {}
             _ = stopped => {}
         }
-        self.lease.end();
+        self.parts.lease.end();
         // Or others would wait for the lease to run out.
-        timeout(FAREWELL, self.store.unregister_node(self.id)).await.ok();
+        timeout(FAREWELL, self.parts.store.unregister_node(self.parts.id)).await.ok();
     }
 
     /// Takes part, whatever happens.
@@ -118,7 +110,7 @@ impl Node {
             warn!(%error, "cannot hear what other nodes change");
             if self.renewed.is_none() {
                 // Not one connection that died, but PostgreSQL or the way to it.
-                self.store.reconnect();
+                self.parts.store.reconnect();
                 pause = (pause * 2).min(MAX_PAUSE);
             } else {
                 pause = MIN_PAUSE;
@@ -131,7 +123,7 @@ impl Node {
     async fn take_part(&mut self) -> Result<(), StoreError> {
         (self.silences, self.renewed) = (0, None);
         // Listening first: what is announced from here on is heard, what was before is read.
-        let mut listener = self.soon(self.store.listen()).await?;
+        let mut listener = self.soon(self.parts.store.listen()).await?;
         loop {
             let moved = self.catch_up().await?;
             if self.renewed.is_none_or(|at| at.elapsed() >= self.renew_every()) {
@@ -139,7 +131,7 @@ impl Node {
                 self.renew().await?;
                 self.renewed = Some(now);
             } else if moved {
-                self.soon(self.store.acknowledge(self.id, self.applied)).await?;
+                self.soon(self.parts.store.acknowledge(self.parts.id, self.applied)).await?;
             }
             self.hear(&mut listener).await?;
         }
@@ -150,16 +142,16 @@ impl Node {
         if self.applied < 0 {
             return Ok(false);
         }
-        let news = self.soon(self.store.news_since(self.applied)).await?;
+        let news = self.soon(self.parts.store.news_since(self.applied)).await?;
         match news.invalidations {
             Some(invalidations) if invalidations.is_empty() => {}
             Some(invalidations) => {
-                self.beliefs.forget(&invalidations);
+                self.parts.beliefs.forget(&invalidations);
                 for lag in &news.lags {
-                    self.metrics.revocation_lag.observe(lag.as_secs_f64());
+                    self.parts.metrics.revocation_lag.observe(lag.as_secs_f64());
                 }
             }
-            None => self.beliefs.forget_all(),
+            None => self.parts.beliefs.forget_all(),
         }
         let moved = news.head != self.applied;
         self.applied = news.head;
@@ -168,12 +160,15 @@ impl Node {
 
     /// Renews the lease, or takes part anew.
     async fn renew(&mut self) -> Result<(), StoreError> {
-        let length = self.lease_length;
-        let sent = self.env.clock.monotonic();
+        let length = self.parts.lease_length;
+        let sent = self.parts.env.clock.monotonic();
+        let written = self.parts.diary.written_until();
         let known = self.applied >= 0
-            && self.soon(self.store.renew_lease(self.id, self.applied, length)).await?;
+            && self
+                .soon(self.parts.store.renew_lease(self.parts.id, self.applied, length, written))
+                .await?;
         let sent = if known { sent } else { self.register().await? };
-        self.lease.extend(sent + length);
+        self.parts.lease.extend(sent + length);
         if self.part.send_replace(true) && !known {
             info!("taking part again, with nothing cached");
         }
@@ -182,11 +177,13 @@ impl Node {
 
     /// Registers the node; when that was sent.
     async fn register(&mut self) -> Result<Duration, StoreError> {
-        self.lease.end();
-        let sent = self.env.clock.monotonic();
-        self.applied = self.soon(self.store.register_node(self.id, self.lease_length)).await?;
+        self.parts.lease.end();
+        let sent = self.parts.env.clock.monotonic();
+        self.applied = self
+            .soon(self.parts.store.register_node(self.parts.id, self.parts.lease_length))
+            .await?;
         // After it: what was looked up before may have changed before, and nobody would tell.
-        self.beliefs.forget_all();
+        self.parts.beliefs.forget_all();
         Ok(sent)
     }
 
@@ -199,7 +196,7 @@ impl Node {
             let Ok(wake) = timeout_at(until, listener.next()).await else { break };
             self.silences = 0;
             match wake? {
-                Wake::Acknowledgements => self.acknowledged.notify_waiters(),
+                Wake::Acknowledgements => self.parts.acknowledged.notify_waiters(),
                 Wake::Invalidations => return Ok(()),
             }
         }
@@ -207,7 +204,7 @@ impl Node {
     }
 
     fn renew_every(&self) -> Duration {
-        self.lease_length / 3
+        self.parts.lease_length / 3
     }
 
     /// In time for the next try before the lease is over.

@@ -27,7 +27,7 @@ use ipnet::IpNet;
 use tokio::sync::{Mutex, Semaphore};
 
 use crate::{
-    audit::{AuditLog, AuditWriter},
+    audit::{AuditLog, AuditWriter, SealCounts},
     auth::Auth,
     coherence::Lease,
     config::Settings,
@@ -62,6 +62,8 @@ pub struct Api {
     pub audit_log: AuditLog,
     /// The audit log, to be written.
     pub audit: AuditWriter,
+    /// What this node has sealed of it.
+    pub seals: Arc<SealCounts>,
     /// Rate limits.
     pub limits: Limits,
     /// The database, for its health.

@@ -3,6 +3,7 @@
 use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::Invalid;
@@ -55,6 +56,15 @@ pub fn parse(prefix: &str, text: &str) -> Result<Uuid, Invalid> {
         bits = (bits << 5) | u128::try_from(digit).map_err(|_| refuse())?;
     }
     Ok(Uuid::from_u128(bits))
+}
+
+/// The millisecond that a UUIDv7 was made in (RFC 9562, section 5.7).
+#[must_use]
+pub fn moment(id: Uuid) -> OffsetDateTime {
+    let millis = i64::try_from(id.as_u128() >> 80).unwrap_or_default();
+    // 48 bits of milliseconds reach beyond what a timestamp can tell: no id of ours does.
+    OffsetDateTime::from_unix_timestamp_nanos(i128::from(millis) * 1_000_000)
+        .unwrap_or(OffsetDateTime::UNIX_EPOCH)
 }
 
 /// How the OpenAPI document describes an id of a prefix.

@@ -25,6 +25,7 @@ pub mod session;
 pub mod signing_key;
 pub mod text;
 pub mod timestamp;
+pub mod usage;
 pub mod user;
 pub mod wallet;
 pub mod workspace;

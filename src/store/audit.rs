@@ -1,6 +1,6 @@
 //! The audit log: written, never changed.
 
-use std::collections::BTreeMap;
+use std::borrow::Cow;
 
 use ipnet::IpNet;
 use serde_json::Value;
@@ -10,9 +10,13 @@ use uuid::Uuid;
 
 use super::{Line, Store, StoreError, Tx};
 use crate::model::{
-    audit::{Action, ActorType, Event, EventFilter, Metadata, NewEvent},
-    id::{EventId, Id, RequestId, WorkspaceId},
+    audit::{
+        ActorType, Event, EventActor, EventFilter, EventRequest, EventTarget, Metadata, NewEvent,
+        PublicId, Target,
+    },
+    id::{self, EventId, Id, RequestId, WorkspaceId},
     page::{Items, Page},
+    usage::Uses,
 };
 
 /// Events as columns, the way `UNNEST` takes them.
@@ -66,102 +70,25 @@ impl<'a> FromIterator<&'a NewEvent> for Columns<'a> {
     }
 }
 
-/// What keys did in a batch, as columns in the order of the keys.
-#[derive(Default)]
-struct Usage {
-    key: Vec<Uuid>,
-    workspace_id: Vec<Uuid>,
-    first: Vec<Uuid>,
-    last: Vec<Uuid>,
-    last_ip: Vec<Option<IpNet>>,
-    requests: Vec<i64>,
-}
-
-impl<'a> FromIterator<&'a NewEvent> for Usage {
-    fn from_iter<T: IntoIterator<Item = &'a NewEvent>>(events: T) -> Self {
-        let is_use = |event: &&NewEvent| {
-            event.actor.kind == ActorType::ApiKey && event.action == Action::Request
-        };
-        let mut used: BTreeMap<Uuid, (&NewEvent, &NewEvent, i64)> = BTreeMap::new();
-        for event in events.into_iter().filter(is_use) {
-            let Some(key) = event.actor.id else { continue };
-            let (first, last, requests) = used.entry(key).or_insert((event, event, 0));
-            *requests += 1;
-            if event.id < first.id {
-                *first = event;
-            }
-            if event.id > last.id {
-                *last = event;
-            }
-        }
-        let mut usage = Self::default();
-        for (key, (first, last, requests)) in used {
-            usage.key.push(key);
-            usage.workspace_id.push(last.workspace_id.uuid());
-            usage.first.push(first.id.uuid());
-            usage.last.push(last.id.uuid());
-            usage.last_ip.push(last.request.as_ref().map(|(request, _)| request.ip.into()));
-            usage.requests.push(requests);
-        }
-        usage
-    }
-}
-
 impl Line {
-    /// Writes events of any workspaces that have certainly not been written before.
-    ///
-    /// # Errors
-    /// When PostgreSQL cannot be reached; then nothing or everything was written, and
-    /// [`Self::append_audit_events`] is to be used.
-    pub async fn append_new_audit_events(
-        &mut self,
-        events: impl Iterator<Item = &NewEvent> + Clone,
-    ) -> Result<(), StoreError> {
-        let usage: Usage = events.clone().collect();
-        let columns: Columns = events.collect();
-        let append = sqlx::query!(
-            "SELECT append_new_audit_events($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13,
-                                            $14, $15, $16, $17, $18, $19, $20, $21, $22, $23)",
-            &columns.id,
-            &columns.workspace_id,
-            &columns.action as _,
-            &columns.actor_type as _,
-            &columns.actor_id as _,
-            &columns.actor_name as _,
-            &columns.target_type as _,
-            &columns.target_id as _,
-            &columns.target_name as _,
-            &columns.request_id as _,
-            &columns.method as _,
-            &columns.path as _,
-            &columns.status as _,
-            &columns.ip as _,
-            &columns.user_agent as _,
-            &columns.latency_us as _,
-            &columns.metadata as _,
-            &usage.key,
-            &usage.workspace_id,
-            &usage.first,
-            &usage.last,
-            &usage.last_ip as _,
-            &usage.requests,
-        );
-        self.run(async move |connection| append.execute(connection).await.map(drop)).await
-    }
-
-    /// Writes events of any workspaces. Those that are there already are passed over, so the same
-    /// batch may be written again after a failure.
+    /// Writes events of any workspaces, and their entry in the ledger. `again`: the same batch may have
+    /// been written before, and is left alone if it was; otherwise it certainly has not.
     ///
     /// # Errors
     /// When PostgreSQL cannot be reached; then nothing or everything was written.
     pub async fn append_audit_events(
         &mut self,
-        events: impl Iterator<Item = &NewEvent>,
+        events: impl Iterator<Item = &NewEvent> + Clone,
+        again: bool,
     ) -> Result<(), StoreError> {
+        let Some(oldest) = events.clone().map(|event| event.id).min() else { return Ok(()) };
+        let digests: Vec<u8> =
+            events.clone().flat_map(|event| *event.public().digest().as_bytes()).collect();
+        let uses = Uses::of(events.clone()).to_json();
         let columns: Columns = events.collect();
         let append = sqlx::query!(
             "SELECT append_audit_events($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14,
-                                        $15, $16, $17)",
+                                        $15, $16, $17, $18, $19, $20::text::json, $21)",
             &columns.id,
             &columns.workspace_id,
             &columns.action as _,
@@ -179,6 +106,10 @@ impl Line {
             &columns.user_agent as _,
             &columns.latency_us as _,
             &columns.metadata as _,
+            digests,
+            id::moment(oldest.uuid()),
+            uses,
+            again,
         );
         self.run(async move |connection| append.execute(connection).await.map(drop)).await
     }
@@ -260,6 +191,16 @@ pub async fn insert(
     )
     .execute(tx.conn())
     .await?;
+    let digest = event.public().digest();
+    sqlx::query!(
+        "INSERT INTO ledger (since, workspace_ids, event_ids, digests) VALUES ($1, $2, $3, $4)",
+        id::moment(event.id.uuid()),
+        &[workspace.uuid()],
+        &[event.id.uuid()],
+        &digest.as_bytes()[..],
+    )
+    .execute(tx.conn())
+    .await?;
     Ok(())
 }
 
@@ -272,15 +213,15 @@ pub async fn list(
     workspace: WorkspaceId,
     filter: &EventFilter,
     page: Page,
-) -> Result<Items<Event>, StoreError> {
+) -> Result<Items<Event<'static>>, StoreError> {
     // Each filter is planned for itself: one plan for all would be a hundred times as slow.
     sqlx::query!(r#"SELECT set_config('plan_cache_mode', 'force_custom_plan', true) AS "set""#)
         .fetch_one(tx.conn())
         .await?;
-    let rows = sqlx::query!(
-        r#"SELECT id AS "id: EventId", uuid_moment(id) AS "at!", action, actor_type, actor_id,
-                  actor_name, target_type, target_id, target_name,
-                  request_id AS "request_id: RequestId", method, path, status,
+    let rows = sqlx::query_as!(
+        EventRow,
+        r#"SELECT id AS "id: EventId", action, actor_type, actor_id, actor_name, target_type,
+                  target_id, target_name, request_id AS "request_id: RequestId", method, path, status,
                   ip AS "ip: IpNet", user_agent, latency_us, metadata AS "metadata: Json<Value>"
            FROM audit_events
            WHERE workspace_id = $1
@@ -311,24 +252,66 @@ pub async fn list(
     )
     .fetch_all(tx.conn())
     .await?;
-    let event = rows.into_iter().map(|row| Event {
-        id: row.id,
-        at: row.at,
-        action: row.action,
-        actor_type: row.actor_type,
-        actor_id: row.actor_id,
-        actor_name: row.actor_name,
-        target_type: row.target_type,
-        target_id: row.target_id,
-        target_name: row.target_name,
-        request_id: row.request_id,
-        method: row.method,
-        path: row.path,
-        status: row.status.and_then(|status| status.try_into().ok()),
-        ip: row.ip.map(|net| net.addr()),
-        user_agent: row.user_agent,
-        latency_us: row.latency_us,
-        metadata: row.metadata.0,
-    });
-    Ok(Items::from_excess(event.collect(), page.limit))
+    Ok(Items::from_excess(rows.into_iter().map(Event::from).collect(), page.limit))
+}
+
+/// An event as its table has it.
+pub(super) struct EventRow {
+    pub(super) id: EventId,
+    pub(super) action: String,
+    pub(super) actor_type: String,
+    pub(super) actor_id: Option<Uuid>,
+    pub(super) actor_name: Option<String>,
+    pub(super) target_type: Option<String>,
+    pub(super) target_id: Option<Uuid>,
+    pub(super) target_name: Option<String>,
+    pub(super) request_id: Option<RequestId>,
+    pub(super) method: Option<String>,
+    pub(super) path: Option<String>,
+    pub(super) status: Option<i16>,
+    pub(super) ip: Option<IpNet>,
+    pub(super) user_agent: Option<String>,
+    pub(super) latency_us: Option<i64>,
+    pub(super) metadata: Json<Value>,
+}
+
+impl From<EventRow> for Event<'static> {
+    /// Nothing of the row is passed over, also of one that the service does not write: the event's
+    /// digest is to change with whatever somebody changes.
+    fn from(row: EventRow) -> Self {
+        let actor_id = row.actor_id.map(|id| {
+            let known = ActorType::from_name(&row.actor_type).and_then(ActorType::id_prefix);
+            let prefix = known.map_or_else(|| row.actor_type.clone().into(), Cow::from);
+            PublicId { prefix, id }
+        });
+        let has_target =
+            row.target_type.is_some() || row.target_id.is_some() || row.target_name.is_some();
+        let target_type = row.target_type.unwrap_or_default();
+        let target = has_target.then(|| EventTarget {
+            kind: Target::type_name(&target_type).to_owned().into(),
+            id: PublicId { prefix: target_type.into(), id: row.target_id.unwrap_or_default() },
+            name: row.target_name.map(Cow::from),
+        });
+        Self {
+            action: row.action.into(),
+            actor: EventActor {
+                id: actor_id,
+                name: row.actor_name.map(Cow::from),
+                kind: row.actor_type.into(),
+            },
+            at: id::moment(row.id.uuid()),
+            id: row.id,
+            metadata: Cow::Owned(Metadata::object(row.metadata.0)),
+            request: EventRequest {
+                id: row.request_id,
+                ip: row.ip,
+                latency_us: row.latency_us,
+                method: row.method.map(Cow::from),
+                path: row.path.map(Cow::from),
+                status: row.status,
+                user_agent: row.user_agent.map(Cow::from),
+            },
+            target,
+        }
+    }
 }

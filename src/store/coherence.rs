@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use sqlx::postgres::{PgListener, types::PgInterval};
+use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::{Store, StoreError};
@@ -76,7 +77,8 @@ impl Store {
             .await?)
     }
 
-    /// Renews a node's lease; false if the node is not registered any more.
+    /// Renews a node's lease, and tells until when all that it logs is written; false if the node is not
+    /// registered any more.
     ///
     /// # Errors
     /// When PostgreSQL cannot be reached.
@@ -85,11 +87,17 @@ impl Store {
         node: Uuid,
         applied: i64,
         lease: Duration,
+        written_until: OffsetDateTime,
     ) -> Result<bool, StoreError> {
-        let lease = interval(lease);
-        Ok(sqlx::query_scalar!(r#"SELECT renew_lease($1, $2, $3) AS "is!""#, node, applied, lease)
-            .fetch_one(&self.pools.own())
-            .await?)
+        Ok(sqlx::query_scalar!(
+            r#"SELECT renew_lease($1, $2, $3, $4) AS "is!""#,
+            node,
+            applied,
+            interval(lease),
+            written_until,
+        )
+        .fetch_one(&self.pools.own())
+        .await?)
     }
 
     /// Tells that a node believes nothing older than this generation.

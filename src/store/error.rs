@@ -54,6 +54,11 @@ impl StoreError {
     pub fn late() -> Self {
         Self::Unavailable(sqlx::Error::PoolTimedOut)
     }
+
+    /// Something that is stored is not what it must be.
+    pub(super) fn damaged(what: &str) -> Self {
+        Self::Internal(sqlx::Error::Decode(format!("{what} is damaged").into()))
+    }
 }
 
 impl From<sqlx::Error> for StoreError {

@@ -12,6 +12,7 @@ mod decode;
 pub mod documents;
 mod error;
 pub mod invitations;
+pub mod ledger;
 mod line;
 pub mod mail;
 pub mod members;

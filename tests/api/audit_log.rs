@@ -26,24 +26,24 @@ async fn a_call_is_in_the_log_under_the_keys_name() {
         ".request.latency_us" => "[latency]",
     }, @r#"
     {
-      "id": "[event]",
-      "at": "[time]",
       "action": "request",
       "actor": {
-        "type": "api_key",
         "id": "[key]",
-        "name": "prod-2026-q2"
+        "name": "prod-2026-q2",
+        "type": "api_key"
       },
+      "at": "[time]",
+      "id": "[event]",
+      "metadata": {},
       "request": {
         "id": "[request]",
+        "ip": "127.0.0.1",
+        "latency_us": "[latency]",
         "method": "GET",
         "path": "/v1/agents",
         "status": 200,
-        "ip": "127.0.0.1",
-        "user_agent": "curl/8.5.0",
-        "latency_us": "[latency]"
-      },
-      "metadata": {}
+        "user_agent": "curl/8.5.0"
+      }
     }
     "#);
 }
@@ -196,6 +196,12 @@ async fn the_role_of_the_service_can_only_insert() {
         "UPDATE audit_events SET action = 'x'",
         "DELETE FROM audit_events",
         "TRUNCATE audit_events",
+        "INSERT INTO audit_seals SELECT * FROM audit_seals",
+        "UPDATE audit_seals SET first_sequence = 1",
+        "DELETE FROM audit_seals",
+        "TRUNCATE audit_seals",
+        "UPDATE chain_heads SET sequence = 0",
+        "DELETE FROM ledger",
         "DROP TABLE audit_events",
         "ALTER TABLE audit_events DISABLE ROW LEVEL SECURITY",
     ] {
@@ -206,7 +212,8 @@ async fn the_role_of_the_service_can_only_insert() {
     let direct: i64 = sqlx::query_scalar(
         "SELECT count(*) FROM information_schema.role_table_grants
          WHERE grantee = 'call2me_auth_app' AND table_name LIKE 'audit%'
-           AND (table_name <> 'audit_events' OR privilege_type NOT IN ('SELECT', 'INSERT'))",
+           AND NOT (table_name = 'audit_events' AND privilege_type IN ('SELECT', 'INSERT'))
+           AND NOT (table_name = 'audit_seals' AND privilege_type = 'SELECT')",
     )
     .fetch_one(&mut connection)
     .await

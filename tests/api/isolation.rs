@@ -51,6 +51,7 @@ async fn fill(app: &TestApp, person: &Person) {
     app.token(&fields).await.expect(200);
     let query = format!("key_id={}", key.id);
     app.events(&person.access_token, &query, |_| true).await;
+    app.database.all_is_sealed().await;
     let workspace = id::parse("ws", &person.workspace_id).unwrap();
     sqlx::query("INSERT INTO wallet_transactions VALUES ($1, $2, 'top_up', 1, 'x', now())")
         .bind(workspace)
@@ -78,7 +79,12 @@ async fn no_table_can_be_read_without_a_policy() {
     let found = tables(&mut app.database.connect().await).await;
     let open: Vec<_> = found.iter().filter(|(_, secured)| !secured).map(|(name, _)| name).collect();
     assert_eq!(open, SHARED);
-    assert!(found.iter().all(|(name, _)| !name.starts_with("audit_events_")), "no partition");
+    assert!(
+        found.iter().all(
+            |(name, _)| !name.starts_with("audit_events_") && !name.starts_with("audit_seals_")
+        ),
+        "no partition"
+    );
 }
 
 #[tokio::test]
@@ -107,6 +113,11 @@ async fn for_a_workspace_the_role_sees_that_workspace_alone() {
         ("api_keys", "workspace_id"),
         ("api_key_activity", "workspace_id"),
         ("audit_events", "workspace_id"),
+        ("audit_seals", "workspace_id"),
+        ("chain_heads", "workspace_id"),
+        ("key_usage_hours", "workspace_id"),
+        ("key_usage_minutes", "workspace_id"),
+        ("key_usage_clients", "workspace_id"),
         ("documents", "workspace_id"),
         ("wallet_transactions", "workspace_id"),
         ("oauth_clients", "workspace_id"),
@@ -193,6 +204,8 @@ async fn writes_for_another_workspace_fail_or_touch_nothing() {
         "INSERT INTO wallet_transactions VALUES (gen_random_uuid(), $1, 'top_up', 1, 'x', now())",
         "INSERT INTO audit_events (id, workspace_id, action, actor_type)
          VALUES (uuid_at(now()), $1, 'request', 'system')",
+        "INSERT INTO ledger (since, workspace_ids, event_ids, digests)
+         VALUES (now(), ARRAY[$1], ARRAY[$1], sha256('x'))",
         "INSERT INTO memberships SELECT $1, user_id, 'owner', now() FROM memberships",
         "INSERT INTO invitations VALUES
              ($1, $1, 'a@b.example', 'a@b.example', 'owner', 'x', now(), now(), NULL)",

@@ -187,7 +187,7 @@ impl<'a> Seed<'a> {
         self.colleagues(&mut tx, workspace.id, hash).await?;
         tx.commit().await?;
         Line::new(self.store.clone())
-            .append_audit_events(self.traffic(workspace.id, &users[..2]).iter())
+            .append_audit_events(self.traffic(workspace.id, &users[..2]).iter(), false)
             .await
     }
 

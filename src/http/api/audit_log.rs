@@ -1,11 +1,7 @@
 //! The audit log.
 
-use std::net::IpAddr;
-
 use axum::{Json, extract::State};
 use serde::Serialize;
-use serde_json::Value;
-use time::OffsetDateTime;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
@@ -16,112 +12,15 @@ use crate::{
         extract::{Authorized, Query, ReadOnly},
     },
     model::{
-        audit::{ActorType, Event, EventFilter, Target},
-        id::{self, ApiKeyId, ClientId, EventId, Id, RequestId, UserId},
+        audit::{Event, EventFilter},
+        id::{self, ApiKeyId, ClientId, Id, RequestId, UserId},
     },
 };
-
-/// Who did it, under the name of that time.
-#[derive(Serialize, ToSchema)]
-pub struct ActorBody {
-    /// `api_key`, `user`, `oauth_client`, `anonymous` or `system`.
-    #[serde(rename = "type")]
-    #[schema(example = "api_key")]
-    kind: String,
-    #[schema(required = true, example = "key_01jd0zt8q7f7qvs4p2k6x3m9ab")]
-    id: Option<String>,
-    #[schema(required = true, example = "prod-2026-q2")]
-    name: Option<String>,
-}
-
-/// What it was done to.
-#[derive(Serialize, ToSchema)]
-pub struct TargetBody {
-    #[serde(rename = "type")]
-    #[schema(example = "api_key")]
-    kind: String,
-    #[schema(example = "key_01jd0zt8q7f7qvs4p2k6x3m9ab")]
-    id: String,
-    #[schema(required = true, example = "prod-2026-q2")]
-    name: Option<String>,
-}
-
-/// The request that it happened in.
-#[derive(Serialize, ToSchema)]
-pub struct RequestBody {
-    #[schema(required = true)]
-    id: Option<RequestId>,
-    #[schema(required = true, example = "GET")]
-    method: Option<String>,
-    /// Without the query string.
-    #[schema(required = true, example = "/v1/agents")]
-    path: Option<String>,
-    #[schema(required = true, example = 200)]
-    status: Option<u16>,
-    #[schema(required = true, value_type = Option<String>, example = "203.0.113.9")]
-    ip: Option<IpAddr>,
-    #[schema(required = true, example = "curl/8.5.0")]
-    user_agent: Option<String>,
-    /// Microseconds from the request's head to its answer.
-    #[schema(required = true, example = 412)]
-    latency_us: Option<i64>,
-}
-
-/// An event.
-#[derive(Serialize, ToSchema)]
-pub struct EventBody {
-    id: EventId,
-    #[serde(serialize_with = "crate::model::timestamp::serialize")]
-    at: OffsetDateTime,
-    /// `request` for a call of the API, else what happened.
-    #[schema(example = "request")]
-    action: String,
-    actor: ActorBody,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    target: Option<TargetBody>,
-    /// All null for what the operator does on the command line.
-    request: RequestBody,
-    #[schema(value_type = Object)]
-    metadata: Value,
-}
-
-impl From<Event> for EventBody {
-    fn from(event: Event) -> Self {
-        let prefix = ActorType::id_prefix(&event.actor_type);
-        let target = event.target_type.zip(event.target_id).map(|(prefix, id)| TargetBody {
-            kind: Target::type_name(&prefix).to_owned(),
-            id: id::format(&prefix, id),
-            name: event.target_name,
-        });
-        let request = RequestBody {
-            id: event.request_id,
-            method: event.method,
-            path: event.path,
-            status: event.status,
-            ip: event.ip,
-            user_agent: event.user_agent,
-            latency_us: event.latency_us,
-        };
-        Self {
-            id: event.id,
-            at: event.at,
-            action: event.action,
-            actor: ActorBody {
-                id: prefix.zip(event.actor_id).map(|(prefix, id)| id::format(prefix, id)),
-                kind: event.actor_type,
-                name: event.actor_name,
-            },
-            target,
-            request,
-            metadata: event.metadata,
-        }
-    }
-}
 
 /// A page of events.
 #[derive(Serialize, ToSchema)]
 pub struct EventsBody {
-    events: Vec<EventBody>,
+    events: Vec<Event<'static>>,
     #[schema(required = true)]
     next_cursor: Option<String>,
 }
@@ -150,10 +49,7 @@ pub async fn list(
     let filter = filter(&query)?;
     let page = app.audit_log.list(&caller, &filter, query.page()?).await?;
     let next_cursor = page.next_cursor(|event| event.id.uuid());
-    Ok(Json(EventsBody {
-        events: page.items.into_iter().map(EventBody::from).collect(),
-        next_cursor,
-    }))
+    Ok(Json(EventsBody { events: page.items, next_cursor }))
 }
 
 fn filter(query: &Query) -> Result<EventFilter, ApiError> {

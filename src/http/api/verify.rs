@@ -182,7 +182,20 @@ fn answer(caller: &Authorized<ReadOnly>, query: &Query) -> Answer<Response> {
     // A gateway may pass the client's own query string on: it can ask for more, never for less.
     let required = scope_of(&caller.request.method).max(asked.unwrap_or(Scope::ReadOnly));
     check_scope::check(Requirement::Scope(required), &caller.principal, caller.request.ip)?;
-    verified(&caller.principal)
+    let mut response = verified(&caller.principal)?;
+    if asked == Some(required) {
+        response.extensions_mut().insert(Asked(required));
+    }
+    Ok(response)
+}
+
+/// What a question asked for, where its query string told.
+#[derive(Clone, Copy)]
+struct Asked(Scope);
+
+/// The scope that a question asked for: its request is of this method, its answer this.
+pub(in crate::http) fn asked_scope(method: &str, answer: &Response) -> Scope {
+    answer.extensions().get::<Asked>().map_or(scope_of(method), |asked| asked.0)
 }
 
 /// Written by hand, not with `Json`: this is the answer that is given most often.

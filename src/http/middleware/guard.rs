@@ -30,7 +30,7 @@ use crate::{
     auth::authenticate::Authenticated,
     http::{
         ApiError, App,
-        api::verify::is_question,
+        api::verify::{asked_scope, is_question},
         dashboard::{self, PageRoute},
         error::{Code, Patient, oauth_refusal},
         extract::Rule,
@@ -44,6 +44,7 @@ use crate::{
         audit::{Action, Actor, Metadata, NewEvent, RequestInfo},
         principal::{Caller, Credential},
         scope::Scope,
+        usage::RouteUse,
     },
 };
 
@@ -62,6 +63,8 @@ struct Guard {
     path: &'static str,
     sign_in: SignInLimit,
     metrics: RouteMetrics,
+    /// As what a request counts among the uses of a key.
+    counts_as: RouteUse,
     /// Whether the route answers gateways, which ask about requests of others.
     is_gateway: bool,
     door: Door,
@@ -88,7 +91,8 @@ pub fn guarded_page(page: PageRoute, app: &App, sign_in: &SignInLimit) -> Method
     let handler = if rule == Rule::SignIn { sign_in.limit(handler) } else { handler };
     let metrics = app.metrics.route(method_label(&method), path);
     let (app, sign_in) = (Arc::clone(app), sign_in.clone());
-    let guard = Guard { app, rule, path, sign_in, metrics, is_gateway: false, door: Door::Page };
+    let (counts_as, door) = (use_of(path, rule), Door::Page);
+    let guard = Guard { app, rule, path, sign_in, metrics, counts_as, is_gateway: false, door };
     handler.route_layer(guard)
 }
 
@@ -104,12 +108,25 @@ pub fn guarded(route: Route, app: &App, sign_in: &SignInLimit) -> MethodRouter<A
     let handler = if rule == Rule::SignIn { sign_in.limit(handler) } else { handler };
     let metrics = app.metrics.route(method.as_ref().map_or("ANY", method_label), path);
     let (app, sign_in, is_gateway) = (Arc::clone(app), sign_in.clone(), is_question(path));
-    let guard = Guard { app, rule, path, sign_in, metrics, is_gateway, door };
+    let counts_as = use_of(path, rule);
+    let guard = Guard { app, rule, path, sign_in, metrics, counts_as, is_gateway, door };
     match method {
         Some(_) => handler.route_layer(guard),
         // A route of any method is a fallback to axum, which only `layer` wraps.
         None => handler.layer(guard),
     }
+}
+
+/// As what requests of a route count: the first word behind the version, `gateway` for the questions of
+/// gateways, and what the route asks for.
+fn use_of(path: &'static str, rule: Rule) -> RouteUse {
+    let word = path.strip_prefix("/v1/").and_then(|rest| rest.split('/').next());
+    let group = if is_question(path) { "gateway" } else { word.unwrap_or("pages") };
+    let scope = match rule {
+        Rule::Protected(requirement) => requirement.scope(),
+        Rule::Open | Rule::SignIn => None,
+    };
+    RouteUse { group, scope: scope.unwrap_or(Scope::ReadOnly) }
 }
 
 impl<S> Layer<S> for Guard {
@@ -262,6 +279,7 @@ impl Guard {
             app: &self.app,
             caller: &caller,
             permit: Some(permit),
+            counts_as: self.counts_as,
             is_gateway: self.is_gateway,
         });
         let decision = self.app.limits.charge_credential(&caller.principal).await;
@@ -380,6 +398,7 @@ struct PendingEvent<'a> {
     app: &'a App,
     caller: &'a Caller,
     permit: Option<Permit>,
+    counts_as: RouteUse,
     /// Whether it tells of a request that a gateway asked about.
     is_gateway: bool,
 }
@@ -388,12 +407,17 @@ impl PendingEvent<'_> {
     /// The response, once it may go out.
     async fn complete(mut self, response: Response) -> Response {
         let Some(permit) = self.permit.take() else { return response };
-        let event = self.event(response.status().as_u16());
+        let mut event = self.event(response.status().as_u16());
+        if self.is_gateway {
+            let scope = asked_scope(&self.caller.request.method, &response);
+            event.route = Some(RouteUse { scope, ..self.counts_as });
+        }
         if permit.record(event).await { response } else { not_committed() }
     }
 
     fn event(&self, status: u16) -> NewEvent {
         let mut event = audit::event(&self.app.env, self.caller, Action::Request, status);
+        event.route = Some(self.counts_as);
         if self.is_gateway {
             event.metadata = Metadata::Gateway;
         } else if let Credential::Grant { id, person, .. } = &self.caller.principal.credential {

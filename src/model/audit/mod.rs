@@ -1,17 +1,25 @@
 //! Events of the audit log.
 
+mod chain;
+mod event;
+mod filter;
+
 use std::{borrow::Cow, net::IpAddr, sync::Arc, time::Duration};
 
 use serde::{Serialize, Serializer};
 use serde_json::Value;
-use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::{
     id::{ApiKeyId, ClientId, EventId, GrantId, Id, RequestId, SessionId, UserId, WorkspaceId},
     principal::{Credential, Principal},
+    usage::RouteUse,
     user::User,
 };
+
+pub use chain::{ChainHash, EventDigest, Run};
+pub use event::{Event, EventActor, EventRequest, EventTarget, PublicId};
+pub use filter::EventFilter;
 
 /// What happened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -178,14 +186,22 @@ impl ActorType {
         }
     }
 
-    /// The prefix of such an actor's public id.
+    /// The kind of this name.
     #[must_use]
-    pub fn id_prefix(name: &str) -> Option<&'static str> {
-        match name {
-            "api_key" => Some(ApiKeyId::PREFIX),
-            "user" => Some(UserId::PREFIX),
-            "oauth_client" => Some(ClientId::PREFIX),
-            _ => None,
+    pub fn from_name(name: &str) -> Option<Self> {
+        [Self::ApiKey, Self::User, Self::OAuthClient, Self::Anonymous, Self::System]
+            .into_iter()
+            .find(|kind| kind.as_str() == name)
+    }
+
+    /// The prefix of such an actor's public id, if it has one.
+    #[must_use]
+    pub const fn id_prefix(self) -> Option<&'static str> {
+        match self {
+            Self::ApiKey => Some(ApiKeyId::PREFIX),
+            Self::User => Some(UserId::PREFIX),
+            Self::OAuthClient => Some(ClientId::PREFIX),
+            Self::Anonymous | Self::System => None,
         }
     }
 }
@@ -320,9 +336,11 @@ pub struct NewEvent {
     pub request: Option<(Arc<RequestInfo>, Outcome)>,
     /// More about it.
     pub metadata: Metadata,
+    /// What the request asked for, where it counts as a use of a key. Counted, but no part of the event.
+    pub route: Option<RouteUse>,
 }
 
-/// More about an event.
+/// More about an event. Its names are sorted, as the canonical form of the event wants it.
 #[derive(Debug, Clone, Default)]
 pub enum Metadata {
     /// There is no more.
@@ -338,8 +356,17 @@ pub enum Metadata {
         /// Who; none: the client acts for itself.
         person: Option<UserId>,
     },
-    /// This, a JSON object.
+    /// This, a JSON object: see [`Metadata::object`].
     Object(Value),
+}
+
+impl Metadata {
+    /// A JSON object.
+    #[must_use]
+    pub fn object(mut object: Value) -> Self {
+        object.sort_all_objects();
+        Self::Object(object)
+    }
 }
 
 impl Serialize for Metadata {
@@ -349,7 +376,7 @@ impl Serialize for Metadata {
             Self::Gateway => serializer.collect_map([("via", "verify")]),
             Self::OnBehalf { grant, person } => {
                 let person = person.map(|person| ("user_id", person.to_string()));
-                serializer.collect_map(person.into_iter().chain([("grant_id", grant.to_string())]))
+                serializer.collect_map([("grant_id", grant.to_string())].into_iter().chain(person))
             }
             Self::Object(object) => object.serialize(serializer),
         }
@@ -360,8 +387,8 @@ impl NewEvent {
     /// That something happened in a workspace, outside of any request.
     #[must_use]
     pub fn new(id: EventId, workspace_id: WorkspaceId, action: Action, actor: Actor) -> Self {
-        let (target, request, metadata) = (None, None, Metadata::None);
-        Self { id, workspace_id, action, actor, target, request, metadata }
+        let (target, request, metadata, route) = (None, None, Metadata::None, None);
+        Self { id, workspace_id, action, actor, target, request, metadata, route }
     }
 
     /// What it was done to.
@@ -383,69 +410,7 @@ impl NewEvent {
     /// More about it, a JSON object.
     #[must_use]
     pub fn with(mut self, metadata: Value) -> Self {
-        self.metadata = Metadata::Object(metadata);
+        self.metadata = Metadata::object(metadata);
         self
     }
-}
-
-/// An event of the log.
-#[derive(Debug, Clone)]
-pub struct Event {
-    /// Its id.
-    pub id: EventId,
-    /// When it happened.
-    pub at: OffsetDateTime,
-    /// What happened.
-    pub action: String,
-    /// The kind of actor.
-    pub actor_type: String,
-    /// The actor's id, bare.
-    pub actor_id: Option<Uuid>,
-    /// The actor's name of that time.
-    pub actor_name: Option<String>,
-    /// The prefix of the target's id.
-    pub target_type: Option<String>,
-    /// The target's id, bare.
-    pub target_id: Option<Uuid>,
-    /// The target's name of that time.
-    pub target_name: Option<String>,
-    /// The request's id.
-    pub request_id: Option<RequestId>,
-    /// The request's method.
-    pub method: Option<String>,
-    /// The request's path.
-    pub path: Option<String>,
-    /// The answer's status.
-    pub status: Option<u16>,
-    /// Where the request came from.
-    pub ip: Option<IpAddr>,
-    /// What the client calls itself.
-    pub user_agent: Option<String>,
-    /// How long the answer took, in microseconds.
-    pub latency_us: Option<i64>,
-    /// More about it.
-    pub metadata: Value,
-}
-
-/// Which events are wanted; what is `None` does not matter.
-#[derive(Debug, Clone, Default)]
-pub struct EventFilter {
-    /// By this key.
-    pub key_id: Option<ApiKeyId>,
-    /// By this actor, of any kind.
-    pub actor_id: Option<Uuid>,
-    /// Of this action.
-    pub action: Option<String>,
-    /// Of requests with this method.
-    pub method: Option<String>,
-    /// Of requests answered with this status.
-    pub status: Option<u16>,
-    /// Of requests from this address.
-    pub ip: Option<IpAddr>,
-    /// From then on.
-    pub since: Option<OffsetDateTime>,
-    /// Before then.
-    pub until: Option<OffsetDateTime>,
-    /// Of this request.
-    pub request_id: Option<RequestId>,
 }
