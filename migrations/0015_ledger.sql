@@ -314,6 +314,41 @@ CREATE FUNCTION seal(
     $$;
 
 ------------------------------------------------------------------------------------------------
+-- Looking whether all is as it was sealed
+
+-- Every workspace that has, or had, a log: also one whose chain somebody took away.
+CREATE FUNCTION audited_workspaces() RETURNS SETOF uuid
+    LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp
+    AS $$
+        -- From one to the next, since a log has many events and few workspaces.
+        WITH RECURSIVE found AS (
+            (SELECT e.workspace_id FROM audit_events e ORDER BY e.workspace_id LIMIT 1)
+            UNION ALL
+            SELECT (SELECT e.workspace_id FROM audit_events e WHERE e.workspace_id > f.workspace_id
+                    ORDER BY e.workspace_id LIMIT 1)
+            FROM found f WHERE f.workspace_id IS NOT NULL
+        )
+        SELECT workspace_id FROM found WHERE workspace_id IS NOT NULL
+        UNION SELECT workspace_id FROM audit_seals
+        UNION SELECT workspace_id FROM chain_heads
+    $$;
+
+-- Events of a workspace that are written and not yet sealed.
+CREATE FUNCTION unsealed_events(workspace uuid) RETURNS SETOF uuid
+    LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp
+    AS $$
+        SELECT entry.event_id FROM ledger l, unnest(l.workspace_ids, l.event_ids) AS entry (workspace_id, event_id)
+        WHERE entry.workspace_id = workspace
+    $$;
+
+------------------------------------------------------------------------------------------------
+-- The keys that sign checkpoints: customers keep those for years, so these are published for good
+
+ALTER TABLE signing_keys ADD purpose text NOT NULL DEFAULT 'access tokens'
+    CHECK (purpose IN ('access tokens', 'checkpoints'));
+ALTER TABLE signing_keys ADD CHECK (purpose <> 'checkpoints' OR retired_at IS NULL);
+
+------------------------------------------------------------------------------------------------
 -- Until when uses are known
 
 ALTER TABLE nodes
@@ -382,9 +417,10 @@ CREATE FUNCTION prune_key_usage(moment timestamptz, oldest timestamptz) RETURNS 
 -- What the role may do
 
 REVOKE ALL ON FUNCTION append_audit_events, count_uses, ledger_behind, events_to_seal, chain_heads_of,
-    seal, renew_lease, uses_known, prune_key_usage FROM PUBLIC;
+    seal, audited_workspaces, unsealed_events, renew_lease, uses_known, prune_key_usage FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION append_audit_events, ledger_behind, events_to_seal, chain_heads_of, seal,
-    renew_lease, uses_known, prune_key_usage TO call2me_auth_app;
+    audited_workspaces, unsealed_events, renew_lease, uses_known, prune_key_usage
+    TO call2me_auth_app;
 
 -- Seals are made by the function alone.
 GRANT SELECT ON audit_seals, chain_heads, key_usage_hours, key_usage_minutes, key_usage_clients

@@ -12,10 +12,9 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 fn main() -> ExitCode {
     match cli::run() {
         Ok(()) => ExitCode::SUCCESS,
-        Err(line) => {
-            eprintln!("call2me-auth: {line}");
-            // Bad configuration, a port in use, a database that is away: for whoever started it.
-            ExitCode::from(2)
+        Err(failure) => {
+            eprintln!("call2me-auth: {}", failure.line);
+            ExitCode::from(failure.code)
         }
     }
 }

@@ -7,6 +7,7 @@
 mod reader;
 mod sealer;
 mod unknown;
+pub mod verifier;
 mod writer;
 
 pub use reader::AuditLog;

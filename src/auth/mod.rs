@@ -16,6 +16,7 @@ pub mod browser;
 pub mod caches;
 pub mod check_password;
 pub mod check_scope;
+mod checkpoint;
 mod credential_cache;
 mod error;
 pub mod farewell;

@@ -1,4 +1,5 @@
-//! The keys that sign access tokens: Ed25519 (RFC 8037), sealed at rest, published as a JWKS.
+//! The keys that sign access tokens, and those that sign checkpoints of audit logs: Ed25519 (RFC 8037),
+//! sealed at rest, published as a JWKS.
 //!
 //! A key that is rotated in is published at once and signs [`ACTIVATION`] later, when every node has it;
 //! the one before goes on verifying until it is retired. Nodes look for both every other second.
@@ -24,13 +25,16 @@ use crate::{
     env::Env,
     model::{
         id::{Id, SigningKeyId},
-        signing_key::{SigningKeyState, StoredSigningKey},
+        signing_key::{KeyPurpose, SigningKeyState, StoredSigningKey},
     },
     store::{Store, StoreError},
 };
 
 /// The media type of access tokens (RFC 9068, section 2.1).
 pub const ACCESS_TOKEN_TYPE: &str = "at+jwt";
+
+/// The media type of checkpoints.
+pub const CHECKPOINT_TYPE: &str = "audit-checkpoint+jws";
 
 /// How long after it was made a key signs.
 pub const ACTIVATION: Duration = Duration::from_secs(6);
@@ -59,8 +63,14 @@ struct Look {
     succeeded: bool,
 }
 
-/// All keys whose tokens are believed, and the one that signs.
+/// The keys of both purposes.
 pub struct KeySet {
+    tokens: Keys,
+    checkpoints: Keys,
+}
+
+/// All keys of a purpose whose signatures are believed, and the one that signs.
+struct Keys {
     signer: EncodingKey,
     header: Header,
     verifiers: Vec<Verifier>,
@@ -74,7 +84,7 @@ struct Verifier {
 
 impl fmt::Debug for KeySet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_list().entries(self.verifiers.iter().map(|verifier| &verifier.kid)).finish()
+        f.debug_list().entries(self.verifiers().map(|verifier| &verifier.kid)).finish()
     }
 }
 
@@ -92,9 +102,12 @@ impl SigningKeys {
     pub async fn load_or_create(store: Store, secrets: Secrets, env: Env) -> Result<Self, String> {
         let away = |error| format!("cannot load the signing keys: {error}");
         let mut stored = store.signing_keys().await.map_err(away)?;
-        if stored.is_empty() {
-            store.insert_first_signing_key(&generate(&secrets, &env)?).await.map_err(away)?;
-            stored = store.signing_keys().await.map_err(away)?;
+        for purpose in [KeyPurpose::AccessTokens, KeyPurpose::Checkpoints] {
+            if stored.iter().all(|key| key.purpose != purpose) {
+                let first = generate(purpose, &secrets, &env)?;
+                store.insert_first_signing_key(&first).await.map_err(away)?;
+                stored = store.signing_keys().await.map_err(away)?;
+            }
         }
         let current = Arc::new(KeySet::open(&stored, &secrets, env.clock.now())?);
         let last_look = Mutex::new(Look { at: env.clock.monotonic(), succeeded: true });
@@ -139,10 +152,10 @@ impl SigningKeys {
             }
         };
         let before = self.current();
-        if fresh.header.kid != before.header.kid {
-            info!(kid = fresh.header.kid, "another key signs access tokens");
+        if fresh.tokens.header.kid != before.tokens.header.kid {
+            info!(kid = fresh.tokens.header.kid, "another key signs access tokens");
         }
-        let is_gone = before.verifiers.iter().any(|old| fresh.verifier(&old.kid).is_none());
+        let is_gone = before.tokens.verifiers.iter().any(|old| fresh.verifier(&old.kid).is_none());
         *self.current.write().unwrap_or_else(PoisonError::into_inner) = fresh;
         Ok(is_gone)
     }
@@ -176,9 +189,9 @@ impl Auth {
     ///
     /// # Errors
     /// When PostgreSQL cannot be reached.
-    pub async fn rotate_signing_key(&self) -> Result<SigningKeyId, AuthError> {
+    pub async fn rotate_signing_key(&self, purpose: KeyPurpose) -> Result<SigningKeyId, AuthError> {
         let keys = &self.signing_keys;
-        let made = generate(&keys.secrets, &self.env);
+        let made = generate(purpose, &keys.secrets, &self.env);
         let made = made.map_err(|_| AuthError::Internal("cannot make a signing key"))?;
         self.store.insert_signing_key(&made).await?;
         Ok(made.id)
@@ -189,8 +202,7 @@ impl Auth {
     /// # Errors
     /// [`AuthError::NotFound`] for none that verifies, [`AuthError::Conflict`] for the one that signs.
     pub async fn retire_signing_key(&self, id: SigningKeyId) -> Result<(), AuthError> {
-        let signing = self.signing_keys.current().header.kid.clone();
-        if signing == Some(id.to_string()) {
+        if self.signing_keys.current().signs(&id.to_string()) {
             return Err(AuthError::Conflict("this key signs: rotate first, and wait ten seconds"));
         }
         if self.store.retire_signing_key(id, self.env.clock.now()).await? {
@@ -200,26 +212,28 @@ impl Auth {
         }
     }
 
-    /// All signing keys that there ever were, the youngest first, and which one signs.
+    /// All signing keys that there ever were, the youngest first, and which of them sign.
     ///
     /// # Errors
     /// When PostgreSQL cannot be reached.
     pub async fn list_signing_keys(
         &self,
-    ) -> Result<(Vec<SigningKeyState>, Option<String>), AuthError> {
+    ) -> Result<(Vec<SigningKeyState>, Arc<KeySet>), AuthError> {
         let keys = self.store.all_signing_keys().await?;
-        Ok((keys, self.signing_keys.current().header.kid.clone()))
+        Ok((keys, self.signing_keys.current()))
     }
 }
 
-impl KeySet {
+impl Keys {
+    /// Those of one purpose; of the rest it is told that they are not ours.
     fn open(
         stored: &[StoredSigningKey],
+        purpose: KeyPurpose,
         secrets: &Secrets,
         now: OffsetDateTime,
     ) -> Result<Self, String> {
         let (mut keys, mut foreign) = (Vec::new(), Vec::new());
-        for key in stored {
+        for key in stored.iter().filter(|key| key.purpose == purpose) {
             match open_pair(key, secrets)? {
                 Some(pair) => keys.push((key, pair)),
                 None => foreign.push(key.id),
@@ -236,7 +250,11 @@ impl KeySet {
         }
         let pkcs8 = pair.to_pkcs8().map_err(|_| "a signing key is damaged")?;
         let mut header = Header::new(Algorithm::EdDSA);
-        header.typ = Some(ACCESS_TOKEN_TYPE.to_owned());
+        let media_type = match purpose {
+            KeyPurpose::AccessTokens => ACCESS_TOKEN_TYPE,
+            KeyPurpose::Checkpoints => CHECKPOINT_TYPE,
+        };
+        header.typ = Some(media_type.to_owned());
         header.kid = Some(signing.id.to_string());
         let verifiers = keys.iter().map(|(key, _)| Verifier {
             kid: key.id.to_string(),
@@ -250,24 +268,73 @@ impl KeySet {
         })
     }
 
+    fn sign(&self, claims: &impl Serialize) -> Result<String, jsonwebtoken::errors::Error> {
+        jsonwebtoken::encode(&self.header, claims, &self.signer)
+    }
+
+    fn verifier(&self, kid: &str) -> Option<&DecodingKey> {
+        self.verifiers.iter().find(|verifier| verifier.kid == kid).map(|verifier| &verifier.key)
+    }
+}
+
+impl KeySet {
+    fn open(
+        stored: &[StoredSigningKey],
+        secrets: &Secrets,
+        now: OffsetDateTime,
+    ) -> Result<Self, String> {
+        Ok(Self {
+            tokens: Keys::open(stored, KeyPurpose::AccessTokens, secrets, now)?,
+            checkpoints: Keys::open(stored, KeyPurpose::Checkpoints, secrets, now)?,
+        })
+    }
+
     /// Signs claims as an access token.
     ///
     /// # Errors
     /// When the cryptographic library fails.
     pub fn sign(&self, claims: &impl Serialize) -> Result<String, jsonwebtoken::errors::Error> {
-        jsonwebtoken::encode(&self.header, claims, &self.signer)
+        self.tokens.sign(claims)
     }
 
-    /// The key with an id, to verify with.
+    /// The key of access tokens with an id, to verify with.
     #[must_use]
     pub fn verifier(&self, kid: &str) -> Option<&DecodingKey> {
-        self.verifiers.iter().find(|verifier| verifier.kid == kid).map(|verifier| &verifier.key)
+        self.tokens.verifier(kid)
+    }
+
+    /// Signs a checkpoint.
+    ///
+    /// # Errors
+    /// When the cryptographic library fails.
+    pub fn sign_checkpoint(
+        &self,
+        claims: &impl Serialize,
+    ) -> Result<String, jsonwebtoken::errors::Error> {
+        self.checkpoints.sign(claims)
+    }
+
+    /// The key of checkpoints with an id, to verify with.
+    #[must_use]
+    pub fn checkpoint_verifier(&self, kid: &str) -> Option<&DecodingKey> {
+        self.checkpoints.verifier(kid)
+    }
+
+    /// Whether the key with this id is one that signs.
+    #[must_use]
+    pub fn signs(&self, kid: &str) -> bool {
+        let signs = |keys: &Keys| keys.header.kid.as_deref() == Some(kid);
+        signs(&self.tokens) || signs(&self.checkpoints)
+    }
+
+    fn verifiers(&self) -> impl Iterator<Item = &Verifier> {
+        self.tokens.verifiers.iter().chain(&self.checkpoints.verifiers)
     }
 
     /// The public halves (RFC 7517, RFC 8037).
     #[must_use]
     pub fn jwks(&self) -> Value {
-        let keys = self.verifiers.iter().map(|verifier| {
+        let keys = self.verifiers().map(|verifier| {
             json!({
                 "kty": "OKP",
                 "crv": "Ed25519",
@@ -281,21 +348,31 @@ impl KeySet {
     }
 }
 
+/// What a sealed key is bound to: neither passes for one of the other purpose.
+fn context(id: SigningKeyId, purpose: KeyPurpose) -> Vec<u8> {
+    let mut context = id.uuid().as_bytes().to_vec();
+    if purpose == KeyPurpose::Checkpoints {
+        context.extend_from_slice(purpose.as_str().as_bytes());
+    }
+    context
+}
+
 /// Both halves of a key; none where the private one does not open, or does not fit the public one.
 fn open_pair(key: &StoredSigningKey, secrets: &Secrets) -> Result<Option<Ed25519KeyPair>, String> {
-    let seed = secrets.open(key.id.uuid().as_bytes(), &key.sealed_private_key)?;
+    let seed = secrets.open(&context(key.id, key.purpose), &key.sealed_private_key)?;
     Ok(seed.and_then(|seed| Ed25519KeyPair::from_seed_and_public_key(&seed, &key.public_key).ok()))
 }
 
-fn generate(secrets: &Secrets, env: &Env) -> Result<StoredSigningKey, String> {
+fn generate(purpose: KeyPurpose, secrets: &Secrets, env: &Env) -> Result<StoredSigningKey, String> {
     let id: SigningKeyId = env.new_id();
     let seed: Zeroizing<[u8; 32]> = Zeroizing::new(env.entropy.bytes());
     let pair = Ed25519KeyPair::from_seed_unchecked(&*seed)
         .map_err(|_| "cannot make a signing key".to_owned())?;
     Ok(StoredSigningKey {
         id,
+        purpose,
         public_key: pair.public_key().as_ref().to_vec(),
-        sealed_private_key: secrets.seal(env, id.uuid().as_bytes(), &*seed)?,
+        sealed_private_key: secrets.seal(env, &context(id, purpose), &*seed)?,
         created_at: env.clock.now(),
     })
 }

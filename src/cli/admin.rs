@@ -1,19 +1,25 @@
 //! `call2me-auth admin`: what the operator does without a session. Answers are JSON.
 
+use std::{collections::BTreeMap, path::PathBuf};
+
 use clap::Subcommand;
 use data_encoding::BASE64URL_NOPAD;
 use serde_json::{Value, json};
 
+use super::Failure;
 use crate::{
     app::Application,
+    audit::verifier,
     auth::{Auth, keys::MintKey, login::NewAccount},
     config::Settings,
     env::Env,
     model::{
+        audit::{Checkpoint, SignedCheckpoint},
         id::{SigningKeyId, WorkspaceId},
         oauth::client::{AuthMethod, GrantType},
         password::Password,
         scope::Scope,
+        signing_key::KeyPurpose,
         timestamp,
     },
     oauth::{OAuth, registration::Registered, workspace_clients::NewClient},
@@ -34,9 +40,28 @@ pub enum AdminCommand {
     /// OAuth clients.
     #[command(subcommand)]
     OauthClients(OAuthClientsCommand),
-    /// The keys that sign access tokens.
+    /// The keys that sign access tokens and checkpoints of audit logs.
     #[command(subcommand)]
     SigningKeys(SigningKeysCommand),
+    /// The audit log.
+    #[command(subcommand)]
+    Audit(AuditCommand),
+}
+
+/// About the audit log.
+#[derive(Debug, Subcommand)]
+pub enum AuditCommand {
+    /// Look whether all events are as they were sealed. The exit code is 0 if they are; 1 if not, and then
+    /// the first event of each workspace that was changed, removed, inserted or cut off is named.
+    Verify {
+        /// Look at this workspace alone.
+        #[arg(long)]
+        workspace: Option<WorkspaceId>,
+        /// A checkpoint to hold the log against, as `GET /v1/audit-log/checkpoint` gave it, and then at its
+        /// workspace alone; may be repeated.
+        #[arg(long = "checkpoint", value_name = "FILE")]
+        checkpoints: Vec<PathBuf>,
+    },
 }
 
 /// About people.
@@ -123,14 +148,18 @@ pub enum OAuthClientsCommand {
     },
 }
 
-/// About the keys that sign access tokens.
+/// About the keys that sign access tokens and checkpoints of audit logs.
 #[derive(Debug, Subcommand)]
 pub enum SigningKeysCommand {
     /// All of them, and which one signs.
     List,
     /// Make another one, which signs on every node within ten seconds. Tokens of the others stay good.
-    Rotate,
-    /// Retire one: tokens that it signed are worth nothing within ten seconds. Wait as long as an access
+    Rotate {
+        /// One that signs checkpoints of audit logs.
+        #[arg(long)]
+        checkpoints: bool,
+    },
+    /// Retire one that signs tokens: those that it signed are worth nothing within ten seconds. Wait as long as an access
     /// token lives after rotating, or people have to refresh theirs at once.
     Retire {
         /// Its `kid`.
@@ -138,22 +167,31 @@ pub enum SigningKeysCommand {
     },
 }
 
-pub(super) async fn run(command: AdminCommand, settings: Settings) -> Result<(), String> {
+pub(super) async fn run(command: AdminCommand, settings: Settings) -> Result<(), Failure> {
     let env = Env::system();
     let application = Application::build(settings, env.clone()).await?;
     let outcome = execute(&application, &env, command).await;
     application.shut_down().await;
-    super::print(&format!("{:#}\n", outcome?));
-    Ok(())
+    let Answer { value, problem } = outcome?;
+    super::print(&format!("{value:#}\n"));
+    problem.map_or(Ok(()), |line| Err(Failure { line, code: 1 }))
+}
+
+/// What a command has to tell.
+struct Answer {
+    value: Value,
+    /// A line, where it was to look whether something is as it should be and it is not.
+    problem: Option<String>,
 }
 
 async fn execute(
     application: &Application,
     env: &Env,
     command: AdminCommand,
-) -> Result<Value, String> {
+) -> Result<Answer, String> {
     let auth = &application.app().auth;
-    match command {
+    let value: Result<Value, String> = match command {
+        AdminCommand::Audit(command) => return audit(application, command).await,
         AdminCommand::Users(UsersCommand::Create {
             email,
             full_name,
@@ -195,7 +233,50 @@ async fn execute(
                 "key": minted.secret.reveal(),
             }))
         }
+    };
+    Ok(Answer { value: value?, problem: None })
+}
+
+async fn audit(application: &Application, command: AuditCommand) -> Result<Answer, String> {
+    let AuditCommand::Verify { workspace, checkpoints } = command;
+    let app = application.app();
+    let mut known: BTreeMap<WorkspaceId, Vec<Checkpoint>> = BTreeMap::new();
+    for path in checkpoints {
+        let at = path.display();
+        let text = std::fs::read(&path).map_err(|error| format!("cannot read {at}: {error}"))?;
+        let signed: SignedCheckpoint = serde_json::from_slice(&text)
+            .map_err(|error| format!("{at} is no checkpoint: {error}"))?;
+        let checkpoint =
+            app.auth.verify_checkpoint(&signed).map_err(|error| format!("{at}: {error}"))?;
+        known.entry(checkpoint.workspace_id).or_default().push(checkpoint);
     }
+    let away = |error| format!("cannot read the audit log: {}", brief(error));
+    let workspaces = match workspace {
+        Some(workspace) => vec![workspace],
+        None if known.is_empty() => app.store.audited_workspaces().await.map_err(away)?,
+        None => known.keys().copied().collect(),
+    };
+    let (mut found, mut events) = (Vec::new(), 0);
+    let began = app.env.clock.monotonic();
+    for workspace in workspaces {
+        let checkpoints = known.remove(&workspace).unwrap_or_default();
+        let verified = verifier::verify(&app.store, workspace, &checkpoints).await.map_err(away)?;
+        events += verified.events;
+        found.push(verified);
+    }
+    let took = app.env.clock.monotonic().saturating_sub(began);
+    let lines = found.iter().filter_map(|verified| {
+        let problem = verified.problem?;
+        Some(format!("{}: {problem}", verified.workspace_id))
+    });
+    let lines: Vec<_> = lines.collect();
+    let value = json!({
+        "verified": lines.is_empty(),
+        "events": events,
+        "seconds": (took.as_secs_f64() * 1000.0).round() / 1000.0,
+        "workspaces": found,
+    });
+    Ok(Answer { value, problem: (!lines.is_empty()).then(|| lines.join("\ncall2me-auth: ")) })
 }
 
 async fn create_client(oauth: &OAuth, command: OAuthClientsCommand) -> Result<Value, String> {
@@ -230,15 +311,16 @@ async fn create_client(oauth: &OAuth, command: OAuthClientsCommand) -> Result<Va
 async fn signing_keys(auth: &Auth, command: SigningKeysCommand) -> Result<Value, String> {
     match command {
         SigningKeysCommand::List => {
-            let (keys, signing) = auth.list_signing_keys().await.map_err(brief)?;
+            let (keys, current) = auth.list_signing_keys().await.map_err(brief)?;
             let keys = keys.iter().map(|key| {
                 let state = match key.retired_at {
                     Some(_) => "retired",
-                    None if signing == Some(key.id.to_string()) => "signs",
+                    None if current.signs(&key.id.to_string()) => "signs",
                     None => "verifies",
                 };
                 json!({
                     "id": key.id,
+                    "purpose": key.purpose.as_str(),
                     "state": state,
                     "created_at": timestamp::format(key.created_at),
                     "retired_at": key.retired_at.map(timestamp::format),
@@ -246,8 +328,10 @@ async fn signing_keys(auth: &Auth, command: SigningKeysCommand) -> Result<Value,
             });
             Ok(json!({ "signing_keys": keys.collect::<Vec<_>>() }))
         }
-        SigningKeysCommand::Rotate => {
-            Ok(json!({ "id": auth.rotate_signing_key().await.map_err(brief)? }))
+        SigningKeysCommand::Rotate { checkpoints } => {
+            let purpose =
+                if checkpoints { KeyPurpose::Checkpoints } else { KeyPurpose::AccessTokens };
+            Ok(json!({ "id": auth.rotate_signing_key(purpose).await.map_err(brief)? }))
         }
         SigningKeysCommand::Retire { id } => {
             auth.retire_signing_key(id).await.map_err(brief)?;

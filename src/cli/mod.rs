@@ -45,11 +45,27 @@ enum Command {
     Admin(admin::AdminCommand),
 }
 
+/// Why a command did not do what it was to.
+#[derive(Debug)]
+pub struct Failure {
+    /// One line for whoever called.
+    pub line: String,
+    /// The process's exit code.
+    pub code: u8,
+}
+
+impl From<String> for Failure {
+    /// Bad configuration, a port in use, a database that is away: for whoever started it.
+    fn from(line: String) -> Self {
+        Self { line, code: 2 }
+    }
+}
+
 /// Does what the command line says.
 ///
 /// # Errors
 /// With one line for whoever called.
-pub fn run() -> Result<(), String> {
+pub fn run() -> Result<(), Failure> {
     let cli = Cli::parse();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -58,19 +74,19 @@ pub fn run() -> Result<(), String> {
     runtime.block_on(dispatch(cli))
 }
 
-async fn dispatch(cli: Cli) -> Result<(), String> {
+async fn dispatch(cli: Cli) -> Result<(), Failure> {
     let profile = match cli.command {
         Command::Dev(_) => Profile::Development,
         _ => Profile::Production,
     };
     let raw = Raw::read(profile, Some(&cli.config), std::env::vars());
     match cli.command {
-        Command::Dev(args) => Box::pin(dev::run(args, raw)).await,
-        Command::Serve => serve::run(checked(&raw)?).await,
+        Command::Dev(args) => Ok(Box::pin(dev::run(args, raw)).await?),
+        Command::Serve => Ok(serve::run(checked(&raw)?).await?),
         Command::Migrate => {
             let database = raw.check_database().map_err(|problems| problems.to_string())?;
-            migrate::migrate(database.owner_url.as_ref().unwrap_or(&database.url).expose_secret())
-                .await
+            let url = database.owner_url.as_ref().unwrap_or(&database.url);
+            Ok(migrate::migrate(url.expose_secret()).await?)
         }
         Command::Openapi => {
             let url = raw.text("server.public_url").unwrap_or("http://127.0.0.1:8080");
@@ -81,7 +97,7 @@ async fn dispatch(cli: Cli) -> Result<(), String> {
         }
         Command::Config => {
             print(&raw.describe());
-            checked(&raw).map(drop)
+            Ok(checked(&raw).map(drop)?)
         }
         Command::Admin(command) => Box::pin(admin::run(command, checked(&raw)?)).await,
     }

@@ -136,6 +136,7 @@ pub fn table() -> Vec<Route> {
         DELETE "/v1/oauth/grants/{id}"          OwnSession => oauth_grants::end;
 
         GET    "/v1/audit-log"                  ReadOnly   => audit_log::list;
+        GET    "/v1/audit-log/checkpoint"       ReadOnly   => audit_log::checkpoint;
 
         GET    "/v1/agents"                     ReadOnly   => agents::list;
         POST   "/v1/agents"                     Write      => agents::create;

@@ -1,9 +1,11 @@
 //! Timestamps as clients see them: RFC 3339, UTC, always six digits of a second, so that they sort as
 //! text.
 
-use serde::Serializer;
+use serde::{Deserialize, Deserializer, Serializer};
 use time::{
-    OffsetDateTime, UtcOffset, format_description::BorrowedFormatItem, macros::format_description,
+    OffsetDateTime, UtcOffset,
+    format_description::{BorrowedFormatItem, well_known::Rfc3339},
+    macros::format_description,
 };
 
 const FORMAT: &[BorrowedFormatItem<'_>] =
@@ -28,6 +30,15 @@ pub fn for_people(moment: OffsetDateTime) -> String {
 /// When the serializer fails.
 pub fn serialize<S: Serializer>(moment: &OffsetDateTime, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(&format(*moment))
+}
+
+/// For `#[serde(with)]`.
+///
+/// # Errors
+/// When it is no timestamp of RFC 3339.
+pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<OffsetDateTime, D::Error> {
+    let text = <std::borrow::Cow<'de, str>>::deserialize(deserializer)?;
+    OffsetDateTime::parse(&text, &Rfc3339).map_err(serde::de::Error::custom)
 }
 
 /// For `#[serde(with)]`, of a moment that may be missing.

@@ -11,6 +11,7 @@ use crate::model::{
         SessionId, SigningKeyId, TransactionId, UserId, WorkspaceId,
     },
     scope::{Role, Scope},
+    signing_key::KeyPurpose,
 };
 
 macro_rules! from_uuid {
@@ -64,4 +65,4 @@ from_uuid!(
     UserId,
     WorkspaceId
 );
-from_text!(Role, Scope);
+from_text!(KeyPurpose, Role, Scope);

@@ -6,6 +6,7 @@
 
 pub mod api_keys;
 pub mod audit;
+pub mod chains;
 pub mod coherence;
 pub mod connected_apps;
 mod decode;

@@ -1,4 +1,4 @@
-//! Keys that sign access tokens; the private halves are sealed.
+//! Keys that sign; the private halves are sealed.
 
 use sqlx::{Postgres, Transaction};
 use time::OffsetDateTime;
@@ -6,35 +6,37 @@ use time::OffsetDateTime;
 use super::{Store, StoreError};
 use crate::model::{
     id::{Id, SigningKeyId},
-    signing_key::{SigningKeyState, StoredSigningKey},
+    signing_key::{KeyPurpose, SigningKeyState, StoredSigningKey},
 };
 
 impl Store {
-    /// The keys whose tokens are still believed, the youngest, which signs, first.
+    /// The keys whose signatures are still believed, the youngest first, which signs.
     ///
     /// # Errors
     /// When PostgreSQL cannot be reached.
     pub async fn signing_keys(&self) -> Result<Vec<StoredSigningKey>, StoreError> {
         Ok(sqlx::query_as!(
             StoredSigningKey,
-            r#"SELECT id AS "id: SigningKeyId", public_key, sealed_private_key, created_at
+            r#"SELECT id AS "id: SigningKeyId", purpose AS "purpose: KeyPurpose", public_key,
+                      sealed_private_key, created_at
                FROM signing_keys WHERE retired_at IS NULL ORDER BY created_at DESC, id DESC"#,
         )
         .fetch_all(&self.pools.own())
         .await?)
     }
 
-    /// Stores the first signing key, unless another node was faster.
+    /// Stores the first signing key of its purpose, unless another node was faster.
     ///
     /// # Errors
     /// When PostgreSQL cannot be reached.
     pub async fn insert_first_signing_key(&self, key: &StoredSigningKey) -> Result<(), StoreError> {
         let mut tx = self.change_signing_keys().await?;
         sqlx::query!(
-            "INSERT INTO signing_keys (id, public_key, sealed_private_key, created_at)
-             SELECT $1, $2, $3, $4
-             WHERE NOT EXISTS (SELECT FROM signing_keys WHERE retired_at IS NULL)",
+            "INSERT INTO signing_keys (id, purpose, public_key, sealed_private_key, created_at)
+             SELECT $1, $2, $3, $4, $5
+             WHERE NOT EXISTS (SELECT FROM signing_keys WHERE purpose = $2 AND retired_at IS NULL)",
             key.id.uuid(),
+            key.purpose.as_str(),
             key.public_key,
             key.sealed_private_key,
             key.created_at,
@@ -51,9 +53,10 @@ impl Store {
     /// When PostgreSQL cannot be reached.
     pub async fn insert_signing_key(&self, key: &StoredSigningKey) -> Result<(), StoreError> {
         sqlx::query!(
-            "INSERT INTO signing_keys (id, public_key, sealed_private_key, created_at)
-             VALUES ($1, $2, $3, $4)",
+            "INSERT INTO signing_keys (id, purpose, public_key, sealed_private_key, created_at)
+             VALUES ($1, $2, $3, $4, $5)",
             key.id.uuid(),
+            key.purpose.as_str(),
             key.public_key,
             key.sealed_private_key,
             key.created_at,
@@ -63,7 +66,7 @@ impl Store {
         Ok(())
     }
 
-    /// Retires a signing key; false where there is none that verifies, or no other.
+    /// Retires a key that signs access tokens; false where there is none that verifies, or no other.
     ///
     /// # Errors
     /// When PostgreSQL cannot be reached.
@@ -74,8 +77,10 @@ impl Store {
     ) -> Result<bool, StoreError> {
         let mut tx = self.change_signing_keys().await?;
         let done = sqlx::query!(
-            "UPDATE signing_keys SET retired_at = $2 WHERE id = $1 AND retired_at IS NULL AND EXISTS
-                 (SELECT FROM signing_keys other WHERE other.id <> $1 AND other.retired_at IS NULL)",
+            "UPDATE signing_keys key SET retired_at = $2
+             WHERE id = $1 AND purpose = 'access tokens' AND retired_at IS NULL AND EXISTS (
+                 SELECT FROM signing_keys other WHERE other.id <> $1 AND other.purpose = key.purpose
+                     AND other.retired_at IS NULL)",
             id.uuid(),
             now,
         )
@@ -92,7 +97,8 @@ impl Store {
     pub async fn all_signing_keys(&self) -> Result<Vec<SigningKeyState>, StoreError> {
         Ok(sqlx::query_as!(
             SigningKeyState,
-            r#"SELECT id AS "id: SigningKeyId", created_at, retired_at
+            r#"SELECT id AS "id: SigningKeyId", purpose AS "purpose: KeyPurpose", created_at,
+                      retired_at
                FROM signing_keys ORDER BY created_at DESC, id DESC"#,
         )
         .fetch_all(&self.pools.own())

@@ -40,6 +40,7 @@ mod pages;
 mod pages_guarded;
 mod passkeys;
 mod passwords;
+mod proof;
 mod rate_limits;
 mod resources;
 mod sdk;

@@ -12,7 +12,7 @@ use crate::{
         extract::{Authorized, Query, ReadOnly},
     },
     model::{
-        audit::{Event, EventFilter},
+        audit::{Event, EventFilter, SignedCheckpoint},
         id::{self, ApiKeyId, ClientId, Id, RequestId, UserId},
     },
 };
@@ -50,6 +50,20 @@ pub async fn list(
     let page = app.audit_log.list(&caller, &filter, query.page()?).await?;
     let next_cursor = page.next_cursor(|event| event.id.uuid());
     Ok(Json(EventsBody { events: page.items, next_cursor }))
+}
+
+/// Get a checkpoint
+///
+/// What the workspace's hash chain is at the moment, signed, to be kept elsewhere: events up to there cannot be
+/// changed, removed or added any more without the chain having another hash there. Keys that sign checkpoints stay in the
+/// JWKS for good.
+#[utoipa::path(get, path = "/v1/audit-log/checkpoint", tag = "Audit log",
+    responses((status = 200, body = SignedCheckpoint)))]
+pub async fn checkpoint(
+    caller: Authorized<ReadOnly>,
+    State(app): State<App>,
+) -> Answer<Json<SignedCheckpoint>> {
+    Ok(Json(app.auth.checkpoint(&caller).await?))
 }
 
 fn filter(query: &Query) -> Result<EventFilter, ApiError> {

@@ -7,6 +7,7 @@
 use std::fmt;
 
 use data_encoding::HEXLOWER;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use sha2::{Digest, Sha256};
 
 use crate::model::id::{EventId, WorkspaceId};
@@ -79,6 +80,21 @@ impl ChainHash {
 impl From<[u8; LEN]> for ChainHash {
     fn from(bytes: [u8; LEN]) -> Self {
         Self(bytes)
+    }
+}
+
+impl Serialize for ChainHash {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&HEXLOWER.encode(&self.0))
+    }
+}
+
+impl<'de> Deserialize<'de> for ChainHash {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = <std::borrow::Cow<'de, str>>::deserialize(deserializer)?;
+        let bytes = HEXLOWER.decode(text.as_bytes()).map_err(serde::de::Error::custom)?;
+        let hash: Option<[u8; LEN]> = bytes.try_into().ok();
+        hash.map(Self).ok_or_else(|| serde::de::Error::custom("a hash has 64 digits"))
     }
 }
 

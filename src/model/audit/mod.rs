@@ -1,6 +1,7 @@
 //! Events of the audit log.
 
 mod chain;
+mod checkpoint;
 mod event;
 mod filter;
 
@@ -18,6 +19,7 @@ use super::{
 };
 
 pub use chain::{ChainHash, EventDigest, Run};
+pub use checkpoint::{Checkpoint, Pruned, SignedCheckpoint};
 pub use event::{Event, EventActor, EventRequest, EventTarget, PublicId};
 pub use filter::EventFilter;
 
@@ -66,6 +68,8 @@ pub enum Action {
     WorkspaceUpdated,
     /// A workspace was deleted, with all that was in it but its log.
     WorkspaceDeleted,
+    /// Retention dropped old events of the workspace's log.
+    LogPruned,
     /// Somebody became a member.
     MemberJoined,
     /// A member was given another role.
@@ -134,6 +138,7 @@ impl Action {
             Self::WorkspaceCreated => "workspace.created",
             Self::WorkspaceUpdated => "workspace.updated",
             Self::WorkspaceDeleted => "workspace.deleted",
+            Self::LogPruned => "workspace.log_pruned",
             Self::MemberJoined => "member.joined",
             Self::MemberRoleChanged => "member.role_changed",
             Self::MemberRemoved => "member.removed",
