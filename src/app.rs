@@ -23,11 +23,12 @@ use tokio::{
 
 use crate::{
     audit::{AuditLog, SealCounts, Sealer, WriterTask},
-    auth::{Auth, caches::Caches},
+    auth::{Auth, caches::Caches, secrets::Secrets},
     coherence::{Fence, Lease, Node, NodeTask, Parts},
     config::Settings,
     env::Env,
     http::{self, Api, App, HttpSettings, LARGE_BODIES, middleware::Frame},
+    idempotency::Idempotency,
     limit::Limits,
     mail::MailTask,
     metrics::{self, Metrics},
@@ -79,13 +80,15 @@ impl Application {
         store.create_audit_partitions(env.clock.now()).await.map_err(away)?;
         let (audit, writer) = WriterTask::start(store.clone(), env.clone(), settings.audit);
         let metrics = Metrics::default();
+        let node_id = env.new_uuid();
         let lease = Lease::default();
         let caches = Caches::start(&store, &env, &lease, settings.cache.keys);
         let acknowledged = Arc::new(Notify::new());
         let fence = Fence::new(store.clone(), Arc::clone(&acknowledged), &env, metrics.clone());
         let beliefs = Arc::new(caches.clone());
         let auth =
-            Auth::new(&settings, store.clone(), env.clone(), audit.clone(), caches, fence).await?;
+            Auth::new(&settings, store.clone(), env.clone(), audit.clone(), caches, fence, node_id)
+                .await?;
         let limits = Limits::new(settings.rate_limit, settings.redis.as_ref(), &env)?;
         let (a, s, e) = (auth.clone(), store.clone(), env.clone());
         let oauth = OAuth::new(&settings, a, s, e, limits.clone())?;
@@ -95,12 +98,22 @@ impl Application {
             .map_err(|error| format!("cannot write the OpenAPI document: {error}"))?;
         let chores = vec![
             tokio::spawn(limits.clone().keep_small()),
-            tokio::spawn(look_after_tables(store.clone(), env.clone(), oauth.idle())),
+            tokio::spawn(look_after_tables(
+                store.clone(),
+                env.clone(),
+                oauth.idle(),
+                settings.audit.usage_retention,
+            )),
             tokio::spawn(prune_invalidations(store.clone())),
         ];
         let app = Arc::new(Api {
             auth,
             oauth,
+            idempotency: Idempotency::new(
+                store.clone(),
+                env.clone(),
+                Secrets::new(&settings.keys.encryption_key).idempotency_secrets()?,
+            ),
             resources: Resources::new(store.clone(), env.clone(), settings.server.max_body_bytes),
             audit_log: AuditLog::new(store.clone(), &settings.database.pool),
             audit,
@@ -120,7 +133,7 @@ impl Application {
         // Last: whoever gives up before is not waited for by other nodes.
         let length = settings.cache.lease;
         let mut node = Node::start(Parts {
-            id: app.env.new_uuid(),
+            id: node_id,
             store: store.clone(),
             env: app.env.clone(),
             beliefs,
@@ -256,7 +269,7 @@ async fn prune_invalidations(store: Store) {
     }
 }
 
-async fn look_after_tables(store: Store, env: Env, idle: Duration) {
+async fn look_after_tables(store: Store, env: Env, idle: Duration, usage: Duration) {
     let mut ticks = interval(PARTITIONS_EVERY);
     loop {
         ticks.tick().await;
@@ -272,6 +285,8 @@ async fn look_after_tables(store: Store, env: Env, idle: Duration) {
         tell("drop counts of wrong passwords", store.prune_wrong_passwords(now).await);
         tell("drop challenges", store.prune_mfa_challenges(now).await);
         tell("drop passkeys' challenges", store.prune_passkey_challenges(now).await);
+        tell("drop kept answers", store.prune_answers(now).await);
+        tell("drop what keys were used for", store.prune_key_usage(now, now - usage).await);
         tell("drop invitations", store.prune_invitations(now).await);
         tell("drop old grants and unused OAuth clients", store.prune_oauth(now, idle).await);
     }

@@ -18,7 +18,8 @@
 //! | [`oauth`] | the authorization server: who lets which program in |
 //! | [`auth`] | who is calling, and how one becomes somebody |
 //! | [`resources`] | agents, calls, knowledge bases, campaigns, billing, people |
-//! | [`audit`] | the audit log: the queue, the writer, the reader |
+//! | [`audit`] | the audit log: the queue, the writer, the sealer, the verifier, the reader |
+//! | [`idempotency`] | creating requests that may come again |
 //! | [`mail`](mod@mail) | mail: what waits in the outbox is written and sent |
 //! | [`limit`] | rate limits: GCRA buckets, of this node or shared over Valkey |
 //! | [`store`] | PostgreSQL: all SQL, a file for each group of tables |
@@ -45,6 +46,7 @@ pub mod coherence;
 pub mod config;
 pub mod env;
 pub mod http;
+pub mod idempotency;
 pub mod limit;
 pub mod mail;
 pub mod metrics;

@@ -1,7 +1,7 @@
 use secrecy::SecretString;
 
 use crate::{
-    model::{Invalid, scope::Scope},
+    model::{Invalid, rotation::RotationReport, scope::Scope},
     store::{Constraint, StoreError},
 };
 
@@ -52,6 +52,9 @@ pub enum AuthError {
     /// It clashes with what is there.
     #[error("{0}")]
     Conflict(&'static str),
+    /// A key was not to be revoked while somebody may use it.
+    #[error("the key may still be in use: {}", .0.reason)]
+    KeyInUse(Box<RotationReport>),
     /// A value is wrong.
     #[error("{reason}")]
     Invalid {

@@ -58,37 +58,36 @@ pub struct NewMember {
 }
 
 impl Auth {
-    /// Invites whoever has an address.
+    /// Invites whoever has an address, in the transaction of the request. `confirmed`: it is certainly the
+    /// person themselves who asks.
     ///
     /// # Errors
-    /// [`AuthError::Forbidden`] for a role above the caller's, and for an owner to be where the caller has
-    /// neither just signed in nor given the password; [`AuthError::Conflict`] for somebody who
+    /// [`AuthError::Forbidden`] for a role above the caller's, and for an owner to be where that is not confirmed; [`AuthError::Conflict`] for somebody who
     /// is a member or invited already, or where there are too many invitations.
     pub async fn invite(
         &self,
+        tx: &mut Tx,
         caller: &Caller,
         email: &str,
         role: Role,
-        password: Option<&Password>,
+        confirmed: bool,
     ) -> Result<Invitation, AuthError> {
-        let confirmed = self.is_confirmed(caller, password).await?;
         let email = Email::parse(email).map_err(|why| AuthError::invalid("email", why))?;
         let (workspace, now) = (caller.workspace(), self.env.clock.now());
-        let mut tx = self.store.begin(workspace, None).await?;
-        if role > self.lock_members(&mut tx, caller).await? {
+        if role > self.lock_members(tx, caller).await? {
             return Err(AuthError::Forbidden("nobody invites above their own role"));
         }
         if role == Role::Owner && !confirmed {
             return Err(UNCONFIRMED);
         }
-        if store::members::has_address(&mut tx, workspace, &email).await? {
+        if store::members::has_address(tx, workspace, &email).await? {
             return Err(AuthError::Conflict("the person is a member already"));
         }
-        if store::invitations::count(&mut tx, workspace, now).await? >= MAX_OPEN {
+        if store::invitations::count(tx, workspace, now).await? >= MAX_OPEN {
             return Err(AuthError::Conflict("too many invitations are open"));
         }
         let day_ago = now - Duration::from_hours(24);
-        if store::invitations::count_to(&mut tx, &email, day_ago).await? >= MAX_TO_AN_ADDRESS {
+        if store::invitations::count_to(tx, &email, day_ago).await? >= MAX_TO_AN_ADDRESS {
             return Err(AuthError::Conflict("this address was invited too often today"));
         }
         let invitation = Invitation {
@@ -99,16 +98,15 @@ impl Auth {
             created_at: now,
             expires_at: now + LIFETIME,
         };
-        store::invitations::insert(&mut tx, workspace, &invitation, &email).await?;
+        store::invitations::insert(tx, workspace, &invitation, &email).await?;
         let event = audit::event(&self.env, caller, Action::InvitationCreated, 201)
             .on(invitation.id, invitation.email.clone())
             .with(json!({ "role": role }));
-        store::audit::insert(&mut tx, workspace, &event).await?;
-        let named = store::workspaces::get(&mut tx, workspace).await?;
+        store::audit::insert(tx, workspace, &event).await?;
+        let named = store::workspaces::get(tx, workspace).await?;
         let workspace = named.ok_or(AuthError::NotFound("workspace"))?.name;
         let subject = MailSubject::Invitation { token: invitation.id.uuid(), workspace };
-        self.mail(&mut tx, invitation.email.clone(), subject).await?;
-        tx.commit().await?;
+        self.mail(tx, invitation.email.clone(), subject).await?;
         Ok(invitation)
     }
 

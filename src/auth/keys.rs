@@ -53,24 +53,39 @@ pub struct Minted {
 }
 
 impl Auth {
-    /// Mints a key.
+    /// Mints a key, in the transaction of the request.
     ///
     /// # Errors
     /// [`AuthError::Invalid`] for bad values, [`AuthError::Forbidden`] for a scope above the caller's.
-    pub async fn mint_key(&self, caller: &Caller, wanted: MintKey) -> Result<Minted, AuthError> {
-        if wanted.scope > caller.principal.scope {
+    pub async fn mint_key(
+        &self,
+        tx: &mut Tx,
+        caller: &Caller,
+        wanted: MintKey,
+    ) -> Result<Minted, AuthError> {
+        // Before anything is locked.
+        let new = self.new_key(&wanted)?;
+        // Who was an admin when the request began may be none any more.
+        self.lock_members(tx, caller).await?;
+        self.mint(tx, caller, new).await
+    }
+
+    /// Mints a key for a caller who may run the workspace.
+    pub(super) async fn mint(
+        &self,
+        tx: &mut Tx,
+        caller: &Caller,
+        (secret, mut new): (ApiKeySecret, NewApiKey),
+    ) -> Result<Minted, AuthError> {
+        if new.scope > caller.principal.scope {
             return Err(AuthError::Forbidden("nobody mints a key above their own scope"));
         }
-        let (secret, mut new) = self.new_key(&wanted)?;
         new.created_by = Some(caller.principal.subject());
         new.creator = caller.principal.person();
-        let event = audit::event(&self.env, caller, Action::ApiKeyCreated, 201);
-        let mut tx = self.store.begin(caller.workspace(), new.creator).await?;
-        // Who was an admin when the request began may be none any more.
-        self.lock_members(&mut tx, caller).await?;
         if new.scope == Scope::Admin {
-            self.tell_owners(&mut tx, caller, &new.name).await?;
+            self.tell_owners(tx, caller, &new.name).await?;
         }
+        let event = audit::event(&self.env, caller, Action::ApiKeyCreated, 201);
         self.store_key(tx, caller.workspace(), secret, new, event).await
     }
 
@@ -103,10 +118,12 @@ impl Auth {
         known.ok_or(AuthError::NotFound("workspace"))?;
         let id = self.env.new_id();
         let event = NewEvent::new(id, workspace, Action::ApiKeyCreated, Actor::system());
-        self.store_key(tx, workspace, secret, new, event).await
+        let minted = self.store_key(&mut tx, workspace, secret, new, event).await?;
+        tx.commit().await?;
+        Ok(minted)
     }
 
-    fn new_key(&self, wanted: &MintKey) -> Result<(ApiKeySecret, NewApiKey), AuthError> {
+    pub(super) fn new_key(&self, wanted: &MintKey) -> Result<(ApiKeySecret, NewApiKey), AuthError> {
         let secret =
             ApiKeySecret::generate(&self.environment, |bytes| self.env.entropy.fill(bytes));
         let new = NewApiKey {
@@ -120,24 +137,28 @@ impl Auth {
             created_at: self.env.clock.now(),
             created_by: None,
             creator: None,
+            rotated_from: None,
         };
         Ok((secret, new))
     }
 
     async fn store_key(
         &self,
-        mut tx: Tx,
+        tx: &mut Tx,
         workspace: WorkspaceId,
         secret: ApiKeySecret,
         new: NewApiKey,
         event: NewEvent,
     ) -> Result<Minted, AuthError> {
-        store::api_keys::insert(&mut tx, workspace, &new).await?;
-        let event = event.on(new.id, new.name.clone()).with(json!({ "scope": new.scope }));
-        store::audit::insert(&mut tx, workspace, &event).await?;
-        let key = store::api_keys::get(&mut tx, workspace, new.id).await?;
+        store::api_keys::insert(tx, workspace, &new).await?;
+        let mut about = json!({ "scope": new.scope });
+        if let Some(old) = new.rotated_from {
+            about["rotated_from"] = json!(old);
+        }
+        let event = event.on(new.id, new.name.clone()).with(about);
+        store::audit::insert(tx, workspace, &event).await?;
+        let key = store::api_keys::get(tx, workspace, new.id).await?;
         let key = key.ok_or(AuthError::Internal("a key is gone as soon as it is stored"))?;
-        tx.commit().await?;
         Ok(Minted { key, secret })
     }
 
@@ -207,10 +228,26 @@ impl Auth {
     /// Revokes a key, for good. A second time does nothing.
     ///
     /// # Errors
-    /// [`AuthError::NotFound`].
-    pub async fn revoke_key(&self, caller: &Caller, id: ApiKeyId) -> Result<(), AuthError> {
+    /// [`AuthError::NotFound`]; with `only_if_quiet`, [`AuthError::KeyInUse`] while it is not safe to do.
+    pub async fn revoke_key(
+        &self,
+        caller: &Caller,
+        id: ApiKeyId,
+        only_if_quiet: bool,
+    ) -> Result<(), AuthError> {
         let workspace = caller.workspace();
         let mut tx = self.store.begin(workspace, None).await?;
+        if only_if_quiet {
+            store::api_keys::lock(&mut tx, workspace, id).await?;
+            let key = store::api_keys::get(&mut tx, workspace, id).await?;
+            let is_live = key.ok_or(AuthError::NotFound("API key"))?.revoked_at.is_none();
+            if is_live {
+                let report = self.report(&mut tx, workspace, id).await?;
+                if !report.safe_to_revoke {
+                    return Err(AuthError::KeyInUse(Box::new(report)));
+                }
+            }
+        }
         let by = caller.principal.subject();
         let now = self.env.clock.now();
         let revoked = store::api_keys::revoke(&mut tx, workspace, id, now, Some(&by)).await?;

@@ -28,15 +28,19 @@ pub mod passkeys;
 pub mod password;
 pub mod recovery;
 pub mod refresh;
+pub mod rotation;
 pub mod second_factor;
 pub mod secrets;
 pub mod sessions;
 pub mod signing_keys;
+pub mod usage;
 pub mod verify_jwt;
 pub mod verify_key;
 pub mod workspaces;
 
 use std::{sync::Arc, time::Duration};
+
+use uuid::Uuid;
 
 use crate::{
     audit::AuditWriter,
@@ -78,6 +82,10 @@ pub struct Auth {
     signing_keys: Arc<SigningKeys>,
     lifetimes: Lifetimes,
     registration: Registration,
+    /// How long a rotated key has to be unused until it is safe to revoke.
+    quiet: time::Duration,
+    /// This node's name among nodes.
+    node: Uuid,
 }
 
 /// How long things last.
@@ -102,6 +110,7 @@ impl Auth {
         audit: AuditWriter,
         caches: Caches,
         fence: Fence,
+        node: Uuid,
     ) -> Result<Self, String> {
         let secrets = Secrets::new(&settings.keys.encryption_key);
         Ok(Self {
@@ -122,6 +131,8 @@ impl Auth {
                 refresh_reuse: settings.sessions.refresh_reuse,
             },
             registration: settings.sessions.registration,
+            quiet: settings.rotation.quiet.try_into().unwrap_or(time::Duration::MAX),
+            node,
             store,
             env,
             audit,

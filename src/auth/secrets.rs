@@ -14,6 +14,7 @@ use zeroize::Zeroizing;
 use crate::{
     config::EncryptionKey,
     env::Env,
+    idempotency::IdempotencySecrets,
     model::{
         id::{GrantId, SessionId},
         one_time_token::TokenKey,
@@ -24,6 +25,7 @@ use crate::{
 
 const REFRESH_TOKENS: &[u8] = b"call2me-auth refresh tokens v1";
 const GRANT_REFRESH_TOKENS: &[u8] = b"call2me-auth grant refresh tokens v1";
+const IDEMPOTENCY: &[u8] = b"call2me-auth idempotency v1";
 const ONE_TIME_TOKENS: &[u8] = b"call2me-auth one-time tokens v1";
 const SECOND_FACTORS: &[u8] = b"call2me-auth second factors v1";
 const SIGNING_KEYS: &[u8] = b"call2me-auth signing keys v1";
@@ -76,6 +78,14 @@ impl Secrets {
     /// When the cryptographic library fails.
     pub fn second_factor_key(&self) -> Result<SecondFactorKey, String> {
         Ok(SecondFactorKey::new(&*self.derive(SECOND_FACTORS)?))
+    }
+
+    /// The keys that creating requests are known and their answers sealed under.
+    ///
+    /// # Errors
+    /// When the cryptographic library fails.
+    pub fn idempotency_secrets(&self) -> Result<IdempotencySecrets, String> {
+        Ok(IdempotencySecrets::new(&*self.derive(IDEMPOTENCY)?))
     }
 
     /// Seals a signing key's private half; `context` is bound to it.

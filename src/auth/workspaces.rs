@@ -41,26 +41,26 @@ impl Auth {
         Ok((items, total))
     }
 
-    /// Makes a workspace, of which the caller is the owner.
+    /// Makes a workspace, of which the caller is the owner, in the transaction of the request.
     ///
     /// # Errors
     /// [`AuthError::Invalid`] for a bad name, [`AuthError::Conflict`] for somebody who has too many.
     pub async fn found_workspace(
         &self,
+        tx: &mut Tx,
         caller: &Caller,
         name: &str,
     ) -> Result<OwnWorkspace, AuthError> {
         let (_, user) = own_session(caller)?;
         let name = text::name("name", name).map_err(|why| AuthError::invalid("name", why))?;
         let workspace = self.new_workspace(name);
-        let mut tx = self.store.begin(workspace.id, Some(user)).await?;
-        if store::workspaces::count_of_person(&mut tx, user).await? >= MAX_OWN {
+        tx.enter(workspace.id).await?;
+        if store::workspaces::count_of_person(tx, user).await? >= MAX_OWN {
             return Err(AuthError::Conflict("you are in too many workspaces"));
         }
         let action = Action::WorkspaceCreated;
         let event = audit::event_in(&self.env, caller, workspace.id, action, 201);
-        self.found(&mut tx, &workspace, user, event).await?;
-        tx.commit().await?;
+        self.found(tx, &workspace, user, event).await?;
         Ok(OwnWorkspace { workspace, role: Role::Owner })
     }
 

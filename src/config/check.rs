@@ -11,8 +11,8 @@ use crate::model::oauth::resource;
 
 use super::{
     Audit, Cache, Database, Durability, EncryptionKey, Keys, Log, Mail, MailTransport,
-    MetadataDocuments, OAuth, Passwords, Pool, RateLimit, Raw, Redis, Registration, Server,
-    Sessions, Settings, layers::ENV_PREFIX,
+    MetadataDocuments, OAuth, Passwords, Pool, RateLimit, Raw, Redis, Registration, Rotation,
+    Server, Sessions, Settings, layers::ENV_PREFIX,
 };
 
 /// Reads typed values and gathers what is wrong with them. A value that is wrong is `None`, and
@@ -36,6 +36,7 @@ impl Check<'_> {
         let mail = self.mail();
         let oauth = self.oauth();
         let audit = self.audit();
+        let rotation = self.rotation();
         let log = self.log();
         Some(Settings {
             server: server?,
@@ -49,6 +50,7 @@ impl Check<'_> {
             mail: mail?,
             oauth: oauth?,
             audit: audit?,
+            rotation: rotation?,
             log: log?,
         })
     }
@@ -314,7 +316,25 @@ impl Check<'_> {
             &[("batched", Durability::Batched), ("strict", Durability::Strict)],
         );
         let queue = self.number("audit.queue", 1, 10_000_000);
-        Some(Audit { durability: durability?, queue: queue? })
+        let days = |days: u64| Duration::from_secs(days * 86_400);
+        let retention: Option<u64> = self.number("audit.retention_days", 0, 7_300);
+        let usage_retention: Option<u64> = self.number("audit.usage_retention_days", 1, 7_300);
+        if retention.is_some_and(|events| usage_retention.is_some_and(|usage| usage < events)) {
+            let what = "must not be less than audit.retention_days";
+            self.problem("audit.usage_retention_days", what);
+        }
+        Some(Audit {
+            durability: durability?,
+            queue: queue?,
+            retention: Some(retention?).filter(|days| *days > 0).map(days),
+            usage_retention: days(usage_retention?),
+        })
+    }
+
+    fn rotation(&mut self) -> Option<Rotation> {
+        // Nodes that were lost are remembered for a day.
+        let quiet = self.number("rotation.quiet_seconds", 0, 86_400);
+        Some(Rotation { quiet: Duration::from_secs(quiet?) })
     }
 
     fn log(&mut self) -> Option<Log> {

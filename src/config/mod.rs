@@ -43,6 +43,8 @@ pub struct Settings {
     pub oauth: OAuth,
     /// `[audit]`
     pub audit: Audit,
+    /// `[rotation]`
+    pub rotation: Rotation,
     /// `[log]`
     pub log: Log,
 }
@@ -237,6 +239,17 @@ pub struct Audit {
     pub durability: Durability,
     /// Events that may wait to be written.
     pub queue: usize,
+    /// How long events are kept; none: for good.
+    pub retention: Option<Duration>,
+    /// How long it is kept what keys were used for.
+    pub usage_retention: Duration,
+}
+
+/// `[rotation]`
+#[derive(Debug, Clone, Copy)]
+pub struct Rotation {
+    /// How long a rotated key has to be unused until it is safe to revoke.
+    pub quiet: Duration,
 }
 
 /// `[log]`

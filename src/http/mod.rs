@@ -32,6 +32,7 @@ use crate::{
     coherence::Lease,
     config::Settings,
     env::Env,
+    idempotency::Idempotency,
     limit::Limits,
     metrics::Metrics,
     oauth::OAuth,
@@ -56,6 +57,8 @@ pub struct Api {
     pub auth: Auth,
     /// Who lets which program in.
     pub oauth: OAuth,
+    /// Creating requests that may come again.
+    pub idempotency: Idempotency,
     /// The platform's resources.
     pub resources: Resources,
     /// The audit log, to be read.

@@ -40,6 +40,17 @@ pub struct PageParams {
     offset: Option<u32>,
 }
 
+/// What makes a request that creates something safe to retry.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Header)]
+#[expect(dead_code, reason = "read by extract::Creation; here for the document")]
+pub struct IdempotencyKey {
+    /// Makes a retry safe: within 24 hours the same key with the same body is answered as the first time, with
+    /// `Idempotency-Replayed: true`, and nothing is done twice. Scoped to the caller, the method and the path.
+    #[param(rename = "Idempotency-Key", min_length = 1, max_length = 255, pattern = "^[!-~]+$")]
+    idempotency_key: Option<String>,
+}
+
 const API_KEY: &str = "api_key";
 const ACCESS_TOKEN: &str = "access_token";
 

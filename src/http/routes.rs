@@ -14,9 +14,9 @@ use utoipa::openapi::{RefOr, path::Paths, schema::Schema};
 use super::{
     App,
     api::{
-        agents, api_keys, audit_log, auth, branding, calls, campaigns, invitations, knowledge_base,
-        members, mfa, oauth_clients, oauth_grants, passkeys, passwords, sessions, users, verify,
-        wallet, workspace, workspaces,
+        agents, api_keys, audit_log, auth, branding, calls, campaigns, invitations, key_rotation,
+        key_usage, knowledge_base, members, mfa, oauth_clients, oauth_grants, passkeys, passwords,
+        sessions, users, verify, wallet, workspace, workspaces,
     },
     extract::{
         Access, Admin, FirstPartyAdmin, FirstPartyWrite, GuardedBy, Open, OwnSession, ReadOnly,
@@ -75,6 +75,7 @@ macro_rules! routes {
 /// All routes.
 #[must_use]
 #[rustfmt::skip]
+#[expect(clippy::too_many_lines, reason = "a line for each route")]
 pub fn table() -> Vec<Route> {
     routes! {
         POST   "/v1/auth/register"              SignIn     => auth::register;
@@ -122,9 +123,13 @@ pub fn table() -> Vec<Route> {
 
         POST   "/v1/api-keys"                   FirstPartyAdmin => api_keys::create;
         GET    "/v1/api-keys"                   ReadOnly   => api_keys::list;
+        GET    "/v1/api-keys/hygiene"           ReadOnly   => key_usage::hygiene;
         GET    "/v1/api-keys/{id}"              ReadOnly   => api_keys::get;
         PATCH  "/v1/api-keys/{id}"              Admin      => api_keys::update;
         DELETE "/v1/api-keys/{id}"              Admin      => api_keys::revoke;
+        POST   "/v1/api-keys/{id}/rotate"       FirstPartyAdmin => key_rotation::rotate;
+        GET    "/v1/api-keys/{id}/rotation"     ReadOnly   => key_rotation::rotation;
+        GET    "/v1/api-keys/{id}/usage"        ReadOnly   => key_usage::usage;
 
         GET    "/v1/oauth/clients"              Admin      => oauth_clients::list;
         POST   "/v1/oauth/clients"              FirstPartyAdmin => oauth_clients::create;

@@ -277,6 +277,8 @@ pub struct NewApiKey {
     pub created_by: Option<String>,
     /// The person behind it.
     pub creator: Option<UserId>,
+    /// The key that it succeeds.
+    pub rotated_from: Option<ApiKeyId>,
 }
 
 /// What is to change about a key; what is `None` stays.

@@ -19,6 +19,7 @@ pub mod passkey;
 pub mod password;
 pub mod principal;
 pub mod refresh_token;
+pub mod rotation;
 pub mod scope;
 pub mod second_factor;
 pub mod session;

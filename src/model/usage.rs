@@ -1,13 +1,17 @@
 //! What API keys are used for, added up.
 
-use std::{collections::HashMap, net::IpAddr};
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::IpAddr,
+};
 
 use serde::Serialize;
+use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
 
 use super::{
     audit::{Action, ActorType, NewEvent, RequestInfo},
-    id::{Id, WorkspaceId, moment},
+    id::{ApiKeyId, Id, WorkspaceId, moment},
     scope::Scope,
 };
 
@@ -119,6 +123,111 @@ fn kind(event: &NewEvent) -> Option<(Kind<'_>, &RequestInfo)> {
         user_agent: request.user_agent.as_deref().unwrap_or_default(),
     };
     Some((kind, request))
+}
+
+/// A key that has not been used for so long is told of.
+pub const UNUSED_AFTER: Duration = Duration::days(90);
+
+/// How often a key was used in an hour, a day, or in all.
+#[derive(Debug, Clone)]
+pub struct Spell {
+    /// When it begins.
+    pub start: OffsetDateTime,
+    /// Requests.
+    pub requests: i64,
+    /// By the first digit of the answer's status.
+    pub by_status: BTreeMap<i16, i64>,
+    /// By the first word of the path.
+    pub by_route: BTreeMap<String, i64>,
+}
+
+impl Spell {
+    /// One in which nothing happened.
+    #[must_use]
+    pub fn empty(start: OffsetDateTime) -> Self {
+        let by_status = (2..=5).map(|class| (class, 0)).collect();
+        Self { start, requests: 0, by_status, by_route: BTreeMap::new() }
+    }
+
+    /// Adds requests.
+    pub fn add(&mut self, route: String, status_class: i16, requests: i64) {
+        self.requests += requests;
+        *self.by_status.entry(status_class).or_default() += requests;
+        *self.by_route.entry(route).or_default() += requests;
+    }
+}
+
+/// An address that used a key.
+#[derive(Debug, Clone)]
+pub struct KeyAddress {
+    /// The address.
+    pub ip: IpAddr,
+    /// How often.
+    pub requests: i64,
+    /// When first.
+    pub first_used_at: OffsetDateTime,
+    /// When last.
+    pub last_used_at: OffsetDateTime,
+}
+
+/// What a key is used for.
+#[derive(Debug)]
+pub struct KeyUsage {
+    /// Requests, since it was minted.
+    pub total_requests: i64,
+    /// The first of them.
+    pub first_used_at: Option<OffsetDateTime>,
+    /// The last of them.
+    pub last_used_at: Option<OffsetDateTime>,
+    /// All that is kept, in one.
+    pub all: Spell,
+    /// Hours, the oldest first; those without a use are left out.
+    pub by_hour: Vec<Spell>,
+    /// Days, likewise.
+    pub by_day: Vec<Spell>,
+    /// The hundred addresses that used it last.
+    pub addresses: Vec<KeyAddress>,
+}
+
+/// An active key that has long not been used.
+#[derive(Debug)]
+pub struct UnusedKey {
+    /// The key.
+    pub id: ApiKeyId,
+    /// What it is called.
+    pub name: String,
+    /// What it may do.
+    pub scope: Scope,
+    /// When it was minted.
+    pub created_at: OffsetDateTime,
+    /// When it was last used, if ever.
+    pub last_used_at: Option<OffsetDateTime>,
+}
+
+/// An active key that may do more than it does.
+#[derive(Debug)]
+pub struct OverScopedKey {
+    /// The key.
+    pub id: ApiKeyId,
+    /// What it is called.
+    pub name: String,
+    /// What it may do.
+    pub scope: Scope,
+    /// The most that it was used for.
+    pub used_scope: Scope,
+    /// Since when that was looked at.
+    pub used_since: OffsetDateTime,
+    /// When it was last used.
+    pub last_used_at: OffsetDateTime,
+}
+
+/// Keys that somebody should look at.
+#[derive(Debug)]
+pub struct Hygiene {
+    /// The longest unused first.
+    pub unused: Vec<UnusedKey>,
+    /// The newest first.
+    pub over_scoped: Vec<OverScopedKey>,
 }
 
 #[cfg(test)]

@@ -29,6 +29,7 @@ impl Resources {
     /// [`ResourceError::Invalid`] for a missing or bad field.
     pub async fn create(
         &self,
+        tx: &mut Tx,
         caller: &Caller,
         kind: Kind,
         body: Fields,
@@ -42,10 +43,8 @@ impl Resources {
             created_at: now,
             updated_at: now,
         };
-        let mut tx = self.store.begin(caller.workspace(), None).await?;
-        document.agent_id = pin_agent(&mut tx, caller, kind, &body).await?;
-        store::documents::insert(&mut tx, caller.workspace(), kind, &document).await?;
-        tx.commit().await?;
+        document.agent_id = pin_agent(tx, caller, kind, &body).await?;
+        store::documents::insert(tx, caller.workspace(), kind, &document).await?;
         Ok(document)
     }
 

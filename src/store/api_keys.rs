@@ -62,8 +62,9 @@ pub async fn insert(
 ) -> Result<(), StoreError> {
     sqlx::query!(
         "INSERT INTO api_keys (id, workspace_id, name, description, scope, digest, display_start,
-                               display_end, allowed_ips, created_at, created_by, creator_user_id)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)",
+                               display_end, allowed_ips, created_at, created_by, creator_user_id,
+                               rotated_from)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)",
         key.id.uuid(),
         workspace.uuid(),
         key.name,
@@ -76,6 +77,7 @@ pub async fn insert(
         key.created_at,
         key.created_by,
         key.creator.map(Id::uuid),
+        key.rotated_from.map(Id::uuid),
     )
     .execute(tx.conn())
     .await?;
@@ -299,6 +301,20 @@ pub async fn minted_by(
     .fetch_all(tx.conn())
     .await?;
     Ok(Items::from_excess(rows.into_iter().map(|row| (row.id, row.name)).collect(), limit))
+}
+
+/// Makes changes to a key take turns until the transaction ends; false where there is none.
+///
+/// # Errors
+/// When PostgreSQL cannot be reached.
+pub async fn lock(tx: &mut Tx, workspace: WorkspaceId, id: ApiKeyId) -> Result<bool, StoreError> {
+    let found = sqlx::query_scalar!(
+        r#"SELECT true AS "found!" FROM api_keys WHERE workspace_id = $1 AND id = $2
+           FOR NO KEY UPDATE"#,
+        workspace.uuid(),
+        id.uuid(),
+    );
+    Ok(found.fetch_optional(tx.conn()).await?.is_some())
 }
 
 /// Whether a key lives, which stays so until the transaction ends.

@@ -13,6 +13,7 @@ mod decode;
 pub mod documents;
 mod error;
 pub mod invitations;
+pub mod kept_answers;
 pub mod ledger;
 mod line;
 pub mod mail;
@@ -27,6 +28,7 @@ mod pools;
 pub mod second_factor;
 pub mod sessions;
 pub mod signing_keys;
+pub mod usage;
 pub mod users;
 pub mod wallet;
 pub mod workspaces;
@@ -130,15 +132,33 @@ impl Store {
         self.begin_for(None, Some(person)).await
     }
 
+    /// A transaction of one workspace that only reads, all of it as it was at one moment.
+    ///
+    /// # Errors
+    /// When PostgreSQL cannot be reached.
+    pub async fn begin_snapshot(&self, workspace: WorkspaceId) -> Result<Tx, StoreError> {
+        let how = "BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY";
+        self.begin_as(how, Some(workspace), None).await
+    }
+
     async fn begin_for(
         &self,
+        workspace: Option<WorkspaceId>,
+        person: Option<UserId>,
+    ) -> Result<Tx, StoreError> {
+        self.begin_as("BEGIN", workspace, person).await
+    }
+
+    async fn begin_as(
+        &self,
+        how: &str,
         workspace: Option<WorkspaceId>,
         person: Option<UserId>,
     ) -> Result<Tx, StoreError> {
         let text = |id: Option<uuid::Uuid>| id.map_or_else(String::new, |id| id.to_string());
         // One message for all of it; UUIDs cannot break out of the quotes.
         let begin = format!(
-            "BEGIN; SELECT set_config('call2me.workspace_id', '{}', true), \
+            "{how}; SELECT set_config('call2me.workspace_id', '{}', true), \
              set_config('call2me.user_id', '{}', true)",
             text(workspace.map(Id::uuid)),
             text(person.map(Id::uuid)),

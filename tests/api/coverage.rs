@@ -59,6 +59,10 @@ impl Side {
         let (id, body) = match collection {
             "/v1/api-keys" => {
                 let id = create(collection, json!({ "name": "k" })).await["id"].clone();
+                if path.ends_with("/rotation") {
+                    let rotate = format!("{collection}/{}/rotate", id.as_str().unwrap());
+                    create(&rotate, json!({})).await;
+                }
                 (id, json!({ "name": "renamed" }))
             }
             "/v1/agents" => (agent().await, json!({ "agent_name": "b" })),

@@ -8,7 +8,7 @@ const FLOORS: [&[&str]; 10] = [
     &["app", "server", "observe"],
     &["http"],
     &["oauth"],
-    &["auth", "resources", "audit", "limit", "mail"],
+    &["auth", "resources", "audit", "idempotency", "limit", "mail"],
     &["coherence"],
     &["store"],
     &["config", "telemetry"],

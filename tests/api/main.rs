@@ -27,6 +27,7 @@ mod farewell;
 #[path = "../faults/mod.rs"]
 mod faults;
 mod gateway;
+mod idempotency;
 mod invitations;
 mod isolation;
 mod layering;
@@ -43,6 +44,7 @@ mod passwords;
 mod proof;
 mod rate_limits;
 mod resources;
+mod rotation;
 mod sdk;
 mod server;
 mod sessions;

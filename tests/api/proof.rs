@@ -34,7 +34,7 @@ impl Log {
             let body = json!({ "agent_name": format!("agent {number}") });
             app.post("/v1/agents").bearer(&key.secret).json(body).send().await.expect(201);
             let sql = "SELECT count(*) FROM audit_events WHERE workspace_id = $1";
-            let written = sqlx::query_scalar::<_, i64>(sql).bind(Uuid::from(raw(id)));
+            let written = sqlx::query_scalar::<_, i64>(sql).bind(raw(id));
             if written.fetch_one(&mut connection).await.unwrap() >= EVENTS {
                 break;
             }
@@ -54,7 +54,7 @@ impl Log {
         log
     }
 
-    async fn check(&self, app: &TestApp, checkpoints: &[SignedCheckpoint]) -> Verified {
+    async fn check(&self, app: &TestApp, checkpoints: &[&SignedCheckpoint]) -> Verified {
         let known =
             checkpoints.iter().map(|signed| app.app.auth.verify_checkpoint(signed).unwrap());
         verify(&app.app.store, self.id, &known.collect::<Vec<_>>()).await.unwrap()
@@ -99,7 +99,7 @@ async fn a_log_that_nobody_touched_verifies() {
     let app = TestApp::start().await;
     let log = Log::new(&app, "acme").await;
     let checkpoint = log.checkpoint(&app).await;
-    let found = log.check(&app, &[checkpoint.clone()]).await;
+    let found = log.check(&app, &[&checkpoint]).await;
     assert_eq!((found.problem, found.first_sequence), (None, 1));
     assert!(found.last_sequence >= EVENTS, "{found:?}");
     assert_eq!(found.events, found.last_sequence.unsigned_abs() + found.unsealed);
@@ -246,13 +246,13 @@ async fn what_is_cut_off_is_found_and_with_a_checkpoint_even_without_its_seals()
     let query = sqlx::query(sql).bind(raw(log.id)).bind(first - 1).bind(hash);
     query.execute(&mut connection).await.unwrap();
     assert_eq!(log.check(&app, &[]).await.problem, None, "nobody can know, without a checkpoint");
-    assert_eq!(log.check(&app, &[checkpoint.clone()]).await.problem, Some(cut_off));
+    assert_eq!(log.check(&app, &[&checkpoint]).await.problem, Some(cut_off));
     // The service goes on from there, and the places are taken anew.
     app.get("/v1/audit-log").bearer(&log.owner.access_token).send().await.expect(200);
     let rewritten = Problem::Rewritten { sequence: checkpoint.checkpoint.sequence };
     eventually("the chain has grown", async || {
         app.get("/v1/audit-log").bearer(&log.owner.access_token).send().await.expect(200);
-        let problem = log.check(&app, &[checkpoint.clone()]).await.problem;
+        let problem = log.check(&app, &[&checkpoint]).await.problem;
         assert!(
             [cut_off, rewritten].map(Some).contains(&problem)
                 || matches!(problem, Some(Problem::CutOff { .. })),
@@ -278,7 +278,7 @@ async fn a_chain_that_was_made_anew_is_found_by_a_checkpoint() {
     reseal(&app, &mut connection, log.id).await;
     assert_eq!(log.check(&app, &[]).await.problem, None, "a good forgery");
     let rewritten = Problem::Rewritten { sequence: checkpoint.checkpoint.sequence };
-    assert_eq!(log.check(&app, &[before, checkpoint]).await.problem, Some(rewritten));
+    assert_eq!(log.check(&app, &[&before, &checkpoint]).await.problem, Some(rewritten));
 }
 
 /// Computes all hashes of a chain anew, from its events as they are now.

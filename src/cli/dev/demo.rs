@@ -246,6 +246,7 @@ impl<'a> Seed<'a> {
             created_at: then.clock.now(),
             created_by: owner.map(|owner| owner.id.to_string()),
             creator: owner.map(|owner| owner.id),
+            rotated_from: None,
         }
     }
 

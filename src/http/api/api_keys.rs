@@ -7,13 +7,14 @@ use serde::{Deserialize, Deserializer, Serialize};
 use time::OffsetDateTime;
 use utoipa::ToSchema;
 
-use super::{Answer, Created};
+use super::{Answer, CreatedOnce, Creating, json};
 use crate::{
-    auth::keys::{ChangeKey, MintKey},
+    auth::keys::{ChangeKey, MintKey, Minted},
     http::{
         ApiError, App,
-        extract::{self, Admin, Authorized, FirstPartyAdmin, PathId, Query, ReadOnly},
+        extract::{self, Admin, Authorized, Creation, FirstPartyAdmin, PathId, Query, ReadOnly},
     },
+    idempotency::Work,
     model::{
         api_key::{ApiKey, KeyStatus},
         id::{ApiKeyId, Id},
@@ -124,19 +125,29 @@ pub struct CreatedKeyBody {
 ///
 /// The answer is the only place that ever shows the secret.
 #[utoipa::path(post, path = "/v1/api-keys", tag = "API keys", request_body = CreateKeyRequest,
-    responses((status = 201, body = CreatedKeyBody)))]
+    params(crate::http::openapi::IdempotencyKey),
+    responses((status = 201, body = CreatedKeyBody), (status = 409)))]
 pub async fn create(
     caller: Authorized<FirstPartyAdmin>,
     State(app): State<App>,
-    extract::Json(body): extract::Json<CreateKeyRequest>,
-) -> Answer<Created<Json<CreatedKeyBody>>> {
+    Creation { body, attempt }: Creation<CreateKeyRequest>,
+) -> Answer<CreatedOnce> {
+    let mut work = match CreatedOnce::begin(&app, &caller, attempt).await? {
+        Creating::Work(work) => work,
+        Creating::Done(answer) => return Ok(answer),
+    };
     let CreateKeyRequest { name, scope, description, allowed_ips } = body;
     let wanted = MintKey { name, scope, description, allowed_ips: allowed_ips.unwrap_or_default() };
-    let minted = app.auth.mint_key(&caller, wanted).await?;
+    let minted = app.auth.mint_key(work.tx(), &caller, wanted).await?;
+    minted_answer(&app, work, minted).await
+}
+
+/// The answer that shows the secret of a fresh key.
+pub(super) async fn minted_answer(app: &App, work: Work, minted: Minted) -> Answer<CreatedOnce> {
     let location = format!("/v1/api-keys/{}", minted.key.id);
     let key = minted.secret.reveal().to_owned();
-    let key_resource = ApiKeyBody::new(&app, minted.key);
-    Ok(Created::at(location, Json(CreatedKeyBody { key_resource, key })))
+    let key_resource = ApiKeyBody::new(app, minted.key);
+    CreatedOnce::finish(work, location, json(&CreatedKeyBody { key_resource, key })?).await
 }
 
 /// A page of keys.
@@ -228,14 +239,19 @@ pub async fn update(
 /// Revoke a key
 ///
 /// For good, and at once: no request that begins after the answer gets through. The key stays in the
-/// list as revoked.
-#[utoipa::path(delete, path = "/v1/api-keys/{id}", tag = "API keys", params(("id" = ApiKeyId, Path)),
-    responses((status = 204), (status = 404)))]
+/// list as revoked. With `if_quiet` only where that breaks nobody who was there lately; otherwise the 409 tells why,
+/// in `rotation`. Revoking the successor of a key cancels its rotation.
+#[utoipa::path(delete, path = "/v1/api-keys/{id}", tag = "API keys",
+    params(("id" = ApiKeyId, Path),
+           ("if_quiet" = Option<bool>, Query, description = "Only where it is safe to revoke")),
+    responses((status = 204), (status = 404), (status = 409)))]
 pub async fn revoke(
     caller: Authorized<Admin>,
     State(app): State<App>,
     PathId(id): PathId<ApiKeyId>,
+    query: Query,
 ) -> Answer<StatusCode> {
-    app.auth.revoke_key(&caller, id).await?;
+    let only_if_quiet = query.parse_as("if_quiet", "true or false")?.unwrap_or(false);
+    app.auth.revoke_key(&caller, id, only_if_quiet).await?;
     Ok(StatusCode::NO_CONTENT)
 }

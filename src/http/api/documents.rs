@@ -7,9 +7,12 @@ use axum::{
 };
 use uuid::Uuid;
 
-use super::{Answer, Created};
+use super::{Answer, CreatedOnce, Creating};
 use crate::{
-    http::{App, extract::Query},
+    http::{
+        App,
+        extract::{Creation, Query},
+    },
     model::{
         document::{Document, Kind},
         fields::Fields,
@@ -60,11 +63,15 @@ pub(super) async fn create(
     caller: &Caller,
     kind: Kind,
     path: &str,
-    body: Fields,
-) -> Answer<Created<RawJson>> {
-    let document = app.resources.create(caller, kind, body).await?;
+    Creation { body, attempt }: Creation<Fields>,
+) -> Answer<CreatedOnce> {
+    let mut work = match CreatedOnce::begin(app, caller, attempt).await? {
+        Creating::Work(work) => work,
+        Creating::Done(answer) => return Ok(answer),
+    };
+    let document = app.resources.create(work.tx(), caller, kind, body).await?;
     let location = format!("{path}/{}", id::format(kind.prefix(), document.id));
-    Ok(Created::at(location, RawJson::of(kind, &document)))
+    CreatedOnce::finish(work, location, render(kind, &document)).await
 }
 
 pub(super) async fn get(app: &App, caller: &Caller, kind: Kind, id: Uuid) -> Answer<RawJson> {
@@ -104,15 +111,14 @@ macro_rules! document_routes {
 
         #[doc = $make]
         #[utoipa::path(post, path = $path, tag = "Resources", summary = $make,
-            request_body = $create, responses((status = 201, body = $body)))]
+            request_body = $create, params(crate::http::openapi::IdempotencyKey),
+            responses((status = 201, body = $body), (status = 409)))]
         pub async fn create(
             caller: crate::http::extract::Authorized<crate::http::extract::Write>,
             axum::extract::State(app): axum::extract::State<crate::http::App>,
-            crate::http::extract::Json(body): crate::http::extract::Json<
-                crate::model::fields::Fields,
-            >,
-        ) -> super::Answer<super::Created<super::documents::RawJson>> {
-            super::documents::create(&app, &caller, $kind, $path, body).await
+            creation: crate::http::extract::Creation<crate::model::fields::Fields>,
+        ) -> super::Answer<super::CreatedOnce> {
+            super::documents::create(&app, &caller, $kind, $path, creation).await
         }
 
         #[doc = $read]

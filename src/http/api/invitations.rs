@@ -6,12 +6,14 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use utoipa::ToSchema;
 
-use super::{Answer, Created, auth::TokenBody};
+use super::{Answer, Created, CreatedOnce, Creating, auth::TokenBody, json};
 use crate::{
     auth::invitations::NewMember,
     http::{
         App,
-        extract::{self, Admin, Authorized, FirstPartyAdmin, PathId, Public, Query, Visitor},
+        extract::{
+            self, Admin, Authorized, Creation, FirstPartyAdmin, PathId, Public, Query, Visitor,
+        },
     },
     model::{
         id::{Id, InvitationId},
@@ -71,15 +73,22 @@ pub struct InviteRequest {
 ///
 /// By a mailed link that works once, within a week.
 #[utoipa::path(post, path = "/v1/invitations", tag = "Workspaces", request_body = InviteRequest,
+    params(crate::http::openapi::IdempotencyKey),
     responses((status = 201, body = InvitationBody), (status = 409)))]
 pub async fn create(
     caller: Authorized<FirstPartyAdmin>,
     State(app): State<App>,
-    extract::Json(body): extract::Json<InviteRequest>,
-) -> Answer<Created<Json<InvitationBody>>> {
-    let invitation =
-        app.auth.invite(&caller, &body.email, body.role, body.password.as_ref()).await?;
-    Ok(Created::at(format!("/v1/invitations/{}", invitation.id), Json(invitation.into())))
+    Creation { body, attempt }: Creation<InviteRequest>,
+) -> Answer<CreatedOnce> {
+    // Before the transaction: a password takes a while to check.
+    let confirmed = app.auth.is_confirmed(&caller, body.password.as_ref()).await?;
+    let mut work = match CreatedOnce::begin(&app, &caller, attempt).await? {
+        Creating::Work(work) => work,
+        Creating::Done(answer) => return Ok(answer),
+    };
+    let invitation = app.auth.invite(work.tx(), &caller, &body.email, body.role, confirmed).await?;
+    let location = format!("/v1/invitations/{}", invitation.id);
+    CreatedOnce::finish(work, location, json(&InvitationBody::from(invitation))?).await
 }
 
 /// List open invitations

@@ -4,11 +4,11 @@ use axum::{Json, extract::State, http::StatusCode};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{Answer, Created, workspace::WorkspaceBody};
+use super::{Answer, CreatedOnce, Creating, json, workspace::WorkspaceBody};
 use crate::{
     http::{
         App,
-        extract::{self, Authorized, OwnSession, PathId, Query},
+        extract::{Authorized, Creation, OwnSession, PathId, Query},
     },
     model::{
         id::{Id, WorkspaceId},
@@ -68,15 +68,20 @@ pub struct CreateWorkspaceRequest {
 ///
 /// One is its owner. The session stays where it is; see `POST /v1/auth/switch-workspace`.
 #[utoipa::path(post, path = "/v1/workspaces", tag = "Workspaces",
-    request_body = CreateWorkspaceRequest,
+    request_body = CreateWorkspaceRequest, params(crate::http::openapi::IdempotencyKey),
     responses((status = 201, body = OwnWorkspaceBody), (status = 409)))]
 pub async fn create(
     caller: Authorized<OwnSession>,
     State(app): State<App>,
-    extract::Json(body): extract::Json<CreateWorkspaceRequest>,
-) -> Answer<Created<Json<OwnWorkspaceBody>>> {
-    let own = app.auth.found_workspace(&caller, &body.name).await?;
-    Ok(Created::at("/v1/workspaces".to_owned(), Json(OwnWorkspaceBody::new(&app, own))))
+    Creation { body, attempt }: Creation<CreateWorkspaceRequest>,
+) -> Answer<CreatedOnce> {
+    let mut work = match CreatedOnce::begin(&app, &caller, attempt).await? {
+        Creating::Work(work) => work,
+        Creating::Done(answer) => return Ok(answer),
+    };
+    let own = app.auth.found_workspace(work.tx(), &caller, &body.name).await?;
+    let body = json(&OwnWorkspaceBody::new(&app, own))?;
+    CreatedOnce::finish(work, "/v1/workspaces".to_owned(), body).await
 }
 
 /// Leave a workspace

@@ -18,7 +18,9 @@ use serde::Serialize;
 
 use crate::{
     auth::AuthError,
-    model::{Invalid, id::RequestId, scope::Scope},
+    http::api::key_rotation::RotationBody,
+    idempotency::IdempotencyError,
+    model::{Invalid, id::RequestId, rotation::RotationReport, scope::Scope},
     resources::ResourceError,
     store::StoreError,
 };
@@ -56,6 +58,12 @@ pub enum Code {
     UnsupportedMediaType,
     /// It clashes with what is there.
     Conflict,
+    /// The key may still be in use: `rotation` tells by whom.
+    KeyInUse,
+    /// The `Idempotency-Key` was used for a request with another body.
+    IdempotencyConflict,
+    /// A request with this `Idempotency-Key` is still worked on: retry after `Retry-After` seconds.
+    IdempotencyInProgress,
     /// Well-formed, but a value is wrong.
     ValidationFailed,
     /// Back off for `Retry-After` seconds.
@@ -82,7 +90,10 @@ impl Code {
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::PayloadTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            Self::Conflict => StatusCode::CONFLICT,
+            Self::Conflict
+            | Self::KeyInUse
+            | Self::IdempotencyConflict
+            | Self::IdempotencyInProgress => StatusCode::CONFLICT,
             Self::ValidationFailed => StatusCode::UNPROCESSABLE_ENTITY,
             Self::RateLimited => StatusCode::TOO_MANY_REQUESTS,
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
@@ -106,6 +117,8 @@ pub struct ApiError {
     /// What a credential should have, for the challenge of a 401.
     wanted_scope: Option<Scope>,
     retry_after: Option<u64>,
+    /// Why a key may still be in use.
+    rotation: Option<Arc<RotationReport>>,
     /// For the operator.
     cause: Option<Arc<str>>,
 }
@@ -122,6 +135,7 @@ impl ApiError {
             credential_sent: true,
             wanted_scope: None,
             retry_after: None,
+            rotation: None,
             cause: None,
         }
     }
@@ -275,6 +289,9 @@ pub struct ErrorBody {
     /// On `mfa_required`: what `POST /v1/auth/mfa/verify` takes, with a code.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mfa_token: Option<String>,
+    /// On `key_in_use`: who uses the key.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rotation: Option<RotationBody>,
 }
 
 /// What is wrong.
@@ -308,6 +325,7 @@ pub(super) fn render(error: &ApiError, response: &mut Response, id: RequestId, p
         },
         detail: error.message.to_string(),
         mfa_token: error.mfa_token.as_ref().map(|token| token.expose_secret().to_owned()),
+        rotation: error.rotation.as_deref().map(RotationBody::from),
     };
     *response.body_mut() = Body::from(serde_json::to_vec(&body).unwrap_or_default());
     let headers = response.headers_mut();
@@ -352,11 +370,28 @@ impl From<AuthError> for ApiError {
             AuthError::Forbidden(_) => Self::new(Code::Forbidden, message),
             AuthError::NotFound(_) => Self::new(Code::NotFound, message),
             AuthError::Conflict(_) => Self::new(Code::Conflict, message),
+            AuthError::KeyInUse(report) => {
+                Self { rotation: Some(Arc::from(report)), ..Self::new(Code::KeyInUse, message) }
+            }
             AuthError::Invalid { field, .. } => Self::invalid(field, message),
             AuthError::Busy => Self::unavailable("the queue of passwords to hash is full"),
             AuthError::LogFull => Self::unavailable("the queue of audit events is full"),
             AuthError::Store(error) => error.into(),
             AuthError::Internal(cause) => Self::internal(cause),
+        }
+    }
+}
+
+impl From<IdempotencyError> for ApiError {
+    fn from(error: IdempotencyError) -> Self {
+        let message = error.to_string();
+        match error {
+            IdempotencyError::Conflict => Self::new(Code::IdempotencyConflict, message),
+            IdempotencyError::InProgress => {
+                Self { retry_after: Some(1), ..Self::new(Code::IdempotencyInProgress, message) }
+            }
+            IdempotencyError::Store(error) => error.into(),
+            IdempotencyError::Internal(cause) => Self::internal(cause),
         }
     }
 }

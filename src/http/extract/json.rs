@@ -1,14 +1,19 @@
 use std::fmt;
 
 use axum::{
+    body::{Body, Bytes},
     extract::{FromRequest, Request},
-    http::{HeaderMap, header},
+    http::{HeaderMap, HeaderName, header},
 };
+use secrecy::SecretString;
 use serde::de::{DeserializeOwned, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use serde_json::error::Category;
 
 use super::body::read;
-use crate::http::{ApiError, App, error::Code};
+use crate::{
+    http::{ApiError, App, error::Code},
+    idempotency::Attempt,
+};
 
 /// A JSON body. An absent one counts as `{}`.
 #[derive(Debug)]
@@ -19,16 +24,59 @@ impl<T: DeserializeOwned> FromRequest<App> for Json<T> {
 
     async fn from_request(request: Request, app: &App) -> Result<Self, ApiError> {
         let (parts, body) = request.into_parts();
-        let bytes = read(&parts.headers, body, app).await?;
-        if bytes.is_empty() {
-            return parse(b"{}").map(Self);
-        }
-        if !is_json(&parts.headers) {
-            let message = "the body must be JSON, with Content-Type: application/json";
-            return Err(ApiError::new(Code::UnsupportedMediaType, message));
-        }
+        let bytes = json_bytes(&parts.headers, body, app).await?;
         parse(&bytes).map(Self)
     }
+}
+
+/// The JSON body of a request that makes something, and by what it is known should it come again.
+#[derive(Debug)]
+pub struct Creation<T> {
+    /// What is asked for.
+    pub body: T,
+    /// By what it is known.
+    pub attempt: Attempt,
+}
+
+impl<T: DeserializeOwned> FromRequest<App> for Creation<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, app: &App) -> Result<Self, ApiError> {
+        let (parts, body) = request.into_parts();
+        let bytes = json_bytes(&parts.headers, body, app).await?;
+        let attempt = Attempt::new(idempotency_key(&parts.headers)?, &bytes);
+        Ok(Self { body: parse(&bytes)?, attempt })
+    }
+}
+
+const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+
+fn idempotency_key(headers: &HeaderMap) -> Result<Option<SecretString>, ApiError> {
+    let mut values = headers.get_all(IDEMPOTENCY_KEY).iter();
+    let Some(value) = values.next() else { return Ok(None) };
+    let text = value.to_str().ok().filter(|text| {
+        (1..=255).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic())
+    });
+    match (text, values.next()) {
+        (Some(text), None) => Ok(Some(text.into())),
+        _ => Err(ApiError::new(
+            Code::BadRequest,
+            "Idempotency-Key must be given once, and be 1 to 255 visible ASCII characters",
+        )),
+    }
+}
+
+/// A body that says it is JSON; an absent one counts as `{}`.
+async fn json_bytes(headers: &HeaderMap, body: Body, app: &App) -> Result<Bytes, ApiError> {
+    let bytes = read(headers, body, app).await?;
+    if bytes.is_empty() {
+        return Ok(Bytes::from_static(b"{}"));
+    }
+    if !is_json(headers) {
+        let message = "the body must be JSON, with Content-Type: application/json";
+        return Err(ApiError::new(Code::UnsupportedMediaType, message));
+    }
+    Ok(bytes)
 }
 
 /// `application/json`, or a media type that is JSON by its suffix (RFC 6839).

@@ -17,7 +17,7 @@ pub use authorized::{
 };
 pub use body::{form_fields, read as body_of};
 pub use client_ip::client_ip;
-pub use json::Json;
+pub use json::{Creation, Json};
 pub use path::PathId;
 pub use query::Query;
 pub use visitor::Visitor;

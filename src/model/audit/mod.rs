@@ -32,6 +32,8 @@ pub enum Action {
     ApiKeyCreated,
     /// A key's name, description or addresses were changed.
     ApiKeyUpdated,
+    /// A key was given a successor.
+    ApiKeyRotated,
     /// A key was revoked.
     ApiKeyRevoked,
     /// Somebody used a revoked key.
@@ -120,6 +122,7 @@ impl Action {
             Self::Request => "request",
             Self::ApiKeyCreated => "api_key.created",
             Self::ApiKeyUpdated => "api_key.updated",
+            Self::ApiKeyRotated => "api_key.rotated",
             Self::ApiKeyRevoked => "api_key.revoked",
             Self::ApiKeyRejected => "api_key.rejected",
             Self::SessionCreated => "session.created",

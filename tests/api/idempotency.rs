@@ -1,0 +1,212 @@
+//! Idempotency-Key: a retry does nothing twice.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::fixture::{Answer, Call, TestApp};
+
+fn keyed(call: Call, key: &str, body: &Value) -> Call {
+    call.header("idempotency-key", key).json(body.clone())
+}
+
+#[track_caller]
+fn replayed(first: &Answer, second: &Answer) {
+    assert_eq!(second.header("idempotency-replayed"), "true", "{}", second.text);
+    assert_eq!((first.status, &first.text), (second.status, &second.text));
+    for header in ["location", "content-type", "cache-control"] {
+        assert_eq!(first.header(header), second.header(header), "{header}");
+    }
+    assert_ne!(first.header("x-request-id"), second.header("x-request-id"));
+}
+
+#[tokio::test]
+async fn a_mint_that_comes_again_gives_the_same_secret_and_no_second_key() {
+    let app = TestApp::start().await;
+    let dana = app.register("acme").await;
+    let body = json!({ "name": "prod", "scope": "write" });
+    let mint = async |key: &str, body: &Value| {
+        keyed(app.post("/v1/api-keys").bearer(&dana.access_token), key, body).send().await
+    };
+    let first = mint("7f1c", &body).await;
+    assert_eq!((first.status.as_u16(), first.header("idempotency-replayed")), (201, ""));
+    replayed(&first, &mint("7f1c", &body).await);
+    app.get("/v1/agents").bearer(first.body["key"].as_str().unwrap()).send().await.expect(200);
+    // Another body, or another key.
+    mint("7f1c", &json!({ "name": "other" })).await.refused(409, "idempotency_conflict");
+    assert_ne!(mint("7f1d", &body).await.expect(201)["id"], first.body["id"]);
+    let list = app.get("/v1/api-keys").bearer(&dana.access_token).send().await.expect(200);
+    assert_eq!(list["total"], 2);
+    // In the sessions of the same person alike.
+    let again = app.with_fresh_session(&dana).await;
+    let call = keyed(app.post("/v1/api-keys").bearer(&again.access_token), "7f1c", &body);
+    replayed(&first, &call.send().await);
+    // The log tells of one mint, and of all requests.
+    let events = app.events_of(&dana.access_token, "action=api_key.created", 2).await;
+    assert_eq!(events[1]["target"]["id"], first.body["id"]);
+    // After a day it is forgotten.
+    app.clock.advance(Duration::from_hours(24));
+    let again = app.with_fresh_session(&dana).await;
+    let call = keyed(app.post("/v1/api-keys").bearer(&again.access_token), "7f1c", &body);
+    assert_ne!(call.send().await.expect(201)["id"], first.body["id"]);
+}
+
+/// Each creating route of the contract.
+#[tokio::test]
+async fn every_creating_route_is_safe_to_retry() {
+    let app = TestApp::start().await;
+    let dana = app.register("acme").await;
+    let old = app.mint(&dana, "old", "write").await;
+    let agent =
+        app.post("/v1/agents").bearer(&dana.access_token).json(json!({ "agent_name": "a" }));
+    let agent = agent.send().await.expect(201)["agent_id"].clone();
+    let rotate = format!("/v1/api-keys/{}/rotate", old.id);
+    for (path, body) in [
+        ("/v1/api-keys", json!({ "name": "k" })),
+        (rotate.as_str(), json!({})),
+        ("/v1/invitations", json!({ "email": "sam@new.example", "role": "viewer" })),
+        ("/v1/workspaces", json!({ "name": "another" })),
+        ("/v1/agents", json!({ "agent_name": "b" })),
+        ("/v1/calls", json!({ "agent_id": agent, "to_number": "+14155550100" })),
+        ("/v1/knowledge-base", json!({ "name": "kb" })),
+        ("/v1/campaigns", json!({ "name": "c", "agent_id": agent })),
+    ] {
+        let send =
+            async || keyed(app.post(path).bearer(&dana.access_token), "same", &body).send().await;
+        let first = send().await;
+        assert_eq!(first.status, 201, "{path}: {}", first.text);
+        assert!(!first.header("location").is_empty(), "{path}");
+        replayed(&first, &send().await);
+    }
+}
+
+#[tokio::test]
+async fn of_many_at_once_one_is_worked_on() {
+    let app = TestApp::start().await;
+    let dana = app.register("acme").await;
+    let other = app.another_node().await;
+    let body = json!({ "name": "prod" });
+    let calls = (0..20).map(|number| {
+        let node = if number % 2 == 0 { &app } else { &other };
+        keyed(node.post("/v1/api-keys").bearer(&dana.access_token), "once", &body).send()
+    });
+    let answers = futures_util::future::join_all(calls).await;
+    let mut secrets = Vec::new();
+    for answer in &answers {
+        if answer.status == 201 {
+            secrets.push(answer.body["key"].as_str().unwrap());
+        } else {
+            answer.refused(409, "idempotency_in_progress");
+            assert_eq!(answer.header("retry-after"), "1");
+        }
+    }
+    assert!(!secrets.is_empty());
+    assert!(secrets.iter().all(|secret| *secret == secrets[0]));
+    let list = app.get("/v1/api-keys").bearer(&dana.access_token).send().await.expect(200);
+    assert_eq!(list["total"], 1);
+}
+
+#[tokio::test]
+async fn a_refusal_is_not_kept_and_neither_is_what_was_not_finished() {
+    let app = TestApp::start().await;
+    let dana = app.register("acme").await;
+    let send = async |body: Value| {
+        keyed(app.post("/v1/calls").bearer(&dana.access_token), "k", &body).send().await
+    };
+    let agent = json!("agent_01jd0zt8q7f7qvs4p2k6x3m9ab");
+    send(json!({ "agent_id": agent, "to_number": "+14155550100" }))
+        .await
+        .refused(422, "validation_failed");
+    let agent =
+        app.post("/v1/agents").bearer(&dana.access_token).json(json!({ "agent_name": "a" }));
+    let agent = agent.send().await.expect(201)["agent_id"].clone();
+    // Corrected, under the same key.
+    send(json!({ "agent_id": agent, "to_number": "+14155550100" })).await.expect(201);
+
+    // The work is done, but PostgreSQL refuses to keep the answer: there is neither.
+    let mut connection = app.database.connect().await;
+    let sql = "ALTER TABLE kept_answers ADD CONSTRAINT never CHECK (kept_until IS NULL) NOT VALID";
+    sqlx::query(sql).execute(&mut connection).await.unwrap();
+    let mint = async || {
+        let call = app.post("/v1/api-keys").bearer(&dana.access_token);
+        keyed(call, "lost", &json!({ "name": "k" })).send().await
+    };
+    mint().await.refused(500, "internal");
+    let total = async || {
+        let call = app.get("/v1/api-keys").bearer(&dana.access_token);
+        call.send().await.expect(200)["total"].clone()
+    };
+    assert_eq!(total().await, 0);
+    sqlx::query("ALTER TABLE kept_answers DROP CONSTRAINT never")
+        .execute(&mut connection)
+        .await
+        .unwrap();
+    let first = mint().await;
+    replayed(&first, &mint().await);
+    assert_eq!(total().await, 1);
+}
+
+#[tokio::test]
+async fn a_key_counts_for_its_caller_its_workspace_and_its_path_alone() {
+    let app = TestApp::start().await;
+    let dana = app.register("acme").await;
+    let [a, b] = [app.mint(&dana, "a", "write").await, app.mint(&dana, "b", "write").await];
+    let stranger = app.register("widgets").await;
+    let body = json!({ "name": "x", "agent_name": "x", "knowledge_base_name": "x" });
+    let send = async |path: &str, credential: &str| {
+        keyed(app.post(path).bearer(credential), "same", &body).send().await
+    };
+    let first = send("/v1/agents", &a.secret).await;
+    for (path, credential) in [
+        ("/v1/agents", &b.secret),
+        ("/v1/agents", &dana.access_token),
+        ("/v1/agents", &stranger.access_token),
+        ("/v1/knowledge-base", &a.secret),
+    ] {
+        let other = send(path, credential).await;
+        assert_eq!(
+            (other.status.as_u16(), other.header("idempotency-replayed")),
+            (201, ""),
+            "{path}"
+        );
+    }
+    replayed(&first, &send("/v1/agents", &a.secret).await);
+    // Looked up after authorization: what the credential may not do is refused, also a second time.
+    let reader = app.mint(&dana, "r", "read-only").await;
+    for _ in 0..2 {
+        send("/v1/agents", &reader.secret).await.refused(403, "insufficient_scope");
+    }
+}
+
+#[tokio::test]
+async fn a_key_that_is_none_is_refused() {
+    let app = TestApp::start().await;
+    let dana = app.register("acme").await;
+    let long = "x".repeat(256);
+    for bad in ["", "two words", long.as_str(), "tab\there"] {
+        let call = app.post("/v1/agents").bearer(&dana.access_token);
+        keyed(call, bad, &json!({ "agent_name": "a" })).send().await.refused(400, "bad_request");
+    }
+    let call = app.post("/v1/agents").bearer(&dana.access_token).header("idempotency-key", "a");
+    keyed(call, "b", &json!({ "agent_name": "a" })).send().await.refused(400, "bad_request");
+    let call = app.post("/v1/agents").bearer(&dana.access_token);
+    keyed(call, &"x".repeat(255), &json!({ "agent_name": "a" })).send().await.expect(201);
+}
+
+#[tokio::test]
+async fn what_is_kept_shows_neither_the_key_nor_the_secret() {
+    let app = TestApp::start().await;
+    let dana = app.register("acme").await;
+    let call = app.post("/v1/api-keys").bearer(&dana.access_token);
+    let made = keyed(call, "a-key-of-the-client", &json!({ "name": "k" })).send().await.expect(201);
+    let mut connection = app.database.connect().await;
+    let sql = "SELECT id || request || answer FROM kept_answers";
+    let kept: Vec<u8> = sqlx::query_scalar(sql).fetch_one(&mut connection).await.unwrap();
+    let secret = made["key"].as_str().unwrap();
+    for text in ["a-key-of-the-client", secret, &secret[20..30], "redacted"] {
+        assert!(!kept.windows(text.len()).any(|part| part == text.as_bytes()), "{text}");
+    }
+    // Nor does the role of the service read it.
+    sqlx::query("SET ROLE call2me_auth_app").execute(&mut connection).await.unwrap();
+    assert!(sqlx::query(sql).execute(&mut connection).await.is_err());
+}
