@@ -246,13 +246,20 @@ GROUP BY batch ORDER BY batch;
 ------------------------------------------------------------------------------------------------
 -- Sealing
 
--- The oldest entries of the ledger behind this one. Entries become visible in any order.
-CREATE FUNCTION ledger_behind(entry bigint, most integer)
+-- The oldest entries of the ledger behind this one, until they hold so many events. Entries become visible in
+-- any order.
+CREATE FUNCTION ledger_behind(entry bigint, most integer, events integer)
     RETURNS TABLE (id bigint, since timestamptz, workspace_ids uuid[], event_ids uuid[], digests bytea)
     LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp
     AS $$
         SELECT l.id, l.since, l.workspace_ids, l.event_ids, l.digests
-        FROM ledger l WHERE l.id > entry ORDER BY l.id LIMIT most
+        FROM (
+            SELECT known.*,
+                   sum(cardinality(known.event_ids)) OVER (ORDER BY known.id)
+                       - cardinality(known.event_ids) AS before
+            FROM (SELECT * FROM ledger WHERE ledger.id > entry ORDER BY ledger.id LIMIT most) known
+        ) l
+        WHERE l.before < events ORDER BY l.id
     $$;
 
 -- Events of any workspaces, for entries without digests.
@@ -342,6 +349,37 @@ CREATE FUNCTION unsealed_events(workspace uuid) RETURNS SETOF uuid
     $$;
 
 ------------------------------------------------------------------------------------------------
+-- Retention
+
+-- The first and the last entry of the ledger.
+CREATE FUNCTION ledger_bounds() RETURNS TABLE (first bigint, last bigint)
+    LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp
+    AS $$ SELECT min(id), max(id) FROM ledger $$;
+
+-- The workspaces that lose events from before a moment, or seals from before another, and have not been
+-- told; and where the chain of each begins then: behind this place, with this hash.
+CREATE FUNCTION losing_workspaces(events_before timestamptz, seals_before timestamptz)
+    RETURNS TABLE (workspace_id uuid, sequence bigint, hash bytea)
+    LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp
+    AS $$
+        SELECT w.id, coalesce(s.last_sequence, 0), substring(s.hashes FROM octet_length(s.hashes) - 31)
+        FROM audited_workspaces() AS w (id)
+        LEFT JOIN LATERAL (
+            SELECT seal.last_sequence, seal.hashes FROM audit_seals seal
+            WHERE seal.workspace_id = w.id AND seal.sealed_at < seals_before
+            ORDER BY seal.last_sequence DESC LIMIT 1
+        ) s ON true
+        WHERE (s.last_sequence IS NOT NULL OR EXISTS (
+                   SELECT FROM audit_events e
+                   WHERE e.workspace_id = w.id AND e.id < uuid_at(events_before)))
+          AND NOT EXISTS (
+              SELECT FROM audit_events told
+              WHERE told.workspace_id = w.id AND told.action = 'workspace.log_pruned'
+                AND (told.metadata ->> 'before')::timestamptz >= events_before
+                AND (told.metadata ->> 'sequence')::bigint >= coalesce(s.last_sequence, 0))
+    $$;
+
+------------------------------------------------------------------------------------------------
 -- The keys that sign checkpoints: customers keep those for years, so these are published for good
 
 ALTER TABLE signing_keys ADD purpose text NOT NULL DEFAULT 'access tokens'
@@ -417,10 +455,11 @@ CREATE FUNCTION prune_key_usage(moment timestamptz, oldest timestamptz) RETURNS 
 -- What the role may do
 
 REVOKE ALL ON FUNCTION append_audit_events, count_uses, ledger_behind, events_to_seal, chain_heads_of,
-    seal, audited_workspaces, unsealed_events, renew_lease, uses_known, prune_key_usage FROM PUBLIC;
+    seal, audited_workspaces, unsealed_events, ledger_bounds, losing_workspaces, renew_lease, uses_known,
+    prune_key_usage FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION append_audit_events, ledger_behind, events_to_seal, chain_heads_of, seal,
-    audited_workspaces, unsealed_events, renew_lease, uses_known, prune_key_usage
-    TO call2me_auth_app;
+    audited_workspaces, unsealed_events, ledger_bounds, losing_workspaces, renew_lease, uses_known,
+    prune_key_usage TO call2me_auth_app;
 
 -- Seals are made by the function alone.
 GRANT SELECT ON audit_seals, chain_heads, key_usage_hours, key_usage_minutes, key_usage_clients

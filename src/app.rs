@@ -16,13 +16,13 @@ use axum::{
 use secrecy::ExposeSecret;
 use tokio::{
     net::TcpListener,
-    sync::{Mutex, Notify, Semaphore},
+    sync::{Mutex, Notify, Semaphore, watch},
     task::JoinHandle,
     time::{interval, timeout},
 };
 
 use crate::{
-    audit::{AuditLog, SealCounts, Sealer, WriterTask},
+    audit::{AuditLog, Retention, SealCounts, Sealer, WriterTask},
     auth::{Auth, caches::Caches, secrets::Secrets},
     coherence::{Fence, Lease, Node, NodeTask, Parts},
     config::Settings,
@@ -118,6 +118,7 @@ impl Application {
             audit_log: AuditLog::new(store.clone(), &settings.database.pool),
             audit,
             seals: Arc::<SealCounts>::default(),
+            stopping: watch::Sender::new(false),
             limits,
             store: store.clone(),
             env,
@@ -168,6 +169,11 @@ impl Application {
         self.chores.push(tokio::spawn(self.app.limits.clone().keep_connected()));
         self.chores.push(tokio::spawn(self.app.auth.clone().keep_signing_keys()));
         self.chores.push(tokio::spawn(self.sealer().run()));
+        if let Some(retention) = self.retention()? {
+            self.chores.push(tokio::spawn(retention.run()));
+        }
+        let followers = self.app.audit_log.followers().clone();
+        self.chores.push(tokio::spawn(followers.run(self.store.clone())));
         let service = self.service.clone();
         let answer = move |peer, request| service.clone().call(peer, request);
         let server = Server::new(&self.settings.server, answer);
@@ -182,6 +188,12 @@ impl Application {
             let server = Server::new(&self.settings.server, metrics_service(&self.app.metrics));
             tokio::spawn(server.run(listener, pending()))
         });
+        let app = Arc::clone(&self.app);
+        let stop = async move {
+            stop.await;
+            // Answers that would go on for ever.
+            app.stopping.send_replace(true);
+        };
         let outcome = server.run(listener, stop).await;
         // Last of all: the end is worth watching too.
         if let Some(metrics) = metrics {
@@ -190,6 +202,23 @@ impl Application {
         mail.finish().await;
         self.shut_down().await;
         outcome.map_err(|error| format!("cannot accept connections: {error}"))
+    }
+
+    /// What drops old events, if anything is to.
+    fn retention(&self) -> Result<Option<Retention>, String> {
+        let Some(kept_for) = self.settings.audit.retention else { return Ok(None) };
+        let database = &self.settings.database;
+        let owner = match &database.owner_url {
+            Some(owner) => owner,
+            None if migrate::login_name(database.url.expose_secret())? != APP_ROLE => &database.url,
+            None => {
+                return Err("audit.retention_days takes the owner of the tables: set \
+                            database.owner_url"
+                    .to_owned());
+            }
+        };
+        let (store, env) = (self.store.clone(), self.app.env.clone());
+        Ok(Some(Retention::new(store, env, owner.clone(), kept_for)))
     }
 
     fn sealer(&self) -> Sealer {

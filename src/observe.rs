@@ -106,7 +106,9 @@ fn audit(tell: &mut Tell<'_, '_>, app: &Api) -> fmt::Result {
     #[expect(clippy::cast_precision_loss, reason = "milliseconds of a delay")]
     let lag = app.seals.lag_ms.load(Relaxed) as f64 / 1000.0;
     let help = "How old the oldest event was when this node last sealed some";
-    tell.gauge("audit_seal_lag_seconds", help, lag)
+    tell.gauge("audit_seal_lag_seconds", help, lag)?;
+    let followers = number(app.audit_log.followers().count());
+    tell.gauge("audit_streams", "Clients that follow the audit log of a workspace", followers)
 }
 
 fn number(count: usize) -> f64 {

@@ -1,16 +1,20 @@
-//! The audit log: how events come to be written.
+//! The audit log: how events come to be written, sealed, read and checked.
 //!
 //! A change and its event share the transaction of the change (`store::audit::insert`). Everything
 //! else (reads, refusals, failed sign-ins) goes through [`AuditWriter`]: a bounded queue, written in
 //! batches by one task. Ids are made before an event is queued, so a batch that is retried counts once.
 
+mod follower;
 mod reader;
+mod retention;
 mod sealer;
 mod unknown;
 pub mod verifier;
 mod writer;
 
+pub use follower::{Follower, Followers};
 pub use reader::AuditLog;
+pub use retention::Retention;
 pub use sealer::{SealCounts, Sealer};
 pub use unknown::UnknownCredentials;
 pub use writer::{AuditCounts, AuditWriter, Permit, WriterTask};

@@ -1,7 +1,9 @@
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use tokio::sync::Semaphore;
+use uuid::Uuid;
 
+use super::Followers;
 use crate::{
     config::Pool,
     model::{
@@ -9,8 +11,15 @@ use crate::{
         page::{Items, Page},
         principal::Caller,
     },
-    store::{self, Store, StoreError},
+    store::{self, Store, StoreError, chains::Sealed},
 };
+
+/// Events of an export that are read at a time.
+const EXPORT_PAGE: i64 = 1000;
+/// How long that may take.
+const EXPORT_PATIENCE: Duration = Duration::from_mins(10);
+/// Events in their places of the chain that are read at a time.
+const SEALED_PAGE: usize = 500;
 
 /// The log, to be read. Cheap to clone.
 ///
@@ -20,6 +29,7 @@ use crate::{
 pub struct AuditLog {
     store: Store,
     places: Arc<Semaphore>,
+    followers: Followers,
 }
 
 impl AuditLog {
@@ -27,7 +37,8 @@ impl AuditLog {
     #[must_use]
     pub fn new(store: Store, pool: &Pool) -> Self {
         let places = usize::try_from(pool.max_connections / 4).unwrap_or(1).max(1);
-        Self { store, places: Arc::new(Semaphore::new(places)) }
+        let followers = Followers::default();
+        Self { store, places: Arc::new(Semaphore::new(places)), followers }
     }
 
     /// Events of the caller's workspace, newest first.
@@ -43,5 +54,54 @@ impl AuditLog {
         let _place = self.places.acquire().await.map_err(|_| StoreError::Aborted)?;
         let mut tx = self.store.begin(caller.workspace(), None).await?;
         store::audit::list(&mut tx, caller.workspace(), filter, page).await
+    }
+
+    /// A further part of an export: events of the caller's workspace before this one, newest first.
+    ///
+    /// # Errors
+    /// When PostgreSQL cannot be reached.
+    pub async fn export(
+        &self,
+        caller: &Caller,
+        filter: &EventFilter,
+        before: Option<Uuid>,
+    ) -> Result<Items<Event<'static>>, StoreError> {
+        let _place = self.places.acquire().await.map_err(|_| StoreError::Aborted)?;
+        let mut tx = self.store.begin(caller.workspace(), None).await?;
+        // A filter that finds little reads much.
+        tx.allow(EXPORT_PATIENCE).await?;
+        let page = Page { limit: EXPORT_PAGE, before, offset: 0 };
+        store::audit::list(&mut tx, caller.workspace(), filter, page).await
+    }
+
+    /// Where the chain of the caller's workspace ends.
+    ///
+    /// # Errors
+    /// When PostgreSQL cannot be reached.
+    pub async fn end(&self, caller: &Caller) -> Result<i64, StoreError> {
+        let mut tx = self.store.begin(caller.workspace(), None).await?;
+        let head = store::chains::head(&mut tx, caller.workspace()).await?;
+        Ok(head.map_or(0, |head| head.sequence))
+    }
+
+    /// What is behind a place of the chain of the caller's workspace, up to another: a part of it.
+    ///
+    /// # Errors
+    /// When PostgreSQL cannot be reached.
+    pub async fn sealed(
+        &self,
+        caller: &Caller,
+        behind: i64,
+        until: i64,
+    ) -> Result<Vec<Sealed>, StoreError> {
+        let _place = self.places.acquire().await.map_err(|_| StoreError::Aborted)?;
+        let mut tx = self.store.begin(caller.workspace(), None).await?;
+        store::chains::sealed_behind(&mut tx, caller.workspace(), behind, until, SEALED_PAGE).await
+    }
+
+    /// Those who follow logs as they grow.
+    #[must_use]
+    pub fn followers(&self) -> &Followers {
+        &self.followers
     }
 }

@@ -32,8 +32,10 @@ use crate::{
 
 /// How often there is a look at the ledger.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
-/// Entries that are settled in one transaction, of up to a thousand events each.
-const MOST: i32 = 32;
+/// Entries that are settled in one transaction…
+const MOST: i32 = 512;
+/// …and events in them, about: a run is read as a whole.
+const EVENTS: i32 = 4000;
 /// How long a look may take.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// How often all of the ledger is looked at, and not only what is behind the entries of late.
@@ -112,7 +114,7 @@ impl Sealer {
                 let behind = self.place.next(self.env.clock.monotonic());
                 seal_some(&self.env, &self.counts, &mut self.place.newest, sealing, behind).await
             };
-            if Store::within(PATIENCE, look).await? < MOST.unsigned_abs() as usize {
+            if Store::within(PATIENCE, look).await? == 0 {
                 return Ok(());
             }
         }
@@ -127,7 +129,7 @@ async fn seal_some(
     mut sealing: Sealing,
     behind: i64,
 ) -> Result<usize, StoreError> {
-    let entries = sealing.entries_behind(behind, MOST).await?;
+    let entries = sealing.entries_behind(behind, MOST, EVENTS).await?;
     let Some(last) = entries.iter().map(|entry| entry.id).max() else { return Ok(0) };
     let mut runs: BTreeMap<WorkspaceId, Run> = BTreeMap::new();
     for (workspace, _) in entries.iter().flat_map(|entry| &entry.events) {

@@ -169,6 +169,7 @@ pub async fn verify(
         events: Events { pages: events, unclaimed: HashMap::new(), newest: None },
         missing: Missing::default(),
         changed: None,
+        begin: ChainHash::genesis(workspace),
         found: Verified {
             workspace_id: workspace,
             first_sequence: 0,
@@ -270,6 +271,8 @@ struct Walk {
     missing: Missing,
     /// The first event that was changed.
     changed: Option<(i64, Problem)>,
+    /// The hash that the chain begins with.
+    begin: ChainHash,
     found: Verified,
 }
 
@@ -307,7 +310,7 @@ impl Walk {
                 return Some(Problem::CheckpointTooOld { sequence: *sequence });
             }
             if run.first > 1 {
-                self.found.hash = run.previous;
+                (self.found.hash, self.begin) = (run.previous, run.previous);
                 if let Some(problem) = self.checkpoint(run.first - 1) {
                     return Some(problem);
                 }
@@ -363,7 +366,11 @@ impl Walk {
         }
         self.found.pruned = self.missing.count;
         let first = self.found.first_sequence;
-        let is_dropped = |pruned: &Pruned| pruned.sequence + 1 >= first;
+        // Its seals are dropped later than it is told.
+        let is_dropped = |pruned: &Pruned| {
+            pruned.sequence + 1 > first
+                || (pruned.sequence + 1 == first && pruned.hash == self.begin)
+        };
         if first > 1 && !self.missing.pruned.iter().any(is_dropped) {
             return Some(Problem::SealsRemoved { sequence: 1 });
         }

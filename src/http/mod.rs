@@ -24,7 +24,7 @@ use std::{num::NonZeroU32, sync::Arc, time::Duration};
 
 use axum::Router;
 use ipnet::IpNet;
-use tokio::sync::{Mutex, Semaphore};
+use tokio::sync::{Mutex, Semaphore, watch};
 
 use crate::{
     audit::{AuditLog, AuditWriter, SealCounts},
@@ -67,6 +67,8 @@ pub struct Api {
     pub audit: AuditWriter,
     /// What this node has sealed of it.
     pub seals: Arc<SealCounts>,
+    /// Whether the service is about to end, for answers that would go on for ever.
+    pub stopping: watch::Sender<bool>,
     /// Rate limits.
     pub limits: Limits,
     /// The database, for its health.

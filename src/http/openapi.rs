@@ -23,7 +23,10 @@ use super::{
     extract::Rule,
     routes::{Route, table},
 };
-use crate::auth::check_scope::Requirement;
+use crate::{
+    auth::check_scope::Requirement,
+    model::id::{ApiKeyId, RequestId},
+};
 
 /// Which part of a list is wanted.
 #[derive(IntoParams)]
@@ -38,6 +41,36 @@ pub struct PageParams {
     /// Items to pass over, instead of a cursor.
     #[param(minimum = 0, maximum = 100_000)]
     offset: Option<u32>,
+}
+
+/// Which events of the audit log are wanted.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Query)]
+#[expect(dead_code, reason = "read by api::audit_log::filter_of; here for the document")]
+pub struct EventFilterParams {
+    /// Only what this key did.
+    #[param(value_type = Option<ApiKeyId>)]
+    key_id: Option<String>,
+    /// Only what this key, person or OAuth client did.
+    actor_id: Option<String>,
+    /// Only this action.
+    action: Option<String>,
+    /// Only requests with this method.
+    method: Option<String>,
+    /// Only requests answered with this status.
+    #[param(minimum = 100, maximum = 599)]
+    status: Option<u16>,
+    /// Only requests from this address.
+    ip: Option<String>,
+    /// From then on.
+    #[param(format = DateTime)]
+    since: Option<String>,
+    /// Before then.
+    #[param(format = DateTime)]
+    until: Option<String>,
+    /// Only events of this request.
+    #[param(value_type = Option<RequestId>)]
+    request_id: Option<String>,
 }
 
 /// What makes a request that creates something safe to retry.

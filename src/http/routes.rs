@@ -14,9 +14,9 @@ use utoipa::openapi::{RefOr, path::Paths, schema::Schema};
 use super::{
     App,
     api::{
-        agents, api_keys, audit_log, auth, branding, calls, campaigns, invitations, key_rotation,
-        key_usage, knowledge_base, members, mfa, oauth_clients, oauth_grants, passkeys, passwords,
-        sessions, users, verify, wallet, workspace, workspaces,
+        agents, api_keys, audit_export, audit_log, audit_stream, auth, branding, calls, campaigns,
+        invitations, key_rotation, key_usage, knowledge_base, members, mfa, oauth_clients,
+        oauth_grants, passkeys, passwords, sessions, users, verify, wallet, workspace, workspaces,
     },
     extract::{
         Access, Admin, FirstPartyAdmin, FirstPartyWrite, GuardedBy, Open, OwnSession, ReadOnly,
@@ -141,6 +141,8 @@ pub fn table() -> Vec<Route> {
         DELETE "/v1/oauth/grants/{id}"          OwnSession => oauth_grants::end;
 
         GET    "/v1/audit-log"                  ReadOnly   => audit_log::list;
+        GET    "/v1/audit-log/stream"           ReadOnly   => audit_stream::stream;
+        GET    "/v1/audit-log/export"           ReadOnly   => audit_export::export;
         GET    "/v1/audit-log/checkpoint"       ReadOnly   => audit_log::checkpoint;
 
         GET    "/v1/agents"                     ReadOnly   => agents::list;

@@ -1,5 +1,7 @@
 //! The chains of workspaces, to be read.
 
+use std::collections::HashMap;
+
 use ipnet::IpNet;
 use serde_json::Value;
 use sqlx::types::Json;
@@ -106,6 +108,55 @@ pub async fn events_behind(
     Ok(rows.into_iter().map(Event::from).collect())
 }
 
+/// An event in its place of the chain.
+#[derive(Debug)]
+pub struct Sealed {
+    /// The place.
+    pub sequence: i64,
+    /// The chain's hash there.
+    pub hash: ChainHash,
+    /// The event; none: it is gone.
+    pub event: Option<Event<'static>>,
+}
+
+/// What is behind a place of a chain, up to another, in order: at most so many events.
+///
+/// # Errors
+/// When PostgreSQL cannot be reached.
+pub async fn sealed_behind(
+    tx: &mut Tx,
+    workspace: WorkspaceId,
+    sequence: i64,
+    until: i64,
+    most: usize,
+) -> Result<Vec<Sealed>, StoreError> {
+    let runs =
+        runs_behind(tx, workspace, sequence, i64::try_from(most).unwrap_or(i64::MAX)).await?;
+    let places = runs.iter().flat_map(|run| (run.first..).zip(&run.events));
+    let places = places.filter(|(place, _)| *place > sequence && *place <= until).take(most);
+    let places: Vec<_> = places.map(|(place, (id, hash))| (place, *id, *hash)).collect();
+    let ids: Vec<_> = places.iter().map(|(_, id, _)| id.uuid()).collect();
+    let rows = sqlx::query_as!(
+        EventRow,
+        r#"SELECT id AS "id: EventId", action, actor_type, actor_id, actor_name, target_type,
+                  target_id, target_name, request_id AS "request_id: RequestId", method, path, status,
+                  ip AS "ip: IpNet", user_agent, latency_us, metadata AS "metadata: Json<Value>"
+           FROM audit_events WHERE workspace_id = $1 AND id = ANY ($2)"#,
+        workspace.uuid(),
+        &ids,
+    )
+    .fetch_all(tx.conn())
+    .await?;
+    let mut events: HashMap<_, _> =
+        rows.into_iter().map(Event::from).map(|event| (event.id, event)).collect();
+    let sealed = places.into_iter().map(|(sequence, id, hash)| Sealed {
+        sequence,
+        hash,
+        event: events.remove(&id),
+    });
+    Ok(sealed.collect())
+}
+
 /// Events of a workspace that are written and not yet sealed.
 ///
 /// # Errors
@@ -119,6 +170,25 @@ pub async fn unsealed(tx: &mut Tx, workspace: WorkspaceId) -> Result<Vec<EventId
 }
 
 impl Store {
+    /// The places at which the chains of these workspaces end.
+    ///
+    /// # Errors
+    /// When PostgreSQL cannot be reached.
+    pub async fn chain_ends(
+        &self,
+        workspaces: &[WorkspaceId],
+    ) -> Result<Vec<(WorkspaceId, i64)>, StoreError> {
+        let workspaces: Vec<_> = workspaces.iter().map(|id| id.uuid()).collect();
+        let rows = sqlx::query!(
+            r#"SELECT workspace_id AS "workspace_id!: WorkspaceId", sequence AS "sequence!"
+               FROM chain_heads_of($1)"#,
+            &workspaces,
+        )
+        .fetch_all(&self.pools.own())
+        .await?;
+        Ok(rows.into_iter().map(|row| (row.workspace_id, row.sequence)).collect())
+    }
+
     /// Every workspace that has, or had, a log.
     ///
     /// # Errors

@@ -54,7 +54,7 @@ impl Store {
 }
 
 impl Sealing {
-    /// The oldest entries of the ledger behind this one, at most so many.
+    /// The oldest entries of the ledger behind this one, at most so many, and until they hold so many events.
     ///
     /// # Errors
     /// When PostgreSQL cannot be reached.
@@ -62,13 +62,15 @@ impl Sealing {
         &mut self,
         entry: i64,
         most: i32,
+        events: i32,
     ) -> Result<Vec<Entry>, StoreError> {
         let rows = sqlx::query!(
             r#"SELECT id AS "id!", since AS "since!", workspace_ids AS "workspace_ids!: Vec<WorkspaceId>",
                       event_ids AS "event_ids!: Vec<EventId>", digests
-               FROM ledger_behind($1, $2)"#,
+               FROM ledger_behind($1, $2, $3)"#,
             entry,
             most,
+            events,
         )
         .fetch_all(&mut *self.tx)
         .await?;

@@ -25,6 +25,7 @@ pub mod oauth_grants;
 pub mod one_time_tokens;
 pub mod passkeys;
 mod pools;
+pub mod retention;
 pub mod second_factor;
 pub mod sessions;
 pub mod signing_keys;
@@ -233,6 +234,20 @@ impl Tx {
         sqlx::query!(
             r#"SELECT set_config('call2me.workspace_id', $1, true) AS "set""#,
             workspace.uuid().to_string(),
+        )
+        .fetch_one(self.conn())
+        .await?;
+        Ok(())
+    }
+
+    /// Lets each of its statements take this long.
+    ///
+    /// # Errors
+    /// When PostgreSQL cannot be reached.
+    pub async fn allow(&mut self, limit: Duration) -> Result<(), StoreError> {
+        sqlx::query!(
+            r#"SELECT set_config('statement_timeout', $1, true) AS "set""#,
+            millis(limit),
         )
         .fetch_one(self.conn())
         .await?;

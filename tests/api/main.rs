@@ -13,7 +13,9 @@ mod fixture;
 
 mod agents;
 mod api_keys;
+mod audit_export;
 mod audit_log;
+mod audit_stream;
 mod auth;
 mod bad_input;
 mod calls;

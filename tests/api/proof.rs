@@ -1,12 +1,16 @@
 //! The log proves itself: whatever a superuser does to it is found, and where.
 
 use call2me_auth::{
-    audit::verifier::{Problem, Verified, verify},
+    audit::{
+        Retention,
+        verifier::{Problem, Verified, verify},
+    },
     model::{
         audit::{ChainHash, EventDigest, SignedCheckpoint},
         id::{EventId, WorkspaceId},
     },
 };
+use serde::Deserialize as _;
 use serde_json::json;
 use sqlx::{PgConnection, Row};
 use uuid::Uuid;
@@ -403,4 +407,79 @@ async fn a_checkpoint_is_believed_only_as_it_was_signed() {
     }
     // A checkpoint's key cannot be retired.
     assert!(auth.retire_signing_key(kid(&signed).parse().unwrap()).await.is_err());
+}
+
+/// A log over some months, of which the oldest go.
+#[tokio::test]
+async fn what_retention_dropped_is_explained_by_the_chain_itself() {
+    let app = TestApp::start().await;
+    let log = Log::new(&app, "acme").await;
+    let first_checkpoint = log.checkpoint(&app).await;
+    // In the same month, behind it.
+    app.get("/v1/agents").bearer(&log.owner.access_token).send().await.expect(200);
+    eventually("it is sealed", async || {
+        let end = log.checkpoint(&app).await.checkpoint.sequence;
+        (end > first_checkpoint.checkpoint.sequence + 1).then_some(())
+    })
+    .await;
+    let month = std::time::Duration::from_hours(31 * 24);
+    let mut owner = log.owner.clone();
+    for _ in 0..4 {
+        app.clock.advance(month);
+        let now = app.app.env.clock.now();
+        app.app.store.create_audit_partitions(now).await.unwrap();
+        owner = app.with_fresh_session(&owner).await;
+        app.get("/v1/agents").bearer(&owner.access_token).send().await.expect(200);
+        app.database.all_is_sealed().await;
+    }
+    let checkpoint = SignedCheckpoint::deserialize(
+        &app.get("/v1/audit-log/checkpoint").bearer(&owner.access_token).send().await.expect(200),
+    )
+    .unwrap();
+    let retention = |days: u64| {
+        let (store, env) = (app.app.store.clone(), app.app.env.clone());
+        let kept = std::time::Duration::from_hours(24 * days);
+        Retention::new(store, env, app.database.url.clone().into(), kept)
+    };
+    assert_eq!(retention(365).prune().await.unwrap(), Vec::<String>::new(), "nothing is so old");
+    let mut connection = app.database.connect().await;
+    let count = "SELECT count(*) FROM audit_events WHERE workspace_id = $1";
+    let mut count = async || {
+        sqlx::query_scalar::<_, i64>(count)
+            .bind(raw(log.id))
+            .fetch_one(&mut connection)
+            .await
+            .unwrap()
+    };
+    let before = count().await;
+    let dropped = retention(60).prune().await.unwrap();
+    assert!(dropped.iter().any(|name| name.starts_with("audit_events_")), "{dropped:?}");
+    assert!(dropped.iter().any(|name| name.starts_with("audit_seals_")), "{dropped:?}");
+    assert!(count().await < before - EVENTS / 2);
+    let found = log.check(&app, &[&checkpoint]).await;
+    assert_eq!(found.problem, None, "{found:#?}");
+    assert!(found.first_sequence > 1, "{found:?}");
+    // The log tells.
+    let list = "/v1/audit-log?action=workspace.log_pruned";
+    let told = app.get(list).bearer(&owner.access_token).send().await.expect(200);
+    assert_eq!(told["events"][0]["metadata"]["sequence"], found.first_sequence - 1);
+    assert_eq!(told["events"][0]["actor"]["type"], "system");
+    // A second time there is nothing to do, and nothing to tell.
+    assert_eq!(retention(60).prune().await.unwrap(), Vec::<String>::new());
+    let again = app.get(list).bearer(&owner.access_token).send().await.expect(200);
+    assert_eq!(again["events"].as_array().unwrap().len(), told["events"].as_array().unwrap().len());
+    // What the first checkpoint was about is gone.
+    let too_old = Problem::CheckpointTooOld { sequence: first_checkpoint.checkpoint.sequence };
+    assert_eq!(log.check(&app, &[&first_checkpoint]).await.problem, Some(too_old));
+    // A month that somebody else drops is missed.
+    let (store, mut connection) = (&app.app.store, app.database.connect().await);
+    let sql = "SELECT c.relname::text FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
+               WHERE i.inhparent = 'audit_events'::regclass ORDER BY 1 LIMIT 1";
+    let oldest: String = sqlx::query_scalar(sql).fetch_one(&mut connection).await.unwrap();
+    sqlx::query(sqlx::AssertSqlSafe(format!("DROP TABLE {oldest}")))
+        .execute(&mut connection)
+        .await
+        .unwrap();
+    let found = verify(store, log.id, &[]).await.unwrap();
+    assert!(matches!(found.problem, Some(Problem::Removed { .. })), "{oldest}: {found:#?}");
 }

@@ -13,7 +13,7 @@ use crate::{
     },
     model::{
         audit::{Event, EventFilter, SignedCheckpoint},
-        id::{self, ApiKeyId, ClientId, Id, RequestId, UserId},
+        id::{self, ApiKeyId, ClientId, Id, UserId},
     },
 };
 
@@ -29,24 +29,14 @@ pub struct EventsBody {
 ///
 /// Newest first. Calls of the API are there within a second, changes at once.
 #[utoipa::path(get, path = "/v1/audit-log", tag = "Audit log",
-    params(crate::http::openapi::PageParams,
-        ("key_id" = Option<ApiKeyId>, Query, description = "Only what this key did"),
-        ("actor_id" = Option<String>, Query, description = "Only what this key, person or OAuth client did"),
-        ("action" = Option<String>, Query, description = "Only this action"),
-        ("method" = Option<String>, Query, description = "Only requests with this method"),
-        ("status" = Option<u16>, Query, minimum = 100, maximum = 599,
-         description = "Only requests answered with this status"),
-        ("ip" = Option<String>, Query, description = "Only requests from this address"),
-        ("since" = Option<String>, Query, format = DateTime, description = "From then on"),
-        ("until" = Option<String>, Query, format = DateTime, description = "Before then"),
-        ("request_id" = Option<RequestId>, Query, description = "Only events of this request")),
+    params(crate::http::openapi::PageParams, crate::http::openapi::EventFilterParams),
     responses((status = 200, body = EventsBody)))]
 pub async fn list(
     caller: Authorized<ReadOnly>,
     State(app): State<App>,
     query: Query,
 ) -> Answer<Json<EventsBody>> {
-    let filter = filter(&query)?;
+    let filter = filter_of(&query)?;
     let page = app.audit_log.list(&caller, &filter, query.page()?).await?;
     let next_cursor = page.next_cursor(|event| event.id.uuid());
     Ok(Json(EventsBody { events: page.items, next_cursor }))
@@ -66,7 +56,8 @@ pub async fn checkpoint(
     Ok(Json(app.auth.checkpoint(&caller).await?))
 }
 
-fn filter(query: &Query) -> Result<EventFilter, ApiError> {
+/// Which events are wanted.
+pub(super) fn filter_of(query: &Query) -> Result<EventFilter, ApiError> {
     let status = query.parse_as::<u16>("status", "an HTTP status")?;
     if status.is_some_and(|status| !(100..=599).contains(&status)) {
         return Err(ApiError::invalid("status", "status must be an HTTP status"));

@@ -7,7 +7,9 @@
 
 pub mod agents;
 pub mod api_keys;
+pub mod audit_export;
 pub mod audit_log;
+pub mod audit_stream;
 pub mod auth;
 pub mod branding;
 pub mod calls;

@@ -9,6 +9,7 @@ mod client_ip;
 mod json;
 mod path;
 mod query;
+mod standing;
 mod visitor;
 
 pub use authorized::{
@@ -20,4 +21,5 @@ pub use client_ip::client_ip;
 pub use json::{Creation, Json};
 pub use path::PathId;
 pub use query::Query;
+pub use standing::Standing;
 pub use visitor::Visitor;

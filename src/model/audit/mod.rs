@@ -369,6 +369,16 @@ pub enum Metadata {
 }
 
 impl Metadata {
+    /// Whether there is no more.
+    #[must_use]
+    pub fn is_none(&self) -> bool {
+        match self {
+            Self::None => true,
+            Self::Gateway | Self::OnBehalf { .. } => false,
+            Self::Object(object) => object.as_object().is_some_and(serde_json::Map::is_empty),
+        }
+    }
+
     /// A JSON object.
     #[must_use]
     pub fn object(mut object: Value) -> Self {
