@@ -15,8 +15,9 @@ use crate::{
         principal::Caller,
         scope::Scope,
         text,
+        workspace::Workspace,
     },
-    store::{self, Tx, api_keys::KeyFilter},
+    store::{self, Line, Tx, api_keys::KeyFilter},
 };
 
 /// What is asked for when a key is minted.
@@ -52,7 +53,33 @@ pub struct Minted {
     pub secret: ApiKeySecret,
 }
 
+/// A key, and who answers for it.
+#[derive(Debug)]
+pub struct KeyOwner {
+    /// The key.
+    pub key: ApiKey,
+    /// Its workspace.
+    pub workspace: Workspace,
+    /// The addresses of the workspace's owners.
+    pub owners: Vec<String>,
+}
+
 impl Auth {
+    /// Whose a key is that somebody found; none: nobody's.
+    ///
+    /// # Errors
+    /// [`AuthError::NotAKey`] for what cannot be a key of this deployment.
+    pub async fn reveal_owner(&self, found: &str) -> Result<Option<KeyOwner>, AuthError> {
+        let secret = ApiKeySecret::parse(found, &self.environment)?;
+        let known = Line::new(self.store.clone()).find_api_keys(&[secret.digest()]).await?;
+        let Some((_, record)) = known.into_iter().next() else { return Ok(None) };
+        let mut tx = self.store.begin(record.workspace_id, None).await?;
+        let key = store::api_keys::get(&mut tx, record.workspace_id, record.id).await?;
+        let workspace = store::workspaces::get(&mut tx, record.workspace_id).await?;
+        let owners = store::members::owners(&mut tx, record.workspace_id).await?;
+        Ok(key.zip(workspace).map(|(key, workspace)| KeyOwner { key, workspace, owners }))
+    }
+
     /// Mints a key, in the transaction of the request.
     ///
     /// # Errors

@@ -5,12 +5,17 @@ use std::{collections::BTreeMap, path::PathBuf};
 use clap::Subcommand;
 use data_encoding::BASE64URL_NOPAD;
 use serde_json::{Value, json};
+use zeroize::Zeroizing;
 
 use super::Failure;
 use crate::{
     app::Application,
     audit::verifier,
-    auth::{Auth, keys::MintKey, login::NewAccount},
+    auth::{
+        Auth,
+        keys::{KeyOwner, MintKey},
+        login::NewAccount,
+    },
     config::Settings,
     env::Env,
     model::{
@@ -120,6 +125,9 @@ pub enum KeysCommand {
         #[arg(long, default_value = "write")]
         scope: Scope,
     },
+    /// Tell whose a key is that was found somewhere. It is read from standard input, so that it stays in no
+    /// shell's history, and is neither stored nor logged. The exit code is 1 where it is nobody's.
+    RevealOwner,
 }
 
 /// About OAuth clients.
@@ -192,6 +200,7 @@ async fn execute(
     let auth = &application.app().auth;
     let value: Result<Value, String> = match command {
         AdminCommand::Audit(command) => return audit(application, command).await,
+        AdminCommand::Keys(KeysCommand::RevealOwner) => return reveal_owner(auth).await,
         AdminCommand::Users(UsersCommand::Create {
             email,
             full_name,
@@ -235,6 +244,34 @@ async fn execute(
         }
     };
     Ok(Answer { value: value?, problem: None })
+}
+
+/// Whose a key is that was found somewhere.
+async fn reveal_owner(auth: &Auth) -> Result<Answer, String> {
+    let line = Zeroizing::new(read_line("the key")?);
+    let found = auth.reveal_owner(line.trim()).await.map_err(brief)?;
+    let Some(KeyOwner { key, workspace, owners }) = found else {
+        let problem = Some("nobody has this key".to_owned());
+        return Ok(Answer { value: json!({ "found": false }), problem });
+    };
+    let value = json!({
+        "found": true,
+        "key": {
+            "id": key.id,
+            "name": key.name,
+            "scope": key.scope,
+            "status": key.status(),
+            "redacted": key.redacted(auth.environment()),
+            "created_at": timestamp::format(key.created_at),
+            "created_by": key.created_by,
+            "last_used_at": key.last_used_at.map(timestamp::format),
+            "last_used_ip": key.last_used_ip,
+            "revoked_at": key.revoked_at.map(timestamp::format),
+        },
+        "workspace": { "id": workspace.id, "name": workspace.name },
+        "owners": owners,
+    });
+    Ok(Answer { value, problem: None })
 }
 
 async fn audit(application: &Application, command: AuditCommand) -> Result<Answer, String> {
@@ -343,15 +380,20 @@ async fn signing_keys(auth: &Auth, command: SigningKeysCommand) -> Result<Value,
 /// The password to set and, if it was made here, its text to print.
 fn password(env: &Env, from_stdin: bool) -> Result<(Password, Option<String>), String> {
     if from_stdin {
-        let mut line = String::new();
-        std::io::stdin()
-            .read_line(&mut line)
-            .map_err(|error| format!("cannot read the password: {error}"))?;
+        let line = read_line("the password")?;
         return Ok((Password::new(line.trim_end_matches(['\r', '\n']).to_owned()), None));
     }
     let bytes: [u8; 18] = env.entropy.bytes();
     let text = BASE64URL_NOPAD.encode(&bytes);
     Ok((Password::new(text.clone()), Some(text)))
+}
+
+fn read_line(what: &str) -> Result<String, String> {
+    let mut line = String::new();
+    std::io::stdin()
+        .read_line(&mut line)
+        .map_err(|error| format!("cannot read {what}: {error}"))?;
+    Ok(line)
 }
 
 fn brief(error: impl std::error::Error) -> String {

@@ -33,6 +33,7 @@ mod idempotency;
 mod invitations;
 mod isolation;
 mod layering;
+mod leaked_keys;
 mod mail;
 mod members;
 mod metrics;

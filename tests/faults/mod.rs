@@ -8,6 +8,7 @@ mod client_documents;
 mod cut_off;
 mod fixture;
 mod flood;
+mod ledger;
 mod lost_answers;
 mod mail_tls;
 mod outage;
