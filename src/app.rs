@@ -48,7 +48,7 @@ const SEAL_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(2);
 /// How often the log's partitions are looked after.
 const PARTITIONS_EVERY: std::time::Duration = std::time::Duration::from_hours(1);
 
-/// How often old invalidations are dropped.
+/// How often is dropped what gathers fast.
 const PRUNE_EVERY: std::time::Duration = std::time::Duration::from_mins(1);
 
 /// A service that is ready to serve.
@@ -104,7 +104,7 @@ impl Application {
                 oauth.idle(),
                 settings.audit.usage_retention,
             )),
-            tokio::spawn(prune_invalidations(store.clone())),
+            tokio::spawn(prune_often(store.clone(), env.clone())),
         ];
         let app = Arc::new(Api {
             auth,
@@ -252,11 +252,12 @@ impl Application {
         }
         let mut sealer = self.sealer();
         drop((self.app, self.service));
-        self.writer.finish(FLUSH_TIMEOUT).await;
+        let is_all_written = self.writer.finish(FLUSH_TIMEOUT).await;
         // Others do it where this one cannot.
         timeout(SEAL_TIMEOUT, sealer.seal_all()).await.ok();
-        // Behind the writer: until then other nodes do not know of all that happened here.
-        self.node.finish().await;
+        // Behind the writer: until then other nodes do not know of all that happened here. Without a farewell where
+        // they never will.
+        self.node.finish(is_all_written).await;
         self.store.close().await;
     }
 }
@@ -288,12 +289,15 @@ async fn prepare_schema(settings: &Settings) -> Result<(), String> {
     }
 }
 
-async fn prune_invalidations(store: Store) {
+async fn prune_often(store: Store, env: Env) {
     let mut ticks = interval(PRUNE_EVERY);
     loop {
         ticks.tick().await;
         if let Err(error) = store.prune_invalidations().await {
             tracing::warn!(%error, "cannot drop old invalidations");
+        }
+        if let Err(error) = store.prune_usage_minutes(env.clock.now()).await {
+            tracing::warn!(%error, "cannot drop what keys were used for by the minute");
         }
     }
 }
@@ -315,7 +319,7 @@ async fn look_after_tables(store: Store, env: Env, idle: Duration, usage: Durati
         tell("drop challenges", store.prune_mfa_challenges(now).await);
         tell("drop passkeys' challenges", store.prune_passkey_challenges(now).await);
         tell("drop kept answers", store.prune_answers(now).await);
-        tell("drop what keys were used for", store.prune_key_usage(now, now - usage).await);
+        tell("drop what keys were used for", store.prune_key_usage(now - usage).await);
         tell("drop invitations", store.prune_invitations(now).await);
         tell("drop old grants and unused OAuth clients", store.prune_oauth(now, idle).await);
     }

@@ -10,6 +10,7 @@ mod client;
 mod generator;
 mod growth;
 mod keys;
+mod ledger;
 mod machine;
 mod mixed;
 mod options;
@@ -81,6 +82,9 @@ async fn run(options: &Options) -> Result<(), String> {
     }
     if options.wants(Part::Log) {
         audit_log::measure(options, &world).await?;
+    }
+    if options.wants(Part::Ledger) {
+        Box::pin(ledger::measure(options, &world)).await?;
     }
     Ok(())
 }

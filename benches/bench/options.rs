@@ -41,6 +41,8 @@ pub(crate) enum Part {
     Growth,
     /// Reading a long audit log.
     Log,
+    /// Sealing and verifying it, and counting what keys do.
+    Ledger,
 }
 
 impl Options {

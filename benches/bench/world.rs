@@ -20,9 +20,9 @@ use crate::{
 };
 
 /// The binary that is measured.
-const SERVICE: &str = env!("CARGO_BIN_EXE_call2me-auth");
+pub(crate) const SERVICE: &str = env!("CARGO_BIN_EXE_call2me-auth");
 /// Of a deployment that ends with this run.
-const ENCRYPTION_KEY: &str = "YmVuY2htYXJrIGJlbmNobWFyayBiZW5jaG1hcmsgYmM=";
+pub(crate) const ENCRYPTION_KEY: &str = "YmVuY2htYXJrIGJlbmNobWFyayBiZW5jaG1hcmsgYmM=";
 /// No limit is to be met.
 const LIMITLESS: &str = "1000000000";
 

@@ -56,6 +56,30 @@ pub struct Sealer {
     env: Env,
     counts: Arc<SealCounts>,
     place: Place,
+    /// How much is taken at a time: less, once it was too much.
+    size: Size,
+    /// Whether there may be entries from before there was a ledger.
+    has_backlog: bool,
+}
+
+/// How much is taken at a time.
+#[derive(Debug, Clone, Copy)]
+struct Size {
+    entries: i32,
+    events: i32,
+}
+
+impl Size {
+    const FULL: Self = Self { entries: MOST, events: EVENTS };
+
+    fn half(self) -> Self {
+        Self { entries: (self.entries / 2).max(1), events: (self.events / 2).max(1) }
+    }
+
+    fn double(self) -> Self {
+        let Self { entries, events } = self;
+        Self { entries: (entries * 2).min(MOST), events: (events * 2).min(EVENTS) }
+    }
 }
 
 /// Where in the ledger a look begins. PostgreSQL walks over what was settled until it is cleaned up, which
@@ -86,7 +110,7 @@ impl Sealer {
     /// A sealer of this database.
     #[must_use]
     pub fn new(store: Store, env: Env, counts: Arc<SealCounts>) -> Self {
-        Self { store, env, counts, place: Place::default() }
+        Self { store, env, counts, place: Place::default(), size: Size::FULL, has_backlog: true }
     }
 
     /// Seals until it is dropped.
@@ -108,16 +132,40 @@ impl Sealer {
     /// # Errors
     /// When PostgreSQL cannot be reached.
     pub async fn seal_all(&mut self) -> Result<(), StoreError> {
+        // What was there before there was a ledger comes when there is nothing else.
+        let mut is_backlog = false;
         loop {
-            let look = async {
-                let Some(sealing) = self.store.begin_sealing().await? else { return Ok(0) };
-                let behind = self.place.next(self.env.clock.monotonic());
-                seal_some(&self.env, &self.counts, &mut self.place.newest, sealing, behind).await
-            };
-            if Store::within(PATIENCE, look).await? == 0 {
-                return Ok(());
+            let behind =
+                if is_backlog { i64::MIN } else { self.place.next(self.env.clock.monotonic()) };
+            match self.seal_some(behind).await {
+                Ok(Some(0)) if is_backlog => {
+                    self.has_backlog = false;
+                    return Ok(());
+                }
+                Ok(Some(0)) if self.has_backlog => is_backlog = true,
+                Ok(Some(0) | None) => return Ok(()),
+                Ok(Some(_)) => is_backlog = false,
+                Err(error) => {
+                    // Perhaps it was too much at a time.
+                    self.size = self.size.half();
+                    return Err(error);
+                }
             }
         }
+    }
+
+    /// Seals the oldest entries behind this one; how many. None: another node seals.
+    async fn seal_some(&mut self, behind: i64) -> Result<Option<usize>, StoreError> {
+        let Self { store, env, counts, place, size, .. } = self;
+        let look = async {
+            let Some(sealing) = store.begin_sealing().await? else { return Ok(None) };
+            seal_some(env, counts, &mut place.newest, sealing, behind, *size).await.map(Some)
+        };
+        let settled = Store::within(PATIENCE, look).await?;
+        if settled.is_some_and(|settled| settled > 0) {
+            *size = size.double();
+        }
+        Ok(settled)
     }
 }
 
@@ -128,8 +176,9 @@ async fn seal_some(
     newest: &mut i64,
     mut sealing: Sealing,
     behind: i64,
+    size: Size,
 ) -> Result<usize, StoreError> {
-    let entries = sealing.entries_behind(behind, MOST, EVENTS).await?;
+    let entries = sealing.entries_behind(behind, size.entries, size.events).await?;
     let Some(last) = entries.iter().map(|entry| entry.id).max() else { return Ok(0) };
     let mut runs: BTreeMap<WorkspaceId, Run> = BTreeMap::new();
     for (workspace, _) in entries.iter().flat_map(|entry| &entry.events) {

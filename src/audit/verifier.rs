@@ -12,6 +12,7 @@ use std::{
 
 use serde::Serialize;
 use serde_json::Value;
+use time::{Month, Time};
 use tokio::sync::mpsc;
 use uuid::Uuid;
 
@@ -158,6 +159,21 @@ pub async fn verify(
     workspace: WorkspaceId,
     checkpoints: &[Checkpoint],
 ) -> Result<Verified, StoreError> {
+    let found = verify_once(store, workspace, checkpoints).await?;
+    match found.problem {
+        // Retention may have dropped it meanwhile, and told so behind the end that was looked at.
+        Some(Problem::Removed { .. } | Problem::SealsRemoved { .. }) => {
+            verify_once(store, workspace, checkpoints).await
+        }
+        _ => Ok(found),
+    }
+}
+
+async fn verify_once(
+    store: &Store,
+    workspace: WorkspaceId,
+    checkpoints: &[Checkpoint],
+) -> Result<Verified, StoreError> {
     // What is sealed from here on is not looked at, but to tell it from what never was.
     let head = chains::head(&mut store.begin(workspace, None).await?, workspace).await?;
     let until = head.map_or(0, |head| head.sequence);
@@ -165,7 +181,7 @@ pub async fn verify(
     let reader = tokio::spawn(read(store.clone(), workspace, pages));
     let mut walk = Walk {
         workspace,
-        checkpoints: checkpoints.iter().map(|known| (known.sequence, known.hash)).collect(),
+        checkpoints: by_place(checkpoints),
         events: Events { pages: events, unclaimed: HashMap::new(), newest: None },
         missing: Missing::default(),
         changed: None,
@@ -192,6 +208,14 @@ pub async fn verify(
         Err(_) => return Err(StoreError::Aborted),
     }
     Ok(Verified { problem, ..walk.found })
+}
+
+fn by_place(checkpoints: &[Checkpoint]) -> BTreeMap<i64, Vec<ChainHash>> {
+    let mut known: BTreeMap<i64, Vec<ChainHash>> = BTreeMap::new();
+    for Checkpoint { sequence, hash, .. } in checkpoints {
+        known.entry(*sequence).or_default().push(*hash);
+    }
+    known
 }
 
 /// Reads all events of a workspace, the oldest first, until nobody takes them any more.
@@ -233,30 +257,53 @@ impl Events {
     }
 }
 
-/// Events that are not there, of which retention may have taken some.
+/// Events that are not there, of which retention may have taken some: by whole months, and never without a word.
 #[derive(Default)]
 struct Missing {
     /// The first of each month, by place.
     first: BTreeMap<i64, EventId>,
+    /// Months of which events are there.
+    kept: HashSet<(i32, Month)>,
     count: u64,
-    /// Before when retention dropped events, as far as the chain itself tells.
+    /// What retention dropped, as far as the chain itself tells.
     pruned: Vec<Pruned>,
+}
+
+/// The month that an event happened in.
+fn month(id: EventId) -> (i32, Month) {
+    let at = moment(id.uuid());
+    (at.year(), at.month())
 }
 
 impl Missing {
     fn note(&mut self, sequence: i64, id: EventId) {
         self.count += 1;
         // Those of one month go together.
-        let month = |id: EventId| (moment(id.uuid()).year(), moment(id.uuid()).month());
         if self.first.values().all(|known| month(*known) != month(id)) {
             self.first.insert(sequence, id);
+        }
+    }
+
+    fn keep(&mut self, id: EventId) {
+        self.kept.insert(month(id));
+    }
+
+    /// Takes an event's word for what retention dropped, if it is one that retention leaves: of what was a whole month
+    /// by then.
+    fn believe(&mut self, told_by: EventId, pruned: Pruned) {
+        let is_month = pruned.before.day() == 1 && pruned.before.time() == Time::MIDNIGHT;
+        if is_month && pruned.before <= moment(told_by.uuid()) {
+            self.pruned.push(pruned);
         }
     }
 
     /// The first that retention did not take.
     fn unexplained(&self) -> Option<(i64, Problem)> {
         let before = self.pruned.iter().map(|pruned| pruned.before).max();
-        let is_explained = |id: EventId| before.is_some_and(|before| moment(id.uuid()) < before);
+        let is_explained = |id: EventId| {
+            before.is_some_and(|before| moment(id.uuid()) < before)
+                && !self.kept.contains(&month(id))
+        };
         let first = self.first.iter().find(|(_, id)| !is_explained(**id));
         first.map(|(sequence, id)| {
             (*sequence, Problem::Removed { event_id: *id, sequence: *sequence })
@@ -266,7 +313,8 @@ impl Missing {
 
 struct Walk {
     workspace: WorkspaceId,
-    checkpoints: BTreeMap<i64, ChainHash>,
+    /// By place; there may be several of one.
+    checkpoints: BTreeMap<i64, Vec<ChainHash>>,
     events: Events,
     missing: Missing,
     /// The first event that was changed.
@@ -326,8 +374,11 @@ impl Walk {
             match self.events.claim(*id).await {
                 Some(read) => {
                     self.found.events += 1;
+                    self.missing.keep(*id);
                     if self.found.hash.then(read.digest) == *hash {
-                        self.missing.pruned.extend(read.pruned);
+                        if let Some(pruned) = read.pruned {
+                            self.missing.believe(*id, pruned);
+                        }
                     } else {
                         // What is missing before it may yet be explained behind it.
                         let problem = Problem::Changed { event_id: *id, sequence };
@@ -347,7 +398,8 @@ impl Walk {
 
     fn checkpoint(&self, sequence: i64) -> Option<Problem> {
         let known = self.checkpoints.get(&sequence)?;
-        (*known != self.found.hash).then_some(Problem::Rewritten { sequence })
+        let is_other = known.iter().any(|hash| *hash != self.found.hash);
+        is_other.then_some(Problem::Rewritten { sequence })
     }
 
     /// The first thing that does not fit up to the end of the chain, or to where it breaks.

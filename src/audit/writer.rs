@@ -177,8 +177,9 @@ impl WriterTask {
         (AuditWriter { queue, durability, counts, unknown, env }, task)
     }
 
-    /// Writes what waits and ends, within this time. Nothing may be queued any more.
-    pub async fn finish(self, within: Duration) {
+    /// Writes what waits and ends, within this time. Nothing may be queued any more. False: events were lost, now or
+    /// before.
+    pub async fn finish(self, within: Duration) -> bool {
         self.stop.send(()).ok();
         if timeout(within, self.done).await.is_err() {
             let accepted = self.counts.accepted.load(Relaxed);
@@ -187,6 +188,7 @@ impl WriterTask {
             self.counts.lost.fetch_add(lost, Relaxed);
             error!(lost, "audit events were lost: PostgreSQL did not take them in time");
         }
+        self.counts.lost.load(Relaxed) == 0
     }
 }
 

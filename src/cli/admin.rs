@@ -293,6 +293,9 @@ async fn audit(application: &Application, command: AuditCommand) -> Result<Answe
         None if known.is_empty() => app.store.audited_workspaces().await.map_err(away)?,
         None => known.keys().copied().collect(),
     };
+    if let Some(other) = known.keys().find(|of| !workspaces.contains(of)) {
+        return Err(format!("there is a checkpoint of {other}, which is not to be looked at"));
+    }
     let (mut found, mut events) = (Vec::new(), 0);
     let began = app.env.clock.monotonic();
     for workspace in workspaces {

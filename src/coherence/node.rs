@@ -63,7 +63,7 @@ pub struct Node {
 
 /// A node that takes part.
 pub struct NodeTask {
-    stop: oneshot::Sender<()>,
+    stop: oneshot::Sender<bool>,
     done: JoinHandle<()>,
     part: watch::Receiver<bool>,
 }
@@ -74,9 +74,10 @@ impl NodeTask {
         timeout(within, self.part.wait_for(|part| *part)).await.ok();
     }
 
-    /// Takes the node out. It must not use what it has cached any more.
-    pub async fn finish(self) {
-        self.stop.send(()).ok();
+    /// Takes the node out. It must not use what it has cached any more. Without a farewell others wait until its lease is
+    /// over, and know that it may have taken something with it.
+    pub async fn finish(self, with_farewell: bool) {
+        self.stop.send(with_farewell).ok();
         self.done.await.ok();
     }
 }
@@ -91,12 +92,15 @@ impl Node {
         NodeTask { stop, done: tokio::spawn(node.run(stopped)), part: joined }
     }
 
-    async fn run(mut self, stopped: oneshot::Receiver<()>) {
-        tokio::select! {
-            () = self.insist() => {}
-            _ = stopped => {}
-        }
+    async fn run(mut self, stopped: oneshot::Receiver<bool>) {
+        let with_farewell = tokio::select! {
+            () = self.insist() => true,
+            with_farewell = stopped => with_farewell.unwrap_or(true),
+        };
         self.parts.lease.end();
+        if !with_farewell {
+            return;
+        }
         // Or others would wait for the lease to run out.
         timeout(FAREWELL, self.parts.store.unregister_node(self.parts.id)).await.ok();
     }

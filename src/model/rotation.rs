@@ -80,8 +80,9 @@ pub enum RotationState {
 pub struct Known {
     /// Every use before then is counted.
     pub until: OffsetDateTime,
-    /// When the last of the nodes ended that left without a farewell, and perhaps took uses with it.
-    pub node_lost_at: Option<OffsetDateTime>,
+    /// When last there may have been uses that nobody counted: of a node that left without a farewell, or while one
+    /// was cut off and turned people away.
+    pub doubtful_at: Option<OffsetDateTime>,
 }
 
 /// A rotation, and whether the old key can be revoked.
@@ -106,8 +107,7 @@ impl RotationReport {
     #[must_use]
     pub fn new(old: KeyTraffic, new: Option<KeyTraffic>, known: Known, quiet: Duration) -> Self {
         let last_use = old.last_used_at.unwrap_or(old.created_at);
-        // What a lost node may have seen ended with it.
-        let silent_since = known.node_lost_at.map_or(last_use, |lost| lost.max(last_use));
+        let silent_since = known.doubtful_at.map_or(last_use, |lost| lost.max(last_use));
         let quiet_for = (known.until - silent_since).max(Duration::ZERO);
         let is_quiet = quiet_for >= quiet;
         let serves = new.as_ref().is_none_or(|new| new.has_served);
@@ -133,7 +133,7 @@ impl RotationReport {
                 None => format!("the key has been quiet for {seconds} s"),
             },
             _ if silent_since > last_use => format!(
-                "a node was lost and may have taken uses of the old key with it: quiet for certain \
+                "a node was lost or cut off, and uses of the old key may be unknown: quiet for certain \
                  for {seconds} s, and it takes {quiet} s"
             ),
             _ if old.last_used_at.is_none() => format!(
@@ -187,7 +187,7 @@ mod tests {
     }
 
     fn report(old: KeyTraffic, new: KeyTraffic, until: i64, lost: Option<i64>) -> RotationReport {
-        let known = Known { until: at(until), node_lost_at: lost.map(at) };
+        let known = Known { until: at(until), doubtful_at: lost.map(at) };
         RotationReport::new(old, Some(new), known, QUIET)
     }
 

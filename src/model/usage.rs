@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use super::{
     audit::{Action, ActorType, NewEvent, RequestInfo},
-    id::{ApiKeyId, Id, WorkspaceId, moment},
+    id::{ApiKeyId, Id, moment},
     scope::Scope,
 };
 
@@ -44,8 +44,6 @@ struct Kind<'a> {
 struct Use<'a> {
     #[serde(flatten)]
     kind: Kind<'a>,
-    #[serde(serialize_with = "bare")]
-    workspace_id: WorkspaceId,
     /// Of the last of them.
     method: &'a str,
     path: &'a str,
@@ -53,10 +51,6 @@ struct Use<'a> {
     first: Uuid,
     last: Uuid,
     requests: u64,
-}
-
-fn bare<S: serde::Serializer>(id: &WorkspaceId, serializer: S) -> Result<S::Ok, S::Error> {
-    id.uuid().serialize(serializer)
 }
 
 /// What keys did in a batch of events: of each kind of use, how often.
@@ -78,7 +72,6 @@ impl<'a> Uses<'a> {
                 last = *known.entry(kind).or_insert_with(|| {
                     uses.push(Use {
                         kind,
-                        workspace_id: event.workspace_id,
                         method: &request.method,
                         path: &request.path,
                         first: event.id.uuid(),
@@ -89,7 +82,7 @@ impl<'a> Uses<'a> {
                 });
             }
             let Some(same) = uses.get_mut(last) else { continue };
-            same.requests += 1;
+            same.requests += u64::from(!event.is_use_alone);
             same.first = same.first.min(event.id.uuid());
             if event.id.uuid() > same.last {
                 same.last = event.id.uuid();

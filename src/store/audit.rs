@@ -82,9 +82,10 @@ impl Line {
         again: bool,
     ) -> Result<(), StoreError> {
         let Some(oldest) = events.clone().map(|event| event.id).min() else { return Ok(()) };
+        let uses = Uses::of(events.clone()).to_json();
+        let events = events.filter(|event| !event.is_use_alone);
         let digests: Vec<u8> =
             events.clone().flat_map(|event| *event.public().digest().as_bytes()).collect();
-        let uses = Uses::of(events.clone()).to_json();
         let columns: Columns = events.collect();
         let append = sqlx::query!(
             "SELECT append_audit_events($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14,

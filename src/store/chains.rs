@@ -40,8 +40,7 @@ pub async fn head(tx: &mut Tx, workspace: WorkspaceId) -> Result<Option<Head>, S
     row.map(|row| head(row.sequence, row.hash, row.sealed_at)).transpose()
 }
 
-/// The runs of a chain behind a place, in order: those that begin within so many places, or else the
-/// next.
+/// The runs of a chain behind a place, in order: those that end within so many places, or else the next.
 ///
 /// # Errors
 /// When PostgreSQL cannot be reached.
@@ -55,8 +54,8 @@ pub async fn runs_behind(
         r#"SELECT first_sequence, previous_hash, event_ids AS "event_ids: Vec<EventId>", hashes
            FROM audit_seals
            WHERE workspace_id = $1 AND last_sequence > $2
-             AND first_sequence <= greatest($2 + $3, (
-                 SELECT first_sequence FROM audit_seals WHERE workspace_id = $1 AND last_sequence > $2
+             AND last_sequence <= greatest($2 + $3, (
+                 SELECT last_sequence FROM audit_seals WHERE workspace_id = $1 AND last_sequence > $2
                  ORDER BY last_sequence LIMIT 1))
            ORDER BY last_sequence"#,
         workspace.uuid(),
@@ -113,6 +112,8 @@ pub async fn events_behind(
 pub struct Sealed {
     /// The place.
     pub sequence: i64,
+    /// Which event stands there.
+    pub id: EventId,
     /// The chain's hash there.
     pub hash: ChainHash,
     /// The event; none: it is gone.
@@ -151,6 +152,7 @@ pub async fn sealed_behind(
         rows.into_iter().map(Event::from).map(|event| (event.id, event)).collect();
     let sealed = places.into_iter().map(|(sequence, id, hash)| Sealed {
         sequence,
+        id,
         hash,
         event: events.remove(&id),
     });

@@ -240,20 +240,6 @@ impl Tx {
         Ok(())
     }
 
-    /// Lets each of its statements take this long.
-    ///
-    /// # Errors
-    /// When PostgreSQL cannot be reached.
-    pub async fn allow(&mut self, limit: Duration) -> Result<(), StoreError> {
-        sqlx::query!(
-            r#"SELECT set_config('statement_timeout', $1, true) AS "set""#,
-            millis(limit),
-        )
-        .fetch_one(self.conn())
-        .await?;
-        Ok(())
-    }
-
     /// Goes on for another person.
     ///
     /// # Errors

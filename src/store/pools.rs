@@ -10,9 +10,9 @@ use sqlx::{
     postgres::{PgConnectOptions, PgPoolOptions},
 };
 
-/// Connections of the service's own work: the listener, the lease, the log's writer, two look-ups, and
-/// one for what there is to do now and then.
-const OWN_CONNECTIONS: u32 = 6;
+/// Connections of the service's own work: the listener, the log's writer and three look-ups keep one each; the lease,
+/// the sealer, those who follow, mail, and what there is to do now and then take one when they need it.
+const OWN_CONNECTIONS: u32 = 10;
 
 /// The state of a pool.
 #[derive(Debug, Clone, Copy)]

@@ -26,8 +26,15 @@ pub struct Partition {
     name: String,
     /// When the next month begins.
     pub end: OffsetDateTime,
-    /// Whether somebody began to take it out, and did not finish.
-    is_half_out: bool,
+    state: State,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    In,
+    /// Somebody began to take it out, and did not finish.
+    HalfOut,
+    Out,
 }
 
 impl Partition {
@@ -68,14 +75,21 @@ impl Owner {
     pub async fn partitions(&mut self) -> Result<Vec<Partition>, StoreError> {
         let mut found = Vec::new();
         for parent in PARENTS {
-            let sql = "SELECT c.relname::text, i.inhdetachpending
-                       FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
-                       WHERE i.inhparent = $1::regclass ORDER BY 1";
-            let names: Vec<(String, bool)> =
+            // Also what was taken out and, whoever did it having died, not dropped.
+            let sql = "SELECT c.relname::text, i.inhrelid IS NOT NULL, coalesce(i.inhdetachpending, false)
+                       FROM pg_class c LEFT JOIN pg_inherits i ON i.inhrelid = c.oid
+                       WHERE c.relnamespace = 'public'::regnamespace AND c.relkind = 'r'
+                         AND starts_with(c.relname, $1 || '_') ORDER BY 1";
+            let names: Vec<(String, bool, bool)> =
                 sqlx::query_as(sql).bind(parent).fetch_all(&mut self.connection).await?;
-            found.extend(names.into_iter().filter_map(|(name, is_half_out)| {
+            found.extend(names.into_iter().filter_map(|(name, is_in, is_half_out)| {
                 let end = end_of_month(name.strip_prefix(parent)?)?;
-                Some(Partition { parent, name, end, is_half_out })
+                let state = match (is_in, is_half_out) {
+                    (false, _) => State::Out,
+                    (true, true) => State::HalfOut,
+                    (true, false) => State::In,
+                };
+                Some(Partition { parent, name, end, state })
             }));
         }
         Ok(found)
@@ -86,12 +100,14 @@ impl Owner {
     /// # Errors
     /// When PostgreSQL cannot be reached, or a long reader is in the way.
     pub async fn drop(&mut self, partition: &Partition) -> Result<(), StoreError> {
-        let Partition { parent, name, is_half_out, .. } = partition;
-        let how = if *is_half_out { "FINALIZE" } else { "CONCURRENTLY" };
-        for sql in [
-            format!("ALTER TABLE {parent} DETACH PARTITION {name} {how}"),
-            format!("DROP TABLE {name}"),
-        ] {
+        let Partition { parent, name, state, .. } = partition;
+        let detach = |how| format!("ALTER TABLE {parent} DETACH PARTITION {name} {how}");
+        let detach = match state {
+            State::In => Some(detach("CONCURRENTLY")),
+            State::HalfOut => Some(detach("FINALIZE")),
+            State::Out => None,
+        };
+        for sql in detach.into_iter().chain([format!("DROP TABLE {name}")]) {
             // Names are ours, and of letters and digits.
             sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut self.connection).await?;
         }
@@ -124,14 +140,20 @@ impl Store {
         events_before: OffsetDateTime,
         seals_before: OffsetDateTime,
     ) -> Result<Vec<(WorkspaceId, Pruned)>, StoreError> {
+        let mut tx = self.pools.own().begin().await?;
+        // Once an hour at most, and of all workspaces.
+        sqlx::query!(r#"SELECT set_config('statement_timeout', '600000', true) AS "set""#)
+            .fetch_one(&mut *tx)
+            .await?;
         let rows = sqlx::query!(
             r#"SELECT workspace_id AS "workspace_id!: WorkspaceId", sequence AS "sequence!", hash
                FROM losing_workspaces($1, $2)"#,
             events_before,
             seals_before,
         )
-        .fetch_all(&self.pools.own())
+        .fetch_all(&mut *tx)
         .await?;
+        tx.rollback().await?;
         let told = rows.into_iter().map(|row| {
             let hash = match row.hash {
                 None => ChainHash::genesis(row.workspace_id),

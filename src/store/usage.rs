@@ -24,11 +24,11 @@ pub async fn known(
     own_node: Uuid,
     own_until: OffsetDateTime,
 ) -> Result<Known, StoreError> {
-    let row = sqlx::query!("SELECT until, node_lost_at FROM uses_known($1)", own_node)
+    let row = sqlx::query!("SELECT until, doubtful_at FROM uses_known($1)", own_node)
         .fetch_one(tx.conn())
         .await?;
     let until = row.until.map_or(own_until, |until| until.min(own_until));
-    Ok(Known { until, node_lost_at: row.node_lost_at })
+    Ok(Known { until, doubtful_at: row.doubtful_at })
 }
 
 /// What a key was used for since an hour ago.
@@ -172,7 +172,7 @@ pub async fn spells(
         r#"SELECT CASE $3::text WHEN 'all' THEN timestamptz 'epoch' ELSE date_trunc($3, hour, 'UTC') END AS "start!",
                   route_group, status_class, sum(requests)::bigint AS "requests!"
            FROM key_usage_hours
-           WHERE workspace_id = $1 AND key_id = $2 AND hour >= $4
+           WHERE workspace_id = $1 AND key_id = $2 AND hour >= $4 AND requests > 0
            GROUP BY 1, 2, 3 ORDER BY 1, 2, 3"#,
         workspace.uuid(),
         id.uuid(),
@@ -282,16 +282,23 @@ pub async fn over_scoped_keys(
 }
 
 impl Store {
-    /// Forgets what keys were used for before a moment, and the minutes of longer than two hours ago.
+    /// Forgets the minutes of longer than two hours ago; some of them, so it is to be asked often.
     ///
     /// # Errors
     /// When PostgreSQL cannot be reached.
-    pub async fn prune_key_usage(
-        &self,
-        now: OffsetDateTime,
-        oldest: OffsetDateTime,
-    ) -> Result<(), StoreError> {
-        sqlx::query!(r#"SELECT prune_key_usage($1, $2) AS "done""#, now, oldest)
+    pub async fn prune_usage_minutes(&self, now: OffsetDateTime) -> Result<(), StoreError> {
+        sqlx::query!(r#"SELECT prune_usage_minutes($1) AS "done""#, now)
+            .fetch_one(&self.pools.own())
+            .await?;
+        Ok(())
+    }
+
+    /// Forgets what keys were used for before a moment.
+    ///
+    /// # Errors
+    /// When PostgreSQL cannot be reached.
+    pub async fn prune_key_usage(&self, oldest: OffsetDateTime) -> Result<(), StoreError> {
+        sqlx::query!(r#"SELECT prune_key_usage($1) AS "done""#, oldest)
             .fetch_one(&self.pools.own())
             .await?;
         Ok(())

@@ -111,6 +111,11 @@ async fn bad_values_are_refused() {
         let answer = app.get(&path).bearer(&dana.access_token).send().await;
         answer.refused(422, "validation_failed").blames(field);
     }
+    // Half of it would look whole there.
+    let mut old = reqwest::Client::new().get(format!("{}/v1/audit-log/export", app.url));
+    old = old.version(reqwest::Version::HTTP_10).bearer_auth(&dana.access_token);
+    let answer = old.send().await.unwrap();
+    assert_eq!(answer.status(), 400);
 }
 
 /// Runs the verifier that a customer might write: Python's standard library and one for the signature.
@@ -161,11 +166,18 @@ async fn a_customer_checks_the_log_with_a_verifier_of_their_own() {
     removed.remove(700);
     let mut swapped = lines.clone();
     swapped.swap(10, 11);
+    // Taken out of the database, it is null, and no retention explains it.
+    let mut gone: Value = serde_json::from_str(lines[600]).unwrap();
+    gone["event"] = Value::Null;
+    let gone = gone.to_string();
+    let mut nulled = lines.clone();
+    nulled[600] = &gone;
     let cut = lines[..usize::try_from(at).unwrap() - 1].to_vec();
     for (name, lines, what) in [
         ("changed", changed, "501"),
         ("removed", removed, "701"),
         ("swapped", swapped, "11"),
+        ("nulled", nulled, "number 601 was removed"),
         ("cut", cut, "cut off"),
     ] {
         let path = write(name, &(lines.join("\n") + "\n")).await;

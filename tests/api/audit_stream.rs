@@ -154,11 +154,20 @@ async fn a_service_that_stops_ends_its_streams() {
 #[tokio::test]
 async fn a_comment_shows_that_the_connection_lives() {
     let app = TestApp::start().await;
-    let (_, _, watcher) = people(&app).await;
+    let (dana, _, watcher) = people(&app).await;
     let path = format!("{STREAM}?action=never.happens");
     let mut stream = app.get(&path).bearer(&watcher.secret).follow().await;
     let wait = tokio::time::timeout(Duration::from_secs(25), stream.block());
+    app.clock.advance(Duration::from_mins(5));
     assert_eq!(wait.await.unwrap(), Block::Comment);
+    // Whoever follows uses the key, though it is no further request.
+    eventually("the use is noted", async || {
+        let path = format!("/v1/api-keys/{}/usage", watcher.id);
+        let usage = app.get(&path).bearer(&dana.access_token).send().await.expect(200);
+        assert_eq!(usage["total_requests"].as_i64().unwrap_or(0).max(1), 1, "{usage:#}");
+        (usage["first_used_at"].as_str() < usage["last_used_at"].as_str()).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test]

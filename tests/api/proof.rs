@@ -6,8 +6,9 @@ use call2me_auth::{
         verifier::{Problem, Verified, verify},
     },
     model::{
-        audit::{ChainHash, EventDigest, SignedCheckpoint},
+        audit::{Action, Actor, ChainHash, Checkpoint, EventDigest, NewEvent, SignedCheckpoint},
         id::{EventId, WorkspaceId},
+        timestamp,
     },
 };
 use serde::Deserialize as _;
@@ -482,4 +483,73 @@ async fn what_retention_dropped_is_explained_by_the_chain_itself() {
         .unwrap();
     let found = verify(store, log.id, &[]).await.unwrap();
     assert!(matches!(found.problem, Some(Problem::Removed { .. })), "{oldest}: {found:#?}");
+}
+
+/// Whoever can have events sealed could have retention's word sealed, too; it explains whole months that were over, and
+/// no more.
+#[tokio::test]
+async fn a_word_about_retention_hides_nothing_but_whole_months() {
+    let app = TestApp::start().await;
+    let words = ["2099-01-01T00:00:00.000000Z", "2099-01-01T00:00:00.000001Z", "this month"];
+    for (number, before) in words.into_iter().enumerate() {
+        let log = Log::new(&app, &format!("acme-{number}")).await;
+        let now = app.app.env.clock.now();
+        let this_month = now.replace_day(1).unwrap().replace_time(time::Time::MIDNIGHT);
+        let before = match before {
+            "this month" => this_month,
+            text => {
+                time::OffsetDateTime::parse(text, &time::format_description::well_known::Rfc3339)
+                    .unwrap()
+            }
+        };
+        let told = json!({
+            "before": timestamp::format(before), "sequence": 0, "hash": ChainHash::genesis(log.id),
+        });
+        let event = NewEvent::new(app.app.env.new_id(), log.id, Action::LogPruned, Actor::system());
+        let mut tx = app.app.store.begin(log.id, None).await.unwrap();
+        call2me_auth::store::audit::insert(&mut tx, log.id, &event.with(told)).await.unwrap();
+        tx.commit().await.unwrap();
+        app.database.all_is_sealed().await;
+        let victim = log.events[4];
+        let sql = "DELETE FROM audit_events WHERE workspace_id = $1 AND id = $2";
+        log.tamper(&app, sql, &[victim]).await;
+        let removed = Problem::Removed { event_id: victim, sequence: 5 };
+        assert_eq!(log.check(&app, &[]).await.problem, Some(removed), "{before}");
+    }
+}
+
+#[tokio::test]
+async fn checkpoints_of_one_place_are_all_held_against_the_chain() {
+    let app = TestApp::start().await;
+    let log = Log::new(&app, "acme").await;
+    let genuine = log.checkpoint(&app).await.checkpoint;
+    app.database.all_is_sealed().await;
+    let other = Checkpoint { hash: ChainHash::genesis(log.id), ..genuine };
+    for pair in [[genuine, other], [other, genuine]] {
+        let found = verify(&app.app.store, log.id, &pair).await.unwrap();
+        assert_eq!(found.problem, Some(Problem::Rewritten { sequence: genuine.sequence }));
+    }
+}
+
+/// As an upgrade leaves them: without digests, and behind everything that is newer.
+#[tokio::test]
+async fn events_from_before_there_was_a_ledger_are_sealed_too() {
+    let app = TestApp::start().await;
+    let log = Log::new(&app, "acme").await;
+    let old = EventId::from(Uuid::from_u128(raw(log.events[5]).as_u128() + 1));
+    let sql = "INSERT INTO audit_events (id, workspace_id, action, actor_type, actor_name, path, metadata)
+               SELECT $3, workspace_id, 'request', 'user', 'somebody', '/v1/agents', '{\"b\": 1, \"a\": {}}'
+               FROM audit_events WHERE workspace_id = $1 AND id = $2";
+    log.tamper(&app, sql, &[log.events[5], old]).await;
+    let sql = "INSERT INTO ledger (id, since, workspace_ids, event_ids) VALUES (-7, now(), ARRAY[$1], ARRAY[$2])";
+    log.tamper(&app, sql, &[old]).await;
+    // A node looks for such when it starts.
+    let _upgraded = app.another_node().await;
+    eventually("it is sealed", async || {
+        let found = log.check(&app, &[]).await;
+        (found.problem.is_none() && found.unsealed == 0).then_some(())
+    })
+    .await;
+    let mut connection = app.database.connect().await;
+    assert!(chain(&mut connection, log.id).await.iter().any(|(event, _)| *event == old));
 }

@@ -37,6 +37,24 @@ async fn the_story_in_the_readme_holds() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_rotation_in_the_readme_holds() {
+    let app = TestApp::start_with(&[("rotation.quiet_seconds", "2")]).await;
+    // Time goes on by itself.
+    let clock = app.clock.clone();
+    let ticking = tokio::spawn(async move {
+        loop {
+            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+            clock.advance(std::time::Duration::from_millis(100));
+        }
+    });
+    let mut command =
+        Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/walkthrough-rotation"));
+    command.arg(&app.url);
+    run(command).await;
+    ticking.abort();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn schemathesis_finds_no_5xx_and_nothing_outside_the_document() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;

@@ -6,6 +6,7 @@ Nothing here is the service's: this is what a customer would write.
 """
 
 import base64
+import datetime
 import hashlib
 import json
 import sys
@@ -21,6 +22,18 @@ def canonical(event):
 
 def genesis(workspace_id):
     return hashlib.sha256(f"call2me audit chain v1 {workspace_id}".encode()).digest()
+
+
+ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
+
+
+def month_of(event_id):
+    """The month that an event happened in: its id is a UUIDv7 in base32 (TypeID)."""
+    number = 0
+    for letter in event_id.removeprefix("event_"):
+        number = number * 32 + ALPHABET.index(letter)
+    at = datetime.datetime.fromtimestamp((number >> 80) / 1000, datetime.timezone.utc)
+    return at.strftime("%Y-%m")
 
 
 def decode(text):
@@ -58,6 +71,8 @@ def main(proof_path, jwks_path, *checkpoint_paths):
     # Where the chain is known before the first line: at its beginning, or at a checkpoint.
     known = {0: genesis(workspace_id).hex(), **checkpoints}
     expected = hash = None
+    # What is missing, by its month, and the months of which something is there.
+    missing, kept, dropped_before = {}, set(), ""
     with open(proof_path) as file:
         for text in file:
             line = json.loads(text)
@@ -67,17 +82,29 @@ def main(proof_path, jwks_path, *checkpoint_paths):
                 assert before, f"nothing is known of the chain before {expected}"
                 hash = bytes.fromhex(before)
             assert line["sequence"] == expected, f"number {expected} is missing"
-            if line["event"] is None:
-                # Retention has dropped it.
+            month = month_of(line["event_id"])
+            event = line["event"]
+            if event is None:
+                # Its hash is taken as it is; whether it may be missing shows at the end.
                 hash = bytes.fromhex(line["hash"])
+                missing.setdefault(month, expected)
             else:
-                digest = hashlib.sha256(canonical(line["event"])).digest()
+                assert event["id"] == line["event_id"], f"number {expected} was changed"
+                kept.add(month)
+                digest = hashlib.sha256(canonical(event)).digest()
                 hash = hashlib.sha256(hash + digest).digest()
+                if event["action"] == "workspace.log_pruned":
+                    before = event["metadata"]["before"]
+                    # Retention drops whole months, once they are over.
+                    if before.endswith("-01T00:00:00.000000Z") and before <= event["at"]:
+                        dropped_before = max(dropped_before, before)
             assert hash.hex() == line["hash"], f"number {expected} was changed"
             assert checkpoints.get(expected, hash.hex()) == hash.hex(), (
                 f"the chain is not that of the checkpoint at {expected}"
             )
             expected += 1
+    for month, sequence in sorted(missing.items(), key=lambda item: item[1]):
+        assert month not in kept and month < dropped_before[:7], f"number {sequence} was removed"
     last = (expected or 1) - 1
     for sequence in checkpoints:
         assert sequence <= last, f"the log was cut off behind {last}"

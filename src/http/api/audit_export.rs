@@ -6,7 +6,7 @@ use std::{io, str::FromStr};
 use axum::{
     body::{Body, Bytes},
     extract::State,
-    http::{HeaderValue, header},
+    http::{HeaderValue, Version, header},
     response::{IntoResponse, Response},
 };
 use futures_util::stream;
@@ -17,11 +17,12 @@ use super::{Answer, audit_log::filter_of};
 use crate::{
     http::{
         ApiError, App,
+        error::Code,
         extract::{Authorized, Query, ReadOnly, Standing},
     },
     model::{
         audit::{ChainHash, Event, EventFilter},
-        id::Id,
+        id::{EventId, Id},
         principal::Caller,
         timestamp,
     },
@@ -104,7 +105,12 @@ pub async fn export(
     State(app): State<App>,
     query: Query,
     standing: Standing<ReadOnly>,
+    version: Version,
 ) -> Answer<Response> {
+    // Which has no other end of a body than that of the connection: half an export would look whole.
+    if version == Version::HTTP_10 {
+        return Err(ApiError::new(Code::BadRequest, "an export takes HTTP/1.1"));
+    }
     let format = query.parse_as("format", "ndjson or csv")?.unwrap_or(Format::Ndjson);
     let is_proof = query.parse_as("proof", "true or false")?.unwrap_or(false);
     let after: Option<i64> = query.parse_as("after_sequence", "a place in the chain")?;
@@ -172,8 +178,10 @@ enum Source {
 /// A line of a proof.
 #[derive(Serialize)]
 struct ProofLine<'a> {
-    /// Null: retention has dropped it, and its hash has to be taken as it is.
+    /// Null: it is not there. Where a later event of the chain tells that retention dropped its whole month, its
+    /// hash has to be taken as it is.
     event: Option<&'a Event<'static>>,
+    event_id: EventId,
     hash: ChainHash,
     sequence: i64,
 }
@@ -181,18 +189,18 @@ struct ProofLine<'a> {
 impl Export {
     /// The next part; none: that was all. Asked for only when there is room for it.
     async fn next(&mut self) -> Option<io::Result<Vec<u8>>> {
-        if self.is_over {
-            return None;
-        }
-        let part = match self.part().await {
-            Ok(part) => part,
-            // A body that ends here without its end: the client is not to take it for whole.
-            Err(error) => {
-                self.is_over = true;
-                return Some(Err(io::Error::other(error)));
+        while !self.is_over {
+            match self.part().await {
+                Ok(part) if part.is_empty() => {}
+                Ok(part) => return Some(Ok(part)),
+                // A body that ends here without its end: the client is not to take it for whole.
+                Err(error) => {
+                    self.is_over = true;
+                    return Some(Err(io::Error::other(error)));
+                }
             }
-        };
-        (!part.is_empty()).then_some(Ok(part))
+        }
+        None
     }
 
     async fn part(&mut self) -> Result<Vec<u8>, StoreError> {
@@ -203,20 +211,19 @@ impl Export {
                 let page = log.export(&self.caller, filter, *before).await?;
                 self.is_over = !page.more;
                 *before = page.items.last().map(|event| event.id.uuid());
+                let wanted = page.items.iter().filter(|event| filter.passes(event));
                 match self.format {
-                    Format::Ndjson => ndjson(&mut part, page.items.iter()),
-                    Format::Csv => csv(&mut part, &page.items, !self.is_begun),
+                    Format::Ndjson => ndjson(&mut part, wanted),
+                    Format::Csv => csv(&mut part, wanted, !self.is_begun),
                 }
             }
             Source::Chain { behind, until } => {
                 let sealed = log.sealed(&self.caller, *behind, *until).await?;
                 *behind = sealed.last().map_or(*until, |last| last.sequence);
                 self.is_over = *behind >= *until;
-                let line =
-                    |Sealed { sequence, hash, event }: &Sealed| (event.clone(), *hash, *sequence);
-                let lines: Vec<_> = sealed.iter().map(line).collect();
-                let lines = lines.iter().map(|(event, hash, sequence)| ProofLine {
+                let lines = sealed.iter().map(|Sealed { sequence, id, hash, event }| ProofLine {
                     event: event.as_ref(),
+                    event_id: *id,
                     hash: *hash,
                     sequence: *sequence,
                 });
@@ -239,7 +246,11 @@ fn ndjson(part: &mut Vec<u8>, lines: impl Iterator<Item = impl Serialize>) {
     }
 }
 
-fn csv(part: &mut Vec<u8>, events: &[Event<'_>], with_header: bool) {
+fn csv<'a>(
+    part: &mut Vec<u8>,
+    events: impl Iterator<Item = &'a Event<'static>>,
+    with_header: bool,
+) {
     let mut writer = csv::WriterBuilder::new().terminator(csv::Terminator::CRLF).from_writer(part);
     // Writing to memory does not fail.
     if with_header {

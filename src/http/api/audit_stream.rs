@@ -19,12 +19,17 @@ use tokio::{
 
 use super::{Answer, audit_log::filter_of};
 use crate::{
-    audit::Follower,
+    audit::{self, Follower},
     http::{
         ApiError, App,
         extract::{Authorized, Query, ReadOnly, Standing},
     },
-    model::{audit::EventFilter, principal::Caller},
+    model::{
+        audit::{Action, EventFilter},
+        principal::Caller,
+        scope::Scope,
+        usage::RouteUse,
+    },
     store::chains::Sealed,
 };
 
@@ -150,7 +155,10 @@ impl Tail {
             let end = match wake {
                 Wake::Behind(end) => end,
                 Wake::Heartbeat | Wake::Check if !self.standing.holds().await => return None,
-                Wake::Heartbeat => return Some(": \n\n".to_owned()),
+                Wake::Heartbeat => {
+                    self.goes_on().await;
+                    return Some(": \n\n".to_owned());
+                }
                 Wake::Check => continue,
             };
             let Ok(sealed) = self.app.audit_log.sealed(&self.caller, self.sequence, end).await
@@ -168,6 +176,15 @@ impl Tail {
                 return Some(text);
             }
         }
+    }
+
+    /// Whoever follows goes on using the key, and would miss it.
+    async fn goes_on(&self) {
+        let Some(permit) = self.app.audit.reserve().await else { return };
+        let mut event = audit::event(&self.app.env, &self.caller, Action::Request, 200);
+        event.route = Some(RouteUse { group: "audit-log", scope: Scope::ReadOnly });
+        event.is_use_alone = true;
+        permit.send(event);
     }
 
     /// The events that the client wants.

@@ -346,6 +346,9 @@ pub struct NewEvent {
     pub metadata: Metadata,
     /// What the request asked for, where it counts as a use of a key. Counted, but no part of the event.
     pub route: Option<RouteUse>,
+    /// It tells that a request goes on using its key, and nothing else: it is noted with the key's uses, and is
+    /// in no log.
+    pub is_use_alone: bool,
 }
 
 /// More about an event. Its names are sorted, as the canonical form of the event wants it.
@@ -406,7 +409,8 @@ impl NewEvent {
     #[must_use]
     pub fn new(id: EventId, workspace_id: WorkspaceId, action: Action, actor: Actor) -> Self {
         let (target, request, metadata, route) = (None, None, Metadata::None, None);
-        Self { id, workspace_id, action, actor, target, request, metadata, route }
+        let is_use_alone = false;
+        Self { id, workspace_id, action, actor, target, request, metadata, route, is_use_alone }
     }
 
     /// What it was done to.
