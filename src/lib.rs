@@ -36,6 +36,8 @@
 //! - Where does a program get its tokens? [`oauth::token`], after [`oauth::authorize`]
 //! - Which routes are there, and what do they ask? [`http::routes`]
 //! - In which order does a request pass what? [`http`]
+//! - Where does the audit log get its proof? [`audit::Sealer`]; who checks it? [`audit::verifier`]
+//! - Where is it decided that a rotated key may go? [`model::rotation`]
 //! - What keeps workspaces apart? [`store`], and the policies of `migrations/0001_foundation.sql`
 
 pub mod app;

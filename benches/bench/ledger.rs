@@ -108,7 +108,7 @@ async fn timed(
     let clock = &world.env.clock;
     let began = clock.monotonic();
     work.await?;
-    let took = clock.monotonic() - began;
+    let took = clock.monotonic().saturating_sub(began);
     settle(postgres).await;
     let (cpu, postgres_cpu) = (own_cpu() - before.0, cpu_micros(postgres) - before.1);
     Ok(Done { events, took, cpu, postgres_cpu })
@@ -266,5 +266,7 @@ fn each(env: &Env, batch: &[NewEvent], work: impl Fn(&[NewEvent]) -> usize) -> f
     for _ in 0..REPEATS {
         std::hint::black_box(work(std::hint::black_box(batch)));
     }
-    micros(env.clock.monotonic() - began) / f64::from(REPEATS) / float(batch.len() as u64)
+    micros(env.clock.monotonic().saturating_sub(began))
+        / f64::from(REPEATS)
+        / float(batch.len() as u64)
 }

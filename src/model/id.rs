@@ -26,17 +26,42 @@ pub trait Id: Copy + From<Uuid> {
 /// Writes an id of any prefix.
 #[must_use]
 pub fn format(prefix: &str, id: Uuid) -> String {
+    let mut text = String::with_capacity(prefix.len() + 1 + SUFFIX_LEN);
+    text.push_str(prefix);
+    text.push('_');
+    text.push_str(str::from_utf8(&suffix(id)).unwrap_or_default());
+    text
+}
+
+/// What stands behind the underscore.
+fn suffix(id: Uuid) -> [u8; SUFFIX_LEN] {
     let mut bits = id.as_u128();
     let mut suffix = [0; SUFFIX_LEN];
     for digit in suffix.iter_mut().rev() {
         *digit = ALPHABET[usize::from(bits.to_le_bytes()[0] & 31)];
         bits >>= 5;
     }
-    let mut text = String::with_capacity(prefix.len() + 1 + SUFFIX_LEN);
-    text.push_str(prefix);
-    text.push('_');
-    text.push_str(str::from_utf8(&suffix).unwrap_or_default());
-    text
+    suffix
+}
+
+/// The longest text of an id that needs no memory of its own.
+const SHORT: usize = 48;
+
+/// Serializes an id of any prefix: several times for each event of the log, so without an allocation.
+///
+/// # Errors
+/// When the serializer fails.
+pub fn serialize<S: Serializer>(prefix: &str, id: Uuid, serializer: S) -> Result<S::Ok, S::Error> {
+    let mut text = [0; SHORT];
+    let len = prefix.len() + 1 + SUFFIX_LEN;
+    let Some(room) = text.get_mut(..len) else {
+        return serializer.serialize_str(&format(prefix, id));
+    };
+    let (head, tail) = room.split_at_mut(prefix.len());
+    head.copy_from_slice(prefix.as_bytes());
+    tail[0] = b'_';
+    tail[1..].copy_from_slice(&suffix(id));
+    serializer.serialize_str(str::from_utf8(room).unwrap_or_default())
 }
 
 /// Reads an id of one prefix.
@@ -119,7 +144,7 @@ macro_rules! ids {
 
         impl Serialize for $name {
             fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-                serializer.serialize_str(&format(Self::PREFIX, self.0))
+                serialize(Self::PREFIX, self.0, serializer)
             }
         }
 

@@ -144,14 +144,14 @@ impl RotationReport {
         Self { old, new, state, safe_to_revoke, reason, quiet_for }
     }
 
-    /// The new key's part of the last hour's requests with either, from 0 to 1.
+    /// The new key's part of the last hour's requests with either, from 0 to 1, to four digits.
     #[must_use]
     pub fn adoption(&self) -> f64 {
         let new = self.new.as_ref().map_or(0, |new| new.requests_last_hour);
         let all = new + self.old.requests_last_hour;
         #[expect(clippy::cast_precision_loss, reason = "a ratio, of an hour's requests")]
         let ratio = if all == 0 { 0.0 } else { new as f64 / all as f64 };
-        ratio
+        (ratio * 10_000.0).round() / 10_000.0
     }
 }
 

@@ -3,18 +3,37 @@
 
 use serde::{Deserialize, Deserializer, Serializer};
 use time::{
-    OffsetDateTime, UtcOffset,
-    format_description::{BorrowedFormatItem, well_known::Rfc3339},
-    macros::format_description,
+    OffsetDateTime, UtcOffset, format_description::well_known::Rfc3339, macros::format_description,
 };
 
-const FORMAT: &[BorrowedFormatItem<'_>] =
-    format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:6]Z");
+/// How long the text of a moment is.
+const LEN: usize = "2026-01-31T12:00:00.000000Z".len();
 
 /// The text of a moment.
 #[must_use]
 pub fn format(moment: OffsetDateTime) -> String {
-    moment.to_offset(UtcOffset::UTC).format(FORMAT).unwrap_or_default()
+    str::from_utf8(&digits(moment)).unwrap_or_default().to_owned()
+}
+
+/// By hand: it is made for each event of the log, and a general formatter takes ten times as long.
+fn digits(moment: OffsetDateTime) -> [u8; LEN] {
+    let moment = moment.to_offset(UtcOffset::UTC);
+    let mut text = *b"0000-00-00T00:00:00.000000Z";
+    let mut put = |place: std::ops::Range<usize>, number: u32| {
+        let mut rest = number;
+        for digit in text[place].iter_mut().rev() {
+            *digit = b'0' + u8::try_from(rest % 10).unwrap_or_default();
+            rest /= 10;
+        }
+    };
+    put(0..4, moment.year().unsigned_abs());
+    put(5..7, u8::from(moment.month()).into());
+    put(8..10, moment.day().into());
+    put(11..13, moment.hour().into());
+    put(14..16, moment.minute().into());
+    put(17..19, moment.second().into());
+    put(20..26, moment.microsecond());
+    text
 }
 
 /// A moment as people read it, to the minute.
@@ -29,7 +48,7 @@ pub fn for_people(moment: OffsetDateTime) -> String {
 /// # Errors
 /// When the serializer fails.
 pub fn serialize<S: Serializer>(moment: &OffsetDateTime, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(&format(*moment))
+    serializer.serialize_str(str::from_utf8(&digits(*moment)).unwrap_or_default())
 }
 
 /// For `#[serde(with)]`.
@@ -63,6 +82,17 @@ pub mod option {
 #[cfg(test)]
 mod tests {
     use time::macros::datetime;
+
+    proptest::proptest! {
+        #[test]
+        fn as_a_general_formatter_has_it(nanos in -62_135_596_800_000_000_000_i128..253_402_300_799_999_999_999) {
+            let moment = time::OffsetDateTime::from_unix_timestamp_nanos(nanos).unwrap();
+            let format = time::macros::format_description!(
+                "[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:6]Z"
+            );
+            proptest::prop_assert_eq!(super::format(moment), moment.format(format).unwrap());
+        }
+    }
 
     #[test]
     fn six_digits_always() {

@@ -185,10 +185,18 @@ async fn a_key_that_is_none_is_refused() {
     let long = "x".repeat(256);
     for bad in ["", "two words", long.as_str(), "tab\there"] {
         let call = app.post("/v1/agents").bearer(&dana.access_token);
-        keyed(call, bad, &json!({ "agent_name": "a" })).send().await.refused(400, "bad_request");
+        keyed(call, bad, &json!({ "agent_name": "a" }))
+            .send()
+            .await
+            .refused(422, "validation_failed")
+            .blames("Idempotency-Key");
     }
     let call = app.post("/v1/agents").bearer(&dana.access_token).header("idempotency-key", "a");
-    keyed(call, "b", &json!({ "agent_name": "a" })).send().await.refused(400, "bad_request");
+    keyed(call, "b", &json!({ "agent_name": "a" }))
+        .send()
+        .await
+        .refused(422, "validation_failed")
+        .blames("Idempotency-Key");
     let call = app.post("/v1/agents").bearer(&dana.access_token);
     keyed(call, &"x".repeat(255), &json!({ "agent_name": "a" })).send().await.expect(201);
 }

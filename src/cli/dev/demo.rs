@@ -22,6 +22,7 @@ use crate::{
         id::{AgentId, ApiKeyId, WorkspaceId},
         password::Password,
         scope::{Role, Scope},
+        usage::RouteUse,
         user::User,
         wallet::Transaction,
         workspace::Workspace,
@@ -381,11 +382,11 @@ impl<'a> Seed<'a> {
     fn traffic(&self, workspace: WorkspaceId, keys: &[(ApiKeyId, &str)]) -> Vec<NewEvent> {
         let clients = ["Zapier", "python-httpx/0.27.0"];
         let requests = [
-            ("GET", "/v1/agents", 200),
-            ("POST", "/v1/calls", 201),
-            ("GET", "/v1/calls", 200),
-            ("POST", "/v1/calls", 422),
-            ("GET", "/v1/wallet/balance", 403),
+            ("GET", "/v1/agents", "agents", Scope::ReadOnly, 200),
+            ("POST", "/v1/calls", "calls", Scope::Write, 201),
+            ("GET", "/v1/calls", "calls", Scope::ReadOnly, 200),
+            ("POST", "/v1/calls", "calls", Scope::Write, 422),
+            ("GET", "/v1/wallet/balance", "wallet", Scope::Admin, 403),
         ];
         let event = |number: i64| {
             let place = usize::try_from(number).unwrap_or(0);
@@ -393,7 +394,7 @@ impl<'a> Seed<'a> {
             let (id, name) = keys[place % keys.len()];
             // Mostly reads; now and then something is refused.
             let kind = [0, 1, 2, 0, 2, 0, 1, 0, 2, 0, 3, 0, 2, 4][place % 14];
-            let (method, path, status) = requests[kind];
+            let (method, path, group, scope, status) = requests[kind];
             let request = RequestInfo {
                 id: then.new_id(),
                 method: method.into(),
@@ -404,11 +405,10 @@ impl<'a> Seed<'a> {
             };
             let took = std::time::Duration::from_micros(400 + (number.unsigned_abs() * 97) % 2_000);
             let actor = Actor::api_key(id, &name.into());
-            NewEvent::new(then.new_id(), workspace, Action::Request, actor).in_request(
-                &Arc::new(request),
-                status,
-                took,
-            )
+            let mut event = NewEvent::new(then.new_id(), workspace, Action::Request, actor)
+                .in_request(&Arc::new(request), status, took);
+            event.route = Some(RouteUse { group, scope });
+            event
         };
         (0..400).map(event).collect()
     }

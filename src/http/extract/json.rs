@@ -59,8 +59,8 @@ fn idempotency_key(headers: &HeaderMap) -> Result<Option<SecretString>, ApiError
     });
     match (text, values.next()) {
         (Some(text), None) => Ok(Some(text.into())),
-        _ => Err(ApiError::new(
-            Code::BadRequest,
+        _ => Err(ApiError::invalid(
+            "Idempotency-Key",
             "Idempotency-Key must be given once, and be 1 to 255 visible ASCII characters",
         )),
     }

@@ -116,7 +116,7 @@ impl fmt::Display for PublicId<'_> {
 
 impl Serialize for PublicId<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(&id::format(&self.prefix, self.id))
+        id::serialize(&self.prefix, self.id, serializer)
     }
 }
 
@@ -138,7 +138,10 @@ impl Event<'_> {
     /// # Errors
     /// Never: it is made of texts and numbers.
     pub fn canonical(&self) -> Result<Vec<u8>, serde_json::Error> {
-        serde_json::to_vec(self)
+        // Most are not longer.
+        let mut bytes = Vec::with_capacity(640);
+        serde_json::to_writer(&mut bytes, self)?;
+        Ok(bytes)
     }
 
     /// SHA-256 of the canonical form.
