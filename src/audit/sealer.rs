@@ -39,7 +39,7 @@ const EVENTS: i32 = 4000;
 /// How long a look may take.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// How often all of the ledger is looked at, and not only what is behind the entries of late.
-const FULL_LOOK_EVERY: Duration = Duration::from_mins(1);
+const FULL_LOOK_EVERY: Duration = Duration::from_secs(30);
 
 /// What was sealed.
 #[derive(Debug, Default)]
@@ -94,7 +94,7 @@ struct Place {
 }
 
 impl Place {
-    /// Entries become visible in any order, but hardly a minute late; and then the next look at all of
+    /// Entries become visible in any order, but hardly half a minute late; and then the next look at all of
     /// them finds them.
     fn next(&mut self, now: Duration) -> i64 {
         if self.looked_at_all.is_none_or(|then| now >= then + FULL_LOOK_EVERY) {
@@ -137,39 +137,53 @@ impl Sealer {
         loop {
             let behind =
                 if is_backlog { i64::MIN } else { self.place.next(self.env.clock.monotonic()) };
-            match self.seal_some(behind).await {
-                Ok(Some(0)) if is_backlog => {
-                    self.has_backlog = false;
-                    return Ok(());
-                }
-                Ok(Some(0)) if self.has_backlog => is_backlog = true,
-                Ok(Some(0) | None) => return Ok(()),
-                Ok(Some(_)) => is_backlog = false,
+            let settled = match self.seal_some(behind).await {
+                Ok(Some(settled)) => settled,
+                Ok(None) => return Ok(()),
                 Err(error) => {
                     // Perhaps it was too much at a time.
                     self.size = self.size.half();
                     return Err(error);
                 }
-            }
+            };
+            self.has_backlog &= !(is_backlog && settled == Settled::Nothing);
+            is_backlog = match settled {
+                Settled::Much => false,
+                // What has come meanwhile waits for the next look, and comes together with more.
+                Settled::Some | Settled::Nothing if is_backlog || !self.has_backlog => {
+                    return Ok(());
+                }
+                Settled::Some | Settled::Nothing => true,
+            };
         }
     }
 
-    /// Seals the oldest entries behind this one; how many. None: another node seals.
-    async fn seal_some(&mut self, behind: i64) -> Result<Option<usize>, StoreError> {
+    /// Seals the oldest entries behind this one. None: another node seals.
+    async fn seal_some(&mut self, behind: i64) -> Result<Option<Settled>, StoreError> {
         let Self { store, env, counts, place, size, .. } = self;
         let look = async {
             let Some(sealing) = store.begin_sealing().await? else { return Ok(None) };
             seal_some(env, counts, &mut place.newest, sealing, behind, *size).await.map(Some)
         };
         let settled = Store::within(PATIENCE, look).await?;
-        if settled.is_some_and(|settled| settled > 0) {
+        if settled.is_some_and(|settled| settled != Settled::Nothing) {
             *size = size.double();
         }
         Ok(settled)
     }
 }
 
-/// Seals the oldest entries behind this one; how many.
+/// How much was settled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Settled {
+    Nothing,
+    /// All that there was.
+    Some,
+    /// As much as is taken at a time: there may be more.
+    Much,
+}
+
+/// Seals the oldest entries behind this one.
 async fn seal_some(
     env: &Env,
     counts: &SealCounts,
@@ -177,9 +191,11 @@ async fn seal_some(
     mut sealing: Sealing,
     behind: i64,
     size: Size,
-) -> Result<usize, StoreError> {
+) -> Result<Settled, StoreError> {
     let entries = sealing.entries_behind(behind, size.entries, size.events).await?;
-    let Some(last) = entries.iter().map(|entry| entry.id).max() else { return Ok(0) };
+    let Some(last) = entries.iter().map(|entry| entry.id).max() else {
+        return Ok(Settled::Nothing);
+    };
     let mut runs: BTreeMap<WorkspaceId, Run> = BTreeMap::new();
     for (workspace, _) in entries.iter().flat_map(|entry| &entry.events) {
         runs.entry(*workspace).or_insert_with(|| Run::genesis(*workspace));
@@ -187,7 +203,7 @@ async fn seal_some(
     for end in sealing.ends_of(runs.keys().copied()).await? {
         runs.insert(end.workspace_id, end);
     }
-    let mut sealed = 0;
+    let mut sealed: u64 = 0;
     for entry in &entries {
         let digests = match &entry.digests {
             Some(digests) => digests.clone(),
@@ -206,7 +222,9 @@ async fn seal_some(
     *newest = last.max(*newest);
     counts.sealed.fetch_add(sealed, Relaxed);
     counts.lag_ms.store(lag(&entries, now), Relaxed);
-    Ok(entries.len())
+    let is_full = i32::try_from(entries.len()).is_ok_and(|entries| entries >= size.entries)
+        || i32::try_from(sealed).is_ok_and(|events| events >= size.events);
+    Ok(if is_full { Settled::Much } else { Settled::Some })
 }
 
 /// The digests of events as they are stored.
@@ -230,18 +248,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_look_begins_behind_what_was_settled_a_minute_ago() {
+    fn a_look_begins_behind_what_was_settled_half_a_minute_ago() {
         let mut place = Place::default();
         let at = Duration::from_secs;
         assert_eq!(place.next(at(0)), 0);
         place.newest = 10;
-        assert_eq!(place.next(at(59)), 0);
-        assert_eq!(place.next(at(60)), 0, "all of it");
+        assert_eq!(place.next(at(29)), 0);
+        assert_eq!(place.next(at(30)), 0, "all of it");
         place.newest = 20;
-        assert_eq!(place.next(at(61)), 0, "10 was settled, but only just");
-        assert_eq!(place.next(at(120)), 0, "all of it");
-        assert_eq!(place.next(at(121)), 10);
-        assert_eq!(place.next(at(180)), 0, "all of it");
-        assert_eq!(place.next(at(181)), 20);
+        assert_eq!(place.next(at(31)), 0, "10 was settled, but only just");
+        assert_eq!(place.next(at(60)), 0, "all of it");
+        assert_eq!(place.next(at(61)), 10);
+        assert_eq!(place.next(at(90)), 0, "all of it");
+        assert_eq!(place.next(at(91)), 20);
     }
 }
