@@ -91,8 +91,7 @@ impl IdempotencySecrets {
     }
 }
 
-/// A creating request, as far as it can come again.
-#[derive(Debug)]
+/// A creating request, as far as it can come again. It does not print: a body may be guessed by its digest.
 pub struct Attempt {
     /// The client's `Idempotency-Key`; none: it does not care.
     pub key: Option<SecretString>,
@@ -108,8 +107,8 @@ impl Attempt {
     }
 }
 
-/// A good answer.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// A good answer. It does not print: that to a mint shows the secret.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KeptAnswer {
     /// The HTTP status.
     pub status: u16,
@@ -263,7 +262,7 @@ mod tests {
         let own = secrets.sealing_key(&"mine".into()).unwrap();
         let sealed = seal(&own, &Env::system(), &[7; 32], &answer).unwrap();
         assert!(!sealed.windows(3).any(|part| part == b"key"));
-        assert_eq!(open(&own, &[7; 32], sealed.clone()).unwrap(), answer);
+        assert!(open(&own, &[7; 32], sealed.clone()).is_ok_and(|opened| opened == answer));
         assert!(open(&own, &[8; 32], sealed.clone()).is_err());
         let other = secrets.sealing_key(&"yours".into()).unwrap();
         assert!(open(&other, &[7; 32], sealed.clone()).is_err());

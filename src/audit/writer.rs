@@ -245,7 +245,11 @@ impl Writer {
     async fn write(&mut self, batch: &mut Vec<Queued>) {
         if let Err(error) = self.insist(batch, false).await {
             // Most likely the partition of a month that has just begun.
-            warn!(?error, "cannot write audit events as they are");
+            // With its source, and without what PostgreSQL tells of the row.
+            warn!(
+                error = &error as &dyn std::error::Error,
+                "cannot write audit events as they are"
+            );
             self.store.create_audit_partitions(self.env.clock.now()).await.ok();
             for queued in batch.drain(..) {
                 self.write_one(queued).await;

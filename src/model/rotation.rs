@@ -49,9 +49,7 @@ pub struct KeyClient {
     pub ip: IpAddr,
     /// What it calls itself; empty where it does not.
     pub user_agent: String,
-    /// When it was first seen with the key.
-    pub first_used_at: OffsetDateTime,
-    /// When it last was.
+    /// When it last used the key.
     pub last_used_at: OffsetDateTime,
     /// What it last did.
     pub last_method: String,

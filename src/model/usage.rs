@@ -52,7 +52,7 @@ struct Use<'a> {
 }
 
 impl Serialize for Use<'_> {
-    /// The names are those that `count_uses` reads. By hand: flattening would cost as much again.
+    /// The names are those that `count_uses` reads. By hand: flattening goes by way of a map.
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let Self { kind, method, path, first, last, requests } = self;
         let Kind { key_id, minute: _, route_group, scope, status_class, ip, user_agent } = kind;

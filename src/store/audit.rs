@@ -167,11 +167,15 @@ pub async fn insert(
     let request = event.request.as_ref().map(|(request, _)| request);
     let outcome = event.request.as_ref().map(|(_, outcome)| outcome);
     let target = event.target.as_ref();
+    let digest = event.public().digest();
     sqlx::query!(
-        "INSERT INTO audit_events (
-             id, workspace_id, action, actor_type, actor_id, actor_name, target_type, target_id,
-             target_name, request_id, method, path, status, ip, user_agent, latency_us, metadata)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)",
+        "WITH event AS (
+             INSERT INTO audit_events (
+                 id, workspace_id, action, actor_type, actor_id, actor_name, target_type, target_id,
+                 target_name, request_id, method, path, status, ip, user_agent, latency_us, metadata)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17))
+         INSERT INTO ledger (since, workspace_ids, event_ids, digests)
+         VALUES ($18, ARRAY[$2::uuid], ARRAY[$1::uuid], $19)",
         event.id.uuid(),
         workspace.uuid(),
         event.action.as_str(),
@@ -189,15 +193,7 @@ pub async fn insert(
         request.and_then(|request| request.user_agent.as_deref()),
         outcome.map(|outcome| outcome.latency_us),
         Json(&event.metadata) as _,
-    )
-    .execute(tx.conn())
-    .await?;
-    let digest = event.public().digest();
-    sqlx::query!(
-        "INSERT INTO ledger (since, workspace_ids, event_ids, digests) VALUES ($1, $2, $3, $4)",
         id::moment(event.id.uuid()),
-        &[workspace.uuid()],
-        &[event.id.uuid()],
         &digest.as_bytes()[..],
     )
     .execute(tx.conn())

@@ -76,8 +76,7 @@ async fn clients_since(
     since: OffsetDateTime,
 ) -> Result<Vec<KeyClient>, StoreError> {
     let rows = sqlx::query!(
-        r#"SELECT ip AS "ip: IpNet", user_agent, first_used_at, last_used_at, last_method, last_path,
-                  requests
+        r#"SELECT ip AS "ip: IpNet", user_agent, last_used_at, last_method, last_path, requests
            FROM key_usage_clients
            WHERE workspace_id = $1 AND key_id = $2 AND last_used_at >= $3
            ORDER BY last_used_at DESC, ip, user_agent LIMIT $4"#,
@@ -91,7 +90,6 @@ async fn clients_since(
     let client = rows.into_iter().map(|row| KeyClient {
         ip: row.ip.addr(),
         user_agent: row.user_agent,
-        first_used_at: row.first_used_at,
         last_used_at: row.last_used_at,
         last_method: row.last_method,
         last_path: row.last_path,

@@ -30,7 +30,6 @@ impl<T: DeserializeOwned> FromRequest<App> for Json<T> {
 }
 
 /// The JSON body of a request that makes something, and by what it is known should it come again.
-#[derive(Debug)]
 pub struct Creation<T> {
     /// What is asked for.
     pub body: T,
