@@ -16,12 +16,13 @@ use call2me_auth::{
         audit::{Action, Actor, NewEvent, RequestInfo},
         id::{ApiKeyId, WorkspaceId},
         scope::Scope,
-        usage::{RouteUse, Uses},
+        usage::RouteUse,
     },
-    store::{Line, Store},
+    store::{Line, Store, audit},
 };
 use secrecy::ExposeSecret as _;
 use serde_json::Value;
+use sqlx::{Arguments as _, Execute as _};
 
 use crate::{
     options::Options,
@@ -217,9 +218,13 @@ async fn counting(options: &Options, world: &World) -> Result<(), String> {
     let (env, workspaces) = (&world.env, [world.env.new_id()]);
     let one: Vec<ApiKeyId> = vec![env.new_id()];
     let many: Vec<ApiKeyId> = (0..BATCH).map(|_| env.new_id()).collect();
-    let batches = [one, many].map(|keys| batch(env, &workspaces, &keys, BATCH));
-    let (mut requests, mut counts, mut digests) =
-        (Vec::new(), [Vec::new(), Vec::new()], Vec::new());
+    let batches = [one, many].map(|keys| {
+        let counted = batch(env, &workspaces, &keys, BATCH);
+        let uncounted = counted.iter().cloned().map(|event| NewEvent { route: None, ..event });
+        (uncounted.collect::<Vec<_>>(), counted)
+    });
+    let (mut requests, mut statements, mut counts, mut digests) =
+        (Vec::new(), Vec::new(), [Vec::new(), Vec::new()], Vec::new());
     for round in 0..options.rounds() {
         eprintln!("round {}: counting", round + 1);
         let pid = world.service.process.pid();
@@ -229,11 +234,13 @@ async fn counting(options: &Options, world: &World) -> Result<(), String> {
             wrk::run(world.folder(), world.service.port, &traffic, CONNECTIONS, seconds).await?;
         settle(world.postgres.pid()).await;
         requests.push(float(cpu_micros(pid) - before) / float(outcome.requests));
-        for (batch, samples) in batches.iter().zip(&mut counts) {
-            samples.push(each(env, batch, |batch| Uses::of(batch.iter()).to_json().len()));
+        for ((uncounted, counted), samples) in batches.iter().zip(&mut counts) {
+            let [without, with] = [uncounted, counted].map(|batch| each(env, batch, statement));
+            statements.push(without);
+            samples.push(with - without);
         }
         let digest = |event: &NewEvent| usize::from(event.public().digest().as_bytes()[0]);
-        digests.push(each(env, &batches[0], |batch| batch.iter().map(digest).sum()));
+        digests.push(each(env, &batches[0].0, |batch| batch.iter().map(digest).sum()));
     }
     let request = median(requests);
     let mut table = Table::new(&["what", "CPU µs/request", "of a request"]);
@@ -244,6 +251,7 @@ async fn counting(options: &Options, world: &World) -> Result<(), String> {
     ]);
     let [one, many] = counts;
     for (what, samples) in [
+        ("of it: the statement that logs it, without uses", statements),
         ("of it: counting uses, of one key", one),
         ("of it: counting uses, each request of another key", many),
         ("of it: the digest that is sealed", digests),
@@ -258,6 +266,12 @@ async fn counting(options: &Options, world: &World) -> Result<(), String> {
          process, on batches of {BATCH} events, which the service's writer makes of them off the path of requests."
     );
     Ok(())
+}
+
+/// Makes all that PostgreSQL is told of a batch.
+fn statement(batch: &[NewEvent]) -> usize {
+    let arguments = audit::append(batch.iter(), false).map(|mut append| append.take_arguments());
+    arguments.map_or(0, |arguments| arguments.map_or(0, |some| some.map_or(0, |some| some.len())))
 }
 
 /// Microseconds for each event of a batch.

@@ -86,10 +86,15 @@ pub fn parse(prefix: &str, text: &str) -> Result<Uuid, Invalid> {
 /// The millisecond that a UUIDv7 was made in (RFC 9562, section 5.7).
 #[must_use]
 pub fn moment(id: Uuid) -> OffsetDateTime {
-    let millis = i64::try_from(id.as_u128() >> 80).unwrap_or_default();
     // 48 bits of milliseconds reach beyond what a timestamp can tell: no id of ours does.
-    OffsetDateTime::from_unix_timestamp_nanos(i128::from(millis) * 1_000_000)
+    OffsetDateTime::from_unix_timestamp_nanos(i128::from(millis(id)) * 1_000_000)
         .unwrap_or(OffsetDateTime::UNIX_EPOCH)
+}
+
+/// The moment in an id, in milliseconds since 1970.
+#[must_use]
+pub const fn millis(id: Uuid) -> u64 {
+    id.as_u64_pair().0 >> 16
 }
 
 /// How the OpenAPI document describes an id of a prefix.

@@ -5,13 +5,12 @@ use std::{
     net::IpAddr,
 };
 
-use serde::{Serialize, Serializer, ser::SerializeStruct as _};
 use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
 
 use super::{
     audit::{Action, ActorType, NewEvent, RequestInfo},
-    id::{ApiKeyId, Id, moment},
+    id::{self, ApiKeyId, Id},
     scope::Scope,
 };
 
@@ -26,111 +25,83 @@ pub struct RouteUse {
 
 /// What makes uses alike.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-struct Kind<'a> {
-    key_id: Uuid,
-    minute: i64,
-    route_group: &'static str,
-    scope: Scope,
+pub struct UseKind<'a> {
+    /// The key.
+    pub key_id: Uuid,
+    /// Minutes since 1970.
+    pub minute: u64,
+    /// What the requests asked for.
+    pub route: RouteUse,
     /// The first digit of the answer's status.
-    status_class: u16,
-    ip: IpAddr,
-    user_agent: &'a str,
+    pub status_class: i16,
+    /// Where they came from.
+    pub ip: IpAddr,
+    /// What sent them; empty: it does not say.
+    pub user_agent: &'a str,
 }
 
 /// Uses of one key in one minute, by one program from one address, on routes of one group and scope,
 /// answered in one way.
 #[derive(Debug)]
-struct Use<'a> {
-    kind: Kind<'a>,
+pub struct Use<'a> {
+    /// What they have in common.
+    pub kind: UseKind<'a>,
     /// Of the last of them.
-    method: &'a str,
-    path: &'a str,
-    /// The first and the last event.
-    first: Uuid,
-    last: Uuid,
-    requests: u64,
+    pub method: &'a str,
+    /// Likewise.
+    pub path: &'a str,
+    /// The id of the first event.
+    pub first: Uuid,
+    /// The id of the last event.
+    pub last: Uuid,
+    /// How many.
+    pub requests: i64,
 }
 
-impl Serialize for Use<'_> {
-    /// The names are those that `count_uses` reads. By hand: flattening goes by way of a map.
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let Self { kind, method, path, first, last, requests } = self;
-        let Kind { key_id, minute: _, route_group, scope, status_class, ip, user_agent } = kind;
-        let mut row = serializer.serialize_struct("Use", 11)?;
-        row.serialize_field("key_id", key_id)?;
-        row.serialize_field("route_group", route_group)?;
-        row.serialize_field("scope", scope)?;
-        row.serialize_field("status_class", status_class)?;
-        row.serialize_field("ip", ip)?;
-        row.serialize_field("user_agent", user_agent)?;
-        row.serialize_field("method", method)?;
-        row.serialize_field("path", path)?;
-        row.serialize_field("first", first)?;
-        row.serialize_field("last", last)?;
-        row.serialize_field("requests", requests)?;
-        row.end()
-    }
-}
-
-/// What keys did in a batch of events: of each kind of use, how often.
-#[derive(Debug, Default, Serialize)]
-#[serde(transparent)]
-pub struct Uses<'a>(Vec<Use<'a>>);
-
-impl<'a> Uses<'a> {
-    /// Of these events; those that are no requests of a key do not count.
+impl<'a> Use<'a> {
+    /// What keys did in these events: of each kind of use, how often. Events that are no requests of a key do not
+    /// count.
     #[must_use]
-    pub fn of(events: impl Iterator<Item = &'a NewEvent>) -> Self {
-        let mut uses: Vec<Use<'a>> = Vec::new();
-        let mut known: HashMap<Kind<'a>, usize> = HashMap::new();
+    pub fn all(events: impl Iterator<Item = &'a NewEvent>) -> Vec<Self> {
+        // Growing would take longer than all the rest, where each event is of another kind.
+        let (room, _) = events.size_hint();
+        let mut uses: Vec<Self> = Vec::with_capacity(room);
+        let mut known: HashMap<UseKind<'a>, usize> = HashMap::with_capacity(room);
         let mut last = 0;
         for event in events {
             let Some((kind, request)) = kind(event) else { continue };
+            let id = event.id.uuid();
             // Requests of one kind mostly come in a row.
             if uses.get(last).is_none_or(|previous| previous.kind != kind) {
                 last = *known.entry(kind).or_insert_with(|| {
-                    uses.push(Use {
-                        kind,
-                        method: &request.method,
-                        path: &request.path,
-                        first: event.id.uuid(),
-                        last: event.id.uuid(),
-                        requests: 0,
-                    });
+                    let (method, path) = (&*request.method, &*request.path);
+                    uses.push(Self { kind, method, path, first: id, last: id, requests: 0 });
                     uses.len() - 1
                 });
             }
             let Some(same) = uses.get_mut(last) else { continue };
-            same.requests += u64::from(!event.is_use_alone);
-            same.first = same.first.min(event.id.uuid());
-            if event.id.uuid() > same.last {
-                same.last = event.id.uuid();
-                (same.method, same.path) = (&request.method, &request.path);
+            same.requests += i64::from(!event.is_use_alone);
+            same.first = same.first.min(id);
+            if id > same.last {
+                (same.last, same.method, same.path) = (id, &request.method, &request.path);
             }
         }
-        Self(uses)
-    }
-
-    /// As the ledger has them.
-    #[must_use]
-    pub fn to_json(&self) -> String {
-        serde_json::to_string(self).unwrap_or_default()
+        uses
     }
 }
 
 /// The kind of use that an event tells of, if any.
-fn kind(event: &NewEvent) -> Option<(Kind<'_>, &RequestInfo)> {
+fn kind(event: &NewEvent) -> Option<(UseKind<'_>, &RequestInfo)> {
     let (true, Action::Request) = (event.actor.kind == ActorType::ApiKey, event.action) else {
         return None;
     };
     let (key_id, route) = (event.actor.id?, event.route?);
     let (request, outcome) = event.request.as_ref()?;
-    let kind = Kind {
+    let kind = UseKind {
         key_id,
-        minute: moment(event.id.uuid()).unix_timestamp().div_euclid(60),
-        route_group: route.group,
-        scope: route.scope,
-        status_class: outcome.status / 100,
+        minute: id::millis(event.id.uuid()) / 60_000,
+        route,
+        status_class: i16::try_from(outcome.status / 100).unwrap_or_default(),
         ip: request.ip,
         user_agent: request.user_agent.as_deref().unwrap_or_default(),
     };
@@ -247,7 +218,6 @@ mod tests {
     use std::{sync::Arc, time::Duration};
 
     use proptest::prelude::*;
-    use serde_json::Value;
 
     use super::*;
     use crate::model::audit::Actor;
@@ -294,25 +264,15 @@ mod tests {
                     event(*key, *millis, *ip, *agent, *status, *group)
                 })
                 .collect();
-            let told = serde_json::to_value(Uses::of(events.iter())).unwrap();
-            let told = told.as_array().unwrap();
-            let count = |used: &Value| used["requests"].as_u64().unwrap();
-            prop_assert_eq!(told.iter().map(count).sum::<u64>(), events.len() as u64);
-            for used in told {
-                let same = events.iter().filter(|event| {
-                    let (kind, _) = kind(event).unwrap();
-                    used["key_id"] == kind.key_id.to_string()
-                        && used["ip"] == kind.ip.to_string()
-                        && used["user_agent"] == kind.user_agent
-                        && used["route_group"] == kind.route_group
-                        && used["status_class"] == kind.status_class
-                        && moment(used["first"].as_str().unwrap().parse().unwrap())
-                            .unix_timestamp() / 60 == kind.minute
-                });
+            let told = Use::all(events.iter());
+            prop_assert_eq!(told.iter().map(|told| told.requests).sum::<i64>(), events.len() as i64);
+            for told in told {
+                let same = events.iter().filter(|event| kind(event).unwrap().0 == told.kind);
                 let ids: Vec<_> = same.map(|event| event.id.uuid()).collect();
-                prop_assert_eq!(ids.len() as u64, count(used));
-                prop_assert_eq!(ids.iter().min().unwrap().to_string(), used["first"].as_str().unwrap());
-                prop_assert_eq!(ids.iter().max().unwrap().to_string(), used["last"].as_str().unwrap());
+                prop_assert_eq!(ids.len() as i64, told.requests);
+                prop_assert_eq!(ids.iter().min().unwrap(), &told.first);
+                prop_assert_eq!(ids.iter().max().unwrap(), &told.last);
+                prop_assert_eq!(id::moment(told.last).unix_timestamp() / 60, told.kind.minute as i64);
             }
         }
     }

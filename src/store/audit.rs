@@ -4,7 +4,12 @@ use std::borrow::Cow;
 
 use ipnet::IpNet;
 use serde_json::Value;
-use sqlx::types::Json;
+use sqlx::{
+    Postgres,
+    postgres::{PgArguments, PgBindIterExt as _},
+    query::Query,
+    types::Json,
+};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
@@ -12,67 +17,68 @@ use super::{Line, Store, StoreError, Tx};
 use crate::model::{
     audit::{
         ActorType, Event, EventActor, EventFilter, EventRequest, EventTarget, Metadata, NewEvent,
-        PublicId, Target,
+        Outcome, PublicId, Target,
     },
     id::{self, EventId, Id, RequestId, WorkspaceId},
     page::{Items, Page},
-    usage::Uses,
+    usage::Use,
 };
 
-/// Events as columns, the way `UNNEST` takes them.
-#[derive(Default)]
-struct Columns<'a> {
-    id: Vec<Uuid>,
-    workspace_id: Vec<Uuid>,
-    action: Vec<&'static str>,
-    actor_type: Vec<&'static str>,
-    actor_id: Vec<Option<Uuid>>,
-    actor_name: Vec<Option<&'a str>>,
-    target_type: Vec<Option<&'static str>>,
-    target_id: Vec<Option<Uuid>>,
-    target_name: Vec<Option<&'a str>>,
-    request_id: Vec<Option<Uuid>>,
-    method: Vec<Option<&'a str>>,
-    path: Vec<Option<&'a str>>,
-    status: Vec<Option<i16>>,
-    ip: Vec<Option<IpNet>>,
-    user_agent: Vec<Option<&'a str>>,
-    latency_us: Vec<Option<i64>>,
-    metadata: Vec<Json<&'a Metadata>>,
-}
-
-impl<'a> FromIterator<&'a NewEvent> for Columns<'a> {
-    fn from_iter<T: IntoIterator<Item = &'a NewEvent>>(events: T) -> Self {
-        let mut columns = Self::default();
-        for event in events {
-            columns.id.push(event.id.uuid());
-            columns.workspace_id.push(event.workspace_id.uuid());
-            columns.action.push(event.action.as_str());
-            columns.actor_type.push(event.actor.kind.as_str());
-            columns.actor_id.push(event.actor.id);
-            columns.actor_name.push(event.actor.name.as_deref());
-            let target = event.target.as_ref();
-            columns.target_type.push(target.map(|target| target.kind));
-            columns.target_id.push(target.map(|target| target.id));
-            columns.target_name.push(target.and_then(|target| target.name.as_deref()));
-            let request = event.request.as_ref().map(|(request, _)| request);
-            columns.request_id.push(request.map(|request| request.id.uuid()));
-            columns.method.push(request.map(|request| &*request.method));
-            columns.path.push(request.map(|request| &*request.path));
-            columns.ip.push(request.map(|request| request.ip.into()));
-            columns.user_agent.push(request.and_then(|request| request.user_agent.as_deref()));
-            let outcome = event.request.as_ref().map(|(_, outcome)| outcome);
-            columns.status.push(outcome.and_then(|outcome| outcome.status.try_into().ok()));
-            columns.latency_us.push(outcome.map(|outcome| outcome.latency_us));
-            columns.metadata.push(Json(&event.metadata));
-        }
-        columns
-    }
+/// The statement that writes events of any workspaces, and their entry in the ledger; none without events. `again`:
+/// the same batch may have been written before, and is left alone if it was; otherwise it certainly has not.
+pub fn append<'a>(
+    batch: impl Iterator<Item = &'a NewEvent> + Clone,
+    again: bool,
+) -> Option<Query<'static, Postgres, PgArguments>> {
+    let oldest = batch.clone().map(|event| event.id).min()?;
+    let uses = Use::all(batch.clone());
+    let kinds = || uses.iter().map(|uses| uses.kind);
+    let events = || batch.clone().filter(|event| !event.is_use_alone);
+    let targets = || events().map(|event| event.target.as_ref());
+    let requests = || events().map(|event| event.request.as_ref().map(|(request, _)| request));
+    let outcomes = || events().map(|event| event.request.as_ref().map(|(_, outcome)| outcome));
+    let status = |outcome: &Outcome| i16::try_from(outcome.status).ok();
+    let digests: Vec<u8> = events().flat_map(|event| *event.public().digest().as_bytes()).collect();
+    Some(sqlx::query!(
+        "SELECT FROM append_audit_events(
+            $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19,
+            $20, $21, $22, $23, $24, $25, $26, $27, $28, $29, $30, $31)",
+        events().map(|event| event.id.uuid()).bind_iter() as _,
+        events().map(|event| event.workspace_id.uuid()).bind_iter() as _,
+        events().map(|event| event.action.as_str()).bind_iter() as _,
+        events().map(|event| event.actor.kind.as_str()).bind_iter() as _,
+        events().map(|event| event.actor.id).bind_iter() as _,
+        events().map(|event| event.actor.name.as_deref()).bind_iter() as _,
+        targets().map(|target| Some(target?.kind)).bind_iter() as _,
+        targets().map(|target| Some(target?.id)).bind_iter() as _,
+        targets().map(|target| target?.name.as_deref()).bind_iter() as _,
+        requests().map(|request| Some(request?.id.uuid())).bind_iter() as _,
+        requests().map(|request| Some(&*request?.method)).bind_iter() as _,
+        requests().map(|request| Some(&*request?.path)).bind_iter() as _,
+        outcomes().map(|outcome| status(outcome?)).bind_iter() as _,
+        requests().map(|request| Some(IpNet::from(request?.ip))).bind_iter() as _,
+        requests().map(|request| request?.user_agent.as_deref()).bind_iter() as _,
+        outcomes().map(|outcome| Some(outcome?.latency_us)).bind_iter() as _,
+        events().map(|event| Json(&event.metadata)).bind_iter() as _,
+        digests,
+        id::moment(oldest.uuid()),
+        kinds().map(|kind| kind.key_id).bind_iter() as _,
+        kinds().map(|kind| kind.route.group).bind_iter() as _,
+        kinds().map(|kind| kind.route.scope.as_str()).bind_iter() as _,
+        kinds().map(|kind| kind.status_class).bind_iter() as _,
+        kinds().map(|kind| IpNet::from(kind.ip)).bind_iter() as _,
+        kinds().map(|kind| kind.user_agent).bind_iter() as _,
+        uses.iter().map(|uses| uses.method).bind_iter() as _,
+        uses.iter().map(|uses| uses.path).bind_iter() as _,
+        uses.iter().map(|uses| uses.first).bind_iter() as _,
+        uses.iter().map(|uses| uses.last).bind_iter() as _,
+        uses.iter().map(|uses| uses.requests).bind_iter() as _,
+        again,
+    ))
 }
 
 impl Line {
-    /// Writes events of any workspaces, and their entry in the ledger. `again`: the same batch may have
-    /// been written before, and is left alone if it was; otherwise it certainly has not.
+    /// Writes events of any workspaces: see [`append`].
     ///
     /// # Errors
     /// When PostgreSQL cannot be reached; then nothing or everything was written.
@@ -81,37 +87,7 @@ impl Line {
         events: impl Iterator<Item = &NewEvent> + Clone,
         again: bool,
     ) -> Result<(), StoreError> {
-        let Some(oldest) = events.clone().map(|event| event.id).min() else { return Ok(()) };
-        let uses = Uses::of(events.clone()).to_json();
-        let events = events.filter(|event| !event.is_use_alone);
-        let digests: Vec<u8> =
-            events.clone().flat_map(|event| *event.public().digest().as_bytes()).collect();
-        let columns: Columns = events.collect();
-        let append = sqlx::query!(
-            "SELECT append_audit_events($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14,
-                                        $15, $16, $17, $18, $19, $20::text::json, $21)",
-            &columns.id,
-            &columns.workspace_id,
-            &columns.action as _,
-            &columns.actor_type as _,
-            &columns.actor_id as _,
-            &columns.actor_name as _,
-            &columns.target_type as _,
-            &columns.target_id as _,
-            &columns.target_name as _,
-            &columns.request_id as _,
-            &columns.method as _,
-            &columns.path as _,
-            &columns.status as _,
-            &columns.ip as _,
-            &columns.user_agent as _,
-            &columns.latency_us as _,
-            &columns.metadata as _,
-            digests,
-            id::moment(oldest.uuid()),
-            uses,
-            again,
-        );
+        let Some(append) = append(events, again) else { return Ok(()) };
         self.run(async move |connection| append.execute(connection).await.map(drop)).await
     }
 }
