@@ -270,7 +270,7 @@ async fn counting(options: &Options, world: &World) -> Result<(), String> {
 
 /// Makes all that PostgreSQL is told of a batch.
 fn statement(batch: &[NewEvent]) -> usize {
-    let arguments = audit::append(batch.iter(), false).map(|mut append| append.take_arguments());
+    let arguments = audit::append(&batch.iter(), false).map(|mut append| append.take_arguments());
     arguments.map_or(0, |arguments| arguments.map_or(0, |some| some.map_or(0, |some| some.len())))
 }
 

@@ -265,14 +265,15 @@ mod tests {
                 })
                 .collect();
             let told = Use::all(events.iter());
-            prop_assert_eq!(told.iter().map(|told| told.requests).sum::<i64>(), events.len() as i64);
+            let sum: i64 = told.iter().map(|told| told.requests).sum();
+            prop_assert_eq!(usize::try_from(sum), Ok(events.len()));
             for told in told {
                 let same = events.iter().filter(|event| kind(event).unwrap().0 == told.kind);
                 let ids: Vec<_> = same.map(|event| event.id.uuid()).collect();
-                prop_assert_eq!(ids.len() as i64, told.requests);
+                prop_assert_eq!(usize::try_from(told.requests), Ok(ids.len()));
                 prop_assert_eq!(ids.iter().min().unwrap(), &told.first);
                 prop_assert_eq!(ids.iter().max().unwrap(), &told.last);
-                prop_assert_eq!(id::moment(told.last).unix_timestamp() / 60, told.kind.minute as i64);
+                prop_assert_eq!(id::millis(told.last) / 60_000, told.kind.minute);
             }
         }
     }

@@ -27,7 +27,7 @@ use crate::model::{
 /// The statement that writes events of any workspaces, and their entry in the ledger; none without events. `again`:
 /// the same batch may have been written before, and is left alone if it was; otherwise it certainly has not.
 pub fn append<'a>(
-    batch: impl Iterator<Item = &'a NewEvent> + Clone,
+    batch: &(impl Iterator<Item = &'a NewEvent> + Clone),
     again: bool,
 ) -> Option<Query<'static, Postgres, PgArguments>> {
     let oldest = batch.clone().map(|event| event.id).min()?;
@@ -87,7 +87,7 @@ impl Line {
         events: impl Iterator<Item = &NewEvent> + Clone,
         again: bool,
     ) -> Result<(), StoreError> {
-        let Some(append) = append(events, again) else { return Ok(()) };
+        let Some(append) = append(&events, again) else { return Ok(()) };
         self.run(async move |connection| append.execute(connection).await.map(drop)).await
     }
 }
