@@ -95,6 +95,12 @@ impl Followers {
 }
 
 impl Follower {
+    /// Where the chain ends, as far as this node knows.
+    #[must_use]
+    pub fn end(&self) -> i64 {
+        *self.end.borrow()
+    }
+
     /// Ready once the chain ends behind this place; where it ends.
     pub async fn behind(&mut self, sequence: i64) -> i64 {
         let end = self.end.wait_for(|end| *end > sequence).await.map(|end| *end);

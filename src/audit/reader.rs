@@ -8,6 +8,7 @@ use crate::{
     config::Pool,
     model::{
         audit::{Event, EventFilter},
+        id::{EventId, Id as _},
         page::{Items, Page},
         principal::Caller,
     },
@@ -52,6 +53,22 @@ impl AuditLog {
         let _place = self.places.acquire().await.map_err(|_| StoreError::Aborted)?;
         let mut tx = self.store.begin(caller.workspace(), None).await?;
         store::audit::list(&mut tx, caller.workspace(), filter, page).await
+    }
+
+    /// An event of the caller's workspace.
+    ///
+    /// # Errors
+    /// When PostgreSQL cannot be reached.
+    pub async fn event(
+        &self,
+        caller: &Caller,
+        id: EventId,
+    ) -> Result<Option<Event<'static>>, StoreError> {
+        // The newest that is not behind it.
+        let behind = Uuid::from_u128(id.uuid().as_u128().saturating_add(1));
+        let page = Page { limit: 1, before: Some(behind), offset: 0 };
+        let found = self.list(caller, &EventFilter::default(), page).await?;
+        Ok(found.items.into_iter().next().filter(|event| event.id == id))
     }
 
     /// A further part of an export: events of the caller's workspace before this one, newest first. Of the filter

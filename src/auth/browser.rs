@@ -6,12 +6,13 @@
 use std::{sync::Arc, time::Duration};
 
 use secrecy::SecretString;
+use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
 use super::{Auth, AuthError};
 use crate::{
     model::{
-        id::{Id, SessionId},
+        id::{Id, SessionId, WorkspaceId},
         one_time_token::Purpose,
         principal::Principal,
     },
@@ -28,15 +29,21 @@ const NO_SESSION: AuthError = AuthError::InvalidCredential("sign in first");
 pub enum FormOf {
     /// A browser, whoever sits at it. It says itself which it is, so this must not do for a session.
     Browser(Uuid),
-    /// A session.
-    Session(SessionId),
+    /// A session in a workspace: what was filled in for one is not to be done in another, which the session has
+    /// been taken to since, in another window.
+    Session(SessionId, WorkspaceId),
 }
 
 impl FormOf {
     fn derived_from(self) -> (Purpose, Uuid) {
         match self {
             Self::Browser(id) => (Purpose::Form, id),
-            Self::Session(id) => (Purpose::SessionForm, id.uuid()),
+            Self::Session(id, workspace) => {
+                let both = Sha256::new().chain_update(id.uuid()).chain_update(workspace.uuid());
+                let digest: [u8; 32] = both.finalize().into();
+                let short = digest.first_chunk().copied().unwrap_or_default();
+                (Purpose::SessionForm, Uuid::from_bytes(short))
+            }
         }
     }
 }

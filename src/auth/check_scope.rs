@@ -55,9 +55,7 @@ pub fn check(
         Requirement::OwnSession => return own_session(principal),
     };
     if principal.lacks_second_factor {
-        return Err(AuthError::Forbidden(
-            "this workspace asks for a second factor: sign in with your passkey, or set one up (POST /v1/auth/mfa/totp)",
-        ));
+        return Err(AuthError::NoSecondFactor);
     }
     if principal.scope < required {
         return Err(AuthError::InsufficientScope { required, held: principal.scope });

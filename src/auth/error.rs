@@ -46,6 +46,11 @@ pub enum AuthError {
     /// This actor may not do this.
     #[error("{0}")]
     Forbidden(&'static str),
+    /// The workspace asks for a second factor, and this session has shown none.
+    #[error(
+        "this workspace asks for a second factor: sign in with your passkey, or set one up (POST /v1/auth/mfa/totp)"
+    )]
+    NoSecondFactor,
     /// There is no such thing, or not in this workspace.
     #[error("there is no such {0}")]
     NotFound(&'static str),

@@ -42,7 +42,9 @@ const MAX_TO_AN_ADDRESS: i64 = 10;
 pub struct Invited {
     /// Who is invited.
     pub email: String,
-    /// The name of the workspace.
+    /// The workspace.
+    pub workspace_id: WorkspaceId,
+    /// Its name.
     pub workspace: String,
     /// Whether there is an account with the address.
     pub has_account: bool,
@@ -238,7 +240,8 @@ impl Auth {
         let workspace = store::workspaces::get(&mut tx, workspace).await?.ok_or_else(bad_link)?;
         drop(tx);
         let account = self.store.find_sign_in(&address_of(&email)?).await?;
-        Ok(Invited { email, workspace: workspace.name, has_account: account.is_some() })
+        let (workspace_id, workspace) = (workspace.id, workspace.name);
+        Ok(Invited { email, workspace_id, workspace, has_account: account.is_some() })
     }
 
     async fn find_invitation(&self, token: &str) -> Result<(WorkspaceId, InvitationId), AuthError> {

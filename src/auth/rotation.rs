@@ -78,6 +78,25 @@ impl Auth {
         Ok(report)
     }
 
+    /// For how long an old key has to be quiet.
+    #[must_use]
+    pub fn quiet_to_revoke(&self) -> Duration {
+        self.quiet
+    }
+
+    /// Whom revoking a key would break: as [`Self::rotation`], also of a key that was not rotated.
+    ///
+    /// # Errors
+    /// [`AuthError::NotFound`].
+    pub async fn whom_it_serves(
+        &self,
+        caller: &Caller,
+        id: ApiKeyId,
+    ) -> Result<RotationReport, AuthError> {
+        let mut tx = self.store.begin(caller.workspace(), None).await?;
+        self.report(&mut tx, caller.workspace(), id).await
+    }
+
     /// What the counts of all nodes say of a key and of its successor, if that lives.
     pub(super) async fn report(
         &self,

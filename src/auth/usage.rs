@@ -1,5 +1,7 @@
 //! What keys are used for.
 
+use std::collections::HashMap;
+
 use time::{Duration, OffsetDateTime};
 
 use super::{Auth, AuthError};
@@ -9,7 +11,10 @@ use crate::{
         principal::Caller,
         usage::{Hygiene, KeyUsage, Spell, UNUSED_AFTER},
     },
-    store::{self, usage::Length},
+    store::{
+        self,
+        usage::{Length, Uses},
+    },
 };
 
 /// Keys of each kind that are told of at a time.
@@ -56,6 +61,38 @@ impl Auth {
         })
     }
 
+    /// How often each of these keys was used in each of so many hours, the oldest first, this one included.
+    ///
+    /// # Errors
+    /// When PostgreSQL cannot be reached.
+    pub async fn hourly_uses(
+        &self,
+        caller: &Caller,
+        ids: &[ApiKeyId],
+        hours: u32,
+    ) -> Result<HashMap<ApiKeyId, Vec<i64>>, AuthError> {
+        let since = begin(self.env.clock.now(), Duration::HOUR, hours);
+        let mut tx = self.store.begin(caller.workspace(), None).await?;
+        let uses = store::usage::hours_of(&mut tx, caller.workspace(), ids, since).await?;
+        Ok(slots(uses, since, Duration::HOUR, hours))
+    }
+
+    /// The same by minutes, of which the last sixty are kept.
+    ///
+    /// # Errors
+    /// When PostgreSQL cannot be reached.
+    pub async fn uses_by_minute(
+        &self,
+        caller: &Caller,
+        ids: &[ApiKeyId],
+        minutes: u32,
+    ) -> Result<HashMap<ApiKeyId, Vec<i64>>, AuthError> {
+        let since = begin(self.env.clock.now(), Duration::MINUTE, minutes);
+        let mut tx = self.store.begin(caller.workspace(), None).await?;
+        let uses = store::usage::minutes_of(&mut tx, caller.workspace(), ids, since).await?;
+        Ok(slots(uses, since, Duration::MINUTE, minutes))
+    }
+
     /// Keys that have long not been used, or may do more than they do.
     ///
     /// # Errors
@@ -69,6 +106,26 @@ impl Auth {
             store::usage::over_scoped_keys(&mut tx, workspace, since, MOST_KEYS).await?;
         Ok(Hygiene { unused, over_scoped })
     }
+}
+
+/// What was counted, each key's in a row of its own.
+fn slots(
+    uses: Vec<Uses>,
+    since: OffsetDateTime,
+    length: Duration,
+    count: u32,
+) -> HashMap<ApiKeyId, Vec<i64>> {
+    let count = usize::try_from(count).unwrap_or_default();
+    let mut rows: HashMap<ApiKeyId, Vec<i64>> = HashMap::new();
+    for Uses { key_id, start, requests } in uses {
+        let row = rows.entry(key_id).or_insert_with(|| vec![0; count]);
+        let place = (start - since).whole_seconds() / length.whole_seconds();
+        // What began just now is left for the next look.
+        if let Some(slot) = usize::try_from(place).ok().and_then(|place| row.get_mut(place)) {
+            *slot += requests;
+        }
+    }
+    rows
 }
 
 /// The beginning of the first of so many spells of which the last is now.

@@ -48,6 +48,8 @@ pub struct PageParams {
 #[into_params(parameter_in = Query)]
 #[expect(dead_code, reason = "read by api::audit_log::filter_of; here for the document")]
 pub struct EventFilterParams {
+    /// Only what somebody did, and no mere calls of the API.
+    changes: Option<bool>,
     /// Only what this key did.
     #[param(value_type = Option<ApiKeyId>)]
     key_id: Option<String>,

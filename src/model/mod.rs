@@ -5,6 +5,7 @@
 pub mod address;
 pub mod api_key;
 pub mod audit;
+pub mod brand;
 pub mod document;
 pub mod email;
 pub mod fields;

@@ -23,6 +23,13 @@ pub struct Page {
     pub offset: i64,
 }
 
+impl Default for Page {
+    /// The first, of the usual length.
+    fn default() -> Self {
+        Self { limit: DEFAULT_LIMIT, before: None, offset: 0 }
+    }
+}
+
 /// Part of a list.
 #[derive(Debug)]
 pub struct Items<T> {

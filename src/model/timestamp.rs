@@ -43,6 +43,27 @@ pub fn for_people(moment: OffsetDateTime) -> String {
     moment.to_offset(UtcOffset::UTC).format(format).unwrap_or_default()
 }
 
+/// The same, as a time of the day alone.
+#[must_use]
+pub fn time_of_day(moment: OffsetDateTime) -> String {
+    let format = format_description!("[hour]:[minute]");
+    moment.to_offset(UtcOffset::UTC).format(format).unwrap_or_default()
+}
+
+/// The same, as a day of the year alone.
+#[must_use]
+pub fn day_of_the_year(moment: OffsetDateTime) -> String {
+    let format = format_description!("[day padding:none] [month repr:short]");
+    moment.to_offset(UtcOffset::UTC).format(format).unwrap_or_default()
+}
+
+/// The same, to the second.
+#[must_use]
+pub fn to_the_second(moment: OffsetDateTime) -> String {
+    let format = format_description!("[year]-[month]-[day] [hour]:[minute]:[second] UTC");
+    moment.to_offset(UtcOffset::UTC).format(format).unwrap_or_default()
+}
+
 /// For `#[serde(with)]`.
 ///
 /// # Errors

@@ -48,6 +48,14 @@ pub struct Member {
     pub joined_at: OffsetDateTime,
 }
 
+impl Member {
+    /// What to call them.
+    #[must_use]
+    pub fn display_name(&self) -> &str {
+        self.full_name.as_deref().unwrap_or(&self.email)
+    }
+}
+
 /// A workspace of a person.
 #[derive(Debug, Clone, Copy)]
 pub struct Membership {

@@ -3,7 +3,7 @@
 use super::{ResourceError, Resources};
 use crate::{
     audit,
-    model::{audit::Action, fields::Fields, principal::Caller},
+    model::{audit::Action, brand::Brand, fields::Fields, id::WorkspaceId, principal::Caller},
     store::{self, workspaces},
 };
 
@@ -19,6 +19,26 @@ impl Resources {
         let mut tx = self.store.begin(caller.workspace(), None).await?;
         let branding = workspaces::branding(&mut tx, caller.workspace()).await?;
         branding.ok_or(ResourceError::NotFound("workspace"))
+    }
+
+    /// What the caller's workspace is called, and how it looks.
+    ///
+    /// # Errors
+    /// When PostgreSQL cannot be reached.
+    pub async fn appearance(&self, caller: &Caller) -> Result<(String, Brand), ResourceError> {
+        let mut tx = self.store.begin(caller.workspace(), None).await?;
+        let appearance = workspaces::appearance(&mut tx, caller.workspace()).await?;
+        appearance.ok_or(ResourceError::NotFound("workspace"))
+    }
+
+    /// How a workspace looks, to whoever signs in to it; as any, where there is no such workspace.
+    ///
+    /// # Errors
+    /// When PostgreSQL cannot be reached.
+    pub async fn brand_of(&self, workspace: WorkspaceId) -> Result<Brand, ResourceError> {
+        let mut tx = self.store.begin(workspace, None).await?;
+        let appearance = workspaces::appearance(&mut tx, workspace).await?;
+        Ok(appearance.map(|(_, brand)| brand).unwrap_or_default())
     }
 
     /// Replaces the settings.

@@ -208,7 +208,8 @@ pub async fn list(
              AND ($9::timestamptz IS NULL OR id >= uuid_at($9))
              AND ($10::timestamptz IS NULL OR id < uuid_at($10))
              AND ($11::uuid IS NULL OR request_id = $11)
-           ORDER BY id DESC LIMIT $12 OFFSET $13"#,
+             AND (NOT $12::boolean OR action <> 'request')
+           ORDER BY id DESC LIMIT $13 OFFSET $14"#,
         workspace.uuid(),
         page.before,
         filter.key_id.map(Id::uuid),
@@ -220,6 +221,7 @@ pub async fn list(
         filter.since,
         filter.until,
         filter.request_id.map(Id::uuid),
+        filter.changes,
         page.limit + 1,
         page.offset,
     )

@@ -191,6 +191,66 @@ pub async fn spells(
     Ok(spells)
 }
 
+/// How often each of these keys was used, by hours since a moment.
+///
+/// # Errors
+/// When PostgreSQL cannot be reached.
+pub async fn hours_of(
+    tx: &mut Tx,
+    workspace: WorkspaceId,
+    ids: &[ApiKeyId],
+    since: OffsetDateTime,
+) -> Result<Vec<Uses>, StoreError> {
+    let ids: Vec<_> = ids.iter().map(|id| id.uuid()).collect();
+    Ok(sqlx::query_as!(
+        Uses,
+        r#"SELECT key_id AS "key_id: ApiKeyId", hour AS start, sum(requests)::bigint AS "requests!"
+           FROM key_usage_hours
+           WHERE workspace_id = $1 AND key_id = ANY ($2) AND hour >= $3
+           GROUP BY key_id, hour"#,
+        workspace.uuid(),
+        &ids,
+        since,
+    )
+    .fetch_all(tx.conn())
+    .await?)
+}
+
+/// How often each of these keys was used, by minutes since a moment; of the last hour they are kept.
+///
+/// # Errors
+/// When PostgreSQL cannot be reached.
+pub async fn minutes_of(
+    tx: &mut Tx,
+    workspace: WorkspaceId,
+    ids: &[ApiKeyId],
+    since: OffsetDateTime,
+) -> Result<Vec<Uses>, StoreError> {
+    let ids: Vec<_> = ids.iter().map(|id| id.uuid()).collect();
+    Ok(sqlx::query_as!(
+        Uses,
+        r#"SELECT key_id AS "key_id: ApiKeyId", minute AS start, requests
+           FROM key_usage_minutes
+           WHERE workspace_id = $1 AND key_id = ANY ($2) AND minute >= $3"#,
+        workspace.uuid(),
+        &ids,
+        since,
+    )
+    .fetch_all(tx.conn())
+    .await?)
+}
+
+/// How often a key was used in an hour or a minute.
+#[derive(Debug)]
+pub struct Uses {
+    /// The key.
+    pub key_id: ApiKeyId,
+    /// When that began.
+    pub start: OffsetDateTime,
+    /// Requests.
+    pub requests: i64,
+}
+
 /// The addresses that used a key last, the last first.
 ///
 /// # Errors

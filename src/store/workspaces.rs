@@ -4,6 +4,7 @@ use sqlx::types::Json;
 
 use super::{StoreError, Tx};
 use crate::model::{
+    brand::Brand,
     fields::Fields,
     id::{Id, UserId, WorkspaceId},
     page::{Items, Page},
@@ -61,6 +62,23 @@ pub async fn branding(tx: &mut Tx, id: WorkspaceId) -> Result<Option<Fields>, St
     .fetch_optional(tx.conn())
     .await?;
     Ok(branding.map(|Json(branding)| branding))
+}
+
+/// What a workspace is called, and how it looks.
+///
+/// # Errors
+/// When PostgreSQL cannot be reached.
+pub async fn appearance(
+    tx: &mut Tx,
+    id: WorkspaceId,
+) -> Result<Option<(String, Brand)>, StoreError> {
+    let row = sqlx::query!(
+        r#"SELECT name, branding AS "branding: Json<Fields>" FROM workspaces WHERE id = $1"#,
+        id.uuid(),
+    )
+    .fetch_optional(tx.conn())
+    .await?;
+    Ok(row.map(|row| (row.name, Brand::of(&row.branding))))
 }
 
 /// Replaces a workspace's white-label settings.

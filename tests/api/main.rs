@@ -22,6 +22,8 @@ mod calls;
 mod coherence;
 mod contract;
 mod coverage;
+mod dashboard;
+mod dashboard_seen;
 mod dev;
 mod documentation;
 mod factors;

@@ -39,7 +39,7 @@ async fn somebody_signs_in_sees_their_sessions_and_signs_out() {
     let dana = app.register("acme").await;
     let mut browser = Browser::new(&app);
     let front = browser.get("/").await;
-    assert_eq!(front.leads_to(), Some("/sessions"));
+    assert_eq!(front.leads_to(), Some("/api-keys"));
     assert!(!is_in(&mut browser).await);
 
     let done =
@@ -51,7 +51,7 @@ async fn somebody_signs_in_sees_their_sessions_and_signs_out() {
     }
     assert!(!cookie.contains("Domain"), "{cookie}");
     let page = browser.get("/sessions").await;
-    assert!(page.text.contains("Dana Meyer") && page.text.contains("<em>this one</em>"));
+    assert!(page.text.contains("Dana Meyer") && page.text.contains("this one</span>"));
     // Who is in already is not asked again.
     assert_eq!(browser.get("/sign-in?next=/sessions").await.leads_to(), Some("/sessions"));
 
@@ -118,7 +118,7 @@ async fn a_second_factor_is_asked_for_on_the_next_page() {
     let page = sign_in(&mut other, "/sign-in", &dana.email, PASSWORD).await;
     assert_eq!(browser.submit(&page, path, &[("code", &recovery[0])]).await.status, 403);
     let done = other.submit(&page, path, &[("code", &recovery[0])]).await;
-    assert_eq!(done.leads_to(), Some("/sessions"));
+    assert_eq!(done.leads_to(), Some("/api-keys"));
 }
 
 #[tokio::test]
@@ -130,12 +130,15 @@ async fn who_lacks_the_second_factor_that_a_workspace_asks_for_sets_it_up() {
     let body = json!({ "require_second_factor": true });
     app.by(&dana.access_token, "PATCH", "/v1/workspace").json(body).send().await.expect(200);
     let mut browser = Browser::of(&app, &member.email).await;
-    let page = browser.get("/sessions").await;
-    let link = page.link("Set one up");
+    // Whatever page they want, they are led there.
+    assert_eq!(browser.get("/api-keys").await.leads_to(), Some("/second-factor"));
+    let link = browser.get("/sessions").await.link("Set one up");
     let page = browser.get(&link).await;
     assert!(page.text.contains("Set one up to go on"), "{page:#?}");
+    assert!(!page.text.contains("name=\"password\""), "who has just signed in is not asked");
     // Later the password is asked for.
     app.clock.advance(Duration::from_mins(20));
+    assert!(browser.get(&link).await.text.contains("name=\"password\""));
     let refused = browser.submit(&page, "/second-factor/set-up", &[]).await;
     assert!(refused.status == 403 && refused.text.contains("password"), "{refused:#?}");
     let fields = [("password", PASSWORD)];
@@ -197,7 +200,7 @@ async fn a_forgotten_password_is_replaced_by_a_mailed_link() {
     assert_eq!(again.status, 422);
     assert_eq!(sign_in(&mut browser, "/sign-in", &dana.email, PASSWORD).await.status, 422);
     let done = sign_in(&mut browser, "/sign-in", &dana.email, NEW_PASSWORD).await;
-    assert_eq!(done.leads_to(), Some("/sessions"));
+    assert_eq!(done.leads_to(), Some("/api-keys"));
 }
 
 #[tokio::test]
@@ -275,7 +278,7 @@ async fn a_cookie_dies_with_its_session_at_once_on_every_node() {
     there.cookies.clone_from(&here.cookies);
     assert!(is_in(&mut there).await);
     let page = here.get("/sessions").await;
-    let own = page.text.split("<em>this one</em>").nth(1).unwrap();
+    let own = page.text.split("this one</span>").nth(1).unwrap();
     let own = own.split("action=\"").nth(1).unwrap().split('"').next().unwrap().to_owned();
     assert_eq!(here.submit(&page, &own, &[]).await.leads_to(), Some("/sign-in"));
     assert!(!is_in(&mut there).await);

@@ -100,6 +100,10 @@ async fn every_page_is_safe_to_show() {
             Rule::Protected(_) => &mut signed_in,
             _ => &mut stranger,
         };
+        // Which go on until the session ends, or are no pages.
+        if ["/stream", "/export"].iter().any(|end| route.path.ends_with(end)) {
+            continue;
+        }
         let page = browser.get(route.path).await;
         if page.status == 303 || route.path.starts_with("/assets/") {
             continue;
@@ -113,13 +117,14 @@ async fn every_page_is_safe_to_show() {
         assert_eq!(header("referrer-policy"), "same-origin");
         assert_eq!(header("x-content-type-options"), "nosniff");
         assert_eq!(header("content-type"), "text/html; charset=utf-8");
-        let own = page.text.replace("<script src=\"/assets/passkeys.js\" defer></script>", "");
+        let ours = |name| format!("<script src=\"/assets/{name}.js\" defer></script>");
+        let own = page.text.replace(&ours("passkeys"), "").replace(&ours("dashboard"), "");
         for foreign in ["<script", " style=", " onclick", "http://", "https://", "//"] {
             assert!(!own.contains(foreign), "{}: {foreign}", route.path);
         }
         assert!(page.text.starts_with("<!doctype html>") && page.text.contains("<h1>"));
     }
-    assert!(seen >= 6, "{seen}");
+    assert!(seen >= 20, "{seen}");
 }
 
 #[tokio::test]
@@ -141,7 +146,9 @@ async fn no_form_is_taken_that_was_not_made_for_the_browser() {
             Rule::Protected(_) => assert_eq!(page.leads_to(), Some("/sign-in?next=%2F"), "{path}"),
             _ => assert_eq!(page.status, 403, "{path}"),
         }
-        assert_eq!(signed_in.post(&path, &[], &headers).await.status, 403, "{path}");
+        // Which takes a file, and so a form of another type: tried in dashboard.rs.
+        let refused = if path == "/settings/brand" { 415 } else { 403 };
+        assert_eq!(signed_in.post(&path, &[], &headers).await.status, refused, "{path}");
         tried += 1;
     }
     assert!(tried >= 8, "{tried}");
@@ -207,14 +214,14 @@ async fn in_a_real_browser_people_sign_in_and_other_sites_get_nowhere() {
     browser.shows("/sign-in", "Sign in").await;
     // Its own style sheet is let in by the policy.
     let width = "return getComputedStyle(document.querySelector('main')).maxWidth";
-    assert_eq!(browser.script(width).await, "480px");
+    assert_eq!(browser.script(width).await, "416px");
     browser.fill("[name=email]", &dana.email).await;
     browser.fill("[name=password]", "wrong").await;
     browser.click("button").await;
     browser.shows("/sign-in", "the e-mail address or the password is wrong").await;
     browser.fill("[name=password]", PASSWORD).await;
     browser.click("button").await;
-    browser.shows("/sessions", "HeadlessChrome").await;
+    browser.shows("/api-keys", "No keys yet").await;
     assert_eq!(browser.script("return document.cookie").await, "", "scripts see no cookie");
     let inline = "const s = document.createElement('script'); s.textContent = 'window.ran = true'; \
                   document.body.append(s); return window.ran === undefined";
@@ -236,14 +243,14 @@ async fn in_a_real_browser_people_sign_in_and_other_sites_get_nowhere() {
                   catch { return true }";
     assert_eq!(browser.script(framed).await, true);
     browser.click("button").await;
-    // Sent without the cookie, it led to the sign-in, and from there on home: the other session is there.
-    browser.shows("/sessions", "an unknown client").await;
+    // Sent without the cookie, it led to the sign-in, and from there on home.
+    browser.shows("/api-keys", "No keys yet").await;
     app.by(&dana.access_token, "GET", "/v1/auth/me").send().await.expect(200);
 
     browser.open(&format!("{}/sessions", app.url)).await;
-    browser.shows("/sessions", "End all others").await;
+    browser.shows("/sessions", "HeadlessChrome").await;
     browser.click("form[action='/sessions/end-others'] button").await;
-    browser.has("li", 1).await;
+    browser.has(".rows li", 1).await;
     app.by(&dana.access_token, "GET", "/v1/auth/me").send().await.refused(401, "unauthorized");
     browser.click("form[action='/sign-out'] button").await;
     browser.shows("/sign-in", "Sign in").await;

@@ -360,11 +360,12 @@ async fn in_a_real_browser_a_passkey_is_made_and_signs_in() {
     browser.click("form[action='/sign-out'] button").await;
     browser.shows("/sign-in", "Sign in with a passkey").await;
     browser.click("form[action='/sign-in/passkey'] button").await;
-    browser.shows("/sessions", "this one").await;
+    browser.shows("/api-keys", "API keys").await;
     let listed = app.by(&dana.access_token, "GET", "/v1/auth/passkeys").send().await.expect(200);
     assert!(listed["passkeys"][0]["last_used_at"].is_string(), "{listed:#}");
     // Taken away, it signs nobody in any more, and the page says so.
     browser.open(&format!("{url}/second-factor")).await;
+    browser.click(".rows summary").await;
     browser.click(".rows button").await;
     browser.has(".rows", 0).await;
     browser.open(&format!("{url}/sessions")).await;

@@ -13,7 +13,7 @@ use futures_util::stream;
 use serde::Serialize;
 use uuid::Uuid;
 
-use super::{Answer, audit_log::filter_of};
+use super::Answer;
 use crate::{
     http::{
         ApiError, App,
@@ -51,8 +51,18 @@ const COLUMNS: [&str; 17] = [
 ];
 
 /// Parameters of filters, none of which goes with a proof.
-const FILTERS: [&str; 9] =
-    ["key_id", "actor_id", "action", "method", "status", "ip", "since", "until", "request_id"];
+const FILTERS: [&str; 10] = [
+    "changes",
+    "key_id",
+    "actor_id",
+    "action",
+    "method",
+    "status",
+    "ip",
+    "since",
+    "until",
+    "request_id",
+];
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Format {
@@ -118,7 +128,7 @@ pub async fn export(
         let message = "after_sequence must be a place in the chain, and goes with proof=true";
         return Err(ApiError::invalid("after_sequence", message));
     }
-    let filter = filter_of(&query)?;
+    let filter = query.event_filter()?;
     let source = if is_proof {
         for name in FILTERS {
             if query.text(name)?.is_some() {

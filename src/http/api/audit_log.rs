@@ -3,17 +3,16 @@
 use axum::{Json, extract::State};
 use serde::Serialize;
 use utoipa::ToSchema;
-use uuid::Uuid;
 
 use super::Answer;
 use crate::{
     http::{
-        ApiError, App,
+        App,
         extract::{Authorized, Query, ReadOnly},
     },
     model::{
-        audit::{Event, EventFilter, SignedCheckpoint},
-        id::{self, ApiKeyId, ClientId, Id, UserId},
+        audit::{Event, SignedCheckpoint},
+        id::Id,
     },
 };
 
@@ -36,7 +35,7 @@ pub async fn list(
     State(app): State<App>,
     query: Query,
 ) -> Answer<Json<EventsBody>> {
-    let filter = filter_of(&query)?;
+    let filter = query.event_filter()?;
     let page = app.audit_log.list(&caller, &filter, query.page()?).await?;
     let next_cursor = page.next_cursor(|event| event.id.uuid());
     Ok(Json(EventsBody { events: page.items, next_cursor }))
@@ -54,46 +53,4 @@ pub async fn checkpoint(
     State(app): State<App>,
 ) -> Answer<Json<SignedCheckpoint>> {
     Ok(Json(app.auth.checkpoint(&caller).await?))
-}
-
-/// Which events are wanted.
-pub(super) fn filter_of(query: &Query) -> Result<EventFilter, ApiError> {
-    let status = query.parse_as::<u16>("status", "an HTTP status")?;
-    if status.is_some_and(|status| !(100..=599).contains(&status)) {
-        return Err(ApiError::invalid("status", "status must be an HTTP status"));
-    }
-    Ok(EventFilter {
-        key_id: query.parse_as("key_id", "the id of a key")?,
-        actor_id: query.text("actor_id")?.map(actor_id).transpose()?,
-        action: query.text("action")?.map(action).transpose()?,
-        method: query.text("method")?.map(method).transpose()?,
-        status,
-        ip: query.parse_as("ip", "an IP address")?,
-        since: query.timestamp("since")?,
-        until: query.timestamp("until")?,
-        request_id: query.parse_as("request_id", "the id of a request")?,
-    })
-}
-
-fn actor_id(text: &str) -> Result<Uuid, ApiError> {
-    [ApiKeyId::PREFIX, UserId::PREFIX, ClientId::PREFIX]
-        .into_iter()
-        .find_map(|prefix| id::parse(prefix, text).ok())
-        .ok_or_else(|| {
-            ApiError::invalid("actor_id", "actor_id must be the id of a key, person or client")
-        })
-}
-
-fn action(text: &str) -> Result<String, ApiError> {
-    let fits = (1..=64).contains(&text.len())
-        && text.bytes().all(|b| b.is_ascii_lowercase() || matches!(b, b'_' | b'.'));
-    fits.then(|| text.to_owned()).ok_or_else(|| {
-        ApiError::invalid("action", "action must be the name of one, such as request")
-    })
-}
-
-fn method(text: &str) -> Result<String, ApiError> {
-    axum::http::Method::from_bytes(text.to_ascii_uppercase().as_bytes())
-        .map(|method| method.to_string())
-        .map_err(|_| ApiError::invalid("method", "method must be an HTTP method, such as GET"))
 }

@@ -17,7 +17,7 @@ use tokio::{
     time::{Instant, Interval, MissedTickBehavior, interval_at},
 };
 
-use super::{Answer, audit_log::filter_of};
+use super::Answer;
 use crate::{
     audit::{self, Follower},
     http::{
@@ -25,7 +25,7 @@ use crate::{
         extract::{Authorized, Query, ReadOnly, Standing},
     },
     model::{
-        audit::{Action, EventFilter},
+        audit::{Action, Event, EventFilter},
         principal::Caller,
         scope::Scope,
         usage::RouteUse,
@@ -64,16 +64,32 @@ pub async fn stream(
     standing: Standing<ReadOnly>,
     headers: HeaderMap,
 ) -> Answer<Response> {
-    let filter = filter_of(&query)?;
+    follow(caller, app, &query, standing, &headers, |event| serde_json::to_string(event).ok()).await
+}
+
+/// How an event is told: its text.
+pub(in crate::http) type Tell = fn(&Event<'static>) -> Option<String>;
+
+/// Follows the log, and tells each event that passes the query's filter.
+pub(in crate::http) async fn follow(
+    caller: Authorized<ReadOnly>,
+    app: App,
+    query: &Query,
+    standing: Standing<ReadOnly>,
+    headers: &HeaderMap,
+    tell: Tell,
+) -> Answer<Response> {
+    let filter = query.event_filter()?;
     let end = app.audit_log.end(&caller).await?;
     // Whoever has seen more than there is comes from another deployment, or from before a restored backup.
-    let sequence = last_event_id(&headers)?.unwrap_or(end).min(end);
+    let sequence = last_event_id(headers)?.unwrap_or(end).min(end);
     let follower = app.audit_log.followers().join(caller.workspace(), end);
     let follower = follower.ok_or_else(|| ApiError::rate_limited(FULL_FOR))?;
     let tail = Tail {
         caller: Caller::clone(&caller),
         standing,
         filter,
+        tell,
         follower,
         sequence,
         stopping: app.stopping.subscribe(),
@@ -88,9 +104,13 @@ pub async fn stream(
         let text = tail.next().await?;
         Some((Ok(Bytes::from(text)), tail))
     });
-    let body = Body::from_stream(stream::StreamExt::chain(begin, rest));
+    Ok(event_stream(Body::from_stream(stream::StreamExt::chain(begin, rest))))
+}
+
+/// An answer of Server-Sent Events.
+pub(in crate::http) fn event_stream(body: Body) -> Response {
     let content_type = (header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
-    Ok(([content_type, UNBUFFERED], body).into_response())
+    ([content_type, UNBUFFERED], body).into_response()
 }
 
 fn last_event_id(headers: &HeaderMap) -> Answer<Option<i64>> {
@@ -133,6 +153,7 @@ struct Tail {
     caller: Caller,
     standing: Standing<ReadOnly>,
     filter: EventFilter,
+    tell: Tell,
     follower: Follower,
     /// The place up to which it has everything.
     sequence: i64,
@@ -194,8 +215,13 @@ impl Tail {
             let Some(event) = event.as_ref().filter(|event| self.filter.passes(event)) else {
                 continue;
             };
-            if let Ok(json) = serde_json::to_string(event) {
-                writeln!(text, "id: {sequence}\ndata: {json}\n").ok();
+            if let Some(told) = (self.tell)(event) {
+                writeln!(text, "id: {sequence}").ok();
+                // JSON is one line; other texts may be many.
+                for line in told.lines() {
+                    writeln!(text, "data: {line}").ok();
+                }
+                text.push('\n');
             }
         }
         text

@@ -6,12 +6,12 @@ use axum::{
     http::Method,
     response::{IntoResponse, Redirect, Response},
 };
-use secrecy::{ExposeSecret, SecretString};
 
 use super::{
     browser::Browser,
     form::Form,
-    page::{Message, encoded, explained},
+    layout::Layout,
+    page::{encoded, explained, message},
 };
 use crate::{
     http::{
@@ -41,7 +41,7 @@ const MAX_QUERY: usize = 16 * 1024;
 #[derive(Template)]
 #[template(path = "consent.html")]
 pub(super) struct ConsentPage<'a> {
-    pub(super) form_token: SecretString,
+    pub(super) layout: Layout,
     /// Where the answer is sent.
     pub(super) action: &'static str,
     /// What has to come back with it.
@@ -246,8 +246,7 @@ async fn asked(
             let text = format!(
                 "The program that sent you here made a mistake, and nobody knows where to send you back to: {why}."
             );
-            let message = Message { title, text: &text, link: None };
-            Ok(Err(Box::new(super::page::render(400, &message))))
+            Ok(Err(Box::new(message(400, title, &text, ("/", "To the first page")))))
         }
     }
 }
@@ -261,11 +260,12 @@ async fn page(
     problem: Option<(u16, String)>,
 ) -> Result<Response, ApiError> {
     browser.leads_to(&request.redirect_uri);
+    browser.brand(app.resources.brand_of(caller.workspace()).await?);
     let (status, problem) = problem.unzip();
     let host = redirect_uri::destination(&request.redirect_uri);
     let is_web = request.redirect_uri.starts_with("https://");
     let page = ConsentPage {
-        form_token: browser.form_token(),
+        layout: browser.layout(),
         action: "/oauth/consent",
         hidden: vec![("query".to_owned(), query.to_owned())],
         client: &request.client.name,
@@ -367,7 +367,7 @@ fn unasked(to: &str) -> Response {
         return redirect(to);
     }
     let (title, text) = ("This did not work", "The program that sent you here made a mistake.");
-    super::page::render(400, &Message { title, text, link: Some((to, "Back to the program")) })
+    message(400, title, text, (to, "Back to the program"))
 }
 
 /// To the client: by 303, so that no browser posts a form once more (RFC 9700, section 4.12).

@@ -12,15 +12,16 @@ use axum::{
     response::{IntoResponse, Redirect, Response},
 };
 use cookie::{Cookie, SameSite, time::Duration};
-use secrecy::{ExposeSecret, SecretString};
+use secrecy::ExposeSecret;
 use uuid::Uuid;
 
-use super::{authorize, page};
+use super::{authorize, layout::Layout, page};
 use crate::{
     auth::{AuthError, browser::FormOf},
     http::{ApiError, App, extract::Query},
     model::{
         audit::RequestInfo,
+        brand::Brand,
         id::SessionId,
         oauth::{parameters::Parameters, redirect_uri},
         principal::{Caller, Credential},
@@ -40,6 +41,8 @@ pub struct Browser {
     session: Option<String>,
     /// Where its forms may lead besides here, as a source of `form-action`.
     way: Option<String>,
+    /// How pages look.
+    brand: Brand,
 }
 
 impl FromRequestParts<App> for Browser {
@@ -48,24 +51,30 @@ impl FromRequestParts<App> for Browser {
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Infallible> {
         let known = cookie(app, &parts.headers, BROWSER).and_then(|text| text.parse().ok());
         let session = cookie(app, &parts.headers, SESSION);
-        let signed_in = parts.extensions.get::<Caller>().map(|caller| &caller.principal.credential);
+        let signed_in = parts.extensions.get::<Caller>().and_then(form_of);
         let (form_of, new) = match (signed_in, known) {
-            (Some(Credential::Session { id, .. }), _) => (FormOf::Session(*id), None),
+            (Some(session), _) => (session, None),
             (_, Some(known)) => (FormOf::Browser(known), None),
             (_, None) => {
                 let new = Uuid::from_bytes(app.env.entropy.bytes());
                 (FormOf::Browser(new), Some(new))
             }
         };
-        Ok(Self { app: Arc::clone(app), form_of, new, session, way: None })
+        Ok(Self { app: Arc::clone(app), form_of, new, session, way: None, brand: Brand::default() })
     }
 }
 
 impl Browser {
-    /// What a form on a page of this browser has to hold.
-    #[must_use]
-    pub fn form_token(&self) -> SecretString {
-        self.app.auth.form_token(self.form_of)
+    /// What is around its pages.
+    pub(super) fn layout(&self) -> Layout {
+        let form_token = self.app.auth.form_token(self.form_of);
+        let attempt = self.app.env.new_uuid().to_string();
+        Layout { form_token, attempt, brand: self.brand.clone(), shell: None }
+    }
+
+    /// Makes its pages look like a workspace's.
+    pub(super) fn brand(&mut self, brand: Brand) {
+        self.brand = brand;
     }
 
     /// Whether a form was made for this browser.
@@ -88,9 +97,7 @@ impl Browser {
 
     /// Makes what follows for the session of somebody who is signed in, on a page that is for anybody.
     pub(super) fn is_of(&mut self, caller: &Caller) {
-        if let Credential::Session { id, .. } = &caller.principal.credential {
-            self.form_of = FormOf::Session(*id);
-        }
+        self.form_of = form_of(caller).unwrap_or(self.form_of);
     }
 
     /// Makes pages from here on those of a way that ends at this redirect URI.
@@ -110,8 +117,8 @@ impl Browser {
     /// A page for this browser.
     pub fn page<T: askama::Template>(&self, status: u16, template: &T) -> Response {
         let mut response = match &self.way {
-            Some(way) => page::render_on_the_way(status, template, way),
-            None => page::render(status, template),
+            Some(way) => page::render_on_the_way(status, template, &self.brand, way),
+            None => page::render(status, template, &self.brand),
         };
         if let Some(new) = self.new {
             set(&self.app, &mut response, BROWSER, new.to_string(), None);
@@ -136,6 +143,14 @@ impl Browser {
         let mut response = Redirect::to(next).into_response();
         set(&self.app, &mut response, SESSION, String::new(), Some(Duration::ZERO));
         response
+    }
+}
+
+/// What forms are made for where somebody is signed in.
+fn form_of(caller: &Caller) -> Option<FormOf> {
+    match &caller.principal.credential {
+        Credential::Session { id, .. } => Some(FormOf::Session(*id, caller.workspace())),
+        _ => None,
     }
 }
 

@@ -5,9 +5,12 @@ use axum::{
     extract::State,
     response::{IntoResponse, Redirect, Response},
 };
-use secrecy::{ExposeSecret, SecretString};
 
-use super::{browser::Browser, form::Form};
+use super::{
+    form::Form,
+    layout::{Desk, Layout},
+    page::ITEMS,
+};
 use crate::{
     http::{
         ApiError, App,
@@ -23,7 +26,7 @@ use crate::{
 #[derive(Template)]
 #[template(path = "connected_apps.html")]
 struct AppsPage {
-    form_token: SecretString,
+    layout: Layout,
     apps: Vec<Line>,
     next: Option<String>,
 }
@@ -56,13 +59,13 @@ impl From<Grant> for Line {
 pub(super) async fn show(
     caller: Authorized<OwnSession>,
     State(app): State<App>,
-    browser: Browser,
+    desk: Desk,
     query: Query,
 ) -> Result<Response, ApiError> {
-    let (page, _) = app.oauth.own_grants(&caller, query.page()?).await?;
+    let (page, _) = app.oauth.own_grants(&caller, query.page_of(ITEMS)?).await?;
     let next = page.next_cursor(|grant| grant.id.uuid());
     let apps = page.items.into_iter().map(Line::from).collect();
-    Ok(browser.page(200, &AppsPage { form_token: browser.form_token(), apps, next }))
+    Ok(desk.page(200, &AppsPage { layout: desk.layout(), apps, next }))
 }
 
 /// Ends one of them.

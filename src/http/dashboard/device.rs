@@ -7,7 +7,6 @@ use axum::{
     extract::State,
     response::{IntoResponse, Redirect, Response},
 };
-use secrecy::{ExposeSecret, SecretString};
 
 use super::{
     authorize::{
@@ -15,6 +14,7 @@ use super::{
     },
     browser::Browser,
     form::Form,
+    layout::Layout,
     page::{Message, encoded, explained},
 };
 use crate::{
@@ -29,7 +29,7 @@ use crate::{
 #[derive(Template)]
 #[template(path = "device.html")]
 struct DevicePage<'a> {
-    form_token: SecretString,
+    layout: Layout,
     user_code: &'a str,
     problem: Option<String>,
 }
@@ -45,8 +45,8 @@ pub(super) async fn show(
     if browser.caller(&public.request).await?.is_none() {
         return Ok(to_sign_in(user_code));
     }
-    let form_token = browser.form_token();
-    Ok(browser.page(200, &DevicePage { form_token, user_code, problem: None }))
+    let layout = browser.layout();
+    Ok(browser.page(200, &DevicePage { layout, user_code, problem: None }))
 }
 
 /// Signing in first, and then to this code.
@@ -59,13 +59,13 @@ fn to_sign_in(user_code: &str) -> Response {
 pub(super) async fn submit(
     public: Public,
     State(app): State<App>,
-    form: Form,
+    mut form: Form,
 ) -> Result<Response, ApiError> {
-    let user_code = form.text("user_code")?.trim();
+    let user_code = &*form.text("user_code")?.trim().to_owned();
     let caller = form.browser.caller(&public.request).await?;
     let Some(caller) = caller else { return Ok(to_sign_in(user_code)) };
     match app.oauth.device_request(user_code).await {
-        Ok(device) => consent(&app, &caller, &form.browser, user_code, &device, None).await,
+        Ok(device) => consent(&app, &caller, &mut form.browser, user_code, &device, None).await,
         Err(error) => code_again(&form, user_code, failure(error)),
     }
 }
@@ -74,9 +74,9 @@ pub(super) async fn submit(
 pub(super) async fn decide(
     public: Public,
     State(app): State<App>,
-    form: Form,
+    mut form: Form,
 ) -> Result<Response, ApiError> {
-    let user_code = form.text("user_code")?;
+    let user_code = &*form.text("user_code")?.to_owned();
     let caller = form.browser.caller(&public.request).await?;
     let Some(caller) = caller else { return Ok(to_sign_in(user_code)) };
     let device = match app.oauth.device_request(user_code).await {
@@ -94,31 +94,34 @@ pub(super) async fn decide(
         }
     };
     match decided {
-        Ok(()) => Ok(form.browser.page(200, &Message { title, text, link: None })),
+        Ok(()) => Ok(form
+            .browser
+            .page(200, &Message { layout: form.browser.layout(), title, text, link: None })),
         Err(error) => {
             let problem = Some(explained(failure(error))?);
-            consent(&app, &caller, &form.browser, user_code, &device, problem).await
+            consent(&app, &caller, &mut form.browser, user_code, &device, problem).await
         }
     }
 }
 
 fn code_again(form: &Form, user_code: &str, error: ApiError) -> Result<Response, ApiError> {
     let (status, problem) = explained(error)?;
-    let (form_token, problem) = (form.browser.form_token(), Some(problem));
-    Ok(form.browser.page(status, &DevicePage { form_token, user_code, problem }))
+    let (layout, problem) = (form.browser.layout(), Some(problem));
+    Ok(form.browser.page(status, &DevicePage { layout, user_code, problem }))
 }
 
 async fn consent(
     app: &App,
     caller: &Caller,
-    browser: &Browser,
+    browser: &mut Browser,
     user_code: &str,
     device: &DeviceRequest,
     problem: Option<(u16, String)>,
 ) -> Result<Response, ApiError> {
+    browser.brand(app.resources.brand_of(caller.workspace()).await?);
     let (status, problem) = problem.unzip();
     let page = ConsentPage {
-        form_token: browser.form_token(),
+        layout: browser.layout(),
         action: "/device/consent",
         hidden: vec![("user_code".to_owned(), user_code.to_owned())],
         client: &device.client.name,

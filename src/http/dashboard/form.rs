@@ -1,13 +1,18 @@
 //! What a form sends, once it is known that it was ours.
 
+use std::str::FromStr;
+
 use axum::{
+    body::Bytes,
     extract::{FromRequest, FromRequestParts, Request},
     http::{HeaderMap, header},
 };
+use secrecy::SecretString;
 
 use super::{browser::Browser, sign_in::own_page};
 use crate::{
     http::{ApiError, App, error::Code, extract},
+    idempotency::Attempt,
     model::password::Password,
 };
 
@@ -29,15 +34,39 @@ impl FromRequest<App> for Form {
         check_origin(&parts.headers, &app.settings.public_url)?;
         let Ok(browser) = Browser::from_request_parts(&mut parts, app).await;
         let fields = extract::form_fields(&parts.headers, body, app).await?;
+        Self::of(browser, fields)
+    }
+}
+
+/// A form with a file.
+pub struct Upload {
+    /// What else it sends.
+    pub form: Form,
+    /// The file, if one was chosen.
+    pub file: Option<Bytes>,
+}
+
+impl FromRequest<App> for Upload {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, app: &App) -> Result<Self, ApiError> {
+        let (mut parts, body) = request.into_parts();
+        check_origin(&parts.headers, &app.settings.public_url)?;
+        let Ok(browser) = Browser::from_request_parts(&mut parts, app).await;
+        let (fields, file) = extract::form_with_file(parts, body, app).await?;
+        Ok(Self { form: Form::of(browser, fields)?, file })
+    }
+}
+
+impl Form {
+    fn of(browser: Browser, fields: extract::Query) -> Result<Self, ApiError> {
         if !fields.text(TOKEN)?.is_some_and(|token| browser.has_made(token)) {
             let message = "this form is too old, or the browser keeps no cookies: go back and reload the page";
             return Err(ApiError::new(Code::Forbidden, message));
         }
         Ok(Self { browser, fields })
     }
-}
 
-impl Form {
     /// Notes where its sender wants to go on to (`next`), which what is shown until then has to allow.
     ///
     /// # Errors
@@ -46,6 +75,16 @@ impl Form {
         let next = own_page(self.text("next")?).to_owned();
         self.browser.is_bound_for(&next).await;
         Ok(())
+    }
+
+    /// By what it is known, should it be sent twice (as an `Idempotency-Key` does for programs).
+    ///
+    /// # Errors
+    /// When that is there twice, or holds a NUL.
+    pub fn attempt(&self) -> Result<Attempt, ApiError> {
+        let key = self.filled("attempt")?.map(SecretString::from);
+        let body: Vec<_> = self.fields.pairs().flat_map(|(name, value)| [name, value]).collect();
+        Ok(Attempt::new(key, serde_json::to_string(&body).unwrap_or_default().as_bytes()))
     }
 
     /// A field's text; empty where it was left out.
@@ -63,6 +102,18 @@ impl Form {
     pub fn password(&self, name: &'static str) -> Result<Option<Password>, ApiError> {
         let text = Some(self.text(name)?).filter(|text| !text.is_empty());
         Ok(text.map(|text| Password::new(text.to_owned())))
+    }
+
+    /// A field of some type, unless it was left empty; `what` tells what it must be.
+    ///
+    /// # Errors
+    /// When it is not that, or there twice.
+    pub fn parse_as<T: FromStr>(
+        &self,
+        name: &'static str,
+        what: &str,
+    ) -> Result<Option<T>, ApiError> {
+        if self.filled(name)?.is_none() { Ok(None) } else { self.fields.parse_as(name, what) }
     }
 
     /// A field's text, unless it was left empty.

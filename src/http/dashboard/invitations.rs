@@ -5,11 +5,11 @@ use axum::{
     extract::State,
     response::{IntoResponse, Redirect, Response},
 };
-use secrecy::{ExposeSecret, SecretString};
 
 use super::{
     browser::Browser,
     form::Form,
+    layout::Layout,
     page::{Message, encoded, explained},
 };
 use crate::{
@@ -26,7 +26,7 @@ use crate::{
 #[derive(Template)]
 #[template(path = "accept_invitation.html")]
 struct AcceptPage<'a> {
-    form_token: SecretString,
+    layout: Layout,
     token: &'a str,
     invited: &'a Invited,
     /// What the person who is signed in is called.
@@ -41,7 +41,7 @@ struct AcceptPage<'a> {
 pub(super) async fn show(
     public: Public,
     State(app): State<App>,
-    browser: Browser,
+    mut browser: Browser,
     query: Query,
 ) -> Result<Response, ApiError> {
     let token = query.text("token")?.unwrap_or_default();
@@ -50,12 +50,16 @@ pub(super) async fn show(
         Err(error) => {
             let (status, text) = explained(error.into())?;
             let title = "This invitation does not work";
-            return Ok(browser.page(status, &Message { title, text: &text, link: None }));
+            return Ok(browser.page(
+                status,
+                &Message { layout: browser.layout(), title, text: &text, link: None },
+            ));
         }
     };
     let caller = browser.caller(&public.request).await?;
+    browser.brand(app.resources.brand_of(invited.workspace_id).await?);
     let page = AcceptPage {
-        form_token: browser.form_token(),
+        layout: browser.layout(),
         token,
         invited: &invited,
         person: caller.as_ref().map(|caller| &**caller.principal.name()),
@@ -94,7 +98,7 @@ pub(super) async fn accept(
     // It may be that the link does not work any more.
     let invited = app.auth.look_at_invitation(token).await?;
     let page = AcceptPage {
-        form_token: browser.form_token(),
+        layout: browser.layout(),
         token,
         invited: &invited,
         person: caller.as_ref().map(|caller| &**caller.principal.name()),

@@ -4,18 +4,28 @@
 //! ([`browser`]); forms hold a token that no other site can know, and come from here ([`form`]); every page
 //! has the same headers ([`page`]). The guard is that of the API: the same limits, the same log.
 
+mod api_keys;
+mod audit_log;
 mod authorize;
 pub mod browser;
+mod charts;
 mod connected_apps;
 mod device;
 pub mod form;
 mod invitations;
+mod layout;
+mod live;
+mod members;
 pub mod page;
 mod passkeys;
 mod passwords;
 mod second_factor;
 mod sessions;
+mod settings;
 mod sign_in;
+mod sign_up;
+mod words;
+mod workspaces;
 
 use axum::{
     http::{HeaderValue, Method, header},
@@ -25,7 +35,8 @@ use axum::{
 
 use super::{
     App,
-    extract::{Access, Open, OwnSession, Public, Rule, SignIn},
+    api::audit_export,
+    extract::{Access, Admin, FirstPartyAdmin, Open, OwnSession, Public, ReadOnly, Rule, SignIn},
     routes::guarded_by,
 };
 
@@ -61,13 +72,18 @@ macro_rules! pages {
 pub fn table() -> Vec<PageRoute> {
     pages! {
         GET    "/"                              Open       => front;
-        GET    "/assets/style.css"              Open       => style;
+        GET    "/assets/dashboard.js"           Open       => dashboard_script;
         GET    "/assets/passkeys.js"            Open       => passkeys_script;
         GET    "/sign-in"                       Open       => sign_in::show;
         POST   "/sign-in"                       SignIn     => sign_in::submit;
         POST   "/sign-in/second-factor"         SignIn     => sign_in::submit_code;
         POST   "/sign-in/passkey"               SignIn     => passkeys::sign_in;
         POST   "/sign-out"                      OwnSession => sessions::sign_out;
+        GET    "/sign-up"                       Open       => sign_up::show;
+        POST   "/sign-up"                       SignIn     => sign_up::submit;
+        GET    "/workspaces"                    OwnSession => workspaces::show;
+        POST   "/workspaces"                    OwnSession => workspaces::create;
+        POST   "/workspaces/{id}/enter"         OwnSession => workspaces::enter;
         GET    "/forgot-password"               Open       => passwords::show_forgot;
         POST   "/forgot-password"               SignIn     => passwords::forgot;
         GET    "/reset-password"                Open       => passwords::show_reset;
@@ -79,15 +95,43 @@ pub fn table() -> Vec<PageRoute> {
         GET    "/oauth/authorize"               Open       => authorize::show;
         POST   "/oauth/authorize"               Open       => authorize::post;
         POST   "/oauth/consent"                 OwnSession => authorize::decide;
+        GET    "/api-keys"                      ReadOnly   => api_keys::list;
+        GET    "/api-keys/new"                  FirstPartyAdmin => api_keys::mint::show;
+        POST   "/api-keys"                      FirstPartyAdmin => api_keys::mint::mint;
+        GET    "/api-keys/{id}"                 ReadOnly   => api_keys::details::show;
+        POST   "/api-keys/{id}"                 Admin      => api_keys::details::change;
+        GET    "/api-keys/{id}/rotation"        ReadOnly   => api_keys::rotation::show;
+        GET    "/api-keys/{id}/rotation/stream" ReadOnly   => api_keys::rotation::stream;
+        POST   "/api-keys/{id}/rotate"          FirstPartyAdmin => api_keys::rotation::rotate;
+        GET    "/api-keys/{id}/revoke"          Admin      => api_keys::revocation::show;
+        POST   "/api-keys/{id}/revoke"          Admin      => api_keys::revocation::revoke;
+        GET    "/audit-log"                     ReadOnly   => audit_log::show;
+        GET    "/audit-log/stream"              ReadOnly   => audit_log::stream;
+        GET    "/audit-log/export"              ReadOnly   => audit_export::export;
+        GET    "/audit-log/{id}"                ReadOnly   => audit_log::details;
         GET    "/connected-apps"                OwnSession => connected_apps::show;
         POST   "/connected-apps/{id}/end"       OwnSession => connected_apps::end;
         GET    "/device"                        Open       => device::show;
         POST   "/device"                        SignIn     => device::submit;
         POST   "/device/consent"                SignIn     => device::decide;
+        GET    "/members"                       Admin      => members::show;
+        POST   "/members/{user_id}/role"        FirstPartyAdmin => members::change_role;
+        POST   "/members/{user_id}/remove"      FirstPartyAdmin => members::remove;
+        POST   "/members/invite"                FirstPartyAdmin => members::invite;
+        POST   "/members/invitations/{id}/withdraw" FirstPartyAdmin => members::withdraw;
+        GET    "/settings"                      ReadOnly   => settings::show;
+        POST   "/settings/profile"              OwnSession => settings::change_profile;
+        POST   "/settings/workspace"            Admin      => settings::change_workspace;
+        POST   "/settings/second-factor"        Admin      => settings::require_second_factor;
+        POST   "/settings/brand"                Admin      => settings::change_brand;
+        POST   "/settings/leave"                OwnSession => settings::leave;
+        POST   "/settings/delete-workspace"     Admin      => settings::delete_workspace;
+        POST   "/settings/delete-account"       OwnSession => settings::delete_account;
         GET    "/second-factor"                 OwnSession => second_factor::show;
         POST   "/second-factor/set-up"          OwnSession => second_factor::set_up;
         POST   "/second-factor/confirm"         OwnSession => second_factor::confirm;
         POST   "/second-factor/recovery-codes"  OwnSession => second_factor::renew_recovery_codes;
+        POST   "/second-factor/password"        OwnSession => second_factor::change_password;
         POST   "/second-factor/remove"          OwnSession => second_factor::remove;
         POST   "/second-factor/passkeys/new"    OwnSession => passkeys::begin;
         POST   "/second-factor/passkeys"        OwnSession => passkeys::add;
@@ -99,11 +143,11 @@ pub fn table() -> Vec<PageRoute> {
 }
 
 async fn front(_public: Public) -> Redirect {
-    Redirect::to("/sessions")
+    Redirect::to(sign_in::HOME)
 }
 
-async fn style(_public: Public) -> Response {
-    asset("text/css; charset=utf-8", include_str!("assets/style.css"))
+async fn dashboard_script(_public: Public) -> Response {
+    asset("text/javascript; charset=utf-8", include_str!("assets/dashboard.js"))
 }
 
 async fn passkeys_script(_public: Public) -> Response {

@@ -1,18 +1,52 @@
 //! How every page goes out.
 
+use std::sync::LazyLock;
+
 use askama::Template;
 use axum::{
     http::{HeaderName, HeaderValue, Method, StatusCode, header},
     response::{Html, IntoResponse, Redirect, Response},
 };
+use data_encoding::BASE64;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, PercentEncode, utf8_percent_encode};
+use sha2::{Digest as _, Sha256};
 use tracing::error;
 
-use crate::http::{ApiError, error::Code};
+use super::{
+    layout::{self, Layout},
+    second_factor,
+};
+use crate::{
+    http::{ApiError, error::Code},
+    model::brand::Brand,
+};
 
-/// Nothing from elsewhere, nothing inline, in nobody's frame.
-const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; base-uri 'none'; \
-                      frame-ancestors 'none'; form-action 'self'";
+/// The style of all pages. It stands in each of them, so that a page is shown after one round trip.
+pub(super) const STYLE: &str = include_str!("assets/style.css");
+
+/// Its hash, as the policy names it.
+static STYLE_HASH: LazyLock<String> = LazyLock::new(|| source_of(STYLE));
+
+/// A text of a page, as a source of its policy (CSP 3, section 2.3.1).
+fn source_of(text: &str) -> String {
+    format!("'sha256-{}'", BASE64.encode(&Sha256::digest(text)))
+}
+
+/// Nothing from elsewhere, nothing inline but our own styles, in nobody's frame. Forms may lead to `way`, too.
+fn policy(brand: &Brand, way: Option<&str>) -> String {
+    let styles = match layout::style(brand) {
+        Some(style) => format!("{} {}", *STYLE_HASH, source_of(&style)),
+        None => STYLE_HASH.clone(),
+    };
+    let way = way.map(|way| format!(" {way}")).unwrap_or_default();
+    format!(
+        "default-src 'none'; script-src 'self'; connect-src 'self'; style-src {styles}; img-src 'self' data:; \
+         base-uri 'none'; frame-ancestors 'none'; form-action 'self'{way}"
+    )
+}
+
+/// Items of a list on a page: as many as one looks at, and as keep the page small.
+pub(super) const ITEMS: i64 = 20;
 
 /// What tokens are made of may stand in a URL as it is.
 const IN_A_QUERY: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_');
@@ -26,6 +60,8 @@ pub(super) fn encoded(text: &str) -> PercentEncode<'_> {
 #[derive(Template)]
 #[template(path = "message.html")]
 pub(super) struct Message<'a> {
+    /// What is around it.
+    pub(super) layout: Layout,
     /// What it is about.
     pub(super) title: &'a str,
     /// What it says.
@@ -34,9 +70,15 @@ pub(super) struct Message<'a> {
     pub(super) link: Option<(&'a str, &'a str)>,
 }
 
+/// A page that says one thing, to nobody in particular.
+pub(super) fn message(status: u16, title: &str, text: &str, link: (&str, &str)) -> Response {
+    let message = Message { layout: Layout::default(), title, text, link: Some(link) };
+    render(status, &message, &Brand::default())
+}
+
 /// A page with the headers of all pages.
-pub(super) fn render<T: Template>(status: u16, template: &T) -> Response {
-    let mut response = rendered(status, template);
+pub(super) fn render<T: Template>(status: u16, template: &T, brand: &Brand) -> Response {
+    let mut response = rendered(status, template, &policy(brand, None));
     let opener = HeaderName::from_static("cross-origin-opener-policy");
     response.headers_mut().insert(opener, HeaderValue::from_static("same-origin"));
     response
@@ -45,12 +87,13 @@ pub(super) fn render<T: Template>(status: u16, template: &T) -> Response {
 /// A page of a way that ends at a client: its forms may lead there, for browsers hold redirects to the policy of the
 /// page that the form was on. And it may stand in a window that the client has opened and wants to hear from, which
 /// it could not where windows are kept apart by `Cross-Origin-Opener-Policy`.
-pub(super) fn render_on_the_way<T: Template>(status: u16, template: &T, to: &str) -> Response {
-    let mut response = rendered(status, template);
-    if let Ok(policy) = HeaderValue::try_from(format!("{POLICY} {to}")) {
-        response.headers_mut().insert(header::CONTENT_SECURITY_POLICY, policy);
-    }
-    response
+pub(super) fn render_on_the_way<T: Template>(
+    status: u16,
+    template: &T,
+    brand: &Brand,
+    to: &str,
+) -> Response {
+    rendered(status, template, &policy(brand, Some(to)))
 }
 
 /// Sees to it that what an answer leads to does not learn where it came from, and that nobody keeps it.
@@ -60,7 +103,10 @@ pub(super) fn conceal(response: &mut Response) {
     headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
 }
 
-fn rendered<T: Template>(status: u16, template: &T) -> Response {
+fn rendered<T: Template>(status: u16, template: &T, policy: &str) -> Response {
+    let Ok(policy) = HeaderValue::try_from(policy) else {
+        return ApiError::internal("a page has no policy").into_response();
+    };
     let text = match template.render() {
         Ok(text) => text,
         Err(reason) => {
@@ -73,7 +119,6 @@ fn rendered<T: Template>(status: u16, template: &T) -> Response {
     let headers = response.headers_mut();
     for (name, value) in [
         (header::CACHE_CONTROL, "no-store"),
-        (header::CONTENT_SECURITY_POLICY, POLICY),
         // For browsers that do not know frame-ancestors.
         (header::X_FRAME_OPTIONS, "DENY"),
         // Links of mails hold tokens.
@@ -81,6 +126,7 @@ fn rendered<T: Template>(status: u16, template: &T) -> Response {
     ] {
         headers.insert(name, HeaderValue::from_static(value));
     }
+    headers.insert(header::CONTENT_SECURITY_POLICY, policy);
     response
 }
 
@@ -107,15 +153,16 @@ fn of_error(error: &ApiError, method: &Method, wanted: &str) -> Response {
         let next = if is_page { wanted } else { "/" };
         return Redirect::to(&format!("/sign-in?next={}", encoded(next))).into_response();
     }
+    if error.lacks_second_factor() {
+        return Redirect::to(second_factor::HERE).into_response();
+    }
     let title = match error.code() {
         Code::NotFound => "There is no such page",
         Code::RateLimited => "Too many attempts",
         Code::Internal | Code::Unavailable => "Something went wrong",
         _ => "This does not work",
     };
-    let text = error.message();
-    let message = Message { title, text, link: Some(("/sign-in", "To the sign-in")) };
-    render(error.code().status().as_u16(), &message)
+    message(error.code().status().as_u16(), title, error.message(), ("/", "To the first page"))
 }
 
 /// What a form says of a refusal that its page can explain; other refusals are pages of their own.

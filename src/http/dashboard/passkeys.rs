@@ -6,10 +6,10 @@ use axum::{
     extract::State,
     response::{IntoResponse, Redirect, Response},
 };
-use secrecy::{ExposeSecret, SecretString};
 
 use super::{
     form::Form,
+    layout::{Desk, Layout},
     page::explained,
     second_factor,
     sign_in::{self, own_page},
@@ -26,7 +26,7 @@ use crate::{
 #[derive(Template)]
 #[template(path = "new_passkey.html")]
 struct NewPasskeyPage {
-    form_token: SecretString,
+    layout: Layout,
     /// What the browser is asked for, as JSON.
     options: String,
 }
@@ -35,18 +35,16 @@ struct NewPasskeyPage {
 pub(super) async fn begin(
     caller: Authorized<OwnSession>,
     State(app): State<App>,
+    desk: Desk,
     form: Form,
 ) -> Result<Response, ApiError> {
     let password = form.password("password")?;
     match app.auth.new_passkey_options(&caller, password.as_ref()).await {
         Ok(options) => {
-            let form_token = form.browser.form_token();
-            let page = NewPasskeyPage { form_token, options: options.to_string() };
-            Ok(form.browser.page(200, &page))
+            let page = NewPasskeyPage { layout: desk.layout(), options: options.to_string() };
+            Ok(desk.page(200, &page))
         }
-        Err(error) => {
-            second_factor::settings(&caller, &app, &form.browser, Some(error.into())).await
-        }
+        Err(error) => second_factor::settings(&caller, &app, &desk, Some(error.into())).await,
     }
 }
 
@@ -54,6 +52,7 @@ pub(super) async fn begin(
 pub(super) async fn add(
     caller: Authorized<OwnSession>,
     State(app): State<App>,
+    desk: Desk,
     form: Form,
 ) -> Result<Response, ApiError> {
     let name = form.text("name")?;
@@ -65,7 +64,7 @@ pub(super) async fn add(
     };
     match added {
         Ok(_) => Ok(Redirect::to(second_factor::HERE).into_response()),
-        Err(error) => second_factor::settings(&caller, &app, &form.browser, Some(error)).await,
+        Err(error) => second_factor::settings(&caller, &app, &desk, Some(error)).await,
     }
 }
 
@@ -73,15 +72,14 @@ pub(super) async fn add(
 pub(super) async fn remove(
     caller: Authorized<OwnSession>,
     State(app): State<App>,
+    desk: Desk,
     PathId(id): PathId<PasskeyId>,
     form: Form,
 ) -> Result<Response, ApiError> {
     let password = form.password("password")?;
     match app.auth.remove_passkey(&caller, id, password.as_ref()).await {
         Ok(()) => Ok(Redirect::to(second_factor::HERE).into_response()),
-        Err(error) => {
-            second_factor::settings(&caller, &app, &form.browser, Some(error.into())).await
-        }
+        Err(error) => second_factor::settings(&caller, &app, &desk, Some(error.into())).await,
     }
 }
 

@@ -3,11 +3,11 @@
 
 use askama::Template;
 use axum::{extract::State, response::Response};
-use secrecy::{ExposeSecret, SecretString};
 
 use super::{
     browser::Browser,
     form::Form,
+    layout::Layout,
     page::{Message, explained},
 };
 use crate::{
@@ -22,7 +22,7 @@ use crate::{
 #[derive(Template)]
 #[template(path = "forgot_password.html")]
 struct ForgotPage<'a> {
-    form_token: SecretString,
+    layout: Layout,
     email: &'a str,
     problem: Option<String>,
 }
@@ -30,7 +30,7 @@ struct ForgotPage<'a> {
 #[derive(Template)]
 #[template(path = "reset_password.html")]
 struct ResetPage<'a> {
-    form_token: SecretString,
+    layout: Layout,
     token: &'a str,
     problem: Option<String>,
 }
@@ -38,14 +38,14 @@ struct ResetPage<'a> {
 #[derive(Template)]
 #[template(path = "verify_email.html")]
 struct VerifyPage<'a> {
-    form_token: SecretString,
+    layout: Layout,
     token: &'a str,
     problem: Option<String>,
 }
 
 /// Asks whose password was forgotten.
 pub(super) async fn show_forgot(_public: Public, browser: Browser) -> Response {
-    let page = ForgotPage { form_token: browser.form_token(), email: "", problem: None };
+    let page = ForgotPage { layout: browser.layout(), email: "", problem: None };
     browser.page(200, &page)
 }
 
@@ -58,10 +58,11 @@ pub(super) async fn forgot(
     let (browser, email) = (&form.browser, form.text("email")?);
     if let Err(error) = app.auth.forgot_password(email).await {
         let (status, problem) = explained(error.into())?;
-        let page = ForgotPage { form_token: browser.form_token(), email, problem: Some(problem) };
+        let page = ForgotPage { layout: browser.layout(), email, problem: Some(problem) };
         return Ok(browser.page(status, &page));
     }
     let message = Message {
+        layout: browser.layout(),
         title: "Look into your mail",
         text: "If there is an account with this address, a link to choose a new password is on its way. \
                It works once, within an hour.",
@@ -77,7 +78,7 @@ pub(super) async fn show_reset(
     query: Query,
 ) -> Result<Response, ApiError> {
     let token = query.text("token")?.unwrap_or_default();
-    let page = ResetPage { form_token: browser.form_token(), token, problem: None };
+    let page = ResetPage { layout: browser.layout(), token, problem: None };
     Ok(browser.page(200, &page))
 }
 
@@ -91,10 +92,11 @@ pub(super) async fn reset(
     let new = Password::new(form.text("new_password")?.to_owned());
     if let Err(error) = app.auth.reset_password(token, &new, &public.request).await {
         let (status, problem) = explained(error.into())?;
-        let page = ResetPage { form_token: browser.form_token(), token, problem: Some(problem) };
+        let page = ResetPage { layout: browser.layout(), token, problem: Some(problem) };
         return Ok(browser.page(status, &page));
     }
     let message = Message {
+        layout: browser.layout(),
         title: "Your password was changed",
         text: "All your sessions were ended. Sign in with the new password.",
         link: Some(("/sign-in", "Sign in")),
@@ -109,7 +111,7 @@ pub(super) async fn show_verify(
     query: Query,
 ) -> Result<Response, ApiError> {
     let token = query.text("token")?.unwrap_or_default();
-    let page = VerifyPage { form_token: browser.form_token(), token, problem: None };
+    let page = VerifyPage { layout: browser.layout(), token, problem: None };
     Ok(browser.page(200, &page))
 }
 
@@ -123,10 +125,11 @@ pub(super) async fn verify(
     let verified: Result<(), AuthError> = app.auth.verify_email(token, &public.request).await;
     if let Err(error) = verified {
         let (status, problem) = explained(error.into())?;
-        let page = VerifyPage { form_token: browser.form_token(), token, problem: Some(problem) };
+        let page = VerifyPage { layout: browser.layout(), token, problem: Some(problem) };
         return Ok(browser.page(status, &page));
     }
     let message = Message {
+        layout: browser.layout(),
         title: "Your address is verified",
         text: "Thank you. There is nothing else to do.",
         link: Some(("/", "Go on")),

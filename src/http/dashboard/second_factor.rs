@@ -11,7 +11,11 @@ use fast_qr::{
 };
 use secrecy::{ExposeSecret, SecretString};
 
-use super::{browser::Browser, form::Form, page::explained};
+use super::{
+    form::Form,
+    layout::{Desk, Layout},
+    page::{Message, explained},
+};
 use crate::{
     http::{
         ApiError, App,
@@ -34,10 +38,12 @@ enum Lack {
 #[derive(Template)]
 #[template(path = "second_factor_settings.html")]
 struct SettingsPage {
-    form_token: SecretString,
+    layout: Layout,
     is_on: bool,
     lack: Option<Lack>,
     passkeys: Vec<Passkey>,
+    /// Whether they signed in too long ago for what takes a password.
+    must_confirm: bool,
     /// Whether there can be passkeys at all.
     has_passkeys: bool,
     problem: Option<String>,
@@ -46,7 +52,7 @@ struct SettingsPage {
 #[derive(Template)]
 #[template(path = "second_factor_set_up.html")]
 struct SetUpPage<'a> {
-    form_token: SecretString,
+    layout: Layout,
     secret: &'a str,
     uri: &'a str,
     /// A picture of the URI.
@@ -57,6 +63,7 @@ struct SetUpPage<'a> {
 #[derive(Template)]
 #[template(path = "recovery_codes.html")]
 struct CodesPage {
+    layout: Layout,
     codes: Vec<SecretString>,
 }
 
@@ -64,24 +71,25 @@ struct CodesPage {
 pub(super) async fn show(
     caller: Authorized<OwnSession>,
     State(app): State<App>,
-    browser: Browser,
+    desk: Desk,
 ) -> Result<Response, ApiError> {
-    settings(&caller, &app, &browser, None).await
+    settings(&caller, &app, &desk, None).await
 }
 
 /// Begins with an authenticator.
 pub(super) async fn set_up(
     caller: Authorized<OwnSession>,
     State(app): State<App>,
+    desk: Desk,
     form: Form,
 ) -> Result<Response, ApiError> {
     let password = form.password("password")?;
     match app.auth.enrol_totp(&caller, password.as_ref()).await {
         Ok(new) => {
             let (secret, uri) = (new.secret.expose_secret(), new.uri.expose_secret());
-            Ok(form.browser.page(200, &SetUpPage::new(&form.browser, secret, uri, None)))
+            Ok(desk.page(200, &SetUpPage::new(&desk, secret, uri, None)))
         }
-        Err(error) => settings(&caller, &app, &form.browser, Some(error.into())).await,
+        Err(error) => settings(&caller, &app, &desk, Some(error.into())).await,
     }
 }
 
@@ -89,16 +97,17 @@ pub(super) async fn set_up(
 pub(super) async fn confirm(
     caller: Authorized<OwnSession>,
     State(app): State<App>,
+    desk: Desk,
     form: Form,
 ) -> Result<Response, ApiError> {
     match app.auth.confirm_totp(&caller, form.text("code")?.trim()).await {
-        Ok(codes) => Ok(form.browser.page(200, &CodesPage { codes })),
+        Ok(codes) => Ok(desk.page(200, &CodesPage { layout: desk.layout(), codes })),
         Err(error) => {
             let (status, problem) = explained(error.into())?;
             // What this browser was shown is shown once more.
             let (secret, uri) = (form.text("secret")?, form.text("uri")?);
-            let page = SetUpPage::new(&form.browser, secret, uri, Some(problem));
-            Ok(form.browser.page(status, &page))
+            let page = SetUpPage::new(&desk, secret, uri, Some(problem));
+            Ok(desk.page(status, &page))
         }
     }
 }
@@ -107,12 +116,36 @@ pub(super) async fn confirm(
 pub(super) async fn renew_recovery_codes(
     caller: Authorized<OwnSession>,
     State(app): State<App>,
+    desk: Desk,
     form: Form,
 ) -> Result<Response, ApiError> {
     let password = Password::new(form.text("password")?.to_owned());
     match app.auth.renew_recovery_codes(&caller, &password).await {
-        Ok(codes) => Ok(form.browser.page(200, &CodesPage { codes })),
-        Err(error) => settings(&caller, &app, &form.browser, Some(error.into())).await,
+        Ok(codes) => Ok(desk.page(200, &CodesPage { layout: desk.layout(), codes })),
+        Err(error) => settings(&caller, &app, &desk, Some(error.into())).await,
+    }
+}
+
+/// Takes another password.
+pub(super) async fn change_password(
+    caller: Authorized<OwnSession>,
+    State(app): State<App>,
+    desk: Desk,
+    form: Form,
+) -> Result<Response, ApiError> {
+    let password = |name| Ok::<_, ApiError>(Password::new(form.text(name)?.to_owned()));
+    let (current, new) = (password("current_password")?, password("new_password")?);
+    match app.auth.change_password(&caller, &current, &new).await {
+        Ok(()) => {
+            let message = Message {
+                layout: desk.layout(),
+                title: "Your password was changed",
+                text: "All your other sessions were ended.",
+                link: Some((HERE, "Back")),
+            };
+            Ok(desk.page(200, &message))
+        }
+        Err(error) => settings(&caller, &app, &desk, Some(error.into())).await,
     }
 }
 
@@ -120,12 +153,13 @@ pub(super) async fn renew_recovery_codes(
 pub(super) async fn remove(
     caller: Authorized<OwnSession>,
     State(app): State<App>,
+    desk: Desk,
     form: Form,
 ) -> Result<Response, ApiError> {
     let password = Password::new(form.text("password")?.to_owned());
     match app.auth.remove_totp(&caller, &password).await {
         Ok(()) => Ok(Redirect::to(HERE).into_response()),
-        Err(error) => settings(&caller, &app, &form.browser, Some(error.into())).await,
+        Err(error) => settings(&caller, &app, &desk, Some(error.into())).await,
     }
 }
 
@@ -133,7 +167,7 @@ pub(super) async fn remove(
 pub(super) async fn settings(
     caller: &Authorized<OwnSession>,
     app: &App,
-    browser: &Browser,
+    desk: &Desk,
     error: Option<ApiError>,
 ) -> Result<Response, ApiError> {
     let (status, problem) = match error.map(explained).transpose()? {
@@ -146,20 +180,21 @@ pub(super) async fn settings(
         Some(Lack::Passkey)
     };
     let page = SettingsPage {
-        form_token: browser.form_token(),
+        layout: desk.layout(),
         is_on: app.auth.has_second_factor(caller).await?,
         lack,
+        must_confirm: !app.auth.is_confirmed(caller, None).await?,
         passkeys: app.auth.passkeys(caller).await?,
         has_passkeys: app.auth.passkey_options().is_ok(),
         problem,
     };
-    Ok(browser.page(status, &page))
+    Ok(desk.page(status, &page))
 }
 
 impl<'a> SetUpPage<'a> {
-    fn new(browser: &Browser, secret: &'a str, uri: &'a str, problem: Option<String>) -> Self {
+    fn new(desk: &Desk, secret: &'a str, uri: &'a str, problem: Option<String>) -> Self {
         let qr = QRBuilder::new(uri).build().ok();
         let qr = qr.map(|qr| SvgBuilder::default().shape(Shape::Square).to_str(&qr));
-        Self { form_token: browser.form_token(), secret, uri, qr, problem }
+        Self { layout: desk.layout(), secret, uri, qr, problem }
     }
 }

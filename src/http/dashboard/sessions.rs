@@ -5,9 +5,12 @@ use axum::{
     extract::State,
     response::{IntoResponse, Redirect, Response},
 };
-use secrecy::{ExposeSecret, SecretString};
 
-use super::{browser::Browser, form::Form};
+use super::{
+    form::Form,
+    layout::{Desk, Layout},
+    page::ITEMS,
+};
 use crate::{
     auth::sessions::own_session,
     http::{
@@ -23,9 +26,8 @@ use crate::{
 
 #[derive(Template)]
 #[template(path = "sessions.html")]
-struct SessionsPage<'a> {
-    form_token: SecretString,
-    name: &'a str,
+struct SessionsPage {
+    layout: Layout,
     /// Whether the workspace asks for a second factor that is not there.
     is_incomplete: bool,
     sessions: Vec<Line>,
@@ -59,20 +61,19 @@ impl Line {
 pub(super) async fn show(
     caller: Authorized<OwnSession>,
     State(app): State<App>,
-    browser: Browser,
+    desk: Desk,
     query: Query,
 ) -> Result<Response, ApiError> {
     let (own, _) = own_session(&caller)?;
-    let (page, _) = app.auth.sessions(&caller, query.page()?).await?;
+    let (page, _) = app.auth.sessions(&caller, query.page_of(ITEMS)?).await?;
     let next = page.next_cursor(|session| session.id.uuid());
     let page = SessionsPage {
-        form_token: browser.form_token(),
-        name: caller.principal.name(),
+        layout: desk.layout(),
         is_incomplete: caller.principal.lacks_second_factor,
         sessions: page.items.into_iter().map(|session| Line::new(session, own)).collect(),
         next,
     };
-    Ok(browser.page(200, &page))
+    Ok(desk.page(200, &page))
 }
 
 /// Ends one of them.

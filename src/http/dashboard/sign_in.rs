@@ -6,9 +6,9 @@ use axum::{
     http::Uri,
     response::{IntoResponse, Redirect, Response},
 };
-use secrecy::{ExposeSecret, SecretString};
+use secrecy::ExposeSecret;
 
-use super::{browser::Browser, form::Form, page::explained};
+use super::{browser::Browser, form::Form, layout::Layout, page::explained};
 use crate::{
     auth::AuthError,
     http::{
@@ -19,23 +19,25 @@ use crate::{
 };
 
 /// Where one goes who wants nothing else.
-const HOME: &str = "/sessions";
+pub(super) const HOME: &str = "/api-keys";
 
 #[derive(Template)]
 #[template(path = "sign_in.html")]
 struct SignInPage<'a> {
-    form_token: SecretString,
+    layout: Layout,
     next: &'a str,
     email: &'a str,
     /// What a passkey is asked for, as JSON; none where there can be no passkeys.
     passkey: Option<String>,
+    /// Whether anybody may sign up here.
+    may_sign_up: bool,
     problem: Option<String>,
 }
 
 #[derive(Template)]
 #[template(path = "second_factor.html")]
 struct SecondFactorPage<'a> {
-    form_token: SecretString,
+    layout: Layout,
     next: &'a str,
     mfa_token: &'a str,
     problem: Option<String>,
@@ -54,6 +56,9 @@ pub(super) async fn show(
         return Ok(Redirect::to(next).into_response());
     }
     browser.is_bound_for(next).await;
+    if let Some(workspace) = query.parse_as("workspace", "the id of a workspace")? {
+        browser.brand(app.resources.brand_of(workspace).await?);
+    }
     let email = query.text("email")?.unwrap_or_default();
     Ok(page(&app, &browser, 200, next, email, None))
 }
@@ -70,8 +75,8 @@ pub(super) async fn submit(
     match app.auth.login(email, &password, None, &public.request).await {
         Ok(pair) => Ok(browser.signed_in(pair.session, next)),
         Err(AuthError::MfaRequired(token)) => {
-            let (form_token, mfa_token) = (browser.form_token(), token.expose_secret());
-            let page = SecondFactorPage { form_token, next, mfa_token, problem: None };
+            let (layout, mfa_token) = (browser.layout(), token.expose_secret());
+            let page = SecondFactorPage { layout, next, mfa_token, problem: None };
             Ok(browser.page(200, &page))
         }
         Err(error) => {
@@ -91,8 +96,10 @@ pub(super) fn page(
     problem: Option<String>,
 ) -> Response {
     let passkey = app.auth.passkey_options().ok().map(|options| options.to_string());
-    let form_token = browser.form_token();
-    browser.page(status, &SignInPage { form_token, next, email, passkey, problem })
+    let layout = browser.layout();
+    let may_sign_up = app.auth.check_registration().is_ok();
+    let page = SignInPage { layout, next, email, passkey, may_sign_up, problem };
+    browser.page(status, &page)
 }
 
 /// Takes a code.
@@ -108,8 +115,8 @@ pub(super) async fn submit_code(
         Ok(pair) => Ok(browser.signed_in(pair.session, next)),
         Err(error) => {
             let (status, problem) = explained(error.into())?;
-            let (form_token, problem) = (browser.form_token(), Some(problem));
-            Ok(browser.page(status, &SecondFactorPage { form_token, next, mfa_token, problem }))
+            let (layout, problem) = (browser.layout(), Some(problem));
+            Ok(browser.page(status, &SecondFactorPage { layout, next, mfa_token, problem }))
         }
     }
 }

@@ -116,6 +116,8 @@ pub struct ApiError {
     credential_sent: bool,
     /// What a credential should have, for the challenge of a 401.
     wanted_scope: Option<Scope>,
+    /// Whether a second factor is all that is missing.
+    lacks_second_factor: bool,
     retry_after: Option<u64>,
     /// Why a key may still be in use.
     rotation: Option<Arc<RotationReport>>,
@@ -134,6 +136,7 @@ impl ApiError {
             mfa_token: None,
             credential_sent: true,
             wanted_scope: None,
+            lacks_second_factor: false,
             retry_after: None,
             rotation: None,
             cause: None,
@@ -208,6 +211,12 @@ impl ApiError {
     #[must_use]
     pub fn message(&self) -> &str {
         &self.message
+    }
+
+    /// Whether a second factor is all that is missing.
+    #[must_use]
+    pub fn lacks_second_factor(&self) -> bool {
+        self.lacks_second_factor
     }
 
     /// Whether a credential was sent that nobody knows.
@@ -368,6 +377,9 @@ impl From<AuthError> for ApiError {
                 ..Self::new(Code::InsufficientScope, message)
             },
             AuthError::Forbidden(_) => Self::new(Code::Forbidden, message),
+            AuthError::NoSecondFactor => {
+                Self { lacks_second_factor: true, ..Self::new(Code::Forbidden, message) }
+            }
             AuthError::NotFound(_) => Self::new(Code::NotFound, message),
             AuthError::Conflict(_) => Self::new(Code::Conflict, message),
             AuthError::KeyInUse(report) => {

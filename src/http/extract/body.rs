@@ -1,6 +1,7 @@
 use axum::{
     body::{Body, Bytes, to_bytes},
-    http::{HeaderMap, header},
+    extract::{FromRequest, Multipart, Request},
+    http::{HeaderMap, header, request::Parts},
 };
 use tokio::time::timeout;
 
@@ -38,6 +39,44 @@ pub async fn read(headers: &HeaderMap, body: Body, app: &App) -> Result<Bytes, A
         }
         ApiError::new(Code::BadRequest, "the body could not be read")
     })
+}
+
+/// Fields of a form with a file, at most.
+const MAX_FIELDS: usize = 50;
+
+/// The fields of an HTML form that has a file, and the file, if one was chosen (RFC 7578).
+///
+/// # Errors
+/// Where the body is none, or holds two files.
+pub async fn form_with_file(
+    parts: Parts,
+    body: Body,
+    app: &App,
+) -> Result<(Query, Option<Bytes>), ApiError> {
+    let bytes = read(&parts.headers, body, app).await?;
+    let malformed = || ApiError::new(Code::BadRequest, "the form is malformed");
+    let request = Request::from_parts(parts, Body::from(bytes));
+    let form = Multipart::from_request(request, app).await;
+    let mut form = form.map_err(|_| {
+        ApiError::new(Code::UnsupportedMediaType, "the body must be that of a form with a file")
+    })?;
+    let (mut fields, mut file) = (Vec::new(), None);
+    while let Some(field) = form.next_field().await.map_err(|_| malformed())? {
+        let name = field.name().unwrap_or_default().to_owned();
+        if field.file_name().is_some() {
+            let bytes = field.bytes().await.map_err(|_| malformed())?;
+            // None was chosen: browsers send one without a name and without anything in it.
+            if !bytes.is_empty() && file.replace(bytes).is_some() {
+                return Err(malformed());
+            }
+        } else {
+            fields.push((name, field.text().await.map_err(|_| malformed())?));
+        }
+        if fields.len() > MAX_FIELDS {
+            return Err(malformed());
+        }
+    }
+    Ok((Query::of_pairs(fields), file))
 }
 
 /// The fields of an HTML form, which are written like a query string.

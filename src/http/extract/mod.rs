@@ -6,6 +6,7 @@
 mod authorized;
 mod body;
 mod client_ip;
+mod event_filter;
 mod json;
 mod path;
 mod query;
@@ -16,7 +17,7 @@ pub use authorized::{
     Access, Admin, Authorized, FirstPartyAdmin, FirstPartyWrite, GuardedBy, Open, OwnSession,
     Public, ReadOnly, Rule, SignIn, Write,
 };
-pub use body::{form_fields, read as body_of};
+pub use body::{form_fields, form_with_file, read as body_of};
 pub use client_ip::client_ip;
 pub use json::{Creation, Json};
 pub use path::PathId;

@@ -50,10 +50,31 @@ impl Query {
         pairs.collect::<Option<_>>().map(Self)
     }
 
+    /// Of names and values that came in another way.
+    pub(super) fn of_pairs(pairs: Vec<(String, String)>) -> Self {
+        Self(pairs)
+    }
+
     /// Names and values, in their order.
     #[must_use]
     pub fn into_pairs(self) -> Vec<(String, String)> {
         self.0
+    }
+
+    /// As a person filled it in: what was left empty is not there, and moments are of UTC, to the minute.
+    #[must_use]
+    pub fn as_filled_in(self) -> Self {
+        let filled = self.0.into_iter().filter(|(_, value)| !value.trim().is_empty());
+        let pair = |(name, value): (String, String)| {
+            let is_local = value.len() == "2026-01-31T12:00".len() && value.contains('T');
+            (name, if is_local { format!("{value}:00Z") } else { value.trim().to_owned() })
+        };
+        Self(filled.map(pair).collect())
+    }
+
+    /// Names and values, in their order.
+    pub fn pairs(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0.iter().map(|(name, value)| (&**name, &**value))
     }
 
     /// A parameter's text, if it is there.
@@ -109,6 +130,14 @@ impl Query {
                 })
         };
         self.text(name)?.map(parse).transpose()
+    }
+
+    /// Which part of a list is wanted by a person, who sees so many items at a time.
+    ///
+    /// # Errors
+    /// As [`Self::page`].
+    pub fn page_of(&self, limit: i64) -> Result<Page, ApiError> {
+        Ok(Page { limit, ..self.page()? })
     }
 
     /// Which part of a list is wanted.

@@ -6,7 +6,11 @@ use secrecy::{ExposeSecret, SecretString};
 use super::{Access, Rule};
 use crate::{
     auth::{authenticate::Authenticated, check_scope},
-    http::{ApiError, App, middleware},
+    http::{
+        ApiError, App,
+        dashboard::browser::session_cookie,
+        middleware::{self, Door},
+    },
     model::principal::Caller,
 };
 
@@ -15,8 +19,14 @@ use crate::{
 pub struct Standing<A> {
     app: App,
     caller: Caller,
-    credential: SecretString,
+    shown: Shown,
     access: PhantomData<A>,
+}
+
+/// What the caller has shown.
+enum Shown {
+    Bearer(SecretString),
+    Cookie(SecretString),
 }
 
 impl<A: Access> FromRequestParts<App> for Standing<A> {
@@ -25,9 +35,14 @@ impl<A: Access> FromRequestParts<App> for Standing<A> {
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiError> {
         let caller = parts.extensions.get::<Caller>().cloned();
         let caller = caller.ok_or_else(|| ApiError::internal("a guarded route has no guard"))?;
-        let credential = middleware::bearer(&parts.headers)?.ok_or_else(ApiError::no_credential)?;
-        let (app, credential) = (Arc::clone(app), credential.into());
-        Ok(Self { app, caller, credential, access: PhantomData })
+        let shown = match parts.extensions.get::<Door>() {
+            Some(Door::Page) => {
+                session_cookie(app, &parts.headers).map(|it| Shown::Cookie(it.into()))
+            }
+            _ => middleware::bearer(&parts.headers)?.map(|it| Shown::Bearer(it.into())),
+        };
+        let shown = shown.ok_or_else(ApiError::no_credential)?;
+        Ok(Self { app: Arc::clone(app), caller, shown, access: PhantomData })
     }
 }
 
@@ -35,9 +50,21 @@ impl<A: Access> Standing<A> {
     /// Whether the credential is still good for this, here, in the same workspace. As fresh as it would be in a
     /// request that begins now.
     pub async fn holds(&self) -> bool {
-        let now = self.app.env.clock.monotonic();
-        let known = self.app.auth.authenticate(self.credential.expose_secret(), now).await;
-        let Ok(Authenticated::Principal(principal)) = known else { return false };
+        let auth = &self.app.auth;
+        let principal = match &self.shown {
+            Shown::Bearer(credential) => {
+                let now = self.app.env.clock.monotonic();
+                match auth.authenticate(credential.expose_secret(), now).await {
+                    Ok(Authenticated::Principal(principal)) => principal,
+                    _ => return false,
+                }
+            }
+            Shown::Cookie(cookie) => {
+                let known = auth.authenticate_cookie(cookie.expose_secret()).await;
+                let Ok(principal) = known else { return false };
+                principal
+            }
+        };
         let Rule::Protected(requirement) = A::RULE else { return false };
         principal.workspace_id == self.caller.workspace()
             && check_scope::check(requirement, &principal, self.caller.request.ip).is_ok()

@@ -71,8 +71,8 @@ struct Guard {
 }
 
 /// How somebody shows who they are, and how refusals look.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Door {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Door {
     /// To programs: a bearer token, JSON.
     Api,
     /// To people: a cookie, a page.
@@ -288,6 +288,7 @@ impl Guard {
             refusal.into_response()
         } else {
             request.extensions_mut().insert(caller.clone());
+            request.extensions_mut().insert(self.door);
             self.handle(&caller.request, request, next).await
         };
         let response = event.complete(response).await;

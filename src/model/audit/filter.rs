@@ -3,12 +3,14 @@ use std::net::IpAddr;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::{ActorType, Event};
+use super::{Action, ActorType, Event};
 use crate::model::id::{ApiKeyId, Id, RequestId};
 
 /// Which events are wanted; what is `None` does not matter.
 #[derive(Debug, Clone, Default)]
 pub struct EventFilter {
+    /// What somebody did, and no mere calls of the API.
+    pub changes: bool,
     /// By this key.
     pub key_id: Option<ApiKeyId>,
     /// By this actor, of any kind.
@@ -36,7 +38,8 @@ impl EventFilter {
         let actor = event.actor.id.as_ref().map(|id| id.id);
         let is_key = event.actor.kind == ActorType::ApiKey.as_str();
         let request = &event.request;
-        self.key_id.is_none_or(|key| is_key && actor == Some(key.uuid()))
+        (!self.changes || event.action != Action::Request.as_str())
+            && self.key_id.is_none_or(|key| is_key && actor == Some(key.uuid()))
             && self.actor_id.is_none_or(|id| actor == Some(id))
             && self.action.as_deref().is_none_or(|action| event.action == action)
             && self.method.as_deref().is_none_or(|method| request.method.as_deref() == Some(method))

@@ -23,147 +23,125 @@ pub use checkpoint::{Checkpoint, Pruned, SignedCheckpoint};
 pub use event::{Event, EventActor, EventRequest, EventTarget, PublicId};
 pub use filter::EventFilter;
 
-/// What happened.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Action {
-    /// An authenticated call of the API, whatever came of it.
-    Request,
-    /// A key was minted.
-    ApiKeyCreated,
-    /// A key's name, description or addresses were changed.
-    ApiKeyUpdated,
-    /// A key was given a successor.
-    ApiKeyRotated,
-    /// A key was revoked.
-    ApiKeyRevoked,
-    /// Somebody used a revoked key.
-    ApiKeyRejected,
-    /// A person signed in.
-    SessionCreated,
-    /// A session was given a new pair of tokens.
-    SessionRefreshed,
-    /// A session ended.
-    SessionEnded,
-    /// A session went from one workspace to another.
-    SessionSwitched,
-    /// A person chose another password.
-    PasswordChanged,
-    /// A person's sign-in takes a code from now on.
-    SecondFactorAdded,
-    /// A person's sign-in takes no code any more.
-    SecondFactorRemoved,
-    /// A person made new recovery codes.
-    RecoveryCodesRenewed,
-    /// A person made a passkey.
-    PasskeyAdded,
-    /// A person took a passkey away.
-    PasskeyRemoved,
-    /// A person showed that the address is theirs.
-    EmailVerified,
-    /// A refresh token was used a second time; its session was ended.
-    SessionReuseDetected,
-    /// A sign-in with a wrong password.
-    LoginFailed,
-    /// A workspace came to be.
-    WorkspaceCreated,
-    /// A workspace's name was changed.
-    WorkspaceUpdated,
-    /// A workspace was deleted, with all that was in it but its log.
-    WorkspaceDeleted,
-    /// Retention dropped old events of the workspace's log.
-    LogPruned,
-    /// Somebody became a member.
-    MemberJoined,
-    /// A member was given another role.
-    MemberRoleChanged,
-    /// A member is none any more.
-    MemberRemoved,
-    /// Somebody was invited.
-    InvitationCreated,
-    /// An invitation was withdrawn.
-    InvitationRevoked,
-    /// The white-label settings were changed.
-    BrandingUpdated,
-    /// A person's profile was changed.
-    ProfileUpdated,
-    /// An admin made an OAuth client.
-    ClientCreated,
-    /// An OAuth client's name or redirect URIs were changed.
-    ClientUpdated,
-    /// An OAuth client was given another secret.
-    ClientSecretRotated,
-    /// An OAuth client was deleted, and its grants with it.
-    ClientDeleted,
-    /// Somebody let an OAuth client in.
-    GrantCreated,
-    /// Somebody did not let an OAuth client in.
-    GrantDenied,
-    /// A grant gave its first tokens.
-    TokenIssued,
-    /// A grant gave further tokens.
-    TokenRefreshed,
-    /// An OAuth client gave an access token back.
-    TokenRevoked,
-    /// A grant ended.
-    GrantEnded,
-    /// Somebody used an OAuth client's name without its secret.
-    ClientRejected,
-    /// A genuine code or refresh token was worth nothing.
-    TokenRefused,
-    /// A code or a refresh token of a grant was used a second time; the grant was ended.
-    GrantReuseDetected,
+macro_rules! actions {
+    ($($(#[$doc:meta])* $action:ident = $name:literal;)*) => {
+        /// What happened.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub enum Action {
+            $($(#[$doc])* $action,)*
+        }
+
+        impl Action {
+            /// All of them.
+            pub const ALL: &[Self] = &[$(Self::$action),*];
+
+            /// The name in JSON and in the database.
+            #[must_use]
+            pub const fn as_str(self) -> &'static str {
+                match self {
+                    $(Self::$action => $name,)*
+                }
+            }
+
+            /// The action of this name.
+            #[must_use]
+            pub fn from_name(name: &str) -> Option<Self> {
+                match name {
+                    $($name => Some(Self::$action),)*
+                    _ => None,
+                }
+            }
+        }
+    };
 }
 
-impl Action {
-    /// The name in JSON and in the database.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Request => "request",
-            Self::ApiKeyCreated => "api_key.created",
-            Self::ApiKeyUpdated => "api_key.updated",
-            Self::ApiKeyRotated => "api_key.rotated",
-            Self::ApiKeyRevoked => "api_key.revoked",
-            Self::ApiKeyRejected => "api_key.rejected",
-            Self::SessionCreated => "session.created",
-            Self::SessionRefreshed => "session.refreshed",
-            Self::SessionEnded => "session.ended",
-            Self::SessionSwitched => "session.switched",
-            Self::PasswordChanged => "member.password_changed",
-            Self::SecondFactorAdded => "member.mfa_enabled",
-            Self::SecondFactorRemoved => "member.mfa_disabled",
-            Self::RecoveryCodesRenewed => "member.recovery_codes_renewed",
-            Self::PasskeyAdded => "member.passkey_added",
-            Self::PasskeyRemoved => "member.passkey_removed",
-            Self::EmailVerified => "member.email_verified",
-            Self::SessionReuseDetected => "session.reuse_detected",
-            Self::LoginFailed => "login.failed",
-            Self::WorkspaceCreated => "workspace.created",
-            Self::WorkspaceUpdated => "workspace.updated",
-            Self::WorkspaceDeleted => "workspace.deleted",
-            Self::LogPruned => "workspace.log_pruned",
-            Self::MemberJoined => "member.joined",
-            Self::MemberRoleChanged => "member.role_changed",
-            Self::MemberRemoved => "member.removed",
-            Self::InvitationCreated => "member.invited",
-            Self::InvitationRevoked => "member.invitation_revoked",
-            Self::BrandingUpdated => "workspace.branding_updated",
-            Self::ProfileUpdated => "member.profile_updated",
-            Self::ClientCreated => "oauth.client_created",
-            Self::ClientUpdated => "oauth.client_updated",
-            Self::ClientSecretRotated => "oauth.client_secret_rotated",
-            Self::ClientDeleted => "oauth.client_deleted",
-            Self::GrantCreated => "oauth.granted",
-            Self::GrantDenied => "oauth.denied",
-            Self::TokenIssued => "oauth.token_issued",
-            Self::TokenRefreshed => "oauth.token_refreshed",
-            Self::TokenRevoked => "oauth.token_revoked",
-            Self::GrantEnded => "oauth.grant_ended",
-            Self::ClientRejected => "oauth.client_rejected",
-            Self::TokenRefused => "oauth.token_refused",
-            Self::GrantReuseDetected => "oauth.reuse_detected",
-        }
-    }
+actions! {
+    /// An authenticated call of the API, whatever came of it.
+    Request = "request";
+    /// A key was minted.
+    ApiKeyCreated = "api_key.created";
+    /// A key's name, description or addresses were changed.
+    ApiKeyUpdated = "api_key.updated";
+    /// A key was given a successor.
+    ApiKeyRotated = "api_key.rotated";
+    /// A key was revoked.
+    ApiKeyRevoked = "api_key.revoked";
+    /// Somebody used a revoked key.
+    ApiKeyRejected = "api_key.rejected";
+    /// A person signed in.
+    SessionCreated = "session.created";
+    /// A session was given a new pair of tokens.
+    SessionRefreshed = "session.refreshed";
+    /// A session ended.
+    SessionEnded = "session.ended";
+    /// A session went from one workspace to another.
+    SessionSwitched = "session.switched";
+    /// A person chose another password.
+    PasswordChanged = "member.password_changed";
+    /// A person's sign-in takes a code from now on.
+    SecondFactorAdded = "member.mfa_enabled";
+    /// A person's sign-in takes no code any more.
+    SecondFactorRemoved = "member.mfa_disabled";
+    /// A person made new recovery codes.
+    RecoveryCodesRenewed = "member.recovery_codes_renewed";
+    /// A person made a passkey.
+    PasskeyAdded = "member.passkey_added";
+    /// A person took a passkey away.
+    PasskeyRemoved = "member.passkey_removed";
+    /// A person showed that the address is theirs.
+    EmailVerified = "member.email_verified";
+    /// A refresh token was used a second time; its session was ended.
+    SessionReuseDetected = "session.reuse_detected";
+    /// A sign-in with a wrong password.
+    LoginFailed = "login.failed";
+    /// A workspace came to be.
+    WorkspaceCreated = "workspace.created";
+    /// A workspace's name was changed.
+    WorkspaceUpdated = "workspace.updated";
+    /// A workspace was deleted, with all that was in it but its log.
+    WorkspaceDeleted = "workspace.deleted";
+    /// Retention dropped old events of the workspace's log.
+    LogPruned = "workspace.log_pruned";
+    /// Somebody became a member.
+    MemberJoined = "member.joined";
+    /// A member was given another role.
+    MemberRoleChanged = "member.role_changed";
+    /// A member is none any more.
+    MemberRemoved = "member.removed";
+    /// Somebody was invited.
+    InvitationCreated = "member.invited";
+    /// An invitation was withdrawn.
+    InvitationRevoked = "member.invitation_revoked";
+    /// The white-label settings were changed.
+    BrandingUpdated = "workspace.branding_updated";
+    /// A person's profile was changed.
+    ProfileUpdated = "member.profile_updated";
+    /// An admin made an OAuth client.
+    ClientCreated = "oauth.client_created";
+    /// An OAuth client's name or redirect URIs were changed.
+    ClientUpdated = "oauth.client_updated";
+    /// An OAuth client was given another secret.
+    ClientSecretRotated = "oauth.client_secret_rotated";
+    /// An OAuth client was deleted, and its grants with it.
+    ClientDeleted = "oauth.client_deleted";
+    /// Somebody let an OAuth client in.
+    GrantCreated = "oauth.granted";
+    /// Somebody did not let an OAuth client in.
+    GrantDenied = "oauth.denied";
+    /// A grant gave its first tokens.
+    TokenIssued = "oauth.token_issued";
+    /// A grant gave further tokens.
+    TokenRefreshed = "oauth.token_refreshed";
+    /// An OAuth client gave an access token back.
+    TokenRevoked = "oauth.token_revoked";
+    /// A grant ended.
+    GrantEnded = "oauth.grant_ended";
+    /// Somebody used an OAuth client's name without its secret.
+    ClientRejected = "oauth.client_rejected";
+    /// A genuine code or refresh token was worth nothing.
+    TokenRefused = "oauth.token_refused";
+    /// A code or a refresh token of a grant was used a second time; the grant was ended.
+    GrantReuseDetected = "oauth.reuse_detected";
 }
 
 /// What kind of thing acted or was acted upon.

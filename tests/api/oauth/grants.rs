@@ -61,16 +61,21 @@ async fn a_person_disconnects_an_app_on_a_page() {
     let client = app.oauth_client(json!({})).await;
     let mut browser = Browser::of(&app, &dana.email).await;
     let page = browser.get("/connected-apps").await;
-    assert!(page.text.contains("There are none"), "{}", page.text);
+    assert!(page.text.contains("No app is connected"), "{}", page.text);
     let tokens = app.tokens_by(&mut browser, &client, &[]).await;
     let page = browser.get("/connected-apps").await;
-    assert!(page.text.contains("<strong>Example app</strong> in acme: read-only"), "{}", page.text);
+    assert!(
+        page.text
+            .contains("<strong>Example app</strong> in acme <span class=\"tag\">read-only</span>"),
+        "{}",
+        page.text
+    );
     let grants = connected(&app, &dana.access_token, "").await;
     let action = format!("/connected-apps/{}/end", grants[0]["id"].as_str().unwrap());
     let done = browser.submit(&page, &action, &[]).await;
     assert_eq!(done.leads_to(), Some("/connected-apps"));
     app.by(access(&tokens), "GET", "/v1/agents").send().await.refused(401, "unauthorized");
-    assert!(browser.get("/connected-apps").await.text.contains("There are none"));
+    assert!(browser.get("/connected-apps").await.text.contains("No app is connected"));
 }
 
 #[tokio::test]

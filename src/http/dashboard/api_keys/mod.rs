@@ -1,0 +1,130 @@
+//! API keys: seen, minted, looked into, rotated, revoked.
+
+pub(super) mod details;
+pub(super) mod mint;
+pub(super) mod revocation;
+pub(super) mod rotation;
+
+use askama::Template;
+use axum::{extract::State, response::Response};
+use time::OffsetDateTime;
+
+use super::{
+    charts::Sparkline,
+    layout::{Desk, Layout},
+    page::ITEMS,
+    words::When,
+};
+use crate::{
+    http::{
+        ApiError, App,
+        extract::{Authorized, Query, ReadOnly},
+    },
+    model::{
+        api_key::{ApiKey, KeyStatus},
+        id::{ApiKeyId, Id},
+        scope::Scope,
+        usage::Hygiene,
+    },
+    store::api_keys::KeyFilter,
+};
+
+/// Hours that a sparkline tells of.
+const HOURS: u32 = 24;
+/// Keys that notices name at most.
+const NAMED: usize = 5;
+
+#[derive(Template)]
+#[template(path = "api_keys.html")]
+struct KeysPage {
+    layout: Layout,
+    may_mint: bool,
+    status: Option<KeyStatus>,
+    keys: Vec<Line>,
+    hygiene: Option<Hygiene>,
+    next: Option<String>,
+}
+
+/// A key as the list shows it.
+struct Line {
+    id: ApiKeyId,
+    name: String,
+    redacted: String,
+    scope: Scope,
+    status: KeyStatus,
+    created: When,
+    last_used: Option<When>,
+    is_rotating: bool,
+    uses: Sparkline,
+}
+
+impl Line {
+    fn new(app: &App, key: ApiKey, uses: Option<&Vec<i64>>, now: OffsetDateTime) -> Self {
+        let none = vec![0; usize::try_from(HOURS).unwrap_or_default()];
+        Self {
+            id: key.id,
+            redacted: key.redacted(app.auth.environment()),
+            scope: key.scope,
+            status: key.status(),
+            created: When::new(key.created_at, now),
+            last_used: key.last_used_at.map(|used| When::new(used, now)),
+            is_rotating: key.revoked_at.is_none() && key.rotated_to.is_some(),
+            uses: Sparkline::new(uses.unwrap_or(&none)),
+            name: key.name,
+        }
+    }
+}
+
+/// Lists them.
+pub(super) async fn list(
+    caller: Authorized<ReadOnly>,
+    State(app): State<App>,
+    desk: Desk,
+    query: Query,
+) -> Result<Response, ApiError> {
+    let status = match query.text("status")? {
+        Some("all") => None,
+        _ => Some(query.parse_as("status", "active, revoked or all")?.unwrap_or(KeyStatus::Active)),
+    };
+    let wanted = query.page_of(ITEMS)?;
+    let is_first = wanted.before.is_none() && wanted.offset == 0;
+    let filter = KeyFilter { status, name: None };
+    let (page, _) = app.auth.list_keys(&caller, &filter, wanted).await?;
+    let next = page.next_cursor(|key| key.id.uuid());
+    let ids: Vec<_> = page.items.iter().map(|key| key.id).collect();
+    let uses = app.auth.hourly_uses(&caller, &ids, HOURS).await?;
+    let hygiene = if is_first && status == Some(KeyStatus::Active) {
+        Some(app.auth.key_hygiene(&caller).await?)
+    } else {
+        None
+    };
+    let now = app.env.clock.now();
+    let line = |key: ApiKey| {
+        let uses = uses.get(&key.id);
+        Line::new(&app, key, uses, now)
+    };
+    let page = KeysPage {
+        layout: desk.layout(),
+        may_mint: desk.may(Scope::Admin),
+        status,
+        keys: page.items.into_iter().map(line).collect(),
+        hygiene,
+        next,
+    };
+    Ok(desk.page(200, &page))
+}
+
+/// What a scope lets a key do, in a sentence.
+pub(super) const fn meaning(scope: Scope) -> &'static str {
+    match scope {
+        Scope::ReadOnly => {
+            "Reads agents, calls, knowledge bases, campaigns, key metadata and the audit log. Changes nothing."
+        }
+        Scope::Write => {
+            "The same, and creates, changes and deletes agents, calls, knowledge bases and campaigns."
+        }
+        Scope::Admin => {
+            "Everything: also API keys, members, invitations and billing. Whoever has it owns the workspace."
+        }
+    }
+}

@@ -1,0 +1,98 @@
+//! Revoking a key, and what that breaks.
+
+use askama::Template;
+use axum::{
+    extract::State,
+    response::{IntoResponse, Redirect, Response},
+};
+use time::OffsetDateTime;
+
+use super::mint::page_of;
+use crate::{
+    http::{
+        ApiError, App,
+        dashboard::{
+            form::Form,
+            layout::{Desk, Layout},
+            words::{Requests, When},
+        },
+        error::Code,
+        extract::{Admin, Authorized, PathId},
+    },
+    model::{
+        api_key::{ApiKey, KeyStatus},
+        id::ApiKeyId,
+        principal::Caller,
+        rotation::RotationReport,
+    },
+};
+
+#[derive(Template)]
+#[template(path = "revoke_api_key.html")]
+struct RevokePage<'a> {
+    layout: Layout,
+    now: OffsetDateTime,
+    key: &'a ApiKey,
+    redacted: String,
+    report: RotationReport,
+    problem: Option<String>,
+}
+
+impl RevokePage<'_> {
+    fn when(&self, moment: &OffsetDateTime) -> When {
+        When::new(*moment, self.now)
+    }
+}
+
+/// Tells whom it breaks, and asks.
+pub(in crate::http::dashboard) async fn show(
+    caller: Authorized<Admin>,
+    State(app): State<App>,
+    desk: Desk,
+    PathId(id): PathId<ApiKeyId>,
+) -> Result<Response, ApiError> {
+    page(&app, &desk, &caller, id, None).await
+}
+
+/// Revokes it. Whoever was told that it is in use has to say that they know.
+pub(in crate::http::dashboard) async fn revoke(
+    caller: Authorized<Admin>,
+    State(app): State<App>,
+    desk: Desk,
+    PathId(id): PathId<ApiKeyId>,
+    form: Form,
+) -> Result<Response, ApiError> {
+    let knows_better = form.filled("anyway")?.is_some();
+    match app.auth.revoke_key(&caller, id, !knows_better).await.map_err(ApiError::from) {
+        Ok(()) => Ok(Redirect::to(&page_of(id)).into_response()),
+        Err(error) if error.code() == Code::KeyInUse => {
+            let problem = format!("It was not revoked: {}.", error.message());
+            page(&app, &desk, &caller, id, Some((409, problem))).await
+        }
+        Err(error) => Err(error),
+    }
+}
+
+async fn page(
+    app: &App,
+    desk: &Desk,
+    caller: &Caller,
+    id: ApiKeyId,
+    refused: Option<(u16, String)>,
+) -> Result<Response, ApiError> {
+    let key = app.auth.get_key(caller, id).await?;
+    if key.status() == KeyStatus::Revoked {
+        return Ok(Redirect::to(&page_of(id)).into_response());
+    }
+    let report = app.auth.whom_it_serves(caller, id).await?;
+    let (status, problem) = refused.map_or((200, None), |(status, text)| (status, Some(text)));
+    let page = RevokePage {
+        layout: desk.layout(),
+        now: app.env.clock.now(),
+        redacted: key.redacted(app.auth.environment()),
+        key: &key,
+        report,
+        problem,
+    };
+    Ok(desk.page(status, &page))
+}

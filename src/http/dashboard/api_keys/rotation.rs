@@ -1,0 +1,185 @@
+//! Rotation as a way: mint a successor, deploy it, watch the old key fall silent, revoke it.
+
+use askama::Template;
+use axum::{extract::State, response::Response};
+use time::{Duration, OffsetDateTime};
+
+use super::mint::{again, finish};
+use crate::{
+    http::{
+        ApiError, App,
+        dashboard::{
+            charts::{Chart, Pile},
+            form::Form,
+            layout::{Desk, Layout},
+            live::{self, Part},
+            page::explained,
+            words::{Count, Length, Requests, When},
+        },
+        extract::{Authorized, FirstPartyAdmin, PathId, ReadOnly, Standing},
+    },
+    idempotency::Begun,
+    model::{
+        api_key::{ApiKey, KeyStatus},
+        id::ApiKeyId,
+        principal::Caller,
+        rotation::{RotationReport, RotationState},
+        scope::Scope,
+        timestamp,
+    },
+};
+
+/// Minutes that the chart shows.
+const MINUTES: u32 = 60;
+
+#[derive(Template)]
+#[template(path = "rotation.html")]
+struct RotationPage<'a> {
+    layout: Layout,
+    key: &'a ApiKey,
+    may_rotate: bool,
+    /// How far it is; none before there is a successor, and after the old key was revoked.
+    progress: Option<Progress>,
+    problem: Option<String>,
+}
+
+/// How far a rotation is: the part of the page that goes on living.
+#[derive(Template)]
+#[template(path = "rotation_progress.html")]
+struct Progress {
+    now: OffsetDateTime,
+    report: RotationReport,
+    chart: Chart,
+    may_revoke: bool,
+    /// How long the old key has to be quiet.
+    quiet: Duration,
+}
+
+impl Progress {
+    fn when(&self, moment: &OffsetDateTime) -> When {
+        When::new(*moment, self.now)
+    }
+
+    /// The new key's part of the last hour's requests, in percent.
+    fn percent(&self) -> f64 {
+        (self.report.adoption() * 100.0).round()
+    }
+
+    /// Whether a step is `was`, `now` or still to come.
+    fn step(&self, number: u8) -> &'static str {
+        let at = match self.report.state {
+            RotationState::Minted => 2,
+            RotationState::Adopted | RotationState::Draining => 3,
+            RotationState::Quiet => 4,
+        };
+        match number.cmp(&at) {
+            std::cmp::Ordering::Less => "was",
+            std::cmp::Ordering::Equal => "now",
+            std::cmp::Ordering::Greater => "",
+        }
+    }
+}
+
+/// Shows how far it is, or how to begin.
+pub(in crate::http::dashboard) async fn show(
+    caller: Authorized<ReadOnly>,
+    State(app): State<App>,
+    desk: Desk,
+    PathId(id): PathId<ApiKeyId>,
+) -> Result<Response, ApiError> {
+    page(&app, &desk, &caller, id, None).await
+}
+
+/// Mints the successor.
+pub(in crate::http::dashboard) async fn rotate(
+    caller: Authorized<FirstPartyAdmin>,
+    State(app): State<App>,
+    desk: Desk,
+    PathId(id): PathId<ApiKeyId>,
+    form: Form,
+) -> Result<Response, ApiError> {
+    let name = form.filled("name")?.map(str::to_owned);
+    let mut work = match app.idempotency.begin(&caller, form.attempt()?).await? {
+        Begun::Work(work) => work,
+        Begun::Answered(answer) => return again(&app, &desk, &caller, &answer).await,
+    };
+    match app.auth.rotate_key(work.tx(), &caller, id, name).await {
+        Ok(minted) => finish(&app, &desk, &caller, work, minted).await,
+        Err(error) => {
+            drop(work);
+            page(&app, &desk, &caller, id, Some(explained(error.into())?)).await
+        }
+    }
+}
+
+/// How far it is, again and again, as Server-Sent Events.
+pub(in crate::http::dashboard) async fn stream(
+    caller: Authorized<ReadOnly>,
+    State(app): State<App>,
+    standing: Standing<ReadOnly>,
+    PathId(id): PathId<ApiKeyId>,
+) -> Result<Response, ApiError> {
+    live::part(app, &caller, standing, Rotation(id)).await
+}
+
+/// A rotation, as the living part of a page.
+struct Rotation(ApiKeyId);
+
+impl Part for Rotation {
+    async fn now(&self, app: &App, caller: &Caller) -> Option<String> {
+        let may_revoke = caller.principal.scope >= Scope::Admin;
+        let key = app.auth.get_key(caller, self.0).await.ok()?;
+        let progress = progress(app, caller, &key, may_revoke).await.ok()??;
+        progress.render().ok()
+    }
+}
+
+async fn page(
+    app: &App,
+    desk: &Desk,
+    caller: &Caller,
+    id: ApiKeyId,
+    refused: Option<(u16, String)>,
+) -> Result<Response, ApiError> {
+    let key = app.auth.get_key(caller, id).await?;
+    let may_rotate = desk.may(Scope::Admin);
+    let progress = progress(app, caller, &key, may_rotate).await?;
+    let (status, problem) = refused.map_or((200, None), |(status, text)| (status, Some(text)));
+    let layout = desk.layout();
+    let page = RotationPage { layout, key: &key, may_rotate, progress, problem };
+    Ok(desk.page(status, &page))
+}
+
+/// How far it is, where there is a successor and the old key still lives.
+async fn progress(
+    app: &App,
+    caller: &Caller,
+    key: &ApiKey,
+    may_revoke: bool,
+) -> Result<Option<Progress>, ApiError> {
+    if key.status() == KeyStatus::Revoked {
+        return Ok(None);
+    }
+    let id = key.id;
+    let report = app.auth.whom_it_serves(caller, id).await?;
+    let Some(new) = &report.new else { return Ok(None) };
+    let uses = app.auth.uses_by_minute(caller, &[id, new.id], MINUTES).await?;
+    let now = app.env.clock.now();
+    let of = |key: ApiKeyId, minute: usize| uses.get(&key).and_then(|row| row.get(minute)).copied();
+    let pile = |minute: u32| {
+        let place = usize::try_from(minute).unwrap_or_default();
+        let start = now - Duration::minutes(i64::from(MINUTES - 1 - minute));
+        let parts = vec![of(id, place).unwrap_or(0), of(new.id, place).unwrap_or(0)];
+        Pile { time: timestamp::time_of_day(start), parts }
+    };
+    let piles: Vec<_> = (0..MINUTES).map(pile).collect();
+    let legend = vec![("old", "old key"), ("new", "new key")];
+    let label = format!(
+        "In the last hour {} with the old key, {} with the new one",
+        Requests(report.old.requests_last_hour),
+        Requests(new.requests_last_hour),
+    );
+    let chart = Chart::new(label, legend, &piles);
+    let quiet = app.auth.quiet_to_revoke();
+    Ok(Some(Progress { now, report, chart, may_revoke, quiet }))
+}

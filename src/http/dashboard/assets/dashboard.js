@@ -1,0 +1,69 @@
+"use strict";
+// Pages work without this: it copies, and keeps parts of pages up to date.
+
+for (const button of document.querySelectorAll("[data-copy]")) {
+  const source = document.getElementById(button.dataset.copy);
+  const label = button.textContent;
+  button.hidden = false;
+  button.addEventListener("click", async () => {
+    try {
+      await navigator.clipboard.writeText(source.textContent);
+    } catch {
+      // Where there is no clipboard for scripts (plain http), the text is at least marked.
+      getSelection().selectAllChildren(source);
+      if (!document.execCommand("copy")) return;
+      getSelection().removeAllRanges();
+    }
+    button.textContent = "Copied";
+    setTimeout(() => { button.textContent = label; }, 2000);
+  });
+}
+
+// What the server sends is what it would have put into the page: made and escaped there.
+for (const part of document.querySelectorAll("[data-live]")) {
+  const verdict = document.querySelector("[data-verdict]");
+  const source = new EventSource(part.dataset.live);
+  source.addEventListener("message", (event) => {
+    const held = part.contains(document.activeElement) && document.activeElement.getAttribute("href");
+    part.innerHTML = event.data;
+    // Whoever is on a link by keyboard stays there.
+    if (held) part.querySelector(`[href="${CSS.escape(held)}"]`)?.focus();
+    const text = part.querySelector("[data-verdict-text] strong")?.textContent ?? "";
+    if (verdict && verdict.textContent !== text) verdict.textContent = text;
+  });
+  source.addEventListener("over", () => { source.close(); location.reload(); });
+}
+
+// The log as it grows: lines come as the server makes them. What one reads does not jump: it glides.
+const MOST_LINES = 200;
+for (const log of document.querySelectorAll("[data-log]")) {
+  const state = document.querySelector("[data-live-state]");
+  const below = document.querySelectorAll("[data-below-log]");
+  const source = new EventSource(log.dataset.log);
+  const show = (isLive) => {
+    state.classList.remove("waits");
+    state.classList.toggle("off", !isLive);
+    state.textContent = isLive ? "live" : "reconnecting";
+  };
+  source.addEventListener("open", () => show(true));
+  source.addEventListener("error", () => show(false));
+  let waiting = [];
+  source.addEventListener("message", (event) => {
+    if (event.data && waiting.push(event.data) === 1) requestAnimationFrame(insert);
+  });
+  function insert() {
+    for (const text of document.querySelectorAll("[data-when-empty]")) text.hidden = true;
+    for (const table of document.querySelectorAll("[data-when-filled]")) table.hidden = false;
+    const [first, height] = [log.firstElementChild, log.offsetHeight];
+    log.insertAdjacentHTML("afterbegin", waiting.reverse().join(""));
+    waiting = [];
+    const grown = log.offsetHeight - height;
+    for (let line = log.firstElementChild; line !== first; line = line.nextElementSibling) line.classList.add("fresh");
+    while (log.childElementCount > MOST_LINES) log.lastElementChild.remove();
+    if (matchMedia("(prefers-reduced-motion: reduce)").matches) return;
+    for (const part of [log, ...below]) {
+      const from = new DOMMatrix(getComputedStyle(part).transform).m42 - grown;
+      part.animate([{ transform: `translateY(${from}px)` }, { transform: "none" }], { duration: 250, easing: "ease-out" });
+    }
+  }
+}

@@ -1,0 +1,211 @@
+//! Settings: of oneself, of the workspace, and how it looks.
+
+use askama::Template;
+use axum::{
+    extract::State,
+    response::{IntoResponse, Redirect, Response},
+};
+
+use super::{
+    form::{Form, Upload},
+    layout::{Desk, Layout},
+    page::explained,
+};
+use crate::{
+    http::{
+        ApiError, App,
+        extract::{Admin, Authorized, OwnSession, ReadOnly},
+    },
+    model::{
+        brand::{Brand, Color, Logo},
+        fields::Fields,
+        password::Password,
+        principal::Caller,
+        scope::{Role, Scope},
+        timestamp,
+        user::User,
+        workspace::{Workspace, WorkspaceChange},
+    },
+};
+
+const HERE: &str = "/settings";
+
+#[derive(Template)]
+#[template(path = "settings.html")]
+struct SettingsPage {
+    layout: Layout,
+    person: User,
+    workspace: Workspace,
+    rate_limit: u32,
+    role: Role,
+    may_change: bool,
+    /// Whether they signed in too long ago for what takes a password.
+    must_confirm: bool,
+    brand: Brand,
+    problem: Option<String>,
+}
+
+/// Shows them.
+pub(super) async fn show(
+    caller: Authorized<ReadOnly>,
+    State(app): State<App>,
+    desk: Desk,
+) -> Result<Response, ApiError> {
+    page(&app, &desk, &caller, None).await
+}
+
+/// Changes what oneself is called.
+pub(super) async fn change_profile(
+    caller: Authorized<OwnSession>,
+    State(app): State<App>,
+    desk: Desk,
+    form: Form,
+) -> Result<Response, ApiError> {
+    let mut change = Fields::default();
+    change.set("full_name", &form.filled("full_name")?);
+    let changed = app.resources.change_person(&caller, change).await;
+    done(&app, &desk, &caller, changed.map(drop).map_err(ApiError::from)).await
+}
+
+/// Changes what the workspace is called.
+pub(super) async fn change_workspace(
+    caller: Authorized<Admin>,
+    State(app): State<App>,
+    desk: Desk,
+    form: Form,
+) -> Result<Response, ApiError> {
+    let name = Some(form.text("name")?.to_owned());
+    let change = WorkspaceChange { name, ..WorkspaceChange::default() };
+    let changed = app.auth.update_workspace(&caller, change, None).await;
+    done(&app, &desk, &caller, changed.map(drop).map_err(ApiError::from)).await
+}
+
+/// Asks everybody for a second factor, or does so no longer.
+pub(super) async fn require_second_factor(
+    caller: Authorized<Admin>,
+    State(app): State<App>,
+    desk: Desk,
+    form: Form,
+) -> Result<Response, ApiError> {
+    let require_second_factor = form.parse_as("require", "true or false")?;
+    let change = WorkspaceChange { require_second_factor, ..WorkspaceChange::default() };
+    let password = form.password("password")?;
+    let changed = app.auth.update_workspace(&caller, change, password.as_ref()).await;
+    done(&app, &desk, &caller, changed.map(drop).map_err(ApiError::from)).await
+}
+
+/// Changes how the workspace looks. What clients have stored besides stays.
+pub(super) async fn change_brand(
+    caller: Authorized<Admin>,
+    State(app): State<App>,
+    desk: Desk,
+    Upload { form, file }: Upload,
+) -> Result<Response, ApiError> {
+    let changed = async {
+        let mut settings = app.resources.branding(&caller).await?;
+        set(&mut settings, Brand::NAME, form.filled(Brand::NAME)?);
+        let color = form.parse_as::<Color>(Brand::COLOR, "a colour, such as #0b7285")?;
+        set(&mut settings, Brand::COLOR, color.map(|color| color.to_string()).as_deref());
+        if let Some(bytes) = file {
+            let logo = Logo::of_file(&bytes);
+            let logo = logo.map_err(|why| ApiError::invalid(Brand::LOGO, format!("logo {why}")))?;
+            set(&mut settings, Brand::LOGO, Some(logo.as_str()));
+        } else if form.filled("remove_logo")?.is_some() {
+            set(&mut settings, Brand::LOGO, None);
+        }
+        Ok(app.resources.set_branding(&caller, &settings).await?)
+    };
+    done(&app, &desk, &caller, changed.await).await
+}
+
+fn set(settings: &mut Fields, name: &str, value: Option<&str>) {
+    match value {
+        Some(value) => settings.set(name, &value),
+        None => drop(settings.remove(name)),
+    }
+}
+
+/// Leaves the workspace.
+pub(super) async fn leave(
+    caller: Authorized<OwnSession>,
+    State(app): State<App>,
+    desk: Desk,
+    form: Form,
+) -> Result<Response, ApiError> {
+    let left = app.auth.leave_workspace(&caller, caller.workspace()).await;
+    gone(&app, &desk, &caller, &form, left.map_err(ApiError::from)).await
+}
+
+/// Deletes the workspace.
+pub(super) async fn delete_workspace(
+    caller: Authorized<Admin>,
+    State(app): State<App>,
+    desk: Desk,
+    form: Form,
+) -> Result<Response, ApiError> {
+    let password = Password::new(form.text("password")?.to_owned());
+    let deleted = app.auth.delete_workspace(&caller, &password).await;
+    gone(&app, &desk, &caller, &form, deleted.map_err(ApiError::from)).await
+}
+
+/// Deletes one's own account.
+pub(super) async fn delete_account(
+    caller: Authorized<OwnSession>,
+    State(app): State<App>,
+    desk: Desk,
+    form: Form,
+) -> Result<Response, ApiError> {
+    let password = Password::new(form.text("password")?.to_owned());
+    let deleted = app.auth.delete_account(&caller, &password).await;
+    gone(&app, &desk, &caller, &form, deleted.map_err(ApiError::from)).await
+}
+
+/// Out of the workspace that the session was in, or what stood in the way.
+async fn gone(
+    app: &App,
+    desk: &Desk,
+    caller: &Caller,
+    form: &Form,
+    outcome: Result<(), ApiError>,
+) -> Result<Response, ApiError> {
+    match outcome {
+        Ok(()) => Ok(form.browser.signed_out("/sign-in")),
+        Err(error) => page(app, desk, caller, Some(error)).await,
+    }
+}
+
+async fn done(
+    app: &App,
+    desk: &Desk,
+    caller: &Caller,
+    outcome: Result<(), ApiError>,
+) -> Result<Response, ApiError> {
+    match outcome {
+        Ok(()) => Ok(Redirect::to(HERE).into_response()),
+        Err(error) => page(app, desk, caller, Some(error)).await,
+    }
+}
+
+async fn page(
+    app: &App,
+    desk: &Desk,
+    caller: &Caller,
+    refused: Option<ApiError>,
+) -> Result<Response, ApiError> {
+    let refused = refused.map(explained).transpose()?;
+    let (status, problem) = refused.map_or((200, None), |(status, text)| (status, Some(text)));
+    let workspace = app.resources.workspace(caller).await?;
+    let layout = desk.layout();
+    let page = SettingsPage {
+        person: app.resources.person(caller).await?,
+        rate_limit: app.limits.effective(workspace.rate_limit_per_minute),
+        workspace,
+        role: desk.role(),
+        must_confirm: !app.auth.is_confirmed(caller, None).await?,
+        may_change: desk.may(Scope::Admin),
+        brand: layout.brand.clone(),
+        layout,
+        problem,
+    };
+    Ok(desk.page(status, &page))
+}

@@ -1,0 +1,136 @@
+//! Moments, numbers and lengths of time as people read them.
+
+use std::fmt;
+
+use askama::{Template, filters::HtmlSafe};
+use time::{Duration, OffsetDateTime};
+
+use crate::model::timestamp;
+
+/// A moment, told by how long ago it was; the exact one is in the element's title.
+#[derive(Debug, Clone, Copy, Template)]
+#[template(
+    ext = "html",
+    source = r#"<time datetime="{{ timestamp::format(*self.moment) }}" title="{{ timestamp::to_the_second(*self.moment) }}">{{ self.ago() }}</time>"#
+)]
+pub(super) struct When {
+    moment: OffsetDateTime,
+    now: OffsetDateTime,
+}
+
+impl When {
+    /// A moment, seen from now.
+    pub(super) fn new(moment: OffsetDateTime, now: OffsetDateTime) -> Self {
+        Self { moment, now }
+    }
+
+    fn ago(self) -> String {
+        match self.now - self.moment {
+            passed if passed < Duration::seconds(10) => "just now".to_owned(),
+            passed => format!("{} ago", Length(passed)),
+        }
+    }
+}
+
+impl HtmlSafe for When {}
+
+/// A length of time, in its greatest unit.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Length(pub(super) Duration);
+
+impl fmt::Display for Length {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(length) = self;
+        let (count, unit) = match length.whole_seconds() {
+            seconds @ ..60 => (seconds.max(0), "second"),
+            seconds @ 60..3600 => (seconds / 60, "minute"),
+            seconds @ 3600..172_800 => (seconds / 3600, "hour"),
+            seconds => (seconds / 86_400, "day"),
+        };
+        write!(f, "{count} {unit}{}", if count == 1 { "" } else { "s" })
+    }
+}
+
+/// Words as a sentence.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Sentence<'a>(pub(super) &'a str);
+
+impl fmt::Display for Sentence<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut rest = self.0.chars();
+        rest.next().map_or(Ok(()), |first| write!(f, "{}{}.", first.to_uppercase(), rest.as_str()))
+    }
+}
+
+/// A number with its thousands apart.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Count(pub(super) i64);
+
+impl fmt::Display for Count {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let digits = self.0.unsigned_abs().to_string();
+        if self.0 < 0 {
+            f.write_str("-")?;
+        }
+        for (place, digit) in digits.chars().enumerate() {
+            if place > 0 && (digits.len() - place).is_multiple_of(3) {
+                f.write_str(",")?;
+            }
+            write!(f, "{digit}")?;
+        }
+        Ok(())
+    }
+}
+
+/// `1 request`, `1,204 requests`.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Requests(pub(super) i64);
+
+impl fmt::Display for Requests {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} request{}", Count(self.0), if self.0 == 1 { "" } else { "s" })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use time::macros::datetime;
+
+    use super::*;
+
+    #[test]
+    fn moments_are_told_by_how_long_ago_they_were() {
+        let now = datetime!(2026-03-01 12:00:00 UTC);
+        for (passed, told) in [
+            (-5, "just now"),
+            (0, "just now"),
+            (10, "10 seconds ago"),
+            (60, "1 minute ago"),
+            (3599, "59 minutes ago"),
+            (3600, "1 hour ago"),
+            (172_799, "47 hours ago"),
+            (172_800, "2 days ago"),
+            (86_400 * 400, "400 days ago"),
+        ] {
+            let when = When::new(now - Duration::seconds(passed), now).to_string();
+            assert!(when.ends_with(&format!(">{told}</time>")), "{when}");
+        }
+        let when = When::new(datetime!(2026-01-31 08:05:09.5 UTC), now).to_string();
+        assert!(
+            when.contains(
+                r#"datetime="2026-01-31T08:05:09.500000Z" title="2026-01-31 08:05:09 UTC""#
+            )
+        );
+    }
+
+    #[test]
+    fn thousands_stand_apart() {
+        for (number, told) in
+            [(0, "0"), (999, "999"), (1000, "1,000"), (1_234_567, "1,234,567"), (-1000, "-1,000")]
+        {
+            assert_eq!(Count(number).to_string(), told);
+        }
+        assert_eq!(Requests(1).to_string(), "1 request");
+        assert_eq!(Requests(1204).to_string(), "1,204 requests");
+    }
+}

@@ -1,0 +1,58 @@
+use uuid::Uuid;
+
+use super::Query;
+use crate::{
+    http::ApiError,
+    model::{
+        audit::EventFilter,
+        id::{self, ApiKeyId, ClientId, Id, UserId},
+    },
+};
+
+impl Query {
+    /// Which events of the audit log are wanted.
+    ///
+    /// # Errors
+    /// When a parameter is wrong.
+    pub fn event_filter(&self) -> Result<EventFilter, ApiError> {
+        let status = self.parse_as::<u16>("status", "an HTTP status")?;
+        if status.is_some_and(|status| !(100..=599).contains(&status)) {
+            return Err(ApiError::invalid("status", "status must be an HTTP status"));
+        }
+        Ok(EventFilter {
+            changes: self.parse_as("changes", "true or false")?.unwrap_or(false),
+            key_id: self.parse_as("key_id", "the id of a key")?,
+            actor_id: self.text("actor_id")?.map(actor_id).transpose()?,
+            action: self.text("action")?.map(action).transpose()?,
+            method: self.text("method")?.map(method).transpose()?,
+            status,
+            ip: self.parse_as("ip", "an IP address")?,
+            since: self.timestamp("since")?,
+            until: self.timestamp("until")?,
+            request_id: self.parse_as("request_id", "the id of a request")?,
+        })
+    }
+}
+
+fn actor_id(text: &str) -> Result<Uuid, ApiError> {
+    [ApiKeyId::PREFIX, UserId::PREFIX, ClientId::PREFIX]
+        .into_iter()
+        .find_map(|prefix| id::parse(prefix, text).ok())
+        .ok_or_else(|| {
+            ApiError::invalid("actor_id", "actor_id must be the id of a key, person or client")
+        })
+}
+
+fn action(text: &str) -> Result<String, ApiError> {
+    let fits = (1..=64).contains(&text.len())
+        && text.bytes().all(|b| b.is_ascii_lowercase() || matches!(b, b'_' | b'.'));
+    fits.then(|| text.to_owned()).ok_or_else(|| {
+        ApiError::invalid("action", "action must be the name of one, such as request")
+    })
+}
+
+fn method(text: &str) -> Result<String, ApiError> {
+    axum::http::Method::from_bytes(text.to_ascii_uppercase().as_bytes())
+        .map(|method| method.to_string())
+        .map_err(|_| ApiError::invalid("method", "method must be an HTTP method, such as GET"))
+}

@@ -1,0 +1,569 @@
+//! The dashboard, as it is without JavaScript: plain pages and forms. What a real browser makes of it is in
+//! `dashboard_seen.rs`.
+
+use std::time::Duration;
+
+use serde_json::json;
+
+use crate::fixture::{Browser, PASSWORD, Page, SmtpSink, TestApp, eventually, token_in};
+
+/// A key that a page has just shown, and its id.
+fn shown_key(page: &Page) -> (String, String) {
+    assert_eq!(page.status, 201, "{page:#?}");
+    let secret = page.text.split("<pre id=\"secret\"").nth(1).unwrap();
+    let secret = secret.split('>').nth(1).unwrap().split('<').next().unwrap();
+    assert!(secret.starts_with("sk_call2me_live_"), "{secret}");
+    let id = page.link("To the new key").split_off("/api-keys/".len());
+    (secret.to_owned(), id)
+}
+
+async fn mint(browser: &mut Browser<'_>, name: &str, scope: &str) -> (String, String) {
+    let page = browser.get("/api-keys/new").await;
+    let fields = [("name", name), ("scope", scope)];
+    shown_key(&browser.submit(&page, "/api-keys", &fields).await)
+}
+
+/// The seed scenario without a script, but for a second of quiet in place of fifteen minutes.
+#[tokio::test]
+async fn from_sign_up_to_a_revoked_key_without_javascript() {
+    let app = TestApp::start_with(&[("rotation.quiet_seconds", "1")]).await;
+    let mut browser = Browser::new(&app);
+    let page = browser.get("/sign-in").await;
+    let page = browser.get(&page.link("Create an account")).await;
+    let mut fields = vec![
+        ("email", "dana@acme.example"),
+        ("password", "password1234"),
+        ("full_name", "Dana <i>Meyer</i>"),
+        ("workspace_name", "Acme & Sons"),
+    ];
+    let weak = browser.submit(&page, "/sign-up", &fields).await;
+    assert!(weak.status == 422 && weak.text.contains("common"), "{weak:#?}");
+    assert!(weak.text.contains("Acme &#38; Sons"), "what was filled in is kept");
+    fields[1].1 = PASSWORD;
+    let done = browser.submit(&weak, "/sign-up", &fields).await;
+    assert_eq!(done.leads_to(), Some("/api-keys"), "{done:#?}");
+    let page = browser.get("/api-keys").await;
+    assert!(page.text.contains("No keys yet") && page.text.contains("Acme &#38; Sons"));
+    assert!(page.text.contains("Dana &#60;i&#62;Meyer") && !page.text.contains("<i>"));
+    // The address is taken now.
+    let mut other = Browser::new(&app);
+    let page = other.get("/sign-up").await;
+    let known = other.submit(&page, "/sign-up", &fields).await;
+    assert!(known.status == 409 && known.text.contains("Sign in instead"), "{known:#?}");
+
+    let page = browser.get("/api-keys").await.link("Create your first key");
+    let page = browser.get(&page).await;
+    assert!(page.text.contains("value=\"read-only\" checked"), "the least is suggested");
+    let refused = browser.submit(&page, "/api-keys", &[("name", ""), ("scope", "write")]).await;
+    assert!(refused.status == 422 && refused.text.contains("value=\"write\" checked"));
+    let fields =
+        [("name", "prod-2026-q2"), ("scope", "write"), ("allowed_ips", "127.0.0.0/8, ::1")];
+    let page = browser.submit(&refused, "/api-keys", &fields).await;
+    let (old, old_id) = shown_key(&page);
+    assert!(page.text.contains(&format!("CALL2ME_API_KEY={old}")));
+    assert!(page.text.contains(&format!("curl {}/v1/auth/me", app.url)));
+    let me = app.get("/v1/auth/me").bearer(&old).send().await.expect(200);
+    assert_eq!(me["key"]["allowed_ips"], json!(["127.0.0.0/8", "::1/128"]));
+    let details = format!("/api-keys/{old_id}");
+    let page = browser.get(&details).await;
+    assert!(!page.text.contains(&old), "the secret is shown once");
+
+    // Its first request is in the log, and counted.
+    let log = format!("/audit-log?key_id={old_id}");
+    eventually("the event is on the page", async || {
+        let page = browser.twin().get(&log).await;
+        page.text.contains("<code>GET /v1/auth/me</code>").then_some(())
+    })
+    .await;
+    eventually("the use is counted", async || {
+        let mut browser = browser.twin();
+        browser.get(&details).await.text.contains("1 request in the last 48 hours").then_some(())
+    })
+    .await;
+
+    let rotation = format!("{details}/rotation");
+    let page = browser.get(&rotation).await;
+    let rotate = format!("{details}/rotate");
+    let page = browser.submit(&page, &rotate, &[("name", "prod-2026-q3")]).await;
+    let (new, new_id) = shown_key(&page);
+    assert_ne!(old_id, new_id);
+    let page = browser.get(&page.link("I have copied it: watch the rotation")).await;
+    assert!(page.text.contains("Not yet") && page.text.contains("prod-2026-q3"), "{page:#?}");
+    // A second successor while the first one lives makes no sense.
+    let again = browser.post(&rotate, &page.hidden("/sign-out"), &[]).await;
+    assert!(again.status == 409 && again.text.contains("Not yet"), "{again:#?}");
+    app.get("/v1/agents").bearer(&new).send().await.expect(200);
+    app.clock.advance(Duration::from_secs(3));
+    let safe = eventually("it is safe to revoke", async || {
+        let mut browser = browser.twin();
+        let page = browser.get(&rotation).await;
+        page.text.contains("Safe to revoke").then_some(page)
+    })
+    .await;
+    let revoke = format!("{details}/revoke");
+    let page = browser.get(&safe.link("Revoke prod-2026-q2")).await;
+    assert!(!page.text.contains("name=\"anyway\""), "nobody has to be sure of what is safe");
+    let done = browser.submit(&page, &revoke, &[]).await;
+    assert_eq!(done.leads_to(), Some(&*details));
+    assert!(browser.get(&details).await.text.contains("revoked</span>"));
+    assert!(browser.get(&rotation).await.text.contains("Done."));
+    app.get("/v1/agents").bearer(&old).send().await.refused(401, "unauthorized");
+    app.get("/v1/agents").bearer(&new).send().await.expect(200);
+    eventually("the refusal is in the log", async || {
+        let page = browser.twin().get("/audit-log?action=api_key.rejected").await;
+        page.text.contains("is revoked, and was used all the same").then_some(())
+    })
+    .await;
+    // A list each for what lives and what does not.
+    for (query, shown) in [("", &new_id), ("?status=revoked", &old_id)] {
+        let page = browser.get(&format!("/api-keys{query}")).await;
+        assert_eq!(page.text.matches("<td role=\"cell\"><strong><a").count(), 1, "{query}");
+        assert!(page.text.contains(&format!("<a href=\"/api-keys/{shown}\">")), "{query}");
+    }
+}
+
+/// Whoever clicks twice gets one key, and sees it.
+#[tokio::test]
+async fn a_form_that_comes_twice_mints_one_key() {
+    let app = TestApp::start().await;
+    let dana = app.register("acme").await;
+    let mut browser = Browser::of(&app, &dana.email).await;
+    let page = browser.get("/api-keys/new").await;
+    let fields = [("name", "twice"), ("scope", "read-only")];
+    let first = shown_key(&browser.submit(&page, "/api-keys", &fields).await);
+    let second = shown_key(&browser.submit(&page, "/api-keys", &fields).await);
+    assert_eq!(first, second);
+    let other = browser.submit(&page, "/api-keys", &[("name", "other")]).await;
+    assert_eq!(other.status, 409, "{other:#?}");
+    // The same of a rotation, an invitation, a workspace.
+    let rotation = format!("/api-keys/{}/rotation", first.1);
+    let page = browser.get(&rotation).await;
+    let rotate = format!("/api-keys/{}/rotate", first.1);
+    let first = shown_key(&browser.submit(&page, &rotate, &[]).await);
+    assert_eq!(first, shown_key(&browser.submit(&page, &rotate, &[]).await));
+    let page = browser.get("/members").await;
+    let fields = [("email", "sam@new.example"), ("role", "viewer")];
+    for _ in 0..2 {
+        let sent = browser.submit(&page, "/members/invite", &fields).await;
+        assert!(sent.status == 200 && sent.text.contains("was sent an invitation"), "{sent:#?}");
+    }
+    let page = browser.get("/workspaces").await;
+    let made = browser.submit(&page, "/workspaces", &[("name", "labs")]).await;
+    assert_eq!(made.leads_to(), Some("/api-keys"), "{made:#?}");
+    // The session is in the new one now, and nothing is done there that was filled in elsewhere.
+    for (path, fields) in [("/workspaces", &[("name", "labs")][..]), ("/sign-out", &[])] {
+        let stale = browser.submit(&page, path, fields).await;
+        assert!(stale.status == 403 && stale.text.contains("reload the page"), "{stale:#?}");
+    }
+    let page = browser.get("/workspaces").await;
+    assert_eq!(page.text.matches("<strong>labs</strong>").count(), 1, "{}", page.text);
+    let keys = app.by(&dana.access_token, "GET", "/v1/api-keys").send().await.expect(200);
+    assert_eq!(keys["total"], 2, "{keys:#}");
+}
+
+/// What a role may not do is not offered, and is refused all the same.
+#[tokio::test]
+async fn a_viewer_sees_and_changes_nothing() {
+    let app = TestApp::start().await;
+    let dana = app.register("acme").await;
+    let key = app.mint(&dana, "prod", "write").await;
+    let viewer = app.join(&dana, "viewer").await;
+    let mut browser = Browser::of(&app, &viewer.email).await;
+    let details = format!("/api-keys/{}", key.id);
+    let rotation = format!("{details}/rotation");
+    for path in ["/api-keys", &details, &rotation, "/audit-log", "/settings", "/sessions"] {
+        let page = browser.get(path).await;
+        assert_eq!(page.status, 200, "{path}");
+        for offered in [
+            "Create key",
+            "/revoke\"",
+            "/rotate\"",
+            "href=\"/members\"",
+            "/settings/workspace",
+            "/settings/brand",
+        ] {
+            assert!(!page.text.contains(offered), "{path} offers {offered}");
+        }
+    }
+    for path in ["/api-keys/new", &format!("{details}/revoke"), "/members"] {
+        let page = browser.get(path).await;
+        assert!(page.status == 403 && page.text.contains("scope admin"), "{path} {page:#?}");
+    }
+    let mut fields = browser.get("/settings").await.hidden("/settings/profile");
+    fields.push(("name".to_owned(), "mine".to_owned()));
+    fields.push(("anyway".to_owned(), "yes".to_owned()));
+    let own_role = format!("/members/{}/role", viewer.user_id);
+    for path in [
+        "/api-keys",
+        &details,
+        &format!("{details}/rotate"),
+        &format!("{details}/revoke"),
+        "/members/invite",
+        &own_role,
+        &format!("/members/{}/remove", dana.user_id),
+        "/settings/workspace",
+        "/settings/second-factor",
+        "/settings/delete-workspace",
+    ] {
+        let page = browser.post(path, &fields, &[("sec-fetch-site", "same-origin")]).await;
+        assert_eq!(page.status, 403, "{path} {page:#?}");
+    }
+    app.get("/v1/agents").bearer(&key.secret).send().await.expect(200);
+    // What anybody may change of themselves.
+    let page = browser.get("/settings").await;
+    let fields = [("full_name", "Vera")];
+    let done = browser.submit(&page, "/settings/profile", &fields).await;
+    assert_eq!(done.leads_to(), Some("/settings"));
+    assert!(browser.get("/settings").await.text.contains("Vera"));
+}
+
+/// Nothing of one workspace is on a page of another.
+#[tokio::test]
+async fn pages_show_nothing_of_other_workspaces() {
+    let app = TestApp::start().await;
+    let (dana, mallory) = (app.register("acme").await, app.register("mallory").await);
+    let key = app.mint(&dana, "prod", "write").await;
+    let event = app.events_of(&dana.access_token, "action=api_key.created", 1).await;
+    let event = event[0]["id"].as_str().unwrap().to_owned();
+    let mut browser = Browser::of(&app, &mallory.email).await;
+    let page = browser.get("/settings").await;
+    let mut fields = page.hidden("/settings/profile");
+    fields.extend(
+        [("name", "x"), ("anyway", "yes"), ("role", "viewer")]
+            .map(|(name, value)| (name.to_owned(), value.to_owned())),
+    );
+    let details = format!("/api-keys/{}", key.id);
+    for path in [
+        details.clone(),
+        format!("{details}/rotation"),
+        format!("{details}/revoke"),
+        format!("/audit-log/{event}"),
+    ] {
+        let page = browser.get(&path).await;
+        assert!(page.status == 404 && !page.text.contains("prod"), "{path} {page:#?}");
+    }
+    // A stream tells nothing, and ends.
+    let stream = browser.get(&format!("{details}/rotation/stream")).await;
+    assert!(stream.text.contains("event: over") && !stream.text.contains("prod"), "{stream:#?}");
+    for path in [
+        details.clone(),
+        format!("{details}/rotate"),
+        format!("{details}/revoke"),
+        format!("/members/{}/role", dana.user_id),
+        format!("/members/{}/remove", dana.user_id),
+    ] {
+        let page = browser.post(&path, &fields, &[("sec-fetch-site", "same-origin")]).await;
+        assert!(page.status == 404 && !page.text.contains("prod"), "{path} {page:#?}");
+    }
+    let enter = format!("/workspaces/{}/enter", dana.workspace_id);
+    let page = browser.post(&enter, &fields, &[("sec-fetch-site", "same-origin")]).await;
+    assert_eq!(page.status, 403, "{page:#?}");
+    app.get("/v1/agents").bearer(&key.secret).send().await.expect(200);
+}
+
+/// A key that is in use is not revoked by a click.
+#[tokio::test]
+async fn revoking_what_is_in_use_takes_a_word() {
+    let app = TestApp::start().await;
+    let dana = app.register("acme").await;
+    let mut browser = Browser::of(&app, &dana.email).await;
+    let (secret, id) = mint(&mut browser, "busy", "write").await;
+    let call = app.get("/v1/agents").bearer(&secret).header("user-agent", "<b>Zapier</b>");
+    call.send().await.expect(200);
+    let revoke = format!("/api-keys/{id}/revoke");
+    let page = eventually("the use is on the page", async || {
+        let mut browser = browser.twin();
+        let page = browser.get(&revoke).await;
+        page.text.contains("GET /v1/agents").then_some(page)
+    })
+    .await;
+    assert!(page.text.contains("This may break something"), "{page:#?}");
+    assert!(page.text.contains("&#60;b&#62;Zapier") && !page.text.contains("<b>"), "{page:#?}");
+    let refused = browser.submit(&page, &revoke, &[]).await;
+    assert!(refused.status == 409 && refused.text.contains("It was not revoked"), "{refused:#?}");
+    app.get("/v1/agents").bearer(&secret).send().await.expect(200);
+    let done = browser.submit(&refused, &revoke, &[("anyway", "yes")]).await;
+    assert_eq!(done.leads_to(), Some(&*format!("/api-keys/{id}")));
+    app.get("/v1/agents").bearer(&secret).send().await.refused(401, "unauthorized");
+    // Once more, from an old page: it is revoked already.
+    assert_eq!(browser.submit(&refused, &revoke, &[]).await.status, 303);
+}
+
+#[tokio::test]
+async fn keys_are_renamed_and_bad_values_keep_what_was_filled_in() {
+    let app = TestApp::start().await;
+    let dana = app.register("acme").await;
+    let mut browser = Browser::of(&app, &dana.email).await;
+    let (_, id) = mint(&mut browser, "<script>alert(1)</script>", "admin").await;
+    let details = format!("/api-keys/{id}");
+    let page = browser.get(&details).await;
+    assert!(page.text.contains("&#60;script&#62;alert") && !page.text.contains("<script>alert"));
+    let fields = [("name", "zapier"), ("description", "the\"desc"), ("allowed_ips", "10.0.0.0/99")];
+    let refused = browser.submit(&page, &details, &fields).await;
+    assert_eq!(refused.status, 422, "{refused:#?}");
+    assert!(refused.text.contains("10.0.0.0/99") && refused.text.contains("the&#34;desc"));
+    let fields = [("name", "zapier"), ("description", ""), ("allowed_ips", "10.0.0.0/8\r\n")];
+    let done = browser.submit(&refused, &details, &fields).await;
+    assert_eq!(done.leads_to(), Some(&*details));
+    let page = browser.get(&details).await;
+    assert!(page.text.contains("<h1>zapier</h1>") && page.text.contains("<code>10.0.0.0/8</code>"));
+}
+
+#[tokio::test]
+async fn the_log_is_filtered_by_its_address_and_taken_along() {
+    let app = TestApp::start().await;
+    let dana = app.register("acme").await;
+    let mut browser = Browser::of(&app, &dana.email).await;
+    let (secret, id) = mint(&mut browser, "=cmd()", "read-only").await;
+    app.get("/v1/agents").bearer(&secret).send().await.expect(200);
+    app.post("/v1/agents")
+        .bearer(&secret)
+        .json(json!({}))
+        .send()
+        .await
+        .refused(403, "insufficient_scope");
+    app.events_of(&dana.access_token, &format!("key_id={id}"), 2).await;
+    let rows = |page: &Page| page.text.matches("<a href=\"/audit-log/event_").count();
+    let page = browser.get(&format!("/audit-log?key_id={id}&status=403&action=&ip=&since=")).await;
+    assert_eq!((page.status, rows(&page)), (200, 1), "{page:#?}");
+    assert!(page.text.contains("<option value=\"") && page.text.contains("value=\"403\""));
+    // Moments as a browser's field has them.
+    let page = browser.get("/audit-log?changes=true&until=2020-01-31T12:00").await;
+    assert!(page.status == 200 && page.text.contains("Nothing matches"), "{page:#?}");
+    assert!(page.text.contains("value=\"2020-01-31T12:00\""), "{page:#?}");
+    // Changes are no calls.
+    let page = browser.get("/audit-log?changes=true").await;
+    assert!(page.text.contains("created the key") && !page.text.contains("> called "), "{page:#?}");
+    for bad in ["ip=nonsense", "status=7", "key_id=%22%3E%3Cb%3E", "cursor=x", "since=tomorrow"] {
+        let page = browser.get(&format!("/audit-log?{bad}")).await;
+        assert!(page.status == 422 && page.text.contains("role=\"alert\""), "{bad} {page:#?}");
+        assert!(!page.text.contains("\"><b>"), "{bad}");
+    }
+    // An event, with all that is known.
+    let page = browser.get(&format!("/audit-log?key_id={id}&status=403")).await;
+    let event =
+        page.text.split("href=\"/audit-log/event_").nth(1).unwrap().split('"').next().unwrap();
+    let event = browser.get(&format!("/audit-log/event_{event}")).await;
+    assert!(event.text.contains("/v1/agents") && event.text.contains("&#34;status&#34;: 403"));
+    assert!(event.text.contains("=cmd()"), "{event:#?}");
+    // Older ones are a page away.
+    for _ in 0..30 {
+        browser.get("/sessions").await;
+    }
+    let page = eventually("the page is full", async || {
+        let page = browser.twin().get("/audit-log?action=request").await;
+        page.text.contains("Older events").then_some(page)
+    })
+    .await;
+    assert_eq!(rows(&page), 20);
+    let older = browser.get(&page.link("Older events")).await;
+    assert!(rows(&older) > 0 && !older.text.contains("data-log="), "only the newest page grows");
+
+    let csv = browser.get(&format!("/audit-log/export?format=csv&key_id={id}")).await;
+    assert!(csv.text.contains("'=cmd()"), "{csv:#?}");
+    assert!(csv.headers["content-disposition"].to_str().unwrap().starts_with("attachment"));
+    let lines =
+        browser.get(&format!("/audit-log/export?format=ndjson&key_id={id}&status=403")).await;
+    assert_eq!(lines.text.lines().count(), 1, "{lines:#?}");
+    // For whoever is signed in alone.
+    let mut stranger = Browser::new(&app);
+    for path in ["/audit-log/export?format=csv", "/audit-log/stream"] {
+        let page = stranger.get(path).await;
+        assert!(page.leads_to().unwrap().starts_with("/sign-in?next=%2Faudit-log%2F"), "{page:#?}");
+    }
+}
+
+#[tokio::test]
+async fn members_are_invited_promoted_and_removed() {
+    let sink = SmtpSink::start();
+    let app = TestApp::start_with(&[("mail.url", &sink.url())]).await;
+    let dana = app.register("acme").await;
+    let mut browser = Browser::of(&app, &dana.email).await;
+    let page = browser.get("/members").await;
+    let bad = browser.submit(&page, "/members/invite", &[("email", "nonsense"), ("role", "admin")]);
+    let bad = bad.await;
+    assert!(bad.status == 422 && bad.text.contains("value=\"nonsense\""), "{bad:#?}");
+    for email in ["sam@new.example", "withdrawn@new.example"] {
+        let page = browser.get("/members").await;
+        let fields = [("email", email), ("role", "viewer")];
+        assert_eq!(browser.submit(&page, "/members/invite", &fields).await.status, 200);
+    }
+    let page = browser.get("/members").await;
+    let withdraw = page.text.split("withdrawn@new.example</strong>").nth(1).unwrap();
+    let withdraw = withdraw.split("action=\"").nth(1).unwrap().split('"').next().unwrap();
+    let done = browser.submit(&page, withdraw, &[]).await;
+    assert_eq!(done.leads_to(), Some("/members"));
+    let path = format!(
+        "/accept-invitation?token={}",
+        token_in(&sink.mail("sam@new.example", "Invitation").await)
+    );
+    let mut sam = Browser::new(&app);
+    let page = sam.get(&path).await;
+    let fields = [("full_name", "Sam Lee"), ("password", PASSWORD)];
+    sam.submit(&page, "/accept-invitation", &fields).await;
+    assert_eq!(sam.get("/members").await.status, 403);
+
+    let page = browser.get("/members").await;
+    assert!(page.text.contains("Sam Lee") && !page.text.contains("withdrawn@"), "{page:#?}");
+    let action = |page: &Page, end: &str| {
+        let mut actions =
+            page.text.split("action=\"").skip(1).map(|rest| rest.split('"').next().unwrap());
+        actions.find(|action| action.ends_with(end)).unwrap().to_owned()
+    };
+    let role = action(&page, "/role");
+    let done = browser.submit(&page, &role, &[("role", "admin")]).await;
+    assert_eq!(done.leads_to(), Some("/members"));
+    // At once; and an admin makes no owner.
+    let theirs = sam.get("/members").await;
+    assert!(theirs.status == 200 && !theirs.text.contains("<option>owner</option>"), "{theirs:#?}");
+    let mut fields = theirs.hidden("/members/invite");
+    fields.push(("role".to_owned(), "owner".to_owned()));
+    let refused = sam.post(&role, &fields, &[("sec-fetch-site", "same-origin")]).await;
+    assert!(refused.status == 403 && refused.text.contains("role=\"alert\""), "{refused:#?}");
+    // Ownership takes a password, where the sign-in is long ago.
+    app.clock.advance(Duration::from_mins(20));
+    let page = browser.get("/members").await;
+    let refused = browser.submit(&page, &role, &[("role", "owner")]).await;
+    assert!(refused.status == 403 && refused.text.contains("takes your password"), "{refused:#?}");
+    let fields = [("role", "owner"), ("password", PASSWORD)];
+    assert_eq!(browser.submit(&page, &role, &fields).await.status, 303);
+    let page = browser.get("/members").await;
+    let remove = action(&page, "/remove");
+    let done = browser.submit(&page, &remove, &[]).await;
+    assert!(done.status == 403 && done.text.contains("takes your password"), "{done:#?}");
+    browser.submit(&page, &role, &[("role", "viewer"), ("password", PASSWORD)]).await;
+    assert_eq!(browser.submit(&page, &remove, &[]).await.leads_to(), Some("/members"));
+    assert!(!browser.get("/members").await.text.contains("Sam Lee"));
+    assert_eq!(sam.get("/api-keys").await.leads_to(), Some("/sign-in?next=%2Fapi-keys"));
+}
+
+#[tokio::test]
+async fn a_workspace_looks_as_its_people_say() {
+    let app = TestApp::start().await;
+    let dana = app.register("acme").await;
+    // What clients have stored besides is kept.
+    let stored = json!({ "support_email": "help@acme.example" });
+    app.by(&dana.access_token, "PUT", "/v1/users/me/branding")
+        .json(stored)
+        .send()
+        .await
+        .expect(200);
+    let mut browser = Browser::of(&app, &dana.email).await;
+    let png = b"\x89PNG\r\n\x1a\n a picture";
+    let form = [("brand_name", "Acme Voice"), ("primary_color", "#0B7285")];
+    let page = browser.get("/settings").await;
+    let done = browser.upload(&page, "/settings/brand", &form, Some(("logo", png))).await;
+    assert_eq!(done.leads_to(), Some("/settings"), "{done:#?}");
+    let sign_in = format!("/sign-in?workspace={}", dana.workspace_id);
+    for (mut browser, path) in [(Browser::new(&app), &*sign_in), (browser, "/api-keys")] {
+        let page = browser.get(path).await;
+        assert!(page.text.contains("Acme Voice") && page.text.contains("data:image/png;base64,"));
+        assert!(page.text.contains(":root{--brand:#0b7285;--on-brand:#ffffff}"), "{page:#?}");
+        let policy = page.headers["content-security-policy"].to_str().unwrap();
+        assert_eq!(policy.matches("'sha256-").count(), 2, "{policy}");
+    }
+    let mut browser = Browser::of(&app, &dana.email).await;
+    let settings =
+        app.by(&dana.access_token, "GET", "/v1/users/me/branding").send().await.expect(200);
+    assert_eq!(settings["support_email"], "help@acme.example");
+    // What is no picture or colour is refused, and changes nothing.
+    for (color, file) in [
+        ("red", &png[..]),
+        ("#0b7285", b"<svg onload=alert(1)>"),
+        ("#0b7285", &vec![0; 20_000][..]),
+        ("#0b7285;}", b""),
+    ] {
+        let page = browser.get("/settings").await;
+        let form = [("brand_name", "Evil"), ("primary_color", color)];
+        let refused = browser.upload(&page, "/settings/brand", &form, Some(("logo", file))).await;
+        assert!(refused.status == 422 && refused.text.contains("role=\"alert\""), "{refused:#?}");
+        assert!(refused.text.contains("Acme Voice"), "{refused:#?}");
+    }
+    // A plain form, and one of another site, are not taken.
+    let page = browser.get("/settings").await;
+    assert_eq!(browser.submit_as(&page, "/settings/brand", &form, "cross-site").await.status, 403);
+    assert_eq!(browser.submit(&page, "/settings/brand", &form).await.status, 415);
+    let form = [("brand_name", ""), ("primary_color", ""), ("remove_logo", "true")];
+    browser.upload(&page, "/settings/brand", &form, None).await;
+    let page = browser.get("/settings").await;
+    assert!(
+        !page.text.contains("Acme Voice") && !page.text.contains("data:image/png"),
+        "{page:#?}"
+    );
+}
+
+#[tokio::test]
+async fn workspaces_are_made_entered_renamed_left_and_deleted() {
+    let app = TestApp::start().await;
+    let (dana, lee) = (app.register("acme").await, app.register("labs").await);
+    app.admit(&dana, &lee, "viewer").await;
+    let mut browser = Browser::of(&app, &dana.email).await;
+    let enter = format!("/workspaces/{}/enter", lee.workspace_id);
+    let page = browser.get("/workspaces").await;
+    let enter_own = format!("/workspaces/{}/enter", dana.workspace_id);
+    let (there, back) =
+        if page.text.contains(&enter) { (&enter, &enter_own) } else { (&enter_own, &enter) };
+    assert_eq!(browser.submit(&page, there, &[]).await.leads_to(), Some("/api-keys"));
+    let page = browser.get("/workspaces").await;
+    assert_eq!(browser.submit(&page, back, &[]).await.leads_to(), Some("/api-keys"));
+    // In the own one: another name.
+    let page = browser.get("/workspaces").await;
+    if page.text.contains(&enter_own) {
+        browser.submit(&page, &enter_own, &[]).await;
+    }
+    let page = browser.get("/settings").await;
+    let done = browser.submit(&page, "/settings/workspace", &[("name", "Acme GmbH")]).await;
+    assert_eq!(done.leads_to(), Some("/settings"));
+    let page = browser.get("/settings").await;
+    assert!(page.text.contains("Acme GmbH"));
+    let last = browser.submit(&page, "/settings/leave", &[]).await;
+    assert!(last.status == 403 && last.text.contains("role=\"alert\""), "the last owner stays");
+    let wrong = browser.submit(&page, "/settings/delete-workspace", &[("password", "wrong")]).await;
+    assert_eq!(wrong.status, 422, "{wrong:#?}");
+    let gone = browser.submit(&page, "/settings/delete-workspace", &[("password", PASSWORD)]).await;
+    assert_eq!(gone.leads_to(), Some("/sign-in"));
+    assert_eq!(browser.get("/api-keys").await.status, 303);
+    // Who signs in again is where they still are, leaves that, and goes.
+    let mut browser = Browser::of(&app, &dana.email).await;
+    assert!(browser.get("/api-keys").await.text.contains("labs"));
+    let page = browser.get("/settings").await;
+    let gone = browser.submit(&page, "/settings/delete-account", &[("password", PASSWORD)]).await;
+    assert_eq!(gone.leads_to(), Some("/sign-in"), "{gone:#?}");
+    let page = browser.get("/sign-in").await;
+    let fields = [("email", &*dana.email), ("password", PASSWORD)];
+    assert_eq!(browser.submit(&page, "/sign-in", &fields).await.status, 422);
+}
+
+#[tokio::test]
+async fn another_password_is_chosen_on_a_page() {
+    let app = TestApp::start().await;
+    let dana = app.register("acme").await;
+    let mut browser = Browser::of(&app, &dana.email).await;
+    let page = browser.get("/second-factor").await;
+    let path = "/second-factor/password";
+    let new = ("new_password", "another horse, another battery");
+    let wrong = browser.submit(&page, path, &[("current_password", "wrong"), new]).await;
+    assert!(wrong.status == 422 && wrong.text.contains("role=\"alert\""), "{wrong:#?}");
+    let done = browser.submit(&wrong, path, &[("current_password", PASSWORD), new]).await;
+    assert!(done.status == 200 && done.text.contains("was changed"), "{done:#?}");
+    app.by(&dana.access_token, "GET", "/v1/auth/me").send().await.refused(401, "unauthorized");
+    assert_eq!(browser.get("/api-keys").await.status, 200);
+}
+
+/// Where registration is closed nobody is offered what they cannot have.
+#[tokio::test]
+async fn nobody_signs_up_where_it_takes_an_invitation() {
+    let app = TestApp::start_with(&[("sessions.registration", "invite")]).await;
+    let mut browser = Browser::new(&app);
+    let page = browser.get("/sign-in").await;
+    assert!(!page.text.contains("Create an account"));
+    let refused = browser.get("/sign-up").await;
+    assert!(refused.status == 403 && refused.text.contains("invite"), "{refused:#?}");
+    let mut fields = page.hidden("/sign-in");
+    fields.extend(
+        [("email", "a@b.example"), ("password", PASSWORD)]
+            .map(|(name, value)| (name.to_owned(), value.to_owned())),
+    );
+    let refused = browser.post("/sign-up", &fields, &[("sec-fetch-site", "same-origin")]).await;
+    assert_eq!(refused.status, 403, "{refused:#?}");
+}

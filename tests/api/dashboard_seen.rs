@@ -1,0 +1,300 @@
+//! The dashboard as people see it: in a real browser, with and without JavaScript, light and dark, wide and narrow,
+//! by keyboard, and by whoever has it read out. Pictures of it all are left in target/screenshots.
+
+use std::time::Duration;
+
+use serde_json::json;
+
+use crate::fixture::{Browser, Chromium, PASSWORD, Person, TestApp, eventually};
+
+/// Of a wide screen and of a small phone.
+const WIDE: u32 = 1280;
+const NARROW: u32 = 360;
+
+async fn sign_in(browser: &Chromium, app: &TestApp, person: &Person) {
+    browser.open(&format!("{}/sign-in?again=1", app.url)).await;
+    browser.fill("[name=email]", &person.email).await;
+    browser.fill("[name=password]", PASSWORD).await;
+    browser.click("main form button").await;
+    browser.shows("/api-keys", "API keys").await;
+}
+
+/// What a shell makes of a line that somebody copied.
+async fn run(line: &str) -> String {
+    let mut shell = tokio::process::Command::new("sh");
+    shell.args(["-c", line]).kill_on_drop(true);
+    let output = shell.output().await.unwrap();
+    assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+async fn text(browser: &Chromium, css: &str) -> String {
+    let found =
+        browser.script(&format!("return document.querySelector({css:?}).textContent")).await;
+    found.as_str().unwrap().to_owned()
+}
+
+/// The seed scenario by hand and eye: nothing is looked up, nothing but what pages show is used.
+#[tokio::test(flavor = "multi_thread")]
+async fn somebody_new_signs_up_calls_the_api_and_rotates_a_key() {
+    let app = TestApp::start_with(&[("rotation.quiet_seconds", "2")]).await;
+    let browser = Chromium::start().await;
+    browser.looks(WIDE, false).await;
+    browser.open(&app.url).await;
+    browser.shows("/sign-in", "Create an account").await;
+    browser.picture("sign-in").await;
+    browser.click("a[href^='/sign-up']").await;
+    browser.shows("/sign-up", "Create your account").await;
+    browser.fill("[name=email]", "dana@acme.example").await;
+    browser.fill("[name=password]", PASSWORD).await;
+    browser.fill("[name=full_name]", "Dana Meyer").await;
+    browser.fill("[name=workspace_name]", "Acme Voice").await;
+    browser.click("main form button").await;
+    browser.shows("/api-keys", "No keys yet").await;
+    browser.picture("no-keys").await;
+    browser.click("main a[href='/api-keys/new']").await;
+    browser.shows("/api-keys/new", "What it may do").await;
+    browser.fill("[name=name]", "prod-2026-q2").await;
+    browser.click("[name=scope][value=write]").await;
+    browser.picture("create-a-key").await;
+    browser.click("main form button").await;
+    browser.shows("/api-keys", "Copy it now").await;
+    browser.picture("a-fresh-key").await;
+    let (old, curl) = (text(&browser, "#secret").await, text(&browser, "#curl").await);
+    assert!(run(&format!("{curl} --silent")).await.contains("prod-2026-q2"));
+
+    // The log is open when the next call comes.
+    browser.click("a[href^='/audit-log?key_id=']").await;
+    browser.shows("/audit-log", "live").await;
+    let agents = |key: &str| {
+        format!(
+            "curl --silent --output /dev/null --write-out '%{{http_code}}' {}/v1/agents -H 'Authorization: Bearer {key}'",
+            app.url
+        )
+    };
+    assert_eq!(run(&agents(&old)).await, "200");
+    browser.shows("/audit-log", "GET /v1/agents").await;
+    for _ in 0..30 {
+        app.get("/v1/agents").bearer(&old).send().await.expect(200);
+    }
+    browser.has("[data-log] tr", 32).await;
+    // What one reads glides, and does not jump.
+    let (_, shift) = vitals(&browser).await;
+    assert!(shift <= 0.0, "{shift}");
+    browser.picture("the-log-as-it-grows").await;
+    browser.click(".side a[href='/api-keys']").await;
+    browser.shows("/api-keys", "prod-2026-q2").await;
+    browser.click(".list strong a").await;
+    browser.has(".chart", 2).await;
+    browser.click("main .head a[href$='/rotation']").await;
+    browser.has(".steps [aria-current=step]", 1).await;
+    browser.fill("main [name=name]", "prod-2026-q3").await;
+    browser.click("main form button").await;
+    browser.has("#secret", 1).await;
+    let new = text(&browser, "#secret").await;
+    browser.click("a[href$='/rotation']").await;
+    browser.has(".verdict.wait", 1).await;
+    assert_eq!(run(&agents(&new)).await, "200");
+    // Nobody touches the page: it turns by itself. (The service's clock is the test's.)
+    browser.has(".facts .number", 1).await;
+    eventually("the new key is seen", async || {
+        text(&browser, ".facts").await.contains("1 request").then_some(())
+    })
+    .await;
+    browser.picture("a-rotation-under-way").await;
+    app.clock.advance(Duration::from_secs(5));
+    browser.has(".verdict.safe", 1).await;
+    assert_eq!(text(&browser, "[data-verdict]").await, "Safe to revoke", "it is read out, too");
+    browser.picture("safe-to-revoke").await;
+    browser.click(".verdict a").await;
+    browser.has("button.danger", 1).await;
+    browser.picture("revoke").await;
+    browser.click("main form button.danger").await;
+    browser.has(".head .tag.bad", 1).await;
+    assert_eq!(run(&agents(&old)).await, "401");
+    assert_eq!(run(&agents(&new)).await, "200");
+    browser.open(&format!("{}/audit-log?changes=true", app.url)).await;
+    browser.shows("/audit-log", "is revoked, and was used all the same").await;
+    // Not a word from the browser about what it was not allowed to do.
+    let said = browser.post("/se/log", json!({ "type": "browser" })).await;
+    let said: Vec<_> =
+        said.as_array().unwrap().iter().map(|line| line["message"].to_string()).collect();
+    assert!(!said.iter().any(|line| line.contains("Content Security Policy")), "{said:#?}");
+}
+
+/// A page, and what is on it when it is whole.
+const PAGES: [(&str, &str); 12] = [
+    ("/api-keys", "API keys"),
+    ("/api-keys/new", "What it may do"),
+    ("KEY", "Last 48 hours"),
+    ("KEY/rotation", "Who still uses the old key"),
+    ("KEY/revoke", "Who used it within the last hour"),
+    ("/audit-log", "Everything that happens"),
+    ("EVENT", "As programs read it"),
+    ("/members", "Invite somebody"),
+    ("/connected-apps", "Connected apps"),
+    ("/sessions", "Your sessions"),
+    ("/second-factor", "Passkeys"),
+    ("/settings", "This workspace"),
+];
+
+/// A workspace in which something has happened, with names that are long and hostile.
+async fn busy(app: &TestApp) -> (Person, Person, String, String) {
+    let dana = app.register("acme").await;
+    let long = format!("<b>{}</b>", "verylongname".repeat(7));
+    let key = app.mint(&dana, &long, "write").await;
+    app.by(&dana.access_token, "POST", &format!("/v1/api-keys/{}/rotate", key.id))
+        .json(json!({}))
+        .send()
+        .await
+        .expect(201);
+    for number in 0..22 {
+        app.mint(&dana, &format!("key-{number} {}", "&".repeat(40)), "read-only").await;
+    }
+    for path in ["/v1/agents", "/v1/calls", "/v1/wallet/balance"] {
+        app.get(path).bearer(&key.secret).header("user-agent", &long).send().await;
+    }
+    let body = json!({ "email": "somebody@new.example", "role": "viewer" });
+    app.by(&dana.access_token, "POST", "/v1/invitations").json(body).send().await.expect(201);
+    let viewer = app.join(&dana, "viewer").await;
+    let events = app.events_of(&dana.access_token, &format!("key_id={}", key.id), 3).await;
+    let details = format!("/api-keys/{}", key.id);
+    let event = format!("/audit-log/{}", events[0]["id"].as_str().unwrap());
+    (dana, viewer, details, event)
+}
+
+/// Each page, for an owner and for somebody who may only look: nothing sticks out, nothing shifts, nobody is kept out.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_page_is_for_everybody() {
+    let app = TestApp::start().await;
+    let (dana, viewer, key, event) = busy(&app).await;
+    let browser = Chromium::start().await;
+    let path_of = |page: &str| page.replace("KEY", &key).replace("EVENT", &event);
+    let mut slowest: f64 = 0.0;
+    for (who, person) in [("owner", &dana), ("viewer", &viewer)] {
+        browser.looks(WIDE, false).await;
+        browser.runs_scripts(true).await;
+        sign_in(&browser, &app, person).await;
+        for (page, words) in PAGES {
+            let path = path_of(page);
+            let is_refused =
+                who == "viewer" && ["/api-keys/new", "KEY/revoke", "/members"].contains(&page);
+            let words = if is_refused { "scope admin" } else { words };
+            for (width, is_dark) in [(WIDE, false), (WIDE, true), (NARROW, false), (NARROW, true)] {
+                browser.looks(width, is_dark).await;
+                browser.open(&format!("{}{path}", app.url)).await;
+                browser.shows(&path, words).await;
+                // First of all: taking a picture moves things.
+                let (paint, shift) = vitals(&browser).await;
+                assert!(shift <= 0.0, "{path} shifts by {shift} at {width}");
+                let name = page.replace("KEY", "/key").replace("EVENT", "/event").replace('/', "-");
+                let look = if is_dark { "dark" } else { "light" };
+                browser.picture(&format!("{who}{name}-{width}-{look}")).await;
+                let wide = browser
+                    .script("return document.documentElement.scrollWidth - innerWidth")
+                    .await;
+                assert!(wide.as_i64().unwrap() <= 0, "{path} sticks out by {wide} at {width}");
+                let barriers = browser.barriers().await;
+                assert!(barriers.is_empty(), "{path} {width} {look}: {barriers:#?}");
+                slowest = slowest.max(paint);
+            }
+            // Without JavaScript it says the same.
+            browser.looks(WIDE, false).await;
+            browser.runs_scripts(false).await;
+            browser.open(&format!("{}{path}", app.url)).await;
+            browser.runs_scripts(true).await;
+            browser.shows(&path, words).await;
+        }
+    }
+    println!(
+        "largest contentful paint, the slowest of {} pages: {slowest:.0} ms; no layout shift",
+        PAGES.len()
+    );
+}
+
+/// When the greatest part of the page was there, in milliseconds, and how much has moved since (Core Web Vitals).
+async fn vitals(browser: &Chromium) -> (f64, f64) {
+    let code = "const done = arguments[0]; let paint = 0, shift = 0; \
+                new PerformanceObserver((seen) => { for (const entry of seen.getEntries()) paint = entry.startTime; }) \
+                .observe({ type: 'largest-contentful-paint', buffered: true }); \
+                new PerformanceObserver((seen) => { for (const entry of seen.getEntries()) shift += entry.value; }) \
+                .observe({ type: 'layout-shift', buffered: true }); \
+                setTimeout(() => done([paint, shift]), 50);";
+    let found = browser.post("/execute/async", json!({ "script": code, "args": [] })).await;
+    (found[0].as_f64().unwrap(), found[1].as_f64().unwrap())
+}
+
+/// With the keyboard alone: to the page past the navigation, and through a form.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_is_minted_by_keyboard_alone() {
+    const TAB: &str = "\u{e004}";
+    const ENTER: &str = "\u{e007}";
+    const DOWN: &str = "\u{e015}";
+    let app = TestApp::start().await;
+    let dana = app.register("acme").await;
+    let browser = Chromium::start().await;
+    browser.open(&format!("{}/sign-in", app.url)).await;
+    browser.shows("/sign-in", "Sign in").await;
+    browser.types(&format!("{}{TAB}{PASSWORD}{ENTER}", dana.email)).await;
+    browser.shows("/api-keys", "No keys yet").await;
+    // The first stop leads past the navigation.
+    browser.types(TAB).await;
+    assert_eq!(browser.script("return document.activeElement.getAttribute('href')").await, "#main");
+    browser.types(ENTER).await;
+    browser.types(TAB).await;
+    assert_eq!(browser.script("return document.activeElement.textContent").await, "Create key");
+    let ring = "return getComputedStyle(document.activeElement).outlineStyle";
+    assert_eq!(browser.script(ring).await, "solid", "one sees where one is");
+    browser.types(ENTER).await;
+    browser.shows("/api-keys/new", "What it may do").await;
+    browser.types(&format!("by-keyboard{TAB}{DOWN}{ENTER}")).await;
+    browser.shows("/api-keys", "Copy it now").await;
+    let me =
+        app.get("/v1/auth/me").bearer(&text(&browser, "#secret").await).send().await.expect(200);
+    assert_eq!((&me["subject"]["name"], &me["scope"]), (&json!("by-keyboard"), &json!("write")));
+}
+
+/// One round trip, and not much of it.
+#[tokio::test]
+async fn every_page_is_small_and_whole() {
+    let app = TestApp::start().await;
+    let (dana, _, key, event) = busy(&app).await;
+    let logo = format!(
+        "data:image/png;base64,{}",
+        data_encoding::BASE64.encode(&[&b"\x89PNG\r\n\x1a\n"[..], &[7; 16_000]].concat())
+    );
+    let branding = json!({ "brand_name": "Acme", "primary_color": "#0b7285", "logo": logo });
+    app.by(&dana.access_token, "PUT", "/v1/users/me/branding")
+        .json(branding)
+        .send()
+        .await
+        .expect(200);
+    for _ in 0..30 {
+        app.by(&dana.access_token, "GET", "/v1/agents").send().await.expect(200);
+    }
+    let mut browser = Browser::of(&app, &dana.email).await;
+    eventually("the log is full", async || {
+        browser.twin().get("/audit-log").await.text.contains("Older events").then_some(())
+    })
+    .await;
+    let mut largest = (0, String::new());
+    for (page, _) in PAGES {
+        let path = page.replace("KEY", &key).replace("EVENT", &event);
+        let page = browser.get(&path).await;
+        assert_eq!(page.status, 200, "{path}");
+        let scripts = page.text.matches("<script src=").count();
+        let bytes = page.text.len()
+            + scripts * include_str!("../../src/http/dashboard/assets/dashboard.js").len();
+        assert!(bytes < 60_000, "{path}: {bytes}");
+        largest = largest.max((bytes, path));
+        // Nothing that has to be there before the page is shown has to be asked for.
+        assert!(
+            !page.text.contains("rel=\"stylesheet\"") && !page.text.contains("<script src=\"http")
+        );
+        for script in page.text.split("<script").skip(1) {
+            assert!(script.split('>').next().unwrap().ends_with(" defer"), "{script}");
+        }
+        assert!(!page.text.contains("<img src=\"/"), "pictures are in the page");
+    }
+    println!("the largest page: {} bytes, {}", largest.0, largest.1);
+}
