@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use uuid::Uuid;
 
 use super::Followers;
@@ -40,6 +40,14 @@ impl AuditLog {
         Self { store, places: Arc::new(Semaphore::new(places)), followers }
     }
 
+    /// A place among those who may read much.
+    ///
+    /// # Errors
+    /// When the service stops.
+    pub async fn place(&self) -> Result<SemaphorePermit<'_>, StoreError> {
+        self.places.acquire().await.map_err(|_| StoreError::Aborted)
+    }
+
     /// Events of the caller's workspace, newest first.
     ///
     /// # Errors
@@ -50,7 +58,7 @@ impl AuditLog {
         filter: &EventFilter,
         page: Page,
     ) -> Result<Items<Event<'static>>, StoreError> {
-        let _place = self.places.acquire().await.map_err(|_| StoreError::Aborted)?;
+        let _place = self.place().await?;
         let mut tx = self.store.begin(caller.workspace(), None).await?;
         store::audit::list(&mut tx, caller.workspace(), filter, page).await
     }
@@ -82,7 +90,7 @@ impl AuditLog {
         filter: &EventFilter,
         before: Option<Uuid>,
     ) -> Result<Items<Event<'static>>, StoreError> {
-        let _place = self.places.acquire().await.map_err(|_| StoreError::Aborted)?;
+        let _place = self.place().await?;
         let mut tx = self.store.begin(caller.workspace(), None).await?;
         let times =
             EventFilter { since: filter.since, until: filter.until, ..EventFilter::default() };
@@ -110,7 +118,7 @@ impl AuditLog {
         behind: i64,
         until: i64,
     ) -> Result<Vec<Sealed>, StoreError> {
-        let _place = self.places.acquire().await.map_err(|_| StoreError::Aborted)?;
+        let _place = self.place().await?;
         let mut tx = self.store.begin(caller.workspace(), None).await?;
         store::chains::sealed_behind(&mut tx, caller.workspace(), behind, until, SEALED_PAGE).await
     }

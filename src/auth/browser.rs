@@ -29,6 +29,8 @@ const NO_SESSION: AuthError = AuthError::InvalidCredential("sign in first");
 pub enum FormOf {
     /// A browser, whoever sits at it. It says itself which it is, so this must not do for a session.
     Browser(Uuid),
+    /// A session, for what is about its person, in whatever workspace it is.
+    Person(SessionId),
     /// A session in a workspace: what was filled in for one is not to be done in another, which the session has
     /// been taken to since, in another window.
     Session(SessionId, WorkspaceId),
@@ -38,6 +40,7 @@ impl FormOf {
     fn derived_from(self) -> (Purpose, Uuid) {
         match self {
             Self::Browser(id) => (Purpose::Form, id),
+            Self::Person(id) => (Purpose::SessionForm, id.uuid()),
             Self::Session(id, workspace) => {
                 let both = Sha256::new().chain_update(id.uuid()).chain_update(workspace.uuid());
                 let digest: [u8; 32] = both.finalize().into();
@@ -65,6 +68,22 @@ impl Auth {
         let look = self.store.use_session(id, now, self.lifetimes.refresh_token);
         let session = Store::within(PATIENCE, look).await?;
         let session = session.ok_or(NO_SESSION)?;
+        self.person_in(id, &session).map(Arc::new)
+    }
+
+    /// The same, of a session that does not go on for being looked at: by whoever asks again and again. As fresh as for
+    /// an access token, and answered from memory.
+    ///
+    /// # Errors
+    /// As [`Self::authenticate_cookie`].
+    pub async fn look_at_cookie(
+        &self,
+        cookie: &str,
+        began: Duration,
+    ) -> Result<Arc<Principal>, AuthError> {
+        let id = self.token_key.verify(Purpose::Cookie, cookie).ok_or(NO_SESSION)?;
+        let id = SessionId::from(id);
+        let session = self.caches.sessions.find(id, began).await?.ok_or(NO_SESSION)?;
         self.person_in(id, &session).map(Arc::new)
     }
 

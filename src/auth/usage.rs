@@ -9,6 +9,7 @@ use crate::{
     model::{
         id::ApiKeyId,
         principal::Caller,
+        scope::Scope,
         usage::{Hygiene, KeyUsage, Spell, UNUSED_AFTER},
     },
     store::{
@@ -93,6 +94,21 @@ impl Auth {
         Ok(slots(uses, since, Duration::MINUTE, minutes))
     }
 
+    /// The most that these keys were used for lately, of those that may do more.
+    ///
+    /// # Errors
+    /// When PostgreSQL cannot be reached.
+    pub async fn over_scoped(
+        &self,
+        caller: &Caller,
+        ids: &[ApiKeyId],
+    ) -> Result<HashMap<ApiKeyId, Scope>, AuthError> {
+        let (workspace, since) = (caller.workspace(), self.env.clock.now() - UNUSED_AFTER);
+        let mut tx = self.store.begin(workspace, None).await?;
+        let keys = store::usage::over_scoped_keys(&mut tx, workspace, since, Some(ids), MOST_KEYS);
+        Ok(keys.await?.into_iter().map(|key| (key.id, key.used_scope)).collect())
+    }
+
     /// Keys that have long not been used, or may do more than they do.
     ///
     /// # Errors
@@ -103,7 +119,7 @@ impl Auth {
         let mut tx = self.store.begin(workspace, None).await?;
         let unused = store::usage::unused_keys(&mut tx, workspace, since, MOST_KEYS).await?;
         let over_scoped =
-            store::usage::over_scoped_keys(&mut tx, workspace, since, MOST_KEYS).await?;
+            store::usage::over_scoped_keys(&mut tx, workspace, since, None, MOST_KEYS).await?;
         Ok(Hygiene { unused, over_scoped })
     }
 }

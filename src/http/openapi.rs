@@ -3,7 +3,11 @@
 //! A handler's annotation says what is its own: summary, parameters, body, success. What follows
 //! from the table (security, refusals, rate-limit headers) is added here, so it cannot be forgotten.
 
-use axum::Router;
+use axum::{
+    Router,
+    http::{HeaderValue, header},
+};
+use tower_http::set_header::SetResponseHeaderLayer;
 use utoipa::{
     IntoParams,
     openapi::{
@@ -291,5 +295,13 @@ fn describe(status: &str, response: &mut Response, is_v1: bool) {
 pub(super) fn swagger_ui(_: &App) -> Router<App> {
     let config =
         Config::new(["/openapi.json"]).try_it_out_enabled(true).persist_authorization(false);
-    SwaggerUi::new("/docs").config(config).into()
+    let pages: Router<App> = SwaggerUi::new("/docs").config(config).into();
+    // It shares its origin with the dashboard.
+    pages.layer(SetResponseHeaderLayer::overriding(
+        header::CONTENT_SECURITY_POLICY,
+        HeaderValue::from_static(
+            "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; \
+             connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+        ),
+    ))
 }

@@ -306,7 +306,7 @@ pub async fn unused_keys(
     .await?)
 }
 
-/// Active keys that were used since a moment, but for less than they may do.
+/// Active keys that were used since a moment, but for less than they may do; of these alone, if any are given.
 ///
 /// # Errors
 /// When PostgreSQL cannot be reached.
@@ -314,8 +314,10 @@ pub async fn over_scoped_keys(
     tx: &mut Tx,
     workspace: WorkspaceId,
     since: OffsetDateTime,
+    only: Option<&[ApiKeyId]>,
     limit: i64,
 ) -> Result<Vec<OverScopedKey>, StoreError> {
+    let only: Option<Vec<_>> = only.map(|ids| ids.iter().map(|id| id.uuid()).collect());
     Ok(sqlx::query_as!(
         OverScopedKey,
         r#"SELECT k.id AS "id: ApiKeyId", k.name, k.scope AS "scope: Scope",
@@ -330,10 +332,12 @@ pub async fn over_scoped_keys(
                FROM key_usage_hours h WHERE h.key_id = k.id AND h.hour >= $2 AND h.status_class < 4
            ) used ON used.scope IS NOT NULL AND used.scope <> k.scope
            WHERE k.workspace_id = $1 AND k.revoked_at IS NULL
+             AND ($4::uuid[] IS NULL OR k.id = ANY ($4))
            ORDER BY k.id DESC LIMIT $3"#,
         workspace.uuid(),
         since,
         limit,
+        only.as_deref(),
     )
     .fetch_all(tx.conn())
     .await?)

@@ -90,8 +90,11 @@ async fn from_sign_up_to_a_revoked_key_without_javascript() {
     let page = browser.get(&page.link("I have copied it: watch the rotation")).await;
     assert!(page.text.contains("Not yet") && page.text.contains("prod-2026-q3"), "{page:#?}");
     // A second successor while the first one lives makes no sense.
-    let again = browser.post(&rotate, &page.hidden("/sign-out"), &[]).await;
-    assert!(again.status == 409 && again.text.contains("Not yet"), "{again:#?}");
+    let fields = browser.get("/settings").await.hidden("/settings/workspace");
+    let again = browser.post(&rotate, &fields, &[]).await;
+    assert!(again.status == 409 && again.text.contains("role=\"alert\""), "{again:#?}");
+    // A form about oneself does nothing to the workspace.
+    assert_eq!(browser.post(&rotate, &page.hidden("/sign-out"), &[]).await.status, 403);
     app.get("/v1/agents").bearer(&new).send().await.expect(200);
     app.clock.advance(Duration::from_secs(3));
     let safe = eventually("it is safe to revoke", async || {
@@ -104,8 +107,10 @@ async fn from_sign_up_to_a_revoked_key_without_javascript() {
     let page = browser.get(&safe.link("Revoke prod-2026-q2")).await;
     assert!(!page.text.contains("name=\"anyway\""), "nobody has to be sure of what is safe");
     let done = browser.submit(&page, &revoke, &[]).await;
-    assert_eq!(done.leads_to(), Some(&*details));
-    assert!(browser.get(&details).await.text.contains("revoked</span>"));
+    assert_eq!(done.leads_to(), Some(&*format!("{details}?done=revoked")));
+    let page = browser.get(done.leads_to().unwrap()).await;
+    assert!(page.text.contains("revoked</span>") && page.text.contains("The key is revoked."));
+    assert!(!browser.get(&format!("{details}?done=%3Cb%3E")).await.text.contains("<b>"));
     assert!(browser.get(&rotation).await.text.contains("Done."));
     app.get("/v1/agents").bearer(&old).send().await.refused(401, "unauthorized");
     app.get("/v1/agents").bearer(&new).send().await.expect(200);
@@ -133,6 +138,13 @@ async fn a_form_that_comes_twice_mints_one_key() {
     let first = shown_key(&browser.submit(&page, "/api-keys", &fields).await);
     let second = shown_key(&browser.submit(&page, "/api-keys", &fields).await);
     assert_eq!(first, second);
+    // Who has used it has it: it is shown no more.
+    app.get("/v1/agents").bearer(&first.0).send().await.expect(200);
+    eventually("the use is known", async || {
+        let page = browser.twin().submit(&page, "/api-keys", &fields).await;
+        (page.status == 303 && !page.text.contains("sk_call2me_live_")).then_some(())
+    })
+    .await;
     let other = browser.submit(&page, "/api-keys", &[("name", "other")]).await;
     assert_eq!(other.status, 409, "{other:#?}");
     // The same of a rotation, an invitation, a workspace.
@@ -151,12 +163,15 @@ async fn a_form_that_comes_twice_mints_one_key() {
     let made = browser.submit(&page, "/workspaces", &[("name", "labs")]).await;
     assert_eq!(made.leads_to(), Some("/api-keys"), "{made:#?}");
     // The session is in the new one now, and nothing is done there that was filled in elsewhere.
-    for (path, fields) in [("/workspaces", &[("name", "labs")][..]), ("/sign-out", &[])] {
-        let stale = browser.submit(&page, path, fields).await;
-        assert!(stale.status == 403 && stale.text.contains("reload the page"), "{stale:#?}");
-    }
-    let page = browser.get("/workspaces").await;
-    assert_eq!(page.text.matches("<strong>labs</strong>").count(), 1, "{}", page.text);
+    let stale = browser.submit(&page, "/workspaces", &[("name", "labs")]).await;
+    assert!(stale.status == 403 && stale.text.contains("reload the page"), "{stale:#?}");
+    // Nor does an old window go on with the log of another workspace.
+    let end = browser.get(&format!("/audit-log/stream?workspace={}", dana.workspace_id)).await;
+    assert_eq!((end.status, &*end.text), (204, ""));
+    let there = browser.get("/workspaces").await;
+    assert_eq!(there.text.matches("<strong>labs</strong>").count(), 1, "{}", there.text);
+    // But what is about oneself is the same everywhere.
+    assert_eq!(browser.submit(&page, "/sign-out", &[]).await.leads_to(), Some("/sign-in"));
     let keys = app.by(&dana.access_token, "GET", "/v1/api-keys").send().await.expect(200);
     assert_eq!(keys["total"], 2, "{keys:#}");
 }
@@ -189,7 +204,7 @@ async fn a_viewer_sees_and_changes_nothing() {
         let page = browser.get(path).await;
         assert!(page.status == 403 && page.text.contains("scope admin"), "{path} {page:#?}");
     }
-    let mut fields = browser.get("/settings").await.hidden("/settings/profile");
+    let mut fields = browser.get("/workspaces").await.hidden("/workspaces");
     fields.push(("name".to_owned(), "mine".to_owned()));
     fields.push(("anyway".to_owned(), "yes".to_owned()));
     let own_role = format!("/members/{}/role", viewer.user_id);
@@ -213,7 +228,7 @@ async fn a_viewer_sees_and_changes_nothing() {
     let page = browser.get("/settings").await;
     let fields = [("full_name", "Vera")];
     let done = browser.submit(&page, "/settings/profile", &fields).await;
-    assert_eq!(done.leads_to(), Some("/settings"));
+    assert_eq!(done.leads_to(), Some("/settings?done=saved"));
     assert!(browser.get("/settings").await.text.contains("Vera"));
 }
 
@@ -227,7 +242,7 @@ async fn pages_show_nothing_of_other_workspaces() {
     let event = event[0]["id"].as_str().unwrap().to_owned();
     let mut browser = Browser::of(&app, &mallory.email).await;
     let page = browser.get("/settings").await;
-    let mut fields = page.hidden("/settings/profile");
+    let mut fields = page.hidden("/settings/workspace");
     fields.extend(
         [("name", "x"), ("anyway", "yes"), ("role", "viewer")]
             .map(|(name, value)| (name.to_owned(), value.to_owned())),
@@ -256,9 +271,15 @@ async fn pages_show_nothing_of_other_workspaces() {
         assert!(page.status == 404 && !page.text.contains("prod"), "{path} {page:#?}");
     }
     let enter = format!("/workspaces/{}/enter", dana.workspace_id);
-    let page = browser.post(&enter, &fields, &[("sec-fetch-site", "same-origin")]).await;
+    let own = page_of_own(&mut browser).await;
+    let page = browser.post(&enter, &own, &[("sec-fetch-site", "same-origin")]).await;
     assert_eq!(page.status, 403, "{page:#?}");
     app.get("/v1/agents").bearer(&key.secret).send().await.expect(200);
+}
+
+/// What a form about oneself holds.
+async fn page_of_own(browser: &mut Browser<'_>) -> Vec<(String, String)> {
+    browser.get("/sessions").await.hidden("/sign-out")
 }
 
 /// A key that is in use is not revoked by a click.
@@ -283,7 +304,7 @@ async fn revoking_what_is_in_use_takes_a_word() {
     assert!(refused.status == 409 && refused.text.contains("It was not revoked"), "{refused:#?}");
     app.get("/v1/agents").bearer(&secret).send().await.expect(200);
     let done = browser.submit(&refused, &revoke, &[("anyway", "yes")]).await;
-    assert_eq!(done.leads_to(), Some(&*format!("/api-keys/{id}")));
+    assert_eq!(done.leads_to(), Some(&*format!("/api-keys/{id}?done=revoked")));
     app.get("/v1/agents").bearer(&secret).send().await.refused(401, "unauthorized");
     // Once more, from an old page: it is revoked already.
     assert_eq!(browser.submit(&refused, &revoke, &[]).await.status, 303);
@@ -304,9 +325,20 @@ async fn keys_are_renamed_and_bad_values_keep_what_was_filled_in() {
     assert!(refused.text.contains("10.0.0.0/99") && refused.text.contains("the&#34;desc"));
     let fields = [("name", "zapier"), ("description", ""), ("allowed_ips", "10.0.0.0/8\r\n")];
     let done = browser.submit(&refused, &details, &fields).await;
-    assert_eq!(done.leads_to(), Some(&*details));
+    assert_eq!(done.leads_to(), Some(&*format!("{details}?done=saved")));
     let page = browser.get(&details).await;
     assert!(page.text.contains("<h1>zapier</h1>") && page.text.contains("<code>10.0.0.0/8</code>"));
+    // An old window renames it, and leaves alone what somebody has changed meanwhile; so does a form without the rest.
+    let change = json!({ "description": "one\ntwo", "allowed_ips": ["192.0.2.0/24"] });
+    let patch = app.by(&dana.access_token, "PATCH", &format!("/v1{details}"));
+    patch.json(change).send().await.expect(200);
+    let fields = [("name", "make"), ("description", ""), ("allowed_ips", "10.0.0.0/8\r\n")];
+    browser.submit(&page, &details, &fields).await;
+    let page = browser.get(&details).await;
+    browser.submit(&page, &details, &[("name", "make-2"), ("description", "one\r\ntwo")]).await;
+    let key = app.by(&dana.access_token, "GET", &format!("/v1{details}")).send().await.expect(200);
+    let wanted = json!(["make-2", "one\ntwo", ["192.0.2.0/24"]]);
+    assert_eq!(json!([key["name"], key["description"], key["allowed_ips"]]), wanted);
 }
 
 #[tokio::test]
@@ -328,6 +360,9 @@ async fn the_log_is_filtered_by_its_address_and_taken_along() {
     assert_eq!((page.status, rows(&page)), (200, 1), "{page:#?}");
     assert!(page.text.contains("<option value=\"") && page.text.contains("value=\"403\""));
     // Moments as a browser's field has them.
+    let page = browser.get("/audit-log?since=2026-01-31T12:00:00%2B05:00&changes=false").await;
+    assert!(page.text.contains("value=\"2026-01-31T07:00\""), "{page:#?}");
+    assert!(!page.text.contains("name=\"changes\""), "{page:#?}");
     let page = browser.get("/audit-log?changes=true&until=2020-01-31T12:00").await;
     assert!(page.status == 200 && page.text.contains("Nothing matches"), "{page:#?}");
     assert!(page.text.contains("value=\"2020-01-31T12:00\""), "{page:#?}");
@@ -361,6 +396,7 @@ async fn the_log_is_filtered_by_its_address_and_taken_along() {
 
     let csv = browser.get(&format!("/audit-log/export?format=csv&key_id={id}")).await;
     assert!(csv.text.contains("'=cmd()"), "{csv:#?}");
+    assert_eq!(csv.headers["cache-control"], "no-store");
     assert!(csv.headers["content-disposition"].to_str().unwrap().starts_with("attachment"));
     let lines =
         browser.get(&format!("/audit-log/export?format=ndjson&key_id={id}&status=403")).await;
@@ -392,7 +428,7 @@ async fn members_are_invited_promoted_and_removed() {
     let withdraw = page.text.split("withdrawn@new.example</strong>").nth(1).unwrap();
     let withdraw = withdraw.split("action=\"").nth(1).unwrap().split('"').next().unwrap();
     let done = browser.submit(&page, withdraw, &[]).await;
-    assert_eq!(done.leads_to(), Some("/members"));
+    assert_eq!(done.leads_to(), Some("/members?done=withdrawn"));
     let path = format!(
         "/accept-invitation?token={}",
         token_in(&sink.mail("sam@new.example", "Invitation").await)
@@ -412,7 +448,7 @@ async fn members_are_invited_promoted_and_removed() {
     };
     let role = action(&page, "/role");
     let done = browser.submit(&page, &role, &[("role", "admin")]).await;
-    assert_eq!(done.leads_to(), Some("/members"));
+    assert_eq!(done.leads_to(), Some("/members?done=role"));
     // At once; and an admin makes no owner.
     let theirs = sam.get("/members").await;
     assert!(theirs.status == 200 && !theirs.text.contains("<option>owner</option>"), "{theirs:#?}");
@@ -432,7 +468,7 @@ async fn members_are_invited_promoted_and_removed() {
     let done = browser.submit(&page, &remove, &[]).await;
     assert!(done.status == 403 && done.text.contains("takes your password"), "{done:#?}");
     browser.submit(&page, &role, &[("role", "viewer"), ("password", PASSWORD)]).await;
-    assert_eq!(browser.submit(&page, &remove, &[]).await.leads_to(), Some("/members"));
+    assert_eq!(browser.submit(&page, &remove, &[]).await.leads_to(), Some("/members?done=removed"));
     assert!(!browser.get("/members").await.text.contains("Sam Lee"));
     assert_eq!(sam.get("/api-keys").await.leads_to(), Some("/sign-in?next=%2Fapi-keys"));
 }
@@ -453,10 +489,11 @@ async fn a_workspace_looks_as_its_people_say() {
     let form = [("brand_name", "Acme Voice"), ("primary_color", "#0B7285")];
     let page = browser.get("/settings").await;
     let done = browser.upload(&page, "/settings/brand", &form, Some(("logo", png))).await;
-    assert_eq!(done.leads_to(), Some("/settings"), "{done:#?}");
+    assert_eq!(done.leads_to(), Some("/settings?done=saved"), "{done:#?}");
     let sign_in = format!("/sign-in?workspace={}", dana.workspace_id);
     for (mut browser, path) in [(Browser::new(&app), &*sign_in), (browser, "/api-keys")] {
         let page = browser.get(path).await;
+        assert!(page.text.contains("Acme Voice <small>on Call2Me</small>"), "{page:#?}");
         assert!(page.text.contains("Acme Voice") && page.text.contains("data:image/png;base64,"));
         assert!(page.text.contains(":root{--brand:#0b7285;--on-brand:#ffffff}"), "{page:#?}");
         let policy = page.headers["content-security-policy"].to_str().unwrap();
@@ -513,7 +550,7 @@ async fn workspaces_are_made_entered_renamed_left_and_deleted() {
     }
     let page = browser.get("/settings").await;
     let done = browser.submit(&page, "/settings/workspace", &[("name", "Acme GmbH")]).await;
-    assert_eq!(done.leads_to(), Some("/settings"));
+    assert_eq!(done.leads_to(), Some("/settings?done=saved"));
     let page = browser.get("/settings").await;
     assert!(page.text.contains("Acme GmbH"));
     let last = browser.submit(&page, "/settings/leave", &[]).await;

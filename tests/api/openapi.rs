@@ -132,6 +132,7 @@ async fn the_page_comes_from_the_binary_alone() {
     let redirect = app.get("/docs").send().await;
     assert_eq!(redirect.header("location"), "/docs/");
     let page = app.get("/docs/").send().await;
+    assert!(page.header("content-security-policy").contains("frame-ancestors 'none'"));
     assert_eq!(page.status, 200);
     for asset in page.text.split(['"', '\'']).filter(|part| {
         let file = std::path::Path::new(part);

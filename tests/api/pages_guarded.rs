@@ -61,7 +61,7 @@ async fn other_sites_cannot_make_a_browser_do_anything() {
     // All that while nothing happened; and with the right form it does.
     app.by(&dana.access_token, "GET", "/v1/auth/me").send().await.expect(200);
     let done = browser.post("/sessions/end-others", &own, &[("origin", &url)]).await;
-    assert_eq!(done.leads_to(), Some("/sessions"));
+    assert_eq!(done.leads_to(), Some("/sessions?done=others-ended"));
     app.by(&dana.access_token, "GET", "/v1/auth/me").send().await.refused(401, "unauthorized");
     assert!(is_in(&mut browser).await);
 }

@@ -83,7 +83,7 @@ pub(in crate::http) async fn follow(
     let end = app.audit_log.end(&caller).await?;
     // Whoever has seen more than there is comes from another deployment, or from before a restored backup.
     let sequence = last_event_id(headers)?.unwrap_or(end).min(end);
-    let follower = app.audit_log.followers().join(caller.workspace(), end);
+    let follower = app.audit_log.followers().join(&caller, end);
     let follower = follower.ok_or_else(|| ApiError::rate_limited(FULL_FOR))?;
     let tail = Tail {
         caller: Caller::clone(&caller),
@@ -218,7 +218,7 @@ impl Tail {
             if let Some(told) = (self.tell)(event) {
                 writeln!(text, "id: {sequence}").ok();
                 // JSON is one line; other texts may be many.
-                for line in told.lines() {
+                for line in told.split(['\r', '\n']) {
                     writeln!(text, "data: {line}").ok();
                 }
                 text.push('\n');

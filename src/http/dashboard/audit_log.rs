@@ -1,11 +1,16 @@
 //! The audit log, for a person in a hurry: who did what, with filters in the URL, and as it grows.
 
 use askama::Template;
-use axum::{extract::State, http::HeaderMap, response::Response};
+use axum::{
+    extract::State,
+    http::{HeaderMap, StatusCode},
+    response::{IntoResponse as _, Response},
+};
 use serde_json::Value;
 
 use super::{
     layout::{Desk, Layout},
+    live,
     page::{ITEMS, encoded},
 };
 use crate::{
@@ -18,7 +23,7 @@ use crate::{
     model::{
         api_key::KeyStatus,
         audit::{Action, ActorType, Event, EventRequest},
-        id::{EventId, Id},
+        id::{EventId, Id, WorkspaceId},
         page::Page,
         timestamp,
     },
@@ -53,6 +58,7 @@ struct LogPage {
     problem: Option<String>,
     /// Whether this is the newest page, which goes on growing.
     is_newest: bool,
+    workspace: WorkspaceId,
     next: Option<String>,
 }
 
@@ -243,6 +249,14 @@ pub(super) async fn show(
             filters.push((name, value.to_owned()));
         }
     }
+    // As they are understood, whatever zone a moment was told in.
+    for (name, value) in &mut filters {
+        if ["since", "until"].contains(name)
+            && let Ok(Some(moment)) = query.timestamp(name)
+        {
+            *value = timestamp::format(moment);
+        }
+    }
     let found = match (query.event_filter(), query.page_of(ITEMS)) {
         (Ok(filter), Ok(page)) => Ok((filter, page)),
         (Err(error), _) | (_, Err(error)) => Err(error),
@@ -268,6 +282,7 @@ pub(super) async fn show(
         keys: keys.items.iter().map(key).collect(),
         problem,
         is_newest,
+        workspace: caller.workspace(),
         next: page.as_ref().and_then(|page| page.next_cursor(|event| event.id.uuid())),
         events: page.iter().flat_map(|page| &page.items).map(Line::new).collect(),
     };
@@ -282,6 +297,9 @@ pub(super) async fn stream(
     standing: Standing<ReadOnly>,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
+    if live::is_elsewhere(&caller, &query)? {
+        return Ok(StatusCode::NO_CONTENT.into_response());
+    }
     let tell = |event: &Event<'static>| Line::new(event).render().ok();
     audit_stream::follow(caller, app, &query.as_filled_in(), standing, &headers, tell).await
 }

@@ -68,8 +68,9 @@ impl Browser {
     /// What is around its pages.
     pub(super) fn layout(&self) -> Layout {
         let form_token = self.app.auth.form_token(self.form_of);
-        let attempt = self.app.env.new_uuid().to_string();
-        Layout { form_token, attempt, brand: self.brand.clone(), shell: None }
+        let own_token = self.app.auth.form_token(self.own());
+        let attempt = Uuid::from_bytes(self.app.env.entropy.bytes()).to_string();
+        Layout { form_token, own_token, attempt, brand: self.brand.clone(), shell: None }
     }
 
     /// Makes its pages look like a workspace's.
@@ -80,6 +81,19 @@ impl Browser {
     /// Whether a form was made for this browser.
     pub(super) fn has_made(&self, token: &str) -> bool {
         self.new.is_none() && self.app.auth.is_form_of(self.form_of, token)
+    }
+
+    /// The same, for a form that is about the person.
+    pub(super) fn has_made_own(&self, token: &str) -> bool {
+        self.new.is_none() && self.app.auth.is_form_of(self.own(), token)
+    }
+
+    /// What forms about the person are made for.
+    fn own(&self) -> FormOf {
+        match self.form_of {
+            FormOf::Session(id, _) => FormOf::Person(id),
+            other => other,
+        }
     }
 
     /// Who is signed in, on a page that is for anybody.

@@ -1,14 +1,11 @@
 //! Connected apps: what one has let in, to be seen and ended.
 
 use askama::Template;
-use axum::{
-    extract::State,
-    response::{IntoResponse, Redirect, Response},
-};
+use axum::{extract::State, response::Response};
 
 use super::{
-    form::Form,
-    layout::{Desk, Layout},
+    form::OwnForm,
+    layout::{Desk, Done, Layout},
     page::ITEMS,
 };
 use crate::{
@@ -73,8 +70,8 @@ pub(super) async fn end(
     caller: Authorized<OwnSession>,
     State(app): State<App>,
     PathId(id): PathId<GrantId>,
-    _form: Form,
+    _form: OwnForm,
 ) -> Result<Response, ApiError> {
     app.oauth.end_grant(&caller, id).await?;
-    Ok(Redirect::to("/connected-apps").into_response())
+    Ok(Done::AppDisconnected.at("/connected-apps"))
 }

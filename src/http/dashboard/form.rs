@@ -34,8 +34,34 @@ impl FromRequest<App> for Form {
         check_origin(&parts.headers, &app.settings.public_url)?;
         let Ok(browser) = Browser::from_request_parts(&mut parts, app).await;
         let fields = extract::form_fields(&parts.headers, body, app).await?;
-        Self::of(browser, fields)
+        let token = fields.text(TOKEN)?.unwrap_or_default();
+        if browser.has_made(token) { Ok(Self { browser, fields }) } else { Err(too_old()) }
     }
+}
+
+/// A form about the person who sends it: made for their session, in whatever workspace that is by now.
+pub struct OwnForm(pub Form);
+
+impl FromRequest<App> for OwnForm {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, app: &App) -> Result<Self, ApiError> {
+        let (mut parts, body) = request.into_parts();
+        check_origin(&parts.headers, &app.settings.public_url)?;
+        let Ok(browser) = Browser::from_request_parts(&mut parts, app).await;
+        let fields = extract::form_fields(&parts.headers, body, app).await?;
+        let token = fields.text(TOKEN)?.unwrap_or_default();
+        if browser.has_made_own(token) {
+            Ok(Self(Form { browser, fields }))
+        } else {
+            Err(too_old())
+        }
+    }
+}
+
+fn too_old() -> ApiError {
+    let message = "this form was made for another workspace or session, or the browser keeps no cookies: go back and reload the page";
+    ApiError::new(Code::Forbidden, message)
 }
 
 /// A form with a file.
@@ -54,19 +80,15 @@ impl FromRequest<App> for Upload {
         check_origin(&parts.headers, &app.settings.public_url)?;
         let Ok(browser) = Browser::from_request_parts(&mut parts, app).await;
         let (fields, file) = extract::form_with_file(parts, body, app).await?;
-        Ok(Self { form: Form::of(browser, fields)?, file })
+        let token = fields.text(TOKEN)?.unwrap_or_default();
+        if !browser.has_made(token) {
+            return Err(too_old());
+        }
+        Ok(Self { form: Form { browser, fields }, file })
     }
 }
 
 impl Form {
-    fn of(browser: Browser, fields: extract::Query) -> Result<Self, ApiError> {
-        if !fields.text(TOKEN)?.is_some_and(|token| browser.has_made(token)) {
-            let message = "this form is too old, or the browser keeps no cookies: go back and reload the page";
-            return Err(ApiError::new(Code::Forbidden, message));
-        }
-        Ok(Self { browser, fields })
-    }
-
     /// Notes where its sender wants to go on to (`next`), which what is shown until then has to allow.
     ///
     /// # Errors
@@ -93,6 +115,14 @@ impl Form {
     /// When it is there twice, or holds a NUL.
     pub fn text(&self, name: &'static str) -> Result<&str, ApiError> {
         Ok(self.fields.text(name)?.unwrap_or_default())
+    }
+
+    /// A field's text, unless it was left out.
+    ///
+    /// # Errors
+    /// When it is there twice, or holds a NUL.
+    pub fn given(&self, name: &'static str) -> Result<Option<&str>, ApiError> {
+        self.fields.text(name)
     }
 
     /// A password, unless it was left empty. Spaces are part of it.

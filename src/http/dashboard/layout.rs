@@ -3,13 +3,13 @@
 use axum::{
     extract::FromRequestParts,
     http::{Uri, request::Parts},
-    response::Response,
+    response::{IntoResponse as _, Redirect, Response},
 };
 use secrecy::{ExposeSecret as _, SecretString};
 
 use super::browser::Browser;
 use crate::{
-    http::{ApiError, App},
+    http::{ApiError, App, extract::Query},
     model::{
         brand::Brand,
         principal::{Caller, Credential},
@@ -22,6 +22,8 @@ use crate::{
 pub(super) struct Layout {
     /// What forms on it have to hold.
     pub(super) form_token: SecretString,
+    /// The same, of forms about the person, whatever workspace the session is in when they are sent.
+    pub(super) own_token: SecretString,
     /// What a form that makes something is known by, should it be sent twice.
     pub(super) attempt: String,
     /// How it looks.
@@ -30,9 +32,55 @@ pub(super) struct Layout {
     pub(super) shell: Option<Shell>,
 }
 
+/// What was just done, as the page that one is led to says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Done {
+    Saved,
+    KeyRevoked,
+    RoleChanged,
+    MemberRemoved,
+    InvitationWithdrawn,
+    SessionEnded,
+    OthersEnded,
+    AppDisconnected,
+}
+
+impl Done {
+    const ALL: [(Self, &'static str, &'static str); 8] = [
+        (Self::Saved, "saved", "Saved."),
+        (
+            Self::KeyRevoked,
+            "revoked",
+            "The key is revoked. It stopped working at once, everywhere.",
+        ),
+        (Self::RoleChanged, "role", "The role was changed, at once."),
+        (Self::MemberRemoved, "removed", "They are a member no longer."),
+        (Self::InvitationWithdrawn, "withdrawn", "The invitation was withdrawn."),
+        (Self::SessionEnded, "ended", "The session was ended."),
+        (Self::OthersEnded, "others-ended", "All your other sessions were ended."),
+        (Self::AppDisconnected, "disconnected", "The app has no access any more."),
+    ];
+
+    /// To a page that says so.
+    pub(super) fn at(self, path: &str) -> Response {
+        let known = Self::ALL.into_iter().find(|(done, ..)| *done == self);
+        let name = known.map_or("", |(_, name, _)| name);
+        Redirect::to(&format!("{path}?done={name}")).into_response()
+    }
+
+    /// What a page says that was led to so.
+    fn words(uri: &Uri) -> Option<&'static str> {
+        let query = Query::parse(uri.query()?)?;
+        let name = query.text("done").ok()??;
+        Self::ALL.into_iter().find(|(_, known, _)| *known == name).map(|(.., words)| words)
+    }
+}
+
 /// The way to other pages.
 #[derive(Debug, Clone)]
 pub(super) struct Shell {
+    /// What was just done.
+    pub(super) done: Option<&'static str>,
     /// What the person is called.
     pub(super) person: String,
     /// What the workspace is called.
@@ -115,6 +163,11 @@ impl Layout {
         self.form_token.expose_secret()
     }
 
+    /// What forms about the person have to hold.
+    pub(super) fn own(&self) -> &str {
+        self.own_token.expose_secret()
+    }
+
     /// The style of the brand.
     pub(super) fn style(&self) -> Option<String> {
         style(&self.brand)
@@ -156,6 +209,7 @@ impl FromRequestParts<App> for Desk {
         };
         let (workspace, brand) = app.resources.appearance(caller).await?;
         let shell = Shell {
+            done: Done::words(&parts.uri),
             person: caller.principal.name().to_string(),
             workspace,
             role: *role,

@@ -1,14 +1,11 @@
 //! Members and invitations of the workspace.
 
 use askama::Template;
-use axum::{
-    extract::State,
-    response::{IntoResponse, Redirect, Response},
-};
+use axum::{extract::State, response::Response};
 
 use super::{
     form::Form,
-    layout::{Desk, Layout},
+    layout::{Desk, Done, Layout},
     page::{ITEMS, explained},
 };
 use crate::{
@@ -97,7 +94,8 @@ pub(super) async fn change_role(
 ) -> Result<Response, ApiError> {
     let password = form.password("password")?;
     let changed = app.auth.change_role(&caller, user, role(&form)?, password.as_ref()).await;
-    done(&app, &desk, &caller, changed.map(drop).map_err(ApiError::from)).await
+    let changed = changed.map(|_| Done::RoleChanged).map_err(ApiError::from);
+    done(&app, &desk, &caller, changed).await
 }
 
 /// Takes a member out.
@@ -109,7 +107,8 @@ pub(super) async fn remove(
     _form: Form,
 ) -> Result<Response, ApiError> {
     let removed = app.auth.remove_member(&caller, user).await;
-    done(&app, &desk, &caller, removed.map_err(ApiError::from)).await
+    let removed = removed.map(|()| Done::MemberRemoved).map_err(ApiError::from);
+    done(&app, &desk, &caller, removed).await
 }
 
 /// Invites somebody.
@@ -160,7 +159,8 @@ pub(super) async fn withdraw(
     _form: Form,
 ) -> Result<Response, ApiError> {
     let withdrawn = app.auth.withdraw_invitation(&caller, id).await;
-    done(&app, &desk, &caller, withdrawn.map_err(ApiError::from)).await
+    let withdrawn = withdrawn.map(|()| Done::InvitationWithdrawn).map_err(ApiError::from);
+    done(&app, &desk, &caller, withdrawn).await
 }
 
 fn role(form: &Form) -> Result<Role, ApiError> {
@@ -174,10 +174,10 @@ async fn done(
     app: &App,
     desk: &Desk,
     caller: &Caller,
-    outcome: Result<(), ApiError>,
+    outcome: Result<Done, ApiError>,
 ) -> Result<Response, ApiError> {
     match outcome {
-        Ok(()) => Ok(Redirect::to(HERE).into_response()),
+        Ok(done) => Ok(done.at(HERE)),
         Err(error) => {
             let outcome = Outcome { problem: Some(explained(error)?), ..Outcome::default() };
             page(app, desk, caller, Page { limit: ITEMS, ..Page::default() }, outcome).await

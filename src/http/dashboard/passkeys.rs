@@ -8,7 +8,7 @@ use axum::{
 };
 
 use super::{
-    form::Form,
+    form::{Form, OwnForm},
     layout::{Desk, Layout},
     page::explained,
     second_factor,
@@ -36,7 +36,7 @@ pub(super) async fn begin(
     caller: Authorized<OwnSession>,
     State(app): State<App>,
     desk: Desk,
-    form: Form,
+    OwnForm(form): OwnForm,
 ) -> Result<Response, ApiError> {
     let password = form.password("password")?;
     match app.auth.new_passkey_options(&caller, password.as_ref()).await {
@@ -53,7 +53,7 @@ pub(super) async fn add(
     caller: Authorized<OwnSession>,
     State(app): State<App>,
     desk: Desk,
-    form: Form,
+    OwnForm(form): OwnForm,
 ) -> Result<Response, ApiError> {
     let name = form.text("name")?;
     let added = match answer(form.text("credential")?) {
@@ -74,7 +74,7 @@ pub(super) async fn remove(
     State(app): State<App>,
     desk: Desk,
     PathId(id): PathId<PasskeyId>,
-    form: Form,
+    OwnForm(form): OwnForm,
 ) -> Result<Response, ApiError> {
     let password = form.password("password")?;
     match app.auth.remove_passkey(&caller, id, password.as_ref()).await {

@@ -12,7 +12,7 @@ use fast_qr::{
 use secrecy::{ExposeSecret, SecretString};
 
 use super::{
-    form::Form,
+    form::OwnForm,
     layout::{Desk, Layout},
     page::{Message, explained},
 };
@@ -81,7 +81,7 @@ pub(super) async fn set_up(
     caller: Authorized<OwnSession>,
     State(app): State<App>,
     desk: Desk,
-    form: Form,
+    OwnForm(form): OwnForm,
 ) -> Result<Response, ApiError> {
     let password = form.password("password")?;
     match app.auth.enrol_totp(&caller, password.as_ref()).await {
@@ -98,7 +98,7 @@ pub(super) async fn confirm(
     caller: Authorized<OwnSession>,
     State(app): State<App>,
     desk: Desk,
-    form: Form,
+    OwnForm(form): OwnForm,
 ) -> Result<Response, ApiError> {
     match app.auth.confirm_totp(&caller, form.text("code")?.trim()).await {
         Ok(codes) => Ok(desk.page(200, &CodesPage { layout: desk.layout(), codes })),
@@ -117,7 +117,7 @@ pub(super) async fn renew_recovery_codes(
     caller: Authorized<OwnSession>,
     State(app): State<App>,
     desk: Desk,
-    form: Form,
+    OwnForm(form): OwnForm,
 ) -> Result<Response, ApiError> {
     let password = Password::new(form.text("password")?.to_owned());
     match app.auth.renew_recovery_codes(&caller, &password).await {
@@ -131,7 +131,7 @@ pub(super) async fn change_password(
     caller: Authorized<OwnSession>,
     State(app): State<App>,
     desk: Desk,
-    form: Form,
+    OwnForm(form): OwnForm,
 ) -> Result<Response, ApiError> {
     let password = |name| Ok::<_, ApiError>(Password::new(form.text(name)?.to_owned()));
     let (current, new) = (password("current_password")?, password("new_password")?);
@@ -154,7 +154,7 @@ pub(super) async fn remove(
     caller: Authorized<OwnSession>,
     State(app): State<App>,
     desk: Desk,
-    form: Form,
+    OwnForm(form): OwnForm,
 ) -> Result<Response, ApiError> {
     let password = Password::new(form.text("password")?.to_owned());
     match app.auth.remove_totp(&caller, &password).await {

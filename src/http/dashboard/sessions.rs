@@ -1,14 +1,11 @@
 //! One's own sessions.
 
 use askama::Template;
-use axum::{
-    extract::State,
-    response::{IntoResponse, Redirect, Response},
-};
+use axum::{extract::State, response::Response};
 
 use super::{
-    form::Form,
-    layout::{Desk, Layout},
+    form::OwnForm,
+    layout::{Desk, Done, Layout},
     page::ITEMS,
 };
 use crate::{
@@ -81,31 +78,31 @@ pub(super) async fn end(
     caller: Authorized<OwnSession>,
     State(app): State<App>,
     PathId(id): PathId<SessionId>,
-    form: Form,
+    OwnForm(form): OwnForm,
 ) -> Result<Response, ApiError> {
     app.auth.end_session(&caller, id).await?;
     let (own, _) = own_session(&caller)?;
     if id == own {
         return Ok(form.browser.signed_out("/sign-in"));
     }
-    Ok(Redirect::to("/sessions").into_response())
+    Ok(Done::SessionEnded.at("/sessions"))
 }
 
 /// Ends all of them but the one that asks.
 pub(super) async fn end_others(
     caller: Authorized<OwnSession>,
     State(app): State<App>,
-    _form: Form,
+    _form: OwnForm,
 ) -> Result<Response, ApiError> {
     app.auth.end_other_sessions(&caller).await?;
-    Ok(Redirect::to("/sessions").into_response())
+    Ok(Done::OthersEnded.at("/sessions"))
 }
 
 /// Signs out.
 pub(super) async fn sign_out(
     caller: Authorized<OwnSession>,
     State(app): State<App>,
-    form: Form,
+    OwnForm(form): OwnForm,
 ) -> Result<Response, ApiError> {
     app.auth.logout(&caller).await?;
     Ok(form.browser.signed_out("/sign-in"))

@@ -1,14 +1,11 @@
 //! Settings: of oneself, of the workspace, and how it looks.
 
 use askama::Template;
-use axum::{
-    extract::State,
-    response::{IntoResponse, Redirect, Response},
-};
+use axum::{extract::State, response::Response};
 
 use super::{
-    form::{Form, Upload},
-    layout::{Desk, Layout},
+    form::{Form, OwnForm, Upload},
+    layout::{Desk, Done, Layout},
     page::explained,
 };
 use crate::{
@@ -22,7 +19,7 @@ use crate::{
         password::Password,
         principal::Caller,
         scope::{Role, Scope},
-        timestamp,
+        text, timestamp,
         user::User,
         workspace::{Workspace, WorkspaceChange},
     },
@@ -59,7 +56,7 @@ pub(super) async fn change_profile(
     caller: Authorized<OwnSession>,
     State(app): State<App>,
     desk: Desk,
-    form: Form,
+    OwnForm(form): OwnForm,
 ) -> Result<Response, ApiError> {
     let mut change = Fields::default();
     change.set("full_name", &form.filled("full_name")?);
@@ -103,7 +100,9 @@ pub(super) async fn change_brand(
 ) -> Result<Response, ApiError> {
     let changed = async {
         let mut settings = app.resources.branding(&caller).await?;
-        set(&mut settings, Brand::NAME, form.filled(Brand::NAME)?);
+        let name = form.filled(Brand::NAME)?.map(|name| text::name(Brand::NAME, name));
+        let name = name.transpose().map_err(|why| ApiError::invalid(Brand::NAME, why.0))?;
+        set(&mut settings, Brand::NAME, name.as_deref());
         let color = form.parse_as::<Color>(Brand::COLOR, "a colour, such as #0b7285")?;
         set(&mut settings, Brand::COLOR, color.map(|color| color.to_string()).as_deref());
         if let Some(bytes) = file {
@@ -153,7 +152,7 @@ pub(super) async fn delete_account(
     caller: Authorized<OwnSession>,
     State(app): State<App>,
     desk: Desk,
-    form: Form,
+    OwnForm(form): OwnForm,
 ) -> Result<Response, ApiError> {
     let password = Password::new(form.text("password")?.to_owned());
     let deleted = app.auth.delete_account(&caller, &password).await;
@@ -181,7 +180,7 @@ async fn done(
     outcome: Result<(), ApiError>,
 ) -> Result<Response, ApiError> {
     match outcome {
-        Ok(()) => Ok(Redirect::to(HERE).into_response()),
+        Ok(()) => Ok(Done::Saved.at(HERE)),
         Err(error) => page(app, desk, caller, Some(error)).await,
     }
 }
@@ -192,7 +191,12 @@ async fn page(
     caller: &Caller,
     refused: Option<ApiError>,
 ) -> Result<Response, ApiError> {
-    let refused = refused.map(explained).transpose()?;
+    let refused = match refused {
+        // Of this page they may see nothing yet.
+        Some(error) if caller.principal.lacks_second_factor => return Err(error),
+        Some(error) => Some(explained(error)?),
+        None => None,
+    };
     let (status, problem) = refused.map_or((200, None), |(status, text)| (status, Some(text)));
     let workspace = app.resources.workspace(caller).await?;
     let layout = desk.layout();

@@ -7,7 +7,7 @@ use axum::{
 };
 
 use super::{
-    form::Form,
+    form::{Form, OwnForm},
     layout::{Desk, Layout},
     page::{ITEMS, explained},
     sign_in::HOME,
@@ -57,17 +57,23 @@ pub(super) async fn create(
     let name = form.text("name")?;
     let mut work = match app.idempotency.begin(&caller, form.attempt()?).await? {
         Begun::Work(work) => work,
-        // The same form once more: it is there, and the session in it.
-        Begun::Answered(_) => return Ok(Redirect::to(HOME).into_response()),
+        // The same form once more, before the session had gone there.
+        Begun::Answered(answer) => {
+            let made = answer.body.parse().map_err(|_| ApiError::internal("a kept id is none"))?;
+            app.auth.switch_workspace(&caller, made).await?;
+            return Ok(Redirect::to(HOME).into_response());
+        }
     };
     match app.auth.found_workspace(work.tx(), &caller, name).await {
         Ok(made) => {
-            let answer = KeptAnswer { status: 303, location: HOME.to_owned(), body: String::new() };
+            let body = made.workspace.id.to_string();
+            let answer = KeptAnswer { status: 303, location: HOME.to_owned(), body };
             work.finish(&answer).await?;
             app.auth.switch_workspace(&caller, made.workspace.id).await?;
             Ok(Redirect::to(HOME).into_response())
         }
         Err(error) => {
+            drop(work);
             let problem = explained(error.into())?;
             page(&caller, &app, &desk, &query, (name, Some(problem))).await
         }
@@ -79,7 +85,7 @@ pub(super) async fn enter(
     caller: Authorized<OwnSession>,
     State(app): State<App>,
     PathId(id): PathId<WorkspaceId>,
-    _form: Form,
+    _form: OwnForm,
 ) -> Result<Response, ApiError> {
     if id != caller.workspace() {
         app.auth.switch_workspace(&caller, id).await?;

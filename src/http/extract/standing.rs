@@ -50,17 +50,16 @@ impl<A: Access> Standing<A> {
     /// Whether the credential is still good for this, here, in the same workspace. As fresh as it would be in a
     /// request that begins now.
     pub async fn holds(&self) -> bool {
-        let auth = &self.app.auth;
+        let (auth, now) = (&self.app.auth, self.app.env.clock.monotonic());
         let principal = match &self.shown {
             Shown::Bearer(credential) => {
-                let now = self.app.env.clock.monotonic();
                 match auth.authenticate(credential.expose_secret(), now).await {
                     Ok(Authenticated::Principal(principal)) => principal,
                     _ => return false,
                 }
             }
             Shown::Cookie(cookie) => {
-                let known = auth.authenticate_cookie(cookie.expose_secret()).await;
+                let known = auth.look_at_cookie(cookie.expose_secret(), now).await;
                 let Ok(principal) = known else { return false };
                 principal
             }

@@ -9,7 +9,7 @@ use std::{
 
 use axum::{
     extract::Request,
-    http::{StatusCode, uri::PathAndQuery},
+    http::{HeaderValue, StatusCode, header, uri::PathAndQuery},
     response::{IntoResponse, Response},
     routing::MethodRouter,
 };
@@ -183,7 +183,11 @@ impl Guard {
                 let (method, uri) = (request.method().clone(), request.uri().clone());
                 let wanted = uri.path_and_query().map_or("/", PathAndQuery::as_str);
                 let response = self.answer(request, next).await;
-                dashboard::page::of_refusal(response, &method, wanted)
+                let mut response = dashboard::page::of_refusal(response, &method, wanted);
+                // Streams and exports too: what a page shows is for nobody to keep.
+                let unkept = HeaderValue::from_static("no-store");
+                response.headers_mut().insert(header::CACHE_CONTROL, unkept);
+                response
             }
         }
     }

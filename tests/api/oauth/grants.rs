@@ -73,7 +73,7 @@ async fn a_person_disconnects_an_app_on_a_page() {
     let grants = connected(&app, &dana.access_token, "").await;
     let action = format!("/connected-apps/{}/end", grants[0]["id"].as_str().unwrap());
     let done = browser.submit(&page, &action, &[]).await;
-    assert_eq!(done.leads_to(), Some("/connected-apps"));
+    assert_eq!(done.leads_to(), Some("/connected-apps?done=disconnected"));
     app.by(access(&tokens), "GET", "/v1/agents").send().await.refused(401, "unauthorized");
     assert!(browser.get("/connected-apps").await.text.contains("No app is connected"));
 }

@@ -3,10 +3,7 @@
 use std::collections::HashMap;
 
 use askama::Template;
-use axum::{
-    extract::State,
-    response::{IntoResponse, Redirect, Response},
-};
+use axum::{extract::State, response::Response};
 use time::{Duration, OffsetDateTime};
 
 use super::mint::{networks, page_of};
@@ -17,7 +14,7 @@ use crate::{
         dashboard::{
             charts::{Chart, Pile},
             form::Form,
-            layout::{Desk, Layout},
+            layout::{Desk, Done, Layout},
             page::explained,
             words::{Count, Requests, When},
         },
@@ -62,6 +59,11 @@ struct KeyPage<'a> {
 }
 
 impl KeyPage<'_> {
+    /// Where it may be used, one a line.
+    fn networks(&self) -> String {
+        lines_of(self.key)
+    }
+
     fn when(&self, moment: &OffsetDateTime) -> When {
         When::new(*moment, self.now)
     }
@@ -85,15 +87,30 @@ pub(in crate::http::dashboard) async fn change(
     PathId(id): PathId<ApiKeyId>,
     form: Form,
 ) -> Result<Response, ApiError> {
+    let description = changed(&form, "description", "was_description")?;
     let change = ChangeKey {
-        name: Some(form.text("name")?.to_owned()),
-        description: Some(form.filled("description")?.map(str::to_owned)),
-        allowed_ips: Some(networks(form.text("allowed_ips")?)),
+        name: changed(&form, "name", "was_name")?,
+        description: description.map(|text| Some(text).filter(|text| !text.trim().is_empty())),
+        allowed_ips: changed(&form, "allowed_ips", "was_allowed_ips")?.map(|text| networks(&text)),
     };
     match app.auth.change_key(&caller, id, change).await {
-        Ok(_) => Ok(Redirect::to(&page_of(id)).into_response()),
+        Ok(_) => Ok(Done::Saved.at(&page_of(id))),
         Err(error) => page(&app, &desk, &caller, id, Some((explained(error.into())?, &form))).await,
     }
+}
+
+/// The networks of a key, one a line.
+fn lines_of(key: &ApiKey) -> String {
+    key.allowed_ips.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
+}
+
+/// A field that is another than it was when the page was made. What was not touched is left as it is by now: somebody
+/// else may have changed it meanwhile.
+fn changed(form: &Form, name: &'static str, was: &'static str) -> Result<Option<String>, ApiError> {
+    // Forms have other ends of lines.
+    let plain = |text: &str| text.replace("\r\n", "\n");
+    let (given, was) = (form.given(name)?.map(plain), form.given(was)?.map(plain));
+    Ok(given.filter(|given| was.is_none_or(|was| was.trim() != given.trim())))
 }
 
 async fn page(
@@ -121,8 +138,6 @@ async fn page(
         Some((_, form)) => form.text(name).map(str::to_owned),
         None => Ok(known()),
     };
-    let networks =
-        || key.allowed_ips.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n");
     let page = KeyPage {
         layout: desk.layout(),
         now,
@@ -135,7 +150,7 @@ async fn page(
         may_change: is_active && desk.may(Scope::Admin),
         name: field("name", &|| key.name.clone())?,
         description: field("description", &|| key.description.clone().unwrap_or_default())?,
-        allowed_ips: field("allowed_ips", &networks)?,
+        allowed_ips: field("allowed_ips", &|| lines_of(&key))?,
         problem: refused.as_ref().map(|((_, problem), _)| problem.clone()),
         key: &key,
     };

@@ -1,7 +1,10 @@
 //! Minting a key, whose secret is shown once.
 
 use askama::Template;
-use axum::{extract::State, response::Response};
+use axum::{
+    extract::State,
+    response::{IntoResponse as _, Redirect, Response},
+};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::{Deserialize, Serialize};
 
@@ -17,7 +20,12 @@ use crate::{
         extract::{Authorized, FirstPartyAdmin},
     },
     idempotency::{Begun, KeptAnswer, Work},
-    model::{api_key::ApiKey, id::ApiKeyId, principal::Caller, scope::Scope},
+    model::{
+        api_key::{ApiKey, KeyStatus},
+        id::ApiKeyId,
+        principal::Caller,
+        scope::Scope,
+    },
 };
 
 #[derive(Template)]
@@ -134,6 +142,10 @@ pub(super) async fn again(
     let fresh: Fresh = serde_json::from_str(&answer.body)
         .map_err(|_| ApiError::internal("what was kept of a form is no key"))?;
     let key = app.auth.get_key(caller, fresh.id).await?;
+    // Who needs to copy it has not used it yet.
+    if key.status() == KeyStatus::Revoked || key.last_used_at.is_some() {
+        return Ok(Redirect::to(&page_of(key.id)).into_response());
+    }
     shown(app, desk, caller, &key, &fresh.secret.into()).await
 }
 

@@ -24,15 +24,13 @@ use crate::{
         api_key::{ApiKey, KeyStatus},
         id::{ApiKeyId, Id},
         scope::Scope,
-        usage::Hygiene,
+        usage::UNUSED_AFTER,
     },
     store::api_keys::KeyFilter,
 };
 
 /// Hours that a sparkline tells of.
 const HOURS: u32 = 24;
-/// Keys that notices name at most.
-const NAMED: usize = 5;
 
 #[derive(Template)]
 #[template(path = "api_keys.html")]
@@ -41,7 +39,6 @@ struct KeysPage {
     may_mint: bool,
     status: Option<KeyStatus>,
     keys: Vec<Line>,
-    hygiene: Option<Hygiene>,
     next: Option<String>,
 }
 
@@ -56,10 +53,21 @@ struct Line {
     last_used: Option<When>,
     is_rotating: bool,
     uses: Sparkline,
+    /// Whether nobody has used it for long.
+    is_unused: bool,
+    /// The most that it was used for, where it may do more.
+    used_as: Option<Scope>,
 }
 
 impl Line {
-    fn new(app: &App, key: ApiKey, uses: Option<&Vec<i64>>, now: OffsetDateTime) -> Self {
+    fn new(
+        app: &App,
+        key: ApiKey,
+        uses: Option<&Vec<i64>>,
+        used_as: Option<Scope>,
+        now: OffsetDateTime,
+    ) -> Self {
+        let since = key.last_used_at.unwrap_or(key.created_at);
         let none = vec![0; usize::try_from(HOURS).unwrap_or_default()];
         Self {
             id: key.id,
@@ -70,6 +78,8 @@ impl Line {
             last_used: key.last_used_at.map(|used| When::new(used, now)),
             is_rotating: key.revoked_at.is_none() && key.rotated_to.is_some(),
             uses: Sparkline::new(uses.unwrap_or(&none)),
+            is_unused: key.revoked_at.is_none() && now - since > UNUSED_AFTER,
+            used_as,
             name: key.name,
         }
     }
@@ -87,28 +97,22 @@ pub(super) async fn list(
         _ => Some(query.parse_as("status", "active, revoked or all")?.unwrap_or(KeyStatus::Active)),
     };
     let wanted = query.page_of(ITEMS)?;
-    let is_first = wanted.before.is_none() && wanted.offset == 0;
     let filter = KeyFilter { status, name: None };
     let (page, _) = app.auth.list_keys(&caller, &filter, wanted).await?;
     let next = page.next_cursor(|key| key.id.uuid());
     let ids: Vec<_> = page.items.iter().map(|key| key.id).collect();
     let uses = app.auth.hourly_uses(&caller, &ids, HOURS).await?;
-    let hygiene = if is_first && status == Some(KeyStatus::Active) {
-        Some(app.auth.key_hygiene(&caller).await?)
-    } else {
-        None
-    };
+    let used_as = app.auth.over_scoped(&caller, &ids).await?;
     let now = app.env.clock.now();
     let line = |key: ApiKey| {
-        let uses = uses.get(&key.id);
-        Line::new(&app, key, uses, now)
+        let (uses, used_as) = (uses.get(&key.id), used_as.get(&key.id).copied());
+        Line::new(&app, key, uses, used_as, now)
     };
     let page = KeysPage {
         layout: desk.layout(),
         may_mint: desk.may(Scope::Admin),
         status,
         keys: page.items.into_iter().map(line).collect(),
-        hygiene,
         next,
     };
     Ok(desk.page(200, &page))

@@ -13,7 +13,7 @@ use crate::{
         ApiError, App,
         dashboard::{
             form::Form,
-            layout::{Desk, Layout},
+            layout::{Desk, Done, Layout},
             words::{Requests, When},
         },
         error::Code,
@@ -64,7 +64,7 @@ pub(in crate::http::dashboard) async fn revoke(
 ) -> Result<Response, ApiError> {
     let knows_better = form.filled("anyway")?.is_some();
     match app.auth.revoke_key(&caller, id, !knows_better).await.map_err(ApiError::from) {
-        Ok(()) => Ok(Redirect::to(&page_of(id)).into_response()),
+        Ok(()) => Ok(Done::KeyRevoked.at(&page_of(id))),
         Err(error) if error.code() == Code::KeyInUse => {
             let problem = format!("It was not revoked: {}.", error.message());
             page(&app, &desk, &caller, id, Some((409, problem))).await

@@ -1,11 +1,16 @@
 //! Rotation as a way: mint a successor, deploy it, watch the old key fall silent, revoke it.
 
 use askama::Template;
-use axum::{extract::State, response::Response};
+use axum::{
+    extract::State,
+    http::StatusCode,
+    response::{IntoResponse as _, Response},
+};
 use time::{Duration, OffsetDateTime};
 
 use super::mint::{again, finish};
 use crate::{
+    auth::AuthError,
     http::{
         ApiError, App,
         dashboard::{
@@ -16,7 +21,7 @@ use crate::{
             page::explained,
             words::{Count, Length, Requests, When},
         },
-        extract::{Authorized, FirstPartyAdmin, PathId, ReadOnly, Standing},
+        extract::{Authorized, FirstPartyAdmin, PathId, Query, ReadOnly, Standing},
     },
     idempotency::Begun,
     model::{
@@ -118,7 +123,11 @@ pub(in crate::http::dashboard) async fn stream(
     State(app): State<App>,
     standing: Standing<ReadOnly>,
     PathId(id): PathId<ApiKeyId>,
+    query: Query,
 ) -> Result<Response, ApiError> {
+    if live::is_elsewhere(&caller, &query)? {
+        return Ok(StatusCode::NO_CONTENT.into_response());
+    }
     live::part(app, &caller, standing, Rotation(id)).await
 }
 
@@ -126,11 +135,15 @@ pub(in crate::http::dashboard) async fn stream(
 struct Rotation(ApiKeyId);
 
 impl Part for Rotation {
-    async fn now(&self, app: &App, caller: &Caller) -> Option<String> {
+    async fn now(&self, app: &App, caller: &Caller) -> Result<Option<String>, ApiError> {
         let may_revoke = caller.principal.scope >= Scope::Admin;
-        let key = app.auth.get_key(caller, self.0).await.ok()?;
-        let progress = progress(app, caller, &key, may_revoke).await.ok()??;
-        progress.render().ok()
+        let key = match app.auth.get_key(caller, self.0).await {
+            Ok(key) => key,
+            Err(AuthError::NotFound(_)) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        let progress = progress(app, caller, &key, may_revoke).await?;
+        Ok(progress.and_then(|progress| progress.render().ok()))
     }
 }
 

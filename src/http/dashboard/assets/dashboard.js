@@ -19,6 +19,14 @@ for (const button of document.querySelectorAll("[data-copy]")) {
   });
 }
 
+// A stream that is over for good (the session is, or is in another workspace now): the page says what is so. Not at
+// once, and not again and again.
+function reloadWhenClosed(source) {
+  source.addEventListener("error", () => {
+    if (source.readyState === EventSource.CLOSED) setTimeout(() => location.reload(), 5000);
+  });
+}
+
 // What the server sends is what it would have put into the page: made and escaped there.
 for (const part of document.querySelectorAll("[data-live]")) {
   const verdict = document.querySelector("[data-verdict]");
@@ -31,7 +39,10 @@ for (const part of document.querySelectorAll("[data-live]")) {
     const text = part.querySelector("[data-verdict-text] strong")?.textContent ?? "";
     if (verdict && verdict.textContent !== text) verdict.textContent = text;
   });
+  source.addEventListener("error", () => part.classList.add("stale"));
+  source.addEventListener("open", () => part.classList.remove("stale"));
   source.addEventListener("over", () => { source.close(); location.reload(); });
+  reloadWhenClosed(source);
 }
 
 // The log as it grows: lines come as the server makes them. What one reads does not jump: it glides.
@@ -50,7 +61,10 @@ for (const log of document.querySelectorAll("[data-log]")) {
   let waiting = [];
   source.addEventListener("message", (event) => {
     if (event.data && waiting.push(event.data) === 1) requestAnimationFrame(insert);
+    // A window that nobody looks at has no frames.
+    if (waiting.length > MOST_LINES) waiting.shift();
   });
+  reloadWhenClosed(source);
   function insert() {
     for (const text of document.querySelectorAll("[data-when-empty]")) text.hidden = true;
     for (const table of document.querySelectorAll("[data-when-filled]")) table.hidden = false;
