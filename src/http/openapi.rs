@@ -54,6 +54,8 @@ pub struct PageParams {
 pub struct EventFilterParams {
     /// Only what somebody did, and no mere calls of the API.
     changes: Option<bool>,
+    /// `false`: without what people merely looked at or sent in a browser.
+    pages: Option<bool>,
     /// Only what this key did.
     #[param(value_type = Option<ApiKeyId>)]
     key_id: Option<String>,

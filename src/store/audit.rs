@@ -209,7 +209,9 @@ pub async fn list(
              AND ($10::timestamptz IS NULL OR id < uuid_at($10))
              AND ($11::uuid IS NULL OR request_id = $11)
              AND (NOT $12::boolean OR action <> 'request')
-           ORDER BY id DESC LIMIT $13 OFFSET $14"#,
+             AND NOT ($13::boolean AND action = 'request' AND actor_type = 'user'
+                      AND path IS NOT NULL AND path NOT LIKE '/v1/%')
+           ORDER BY id DESC LIMIT $14 OFFSET $15"#,
         workspace.uuid(),
         page.before,
         filter.key_id.map(Id::uuid),
@@ -222,6 +224,7 @@ pub async fn list(
         filter.until,
         filter.request_id.map(Id::uuid),
         filter.changes,
+        filter.without_pages,
         page.limit + 1,
         page.offset,
     )

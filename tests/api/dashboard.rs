@@ -13,7 +13,7 @@ fn shown_key(page: &Page) -> (String, String) {
     let secret = page.text.split("<pre id=\"secret\"").nth(1).unwrap();
     let secret = secret.split('>').nth(1).unwrap().split('<').next().unwrap();
     assert!(secret.starts_with("sk_call2me_live_"), "{secret}");
-    let id = page.link("To the new key").split_off("/api-keys/".len());
+    let id = page.link("Open the key").split_off("/api-keys/".len());
     (secret.to_owned(), id)
 }
 
@@ -87,8 +87,11 @@ async fn from_sign_up_to_a_revoked_key_without_javascript() {
     let page = browser.submit(&page, &rotate, &[("name", "prod-2026-q3")]).await;
     let (new, new_id) = shown_key(&page);
     assert_ne!(old_id, new_id);
-    let page = browser.get(&page.link("I have copied it: watch the rotation")).await;
-    assert!(page.text.contains("Not yet") && page.text.contains("prod-2026-q3"), "{page:#?}");
+    let page = browser.get(&page.link("Continue to the rotation")).await;
+    assert!(
+        page.text.contains("Do not revoke yet") && page.text.contains("prod-2026-q3"),
+        "{page:#?}"
+    );
     // A second successor while the first one lives makes no sense.
     let fields = browser.get("/settings").await.hidden("/settings/workspace");
     let again = browser.post(&rotate, &fields, &[]).await;
@@ -107,11 +110,11 @@ async fn from_sign_up_to_a_revoked_key_without_javascript() {
     let page = browser.get(&safe.link("Revoke prod-2026-q2")).await;
     assert!(!page.text.contains("name=\"anyway\""), "nobody has to be sure of what is safe");
     let done = browser.submit(&page, &revoke, &[]).await;
-    assert_eq!(done.leads_to(), Some(&*format!("{details}?done=revoked")));
+    assert_eq!(done.leads_to(), Some(&*format!("{rotation}?done=revoked")));
     let page = browser.get(done.leads_to().unwrap()).await;
-    assert!(page.text.contains("revoked</span>") && page.text.contains("The key is revoked."));
+    assert!(page.text.contains("Done.") && page.text.contains("The key is revoked."));
     assert!(!browser.get(&format!("{details}?done=%3Cb%3E")).await.text.contains("<b>"));
-    assert!(browser.get(&rotation).await.text.contains("Done."));
+    assert!(browser.get(&details).await.text.contains("revoked</span>"));
     app.get("/v1/agents").bearer(&old).send().await.refused(401, "unauthorized");
     app.get("/v1/agents").bearer(&new).send().await.expect(200);
     eventually("the refusal is in the log", async || {
@@ -145,8 +148,10 @@ async fn a_form_that_comes_twice_mints_one_key() {
         (page.status == 303 && !page.text.contains("sk_call2me_live_")).then_some(())
     })
     .await;
-    let other = browser.submit(&page, "/api-keys", &[("name", "other")]).await;
-    assert_eq!(other.status, 409, "{other:#?}");
+    let fields = [("name", "other"), ("scope", "admin")];
+    let other = browser.submit(&page, "/api-keys", &fields).await;
+    assert!(other.status == 409 && other.text.contains("from this form already"), "{other:#?}");
+    assert!(other.text.contains("value=\"other\"") && other.text.contains("\"admin\" checked"));
     // The same of a rotation, an invitation, a workspace.
     let rotation = format!("/api-keys/{}/rotation", first.1);
     let page = browser.get(&rotation).await;
@@ -174,6 +179,15 @@ async fn a_form_that_comes_twice_mints_one_key() {
     assert_eq!(browser.submit(&page, "/sign-out", &[]).await.leads_to(), Some("/sign-in"));
     let keys = app.by(&dana.access_token, "GET", "/v1/api-keys").send().await.expect(200);
     assert_eq!(keys["total"], 2, "{keys:#}");
+    // To a person what is not there is a page, to a program the body of all errors.
+    let request =
+        app.http.get(format!("{}/members/invite", app.url)).header("accept", "text/html,*/*");
+    let page = request.send().await.unwrap();
+    assert_eq!(
+        (page.status().as_u16(), page.headers()["content-type"].to_str().unwrap()),
+        (405, "text/html; charset=utf-8")
+    );
+    app.get("/nonsense").send().await.refused(404, "not_found");
 }
 
 /// What a role may not do is not offered, and is refused all the same.
@@ -386,7 +400,7 @@ async fn the_log_is_filtered_by_its_address_and_taken_along() {
         browser.get("/sessions").await;
     }
     let page = eventually("the page is full", async || {
-        let page = browser.twin().get("/audit-log?action=request").await;
+        let page = browser.twin().get("/audit-log?action=request&pages=true").await;
         page.text.contains("Older events").then_some(page)
     })
     .await;

@@ -218,7 +218,7 @@ async fn in_a_real_browser_people_sign_in_and_other_sites_get_nowhere() {
     browser.fill("[name=email]", &dana.email).await;
     browser.fill("[name=password]", "wrong").await;
     browser.click("button").await;
-    browser.shows("/sign-in", "the e-mail address or the password is wrong").await;
+    browser.shows("/sign-in", "e-mail address or the password is wrong").await;
     browser.fill("[name=password]", PASSWORD).await;
     browser.click("button").await;
     browser.shows("/api-keys", "No keys yet").await;

@@ -372,7 +372,7 @@ async fn in_a_real_browser_a_passkey_is_made_and_signs_in() {
     browser.click("form[action='/sign-out'] button").await;
     browser.shows("/sign-in", "Sign in with a passkey").await;
     browser.click("form[action='/sign-in/passkey'] button").await;
-    browser.shows("/sign-in/passkey", "the passkey does not work here").await;
+    browser.shows("/sign-in/passkey", "passkey does not work here").await;
 }
 
 #[tokio::test]

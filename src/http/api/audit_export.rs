@@ -51,8 +51,9 @@ const COLUMNS: [&str; 17] = [
 ];
 
 /// Parameters of filters, none of which goes with a proof.
-const FILTERS: [&str; 10] = [
+const FILTERS: [&str; 11] = [
     "changes",
+    "pages",
     "key_id",
     "actor_id",
     "action",

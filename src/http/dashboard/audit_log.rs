@@ -11,7 +11,7 @@ use serde_json::Value;
 use super::{
     layout::{Desk, Layout},
     live,
-    page::{ITEMS, encoded},
+    page::{ITEMS, encoded, for_people},
 };
 use crate::{
     http::{
@@ -31,9 +31,10 @@ use crate::{
 };
 
 /// Keys that the filter offers.
-const KEYS: i64 = 50;
+const KEYS: i64 = 40;
 /// Parameters that filter.
-const FILTERS: [&str; 10] = [
+const FILTERS: [&str; 11] = [
+    "pages",
     "changes",
     "key_id",
     "actor_id",
@@ -80,6 +81,18 @@ impl LogPage {
         self.set(name).get(.."2026-01-31T12:00".len()).unwrap_or_default()
     }
 
+    /// Whether filters are set that no link at the top sets.
+    fn is_chosen(&self) -> bool {
+        let links = [
+            ("changes", "true"),
+            ("action", "request"),
+            ("status", "401"),
+            ("status", "403"),
+            ("status", "429"),
+        ];
+        !self.filters.is_empty() && !links.iter().any(|(name, value)| self.shows(name, value))
+    }
+
     /// Whether this is what a link with this filter alone shows; without a name: all.
     fn shows(&self, name: &str, value: &str) -> bool {
         match self.filters.as_slice() {
@@ -106,6 +119,7 @@ struct Line {
     is_request: bool,
     status: Option<i16>,
     ip: Option<String>,
+    took: Option<String>,
 }
 
 impl askama::filters::HtmlSafe for Line {}
@@ -122,7 +136,11 @@ impl Line {
             Some(if is_call { format!("{method} {path}") } else { path.to_owned() })
         };
         let target = event.target.as_ref();
-        let named = target.map(|target| {
+        // A session or a workspace without a name tells nobody anything.
+        let named = target.filter(|target| {
+            target.name.is_some() || !["session", "workspace"].contains(&&*target.kind)
+        });
+        let named = named.map(|target| {
             target.name.as_deref().map_or_else(|| target.id.to_string(), ToOwned::to_owned)
         });
         Self {
@@ -137,6 +155,10 @@ impl Line {
             is_request,
             status: request.status,
             ip: request.ip.map(|ip| ip.addr().to_string()),
+            took: request.latency_us.map(|micros| match micros {
+                ..1000 => format!("{micros} µs"),
+                _ => format!("{} ms", micros / 1000),
+            }),
         }
     }
 
@@ -197,8 +219,8 @@ fn what(action: &str) -> &'static str {
         Action::ApiKeyRejected => "is revoked, and was used all the same",
         Action::SessionCreated => "signed in",
         Action::SessionRefreshed => "went on with a session",
-        Action::SessionEnded => "signed out, or ended a session",
-        Action::SessionSwitched => "came from, or went to, another workspace",
+        Action::SessionEnded => "signed out or ended a session",
+        Action::SessionSwitched => "switched workspaces",
         Action::PasswordChanged => "changed their password",
         Action::SecondFactorAdded => "turned on a second factor",
         Action::SecondFactorRemoved => "turned off a second factor",
@@ -207,7 +229,7 @@ fn what(action: &str) -> &'static str {
         Action::PasskeyRemoved => "removed a passkey",
         Action::EmailVerified => "verified their address",
         Action::SessionReuseDetected => "used a refresh token twice; the session was ended",
-        Action::LoginFailed => "failed to sign in",
+        Action::LoginFailed => "failed to sign in as",
         Action::WorkspaceCreated => "created the workspace",
         Action::WorkspaceUpdated => "changed the workspace",
         Action::WorkspaceDeleted => "deleted the workspace",
@@ -217,7 +239,7 @@ fn what(action: &str) -> &'static str {
         Action::MemberRemoved => "removed",
         Action::InvitationCreated => "invited",
         Action::InvitationRevoked => "withdrew the invitation of",
-        Action::BrandingUpdated => "changed how the workspace looks",
+        Action::BrandingUpdated => "changed the branding",
         Action::ProfileUpdated => "changed their profile",
         Action::ClientCreated => "created the app",
         Action::ClientUpdated => "changed the app",
@@ -257,6 +279,8 @@ pub(super) async fn show(
             *value = timestamp::format(moment);
         }
     }
+    // What people look at is for who asks for it.
+    let query = query.with_default("pages", "false");
     let found = match (query.event_filter(), query.page_of(ITEMS)) {
         (Ok(filter), Ok(page)) => Ok((filter, page)),
         (Err(error), _) | (_, Err(error)) => Err(error),
@@ -267,14 +291,14 @@ pub(super) async fn show(
             let grows = page.before.is_none() && page.offset == 0 && filter.until.is_none();
             (200, None, Some(found), grows)
         }
-        Err(error) => (422, Some(error.message().to_owned()), None, false),
+        Err(error) => (422, Some(for_people(error.message())), None, false),
     };
     let offered = KeyFilter { status: None, name: None };
     let offered_page = Page { limit: KEYS, before: None, offset: 0 };
     let (keys, _) = app.auth.list_keys(&caller, &offered, offered_page).await?;
     let key = |key: &crate::model::api_key::ApiKey| {
         let revoked = if key.status() == KeyStatus::Revoked { " (revoked)" } else { "" };
-        (key.id.to_string(), format!("{}{revoked}", short(key.name.clone(), 50)))
+        (key.id.to_string(), format!("{}{revoked}", short(key.name.clone(), 40)))
     };
     let page = LogPage {
         layout: desk.layout(),
@@ -301,7 +325,8 @@ pub(super) async fn stream(
         return Ok(StatusCode::NO_CONTENT.into_response());
     }
     let tell = |event: &Event<'static>| Line::new(event).render().ok();
-    audit_stream::follow(caller, app, &query.as_filled_in(), standing, &headers, tell).await
+    let query = query.as_filled_in().with_default("pages", "false");
+    audit_stream::follow(caller, app, &query, standing, &headers, tell).await
 }
 
 #[derive(Template)]

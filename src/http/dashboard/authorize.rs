@@ -246,7 +246,7 @@ async fn asked(
             let text = format!(
                 "The program that sent you here made a mistake, and nobody knows where to send you back to: {why}."
             );
-            Ok(Err(Box::new(message(400, title, &text, ("/", "To the first page")))))
+            Ok(Err(Box::new(message(400, title, &text, ("/", "Back to the start")))))
         }
     }
 }

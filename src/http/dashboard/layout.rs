@@ -43,10 +43,11 @@ pub(super) enum Done {
     SessionEnded,
     OthersEnded,
     AppDisconnected,
+    LinkSent,
 }
 
 impl Done {
-    const ALL: [(Self, &'static str, &'static str); 8] = [
+    const ALL: [(Self, &'static str, &'static str); 9] = [
         (Self::Saved, "saved", "Saved."),
         (
             Self::KeyRevoked,
@@ -58,6 +59,7 @@ impl Done {
         (Self::InvitationWithdrawn, "withdrawn", "The invitation was withdrawn."),
         (Self::SessionEnded, "ended", "The session was ended."),
         (Self::OthersEnded, "others-ended", "All your other sessions were ended."),
+        (Self::LinkSent, "link", "A link is on its way to your address."),
         (Self::AppDisconnected, "disconnected", "The app has no access any more."),
     ];
 

@@ -61,7 +61,7 @@ pub(super) const fn meaning(role: Role) -> &'static str {
         Role::Viewer => "sees everything, changes nothing",
         Role::Member => "changes agents, calls and the like",
         Role::Admin => "also keys, members and settings",
-        Role::Owner => "also owners, and the end of the workspace",
+        Role::Owner => "also owners; may delete the workspace",
     }
 }
 

@@ -121,6 +121,7 @@ pub fn table() -> Vec<PageRoute> {
         POST   "/members/invitations/{id}/withdraw" FirstPartyAdmin => members::withdraw;
         GET    "/settings"                      ReadOnly   => settings::show;
         POST   "/settings/profile"              OwnSession => settings::change_profile;
+        POST   "/settings/verify-email"         OwnSession => settings::verify_email;
         POST   "/settings/workspace"            Admin      => settings::change_workspace;
         POST   "/settings/second-factor"        Admin      => settings::require_second_factor;
         POST   "/settings/brand"                Admin      => settings::change_brand;

@@ -15,6 +15,7 @@ use tracing::error;
 use super::{
     layout::{self, Layout},
     second_factor,
+    words::Sentence,
 };
 use crate::{
     http::{ApiError, error::Code},
@@ -147,6 +148,18 @@ pub(in crate::http) fn of_refusal(response: Response, method: &Method, wanted: &
     page
 }
 
+/// What a browser is shown where there is no page, or none that is opened so.
+pub(in crate::http) fn of_nothing(error: &ApiError) -> Response {
+    let text =
+        "Perhaps the address is mistyped, or the page is behind a form that was sent before.";
+    message(
+        error.code().status().as_u16(),
+        "There is no such page",
+        text,
+        ("/", "Back to the start"),
+    )
+}
+
 fn of_error(error: &ApiError, method: &Method, wanted: &str) -> Response {
     if error.code() == Code::Unauthorized {
         let is_page = [Method::GET, Method::HEAD].contains(method);
@@ -159,10 +172,9 @@ fn of_error(error: &ApiError, method: &Method, wanted: &str) -> Response {
     let title = match error.code() {
         Code::NotFound => "There is no such page",
         Code::RateLimited => "Too many attempts",
-        Code::Internal | Code::Unavailable => "Something went wrong",
-        _ => "This does not work",
+        _ => "Something went wrong",
     };
-    message(error.code().status().as_u16(), title, error.message(), ("/", "To the first page"))
+    message(error.code().status().as_u16(), title, error.message(), ("/", "Back to the start"))
 }
 
 /// What a form says of a refusal that its page can explain; other refusals are pages of their own.
@@ -172,10 +184,48 @@ fn of_error(error: &ApiError, method: &Method, wanted: &str) -> Response {
 pub(super) fn explained(error: ApiError) -> Result<(u16, String), ApiError> {
     match error.code() {
         // No credential was sent, so it is not for a 401 to ask for one.
-        Code::InvalidCredentials | Code::ValidationFailed => Ok((422, error.message().to_owned())),
+        Code::InvalidCredentials | Code::ValidationFailed => Ok((422, for_people(error.message()))),
         Code::Forbidden | Code::Conflict | Code::NotFound => {
-            Ok((error.code().status().as_u16(), error.message().to_owned()))
+            Ok((error.code().status().as_u16(), for_people(error.message())))
         }
         _ => Err(error),
+    }
+}
+
+/// What the API says of a field, in the words of a form.
+pub(super) fn for_people(message: &str) -> String {
+    const FIELDS: [(&str, &str); 11] = [
+        ("current_password ", "your current password "),
+        ("new_password ", "the new password "),
+        ("password ", "the password "),
+        ("allowed_ips ", "the networks "),
+        ("full_name ", "your name "),
+        ("workspace_name ", "the workspace's name "),
+        ("brand_name ", "the name "),
+        ("primary_color ", "the colour "),
+        ("email ", "the address "),
+        ("name ", "the name "),
+        ("logo ", "the logo "),
+    ];
+    let known = FIELDS.iter().find_map(|(field, words)| {
+        message.strip_prefix(field).map(|rest| format!("{words}{rest}"))
+    });
+    Sentence(known.as_deref().unwrap_or(message)).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn people_are_not_told_the_names_of_fields() {
+        for (api, people) in [
+            ("current_password is wrong", "Your current password is wrong."),
+            ("name must be 1 to 100 characters", "The name must be 1 to 100 characters."),
+            ("there is no such event", "There is no such event."),
+            ("", ""),
+        ] {
+            assert_eq!(for_people(api), people);
+        }
     }
 }

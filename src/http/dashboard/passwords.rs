@@ -63,7 +63,7 @@ pub(super) async fn forgot(
     }
     let message = Message {
         layout: browser.layout(),
-        title: "Look into your mail",
+        title: "Check your mail",
         text: "If there is an account with this address, a link to choose a new password is on its way. \
                It works once, within an hour.",
         link: Some(("/sign-in", "To the sign-in")),

@@ -64,6 +64,19 @@ pub(super) async fn change_profile(
     done(&app, &desk, &caller, changed.map(drop).map_err(ApiError::from)).await
 }
 
+/// Mails the link once more that shows that one's address is one's own.
+pub(super) async fn verify_email(
+    caller: Authorized<OwnSession>,
+    State(app): State<App>,
+    desk: Desk,
+    OwnForm(_form): OwnForm,
+) -> Result<Response, ApiError> {
+    match app.auth.request_verification(&caller).await {
+        Ok(()) => Ok(Done::LinkSent.at(HERE)),
+        Err(error) => page(&app, &desk, &caller, Some(error.into())).await,
+    }
+}
+
 /// Changes what the workspace is called.
 pub(super) async fn change_workspace(
     caller: Authorized<Admin>,

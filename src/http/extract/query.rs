@@ -72,6 +72,15 @@ impl Query {
         Self(filled.map(pair).collect())
     }
 
+    /// The same, with a parameter that is this unless it is set.
+    #[must_use]
+    pub fn with_default(mut self, name: &str, value: &str) -> Self {
+        if !self.0.iter().any(|(known, _)| known == name) {
+            self.0.push((name.to_owned(), value.to_owned()));
+        }
+        self
+    }
+
     /// Names and values, in their order.
     pub fn pairs(&self) -> impl Iterator<Item = (&str, &str)> {
         self.0.iter().map(|(name, value)| (&**name, &**value))

@@ -3,13 +3,13 @@ use std::sync::Arc;
 use axum::{
     Extension,
     extract::State,
-    http::Uri,
+    http::{HeaderMap, Uri, header},
     response::{IntoResponse, Response},
 };
 
 use super::rate_limit;
 use crate::{
-    http::{ApiError, App, error::Code},
+    http::{ApiError, App, dashboard::page, error::Code},
     model::audit::RequestInfo,
 };
 
@@ -19,9 +19,10 @@ pub async fn not_found(
     State(app): State<App>,
     Extension(info): Extension<Arc<RequestInfo>>,
     uri: Uri,
+    headers: HeaderMap,
 ) -> Response {
     let error = ApiError::new(Code::NotFound, "there is no such route");
-    charged(&app, &info, &uri, error.into_response()).await
+    charged(&app, &info, &uri, shown(&uri, &headers, error)).await
 }
 
 /// The answer to a method that a route does not have; the router adds `Allow`.
@@ -29,9 +30,17 @@ pub async fn method_not_allowed(
     State(app): State<App>,
     Extension(info): Extension<Arc<RequestInfo>>,
     uri: Uri,
+    headers: HeaderMap,
 ) -> Response {
     let error = ApiError::new(Code::MethodNotAllowed, "the route has other methods: see Allow");
-    charged(&app, &info, &uri, error.into_response()).await
+    charged(&app, &info, &uri, shown(&uri, &headers, error)).await
+}
+
+/// To a person in a browser a page, to programs the body of all errors.
+fn shown(uri: &Uri, headers: &HeaderMap, error: ApiError) -> Response {
+    let accepted = headers.get(header::ACCEPT).and_then(|accepted| accepted.to_str().ok());
+    let is_person = accepted.is_some_and(|accepted| accepted.contains("text/html"));
+    if is_person && !is_v1(uri.path()) { page::of_nothing(&error) } else { error.into_response() }
 }
 
 async fn charged(app: &App, info: &RequestInfo, uri: &Uri, mut response: Response) -> Response {

@@ -161,7 +161,7 @@ async fn the_workspace_is_chosen_among_ones_own() {
     let page = browser.get(&client.authorize(&[])).await;
     let refused = browser.consent(&page, &[("workspace", &stranger.workspace_id)]).await;
     assert_eq!(refused.status, 403);
-    assert!(refused.text.contains("you are no member of this workspace"), "{}", refused.text);
+    assert!(refused.text.contains("are no member of this workspace"), "{}", refused.text);
 }
 
 #[tokio::test]

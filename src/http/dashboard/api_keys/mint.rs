@@ -17,9 +17,10 @@ use crate::{
             layout::{Desk, Layout},
             page::explained,
         },
+        error::Code,
         extract::{Authorized, FirstPartyAdmin},
     },
-    idempotency::{Begun, KeptAnswer, Work},
+    idempotency::{Begun, IdempotencyError, KeptAnswer, Work},
     model::{
         api_key::{ApiKey, KeyStatus},
         id::ApiKeyId,
@@ -90,14 +91,22 @@ pub(in crate::http::dashboard) async fn mint(
         description: form.filled("description")?.map(str::to_owned),
         allowed_ips: networks(allowed_ips),
     };
-    let mut work = match app.idempotency.begin(&caller, form.attempt()?).await? {
-        Begun::Work(work) => work,
-        Begun::Answered(answer) => return again(&app, &desk, &caller, &answer).await,
+    let minted = match app.idempotency.begin(&caller, form.attempt()?).await {
+        Ok(Begun::Work(mut work)) => {
+            let minted = app.auth.mint_key(work.tx(), &caller, wanted).await;
+            minted.map(|minted| (work, minted)).map_err(ApiError::from)
+        }
+        Ok(Begun::Answered(answer)) => return again(&app, &desk, &caller, &answer).await,
+        Err(IdempotencyError::Conflict) => Err(ApiError::new(
+            Code::Conflict,
+            "you have created a key from this form already; to create this one as well, send it again",
+        )),
+        Err(error) => Err(error.into()),
     };
-    match app.auth.mint_key(work.tx(), &caller, wanted).await {
-        Ok(minted) => finish(&app, &desk, &caller, work, minted).await,
+    match minted {
+        Ok((work, minted)) => finish(&app, &desk, &caller, work, minted).await,
         Err(error) => {
-            let (status, problem) = explained(error.into())?;
+            let (status, problem) = explained(error)?;
             let page = NewKeyPage {
                 layout: desk.layout(),
                 name: form.text("name")?,

@@ -125,7 +125,7 @@ pub(super) const fn meaning(scope: Scope) -> &'static str {
             "Reads agents, calls, knowledge bases, campaigns, key metadata and the audit log. Changes nothing."
         }
         Scope::Write => {
-            "The same, and creates, changes and deletes agents, calls, knowledge bases and campaigns."
+            "Reads all of that, and creates, changes and deletes agents, calls, knowledge bases and campaigns."
         }
         Scope::Admin => {
             "Everything: also API keys, members, invitations and billing. Whoever has it owns the workspace."

@@ -5,9 +5,9 @@ use axum::{
     extract::State,
     response::{IntoResponse, Redirect, Response},
 };
-use time::OffsetDateTime;
+use time::{Duration, OffsetDateTime};
 
-use super::mint::page_of;
+use super::{mint::page_of, rotation::why};
 use crate::{
     http::{
         ApiError, App,
@@ -35,10 +35,21 @@ struct RevokePage<'a> {
     key: &'a ApiKey,
     redacted: String,
     report: RotationReport,
+    /// How long a key has to be quiet.
+    quiet: Duration,
     problem: Option<String>,
 }
 
 impl RevokePage<'_> {
+    fn why(&self) -> String {
+        why(&self.report, self.now, self.quiet)
+    }
+
+    /// Whether nobody can have come to rely on it.
+    fn was_never_used(&self) -> bool {
+        self.report.old.last_used_at.is_none()
+    }
+
     fn when(&self, moment: &OffsetDateTime) -> When {
         When::new(*moment, self.now)
     }
@@ -64,9 +75,13 @@ pub(in crate::http::dashboard) async fn revoke(
 ) -> Result<Response, ApiError> {
     let knows_better = form.filled("anyway")?.is_some();
     match app.auth.revoke_key(&caller, id, !knows_better).await.map_err(ApiError::from) {
-        Ok(()) => Ok(Done::KeyRevoked.at(&page_of(id))),
+        Ok(()) => {
+            let key = app.auth.get_key(&caller, id).await?;
+            let rotation = key.rotated_to.map(|_| format!("{}/rotation", page_of(id)));
+            Ok(Done::KeyRevoked.at(&rotation.unwrap_or_else(|| page_of(id))))
+        }
         Err(error) if error.code() == Code::KeyInUse => {
-            let problem = format!("It was not revoked: {}.", error.message());
+            let problem = "It was not revoked, since somebody may use it.".to_owned();
             page(&app, &desk, &caller, id, Some((409, problem))).await
         }
         Err(error) => Err(error),
@@ -92,6 +107,7 @@ async fn page(
         redacted: key.redacted(app.auth.environment()),
         key: &key,
         report,
+        quiet: app.auth.quiet_to_revoke(),
         problem,
     };
     Ok(desk.page(status, &page))

@@ -19,7 +19,7 @@ use crate::{
             layout::{Desk, Layout},
             live::{self, Part},
             page::explained,
-            words::{Count, Length, Requests, When},
+            words::{Count, Length, Requests, Sentence, When},
         },
         extract::{Authorized, FirstPartyAdmin, PathId, Query, ReadOnly, Standing},
     },
@@ -48,6 +48,21 @@ struct RotationPage<'a> {
     problem: Option<String>,
 }
 
+impl RotationPage<'_> {
+    /// What the new key may be called: as the old one, and yet another.
+    fn next_name(&self) -> String {
+        const MOST: usize = 96;
+        let (name, number) = match self.key.name.rsplit_once('-') {
+            Some((name, number)) if number.len() < 4 => (name, number.parse::<u32>().ok()),
+            _ => (&*self.key.name, None),
+        };
+        match number {
+            Some(number) => format!("{name}-{}", number + 1),
+            None => format!("{}-2", self.key.name.chars().take(MOST).collect::<String>()),
+        }
+    }
+}
+
 /// How far a rotation is: the part of the page that goes on living.
 #[derive(Template)]
 #[template(path = "rotation_progress.html")]
@@ -63,6 +78,10 @@ struct Progress {
 impl Progress {
     fn when(&self, moment: &OffsetDateTime) -> When {
         When::new(*moment, self.now)
+    }
+
+    fn why(&self) -> String {
+        why(&self.report, self.now, self.quiet)
     }
 
     /// The new key's part of the last hour's requests, in percent.
@@ -82,6 +101,29 @@ impl Progress {
             std::cmp::Ordering::Equal => "now",
             std::cmp::Ordering::Greater => "",
         }
+    }
+}
+
+/// Why a key can be revoked, or why not yet.
+pub(super) fn why(report: &RotationReport, now: OffsetDateTime, quiet: Duration) -> String {
+    let quiet = Length(quiet);
+    match (report.safe_to_revoke, report.old.last_used_at) {
+        (true, _) => {
+            let new =
+                if report.new.is_some() { "The new key is in use, and nobody" } else { "Nobody" };
+            format!("{new} has used the old one for {}.", Length(report.quiet_for))
+        }
+        (false, _) if report.new.as_ref().is_some_and(|new| !new.has_served) => {
+            "The new key has not been used yet: deploy it first.".to_owned()
+        }
+        (false, Some(used)) if now - used < report.quiet_for + Duration::seconds(5) => {
+            format!(
+                "It was last used {} ago. It is safe after {quiet} without a use.",
+                Length(now - used)
+            )
+        }
+        // Something else that the counts cannot know.
+        (false, _) => Sentence(&report.reason).to_string(),
     }
 }
 
