@@ -529,6 +529,7 @@ async fn a_workspace_looks_as_its_people_say() {
         let refused = browser.upload(&page, "/settings/brand", &form, Some(("logo", file))).await;
         assert!(refused.status == 422 && refused.text.contains("role=\"alert\""), "{refused:#?}");
         assert!(refused.text.contains("Acme Voice"), "{refused:#?}");
+        assert!(refused.text.contains(&format!("value=\"{color}\"")), "{refused:#?}");
     }
     // A plain form, and one of another site, are not taken.
     let page = browser.get("/settings").await;

@@ -38,7 +38,10 @@ struct SettingsPage {
     may_change: bool,
     /// Whether they signed in too long ago for what takes a password.
     must_confirm: bool,
-    brand: Brand,
+    /// How the workspace is to look, as it was filled in.
+    brand_name: String,
+    color: String,
+    has_logo: bool,
     problem: Option<String>,
 }
 
@@ -48,7 +51,7 @@ pub(super) async fn show(
     State(app): State<App>,
     desk: Desk,
 ) -> Result<Response, ApiError> {
-    page(&app, &desk, &caller, None).await
+    page(&app, &desk, &caller, None, None).await
 }
 
 /// Changes what oneself is called.
@@ -73,7 +76,7 @@ pub(super) async fn verify_email(
 ) -> Result<Response, ApiError> {
     match app.auth.request_verification(&caller).await {
         Ok(()) => Ok(Done::LinkSent.at(HERE)),
-        Err(error) => page(&app, &desk, &caller, Some(error.into())).await,
+        Err(error) => page(&app, &desk, &caller, Some(error.into()), None).await,
     }
 }
 
@@ -127,7 +130,10 @@ pub(super) async fn change_brand(
         }
         Ok(app.resources.set_branding(&caller, &settings).await?)
     };
-    done(&app, &desk, &caller, changed.await).await
+    match changed.await {
+        Ok(()) => Ok(Done::Saved.at(HERE)),
+        Err(error) => page(&app, &desk, &caller, Some(error), Some(&form)).await,
+    }
 }
 
 fn set(settings: &mut Fields, name: &str, value: Option<&str>) {
@@ -182,7 +188,7 @@ async fn gone(
 ) -> Result<Response, ApiError> {
     match outcome {
         Ok(()) => Ok(form.browser.signed_out("/sign-in")),
-        Err(error) => page(app, desk, caller, Some(error)).await,
+        Err(error) => page(app, desk, caller, Some(error), None).await,
     }
 }
 
@@ -194,7 +200,7 @@ async fn done(
 ) -> Result<Response, ApiError> {
     match outcome {
         Ok(()) => Ok(Done::Saved.at(HERE)),
-        Err(error) => page(app, desk, caller, Some(error)).await,
+        Err(error) => page(app, desk, caller, Some(error), None).await,
     }
 }
 
@@ -203,6 +209,7 @@ async fn page(
     desk: &Desk,
     caller: &Caller,
     refused: Option<ApiError>,
+    filled: Option<&Form>,
 ) -> Result<Response, ApiError> {
     let refused = match refused {
         // Of this page they may see nothing yet.
@@ -213,16 +220,22 @@ async fn page(
     let (status, problem) = refused.map_or((200, None), |(status, text)| (status, Some(text)));
     let workspace = app.resources.workspace(caller).await?;
     let layout = desk.layout();
-    let page = SettingsPage {
+    let mut page = SettingsPage {
         person: app.resources.person(caller).await?,
         rate_limit: app.limits.effective(workspace.rate_limit_per_minute),
         workspace,
         role: desk.role(),
         must_confirm: !app.auth.is_confirmed(caller, None).await?,
         may_change: desk.may(Scope::Admin),
-        brand: layout.brand.clone(),
+        brand_name: layout.brand.name.clone().unwrap_or_default(),
+        color: layout.brand.color.map(|color| color.to_string()).unwrap_or_default(),
+        has_logo: layout.brand.logo.is_some(),
         layout,
         problem,
     };
+    if let Some(form) = filled {
+        form.text(Brand::NAME)?.clone_into(&mut page.brand_name);
+        form.text(Brand::COLOR)?.clone_into(&mut page.color);
+    }
     Ok(desk.page(status, &page))
 }
