@@ -303,9 +303,17 @@ async fn revoking_what_is_in_use_takes_a_word() {
     let dana = app.register("acme").await;
     let mut browser = Browser::of(&app, &dana.email).await;
     let (secret, id) = mint(&mut browser, "busy", "write").await;
+    // What was never used breaks nobody; unless it is used meanwhile.
+    let (_, unused) = mint(&mut browser, "unused", "write").await;
+    let path = format!("/api-keys/{unused}/revoke");
+    let page = browser.get(&path).await;
+    assert!(page.text.contains("It was never used"), "{page:#?}");
+    let done = browser.submit(&page, &path, &[]).await;
+    assert_eq!(done.leads_to(), Some(&*format!("/api-keys/{unused}?done=revoked")));
+    let revoke = format!("/api-keys/{id}/revoke");
+    let stale = browser.get(&revoke).await.hidden(&revoke);
     let call = app.get("/v1/agents").bearer(&secret).header("user-agent", "<b>Zapier</b>");
     call.send().await.expect(200);
-    let revoke = format!("/api-keys/{id}/revoke");
     let page = eventually("the use is on the page", async || {
         let mut browser = browser.twin();
         let page = browser.get(&revoke).await;
@@ -314,6 +322,8 @@ async fn revoking_what_is_in_use_takes_a_word() {
     .await;
     assert!(page.text.contains("This may break something"), "{page:#?}");
     assert!(page.text.contains("&#60;b&#62;Zapier") && !page.text.contains("<b>"), "{page:#?}");
+    let headers = [("sec-fetch-site", "same-origin")];
+    assert_eq!(browser.post(&revoke, &stale, &headers).await.status, 409);
     let refused = browser.submit(&page, &revoke, &[]).await;
     assert!(refused.status == 409 && refused.text.contains("It was not revoked"), "{refused:#?}");
     app.get("/v1/agents").bearer(&secret).send().await.expect(200);

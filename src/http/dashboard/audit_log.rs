@@ -22,7 +22,7 @@ use crate::{
     },
     model::{
         api_key::KeyStatus,
-        audit::{Action, ActorType, Event, EventRequest},
+        audit::{Action, ActorType, Event},
         id::{EventId, Id, WorkspaceId},
         page::Page,
         timestamp,
@@ -132,8 +132,7 @@ impl Line {
         let request = &event.request;
         let called = || {
             let (method, path) = (request.method.as_deref()?, request.path.as_deref()?);
-            let is_call = path.starts_with("/v1/");
-            Some(if is_call { format!("{method} {path}") } else { path.to_owned() })
+            Some(if event.is_page() { path.to_owned() } else { format!("{method} {path}") })
         };
         let target = event.target.as_ref();
         // A session or a workspace without a name tells nobody anything.
@@ -150,7 +149,7 @@ impl Line {
             time: time.trim_end_matches(" UTC").to_owned(),
             actor: actor(event),
             actor_kind: kind(event),
-            what: if is_request { call(request) } else { what(&event.action) },
+            what: if is_request { call(event) } else { what(&event.action) },
             object: if is_request { called() } else { named }.map(|text| short(text, 160)),
             is_request,
             status: request.status,
@@ -199,10 +198,10 @@ fn kind(event: &Event<'_>) -> &'static str {
 }
 
 /// What a request is called in a sentence that begins with whoever made it.
-fn call(request: &EventRequest<'_>) -> &'static str {
-    match (request.method.as_deref(), request.path.as_deref()) {
-        (_, Some(path)) if path.starts_with("/v1/") => "called",
-        (Some("GET" | "HEAD"), _) => "opened",
+fn call(event: &Event<'_>) -> &'static str {
+    match event.request.method.as_deref() {
+        _ if !event.is_page() => "called",
+        Some("GET" | "HEAD") => "opened",
         _ => "sent the form",
     }
 }

@@ -6,7 +6,7 @@ use time::OffsetDateTime;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use super::{EventDigest, Metadata, NewEvent, Target};
+use super::{Action, ActorType, EventDigest, Metadata, NewEvent, Target};
 use crate::model::{
     id::{self, EventId, Id, RequestId},
     timestamp,
@@ -37,6 +37,16 @@ pub struct Event<'a> {
     /// What it was done to.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub target: Option<EventTarget<'a>>,
+}
+
+impl Event<'_> {
+    /// Whether a person asked for a page, or sent a form, in a browser.
+    #[must_use]
+    pub fn is_page(&self) -> bool {
+        self.action == Action::Request.as_str()
+            && self.actor.kind == ActorType::User.as_str()
+            && self.request.path.as_deref().is_some_and(|path| !path.starts_with("/v1/"))
+    }
 }
 
 /// Who did it, under the name of that time.

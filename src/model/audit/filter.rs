@@ -41,7 +41,7 @@ impl EventFilter {
         let is_key = event.actor.kind == ActorType::ApiKey.as_str();
         let request = &event.request;
         (!self.changes || event.action != Action::Request.as_str())
-            && !(self.without_pages && is_page(event))
+            && !(self.without_pages && event.is_page())
             && self.key_id.is_none_or(|key| is_key && actor == Some(key.uuid()))
             && self.actor_id.is_none_or(|id| actor == Some(id))
             && self.action.as_deref().is_none_or(|action| event.action == action)
@@ -52,14 +52,6 @@ impl EventFilter {
             && self.until.is_none_or(|until| event.at < floor(until))
             && self.request_id.is_none_or(|id| request.id == Some(id))
     }
-}
-
-/// Whether it is a request of a page by a person.
-fn is_page(event: &Event<'_>) -> bool {
-    let path = event.request.path.as_deref().unwrap_or_default();
-    event.action == Action::Request.as_str()
-        && event.actor.kind == ActorType::User.as_str()
-        && !path.starts_with("/v1/")
 }
 
 /// To the millisecond, as ids have it.

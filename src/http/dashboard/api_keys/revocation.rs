@@ -73,7 +73,11 @@ pub(in crate::http::dashboard) async fn revoke(
     PathId(id): PathId<ApiKeyId>,
     form: Form,
 ) -> Result<Response, ApiError> {
-    let knows_better = form.filled("anyway")?.is_some();
+    let knows_better = match form.filled("anyway")? {
+        // Which it may be no longer.
+        Some("unused") => app.auth.get_key(&caller, id).await?.last_used_at.is_none(),
+        anyway => anyway.is_some(),
+    };
     match app.auth.revoke_key(&caller, id, !knows_better).await.map_err(ApiError::from) {
         Ok(()) => {
             let key = app.auth.get_key(&caller, id).await?;

@@ -113,7 +113,7 @@ pub(super) fn why(report: &RotationReport, now: OffsetDateTime, quiet: Duration)
                 if report.new.is_some() { "The new key is in use, and nobody" } else { "Nobody" };
             format!("{new} has used the old one for {}.", Length(report.quiet_for))
         }
-        (false, _) if report.new.as_ref().is_some_and(|new| !new.has_served) => {
+        (false, _) if report.new.as_ref().is_some_and(|new| new.last_used_at.is_none()) => {
             "The new key has not been used yet: deploy it first.".to_owned()
         }
         (false, Some(used)) if now - used < report.quiet_for + Duration::seconds(5) => {
