@@ -18,7 +18,7 @@ use crate::{
     http::{
         ApiError, App,
         error::Code,
-        extract::{Authorized, Query, ReadOnly, Standing},
+        extract::{Authorized, EVENT_FILTERS, Query, ReadOnly, Standing},
     },
     model::{
         audit::{ChainHash, Event, EventFilter},
@@ -48,21 +48,6 @@ const COLUMNS: [&str; 17] = [
     "user_agent",
     "latency_us",
     "metadata",
-];
-
-/// Parameters of filters, none of which goes with a proof.
-const FILTERS: [&str; 11] = [
-    "changes",
-    "pages",
-    "key_id",
-    "actor_id",
-    "action",
-    "method",
-    "status",
-    "ip",
-    "since",
-    "until",
-    "request_id",
 ];
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -131,7 +116,8 @@ pub async fn export(
     }
     let filter = query.event_filter()?;
     let source = if is_proof {
-        for name in FILTERS {
+        // None of which goes with a proof.
+        for name in EVENT_FILTERS {
             if query.text(name)?.is_some() {
                 return Err(ApiError::invalid(
                     name,

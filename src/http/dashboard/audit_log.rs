@@ -18,7 +18,7 @@ use crate::{
         ApiError, App,
         api::audit_stream,
         error::Code,
-        extract::{Authorized, PathId, Query, ReadOnly, Standing},
+        extract::{Authorized, EVENT_FILTERS, PathId, Query, ReadOnly, Standing},
     },
     model::{
         api_key::KeyStatus,
@@ -32,21 +32,6 @@ use crate::{
 
 /// Keys that the filter offers.
 const KEYS: i64 = 40;
-/// Parameters that filter.
-const FILTERS: [&str; 11] = [
-    "pages",
-    "changes",
-    "key_id",
-    "actor_id",
-    "action",
-    "method",
-    "status",
-    "ip",
-    "since",
-    "until",
-    "request_id",
-];
-
 #[derive(Template)]
 #[template(path = "audit_log.html")]
 struct LogPage {
@@ -265,7 +250,7 @@ pub(super) async fn show(
 ) -> Result<Response, ApiError> {
     let query = query.as_filled_in();
     let mut filters = Vec::new();
-    for name in FILTERS {
+    for name in EVENT_FILTERS {
         if let Some(value) = query.text(name)? {
             filters.push((name, value.to_owned()));
         }

@@ -3,9 +3,9 @@
 use std::str::FromStr;
 
 use axum::{
-    body::Bytes,
+    body::{Body, Bytes},
     extract::{FromRequest, FromRequestParts, Request},
-    http::{HeaderMap, header},
+    http::{HeaderMap, header, request::Parts},
 };
 use secrecy::SecretString;
 
@@ -30,13 +30,23 @@ impl FromRequest<App> for Form {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, app: &App) -> Result<Self, ApiError> {
-        let (mut parts, body) = request.into_parts();
-        check_origin(&parts.headers, &app.settings.public_url)?;
-        let Ok(browser) = Browser::from_request_parts(&mut parts, app).await;
-        let fields = extract::form_fields(&parts.headers, body, app).await?;
-        let token = fields.text(TOKEN)?.unwrap_or_default();
-        if browser.has_made(token) { Ok(Self { browser, fields }) } else { Err(too_old()) }
+        let form = received(request, app).await?;
+        if form.browser.has_made(form.token()?) { Ok(form) } else { Err(too_old()) }
     }
+}
+
+/// What was sent, from a page of ours; whose form it was is still to be seen.
+async fn received(request: Request, app: &App) -> Result<Form, ApiError> {
+    let (browser, parts, body) = sent(request, app).await?;
+    let fields = extract::form_fields(&parts.headers, body, app).await?;
+    Ok(Form { browser, fields })
+}
+
+async fn sent(request: Request, app: &App) -> Result<(Browser, Parts, Body), ApiError> {
+    let (mut parts, body) = request.into_parts();
+    check_origin(&parts.headers, &app.settings.public_url)?;
+    let Ok(browser) = Browser::from_request_parts(&mut parts, app).await;
+    Ok((browser, parts, body))
 }
 
 /// A form about the person who sends it: made for their session, in whatever workspace that is by now.
@@ -46,16 +56,8 @@ impl FromRequest<App> for OwnForm {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, app: &App) -> Result<Self, ApiError> {
-        let (mut parts, body) = request.into_parts();
-        check_origin(&parts.headers, &app.settings.public_url)?;
-        let Ok(browser) = Browser::from_request_parts(&mut parts, app).await;
-        let fields = extract::form_fields(&parts.headers, body, app).await?;
-        let token = fields.text(TOKEN)?.unwrap_or_default();
-        if browser.has_made_own(token) {
-            Ok(Self(Form { browser, fields }))
-        } else {
-            Err(too_old())
-        }
+        let form = received(request, app).await?;
+        if form.browser.has_made_own(form.token()?) { Ok(Self(form)) } else { Err(too_old()) }
     }
 }
 
@@ -76,19 +78,18 @@ impl FromRequest<App> for Upload {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, app: &App) -> Result<Self, ApiError> {
-        let (mut parts, body) = request.into_parts();
-        check_origin(&parts.headers, &app.settings.public_url)?;
-        let Ok(browser) = Browser::from_request_parts(&mut parts, app).await;
+        let (browser, parts, body) = sent(request, app).await?;
         let (fields, file) = extract::form_with_file(parts, body, app).await?;
-        let token = fields.text(TOKEN)?.unwrap_or_default();
-        if !browser.has_made(token) {
-            return Err(too_old());
-        }
-        Ok(Self { form: Form { browser, fields }, file })
+        let form = Form { browser, fields };
+        if form.browser.has_made(form.token()?) { Ok(Self { form, file }) } else { Err(too_old()) }
     }
 }
 
 impl Form {
+    fn token(&self) -> Result<&str, ApiError> {
+        self.text(TOKEN)
+    }
+
     /// Notes where its sender wants to go on to (`next`), which what is shown until then has to allow.
     ///
     /// # Errors

@@ -9,6 +9,21 @@ use crate::{
     },
 };
 
+/// The parameters that filter events of the audit log.
+pub const EVENT_FILTERS: [&str; 11] = [
+    "pages",
+    "changes",
+    "key_id",
+    "actor_id",
+    "action",
+    "method",
+    "status",
+    "ip",
+    "since",
+    "until",
+    "request_id",
+];
+
 impl Query {
     /// Which events of the audit log are wanted.
     ///

@@ -19,6 +19,7 @@ pub use authorized::{
 };
 pub use body::{form_fields, form_with_file, read as body_of};
 pub use client_ip::client_ip;
+pub use event_filter::EVENT_FILTERS;
 pub use json::{Creation, Json};
 pub use path::PathId;
 pub use query::Query;
