@@ -6,6 +6,7 @@ use serde_json::json;
 use super::{Auth, AuthError};
 use crate::{
     audit,
+    coherence::Diary as _,
     model::{
         api_key::{ApiKey, ApiKeyChange, ApiKeySecret, NewApiKey, parse_networks},
         audit::{Action, Actor, NewEvent},
@@ -269,7 +270,8 @@ impl Auth {
             let key = store::api_keys::get(&mut tx, workspace, id).await?;
             let is_live = key.ok_or(AuthError::NotFound("API key"))?.revoked_at.is_none();
             if is_live {
-                let report = self.report(&mut tx, workspace, id).await?;
+                let own_until = self.audit.written_until();
+                let report = self.report(&mut tx, workspace, id, own_until).await?;
                 if !report.safe_to_revoke {
                     return Err(AuthError::KeyInUse(Box::new(report)));
                 }

@@ -2,7 +2,7 @@
 //! that once it is quiet.
 
 use serde_json::json;
-use time::Duration;
+use time::{Duration, OffsetDateTime};
 
 use super::{
     Auth, AuthError,
@@ -70,8 +70,7 @@ impl Auth {
         caller: &Caller,
         id: ApiKeyId,
     ) -> Result<RotationReport, AuthError> {
-        let mut tx = self.store.begin(caller.workspace(), None).await?;
-        let report = self.report(&mut tx, caller.workspace(), id).await?;
+        let report = self.whom_it_serves(caller, id).await?;
         if report.new.is_none() {
             return Err(AuthError::NotFound("rotation: the key has no successor that lives"));
         }
@@ -93,19 +92,22 @@ impl Auth {
         caller: &Caller,
         id: ApiKeyId,
     ) -> Result<RotationReport, AuthError> {
-        let mut tx = self.store.begin(caller.workspace(), None).await?;
-        self.report(&mut tx, caller.workspace(), id).await
+        // At one moment: a key is not to be unused and in use on one page.
+        let own_until = self.audit.written_until();
+        let mut tx = self.store.begin_snapshot(caller.workspace()).await?;
+        self.report(&mut tx, caller.workspace(), id, own_until).await
     }
 
-    /// What the counts of all nodes say of a key and of its successor, if that lives.
+    /// What the counts of all nodes say of a key and of its successor, if that lives. This node had written what
+    /// happened until `own_until` before the transaction began to read.
     pub(super) async fn report(
         &self,
         tx: &mut Tx,
         workspace: WorkspaceId,
         id: ApiKeyId,
+        own_until: OffsetDateTime,
     ) -> Result<RotationReport, AuthError> {
         // First of all: what is known now is counted in all that is read behind it.
-        let own_until = self.audit.written_until();
         let known = store::usage::known(tx, self.node, own_until).await?;
         let key = store::api_keys::get(tx, workspace, id).await?;
         let key = key.ok_or(AuthError::NotFound("API key"))?;

@@ -301,8 +301,10 @@ async fn vitals(browser: &Chromium) -> (f64, f64) {
 async fn interaction(browser: &Chromium) -> f64 {
     let code = "const done = arguments[0]; let longest = 0; new PerformanceObserver((seen) => { \
                 for (const entry of seen.getEntries()) if (entry.interactionId) longest = Math.max(longest, entry.duration); }) \
-                .observe({ type: 'event', buffered: true, durationThreshold: 16 }); setTimeout(() => done(longest), 100);";
-    browser.post("/execute/async", json!({ "script": code, "args": [] })).await.as_f64().unwrap()
+                .observe({ type: 'event', buffered: true, durationThreshold: 16 }); setTimeout(() => done([performance.interactionCount, longest]), 100);";
+    let found = browser.post("/execute/async", json!({ "script": code, "args": [] })).await;
+    assert!(found[0].as_u64().unwrap() > 0, "nobody has done anything: {found}");
+    found[1].as_f64().unwrap()
 }
 
 /// With the keyboard alone: to the page past the navigation, and through a form.

@@ -70,7 +70,7 @@ impl Browser {
         let form_token = self.app.auth.form_token(self.form_of);
         let own_token = self.app.auth.form_token(self.own());
         let attempt = Uuid::from_bytes(self.app.env.entropy.bytes()).to_string();
-        Layout { form_token, own_token, attempt, brand: self.brand.clone(), shell: None }
+        Layout::new(form_token, own_token, attempt.into(), self.brand.clone())
     }
 
     /// Makes its pages look like a workspace's.

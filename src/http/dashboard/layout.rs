@@ -21,11 +21,11 @@ use crate::{
 #[derive(Debug, Clone, Default)]
 pub(super) struct Layout {
     /// What forms on it have to hold.
-    pub(super) form_token: SecretString,
+    form_token: SecretString,
     /// The same, of forms about the person, whatever workspace the session is in when they are sent.
-    pub(super) own_token: SecretString,
+    own_token: SecretString,
     /// What a form that makes something is known by, should it be sent twice.
-    pub(super) attempt: String,
+    attempt: SecretString,
     /// How it looks.
     pub(super) brand: Brand,
     /// The way to other pages; none on those for anybody.
@@ -44,10 +44,11 @@ pub(super) enum Done {
     OthersEnded,
     AppDisconnected,
     LinkSent,
+    Invited,
 }
 
 impl Done {
-    const ALL: [(Self, &'static str, &'static str); 9] = [
+    const ALL: [(Self, &'static str, &'static str); 10] = [
         (Self::Saved, "saved", "Saved."),
         (
             Self::KeyRevoked,
@@ -59,6 +60,7 @@ impl Done {
         (Self::InvitationWithdrawn, "withdrawn", "The invitation was withdrawn."),
         (Self::SessionEnded, "ended", "The session was ended."),
         (Self::OthersEnded, "others-ended", "All your other sessions were ended."),
+        (Self::Invited, "invited", "The invitation is on its way."),
         (Self::LinkSent, "link", "A link is on its way to your address."),
         (Self::AppDisconnected, "disconnected", "The app has no access any more."),
     ];
@@ -160,6 +162,16 @@ impl Section {
 }
 
 impl Layout {
+    /// Around pages that look like this.
+    pub(super) fn new(
+        form_token: SecretString,
+        own_token: SecretString,
+        attempt: SecretString,
+        brand: Brand,
+    ) -> Self {
+        Self { form_token, own_token, attempt, brand, shell: None }
+    }
+
     /// What forms have to hold.
     pub(super) fn token(&self) -> &str {
         self.form_token.expose_secret()
@@ -168,6 +180,11 @@ impl Layout {
     /// What forms about the person have to hold.
     pub(super) fn own(&self) -> &str {
         self.own_token.expose_secret()
+    }
+
+    /// What a form that makes something is known by.
+    pub(super) fn attempt(&self) -> &str {
+        self.attempt.expose_secret()
     }
 
     /// The style of the brand.

@@ -29,6 +29,8 @@ use crate::{
 const HERE: &str = "/members";
 /// Open invitations that are shown.
 const INVITATIONS: i64 = 50;
+/// The page of members that is shown after a form.
+const FIRST: Page = Page { limit: ITEMS, before: None, offset: 0 };
 
 #[derive(Template)]
 #[template(path = "members.html")]
@@ -44,7 +46,6 @@ struct MembersPage<'a> {
     email: &'a str,
     invited_role: Role,
     problem: Option<String>,
-    done: Option<String>,
 }
 
 impl MembersPage<'_> {
@@ -71,7 +72,6 @@ struct Outcome<'a> {
     email: &'a str,
     role: Option<Role>,
     problem: Option<(u16, String)>,
-    done: Option<String>,
 }
 
 /// Lists them.
@@ -119,17 +119,13 @@ pub(super) async fn invite(
     form: Form,
 ) -> Result<Response, ApiError> {
     let (email, role) = (form.text("email")?.trim(), role(&form)?);
-    let refused = match send(&app, &caller, &form, email, role).await {
-        Ok(()) => {
-            let done = Some(format!("{email} was sent an invitation."));
-            let outcome = Outcome { done, ..Outcome::default() };
-            return page(&app, &desk, &caller, Page { limit: ITEMS, ..Page::default() }, outcome)
-                .await;
+    match send(&app, &caller, &form, email, role).await {
+        Ok(()) => Ok(Done::Invited.at(HERE)),
+        Err(error) => {
+            let outcome = Outcome { email, role: Some(role), problem: Some(explained(error)?) };
+            page(&app, &desk, &caller, FIRST, outcome).await
         }
-        Err(error) => explained(error)?,
-    };
-    let outcome = Outcome { email, role: Some(role), problem: Some(refused), ..Outcome::default() };
-    page(&app, &desk, &caller, Page { limit: ITEMS, ..Page::default() }, outcome).await
+    }
 }
 
 async fn send(
@@ -180,7 +176,7 @@ async fn done(
         Ok(done) => Ok(done.at(HERE)),
         Err(error) => {
             let outcome = Outcome { problem: Some(explained(error)?), ..Outcome::default() };
-            page(app, desk, caller, Page { limit: ITEMS, ..Page::default() }, outcome).await
+            page(app, desk, caller, FIRST, outcome).await
         }
     }
 }
@@ -197,7 +193,7 @@ async fn page(
     let next = members.next_cursor(|member| member.user_id.uuid());
     let open = Page { limit: INVITATIONS, ..Page::default() };
     let (invitations, _) = app.auth.invitations(caller, open).await?;
-    let Outcome { email, role, problem, done } = outcome;
+    let Outcome { email, role, problem } = outcome;
     let (status, problem) = problem.map_or((200, None), |(status, text)| (status, Some(text)));
     let page = MembersPage {
         layout: desk.layout(),
@@ -211,7 +207,6 @@ async fn page(
         // The least is where to begin.
         invited_role: role.unwrap_or(Role::Viewer),
         problem,
-        done,
     };
     Ok(desk.page(status, &page))
 }

@@ -66,7 +66,8 @@ impl Query {
     pub fn as_filled_in(self) -> Self {
         let filled = self.0.into_iter().filter(|(_, value)| !value.trim().is_empty());
         let pair = |(name, value): (String, String)| {
-            let is_local = value.len() == "2026-01-31T12:00".len() && value.contains('T');
+            let is_local =
+                ["since", "until"].contains(&&*name) && value.len() == "2026-01-31T12:00".len();
             (name, if is_local { format!("{value}:00Z") } else { value.trim().to_owned() })
         };
         Self(filled.map(pair).collect())

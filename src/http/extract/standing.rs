@@ -9,7 +9,7 @@ use crate::{
     http::{
         ApiError, App,
         dashboard::browser::session_cookie,
-        middleware::{self, Door},
+        middleware::{self, ByCookie},
     },
     model::principal::Caller,
 };
@@ -35,11 +35,11 @@ impl<A: Access> FromRequestParts<App> for Standing<A> {
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiError> {
         let caller = parts.extensions.get::<Caller>().cloned();
         let caller = caller.ok_or_else(|| ApiError::internal("a guarded route has no guard"))?;
-        let shown = match parts.extensions.get::<Door>() {
-            Some(Door::Page) => {
+        let shown = match parts.extensions.get::<ByCookie>() {
+            Some(ByCookie) => {
                 session_cookie(app, &parts.headers).map(|it| Shown::Cookie(it.into()))
             }
-            _ => middleware::bearer(&parts.headers)?.map(|it| Shown::Bearer(it.into())),
+            None => middleware::bearer(&parts.headers)?.map(|it| Shown::Bearer(it.into())),
         };
         let shown = shown.ok_or_else(ApiError::no_credential)?;
         Ok(Self { app: Arc::clone(app), caller, shown, access: PhantomData })

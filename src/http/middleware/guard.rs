@@ -71,8 +71,8 @@ struct Guard {
 }
 
 /// How somebody shows who they are, and how refusals look.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Door {
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Door {
     /// To programs: a bearer token, JSON.
     Api,
     /// To people: a cookie, a page.
@@ -80,6 +80,10 @@ pub enum Door {
     /// To OAuth's clients, who show who they are by themselves: JSON in the words of RFC 6749.
     Client,
 }
+
+/// Marks a request whose caller is known by a cookie.
+#[derive(Clone, Copy)]
+pub struct ByCookie;
 
 /// A page's handler behind its guard.
 pub fn guarded_page(page: PageRoute, app: &App, sign_in: &SignInLimit) -> MethodRouter<App> {
@@ -292,7 +296,9 @@ impl Guard {
             refusal.into_response()
         } else {
             request.extensions_mut().insert(caller.clone());
-            request.extensions_mut().insert(self.door);
+            if self.door == Door::Page {
+                request.extensions_mut().insert(ByCookie);
+            }
             self.handle(&caller.request, request, next).await
         };
         let response = event.complete(response).await;

@@ -12,5 +12,5 @@ pub(in crate::http) use authenticate::bearer;
 pub use cors::{for_any_origin, for_origins, is_open_to_browsers};
 pub use fallback::{method_not_allowed, not_found};
 pub use frame::Frame;
-pub use guard::{Door, guarded, guarded_page};
+pub use guard::{ByCookie, guarded, guarded_page};
 pub use rate_limit::SignInLimit;

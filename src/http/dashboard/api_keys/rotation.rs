@@ -109,9 +109,11 @@ pub(super) fn why(report: &RotationReport, now: OffsetDateTime, quiet: Duration)
     let quiet = Length(quiet);
     match (report.safe_to_revoke, report.old.last_used_at) {
         (true, _) => {
-            let new =
-                if report.new.is_some() { "The new key is in use, and nobody" } else { "Nobody" };
-            format!("{new} has used the old one for {}.", Length(report.quiet_for))
+            let nobody = match report.new {
+                Some(_) => "The new key is in use, and nobody has used the old one",
+                None => "Nobody has used it",
+            };
+            format!("{nobody} for {}.", Length(report.quiet_for))
         }
         (false, _) if report.new.as_ref().is_some_and(|new| new.last_used_at.is_none()) => {
             "The new key has not been used yet: deploy it first.".to_owned()

@@ -58,11 +58,17 @@ for (const log of document.querySelectorAll("[data-log]")) {
   };
   source.addEventListener("open", () => show(true));
   source.addEventListener("error", () => show(false));
-  let waiting = [];
+  let [waiting, isMoving] = [[], false];
+  const next = () => {
+    if (isMoving || !waiting.length) return;
+    isMoving = true;
+    requestAnimationFrame(insert);
+  };
   source.addEventListener("message", (event) => {
-    if (event.data && waiting.push(event.data) === 1) requestAnimationFrame(insert);
+    if (event.data) waiting.push(event.data);
     // A window that nobody looks at has no frames.
     if (waiting.length > MOST_LINES) waiting.shift();
+    next();
   });
   reloadWhenClosed(source);
   function insert() {
@@ -74,10 +80,10 @@ for (const log of document.querySelectorAll("[data-log]")) {
     const grown = log.offsetHeight - height;
     for (let line = log.firstElementChild; line !== first; line = line.nextElementSibling) line.classList.add("fresh");
     while (log.childElementCount > MOST_LINES) log.lastElementChild.remove();
-    if (matchMedia("(prefers-reduced-motion: reduce)").matches) return;
-    for (const part of [log, ...below]) {
-      const from = new DOMMatrix(getComputedStyle(part).transform).m42 - grown;
-      part.animate([{ transform: `translateY(${from}px)` }, { transform: "none" }], { duration: 250, easing: "ease-out" });
-    }
+    const isStill = matchMedia("(prefers-reduced-motion: reduce)").matches;
+    const from = [{ transform: `translateY(${-grown}px)` }, { transform: "none" }];
+    const glide = (part) => part.animate(from, { duration: isStill ? 0 : 250, easing: "ease-out" }).finished;
+    // What comes meanwhile waits: inserted half-way it would make all jump.
+    Promise.allSettled([log, ...below].map(glide)).then(() => { isMoving = false; next(); });
   }
 }
