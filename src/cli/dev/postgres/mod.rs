@@ -42,7 +42,8 @@ pub struct Postgres {
 
 impl Postgres {
     /// Starts the cluster in a folder, making it first if it is not there. With `durable` off it may
-    /// lose everything in a crash of the machine, and is faster: for tests.
+    /// lose everything in a crash of the machine, reads passwords in clear from this machine's clients, and is faster:
+    /// for tests.
     ///
     /// # Errors
     /// With one line for whoever started it.
