@@ -4,13 +4,13 @@ pub mod admin;
 pub mod dev;
 mod serve;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Parser, Subcommand};
 use secrecy::ExposeSecret;
 
 use crate::{
-    config::{Profile, Raw, Settings},
+    config::{Files, Profile, Raw, Settings},
     http::openapi,
     store::migrate,
     telemetry,
@@ -20,9 +20,9 @@ use crate::{
 #[derive(Debug, Parser)]
 #[command(version, about)]
 struct Cli {
-    /// The folder of `default.toml` and `<profile>.toml`.
-    #[arg(long, global = true, default_value = "config", value_name = "DIR")]
-    config: PathBuf,
+    /// The folder of `default.toml` and `<profile>.toml`; `config` is used if it is there.
+    #[arg(long, global = true, value_name = "DIR")]
+    config: Option<PathBuf>,
 
     #[command(subcommand)]
     command: Command,
@@ -79,9 +79,13 @@ async fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Dev(_) => Profile::Development,
         _ => Profile::Production,
     };
-    let raw = Raw::read(profile, Some(&cli.config), std::env::vars());
+    let files = cli.config.as_deref().map_or(Files::Optional(Path::new("config")), Files::Required);
+    let raw = Raw::read(profile, files, std::env::vars_os());
     match cli.command {
-        Command::Dev(args) => Ok(Box::pin(dev::run(args, raw)).await?),
+        Command::Dev(args) => {
+            raw.check_layers().map_err(|problems| problems.to_string())?;
+            Ok(Box::pin(dev::run(args, raw)).await?)
+        }
         Command::Serve => Ok(serve::run(checked(&raw)?).await?),
         Command::Migrate => {
             let database = raw.check_database().map_err(|problems| problems.to_string())?;
@@ -89,6 +93,7 @@ async fn dispatch(cli: Cli) -> Result<(), Failure> {
             Ok(migrate::migrate(url.expose_secret()).await?)
         }
         Command::Openapi => {
+            raw.check_layers().map_err(|problems| problems.to_string())?;
             let url = raw.text("server.public_url").unwrap_or("http://127.0.0.1:8080");
             let json =
                 openapi::document(url).to_pretty_json().map_err(|error| error.to_string())?;

@@ -1,13 +1,16 @@
 //! Files and variables, merged; each value with where it comes from.
 
-use std::{collections::BTreeMap, fmt, path::Path};
+use std::{collections::BTreeMap, ffi::OsString, fmt, path::Path};
 
 use toml::{Table, Value};
 
 use super::{Database, Settings, check::Check};
 
-/// What the names of environment variables begin with.
+/// The prefix of environment variables.
 pub(super) const ENV_PREFIX: &str = "CALL2ME_AUTH__";
+
+/// Variables that begin so, in any case, and not with [`ENV_PREFIX`], are refused: they are misspelt.
+const ENV_STEM: &str = "CALL2ME_AUTH";
 
 const DEFAULT: &str = include_str!("../../config/default.toml");
 const DEVELOPMENT: &str = include_str!("../../config/development.toml");
@@ -35,6 +38,17 @@ impl Profile {
     }
 }
 
+/// The folder of configuration files, read on top of those in the binary.
+#[derive(Debug, Clone, Copy)]
+pub enum Files<'a> {
+    /// No folder.
+    Embedded,
+    /// Files that may be missing.
+    Optional(&'a Path),
+    /// A folder that the operator named: at least one file must be there.
+    Required(&'a Path),
+}
+
 /// The merged layers, before they are checked.
 pub struct Raw {
     pub(super) values: BTreeMap<String, (Value, String)>,
@@ -52,13 +66,14 @@ impl fmt::Display for Problems {
 }
 
 impl Raw {
-    /// Reads all layers. The files in `folder` come after those in the binary; variables of the
-    /// environment come last.
+    /// Reads all layers; variables of the environment come last.
+    ///
+    /// Variables of other programs are ignored, also where they are not UTF-8.
     #[must_use]
-    pub fn read(
+    pub fn read<K: Into<OsString>, V: Into<OsString>>(
         profile: Profile,
-        folder: Option<&Path>,
-        environment: impl IntoIterator<Item = (String, String)>,
+        files: Files<'_>,
+        environment: impl IntoIterator<Item = (K, V)>,
     ) -> Self {
         let mut raw = Self { values: BTreeMap::new(), problems: Vec::new() };
         // The binary's own files are part of the program; a test reads them.
@@ -67,25 +82,77 @@ impl Raw {
         }
         let (file, embedded) = profile.file();
         raw.merge_file(embedded, file);
-        for file in folder
-            .into_iter()
-            .flat_map(|folder| ["default.toml", file].map(|file| folder.join(file)))
-        {
-            match std::fs::read_to_string(&file) {
-                Ok(text) => raw.merge_file(&text, &file.display().to_string()),
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-                Err(error) => raw.problems.push(format!("cannot read {}: {error}", file.display())),
+        match files {
+            Files::Embedded => {}
+            Files::Optional(folder) => drop(raw.merge_folder(folder, file)),
+            Files::Required(folder) => {
+                if raw.merge_folder(folder, file) == 0 {
+                    let folder = folder.display();
+                    raw.problems
+                        .push(format!("--config {folder}: no default.toml or {file} is there"));
+                }
             }
         }
-        for (name, text) in environment {
-            if name == "DATABASE_URL" {
-                raw.set("database.url", Value::String(text), &name);
-            } else if let Some(key) = name.strip_prefix(ENV_PREFIX) {
-                let key = key.to_ascii_lowercase().replace("__", ".");
-                raw.set_text(&key, text, &name);
+        for (name, value) in environment {
+            // A name of ours is ASCII.
+            if let Ok(name) = name.into().into_string() {
+                raw.merge_variable(&name, value.into());
             }
         }
         raw
+    }
+
+    /// Merges the files of a folder; returns how many are there.
+    fn merge_folder(&mut self, folder: &Path, profile: &str) -> usize {
+        let mut found = 0;
+        for file in ["default.toml", profile].map(|file| folder.join(file)) {
+            match std::fs::read_to_string(&file) {
+                Ok(text) => self.merge_file(&text, &file.display().to_string()),
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory
+                    ) =>
+                {
+                    continue;
+                }
+                Err(error) => {
+                    self.problems.push(format!("cannot read {}: {error}", file.display()));
+                }
+            }
+            found += 1;
+        }
+        found
+    }
+
+    fn merge_variable(&mut self, name: &str, value: OsString) {
+        let key = if name == "DATABASE_URL" {
+            "database.url".to_owned()
+        } else if let Some(key) = name.strip_prefix(ENV_PREFIX) {
+            key.to_ascii_lowercase().replace("__", ".")
+        } else if name.get(..ENV_STEM.len()).is_some_and(|stem| stem.eq_ignore_ascii_case(ENV_STEM))
+        {
+            let hint = self.suggestion(&name[ENV_STEM.len()..]);
+            self.problems.push(format!("{name} is not a variable of this service{hint}"));
+            return;
+        } else {
+            return;
+        };
+        match value.into_string() {
+            Ok(text) => self.set_text(&key, text, name),
+            Err(_) => self.problems.push(format!("{name} is not UTF-8")),
+        }
+    }
+
+    /// The variable that a misspelt name most likely means, as the end of a message: the setting of the same letters.
+    fn suggestion(&self, name: &str) -> String {
+        let letters = |text: &str| -> String {
+            text.chars().filter(char::is_ascii_alphanumeric).collect::<String>().to_lowercase()
+        };
+        let wanted = letters(name);
+        self.values.keys().find(|key| letters(key) == wanted).map_or_else(String::new, |key| {
+            format!(": did you mean {ENV_PREFIX}{}?", key.to_uppercase().replace('.', "__"))
+        })
     }
 
     /// Overrides a setting, as a command-line flag does.
@@ -95,7 +162,10 @@ impl Raw {
             Some((old, _)) => {
                 self.problems.push(format!("{key} must be {} (from {origin})", type_name(old)));
             }
-            None => self.problems.push(format!("{key} is no setting (from {origin})")),
+            None => {
+                let hint = self.suggestion(key);
+                self.problems.push(format!("{key} is no setting (from {origin}){hint}"));
+            }
         }
     }
 
@@ -163,8 +233,20 @@ impl Raw {
     /// # Errors
     /// With everything that is wrong with them.
     pub fn check_database(&self) -> Result<Database, Problems> {
-        let mut check = Check { raw: self, problems: Vec::new() };
-        check.database().ok_or(Problems(check.problems))
+        let mut check = Check { raw: self, problems: self.problems.clone() };
+        match check.database() {
+            Some(database) if check.problems.is_empty() => Ok(database),
+            _ => Err(Problems(check.problems)),
+        }
+    }
+
+    /// Refuses names that are no settings, values of the wrong type and files that cannot be read, before the
+    /// settings are complete.
+    ///
+    /// # Errors
+    /// With everything that is wrong so far.
+    pub fn check_layers(&self) -> Result<(), Problems> {
+        if self.problems.is_empty() { Ok(()) } else { Err(Problems(self.problems.clone())) }
     }
 
     /// Checks all settings.

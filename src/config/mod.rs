@@ -15,7 +15,7 @@ use zeroize::Zeroizing;
 
 use crate::model::api_key::Environment;
 
-pub use layers::{Problems, Profile, Raw};
+pub use layers::{Files, Problems, Profile, Raw};
 pub use mail::{Mail, MailTransport, Smtp, SmtpSecurity};
 
 /// Everything that can be set, checked.
@@ -270,8 +270,10 @@ mod tests {
 
     fn read(variables: &[(&str, &str)]) -> Raw {
         let variables = variables.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
-        Raw::read(Profile::Production, None, variables)
+        Raw::read(Profile::Production, Files::Embedded, variables)
     }
+
+    const NONE: [(&str, &str); 0] = [];
 
     const ENOUGH: [(&str, &str); 3] = [
         ("DATABASE_URL", "postgres://localhost/x"),
@@ -290,7 +292,7 @@ mod tests {
     #[test]
     fn the_embedded_files_have_no_problems_of_their_own() {
         for profile in [Profile::Development, Profile::Production] {
-            assert_eq!(Raw::read(profile, None, []).problems, Vec::<String>::new());
+            assert_eq!(Raw::read(profile, Files::Embedded, NONE).problems, Vec::<String>::new());
         }
     }
 
@@ -318,6 +320,62 @@ mod tests {
             assert!(problems.iter().any(|p| p.starts_with(expected)), "{expected}: {problems:#?}");
         }
         assert_eq!(problems.len(), 7, "{problems:#?}");
+    }
+
+    #[test]
+    fn misspelt_variables_are_refused_with_the_right_name() {
+        for (variable, hint) in [
+            ("CALL2ME_AUTH_SERVER_ADDRESS", "did you mean CALL2ME_AUTH__SERVER__ADDRESS?"),
+            ("CALL2ME_AUTH__SERVER_ADDRESS", "did you mean CALL2ME_AUTH__SERVER__ADDRESS?"),
+            ("call2me_auth__server__address", "did you mean CALL2ME_AUTH__SERVER__ADDRESS?"),
+            ("CALL2ME_AUTH_DATABASE_URL", "did you mean CALL2ME_AUTH__DATABASE__URL?"),
+            ("CALL2ME_AUTHSERVER_ADDRESS", "did you mean CALL2ME_AUTH__SERVER__ADDRESS?"),
+            ("CALL2ME_AUTH_NOTHING", "CALL2ME_AUTH_NOTHING is not a variable"),
+            ("CALL2ME_AUTH", "CALL2ME_AUTH is not a variable"),
+        ] {
+            let raw = read(&[&ENOUGH[..], &[(variable, "127.0.0.1:1")]].concat());
+            let problems = raw.check().unwrap_err().0;
+            assert_eq!(problems.len(), 1, "{problems:#?}");
+            assert!(problems[0].contains(hint), "{problems:#?}");
+            assert!(raw.check_database().is_err() && raw.check_layers().is_err());
+        }
+        // Other programs' variables.
+        let others = [("CALL2ME_API_KEY", "x"), ("CALL2ME", "x"), ("SERVER__ADDRESS", "x")];
+        assert!(read(&[&ENOUGH[..], &others].concat()).check().is_ok());
+    }
+
+    #[test]
+    fn variables_that_are_not_utf8_matter_only_where_they_are_settings() {
+        use std::{ffi::OsString, os::unix::ffi::OsStringExt as _};
+        let bytes = || OsString::from_vec(vec![b'x', 0xff]);
+        let check = |name: OsString| {
+            let enough = ENOUGH.map(|(name, value)| (OsString::from(name), OsString::from(value)));
+            let all = enough.into_iter().chain([(name, bytes())]);
+            let raw = Raw::read(Profile::Production, Files::Embedded, all);
+            raw.check().err().map_or(Vec::new(), |problems| problems.0)
+        };
+        for name in ["LS_COLORS".into(), bytes()] {
+            assert_eq!(check(name), Vec::<String>::new());
+        }
+        for name in ["CALL2ME_AUTH__LOG__FILTER", "DATABASE_URL"] {
+            assert_eq!(check(name.into()), [format!("{name} is not UTF-8")]);
+        }
+    }
+
+    #[test]
+    fn named_folder_without_files_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let problems =
+            |files: Files<'_>| Raw::read(Profile::Production, files, NONE).problems.join("; ");
+        let file = folder.path().join("file");
+        std::fs::write(&file, "").unwrap();
+        for missing in [folder.path(), &file, &folder.path().join("nowhere")] {
+            assert_eq!(problems(Files::Optional(missing)), "");
+            let refused = problems(Files::Required(missing));
+            assert!(refused.ends_with("no default.toml or production.toml is there"), "{refused}");
+        }
+        std::fs::write(folder.path().join("production.toml"), "").unwrap();
+        assert_eq!(problems(Files::Required(folder.path())), "");
     }
 
     #[test]

@@ -185,6 +185,48 @@ fn bad_configuration_is_told_all_at_once() {
     refused(&output, "database.url must be a URL");
 }
 
+/// A command with everything that `serve` needs.
+fn configured(command: &str) -> Command {
+    let mut configured = binary();
+    configured.arg(command).env("DATABASE_URL", "postgres://127.0.0.1:1/x");
+    for (name, value) in serve().get_envs() {
+        if let Some(value) = value {
+            configured.env(name, value);
+        }
+    }
+    configured
+}
+
+#[test]
+fn misspelt_names_stop_every_command() {
+    for command in ["serve", "dev", "migrate", "openapi", "config"] {
+        let mut misspelt = configured(command);
+        misspelt.env("CALL2ME_AUTH_SERVER_ADDRESS", "127.0.0.1:0");
+        let mut missing = configured(command);
+        missing.args(["--config", "/nonexistent"]);
+        for (mut refused, why) in [
+            (misspelt, "did you mean CALL2ME_AUTH__SERVER__ADDRESS?"),
+            (missing, "--config /nonexistent: no default.toml"),
+        ] {
+            let output = run(&mut refused);
+            let text = String::from_utf8_lossy(&output.stderr);
+            assert_eq!(output.status.code(), Some(2), "{command}: {text}");
+            assert!(text.contains(why), "{command}: {text}");
+        }
+    }
+}
+
+#[test]
+fn variables_of_other_programs_need_not_be_utf8() {
+    use std::{ffi::OsStr, os::unix::ffi::OsStrExt as _};
+    for command in ["openapi", "config", "--help"] {
+        let mut command = configured(command);
+        command.env("OTHER", OsStr::from_bytes(b"\xff")).env(OsStr::from_bytes(b"\xfe"), "x");
+        let output = run(&mut command);
+        assert!(output.status.success(), "{output:?}");
+    }
+}
+
 fn serve() -> Command {
     let mut command = binary();
     command
