@@ -4,7 +4,7 @@ use std::{
     sync::{
         Arc,
         atomic::{
-            AtomicI64, AtomicU64,
+            AtomicU64,
             Ordering::{AcqRel, Acquire, Relaxed, Release},
         },
     },
@@ -54,9 +54,22 @@ pub struct AuditCounts {
     pub written: AtomicU64,
     /// Refused by PostgreSQL, or not written before the service had to end.
     pub lost: AtomicU64,
-    /// The moment before which everything was written, when the queue was last found empty: microseconds
-    /// since 1970.
-    written_until: AtomicI64,
+    /// The latest moment known to have nothing unwritten before it: microseconds of the monotonic clock. Never
+    /// goes back.
+    written_until: AtomicU64,
+}
+
+impl AuditCounts {
+    /// Raises the mark to a moment before which everything is written; returns the mark.
+    fn mark_written(&self, moment: Duration) -> Duration {
+        let micros = u64::try_from(moment.as_micros()).unwrap_or(u64::MAX);
+        Duration::from_micros(self.written_until.fetch_max(micros, AcqRel).max(micros))
+    }
+
+    fn is_idle(&self) -> bool {
+        let done = self.lost.load(Acquire) + self.written.load(Acquire);
+        self.accepted.load(Acquire) == done
+    }
 }
 
 /// An event on its way.
@@ -135,14 +148,12 @@ impl AuditWriter {
 
 impl Diary for AuditWriter {
     fn written_until(&self) -> OffsetDateTime {
-        // First of all: what happens from here on is later.
-        let now = self.env.clock.now();
-        let until = self.counts.written_until.load(Acquire);
-        let done = self.counts.lost.load(Acquire) + self.counts.written.load(Acquire);
-        if self.counts.accepted.load(Acquire) == done {
-            return now;
-        }
-        OffsetDateTime::from_unix_timestamp_nanos(i128::from(until) * 1000).unwrap_or(now).min(now)
+        // Both clocks are read before the counts: an event that is queued later is later than this moment.
+        let (now, monotonic) = (self.env.clock.now(), self.env.clock.monotonic());
+        let idle_since = if self.counts.is_idle() { monotonic } else { Duration::ZERO };
+        let mark = self.counts.mark_written(idle_since);
+        // A distance on the monotonic clock: a wall clock that is set back must not leave the mark in the future.
+        now - monotonic.saturating_sub(mark)
     }
 }
 
@@ -209,7 +220,7 @@ impl Writer {
         counts.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut closing = false;
         loop {
-            let began = self.env.clock.now();
+            let began = self.env.clock.monotonic();
             tokio::select! {
                 biased;
                 // While one batch is written the next gathers, so load alone sets its size.
@@ -219,7 +230,8 @@ impl Writer {
                     }
                     self.write(&mut batch).await;
                     if received < BATCH {
-                        self.written_until(began);
+                        // The queue was found empty after that moment, and what was in it is written.
+                        self.counts.mark_written(began);
                     }
                     if self.durability == Durability::Batched && received < BATCH {
                         sleep(GATHER).await;
@@ -233,12 +245,6 @@ impl Writer {
             }
         }
         self.write_counts().await;
-    }
-
-    /// The queue was found empty after this moment, and what was in it is written.
-    fn written_until(&self, moment: OffsetDateTime) {
-        let micros = i64::try_from(moment.unix_timestamp_nanos() / 1000).unwrap_or_default();
-        self.counts.written_until.store(micros, Release);
     }
 
     /// Writes a batch, however long PostgreSQL is away.

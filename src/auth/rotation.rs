@@ -94,8 +94,17 @@ impl Auth {
     ) -> Result<RotationReport, AuthError> {
         // At one moment: a key is not to be unused and in use on one page.
         let own_until = self.audit.written_until();
-        let mut tx = self.store.begin_snapshot(caller.workspace()).await?;
-        self.report(&mut tx, caller.workspace(), id, own_until).await
+        let workspace = caller.workspace();
+        let mut tx = self.store.begin_snapshot(workspace).await?;
+        let report = self.report(&mut tx, workspace, id, own_until).await?;
+        drop(tx);
+        if let Some(confirmation) = report.confirms {
+            // Before the verdict is given: what other nodes answer from then on rests on it.
+            let mut tx = self.store.begin(workspace, None).await?;
+            store::usage::confirm(&mut tx, workspace, id, confirmation).await?;
+            tx.commit().await?;
+        }
+        Ok(report)
     }
 
     /// What the counts of all nodes say of a key and of its successor, if that lives. This node had written what
@@ -116,7 +125,8 @@ impl Auth {
             Some(successor) => self.traffic(tx, workspace, successor).await?,
             None => None,
         };
-        Ok(RotationReport::new(old, new, known, self.quiet))
+        let confirmed = store::usage::confirmation(tx, workspace, id).await?;
+        Ok(RotationReport::new(old, new, known, confirmed, self.quiet))
     }
 
     async fn traffic(

@@ -183,9 +183,10 @@ impl Node {
     async fn register(&mut self) -> Result<Duration, StoreError> {
         self.parts.lease.end();
         let sent = self.parts.env.clock.monotonic();
-        self.applied = self
-            .soon(self.parts.store.register_node(self.parts.id, self.parts.lease_length))
-            .await?;
+        let written = self.parts.diary.written_until();
+        let register =
+            self.parts.store.register_node(self.parts.id, self.parts.lease_length, written);
+        self.applied = self.soon(register).await?;
         // After it: what was looked up before may have changed before, and nobody would tell.
         self.parts.beliefs.forget_all();
         Ok(sent)

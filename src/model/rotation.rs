@@ -83,6 +83,33 @@ pub struct Known {
     pub doubtful_at: Option<OffsetDateTime>,
 }
 
+/// A period in which a key was certainly not used, on any node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct QuietPeriod {
+    /// The last moment at which the key was, or may have been, used.
+    pub since: OffsetDateTime,
+    /// Every use before this moment is counted.
+    pub until: OffsetDateTime,
+}
+
+impl QuietPeriod {
+    fn length(self) -> Duration {
+        (self.until - self.since).max(Duration::ZERO)
+    }
+}
+
+/// The evidence for an earlier report that called the old key safe to revoke.
+///
+/// It keeps the verdict from going back when a later report knows less: another node answers, a node is lost, a writer
+/// is behind. Only a use of the old key voids it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Confirmation {
+    /// The live successor of that time, which had served traffic.
+    pub successor: Option<ApiKeyId>,
+    /// When the old key was not used.
+    pub quiet: QuietPeriod,
+}
+
 /// A rotation, and whether the old key can be revoked.
 #[derive(Debug, Clone)]
 pub struct RotationReport {
@@ -98,18 +125,43 @@ pub struct RotationReport {
     pub reason: String,
     /// For how long the old key has certainly not been used.
     pub quiet_for: Duration,
+    /// The evidence to store with the verdict, if it rests on what this report found out.
+    pub confirms: Option<Confirmation>,
 }
 
 impl RotationReport {
-    /// What the counts say.
+    /// Judges the counts. `confirmed` is the evidence of an earlier verdict.
     #[must_use]
-    pub fn new(old: KeyTraffic, new: Option<KeyTraffic>, known: Known, quiet: Duration) -> Self {
+    pub fn new(
+        old: KeyTraffic,
+        new: Option<KeyTraffic>,
+        known: Known,
+        confirmed: Option<Confirmation>,
+        quiet: Duration,
+    ) -> Self {
         let last_use = old.last_used_at.unwrap_or(old.created_at);
         let silent_since = known.doubtful_at.map_or(last_use, |lost| lost.max(last_use));
-        let quiet_for = (known.until - silent_since).max(Duration::ZERO);
+        let counted = QuietPeriod { since: silent_since, until: known.until };
+        let confirmed = confirmed.filter(|confirmed| last_use <= confirmed.quiet.since);
+        let quiet_for = confirmed
+            .map_or(counted.length(), |confirmed| confirmed.quiet.length().max(counted.length()));
         let is_quiet = quiet_for >= quiet;
-        let serves = new.as_ref().is_none_or(|new| new.has_served);
+        let serves = new.as_ref().is_none_or(|new| {
+            new.has_served || confirmed.is_some_and(|known| known.successor == Some(new.id))
+        });
         let safe_to_revoke = serves && is_quiet;
+        let successor = new.as_ref().map(|new| new.id);
+        let is_confirmed = confirmed.is_some_and(|known| {
+            known.quiet.length() >= quiet && (successor.is_none() || known.successor == successor)
+        });
+        let confirms = (safe_to_revoke && !is_confirmed).then(|| Confirmation {
+            successor,
+            // The evidence that the verdict rests on: the longer of the two.
+            quiet: confirmed
+                .map(|confirmed| confirmed.quiet)
+                .filter(|quiet| quiet.length() > counted.length())
+                .unwrap_or(counted),
+        });
         let carries_most =
             new.as_ref().is_none_or(|new| new.requests_last_hour >= old.requests_last_hour);
         let state = match (serves, is_quiet) {
@@ -120,10 +172,10 @@ impl RotationReport {
         };
         let (quiet, seconds) = (quiet.whole_seconds(), quiet_for.whole_seconds());
         let reason = match &new {
-            Some(new) if new.first_used_at.is_none() => "the new key has not been used yet".into(),
-            Some(new) if !new.has_served => {
-                "every request with the new key was refused so far".into()
+            Some(new) if !serves && new.first_used_at.is_none() => {
+                "the new key has not been used yet".into()
             }
+            Some(_) if !serves => "every request with the new key was refused so far".into(),
             _ if is_quiet => match &new {
                 Some(_) => {
                     format!("the new key serves, and the old one has been quiet for {seconds} s")
@@ -139,7 +191,7 @@ impl RotationReport {
             ),
             _ => format!("the old key was in use {seconds} s ago: it takes {quiet} s of quiet"),
         };
-        Self { old, new, state, safe_to_revoke, reason, quiet_for }
+        Self { old, new, state, safe_to_revoke, reason, quiet_for, confirms }
     }
 
     /// The new key's part of the last hour's requests with either, from 0 to 1, to four digits.
@@ -186,7 +238,7 @@ mod tests {
 
     fn report(old: KeyTraffic, new: KeyTraffic, until: i64, lost: Option<i64>) -> RotationReport {
         let known = Known { until: at(until), doubtful_at: lost.map(at) };
-        RotationReport::new(old, Some(new), known, QUIET)
+        RotationReport::new(old, Some(new), known, None, QUIET)
     }
 
     #[test]
@@ -226,7 +278,172 @@ mod tests {
         }
     }
 
+    #[test]
+    fn confirmation_holds_until_the_old_key_is_used() {
+        let quiet = QuietPeriod { since: at(100), until: at(1000) };
+        let confirmed = Confirmation { successor: Some(Uuid::nil().into()), quiet };
+        let old = |last| traffic(Some(10), Some(last), true, 1);
+        let new = |served| traffic(Some(50), Some(60), served, 1);
+        let judge = |last, served, until, lost: Option<i64>| {
+            let known = Known { until: at(until), doubtful_at: lost.map(at) };
+            RotationReport::new(old(last), Some(new(served)), known, Some(confirmed), QUIET)
+        };
+        // A node that knows less, one that was lost, counts of the successor that were pruned.
+        assert!(judge(100, true, 500, None).safe_to_revoke);
+        assert!(judge(100, true, 1100, Some(1050)).safe_to_revoke);
+        assert!(judge(100, false, 1100, None).safe_to_revoke);
+        assert_eq!(judge(100, true, 1100, None).confirms, None, "it is stored already");
+        // A use of the old key.
+        assert!(!judge(101, true, 1000, None).safe_to_revoke);
+        let again = judge(101, true, 1001, None);
+        let quiet = QuietPeriod { since: at(101), until: at(1001) };
+        assert_eq!(again.confirms, Some(Confirmation { quiet, ..confirmed }));
+    }
+
+    #[test]
+    fn confirmation_with_another_successor_proves_quiet_but_not_service() {
+        let quiet = QuietPeriod { since: at(100), until: at(1000) };
+        let confirmed = Confirmation { successor: None, quiet };
+        let known = Known { until: at(500), doubtful_at: None };
+        let judge = |served| {
+            let old = traffic(Some(10), Some(100), true, 1);
+            let new = traffic(Some(50), Some(60), served, 1);
+            RotationReport::new(old, Some(new), known, Some(confirmed), QUIET)
+        };
+        assert!(!judge(false).safe_to_revoke);
+        let report = judge(true);
+        assert!(report.safe_to_revoke);
+        let successor = Some(Uuid::nil().into());
+        assert_eq!(report.confirms, Some(Confirmation { successor, quiet }));
+    }
+
+    /// Nodes that use a key, write, seal, report and die, with what PostgreSQL keeps of it.
+    struct World {
+        now: i64,
+        nodes: Vec<ModelNode>,
+        /// Written and not yet counted.
+        outbox: Vec<i64>,
+        last_counted: Option<i64>,
+        doubtful_at: Option<i64>,
+        stored: Option<Confirmation>,
+    }
+
+    #[derive(Default)]
+    struct ModelNode {
+        unwritten: Vec<i64>,
+        mark: i64,
+        /// The mark as other nodes know it.
+        published: i64,
+        is_lost: bool,
+    }
+
+    #[derive(Debug, Clone, Copy)]
+    enum Step {
+        Pass(i64),
+        Use(usize),
+        Write(usize),
+        Publish(usize),
+        Count,
+        Lose(usize),
+        Report(usize),
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        let node = 0_usize..3;
+        prop_oneof![
+            3 => (1_i64..1200).prop_map(Step::Pass),
+            1 => node.clone().prop_map(Step::Use),
+            3 => node.clone().prop_map(Step::Write),
+            3 => node.clone().prop_map(Step::Publish),
+            3 => Just(Step::Count),
+            1 => node.clone().prop_map(Step::Lose),
+            6 => node.prop_map(Step::Report),
+        ]
+    }
+
+    impl World {
+        fn new() -> Self {
+            let nodes = std::iter::repeat_with(ModelNode::default).take(3).collect();
+            let (outbox, stored) = (Vec::new(), None);
+            Self { now: 0, nodes, outbox, last_counted: None, doubtful_at: None, stored }
+        }
+
+        /// As `AuditWriter::written_until`.
+        fn written_until(&mut self, node: usize) -> i64 {
+            let node = &mut self.nodes[node];
+            if node.unwritten.is_empty() {
+                node.mark = node.mark.max(self.now);
+            }
+            node.mark
+        }
+
+        /// As `uses_known`, `RotationReport` and `quiet_keys` together.
+        fn report(&mut self, node: usize) -> RotationReport {
+            let own = self.written_until(node);
+            let others = self.nodes.iter().enumerate();
+            let others = others.filter(|(other, state)| *other != node && !state.is_lost);
+            let published = others.map(|(_, state)| state.published).min().unwrap_or(own);
+            let uncounted = self.outbox.iter().copied().min().unwrap_or(own);
+            let until = own.min(published).min(uncounted);
+            let known = Known { until: at(until), doubtful_at: self.doubtful_at.map(at) };
+            let old = traffic(self.last_counted, self.last_counted, true, 1);
+            let new = traffic(Some(0), Some(0), true, 1);
+            let report = RotationReport::new(old, Some(new), known, self.stored, QUIET);
+            self.stored = report.confirms.or(self.stored);
+            report
+        }
+
+        fn has_counted_all(&self) -> bool {
+            self.outbox.is_empty() && self.nodes.iter().all(|node| node.unwritten.is_empty())
+        }
+
+        fn take(&mut self, step: Step) -> Option<RotationReport> {
+            match step {
+                Step::Pass(seconds) => self.now += seconds,
+                Step::Use(node) if !self.nodes[node].is_lost => {
+                    // Later than anything that was said of this moment.
+                    self.now += 1;
+                    let now = self.now;
+                    self.nodes[node].unwritten.push(now);
+                }
+                Step::Write(node) if !self.nodes[node].is_lost => {
+                    let written = std::mem::take(&mut self.nodes[node].unwritten);
+                    self.outbox.extend(written);
+                }
+                Step::Publish(node) if !self.nodes[node].is_lost => {
+                    self.nodes[node].published = self.written_until(node);
+                }
+                Step::Count => {
+                    let counted = std::mem::take(&mut self.outbox);
+                    self.last_counted = self.last_counted.max(counted.into_iter().max());
+                }
+                Step::Lose(node) => {
+                    self.nodes[node] = ModelNode { is_lost: true, ..ModelNode::default() };
+                    self.doubtful_at = Some(self.now);
+                }
+                Step::Report(node) if !self.nodes[node].is_lost => return Some(self.report(node)),
+                _ => {}
+            }
+            None
+        }
+    }
+
     proptest! {
+        #[test]
+        fn verdict_never_goes_back_without_a_use(
+            steps in prop::collection::vec(step(), 1..80),
+        ) {
+            let mut world = World::new();
+            let mut is_promised = false;
+            for step in steps {
+                is_promised &= !matches!(step, Step::Use(_));
+                let Some(report) = world.take(step) else { continue };
+                prop_assert!(report.safe_to_revoke || !is_promised, "{step:?}: {}", report.reason);
+                // A use that is not counted yet may still take the verdict back.
+                is_promised = report.safe_to_revoke && world.has_counted_all();
+            }
+        }
+
         #[test]
         fn safe_is_never_said_while_a_use_may_be_unknown(
             last in 0_i64..5000, until in 0_i64..5000, lost in prop::option::of(0_i64..5000),

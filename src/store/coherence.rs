@@ -70,11 +70,20 @@ impl Store {
     ///
     /// # Errors
     /// When PostgreSQL cannot be reached.
-    pub async fn register_node(&self, node: Uuid, lease: Duration) -> Result<i64, StoreError> {
-        let lease = interval(lease);
-        Ok(sqlx::query_scalar!(r#"SELECT register_node($1, $2) AS "head!""#, node, lease)
-            .fetch_one(&self.pools.own())
-            .await?)
+    pub async fn register_node(
+        &self,
+        node: Uuid,
+        lease: Duration,
+        written_until: OffsetDateTime,
+    ) -> Result<i64, StoreError> {
+        Ok(sqlx::query_scalar!(
+            r#"SELECT register_node($1, $2, $3) AS "head!""#,
+            node,
+            interval(lease),
+            written_until,
+        )
+        .fetch_one(&self.pools.own())
+        .await?)
     }
 
     /// Renews a node's lease, and tells until when all that it logs is written; false if the node is not

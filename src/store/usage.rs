@@ -7,7 +7,7 @@ use uuid::Uuid;
 use super::{Store, StoreError, Tx};
 use crate::model::{
     id::{ApiKeyId, Id, WorkspaceId},
-    rotation::{KeyClient, KeyTraffic, Known},
+    rotation::{Confirmation, KeyClient, KeyTraffic, Known, QuietPeriod},
     scope::Scope,
     usage::{KeyAddress, OverScopedKey, Spell, UnusedKey},
 };
@@ -29,6 +29,57 @@ pub async fn known(
         .await?;
     let until = row.until.map_or(own_until, |until| until.min(own_until));
     Ok(Known { until, doubtful_at: row.doubtful_at })
+}
+
+/// The evidence of the last verdict that a key is safe to revoke, if it is kept.
+///
+/// # Errors
+/// [`StoreError::Unavailable`].
+pub async fn confirmation(
+    tx: &mut Tx,
+    workspace: WorkspaceId,
+    id: ApiKeyId,
+) -> Result<Option<Confirmation>, StoreError> {
+    let row = sqlx::query!(
+        r#"SELECT successor_id AS "successor: ApiKeyId", quiet_since, quiet_until FROM quiet_keys
+           WHERE workspace_id = $1 AND key_id = $2"#,
+        workspace.uuid(),
+        id.uuid(),
+    )
+    .fetch_optional(tx.conn())
+    .await?;
+    Ok(row.map(|row| Confirmation {
+        successor: row.successor,
+        quiet: QuietPeriod { since: row.quiet_since, until: row.quiet_until },
+    }))
+}
+
+/// Keeps the evidence of a verdict in place of an older one.
+///
+/// # Errors
+/// [`StoreError::Unavailable`].
+pub async fn confirm(
+    tx: &mut Tx,
+    workspace: WorkspaceId,
+    id: ApiKeyId,
+    confirmation: Confirmation,
+) -> Result<(), StoreError> {
+    sqlx::query!(
+        "INSERT INTO quiet_keys AS kept (workspace_id, key_id, successor_id, quiet_since, quiet_until)
+         VALUES ($1, $2, $3, $4, $5)
+         ON CONFLICT (key_id) DO UPDATE SET
+             successor_id = excluded.successor_id, quiet_since = excluded.quiet_since,
+             quiet_until = excluded.quiet_until
+         WHERE kept.quiet_since <= excluded.quiet_since",
+        workspace.uuid(),
+        id.uuid(),
+        confirmation.successor.map(Id::uuid),
+        confirmation.quiet.since,
+        confirmation.quiet.until,
+    )
+    .execute(tx.conn())
+    .await?;
+    Ok(())
 }
 
 /// What a key was used for since an hour ago.

@@ -380,7 +380,7 @@ async fn no_token_but_our_own_is_believed() {
 
 #[tokio::test]
 async fn the_jwks_verifies_a_token_offline() {
-    let app = TestApp::start().await;
+    let app = TestApp::start_at_system_time(&[]).await;
     let dana = app.register("acme").await;
     let answer = app.get("/.well-known/jwks.json").send().await;
     assert_eq!(answer.header("cache-control"), "public, max-age=300");

@@ -53,12 +53,18 @@ async fn fill(app: &TestApp, person: &Person) {
     app.events(&person.access_token, &query, |_| true).await;
     app.database.all_is_sealed().await;
     let workspace = id::parse("ws", &person.workspace_id).unwrap();
-    sqlx::query("INSERT INTO wallet_transactions VALUES ($1, $2, 'top_up', 1, 'x', now())")
-        .bind(workspace)
-        .bind(workspace)
-        .execute(&mut app.database.connect().await)
-        .await
-        .unwrap();
+    let key = id::parse("key", &key.id).unwrap();
+    let mut connection = app.database.connect().await;
+    for (sql, id) in [
+        ("INSERT INTO wallet_transactions VALUES ($2, $1, 'top_up', 1, 'x', now())", workspace),
+        (
+            "INSERT INTO quiet_keys (workspace_id, key_id, quiet_since, quiet_until)
+             VALUES ($1, $2, now(), now())",
+            key,
+        ),
+    ] {
+        sqlx::query(sql).bind(workspace).bind(id).execute(&mut connection).await.unwrap();
+    }
 }
 
 /// Tables that the role may read, with whether row-level security is on.
@@ -118,6 +124,7 @@ async fn for_a_workspace_the_role_sees_that_workspace_alone() {
         ("key_usage_hours", "workspace_id"),
         ("key_usage_minutes", "workspace_id"),
         ("key_usage_clients", "workspace_id"),
+        ("quiet_keys", "workspace_id"),
         ("documents", "workspace_id"),
         ("wallet_transactions", "workspace_id"),
         ("oauth_clients", "workspace_id"),

@@ -7,6 +7,7 @@ use call2me_auth::{
     model::id::{self, WorkspaceId},
     store::Store,
 };
+use futures_util::StreamExt as _;
 use serde_json::{Value, json};
 use sqlx::PgConnection;
 use tokio::{
@@ -15,8 +16,10 @@ use tokio::{
 };
 use uuid::Uuid;
 
-use super::fixture::{Cluster, Load, Mode, Node, PATIENCE, Proxy, admin, client, turn, until};
-use crate::fixture::{Call, Key};
+use super::fixture::{
+    Cluster, Load, Mode, Node, Outcome, PATIENCE, Proxy, admin, client, turn, until,
+};
+use crate::fixture::{Answer, Call, Key};
 
 /// Events of the long log.
 const LONG: i64 = 1_000_000;
@@ -299,53 +302,132 @@ async fn a_mint_whose_commit_is_not_told_gives_the_same_secret_again() {
     assert_eq!(list["total"], 5);
 }
 
-/// Two nodes see the same rotation, and one that was lost keeps a key from being called quiet for as long as it might
-/// have seen it.
+/// Settings of nodes that call a key quiet after two seconds.
+const QUICK: [(&str, &str); 2] = [("rotation.quiet_seconds", "2"), ("cache.lease_seconds", "2")];
+
+/// A key that is rotated.
+struct Rotation<'a> {
+    owner: &'a str,
+    old: Key,
+    new_secret: String,
+}
+
+impl<'a> Rotation<'a> {
+    async fn start(node: &Node, owner: &'a str, name: &str) -> Self {
+        let old = node.mint(owner, name).await;
+        let path = format!("/v1/api-keys/{}/rotate", old.id);
+        let answer = node.call("POST", &path).bearer(owner).send().await.expect(201);
+        Self { owner, old, new_secret: answer["key"].as_str().unwrap().to_owned() }
+    }
+
+    async fn report(&self, node: &Node) -> Value {
+        let path = format!("/v1/api-keys/{}/rotation", self.old.id);
+        node.call("GET", &path).bearer(self.owner).send().await.expect(200)
+    }
+
+    /// The first report of this node that passes.
+    async fn wait(&self, node: &Node, what: &str, passes: impl Fn(&Value) -> bool) {
+        let wait = async {
+            while !passes(&self.report(node).await) {
+                sleep(Duration::from_millis(50)).await;
+            }
+        };
+        timeout(PATIENCE, wait).await.unwrap_or_else(|_| panic!("{what}"));
+    }
+
+    async fn revoke_if_quiet(&self, node: &Node) -> Answer {
+        let path = format!("/v1/api-keys/{}?if_quiet=true", self.old.id);
+        node.call("DELETE", &path).bearer(self.owner).send().await
+    }
+}
+
+fn is_safe(report: &Value) -> bool {
+    report["safe_to_revoke"] == true
+}
+
+/// Until there is a verdict, a lost node may have taken uses with it.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_node_that_is_lost_may_have_taken_uses_with_it() {
+async fn lost_node_delays_verdict_until_key_is_quiet_again() {
     let _turn = turn().await;
     let cluster = Cluster::start(false).await;
     let url = cluster.node_url();
-    let settings = [("rotation.quiet_seconds", "2"), ("cache.lease_seconds", "2")];
+    // Longer than the lease, so that the loss is known before the key is quiet.
+    let settings = [("rotation.quiet_seconds", "6"), ("cache.lease_seconds", "2")];
     let node = Node::start("node", &url, &settings).await;
     let mut victim = Node::start("victim", &url, &settings).await;
     let owner = node.register("acme").await;
-    let old = node.mint(&owner, "prod").await;
-    let path = format!("/v1/api-keys/{}", old.id);
-    let rotate =
-        node.call("POST", &format!("{path}/rotate")).bearer(&owner).send().await.expect(201);
-    for (at, secret) in [(&victim, old.secret.as_str()), (&node, rotate["key"].as_str().unwrap())] {
+    let rotation = Rotation::start(&node, &owner, "prod").await;
+    for (at, secret) in [(&victim, &rotation.old.secret), (&node, &rotation.new_secret)] {
         at.verify(secret).send().await.expect(200);
     }
-    let report = async || -> Value {
-        let call = node.call("GET", &format!("{path}/rotation")).bearer(&owner);
-        call.send().await.expect(200)
-    };
-    let wait = async {
-        while report().await["old"]["requests_last_hour"] != 1
-            || report().await["safe_to_revoke"] != true
-        {
-            sleep(Duration::from_millis(50)).await;
-        }
-    };
-    timeout(PATIENCE, wait).await.unwrap_or_else(|_| panic!("both nodes are known to be quiet"));
+    let is_counted = |report: &Value| report["old"]["requests_last_hour"] == 1;
+    rotation.wait(&node, "the use is counted", is_counted).await;
     victim.kill().await;
-    // Its lease runs out first, and from then on it may have seen the key.
-    let wait = async {
-        while !report().await["reason"].as_str().unwrap().contains("a node was lost") {
-            sleep(Duration::from_millis(50)).await;
-        }
-    };
-    timeout(PATIENCE, wait).await.unwrap_or_else(|_| panic!("the lost node is told of"));
-    let call = node.call("DELETE", &format!("{path}?if_quiet=true")).bearer(&owner);
-    call.send().await.refused(409, "key_in_use");
-    let wait = async {
-        while report().await["safe_to_revoke"] != true {
-            sleep(Duration::from_millis(50)).await;
-        }
-    };
-    timeout(PATIENCE, wait).await.unwrap_or_else(|_| panic!("it is quiet again"));
-    let call = node.call("DELETE", &format!("{path}?if_quiet=true")).bearer(&owner);
-    assert_eq!(call.send().await.status, 204);
+    let names_loss =
+        |report: &Value| report["reason"].as_str().unwrap().contains("a node was lost");
+    rotation.wait(&node, "the report names the lost node", names_loss).await;
+    rotation.revoke_if_quiet(&node).await.refused(409, "key_in_use");
+    rotation.wait(&node, "it is quiet again", is_safe).await;
+    assert_eq!(rotation.revoke_if_quiet(&node).await.status, 204);
     until("the node serves", || node.logged("panicked") == 0).await;
+}
+
+/// A verdict outlives the loss of a node, and a restart of the one that gave it.
+#[tokio::test(flavor = "multi_thread")]
+async fn verdict_survives_lost_node_and_restart() {
+    let _turn = turn().await;
+    let cluster = Cluster::start(false).await;
+    let url = cluster.node_url();
+    let mut node = Node::start("node", &url, &QUICK).await;
+    let mut victim = Node::start("victim", &url, &QUICK).await;
+    let owner = node.register("acme").await;
+    let rotation = Rotation::start(&node, &owner, "prod").await;
+    for (at, secret) in [(&victim, &rotation.old.secret), (&node, &rotation.new_secret)] {
+        at.verify(secret).send().await.expect(200);
+    }
+    rotation.wait(&node, "the old key is quiet", is_safe).await;
+    victim.kill().await;
+    node.stop().await;
+    let node = Node::start("again", &url, &QUICK).await;
+    for _ in 0..40 {
+        let report = rotation.report(&node).await;
+        assert!(is_safe(&report), "{report:#}");
+        sleep(Duration::from_millis(100)).await;
+    }
+    // Only a use of the old key takes it back.
+    node.verify(&rotation.old.secret).send().await.expect(200);
+    rotation.wait(&node, "the use takes the verdict back", |report| !is_safe(report)).await;
+    rotation.revoke_if_quiet(&node).await.refused(409, "key_in_use");
+    rotation.wait(&node, "it is quiet again", is_safe).await;
+    assert_eq!(rotation.revoke_if_quiet(&node).await.status, 204);
+}
+
+/// Right after one node calls a key safe to revoke, another revokes it, while both are busy.
+#[tokio::test(flavor = "multi_thread")]
+async fn fifty_verdicts_hold_on_the_other_node_under_load() {
+    let _turn = turn().await;
+    let cluster = Cluster::start(false).await;
+    let url = cluster.node_url();
+    let nodes = [Node::start("one", &url, &QUICK).await, Node::start("two", &url, &QUICK).await];
+    let owner = nodes[0].register("acme").await;
+    let busy = nodes[0].mint(&owner, "busy").await;
+    let loads = nodes.each_ref().map(|node| Load::start(node, &busy.secret, 4));
+    let revoked = (0..50).map(|number: usize| {
+        let (one, other) = (&nodes[number % 2], &nodes[(number + 1) % 2]);
+        let owner = &owner;
+        async move {
+            let rotation = Rotation::start(one, owner, &format!("key {number}")).await;
+            other.verify(&rotation.old.secret).send().await.expect(200);
+            one.verify(&rotation.new_secret).send().await.expect(200);
+            rotation.wait(one, "the old key is quiet", is_safe).await;
+            rotation.revoke_if_quiet(other).await.status.as_u16()
+        }
+    });
+    let answers: Vec<u16> =
+        futures_util::stream::iter(revoked).buffer_unordered(10).collect().await;
+    assert_eq!(answers, [204; 50]);
+    for load in loads {
+        let outcomes = load.finish().await;
+        assert!(outcomes.iter().all(Outcome::is_acknowledged));
+    }
 }

@@ -1,5 +1,6 @@
 //! Connected apps: seen, ended, shrunk with who granted them, on every node at once.
 
+use call2me_auth::env::Clock as _;
 use serde_json::{Value, json};
 
 use crate::fixture::{
@@ -173,8 +174,9 @@ async fn apps_that_nobody_uses_end() {
     let tokens = app.tokens_by(&mut browser, &client, &[]).await;
     let mut connection = app.database.connect().await;
     for (days, left) in [(90, 1), (92, 0)] {
-        let sql = format!("SELECT prune_oauth(now() + interval '{days} days', interval '90 days')");
-        sqlx::query(sqlx::AssertSqlSafe(sql)).execute(&mut connection).await.unwrap();
+        let then = app.clock.now() + time::Duration::days(days);
+        let prune = sqlx::query("SELECT prune_oauth($1, interval '90 days')").bind(then);
+        prune.execute(&mut connection).await.unwrap();
         assert_eq!(connected(&app, &dana.access_token, "").await.len(), left, "{days}");
     }
     app.database.every_node_knows().await;

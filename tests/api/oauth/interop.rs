@@ -41,7 +41,7 @@ async fn robot(app: &TestApp, owner: &Person) -> OAuthClient {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn oauth4webapi_does_all_of_it() {
-    let app = TestApp::start().await;
+    let app = TestApp::start_at_system_time(&[]).await;
     let dana = app.register("acme").await;
     let robot = robot(&app, &dana).await;
     let secret = robot.secret.clone().unwrap();
@@ -64,7 +64,7 @@ async fn oauth4webapi_does_all_of_it() {
 async fn an_assistant_connects_to_an_mcp_server() {
     let port = free_port().to_string();
     let resource = format!("http://127.0.0.1:{port}/mcp");
-    let app = TestApp::start_with(&[("oauth.resources", &resource)]).await;
+    let app = TestApp::start_at_system_time(&[("oauth.resources", &resource)]).await;
     let dana = app.register("acme").await;
     let mut server = Script::node("mcp_server.mjs", &[&app.url, &port], &[]);
     server.says("READY").await;
@@ -100,7 +100,7 @@ async fn an_assistant_connects_to_an_mcp_server() {
 async fn a_resource_that_introspects_hears_of_the_end_at_once() {
     let port = free_port().to_string();
     let resource = format!("http://127.0.0.1:{port}/mcp");
-    let app = TestApp::start_with(&[("oauth.resources", &resource)]).await;
+    let app = TestApp::start_at_system_time(&[("oauth.resources", &resource)]).await;
     let (operator, dana) = (app.register("operator").await, app.register("acme").await);
     let create =
         ["oauth-clients", "create", "--workspace", &operator.workspace_id, "--name", "MCP"];
@@ -134,7 +134,7 @@ async fn a_resource_that_introspects_hears_of_the_end_at_once() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_conformance_tests_of_the_model_context_protocol_pass() {
-    let app = TestApp::start().await;
+    let app = TestApp::start_at_system_time(&[]).await;
     let dana = app.register("acme").await;
     let uris = json!({ "redirect_uris": ["http://127.0.0.1/callback"] });
     let client = app.oauth_client(uris).await;
@@ -150,7 +150,7 @@ async fn the_conformance_tests_of_the_model_context_protocol_pass() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn authlib_does_its_part() {
-    let app = TestApp::start().await;
+    let app = TestApp::start_at_system_time(&[]).await;
     let dana = app.register("acme").await;
     let (public, secret) = (app.oauth_client(json!({})).await, app.confidential_client().await);
     let robot = robot(&app, &dana).await;
@@ -175,7 +175,7 @@ async fn authlib_does_its_part() {
 /// curl, in the story that the documentation tells.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_story_with_curl_holds() {
-    let app = TestApp::start().await;
+    let app = TestApp::start_at_system_time(&[]).await;
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/walkthrough-oauth");
     let told = tokio::process::Command::new(script).arg(&app.url).output().await.unwrap();
     let [out, err] = [&told.stdout, &told.stderr].map(|text| String::from_utf8_lossy(text));

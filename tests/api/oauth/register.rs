@@ -1,5 +1,6 @@
 //! Clients that register themselves.
 
+use call2me_auth::env::Clock as _;
 use serde_json::json;
 
 use crate::fixture::{Browser, TestApp, oauth::OAuth};
@@ -130,20 +131,20 @@ async fn floods_of_registrations_end_at_a_bound() {
     let app = TestApp::start().await;
     let mut connection = app.database.connect().await;
     let fill = "INSERT INTO oauth_clients (id, kind, name, redirect_uris, auth_method, grant_types, created_at)
-                SELECT gen_random_uuid(), 'registered', 'x', '{}', 'none', '{}', now()
+                SELECT gen_random_uuid(), 'registered', 'x', '{}', 'none', '{}', $1
                 FROM generate_series(1, 10000)";
-    sqlx::query(fill).execute(&mut connection).await.unwrap();
+    sqlx::query(fill).bind(app.clock.now()).execute(&mut connection).await.unwrap();
     let refused = app.post("/oauth/register").json(body.clone()).send().await;
     refused.told(503, "temporarily_unavailable");
-    let age = "UPDATE oauth_clients SET created_at = now() - interval '2 hours'";
+    let age = "UPDATE oauth_clients SET created_at = created_at - interval '2 hours'";
     sqlx::query(age).execute(&mut connection).await.unwrap();
     app.post("/oauth/register").json(body.clone()).send().await.expect(201);
     let count = "SELECT count(*) FROM oauth_clients";
     let left: i64 = sqlx::query_scalar(count).fetch_one(&mut connection).await.unwrap();
     assert_eq!(left, 10_000 - 100 + 1);
     // They go after a week.
-    let later = "SELECT prune_oauth(now() + interval '8 days', interval '90 days')";
-    sqlx::query(later).execute(&mut connection).await.unwrap();
+    let later = "SELECT prune_oauth($1 + interval '8 days', interval '90 days')";
+    sqlx::query(later).bind(app.clock.now()).execute(&mut connection).await.unwrap();
     let left: i64 = sqlx::query_scalar(count).fetch_one(&mut connection).await.unwrap();
     assert_eq!(left, 0);
 }
