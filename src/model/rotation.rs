@@ -125,6 +125,8 @@ pub struct RotationReport {
     pub reason: String,
     /// For how long the old key has certainly not been used.
     pub quiet_for: Duration,
+    /// For how long it has to be unused until it is safe to revoke.
+    pub required_quiet: Duration,
     /// The evidence to store with the verdict, if it rests on what this report found out.
     pub confirms: Option<Confirmation>,
 }
@@ -170,6 +172,7 @@ impl RotationReport {
             (true, false) if carries_most => RotationState::Draining,
             (true, false) => RotationState::Adopted,
         };
+        let required_quiet = quiet;
         let (quiet, seconds) = (quiet.whole_seconds(), quiet_for.whole_seconds());
         let reason = match &new {
             Some(new) if !serves && new.first_used_at.is_none() => {
@@ -191,7 +194,7 @@ impl RotationReport {
             ),
             _ => format!("the old key was in use {seconds} s ago: it takes {quiet} s of quiet"),
         };
-        Self { old, new, state, safe_to_revoke, reason, quiet_for, confirms }
+        Self { old, new, state, safe_to_revoke, reason, quiet_for, required_quiet, confirms }
     }
 
     /// The new key's part of the last hour's requests with either, from 0 to 1, to four digits.

@@ -138,6 +138,9 @@ pub struct RotationBody {
     reason: String,
     /// For how long the old key has certainly not been used.
     quiet_for_seconds: i64,
+    /// For how long it has to be unused until it is safe to revoke: `rotation.quiet_seconds`.
+    #[schema(example = 900)]
+    required_quiet_seconds: i64,
 }
 
 impl From<&RotationReport> for RotationBody {
@@ -150,6 +153,7 @@ impl From<&RotationReport> for RotationBody {
             safe_to_revoke: report.safe_to_revoke,
             reason: report.reason.clone(),
             quiet_for_seconds: report.quiet_for.whole_seconds(),
+            required_quiet_seconds: report.required_quiet.whole_seconds(),
         }
     }
 }
