@@ -9,6 +9,7 @@ use std::{
 use call2me_auth::model::api_key::ApiKeySecret;
 use data_encoding::HEXLOWER;
 use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
 
 use crate::fixture::{Browser, ENCRYPTION_KEY, PASSWORD, TestApp, eventually, oauth::OAuth as _};
 
@@ -71,6 +72,27 @@ async fn the_script_finds_keys_in_the_work_tree_and_in_history_and_no_look_alike
     let (code, text) = scan(folder, &[]);
     assert_eq!((code, text.lines().count()), (1, 2), "{text}");
     assert!(!text.contains(&new.secret) && !text.contains(&old.secret), "redacted");
+    // Revoked, and accepted by digest.
+    let digest = HEXLOWER.encode(&Sha256::digest(old.secret.as_bytes()));
+    write(".leaked-keys-ignored", &format!("{digest}  revoked on Friday\n"));
+    let (code, text) = scan(folder, &[]);
+    assert_eq!((code, text), (1, format!("{}  .env:2\n", shown(&new.secret))));
+}
+
+#[test]
+fn script_finds_no_key_in_these_documents() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    git(folder, &["init", "-q"]);
+    let project = Path::new(env!("CARGO_MANIFEST_DIR"));
+    for entry in fs::read_dir(project).unwrap().chain(fs::read_dir(project.join("docs")).unwrap()) {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|extension| extension == "md") {
+            fs::copy(&path, folder.join(path.file_name().unwrap())).unwrap();
+        }
+    }
+    assert!(folder.join("secret-scanning.md").exists());
+    assert_eq!(scan(folder, &["--work-tree-only"]), (0, String::new()));
 }
 
 #[test]
