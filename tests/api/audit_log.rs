@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::fixture::TestApp;
+use crate::fixture::{TestApp, without};
 
 fn is_request(path: &'static str) -> impl Fn(&Value) -> bool {
     move |event| event["action"] == "request" && event["request"]["path"] == path
@@ -21,31 +21,16 @@ async fn a_call_is_in_the_log_under_the_keys_name() {
     let event = &app.events_of(&dana.access_token, &query, 1).await[0];
     assert_eq!(event["request"]["id"], request_id);
     assert!(event["request"]["latency_us"].as_i64().is_some());
-    insta::assert_json_snapshot!(event, {
-        ".id" => "[event]", ".at" => "[time]", ".actor.id" => "[key]", ".request.id" => "[request]",
-        ".request.latency_us" => "[latency]",
-    }, @r#"
-    {
-      "action": "request",
-      "actor": {
-        "id": "[key]",
-        "name": "prod-2026-q2",
-        "type": "api_key"
-      },
-      "at": "[time]",
-      "id": "[event]",
-      "metadata": {},
-      "request": {
-        "id": "[request]",
-        "ip": "127.0.0.1",
-        "latency_us": "[latency]",
-        "method": "GET",
-        "path": "/v1/agents",
-        "status": 200,
-        "user_agent": "curl/8.5.0"
-      }
-    }
-    "#);
+    let unknown = ["/id", "/at", "/actor/id", "/request/id", "/request/latency_us"];
+    let expected = json!({
+        "id": "…", "at": "…", "action": "request", "metadata": {},
+        "actor": { "type": "api_key", "id": "…", "name": "prod-2026-q2" },
+        "request": {
+            "id": "…", "ip": "127.0.0.1", "latency_us": "…", "method": "GET", "path": "/v1/agents",
+            "status": 200, "user_agent": "curl/8.5.0",
+        },
+    });
+    assert_eq!(without(event, &unknown), expected);
 }
 
 #[tokio::test]
