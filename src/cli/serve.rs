@@ -7,7 +7,7 @@ use tokio::net::TcpListener;
 use crate::{app::Application, config::Settings, env::Env};
 
 pub(super) async fn run(settings: Settings) -> Result<(), String> {
-    let listener = listen(settings.server.address).await?;
+    let listener = listen(settings.server.address, "server.address").await?;
     let travels_in_the_clear = settings.server.public_url.starts_with("http://");
     let application = Application::build(settings, Env::system()).await?;
     if travels_in_the_clear {
@@ -23,10 +23,13 @@ pub(super) async fn run(settings: Settings) -> Result<(), String> {
     application.serve(listener, stop).await
 }
 
-/// Takes the address before anything slow is begun, so that one in use is told of at once.
-pub(super) async fn listen(address: SocketAddr) -> Result<TcpListener, String> {
+/// Binds the address before anything slow starts, so that one in use is reported at once. `setting` names what to
+/// change then.
+pub(super) async fn listen(address: SocketAddr, setting: &str) -> Result<TcpListener, String> {
     TcpListener::bind(address).await.map_err(|error| match error.kind() {
-        std::io::ErrorKind::AddrInUse => format!("{address} is in use by another process"),
+        std::io::ErrorKind::AddrInUse => {
+            format!("{address} is in use by another process: choose another one with {setting}")
+        }
         _ => format!("cannot listen on {address}: {error}"),
     })
 }

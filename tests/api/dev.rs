@@ -130,7 +130,7 @@ fn what_keeps_dev_from_starting_is_one_clear_line() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port().to_string();
     let output = run(binary().args(["dev", "--port", &port, "--data-dir"]).arg(folder.path()));
-    refused(&output, "is in use by another process");
+    refused(&output, "is in use by another process: choose another one with --port");
 
     let empty = tempfile::tempdir().unwrap();
     let output = run(dev(folder.path()).env("PG_BIN_DIR", empty.path()));

@@ -50,6 +50,7 @@ mod proof;
 mod rate_limits;
 mod resources;
 mod rotation;
+mod scripts;
 mod sdk;
 mod server;
 mod sessions;

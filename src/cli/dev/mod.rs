@@ -31,7 +31,7 @@ pub struct DevArgs {
 
 pub(super) async fn run(args: DevArgs, mut raw: Raw) -> Result<(), String> {
     let env = Env::system();
-    let listener = listen((Ipv4Addr::LOCALHOST, args.port).into()).await?;
+    let listener = listen((Ipv4Addr::LOCALHOST, args.port).into(), "--port").await?;
     let address = listener.local_addr().map_err(|error| error.to_string())?;
     let folder = DataFolder::open(&args.data_dir, &env)?;
     let postgres = {
