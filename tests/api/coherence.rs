@@ -86,8 +86,8 @@ async fn who_was_removed_and_comes_back_is_believed_again() {
 async fn silent_node(app: &TestApp, seconds: i32) -> Uuid {
     let node = app.app.env.new_uuid();
     let mut sql = app.database.connect().await;
-    let insert = "INSERT INTO nodes (id, acknowledged, lease_until)
-                  VALUES ($1, 0, clock_timestamp() + make_interval(secs => $2))";
+    let insert = "INSERT INTO nodes (id, acknowledged, lease_until, written_until)
+                  VALUES ($1, 0, clock_timestamp() + make_interval(secs => $2), now())";
     sqlx::query(insert).bind(node).bind(f64::from(seconds)).execute(&mut sql).await.unwrap();
     node
 }

@@ -1,5 +1,6 @@
 //! The dashboard as people see it: in a real browser, with and without JavaScript, light and dark, wide and narrow,
-//! by keyboard, and by whoever has it read out. Pictures of it all are left in target/screenshots.
+//! by keyboard, and by whoever has it read out. With
+//! `SCREENSHOTS=1` pictures of it all are left in target/screenshots.
 
 use std::time::Duration;
 
@@ -91,8 +92,8 @@ async fn somebody_new_signs_up_calls_the_api_and_rotates_a_key() {
     }
     browser.has("[data-log] tr", 32).await;
     // What one reads glides, and does not jump.
-    let (_, shift) = vitals(&browser).await;
-    assert!(shift <= 0.0, "{shift}");
+    let (_, shift, moved) = vitals(&browser).await;
+    assert!(shift <= 0.0, "{shift}: {moved}");
     browser.picture("the-log-as-it-grows").await;
     browser.click(".side a[href='/api-keys']").await;
     browser.shows("/api-keys", "prod-2026-q2").await;
@@ -196,8 +197,8 @@ async fn look(browser: &Chromium, app: &TestApp, sight: Sight<'_>) -> f64 {
         browser.open(&format!("{}{path}", app.url)).await;
         browser.shows(shown_at, words).await;
         // First of all: taking a picture moves things.
-        let (paint, shift) = vitals(browser).await;
-        assert!(shift <= 0.0, "{path} shifts by {shift} at {width}");
+        let (paint, shift, moved) = vitals(browser).await;
+        assert!(shift <= 0.0, "{path} shifts by {shift} at {width}: {moved}");
         slowest = slowest.max(paint);
         let look = if is_dark { "dark" } else { "light" };
         browser.picture(&format!("{name}-{width}-{look}")).await;
@@ -284,16 +285,20 @@ async fn every_page_on_the_way_in_is_for_everybody() {
     browser.shows("/oauth/authorize", "Acme Voice on Call2Me").await;
 }
 
-/// When the greatest part of the page was there, in milliseconds, and how much has moved since (Core Web Vitals).
-async fn vitals(browser: &Chromium) -> (f64, f64) {
-    let code = "const done = arguments[0]; let paint = 0, shift = 0; \
+/// The largest contentful paint in milliseconds, the cumulative layout shift (Core Web Vitals), and what has shifted.
+async fn vitals(browser: &Chromium) -> (f64, f64, String) {
+    let code = "const done = arguments[0]; let paint = 0, shift = 0; const moved = []; \
                 new PerformanceObserver((seen) => { for (const entry of seen.getEntries()) paint = entry.startTime; }) \
                 .observe({ type: 'largest-contentful-paint', buffered: true }); \
-                new PerformanceObserver((seen) => { for (const entry of seen.getEntries()) shift += entry.value; }) \
+                new PerformanceObserver((seen) => { for (const entry of seen.getEntries()) { \
+                    shift += entry.value; \
+                    for (const { node, previousRect: from, currentRect: to } of entry.sources) \
+                        moved.push(`${node?.nodeName}.${node?.className}: ${from.x},${from.y} to ${to.x},${to.y}`); } }) \
                 .observe({ type: 'layout-shift', buffered: true }); \
-                setTimeout(() => done([paint, shift]), 50);";
+                setTimeout(() => done([paint, shift, moved.join('; ')]), 50);";
     let found = browser.post("/execute/async", json!({ "script": code, "args": [] })).await;
-    (found[0].as_f64().unwrap(), found[1].as_f64().unwrap())
+    let moved = found[2].as_str().unwrap().to_owned();
+    (found[0].as_f64().unwrap(), found[1].as_f64().unwrap(), moved)
 }
 
 /// The longest that a person waited to see what a key or a click did (Core Web Vitals), in milliseconds; those of less
