@@ -241,7 +241,7 @@ async fn in_a_real_browser_people_sign_in_and_other_sites_get_nowhere() {
     browser.open(&evil).await;
     let framed = "try { return document.querySelector('iframe').contentDocument === null } \
                   catch { return true }";
-    assert_eq!(browser.script(framed).await, true);
+    browser.becomes("no page is shown in a frame", framed).await;
     browser.click("button").await;
     // Sent without the cookie, it led to the sign-in, and from there on home.
     browser.shows("/api-keys", "No keys yet").await;

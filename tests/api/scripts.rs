@@ -125,8 +125,9 @@ fn bad_dependencies_are_found() {
     let package = |name: &str, more: &str| {
         format!("[package]\nname = \"{name}\"\nversion = \"1.0.0\"\nedition = \"2024\"\n{more}\n")
     };
+    // Beside it: in a folder of the project they would be parts of it.
     let dependencies =
-        "[dependencies]\nopenssl = { path = \"openssl\" }\nfine = { path = \"fine\" }\n[workspace]";
+        "[dependencies]\nopenssl = { path = \"../openssl\" }\nfine = { path = \"../fine\" }\n";
     write("app/Cargo.toml", &package("app", dependencies));
     write("app/src/lib.rs", "pub use fine::x; // openssl is not used\n");
     write("openssl/Cargo.toml", &package("openssl", "license = \"GPL-3.0 OR (MIT AND Nothing)\""));
