@@ -19,10 +19,6 @@ use argon2::{
 };
 use rustix::process::setpriority_process;
 use secrecy::{ExposeSecret, SecretString};
-use thread_priority::{
-    NormalThreadSchedulePolicy, ThreadPriority, ThreadSchedulePolicy,
-    set_thread_priority_and_policy, thread_native_id,
-};
 use tokio::sync::oneshot;
 
 use super::AuthError;
@@ -37,8 +33,9 @@ const MEMORY_KIB: u32 = 19_456;
 const PASSES: u32 = 2;
 const LANES: u32 = 1;
 
-/// As nice as can be.
-const NICENESS: i32 = 19;
+/// The niceness of hashing threads: a tenth of the weight of a thread that serves requests. Not `SCHED_IDLE`, which
+/// yields sooner: on a machine whose cores are all busy it gets next to nothing, and no sign-in ended in time.
+const NICENESS: i32 = 10;
 
 type Job = Box<dyn FnOnce(&Argon2<'static>) + Send>;
 
@@ -189,12 +186,8 @@ impl std::fmt::Debug for PasswordHasher {
 }
 
 fn work(queue: &std::sync::Mutex<mpsc::Receiver<Job>>, argon2: &Argon2<'static>) {
-    // The threads of requests take the core away from this one at once; from one that is only nice, when its
-    // slice has passed, which is milliseconds.
-    let idle = ThreadSchedulePolicy::Normal(NormalThreadSchedulePolicy::Idle);
-    if set_thread_priority_and_policy(thread_native_id(), ThreadPriority::Min, idle).is_err() {
-        setpriority_process(None, NICENESS).ok();
-    }
+    // On Linux this is of the calling thread alone.
+    setpriority_process(None, NICENESS).ok();
     loop {
         // Held while waiting: the next thread waits for the lock instead of the queue.
         let job = match queue.lock() {
