@@ -81,9 +81,16 @@ for (const log of document.querySelectorAll("[data-log]")) {
     for (let line = log.firstElementChild; line !== first; line = line.nextElementSibling) line.classList.add("fresh");
     while (log.childElementCount > MOST_LINES) log.lastElementChild.remove();
     const isStill = matchMedia("(prefers-reduced-motion: reduce)").matches;
-    const from = [{ transform: `translateY(${-grown}px)` }, { transform: "none" }];
-    const glide = (part) => part.animate(from, { duration: isStill ? 0 : 250, easing: "ease-out" }).finished;
-    // What comes meanwhile waits: inserted half-way it would make all jump.
-    Promise.allSettled([log, ...below].map(glide)).then(() => { isMoving = false; next(); });
+    const start = `translateY(${-grown}px)`;
+    const glide = (part) => {
+      part.style.transform = "";
+      return part.animate([{ transform: start }, { transform: "none" }], { duration: isStill ? 0 : 250, easing: "ease-out" }).finished;
+    };
+    // Rows stand where they were until that is painted: on a busy machine an animation may be over before its first frame.
+    for (const part of [log, ...below]) part.style.transform = start;
+    requestAnimationFrame(() => requestAnimationFrame(() => {
+      // New rows wait: inserted during the animation they would make all jump.
+      Promise.allSettled([log, ...below].map(glide)).then(() => { isMoving = false; next(); });
+    }));
   }
 }
