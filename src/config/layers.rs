@@ -1,6 +1,11 @@
 //! Files and variables, merged; each value with where it comes from.
 
-use std::{collections::BTreeMap, ffi::OsString, fmt, path::Path};
+use std::{
+    collections::BTreeMap,
+    ffi::{OsStr, OsString},
+    fmt,
+    path::Path,
+};
 
 use toml::{Table, Value};
 
@@ -11,6 +16,17 @@ pub(super) const ENV_PREFIX: &str = "CALL2ME_AUTH__";
 
 /// Variables that begin so, in any case, and not with [`ENV_PREFIX`], are refused: they are misspelt.
 const ENV_STEM: &str = "CALL2ME_AUTH";
+
+/// Whether Kubernetes made a variable for a service whose name begins as this one's (service links):
+/// `CALL2ME_AUTH_SERVICE_HOST`, `CALL2ME_AUTH_PORT=tcp://…`, `CALL2ME_AUTH_PORT_8080_TCP_ADDR` and the like.
+fn is_service_link(name: &str, value: &OsStr) -> bool {
+    let is_url = value.to_str().is_some_and(|value| value.contains("://"));
+    let after_port = name.split_once("_PORT_").map(|(_, rest)| rest);
+    name.ends_with("_SERVICE_HOST")
+        || name.contains("_SERVICE_PORT")
+        || (name.ends_with("_PORT") && is_url)
+        || after_port.is_some_and(|rest| rest.starts_with(|digit: char| digit.is_ascii_digit()))
+}
 
 const DEFAULT: &str = include_str!("../../config/default.toml");
 const DEVELOPMENT: &str = include_str!("../../config/development.toml");
@@ -132,6 +148,9 @@ impl Raw {
             key.to_ascii_lowercase().replace("__", ".")
         } else if name.get(..ENV_STEM.len()).is_some_and(|stem| stem.eq_ignore_ascii_case(ENV_STEM))
         {
+            if is_service_link(name, &value) {
+                return;
+            }
             let hint = self.suggestion(&name[ENV_STEM.len()..]);
             self.problems.push(format!("{name} is not a variable of this service{hint}"));
             return;

@@ -345,6 +345,23 @@ mod tests {
     }
 
     #[test]
+    fn service_links_of_kubernetes_are_ignored() {
+        let links = [
+            ("CALL2ME_AUTH_SERVICE_HOST", "10.0.0.1"),
+            ("CALL2ME_AUTH_SERVICE_PORT", "8080"),
+            ("CALL2ME_AUTH_SERVICE_PORT_HTTP", "8080"),
+            ("CALL2ME_AUTH_PORT", "tcp://10.0.0.1:8080"),
+            ("CALL2ME_AUTH_PORT_8080_TCP", "tcp://10.0.0.1:8080"),
+            ("CALL2ME_AUTH_PORT_8080_TCP_ADDR", "10.0.0.1"),
+            ("CALL2ME_AUTH_METRICS_PORT", "tcp://10.0.0.2:9090"),
+            ("CALL2ME_AUTH_METRICS_SERVICE_HOST", "10.0.0.2"),
+        ];
+        assert!(read(&[&ENOUGH[..], &links].concat()).check().is_ok());
+        let misspelt = ("CALL2ME_AUTH_SERVER_PORT", "8080");
+        assert!(read(&[&ENOUGH[..], &[misspelt]].concat()).check().is_err());
+    }
+
+    #[test]
     fn variables_that_are_not_utf8_matter_only_where_they_are_settings() {
         use std::{ffi::OsString, os::unix::ffi::OsStringExt as _};
         let bytes = || OsString::from_vec(vec![b'x', 0xff]);

@@ -1,6 +1,5 @@
-//! The dashboard as people see it: in a real browser, with and without JavaScript, light and dark, wide and narrow,
-//! by keyboard, and by whoever has it read out. With
-//! `SCREENSHOTS=1` pictures of it all are left in target/screenshots.
+//! The dashboard in a real browser: with and without JavaScript, light and dark, wide and narrow, by keyboard, and for
+//! screen readers. With `SCREENSHOTS=1` the tests leave pictures of all pages in target/screenshots.
 
 use std::time::Duration;
 
