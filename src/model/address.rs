@@ -1,11 +1,11 @@
-//! Client addresses, as far as they are told apart.
+//! Networks that stand for a client address in rate limits and counters.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-/// What one client is assumed to hold: a single IPv4 address, or a /64 of IPv6, within which anybody
-/// has as many addresses as they like.
+/// Returns the network that counts as one client: a single IPv4 address, or an IPv6 /64, because a
+/// client can use any address of its /64.
 #[must_use]
 pub fn subnet(ip: IpAddr) -> IpNet {
     match ip.to_canonical() {
@@ -17,14 +17,15 @@ pub fn subnet(ip: IpAddr) -> IpNet {
     }
 }
 
-/// What is near an address: the networks that one household or office has.
+/// Returns the network of the site (household or office) of an address: an IPv4 /24 or an
+/// IPv6 /48.
 #[must_use]
 pub fn network(ip: IpAddr) -> IpNet {
     let length = if ip.to_canonical().is_ipv4() { 24 } else { 48 };
     IpNet::new_assert(ip.to_canonical(), length).trunc()
 }
 
-/// All addresses of the same kind.
+/// Returns the network of all addresses of the same family: `0.0.0.0/0` or `::/0`.
 #[must_use]
 pub fn everywhere(ip: IpAddr) -> IpNet {
     match ip.to_canonical() {
@@ -38,7 +39,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ipv6_counts_by_64_and_mapped_addresses_are_ipv4() {
+    fn ipv6_address_maps_to_its_64_and_mapped_address_to_ipv4() {
         let subnet = |text: &str| subnet(text.parse().unwrap()).to_string();
         assert_eq!(subnet("203.0.113.9"), "203.0.113.9/32");
         assert_eq!(subnet("::ffff:203.0.113.9"), "203.0.113.9/32");

@@ -1,7 +1,10 @@
-//! API keys: their form, and the row of one.
+//! API keys: their format and their stored records.
 //!
-//! `sk_call2me_live_` + 30 random base62 characters + 6 of CRC-32: a secret scanner can tell a real
-//! key from a look-alike offline, and so can this service, without a look-up.
+//! A key is `sk_call2me_live_`, 30 random base62 characters and a CRC-32 checksum in 6 base62
+//! characters. With the checksum, secret scanners and this service recognize a malformed key
+//! without a database lookup.
+//!
+//! The key itself is never stored, only its SHA-256; see [`KeyDigest`].
 
 use std::{fmt, net::IpAddr, str::FromStr, sync::Arc};
 
@@ -17,21 +20,21 @@ use super::{
     scope::Scope,
 };
 
-/// What every key begins with, before the environment's label.
+/// The prefix of every key, before the environment's label.
 pub const KEY_PREFIX: &str = "sk_call2me_";
 
 const BASE62: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
 const RANDOM_LEN: usize = 30;
 const CHECKSUM_LEN: usize = 6;
-/// Characters of the random part shown at either end.
-const SHOWN: usize = 4;
+/// Characters of the random part that are displayed, at either end.
+const DISPLAY_LEN: usize = 4;
 
-/// The label of a deployment in its keys: `live`, `test`, …
+/// The label of a deployment in its keys, such as `live` or `test`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Environment(String);
 
 impl Environment {
-    /// The label.
+    /// Returns the label.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -42,9 +45,9 @@ impl FromStr for Environment {
     type Err = Invalid;
 
     fn from_str(text: &str) -> Result<Self, Invalid> {
-        let fits = (1..=16).contains(&text.len())
+        let is_valid = (1..=16).contains(&text.len())
             && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
-        if fits {
+        if is_valid {
             Ok(Self(text.to_owned()))
         } else {
             Err(Invalid::new("must be 1 to 16 lower-case letters or digits"))
@@ -52,17 +55,17 @@ impl FromStr for Environment {
     }
 }
 
-/// Why a text is no key of this deployment. Found without a look-up.
+/// The error for a text that cannot be a key of this deployment. It needs no database lookup.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NotAKey {
     /// The prefix, the length or the alphabet is wrong.
     #[error("the API key is malformed")]
     Malformed,
-    /// The checksum does not match the random part: mistyped, cut or made up.
+    /// The checksum does not match the random part: the key is mistyped, truncated or made up.
     #[error("the API key is malformed: its checksum does not match")]
     Checksum,
-    /// A real key, of another deployment.
-    #[error("this is a key of the environment \"{theirs}\"; keys here are \"{ours}\"")]
+    /// The key is well-formed and belongs to another deployment.
+    #[error("this API key belongs to the environment \"{theirs}\"; use a key of \"{ours}\"")]
     OtherEnvironment {
         /// The label in the key.
         theirs: String,
@@ -71,19 +74,19 @@ pub enum NotAKey {
     },
 }
 
-/// A whole API key. It cannot be printed; it is wiped when dropped.
+/// A complete API key. `Debug` does not print it; its memory is zeroed on drop.
 pub struct ApiKeySecret(SecretString);
 
 impl ApiKeySecret {
-    /// A fresh key; `random` fills a slice with random bytes.
+    /// Generates a key; `random` fills a slice with random bytes.
     pub fn generate(environment: &Environment, random: impl Fn(&mut [u8])) -> Self {
         let mut key = format!("{KEY_PREFIX}{}_", environment.as_str());
         let start = key.len();
         while key.len() < start + RANDOM_LEN {
             let mut bytes = [0_u8; 32];
             random(&mut bytes);
-            // Six bits give 0 to 63; the two that base62 lacks are thrown away, so that every
-            // character stays equally likely.
+            // Six bits give 0 to 63. Base62 has no 62 and 63; they are discarded, so that all
+            // characters are equally likely.
             let letters = bytes.iter().filter_map(|byte| BASE62.get(usize::from(byte >> 2)));
             key.extend(letters.take(start + RANDOM_LEN - key.len()).map(|b| char::from(*b)));
         }
@@ -92,10 +95,10 @@ impl ApiKeySecret {
         Self(key.into())
     }
 
-    /// Reads what a client sent as a key of this deployment.
+    /// Parses a text as a key of this deployment.
     ///
     /// # Errors
-    /// When it cannot be one; see [`NotAKey`].
+    /// [`NotAKey`] if the format, the checksum or the environment is wrong.
     pub fn parse(text: &str, ours: &Environment) -> Result<Self, NotAKey> {
         let (theirs, rest) = text
             .strip_prefix(KEY_PREFIX)
@@ -117,22 +120,22 @@ impl ApiKeySecret {
         Ok(Self(text.to_owned().into()))
     }
 
-    /// SHA-256 of the whole key: what is stored, and how it is found again.
+    /// Returns the SHA-256 of the key, under which it is stored and looked up.
     #[must_use]
     pub fn digest(&self) -> KeyDigest {
         KeyDigest(Sha256::digest(self.0.expose_secret()).into())
     }
 
-    /// The ends of the random part, for display.
+    /// Returns the first and last characters of the random part, for display.
     #[must_use]
     pub fn shown(&self) -> (String, String) {
         let key = self.0.expose_secret();
         let start = key.len() - RANDOM_LEN - CHECKSUM_LEN;
         let end = key.len() - CHECKSUM_LEN;
-        (key[start..start + SHOWN].to_owned(), key[end - SHOWN..end].to_owned())
+        (key[start..start + DISPLAY_LEN].to_owned(), key[end - DISPLAY_LEN..end].to_owned())
     }
 
-    /// The key itself, for the one answer that shows it.
+    /// Returns the key itself, for the single response that contains it.
     #[must_use]
     pub fn reveal(&self) -> &str {
         self.0.expose_secret()
@@ -145,18 +148,18 @@ impl fmt::Debug for ApiKeySecret {
     }
 }
 
-/// SHA-256 of an API key. Not the key, but not for logs either.
+/// The SHA-256 of an API key. It is not secret like the key, but `Debug` does not print it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct KeyDigest([u8; 32]);
 
 impl KeyDigest {
-    /// A digest, as the database has it.
+    /// Creates a digest from the bytes in the database.
     #[must_use]
     pub const fn new(bytes: [u8; 32]) -> Self {
         Self(bytes)
     }
 
-    /// The bytes that the database has.
+    /// Returns the bytes, as the database stores them.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {
         &self.0
@@ -169,7 +172,7 @@ impl fmt::Debug for KeyDigest {
     }
 }
 
-/// CRC-32 (IEEE) in base62, most significant digit first.
+/// Returns the CRC-32 (IEEE) in base62, most significant digit first.
 fn checksum(random: &str) -> [u8; CHECKSUM_LEN] {
     let mut rest = crc32fast::hash(random.as_bytes());
     let mut digits = [b'0'; CHECKSUM_LEN];
@@ -180,13 +183,13 @@ fn checksum(random: &str) -> [u8; CHECKSUM_LEN] {
     digits
 }
 
-/// Whether a key may be used.
+/// The status of a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, utoipa::ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum KeyStatus {
-    /// It works.
+    /// Requests may use the key.
     Active,
-    /// It was revoked, for good.
+    /// The key was revoked; this is final.
     Revoked,
 }
 
@@ -202,51 +205,51 @@ impl FromStr for KeyStatus {
     }
 }
 
-/// A key as its workspace sees it: all but the secret.
+/// The metadata of an API key: everything except the secret.
 #[derive(Debug, Clone)]
 pub struct ApiKey {
-    /// Its id.
+    /// The key's id.
     pub id: ApiKeyId,
-    /// The workspace that it belongs to, for ever.
+    /// The workspace that owns the key; never changes.
     pub workspace_id: WorkspaceId,
-    /// What people call it; need not be unique.
+    /// The key's name; need not be unique.
     pub name: String,
-    /// What it is for.
+    /// The key's description.
     pub description: Option<String>,
-    /// What it may do; never changes.
+    /// The key's scope; never changes.
     pub scope: Scope,
     /// The first characters of the random part.
     pub display_start: String,
     /// The last characters of the random part.
     pub display_end: String,
-    /// The addresses that it may be used from; empty is any.
+    /// The networks from which the key may be used; empty allows all addresses.
     pub allowed_ips: Vec<IpNet>,
-    /// When it was minted.
+    /// Time of creation.
     pub created_at: OffsetDateTime,
-    /// Who minted it, as a public id; none is the operator.
+    /// The public id of the principal that created the key; `None` is the operator.
     pub created_by: Option<String>,
-    /// When a request last bore it.
+    /// Time of the last request with the key.
     pub last_used_at: Option<OffsetDateTime>,
-    /// Where that request came from.
+    /// Client address of the last request with the key.
     pub last_used_ip: Option<IpAddr>,
-    /// When it was revoked.
+    /// Time of revocation; `None` for an active key.
     pub revoked_at: Option<OffsetDateTime>,
-    /// Who revoked it, as a public id.
+    /// The public id of the principal that revoked the key.
     pub revoked_by: Option<String>,
-    /// The key that it succeeded.
+    /// The key's predecessor in a rotation.
     pub rotated_from: Option<ApiKeyId>,
-    /// The key that succeeds it.
+    /// The key's successor in a rotation.
     pub rotated_to: Option<ApiKeyId>,
 }
 
 impl ApiKey {
-    /// Whether it may be used.
+    /// Returns the key's status.
     #[must_use]
     pub fn status(&self) -> KeyStatus {
         if self.revoked_at.is_some() { KeyStatus::Revoked } else { KeyStatus::Active }
     }
 
-    /// The key as it may be shown: `sk_call2me_live_AbCd…wXyZ`.
+    /// Returns the key with its middle left out, for display: `sk_call2me_live_AbCd…wXyZ`.
     #[must_use]
     pub fn redacted(&self, environment: &Environment) -> String {
         let Self { display_start, display_end, .. } = self;
@@ -254,77 +257,78 @@ impl ApiKey {
     }
 }
 
-/// A key to be stored.
+/// A new key, to be stored.
 #[derive(Debug)]
 pub struct NewApiKey {
-    /// Its id.
+    /// The key's id.
     pub id: ApiKeyId,
-    /// What people call it.
+    /// The key's name.
     pub name: String,
-    /// What it is for.
+    /// The key's description.
     pub description: Option<String>,
-    /// What it may do.
+    /// The key's scope.
     pub scope: Scope,
-    /// SHA-256 of the secret.
+    /// The SHA-256 of the key.
     pub digest: KeyDigest,
-    /// The ends of the random part.
+    /// The first and last characters of the random part.
     pub shown: (String, String),
-    /// The addresses that it may be used from; empty is any.
+    /// The networks from which the key may be used; empty allows all addresses.
     pub allowed_ips: Vec<IpNet>,
-    /// When it is minted.
+    /// Time of creation.
     pub created_at: OffsetDateTime,
-    /// Who mints it, as a public id.
+    /// The public id of the principal that creates the key.
     pub created_by: Option<String>,
-    /// The person behind it.
+    /// The user that creates the key, directly or through another credential.
     pub creator: Option<UserId>,
-    /// The key that it succeeds.
+    /// The key's predecessor in a rotation.
     pub rotated_from: Option<ApiKeyId>,
 }
 
-/// What is to change about a key; what is `None` stays.
+/// A change to a key; `None` leaves a value unchanged.
 #[derive(Debug, Default)]
 pub struct ApiKeyChange {
     /// The new name.
     pub name: Option<String>,
     /// The new description; an inner `None` removes it.
     pub description: Option<Option<String>>,
-    /// The new addresses.
+    /// The new allowed networks.
     pub allowed_ips: Option<Vec<IpNet>>,
 }
 
-/// What authentication needs of a key: found by digest, before the caller is known.
+/// The data of a key that authentication needs. It is looked up by digest, before the caller is
+/// known.
 #[derive(Debug, Clone)]
 pub struct KeyRecord {
-    /// Its id.
+    /// The key's id.
     pub id: ApiKeyId,
-    /// Its workspace.
+    /// The key's workspace.
     pub workspace_id: WorkspaceId,
-    /// Its name, for the log.
+    /// The key's name, for audit events.
     pub name: Arc<str>,
-    /// What it may do.
+    /// The key's scope.
     pub scope: Scope,
-    /// The addresses that it may be used from; empty is any.
+    /// The networks from which the key may be used; empty allows all addresses.
     pub allowed_ips: Vec<IpNet>,
-    /// The person behind it.
+    /// The user that created the key.
     pub creator: Option<UserId>,
-    /// Whether it was revoked.
+    /// True if the key was revoked.
     pub revoked: bool,
-    /// Its workspace's own limit, requests a minute.
+    /// The workspace's own rate limit in requests per minute; `None` is the configured default.
     pub rate_limit_per_minute: Option<u32>,
 }
 
-/// Reads networks in CIDR notation; a bare address is a network of one.
+/// Parses networks in CIDR notation; a bare address is a network of one address.
 ///
 /// # Errors
-/// When one is neither, or there are more than 100.
+/// [`Invalid`] if a text is neither a network nor an address, or if there are more than 100.
 pub fn parse_networks(texts: &[String]) -> Result<Vec<IpNet>, Invalid> {
     if texts.len() > 100 {
-        return Err(Invalid::new("allowed_ips must be at most 100 networks"));
+        return Err(Invalid::new("allowed_ips must have at most 100 networks"));
     }
     let network = |text: &String| {
         text.parse::<IpNet>()
             .or_else(|_| text.parse::<IpAddr>().map(IpNet::from))
-            .map(|net| unmapped(net).trunc())
+            .map(|net| unmap_ipv4(net).trunc())
             .map_err(|_| {
                 Invalid::new(
                     "allowed_ips must be CIDR networks such as 203.0.113.0/24 or 2001:db8::/32",
@@ -334,9 +338,9 @@ pub fn parse_networks(texts: &[String]) -> Result<Vec<IpNet>, Invalid> {
     texts.iter().map(network).collect()
 }
 
-/// A network of IPv4 addresses that are written as IPv6, as what it is: clients are known by their
-/// IPv4 addresses.
-fn unmapped(net: IpNet) -> IpNet {
+/// Converts a network of IPv4-mapped IPv6 addresses to IPv4, because client addresses are compared
+/// in their IPv4 form.
+fn unmap_ipv4(net: IpNet) -> IpNet {
     match (net, net.addr().to_canonical()) {
         (IpNet::V6(v6), IpAddr::V4(v4)) if v6.prefix_len() >= 96 => {
             Ipv4Net::new(v4, v6.prefix_len() - 96).map_or(net, IpNet::V4)
@@ -355,8 +359,8 @@ mod tests {
         "live".parse().unwrap()
     }
 
-    /// Fills slices from a list of bytes, then with zeros.
-    fn key_of(bytes: Vec<u8>) -> String {
+    /// Generates a key from these bytes in place of random ones, followed by zeros.
+    fn key_from(bytes: Vec<u8>) -> String {
         let rest = std::cell::RefCell::new(bytes.into_iter());
         let key = ApiKeySecret::generate(&live(), |slice| {
             slice.fill_with(|| rest.borrow_mut().next().unwrap_or_default());
@@ -366,8 +370,8 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_fresh_key_has_the_published_form_and_is_read(bytes: Vec<u8>) {
-            let key = key_of(bytes);
+        fn generated_key_has_the_documented_format_and_parses(bytes: Vec<u8>) {
+            let key = key_from(bytes);
             let form = &key["sk_call2me_live_".len()..];
             prop_assert!(key.starts_with("sk_call2me_live_"));
             prop_assert_eq!(form.len(), 36);
@@ -379,8 +383,10 @@ mod tests {
         }
 
         #[test]
-        fn one_wrong_character_is_noticed(bytes: Vec<u8>, at in 16_usize..52, to in 0_usize..62) {
-            let mut key = key_of(bytes).into_bytes();
+        fn key_with_one_wrong_character_fails_the_checksum(
+            bytes: Vec<u8>, at in 16_usize..52, to in 0_usize..62,
+        ) {
+            let mut key = key_from(bytes).into_bytes();
             prop_assume!(key[at] != BASE62[to]);
             key[at] = BASE62[to];
             let text = String::from_utf8(key).unwrap();
@@ -388,13 +394,13 @@ mod tests {
         }
 
         #[test]
-        fn nothing_else_is_a_key(text in "(sk_call2me_)?(live_)?\\PC*") {
+        fn arbitrary_text_is_rejected(text in "(sk_call2me_)?(live_)?\\PC*") {
             prop_assert!(ApiKeySecret::parse(&text, &live()).is_err());
         }
 
         #[test]
-        fn a_key_of_another_environment_is_told_apart(bytes: Vec<u8>) {
-            let key = key_of(bytes);
+        fn key_of_another_environment_is_rejected_with_its_label(bytes: Vec<u8>) {
+            let key = key_from(bytes);
             let test = "test".parse().unwrap();
             let refused = ApiKeySecret::parse(&key, &test).unwrap_err();
             prop_assert!(refused.to_string().contains("\"live\""));
@@ -402,8 +408,8 @@ mod tests {
     }
 
     #[test]
-    fn the_checksum_is_crc32_in_base62() {
-        // CRC-32 of "123456789" is the standard's check value 0xCBF43926 = 3421780262.
+    fn checksum_is_crc32_in_base62() {
+        // The standard's check value: the CRC-32 of "123456789" is 0xCBF43926 = 3421780262.
         let mut value = 0_u64;
         for digit in checksum("123456789") {
             value = value * 62 + BASE62.iter().position(|b| *b == digit).unwrap() as u64;
@@ -413,13 +419,13 @@ mod tests {
     }
 
     #[test]
-    fn a_secret_does_not_print() {
-        let key = ApiKeySecret::parse(&key_of(vec![7; 64]), &live()).unwrap();
+    fn debug_output_does_not_contain_the_key() {
+        let key = ApiKeySecret::parse(&key_from(vec![7; 64]), &live()).unwrap();
         assert!(!format!("{key:?} {:?}", key.digest()).contains(&key.reveal()[16..20]));
     }
 
     #[test]
-    fn networks_are_read_and_truncated() {
+    fn networks_are_parsed_and_truncated() {
         let read =
             parse_networks(&["10.1.2.3/8".into(), "::1".into(), "::ffff:10.1.2.3/120".into()])
                 .unwrap();

@@ -1,4 +1,4 @@
-//! How a workspace looks to people: its white-label settings, as far as pages show them.
+//! A workspace's branding on pages: the white-label settings that pages display.
 
 use std::{fmt, str::FromStr};
 
@@ -6,27 +6,28 @@ use data_encoding::BASE64;
 
 use super::{Invalid, fields::Fields, text};
 
-/// What `brand_name`, `primary_color` and `logo` of the settings say. Clients may have stored anything there: what is
-/// no name, colour or picture is not shown.
+/// The branding of a workspace, from `brand_name`, `primary_color` and `logo` of its settings.
+///
+/// Clients can store any JSON in these fields; invalid values are ignored.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Brand {
-    /// In place of the workspace's name.
+    /// The name to display instead of the workspace's name.
     pub name: Option<String>,
-    /// In place of the colour of buttons.
+    /// The color of buttons.
     pub color: Option<Color>,
-    /// A picture.
+    /// The logo.
     pub logo: Option<Logo>,
 }
 
 impl Brand {
-    /// The field that holds the name.
+    /// The settings field of the name.
     pub const NAME: &str = "brand_name";
-    /// The field that holds the colour.
+    /// The settings field of the color.
     pub const COLOR: &str = "primary_color";
-    /// The field that holds the picture.
+    /// The settings field of the logo.
     pub const LOGO: &str = "logo";
 
-    /// Reads the settings.
+    /// Reads the branding from a workspace's settings.
     #[must_use]
     pub fn of(settings: &Fields) -> Self {
         let name = settings.text(Self::NAME);
@@ -38,30 +39,32 @@ impl Brand {
     }
 }
 
-/// A colour.
+/// An sRGB color.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Color([u8; 3]);
 
 impl Color {
-    /// Black or white, whichever is easier to read on it (WCAG 2.2, contrast ratio).
+    /// Returns the text color for this background: black or white, whichever has the higher
+    /// contrast_ratio ratio (WCAG 2.2).
     #[must_use]
     pub fn ink(self) -> Self {
         let [black, white] = [Self([0; 3]), Self([255; 3])];
-        if contrast(self, black) >= contrast(self, white) { black } else { white }
+        if contrast_ratio(self, black) >= contrast_ratio(self, white) { black } else { white }
     }
 
-    /// Relative luminance (WCAG 2.2), from 0 to 1.
+    /// Returns the relative luminance (WCAG 2.2), from 0 to 1.
     fn luminance(self) -> f64 {
-        let linear = |part: u8| {
-            let part = f64::from(part) / 255.0;
-            if part <= 0.04045 { part / 12.92 } else { ((part + 0.055) / 1.055).powf(2.4) }
+        let linear = |channel: u8| {
+            let channel = f64::from(channel) / 255.0;
+            if channel <= 0.04045 { channel / 12.92 } else { ((channel + 0.055) / 1.055).powf(2.4) }
         };
         let [red, green, blue] = self.0.map(linear);
         0.2126_f64.mul_add(red, 0.7152_f64.mul_add(green, 0.0722 * blue))
     }
 }
 
-fn contrast(one: Color, other: Color) -> f64 {
+/// Returns the contrast_ratio ratio of two colors (WCAG 2.2), from 1 to 21.
+fn contrast_ratio(one: Color, other: Color) -> f64 {
     let (one, other) = (one.luminance(), other.luminance());
     (one.max(other) + 0.05) / (one.min(other) + 0.05)
 }
@@ -81,40 +84,40 @@ impl FromStr for Color {
         let number = digits.and_then(|digits| u32::from_str_radix(digits, 16).ok());
         let [_, red, green, blue] = number
             .filter(|_| !text.contains('+'))
-            .ok_or_else(|| Invalid::new("must be a colour, such as #0b7285"))?
+            .ok_or_else(|| Invalid::new("must be a color such as #0b7285"))?
             .to_be_bytes();
         Ok(Self([red, green, blue]))
     }
 }
 
-/// A picture, as a `data:` URL (RFC 2397): pages show nothing from elsewhere.
+/// A logo image, as a `data:` URL (RFC 2397): pages load no images from other sites.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Logo(String);
 
 impl Logo {
-    /// Bytes of a picture, at most. It stands in every page.
+    /// Maximum size of the image file in bytes. Every page contains the image.
     pub const MAX_BYTES: usize = 16 * 1024;
 
-    /// Takes a picture as its file has it: PNG, JPEG, GIF or WebP.
+    /// Creates a logo from the content of a PNG, JPEG, GIF or WebP file.
     ///
     /// # Errors
-    /// When it is no such picture, or too large.
+    /// [`Invalid`] if the file has another format or is larger than [`Self::MAX_BYTES`].
     pub fn of_file(bytes: &[u8]) -> Result<Self, Invalid> {
         if bytes.len() > Self::MAX_BYTES {
-            return Err(Invalid::new("must be a picture of at most 16 KiB"));
+            return Err(Invalid::new("must be an image of at most 16 KiB"));
         }
         let kind = match bytes {
             [0x89, b'P', b'N', b'G', 0x0d, 0x0a, 0x1a, 0x0a, ..] => "png",
             [0xff, 0xd8, 0xff, ..] => "jpeg",
             [b'G', b'I', b'F', b'8', b'7' | b'9', b'a', ..] => "gif",
             [b'R', b'I', b'F', b'F', _, _, _, _, b'W', b'E', b'B', b'P', ..] => "webp",
-            // No SVG: it may hold scripts and links.
-            _ => return Err(Invalid::new("must be a PNG, JPEG, GIF or WebP picture")),
+            // SVG is excluded: it can contain scripts and links.
+            _ => return Err(Invalid::new("must be a PNG, JPEG, GIF or WebP image")),
         };
         Ok(Self(format!("data:image/{kind};base64,{}", BASE64.encode(bytes))))
     }
 
-    /// The `data:` URL.
+    /// Returns the `data:` URL.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -125,7 +128,7 @@ impl FromStr for Logo {
     type Err = Invalid;
 
     fn from_str(text: &str) -> Result<Self, Invalid> {
-        let invalid = || Invalid::new("must be a picture, as a data: URL with base64");
+        let invalid = || Invalid::new("must be an image, as a data: URL with base64");
         let (_, data) = text
             .strip_prefix("data:image/")
             .and_then(|rest| rest.split_once(";base64,"))
@@ -143,7 +146,7 @@ mod tests {
     const PNG: &[u8] = b"\x89PNG\r\n\x1a\n and so on";
 
     #[test]
-    fn what_is_no_name_color_or_picture_is_not_shown() {
+    fn invalid_branding_values_are_ignored() {
         let brand = |json: &str| Brand::of(&serde_json::from_str(json).unwrap());
         let logo = Logo::of_file(PNG).unwrap();
         let full = format!(
@@ -168,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn pictures_are_told_by_what_is_in_them() {
+    fn image_format_is_detected_from_content() {
         assert!(Logo::of_file(PNG).is_ok());
         assert!(
             Logo::of_file(b"\xff\xd8\xff\xe0").unwrap().as_str().starts_with("data:image/jpeg;")
@@ -182,9 +185,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_color_has_an_ink_that_reads_well(parts in any::<[u8; 3]>()) {
-            let color = Color(parts);
-            prop_assert!(contrast(color, color.ink()) >= 4.5);
+        fn text_color_has_sufficient_contrast(channels in any::<[u8; 3]>()) {
+            let color = Color(channels);
+            prop_assert!(contrast_ratio(color, color.ink()) >= 4.5);
             prop_assert_eq!(color.to_string().parse(), Ok(color));
         }
     }

@@ -1,11 +1,11 @@
-//! Resources of the platform's other services, stored as documents.
+//! Documents: resources of the platform's other services, stored as JSON objects.
 
 use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::id::{AgentId, CallId, CampaignId, Id as _, KnowledgeBaseId};
 
-/// The kinds of documents.
+/// The kind of a document.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// A voice agent.
@@ -19,7 +19,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// The name in the database.
+    /// Returns the name that the database stores.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -30,7 +30,7 @@ impl Kind {
         }
     }
 
-    /// What such documents' ids begin with.
+    /// Returns the id prefix of documents of this kind.
     #[must_use]
     pub const fn prefix(self) -> &'static str {
         match self {
@@ -41,7 +41,7 @@ impl Kind {
         }
     }
 
-    /// The field of the body that holds the document's own id.
+    /// Returns the name of the body field that holds the document's own id.
     #[must_use]
     pub const fn id_field(self) -> &'static str {
         match self {
@@ -56,14 +56,14 @@ impl Kind {
 /// A stored document.
 #[derive(Debug, Clone)]
 pub struct Document {
-    /// Its id.
+    /// The document's id, without its prefix.
     pub id: Uuid,
-    /// The agent that it is about, for calls and campaigns.
+    /// The agent of a call or a campaign.
     pub agent_id: Option<AgentId>,
-    /// What the client stored: a JSON object, as text.
+    /// The JSON object that the client stored, as text.
     pub body: String,
-    /// When it was created.
+    /// Time of creation.
     pub created_at: OffsetDateTime,
-    /// When it was last changed.
+    /// Time of the last change.
     pub updated_at: OffsetDateTime,
 }

@@ -1,60 +1,60 @@
-//! E-mail addresses, as far as a sign-in needs them.
+//! Email addresses that identify users at sign-in.
 
 use std::fmt;
 
 use super::Invalid;
 
-/// An e-mail address: the text as it was given, and the form in which addresses are compared.
+/// An email address, with its original spelling and its normalized form for comparison.
 ///
-/// Only ASCII is taken (the addr-spec of RFC 5321 without quoting): two addresses that look alike
-/// to a person must not be two accounts.
+/// Only ASCII addresses are valid (the addr-spec of RFC 5321, without quoting): two addresses that
+/// look the same must not belong to two accounts.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Email {
     text: String,
-    key: String,
+    normalized: String,
 }
 
 impl Email {
-    /// Reads an address; spaces around it are dropped.
+    /// Parses an address; surrounding whitespace is removed.
     ///
     /// # Errors
-    /// With a sentence for its author.
+    /// [`Invalid`] if the text is not an ASCII email address of at most 254 bytes.
     pub fn parse(text: &str) -> Result<Self, Invalid> {
         let text = text.trim();
-        let refuse = || Err(Invalid::new("email must be an e-mail address"));
+        let invalid = || Err(Invalid::new("email must be a valid email address"));
         if text.len() > 254 {
-            return refuse();
+            return invalid();
         }
         match text.rsplit_once('@') {
-            Some((local, domain)) if is_local(local) && is_domain(domain) => {
-                Ok(Self { text: text.to_owned(), key: text.to_ascii_lowercase() })
+            Some((local, domain)) if is_local_part(local) && is_domain(domain) => {
+                Ok(Self { text: text.to_owned(), normalized: text.to_ascii_lowercase() })
             }
-            _ => refuse(),
+            _ => invalid(),
         }
     }
 
-    /// The address as it was given.
+    /// Returns the address in its original spelling.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.text
     }
 
-    /// The address in lower case: what is unique.
+    /// Returns the address in lower case. This form is unique among users.
     #[must_use]
     pub fn key(&self) -> &str {
-        &self.key
+        &self.normalized
     }
 }
 
 impl fmt::Debug for Email {
-    /// Addresses are personal data: a log shows the first letter and the domain.
+    /// Prints only the first letter and the domain: addresses are personal data.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let domain = self.key.rsplit_once('@').map_or("", |(_, domain)| domain);
-        write!(f, "{}…@{domain}", &self.key[..1])
+        let domain = self.normalized.rsplit_once('@').map_or("", |(_, domain)| domain);
+        write!(f, "{}…@{domain}", &self.normalized[..1])
     }
 }
 
-fn is_local(local: &str) -> bool {
+fn is_local_part(local: &str) -> bool {
     let atom = |c: char| c.is_ascii_alphanumeric() || "!#$%&'*+/=?^_`{|}~-".contains(c);
     (1..=64).contains(&local.len())
         && local.split('.').all(|part| !part.is_empty() && part.chars().all(atom))
@@ -75,14 +75,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn addresses_compare_without_case() {
+    fn addresses_that_differ_in_case_are_normalized_equally() {
         let [a, b] = ["Dana@Acme.Example", " dana@acme.example "].map(|t| Email::parse(t).unwrap());
         assert_eq!(a.key(), b.key());
         assert_eq!(a.as_str(), "Dana@Acme.Example");
     }
 
     #[test]
-    fn what_is_no_address_is_refused() {
+    fn malformed_address_is_rejected() {
         for text in [
             "",
             "dana",

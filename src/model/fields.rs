@@ -1,32 +1,33 @@
-//! The fields of a JSON object that a client stores and nobody here knows.
+//! JSON objects that clients store and this service does not interpret.
 //!
-//! Values stay text: what was sent comes back to the letter, great numbers and all, and a megabyte of
-//! small numbers takes a megabyte, where parsed values would take thirty.
+//! Values stay unparsed text. They are returned exactly as the client sent them, including numbers
+//! that no numeric type can hold. A megabyte of small numbers takes a megabyte of memory, while
+//! parsed values would take thirty.
 
 use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 use serde_json::value::{RawValue, to_raw_value};
 
-/// Fields in the order of the client; of a repeated one the last.
+/// A JSON object: its fields in the client's order. Of a repeated field, the last one counts.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Fields(IndexMap<String, Box<RawValue>>);
 
-/// A field's value, as far as anybody here looks.
+/// The value of a field, as far as this service reads it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Field {
-    /// It is not there.
+    /// The object does not have the field.
     Absent,
-    /// It is null.
+    /// The value is `null`.
     Null,
-    /// It is a string.
+    /// The value is a string.
     Text(String),
-    /// It is anything else.
+    /// The value is a boolean, a number, an array or an object.
     Other,
 }
 
 impl Fields {
-    /// A field's value.
+    /// Returns a field's value.
     #[must_use]
     pub fn get(&self, name: &str) -> Field {
         match self.0.get(name).map(|raw| raw.get()) {
@@ -36,7 +37,7 @@ impl Fields {
         }
     }
 
-    /// A field's value, if it is a string.
+    /// Returns a field's value if it is a string.
     #[must_use]
     pub fn text(&self, name: &str) -> Option<String> {
         match self.get(name) {
@@ -45,46 +46,46 @@ impl Fields {
         }
     }
 
-    /// Whether there is such a field.
+    /// Returns true if the object has this field, even if it is null.
     #[must_use]
     pub fn contains(&self, name: &str) -> bool {
         self.0.contains_key(name)
     }
 
-    /// Sets a field; a new one goes to the end.
+    /// Sets a field; a new field is appended.
     pub fn set(&mut self, name: &str, value: &impl Serialize) {
         if let Ok(raw) = to_raw_value(value) {
             self.0.insert(name.to_owned(), raw);
         }
     }
 
-    /// Gives one field the value of another, if it has none itself.
+    /// Copies the value of one field to another if the other is absent.
     pub fn copy_if_absent(&mut self, from: &str, to: &str) {
         if let (Some(value), false) = (self.0.get(from).cloned(), self.0.contains_key(to)) {
             self.0.insert(to.to_owned(), value);
         }
     }
 
-    /// Takes a field away.
+    /// Removes a field and returns its value.
     pub fn remove(&mut self, name: &str) -> Field {
         let value = self.get(name);
         self.0.shift_remove(name);
         value
     }
 
-    /// Takes over all fields of another object.
+    /// Adds all fields of another object; they replace fields of the same name.
     pub fn extend(&mut self, other: Self) {
         self.0.extend(other.0);
     }
 
-    /// How many items a field has, if it is a list.
+    /// Returns the number of items of an array field, or 0 if the field is not an array.
     #[must_use]
     pub fn count_items(&self, name: &str) -> usize {
         let items = self.0.get(name).map(|raw| serde_json::from_str::<Vec<&RawValue>>(raw.get()));
         items.and_then(Result::ok).map_or(0, |items| items.len())
     }
 
-    /// The object as JSON.
+    /// Returns the object as JSON text.
     #[must_use]
     pub fn to_json(&self) -> String {
         serde_json::to_string(&self.0).unwrap_or_default()
@@ -96,7 +97,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn values_stay_as_they_were_sent() {
+    fn untouched_values_keep_their_original_text() {
         let text =
             r#"{"b":1e400,"a":-0.0,"n":12345678901234567890123,"l":[1, 2],"s":"\u00e9","z":null}"#;
         let mut fields: Fields = serde_json::from_str(text).unwrap();

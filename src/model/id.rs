@@ -1,4 +1,7 @@
-//! Ids: a prefix, `_`, and a UUIDv7 in 26 characters of base32 (the `TypeID` specification).
+//! Public ids: a prefix, `_`, and a UUIDv7 in 26 characters of base32 (the `TypeID` specification).
+//!
+//! Each kind of object has its own type and prefix, so that an id of one kind is never accepted as
+//! an id of another. The text form sorts like the UUIDs.
 
 use std::{fmt, str::FromStr};
 
@@ -8,33 +11,33 @@ use uuid::Uuid;
 
 use super::Invalid;
 
-/// Crockford's alphabet in lower case, as `TypeID` has it.
+/// Crockford's base32 alphabet in lower case, as `TypeID` specifies it.
 const ALPHABET: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
 
-/// Characters after the underscore: 26 × 5 bits hold 128, the first two of which are zero.
+/// Characters after the underscore: 26 × 5 = 130 bits, of which the first two are zero.
 const SUFFIX_LEN: usize = 26;
 
-/// Something that has an id of its own prefix.
+/// An id type with its own prefix.
 pub trait Id: Copy + From<Uuid> {
-    /// What stands before the underscore.
+    /// The text before the underscore.
     const PREFIX: &'static str;
 
-    /// The bare UUID, as the database has it.
+    /// Returns the UUID without prefix, as the database stores it.
     fn uuid(self) -> Uuid;
 }
 
-/// Writes an id of any prefix.
+/// Formats an id with a prefix.
 #[must_use]
 pub fn format(prefix: &str, id: Uuid) -> String {
     let mut text = String::with_capacity(prefix.len() + 1 + SUFFIX_LEN);
     text.push_str(prefix);
     text.push('_');
-    text.push_str(str::from_utf8(&suffix(id)).unwrap_or_default());
+    text.push_str(str::from_utf8(&encode_suffix(id)).unwrap_or_default());
     text
 }
 
-/// What stands behind the underscore.
-fn suffix(id: Uuid) -> [u8; SUFFIX_LEN] {
+/// Returns the characters after the underscore.
+fn encode_suffix(id: Uuid) -> [u8; SUFFIX_LEN] {
     let mut bits = id.as_u128();
     let mut suffix = [0; SUFFIX_LEN];
     for digit in suffix.iter_mut().rev() {
@@ -44,60 +47,63 @@ fn suffix(id: Uuid) -> [u8; SUFFIX_LEN] {
     suffix
 }
 
-/// The longest text of an id that needs no memory of its own.
-const SHORT: usize = 48;
+/// The longest id text, in bytes, that is serialized without a heap allocation.
+const STACK_LEN: usize = 48;
 
-/// Serializes an id of any prefix: several times for each event of the log, so without an allocation.
+/// Serializes an id with a prefix.
+///
+/// It usually does not allocate, because each audit event serializes several ids.
 ///
 /// # Errors
-/// When the serializer fails.
+/// The serializer's error.
 pub fn serialize<S: Serializer>(prefix: &str, id: Uuid, serializer: S) -> Result<S::Ok, S::Error> {
-    let mut text = [0; SHORT];
+    let mut text = [0; STACK_LEN];
     let len = prefix.len() + 1 + SUFFIX_LEN;
-    let Some(room) = text.get_mut(..len) else {
+    let Some(buffer) = text.get_mut(..len) else {
         return serializer.serialize_str(&format(prefix, id));
     };
-    let (head, tail) = room.split_at_mut(prefix.len());
+    let (head, tail) = buffer.split_at_mut(prefix.len());
     head.copy_from_slice(prefix.as_bytes());
     tail[0] = b'_';
-    tail[1..].copy_from_slice(&suffix(id));
-    serializer.serialize_str(str::from_utf8(room).unwrap_or_default())
+    tail[1..].copy_from_slice(&encode_suffix(id));
+    serializer.serialize_str(str::from_utf8(buffer).unwrap_or_default())
 }
 
-/// Reads an id of one prefix.
+/// Parses an id with this prefix.
 ///
 /// # Errors
-/// When the prefix is another, or the rest is not 26 characters of base32 that fit 128 bits.
+/// [`Invalid`] if the prefix differs, or the rest is not 26 base32 characters that fit in 128 bits.
 pub fn parse(prefix: &str, text: &str) -> Result<Uuid, Invalid> {
-    let refuse = || Invalid::new(format!("must be an id that starts with {prefix}_"));
+    let invalid = || Invalid::new(format!("must be an id that starts with {prefix}_"));
     let suffix = text
         .strip_prefix(prefix)
         .and_then(|rest| rest.strip_prefix('_'))
         .filter(|suffix| suffix.len() == SUFFIX_LEN && suffix.as_bytes()[0] <= b'7')
-        .ok_or_else(refuse)?;
+        .ok_or_else(invalid)?;
     let mut bits = 0_u128;
     for byte in suffix.bytes() {
-        let digit = ALPHABET.iter().position(|letter| *letter == byte).ok_or_else(refuse)?;
-        bits = (bits << 5) | u128::try_from(digit).map_err(|_| refuse())?;
+        let digit = ALPHABET.iter().position(|letter| *letter == byte).ok_or_else(invalid)?;
+        bits = (bits << 5) | u128::try_from(digit).map_err(|_| invalid())?;
     }
     Ok(Uuid::from_u128(bits))
 }
 
-/// The millisecond that a UUIDv7 was made in (RFC 9562, section 5.7).
+/// Returns the time at which a UUIDv7 was created, in milliseconds precision (RFC 9562,
+/// section 5.7).
 #[must_use]
 pub fn moment(id: Uuid) -> OffsetDateTime {
-    // 48 bits of milliseconds reach beyond what a timestamp can tell: no id of ours does.
+    // 48 bits of milliseconds exceed the range of `OffsetDateTime`, but no id of this service does.
     OffsetDateTime::from_unix_timestamp_nanos(i128::from(millis(id)) * 1_000_000)
         .unwrap_or(OffsetDateTime::UNIX_EPOCH)
 }
 
-/// The moment in an id, in milliseconds since 1970.
+/// Returns the time in a UUIDv7, in milliseconds since 1970.
 #[must_use]
 pub const fn millis(id: Uuid) -> u64 {
     id.as_u64_pair().0 >> 16
 }
 
-/// How the OpenAPI document describes an id of a prefix.
+/// Returns the OpenAPI schema of an id with this prefix.
 fn schema(prefix: &str) -> utoipa::openapi::RefOr<utoipa::openapi::Schema> {
     use utoipa::openapi::{ObjectBuilder, schema::Type};
     ObjectBuilder::new()
@@ -171,37 +177,37 @@ macro_rules! ids {
 }
 
 ids! {
-    /// A workspace: the tenant.
+    /// The id of a workspace.
     WorkspaceId = "ws";
-    /// A person.
+    /// The id of a user.
     UserId = "user";
-    /// An API key.
+    /// The id of an API key.
     ApiKeyId = "key";
-    /// A person's session; the `sid` of its access tokens.
+    /// The id of a user's session; the `sid` of its access tokens.
     SessionId = "session";
-    /// An event of the audit log.
+    /// The id of an audit event.
     EventId = "event";
-    /// A request.
+    /// The id of a request.
     RequestId = "req";
-    /// A voice agent.
+    /// The id of a voice agent.
     AgentId = "agent";
-    /// A phone call.
+    /// The id of a phone call.
     CallId = "call";
-    /// A knowledge base.
+    /// The id of a knowledge base.
     KnowledgeBaseId = "kb";
-    /// A campaign.
+    /// The id of a campaign.
     CampaignId = "campaign";
-    /// An invitation to a workspace.
+    /// The id of an invitation to a workspace.
     InvitationId = "invite";
-    /// A passkey of a person.
+    /// The id of a user's passkey.
     PasskeyId = "passkey";
-    /// A movement of a workspace's wallet.
+    /// The id of a transaction in a workspace's wallet.
     TransactionId = "txn";
-    /// A key that signs access tokens; the `kid` of the JWKS.
+    /// The id of a key that signs access tokens; the `kid` of the JWKS.
     SigningKeyId = "sig";
-    /// An OAuth client; mostly its `client_id` too.
+    /// The id of an OAuth client; also its `client_id`, except for client metadata documents.
     ClientId = "client";
-    /// What somebody lets an OAuth client do; the `sid` of its access tokens.
+    /// The id of an OAuth grant; the `sid` of its access tokens.
     GrantId = "grant";
 }
 
@@ -213,20 +219,20 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_written_is_read(bits: u128) {
+        fn formatted_id_parses_back(bits: u128) {
             let id = WorkspaceId::from(Uuid::from_u128(bits));
             prop_assert_eq!(id.to_string().parse(), Ok(id));
             prop_assert_eq!(id.to_string().len(), 3 + 26);
         }
 
         #[test]
-        fn order_is_kept(a: u128, b: u128) {
+        fn text_order_matches_uuid_order(a: u128, b: u128) {
             let [x, y] = [a, b].map(|bits| EventId::from(Uuid::from_u128(bits)).to_string());
             prop_assert_eq!(x.cmp(&y), a.cmp(&b));
         }
 
         #[test]
-        fn anything_else_is_refused(text in "\\PC*") {
+        fn parsed_text_is_canonical(text in "\\PC*") {
             if let Ok(id) = text.parse::<WorkspaceId>() {
                 prop_assert_eq!(id.to_string(), text);
             }
@@ -234,13 +240,13 @@ mod tests {
     }
 
     #[test]
-    fn the_published_example_of_typeid_is_read() {
+    fn typeid_specification_example_is_parsed() {
         let id = parse("prefix", "prefix_01h455vb4pex5vsknk084sn02q").unwrap();
         assert_eq!(id.to_string(), "01890a5d-ac96-774b-bcce-b302099a8057");
     }
 
     #[test]
-    fn near_misses_are_refused() {
+    fn malformed_id_is_rejected() {
         for text in [
             "",
             "ws",

@@ -1,29 +1,28 @@
-//! What nodes are told not to believe any more.
+//! Cache invalidations: messages to all nodes that a credential changed.
 
 use super::{
     api_key::KeyDigest,
     id::{ClientId, GrantId, SessionId, UserId, WorkspaceId},
 };
 
-/// What somebody changed, so that whatever was known of it has to be asked anew.
+/// A change after which every node must drop the cache entries that depend on the changed object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Invalidation {
     /// A key was revoked or changed.
     Key(KeyDigest),
-    /// A session ended or moved.
+    /// A session ended or switched to another workspace.
     Session(SessionId),
-    /// A person's role, name or address changed: this touches the person's sessions, in one workspace
-    /// where that is given.
+    /// A user's role, name or address changed. It affects the user's sessions and grants.
     Person {
-        /// Who.
+        /// The user.
         user: UserId,
-        /// Where; none is everywhere.
+        /// The affected workspace; `None` means all workspaces.
         workspace: Option<WorkspaceId>,
     },
-    /// A workspace's own settings changed: this touches everything in it.
+    /// A workspace's settings changed. It affects all credentials of the workspace.
     Workspace(WorkspaceId),
     /// A grant ended or changed.
     Grant(GrantId),
-    /// An OAuth client changed or is gone: this touches all its grants.
+    /// An OAuth client changed or was deleted. It affects all grants of the client.
     Client(ClientId),
 }

@@ -4,19 +4,19 @@ use time::OffsetDateTime;
 
 use super::{id::InvitationId, scope::Role};
 
-/// An invitation that is open.
+/// An open invitation: neither accepted nor revoked.
 #[derive(Debug, Clone)]
 pub struct Invitation {
-    /// Its id; the token of the mailed link is derived from it.
+    /// The invitation's id; the token of the mailed link is derived from it.
     pub id: InvitationId,
-    /// Who is invited.
+    /// The invited address.
     pub email: String,
-    /// As what.
+    /// The offered role.
     pub role: Role,
-    /// Who invites, as a public id (`user_…`, `key_…`).
+    /// The public id of the inviting principal (`user_…`, `key_…`).
     pub invited_by: String,
-    /// Since when.
+    /// Time of creation.
     pub created_at: OffsetDateTime,
-    /// Until when it can be accepted.
+    /// The invitation cannot be accepted after this time.
     pub expires_at: OffsetDateTime,
 }

@@ -1,41 +1,43 @@
-//! Mails, as they wait to be sent.
+//! Emails in the outbox: stored and not yet sent.
+//!
+//! An entry holds no secret. The tokens of links are derived from their ids when the email is
+//! rendered; see [`super::one_time_token`].
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-/// A mail that is to be written and sent. It waits in the database, so it holds no secret: tokens are
-/// derived from their ids when it is written.
+/// An email to be rendered and sent. It is stored in the database and therefore holds no secret.
 #[derive(Clone, Serialize, Deserialize)]
 pub struct Mail {
-    /// The address.
+    /// The recipient's address.
     pub to: String,
-    /// What it is about.
+    /// The kind of email, with the data that its text needs.
     #[serde(flatten)]
     pub subject: MailSubject,
 }
 
 impl fmt::Debug for Mail {
-    /// Addresses are personal data.
+    /// Prints only the kind: addresses are personal data.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Mail({})", self.subject.kind())
+        write!(f, "OutgoingEmail({})", self.subject.kind())
     }
 }
 
-/// What a mail is about.
+/// The kind of an email, with the data that its text needs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum MailSubject {
-    /// Somebody asked for a new password. Whether the address is anybody's is found out when the mail is
-    /// sent, so that asking takes the same time either way.
+    /// A password reset was requested. The account is looked up when the email is sent, so that
+    /// the request takes the same time for known and unknown addresses.
     ForgotPassword,
-    /// To show that the address is one's own.
+    /// Email verification.
     VerifyEmail {
         /// The id of the link's token.
         token: Uuid,
     },
-    /// Somebody is invited to a workspace.
+    /// An invitation to a workspace.
     Invitation {
         /// The id of the invitation, and of the link's token.
         token: Uuid,
@@ -44,72 +46,72 @@ pub enum MailSubject {
     },
     /// The password was changed or reset.
     PasswordChanged {
-        /// From where.
+        /// The request that changed it.
         origin: Origin,
-        /// What the person's passkeys are called, which go on signing in.
+        /// The names of the user's passkeys, which can still sign in.
         #[serde(default)]
         passkeys: Vec<String>,
-        /// What the apps are called that the person has connected, which go on too.
+        /// The names of the user's connected apps, which keep their access.
         #[serde(default)]
         apps: Vec<String>,
     },
-    /// Sign-in takes a code from now on.
+    /// TOTP was enabled: sign-in now requires a code.
     SecondFactorAdded {
-        /// From where.
+        /// The request that enabled it.
         origin: Origin,
     },
-    /// There are new recovery codes.
+    /// New recovery codes were created.
     RecoveryCodesRenewed {
-        /// From where.
+        /// The request that created them.
         origin: Origin,
     },
-    /// A passkey was made.
+    /// A passkey was added.
     PasskeyAdded {
-        /// From where.
+        /// The request that added it.
         origin: Origin,
     },
-    /// A passkey was taken away.
+    /// A passkey was removed.
     PasskeyRemoved {
-        /// From where.
+        /// The request that removed it.
         origin: Origin,
     },
-    /// Sign-in takes no code any more.
+    /// TOTP was disabled: sign-in no longer requires a code.
     SecondFactorRemoved {
-        /// From where.
+        /// The request that disabled it.
         origin: Origin,
     },
-    /// The operator took what signs the person in, beside the password, away.
+    /// The operator removed the user's second factor and passkeys.
     FactorsTakenAway,
-    /// Somebody signed in with a client, or from a network, that the person has not used of late.
+    /// A sign-in with a client, or from a network, that the user has not used recently.
     NewDevice {
-        /// From where.
+        /// The request that signed in.
         origin: Origin,
     },
-    /// A key that may run the workspace was minted.
+    /// An API key with the admin scope was created.
     AdminKey {
         /// The key's name.
         key: String,
-        /// The workspace's.
+        /// The workspace's name.
         workspace: String,
-        /// The name of who did it.
+        /// The name of the principal that created the key.
         by: String,
-        /// From where.
+        /// The request that created the key.
         origin: Origin,
     },
-    /// The account is gone.
+    /// The account was deleted.
     AccountDeleted {
-        /// From where.
+        /// The request that deleted it.
         origin: Origin,
     },
-    /// A refresh token was used a second time; the session was ended.
+    /// A refresh token was reused; its session ended.
     SessionReuse {
-        /// From where it was used.
+        /// The request that reused the token.
         origin: Origin,
     },
 }
 
 impl MailSubject {
-    /// Its name, for logs.
+    /// Returns the name of the kind, for logs.
     #[must_use]
     pub const fn kind(&self) -> &'static str {
         match self {
@@ -131,13 +133,13 @@ impl MailSubject {
     }
 }
 
-/// When and from where something was done.
+/// The origin of the request behind an email: time, address and client.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Origin {
-    /// When, as clients see moments.
+    /// The time, formatted as in the API.
     pub at: String,
-    /// From which address.
+    /// The client's address.
     pub ip: String,
-    /// With which client.
+    /// The `User-Agent` header.
     pub user_agent: Option<String>,
 }

@@ -1,6 +1,9 @@
-//! Plain types: what the service is about, without HTTP and without SQL.
+//! Domain types, without HTTP and without SQL.
 //!
-//! A value of one of these types is valid: parsing is the only way to get one from a client.
+//! Every value of these types is valid: client input becomes one only by parsing.
+//!
+//! [`principal`] holds the identity behind a request, [`audit`] the audit events, [`oauth`] the
+//! types of OAuth 2.1.
 
 pub mod address;
 pub mod api_key;
@@ -32,13 +35,14 @@ pub mod user;
 pub mod wallet;
 pub mod workspace;
 
-/// Why a value from a client was refused: a sentence for its author.
+/// The error for an invalid value from a client. Its message says what the value must be, and is
+/// shown to the client.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct Invalid(pub String);
 
 impl Invalid {
-    /// A refusal with its reason.
+    /// Creates an error with this message.
     pub fn new(reason: impl Into<String>) -> Self {
         Self(reason.into())
     }

@@ -1,8 +1,11 @@
-//! Tokens of links that people are mailed, of browsers and of forms: derived from an id, not stored.
+//! Tokens that are derived from an id and not stored: in mailed links, cookies, forms and OAuth
+//! codes.
 //!
-//! base64url of (id, MAC). The MAC is HMAC-SHA-256 over the purpose and the id, under a key that the
-//! database does not hold. So a dump of the database, or a mail that waits in it, opens nothing, and a
-//! token of one purpose is none of another.
+//! A token is base64url of (id, MAC). The MAC is HMAC-SHA-256 over the purpose and the id, under a
+//! key that is not in the database. A dump of the database, or an email in its outbox, therefore
+//! gives no access, and a token of one purpose is invalid for every other.
+//!
+//! This module does not limit how often a token works: the store does, by the token's id.
 
 use std::fmt;
 
@@ -14,35 +17,35 @@ use uuid::Uuid;
 const ID_LEN: usize = 16;
 const TOKEN_LEN: usize = ID_LEN + 32;
 
-/// What a token is for.
+/// The purpose of a token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Purpose {
-    /// To choose a new password without knowing the old one.
+    /// Password reset, without the current password.
     ResetPassword,
-    /// To show that an address is one's own.
+    /// Email verification.
     VerifyEmail,
-    /// To join a workspace.
+    /// Acceptance of an invitation to a workspace.
     Invitation,
-    /// To complete a sign-in by a second factor.
+    /// Completion of a sign-in with a second factor.
     SecondFactor,
-    /// To be answered by a passkey.
+    /// Challenge for a sign-in with a passkey.
     Passkey,
-    /// To be answered by making a passkey.
+    /// Challenge for the registration of a passkey.
     NewPasskey,
-    /// To be known by, for a browser; of a session's id.
+    /// Session cookie; its id is the session's.
     Cookie,
-    /// To send a form with; of the browser it was made for.
+    /// CSRF token of a form before sign-in; its id is the browser's.
     Form,
-    /// To send a form with; of the session it was made for.
+    /// CSRF token of a form after sign-in; its id is derived from the session.
     SessionForm,
-    /// To get an OAuth grant's first tokens with; of the grant (RFC 6749, section 4.1.2).
+    /// OAuth authorization code; its id is the grant's (RFC 6749, section 4.1.2).
     AuthorizationCode,
-    /// To ask for the tokens of a device with (RFC 8628, section 3.2).
+    /// OAuth device code (RFC 8628, section 3.2).
     DeviceCode,
 }
 
 impl Purpose {
-    /// The name in the database, and in the MAC.
+    /// Returns the name that the database stores and that the MAC covers.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -61,45 +64,46 @@ impl Purpose {
     }
 }
 
-/// The key of the MAC, derived from the deployment's `keys.encryption_key`.
+/// The MAC key, derived from the deployment's `keys.encryption_key`.
 #[derive(Clone)]
 pub struct TokenKey(hmac::Key);
 
 impl TokenKey {
-    /// A key of 32 secret bytes.
+    /// Creates a key from 32 secret bytes.
     #[must_use]
     pub fn new(bytes: &[u8; 32]) -> Self {
         Self(hmac::Key::new(hmac::HMAC_SHA256, bytes))
     }
 
-    /// The token of an id.
+    /// Returns the token of an id.
     #[must_use]
     pub fn derive(&self, purpose: Purpose, id: Uuid) -> SecretString {
-        let mac = hmac::sign(&self.0, &input(purpose, id));
+        let mac = hmac::sign(&self.0, &mac_input(purpose, id));
         BASE64URL_NOPAD.encode(&[id.as_bytes(), mac.as_ref()].concat()).into()
     }
 
-    /// The id of a genuine token; compared in constant time.
+    /// Returns the id of a token, or `None` if its MAC is wrong. The comparison takes constant
+    /// time.
     #[must_use]
     pub fn verify(&self, purpose: Purpose, token: &str) -> Option<Uuid> {
-        self.verify_input(token, |id| input(purpose, id))
+        self.verify_input(token, |id| mac_input(purpose, id))
     }
 
-    /// The token of an id, for somebody alone.
+    /// Returns the token of an id, bound to an owner such as a session.
     #[must_use]
-    pub fn derive_for(&self, whom: Uuid, purpose: Purpose, id: Uuid) -> SecretString {
-        let mac = hmac::sign(&self.0, &input_for(whom, purpose, id));
+    pub fn derive_for(&self, owner: Uuid, purpose: Purpose, id: Uuid) -> SecretString {
+        let mac = hmac::sign(&self.0, &mac_input_for(owner, purpose, id));
         BASE64URL_NOPAD.encode(&[id.as_bytes(), mac.as_ref()].concat()).into()
     }
 
-    /// The id of a genuine token that is for somebody.
+    /// Returns the id of a token that is bound to this owner, or `None` if its MAC is wrong.
     #[must_use]
-    pub fn verify_for(&self, whom: Uuid, purpose: Purpose, token: &str) -> Option<Uuid> {
-        self.verify_input(token, |id| input_for(whom, purpose, id))
+    pub fn verify_for(&self, owner: Uuid, purpose: Purpose, token: &str) -> Option<Uuid> {
+        self.verify_input(token, |id| mac_input_for(owner, purpose, id))
     }
 
-    /// What is kept of a code that a person types in on a device's behalf: so short a code would be found by
-    /// its mere hash.
+    /// Returns the MAC under which a device's user code is stored. An unkeyed hash of such a short
+    /// code could be inverted by brute force.
     #[must_use]
     pub fn of_user_code(&self, letters: &str) -> [u8; 32] {
         let mac = hmac::sign(&self.0, format!("user_code {letters}").as_bytes());
@@ -119,14 +123,14 @@ impl TokenKey {
     }
 }
 
-fn input(purpose: Purpose, id: Uuid) -> Vec<u8> {
-    // The id has a fixed length, so no two purposes and ids give the same text.
+fn mac_input(purpose: Purpose, id: Uuid) -> Vec<u8> {
+    // The id has a fixed length, so the input is different for every purpose and id.
     [purpose.as_str().as_bytes(), id.as_bytes()].concat()
 }
 
-fn input_for(whom: Uuid, purpose: Purpose, id: Uuid) -> Vec<u8> {
-    // Nor do these: no purpose is another and as much as an id.
-    [&input(purpose, id), &whom.as_bytes()[..]].concat()
+fn mac_input_for(owner: Uuid, purpose: Purpose, id: Uuid) -> Vec<u8> {
+    // Different from every `mac_input`: no purpose is another purpose plus 16 bytes.
+    [&mac_input(purpose, id), &owner.as_bytes()[..]].concat()
 }
 
 impl fmt::Debug for TokenKey {
@@ -144,25 +148,27 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_token_is_genuine_for_its_purpose_and_key_only(id: u128, key: [u8; 32], other: [u8; 32]) {
+        fn token_verifies_only_for_its_purpose_owner_and_key(
+            id: u128, key: [u8; 32], other: [u8; 32],
+        ) {
             let (id, own) = (Uuid::from_u128(id), TokenKey::new(&key));
             let token = own.derive(Purpose::ResetPassword, id);
             let token = token.expose_secret();
             prop_assert_eq!(own.verify(Purpose::ResetPassword, token), Some(id));
             prop_assert_eq!(own.verify(Purpose::VerifyEmail, token), None);
             prop_assert_eq!(own.verify_for(id, Purpose::ResetPassword, token), None);
-            let theirs = own.derive_for(id, Purpose::NewPasskey, id);
-            let theirs = theirs.expose_secret();
-            prop_assert_eq!(own.verify_for(id, Purpose::NewPasskey, theirs), Some(id));
-            prop_assert_eq!(own.verify_for(id, Purpose::Passkey, theirs), None);
-            prop_assert_eq!(own.verify_for(Uuid::max(), Purpose::NewPasskey, theirs), None);
-            prop_assert_eq!(own.verify(Purpose::NewPasskey, theirs), None);
+            let bound = own.derive_for(id, Purpose::NewPasskey, id);
+            let bound = bound.expose_secret();
+            prop_assert_eq!(own.verify_for(id, Purpose::NewPasskey, bound), Some(id));
+            prop_assert_eq!(own.verify_for(id, Purpose::Passkey, bound), None);
+            prop_assert_eq!(own.verify_for(Uuid::max(), Purpose::NewPasskey, bound), None);
+            prop_assert_eq!(own.verify(Purpose::NewPasskey, bound), None);
             prop_assume!(key != other);
             prop_assert_eq!(TokenKey::new(&other).verify(Purpose::ResetPassword, token), None);
         }
 
         #[test]
-        fn a_changed_token_is_not_genuine(id: u128, at in 0_usize..64, to in 0_usize..64) {
+        fn modified_token_does_not_verify(id: u128, at in 0_usize..64, to in 0_usize..64) {
             let (id, key) = (Uuid::from_u128(id), TokenKey::new(&[7; 32]));
             let mut text = key.derive(Purpose::VerifyEmail, id).expose_secret().as_bytes().to_vec();
             let letter = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"[to];

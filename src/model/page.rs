@@ -1,46 +1,47 @@
-//! Pages of a list: newest first, by id.
+//! Pagination: lists are sorted by id, newest first, and read page by page.
 
 use data_encoding::BASE64URL_NOPAD;
 use uuid::Uuid;
 
 use super::Invalid;
 
-/// Items on a page unless the client asks otherwise.
+/// Items on a page if the client sets no limit.
 pub const DEFAULT_LIMIT: i64 = 50;
-/// The most that a client may ask for.
+/// The highest limit that a client may set.
 pub const MAX_LIMIT: i64 = 100;
-/// The most items that a client may pass over: PostgreSQL reads each of them.
+/// The highest offset that a client may set: PostgreSQL reads every skipped item.
 pub const MAX_OFFSET: u32 = 100_000;
 
-/// Which part of a list is wanted.
+/// The requested part of a list.
 #[derive(Debug, Clone, Copy)]
 pub struct Page {
-    /// How many items at most.
+    /// Maximum number of items.
     pub limit: i64,
-    /// Only items older than this one.
+    /// Only items that are older than the item of this id.
     pub before: Option<Uuid>,
-    /// How many items to pass over.
+    /// Number of items to skip.
     pub offset: i64,
 }
 
 impl Default for Page {
-    /// The first, of the usual length.
+    /// Returns a request for the first page, with the default limit.
     fn default() -> Self {
         Self { limit: DEFAULT_LIMIT, before: None, offset: 0 }
     }
 }
 
-/// Part of a list.
+/// One page of a list.
 #[derive(Debug)]
 pub struct Items<T> {
     /// The items of this page.
     pub items: Vec<T>,
-    /// Whether there are more behind them.
+    /// True if another page follows.
     pub more: bool,
 }
 
 impl<T> Items<T> {
-    /// From up to `limit + 1` items: the one too many only tells that there are more.
+    /// Creates a page from up to `limit + 1` items. An item beyond the limit is dropped; it only
+    /// shows that another page follows.
     #[must_use]
     pub fn from_excess(mut items: Vec<T>, limit: i64) -> Self {
         let limit = usize::try_from(limit).unwrap_or_default();
@@ -49,28 +50,28 @@ impl<T> Items<T> {
         Self { items, more }
     }
 
-    /// The cursor of the next page, if there is one.
+    /// Returns the cursor of the next page, or `None` on the last page.
     pub fn next_cursor(&self, id: impl Fn(&T) -> Uuid) -> Option<String> {
         self.items.last().filter(|_| self.more).map(|last| write_cursor(id(last)))
     }
 }
 
-/// A cursor that goes on behind an item. Opaque to clients.
+/// Encodes the cursor of the page that follows an item. Cursors are opaque to clients.
 #[must_use]
 pub fn write_cursor(last: Uuid) -> String {
     BASE64URL_NOPAD.encode(last.as_bytes())
 }
 
-/// Reads a cursor.
+/// Decodes a cursor.
 ///
 /// # Errors
-/// When it is none of ours.
+/// [`Invalid`] if the text is not a cursor of [`write_cursor`].
 pub fn read_cursor(text: &str) -> Result<Uuid, Invalid> {
     BASE64URL_NOPAD
         .decode(text.as_bytes())
         .ok()
         .and_then(|bytes| Uuid::from_slice(&bytes).ok())
-        .ok_or_else(|| Invalid::new("cursor must be a next_cursor of an earlier page"))
+        .ok_or_else(|| Invalid::new("cursor must be the next_cursor of an earlier page"))
 }
 
 #[cfg(test)]
@@ -81,13 +82,13 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_cursor_is_read_back(bits: u128) {
+        fn cursor_decodes_to_its_id(bits: u128) {
             let id = Uuid::from_u128(bits);
             prop_assert_eq!(read_cursor(&write_cursor(id)), Ok(id));
         }
 
         #[test]
-        fn other_texts_are_refused_without_panic(text in "\\PC*") {
+        fn decoded_text_is_canonical(text in "\\PC*") {
             if let Ok(id) = read_cursor(&text) {
                 prop_assert_eq!(write_cursor(id), text);
             }

@@ -1,7 +1,11 @@
-//! Passkeys: what browsers send about them, verified (Web Authentication Level 3, sections 7.1 and 7.2).
+//! Passkeys: verification of registrations and assertions (Web Authentication Level 3, sections 7.1
+//! and 7.2).
 //!
-//! A passkey signs in by itself: it takes the device and whoever may unlock it (user verification). Nothing is
-//! asked about the make of a device (attestation), so nothing that it says of itself is believed.
+//! A passkey is sufficient for sign-in, because user verification is required: it proves possession
+//! of the device and the ability to unlock it. Attestation is neither requested nor evaluated, so
+//! nothing that a device claims about its model is trusted.
+//!
+//! The challenges are created and checked in `auth::passkeys`.
 
 mod public_key;
 
@@ -16,36 +20,36 @@ pub use self::public_key::ALGORITHMS;
 use self::public_key::PublicKey;
 use super::id::PasskeyId;
 
-/// Bytes of a credential's id at most (section 7.1, step 25).
+/// Maximum length of a credential id in bytes (section 7.1, step 25).
 const MAX_CREDENTIAL_ID: usize = 1023;
-/// Bytes of anything that a browser sends here, at most.
+/// Maximum length in bytes of every value that a browser sends.
 const MAX_LEN: usize = 16 * 1024;
 
-/// Bits of an authenticator's flags (section 6.1).
+/// Bits of the authenticator data's flags (section 6.1).
 const USER_PRESENT: u8 = 1;
 const USER_VERIFIED: u8 = 1 << 2;
 const BACKUP_ELIGIBLE: u8 = 1 << 3;
 const BACKED_UP: u8 = 1 << 4;
-const HAS_CREDENTIAL: u8 = 1 << 6;
+const HAS_CREDENTIAL_DATA: u8 = 1 << 6;
 const HAS_EXTENSIONS: u8 = 1 << 7;
 
-/// Why something is not what a passkey of this service sends.
+/// The error for a response that is not a valid response of a passkey of this service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct NotAPasskey(pub &'static str);
 
-/// Whom passkeys are made for: the host of this service.
+/// The relying party of passkeys: the host of this service.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RelyingParty {
-    /// The host's name.
+    /// The relying party id: the host name.
     pub id: String,
-    /// Where pages are that may use them.
+    /// The origin of the pages that use passkeys.
     pub origin: String,
 }
 
 impl RelyingParty {
-    /// Where the service is reached under a name, and by https unless on this machine: elsewhere browsers have
-    /// no passkeys.
+    /// Returns the relying party of a public URL. `None` if browsers do not support passkeys there:
+    /// the host is an IP address, or the scheme is not https and the host is not `localhost`.
     #[must_use]
     pub fn of(public_url: &str) -> Option<Self> {
         let url: Url = public_url.parse().ok()?;
@@ -56,7 +60,7 @@ impl RelyingParty {
     }
 }
 
-/// What a browser says that it was asked for.
+/// The client data (section 5.8.1): the request as the browser saw it.
 #[derive(Deserialize)]
 struct ClientData {
     #[serde(rename = "type")]
@@ -69,89 +73,90 @@ struct ClientData {
     top_origin: Option<String>,
 }
 
-/// What is asked of a browser.
+/// The Web Authentication ceremony that a response belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ceremony {
-    /// To make a passkey.
+    /// Registration of a passkey.
     Registration,
-    /// To sign with one.
+    /// Authentication with a passkey.
     Authentication,
 }
 
-/// A passkey just made.
+/// A newly registered passkey.
 #[derive(Debug, PartialEq, Eq)]
 pub struct NewPasskey {
-    /// What its device knows it by.
+    /// The credential id, by which the device knows the passkey.
     pub credential_id: Vec<u8>,
-    /// Its public key, as COSE has it.
+    /// The public key, in COSE format.
     pub public_key: Vec<u8>,
-    /// How often it signed.
+    /// The signature counter.
     pub sign_count: u32,
-    /// Whether it may be copied to other devices; that never changes.
+    /// True if the passkey can be synced to other devices; never changes.
     pub is_backup_eligible: bool,
 }
 
-/// What a passkey said when it signed.
+/// A verified assertion of a passkey.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Assertion {
-    /// How often it signed; always 0 for one that does not count.
+    /// The signature counter; always 0 if the passkey does not count.
     pub sign_count: u32,
-    /// Whether it may be copied to other devices.
+    /// True if the passkey can be synced to other devices.
     pub is_backup_eligible: bool,
 }
 
-/// A passkey as its person sees it.
+/// A passkey in the list of its user.
 #[derive(Debug, Clone)]
 pub struct Passkey {
-    /// Its id.
+    /// The passkey's id.
     pub id: PasskeyId,
-    /// What the person calls it.
+    /// The name that the user chose.
     pub name: String,
-    /// Since when.
+    /// Time of registration.
     pub created_at: OffsetDateTime,
-    /// When it last signed in.
+    /// Time of the last sign-in with the passkey.
     pub last_used_at: Option<OffsetDateTime>,
 }
 
-/// The challenge that an answer is to, once the answer is known to be one of a page of this service. Whether
-/// the challenge was ours is the caller's to find out.
+/// Verifies the ceremony and the origin of a response, and returns its challenge. The caller must
+/// check that this service issued the challenge.
 ///
 /// # Errors
-/// When it is not.
+/// [`NotAPasskey`] if the client data is malformed, or belongs to another ceremony or origin.
 pub fn challenge(
     party: &RelyingParty,
     ceremony: Ceremony,
     client_data: &[u8],
 ) -> Result<String, NotAPasskey> {
     if client_data.len() > MAX_LEN {
-        return Err(NotAPasskey("the answer is too long"));
+        return Err(NotAPasskey("the response is too long"));
     }
     let data: ClientData = serde_json::from_slice(client_data)
-        .map_err(|_| NotAPasskey("the browser's data is malformed"))?;
+        .map_err(|_| NotAPasskey("the client data is malformed"))?;
     let kind = match ceremony {
         Ceremony::Registration => "webauthn.create",
         Ceremony::Authentication => "webauthn.get",
     };
     if data.kind != kind {
-        return Err(NotAPasskey("the answer is to another question"));
+        return Err(NotAPasskey("the response has the wrong type"));
     }
     if data.origin != party.origin || data.cross_origin || data.top_origin.is_some() {
-        return Err(NotAPasskey("the answer comes from another site"));
+        return Err(NotAPasskey("the response comes from another site"));
     }
     Ok(data.challenge)
 }
 
-/// The passkey that was made.
+/// Verifies the attestation object of a registration, and returns the new passkey.
 ///
 /// # Errors
-/// When there is none, or not one for this service.
+/// [`NotAPasskey`] if the object is malformed, belongs to another relying party, lacks user
+/// verification or has an unsupported public key.
 pub fn registered(
     party: &RelyingParty,
     attestation_object: &[u8],
 ) -> Result<NewPasskey, NotAPasskey> {
-    const MALFORMED: NotAPasskey = NotAPasskey("the device's answer is malformed");
+    const MALFORMED: NotAPasskey = NotAPasskey("the attestation object is malformed");
     if attestation_object.len() > MAX_LEN {
-        return Err(NotAPasskey("the answer is too long"));
+        return Err(NotAPasskey("the response is too long"));
     }
     let mut decoder = Decoder::new(attestation_object);
     let fields = decoder.map().map_err(|_| MALFORMED)?.ok_or(MALFORMED)?;
@@ -163,7 +168,7 @@ pub fn registered(
                 authenticator_data.replace(data).is_none()
             }
             "fmt" => format.replace(decoder.str().map_err(|_| MALFORMED)?).is_none(),
-            // What a device says of itself was not asked for, and is not believed.
+            // Attestation was not requested: the statement is skipped, not evaluated.
             "attStmt" if matches!(decoder.datatype(), Ok(Type::Map)) => {
                 statement.replace(decoder.skip().map_err(|_| MALFORMED)?).is_none()
             }
@@ -180,7 +185,7 @@ pub fn registered(
     data.check(party)?;
     let (credential_id, public_key) = data.credential.ok_or(MALFORMED)?;
     if !PublicKey::parse(public_key)?.is_good() {
-        return Err(NotAPasskey("the passkey's public key is none"));
+        return Err(NotAPasskey("the passkey's public key is invalid"));
     }
     Ok(NewPasskey {
         credential_id: credential_id.to_vec(),
@@ -190,10 +195,12 @@ pub fn registered(
     })
 }
 
-/// What a passkey said, once its signature was right.
+/// Verifies the authenticator data and the signature of an authentication, and returns the
+/// assertion.
 ///
 /// # Errors
-/// When it was not, or was for another service.
+/// [`NotAPasskey`] if the data is malformed, belongs to another relying party or lacks user
+/// verification, or if the signature is wrong.
 pub fn asserted(
     party: &RelyingParty,
     public_key: &[u8],
@@ -212,34 +219,34 @@ pub fn asserted(
     })
 }
 
-/// What a device signs (section 6.1).
+/// The authenticator data, which the device signs (section 6.1).
 struct AuthenticatorData<'a> {
-    party_hash: &'a [u8],
+    rp_id_hash: &'a [u8],
     flags: u8,
     sign_count: u32,
-    /// The credential's id, and its public key.
+    /// The credential's id and public key.
     credential: Option<(&'a [u8], &'a [u8])>,
 }
 
 impl<'a> AuthenticatorData<'a> {
     fn parse(bytes: &'a [u8]) -> Result<Self, NotAPasskey> {
-        Self::read(bytes).ok_or(NotAPasskey("the device's data is malformed"))
+        Self::read(bytes).ok_or(NotAPasskey("the authenticator data is malformed"))
     }
 
     fn read(bytes: &'a [u8]) -> Option<Self> {
         if bytes.len() > MAX_LEN {
             return None;
         }
-        let (party_hash, rest) = bytes.split_at_checked(32)?;
+        let (rp_id_hash, rest) = bytes.split_at_checked(32)?;
         let (&flags, rest) = rest.split_first()?;
         let (count, mut rest) = rest.split_first_chunk::<4>()?;
         let mut credential = None;
-        if flags & HAS_CREDENTIAL != 0 {
+        if flags & HAS_CREDENTIAL_DATA != 0 {
             let (_aaguid, after) = rest.split_at_checked(16)?;
             let (len, after) = after.split_first_chunk::<2>()?;
             let len = usize::from(u16::from_be_bytes(*len));
             let (id, after) = after.split_at_checked(len)?;
-            let key_len = cbor_len(after)?;
+            let key_len = cbor_map_len(after)?;
             let (key, after) = after.split_at_checked(key_len)?;
             if id.is_empty() || len > MAX_CREDENTIAL_ID {
                 return None;
@@ -248,30 +255,30 @@ impl<'a> AuthenticatorData<'a> {
             rest = after;
         }
         if flags & HAS_EXTENSIONS != 0 {
-            let len = cbor_len(rest)?;
+            let len = cbor_map_len(rest)?;
             rest = rest.get(len..)?;
         }
         let sign_count = u32::from_be_bytes(*count);
-        rest.is_empty().then_some(Self { party_hash, flags, sign_count, credential })
+        rest.is_empty().then_some(Self { rp_id_hash, flags, sign_count, credential })
     }
 
-    /// Whether it is about this service, and the person was there and unlocked the device.
+    /// Checks the relying party, user presence, user verification and the backup flags.
     fn check(&self, party: &RelyingParty) -> Result<(), NotAPasskey> {
-        if self.party_hash != digest(&SHA256, party.id.as_bytes()).as_ref() {
+        if self.rp_id_hash != digest(&SHA256, party.id.as_bytes()).as_ref() {
             return Err(NotAPasskey("the passkey is for another site"));
         }
         if self.flags & USER_PRESENT == 0 || self.flags & USER_VERIFIED == 0 {
-            return Err(NotAPasskey("the device did not make sure who uses it"));
+            return Err(NotAPasskey("the device did not verify its user"));
         }
         if self.flags & BACKED_UP != 0 && self.flags & BACKUP_ELIGIBLE == 0 {
-            return Err(NotAPasskey("the device contradicts itself"));
+            return Err(NotAPasskey("the device's backup flags contradict each other"));
         }
         Ok(())
     }
 }
 
-/// How long the value is that begins here: a map.
-fn cbor_len(bytes: &[u8]) -> Option<usize> {
+/// Returns the length in bytes of the CBOR map at the start of `bytes`.
+fn cbor_map_len(bytes: &[u8]) -> Option<usize> {
     let mut decoder = Decoder::new(bytes);
     if decoder.datatype().ok()? != Type::Map {
         return None;
@@ -280,21 +287,21 @@ fn cbor_len(bytes: &[u8]) -> Option<usize> {
     Some(decoder.position())
 }
 
-/// Bytes as browsers read them in JSON.
+/// Encodes bytes in base64url, as browsers expect them in JSON.
 #[must_use]
 pub fn text(bytes: &[u8]) -> String {
     BASE64URL_NOPAD.encode(bytes)
 }
 
-/// Bytes as browsers write them in JSON.
+/// Decodes bytes in base64url, as browsers send them in JSON.
 ///
 /// # Errors
-/// When they are not.
+/// [`NotAPasskey`] if the text is too long or is not base64url without padding.
 pub fn bytes(text: &str) -> Result<Vec<u8>, NotAPasskey> {
     if text.len() > MAX_LEN * 2 {
-        return Err(NotAPasskey("the answer is too long"));
+        return Err(NotAPasskey("the response is too long"));
     }
-    BASE64URL_NOPAD.decode(text.as_bytes()).map_err(|_| NotAPasskey("the answer is malformed"))
+    BASE64URL_NOPAD.decode(text.as_bytes()).map_err(|_| NotAPasskey("the response is malformed"))
 }
 
 #[cfg(test)]

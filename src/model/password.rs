@@ -1,4 +1,6 @@
-//! Passwords, as people type them.
+//! Passwords in plain text, and the policy for new ones.
+//!
+//! A password is never printed or stored; `auth::password` hashes it.
 
 use std::fmt;
 
@@ -8,42 +10,42 @@ use zxcvbn::{Score, zxcvbn};
 
 use super::{Invalid, email::Email};
 
-/// The least length, in characters.
+/// Minimum length in characters.
 pub const MIN_CHARS: usize = 12;
-/// The greatest length, in characters: checked before anything is hashed.
+/// Maximum length in characters, checked before a password is hashed.
 pub const MAX_CHARS: usize = 256;
 
-/// A password. It cannot be printed; it is wiped when dropped.
+/// A password. `Debug` does not print it; its memory is zeroed on drop.
 #[derive(Clone)]
 pub struct Password(SecretString);
 
 impl Password {
-    /// A password from anywhere but a request.
+    /// Creates a password from a text that is not part of a JSON request.
     #[must_use]
     pub fn new(text: String) -> Self {
         Self(text.into())
     }
 
-    /// The bytes, for the hash.
+    /// Returns the plain text, for the hash.
     #[must_use]
     pub fn expose(&self) -> &str {
         self.0.expose_secret()
     }
 
-    /// Whether the text is short enough to be hashed at all.
+    /// Returns true if the password is short enough to be hashed.
     #[must_use]
     pub fn is_hashable(&self) -> bool {
-        // Characters are at most four bytes: the cheap test first.
+        // The cheap test first: a character has at most four bytes.
         self.expose().len() <= 4 * MAX_CHARS && self.expose().chars().count() <= MAX_CHARS
     }
 
-    /// Whether a person may choose it: long enough, not common, not made of the person's own address
-    /// or name. No rules about kinds of characters (NIST SP 800-63B, section 3.1.1.2).
+    /// Checks the password policy: long enough, not common, not derived from the user's address or
+    /// name. There are no rules about classes of characters (NIST SP 800-63B, section 3.1.1.2).
     ///
-    /// Takes some milliseconds.
+    /// The check takes several milliseconds of CPU time.
     ///
     /// # Errors
-    /// With a sentence for its author, which does not quote it.
+    /// [`Invalid`] if the policy is violated. The message does not contain the password.
     pub fn check_policy(&self, email: &Email, full_name: Option<&str>) -> Result<(), Invalid> {
         let chars = self.expose().chars().count();
         if !(MIN_CHARS..=MAX_CHARS).contains(&chars) {
@@ -51,15 +53,16 @@ impl Password {
                 "password must be {MIN_CHARS} to {MAX_CHARS} characters"
             )));
         }
-        let own = [email.as_str(), full_name.unwrap_or_default()];
-        let words: Vec<&str> = own.into_iter().flat_map(|text| text.split(is_separator)).collect();
-        if self.without(&words).chars().count() < MIN_CHARS / 2 {
-            return Err(Invalid::new("password must not be made of your own address or name"));
+        let texts = [email.as_str(), full_name.unwrap_or_default()];
+        let words: Vec<&str> =
+            texts.into_iter().flat_map(|text| text.split(is_separator)).collect();
+        if self.without_words(&words).chars().count() < MIN_CHARS / 2 {
+            return Err(Invalid::new("password must not consist of your email address or name"));
         }
-        // Lists of common passwords, names and words, keyboard walks, repeats, dates.
+        // zxcvbn knows common passwords, names and words, keyboard patterns, repetitions and dates.
         if zxcvbn(self.expose(), &words).score() < Score::Two {
             return Err(Invalid::new(
-                "password is too easy to guess: it is common, or made of few known words",
+                "password is too easy to guess: it is common or consists of few known words",
             ));
         }
         Ok(())
@@ -67,13 +70,13 @@ impl Password {
 }
 
 impl Password {
-    /// Its letters and digits, in lower case, without a person's own words.
-    fn without(&self, words: &[&str]) -> String {
+    /// Returns the letters and digits in lower case, without these words.
+    fn without_words(&self, words: &[&str]) -> String {
         let letters = self.expose().chars().filter(|c| !is_separator(*c));
         let bare: String = letters.flat_map(char::to_lowercase).collect();
         let mut words: Vec<_> = words.iter().map(|word| word.to_lowercase()).collect();
         words.retain(|word| word.chars().count() >= 3);
-        // A name may hold another: the longest goes first.
+        // The longest word first, because one word can contain another.
         words.sort_by_key(|word| std::cmp::Reverse(word.len()));
         words.iter().fold(bare, |rest, word| rest.replace(word, ""))
     }
@@ -105,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn length_counts_characters() {
+    fn length_is_counted_in_characters() {
         assert!(check("correct hors").is_ok());
         assert!(check("correct hor").is_err());
         assert!(check("пароль-длинн").is_ok());
@@ -115,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn common_passwords_are_refused_and_plain_sentences_are_not() {
+    fn common_password_is_rejected_and_sentence_is_accepted() {
         for common in [
             "123456789012",
             "password1234",
@@ -146,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn ones_own_name_and_address_are_refused() {
+    fn password_of_own_name_or_address_is_rejected() {
         for own in [
             "dana.meyer@acme.example",
             "DanaQMeyerson",

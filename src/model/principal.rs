@@ -1,4 +1,4 @@
-//! Who makes a request, once that is known.
+//! Principals: the identity behind a verified credential.
 
 use std::{net::IpAddr, sync::Arc};
 
@@ -10,19 +10,19 @@ use super::{
     scope::{Role, Scope},
 };
 
-/// Who makes a request: one credential, in one workspace.
+/// The identity behind a request: one verified credential in one workspace.
 #[derive(Debug, Clone)]
 pub struct Principal {
-    /// The workspace that it acts in.
+    /// The workspace in which the principal acts.
     pub workspace_id: WorkspaceId,
-    /// What it may do now: of a token and a role, the lower.
+    /// The effective scope: the lower of the credential's scope and the scope of the user's role.
     pub scope: Scope,
-    /// Its workspace's own rate limit, requests a minute; none is the configured default.
+    /// The workspace's own rate limit in requests per minute; `None` is the configured default.
     pub rate_limit_per_minute: Option<u32>,
-    /// Whether it is a person whose workspace asks for a second factor that they have not set up: until they
-    /// have, they do what is about themselves and nothing else.
+    /// True if the workspace requires a second factor that the user has not set up. Until then, the
+    /// user can only manage their own account.
     pub lacks_second_factor: bool,
-    /// What kind of credential it is.
+    /// The credential.
     pub credential: Credential,
 }
 
@@ -31,50 +31,50 @@ pub struct Principal {
 pub enum Credential {
     /// An API key.
     ApiKey {
-        /// Its id.
+        /// The key's id.
         id: ApiKeyId,
-        /// Its name.
+        /// The key's name.
         name: Arc<str>,
-        /// The addresses that it may be used from; empty is any.
+        /// The networks from which the key may be used; empty allows all addresses.
         allowed_ips: Vec<IpNet>,
-        /// The person who minted it.
+        /// The user that created the key.
         creator: Option<UserId>,
     },
-    /// A person's own session.
+    /// A user's session.
     Session {
-        /// The session.
+        /// The session's id.
         id: SessionId,
-        /// The person.
+        /// The user's id.
         user_id: UserId,
-        /// The person's name or, without one, address.
+        /// The user's name or, if there is none, address.
         name: Arc<str>,
-        /// The person's role in the workspace.
+        /// The user's role in the workspace.
         role: Role,
     },
-    /// What an OAuth client was granted.
+    /// An access token of an OAuth grant.
     Grant {
-        /// The grant.
+        /// The grant's id.
         id: GrantId,
-        /// The client.
+        /// The client's id.
         client_id: ClientId,
-        /// What the client calls itself.
+        /// The client's name.
         name: Arc<str>,
-        /// Who granted it; none: the client acts for itself.
+        /// The user that granted it, with the user's role; `None` for a client credentials grant.
         person: Option<(UserId, Role)>,
     },
 }
 
-/// A principal making a request: what everything done for it needs to know.
+/// A principal in a request: the context of every operation on the principal's behalf.
 #[derive(Debug, Clone)]
 pub struct Caller {
-    /// Who.
+    /// The principal.
     pub principal: Arc<Principal>,
-    /// In which request.
+    /// The request.
     pub request: Arc<RequestInfo>,
 }
 
 impl Caller {
-    /// The workspace that the caller acts in.
+    /// Returns the workspace in which the caller acts.
     #[must_use]
     pub fn workspace(&self) -> WorkspaceId {
         self.principal.workspace_id
@@ -82,7 +82,8 @@ impl Caller {
 }
 
 impl Principal {
-    /// The person that this is or works for, if any.
+    /// Returns the user behind the credential: the session's user, the key's creator, or the user
+    /// that granted access.
     #[must_use]
     pub fn person(&self) -> Option<UserId> {
         match &self.credential {
@@ -92,7 +93,7 @@ impl Principal {
         }
     }
 
-    /// The API key, if this is one.
+    /// Returns the id of the API key if the credential is one.
     #[must_use]
     pub fn api_key(&self) -> Option<ApiKeyId> {
         match &self.credential {
@@ -101,7 +102,7 @@ impl Principal {
         }
     }
 
-    /// What it is called.
+    /// Returns the name of the key, user or client, for display and audit events.
     #[must_use]
     pub fn name(&self) -> &Arc<str> {
         match &self.credential {
@@ -111,7 +112,8 @@ impl Principal {
         }
     }
 
-    /// Its public id, the subject: `key_…`, `user_…` or, of a client that acts for itself, `client_…`.
+    /// Returns the public id of the subject: `key_…`, `user_…` or, for a client credentials grant,
+    /// `client_…`.
     #[must_use]
     pub fn subject(&self) -> String {
         match &self.credential {
@@ -124,7 +126,7 @@ impl Principal {
         }
     }
 
-    /// Whether requests from this address are welcome.
+    /// Returns true if the credential may be used from this address.
     #[must_use]
     pub fn allows_address(&self, address: IpAddr) -> bool {
         match &self.credential {

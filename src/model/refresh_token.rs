@@ -1,13 +1,15 @@
 //! Refresh tokens: derived from a session or a grant, not stored.
 //!
-//! `rt_call2me_` + base64url of (id, generation, MAC). The MAC is HMAC-SHA-256 over both and
-//! a random seed, under a key that the database does not hold. So the database keeps one
-//! number, the current generation, and yet
+//! A token is `rt_call2me_` + base64url of (id, generation, MAC). The MAC is HMAC-SHA-256 over the
+//! id, the generation and a random seed, under a key that is not in the database. The database
+//! stores only the seed and the current generation. Nevertheless:
 //!
-//! - a retry of the last refresh gets the *same* successor, since it is computed, not drawn;
-//! - every older token is recognized for ever, as a reuse, and not as unknown;
-//! - a made-up token fails the MAC before it can end anybody's session;
-//! - a dump of the database gives no token away.
+//! - a retry of the last refresh gets the *same* successor, because it is computed, not random;
+//! - every older token is recognized as reused, not as unknown, however old it is;
+//! - a forged token fails the MAC and therefore cannot end a session;
+//! - a dump of the database reveals no tokens.
+//!
+//! The rotation and the reuse detection are in `auth::refresh` and `oauth::token`.
 
 use std::{fmt, marker::PhantomData};
 
@@ -24,18 +26,18 @@ const ID_LEN: usize = 16;
 const HEAD_LEN: usize = ID_LEN + 4;
 const TOKEN_LEN: usize = HEAD_LEN + 32;
 
-/// The random part of the MAC's input, of one session or grant.
+/// The random part of the MAC input, one for each session or grant.
 #[derive(Clone)]
 pub struct RefreshSeed([u8; 32]);
 
 impl RefreshSeed {
-    /// A seed of 32 random bytes.
+    /// Creates a seed from 32 random bytes.
     #[must_use]
     pub const fn new(bytes: [u8; 32]) -> Self {
         Self(bytes)
     }
 
-    /// The bytes, for the database.
+    /// Returns the bytes, for the database.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {
         &self.0
@@ -54,8 +56,8 @@ impl fmt::Debug for RefreshSeed {
     }
 }
 
-/// The key of the MAC, derived from the deployment's `keys.encryption_key`: one for sessions, another for
-/// grants, so that a token of the one is none of the other.
+/// The MAC key, derived from the deployment's `keys.encryption_key`. Sessions and grants have
+/// different keys, so that a token of one is invalid for the other.
 pub struct RefreshKey<I>(hmac::Key, PhantomData<fn() -> I>);
 
 impl<I> Clone for RefreshKey<I> {
@@ -65,13 +67,13 @@ impl<I> Clone for RefreshKey<I> {
 }
 
 impl<I: Id> RefreshKey<I> {
-    /// A key of 32 secret bytes.
+    /// Creates a key from 32 secret bytes.
     #[must_use]
     pub fn new(bytes: &[u8; 32]) -> Self {
         Self(hmac::Key::new(hmac::HMAC_SHA256, bytes), PhantomData)
     }
 
-    /// The token of a generation.
+    /// Returns the token of a generation.
     #[must_use]
     pub fn derive(&self, id: I, generation: u32, seed: &RefreshSeed) -> SecretString {
         let mut token = [0; TOKEN_LEN];
@@ -98,7 +100,7 @@ impl<I> fmt::Debug for RefreshKey<I> {
     }
 }
 
-/// What a client sent as a refresh token: well-formed, but not yet believed.
+/// A refresh token that a client sent: well-formed, but not yet verified.
 pub struct PresentedToken<I> {
     id: I,
     generation: u32,
@@ -106,7 +108,7 @@ pub struct PresentedToken<I> {
 }
 
 impl<I: Id> PresentedToken<I> {
-    /// Reads a token; none if it cannot be one.
+    /// Parses a token; returns `None` if it is malformed.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         let encoded = text.strip_prefix(PREFIX)?;
@@ -120,14 +122,14 @@ impl<I: Id> PresentedToken<I> {
         Some(Self { id, generation, text: text.to_owned().into() })
     }
 
-    /// The session or grant that it claims to be of.
+    /// Returns the id of the session or grant that the token claims to belong to.
     #[must_use]
     pub fn id(&self) -> I {
         self.id
     }
 
-    /// Its generation, if it is genuine: compared with the token that this service would have
-    /// derived, in constant time.
+    /// Returns the token's generation, or `None` if the token is not genuine. It is compared in
+    /// constant time with the token that this service derives for the same generation.
     #[must_use]
     pub fn verify(&self, key: &RefreshKey<I>, seed: &RefreshSeed) -> Option<u32> {
         use subtle::ConstantTimeEq as _;
@@ -152,7 +154,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_derived_token_is_genuine_under_its_key_and_seed_only(
+        fn token_verifies_only_with_its_key_and_seed(
             id: u128, generation: u32, key: [u8; 32], seed: [u8; 32], other: [u8; 32],
         ) {
             let session = SessionId::from(Uuid::from_u128(id));
@@ -167,7 +169,7 @@ mod tests {
         }
 
         #[test]
-        fn a_changed_token_is_not_genuine(generation: u32, at in 11_usize..81, to in 0_usize..64) {
+        fn modified_token_does_not_verify(generation: u32, at in 11_usize..81, to in 0_usize..64) {
             let (key, seed) = (RefreshKey::new(&[1; 32]), RefreshSeed::new([2; 32]));
             let token = key.derive(SessionId::from(Uuid::from_u128(3)), generation, &seed);
             let mut bytes = token.expose_secret().as_bytes().to_vec();

@@ -1,4 +1,9 @@
-//! Whether a key that was rotated can be revoked yet.
+//! Rotation of API keys: the decision that revoking a predecessor is safe.
+//!
+//! Invariant: a key becomes safe to revoke only after an idle period in which all uses on all nodes
+//! are counted. Later reports keep this verdict until the key is used again.
+//!
+//! `auth::rotation` collects the counts and stores the evidence.
 
 use std::net::IpAddr;
 
@@ -7,29 +12,29 @@ use time::{Duration, OffsetDateTime};
 
 use super::id::ApiKeyId;
 
-/// What a key was used for lately.
+/// The recent usage of a key.
 #[derive(Debug, Clone)]
 pub struct KeyTraffic {
-    /// The key.
+    /// The key's id.
     pub id: ApiKeyId,
-    /// What it is called.
+    /// The key's name.
     pub name: String,
-    /// When it was minted.
+    /// Time of creation.
     pub created_at: OffsetDateTime,
-    /// When it was first used.
+    /// Time of the first use.
     pub first_used_at: Option<OffsetDateTime>,
-    /// When it was last used.
+    /// Time of the last use.
     pub last_used_at: Option<OffsetDateTime>,
-    /// Whether any request with it was not refused.
+    /// True if at least one request with the key was not refused.
     pub has_served: bool,
-    /// Requests within the last hour.
+    /// Number of requests in the last hour.
     pub requests_last_hour: i64,
-    /// Who used it within the last hour, the last first: at most a hundred of them.
+    /// The clients of the last hour, most recent first; at most 100.
     pub clients_last_hour: Vec<KeyClient>,
 }
 
 impl KeyTraffic {
-    /// Where it was used from within the last hour, the last first.
+    /// Returns the client addresses of the last hour, most recent first.
     #[must_use]
     pub fn addresses(&self) -> Vec<IpAddr> {
         let mut addresses = Vec::new();
@@ -42,53 +47,53 @@ impl KeyTraffic {
     }
 }
 
-/// A program at an address that used a key.
+/// A client of a key: one user agent at one address.
 #[derive(Debug, Clone)]
 pub struct KeyClient {
-    /// The address.
+    /// The client's address.
     pub ip: IpAddr,
-    /// What it calls itself; empty where it does not.
+    /// The `User-Agent` header; empty if there was none.
     pub user_agent: String,
-    /// When it last used the key.
+    /// Time of the client's last request.
     pub last_used_at: OffsetDateTime,
-    /// What it last did.
+    /// Method of the client's last request.
     pub last_method: String,
-    /// And where.
+    /// Path of the client's last request.
     pub last_path: String,
-    /// How often it used the key in all.
+    /// Total number of the client's requests.
     pub requests: i64,
 }
 
-/// How far a rotation is.
+/// The progress of a rotation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, utoipa::ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum RotationState {
-    /// The new key has not served yet.
+    /// No request with the new key has succeeded yet.
     Minted,
-    /// It has, but the old one serves more.
+    /// The new key is in use, but the old key gets more requests.
     Adopted,
-    /// The new key serves at least as much as the old one.
+    /// The new key gets at least as many requests as the old key.
     Draining,
-    /// The old key has been quiet for long enough.
+    /// The old key has been idle for long enough.
     Quiet,
 }
 
-/// What is known of uses of keys, on all nodes.
+/// The completeness of the usage counts, over all nodes.
 #[derive(Debug, Clone, Copy)]
 pub struct Known {
-    /// Every use before then is counted.
+    /// All uses before this time are counted.
     pub until: OffsetDateTime,
-    /// When last there may have been uses that nobody counted: of a node that left without a farewell, or while one
-    /// was cut off and turned people away.
+    /// The last time at which uses may have been lost: a node stopped without a graceful shutdown,
+    /// or was cut off and refused requests.
     pub doubtful_at: Option<OffsetDateTime>,
 }
 
-/// A period in which a key was certainly not used, on any node.
+/// A period in which a key was certainly not used on any node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct QuietPeriod {
-    /// The last moment at which the key was, or may have been, used.
+    /// The last time at which the key was used, or may have been used.
     pub since: OffsetDateTime,
-    /// Every use before this moment is counted.
+    /// All uses before this time are counted.
     pub until: OffsetDateTime,
 }
 
@@ -98,41 +103,44 @@ impl QuietPeriod {
     }
 }
 
-/// The evidence for an earlier report that called the old key safe to revoke.
+/// The stored evidence of an earlier report that called the old key safe to revoke.
 ///
-/// It keeps the verdict from going back when a later report knows less: another node answers, a node is lost, a writer
-/// is behind. Only a use of the old key voids it.
+/// It keeps that verdict when a later report has less information: another node answers, a node is
+/// lost, or an audit writer lags. Only a use of the old key invalidates it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Confirmation {
-    /// The live successor of that time, which had served traffic.
+    /// The active successor at that time, which had already served requests.
     pub successor: Option<ApiKeyId>,
-    /// When the old key was not used.
+    /// The period in which the old key was not used.
     pub quiet: QuietPeriod,
 }
 
-/// A rotation, and whether the old key can be revoked.
+/// The state of a rotation, with the verdict whether the old key can be revoked.
 #[derive(Debug, Clone)]
 pub struct RotationReport {
-    /// The key that is to go.
+    /// The old key, to be revoked.
     pub old: KeyTraffic,
-    /// Its successor; none: it was not rotated.
+    /// The successor; `None` if the key was not rotated.
     pub new: Option<KeyTraffic>,
-    /// How far it is.
+    /// The progress of the rotation.
     pub state: RotationState,
-    /// Whether revoking the old key breaks nobody who was there lately.
+    /// True if revoking the old key breaks no recent client.
     pub safe_to_revoke: bool,
-    /// Why, or why not.
+    /// The reason for the verdict, for display.
     pub reason: String,
-    /// For how long the old key has certainly not been used.
+    /// Time for which the old key has certainly been idle.
     pub quiet_for: Duration,
-    /// For how long it has to be unused until it is safe to revoke.
+    /// Time for which the old key must be idle before it is safe to revoke.
     pub required_quiet: Duration,
-    /// The evidence to store with the verdict, if it rests on what this report found out.
+    /// New evidence for the verdict, to be stored before the report is returned to a client.
     pub confirms: Option<Confirmation>,
 }
 
 impl RotationReport {
-    /// Judges the counts. `confirmed` is the evidence of an earlier verdict.
+    /// Derives the verdict from the counts.
+    ///
+    /// `confirmed` is the evidence of an earlier verdict, `quiet` the time for which the old key
+    /// must be idle.
     #[must_use]
     pub fn new(
         old: KeyTraffic,
@@ -142,20 +150,21 @@ impl RotationReport {
         quiet: Duration,
     ) -> Self {
         let last_use = old.last_used_at.unwrap_or(old.created_at);
-        let silent_since = known.doubtful_at.map_or(last_use, |lost| lost.max(last_use));
-        let counted = QuietPeriod { since: silent_since, until: known.until };
+        let idle_since = known.doubtful_at.map_or(last_use, |lost| lost.max(last_use));
+        let counted = QuietPeriod { since: idle_since, until: known.until };
+        // A use since then invalidates the stored evidence.
         let confirmed = confirmed.filter(|confirmed| last_use <= confirmed.quiet.since);
-        // The verdict rests on the longer of the two.
+        // The verdict rests on the longer of the counted and the confirmed period.
         let evidence = confirmed
             .map(|confirmed| confirmed.quiet)
             .filter(|quiet| quiet.length() > counted.length())
             .unwrap_or(counted);
         let quiet_for = evidence.length();
         let is_quiet = quiet_for >= quiet;
-        let serves = new.as_ref().is_none_or(|new| {
+        let has_served = new.as_ref().is_none_or(|new| {
             new.has_served || confirmed.is_some_and(|known| known.successor == Some(new.id))
         });
-        let safe_to_revoke = serves && is_quiet;
+        let safe_to_revoke = has_served && is_quiet;
         let successor = new.as_ref().map(|new| new.id);
         let is_confirmed = confirmed.is_some_and(|known| {
             known.quiet.length() >= quiet && (successor.is_none() || known.successor == successor)
@@ -164,7 +173,7 @@ impl RotationReport {
             .then_some(Confirmation { successor, quiet: evidence });
         let carries_most =
             new.as_ref().is_none_or(|new| new.requests_last_hour >= old.requests_last_hour);
-        let state = match (serves, is_quiet) {
+        let state = match (has_served, is_quiet) {
             (false, _) => RotationState::Minted,
             (true, true) => RotationState::Quiet,
             (true, false) if carries_most => RotationState::Draining,
@@ -173,29 +182,35 @@ impl RotationReport {
         let required_quiet = quiet;
         let (quiet, seconds) = (quiet.whole_seconds(), quiet_for.whole_seconds());
         let reason = match &new {
-            Some(new) if !serves && new.first_used_at.is_none() => {
+            Some(new) if !has_served && new.first_used_at.is_none() => {
                 "the new key has not been used yet".into()
             }
-            Some(_) if !serves => "every request with the new key was refused so far".into(),
+            Some(_) if !has_served => {
+                "every request with the new key has been refused so far".into()
+            }
             _ if is_quiet => match &new {
                 Some(_) => {
-                    format!("the new key serves, and the old one has been quiet for {seconds} s")
+                    format!("the new key is in use, and the old key has been idle for {seconds} s")
                 }
-                None => format!("the key has been quiet for {seconds} s"),
+                None => format!("the key has been idle for {seconds} s"),
             },
-            _ if silent_since > last_use => format!(
-                "a node was lost or cut off, and uses of the old key may be unknown: quiet for certain \
-                 for {seconds} s, and it takes {quiet} s"
+            _ if idle_since > last_use => format!(
+                "a node was lost or cut off, so uses of the old key may be missing; it has \
+                 certainly been idle for {seconds} s and must be idle for {quiet} s"
             ),
             _ if old.last_used_at.is_none() => format!(
-                "the old key has not been used, but was minted only lately: it takes {quiet} s"
+                "the old key has not been used, but was created only recently; it must be idle for \
+                 {quiet} s"
             ),
-            _ => format!("the old key was in use {seconds} s ago: it takes {quiet} s of quiet"),
+            _ => {
+                format!("the old key was last used {seconds} s ago; it must be idle for {quiet} s")
+            }
         };
         Self { old, new, state, safe_to_revoke, reason, quiet_for, required_quiet, confirms }
     }
 
-    /// The new key's part of the last hour's requests with either, from 0 to 1, to four digits.
+    /// Returns the adoption: the new key's share of the last hour's requests with either key, from
+    /// 0 to 1, rounded to four decimal places.
     #[must_use]
     pub fn adoption(&self) -> f64 {
         let new = self.new.as_ref().map_or(0, |new| new.requests_last_hour);

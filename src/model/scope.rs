@@ -1,4 +1,6 @@
-//! What a credential may do, and how roles translate into it.
+//! Scopes of credentials and roles of members.
+//!
+//! A role implies a scope ([`Role::scope`]), and each scope includes the lower ones.
 
 use std::{fmt, str::FromStr};
 
@@ -6,23 +8,24 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use super::Invalid;
 
-/// What a credential may do. Each scope includes those before it, which is also their order.
+/// The rights of a credential. Each scope includes the ones before it, and they compare in this
+/// order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, utoipa::ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Scope {
-    /// Read resources, key metadata, the own workspace and the audit log.
+    /// Read resources, key metadata, the workspace and the audit log.
     ReadOnly,
     /// Also create, change and delete resources.
     Write,
-    /// Also API keys, members, billing, white-label, the workspace itself.
+    /// Also manage API keys, members, billing, branding and the workspace itself.
     Admin,
 }
 
 impl Scope {
-    /// All of them, least first.
+    /// All scopes, lowest first.
     pub const ALL: [Self; 3] = [Self::ReadOnly, Self::Write, Self::Admin];
 
-    /// The name in JSON and in the database.
+    /// Returns the name in JSON and in the database.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -32,7 +35,7 @@ impl Scope {
         }
     }
 
-    /// The name in OAuth's `scope` (RFC 6749, section 3.3).
+    /// Returns the name in an OAuth `scope` value (RFC 6749, section 3.3).
     #[must_use]
     pub const fn oauth_name(self) -> &'static str {
         match self {
@@ -42,7 +45,7 @@ impl Scope {
         }
     }
 
-    /// OAuth's `scope` value of a token: this scope's name after those that it includes.
+    /// Returns the OAuth `scope` value of a token: the names of all included scopes, lowest first.
     #[must_use]
     pub fn oauth_scope(self) -> String {
         let names: Vec<_> =
@@ -50,7 +53,8 @@ impl Scope {
         names.join(" ")
     }
 
-    /// The greatest of ours in an OAuth `scope` value; none is no access.
+    /// Returns the highest known scope in an OAuth `scope` value; `None` means no access. Unknown
+    /// names are ignored.
     #[must_use]
     pub fn from_oauth_scope(value: &str) -> Option<Self> {
         value
@@ -77,7 +81,8 @@ impl FromStr for Scope {
     }
 }
 
-/// By way of a string: what is none is a wrong value to serde, where its own enums say wrong syntax.
+/// Deserializes from a string. An unknown name is then reported as an invalid value; the derived
+/// implementation would report a syntax error.
 impl<'de> Deserialize<'de> for Scope {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = <std::borrow::Cow<'de, str>>::deserialize(deserializer)?;
@@ -85,22 +90,22 @@ impl<'de> Deserialize<'de> for Scope {
     }
 }
 
-/// What a person is in a workspace.
+/// The rights of a member in a workspace. Each role includes the ones before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, utoipa::ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
-    /// May look.
+    /// Can read.
     Viewer,
-    /// May work.
+    /// Can also create, change and delete resources.
     Member,
-    /// May run the workspace.
+    /// Can also manage the workspace.
     Admin,
-    /// May also give it away or delete it.
+    /// Can also transfer or delete the workspace.
     Owner,
 }
 
 impl Role {
-    /// The scope of a session with this role.
+    /// Returns the scope of a session with this role.
     #[must_use]
     pub const fn scope(self) -> Scope {
         match self {
@@ -110,7 +115,7 @@ impl Role {
         }
     }
 
-    /// The name in JSON and in the database.
+    /// Returns the name in JSON and in the database.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -133,7 +138,7 @@ impl FromStr for Role {
     }
 }
 
-/// By way of a string, as [`Scope`].
+/// Deserializes from a string, for the same reason as [`Scope`].
 impl<'de> Deserialize<'de> for Role {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = <std::borrow::Cow<'de, str>>::deserialize(deserializer)?;
@@ -153,20 +158,20 @@ mod tests {
 
     proptest! {
         #[test]
-        fn names_are_read_back(scope in any_scope()) {
+        fn scope_names_parse_back(scope in any_scope()) {
             prop_assert_eq!(scope.as_str().parse(), Ok(scope));
             prop_assert_eq!(Scope::from_oauth_scope(&scope.oauth_scope()), Some(scope));
             prop_assert_eq!(serde_json::to_value(scope).unwrap(), scope.as_str());
         }
 
         #[test]
-        fn a_greater_scope_names_all_lesser_ones(a in any_scope(), b in any_scope()) {
+        fn oauth_scope_names_all_included_scopes(a in any_scope(), b in any_scope()) {
             let includes = a.oauth_scope().split(' ').any(|name| name == b.oauth_name());
             prop_assert_eq!(includes, a >= b);
         }
 
         #[test]
-        fn other_words_give_no_access(text in "\\PC*") {
+        fn unknown_oauth_scope_gives_no_access(text in "\\PC*") {
             prop_assume!(Scope::ALL.iter().all(|scope| !text.contains(scope.oauth_name())));
             prop_assert_eq!(Scope::from_oauth_scope(&text), None);
         }

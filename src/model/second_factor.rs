@@ -1,6 +1,8 @@
-//! A second factor: codes of an authenticator (TOTP, RFC 6238; HOTP, RFC 4226) and recovery codes.
+//! Second factors: TOTP codes of an authenticator app (RFC 6238, RFC 4226) and recovery codes.
 //!
-//! Both are derived from the factor's id under a key that the database does not hold.
+//! TOTP secrets and recovery codes are derived from the factor's id under a key that is not in the
+//! database. Sign-in and throttling are in `auth::second_factor`; passkeys are in
+//! [`super::passkey`].
 
 use std::fmt;
 
@@ -10,37 +12,37 @@ use secrecy::SecretString;
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
-/// Seconds that a code is shown for.
+/// Duration of a TOTP time step in seconds.
 pub const STEP_SECONDS: i64 = 30;
-/// Recovery codes of a factor.
+/// Number of recovery codes of a factor.
 pub const RECOVERY_CODES: u8 = 10;
-/// Bytes of a recovery code: 16 characters.
-const RECOVERY_LEN: usize = 10;
-/// Bytes of a secret, as many as HMAC-SHA-1 gives (RFC 4226, section 4, R6).
+/// Bytes of a recovery code, which is displayed in 16 characters.
+const RECOVERY_CODE_LEN: usize = 10;
+/// Bytes of a TOTP secret: the output length of HMAC-SHA-1 (RFC 4226, section 4, R6).
 const SECRET_LEN: usize = 20;
 
-/// The key that factors are derived under.
+/// The key from which TOTP secrets and recovery codes are derived.
 #[derive(Clone)]
 pub struct SecondFactorKey(hmac::Key);
 
-/// The secret that a person's authenticator shares.
+/// The TOTP secret that a user's authenticator app shares with this service.
 pub struct TotpSecret(Zeroizing<[u8; SECRET_LEN]>);
 
 impl SecondFactorKey {
-    /// A key of 32 secret bytes.
+    /// Creates a key from 32 secret bytes.
     #[must_use]
     pub fn new(bytes: &[u8; 32]) -> Self {
         Self(hmac::Key::new(hmac::HMAC_SHA256, bytes))
     }
 
-    /// The secret of a factor.
+    /// Returns the TOTP secret of a factor.
     #[must_use]
     pub fn secret(&self, factor: Uuid) -> TotpSecret {
         TotpSecret(Zeroizing::new(self.derive(b"totp", factor, &[0])))
     }
 
-    /// The recovery codes of a factor, as a person writes them down: its first ones, or those of a later
-    /// round.
+    /// Returns the recovery codes of a factor, formatted for the user. Round 0 is the first set;
+    /// each renewal starts the next round.
     #[must_use]
     pub fn recovery_codes(&self, factor: Uuid, round: u32) -> Vec<SecretString> {
         let code = |number| {
@@ -51,14 +53,15 @@ impl SecondFactorKey {
         (0..RECOVERY_CODES).map(code).collect()
     }
 
-    /// Which recovery code a text is. Case and separators do not matter.
+    /// Returns the number of the recovery code that equals a text, if any. Case, spaces and hyphens
+    /// are ignored.
     #[must_use]
     pub fn find_recovery_code(&self, factor: Uuid, round: u32, text: &str) -> Option<u8> {
         let letters = text.chars().filter(|c| !matches!(c, '-' | ' ')).take(64);
         let letters: Zeroizing<String> =
             Zeroizing::new(letters.map(|c| c.to_ascii_uppercase()).collect());
         let bytes = Zeroizing::new(BASE32_NOPAD.decode(letters.as_bytes()).ok()?);
-        // All are compared, whichever it is.
+        // Compare with all codes, so that the time does not depend on which one matches.
         let equals = |number: &u8| {
             let code = self.recovery_code(factor, round, *number);
             constant_time::verify_slices_are_equal(&code, &bytes).is_ok()
@@ -66,7 +69,7 @@ impl SecondFactorKey {
         (0..RECOVERY_CODES).filter(equals).reduce(|_, found| found)
     }
 
-    fn recovery_code(&self, factor: Uuid, round: u32, number: u8) -> [u8; RECOVERY_LEN] {
+    fn recovery_code(&self, factor: Uuid, round: u32, number: u8) -> [u8; RECOVERY_CODE_LEN] {
         match round {
             0 => self.derive(b"recovery", factor, &[number]),
             _ => self.derive(
@@ -77,9 +80,9 @@ impl SecondFactorKey {
         }
     }
 
-    fn derive<const LEN: usize>(&self, purpose: &[u8], factor: Uuid, which: &[u8]) -> [u8; LEN] {
-        // For each purpose the rest has a fixed length, so no two inputs give the same text.
-        let mac = hmac::sign(&self.0, &[purpose, factor.as_bytes(), which].concat());
+    fn derive<const LEN: usize>(&self, purpose: &[u8], factor: Uuid, index: &[u8]) -> [u8; LEN] {
+        // For each purpose the rest has a fixed length, so every input is different.
+        let mac = hmac::sign(&self.0, &[purpose, factor.as_bytes(), index].concat());
         let mut bytes = [0; LEN];
         bytes.copy_from_slice(&mac.as_ref()[..LEN]);
         bytes
@@ -87,27 +90,29 @@ impl SecondFactorKey {
 }
 
 impl TotpSecret {
-    /// As people type it into an authenticator.
+    /// Returns the secret in base32, as users enter it in an authenticator app.
     #[must_use]
     pub fn to_base32(&self) -> SecretString {
         BASE32_NOPAD.encode(&*self.0).into()
     }
 
-    /// The step whose code this is: the current one, the one before or the one after, for clocks differ
-    /// (RFC 6238, section 5.2); and none up to the last one that was accepted.
+    /// Returns the time step of a code, or `None` if the code is wrong.
+    ///
+    /// The current, the previous and the next step are valid, because clocks differ (RFC 6238,
+    /// section 5.2). Steps up to `last_step`, the last accepted one, are not: a code works once.
     #[must_use]
     pub fn matching_step(&self, code: &str, unix_seconds: i64, last_step: i64) -> Option<i64> {
         let now = unix_seconds / STEP_SECONDS;
         let equals = |step: &i64| {
-            let right = self.code(*step);
-            constant_time::verify_slices_are_equal(right.as_bytes(), code.as_bytes()).is_ok()
+            let expected = self.code(*step);
+            constant_time::verify_slices_are_equal(expected.as_bytes(), code.as_bytes()).is_ok()
         };
         (now - 1..=now + 1).filter(equals).filter(|step| *step > last_step).reduce(|_, found| found)
     }
 
-    /// The code of a step, six digits (RFC 4226, section 5.3).
+    /// Returns the six-digit code of a time step (RFC 4226, section 5.3).
     fn code(&self, step: i64) -> Zeroizing<String> {
-        // SHA-1, since that is what authenticators know; HMAC does not rest on its collisions.
+        // Authenticator apps support only SHA-1. Its collisions do not affect HMAC.
         let key = hmac::Key::new(hmac::HMAC_SHA1_FOR_LEGACY_USE_ONLY, &*self.0);
         let mac = hmac::sign(&key, &step.to_be_bytes());
         let mac = mac.as_ref();
@@ -140,7 +145,7 @@ mod tests {
 
     /// RFC 6238, appendix B, the last six of eight digits.
     #[test]
-    fn the_vectors_of_the_rfc_hold() {
+    fn rfc_6238_test_vectors_match() {
         let secret = TotpSecret(Zeroizing::new(*b"12345678901234567890"));
         for (at, code) in [
             (59, "287082"),
@@ -156,7 +161,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_code_works_a_step_early_or_late_and_once(id: u128, at in 1_000_i64..4_000_000_000) {
+        fn code_is_accepted_within_one_step_and_only_once(
+            id: u128, at in 1_000_i64..4_000_000_000,
+        ) {
             let secret = SecondFactorKey::new(&[7; 32]).secret(Uuid::from_u128(id));
             let step = at / 30;
             let code = secret.code(step);
@@ -170,14 +177,17 @@ mod tests {
         }
 
         #[test]
-        fn a_recovery_code_is_found_however_it_is_written(id: u128, other: u128, round: u16, n in 0_usize..10) {
+        fn recovery_code_matches_in_any_spelling(
+            id: u128, other: u128, round: u16, n in 0_usize..10,
+        ) {
             let (key, id) = (SecondFactorKey::new(&[7; 32]), Uuid::from_u128(id));
             let round = u32::from(round);
             let codes = key.recovery_codes(id, round);
             let code = codes[n].expose_secret();
-            let found = Some(u8::try_from(n).unwrap());
-            prop_assert_eq!(key.find_recovery_code(id, round, code), found);
-            prop_assert_eq!(key.find_recovery_code(id, round, &code.to_uppercase().replace('-', " ")), found);
+            let number = Some(u8::try_from(n).unwrap());
+            prop_assert_eq!(key.find_recovery_code(id, round, code), number);
+            let respelled = code.to_uppercase().replace('-', " ");
+            prop_assert_eq!(key.find_recovery_code(id, round, &respelled), number);
             prop_assert_eq!(key.find_recovery_code(id, round, &code[1..]), None);
             prop_assert_eq!(key.find_recovery_code(id, round + 1, code), None);
             prop_assume!(Uuid::from_u128(other) != id);

@@ -1,4 +1,6 @@
-//! Sessions of people at the dashboard.
+//! Sessions of users: their stored state, and the reasons for their end.
+//!
+//! A session acts in one workspace at a time. Its tokens are in [`super::refresh_token`].
 
 use std::{net::IpAddr, sync::Arc};
 
@@ -10,116 +12,116 @@ use super::{
     scope::Role,
 };
 
-/// A session to be stored.
+/// A new session, to be stored.
 #[derive(Debug)]
 pub struct NewSession {
-    /// Its id.
+    /// The session's id.
     pub id: SessionId,
-    /// Whose it is.
+    /// The session's user.
     pub user_id: UserId,
-    /// The workspace that it acts in.
+    /// The workspace in which the session acts.
     pub workspace_id: WorkspaceId,
-    /// When it begins.
+    /// Time of the sign-in.
     pub created_at: OffsetDateTime,
-    /// When it ends at the latest.
+    /// The session ends at this time at the latest.
     pub expires_at: OffsetDateTime,
-    /// Where it was begun.
+    /// Client address at the sign-in.
     pub ip: IpAddr,
-    /// What it was begun with.
+    /// `User-Agent` header at the sign-in.
     pub user_agent: Option<String>,
-    /// What its refresh tokens are derived from.
+    /// The seed of the session's refresh tokens.
     pub seed: RefreshSeed,
 }
 
-/// Where a session's refresh tokens stand; read under a lock.
+/// The state of a session's refresh tokens, read under a row lock.
 #[derive(Debug)]
 pub struct RefreshState {
-    /// What the tokens are derived from.
+    /// The seed of the tokens.
     pub seed: RefreshSeed,
-    /// The generation of the token that was given last.
+    /// The generation of the last issued token.
     pub generation: u32,
-    /// When that was.
+    /// Time at which that token was issued.
     pub refreshed_at: OffsetDateTime,
-    /// When the session ends at the latest.
+    /// The session ends at this time at the latest.
     pub expires_at: OffsetDateTime,
-    /// Whether it has ended.
+    /// True if the session was ended.
     pub ended: bool,
 }
 
-/// What authentication needs of a session.
+/// The data of a session that authentication needs.
 #[derive(Debug, Clone)]
 pub struct SessionRecord {
-    /// Whose it is.
+    /// The session's user.
     pub user_id: UserId,
-    /// The workspace that it acts in.
+    /// The workspace in which the session acts.
     pub workspace_id: WorkspaceId,
-    /// The person's name or, without one, address.
+    /// The user's name or, if there is none, address.
     pub name: Arc<str>,
-    /// The person's role in the workspace; none: no longer a member.
+    /// The user's role in the workspace; `None` if the user is no longer a member.
     pub role: Option<Role>,
-    /// When the session ends at the latest.
+    /// The session ends at this time at the latest.
     pub expires_at: OffsetDateTime,
-    /// Whether it was ended.
+    /// True if the session was ended.
     pub ended: bool,
-    /// The workspace's own limit, requests a minute.
+    /// The workspace's own rate limit in requests per minute; `None` is the configured default.
     pub rate_limit_per_minute: Option<u32>,
-    /// Whether the workspace asks for a second factor that the person has not set up.
+    /// True if the workspace requires a second factor that the user has not set up.
     pub lacks_second_factor: bool,
 }
 
-/// A session as its person sees it.
+/// A session in the list of its user.
 #[derive(Debug, Clone)]
 pub struct Session {
-    /// Its id.
+    /// The session's id.
     pub id: SessionId,
-    /// The workspace that it acts in.
+    /// The workspace in which the session acts.
     pub workspace_id: WorkspaceId,
-    /// When it began.
+    /// Time of the sign-in.
     pub created_at: OffsetDateTime,
-    /// When it was last given a pair of tokens.
+    /// Time at which tokens were last issued.
     pub last_seen_at: OffsetDateTime,
-    /// Where it was begun.
+    /// Client address at the sign-in.
     pub ip: Option<IpAddr>,
-    /// What it was begun with.
+    /// `User-Agent` header at the sign-in.
     pub user_agent: Option<String>,
 }
 
-/// Which sessions of a person.
+/// A selection among the sessions of a user.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Which {
-    /// This one.
+    /// Only this session.
     One(SessionId),
-    /// All but this one.
+    /// All sessions except this one.
     AllBut(SessionId),
-    /// Those in this workspace.
+    /// The sessions in this workspace.
     In(WorkspaceId),
-    /// All of them.
+    /// All sessions.
     All,
 }
 
-/// Why a session ended, for the log.
+/// The reason for the end of a session, for the audit log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EndReason {
-    /// The person signed out.
+    /// The user signed out.
     Logout,
-    /// A refresh token was used a second time.
+    /// A refresh token was reused.
     Reuse,
-    /// The person ended it from another one.
+    /// The user ended the session from another session.
     Ended,
-    /// The person chose another password.
+    /// The user changed or reset the password.
     PasswordChanged,
-    /// The person is no longer a member of the workspace that it was in.
+    /// The user is no longer a member of the session's workspace.
     Removed,
-    /// The person set a second factor up, from another one.
+    /// The user enrolled TOTP in another session.
     SecondFactorAdded,
-    /// The operator took what signs the person in away.
+    /// The operator removed the user's second factor and passkeys.
     SecondFactorRemoved,
-    /// The person took a passkey away, from another one.
+    /// The user removed a passkey in another session.
     PasskeyRemoved,
 }
 
 impl EndReason {
-    /// The name in the database and in an event's metadata.
+    /// Returns the name in the database and in the metadata of audit events.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {

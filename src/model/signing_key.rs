@@ -1,4 +1,4 @@
-//! Keys that sign access tokens, as they are stored.
+//! Stored keys that sign access tokens and audit checkpoints.
 
 use std::{fmt, str::FromStr};
 
@@ -6,17 +6,17 @@ use time::OffsetDateTime;
 
 use super::{Invalid, id::SigningKeyId};
 
-/// What a key signs.
+/// The purpose of a signing key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KeyPurpose {
     /// Access tokens.
     AccessTokens,
-    /// Checkpoints of audit logs. They are kept for years, so such a key is published for good.
+    /// Audit checkpoints. They are kept for years, so the key stays published forever.
     Checkpoints,
 }
 
 impl KeyPurpose {
-    /// The name in the database.
+    /// Returns the name that the database stores.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -33,21 +33,21 @@ impl FromStr for KeyPurpose {
         [Self::AccessTokens, Self::Checkpoints]
             .into_iter()
             .find(|purpose| purpose.as_str() == text)
-            .ok_or_else(|| Invalid::new("must be a purpose of signing keys"))
+            .ok_or_else(|| Invalid::new("must be \"access tokens\" or \"checkpoints\""))
     }
 }
 
-/// A signing key as the database has it: the private half is sealed.
+/// A signing key in the database, with an encrypted private key.
 pub struct StoredSigningKey {
-    /// The `kid`.
+    /// The key's id; the `kid` of the JWKS.
     pub id: SigningKeyId,
-    /// What it signs.
+    /// The key's purpose.
     pub purpose: KeyPurpose,
-    /// Ed25519, 32 bytes.
+    /// The Ed25519 public key, 32 bytes.
     pub public_key: Vec<u8>,
-    /// The seed, sealed under a key that the database does not hold.
+    /// The Ed25519 seed, encrypted under a key that is not in the database.
     pub sealed_private_key: Vec<u8>,
-    /// When it was made; the youngest signs, a while later.
+    /// Time of creation. The newest key signs, after a delay.
     pub created_at: OffsetDateTime,
 }
 
@@ -57,15 +57,15 @@ impl fmt::Debug for StoredSigningKey {
     }
 }
 
-/// Where a signing key stands.
+/// The metadata of a signing key, without key material.
 #[derive(Debug)]
 pub struct SigningKeyState {
-    /// The `kid`.
+    /// The key's id; the `kid` of the JWKS.
     pub id: SigningKeyId,
-    /// What it signs.
+    /// The key's purpose.
     pub purpose: KeyPurpose,
-    /// When it was made.
+    /// Time of creation.
     pub created_at: OffsetDateTime,
-    /// Since when its tokens are worth nothing.
+    /// Time of retirement; tokens of a retired key are invalid.
     pub retired_at: Option<OffsetDateTime>,
 }

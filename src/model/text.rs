@@ -1,43 +1,45 @@
-//! Short texts that people give things: names and descriptions.
+//! Validation of short texts that users enter: names and descriptions.
 
 use super::Invalid;
 
-/// Checks a name: 1 to 100 characters, none of them a control character, not only spaces. Spaces
-/// around it are dropped.
+/// Validates a name and returns it without surrounding whitespace: one line of 1 to 100 characters,
+/// without control characters or invisible characters.
 ///
 /// # Errors
-/// With a sentence that begins with the field's name.
+/// [`Invalid`] for any other text. The message begins with `field`.
 pub fn name(field: &str, text: &str) -> Result<String, Invalid> {
     let text = text.trim();
     match text.chars().count() {
-        1..=100 if !text.contains(['\n', '\t']) => printable(field, text),
-        1..=100 => Err(Invalid::new(format!("{field} must be one line, without tabs"))),
+        1..=100 if !text.contains(['\n', '\t']) => check_printable(field, text),
+        1..=100 => Err(Invalid::new(format!("{field} must be a single line without tabs"))),
         _ => Err(Invalid::new(format!("{field} must be 1 to 100 characters"))),
     }
 }
 
-/// Checks a description: at most 500 characters, none of them a control character but line breaks.
+/// Validates a description: at most 500 characters, without invisible characters, and without
+/// control characters other than line breaks and tabs.
 ///
 /// # Errors
-/// With a sentence that begins with the field's name.
+/// [`Invalid`] for any other text. The message begins with `field`.
 pub fn description(field: &str, text: &str) -> Result<String, Invalid> {
     if text.chars().count() > 500 {
         return Err(Invalid::new(format!("{field} must be at most 500 characters")));
     }
-    printable(field, text)
+    check_printable(field, text)
 }
 
-fn printable(field: &str, text: &str) -> Result<String, Invalid> {
+fn check_printable(field: &str, text: &str) -> Result<String, Invalid> {
     if text.chars().any(|c| (c.is_control() && c != '\n' && c != '\t') || is_invisible(c)) {
         return Err(Invalid::new(format!(
-            "{field} must not contain control characters or invisible ones"
+            "{field} must not contain control characters or invisible characters"
         )));
     }
     Ok(text.to_owned())
 }
 
-/// Characters that show nothing or turn what follows around: a name in a log is to be what it looks
-/// like. Joiners are spared, which many scripts need.
+/// Returns true for characters that are invisible or change the direction of the following text:
+/// a name in the audit log must be what it looks like. Joiners are allowed, because many scripts
+/// need them.
 fn is_invisible(c: char) -> bool {
     matches!(c, '\u{ad}' | '\u{34f}' | '\u{61c}' | '\u{115f}' | '\u{1160}' | '\u{180e}'
         | '\u{200b}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}'
@@ -45,7 +47,8 @@ fn is_invisible(c: char) -> bool {
         | '\u{e0000}'..='\u{e007f}')
 }
 
-/// At most `max` bytes of a text, cut between characters; for what is kept but not worth a refusal.
+/// Returns at most `max` bytes of a text, cut at a character boundary. For texts that are stored
+/// but should not fail a request when they are too long.
 #[must_use]
 pub fn shorten(text: &str, max: usize) -> &str {
     &text[..text.floor_char_boundary(max)]

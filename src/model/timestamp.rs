@@ -1,27 +1,29 @@
-//! Timestamps as clients see them: RFC 3339, UTC, always six digits of a second, so that they sort as
-//! text.
+//! Timestamps in API responses and on pages.
+//!
+//! The API format is RFC 3339 in UTC, always with six digits of the second, so that timestamps sort
+//! as text.
 
 use serde::{Deserialize, Deserializer, Serializer};
 use time::{
     OffsetDateTime, UtcOffset, format_description::well_known::Rfc3339, macros::format_description,
 };
 
-/// How long the text of a moment is.
+/// Length of a formatted timestamp in bytes.
 const LEN: usize = "2026-01-31T12:00:00.000000Z".len();
 
-/// The text of a moment.
+/// Formats a time for the API: `2026-01-31T12:00:00.000000Z`.
 #[must_use]
 pub fn format(moment: OffsetDateTime) -> String {
-    str::from_utf8(&digits(moment)).unwrap_or_default().to_owned()
+    str::from_utf8(&format_bytes(moment)).unwrap_or_default().to_owned()
 }
 
-/// By hand and without an allocation: it is made for each event of the log.
-fn digits(moment: OffsetDateTime) -> [u8; LEN] {
+/// Formats without a heap allocation, because each audit event contains a timestamp.
+fn format_bytes(moment: OffsetDateTime) -> [u8; LEN] {
     let moment = moment.to_offset(UtcOffset::UTC);
     let mut text = *b"0000-00-00T00:00:00.000000Z";
-    let mut put = |place: std::ops::Range<usize>, number: u32| {
+    let mut put = |range: std::ops::Range<usize>, number: u32| {
         let mut rest = number;
-        for digit in text[place].iter_mut().rev() {
+        for digit in text[range].iter_mut().rev() {
             *digit = b'0' + u8::try_from(rest % 10).unwrap_or_default();
             rest /= 10;
         }
@@ -36,59 +38,59 @@ fn digits(moment: OffsetDateTime) -> [u8; LEN] {
     text
 }
 
-/// A moment as people read it, to the minute.
+/// Formats a time for pages, to the minute: `2026-01-31 12:00 UTC`.
 #[must_use]
 pub fn for_people(moment: OffsetDateTime) -> String {
     let format = format_description!("[year]-[month]-[day] [hour]:[minute] UTC");
     moment.to_offset(UtcOffset::UTC).format(format).unwrap_or_default()
 }
 
-/// The same, as a time of the day alone.
+/// Formats only the time of day: `12:00`.
 #[must_use]
 pub fn time_of_day(moment: OffsetDateTime) -> String {
     let format = format_description!("[hour]:[minute]");
     moment.to_offset(UtcOffset::UTC).format(format).unwrap_or_default()
 }
 
-/// The same, as a day of the year alone.
+/// Formats only the day and the month: `31 Jan`.
 #[must_use]
 pub fn day_of_the_year(moment: OffsetDateTime) -> String {
     let format = format_description!("[day padding:none] [month repr:short]");
     moment.to_offset(UtcOffset::UTC).format(format).unwrap_or_default()
 }
 
-/// The same, to the second.
+/// Formats a time for pages, to the second: `2026-01-31 12:00:00 UTC`.
 #[must_use]
 pub fn to_the_second(moment: OffsetDateTime) -> String {
     let format = format_description!("[year]-[month]-[day] [hour]:[minute]:[second] UTC");
     moment.to_offset(UtcOffset::UTC).format(format).unwrap_or_default()
 }
 
-/// For `#[serde(with)]`.
+/// Serializes a timestamp, for `#[serde(with)]`.
 ///
 /// # Errors
-/// When the serializer fails.
+/// The serializer's error.
 pub fn serialize<S: Serializer>(moment: &OffsetDateTime, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(str::from_utf8(&digits(*moment)).unwrap_or_default())
+    serializer.serialize_str(str::from_utf8(&format_bytes(*moment)).unwrap_or_default())
 }
 
-/// For `#[serde(with)]`.
+/// Deserializes a timestamp, for `#[serde(with)]`.
 ///
 /// # Errors
-/// When it is no timestamp of RFC 3339.
+/// The deserializer's error if the text is not an RFC 3339 timestamp.
 pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<OffsetDateTime, D::Error> {
     let text = <std::borrow::Cow<'de, str>>::deserialize(deserializer)?;
     OffsetDateTime::parse(&text, &Rfc3339).map_err(serde::de::Error::custom)
 }
 
-/// For `#[serde(with)]`, of a moment that may be missing.
+/// Serialization of optional timestamps, for `#[serde(with)]`.
 pub mod option {
     use super::{OffsetDateTime, Serializer, format};
 
-    /// For `#[serde(with)]`.
+    /// Serializes an optional timestamp, for `#[serde(with)]`.
     ///
     /// # Errors
-    /// When the serializer fails.
+    /// The serializer's error.
     pub fn serialize<S: Serializer>(
         moment: &Option<OffsetDateTime>,
         serializer: S,
@@ -106,7 +108,9 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn as_a_general_formatter_has_it(nanos in -62_135_596_800_000_000_000_i128..253_402_300_799_999_999_999) {
+        fn timestamp_equals_output_of_general_formatter(
+            nanos in -62_135_596_800_000_000_000_i128..253_402_300_799_999_999_999,
+        ) {
             let moment = time::OffsetDateTime::from_unix_timestamp_nanos(nanos).unwrap();
             let format = time::macros::format_description!(
                 "[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:6]Z"
@@ -116,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn six_digits_always() {
+    fn timestamp_has_six_fraction_digits_and_is_utc() {
         for (moment, text) in [
             (datetime!(2026-01-31 12:00:00 UTC), "2026-01-31T12:00:00.000000Z"),
             (datetime!(2026-01-31 12:00:00.67881 +01:00), "2026-01-31T11:00:00.678810Z"),

@@ -1,4 +1,7 @@
-//! What API keys are used for, added up.
+//! Usage of API keys: counted requests, and the reports on them.
+//!
+//! Usage is counted from audit events when they are written, so that the counts and the audit log
+//! agree.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -14,84 +17,83 @@ use super::{
     scope::Scope,
 };
 
-/// What a request asked for, by its route.
+/// The route of a request, as usage is counted by it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct RouteUse {
-    /// The first word of the path behind the version, such as `agents`.
+    /// The first path segment after the version, such as `agents`.
     pub group: &'static str,
-    /// What the route asks of its caller.
+    /// The scope that the route requires.
     pub scope: Scope,
 }
 
-/// What makes uses alike.
+/// The dimensions by which requests are counted. Requests with equal dimensions share a counter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct UseKind<'a> {
-    /// The key.
+    /// The key's id.
     pub key_id: Uuid,
     /// Minutes since 1970.
     pub minute: u64,
-    /// What the requests asked for.
+    /// The route of the requests.
     pub route: RouteUse,
-    /// The first digit of the answer's status.
+    /// The first digit of the response status.
     pub status_class: i16,
-    /// Where they came from.
+    /// The client's address.
     pub ip: IpAddr,
-    /// What sent them; empty: it does not say.
+    /// The `User-Agent` header; empty if there was none.
     pub user_agent: &'a str,
 }
 
-/// Uses of one key in one minute, by one program from one address, on routes of one group and scope,
-/// answered in one way.
+/// The number of requests with equal dimensions.
 #[derive(Debug)]
 pub struct Use<'a> {
-    /// What they have in common.
+    /// The dimensions of the requests.
     pub kind: UseKind<'a>,
-    /// Of the last of them.
+    /// The method of the last request.
     pub method: &'a str,
-    /// Likewise.
+    /// The path of the last request.
     pub path: &'a str,
     /// The id of the first event.
     pub first: Uuid,
     /// The id of the last event.
     pub last: Uuid,
-    /// How many.
+    /// The number of requests.
     pub requests: i64,
 }
 
 impl<'a> Use<'a> {
-    /// What keys did in these events: of each kind of use, how often. Events that are no requests of a key do not
-    /// count.
+    /// Counts the requests in these events by their dimensions. Events that are not requests with
+    /// an API key are ignored.
     #[must_use]
     pub fn all(events: impl Iterator<Item = &'a NewEvent>) -> Vec<Self> {
-        // Growing would take longer than all the rest, where each event is of another kind.
-        let (room, _) = events.size_hint();
-        let mut uses: Vec<Self> = Vec::with_capacity(room);
-        let mut known: HashMap<UseKind<'a>, usize> = HashMap::with_capacity(room);
+        // Reserve for the case that all events differ: growing would take longer than the counting.
+        let (capacity, _) = events.size_hint();
+        let mut uses: Vec<Self> = Vec::with_capacity(capacity);
+        let mut indexes: HashMap<UseKind<'a>, usize> = HashMap::with_capacity(capacity);
         let mut last = 0;
         for event in events {
-            let Some((kind, request)) = kind(event) else { continue };
+            let Some((kind, request)) = dimensions_of(event) else { continue };
             let id = event.id.uuid();
-            // Requests of one kind mostly come in a row.
+            // Consecutive requests are often alike: the previous counter is tried first.
             if uses.get(last).is_none_or(|previous| previous.kind != kind) {
-                last = *known.entry(kind).or_insert_with(|| {
+                last = *indexes.entry(kind).or_insert_with(|| {
                     let (method, path) = (&*request.method, &*request.path);
                     uses.push(Self { kind, method, path, first: id, last: id, requests: 0 });
                     uses.len() - 1
                 });
             }
-            let Some(same) = uses.get_mut(last) else { continue };
-            same.requests += i64::from(!event.is_use_alone);
-            same.first = same.first.min(id);
-            if id > same.last {
-                (same.last, same.method, same.path) = (id, &request.method, &request.path);
+            let Some(counter) = uses.get_mut(last) else { continue };
+            counter.requests += i64::from(!event.is_use_alone);
+            counter.first = counter.first.min(id);
+            if id > counter.last {
+                (counter.last, counter.method, counter.path) = (id, &request.method, &request.path);
             }
         }
         uses
     }
 }
 
-/// The kind of use that an event tells of, if any.
-fn kind(event: &NewEvent) -> Option<(UseKind<'_>, &RequestInfo)> {
+/// Returns the dimensions and the request of an event, if it is a request with an API key.
+fn dimensions_of(event: &NewEvent) -> Option<(UseKind<'_>, &RequestInfo)> {
     let (true, Action::Request) = (event.actor.kind == ActorType::ApiKey, event.action) else {
         return None;
     };
@@ -108,24 +110,24 @@ fn kind(event: &NewEvent) -> Option<(UseKind<'_>, &RequestInfo)> {
     Some((kind, request))
 }
 
-/// A key that has not been used for so long is told of.
+/// The report on key hygiene lists a key that has not been used for this time.
 pub const UNUSED_AFTER: Duration = Duration::days(90);
 
-/// How often a key was used in an hour, a day, or in all.
+/// The requests of a key in an hour, in a day or in total.
 #[derive(Debug, Clone)]
 pub struct Spell {
-    /// When it begins.
+    /// Start of the period.
     pub start: OffsetDateTime,
-    /// Requests.
+    /// Number of requests.
     pub requests: i64,
-    /// By the first digit of the answer's status.
+    /// Number of requests by the first digit of the response status.
     pub by_status: BTreeMap<i16, i64>,
-    /// By the first word of the path.
+    /// Number of requests by route group; see [`RouteUse::group`].
     pub by_route: BTreeMap<String, i64>,
 }
 
 impl Spell {
-    /// One in which nothing happened.
+    /// Creates a period without requests.
     #[must_use]
     pub fn empty(start: OffsetDateTime) -> Self {
         let by_status = (2..=5).map(|class| (class, 0)).collect();
@@ -140,76 +142,76 @@ impl Spell {
     }
 }
 
-/// An address that used a key.
+/// A client address of a key.
 #[derive(Debug, Clone)]
 pub struct KeyAddress {
     /// The address.
     pub ip: IpAddr,
-    /// How often.
+    /// Number of requests.
     pub requests: i64,
-    /// When first.
+    /// Time of the first request.
     pub first_used_at: OffsetDateTime,
-    /// When last.
+    /// Time of the last request.
     pub last_used_at: OffsetDateTime,
 }
 
-/// What a key is used for.
+/// The usage of a key.
 #[derive(Debug)]
 pub struct KeyUsage {
-    /// Requests, since it was minted.
+    /// Number of requests since the key was created.
     pub total_requests: i64,
-    /// The first of them.
+    /// Time of the first request.
     pub first_used_at: Option<OffsetDateTime>,
-    /// The last of them.
+    /// Time of the last request.
     pub last_used_at: Option<OffsetDateTime>,
-    /// All that is kept, in one.
+    /// The sum of all counts that are still stored.
     pub all: Spell,
-    /// Hours, the oldest first; those without a use are left out.
+    /// Requests by hour, oldest first; hours without requests are left out.
     pub by_hour: Vec<Spell>,
-    /// Days, likewise.
+    /// Requests by day, oldest first; days without requests are left out.
     pub by_day: Vec<Spell>,
-    /// The hundred addresses that used it last.
+    /// The 100 most recent client addresses.
     pub addresses: Vec<KeyAddress>,
 }
 
-/// An active key that has long not been used.
+/// An active key that has not been used for [`UNUSED_AFTER`].
 #[derive(Debug)]
 pub struct UnusedKey {
-    /// The key.
+    /// The key's id.
     pub id: ApiKeyId,
-    /// What it is called.
+    /// The key's name.
     pub name: String,
-    /// What it may do.
+    /// The key's scope.
     pub scope: Scope,
-    /// When it was minted.
+    /// Time of creation.
     pub created_at: OffsetDateTime,
-    /// When it was last used, if ever.
+    /// Time of the last use, if there was one.
     pub last_used_at: Option<OffsetDateTime>,
 }
 
-/// An active key that may do more than it does.
+/// An active key with a higher scope than its requests needed.
 #[derive(Debug)]
 pub struct OverScopedKey {
-    /// The key.
+    /// The key's id.
     pub id: ApiKeyId,
-    /// What it is called.
+    /// The key's name.
     pub name: String,
-    /// What it may do.
+    /// The key's scope.
     pub scope: Scope,
-    /// The most that it was used for.
+    /// The highest scope that a request needed.
     pub used_scope: Scope,
-    /// Since when that was looked at.
+    /// Start of the period that `used_scope` covers.
     pub used_since: OffsetDateTime,
-    /// When it was last used.
+    /// Time of the last use.
     pub last_used_at: OffsetDateTime,
 }
 
-/// Keys that somebody should look at.
+/// The report on key hygiene: unused and over-scoped keys.
 #[derive(Debug)]
 pub struct Hygiene {
-    /// The longest unused first.
+    /// Unused keys, longest unused first.
     pub unused: Vec<UnusedKey>,
-    /// The newest first.
+    /// Over-scoped keys, newest first.
     pub over_scoped: Vec<OverScopedKey>,
 }
 
@@ -252,9 +254,16 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_use_is_counted_once_and_told_apart(
+        fn request_is_counted_once_in_its_dimensions(
             seeds in prop::collection::vec(
-                (0_u8..3, 0_u64..180_000, 0_u8..2, prop::option::of(0_u8..2), 200_u16..600, any::<bool>()),
+                (
+                    0_u8..3,
+                    0_u64..180_000,
+                    0_u8..2,
+                    prop::option::of(0_u8..2),
+                    200_u16..600,
+                    any::<bool>(),
+                ),
                 0..200,
             ),
         ) {
@@ -264,16 +273,17 @@ mod tests {
                     event(*key, *millis, *ip, *agent, *status, *group)
                 })
                 .collect();
-            let told = Use::all(events.iter());
-            let sum: i64 = told.iter().map(|told| told.requests).sum();
+            let counters = Use::all(events.iter());
+            let sum: i64 = counters.iter().map(|counter| counter.requests).sum();
             prop_assert_eq!(usize::try_from(sum), Ok(events.len()));
-            for told in told {
-                let same = events.iter().filter(|event| kind(event).unwrap().0 == told.kind);
+            for counter in counters {
+                let same =
+                    events.iter().filter(|event| dimensions_of(event).unwrap().0 == counter.kind);
                 let ids: Vec<_> = same.map(|event| event.id.uuid()).collect();
-                prop_assert_eq!(usize::try_from(told.requests), Ok(ids.len()));
-                prop_assert_eq!(ids.iter().min().unwrap(), &told.first);
-                prop_assert_eq!(ids.iter().max().unwrap(), &told.last);
-                prop_assert_eq!(id::millis(told.last) / 60_000, told.kind.minute);
+                prop_assert_eq!(usize::try_from(counter.requests), Ok(ids.len()));
+                prop_assert_eq!(ids.iter().min().unwrap(), &counter.first);
+                prop_assert_eq!(ids.iter().max().unwrap(), &counter.last);
+                prop_assert_eq!(id::millis(counter.last) / 60_000, counter.kind.minute);
             }
         }
     }

@@ -1,4 +1,4 @@
-//! People and their membership of workspaces.
+//! Users and their memberships in workspaces.
 
 use time::OffsetDateTime;
 
@@ -8,59 +8,59 @@ use super::{
     scope::Role,
 };
 
-/// A person.
+/// A registered user.
 #[derive(Debug, Clone)]
 pub struct User {
-    /// Its id; the `sub` of its access tokens.
+    /// The user's id; the `sub` of the user's access tokens.
     pub id: UserId,
-    /// The address that the person signs in with.
+    /// The address with which the user signs in.
     pub email: String,
-    /// What the person is called.
+    /// The user's name.
     pub full_name: Option<String>,
-    /// Whatever else clients store about the person.
+    /// Other profile fields that clients store.
     pub profile: Fields,
-    /// Since when.
+    /// Time of creation.
     pub created_at: OffsetDateTime,
-    /// When the person showed that the address is theirs.
+    /// Time of the email verification.
     pub email_verified_at: Option<OffsetDateTime>,
 }
 
 impl User {
-    /// The name or, without one, the address.
+    /// Returns the name or, if there is none, the address.
     #[must_use]
     pub fn display_name(&self) -> &str {
         self.full_name.as_deref().unwrap_or(&self.email)
     }
 }
 
-/// A person in a workspace.
+/// A member of a workspace.
 #[derive(Debug, Clone)]
 pub struct Member {
-    /// Who.
+    /// The user's id.
     pub user_id: UserId,
-    /// The person's address.
+    /// The user's address.
     pub email: String,
-    /// The person's name.
+    /// The user's name.
     pub full_name: Option<String>,
-    /// The person's role here.
+    /// The user's role in the workspace.
     pub role: Role,
-    /// Since when.
+    /// Time at which the user joined the workspace.
     pub joined_at: OffsetDateTime,
 }
 
 impl Member {
-    /// What to call them.
+    /// Returns the name or, if there is none, the address.
     #[must_use]
     pub fn display_name(&self) -> &str {
         self.full_name.as_deref().unwrap_or(&self.email)
     }
 }
 
-/// A workspace of a person.
+/// A user's membership in a workspace.
 #[derive(Debug, Clone, Copy)]
 pub struct Membership {
-    /// Which.
+    /// The workspace's id.
     pub workspace_id: WorkspaceId,
-    /// The person's role there.
+    /// The user's role in the workspace.
     pub role: Role,
 }

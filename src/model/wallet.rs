@@ -4,17 +4,17 @@ use time::OffsetDateTime;
 
 use super::id::TransactionId;
 
-/// A movement of a wallet.
+/// A transaction of a wallet.
 #[derive(Debug, Clone)]
 pub struct Transaction {
-    /// Its id.
+    /// The transaction's id.
     pub id: TransactionId,
-    /// `top_up`, `charge` or `refund`.
+    /// The kind: `top_up`, `charge` or `refund`.
     pub kind: String,
-    /// US cents; negative for a charge.
+    /// The amount in US cents; negative for a charge.
     pub amount_cents: i64,
-    /// What for.
+    /// The text that describes the transaction.
     pub description: String,
-    /// When.
+    /// Time of the transaction.
     pub created_at: OffsetDateTime,
 }

@@ -1,4 +1,4 @@
-//! Workspaces: the tenants.
+//! Workspaces, the tenants of the service.
 
 use time::OffsetDateTime;
 
@@ -7,32 +7,33 @@ use super::{id::WorkspaceId, scope::Role};
 /// A workspace.
 #[derive(Debug, Clone)]
 pub struct Workspace {
-    /// Its id.
+    /// The workspace's id.
     pub id: WorkspaceId,
-    /// What people call it.
+    /// The workspace's name.
     pub name: String,
-    /// Its own rate limit for each credential, requests a minute; none is the configured default.
+    /// The workspace's own rate limit in requests per minute and credential; `None` is the
+    /// configured default.
     pub rate_limit_per_minute: Option<u32>,
-    /// Whether its people need a second factor.
+    /// True if members must set up a second factor.
     pub require_second_factor: bool,
-    /// Since when.
+    /// Time of creation.
     pub created_at: OffsetDateTime,
 }
 
-/// What is to change about a workspace; none stays as it is.
+/// A change to a workspace; `None` leaves a value unchanged.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct WorkspaceChange {
-    /// What people call it.
+    /// The new name.
     pub name: Option<String>,
-    /// Whether its people need a second factor.
+    /// The new requirement of a second factor.
     pub require_second_factor: Option<bool>,
 }
 
-/// A workspace as one of its members sees it in a list.
+/// A workspace with the role of one of its members.
 #[derive(Debug, Clone)]
 pub struct OwnWorkspace {
     /// The workspace.
     pub workspace: Workspace,
-    /// The person's role there.
+    /// The member's role in the workspace.
     pub role: Role,
 }

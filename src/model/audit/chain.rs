@@ -1,8 +1,10 @@
-//! The hash chain that makes the log tamper-evident; `docs/audit-log.md` tells how to check it.
+//! The hash chain that makes the audit log tamper-evident.
 //!
-//! Each workspace has a chain of its own. It begins with a hash of the workspace's id, and each event
-//! adds its digest: `hash(n) = SHA-256(hash(n − 1) ‖ digest(n))`. So the hash at one place depends on
-//! every event before, and on their order.
+//! Each workspace has its own chain. It begins with a hash of the workspace's id, and each event
+//! adds its digest: `hash(n) = SHA-256(hash(n − 1) ‖ digest(n))`. The hash at a sequence number
+//! therefore depends on all earlier events and on their order.
+//!
+//! `docs/audit-log.md` describes how to verify a chain.
 
 use std::fmt;
 
@@ -12,37 +14,38 @@ use sha2::{Digest, Sha256};
 
 use crate::model::id::{EventId, WorkspaceId};
 
-/// Bytes of a hash.
-const LEN: usize = 32;
+/// Length of a hash in bytes.
+const HASH_LEN: usize = 32;
 
-/// What a chain begins with, before the workspace's id.
+/// The text that is hashed before the workspace's id for the start of a chain.
 const GENESIS: &str = "call2me audit chain v1 ";
 
-/// SHA-256 of an event in its canonical form; see [`super::Event::digest`].
+/// The SHA-256 of an event's canonical form; see [`super::Event::digest`].
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub struct EventDigest([u8; LEN]);
+pub struct EventDigest([u8; HASH_LEN]);
 
 impl EventDigest {
-    /// Of an event in its canonical form.
+    /// Returns the digest of a canonical form.
     #[must_use]
     pub fn of(canonical: &[u8]) -> Self {
         Self(Sha256::digest(canonical).into())
     }
 
-    /// The bytes.
+    /// Returns the bytes.
     #[must_use]
-    pub const fn as_bytes(&self) -> &[u8; LEN] {
+    pub const fn as_bytes(&self) -> &[u8; HASH_LEN] {
         &self.0
     }
 }
 
 impl EventDigest {
-    /// Of an event that was gone before it was sealed: the chain tells that it was there.
-    pub const GONE: Self = Self([0; LEN]);
+    /// The digest of an event that disappeared before it was sealed. The chain proves that there
+    /// was an event.
+    pub const GONE: Self = Self([0; HASH_LEN]);
 }
 
-impl From<[u8; LEN]> for EventDigest {
-    fn from(bytes: [u8; LEN]) -> Self {
+impl From<[u8; HASH_LEN]> for EventDigest {
+    fn from(bytes: [u8; HASH_LEN]) -> Self {
         Self(bytes)
     }
 }
@@ -53,32 +56,32 @@ impl fmt::Debug for EventDigest {
     }
 }
 
-/// The hash of a chain at one place.
+/// The hash of a chain at one sequence number.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub struct ChainHash([u8; LEN]);
+pub struct ChainHash([u8; HASH_LEN]);
 
 impl ChainHash {
-    /// What the chain of a workspace begins with, at place 0.
+    /// Returns the hash at the start of a workspace's chain, which has sequence number 0.
     #[must_use]
     pub fn genesis(workspace: WorkspaceId) -> Self {
         Self(Sha256::digest(format!("{GENESIS}{workspace}")).into())
     }
 
-    /// The hash at the next place.
+    /// Returns the hash after one more event.
     #[must_use]
     pub fn then(self, event: EventDigest) -> Self {
         Self(Sha256::new().chain_update(self.0).chain_update(event.0).finalize().into())
     }
 
-    /// The bytes.
+    /// Returns the bytes.
     #[must_use]
-    pub const fn as_bytes(&self) -> &[u8; LEN] {
+    pub const fn as_bytes(&self) -> &[u8; HASH_LEN] {
         &self.0
     }
 }
 
-impl From<[u8; LEN]> for ChainHash {
-    fn from(bytes: [u8; LEN]) -> Self {
+impl From<[u8; HASH_LEN]> for ChainHash {
+    fn from(bytes: [u8; HASH_LEN]) -> Self {
         Self(bytes)
     }
 }
@@ -93,8 +96,8 @@ impl<'de> Deserialize<'de> for ChainHash {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = <std::borrow::Cow<'de, str>>::deserialize(deserializer)?;
         let bytes = HEXLOWER.decode(text.as_bytes()).map_err(serde::de::Error::custom)?;
-        let hash: Option<[u8; LEN]> = bytes.try_into().ok();
-        hash.map(Self).ok_or_else(|| serde::de::Error::custom("a hash has 64 digits"))
+        let hash: Option<[u8; HASH_LEN]> = bytes.try_into().ok();
+        hash.map(Self).ok_or_else(|| serde::de::Error::custom("a hash must have 64 digits"))
     }
 }
 
@@ -110,44 +113,44 @@ impl fmt::Debug for ChainHash {
     }
 }
 
-/// Events that are sealed together: a piece of a workspace's chain.
+/// A segment of a workspace's chain: consecutive events that are sealed together.
 #[derive(Debug, Clone)]
 pub struct Run {
-    /// Whose chain.
+    /// The workspace of the chain.
     pub workspace_id: WorkspaceId,
-    /// The place of its first event; the first of all has 1.
+    /// The sequence number of the segment's first event; a chain's first event has 1.
     pub first: i64,
-    /// The chain's hash before it.
+    /// The chain's hash before the segment.
     pub previous: ChainHash,
-    /// Its events, each with the chain's hash after it.
+    /// The events, each with the chain's hash after it.
     pub events: Vec<(EventId, ChainHash)>,
 }
 
 impl Run {
-    /// An empty one, where a chain ends: at this place, with this hash.
+    /// Creates an empty segment after the end of a chain, which has this sequence number and hash.
     #[must_use]
     pub fn behind(workspace_id: WorkspaceId, sequence: i64, hash: ChainHash) -> Self {
         Self { workspace_id, first: sequence + 1, previous: hash, events: Vec::new() }
     }
 
-    /// The first of a chain.
+    /// Creates an empty segment at the start of a chain.
     #[must_use]
     pub fn genesis(workspace_id: WorkspaceId) -> Self {
         Self::behind(workspace_id, 0, ChainHash::genesis(workspace_id))
     }
 
-    /// Adds an event.
+    /// Appends an event.
     pub fn push(&mut self, id: EventId, digest: EventDigest) {
         self.events.push((id, self.hash().then(digest)));
     }
 
-    /// The chain's hash after its last event.
+    /// Returns the chain's hash after the segment.
     #[must_use]
     pub fn hash(&self) -> ChainHash {
         self.events.last().map_or(self.previous, |(_, hash)| *hash)
     }
 
-    /// The place of its last event.
+    /// Returns the sequence number of the segment's last event.
     #[must_use]
     pub fn last(&self) -> i64 {
         self.first - 1 + i64::try_from(self.events.len()).unwrap_or(i64::MAX)
@@ -161,8 +164,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_chain_is_as_it_is_published() {
-        // By `printf 'call2me audit chain v1 ws_00000000000000000000000001' | sha256sum` and so on.
+    fn chain_hashes_match_the_documented_values() {
+        // Computed with `printf 'call2me audit chain v1 ws_00000000000000000000000001' | sha256sum`
+        // and so on.
         let genesis = ChainHash::genesis(Uuid::from_u128(1).into());
         assert_eq!(
             genesis.to_string(),

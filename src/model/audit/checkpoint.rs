@@ -1,3 +1,5 @@
+//! Checkpoints: signed statements of the end of a hash chain.
+
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use utoipa::ToSchema;
@@ -5,40 +7,43 @@ use utoipa::ToSchema;
 use super::ChainHash;
 use crate::model::{id::WorkspaceId, timestamp};
 
-/// What a chain was at one place, for its owner to keep.
+/// The state of an audit log's hash chain at one sequence number. Keep checkpoints outside this
+/// service to prove later that the log has not changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Checkpoint {
-    /// Whose chain.
+    /// The workspace of the chain.
     pub workspace_id: WorkspaceId,
-    /// The place: how many events it had.
+    /// The sequence number: how many events the chain had.
     pub sequence: i64,
-    /// The hash there.
+    /// The chain's hash at this sequence number.
     #[schema(value_type = String, pattern = "^[0-9a-f]{64}$")]
     pub hash: ChainHash,
-    /// When the event there was sealed; of an empty chain, now.
+    /// The time at which that event was sealed; the current time for an empty chain.
     #[serde(serialize_with = "timestamp::serialize", deserialize_with = "timestamp::deserialize")]
     pub at: OffsetDateTime,
 }
 
-/// A checkpoint, and the proof that this service made it.
+/// A checkpoint with the signature of this service.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct SignedCheckpoint {
     /// The checkpoint.
     #[serde(flatten)]
     pub checkpoint: Checkpoint,
-    /// A JWS in compact form (RFC 7515, section 3.1) whose payload is the checkpoint, by a key of the JWKS that
-    /// stays there.
+    /// A JWS in compact form (RFC 7515, section 3.1) whose payload is the checkpoint. Its key is in
+    /// the JWKS and stays there.
     pub signature: String,
 }
 
-/// What the log tells of events that retention has dropped, in the event that it leaves behind.
+/// The metadata of the event [`super::Action::LogPruned`], by which retention records that it
+/// dropped events.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Pruned {
-    /// All events from before then.
+    /// All events before this time were dropped.
     #[serde(serialize_with = "timestamp::serialize", deserialize_with = "timestamp::deserialize")]
     pub before: OffsetDateTime,
-    /// The chain begins behind this place; 0: at its beginning.
+    /// The sequence number after which the remaining chain begins; 0 if no sealed event was
+    /// dropped.
     pub sequence: i64,
-    /// The hash there.
+    /// The chain's hash at this sequence number.
     pub hash: ChainHash,
 }

@@ -1,3 +1,5 @@
+//! Events as clients read them, and their canonical form.
+
 use std::{borrow::Cow, fmt};
 
 use ipnet::IpNet;
@@ -12,35 +14,35 @@ use crate::model::{
     timestamp,
 };
 
-/// An event as everybody sees it: in lists, exports and streams.
+/// An audit event, as lists, exports and streams contain it.
 ///
-/// Its fields stand in the order of their names, at every depth, so that what is written of it is its
-/// canonical form (RFC 8785; numbers are integers): these very bytes are what the chain's digests are of.
+/// The fields are sorted by name at every level, so that the JSON is the canonical form (RFC 8785;
+/// all numbers are integers). The hash chain covers the SHA-256 of exactly these bytes.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 #[schema(as = EventBody)]
 pub struct Event<'a> {
-    /// `request` for a call of the API, else what happened.
+    /// The action: `request` for an API request, otherwise the name of the change.
     #[schema(example = "request")]
     pub action: Cow<'a, str>,
-    /// Who did it.
+    /// The principal that acted.
     pub actor: EventActor<'a>,
-    /// When.
+    /// The time of the event.
     #[serde(serialize_with = "timestamp::serialize")]
     pub at: OffsetDateTime,
-    /// Its id.
+    /// The event's id.
     pub id: EventId,
-    /// More about it.
+    /// Additional data, depending on the action.
     #[schema(value_type = Object)]
     pub metadata: Cow<'a, Metadata>,
-    /// All null for what the operator does on the command line.
+    /// The HTTP request; all fields are null for actions of the operator on the command line.
     pub request: EventRequest<'a>,
-    /// What it was done to.
+    /// The object that the action changed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub target: Option<EventTarget<'a>>,
 }
 
 impl Event<'_> {
-    /// Whether a person asked for a page, or sent a form, in a browser.
+    /// Returns true if the event is a browser's request for a page, or with a form.
     #[must_use]
     pub fn is_page(&self) -> bool {
         self.action == Action::Request.as_str()
@@ -49,72 +51,72 @@ impl Event<'_> {
     }
 }
 
-/// Who did it, under the name of that time.
+/// The actor of an event, with its name at that time.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 #[schema(as = ActorBody)]
 pub struct EventActor<'a> {
-    /// None where nobody is known, and of the operator.
+    /// The actor's id; null for the types `anonymous` and `system`.
     #[schema(required = true, value_type = Option<String>, example = "key_01jd0zt8q7f7qvs4p2k6x3m9ab")]
     pub id: Option<PublicId<'a>>,
-    /// What it was called.
+    /// The actor's name at that time.
     #[schema(required = true, example = "prod-2026-q2")]
     pub name: Option<Cow<'a, str>>,
-    /// `api_key`, `user`, `oauth_client`, `anonymous` or `system`.
+    /// The actor's type: `api_key`, `user`, `oauth_client`, `anonymous` or `system`.
     #[serde(rename = "type")]
     #[schema(example = "api_key")]
     pub kind: Cow<'a, str>,
 }
 
-/// The request that it happened in.
+/// The HTTP request of an event.
 #[derive(Debug, Clone, Default, Serialize, ToSchema)]
 #[schema(as = RequestBody)]
 pub struct EventRequest<'a> {
-    /// Its id.
+    /// The request's id.
     #[schema(required = true)]
     pub id: Option<RequestId>,
-    /// Where it came from, seen through trusted proxies.
-    #[serde(serialize_with = "address")]
+    /// The client's address, as trusted proxies forward it.
+    #[serde(serialize_with = "serialize_address")]
     #[schema(required = true, value_type = Option<String>, example = "203.0.113.9")]
     pub ip: Option<IpNet>,
-    /// Microseconds from the request's head to its answer.
+    /// Time from the request's head to the response, in microseconds.
     #[schema(required = true, example = 412)]
     pub latency_us: Option<i64>,
-    /// Its method.
+    /// The method.
     #[schema(required = true, example = "GET")]
     pub method: Option<Cow<'a, str>>,
-    /// Without the query string.
+    /// The path, without the query string.
     #[schema(required = true, example = "/v1/agents")]
     pub path: Option<Cow<'a, str>>,
-    /// The status of its answer.
+    /// The status of the response.
     #[schema(required = true, example = 200)]
     pub status: Option<i16>,
-    /// What the client calls itself.
+    /// The `User-Agent` header.
     #[schema(required = true, example = "curl/8.5.0")]
     pub user_agent: Option<Cow<'a, str>>,
 }
 
-/// What it was done to.
+/// The target of an event: the object that the action changed.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 #[schema(as = TargetBody)]
 pub struct EventTarget<'a> {
-    /// Its id.
+    /// The target's id.
     #[schema(value_type = String, example = "key_01jd0zt8q7f7qvs4p2k6x3m9ab")]
     pub id: PublicId<'a>,
-    /// What it was called.
+    /// The target's name at that time.
     #[schema(required = true, example = "prod-2026-q2")]
     pub name: Option<Cow<'a, str>>,
-    /// What kind of thing.
+    /// The target's type.
     #[serde(rename = "type")]
     #[schema(example = "api_key")]
     pub kind: Cow<'a, str>,
 }
 
-/// An id of any prefix.
+/// A public id with any prefix.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PublicId<'a> {
-    /// What stands before the underscore.
+    /// The text before the underscore.
     pub prefix: Cow<'a, str>,
-    /// What stands behind it.
+    /// The UUID after the underscore.
     pub id: Uuid,
 }
 
@@ -130,9 +132,10 @@ impl Serialize for PublicId<'_> {
     }
 }
 
-/// An address; as the network that it never is but where somebody changed it.
-#[expect(clippy::ref_option, reason = "serde hands it over so")]
-fn address<S: Serializer>(ip: &Option<IpNet>, serializer: S) -> Result<S::Ok, S::Error> {
+/// Serializes an address. A stored network is always a single address; if the row was manipulated,
+/// the network itself is serialized, so that the digest changes.
+#[expect(clippy::ref_option, reason = "serde calls it with this signature")]
+fn serialize_address<S: Serializer>(ip: &Option<IpNet>, serializer: S) -> Result<S::Ok, S::Error> {
     match ip {
         Some(net) if net.prefix_len() == net.max_prefix_len() => {
             serializer.collect_str(&net.addr())
@@ -143,18 +146,18 @@ fn address<S: Serializer>(ip: &Option<IpNet>, serializer: S) -> Result<S::Ok, S:
 }
 
 impl Event<'_> {
-    /// The bytes that the chain vouches for.
+    /// Returns the canonical form, whose digest the hash chain covers.
     ///
     /// # Errors
-    /// Never: it is made of texts and numbers.
+    /// None in practice: an event contains only texts and numbers.
     pub fn canonical(&self) -> Result<Vec<u8>, serde_json::Error> {
-        // Most are not longer.
+        // Most events fit in this capacity.
         let mut bytes = Vec::with_capacity(640);
         serde_json::to_writer(&mut bytes, self)?;
         Ok(bytes)
     }
 
-    /// SHA-256 of the canonical form.
+    /// Returns the SHA-256 of the canonical form.
     #[must_use]
     pub fn digest(&self) -> EventDigest {
         EventDigest::of(&self.canonical().unwrap_or_default())
@@ -162,7 +165,7 @@ impl Event<'_> {
 }
 
 impl NewEvent {
-    /// The event as it will be seen.
+    /// Returns the event as clients will read it.
     #[must_use]
     pub fn public(&self) -> Event<'_> {
         let Self { id, action, actor, target, request, metadata, .. } = self;
@@ -215,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_canonical() {
+    fn serialized_event_is_canonical() {
         let request = RequestInfo {
             id: Uuid::from_u128(7).into(),
             method: "POST".into(),

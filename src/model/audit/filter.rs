@@ -1,3 +1,5 @@
+//! Filters for lists, exports and streams of audit events.
+
 use std::net::IpAddr;
 
 use time::OffsetDateTime;
@@ -6,35 +8,36 @@ use uuid::Uuid;
 use super::{Action, ActorType, Event};
 use crate::model::id::{ApiKeyId, Id, RequestId};
 
-/// Which events are wanted; what is `None` does not matter.
+/// A filter for events. An event must match all conditions; `None` matches every event.
 #[derive(Debug, Clone, Default)]
 pub struct EventFilter {
-    /// What somebody did, and no mere calls of the API.
+    /// Excludes requests: only changes match.
     pub changes: bool,
-    /// Without what people merely looked at or sent in a browser: pages, not the API.
+    /// Excludes requests of browsers for pages and with forms. Requests to the API match.
     pub without_pages: bool,
-    /// By this key.
+    /// The API key that acted.
     pub key_id: Option<ApiKeyId>,
-    /// By this actor, of any kind.
+    /// The actor, of any type.
     pub actor_id: Option<Uuid>,
-    /// Of this action.
+    /// The action.
     pub action: Option<String>,
-    /// Of requests with this method.
+    /// The method of the request.
     pub method: Option<String>,
-    /// Of requests answered with this status.
+    /// The status of the response.
     pub status: Option<u16>,
-    /// Of requests from this address.
+    /// The client's address.
     pub ip: Option<IpAddr>,
-    /// From then on.
+    /// Start of the period, inclusive.
     pub since: Option<OffsetDateTime>,
-    /// Before then.
+    /// End of the period, exclusive.
     pub until: Option<OffsetDateTime>,
-    /// Of this request.
+    /// The id of the request.
     pub request_id: Option<RequestId>,
 }
 
 impl EventFilter {
-    /// Whether an event is wanted: as PostgreSQL decides in `store::audit::list`.
+    /// Returns true if an event matches. The query of `store::audit::list` implements the same
+    /// conditions in SQL; keep both equal.
     #[must_use]
     pub fn passes(&self, event: &Event<'_>) -> bool {
         let actor = event.actor.id.as_ref().map(|id| id.id);
@@ -48,14 +51,14 @@ impl EventFilter {
             && self.method.as_deref().is_none_or(|method| request.method.as_deref() == Some(method))
             && self.status.is_none_or(|status| request.status.map(i32::from) == Some(status.into()))
             && self.ip.is_none_or(|ip| request.ip.is_some_and(|net| net.addr() == ip))
-            && self.since.is_none_or(|since| event.at >= floor(since))
-            && self.until.is_none_or(|until| event.at < floor(until))
+            && self.since.is_none_or(|since| event.at >= truncate_to_millis(since))
+            && self.until.is_none_or(|until| event.at < truncate_to_millis(until))
             && self.request_id.is_none_or(|id| request.id == Some(id))
     }
 }
 
-/// To the millisecond, as ids have it.
-fn floor(moment: OffsetDateTime) -> OffsetDateTime {
+/// Truncates a time to milliseconds, the precision of event ids.
+fn truncate_to_millis(moment: OffsetDateTime) -> OffsetDateTime {
     let nanos = i64::from(moment.nanosecond() % 1_000_000);
     moment - time::Duration::nanoseconds(nanos)
 }

@@ -1,4 +1,7 @@
-//! Events of the audit log.
+//! Events of the audit log: their types, their canonical form and their hash chain.
+//!
+//! A [`NewEvent`] is written, an [`Event`] is read. Both have the same canonical form, whose digest
+//! the hash chain covers: see [`Event::canonical`] and [`ChainHash`].
 
 mod chain;
 mod checkpoint;
@@ -25,17 +28,17 @@ pub use filter::EventFilter;
 
 macro_rules! actions {
     ($($(#[$doc:meta])* $action:ident = $name:literal;)*) => {
-        /// What happened.
+        /// The action of an audit event.
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
         pub enum Action {
             $($(#[$doc])* $action,)*
         }
 
         impl Action {
-            /// All of them.
+            /// All actions.
             pub const ALL: &[Self] = &[$(Self::$action),*];
 
-            /// The name in JSON and in the database.
+            /// Returns the name in JSON and in the database.
             #[must_use]
             pub const fn as_str(self) -> &'static str {
                 match self {
@@ -43,7 +46,7 @@ macro_rules! actions {
                 }
             }
 
-            /// The action of this name.
+            /// Returns the action of a name.
             #[must_use]
             pub fn from_name(name: &str) -> Option<Self> {
                 match name {
@@ -56,111 +59,111 @@ macro_rules! actions {
 }
 
 actions! {
-    /// An authenticated call of the API, whatever came of it.
+    /// An authenticated API request, whatever its result.
     Request = "request";
-    /// A key was minted.
+    /// An API key was created.
     ApiKeyCreated = "api_key.created";
-    /// A key's name, description or addresses were changed.
+    /// An API key's name, description or allowed networks changed.
     ApiKeyUpdated = "api_key.updated";
-    /// A key was given a successor.
+    /// An API key was rotated: its successor was created.
     ApiKeyRotated = "api_key.rotated";
-    /// A key was revoked.
+    /// An API key was revoked.
     ApiKeyRevoked = "api_key.revoked";
-    /// Somebody used a revoked key.
+    /// A request with a revoked API key was rejected.
     ApiKeyRejected = "api_key.rejected";
-    /// A person signed in.
+    /// A user signed in.
     SessionCreated = "session.created";
-    /// A session was given a new pair of tokens.
+    /// A session's tokens were refreshed.
     SessionRefreshed = "session.refreshed";
     /// A session ended.
     SessionEnded = "session.ended";
-    /// A session went from one workspace to another.
+    /// A session switched to another workspace.
     SessionSwitched = "session.switched";
-    /// A person chose another password.
+    /// A user changed or reset the password.
     PasswordChanged = "member.password_changed";
-    /// A person's sign-in takes a code from now on.
+    /// A user enabled TOTP.
     SecondFactorAdded = "member.mfa_enabled";
-    /// A person's sign-in takes no code any more.
+    /// TOTP of a user was disabled.
     SecondFactorRemoved = "member.mfa_disabled";
-    /// A person made new recovery codes.
+    /// A user renewed the recovery codes.
     RecoveryCodesRenewed = "member.recovery_codes_renewed";
-    /// A person made a passkey.
+    /// A user added a passkey.
     PasskeyAdded = "member.passkey_added";
-    /// A person took a passkey away.
+    /// A passkey of a user was removed.
     PasskeyRemoved = "member.passkey_removed";
-    /// A person showed that the address is theirs.
+    /// A user verified the email address.
     EmailVerified = "member.email_verified";
-    /// A refresh token was used a second time; its session was ended.
+    /// A refresh token was reused; its session was ended.
     SessionReuseDetected = "session.reuse_detected";
-    /// A sign-in with a wrong password.
+    /// A sign-in failed.
     LoginFailed = "login.failed";
-    /// A workspace came to be.
+    /// A workspace was created.
     WorkspaceCreated = "workspace.created";
-    /// A workspace's name was changed.
+    /// A workspace's name or settings changed.
     WorkspaceUpdated = "workspace.updated";
-    /// A workspace was deleted, with all that was in it but its log.
+    /// A workspace was deleted with all its data except the audit log.
     WorkspaceDeleted = "workspace.deleted";
-    /// Retention dropped old events of the workspace's log.
+    /// Retention dropped old events of the workspace's audit log.
     LogPruned = "workspace.log_pruned";
-    /// Somebody became a member.
+    /// A user became a member.
     MemberJoined = "member.joined";
-    /// A member was given another role.
+    /// A member's role changed.
     MemberRoleChanged = "member.role_changed";
-    /// A member is none any more.
+    /// A member left or was removed.
     MemberRemoved = "member.removed";
-    /// Somebody was invited.
+    /// An invitation was sent.
     InvitationCreated = "member.invited";
-    /// An invitation was withdrawn.
+    /// An invitation was revoked.
     InvitationRevoked = "member.invitation_revoked";
-    /// The white-label settings were changed.
+    /// The branding changed.
     BrandingUpdated = "workspace.branding_updated";
-    /// A person's profile was changed.
+    /// A user's profile changed.
     ProfileUpdated = "member.profile_updated";
-    /// An admin made an OAuth client.
+    /// An administrator registered an OAuth client.
     ClientCreated = "oauth.client_created";
-    /// An OAuth client's name or redirect URIs were changed.
+    /// An OAuth client's name or redirect URIs changed.
     ClientUpdated = "oauth.client_updated";
-    /// An OAuth client was given another secret.
+    /// An OAuth client's secret was rotated.
     ClientSecretRotated = "oauth.client_secret_rotated";
-    /// An OAuth client was deleted, and its grants with it.
+    /// An OAuth client was deleted together with its grants.
     ClientDeleted = "oauth.client_deleted";
-    /// Somebody let an OAuth client in.
+    /// A user authorized an OAuth client.
     GrantCreated = "oauth.granted";
-    /// Somebody did not let an OAuth client in.
+    /// A user denied authorization to an OAuth client.
     GrantDenied = "oauth.denied";
-    /// A grant gave its first tokens.
+    /// The first tokens of a grant were issued.
     TokenIssued = "oauth.token_issued";
-    /// A grant gave further tokens.
+    /// The tokens of a grant were refreshed.
     TokenRefreshed = "oauth.token_refreshed";
-    /// An OAuth client gave an access token back.
+    /// An OAuth client revoked an access token.
     TokenRevoked = "oauth.token_revoked";
     /// A grant ended.
     GrantEnded = "oauth.grant_ended";
-    /// Somebody used an OAuth client's name without its secret.
+    /// A request with an OAuth client's id and without its secret was rejected.
     ClientRejected = "oauth.client_rejected";
-    /// A genuine code or refresh token was worth nothing.
+    /// A genuine code or refresh token was refused.
     TokenRefused = "oauth.token_refused";
-    /// A code or a refresh token of a grant was used a second time; the grant was ended.
+    /// A code or refresh token was reused; its grant was ended.
     GrantReuseDetected = "oauth.reuse_detected";
 }
 
-/// What kind of thing acted or was acted upon.
+/// The type of an actor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ActorType {
     /// An API key.
     ApiKey,
-    /// A person.
+    /// A user.
     User,
     /// An OAuth client.
     OAuthClient,
-    /// Nobody known.
+    /// An unauthenticated client.
     Anonymous,
-    /// The operator, from the command line, or the service itself.
+    /// The operator, on the command line, or the service itself.
     System,
 }
 
 impl ActorType {
-    /// The name in JSON and in the database.
+    /// Returns the name in JSON and in the database.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -172,7 +175,7 @@ impl ActorType {
         }
     }
 
-    /// The kind of this name.
+    /// Returns the type of a name.
     #[must_use]
     pub fn from_name(name: &str) -> Option<Self> {
         [Self::ApiKey, Self::User, Self::OAuthClient, Self::Anonymous, Self::System]
@@ -180,7 +183,7 @@ impl ActorType {
             .find(|kind| kind.as_str() == name)
     }
 
-    /// The prefix of such an actor's public id, if it has one.
+    /// Returns the prefix of the public ids of such actors, if they have ids.
     #[must_use]
     pub const fn id_prefix(self) -> Option<&'static str> {
         match self {
@@ -192,49 +195,49 @@ impl ActorType {
     }
 }
 
-/// Who did it, under the name of that time.
+/// The actor of an event, with its name at that time.
 #[derive(Debug, Clone)]
 pub struct Actor {
-    /// What kind of actor.
+    /// The actor's type.
     pub kind: ActorType,
-    /// Its id; the kind tells of what.
+    /// The actor's id, without its prefix; see [`ActorType::id_prefix`].
     pub id: Option<Uuid>,
-    /// Its name.
+    /// The actor's name.
     pub name: Option<Arc<str>>,
 }
 
 impl Actor {
-    /// The operator, or the service itself.
+    /// Returns the actor for the operator and the service itself.
     #[must_use]
     pub const fn system() -> Self {
         Self { kind: ActorType::System, id: None, name: None }
     }
 
-    /// Nobody known.
+    /// Returns the actor for an unauthenticated client.
     #[must_use]
     pub const fn anonymous() -> Self {
         Self { kind: ActorType::Anonymous, id: None, name: None }
     }
 
-    /// A person.
+    /// Returns the actor for a user.
     #[must_use]
     pub fn user(user: &User) -> Self {
         Self::person(user.id, user.display_name())
     }
 
-    /// A person, by what they are called.
+    /// Returns the actor for a user with this id and name.
     #[must_use]
     pub fn person(id: UserId, name: &str) -> Self {
         Self { kind: ActorType::User, id: Some(id.uuid()), name: Some(name.into()) }
     }
 
-    /// An API key.
+    /// Returns the actor for an API key.
     #[must_use]
     pub fn api_key(id: ApiKeyId, name: &Arc<str>) -> Self {
         Self { kind: ActorType::ApiKey, id: Some(id.uuid()), name: Some(Arc::clone(name)) }
     }
 
-    /// An OAuth client.
+    /// Returns the actor for an OAuth client.
     #[must_use]
     pub fn client(id: ClientId, name: &str) -> Self {
         Self { kind: ActorType::OAuthClient, id: Some(id.uuid()), name: Some(name.into()) }
@@ -252,19 +255,19 @@ impl From<&Principal> for Actor {
     }
 }
 
-/// What it was done to.
+/// The target of an event: the object that the action changed.
 #[derive(Debug, Clone)]
 pub struct Target {
-    /// The prefix of its public id, which is also how its kind is stored.
+    /// The prefix of the target's public id. The database stores it as the target's type.
     pub kind: &'static str,
-    /// Its id.
+    /// The target's id, without its prefix.
     pub id: Uuid,
-    /// Its name.
+    /// The target's name at that time.
     pub name: Option<String>,
 }
 
 impl Target {
-    /// The word for a target of this prefix.
+    /// Returns the type name in JSON of a target with this id prefix.
     #[must_use]
     pub fn type_name(prefix: &str) -> &str {
         match prefix {
@@ -279,78 +282,79 @@ impl Target {
     }
 }
 
-/// The request that something happened in.
+/// The HTTP request of an event.
 #[derive(Debug, Clone)]
 pub struct RequestInfo {
-    /// Its id.
+    /// The request's id.
     pub id: RequestId,
-    /// Its method.
+    /// The method.
     pub method: Cow<'static, str>,
-    /// Its path, without the query string.
+    /// The path, without the query string.
     pub path: String,
-    /// Where it came from, seen through trusted proxies.
+    /// The client's address, as trusted proxies forward it.
     pub ip: IpAddr,
-    /// What the client calls itself.
+    /// The `User-Agent` header.
     pub user_agent: Option<String>,
-    /// When its head had been read, by the monotonic clock.
+    /// The time at which the request's head was read, on the monotonic clock.
     pub began: Duration,
 }
 
-/// How a request was answered.
+/// The response to the request of an event.
 #[derive(Debug, Clone, Copy)]
 pub struct Outcome {
     /// The HTTP status.
     pub status: u16,
-    /// From the request's head to this event, in microseconds.
+    /// Time from the request's head to this event, in microseconds.
     pub latency_us: i64,
 }
 
-/// An event to be written.
+/// A new event, to be written.
 #[derive(Debug, Clone)]
 pub struct NewEvent {
-    /// Its id, which also tells when.
+    /// The event's id, which contains its time.
     pub id: EventId,
-    /// The workspace whose log it is in.
+    /// The workspace that owns the audit log.
     pub workspace_id: WorkspaceId,
-    /// What happened.
+    /// The action.
     pub action: Action,
-    /// Who did it.
+    /// The actor.
     pub actor: Actor,
-    /// What it was done to.
+    /// The target, if there is one.
     pub target: Option<Target>,
-    /// The request and its answer; none for what the operator does.
+    /// The request and its response; `None` for actions of the operator.
     pub request: Option<(Arc<RequestInfo>, Outcome)>,
-    /// More about it.
+    /// Additional data.
     pub metadata: Metadata,
-    /// What the request asked for, where it counts as a use of a key. Counted, but no part of the event.
+    /// The route of a request that counts as usage of a key. It is counted, and is not part of the
+    /// stored event.
     pub route: Option<RouteUse>,
-    /// It tells that a request goes on using its key, and nothing else: it is noted with the key's uses, and is
-    /// in no log.
+    /// True if the event only records that a long-lived request still uses its key. It updates the
+    /// usage of the key, and is not written to the audit log.
     pub is_use_alone: bool,
 }
 
-/// More about an event. Its names are sorted, as the canonical form of the event wants it.
+/// Additional data of an event. Its names are sorted, because the canonical form requires it.
 #[derive(Debug, Clone, Default)]
 pub enum Metadata {
-    /// There is no more.
+    /// No additional data.
     #[default]
     None,
-    /// It tells of a request that a gateway asked about: whoever holds a key may ask about requests
-    /// that nobody made.
+    /// A gateway asked about the request (forward-auth). The request itself is not proven: a holder
+    /// of a key can ask about requests that were never made.
     Gateway,
-    /// A client does it for whoever granted it.
+    /// An OAuth client acted under a grant.
     OnBehalf {
-        /// What they granted.
+        /// The grant.
         grant: GrantId,
-        /// Who; none: the client acts for itself.
+        /// The user that granted it; `None` for a client credentials grant.
         person: Option<UserId>,
     },
-    /// This, a JSON object: see [`Metadata::object`].
+    /// A JSON object; create it with [`Metadata::object`].
     Object(Value),
 }
 
 impl Metadata {
-    /// Whether there is no more.
+    /// Returns true if there is no additional data.
     #[must_use]
     pub fn is_none(&self) -> bool {
         match self {
@@ -360,7 +364,7 @@ impl Metadata {
         }
     }
 
-    /// A JSON object.
+    /// Creates metadata from a JSON object, and sorts its names.
     #[must_use]
     pub fn object(mut object: Value) -> Self {
         object.sort_all_objects();
@@ -383,7 +387,7 @@ impl Serialize for Metadata {
 }
 
 impl NewEvent {
-    /// That something happened in a workspace, outside of any request.
+    /// Creates an event without target, request and metadata.
     #[must_use]
     pub fn new(id: EventId, workspace_id: WorkspaceId, action: Action, actor: Actor) -> Self {
         let (target, request, metadata, route) = (None, None, Metadata::None, None);
@@ -391,14 +395,14 @@ impl NewEvent {
         Self { id, workspace_id, action, actor, target, request, metadata, route, is_use_alone }
     }
 
-    /// What it was done to.
+    /// Sets the target.
     #[must_use]
     pub fn on<T: Id>(mut self, id: T, name: impl Into<Option<String>>) -> Self {
         self.target = Some(Target { kind: T::PREFIX, id: id.uuid(), name: name.into() });
         self
     }
 
-    /// The request that it happened in, and the status of the answer.
+    /// Sets the request and the response status. `now` is the time on the monotonic clock.
     #[must_use]
     pub fn in_request(mut self, request: &Arc<RequestInfo>, status: u16, now: Duration) -> Self {
         let latency = now.saturating_sub(request.began).as_micros();
@@ -407,7 +411,7 @@ impl NewEvent {
         self
     }
 
-    /// More about it, a JSON object.
+    /// Sets the metadata to a JSON object.
     #[must_use]
     pub fn with(mut self, metadata: Value) -> Self {
         self.metadata = Metadata::object(metadata);

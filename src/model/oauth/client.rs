@@ -1,4 +1,6 @@
-//! Clients: programs that people let into their workspaces (RFC 6749, section 2).
+//! OAuth clients and their authentication (RFC 6749, section 2).
+//!
+//! Client secrets are never stored, only their SHA-256; see [`SecretDigest`].
 
 use std::fmt;
 
@@ -15,29 +17,29 @@ use crate::model::{
     scope::Scope,
 };
 
-/// What a client's secret begins with, so that a scanner can tell one.
+/// The prefix of client secrets, by which secret scanners recognize them.
 const SECRET_PREFIX: &str = "cs_call2me_";
 const SECRET_BYTES: usize = 32;
 
-/// How a client gets tokens (RFC 6749, section 1.3; RFC 8628).
+/// A grant type (RFC 6749, section 1.3; RFC 8628).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum GrantType {
-    /// Somebody consents in a browser.
+    /// A user consents in the browser that the client opened.
     AuthorizationCode,
-    /// What was granted goes on.
+    /// The client renews the tokens of an existing grant.
     RefreshToken,
     /// The client acts for itself, in its own workspace.
     ClientCredentials,
-    /// Somebody consents in a browser that the client is not in.
+    /// A user consents in a browser on another device.
     DeviceCode,
 }
 
 impl GrantType {
-    /// All of them.
+    /// All grant types.
     pub const ALL: [Self; 4] =
         [Self::AuthorizationCode, Self::RefreshToken, Self::ClientCredentials, Self::DeviceCode];
 
-    /// The name in requests, in metadata and in the database.
+    /// Returns the name in requests, in metadata and in the database.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -48,29 +50,29 @@ impl GrantType {
         }
     }
 
-    /// The grant type of a name; none for one that is not offered.
+    /// Returns the grant type of a name, or `None` if it is not supported.
     #[must_use]
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|grant| grant.as_str() == name)
     }
 }
 
-/// How a client shows at the token endpoint who it is (RFC 7591, section 2).
+/// A client's authentication method at the token endpoint (RFC 7591, section 2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AuthMethod {
-    /// Not at all: a public client.
+    /// No authentication: a public client.
     None,
-    /// By HTTP Basic.
+    /// HTTP Basic.
     ClientSecretBasic,
-    /// By parameters in the body.
+    /// Parameters in the body.
     ClientSecretPost,
 }
 
 impl AuthMethod {
-    /// All of them.
+    /// All authentication methods.
     pub const ALL: [Self; 3] = [Self::None, Self::ClientSecretBasic, Self::ClientSecretPost];
 
-    /// The name in metadata and in the database.
+    /// Returns the name in metadata and in the database.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -80,53 +82,53 @@ impl AuthMethod {
         }
     }
 
-    /// The method of a name; none for one that is not offered.
+    /// Returns the method of a name, or `None` if it is not supported.
     #[must_use]
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|method| method.as_str() == name)
     }
 }
 
-/// Where a client comes from.
+/// The way in which a client became known to this service.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Origin {
-    /// It registered itself (RFC 7591).
+    /// The client registered itself (dynamic client registration, RFC 7591).
     Registered,
-    /// Its client ID metadata document, by its URL.
+    /// The client metadata document at this URL.
     Document(String),
-    /// An admin of this workspace made it.
+    /// An administrator of this workspace registered the client.
     Workspace(WorkspaceId),
 }
 
-/// A client.
+/// An OAuth client.
 #[derive(Debug, Clone)]
 pub struct Client {
-    /// Its id.
+    /// The client's id.
     pub id: ClientId,
-    /// Where it comes from.
+    /// The way in which the client became known.
     pub origin: Origin,
-    /// What it calls itself.
+    /// The name that the client declares.
     pub name: String,
-    /// Where codes may be sent.
+    /// The registered redirect URIs.
     pub redirect_uris: Vec<String>,
-    /// How it shows who it is.
+    /// The authentication method at the token endpoint.
     pub auth_method: AuthMethod,
-    /// How it gets tokens.
+    /// The grant types that the client may use.
     pub grant_types: Vec<GrantType>,
-    /// What it asks for unless it says; of a workspace's client also the most that it is granted.
+    /// The default scope of requests without `scope`; for a workspace client also the maximum.
     pub scope: Option<Scope>,
-    /// Its page.
+    /// The URL of the client's home page.
     pub client_uri: Option<String>,
-    /// The protected resource that it is, whose tokens it may introspect.
+    /// The protected resource that the client operates; the client may introspect its tokens.
     pub resource: Option<String>,
-    /// Since when.
+    /// Time of creation.
     pub created_at: OffsetDateTime,
-    /// Who made it, as a public id; none: itself or the operator.
+    /// The public id of the creating principal; `None` is the client itself or the operator.
     pub created_by: Option<String>,
 }
 
 impl Client {
-    /// What it is called in requests: its `client_id`.
+    /// Returns the `client_id` of the client in requests.
     #[must_use]
     pub fn client_id(&self) -> String {
         match &self.origin {
@@ -135,68 +137,70 @@ impl Client {
         }
     }
 
-    /// Whether it has a secret (RFC 6749, section 2.1).
+    /// Returns true if the client has a secret (RFC 6749, section 2.1).
     #[must_use]
     pub fn is_confidential(&self) -> bool {
         self.auth_method != AuthMethod::None
     }
 
-    /// Whether it may get tokens this way.
+    /// Returns true if the client may use this grant type.
     #[must_use]
     pub fn may(&self, grant: GrantType) -> bool {
         self.grant_types.contains(&grant)
     }
 
-    /// The scope of a request that asks for one, or for none. Who registered itself is not held to what it
-    /// said then: it may ask for more later, and whoever consents decides.
+    /// Returns the scope for a request with this `scope` parameter, or without one.
+    ///
+    /// Only workspace clients are limited to their registered scope. A self-registered client may
+    /// request more later, because the consenting user decides.
     #[must_use]
-    pub fn scope_of(&self, asked: Option<Scope>) -> Scope {
-        let wanted = asked.or(self.scope).unwrap_or(Scope::ReadOnly);
+    pub fn scope_of(&self, requested: Option<Scope>) -> Scope {
+        let requested = requested.or(self.scope).unwrap_or(Scope::ReadOnly);
         match (&self.origin, self.scope) {
-            (Origin::Workspace(_), Some(most)) => wanted.min(most),
-            _ => wanted,
+            (Origin::Workspace(_), Some(max)) => requested.min(max),
+            _ => requested,
         }
     }
 }
 
-/// A client with the digests of the secrets that it may show, as the token endpoint meets it.
+/// A client with the digests of its valid secrets, as the token endpoint loads it.
 #[derive(Debug, Clone)]
 pub struct KnownClient {
     /// The client.
     pub client: Client,
-    /// Of the current secret, and of those that it supersedes and that go on for a while.
+    /// The digests of the current secret and of earlier secrets that are still valid.
     pub secrets: Vec<SecretDigest>,
 }
 
 impl KnownClient {
-    /// Whether this is a secret of it; compared in constant time.
+    /// Returns true if this is a valid secret of the client. The comparison takes constant time.
     #[must_use]
     pub fn has(&self, secret: &str) -> bool {
-        let shown = SecretDigest::of(secret);
-        let is = |known: &SecretDigest| bool::from(known.0.ct_eq(&shown.0));
-        // Each is looked at, whichever it is.
-        self.secrets.iter().map(is).fold(false, |found, is| found | is)
+        let presented = SecretDigest::of(secret);
+        let is_equal = |known: &SecretDigest| bool::from(known.0.ct_eq(&presented.0));
+        // Compare with all secrets, so that the time does not depend on which one matches.
+        self.secrets.iter().map(is_equal).fold(false, |any, is_equal| any | is_equal)
     }
 }
 
-/// SHA-256 of a client's secret: of 256 random bits, which need no slow hash.
+/// The SHA-256 of a client secret. A secret has 256 random bits and needs no slow hash.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct SecretDigest([u8; 32]);
 
 impl SecretDigest {
-    /// Of a secret.
+    /// Returns the digest of a secret.
     #[must_use]
     pub fn of(secret: &str) -> Self {
         Self(Sha256::digest(secret).into())
     }
 
-    /// As the database has it.
+    /// Creates a digest from the bytes in the database.
     #[must_use]
     pub const fn new(bytes: [u8; 32]) -> Self {
         Self(bytes)
     }
 
-    /// The bytes, for the database.
+    /// Returns the bytes, for the database.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {
         &self.0
@@ -209,24 +213,24 @@ impl fmt::Debug for SecretDigest {
     }
 }
 
-/// A client's secret: `cs_call2me_` and 32 random bytes in base64url. It is shown once.
+/// A client secret: `cs_call2me_` and 32 random bytes in base64url. It is displayed only once.
 pub struct ClientSecret(SecretString);
 
 impl ClientSecret {
-    /// A secret of these random bytes.
+    /// Creates a secret from random bytes.
     #[must_use]
     pub fn new(bytes: [u8; SECRET_BYTES]) -> Self {
         let bytes = Zeroizing::new(bytes);
         Self(format!("{SECRET_PREFIX}{}", BASE64URL_NOPAD.encode(&*bytes)).into())
     }
 
-    /// The text, to be shown.
+    /// Returns the secret itself, for display.
     #[must_use]
     pub fn reveal(&self) -> &str {
         self.0.expose_secret()
     }
 
-    /// What is kept of it.
+    /// Returns the digest, which is stored.
     #[must_use]
     pub fn digest(&self) -> SecretDigest {
         SecretDigest::of(self.0.expose_secret())
@@ -239,10 +243,10 @@ impl fmt::Debug for ClientSecret {
     }
 }
 
-/// Reads a `client_id` as somebody wrote it.
+/// Parses the `client_id` of a request.
 ///
 /// # Errors
-/// For what cannot be one.
+/// [`Invalid`] if the text is neither an https URL nor a client id.
 pub fn parse_client_id(text: &str) -> Result<ClientRef, Invalid> {
     if text.starts_with("https://") {
         return Ok(ClientRef::Document(text.to_owned()));
@@ -250,12 +254,12 @@ pub fn parse_client_id(text: &str) -> Result<ClientRef, Invalid> {
     crate::model::id::parse(ClientId::PREFIX, text).map(|id| ClientRef::Id(id.into()))
 }
 
-/// Which client a request is of, as it says.
+/// A reference to a client, parsed from a `client_id`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ClientRef {
-    /// One that is known here.
+    /// The id of a registered client.
     Id(ClientId),
-    /// One that its document tells of.
+    /// The URL of a client metadata document.
     Document(String),
 }
 
@@ -280,10 +284,10 @@ mod tests {
     }
 
     #[test]
-    fn nobody_is_asked_for_more_than_a_client_may_have() {
+    fn requested_scope_is_limited_for_workspace_clients_only() {
         use Scope::{Admin, ReadOnly, Write};
         let workspace = Origin::Workspace(uuid::Uuid::nil().into());
-        for (origin, known, asked, scope) in [
+        for (origin, registered, requested, scope) in [
             (&Origin::Registered, None, None, ReadOnly),
             (&Origin::Registered, None, Some(Admin), Admin),
             (&Origin::Registered, Some(Write), None, Write),
@@ -292,13 +296,17 @@ mod tests {
             (&workspace, Some(Write), Some(Admin), Write),
             (&workspace, Some(Write), Some(ReadOnly), ReadOnly),
         ] {
-            let client = client(origin.clone(), known);
-            assert_eq!(client.scope_of(asked), scope, "{origin:?} {known:?} {asked:?}");
+            let client = client(origin.clone(), registered);
+            assert_eq!(
+                client.scope_of(requested),
+                scope,
+                "{origin:?} {registered:?} {requested:?}"
+            );
         }
     }
 
     #[test]
-    fn a_secret_is_known_by_its_digest_and_never_printed() {
+    fn secret_matches_its_digest_and_is_not_in_debug_output() {
         let secret = ClientSecret::new([7; 32]);
         assert!(secret.reveal().starts_with("cs_call2me_") && secret.reveal().len() == 54);
         let (old, other) = (ClientSecret::new([8; 32]), ClientSecret::new([9; 32]));

@@ -1,4 +1,6 @@
-//! Grants: what somebody lets a client do in a workspace.
+//! Grants: the access of a client to a workspace, from consent until revocation.
+//!
+//! A grant is redeemed when its first tokens are issued. It must be redeemed before a deadline.
 
 use std::{sync::Arc, time::Duration};
 
@@ -13,139 +15,139 @@ use crate::model::{
     scope::{Role, Scope},
 };
 
-/// How long an authorization code lives (RFC 6749, section 4.1.2).
+/// Lifetime of an authorization code (RFC 6749, section 4.1.2).
 pub const CODE_LIFETIME: Duration = Duration::from_mins(1);
 
-/// A grant to be stored.
+/// A new grant, to be stored.
 #[derive(Debug)]
 pub struct NewGrant {
-    /// Its id.
+    /// The grant's id.
     pub id: GrantId,
-    /// To whom.
+    /// The client that gets access.
     pub client_id: ClientId,
-    /// Where.
+    /// The workspace to which the client gets access.
     pub workspace_id: WorkspaceId,
-    /// By whom, and in which session; none: the client acts for itself.
+    /// The consenting user and session; `None` for a client credentials grant.
     pub by: Option<(UserId, SessionId)>,
-    /// What for.
+    /// The granted scope.
     pub scope: Scope,
-    /// Against which resources.
+    /// The protected resources for which tokens may be issued.
     pub resources: Vec<String>,
-    /// Where its code goes, and what binds that; none: it has no code.
+    /// The redirect URI and the PKCE challenge of the authorization code, if there is a code.
     pub code: Option<(String, CodeChallenge)>,
-    /// When it is made.
+    /// Time of creation.
     pub created_at: OffsetDateTime,
-    /// Until when it must begin.
+    /// Deadline for issuing the first tokens.
     pub begin_by: OffsetDateTime,
-    /// What its refresh tokens are derived from.
+    /// The seed of the grant's refresh tokens.
     pub seed: RefreshSeed,
 }
 
-/// What authentication needs of a grant.
+/// The data of a grant that authentication needs.
 #[derive(Debug, Clone)]
 pub struct GrantRecord {
-    /// To whom.
+    /// The client's id.
     pub client_id: ClientId,
-    /// What that calls itself.
+    /// The client's name.
     pub client_name: Arc<str>,
-    /// Where.
+    /// The workspace to which the client has access.
     pub workspace_id: WorkspaceId,
-    /// Who consented; none: the client acts for itself.
+    /// The user that consented; `None` for a client credentials grant.
     pub person: Option<Holder>,
-    /// What for.
+    /// The granted scope.
     pub scope: Scope,
-    /// Whether it was ended.
+    /// True if the grant was ended.
     pub ended: bool,
-    /// Access tokens of it that were revoked one by one.
+    /// The ids of access tokens that were revoked individually.
     pub revoked_tokens: Vec<Uuid>,
-    /// The workspace's own limit, requests a minute.
+    /// The workspace's own rate limit in requests per minute; `None` is the configured default.
     pub rate_limit_per_minute: Option<u32>,
-    /// Whether the workspace asks for a second factor that the person has not set up.
+    /// True if the workspace requires a second factor that the user has not set up.
     pub lacks_second_factor: bool,
 }
 
-/// Who consented.
+/// The user that consented to a grant.
 #[derive(Debug, Clone)]
 pub struct Holder {
-    /// Who.
+    /// The user's id.
     pub user_id: UserId,
-    /// The name or, without one, address.
+    /// The user's name or, if there is none, address.
     pub name: Arc<str>,
-    /// The role in the grant's workspace; none: no longer a member.
+    /// The user's role in the grant's workspace; `None` if the user is no longer a member.
     pub role: Option<Role>,
 }
 
-/// A grant as the token endpoint meets it, locked.
+/// The state of a grant at the token endpoint, read under a row lock.
 #[derive(Debug)]
 pub struct GrantState {
-    /// To whom.
+    /// The client's id.
     pub client_id: ClientId,
-    /// What for.
+    /// The granted scope.
     pub scope: Scope,
-    /// Against which resources.
+    /// The protected resources for which tokens may be issued.
     pub resources: Vec<String>,
-    /// Where its code went, and what binds that.
+    /// The redirect URI and the PKCE challenge of the authorization code, if there is a code.
     pub code: Option<(String, CodeChallenge)>,
-    /// Until when it must begin.
+    /// Deadline for issuing the first tokens.
     pub begin_by: OffsetDateTime,
-    /// When it began.
+    /// Time at which the first tokens were issued.
     pub begun_at: Option<OffsetDateTime>,
-    /// When it last gave tokens.
+    /// Time at which tokens were last issued.
     pub last_used_at: Option<OffsetDateTime>,
-    /// What its refresh tokens are derived from.
+    /// The seed of the grant's refresh tokens.
     pub seed: RefreshSeed,
-    /// The generation of the refresh token that was given last.
+    /// The generation of the last issued refresh token.
     pub generation: u32,
-    /// Whether it was ended.
+    /// True if the grant was ended.
     pub ended: bool,
 }
 
-/// A grant as people see it: a connected app.
+/// A grant in lists of connected apps.
 #[derive(Debug, Clone)]
 pub struct Grant {
-    /// Its id.
+    /// The grant's id.
     pub id: GrantId,
-    /// To whom.
+    /// The client's id.
     pub client_id: ClientId,
-    /// What that calls itself.
+    /// The client's name.
     pub client_name: String,
-    /// Where.
+    /// The workspace to which the client has access.
     pub workspace_id: WorkspaceId,
-    /// What people call that.
+    /// The workspace's name.
     pub workspace_name: String,
-    /// Who consented; none: the client acts for itself.
+    /// The user that consented; `None` for a client credentials grant.
     pub user_id: Option<UserId>,
-    /// What for.
+    /// The granted scope.
     pub scope: Scope,
-    /// Since when.
+    /// Time of creation.
     pub created_at: OffsetDateTime,
-    /// When it last gave tokens.
+    /// Time at which tokens were last issued.
     pub last_used_at: Option<OffsetDateTime>,
 }
 
-/// Why a grant ended, for the log.
+/// The reason for the end of a grant, for the audit log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum GrantEnd {
-    /// The client gave it back (RFC 7009).
+    /// The client revoked it (RFC 7009).
     Client,
-    /// The person, or an admin of the workspace, ended it.
+    /// The user or an administrator of the workspace revoked it.
     Person,
-    /// Its code was used a second time.
+    /// The authorization code was reused.
     CodeReuse,
-    /// A refresh token was used a second time.
+    /// A refresh token was reused.
     RefreshReuse,
-    /// The address that it was granted under turned out to be another person's.
+    /// The account's unverified address was claimed by its real owner with a password reset.
     Disowned,
-    /// The client is gone.
+    /// The client was deleted.
     ClientDeleted,
-    /// The person is no longer a member.
+    /// The user is no longer a member of the workspace.
     Removed,
-    /// The person has too many of the same client.
+    /// The user has too many grants of the same client; this was an old one.
     Superseded,
 }
 
 impl GrantEnd {
-    /// The name in the database and in an event's metadata.
+    /// Returns the name in the database and in the metadata of audit events.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -160,7 +162,7 @@ impl GrantEnd {
         }
     }
 
-    /// What the log tells of the end of a grant: why, of which client, and by whom it was granted.
+    /// Returns the metadata of the audit event: the reason, the client and the user that consented.
     #[must_use]
     pub fn told(self, client: ClientId, user: Option<UserId>) -> serde_json::Value {
         json!({ "reason": self.as_str(), "oauth_client": client, "user_id": user })

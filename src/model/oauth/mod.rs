@@ -1,4 +1,6 @@
-//! OAuth 2.1, in the words of RFC 6749: clients, grants, and what their requests are made of.
+//! Types of OAuth 2.1, in the terms of RFC 6749: clients, grants and request parameters.
+//!
+//! The authorization server itself is in `crate::oauth`.
 
 pub mod client;
 pub mod grant;

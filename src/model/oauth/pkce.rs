@@ -1,4 +1,4 @@
-//! Proof key for code exchange (RFC 7636), by S256 alone.
+//! Proof Key for Code Exchange (PKCE, RFC 7636), only with the method S256.
 
 use std::fmt;
 
@@ -6,31 +6,33 @@ use data_encoding::BASE64URL_NOPAD;
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
-/// What a client shows at first: SHA-256 of what it shows at last.
+/// A code challenge: the SHA-256 of the code verifier that the client sends later.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct CodeChallenge([u8; 32]);
 
 impl CodeChallenge {
-    /// Reads the text of RFC 7636, section 4.2; none where it is no SHA-256 in base64url.
+    /// Parses a challenge (RFC 7636, section 4.2); returns `None` if it is not 32 bytes in
+    /// base64url.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         let bytes = BASE64URL_NOPAD.decode(text.as_bytes()).ok()?;
         bytes.try_into().ok().map(Self)
     }
 
-    /// As the database has it.
+    /// Creates a challenge from the bytes in the database.
     #[must_use]
     pub const fn new(bytes: [u8; 32]) -> Self {
         Self(bytes)
     }
 
-    /// The bytes, for the database.
+    /// Returns the bytes, for the database.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {
         &self.0
     }
 
-    /// Whether it is this verifier's; compared in constant time.
+    /// Returns true if the verifier is well-formed (RFC 7636, section 4.1) and has this challenge.
+    /// The comparison takes constant time.
     #[must_use]
     pub fn is_met_by(&self, verifier: &str) -> bool {
         let is_unreserved = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
@@ -51,7 +53,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_example_of_the_rfc_is_met() {
+    fn rfc_7636_example_matches() {
         // RFC 7636, appendix B.
         let challenge =
             CodeChallenge::parse("E9Melhoa2OwvFrEMTJguCHaoeK1t8URWbuGJSstw-cM").unwrap();
@@ -66,7 +68,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_digest_is_no_challenge() {
+    fn malformed_challenge_is_rejected() {
         for text in [
             "",
             "abc",
@@ -78,10 +80,11 @@ mod tests {
     }
 
     #[test]
-    fn verifiers_have_the_length_and_letters_of_the_rfc() {
-        let met =
+    fn verifier_of_wrong_length_or_alphabet_is_rejected() {
+        let accepts =
             |verifier: &str| CodeChallenge(Sha256::digest(verifier).into()).is_met_by(verifier);
-        assert!(met(&"a".repeat(43)) && met(&"~".repeat(128)));
-        assert!(!met(&"a".repeat(42)) && !met(&"a".repeat(129)) && !met(&" ".repeat(50)));
+        assert!(accepts(&"a".repeat(43)) && accepts(&"~".repeat(128)));
+        assert!(!accepts(&"a".repeat(42)) && !accepts(&"a".repeat(129)));
+        assert!(!accepts(&" ".repeat(50)));
     }
 }

@@ -1,78 +1,83 @@
-//! Redirect URIs: which a client may have, and whether a request's is one of them (RFC 9700, section 4.1).
+//! Validation and matching of redirect URIs (RFC 9700, section 4.1).
+//!
+//! A request's redirect URI must equal a registered one; only the port of a loopback address may
+//! differ.
 
 use url::{Host, Url};
 
 use crate::model::Invalid;
 
-/// The longest that a client may have, in bytes.
+/// Maximum length of a redirect URI in bytes.
 const MAX_LEN: usize = 2000;
 
-/// What answers add to a redirect URI.
-const ANSWERED: [&str; 5] = ["code", "state", "iss", "error", "error_description"];
+/// The parameters that an authorization response adds to a redirect URI.
+const RESPONSE_PARAMETERS: [&str; 5] = ["code", "state", "iss", "error", "error_description"];
 
-/// Where a redirect URI leads.
+/// The kind of a redirect URI, by its recipient.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// To a web server, which its certificate proves to be its own.
+    /// A web server, which its TLS certificate authenticates.
     Web,
-    /// To whatever program listens on the person's own machine (RFC 8252, section 7.3).
+    /// Any program that listens on the user's machine (RFC 8252, section 7.3).
     Loopback,
-    /// To whatever program took the scheme on the person's own machine (RFC 8252, section 7.1).
+    /// Any program that registered the URI scheme on the user's machine (RFC 8252, section 7.1).
     Native,
 }
 
-/// Checks a redirect URI that a client wants to have; `native_schemes` are those without a dot that are
-/// taken all the same.
+/// Validates a redirect URI of a client. `native_schemes` lists the schemes that are allowed
+/// although they have no dot.
 ///
 /// # Errors
-/// With what is wrong.
+/// [`Invalid`] with the violated rule.
 pub fn check(uri: &str, native_schemes: &[String]) -> Result<Kind, Invalid> {
     let refuse = |why: &str| Err(Invalid::new(format!("a redirect URI {why}")));
-    // What browsers would read otherwise than it is written, and what cannot stand in a header.
+    // Excludes characters that browsers reinterpret, and those that a header cannot contain.
     let is_plain = |byte: u8| byte.is_ascii_graphic() && !b"\\\"<>^`{|}*".contains(&byte);
     if uri.len() > MAX_LEN || !uri.bytes().all(is_plain) {
-        return refuse("must be at most 2000 plain ASCII characters, and has no wildcards");
+        return refuse("must be at most 2000 plain ASCII characters, without wildcards");
     }
     if uri.contains('#') {
-        return refuse("must have no fragment");
+        return refuse("must not have a fragment");
     }
     let Ok(url) = uri.parse::<Url>() else { return refuse("must be an absolute URI") };
     if !url.username().is_empty() || url.password().is_some() {
-        return refuse("must hold no user or password");
+        return refuse("must not contain a user name or password");
     }
-    // No answer has anything twice (OAuth 2.1, section 3.1).
-    if url.query_pairs().any(|(name, _)| ANSWERED.contains(&&*name)) {
-        return refuse("must not have in its query what answers have: code, state, iss or error");
+    // A response must not repeat a parameter (OAuth 2.1, section 3.1).
+    if url.query_pairs().any(|(name, _)| RESPONSE_PARAMETERS.contains(&&*name)) {
+        return refuse("must not have response parameters in its query: code, state, iss or error");
     }
     match url.scheme() {
         "https" if uri.starts_with("https://") && url.host().is_some() => Ok(Kind::Web),
-        "http" if after_loopback_host(uri).is_some() => Ok(Kind::Loopback),
-        "http" | "https" => refuse("must be https, or http on a loopback address"),
-        // Schemes such as javascript: and data: have none.
-        scheme if scheme.contains('.') || native_schemes.iter().any(|own| own == scheme) => {
+        "http" if split_loopback_host(uri).is_some() => Ok(Kind::Loopback),
+        "http" | "https" => refuse("must use https, or http on a loopback address"),
+        // Dangerous schemes such as javascript: and data: have no dot.
+        scheme if scheme.contains('.') || native_schemes.iter().any(|native| native == scheme) => {
             Ok(Kind::Native)
         }
-        _ => refuse("must be https, http on a loopback address, or of a scheme with a dot in it"),
+        _ => refuse("must use https, http on a loopback address, or a scheme with a dot"),
     }
 }
 
-/// Whether a request's redirect URI is one that a client has: letter by letter, but for the port of a loopback
-/// address (RFC 8252, section 7.3).
+/// Returns true if a request's redirect URI equals a registered one. All characters must be equal,
+/// except the port of a loopback address (RFC 8252, section 7.3).
 #[must_use]
 pub fn is_same(registered: &str, given: &str) -> bool {
     if registered == given {
         return true;
     }
-    match (after_loopback_host(registered), after_loopback_host(given)) {
-        (Some((own, after)), Some((other, rest))) => {
-            own == other && is_port_and(rest) && without_port(after) == without_port(rest)
+    match (split_loopback_host(registered), split_loopback_host(given)) {
+        (Some((host, rest)), Some((given_host, given_rest))) => {
+            host == given_host
+                && has_valid_port(given_rest)
+                && without_port(rest) == without_port(given_rest)
         }
         _ => false,
     }
 }
 
-/// The loopback host of an `http` URI as it is written, and what follows it.
-fn after_loopback_host(uri: &str) -> Option<(&str, &str)> {
+/// Returns the loopback host of an `http` URI, in its original spelling, and the text after it.
+fn split_loopback_host(uri: &str) -> Option<(&str, &str)> {
     let rest = uri.strip_prefix("http://")?;
     ["127.0.0.1", "[::1]", "localhost"].into_iter().find_map(|host| {
         let after = rest.strip_prefix(host)?;
@@ -80,8 +85,9 @@ fn after_loopback_host(uri: &str) -> Option<(&str, &str)> {
     })
 }
 
-/// Whether what follows a host is a port, if there is one, and no more than a port.
-fn is_port_and(after: &str) -> bool {
+/// Returns true if the text after a host has no port, or a valid one and nothing else before the
+/// path.
+fn has_valid_port(after: &str) -> bool {
     let Some(port) = after.strip_prefix(':') else { return true };
     let port = port.split(['/', '?']).next().unwrap_or_default();
     port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok()
@@ -94,7 +100,7 @@ fn without_port(after: &str) -> &str {
     }
 }
 
-/// Whether a URI leads to the person's own machine, by whatever scheme.
+/// Returns true if the host of a URI is the user's machine, for any scheme.
 #[must_use]
 pub fn is_here(uri: &str) -> bool {
     match uri.parse::<Url>().ok().as_ref().and_then(Url::host) {
@@ -105,7 +111,7 @@ pub fn is_here(uri: &str) -> bool {
     }
 }
 
-/// Where a redirect URI leads, for people: the host, or the scheme of a program.
+/// Returns the destination of a redirect URI for display: the host, or the scheme of a native app.
 #[must_use]
 pub fn destination(uri: &str) -> String {
     match uri.parse::<Url>() {
@@ -117,13 +123,13 @@ pub fn destination(uri: &str) -> String {
     }
 }
 
-/// The source of `form-action` that lets a form lead there (CSP 3, section 2.3.1); browsers hold redirects to it
-/// as well.
+/// Returns the source expression for `form-action` that allows a form to end at this URI (CSP 3,
+/// section 2.3.1). Browsers apply `form-action` to redirects as well.
 #[must_use]
 pub fn csp_source(uri: &str) -> Option<String> {
     let url = uri.parse::<Url>().ok()?;
     match (url.scheme(), url.host()) {
-        // A source cannot name such an address.
+        // A source expression cannot contain an IPv6 address.
         ("http" | "https", Some(Host::Ipv6(_))) => Some(format!("{}:", url.scheme())),
         ("http" | "https", Some(_)) => Some(url.origin().ascii_serialization()),
         (scheme, _) => Some(format!("{scheme}:")),
@@ -141,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn codes_are_sent_to_servers_and_programs_of_ones_own() {
+    fn https_loopback_and_native_uris_are_accepted() {
         for (uri, expected) in [
             ("https://zapier.com/dashboard/auth/oauth/return/App1/", Kind::Web),
             ("https://client.example:8443/cb?a=b", Kind::Web),
@@ -158,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn and_nowhere_else() {
+    fn other_uris_are_rejected() {
         for uri in [
             "",
             "/cb",
@@ -198,9 +204,9 @@ mod tests {
     }
 
     #[test]
-    fn near_misses_are_not_the_same() {
-        let own = "https://client.example/cb";
-        assert!(is_same(own, own));
+    fn similar_uri_does_not_match() {
+        let registered = "https://client.example/cb";
+        assert!(is_same(registered, registered));
         for other in [
             "https://client.example/cb/",
             "https://client.example/cb?x=1",
@@ -217,12 +223,12 @@ mod tests {
             "https://client.example/c",
             "",
         ] {
-            assert!(!is_same(own, other), "{other}");
+            assert!(!is_same(registered, other), "{other}");
         }
     }
 
     #[test]
-    fn the_port_of_a_loopback_address_is_free() {
+    fn loopback_uri_matches_with_any_port() {
         for (registered, given, same) in [
             ("http://127.0.0.1/cb", "http://127.0.0.1:51004/cb", true),
             ("http://127.0.0.1:3000/cb", "http://127.0.0.1:51004/cb", true),
@@ -244,20 +250,20 @@ mod tests {
     }
 
     #[test]
-    fn ones_own_machine_is_known_by_any_scheme() {
-        for here in [
+    fn local_machine_is_recognized_for_any_scheme() {
+        for local in [
             "https://localhost/cb",
             "https://127.0.0.1/cb",
             "http://[::1]/",
             "https://a.localhost/",
         ] {
-            assert!(is_here(here), "{here}");
+            assert!(is_here(local), "{local}");
         }
         assert!(!is_here("https://client.example/cb") && !is_here("com.example.app:/cb"));
     }
 
     #[test]
-    fn people_and_browsers_are_told_where_it_leads() {
+    fn destination_and_csp_source_name_the_host_or_scheme() {
         for (uri, host, source) in [
             ("https://client.example:8443/cb", "client.example", "https://client.example:8443"),
             ("http://127.0.0.1:3000/cb", "127.0.0.1", "http://127.0.0.1:3000"),
@@ -271,12 +277,16 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_the_same_leads_to_the_same_host(text in "(http|https)://(127\\.0\\.0\\.1|localhost|a\\.b)[:/@.?0-9a-z]{0,12}") {
-            for own in ["http://127.0.0.1/cb", "http://localhost:3000/", "https://a.b/cb"] {
-                if is_same(own, &text) {
-                    let (own, text): (Url, Url) = (own.parse().unwrap(), text.parse().unwrap());
-                    prop_assert_eq!(own.host_str(), text.host_str());
-                    prop_assert_eq!((own.path(), own.query()), (text.path(), text.query()));
+        fn matching_uris_have_the_same_host_path_and_query(
+            text in "(http|https)://(127\\.0\\.0\\.1|localhost|a\\.b)[:/@.?0-9a-z]{0,12}",
+        ) {
+            for registered in ["http://127.0.0.1/cb", "http://localhost:3000/", "https://a.b/cb"] {
+                if is_same(registered, &text) {
+                    let (registered, given): (Url, Url) =
+                        (registered.parse().unwrap(), text.parse().unwrap());
+                    prop_assert_eq!(registered.host_str(), given.host_str());
+                    let given = (given.path(), given.query());
+                    prop_assert_eq!((registered.path(), registered.query()), given);
                 }
             }
         }

@@ -1,13 +1,13 @@
-//! Protected resources: what access tokens are for (RFC 8707).
+//! Protected resources, for which access tokens are issued (RFC 8707).
 
 use url::Url;
 
-/// Resources that tokens are made for, the first being this service's own API.
+/// The protected resources of this deployment. The first one is this service's own API.
 #[derive(Debug, Clone)]
 pub struct Resources(Vec<(String, String)>);
 
 impl Resources {
-    /// This service at its own URL, and others.
+    /// Creates the list from the URL of this service and the URLs of other resources.
     #[must_use]
     pub fn new(own: &str, others: &[String]) -> Self {
         let all = std::iter::once(own).chain(others.iter().map(String::as_str));
@@ -17,38 +17,38 @@ impl Resources {
         )
     }
 
-    /// The resource that a request names, as tokens name it. Clients write URLs with and without a slash at
-    /// the end.
+    /// Returns the URL in tokens of the resource that a request names. A trailing slash is ignored,
+    /// because clients write URLs with and without it.
     #[must_use]
-    pub fn find(&self, given: &str) -> Option<&str> {
-        let given = canonical(given)?;
-        self.0.iter().find(|(known, _)| *known == given).map(|(_, text)| &**text)
+    pub fn find(&self, resource: &str) -> Option<&str> {
+        let resource = canonical(resource)?;
+        self.0.iter().find(|(known, _)| *known == resource).map(|(_, text)| &**text)
     }
 
-    /// This service's own API.
+    /// Returns the URL of this service's own API.
     #[must_use]
     pub fn own(&self) -> &str {
         self.0.first().map_or("", |(_, text)| text)
     }
 
-    /// All of them, as tokens name them.
+    /// Returns the URLs of all resources, as tokens contain them.
     pub fn iter(&self) -> impl Iterator<Item = &str> {
         self.0.iter().map(|(_, text)| &**text)
     }
 }
 
-/// A resource's URL in the one way that it is compared; none for what names no resource: anything but an
-/// absolute `http` or `https` URL without a fragment or a user.
+/// Returns the canonical form of a resource's URL, for comparison. `None` if the text is not an
+/// absolute `http` or `https` URL without a fragment, user name and password.
 #[must_use]
 pub fn canonical(text: &str) -> Option<String> {
     let url = text.parse::<Url>().ok()?;
-    let fits = ["http", "https"].contains(&url.scheme())
+    let is_resource = ["http", "https"].contains(&url.scheme())
         && url.host().is_some()
         && url.fragment().is_none()
         && url.username().is_empty()
         && url.password().is_none();
     let text = String::from(url);
-    fits.then(|| text.strip_suffix('/').unwrap_or(&text).to_owned())
+    is_resource.then(|| text.strip_suffix('/').unwrap_or(&text).to_owned())
 }
 
 #[cfg(test)]
@@ -56,7 +56,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_resource_is_found_however_its_url_is_written() {
+    fn equivalent_urls_find_the_same_resource() {
         let others = ["https://mcp.example/mcp".to_owned()];
         let resources = Resources::new("https://auth.example", &others);
         for own in ["https://auth.example", "https://auth.example/", "HTTPS://AUTH.example:443/"] {

@@ -1,21 +1,21 @@
-//! What a person types in to let a device in (RFC 8628, section 6.1).
+//! User codes of the device authorization grant (RFC 8628, section 6.1).
 
 use std::fmt;
 
-/// Consonants that are told apart and make no words: twenty of them, so eight give 34 bits.
+/// Twenty consonants that are easy to distinguish and form no words. Eight of them have 34 bits.
 const ALPHABET: &[u8; 20] = b"BCDFGHJKLMNPQRSTVWXZ";
 const LEN: usize = 8;
 
-/// A code of eight letters, without what people write between them.
+/// A user code: eight letters, without separators.
 #[derive(Clone, PartialEq, Eq)]
 pub struct UserCode(String);
 
 impl UserCode {
-    /// Makes one of random bytes, which `draw` gives one at a time.
+    /// Generates a code; `draw` returns one random byte per call.
     pub fn generate(mut draw: impl FnMut() -> u8) -> Self {
         let mut letters = String::with_capacity(LEN);
         while letters.len() < LEN {
-            // Those from 240 on would make some letters likelier.
+            // 240 is a multiple of 20; the bytes above it would make some letters more likely.
             let byte = usize::from(draw());
             if byte < 240 {
                 letters.push(char::from(ALPHABET[byte % ALPHABET.len()]));
@@ -24,7 +24,7 @@ impl UserCode {
         Self(letters)
     }
 
-    /// Reads what somebody typed in: in small letters or with other signs in between.
+    /// Parses a code as a user types it. Case, spaces, hyphens, dots and underscores are ignored.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         if text.len() > 100 {
@@ -35,17 +35,18 @@ impl UserCode {
             .filter(|c| !matches!(c, '-' | ' ' | '.' | '_'))
             .collect::<String>()
             .to_ascii_uppercase();
-        let fits = letters.len() == LEN && letters.bytes().all(|letter| ALPHABET.contains(&letter));
-        fits.then_some(Self(letters))
+        let is_valid =
+            letters.len() == LEN && letters.bytes().all(|letter| ALPHABET.contains(&letter));
+        is_valid.then_some(Self(letters))
     }
 
-    /// The letters.
+    /// Returns the letters, without separators.
     #[must_use]
     pub fn letters(&self) -> &str {
         &self.0
     }
 
-    /// As people read it: in two halves.
+    /// Returns the code for display, in two halves: `BCDF-GHJK`.
     #[must_use]
     pub fn shown(&self) -> String {
         let (first, second) = self.0.split_at(LEN / 2);
@@ -67,16 +68,17 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_shown_is_read(bytes in proptest::collection::vec(0_u8..240, 8)) {
+        fn displayed_code_parses_back(bytes in proptest::collection::vec(0_u8..240, 8)) {
             let mut bytes = bytes.into_iter();
             let code = UserCode::generate(|| bytes.next().unwrap());
             prop_assert_eq!(UserCode::parse(&code.shown()), Some(code.clone()));
-            prop_assert_eq!(UserCode::parse(&code.shown().to_lowercase().replace('-', " ")), Some(code));
+            let respelled = code.shown().to_lowercase().replace('-', " ");
+            prop_assert_eq!(UserCode::parse(&respelled), Some(code));
         }
     }
 
     #[test]
-    fn anything_else_is_none() {
+    fn malformed_code_is_rejected() {
         for text in ["", "BCDF-GHJ", "BCDF-GHJKL", "ABCD-EFGH", "BCDF-GHJ1", "BCDFGHJÄ"] {
             assert!(UserCode::parse(text).is_none(), "{text}");
         }

@@ -1,4 +1,4 @@
-//! The keys of passkeys, as COSE has them (RFC 9052, section 7, and RFC 9053).
+//! Public keys of passkeys, in COSE format (RFC 9052, section 7, and RFC 9053).
 
 use aws_lc_rs::signature::{
     ECDSA_P256_SHA256_ASN1, ED25519, ParsedPublicKey, RSA_PKCS1_2048_8192_SHA256,
@@ -8,18 +8,18 @@ use minicbor::{Decoder, data::Type};
 
 use super::NotAPasskey;
 
-/// Algorithms that passkeys may sign with, the best liked first.
+/// The supported COSE signature algorithms, in order of preference.
 pub const ALGORITHMS: [i64; 3] = [ES256, ED_DSA, RS256];
 pub(super) const ES256: i64 = -7;
 const ED_DSA: i64 = -8;
 const RS256: i64 = -257;
 
-/// Bytes of a key, at most: RSA's are the longest.
+/// Maximum length of a key in bytes; RSA keys are the longest.
 const MAX_LEN: usize = 2048;
 
-/// A key of COSE (RFC 9052, section 7), of a kind that is taken here.
+/// A COSE key of a supported type (RFC 9052, section 7).
 pub(super) enum PublicKey {
-    /// An uncompressed point of P-256.
+    /// An uncompressed point on P-256.
     Es256(Vec<u8>),
     Ed25519(Vec<u8>),
     Rs256 {
@@ -28,48 +28,52 @@ pub(super) enum PublicKey {
     },
 }
 
-/// The parameters of a key, by their labels.
+/// The parameters of a COSE key, by label. The meaning of the negative labels depends on the key
+/// type.
 #[derive(Default)]
 struct Parameters {
     kind: Option<i64>,
     algorithm: Option<i64>,
-    /// -1: the curve, or RSA's modulus.
+    /// Label -1 as an integer: the curve.
     curve: Option<i64>,
+    /// Label -1 as bytes: the RSA modulus.
     first: Option<Vec<u8>>,
-    /// -2: x, or RSA's exponent. -3: y.
+    /// Label -2: the x-coordinate, or the RSA exponent.
     second: Option<Vec<u8>>,
+    /// Label -3: the y-coordinate.
     third: Option<Vec<u8>>,
 }
 
 impl PublicKey {
     pub(super) fn parse(bytes: &[u8]) -> Result<Self, NotAPasskey> {
         let bytes = (bytes.len() <= MAX_LEN).then_some(bytes);
-        let key = bytes.and_then(Parameters::read).and_then(Self::of);
-        key.ok_or(NotAPasskey("the passkey's public key is of no kind that is taken here"))
+        let key = bytes.and_then(Parameters::read).and_then(Self::from_parameters);
+        key.ok_or(NotAPasskey("the passkey's public key has an unsupported type or algorithm"))
     }
 
-    fn of(read: Parameters) -> Option<Self> {
-        match (read.kind?, read.algorithm?, read.curve) {
+    fn from_parameters(parameters: Parameters) -> Option<Self> {
+        match (parameters.kind?, parameters.algorithm?, parameters.curve) {
             (2, ES256, Some(1)) => {
-                let (x, y) = (read.second?, read.third?);
-                let fits = x.len() == 32 && y.len() == 32;
-                fits.then(|| Self::Es256([&[4], &x[..], &y[..]].concat()))
+                let (x, y) = (parameters.second?, parameters.third?);
+                let has_valid_len = x.len() == 32 && y.len() == 32;
+                has_valid_len.then(|| Self::Es256([&[4], &x[..], &y[..]].concat()))
             }
             (1, ED_DSA, Some(6)) => {
-                let x = read.second?;
+                let x = parameters.second?;
                 (x.len() == 32).then_some(Self::Ed25519(x))
             }
-            (3, RS256, None) => Some(Self::Rs256 { n: read.first?, e: read.second? }),
+            (3, RS256, None) => Some(Self::Rs256 { n: parameters.first?, e: parameters.second? }),
             _ => None,
         }
     }
 
-    /// Whether it could verify anything: a point is on its curve, a modulus neither too small nor too large.
+    /// Returns true if the key can verify signatures: its point is on the curve, or its modulus has
+    /// an allowed size.
     pub(super) fn is_good(&self) -> bool {
         match self {
             Self::Es256(point) => ParsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, point).is_ok(),
             Self::Ed25519(point) => ParsedPublicKey::new(&ED25519, point).is_ok(),
-            // An exponent that is even has no inverse.
+            // An even exponent has no inverse.
             Self::Rs256 { n, e } => {
                 (256..=1024).contains(&n.len())
                     && n[0] != 0
@@ -80,19 +84,19 @@ impl PublicKey {
     }
 
     pub(super) fn verify(&self, message: &[u8], signature: &[u8]) -> Result<(), NotAPasskey> {
-        let by = |algorithm: &'static dyn VerificationAlgorithm, key: &[u8]| {
+        let verify = |algorithm: &'static dyn VerificationAlgorithm, key: &[u8]| {
             UnparsedPublicKey::new(algorithm, key).verify(message, signature)
         };
         let verified = match self {
-            Self::Es256(point) => by(&ECDSA_P256_SHA256_ASN1, point),
-            Self::Ed25519(point) => by(&ED25519, point),
+            Self::Es256(point) => verify(&ECDSA_P256_SHA256_ASN1, point),
+            Self::Ed25519(point) => verify(&ED25519, point),
             Self::Rs256 { n, e } => RsaPublicKeyComponents { n, e }.verify(
                 &RSA_PKCS1_2048_8192_SHA256,
                 message,
                 signature,
             ),
         };
-        verified.map_err(|_| NotAPasskey("the passkey's signature is wrong"))
+        verified.map_err(|_| NotAPasskey("the passkey's signature is invalid"))
     }
 }
 

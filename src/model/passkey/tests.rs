@@ -14,8 +14,9 @@ fn party() -> RelyingParty {
     RelyingParty::of("https://auth.example").unwrap()
 }
 
-/// What a device says that has signed five times, and what it signs.
-fn said() -> (Vec<u8>, Vec<u8>) {
+/// Returns the authenticator data of a device with signature counter 5, and the bytes that it
+/// signs.
+fn signed_data() -> (Vec<u8>, Vec<u8>) {
     let hash = digest(&SHA256, b"auth.example");
     let data = [hash.as_ref(), &[USER_PRESENT | USER_VERIFIED], &5_u32.to_be_bytes()].concat();
     let signed = [&data, digest(&SHA256, CLIENT_DATA).as_ref()].concat();
@@ -23,12 +24,12 @@ fn said() -> (Vec<u8>, Vec<u8>) {
 }
 
 fn check(key: &[u8], signature: &[u8]) {
-    let (data, _) = said();
+    let (data, _) = signed_data();
     let asserted = |key: &[u8], signature: &[u8]| {
         super::asserted(&party(), key, CLIENT_DATA, &data, signature)
     };
-    let right = Assertion { sign_count: 5, is_backup_eligible: false };
-    assert_eq!(asserted(key, signature), Ok(right));
+    let expected = Assertion { sign_count: 5, is_backup_eligible: false };
+    assert_eq!(asserted(key, signature), Ok(expected));
     let mut wrong = signature.to_vec();
     wrong[7] ^= 1;
     assert!(asserted(key, &wrong).is_err());
@@ -36,17 +37,17 @@ fn check(key: &[u8], signature: &[u8]) {
 }
 
 #[test]
-fn ed25519_signs() {
+fn ed25519_assertion_is_verified() {
     let pair = Ed25519KeyPair::generate().unwrap();
     let mut key = Encoder::new(Vec::new());
     key.map(4).unwrap().u8(1).unwrap().u8(1).unwrap().u8(3).unwrap().i8(-8).unwrap();
     key.i8(-1).unwrap().u8(6).unwrap();
     key.i8(-2).unwrap().bytes(pair.public_key().as_ref()).unwrap();
-    check(&key.into_writer(), pair.sign(&said().1).as_ref());
+    check(&key.into_writer(), pair.sign(&signed_data().1).as_ref());
 }
 
 #[test]
-fn rsa_signs() {
+fn rsa_assertion_is_verified() {
     let pair = RsaKeyPair::generate(KeySize::Rsa2048).unwrap();
     let public = pair.public_key();
     let mut key = Encoder::new(Vec::new());
@@ -55,13 +56,13 @@ fn rsa_signs() {
     key.i8(-2).unwrap().bytes(public.exponent().big_endian_without_leading_zero()).unwrap();
     let mut signature = vec![0; pair.public_modulus_len()];
     let random = SystemRandom::new();
-    pair.sign(&RSA_PKCS1_SHA256, &random, &said().1, &mut signature).unwrap();
+    pair.sign(&RSA_PKCS1_SHA256, &random, &signed_data().1, &mut signature).unwrap();
     check(&key.into_writer(), &signature);
 }
 
 #[test]
-fn a_key_says_one_thing() {
-    let of = |pairs: &[(i64, i64)]| {
+fn inconsistent_key_is_rejected() {
+    let parse = |pairs: &[(i64, i64)]| {
         let mut key = Encoder::new(Vec::new());
         key.map(pairs.len() as u64).unwrap();
         for (label, value) in pairs {
@@ -72,17 +73,17 @@ fn a_key_says_one_thing() {
     for pairs in [
         &[][..],
         &[(1, 2), (3, ES256), (-1, 1)],
-        // Another curve, another algorithm, a parameter twice.
+        // Another curve, another algorithm and a repeated parameter.
         &[(1, 2), (3, ES256), (-1, 2), (-2, 1), (-3, 1)],
         &[(1, 4), (3, 5)],
         &[(1, 2), (1, 1), (3, ES256)],
     ] {
-        assert!(of(pairs).is_err(), "{pairs:?}");
+        assert!(parse(pairs).is_err(), "{pairs:?}");
     }
 }
 
 #[test]
-fn passkeys_are_for_a_name_over_https_or_this_machine() {
+fn relying_party_requires_a_host_name_with_https_or_localhost() {
     let of = |url| RelyingParty::of(url).map(|party| (party.id, party.origin));
     let some = |id: &str, origin: &str| Some((id.to_owned(), origin.to_owned()));
     assert_eq!(of("https://auth.example"), some("auth.example", "https://auth.example"));
@@ -95,7 +96,7 @@ fn passkeys_are_for_a_name_over_https_or_this_machine() {
 
 proptest! {
     #[test]
-    fn rubbish_is_refused_without_a_panic(bytes: Vec<u8>, flags: u8, rest: Vec<u8>) {
+    fn arbitrary_bytes_are_rejected_without_panic(bytes: Vec<u8>, flags: u8, rest: Vec<u8>) {
         let hash = digest(&SHA256, b"auth.example");
         let data = [hash.as_ref(), &[flags], &[0; 4], &rest].concat();
         for bytes in [&bytes, &data] {

@@ -1,4 +1,5 @@
-//! Reports by hand, and verdicts of nodes that work, write and die in any order.
+//! Tests of single reports, and a model of nodes that use a key, write, publish and crash in any
+//! order.
 
 use proptest::prelude::*;
 use uuid::Uuid;
@@ -30,34 +31,34 @@ fn report(old: KeyTraffic, new: KeyTraffic, until: i64, lost: Option<i64>) -> Ro
 }
 
 #[test]
-fn a_rotation_goes_from_minted_to_quiet() {
+fn state_and_reason_follow_the_counts() {
     use RotationState::{Adopted, Draining, Minted, Quiet};
     let old = |last, requests| traffic(Some(10), Some(last), true, requests);
     let unused = || traffic(None, None, false, 0);
     let new = |requests| traffic(Some(1000), Some(2000), true, requests);
     let refused = traffic(Some(1000), Some(2000), false, 5);
-    for (report, state, safe, why) in [
+    for (report, state, safe, reason) in [
         (report(old(990, 9), unused(), 2000, None), Minted, false, "has not been used"),
         (report(old(10, 0), unused(), 9000, None), Minted, false, "has not been used"),
-        (report(old(10, 0), refused, 9000, None), Minted, false, "was refused"),
-        (report(old(2000, 9), new(3), 2001, None), Adopted, false, "in use 1 s ago"),
-        (report(old(2000, 3), new(9), 2899, None), Draining, false, "in use 899 s ago"),
-        (report(old(2000, 3), new(9), 2900, None), Quiet, true, "quiet for 900 s"),
-        (report(old(2000, 0), new(0), 9000, None), Quiet, true, "quiet for 7000 s"),
-        // The count lags behind: what is not known is not quiet.
-        (report(old(2000, 3), new(9), 1990, None), Draining, false, "in use 0 s ago"),
+        (report(old(10, 0), refused, 9000, None), Minted, false, "has been refused"),
+        (report(old(2000, 9), new(3), 2001, None), Adopted, false, "last used 1 s ago"),
+        (report(old(2000, 3), new(9), 2899, None), Draining, false, "last used 899 s ago"),
+        (report(old(2000, 3), new(9), 2900, None), Quiet, true, "idle for 900 s"),
+        (report(old(2000, 0), new(0), 9000, None), Quiet, true, "idle for 7000 s"),
+        // The counts lag: a period that is not counted yet is not idle time.
+        (report(old(2000, 3), new(9), 1990, None), Draining, false, "last used 0 s ago"),
         (report(old(2000, 3), new(9), 5000, Some(4200)), Draining, false, "a node was lost"),
-        (report(old(2000, 3), new(9), 5100, Some(4200)), Quiet, true, "quiet for 900 s"),
+        (report(old(2000, 3), new(9), 5100, Some(4200)), Quiet, true, "idle for 900 s"),
         (
             report(traffic(None, None, false, 0), new(9), 800, None),
             Draining,
             false,
-            "minted only lately",
+            "created only recently",
         ),
-        (report(traffic(None, None, false, 0), new(9), 900, None), Quiet, true, "quiet for 900 s"),
+        (report(traffic(None, None, false, 0), new(9), 900, None), Quiet, true, "idle for 900 s"),
     ] {
         assert_eq!((report.state, report.safe_to_revoke), (state, safe), "{}", report.reason);
-        assert!(report.reason.contains(why), "{}", report.reason);
+        assert!(report.reason.contains(reason), "{}", report.reason);
     }
 }
 
@@ -71,12 +72,12 @@ fn confirmation_holds_until_the_old_key_is_used() {
         let known = Known { until: at(until), doubtful_at: lost.map(at) };
         RotationReport::new(old(last), Some(new(served)), known, Some(confirmed), QUIET)
     };
-    // A node that knows less, one that was lost, counts of the successor that were pruned.
+    // A node with older counts, a lost node, and pruned counts of the successor.
     assert!(judge(100, true, 500, None).safe_to_revoke);
     assert!(judge(100, true, 1100, Some(1050)).safe_to_revoke);
     assert!(judge(100, false, 1100, None).safe_to_revoke);
     assert_eq!(judge(100, true, 1100, None).confirms, None, "it is stored already");
-    // A use of the old key.
+    // A use of the old key invalidates the confirmation.
     assert!(!judge(101, true, 1000, None).safe_to_revoke);
     let again = judge(101, true, 1001, None);
     let quiet = QuietPeriod { since: at(101), until: at(1001) };
@@ -84,7 +85,7 @@ fn confirmation_holds_until_the_old_key_is_used() {
 }
 
 #[test]
-fn confirmation_with_another_successor_proves_quiet_but_not_service() {
+fn confirmation_with_another_successor_proves_idle_time_only() {
     let quiet = QuietPeriod { since: at(100), until: at(1000) };
     let confirmed = Confirmation { successor: None, quiet };
     let known = Known { until: at(500), doubtful_at: None };
@@ -100,11 +101,12 @@ fn confirmation_with_another_successor_proves_quiet_but_not_service() {
     assert_eq!(report.confirms, Some(Confirmation { successor, quiet }));
 }
 
-/// Nodes that use a key, write, seal, report and die, with what PostgreSQL keeps of it.
+/// A model of the cluster: nodes that use a key, write, publish, report and crash, and the state
+/// that PostgreSQL stores.
 struct World {
     now: i64,
     nodes: Vec<ModelNode>,
-    /// Written and not yet counted.
+    /// Uses that are written and not yet counted.
     outbox: Vec<i64>,
     last_counted: Option<i64>,
     doubtful_at: Option<i64>,
@@ -114,8 +116,8 @@ struct World {
 #[derive(Default)]
 struct ModelNode {
     unwritten: Vec<i64>,
-    mark: i64,
-    /// The mark as other nodes know it.
+    watermark: i64,
+    /// The watermark that other nodes see.
     published: i64,
     is_lost: bool,
 }
@@ -151,16 +153,16 @@ impl World {
         Self { now: 0, nodes, outbox, last_counted: None, doubtful_at: None, stored }
     }
 
-    /// As `AuditWriter::written_until`.
+    /// Models `AuditWriter::written_until`.
     fn written_until(&mut self, node: usize) -> i64 {
         let node = &mut self.nodes[node];
         if node.unwritten.is_empty() {
-            node.mark = node.mark.max(self.now);
+            node.watermark = node.watermark.max(self.now);
         }
-        node.mark
+        node.watermark
     }
 
-    /// As `uses_known`, `RotationReport` and `quiet_keys` together.
+    /// Models `uses_known`, `RotationReport` and `quiet_keys` together.
     fn report(&mut self, node: usize) -> RotationReport {
         let own = self.written_until(node);
         let others = self.nodes.iter().enumerate();
@@ -180,11 +182,11 @@ impl World {
         self.outbox.is_empty() && self.nodes.iter().all(|node| node.unwritten.is_empty())
     }
 
-    fn take(&mut self, step: Step) -> Option<RotationReport> {
+    fn apply(&mut self, step: Step) -> Option<RotationReport> {
         match step {
             Step::Pass(seconds) => self.now += seconds,
             Step::Use(node) if !self.nodes[node].is_lost => {
-                // Later than anything that was said of this moment.
+                // Later than every watermark so far.
                 self.now += 1;
                 let now = self.now;
                 self.nodes[node].unwritten.push(now);
@@ -213,24 +215,24 @@ impl World {
 
 proptest! {
     #[test]
-    fn verdict_never_goes_back_without_a_use(
+    fn verdict_without_a_use_is_never_withdrawn(
         steps in prop::collection::vec(step(), 1..80),
     ) {
         let mut world = World::new();
-        let mut is_promised = false;
+        let mut is_safe_expected = false;
         for step in steps {
-            is_promised &= !matches!(step, Step::Use(_));
-            let Some(report) = world.take(step) else { continue };
-            prop_assert!(report.safe_to_revoke || !is_promised, "{step:?}: {}", report.reason);
-            // A use that is not counted yet may still take the verdict back.
-            is_promised = report.safe_to_revoke && world.has_counted_all();
+            is_safe_expected &= !matches!(step, Step::Use(_));
+            let Some(report) = world.apply(step) else { continue };
+            prop_assert!(report.safe_to_revoke || !is_safe_expected, "{step:?}: {}", report.reason);
+            // A use that is not counted yet may still withdraw the verdict.
+            is_safe_expected = report.safe_to_revoke && world.has_counted_all();
         }
     }
 
     #[test]
-    fn safe_is_never_said_while_a_use_may_be_unknown(
+    fn verdict_is_not_safe_while_a_use_may_be_uncounted(
         last in 0_i64..5000, until in 0_i64..5000, lost in prop::option::of(0_i64..5000),
-        unseen in 0_i64..5000,
+        uncounted_use in 0_i64..5000,
     ) {
         let report = report(
             traffic(Some(0), Some(last), true, 1),
@@ -238,9 +240,9 @@ proptest! {
             until,
             lost,
         );
-        // Any use that the counts do not hold yet is later than `until`, or was on the lost node.
-        if report.safe_to_revoke && unseen < lost.unwrap_or(0) {
-            prop_assert!(until - unseen >= QUIET.whole_seconds());
+        // A use that is not counted is later than `until`, or was on the lost node.
+        if report.safe_to_revoke && uncounted_use < lost.unwrap_or(0) {
+            prop_assert!(until - uncounted_use >= QUIET.whole_seconds());
         }
         prop_assert_eq!(report.safe_to_revoke, report.state == RotationState::Quiet);
         prop_assert!(report.adoption() >= 0.0 && report.adoption() <= 1.0);
