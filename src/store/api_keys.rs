@@ -1,4 +1,7 @@
 //! API keys.
+//!
+//! The table holds a digest of each key, never the key itself. Keys are revoked, not deleted; their
+//! usage counts are in `usage`.
 
 use ipnet::IpNet;
 use time::OffsetDateTime;
@@ -12,10 +15,10 @@ use crate::model::{
 };
 
 impl Line {
-    /// The keys with these digests, before their bearers are known: revoked ones too.
+    /// Finds keys by their digests, before the caller is authenticated. Includes revoked keys.
     ///
     /// # Errors
-    /// When PostgreSQL cannot be reached.
+    /// [`StoreError`] if the query fails.
     pub async fn find_api_keys(
         &mut self,
         digests: &[KeyDigest],
@@ -30,7 +33,7 @@ impl Line {
             &digests as _,
         );
         let rows = self.run(async move |connection| find.fetch_all(connection).await).await?;
-        let found = rows.into_iter().filter_map(|row| {
+        let records = rows.into_iter().filter_map(|row| {
             let record = KeyRecord {
                 id: row.id,
                 workspace_id: row.workspace_id,
@@ -39,22 +42,22 @@ impl Line {
                 allowed_ips: row.allowed_ips,
                 creator: row.creator,
                 revoked: row.revoked_at.is_some(),
-                rate_limit_per_minute: limit(row.rate_limit_per_minute),
+                rate_limit_per_minute: rate_limit(row.rate_limit_per_minute),
             };
             Some((KeyDigest::new(row.digest.try_into().ok()?), record))
         });
-        Ok(found.collect())
+        Ok(records.collect())
     }
 }
 
-fn limit(stored: Option<i32>) -> Option<u32> {
+fn rate_limit(stored: Option<i32>) -> Option<u32> {
     stored.and_then(|limit| limit.try_into().ok())
 }
 
-/// Stores a new key.
+/// Inserts a new key.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn insert(
     tx: &mut Tx,
     workspace: WorkspaceId,
@@ -84,10 +87,10 @@ pub async fn insert(
     Ok(())
 }
 
-/// A key.
+/// Returns a key of a workspace.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn get(
     tx: &mut Tx,
     workspace: WorkspaceId,
@@ -112,25 +115,25 @@ pub async fn get(
     Ok(row.map(ApiKey::from))
 }
 
-/// Which keys are wanted; what is `None` does not matter.
+/// A filter for keys. A field that is `None` matches every key.
 #[derive(Debug, Default)]
 pub struct KeyFilter {
-    /// Only active ones, or only revoked ones.
+    /// Matches active keys only, or revoked keys only.
     pub status: Option<KeyStatus>,
-    /// Only of this name.
+    /// Matches keys of exactly this name.
     pub name: Option<String>,
 }
 
 impl KeyFilter {
-    fn revoked(&self) -> Option<bool> {
+    fn is_revoked(&self) -> Option<bool> {
         self.status.map(|status| status == KeyStatus::Revoked)
     }
 }
 
-/// The keys of a workspace, newest first.
+/// Lists the keys of a workspace, newest first.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn list(
     tx: &mut Tx,
     workspace: WorkspaceId,
@@ -153,7 +156,7 @@ pub async fn list(
              AND ($4::uuid IS NULL OR k.id < $4)
            ORDER BY k.id DESC LIMIT $5 OFFSET $6"#,
         workspace.uuid(),
-        filter.revoked(),
+        filter.is_revoked(),
         filter.name,
         page.before,
         page.limit + 1,
@@ -164,10 +167,10 @@ pub async fn list(
     Ok(Items::from_excess(rows.into_iter().map(ApiKey::from).collect(), page.limit))
 }
 
-/// How many keys pass the filter.
+/// Counts the keys that match the filter.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn count(
     tx: &mut Tx,
     workspace: WorkspaceId,
@@ -179,24 +182,24 @@ pub async fn count(
              AND ($2::bool IS NULL OR (revoked_at IS NOT NULL) = $2)
              AND ($3::text IS NULL OR name = $3)"#,
         workspace.uuid(),
-        filter.revoked(),
+        filter.is_revoked(),
         filter.name,
     )
     .fetch_one(tx.conn())
     .await?)
 }
 
-/// Changes a key's name, description or addresses; false if there is no such key.
+/// Changes the name, description or allowed addresses of a key. False if the key does not exist.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn update(
     tx: &mut Tx,
     workspace: WorkspaceId,
     id: ApiKeyId,
     change: &ApiKeyChange,
 ) -> Result<bool, StoreError> {
-    let done = sqlx::query!(
+    let result = sqlx::query!(
         "UPDATE api_keys
          SET name = coalesce($3, name),
              description = CASE WHEN $4 THEN $5 ELSE description END,
@@ -211,13 +214,13 @@ pub async fn update(
     )
     .execute(tx.conn())
     .await?;
-    Ok(done.rows_affected() == 1)
+    Ok(result.rows_affected() == 1)
 }
 
-/// Revokes a key; false if it is revoked already or there is no such key.
+/// Revokes a key. False if it does not exist or is already revoked.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn revoke(
     tx: &mut Tx,
     workspace: WorkspaceId,
@@ -225,7 +228,7 @@ pub async fn revoke(
     now: OffsetDateTime,
     by: Option<&str>,
 ) -> Result<bool, StoreError> {
-    let done = sqlx::query!(
+    let result = sqlx::query!(
         "UPDATE api_keys SET revoked_at = $3, revoked_by = $4
          WHERE workspace_id = $1 AND id = $2 AND revoked_at IS NULL",
         workspace.uuid(),
@@ -235,7 +238,7 @@ pub async fn revoke(
     )
     .execute(tx.conn())
     .await?;
-    Ok(done.rows_affected() == 1)
+    Ok(result.rows_affected() == 1)
 }
 
 struct ApiKeyRow {
@@ -280,14 +283,14 @@ impl From<ApiKeyRow> for ApiKey {
     }
 }
 
-/// The live keys that a person minted, the newest first, at most so many.
+/// Lists up to `limit` active keys that a user created, newest first.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn minted_by(
     tx: &mut Tx,
     workspace: WorkspaceId,
-    person: UserId,
+    user: UserId,
     limit: i64,
 ) -> Result<Items<(ApiKeyId, String)>, StoreError> {
     let rows = sqlx::query!(
@@ -295,7 +298,7 @@ pub async fn minted_by(
            WHERE workspace_id = $1 AND creator_user_id = $2 AND revoked_at IS NULL
            ORDER BY id DESC LIMIT $3"#,
         workspace.uuid(),
-        person.uuid(),
+        user.uuid(),
         limit + 1,
     )
     .fetch_all(tx.conn())
@@ -303,30 +306,32 @@ pub async fn minted_by(
     Ok(Items::from_excess(rows.into_iter().map(|row| (row.id, row.name)).collect(), limit))
 }
 
-/// Makes changes to a key take turns until the transaction ends; false where there is none.
+/// Locks a key until the transaction ends, so that concurrent changes to it take turns. False if
+/// the key does not exist.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn lock(tx: &mut Tx, workspace: WorkspaceId, id: ApiKeyId) -> Result<bool, StoreError> {
-    let found = sqlx::query_scalar!(
+    let query = sqlx::query_scalar!(
         r#"SELECT true AS "found!" FROM api_keys WHERE workspace_id = $1 AND id = $2
            FOR NO KEY UPDATE"#,
         workspace.uuid(),
         id.uuid(),
     );
-    Ok(found.fetch_optional(tx.conn()).await?.is_some())
+    Ok(query.fetch_optional(tx.conn()).await?.is_some())
 }
 
-/// Whether a key lives, which stays so until the transaction ends.
+/// Locks an active key against changes until the transaction ends. False if the key does not exist
+/// or is revoked.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn pin(tx: &mut Tx, workspace: WorkspaceId, id: ApiKeyId) -> Result<bool, StoreError> {
-    let live = sqlx::query_scalar!(
+    let query = sqlx::query_scalar!(
         r#"SELECT true AS "live!" FROM api_keys
            WHERE workspace_id = $1 AND id = $2 AND revoked_at IS NULL FOR SHARE"#,
         workspace.uuid(),
         id.uuid(),
     );
-    Ok(live.fetch_optional(tx.conn()).await?.is_some())
+    Ok(query.fetch_optional(tx.conn()).await?.is_some())
 }

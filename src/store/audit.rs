@@ -1,4 +1,7 @@
-//! The audit log: written, never changed.
+//! The audit log: events are inserted and never changed.
+//!
+//! An event and its entry in the audit outbox are written by one statement, so the sealer misses
+//! none.
 
 use std::borrow::Cow;
 
@@ -24,11 +27,12 @@ use crate::model::{
     usage::Use,
 };
 
-/// The statement that writes events of any workspaces, and their entry in the ledger; none without events. `again`:
-/// the same batch may have been written before, and is left alone if it was; otherwise it certainly has not.
+/// Builds the statement that inserts events of any workspaces, together with their outbox entry.
+/// `None` if there are no events. If `is_retry` is true, the batch may already be stored; the
+/// statement then skips it. If it is false, the batch must not be stored yet.
 pub fn append<'a>(
     batch: &(impl Iterator<Item = &'a NewEvent> + Clone),
-    again: bool,
+    is_retry: bool,
 ) -> Option<Query<'static, Postgres, PgArguments>> {
     let oldest = batch.clone().map(|event| event.id).min()?;
     let uses = Use::all(batch.clone());
@@ -73,30 +77,30 @@ pub fn append<'a>(
         uses.iter().map(|uses| uses.first).bind_iter() as _,
         uses.iter().map(|uses| uses.last).bind_iter() as _,
         uses.iter().map(|uses| uses.requests).bind_iter() as _,
-        again,
+        is_retry,
     ))
 }
 
 impl Line {
-    /// Writes events of any workspaces: see [`append`].
+    /// Inserts events of any workspaces, as [`append`] describes.
     ///
     /// # Errors
-    /// When PostgreSQL cannot be reached; then nothing or everything was written.
+    /// [`StoreError`] if the query fails. Either all events are then stored, or none.
     pub async fn append_audit_events(
         &mut self,
         events: impl Iterator<Item = &NewEvent> + Clone,
-        again: bool,
+        is_retry: bool,
     ) -> Result<(), StoreError> {
-        let Some(append) = append(&events, again) else { return Ok(()) };
+        let Some(append) = append(&events, is_retry) else { return Ok(()) };
         self.run(async move |connection| append.execute(connection).await.map(drop)).await
     }
 }
 
 impl Store {
-    /// Drops counts of unknown credentials that are older than a month.
+    /// Deletes counts of unknown credentials that are older than a month.
     ///
     /// # Errors
-    /// When PostgreSQL cannot be reached.
+    /// [`StoreError`] if the query fails.
     pub async fn prune_unknown_credential_counts(&self) -> Result<(), StoreError> {
         sqlx::query!(r#"SELECT prune_unknown_credential_counts() AS "done""#)
             .fetch_one(&self.pools.own())
@@ -104,11 +108,11 @@ impl Store {
         Ok(())
     }
 
-    /// Adds to the number of requests that came from an address in a minute with a credential that
-    /// nobody knows.
+    /// Adds to the counts of requests with an unknown credential. Each count is for one address and
+    /// one minute.
     ///
     /// # Errors
-    /// When PostgreSQL cannot be reached.
+    /// [`StoreError`] if the query fails.
     pub async fn count_unknown_credentials(
         &self,
         counts: &[(IpNet, OffsetDateTime, i64)],
@@ -131,10 +135,11 @@ impl Store {
     }
 }
 
-/// Writes an event with the change that it tells of: both last, or neither.
+/// Inserts an event in the transaction of the change that it records: both are committed, or
+/// neither.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn insert(
     tx: &mut Tx,
     workspace: WorkspaceId,
@@ -177,18 +182,19 @@ pub async fn insert(
     Ok(())
 }
 
-/// The events of a workspace that pass the filter, newest first.
+/// Lists the events of a workspace that match the filter, newest first.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn list(
     tx: &mut Tx,
     workspace: WorkspaceId,
     filter: &EventFilter,
     page: Page,
 ) -> Result<Items<Event<'static>>, StoreError> {
-    // Each filter is planned for itself: one plan for all would be a hundred times as slow. The rows come out of an
-    // index in their order; where statistics are missing, PostgreSQL would sort the whole log for each page.
+    // Each combination of filters needs its own plan: one plan for all is a hundred times as slow.
+    // The rows come from an index in their order. Without these settings, and where statistics are
+    // missing, PostgreSQL would sort the whole log for each page.
     sqlx::query!(
         r#"SELECT set_config('plan_cache_mode', 'force_custom_plan', true) AS plan,
                   set_config('enable_sort', 'off', true) AS sort,
@@ -238,7 +244,7 @@ pub async fn list(
     Ok(Items::from_excess(rows.into_iter().map(Event::from).collect(), page.limit))
 }
 
-/// An event as its table has it.
+/// A row of `audit_events`.
 pub(super) struct EventRow {
     pub(super) id: EventId,
     pub(super) action: String,
@@ -259,8 +265,8 @@ pub(super) struct EventRow {
 }
 
 impl From<EventRow> for Event<'static> {
-    /// Nothing of the row is passed over, also of one that the service does not write: the event's
-    /// digest is to change with whatever somebody changes.
+    /// Uses every column, also of a row that this service does not write. The event's digest must
+    /// change with any change to the row.
     fn from(row: EventRow) -> Self {
         let actor_id = row.actor_id.map(|id| {
             let known = ActorType::from_name(&row.actor_type).and_then(ActorType::id_prefix);

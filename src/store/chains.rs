@@ -1,4 +1,6 @@
-//! The chains of workspaces, to be read.
+//! Read access to the hash chains of the audit log.
+//!
+//! A chain is stored as segments, one for each sealed batch. The sealer appends them.
 
 use std::collections::HashMap;
 
@@ -14,21 +16,21 @@ use crate::model::{
     id::{EventId, Id, RequestId, WorkspaceId},
 };
 
-/// Where a chain ends.
+/// The end of a chain.
 #[derive(Debug, Clone, Copy)]
 pub struct Head {
-    /// The place of its last event; 0 where there is none yet.
+    /// The sequence number of the last event; 0 if the chain is empty.
     pub sequence: i64,
-    /// The hash there.
+    /// The chain's hash after that event.
     pub hash: ChainHash,
-    /// When it was sealed.
+    /// The time at which that event was sealed.
     pub at: OffsetDateTime,
 }
 
-/// Where the chain of a workspace ends; none where nothing was sealed yet.
+/// Returns the end of a workspace's chain. `None` if nothing is sealed yet.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn head(tx: &mut Tx, workspace: WorkspaceId) -> Result<Option<Head>, StoreError> {
     let row = sqlx::query!(
         "SELECT sequence, hash, sealed_at FROM chain_heads WHERE workspace_id = $1",
@@ -36,14 +38,15 @@ pub async fn head(tx: &mut Tx, workspace: WorkspaceId) -> Result<Option<Head>, S
     )
     .fetch_optional(tx.conn())
     .await?;
-    let head = |sequence, hash: Vec<u8>, at| Ok(Head { sequence, hash: hash_of(&hash)?, at });
+    let head = |sequence, hash: Vec<u8>, at| Ok(Head { sequence, hash: parse_hash(&hash)?, at });
     row.map(|row| head(row.sequence, row.hash, row.sealed_at)).transpose()
 }
 
-/// The runs of a chain behind a place, in order: those that end within so many places, or else the next.
+/// Returns the chain segments after `sequence`, in order: those that end within the next `span`
+/// sequence numbers, or the next segment if none does.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn runs_behind(
     tx: &mut Tx,
     workspace: WorkspaceId,
@@ -64,33 +67,33 @@ pub async fn runs_behind(
     )
     .fetch_all(tx.conn())
     .await?;
-    let run = rows.into_iter().map(|row| {
+    let segments = rows.into_iter().map(|row| {
         let (hashes, _) = row.hashes.as_chunks::<32>();
         let hashes = hashes.iter().map(|hash| ChainHash::from(*hash));
         Ok(Run {
             workspace_id: workspace,
             first: row.first_sequence,
-            previous: hash_of(&row.previous_hash)?,
+            previous: parse_hash(&row.previous_hash)?,
             events: row.event_ids.into_iter().zip(hashes).collect(),
         })
     });
-    run.collect()
+    segments.collect()
 }
 
-fn hash_of(bytes: &[u8]) -> Result<ChainHash, StoreError> {
-    let hash: [u8; 32] = bytes.try_into().map_err(|_| StoreError::damaged("a hash"))?;
+fn parse_hash(bytes: &[u8]) -> Result<ChainHash, StoreError> {
+    let hash: [u8; 32] = bytes.try_into().map_err(|_| StoreError::damaged("a chain hash"))?;
     Ok(hash.into())
 }
 
-/// Events of a workspace behind this one, the oldest first.
+/// Returns up to `limit` events of a workspace after the event `id`, oldest first.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn events_behind(
     tx: &mut Tx,
     workspace: WorkspaceId,
     id: Uuid,
-    most: i64,
+    limit: i64,
 ) -> Result<Vec<Event<'static>>, StoreError> {
     let rows = sqlx::query_as!(
         EventRow,
@@ -100,42 +103,43 @@ pub async fn events_behind(
            FROM audit_events WHERE workspace_id = $1 AND id > $2 ORDER BY id LIMIT $3"#,
         workspace.uuid(),
         id,
-        most,
+        limit,
     )
     .fetch_all(tx.conn())
     .await?;
     Ok(rows.into_iter().map(Event::from).collect())
 }
 
-/// An event in its place of the chain.
+/// A sealed event at its place in the chain.
 #[derive(Debug)]
 pub struct Sealed {
-    /// The place.
+    /// The sequence number.
     pub sequence: i64,
-    /// Which event stands there.
+    /// The event's id.
     pub id: EventId,
-    /// The chain's hash there.
+    /// The chain's hash after the event.
     pub hash: ChainHash,
-    /// The event; none: it is gone.
+    /// The event; `None` if it is no longer stored.
     pub event: Option<Event<'static>>,
 }
 
-/// What is behind a place of a chain, up to another, in order: at most so many events.
+/// Returns up to `limit` sealed events after `sequence`, up to and including `until`, in the order
+/// of the chain.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn sealed_behind(
     tx: &mut Tx,
     workspace: WorkspaceId,
     sequence: i64,
     until: i64,
-    most: usize,
+    limit: usize,
 ) -> Result<Vec<Sealed>, StoreError> {
-    let runs =
-        runs_behind(tx, workspace, sequence, i64::try_from(most).unwrap_or(i64::MAX)).await?;
-    let places = runs.iter().flat_map(|run| (run.first..).zip(&run.events));
-    let places = places.filter(|(place, _)| *place > sequence && *place <= until).take(most);
-    let places: Vec<_> = places.map(|(place, (id, hash))| (place, *id, *hash)).collect();
+    let segments =
+        runs_behind(tx, workspace, sequence, i64::try_from(limit).unwrap_or(i64::MAX)).await?;
+    let places = segments.iter().flat_map(|segment| (segment.first..).zip(&segment.events));
+    let places = places.filter(|(number, _)| *number > sequence && *number <= until).take(limit);
+    let places: Vec<_> = places.map(|(number, (id, hash))| (number, *id, *hash)).collect();
     let ids: Vec<_> = places.iter().map(|(_, id, _)| id.uuid()).collect();
     let rows = sqlx::query_as!(
         EventRow,
@@ -159,10 +163,10 @@ pub async fn sealed_behind(
     Ok(sealed.collect())
 }
 
-/// Events of a workspace that are written and not yet sealed.
+/// Returns the ids of a workspace's events that are stored and not yet sealed.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn unsealed(tx: &mut Tx, workspace: WorkspaceId) -> Result<Vec<EventId>, StoreError> {
     let ids = sqlx::query_scalar!(
         r#"SELECT event AS "event!: EventId" FROM unsealed_events($1) AS event"#,
@@ -172,10 +176,10 @@ pub async fn unsealed(tx: &mut Tx, workspace: WorkspaceId) -> Result<Vec<EventId
 }
 
 impl Store {
-    /// The places at which the chains of these workspaces end.
+    /// Returns the last sequence number of each of these workspaces' chains.
     ///
     /// # Errors
-    /// When PostgreSQL cannot be reached.
+    /// [`StoreError`] if the query fails.
     pub async fn chain_ends(
         &self,
         workspaces: &[WorkspaceId],
@@ -191,10 +195,10 @@ impl Store {
         Ok(rows.into_iter().map(|row| (row.workspace_id, row.sequence)).collect())
     }
 
-    /// Every workspace that has, or had, a log.
+    /// Returns every workspace that has or had an audit log, including deleted workspaces.
     ///
     /// # Errors
-    /// When PostgreSQL cannot be reached.
+    /// [`StoreError`] if the query fails.
     pub async fn audited_workspaces(&self) -> Result<Vec<WorkspaceId>, StoreError> {
         let ids = sqlx::query_scalar!(
             r#"SELECT workspace AS "workspace!: WorkspaceId" FROM audited_workspaces() AS workspace"#,

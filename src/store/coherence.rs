@@ -1,4 +1,9 @@
-//! What nodes believe of credentials, and how they hear that it is no longer so.
+//! Cache invalidation between nodes: invalidations, acknowledgements and leases.
+//!
+//! Triggers in PostgreSQL record each change to a credential as an invalidation, in the transaction
+//! of the change and under the next generation. Generations have no gaps. A node applies
+//! invalidations in order and acknowledges the newest generation that it has applied.
+//! [`crate::coherence`] runs this protocol.
 
 use std::time::Duration;
 
@@ -13,26 +18,27 @@ use crate::model::{
     invalidation::Invalidation,
 };
 
-/// What there is to know since a generation.
+/// The invalidations after a generation.
 #[derive(Debug)]
 pub struct News {
     /// The newest generation.
     pub head: i64,
-    /// What is not to be believed any more; `None`: too much to tell, so nothing is.
+    /// The cached credentials to drop. `None` if the list is incomplete: the node must then drop
+    /// its whole cache.
     pub invalidations: Option<Vec<Invalidation>>,
-    /// How long ago, by PostgreSQL's clock, each was announced.
+    /// The age of each invalidation at the time of the query, by PostgreSQL's clock.
     pub lags: Vec<Duration>,
 }
 
-/// Wakes up when another node, or this one, has something to tell.
+/// A subscription to the notifications of all nodes, including this one.
 pub struct Listener(PgListener);
 
-/// What a [`Listener`] woke up for.
+/// The kind of a notification.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Wake {
-    /// There are invalidations.
+    /// New invalidations exist.
     Invalidations,
-    /// A node has acknowledged some, or renewed its lease.
+    /// A node acknowledged invalidations or renewed its lease.
     Acknowledgements,
 }
 
@@ -40,13 +46,15 @@ const INVALIDATIONS: &str = "call2me_invalidations";
 const ACKNOWLEDGEMENTS: &str = "call2me_acknowledgements";
 
 impl Listener {
-    /// Waits for the next wake-up.
+    /// Waits for the next notification.
     ///
     /// # Errors
-    /// When the connection is lost, and whatever was told meanwhile with it.
+    /// [`StoreError`] if the connection is lost. Notifications sent meanwhile are lost with it.
     pub async fn next(&mut self) -> Result<Wake, StoreError> {
         match self.0.try_recv().await? {
-            Some(told) if told.channel() == ACKNOWLEDGEMENTS => Ok(Wake::Acknowledgements),
+            Some(notification) if notification.channel() == ACKNOWLEDGEMENTS => {
+                Ok(Wake::Acknowledgements)
+            }
             Some(_) => Ok(Wake::Invalidations),
             None => Err(StoreError::late()),
         }
@@ -54,22 +62,23 @@ impl Listener {
 }
 
 impl Store {
-    /// Listens from now on.
+    /// Subscribes to notifications.
     ///
     /// # Errors
-    /// When PostgreSQL cannot be reached.
+    /// [`StoreError`] if the query fails.
     pub async fn listen(&self) -> Result<Listener, StoreError> {
         let mut listener = PgListener::connect_with(&self.pools.own()).await?;
-        // The caller makes a new one, on whatever pool there is then.
+        // If the connection is lost, the caller creates a new listener, from the pool of that time.
         listener.eager_reconnect(false);
         listener.listen_all([INVALIDATIONS, ACKNOWLEDGEMENTS]).await?;
         Ok(Listener(listener))
     }
 
-    /// Registers a node that has nothing cached; the generation from which on it has to hear.
+    /// Registers a node whose cache is empty. Returns the generation after which it must apply
+    /// invalidations.
     ///
     /// # Errors
-    /// When PostgreSQL cannot be reached.
+    /// [`StoreError`] if the query fails.
     pub async fn register_node(
         &self,
         node: Uuid,
@@ -86,11 +95,11 @@ impl Store {
         .await?)
     }
 
-    /// Renews a node's lease, and tells until when all that it logs is written; false if the node is not
-    /// registered any more.
+    /// Renews a node's lease and stores its watermark: the node has written all its events from
+    /// before `written_until`. False if the node is no longer registered.
     ///
     /// # Errors
-    /// When PostgreSQL cannot be reached.
+    /// [`StoreError`] if the query fails.
     pub async fn renew_lease(
         &self,
         node: Uuid,
@@ -109,10 +118,10 @@ impl Store {
         .await?)
     }
 
-    /// Tells that a node believes nothing older than this generation.
+    /// Records that a node has applied all invalidations up to generation `applied`.
     ///
     /// # Errors
-    /// When PostgreSQL cannot be reached.
+    /// [`StoreError`] if the query fails.
     pub async fn acknowledge(&self, node: Uuid, applied: i64) -> Result<(), StoreError> {
         sqlx::query!(r#"SELECT acknowledge($1, $2) AS "done""#, node, applied)
             .fetch_one(&self.pools.own())
@@ -120,10 +129,10 @@ impl Store {
         Ok(())
     }
 
-    /// Takes a node out: it serves no longer.
+    /// Removes a node that no longer serves requests.
     ///
     /// # Errors
-    /// When PostgreSQL cannot be reached.
+    /// [`StoreError`] if the query fails.
     pub async fn unregister_node(&self, node: Uuid) -> Result<(), StoreError> {
         sqlx::query!(r#"SELECT unregister_node($1) AS "done""#, node)
             .fetch_one(&self.pools.own())
@@ -131,10 +140,10 @@ impl Store {
         Ok(())
     }
 
-    /// What was announced after a generation.
+    /// Returns the invalidations after generation `applied`.
     ///
     /// # Errors
-    /// When PostgreSQL cannot be reached.
+    /// [`StoreError`] if the query fails.
     pub async fn news_since(&self, applied: i64) -> Result<News, StoreError> {
         let rows = sqlx::query!(
             r#"SELECT head AS "head!", generation, key_digest, session_id AS "session: SessionId",
@@ -146,9 +155,10 @@ impl Store {
         .fetch_all(&self.pools.own())
         .await?;
         let head = rows.first().map_or(applied, |row| row.head);
-        let told = rows.iter().filter(|row| row.generation.is_some()).count();
-        // Pruned, or set back by a restored backup: then nobody knows what is missing.
-        if i64::try_from(told).ok() != Some(head - applied) {
+        let count = rows.iter().filter(|row| row.generation.is_some()).count();
+        // Rows are missing if they were pruned, or if a restored backup set the generation back. It
+        // is then unknown which.
+        if i64::try_from(count).ok() != Some(head - applied) {
             return Ok(News { head, invalidations: None, lags: Vec::new() });
         }
         let lags =
@@ -157,40 +167,41 @@ impl Store {
             let digest = row.key_digest.and_then(|digest| digest.try_into().ok());
             let key = digest.map(KeyDigest::new).map(Invalidation::Key);
             let workspace = row.workspace;
-            let person = row.user.map(|user| Invalidation::Person { user, workspace });
+            let user = row.user.map(|user| Invalidation::Person { user, workspace });
             key.or(row.session.map(Invalidation::Session))
                 .or(row.grant.map(Invalidation::Grant))
                 .or(row.client.map(Invalidation::Client))
-                .or(person)
+                .or(user)
                 .or(workspace.map(Invalidation::Workspace))
         });
         Ok(News { head, invalidations: Some(invalidations.collect()), lags })
     }
 
-    /// The newest generation, which is at least that of any change committed before.
+    /// Returns the newest generation. It covers every change that was committed before.
     ///
     /// # Errors
-    /// When PostgreSQL cannot be reached.
+    /// [`StoreError`] if the query fails.
     pub async fn newest_generation(&self) -> Result<i64, StoreError> {
         Ok(sqlx::query_scalar!(r#"SELECT newest_generation() AS "generation!""#)
             .fetch_one(&self.pools.requests())
             .await?)
     }
 
-    /// Whether every node that may have something cached has acknowledged a generation.
+    /// Returns true if every node that may have something cached has acknowledged `generation`.
     ///
     /// # Errors
-    /// When PostgreSQL cannot be reached.
+    /// [`StoreError`] if the query fails.
     pub async fn is_acknowledged(&self, generation: i64) -> Result<bool, StoreError> {
         Ok(sqlx::query_scalar!(r#"SELECT is_acknowledged($1) AS "is!""#, generation)
             .fetch_one(&self.pools.requests())
             .await?)
     }
 
-    /// Drops invalidations that every node has long heard of.
+    /// Deletes invalidations that are older than ten minutes. A node that was away for longer
+    /// detects the gap.
     ///
     /// # Errors
-    /// When PostgreSQL cannot be reached.
+    /// [`StoreError`] if the query fails.
     pub async fn prune_invalidations(&self) -> Result<(), StoreError> {
         sqlx::query!(r#"SELECT prune_invalidations() AS "done""#)
             .fetch_one(&self.pools.own())
@@ -198,7 +209,7 @@ impl Store {
         Ok(())
     }
 
-    /// Leaves all connections behind for new ones; for when they fail or hang.
+    /// Replaces all connections with new ones, for use when they fail or hang.
     pub fn reconnect(&self) {
         self.pools.replace();
     }

@@ -1,4 +1,6 @@
-//! Connected apps: grants as people see them.
+//! Connected apps: OAuth grants as users see them.
+//!
+//! `oauth_grants` changes grants; this module lists them, joined with their client and workspace.
 
 use time::OffsetDateTime;
 use uuid::Uuid;
@@ -11,31 +13,32 @@ use crate::model::{
     scope::Scope,
 };
 
-/// What the apps of a person are called, in a transaction of that person.
+/// Returns up to `limit` names of a user's connected apps, in alphabetical order. `tx` must belong
+/// to that user.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn names_of_person(
     tx: &mut Tx,
     user: UserId,
-    at_most: i64,
+    limit: i64,
 ) -> Result<Vec<String>, StoreError> {
     Ok(sqlx::query_scalar!(
         "SELECT DISTINCT c.name FROM oauth_grants g JOIN oauth_clients c ON c.id = g.client_id
          WHERE g.user_id = $1 AND g.ended_at IS NULL AND g.begun_at IS NOT NULL ORDER BY 1 LIMIT $2",
         user.uuid(),
-        at_most,
+        limit,
     )
     .fetch_all(tx.conn())
     .await?)
 }
 
-/// Whose grants are looked at.
+/// The owner of the grants in a list.
 #[derive(Debug, Clone, Copy)]
 pub enum Whose {
-    /// What a person granted, in whatever workspace; in a transaction of that person.
+    /// Grants that this user gave, in all workspaces. `tx` must belong to that user.
     Person(UserId),
-    /// What was granted in a workspace, by whomever.
+    /// All grants of this workspace.
     Workspace(WorkspaceId),
 }
 
@@ -48,17 +51,18 @@ impl Whose {
     }
 }
 
-/// Grants that live, the newest first. Those that were not used since `used_since` do not any more.
+/// Lists active grants, newest first. A grant without use since `used_since` has expired and is
+/// left out.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn list(
     tx: &mut Tx,
-    whose: Whose,
+    owner: Whose,
     used_since: OffsetDateTime,
     page: Page,
 ) -> Result<Items<Grant>, StoreError> {
-    let (user, workspace) = whose.columns();
+    let (user, workspace) = owner.columns();
     let grants = sqlx::query_as!(
         Grant,
         r#"SELECT g.id AS "id: GrantId", g.client_id AS "client_id: ClientId",
@@ -83,16 +87,16 @@ pub async fn list(
     Ok(Items::from_excess(grants, page.limit))
 }
 
-/// How many of them live.
+/// Counts active grants, as [`list`] does.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn count(
     tx: &mut Tx,
-    whose: Whose,
+    owner: Whose,
     used_since: OffsetDateTime,
 ) -> Result<i64, StoreError> {
-    let (user, workspace) = whose.columns();
+    let (user, workspace) = owner.columns();
     Ok(sqlx::query_scalar!(
         r#"SELECT count(*) AS "count!" FROM oauth_grants
            WHERE ($1::uuid IS NULL OR user_id = $1) AND ($2::uuid IS NULL OR workspace_id = $2)
@@ -105,10 +109,10 @@ pub async fn count(
     .await?)
 }
 
-/// A grant, ended or not, as the transaction may see it.
+/// Returns a grant that the transaction may see, active or ended.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn get(tx: &mut Tx, id: GrantId) -> Result<Option<Grant>, StoreError> {
     Ok(sqlx::query_as!(
         Grant,

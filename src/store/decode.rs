@@ -1,4 +1,4 @@
-//! How the model's types are read from columns.
+//! Decoding of columns into the ids, roles, scopes and key purposes of the model.
 
 use sqlx::{
     Decode, Postgres, Type, error::BoxDynError, postgres::PgTypeInfo, postgres::PgValueRef,

@@ -1,4 +1,6 @@
-//! Stored documents.
+//! The documents that clients store, such as agents and campaigns, as JSON text.
+//!
+//! A document's size is stored with it, so that [`list`] bounds a page without reading the bodies.
 
 use time::OffsetDateTime;
 use uuid::Uuid;
@@ -10,10 +12,10 @@ use crate::model::{
     page::{Items, Page},
 };
 
-/// Stores a new document.
+/// Inserts a new document.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn insert(
     tx: &mut Tx,
     workspace: WorkspaceId,
@@ -37,10 +39,10 @@ pub async fn insert(
     Ok(())
 }
 
-/// A document.
+/// Returns a document.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn get(
     tx: &mut Tx,
     workspace: WorkspaceId,
@@ -61,10 +63,10 @@ pub async fn get(
     Ok(row.map(Document::from))
 }
 
-/// A document that stays as it is until the transaction ends.
+/// Returns a document and locks it until the transaction ends.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn lock(
     tx: &mut Tx,
     workspace: WorkspaceId,
@@ -85,16 +87,16 @@ pub async fn lock(
     Ok(row.map(Document::from))
 }
 
-/// Whether an agent exists; it cannot be deleted until the transaction ends.
+/// Locks an agent against deletion until the transaction ends. False if it does not exist.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn pin_agent(
     tx: &mut Tx,
     workspace: WorkspaceId,
     id: AgentId,
 ) -> Result<bool, StoreError> {
-    let found = sqlx::query!(
+    let row = sqlx::query!(
         "SELECT id FROM documents WHERE workspace_id = $1 AND kind = 'agent' AND id = $2
          FOR KEY SHARE",
         workspace.uuid(),
@@ -102,14 +104,14 @@ pub async fn pin_agent(
     )
     .fetch_optional(tx.conn())
     .await?;
-    Ok(found.is_some())
+    Ok(row.is_some())
 }
 
-/// The documents of a kind, newest first; of one agent where asked for. A page ends early where its
-/// documents would be larger than `max_bytes` together, but for the first.
+/// Lists the documents of a kind, newest first, and of one agent if `agent` is set. The page ends
+/// before its documents exceed `max_bytes` in total, but it contains at least one.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn list(
     tx: &mut Tx,
     workspace: WorkspaceId,
@@ -118,7 +120,7 @@ pub async fn list(
     page: Page,
     max_bytes: i64,
 ) -> Result<Items<Document>, StoreError> {
-    // Sizes are added up before any document is read.
+    // Adds up the stored sizes first, so that only the bodies of this page are read.
     let rows = sqlx::query!(
         r#"SELECT d.id, d.agent_id AS "agent_id: AgentId", d.body::text AS "body!", d.created_at,
                   d.updated_at, page.available AS "available!"
@@ -162,10 +164,10 @@ pub async fn list(
     Ok(Items { items, more })
 }
 
-/// How many documents of a kind there are; of one agent where asked for.
+/// Counts the documents of a kind, and of one agent if `agent` is set.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn count(
     tx: &mut Tx,
     workspace: WorkspaceId,
@@ -183,17 +185,17 @@ pub async fn count(
     .await?)
 }
 
-/// Replaces a document's body; false if there is no such document.
+/// Replaces the body and the agent of a document. False if the document does not exist.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn update(
     tx: &mut Tx,
     workspace: WorkspaceId,
     kind: Kind,
     document: &Document,
 ) -> Result<bool, StoreError> {
-    let done = sqlx::query!(
+    let result = sqlx::query!(
         "UPDATE documents
          SET body = $4::text::json, body_bytes = octet_length($4::text), agent_id = $5,
              updated_at = $6
@@ -207,20 +209,20 @@ pub async fn update(
     )
     .execute(tx.conn())
     .await?;
-    Ok(done.rows_affected() == 1)
+    Ok(result.rows_affected() == 1)
 }
 
-/// Erases a document; false if there is no such document.
+/// Deletes a document. False if it does not exist.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn delete(
     tx: &mut Tx,
     workspace: WorkspaceId,
     kind: Kind,
     id: Uuid,
 ) -> Result<bool, StoreError> {
-    let done = sqlx::query!(
+    let result = sqlx::query!(
         "DELETE FROM documents WHERE workspace_id = $1 AND kind = $2 AND id = $3",
         workspace.uuid(),
         kind.as_str(),
@@ -228,7 +230,7 @@ pub async fn delete(
     )
     .execute(tx.conn())
     .await?;
-    Ok(done.rows_affected() == 1)
+    Ok(result.rows_affected() == 1)
 }
 
 struct DocumentRow {

@@ -1,35 +1,35 @@
-/// Why the store could not do something.
+/// An error of the database layer.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// PostgreSQL is away, overloaded or restarting: worth a retry.
+    /// PostgreSQL is unreachable, overloaded or restarting. A retry may succeed.
     #[error("PostgreSQL is unavailable")]
     Unavailable(#[source] sqlx::Error),
-    /// A rule of the schema says no.
-    #[error("a constraint was violated: {0:?}")]
+    /// The data violates a constraint of the schema.
+    #[error("a constraint is violated: {0:?}")]
     Violated(Constraint),
-    /// The text cannot be stored: PostgreSQL's `text` has no NUL.
-    #[error("a text cannot be stored")]
+    /// The text contains a character that PostgreSQL's `text` cannot store, such as NUL.
+    #[error("the text contains a character that cannot be stored")]
     BadText,
-    /// The runtime is shutting down.
-    #[error("the service is stopping")]
+    /// The work was cancelled, usually because the service is shutting down.
+    #[error("the service is shutting down")]
     Aborted,
-    /// A fault of this service.
-    #[error("a query failed")]
+    /// An unexpected error, which means a bug in this service.
+    #[error("a database query failed")]
     Internal(#[source] sqlx::Error),
 }
 
-/// The constraints that a client can run into.
+/// The constraints that a client's request can violate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Constraint {
-    /// Another account has the address.
+    /// Another account has this email address.
     EmailTaken,
-    /// The key already has a successor that lives.
+    /// The API key already has an active successor.
     LiveSuccessor,
-    /// The address has an invitation to the workspace that is open.
+    /// The address already has an open invitation to the workspace.
     OpenInvitation,
-    /// Somebody has the passkey already.
+    /// The passkey is already registered.
     PasskeyKnown,
-    /// The OAuth client is gone.
+    /// The OAuth client was deleted.
     ClientGone,
 }
 
@@ -49,15 +49,15 @@ impl Constraint {
 }
 
 impl StoreError {
-    /// PostgreSQL does not answer in time.
+    /// Returns the error for work that exceeded its time limit.
     #[must_use]
     pub fn late() -> Self {
         Self::Unavailable(sqlx::Error::PoolTimedOut)
     }
 
-    /// Something that is stored is not what it must be.
+    /// Returns the error for stored data that is not valid. `what` names the data.
     pub(super) fn damaged(what: &str) -> Self {
-        Self::Internal(sqlx::Error::Decode(format!("{what} is damaged").into()))
+        Self::Internal(sqlx::Error::Decode(format!("{what} is corrupt").into()))
     }
 }
 
@@ -78,7 +78,7 @@ impl From<sqlx::Error> for StoreError {
                 }
                 match database.code().as_deref() {
                     Some("22021" | "22P05") => Self::BadText,
-                    Some(code) if is_passing(code) => Self::Unavailable(error),
+                    Some(code) if is_transient(code) => Self::Unavailable(error),
                     _ => Self::Internal(error),
                 }
             }
@@ -87,10 +87,10 @@ impl From<sqlx::Error> for StoreError {
     }
 }
 
-/// SQLSTATEs that may be gone at the next try: connection trouble (08), a login that the operator is
-/// changing (28, 3D), resources (53), object state and lock time-out (55), operator intervention and
-/// time-outs (57), deadlock and serialization (40), a transaction that was ended from outside or a
-/// standby that is not promoted yet (25).
-fn is_passing(code: &str) -> bool {
+/// Returns true for an SQLSTATE that a retry may clear. Its classes are connection failure (08), a
+/// transaction ended from outside or a standby not promoted yet (25), a login that the operator is
+/// changing (28, 3D), deadlock and serialization failure (40), insufficient resources (53), object
+/// state and lock timeout (55), operator intervention and timeouts (57).
+fn is_transient(code: &str) -> bool {
     ["08", "25", "28", "3D", "40", "53", "55", "57"].iter().any(|class| code.starts_with(class))
 }

@@ -1,4 +1,7 @@
 //! Invitations to workspaces.
+//!
+//! A workspace has at most one open invitation to an address. An invitation is closed when it is
+//! accepted, withdrawn or replaced.
 
 use time::OffsetDateTime;
 
@@ -12,10 +15,10 @@ use crate::model::{
 };
 
 impl Store {
-    /// Whereto an invitation is, before anybody is known.
+    /// Returns the workspace of an invitation, before the caller is authenticated.
     ///
     /// # Errors
-    /// When PostgreSQL cannot be reached.
+    /// [`StoreError`] if the query fails.
     pub async fn find_invitation(
         &self,
         id: InvitationId,
@@ -28,10 +31,10 @@ impl Store {
         .await?)
     }
 
-    /// Drops invitations that expired a while ago.
+    /// Deletes invitations that expired more than seven days ago.
     ///
     /// # Errors
-    /// When PostgreSQL cannot be reached.
+    /// [`StoreError`] if the query fails.
     pub async fn prune_invitations(&self, now: OffsetDateTime) -> Result<(), StoreError> {
         sqlx::query!(r#"SELECT prune_invitations($1) AS "done""#, now)
             .fetch_one(&self.pools.own())
@@ -40,10 +43,11 @@ impl Store {
     }
 }
 
-/// Stores an invitation. One to the same address that has expired makes room.
+/// Inserts an invitation. An expired one to the same address is closed first.
 ///
 /// # Errors
-/// [`Constraint::OpenInvitation`](super::Constraint::OpenInvitation) where one has not.
+/// [`Constraint::OpenInvitation`](super::Constraint::OpenInvitation) if the address has an open
+/// invitation.
 pub async fn insert(
     tx: &mut Tx,
     workspace: WorkspaceId,
@@ -77,10 +81,10 @@ pub async fn insert(
     Ok(())
 }
 
-/// How many invitations an address was mailed since then, by whatever workspace.
+/// Counts the invitations sent to an address since `since`, by all workspaces.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn count_to(
     tx: &mut Tx,
     email: &Email,
@@ -91,17 +95,17 @@ pub async fn count_to(
         .await?)
 }
 
-/// The invitations of a workspace that are open, the newest first.
+/// Lists the open invitations of a workspace, newest first.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn list(
     tx: &mut Tx,
     workspace: WorkspaceId,
     now: OffsetDateTime,
     page: Page,
 ) -> Result<Items<Invitation>, StoreError> {
-    let open = sqlx::query_as!(
+    let invitations = sqlx::query_as!(
         Invitation,
         r#"SELECT id AS "id: InvitationId", email, role AS "role: Role", invited_by, created_at,
                   expires_at
@@ -117,13 +121,13 @@ pub async fn list(
     )
     .fetch_all(tx.conn())
     .await?;
-    Ok(Items::from_excess(open, page.limit))
+    Ok(Items::from_excess(invitations, page.limit))
 }
 
-/// How many invitations of a workspace are open.
+/// Counts the open invitations of a workspace.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn count(
     tx: &mut Tx,
     workspace: WorkspaceId,
@@ -139,10 +143,10 @@ pub async fn count(
     .await?)
 }
 
-/// An invitation that is open.
+/// Returns an open invitation.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn get(
     tx: &mut Tx,
     workspace: WorkspaceId,
@@ -163,18 +167,17 @@ pub async fn get(
     .await?)
 }
 
-/// Closes an invitation; false where it is closed or has expired. Of two who try at once one waits for
-/// the other.
+/// Closes an invitation. False if it is closed or expired. Concurrent calls take turns.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn close(
     tx: &mut Tx,
     workspace: WorkspaceId,
     id: InvitationId,
     now: OffsetDateTime,
 ) -> Result<bool, StoreError> {
-    let done = sqlx::query!(
+    let result = sqlx::query!(
         "UPDATE invitations SET closed_at = $3
          WHERE workspace_id = $1 AND id = $2 AND closed_at IS NULL AND expires_at > $3",
         workspace.uuid(),
@@ -183,13 +186,14 @@ pub async fn close(
     )
     .execute(tx.conn())
     .await?;
-    Ok(done.rows_affected() == 1)
+    Ok(result.rows_affected() == 1)
 }
 
-/// Closes what somebody invited to a workspace, who may invite no longer.
+/// Closes all open invitations of an inviter that may no longer invite to the workspace. `inviter`
+/// is a public id.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn close_all_of(
     tx: &mut Tx,
     workspace: WorkspaceId,

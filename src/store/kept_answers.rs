@@ -1,29 +1,33 @@
-//! What creating requests were answered.
+//! Idempotency keys: stored responses of creating requests, so that a retry creates nothing twice.
+//!
+//! A key is locked while a transaction works on its request, and the response is stored in that
+//! same transaction. [`crate::idempotency`] makes the ids, the MACs and the sealed responses.
 
 use time::OffsetDateTime;
 
 use super::{Store, StoreError, Tx};
 
-/// What is known of a request that may have come before.
+/// The state of an idempotency key.
 #[derive(Debug)]
 pub enum Earlier {
-    /// It did not. Nobody else works on it until the transaction ends.
+    /// No response is stored. No other transaction works on the request until this one ends.
     None,
-    /// Another transaction works on it.
+    /// Another transaction works on the request.
     InProgress,
-    /// It was answered.
+    /// A response is stored.
     Answered {
-        /// The MAC of its body.
+        /// The MAC of the request body.
         request: Vec<u8>,
-        /// The sealed answer.
+        /// The sealed response.
         answer: Vec<u8>,
     },
 }
 
-/// What is known of the request of this id.
+/// Looks up an idempotency key and locks it for this transaction. `id` is the MAC that identifies
+/// it.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn find(tx: &mut Tx, id: &[u8], now: OffsetDateTime) -> Result<Earlier, StoreError> {
     let row = sqlx::query!(
         r#"SELECT is_ours AS "is_ours!", request, answer FROM find_answer($1, $2)"#,
@@ -39,10 +43,11 @@ pub async fn find(tx: &mut Tx, id: &[u8], now: OffsetDateTime) -> Result<Earlier
     })
 }
 
-/// Keeps an answer for as long.
+/// Stores a response until `until`. `request` is the MAC of the request body, `answer` the sealed
+/// response.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn keep(
     tx: &mut Tx,
     id: &[u8],
@@ -57,10 +62,10 @@ pub async fn keep(
 }
 
 impl Store {
-    /// Forgets answers that are kept no longer.
+    /// Deletes responses that have expired.
     ///
     /// # Errors
-    /// When PostgreSQL cannot be reached.
+    /// [`StoreError`] if the query fails.
     pub async fn prune_answers(&self, now: OffsetDateTime) -> Result<(), StoreError> {
         sqlx::query!(r#"SELECT prune_answers($1) AS "done""#, now)
             .fetch_one(&self.pools.own())

@@ -1,4 +1,7 @@
-//! The ledger of events that are to be sealed, and the chains that they are sealed into.
+//! The audit outbox: events that are stored and not yet sealed into a hash chain.
+//!
+//! One transaction seals events, counts the key usage in them and deletes their outbox entries, so
+//! each event is sealed once and counted once. [`crate::audit`] runs the sealer.
 
 use ipnet::IpNet;
 use serde_json::Value;
@@ -12,40 +15,40 @@ use crate::model::{
     id::{EventId, Id, RequestId, WorkspaceId},
 };
 
-/// How long the transaction of a sealer may do nothing, in milliseconds: one that hangs must not keep
-/// other nodes from sealing.
-const IDLE: &str = "3000";
+/// The idle timeout of a sealing transaction, in milliseconds. A sealer that hangs must not block
+/// the sealers of other nodes.
+const IDLE_TIMEOUT_MS: &str = "3000";
 
 /// Events that were written together.
 #[derive(Debug)]
 pub struct Entry {
-    /// Its place in the ledger.
+    /// The entry's position in the outbox.
     pub id: i64,
-    /// When the oldest of them happened.
+    /// The time of the oldest event.
     pub since: OffsetDateTime,
-    /// The events.
+    /// The workspace and the id of each event.
     pub events: Vec<(WorkspaceId, EventId)>,
-    /// The digest of each; none where they are yet to be made.
+    /// The digest of each event. `None` if the sealer must compute them from the stored events.
     pub digests: Option<Vec<EventDigest>>,
 }
 
-/// A transaction in which nobody else seals.
+/// A transaction that holds the sealing lock: no other node seals meanwhile.
 #[derive(Debug)]
 pub struct Sealing {
     tx: Transaction<'static, Postgres>,
 }
 
 impl Store {
-    /// Begins to seal; none while another node does.
+    /// Begins a sealing transaction. `None` if another node is sealing.
     ///
     /// # Errors
-    /// When PostgreSQL cannot be reached.
+    /// [`StoreError`] if the query fails.
     pub async fn begin_sealing(&self) -> Result<Option<Sealing>, StoreError> {
         let mut tx = self.pools.own().begin().await?;
         let is_ours = sqlx::query_scalar!(
             r#"SELECT pg_try_advisory_xact_lock(hashtext('seal')) AS "is!"
                FROM set_config('idle_in_transaction_session_timeout', $1, true)"#,
-            IDLE,
+            IDLE_TIMEOUT_MS,
         )
         .fetch_one(&mut *tx)
         .await?;
@@ -54,23 +57,24 @@ impl Store {
 }
 
 impl Sealing {
-    /// The oldest entries of the ledger behind this one, at most so many, and until they hold so many events.
+    /// Returns the oldest entries after `entry`: at most `limit` of them, and no more once they
+    /// hold `max_events` events.
     ///
     /// # Errors
-    /// When PostgreSQL cannot be reached.
+    /// [`StoreError`] if the query fails.
     pub async fn entries_behind(
         &mut self,
         entry: i64,
-        most: i32,
-        events: i32,
+        limit: i32,
+        max_events: i32,
     ) -> Result<Vec<Entry>, StoreError> {
         let rows = sqlx::query!(
             r#"SELECT id AS "id!", since AS "since!", workspace_ids AS "workspace_ids!: Vec<WorkspaceId>",
                       event_ids AS "event_ids!: Vec<EventId>", digests
                FROM ledger_behind($1, $2, $3)"#,
             entry,
-            most,
-            events,
+            limit,
+            max_events,
         )
         .fetch_all(&mut *self.tx)
         .await?;
@@ -78,19 +82,19 @@ impl Sealing {
             let (digests, _) = bytes.as_chunks();
             digests.iter().map(|digest| EventDigest::from(*digest)).collect()
         };
-        let entry = rows.into_iter().map(|row| Entry {
+        let entries = rows.into_iter().map(|row| Entry {
             id: row.id,
             since: row.since,
             events: row.workspace_ids.into_iter().zip(row.event_ids).collect(),
             digests: row.digests.map(digests),
         });
-        Ok(entry.collect())
+        Ok(entries.collect())
     }
 
-    /// Those of these events that are there.
+    /// Returns those of these events that are stored.
     ///
     /// # Errors
-    /// When PostgreSQL cannot be reached.
+    /// [`StoreError`] if the query fails.
     pub async fn events(
         &mut self,
         events: &[(WorkspaceId, EventId)],
@@ -112,10 +116,11 @@ impl Sealing {
         Ok(rows.into_iter().map(Event::from).collect())
     }
 
-    /// Empty runs at the ends of the chains of these workspaces, which may be the beginning.
+    /// Returns an empty segment at the end of each of these workspaces' chains. A workspace without
+    /// a chain is left out.
     ///
     /// # Errors
-    /// When PostgreSQL cannot be reached.
+    /// [`StoreError`] if the query fails.
     pub async fn ends_of(
         &mut self,
         workspaces: impl IntoIterator<Item = WorkspaceId>,
@@ -129,31 +134,37 @@ impl Sealing {
         )
         .fetch_all(&mut *self.tx)
         .await?;
-        let runs = rows.into_iter().map(|row| {
-            let hash: [u8; 32] = row.hash.try_into().map_err(|_| StoreError::damaged("a hash"))?;
+        let segments = rows.into_iter().map(|row| {
+            let hash: [u8; 32] =
+                row.hash.try_into().map_err(|_| StoreError::damaged("a chain hash"))?;
             Ok(Run::behind(row.workspace_id, row.sequence, hash.into()))
         });
-        runs.collect()
+        segments.collect()
     }
 
-    /// Adds runs to their chains, counts what the entries say of keys, and settles the entries.
+    /// Appends the segments to their chains, counts the key usage in the entries, deletes the
+    /// entries and commits.
     ///
     /// # Errors
-    /// When PostgreSQL cannot be reached.
+    /// [`StoreError`] if the query fails, or if an entry or the end of a chain has changed since it
+    /// was read.
     pub async fn seal(
         mut self,
         now: OffsetDateTime,
         entries: &[Entry],
-        runs: &[Run],
+        segments: &[Run],
     ) -> Result<(), StoreError> {
         let entries: Vec<_> = entries.iter().map(|entry| entry.id).collect();
-        let workspaces: Vec<_> = runs.iter().map(|run| run.workspace_id.uuid()).collect();
-        let firsts: Vec<_> = runs.iter().map(|run| run.first).collect();
-        let lasts: Vec<_> = runs.iter().map(Run::last).collect();
-        let previous: Vec<_> = runs.iter().map(|run| &run.previous.as_bytes()[..]).collect();
-        let hashes: Vec<Vec<u8>> = runs.iter().map(|run| concat(&run.events)).collect();
+        let workspaces: Vec<_> =
+            segments.iter().map(|segment| segment.workspace_id.uuid()).collect();
+        let firsts: Vec<_> = segments.iter().map(|segment| segment.first).collect();
+        let lasts: Vec<_> = segments.iter().map(Run::last).collect();
+        let previous: Vec<_> =
+            segments.iter().map(|segment| &segment.previous.as_bytes()[..]).collect();
+        let hashes: Vec<Vec<u8>> =
+            segments.iter().map(|segment| concat_hashes(&segment.events)).collect();
         let ids: Vec<Uuid> =
-            runs.iter().flat_map(|run| &run.events).map(|(id, _)| id.uuid()).collect();
+            segments.iter().flat_map(|segment| &segment.events).map(|(id, _)| id.uuid()).collect();
         sqlx::query!(
             r#"SELECT seal($1, $2, $3, $4, $5, $6, $7, $8) AS "done""#,
             now,
@@ -171,6 +182,6 @@ impl Sealing {
     }
 }
 
-fn concat(events: &[(EventId, ChainHash)]) -> Vec<u8> {
+fn concat_hashes(events: &[(EventId, ChainHash)]) -> Vec<u8> {
     events.iter().flat_map(|(_, hash)| *hash.as_bytes()).collect()
 }

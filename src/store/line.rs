@@ -2,35 +2,35 @@ use sqlx::{PgConnection, Postgres, pool::PoolConnection};
 
 use super::{Store, StoreError};
 
-/// A connection that one task of the service keeps to itself.
+/// A connection that one task keeps for itself.
 ///
-/// sqlx asks a connection whether it lives whenever one is given back to its pool: a round trip for
-/// each statement, which a task that does nothing else can do without.
+/// sqlx pings a connection each time it returns to its pool: a round trip for each statement. A
+/// task that runs one statement after another avoids it by keeping its connection.
 #[derive(Debug)]
 pub struct Line {
     store: Store,
-    kept: Option<PoolConnection<Postgres>>,
+    connection: Option<PoolConnection<Postgres>>,
 }
 
 impl Line {
-    /// Connects when it is used.
+    /// Creates the handle. It connects on first use.
     #[must_use]
     pub fn new(store: Store) -> Self {
-        Self { store, kept: None }
+        Self { store, connection: None }
     }
 
-    /// Does something over the connection. It is kept only if that succeeds: whoever gives up half-way
-    /// leaves a connection behind in whose state nobody should trust.
+    /// Runs `work` on the connection. The connection is kept only if `work` succeeds: after an
+    /// error or a cancellation its state is unknown.
     pub(super) async fn run<T>(
         &mut self,
         work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
     ) -> Result<T, StoreError> {
-        let mut connection = match self.kept.take() {
-            Some(kept) => kept,
+        let mut connection = match self.connection.take() {
+            Some(connection) => connection,
             None => self.store.pools.own().acquire().await?,
         };
-        let done = work(&mut connection).await?;
-        self.kept = Some(connection);
-        Ok(done)
+        let output = work(&mut connection).await?;
+        self.connection = Some(connection);
+        Ok(output)
     }
 }

@@ -1,4 +1,7 @@
-//! Mails that wait to be sent.
+//! The email outbox: emails that are stored and not yet sent.
+//!
+//! A node claims an email for a limited time, so that no two nodes send it at once.
+//! [`crate::mail`] renders and sends the emails.
 
 use std::time::Duration;
 
@@ -8,21 +11,22 @@ use uuid::Uuid;
 use super::{Store, StoreError, Tx};
 use crate::model::mail::Mail;
 
-/// A mail that this node has to itself for a while, to send it.
+/// An email that this node has claimed for sending.
 #[derive(Debug)]
 pub struct Claimed {
-    /// Its id.
+    /// The email's id.
     pub id: Uuid,
-    /// What to write and to whom; none: of a version of this service that knows more kinds.
+    /// The email. `None` if a newer version of this service stored a kind that this version does
+    /// not know.
     pub mail: Option<Mail>,
-    /// How often it was claimed, this time included.
+    /// The number of claims, including this one.
     pub attempts: u32,
 }
 
-/// Puts a mail into the outbox: it is sent if the transaction commits, and only then.
+/// Adds an email to the outbox. It is sent only if the transaction commits.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn insert(tx: &mut Tx, id: Uuid, mail: &Mail) -> Result<(), StoreError> {
     sqlx::query!("INSERT INTO mail_outbox (id, mail) VALUES ($1, $2)", id, Json(mail) as _)
         .execute(tx.conn())
@@ -31,10 +35,10 @@ pub async fn insert(tx: &mut Tx, id: Uuid, mail: &Mail) -> Result<(), StoreError
 }
 
 impl Store {
-    /// Puts a mail into the outbox by itself.
+    /// Adds an email to the outbox, in a transaction of its own.
     ///
     /// # Errors
-    /// When PostgreSQL cannot be reached.
+    /// [`StoreError`] if the query fails.
     pub async fn insert_mail(&self, id: Uuid, mail: &Mail) -> Result<(), StoreError> {
         sqlx::query!("INSERT INTO mail_outbox (id, mail) VALUES ($1, $2)", id, Json(mail) as _)
             .execute(&self.pools.requests())
@@ -42,19 +46,19 @@ impl Store {
         Ok(())
     }
 
-    /// Takes mails that are due, for so long: no other node sends them meanwhile.
+    /// Claims up to `limit` emails that are due. No other node sends them until `lease` ends.
     ///
     /// # Errors
-    /// When PostgreSQL cannot be reached.
+    /// [`StoreError`] if the query fails.
     pub async fn claim_mails(
         &self,
-        most: u32,
+        limit: u32,
         lease: Duration,
     ) -> Result<Vec<Claimed>, StoreError> {
         let rows = sqlx::query!(
             r#"SELECT id AS "id!", mail AS "mail!: Json<serde_json::Value>", attempts AS "attempts!"
                FROM claim_mails($1, $2)"#,
-            i32::try_from(most).unwrap_or(i32::MAX),
+            i32::try_from(limit).unwrap_or(i32::MAX),
             interval(lease),
         )
         .fetch_all(&self.pools.own())
@@ -67,10 +71,10 @@ impl Store {
         Ok(claimed.collect())
     }
 
-    /// Gives a mail back, to be tried again after a pause.
+    /// Releases a claimed email, to be retried after `pause`.
     ///
     /// # Errors
-    /// When PostgreSQL cannot be reached.
+    /// [`StoreError`] if the query fails.
     pub async fn put_mail_off(&self, id: Uuid, pause: Duration) -> Result<(), StoreError> {
         sqlx::query!(r#"SELECT put_mail_off($1, $2) AS "done""#, id, interval(pause))
             .fetch_one(&self.pools.own())
@@ -78,20 +82,20 @@ impl Store {
         Ok(())
     }
 
-    /// Removes mails that have waited for longer than this, and tells how many.
+    /// Deletes emails that have waited for longer than `older_than`. Returns their number.
     ///
     /// # Errors
-    /// When PostgreSQL cannot be reached.
+    /// [`StoreError`] if the query fails.
     pub async fn prune_mails(&self, older_than: Duration) -> Result<i64, StoreError> {
-        let gone =
+        let deleted =
             sqlx::query_scalar!(r#"SELECT prune_mails($1) AS "gone!""#, interval(older_than));
-        Ok(gone.fetch_one(&self.pools.own()).await?)
+        Ok(deleted.fetch_one(&self.pools.own()).await?)
     }
 
-    /// Removes a mail that was sent, or that nobody will have.
+    /// Deletes an email that was sent, or that cannot be delivered.
     ///
     /// # Errors
-    /// When PostgreSQL cannot be reached.
+    /// [`StoreError`] if the query fails.
     pub async fn remove_mail(&self, id: Uuid) -> Result<(), StoreError> {
         sqlx::query!(r#"SELECT remove_mail($1) AS "done""#, id)
             .fetch_one(&self.pools.own())

@@ -1,4 +1,4 @@
-//! Who belongs to which workspace.
+//! Memberships of users in workspaces, with their roles.
 
 use time::OffsetDateTime;
 
@@ -11,10 +11,10 @@ use crate::model::{
     user::{Member, Membership},
 };
 
-/// Makes a person a member.
+/// Adds a user to a workspace.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn insert(
     tx: &mut Tx,
     workspace: WorkspaceId,
@@ -34,10 +34,11 @@ pub async fn insert(
     Ok(())
 }
 
-/// A person's role in a workspace, which stays as it is until the transaction ends.
+/// Returns a user's role in a workspace and locks it against changes until the transaction ends.
+/// `None` if the user is not a member.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn pin_role(
     tx: &mut Tx,
     workspace: WorkspaceId,
@@ -53,10 +54,10 @@ pub async fn pin_role(
     .await?)
 }
 
-/// The workspaces of a person, the oldest membership first; in a transaction of that person.
+/// Lists the memberships of a user, oldest first. `tx` must belong to that user.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn of_person(tx: &mut Tx, user: UserId) -> Result<Vec<Membership>, StoreError> {
     Ok(sqlx::query_as!(
         Membership,
@@ -68,10 +69,10 @@ pub async fn of_person(tx: &mut Tx, user: UserId) -> Result<Vec<Membership>, Sto
     .await?)
 }
 
-/// The members of a workspace, the newest account first.
+/// Lists the members of a workspace, newest account first.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn list(
     tx: &mut Tx,
     workspace: WorkspaceId,
@@ -94,10 +95,10 @@ pub async fn list(
     Ok(Items::from_excess(members, page.limit))
 }
 
-/// How many members a workspace has.
+/// Counts the members of a workspace.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn count(tx: &mut Tx, workspace: WorkspaceId) -> Result<i64, StoreError> {
     Ok(sqlx::query_scalar!(
         r#"SELECT count(*) AS "count!" FROM memberships WHERE workspace_id = $1"#,
@@ -107,23 +108,23 @@ pub async fn count(tx: &mut Tx, workspace: WorkspaceId) -> Result<i64, StoreErro
     .await?)
 }
 
-/// Makes changes to the membership of a workspace take turns, until the transaction ends; false where
-/// there is no such workspace.
+/// Locks a workspace until the transaction ends, so that changes to its memberships take turns.
+/// False if the workspace does not exist.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn lock(tx: &mut Tx, workspace: WorkspaceId) -> Result<bool, StoreError> {
-    let found = sqlx::query_scalar!(
+    let query = sqlx::query_scalar!(
         r#"SELECT true AS "found!" FROM workspaces WHERE id = $1 FOR NO KEY UPDATE"#,
         workspace.uuid(),
     );
-    Ok(found.fetch_optional(tx.conn()).await?.is_some())
+    Ok(query.fetch_optional(tx.conn()).await?.is_some())
 }
 
-/// A member.
+/// Returns a member.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn get(
     tx: &mut Tx,
     workspace: WorkspaceId,
@@ -142,10 +143,10 @@ pub async fn get(
     .await?)
 }
 
-/// Whether a workspace has an owner besides this person.
+/// Returns true if the workspace has an owner other than this user.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn has_another_owner(
     tx: &mut Tx,
     workspace: WorkspaceId,
@@ -161,10 +162,10 @@ pub async fn has_another_owner(
     .await?)
 }
 
-/// Whether the person with an address is a member.
+/// Returns true if the user with this address is a member.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn has_address(
     tx: &mut Tx,
     workspace: WorkspaceId,
@@ -180,10 +181,10 @@ pub async fn has_address(
     .await?)
 }
 
-/// Gives a member another role.
+/// Changes the role of a member.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn set_role(
     tx: &mut Tx,
     workspace: WorkspaceId,
@@ -201,10 +202,11 @@ pub async fn set_role(
     Ok(())
 }
 
-/// Takes a member out, in a transaction of that person, who will sign in to another workspace.
+/// Removes a member. `tx` must belong to that user. If this was the workspace of the last sign-in,
+/// the next sign-in uses the oldest remaining membership.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn remove(tx: &mut Tx, workspace: WorkspaceId, user: UserId) -> Result<(), StoreError> {
     sqlx::query!(
         "DELETE FROM memberships WHERE workspace_id = $1 AND user_id = $2",
@@ -226,10 +228,10 @@ pub async fn remove(tx: &mut Tx, workspace: WorkspaceId, user: UserId) -> Result
     Ok(())
 }
 
-/// The addresses of a workspace's owners, of the first twenty.
+/// Returns the email addresses of a workspace's owners: the first twenty to join.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn owners(tx: &mut Tx, workspace: WorkspaceId) -> Result<Vec<String>, StoreError> {
     Ok(sqlx::query_scalar!(
         "SELECT u.email FROM memberships m JOIN users u ON u.id = m.user_id

@@ -1,4 +1,4 @@
-//! The schema: migrations at start, and what the log needs as time goes on.
+//! Schema setup: migrations at startup, and new monthly partitions of the audit log.
 
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::{Connection, PgConnection, migrate::Migrator};
@@ -6,13 +6,13 @@ use time::OffsetDateTime;
 
 use super::{APP_ROLE, Store, StoreError, brief, parse_url};
 
-/// The schema's history, compiled into the binary.
+/// All migrations, compiled into the binary.
 static MIGRATOR: Migrator = sqlx::migrate!();
 
-/// Brings the schema up to date. Nodes that start together take turns.
+/// Applies pending migrations. Nodes that start at the same time take turns.
 ///
 /// # Errors
-/// With one line for the operator.
+/// A one-line message for the operator.
 pub async fn migrate(owner_url: &str) -> Result<(), String> {
     let mut connection = PgConnection::connect_with(&parse_url(owner_url)?)
         .await
@@ -22,29 +22,29 @@ pub async fn migrate(owner_url: &str) -> Result<(), String> {
     outcome.map_err(|error| format!("cannot migrate the database: {error}"))
 }
 
-/// Makes a database in an embedded cluster, if it is not there.
+/// Creates a database in an embedded cluster, unless it exists.
 ///
 /// # Errors
-/// With one line for the operator.
+/// A one-line message for the operator.
 pub async fn create_database(maintenance_url: &str, name: &str) -> Result<(), String> {
     let mut connection = PgConnection::connect_with(&parse_url(maintenance_url)?)
         .await
         .map_err(|error| format!("cannot connect to PostgreSQL: {}", brief(&error)))?;
-    // The name is ours, and quoted.
+    // The name is a constant of this service, not user input, and is quoted.
     let create = sqlx::AssertSqlSafe(format!("CREATE DATABASE \"{name}\""));
     let created = sqlx::raw_sql(create).execute(&mut connection).await;
     connection.close().await.ok();
     match created {
         Err(sqlx::Error::Database(error)) if error.code().as_deref() == Some("42P04") => Ok(()),
-        Err(error) => Err(format!("cannot create a database: {}", brief(&error))),
+        Err(error) => Err(format!("cannot create the database: {}", brief(&error))),
         Ok(_) => Ok(()),
     }
 }
 
-/// Lets the role of the service log in with a password, as an embedded cluster wants it.
+/// Enables login with a password for [`APP_ROLE`], as an embedded cluster needs it.
 ///
 /// # Errors
-/// With one line for the operator.
+/// A one-line message for the operator.
 pub async fn let_app_role_log_in(owner_url: &str, password: &SecretString) -> Result<(), String> {
     let mut connection = PgConnection::connect_with(&parse_url(owner_url)?)
         .await
@@ -53,21 +53,23 @@ pub async fn let_app_role_log_in(owner_url: &str, password: &SecretString) -> Re
     let alter = sqlx::AssertSqlSafe(format!("ALTER ROLE {APP_ROLE} LOGIN PASSWORD '{password}'"));
     let altered = sqlx::raw_sql(alter).execute(&mut connection).await;
     connection.close().await.ok();
-    altered.map(drop).map_err(|error| format!("cannot set up the role: {}", brief(&error)))
+    altered
+        .map(drop)
+        .map_err(|error| format!("cannot enable login for the role {APP_ROLE}: {}", brief(&error)))
 }
 
-/// The name that a URL logs in with.
+/// Returns the user name in a database URL.
 ///
 /// # Errors
-/// When the URL is malformed.
+/// A message if the URL is malformed.
 pub fn login_name(url: &str) -> Result<String, String> {
     Ok(parse_url(url)?.get_username().to_owned())
 }
 
-/// Whether a login has a schema of this version before it.
+/// Returns true if the schema has this version's migrations, or newer ones.
 ///
 /// # Errors
-/// With one line for the operator.
+/// A one-line message for the operator.
 pub async fn is_current(url: &str) -> Result<bool, String> {
     let mut connection = PgConnection::connect_with(&parse_url(url)?)
         .await
@@ -87,14 +89,14 @@ async fn schema_version(connection: &mut PgConnection) -> Result<Option<i64>, St
     sqlx::query_scalar("SELECT max(version) FROM _sqlx_migrations WHERE success")
         .fetch_one(connection)
         .await
-        .map_err(|error| format!("cannot read the schema's version: {}", brief(&error)))
+        .map_err(|error| format!("cannot read the schema version: {}", brief(&error)))
 }
 
 impl Store {
-    /// Makes sure that the log has a partition for this moment and the two months after.
+    /// Creates the audit log partitions for the month of `now` and the next two, unless they exist.
     ///
     /// # Errors
-    /// When PostgreSQL cannot be reached.
+    /// [`StoreError`] if the query fails.
     pub async fn create_audit_partitions(&self, now: OffsetDateTime) -> Result<(), StoreError> {
         sqlx::query!(
             "SELECT create_audit_partition($1::timestamptz + month * interval '1 month')

@@ -1,8 +1,22 @@
-//! PostgreSQL: the only place that knows SQL.
+//! The database layer. All SQL of the service is in this module.
 //!
-//! One file per group of tables. A function that reads or writes what belongs to a workspace takes
-//! the [`WorkspaceId`] and names it in its SQL; behind that, [`Store::begin`] tells PostgreSQL which
-//! workspace and person a transaction is for, and row-level security keeps it to them.
+//! Each file covers one group of tables. A function on workspace data takes a [`WorkspaceId`] and
+//! names it in its SQL. Row-level security is the second barrier: [`Store::begin`] sets the
+//! workspace and the user of a transaction in PostgreSQL, and row-level security hides all other
+//! rows from it.
+//!
+//! Some functions say that `tx` must belong to a user or a workspace. Such a transaction must have
+//! been begun for it, because row-level security hides the rows from all others.
+//!
+//! A lookup that runs before the caller is authenticated is a method of [`Store`] or [`Line`]. It
+//! calls a `SECURITY DEFINER` function, to which row-level security does not apply.
+//!
+//! The schema and these functions are in `migrations/`. `docs/architecture.md` explains the design.
+//!
+//! # Errors
+//! When PostgreSQL cannot be reached, or does not answer in time, the error is
+//! [`StoreError::Unavailable`]. The `# Errors` section of a function names only what is particular
+//! to it.
 
 pub mod api_keys;
 pub mod audit;
@@ -54,31 +68,32 @@ pub use line::Line;
 pub use pools::Connections;
 use pools::Pools;
 
-/// The role that the service works as. Migrations create it; it owns nothing.
+/// The PostgreSQL role that the service works as. Migrations create it; it owns no objects.
 pub const APP_ROLE: &str = "call2me_auth_app";
 
-/// Connections that work as [`APP_ROLE`]. Cheap to clone.
+/// The connection pools of the service. Their connections work as [`APP_ROLE`]. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Store {
     pools: Pools,
-    /// The longest that opening a transaction may take.
+    /// The longest time that opening a transaction may take.
     begin_timeout: Duration,
 }
 
 impl Store {
-    /// Connects, and makes sure that row-level security binds what is connected.
+    /// Connects, and checks that row-level security applies to the connection.
     ///
-    /// A login that is not [`APP_ROLE`] itself takes that role at the start of every connection.
+    /// If the URL names a user other than [`APP_ROLE`], every connection switches to that role when
+    /// it opens.
     ///
     /// # Errors
-    /// With one line for the operator.
+    /// A one-line message for the operator.
     pub async fn connect(url: &str, options: &Pool) -> Result<Self, String> {
         let mut connect = parse_url(url)?
             .application_name("call2me-auth")
             .options([("statement_timeout", millis(options.statement_timeout))])
             .options([("lock_timeout", millis(options.statement_timeout / 2))])
             .options([("idle_in_transaction_session_timeout", "60000")])
-            // Compiling a plan that looks dearer than it is takes half a second.
+            // JIT compilation of a plan whose cost is overestimated takes half a second.
             .options([("jit", "off")]);
         if connect.get_username() != APP_ROLE {
             connect = connect.options([("role", APP_ROLE)]);
@@ -87,13 +102,13 @@ impl Store {
         let mut connection = pools.requests().acquire().await.map_err(|error| {
             match error.as_database_error().and_then(DatabaseError::code) {
                 Some(code) if code == "42501" => format!(
-                    "the database's login may not become {APP_ROLE}: \
-                     GRANT {APP_ROLE} TO it, as a superuser"
+                    "the database user cannot switch to the role {APP_ROLE}; \
+                     run `GRANT {APP_ROLE} TO <user>` as a superuser"
                 ),
                 _ => format!("cannot connect to PostgreSQL: {}", brief(&error)),
             }
         })?;
-        let bound = sqlx::query_scalar!(
+        let is_bound = sqlx::query_scalar!(
             r#"SELECT current_user = $1 AND NOT (rolsuper OR rolbypassrls) AS "bound!"
                FROM pg_roles WHERE rolname = current_user"#,
             APP_ROLE,
@@ -101,10 +116,10 @@ impl Store {
         .fetch_one(&mut *connection)
         .await
         .map_err(|error| format!("cannot query PostgreSQL: {}", brief(&error)))?;
-        if !bound {
+        if !is_bound {
             return Err(format!(
-                "the database's login must be the role {APP_ROLE} or be granted it, \
-                 so that row-level security binds the service"
+                "connect as {APP_ROLE} or as a member of this role; it must have neither \
+                 SUPERUSER nor BYPASSRLS, so that row-level security applies to the service"
             ));
         }
         drop(connection);
@@ -112,92 +127,96 @@ impl Store {
         Ok(Self { pools, begin_timeout })
     }
 
-    /// A transaction for one workspace and, where the caller is or works for one, one person. Row-level
-    /// security shows it nothing else. It is rolled back unless committed.
+    /// Begins a transaction for one workspace and, if the caller is a user or acts for one, for
+    /// that user. Row-level security hides all other rows. The transaction is rolled back unless it
+    /// is committed.
     ///
     /// # Errors
-    /// When PostgreSQL cannot be reached.
+    /// [`StoreError::Unavailable`] if it cannot be opened in time. [`StoreError::Aborted`] if the
+    /// runtime is shutting down.
     pub async fn begin(
         &self,
         workspace: WorkspaceId,
-        person: Option<UserId>,
+        user: Option<UserId>,
     ) -> Result<Tx, StoreError> {
-        self.begin_for(Some(workspace), person).await
+        self.begin_for(Some(workspace), user).await
     }
 
-    /// A transaction for one person, whatever the workspace.
+    /// Begins a transaction for one user, without a workspace. It sees the user's own rows in all
+    /// workspaces.
     ///
     /// # Errors
-    /// When PostgreSQL cannot be reached.
-    pub async fn begin_personal(&self, person: UserId) -> Result<Tx, StoreError> {
-        self.begin_for(None, Some(person)).await
+    /// As [`Self::begin`].
+    pub async fn begin_personal(&self, user: UserId) -> Result<Tx, StoreError> {
+        self.begin_for(None, Some(user)).await
     }
 
-    /// A transaction of one workspace that only reads, all of it as it was at one moment.
+    /// Begins a read-only transaction for one workspace. All its queries see one snapshot of the
+    /// data.
     ///
     /// # Errors
-    /// When PostgreSQL cannot be reached.
+    /// As [`Self::begin`].
     pub async fn begin_snapshot(&self, workspace: WorkspaceId) -> Result<Tx, StoreError> {
         let how = "BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY";
-        self.begin_as(how, Some(workspace), None).await
+        self.open_transaction(how, Some(workspace), None).await
     }
 
     async fn begin_for(
         &self,
         workspace: Option<WorkspaceId>,
-        person: Option<UserId>,
+        user: Option<UserId>,
     ) -> Result<Tx, StoreError> {
-        self.begin_as("BEGIN", workspace, person).await
+        self.open_transaction("BEGIN", workspace, user).await
     }
 
-    async fn begin_as(
+    async fn open_transaction(
         &self,
         how: &str,
         workspace: Option<WorkspaceId>,
-        person: Option<UserId>,
+        user: Option<UserId>,
     ) -> Result<Tx, StoreError> {
         let text = |id: Option<uuid::Uuid>| id.map_or_else(String::new, |id| id.to_string());
-        // One message for all of it; UUIDs cannot break out of the quotes.
+        // One message carries `BEGIN` and both settings. Formatting them is safe: a UUID contains
+        // no quotes.
         let begin = format!(
             "{how}; SELECT set_config('call2me.workspace_id', '{}', true), \
              set_config('call2me.user_id', '{}', true)",
             text(workspace.map(Id::uuid)),
-            text(person.map(Id::uuid)),
+            text(user.map(Id::uuid)),
         );
-        let (pool, within) = (self.pools.requests(), self.begin_timeout);
-        // In a task of its own, which goes on when the caller is dropped half-way, as a handler is
-        // when its client hangs up. sqlx 0.9 takes note of a transaction only once BEGIN has been
-        // answered: dropped before, the connection would go back to the pool with a transaction open
-        // on the server, into which others would write, for somebody to roll back.
+        let (pool, limit) = (self.pools.requests(), self.begin_timeout);
+        // The task continues if the caller is dropped, as a handler is when its client disconnects.
+        // sqlx 0.9 records a transaction only after the reply to BEGIN. If this future were dropped
+        // earlier, the connection would return to its pool with a transaction open on the server.
+        // Other callers would write into it, and their writes could be rolled back.
         let opening =
             tokio::spawn(
-                async move { timeout(within, pool.begin_with(AssertSqlSafe(begin))).await },
+                async move { timeout(limit, pool.begin_with(AssertSqlSafe(begin))).await },
             );
         let inner =
             opening.await.map_err(|_| StoreError::Aborted)?.map_err(|_| StoreError::late())??;
         Ok(Tx { inner })
     }
 
-    /// Whether PostgreSQL answers.
+    /// Checks that PostgreSQL answers.
     ///
     /// # Errors
-    /// When it does not.
+    /// [`StoreError`] if it does not.
     pub async fn ping(&self) -> Result<(), StoreError> {
         sqlx::query!("SELECT 1 AS one").fetch_one(&self.pools.requests()).await?;
         Ok(())
     }
 
-    /// The connections of requests, and those of the service's own work.
+    /// Returns the state of the request pool and of the background pool, in this order.
     #[must_use]
     pub fn connections(&self) -> [Connections; 2] {
         self.pools.connections()
     }
 
-    /// Does what the service wants of PostgreSQL for itself, or gives up: a connection may hang
-    /// without an end.
+    /// Runs work on PostgreSQL with a time limit, because a connection may hang forever.
     ///
     /// # Errors
-    /// Those of the work, or that it took too long.
+    /// The error of `work`, or [`StoreError::Unavailable`] if it exceeds `limit`.
     pub async fn within<T>(
         limit: Duration,
         work: impl Future<Output = Result<T, StoreError>>,
@@ -211,25 +230,26 @@ impl Store {
     }
 }
 
-/// A transaction that sees one workspace and one person.
+/// A transaction that sees one workspace and one user.
 #[derive(Debug)]
 pub struct Tx {
     inner: Transaction<'static, Postgres>,
 }
 
 impl Tx {
-    /// Makes everything done in it last.
+    /// Commits the transaction.
     ///
     /// # Errors
-    /// When PostgreSQL cannot be reached; then it may or may not have been committed.
+    /// [`StoreError`] if the commit fails. If the connection is lost meanwhile, the transaction may
+    /// or may not be committed.
     pub async fn commit(self) -> Result<(), StoreError> {
         Ok(self.inner.commit().await?)
     }
 
-    /// Makes a personal transaction one of a workspace too, once it is known which.
+    /// Sets the workspace of a transaction that began with a user only.
     ///
     /// # Errors
-    /// When PostgreSQL cannot be reached.
+    /// [`StoreError`] if the query fails.
     pub async fn enter(&mut self, workspace: WorkspaceId) -> Result<(), StoreError> {
         sqlx::query!(
             r#"SELECT set_config('call2me.workspace_id', $1, true) AS "set""#,
@@ -240,14 +260,14 @@ impl Tx {
         Ok(())
     }
 
-    /// Goes on for another person.
+    /// Changes the user of the transaction.
     ///
     /// # Errors
-    /// When PostgreSQL cannot be reached.
-    pub async fn act_for(&mut self, person: UserId) -> Result<(), StoreError> {
+    /// [`StoreError`] if the query fails.
+    pub async fn act_for(&mut self, user: UserId) -> Result<(), StoreError> {
         sqlx::query!(
             r#"SELECT set_config('call2me.user_id', $1, true) AS "set""#,
-            person.uuid().to_string(),
+            user.uuid().to_string(),
         )
         .fetch_one(self.conn())
         .await?;
@@ -267,12 +287,12 @@ fn millis(duration: Duration) -> String {
     duration.as_millis().to_string()
 }
 
-/// An error of the driver in one line, without what it may quote of a URL.
+/// Formats a driver error in one line, without the parts of a URL that it may quote.
 fn brief(error: &sqlx::Error) -> String {
     match error {
         sqlx::Error::Database(error) => error.message().to_owned(),
         sqlx::Error::Io(error) => error.to_string(),
-        sqlx::Error::PoolTimedOut => "no connection in time".to_owned(),
+        sqlx::Error::PoolTimedOut => "timed out waiting for a connection".to_owned(),
         other => other.to_string(),
     }
 }

@@ -1,4 +1,8 @@
-//! OAuth clients and their secrets.
+//! OAuth clients and the digests of their secrets.
+//!
+//! A client is registered by itself (RFC 7591), described by a metadata document, or registered by
+//! an administrator of a workspace. The first two belong to no workspace; only functions of the
+//! schema write them.
 
 use ipnet::IpNet;
 use time::OffsetDateTime;
@@ -12,7 +16,7 @@ use crate::model::{
     scope::Scope,
 };
 
-struct Row {
+struct ClientRow {
     id: ClientId,
     kind: String,
     workspace_id: Option<WorkspaceId>,
@@ -28,9 +32,9 @@ struct Row {
     created_by: Option<String>,
 }
 
-impl Row {
-    /// None for a row that the schema does not let be.
-    fn client(self) -> Option<Client> {
+impl ClientRow {
+    /// Converts the row. `None` if the schema's constraints do not allow such a row.
+    fn into_client(self) -> Option<Client> {
         let origin = match (&*self.kind, self.workspace_id, self.document_url) {
             ("registered", None, None) => Origin::Registered,
             ("document", None, Some(url)) => Origin::Document(url),
@@ -53,15 +57,16 @@ impl Row {
     }
 }
 
-fn names(grants: &[GrantType]) -> Vec<String> {
+fn grant_type_names(grants: &[GrantType]) -> Vec<String> {
     grants.iter().map(|grant| grant.as_str().to_owned()).collect()
 }
 
 impl Store {
-    /// A client, before anybody is known. One of a metadata document is found only if it was let in before.
+    /// Finds a client and its valid secrets, before the caller is authenticated. A client with a
+    /// metadata document is stored, and so found, only after a user has authorized it once.
     ///
     /// # Errors
-    /// When PostgreSQL cannot be reached.
+    /// [`StoreError`] if the query fails.
     pub async fn find_client(
         &self,
         client: &ClientRef,
@@ -87,7 +92,7 @@ impl Store {
         Ok(row.and_then(|row| {
             let digests = row.secrets.into_iter().filter_map(|digest| digest.try_into().ok());
             let secrets = digests.map(SecretDigest::new).collect();
-            let row = Row {
+            let row = ClientRow {
                 id: row.id,
                 kind: row.kind,
                 workspace_id: row.workspace_id,
@@ -102,21 +107,22 @@ impl Store {
                 created_at: row.created_at,
                 created_by: row.created_by,
             };
-            Some(KnownClient { client: row.client()?, secrets })
+            Some(KnownClient { client: row.into_client()?, secrets })
         }))
     }
 
-    /// Stores a client that registers itself, from somewhere. False: there are as many already from there, or over
-    /// all, that nobody has let in.
+    /// Stores a client that registers itself from `subnet`. False if too many clients have no grant
+    /// yet: `max_from_subnet` from this subnet, or `max_total` overall. At the overall limit, the
+    /// oldest of them that are older than an hour are deleted to make room.
     ///
     /// # Errors
-    /// When PostgreSQL cannot be reached.
+    /// [`StoreError`] if the query fails.
     pub async fn register_client(
         &self,
         client: &Client,
         secret: Option<(Uuid, SecretDigest)>,
         subnet: IpNet,
-        [at_most, at_most_from_there]: [i32; 2],
+        [max_total, max_from_subnet]: [i32; 2],
     ) -> Result<bool, StoreError> {
         let (secret, digest) = secret.unzip();
         Ok(sqlx::query_scalar!(
@@ -126,26 +132,26 @@ impl Store {
             client.name,
             &client.redirect_uris,
             client.auth_method.as_str(),
-            &names(&client.grant_types),
+            &grant_type_names(&client.grant_types),
             client.scope.map(Scope::as_str),
             client.client_uri,
             client.created_at,
             secret,
             digest.as_ref().map(SecretDigest::as_bytes),
             subnet as _,
-            at_most,
-            at_most_from_there,
+            max_total,
+            max_from_subnet,
         )
         .fetch_one(&self.pools.requests())
         .await?)
     }
 }
 
-/// Stores what a client's metadata document says now, in the transaction in which somebody lets it in. Answers
-/// its id, which stays the same.
+/// Stores the current metadata document of a client, in the transaction in which a user authorizes
+/// the client. Returns the client's id, which stays the same. Other clients are not changed.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn store_document(
     tx: &mut Tx,
     client: &Client,
@@ -158,7 +164,7 @@ pub async fn store_document(
         url,
         client.name,
         &client.redirect_uris,
-        &names(&client.grant_types),
+        &grant_type_names(&client.grant_types),
         client.scope.map(Scope::as_str),
         client.client_uri,
         now,
@@ -167,10 +173,10 @@ pub async fn store_document(
     .await?)
 }
 
-/// Stores a client of a workspace.
+/// Inserts a workspace client.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn insert(
     tx: &mut Tx,
     workspace: WorkspaceId,
@@ -185,7 +191,7 @@ pub async fn insert(
         client.name,
         &client.redirect_uris,
         client.auth_method.as_str(),
-        &names(&client.grant_types),
+        &grant_type_names(&client.grant_types),
         client.scope.map(Scope::as_str),
         client.client_uri,
         client.resource,
@@ -197,10 +203,10 @@ pub async fn insert(
     Ok(())
 }
 
-/// Gives a client of a workspace a secret. Those before go on until `others_until`.
+/// Adds a secret to a workspace client. Its other secrets expire at `others_until` at the latest.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn add_secret(
     tx: &mut Tx,
     client: ClientId,
@@ -229,10 +235,10 @@ pub async fn add_secret(
     Ok(())
 }
 
-/// How many secrets of a client of the transaction's workspace work.
+/// Counts the valid secrets of a client of the transaction's workspace.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn count_secrets(
     tx: &mut Tx,
     client: ClientId,
@@ -248,10 +254,11 @@ pub async fn count_secrets(
     .await?)
 }
 
-/// Changes a client of a workspace; what is none stays. False: there is no such client.
+/// Changes a workspace client. A field that is `None` keeps its value. False if the client does not
+/// exist.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn update(
     tx: &mut Tx,
     workspace: WorkspaceId,
@@ -259,7 +266,7 @@ pub async fn update(
     name: Option<&str>,
     redirect_uris: Option<&[String]>,
 ) -> Result<bool, StoreError> {
-    let done = sqlx::query!(
+    let result = sqlx::query!(
         "UPDATE oauth_clients SET name = coalesce($3, name),
                                   redirect_uris = coalesce($4, redirect_uris)
          WHERE id = $1 AND workspace_id = $2",
@@ -270,41 +277,43 @@ pub async fn update(
     )
     .execute(tx.conn())
     .await?;
-    Ok(done.rows_affected() == 1)
+    Ok(result.rows_affected() == 1)
 }
 
-/// Deletes a client of a workspace, and its grants with it. False: there is no such client.
+/// Deletes a workspace client together with its grants. False if the client does not exist.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn delete(tx: &mut Tx, workspace: WorkspaceId, id: ClientId) -> Result<bool, StoreError> {
-    let done = sqlx::query!(
+    let result = sqlx::query!(
         "DELETE FROM oauth_clients WHERE id = $1 AND workspace_id = $2",
         id.uuid(),
         workspace.uuid(),
     )
     .execute(tx.conn())
     .await?;
-    Ok(done.rows_affected() == 1)
+    Ok(result.rows_affected() == 1)
 }
 
-/// Where clients of the transaction's workspace are let in, when they are about to go.
+/// Active grants in one workspace, of a client of the transaction's workspace. They end when the
+/// client is deleted.
 #[derive(Debug)]
 pub struct Abroad {
-    /// Which client.
+    /// The client.
     pub client_id: ClientId,
-    /// What it calls itself.
+    /// The client's name.
     pub client_name: String,
-    /// Where.
+    /// The workspace of the grants.
     pub workspace_id: WorkspaceId,
-    /// How often.
+    /// The number of grants.
     pub grants: i64,
 }
 
-/// Where a client of the transaction's workspace is let in; or all of its clients, where they are let in elsewhere.
+/// Counts the active grants of a client of the transaction's workspace, by the workspace that they
+/// are for. If `client` is `None`, counts those of all its clients, in other workspaces only.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn abroad(tx: &mut Tx, client: Option<ClientId>) -> Result<Vec<Abroad>, StoreError> {
     Ok(sqlx::query_as!(
         Abroad,
@@ -317,17 +326,17 @@ pub async fn abroad(tx: &mut Tx, client: Option<ClientId>) -> Result<Vec<Abroad>
     .await?)
 }
 
-/// A client of a workspace, locked until the transaction ends.
+/// Returns a workspace client and locks it until the transaction ends.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn get(
     tx: &mut Tx,
     workspace: WorkspaceId,
     id: ClientId,
 ) -> Result<Option<Client>, StoreError> {
     let row = sqlx::query_as!(
-        Row,
+        ClientRow,
         r#"SELECT id AS "id: ClientId", kind, workspace_id AS "workspace_id: WorkspaceId",
                   document_url, name, redirect_uris, auth_method, grant_types,
                   scope AS "scope: Scope", client_uri, resource, created_at, created_by
@@ -337,20 +346,20 @@ pub async fn get(
     )
     .fetch_optional(tx.conn())
     .await?;
-    Ok(row.and_then(Row::client))
+    Ok(row.and_then(ClientRow::into_client))
 }
 
-/// The clients of a workspace, the newest first.
+/// Lists the clients of a workspace, newest first.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn list(
     tx: &mut Tx,
     workspace: WorkspaceId,
     page: Page,
 ) -> Result<Items<Client>, StoreError> {
     let rows = sqlx::query_as!(
-        Row,
+        ClientRow,
         r#"SELECT id AS "id: ClientId", kind, workspace_id AS "workspace_id: WorkspaceId",
                   document_url, name, redirect_uris, auth_method, grant_types,
                   scope AS "scope: Scope", client_uri, resource, created_at, created_by
@@ -363,13 +372,16 @@ pub async fn list(
     )
     .fetch_all(tx.conn())
     .await?;
-    Ok(Items::from_excess(rows.into_iter().filter_map(Row::client).collect(), page.limit))
+    Ok(Items::from_excess(
+        rows.into_iter().filter_map(ClientRow::into_client).collect(),
+        page.limit,
+    ))
 }
 
-/// How many clients a workspace has.
+/// Counts the clients of a workspace.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn count(tx: &mut Tx, workspace: WorkspaceId) -> Result<i64, StoreError> {
     Ok(sqlx::query_scalar!(
         r#"SELECT count(*) AS "count!" FROM oauth_clients WHERE workspace_id = $1"#,

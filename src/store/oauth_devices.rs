@@ -1,4 +1,7 @@
-//! Device authorizations under way.
+//! Pending device authorizations (RFC 8628).
+//!
+//! They belong to no workspace until a user approves them, so only functions of the schema read and
+//! write them.
 
 use ipnet::IpNet;
 use time::OffsetDateTime;
@@ -13,74 +16,75 @@ use crate::model::{
 /// A device authorization to be stored.
 #[derive(Debug)]
 pub struct NewDevice<'a> {
-    /// Its id, which the device code is derived from.
+    /// The id. The device code is derived from it.
     pub id: Uuid,
-    /// Who asks.
+    /// The client that requests authorization.
     pub client_id: ClientId,
-    /// What is kept of the code that a person types in.
+    /// The MAC of the code that the user enters.
     pub user_code: [u8; 32],
-    /// What for.
+    /// The requested scope.
     pub scope: Scope,
-    /// Against which resources.
+    /// The requested resources (RFC 8707).
     pub resources: &'a [String],
-    /// When it is made.
+    /// The time of creation.
     pub created_at: OffsetDateTime,
-    /// Until when it can be answered.
+    /// The time after which it can no longer be approved or denied.
     pub expires_at: OffsetDateTime,
-    /// From where, as far as clients are told apart.
+    /// The subnet of the request, for the limit on pending authorizations.
     pub subnet: IpNet,
 }
 
-/// Whether one could be started.
+/// The outcome of a device authorization request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Started {
-    /// It was.
+    /// The authorization is stored.
     Yes,
-    /// Another one has the code.
+    /// Another authorization has the same user code.
     CodeTaken,
-    /// There are too many.
+    /// Too many authorizations are pending.
     TooMany,
 }
 
-/// What a code is for that somebody typed in.
+/// A device authorization that waits for the user's decision.
 #[derive(Debug)]
 pub struct WaitingDevice {
-    /// Its id.
+    /// The id.
     pub id: Uuid,
-    /// Who asks.
+    /// The client that requests authorization.
     pub client_id: ClientId,
-    /// What for.
+    /// The requested scope.
     pub scope: Scope,
-    /// Against which resources.
+    /// The requested resources (RFC 8707).
     pub resources: Vec<String>,
 }
 
-/// How a device authorization stands.
+/// The state of a device authorization, for the client that polls it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DeviceState {
-    /// There is none, or it is another client's.
+    /// It does not exist, or belongs to another client.
     Unknown,
-    /// Nobody answered in time.
+    /// It expired without a decision.
     Expired,
-    /// The answer was no.
+    /// The user denied it.
     Denied,
-    /// The answer was this grant.
+    /// The user approved it with this grant.
     Approved(GrantId),
-    /// There is no answer yet.
+    /// The user has not decided yet.
     Pending,
-    /// Nor may it be asked for so soon.
+    /// The user has not decided yet, and the client polls too often (RFC 8628, section 3.5).
     SlowDown,
 }
 
 impl Store {
-    /// Starts one, unless so many are under way, over all and from there.
+    /// Stores a device authorization, unless `max_total` are pending overall or `max_from_subnet`
+    /// from the same subnet.
     ///
     /// # Errors
-    /// When PostgreSQL cannot be reached.
+    /// [`StoreError`] if the query fails.
     pub async fn start_device(
         &self,
         device: &NewDevice<'_>,
-        [at_most, at_most_from_there]: [i32; 2],
+        [max_total, max_from_subnet]: [i32; 2],
     ) -> Result<Started, StoreError> {
         let started = sqlx::query_scalar!(
             r#"SELECT start_device_code($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) AS "started""#,
@@ -92,8 +96,8 @@ impl Store {
             device.created_at,
             device.expires_at,
             device.subnet as _,
-            at_most,
-            at_most_from_there,
+            max_total,
+            max_from_subnet,
         )
         .fetch_one(&self.pools.requests())
         .await?;
@@ -104,10 +108,10 @@ impl Store {
         })
     }
 
-    /// What a code is for, while it waits for an answer.
+    /// Finds the pending authorization with this user code.
     ///
     /// # Errors
-    /// When PostgreSQL cannot be reached.
+    /// [`StoreError`] if the query fails.
     pub async fn find_device(
         &self,
         user_code: &[u8; 32],
@@ -125,10 +129,10 @@ impl Store {
         .await?)
     }
 
-    /// How one stands, for the client that asks with its device code.
+    /// Returns the state of an authorization for a client that polls with its device code.
     ///
     /// # Errors
-    /// When PostgreSQL cannot be reached.
+    /// [`StoreError`] if the query fails.
     pub async fn poll_device(
         &self,
         id: Uuid,
@@ -154,10 +158,11 @@ impl Store {
     }
 }
 
-/// Answers one: with a grant, or no. False: it was answered before, or is over.
+/// Records the user's decision: a grant, or `None` to deny. False if it was decided before or has
+/// expired.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn answer(
     tx: &mut Tx,
     id: Uuid,

@@ -1,4 +1,7 @@
-//! What OAuth clients were granted.
+//! OAuth grants: the access of a client to a workspace, until it is ended.
+//!
+//! Authorization codes and refresh tokens are derived from a grant and are not stored. Ending a
+//! grant therefore ends all its tokens.
 
 use std::time::Duration;
 
@@ -17,26 +20,26 @@ use crate::model::{
     scope::{Role, Scope},
 };
 
-/// Whose a grant is: what a transaction about it is begun with.
+/// The parties of a grant, which determine the transaction to begin for it.
 #[derive(Debug, Clone, Copy)]
 pub struct Parties {
-    /// Which grant.
+    /// The grant's id.
     pub id: GrantId,
-    /// To whom.
+    /// The client that has the grant.
     pub client_id: ClientId,
-    /// Where.
+    /// The workspace that the grant gives access to.
     pub workspace_id: WorkspaceId,
-    /// By whom; none: the client acts for itself.
+    /// The user that consented. `None` if the client acts for itself.
     pub user_id: Option<UserId>,
-    /// Whether that is somebody who lacks the second factor that the workspace asks for.
+    /// True if that user lacks a second factor that the workspace requires.
     pub lacks_second_factor: bool,
 }
 
 impl Line {
-    /// Grants and where they stand, before their tokens are believed.
+    /// Finds grants, before their access tokens are verified. Includes ended grants.
     ///
     /// # Errors
-    /// When PostgreSQL cannot be reached.
+    /// [`StoreError`] if the query fails.
     pub async fn find_grants(
         &mut self,
         ids: &[GrantId],
@@ -52,7 +55,7 @@ impl Line {
             &ids,
         );
         let rows = self.run(async move |connection| find.fetch_all(connection).await).await?;
-        let found = rows.into_iter().map(|row| {
+        let records = rows.into_iter().map(|row| {
             let (name, role) = (row.full_name.or(row.email), row.role);
             let person = row.user_id.map(|user_id| Holder {
                 user_id,
@@ -72,15 +75,15 @@ impl Line {
             };
             (row.id, record)
         });
-        Ok(found.collect())
+        Ok(records.collect())
     }
 }
 
 impl Store {
-    /// Whose a grant is, before anybody is known.
+    /// Returns the parties of a grant, before the caller is authenticated.
     ///
     /// # Errors
-    /// When PostgreSQL cannot be reached.
+    /// [`StoreError`] if the query fails.
     pub async fn find_grant(&self, id: GrantId) -> Result<Option<Parties>, StoreError> {
         Ok(sqlx::query_as!(
             Parties,
@@ -94,11 +97,12 @@ impl Store {
         .await?)
     }
 
-    /// Drops codes that nobody redeemed, grants that nobody has used for longer than `idle`, or that ended long ago,
-    /// and clients that nobody lets in.
+    /// Ends grants that were unused for longer than `idle`. Deletes codes that were never redeemed,
+    /// grants that ended more than 90 days ago, expired client secrets, and clients without a grant
+    /// that are older than seven days (not workspace clients).
     ///
     /// # Errors
-    /// When PostgreSQL cannot be reached.
+    /// [`StoreError`] if the query fails.
     pub async fn prune_oauth(&self, now: OffsetDateTime, idle: Duration) -> Result<(), StoreError> {
         let idle = PgInterval::try_from(idle).unwrap_or_default();
         sqlx::query!(r#"SELECT prune_oauth($1, $2) AS "done""#, now, idle)
@@ -108,11 +112,11 @@ impl Store {
     }
 }
 
-/// Stores a grant, in a transaction of its workspace and person. It keeps which passkey the person's session
-/// has shown.
+/// Inserts a grant. `tx` must belong to its workspace and user. The grant records the passkey that
+/// the user's session was verified with, if any.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn insert(tx: &mut Tx, grant: &NewGrant) -> Result<(), StoreError> {
     let (user, session) = grant.by.unzip();
     let (redirect_uri, challenge) = grant.code.as_ref().map(|(uri, code)| (uri, code)).unzip();
@@ -140,10 +144,10 @@ pub async fn insert(tx: &mut Tx, grant: &NewGrant) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Whether a grant is of a person who lacks the second factor that the workspace asks for.
+/// Returns true if the grant's user lacks a second factor that the workspace requires.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn lacks_second_factor(tx: &mut Tx, id: GrantId) -> Result<bool, StoreError> {
     Ok(sqlx::query_scalar!(
         r#"SELECT lacks_second_factor AS "lacks!" FROM find_oauth_grants(ARRAY[$1::uuid])"#,
@@ -153,10 +157,10 @@ pub async fn lacks_second_factor(tx: &mut Tx, id: GrantId) -> Result<bool, Store
     .await?)
 }
 
-/// A client's grant for itself, made where there is none.
+/// Returns the grant of a client that acts for itself, and creates it if there is none.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn own(tx: &mut Tx, grant: &NewGrant) -> Result<GrantId, StoreError> {
     Ok(sqlx::query_scalar!(
         r#"INSERT INTO oauth_grants (id, client_id, workspace_id, scope, resources, created_at,
@@ -178,10 +182,10 @@ pub async fn own(tx: &mut Tx, grant: &NewGrant) -> Result<GrantId, StoreError> {
     .await?)
 }
 
-/// A grant, which stays as it is until the transaction ends: requests about it take turns.
+/// Returns a grant and locks it until the transaction ends, so that requests about it take turns.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn lock(
     tx: &mut Tx,
     workspace: WorkspaceId,
@@ -214,10 +218,10 @@ pub async fn lock(
     }))
 }
 
-/// Notes that a grant gave tokens, the first or further ones, and which refresh token is its newest.
+/// Records that tokens were issued for a grant. `generation` is that of its newest refresh token.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn note_tokens(
     tx: &mut Tx,
     workspace: WorkspaceId,
@@ -239,10 +243,10 @@ pub async fn note_tokens(
     Ok(())
 }
 
-/// Ends a grant; false: it had ended.
+/// Ends a grant. False if it had already ended.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn end(
     tx: &mut Tx,
     workspace: WorkspaceId,
@@ -250,7 +254,7 @@ pub async fn end(
     now: OffsetDateTime,
     reason: GrantEnd,
 ) -> Result<bool, StoreError> {
-    let done = sqlx::query!(
+    let result = sqlx::query!(
         "UPDATE oauth_grants SET ended_at = $3, end_reason = $4
          WHERE id = $1 AND workspace_id = $2 AND ended_at IS NULL",
         id.uuid(),
@@ -260,13 +264,14 @@ pub async fn end(
     )
     .execute(tx.conn())
     .await?;
-    Ok(done.rows_affected() == 1)
+    Ok(result.rows_affected() == 1)
 }
 
-/// Ends what somebody granted, in a workspace or everywhere. Answers which, to whom, and where.
+/// Ends all grants of a user, in one workspace or in all. Returns the grants with their clients and
+/// workspaces.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn end_of_person(
     tx: &mut Tx,
     workspace: Option<WorkspaceId>,
@@ -289,10 +294,11 @@ pub async fn end_of_person(
     Ok(rows.into_iter().map(|row| (row.id, row.client_id, row.workspace_id)).collect())
 }
 
-/// Ends the oldest of what somebody granted a client in a workspace, so that no more than so many are left.
+/// Ends the oldest grants of a user to a client in a workspace, so that at most `keep` remain.
+/// Returns the ended grants.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn end_excess(
     tx: &mut Tx,
     workspace: WorkspaceId,
@@ -319,11 +325,11 @@ pub async fn end_excess(
     .await?)
 }
 
-/// Revokes one access token of a grant, by its `jti`; answers how many are. Those made before `since` have expired,
-/// and are kept in mind no longer.
+/// Revokes one access token of a grant by its `jti`. Returns the number of revoked tokens on
+/// record. Those created before `since` have expired and are removed from the record.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn revoke_token(
     tx: &mut Tx,
     workspace: WorkspaceId,
@@ -345,11 +351,12 @@ pub async fn revoke_token(
     Ok(count.fetch_optional(tx.conn()).await?.unwrap_or(0))
 }
 
-/// What somebody has granted a client in a workspace, by way of a redirect URI, and what is used still: scope and
-/// resources.
+/// Returns the scope and resources of earlier consents: active grants of a user to a client in a
+/// workspace, made through this redirect URI and used since `used_since`. At most 100, newest
+/// first.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn remembered(
     tx: &mut Tx,
     workspace: WorkspaceId,

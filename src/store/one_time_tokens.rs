@@ -1,4 +1,7 @@
-//! Links that work once.
+//! One-time tokens of emailed links, for password reset and email verification.
+//!
+//! A token is a MAC over its purpose and id under a key that is not in the database, so a database
+//! dump contains no usable token.
 
 use time::OffsetDateTime;
 use uuid::Uuid;
@@ -11,10 +14,10 @@ use crate::model::{
 };
 
 impl Store {
-    /// Whose token this is, before anybody is known.
+    /// Returns the user of a token, before the caller is authenticated.
     ///
     /// # Errors
-    /// When PostgreSQL cannot be reached.
+    /// [`StoreError`] if the query fails.
     pub async fn find_one_time_token(
         &self,
         purpose: Purpose,
@@ -29,11 +32,12 @@ impl Store {
         Ok(row.filter(|row| row.purpose == purpose.as_str()).map(|row| row.user_id))
     }
 
-    /// Stores a token, or lets it run anew, to reset the password of whoever has the address; false: nobody has, or they have
-    /// been mailed five within an hour.
+    /// Stores a password reset token for the account with this address. If the token is already
+    /// stored and unused, its lifetime starts again. False if there is no such account, if the
+    /// token was used, or if five others were stored for the account within an hour.
     ///
     /// # Errors
-    /// When PostgreSQL cannot be reached.
+    /// [`StoreError`] if the query fails.
     pub async fn start_password_reset(
         &self,
         id: Uuid,
@@ -51,10 +55,10 @@ impl Store {
         Ok(started.fetch_one(&self.pools.own()).await?)
     }
 
-    /// Drops tokens that expired a while ago.
+    /// Deletes tokens that expired more than seven days ago.
     ///
     /// # Errors
-    /// When PostgreSQL cannot be reached.
+    /// [`StoreError`] if the query fails.
     pub async fn prune_one_time_tokens(&self, now: OffsetDateTime) -> Result<(), StoreError> {
         sqlx::query!(r#"SELECT prune_one_time_tokens($1) AS "done""#, now)
             .fetch_one(&self.pools.own())
@@ -63,11 +67,11 @@ impl Store {
     }
 }
 
-/// Stores a token of a person, for the address that it is mailed to. False: not, since the person has been
-/// mailed five of them within an hour, and the address may be a stranger's.
+/// Stores a token for the address that it is emailed to. False if the user has five tokens of this
+/// purpose from the last hour. The limit protects an address that may belong to a stranger.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn insert(
     tx: &mut Tx,
     user: UserId,
@@ -77,7 +81,7 @@ pub async fn insert(
     created_at: OffsetDateTime,
     expires_at: OffsetDateTime,
 ) -> Result<bool, StoreError> {
-    let done = sqlx::query!(
+    let result = sqlx::query!(
         "INSERT INTO one_time_tokens (id, purpose, user_id, email_key, created_at, expires_at)
          SELECT $1::uuid, $2::text, $3::uuid, $4::text, $5::timestamptz, $6::timestamptz
          WHERE (SELECT count(*) FROM one_time_tokens
@@ -91,14 +95,14 @@ pub async fn insert(
     )
     .execute(tx.conn())
     .await?;
-    Ok(done.rows_affected() == 1)
+    Ok(result.rows_affected() == 1)
 }
 
-/// Uses a token up; false where it was used before, has expired, or was mailed to an address that is no
-/// longer the person's. Of two who try at once one waits for the other.
+/// Marks a token as used. False if it was used before, has expired, or was sent to an address that
+/// is no longer the user's. Concurrent calls take turns.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn redeem(
     tx: &mut Tx,
     user: UserId,
@@ -106,7 +110,7 @@ pub async fn redeem(
     purpose: Purpose,
     now: OffsetDateTime,
 ) -> Result<bool, StoreError> {
-    let done = sqlx::query!(
+    let result = sqlx::query!(
         "UPDATE one_time_tokens t SET used_at = $4
          FROM users u
          WHERE t.id = $1 AND t.user_id = $2 AND t.purpose = $3 AND t.used_at IS NULL
@@ -118,13 +122,13 @@ pub async fn redeem(
     )
     .execute(tx.conn())
     .await?;
-    Ok(done.rows_affected() == 1)
+    Ok(result.rows_affected() == 1)
 }
 
-/// Uses up all other tokens of a person for a purpose.
+/// Marks all unused tokens of a user for a purpose as used.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn discard(
     tx: &mut Tx,
     user: UserId,

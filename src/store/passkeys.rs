@@ -1,4 +1,7 @@
-//! Passkeys of people.
+//! Passkeys of users, and used challenges.
+//!
+//! Challenges are derived from their ids and are not stored. Only used ones are, so that each works
+//! once.
 
 use time::OffsetDateTime;
 use uuid::Uuid;
@@ -9,34 +12,34 @@ use crate::model::{
     passkey::{NewPasskey, Passkey},
 };
 
-/// What a passkey's signature is checked with; read under a lock.
+/// The data that a passkey's signature is verified with, read under a lock.
 #[derive(Debug)]
 pub struct KnownPasskey {
-    /// Its id.
+    /// The passkey's id.
     pub id: PasskeyId,
-    /// Its public key, as COSE has it.
+    /// The public key in COSE encoding.
     pub public_key: Vec<u8>,
-    /// How often it had signed.
+    /// The signature counter at the last use.
     pub sign_count: i64,
-    /// Whether it may be copied to other devices.
+    /// True if the passkey may be copied to other devices.
     pub backup_eligible: bool,
 }
 
 impl Store {
-    /// Whose passkey this is, before anybody is known.
+    /// Returns the user of a passkey, before the caller is authenticated.
     ///
     /// # Errors
-    /// When PostgreSQL cannot be reached.
+    /// [`StoreError`] if the query fails.
     pub async fn find_passkey(&self, credential_id: &[u8]) -> Result<Option<UserId>, StoreError> {
         Ok(sqlx::query_scalar!(r#"SELECT find_passkey($1) AS "user: UserId""#, credential_id)
             .fetch_one(&self.pools.requests())
             .await?)
     }
 
-    /// Drops challenges that nobody can meet any more.
+    /// Deletes used challenges that are older than a day.
     ///
     /// # Errors
-    /// When PostgreSQL cannot be reached.
+    /// [`StoreError`] if the query fails.
     pub async fn prune_passkey_challenges(&self, now: OffsetDateTime) -> Result<(), StoreError> {
         sqlx::query!(r#"SELECT prune_passkey_challenges($1) AS "done""#, now)
             .fetch_one(&self.pools.own())
@@ -45,20 +48,21 @@ impl Store {
     }
 }
 
-/// Notes that a challenge was met; false where it was before.
+/// Marks a challenge as used. False if it was used before.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn meet_challenge(tx: &mut Tx, challenge: Uuid) -> Result<bool, StoreError> {
     Ok(sqlx::query_scalar!(r#"SELECT meet_passkey_challenge($1) AS "first!""#, challenge)
         .fetch_one(tx.conn())
         .await?)
 }
 
-/// Stores a new passkey, in a transaction of its person.
+/// Inserts a new passkey. `tx` must belong to its user.
 ///
 /// # Errors
-/// [`Constraint::PasskeyKnown`](super::Constraint::PasskeyKnown) where somebody has it already.
+/// [`Constraint::PasskeyKnown`](super::Constraint::PasskeyKnown) if the passkey is already
+/// registered, by any user.
 pub async fn insert(
     tx: &mut Tx,
     user: UserId,
@@ -83,10 +87,11 @@ pub async fn insert(
     Ok(())
 }
 
-/// A passkey of a person, by what its device knows it by. Its uses take turns until the transaction ends.
+/// Returns a user's passkey by its credential id and locks it until the transaction ends, so that
+/// its uses take turns.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn lock(
     tx: &mut Tx,
     user: UserId,
@@ -103,10 +108,10 @@ pub async fn lock(
     .await?)
 }
 
-/// Notes that a passkey was used.
+/// Records a use of a passkey and its new signature counter.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn note_use(
     tx: &mut Tx,
     user: UserId,
@@ -126,10 +131,10 @@ pub async fn note_use(
     Ok(())
 }
 
-/// A person's passkeys, the newest first, and what their devices know them by.
+/// Lists a user's passkeys with their credential ids, newest first.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn list(tx: &mut Tx, user: UserId) -> Result<Vec<(Passkey, Vec<u8>)>, StoreError> {
     let rows = sqlx::query!(
         r#"SELECT id AS "id: PasskeyId", credential_id, name, created_at, last_used_at
@@ -145,23 +150,23 @@ pub async fn list(tx: &mut Tx, user: UserId) -> Result<Vec<(Passkey, Vec<u8>)>, 
     Ok(passkeys.collect())
 }
 
-/// Takes a person's passkey away; false where there was none.
+/// Deletes a user's passkey. False if it does not exist.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn remove(tx: &mut Tx, user: UserId, id: PasskeyId) -> Result<bool, StoreError> {
-    let done =
+    let result =
         sqlx::query!("DELETE FROM passkeys WHERE id = $1 AND user_id = $2", id.uuid(), user.uuid())
             .execute(tx.conn())
             .await?;
-    Ok(done.rows_affected() == 1)
+    Ok(result.rows_affected() == 1)
 }
 
-/// Takes all of a person's passkeys away; false where there was none.
+/// Deletes all passkeys of a user. False if there are none.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn remove_all(tx: &mut Tx, user: UserId) -> Result<bool, StoreError> {
-    let done = sqlx::query!("DELETE FROM passkeys WHERE user_id = $1", user.uuid());
-    Ok(done.execute(tx.conn()).await?.rows_affected() > 0)
+    let query = sqlx::query!("DELETE FROM passkeys WHERE user_id = $1", user.uuid());
+    Ok(query.execute(tx.conn()).await?.rows_affected() > 0)
 }

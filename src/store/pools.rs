@@ -1,4 +1,7 @@
-//! Connections to PostgreSQL: those of requests, and those of the service's own work.
+//! The connection pools: one for requests, one for background work.
+//!
+//! Requests that take every connection of their pool do not stop the audit writer, and do not let
+//! the node's lease expire.
 
 use std::{
     sync::{Arc, PoisonError, RwLock},
@@ -10,21 +13,21 @@ use sqlx::{
     postgres::{PgConnectOptions, PgPoolOptions},
 };
 
-/// Connections of the service's own work: the listener, the log's writer and three look-ups keep one each; the lease,
-/// the sealer, those who follow, mail, and what there is to do now and then take one when they need it.
-const OWN_CONNECTIONS: u32 = 10;
+/// Connections in the background pool. The listener, the audit writer and three lookups hold one
+/// each. The lease, the sealer, the followers of audit logs, mail and maintenance take one when
+/// they need it.
+const BACKGROUND_CONNECTIONS: u32 = 10;
 
-/// The state of a pool.
+/// The state of one pool.
 #[derive(Debug, Clone, Copy)]
 pub struct Connections {
-    /// Connections that there are.
+    /// Open connections.
     pub open: u32,
-    /// Those of them that nobody uses.
+    /// Open connections that are not in use.
     pub idle: u32,
 }
 
-/// Two pools, so that requests which take all connections neither keep the log from being written nor
-/// let the node's lease run out. Cheap to clone.
+/// Both pools, and the settings for their replacements. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(super) struct Pools {
     current: Arc<RwLock<Pair>>,
@@ -36,38 +39,38 @@ pub(super) struct Pools {
 #[derive(Debug, Clone)]
 struct Pair {
     requests: PgPool,
-    own: PgPool,
+    background: PgPool,
 }
 
 impl Pools {
-    /// Pools whose connections are made when they are needed.
+    /// Creates pools that open connections on demand.
     pub(super) fn new(connect: PgConnectOptions, options: &crate::config::Pool) -> Self {
         let connect = Arc::new(connect);
         let (max_connections, acquire_timeout) = (options.max_connections, options.acquire_timeout);
-        let pair = pair(&connect, max_connections, acquire_timeout);
+        let pair = new_pair(&connect, max_connections, acquire_timeout);
         Self { current: Arc::new(RwLock::new(pair)), connect, max_connections, acquire_timeout }
     }
 
-    /// For what clients ask.
+    /// Returns the pool for client requests.
     pub(super) fn requests(&self) -> PgPool {
         self.current.read().unwrap_or_else(PoisonError::into_inner).requests.clone()
     }
 
-    /// For the service's own work.
+    /// Returns the pool for background work.
     pub(super) fn own(&self) -> PgPool {
-        self.current.read().unwrap_or_else(PoisonError::into_inner).own.clone()
+        self.current.read().unwrap_or_else(PoisonError::into_inner).background.clone()
     }
 
-    /// Leaves the present connections behind for new ones. After an outage they may hang without an
-    /// end (sqlx sets no time-out on a socket), and also block whoever gives one back to its pool. Work
-    /// under way on those that live goes on to its end.
+    /// Replaces all connections with new ones. After an outage a connection may hang forever,
+    /// because sqlx sets no timeout on a socket; it then also blocks the task that returns it to
+    /// its pool. Work on a healthy connection continues to its end.
     pub(super) fn replace(&self) {
-        let new = pair(&self.connect, self.max_connections, self.acquire_timeout);
+        let new = new_pair(&self.connect, self.max_connections, self.acquire_timeout);
         let old = std::mem::replace(
             &mut *self.current.write().unwrap_or_else(PoisonError::into_inner),
             new,
         );
-        tokio::spawn(async move { tokio::join!(old.requests.close(), old.own.close()) });
+        tokio::spawn(async move { tokio::join!(old.requests.close(), old.background.close()) });
     }
 
     pub(super) fn connections(&self) -> [Connections; 2] {
@@ -78,20 +81,21 @@ impl Pools {
     }
 
     pub(super) async fn close(&self) {
-        let Pair { requests, own } =
+        let Pair { requests, background } =
             self.current.read().unwrap_or_else(PoisonError::into_inner).clone();
-        tokio::join!(requests.close(), own.close());
+        tokio::join!(requests.close(), background.close());
     }
 }
 
-fn pair(connect: &PgConnectOptions, max_connections: u32, acquire_timeout: Duration) -> Pair {
+fn new_pair(connect: &PgConnectOptions, max_connections: u32, acquire_timeout: Duration) -> Pair {
     let pool = |max_connections| {
         PgPoolOptions::new()
             .max_connections(max_connections)
             .acquire_timeout(acquire_timeout)
-            // A round trip before every query; a connection that died shows itself soon enough.
+            // The test costs a round trip before every query. A dead connection fails its next
+            // query anyway.
             .test_before_acquire(false)
             .connect_lazy_with(connect.clone())
     };
-    Pair { requests: pool(max_connections), own: pool(OWN_CONNECTIONS) }
+    Pair { requests: pool(max_connections), background: pool(BACKGROUND_CONNECTIONS) }
 }

@@ -1,4 +1,7 @@
-//! Old partitions of the log, which its owner drops.
+//! Retention of the audit log: drops monthly partitions that are old enough.
+//!
+//! Only the owner of the tables can drop a partition, so this module connects as the owner. A
+//! PostgreSQL advisory lock lets one node prune at a time.
 
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
@@ -10,41 +13,42 @@ use crate::model::{
     id::WorkspaceId,
 };
 
-/// The tables that are dropped by the month.
+/// The tables that are partitioned by month.
 const PARENTS: [&str; 2] = ["audit_events", "audit_seals"];
 
-/// A connection of the tables' owner, while no other node's owner prunes.
+/// A connection as the owner of the tables. It holds the pruning lock: no other node prunes
+/// meanwhile.
 #[derive(Debug)]
 pub struct Owner {
     connection: PgConnection,
 }
 
-/// A month of a table.
+/// One month of a partitioned table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Partition {
     parent: &'static str,
     name: String,
-    /// When the next month begins.
+    /// The start of the next month.
     pub end: OffsetDateTime,
     state: State,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
-    In,
-    /// Somebody began to take it out, and did not finish.
-    HalfOut,
-    Out,
+    Attached,
+    /// A detach was started and not finished.
+    DetachPending,
+    Detached,
 }
 
 impl Partition {
-    /// Whether it holds events; otherwise it holds seals.
+    /// Returns true if the partition holds events, false if it holds seals.
     #[must_use]
     pub fn holds_events(&self) -> bool {
         self.parent == PARENTS[0]
     }
 
-    /// What it is called.
+    /// Returns the name of the partition's table.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
@@ -52,15 +56,16 @@ impl Partition {
 }
 
 impl Owner {
-    /// Connects; none while somebody else prunes.
+    /// Connects and takes the pruning lock. `None` if another node holds it.
     ///
     /// # Errors
-    /// When PostgreSQL cannot be reached.
+    /// [`StoreError`] if the query fails.
     pub async fn connect(url: &SecretString) -> Result<Option<Self>, StoreError> {
         let malformed =
             |line: String| StoreError::Internal(sqlx::Error::Configuration(line.into()));
         let options = parse_url(url.expose_secret()).map_err(malformed)?;
-        // Waiting behind a long reader, it must not hold up those who come behind it.
+        // A lock request that waits for a long reader blocks all later requests, so it waits 3 s at
+        // most.
         let options = options.options([("lock_timeout", "3000")]);
         let mut connection = PgConnection::connect_with(&options).await?;
         let lock = "SELECT pg_try_advisory_lock(hashtext('prune the audit log'))";
@@ -68,59 +73,60 @@ impl Owner {
         Ok(is_ours.then_some(Self { connection }))
     }
 
-    /// All months of events and of seals.
+    /// Lists the partitions of events and of seals.
     ///
     /// # Errors
-    /// When PostgreSQL cannot be reached.
+    /// [`StoreError`] if the query fails.
     pub async fn partitions(&mut self) -> Result<Vec<Partition>, StoreError> {
-        let mut found = Vec::new();
+        let mut partitions = Vec::new();
         for parent in PARENTS {
-            // Also what was taken out and, whoever did it having died, not dropped.
+            // Includes tables that were detached but not dropped, because the node stopped in
+            // between.
             let sql = "SELECT c.relname::text, i.inhrelid IS NOT NULL, coalesce(i.inhdetachpending, false)
                        FROM pg_class c LEFT JOIN pg_inherits i ON i.inhrelid = c.oid
                        WHERE c.relnamespace = 'public'::regnamespace AND c.relkind = 'r'
                          AND starts_with(c.relname, $1 || '_') ORDER BY 1";
             let names: Vec<(String, bool, bool)> =
                 sqlx::query_as(sql).bind(parent).fetch_all(&mut self.connection).await?;
-            found.extend(names.into_iter().filter_map(|(name, is_in, is_half_out)| {
+            partitions.extend(names.into_iter().filter_map(|(name, is_attached, is_pending)| {
                 let end = end_of_month(name.strip_prefix(parent)?)?;
-                let state = match (is_in, is_half_out) {
-                    (false, _) => State::Out,
-                    (true, true) => State::HalfOut,
-                    (true, false) => State::In,
+                let state = match (is_attached, is_pending) {
+                    (false, _) => State::Detached,
+                    (true, true) => State::DetachPending,
+                    (true, false) => State::Attached,
                 };
                 Some(Partition { parent, name, end, state })
             }));
         }
-        Ok(found)
+        Ok(partitions)
     }
 
-    /// Drops one. Readers and writers of the others go on meanwhile.
+    /// Drops a partition. Reads and writes of other partitions continue meanwhile.
     ///
     /// # Errors
-    /// When PostgreSQL cannot be reached, or a long reader is in the way.
+    /// [`StoreError`] if the query fails, for example because a long reader holds the partition.
     pub async fn drop(&mut self, partition: &Partition) -> Result<(), StoreError> {
         let Partition { parent, name, state, .. } = partition;
         let detach = |how| format!("ALTER TABLE {parent} DETACH PARTITION {name} {how}");
         let detach = match state {
-            State::In => Some(detach("CONCURRENTLY")),
-            State::HalfOut => Some(detach("FINALIZE")),
-            State::Out => None,
+            State::Attached => Some(detach("CONCURRENTLY")),
+            State::DetachPending => Some(detach("FINALIZE")),
+            State::Detached => None,
         };
         for sql in detach.into_iter().chain([format!("DROP TABLE {name}")]) {
-            // Names are ours, and of letters and digits.
+            // The names are this service's own and consist of letters, digits and underscores.
             sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut self.connection).await?;
         }
         Ok(())
     }
 
-    /// Ends the connection, and the lock with it.
+    /// Closes the connection, which releases the lock.
     pub async fn close(self) {
         self.connection.close().await.ok();
     }
 }
 
-/// From `_2026_11` to the beginning of December.
+/// Parses the suffix of a partition's name: `_2026_11` gives the start of December 2026.
 fn end_of_month(suffix: &str) -> Option<OffsetDateTime> {
     let (year, month) = suffix.strip_prefix('_')?.split_once('_')?;
     let (year, month): (i32, u8) = (year.parse().ok()?, month.parse().ok()?);
@@ -130,18 +136,20 @@ fn end_of_month(suffix: &str) -> Option<OffsetDateTime> {
 }
 
 impl Store {
-    /// The workspaces that lose events from before a moment, or seals from before another, and have not been
-    /// told, and what they are to be told.
+    /// Returns the workspaces that are about to lose events from before `events_before`, or seals
+    /// from before `seals_before`, and whose log does not record it yet. The second value is the
+    /// record to write.
     ///
     /// # Errors
-    /// When PostgreSQL cannot be reached.
+    /// [`StoreError`] if the query fails.
     pub async fn losing_workspaces(
         &self,
         events_before: OffsetDateTime,
         seals_before: OffsetDateTime,
     ) -> Result<Vec<(WorkspaceId, Pruned)>, StoreError> {
         let mut tx = self.pools.own().begin().await?;
-        // Once an hour at most, and of all workspaces.
+        // The query reads the logs of all workspaces, once an hour at most. It may take ten
+        // minutes.
         sqlx::query!(r#"SELECT set_config('statement_timeout', '600000', true) AS "set""#)
             .fetch_one(&mut *tx)
             .await?;
@@ -154,24 +162,24 @@ impl Store {
         .fetch_all(&mut *tx)
         .await?;
         tx.rollback().await?;
-        let told = rows.into_iter().map(|row| {
+        let pruned = rows.into_iter().map(|row| {
             let hash = match row.hash {
                 None => ChainHash::genesis(row.workspace_id),
                 Some(bytes) => {
                     let hash: Result<[u8; 32], _> = bytes.try_into();
-                    hash.map_err(|_| StoreError::damaged("a hash"))?.into()
+                    hash.map_err(|_| StoreError::damaged("a chain hash"))?.into()
                 }
             };
             let pruned = Pruned { before: events_before, sequence: row.sequence, hash };
             Ok((row.workspace_id, pruned))
         });
-        told.collect()
+        pruned.collect()
     }
 
-    /// The first and the last entry of the ledger.
+    /// Returns the first and the last entry of the audit outbox. `None` if it is empty.
     ///
     /// # Errors
-    /// When PostgreSQL cannot be reached.
+    /// [`StoreError`] if the query fails.
     pub async fn ledger_bounds(&self) -> Result<Option<(i64, i64)>, StoreError> {
         let row = sqlx::query!("SELECT first, last FROM ledger_bounds()")
             .fetch_one(&self.pools.own())
@@ -187,7 +195,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn months_end_where_the_next_begins() {
+    fn month_suffix_is_parsed_to_start_of_next_month() {
         assert_eq!(end_of_month("_2026_11"), Some(datetime!(2026-12-01 00:00 UTC)));
         assert_eq!(end_of_month("_2026_12"), Some(datetime!(2027-01-01 00:00 UTC)));
         assert_eq!(end_of_month("_2026_13"), None);

@@ -1,4 +1,7 @@
-//! Second factors, and sign-ins that wait for one.
+//! Second factors: TOTP authenticators, recovery codes, and sign-ins that wait for a second factor.
+//!
+//! The TOTP secret and the recovery codes are derived from the authenticator's id under a key that
+//! is not in the database.
 
 use time::OffsetDateTime;
 use uuid::Uuid;
@@ -6,49 +9,49 @@ use uuid::Uuid;
 use super::{Store, StoreError, Tx};
 use crate::model::id::{Id, SessionId, UserId, WorkspaceId};
 
-/// A person's authenticator; read under a lock.
+/// A user's authenticator, read under a lock.
 #[derive(Debug)]
 pub struct Factor {
-    /// What its secret is derived from.
+    /// The id that its secret is derived from.
     pub id: Uuid,
-    /// Since when.
+    /// The time of creation.
     pub created_at: OffsetDateTime,
-    /// Wrong codes in place of a first one.
+    /// The number of wrong codes during enrollment.
     pub wrong_codes: i32,
-    /// Whether the person has shown a first code.
+    /// True once the user has entered a first valid code.
     pub confirmed: bool,
-    /// The step of the last code that was accepted.
+    /// The time step of the last accepted code. No code works twice.
     pub last_step: i64,
-    /// A bit for each recovery code that was used.
+    /// A bit set of the used recovery codes.
     pub used_recovery_codes: i32,
-    /// Which recovery codes these are: how often they were made anew.
+    /// The number of times that the recovery codes were regenerated. It determines the valid set.
     pub recovery_round: i32,
 }
 
-/// A sign-in whose password was right; read under a lock.
+/// A sign-in whose password was correct and that waits for a second factor. Read under a lock.
 #[derive(Debug)]
 pub struct Challenge {
-    /// The workspace that was asked for.
+    /// The workspace that the sign-in requested.
     pub workspace: Option<WorkspaceId>,
-    /// Wrong codes so far.
+    /// The number of wrong codes so far.
     pub wrong_codes: i32,
 }
 
 impl Store {
-    /// Whose challenge this is, before anybody is known.
+    /// Returns the user of a challenge, before the caller is authenticated.
     ///
     /// # Errors
-    /// When PostgreSQL cannot be reached.
+    /// [`StoreError`] if the query fails.
     pub async fn find_mfa_challenge(&self, id: Uuid) -> Result<Option<UserId>, StoreError> {
         Ok(sqlx::query_scalar!(r#"SELECT find_mfa_challenge($1) AS "user: UserId""#, id)
             .fetch_one(&self.pools.requests())
             .await?)
     }
 
-    /// Drops challenges that nobody can meet any more.
+    /// Deletes challenges that are older than a day.
     ///
     /// # Errors
-    /// When PostgreSQL cannot be reached.
+    /// [`StoreError`] if the query fails.
     pub async fn prune_mfa_challenges(&self, now: OffsetDateTime) -> Result<(), StoreError> {
         sqlx::query!(r#"SELECT prune_mfa_challenges($1) AS "done""#, now)
             .fetch_one(&self.pools.own())
@@ -57,10 +60,11 @@ impl Store {
     }
 }
 
-/// A person's authenticator, if there is one. Codes for it take turns until the transaction ends.
+/// Returns a user's authenticator and locks it until the transaction ends, so that code checks take
+/// turns.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn lock(tx: &mut Tx, user: UserId) -> Result<Option<Factor>, StoreError> {
     Ok(sqlx::query_as!(
         Factor,
@@ -73,11 +77,12 @@ pub async fn lock(tx: &mut Tx, user: UserId) -> Result<Option<Factor>, StoreErro
     .await?)
 }
 
-/// Whether a session has shown whatever its person has beside the password: no session outlives that an
-/// authenticator is set up but the one that did it, so it is about passkeys where there is none.
+/// Returns true if the user has no passkey, has a confirmed authenticator, or verified this session
+/// with a passkey. Enrolling an authenticator ends all other sessions, so every session of a
+/// user with an authenticator has passed it.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn is_shown(tx: &mut Tx, user: UserId, session: SessionId) -> Result<bool, StoreError> {
     Ok(sqlx::query_scalar!(
         r#"SELECT NOT EXISTS (SELECT FROM passkeys WHERE user_id = $1)
@@ -91,17 +96,18 @@ pub async fn is_shown(tx: &mut Tx, user: UserId, session: SessionId) -> Result<b
     .await?)
 }
 
-/// Begins with another authenticator; false where there is one that was confirmed.
+/// Starts the enrollment of a new authenticator, which replaces an unconfirmed one. False if the
+/// user has a confirmed one.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn start(
     tx: &mut Tx,
     user: UserId,
     factor: Uuid,
     now: OffsetDateTime,
 ) -> Result<bool, StoreError> {
-    let done = sqlx::query!(
+    let result = sqlx::query!(
         "INSERT INTO totp_factors AS f (user_id, factor_id, created_at) VALUES ($1, $2, $3)
          ON CONFLICT (user_id) DO UPDATE
              SET factor_id = excluded.factor_id, created_at = excluded.created_at, last_step = 0,
@@ -113,13 +119,14 @@ pub async fn start(
     )
     .execute(tx.conn())
     .await?;
-    Ok(done.rows_affected() == 1)
+    Ok(result.rows_affected() == 1)
 }
 
-/// Notes that a code was accepted; from the first one on, codes are asked for.
+/// Records the time step of an accepted code. The first accepted code confirms the authenticator;
+/// from then on, sign-in requires a code.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn accept_step(
     tx: &mut Tx,
     user: UserId,
@@ -138,10 +145,10 @@ pub async fn accept_step(
     Ok(())
 }
 
-/// Notes a wrong code in place of a first one.
+/// Counts a wrong code during enrollment.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn count_wrong_first_code(tx: &mut Tx, user: UserId) -> Result<(), StoreError> {
     sqlx::query!(
         "UPDATE totp_factors SET wrong_codes = wrong_codes + 1 WHERE user_id = $1",
@@ -152,10 +159,10 @@ pub async fn count_wrong_first_code(tx: &mut Tx, user: UserId) -> Result<(), Sto
     Ok(())
 }
 
-/// Notes that a recovery code was used.
+/// Marks a recovery code as used.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn use_recovery_code(tx: &mut Tx, user: UserId, number: u8) -> Result<(), StoreError> {
     sqlx::query!(
         "UPDATE totp_factors SET used_recovery_codes = used_recovery_codes | (1 << $2)
@@ -168,11 +175,11 @@ pub async fn use_recovery_code(tx: &mut Tx, user: UserId, number: u8) -> Result<
     Ok(())
 }
 
-/// Makes all recovery codes so far worth nothing; answers the round of the new ones, or none where there is no
-/// authenticator.
+/// Invalidates all recovery codes. Returns the authenticator's id and the round of the new codes.
+/// `None` if there is no confirmed authenticator.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn renew_recovery_codes(
     tx: &mut Tx,
     user: UserId,
@@ -187,10 +194,10 @@ pub async fn renew_recovery_codes(
     Ok(row.map(|row| (row.factor_id, row.recovery_round)))
 }
 
-/// Whether a person has a second factor.
+/// Returns true if the user has a confirmed authenticator.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn exists(tx: &mut Tx, user: UserId) -> Result<bool, StoreError> {
     Ok(sqlx::query_scalar!(
         r#"SELECT EXISTS (SELECT FROM totp_factors WHERE user_id = $1 AND confirmed_at IS NOT NULL)
@@ -201,22 +208,22 @@ pub async fn exists(tx: &mut Tx, user: UserId) -> Result<bool, StoreError> {
     .await?)
 }
 
-/// Takes a person's authenticator away; false where none was confirmed.
+/// Deletes a user's authenticator. False if none was confirmed.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn remove(tx: &mut Tx, user: UserId) -> Result<bool, StoreError> {
-    let done = sqlx::query!(
+    let query = sqlx::query!(
         "DELETE FROM totp_factors WHERE user_id = $1 AND confirmed_at IS NOT NULL",
         user.uuid(),
     );
-    Ok(done.execute(tx.conn()).await?.rows_affected() == 1)
+    Ok(query.execute(tx.conn()).await?.rows_affected() == 1)
 }
 
-/// Stores a challenge.
+/// Inserts a challenge.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn insert_challenge(
     tx: &mut Tx,
     user: UserId,
@@ -239,10 +246,11 @@ pub async fn insert_challenge(
     Ok(())
 }
 
-/// A challenge that can still be met, which is this transaction's until it ends.
+/// Returns a challenge and locks it until the transaction ends. `None` if it was used or has
+/// expired.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn lock_challenge(
     tx: &mut Tx,
     user: UserId,
@@ -261,10 +269,11 @@ pub async fn lock_challenge(
     .await?)
 }
 
-/// How many wrong codes a person's challenges got since then, and when the first of these was made.
+/// Returns the number of wrong codes in a user's challenges since `since`, and the time of creation
+/// of the first challenge with a wrong code.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn wrong_codes(
     tx: &mut Tx,
     user: UserId,
@@ -281,10 +290,10 @@ pub async fn wrong_codes(
     Ok((row.wrong, row.first))
 }
 
-/// Notes a wrong code.
+/// Counts a wrong code for a challenge.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn count_wrong_code(tx: &mut Tx, user: UserId, id: Uuid) -> Result<(), StoreError> {
     sqlx::query!(
         "UPDATE mfa_challenges SET wrong_codes = wrong_codes + 1 WHERE id = $1 AND user_id = $2",
@@ -296,10 +305,10 @@ pub async fn count_wrong_code(tx: &mut Tx, user: UserId, id: Uuid) -> Result<(),
     Ok(())
 }
 
-/// Notes that a challenge was met.
+/// Marks a challenge as used.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn use_challenge(
     tx: &mut Tx,
     user: UserId,
@@ -317,10 +326,10 @@ pub async fn use_challenge(
     Ok(())
 }
 
-/// Makes a person's challenges worth nothing: the password that they began with is another one now.
+/// Marks all open challenges of a user as used. They began with a password that has changed since.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn discard_challenges(
     tx: &mut Tx,
     user: UserId,

@@ -1,4 +1,7 @@
-//! Sessions of people.
+//! Sessions of users.
+//!
+//! A session's refresh tokens are derived from a seed in its row. The row also holds the generation
+//! of the newest one. An ended session never becomes active again.
 
 use std::time::Duration;
 
@@ -16,10 +19,10 @@ use crate::model::{
 };
 
 impl Line {
-    /// Sessions and where they stand, before their bearers are believed.
+    /// Finds sessions, before the caller is authenticated. Includes ended sessions.
     ///
     /// # Errors
-    /// When PostgreSQL cannot be reached.
+    /// [`StoreError`] if the query fails.
     pub async fn find_sessions(
         &mut self,
         ids: &[SessionId],
@@ -29,19 +32,20 @@ impl Line {
 }
 
 impl Store {
-    /// One session, as [`Line::find_sessions`] finds it.
+    /// Finds one session, as [`Line::find_sessions`] does.
     ///
     /// # Errors
-    /// When PostgreSQL cannot be reached.
+    /// [`StoreError`] if the query fails.
     pub async fn find_session(&self, id: SessionId) -> Result<Option<SessionRecord>, StoreError> {
         let mut connection = self.pools.requests().acquire().await?;
         Ok(find(&mut connection, &[id]).await?.pop().map(|(_, session)| session))
     }
 
-    /// One session, which goes on for being used; none where it was not used for longer than `idle`.
+    /// Finds one session and records its use, which restarts its idle time. `None` if it was unused
+    /// for longer than `idle`.
     ///
     /// # Errors
-    /// When PostgreSQL cannot be reached.
+    /// [`StoreError`] if the query fails.
     pub async fn use_session(
         &self,
         id: SessionId,
@@ -124,10 +128,10 @@ impl From<SessionRow> for SessionRecord {
     }
 }
 
-/// Stores a new session, in a transaction of its person.
+/// Inserts a new session. `tx` must belong to its user.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn insert(tx: &mut Tx, session: &NewSession) -> Result<(), StoreError> {
     sqlx::query!(
         "INSERT INTO sessions (id, user_id, workspace_id, created_at, last_seen_at, ip, user_agent,
@@ -147,10 +151,10 @@ pub async fn insert(tx: &mut Tx, session: &NewSession) -> Result<(), StoreError>
     Ok(())
 }
 
-/// Notes the passkey that a session has shown last.
+/// Records the passkey that a session was last verified with.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn note_passkey(
     tx: &mut Tx,
     user: UserId,
@@ -168,11 +172,11 @@ pub async fn note_passkey(
     Ok(())
 }
 
-/// Where a session's refresh tokens stand. The row stays locked until the transaction ends, so
-/// concurrent refreshes of one session take turns.
+/// Returns the state of a session's refresh tokens. The row stays locked until the transaction
+/// ends, so concurrent refreshes of one session take turns.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn lock_refresh_state(
     tx: &mut Tx,
     user: UserId,
@@ -200,7 +204,7 @@ pub async fn lock_refresh_state(
 /// Makes the next refresh token the current one.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn advance_refresh(
     tx: &mut Tx,
     user: UserId,
@@ -220,11 +224,11 @@ pub async fn advance_refresh(
     Ok(())
 }
 
-/// The sessions of a person that live, the newest first; in a transaction of that person. `idle` is how
-/// long a session may go without a refresh.
+/// Lists the active sessions of a user, newest first. `tx` must belong to that user. `idle` is the
+/// time that a session may go without a refresh.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn list(
     tx: &mut Tx,
     user: UserId,
@@ -259,10 +263,10 @@ pub async fn list(
     Ok(Items::from_excess(sessions.collect(), page.limit))
 }
 
-/// How many sessions of a person live.
+/// Counts the active sessions of a user.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn count(
     tx: &mut Tx,
     user: UserId,
@@ -280,19 +284,19 @@ pub async fn count(
     .await?)
 }
 
-/// Ends a person's sessions: one, or all but one, or those in a workspace, or all. Answers which, and the workspaces that they
-/// were in; those that had ended before are not among them.
+/// Ends the sessions of a user that `selector` matches. Returns the sessions that this call ended,
+/// with their workspaces.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn end_of_person(
     tx: &mut Tx,
     user: UserId,
-    which: Which,
+    selector: Which,
     now: OffsetDateTime,
     reason: EndReason,
 ) -> Result<Vec<(SessionId, WorkspaceId)>, StoreError> {
-    let (only, but, within) = match which {
+    let (only, except, workspace) = match selector {
         Which::One(id) => (Some(id.uuid()), None, None),
         Which::AllBut(id) => (None, Some(id.uuid()), None),
         Which::In(workspace) => (None, None, Some(workspace.uuid())),
@@ -306,20 +310,20 @@ pub async fn end_of_person(
            RETURNING id AS "id: SessionId", workspace_id AS "workspace_id: WorkspaceId""#,
         user.uuid(),
         only,
-        but,
+        except,
         now,
         reason.as_str(),
-        within,
+        workspace,
     )
     .fetch_all(tx.conn())
     .await?;
     Ok(rows.into_iter().map(|row| (row.id, row.workspace_id)).collect())
 }
 
-/// Whether a person has such a session, ended or not.
+/// Returns true if the user has this session, active or ended.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn exists(tx: &mut Tx, user: UserId, id: SessionId) -> Result<bool, StoreError> {
     Ok(sqlx::query_scalar!(
         r#"SELECT EXISTS (SELECT FROM sessions WHERE id = $1 AND user_id = $2) AS "exists!""#,
@@ -330,10 +334,10 @@ pub async fn exists(tx: &mut Tx, user: UserId, id: SessionId) -> Result<bool, St
     .await?)
 }
 
-/// Moves a session to another workspace of its person.
+/// Moves a session to another workspace of its user.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn set_workspace(
     tx: &mut Tx,
     user: UserId,
@@ -351,10 +355,10 @@ pub async fn set_workspace(
     Ok(())
 }
 
-/// When a session of a person began that has not ended.
+/// Returns the start of a user's session, or `None` if it has ended. Does not check its expiry.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn created_at(
     tx: &mut Tx,
     user: UserId,
@@ -369,11 +373,12 @@ pub async fn created_at(
     .await?)
 }
 
-/// Makes a transaction of a person one of a workspace too, where the person is from now on. Answers whether
-/// they come from a network, or with a client but for its version, unlike those of their newest sessions.
+/// Sets the workspace of a user's transaction, and records it as the user's last workspace. Returns
+/// true for a new device: no session among the user's newest 100 is from this network, or none has
+/// this user agent, version numbers aside. The first session of a user is not a new device.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn enter(
     tx: &mut Tx,
     workspace: WorkspaceId,

@@ -1,4 +1,6 @@
-//! Keys that sign; the private halves are sealed.
+//! Signing keys. Private keys are stored sealed.
+//!
+//! A purpose never loses its last active key: [`Store::retire_signing_key`] refuses that.
 
 use sqlx::{Postgres, Transaction};
 use time::OffsetDateTime;
@@ -10,10 +12,10 @@ use crate::model::{
 };
 
 impl Store {
-    /// The keys whose signatures are still believed, the youngest first, which signs.
+    /// Returns the active keys, newest first. All of them verify; the newest of each purpose signs.
     ///
     /// # Errors
-    /// When PostgreSQL cannot be reached.
+    /// [`StoreError`] if the query fails.
     pub async fn signing_keys(&self) -> Result<Vec<StoredSigningKey>, StoreError> {
         Ok(sqlx::query_as!(
             StoredSigningKey,
@@ -25,12 +27,12 @@ impl Store {
         .await?)
     }
 
-    /// Stores the first signing key of its purpose, unless another node was faster.
+    /// Inserts the first signing key of its purpose, unless another node was faster.
     ///
     /// # Errors
-    /// When PostgreSQL cannot be reached.
+    /// [`StoreError`] if the query fails.
     pub async fn insert_first_signing_key(&self, key: &StoredSigningKey) -> Result<(), StoreError> {
-        let mut tx = self.change_signing_keys().await?;
+        let mut tx = self.begin_key_change().await?;
         sqlx::query!(
             "INSERT INTO signing_keys (id, purpose, public_key, sealed_private_key, created_at)
              SELECT $1, $2, $3, $4, $5
@@ -47,10 +49,10 @@ impl Store {
         Ok(())
     }
 
-    /// Stores a further signing key.
+    /// Inserts another signing key.
     ///
     /// # Errors
-    /// When PostgreSQL cannot be reached.
+    /// [`StoreError`] if the query fails.
     pub async fn insert_signing_key(&self, key: &StoredSigningKey) -> Result<(), StoreError> {
         sqlx::query!(
             "INSERT INTO signing_keys (id, purpose, public_key, sealed_private_key, created_at)
@@ -66,17 +68,17 @@ impl Store {
         Ok(())
     }
 
-    /// Retires a key that signs access tokens; false where there is none that verifies, or no other.
+    /// Retires a key for access tokens. False if it is not active, or is the only active one.
     ///
     /// # Errors
-    /// When PostgreSQL cannot be reached.
+    /// [`StoreError`] if the query fails.
     pub async fn retire_signing_key(
         &self,
         id: SigningKeyId,
         now: OffsetDateTime,
     ) -> Result<bool, StoreError> {
-        let mut tx = self.change_signing_keys().await?;
-        let done = sqlx::query!(
+        let mut tx = self.begin_key_change().await?;
+        let result = sqlx::query!(
             "UPDATE signing_keys key SET retired_at = $2
              WHERE id = $1 AND purpose = 'access tokens' AND retired_at IS NULL AND EXISTS (
                  SELECT FROM signing_keys other WHERE other.id <> $1 AND other.purpose = key.purpose
@@ -87,13 +89,13 @@ impl Store {
         .execute(&mut *tx)
         .await?;
         tx.commit().await?;
-        Ok(done.rows_affected() == 1)
+        Ok(result.rows_affected() == 1)
     }
 
-    /// All signing keys that there ever were, the youngest first.
+    /// Returns all signing keys, including retired ones, newest first.
     ///
     /// # Errors
-    /// When PostgreSQL cannot be reached.
+    /// [`StoreError`] if the query fails.
     pub async fn all_signing_keys(&self) -> Result<Vec<SigningKeyState>, StoreError> {
         Ok(sqlx::query_as!(
             SigningKeyState,
@@ -105,8 +107,9 @@ impl Store {
         .await?)
     }
 
-    /// A transaction in which no other node makes its first key or retires one.
-    async fn change_signing_keys(&self) -> Result<Transaction<'static, Postgres>, StoreError> {
+    /// Begins a transaction that holds the lock on key changes: no other node inserts its first key
+    /// or retires one meanwhile.
+    async fn begin_key_change(&self) -> Result<Transaction<'static, Postgres>, StoreError> {
         let mut tx = self.pools.own().begin().await?;
         sqlx::query!(r#"SELECT pg_advisory_xact_lock(hashtext('signing keys')) AS "lock?""#)
             .fetch_one(&mut *tx)

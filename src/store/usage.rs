@@ -1,4 +1,8 @@
-//! What keys are used for, as it was added up.
+//! Usage of API keys, counted by hour, minute, route, status and address.
+//!
+//! The sealer counts each request once, when it seals the request's event; this module reads the
+//! counts and deletes old ones. It also stores the evidence of the verdict that a rotated key is
+//! safe to revoke.
 
 use ipnet::IpNet;
 use time::OffsetDateTime;
@@ -12,13 +16,14 @@ use crate::model::{
     usage::{KeyAddress, OverScopedKey, Spell, UnusedKey},
 };
 
-/// Programs at addresses that are told of at a time.
-const CLIENTS: i64 = 100;
+/// The maximum number of clients or addresses in one result.
+const MAX_CLIENTS: i64 = 100;
 
-/// Until when every use of a key is counted that other nodes than this one have seen; none: until now.
+/// Returns the time up to which every use of a key is counted, on all nodes. `own_until` is the
+/// watermark of this node; those of the other nodes are in the database.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn known(
     tx: &mut Tx,
     own_node: Uuid,
@@ -31,10 +36,10 @@ pub async fn known(
     Ok(Known { until, doubtful_at: row.doubtful_at })
 }
 
-/// The evidence of the last verdict that a key is safe to revoke, if it is kept.
+/// Returns the evidence of the last verdict that a key is safe to revoke, if there is one.
 ///
 /// # Errors
-/// [`StoreError::Unavailable`].
+/// [`StoreError`] if the query fails.
 pub async fn confirmation(
     tx: &mut Tx,
     workspace: WorkspaceId,
@@ -54,10 +59,11 @@ pub async fn confirmation(
     }))
 }
 
-/// Keeps the evidence of a verdict in place of an older one.
+/// Stores the evidence of a verdict. It replaces earlier evidence unless that has a later quiet
+/// period.
 ///
 /// # Errors
-/// [`StoreError::Unavailable`].
+/// [`StoreError`] if the query fails.
 pub async fn confirm(
     tx: &mut Tx,
     workspace: WorkspaceId,
@@ -82,10 +88,10 @@ pub async fn confirm(
     Ok(())
 }
 
-/// What a key was used for since an hour ago.
+/// Returns the use of a key since `hour_ago`. `None` if the key does not exist.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn traffic(
     tx: &mut Tx,
     workspace: WorkspaceId,
@@ -116,11 +122,11 @@ pub async fn traffic(
         last_used_at: row.last_used_at,
         has_served: row.has_served,
         requests_last_hour: row.requests,
-        clients_last_hour: clients_since(tx, workspace, id, hour_ago).await?,
+        clients_last_hour: list_clients_since(tx, workspace, id, hour_ago).await?,
     }))
 }
 
-async fn clients_since(
+async fn list_clients_since(
     tx: &mut Tx,
     workspace: WorkspaceId,
     id: ApiKeyId,
@@ -134,11 +140,11 @@ async fn clients_since(
         workspace.uuid(),
         id.uuid(),
         since,
-        CLIENTS,
+        MAX_CLIENTS,
     )
     .fetch_all(tx.conn())
     .await?;
-    let client = rows.into_iter().map(|row| KeyClient {
+    let clients = rows.into_iter().map(|row| KeyClient {
         ip: row.ip.addr(),
         user_agent: row.user_agent,
         last_used_at: row.last_used_at,
@@ -146,24 +152,24 @@ async fn clients_since(
         last_path: row.last_path,
         requests: row.requests,
     });
-    Ok(client.collect())
+    Ok(clients.collect())
 }
 
-/// How often a key was used in all, and when first and last.
+/// The total use of a key.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Totals {
-    /// Requests.
+    /// The number of requests.
     pub requests: i64,
-    /// The first of them.
+    /// The time of the first request.
     pub first_used_at: Option<OffsetDateTime>,
-    /// The last of them.
+    /// The time of the last request.
     pub last_used_at: Option<OffsetDateTime>,
 }
 
-/// How often a key was used in all.
+/// Returns the total use of a key.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn totals(
     tx: &mut Tx,
     workspace: WorkspaceId,
@@ -184,14 +190,14 @@ pub async fn totals(
     }))
 }
 
-/// The length of a spell.
+/// The length of a usage bucket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Length {
     /// An hour.
     Hour,
-    /// A day, in UTC.
+    /// A day in UTC.
     Day,
-    /// All that is kept.
+    /// Everything that is stored, as one bucket.
     All,
 }
 
@@ -205,11 +211,11 @@ impl Length {
     }
 }
 
-/// How often a key was used since a moment, by hours or days, the oldest first; where it was not used, there
-/// is nothing.
+/// Returns the use of a key since `since` in buckets, oldest first. There is no bucket for a time
+/// without use.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn spells(
     tx: &mut Tx,
     workspace: WorkspaceId,
@@ -230,22 +236,23 @@ pub async fn spells(
     )
     .fetch_all(tx.conn())
     .await?;
-    let mut spells: Vec<Spell> = Vec::new();
+    let mut buckets: Vec<Spell> = Vec::new();
     for row in rows {
-        if spells.last().is_none_or(|spell| spell.start != row.start) {
-            spells.push(Spell::empty(row.start));
+        if buckets.last().is_none_or(|bucket| bucket.start != row.start) {
+            buckets.push(Spell::empty(row.start));
         }
-        if let Some(spell) = spells.last_mut() {
-            spell.add(row.route_group, row.status_class, row.requests);
+        if let Some(bucket) = buckets.last_mut() {
+            bucket.add(row.route_group, row.status_class, row.requests);
         }
     }
-    Ok(spells)
+    Ok(buckets)
 }
 
-/// How often each of these keys was used, by hours since a moment.
+/// Returns the hourly request counts of these keys since `since`. There is no entry for an hour
+/// without use.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn hours_of(
     tx: &mut Tx,
     workspace: WorkspaceId,
@@ -267,10 +274,11 @@ pub async fn hours_of(
     .await?)
 }
 
-/// How often each of these keys was used, by minutes since a moment; of the last hour they are kept.
+/// Returns the request counts of these keys by minute, since `since`. They are kept for at least
+/// the last hour.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn minutes_of(
     tx: &mut Tx,
     workspace: WorkspaceId,
@@ -291,21 +299,21 @@ pub async fn minutes_of(
     .await?)
 }
 
-/// How often a key was used in an hour or a minute.
+/// The requests of a key in one hour or one minute.
 #[derive(Debug)]
 pub struct Uses {
     /// The key.
     pub key_id: ApiKeyId,
-    /// When that began.
+    /// The start of the hour or minute.
     pub start: OffsetDateTime,
-    /// Requests.
+    /// The number of requests.
     pub requests: i64,
 }
 
-/// The addresses that used a key last, the last first.
+/// Returns the addresses that used a key, most recently used first.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn addresses(
     tx: &mut Tx,
     workspace: WorkspaceId,
@@ -318,23 +326,24 @@ pub async fn addresses(
            GROUP BY ip ORDER BY max(last_used_at) DESC, ip LIMIT $3"#,
         workspace.uuid(),
         id.uuid(),
-        CLIENTS,
+        MAX_CLIENTS,
     )
     .fetch_all(tx.conn())
     .await?;
-    let address = rows.into_iter().map(|row| KeyAddress {
+    let addresses = rows.into_iter().map(|row| KeyAddress {
         ip: row.ip.addr(),
         requests: row.requests,
         first_used_at: row.first_used_at,
         last_used_at: row.last_used_at,
     });
-    Ok(address.collect())
+    Ok(addresses.collect())
 }
 
-/// Active keys that have not been used since a moment, the longest unused first.
+/// Returns active keys without a use since `since`, longest unused first. A key that was never used
+/// counts from its creation.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn unused_keys(
     tx: &mut Tx,
     workspace: WorkspaceId,
@@ -357,10 +366,11 @@ pub async fn unused_keys(
     .await?)
 }
 
-/// Active keys that were used since a moment, but for less than they may do; of these alone, if any are given.
+/// Returns active keys that were used since `since`, but only for less than their scope allows. If
+/// `only` is set, considers these keys alone.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn over_scoped_keys(
     tx: &mut Tx,
     workspace: WorkspaceId,
@@ -395,10 +405,11 @@ pub async fn over_scoped_keys(
 }
 
 impl Store {
-    /// Forgets the minutes of longer than two hours ago; some of them, so it is to be asked often.
+    /// Deletes counts by minute that are older than two hours. One call deletes 50,000 rows at
+    /// most, so it must run often.
     ///
     /// # Errors
-    /// When PostgreSQL cannot be reached.
+    /// [`StoreError`] if the query fails.
     pub async fn prune_usage_minutes(&self, now: OffsetDateTime) -> Result<(), StoreError> {
         sqlx::query!(r#"SELECT prune_usage_minutes($1) AS "done""#, now)
             .fetch_one(&self.pools.own())
@@ -406,10 +417,11 @@ impl Store {
         Ok(())
     }
 
-    /// Forgets what keys were used for before a moment.
+    /// Deletes hourly counts from before `oldest`, 50,000 rows at most, and the clients of keys
+    /// without a use since then.
     ///
     /// # Errors
-    /// When PostgreSQL cannot be reached.
+    /// [`StoreError`] if the query fails.
     pub async fn prune_key_usage(&self, oldest: OffsetDateTime) -> Result<(), StoreError> {
         sqlx::query!(r#"SELECT prune_key_usage($1) AS "done""#, oldest)
             .fetch_one(&self.pools.own())

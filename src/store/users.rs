@@ -1,4 +1,7 @@
-//! People.
+//! Users and their password hashes.
+//!
+//! The role of the service cannot read password hashes from the table; only functions of the schema
+//! return or compare them.
 
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::types::Json;
@@ -12,23 +15,23 @@ use crate::model::{
     user::User,
 };
 
-/// What a sign-in needs to know of the account with an address.
+/// The data of an account that a sign-in needs.
 #[derive(Debug)]
 pub struct SignIn {
-    /// Whose account it is.
+    /// The user.
     pub user_id: UserId,
-    /// The address as it was given at registration.
+    /// The address as entered at registration.
     pub email: String,
-    /// The person's name.
+    /// The user's name.
     pub full_name: Option<String>,
-    /// The PHC string; none: no password was set.
+    /// The PHC string. `None` if no password was set.
     pub password_hash: Option<SecretString>,
-    /// The workspace that the person was last in.
+    /// The workspace that the user was last in.
     pub last_workspace_id: Option<WorkspaceId>,
 }
 
 impl SignIn {
-    /// The name or, without one, the address.
+    /// Returns the user's name or, without one, the address.
     #[must_use]
     pub fn display_name(&self) -> &str {
         self.full_name.as_deref().unwrap_or(&self.email)
@@ -36,10 +39,10 @@ impl SignIn {
 }
 
 impl Store {
-    /// The account with an address, before anybody is known to be signed in.
+    /// Finds the account with an address, before the caller is authenticated.
     ///
     /// # Errors
-    /// When PostgreSQL cannot be reached.
+    /// [`StoreError`] if the query fails.
     pub async fn find_sign_in(&self, email: &Email) -> Result<Option<SignIn>, StoreError> {
         let row = sqlx::query!(
             r#"SELECT user_id AS "user_id!: UserId", email AS "email!", full_name, password_hash,
@@ -59,10 +62,10 @@ impl Store {
     }
 }
 
-/// Stores a new person, in a transaction of that person.
+/// Inserts a new user. `tx` must belong to that user.
 ///
 /// # Errors
-/// [`Constraint::EmailTaken`](super::Constraint::EmailTaken) where another account has the address.
+/// [`Constraint::EmailTaken`](super::Constraint::EmailTaken) if another account has the address.
 pub async fn insert(
     tx: &mut Tx,
     user: &User,
@@ -88,10 +91,10 @@ pub async fn insert(
     Ok(())
 }
 
-/// A person whom the transaction may see.
+/// Returns a user that the transaction may see.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn get(tx: &mut Tx, id: UserId) -> Result<Option<User>, StoreError> {
     let user = sqlx::query_as!(
         UserRow,
@@ -105,10 +108,10 @@ pub async fn get(tx: &mut Tx, id: UserId) -> Result<Option<User>, StoreError> {
     Ok(user.map(User::from))
 }
 
-/// A person who stays as they are until the transaction ends.
+/// Returns a user and locks it until the transaction ends.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn lock(tx: &mut Tx, id: UserId) -> Result<Option<User>, StoreError> {
     let user = sqlx::query_as!(
         UserRow,
@@ -122,12 +125,13 @@ pub async fn lock(tx: &mut Tx, id: UserId) -> Result<Option<User>, StoreError> {
     Ok(user.map(User::from))
 }
 
-/// Changes a person's name and whatever else is kept about them, in a transaction of that person.
+/// Changes a user's name and profile. `tx` must belong to that user. False if the user does not
+/// exist.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn update_profile(tx: &mut Tx, user: &User) -> Result<bool, StoreError> {
-    let done = sqlx::query!(
+    let result = sqlx::query!(
         "UPDATE users SET full_name = $2, profile = $3 WHERE id = $1",
         user.id.uuid(),
         user.full_name,
@@ -135,13 +139,13 @@ pub async fn update_profile(tx: &mut Tx, user: &User) -> Result<bool, StoreError
     )
     .execute(tx.conn())
     .await?;
-    Ok(done.rows_affected() == 1)
+    Ok(result.rows_affected() == 1)
 }
 
-/// Remembers the workspace that a person was last in, in a transaction of that person.
+/// Records the workspace that a user was last in. `tx` must belong to that user.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn set_last_workspace(
     tx: &mut Tx,
     id: UserId,
@@ -157,10 +161,10 @@ pub async fn set_last_workspace(
     Ok(())
 }
 
-/// Gives a person another password hash, in a transaction of that person.
+/// Changes a user's password hash. `tx` must belong to that user.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn set_password_hash(
     tx: &mut Tx,
     id: UserId,
@@ -176,11 +180,12 @@ pub async fn set_password_hash(
     Ok(())
 }
 
-/// Whether the password hash of the transaction's person is still the one that was verified; then it stays so
-/// until the transaction ends, or is replaced by one of the same password.
+/// Checks that the password hash of the transaction's user is still `verified`, and locks it until
+/// the transaction ends. If `renewed` is set, stores this new hash of the same password instead.
+/// False if the hash has changed.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn pin_password_hash(
     tx: &mut Tx,
     verified: &SecretString,
@@ -196,29 +201,31 @@ pub async fn pin_password_hash(
     .await?)
 }
 
-/// Notes that a person's address is theirs, in a transaction of that person; false where that was known.
+/// Marks a user's address as verified. `tx` must belong to that user. False if it was verified
+/// before.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn set_email_verified(
     tx: &mut Tx,
     id: UserId,
     now: OffsetDateTime,
 ) -> Result<bool, StoreError> {
-    let done = sqlx::query!(
+    let result = sqlx::query!(
         "UPDATE users SET email_verified_at = $2 WHERE id = $1 AND email_verified_at IS NULL",
         id.uuid(),
         now,
     )
     .execute(tx.conn())
     .await?;
-    Ok(done.rows_affected() == 1)
+    Ok(result.rows_affected() == 1)
 }
 
-/// Deletes the person of the transaction, with all that is theirs alone.
+/// Deletes the transaction's user, with all data that belongs to the user alone. API keys that the
+/// user created stay. False if the user does not exist.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn delete(tx: &mut Tx) -> Result<bool, StoreError> {
     Ok(sqlx::query_scalar!(r#"SELECT delete_person() AS "deleted!""#).fetch_one(tx.conn()).await?)
 }

@@ -1,4 +1,4 @@
-//! Prepaid balances.
+//! Prepaid balances of workspaces, as the sum of their wallet transactions.
 
 use super::{StoreError, Tx};
 use crate::model::{
@@ -7,10 +7,10 @@ use crate::model::{
     wallet::Transaction,
 };
 
-/// A workspace's balance, in US cents.
+/// Returns a workspace's balance in US cents.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn balance_cents(tx: &mut Tx, workspace: WorkspaceId) -> Result<i64, StoreError> {
     Ok(sqlx::query_scalar!(
         r#"SELECT coalesce(sum(amount_cents), 0)::bigint AS "balance!" FROM wallet_transactions
@@ -21,10 +21,10 @@ pub async fn balance_cents(tx: &mut Tx, workspace: WorkspaceId) -> Result<i64, S
     .await?)
 }
 
-/// Stores a movement.
+/// Inserts a wallet transaction.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn insert(
     tx: &mut Tx,
     workspace: WorkspaceId,
@@ -45,10 +45,10 @@ pub async fn insert(
     Ok(())
 }
 
-/// The movements of a wallet, newest first.
+/// Lists the wallet transactions of a workspace, newest first.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn list(
     tx: &mut Tx,
     workspace: WorkspaceId,
@@ -70,10 +70,10 @@ pub async fn list(
     Ok(Items::from_excess(items, page.limit))
 }
 
-/// How many movements a wallet has seen.
+/// Counts the wallet transactions of a workspace.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn count(tx: &mut Tx, workspace: WorkspaceId) -> Result<i64, StoreError> {
     Ok(sqlx::query_scalar!(
         r#"SELECT count(*) AS "count!" FROM wallet_transactions WHERE workspace_id = $1"#,

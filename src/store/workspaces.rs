@@ -12,10 +12,10 @@ use crate::model::{
     workspace::{OwnWorkspace, Workspace, WorkspaceChange},
 };
 
-/// Stores a new workspace, in a transaction of that workspace.
+/// Inserts a new workspace. `tx` must belong to that workspace.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn insert(tx: &mut Tx, workspace: &Workspace) -> Result<(), StoreError> {
     sqlx::query!(
         "INSERT INTO workspaces (id, name, created_at) VALUES ($1, $2, $3)",
@@ -28,10 +28,10 @@ pub async fn insert(tx: &mut Tx, workspace: &Workspace) -> Result<(), StoreError
     Ok(())
 }
 
-/// A workspace.
+/// Returns a workspace.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn get(tx: &mut Tx, id: WorkspaceId) -> Result<Option<Workspace>, StoreError> {
     let row = sqlx::query!(
         r#"SELECT id AS "id: WorkspaceId", name, rate_limit_per_minute, require_second_factor,
@@ -50,10 +50,10 @@ pub async fn get(tx: &mut Tx, id: WorkspaceId) -> Result<Option<Workspace>, Stor
     }))
 }
 
-/// A workspace's white-label settings.
+/// Returns a workspace's white-label settings.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn branding(tx: &mut Tx, id: WorkspaceId) -> Result<Option<Fields>, StoreError> {
     let branding = sqlx::query_scalar!(
         r#"SELECT branding AS "branding: Json<Fields>" FROM workspaces WHERE id = $1"#,
@@ -64,10 +64,10 @@ pub async fn branding(tx: &mut Tx, id: WorkspaceId) -> Result<Option<Fields>, St
     Ok(branding.map(|Json(branding)| branding))
 }
 
-/// What a workspace is called, and how it looks.
+/// Returns a workspace's name and brand.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn appearance(
     tx: &mut Tx,
     id: WorkspaceId,
@@ -81,35 +81,35 @@ pub async fn appearance(
     Ok(row.map(|row| (row.name, Brand::of(&row.branding))))
 }
 
-/// Replaces a workspace's white-label settings.
+/// Replaces a workspace's white-label settings. False if the workspace does not exist.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn set_branding(
     tx: &mut Tx,
     id: WorkspaceId,
     branding: &Fields,
 ) -> Result<bool, StoreError> {
-    let done = sqlx::query!(
+    let result = sqlx::query!(
         "UPDATE workspaces SET branding = $2 WHERE id = $1",
         id.uuid(),
         Json(branding) as _,
     )
     .execute(tx.conn())
     .await?;
-    Ok(done.rows_affected() == 1)
+    Ok(result.rows_affected() == 1)
 }
 
-/// Changes a workspace.
+/// Changes a workspace. False if it does not exist.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn update(
     tx: &mut Tx,
     id: WorkspaceId,
     change: &WorkspaceChange,
 ) -> Result<bool, StoreError> {
-    let done = sqlx::query!(
+    let result = sqlx::query!(
         "UPDATE workspaces SET name = coalesce($2, name),
                                require_second_factor = coalesce($3, require_second_factor)
          WHERE id = $1",
@@ -119,23 +119,24 @@ pub async fn update(
     )
     .execute(tx.conn())
     .await?;
-    Ok(done.rows_affected() == 1)
+    Ok(result.rows_affected() == 1)
 }
 
-/// Deletes the workspace of the transaction, with all that is in it but its log; false: it was gone.
+/// Deletes the transaction's workspace with all its data except the audit log. False if it does not
+/// exist.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn delete(tx: &mut Tx) -> Result<bool, StoreError> {
     Ok(sqlx::query_scalar!(r#"SELECT delete_workspace() AS "deleted!""#)
         .fetch_one(tx.conn())
         .await?)
 }
 
-/// The workspaces of a person, the newest first; in a transaction of that person.
+/// Lists the workspaces of a user, newest first. `tx` must belong to that user.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn of_person(
     tx: &mut Tx,
     user: UserId,
@@ -155,7 +156,7 @@ pub async fn of_person(
     )
     .fetch_all(tx.conn())
     .await?;
-    let own = rows.into_iter().map(|row| OwnWorkspace {
+    let workspaces = rows.into_iter().map(|row| OwnWorkspace {
         workspace: Workspace {
             id: row.id,
             name: row.name,
@@ -167,13 +168,13 @@ pub async fn of_person(
         },
         role: row.role,
     });
-    Ok(Items::from_excess(own.collect(), page.limit))
+    Ok(Items::from_excess(workspaces.collect(), page.limit))
 }
 
-/// How many workspaces a person has; in a transaction of that person.
+/// Counts the workspaces of a user. `tx` must belong to that user.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if the query fails.
 pub async fn count_of_person(tx: &mut Tx, user: UserId) -> Result<i64, StoreError> {
     Ok(sqlx::query_scalar!(
         r#"SELECT count(*) AS "count!" FROM memberships WHERE user_id = $1"#,

@@ -1,4 +1,7 @@
-//! How often somebody was wrong about a password.
+//! Sign-in throttling: counts of wrong passwords, by account and by subnet of the caller.
+//!
+//! Counting by subnet keeps a stranger from locking the owner out. An account is stored as the
+//! SHA-256 digest of the entered address, whether or not such an account exists.
 
 use std::{net::IpAddr, time::Duration};
 
@@ -13,11 +16,12 @@ use crate::model::{
 };
 
 impl Store {
-    /// The account with an address, and how long somebody has to wait before the next attempt at its
-    /// password, whether or not there is one; none where the last one was not wrong.
+    /// Finds the account with an address, and the pause before the next attempt at its password.
+    /// The pause does not depend on the existence of the account. It is `None` if no recent attempt
+    /// was wrong.
     ///
     /// # Errors
-    /// When PostgreSQL cannot be reached.
+    /// [`StoreError`] if the query fails.
     pub async fn find_attempt(
         &self,
         email: &Email,
@@ -30,7 +34,7 @@ impl Store {
                       last_workspace_id AS "last_workspace_id?: WorkspaceId"
                FROM (VALUES (1)) one LEFT JOIN find_sign_in($1) ON true"#,
             email.key(),
-            account(email),
+            account_digest(email),
             subnet(ip),
             now,
         )
@@ -51,7 +55,7 @@ impl Store {
     /// Counts a wrong password.
     ///
     /// # Errors
-    /// When PostgreSQL cannot be reached.
+    /// [`StoreError`] if the query fails.
     pub async fn count_wrong_password(
         &self,
         email: &Email,
@@ -60,7 +64,7 @@ impl Store {
     ) -> Result<(), StoreError> {
         sqlx::query!(
             r#"SELECT count_wrong_password($1, $2, $3) AS "done""#,
-            account(email),
+            account_digest(email),
             subnet(ip),
             now,
         )
@@ -69,10 +73,10 @@ impl Store {
         Ok(())
     }
 
-    /// Notes that the last attempt was right.
+    /// Resets the count of an account and subnet after a correct password.
     ///
     /// # Errors
-    /// When PostgreSQL cannot be reached.
+    /// [`StoreError`] if the query fails.
     pub async fn forget_wrong_passwords(
         &self,
         email: &Email,
@@ -80,7 +84,7 @@ impl Store {
     ) -> Result<(), StoreError> {
         sqlx::query!(
             r#"SELECT forget_wrong_passwords($1, $2) AS "done""#,
-            account(email),
+            account_digest(email),
             subnet(ip)
         )
         .fetch_one(&self.pools.requests())
@@ -88,10 +92,10 @@ impl Store {
         Ok(())
     }
 
-    /// Drops what is forgotten.
+    /// Deletes counts that no longer cause a pause.
     ///
     /// # Errors
-    /// When PostgreSQL cannot be reached.
+    /// [`StoreError`] if the query fails.
     pub async fn prune_wrong_passwords(&self, now: OffsetDateTime) -> Result<(), StoreError> {
         sqlx::query!(r#"SELECT prune_wrong_passwords($1) AS "done""#, now)
             .fetch_one(&self.pools.own())
@@ -100,6 +104,6 @@ impl Store {
     }
 }
 
-fn account(email: &Email) -> Vec<u8> {
+fn account_digest(email: &Email) -> Vec<u8> {
     Sha256::digest(email.key()).to_vec()
 }
