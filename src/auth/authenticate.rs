@@ -1,4 +1,4 @@
-//! A credential becomes a principal.
+//! Verifies a bearer credential of any kind and resolves it to a principal.
 
 use std::{sync::Arc, time::Duration};
 
@@ -8,21 +8,26 @@ use crate::model::{
     principal::Principal,
 };
 
-/// What a credential turned out to be.
+/// The result of verifying a bearer credential.
 #[derive(Debug)]
 pub enum Authenticated {
-    /// Somebody.
+    /// The credential is valid.
     Principal(Arc<Principal>),
-    /// A key that was revoked: refused, in its own workspace's log.
+    /// The credential is a revoked API key. The request must be refused, and the refusal recorded
+    /// in the audit log of the key's workspace.
     RevokedKey(Arc<KeyRecord>),
 }
 
 impl Auth {
-    /// Who bears this credential, the part of the `Authorization` header behind `Bearer`, in a request
-    /// that began at this moment of the monotonic clock.
+    /// Verifies a bearer credential: an API key or an access token, as it follows `Bearer` in the
+    /// `Authorization` header.
+    ///
+    /// `began` is the start of the request on the monotonic clock; it decides whether cached
+    /// records may be used.
     ///
     /// # Errors
-    /// When it is malformed, unknown or expired, or the database that knows is away.
+    /// [`AuthError::InvalidCredential`], [`AuthError::NotAKey`] or [`AuthError::TokenExpired`] if
+    /// the credential is not valid; [`AuthError::Store`] if it cannot be looked up.
     pub async fn authenticate(
         &self,
         credential: &str,
@@ -37,7 +42,7 @@ impl Auth {
         }
         if credential.starts_with("rt_call2me_") {
             return Err(AuthError::InvalidCredential(
-                "a refresh token is no access token; exchange it at /v1/auth/refresh",
+                "this is a refresh token, not an access token; exchange it at /v1/auth/refresh",
             ));
         }
         Err(AuthError::InvalidCredential("the credential is malformed"))

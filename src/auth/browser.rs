@@ -1,7 +1,8 @@
-//! People in browsers: a cookie stands for a session, in place of tokens.
+//! Browser sessions: session cookies and CSRF tokens.
 //!
-//! Like the tokens of mailed links it is derived from an id: the database holds nothing that opens a
-//! session. It is looked up in the database each time, so it needs no fence.
+//! A cookie is derived from a session id, as the tokens of mailed links are from theirs, so the
+//! database holds nothing that opens a session. A cookie's session is read from PostgreSQL on each
+//! request and needs no cache invalidation; only [`Auth::look_at_cookie`] uses the cache.
 
 use std::{sync::Arc, time::Duration};
 
@@ -19,60 +20,62 @@ use crate::{
     store::Store,
 };
 
-/// How long PostgreSQL may take to say whose session it is.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// Timeout of the query for a cookie's session.
+const QUERY_TIMEOUT: Duration = Duration::from_secs(5);
 
-const NO_SESSION: AuthError = AuthError::InvalidCredential("sign in first");
+const NOT_SIGNED_IN: AuthError = AuthError::InvalidCredential("sign in first");
 
-/// Whom a form is made for.
+/// The subject that a form's CSRF token is bound to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FormOf {
-    /// A browser, whoever sits at it. It says itself which it is, so this must not do for a session.
+    /// A browser without regard to the user. The browser id is the browser's own claim, so this
+    /// must not protect actions of a session.
     Browser(Uuid),
-    /// A session, for what is about its person, in whatever workspace it is.
+    /// A session, for forms about the user that are valid in any workspace.
     Person(SessionId),
-    /// A session in a workspace: what was filled in for one is not to be done in another, which the session has
-    /// been taken to since, in another window.
+    /// A session in a workspace. The form is rejected after the session has switched to another
+    /// workspace, for example in another tab.
     Session(SessionId, WorkspaceId),
 }
 
 impl FormOf {
-    fn derived_from(self) -> (Purpose, Uuid) {
+    fn purpose_and_id(self) -> (Purpose, Uuid) {
         match self {
             Self::Browser(id) => (Purpose::Form, id),
             Self::Person(id) => (Purpose::SessionForm, id.uuid()),
             Self::Session(id, workspace) => {
-                let both = Sha256::new().chain_update(id.uuid()).chain_update(workspace.uuid());
-                let digest: [u8; 32] = both.finalize().into();
-                let short = digest.first_chunk().copied().unwrap_or_default();
-                (Purpose::SessionForm, Uuid::from_bytes(short))
+                let hasher = Sha256::new().chain_update(id.uuid()).chain_update(workspace.uuid());
+                let digest: [u8; 32] = hasher.finalize().into();
+                let truncated = digest.first_chunk().copied().unwrap_or_default();
+                (Purpose::SessionForm, Uuid::from_bytes(truncated))
             }
         }
     }
 }
 
 impl Auth {
-    /// What a browser shows for a session.
+    /// The value of the session cookie.
     #[must_use]
     pub fn cookie_of(&self, session: SessionId) -> SecretString {
         self.token_key.derive(Purpose::Cookie, session.uuid())
     }
 
-    /// Whose cookie this is. The session goes on for being used.
+    /// Authenticates a session cookie, and extends the session's idle time.
     ///
     /// # Errors
-    /// [`AuthError::InvalidCredential`] where the session is over.
+    /// [`AuthError::InvalidCredential`] if the session has ended.
     pub async fn authenticate_cookie(&self, cookie: &str) -> Result<Arc<Principal>, AuthError> {
-        let id = self.token_key.verify(Purpose::Cookie, cookie).ok_or(NO_SESSION)?;
+        let id = self.token_key.verify(Purpose::Cookie, cookie).ok_or(NOT_SIGNED_IN)?;
         let (id, now) = (SessionId::from(id), self.env.clock.now());
-        let look = self.store.use_session(id, now, self.lifetimes.refresh_token);
-        let session = Store::within(PATIENCE, look).await?;
-        let session = session.ok_or(NO_SESSION)?;
+        let lookup = self.store.use_session(id, now, self.lifetimes.refresh_token);
+        let session = Store::within(QUERY_TIMEOUT, lookup).await?;
+        let session = session.ok_or(NOT_SIGNED_IN)?;
         self.person_in(id, &session).map(Arc::new)
     }
 
-    /// The same, of a session that does not go on for being looked at: by whoever asks again and again. As fresh as for
-    /// an access token, and answered from memory.
+    /// Authenticates a session cookie without extending the session, for requests that a page
+    /// repeats by itself. Answered from the cache, with the same freshness as an access token.
+    /// `began` is the start of the request on the monotonic clock.
     ///
     /// # Errors
     /// As [`Self::authenticate_cookie`].
@@ -81,24 +84,23 @@ impl Auth {
         cookie: &str,
         began: Duration,
     ) -> Result<Arc<Principal>, AuthError> {
-        let id = self.token_key.verify(Purpose::Cookie, cookie).ok_or(NO_SESSION)?;
+        let id = self.token_key.verify(Purpose::Cookie, cookie).ok_or(NOT_SIGNED_IN)?;
         let id = SessionId::from(id);
-        let session = self.caches.sessions.find(id, began).await?.ok_or(NO_SESSION)?;
+        let session = self.caches.sessions.find(id, began).await?.ok_or(NOT_SIGNED_IN)?;
         self.person_in(id, &session).map(Arc::new)
     }
 
-    /// What a form holds that was made for somebody: no other site can know it (OWASP, signed double-submit
-    /// cookie).
+    /// The CSRF token of a form. Other sites cannot know it (OWASP, signed double-submit cookie).
     #[must_use]
-    pub fn form_token(&self, of: FormOf) -> SecretString {
-        let (purpose, id) = of.derived_from();
+    pub fn form_token(&self, binding: FormOf) -> SecretString {
+        let (purpose, id) = binding.purpose_and_id();
         self.token_key.derive(purpose, id)
     }
 
-    /// Whether a form was made for them.
+    /// True if a CSRF token is valid for this binding.
     #[must_use]
-    pub fn is_form_of(&self, of: FormOf, token: &str) -> bool {
-        let (purpose, id) = of.derived_from();
+    pub fn is_form_of(&self, binding: FormOf, token: &str) -> bool {
+        let (purpose, id) = binding.purpose_and_id();
         self.token_key.verify(purpose, token) == Some(id)
     }
 }

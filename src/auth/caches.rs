@@ -1,4 +1,7 @@
-//! Everything that this node believes of credentials.
+//! The credential caches of a node: API keys, sessions, OAuth grants and verified access tokens.
+//!
+//! Cached records are used only while the node holds its lease, and are dropped when a cache
+//! invalidation names them; see [`crate::coherence`]. Loading and expiry are in `credential_cache`.
 
 use std::sync::Arc;
 
@@ -23,16 +26,16 @@ use crate::{
     store::{Line, Store, StoreError},
 };
 
-/// What is known of a key.
+/// The cached state of an API key.
 #[derive(Debug, Clone)]
 pub(super) enum KnownKey {
-    /// It may be used.
+    /// The key is valid.
     Active(Arc<Principal>),
-    /// It was revoked.
+    /// The key is revoked. Its workspace's audit log records any further use.
     Revoked(Arc<KeyRecord>),
 }
 
-/// Keys by their digests, in PostgreSQL.
+/// Loads API keys from PostgreSQL by digest.
 pub(super) struct Keys(Line);
 
 impl Source for Keys {
@@ -74,7 +77,7 @@ impl KnownKey {
     }
 }
 
-/// Sessions by their ids, in PostgreSQL.
+/// Loads sessions from PostgreSQL by id.
 pub(super) struct Sessions(Line);
 
 impl Source for Sessions {
@@ -87,7 +90,7 @@ impl Source for Sessions {
     }
 }
 
-/// OAuth grants by their ids, in PostgreSQL.
+/// Loads OAuth grants from PostgreSQL by id.
 pub(super) struct Grants(Line);
 
 impl Source for Grants {
@@ -100,7 +103,7 @@ impl Source for Grants {
     }
 }
 
-/// Everything that this node believes of credentials. Cheap to clone.
+/// All credential caches of this node. Cheap to clone.
 #[derive(Clone)]
 pub struct Caches {
     pub(super) keys: CredentialCache<Keys>,
@@ -110,10 +113,11 @@ pub struct Caches {
 }
 
 impl Caches {
-    /// Empty ones. `capacity` is that of keys; sessions, grants and tokens are fewer.
+    /// Starts empty caches. `capacity` is the number of API keys; the caches of sessions, grants
+    /// and tokens hold a quarter of it each.
     #[must_use]
     pub fn start(store: &Store, env: &Env, lease: &Lease, capacity: usize) -> Self {
-        let people = (capacity / 4).max(1);
+        let smaller = (capacity / 4).max(1);
         Self {
             keys: CredentialCache::start(
                 Keys(Line::new(store.clone())),
@@ -125,31 +129,31 @@ impl Caches {
                 Sessions(Line::new(store.clone())),
                 env.clone(),
                 lease.clone(),
-                people,
+                smaller,
             ),
             grants: CredentialCache::start(
                 Grants(Line::new(store.clone())),
                 env.clone(),
                 lease.clone(),
-                people,
+                smaller,
             ),
-            tokens: VerifiedTokens(Arc::new(Cache::new(people))),
+            tokens: VerifiedTokens(Arc::new(Cache::new(smaller))),
         }
     }
 
-    /// How often keys were asked for, and how many are known.
+    /// Counters of the API key cache, and its number of entries.
     #[must_use]
     pub fn keys_seen(&self) -> (&CacheCounts, usize) {
         (self.keys.counts(), self.keys.len())
     }
 
-    /// How often OAuth grants were asked for, and how many are known.
+    /// Counters of the OAuth grant cache, and its number of entries.
     #[must_use]
     pub fn grants_seen(&self) -> (&CacheCounts, usize) {
         (self.grants.counts(), self.grants.len())
     }
 
-    /// How often sessions were asked for, and how many are known.
+    /// Counters of the session cache, and its number of entries.
     #[must_use]
     pub fn sessions_seen(&self) -> (&CacheCounts, usize) {
         (self.sessions.counts(), self.sessions.len())
@@ -163,14 +167,15 @@ impl Beliefs for Caches {
                 Invalidation::Key(digest) => self.keys.forget(&digest),
                 Invalidation::Session(id) => self.sessions.forget(&id),
                 Invalidation::Person { user, workspace } => {
-                    let is_there =
-                        |there: WorkspaceId| workspace.is_none_or(|workspace| there == workspace);
+                    let is_affected =
+                        |id: WorkspaceId| workspace.is_none_or(|workspace| id == workspace);
                     self.sessions.forget_if(|session| {
-                        session.user_id == user && is_there(session.workspace_id)
+                        session.user_id == user && is_affected(session.workspace_id)
                     });
                     self.grants.forget_if(|grant| {
-                        let is = |holder: &Holder| holder.user_id == user;
-                        grant.person.as_ref().is_some_and(is) && is_there(grant.workspace_id)
+                        let is_user = |holder: &Holder| holder.user_id == user;
+                        grant.person.as_ref().is_some_and(is_user)
+                            && is_affected(grant.workspace_id)
                     });
                 }
                 Invalidation::Workspace(workspace) => {
@@ -191,8 +196,11 @@ impl Beliefs for Caches {
     }
 }
 
-/// Access tokens whose signature was checked, which costs more than everything else together. What
-/// they say stays true until they expire; whether their session lives is asked of [`Sessions`].
+/// Claims of access tokens with a verified signature, by the token's SHA-256 digest.
+///
+/// Verifying a signature costs more than the rest of a request's authentication. The claims stay
+/// true until the token expires; the session or grant is checked in its own cache. The cache is
+/// cleared when a signing key is retired.
 #[derive(Clone)]
 pub(super) struct VerifiedTokens(Arc<Cache<[u8; 32], Arc<Claims>>>);
 

@@ -1,5 +1,6 @@
-//! Passwords are asked for: at sign-in, and once more of whoever holds an open session, before what cannot
-//! be taken back. Guesses are few.
+//! Password checks: at sign-in, and again before irreversible actions of an open session.
+//!
+//! Failed attempts are throttled; see `Auth::verify_password`.
 
 use std::time::Duration;
 
@@ -11,17 +12,19 @@ use crate::{
     store::{self, users::SignIn},
 };
 
-/// What is not done without it.
+/// The error for an action that requires the password or a recent sign-in.
 pub(super) const UNCONFIRMED: AuthError =
-    AuthError::Forbidden("this takes your password, or a fresh sign-in");
+    AuthError::Forbidden("confirm your password or sign in again");
 
-/// For so long after signing in nobody is asked again.
-const RECENT: Duration = Duration::from_mins(15);
+/// A sign-in counts as recent for this long; the password is not required again.
+const RECENT_SIGN_IN: Duration = Duration::from_mins(15);
 
 impl Auth {
-    /// The account with an address, if there is one, and whether a password is its. Wrong ones are followed
-    /// by longer and longer pauses: by address and by who makes them, so that no stranger keeps the owner
-    /// out, and whether or not anybody has the address.
+    /// Looks up a user by email address and verifies the password.
+    ///
+    /// Failed attempts cause growing pauses, counted per address and network of the client, so that
+    /// a stranger cannot lock the owner out. Unknown addresses are throttled in the same way, so
+    /// that they look the same as known ones.
     ///
     /// # Errors
     /// [`AuthError::TooManyAttempts`] during a pause.
@@ -34,7 +37,7 @@ impl Auth {
         let now = self.env.clock.now();
         let (account, pause) = self.store.find_attempt(email, request.ip, now).await?;
         if let Some(pause) = pause.filter(|pause| !pause.is_zero()) {
-            // Rounded up: waiting so long is enough.
+            // Round up, so that waiting this long is enough.
             return Err(AuthError::TooManyAttempts(pause.as_secs() + 1));
         }
         let hash = account.as_ref().and_then(|account| account.password_hash.clone());
@@ -48,10 +51,10 @@ impl Auth {
         Ok((account, verified))
     }
 
-    /// Whether the caller's password is this one; answers its hash.
+    /// Requires that `password` is the user's password. Returns its hash.
     ///
     /// # Errors
-    /// [`AuthError::Invalid`] where it is not, for the field that held it; those of
+    /// [`AuthError::Invalid`] for `field` if the password is wrong; otherwise as
     /// [`Self::verify_password`].
     pub(super) async fn check_password(
         &self,
@@ -69,7 +72,7 @@ impl Auth {
         hash.ok_or(AuthError::Internal("a verified password has no hash"))
     }
 
-    /// Whether the caller is a person who has just signed in, or gives the password.
+    /// True if the caller is a user session that started recently, or gives the correct password.
     ///
     /// # Errors
     /// [`AuthError::Invalid`] for a wrong password.
@@ -85,7 +88,7 @@ impl Auth {
             return Ok(true);
         }
         let mut tx = self.store.begin_personal(user).await?;
-        let began = store::sessions::created_at(&mut tx, user, session).await?;
-        Ok(began.is_some_and(|began| self.env.clock.now() < began + RECENT))
+        let created_at = store::sessions::created_at(&mut tx, user, session).await?;
+        Ok(created_at.is_some_and(|created_at| self.env.clock.now() < created_at + RECENT_SIGN_IN))
     }
 }

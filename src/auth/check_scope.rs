@@ -1,4 +1,7 @@
-//! WHERE SCOPE IS CHECKED.
+//! Access requirements of routes, and the check of a principal against them.
+//!
+//! Every route states one requirement (see `http/routes.rs`), and only [`check`] decides whether a
+//! caller meets it.
 
 use std::net::IpAddr;
 
@@ -8,19 +11,20 @@ use crate::model::{
     scope::Scope,
 };
 
-/// What a route asks of its caller. Every route states one; see `http/routes.rs`.
+/// The access that a route requires of its caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Requirement {
-    /// A credential with at least this scope.
+    /// Any credential with at least this scope.
     Scope(Scope),
-    /// The same, of a key or a person: no OAuth client makes credentials or members for itself.
+    /// An API key or user session with at least this scope. OAuth clients are refused: they must
+    /// not create credentials or members for themselves.
     FirstParty(Scope),
-    /// A person's own session, whatever its role: what one does about oneself.
+    /// A user session with any role: for what users do with their own account.
     OwnSession,
 }
 
 impl Requirement {
-    /// The scope that the route asks for, where it asks for one.
+    /// The required scope, if the route requires one.
     #[must_use]
     pub const fn scope(self) -> Option<Scope> {
         match self {
@@ -30,10 +34,11 @@ impl Requirement {
     }
 }
 
-/// Whether a principal at an address may do what a route is for.
+/// Checks that a principal at an address meets a route's requirement.
 ///
 /// # Errors
-/// [`AuthError::Forbidden`] or [`AuthError::InsufficientScope`].
+/// [`AuthError::Forbidden`] for a wrong kind of credential or an address that the key does not
+/// allow, [`AuthError::NoSecondFactor`], or [`AuthError::InsufficientScope`].
 pub fn check(
     requirement: Requirement,
     principal: &Principal,
@@ -47,12 +52,12 @@ pub fn check(
         Requirement::FirstParty(scope) => {
             if matches!(principal.credential, Credential::Grant { .. }) {
                 return Err(AuthError::Forbidden(
-                    "OAuth clients may not do this: it takes an API key or a person's own session",
+                    "OAuth clients may not do this; use an API key or a user session",
                 ));
             }
             scope
         }
-        Requirement::OwnSession => return own_session(principal),
+        Requirement::OwnSession => return check_user_session(principal),
     };
     if principal.lacks_second_factor {
         return Err(AuthError::NoSecondFactor);
@@ -63,15 +68,15 @@ pub fn check(
     Ok(())
 }
 
-fn own_session(principal: &Principal) -> Result<(), AuthError> {
+fn check_user_session(principal: &Principal) -> Result<(), AuthError> {
     match principal.credential {
         Credential::Session { .. } => Ok(()),
         Credential::ApiKey { .. } => {
-            Err(AuthError::Forbidden("this is for a person's own session, not for API keys"))
+            Err(AuthError::Forbidden("this requires a user session; API keys are not accepted"))
         }
-        Credential::Grant { .. } => {
-            Err(AuthError::Forbidden("this is for a person's own session, not for OAuth clients"))
-        }
+        Credential::Grant { .. } => Err(AuthError::Forbidden(
+            "this requires a user session; OAuth clients are not accepted",
+        )),
     }
 }
 
@@ -102,22 +107,22 @@ mod tests {
         }
     }
 
-    const HERE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
+    const ADDRESS: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
 
     proptest! {
         #[test]
-        fn a_scope_does_what_it_includes_and_no_more(held in scope(), required in scope()) {
-            let checked = check(Requirement::Scope(required), &key(held, &[]), HERE);
+        fn scope_allows_what_it_includes_and_no_more(held in scope(), required in scope()) {
+            let checked = check(Requirement::Scope(required), &key(held, &[]), ADDRESS);
             prop_assert_eq!(checked.is_ok(), held >= required);
         }
 
         #[test]
-        fn no_key_passes_for_a_person(held in scope()) {
-            prop_assert!(check(Requirement::OwnSession, &key(held, &[]), HERE).is_err());
+        fn api_key_is_rejected_where_a_user_session_is_required(held in scope()) {
+            prop_assert!(check(Requirement::OwnSession, &key(held, &[]), ADDRESS).is_err());
         }
 
         #[test]
-        fn an_address_elsewhere_is_refused_whatever_the_scope(held in scope(), last: u8) {
+        fn address_outside_allowed_networks_is_rejected_for_every_scope(held in scope(), last: u8) {
             let key = key(held, &["10.0.0.0/8", "2001:db8::/32"]);
             let inside = IpAddr::from([10, 1, 2, last]);
             let outside = IpAddr::from([11, 1, 2, last]);
@@ -128,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn a_session_of_any_role_passes_for_its_person() {
+    fn session_of_any_role_passes_where_a_user_session_is_required() {
         for role in [Role::Viewer, Role::Member, Role::Admin, Role::Owner] {
             let mut session = key(role.scope(), &[]);
             session.credential = Credential::Session {
@@ -137,7 +142,7 @@ mod tests {
                 name: "Dana".into(),
                 role,
             };
-            assert!(check(Requirement::OwnSession, &session, HERE).is_ok());
+            assert!(check(Requirement::OwnSession, &session, ADDRESS).is_ok());
         }
     }
 }

@@ -1,4 +1,8 @@
-//! Checkpoints: what a workspace's chain was at one place, signed for its owner to keep.
+//! Creates and verifies checkpoints: signed statements of the current end of a workspace's hash
+//! chain.
+//!
+//! The owner keeps a checkpoint; a chain that is altered later no longer contains it.
+//! [`super::signing_keys`] has a separate key for this purpose.
 
 use jsonwebtoken::{Algorithm, Validation};
 
@@ -13,10 +17,11 @@ use crate::{
 };
 
 impl Auth {
-    /// The end of the chain of the caller's workspace.
+    /// Signs the current end of the hash chain of the caller's workspace. An empty chain has
+    /// sequence 0 and the workspace's genesis hash.
     ///
     /// # Errors
-    /// When PostgreSQL cannot be reached.
+    /// [`AuthError::Internal`] if signing fails.
     pub async fn checkpoint(&self, caller: &Caller) -> Result<SignedCheckpoint, AuthError> {
         let workspace_id = caller.workspace();
         let mut tx = self.store.begin(workspace_id, None).await?;
@@ -37,30 +42,32 @@ impl Auth {
         Ok(SignedCheckpoint { checkpoint, signature })
     }
 
-    /// Whether a checkpoint is one that this deployment signed, with just these values.
+    /// Verifies that this deployment signed a checkpoint, with exactly these values.
     ///
     /// # Errors
-    /// [`AuthError::Invalid`] where it is not.
+    /// [`AuthError::Invalid`] for the field `signature` if it did not.
     pub fn verify_checkpoint(&self, signed: &SignedCheckpoint) -> Result<Checkpoint, AuthError> {
-        let refuse = |why| AuthError::invalid("signature", crate::model::Invalid::new(why));
+        let invalid = |reason| AuthError::invalid("signature", crate::model::Invalid::new(reason));
         let header = jsonwebtoken::decode_header(&signed.signature)
-            .map_err(|_| refuse("the checkpoint's signature is malformed"))?;
+            .map_err(|_| invalid("the checkpoint's signature is malformed"))?;
         let keys = self.signing_keys.current();
         let key = header.kid.as_deref().and_then(|kid| keys.checkpoint_verifier(kid));
-        let key = key.ok_or_else(|| refuse("the checkpoint is not by a key of this deployment"))?;
+        let key = key.ok_or_else(|| {
+            invalid("the checkpoint was not signed with a key of this deployment")
+        })?;
         if header.typ.as_deref() != Some(CHECKPOINT_TYPE) {
-            return Err(refuse("the checkpoint's signature is that of something else"));
+            return Err(invalid("the signature is not that of a checkpoint"));
         }
         let mut validation = Validation::new(Algorithm::EdDSA);
-        // It has no end.
+        // Checkpoints never expire.
         validation.required_spec_claims.clear();
         validation.validate_exp = false;
         validation.validate_aud = false;
-        let told = jsonwebtoken::decode::<Checkpoint>(&signed.signature, key, &validation)
-            .map_err(|_| refuse("the checkpoint's signature is not genuine"))?;
-        if told.claims != signed.checkpoint {
-            return Err(refuse("the checkpoint is not the one that was signed"));
+        let decoded = jsonwebtoken::decode::<Checkpoint>(&signed.signature, key, &validation)
+            .map_err(|_| invalid("the checkpoint's signature is invalid"))?;
+        if decoded.claims != signed.checkpoint {
+            return Err(invalid("the checkpoint does not match its signature"));
         }
-        Ok(told.claims)
+        Ok(decoded.claims)
     }
 }

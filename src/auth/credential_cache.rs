@@ -1,4 +1,8 @@
-//! What is known of credentials: bounded, looked up many at a time, coherent over all nodes.
+//! A bounded cache of credential records with batched lookups, coherent across all nodes.
+//!
+//! Invariant: a request sees every invalidation that was confirmed before the request started. A
+//! cached record is used only while the node's [`Lease`] holds, and no request joins a query that
+//! started before it. Cache invalidations arrive through [`super::caches`].
 
 use std::{
     collections::HashMap,
@@ -21,222 +25,231 @@ use crate::{
     store::{Store, StoreError},
 };
 
-/// Look-ups in one statement at most.
-const BATCH: usize = 1000;
-/// Requests that wait for a look-up at most; further ones are answered 503.
-const WAITING: usize = 10_000;
-/// How long a credential that nobody knows is taken for unknown without asking again.
-const UNKNOWN_FOR: Duration = Duration::from_secs(10);
-/// The longest that PostgreSQL may take for one statement.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// Maximum number of credentials in one query.
+const MAX_BATCH: usize = 1000;
+/// Maximum number of requests that wait for a lookup; further ones are answered 503.
+const MAX_QUEUED: usize = 10_000;
+/// Lifetime of a negative entry: an unknown credential is not looked up again for this long.
+const NEGATIVE_TTL: Duration = Duration::from_secs(10);
+/// Timeout of one query.
+const QUERY_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Where a cache looks up what it does not know.
+/// Loads credential records that are not cached.
 pub(super) trait Source: Send + Sync + 'static {
-    /// What credentials are told apart by.
+    /// The identifier of a credential.
     type Key: Copy + Eq + Hash + Send + Sync + 'static;
-    /// What is known of one.
+    /// The record of a credential.
     type Known: Clone + Send + Sync + 'static;
 
-    /// Looks up many at once; what is not in the answer does not exist.
+    /// Loads many records in one query. Keys without a record in the result do not exist.
     fn fetch(
         &mut self,
         keys: &[Self::Key],
     ) -> impl Future<Output = Result<Found<Self>, StoreError>> + Send;
 }
 
-/// What was found of what was looked up.
+/// The loaded records, with their keys.
 pub(super) type Found<S> = Vec<(<S as Source>::Key, <S as Source>::Known)>;
 
-/// How often a cache was asked, and what came of it.
+/// Counters of cache lookups, by outcome.
 #[derive(Debug, Default)]
 pub struct CacheCounts {
-    /// Answered from memory.
+    /// Answered from the cache.
     pub hits: AtomicU64,
-    /// Answered from memory: known not to exist.
+    /// Answered from a negative entry: the credential does not exist.
     pub unknown_hits: AtomicU64,
     /// Looked up in PostgreSQL.
     pub misses: AtomicU64,
 }
 
-/// Credentials of one kind. Cheap to clone.
+/// A cache of credentials of one kind. Cheap to clone.
 ///
-/// A request never joins a look-up that began before it: those that come while one is under way
-/// gather for the next, each credential once. So whatever was revoked before a request came is seen
-/// by it, and a flood of unknown credentials costs PostgreSQL a statement for hundreds of them.
+/// A request never joins a query that started before the request did. While a query runs, new
+/// requests gather for the next one, which contains each credential once. Therefore a request sees
+/// everything that was revoked before it arrived, and a flood of unknown credentials costs
+/// PostgreSQL one query for hundreds of them.
 pub(super) struct CredentialCache<S: Source> {
-    cached: Arc<Cached<S>>,
+    state: Arc<CacheState<S>>,
     lease: Lease,
-    queue: mpsc::Sender<Wanted<S>>,
+    queue: mpsc::Sender<Lookup<S>>,
 }
 
-type Answer<S> = Result<Option<<S as Source>::Known>, ()>;
+type LookupResult<S> = Result<Option<<S as Source>::Known>, ()>;
 
-/// Who waits for which.
-type Waiting<S> = HashMap<<S as Source>::Key, Vec<oneshot::Sender<Answer<S>>>>;
+/// The requests that wait for each credential.
+type Waiters<S> = HashMap<<S as Source>::Key, Vec<oneshot::Sender<LookupResult<S>>>>;
 
-struct Wanted<S: Source> {
+struct Lookup<S: Source> {
     key: S::Key,
-    answer: oneshot::Sender<Answer<S>>,
+    reply: oneshot::Sender<LookupResult<S>>,
 }
 
-struct Cached<S: Source> {
+struct CacheState<S: Source> {
     known: Cache<S::Key, S::Known>,
-    /// Until when each is taken for unknown. Apart, so that a flood of made-up credentials does not
-    /// push good ones out.
+    /// Expiry of negative entries, on the monotonic clock. A separate cache, so that a flood of
+    /// invalid credentials does not evict valid ones.
     unknown: Cache<S::Key, Duration>,
-    /// How often something was forgotten. What was looked up before is not kept after; the lock is
-    /// held while either is done.
-    forgettings: Mutex<u64>,
+    /// Invalidation epoch. Results of lookups that started in an older epoch are not cached. The
+    /// lock is held while an entry is inserted or invalidated.
+    epoch: Mutex<u64>,
     counts: CacheCounts,
 }
 
 impl<S: Source> Clone for CredentialCache<S> {
     fn clone(&self) -> Self {
-        let (cached, lease) = (Arc::clone(&self.cached), self.lease.clone());
-        Self { cached, lease, queue: self.queue.clone() }
+        let (state, lease) = (Arc::clone(&self.state), self.lease.clone());
+        Self { state, lease, queue: self.queue.clone() }
     }
 }
 
 impl<S: Source> CredentialCache<S> {
-    /// An empty cache of at most so many known credentials, and as many unknown ones.
+    /// Starts an empty cache. `capacity` bounds the records, and separately the negative entries.
     pub(super) fn start(source: S, env: Env, lease: Lease, capacity: usize) -> Self {
-        let cached = Arc::new(Cached {
+        let state = Arc::new(CacheState {
             known: Cache::new(capacity),
             unknown: Cache::new(capacity),
-            forgettings: Mutex::default(),
+            epoch: Mutex::default(),
             counts: CacheCounts::default(),
         });
-        let (queue, wanted) = mpsc::channel(WAITING);
-        tokio::spawn(look_up(source, env, Arc::clone(&cached), wanted));
-        Self { cached, lease, queue }
+        let (queue, lookups) = mpsc::channel(MAX_QUEUED);
+        tokio::spawn(run_lookups(source, env, Arc::clone(&state), lookups));
+        Self { state, lease, queue }
     }
 
-    /// What is known of a credential, by a request that began at this moment of the monotonic clock.
+    /// Returns the record of a credential, or `None` if it does not exist. `now` is the start of
+    /// the request on the monotonic clock.
     ///
     /// # Errors
-    /// When it has to be looked up and PostgreSQL cannot be reached.
+    /// [`StoreError`] if the record must be looked up and the query fails or the queue is full.
     pub(super) async fn find(
         &self,
         key: S::Key,
         now: Duration,
     ) -> Result<Option<S::Known>, StoreError> {
-        let counts = &self.cached.counts;
+        let counts = &self.state.counts;
         if self.lease.holds(now) {
-            if let Some(known) = self.cached.known.get(&key) {
+            if let Some(known) = self.state.known.get(&key) {
                 counts.hits.fetch_add(1, Ordering::Relaxed);
                 return Ok(Some(known));
             }
-            if self.cached.unknown.get(&key).is_some_and(|until| now < until) {
+            if self.state.unknown.get(&key).is_some_and(|until| now < until) {
                 counts.unknown_hits.fetch_add(1, Ordering::Relaxed);
                 return Ok(None);
             }
         }
         counts.misses.fetch_add(1, Ordering::Relaxed);
-        self.ask(key).await
+        self.look_up(key).await
     }
 
-    async fn ask(&self, key: S::Key) -> Result<Option<S::Known>, StoreError> {
-        let (answer, answered) = oneshot::channel();
-        self.queue.try_send(Wanted { key, answer }).map_err(|_| StoreError::late())?;
-        answered.await.map_err(|_| StoreError::Aborted)?.map_err(|()| StoreError::late())
+    async fn look_up(&self, key: S::Key) -> Result<Option<S::Known>, StoreError> {
+        let (reply, result) = oneshot::channel();
+        self.queue.try_send(Lookup { key, reply }).map_err(|_| StoreError::late())?;
+        result.await.map_err(|_| StoreError::Aborted)?.map_err(|()| StoreError::late())
     }
 
-    /// Forgets one credential.
+    /// Removes one credential from the cache.
     pub(super) fn forget(&self, key: &S::Key) {
-        let mut forgettings = self.cached.forgettings();
-        *forgettings += 1;
-        self.cached.known.remove(key);
-        self.cached.unknown.remove(key);
+        let mut epoch = self.state.lock_epoch();
+        *epoch += 1;
+        self.state.known.remove(key);
+        self.state.unknown.remove(key);
     }
 
-    /// Forgets those of which this is true.
-    pub(super) fn forget_if(&self, is: impl Fn(&S::Known) -> bool) {
-        let mut forgettings = self.cached.forgettings();
-        *forgettings += 1;
-        self.cached.known.retain(|_, known| !is(known));
+    /// Removes all records for which `predicate` is true.
+    pub(super) fn forget_if(&self, predicate: impl Fn(&S::Known) -> bool) {
+        let mut epoch = self.state.lock_epoch();
+        *epoch += 1;
+        self.state.known.retain(|_, known| !predicate(known));
     }
 
-    /// Forgets all.
+    /// Removes all entries.
     pub(super) fn forget_all(&self) {
-        let mut forgettings = self.cached.forgettings();
-        *forgettings += 1;
-        self.cached.known.clear();
-        self.cached.unknown.clear();
+        let mut epoch = self.state.lock_epoch();
+        *epoch += 1;
+        self.state.known.clear();
+        self.state.unknown.clear();
     }
 
-    /// How many are known.
+    /// Number of cached records.
     pub(super) fn len(&self) -> usize {
-        self.cached.known.len()
+        self.state.known.len()
     }
 
-    /// How often it was asked.
+    /// Counters of this cache.
     pub(super) fn counts(&self) -> &CacheCounts {
-        &self.cached.counts
+        &self.state.counts
     }
 }
 
-impl<S: Source> Cached<S> {
-    fn forgettings(&self) -> std::sync::MutexGuard<'_, u64> {
-        self.forgettings.lock().unwrap_or_else(PoisonError::into_inner)
+impl<S: Source> CacheState<S> {
+    fn lock_epoch(&self) -> std::sync::MutexGuard<'_, u64> {
+        self.epoch.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Keeps what was found, and tells those who wait.
-    fn answer(&self, waiting: Waiting<S>, found: Option<Found<S>>, before: u64, now: Duration) {
-        let found: Option<HashMap<_, _>> = found.map(|found| found.into_iter().collect());
-        for (key, askers) in waiting {
-            let answer = found.as_ref().map(|found| found.get(&key));
-            if let Some(known) = answer {
-                self.keep(before, key, known, now);
+    /// Caches the results of a query and sends them to the waiting requests. `None` means that the
+    /// query failed.
+    fn complete(
+        &self,
+        waiters: Waiters<S>,
+        records: Option<Found<S>>,
+        epoch_at_start: u64,
+        now: Duration,
+    ) {
+        let records: Option<HashMap<_, _>> = records.map(|records| records.into_iter().collect());
+        for (key, waiters) in waiters {
+            let result = records.as_ref().map(|records| records.get(&key));
+            if let Some(record) = result {
+                self.insert(epoch_at_start, key, record, now);
             }
-            for asker in askers {
-                asker.send(answer.map(Option::<&_>::cloned).ok_or(())).ok();
+            for waiter in waiters {
+                waiter.send(result.map(Option::<&_>::cloned).ok_or(())).ok();
             }
         }
     }
 
-    /// Keeps what was found, unless something was forgotten since the look-up began.
-    fn keep(&self, before: u64, key: S::Key, found: Option<&S::Known>, now: Duration) {
-        let forgettings = self.forgettings();
-        if *forgettings != before {
+    /// Caches one result, unless an invalidation has happened since the query started.
+    fn insert(&self, epoch_at_start: u64, key: S::Key, record: Option<&S::Known>, now: Duration) {
+        let epoch = self.lock_epoch();
+        if *epoch != epoch_at_start {
             return;
         }
-        match found {
-            Some(known) => self.known.insert(key, known.clone()),
-            None => self.unknown.insert(key, now + UNKNOWN_FOR),
+        match record {
+            Some(record) => self.known.insert(key, record.clone()),
+            None => self.unknown.insert(key, now + NEGATIVE_TTL),
         }
     }
 }
 
-/// Looks up whatever is wanted; while one statement is under way the next gathers.
-async fn look_up<S: Source>(
+/// Runs queued lookups in batches. While one query runs, the next batch gathers in the queue.
+async fn run_lookups<S: Source>(
     mut source: S,
     env: Env,
-    cached: Arc<Cached<S>>,
-    mut wanted: mpsc::Receiver<Wanted<S>>,
+    state: Arc<CacheState<S>>,
+    mut lookups: mpsc::Receiver<Lookup<S>>,
 ) {
     let mut batch = Vec::new();
-    while wanted.recv_many(&mut batch, BATCH).await > 0 {
-        let mut waiting: Waiting<S> = HashMap::new();
-        for Wanted { key, answer } in batch.drain(..) {
-            // Whoever hung up meanwhile is not asked for.
-            if !answer.is_closed() {
-                waiting.entry(key).or_default().push(answer);
+    while lookups.recv_many(&mut batch, MAX_BATCH).await > 0 {
+        let mut waiters: Waiters<S> = HashMap::new();
+        for Lookup { key, reply } in batch.drain(..) {
+            // Skip requests of clients that have disconnected.
+            if !reply.is_closed() {
+                waiters.entry(key).or_default().push(reply);
             }
         }
-        let keys: Vec<_> = waiting.keys().copied().collect();
-        let before = *cached.forgettings();
+        let keys: Vec<_> = waiters.keys().copied().collect();
+        let epoch_at_start = *state.lock_epoch();
         let now = env.clock.monotonic();
-        let found = fetch(&mut source, &keys).await;
-        cached.answer(waiting, found, before, now);
+        let records = fetch_with_retry(&mut source, &keys).await;
+        state.complete(waiters, records, epoch_at_start, now);
     }
 }
 
-/// Tries twice: the first try may meet a connection that died while it was idle.
-async fn fetch<S: Source>(source: &mut S, keys: &[S::Key]) -> Option<Found<S>> {
+/// Runs a query, up to twice: the first attempt may get a connection that died while it was idle.
+async fn fetch_with_retry<S: Source>(source: &mut S, keys: &[S::Key]) -> Option<Found<S>> {
     for _ in 0..2 {
-        match Store::within(PATIENCE, source.fetch(keys)).await {
-            Ok(found) => return Some(found),
-            Err(error) => warn!(%error, wanted = keys.len(), "cannot look credentials up"),
+        match Store::within(QUERY_TIMEOUT, source.fetch(keys)).await {
+            Ok(records) => return Some(records),
+            Err(error) => warn!(%error, lookups = keys.len(), "cannot look up credentials"),
         }
     }
     None

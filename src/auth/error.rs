@@ -5,85 +5,91 @@ use crate::{
     store::{Constraint, StoreError},
 };
 
-/// Why authentication, or what a caller wants of it, failed. The texts are for clients.
+/// An error of authentication, or of an operation on users, keys or workspaces.
+///
+/// The texts are sent to clients. Several of them reach pages, as sentences; so none starts with a
+/// field name unless it is about that field.
 #[derive(Debug, thiserror::Error)]
 pub enum AuthError {
     /// The credential is malformed, unknown or revoked.
     #[error("{0}")]
     InvalidCredential(&'static str),
-    /// The credential is a key that cannot be one of this deployment.
+    /// The credential looks like an API key but is malformed or of another deployment.
     #[error(transparent)]
     NotAKey(#[from] crate::model::api_key::NotAKey),
-    /// A genuine access token past its `exp`.
+    /// The access token's signature is valid but its `exp` has passed.
     #[error("the access token has expired")]
     TokenExpired,
-    /// Wrong password or unknown address: the same to the caller.
-    #[error("the e-mail address or the password is wrong")]
+    /// Wrong password or unknown email address; the caller must not learn which.
+    #[error("the email address or password is wrong")]
     InvalidCredentials,
-    /// The password was right; a second factor is due, which completes the sign-in with this token.
-    #[error("a code of your authenticator is required")]
+    /// The password is correct, but a second factor is required. Carries the token that completes
+    /// the sign-in.
+    #[error("a code from your authenticator app is required")]
     MfaRequired(SecretString),
-    /// The second factor is wrong, or comes too late.
+    /// The second factor is wrong, or its challenge has expired.
     #[error("{0}")]
     InvalidSecondFactor(&'static str),
-    /// Guesses are over, for so many seconds.
-    #[error("too many wrong attempts")]
+    /// Sign-in attempts are paused for this number of seconds.
+    #[error("too many failed attempts")]
     TooManyAttempts(u64),
-    /// There is an account already, and only its own session may do this.
-    #[error("there is an account with this e-mail address: sign in, then do it with its session")]
+    /// The invited address is already registered; accepting requires a session of its user.
+    #[error("an account with this email address exists: sign in to accept the invitation")]
     SignInFirst,
-    /// The refresh token is unknown, expired, revoked or was used before.
+    /// The refresh token is unknown, expired, revoked or already used.
     #[error("the refresh token is invalid; sign in again")]
     InvalidRefreshToken,
-    /// The credential lacks the scope.
-    #[error("this needs the scope {required}; the credential has {held}")]
+    /// The credential's scope is insufficient.
+    #[error("this requires the {required} scope; the credential has {held}")]
     InsufficientScope {
-        /// What it takes.
+        /// The scope that the operation requires.
         required: Scope,
-        /// What there is.
+        /// The scope that the credential has.
         held: Scope,
     },
-    /// This actor may not do this.
+    /// The caller may not do this.
     #[error("{0}")]
     Forbidden(&'static str),
-    /// The workspace asks for a second factor, and this session has shown none.
+    /// The workspace requires a second factor, but the user has no authenticator app and this
+    /// session did not use a passkey.
     #[error(
-        "this workspace asks for a second factor: sign in with your passkey, or set one up (POST /v1/auth/mfa/totp)"
+        "this workspace requires a second factor: sign in with your passkey, or set up an authenticator app (POST /v1/auth/mfa/totp)"
     )]
     NoSecondFactor,
-    /// There is no such thing, or not in this workspace.
+    /// The object does not exist, or belongs to another workspace. Carries the kind of object.
     #[error("there is no such {0}")]
     NotFound(&'static str),
-    /// It clashes with what is there.
+    /// The request conflicts with the current state.
     #[error("{0}")]
     Conflict(&'static str),
-    /// A key was not to be revoked while somebody may use it.
+    /// The key must be idle before it can be revoked, and it may still be in use.
     #[error("the key may still be in use: {}", .0.reason)]
     KeyInUse(Box<RotationReport>),
-    /// A value is wrong.
+    /// A field's value is invalid.
     #[error("{reason}")]
     Invalid {
-        /// Which field.
+        /// The field's name.
         field: &'static str,
-        /// What is wrong with it.
+        /// The reason, for the client.
         reason: String,
     },
-    /// Too much at once.
+    /// The queue of passwords to hash is full.
     #[error("too many sign-ins at once")]
     Busy,
-    /// What cannot be logged is not to happen.
+    /// The audit queue is full. An action that cannot be audited must not happen, so the caller
+    /// must answer 503.
     #[error("the queue of audit events is full")]
     LogFull,
-    /// The database.
+    /// The database failed.
     #[error(transparent)]
     Store(StoreError),
-    /// A fault of this service.
+    /// An internal error of this service, with its cause for the log.
     #[error("{0}")]
     Internal(&'static str),
 }
 
 impl AuthError {
-    /// A refusal of a field's value.
+    /// Creates an [`AuthError::Invalid`] for a field.
     #[must_use]
     pub fn invalid(field: &'static str, reason: Invalid) -> Self {
         Self::Invalid { field, reason: reason.0 }
@@ -94,16 +100,16 @@ impl From<StoreError> for AuthError {
     fn from(error: StoreError) -> Self {
         match error {
             StoreError::Violated(Constraint::EmailTaken) => {
-                Self::Conflict("an account with this e-mail address exists already")
+                Self::Conflict("an account with this email address already exists")
             }
             StoreError::Violated(Constraint::LiveSuccessor) => {
-                Self::Conflict("the key has a successor already")
+                Self::Conflict("the key already has a successor")
             }
             StoreError::Violated(Constraint::PasskeyKnown) => {
-                Self::Conflict("this passkey is known already")
+                Self::Conflict("this passkey is already registered")
             }
             StoreError::Violated(Constraint::OpenInvitation) => {
-                Self::Conflict("this address has an open invitation already")
+                Self::Conflict("this email address already has an open invitation")
             }
             StoreError::Violated(Constraint::ClientGone) => Self::NotFound("OAuth client"),
             other => Self::Store(other),

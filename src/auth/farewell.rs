@@ -1,4 +1,6 @@
-//! A person leaves a workspace, or for good.
+//! Users leave a workspace, or delete their account.
+//!
+//! A workspace that has other members never loses its last owner this way.
 
 use std::sync::Arc;
 
@@ -20,10 +22,11 @@ use crate::{
 };
 
 impl Auth {
-    /// Leaves a workspace; the person's sessions in it end.
+    /// Removes the caller's user from a workspace, and ends the user's sessions in it.
     ///
     /// # Errors
-    /// [`AuthError::NotFound`] for no workspace of the caller, [`AuthError::Forbidden`] for its last owner.
+    /// [`AuthError::NotFound`] if the user is not a member; [`AuthError::Forbidden`] for the last
+    /// owner.
     pub async fn leave_workspace(
         &self,
         caller: &Caller,
@@ -31,18 +34,19 @@ impl Auth {
     ) -> Result<(), AuthError> {
         let (_, user) = own_session(caller)?;
         let mut tx = self.store.begin(workspace, Some(user)).await?;
-        let member = self.lock_own(&mut tx, caller, workspace).await?;
+        let member = self.lock_own_membership(&mut tx, caller, workspace).await?;
         let member = member.ok_or(AuthError::NotFound("workspace"))?;
         self.take_out(&mut tx, caller, workspace, &member).await?;
         tx.commit().await?;
         Ok(self.fence.wait().await?)
     }
 
-    /// Deletes the caller's account, and the workspaces that nobody else is in.
+    /// Deletes the caller's account, and the workspaces that have no other members.
     ///
     /// # Errors
-    /// [`AuthError::Invalid`] for a wrong password, [`AuthError::Forbidden`] for the last owner of a
-    /// workspace that has other members.
+    /// [`AuthError::Invalid`] for a wrong password; [`AuthError::Forbidden`] for the last owner of
+    /// a workspace with other members; [`AuthError::Conflict`] if the user joined a workspace
+    /// concurrently.
     pub async fn delete_account(
         &self,
         caller: &Caller,
@@ -52,14 +56,16 @@ impl Auth {
         let user = self.person(user_id).await?;
         self.check_password(&user, "password", password, &caller.request).await?;
         let mut tx = self.store.begin_personal(user_id).await?;
-        let own = store::members::of_person(&mut tx, user_id).await?;
-        let mut own: Vec<_> = own.into_iter().map(|membership| membership.workspace_id).collect();
-        // One order for all who do this, or two could wait for each other: all workspaces before the person.
-        own.sort();
+        let workspaces = store::members::of_person(&mut tx, user_id).await?;
+        let mut workspaces: Vec<_> =
+            workspaces.into_iter().map(|membership| membership.workspace_id).collect();
+        // Lock in one order to avoid deadlocks between concurrent deletions: all workspaces,
+        // sorted, then the user.
+        workspaces.sort();
         let mut locked = Vec::new();
-        for workspace in own {
+        for workspace in workspaces {
             tx.enter(workspace).await?;
-            let member = self.lock_own(&mut tx, caller, workspace).await?;
+            let member = self.lock_own_membership(&mut tx, caller, workspace).await?;
             locked.extend(member.map(|member| (workspace, member)));
         }
         for (workspace, member) in locked {
@@ -70,10 +76,11 @@ impl Auth {
                 self.take_out(&mut tx, caller, workspace, &member).await?;
             }
         }
-        // What the person joined meanwhile would go without a word: locked, nobody joins anything.
+        // With the user's row locked, the user can join no workspace. A workspace that was joined
+        // since the list above was read would lose its member without an audit event.
         store::users::lock(&mut tx, user_id).await?;
         if !store::members::of_person(&mut tx, user_id).await?.is_empty() {
-            return Err(AuthError::Conflict("you joined a workspace meanwhile: try again"));
+            return Err(AuthError::Conflict("you joined a workspace in the meantime; try again"));
         }
         let subject = MailSubject::AccountDeleted { origin: self.origin(&caller.request) };
         self.mail(&mut tx, user.email, subject).await?;
@@ -82,8 +89,8 @@ impl Auth {
         Ok(self.fence.wait().await?)
     }
 
-    /// The caller as a member of a workspace, whose members stay as they are until the transaction ends.
-    async fn lock_own(
+    /// Locks a workspace's members until the transaction ends, and returns the caller's membership.
+    async fn lock_own_membership(
         &self,
         tx: &mut Tx,
         caller: &Caller,
@@ -96,32 +103,32 @@ impl Auth {
         Ok(store::members::get(tx, workspace, user).await?)
     }
 
-    /// Deletes the workspace of the transaction, with all that is in it but its log.
+    /// Deletes the transaction's workspace and everything in it except its audit log.
     pub(super) async fn erase_workspace(
         &self,
         tx: &mut Tx,
         caller: &Caller,
         workspace: WorkspaceId,
     ) -> Result<(), AuthError> {
-        let known = store::workspaces::get(tx, workspace).await?;
-        let known = known.ok_or(AuthError::NotFound("workspace"))?;
+        let row = store::workspaces::get(tx, workspace).await?;
+        let row = row.ok_or(AuthError::NotFound("workspace"))?;
         let event = audit::event_in(&self.env, caller, workspace, Action::WorkspaceDeleted, 204)
-            .on(workspace, known.name);
+            .on(workspace, row.name);
         store::audit::insert(tx, workspace, &event).await?;
-        let abroad = store::oauth_clients::abroad(tx, None).await?;
+        let external_grants = store::oauth_clients::abroad(tx, None).await?;
         store::workspaces::delete(tx).await?;
-        self.tell_of_gone_clients(tx, &caller.request, abroad).await
+        self.tell_of_gone_clients(tx, &caller.request, external_grants).await
     }
 
-    /// Tells workspaces that a client was let into that it is gone, and what was granted to it; not who took it away,
-    /// who may be nobody of theirs.
+    /// Records in other workspaces that a deleted client's grants there have ended. The actor is
+    /// the system: the one that deleted the client may be unknown to those workspaces.
     pub(crate) async fn tell_of_gone_clients(
         &self,
         tx: &mut Tx,
         request: &Arc<RequestInfo>,
-        abroad: Vec<Abroad>,
+        external_grants: Vec<Abroad>,
     ) -> Result<(), AuthError> {
-        for Abroad { client_id, client_name, workspace_id, grants } in abroad {
+        for Abroad { client_id, client_name, workspace_id, grants } in external_grants {
             let id = self.env.new_id();
             let event = NewEvent::new(id, workspace_id, Action::GrantEnded, Actor::system())
                 .on(client_id, client_name)

@@ -1,4 +1,7 @@
-//! Invitations: somebody is asked by mail to join a workspace, and does.
+//! Invitations to a workspace, sent by email.
+//!
+//! An invitation is accepted once, only by its email address, and never grants a role above the
+//! inviter's.
 
 use std::{sync::Arc, time::Duration};
 
@@ -30,67 +33,70 @@ use crate::{
     store::{self, Tx},
 };
 
-/// How long an invitation can be accepted.
-const LIFETIME: Duration = Duration::from_hours(7 * 24);
-/// Invitations of a workspace that may be open.
-const MAX_OPEN: i64 = 200;
-/// Invitations that an address is mailed within a day, by all workspaces.
-const MAX_TO_AN_ADDRESS: i64 = 10;
+/// Lifetime of an invitation.
+const INVITATION_LIFETIME: Duration = Duration::from_hours(7 * 24);
+/// Maximum number of open invitations of a workspace.
+const MAX_OPEN_INVITATIONS: i64 = 200;
+/// Maximum number of invitations to one address per day, from all workspaces.
+const MAX_PER_ADDRESS_AND_DAY: i64 = 10;
 
-/// What an invitation is about.
+/// The content of an invitation, shown before it is accepted.
 #[derive(Debug)]
 pub struct Invited {
-    /// Who is invited.
+    /// The invited email address.
     pub email: String,
-    /// The workspace.
+    /// The workspace's id.
     pub workspace_id: WorkspaceId,
-    /// Its name.
+    /// The workspace's name.
     pub workspace: String,
-    /// Whether there is an account with the address.
+    /// True if the address is already registered.
     pub has_account: bool,
 }
 
-/// How a person without an account accepts.
+/// The details of a new user that accepts an invitation.
 #[derive(Debug)]
 pub struct NewMember {
-    /// The password to be.
+    /// The chosen password.
     pub password: Option<Password>,
-    /// The person's name.
+    /// The user's name.
     pub full_name: Option<String>,
 }
 
 impl Auth {
-    /// Invites whoever has an address, in the transaction of the request. `confirmed`: it is certainly the
-    /// person themselves who asks.
+    /// Invites an email address to the caller's workspace, in the request's transaction.
+    /// `is_confirmed` says that the caller has reauthenticated, which inviting an owner requires.
     ///
     /// # Errors
-    /// [`AuthError::Forbidden`] for a role above the caller's, and for an owner to be where that is not confirmed; [`AuthError::Conflict`] for somebody who
-    /// is a member or invited already, or where there are too many invitations.
+    /// [`AuthError::Forbidden`] for a role above the caller's, or for an owner without
+    /// confirmation; [`AuthError::Conflict`] if the user is already a member or invited, or if
+    /// there are too many invitations.
     pub async fn invite(
         &self,
         tx: &mut Tx,
         caller: &Caller,
         email: &str,
         role: Role,
-        confirmed: bool,
+        is_confirmed: bool,
     ) -> Result<Invitation, AuthError> {
-        let email = Email::parse(email).map_err(|why| AuthError::invalid("email", why))?;
+        let email = Email::parse(email).map_err(|reason| AuthError::invalid("email", reason))?;
         let (workspace, now) = (caller.workspace(), self.env.clock.now());
         if role > self.lock_members(tx, caller).await? {
-            return Err(AuthError::Forbidden("nobody invites above their own role"));
+            return Err(AuthError::Forbidden("you cannot invite to a role above your own"));
         }
-        if role == Role::Owner && !confirmed {
+        if role == Role::Owner && !is_confirmed {
             return Err(UNCONFIRMED);
         }
         if store::members::has_address(tx, workspace, &email).await? {
-            return Err(AuthError::Conflict("the person is a member already"));
+            return Err(AuthError::Conflict("this user is already a member"));
         }
-        if store::invitations::count(tx, workspace, now).await? >= MAX_OPEN {
-            return Err(AuthError::Conflict("too many invitations are open"));
+        if store::invitations::count(tx, workspace, now).await? >= MAX_OPEN_INVITATIONS {
+            return Err(AuthError::Conflict("this workspace has too many open invitations"));
         }
         let day_ago = now - Duration::from_hours(24);
-        if store::invitations::count_to(tx, &email, day_ago).await? >= MAX_TO_AN_ADDRESS {
-            return Err(AuthError::Conflict("this address was invited too often today"));
+        if store::invitations::count_to(tx, &email, day_ago).await? >= MAX_PER_ADDRESS_AND_DAY {
+            return Err(AuthError::Conflict(
+                "this email address was invited too often today; try again tomorrow",
+            ));
         }
         let invitation = Invitation {
             id: self.env.new_id(),
@@ -98,24 +104,24 @@ impl Auth {
             role,
             invited_by: caller.principal.subject(),
             created_at: now,
-            expires_at: now + LIFETIME,
+            expires_at: now + INVITATION_LIFETIME,
         };
         store::invitations::insert(tx, workspace, &invitation, &email).await?;
         let event = audit::event(&self.env, caller, Action::InvitationCreated, 201)
             .on(invitation.id, invitation.email.clone())
             .with(json!({ "role": role }));
         store::audit::insert(tx, workspace, &event).await?;
-        let named = store::workspaces::get(tx, workspace).await?;
-        let workspace = named.ok_or(AuthError::NotFound("workspace"))?.name;
+        let row = store::workspaces::get(tx, workspace).await?;
+        let workspace = row.ok_or(AuthError::NotFound("workspace"))?.name;
         let subject = MailSubject::Invitation { token: invitation.id.uuid(), workspace };
         self.mail(tx, invitation.email.clone(), subject).await?;
         Ok(invitation)
     }
 
-    /// The open invitations to the caller's workspace, and how many there are.
+    /// Lists the open invitations to the caller's workspace, and counts them.
     ///
     /// # Errors
-    /// When PostgreSQL cannot be reached.
+    /// [`AuthError::Store`] if the query fails.
     pub async fn invitations(
         &self,
         caller: &Caller,
@@ -128,10 +134,11 @@ impl Auth {
         Ok((items, total))
     }
 
-    /// Withdraws an invitation.
+    /// Revokes an invitation.
     ///
     /// # Errors
-    /// [`AuthError::NotFound`] where it is not open, [`AuthError::Forbidden`] for one above the caller.
+    /// [`AuthError::NotFound`] if it is not open; [`AuthError::Forbidden`] if its role is above the
+    /// caller's.
     pub async fn withdraw_invitation(
         &self,
         caller: &Caller,
@@ -139,28 +146,28 @@ impl Auth {
     ) -> Result<(), AuthError> {
         let (workspace, now) = (caller.workspace(), self.env.clock.now());
         let mut tx = self.store.begin(workspace, None).await?;
-        let acting = self.lock_members(&mut tx, caller).await?;
-        let open = store::invitations::get(&mut tx, workspace, id, now).await?;
-        let open = open.ok_or(AuthError::NotFound("invitation"))?;
-        if open.role > acting {
+        let caller_role = self.lock_members(&mut tx, caller).await?;
+        let invitation = store::invitations::get(&mut tx, workspace, id, now).await?;
+        let invitation = invitation.ok_or(AuthError::NotFound("invitation"))?;
+        if invitation.role > caller_role {
             return Err(AuthError::Forbidden(
-                "nobody withdraws an invitation above their own role",
+                "you cannot revoke an invitation to a role above your own",
             ));
         }
         if !store::invitations::close(&mut tx, workspace, id, now).await? {
             return Err(AuthError::NotFound("invitation"));
         }
-        let event =
-            audit::event(&self.env, caller, Action::InvitationRevoked, 204).on(id, open.email);
+        let event = audit::event(&self.env, caller, Action::InvitationRevoked, 204)
+            .on(id, invitation.email);
         store::audit::insert(&mut tx, workspace, &event).await?;
         Ok(tx.commit().await?)
     }
 
-    /// Accepts an invitation, as the person whose session asks: it moves to the workspace.
+    /// Accepts an invitation as the caller's user, and moves the caller's session to the workspace.
     ///
     /// # Errors
-    /// [`AuthError::Invalid`] for a token that does not work, [`AuthError::Forbidden`] for the invitation
-    /// of somebody else, [`AuthError::Conflict`] for a member.
+    /// [`AuthError::Invalid`] for an invalid token; [`AuthError::Forbidden`] if the invitation is
+    /// for another address; [`AuthError::Conflict`] if the user is already a member.
     pub async fn accept_invitation(
         &self,
         caller: &Caller,
@@ -168,40 +175,39 @@ impl Auth {
     ) -> Result<TokenPair, AuthError> {
         let (_, user_id) = own_session(caller)?;
         let user = self.person(user_id).await?;
-        let (workspace, id) = self.find_invitation(token).await?;
+        let (workspace, id) = self.verify_invitation_token(token).await?;
         let mut tx = self.store.begin(workspace, Some(user_id)).await?;
-        let open = self.open_invitation(&mut tx, workspace, id).await?;
-        if address_of(&open.email)?.key() != address_of(&user.email)?.key() {
-            return Err(AuthError::Forbidden("this invitation is for another address"));
+        let invitation = self.lock_and_close_invitation(&mut tx, workspace, id).await?;
+        if address_of(&invitation.email)?.key() != address_of(&user.email)?.key() {
+            return Err(AuthError::Forbidden("this invitation is for another email address"));
         }
         if store::members::pin_role(&mut tx, workspace, user_id).await?.is_some() {
-            return Err(AuthError::Conflict("you are a member already"));
+            return Err(AuthError::Conflict("you are already a member of this workspace"));
         }
-        self.join(&mut tx, workspace, &user, &open, &caller.request).await?;
-        let pair = self.move_session(&mut tx, caller, workspace, open.role).await?;
+        self.add_member(&mut tx, workspace, &user, &invitation, &caller.request).await?;
+        let pair = self.move_session(&mut tx, caller, workspace, invitation.role).await?;
         tx.commit().await?;
         self.fence.wait().await?;
         Ok(pair)
     }
 
-    /// Accepts an invitation as somebody who has no account yet, and signs in. Who has read the mail has
-    /// the address.
+    /// Registers a new user with an invitation, and signs the user in. This verifies the email
+    /// address, since the token was sent there.
     ///
     /// # Errors
-    /// [`AuthError::Invalid`] for a token that does not work and for bad values,
-    /// [`AuthError::SignInFirst`] where there is an account with the address,
-    /// [`AuthError::Forbidden`] where nobody may register.
+    /// [`AuthError::Invalid`] for an invalid token or invalid values; [`AuthError::SignInFirst`] if
+    /// the address is already registered; [`AuthError::Forbidden`] if registration is closed.
     pub async fn accept_invitation_anew(
         &self,
         token: &str,
         new: &NewMember,
         request: &Arc<RequestInfo>,
     ) -> Result<TokenPair, AuthError> {
-        let (workspace, id) = self.find_invitation(token).await?;
+        let (workspace, id) = self.verify_invitation_token(token).await?;
         let mut tx = self.store.begin(workspace, None).await?;
         let now = self.env.clock.now();
-        let open = store::invitations::get(&mut tx, workspace, id, now).await?;
-        let email = address_of(&open.ok_or_else(bad_link)?.email)?;
+        let invitation = store::invitations::get(&mut tx, workspace, id, now).await?;
+        let email = address_of(&invitation.ok_or_else(bad_link)?.email)?;
         drop(tx);
         if self.store.find_sign_in(&email).await?.is_some() {
             return Err(AuthError::SignInFirst);
@@ -212,31 +218,31 @@ impl Auth {
         let user = self.new_user(&email, new.full_name.as_deref())?;
         let password = new.password.as_ref().ok_or_else(|| AuthError::Invalid {
             field: "password",
-            reason: "password is required: there is no account with this address yet".to_owned(),
+            reason: "password is required: this email address has no account yet".to_owned(),
         })?;
         let name = user.full_name.as_deref();
         let hash = self.passwords.hash_chosen("password", password, &email, name).await?;
         let mut tx = self.store.begin(workspace, Some(user.id)).await?;
-        let open = self.open_invitation(&mut tx, workspace, id).await?;
+        let invitation = self.lock_and_close_invitation(&mut tx, workspace, id).await?;
         store::users::insert(&mut tx, &user, &email, &hash, workspace).await?;
-        self.join(&mut tx, workspace, &user, &open, request).await?;
-        let (actor, role) = (Actor::user(&user), open.role);
+        self.add_member(&mut tx, workspace, &user, &invitation, request).await?;
+        let (actor, role) = (Actor::user(&user), invitation.role);
         let member = Membership { workspace_id: workspace, role };
         let pair = self.open_session(&mut tx, user.id, actor, member, request, 201).await?;
         tx.commit().await?;
         Ok(pair)
     }
 
-    /// What a link invites to, for whoever has it.
+    /// Returns the content of an invitation, for the page that a mailed link opens.
     ///
     /// # Errors
-    /// [`AuthError::Invalid`] for a token that does not work.
+    /// [`AuthError::Invalid`] for an invalid token.
     pub async fn look_at_invitation(&self, token: &str) -> Result<Invited, AuthError> {
-        let (workspace, id) = self.find_invitation(token).await?;
+        let (workspace, id) = self.verify_invitation_token(token).await?;
         let mut tx = self.store.begin(workspace, None).await?;
         let now = self.env.clock.now();
-        let open = store::invitations::get(&mut tx, workspace, id, now).await?;
-        let email = open.ok_or_else(bad_link)?.email;
+        let invitation = store::invitations::get(&mut tx, workspace, id, now).await?;
+        let email = invitation.ok_or_else(bad_link)?.email;
         let workspace = store::workspaces::get(&mut tx, workspace).await?.ok_or_else(bad_link)?;
         drop(tx);
         let account = self.store.find_sign_in(&address_of(&email)?).await?;
@@ -244,15 +250,18 @@ impl Auth {
         Ok(Invited { email, workspace_id, workspace, has_account: account.is_some() })
     }
 
-    async fn find_invitation(&self, token: &str) -> Result<(WorkspaceId, InvitationId), AuthError> {
+    async fn verify_invitation_token(
+        &self,
+        token: &str,
+    ) -> Result<(WorkspaceId, InvitationId), AuthError> {
         let id = self.token_key.verify(Purpose::Invitation, token).ok_or_else(bad_link)?;
         let id = InvitationId::from(id);
         let workspace = self.store.find_invitation(id).await?.ok_or_else(bad_link)?;
         Ok((workspace, id))
     }
 
-    /// An invitation, which this transaction closes. Members stay as they are meanwhile.
-    async fn open_invitation(
+    /// Locks the workspace's members and closes the invitation, in the caller's transaction.
+    async fn lock_and_close_invitation(
         &self,
         tx: &mut Tx,
         workspace: WorkspaceId,
@@ -260,29 +269,30 @@ impl Auth {
     ) -> Result<Invitation, AuthError> {
         let now = self.env.clock.now();
         store::members::lock(tx, workspace).await?;
-        let open = store::invitations::get(tx, workspace, id, now).await?.ok_or_else(bad_link)?;
+        let invitation =
+            store::invitations::get(tx, workspace, id, now).await?.ok_or_else(bad_link)?;
         if store::invitations::close(tx, workspace, id, now).await? {
-            Ok(open)
+            Ok(invitation)
         } else {
             Err(bad_link())
         }
     }
 
-    async fn join(
+    async fn add_member(
         &self,
         tx: &mut Tx,
         workspace: WorkspaceId,
         user: &User,
-        open: &Invitation,
+        invitation: &Invitation,
         request: &Arc<RequestInfo>,
     ) -> Result<(), AuthError> {
         let now = self.env.clock.now();
-        store::members::insert(tx, workspace, user.id, open.role, now).await?;
+        store::members::insert(tx, workspace, user.id, invitation.role, now).await?;
         store::users::set_email_verified(tx, user.id, now).await?;
         let event = self
             .witness(request, workspace, Action::MemberJoined, Actor::user(user), 201)
             .on(user.id, user.email.clone())
-            .with(json!({ "role": open.role, "invitation_id": open.id }));
+            .with(json!({ "role": invitation.role, "invitation_id": invitation.id }));
         Ok(store::audit::insert(tx, workspace, &event).await?)
     }
 }

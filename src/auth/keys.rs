@@ -1,4 +1,7 @@
-//! The life of API keys: minted, changed, revoked.
+//! The lifecycle of API keys: create, update, revoke.
+//!
+//! No caller creates a key with a scope above its own, and a secret is returned only once, at
+//! creation. [`super::rotation`] creates successors; [`super::verify_key`] verifies keys.
 
 use ipnet::IpNet;
 use serde_json::json;
@@ -21,57 +24,58 @@ use crate::{
     store::{self, Line, Tx, api_keys::KeyFilter},
 };
 
-/// What is asked for when a key is minted.
+/// The parameters of a new API key.
 #[derive(Debug)]
 pub struct MintKey {
-    /// What people will call it.
+    /// The display name.
     pub name: String,
-    /// What it is for.
+    /// The purpose of the key, for its readers.
     pub description: Option<String>,
-    /// What it may do.
+    /// The scope.
     pub scope: Scope,
-    /// The networks that it may be used from; empty is any.
+    /// The networks that the key may be used from; empty means any.
     pub allowed_ips: Vec<String>,
 }
 
-/// What is asked for when a key is changed; what is `None` stays.
+/// Changes to an API key; `None` leaves a field as it is.
 #[derive(Debug, Default)]
 pub struct ChangeKey {
     /// The new name.
     pub name: Option<String>,
     /// The new description; an inner `None` removes it.
     pub description: Option<Option<String>>,
-    /// The new networks.
+    /// The new networks; empty means any.
     pub allowed_ips: Option<Vec<String>>,
 }
 
-/// A key and, this once, its secret.
+/// A new key with its secret.
 #[derive(Debug)]
 pub struct Minted {
     /// The key.
     pub key: ApiKey,
-    /// The secret. It is nowhere else.
+    /// The secret. Only its digest is stored, so this is the only copy.
     pub secret: ApiKeySecret,
 }
 
-/// A key, and who answers for it.
+/// A key with its workspace and the owners to notify.
 #[derive(Debug)]
 pub struct KeyOwner {
     /// The key.
     pub key: ApiKey,
-    /// Its workspace.
+    /// The key's workspace.
     pub workspace: Workspace,
-    /// The addresses of the workspace's owners.
+    /// The email addresses of the workspace's owners.
     pub owners: Vec<String>,
 }
 
 impl Auth {
-    /// Whose a key is that somebody found; none: nobody's.
+    /// Identifies the workspace and owners of a leaked key. Returns `None` if the key does not
+    /// exist.
     ///
     /// # Errors
-    /// [`AuthError::NotAKey`] for what cannot be a key of this deployment.
-    pub async fn reveal_owner(&self, found: &str) -> Result<Option<KeyOwner>, AuthError> {
-        let secret = ApiKeySecret::parse(found, &self.environment)?;
+    /// [`AuthError::NotAKey`] if the text is not a key of this deployment.
+    pub async fn reveal_owner(&self, text: &str) -> Result<Option<KeyOwner>, AuthError> {
+        let secret = ApiKeySecret::parse(text, &self.environment)?;
         let known = Line::new(self.store.clone()).find_api_keys(&[secret.digest()]).await?;
         let Some((_, record)) = known.into_iter().next() else { return Ok(None) };
         let mut tx = self.store.begin(record.workspace_id, None).await?;
@@ -81,24 +85,26 @@ impl Auth {
         Ok(key.zip(workspace).map(|(key, workspace)| KeyOwner { key, workspace, owners }))
     }
 
-    /// Mints a key, in the transaction of the request.
+    /// Creates a key, in the request's transaction.
     ///
     /// # Errors
-    /// [`AuthError::Invalid`] for bad values, [`AuthError::Forbidden`] for a scope above the caller's.
+    /// [`AuthError::Invalid`] for invalid values; [`AuthError::Forbidden`] for a scope above the
+    /// caller's.
     pub async fn mint_key(
         &self,
         tx: &mut Tx,
         caller: &Caller,
-        wanted: MintKey,
+        params: MintKey,
     ) -> Result<Minted, AuthError> {
-        // Before anything is locked.
-        let new = self.new_key(&wanted)?;
-        // Who was an admin when the request began may be none any more.
+        // Validate before taking any lock.
+        let new = self.new_key(&params)?;
+        // Check the role again: the caller may have lost it since authentication.
         self.lock_members(tx, caller).await?;
         self.mint(tx, caller, new).await
     }
 
-    /// Mints a key for a caller who may run the workspace.
+    /// Creates a key, after the caller's right to manage the workspace was checked. Emails the
+    /// owners if the key has the admin scope.
     pub(super) async fn mint(
         &self,
         tx: &mut Tx,
@@ -106,19 +112,21 @@ impl Auth {
         (secret, mut new): (ApiKeySecret, NewApiKey),
     ) -> Result<Minted, AuthError> {
         if new.scope > caller.principal.scope {
-            return Err(AuthError::Forbidden("nobody mints a key above their own scope"));
+            return Err(AuthError::Forbidden(
+                "you cannot create a key with a scope above your own",
+            ));
         }
         new.created_by = Some(caller.principal.subject());
         new.creator = caller.principal.person();
         if new.scope == Scope::Admin {
-            self.tell_owners(tx, caller, &new.name).await?;
+            self.email_owners(tx, caller, &new.name).await?;
         }
         let event = audit::event(&self.env, caller, Action::ApiKeyCreated, 201);
-        self.store_key(tx, caller.workspace(), secret, new, event).await
+        self.insert_key(tx, caller.workspace(), secret, new, event).await
     }
 
-    /// Tells the owners of a workspace by mail that there is another key that may run it.
-    async fn tell_owners(&self, tx: &mut Tx, caller: &Caller, key: &str) -> Result<(), AuthError> {
+    /// Emails the workspace's owners that there is a new key with the admin scope.
+    async fn email_owners(&self, tx: &mut Tx, caller: &Caller, key: &str) -> Result<(), AuthError> {
         let id = caller.workspace();
         let workspace = store::workspaces::get(tx, id).await?;
         let workspace = workspace.ok_or(AuthError::NotFound("workspace"))?.name;
@@ -131,37 +139,37 @@ impl Auth {
         Ok(())
     }
 
-    /// Mints a key as the operator does, from the command line.
+    /// Creates a key on behalf of the operator, from the command line.
     ///
     /// # Errors
-    /// [`AuthError::Invalid`] for bad values, [`AuthError::NotFound`] for an unknown workspace.
+    /// [`AuthError::Invalid`] for invalid values; [`AuthError::NotFound`] for an unknown workspace.
     pub async fn mint_key_as_operator(
         &self,
         workspace: WorkspaceId,
-        wanted: MintKey,
+        params: MintKey,
     ) -> Result<Minted, AuthError> {
-        let (secret, new) = self.new_key(&wanted)?;
+        let (secret, new) = self.new_key(&params)?;
         let mut tx = self.store.begin(workspace, None).await?;
         let known = store::workspaces::get(&mut tx, workspace).await?;
         known.ok_or(AuthError::NotFound("workspace"))?;
         let id = self.env.new_id();
         let event = NewEvent::new(id, workspace, Action::ApiKeyCreated, Actor::system());
-        let minted = self.store_key(&mut tx, workspace, secret, new, event).await?;
+        let minted = self.insert_key(&mut tx, workspace, secret, new, event).await?;
         tx.commit().await?;
         Ok(minted)
     }
 
-    pub(super) fn new_key(&self, wanted: &MintKey) -> Result<(ApiKeySecret, NewApiKey), AuthError> {
+    pub(super) fn new_key(&self, params: &MintKey) -> Result<(ApiKeySecret, NewApiKey), AuthError> {
         let secret =
             ApiKeySecret::generate(&self.environment, |bytes| self.env.entropy.fill(bytes));
         let new = NewApiKey {
             id: self.env.new_id(),
-            name: check_name(&wanted.name)?,
-            description: wanted.description.as_deref().map(check_description).transpose()?,
-            scope: wanted.scope,
+            name: check_name(&params.name)?,
+            description: params.description.as_deref().map(check_description).transpose()?,
+            scope: params.scope,
             digest: secret.digest(),
             shown: secret.shown(),
-            allowed_ips: check_networks(&wanted.allowed_ips)?,
+            allowed_ips: check_networks(&params.allowed_ips)?,
             created_at: self.env.clock.now(),
             created_by: None,
             creator: None,
@@ -170,7 +178,7 @@ impl Auth {
         Ok((secret, new))
     }
 
-    async fn store_key(
+    async fn insert_key(
         &self,
         tx: &mut Tx,
         workspace: WorkspaceId,
@@ -179,21 +187,21 @@ impl Auth {
         event: NewEvent,
     ) -> Result<Minted, AuthError> {
         store::api_keys::insert(tx, workspace, &new).await?;
-        let mut about = json!({ "scope": new.scope });
+        let mut details = json!({ "scope": new.scope });
         if let Some(old) = new.rotated_from {
-            about["rotated_from"] = json!(old);
+            details["rotated_from"] = json!(old);
         }
-        let event = event.on(new.id, new.name.clone()).with(about);
+        let event = event.on(new.id, new.name.clone()).with(details);
         store::audit::insert(tx, workspace, &event).await?;
         let key = store::api_keys::get(tx, workspace, new.id).await?;
-        let key = key.ok_or(AuthError::Internal("a key is gone as soon as it is stored"))?;
+        let key = key.ok_or(AuthError::Internal("a key is missing right after its insert"))?;
         Ok(Minted { key, secret })
     }
 
-    /// The keys of the caller's workspace, and how many pass the filter.
+    /// Lists the keys of the caller's workspace that match a filter, and counts them.
     ///
     /// # Errors
-    /// When PostgreSQL cannot be reached.
+    /// [`AuthError::Store`] if the query fails.
     pub async fn list_keys(
         &self,
         caller: &Caller,
@@ -206,33 +214,34 @@ impl Auth {
         Ok((items, total))
     }
 
-    /// A key of the caller's workspace.
+    /// Returns a key of the caller's workspace.
     ///
     /// # Errors
-    /// [`AuthError::NotFound`].
+    /// [`AuthError::NotFound`] if the workspace has no such key.
     pub async fn get_key(&self, caller: &Caller, id: ApiKeyId) -> Result<ApiKey, AuthError> {
         let mut tx = self.store.begin(caller.workspace(), None).await?;
         let key = store::api_keys::get(&mut tx, caller.workspace(), id).await?;
         key.ok_or(AuthError::NotFound("API key"))
     }
 
-    /// Changes a key's name, description or networks.
+    /// Updates a key's name, description or networks, and waits until every node applies them.
     ///
     /// # Errors
-    /// [`AuthError::NotFound`], [`AuthError::Invalid`] for bad values.
+    /// [`AuthError::NotFound`] if the workspace has no such key; [`AuthError::Invalid`] for invalid
+    /// values.
     pub async fn change_key(
         &self,
         caller: &Caller,
         id: ApiKeyId,
-        wanted: ChangeKey,
+        params: ChangeKey,
     ) -> Result<ApiKey, AuthError> {
         let change = ApiKeyChange {
-            name: wanted.name.as_deref().map(check_name).transpose()?,
-            description: match wanted.description {
+            name: params.name.as_deref().map(check_name).transpose()?,
+            description: match params.description {
                 Some(text) => Some(text.as_deref().map(check_description).transpose()?),
                 None => None,
             },
-            allowed_ips: wanted.allowed_ips.as_deref().map(check_networks).transpose()?,
+            allowed_ips: params.allowed_ips.as_deref().map(check_networks).transpose()?,
         };
         let mut tx = self.store.begin(caller.workspace(), None).await?;
         if !store::api_keys::update(&mut tx, caller.workspace(), id, &change).await? {
@@ -253,10 +262,12 @@ impl Auth {
         Ok(key)
     }
 
-    /// Revokes a key, for good. A second time does nothing.
+    /// Revokes a key for good, and waits until every node rejects it. Revoking it again has no
+    /// effect.
     ///
     /// # Errors
-    /// [`AuthError::NotFound`]; with `only_if_quiet`, [`AuthError::KeyInUse`] while it is not safe to do.
+    /// [`AuthError::NotFound`] if the workspace has no such key; with `only_if_quiet`,
+    /// [`AuthError::KeyInUse`] if it is not yet safe to revoke.
     pub async fn revoke_key(
         &self,
         caller: &Caller,
@@ -288,20 +299,21 @@ impl Auth {
             store::audit::insert(&mut tx, workspace, &event).await?;
             tx.commit().await?;
         }
-        // Also a second time: the first one's client may have gone without an answer.
+        // Wait even if the key was revoked before: the first client may have disconnected before
+        // the fence was passed.
         Ok(self.fence.wait().await?)
     }
 }
 
 fn check_name(name: &str) -> Result<String, AuthError> {
-    text::name("name", name).map_err(|why| AuthError::invalid("name", why))
+    text::name("name", name).map_err(|reason| AuthError::invalid("name", reason))
 }
 
 fn check_description(description: &str) -> Result<String, AuthError> {
     text::description("description", description)
-        .map_err(|why| AuthError::invalid("description", why))
+        .map_err(|reason| AuthError::invalid("description", reason))
 }
 
 fn check_networks(networks: impl AsRef<[String]>) -> Result<Vec<IpNet>, AuthError> {
-    parse_networks(networks.as_ref()).map_err(|why| AuthError::invalid("allowed_ips", why))
+    parse_networks(networks.as_ref()).map_err(|reason| AuthError::invalid("allowed_ips", reason))
 }

@@ -1,4 +1,8 @@
-//! Registration and sign-in.
+//! Registration, and sign-in with a password.
+//!
+//! A sign-in never reveals whether an email address is registered: not by the error and not by the
+//! response time. [`super::second_factor`] completes sign-ins that require a code;
+//! [`super::passkeys`] signs in without a password.
 
 use std::sync::Arc;
 
@@ -26,72 +30,74 @@ use crate::{
     store::{self, Tx, users::SignIn},
 };
 
-/// What a person gets for signing in.
+/// The tokens of a session.
 #[derive(Debug)]
 pub struct TokenPair {
-    /// For the API, for an hour.
+    /// The access token. Valid for one hour by default.
     pub access_token: SecretString,
-    /// For the next pair, once.
+    /// The refresh token. Works once, for the next pair.
     pub refresh_token: SecretString,
-    /// The session that they are of.
+    /// The session of both tokens.
     pub session: SessionId,
 }
 
-/// Who wants to register.
+/// The details of a new user.
 #[derive(Debug)]
 pub struct NewAccount {
-    /// The address to sign in with.
+    /// The email address to sign in with.
     pub email: String,
     /// The password.
     pub password: Password,
-    /// The person's name.
+    /// The user's name.
     pub full_name: Option<String>,
-    /// The name of the first workspace.
+    /// The name of the first workspace; by default it is named after the user.
     pub workspace_name: Option<String>,
 }
 
-/// What registration made.
+/// The result of a registration.
 #[derive(Debug)]
 pub struct Registered {
-    /// Signed in already.
+    /// The tokens of the user's first session.
     pub tokens: TokenPair,
-    /// The account.
+    /// The user.
     pub user: User,
-    /// Its first workspace.
+    /// The user's first workspace.
     pub workspace: Workspace,
 }
 
 impl Auth {
-    /// Whether anybody may register.
+    /// Checks that registration is open to everyone.
     ///
     /// # Errors
-    /// [`AuthError::Forbidden`] where not.
+    /// [`AuthError::Forbidden`] if it requires an invitation or is closed.
     pub fn check_registration(&self) -> Result<(), AuthError> {
         match self.registration {
             Registration::Open => Ok(()),
-            Registration::Invite => Err(AuthError::Forbidden("registration takes an invitation")),
+            Registration::Invite => {
+                Err(AuthError::Forbidden("registration requires an invitation"))
+            }
             Registration::Closed => Err(AuthError::Forbidden("registration is closed")),
         }
     }
 
-    /// Makes an account and its first workspace, and signs in.
+    /// Registers a user with a first workspace, and signs the user in.
     ///
     /// # Errors
-    /// [`AuthError::Forbidden`] where registration is not open, [`AuthError::Conflict`] where the
-    /// address is known, [`AuthError::Invalid`] for bad values.
+    /// [`AuthError::Forbidden`] if registration is not open; [`AuthError::Conflict`] if the address
+    /// is already registered; [`AuthError::Invalid`] for invalid values.
     pub async fn register(
         &self,
         account: NewAccount,
         request: &Arc<RequestInfo>,
     ) -> Result<Registered, AuthError> {
         self.check_registration()?;
-        let (user, email, workspace) = self.check_account(&account)?;
+        let (user, email, workspace) = self.validate_account(&account)?;
         let name = user.full_name.as_deref();
         let hash = self.passwords.hash_chosen("password", &account.password, &email, name).await?;
         let mut tx = self.store.begin(workspace.id, Some(user.id)).await?;
         store::users::insert(&mut tx, &user, &email, &hash, workspace.id).await?;
-        let (founded, actor) = (Action::WorkspaceCreated, Actor::user(&user));
-        let event = self.witness(request, workspace.id, founded, actor, 201);
+        let (action, actor) = (Action::WorkspaceCreated, Actor::user(&user));
+        let event = self.witness(request, workspace.id, action, actor, 201);
         self.found(&mut tx, &workspace, user.id, event).await?;
         let owner = Membership { workspace_id: workspace.id, role: Role::Owner };
         let tokens =
@@ -101,40 +107,44 @@ impl Auth {
         Ok(Registered { tokens, user, workspace })
     }
 
-    /// Makes an account and its first workspace without a session, as the operator does.
+    /// Creates a user with a first workspace, without a session, on behalf of the operator. Works
+    /// also if registration is not open.
     ///
     /// # Errors
-    /// As [`Self::register`], whoever may register.
+    /// [`AuthError::Conflict`] if the address is already registered; [`AuthError::Invalid`] for
+    /// invalid values.
     pub async fn create_account(
         &self,
         account: NewAccount,
     ) -> Result<(User, Workspace), AuthError> {
-        let (user, email, workspace) = self.check_account(&account)?;
+        let (user, email, workspace) = self.validate_account(&account)?;
         let name = user.full_name.as_deref();
         let hash = self.passwords.hash_chosen("password", &account.password, &email, name).await?;
         let mut tx = self.store.begin(workspace.id, Some(user.id)).await?;
         store::users::insert(&mut tx, &user, &email, &hash, workspace.id).await?;
-        let (founded, id) = (Action::WorkspaceCreated, self.env.new_id());
-        let event = NewEvent::new(id, workspace.id, founded, Actor::system());
+        let (action, id) = (Action::WorkspaceCreated, self.env.new_id());
+        let event = NewEvent::new(id, workspace.id, action, Actor::system());
         self.found(&mut tx, &workspace, user.id, event).await?;
         tx.commit().await?;
         Ok((user, workspace))
     }
 
-    fn check_account(&self, account: &NewAccount) -> Result<(User, Email, Workspace), AuthError> {
+    fn validate_account(
+        &self,
+        account: &NewAccount,
+    ) -> Result<(User, Email, Workspace), AuthError> {
         let invalid = AuthError::invalid;
-        let email = Email::parse(&account.email).map_err(|why| invalid("email", why))?;
+        let email = Email::parse(&account.email).map_err(|reason| invalid("email", reason))?;
         let user = self.new_user(&email, account.full_name.as_deref())?;
         let workspace_name = match &account.workspace_name {
-            Some(name) => {
-                text::name("workspace_name", name).map_err(|why| invalid("workspace_name", why))?
-            }
-            None => first_name(user.display_name()),
+            Some(name) => text::name("workspace_name", name)
+                .map_err(|reason| invalid("workspace_name", reason))?,
+            None => default_workspace_name(user.display_name()),
         };
         Ok((user, email, self.new_workspace(workspace_name)))
     }
 
-    /// A person to be, whose address is not known to be theirs.
+    /// Builds a new user with an unverified email address, without storing it.
     pub(super) fn new_user(
         &self,
         email: &Email,
@@ -144,19 +154,20 @@ impl Auth {
         Ok(User {
             id: self.env.new_id(),
             email: email.as_str().to_owned(),
-            full_name: full_name.map_err(|why| AuthError::invalid("full_name", why))?,
+            full_name: full_name.map_err(|reason| AuthError::invalid("full_name", reason))?,
             profile: Fields::default(),
             created_at: self.env.clock.now(),
             email_verified_at: None,
         })
     }
 
-    /// Signs a person in, to the workspace asked for, else the one last used, else the oldest.
+    /// Signs a user in with a password: to the given workspace, or the one last used, or the
+    /// oldest.
     ///
     /// # Errors
-    /// [`AuthError::InvalidCredentials`] for an unknown address and a wrong password alike,
-    /// [`AuthError::TooManyAttempts`] for who guesses, [`AuthError::MfaRequired`] where the sign-in takes a
-    /// code, [`AuthError::Forbidden`] for a workspace that the person is no member of.
+    /// [`AuthError::InvalidCredentials`] for an unknown address or a wrong password;
+    /// [`AuthError::TooManyAttempts`] after failed attempts; [`AuthError::MfaRequired`] if a code
+    /// is required; [`AuthError::Forbidden`] if the user is not a member of the given workspace.
     pub async fn login(
         &self,
         email: &str,
@@ -165,7 +176,7 @@ impl Auth {
         request: &Arc<RequestInfo>,
     ) -> Result<TokenPair, AuthError> {
         let Ok(email) = Email::parse(email) else {
-            // No such account can be. It is hashed all the same, to take the same time.
+            // No user can have this address. Hash all the same, to take the same time.
             self.passwords.verify(password, None).await?;
             return Err(AuthError::InvalidCredentials);
         };
@@ -175,60 +186,64 @@ impl Auth {
             self.note_failure(&account, request, "wrong_password", 401).await?;
             return Err(AuthError::InvalidCredentials);
         }
-        self.sign_in(&account, password, verified, workspace, request).await
+        self.finish_sign_in(&account, password, verified, workspace, request).await
     }
 
-    async fn sign_in(
+    async fn finish_sign_in(
         &self,
         account: &SignIn,
         password: &Password,
         verified: Verification,
-        wanted: Option<WorkspaceId>,
+        requested: Option<WorkspaceId>,
         request: &Arc<RequestInfo>,
     ) -> Result<TokenPair, AuthError> {
-        let renewed = match verified {
+        let new_hash = match verified {
             Verification::RightButWeak => Some(self.passwords.hash(password).await?),
             _ => None,
         };
         let mut tx = self.store.begin_personal(account.user_id).await?;
-        // Another one may have been chosen while this one was verified: what that ended stays so.
-        let old = account.password_hash.as_ref().ok_or(AuthError::InvalidCredentials)?;
-        if !store::users::pin_password_hash(&mut tx, old, renewed.as_ref()).await? {
+        // The password may have been changed during verification, which ended the user's sessions.
+        // The old password must not start a new one.
+        let current_hash = account.password_hash.as_ref().ok_or(AuthError::InvalidCredentials)?;
+        if !store::users::pin_password_hash(&mut tx, current_hash, new_hash.as_ref()).await? {
             return Err(AuthError::InvalidCredentials);
         }
-        // In a statement of its own: the pin may have waited for whoever set it up.
+        // In a separate statement: the one above may have waited for a transaction that set up a
+        // second factor, and would not see it.
         if store::second_factor::exists(&mut tx, account.user_id).await? {
-            let token = self.challenge(&mut tx, account.user_id, wanted).await?;
+            let token = self.challenge(&mut tx, account.user_id, requested).await?;
             tx.commit().await?;
             return Err(AuthError::MfaRequired(token));
         }
-        let pair = self.enter(&mut tx, account, wanted, request).await?;
+        let pair = self.enter(&mut tx, account, requested, request).await?;
         tx.commit().await?;
         Ok(pair)
     }
 
-    /// Opens a session for who has shown who they are, in a transaction of that person, which is to
-    /// commit.
+    /// Starts a session for an authenticated user, in a transaction of that user which the caller
+    /// must commit. Emails the user if the device is new.
     pub(super) async fn enter(
         &self,
         tx: &mut Tx,
         account: &SignIn,
-        wanted: Option<WorkspaceId>,
+        requested: Option<WorkspaceId>,
         request: &Arc<RequestInfo>,
     ) -> Result<TokenPair, AuthError> {
         let memberships = store::members::of_person(tx, account.user_id).await?;
-        let is = |id: WorkspaceId| memberships.iter().find(move |m| m.workspace_id == id);
-        let membership = match wanted {
-            Some(id) => is(id),
-            None => account.last_workspace_id.and_then(is).or(memberships.first()),
+        let membership_in =
+            |id: WorkspaceId| memberships.iter().find(move |m| m.workspace_id == id);
+        let membership = match requested {
+            Some(id) => membership_in(id),
+            None => account.last_workspace_id.and_then(membership_in).or(memberships.first()),
         };
-        let membership = match (membership, wanted) {
+        let membership = match (membership, requested) {
             (Some(membership), _) => *membership,
-            // Taken out of the last one: nobody is left with an account that opens nothing.
-            (None, None) => self.found_first(tx, account, request).await?,
+            // The user was removed from the last workspace. Create one, since a user without a
+            // workspace can do nothing.
+            (None, None) => self.create_first_workspace(tx, account, request).await?,
             (None, Some(_)) => {
                 self.note_failure(account, request, "not_a_member", 403).await?;
-                return Err(AuthError::Forbidden("you are no member of this workspace"));
+                return Err(AuthError::Forbidden("you are not a member of this workspace"));
             }
         };
         let (network, client) = (address::network(request.ip), request.user_agent.as_deref());
@@ -240,23 +255,23 @@ impl Auth {
         self.open_session(tx, account.user_id, actor, membership, request, 200).await
     }
 
-    /// Makes a workspace for a person who has none, in a transaction of that person.
-    async fn found_first(
+    /// Creates a workspace for a user without any, in a transaction of that user.
+    async fn create_first_workspace(
         &self,
         tx: &mut Tx,
         account: &SignIn,
         request: &Arc<RequestInfo>,
     ) -> Result<Membership, AuthError> {
-        let name = first_name(account.full_name.as_deref().unwrap_or(&account.email));
+        let name = default_workspace_name(account.full_name.as_deref().unwrap_or(&account.email));
         let workspace = self.new_workspace(name);
         tx.enter(workspace.id).await?;
-        let (founded, actor) = (Action::WorkspaceCreated, Actor::system());
-        let event = self.witness(request, workspace.id, founded, actor, 200);
+        let (action, actor) = (Action::WorkspaceCreated, Actor::system());
+        let event = self.witness(request, workspace.id, action, actor, 200);
         self.found(tx, &workspace, account.user_id, event).await?;
         Ok(Membership { workspace_id: workspace.id, role: Role::Owner })
     }
 
-    /// Stores a session and its event, and makes its first pair of tokens.
+    /// Stores a session and its audit event, and issues its first token pair.
     pub(super) async fn open_session(
         &self,
         tx: &mut Tx,
@@ -301,8 +316,9 @@ impl Auth {
         })
     }
 
-    /// Through the queue, not in a transaction, and without waiting for its commit where durability is
-    /// strict: a wrong password must not take longer than an unknown address.
+    /// Records a failed sign-in through the audit queue, not in a transaction, and without waiting
+    /// for its commit even if durability is strict: a wrong password must not take longer than an
+    /// unknown address.
     pub(super) async fn note_failure(
         &self,
         account: &SignIn,
@@ -318,16 +334,16 @@ impl Auth {
         self.note(event).await
     }
 
-    /// Has an event written that tells of no change, soon.
+    /// Queues an audit event that is not part of a transaction.
     ///
     /// # Errors
-    /// [`AuthError::LogFull`].
+    /// [`AuthError::LogFull`] if the queue is full.
     pub(crate) async fn note(&self, event: NewEvent) -> Result<(), AuthError> {
         self.audit.reserve().await.ok_or(AuthError::LogFull)?.send(event);
         Ok(())
     }
 
-    /// An event of this request.
+    /// Creates an audit event for a request.
     pub(crate) fn witness(
         &self,
         request: &Arc<RequestInfo>,
@@ -344,7 +360,7 @@ impl Auth {
     }
 }
 
-/// What a person's first workspace is called, unless it is told.
-fn first_name(person: &str) -> String {
-    format!("{}'s workspace", text::shorten(person, 80))
+/// The default name of a user's first workspace.
+fn default_workspace_name(user_name: &str) -> String {
+    format!("{}'s workspace", text::shorten(user_name, 80))
 }

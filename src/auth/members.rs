@@ -1,8 +1,8 @@
-//! Members of a workspace: given another role, taken out.
+//! Members of a workspace: change their roles and remove them.
 //!
-//! Changes take turns under a lock of the workspace, so that no two of them leave it without an owner,
-//! and who asks for one is looked at again under that lock. Nobody gives, changes or takes a role above
-//! their own.
+//! Changes are serialized by a lock on the workspace, so a workspace always keeps an owner. The
+//! caller's own role is read again under that lock, and no caller can assign, change or remove a
+//! role above it.
 
 use serde_json::json;
 
@@ -22,19 +22,19 @@ use crate::{
     store::{self, Tx},
 };
 
-/// Keys that the event of a removal names.
-const KEYS_NAMED: i64 = 100;
+/// Maximum number of API keys that the audit event of a removal lists.
+const MAX_LISTED_KEYS: i64 = 100;
 
 const NO_LONGER_A_MEMBER: AuthError =
-    AuthError::InvalidCredential("the session's person is no longer a member of the workspace");
+    AuthError::InvalidCredential("the user is no longer a member of the workspace");
 
 impl Auth {
-    /// Gives a member another role.
+    /// Changes a member's role.
     ///
     /// # Errors
-    /// [`AuthError::Forbidden`] for a role above the caller's, before or after, and where nobody would
-    /// be owner or, where ownership comes or goes, by a person who has neither just signed in nor given
-    /// the password; [`AuthError::NotFound`] for nobody of the workspace.
+    /// [`AuthError::Forbidden`] if the old or new role is above the caller's, if the workspace
+    /// would lose its last owner, or if ownership is assigned or removed without a recent sign-in
+    /// or the password; [`AuthError::NotFound`] if the user is not a member.
     pub async fn change_role(
         &self,
         caller: &Caller,
@@ -45,10 +45,10 @@ impl Auth {
         let workspace = caller.workspace();
         let confirmed = self.is_confirmed(caller, password).await?;
         let mut tx = self.store.begin(workspace, Some(user)).await?;
-        let (member, acting) = self.lock_member(&mut tx, caller, user).await?;
-        keep_an_owner(&mut tx, workspace, &member).await?;
-        if role > acting {
-            return Err(AuthError::Forbidden("nobody gives a role above their own"));
+        let (member, caller_role) = self.lock_member(&mut tx, caller, user).await?;
+        require_another_owner(&mut tx, workspace, &member).await?;
+        if role > caller_role {
+            return Err(AuthError::Forbidden("you cannot assign a role above your own"));
         }
         if role == member.role {
             return Ok(member);
@@ -58,7 +58,7 @@ impl Auth {
         }
         store::members::set_role(&mut tx, workspace, user, role).await?;
         if role < member.role {
-            self.close_invitations_of(&mut tx, workspace, user).await?;
+            self.close_invitations_by(&mut tx, workspace, user).await?;
         }
         let event = audit::event(&self.env, caller, Action::MemberRoleChanged, 200)
             .on(user, member.email.clone())
@@ -69,8 +69,8 @@ impl Auth {
         Ok(Member { role, ..member })
     }
 
-    /// Takes a member out; the person's sessions in the workspace end. Keys that the person minted stay,
-    /// and are named in the event.
+    /// Removes a member and ends the user's sessions in the workspace. API keys that the user
+    /// created stay valid; the audit event lists them.
     ///
     /// # Errors
     /// As [`Self::change_role`].
@@ -87,8 +87,8 @@ impl Auth {
         Ok(self.fence.wait().await?)
     }
 
-    /// A member as they are, and the role that the caller acts with, until the transaction ends. Refuses
-    /// a member above the caller.
+    /// Returns a member and the caller's role, both locked until the transaction ends. Refuses a
+    /// member with a role above the caller's.
     async fn lock_member(
         &self,
         tx: &mut Tx,
@@ -96,17 +96,22 @@ impl Auth {
         user: UserId,
     ) -> Result<(Member, Role), AuthError> {
         let workspace = caller.workspace();
-        let acting = self.lock_members(tx, caller).await?;
+        let caller_role = self.lock_members(tx, caller).await?;
         let member = store::members::get(tx, workspace, user).await?;
         let member = member.ok_or(AuthError::NotFound("member"))?;
-        if member.role > acting {
-            return Err(AuthError::Forbidden("only an owner changes an owner"));
+        if member.role > caller_role {
+            return Err(AuthError::Forbidden("only an owner can change or remove an owner"));
         }
-        Ok((member, acting))
+        Ok((member, caller_role))
     }
 
-    /// The role that the caller acts with in the own workspace, whose members stay as they are until the
-    /// transaction ends.
+    /// Locks the members of the caller's workspace until the transaction ends. Returns the caller's
+    /// current role; for an API key, admin.
+    ///
+    /// # Errors
+    /// [`AuthError::InsufficientScope`] if that role lacks the admin scope;
+    /// [`AuthError::InvalidCredential`] if the membership or API key has ended;
+    /// [`AuthError::Forbidden`] for OAuth clients.
     pub(crate) async fn lock_members(
         &self,
         tx: &mut Tx,
@@ -117,7 +122,7 @@ impl Auth {
             return Err(NO_LONGER_A_MEMBER);
         }
         let role = match &caller.principal.credential {
-            // Its scope does not shrink; but it may have been revoked since it was looked at.
+            // A key's scope never changes, but the key may have been revoked since authentication.
             Credential::ApiKey { id, .. } => {
                 if !store::api_keys::pin(tx, workspace, *id).await? {
                     return Err(AuthError::InvalidCredential("the API key has been revoked"));
@@ -138,7 +143,8 @@ impl Auth {
         }
     }
 
-    /// Takes a member out of a workspace, in a transaction of both whose members stay as they are.
+    /// Removes a member, in a transaction of the workspace and the user in which members are
+    /// locked.
     ///
     /// # Errors
     /// [`AuthError::Forbidden`] for the last owner.
@@ -149,29 +155,29 @@ impl Auth {
         workspace: WorkspaceId,
         member: &Member,
     ) -> Result<(), AuthError> {
-        keep_an_owner(tx, workspace, member).await?;
+        require_another_owner(tx, workspace, member).await?;
         let user = member.user_id;
-        let minted = store::api_keys::minted_by(tx, workspace, user, KEYS_NAMED).await?;
+        let created = store::api_keys::minted_by(tx, workspace, user, MAX_LISTED_KEYS).await?;
         let keys: Vec<_> =
-            minted.items.iter().map(|(id, name)| json!({ "id": id, "name": name })).collect();
+            created.items.iter().map(|(id, name)| json!({ "id": id, "name": name })).collect();
         let event = audit::event_in(&self.env, caller, workspace, Action::MemberRemoved, 204)
             .on(user, member.email.clone())
-            .with(json!({ "role": member.role, "api_keys": keys, "more_api_keys": minted.more }));
+            .with(json!({ "role": member.role, "api_keys": keys, "more_api_keys": created.more }));
         store::audit::insert(tx, workspace, &event).await?;
-        self.close_invitations_of(tx, workspace, user).await?;
-        // Membership, person, session: everybody locks them in this order.
+        self.close_invitations_by(tx, workspace, user).await?;
+        // Lock order everywhere: membership, user, session.
         store::members::remove(tx, workspace, user).await?;
-        // What somebody granted who is no longer a member does not come back with them.
+        // End the user's grants: they must not revive if the user joins again.
         let actor = Actor::from(&*caller.principal);
-        let (there, reason) = (Some(workspace), GrantEnd::Removed);
-        self.end_grants(tx, user, there, reason, &actor, &caller.request).await?;
+        let (workspace_filter, reason) = (Some(workspace), GrantEnd::Removed);
+        self.end_grants(tx, user, workspace_filter, reason, &actor, &caller.request).await?;
         store::users::lock(tx, user).await?;
         let (sessions, reason) = (Which::In(workspace), EndReason::Removed);
         self.end_sessions(tx, user, sessions, reason, &actor, &caller.request).await
     }
 
-    /// What somebody invited who may not invite any more is not to be accepted.
-    async fn close_invitations_of(
+    /// Revokes a user's open invitations, after the user has lost the right to invite.
+    async fn close_invitations_by(
         &self,
         tx: &mut Tx,
         workspace: WorkspaceId,
@@ -182,17 +188,17 @@ impl Auth {
     }
 }
 
-/// Refuses to let the last owner of a workspace go, in a transaction in which members stay as they are.
-async fn keep_an_owner(
+/// Refuses to change or remove the last owner of a workspace. Members must be locked.
+async fn require_another_owner(
     tx: &mut Tx,
     workspace: WorkspaceId,
     member: &Member,
 ) -> Result<(), AuthError> {
-    let is_needed = member.role == Role::Owner
+    let is_last_owner = member.role == Role::Owner
         && !store::members::has_another_owner(tx, workspace, member.user_id).await?;
-    if is_needed {
+    if is_last_owner {
         return Err(AuthError::Forbidden(
-            "a workspace keeps at least one owner: make somebody else one first",
+            "a workspace needs at least one owner: make another member an owner first",
         ));
     }
     Ok(())

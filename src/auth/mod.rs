@@ -1,15 +1,21 @@
-//! Who is calling, and how one becomes somebody.
+//! Authentication, and the management of users, credentials and workspaces.
 //!
-//! - [`authenticate`]: a credential becomes a [`Principal`](crate::model::principal::Principal);
-//!   [`verify_key`] is where a key is verified, [`verify_jwt`] where an access token is.
-//! - [`check_scope`]: what a principal may do. One pure function.
-//! - [`login`], [`refresh`], [`sessions`]: sessions. [`second_factor`]: codes besides a password;
-//!   [`passkeys`]: in place of one.
-//!   [`recovery`]: passwords changed and forgotten. [`browser`]: cookies in place of tokens.
-//! - [`check_password`]: guesses at passwords, and re-authentication.
-//! - [`members`], [`invitations`], [`workspaces`], [`farewell`]: who shares what with whom.
-//! - [`keys`]: the life of API keys.
-//! - [`password`], [`signing_keys`], [`secrets`]: what they are made of.
+//! Every change that ends or restricts access waits at [`Fence::wait`] before it is answered, so
+//! that no node grants the old access from its cache afterwards.
+//!
+//! - Verifying credentials: [`authenticate`] turns a credential into a
+//!   [`Principal`](crate::model::principal::Principal); [`verify_key`] verifies API keys,
+//!   [`verify_jwt`] access tokens, [`browser`] session cookies. [`caches`] holds the records that
+//!   they look up.
+//! - Authorization: [`check_scope`] decides what a principal may do, in one pure function.
+//! - Signing in: [`login`], [`second_factor`] (codes after a password), [`passkeys`] (instead of a
+//!   password), [`check_password`] (throttling and reauthentication).
+//! - Sessions: [`sessions`], and [`refresh`] for refresh tokens.
+//! - Passwords and email addresses of users: [`recovery`].
+//! - Workspaces: [`workspaces`], [`members`], [`invitations`], [`farewell`] (leaving and deleting).
+//! - API keys: [`keys`], [`rotation`], [`usage`].
+//! - Cryptography: [`password`] (hashing), [`signing_keys`] (JWTs and checkpoints), [`secrets`]
+//!   (key derivation).
 
 pub mod authenticate;
 pub mod browser;
@@ -64,7 +70,8 @@ use password::PasswordHasher;
 use secrets::Secrets;
 use signing_keys::SigningKeys;
 
-/// Everything that authentication needs. Cheap to clone.
+/// The authentication service: verifies credentials and manages users, sessions, keys and
+/// workspaces. Cheap to clone.
 #[derive(Clone)]
 pub struct Auth {
     store: Store,
@@ -82,13 +89,13 @@ pub struct Auth {
     signing_keys: Arc<SigningKeys>,
     lifetimes: Lifetimes,
     registration: Registration,
-    /// How long a rotated key has to be unused until it is safe to revoke.
+    /// Required idle time of a rotated key before it is safe to revoke.
     quiet: time::Duration,
-    /// This node's name among nodes.
+    /// This node's id in the cluster.
     node: Uuid,
 }
 
-/// How long things last.
+/// Configured lifetimes of sessions and tokens.
 #[derive(Debug, Clone, Copy)]
 struct Lifetimes {
     access_token: Duration,
@@ -98,11 +105,11 @@ struct Lifetimes {
 }
 
 impl Auth {
-    /// Loads the signing keys, making the first one on a fresh database.
+    /// Loads the signing keys, and creates the first ones on a fresh database.
     ///
     /// # Errors
-    /// With one line for the operator: the database is away, or `keys.encryption_key` is not the one
-    /// that its signing keys were sealed with.
+    /// A message for the operator, if the database is unreachable or `keys.encryption_key` is not
+    /// the key that its signing keys were encrypted with.
     pub async fn new(
         settings: &Settings,
         store: Store,
@@ -112,15 +119,15 @@ impl Auth {
         fence: Fence,
         node: Uuid,
     ) -> Result<Self, String> {
-        let secrets = Secrets::new(&settings.keys.encryption_key);
+        let master_key = Secrets::new(&settings.keys.encryption_key);
         Ok(Self {
             passwords: PasswordHasher::start(settings.passwords, &env)?,
-            refresh_key: secrets.refresh_key()?,
-            grant_refresh_key: secrets.grant_refresh_key()?,
-            token_key: secrets.token_key()?,
-            second_factor_key: secrets.second_factor_key()?,
+            refresh_key: master_key.refresh_key()?,
+            grant_refresh_key: master_key.grant_refresh_key()?,
+            token_key: master_key.token_key()?,
+            second_factor_key: master_key.second_factor_key()?,
             signing_keys: Arc::new(
-                SigningKeys::load_or_create(store.clone(), secrets, env.clone()).await?,
+                SigningKeys::load_or_create(store.clone(), master_key, env.clone()).await?,
             ),
             environment: settings.keys.environment.clone(),
             issuer: settings.server.public_url.as_str().into(),
@@ -141,16 +148,16 @@ impl Auth {
         })
     }
 
-    /// The keys that access tokens are verified with, as a JSON Web Key Set (RFC 7517).
+    /// The public keys that verify access tokens and checkpoints, as a JSON Web Key Set (RFC 7517).
     #[must_use]
     pub fn jwks(&self) -> serde_json::Value {
         self.signing_keys.current().jwks()
     }
 
-    /// The PHC string of a password, for an account that is made outside of [`login`].
+    /// Hashes a password for a user that is created outside of [`login`]. Returns a PHC string.
     ///
     /// # Errors
-    /// [`AuthError::Busy`] where too many wait already.
+    /// [`AuthError::Busy`] if the queue of passwords to hash is full.
     pub async fn hash_password(
         &self,
         password: &crate::model::password::Password,
@@ -158,49 +165,49 @@ impl Auth {
         self.passwords.hash(password).await
     }
 
-    /// What this node believes of credentials, for its metrics.
+    /// This node's credential caches, for metrics.
     #[must_use]
     pub fn caches(&self) -> &Caches {
         &self.caches
     }
 
-    /// Password hashes that wait or are computed.
+    /// Number of password hashes that are queued or being computed.
     #[must_use]
     pub fn passwords_waiting(&self) -> usize {
         self.passwords.waiting()
     }
 
-    /// What the tokens of mailed links are derived under, for those who write the mails.
+    /// The MAC key of one-time tokens: mailed links, session cookies, CSRF tokens, OAuth codes.
     #[must_use]
     pub fn token_key(&self) -> &TokenKey {
         &self.token_key
     }
 
-    /// What refresh tokens of OAuth grants are derived under.
+    /// The MAC key of refresh tokens of OAuth grants.
     #[must_use]
     pub fn grant_refresh_key(&self) -> &RefreshKey<GrantId> {
         &self.grant_refresh_key
     }
 
-    /// Where a change waits until no node believes anything older.
+    /// The fence: a change waits here until every node has applied its cache invalidation.
     #[must_use]
     pub fn fence(&self) -> &Fence {
         &self.fence
     }
 
-    /// The label in this deployment's API keys.
+    /// The environment label in this deployment's API keys.
     #[must_use]
     pub fn environment(&self) -> &Environment {
         &self.environment
     }
 
-    /// How long a session lasts at most.
+    /// Maximum lifetime of a session.
     #[must_use]
     pub fn session_lifetime(&self) -> Duration {
         self.lifetimes.session
     }
 
-    /// An access token's life.
+    /// Lifetime of an access token.
     #[must_use]
     pub fn access_token_lifetime(&self) -> Duration {
         self.lifetimes.access_token

@@ -1,4 +1,7 @@
-//! Passkeys: made by who is signed in, and signing in by themselves, without a password or a code.
+//! Passkeys: registering them, and signing in with one instead of a password and a code.
+//!
+//! Section numbers refer to Web Authentication Level 3. A challenge is used once;
+//! [`crate::model::passkey`] verifies what browsers send.
 
 use std::{sync::Arc, time::Duration};
 
@@ -27,30 +30,32 @@ use crate::{
     store::{self, Tx},
 };
 
-/// How long a challenge to sign in can be met: the page may have been open for a while.
-const LIFETIME: Duration = Duration::from_mins(30);
-/// How long a challenge to make one can be met, by who has just shown who they are.
-/// Longer than [`PATIENCE`], or a device would keep one that is refused here.
-const LIFETIME_TO_MAKE: Duration = Duration::from_mins(10);
-/// How long a browser lets a person look for the device, in milliseconds (section 15.1).
-const PATIENCE: u32 = 300_000;
-/// Passkeys of a person.
+/// Lifetime of a sign-in challenge. Long, because a sign-in page may stay open for a while.
+const SIGN_IN_CHALLENGE_LIFETIME: Duration = Duration::from_mins(30);
+/// Lifetime of a registration challenge, which follows a reauthentication. Longer than
+/// [`BROWSER_TIMEOUT_MS`]; otherwise a device could keep a passkey that is refused here.
+const REGISTRATION_CHALLENGE_LIFETIME: Duration = Duration::from_mins(10);
+/// The time that a browser gives the user for the ceremony, in milliseconds (section 15.1).
+const BROWSER_TIMEOUT_MS: u32 = 300_000;
+/// Maximum number of passkeys of a user.
 const MAX_PASSKEYS: usize = 20;
 
-const TOO_MANY: AuthError = AuthError::Conflict("there are too many passkeys: take one away first");
-const UNVERIFIED: AuthError = AuthError::Conflict(
-    "passkeys are for a verified address: verify yours first (POST /v1/auth/verify-email/send)",
+const TOO_MANY_PASSKEYS: AuthError =
+    AuthError::Conflict("you have too many passkeys: remove one first");
+const EMAIL_NOT_VERIFIED: AuthError = AuthError::Conflict(
+    "passkeys require a verified email address: verify it first (POST /v1/auth/verify-email/send)",
 );
-const NO_NAME: AuthError =
-    AuthError::Conflict("passkeys need the service to be reached by https under a host's name");
-const SIGN_IN_AGAIN: AuthError = AuthError::InvalidSecondFactor(
-    "the passkey does not work here; try again, or sign in otherwise",
+const PASSKEYS_UNAVAILABLE: AuthError = AuthError::Conflict(
+    "passkeys require that this service is reached over HTTPS and under a host name",
+);
+const PASSKEY_REJECTED: AuthError = AuthError::InvalidSecondFactor(
+    "the passkey does not work here; try again, or sign in another way",
 );
 
-/// What a browser made, as `PublicKeyCredential.toJSON()` has it.
+/// A new credential from a browser, in the format of `PublicKeyCredential.toJSON()`.
 #[derive(Debug, Deserialize)]
 pub struct NewCredential {
-    /// What the device answered.
+    /// The authenticator's response.
     response: RegistrationResponse,
 }
 
@@ -62,7 +67,7 @@ struct RegistrationResponse {
     attestation_object: String,
 }
 
-/// What a passkey signed, as `PublicKeyCredential.toJSON()` has it.
+/// An assertion from a browser, in the format of `PublicKeyCredential.toJSON()`.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SignedCredential {
@@ -77,27 +82,28 @@ struct AuthenticationResponse {
     client_data: String,
     authenticator_data: String,
     signature: String,
-    /// Nobody said who they are before, so the device does (section 7.2, step 6).
+    /// Identifies the user, since no user was named before (section 7.2, step 6).
     user_handle: String,
 }
 
 impl From<NotAPasskey> for AuthError {
-    fn from(why: NotAPasskey) -> Self {
-        Self::Invalid { field: "credential", reason: format!("credential does not fit: {why}") }
+    fn from(reason: NotAPasskey) -> Self {
+        Self::Invalid { field: "credential", reason: format!("credential is not valid: {reason}") }
     }
 }
 
 impl Auth {
     fn relying_party(&self) -> Result<RelyingParty, AuthError> {
-        RelyingParty::of(&self.issuer).ok_or(NO_NAME)
+        RelyingParty::of(&self.issuer).ok_or(PASSKEYS_UNAVAILABLE)
     }
 
-    /// What a browser is asked for to make a passkey (`PublicKeyCredentialCreationOptionsJSON`).
+    /// Returns the options for a browser to create a passkey
+    /// (`PublicKeyCredentialCreationOptionsJSON`).
     ///
     /// # Errors
-    /// [`AuthError::Forbidden`] for a person who has neither just signed in nor given the password, or has
-    /// not shown the passkey that there is; [`AuthError::Conflict`] for too many, for an address that is not
-    /// verified, or where there can be none.
+    /// [`AuthError::Forbidden`] if the user neither signed in recently nor gave the password, or
+    /// has not used an existing passkey as required; [`AuthError::Conflict`] if there are too many
+    /// passkeys, the email address is not verified, or this deployment cannot have passkeys.
     pub async fn new_passkey_options(
         &self,
         caller: &Caller,
@@ -109,7 +115,7 @@ impl Auth {
             return Err(UNCONFIRMED);
         }
         let mut tx = self.store.begin_personal(user_id).await?;
-        let (user, known) = self.lock_to_add_passkey(&mut tx, caller).await?;
+        let (user, known) = self.lock_user_to_add_passkey(&mut tx, caller).await?;
         let known = known.iter().map(|(_, credential)| descriptor(credential));
         let algorithms = passkey::ALGORITHMS.iter();
         Ok(json!({
@@ -118,7 +124,7 @@ impl Auth {
                 "id": passkey::text(user_id.uuid().as_bytes()), "name": user.email,
                 "displayName": user.display_name(),
             },
-            // For this session, which has shown whose it is: another's answer is none here.
+            // The challenge is bound to this session; it is not valid in another one.
             "challenge": self
                 .token_key
                 .derive_for(session.uuid(), Purpose::NewPasskey, self.env.new_uuid())
@@ -126,7 +132,7 @@ impl Auth {
             "pubKeyCredParams": algorithms
                 .map(|algorithm| json!({ "type": "public-key", "alg": algorithm }))
                 .collect::<Vec<_>>(),
-            "timeout": PATIENCE,
+            "timeout": BROWSER_TIMEOUT_MS,
             "excludeCredentials": known.collect::<Vec<_>>(),
             "authenticatorSelection": {
                 "residentKey": "required", "requireResidentKey": true, "userVerification": "required",
@@ -135,29 +141,32 @@ impl Auth {
         }))
     }
 
-    /// The caller as a person who may have another passkey, and those that there are.
-    async fn lock_to_add_passkey(
+    /// Locks the caller's user, checks that another passkey may be added, and returns the existing
+    /// ones.
+    async fn lock_user_to_add_passkey(
         &self,
         tx: &mut Tx,
         caller: &Caller,
     ) -> Result<(User, Vec<(Passkey, Vec<u8>)>), AuthError> {
         let user = self.lock_to_change_factors(tx, caller).await?;
-        // Whoever signs up with somebody's address must not be let in once that is verified by its owner.
+        // A stranger that registered this address must not keep access after its owner has verified
+        // it.
         if user.email_verified_at.is_none() {
-            return Err(UNVERIFIED);
+            return Err(EMAIL_NOT_VERIFIED);
         }
         let known = store::passkeys::list(tx, user.id).await?;
         if known.len() >= MAX_PASSKEYS {
-            return Err(TOO_MANY);
+            return Err(TOO_MANY_PASSKEYS);
         }
         Ok((user, known))
     }
 
-    /// Takes a passkey that a browser made. The session that asks has shown it then.
+    /// Registers a passkey that a browser created. The caller's session counts as signed in with
+    /// it.
     ///
     /// # Errors
-    /// [`AuthError::Invalid`] for one that is none, [`AuthError::Conflict`] for one that somebody has; those
-    /// of [`Self::new_passkey_options`].
+    /// [`AuthError::Invalid`] for an invalid credential; [`AuthError::Conflict`] if it is already
+    /// registered; otherwise as [`Self::new_passkey_options`].
     pub async fn add_passkey(
         &self,
         caller: &Caller,
@@ -166,39 +175,39 @@ impl Auth {
     ) -> Result<Passkey, AuthError> {
         let (session, user_id) = own_session(caller)?;
         let party = self.relying_party()?;
-        let name = text::name("name", name).map_err(|why| AuthError::invalid("name", why))?;
+        let name = text::name("name", name).map_err(|reason| AuthError::invalid("name", reason))?;
         let response = &credential.response;
         let client_data = passkey::bytes(&response.client_data)?;
         let challenge = passkey::challenge(&party, Ceremony::Registration, &client_data)?;
         let challenge = self.token_key.verify_for(session.uuid(), Purpose::NewPasskey, &challenge);
-        let challenge = self.in_time(challenge, LIFETIME_TO_MAKE)?;
+        let challenge = self.check_challenge_age(challenge, REGISTRATION_CHALLENGE_LIFETIME)?;
         let new = passkey::registered(&party, &passkey::bytes(&response.attestation_object)?)?;
         let mut tx = self.store.begin_personal(user_id).await?;
-        let (user, _) = self.lock_to_add_passkey(&mut tx, caller).await?;
+        let (user, _) = self.lock_user_to_add_passkey(&mut tx, caller).await?;
         if !store::passkeys::meet_challenge(&mut tx, challenge).await? {
-            return Err(NotAPasskey("the answer came before").into());
+            return Err(NotAPasskey("the response was already used").into());
         }
-        let made = Passkey {
+        let added = Passkey {
             id: self.env.new_id(),
             name,
             created_at: self.env.clock.now(),
             last_used_at: None,
         };
-        store::passkeys::insert(&mut tx, user_id, &new, &made).await?;
-        store::sessions::note_passkey(&mut tx, user_id, session, made.id).await?;
+        store::passkeys::insert(&mut tx, user_id, &new, &added).await?;
+        store::sessions::note_passkey(&mut tx, user_id, session, added.id).await?;
         let subject = MailSubject::PasskeyAdded { origin: self.origin(&caller.request) };
         self.mail(&mut tx, user.email.clone(), subject).await?;
         self.tell_workspaces(&mut tx, &user, Action::PasskeyAdded, &caller.request).await?;
         tx.commit().await?;
-        // It is there, also where a node does not answer.
+        // Ignore a fence error: the passkey is committed.
         self.fence.wait().await.ok();
-        Ok(made)
+        Ok(added)
     }
 
-    /// The caller's passkeys, the newest first.
+    /// Lists the passkeys of the caller's user, newest first.
     ///
     /// # Errors
-    /// [`AuthError::Forbidden`] for a caller that is no session.
+    /// [`AuthError::Forbidden`] if the caller is not a user session.
     pub async fn passkeys(&self, caller: &Caller) -> Result<Vec<Passkey>, AuthError> {
         let (_, user_id) = own_session(caller)?;
         let mut tx = self.store.begin_personal(user_id).await?;
@@ -206,11 +215,14 @@ impl Auth {
         Ok(passkeys.into_iter().map(|(passkey, _)| passkey).collect())
     }
 
-    /// Takes one of the caller's passkeys away, which ends the person's other sessions. If it is the one that this
-    /// session has shown, and there are others, what signs in can be changed after signing in with one of these.
+    /// Removes a passkey, and ends the user's other sessions.
+    ///
+    /// If this session was signed in with that passkey and others remain, the user must sign in
+    /// with one of them before changing the sign-in methods again.
     ///
     /// # Errors
-    /// [`AuthError::NotFound`] where there is none, [`AuthError::Forbidden`] as for making one.
+    /// [`AuthError::NotFound`] if the user has no such passkey; [`AuthError::Forbidden`] as for
+    /// [`Self::new_passkey_options`].
     pub async fn remove_passkey(
         &self,
         caller: &Caller,
@@ -229,7 +241,7 @@ impl Auth {
         let subject = MailSubject::PasskeyRemoved { origin: self.origin(&caller.request) };
         self.mail(&mut tx, user.email.clone(), subject).await?;
         self.tell_workspaces(&mut tx, &user, Action::PasskeyRemoved, &caller.request).await?;
-        // Whoever has its device may have signed in with it, and have made others there.
+        // The device's holder may have signed in with the passkey and added others.
         let (others, reason) = (Which::AllBut(session), EndReason::PasskeyRemoved);
         let actor = Actor::from(&*caller.principal);
         self.end_sessions(&mut tx, user_id, others, reason, &actor, &caller.request).await?;
@@ -237,36 +249,39 @@ impl Auth {
         Ok(self.fence.wait().await?)
     }
 
-    /// What a browser is asked for to sign somebody in, whoever it is
+    /// Returns the options for a browser to sign in any user
     /// (`PublicKeyCredentialRequestOptionsJSON`).
     ///
     /// # Errors
-    /// [`AuthError::Conflict`] where there can be no passkeys.
+    /// [`AuthError::Conflict`] if this deployment cannot have passkeys.
     pub fn passkey_options(&self) -> Result<Value, AuthError> {
         Ok(json!({
             "challenge":
                 self.token_key.derive(Purpose::Passkey, self.env.new_uuid()).expose_secret(),
             "rpId": self.relying_party()?.id,
-            "timeout": PATIENCE,
+            "timeout": BROWSER_TIMEOUT_MS,
             "userVerification": "required",
             "allowCredentials": [],
         }))
     }
 
-    /// Signs in with a passkey. It takes the device and whoever may unlock it, so nothing else is asked.
+    /// Signs in with a passkey. No other factor is required: this takes the device and its
+    /// unlocking.
     ///
     /// # Errors
-    /// [`AuthError::InvalidSecondFactor`] for one that does not work, whatever is wrong with it;
-    /// [`AuthError::Forbidden`] for a workspace that the person is no member of.
+    /// [`AuthError::InvalidSecondFactor`] for an assertion that is not accepted, whatever is wrong
+    /// with it; [`AuthError::Invalid`] for a malformed one; [`AuthError::Forbidden`] if the user is
+    /// not a member of the requested workspace.
     pub async fn sign_in_by_passkey(
         &self,
         credential: &SignedCredential,
-        wanted: Option<WorkspaceId>,
+        requested: Option<WorkspaceId>,
         request: &Arc<RequestInfo>,
     ) -> Result<TokenPair, AuthError> {
         let party = self.relying_party()?;
         let response = &credential.response;
-        // All of it is read before anybody is looked up: what is malformed is refused alike.
+        // Decode everything before looking up a user, so that malformed input is always refused in
+        // the same way.
         let id = passkey::bytes(&credential.raw_id)?;
         let client_data = passkey::bytes(&response.client_data)?;
         let authenticator_data = passkey::bytes(&response.authenticator_data)?;
@@ -274,56 +289,62 @@ impl Auth {
         let user_handle = passkey::bytes(&response.user_handle)?;
         let challenge = passkey::challenge(&party, Ceremony::Authentication, &client_data)?;
         let challenge = self.token_key.verify(Purpose::Passkey, &challenge);
-        let challenge = self.in_time(challenge, LIFETIME)?;
-        let user_id = self.store.find_passkey(&id).await?.ok_or(SIGN_IN_AGAIN)?;
+        let challenge = self.check_challenge_age(challenge, SIGN_IN_CHALLENGE_LIFETIME)?;
+        let user_id = self.store.find_passkey(&id).await?.ok_or(PASSKEY_REJECTED)?;
         if user_handle != user_id.uuid().as_bytes() {
-            return Err(SIGN_IN_AGAIN);
+            return Err(PASSKEY_REJECTED);
         }
         let user = self.person(user_id).await?;
         let account = self.store.find_sign_in(&address_of(&user.email)?).await?;
-        let account = account.ok_or(SIGN_IN_AGAIN)?;
+        let account = account.ok_or(PASSKEY_REJECTED)?;
         let mut tx = self.store.begin_personal(user_id).await?;
-        // The person first, as whoever deletes an account or resets a password has it.
-        store::users::lock(&mut tx, user_id).await?.ok_or(SIGN_IN_AGAIN)?;
-        let known = store::passkeys::lock(&mut tx, user_id, &id).await?.ok_or(SIGN_IN_AGAIN)?;
-        let said = passkey::asserted(
+        // Lock the user's row first, as account deletion and password reset do.
+        store::users::lock(&mut tx, user_id).await?.ok_or(PASSKEY_REJECTED)?;
+        let known = store::passkeys::lock(&mut tx, user_id, &id).await?.ok_or(PASSKEY_REJECTED)?;
+        let assertion = passkey::asserted(
             &party,
             &known.public_key,
             &client_data,
             &authenticator_data,
             &signature,
         );
-        let counts = |said: &passkey::Assertion| {
-            let (count, before) = (i64::from(said.sign_count), known.sign_count);
-            // One that counts and does not go on is a copy (section 6.1.1).
+        let counter_advanced = |assertion: &passkey::Assertion| {
+            let (count, before) = (i64::from(assertion.sign_count), known.sign_count);
+            // A counter that does not increase indicates a cloned authenticator (section 6.1.1).
             (count == 0 && before == 0) || count > before
         };
-        let said = said.ok().filter(counts);
-        let said = said.filter(|said| said.is_backup_eligible == known.backup_eligible);
-        let Some(said) = said else {
-            // The log may be slow to take it: nobody is to wait for this person's row meanwhile.
+        let assertion = assertion.ok().filter(counter_advanced);
+        let assertion =
+            assertion.filter(|assertion| assertion.is_backup_eligible == known.backup_eligible);
+        let Some(assertion) = assertion else {
+            // Release the user's row first: the audit queue may be slow.
             drop(tx);
             self.note_failure(&account, request, "bad_passkey", 401).await?;
-            return Err(SIGN_IN_AGAIN);
+            return Err(PASSKEY_REJECTED);
         };
         if !store::passkeys::meet_challenge(&mut tx, challenge).await? {
-            return Err(SIGN_IN_AGAIN);
+            return Err(PASSKEY_REJECTED);
         }
         let now = self.env.clock.now();
-        store::passkeys::note_use(&mut tx, user_id, known.id, said.sign_count, now).await?;
-        let pair = self.enter(&mut tx, &account, wanted, request).await?;
+        store::passkeys::note_use(&mut tx, user_id, known.id, assertion.sign_count, now).await?;
+        let pair = self.enter(&mut tx, &account, requested, request).await?;
         store::sessions::note_passkey(&mut tx, user_id, pair.session, known.id).await?;
         tx.commit().await?;
         Ok(pair)
     }
 
-    /// The id of a challenge of ours, which holds its time, while it can be met.
-    fn in_time(&self, challenge: Option<Uuid>, lifetime: Duration) -> Result<Uuid, AuthError> {
-        let id = challenge.ok_or(NotAPasskey("the answer is to no question of ours"))?;
-        let made = id.get_timestamp().map_or(0, |made| made.to_unix().0);
-        let age = self.env.clock.now().unix_timestamp().saturating_sub_unsigned(made);
+    /// Checks that a challenge was issued here and has not expired. Its id, a UUIDv7, holds its
+    /// creation time.
+    fn check_challenge_age(
+        &self,
+        challenge: Option<Uuid>,
+        lifetime: Duration,
+    ) -> Result<Uuid, AuthError> {
+        let id = challenge.ok_or(NotAPasskey("the challenge is not one of this service"))?;
+        let created_at = id.get_timestamp().map_or(0, |time| time.to_unix().0);
+        let age = self.env.clock.now().unix_timestamp().saturating_sub_unsigned(created_at);
         if u64::try_from(age).is_ok_and(|age| age > lifetime.as_secs()) {
-            return Err(NotAPasskey("the answer comes too late").into());
+            return Err(NotAPasskey("the challenge has expired").into());
         }
         Ok(id)
     }

@@ -1,7 +1,7 @@
-//! Password hashes: argon2id on threads of their own.
+//! Password hashing with argon2id, on dedicated threads.
 //!
-//! A hash takes 19 MiB and tens of milliseconds. Their own few threads, at low priority and behind a
-//! bounded queue, keep a rush of sign-ins from slowing API keys down or eating the memory.
+//! A hash takes 19 MiB and tens of milliseconds. A few low-priority threads behind a bounded queue
+//! keep a burst of sign-ins from slowing down API requests or exhausting memory.
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -28,13 +28,14 @@ use crate::{
     model::{email::Email, password::Password},
 };
 
-/// OWASP's recommendation for argon2id: 19 MiB, two passes, one lane.
+/// OWASP's recommendation for argon2id: 19 MiB of memory, two passes, one lane.
 const MEMORY_KIB: u32 = 19_456;
 const PASSES: u32 = 2;
 const LANES: u32 = 1;
 
-/// The niceness of hashing threads: a tenth of the weight of a thread that serves requests. Not `SCHED_IDLE`, which
-/// yields sooner: on a machine whose cores are all busy it gets next to nothing, and no sign-in ended in time.
+/// Niceness of the hashing threads: a tenth of the weight of a thread that serves requests. Not
+/// `SCHED_IDLE`, although that yields sooner: on a machine with all cores busy it gets almost no
+/// CPU time, and every sign-in timed out.
 const NICENESS: i32 = 10;
 
 type Job = Box<dyn FnOnce(&Argon2<'static>) + Send>;
@@ -44,73 +45,81 @@ type Job = Box<dyn FnOnce(&Argon2<'static>) + Send>;
 pub struct PasswordHasher {
     jobs: mpsc::SyncSender<Job>,
     env: Env,
-    waiting: Arc<AtomicUsize>,
-    /// What an unknown address is verified against, so that it takes the same time.
-    decoy: Arc<SecretString>,
+    pending: Arc<AtomicUsize>,
+    /// The hash that passwords of unknown addresses are verified against, so that they take the
+    /// same time.
+    dummy_hash: Arc<SecretString>,
 }
 
-/// A job that is waited for.
-struct Counted(Arc<AtomicUsize>);
+/// Counts a job as pending until it is dropped.
+struct PendingJob(Arc<AtomicUsize>);
 
-impl Counted {
-    fn new(waiting: &Arc<AtomicUsize>) -> Self {
-        waiting.fetch_add(1, Relaxed);
-        Self(Arc::clone(waiting))
+impl PendingJob {
+    fn new(pending: &Arc<AtomicUsize>) -> Self {
+        pending.fetch_add(1, Relaxed);
+        Self(Arc::clone(pending))
     }
 }
 
-impl Drop for Counted {
+impl Drop for PendingJob {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Relaxed);
     }
 }
 
-/// Half of the cores: a hash fills their caches, whatever its priority.
-fn threads(settings: Passwords) -> usize {
+/// Number of hashing threads; by default half of the cores, because a hash evicts their CPU caches
+/// at any priority.
+fn thread_count(settings: Passwords) -> usize {
     match settings.threads {
         0 => thread::available_parallelism().map_or(1, |cores| (cores.get() / 2).max(1)),
         threads => threads,
     }
 }
 
-/// What came of a verification.
+/// The result of verifying a password.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verification {
-    /// Wrong, or there is nothing to be right about.
+    /// The password is wrong, or there is no hash.
     Wrong,
-    /// Right.
+    /// The password is correct.
     Right,
-    /// Right, and hashed with weaker parameters than are asked for today.
+    /// The password is correct, but its hash has weaker parameters than the current ones.
     RightButWeak,
 }
 
 impl PasswordHasher {
-    /// Starts the threads. They end when the last clone is dropped.
+    /// Starts the hashing threads. They end when the last clone is dropped.
     ///
     /// # Errors
-    /// When a thread cannot be started.
+    /// A message for the operator, if a thread cannot be started.
     pub fn start(settings: Passwords, env: &Env) -> Result<Self, String> {
         let argon2 = argon2()?;
         let salt: [u8; 16] = env.entropy.bytes();
         let password: [u8; 16] = env.entropy.bytes();
-        let decoy = hash(&argon2, &password, &salt).ok_or("cannot hash passwords")?;
+        let dummy_hash = hash(&argon2, &password, &salt).ok_or("cannot hash passwords")?;
         let (jobs, queue) = mpsc::sync_channel::<Job>(settings.queue);
         let queue = Arc::new(std::sync::Mutex::new(queue));
-        for number in 0..threads(settings) {
+        for number in 0..thread_count(settings) {
             let (queue, argon2) = (Arc::clone(&queue), argon2.clone());
             thread::Builder::new()
                 .name(format!("argon2-{number}"))
-                .spawn(move || work(&queue, &argon2))
+                .spawn(move || run_worker(&queue, &argon2))
                 .map_err(|error| format!("cannot start a thread: {error}"))?;
         }
-        Ok(Self { jobs, env: env.clone(), waiting: Arc::default(), decoy: Arc::new(decoy) })
+        Ok(Self {
+            jobs,
+            env: env.clone(),
+            pending: Arc::default(),
+            dummy_hash: Arc::new(dummy_hash),
+        })
     }
 
-    /// The PHC string of a password that a person chooses in this field, if they may.
+    /// Checks a newly chosen password against the policy and hashes it. Returns a PHC string.
+    /// `field` names the request field in errors.
     ///
     /// # Errors
-    /// [`AuthError::Invalid`] where it is too short, common or the like, [`AuthError::Busy`] where too
-    /// many wait already.
+    /// [`AuthError::Invalid`] if the policy rejects the password; [`AuthError::Busy`] if the queue
+    /// is full.
     pub async fn hash_chosen(
         &self,
         field: &'static str,
@@ -120,16 +129,16 @@ impl PasswordHasher {
     ) -> Result<SecretString, AuthError> {
         let (chosen, email) = (password.clone(), email.clone());
         let full_name = full_name.map(str::to_owned);
-        // Looking it up among the common ones takes its time too.
+        // On the hashing threads too: the lookup among common passwords takes its time.
         let checked = self.run(move |_| chosen.check_policy(&email, full_name.as_deref())).await?;
-        checked.map_err(|why| AuthError::invalid(field, why))?;
+        checked.map_err(|reason| AuthError::invalid(field, reason))?;
         self.hash(password).await
     }
 
-    /// The PHC string of a password under a fresh salt.
+    /// Hashes a password with a new salt. Returns a PHC string.
     ///
     /// # Errors
-    /// [`AuthError::Busy`] where too many wait already.
+    /// [`AuthError::Busy`] if the queue is full.
     pub async fn hash(&self, password: &Password) -> Result<SecretString, AuthError> {
         let salt: [u8; 16] = self.env.entropy.bytes();
         let password = password.clone();
@@ -138,44 +147,46 @@ impl PasswordHasher {
             .ok_or(AuthError::Internal("cannot hash a password"))
     }
 
-    /// Whether a password belongs to a hash. Without a hash it takes as long, and is wrong.
+    /// Verifies a password against a hash. Without a hash this takes as long and returns
+    /// [`Verification::Wrong`].
     ///
     /// # Errors
-    /// [`AuthError::Busy`] where too many wait already.
+    /// [`AuthError::Busy`] if the queue is full.
     pub async fn verify(
         &self,
         password: &Password,
         hash: Option<SecretString>,
     ) -> Result<Verification, AuthError> {
-        let known = hash.is_some();
-        let hash = hash.unwrap_or_else(|| (*self.decoy).clone());
-        // Too long to have been accepted: as wrong as any, in the same time.
+        let has_hash = hash.is_some();
+        let hash = hash.unwrap_or_else(|| (*self.dummy_hash).clone());
+        // An overlong password cannot have been accepted. Verify an empty one instead, to take the
+        // same time.
         let password =
             if password.is_hashable() { password.clone() } else { Password::new(String::new()) };
         let verified = self.run(move |argon2| verify(argon2, &password, &hash)).await?;
-        Ok(if known { verified } else { Verification::Wrong })
+        Ok(if has_hash { verified } else { Verification::Wrong })
     }
 
-    /// How many hashes wait or are computed.
+    /// Number of hashes that are queued or being computed.
     pub(super) fn waiting(&self) -> usize {
-        self.waiting.load(Relaxed)
+        self.pending.load(Relaxed)
     }
 
     async fn run<T: Send + 'static>(
         &self,
         job: impl FnOnce(&Argon2<'static>) -> T + Send + 'static,
     ) -> Result<T, AuthError> {
-        let (answer, result) = oneshot::channel();
-        let counted = Counted::new(&self.waiting);
+        let (reply, result) = oneshot::channel();
+        let pending_job = PendingJob::new(&self.pending);
         let job: Job = Box::new(move |argon2| {
-            let _counted = counted;
-            // Whoever asked may have hung up while the job waited: then it is not worth doing.
-            if !answer.is_closed() {
-                answer.send(job(argon2)).ok();
+            let _pending_job = pending_job;
+            // Skip the job if its client disconnected while it was queued.
+            if !reply.is_closed() {
+                reply.send(job(argon2)).ok();
             }
         });
         self.jobs.try_send(job).map_err(|_| AuthError::Busy)?;
-        result.await.map_err(|_| AuthError::Internal("a hashing thread is gone"))
+        result.await.map_err(|_| AuthError::Internal("a hashing thread has stopped"))
     }
 }
 
@@ -185,17 +196,17 @@ impl std::fmt::Debug for PasswordHasher {
     }
 }
 
-fn work(queue: &std::sync::Mutex<mpsc::Receiver<Job>>, argon2: &Argon2<'static>) {
-    // On Linux this is of the calling thread alone.
+fn run_worker(queue: &std::sync::Mutex<mpsc::Receiver<Job>>, argon2: &Argon2<'static>) {
+    // On Linux this applies to the calling thread only.
     setpriority_process(None, NICENESS).ok();
     loop {
-        // Held while waiting: the next thread waits for the lock instead of the queue.
+        // The lock is held while waiting for a job; the other threads wait for the lock.
         let job = match queue.lock() {
             Ok(queue) => queue.recv(),
             Err(_) => return,
         };
         match job {
-            // A job that panics answers nobody, and the thread goes on.
+            // A panicking job drops its reply channel, and the thread continues.
             Ok(job) => drop(catch_unwind(AssertUnwindSafe(|| job(argon2)))),
             Err(mpsc::RecvError) => return,
         }
@@ -215,14 +226,14 @@ fn hash(argon2: &Argon2<'static>, password: &[u8], salt: &[u8]) -> Option<Secret
 
 fn verify(argon2: &Argon2<'static>, password: &Password, hash: &SecretString) -> Verification {
     let Ok(parsed) = PasswordHash::new(hash.expose_secret()) else { return Verification::Wrong };
-    // The parameters are those of the hash, not today's.
+    // Verification uses the parameters in the hash, not the current ones.
     if argon2.verify_password(password.expose().as_bytes(), &parsed).is_err() {
         return Verification::Wrong;
     }
-    let weak = Params::try_from(&parsed).is_ok_and(|used| {
+    let is_outdated = Params::try_from(&parsed).is_ok_and(|used| {
         used.m_cost() < MEMORY_KIB || used.t_cost() < PASSES || used.p_cost() < LANES
     });
-    if weak { Verification::RightButWeak } else { Verification::Right }
+    if is_outdated { Verification::RightButWeak } else { Verification::Right }
 }
 
 #[cfg(test)]
@@ -238,7 +249,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_password_is_right_for_its_own_hash_only() {
+    async fn password_matches_its_own_hash_only() {
         let hasher = hasher(8);
         let hash = hasher.hash(&password("correct horse battery")).await.unwrap();
         assert!(hash.expose_secret().starts_with("$argon2id$v=19$m=19456,t=2,p=1$"));
@@ -250,7 +261,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_weaker_hash_asks_to_be_renewed() {
+    async fn weak_hash_is_reported_for_rehashing() {
         let weak = Argon2::new(
             Algorithm::Argon2id,
             Version::V0x13,
@@ -262,7 +273,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_full_queue_refuses() {
+    async fn full_queue_rejects_jobs() {
         let hasher = hasher(1);
         let (release, held) = mpsc::channel::<()>();
         let (started, running) = oneshot::channel();

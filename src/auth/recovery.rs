@@ -1,4 +1,7 @@
-//! Passwords changed and forgotten, and addresses shown to be one's own.
+//! Passwords and email addresses of users: change, reset and verify them.
+//!
+//! A new password invalidates reset links, sign-in challenges and sessions, in the same
+//! transaction. This module also writes to the email outbox, for the other modules.
 
 use std::{sync::Arc, time::Duration};
 
@@ -20,25 +23,27 @@ use crate::{
     store::{self, Tx},
 };
 
-/// How long a link to verify an address works.
-const VERIFY_LIFETIME: Duration = Duration::from_hours(7 * 24);
+/// Lifetime of an email verification link.
+const VERIFICATION_LIFETIME: Duration = Duration::from_hours(7 * 24);
 
-/// The refusal of a link's token, whatever is wrong with it.
+/// The error for a link's token, whatever is wrong with it.
 pub(super) fn bad_link() -> AuthError {
     AuthError::Invalid {
         field: "token",
-        reason: "the link is not valid: it was used, has expired, or is damaged".to_owned(),
+        reason: "the link is not valid: it was already used, has expired, or is incomplete"
+            .to_owned(),
     }
 }
 
-/// Connected apps that a mail names.
-const NAMED: i64 = 20;
+/// Maximum number of connected apps that an email lists.
+const MAX_LISTED_APPS: i64 = 20;
 
 impl Auth {
-    /// Chooses another password, which ends the person's other sessions.
+    /// Changes the caller's password, and ends the user's other sessions.
     ///
     /// # Errors
-    /// [`AuthError::Invalid`] where the current one is wrong or the new one may not be chosen.
+    /// [`AuthError::Invalid`] if the current password is wrong or the new one violates the policy;
+    /// [`AuthError::Conflict`] if the password was changed concurrently.
     pub async fn change_password(
         &self,
         caller: &Caller,
@@ -47,36 +52,37 @@ impl Auth {
     ) -> Result<(), AuthError> {
         let (session, user_id) = own_session(caller)?;
         let user = self.person(user_id).await?;
-        let old = self.check_password(&user, "current_password", current, &caller.request).await?;
+        let current_hash =
+            self.check_password(&user, "current_password", current, &caller.request).await?;
         let email = address_of(&user.email)?;
         let name = user.full_name.as_deref();
-        let renewed = self.passwords.hash_chosen("new_password", new, &email, name).await?;
+        let new_hash = self.passwords.hash_chosen("new_password", new, &email, name).await?;
         let mut tx = self.store.begin_personal(user_id).await?;
-        if !store::users::pin_password_hash(&mut tx, &old, Some(&renewed)).await? {
-            return Err(AuthError::Conflict("the password was changed meanwhile"));
+        if !store::users::pin_password_hash(&mut tx, &current_hash, Some(&new_hash)).await? {
+            return Err(AuthError::Conflict("the password was changed in the meantime; try again"));
         }
-        let kept = Which::AllBut(session);
-        self.password_changed(&mut tx, &user, kept, &caller.request).await?;
+        let other_sessions = Which::AllBut(session);
+        self.apply_password_change(&mut tx, &user, other_sessions, &caller.request).await?;
         tx.commit().await?;
         Ok(self.fence.wait().await?)
     }
 
-    /// Mails a link to choose a new password, if the address is anybody's: which is found out later, so
-    /// that nobody can tell from the time that this takes.
+    /// Sends a password reset link, if the address is registered. That is checked later, by the
+    /// mail worker, so that the response time does not reveal it.
     ///
     /// # Errors
-    /// [`AuthError::Invalid`] for what is no address.
+    /// [`AuthError::Invalid`] for a malformed address.
     pub async fn forgot_password(&self, email: &str) -> Result<(), AuthError> {
-        let email = Email::parse(email).map_err(|why| AuthError::invalid("email", why))?;
+        let email = Email::parse(email).map_err(|reason| AuthError::invalid("email", reason))?;
         let mail = Mail { to: email.as_str().to_owned(), subject: MailSubject::ForgotPassword };
         Ok(self.store.insert_mail(self.env.new_uuid(), &mail).await?)
     }
 
-    /// Chooses a new password by the token of a mailed link, which ends all of the person's sessions. Who
-    /// has read the mail has the address, too.
+    /// Sets a new password with the token of a reset link, and ends all of the user's sessions.
+    /// This also verifies the email address, since the link was sent there.
     ///
     /// # Errors
-    /// [`AuthError::Invalid`] where the token does not work or the password may not be chosen.
+    /// [`AuthError::Invalid`] if the token is not valid or the password violates the policy.
     pub async fn reset_password(
         &self,
         token: &str,
@@ -85,31 +91,33 @@ impl Auth {
     ) -> Result<(), AuthError> {
         let purpose = Purpose::ResetPassword;
         let id = self.token_key.verify(purpose, token).ok_or_else(bad_link)?;
-        let owner = self.store.find_one_time_token(purpose, id).await?.ok_or_else(bad_link)?;
-        let user = self.person(owner).await?;
+        let user_id = self.store.find_one_time_token(purpose, id).await?.ok_or_else(bad_link)?;
+        let user = self.person(user_id).await?;
         let (email, name) = (address_of(&user.email)?, user.full_name.as_deref());
         let hash = self.passwords.hash_chosen("new_password", new, &email, name).await?;
-        let mut tx = self.store.begin_personal(owner).await?;
+        let mut tx = self.store.begin_personal(user_id).await?;
         let now = self.env.clock.now();
-        if !store::one_time_tokens::redeem(&mut tx, owner, id, purpose, now).await? {
+        if !store::one_time_tokens::redeem(&mut tx, user_id, id, purpose, now).await? {
             return Err(bad_link());
         }
-        store::users::set_password_hash(&mut tx, owner, &hash).await?;
-        if store::users::set_email_verified(&mut tx, owner, now).await? {
-            // Until now the address was somebody's claim: their authenticator must not keep its owner out.
-            store::second_factor::remove(&mut tx, owner).await?;
-            // Nor is what they let in to stay.
+        store::users::set_password_hash(&mut tx, user_id, &hash).await?;
+        if store::users::set_email_verified(&mut tx, user_id, now).await? {
+            // Until now the address was only claimed. A stranger may have registered it; the
+            // stranger's authenticator app must not lock the owner out.
+            store::second_factor::remove(&mut tx, user_id).await?;
+            // End grants for the same reason.
             let (reason, actor) = (GrantEnd::Disowned, Actor::user(&user));
-            self.end_grants(&mut tx, owner, None, reason, &actor, request).await?;
+            self.end_grants(&mut tx, user_id, None, reason, &actor, request).await?;
         }
-        self.password_changed(&mut tx, &user, Which::All, request).await?;
+        self.apply_password_change(&mut tx, &user, Which::All, request).await?;
         tx.commit().await?;
         Ok(self.fence.wait().await?)
     }
 
-    /// What follows from another password: sessions end, other links are worth nothing, the person is
-    /// told by mail, and the workspaces in their logs.
-    async fn password_changed(
+    /// Applies the consequences of a new password: ends sessions, invalidates reset links and
+    /// sign-in challenges, emails the user, and records an audit event in each workspace of the
+    /// user.
+    async fn apply_password_change(
         &self,
         tx: &mut Tx,
         user: &User,
@@ -121,7 +129,7 @@ impl Auth {
         store::second_factor::discard_challenges(tx, user.id, now).await?;
         let passkeys = store::passkeys::list(tx, user.id).await?;
         let passkeys = passkeys.into_iter().map(|(passkey, _)| passkey.name).collect();
-        let apps = store::connected_apps::names_of_person(tx, user.id, NAMED).await?;
+        let apps = store::connected_apps::names_of_person(tx, user.id, MAX_LISTED_APPS).await?;
         let subject = MailSubject::PasswordChanged { origin: self.origin(request), passkeys, apps };
         self.mail(tx, user.email.clone(), subject).await?;
         self.tell_workspaces(tx, user, Action::PasswordChanged, request).await?;
@@ -129,7 +137,8 @@ impl Auth {
         self.end_sessions(tx, user.id, sessions, reason, &actor, request).await
     }
 
-    /// Puts what a person did to the own account into the logs of all workspaces of that person.
+    /// Records an action that concerns a user, not one workspace, in the audit logs of all
+    /// workspaces of the user.
     pub(super) async fn tell_workspaces(
         &self,
         tx: &mut Tx,
@@ -148,10 +157,10 @@ impl Auth {
         Ok(())
     }
 
-    /// Notes that an address is its person's, by the token of a mailed link.
+    /// Marks the user's email address as verified, with the token of a mailed link.
     ///
     /// # Errors
-    /// [`AuthError::Invalid`] where the token does not work.
+    /// [`AuthError::Invalid`] if the token is not valid.
     pub async fn verify_email(
         &self,
         token: &str,
@@ -159,29 +168,29 @@ impl Auth {
     ) -> Result<(), AuthError> {
         let purpose = Purpose::VerifyEmail;
         let id = self.token_key.verify(purpose, token).ok_or_else(bad_link)?;
-        let owner = self.store.find_one_time_token(purpose, id).await?.ok_or_else(bad_link)?;
-        let user = self.person(owner).await?;
-        let mut tx = self.store.begin_personal(owner).await?;
+        let user_id = self.store.find_one_time_token(purpose, id).await?.ok_or_else(bad_link)?;
+        let user = self.person(user_id).await?;
+        let mut tx = self.store.begin_personal(user_id).await?;
         let now = self.env.clock.now();
-        if !store::one_time_tokens::redeem(&mut tx, owner, id, purpose, now).await? {
+        if !store::one_time_tokens::redeem(&mut tx, user_id, id, purpose, now).await? {
             return Err(bad_link());
         }
-        store::one_time_tokens::discard(&mut tx, owner, purpose, now).await?;
-        if store::users::set_email_verified(&mut tx, owner, now).await? {
+        store::one_time_tokens::discard(&mut tx, user_id, purpose, now).await?;
+        if store::users::set_email_verified(&mut tx, user_id, now).await? {
             self.tell_workspaces(&mut tx, &user, Action::EmailVerified, request).await?;
         }
         Ok(tx.commit().await?)
     }
 
-    /// Mails the caller another link to verify the address.
+    /// Sends the caller another email verification link.
     ///
     /// # Errors
-    /// [`AuthError::Conflict`] where it is verified.
+    /// [`AuthError::Conflict`] if the address is already verified.
     pub async fn request_verification(&self, caller: &Caller) -> Result<(), AuthError> {
         let (_, user_id) = own_session(caller)?;
         let user = self.person(user_id).await?;
         if user.email_verified_at.is_some() {
-            return Err(AuthError::Conflict("the address is verified"));
+            return Err(AuthError::Conflict("the email address is already verified"));
         }
         let email = address_of(&user.email)?;
         let mut tx = self.store.begin_personal(user_id).await?;
@@ -189,7 +198,7 @@ impl Auth {
         Ok(tx.commit().await?)
     }
 
-    /// Mails a person a link to verify the address, in a transaction of that person.
+    /// Sends a user an email verification link, in a transaction of that user.
     pub(super) async fn mail_verification(
         &self,
         tx: &mut Tx,
@@ -197,16 +206,16 @@ impl Auth {
         email: &Email,
     ) -> Result<(), AuthError> {
         let (token, now) = (self.env.new_uuid(), self.env.clock.now());
-        let (purpose, expires_at) = (Purpose::VerifyEmail, now + VERIFY_LIFETIME);
-        let stored =
+        let (purpose, expires_at) = (Purpose::VerifyEmail, now + VERIFICATION_LIFETIME);
+        let inserted =
             store::one_time_tokens::insert(tx, user.id, token, purpose, email, now, expires_at);
-        if stored.await? {
+        if inserted.await? {
             self.mail(tx, user.email.clone(), MailSubject::VerifyEmail { token }).await?;
         }
         Ok(())
     }
 
-    /// Puts a mail into the outbox: it is sent if the transaction commits.
+    /// Adds an email to the outbox; it is sent after the transaction commits.
     pub(super) async fn mail(
         &self,
         tx: &mut Tx,
@@ -217,7 +226,7 @@ impl Auth {
         Ok(store::mail::insert(tx, self.env.new_uuid(), &mail).await?)
     }
 
-    /// When and from where a request was made.
+    /// The time and origin of a request, for emails.
     pub(super) fn origin(&self, request: &RequestInfo) -> Origin {
         Origin {
             at: timestamp::format(self.env.clock.now()),
@@ -232,7 +241,7 @@ impl Auth {
     }
 }
 
-/// The address of an account, which was one when it was stored.
+/// Parses a user's stored email address.
 pub(super) fn address_of(email: &str) -> Result<Email, AuthError> {
-    Email::parse(email).map_err(|_| AuthError::Internal("an account has no address"))
+    Email::parse(email).map_err(|_| AuthError::Internal("an account has no valid email address"))
 }

@@ -1,8 +1,8 @@
-//! Refresh with rotation (RFC 9700, section 4.14.2).
+//! Refreshing a session, with rotation of its refresh tokens (RFC 9700, section 4.14.2).
 //!
-//! A token works once. Its retry within a few seconds, when an answer was lost or two tabs were
-//! quick, gets the same successor; anything else that is not the newest is a reuse, and one of the
-//! two who hold the family is a thief, so the session ends.
+//! A refresh token works once. A retry within a few seconds, after a lost response or from a second
+//! tab, gets the same successor. Any other use of an old token is a reuse: two parties hold tokens
+//! of this session and one of them may be a thief, so the session ends.
 
 use std::sync::Arc;
 
@@ -18,24 +18,25 @@ use crate::{
     store::{self, Tx},
 };
 
-/// What a refresh token is worth.
+/// The status of a presented refresh token.
 #[derive(Debug, PartialEq, Eq)]
-enum Verdict {
-    /// The newest: it gets a successor.
+enum TokenStatus {
+    /// The newest token; it gets a successor.
     Current,
-    /// The one before, just used: it gets the same successor again.
+    /// The predecessor of the newest token, replaced moments ago; it gets the same successor again.
     Retry,
-    /// An older one: somebody uses it a second time.
+    /// An older token, used a second time.
     Reused,
-    /// Nothing.
+    /// Not a valid token of an active session.
     Invalid,
 }
 
 impl Auth {
-    /// The next pair of tokens of a session.
+    /// Exchanges a refresh token for the next token pair of its session.
     ///
     /// # Errors
-    /// [`AuthError::InvalidRefreshToken`]; a reuse also ends the session.
+    /// [`AuthError::InvalidRefreshToken`]. If the token was reused, the session is ended as well,
+    /// and the user gets an email.
     pub async fn refresh(
         &self,
         refresh_token: &str,
@@ -50,8 +51,8 @@ impl Auth {
         let mut tx = self.store.begin(workspace, Some(user)).await?;
         let state =
             store::sessions::lock_refresh_state(&mut tx, user, id).await?.ok_or_else(invalid)?;
-        let generation = match self.judge(&token, &state) {
-            Verdict::Current => {
+        let generation = match self.refresh_token_status(&token, &state) {
+            TokenStatus::Current => {
                 let now = self.env.clock.now();
                 store::sessions::advance_refresh(&mut tx, user, id, now).await?;
                 let event =
@@ -59,42 +60,46 @@ impl Auth {
                 store::audit::insert(&mut tx, workspace, &event).await?;
                 state.generation.saturating_add(1)
             }
-            Verdict::Retry => state.generation,
-            Verdict::Reused => {
-                self.end_reused(&mut tx, &session, id, request).await?;
+            TokenStatus::Retry => state.generation,
+            TokenStatus::Reused => {
+                self.end_reused_session(&mut tx, &session, id, request).await?;
                 tx.commit().await?;
                 self.fence.wait().await?;
                 return Err(AuthError::InvalidRefreshToken);
             }
-            Verdict::Invalid => return Err(AuthError::InvalidRefreshToken),
+            TokenStatus::Invalid => return Err(AuthError::InvalidRefreshToken),
         };
         let pair = self.token_pair(user, workspace, id, role, generation, &state.seed)?;
         tx.commit().await?;
         Ok(pair)
     }
 
-    fn judge(&self, token: &PresentedToken<SessionId>, state: &RefreshState) -> Verdict {
+    fn refresh_token_status(
+        &self,
+        token: &PresentedToken<SessionId>,
+        state: &RefreshState,
+    ) -> TokenStatus {
         let now = self.env.clock.now();
         let Some(generation) = token.verify(&self.refresh_key, &state.seed) else {
-            return Verdict::Invalid;
+            return TokenStatus::Invalid;
         };
-        let unused_for = now - state.refreshed_at;
+        let since_refresh = now - state.refreshed_at;
         if state.ended || now >= state.expires_at || generation > state.generation {
-            return Verdict::Invalid;
+            return TokenStatus::Invalid;
         }
         if generation == state.generation {
-            let alive = unused_for < self.lifetimes.refresh_token;
-            return if alive { Verdict::Current } else { Verdict::Invalid };
+            let is_active = since_refresh < self.lifetimes.refresh_token;
+            return if is_active { TokenStatus::Current } else { TokenStatus::Invalid };
         }
-        let predecessor = generation + 1 == state.generation;
-        if predecessor && unused_for <= self.lifetimes.refresh_reuse {
-            Verdict::Retry
+        let is_predecessor = generation + 1 == state.generation;
+        if is_predecessor && since_refresh <= self.lifetimes.refresh_reuse {
+            TokenStatus::Retry
         } else {
-            Verdict::Reused
+            TokenStatus::Reused
         }
     }
 
-    async fn end_reused(
+    async fn end_reused_session(
         &self,
         tx: &mut Tx,
         session: &SessionRecord,
@@ -106,9 +111,9 @@ impl Auth {
         store::sessions::end_of_person(tx, user, Which::One(id), now, EndReason::Reuse).await?;
         let event = self.session_event(session, id, Action::SessionReuseDetected, request, 401);
         store::audit::insert(tx, session.workspace_id, &event).await?;
-        let person = store::users::get(tx, user).await?.ok_or(AuthError::InvalidRefreshToken)?;
+        let account = store::users::get(tx, user).await?.ok_or(AuthError::InvalidRefreshToken)?;
         let subject = MailSubject::SessionReuse { origin: self.origin(request) };
-        self.mail(tx, person.email, subject).await
+        self.mail(tx, account.email, subject).await
     }
 
     fn session_event(

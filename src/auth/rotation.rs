@@ -1,5 +1,8 @@
-//! Rotation of keys without downtime: mint a successor, deploy it, watch who still uses the old key, revoke
-//! that once it is quiet.
+//! Rotation of API keys without downtime: create a successor, deploy it, watch the remaining use of
+//! the predecessor, and revoke that once it is idle.
+//!
+//! [`RotationReport`] decides when that is. A key is never reported safe to revoke before the uses
+//! on all nodes are counted.
 
 use serde_json::json;
 use time::{Duration, OffsetDateTime};
@@ -22,12 +25,13 @@ use crate::{
 };
 
 impl Auth {
-    /// Mints a successor of the same scope, in the transaction of the request; the old key stays as it is. The
-    /// successor is called as the old key is, unless something else is wanted.
+    /// Creates a successor with the same scope, in the request's transaction. The predecessor stays
+    /// valid. The successor gets the predecessor's name unless `name` is given.
     ///
     /// # Errors
-    /// [`AuthError::NotFound`], [`AuthError::Conflict`] where the key is revoked or has a successor that
-    /// lives, [`AuthError::Forbidden`] for a scope above the caller's.
+    /// [`AuthError::NotFound`] if the workspace has no such key; [`AuthError::Conflict`] if the key
+    /// is revoked or has an active successor; [`AuthError::Forbidden`] for a scope above the
+    /// caller's.
     pub async fn rotate_key(
         &self,
         tx: &mut Tx,
@@ -41,16 +45,16 @@ impl Auth {
         let old = store::api_keys::get(tx, workspace, id).await?;
         let old = old.ok_or(AuthError::NotFound("API key"))?;
         if old.revoked_at.is_some() {
-            return Err(AuthError::Conflict("the key is revoked: mint another one"));
+            return Err(AuthError::Conflict("the key is revoked: create a new one"));
         }
-        let wanted = MintKey {
+        let params = MintKey {
             name: name.unwrap_or_else(|| old.name.clone()),
             description: old.description,
             scope: old.scope,
             allowed_ips: old.allowed_ips.iter().map(ToString::to_string).collect(),
         };
         let rotated = audit::event(&self.env, caller, Action::ApiKeyRotated, 201);
-        let (secret, new) = self.new_key(&wanted)?;
+        let (secret, new) = self.new_key(&params)?;
         let minted =
             self.mint(tx, caller, (secret, NewApiKey { rotated_from: Some(id), ..new })).await?;
         let successor = &minted.key;
@@ -61,10 +65,11 @@ impl Auth {
         Ok(minted)
     }
 
-    /// How far a key's rotation is.
+    /// Reports the progress of a key's rotation.
     ///
     /// # Errors
-    /// [`AuthError::NotFound`] for an unknown key, or one without a successor that lives.
+    /// [`AuthError::NotFound`] if the workspace has no such key, or the key has no active
+    /// successor.
     pub async fn rotation(
         &self,
         caller: &Caller,
@@ -72,34 +77,36 @@ impl Auth {
     ) -> Result<RotationReport, AuthError> {
         let report = self.whom_it_serves(caller, id).await?;
         if report.new.is_none() {
-            return Err(AuthError::NotFound("rotation: the key has no successor that lives"));
+            return Err(AuthError::NotFound("rotation: the key has no active successor"));
         }
         Ok(report)
     }
 
-    /// For how long an old key has to be quiet.
+    /// The required idle time of a predecessor before it is safe to revoke.
     #[must_use]
     pub fn quiet_to_revoke(&self) -> Duration {
         self.quiet
     }
 
-    /// Whom revoking a key would break: as [`Self::rotation`], also of a key that was not rotated.
+    /// Reports the clients that revoking a key would break. As [`Self::rotation`], but also for a
+    /// key that was not rotated.
     ///
     /// # Errors
-    /// [`AuthError::NotFound`].
+    /// [`AuthError::NotFound`] if the workspace has no such key.
     pub async fn whom_it_serves(
         &self,
         caller: &Caller,
         id: ApiKeyId,
     ) -> Result<RotationReport, AuthError> {
-        // At one moment: a key is not to be unused and in use on one page.
+        // One snapshot, so that a page never shows a key both as unused and as in use.
         let own_until = self.audit.written_until();
         let workspace = caller.workspace();
         let mut tx = self.store.begin_snapshot(workspace).await?;
         let report = self.report(&mut tx, workspace, id, own_until).await?;
         drop(tx);
         if let Some(confirmation) = report.confirms {
-            // Before the verdict is given: what other nodes answer from then on rests on it.
+            // Store the evidence before returning the verdict: reports of other nodes rely on it
+            // from then on.
             let mut tx = self.store.begin(workspace, None).await?;
             store::usage::confirm(&mut tx, workspace, id, confirmation).await?;
             tx.commit().await?;
@@ -107,8 +114,9 @@ impl Auth {
         Ok(report)
     }
 
-    /// What the counts of all nodes say of a key and of its successor, if that lives. This node had written what
-    /// happened until `own_until` before the transaction began to read.
+    /// Builds a report on a key and its active successor from the counts of all nodes. `own_until`
+    /// is this node's audit watermark, read before the transaction started: this node has written
+    /// all uses before it.
     pub(super) async fn report(
         &self,
         tx: &mut Tx,
@@ -116,20 +124,21 @@ impl Auth {
         id: ApiKeyId,
         own_until: OffsetDateTime,
     ) -> Result<RotationReport, AuthError> {
-        // First of all: what is known now is counted in all that is read behind it.
-        let known = store::usage::known(tx, self.node, own_until).await?;
+        // Read this first: everything read after it contains at least the uses up to that time.
+        let coverage = store::usage::known(tx, self.node, own_until).await?;
         let key = store::api_keys::get(tx, workspace, id).await?;
         let key = key.ok_or(AuthError::NotFound("API key"))?;
-        let old = self.traffic(tx, workspace, id).await?.ok_or(AuthError::NotFound("API key"))?;
+        let old =
+            self.key_traffic(tx, workspace, id).await?.ok_or(AuthError::NotFound("API key"))?;
         let new = match key.rotated_to {
-            Some(successor) => self.traffic(tx, workspace, successor).await?,
+            Some(successor) => self.key_traffic(tx, workspace, successor).await?,
             None => None,
         };
         let confirmed = store::usage::confirmation(tx, workspace, id).await?;
-        Ok(RotationReport::new(old, new, known, confirmed, self.quiet))
+        Ok(RotationReport::new(old, new, coverage, confirmed, self.quiet))
     }
 
-    async fn traffic(
+    async fn key_traffic(
         &self,
         tx: &mut Tx,
         workspace: WorkspaceId,

@@ -1,7 +1,7 @@
-//! The second factor of a sign-in: an authenticator's codes, and recovery codes in its stead.
+//! The second factor of a sign-in: TOTP codes from an authenticator app, and recovery codes.
 //!
-//! Guesses are few: five for a right password, and ten an hour for an account. Only who knows the password
-//! comes to guess, so no stranger can use them up.
+//! Attempts are limited: five per challenge, and ten per hour and user. A challenge exists only
+//! after a correct password, so a stranger cannot use up a user's attempts.
 
 use std::{sync::Arc, time::Duration};
 
@@ -32,70 +32,75 @@ use crate::{
     store::{self, Tx, second_factor::Factor},
 };
 
-/// How long a challenge can be met.
+/// Lifetime of a sign-in challenge.
 const CHALLENGE_LIFETIME: Duration = Duration::from_mins(5);
-/// How long an authenticator waits for its first code.
-const ENROLMENT_LIFETIME: Duration = Duration::from_mins(15);
-/// Wrong codes to a challenge, or in place of a first one.
+/// Time in which a new authenticator app must be confirmed with its first code.
+const ENROLLMENT_LIFETIME: Duration = Duration::from_mins(15);
+/// Maximum number of wrong codes per challenge, and for the first code of a new authenticator app.
 const MAX_WRONG_CODES: i32 = 5;
-/// Wrong codes of a person within [`PERIOD`].
-const MAX_WRONG_IN_PERIOD: i64 = 10;
+/// Maximum number of wrong codes of a user within [`PERIOD`].
+const MAX_WRONG_CODES_IN_PERIOD: i64 = 10;
 const PERIOD: Duration = Duration::from_hours(1);
 
-/// The refusal of a challenge's token, whatever is wrong with it.
-const SIGN_IN_AGAIN: AuthError = AuthError::InvalidSecondFactor("sign in again, then give a code");
-const SHOW_PASSKEY: AuthError = AuthError::Forbidden(
-    "you have a passkey: sign in with it to change what signs you in; who has lost it asks the operator",
+/// The error for an invalid challenge token, whatever is wrong with it.
+const SIGN_IN_AGAIN: AuthError = AuthError::InvalidSecondFactor("sign in again, then enter a code");
+const PASSKEY_REQUIRED: AuthError = AuthError::Forbidden(
+    "you have a passkey: sign in with it to change your sign-in methods; if you lost it, contact your administrator",
 );
 const WRONG_CODE: AuthError = AuthError::InvalidSecondFactor("the code is wrong");
 
-/// What an authenticator is set up with, shown once.
+/// The secret of a new authenticator app. It is returned only once.
 #[derive(Debug)]
 pub struct Enrolment {
-    /// The secret, base32.
+    /// The secret in base32.
     pub secret: SecretString,
-    /// The same as a URI, of which a QR code is made.
+    /// The same as an `otpauth://` URI, for a QR code.
     pub uri: SecretString,
 }
 
 impl Auth {
-    /// The caller as a person, who stays as they are until the transaction ends, if they may change what signs
-    /// them in. The session that asks has to live still; and where a passkey is all that the person has beside
-    /// the password, it has to have shown that: the password alone would get round it otherwise.
+    /// Locks the caller's user row until the transaction ends, and checks that the caller may
+    /// change the user's sign-in methods.
+    ///
+    /// The caller's session must still be active. If passkeys are the user's only factor besides
+    /// the password, the session must have used one; otherwise the password alone would be enough
+    /// to replace them.
     ///
     /// # Errors
-    /// [`AuthError::Forbidden`] for a caller that is no session or has not shown the passkey,
-    /// [`AuthError::InvalidCredential`] for a session that has ended.
+    /// [`AuthError::Forbidden`] if the caller is not a user session, or has not used the required
+    /// passkey; [`AuthError::InvalidCredential`] if the session has ended.
     pub(super) async fn lock_to_change_factors(
         &self,
         tx: &mut Tx,
         caller: &Caller,
     ) -> Result<User, AuthError> {
         let (session, user) = own_session(caller)?;
-        let person = store::users::lock(tx, user).await?.ok_or(ENDED)?;
+        let user_row = store::users::lock(tx, user).await?.ok_or(ENDED)?;
         store::sessions::created_at(tx, user, session).await?.ok_or(ENDED)?;
         if !store::second_factor::is_shown(tx, user, session).await? {
-            return Err(SHOW_PASSKEY);
+            return Err(PASSKEY_REQUIRED);
         }
-        Ok(person)
+        Ok(user_row)
     }
 
-    /// Whether the caller has shown whatever there is beside the password, and may change it.
+    /// True if the caller's session may change the user's sign-in methods: the user has no passkey,
+    /// has an authenticator app, or used a passkey in this session.
     ///
     /// # Errors
-    /// [`AuthError::Forbidden`] for a caller that is no session.
+    /// [`AuthError::Forbidden`] if the caller is not a user session.
     pub async fn has_shown_factor(&self, caller: &Caller) -> Result<bool, AuthError> {
         let (session, user) = own_session(caller)?;
         let mut tx = self.store.begin_personal(user).await?;
         Ok(store::second_factor::is_shown(&mut tx, user, session).await?)
     }
 
-    /// Begins with an authenticator. Codes are asked for once a first one was shown.
+    /// Starts the setup of an authenticator app. Sign-ins require codes only after
+    /// [`Self::confirm_totp`].
     ///
     /// # Errors
-    /// [`AuthError::Conflict`] where there is one, [`AuthError::Forbidden`] for a person who has neither
-    /// just signed in nor given the password, or has not shown their passkey, [`AuthError::Invalid`] for a
-    /// wrong password.
+    /// [`AuthError::Conflict`] if one is already set up; [`AuthError::Forbidden`] if the user
+    /// neither signed in recently nor gave the password, or has not used the required passkey;
+    /// [`AuthError::Invalid`] for a wrong password.
     pub async fn enrol_totp(
         &self,
         caller: &Caller,
@@ -109,7 +114,7 @@ impl Auth {
         let mut tx = self.store.begin_personal(user_id).await?;
         let user = self.lock_to_change_factors(&mut tx, caller).await?;
         if !store::second_factor::start(&mut tx, user_id, factor, now).await? {
-            return Err(AuthError::Conflict("there is an authenticator already"));
+            return Err(AuthError::Conflict("an authenticator app is already set up"));
         }
         tx.commit().await?;
         let secret = self.second_factor_key.secret(factor).to_base32();
@@ -117,12 +122,12 @@ impl Auth {
         Ok(Enrolment { secret, uri })
     }
 
-    /// Shows a first code of an authenticator, from when on codes are asked for; answers the recovery
-    /// codes, this once.
+    /// Confirms an authenticator app with its first code. From now on sign-ins require a code, and
+    /// the user's other sessions end. Returns the recovery codes, which cannot be read again.
     ///
     /// # Errors
-    /// [`AuthError::Invalid`] for a wrong code, [`AuthError::Conflict`] where nothing is to be confirmed,
-    /// [`AuthError::Forbidden`] for who has not shown their passkey.
+    /// [`AuthError::Invalid`] for a wrong code; [`AuthError::Conflict`] if no setup is pending;
+    /// [`AuthError::Forbidden`] if the session has not used the required passkey.
     pub async fn confirm_totp(
         &self,
         caller: &Caller,
@@ -131,13 +136,15 @@ impl Auth {
         let (session, user_id) = own_session(caller)?;
         let now = self.env.clock.now();
         let mut tx = self.store.begin_personal(user_id).await?;
-        // A sign-in under way ends before this, or finds the factor.
+        // The lock orders this with concurrent sign-ins: each ends before this, or sees the factor.
         let user = self.lock_to_change_factors(&mut tx, caller).await?;
         let factor = store::second_factor::lock(&mut tx, user_id).await?;
         let factor = factor
-            .filter(|factor| !factor.confirmed && now < factor.created_at + ENROLMENT_LIFETIME)
+            .filter(|factor| !factor.confirmed && now < factor.created_at + ENROLLMENT_LIFETIME)
             .filter(|factor| factor.wrong_codes < MAX_WRONG_CODES)
-            .ok_or(AuthError::Conflict("there is no authenticator to be confirmed"))?;
+            .ok_or(AuthError::Conflict(
+                "there is no authenticator app to confirm: set one up first",
+            ))?;
         let secret = self.second_factor_key.secret(factor.id);
         let step = secret.matching_step(code, now.unix_timestamp(), factor.last_step);
         let Some(step) = step else {
@@ -150,20 +157,22 @@ impl Auth {
         let subject = MailSubject::SecondFactorAdded { origin };
         self.mail(&mut tx, user.email.clone(), subject).await?;
         self.tell_workspaces(&mut tx, &user, Action::SecondFactorAdded, &caller.request).await?;
-        // Other sessions were begun with less; somebody else's may be among them.
+        // End the other sessions: they started without a second factor, and may be an attacker's.
         let (others, reason) = (Which::AllBut(session), EndReason::SecondFactorAdded);
         let actor = Actor::from(&*caller.principal);
         self.end_sessions(&mut tx, user_id, others, reason, &actor, &caller.request).await?;
         tx.commit().await?;
-        // What is done is done, and the codes are shown this once, also where a node does not answer.
+        // Ignore a fence error: the change is committed, and the codes are shown only now.
         self.fence.wait().await.ok();
         Ok(self.second_factor_key.recovery_codes(factor.id, 0))
     }
 
-    /// Makes new recovery codes, and those so far worth nothing; answers the new ones, this once.
+    /// Replaces the recovery codes; the previous ones become invalid. Returns the new codes, which
+    /// cannot be read again.
     ///
     /// # Errors
-    /// [`AuthError::Invalid`] for a wrong password, [`AuthError::NotFound`] without an authenticator.
+    /// [`AuthError::Invalid`] for a wrong password; [`AuthError::NotFound`] without an
+    /// authenticator app.
     pub async fn renew_recovery_codes(
         &self,
         caller: &Caller,
@@ -175,7 +184,7 @@ impl Auth {
         let mut tx = self.store.begin_personal(user_id).await?;
         self.lock_to_change_factors(&mut tx, caller).await?;
         let renewed = store::second_factor::renew_recovery_codes(&mut tx, user_id).await?;
-        let (factor, round) = renewed.ok_or(AuthError::NotFound("authenticator"))?;
+        let (factor, round) = renewed.ok_or(AuthError::NotFound("authenticator app"))?;
         let origin = self.origin(&caller.request);
         let subject = MailSubject::RecoveryCodesRenewed { origin };
         self.mail(&mut tx, user.email.clone(), subject).await?;
@@ -184,21 +193,21 @@ impl Auth {
         Ok(self.second_factor_key.recovery_codes(factor, round.unsigned_abs()))
     }
 
-    /// Whether the caller has a second factor.
+    /// True if the caller's user has an authenticator app.
     ///
     /// # Errors
-    /// [`AuthError::Forbidden`] for a caller that is no session.
+    /// [`AuthError::Forbidden`] if the caller is not a user session.
     pub async fn has_second_factor(&self, caller: &Caller) -> Result<bool, AuthError> {
         let (_, user_id) = own_session(caller)?;
         let mut tx = self.store.begin_personal(user_id).await?;
         Ok(store::second_factor::exists(&mut tx, user_id).await?)
     }
 
-    /// Takes the caller's authenticator away.
+    /// Removes the caller's authenticator app.
     ///
     /// # Errors
-    /// [`AuthError::Invalid`] for a wrong password, [`AuthError::NotFound`] where there is none,
-    /// [`AuthError::Conflict`] where there are passkeys, none of which this session has shown.
+    /// [`AuthError::Invalid`] for a wrong password; [`AuthError::NotFound`] if there is none;
+    /// [`AuthError::Conflict`] if the user has passkeys and this session has used none of them.
     pub async fn remove_totp(&self, caller: &Caller, password: &Password) -> Result<(), AuthError> {
         let (session, user_id) = own_session(caller)?;
         let user = self.person(user_id).await?;
@@ -206,12 +215,13 @@ impl Auth {
         let mut tx = self.store.begin_personal(user_id).await?;
         self.lock_to_change_factors(&mut tx, caller).await?;
         if !store::second_factor::remove(&mut tx, user_id).await? {
-            return Err(AuthError::NotFound("authenticator"));
+            return Err(AuthError::NotFound("authenticator app"));
         }
-        // Nobody is to be left with passkeys that this session cannot change any more.
+        // Without the app, passkeys become the only factor. If this session has used none, it could
+        // no longer change them.
         if !store::second_factor::is_shown(&mut tx, user_id, session).await? {
             return Err(AuthError::Conflict(
-                "you have passkeys: sign in with one first, or take them away",
+                "you have passkeys: sign in with one first, or remove them",
             ));
         }
         let now = self.env.clock.now();
@@ -224,20 +234,21 @@ impl Auth {
         Ok(self.fence.wait().await?)
     }
 
-    /// Takes the authenticator and the passkeys of whoever has an address away and ends their sessions, as the
-    /// operator does for who has lost them.
+    /// Removes a user's authenticator app and passkeys and ends all sessions, on behalf of the
+    /// operator, after the user has lost them.
     ///
     /// # Errors
-    /// [`AuthError::NotFound`] where there are none, [`AuthError::Invalid`] for what is no address.
+    /// [`AuthError::NotFound`] if the user does not exist or has no factors; [`AuthError::Invalid`]
+    /// for a malformed email address.
     pub async fn remove_factors_as_operator(&self, email: &str) -> Result<(), AuthError> {
         let email = Email::parse(email).map_err(|why| AuthError::invalid("email", why))?;
         let account = self.store.find_sign_in(&email).await?;
         let user = account.ok_or(AuthError::NotFound("account"))?.user_id;
         let mut tx = self.store.begin_personal(user).await?;
-        let person = store::users::lock(&mut tx, user).await?;
-        let person = person.ok_or(AuthError::NotFound("account"))?;
+        let user_row = store::users::lock(&mut tx, user).await?;
+        let user_row = user_row.ok_or(AuthError::NotFound("account"))?;
         let now = self.env.clock.now();
-        // Somebody else may have the device, and have signed in with it.
+        // The lost device may be in use by a thief, signed in with it.
         let (all, reason) = (Which::All, EndReason::SecondFactorRemoved);
         let ended = store::sessions::end_of_person(&mut tx, user, all, now, reason).await?;
         store::second_factor::discard_challenges(&mut tx, user, now).await?;
@@ -251,7 +262,7 @@ impl Auth {
         if removed.is_empty() {
             return Err(AuthError::NotFound("second factor"));
         }
-        self.mail(&mut tx, person.email.clone(), MailSubject::FactorsTakenAway).await?;
+        self.mail(&mut tx, user_row.email.clone(), MailSubject::FactorsTakenAway).await?;
         let event = |workspace, action| {
             NewEvent::new(self.env.new_id(), workspace, action, Actor::system())
         };
@@ -265,7 +276,7 @@ impl Auth {
             let workspace = membership.workspace_id;
             tx.enter(workspace).await?;
             for action in &removed {
-                let event = event(workspace, *action).on(user, person.email.clone());
+                let event = event(workspace, *action).on(user, user_row.email.clone());
                 store::audit::insert(&mut tx, workspace, &event).await?;
             }
         }
@@ -273,7 +284,7 @@ impl Auth {
         Ok(self.fence.wait().await?)
     }
 
-    /// Stores a challenge to a person whose sign-in takes a code; answers its token.
+    /// Stores a challenge for a sign-in that requires a code, and returns its token.
     pub(super) async fn challenge(
         &self,
         tx: &mut Tx,
@@ -281,16 +292,16 @@ impl Auth {
         wanted: Option<WorkspaceId>,
     ) -> Result<SecretString, AuthError> {
         let (id, now) = (self.env.new_uuid(), self.env.clock.now());
-        let until = now + CHALLENGE_LIFETIME;
-        store::second_factor::insert_challenge(tx, user, id, wanted, now, until).await?;
+        let expires_at = now + CHALLENGE_LIFETIME;
+        store::second_factor::insert_challenge(tx, user, id, wanted, now, expires_at).await?;
         Ok(self.token_key.derive(Purpose::SecondFactor, id))
     }
 
-    /// Completes a sign-in by a code of the authenticator, or a recovery code.
+    /// Completes a sign-in with a TOTP code or a recovery code.
     ///
     /// # Errors
-    /// [`AuthError::InvalidSecondFactor`] for a wrong code, or a token that does not work;
-    /// [`AuthError::TooManyAttempts`] after too many wrong ones.
+    /// [`AuthError::InvalidSecondFactor`] for a wrong code or an invalid token;
+    /// [`AuthError::TooManyAttempts`] after too many wrong codes.
     pub async fn meet_challenge(
         &self,
         token: &str,
@@ -304,11 +315,12 @@ impl Auth {
         let account = account.ok_or(SIGN_IN_AGAIN)?;
         let now = self.env.clock.now();
         let mut tx = self.store.begin_personal(user_id).await?;
-        // The person first, as whoever changes a password has it; and guesses for a person take turns,
-        // whatever the challenge.
+        // Lock the user's row first, as a password change does. It also serializes all attempts of
+        // a user across challenges, so that they cannot exceed the limit together.
         store::users::lock(&mut tx, user_id).await?.ok_or(SIGN_IN_AGAIN)?;
         let factor = store::second_factor::lock(&mut tx, user_id).await?;
-        // The challenge may be to one that is gone; another that waits for its first code meets none.
+        // The challenged app may have been removed since; an unconfirmed new one must not be
+        // accepted in its place.
         let factor = factor.filter(|factor| factor.confirmed).ok_or(SIGN_IN_AGAIN)?;
         let challenge = store::second_factor::lock_challenge(&mut tx, user_id, id, now).await?;
         let challenge = challenge
@@ -316,12 +328,12 @@ impl Auth {
             .ok_or(SIGN_IN_AGAIN)?;
         let (wrong, first) =
             store::second_factor::wrong_codes(&mut tx, user_id, now - PERIOD).await?;
-        if wrong >= MAX_WRONG_IN_PERIOD {
-            let left = first.map_or(time::Duration::ZERO, |first| first + PERIOD - now);
-            let seconds = u64::try_from(left.whole_seconds()).unwrap_or_default() + 1;
+        if wrong >= MAX_WRONG_CODES_IN_PERIOD {
+            let remaining = first.map_or(time::Duration::ZERO, |first| first + PERIOD - now);
+            let seconds = u64::try_from(remaining.whole_seconds()).unwrap_or_default() + 1;
             return Err(AuthError::TooManyAttempts(seconds));
         }
-        if !self.accept_code(&mut tx, user_id, &factor, code).await? {
+        if !self.use_code(&mut tx, user_id, &factor, code).await? {
             store::second_factor::count_wrong_code(&mut tx, user_id, id).await?;
             tx.commit().await?;
             self.note_failure(&account, request, "wrong_code", 401).await?;
@@ -333,8 +345,8 @@ impl Auth {
         Ok(pair)
     }
 
-    /// Uses a code up, if it is one.
-    async fn accept_code(
+    /// Checks a TOTP or recovery code and marks it as used. Returns false for a wrong code.
+    async fn use_code(
         &self,
         tx: &mut Tx,
         user: UserId,
@@ -365,7 +377,7 @@ impl Auth {
     }
 }
 
-/// The URI of Google Authenticator's "key URI format", which all others read.
+/// Builds a URI in Google Authenticator's "key URI format", which all authenticator apps read.
 fn otpauth_uri(public_url: &str, email: &str, secret: &SecretString) -> SecretString {
     let encode = |text: &str| utf8_percent_encode(text, NON_ALPHANUMERIC).to_string();
     let host = public_url.split("//").last().unwrap_or(public_url);

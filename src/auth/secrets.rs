@@ -1,7 +1,7 @@
-//! Keys derived from the deployment's one secret, `keys.encryption_key`.
+//! Derives all secret keys of a deployment from one master key, `keys.encryption_key`.
 //!
-//! HKDF-SHA-256 (RFC 5869) gives each purpose a key of its own, so that what is sealed or signed for
-//! one can never pass for another.
+//! HKDF-SHA-256 (RFC 5869) derives a separate key for each purpose, so a value that was encrypted
+//! or authenticated for one purpose is never valid for another.
 
 use std::fmt;
 
@@ -30,7 +30,7 @@ const ONE_TIME_TOKENS: &[u8] = b"call2me-auth one-time tokens v1";
 const SECOND_FACTORS: &[u8] = b"call2me-auth second factors v1";
 const SIGNING_KEYS: &[u8] = b"call2me-auth signing keys v1";
 
-/// Derives keys; never printed.
+/// The master key, from which all others are derived. Its `Debug` output hides it.
 pub struct Secrets {
     root: hkdf::Prk,
 }
@@ -42,73 +42,74 @@ impl fmt::Debug for Secrets {
 }
 
 impl Secrets {
-    /// Over the deployment's secret.
+    /// Prepares the configured key for derivation.
     #[must_use]
     pub fn new(key: &EncryptionKey) -> Self {
         Self { root: hkdf::Salt::new(hkdf::HKDF_SHA256, &[]).extract(key.expose()) }
     }
 
-    /// The key that refresh tokens are derived under.
+    /// Derives the MAC key of session refresh tokens.
     ///
     /// # Errors
-    /// When the cryptographic library fails.
+    /// A message for the operator, if the cryptographic library fails.
     pub fn refresh_key(&self) -> Result<RefreshKey<SessionId>, String> {
         Ok(RefreshKey::new(&*self.derive(REFRESH_TOKENS)?))
     }
 
-    /// The key that refresh tokens of grants are derived under.
+    /// Derives the MAC key of OAuth grant refresh tokens.
     ///
     /// # Errors
-    /// When the cryptographic library fails.
+    /// As [`Self::refresh_key`].
     pub fn grant_refresh_key(&self) -> Result<RefreshKey<GrantId>, String> {
         Ok(RefreshKey::new(&*self.derive(GRANT_REFRESH_TOKENS)?))
     }
 
-    /// The key that the tokens of mailed links are derived under.
+    /// Derives the MAC key of one-time tokens, such as those of mailed links.
     ///
     /// # Errors
-    /// When the cryptographic library fails.
+    /// As [`Self::refresh_key`].
     pub fn token_key(&self) -> Result<TokenKey, String> {
         Ok(TokenKey::new(&*self.derive(ONE_TIME_TOKENS)?))
     }
 
-    /// The key that second factors are derived under.
+    /// Derives the key of TOTP secrets and recovery codes.
     ///
     /// # Errors
-    /// When the cryptographic library fails.
+    /// As [`Self::refresh_key`].
     pub fn second_factor_key(&self) -> Result<SecondFactorKey, String> {
         Ok(SecondFactorKey::new(&*self.derive(SECOND_FACTORS)?))
     }
 
-    /// The keys that creating requests are known and their answers sealed under.
+    /// Derives the keys that fingerprint idempotent requests and encrypt their stored responses.
     ///
     /// # Errors
-    /// When the cryptographic library fails.
+    /// As [`Self::refresh_key`].
     pub fn idempotency_secrets(&self) -> Result<IdempotencySecrets, String> {
         Ok(IdempotencySecrets::new(&*self.derive(IDEMPOTENCY)?))
     }
 
-    /// Seals a signing key's private half; `context` is bound to it.
+    /// Encrypts a private signing key with AES-256-GCM. The result is valid only with the same
+    /// `context`.
     ///
     /// # Errors
-    /// When the cryptographic library fails.
+    /// As [`Self::refresh_key`].
     pub fn seal(&self, env: &Env, context: &[u8], plain: &[u8]) -> Result<Vec<u8>, String> {
         let nonce: [u8; NONCE_LEN] = env.entropy.bytes();
         let mut sealed = plain.to_vec();
-        self.sealing_key()?
+        self.encryption_key()?
             .seal_in_place_append_tag(
                 Nonce::assume_unique_for_key(nonce),
                 Aad::from(context),
                 &mut sealed,
             )
-            .map_err(|_| "cannot seal a signing key".to_owned())?;
+            .map_err(|_| "cannot encrypt a signing key".to_owned())?;
         Ok([&nonce[..], &sealed].concat())
     }
 
-    /// Opens what [`Self::seal`] made; none under another key or context.
+    /// Decrypts the output of [`Self::seal`]. Returns `None` if the key or context is another one.
     ///
     /// # Errors
-    /// When the cryptographic library fails.
+    /// As [`Self::refresh_key`].
     pub fn open(
         &self,
         context: &[u8],
@@ -118,7 +119,7 @@ impl Secrets {
             return Ok(None);
         };
         let mut buffer = Zeroizing::new(sealed.to_vec());
-        let opened = self.sealing_key()?.open_in_place(
+        let opened = self.encryption_key()?.open_in_place(
             Nonce::assume_unique_for_key(*nonce),
             Aad::from(context),
             &mut buffer,
@@ -126,7 +127,7 @@ impl Secrets {
         Ok(opened.ok().map(|plain| Zeroizing::new(plain.to_vec())))
     }
 
-    fn sealing_key(&self) -> Result<LessSafeKey, String> {
+    fn encryption_key(&self) -> Result<LessSafeKey, String> {
         let key = self.derive(SIGNING_KEYS)?;
         UnboundKey::new(&AES_256_GCM, &*key)
             .map(LessSafeKey::new)
@@ -148,15 +149,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_sealed_opens_under_its_key_and_context_only() {
+    fn sealed_key_opens_with_its_own_key_and_context_only() {
         let env = Env::system();
         let secrets = Secrets::new(&EncryptionKey::new([1; 32]));
         let sealed = secrets.seal(&env, b"kid", b"private").unwrap();
         assert!(!sealed.windows(7).any(|part| part == b"private"));
         assert_eq!(secrets.open(b"kid", &sealed).unwrap().unwrap().as_slice(), b"private");
         assert_eq!(secrets.open(b"other", &sealed).unwrap(), None);
-        let others = Secrets::new(&EncryptionKey::new([2; 32]));
-        assert_eq!(others.open(b"kid", &sealed).unwrap(), None);
+        let other_secrets = Secrets::new(&EncryptionKey::new([2; 32]));
+        assert_eq!(other_secrets.open(b"kid", &sealed).unwrap(), None);
         assert_eq!(secrets.open(b"kid", &sealed[..5]).unwrap(), None);
     }
 }

@@ -1,4 +1,7 @@
-//! A person's own sessions: seen, ended, moved to another workspace.
+//! Sessions of users: list them, end them, move them to another workspace.
+//!
+//! Every end and move of a session is recorded in the audit log of each workspace concerned, in the
+//! same transaction. [`super::refresh`] renews a session's tokens.
 
 use std::sync::Arc;
 
@@ -19,27 +22,27 @@ use crate::{
     store::{self, Tx},
 };
 
-/// A session that has ended.
+/// The error for a session that has ended.
 pub(super) const ENDED: AuthError = AuthError::InvalidCredential("the session has ended");
 
-/// The session and the person of a caller who is one.
+/// Returns the session and user of a caller that is a user session.
 ///
 /// # Errors
-/// [`AuthError::Forbidden`] for a caller that is no session.
+/// [`AuthError::Forbidden`] if the caller is an API key or an OAuth client.
 pub fn own_session(caller: &Caller) -> Result<(SessionId, UserId), AuthError> {
     match &caller.principal.credential {
         Credential::Session { id, user_id, .. } => Ok((*id, *user_id)),
         Credential::ApiKey { .. } | Credential::Grant { .. } => {
-            Err(AuthError::Forbidden("this takes a session of one's own"))
+            Err(AuthError::Forbidden("this requires a user session"))
         }
     }
 }
 
 impl Auth {
-    /// The caller's sessions that live, in whatever workspace, and how many there are.
+    /// Lists the caller's active sessions in all workspaces, and counts them.
     ///
     /// # Errors
-    /// [`AuthError::Forbidden`] for a caller that is no session.
+    /// [`AuthError::Forbidden`] if the caller is not a user session.
     pub async fn sessions(
         &self,
         caller: &Caller,
@@ -53,20 +56,20 @@ impl Auth {
         Ok((items, total))
     }
 
-    /// Ends the caller's own session.
+    /// Signs the caller out: ends the session that made the request.
     ///
     /// # Errors
-    /// [`AuthError::Forbidden`] for a caller that is no session.
+    /// [`AuthError::Forbidden`] if the caller is not a user session.
     pub async fn logout(&self, caller: &Caller) -> Result<(), AuthError> {
         let (id, user) = own_session(caller)?;
         let tx = self.store.begin_personal(user).await?;
-        self.end_own(tx, caller, Which::One(id), EndReason::Logout).await
+        self.end_own_sessions(tx, caller, Which::One(id), EndReason::Logout).await
     }
 
-    /// Ends one of the caller's sessions. A second time does nothing.
+    /// Ends one of the caller's sessions. Ending it again has no effect.
     ///
     /// # Errors
-    /// [`AuthError::NotFound`] for a session of somebody else.
+    /// [`AuthError::NotFound`] if the user has no such session.
     pub async fn end_session(&self, caller: &Caller, id: SessionId) -> Result<(), AuthError> {
         let (own, user) = own_session(caller)?;
         let reason = if id == own { EndReason::Logout } else { EndReason::Ended };
@@ -74,24 +77,24 @@ impl Auth {
         if !store::sessions::exists(&mut tx, user, id).await? {
             return Err(AuthError::NotFound("session"));
         }
-        self.end_own(tx, caller, Which::One(id), reason).await
+        self.end_own_sessions(tx, caller, Which::One(id), reason).await
     }
 
-    /// Ends all of the caller's sessions but the one that asks.
+    /// Ends all of the caller's sessions except the one that made the request.
     ///
     /// # Errors
-    /// [`AuthError::Forbidden`] for a caller that is no session.
+    /// [`AuthError::Forbidden`] if the caller is not a user session.
     pub async fn end_other_sessions(&self, caller: &Caller) -> Result<(), AuthError> {
         let (own, user) = own_session(caller)?;
         let tx = self.store.begin_personal(user).await?;
-        self.end_own(tx, caller, Which::AllBut(own), EndReason::Ended).await
+        self.end_own_sessions(tx, caller, Which::AllBut(own), EndReason::Ended).await
     }
 
-    /// Moves the caller's session to another workspace of the person, and gives it a new pair of tokens.
-    /// Tokens for the workspace before stop working at once.
+    /// Moves the caller's session to another workspace of the user, and issues a new token pair.
+    /// Tokens for the previous workspace stop working at once.
     ///
     /// # Errors
-    /// [`AuthError::Forbidden`] where the person is no member.
+    /// [`AuthError::Forbidden`] if the user is not a member of the workspace.
     pub async fn switch_workspace(
         &self,
         caller: &Caller,
@@ -101,15 +104,15 @@ impl Auth {
         let mut tx = self.store.begin(workspace, Some(user)).await?;
         let role = store::members::pin_role(&mut tx, workspace, user)
             .await?
-            .ok_or(AuthError::Forbidden("you are no member of this workspace"))?;
+            .ok_or(AuthError::Forbidden("you are not a member of this workspace"))?;
         let pair = self.move_session(&mut tx, caller, workspace, role).await?;
         tx.commit().await?;
         self.fence.wait().await?;
         Ok(pair)
     }
 
-    /// Moves the caller's session to a workspace that the person is a member of, in a transaction of
-    /// both; which is to commit and to be waited for.
+    /// Moves the caller's session to a workspace of the user, in a transaction of both. The caller
+    /// must commit the transaction, then wait at the fence.
     pub(super) async fn move_session(
         &self,
         tx: &mut Tx,
@@ -118,17 +121,17 @@ impl Auth {
         role: Role,
     ) -> Result<TokenPair, AuthError> {
         let (id, user) = own_session(caller)?;
-        // Before the session: whoever changes a password has them in this order.
+        // Lock the user's row before the session's: a password change locks them in this order.
         store::users::set_last_workspace(tx, user, workspace).await?;
         let state = store::sessions::lock_refresh_state(tx, user, id).await?;
         let state = state.filter(|state| !state.ended).ok_or(ENDED)?;
         let now = self.env.clock.now();
         store::sessions::set_workspace(tx, user, id, workspace).await?;
         store::sessions::advance_refresh(tx, user, id, now).await?;
-        let entered = self.moved(caller, id, workspace, "entered");
+        let entered = self.session_switched_event(caller, id, workspace, "entered");
         store::audit::insert(tx, workspace, &entered).await?;
         if caller.workspace() != workspace {
-            let left = self.moved(caller, id, caller.workspace(), "left");
+            let left = self.session_switched_event(caller, id, caller.workspace(), "left");
             tx.enter(caller.workspace()).await?;
             store::audit::insert(tx, caller.workspace(), &left).await?;
         }
@@ -136,8 +139,9 @@ impl Auth {
         self.token_pair(user, workspace, id, role, generation, &state.seed)
     }
 
-    /// The log of a workspace tells that a session came or went, not from or to where.
-    fn moved(
+    /// The audit event for a session that entered or left a workspace. It does not name the other
+    /// workspace, so that workspaces learn nothing about each other.
+    fn session_switched_event(
         &self,
         caller: &Caller,
         id: SessionId,
@@ -149,18 +153,20 @@ impl Auth {
             .with(json!({ "direction": direction }))
     }
 
-    /// Ends sessions of a person, each with its event in the log of the workspace that it was in.
+    /// Ends sessions of a user, with an audit event in the workspace of each.
     pub(super) async fn end_sessions(
         &self,
         tx: &mut Tx,
         user: UserId,
-        which: Which,
+        selector: Which,
         reason: EndReason,
         actor: &Actor,
         request: &Arc<RequestInfo>,
     ) -> Result<(), AuthError> {
         let now = self.env.clock.now();
-        for (id, workspace) in store::sessions::end_of_person(tx, user, which, now, reason).await? {
+        for (id, workspace) in
+            store::sessions::end_of_person(tx, user, selector, now, reason).await?
+        {
             let event = self
                 .witness(request, workspace, Action::SessionEnded, actor.clone(), 204)
                 .on(id, None)
@@ -171,18 +177,20 @@ impl Auth {
         Ok(())
     }
 
-    /// Ends what a person has granted, in a workspace or everywhere, each with its event in the log there.
+    /// Ends grants that a user gave, in one workspace or in all, with an audit event in the
+    /// workspace of each.
     pub(super) async fn end_grants(
         &self,
         tx: &mut Tx,
         user: UserId,
-        there: Option<WorkspaceId>,
+        workspace_filter: Option<WorkspaceId>,
         reason: GrantEnd,
         actor: &Actor,
         request: &Arc<RequestInfo>,
     ) -> Result<(), AuthError> {
         let now = self.env.clock.now();
-        let ended = store::oauth_grants::end_of_person(tx, there, user, now, reason).await?;
+        let ended =
+            store::oauth_grants::end_of_person(tx, workspace_filter, user, now, reason).await?;
         for (id, client, workspace) in ended {
             let event = self
                 .witness(request, workspace, Action::GrantEnded, actor.clone(), 204)
@@ -194,19 +202,20 @@ impl Auth {
         Ok(())
     }
 
-    /// Ends sessions of the caller, at once.
-    async fn end_own(
+    /// Ends sessions of the caller, commits, and waits until they are ended on every node.
+    async fn end_own_sessions(
         &self,
         mut tx: Tx,
         caller: &Caller,
-        which: Which,
+        selector: Which,
         reason: EndReason,
     ) -> Result<(), AuthError> {
         let (_, user) = own_session(caller)?;
         let actor = Actor::from(&*caller.principal);
-        self.end_sessions(&mut tx, user, which, reason, &actor, &caller.request).await?;
+        self.end_sessions(&mut tx, user, selector, reason, &actor, &caller.request).await?;
         tx.commit().await?;
-        // Also where there was nothing to end: whoever ended it may have gone without an answer.
+        // Wait even if nothing was ended: an earlier request may have ended the session, and its
+        // client may have disconnected before the fence was passed.
         Ok(self.fence.wait().await?)
     }
 }

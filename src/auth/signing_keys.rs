@@ -1,8 +1,9 @@
-//! The keys that sign access tokens, and those that sign checkpoints of audit logs: Ed25519 (RFC 8037),
-//! sealed at rest, published as a JWKS.
+//! Signing keys for access tokens and for audit log checkpoints: Ed25519 (RFC 8037), encrypted at
+//! rest, published as a JWKS.
 //!
-//! A key that is rotated in is published at once and signs [`ACTIVATION`] later, when every node has it;
-//! the one before goes on verifying until it is retired. Nodes look for both every other second.
+//! A new key is published at once and starts to sign after [`ACTIVATION`], when every node has
+//! loaded it. The previous key continues to verify until it is retired. Nodes reload the keys every
+//! two seconds.
 
 use std::{
     fmt,
@@ -36,41 +37,41 @@ pub const ACCESS_TOKEN_TYPE: &str = "at+jwt";
 /// The media type of checkpoints.
 pub const CHECKPOINT_TYPE: &str = "audit-checkpoint+jws";
 
-/// How long after it was made a key signs.
+/// Delay between the creation of a key and its first signature.
 pub const ACTIVATION: Duration = Duration::from_secs(6);
-/// How often a node looks for keys.
-const LOOK_EVERY: Duration = Duration::from_secs(2);
-/// The longest that a look may take.
-const PATIENCE: Duration = Duration::from_secs(2);
-/// How often it looks, at most, since a token names a key that it does not know.
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// Interval at which a node reloads the keys.
+const RELOAD_INTERVAL: Duration = Duration::from_secs(2);
+/// Timeout of a reload.
+const RELOAD_TIMEOUT: Duration = Duration::from_secs(2);
+/// Minimum interval between reloads caused by tokens with an unknown key id.
+const MIN_RELOAD_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The keys of a node, as it last read them.
+/// The signing keys that a node has loaded.
 pub struct SigningKeys {
     store: Store,
-    secrets: Secrets,
+    master_key: Secrets,
     env: Env,
     current: RwLock<Arc<KeySet>>,
-    /// When somebody last looked because of a token.
-    last_look: Mutex<Look>,
+    /// The last reload that a token with an unknown key id caused.
+    last_reload: Mutex<Reload>,
 }
 
-/// A look for a key that a token names.
-struct Look {
-    /// When, by the monotonic clock.
+/// A reload that a token with an unknown key id caused.
+struct Reload {
+    /// The time of the reload, on the monotonic clock.
     at: Duration,
-    /// Whether PostgreSQL answered.
+    /// True if PostgreSQL answered.
     succeeded: bool,
 }
 
 /// The keys of both purposes.
 pub struct KeySet {
-    tokens: Keys,
-    checkpoints: Keys,
+    tokens: PurposeKeys,
+    checkpoints: PurposeKeys,
 }
 
-/// All keys of a purpose whose signatures are believed, and the one that signs.
-struct Keys {
+/// The keys of one purpose: all that verify, and the one that signs.
+struct PurposeKeys {
     signer: EncodingKey,
     header: Header,
     verifiers: Vec<Verifier>,
@@ -95,127 +96,137 @@ impl fmt::Debug for SigningKeys {
 }
 
 impl SigningKeys {
-    /// Loads the keys; on a fresh database makes the first, whichever node is faster.
+    /// Loads the keys. On a fresh database, creates the first ones; if several nodes try, one
+    /// succeeds and all use its keys.
     ///
     /// # Errors
-    /// With one line for the operator.
-    pub async fn load_or_create(store: Store, secrets: Secrets, env: Env) -> Result<Self, String> {
-        let away = |error| format!("cannot load the signing keys: {error}");
-        let mut stored = store.signing_keys().await.map_err(away)?;
+    /// A message for the operator, if the database is unreachable or its keys cannot be decrypted.
+    pub async fn load_or_create(
+        store: Store,
+        master_key: Secrets,
+        env: Env,
+    ) -> Result<Self, String> {
+        let load_error = |error| format!("cannot load the signing keys: {error}");
+        let mut stored = store.signing_keys().await.map_err(load_error)?;
         for purpose in [KeyPurpose::AccessTokens, KeyPurpose::Checkpoints] {
             if stored.iter().all(|key| key.purpose != purpose) {
-                let first = generate(purpose, &secrets, &env)?;
-                store.insert_first_signing_key(&first).await.map_err(away)?;
-                stored = store.signing_keys().await.map_err(away)?;
+                let first = generate_key(purpose, &master_key, &env)?;
+                store.insert_first_signing_key(&first).await.map_err(load_error)?;
+                stored = store.signing_keys().await.map_err(load_error)?;
             }
         }
-        let current = Arc::new(KeySet::open(&stored, &secrets, env.clock.now())?);
-        let last_look = Mutex::new(Look { at: env.clock.monotonic(), succeeded: true });
-        Ok(Self { store, secrets, env, current: RwLock::new(current), last_look })
+        let current = Arc::new(KeySet::decrypt(&stored, &master_key, env.clock.now())?);
+        let last_reload = Mutex::new(Reload { at: env.clock.monotonic(), succeeded: true });
+        Ok(Self { store, master_key, env, current: RwLock::new(current), last_reload })
     }
 
-    /// The keys as they were last read.
+    /// The keys as of the last reload.
     #[must_use]
     pub fn current(&self) -> Arc<KeySet> {
         Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// The keys among which a token's is, if it is known at all: where it is not, they are read anew, at
-    /// most once a second, whatever tokens come. Also whether one was found to be gone.
+    /// Returns the current keys. If `kid` is not among them, reloads them first, but at most once a
+    /// second for all tokens together. The flag is true if the reload found that a key for access
+    /// tokens was retired.
     ///
     /// # Errors
-    /// When PostgreSQL cannot be reached: nobody knows whether there is such a key.
-    async fn with_key(&self, kid: &str) -> Result<(Arc<KeySet>, bool), StoreError> {
+    /// [`StoreError`] if the reload fails: the key may exist.
+    async fn key_set_with(&self, kid: &str) -> Result<(Arc<KeySet>, bool), StoreError> {
         let current = self.current();
         if current.verifier(kid).is_some() {
             return Ok((current, false));
         }
-        let mut is_gone = false;
-        let mut last = self.last_look.lock().await;
-        if self.env.clock.monotonic() >= last.at + LOOK_AGAIN {
-            let outcome = self.read().await;
-            *last = Look { at: self.env.clock.monotonic(), succeeded: outcome.is_ok() };
-            is_gone = outcome?;
+        let mut has_retired_key = false;
+        let mut last = self.last_reload.lock().await;
+        if self.env.clock.monotonic() >= last.at + MIN_RELOAD_INTERVAL {
+            let outcome = self.reload().await;
+            *last = Reload { at: self.env.clock.monotonic(), succeeded: outcome.is_ok() };
+            has_retired_key = outcome?;
         }
-        // Those who waited meanwhile do not wait for another one.
-        if last.succeeded { Ok((self.current(), is_gone)) } else { Err(StoreError::late()) }
+        // Requests that waited for the lock use the reload that just finished.
+        if last.succeeded { Ok((self.current(), has_retired_key)) } else { Err(StoreError::late()) }
     }
 
-    /// Reads the keys anew; answers whether one is gone.
-    async fn read(&self) -> Result<bool, StoreError> {
-        let stored = Store::within(PATIENCE, self.store.signing_keys()).await?;
-        let fresh = match KeySet::open(&stored, &self.secrets, self.env.clock.now()) {
+    /// Reloads the keys. Returns true if a key for access tokens was retired.
+    async fn reload(&self) -> Result<bool, StoreError> {
+        let stored = Store::within(RELOAD_TIMEOUT, self.store.signing_keys()).await?;
+        let fresh = match KeySet::decrypt(&stored, &self.master_key, self.env.clock.now()) {
             Ok(fresh) => Arc::new(fresh),
-            Err(why) => {
-                error!(why, "the signing keys cannot be used: the ones before are kept");
+            Err(reason) => {
+                error!(reason, "cannot use the signing keys; keeping the previous ones");
                 return Ok(false);
             }
         };
-        let before = self.current();
-        if fresh.tokens.header.kid != before.tokens.header.kid {
-            info!(kid = fresh.tokens.header.kid, "another key signs access tokens");
+        let previous = self.current();
+        if fresh.tokens.header.kid != previous.tokens.header.kid {
+            info!(kid = fresh.tokens.header.kid, "access tokens are signed with another key now");
         }
-        let is_gone = before.tokens.verifiers.iter().any(|old| fresh.verifier(&old.kid).is_none());
+        let has_retired_key =
+            previous.tokens.verifiers.iter().any(|old| fresh.verifier(&old.kid).is_none());
         *self.current.write().unwrap_or_else(PoisonError::into_inner) = fresh;
-        Ok(is_gone)
+        Ok(has_retired_key)
     }
 }
 
 impl Auth {
-    /// Reads the signing keys anew, again and again. What was verified with a key that is gone is
-    /// believed no more.
+    /// Reloads the signing keys periodically, forever. When a key is retired, drops the cache of
+    /// verified tokens, since that key may have signed some.
     pub async fn keep_signing_keys(self) {
-        let mut looks = interval(LOOK_EVERY);
+        let mut ticks = interval(RELOAD_INTERVAL);
         loop {
-            looks.tick().await;
-            match self.signing_keys.read().await {
+            ticks.tick().await;
+            match self.signing_keys.reload().await {
                 Ok(true) => self.caches.tokens.forget_all(),
                 Ok(false) => {}
-                Err(error) => warn!(%error, "cannot look for signing keys"),
+                Err(error) => warn!(%error, "cannot reload the signing keys"),
             }
         }
     }
 
-    /// The keys among which the one of a token is, if it is known.
+    /// The current keys, reloaded if `kid` is unknown; see [`SigningKeys`].
     pub(super) async fn keys_for(&self, kid: &str) -> Result<Arc<KeySet>, AuthError> {
-        let (keys, is_gone) = self.signing_keys.with_key(kid).await?;
-        if is_gone {
+        let (keys, has_retired_key) = self.signing_keys.key_set_with(kid).await?;
+        if has_retired_key {
             self.caches.tokens.forget_all();
         }
         Ok(keys)
     }
 
-    /// Makes another signing key. Every node signs with it within ten seconds.
+    /// Creates a new signing key. Every node signs with it within ten seconds.
     ///
     /// # Errors
-    /// When PostgreSQL cannot be reached.
+    /// [`AuthError::Internal`] if the key cannot be generated.
     pub async fn rotate_signing_key(&self, purpose: KeyPurpose) -> Result<SigningKeyId, AuthError> {
         let keys = &self.signing_keys;
-        let made = generate(purpose, &keys.secrets, &self.env);
-        let made = made.map_err(|_| AuthError::Internal("cannot make a signing key"))?;
-        self.store.insert_signing_key(&made).await?;
-        Ok(made.id)
+        let new_key = generate_key(purpose, &keys.master_key, &self.env);
+        let new_key = new_key.map_err(|_| AuthError::Internal("cannot create a signing key"))?;
+        self.store.insert_signing_key(&new_key).await?;
+        Ok(new_key.id)
     }
 
-    /// Retires a signing key: its tokens are worth nothing within ten seconds, on every node.
+    /// Retires a signing key: within ten seconds every node rejects its signatures.
     ///
     /// # Errors
-    /// [`AuthError::NotFound`] for none that verifies, [`AuthError::Conflict`] for the one that signs.
+    /// [`AuthError::NotFound`] if no such key verifies; [`AuthError::Conflict`] if the key
+    /// currently signs.
     pub async fn retire_signing_key(&self, id: SigningKeyId) -> Result<(), AuthError> {
         if self.signing_keys.current().signs(&id.to_string()) {
-            return Err(AuthError::Conflict("this key signs: rotate first, and wait ten seconds"));
+            return Err(AuthError::Conflict(
+                "this key is in use for signing: rotate first, then wait ten seconds",
+            ));
         }
         if self.store.retire_signing_key(id, self.env.clock.now()).await? {
             Ok(())
         } else {
-            Err(AuthError::NotFound("signing key that verifies"))
+            Err(AuthError::NotFound("signing key, or it is already retired"))
         }
     }
 
-    /// All signing keys that there ever were, the youngest first, and which of them sign.
+    /// Lists all signing keys, including retired ones, newest first, and returns the keys in use.
     ///
     /// # Errors
-    /// When PostgreSQL cannot be reached.
+    /// [`AuthError::Store`] if the query fails.
     pub async fn list_signing_keys(
         &self,
     ) -> Result<(Vec<SigningKeyState>, Arc<KeySet>), AuthError> {
@@ -224,29 +235,30 @@ impl Auth {
     }
 }
 
-impl Keys {
-    /// Those of one purpose; of the rest it is told that they are not ours.
-    fn open(
+impl PurposeKeys {
+    /// Decrypts the keys of one purpose. Keys of another deployment are skipped and logged.
+    fn decrypt(
         stored: &[StoredSigningKey],
         purpose: KeyPurpose,
-        secrets: &Secrets,
+        master_key: &Secrets,
         now: OffsetDateTime,
     ) -> Result<Self, String> {
         let (mut keys, mut foreign) = (Vec::new(), Vec::new());
         for key in stored.iter().filter(|key| key.purpose == purpose) {
-            match open_pair(key, secrets)? {
+            match decrypt_key_pair(key, master_key)? {
                 Some(pair) => keys.push((key, pair)),
                 None => foreign.push(key.id),
             }
         }
-        // The youngest that every node has; of several that were just made, the oldest.
-        let known = |(key, _): &&(&StoredSigningKey, _)| key.created_at + ACTIVATION <= now;
-        let (signing, pair) = keys.iter().find(known).or(keys.last()).ok_or(
-            "keys.encryption_key is not the one that this database's signing keys were sealed with",
+        // The newest key that every node has loaded. If all are newer than that, the oldest.
+        let is_distributed =
+            |(key, _): &&(&StoredSigningKey, _)| key.created_at + ACTIVATION <= now;
+        let (signing, pair) = keys.iter().find(is_distributed).or(keys.last()).ok_or(
+            "keys.encryption_key is not the key that encrypted this database's signing keys",
         )?;
-        // Nobody signs or is believed with a key that somebody else put there.
+        // Never sign or verify with a key that another party has inserted into the database.
         for kid in foreign {
-            error!(%kid, "a signing key is not of this deployment: passed over");
+            error!(%kid, "ignoring a signing key that is not of this deployment");
         }
         let pkcs8 = pair.to_pkcs8().map_err(|_| "a signing key is damaged")?;
         let mut header = Header::new(Algorithm::EdDSA);
@@ -278,26 +290,26 @@ impl Keys {
 }
 
 impl KeySet {
-    fn open(
+    fn decrypt(
         stored: &[StoredSigningKey],
-        secrets: &Secrets,
+        master_key: &Secrets,
         now: OffsetDateTime,
     ) -> Result<Self, String> {
         Ok(Self {
-            tokens: Keys::open(stored, KeyPurpose::AccessTokens, secrets, now)?,
-            checkpoints: Keys::open(stored, KeyPurpose::Checkpoints, secrets, now)?,
+            tokens: PurposeKeys::decrypt(stored, KeyPurpose::AccessTokens, master_key, now)?,
+            checkpoints: PurposeKeys::decrypt(stored, KeyPurpose::Checkpoints, master_key, now)?,
         })
     }
 
-    /// Signs claims as an access token.
+    /// Signs the claims of an access token.
     ///
     /// # Errors
-    /// When the cryptographic library fails.
+    /// If the cryptographic library fails.
     pub fn sign(&self, claims: &impl Serialize) -> Result<String, jsonwebtoken::errors::Error> {
         self.tokens.sign(claims)
     }
 
-    /// The key of access tokens with an id, to verify with.
+    /// The public key for access tokens with this key id.
     #[must_use]
     pub fn verifier(&self, kid: &str) -> Option<&DecodingKey> {
         self.tokens.verifier(kid)
@@ -306,7 +318,7 @@ impl KeySet {
     /// Signs a checkpoint.
     ///
     /// # Errors
-    /// When the cryptographic library fails.
+    /// If the cryptographic library fails.
     pub fn sign_checkpoint(
         &self,
         claims: &impl Serialize,
@@ -314,16 +326,16 @@ impl KeySet {
         self.checkpoints.sign(claims)
     }
 
-    /// The key of checkpoints with an id, to verify with.
+    /// The public key for checkpoints with this key id.
     #[must_use]
     pub fn checkpoint_verifier(&self, kid: &str) -> Option<&DecodingKey> {
         self.checkpoints.verifier(kid)
     }
 
-    /// Whether the key with this id is one that signs.
+    /// True if the key with this id currently signs.
     #[must_use]
     pub fn signs(&self, kid: &str) -> bool {
-        let signs = |keys: &Keys| keys.header.kid.as_deref() == Some(kid);
+        let signs = |keys: &PurposeKeys| keys.header.kid.as_deref() == Some(kid);
         signs(&self.tokens) || signs(&self.checkpoints)
     }
 
@@ -331,7 +343,7 @@ impl KeySet {
         self.tokens.verifiers.iter().chain(&self.checkpoints.verifiers)
     }
 
-    /// The public halves (RFC 7517, RFC 8037).
+    /// The public keys as a JSON Web Key Set (RFC 7517, RFC 8037).
     #[must_use]
     pub fn jwks(&self) -> Value {
         let keys = self.verifiers().map(|verifier| {
@@ -348,8 +360,9 @@ impl KeySet {
     }
 }
 
-/// What a sealed key is bound to: neither passes for one of the other purpose.
-fn context(id: SigningKeyId, purpose: KeyPurpose) -> Vec<u8> {
+/// The context that an encrypted key is bound to. It differs by purpose, so a key of one purpose
+/// cannot stand in for one of the other.
+fn encryption_context(id: SigningKeyId, purpose: KeyPurpose) -> Vec<u8> {
     let mut context = id.uuid().as_bytes().to_vec();
     if purpose == KeyPurpose::Checkpoints {
         context.extend_from_slice(purpose.as_str().as_bytes());
@@ -357,22 +370,31 @@ fn context(id: SigningKeyId, purpose: KeyPurpose) -> Vec<u8> {
     context
 }
 
-/// Both halves of a key; none where the private one does not open, or does not fit the public one.
-fn open_pair(key: &StoredSigningKey, secrets: &Secrets) -> Result<Option<Ed25519KeyPair>, String> {
-    let seed = secrets.open(&context(key.id, key.purpose), &key.sealed_private_key)?;
+/// Decrypts a key pair. Returns `None` if it is of another deployment: the private key cannot be
+/// decrypted or does not match the public one.
+fn decrypt_key_pair(
+    key: &StoredSigningKey,
+    master_key: &Secrets,
+) -> Result<Option<Ed25519KeyPair>, String> {
+    let seed =
+        master_key.open(&encryption_context(key.id, key.purpose), &key.sealed_private_key)?;
     Ok(seed.and_then(|seed| Ed25519KeyPair::from_seed_and_public_key(&seed, &key.public_key).ok()))
 }
 
-fn generate(purpose: KeyPurpose, secrets: &Secrets, env: &Env) -> Result<StoredSigningKey, String> {
+fn generate_key(
+    purpose: KeyPurpose,
+    master_key: &Secrets,
+    env: &Env,
+) -> Result<StoredSigningKey, String> {
     let id: SigningKeyId = env.new_id();
     let seed: Zeroizing<[u8; 32]> = Zeroizing::new(env.entropy.bytes());
     let pair = Ed25519KeyPair::from_seed_unchecked(&*seed)
-        .map_err(|_| "cannot make a signing key".to_owned())?;
+        .map_err(|_| "cannot create a signing key".to_owned())?;
     Ok(StoredSigningKey {
         id,
         purpose,
         public_key: pair.public_key().as_ref().to_vec(),
-        sealed_private_key: secrets.seal(env, &context(id, purpose), &*seed)?,
+        sealed_private_key: master_key.seal(env, &encryption_context(id, purpose), &*seed)?,
         created_at: env.clock.now(),
     })
 }

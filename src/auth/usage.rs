@@ -1,4 +1,4 @@
-//! What keys are used for.
+//! Usage of API keys: counts by time, addresses, and the hygiene report.
 
 use std::collections::HashMap;
 
@@ -18,23 +18,23 @@ use crate::{
     },
 };
 
-/// Keys of each kind that are told of at a time.
-const MOST_KEYS: i64 = 100;
+/// Maximum number of keys of each kind in a report.
+const MAX_KEYS: i64 = 100;
 
-/// How far back series reach.
+/// The length of the time series in a usage report.
 #[derive(Debug, Clone, Copy)]
 pub struct Reach {
-    /// Hours, this one included.
+    /// Number of hours, including the current one.
     pub hours: u32,
-    /// Days, this one included.
+    /// Number of days, including the current one.
     pub days: u32,
 }
 
 impl Auth {
-    /// What a key is used for.
+    /// Returns the usage of a key, from one snapshot.
     ///
     /// # Errors
-    /// [`AuthError::NotFound`].
+    /// [`AuthError::NotFound`] if the workspace has no such key.
     pub async fn key_usage(
         &self,
         caller: &Caller,
@@ -46,8 +46,8 @@ impl Auth {
         let key = store::api_keys::get(&mut tx, workspace, id).await?;
         key.ok_or(AuthError::NotFound("API key"))?;
         let now = self.env.clock.now();
-        let hours = begin(now, Duration::HOUR, reach.hours);
-        let days = begin(now, Duration::DAY, reach.days);
+        let hours = series_start(now, Duration::HOUR, reach.hours);
+        let days = series_start(now, Duration::DAY, reach.days);
         let totals = store::usage::totals(&mut tx, workspace, id).await?;
         let epoch = OffsetDateTime::UNIX_EPOCH;
         let all = store::usage::spells(&mut tx, workspace, id, Length::All, epoch).await?;
@@ -62,42 +62,43 @@ impl Auth {
         })
     }
 
-    /// How often each of these keys was used in each of so many hours, the oldest first, this one included.
+    /// Counts requests per key and hour, oldest first. `hours` includes the current one.
     ///
     /// # Errors
-    /// When PostgreSQL cannot be reached.
+    /// [`AuthError::Store`] if the query fails.
     pub async fn hourly_uses(
         &self,
         caller: &Caller,
         ids: &[ApiKeyId],
         hours: u32,
     ) -> Result<HashMap<ApiKeyId, Vec<i64>>, AuthError> {
-        let since = begin(self.env.clock.now(), Duration::HOUR, hours);
+        let since = series_start(self.env.clock.now(), Duration::HOUR, hours);
         let mut tx = self.store.begin(caller.workspace(), None).await?;
         let uses = store::usage::hours_of(&mut tx, caller.workspace(), ids, since).await?;
-        Ok(slots(uses, since, Duration::HOUR, hours))
+        Ok(series_by_key(uses, since, Duration::HOUR, hours))
     }
 
-    /// The same by minutes, of which the last sixty are kept.
+    /// Counts requests per key and minute, oldest first. Only the last sixty minutes are stored.
     ///
     /// # Errors
-    /// When PostgreSQL cannot be reached.
+    /// [`AuthError::Store`] if the query fails.
     pub async fn uses_by_minute(
         &self,
         caller: &Caller,
         ids: &[ApiKeyId],
         minutes: u32,
     ) -> Result<HashMap<ApiKeyId, Vec<i64>>, AuthError> {
-        let since = begin(self.env.clock.now(), Duration::MINUTE, minutes);
+        let since = series_start(self.env.clock.now(), Duration::MINUTE, minutes);
         let mut tx = self.store.begin(caller.workspace(), None).await?;
         let uses = store::usage::minutes_of(&mut tx, caller.workspace(), ids, since).await?;
-        Ok(slots(uses, since, Duration::MINUTE, minutes))
+        Ok(series_by_key(uses, since, Duration::MINUTE, minutes))
     }
 
-    /// The most that these keys were used for lately, of those that may do more.
+    /// Returns those of the given keys that recently used less than their scope, with the highest
+    /// scope that each used.
     ///
     /// # Errors
-    /// When PostgreSQL cannot be reached.
+    /// [`AuthError::Store`] if the query fails.
     pub async fn over_scoped(
         &self,
         caller: &Caller,
@@ -105,50 +106,52 @@ impl Auth {
     ) -> Result<HashMap<ApiKeyId, Scope>, AuthError> {
         let (workspace, since) = (caller.workspace(), self.env.clock.now() - UNUSED_AFTER);
         let mut tx = self.store.begin(workspace, None).await?;
-        let keys = store::usage::over_scoped_keys(&mut tx, workspace, since, Some(ids), MOST_KEYS);
+        let keys = store::usage::over_scoped_keys(&mut tx, workspace, since, Some(ids), MAX_KEYS);
         Ok(keys.await?.into_iter().map(|key| (key.id, key.used_scope)).collect())
     }
 
-    /// Keys that have long not been used, or may do more than they do.
+    /// Returns keys that have long been unused, or that use less than their scope.
     ///
     /// # Errors
-    /// When PostgreSQL cannot be reached.
+    /// [`AuthError::Store`] if the query fails.
     pub async fn key_hygiene(&self, caller: &Caller) -> Result<Hygiene, AuthError> {
         let workspace = caller.workspace();
         let since = self.env.clock.now() - UNUSED_AFTER;
         let mut tx = self.store.begin(workspace, None).await?;
-        let unused = store::usage::unused_keys(&mut tx, workspace, since, MOST_KEYS).await?;
+        let unused = store::usage::unused_keys(&mut tx, workspace, since, MAX_KEYS).await?;
         let over_scoped =
-            store::usage::over_scoped_keys(&mut tx, workspace, since, None, MOST_KEYS).await?;
+            store::usage::over_scoped_keys(&mut tx, workspace, since, None, MAX_KEYS).await?;
         Ok(Hygiene { unused, over_scoped })
     }
 }
 
-/// What was counted, each key's in a row of its own.
-fn slots(
+/// Converts counts to one series per key, with zeros for missing intervals.
+fn series_by_key(
     uses: Vec<Uses>,
     since: OffsetDateTime,
     length: Duration,
     count: u32,
 ) -> HashMap<ApiKeyId, Vec<i64>> {
     let count = usize::try_from(count).unwrap_or_default();
-    let mut rows: HashMap<ApiKeyId, Vec<i64>> = HashMap::new();
+    let mut series: HashMap<ApiKeyId, Vec<i64>> = HashMap::new();
     for Uses { key_id, start, requests } in uses {
-        let row = rows.entry(key_id).or_insert_with(|| vec![0; count]);
-        let place = (start - since).whole_seconds() / length.whole_seconds();
-        // What began just now is left for the next look.
-        if let Some(slot) = usize::try_from(place).ok().and_then(|place| row.get_mut(place)) {
-            *slot += requests;
+        let counts = series.entry(key_id).or_insert_with(|| vec![0; count]);
+        let index = (start - since).whole_seconds() / length.whole_seconds();
+        // Skip an interval that began after `since` was computed; the next report has it.
+        if let Some(count_slot) =
+            usize::try_from(index).ok().and_then(|index| counts.get_mut(index))
+        {
+            *count_slot += requests;
         }
     }
-    rows
+    series
 }
 
-/// The beginning of the first of so many spells of which the last is now.
-fn begin(now: OffsetDateTime, length: Duration, count: u32) -> OffsetDateTime {
-    let into = now.unix_timestamp().rem_euclid(length.whole_seconds());
+/// The start of the first of `count` intervals, the last of which contains `now`.
+fn series_start(now: OffsetDateTime, length: Duration, count: u32) -> OffsetDateTime {
+    let elapsed = now.unix_timestamp().rem_euclid(length.whole_seconds());
     let nanos = Duration::nanoseconds(now.nanosecond().into());
-    now - nanos - Duration::seconds(into) - length * count.saturating_sub(1)
+    now - nanos - Duration::seconds(elapsed) - length * count.saturating_sub(1)
 }
 
 #[cfg(test)]
@@ -158,10 +161,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn spells_begin_where_clocks_strike() {
+    fn series_start_is_aligned_to_whole_hours_and_days() {
         let now = datetime!(2026-11-26 06:10:40.5 UTC);
-        assert_eq!(begin(now, Duration::HOUR, 1), datetime!(2026-11-26 06:00 UTC));
-        assert_eq!(begin(now, Duration::HOUR, 24), datetime!(2026-11-25 07:00 UTC));
-        assert_eq!(begin(now, Duration::DAY, 30), datetime!(2026-10-28 00:00 UTC));
+        assert_eq!(series_start(now, Duration::HOUR, 1), datetime!(2026-11-26 06:00 UTC));
+        assert_eq!(series_start(now, Duration::HOUR, 24), datetime!(2026-11-25 07:00 UTC));
+        assert_eq!(series_start(now, Duration::DAY, 30), datetime!(2026-10-28 00:00 UTC));
     }
 }

@@ -1,7 +1,10 @@
-//! Access tokens: issued and verified (RFC 9068, RFC 8725).
+//! Issues and verifies access tokens: JWTs by RFC 9068 and RFC 8725.
 //!
-//! What is believed of a token's header is nothing but which of our own keys to try: the algorithm is
-//! pinned, keys come from the database alone, and a header with any other parameter is none of ours.
+//! A token's header selects one of our own keys and nothing else. The algorithm is fixed, keys come
+//! only from the database, and a header with any other parameter is rejected.
+//!
+//! The signature proves that a token was issued here; its session or grant is looked up on every
+//! use, so a token ends with them.
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
@@ -19,11 +22,12 @@ use crate::model::{
     session::SessionRecord,
 };
 
-/// The `client_id` of tokens that a person's own sign-in gives.
-const DASHBOARD_CLIENT: &str = "call2me-dashboard";
+/// The `client_id` in access tokens of direct sign-ins, without an OAuth client.
+const DASHBOARD_CLIENT_ID: &str = "call2me-dashboard";
 
-/// Longer than any token that was issued here; as long as the header that holds one is read.
-const MAX_LEN: usize = 4096;
+/// Maximum length of a token in bytes. Longer than any token issued here, and as long as the header
+/// that carries one.
+const MAX_TOKEN_LEN: usize = 4096;
 
 /// The claims of an access token (RFC 9068, section 2.2).
 #[derive(Debug, Serialize, Deserialize)]
@@ -40,54 +44,55 @@ pub struct Claims {
     pub(crate) sid: Bond,
 }
 
-/// Whom a token is about.
+/// The `sub` claim: the user or client that a token represents.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Subject {
-    /// A person.
+    /// A user.
     Person(UserId),
-    /// A client that acts for itself, by its `client_id`.
+    /// An OAuth client that acts for itself, by its `client_id`.
     Client(String),
 }
 
-/// What a token is for.
+/// The `aud` claim: the resources that accept a token.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Audience {
     /// One resource.
     One(String),
-    /// Several.
+    /// Several resources.
     Several(Vec<String>),
 }
 
-/// What a token lives and dies with; the prefix of the id tells which.
+/// The `sid` claim: the session or grant that a token ends with. The prefix of the id distinguishes
+/// them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Bond {
-    /// A person's own session.
+    /// A user's session.
     Session(SessionId),
-    /// What an OAuth client was granted.
+    /// An OAuth grant.
     Grant(GrantId),
 }
 
-/// A token for an OAuth client.
+/// The parameters of an access token for an OAuth client.
 pub struct GrantedToken<'a> {
-    /// The client, as it calls itself in requests.
+    /// The client's id, as the client sends it in requests.
     pub client_id: &'a str,
-    /// Who granted it; none: the client acts for itself.
+    /// The user that authorized the client; `None` if the client acts for itself.
     pub person: Option<UserId>,
-    /// Where.
+    /// The workspace in which the grant is valid.
     pub workspace: WorkspaceId,
-    /// By what.
+    /// The grant.
     pub grant: GrantId,
-    /// What it may do.
+    /// The scope of the token.
     pub scope: Scope,
-    /// What it is for.
+    /// The resources that become the token's audience.
     pub resources: &'a [String],
 }
 
-/// What tells one token from another; the rest is the same for all.
-struct About {
+/// The claims that differ between kinds of tokens; the rest is the same for all.
+struct TokenSpec {
     sub: Subject,
     aud: Audience,
     client_id: String,
@@ -104,13 +109,13 @@ struct TokenHeader {
     kid: String,
 }
 
-const MALFORMED: AuthError = AuthError::InvalidCredential("the access token is invalid");
-const ENDED: AuthError = AuthError::InvalidCredential("the session has ended");
-const GRANT_ENDED: AuthError =
-    AuthError::InvalidCredential("access was revoked: ask for authorization again");
+const INVALID_TOKEN: AuthError = AuthError::InvalidCredential("the access token is invalid");
+const SESSION_ENDED: AuthError = AuthError::InvalidCredential("the session has ended");
+const GRANT_REVOKED: AuthError =
+    AuthError::InvalidCredential("access was revoked; request authorization again");
 
 impl Auth {
-    /// A fresh access token of a session.
+    /// Issues an access token for a session.
     pub(super) fn issue_access_token(
         &self,
         user: UserId,
@@ -118,20 +123,20 @@ impl Auth {
         session: SessionId,
         role: Role,
     ) -> Result<String, AuthError> {
-        self.issue(About {
+        self.issue_token(TokenSpec {
             sub: Subject::Person(user),
             aud: Audience::One(self.issuer.to_string()),
-            client_id: DASHBOARD_CLIENT.to_owned(),
+            client_id: DASHBOARD_CLIENT_ID.to_owned(),
             scope: role.scope(),
             workspace_id: workspace,
             sid: Bond::Session(session),
         })
     }
 
-    /// A fresh access token of a grant.
+    /// Issues an access token for an OAuth grant.
     ///
     /// # Errors
-    /// When the cryptographic library fails.
+    /// [`AuthError::Internal`] if signing fails.
     pub fn issue_granted_token(&self, token: &GrantedToken<'_>) -> Result<String, AuthError> {
         let sub = match token.person {
             Some(person) => Subject::Person(person),
@@ -141,7 +146,7 @@ impl Auth {
             [one] => Audience::One(one.clone()),
             several => Audience::Several(several.to_vec()),
         };
-        self.issue(About {
+        self.issue_token(TokenSpec {
             sub,
             aud,
             client_id: token.client_id.to_owned(),
@@ -151,15 +156,15 @@ impl Auth {
         })
     }
 
-    fn issue(&self, about: About) -> Result<String, AuthError> {
-        let About { sub, aud, client_id, scope, workspace_id, sid } = about;
+    fn issue_token(&self, spec: TokenSpec) -> Result<String, AuthError> {
+        let TokenSpec { sub, aud, client_id, scope, workspace_id, sid } = spec;
         let now = self.env.clock.now().unix_timestamp();
-        let life = i64::try_from(self.lifetimes.access_token.as_secs()).unwrap_or(i64::MAX);
+        let lifetime = i64::try_from(self.lifetimes.access_token.as_secs()).unwrap_or(i64::MAX);
         let claims = Claims {
             iss: self.issuer.to_string(),
             sub,
             aud,
-            exp: now.saturating_add(life),
+            exp: now.saturating_add(lifetime),
             iat: now,
             jti: self.env.new_uuid(),
             client_id,
@@ -171,14 +176,15 @@ impl Auth {
         signed.map_err(|_| AuthError::Internal("cannot sign an access token"))
     }
 
-    /// Who bears this access token. Its session is looked up, so a token dies with its session.
+    /// Verifies an access token for this service and resolves it to its principal. The session or
+    /// grant is looked up on every use, so a token stops working when that ends.
     pub(super) async fn verify_jwt(
         &self,
         token: &str,
         began: Duration,
     ) -> Result<Arc<Principal>, AuthError> {
-        if token.len() > MAX_LEN {
-            return Err(MALFORMED);
+        if token.len() > MAX_TOKEN_LEN {
+            return Err(INVALID_TOKEN);
         }
         let digest = VerifiedTokens::digest(token);
         let claims = if let Some(claims) = self.caches.tokens.get(&digest) {
@@ -193,21 +199,22 @@ impl Auth {
         }
         match claims.sid {
             Bond::Session(id) => {
-                let session = self.caches.sessions.find(id, began).await?.ok_or(ENDED)?;
-                self.principal_of(&claims, id, &session).map(Arc::new)
+                let session = self.caches.sessions.find(id, began).await?.ok_or(SESSION_ENDED)?;
+                self.token_principal(&claims, id, &session).map(Arc::new)
             }
             Bond::Grant(id) => {
-                let grant = self.caches.grants.find(id, began).await?.ok_or(GRANT_ENDED)?;
-                grantee(&claims, id, &grant).map(Arc::new)
+                let grant = self.caches.grants.find(id, began).await?.ok_or(GRANT_REVOKED)?;
+                grant_principal(&claims, id, &grant).map(Arc::new)
             }
         }
     }
 
-    /// What a token for whatever resource is worth at the moment (RFC 7662): its claims, and the scope that
-    /// is left of it; none where it is not to be believed.
+    /// Introspects an access token for any resource (RFC 7662). Returns its claims and its
+    /// effective scope, which may be lower than the scope claim by now; `None` if the token is not
+    /// active.
     ///
     /// # Errors
-    /// When PostgreSQL cannot be reached.
+    /// [`AuthError::Store`] if the query fails.
     pub async fn look_at_token(
         &self,
         token: &str,
@@ -216,23 +223,27 @@ impl Auth {
         let Some(claims) = self.read_token(token).await? else { return Ok(None) };
         let principal = match claims.sid {
             Bond::Session(id) => match self.caches.sessions.find(id, began).await? {
-                Some(session) => self.principal_of(&claims, id, &session),
+                Some(session) => self.token_principal(&claims, id, &session),
                 None => return Ok(None),
             },
             Bond::Grant(id) => match self.caches.grants.find(id, began).await? {
-                Some(grant) => grantee(&claims, id, &grant),
+                Some(grant) => grant_principal(&claims, id, &grant),
                 None => return Ok(None),
             },
         };
-        Ok(principal.ok().filter(|who| !who.lacks_second_factor).map(|who| (claims, who.scope)))
+        Ok(principal
+            .ok()
+            .filter(|principal| !principal.lacks_second_factor)
+            .map(|principal| (claims, principal.scope)))
     }
 
-    /// What a genuine token for whatever resource says that has not expired, whatever has become of it since.
+    /// Decodes a token for any resource: returns its claims if the signature is valid and the token
+    /// has not expired. Does not check that the session or grant is still active.
     ///
     /// # Errors
-    /// When PostgreSQL cannot be reached.
+    /// [`AuthError::Store`] if the query fails.
     pub async fn read_token(&self, token: &str) -> Result<Option<Claims>, AuthError> {
-        if token.len() > MAX_LEN {
+        if token.len() > MAX_TOKEN_LEN {
             return Ok(None);
         }
         let claims = match self.verify_claims(token, None).await {
@@ -240,24 +251,25 @@ impl Auth {
             Err(AuthError::InvalidCredential(_)) => return Ok(None),
             Err(error) => return Err(error),
         };
-        let lives = self.env.clock.now().unix_timestamp() < claims.exp;
-        Ok(Some(claims).filter(|_| lives))
+        let is_unexpired = self.env.clock.now().unix_timestamp() < claims.exp;
+        Ok(Some(claims).filter(|_| is_unexpired))
     }
 
-    /// The claims of a genuine token for a resource, or for any. It may have expired.
+    /// Checks a token's signature, issuer and, if `resource` is `Some`, audience. Does not check
+    /// its expiry.
     async fn verify_claims(
         &self,
         token: &str,
         resource: Option<&str>,
     ) -> Result<Claims, AuthError> {
         let header = token.split('.').next().unwrap_or_default();
-        let header = BASE64URL_NOPAD.decode(header.as_bytes()).map_err(|_| MALFORMED)?;
-        let header: TokenHeader = serde_json::from_slice(&header).map_err(|_| MALFORMED)?;
+        let header = BASE64URL_NOPAD.decode(header.as_bytes()).map_err(|_| INVALID_TOKEN)?;
+        let header: TokenHeader = serde_json::from_slice(&header).map_err(|_| INVALID_TOKEN)?;
         if header.alg != "EdDSA" || !header.typ.eq_ignore_ascii_case(ACCESS_TOKEN_TYPE) {
-            return Err(MALFORMED);
+            return Err(INVALID_TOKEN);
         }
         let keys = self.keys_for(&header.kid).await?;
-        let key = keys.verifier(&header.kid).ok_or(MALFORMED)?;
+        let key = keys.verifier(&header.kid).ok_or(INVALID_TOKEN)?;
         let mut validation = Validation::new(Algorithm::EdDSA);
         validation.iss = Some(HashSet::from([self.issuer.to_string()]));
         match resource {
@@ -265,39 +277,39 @@ impl Auth {
             None => validation.validate_aud = false,
         }
         validation.set_required_spec_claims(&["iss", "sub", "aud", "exp"]);
-        // By our own clock, above, and without leeway.
+        // Callers check the expiry: by the service's own clock, and without leeway.
         validation.validate_exp = false;
         let token = jsonwebtoken::decode::<Claims>(token, key, &validation);
-        Ok(token.map_err(|_| MALFORMED)?.claims)
+        Ok(token.map_err(|_| INVALID_TOKEN)?.claims)
     }
 
-    fn principal_of(
+    fn token_principal(
         &self,
         claims: &Claims,
         id: SessionId,
         session: &SessionRecord,
     ) -> Result<Principal, AuthError> {
-        let is_of = claims.sub == Subject::Person(session.user_id);
-        if !is_of || session.workspace_id != claims.workspace_id {
-            return Err(ENDED);
+        let is_same_user = claims.sub == Subject::Person(session.user_id);
+        if !is_same_user || session.workspace_id != claims.workspace_id {
+            return Err(SESSION_ENDED);
         }
-        let person = self.person_in(id, session)?;
-        let granted = Scope::from_oauth_scope(&claims.scope).ok_or(MALFORMED)?;
-        // Demotion takes effect at once, promotion with the next token.
-        Ok(Principal { scope: granted.min(person.scope), ..person })
+        let principal = self.person_in(id, session)?;
+        let granted = Scope::from_oauth_scope(&claims.scope).ok_or(INVALID_TOKEN)?;
+        // A demotion applies at once, a promotion with the next token.
+        Ok(Principal { scope: granted.min(principal.scope), ..principal })
     }
 
-    /// The person of a session, with all that their role allows.
+    /// The principal of a session, with all rights of the user's role.
     pub(super) fn person_in(
         &self,
         id: SessionId,
         session: &SessionRecord,
     ) -> Result<Principal, AuthError> {
         if session.ended || self.env.clock.now() >= session.expires_at {
-            return Err(ENDED);
+            return Err(SESSION_ENDED);
         }
         let role = session.role.ok_or(AuthError::InvalidCredential(
-            "the session's person is no longer a member of the workspace",
+            "the user is no longer a member of the workspace",
         ))?;
         Ok(Principal {
             workspace_id: session.workspace_id,
@@ -314,29 +326,33 @@ impl Auth {
     }
 }
 
-/// The client that bears a grant's token, with what is left of its scope: of the token's, the grant's and the
-/// person's own the least.
-fn grantee(claims: &Claims, id: GrantId, grant: &GrantRecord) -> Result<Principal, AuthError> {
+/// The principal of a grant's access token. Its scope is the lowest of the token's, the grant's and
+/// the user's own.
+fn grant_principal(
+    claims: &Claims,
+    id: GrantId,
+    grant: &GrantRecord,
+) -> Result<Principal, AuthError> {
     if grant.ended
         || grant.workspace_id != claims.workspace_id
         || grant.revoked_tokens.contains(&claims.jti)
     {
-        return Err(GRANT_ENDED);
+        return Err(GRANT_REVOKED);
     }
-    let granted = Scope::from_oauth_scope(&claims.scope).ok_or(MALFORMED)?.min(grant.scope);
-    let (person, most) = match (&grant.person, &claims.sub) {
+    let granted = Scope::from_oauth_scope(&claims.scope).ok_or(INVALID_TOKEN)?.min(grant.scope);
+    let (person, max_scope) = match (&grant.person, &claims.sub) {
         (Some(holder), Subject::Person(sub)) if holder.user_id == *sub => {
             let role = holder.role.ok_or(AuthError::InvalidCredential(
-                "who granted this is no longer a member of the workspace",
+                "the user who authorized this app is no longer a member of the workspace",
             ))?;
             (Some((holder.user_id, role)), role.scope())
         }
         (None, Subject::Client(_)) => (None, Scope::Admin),
-        _ => return Err(GRANT_ENDED),
+        _ => return Err(GRANT_REVOKED),
     };
     Ok(Principal {
         workspace_id: grant.workspace_id,
-        scope: granted.min(most),
+        scope: granted.min(max_scope),
         rate_limit_per_minute: grant.rate_limit_per_minute,
         lacks_second_factor: grant.lacks_second_factor,
         credential: Credential::Grant {

@@ -1,8 +1,8 @@
-//! WHERE A KEY IS VERIFIED.
+//! Verification of API keys.
 //!
-//! Form and checksum first, which cost nothing and turn most garbage away; then the SHA-256 of the
-//! whole key is looked up, in memory or in PostgreSQL. A digest of 178 random bits cannot be guessed
-//! and leaks nothing by timing.
+//! Format and checksum are checked first: this costs nothing and rejects most garbage. Then the
+//! SHA-256 digest of the whole key is looked up, in memory or in PostgreSQL. The digest of 178
+//! random bits cannot be guessed and leaks nothing through timing, so it needs no slow hash.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use super::{Auth, AuthError, authenticate::Authenticated, caches::KnownKey};
 use crate::model::api_key::ApiKeySecret;
 
 impl Auth {
-    /// Who bears this API key.
+    /// Resolves an API key to its principal, or to its record if it is revoked.
     pub(super) async fn verify_key(
         &self,
         text: &str,

@@ -1,4 +1,7 @@
-//! Workspaces of a person: seen, made, changed, deleted.
+//! Workspaces: list, create, update and delete them.
+//!
+//! Only an owner deletes a workspace or changes whether it requires a second factor.
+//! [`super::members`] manages the members.
 
 use serde_json::json;
 
@@ -19,16 +22,16 @@ use crate::{
     store::{self, Tx},
 };
 
-/// Workspaces that a person may be a member of when making another.
-const MAX_OWN: i64 = 100;
-const OWNERS_ASK: AuthError =
-    AuthError::Forbidden("an owner's own session says what a workspace asks of its people");
+/// Maximum number of workspaces that a user may be a member of when creating another.
+const MAX_WORKSPACES: i64 = 100;
+const OWNER_REQUIRED: AuthError =
+    AuthError::Forbidden("only a signed-in owner can change whether a second factor is required");
 
 impl Auth {
-    /// The caller's workspaces, and how many there are.
+    /// Lists the workspaces of the caller's user, and counts them.
     ///
     /// # Errors
-    /// [`AuthError::Forbidden`] for a caller that is no session.
+    /// [`AuthError::Forbidden`] if the caller is not a user session.
     pub async fn own_workspaces(
         &self,
         caller: &Caller,
@@ -41,10 +44,11 @@ impl Auth {
         Ok((items, total))
     }
 
-    /// Makes a workspace, of which the caller is the owner, in the transaction of the request.
+    /// Creates a workspace that the caller owns, in the request's transaction.
     ///
     /// # Errors
-    /// [`AuthError::Invalid`] for a bad name, [`AuthError::Conflict`] for somebody who has too many.
+    /// [`AuthError::Invalid`] for an invalid name; [`AuthError::Conflict`] if the user has too many
+    /// workspaces.
     pub async fn found_workspace(
         &self,
         tx: &mut Tx,
@@ -52,11 +56,11 @@ impl Auth {
         name: &str,
     ) -> Result<OwnWorkspace, AuthError> {
         let (_, user) = own_session(caller)?;
-        let name = text::name("name", name).map_err(|why| AuthError::invalid("name", why))?;
+        let name = text::name("name", name).map_err(|reason| AuthError::invalid("name", reason))?;
         let workspace = self.new_workspace(name);
         tx.enter(workspace.id).await?;
-        if store::workspaces::count_of_person(tx, user).await? >= MAX_OWN {
-            return Err(AuthError::Conflict("you are in too many workspaces"));
+        if store::workspaces::count_of_person(tx, user).await? >= MAX_WORKSPACES {
+            return Err(AuthError::Conflict("you are a member of too many workspaces"));
         }
         let action = Action::WorkspaceCreated;
         let event = audit::event_in(&self.env, caller, workspace.id, action, 201);
@@ -64,29 +68,31 @@ impl Auth {
         Ok(OwnWorkspace { workspace, role: Role::Owner })
     }
 
-    /// Makes a further workspace for somebody who has an account, as the operator does.
+    /// Creates a workspace for an existing user, on behalf of the operator.
     ///
     /// # Errors
-    /// [`AuthError::NotFound`] for an unknown address, [`AuthError::Invalid`] for bad values.
+    /// [`AuthError::NotFound`] for an unknown email address; [`AuthError::Invalid`] for invalid
+    /// values.
     pub async fn create_workspace(
         &self,
         name: &str,
         owner_email: &str,
     ) -> Result<Workspace, AuthError> {
-        let name = text::name("name", name).map_err(|why| AuthError::invalid("name", why))?;
-        let email = Email::parse(owner_email).map_err(|why| AuthError::invalid("owner", why))?;
+        let name = text::name("name", name).map_err(|reason| AuthError::invalid("name", reason))?;
+        let email =
+            Email::parse(owner_email).map_err(|reason| AuthError::invalid("owner", reason))?;
         let owner = self.store.find_sign_in(&email).await?;
         let owner = owner.ok_or(AuthError::NotFound("account"))?.user_id;
         let workspace = self.new_workspace(name);
         let mut tx = self.store.begin(workspace.id, Some(owner)).await?;
-        let (founded, id) = (Action::WorkspaceCreated, self.env.new_id());
-        let event = NewEvent::new(id, workspace.id, founded, Actor::system());
+        let (action, id) = (Action::WorkspaceCreated, self.env.new_id());
+        let event = NewEvent::new(id, workspace.id, action, Actor::system());
         self.found(&mut tx, &workspace, owner, event).await?;
         tx.commit().await?;
         Ok(workspace)
     }
 
-    /// A workspace to be.
+    /// Builds a new workspace, without storing it.
     pub(super) fn new_workspace(&self, name: String) -> Workspace {
         let (id, created_at) = (self.env.new_id(), self.env.clock.now());
         Workspace {
@@ -98,7 +104,8 @@ impl Auth {
         }
     }
 
-    /// Stores a workspace, its first owner and the event that tells of it, in a transaction of both.
+    /// Stores a workspace, its first owner and its audit event, in a transaction of workspace and
+    /// owner.
     pub(super) async fn found(
         &self,
         tx: &mut Tx,
@@ -113,12 +120,12 @@ impl Auth {
         Ok(store::audit::insert(tx, workspace.id, &event).await?)
     }
 
-    /// Changes the caller's workspace. What it asks of its people is an owner's to say, who has set a second
-    /// factor up and gives the password or has just signed in.
+    /// Updates the caller's workspace. Only an owner may change whether it requires a second
+    /// factor, and only after setting one up and confirming the password or signing in recently.
     ///
     /// # Errors
-    /// [`AuthError::Invalid`] for a bad name or password, [`AuthError::Forbidden`] for anybody but such an
-    /// owner.
+    /// [`AuthError::Invalid`] for an invalid name or a wrong password; [`AuthError::Forbidden`] if
+    /// those conditions are not met.
     pub async fn update_workspace(
         &self,
         caller: &Caller,
@@ -126,15 +133,15 @@ impl Auth {
         password: Option<&Password>,
     ) -> Result<Workspace, AuthError> {
         let name = change.name.map(|name| text::name("name", &name)).transpose();
-        let name = name.map_err(|why| AuthError::invalid("name", why))?;
+        let name = name.map_err(|reason| AuthError::invalid("name", reason))?;
         let change = WorkspaceChange { name, ..change };
         if change.require_second_factor.is_some() && !self.is_confirmed(caller, password).await? {
-            return Err(own_session(caller).map_or(OWNERS_ASK, |_| UNCONFIRMED));
+            return Err(own_session(caller).map_or(OWNER_REQUIRED, |_| UNCONFIRMED));
         }
         let workspace = caller.workspace();
         let mut tx = self.store.begin(workspace, caller.principal.person()).await?;
         if change.require_second_factor.is_some() {
-            self.check_may_ask(&mut tx, caller).await?;
+            self.check_can_require_second_factor(&mut tx, caller).await?;
         }
         if change != WorkspaceChange::default() {
             store::workspaces::update(&mut tx, workspace, &change).await?;
@@ -145,45 +152,51 @@ impl Auth {
             }
             store::audit::insert(&mut tx, workspace, &event).await?;
         }
-        let changed = store::workspaces::get(&mut tx, workspace).await?;
+        let updated = store::workspaces::get(&mut tx, workspace).await?;
         tx.commit().await?;
         if change.require_second_factor.is_some() {
             self.fence.wait().await?;
         }
-        changed.ok_or(AuthError::NotFound("workspace"))
+        updated.ok_or(AuthError::NotFound("workspace"))
     }
 
-    /// Whether the caller may say what a workspace asks of its people.
-    async fn check_may_ask(&self, tx: &mut Tx, caller: &Caller) -> Result<(), AuthError> {
+    /// Checks that the caller may change whether the workspace requires a second factor.
+    async fn check_can_require_second_factor(
+        &self,
+        tx: &mut Tx,
+        caller: &Caller,
+    ) -> Result<(), AuthError> {
         let (_, user) = own_session(caller)?;
         if self.lock_members(tx, caller).await? != Role::Owner {
-            return Err(OWNERS_ASK);
+            return Err(OWNER_REQUIRED);
         }
-        // Or they would be the first to be shut out.
+        // Otherwise the requirement would lock out the owner first.
         if !store::second_factor::exists(tx, user).await? {
-            return Err(AuthError::Forbidden("set a second factor up for yourself first"));
+            return Err(AuthError::Forbidden("set up a second factor for your own account first"));
         }
         Ok(())
     }
 
-    /// Deletes the caller's workspace with all that is in it: keys and sessions stop working at once. Its
-    /// log is kept for its time.
+    /// Deletes the caller's workspace and everything in it; its keys and sessions stop working at
+    /// once. Its audit log is kept until its retention ends.
     ///
     /// # Errors
-    /// [`AuthError::Forbidden`] for anybody but an owner, [`AuthError::Invalid`] for a wrong password.
+    /// [`AuthError::Forbidden`] unless the caller is an owner's session; [`AuthError::Invalid`] for
+    /// a wrong password.
     pub async fn delete_workspace(
         &self,
         caller: &Caller,
         password: &Password,
     ) -> Result<(), AuthError> {
-        const OWNERS: AuthError = AuthError::Forbidden("an owner deletes a workspace, nobody else");
-        let (_, user_id) = own_session(caller).map_err(|_| OWNERS)?;
+        const OWNER_REQUIRED_TO_DELETE: AuthError =
+            AuthError::Forbidden("only a signed-in owner can delete the workspace");
+        let (_, user_id) = own_session(caller).map_err(|_| OWNER_REQUIRED_TO_DELETE)?;
         let user = self.person(user_id).await?;
         self.check_password(&user, "password", password, &caller.request).await?;
         let workspace = caller.workspace();
         let mut tx = self.store.begin(workspace, Some(user_id)).await?;
         if self.lock_members(&mut tx, caller).await? != Role::Owner {
-            return Err(OWNERS);
+            return Err(OWNER_REQUIRED_TO_DELETE);
         }
         self.erase_workspace(&mut tx, caller, workspace).await?;
         tx.commit().await?;

@@ -3,16 +3,16 @@ use tokio::sync::Semaphore;
 
 use super::*;
 
-/// A source in a test's hands: what is true, and when it may answer.
+/// A source under the control of a test: its values, and the moment of each answer.
 #[derive(Clone)]
-struct Truth {
+struct FakeSource {
     values: Arc<Mutex<HashMap<u32, u32>>>,
     fetches: Arc<AtomicU64>,
-    /// One for each answer; read before it is taken, as a snapshot is.
+    /// One permit per answer. Taken after the values were read, as with a database snapshot.
     answers: Arc<Semaphore>,
 }
 
-impl Truth {
+impl FakeSource {
     fn new() -> Self {
         let answers = Arc::new(Semaphore::new(Semaphore::MAX_PERMITS));
         Self { values: Arc::default(), fetches: Arc::default(), answers }
@@ -26,21 +26,21 @@ impl Truth {
         self.fetches.load(Ordering::SeqCst)
     }
 
-    /// From now on nothing is answered until [`Semaphore::add_permits`].
-    async fn hold(&self) {
+    /// Holds back all answers from now on, until [`Semaphore::add_permits`].
+    async fn hold_answers(&self) {
         self.answers.acquire_many(1 << 20).await.unwrap().forget();
         self.answers.forget_permits(usize::MAX);
     }
 
-    /// Ready once so many look-ups have begun.
-    async fn asked(&self, times: u64) {
+    /// Waits until this many fetches have started.
+    async fn wait_for_fetches(&self, times: u64) {
         while self.fetches() < times {
             tokio::task::yield_now().await;
         }
     }
 }
 
-impl Source for Truth {
+impl Source for FakeSource {
     type Key = u32;
     type Known = u32;
 
@@ -57,94 +57,95 @@ impl Source for Truth {
 
 const NOW: Duration = Duration::from_secs(100);
 
-fn cache(truth: &Truth, capacity: usize) -> (CredentialCache<Truth>, Lease) {
+fn cache(source: &FakeSource, capacity: usize) -> (CredentialCache<FakeSource>, Lease) {
     let lease = Lease::default();
     lease.extend(NOW + Duration::from_secs(5));
-    let cache = CredentialCache::start(truth.clone(), Env::system(), lease.clone(), capacity);
+    let cache = CredentialCache::start(source.clone(), Env::system(), lease.clone(), capacity);
     (cache, lease)
 }
 
 #[tokio::test]
-async fn what_is_known_is_not_asked_again_while_the_lease_holds() {
-    let truth = Truth::new();
-    truth.set(1, 10);
-    let (cache, lease) = cache(&truth, 100);
+async fn cached_record_is_not_fetched_again_while_the_lease_holds() {
+    let source = FakeSource::new();
+    source.set(1, 10);
+    let (cache, lease) = cache(&source, 100);
     for _ in 0..3 {
         assert_eq!(cache.find(1, NOW).await.unwrap(), Some(10));
     }
-    assert_eq!(truth.fetches(), 1);
+    assert_eq!(source.fetches(), 1);
     let late = NOW + Duration::from_secs(6);
     assert_eq!(cache.find(1, late).await.unwrap(), Some(10));
-    assert_eq!(truth.fetches(), 2, "past the lease each time");
+    assert_eq!(source.fetches(), 2, "fetched on every lookup without a lease");
     lease.extend(late + Duration::from_secs(5));
     assert_eq!(cache.find(1, late).await.unwrap(), Some(10));
-    assert_eq!(truth.fetches(), 2);
+    assert_eq!(source.fetches(), 2);
 }
 
 #[tokio::test]
-async fn what_was_read_before_a_change_is_not_kept_after_it() {
-    let truth = Truth::new();
-    truth.set(1, 10);
-    let (cache, _lease) = cache(&truth, 100);
-    truth.hold().await;
+async fn record_read_before_an_invalidation_is_not_cached() {
+    let source = FakeSource::new();
+    source.set(1, 10);
+    let (cache, _lease) = cache(&source, 100);
+    source.hold_answers().await;
     let early = tokio::spawn({
         let cache = cache.clone();
         async move { cache.find(1, NOW).await.unwrap() }
     });
-    truth.asked(1).await;
-    truth.set(1, 11);
+    source.wait_for_fetches(1).await;
+    source.set(1, 11);
     cache.forget(&1);
-    truth.answers.add_permits(1);
-    assert_eq!(early.await.unwrap(), Some(10), "it began before the change");
-    truth.answers.add_permits(1);
+    source.answers.add_permits(1);
+    assert_eq!(early.await.unwrap(), Some(10), "the query started before the change");
+    source.answers.add_permits(1);
     assert_eq!(cache.find(1, NOW).await.unwrap(), Some(11));
-    assert_eq!(truth.fetches(), 2);
+    assert_eq!(source.fetches(), 2);
 }
 
 #[tokio::test]
-async fn nobody_joins_a_look_up_that_began_before() {
-    let truth = Truth::new();
-    truth.set(1, 10);
-    let (cache, _lease) = cache(&truth, 100);
-    truth.hold().await;
-    let find = |cache: CredentialCache<Truth>| async move { cache.find(1, NOW).await.unwrap() };
+async fn request_does_not_join_a_query_that_started_before_it() {
+    let source = FakeSource::new();
+    source.set(1, 10);
+    let (cache, _lease) = cache(&source, 100);
+    source.hold_answers().await;
+    let find =
+        |cache: CredentialCache<FakeSource>| async move { cache.find(1, NOW).await.unwrap() };
     let early = tokio::spawn(find(cache.clone()));
-    truth.asked(1).await;
-    truth.set(1, 11);
+    source.wait_for_fetches(1).await;
+    source.set(1, 11);
     let late: Vec<_> = (0..10).map(|_| tokio::spawn(find(cache.clone()))).collect();
     tokio::task::yield_now().await;
-    truth.answers.add_permits(2);
+    source.answers.add_permits(2);
     assert_eq!(early.await.unwrap(), Some(10));
     for late in late {
         assert_eq!(late.await.unwrap(), Some(11));
     }
-    assert_eq!(truth.fetches(), 2, "the ten of them share one");
+    assert_eq!(source.fetches(), 2, "the ten requests share one query");
 }
 
 #[tokio::test]
-async fn a_flood_of_unknown_credentials_pushes_no_good_one_out() {
-    let truth = Truth::new();
-    truth.set(1, 10);
-    let (cache, _lease) = cache(&truth, 10);
+async fn flood_of_unknown_credentials_does_not_evict_valid_ones() {
+    let source = FakeSource::new();
+    source.set(1, 10);
+    let (cache, _lease) = cache(&source, 10);
     cache.find(1, NOW).await.unwrap();
     for key in 1000..3000 {
         assert_eq!(cache.find(key, NOW).await.unwrap(), None);
     }
-    let fetches = truth.fetches();
+    let fetches = source.fetches();
     assert_eq!(cache.find(1, NOW).await.unwrap(), Some(10));
     assert_eq!(cache.find(2999, NOW).await.unwrap(), None);
-    assert_eq!(truth.fetches(), fetches, "both are remembered");
-    let (cached, bound) = (cache.cached.unknown.len(), 10);
-    assert!(cached <= bound, "{cached} unknown ones are kept");
+    assert_eq!(source.fetches(), fetches, "both are cached");
+    let (cached, bound) = (cache.state.unknown.len(), 10);
+    assert!(cached <= bound, "{cached} negative entries are cached");
 }
 
 #[tokio::test]
-async fn a_source_that_fails_is_no_answer() {
-    let truth = Truth::new();
-    truth.answers.close();
-    let (cache, _lease) = cache(&truth, 10);
-    assert!(cache.find(1, NOW).await.is_err(), "not `unknown`");
-    assert!(cache.cached.unknown.get(&1).is_none());
+async fn failed_fetch_is_an_error_and_is_not_cached() {
+    let source = FakeSource::new();
+    source.answers.close();
+    let (cache, _lease) = cache(&source, 10);
+    assert!(cache.find(1, NOW).await.is_err(), "an error, not `None`");
+    assert!(cache.state.unknown.get(&1).is_none());
 }
 
 #[derive(Debug, Clone)]
@@ -167,29 +168,31 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 proptest! {
-    /// Against a model that is nothing but the truth: whatever happens in between, a find after a
-    /// change tells the new state.
+    /// Compares the cache with its source: whatever happens in between, a lookup after a change
+    /// returns the new state.
     #[test]
-    fn it_tells_the_truth(steps in prop::collection::vec(step(), 1..60)) {
+    fn lookup_after_a_change_returns_the_new_state(steps in prop::collection::vec(step(), 1..60)) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
-            let truth = Truth::new();
-            let (cache, lease) = cache(&truth, 4);
+            let source = FakeSource::new();
+            let (cache, lease) = cache(&source, 4);
             for step in steps {
                 match step {
                     Step::Find(key) => {
-                        let expected = truth.values.lock().unwrap().get(&key).copied();
-                        // Only a change makes a known credential unknown, so what was unknown may
-                        // stay so for a while; nobody can know a key before it is minted.
+                        let expected = source.values.lock().unwrap().get(&key).copied();
+                        // The source never turns an unknown key into a known one without an
+                        // invalidation here. In production it may: a negative entry can outlive the
+                        // creation of a key by a while, which is harmless, since no client has a
+                        // key before it is created.
                         let found = cache.find(key, NOW).await.unwrap();
                         assert_eq!(found, expected);
                     }
                     Step::Change(key, value) => {
-                        truth.set(key, value);
+                        source.set(key, value);
                         cache.forget(&key);
                     }
                     Step::Remove(key) => {
-                        truth.values.lock().unwrap().remove(&key);
+                        source.values.lock().unwrap().remove(&key);
                         cache.forget(&key);
                     }
                     Step::LoseLease => lease.extend(Duration::ZERO),
