@@ -1,9 +1,10 @@
-//! Creating requests that may come again: a client that got no answer sends the same once more, with the
-//! same `Idempotency-Key`, and nothing is done twice.
+//! Idempotency of requests that create something: a client that received no response sends the
+//! request again with the same `Idempotency-Key`, and nothing is created twice.
 //!
-//! The answer is stored in the transaction of the work, so there are both or neither, and only good ones. Of
-//! the client's key the database holds a MAC; the answer, which may show a secret, is sealed under a key that
-//! is derived from it, so that neither the database nor the deployment's own secret alone opens it.
+//! The response is stored in the transaction that creates the resource, so either both exist or
+//! neither. Only successful responses are stored. The database holds a MAC of the client's key. The
+//! response, which may contain a secret, is encrypted with a key that is derived from the client's
+//! key and the deployment's secret, so neither the database nor that secret alone can decrypt it.
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -26,27 +27,27 @@ use crate::{
     },
 };
 
-/// How long an answer is kept.
-const KEPT_FOR: Duration = Duration::from_hours(24);
+/// Time for which a response is stored.
+const RETENTION: Duration = Duration::from_hours(24);
 
-/// Why a request is neither worked on nor answered as before.
+/// A request that can neither be processed nor get a stored response.
 #[derive(Debug, thiserror::Error)]
 pub enum IdempotencyError {
-    /// The key was used for another request.
-    #[error("this Idempotency-Key was used for a request with another body")]
+    /// The key was used for a request with a different body.
+    #[error("this Idempotency-Key was already used for a request with a different body")]
     Conflict,
-    /// The first one is still worked on.
+    /// The first request with the key is still in progress.
     #[error("a request with this Idempotency-Key is still in progress; retry")]
     InProgress,
-    /// The database.
+    /// A database error.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// A fault of this service.
+    /// An internal error of this service.
     #[error("{0}")]
     Internal(&'static str),
 }
 
-/// The keys that requests are known and answers sealed under; never printed. Cheap to clone.
+/// The keys that identify requests and encrypt responses; never printed. Cheap to clone.
 #[derive(Clone)]
 pub struct IdempotencySecrets(Arc<Keys>);
 
@@ -62,7 +63,7 @@ impl fmt::Debug for IdempotencySecrets {
 }
 
 impl IdempotencySecrets {
-    /// From 32 secret bytes.
+    /// Derives the keys from 32 secret bytes.
     #[must_use]
     pub fn new(bytes: &[u8; 32]) -> Self {
         Self(Arc::new(Keys {
@@ -71,7 +72,8 @@ impl IdempotencySecrets {
         }))
     }
 
-    /// A MAC over parts, none of which can run into the next.
+    /// Computes a MAC over several parts. Each is prefixed with its length, so that different parts
+    /// never form the same input.
     fn mac(&self, parts: &[&[u8]]) -> [u8; 32] {
         let mut context = hmac::Context::with_key(&self.0.mac);
         for part in parts {
@@ -83,7 +85,7 @@ impl IdempotencySecrets {
         mac
     }
 
-    fn sealing_key(&self, key: &SecretString) -> Result<LessSafeKey, IdempotencyError> {
+    fn encryption_key(&self, key: &SecretString) -> Result<LessSafeKey, IdempotencyError> {
         let failed = |_| IdempotencyError::Internal("cannot derive a key");
         let info = [key.expose_secret().as_bytes()];
         let derived = self.0.root.expand(&info, &AES_256_GCM).map_err(failed)?;
@@ -91,57 +93,61 @@ impl IdempotencySecrets {
     }
 }
 
-/// A creating request, as far as it can come again. It does not print: a body may be guessed by its digest.
+/// The identity of a request that may be a retry. It has no `Debug`, because a body could be
+/// guessed from its digest.
 pub struct Attempt {
-    /// The client's `Idempotency-Key`; none: it does not care.
+    /// The client's `Idempotency-Key`; `None` if the request has none.
     pub key: Option<SecretString>,
-    /// SHA-256 of the body.
+    /// The SHA-256 hash of the body.
     pub body: [u8; 32],
 }
 
 impl Attempt {
-    /// A request with this body.
+    /// Creates the identity of a request with this body.
     #[must_use]
     pub fn new(key: Option<SecretString>, body: &[u8]) -> Self {
         Self { key, body: Sha256::digest(body).into() }
     }
 }
 
-/// A good answer. It does not print: that to a mint shows the secret.
+/// A successful response. It has no `Debug`, because the response of a key creation contains the
+/// secret.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KeptAnswer {
     /// The HTTP status.
     pub status: u16,
-    /// The `Location`.
+    /// The `Location` header.
     pub location: String,
-    /// The body, which is JSON.
+    /// The JSON body.
     pub body: String,
 }
 
-/// What becomes of a creating request.
+/// The outcome of checking a request for an earlier attempt.
 pub enum Begun {
-    /// It is to be worked on.
+    /// The request is new: process it in this transaction.
     Work(Work),
-    /// It was, and answered so.
+    /// The request is a retry: return the stored response.
     Answered(KeptAnswer),
 }
 
-/// The transaction of a creating request.
+/// The transaction of a request, which also stores its response.
 pub struct Work {
     tx: Tx,
-    keeping: Option<Keeping>,
+    pending: Option<PendingResponse>,
 }
 
-/// How the answer is kept.
-struct Keeping {
+/// The data needed to store the response of a request with an `Idempotency-Key`.
+struct PendingResponse {
+    /// The MAC that identifies the request.
     id: [u8; 32],
+    /// The MAC of the body.
     request: [u8; 32],
     key: SecretString,
     secrets: IdempotencySecrets,
     env: Env,
 }
 
-/// Knows creating requests again. Cheap to clone.
+/// Detects retries of requests. Cheap to clone.
 #[derive(Clone)]
 pub struct Idempotency {
     store: Store,
@@ -150,24 +156,26 @@ pub struct Idempotency {
 }
 
 impl Idempotency {
-    /// Over a database, under these keys.
+    /// Creates the service with these keys.
     #[must_use]
     pub fn new(store: Store, env: Env, secrets: IdempotencySecrets) -> Self {
         Self { store, env, secrets }
     }
 
-    /// Begins the work of a creating request, in its caller's workspace, unless it was done before.
+    /// Starts the transaction of a request in the caller's workspace, or returns the stored
+    /// response of an earlier attempt.
     ///
     /// # Errors
-    /// [`IdempotencyError::Conflict`], [`IdempotencyError::InProgress`].
+    /// [`IdempotencyError::Conflict`] if the key was used with a different body,
+    /// [`IdempotencyError::InProgress`] if the first attempt has not finished.
     pub async fn begin(
         &self,
         caller: &Caller,
         attempt: Attempt,
     ) -> Result<Begun, IdempotencyError> {
         let mut tx = self.store.begin(caller.workspace(), caller.principal.person()).await?;
-        let Some(key) = attempt.key else { return Ok(Begun::Work(Work { tx, keeping: None })) };
-        let id = self.id(caller, &key);
+        let Some(key) = attempt.key else { return Ok(Begun::Work(Work { tx, pending: None })) };
+        let id = self.request_mac(caller, &key);
         let request = self.secrets.mac(&[b"body", &attempt.body]);
         match kept_answers::find(&mut tx, &id, self.env.clock.now()).await? {
             Earlier::InProgress => Err(IdempotencyError::InProgress),
@@ -175,25 +183,26 @@ impl Idempotency {
                 if !bool::from(first.ct_eq(&request)) {
                     return Err(IdempotencyError::Conflict);
                 }
-                open(&self.secrets.sealing_key(&key)?, &id, answer).map(Begun::Answered)
+                decrypt(&self.secrets.encryption_key(&key)?, &id, answer).map(Begun::Answered)
             }
             Earlier::None => {
                 let (secrets, env) = (self.secrets.clone(), self.env.clone());
-                let keeping = Some(Keeping { id, request, key, secrets, env });
-                Ok(Begun::Work(Work { tx, keeping }))
+                let pending = Some(PendingResponse { id, request, key, secrets, env });
+                Ok(Begun::Work(Work { tx, pending }))
             }
         }
     }
 
-    /// What a request is known by: who asks, in which workspace, how, where, and the client's key.
-    fn id(&self, caller: &Caller, key: &SecretString) -> [u8; 32] {
+    /// Computes the MAC that identifies a request: workspace, caller, method, path and the client's
+    /// key.
+    fn request_mac(&self, caller: &Caller, key: &SecretString) -> [u8; 32] {
         let actor = Actor::from(&*caller.principal);
         self.secrets.mac(&[
             b"request",
             caller.workspace().uuid().as_bytes(),
             actor.kind.as_str().as_bytes(),
             actor.id.unwrap_or_default().as_bytes(),
-            // A client acts for several people.
+            // An OAuth client acts for several users.
             caller.principal.subject().as_bytes(),
             caller.request.method.as_bytes(),
             caller.request.path.as_bytes(),
@@ -203,50 +212,51 @@ impl Idempotency {
 }
 
 impl Work {
-    /// The transaction, for the work.
+    /// Returns the transaction.
     pub fn tx(&mut self) -> &mut Tx {
         &mut self.tx
     }
 
-    /// Makes the work last, and the answer with it.
+    /// Stores the response and commits the transaction.
     ///
     /// # Errors
-    /// When PostgreSQL cannot be reached: then there are both or neither.
-    pub async fn finish(mut self, answer: &KeptAnswer) -> Result<(), IdempotencyError> {
-        if let Some(Keeping { id, request, key, secrets, env }) = self.keeping {
-            let sealed = seal(&secrets.sealing_key(&key)?, &env, &id, answer)?;
-            let until = env.clock.now() + KEPT_FOR;
-            kept_answers::keep(&mut self.tx, &id, &request, &sealed, until).await?;
+    /// [`IdempotencyError::Store`] if the commit fails. Its result may then be unknown; the
+    /// resource and the response both exist, or neither.
+    pub async fn finish(mut self, response: &KeptAnswer) -> Result<(), IdempotencyError> {
+        if let Some(PendingResponse { id, request, key, secrets, env }) = self.pending {
+            let encrypted = encrypt(&secrets.encryption_key(&key)?, &env, &id, response)?;
+            let until = env.clock.now() + RETENTION;
+            kept_answers::keep(&mut self.tx, &id, &request, &encrypted, until).await?;
         }
         Ok(self.tx.commit().await?)
     }
 }
 
-fn seal(
+fn encrypt(
     key: &LessSafeKey,
     env: &Env,
     id: &[u8; 32],
-    answer: &KeptAnswer,
+    response: &KeptAnswer,
 ) -> Result<Vec<u8>, IdempotencyError> {
     let nonce: [u8; NONCE_LEN] = env.entropy.bytes();
-    let failed = IdempotencyError::Internal("cannot seal an answer");
-    let Ok(mut sealed) = serde_json::to_vec(answer) else { return Err(failed) };
+    let failed = IdempotencyError::Internal("cannot encrypt a response");
+    let Ok(mut encrypted) = serde_json::to_vec(response) else { return Err(failed) };
     let nonce_used = Nonce::assume_unique_for_key(nonce);
-    if key.seal_in_place_append_tag(nonce_used, Aad::from(id), &mut sealed).is_err() {
+    if key.seal_in_place_append_tag(nonce_used, Aad::from(id), &mut encrypted).is_err() {
         return Err(failed);
     }
-    Ok([&nonce[..], &sealed].concat())
+    Ok([&nonce[..], &encrypted].concat())
 }
 
-fn open(
+fn decrypt(
     key: &LessSafeKey,
     id: &[u8; 32],
-    mut sealed: Vec<u8>,
+    mut encrypted: Vec<u8>,
 ) -> Result<KeptAnswer, IdempotencyError> {
-    let failed = || IdempotencyError::Internal("a kept answer does not open");
-    let (nonce, sealed) = sealed.split_first_chunk_mut::<NONCE_LEN>().ok_or_else(failed)?;
+    let failed = || IdempotencyError::Internal("cannot decrypt a stored response");
+    let (nonce, encrypted) = encrypted.split_first_chunk_mut::<NONCE_LEN>().ok_or_else(failed)?;
     let nonce = Nonce::assume_unique_for_key(*nonce);
-    let plain = key.open_in_place(nonce, Aad::from(id), sealed).map_err(|_| failed())?;
+    let plain = key.open_in_place(nonce, Aad::from(id), encrypted).map_err(|_| failed())?;
     serde_json::from_slice(plain).map_err(|_| failed())
 }
 
@@ -255,24 +265,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_answer_opens_with_its_own_key_in_its_own_place() {
+    fn stored_response_decrypts_only_with_its_own_key_and_id() {
         let secrets = IdempotencySecrets::new(&[1; 32]);
-        let answer =
+        let response =
             KeptAnswer { status: 201, location: "/x".into(), body: "{\"key\":\"s\"}".into() };
-        let own = secrets.sealing_key(&"mine".into()).unwrap();
-        let sealed = seal(&own, &Env::system(), &[7; 32], &answer).unwrap();
-        assert!(!sealed.windows(3).any(|part| part == b"key"));
-        assert!(open(&own, &[7; 32], sealed.clone()).is_ok_and(|opened| opened == answer));
-        assert!(open(&own, &[8; 32], sealed.clone()).is_err());
-        let other = secrets.sealing_key(&"yours".into()).unwrap();
-        assert!(open(&other, &[7; 32], sealed.clone()).is_err());
-        let elsewhere = IdempotencySecrets::new(&[2; 32]).sealing_key(&"mine".into()).unwrap();
-        assert!(open(&elsewhere, &[7; 32], sealed.clone()).is_err());
-        assert!(open(&own, &[7; 32], sealed[..5].to_vec()).is_err());
+        let own = secrets.encryption_key(&"mine".into()).unwrap();
+        let encrypted = encrypt(&own, &Env::system(), &[7; 32], &response).unwrap();
+        assert!(!encrypted.windows(3).any(|part| part == b"key"));
+        assert!(decrypt(&own, &[7; 32], encrypted.clone()).is_ok_and(|it| it == response));
+        assert!(decrypt(&own, &[8; 32], encrypted.clone()).is_err());
+        let other = secrets.encryption_key(&"yours".into()).unwrap();
+        assert!(decrypt(&other, &[7; 32], encrypted.clone()).is_err());
+        let elsewhere = IdempotencySecrets::new(&[2; 32]).encryption_key(&"mine".into()).unwrap();
+        assert!(decrypt(&elsewhere, &[7; 32], encrypted.clone()).is_err());
+        assert!(decrypt(&own, &[7; 32], encrypted[..5].to_vec()).is_err());
     }
 
     #[test]
-    fn parts_do_not_run_into_each_other() {
+    fn mac_of_differently_split_parts_differs() {
         let secrets = IdempotencySecrets::new(&[1; 32]);
         assert_ne!(secrets.mac(&[b"ab", b"c"]), secrets.mac(&[b"a", b"bc"]));
     }

@@ -1,8 +1,7 @@
-//! Who follows a log as it grows.
+//! Subscriptions of event streams, which follow a log as it grows.
 //!
-//! A node looks where the chains end that somebody follows, in one query for all of them, and wakes those
-//! who wait. What they are given they read themselves, as fast as they take it: there is no buffer that
-//! could overflow.
+//! A node polls the ends of all followed chains in one query and wakes their subscribers. Each
+//! subscriber reads its events itself, at its own speed, so there is no buffer that could overflow.
 
 use std::{
     collections::HashMap,
@@ -24,44 +23,45 @@ use crate::{
     store::{Store, StoreError},
 };
 
-/// How often a node looks for what is new.
-const LOOK_EVERY: Duration = Duration::from_millis(250);
-/// How long a look may take.
-const PATIENCE: Duration = Duration::from_secs(5);
-/// Those who follow one workspace's log on a node at most.
-const MOST: usize = 50;
-/// Of these the windows of one session at most, which are not to keep others out.
-const MOST_OF_ONE: usize = 10;
+/// Interval at which a node polls the ends of the followed chains.
+const POLL_INTERVAL: Duration = Duration::from_millis(250);
+/// Timeout of one poll.
+const POLL_TIMEOUT: Duration = Duration::from_secs(5);
+/// Maximum number of subscriptions to one workspace's log on a node.
+const MAX_PER_WORKSPACE: usize = 50;
+/// Maximum number of these for one session, so that its browser windows do not exclude other users.
+const MAX_PER_SESSION: usize = 10;
 
-type Ends = Arc<Mutex<HashMap<WorkspaceId, Followed>>>;
+type Chains = Arc<Mutex<HashMap<WorkspaceId, FollowedChain>>>;
 
-/// A chain that somebody follows.
+/// A chain that has subscribers.
 #[derive(Debug)]
-struct Followed {
+struct FollowedChain {
     end: watch::Sender<i64>,
-    /// How many there are.
+    /// Number of subscriptions.
     count: usize,
-    /// How many windows of each session.
+    /// Number of subscriptions by session.
     sessions: HashMap<SessionId, usize>,
 }
 
-/// Where the followed chains end, as this node last saw. Cheap to clone.
+/// All subscriptions on this node, and the last known ends of their chains. Cheap to clone.
 #[derive(Debug, Clone, Default)]
 pub struct Followers {
-    ends: Ends,
+    chains: Chains,
 }
 
-/// One who follows.
+/// A subscription to the log of a workspace. It ends when it is dropped.
 #[derive(Debug)]
 pub struct Follower {
     workspace: WorkspaceId,
     session: Option<SessionId>,
     end: watch::Receiver<i64>,
-    ends: Ends,
+    chains: Chains,
 }
 
 impl Followers {
-    /// Another one, of a chain that ends here; none where there are too many, in all or of the caller's session.
+    /// Subscribes to the log of the caller's workspace; `end` is the current end of its chain.
+    /// Returns `None` if the workspace or the caller's session has too many subscriptions.
     #[must_use]
     pub fn join(&self, caller: &Caller, end: i64) -> Option<Follower> {
         let workspace = caller.workspace();
@@ -69,55 +69,55 @@ impl Followers {
             Credential::Session { id, .. } => Some(*id),
             Credential::ApiKey { .. } | Credential::Grant { .. } => None,
         };
-        let mut ends = self.ends.lock().unwrap_or_else(PoisonError::into_inner);
-        let followed = ends.entry(workspace).or_insert_with(|| Followed {
+        let mut chains = self.chains.lock().unwrap_or_else(PoisonError::into_inner);
+        let followed = chains.entry(workspace).or_insert_with(|| FollowedChain {
             end: watch::Sender::new(end),
             count: 0,
             sessions: HashMap::new(),
         });
         let own = session.and_then(|session| followed.sessions.get(&session)).copied();
-        if followed.count >= MOST || own.is_some_and(|own| own >= MOST_OF_ONE) {
+        if followed.count >= MAX_PER_WORKSPACE || own.is_some_and(|own| own >= MAX_PER_SESSION) {
             return None;
         }
         followed.count += 1;
         if let Some(session) = session {
             *followed.sessions.entry(session).or_default() += 1;
         }
-        let (end, ends) = (followed.end.subscribe(), Arc::clone(&self.ends));
-        Some(Follower { workspace, session, end, ends })
+        let (end, chains) = (followed.end.subscribe(), Arc::clone(&self.chains));
+        Some(Follower { workspace, session, end, chains })
     }
 
-    /// How many there are.
+    /// Returns the number of subscriptions on this node.
     #[must_use]
     pub fn count(&self) -> usize {
-        let ends = self.ends.lock().unwrap_or_else(PoisonError::into_inner);
-        ends.values().map(|followed| followed.count).sum()
+        let chains = self.chains.lock().unwrap_or_else(PoisonError::into_inner);
+        chains.values().map(|followed| followed.count).sum()
     }
 
-    /// Looks for what is new until it is dropped.
+    /// Polls the ends of the followed chains until the future is dropped.
     pub async fn run(self, store: Store) {
-        let mut looks = interval(LOOK_EVERY);
-        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut polls = interval(POLL_INTERVAL);
+        polls.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            looks.tick().await;
-            if let Err(error) = self.look(&store).await {
-                warn!(%error, "cannot look for new audit events");
+            polls.tick().await;
+            if let Err(error) = self.poll(&store).await {
+                warn!(%error, "cannot poll for new audit events; retrying");
             }
         }
     }
 
-    async fn look(&self, store: &Store) -> Result<(), StoreError> {
+    async fn poll(&self, store: &Store) -> Result<(), StoreError> {
         let followed: Vec<_> = {
-            let ends = self.ends.lock().unwrap_or_else(PoisonError::into_inner);
-            ends.keys().copied().collect()
+            let chains = self.chains.lock().unwrap_or_else(PoisonError::into_inner);
+            chains.keys().copied().collect()
         };
         if followed.is_empty() {
             return Ok(());
         }
-        let found = Store::within(PATIENCE, store.chain_ends(&followed)).await?;
-        let ends = self.ends.lock().unwrap_or_else(PoisonError::into_inner);
-        for (workspace, end) in found {
-            if let Some(followed) = ends.get(&workspace) {
+        let chain_ends = Store::within(POLL_TIMEOUT, store.chain_ends(&followed)).await?;
+        let chains = self.chains.lock().unwrap_or_else(PoisonError::into_inner);
+        for (workspace, end) in chain_ends {
+            if let Some(followed) = chains.get(&workspace) {
                 followed.end.send_if_modified(|known| std::mem::replace(known, end) != end);
             }
         }
@@ -126,18 +126,19 @@ impl Followers {
 }
 
 impl Follower {
-    /// Where the chain ends, as far as this node knows.
+    /// Returns the last known sequence number of the chain.
     #[must_use]
     pub fn end(&self) -> i64 {
         *self.end.borrow()
     }
 
-    /// Ready once the chain ends behind this place; where it ends.
+    /// Waits until the chain has events after this sequence number; returns the end of the chain.
+    /// Never returns while the service stops.
     pub async fn behind(&mut self, sequence: i64) -> i64 {
         let end = self.end.wait_for(|end| *end > sequence).await.map(|end| *end);
         match end {
             Ok(end) => end,
-            // Nobody looks any more: the service ends.
+            // The polling task has stopped, because the service stops.
             Err(_) => std::future::pending().await,
         }
     }
@@ -145,11 +146,11 @@ impl Follower {
 
 impl Drop for Follower {
     fn drop(&mut self) {
-        let mut ends = self.ends.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(followed) = ends.get_mut(&self.workspace) else { return };
+        let mut chains = self.chains.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(followed) = chains.get_mut(&self.workspace) else { return };
         followed.count -= 1;
         if followed.count == 0 {
-            ends.remove(&self.workspace);
+            chains.remove(&self.workspace);
         } else if let Some(session) = self.session
             && let Some(own) = followed.sessions.get_mut(&session)
         {
@@ -207,28 +208,30 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn followers_are_woken_counted_and_bounded() {
+    async fn subscriptions_are_woken_counted_and_limited() {
         let followers = Followers::default();
         let key = caller(1, None);
-        let mut many: Vec<_> = (0..MOST).map(|_| followers.join(&key, 5).unwrap()).collect();
+        let mut many: Vec<_> =
+            (0..MAX_PER_WORKSPACE).map(|_| followers.join(&key, 5).unwrap()).collect();
         assert!(followers.join(&key, 5).is_none());
         assert!(followers.join(&caller(2, None), 5).is_some());
-        assert_eq!(followers.count(), MOST);
+        assert_eq!(followers.count(), MAX_PER_WORKSPACE);
         assert_eq!(many[0].behind(4).await, 5);
-        followers.ends.lock().unwrap()[&key.workspace()].end.send_replace(9);
+        followers.chains.lock().unwrap()[&key.workspace()].end.send_replace(9);
         assert_eq!((many[0].behind(5).await, many[0].end()), (9, 9));
         many.pop();
         assert!(followers.join(&key, 5).is_some());
         drop(many);
         assert_eq!(followers.count(), 0);
-        assert!(followers.ends.lock().unwrap().is_empty());
+        assert!(followers.chains.lock().unwrap().is_empty());
     }
 
     #[test]
-    fn windows_of_one_session_keep_nobody_out() {
+    fn session_limit_does_not_affect_other_sessions() {
         let followers = Followers::default();
         let [one, other] = [7, 8].map(|session| caller(1, Some(session)));
-        let mut own: Vec<_> = (0..MOST_OF_ONE).map(|_| followers.join(&one, 5).unwrap()).collect();
+        let mut own: Vec<_> =
+            (0..MAX_PER_SESSION).map(|_| followers.join(&one, 5).unwrap()).collect();
         assert!(followers.join(&one, 5).is_none());
         let others = followers.join(&other, 5).unwrap();
         own.pop();
@@ -236,6 +239,6 @@ mod tests {
         drop(own);
         assert_eq!(followers.count(), 1);
         drop(others);
-        assert!(followers.ends.lock().unwrap().is_empty());
+        assert!(followers.chains.lock().unwrap().is_empty());
     }
 }

@@ -1,8 +1,12 @@
-//! The audit log: how events come to be written, sealed, read and checked.
+//! The audit log: writes, seals, reads and verifies audit events.
 //!
-//! A change and its event share the transaction of the change (`store::audit::insert`). Everything
-//! else (reads, refusals, failed sign-ins) goes through [`AuditWriter`]: a bounded queue, written in
-//! batches by one task. Ids are made before an event is queued, so a batch that is retried counts once.
+//! A change and its event share one transaction (`store::audit::insert`). All other events (reads,
+//! refusals, failed sign-ins) go through [`AuditWriter`]: a bounded queue, from which one task
+//! writes in batches. An event gets its id before it is queued, so a retried batch never duplicates
+//! it.
+//!
+//! [`Sealer`] appends events to the hash chain of their workspace, [`verifier`] checks the chain,
+//! and [`Retention`] drops old months.
 
 mod follower;
 mod reader;
@@ -28,13 +32,13 @@ use crate::{
     },
 };
 
-/// An event of what a caller does in its own workspace, answered with this status.
+/// Creates an event of a caller in its current workspace; `status` is the status of the response.
 #[must_use]
 pub fn event(env: &Env, caller: &Caller, action: Action, status: u16) -> NewEvent {
     event_in(env, caller, caller.workspace(), action, status)
 }
 
-/// The same in another workspace, where a person is in several.
+/// Creates an event of a caller in another workspace, for users who are in several.
 #[must_use]
 pub fn event_in(
     env: &Env,

@@ -1,3 +1,8 @@
+//! Reads the audit log: lists, exports, and the events of the hash chain.
+//!
+//! Only a few of these queries run at a time, because a selective filter may read many rows. The
+//! others wait here instead of occupying the connections that authentication needs.
+
 use std::sync::Arc;
 
 use tokio::sync::{Semaphore, SemaphorePermit};
@@ -15,82 +20,80 @@ use crate::{
     store::{self, Store, StoreError, chains::Sealed},
 };
 
-/// Events of an export that are read at a time.
+/// Number of events that an export reads at a time.
 const EXPORT_PAGE: i64 = 1000;
-/// Events in their places of the chain that are read at a time.
+/// Number of sealed events that are read at a time.
 const SEALED_PAGE: usize = 500;
 
-/// The log, to be read. Cheap to clone.
-///
-/// A filter that finds little may read much. So few of these queries run at a time: the others wait
-/// here, and not for the connections that authentication needs.
+/// Read access to the audit log, with a limit on concurrent queries. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct AuditLog {
     store: Store,
-    places: Arc<Semaphore>,
-    followers: Followers,
+    query_permits: Arc<Semaphore>,
+    subscriptions: Followers,
 }
 
 impl AuditLog {
-    /// Over a database.
+    /// Creates a reader that uses at most a quarter of the pool's connections.
     #[must_use]
     pub fn new(store: Store, pool: &Pool) -> Self {
-        let places = usize::try_from(pool.max_connections / 4).unwrap_or(1).max(1);
-        let followers = Followers::default();
-        Self { store, places: Arc::new(Semaphore::new(places)), followers }
+        let permits = usize::try_from(pool.max_connections / 4).unwrap_or(1).max(1);
+        let subscriptions = Followers::default();
+        Self { store, query_permits: Arc::new(Semaphore::new(permits)), subscriptions }
     }
 
-    /// A place among those who may read much.
+    /// Waits for the permit to run a query that may read many rows.
     ///
     /// # Errors
-    /// When the service stops.
+    /// [`StoreError::Aborted`] if the service stops.
     pub async fn place(&self) -> Result<SemaphorePermit<'_>, StoreError> {
-        self.places.acquire().await.map_err(|_| StoreError::Aborted)
+        self.query_permits.acquire().await.map_err(|_| StoreError::Aborted)
     }
 
-    /// Events of the caller's workspace, newest first.
+    /// Lists events of the caller's workspace, newest first.
     ///
     /// # Errors
-    /// When PostgreSQL cannot be reached.
+    /// [`StoreError`] if the query fails.
     pub async fn list(
         &self,
         caller: &Caller,
         filter: &EventFilter,
         page: Page,
     ) -> Result<Items<Event<'static>>, StoreError> {
-        let _place = self.place().await?;
+        let _permit = self.place().await?;
         let mut tx = self.store.begin(caller.workspace(), None).await?;
         store::audit::list(&mut tx, caller.workspace(), filter, page).await
     }
 
-    /// An event of the caller's workspace.
+    /// Returns an event of the caller's workspace.
     ///
     /// # Errors
-    /// When PostgreSQL cannot be reached.
+    /// [`StoreError`] if the query fails.
     pub async fn event(
         &self,
         caller: &Caller,
         id: EventId,
     ) -> Result<Option<Event<'static>>, StoreError> {
-        // The newest that is not behind it.
-        let behind = Uuid::from_u128(id.uuid().as_u128().saturating_add(1));
-        let page = Page { limit: 1, before: Some(behind), offset: 0 };
-        let found = self.list(caller, &EventFilter::default(), page).await?;
-        Ok(found.items.into_iter().next().filter(|event| event.id == id))
+        // The newest event whose id is not greater than this one.
+        let next_id = Uuid::from_u128(id.uuid().as_u128().saturating_add(1));
+        let page = Page { limit: 1, before: Some(next_id), offset: 0 };
+        let newest = self.list(caller, &EventFilter::default(), page).await?;
+        Ok(newest.items.into_iter().next().filter(|event| event.id == id))
     }
 
-    /// A further part of an export: events of the caller's workspace before this one, newest first. Of the filter
-    /// the times alone are looked at: a part takes as long as any other, however rare it is what is looked for.
+    /// Returns the next page of an export: events of the caller's workspace before this id, newest
+    /// first. Applies only the times of the filter, so that every page takes the same time, however
+    /// rare the matching events are; the caller applies the rest.
     ///
     /// # Errors
-    /// When PostgreSQL cannot be reached.
+    /// [`StoreError`] if the query fails.
     pub async fn export(
         &self,
         caller: &Caller,
         filter: &EventFilter,
         before: Option<Uuid>,
     ) -> Result<Items<Event<'static>>, StoreError> {
-        let _place = self.place().await?;
+        let _permit = self.place().await?;
         let mut tx = self.store.begin(caller.workspace(), None).await?;
         let times =
             EventFilter { since: filter.since, until: filter.until, ..EventFilter::default() };
@@ -98,34 +101,36 @@ impl AuditLog {
         store::audit::list(&mut tx, caller.workspace(), &times, page).await
     }
 
-    /// Where the chain of the caller's workspace ends.
+    /// Returns the sequence number of the last sealed event of the caller's workspace; 0 if there
+    /// is none.
     ///
     /// # Errors
-    /// When PostgreSQL cannot be reached.
+    /// [`StoreError`] if the query fails.
     pub async fn end(&self, caller: &Caller) -> Result<i64, StoreError> {
         let mut tx = self.store.begin(caller.workspace(), None).await?;
         let head = store::chains::head(&mut tx, caller.workspace()).await?;
         Ok(head.map_or(0, |head| head.sequence))
     }
 
-    /// What is behind a place of the chain of the caller's workspace, up to another: a part of it.
+    /// Returns the sealed events of the caller's workspace after sequence number `behind`, up to
+    /// and including `until`: the next 500 at most.
     ///
     /// # Errors
-    /// When PostgreSQL cannot be reached.
+    /// [`StoreError`] if the query fails.
     pub async fn sealed(
         &self,
         caller: &Caller,
         behind: i64,
         until: i64,
     ) -> Result<Vec<Sealed>, StoreError> {
-        let _place = self.place().await?;
+        let _permit = self.place().await?;
         let mut tx = self.store.begin(caller.workspace(), None).await?;
         store::chains::sealed_behind(&mut tx, caller.workspace(), behind, until, SEALED_PAGE).await
     }
 
-    /// Those who follow logs as they grow.
+    /// Returns the subscriptions of event streams on this node.
     #[must_use]
     pub fn followers(&self) -> &Followers {
-        &self.followers
+        &self.subscriptions
     }
 }

@@ -1,5 +1,8 @@
-//! Old events are dropped by the month. The chain tells of it itself: each workspace that loses some is left an event,
-//! sealed like any other, that says up to where. What is missing without one was removed.
+//! Retention: drops audit events that are older than the retention period, in whole months.
+//!
+//! The hash chain records each drop: every affected workspace gets an event, sealed like any other,
+//! that states the last dropped sequence number. Events that are missing without such an event were
+//! removed by other means; see [`verifier`](super::verifier).
 
 use std::time::Duration;
 
@@ -18,41 +21,44 @@ use crate::{
     store::{self, Store, StoreError, retention::Owner},
 };
 
-/// How often there is a look at what is old.
-const LOOK_EVERY: Duration = Duration::from_hours(1);
-/// How long it may take until the events that tell of it are sealed.
-const PATIENCE: Duration = Duration::from_mins(1);
+/// Interval between two runs.
+const RUN_INTERVAL: Duration = Duration::from_hours(1);
+/// Maximum wait until the events that record the drop are sealed.
+const SEAL_TIMEOUT: Duration = Duration::from_mins(1);
 
-/// Drops what is older than it is to be kept.
+/// Drops audit events that are older than the retention period.
 pub struct Retention {
     store: Store,
     env: Env,
     owner: SecretString,
-    kept_for: Duration,
+    period: Duration,
 }
 
 impl Retention {
-    /// As the owner of the tables, who logs in with this URL.
+    /// Creates the task. `owner` is the database URL of the tables' owner, the only role that can
+    /// drop partitions.
     #[must_use]
-    pub fn new(store: Store, env: Env, owner: SecretString, kept_for: Duration) -> Self {
-        Self { store, env, owner, kept_for }
+    pub fn new(store: Store, env: Env, owner: SecretString, period: Duration) -> Self {
+        Self { store, env, owner, period }
     }
 
-    /// Drops what is old until it is dropped itself.
+    /// Drops old events every hour, until the future is dropped.
     pub async fn run(self) {
-        let mut looks = interval(LOOK_EVERY);
+        let mut runs = interval(RUN_INTERVAL);
         loop {
-            looks.tick().await;
+            runs.tick().await;
             if let Err(error) = self.prune().await {
-                warn!(?error, "cannot drop old audit events yet");
+                warn!(?error, "cannot drop old audit events; retrying in an hour");
             }
         }
     }
 
-    /// Drops the months that are wholly older than events are to be kept; which.
+    /// Drops the months that are completely older than the retention period. Returns the names of
+    /// the dropped partitions; none if another node is doing this.
     ///
     /// # Errors
-    /// When PostgreSQL cannot be reached, or a long reader is in the way: then it is tried again later.
+    /// [`StoreError`] if a query fails, also if a long-running reader holds a lock. A later call
+    /// continues.
     pub async fn prune(&self) -> Result<Vec<String>, StoreError> {
         let Some(mut owner) = Owner::connect(&self.owner).await? else { return Ok(Vec::new()) };
         let dropped = self.prune_as(&mut owner).await;
@@ -61,43 +67,46 @@ impl Retention {
     }
 
     async fn prune_as(&self, owner: &mut Owner) -> Result<Vec<String>, StoreError> {
-        let cutoff = self.env.clock.now() - self.kept_for;
+        let cutoff = self.env.clock.now() - self.period;
         let partitions = owner.partitions().await?;
         let old = partitions.iter().filter(|month| month.holds_events() && month.end <= cutoff);
         let Some(before) = old.map(|month| month.end).max() else { return Ok(Vec::new()) };
-        // Seals are kept for a month longer: clocks of nodes differ, and a seal may be of an event that was made
-        // a little later than it says.
+        // Seals stay one month longer: the clocks of nodes differ, so a seal may cover an event
+        // that was created slightly later than its time says.
         let seals_before = previous_month(before);
         let losing = self.store.losing_workspaces(before, seals_before).await?;
         for (workspace, pruned) in losing {
-            let told = json!({
+            let metadata = json!({
                 "before": timestamp::format(pruned.before),
                 "sequence": pruned.sequence,
                 "hash": pruned.hash,
             });
             let id = self.env.new_id();
-            let event = NewEvent::new(id, workspace, Action::LogPruned, Actor::system()).with(told);
+            let event =
+                NewEvent::new(id, workspace, Action::LogPruned, Actor::system()).with(metadata);
             let mut tx = self.store.begin(workspace, None).await?;
             store::audit::insert(&mut tx, workspace, &event).await?;
             tx.commit().await?;
         }
-        // What is dropped is sealed, and so is what tells of it.
-        self.all_is_sealed().await?;
+        // Both the dropped events and the events that record the drop must be sealed before the
+        // drop.
+        self.wait_until_sealed().await?;
         let mut dropped = Vec::new();
         for month in partitions {
             let limit = if month.holds_events() { before } else { seals_before };
             if month.end <= limit {
                 owner.drop(&month).await?;
-                info!(partition = month.name(), "old audit events were dropped");
+                info!(partition = month.name(), "dropped old audit events");
                 dropped.push(month.name().to_owned());
             }
         }
         Ok(dropped)
     }
 
-    async fn all_is_sealed(&self) -> Result<(), StoreError> {
+    /// Waits until all entries that are in the outbox now are sealed.
+    async fn wait_until_sealed(&self) -> Result<(), StoreError> {
         let Some((_, last)) = self.store.ledger_bounds().await? else { return Ok(()) };
-        let deadline = self.env.clock.monotonic() + PATIENCE;
+        let deadline = self.env.clock.monotonic() + SEAL_TIMEOUT;
         while self.store.ledger_bounds().await?.is_some_and(|(first, _)| first <= last) {
             if self.env.clock.monotonic() > deadline {
                 return Err(StoreError::late());
@@ -108,7 +117,7 @@ impl Retention {
     }
 }
 
-/// The beginning of the month before the one that begins here.
+/// Returns the start of the month before the month that starts at `first`.
 fn previous_month(first: OffsetDateTime) -> OffsetDateTime {
     let earlier = first - time::Duration::DAY;
     earlier.replace_day(1).unwrap_or(earlier)
@@ -119,7 +128,7 @@ mod tests {
     use time::macros::datetime;
 
     #[test]
-    fn a_month_earlier() {
+    fn previous_month_crosses_year_boundary() {
         let months = [
             (datetime!(2026-12-01 00:00 UTC), datetime!(2026-11-01 00:00 UTC)),
             (datetime!(2027-01-01 00:00 UTC), datetime!(2026-12-01 00:00 UTC)),

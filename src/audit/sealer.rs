@@ -1,9 +1,11 @@
-//! The task that seals: it adds events to the chain of their workspace, and counts what keys did.
+//! The sealer: a task that appends events to the hash chain of their workspace and counts key
+//! usage.
 //!
-//! Events are written in many transactions at once, and become visible in any order. Each leaves an
-//! entry in the ledger, which the sealer reads, off the path of requests; the chain, the counts and the
-//! end of the entry share one transaction, so that a sealer which dies half-way has done nothing. All
-//! nodes have a sealer, one of which works at a time.
+//! Many transactions write events concurrently, and they become visible in any order. Each
+//! transaction leaves an entry in the audit outbox, which the sealer reads outside of any request.
+//! One transaction appends to the chain, updates the usage counts and settles the entry, so a
+//! sealer that dies half-way has done nothing. Every node has a sealer; a lock lets one of them
+//! work at a time.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -30,47 +32,47 @@ use crate::{
     },
 };
 
-/// How often there is a look at the ledger.
-const LOOK_EVERY: Duration = Duration::from_millis(250);
-/// Entries that are settled in one transaction…
-const MOST: i32 = 512;
-/// …and events in them, about: a run is read as a whole.
-const EVENTS: i32 = 4000;
-/// How long a look may take.
-const PATIENCE: Duration = Duration::from_secs(30);
-/// How often all of the ledger is looked at, and not only what is behind the entries of late.
-const FULL_LOOK_EVERY: Duration = Duration::from_secs(30);
+/// Interval between two scans of the outbox.
+const SCAN_INTERVAL: Duration = Duration::from_millis(250);
+/// Maximum number of outbox entries per transaction.
+const MAX_ENTRIES: i32 = 512;
+/// Approximate maximum number of events per transaction: a segment is always read as a whole.
+const MAX_EVENTS: i32 = 4000;
+/// Timeout of one batch.
+const BATCH_TIMEOUT: Duration = Duration::from_secs(30);
+/// Interval between two full scans. Other scans start after the recently settled entries.
+const FULL_SCAN_INTERVAL: Duration = Duration::from_secs(30);
 
-/// What was sealed.
+/// Counters of the sealer.
 #[derive(Debug, Default)]
 pub struct SealCounts {
-    /// Events, by this node.
+    /// Number of events that this node has sealed.
     pub sealed: AtomicU64,
-    /// How long before its seal the oldest event of this node's last look had happened, in milliseconds.
+    /// Age of the oldest event in this node's last batch when it was sealed, in milliseconds.
     pub lag_ms: AtomicU64,
 }
 
-/// Seals. One for each node.
+/// The sealer of a node.
 pub struct Sealer {
     store: Store,
     env: Env,
     counts: Arc<SealCounts>,
-    place: Place,
-    /// How much is taken at a time: less, once it was too much.
-    size: Size,
-    /// Whether there may be entries from before there was a ledger.
+    cursor: OutboxCursor,
+    /// The current batch size: halved after a failure, doubled after a success.
+    batch_size: BatchSize,
+    /// True if events from before the outbox existed may still be unsealed.
     has_backlog: bool,
 }
 
-/// How much is taken at a time.
+/// The maximum size of a batch.
 #[derive(Debug, Clone, Copy)]
-struct Size {
+struct BatchSize {
     entries: i32,
     events: i32,
 }
 
-impl Size {
-    const FULL: Self = Self { entries: MOST, events: EVENTS };
+impl BatchSize {
+    const FULL: Self = Self { entries: MAX_ENTRIES, events: MAX_EVENTS };
 
     fn half(self) -> Self {
         Self { entries: (self.entries / 2).max(1), events: (self.events / 2).max(1) }
@@ -78,130 +80,139 @@ impl Size {
 
     fn double(self) -> Self {
         let Self { entries, events } = self;
-        Self { entries: (entries * 2).min(MOST), events: (events * 2).min(EVENTS) }
+        Self { entries: (entries * 2).min(MAX_ENTRIES), events: (events * 2).min(MAX_EVENTS) }
     }
 }
 
-/// Where in the ledger a look begins. PostgreSQL walks over what was settled until it is cleaned up, which
-/// an old transaction (a backup) may keep it from for hours.
+/// The outbox entry after which a scan starts.
+///
+/// Starting at 0 each time would be slow: PostgreSQL steps over settled entries until it vacuums
+/// them, which an old transaction (a backup) may delay for hours.
 #[derive(Debug, Default)]
-struct Place {
-    behind: i64,
-    /// The last entry settled, and the last that was when all was looked at.
+struct OutboxCursor {
+    after: i64,
+    /// The last settled entry.
     newest: i64,
-    newest_then: i64,
-    looked_at_all: Option<Duration>,
+    /// The last settled entry at the time of the last full scan.
+    newest_at_full_scan: i64,
+    last_full_scan: Option<Duration>,
 }
 
-impl Place {
-    /// Entries become visible in any order, but hardly half a minute late; and then the next look at all of
-    /// them finds them.
+impl OutboxCursor {
+    /// Returns the entry after which the next scan starts; 0 for a full scan.
+    ///
+    /// Entries become visible in any order, but rarely more than half a minute late. The next full
+    /// scan finds an entry that is even later.
     fn next(&mut self, now: Duration) -> i64 {
-        if self.looked_at_all.is_none_or(|then| now >= then + FULL_LOOK_EVERY) {
-            self.looked_at_all = Some(now);
-            self.behind = std::mem::replace(&mut self.newest_then, self.newest);
+        if self.last_full_scan.is_none_or(|then| now >= then + FULL_SCAN_INTERVAL) {
+            self.last_full_scan = Some(now);
+            self.after = std::mem::replace(&mut self.newest_at_full_scan, self.newest);
             return 0;
         }
-        self.behind
+        self.after
     }
 }
 
 impl Sealer {
-    /// A sealer of this database.
+    /// Creates a sealer.
     #[must_use]
     pub fn new(store: Store, env: Env, counts: Arc<SealCounts>) -> Self {
-        Self { store, env, counts, place: Place::default(), size: Size::FULL, has_backlog: true }
+        let cursor = OutboxCursor::default();
+        Self { store, env, counts, cursor, batch_size: BatchSize::FULL, has_backlog: true }
     }
 
-    /// Seals until it is dropped.
+    /// Seals events until the future is dropped.
     pub async fn run(mut self) {
-        let mut looks = interval(LOOK_EVERY);
-        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut scans = interval(SCAN_INTERVAL);
+        scans.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            looks.tick().await;
+            scans.tick().await;
             if let Err(error) = self.seal_all().await {
-                warn!(%error, "cannot seal audit events yet");
-                // Most likely the partition of a month that has just begun.
+                warn!(%error, "cannot seal audit events; retrying");
+                // The likely reason is that a new month has no partition yet.
                 self.store.create_audit_partitions(self.env.clock.now()).await.ok();
             }
         }
     }
 
-    /// Seals what is to be sealed, unless another node does.
+    /// Seals all pending events, unless another node is sealing.
     ///
     /// # Errors
-    /// When PostgreSQL cannot be reached.
+    /// [`StoreError`] if a query fails; the next call then uses half the batch size.
     pub async fn seal_all(&mut self) -> Result<(), StoreError> {
-        // What was there before there was a ledger comes when there is nothing else.
+        // Events from before the outbox existed are sealed after everything else.
         let mut is_backlog = false;
         loop {
-            let behind =
-                if is_backlog { i64::MIN } else { self.place.next(self.env.clock.monotonic()) };
-            let settled = match self.seal_some(behind).await {
-                Ok(Some(settled)) => settled,
+            let after =
+                if is_backlog { i64::MIN } else { self.cursor.next(self.env.clock.monotonic()) };
+            let progress = match self.seal_batch(after).await {
+                Ok(Some(progress)) => progress,
                 Ok(None) => return Ok(()),
                 Err(error) => {
-                    // Perhaps it was too much at a time.
-                    self.size = self.size.half();
+                    // The batch may have been too large.
+                    self.batch_size = self.batch_size.half();
                     return Err(error);
                 }
             };
-            self.has_backlog &= !(is_backlog && settled == Settled::Nothing);
-            is_backlog = match settled {
-                Settled::Much => false,
-                // What has come meanwhile waits for the next look, and comes together with more.
-                Settled::Some | Settled::Nothing if is_backlog || !self.has_backlog => {
+            self.has_backlog &= !(is_backlog && progress == SealProgress::Empty);
+            is_backlog = match progress {
+                SealProgress::FullBatch => false,
+                // Entries that arrived meanwhile wait for the next scan and form a larger batch.
+                SealProgress::Complete | SealProgress::Empty if is_backlog || !self.has_backlog => {
                     return Ok(());
                 }
-                Settled::Some | Settled::Nothing => true,
+                SealProgress::Complete | SealProgress::Empty => true,
             };
         }
     }
 
-    /// Seals the oldest entries behind this one. None: another node seals.
-    async fn seal_some(&mut self, behind: i64) -> Result<Option<Settled>, StoreError> {
-        let Self { store, env, counts, place, size, .. } = self;
-        let look = async {
+    /// Seals a batch of the oldest entries after this one. `None` if another node is sealing.
+    async fn seal_batch(&mut self, after: i64) -> Result<Option<SealProgress>, StoreError> {
+        let Self { store, env, counts, cursor, batch_size, .. } = self;
+        let batch = async {
             let Some(sealing) = store.begin_sealing().await? else { return Ok(None) };
-            seal_some(env, counts, &mut place.newest, sealing, behind, *size).await.map(Some)
+            seal_entries(env, counts, &mut cursor.newest, sealing, after, *batch_size)
+                .await
+                .map(Some)
         };
-        let settled = Store::within(PATIENCE, look).await?;
-        if settled.is_some_and(|settled| settled != Settled::Nothing) {
-            *size = size.double();
+        let progress = Store::within(BATCH_TIMEOUT, batch).await?;
+        if progress.is_some_and(|progress| progress != SealProgress::Empty) {
+            *batch_size = batch_size.double();
         }
-        Ok(settled)
+        Ok(progress)
     }
 }
 
-/// How much was settled.
+/// The result of sealing one batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Settled {
-    Nothing,
-    /// All that there was.
-    Some,
-    /// As much as is taken at a time: there may be more.
-    Much,
+enum SealProgress {
+    /// There were no entries.
+    Empty,
+    /// All entries are sealed.
+    Complete,
+    /// The batch reached its maximum size; there may be more entries.
+    FullBatch,
 }
 
-/// Seals the oldest entries behind this one.
-async fn seal_some(
+/// Seals the oldest entries after this one.
+async fn seal_entries(
     env: &Env,
     counts: &SealCounts,
     newest: &mut i64,
     mut sealing: Sealing,
-    behind: i64,
-    size: Size,
-) -> Result<Settled, StoreError> {
-    let entries = sealing.entries_behind(behind, size.entries, size.events).await?;
+    after: i64,
+    size: BatchSize,
+) -> Result<SealProgress, StoreError> {
+    let entries = sealing.entries_behind(after, size.entries, size.events).await?;
     let Some(last) = entries.iter().map(|entry| entry.id).max() else {
-        return Ok(Settled::Nothing);
+        return Ok(SealProgress::Empty);
     };
-    let mut runs: BTreeMap<WorkspaceId, Run> = BTreeMap::new();
+    let mut segments: BTreeMap<WorkspaceId, Run> = BTreeMap::new();
     for (workspace, _) in entries.iter().flat_map(|entry| &entry.events) {
-        runs.entry(*workspace).or_insert_with(|| Run::genesis(*workspace));
+        segments.entry(*workspace).or_insert_with(|| Run::genesis(*workspace));
     }
-    for end in sealing.ends_of(runs.keys().copied()).await? {
-        runs.insert(end.workspace_id, end);
+    for end in sealing.ends_of(segments.keys().copied()).await? {
+        segments.insert(end.workspace_id, end);
     }
     let mut sealed: u64 = 0;
     for entry in &entries {
@@ -210,32 +221,32 @@ async fn seal_some(
             None => digests_of(&mut sealing, &entry.events).await?,
         };
         for ((workspace, id), digest) in entry.events.iter().zip(digests) {
-            if let Some(run) = runs.get_mut(workspace) {
-                run.push(*id, digest);
+            if let Some(segment) = segments.get_mut(workspace) {
+                segment.push(*id, digest);
                 sealed += 1;
             }
         }
     }
-    let runs: Vec<_> = runs.into_values().collect();
+    let segments: Vec<_> = segments.into_values().collect();
     let now = env.clock.now();
-    sealing.seal(now, &entries, &runs).await?;
+    sealing.seal(now, &entries, &segments).await?;
     *newest = last.max(*newest);
     counts.sealed.fetch_add(sealed, Relaxed);
     counts.lag_ms.store(lag(&entries, now), Relaxed);
     let is_full = i32::try_from(entries.len()).is_ok_and(|entries| entries >= size.entries)
         || i32::try_from(sealed).is_ok_and(|events| events >= size.events);
-    Ok(if is_full { Settled::Much } else { Settled::Some })
+    Ok(if is_full { SealProgress::FullBatch } else { SealProgress::Complete })
 }
 
-/// The digests of events as they are stored.
+/// Computes the digests of events from their stored form. A missing event has the digest `GONE`.
 async fn digests_of(
     sealing: &mut Sealing,
     events: &[(WorkspaceId, EventId)],
 ) -> Result<Vec<EventDigest>, StoreError> {
     let stored = sealing.events(events).await?;
     let digests: HashMap<_, _> = stored.iter().map(|event| (event.id, event.digest())).collect();
-    let of = |id: &EventId| digests.get(id).copied().unwrap_or(EventDigest::GONE);
-    Ok(events.iter().map(|(_, id)| of(id)).collect())
+    let digest = |id: &EventId| digests.get(id).copied().unwrap_or(EventDigest::GONE);
+    Ok(events.iter().map(|(_, id)| digest(id)).collect())
 }
 
 fn lag(entries: &[Entry], now: OffsetDateTime) -> u64 {
@@ -248,18 +259,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_look_begins_behind_what_was_settled_half_a_minute_ago() {
-        let mut place = Place::default();
+    fn cursor_starts_after_entries_settled_one_full_scan_ago() {
+        let mut cursor = OutboxCursor::default();
         let at = Duration::from_secs;
-        assert_eq!(place.next(at(0)), 0);
-        place.newest = 10;
-        assert_eq!(place.next(at(29)), 0);
-        assert_eq!(place.next(at(30)), 0, "all of it");
-        place.newest = 20;
-        assert_eq!(place.next(at(31)), 0, "10 was settled, but only just");
-        assert_eq!(place.next(at(60)), 0, "all of it");
-        assert_eq!(place.next(at(61)), 10);
-        assert_eq!(place.next(at(90)), 0, "all of it");
-        assert_eq!(place.next(at(91)), 20);
+        assert_eq!(cursor.next(at(0)), 0);
+        cursor.newest = 10;
+        assert_eq!(cursor.next(at(29)), 0);
+        assert_eq!(cursor.next(at(30)), 0, "full scan");
+        cursor.newest = 20;
+        assert_eq!(cursor.next(at(31)), 0, "entry 10 was settled only recently");
+        assert_eq!(cursor.next(at(60)), 0, "full scan");
+        assert_eq!(cursor.next(at(61)), 10);
+        assert_eq!(cursor.next(at(90)), 0, "full scan");
+        assert_eq!(cursor.next(at(91)), 20);
     }
 }

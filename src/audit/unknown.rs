@@ -1,4 +1,7 @@
-//! Requests with a credential that nobody knows: they belong to no workspace, so they are counted.
+//! Counts requests with an unknown credential. They belong to no workspace, so no audit log can
+//! record them.
+//!
+//! Memory and rows stay bounded during a flood: at most 512 addresses are counted separately.
 
 use std::{
     collections::HashMap,
@@ -11,13 +14,13 @@ use time::{Duration, OffsetDateTime};
 
 use crate::model::address;
 
-/// Addresses that are told apart at a time; further ones are counted together, so that a flood from
-/// ever new addresses costs neither memory nor rows.
+/// Maximum number of addresses with a count of their own. Further addresses share one count, so
+/// that a flood from ever new addresses costs neither memory nor rows.
 const MAX_ADDRESSES: usize = 512;
 
 type Counts = HashMap<(IpNet, OffsetDateTime), i64>;
 
-/// Counts by address and minute, until they are written. Cheap to clone.
+/// Counts by address and minute that are not yet written. Cheap to clone.
 #[derive(Debug, Clone, Default)]
 pub struct UnknownCredentials {
     counts: Arc<Mutex<Counts>>,
@@ -38,7 +41,7 @@ impl UnknownCredentials {
         }
     }
 
-    /// What was counted since the last call.
+    /// Takes the counts since the last call: address, minute, number of requests.
     #[must_use]
     pub fn take(&self) -> Vec<(IpNet, OffsetDateTime, i64)> {
         let counts =
@@ -52,7 +55,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn addresses_beyond_the_bound_are_counted_together() {
+    fn addresses_above_limit_share_one_count() {
         let unknown = UnknownCredentials::default();
         let now = OffsetDateTime::UNIX_EPOCH + Duration::milliseconds(61_500);
         for number in 0..10_000_u32 {

@@ -1,9 +1,9 @@
-//! Whether the log is as it was sealed.
+//! Verifies that audit logs are unchanged since they were sealed.
 //!
-//! A workspace's chain is read from its beginning, its events in the order of their ids: nearly the
-//! same order, so what waits for its counterpart is little. Whatever was done to the log shows at the
-//! first place that does not fit; what was cut off the end together with its seals shows against a
-//! checkpoint.
+//! The verifier reads the hash chain of a workspace from its start, and the events in the order of
+//! their ids. Both orders are nearly the same, so few events wait in memory for their seal. Any
+//! change shows as the first sequence number that does not match. Only a checkpoint reveals that
+//! the end of the chain was cut off together with its seals. See docs/audit-log.md.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -22,55 +22,56 @@ use crate::model::{
 };
 use crate::store::{Store, StoreError, chains};
 
-/// Events that are read at a time.
+/// Number of events that are read at a time.
 const PAGE: i64 = 10_000;
 
-/// What does not fit.
+/// A mismatch between a log, its hash chain and its checkpoints.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(tag = "problem", rename_all = "snake_case")]
 pub enum Problem {
-    /// An event is not what was sealed.
+    /// An event differs from what was sealed.
     Changed {
-        /// Which.
+        /// The event's id.
         event_id: EventId,
-        /// Its place.
+        /// Its sequence number.
         sequence: i64,
     },
-    /// An event that was sealed is gone.
+    /// A sealed event is missing.
     Removed {
-        /// Which.
+        /// The event's id.
         event_id: EventId,
-        /// Its place.
+        /// Its sequence number.
         sequence: i64,
     },
     /// An event was never sealed.
     Inserted {
-        /// Which.
+        /// The event's id.
         event_id: EventId,
     },
-    /// Seals are gone, and those events with them that have none.
+    /// Seals are missing, and with them the proof of their events.
     SealsRemoved {
-        /// The first place without one.
+        /// The first sequence number without a seal.
         sequence: i64,
     },
-    /// A seal does not go on where the one before ends.
+    /// A seal does not continue the previous seal.
     SealChanged {
-        /// The first place of the seal.
+        /// The first sequence number of the seal.
         sequence: i64,
     },
-    /// The chain ends before a place that it had reached.
+    /// The chain ends before a sequence number that it had reached.
     CutOff {
-        /// The first place that is gone.
+        /// The first missing sequence number.
         sequence: i64,
     },
-    /// At a checkpoint the chain had another hash: something up to there was changed, and all seals behind it.
+    /// The chain has a different hash than the checkpoint: an event up to there and all later seals
+    /// were changed.
     Rewritten {
-        /// The checkpoint's place.
+        /// The checkpoint's sequence number.
         sequence: i64,
     },
-    /// A checkpoint is of a part of the chain that retention has dropped.
+    /// A checkpoint refers to a part of the chain that retention has dropped.
     CheckpointTooOld {
-        /// The checkpoint's place.
+        /// The checkpoint's sequence number.
         sequence: i64,
     },
 }
@@ -88,57 +89,58 @@ impl fmt::Display for Problem {
                 write!(f, "{event_id} was inserted: it was never sealed")
             }
             Self::SealsRemoved { sequence } => {
-                write!(f, "number {sequence} of the chain was removed, with its seal")
+                write!(f, "event number {sequence} of the chain was removed, with its seal")
             }
             Self::SealChanged { sequence } => {
-                write!(f, "the seal of number {sequence} of the chain was changed")
+                write!(f, "the seal of event number {sequence} of the chain was changed")
             }
             Self::CutOff { sequence } => {
-                write!(f, "the chain was cut off before its number {sequence}")
+                write!(f, "the chain was cut off before event number {sequence}")
             }
             Self::Rewritten { sequence } => write!(
                 f,
-                "the chain is not that of the checkpoint: an event up to number {sequence} was \
-                 changed, removed or inserted, and sealed anew"
+                "the chain does not match the checkpoint: an event up to number {sequence} was \
+                 changed, removed or inserted, and the chain was sealed again"
             ),
             Self::CheckpointTooOld { sequence } => write!(
                 f,
-                "the checkpoint at number {sequence} is older than what retention has kept"
+                "the checkpoint at number {sequence} is older than the retained part of the chain"
             ),
         }
     }
 }
 
-/// What was found of one workspace.
+/// The result of verifying one workspace.
 #[derive(Debug, Clone, Serialize)]
 pub struct Verified {
-    /// Which.
+    /// The workspace's id.
     pub workspace_id: WorkspaceId,
-    /// The first and the last place of its chain that were there.
+    /// The first verified sequence number of the chain.
     pub first_sequence: i64,
-    /// See there.
+    /// The last verified sequence number of the chain.
     pub last_sequence: i64,
-    /// The hash at the last place.
+    /// The chain's hash at the last sequence number.
     pub hash: ChainHash,
-    /// Events that were read.
+    /// Number of events that were read.
     pub events: u64,
-    /// Events that were written, but not yet sealed.
+    /// Number of events that are not yet sealed.
     pub unsealed: u64,
-    /// Events that retention had dropped.
+    /// Number of sealed events that retention has dropped.
     pub pruned: u64,
-    /// The first thing that does not fit.
+    /// The first mismatch.
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     pub problem: Option<Problem>,
 }
 
-/// An event as far as it matters here.
-struct Read {
+/// The parts of an event that verification needs.
+struct EventSummary {
     id: EventId,
     digest: EventDigest,
+    /// The statement of retention, if this is its event.
     pruned: Option<Pruned>,
 }
 
-impl From<&Event<'static>> for Read {
+impl From<&Event<'static>> for EventSummary {
     fn from(event: &Event<'static>) -> Self {
         let pruned = match &*event.metadata {
             Metadata::Object(object) if event.action == Action::LogPruned.as_str() => {
@@ -150,22 +152,23 @@ impl From<&Event<'static>> for Read {
     }
 }
 
-/// Looks whether a workspace's log is as it was sealed, and as these checkpoints of it say.
+/// Verifies the log of a workspace against its hash chain and these checkpoints.
 ///
 /// # Errors
-/// When PostgreSQL cannot be reached.
+/// [`StoreError`] if a query fails.
 pub async fn verify(
     store: &Store,
     workspace: WorkspaceId,
     checkpoints: &[Checkpoint],
 ) -> Result<Verified, StoreError> {
-    let found = verify_once(store, workspace, checkpoints).await?;
-    match found.problem {
-        // Retention may have dropped it meanwhile, and told so behind the end that was looked at.
+    let report = verify_once(store, workspace, checkpoints).await?;
+    match report.problem {
+        // Retention may have dropped these events during the verification. Its event is then after
+        // the end of the chain that was read, so read it again.
         Some(Problem::Removed { .. } | Problem::SealsRemoved { .. }) => {
             verify_once(store, workspace, checkpoints).await
         }
-        _ => Ok(found),
+        _ => Ok(report),
     }
 }
 
@@ -174,19 +177,20 @@ async fn verify_once(
     workspace: WorkspaceId,
     checkpoints: &[Checkpoint],
 ) -> Result<Verified, StoreError> {
-    // What is sealed from here on is not looked at, but to tell it from what never was.
+    // Later seals are not verified. They are read only to distinguish new events from inserted
+    // ones.
     let head = chains::head(&mut store.begin(workspace, None).await?, workspace).await?;
     let until = head.map_or(0, |head| head.sequence);
     let (pages, events) = mpsc::channel(2);
-    let reader = tokio::spawn(read(store.clone(), workspace, pages));
-    let mut walk = Walk {
+    let reader = tokio::spawn(read_events(store.clone(), workspace, pages));
+    let mut verifier = ChainVerifier {
         workspace,
-        checkpoints: by_place(checkpoints),
-        events: Events { pages: events, unclaimed: HashMap::new(), newest: None },
-        missing: Missing::default(),
+        checkpoints: by_sequence(checkpoints),
+        events: EventBuffer { pages: events, unclaimed: HashMap::new(), newest: None },
+        missing: MissingEvents::default(),
         changed: None,
-        begin: ChainHash::genesis(workspace),
-        found: Verified {
+        start_hash: ChainHash::genesis(workspace),
+        report: Verified {
             workspace_id: workspace,
             first_sequence: 0,
             last_sequence: 0,
@@ -197,20 +201,20 @@ async fn verify_once(
             problem: None,
         },
     };
-    let broken = walk.chain(store, until).await?;
-    let problem = match walk.end(broken, until, head.map(|head| head.hash)) {
+    let broken = verifier.verify_chain(store, until).await?;
+    let problem = match verifier.conclude(broken, until, head.map(|head| head.hash)) {
         Some(problem) => Some(problem),
-        None => walk.leftovers(store, until).await?,
+        None => verifier.find_inserted(store, until).await?,
     };
-    drop(walk.events);
+    drop(verifier.events);
     match reader.await {
-        Ok(read) => read?,
+        Ok(result) => result?,
         Err(_) => return Err(StoreError::Aborted),
     }
-    Ok(Verified { problem, ..walk.found })
+    Ok(Verified { problem, ..verifier.report })
 }
 
-fn by_place(checkpoints: &[Checkpoint]) -> BTreeMap<i64, Vec<ChainHash>> {
+fn by_sequence(checkpoints: &[Checkpoint]) -> BTreeMap<i64, Vec<ChainHash>> {
     let mut known: BTreeMap<i64, Vec<ChainHash>> = BTreeMap::new();
     for Checkpoint { sequence, hash, .. } in checkpoints {
         known.entry(*sequence).or_default().push(*hash);
@@ -218,15 +222,15 @@ fn by_place(checkpoints: &[Checkpoint]) -> BTreeMap<i64, Vec<ChainHash>> {
     known
 }
 
-/// Reads all events of a workspace, the oldest first, until nobody takes them any more.
-async fn read(
+/// Reads all events of a workspace, oldest first, until the receiver is dropped.
+async fn read_events(
     store: Store,
     workspace: WorkspaceId,
     pages: mpsc::Sender<Vec<Event<'static>>>,
 ) -> Result<(), StoreError> {
     let mut last = Uuid::nil();
     loop {
-        // A transaction for each page: an old one keeps PostgreSQL from cleaning up.
+        // One transaction per page: a long transaction would prevent vacuuming.
         let mut tx = store.begin(workspace, None).await?;
         let page = chains::events_behind(&mut tx, workspace, last, PAGE).await?;
         drop(tx);
@@ -238,71 +242,72 @@ async fn read(
     }
 }
 
-/// The events that were read and not yet asked for.
-struct Events {
+/// Events that were read and not yet matched with the chain.
+struct EventBuffer {
     pages: mpsc::Receiver<Vec<Event<'static>>>,
-    unclaimed: HashMap<EventId, Read>,
+    unclaimed: HashMap<EventId, EventSummary>,
     newest: Option<EventId>,
 }
 
-impl Events {
-    /// The event with this id, if it is there.
-    async fn claim(&mut self, id: EventId) -> Option<Read> {
+impl EventBuffer {
+    /// Removes and returns the event with this id, reading further pages as needed.
+    async fn claim(&mut self, id: EventId) -> Option<EventSummary> {
         while self.newest.is_none_or(|newest| newest < id) {
             let Some(page) = self.pages.recv().await else { break };
             self.newest = page.last().map(|event| event.id).or(self.newest);
-            self.unclaimed.extend(page.iter().map(Read::from).map(|read| (read.id, read)));
+            self.unclaimed.extend(page.iter().map(EventSummary::from).map(|read| (read.id, read)));
         }
         self.unclaimed.remove(&id)
     }
 }
 
-/// Events that are not there, of which retention may have taken some: by whole months, and never without a word.
+/// Missing events. Retention explains some of them: it drops whole months, and always leaves an
+/// event.
 #[derive(Default)]
-struct Missing {
-    /// The first of each month, by place.
+struct MissingEvents {
+    /// The first missing event of each month, by sequence number.
     first: BTreeMap<i64, EventId>,
-    /// Months of which events are there.
-    kept: HashSet<(i32, Month)>,
+    /// Months with events that still exist.
+    kept_months: HashSet<(i32, Month)>,
     count: u64,
-    /// What retention dropped, as far as the chain itself tells.
+    /// The drops that events of the verified chain state.
     pruned: Vec<Pruned>,
 }
 
-/// The month that an event happened in.
+/// Returns the month of an event, from the time in its id.
 fn month(id: EventId) -> (i32, Month) {
     let at = moment(id.uuid());
     (at.year(), at.month())
 }
 
-impl Missing {
-    fn note(&mut self, sequence: i64, id: EventId) {
+impl MissingEvents {
+    fn add(&mut self, sequence: i64, id: EventId) {
         self.count += 1;
-        // Those of one month go together.
+        // Retention drops whole months, so one event per month is enough.
         if self.first.values().all(|known| month(*known) != month(id)) {
             self.first.insert(sequence, id);
         }
     }
 
-    fn keep(&mut self, id: EventId) {
-        self.kept.insert(month(id));
+    fn add_kept_month(&mut self, id: EventId) {
+        self.kept_months.insert(month(id));
     }
 
-    /// Takes an event's word for what retention dropped, if it is one that retention leaves: of what was a whole month
-    /// by then.
-    fn believe(&mut self, told_by: EventId, pruned: Pruned) {
+    /// Accepts a statement of what retention dropped, if retention could have made it: up to the
+    /// start of a month that was not in the future for the event that states it.
+    fn accept_pruned(&mut self, stated_by: EventId, pruned: Pruned) {
         let is_month = pruned.before.day() == 1 && pruned.before.time() == Time::MIDNIGHT;
-        if is_month && pruned.before <= moment(told_by.uuid()) {
+        if is_month && pruned.before <= moment(stated_by.uuid()) {
             self.pruned.push(pruned);
         }
     }
 
-    /// The first that retention did not take.
-    fn unexplained(&self) -> Option<(i64, Problem)> {
+    /// Returns the first missing event that retention does not explain.
+    fn first_unexplained(&self) -> Option<(i64, Problem)> {
         let before = self.pruned.iter().map(|pruned| pruned.before).max();
         let is_explained = |id: EventId| {
             before.is_some_and(|before| moment(id.uuid()) < before)
-                && !self.kept.contains(&month(id))
+                && !self.kept_months.contains(&month(id))
         };
         let first = self.first.iter().find(|(_, id)| !is_explained(**id));
         first.map(|(sequence, id)| {
@@ -311,34 +316,39 @@ impl Missing {
     }
 }
 
-struct Walk {
+/// The state of verifying one chain.
+struct ChainVerifier {
     workspace: WorkspaceId,
-    /// By place; there may be several of one.
+    /// Hashes by sequence number. Several checkpoints can have the same number.
     checkpoints: BTreeMap<i64, Vec<ChainHash>>,
-    events: Events,
-    missing: Missing,
-    /// The first event that was changed.
+    events: EventBuffer,
+    missing: MissingEvents,
+    /// The first changed event.
     changed: Option<(i64, Problem)>,
-    /// The hash that the chain begins with.
-    begin: ChainHash,
-    found: Verified,
+    /// The hash before the first seal.
+    start_hash: ChainHash,
+    report: Verified,
 }
 
-impl Walk {
-    /// From the first seal to that of this place.
-    async fn chain(&mut self, store: &Store, until: i64) -> Result<Option<Problem>, StoreError> {
+impl ChainVerifier {
+    /// Verifies all segments up to this sequence number. Returns the problem that breaks the chain.
+    async fn verify_chain(
+        &mut self,
+        store: &Store,
+        until: i64,
+    ) -> Result<Option<Problem>, StoreError> {
         let mut at = 0;
         while at < until {
             let mut tx = store.begin(self.workspace, None).await?;
-            let runs = chains::runs_behind(&mut tx, self.workspace, at, PAGE).await?;
+            let segments = chains::runs_behind(&mut tx, self.workspace, at, PAGE).await?;
             drop(tx);
             let before = at;
-            // Not those that were sealed meanwhile.
-            for run in runs.into_iter().filter(|run| run.first <= until) {
-                if let Some(problem) = self.run(&run).await {
+            // Skip segments that were sealed meanwhile.
+            for segment in segments.into_iter().filter(|segment| segment.first <= until) {
+                if let Some(problem) = self.verify_segment(&segment).await {
                     return Ok(Some(problem));
                 }
-                at = run.last();
+                at = segment.last();
             }
             if at == before {
                 break;
@@ -347,125 +357,127 @@ impl Walk {
         Ok(None)
     }
 
-    async fn run(&mut self, run: &Run) -> Option<Problem> {
-        let sequence = run.first;
-        if self.found.last_sequence == 0 {
-            // What was before is dropped, or was never there: `end` tells which.
-            self.found.first_sequence = run.first;
-            self.found.last_sequence = run.first - 1;
+    async fn verify_segment(&mut self, segment: &Run) -> Option<Problem> {
+        let sequence = segment.first;
+        if self.report.last_sequence == 0 {
+            // Earlier segments were dropped by retention or removed; `conclude` decides which.
+            self.report.first_sequence = segment.first;
+            self.report.last_sequence = segment.first - 1;
             let oldest = self.checkpoints.keys().find(|sequence| **sequence > 0);
-            if let Some(sequence) = oldest.filter(|sequence| **sequence < run.first - 1) {
+            if let Some(sequence) = oldest.filter(|sequence| **sequence < segment.first - 1) {
                 return Some(Problem::CheckpointTooOld { sequence: *sequence });
             }
-            if run.first > 1 {
-                (self.found.hash, self.begin) = (run.previous, run.previous);
-                if let Some(problem) = self.checkpoint(run.first - 1) {
+            if segment.first > 1 {
+                (self.report.hash, self.start_hash) = (segment.previous, segment.previous);
+                if let Some(problem) = self.check_checkpoints(segment.first - 1) {
                     return Some(problem);
                 }
             }
         }
-        if run.first > self.found.last_sequence + 1 {
-            return Some(Problem::SealsRemoved { sequence: self.found.last_sequence + 1 });
+        if segment.first > self.report.last_sequence + 1 {
+            return Some(Problem::SealsRemoved { sequence: self.report.last_sequence + 1 });
         }
-        if run.first <= self.found.last_sequence || run.previous != self.found.hash {
+        if segment.first <= self.report.last_sequence || segment.previous != self.report.hash {
             return Some(Problem::SealChanged { sequence });
         }
-        for (sequence, (id, hash)) in (run.first..).zip(&run.events) {
+        for (sequence, (id, hash)) in (segment.first..).zip(&segment.events) {
             match self.events.claim(*id).await {
                 Some(read) => {
-                    self.found.events += 1;
-                    self.missing.keep(*id);
-                    if self.found.hash.then(read.digest) == *hash {
+                    self.report.events += 1;
+                    self.missing.add_kept_month(*id);
+                    if self.report.hash.then(read.digest) == *hash {
                         if let Some(pruned) = read.pruned {
-                            self.missing.believe(*id, pruned);
+                            self.missing.accept_pruned(*id, pruned);
                         }
                     } else {
-                        // What is missing before it may yet be explained behind it.
+                        // Continue: a later event of retention may explain earlier missing events.
                         let problem = Problem::Changed { event_id: *id, sequence };
                         self.changed = self.changed.or(Some((sequence, problem)));
                     }
                 }
-                None => self.missing.note(sequence, *id),
+                None => self.missing.add(sequence, *id),
             }
-            self.found.hash = *hash;
-            self.found.last_sequence = sequence;
-            if let Some(problem) = self.checkpoint(sequence) {
+            self.report.hash = *hash;
+            self.report.last_sequence = sequence;
+            if let Some(problem) = self.check_checkpoints(sequence) {
                 return Some(problem);
             }
         }
         None
     }
 
-    fn checkpoint(&self, sequence: i64) -> Option<Problem> {
+    fn check_checkpoints(&self, sequence: i64) -> Option<Problem> {
         let known = self.checkpoints.get(&sequence)?;
-        let is_other = known.iter().any(|hash| *hash != self.found.hash);
+        let is_other = known.iter().any(|hash| *hash != self.report.hash);
         is_other.then_some(Problem::Rewritten { sequence })
     }
 
-    /// The first thing that does not fit up to the end of the chain, or to where it breaks.
-    fn end(
+    /// Returns the first problem up to the end of the chain, or up to the point where it breaks.
+    fn conclude(
         &mut self,
         broken: Option<Problem>,
         until: i64,
         head: Option<ChainHash>,
     ) -> Option<Problem> {
-        let first = self.missing.unexplained().into_iter().chain(self.changed);
+        let first = self.missing.first_unexplained().into_iter().chain(self.changed);
         if let Some((_, problem)) = first.min_by_key(|(sequence, _)| *sequence) {
             return Some(problem);
         }
         if broken.is_some() {
             return broken;
         }
-        self.found.pruned = self.missing.count;
-        let first = self.found.first_sequence;
-        // Its seals are dropped later than it is told.
+        self.report.pruned = self.missing.count;
+        let first = self.report.first_sequence;
+        // Seals are dropped later than retention's event states, so the chain may start before it.
         let is_dropped = |pruned: &Pruned| {
             pruned.sequence + 1 > first
-                || (pruned.sequence + 1 == first && pruned.hash == self.begin)
+                || (pruned.sequence + 1 == first && pruned.hash == self.start_hash)
         };
         if first > 1 && !self.missing.pruned.iter().any(is_dropped) {
             return Some(Problem::SealsRemoved { sequence: 1 });
         }
-        let last = self.found.last_sequence;
+        let last = self.report.last_sequence;
         let checkpoint = self.checkpoints.keys().next_back().copied().unwrap_or(0);
         if last < until.max(checkpoint) {
             return Some(Problem::CutOff { sequence: last + 1 });
         }
-        if head.is_some_and(|hash| hash != self.found.hash) {
+        if head.is_some_and(|hash| hash != self.report.hash) {
             return Some(Problem::SealChanged { sequence: last });
         }
         None
     }
 
-    /// Whether events are left that were never sealed.
-    async fn leftovers(
+    /// Returns the first remaining event that was never sealed and is not about to be sealed.
+    async fn find_inserted(
         &mut self,
         store: &Store,
         until: i64,
     ) -> Result<Option<Problem>, StoreError> {
         while let Some(page) = self.events.pages.recv().await {
-            self.events.unclaimed.extend(page.iter().map(Read::from).map(|read| (read.id, read)));
+            let summaries = page.iter().map(EventSummary::from).map(|read| (read.id, read));
+            self.events.unclaimed.extend(summaries);
         }
         let mut left: Vec<_> = self.events.unclaimed.keys().copied().collect();
         left.sort_unstable();
-        self.found.unsealed = left.len() as u64;
-        self.found.events += left.len() as u64;
+        self.report.unsealed = left.len() as u64;
+        self.report.events += left.len() as u64;
         if left.is_empty() {
             return Ok(None);
         }
-        // In this order: what is sealed between the two looks is found by the second.
+        // Query unsealed events before seals: an event that is sealed in between is in the second
+        // result.
         let mut known: HashSet<EventId> = HashSet::new();
         let mut tx = store.begin(self.workspace, None).await?;
         known.extend(chains::unsealed(&mut tx, self.workspace).await?);
         let head = chains::head(&mut tx, self.workspace).await?;
         let (mut at, until) = (until, head.map_or(0, |head| head.sequence));
         while at < until {
-            let runs = chains::runs_behind(&mut tx, self.workspace, at, PAGE).await?;
-            let Some(last) = runs.last() else { break };
+            let segments = chains::runs_behind(&mut tx, self.workspace, at, PAGE).await?;
+            let Some(last) = segments.last() else { break };
             at = last.last();
-            // No seal behind the end is the sealer's.
-            let sealed = runs.iter().filter(|run| run.last() <= until);
-            known.extend(sealed.flat_map(|run| &run.events).map(|(id, _)| *id));
+            // A seal after the end of the chain was not created by the sealer.
+            let sealed = segments.iter().filter(|segment| segment.last() <= until);
+            known.extend(sealed.flat_map(|segment| &segment.events).map(|(id, _)| *id));
         }
         let inserted = left.into_iter().find(|id| !known.contains(id));
         Ok(inserted.map(|event_id| Problem::Inserted { event_id }))

@@ -1,4 +1,8 @@
-//! The queue and the task that empties it.
+//! The audit writer: a bounded queue of events, and the task that inserts them in batches.
+//!
+//! An event that has a [`Permit`] is written even if PostgreSQL is unavailable for a long time.
+//! When the queue is full, no permit is available and the request must be refused: nothing happens
+//! without its event.
 
 use std::{
     sync::{
@@ -27,40 +31,41 @@ use crate::{
     store::{Line, Store, StoreError},
 };
 
-/// Events in one statement at most.
+/// Maximum number of events in one statement.
 const BATCH: usize = 1000;
-/// The pause between two batches, in which the next gathers: a commit costs PostgreSQL as much as writing
-/// dozens of events, so that many of them had better share it. At 2,000 requests a second, one
-/// millisecond cost twice as much of PostgreSQL's time.
-const GATHER: Duration = Duration::from_millis(10);
-/// The longest pause between two tries while PostgreSQL is away.
+/// Pause between two batches, in which the next one accumulates. A commit costs PostgreSQL as much
+/// as inserting dozens of events, so events should share commits. At 2,000 requests a second, a
+/// pause of one millisecond took twice as much of PostgreSQL's time.
+const BATCH_PAUSE: Duration = Duration::from_millis(10);
+/// Maximum pause between two attempts while PostgreSQL is unavailable.
 const MAX_PAUSE: Duration = Duration::from_secs(1);
-/// How long a request may wait for a place in the queue.
-const HOLD_UP: Duration = Duration::from_secs(3);
-/// How long a response may wait for the commit of its event.
-const COMMIT: Duration = Duration::from_secs(10);
-/// How often counts of unknown credentials are written.
-const COUNTS_EVERY: Duration = Duration::from_secs(5);
+/// Maximum time that a request waits for space in the queue.
+const QUEUE_TIMEOUT: Duration = Duration::from_secs(3);
+/// Maximum time that a response waits for the commit of its event.
+const COMMIT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Interval at which counts of unknown credentials are written.
+const COUNTS_INTERVAL: Duration = Duration::from_secs(5);
 
-/// The longest that PostgreSQL may take for one batch; it is tried again then.
-const PATIENCE: Duration = Duration::from_secs(15);
+/// Timeout of one attempt to insert a batch.
+const INSERT_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// What became of events.
+/// Counters of the audit writer.
 #[derive(Debug, Default)]
 pub struct AuditCounts {
-    /// Queued.
+    /// Number of queued events.
     pub accepted: AtomicU64,
-    /// Written.
+    /// Number of written events.
     pub written: AtomicU64,
-    /// Refused by PostgreSQL, or not written before the service had to end.
+    /// Number of events that PostgreSQL refused, or that were not written before the service
+    /// stopped.
     pub lost: AtomicU64,
-    /// The latest moment known to have nothing unwritten before it: microseconds of the monotonic clock. Never
-    /// goes back.
+    /// The watermark: all events before it are written. In microseconds of the monotonic clock;
+    /// never decreases.
     written_until: AtomicU64,
 }
 
 impl AuditCounts {
-    /// Raises the mark to a moment before which everything is written; returns the mark.
+    /// Raises the watermark to a time before which all events are written; returns the watermark.
     fn mark_written(&self, moment: Duration) -> Duration {
         let micros = u64::try_from(moment.as_micros()).unwrap_or(u64::MAX);
         Duration::from_micros(self.written_until.fetch_max(micros, AcqRel).max(micros))
@@ -72,14 +77,14 @@ impl AuditCounts {
     }
 }
 
-/// An event on its way.
+/// An event in the queue.
 struct Queued {
     event: NewEvent,
-    /// Where a response waits for the commit.
+    /// Notified on commit, if a response waits for it.
     written: Option<oneshot::Sender<()>>,
 }
 
-/// Takes events. Cheap to clone.
+/// The entrance to the audit queue. Cheap to clone.
 #[derive(Clone)]
 pub struct AuditWriter {
     queue: mpsc::Sender<Queued>,
@@ -89,21 +94,22 @@ pub struct AuditWriter {
     env: Env,
 }
 
-/// A place in the queue.
+/// Reserved space in the queue for one event.
 pub struct Permit {
-    place: mpsc::OwnedPermit<Queued>,
+    slot: mpsc::OwnedPermit<Queued>,
     durability: Durability,
     counts: Arc<AuditCounts>,
 }
 
 impl Permit {
-    /// Queues the event; never waits for anything.
+    /// Queues the event without waiting.
     pub fn send(self, event: NewEvent) {
         self.queue(event, None);
     }
 
-    /// Queues the event and, where durability is strict, waits until it is committed. False: that took
-    /// too long. It will be written all the same, but nobody should say that it was.
+    /// Queues the event and, with strict durability, waits for its commit. Returns false if the
+    /// commit took longer than 10 seconds: the event will still be written, but the response must
+    /// not claim so.
     pub async fn record(self, event: NewEvent) -> bool {
         if self.durability == Durability::Batched {
             self.queue(event, None);
@@ -111,35 +117,37 @@ impl Permit {
         }
         let (written, committed) = oneshot::channel();
         self.queue(event, Some(written));
-        matches!(timeout(COMMIT, committed).await, Ok(Ok(())))
+        matches!(timeout(COMMIT_TIMEOUT, committed).await, Ok(Ok(())))
     }
 
     fn queue(self, event: NewEvent, written: Option<oneshot::Sender<()>>) {
         self.counts.accepted.fetch_add(1, AcqRel);
-        self.place.send(Queued { event, written });
+        self.slot.send(Queued { event, written });
     }
 }
 
 impl AuditWriter {
-    /// A place in the queue, to be had before the work is done that the event will tell of. Where the
-    /// queue is full it waits for a while: requests are held up to the pace at which PostgreSQL writes.
-    /// None: the request is to be refused, for what cannot be logged is not to happen.
+    /// Reserves space in the queue. Call it before the action that the event records.
+    ///
+    /// If the queue is full, it waits up to 3 seconds: this back-pressure slows requests down to
+    /// the speed at which PostgreSQL writes. Returns `None` if the queue stays full; the caller
+    /// must then refuse the request.
     pub async fn reserve(&self) -> Option<Permit> {
-        let place = match self.queue.clone().try_reserve_owned() {
-            Ok(place) => Some(place),
-            Err(_) => timeout(HOLD_UP, self.queue.clone().reserve_owned()).await.ok()?.ok(),
+        let slot = match self.queue.clone().try_reserve_owned() {
+            Ok(slot) => Some(slot),
+            Err(_) => timeout(QUEUE_TIMEOUT, self.queue.clone().reserve_owned()).await.ok()?.ok(),
         };
         let (durability, counts) = (self.durability, Arc::clone(&self.counts));
-        place.map(|place| Permit { place, durability, counts })
+        slot.map(|slot| Permit { slot, durability, counts })
     }
 
-    /// Where requests with unknown credentials are counted.
+    /// Returns the counter of requests with unknown credentials.
     #[must_use]
     pub fn unknown_credentials(&self) -> &UnknownCredentials {
         &self.unknown
     }
 
-    /// What became of events so far.
+    /// Returns the counters of the audit writer.
     #[must_use]
     pub fn counts(&self) -> &AuditCounts {
         &self.counts
@@ -148,16 +156,18 @@ impl AuditWriter {
 
 impl Diary for AuditWriter {
     fn written_until(&self) -> OffsetDateTime {
-        // Both clocks are read before the counts: an event that is queued later is later than this moment.
+        // Read both clocks before the counters, so that an event queued meanwhile is after this
+        // time.
         let (now, monotonic) = (self.env.clock.now(), self.env.clock.monotonic());
         let idle_since = if self.counts.is_idle() { monotonic } else { Duration::ZERO };
-        let mark = self.counts.mark_written(idle_since);
-        // A distance on the monotonic clock: a wall clock that is set back must not leave the mark in the future.
-        now - monotonic.saturating_sub(mark)
+        let watermark = self.counts.mark_written(idle_since);
+        // Subtract an interval of the monotonic clock: if the wall clock is set back, the watermark
+        // must not remain in the future.
+        now - monotonic.saturating_sub(watermark)
     }
 }
 
-/// The task that writes.
+/// The task that writes queued events.
 #[derive(Debug)]
 pub struct WriterTask {
     stop: oneshot::Sender<()>,
@@ -166,7 +176,7 @@ pub struct WriterTask {
 }
 
 impl WriterTask {
-    /// Starts it.
+    /// Starts the task; returns the entrance to its queue and a handle to stop it.
     #[must_use]
     pub fn start(store: Store, env: Env, settings: config::Audit) -> (AuditWriter, Self) {
         let (queue, events) = mpsc::channel(settings.queue);
@@ -174,7 +184,7 @@ impl WriterTask {
         let counts = Arc::<AuditCounts>::default();
         let (stop, stopped) = oneshot::channel();
         let writer = Writer {
-            line: Line::new(store.clone()),
+            connection: Line::new(store.clone()),
             store,
             durability: settings.durability,
             env: env.clone(),
@@ -188,8 +198,8 @@ impl WriterTask {
         (AuditWriter { queue, durability, counts, unknown, env }, task)
     }
 
-    /// Writes what waits and ends, within this time. Nothing may be queued any more. False: events were lost, now or
-    /// before.
+    /// Writes the queued events and stops the task, within this time. No event may be queued any
+    /// more. Returns false if events were lost, now or earlier.
     pub async fn finish(self, within: Duration) -> bool {
         self.stop.send(()).ok();
         if timeout(within, self.done).await.is_err() {
@@ -197,7 +207,7 @@ impl WriterTask {
             let done = self.counts.written.load(Relaxed) + self.counts.lost.load(Relaxed);
             let lost = accepted.saturating_sub(done);
             self.counts.lost.fetch_add(lost, Relaxed);
-            error!(lost, "audit events were lost: PostgreSQL did not take them in time");
+            error!(lost, "audit events were lost: PostgreSQL did not write them in time");
         }
         self.counts.lost.load(Relaxed) == 0
     }
@@ -206,7 +216,7 @@ impl WriterTask {
 struct Writer {
     store: Store,
     durability: Durability,
-    line: Line,
+    connection: Line,
     env: Env,
     events: mpsc::Receiver<Queued>,
     counts: Arc<AuditCounts>,
@@ -216,25 +226,26 @@ struct Writer {
 impl Writer {
     async fn run(mut self, mut stopped: oneshot::Receiver<()>) {
         let mut batch = Vec::with_capacity(BATCH);
-        let mut counts = interval(COUNTS_EVERY);
+        let mut counts = interval(COUNTS_INTERVAL);
         counts.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut closing = false;
         loop {
-            let began = self.env.clock.monotonic();
+            let started_at = self.env.clock.monotonic();
             tokio::select! {
                 biased;
-                // While one batch is written the next gathers, so load alone sets its size.
+                // The next batch accumulates while one is written, so its size follows the load.
                 received = self.events.recv_many(&mut batch, BATCH) => {
                     if received == 0 {
                         break;
                     }
                     self.write(&mut batch).await;
                     if received < BATCH {
-                        // The queue was found empty after that moment, and what was in it is written.
-                        self.counts.mark_written(began);
+                        // The queue was empty after `started_at`, and its earlier content is
+                        // written.
+                        self.counts.mark_written(started_at);
                     }
                     if self.durability == Durability::Batched && received < BATCH {
-                        sleep(GATHER).await;
+                        sleep(BATCH_PAUSE).await;
                     }
                 }
                 _ = counts.tick() => self.write_counts().await,
@@ -247,14 +258,14 @@ impl Writer {
         self.write_counts().await;
     }
 
-    /// Writes a batch, however long PostgreSQL is away.
+    /// Writes a batch, however long PostgreSQL is unavailable.
     async fn write(&mut self, batch: &mut Vec<Queued>) {
-        if let Err(error) = self.insist(batch, false).await {
-            // Most likely the partition of a month that has just begun.
-            // With its source, and without what PostgreSQL tells of the row.
+        if let Err(error) = self.insert_with_retry(batch, false).await {
+            // The likely reason is that a new month has no partition yet. Log the error with its
+            // source, but without PostgreSQL's detail, which contains the row.
             warn!(
                 error = &error as &dyn std::error::Error,
-                "cannot write audit events as they are"
+                "cannot write a batch of audit events; writing them one by one"
             );
             self.store.create_audit_partitions(self.env.clock.now()).await.ok();
             for queued in batch.drain(..) {
@@ -264,13 +275,17 @@ impl Writer {
         self.committed(batch.drain(..));
     }
 
-    /// One event that PostgreSQL will not have must not take the others with it.
+    /// Writes one event, so that an event that PostgreSQL refuses does not affect the others.
     async fn write_one(&mut self, queued: Queued) {
-        match self.insist(std::slice::from_ref(&queued), true).await {
+        match self.insert_with_retry(std::slice::from_ref(&queued), true).await {
             Ok(()) => self.committed([queued]),
             Err(error) => {
                 self.counts.lost.fetch_add(1, Relaxed);
-                error!(%error, event = %queued.event.id, "an audit event was lost");
+                error!(
+                    %error,
+                    event = %queued.event.id,
+                    "an audit event was lost: PostgreSQL refused it"
+                );
             }
         }
     }
@@ -286,16 +301,21 @@ impl Writer {
         self.counts.written.fetch_add(written, Release);
     }
 
-    /// Tries until PostgreSQL is there. `again`: it may have been written before. An error is PostgreSQL's
-    /// refusal of the events themselves.
-    async fn insist(&mut self, batch: &[Queued], mut again: bool) -> Result<(), StoreError> {
+    /// Inserts events, retrying while PostgreSQL is unavailable. `is_retry`: an earlier attempt may
+    /// have inserted them. Returns an error only if PostgreSQL refuses the events themselves.
+    async fn insert_with_retry(
+        &mut self,
+        batch: &[Queued],
+        mut is_retry: bool,
+    ) -> Result<(), StoreError> {
         let mut pause = Duration::from_millis(10);
         loop {
             let events = batch.iter().map(|queued| &queued.event);
-            match Store::within(PATIENCE, self.line.append_audit_events(events, again)).await {
+            let insert = self.connection.append_audit_events(events, is_retry);
+            match Store::within(INSERT_TIMEOUT, insert).await {
                 Err(StoreError::Unavailable(error)) => {
-                    warn!(%error, waiting = batch.len(), "cannot write audit events yet");
-                    again = true;
+                    warn!(%error, waiting = batch.len(), "cannot write audit events; retrying");
+                    is_retry = true;
                     sleep(pause).await;
                     pause = (pause * 2).min(MAX_PAUSE);
                 }
@@ -310,7 +330,7 @@ impl Writer {
             return;
         }
         if let Err(error) = self.store.count_unknown_credentials(&counts).await {
-            warn!(%error, "cannot write the counts of unknown credentials");
+            warn!(%error, "cannot write the counts of unknown credentials; they are lost");
         }
     }
 }

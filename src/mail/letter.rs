@@ -1,11 +1,15 @@
-//! What mails say.
+//! The content of emails.
+//!
+//! Recipients may never have heard of the service. Each email says what happened, what to do, and
+//! what to do if it was not them. Text that users chose (names, user agents) is sanitized, so that
+//! an email never carries a foreign link.
 
 use askama::Template;
 use secrecy::{ExposeSecret, SecretString};
 
 use crate::model::mail::Origin;
 
-/// A mail's text: paragraphs, perhaps a link, and a note.
+/// The content of an email: a subject, paragraphs, an optional link, and a closing note.
 pub(super) struct Letter {
     pub(super) subject: String,
     paragraphs: Vec<String>,
@@ -20,61 +24,80 @@ struct Link {
 
 #[derive(Template)]
 #[template(path = "letter.txt", escape = "none")]
-struct Text<'a> {
-    letter: &'a Letter,
+struct TextBody<'a> {
+    content: &'a Letter,
 }
 
 #[derive(Template)]
 #[template(path = "letter.html")]
-struct Html<'a> {
-    letter: &'a Letter,
+struct HtmlBody<'a> {
+    content: &'a Letter,
 }
 
-/// The address of a page, with the token that it takes.
+/// Advice for an action that the user did not take; the link below it leads to a new password.
+const NEW_PASSWORD_ADVICE: &str =
+    "If this was not you, choose a new password immediately with the link below.";
+const NO_ACTION_NEEDED: &str = "If this was you, no action is needed.";
+
+/// Returns the URL of a page with a one-time token.
 pub(super) fn link(public_url: &str, page: &str, token: &SecretString) -> String {
     format!("{public_url}/{page}?token={}", token.expose_secret())
 }
 
 impl Letter {
     pub(super) fn text(&self) -> askama::Result<String> {
-        Text { letter: self }.render()
+        TextBody { content: self }.render()
     }
 
     pub(super) fn html(&self) -> askama::Result<String> {
-        Html { letter: self }.render()
+        HtmlBody { content: self }.render()
     }
 
     pub(super) fn reset_password(url: String) -> Self {
         Self {
             subject: "Reset your password".to_owned(),
             paragraphs: vec![
-                "Somebody asked to reset the password of the account with this address.".to_owned(),
-                "The link works once, within an hour. It ends all your sessions.".to_owned(),
+                "We received a request to reset the password of your Call2Me account.".to_owned(),
+                "To choose a new password, open the link below. It works once, within one hour. \
+                 Choosing a new password signs you out on all devices."
+                    .to_owned(),
             ],
             link: Some(Link { label: "Choose a new password", url }),
-            note: "If it was not you, do nothing: your password stays as it is.".to_owned(),
+            note: "If this was not you, ignore this email. Your password does not change."
+                .to_owned(),
         }
     }
 
     pub(super) fn verify_email(url: String) -> Self {
         Self {
-            subject: "Verify your e-mail address".to_owned(),
-            paragraphs: vec!["Please confirm that this address is yours.".to_owned()],
-            link: Some(Link { label: "Verify the address", url }),
-            note: "If you did not sign up, do nothing.".to_owned(),
+            subject: "Verify your email address".to_owned(),
+            paragraphs: vec![
+                "This email address was used to sign up for Call2Me, a voice AI platform."
+                    .to_owned(),
+                "To confirm that the address is yours, open the link below. It works once, within \
+                 one week."
+                    .to_owned(),
+            ],
+            link: Some(Link { label: "Verify your email address", url }),
+            note: "If this was not you, ignore this email and do not open the link.".to_owned(),
         }
     }
 
     pub(super) fn invitation(url: String, workspace: &str) -> Self {
-        let workspace = harmless(workspace);
+        let workspace = sanitize(workspace);
         Self {
-            subject: format!("Invitation to the workspace {workspace}"),
+            subject: format!("Invitation to join {workspace} on Call2Me"),
             paragraphs: vec![
-                format!("You are invited to join the workspace {workspace}."),
-                "The link works once, within a week.".to_owned(),
+                format!(
+                    "You are invited to join the workspace {workspace} on Call2Me, a voice AI \
+                     platform."
+                ),
+                "To join, accept the invitation with the link below. It works once, within one \
+                 week. You do not need an account yet."
+                    .to_owned(),
             ],
             link: Some(Link { label: "Accept the invitation", url }),
-            note: "If you do not know who invites you, do nothing.".to_owned(),
+            note: "If you did not expect this invitation, ignore this email.".to_owned(),
         }
     }
 
@@ -84,30 +107,34 @@ impl Letter {
         passkeys: &[String],
         apps: &[String],
     ) -> Self {
-        let changed = "The password of your account was changed, and other sessions were ended.";
-        let mut paragraphs = vec![changed.to_owned(), told(origin)];
+        let changed = "The password of your Call2Me account was changed. All other sessions were \
+                       signed out.";
+        let mut paragraphs = vec![changed.to_owned(), origin_line(origin)];
         if !passkeys.is_empty() {
-            let names: Vec<String> = passkeys.iter().map(|name| harmless(name)).collect();
+            let names: Vec<String> = passkeys.iter().map(|name| sanitize(name)).collect();
             paragraphs.push(format!(
-                "Your passkeys go on signing in: {}. If one of them is not yours, take it away at {public_url}/second-factor, or ask whoever runs this service to.",
+                "Your passkeys can still sign in: {}. If you do not recognize one of them, remove \
+                 it at {public_url}/second-factor, or contact your administrator.",
                 names.join(", "),
             ));
         }
         if !apps.is_empty() {
-            let names: Vec<String> = apps.iter().map(|name| harmless(name)).collect();
+            let names: Vec<String> = apps.iter().map(|name| sanitize(name)).collect();
             paragraphs.push(format!(
-                "The apps that are connected go on: {}. If you did not connect one of them, disconnect it at {public_url}/connected-apps.",
+                "Your connected apps keep their access: {}. If you do not recognize one of them, \
+                 disconnect it at {public_url}/connected-apps.",
                 names.join(", "),
             ));
         }
+        paragraphs.push(NEW_PASSWORD_ADVICE.to_owned());
         Self {
             subject: "Your password was changed".to_owned(),
             paragraphs,
             link: Some(Link {
-                label: "If it was not you, choose a new one now",
+                label: "Choose a new password",
                 url: format!("{public_url}/forgot-password"),
             }),
-            note: "If it was you, there is nothing to do.".to_owned(),
+            note: NO_ACTION_NEEDED.to_owned(),
         }
     }
 
@@ -115,52 +142,70 @@ impl Letter {
         let (subject, paragraph) = if is_on {
             (
                 "Two-factor sign-in is on",
-                "From now on, signing in takes a code of your authenticator.",
+                "Two-factor sign-in was turned on for your Call2Me account. From now on, signing \
+                 in requires a code from your authenticator app.",
             )
         } else {
-            ("Two-factor sign-in is off", "From now on, your password alone signs in.")
+            (
+                "Two-factor sign-in is off",
+                "Two-factor sign-in was turned off for your Call2Me account. From now on, your \
+                 password alone is enough to sign in.",
+            )
         };
         Self {
             subject: subject.to_owned(),
-            paragraphs: vec![paragraph.to_owned(), told(origin)],
+            paragraphs: vec![
+                paragraph.to_owned(),
+                origin_line(origin),
+                NEW_PASSWORD_ADVICE.to_owned(),
+            ],
             link: Some(Link {
-                label: "If it was not you, choose a new password now",
+                label: "Choose a new password",
                 url: format!("{public_url}/forgot-password"),
             }),
-            note: "If it was you, there is nothing to do.".to_owned(),
+            note: NO_ACTION_NEEDED.to_owned(),
         }
     }
 
     pub(super) fn factors_taken_away() -> Self {
         Self {
-            subject: "Your authenticator and passkeys were taken away".to_owned(),
+            subject: "Your authenticator and passkeys were removed".to_owned(),
             paragraphs: vec![
-                "Whoever runs this service took your authenticator and your passkeys away, and ended your sessions."
+                "The operator of this service removed the authenticator and the passkeys from your \
+                 Call2Me account and signed you out on all devices."
                     .to_owned(),
-                "From now on, your password alone signs in, until you set something up again.".to_owned(),
+                "From now on, your password alone is enough to sign in. We recommend that you set \
+                 up a second factor again."
+                    .to_owned(),
             ],
             link: None,
-            note: "If you did not ask for it, ask them why.".to_owned(),
+            note: "If you did not request this, contact your administrator.".to_owned(),
         }
     }
 
     pub(super) fn passkey(public_url: &str, is_new: bool, origin: &Origin) -> Self {
         let (subject, paragraph) = if is_new {
             (
-                "You have a new passkey",
-                "A passkey was made for your account. It signs in by itself.",
+                "Your account has a new passkey",
+                "A passkey was added to your Call2Me account. It can sign in without your \
+                 password.",
             )
         } else {
-            ("A passkey was taken away", "A passkey of your account does not sign in any more.")
+            (
+                "A passkey was removed from your account",
+                "A passkey was removed from your Call2Me account. It can no longer sign in.",
+            )
         };
         Self {
             subject: subject.to_owned(),
-            paragraphs: vec![paragraph.to_owned(), told(origin)],
+            paragraphs: vec![paragraph.to_owned(), origin_line(origin)],
             link: Some(Link {
-                label: "See your passkeys",
+                label: "Review your passkeys",
                 url: format!("{public_url}/second-factor"),
             }),
-            note: "If it was not you, change your password and take the passkey away; where that is refused, ask whoever runs this service to.".to_owned(),
+            note: "If this was not you, change your password and remove every passkey that you \
+                   do not recognize. If you cannot remove it, contact your administrator."
+                .to_owned(),
         }
     }
 
@@ -168,15 +213,17 @@ impl Letter {
         Self {
             subject: "You have new recovery codes".to_owned(),
             paragraphs: vec![
-                "New recovery codes were made for your account; the ones before do not work any more."
+                "New recovery codes were created for your Call2Me account. The previous codes no \
+                 longer work."
                     .to_owned(),
-                told(origin),
+                origin_line(origin),
+                NEW_PASSWORD_ADVICE.to_owned(),
             ],
             link: Some(Link {
-                label: "If it was not you, choose a new password now",
+                label: "Choose a new password",
                 url: format!("{public_url}/forgot-password"),
             }),
-            note: "If it was you, there is nothing to do.".to_owned(),
+            note: NO_ACTION_NEEDED.to_owned(),
         }
     }
 
@@ -184,28 +231,34 @@ impl Letter {
         Self {
             subject: "New sign-in to your account".to_owned(),
             paragraphs: vec![
-                "Somebody signed in to your account from a place or with a program that is new."
+                "Your Call2Me account was used to sign in from a new location or with a new \
+                 browser or program."
                     .to_owned(),
-                told(origin),
+                origin_line(origin),
+                "If this was not you, sign out that session and change your password.".to_owned(),
             ],
-            link: Some(Link { label: "See your sessions", url: format!("{public_url}/sessions") }),
-            note: "If it was not you, end that session and change your password.".to_owned(),
+            link: Some(Link {
+                label: "Review your sessions",
+                url: format!("{public_url}/sessions"),
+            }),
+            note: NO_ACTION_NEEDED.to_owned(),
         }
     }
 
     pub(super) fn admin_key(key: &str, workspace: &str, by: &str, origin: &Origin) -> Self {
-        let [key, workspace, by] = [key, workspace, by].map(harmless);
+        let [key, workspace, by] = [key, workspace, by].map(sanitize);
         Self {
-            subject: format!("An admin API key was made in {workspace}"),
+            subject: format!("An admin API key was created in {workspace}"),
             paragraphs: vec![
-                format!(
-                    "{by} made the API key {key} in the workspace {workspace}. It may do all that an \
-                     admin may, and does not expire."
-                ),
-                told(origin),
+                format!("{by} created the API key {key} in the workspace {workspace} on Call2Me."),
+                "The key has full administrator access and does not expire.".to_owned(),
+                origin_line(origin),
+                "All owners of the workspace receive this email.".to_owned(),
             ],
             link: None,
-            note: "If nobody should have, revoke it. All owners are told.".to_owned(),
+            note: "If you expected this key, no action is needed. Otherwise, revoke it on the API \
+                   keys page of the dashboard."
+                .to_owned(),
         }
     }
 
@@ -213,11 +266,15 @@ impl Letter {
         Self {
             subject: "Your account was deleted".to_owned(),
             paragraphs: vec![
-                "Your account is gone, and so are workspaces that were yours alone.".to_owned(),
-                told(origin),
+                "Your Call2Me account was deleted, and with it all workspaces in which you were \
+                 the only member."
+                    .to_owned(),
+                origin_line(origin),
             ],
             link: None,
-            note: "If it was not you, tell support now.".to_owned(),
+            note: "If this was you, no action is needed. If this was not you, contact support \
+                   immediately."
+                .to_owned(),
         }
     }
 
@@ -225,27 +282,32 @@ impl Letter {
         Self {
             subject: "We ended one of your sessions".to_owned(),
             paragraphs: vec![
-                "A sign-in token of yours was used a second time. Either a copy of it was stolen, or a \
-                 program of yours kept an old one. To be safe, the session was ended."
+                "A sign-in token of your Call2Me account was used twice. Either the token was \
+                 stolen, or one of your programs kept an old copy."
                     .to_owned(),
-                told(origin),
+                "As a precaution, we ended the session. To continue, sign in again.".to_owned(),
+                origin_line(origin),
             ],
-            link: Some(Link { label: "See your sessions", url: format!("{public_url}/sessions") }),
-            note: "If you do not know this device, change your password.".to_owned(),
+            link: Some(Link {
+                label: "Review your sessions",
+                url: format!("{public_url}/sessions"),
+            }),
+            note: "If you do not recognize this device, change your password.".to_owned(),
         }
     }
 }
 
-/// When and from where.
-fn told(origin: &Origin) -> String {
-    let client = origin.user_agent.as_deref().unwrap_or("an unknown client");
-    // To the second is enough for a person.
+/// Returns the time, IP address and client of an action.
+fn origin_line(origin: &Origin) -> String {
+    let client = origin.user_agent.as_deref().unwrap_or("unknown");
+    // Fractions of a second do not help a reader.
     let at = origin.at.split('.').next().unwrap_or_default().replace('T', " ");
-    format!("When: {at} UTC. From: {}, with {}.", origin.ip, harmless(client))
+    format!("Time: {at} UTC. IP address: {}. Browser or program: {}.", origin.ip, sanitize(client))
 }
 
-/// Somebody else's words: short, and nothing in them that a mail program makes a link of.
-fn harmless(text: &str) -> String {
-    let is_harmless = |c: &char| c.is_alphanumeric() || " /()_;,'&-".contains(*c);
-    text.chars().filter(is_harmless).take(80).collect()
+/// Limits foreign text to 80 characters and removes those from which mail programs could make a
+/// link.
+fn sanitize(text: &str) -> String {
+    let is_allowed = |c: &char| c.is_alphanumeric() || " /()_;,'&-".contains(*c);
+    text.chars().filter(is_allowed).take(80).collect()
 }

@@ -1,9 +1,10 @@
-//! Mail: what waits in the outbox is written and sent.
+//! Email: writes and sends the emails in the email outbox.
 //!
-//! Whatever causes a mail puts it into the outbox in its own transaction (`store::mail`), so that it is
-//! sent if and only if what it tells of has happened. One task of each node empties the outbox. A mail
-//! is sent once, and again under the same id only where nobody could take note of the sending: the server
-//! did not tell, or the node or PostgreSQL went away in between.
+//! An action puts its email into the outbox in its own transaction (`store::mail`), so the email is
+//! sent if and only if the action is committed. One task per node empties the outbox. An email is
+//! sent once. It is sent again, with the same message id, only if the result of an attempt is
+//! unknown: the mail server did not respond, or the node or PostgreSQL failed before the result was
+//! stored.
 
 mod letter;
 mod transport;
@@ -33,27 +34,27 @@ use crate::{
     store::{Store, StoreError, mail::Claimed},
 };
 
-/// How often it is looked for mails.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// How often mails that nobody waits for any more are dropped.
-const PRUNE_EVERY: Duration = Duration::from_mins(1);
-/// Mails that a node takes at a time.
+/// Interval at which the outbox is polled.
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
+/// Interval at which expired emails are deleted.
+const PRUNE_INTERVAL: Duration = Duration::from_mins(1);
+/// Number of emails that a node claims at a time.
 const BATCH: u32 = 10;
-/// How long a node has the mails that it took to itself: more than it may need to send them all.
+/// Time for which a node has claimed emails to itself: longer than sending all of them can take.
 const LEASE: Duration = Duration::from_mins(10);
-/// The longest that the sending of one mail may take.
-const PATIENCE: Duration = Duration::from_secs(30);
-/// The pause after a first failure; each further one is twice as long.
+/// Timeout for sending one email.
+const SEND_TIMEOUT: Duration = Duration::from_secs(30);
+/// Pause after the first failure; it doubles with each further one.
 const FIRST_PAUSE: Duration = Duration::from_secs(5);
 const MAX_PAUSE: Duration = Duration::from_mins(30);
-/// How long a mail is worth sending.
-const WORTH: Duration = Duration::from_hours(24);
-/// How long a link to choose a new password works.
+/// Age at which an unsent email is given up.
+const MAX_AGE: Duration = Duration::from_hours(24);
+/// Lifetime of a password reset link.
 const RESET_LIFETIME: Duration = Duration::from_hours(1);
-/// How long the task may take to finish the mail that it is at.
-const FINISH: Duration = Duration::from_secs(5);
+/// Maximum time to finish the current email when the service stops.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The task that sends.
+/// The task that sends emails.
 #[derive(Debug)]
 pub struct MailTask {
     stop: oneshot::Sender<()>,
@@ -61,10 +62,10 @@ pub struct MailTask {
 }
 
 impl MailTask {
-    /// Starts it.
+    /// Starts the task.
     ///
     /// # Errors
-    /// With one line for the operator.
+    /// A one-line message for the operator if a mail setting is not valid or TLS cannot be set up.
     pub fn start(
         store: Store,
         env: Env,
@@ -72,10 +73,11 @@ impl MailTask {
         public_url: &str,
         token_key: TokenKey,
     ) -> Result<Self, String> {
-        let from: Mailbox = settings.from.parse().map_err(|_| "mail.from must be an address")?;
+        let from: Mailbox =
+            settings.from.parse().map_err(|_| "mail.from must be an email address")?;
         let transport = Transport::new(&settings.transport, &from)?;
         if transport.is_none() {
-            warn!("mail.url is not set: nobody is mailed anything, so no password can be reset");
+            warn!("mail.url is not set: no emails are sent, so users cannot reset their passwords");
         }
         let public_url = public_url.into();
         let mailer = Mailer { store, env, from, transport, public_url, token_key };
@@ -84,11 +86,11 @@ impl MailTask {
         Ok(Self { stop, done })
     }
 
-    /// Sends the mail that it is at, and ends.
+    /// Finishes the current email and stops the task, within 5 seconds.
     pub async fn finish(self) {
         self.stop.send(()).ok();
         let abort = self.done.abort_handle();
-        if timeout(FINISH, self.done).await.is_err() {
+        if timeout(SHUTDOWN_TIMEOUT, self.done).await.is_err() {
             abort.abort();
         }
     }
@@ -98,17 +100,17 @@ struct Mailer {
     store: Store,
     env: Env,
     from: Mailbox,
-    /// None: nothing is sent.
+    /// `None` if no emails are sent.
     transport: Option<Transport>,
     public_url: Arc<str>,
     token_key: TokenKey,
 }
 
-/// Why a mail was not sent.
+/// A failure to send an email.
 enum Failure {
-    /// It will be tried again.
+    /// A temporary failure: the email is retried.
     Passing(String),
-    /// It never will be.
+    /// A permanent failure: the email is given up.
     Final(String),
 }
 
@@ -128,38 +130,41 @@ impl From<StoreError> for Failure {
 
 impl Mailer {
     async fn run(self, mut stopped: oneshot::Receiver<()>) {
-        let mut looks = interval(LOOK_EVERY);
-        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut prunings = interval(PRUNE_EVERY);
+        let mut polls = interval(POLL_INTERVAL);
+        polls.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut prunings = interval(PRUNE_INTERVAL);
         loop {
             let done = tokio::select! {
                 biased;
                 _ = &mut stopped => return,
                 _ = prunings.tick() => self.prune().await,
-                _ = looks.tick(), if self.transport.is_some() => self.look(&mut stopped).await,
+                _ = polls.tick(), if self.transport.is_some() => {
+                    self.send_pending(&mut stopped).await
+                }
             };
             if let Err(error) = done {
-                warn!(%error, "cannot look for mails to be sent");
+                warn!(%error, "cannot read the email outbox; retrying");
             }
         }
     }
 
     async fn prune(&self) -> Result<(), StoreError> {
-        let stale = self.store.prune_mails(WORTH).await?;
-        if stale > 0 {
-            error!(mails = stale, "mails were given up: they could not be sent for a day");
+        let expired = self.store.prune_mails(MAX_AGE).await?;
+        if expired > 0 {
+            error!(mails = expired, "emails were given up: they could not be sent within a day");
         }
         Ok(())
     }
 
-    async fn look(&self, stopped: &mut oneshot::Receiver<()>) -> Result<(), StoreError> {
+    /// Sends all emails that are due, or until the task is stopped.
+    async fn send_pending(&self, stopped: &mut oneshot::Receiver<()>) -> Result<(), StoreError> {
         loop {
             let claimed = self.store.claim_mails(BATCH, LEASE).await?;
-            let more = claimed.len() == BATCH as usize;
+            let has_more = claimed.len() == BATCH as usize;
             let mut claimed = claimed.into_iter();
             for mail in claimed.by_ref() {
                 self.handle(mail).await?;
-                // Another node need not wait for the rest.
+                // Release the rest, so that another node can send it before the lease ends.
                 if !matches!(stopped.try_recv(), Err(oneshot::error::TryRecvError::Empty)) {
                     for left in claimed {
                         self.store.put_mail_off(left.id, Duration::ZERO).await?;
@@ -167,7 +172,7 @@ impl Mailer {
                     return Ok(());
                 }
             }
-            if !more {
+            if !has_more {
                 return Ok(());
             }
         }
@@ -176,20 +181,20 @@ impl Mailer {
     async fn handle(&self, claimed: Claimed) -> Result<(), StoreError> {
         let Claimed { id, mail, attempts } = claimed;
         let Some(mail) = mail else {
-            // Of a newer version of this service, which will send it.
+            // Only a newer version of this service knows this kind of email, and will send it.
             return self.store.put_mail_off(id, MAX_PAUSE).await;
         };
         let kind = mail.subject.kind();
-        let sent = timeout(PATIENCE, self.send(id, &mail)).await;
-        let sent = sent.unwrap_or_else(|_| Err(Failure::Passing("it took too long".to_owned())));
+        let sent = timeout(SEND_TIMEOUT, self.send(id, &mail)).await;
+        let sent = sent.unwrap_or_else(|_| Err(Failure::Passing("timeout".to_owned())));
         match sent {
             Ok(()) => self.store.remove_mail(id).await,
             Err(Failure::Final(why)) => {
-                error!(mail = %id, kind, why, "a mail was refused");
+                error!(mail = %id, kind, why, "an email was refused and is given up");
                 self.store.remove_mail(id).await
             }
             Err(Failure::Passing(why)) => {
-                warn!(mail = %id, kind, why, attempts, "a mail could not be sent yet");
+                warn!(mail = %id, kind, why, attempts, "cannot send an email; retrying");
                 let doubled = 2_u32.saturating_pow(attempts.saturating_sub(1).min(16));
                 self.store.put_mail_off(id, (FIRST_PAUSE * doubled).min(MAX_PAUSE)).await
             }
@@ -197,25 +202,26 @@ impl Mailer {
     }
 
     async fn send(&self, id: Uuid, mail: &Mail) -> Result<(), Failure> {
-        // Nobody has the address: there is nothing to say to anyone.
-        let Some(letter) = self.write(id, mail).await? else { return Ok(()) };
-        let text = letter.text().map_err(|error| Failure::Final(error.to_string()))?;
+        // `None`: no account has this address, so there is nothing to send.
+        let Some(content) = self.write(id, mail).await? else { return Ok(()) };
+        let text = content.text().map_err(|error| Failure::Final(error.to_string()))?;
         let server = match &self.transport {
             None => return Err(Failure::Passing("mail.url is not set".to_owned())),
             Some(Transport::Log) => {
-                info!("mail to {}: {}\n\n{text}", mail.to, letter.subject);
+                info!("mail to {}: {}\n\n{text}", mail.to, content.subject);
                 return Ok(());
             }
             Some(Transport::Smtp(server)) => server,
         };
-        let html = letter.html().map_err(|error| Failure::Final(error.to_string()))?;
+        let html = content.html().map_err(|error| Failure::Final(error.to_string()))?;
         let message = self
-            .message(id, mail, &letter, text, html)
+            .message(id, mail, &content, text, html)
             .map_err(|error| Failure::Final(error.to_string()))?;
         server.send(&message).await
     }
 
-    /// What a mail says; none: nothing, to nobody.
+    /// Writes the content of an email. `None` if it must not be sent, because a password reset was
+    /// requested for an address without an account.
     async fn write(&self, id: Uuid, mail: &Mail) -> Result<Option<Letter>, Failure> {
         let link = |page: &str, purpose, token| {
             letter::link(&self.public_url, page, &self.token_key.derive(purpose, token))
@@ -223,7 +229,7 @@ impl Mailer {
         Ok(Some(match &mail.subject {
             MailSubject::ForgotPassword => {
                 let email = Email::parse(&mail.to).map_err(|why| Failure::Final(why.0))?;
-                // One token for a mail, however often it is tried.
+                // The email's id is also the token's id, so that all attempts send the same link.
                 let (token, now) = (id, self.env.clock.now());
                 let until = now + RESET_LIFETIME;
                 if !self.store.start_password_reset(token, &email, now, until).await? {
@@ -268,7 +274,7 @@ impl Mailer {
         &self,
         id: Uuid,
         mail: &Mail,
-        letter: &Letter,
+        content: &Letter,
         text: String,
         html: String,
     ) -> Result<Message, lettre::error::Error> {
@@ -276,9 +282,9 @@ impl Mailer {
         Message::builder()
             .from(self.from.clone())
             .to(to)
-            .subject(&*letter.subject)
+            .subject(&*content.subject)
             .date(self.env.clock.now().into())
-            // The same at each try, so that a mailbox can tell a repeated one.
+            // The same for each attempt, so that mailboxes recognize a duplicate.
             .message_id(Some(format!("<{id}@{}>", self.from.email.domain())))
             .multipart(MultiPart::alternative_plain_html(text, html))
     }

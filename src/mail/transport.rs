@@ -1,4 +1,7 @@
-//! How a mail leaves: over SMTP, or into the log.
+//! Email transports: SMTP, or the log in development.
+//!
+//! An email that the server has accepted is never sent again because of what follows on the
+//! connection.
 
 use std::time::Duration;
 
@@ -19,20 +22,20 @@ use tracing::debug;
 use super::Failure;
 use crate::config::{MailTransport, Smtp, SmtpSecurity};
 
-/// How long a server may take to say good-bye. The mail is its own by then.
-const FAREWELL: Duration = Duration::from_secs(2);
+/// Timeout of the final QUIT. The server has accepted the email before.
+const QUIT_TIMEOUT: Duration = Duration::from_secs(2);
 
 pub(super) enum Transport {
-    /// Mails are printed.
+    /// Writes emails to the log.
     Log,
-    /// Mails go to a server.
+    /// Sends emails to a mail server.
     Smtp(Box<SmtpServer>),
 }
 
 pub(super) struct SmtpServer {
     settings: Smtp,
     tls: Option<TlsParameters>,
-    /// What this service calls itself.
+    /// The host name that this service sends in EHLO.
     name: ClientId,
 }
 
@@ -58,12 +61,13 @@ impl Transport {
 
 impl SmtpServer {
     pub(super) async fn send(&self, message: &Message) -> Result<(), Failure> {
-        self.converse(message).await.map_err(|error| failure(&error))
+        self.deliver(message).await.map_err(|error| classify(&error))
     }
 
-    /// By hand, since lettre's own transport also waits for the end of the conversation: a mail that the
-    /// server has taken must not be sent again because its farewell is late.
-    async fn converse(&self, message: &Message) -> Result<(), Error> {
+    /// Delivers an email over a new connection. This does not use lettre's own transport, which
+    /// also waits for the response to QUIT: an accepted email must not be sent again because that
+    /// response is late.
+    async fn deliver(&self, message: &Message) -> Result<(), Error> {
         let Smtp { host, port, security, credentials } = &self.settings;
         let implicit = if *security == SmtpSecurity::Tls { self.tls.clone() } else { None };
         let address = (host.as_str(), *port);
@@ -79,18 +83,18 @@ impl SmtpServer {
             connection.auth(&[Mechanism::Plain, Mechanism::Login], &credentials).await?;
         }
         connection.send(message.envelope(), &message.formatted()).await?;
-        if timeout(FAREWELL, connection.quit()).await.is_err() {
-            debug!("the mail server did not say good-bye");
+        if timeout(QUIT_TIMEOUT, connection.quit()).await.is_err() {
+            debug!("the mail server did not respond to QUIT");
         }
         Ok(())
     }
 }
 
-/// Only a server's own final refusal of the mail ends it: a wrong password of ours, or a certificate, is
-/// mended by the operator.
-fn failure(error: &Error) -> Failure {
+/// Classifies an SMTP error. Only a permanent refusal of the email itself is final. A wrong
+/// password or certificate is temporary: the operator can correct it.
+fn classify(error: &Error) -> Failure {
     let code = error.status().map(u16::from);
-    // 535 and the like are about us, not about the mail.
+    // 500-504 (syntax) and 530-538 (authentication) concern the connection, not the email.
     let is_final = error.is_permanent() && !matches!(code, Some(500..=504 | 530..=538));
     let why = error.to_string();
     if is_final { Failure::Final(why) } else { Failure::Passing(why) }

@@ -1,4 +1,7 @@
-//! The authorization request, and its answers (OAuth 2.1, section 4.1).
+//! The authorization request and response (OAuth 2.1, section 4.1).
+//!
+//! An error is sent to the client only after its redirect URI was validated; until then it is shown
+//! to the user. [`consent`](super::consent) continues with a valid request.
 
 use url::form_urlencoded;
 
@@ -13,50 +16,50 @@ use crate::model::{
     scope::Scope,
 };
 
-/// What a client asks of the person, beside consent (`OpenID` Connect Core, section 3.1.2.1).
+/// The `prompt` parameter (`OpenID` Connect Core, section 3.1.2.1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Prompt {
-    /// Nothing: consent that was given before will do.
+    /// No prompt is requested: an earlier consent is sufficient.
     Unsaid,
-    /// Nothing at all is to be shown.
+    /// The user must not see any page.
     None,
-    /// To sign in anew.
+    /// The user must sign in again.
     Login,
-    /// To consent anew.
+    /// The user must consent again.
     Consent,
 }
 
-/// A request that may be answered: its client is known, and its answer goes where the client may be sent it.
+/// A valid authorization request: the client is known and the redirect URI belongs to it.
 #[derive(Debug)]
 pub struct AuthorizationRequest {
-    /// Who asks.
+    /// The client.
     pub client: Client,
-    /// Where the answer goes.
+    /// The redirect URI of the response.
     pub redirect_uri: String,
-    /// What comes back with it.
+    /// The `state` parameter, returned unchanged in the response.
     pub state: Option<String>,
-    /// What for.
+    /// The requested scope.
     pub scope: Scope,
-    /// Against which resources.
+    /// The requested resources (RFC 8707).
     pub resources: Vec<String>,
-    /// What binds the code to whoever asked for it.
+    /// The PKCE challenge, which binds the code to the client that requested it (RFC 7636).
     pub challenge: CodeChallenge,
-    /// What is asked of the person.
+    /// The requested interaction with the user.
     pub prompt: Prompt,
-    /// The address that the person will sign in with, perhaps.
+    /// The email address with which the user probably signs in.
     pub login_hint: Option<String>,
 }
 
-/// Why a request is not answered with a page that asks.
+/// The error of an authorization request that does not lead to the consent page.
 #[derive(Debug)]
 pub enum NotAsked {
-    /// Nobody knows where an answer may go: the person is told.
+    /// The redirect URI is unknown or not trusted: show the error to the user.
     Stay(OAuthError),
-    /// The client is told, at this URL.
+    /// Redirect to this URL, which carries the error to the client.
     Redirect(String),
 }
 
-/// An answer under way to the client.
+/// Builds the redirect that carries a response to the client.
 pub(super) struct Answer<'a> {
     redirect_uri: &'a str,
     state: Option<&'a str>,
@@ -64,17 +67,18 @@ pub(super) struct Answer<'a> {
 }
 
 impl Answer<'_> {
-    /// The URL of the answer (RFC 6749, section 4.1.2; RFC 9207, section 2).
+    /// Returns the redirect URL with these parameters, `state` and `iss` (RFC 6749, section 4.1.2;
+    /// RFC 9207, section 2).
     pub(super) fn with(&self, pairs: &[(&str, &str)]) -> String {
         let mut query = form_urlencoded::Serializer::new(String::new());
         query.extend_pairs(pairs).extend_pairs(self.state.map(|state| ("state", state)));
         let query = query.append_pair("iss", self.issuer).finish();
-        let (uri, sign) =
+        let (uri, separator) =
             (self.redirect_uri, if self.redirect_uri.contains('?') { '&' } else { '?' });
-        format!("{uri}{sign}{query}")
+        format!("{uri}{separator}{query}")
     }
 
-    fn error(&self, error: OAuthError) -> NotAsked {
+    fn authorization_error(&self, error: OAuthError) -> NotAsked {
         match error {
             OAuthError::Refused { code, description } => NotAsked::Redirect(
                 self.with(&[("error", code.as_str()), ("error_description", &description)]),
@@ -85,15 +89,17 @@ impl Answer<'_> {
 }
 
 impl OAuth {
-    /// Reads an authorization request.
+    /// Validates an authorization request.
     ///
     /// # Errors
-    /// [`NotAsked`].
+    /// [`NotAsked::Stay`] if the client or its redirect URI is not valid, else
+    /// [`NotAsked::Redirect`].
     pub async fn authorization_request(
         &self,
         parameters: &Parameters,
     ) -> Result<AuthorizationRequest, NotAsked> {
-        let (client, redirect_uri) = self.addressee(parameters).await.map_err(NotAsked::Stay)?;
+        let (client, redirect_uri) =
+            self.resolve_redirect_uri(parameters).await.map_err(NotAsked::Stay)?;
         let state = parameters.get("state").filter(|_| !parameters.is_repeated("state"));
         let answer = Answer { redirect_uri: &redirect_uri, state, issuer: &self.issuer };
         match self.check_request(&client, parameters) {
@@ -107,31 +113,34 @@ impl OAuth {
                 challenge,
                 prompt,
             }),
-            Err(error) => Err(answer.error(error)),
+            Err(error) => Err(answer.authorization_error(error)),
         }
     }
 
-    /// Who asks, and where the answer may go.
-    async fn addressee(&self, parameters: &Parameters) -> Result<(Client, String), OAuthError> {
+    /// Returns the client and the redirect URI of the response. Without a `redirect_uri` parameter
+    /// the client must have exactly one redirect URI.
+    async fn resolve_redirect_uri(
+        &self,
+        parameters: &Parameters,
+    ) -> Result<(Client, String), OAuthError> {
         for name in ["client_id", "redirect_uri"] {
             if parameters.is_repeated(name) {
                 return Err(OAuthError::request(format!("{name} must not be repeated")));
             }
         }
         let client_id = parameters.get("client_id");
-        let client_id = client_id.ok_or_else(|| OAuthError::request("there is no client_id"))?;
+        let client_id = client_id.ok_or_else(|| OAuthError::request("client_id is missing"))?;
         let client = self.resolve_client(client_id).await?;
         let uri = match (parameters.get("redirect_uri"), client.redirect_uris.as_slice()) {
-            (Some(given), known) => {
-                let is_known = known.iter().any(|known| redirect_uri::is_same(known, given));
-                is_known.then(|| given.to_owned())
+            (Some(requested), known) => {
+                let is_known = known.iter().any(|known| redirect_uri::is_same(known, requested));
+                is_known.then(|| requested.to_owned())
             }
             (None, [only]) => Some(only.clone()),
             (None, _) => None,
         };
-        let uri = uri.ok_or_else(|| {
-            OAuthError::request("the redirect_uri is none of those that the client has")
-        })?;
+        let uri = uri
+            .ok_or_else(|| OAuthError::request("redirect_uri is not registered for this client"))?;
         Ok((client, uri))
     }
 
@@ -151,31 +160,31 @@ impl OAuth {
         match parameters.get("response_type") {
             Some("code") => {}
             Some(_) => {
-                let what = "response_type must be code";
-                return Err(OAuthError::new(Code::UnsupportedResponseType, what));
+                let message = "response_type must be code";
+                return Err(OAuthError::new(Code::UnsupportedResponseType, message));
             }
-            None => return Err(OAuthError::request("there is no response_type")),
+            None => return Err(OAuthError::request("response_type is missing")),
         }
         if parameters.get("response_mode").is_some_and(|mode| mode != "query") {
             return Err(OAuthError::request("response_mode must be query"));
         }
         if !client.may(GrantType::AuthorizationCode) {
-            let what = "the client is not registered for authorization_code";
-            return Err(OAuthError::new(Code::UnauthorizedClient, what));
+            let message = "the client is not registered for authorization_code";
+            return Err(OAuthError::new(Code::UnauthorizedClient, message));
         }
         if parameters.get("code_challenge_method") != Some("S256") {
             return Err(OAuthError::request("code_challenge_method must be S256"));
         }
         let challenge = parameters.get("code_challenge").and_then(CodeChallenge::parse);
         let challenge = challenge.ok_or_else(|| {
-            OAuthError::request("code_challenge must be a SHA-256 in base64url (RFC 7636)")
+            OAuthError::request("code_challenge must be a SHA-256 hash in base64url (RFC 7636)")
         })?;
         let scope = client.scope_of(scope_of(parameters)?);
         let resources = self.resources_of(parameters)?;
-        Ok((scope, resources, challenge, prompt_of(parameters)?))
+        Ok((scope, resources, challenge, parse_prompt(parameters)?))
     }
 
-    /// The answer that tells the client of an error.
+    /// Returns the redirect URL that carries an error to the client.
     #[must_use]
     pub fn error_answer(&self, request: &AuthorizationRequest, code: Code, why: &str) -> String {
         self.answer(request).with(&[("error", code.as_str()), ("error_description", why)])
@@ -189,20 +198,22 @@ impl OAuth {
         }
     }
 
-    /// Where the answer to a request would go, whatever else is wrong with it.
+    /// Returns the validated redirect URI of a request, even if its other parameters are not valid.
     pub async fn redirect_uri_of(&self, parameters: &Parameters) -> Option<String> {
-        self.addressee(parameters).await.ok().map(|(_, uri)| uri)
+        self.resolve_redirect_uri(parameters).await.ok().map(|(_, uri)| uri)
     }
 }
 
-fn prompt_of(parameters: &Parameters) -> Result<Prompt, OAuthError> {
-    let asked: Vec<_> = parameters.get("prompt").unwrap_or_default().split(' ').collect();
-    let asks = |name: &str| asked.contains(&name);
-    match asked.as_slice() {
+fn parse_prompt(parameters: &Parameters) -> Result<Prompt, OAuthError> {
+    let values: Vec<_> = parameters.get("prompt").unwrap_or_default().split(' ').collect();
+    let has = |name: &str| values.contains(&name);
+    match values.as_slice() {
         ["none"] => Ok(Prompt::None),
-        _ if asks("none") => Err(OAuthError::request("prompt=none goes with nothing else")),
-        _ if asks("login") || asks("select_account") => Ok(Prompt::Login),
-        _ if asks("consent") => Ok(Prompt::Consent),
+        _ if has("none") => {
+            Err(OAuthError::request("prompt=none cannot be combined with other values"))
+        }
+        _ if has("login") || has("select_account") => Ok(Prompt::Login),
+        _ if has("consent") => Ok(Prompt::Consent),
         _ => Ok(Prompt::Unsaid),
     }
 }
@@ -212,36 +223,36 @@ mod tests {
     use super::*;
 
     #[test]
-    fn answers_keep_what_the_redirect_uri_has() {
-        let answer = |redirect_uri, state| {
+    fn redirect_url_keeps_query_of_redirect_uri() {
+        let redirect_url = |redirect_uri, state| {
             Answer { redirect_uri, state, issuer: "https://a.example" }.with(&[("code", "x&y")])
         };
         let iss = "iss=https%3A%2F%2Fa.example";
         assert_eq!(
-            answer("https://c.example/cb", None),
+            redirect_url("https://c.example/cb", None),
             format!("https://c.example/cb?code=x%26y&{iss}")
         );
         assert_eq!(
-            answer("https://c.example/cb?a=b", Some("s t#")),
+            redirect_url("https://c.example/cb?a=b", Some("s t#")),
             format!("https://c.example/cb?a=b&code=x%26y&state=s+t%23&{iss}")
         );
         assert_eq!(
-            answer("com.example.app:/cb", None),
+            redirect_url("com.example.app:/cb", None),
             format!("com.example.app:/cb?code=x%26y&{iss}")
         );
     }
 
     #[test]
-    fn prompts_are_read() {
-        let of = |prompt: &str| {
-            prompt_of(&Parameters::new(vec![("prompt".to_owned(), prompt.to_owned())])).ok()
+    fn prompt_values_are_parsed_or_rejected() {
+        let parse = |prompt: &str| {
+            parse_prompt(&Parameters::new(vec![("prompt".to_owned(), prompt.to_owned())])).ok()
         };
-        assert_eq!(of(""), Some(Prompt::Unsaid));
-        assert_eq!(of("create"), Some(Prompt::Unsaid));
-        assert_eq!(of("none"), Some(Prompt::None));
-        assert_eq!(of("none login"), None);
-        assert_eq!(of("consent login"), Some(Prompt::Login));
-        assert_eq!(of("select_account"), Some(Prompt::Login));
-        assert_eq!(of("consent"), Some(Prompt::Consent));
+        assert_eq!(parse(""), Some(Prompt::Unsaid));
+        assert_eq!(parse("create"), Some(Prompt::Unsaid));
+        assert_eq!(parse("none"), Some(Prompt::None));
+        assert_eq!(parse("none login"), None);
+        assert_eq!(parse("consent login"), Some(Prompt::Login));
+        assert_eq!(parse("select_account"), Some(Prompt::Login));
+        assert_eq!(parse("consent"), Some(Prompt::Consent));
     }
 }

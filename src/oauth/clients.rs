@@ -1,4 +1,6 @@
-//! Who asks: clients looked up, and how they show who they are (OAuth 2.1, section 2.4).
+//! Client lookup and authentication (OAuth 2.1, section 2.4).
+//!
+//! A confidential client always needs its secret; a public client must not send one.
 
 use std::sync::Arc;
 
@@ -13,21 +15,23 @@ use crate::model::{
     },
 };
 
-/// A client's id and secret from an `Authorization: Basic` header, form-decoded (RFC 6749, section 2.3.1).
+/// A client id and secret from an `Authorization: Basic` header, form-decoded (RFC 6749,
+/// section 2.3.1).
 #[derive(Debug)]
 pub struct BasicCredentials {
-    /// Its id.
+    /// The client id.
     pub client_id: String,
-    /// Its secret.
+    /// The client secret.
     pub secret: SecretString,
 }
 
 impl OAuth {
-    /// The client that a request to the token endpoint and the like is of, once it has shown who it is. A
-    /// public client has nothing to show.
+    /// Authenticates the client of a request to the token endpoint and similar endpoints. A public
+    /// client only names itself.
     ///
     /// # Errors
-    /// [`Code::InvalidClient`] where it did not, [`Code::InvalidRequest`] where it did so twice.
+    /// [`Code::InvalidClient`] if authentication fails, [`Code::InvalidRequest`] if the request
+    /// uses two authentication methods.
     pub async fn authenticate_client(
         &self,
         basic: Option<&BasicCredentials>,
@@ -41,7 +45,7 @@ impl OAuth {
         let (client_id, secret) = match (basic, named, posted) {
             (Some(_), _, Some(_)) => {
                 return Err(OAuthError::request(
-                    "a client shows its secret in one way, not in two",
+                    "send the client secret either in the Authorization header or in the body",
                 ));
             }
             (Some(basic), Some(named), None) if basic.client_id != named => {
@@ -49,9 +53,9 @@ impl OAuth {
             }
             (Some(basic), _, None) => (&*basic.client_id, Some(basic.secret.expose_secret())),
             (None, Some(named), posted) => (named, posted),
-            (None, None, _) => return Err(refused("there is no client_id")),
+            (None, None, _) => return Err(invalid_client("client_id is missing")),
         };
-        let known = self.known_client(client_id).await?;
+        let known = self.find_client(client_id).await?;
         let KnownClient { client, .. } = &known;
         let why = match secret.filter(|secret| !secret.is_empty()) {
             Some(secret) if client.is_confidential() && known.has(secret) => {
@@ -59,15 +63,16 @@ impl OAuth {
             }
             None if !client.is_confidential() => return Ok(known.client),
             Some(_) if client.is_confidential() => "the client secret is wrong",
-            Some(_) => "the client has no secret",
-            None => "the client has to show its secret",
+            Some(_) => "the client has no secret: do not send one",
+            None => "the client secret is missing",
         };
-        self.note_rejection(client, request).await?;
-        Err(refused(why))
+        self.record_rejection(client, request).await?;
+        Err(invalid_client(why))
     }
 
-    /// The log of a client's workspace tells that somebody used its name; unless they do so in a flood.
-    async fn note_rejection(
+    /// Records failed client authentication in the audit log of the client's workspace. Nothing is
+    /// recorded while the address exceeds its rate limit, so that a flood does not fill the log.
+    async fn record_rejection(
         &self,
         client: &Client,
         request: &Arc<RequestInfo>,
@@ -83,36 +88,38 @@ impl OAuth {
         Ok(self.auth.note(event).await?)
     }
 
-    /// A client that is known here: it registered, was made, or was let in before.
-    async fn known_client(&self, client_id: &str) -> Result<KnownClient, OAuthError> {
-        let unknown = || refused("there is no such client");
+    /// Finds a stored client: a registered one, a workspace client, or one of a metadata document
+    /// that a user has authorized before.
+    async fn find_client(&self, client_id: &str) -> Result<KnownClient, OAuthError> {
+        let unknown = || invalid_client("unknown client");
         let client = parse_client_id(client_id).map_err(|_| unknown())?;
         let known = self.store.find_client(&client, self.env.clock.now()).await?;
         known.ok_or_else(unknown)
     }
 
-    /// The client that wants to be let in: one that is known, or that its metadata document tells of now.
+    /// Returns the client of an authorization request: a stored client, or one from its metadata
+    /// document, which may be fetched for this.
     ///
     /// # Errors
-    /// [`Code::InvalidClient`] where there is none.
+    /// [`Code::InvalidClient`] if the client is unknown or its document is not valid.
     pub(super) async fn resolve_client(&self, client_id: &str) -> Result<Client, OAuthError> {
-        let unknown = || refused("there is no such client");
+        let unknown = || invalid_client("unknown client");
         let client = parse_client_id(client_id).map_err(|_| unknown())?;
         let known = self.store.find_client(&client, self.env.clock.now());
         match &client {
             ClientRef::Id(_) => Ok(known.await?.ok_or_else(unknown)?.client),
             ClientRef::Document(url) => {
-                let mut told = self.documents.find(url).await?;
-                // Who was let in before keeps its id.
+                let mut client = self.documents.find(url).await?;
+                // A client that was authorized before keeps its id.
                 if let Some(known) = known.await? {
-                    told.id = known.client.id;
+                    client.id = known.client.id;
                 }
-                Ok(told)
+                Ok(client)
             }
         }
     }
 }
 
-fn refused(description: &'static str) -> OAuthError {
+fn invalid_client(description: &'static str) -> OAuthError {
     OAuthError::new(Code::InvalidClient, description)
 }

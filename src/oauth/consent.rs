@@ -1,4 +1,8 @@
-//! Consent: a person lets a client into a workspace, and what that comes to.
+//! Consent: a user authorizes a client for a workspace, which creates a grant.
+//!
+//! A grant never exceeds the user's own role. The admin scope requires a recent sign-in. The
+//! request comes from [`authorize`](super::authorize) or [`device`](super::device); the client
+//! redeems the grant in [`token`](super::token).
 
 use secrecy::ExposeSecret;
 use serde_json::json;
@@ -27,28 +31,31 @@ use crate::{
     store::{self, Tx},
 };
 
-/// Grants of one person to one client in one workspace that are used at a time; then the oldest ends.
+/// Maximum number of used grants of one user to one client in one workspace. A further grant ends
+/// the oldest one.
 const MAX_GRANTS: i64 = 50;
 
-/// Workspaces that a person chooses among.
+/// Maximum number of workspaces to choose from.
 const MAX_CHOICES: i64 = 100;
 
 const SESSION_ENDED: AuthError = AuthError::InvalidCredential("the session has ended");
 
-/// What is to be granted.
+/// The parameters of a new grant.
 pub(super) struct Wanted<'a> {
     pub(super) client: &'a Client,
     pub(super) scope: Scope,
     pub(super) resources: &'a [String],
+    /// The redirect URI and PKCE challenge of the authorization code; `None` in the device flow.
     pub(super) code: Option<(String, CodeChallenge)>,
+    /// Deadline for the first token request.
     pub(super) begin_by: OffsetDateTime,
 }
 
 impl OAuth {
-    /// The workspaces that a person may let a client into.
+    /// Lists the workspaces for which the caller can authorize a client, at most 100.
     ///
     /// # Errors
-    /// When PostgreSQL cannot be reached.
+    /// [`AuthError::Forbidden`] if the caller is not a session.
     pub async fn workspaces_to_choose(
         &self,
         caller: &Caller,
@@ -59,20 +66,22 @@ impl OAuth {
         Ok(store::workspaces::of_person(&mut tx, user, page).await?.items)
     }
 
-    /// Whether the person has let the client do as much before, in the workspace that they are in and by way of
-    /// the same redirect URI, and nobody has to be asked: an answer to a program on somebody's machine may be any
-    /// program's (RFC 8252, section 8.6).
+    /// Returns true if an earlier grant covers the request, so that no consent page is needed.
+    ///
+    /// The grant must be in the caller's current workspace, for the same redirect URI and with at
+    /// least the requested scope and resources. The redirect URI must lead to a remote web server:
+    /// on the user's own machine, any program could receive the code (RFC 8252, section 8.6).
     ///
     /// # Errors
-    /// When PostgreSQL cannot be reached.
+    /// [`OAuthError::Failed`] if the query fails.
     pub async fn is_remembered(
         &self,
         caller: &Caller,
         request: &AuthorizationRequest,
     ) -> Result<bool, OAuthError> {
         let kind = redirect_uri::check(&request.redirect_uri, &self.native_schemes);
-        let is_elsewhere = kind == Ok(Kind::Web) && !redirect_uri::is_here(&request.redirect_uri);
-        if !is_elsewhere || caller.principal.lacks_second_factor {
+        let is_remote = kind == Ok(Kind::Web) && !redirect_uri::is_here(&request.redirect_uri);
+        if !is_remote || caller.principal.lacks_second_factor {
             return Ok(false);
         }
         let (_, user) = own_session(caller)?;
@@ -88,11 +97,11 @@ impl OAuth {
         }))
     }
 
-    /// Whether the person may grant as much as a client asks for without signing in anew: who lets something run
-    /// the workspace has just shown who they are.
+    /// Returns true if the caller can grant the requested scope without signing in again. The admin
+    /// scope requires a recent sign-in.
     ///
     /// # Errors
-    /// When PostgreSQL cannot be reached.
+    /// [`OAuthError::Failed`] if the query fails.
     pub async fn may_grant(
         &self,
         caller: &Caller,
@@ -102,10 +111,12 @@ impl OAuth {
         Ok(wanted < Scope::Admin || self.auth.is_confirmed(caller, None).await?)
     }
 
-    /// Lets a client into a workspace, to do no more than this; answers where its code is to be sent.
+    /// Authorizes a client for a workspace, with at most this scope. Returns the redirect URL with
+    /// the authorization code.
     ///
     /// # Errors
-    /// [`AuthError::Forbidden`] where the person may not.
+    /// [`AuthError::Forbidden`] if the caller is not a member of the workspace, lacks the second
+    /// factor that it requires, or grants the admin scope without a recent sign-in.
     pub async fn consent(
         &self,
         caller: &Caller,
@@ -129,10 +140,10 @@ impl OAuth {
         Ok(self.answer(request).with(&[("code", code.expose_secret())]))
     }
 
-    /// Does not let a client in; answers where it is to be told.
+    /// Denies a request. Returns the redirect URL with the error `access_denied`.
     ///
     /// # Errors
-    /// When PostgreSQL cannot be reached.
+    /// [`OAuthError::Failed`] if the query fails.
     pub async fn deny(
         &self,
         caller: &Caller,
@@ -141,10 +152,10 @@ impl OAuth {
         let mut tx = self.store.begin(caller.workspace(), None).await?;
         self.note_denial(&mut tx, caller, &request.client).await?;
         tx.commit().await?;
-        Ok(self.error_answer(request, Code::AccessDenied, "the person did not consent"))
+        Ok(self.error_answer(request, Code::AccessDenied, "the user denied the request"))
     }
 
-    /// The log tells that somebody did not let a client in.
+    /// Records in the audit log that the caller denied a client's request.
     pub(super) async fn note_denial(
         &self,
         tx: &mut Tx,
@@ -157,8 +168,8 @@ impl OAuth {
         Ok(store::audit::insert(tx, caller.workspace(), &event).await?)
     }
 
-    /// Makes a grant, in a transaction that is to commit; answers also whether it ended others, which is to be
-    /// waited for. Nobody grants above their own role.
+    /// Creates a grant with at most the scope of the caller's role. Returns the open transaction,
+    /// the grant's id, and true if older grants ended: then wait for the fence after the commit.
     pub(super) async fn let_in(
         &self,
         caller: &Caller,
@@ -170,16 +181,17 @@ impl OAuth {
         let is_confirmed = scope < Scope::Admin || self.auth.is_confirmed(caller, None).await?;
         let mut tx = self.store.begin(workspace, Some(user)).await?;
         let role = store::members::pin_role(&mut tx, workspace, user).await?;
-        let role = role.ok_or(AuthError::Forbidden("you are no member of this workspace"))?;
-        // The cookie was good when the request began.
-        let lives = store::sessions::created_at(&mut tx, user, session).await?.is_some();
-        if !lives {
+        let role = role.ok_or(AuthError::Forbidden("you are not a member of this workspace"))?;
+        // The session may have ended since the request was authenticated.
+        let is_active = store::sessions::created_at(&mut tx, user, session).await?.is_some();
+        if !is_active {
             return Err(SESSION_ENDED.into());
         }
         let scope = scope.min(role.scope());
         if scope == Scope::Admin && !is_confirmed {
             return Err(AuthError::Forbidden(
-                "who lets something administer a workspace signs in anew before: follow \"Somebody else?\", and sign in",
+                "authorizing administrator access requires a recent sign-in: sign in again, then \
+                 authorize the app",
             )
             .into());
         }
@@ -200,11 +212,11 @@ impl OAuth {
         store::oauth_grants::insert(&mut tx, &grant).await?;
         if store::oauth_grants::lacks_second_factor(&mut tx, grant.id).await? {
             return Err(AuthError::Forbidden(
-                "this workspace asks for a second factor: set one up first",
+                "this workspace requires a second factor: set one up first",
             )
             .into());
         }
-        let ended = self.end_excess(&mut tx, caller, &grant, user).await?;
+        let ended = self.end_oldest_grants(&mut tx, caller, &grant, user).await?;
         let event = audit::event_in(&self.env, caller, workspace, Action::GrantCreated, 303)
             .on(client_id, client.name.clone())
             .with(json!({
@@ -218,8 +230,9 @@ impl OAuth {
         Ok((tx, grant.id, ended))
     }
 
-    /// Who lets a client in again and again does not keep all of it.
-    async fn end_excess(
+    /// Ends the user's oldest grants to the same client above the maximum. Returns true if any
+    /// ended.
+    async fn end_oldest_grants(
         &self,
         tx: &mut Tx,
         caller: &Caller,

@@ -1,4 +1,8 @@
-//! Device authorization (RFC 8628): a program without a browser shows a code, somebody types it in elsewhere.
+//! Device authorization (RFC 8628): a device shows a user code, which the user enters in a browser
+//! on another device.
+//!
+//! The number of waiting devices is limited, overall and per address. The device fetches its tokens
+//! from [`token`](super::token).
 
 use std::time::Duration;
 
@@ -26,46 +30,46 @@ use crate::{
     },
 };
 
-/// How long a code may be typed in.
+/// Lifetime of a user code.
 const LIFETIME: Duration = Duration::from_mins(15);
-/// How long an answer may be fetched.
+/// Time after the approval within which the device must fetch its tokens.
 const FETCH_WITHIN: Duration = Duration::from_mins(15);
-/// Seconds between two polls.
+/// Polling interval, in seconds.
 const INTERVAL: u32 = 5;
-/// Devices that wait at a time, at most.
+/// Maximum number of devices that wait for approval.
 const MAX_WAITING: i32 = 100_000;
-/// Of these from one address or, of IPv6, one /64.
-const MAX_WAITING_FROM_ONE: i32 = 50;
-/// So often a code is drawn anew that somebody has already.
-const DRAWS: usize = 5;
+/// Maximum number of such devices from one IPv4 address or IPv6 /64.
+const MAX_WAITING_PER_ADDRESS: i32 = 50;
+/// Maximum number of attempts to generate a user code that is not in use.
+const CODE_ATTEMPTS: usize = 5;
 
-/// What a device shows and keeps.
+/// The device authorization response (RFC 8628, section 3.2).
 #[derive(Debug)]
 pub struct DeviceAuthorization {
-    /// What it asks for tokens with.
+    /// The code with which the device polls for tokens.
     pub device_code: SecretString,
-    /// What it shows.
+    /// The code that the device shows to the user.
     pub user_code: UserCode,
-    /// Where that is typed in.
+    /// The page on which the user enters the code.
     pub verification_uri: String,
-    /// How long, in seconds.
+    /// The lifetime of both codes, in seconds.
     pub expires_in: u64,
-    /// How often it may ask, in seconds.
+    /// The minimum polling interval, in seconds.
     pub interval: u32,
 }
 
-/// A device that waits for an answer.
+/// A device that waits for the user's decision.
 #[derive(Debug)]
 pub struct DeviceRequest {
-    /// Who asks.
+    /// The client.
     pub client: Client,
-    /// What for.
+    /// The requested scope.
     pub scope: Scope,
     waiting: WaitingDevice,
 }
 
 impl DeviceRequest {
-    /// Against which resources.
+    /// Returns the requested resources (RFC 8707).
     #[must_use]
     pub fn resources(&self) -> &[String] {
         &self.waiting.resources
@@ -73,10 +77,10 @@ impl DeviceRequest {
 }
 
 impl OAuth {
-    /// Begins with a device of a client that has shown who it is.
+    /// Starts a device authorization for an authenticated client.
     ///
     /// # Errors
-    /// As RFC 6749, section 5.2 says.
+    /// The error codes of RFC 6749, section 5.2; a 503 if too many devices wait.
     pub async fn start_device(
         &self,
         client: &Client,
@@ -84,14 +88,14 @@ impl OAuth {
         request: &RequestInfo,
     ) -> Result<DeviceAuthorization, OAuthError> {
         if !client.may(GrantType::DeviceCode) {
-            let what = "the client is not registered for the device grant";
-            return Err(OAuthError::new(Code::UnauthorizedClient, what));
+            let message = "the client is not registered for the device grant";
+            return Err(OAuthError::new(Code::UnauthorizedClient, message));
         }
         let scope = client.scope_of(scope_of(parameters)?);
         let resources = self.resources_of(parameters)?;
         let id = self.env.new_uuid();
         let created_at = self.env.clock.now();
-        for _ in 0..DRAWS {
+        for _ in 0..CODE_ATTEMPTS {
             let user_code = UserCode::generate(|| {
                 let [byte] = self.env.entropy.bytes();
                 byte
@@ -106,8 +110,8 @@ impl OAuth {
                 expires_at: created_at + LIFETIME,
                 subnet: address::subnet(request.ip),
             };
-            let most = [MAX_WAITING, MAX_WAITING_FROM_ONE];
-            match self.store.start_device(&device, most).await? {
+            let limits = [MAX_WAITING, MAX_WAITING_PER_ADDRESS];
+            match self.store.start_device(&device, limits).await? {
                 Started::Yes => {
                     return Ok(DeviceAuthorization {
                         device_code: self.auth.token_key().derive(Purpose::DeviceCode, id),
@@ -124,13 +128,13 @@ impl OAuth {
         Err(OAuthError::unavailable())
     }
 
-    /// The device that shows a code, while it waits.
+    /// Returns the waiting device that shows a user code.
     ///
     /// # Errors
-    /// [`AuthError::Invalid`] where none does.
+    /// [`AuthError::Invalid`] if the code is unknown, expired or already used.
     pub async fn device_request(&self, user_code: &str) -> Result<DeviceRequest, OAuthError> {
         let unknown = || {
-            let reason = "no device shows this code any more: look again, or begin anew there";
+            let reason = "this code is wrong or has expired: check it, or start over on the device";
             AuthError::Invalid { field: "user_code", reason: reason.to_owned() }
         };
         let code = UserCode::parse(user_code).ok_or_else(unknown)?;
@@ -142,10 +146,11 @@ impl OAuth {
         Ok(DeviceRequest { client, scope: waiting.scope, waiting })
     }
 
-    /// Lets a device into a workspace, to do no more than this.
+    /// Authorizes a device for a workspace, with at most this scope.
     ///
     /// # Errors
-    /// [`AuthError::Forbidden`] where the person may not, [`AuthError::Conflict`] where somebody has answered.
+    /// [`AuthError::Forbidden`] for the same reasons as [`OAuth::consent`], [`AuthError::Conflict`]
+    /// if the request was already approved or denied.
     pub async fn approve_device(
         &self,
         caller: &Caller,
@@ -164,7 +169,7 @@ impl OAuth {
         let (mut tx, grant, has_ended) = self.let_in(caller, workspace, wanted).await?;
         let id = device.waiting.id;
         if !store::oauth_devices::answer(&mut tx, id, Some(grant), now).await? {
-            return Err(AuthError::Conflict("this code has been answered already").into());
+            return Err(AuthError::Conflict("this code has already been used").into());
         }
         tx.commit().await?;
         if has_ended {
@@ -173,10 +178,10 @@ impl OAuth {
         Ok(())
     }
 
-    /// Does not let a device in.
+    /// Denies a device's request.
     ///
     /// # Errors
-    /// [`AuthError::Conflict`] where somebody has answered.
+    /// [`AuthError::Conflict`] if the request was already approved or denied.
     pub async fn deny_device(
         &self,
         caller: &Caller,
@@ -185,7 +190,7 @@ impl OAuth {
         let mut tx = self.store.begin(caller.workspace(), None).await?;
         let now = self.env.clock.now();
         if !store::oauth_devices::answer(&mut tx, device.waiting.id, None, now).await? {
-            return Err(AuthError::Conflict("this code has been answered already").into());
+            return Err(AuthError::Conflict("this code has already been used").into());
         }
         self.note_denial(&mut tx, caller, &device.client).await?;
         Ok(tx.commit().await?)

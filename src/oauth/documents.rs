@@ -1,8 +1,9 @@
-//! Client ID metadata documents: a client's `client_id` is the URL of a document that tells of it
-//! (draft-ietf-oauth-client-id-metadata-document).
+//! Client ID metadata documents: the `client_id` is the URL of a document with the client's
+//! metadata (draft-ietf-oauth-client-id-metadata-document).
 //!
-//! Whoever asks for authorization makes this service fetch a URL. So it fetches from public addresses alone,
-//! connects to the very addresses that it has looked at, follows no redirect, and reads little.
+//! Any authorization request can make this service fetch a URL. To prevent server-side request
+//! forgery (SSRF), it connects only to public addresses, connects to exactly the addresses that it
+//! has checked, follows no redirects, and reads at most 5 KB.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -30,37 +31,38 @@ use crate::{
     model::oauth::client::{AuthMethod, Client, Origin},
 };
 
-/// The largest document, in bytes.
+/// Maximum size of a document, in bytes.
 const MAX_BYTES: usize = 5 * 1024;
-/// The longest that fetching one may take.
-const PATIENCE: Duration = Duration::from_secs(4);
-/// Documents that are fetched at a time: more than the limit of one address can keep busy.
-const AT_ONCE: usize = 64;
-/// Documents that are remembered.
-const REMEMBERED: usize = 1000;
-/// The longest `client_id` that is one, in bytes.
+/// Timeout of one fetch.
+const FETCH_TIMEOUT: Duration = Duration::from_secs(4);
+/// Maximum number of concurrent fetches: more than one address can cause within its rate limit.
+const MAX_FETCHES: usize = 64;
+/// Maximum number of cached documents.
+const CACHE_CAPACITY: usize = 1000;
+/// Maximum length of a `client_id` that is a URL, in bytes.
 const MAX_URL: usize = 500;
-/// How long a document is believed that does not say, and the longest that any is.
-const FRESH_UNLESS_SAID: Duration = Duration::from_mins(5);
-const FRESH_AT_MOST: Duration = Duration::from_hours(24);
+/// Cache lifetime of a document without `max-age`, and the maximum cache lifetime.
+const DEFAULT_MAX_AGE: Duration = Duration::from_mins(5);
+const LONGEST_MAX_AGE: Duration = Duration::from_hours(24);
 
-/// Fetches documents, and remembers them for as long as they say. Cheap to clone.
+/// Fetches client metadata documents and caches them according to their `Cache-Control` header.
+/// Cheap to clone.
 #[derive(Clone)]
 pub struct Documents {
     mode: MetadataDocuments,
     env: Env,
     http: reqwest::Client,
-    places: Arc<Semaphore>,
+    fetch_permits: Arc<Semaphore>,
     native_schemes: Arc<[String]>,
-    /// Until when by the monotonic clock each is believed.
-    remembered: Arc<Cache<String, (Arc<Client>, Duration)>>,
+    /// Clients by URL, each with its expiry on the monotonic clock.
+    cache: Arc<Cache<String, (Arc<Client>, Duration)>>,
 }
 
 impl Documents {
-    /// With nothing remembered.
+    /// Creates a fetcher with an empty cache.
     ///
     /// # Errors
-    /// When TLS cannot be set up.
+    /// A message if TLS cannot be set up.
     pub fn new(
         mode: MetadataDocuments,
         native_schemes: &[String],
@@ -69,10 +71,10 @@ impl Documents {
         let http = reqwest::Client::builder()
             .https_only(true)
             .redirect(reqwest::redirect::Policy::none())
-            // A proxy would look names up by itself.
+            // A proxy would resolve names itself and so bypass the address check.
             .no_proxy()
             .dns_resolver(Arc::new(Resolver { mode }))
-            .timeout(PATIENCE)
+            .timeout(FETCH_TIMEOUT)
             .user_agent(concat!("call2me-auth/", env!("CARGO_PKG_VERSION")))
             .pool_max_idle_per_host(0)
             .build()
@@ -81,84 +83,93 @@ impl Documents {
             mode,
             env,
             http,
-            places: Arc::new(Semaphore::new(AT_ONCE)),
+            fetch_permits: Arc::new(Semaphore::new(MAX_FETCHES)),
             native_schemes: native_schemes.into(),
-            remembered: Arc::new(Cache::new(REMEMBERED)),
+            cache: Arc::new(Cache::new(CACHE_CAPACITY)),
         })
     }
 
-    /// Whether there can be such clients at all.
+    /// Returns true if clients with metadata documents are accepted.
     #[must_use]
     pub fn are_taken(&self) -> bool {
         self.mode != MetadataDocuments::Off
     }
 
-    /// The client that the document at a URL tells of. Its id is a fresh one.
+    /// Returns the client that the document at a URL describes, from the cache or the network. The
+    /// client has a new id.
     ///
     /// # Errors
-    /// [`Code::InvalidClient`], with what is wrong; unavailable where too many are being fetched.
+    /// [`Code::InvalidClient`] if the document cannot be fetched or is not valid; a 503 if too many
+    /// fetches are in progress.
     pub(super) async fn find(&self, url: &str) -> Result<Client, OAuthError> {
         check_url(url, self.mode)?;
         let now = self.env.clock.monotonic();
-        if let Some((client, until)) = self.remembered.get(url)
-            && now < until
+        if let Some((client, expires_at)) = self.cache.get(url)
+            && now < expires_at
         {
             return Ok((*client).clone());
         }
-        let place = timeout(PATIENCE, self.places.acquire()).await;
-        let _place = place.ok().and_then(Result::ok).ok_or_else(OAuthError::unavailable)?;
-        let (metadata, fresh) = self.fetch(url).await?;
-        let client = self.read(url, &metadata)?;
-        // What is wrong is not remembered: its author mends it and tries again.
-        if !fresh.is_zero() {
-            let until = self.env.clock.monotonic() + fresh;
-            self.remembered.insert(url.to_owned(), (Arc::new(client.clone()), until));
+        let permit = timeout(FETCH_TIMEOUT, self.fetch_permits.acquire()).await;
+        let _permit = permit.ok().and_then(Result::ok).ok_or_else(OAuthError::unavailable)?;
+        let (metadata, max_age) = self.fetch(url).await?;
+        let client = self.parse_client(url, &metadata)?;
+        // Errors are not cached, so that a corrected document works at once.
+        if !max_age.is_zero() {
+            let expires_at = self.env.clock.monotonic() + max_age;
+            self.cache.insert(url.to_owned(), (Arc::new(client.clone()), expires_at));
         }
         Ok(client)
     }
 
     async fn fetch(&self, url: &str) -> Result<(ClientMetadata, Duration), OAuthError> {
-        let away = |error: reqwest::Error| {
-            tracing::info!(%error, "a client's metadata document cannot be fetched");
-            refused("the client's metadata document cannot be fetched")
+        let failed = |error: reqwest::Error| {
+            tracing::info!(%error, "cannot fetch a client metadata document");
+            invalid_client("cannot fetch the client metadata document")
         };
         let request = self.http.get(url).header(ACCEPT, "application/json");
-        let mut response = request.send().await.map_err(away)?;
+        let mut response = request.send().await.map_err(failed)?;
         if response.status() != StatusCode::OK {
-            return Err(refused("the client's metadata document is not answered with 200"));
+            return Err(invalid_client(
+                "the URL of the client metadata document must return status 200",
+            ));
         }
         if !is_json(response.headers()) {
-            return Err(refused("the client's metadata document is not application/json"));
+            return Err(invalid_client("the client metadata document must be application/json"));
         }
-        let fresh = freshness(response.headers());
+        let max_age = cache_lifetime(response.headers());
         let mut body = Vec::new();
-        while let Some(chunk) = response.chunk().await.map_err(away)? {
+        while let Some(chunk) = response.chunk().await.map_err(failed)? {
             if body.len() + chunk.len() > MAX_BYTES {
-                return Err(refused("the client's metadata document is larger than 5 KB"));
+                return Err(invalid_client("the client metadata document is larger than 5 KB"));
             }
             body.extend_from_slice(&chunk);
         }
         let metadata = serde_json::from_slice(&body);
         let metadata =
-            metadata.map_err(|_| refused("the client's metadata document is malformed"))?;
-        Ok((metadata, fresh))
+            metadata.map_err(|_| invalid_client("the client metadata document is malformed"))?;
+        Ok((metadata, max_age))
     }
 
-    fn read(&self, url: &str, metadata: &ClientMetadata) -> Result<Client, OAuthError> {
+    fn parse_client(&self, url: &str, metadata: &ClientMetadata) -> Result<Client, OAuthError> {
         if metadata.client_id.as_deref() != Some(url) {
-            return Err(refused("the client's metadata document is of another client_id"));
+            return Err(invalid_client(
+                "client_id in the client metadata document must be its own URL",
+            ));
         }
         if metadata.client_secret.is_some() {
-            return Err(refused("a metadata document must hold no secret"));
+            return Err(invalid_client("a client metadata document must not contain a secret"));
         }
         let keys = metadata.jwks.iter().filter_map(|set| set["keys"].as_array()).flatten();
         if keys.into_iter().any(|key| key.get("d").is_some() || key.get("k").is_some()) {
-            return Err(refused("a metadata document must hold no private keys"));
+            return Err(invalid_client("a client metadata document must not contain private keys"));
         }
-        // Nor is there a secret to share; and who wants to sign is not let in without.
+        // Such a client has no shared secret. A client that declares private_key_jwt is refused
+        // instead of accepted without authentication, because this server does not support it.
         let method = metadata.token_endpoint_auth_method.as_deref().unwrap_or("none");
         if AuthMethod::from_name(method) != Some(AuthMethod::None) {
-            return Err(refused("of metadata documents, token_endpoint_auth_method must be none"));
+            return Err(invalid_client(
+                "token_endpoint_auth_method in a client metadata document must be none",
+            ));
         }
         let origin = Origin::Document(url.to_owned());
         let client = client_of(&self.env, metadata, origin, AuthMethod::None, &self.native_schemes);
@@ -171,10 +182,11 @@ impl Documents {
     }
 }
 
-/// Checks a `client_id` that is a URL: as it is written, it must be what is fetched.
+/// Checks a `client_id` that is a URL. It must be in normalized form, so that the compared text is
+/// exactly the URL that is fetched.
 fn check_url(text: &str, mode: MetadataDocuments) -> Result<(), OAuthError> {
     if mode == MetadataDocuments::Off {
-        return Err(refused("clients of metadata documents are not taken here"));
+        return Err(invalid_client("this server does not accept client metadata documents"));
     }
     let url = Url::parse(text).ok().filter(|url| {
         url.as_str() == text
@@ -184,24 +196,25 @@ fn check_url(text: &str, mode: MetadataDocuments) -> Result<(), OAuthError> {
             && url.password().is_none()
             && url.fragment().is_none()
     });
-    // Names are looked at when they are looked up; addresses are not looked up.
+    // The resolver checks the addresses of names; an address literal never reaches the resolver.
     let address = match url.as_ref().and_then(Url::host) {
         Some(Host::Domain(_)) => None,
         Some(Host::Ipv4(address)) => Some(IpAddr::from(address)),
         Some(Host::Ipv6(address)) => Some(IpAddr::from(address)),
         None => {
-            return Err(refused(
-                "a client_id that is a URL must be https, in its shortest form, without user and fragment",
+            return Err(invalid_client(
+                "a client_id that is a URL must be https and normalized, without user and fragment",
             ));
         }
     };
     if mode == MetadataDocuments::Public && address.is_some_and(|address| !is_public(address)) {
-        return Err(refused("the client's metadata document is not at a public address"));
+        return Err(invalid_client("the client metadata document is not at a public address"));
     }
     Ok(())
 }
 
-/// Looks names up, and answers public addresses alone: those that are then connected to.
+/// A DNS resolver that returns only public addresses. The HTTP client connects to exactly these, so
+/// that a second lookup (DNS rebinding) cannot change the target.
 struct Resolver {
     mode: MetadataDocuments,
 }
@@ -210,21 +223,21 @@ impl Resolve for Resolver {
     fn resolve(&self, name: Name) -> Resolving {
         let mode = self.mode;
         Box::pin(async move {
-            let found: Vec<SocketAddr> =
+            let addresses: Vec<SocketAddr> =
                 tokio::net::lookup_host((name.as_str(), 0)).await?.collect();
-            // One that is not may be how somebody tries their luck.
-            let is_fine = mode == MetadataDocuments::Any
-                || found.iter().all(|address| is_public(address.ip()));
-            if !is_fine {
-                return Err("the name is not of public addresses alone".into());
+            // Refuse a name with any other address: mixed results indicate an attack.
+            let is_allowed = mode == MetadataDocuments::Any
+                || addresses.iter().all(|address| is_public(address.ip()));
+            if !is_allowed {
+                return Err("the name resolves to an address that is not public".into());
             }
-            Ok(Box::new(found.into_iter()) as Addrs)
+            Ok(Box::new(addresses.into_iter()) as Addrs)
         })
     }
 }
 
-/// Addresses of special use (the registries of IANA, after RFC 6890), of version 4; of version 6 those within
-/// what is assigned to the Internet.
+/// Special-purpose address blocks (IANA registries, RFC 6890): all of IPv4, and those of IPv6 that
+/// are within global unicast space.
 static SPECIAL: LazyLock<Vec<IpNet>> = LazyLock::new(|| {
     let nets = [
         "0.0.0.0/8",
@@ -253,11 +266,11 @@ static SPECIAL: LazyLock<Vec<IpNet>> = LazyLock::new(|| {
     nets.iter().filter_map(|net| net.parse().ok()).collect()
 });
 
-/// Whether an address is one of the Internet, which anybody could reach as well.
+/// Returns true for an address that is reachable on the public Internet.
 fn is_public(address: IpAddr) -> bool {
     let is_assigned = match address {
         IpAddr::V4(_) => true,
-        // Global unicast; what embeds an address of version 4 is outside.
+        // Global unicast (2000::/3). IPv4-mapped and similar addresses are outside of it.
         IpAddr::V6(address) => address.segments()[0] & 0xe000 == 0x2000,
     };
     is_assigned && !SPECIAL.iter().any(|net| net.contains(&address))
@@ -271,10 +284,10 @@ fn is_json(headers: &HeaderMap) -> bool {
         || (essence.starts_with("application/") && essence.ends_with("+json"))
 }
 
-/// How long a document may be believed (RFC 9111, section 5.2.2).
-fn freshness(headers: &HeaderMap) -> Duration {
+/// Returns the cache lifetime of a response (RFC 9111, section 5.2.2); zero: do not cache.
+fn cache_lifetime(headers: &HeaderMap) -> Duration {
     let texts = headers.get_all(CACHE_CONTROL).iter().filter_map(|value| value.to_str().ok());
-    let mut fresh = FRESH_UNLESS_SAID;
+    let mut max_age = DEFAULT_MAX_AGE;
     for directive in texts.flat_map(|text| text.split(',')) {
         let directive = directive.trim().to_ascii_lowercase();
         if ["no-store", "no-cache"].contains(&&*directive) {
@@ -282,13 +295,13 @@ fn freshness(headers: &HeaderMap) -> Duration {
         }
         if let Some(seconds) = directive.strip_prefix("max-age=") {
             let seconds = seconds.trim_matches('"').parse().unwrap_or(0);
-            fresh = Duration::from_secs(seconds).min(FRESH_AT_MOST);
+            max_age = Duration::from_secs(seconds).min(LONGEST_MAX_AGE);
         }
     }
-    fresh
+    max_age
 }
 
-fn refused(why: &'static str) -> OAuthError {
+fn invalid_client(why: &'static str) -> OAuthError {
     OAuthError::new(Code::InvalidClient, why)
 }
 
@@ -297,7 +310,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_addresses_of_the_internet_are_public() {
+    fn special_purpose_addresses_are_not_public() {
         for public in ["1.1.1.1", "93.184.216.34", "2606:4700::1111", "2a00:1450:4001::200e"] {
             assert!(is_public(public.parse().unwrap()), "{public}");
         }
@@ -333,15 +346,15 @@ mod tests {
     }
 
     #[test]
-    fn a_url_is_fetched_only_as_it_is_written() {
+    fn url_that_is_not_normalized_or_public_is_rejected() {
         let check = |url: &str| check_url(url, MetadataDocuments::Public).is_ok();
-        for fine in [
+        for good in [
             "https://client.example/",
             "https://client.example/oauth/metadata.json",
             "https://client.example:8443/m?v=1",
             "https://1.1.1.1/m",
         ] {
-            assert!(check(fine), "{fine}");
+            assert!(check(good), "{good}");
         }
         for bad in [
             "https://client.example",
@@ -370,7 +383,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn names_of_this_machine_are_not_resolved() {
+    async fn local_name_is_resolved_only_in_mode_any() {
         let resolver = Resolver { mode: MetadataDocuments::Public };
         assert!(resolver.resolve("localhost".parse().unwrap()).await.is_err());
         let resolver = Resolver { mode: MetadataDocuments::Any };
@@ -378,18 +391,18 @@ mod tests {
     }
 
     #[test]
-    fn documents_are_believed_for_as_long_as_they_say() {
-        let fresh = |value: &str| {
+    fn cache_lifetime_follows_cache_control() {
+        let seconds = |value: &str| {
             let mut headers = HeaderMap::new();
             headers.insert(CACHE_CONTROL, value.parse().unwrap());
-            freshness(&headers).as_secs()
+            cache_lifetime(&headers).as_secs()
         };
-        assert_eq!(freshness(&HeaderMap::new()).as_secs(), 300);
-        assert_eq!(fresh("public, max-age=60"), 60);
-        assert_eq!(fresh("max-age=99999999"), 86_400);
-        assert_eq!(fresh("max-age=60, no-cache"), 0);
-        assert_eq!(fresh("No-Store"), 0);
-        assert_eq!(fresh("max-age=soon"), 0);
-        assert_eq!(fresh("public"), 300);
+        assert_eq!(cache_lifetime(&HeaderMap::new()).as_secs(), 300);
+        assert_eq!(seconds("public, max-age=60"), 60);
+        assert_eq!(seconds("max-age=99999999"), 86_400);
+        assert_eq!(seconds("max-age=60, no-cache"), 0);
+        assert_eq!(seconds("No-Store"), 0);
+        assert_eq!(seconds("max-age=soon"), 0);
+        assert_eq!(seconds("public"), 300);
     }
 }

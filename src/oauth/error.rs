@@ -1,4 +1,4 @@
-//! Why a request of OAuth is refused, in the words of the RFCs.
+//! The errors of the OAuth endpoints, with the error codes of the RFCs.
 
 use std::borrow::Cow;
 
@@ -7,51 +7,51 @@ use crate::{
     store::{Constraint, StoreError},
 };
 
-/// Error codes that clients act upon.
+/// The `error` code of a response, on which clients act.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Code {
     /// A parameter is missing, repeated or malformed (RFC 6749, section 5.2).
     InvalidRequest,
-    /// The client is unknown, or did not show who it is.
+    /// Client authentication failed, or the client is unknown.
     InvalidClient,
-    /// The code, refresh token or device code is worth nothing, or another client's.
+    /// The code, refresh token or device code is not valid or belongs to another client.
     InvalidGrant,
-    /// The client may not get tokens this way.
+    /// The client is not allowed to use this grant type.
     UnauthorizedClient,
-    /// Nobody gets tokens this way.
+    /// The server does not support this grant type.
     UnsupportedGrantType,
-    /// Codes are all that authorization answers (RFC 6749, section 4.1.2.1).
+    /// The response type is not `code` (RFC 6749, section 4.1.2.1).
     UnsupportedResponseType,
-    /// None of the scopes is known.
+    /// None of the requested scopes is known.
     InvalidScope,
-    /// The resource is none that tokens are made for (RFC 8707, section 2).
+    /// The server issues no tokens for this resource (RFC 8707, section 2).
     InvalidTarget,
-    /// The person said no.
+    /// The user denied the request.
     AccessDenied,
-    /// Somebody would have to sign in (`OpenID` Connect Core, section 3.1.2.6).
+    /// The user must sign in first (`OpenID` Connect Core, section 3.1.2.6).
     LoginRequired,
-    /// Somebody would have to consent.
+    /// The user must consent first.
     ConsentRequired,
-    /// Nobody has answered on the device's behalf (RFC 8628, section 3.5).
+    /// The user has not yet approved the device (RFC 8628, section 3.5).
     AuthorizationPending,
-    /// The device asks too often.
+    /// The device polls too often.
     SlowDown,
-    /// The device's code is over.
+    /// The device code has expired.
     ExpiredToken,
-    /// A redirect URI that no client may have (RFC 7591, section 3.2.2).
+    /// A redirect URI is not allowed (RFC 7591, section 3.2.2).
     InvalidRedirectUri,
-    /// Something else about a client that cannot be.
+    /// Other client metadata is not valid.
     InvalidClientMetadata,
-    /// There is no revoking such a token (RFC 7009, section 2.2.1).
+    /// A token of this type cannot be revoked here (RFC 7009, section 2.2.1).
     UnsupportedTokenType,
-    /// For the moment.
+    /// The request can succeed later.
     TemporarilyUnavailable,
-    /// A fault of this service.
+    /// An internal error of this service.
     ServerError,
 }
 
 impl Code {
-    /// The name in answers.
+    /// The code as it appears in responses.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -78,39 +78,39 @@ impl Code {
     }
 }
 
-/// Why something could not be done. The texts are for clients' authors.
+/// An error of an OAuth endpoint. Its texts are for developers of clients.
 #[derive(Debug, thiserror::Error)]
 pub enum OAuthError {
-    /// As the RFCs foresee.
+    /// An error that the RFCs define.
     #[error("{description}")]
     Refused {
-        /// What a program goes by.
+        /// The code for programs.
         code: Code,
-        /// What its author reads.
+        /// The description for developers.
         description: Cow<'static, str>,
     },
-    /// As everywhere else: the database is away, too many attempts …
+    /// An error that any endpoint can have, such as an unavailable database or a rate limit.
     #[error(transparent)]
     Failed(#[from] AuthError),
 }
 
 impl OAuthError {
-    /// A refusal.
+    /// Creates an error with a code and a description.
     pub fn new(code: Code, description: impl Into<Cow<'static, str>>) -> Self {
         Self::Refused { code, description: description.into() }
     }
 
-    /// A parameter is to blame.
+    /// Creates an `invalid_request` error.
     pub fn request(description: impl Into<Cow<'static, str>>) -> Self {
         Self::new(Code::InvalidRequest, description)
     }
 
-    /// What was presented is worth nothing.
+    /// Creates an `invalid_grant` error.
     pub fn grant(description: impl Into<Cow<'static, str>>) -> Self {
         Self::new(Code::InvalidGrant, description)
     }
 
-    /// It is for the moment alone.
+    /// Creates a temporary error: the response is a 503.
     #[must_use]
     pub fn unavailable() -> Self {
         Self::Failed(AuthError::Store(StoreError::late()))
@@ -121,7 +121,7 @@ impl From<StoreError> for OAuthError {
     fn from(error: StoreError) -> Self {
         match error {
             StoreError::Violated(Constraint::ClientGone) => {
-                Self::new(Code::InvalidClient, "there is no such client any more")
+                Self::new(Code::InvalidClient, "the client no longer exists")
             }
             other => Self::Failed(other.into()),
         }

@@ -1,4 +1,7 @@
-//! Connected apps: what a person has granted, or what was granted in a workspace, seen and ended.
+//! Connected apps: lists and ends the grants of a user or of a workspace.
+//!
+//! A user sees and ends only their own grants; an administrator also those of the workspace. Ending
+//! a grant takes effect on all nodes before the call returns.
 
 use super::OAuth;
 use crate::{
@@ -15,26 +18,27 @@ use crate::{
     store::{self, connected_apps::Whose},
 };
 
-const NONE: AuthError = AuthError::NotFound("connected app");
+const NOT_FOUND: AuthError = AuthError::NotFound("connected app");
 
 impl OAuth {
-    /// What the caller has granted, in whatever workspace; and how much there is.
+    /// Lists the caller's grants in all workspaces, with their total number.
     ///
     /// # Errors
-    /// [`AuthError::Forbidden`] for a caller that is no session.
+    /// [`AuthError::Forbidden`] if the caller is not a session.
     pub async fn own_grants(
         &self,
         caller: &Caller,
         page: Page,
     ) -> Result<(Items<Grant>, i64), AuthError> {
         let (_, user) = own_session(caller)?;
-        self.grants(caller, Whose::Person(user), page).await
+        self.list_grants(caller, Whose::Person(user), page).await
     }
 
-    /// What was granted in the caller's workspace, by whomever.
+    /// Lists all grants in the caller's workspace, with their total number.
     ///
     /// # Errors
-    /// [`AuthError::InsufficientScope`] for who does not run the workspace.
+    /// [`AuthError::Forbidden`] if the caller is not a session, [`AuthError::InsufficientScope`] if
+    /// it lacks the admin scope.
     pub async fn workspace_grants(
         &self,
         caller: &Caller,
@@ -45,41 +49,41 @@ impl OAuth {
         if held < Scope::Admin {
             return Err(AuthError::InsufficientScope { required: Scope::Admin, held });
         }
-        self.grants(caller, Whose::Workspace(caller.workspace()), page).await
+        self.list_grants(caller, Whose::Workspace(caller.workspace()), page).await
     }
 
-    async fn grants(
+    async fn list_grants(
         &self,
         caller: &Caller,
-        whose: Whose,
+        owner: Whose,
         page: Page,
     ) -> Result<(Items<Grant>, i64), AuthError> {
         let used_since = self.env.clock.now() - self.idle;
-        let mut tx = match whose {
+        let mut tx = match owner {
             Whose::Person(user) => self.store.begin_personal(user).await?,
             Whose::Workspace(workspace) => {
                 self.store.begin(workspace, caller.principal.person()).await?
             }
         };
-        let items = store::connected_apps::list(&mut tx, whose, used_since, page).await?;
-        let total = store::connected_apps::count(&mut tx, whose, used_since).await?;
+        let items = store::connected_apps::list(&mut tx, owner, used_since, page).await?;
+        let total = store::connected_apps::count(&mut tx, owner, used_since).await?;
         Ok((items, total))
     }
 
-    /// Ends something that the caller granted, or that anybody did in the workspace that the caller runs, at
-    /// once. A second time does nothing.
+    /// Ends a grant of the caller, or any grant in the workspace that the caller administers, on
+    /// all nodes before it returns. Ending it again succeeds without effect.
     ///
     /// # Errors
-    /// [`AuthError::NotFound`].
+    /// [`AuthError::NotFound`] if the caller has no right to the grant.
     pub async fn end_grant(&self, caller: &Caller, id: GrantId) -> Result<(), AuthError> {
         let (_, user) = own_session(caller)?;
         let mut tx = self.store.begin(caller.workspace(), Some(user)).await?;
-        let grant = store::connected_apps::get(&mut tx, id).await?.ok_or(NONE)?;
+        let grant = store::connected_apps::get(&mut tx, id).await?.ok_or(NOT_FOUND)?;
         if grant.user_id != Some(user) {
             let role = store::members::pin_role(&mut tx, caller.workspace(), user).await?;
-            let runs = role.is_some_and(|role| role.scope() == Scope::Admin);
-            if !runs || grant.workspace_id != caller.workspace() {
-                return Err(NONE);
+            let is_admin = role.is_some_and(|role| role.scope() == Scope::Admin);
+            if !is_admin || grant.workspace_id != caller.workspace() {
+                return Err(NOT_FOUND);
             }
         }
         let (workspace, now) = (grant.workspace_id, self.env.clock.now());
@@ -91,7 +95,7 @@ impl OAuth {
             store::audit::insert(&mut tx, workspace, &event).await?;
             tx.commit().await?;
         }
-        // Also a second time: the first one's client may have gone without an answer.
+        // Wait also if it had already ended: an earlier call may have been aborted before its wait.
         Ok(self.auth.fence().wait().await?)
     }
 }

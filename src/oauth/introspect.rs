@@ -1,5 +1,7 @@
-//! What a token is worth at the moment, for resources that cannot or would not verify it by themselves
-//! (RFC 7662).
+//! Token introspection (RFC 7662), for resources that do not verify tokens themselves.
+//!
+//! A client learns only about its own tokens, those of its workspace, and those for the resource
+//! that it is. Any other token is inactive to it.
 
 use std::sync::Arc;
 
@@ -24,7 +26,8 @@ use crate::{
     },
 };
 
-/// What there is to say of a token (RFC 7662, section 2.2). Of one that is worth nothing, only that.
+/// The introspection response (RFC 7662, section 2.2). For a token that is not active it contains
+/// only `active: false`.
 #[derive(Debug, Default, Serialize, ToSchema)]
 pub struct Introspection {
     active: bool,
@@ -53,10 +56,10 @@ pub struct Introspection {
 }
 
 impl OAuth {
-    /// Tells a client that has shown who it is what a token is worth.
+    /// Returns the current state of a token to an authenticated client.
     ///
     /// # Errors
-    /// [`Code::InvalidClient`] for a client without a secret.
+    /// [`Code::InvalidClient`] for a public client.
     pub async fn introspect(
         &self,
         client: &Client,
@@ -64,19 +67,21 @@ impl OAuth {
         request: &Arc<RequestInfo>,
     ) -> Result<Introspection, OAuthError> {
         if !client.is_confidential() {
-            let what = "introspection takes a client with a secret";
-            return Err(OAuthError::new(Code::InvalidClient, what));
+            let message = "introspection requires a client with a secret";
+            return Err(OAuthError::new(Code::InvalidClient, message));
         }
         let token = required(parameters, "token")?;
         if let Some(refresh) = PresentedToken::parse(token) {
             return self.introspect_refresh_token(client, &refresh).await;
         }
-        let looked = self.auth.look_at_token(token, request.began).await?;
-        let looked = looked.filter(|(claims, _)| may_see(client, claims));
-        Ok(looked.map_or_else(Introspection::default, |(claims, scope)| of_claims(claims, scope)))
+        let verified = self.auth.look_at_token(token, request.began).await?;
+        let visible = verified.filter(|(claims, _)| can_introspect(client, claims));
+        Ok(visible.map_or_else(Introspection::default, |(claims, scope)| {
+            active_introspection(claims, scope)
+        }))
     }
 
-    /// A refresh token is for nobody's eyes but its client's.
+    /// Introspects a refresh token. It is visible only to its own client.
     async fn introspect_refresh_token(
         &self,
         client: &Client,
@@ -87,22 +92,22 @@ impl OAuth {
         let parties = parties.filter(|parties| !parties.lacks_second_factor);
         let Some(parties) = parties else { return Ok(Introspection::default()) };
         let opened = self.lock(parties).await?;
-        let Some(Opened { grant, most: Some(most), .. }) = opened else {
+        let Some(Opened { grant, most: Some(role_scope), .. }) = opened else {
             return Ok(Introspection::default());
         };
         let generation = token.verify(self.auth.grant_refresh_key(), &grant.seed);
-        let until = grant.last_used_at.map(|used| used + self.idle);
-        let lives = !grant.ended
+        let expires_at = grant.last_used_at.map(|used| used + self.idle);
+        let is_active = !grant.ended
             && generation.is_some_and(|it| it <= grant.generation && it + 1 >= grant.generation)
-            && until.is_some_and(|until| self.env.clock.now() < until);
-        if !lives {
+            && expires_at.is_some_and(|expires_at| self.env.clock.now() < expires_at);
+        if !is_active {
             return Ok(Introspection::default());
         }
         Ok(Introspection {
             active: true,
-            scope: Some(grant.scope.min(most).oauth_scope()),
+            scope: Some(grant.scope.min(role_scope).oauth_scope()),
             client_id: Some(client.client_id()),
-            exp: until.map(time::OffsetDateTime::unix_timestamp),
+            exp: expires_at.map(time::OffsetDateTime::unix_timestamp),
             sub: parties.user_id.map(|user| user.to_string()),
             iss: Some(self.issuer.to_string()),
             workspace_id: Some(parties.workspace_id),
@@ -111,9 +116,9 @@ impl OAuth {
     }
 }
 
-/// Its own tokens, those of its workspace, and those for the resource that it is.
-fn may_see(client: &Client, claims: &Claims) -> bool {
-    // A person's own session is nobody else's to look at.
+/// Returns true for the client's own tokens, those of its workspace, and those for its resource.
+fn can_introspect(client: &Client, claims: &Claims) -> bool {
+    // Access tokens of a user's own session are not visible to any client.
     if !matches!(claims.sid, Bond::Grant(_)) {
         return false;
     }
@@ -126,7 +131,7 @@ fn may_see(client: &Client, claims: &Claims) -> bool {
         || client.resource.as_ref().is_some_and(is_for)
 }
 
-fn of_claims(claims: Claims, scope: Scope) -> Introspection {
+fn active_introspection(claims: Claims, scope: Scope) -> Introspection {
     Introspection {
         active: true,
         scope: Some(scope.oauth_scope()),

@@ -1,4 +1,6 @@
-//! What clients read at first: where everything is, and what is offered.
+//! Discovery documents of the authorization server (RFC 8414) and of its own API (RFC 9728).
+//!
+//! Both are built from the settings, so that clients need no other configuration.
 
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -9,17 +11,17 @@ use crate::model::{
     scope::Scope,
 };
 
-/// The metadata of the authorization server (RFC 8414, section 2). Every field says what there is: left out, some
-/// would mean something else.
+/// The metadata of the authorization server (RFC 8414, section 2). All fields are explicit, because
+/// RFC 8414 gives some of them a different default.
 #[derive(Serialize, ToSchema)]
 pub struct ServerMetadata {
-    /// The `iss` of all tokens and of all answers to authorization requests.
+    /// The issuer: the `iss` of all tokens and authorization responses.
     #[schema(example = "https://auth.example.com")]
     issuer: String,
     authorization_endpoint: String,
     token_endpoint: String,
     jwks_uri: String,
-    /// Where clients register themselves (RFC 7591), if they may.
+    /// The client registration endpoint (RFC 7591), if registration is turned on.
     #[serde(skip_serializing_if = "Option::is_none")]
     registration_endpoint: Option<String>,
     scopes_supported: [&'static str; 3],
@@ -33,17 +35,17 @@ pub struct ServerMetadata {
     introspection_endpoint: String,
     introspection_endpoint_auth_methods_supported: [&'static str; 2],
     code_challenge_methods_supported: [&'static str; 1],
-    /// RFC 8628, section 4.
+    /// The device authorization endpoint (RFC 8628, section 4).
     device_authorization_endpoint: String,
-    /// RFC 9207, section 3.
+    /// True: authorization responses contain `iss` (RFC 9207, section 3).
     authorization_response_iss_parameter_supported: bool,
-    /// Whether a client's `client_id` may be the URL of its metadata document.
+    /// True if a `client_id` can be the URL of a client metadata document.
     client_id_metadata_document_supported: bool,
-    /// What tokens are made for (RFC 9728, section 4).
+    /// The resources for which this server issues tokens (RFC 9728, section 4).
     protected_resources: Vec<String>,
 }
 
-/// The metadata of this service as a resource that tokens are for (RFC 9728, section 2).
+/// The metadata of this service's API as a protected resource (RFC 9728, section 2).
 #[derive(Serialize, ToSchema)]
 pub struct ResourceMetadata {
     #[schema(example = "https://auth.example.com")]
@@ -56,7 +58,7 @@ pub struct ResourceMetadata {
 }
 
 impl OAuth {
-    /// The metadata of the authorization server.
+    /// Returns the metadata of the authorization server (RFC 8414).
     #[must_use]
     pub fn server_metadata(&self) -> ServerMetadata {
         let at = |path: &str| format!("{}{path}", self.issuer);
@@ -88,7 +90,7 @@ impl OAuth {
         }
     }
 
-    /// The metadata of this service's own API.
+    /// Returns the metadata of this service's API (RFC 9728).
     #[must_use]
     pub fn resource_metadata(&self) -> ResourceMetadata {
         ResourceMetadata {

@@ -1,16 +1,17 @@
-//! The OAuth 2.1 authorization server: a person lets a client into a workspace, once.
+//! The OAuth 2.1 authorization server.
 //!
-//! - [`metadata`]: what clients read at first (RFC 8414, RFC 9728).
-//! - [`clients`]: who asks, and how it shows that. [`registration`]: clients that register themselves
-//!   (RFC 7591); [`documents`]: clients whose own documents tell of them; [`workspace_clients`]: those that
-//!   an admin makes.
-//! - [`authorize`]: the request and its answers. [`consent`]: a person lets it in. [`device`]: the same for who has
-//!   no browser (RFC 8628).
-//! - [`token`]: tokens for codes, for refresh tokens, and for the client itself.
-//! - [`revoke`] (RFC 7009), [`introspect`] (RFC 7662), [`grants`]: connected apps, seen and ended.
+//! A user authorizes a client once for a workspace; the decision is stored as a grant. All tokens
+//! of a grant name its row. Ending the grant therefore ends its tokens on every node, through the
+//! same cache invalidation and fence as for API keys.
 //!
-//! A grant is the row that all of its tokens name: what ends it ends them, on every node, by the cache and the
-//! fence that API keys have.
+//! - [`metadata`]: discovery documents (RFC 8414, RFC 9728).
+//! - [`clients`]: client lookup and authentication. Clients come from three sources:
+//!   [`registration`] (dynamic registration, RFC 7591), [`documents`] (client ID metadata
+//!   documents) and [`workspace_clients`] (created by an administrator).
+//! - [`authorize`]: the authorization request and response. [`consent`]: the user's decision.
+//!   [`device`]: the device flow for clients without a browser (RFC 8628).
+//! - [`token`]: the token endpoint and its four grant types.
+//! - [`revoke`] (RFC 7009), [`introspect`] (RFC 7662), [`grants`] (list and end connected apps).
 
 pub mod authorize;
 pub mod clients;
@@ -63,16 +64,17 @@ pub struct OAuth {
     native_schemes: Arc<[String]>,
     documents: Documents,
     registration: bool,
-    /// How long a grant may go without giving tokens.
+    /// Idle timeout of a grant: after this time without a new token it no longer works.
     idle: Duration,
     limits: Limits,
 }
 
 impl OAuth {
-    /// Over the parts that keys and sessions have too.
+    /// Creates the authorization server from the settings and the shared services.
     ///
     /// # Errors
-    /// With one line for the operator.
+    /// A one-line message for the operator if the HTTP client for metadata documents fails to
+    /// start.
     pub fn new(
         settings: &Settings,
         auth: Auth,
@@ -97,20 +99,21 @@ impl OAuth {
         })
     }
 
-    /// What tokens are made for.
+    /// The protected resources for which this server issues tokens.
     #[must_use]
     pub fn resources(&self) -> &Resources {
         &self.resources
     }
 
-    /// The resources that a request names, as tokens name them; this service's own where it names none.
+    /// Returns the resources that a request names, in the form that tokens use (RFC 8707). Without
+    /// a `resource` parameter this is the service's own API.
     ///
     /// # Errors
-    /// [`Code::InvalidTarget`] for one that tokens are not made for.
+    /// [`Code::InvalidTarget`] for a resource that is not configured.
     fn resources_of(&self, parameters: &Parameters) -> Result<Vec<String>, OAuthError> {
         let mut named: Vec<String> = Vec::new();
-        for given in parameters.all(RESOURCE) {
-            let known = self.resources.find(given).ok_or_else(unknown_resource)?;
+        for requested in parameters.all(RESOURCE) {
+            let known = self.resources.find(requested).ok_or_else(unknown_resource)?;
             if !named.iter().any(|named| named == known) {
                 named.push(known.to_owned());
             }
@@ -121,26 +124,26 @@ impl OAuth {
         Ok(named)
     }
 
-    /// Keeps who gets tokens from asking for them without an end.
+    /// Charges one token request to the rate limit of a grant or client, on this node.
     ///
     /// # Errors
-    /// [`AuthError::TooManyAttempts`].
+    /// [`AuthError::TooManyAttempts`] if the limit is exceeded.
     fn charge(&self, id: Uuid) -> Result<(), OAuthError> {
         let decision = self.limits.charge_grant(id);
         if decision.allowed {
             return Ok(());
         }
-        // Rounded up: waiting so long is enough.
+        // Round up, so that a client that waits this long succeeds.
         Err(AuthError::TooManyAttempts(decision.retry_in.as_secs() + 1).into())
     }
 
-    /// How long a grant may go without giving tokens.
+    /// Idle timeout of a grant: after this time without a new token it no longer works.
     #[must_use]
     pub fn idle(&self) -> Duration {
         self.idle
     }
 
-    /// An event of a client.
+    /// Creates an audit event whose actor is a client.
     fn event(
         &self,
         request: &Arc<RequestInfo>,
@@ -155,22 +158,22 @@ impl OAuth {
 }
 
 fn unknown_resource() -> OAuthError {
-    OAuthError::new(Code::InvalidTarget, "tokens are not made for this resource")
+    OAuthError::new(Code::InvalidTarget, "this server does not issue tokens for this resource")
 }
 
-/// The greatest of our scopes that a request asks for; none where it asks for none. Others are passed over,
-/// such as `offline_access`.
+/// Returns the highest known scope that a request names, or `None` without a `scope` parameter.
+/// Unknown scopes such as `offline_access` are ignored.
 ///
 /// # Errors
-/// [`Code::InvalidScope`] where it asks for others alone.
+/// [`Code::InvalidScope`] if the request names only unknown scopes.
 fn scope_of(parameters: &Parameters) -> Result<Option<Scope>, OAuthError> {
-    let Some(asked) = parameters.get("scope") else { return Ok(None) };
-    let known = Scope::from_oauth_scope(asked);
+    let Some(requested) = parameters.get("scope") else { return Ok(None) };
+    let known = Scope::from_oauth_scope(requested);
     let unknown = || {
         let names = Scope::ALL.map(Scope::oauth_name).join(", ");
         OAuthError::new(
             Code::InvalidScope,
-            format!("none of the scopes is known; there are {names}"),
+            format!("none of the requested scopes is known; supported scopes: {names}"),
         )
     };
     known.ok_or_else(unknown).map(Some)

@@ -1,4 +1,7 @@
-//! Clients that register themselves (RFC 7591). Anybody may: a client is worth nothing until somebody lets it in.
+//! Dynamic client registration (RFC 7591).
+//!
+//! Registration needs no credential: a client has no access until a user authorizes it. The number
+//! of unused clients is limited, overall and per address.
 
 use serde::Deserialize;
 
@@ -17,45 +20,45 @@ use crate::{
     },
 };
 
-/// Redirect URIs of a client at most.
+/// Maximum number of redirect URIs of a client.
 const MAX_REDIRECT_URIS: usize = 20;
 
-/// Clients that registered within a week and that nobody has let in, at most.
+/// Maximum number of clients that registered within a week and have no grant yet.
 const MAX_UNUSED: i32 = 10_000;
-/// Of these from one address or, of IPv6, one /64.
-const MAX_UNUSED_FROM_ONE: i32 = 200;
+/// Maximum number of such clients from one IPv4 address or IPv6 /64.
+const MAX_UNUSED_PER_ADDRESS: i32 = 200;
 
-/// What a client says of itself (RFC 7591, section 2). What is not here is passed over.
+/// Client metadata (RFC 7591, section 2). Other fields are ignored.
 #[derive(Debug, Default, Deserialize)]
 pub struct ClientMetadata {
-    /// In a metadata document: its URL.
+    /// The URL of the metadata document. Only metadata documents use it.
     pub client_id: Option<String>,
-    /// In a metadata document: forbidden.
+    /// A client secret, which a metadata document must not contain.
     pub client_secret: Option<serde_json::Value>,
-    /// In a metadata document: public keys, if any. They are not used.
+    /// The public keys in a metadata document. They are not used.
     pub jwks: Option<serde_json::Value>,
-    /// What it calls itself.
+    /// The display name.
     pub client_name: Option<String>,
-    /// Its page.
+    /// The URL of the client's home page.
     pub client_uri: Option<String>,
-    /// Where codes may be sent.
+    /// The allowed redirect URIs.
     pub redirect_uris: Option<Vec<String>>,
-    /// How it shows who it is.
+    /// The client authentication method at the token endpoint.
     pub token_endpoint_auth_method: Option<String>,
-    /// How it gets tokens.
+    /// The grant types that the client uses.
     pub grant_types: Option<Vec<String>>,
-    /// What authorization answers.
+    /// The response types that the client uses.
     pub response_types: Option<Vec<String>>,
-    /// What it asks for unless it says.
+    /// The default scope.
     pub scope: Option<String>,
 }
 
-/// A client and, this once, its secret, if it has one.
+/// A new client and its secret, which is returned only this once.
 #[derive(Debug)]
 pub struct Registered {
     /// The client.
     pub client: Client,
-    /// Its secret.
+    /// The secret; `None` for a public client.
     pub secret: Option<ClientSecret>,
 }
 
@@ -63,37 +66,41 @@ impl OAuth {
     /// Registers a client.
     ///
     /// # Errors
-    /// [`Code::InvalidRedirectUri`], [`Code::InvalidClientMetadata`]; unavailable where too many have
-    /// registered that nobody lets in.
+    /// [`Code::InvalidRedirectUri`] or [`Code::InvalidClientMetadata`] for bad metadata,
+    /// [`Code::AccessDenied`] if registration is turned off, and a 503 if there are too many unused
+    /// clients.
     pub async fn register(
         &self,
         metadata: &ClientMetadata,
         request: &RequestInfo,
     ) -> Result<Registered, OAuthError> {
         if !self.registration {
-            let closed = "clients do not register themselves here: ask the operator";
-            return Err(OAuthError::new(Code::AccessDenied, closed));
+            let message = "client registration is turned off; contact the operator";
+            return Err(OAuthError::new(Code::AccessDenied, message));
         }
-        // What is not said means HTTP Basic (RFC 7591, section 2).
+        // The default is HTTP Basic (RFC 7591, section 2).
         let method = metadata.token_endpoint_auth_method.as_deref();
         let method = AuthMethod::from_name(method.unwrap_or("client_secret_basic"));
         let auth_method = method.ok_or_else(|| {
-            refused("token_endpoint_auth_method must be none, client_secret_basic or client_secret_post")
+            invalid_metadata(
+                "token_endpoint_auth_method must be none, client_secret_basic or \
+                 client_secret_post",
+            )
         })?;
         let schemes = &self.native_schemes;
         let client = client_of(&self.env, metadata, Origin::Registered, auth_method, schemes)?;
         let secret = client.is_confidential().then(|| ClientSecret::new(self.env.entropy.bytes()));
-        let kept = secret.as_ref().map(|secret| (self.env.new_uuid(), secret.digest()));
-        let (subnet, most) = (address::subnet(request.ip), [MAX_UNUSED, MAX_UNUSED_FROM_ONE]);
-        if !self.store.register_client(&client, kept, subnet, most).await? {
+        let digest = secret.as_ref().map(|secret| (self.env.new_uuid(), secret.digest()));
+        let (subnet, limits) = (address::subnet(request.ip), [MAX_UNUSED, MAX_UNUSED_PER_ADDRESS]);
+        if !self.store.register_client(&client, digest, subnet, limits).await? {
             return Err(OAuthError::unavailable());
         }
-        tracing::info!(client = %client.id, "an OAuth client registered itself");
+        tracing::info!(client = %client.id, "registered an OAuth client");
         Ok(Registered { client, secret })
     }
 }
 
-/// The client that metadata tells of, with a fresh id.
+/// Creates a client with a new id from its metadata.
 pub(super) fn client_of(
     env: &Env,
     metadata: &ClientMetadata,
@@ -105,15 +112,15 @@ pub(super) fn client_of(
     let redirect_uris = metadata.redirect_uris.clone().unwrap_or_default();
     check_redirect_uris(&redirect_uris, &grant_types, native_schemes)?;
     let name = match &metadata.client_name {
-        Some(name) => text::name("client_name", name).map_err(|why| refused(why.0))?,
+        Some(name) => text::name("client_name", name).map_err(|why| invalid_metadata(why.0))?,
         None => match redirect_uris.first() {
             Some(uri) => redirect_uri::destination(uri),
-            None => "an unnamed client".to_owned(),
+            None => "unnamed client".to_owned(),
         },
     };
     let client_uri = metadata.client_uri.clone().filter(|uri| !uri.is_empty());
     if client_uri.as_ref().is_some_and(|uri| !is_web_page(uri)) {
-        return Err(refused("client_uri must be an http or https URL"));
+        return Err(invalid_metadata("client_uri must be an http or https URL"));
     }
     Ok(Client {
         id: env.new_id(),
@@ -130,7 +137,7 @@ pub(super) fn client_of(
     })
 }
 
-/// How it gets tokens, of what is offered; others are passed over (RFC 7591, section 2).
+/// Returns the supported grant types in the metadata; others are ignored (RFC 7591, section 2).
 fn grant_types(metadata: &ClientMetadata) -> Result<Vec<GrantType>, OAuthError> {
     let mut grants: Vec<_> = match &metadata.grant_types {
         None => vec![GrantType::AuthorizationCode],
@@ -139,26 +146,29 @@ fn grant_types(metadata: &ClientMetadata) -> Result<Vec<GrantType>, OAuthError> 
     grants.sort_unstable();
     grants.dedup();
     if grants.contains(&GrantType::ClientCredentials) {
-        return Err(refused(
-            "a client that registers itself has no workspace to act in: an admin makes those with client_credentials",
+        return Err(invalid_metadata(
+            "client_credentials is only for clients that a workspace administrator creates",
         ));
     }
-    let begins = |grant: &GrantType| *grant != GrantType::RefreshToken;
-    if !grants.iter().any(begins) {
-        return Err(refused("grant_types must contain authorization_code or the device grant"));
+    let starts_grant = |grant: &GrantType| *grant != GrantType::RefreshToken;
+    if !grants.iter().any(starts_grant) {
+        return Err(invalid_metadata(
+            "grant_types must contain authorization_code or the device grant",
+        ));
     }
     let codes = grants.contains(&GrantType::AuthorizationCode);
     let responses = metadata.response_types.as_deref().unwrap_or_default();
     if codes && !responses.is_empty() && !responses.iter().any(|response| response == "code") {
-        return Err(refused("response_types must contain code"));
+        return Err(invalid_metadata("response_types must contain code"));
     }
     Ok(grants)
 }
 
-/// Checks where codes may be sent.
+/// Checks a client's redirect URIs.
 ///
 /// # Errors
-/// [`Code::InvalidRedirectUri`].
+/// [`Code::InvalidRedirectUri`] if one is not allowed, if there are more than 20, or if
+/// `authorization_code` has none.
 pub(super) fn check_redirect_uris(
     uris: &[String],
     grants: &[GrantType],
@@ -166,10 +176,10 @@ pub(super) fn check_redirect_uris(
 ) -> Result<(), OAuthError> {
     let refuse = |why: String| Err(OAuthError::new(Code::InvalidRedirectUri, why));
     if uris.len() > MAX_REDIRECT_URIS {
-        return refuse(format!("there must be at most {MAX_REDIRECT_URIS} redirect_uris"));
+        return refuse(format!("redirect_uris must contain at most {MAX_REDIRECT_URIS} URIs"));
     }
     if uris.is_empty() && grants.contains(&GrantType::AuthorizationCode) {
-        return refuse("redirect_uris must hold one at least".to_owned());
+        return refuse("redirect_uris must contain at least one URI".to_owned());
     }
     for uri in uris {
         if let Err(why) = redirect_uri::check(uri, native_schemes) {
@@ -179,13 +189,13 @@ pub(super) fn check_redirect_uris(
     Ok(())
 }
 
-/// Whether a text is the URL of a page.
+/// Returns true for an absolute http or https URL of at most 2000 bytes.
 pub(super) fn is_web_page(text: &str) -> bool {
     let url = text.parse::<url::Url>().ok();
     text.len() <= 2000
         && url.is_some_and(|url| ["http", "https"].contains(&url.scheme()) && url.host().is_some())
 }
 
-fn refused(why: impl Into<std::borrow::Cow<'static, str>>) -> OAuthError {
+fn invalid_metadata(why: impl Into<std::borrow::Cow<'static, str>>) -> OAuthError {
     OAuthError::new(Code::InvalidClientMetadata, why)
 }

@@ -1,4 +1,7 @@
-//! Tokens given back (RFC 7009): a refresh token with all that was granted, an access token alone.
+//! Token revocation (RFC 7009).
+//!
+//! Revoking a refresh token ends its grant; revoking an access token affects only that token. Both
+//! take effect on all nodes before the response.
 
 use std::sync::Arc;
 
@@ -20,14 +23,17 @@ use crate::{
     store::{self, Tx, oauth_grants::Parties},
 };
 
-/// Access tokens of one grant that are revoked one by one within their life; then all of it goes.
+/// Maximum number of unexpired access tokens of a grant that are revoked one by one. One more ends
+/// the grant.
 const MAX_REVOKED: i32 = 100;
 
 impl OAuth {
-    /// Revokes a token of a client that has shown who it is, at once. What is no token of anybody needs none.
+    /// Revokes a token of an authenticated client. An unknown token needs no revocation and
+    /// succeeds (RFC 7009, section 2.2).
     ///
     /// # Errors
-    /// [`Code::InvalidGrant`] for another client's, [`Code::UnsupportedTokenType`] for an API key.
+    /// [`Code::InvalidGrant`] for a token of another client, [`Code::UnsupportedTokenType`] for an
+    /// API key.
     pub async fn revoke(
         &self,
         client: &Client,
@@ -36,8 +42,8 @@ impl OAuth {
     ) -> Result<(), OAuthError> {
         let token = required(parameters, "token")?;
         if token.starts_with(KEY_PREFIX) {
-            let what = "API keys are revoked at /v1/api-keys";
-            return Err(OAuthError::new(Code::UnsupportedTokenType, what));
+            let message = "this is an API key; revoke it at /v1/api-keys";
+            return Err(OAuthError::new(Code::UnsupportedTokenType, message));
         }
         match PresentedToken::parse(token) {
             Some(refresh) => self.revoke_refresh_token(client, &refresh, request).await,
@@ -58,16 +64,16 @@ impl OAuth {
             return Ok(());
         }
         if grant.client_id != client.id {
-            return Err(foreign());
+            return Err(not_issued_to_client());
         }
-        self.give_back(&mut tx, client, parties, request).await?;
+        self.end_grant_for_client(&mut tx, client, parties, request).await?;
         tx.commit().await?;
-        // Also a second time: the first one's client may have gone without an answer.
+        // Wait also if it had already ended: an earlier call may have been aborted before its wait.
         Ok(self.auth.fence().wait().await?)
     }
 
-    /// Ends a grant for its client, unless it has ended.
-    async fn give_back(
+    /// Ends a grant at the request of its client, unless it has already ended.
+    async fn end_grant_for_client(
         &self,
         tx: &mut Tx,
         client: &Client,
@@ -91,11 +97,12 @@ impl OAuth {
         token: &str,
         request: &Arc<RequestInfo>,
     ) -> Result<(), OAuthError> {
-        // Whatever it is worth at the moment: it is not to be worth more later.
+        // Revoke the token even if it is not valid at the moment: it could become valid again
+        // later.
         let Some(claims) = self.auth.read_token(token).await? else { return Ok(()) };
-        let Bond::Grant(id) = claims.sid else { return Err(foreign()) };
+        let Bond::Grant(id) = claims.sid else { return Err(not_issued_to_client()) };
         if claims.client_id != client.client_id() {
-            return Err(foreign());
+            return Err(not_issued_to_client());
         }
         let Some(parties) = self.store.find_grant(id).await? else { return Ok(()) };
         let workspace = parties.workspace_id;
@@ -109,13 +116,13 @@ impl OAuth {
             .with(json!({ "user_id": parties.user_id }));
         store::audit::insert(&mut tx, workspace, &event).await?;
         if revoked > MAX_REVOKED {
-            self.give_back(&mut tx, client, parties, request).await?;
+            self.end_grant_for_client(&mut tx, client, parties, request).await?;
         }
         tx.commit().await?;
         Ok(self.auth.fence().wait().await?)
     }
 }
 
-fn foreign() -> OAuthError {
+fn not_issued_to_client() -> OAuthError {
     OAuthError::grant("the token was not issued to this client")
 }

@@ -1,7 +1,9 @@
-//! Tokens: for a code, for a refresh token, for a device, and for the client itself (OAuth 2.1, section 3.2).
+//! The token endpoint (OAuth 2.1, section 3.2): authorization codes, refresh tokens, device codes
+//! and client credentials.
 //!
-//! What is worth nothing is `invalid_grant`, and only that: while PostgreSQL is away the answer is a 503, since
-//! integration platforms take any other refusal of a refresh for the end of the connection.
+//! `invalid_grant` means that a code or token is not valid, and nothing else. While PostgreSQL is
+//! unavailable the response is a 503, because integration platforms treat any other error of a
+//! refresh as the end of the connection.
 
 use std::sync::Arc;
 
@@ -27,54 +29,55 @@ use crate::{
     store::{self, Tx, oauth_devices::DeviceState, oauth_grants::Parties},
 };
 
-const BAD_CODE: &str = "the code is unknown, expired, used or another client's, or does not fit code_verifier or redirect_uri";
+const BAD_CODE: &str = "the code is unknown, expired, used or issued to another client, or does \
+                        not match code_verifier or redirect_uri";
 const BAD_REFRESH: &str = "the refresh token is unknown, expired or revoked";
-const BAD_DEVICE_CODE: &str = "the device code is unknown, used or another client's";
+const BAD_DEVICE_CODE: &str = "the device code is unknown, used or issued to another client";
 
-/// What a client gets.
+/// The tokens of a successful response (RFC 6749, section 5.1).
 #[derive(Debug)]
 pub struct Tokens {
-    /// For the resource, for an hour.
+    /// The access token, a JWT that lives one hour.
     pub access_token: SecretString,
-    /// Its life, in seconds.
+    /// The lifetime of the access token, in seconds.
     pub expires_in: u64,
-    /// What it may do.
+    /// The scope of the access token.
     pub scope: Scope,
-    /// For the next ones.
+    /// The refresh token, if the client may use one.
     pub refresh_token: Option<SecretString>,
 }
 
-/// A token request of a client that has shown who it is.
+/// A token request of an authenticated client.
 #[derive(Clone, Copy)]
-struct Asked<'a> {
+struct TokenContext<'a> {
     client: &'a Client,
     parameters: &'a Parameters,
     request: &'a Arc<RequestInfo>,
 }
 
-/// A grant of a person, locked in a transaction of both.
+/// A user's grant, locked in a transaction of its workspace and user.
 pub(super) struct Opened {
     pub(super) tx: Tx,
     pub(super) parties: Parties,
     pub(super) grant: GrantState,
-    /// What the person's role is worth now; none: they are no longer a member.
+    /// The maximum scope of the user's current role; `None` if the user is no longer a member.
     pub(super) most: Option<Scope>,
 }
 
-/// What is to be given.
-struct Giving<'a> {
+/// The parameters of the tokens to issue.
+struct TokenIssuance<'a> {
     parties: Parties,
     scope: Scope,
     resources: Vec<String>,
-    /// The refresh token that goes along, if the client may have one.
+    /// Generation and seed of the refresh token, if the client may have one.
     refresh: Option<(u32, &'a RefreshSeed)>,
 }
 
 impl OAuth {
-    /// Answers a token request of a client that has shown who it is.
+    /// Handles a token request of an authenticated client.
     ///
     /// # Errors
-    /// As RFC 6749, section 5.2 says; RFC 8628, section 3.5.
+    /// The error codes of RFC 6749, section 5.2 and, for device codes, of RFC 8628, section 3.5.
     pub async fn token(
         &self,
         client: &Client,
@@ -83,88 +86,97 @@ impl OAuth {
     ) -> Result<Tokens, OAuthError> {
         let name = required(parameters, "grant_type")?;
         let grant = GrantType::from_name(name).ok_or_else(|| {
-            OAuthError::new(Code::UnsupportedGrantType, "there is no such grant_type here")
+            OAuthError::new(Code::UnsupportedGrantType, "this grant_type is not supported")
         })?;
         if !client.may(grant) {
-            let what = format!("the client is not registered for {}", grant.as_str());
-            return Err(OAuthError::new(Code::UnauthorizedClient, what));
+            let message = format!("the client is not registered for {}", grant.as_str());
+            return Err(OAuthError::new(Code::UnauthorizedClient, message));
         }
-        let asked = Asked { client, parameters, request };
+        let context = TokenContext { client, parameters, request };
         match grant {
-            GrantType::AuthorizationCode => self.redeem_code(asked).await,
-            GrantType::RefreshToken => self.refresh(asked).await,
-            GrantType::ClientCredentials => self.act_for_itself(asked).await,
-            GrantType::DeviceCode => self.redeem_device_code(asked).await,
+            GrantType::AuthorizationCode => self.redeem_code(context).await,
+            GrantType::RefreshToken => self.refresh(context).await,
+            GrantType::ClientCredentials => self.client_credentials_grant(context).await,
+            GrantType::DeviceCode => self.redeem_device_code(context).await,
         }
     }
 
-    async fn redeem_code(&self, asked: Asked<'_>) -> Result<Tokens, OAuthError> {
-        let Asked { client, parameters, .. } = asked;
+    async fn redeem_code(&self, context: TokenContext<'_>) -> Result<Tokens, OAuthError> {
+        let TokenContext { client, parameters, .. } = context;
         let bad = || OAuthError::grant(BAD_CODE);
         let code = required(parameters, "code")?;
         let verifier = required(parameters, "code_verifier")?;
         let id = self.auth.token_key().verify(Purpose::AuthorizationCode, code);
-        let opened = self.open(id.ok_or_else(bad)?.into()).await?.ok_or_else(bad)?;
+        let opened = self.open_user_grant(id.ok_or_else(bad)?.into()).await?.ok_or_else(bad)?;
         let grant = &opened.grant;
-        let fits = grant.client_id == client.id
+        let is_match = grant.client_id == client.id
             && grant.code.as_ref().is_some_and(|(redirect_uri, challenge)| {
-                // It need not be told again (OAuth 2.1, section 10.2).
-                parameters.get("redirect_uri").is_none_or(|told| told == redirect_uri)
+                // OAuth 2.1 (section 10.2) no longer requires redirect_uri in the token request.
+                parameters.get("redirect_uri").is_none_or(|uri| uri == redirect_uri)
                     && challenge.is_met_by(verifier)
             });
-        if !fits {
-            return Err(self.refuse(asked, opened, BAD_CODE).await);
+        if !is_match {
+            return Err(self.record_refusal(context, opened, BAD_CODE).await);
         }
         if grant.begun_at.is_some() {
-            // Whoever has code and verifier has both halves: one of the two who do is a thief.
-            self.end_reused(asked, opened, GrantEnd::CodeReuse).await?;
+            // Two parties presented both the code and its verifier: one of them stole them.
+            self.end_reused_grant(context, opened, GrantEnd::CodeReuse).await?;
             return Err(bad());
         }
-        self.begin_grant(asked, opened, BAD_CODE).await
+        self.issue_first_tokens(context, opened, BAD_CODE).await
     }
 
-    /// A public client's token rotates; the one before still gets the same successor until that has been used,
-    /// so that a lost answer may be asked for again, whenever that is. A confidential client's stays: it takes
-    /// the client's secret too (OAuth 2.1, section 4.3.1).
-    async fn refresh(&self, asked: Asked<'_>) -> Result<Tokens, OAuthError> {
-        let Asked { client, parameters, .. } = asked;
+    /// Handles `grant_type=refresh_token`.
+    ///
+    /// The refresh token of a public client rotates. The previous token still returns the same
+    /// successor until that successor was used, so a client can retry after a lost response at any
+    /// time. The token of a confidential client does not rotate, because it is useless without the
+    /// client's secret (OAuth 2.1, section 4.3.1).
+    async fn refresh(&self, context: TokenContext<'_>) -> Result<Tokens, OAuthError> {
+        let TokenContext { client, parameters, .. } = context;
         let bad = || OAuthError::grant(BAD_REFRESH);
         let token = required(parameters, "refresh_token")?;
         let token = PresentedToken::<GrantId>::parse(token).ok_or_else(bad)?;
-        let opened = self.open(token.id()).await?.ok_or_else(bad)?;
+        let opened = self.open_user_grant(token.id()).await?.ok_or_else(bad)?;
         let grant = &opened.grant;
         let generation = token.verify(self.auth.grant_refresh_key(), &grant.seed);
         let generation = generation.ok_or_else(bad)?;
         if grant.client_id != client.id || generation > grant.generation {
-            return Err(self.refuse(asked, opened, BAD_REFRESH).await);
+            return Err(self.record_refusal(context, opened, BAD_REFRESH).await);
         }
         let next = match grant.generation - generation {
             0 if client.is_confidential() => generation,
             0 => generation.saturating_add(1),
             1 => grant.generation,
-            _ if grant.ended => return Err(self.refuse(asked, opened, BAD_REFRESH).await),
+            _ if grant.ended => {
+                return Err(self.record_refusal(context, opened, BAD_REFRESH).await);
+            }
             _ => {
-                self.end_reused(asked, opened, GrantEnd::RefreshReuse).await?;
+                self.end_reused_grant(context, opened, GrantEnd::RefreshReuse).await?;
                 return Err(bad());
             }
         };
         let now = self.env.clock.now();
-        let lives = !grant.ended && grant.last_used_at.is_some_and(|used| now - used < self.idle);
-        let Some(most) = opened.most.filter(|_| lives) else {
-            return Err(self.refuse(asked, opened, BAD_REFRESH).await);
+        let is_active =
+            !grant.ended && grant.last_used_at.is_some_and(|used| now - used < self.idle);
+        let Some(max_scope) = opened.most.filter(|_| is_active) else {
+            return Err(self.record_refusal(context, opened, BAD_REFRESH).await);
         };
-        // Whoever asks for more than there is gets what there is: some clients always ask for all.
-        let most = scope_of(parameters)?.map_or(most, |wanted| wanted.min(most));
-        self.give_granted(asked, opened, most, Some(next), Action::TokenRefreshed).await
+        // Reduce an excessive scope instead of refusing it: some clients always request all scopes.
+        let max_scope = scope_of(parameters)?.map_or(max_scope, |wanted| wanted.min(max_scope));
+        self.issue_from_grant(context, opened, max_scope, Some(next), Action::TokenRefreshed).await
     }
 
-    async fn act_for_itself(&self, asked: Asked<'_>) -> Result<Tokens, OAuthError> {
-        let Asked { client, parameters, .. } = asked;
+    async fn client_credentials_grant(
+        &self,
+        context: TokenContext<'_>,
+    ) -> Result<Tokens, OAuthError> {
+        let TokenContext { client, parameters, .. } = context;
         let workspace = match client.origin {
             Origin::Workspace(workspace) if client.is_confidential() => workspace,
             _ => {
-                let what = "the client has no workspace of its own, or no secret";
-                return Err(OAuthError::new(Code::UnauthorizedClient, what));
+                let message = "client_credentials requires a workspace client with a secret";
+                return Err(OAuthError::new(Code::UnauthorizedClient, message));
             }
         };
         let scope = client.scope_of(scope_of(parameters)?);
@@ -192,67 +204,76 @@ impl OAuth {
             user_id: None,
             lacks_second_factor: false,
         };
-        let giving = Giving { parties, scope, resources, refresh: None };
-        self.give(asked, tx, giving, Action::TokenIssued).await
+        let issuance = TokenIssuance { parties, scope, resources, refresh: None };
+        self.issue_tokens(context, tx, issuance, Action::TokenIssued).await
     }
 
-    async fn redeem_device_code(&self, asked: Asked<'_>) -> Result<Tokens, OAuthError> {
+    async fn redeem_device_code(&self, context: TokenContext<'_>) -> Result<Tokens, OAuthError> {
         let bad = || OAuthError::grant(BAD_DEVICE_CODE);
-        let code = required(asked.parameters, "device_code")?;
+        let code = required(context.parameters, "device_code")?;
         let device = self.auth.token_key().verify(Purpose::DeviceCode, code).ok_or_else(bad)?;
-        let id = self.device_answer(device, asked.client).await?;
-        let opened = self.open(id).await?.ok_or_else(bad)?;
+        let id = self.approved_device_grant(device, context.client).await?;
+        let opened = self.open_user_grant(id).await?.ok_or_else(bad)?;
         if opened.grant.begun_at.is_some() {
-            return Err(self.refuse(asked, opened, BAD_DEVICE_CODE).await);
+            return Err(self.record_refusal(context, opened, BAD_DEVICE_CODE).await);
         }
-        self.begin_grant(asked, opened, BAD_DEVICE_CODE).await
+        self.issue_first_tokens(context, opened, BAD_DEVICE_CODE).await
     }
 
-    /// The grant that somebody answered a device with.
-    async fn device_answer(&self, device: Uuid, client: &Client) -> Result<GrantId, OAuthError> {
+    /// Polls a device authorization; returns the grant if the user approved it.
+    async fn approved_device_grant(
+        &self,
+        device: Uuid,
+        client: &Client,
+    ) -> Result<GrantId, OAuthError> {
         let state = self.store.poll_device(device, client.id, self.env.clock.now()).await?;
         let (code, why) = match state {
             DeviceState::Approved(grant) => return Ok(grant),
             DeviceState::Unknown => (Code::InvalidGrant, BAD_DEVICE_CODE),
-            DeviceState::Expired => (Code::ExpiredToken, "nobody answered in time"),
-            DeviceState::Denied => (Code::AccessDenied, "the person did not consent"),
-            DeviceState::Pending => (Code::AuthorizationPending, "nobody has answered yet"),
+            DeviceState::Expired => (Code::ExpiredToken, "the device code has expired"),
+            DeviceState::Denied => (Code::AccessDenied, "the user denied the request"),
+            DeviceState::Pending => {
+                (Code::AuthorizationPending, "the user has not approved the request yet")
+            }
             DeviceState::SlowDown => {
-                (Code::SlowDown, "wait five seconds longer between two requests")
+                (Code::SlowDown, "poll less often: add five seconds to the interval")
             }
         };
         Err(OAuthError::new(code, why))
     }
 
-    /// Opens the grant of a person for tokens; none where there is no such grant.
-    async fn open(&self, id: GrantId) -> Result<Option<Opened>, OAuthError> {
+    /// Locks a user's grant in order to issue tokens; `None` if there is no such grant. Charges the
+    /// rate limit of the grant.
+    async fn open_user_grant(&self, id: GrantId) -> Result<Option<Opened>, OAuthError> {
         let parties = self.store.find_grant(id).await?;
         let parties = parties.filter(|parties| parties.user_id.is_some());
         let Some(parties) = parties else { return Ok(None) };
         self.charge(id.uuid())?;
         if parties.lacks_second_factor {
-            // Not the end of it: the person sets a factor up, and it goes on.
+            // Temporary: the grant works again after the user has set up a second factor.
             return Err(OAuthError::new(
                 Code::TemporarilyUnavailable,
-                "the workspace asks for a second factor, which the person has to set up first",
+                "the workspace requires a second factor, which the user must set up first",
             ));
         }
         self.lock(parties).await
     }
 
-    /// Locks the grant of a person; none where it is the client's own, or gone.
+    /// Locks a user's grant. Returns `None` if the client holds it for itself, or if it was
+    /// deleted.
     pub(super) async fn lock(&self, parties: Parties) -> Result<Option<Opened>, OAuthError> {
         let Some(user) = parties.user_id else { return Ok(None) };
         let workspace = parties.workspace_id;
         let mut tx = self.store.begin(workspace, Some(user)).await?;
-        // Membership, then what depends on it: everybody locks them in this order.
+        // Lock order: membership first, then the rows that depend on it.
         let role = store::members::pin_role(&mut tx, workspace, user).await?;
         let grant = store::oauth_grants::lock(&mut tx, workspace, parties.id).await?;
         Ok(grant.map(|grant| Opened { tx, parties, grant, most: role.map(Role::scope) }))
     }
 
-    /// The resources of a request, which must be among those that were granted; all of these where it names none.
-    fn resources_left(
+    /// Returns the requested resources, which must be a subset of the granted ones. Without a
+    /// `resource` parameter these are all granted resources.
+    fn narrow_resources(
         &self,
         granted: &[String],
         parameters: &Parameters,
@@ -268,45 +289,46 @@ impl OAuth {
         }
     }
 
-    /// Gives the first tokens of a grant, unless it is too late for that.
-    async fn begin_grant(
+    /// Issues the first tokens of a grant, unless its deadline has passed.
+    async fn issue_first_tokens(
         &self,
-        asked: Asked<'_>,
+        context: TokenContext<'_>,
         opened: Opened,
         bad: &'static str,
     ) -> Result<Tokens, OAuthError> {
-        let lives = !opened.grant.ended && self.env.clock.now() < opened.grant.begin_by;
-        let Some(most) = opened.most.filter(|_| lives) else {
-            return Err(self.refuse(asked, opened, bad).await);
+        let is_active = !opened.grant.ended && self.env.clock.now() < opened.grant.begin_by;
+        let Some(max_scope) = opened.most.filter(|_| is_active) else {
+            return Err(self.record_refusal(context, opened, bad).await);
         };
-        let refresh = asked.client.may(GrantType::RefreshToken).then_some(0);
-        self.give_granted(asked, opened, most, refresh, Action::TokenIssued).await
+        let refresh = context.client.may(GrantType::RefreshToken).then_some(0);
+        self.issue_from_grant(context, opened, max_scope, refresh, Action::TokenIssued).await
     }
 
-    /// Gives tokens of a person's grant, for no more than `most`; with the refresh token of a generation.
-    async fn give_granted(
+    /// Issues tokens of a user's grant, with at most `max_scope`. With a generation, the response
+    /// includes that refresh token.
+    async fn issue_from_grant(
         &self,
-        asked: Asked<'_>,
+        context: TokenContext<'_>,
         Opened { tx, parties, grant, .. }: Opened,
-        most: Scope,
+        max_scope: Scope,
         generation: Option<u32>,
         action: Action,
     ) -> Result<Tokens, OAuthError> {
-        let giving = Giving {
+        let issuance = TokenIssuance {
             parties,
-            scope: grant.scope.min(most),
-            resources: self.resources_left(&grant.resources, asked.parameters)?,
+            scope: grant.scope.min(max_scope),
+            resources: self.narrow_resources(&grant.resources, context.parameters)?,
             refresh: generation.map(|generation| (generation, &grant.seed)),
         };
-        self.give(asked, tx, giving, action).await
+        self.issue_tokens(context, tx, issuance, action).await
     }
 
-    /// Makes tokens, and commits that it did.
-    async fn give(
+    /// Creates tokens and commits the grant's new state together with the audit event.
+    async fn issue_tokens(
         &self,
-        Asked { client, request, .. }: Asked<'_>,
+        TokenContext { client, request, .. }: TokenContext<'_>,
         mut tx: Tx,
-        Giving { parties, scope, resources, refresh }: Giving<'_>,
+        TokenIssuance { parties, scope, resources, refresh }: TokenIssuance<'_>,
         action: Action,
     ) -> Result<Tokens, OAuthError> {
         let now = self.env.clock.now();
@@ -336,14 +358,14 @@ impl OAuth {
         })
     }
 
-    /// The log tells that something genuine was worth nothing.
-    async fn refuse(
+    /// Records in the audit log that a genuine code or token was refused; returns `invalid_grant`.
+    async fn record_refusal(
         &self,
-        Asked { client, request, .. }: Asked<'_>,
+        TokenContext { client, request, .. }: TokenContext<'_>,
         Opened { tx, parties, .. }: Opened,
         why: &'static str,
     ) -> OAuthError {
-        // Before the log is waited for, nothing is to be locked.
+        // Release the locks before waiting for the audit queue.
         drop(tx);
         let event = self
             .event(request, parties.workspace_id, Action::TokenRefused, client, 400)
@@ -355,10 +377,10 @@ impl OAuth {
         }
     }
 
-    /// Ends a grant whose code or refresh token somebody used a second time, at once.
-    async fn end_reused(
+    /// Ends a grant whose code or refresh token was reused, on all nodes before it returns.
+    async fn end_reused_grant(
         &self,
-        Asked { client, request, .. }: Asked<'_>,
+        TokenContext { client, request, .. }: TokenContext<'_>,
         Opened { mut tx, parties, .. }: Opened,
         reason: GrantEnd,
     ) -> Result<(), AuthError> {
@@ -375,10 +397,10 @@ impl OAuth {
     }
 }
 
-/// A parameter that must be there.
+/// Returns a required parameter, or `invalid_request` if it is missing.
 pub(super) fn required<'a>(
     parameters: &'a Parameters,
     name: &'static str,
 ) -> Result<&'a str, OAuthError> {
-    parameters.get(name).ok_or_else(|| OAuthError::request(format!("there is no {name}")))
+    parameters.get(name).ok_or_else(|| OAuthError::request(format!("{name} is missing")))
 }

@@ -1,4 +1,7 @@
-//! Clients that an admin makes: integrations, servers that act for themselves, resources that introspect.
+//! Workspace clients: OAuth clients that an administrator creates and manages.
+//!
+//! They are integrations, servers that use client credentials, or resources that introspect tokens.
+//! A client never has more scope than its creator.
 
 use std::time::Duration;
 
@@ -24,56 +27,57 @@ use crate::{
     store::{self, Tx},
 };
 
-/// Clients of a workspace at most.
+/// Maximum number of clients of a workspace.
 const MAX_CLIENTS: i64 = 100;
 
-/// Secrets of a client that work at a time, at most: each is compared with what is shown.
+/// Maximum number of valid secrets of a client. Authentication compares the presented secret with
+/// each of them.
 const MAX_SECRETS: i64 = 10;
 
-/// The longest that a superseded secret may go on.
+/// Maximum time for which older secrets remain valid after a rotation.
 pub const MAX_OVERLAP: Duration = Duration::from_hours(30 * 24);
 
-const NONE: AuthError = AuthError::NotFound("OAuth client");
+const NOT_FOUND: AuthError = AuthError::NotFound("OAuth client");
 
-/// A client to be made.
+/// The parameters of a new client.
 #[derive(Debug)]
 pub struct NewClient {
-    /// What people will read.
+    /// The display name.
     pub name: String,
-    /// Where codes may be sent.
+    /// The allowed redirect URIs.
     pub redirect_uris: Vec<String>,
-    /// How it shows who it is.
+    /// The client authentication method at the token endpoint.
     pub auth_method: AuthMethod,
-    /// How it gets tokens.
+    /// The grant types that the client can use.
     pub grant_types: Vec<GrantType>,
-    /// The most that it is granted.
+    /// The maximum scope of the client's grants.
     pub scope: Scope,
-    /// Its page.
+    /// The URL of the client's home page.
     pub client_uri: Option<String>,
 }
 
-/// What is to change about a client; what is none stays.
+/// Changes to a client; a field that is `None` stays as it is.
 #[derive(Debug, Default)]
 pub struct ChangeClient {
     /// The new name.
     pub name: Option<String>,
-    /// Where codes may be sent from now on.
+    /// The new redirect URIs.
     pub redirect_uris: Option<Vec<String>>,
 }
 
 impl OAuth {
-    /// Makes a client in the caller's workspace.
+    /// Creates a client in the caller's workspace.
     ///
     /// # Errors
-    /// [`AuthError::Invalid`] for bad values, [`AuthError::Forbidden`] for a scope above the caller's,
-    /// [`AuthError::Conflict`] where there are too many.
+    /// [`AuthError::Invalid`] for bad values, [`AuthError::Forbidden`] for a scope above the
+    /// caller's, [`AuthError::Conflict`] if the workspace already has 100 clients.
     pub async fn create_client(
         &self,
         caller: &Caller,
         wanted: NewClient,
     ) -> Result<Registered, AuthError> {
         if wanted.scope > caller.principal.scope {
-            return Err(AuthError::Forbidden("nobody makes a client above their own scope"));
+            return Err(AuthError::Forbidden("the scope of a client cannot exceed your own"));
         }
         let workspace = caller.workspace();
         let mut client = self.new_client(workspace, wanted)?;
@@ -82,13 +86,13 @@ impl OAuth {
         let mut tx = self.store.begin(workspace, caller.principal.person()).await?;
         self.auth.lock_members(&mut tx, caller).await?;
         if store::oauth_clients::count(&mut tx, workspace).await? >= MAX_CLIENTS {
-            return Err(AuthError::Conflict("the workspace has 100 OAuth clients already"));
+            return Err(AuthError::Conflict("the workspace already has 100 OAuth clients"));
         }
         self.store_client(tx, workspace, client, event).await
     }
 
-    /// Makes a client as the operator does; it may be a protected resource, which then introspects tokens for it
-    /// of all workspaces.
+    /// Creates a client on behalf of the operator. With a `resource`, the client is that protected
+    /// resource and can introspect tokens for it from all workspaces.
     ///
     /// # Errors
     /// [`AuthError::Invalid`] for bad values, [`AuthError::NotFound`] for an unknown workspace.
@@ -119,11 +123,11 @@ impl OAuth {
         let invalid = |field, reason: &str| AuthError::Invalid { field, reason: reason.to_owned() };
         let name = text::name("name", &name).map_err(|why| AuthError::invalid("name", why))?;
         if grant_types.is_empty() {
-            return Err(invalid("grant_types", "grant_types must hold one at least"));
+            return Err(invalid("grant_types", "grant_types must contain at least one grant type"));
         }
         if auth_method == AuthMethod::None && grant_types.contains(&GrantType::ClientCredentials) {
-            let what = "a client without a secret cannot act for itself";
-            return Err(invalid("grant_types", what));
+            let message = "client_credentials requires a client with a secret";
+            return Err(invalid("grant_types", message));
         }
         self.check_uris(&redirect_uris, &grant_types)?;
         if client_uri.as_ref().is_some_and(|uri| !is_web_page(uri)) {
@@ -180,10 +184,10 @@ impl OAuth {
         ClientSecret::new(self.env.entropy.bytes())
     }
 
-    /// The clients of the caller's workspace, and how many there are.
+    /// Lists the clients of the caller's workspace, with their total number.
     ///
     /// # Errors
-    /// When PostgreSQL cannot be reached.
+    /// [`AuthError::Store`] if the query fails.
     pub async fn clients(
         &self,
         caller: &Caller,
@@ -195,19 +199,20 @@ impl OAuth {
         Ok((items, total))
     }
 
-    /// A client of the caller's workspace.
+    /// Returns a client of the caller's workspace.
     ///
     /// # Errors
-    /// [`AuthError::NotFound`].
+    /// [`AuthError::NotFound`] if the workspace has no such client.
     pub async fn client(&self, caller: &Caller, id: ClientId) -> Result<Client, AuthError> {
         let mut tx = self.store.begin(caller.workspace(), None).await?;
-        store::oauth_clients::get(&mut tx, caller.workspace(), id).await?.ok_or(NONE)
+        store::oauth_clients::get(&mut tx, caller.workspace(), id).await?.ok_or(NOT_FOUND)
     }
 
     /// Changes a client's name or redirect URIs.
     ///
     /// # Errors
-    /// [`AuthError::NotFound`], [`AuthError::Invalid`] for bad values.
+    /// [`AuthError::NotFound`] if the workspace has no such client, [`AuthError::Invalid`] for bad
+    /// values.
     pub async fn change_client(
         &self,
         caller: &Caller,
@@ -219,13 +224,13 @@ impl OAuth {
         let name = name.map_err(|why| AuthError::invalid("name", why))?;
         let mut tx = self.store.begin(workspace, caller.principal.person()).await?;
         self.auth.lock_members(&mut tx, caller).await?;
-        let known = store::oauth_clients::get(&mut tx, workspace, id).await?.ok_or(NONE)?;
+        let known = store::oauth_clients::get(&mut tx, workspace, id).await?.ok_or(NOT_FOUND)?;
         let uris = wanted.redirect_uris.as_deref();
         if let Some(uris) = uris {
             self.check_uris(uris, &known.grant_types)?;
         }
         store::oauth_clients::update(&mut tx, workspace, id, name.as_deref(), uris).await?;
-        let client = store::oauth_clients::get(&mut tx, workspace, id).await?.ok_or(NONE)?;
+        let client = store::oauth_clients::get(&mut tx, workspace, id).await?.ok_or(NOT_FOUND)?;
         let event = audit::event(&self.env, caller, Action::ClientUpdated, 200)
             .on(id, client.name.clone())
             .with(json!({ "redirect_uris": client.redirect_uris }));
@@ -235,10 +240,12 @@ impl OAuth {
         Ok(client)
     }
 
-    /// Gives a client another secret, and tells until when the ones before go on.
+    /// Adds a new secret to a client. Returns the client, the secret, and the time at which its
+    /// older secrets expire: after `overlap`, at most [`MAX_OVERLAP`].
     ///
     /// # Errors
-    /// [`AuthError::NotFound`], [`AuthError::Conflict`] for a client without secrets, or with too many.
+    /// [`AuthError::NotFound`] if the workspace has no such client, [`AuthError::Conflict`] if the
+    /// client is public or already has ten valid secrets.
     pub async fn rotate_client_secret(
         &self,
         caller: &Caller,
@@ -248,9 +255,9 @@ impl OAuth {
         let workspace = caller.workspace();
         let mut tx = self.store.begin(workspace, caller.principal.person()).await?;
         self.auth.lock_members(&mut tx, caller).await?;
-        let client = store::oauth_clients::get(&mut tx, workspace, id).await?.ok_or(NONE)?;
+        let client = store::oauth_clients::get(&mut tx, workspace, id).await?.ok_or(NOT_FOUND)?;
         if !client.is_confidential() {
-            return Err(AuthError::Conflict("the client is a public one: it has no secret"));
+            return Err(AuthError::Conflict("this is a public client: it has no secret"));
         }
         let (secret, now) = (self.new_secret(), self.env.clock.now());
         let until = now + overlap.min(MAX_OVERLAP);
@@ -258,7 +265,8 @@ impl OAuth {
         store::oauth_clients::add_secret(&mut tx, id, key, secret.digest(), now, until).await?;
         if store::oauth_clients::count_secrets(&mut tx, id, now).await? > MAX_SECRETS {
             return Err(AuthError::Conflict(
-                "ten secrets of the client work still: wait until some expire, or have all end with overlap_seconds 0",
+                "the client already has ten valid secrets: wait until some expire, or set \
+                 overlap_seconds to 0 to end them all",
             ));
         }
         let event = audit::event(&self.env, caller, Action::ClientSecretRotated, 201)
@@ -269,15 +277,16 @@ impl OAuth {
         Ok((client, secret, until))
     }
 
-    /// Deletes a client, and ends all that was granted to it, at once.
+    /// Deletes a client and all its grants, on all nodes before it returns. Other workspaces that
+    /// granted it access get an audit event.
     ///
     /// # Errors
-    /// [`AuthError::NotFound`].
+    /// [`AuthError::NotFound`] if the workspace has no such client.
     pub async fn delete_client(&self, caller: &Caller, id: ClientId) -> Result<(), AuthError> {
         let workspace = caller.workspace();
         let mut tx = self.store.begin(workspace, caller.principal.person()).await?;
         self.auth.lock_members(&mut tx, caller).await?;
-        let client = store::oauth_clients::get(&mut tx, workspace, id).await?.ok_or(NONE)?;
+        let client = store::oauth_clients::get(&mut tx, workspace, id).await?.ok_or(NOT_FOUND)?;
         let abroad = store::oauth_clients::abroad(&mut tx, Some(id)).await?;
         store::oauth_clients::delete(&mut tx, workspace, id).await?;
         let event = audit::event(&self.env, caller, Action::ClientDeleted, 204).on(id, client.name);

@@ -1,4 +1,4 @@
-//! The wallet, to look at.
+//! The wallet of a workspace, read-only.
 
 use super::{ResourceError, Resources};
 use crate::{
@@ -11,19 +11,19 @@ use crate::{
 };
 
 impl Resources {
-    /// The balance of the caller's workspace, in US cents.
+    /// Returns the balance of the caller's workspace, in US cents.
     ///
     /// # Errors
-    /// When PostgreSQL cannot be reached.
+    /// [`ResourceError::Store`] if the query fails.
     pub async fn balance_cents(&self, caller: &Caller) -> Result<i64, ResourceError> {
         let mut tx = self.store.begin(caller.workspace(), None).await?;
         Ok(wallet::balance_cents(&mut tx, caller.workspace()).await?)
     }
 
-    /// The movements of its wallet, and how many there are.
+    /// Lists the wallet transactions of the caller's workspace, with their total number.
     ///
     /// # Errors
-    /// When PostgreSQL cannot be reached.
+    /// [`ResourceError::Store`] if a query fails.
     pub async fn transactions(
         &self,
         caller: &Caller,

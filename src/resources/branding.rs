@@ -1,4 +1,4 @@
-//! White-label settings of a workspace: a document of the client's own making.
+//! White-label settings of a workspace: a JSON document that clients define.
 
 use super::{ResourceError, Resources};
 use crate::{
@@ -7,44 +7,46 @@ use crate::{
     store::{self, workspaces},
 };
 
-/// The greatest size of the settings, in bytes of JSON.
+/// Maximum size of the settings, in bytes of JSON.
 const MAX_BRANDING_BYTES: usize = 64 * 1024;
 
 impl Resources {
-    /// The settings.
+    /// Returns the white-label settings of the caller's workspace.
     ///
     /// # Errors
-    /// When PostgreSQL cannot be reached.
+    /// [`ResourceError::NotFound`] if the workspace no longer exists.
     pub async fn branding(&self, caller: &Caller) -> Result<Fields, ResourceError> {
         let mut tx = self.store.begin(caller.workspace(), None).await?;
         let branding = workspaces::branding(&mut tx, caller.workspace()).await?;
         branding.ok_or(ResourceError::NotFound("workspace"))
     }
 
-    /// What the caller's workspace is called, and how it looks.
+    /// Returns the name and the brand of the caller's workspace.
     ///
     /// # Errors
-    /// When PostgreSQL cannot be reached.
+    /// [`ResourceError::NotFound`] if the workspace no longer exists.
     pub async fn appearance(&self, caller: &Caller) -> Result<(String, Brand), ResourceError> {
         let mut tx = self.store.begin(caller.workspace(), None).await?;
         let appearance = workspaces::appearance(&mut tx, caller.workspace()).await?;
         appearance.ok_or(ResourceError::NotFound("workspace"))
     }
 
-    /// How a workspace looks, to whoever signs in to it; as any, where there is no such workspace.
+    /// Returns the brand of a workspace for its sign-in page. An unknown workspace has the default
+    /// brand.
     ///
     /// # Errors
-    /// When PostgreSQL cannot be reached.
+    /// [`ResourceError::Store`] if the query fails.
     pub async fn brand_of(&self, workspace: WorkspaceId) -> Result<Brand, ResourceError> {
         let mut tx = self.store.begin(workspace, None).await?;
         let appearance = workspaces::appearance(&mut tx, workspace).await?;
         Ok(appearance.map(|(_, brand)| brand).unwrap_or_default())
     }
 
-    /// Replaces the settings.
+    /// Replaces the white-label settings of the caller's workspace.
     ///
     /// # Errors
-    /// When PostgreSQL cannot be reached.
+    /// [`ResourceError::TooLarge`] above 64 KB, [`ResourceError::NotFound`] if the workspace no
+    /// longer exists.
     pub async fn set_branding(
         &self,
         caller: &Caller,

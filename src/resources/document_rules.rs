@@ -1,4 +1,7 @@
-//! What makes a document good, what it has from the start, and how it looks to clients.
+//! Rules for stored documents: required fields, default values, and the JSON that clients get.
+//!
+//! Fields that the service sets itself are never taken from clients; see
+//! [`documents`](super::documents).
 
 use super::{ResourceError, refuse};
 use crate::model::{
@@ -9,10 +12,10 @@ use crate::model::{
     text, timestamp,
 };
 
-/// A check of a field's text.
+/// Validates the text of a field.
 type Check = fn(&str) -> Result<(), Invalid>;
 
-/// Fields that must be there, each with its check.
+/// Returns the required fields, each with its check.
 fn required(kind: Kind) -> &'static [(&'static str, Check)] {
     fn name(field: &str, text: &str) -> Result<(), Invalid> {
         text::name(field, text).map(drop)
@@ -28,7 +31,7 @@ fn required(kind: Kind) -> &'static [(&'static str, Check)] {
     }
 }
 
-/// Fields that only the service says.
+/// Returns the fields that only the service sets.
 fn service_fields(kind: Kind) -> &'static [&'static str] {
     match kind {
         Kind::Call => &["call_status", "ended_at"],
@@ -37,10 +40,10 @@ fn service_fields(kind: Kind) -> &'static [&'static str] {
     }
 }
 
-/// A new document as it is to be stored.
+/// Validates a new document and adds its default values.
 ///
 /// # Errors
-/// [`ResourceError::Invalid`] for a missing or bad field.
+/// [`ResourceError::Invalid`] for a missing or invalid field.
 pub(super) fn complete(kind: Kind, body: Fields) -> Result<Fields, ResourceError> {
     let mut body = check_change(kind, body)?;
     let mut default = |field: &str, value: &str| {
@@ -65,10 +68,10 @@ pub(super) fn complete(kind: Kind, body: Fields) -> Result<Fields, ResourceError
     Ok(body)
 }
 
-/// The fields of a change that a client may make.
+/// Validates a change and removes the fields that only the service sets.
 ///
 /// # Errors
-/// [`ResourceError::Invalid`] for a bad field.
+/// [`ResourceError::Invalid`] for an invalid field.
 pub(super) fn check_change(kind: Kind, mut change: Fields) -> Result<Fields, ResourceError> {
     for field in service_fields(kind).iter().chain(&[kind.id_field(), "created_at", "updated_at"]) {
         change.remove(field);
@@ -83,7 +86,7 @@ pub(super) fn check_change(kind: Kind, mut change: Fields) -> Result<Fields, Res
         }
     }
     if kind == Kind::KnowledgeBase {
-        // It goes by either name, and both are there to be read.
+        // The API accepts both field names and returns both.
         change.copy_if_absent("knowledge_base_name", "name");
         change.copy_if_absent("name", "knowledge_base_name");
     }
@@ -99,8 +102,11 @@ pub(super) fn count_sources(kind: Kind, body: &mut Fields) {
     }
 }
 
-/// A document as clients see it, a JSON object: its id, what was stored, when. Put together as text,
-/// for what was stored has none of the service's own fields and need not be read again.
+/// Returns a document as the JSON object that clients get: its id, the stored fields, and its
+/// times.
+///
+/// The JSON is concatenated as text. This is safe because the stored body contains none of the
+/// service's own fields, and it avoids parsing the body again.
 #[must_use]
 pub fn render(kind: Kind, document: &Document) -> String {
     let stored = document.body.trim();
@@ -120,15 +126,14 @@ fn check_agent_id(text: &str) -> Result<(), Invalid> {
     text.parse::<AgentId>().map(drop).map_err(|_| no_such_agent())
 }
 
-/// E.164: a plus and up to fifteen digits, the first of them not zero.
+/// Checks a phone number in E.164 format: a plus and 7 to 15 digits that do not start with zero.
 fn check_number(text: &str) -> Result<(), Invalid> {
     let digits = text.strip_prefix('+').unwrap_or_default();
     let fits = (7..=15).contains(&digits.len())
         && digits.bytes().all(|byte| byte.is_ascii_digit())
         && !digits.starts_with('0');
-    fits.then_some(()).ok_or_else(|| {
-        Invalid::new("to_number must be a number in E.164 form, such as +14155550100")
-    })
+    fits.then_some(())
+        .ok_or_else(|| Invalid::new("to_number must be in E.164 format, such as +14155550100"))
 }
 
 pub(super) fn no_such_agent() -> Invalid {
@@ -153,22 +158,22 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_was_stored_is_shown_between_the_services_own(
+        fn rendered_document_contains_stored_and_service_fields(
             fields in prop::collection::btree_map("[a-c{}\\\"]{1,4}", "[{}\\[\\],\\\\\"]{0,6}", 0..4),
         ) {
             let stored = serde_json::to_string(&fields).unwrap();
-            let mut shown = rendered(Kind::Agent, &stored);
-            let shown = shown.as_object_mut().unwrap();
-            for own in ["agent_id", "created_at", "updated_at"] {
-                prop_assert!(shown.shift_remove(own).is_some());
+            let mut rendered_json = rendered(Kind::Agent, &stored);
+            let rendered_json = rendered_json.as_object_mut().unwrap();
+            for field in ["agent_id", "created_at", "updated_at"] {
+                prop_assert!(rendered_json.shift_remove(field).is_some());
             }
-            prop_assert_eq!(&json!(shown), &json!(fields));
+            prop_assert_eq!(&json!(rendered_json), &json!(fields));
         }
     }
 
     #[test]
     fn nested_objects_keep_their_braces() {
-        let shown = rendered(Kind::Agent, r#"{"a":{"b":{}}}"#);
-        assert_eq!(shown["a"], json!({ "b": {} }));
+        let rendered_json = rendered(Kind::Agent, r#"{"a":{"b":{}}}"#);
+        assert_eq!(rendered_json["a"], json!({ "b": {} }));
     }
 }

@@ -1,7 +1,7 @@
-//! Agents, calls, knowledge bases and campaigns.
+//! Stored documents: agents, calls, knowledge bases and campaigns.
 //!
-//! A document is what the client stored, unknown fields included; a few fields are the service's own
-//! (ids, times, a call's status), and what a client sends for those is passed over: see
+//! A document contains what the client stored, including unknown fields. The service sets a few
+//! fields itself (ids, times, the status of a call) and ignores client values for them; see
 //! [`document_rules`](super::document_rules).
 
 use uuid::Uuid;
@@ -19,14 +19,15 @@ use crate::{
     store::{self, Tx},
 };
 
-/// The greatest size of a page of documents: their number alone says little of it.
+/// Maximum size of a page of documents, in bytes. The number of documents does not limit the size.
 const MAX_PAGE_BYTES: i64 = 4 << 20;
 
 impl Resources {
-    /// Stores a new document.
+    /// Stores a new document in the caller's transaction, which the caller commits.
     ///
     /// # Errors
-    /// [`ResourceError::Invalid`] for a missing or bad field.
+    /// [`ResourceError::Invalid`] for a missing or invalid field, [`ResourceError::TooLarge`] for a
+    /// document that is too large.
     pub async fn create(
         &self,
         tx: &mut Tx,
@@ -39,19 +40,19 @@ impl Resources {
         let mut document = Document {
             id: self.env.new_uuid(),
             agent_id: None,
-            body: self.sized(&body)?,
+            body: self.serialize_body(&body)?,
             created_at: now,
             updated_at: now,
         };
-        document.agent_id = pin_agent(tx, caller, kind, &body).await?;
+        document.agent_id = lock_agent(tx, caller, kind, &body).await?;
         store::documents::insert(tx, caller.workspace(), kind, &document).await?;
         Ok(document)
     }
 
-    /// A document.
+    /// Returns a document of the caller's workspace.
     ///
     /// # Errors
-    /// [`ResourceError::NotFound`].
+    /// [`ResourceError::NotFound`] if the workspace has no such document.
     pub async fn get(
         &self,
         caller: &Caller,
@@ -59,14 +60,14 @@ impl Resources {
         id: Uuid,
     ) -> Result<Document, ResourceError> {
         let mut tx = self.store.begin(caller.workspace(), None).await?;
-        let found = store::documents::get(&mut tx, caller.workspace(), kind, id).await?;
-        found.ok_or(not_found(kind))
+        let document = store::documents::get(&mut tx, caller.workspace(), kind, id).await?;
+        document.ok_or(not_found(kind))
     }
 
-    /// The documents of a kind, of one agent where asked for, and how many there are.
+    /// Lists the documents of a kind, optionally of one agent, with their total number.
     ///
     /// # Errors
-    /// When PostgreSQL cannot be reached.
+    /// [`ResourceError::Store`] if a query fails.
     pub async fn list(
         &self,
         caller: &Caller,
@@ -82,10 +83,11 @@ impl Resources {
         Ok((items, total))
     }
 
-    /// Changes the fields of a document that are given; the others stay.
+    /// Changes the fields of a document that `change` contains; other fields stay as they are.
     ///
     /// # Errors
-    /// [`ResourceError::NotFound`], [`ResourceError::Invalid`] for a bad field.
+    /// [`ResourceError::NotFound`] if the workspace has no such document,
+    /// [`ResourceError::Invalid`] for an invalid field.
     pub async fn change(
         &self,
         caller: &Caller,
@@ -94,16 +96,16 @@ impl Resources {
         change: Fields,
     ) -> Result<Document, ResourceError> {
         let change = rules::check_change(kind, change)?;
-        self.rewrite(caller, kind, id, |body| body.extend(change)).await
+        self.update_body(caller, kind, id, |body| body.extend(change)).await
     }
 
-    /// Ends a call; one that has ended stays as it is.
+    /// Ends a call. A call that has already ended does not change.
     ///
     /// # Errors
-    /// [`ResourceError::NotFound`].
+    /// [`ResourceError::NotFound`] if the workspace has no such call.
     pub async fn end_call(&self, caller: &Caller, id: Uuid) -> Result<Document, ResourceError> {
         let now = self.env.clock.now();
-        self.rewrite(caller, Kind::Call, id, |body| {
+        self.update_body(caller, Kind::Call, id, |body| {
             if body.text("call_status").as_deref() != Some("ended") {
                 body.set("call_status", &"ended");
                 body.set("ended_at", &timestamp::format(now));
@@ -112,24 +114,24 @@ impl Resources {
         .await
     }
 
-    async fn rewrite(
+    async fn update_body(
         &self,
         caller: &Caller,
         kind: Kind,
         id: Uuid,
-        rewrite: impl FnOnce(&mut Fields),
+        change: impl FnOnce(&mut Fields),
     ) -> Result<Document, ResourceError> {
         let workspace = caller.workspace();
         let mut tx = self.store.begin(workspace, None).await?;
-        let found = store::documents::lock(&mut tx, workspace, kind, id).await?;
-        let mut document = found.ok_or(not_found(kind))?;
+        let locked = store::documents::lock(&mut tx, workspace, kind, id).await?;
+        let mut document = locked.ok_or(not_found(kind))?;
         let mut body: Fields = serde_json::from_str(&document.body).map_err(|_| damaged())?;
-        let agent_before = body.text("agent_id");
-        rewrite(&mut body);
+        let old_agent = body.text("agent_id");
+        change(&mut body);
         rules::count_sources(kind, &mut body);
-        document.body = self.sized(&body)?;
-        if body.text("agent_id") != agent_before {
-            document.agent_id = pin_agent(&mut tx, caller, kind, &body).await?;
+        document.body = self.serialize_body(&body)?;
+        if body.text("agent_id") != old_agent {
+            document.agent_id = lock_agent(&mut tx, caller, kind, &body).await?;
         }
         document.updated_at = self.env.clock.now();
         store::documents::update(&mut tx, workspace, kind, &document).await?;
@@ -137,16 +139,16 @@ impl Resources {
         Ok(document)
     }
 
-    /// A body as it is stored, unless it is too large.
-    fn sized(&self, body: &Fields) -> Result<String, ResourceError> {
+    /// Serializes a body, or returns [`ResourceError::TooLarge`].
+    fn serialize_body(&self, body: &Fields) -> Result<String, ResourceError> {
         let (json, max) = (body.to_json(), self.max_document_bytes);
         if json.len() > max { Err(ResourceError::TooLarge(max)) } else { Ok(json) }
     }
 
-    /// Erases a document.
+    /// Deletes a document.
     ///
     /// # Errors
-    /// [`ResourceError::NotFound`].
+    /// [`ResourceError::NotFound`] if the workspace has no such document.
     pub async fn delete(&self, caller: &Caller, kind: Kind, id: Uuid) -> Result<(), ResourceError> {
         let mut tx = self.store.begin(caller.workspace(), None).await?;
         if !store::documents::delete(&mut tx, caller.workspace(), kind, id).await? {
@@ -167,11 +169,12 @@ fn not_found(kind: Kind) -> ResourceError {
 }
 
 fn damaged() -> ResourceError {
-    ResourceError::Internal("a stored document is no JSON object")
+    ResourceError::Internal("a stored document is not a JSON object")
 }
 
-/// The agent that a call or campaign names; it must be of this workspace, and stays until commit.
-async fn pin_agent(
+/// Returns the agent that a call or campaign refers to, and locks it until the commit. It must
+/// belong to the caller's workspace.
+async fn lock_agent(
     tx: &mut Tx,
     caller: &Caller,
     kind: Kind,

@@ -1,4 +1,8 @@
-//! The platform's resources, as far as this service keeps them: real tenancy, stored documents.
+//! The platform's resources that this service stores, each in exactly one workspace.
+//!
+//! [`documents`]: agents, calls, knowledge bases and campaigns. [`people`]: the workspace, its
+//! members and the current user. [`branding`] and [`billing`]: settings and wallet of the
+//! workspace.
 
 pub mod billing;
 pub mod branding;
@@ -8,45 +12,45 @@ pub mod people;
 
 use crate::{env::Env, model::Invalid, store::Store, store::StoreError};
 
-/// Everything that resources need. Cheap to clone.
+/// Access to the stored resources. Cheap to clone.
 #[derive(Clone)]
 pub struct Resources {
     store: Store,
     env: Env,
-    /// The greatest size of a stored document, in bytes of JSON: twice that of a body, since many
-    /// small changes could add up to any size.
+    /// Maximum size of a stored document, in bytes of JSON. This is twice the maximum size of a
+    /// request body; without it, many small changes could add up to any size.
     max_document_bytes: usize,
 }
 
 impl Resources {
-    /// Over a database.
+    /// Creates the resources; `max_body_bytes` is the maximum size of a request body.
     #[must_use]
     pub fn new(store: Store, env: Env, max_body_bytes: usize) -> Self {
         Self { store, env, max_document_bytes: max_body_bytes.saturating_mul(2) }
     }
 }
 
-/// Why a resource could not be had or changed. The texts are for clients.
+/// An error of a resource. Its texts are for clients.
 #[derive(Debug, thiserror::Error)]
 pub enum ResourceError {
-    /// There is no such thing, or not in this workspace.
+    /// The workspace has no such resource.
     #[error("there is no such {0}")]
     NotFound(&'static str),
-    /// A value is wrong.
+    /// A value is not valid.
     #[error("{reason}")]
     Invalid {
-        /// Which field.
+        /// The field's name.
         field: &'static str,
-        /// What is wrong with it.
+        /// The message for the client.
         reason: String,
     },
-    /// A document grew too large.
+    /// The document would exceed this size, in bytes.
     #[error("the document would be larger than {0} bytes")]
     TooLarge(usize),
-    /// A fault of this service.
+    /// An internal error of this service.
     #[error("{0}")]
     Internal(&'static str),
-    /// The database.
+    /// A database error.
     #[error(transparent)]
     Store(#[from] StoreError),
 }
@@ -57,7 +61,7 @@ impl ResourceError {
     }
 }
 
-/// A refusal of one field.
+/// Returns a function that converts a validation error of this field.
 fn refuse(field: &'static str) -> impl Fn(Invalid) -> ResourceError {
     move |why| ResourceError::invalid(field, why.0)
 }

@@ -1,4 +1,4 @@
-//! The workspace, its members, and the person behind a credential.
+//! The workspace, its members, and the user behind a credential.
 
 use super::{ResourceError, Resources, refuse};
 use crate::{
@@ -15,30 +15,31 @@ use crate::{
     store::{self, members, users, workspaces},
 };
 
-/// The greatest size of what clients store about a person, in bytes of JSON.
+/// Maximum size of the profile that clients store about a user, in bytes of JSON.
 const MAX_PROFILE_BYTES: usize = 64 * 1024;
 
-/// What only the service says about a person.
+/// User fields that only the service sets.
 const SERVICE_FIELDS: [&str; 5] = ["id", "user_id", "workspace_id", "created_at", "role"];
 
-/// What clients may take for a field of the profile, and what would be kept there for all to read.
+/// Fields that a client could mistake for profile fields. They are refused, because other members
+/// can read the profile.
 const SECRET_FIELDS: [&str; 4] = ["password", "current_password", "new_password", "password_hash"];
 
 impl Resources {
-    /// The caller's workspace.
+    /// Returns the caller's workspace.
     ///
     /// # Errors
-    /// When PostgreSQL cannot be reached.
+    /// [`ResourceError::NotFound`] if the workspace no longer exists.
     pub async fn workspace(&self, caller: &Caller) -> Result<Workspace, ResourceError> {
         let mut tx = self.store.begin(caller.workspace(), None).await?;
         let workspace = workspaces::get(&mut tx, caller.workspace()).await?;
         workspace.ok_or(ResourceError::NotFound("workspace"))
     }
 
-    /// Its members, and how many they are.
+    /// Lists the members of the caller's workspace, with their total number.
     ///
     /// # Errors
-    /// When PostgreSQL cannot be reached.
+    /// [`ResourceError::Store`] if a query fails.
     pub async fn members(
         &self,
         caller: &Caller,
@@ -50,21 +51,24 @@ impl Resources {
         Ok((items, total))
     }
 
-    /// The person of a session, or who minted the key.
+    /// Returns the user of a session or grant, or the user who created the API key.
     ///
     /// # Errors
-    /// [`ResourceError::NotFound`] for a key that the operator minted, or somebody who has left.
+    /// [`ResourceError::NotFound`] for a credential without a user, such as a key that the operator
+    /// created, or if the user is no longer a member.
     pub async fn person(&self, caller: &Caller) -> Result<User, ResourceError> {
-        let person = caller.principal.person().ok_or(ResourceError::NotFound("person"))?;
-        // Seen as a member, by anybody of the workspace: who has left is not.
+        let user = caller.principal.person().ok_or(ResourceError::NotFound("user"))?;
+        // A transaction without a user sees only members of the workspace, not users who have left.
         let mut tx = self.store.begin(caller.workspace(), None).await?;
-        users::get(&mut tx, person).await?.ok_or(ResourceError::NotFound("person"))
+        users::get(&mut tx, user).await?.ok_or(ResourceError::NotFound("user"))
     }
 
-    /// Changes what is given of that person's name and profile; the address is changed elsewhere.
+    /// Changes the name and profile fields of that user that `change` contains. The email address
+    /// cannot be changed here.
     ///
     /// # Errors
-    /// [`ResourceError::Invalid`] for a bad field.
+    /// [`ResourceError::NotFound`] as for [`Resources::person`], [`ResourceError::Invalid`] for an
+    /// invalid field, [`ResourceError::TooLarge`] for a profile above 64 KB.
     pub async fn change_person(
         &self,
         caller: &Caller,
@@ -89,14 +93,14 @@ impl Resources {
                 return Err(ResourceError::invalid(field, reason));
             }
         }
-        let person = caller.principal.person().ok_or(ResourceError::NotFound("person"))?;
+        let user_id = caller.principal.person().ok_or(ResourceError::NotFound("user"))?;
         let workspace = caller.workspace();
-        let mut tx = self.store.begin(workspace, Some(person)).await?;
-        // A key outlives its creator's membership, but not what it may do to them.
-        let member = members::pin_role(&mut tx, workspace, person).await?;
-        member.ok_or(ResourceError::NotFound("person"))?;
-        let user = users::lock(&mut tx, person).await?;
-        let mut user = user.ok_or(ResourceError::NotFound("person"))?;
+        let mut tx = self.store.begin(workspace, Some(user_id)).await?;
+        // A key still works after its creator has left, but it can no longer change that user.
+        let member = members::pin_role(&mut tx, workspace, user_id).await?;
+        member.ok_or(ResourceError::NotFound("user"))?;
+        let user = users::lock(&mut tx, user_id).await?;
+        let mut user = user.ok_or(ResourceError::NotFound("user"))?;
         match change.remove("email") {
             Field::Absent => {}
             Field::Text(email) if email.eq_ignore_ascii_case(&user.email) => {}
