@@ -1,4 +1,6 @@
-//! The audit log, for a person in a hurry: who did what, with filters in the URL, and as it grows.
+//! The audit log: a filtered list that grows live, and the details of an event.
+//!
+//! The URL contains the filters, so a filtered list can be bookmarked and shared.
 
 use askama::Template;
 use axum::{
@@ -30,76 +32,80 @@ use crate::{
     store::api_keys::KeyFilter,
 };
 
-/// Keys that the filter offers.
-const KEYS: i64 = 40;
+/// The maximum number of API keys in the key filter.
+const MAX_FILTER_KEYS: i64 = 40;
+
 #[derive(Template)]
 #[template(path = "audit_log.html")]
 struct LogPage {
     layout: Layout,
-    events: Vec<Line>,
-    /// The filters as they are set: name and value.
+    events: Vec<EventRow>,
+    /// The names and values of the active filters.
     filters: Vec<(&'static str, String)>,
-    /// The keys that the filter offers: id and name.
+    /// The ids and names of the API keys in the key filter.
     keys: Vec<(String, String)>,
     problem: Option<String>,
-    /// Whether this is the newest page, which goes on growing.
+    /// True on the newest page, which grows live.
     is_newest: bool,
     workspace: WorkspaceId,
     next: Option<String>,
 }
 
 impl LogPage {
-    /// What a filter is set to.
+    /// Returns the value of a filter; empty if the filter is not active.
     fn set(&self, name: &str) -> &str {
-        self.filters.iter().find(|(known, _)| *known == name).map_or("", |(_, value)| value)
+        self.filters.iter().find(|(filter, _)| *filter == name).map_or("", |(_, value)| value)
     }
 
-    /// The filters as a query string, of which the first sign is `sign`; empty where there are none.
-    fn query(&self, sign: &str) -> String {
+    /// Returns the active filters as a query string that starts with `prefix`; empty if no filter
+    /// is active.
+    fn query(&self, prefix: &str) -> String {
         let pair = |(name, value): &(&str, String)| format!("{name}={}", encoded(value));
         let pairs: Vec<_> = self.filters.iter().map(pair).collect();
-        if pairs.is_empty() { String::new() } else { format!("{sign}{}", pairs.join("&")) }
+        if pairs.is_empty() { String::new() } else { format!("{prefix}{}", pairs.join("&")) }
     }
 
-    /// A moment as a field of the form has it.
+    /// Returns a time filter as the value of a `datetime-local` field.
     fn local(&self, name: &str) -> &str {
         self.set(name).get(.."2026-01-31T12:00".len()).unwrap_or_default()
     }
 
-    /// Whether filters are set that no link at the top sets.
+    /// Returns true if the active filters are not one of the quick filters.
     fn is_chosen(&self) -> bool {
-        let links = [
+        let quick_filters = [
             ("changes", "true"),
             ("action", "request"),
             ("status", "401"),
             ("status", "403"),
             ("status", "429"),
         ];
-        !self.filters.is_empty() && !links.iter().any(|(name, value)| self.shows(name, value))
+        !self.filters.is_empty()
+            && !quick_filters.iter().any(|(name, value)| self.shows(name, value))
     }
 
-    /// Whether this is what a link with this filter alone shows; without a name: all.
+    /// Returns true if this is the only active filter; with an empty name: if no filter is active.
     fn shows(&self, name: &str, value: &str) -> bool {
         match self.filters.as_slice() {
             [] => name.is_empty(),
-            [(known, set)] => *known == name && set == value,
+            [(filter, current)] => *filter == name && current == value,
             _ => false,
         }
     }
 }
 
-/// An event as a line of the log.
+/// An event in the list. Actor, verb and object read as a sentence.
 #[derive(Template)]
 #[template(path = "audit_line.html")]
-struct Line {
+struct EventRow {
     id: EventId,
     at: String,
     date: String,
     time: String,
     actor: String,
     actor_kind: &'static str,
+    /// The verb of the sentence, such as "created the key".
     what: &'static str,
-    /// What was called, or done to whom.
+    /// The method and path of a request, or the name of the target.
     object: Option<String>,
     is_request: bool,
     status: Option<i16>,
@@ -107,24 +113,24 @@ struct Line {
     took: Option<String>,
 }
 
-impl askama::filters::HtmlSafe for Line {}
+impl askama::filters::HtmlSafe for EventRow {}
 
-impl Line {
+impl EventRow {
     fn new(event: &Event<'_>) -> Self {
         let at = timestamp::to_the_second(event.at);
         let (date, time) = at.split_once(' ').unwrap_or_default();
         let is_request = event.action == Action::Request.as_str();
         let request = &event.request;
-        let called = || {
+        let request_line = || {
             let (method, path) = (request.method.as_deref()?, request.path.as_deref()?);
             Some(if event.is_page() { path.to_owned() } else { format!("{method} {path}") })
         };
         let target = event.target.as_ref();
-        // A session or a workspace without a name tells nobody anything.
-        let named = target.filter(|target| {
+        // The id of a session or a workspace without a name is of no use to readers.
+        let target_name = target.filter(|target| {
             target.name.is_some() || !["session", "workspace"].contains(&&*target.kind)
         });
-        let named = named.map(|target| {
+        let target_name = target_name.map(|target| {
             target.name.as_deref().map_or_else(|| target.id.to_string(), ToOwned::to_owned)
         });
         Self {
@@ -132,10 +138,11 @@ impl Line {
             at: timestamp::format(event.at),
             date: date.to_owned(),
             time: time.trim_end_matches(" UTC").to_owned(),
-            actor: actor(event),
-            actor_kind: kind(event),
-            what: if is_request { call(event) } else { what(&event.action) },
-            object: if is_request { called() } else { named }.map(|text| short(text, 160)),
+            actor: actor_name(event),
+            actor_kind: actor_label(event),
+            what: if is_request { request_verb(event) } else { action_verb(&event.action) },
+            object: if is_request { request_line() } else { target_name }
+                .map(|text| truncate(text, 160)),
             is_request,
             status: request.status,
             ip: request.ip.map(|ip| ip.addr().to_string()),
@@ -146,7 +153,7 @@ impl Line {
         }
     }
 
-    /// How the answer is to be looked at.
+    /// Returns the CSS class for the status of the response.
     fn tone(&self) -> &'static str {
         match self.status {
             Some(..400) => "good",
@@ -157,91 +164,91 @@ impl Line {
     }
 }
 
-/// As much of a text as there is room for; the page of what it names has all of it.
-fn short(text: String, most: usize) -> String {
-    match text.char_indices().nth(most) {
+/// Truncates a text for the list; the page of the event or key has the full text.
+fn truncate(text: String, max_chars: usize) -> String {
+    match text.char_indices().nth(max_chars) {
         Some((end, _)) => format!("{}…", &text[..end]),
         None => text,
     }
 }
 
-fn actor(event: &Event<'_>) -> String {
+fn actor_name(event: &Event<'_>) -> String {
     match (&event.actor.name, ActorType::from_name(&event.actor.kind)) {
         (Some(name), _) => name.to_string(),
         (None, Some(ActorType::System)) => "The operator".to_owned(),
-        (None, _) => "Somebody unknown".to_owned(),
+        (None, _) => "Unknown caller".to_owned(),
     }
 }
 
-fn kind(event: &Event<'_>) -> &'static str {
+fn actor_label(event: &Event<'_>) -> &'static str {
     match ActorType::from_name(&event.actor.kind) {
         Some(ActorType::ApiKey) => "API key",
         Some(ActorType::OAuthClient) => "app",
-        Some(ActorType::User) => "person",
+        Some(ActorType::User) => "user",
         _ => "",
     }
 }
 
-/// What a request is called in a sentence that begins with whoever made it.
-fn call(event: &Event<'_>) -> &'static str {
+/// Returns the verb for a request, in a sentence that starts with the actor.
+fn request_verb(event: &Event<'_>) -> &'static str {
     match event.request.method.as_deref() {
         _ if !event.is_page() => "called",
         Some("GET" | "HEAD") => "opened",
-        _ => "sent the form",
+        _ => "submitted the form",
     }
 }
 
-/// What an action is called in a sentence that begins with whoever did it.
-fn what(action: &str) -> &'static str {
-    let Some(action) = Action::from_name(action) else { return "did" };
+/// Returns the verb for an action, in a sentence that starts with the actor.
+fn action_verb(action: &str) -> &'static str {
+    let Some(action) = Action::from_name(action) else { return "performed an unknown action" };
     match action {
         Action::Request => "called",
         Action::ApiKeyCreated => "created the key",
         Action::ApiKeyUpdated => "changed the key",
-        Action::ApiKeyRotated => "began to rotate the key",
+        Action::ApiKeyRotated => "started to rotate the key",
         Action::ApiKeyRevoked => "revoked the key",
-        Action::ApiKeyRejected => "is revoked, and was used all the same",
+        Action::ApiKeyRejected => "was used after it was revoked",
         Action::SessionCreated => "signed in",
-        Action::SessionRefreshed => "went on with a session",
-        Action::SessionEnded => "signed out or ended a session",
+        Action::SessionRefreshed => "refreshed the session",
+        Action::SessionEnded => "ended a session",
         Action::SessionSwitched => "switched workspaces",
         Action::PasswordChanged => "changed their password",
-        Action::SecondFactorAdded => "turned on a second factor",
-        Action::SecondFactorRemoved => "turned off a second factor",
-        Action::RecoveryCodesRenewed => "made new recovery codes",
+        Action::SecondFactorAdded => "turned on two-factor authentication",
+        Action::SecondFactorRemoved => "turned off two-factor authentication",
+        Action::RecoveryCodesRenewed => "created new recovery codes",
         Action::PasskeyAdded => "added a passkey",
         Action::PasskeyRemoved => "removed a passkey",
-        Action::EmailVerified => "verified their address",
-        Action::SessionReuseDetected => "used a refresh token twice; the session was ended",
+        Action::EmailVerified => "verified their email address",
+        Action::SessionReuseDetected => "reused a refresh token; the session was ended",
         Action::LoginFailed => "failed to sign in as",
         Action::WorkspaceCreated => "created the workspace",
         Action::WorkspaceUpdated => "changed the workspace",
         Action::WorkspaceDeleted => "deleted the workspace",
-        Action::LogPruned => "dropped old events of this log, by its retention",
-        Action::MemberJoined => "joined",
+        Action::LogPruned => "deleted old events after the retention period",
+        Action::MemberJoined => "joined the workspace as",
         Action::MemberRoleChanged => "changed the role of",
         Action::MemberRemoved => "removed",
         Action::InvitationCreated => "invited",
-        Action::InvitationRevoked => "withdrew the invitation of",
+        Action::InvitationRevoked => "withdrew the invitation for",
         Action::BrandingUpdated => "changed the branding",
         Action::ProfileUpdated => "changed their profile",
         Action::ClientCreated => "created the app",
         Action::ClientUpdated => "changed the app",
-        Action::ClientSecretRotated => "gave another secret to the app",
+        Action::ClientSecretRotated => "rotated the secret of the app",
         Action::ClientDeleted => "deleted the app",
-        Action::GrantCreated => "let in the app",
-        Action::GrantDenied => "did not let in the app",
-        Action::TokenIssued => "got its first tokens",
-        Action::TokenRefreshed => "got further tokens",
-        Action::TokenRevoked => "gave a token back",
+        Action::GrantCreated => "authorized the app",
+        Action::GrantDenied => "denied access to the app",
+        Action::TokenIssued => "received its first tokens",
+        Action::TokenRefreshed => "refreshed its tokens",
+        Action::TokenRevoked => "revoked a token of",
         Action::GrantEnded => "ended the access of",
-        Action::ClientRejected => "used an app's name without its secret",
-        Action::TokenRefused => "used a code or token that is worth nothing",
-        Action::GrantReuseDetected => "used a code or token twice; its access was ended",
+        Action::ClientRejected => "failed to authenticate as the app",
+        Action::TokenRefused => "used an invalid code or token",
+        Action::GrantReuseDetected => "reused a code or token; its access was ended",
     }
 }
 
-/// Shows it.
+/// Displays a page of the audit log.
 pub(super) async fn show(
     caller: Authorized<ReadOnly>,
     State(app): State<App>,
@@ -255,34 +262,34 @@ pub(super) async fn show(
             filters.push((name, value.to_owned()));
         }
     }
-    // As they are understood, whatever zone a moment was told in.
+    // Normalize times to UTC: the fields of the form have no time zone.
     for (name, value) in &mut filters {
         if ["since", "until"].contains(name)
-            && let Ok(Some(moment)) = query.timestamp(name)
+            && let Ok(Some(time)) = query.timestamp(name)
         {
-            *value = timestamp::format(moment);
+            *value = timestamp::format(time);
         }
     }
-    // What people look at is for who asks for it.
+    // Page views are hidden by default.
     let query = query.with_default("pages", "false");
-    let found = match (query.event_filter(), query.page_of(ITEMS)) {
+    let parsed = match (query.event_filter(), query.page_of(ITEMS)) {
         (Ok(filter), Ok(page)) => Ok((filter, page)),
         (Err(error), _) | (_, Err(error)) => Err(error),
     };
-    let (status, problem, page, is_newest) = match found {
+    let (status, problem, page, is_newest) = match parsed {
         Ok((filter, page)) => {
-            let found = app.audit_log.list(&caller, &filter, page).await?;
-            let grows = page.before.is_none() && page.offset == 0 && filter.until.is_none();
-            (200, None, Some(found), grows)
+            let events = app.audit_log.list(&caller, &filter, page).await?;
+            let is_newest = page.before.is_none() && page.offset == 0 && filter.until.is_none();
+            (200, None, Some(events), is_newest)
         }
         Err(error) => (422, Some(for_people(error.message())), None, false),
     };
-    let offered = KeyFilter { status: None, name: None };
-    let offered_page = Page { limit: KEYS, before: None, offset: 0 };
-    let (keys, _) = app.auth.list_keys(&caller, &offered, offered_page).await?;
+    let key_filter = KeyFilter { status: None, name: None };
+    let key_page = Page { limit: MAX_FILTER_KEYS, before: None, offset: 0 };
+    let (keys, _) = app.auth.list_keys(&caller, &key_filter, key_page).await?;
     let key = |key: &crate::model::api_key::ApiKey| {
         let revoked = if key.status() == KeyStatus::Revoked { " (revoked)" } else { "" };
-        (key.id.to_string(), format!("{}{revoked}", short(key.name.clone(), 40)))
+        (key.id.to_string(), format!("{}{revoked}", truncate(key.name.clone(), 40)))
     };
     let page = LogPage {
         layout: desk.layout(),
@@ -292,12 +299,12 @@ pub(super) async fn show(
         is_newest,
         workspace: caller.workspace(),
         next: page.as_ref().and_then(|page| page.next_cursor(|event| event.id.uuid())),
-        events: page.iter().flat_map(|page| &page.items).map(Line::new).collect(),
+        events: page.iter().flat_map(|page| &page.items).map(EventRow::new).collect(),
     };
     Ok(desk.page(status, &page))
 }
 
-/// The lines that come to be, as Server-Sent Events.
+/// Streams new events as Server-Sent Events: the data of each is the HTML of a row.
 pub(super) async fn stream(
     caller: Authorized<ReadOnly>,
     State(app): State<App>,
@@ -308,22 +315,22 @@ pub(super) async fn stream(
     if live::is_elsewhere(&caller, &query)? {
         return Ok(StatusCode::NO_CONTENT.into_response());
     }
-    let tell = |event: &Event<'static>| Line::new(event).render().ok();
+    let render = |event: &Event<'static>| EventRow::new(event).render().ok();
     let query = query.as_filled_in().with_default("pages", "false");
-    audit_stream::follow(caller, app, &query, standing, &headers, tell).await
+    audit_stream::follow(caller, app, &query, standing, &headers, render).await
 }
 
 #[derive(Template)]
 #[template(path = "audit_event.html")]
 struct EventPage<'a> {
     layout: Layout,
-    line: Line,
+    line: EventRow,
     event: &'a Event<'a>,
-    /// All of it, as programs read it.
+    /// The event as the API returns it.
     json: String,
 }
 
-/// Shows one event.
+/// Displays the details of an event.
 pub(super) async fn details(
     caller: Authorized<ReadOnly>,
     State(app): State<App>,
@@ -335,7 +342,7 @@ pub(super) async fn details(
     let json: Value = serde_json::to_value(&event).unwrap_or_default();
     let page = EventPage {
         layout: desk.layout(),
-        line: Line::new(&event),
+        line: EventRow::new(&event),
         event: &event,
         json: format!("{json:#}"),
     };

@@ -1,4 +1,8 @@
-//! Consent: a person lets a client into a workspace, or does not.
+//! The authorization endpoint and its consent page: a user authorizes or denies an OAuth client.
+//!
+//! The redirect URI of an authorization request is validated before any redirect. An invalid client
+//! or redirect URI gets an error page, never a redirect (RFC 6749, section 4.1.2.1). The protocol
+//! is in [`crate::oauth`].
 
 use askama::Template;
 use axum::{
@@ -31,51 +35,51 @@ use crate::{
     },
 };
 
-/// Where clients send people.
+/// The path of the authorization endpoint.
 pub(super) const HERE: &str = "/oauth/authorize";
 
-/// The longest request that is taken by POST, in bytes: it goes on as a URL.
+/// The maximum size of a request by POST, in bytes. It becomes the query of a redirect.
 const MAX_QUERY: usize = 16 * 1024;
 
-/// What the consent page asks, whoever asks for it.
+/// The consent page of an authorization request or a device.
 #[derive(Template)]
 #[template(path = "consent.html")]
 pub(super) struct ConsentPage<'a> {
     pub(super) layout: Layout,
-    /// Where the answer is sent.
+    /// The action of the form.
     pub(super) action: &'static str,
-    /// What has to come back with it.
+    /// The names and values of the hidden fields.
     pub(super) hidden: Vec<(String, String)>,
-    /// What the client calls itself.
+    /// The name that the client states.
     pub(super) client: &'a str,
-    /// Who made the client known, as far as anybody can tell.
+    /// A sentence on the origin of the client's registration.
     pub(super) known_by: String,
-    /// Where the answer goes.
     pub(super) destination: Destination,
+    /// The display name of the user.
     pub(super) person: &'a str,
     pub(super) workspaces: Vec<Choice>,
     pub(super) scopes: Vec<ScopeChoice>,
-    /// What it may do that at, where it is not this service alone.
+    /// The resources of the access tokens; empty if it is this service only.
     pub(super) elsewhere: String,
-    /// Whether the workspace asks for a second factor that is not there.
+    /// True if the workspace requires a second factor and the user has none.
     pub(super) is_incomplete: bool,
-    /// Where somebody else may sign in.
+    /// The URL of the sign-in for another user, which leads back here.
     pub(super) sign_in: String,
     pub(super) problem: Option<String>,
 }
 
-/// Where the answer goes.
+/// The recipient of the decision.
 #[derive(Clone, PartialEq, Eq)]
 pub(super) enum Destination {
-    /// To a server.
+    /// A web server, with its host.
     Host(String),
-    /// To a program on the person's own machine.
+    /// A program on the user's machine, with its loopback host or URI scheme.
     Program(String),
-    /// To a device that shows this code.
+    /// A device, with its user code.
     Device(String),
 }
 
-/// A workspace to be chosen.
+/// A workspace that the user can select.
 pub(super) struct Choice {
     id: WorkspaceId,
     name: String,
@@ -83,24 +87,24 @@ pub(super) struct Choice {
     is_chosen: bool,
 }
 
-/// A scope to be chosen.
+/// A scope that the user can select.
 pub(super) struct ScopeChoice {
     scope: Scope,
     is_chosen: bool,
 }
 
 impl ScopeChoice {
-    /// In words that need no explanation.
+    /// Returns a description of the scope for users.
     fn words(&self) -> &'static str {
         match self.scope {
             Scope::ReadOnly => {
-                "Look at agents, calls, knowledge bases, campaigns, API keys without their secrets, the audit log, and your own name and address"
+                "View agents, calls, knowledge bases, campaigns, API keys (without their secrets), the audit log, and your name and email address"
             }
             Scope::Write => {
-                "All of that, and create, change and delete agents, calls, knowledge bases and campaigns"
+                "All of the above, and create, change and delete agents, calls, knowledge bases and campaigns"
             }
             Scope::Admin => {
-                "All of that, and change the workspace: billing, its look, existing API keys; but not make keys or change members"
+                "All of the above, and manage billing, branding and existing API keys (but not create API keys or manage members)"
             }
         }
     }
@@ -114,7 +118,10 @@ impl ScopeChoice {
     }
 }
 
-/// A client sends somebody here. An error of the request goes back to it where that is safe, else it is told here.
+/// Handles an authorization request: redirects to the sign-in or to the client, or displays the
+/// consent page.
+///
+/// An error of the request is sent to the client if its redirect URI is valid, otherwise displayed.
 pub(super) async fn show(
     public: Public,
     State(app): State<App>,
@@ -122,41 +129,42 @@ pub(super) async fn show(
     method: Method,
     query: Query,
 ) -> Result<Response, ApiError> {
-    // Whoever merely looks is granted nothing.
+    // A HEAD request must not create a grant.
     if method != Method::GET {
-        return Err(ApiError::new(Code::MethodNotAllowed, "this takes GET or POST"));
+        return Err(ApiError::new(Code::MethodNotAllowed, "use GET or POST"));
     }
     let pairs = query.into_pairs();
     let query = &*query_of(&pairs);
-    let request = match asked(&app, &Parameters::new(pairs)).await? {
+    let request = match parse_request(&app, &Parameters::new(pairs)).await? {
         Ok(request) => request,
         Err(answer) => return Ok(*answer),
     };
     let caller = browser.caller(&public.request).await?;
     let Some(caller) = caller else {
         if request.prompt == Prompt::None {
-            return Ok(told(&app, &request, OAuthCode::LoginRequired, "nobody is signed in"));
+            let description = "the user is not signed in";
+            return Ok(error_response(&app, &request, OAuthCode::LoginRequired, description));
         }
-        return Ok(to_sign_in(&request, query, false));
+        return Ok(redirect_to_sign_in(&request, query, false));
     };
     let may_grant = app.oauth.may_grant(&caller, &request).await.map_err(failure)?;
     match request.prompt {
         Prompt::None if !may_grant => {
-            let why = "somebody has to sign in anew";
-            return Ok(told(&app, &request, OAuthCode::LoginRequired, why));
+            let description = "the user must sign in again";
+            return Ok(error_response(&app, &request, OAuthCode::LoginRequired, description));
         }
-        _ if !may_grant => return Ok(to_sign_in(&request, query, true)),
-        Prompt::Login => return Ok(to_sign_in(&request, query, true)),
+        _ if !may_grant => return Ok(redirect_to_sign_in(&request, query, true)),
+        Prompt::Login => return Ok(redirect_to_sign_in(&request, query, true)),
         Prompt::Consent => {}
         Prompt::None | Prompt::Unsaid => {
             if app.oauth.is_remembered(&caller, &request).await.map_err(failure)? {
                 let (workspace, scope) = (caller.workspace(), request.scope);
                 let answer = app.oauth.consent(&caller, &request, workspace, scope).await;
-                return answer.map(|to| redirect(&to)).map_err(failure);
+                return answer.map(|to| redirect_to_client(&to)).map_err(failure);
             }
             if request.prompt == Prompt::None {
-                let why = "somebody has to consent";
-                return Ok(told(&app, &request, OAuthCode::ConsentRequired, why));
+                let description = "the user must consent";
+                return Ok(error_response(&app, &request, OAuthCode::ConsentRequired, description));
             }
         }
     }
@@ -164,7 +172,8 @@ pub(super) async fn show(
     page(&app, browser, &caller, &request, query, None).await
 }
 
-/// The same, posted: as if it had been in the URL, so that the browser sends its cookie along.
+/// Handles an authorization request by POST: redirects to the same request by GET, so that the
+/// browser sends its `SameSite=Lax` session cookie.
 pub(super) async fn post(
     _: Public,
     State(app): State<App>,
@@ -174,13 +183,13 @@ pub(super) async fn post(
     let fields = extract::form_fields(&parts.headers, body, &app).await?;
     let query = query_of(&fields.into_pairs());
     if query.len() > MAX_QUERY {
-        let what = format!("a request must be at most {MAX_QUERY} bytes");
+        let what = format!("the request must be at most {MAX_QUERY} bytes");
         return Err(ApiError::new(Code::PayloadTooLarge, what));
     }
     Ok(Redirect::to(&format!("{HERE}?{query}")).into_response())
 }
 
-/// The person answers.
+/// Grants or denies an authorization request, and redirects to the client.
 pub(super) async fn decide(
     caller: Authorized<OwnSession>,
     State(app): State<App>,
@@ -188,7 +197,7 @@ pub(super) async fn decide(
 ) -> Result<Response, ApiError> {
     let query = form.text("query")?.to_owned();
     let pairs = Query::parse(&query).map(Query::into_pairs).unwrap_or_default();
-    let request = match asked(&app, &Parameters::new(pairs)).await? {
+    let request = match parse_request(&app, &Parameters::new(pairs)).await? {
         Ok(request) => request,
         Err(answer) => return Ok(*answer),
     };
@@ -199,7 +208,7 @@ pub(super) async fn decide(
         }
     };
     match decided {
-        Ok(to) => Ok(redirect(&to)),
+        Ok(to) => Ok(redirect_to_client(&to)),
         Err(error) => {
             let (status, problem) = explained(failure(error))?;
             let problem = Some((status, problem));
@@ -208,16 +217,16 @@ pub(super) async fn decide(
     }
 }
 
-/// What a person answered.
+/// The decision of the user on a consent page.
 pub(super) enum Decision {
-    /// No.
+    /// Access is denied.
     Deny,
-    /// Yes, there and for that.
+    /// Access to this workspace with this scope is granted.
     Allow(WorkspaceId, Scope),
 }
 
 impl Decision {
-    /// Reads it. Whatever is not a clear yes is a no.
+    /// Reads the decision of a form. Any value except `allow` denies access.
     pub(super) fn of(form: &Form) -> Result<Self, ApiError> {
         if form.text("decision")? != "allow" {
             return Ok(Self::Deny);
@@ -227,26 +236,26 @@ impl Decision {
         let scope = form.text("scope")?.parse();
         Ok(Self::Allow(
             workspace.map_err(|_| choice("workspace", "a workspace"))?,
-            scope.map_err(|_| choice("scope", "what to allow"))?,
+            scope.map_err(|_| choice("scope", "the permissions"))?,
         ))
     }
 }
 
-/// The request, or what there is to answer without asking anybody.
-async fn asked(
+/// Validates an authorization request. The inner error is the response to an invalid request.
+async fn parse_request(
     app: &App,
     parameters: &Parameters,
 ) -> Result<Result<AuthorizationRequest, Box<Response>>, ApiError> {
     match app.oauth.authorization_request(parameters).await {
         Ok(request) => Ok(Ok(request)),
-        Err(NotAsked::Redirect(to)) => Ok(Err(Box::new(unasked(&to)))),
+        Err(NotAsked::Redirect(to)) => Ok(Err(Box::new(redirect_error(&to)))),
         Err(NotAsked::Stay(OAuthError::Failed(error))) => Err(error.into()),
         Err(NotAsked::Stay(refused)) => {
-            let (title, why) = ("This link does not work", refused.to_string());
+            let (title, reason) = ("This link does not work", refused.to_string());
             let text = format!(
-                "The program that sent you here made a mistake, and nobody knows where to send you back to: {why}."
+                "The app that sent you here made an invalid request, so we cannot send you back to it: {reason}."
             );
-            Ok(Err(Box::new(message(400, title, &text, ("/", "Back to the start")))))
+            Ok(Err(Box::new(message(400, title, &text, ("/", "Go to the dashboard")))))
         }
     }
 }
@@ -282,7 +291,7 @@ async fn page(
     Ok(browser.page(status.unwrap_or(200), &page))
 }
 
-/// The workspaces that a person may choose, with the present one chosen.
+/// Returns the workspaces that the user can select. The current workspace is preselected.
 pub(super) async fn workspaces(app: &App, caller: &Caller) -> Result<Vec<Choice>, ApiError> {
     let own = app.oauth.workspaces_to_choose(caller).await.map_err(failure)?;
     let choice = |own: crate::model::workspace::OwnWorkspace| Choice {
@@ -294,47 +303,50 @@ pub(super) async fn workspaces(app: &App, caller: &Caller) -> Result<Vec<Choice>
     Ok(own.into_iter().map(choice).collect())
 }
 
-/// What may be chosen of what a client asks for: all of it, or less.
-pub(super) fn scopes(asked: Scope) -> Vec<ScopeChoice> {
-    let choices = Scope::ALL.into_iter().filter(|scope| *scope <= asked);
-    // The most is chosen only by who chooses it.
-    let is_chosen = |scope| scope == asked && scope < Scope::Admin;
+/// Returns the scopes that the user can select: the requested one and lesser ones.
+pub(super) fn scopes(requested: Scope) -> Vec<ScopeChoice> {
+    let choices = Scope::ALL.into_iter().filter(|scope| *scope <= requested);
+    // The admin scope is never preselected: the user must select it.
+    let is_chosen = |scope| scope == requested && scope < Scope::Admin;
     choices.map(|scope| ScopeChoice { scope, is_chosen: is_chosen(scope) }).collect()
 }
 
-/// The resources that tokens are for, unless that is this service alone.
+/// Returns the resources of the access tokens; empty if it is this service only.
 pub(super) fn elsewhere(app: &App, resources: &[String]) -> String {
     if resources == [app.oauth.resources().own()] { String::new() } else { resources.join(", ") }
 }
 
-/// Who made a client known.
+/// Returns a sentence on the origin of a client's registration.
 pub(super) fn known_by(origin: &Origin) -> String {
     match origin {
         Origin::Registered => {
-            "It registered itself under this name, which nobody has checked.".to_owned()
+            "It registered itself under this name; we have not verified it.".to_owned()
         }
         Origin::Document(url) => {
-            format!("It is known by {}.", redirect_uri::destination(url))
+            format!("It is identified by the website {}.", redirect_uri::destination(url))
         }
         Origin::Workspace(_) => {
-            "A customer of this service registered it under this name, which nobody has checked."
+            "A customer of this service registered it under this name; we have not verified it."
                 .to_owned()
         }
     }
 }
 
-fn to_sign_in(request: &AuthorizationRequest, query: &str, again: bool) -> Response {
+fn redirect_to_sign_in(request: &AuthorizationRequest, query: &str, again: bool) -> Response {
     let path = sign_in_path(query, request.login_hint.as_deref(), again);
     Redirect::to(&path).into_response()
 }
 
-/// Where to sign in and come back from. Who has done so `again` is not asked for it once more.
+/// Returns the URL of a sign-in that leads back to this request.
+///
+/// With `again`, a signed-in user must sign in once more. The request then no longer has
+/// `prompt=login`, which would ask for another sign-in.
 fn sign_in_path(query: &str, login_hint: Option<&str>, again: bool) -> String {
     let mut pairs = Query::parse(query).map(Query::into_pairs).unwrap_or_default();
     if again {
-        // Consent that is asked for too is asked for still.
+        // `prompt=login consent` still requires consent.
         for (_, value) in pairs.iter_mut().filter(|(name, _)| name == "prompt") {
-            let is_consent = value.split(' ').any(|asked| asked == "consent");
+            let is_consent = value.split(' ').any(|prompt| prompt == "consent");
             if is_consent { "consent" } else { "" }.clone_into(value);
         }
         pairs.retain(|(name, value)| name != "prompt" || !value.is_empty());
@@ -356,28 +368,37 @@ fn query_of(pairs: &[(String, String)]) -> String {
     pairs.iter().map(pair).collect::<Vec<_>>().join("&")
 }
 
-fn told(app: &App, request: &AuthorizationRequest, code: OAuthCode, why: &str) -> Response {
-    unasked(&app.oauth.error_answer(request, code, why))
+fn error_response(
+    app: &App,
+    request: &AuthorizationRequest,
+    code: OAuthCode,
+    description: &str,
+) -> Response {
+    redirect_error(&app.oauth.error_answer(request, code, description))
 }
 
-/// An error back to the client, before anybody has done anything. A program on somebody's machine is started by
-/// them: any page could lead here, and the machine would ask in our name.
-fn unasked(to: &str) -> Response {
+/// Returns an error to the client without interaction of the user.
+///
+/// A program on the user's machine is started only by a click: any website can link to this
+/// endpoint, and the browser would ask in our name to start the program.
+fn redirect_error(to: &str) -> Response {
     if to.starts_with("https://") || to.starts_with("http://") {
-        return redirect(to);
+        return redirect_to_client(to);
     }
-    let (title, text) = ("This did not work", "The program that sent you here made a mistake.");
-    message(400, title, text, (to, "Back to the program"))
+    let (title, text) =
+        ("Something went wrong", "The app that sent you here made an invalid request.");
+    message(400, title, text, (to, "Back to the app"))
 }
 
-/// To the client: by 303, so that no browser posts a form once more (RFC 9700, section 4.12).
-fn redirect(to: &str) -> Response {
+/// Redirects to the client with 303, so that browsers do not post a form again (RFC 9700, section
+/// 4.12).
+fn redirect_to_client(to: &str) -> Response {
     let mut response = Redirect::to(to).into_response();
     super::page::conceal(&mut response);
     response
 }
 
-/// A failure as pages tell it.
+/// Converts an OAuth error for display on a page.
 pub(super) fn failure(error: OAuthError) -> ApiError {
     match error {
         OAuthError::Failed(error) => error.into(),

@@ -1,8 +1,9 @@
-//! A browser, and the two cookies that it is known by.
+//! The browser that sends a request, and its two cookies.
 //!
-//! One stands for a session; the other for the browser itself, whoever sits at it, so that forms work before
-//! anybody has signed in. Neither is for scripts, nor sent along from other sites' forms; where the service
-//! is reached over https, no neighbour's subdomain can plant them (`__Host-`, RFC 6265bis).
+//! One cookie identifies a session. The other identifies the browser itself, so that forms have a
+//! CSRF token before sign-in. Both are `HttpOnly` and `SameSite=Lax`: scripts cannot read them, and
+//! forms of other sites do not send them. Over https they have the prefix `__Host-` (RFC 6265bis),
+//! so other subdomains cannot set them.
 
 use std::{convert::Infallible, sync::Arc};
 
@@ -28,20 +29,20 @@ use crate::{
     },
 };
 
-const SESSION: &str = "call2me_session";
-const BROWSER: &str = "call2me_browser";
+const SESSION_COOKIE: &str = "call2me_session";
+const BROWSER_COOKIE: &str = "call2me_browser";
 
-/// Who looks at a page, as far as cookies tell.
+/// The browser that sent the request, as its cookies identify it.
 pub struct Browser {
     app: App,
-    /// What its forms are made for: its session where a page asks for one, else the browser.
-    form_of: FormOf,
-    /// Its own id, where it is seen for the first time.
-    new: Option<Uuid>,
+    /// The binding of CSRF tokens: the session on pages that require one, otherwise the browser.
+    form_binding: FormOf,
+    /// The id of a new browser, which has no browser cookie yet.
+    new_id: Option<Uuid>,
+    /// The value of the session cookie.
     session: Option<String>,
-    /// Where its forms may lead besides here, as a source of `form-action`.
-    way: Option<String>,
-    /// How pages look.
+    /// An additional target of forms, as a source of the CSP directive `form-action`.
+    form_action: Option<String>,
     brand: Brand,
 }
 
@@ -49,57 +50,66 @@ impl FromRequestParts<App> for Browser {
     type Rejection = Infallible;
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Infallible> {
-        let known = cookie(app, &parts.headers, BROWSER).and_then(|text| text.parse().ok());
-        let session = cookie(app, &parts.headers, SESSION);
-        let signed_in = parts.extensions.get::<Caller>().and_then(form_of);
-        let (form_of, new) = match (signed_in, known) {
+        let browser_id =
+            read_cookie(app, &parts.headers, BROWSER_COOKIE).and_then(|text| text.parse().ok());
+        let session = read_cookie(app, &parts.headers, SESSION_COOKIE);
+        let signed_in = parts.extensions.get::<Caller>().and_then(session_form_binding);
+        let (form_binding, new_id) = match (signed_in, browser_id) {
             (Some(session), _) => (session, None),
-            (_, Some(known)) => (FormOf::Browser(known), None),
+            (_, Some(id)) => (FormOf::Browser(id), None),
             (_, None) => {
-                let new = Uuid::from_bytes(app.env.entropy.bytes());
-                (FormOf::Browser(new), Some(new))
+                let id = Uuid::from_bytes(app.env.entropy.bytes());
+                (FormOf::Browser(id), Some(id))
             }
         };
-        Ok(Self { app: Arc::clone(app), form_of, new, session, way: None, brand: Brand::default() })
+        Ok(Self {
+            app: Arc::clone(app),
+            form_binding,
+            new_id,
+            session,
+            form_action: None,
+            brand: Brand::default(),
+        })
     }
 }
 
 impl Browser {
-    /// What is around its pages.
+    /// Returns the layout of its pages, with fresh CSRF tokens and a fresh idempotency key.
     pub(super) fn layout(&self) -> Layout {
-        let form_token = self.app.auth.form_token(self.form_of);
-        let own_token = self.app.auth.form_token(self.own());
+        let form_token = self.app.auth.form_token(self.form_binding);
+        let user_form_token = self.app.auth.form_token(self.user_form_binding());
         let attempt = Uuid::from_bytes(self.app.env.entropy.bytes()).to_string();
-        Layout::new(form_token, own_token, attempt.into(), self.brand.clone())
+        Layout::new(form_token, user_form_token, attempt.into(), self.brand.clone())
     }
 
-    /// Makes its pages look like a workspace's.
+    /// Sets the branding of its pages.
     pub(super) fn brand(&mut self, brand: Brand) {
         self.brand = brand;
     }
 
-    /// Whether a form was made for this browser.
+    /// Returns true if a CSRF token is valid for this browser, or for its session and workspace.
     pub(super) fn has_made(&self, token: &str) -> bool {
-        self.new.is_none() && self.app.auth.is_form_of(self.form_of, token)
+        self.new_id.is_none() && self.app.auth.is_form_of(self.form_binding, token)
     }
 
-    /// The same, for a form that is about the person.
+    /// Returns true if a CSRF token is valid for forms about the user's account.
     pub(super) fn has_made_own(&self, token: &str) -> bool {
-        self.new.is_none() && self.app.auth.is_form_of(self.own(), token)
+        self.new_id.is_none() && self.app.auth.is_form_of(self.user_form_binding(), token)
     }
 
-    /// What forms about the person are made for.
-    fn own(&self) -> FormOf {
-        match self.form_of {
+    /// Returns the binding of forms about the user's account: the session, in any workspace.
+    fn user_form_binding(&self) -> FormOf {
+        match self.form_binding {
             FormOf::Session(id, _) => FormOf::Person(id),
             other => other,
         }
     }
 
-    /// Who is signed in, on a page that is for anybody.
+    /// Returns the signed-in user on a page that requires no session; `None` without a valid
+    /// session.
     ///
     /// # Errors
-    /// When the database that knows is away.
+    /// `unavailable` if the lookup of the session fails.
     pub async fn caller(&self, request: &Arc<RequestInfo>) -> Result<Option<Caller>, ApiError> {
         let Some(cookie) = &self.session else { return Ok(None) };
         match self.app.auth.authenticate_cookie(cookie).await {
@@ -109,17 +119,18 @@ impl Browser {
         }
     }
 
-    /// Makes what follows for the session of somebody who is signed in, on a page that is for anybody.
+    /// Binds the following forms to the session of the caller, on a page that requires no session.
     pub(super) fn is_of(&mut self, caller: &Caller) {
-        self.form_of = form_of(caller).unwrap_or(self.form_of);
+        self.form_binding = session_form_binding(caller).unwrap_or(self.form_binding);
     }
 
-    /// Makes pages from here on those of a way that ends at this redirect URI.
+    /// Lets the forms of the following pages lead to this redirect URI.
     pub(super) fn leads_to(&mut self, redirect_uri: &str) {
-        self.way = redirect_uri::csp_source(redirect_uri);
+        self.form_action = redirect_uri::csp_source(redirect_uri);
     }
 
-    /// The same, where the page to come after this one is a client's request for authorization.
+    /// Lets the forms of the following pages lead to the redirect URI of the authorization request
+    /// in `next`, if `next` is one.
     pub(super) async fn is_bound_for(&mut self, next: &str) {
         let query = next.strip_prefix(authorize::HERE).and_then(|rest| rest.strip_prefix('?'));
         let Some(pairs) = query.and_then(Query::parse).map(Query::into_pairs) else { return };
@@ -128,62 +139,63 @@ impl Browser {
         }
     }
 
-    /// A page for this browser.
+    /// Renders a page for this browser. A new browser gets its cookie.
     pub fn page<T: askama::Template>(&self, status: u16, template: &T) -> Response {
-        let mut response = match &self.way {
-            Some(way) => page::render_on_the_way(status, template, &self.brand, way),
+        let mut response = match &self.form_action {
+            Some(source) => page::render_on_the_way(status, template, &self.brand, source),
             None => page::render(status, template, &self.brand),
         };
-        if let Some(new) = self.new {
-            set(&self.app, &mut response, BROWSER, new.to_string(), None);
+        if let Some(id) = self.new_id {
+            set_cookie(&self.app, &mut response, BROWSER_COOKIE, id.to_string(), None);
         }
         response
     }
 
-    /// The way to another page, as whoever signed in with this session.
+    /// Redirects to a page and sets the cookie of a new session.
     #[must_use]
     pub fn signed_in(&self, session: SessionId, next: &str) -> Response {
         let mut response = Redirect::to(next).into_response();
-        let lasts = self.app.auth.session_lifetime().as_secs();
-        let lasts = Duration::seconds(i64::try_from(lasts).unwrap_or(i64::MAX));
+        let lifetime = self.app.auth.session_lifetime().as_secs();
+        let max_age = Duration::seconds(i64::try_from(lifetime).unwrap_or(i64::MAX));
         let value = self.app.auth.cookie_of(session);
-        set(&self.app, &mut response, SESSION, value.expose_secret().to_owned(), Some(lasts));
+        let value = value.expose_secret().to_owned();
+        set_cookie(&self.app, &mut response, SESSION_COOKIE, value, Some(max_age));
         response
     }
 
-    /// The way to another page, as nobody.
+    /// Redirects to a page and deletes the session cookie.
     #[must_use]
     pub fn signed_out(&self, next: &str) -> Response {
         let mut response = Redirect::to(next).into_response();
-        set(&self.app, &mut response, SESSION, String::new(), Some(Duration::ZERO));
+        set_cookie(&self.app, &mut response, SESSION_COOKIE, String::new(), Some(Duration::ZERO));
         response
     }
 }
 
-/// What forms are made for where somebody is signed in.
-fn form_of(caller: &Caller) -> Option<FormOf> {
+/// Returns the binding of forms of a signed-in user: the session in its workspace.
+fn session_form_binding(caller: &Caller) -> Option<FormOf> {
     match &caller.principal.credential {
         Credential::Session { id, .. } => Some(FormOf::Session(*id, caller.workspace())),
         _ => None,
     }
 }
 
-/// What a browser shows for its session.
+/// Returns the value of the session cookie.
 pub fn session_cookie(app: &App, headers: &HeaderMap) -> Option<String> {
-    cookie(app, headers, SESSION)
+    read_cookie(app, headers, SESSION_COOKIE)
 }
 
 fn is_secure(app: &App) -> bool {
     app.settings.public_url.starts_with("https://")
 }
 
-fn name_of(app: &App, name: &str) -> String {
+fn cookie_name(app: &App, name: &str) -> String {
     if is_secure(app) { format!("__Host-{name}") } else { name.to_owned() }
 }
 
-/// A cookie's value; none where there are two, for nobody knows which is ours.
-fn cookie(app: &App, headers: &HeaderMap, name: &str) -> Option<String> {
-    let name = name_of(app, name);
+/// Returns the value of a cookie; `None` if there are several, since any of them may be planted.
+fn read_cookie(app: &App, headers: &HeaderMap, name: &str) -> Option<String> {
+    let name = cookie_name(app, name);
     let texts = headers.get_all(header::COOKIE).iter().filter_map(|value| value.to_str().ok());
     let cookies = texts.flat_map(Cookie::split_parse).filter_map(Result::ok);
     let mut values = cookies.filter(|cookie| cookie.name() == name);
@@ -193,14 +205,21 @@ fn cookie(app: &App, headers: &HeaderMap, name: &str) -> Option<String> {
     }
 }
 
-fn set(app: &App, response: &mut Response, name: &str, value: String, lasts: Option<Duration>) {
-    let mut cookie = Cookie::build((name_of(app, name), value))
+/// Adds a cookie to a response; without `max_age` it lasts until the browser is closed.
+fn set_cookie(
+    app: &App,
+    response: &mut Response,
+    name: &str,
+    value: String,
+    max_age: Option<Duration>,
+) {
+    let mut cookie = Cookie::build((cookie_name(app, name), value))
         .path("/")
         .http_only(true)
         .same_site(SameSite::Lax)
         .secure(is_secure(app))
         .build();
-    cookie.set_max_age(lasts);
+    cookie.set_max_age(max_age);
     if let Ok(value) = HeaderValue::try_from(cookie.to_string()) {
         response.headers_mut().append(header::SET_COOKIE, value);
     }

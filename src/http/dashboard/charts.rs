@@ -1,10 +1,11 @@
-//! Charts, drawn here as SVG: they need no script, and each bar tells its numbers in its title.
+//! Charts as SVG, rendered by the server: they need no JavaScript. The title of each bar has its
+//! numbers.
 
 use askama::{Template, filters::HtmlSafe};
 
 use super::words::{Count, Requests};
 
-/// A row of small bars, as wide as a word.
+/// A small bar chart in one line of text.
 #[derive(Debug, Template)]
 #[template(path = "sparkline.html")]
 pub(super) struct Sparkline {
@@ -14,14 +15,14 @@ pub(super) struct Sparkline {
 
 impl HtmlSafe for Sparkline {}
 
-/// A bar, or a part of one.
+/// A bar, or one segment of a stacked bar.
 #[derive(Debug)]
 struct Rect {
     x: usize,
     y: i64,
     width: usize,
     height: i64,
-    /// What colours it.
+    /// The CSS class that sets the colour.
     class: &'static str,
     title: String,
 }
@@ -30,14 +31,14 @@ impl Sparkline {
     const HEIGHT: i64 = 28;
     const STEP: usize = 5;
 
-    /// What was used how often in the last hours, the oldest first.
+    /// Draws the number of requests per hour, the oldest hour first.
     pub(super) fn new(hours: &[i64]) -> Self {
-        let most = hours.iter().copied().max().unwrap_or(0).max(1);
+        let max = hours.iter().copied().max().unwrap_or(0).max(1);
         let bars = hours.iter().enumerate().filter(|(_, requests)| **requests > 0);
-        let bars = bars.map(|(place, requests)| {
-            let height = scaled(*requests, most, Self::HEIGHT);
+        let bars = bars.map(|(index, requests)| {
+            let height = scale(*requests, max, Self::HEIGHT);
             Rect {
-                x: place * Self::STEP,
+                x: index * Self::STEP,
                 y: Self::HEIGHT - height,
                 width: Self::STEP - 1,
                 height,
@@ -50,28 +51,28 @@ impl Sparkline {
     }
 }
 
-/// Bars that stand on each other, one pile for each spell of time.
+/// A chart with one stacked bar for each period.
 #[derive(Debug, Template)]
 #[template(path = "chart.html")]
 pub(super) struct Chart {
     label: String,
     rects: Vec<Rect>,
-    /// The height of the greatest pile, as a number.
+    /// The total of the highest bar.
     most: String,
-    /// Times below, with their places.
+    /// The labels of the time axis, with their x coordinates.
     times: Vec<(usize, String)>,
-    /// What the parts are.
+    /// The CSS class and the name of each segment.
     legend: Vec<(&'static str, &'static str)>,
 }
 
 impl HtmlSafe for Chart {}
 
-/// One spell of time.
+/// The stacked bar of one period.
 #[derive(Debug)]
 pub(super) struct Pile {
-    /// When it began.
+    /// The start of the period, as a label.
     pub(super) time: String,
-    /// What is piled up, from below, in the order of the legend.
+    /// The values of the segments from the bottom up, in the order of the legend.
     pub(super) parts: Vec<i64>,
 }
 
@@ -80,40 +81,41 @@ impl Chart {
     const HEIGHT: i64 = 150;
     const TOP: i64 = 22;
 
-    /// Piles, the oldest first; the legend gives each part its class and its name.
+    /// Draws bars, the oldest first. The legend has the CSS class and the name of each segment.
     pub(super) fn new(
         label: String,
         legend: Vec<(&'static str, &'static str)>,
         piles: &[Pile],
     ) -> Self {
-        let most = piles.iter().map(|pile| pile.parts.iter().sum()).max().unwrap_or(0);
+        let max = piles.iter().map(|pile| pile.parts.iter().sum()).max().unwrap_or(0);
         let step = Self::WIDTH / piles.len().max(1);
         let mut rects = Vec::new();
-        for (place, pile) in piles.iter().enumerate() {
-            let told: Vec<_> =
+        for (index, pile) in piles.iter().enumerate() {
+            let segments: Vec<_> =
                 legend.iter().zip(&pile.parts).filter(|(_, part)| **part > 0).collect();
-            let told = told.iter().map(|((_, name), part)| format!("{} {name}", Count(**part)));
-            let title = format!("{}: {}", pile.time, told.collect::<Vec<_>>().join(", "));
-            let mut below = 0;
+            let texts =
+                segments.iter().map(|((_, name), part)| format!("{} {name}", Count(**part)));
+            let title = format!("{}: {}", pile.time, texts.collect::<Vec<_>>().join(", "));
+            let mut top = 0;
             for ((class, _), part) in legend.iter().zip(&pile.parts).filter(|(_, part)| **part > 0)
             {
-                let height = scaled(*part, most.max(1), Self::HEIGHT);
-                below = (below + height).min(Self::HEIGHT);
-                let y = Self::TOP + Self::HEIGHT - below;
-                let (x, width, title) = (place * step, (step - 1).max(1), title.clone());
+                let height = scale(*part, max.max(1), Self::HEIGHT);
+                top = (top + height).min(Self::HEIGHT);
+                let y = Self::TOP + Self::HEIGHT - top;
+                let (x, width, title) = (index * step, (step - 1).max(1), title.clone());
                 rects.push(Rect { x, y, width, height, class, title });
             }
         }
-        let every = (piles.len() / 6).max(1);
-        let times = piles.iter().enumerate().step_by(every);
-        let times = times.map(|(place, pile)| (place * step, pile.time.clone())).collect();
-        Self { label, rects, most: Count(most).to_string(), times, legend }
+        let label_interval = (piles.len() / 6).max(1);
+        let times = piles.iter().enumerate().step_by(label_interval);
+        let times = times.map(|(index, pile)| (index * step, pile.time.clone())).collect();
+        Self { label, rects, most: Count(max).to_string(), times, legend }
     }
 }
 
-/// A number as a height: what is there at all is to be seen.
-fn scaled(number: i64, most: i64, height: i64) -> i64 {
-    let exact = i128::from(number) * i128::from(height) / i128::from(most.max(1));
+/// Scales a number to a height of at least 1, so that small numbers stay visible.
+fn scale(number: i64, max: i64, height: i64) -> i64 {
+    let exact = i128::from(number) * i128::from(height) / i128::from(max.max(1));
     i64::try_from(exact).unwrap_or(height).clamp(1, height)
 }
 
@@ -122,17 +124,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_there_at_all_is_to_be_seen() {
-        assert_eq!(scaled(1, 1_000_000, 28), 1);
-        assert_eq!(scaled(1_000_000, 1_000_000, 28), 28);
-        assert_eq!(scaled(i64::MAX, i64::MAX, 150), 150);
+    fn small_value_has_a_visible_bar() {
+        assert_eq!(scale(1, 1_000_000, 28), 1);
+        assert_eq!(scale(1_000_000, 1_000_000, 28), 28);
+        assert_eq!(scale(i64::MAX, i64::MAX, 150), 150);
         let drawn = Sparkline::new(&[0, 1, 1000]).to_string();
         assert_eq!(drawn.matches("<rect").count(), 2);
         assert!(drawn.contains("1,001 requests in 3 hours"));
     }
 
     #[test]
-    fn bars_tell_their_numbers() {
+    fn bar_title_contains_its_numbers() {
         let pile =
             |time: &str, parts: &[i64]| Pile { time: time.to_owned(), parts: parts.to_vec() };
         let legend = vec![("ok", "succeeded"), ("refused", "refused")];
@@ -140,7 +142,7 @@ mod tests {
         let drawn = Chart::new("Requests".to_owned(), legend.clone(), &piles).to_string();
         assert!(drawn.contains("<title>08:00: 1,200 succeeded, 3 refused</title>"), "{drawn}");
         assert_eq!(drawn.matches("<title>").count(), 2);
-        // Nothing at all is a chart, too.
+        // A chart without bars is valid.
         assert!(Chart::new("Requests".to_owned(), legend, &[]).to_string().contains("<svg"));
     }
 }

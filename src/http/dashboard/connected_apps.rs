@@ -1,4 +1,4 @@
-//! Connected apps: what one has let in, to be seen and ended.
+//! Connected apps: the OAuth grants of the user, to list and to revoke.
 
 use askama::Template;
 use axum::{extract::State, response::Response};
@@ -24,12 +24,12 @@ use crate::{
 #[template(path = "connected_apps.html")]
 struct AppsPage {
     layout: Layout,
-    apps: Vec<Line>,
+    apps: Vec<AppRow>,
     next: Option<String>,
 }
 
-/// A connected app as the page shows it.
-struct Line {
+/// A connected app in the list.
+struct AppRow {
     id: GrantId,
     name: String,
     workspace: String,
@@ -38,7 +38,7 @@ struct Line {
     last_used: String,
 }
 
-impl From<Grant> for Line {
+impl From<Grant> for AppRow {
     fn from(grant: Grant) -> Self {
         let last_used = grant.last_used_at.map_or_else(String::new, timestamp::for_people);
         Self {
@@ -52,7 +52,7 @@ impl From<Grant> for Line {
     }
 }
 
-/// Lists them.
+/// Lists the user's connected apps.
 pub(super) async fn show(
     caller: Authorized<OwnSession>,
     State(app): State<App>,
@@ -61,11 +61,11 @@ pub(super) async fn show(
 ) -> Result<Response, ApiError> {
     let (page, _) = app.oauth.own_grants(&caller, query.page_of(ITEMS)?).await?;
     let next = page.next_cursor(|grant| grant.id.uuid());
-    let apps = page.items.into_iter().map(Line::from).collect();
+    let apps = page.items.into_iter().map(AppRow::from).collect();
     Ok(desk.page(200, &AppsPage { layout: desk.layout(), apps, next }))
 }
 
-/// Ends one of them.
+/// Disconnects an app: revokes its grant.
 pub(super) async fn end(
     caller: Authorized<OwnSession>,
     State(app): State<App>,

@@ -1,6 +1,8 @@
-//! A device shows a code: somebody types it in here, and lets the device in or not (RFC 8628, section 3.3).
+//! The verification page for devices: the user enters a user code and authorizes or denies the
+//! device (RFC 8628, section 3.3).
 //!
-//! Codes are short, so guesses are few: under the limit of sign-ins, for who has signed in.
+//! User codes are short. To prevent guessing, the forms require a session and have the rate limit
+//! of sign-ins.
 
 use askama::Template;
 use axum::{
@@ -34,7 +36,8 @@ struct DevicePage<'a> {
     problem: Option<String>,
 }
 
-/// Asks for the code. One that is in the URL is to be compared all the same.
+/// Displays the form for the user code. A code from the URL is filled in but not submitted: the
+/// user must compare it with the device.
 pub(super) async fn show(
     public: Public,
     State(_): State<App>,
@@ -43,19 +46,19 @@ pub(super) async fn show(
 ) -> Result<Response, ApiError> {
     let user_code = query.text("user_code")?.unwrap_or_default();
     if browser.caller(&public.request).await?.is_none() {
-        return Ok(to_sign_in(user_code));
+        return Ok(redirect_to_sign_in(user_code));
     }
     let layout = browser.layout();
     Ok(browser.page(200, &DevicePage { layout, user_code, problem: None }))
 }
 
-/// Signing in first, and then to this code.
-fn to_sign_in(user_code: &str) -> Response {
+/// Redirects to the sign-in, which leads back to this user code.
+fn redirect_to_sign_in(user_code: &str) -> Response {
     let next = format!("/device?user_code={}", encoded(user_code));
     Redirect::to(&format!("/sign-in?next={}", encoded(&next))).into_response()
 }
 
-/// Takes it, and tells who asks for what.
+/// Looks up the user code and displays the consent page.
 pub(super) async fn submit(
     public: Public,
     State(app): State<App>,
@@ -63,14 +66,16 @@ pub(super) async fn submit(
 ) -> Result<Response, ApiError> {
     let user_code = &*form.text("user_code")?.trim().to_owned();
     let caller = form.browser.caller(&public.request).await?;
-    let Some(caller) = caller else { return Ok(to_sign_in(user_code)) };
+    let Some(caller) = caller else { return Ok(redirect_to_sign_in(user_code)) };
     match app.oauth.device_request(user_code).await {
-        Ok(device) => consent(&app, &caller, &mut form.browser, user_code, &device, None).await,
-        Err(error) => code_again(&form, user_code, failure(error)),
+        Ok(device) => {
+            consent_page(&app, &caller, &mut form.browser, user_code, &device, None).await
+        }
+        Err(error) => code_page(&form, user_code, failure(error)),
     }
 }
 
-/// The person answers.
+/// Authorizes or denies the device.
 pub(super) async fn decide(
     public: Public,
     State(app): State<App>,
@@ -78,19 +83,19 @@ pub(super) async fn decide(
 ) -> Result<Response, ApiError> {
     let user_code = &*form.text("user_code")?.to_owned();
     let caller = form.browser.caller(&public.request).await?;
-    let Some(caller) = caller else { return Ok(to_sign_in(user_code)) };
+    let Some(caller) = caller else { return Ok(redirect_to_sign_in(user_code)) };
     let device = match app.oauth.device_request(user_code).await {
         Ok(device) => device,
-        Err(error) => return code_again(&form, user_code, failure(error)),
+        Err(error) => return code_page(&form, user_code, failure(error)),
     };
     let (decided, title, text) = match Decision::of(&form)? {
         Decision::Deny => {
             let denied = app.oauth.deny_device(&caller, &device).await;
-            (denied, "Not connected", "The device will say so. You can close this page.")
+            (denied, "Not connected", "The device does not get access. You can close this page.")
         }
         Decision::Allow(workspace, scope) => {
             let approved = app.oauth.approve_device(&caller, &device, workspace, scope).await;
-            (approved, "Connected", "Go on at the device. You can close this page.")
+            (approved, "Connected", "Continue on your device. You can close this page.")
         }
     };
     match decided {
@@ -99,18 +104,19 @@ pub(super) async fn decide(
             .page(200, &Message { layout: form.browser.layout(), title, text, link: None })),
         Err(error) => {
             let problem = Some(explained(failure(error))?);
-            consent(&app, &caller, &mut form.browser, user_code, &device, problem).await
+            consent_page(&app, &caller, &mut form.browser, user_code, &device, problem).await
         }
     }
 }
 
-fn code_again(form: &Form, user_code: &str, error: ApiError) -> Result<Response, ApiError> {
+/// Returns the form for the user code with an error.
+fn code_page(form: &Form, user_code: &str, error: ApiError) -> Result<Response, ApiError> {
     let (status, problem) = explained(error)?;
     let (layout, problem) = (form.browser.layout(), Some(problem));
     Ok(form.browser.page(status, &DevicePage { layout, user_code, problem }))
 }
 
-async fn consent(
+async fn consent_page(
     app: &App,
     caller: &Caller,
     browser: &mut Browser,

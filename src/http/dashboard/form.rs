@@ -1,4 +1,8 @@
-//! What a form sends, once it is known that it was ours.
+//! Extractors for forms, with protection against cross-site request forgery (CSRF).
+//!
+//! A handler gets the fields of a form only if two checks pass: the browser sent it from a page of
+//! our origin, and its CSRF token is valid for this browser or session. `Browser::layout` creates
+//! the tokens.
 
 use std::str::FromStr;
 
@@ -16,12 +20,12 @@ use crate::{
     model::password::Password,
 };
 
-/// The field that holds the form's own token.
-const TOKEN: &str = "form_token";
+/// The field of the CSRF token.
+const TOKEN_FIELD: &str = "form_token";
 
-/// A form that was made for the browser that sends it (against cross-site request forgery).
+/// A form with a valid CSRF token for the browser, or for its session and workspace.
 pub struct Form {
-    /// Who sends it.
+    /// The browser that sent it.
     pub browser: Browser,
     fields: extract::Query,
 }
@@ -30,47 +34,47 @@ impl FromRequest<App> for Form {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, app: &App) -> Result<Self, ApiError> {
-        let form = received(request, app).await?;
-        if form.browser.has_made(form.token()?) { Ok(form) } else { Err(too_old()) }
+        let form = read_form(request, app).await?;
+        if form.browser.has_made(form.token()?) { Ok(form) } else { Err(invalid_token()) }
     }
 }
 
-/// What was sent, from a page of ours; whose form it was is still to be seen.
-async fn received(request: Request, app: &App) -> Result<Form, ApiError> {
-    let (browser, parts, body) = sent(request, app).await?;
+/// Reads a form from a page of our origin. The caller must still verify its CSRF token.
+async fn read_form(request: Request, app: &App) -> Result<Form, ApiError> {
+    let (browser, parts, body) = check_request(request, app).await?;
     let fields = extract::form_fields(&parts.headers, body, app).await?;
     Ok(Form { browser, fields })
 }
 
-async fn sent(request: Request, app: &App) -> Result<(Browser, Parts, Body), ApiError> {
+async fn check_request(request: Request, app: &App) -> Result<(Browser, Parts, Body), ApiError> {
     let (mut parts, body) = request.into_parts();
     check_origin(&parts.headers, &app.settings.public_url)?;
     let Ok(browser) = Browser::from_request_parts(&mut parts, app).await;
     Ok((browser, parts, body))
 }
 
-/// A form about the person who sends it: made for their session, in whatever workspace that is by now.
+/// A form about the user's account. Its CSRF token is bound to the session, in any workspace.
 pub struct OwnForm(pub Form);
 
 impl FromRequest<App> for OwnForm {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, app: &App) -> Result<Self, ApiError> {
-        let form = received(request, app).await?;
-        if form.browser.has_made_own(form.token()?) { Ok(Self(form)) } else { Err(too_old()) }
+        let form = read_form(request, app).await?;
+        if form.browser.has_made_own(form.token()?) { Ok(Self(form)) } else { Err(invalid_token()) }
     }
 }
 
-fn too_old() -> ApiError {
-    let message = "this form was made for another workspace or session, or the browser keeps no cookies: go back and reload the page";
+fn invalid_token() -> ApiError {
+    let message = "this form belongs to another session or workspace, or your browser blocks cookies; go back and reload the page";
     ApiError::new(Code::Forbidden, message)
 }
 
 /// A form with a file.
 pub struct Upload {
-    /// What else it sends.
+    /// The other fields.
     pub form: Form,
-    /// The file, if one was chosen.
+    /// The file; `None` if the user chose none.
     pub file: Option<Bytes>,
 }
 
@@ -78,67 +82,73 @@ impl FromRequest<App> for Upload {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, app: &App) -> Result<Self, ApiError> {
-        let (browser, parts, body) = sent(request, app).await?;
+        let (browser, parts, body) = check_request(request, app).await?;
         let (fields, file) = extract::form_with_file(parts, body, app).await?;
         let form = Form { browser, fields };
-        if form.browser.has_made(form.token()?) { Ok(Self { form, file }) } else { Err(too_old()) }
+        if form.browser.has_made(form.token()?) {
+            Ok(Self { form, file })
+        } else {
+            Err(invalid_token())
+        }
     }
 }
 
 impl Form {
     fn token(&self) -> Result<&str, ApiError> {
-        self.text(TOKEN)
+        self.text(TOKEN_FIELD)
     }
 
-    /// Notes where its sender wants to go on to (`next`), which what is shown until then has to allow.
+    /// Lets the forms of the next pages lead to the target of `next`, the page after the sign-in.
     ///
     /// # Errors
-    /// When that is there twice, or holds a NUL.
+    /// `validation_failed` if `next` is repeated or contains NUL.
     pub async fn goes_on(&mut self) -> Result<(), ApiError> {
         let next = own_page(self.text("next")?).to_owned();
         self.browser.is_bound_for(&next).await;
         Ok(())
     }
 
-    /// By what it is known, should it be sent twice (as an `Idempotency-Key` does for programs).
+    /// Returns the idempotency key and the content of the form, as `Idempotency-Key` does for API
+    /// requests.
     ///
     /// # Errors
-    /// When that is there twice, or holds a NUL.
+    /// `validation_failed` if the field `attempt` is repeated or contains NUL.
     pub fn attempt(&self) -> Result<Attempt, ApiError> {
         let key = self.filled("attempt")?.map(SecretString::from);
         let body: Vec<_> = self.fields.pairs().flat_map(|(name, value)| [name, value]).collect();
         Ok(Attempt::new(key, serde_json::to_string(&body).unwrap_or_default().as_bytes()))
     }
 
-    /// A field's text; empty where it was left out.
+    /// Returns a field's text; empty if the field is missing.
     ///
     /// # Errors
-    /// When it is there twice, or holds a NUL.
+    /// `validation_failed` if the field is repeated or contains NUL.
     pub fn text(&self, name: &'static str) -> Result<&str, ApiError> {
         Ok(self.fields.text(name)?.unwrap_or_default())
     }
 
-    /// A field's text, unless it was left out.
+    /// Returns a field's text; `None` if the field is missing.
     ///
     /// # Errors
-    /// When it is there twice, or holds a NUL.
+    /// `validation_failed` if the field is repeated or contains NUL.
     pub fn given(&self, name: &'static str) -> Result<Option<&str>, ApiError> {
         self.fields.text(name)
     }
 
-    /// A password, unless it was left empty. Spaces are part of it.
+    /// Returns a password; `None` if the field is empty. Spaces are part of the password.
     ///
     /// # Errors
-    /// When it is there twice, or holds a NUL.
+    /// `validation_failed` if the field is repeated or contains NUL.
     pub fn password(&self, name: &'static str) -> Result<Option<Password>, ApiError> {
         let text = Some(self.text(name)?).filter(|text| !text.is_empty());
         Ok(text.map(|text| Password::new(text.to_owned())))
     }
 
-    /// A field of some type, unless it was left empty; `what` tells what it must be.
+    /// Parses a field; `None` if the field is empty. `what` describes valid values in the error
+    /// message.
     ///
     /// # Errors
-    /// When it is not that, or there twice.
+    /// `validation_failed` if the value is invalid, or the field is repeated or contains NUL.
     pub fn parse_as<T: FromStr>(
         &self,
         name: &'static str,
@@ -147,28 +157,29 @@ impl Form {
         if self.filled(name)?.is_none() { Ok(None) } else { self.fields.parse_as(name, what) }
     }
 
-    /// A field's text, unless it was left empty.
+    /// Returns a field's trimmed text; `None` if the field is empty.
     ///
     /// # Errors
-    /// When it is there twice, or holds a NUL.
+    /// `validation_failed` if the field is repeated or contains NUL.
     pub fn filled(&self, name: &'static str) -> Result<Option<&str>, ApiError> {
         Ok(Some(self.text(name)?.trim()).filter(|text| !text.is_empty()))
     }
 }
 
-/// Browsers tell where a form stood: newer ones by `Sec-Fetch-Site`, others by `Origin`.
+/// Rejects forms from pages of other origins. Newer browsers state the origin in `Sec-Fetch-Site`,
+/// older ones in `Origin`.
 fn check_origin(headers: &HeaderMap, public_url: &str) -> Result<(), ApiError> {
     let text = |name: &str| headers.get(name).map(|value| value.to_str().unwrap_or_default());
-    let is_ours = match (text("sec-fetch-site"), text(header::ORIGIN.as_str())) {
+    let is_same_origin = match (text("sec-fetch-site"), text(header::ORIGIN.as_str())) {
         (Some(site), _) => site == "same-origin",
         (None, Some(origin)) => origin == public_url,
-        // No browser's; the form's token decides.
+        // Not from a browser: the CSRF token decides.
         (None, None) => true,
     };
-    if is_ours {
+    if is_same_origin {
         return Ok(());
     }
-    let message = format!("forms are only taken from pages at {public_url}");
+    let message = format!("forms are only accepted from pages at {public_url}");
     Err(ApiError::new(Code::Forbidden, message))
 }
 
@@ -181,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn only_forms_of_our_own_pages_are_taken() {
+    fn form_from_other_origin_is_rejected() {
         let url = "https://auth.example";
         for (ok, sent) in [
             (true, &[][..]),

@@ -1,4 +1,4 @@
-//! Accepting an invitation: as whoever is signed in, or as somebody new.
+//! The acceptance of an invitation, by the signed-in user or as a new user.
 
 use askama::Template;
 use axum::{
@@ -29,15 +29,15 @@ struct AcceptPage<'a> {
     layout: Layout,
     token: &'a str,
     invited: &'a Invited,
-    /// What the person who is signed in is called.
+    /// The display name of the signed-in user.
     person: Option<&'a str>,
     full_name: &'a str,
-    /// Where to sign in, and then to come back.
+    /// The URL of the sign-in, which leads back to the invitation.
     sign_in: String,
     problem: Option<String>,
 }
 
-/// Tells what the link invites to.
+/// Displays the invitation.
 pub(super) async fn show(
     public: Public,
     State(app): State<App>,
@@ -49,7 +49,7 @@ pub(super) async fn show(
         Ok(invited) => invited,
         Err(error) => {
             let (status, text) = explained(error.into())?;
-            let title = "This invitation does not work";
+            let title = "This invitation link does not work";
             return Ok(browser.page(
                 status,
                 &Message { layout: browser.layout(), title, text: &text, link: None },
@@ -64,13 +64,13 @@ pub(super) async fn show(
         invited: &invited,
         person: caller.as_ref().map(|caller| &**caller.principal.name()),
         full_name: "",
-        sign_in: sign_in(&invited, token),
+        sign_in: sign_in_url(&invited, token),
         problem: None,
     };
     Ok(browser.page(200, &page))
 }
 
-/// Joins.
+/// Accepts the invitation and signs in to its workspace.
 pub(super) async fn accept(
     public: Public,
     State(app): State<App>,
@@ -92,10 +92,10 @@ pub(super) async fn accept(
     };
     if matches!(error, AuthError::SignInFirst) {
         let invited = app.auth.look_at_invitation(token).await?;
-        return Ok(Redirect::to(&sign_in(&invited, token)).into_response());
+        return Ok(Redirect::to(&sign_in_url(&invited, token)).into_response());
     }
     let (status, problem) = explained(error.into())?;
-    // It may be that the link does not work any more.
+    // The invitation may have become invalid: then this fails, too.
     let invited = app.auth.look_at_invitation(token).await?;
     let page = AcceptPage {
         layout: browser.layout(),
@@ -103,13 +103,13 @@ pub(super) async fn accept(
         invited: &invited,
         person: caller.as_ref().map(|caller| &**caller.principal.name()),
         full_name: form.text("full_name")?,
-        sign_in: sign_in(&invited, token),
+        sign_in: sign_in_url(&invited, token),
         problem: Some(problem),
     };
     Ok(browser.page(status, &page))
 }
 
-fn sign_in(invited: &Invited, token: &str) -> String {
-    let back = format!("/accept-invitation?token={}", encoded(token));
-    format!("/sign-in?next={}&email={}", encoded(&back), encoded(&invited.email))
+fn sign_in_url(invited: &Invited, token: &str) -> String {
+    let next = format!("/accept-invitation?token={}", encoded(token));
+    format!("/sign-in?next={}&email={}", encoded(&next), encoded(&invited.email))
 }

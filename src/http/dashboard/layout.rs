@@ -1,4 +1,7 @@
-//! What is around the matter of a page: whose it looks like, and, for who is signed in, the way to all other pages.
+//! The layout of pages: branding, CSRF tokens and, for signed-in users, the navigation.
+//!
+//! Handlers of signed-in pages take a [`Desk`]; it loads the branding and the navigation. Pages
+//! without a session use the layout of a [`Browser`].
 
 use axum::{
     extract::FromRequestParts,
@@ -17,22 +20,22 @@ use crate::{
     },
 };
 
-/// What every page needs besides what it is about.
+/// The values that the base template and the forms of every page need.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Layout {
-    /// What forms on it have to hold.
+    /// The CSRF token of forms that act in the current workspace.
     form_token: SecretString,
-    /// The same, of forms about the person, whatever workspace the session is in when they are sent.
-    own_token: SecretString,
-    /// What a form that makes something is known by, should it be sent twice.
+    /// The CSRF token of forms about the user's account. It stays valid if the session switches to
+    /// another workspace.
+    user_form_token: SecretString,
+    /// The idempotency key of a form that creates something: sent twice, it creates it once.
     attempt: SecretString,
-    /// How it looks.
     pub(super) brand: Brand,
-    /// The way to other pages; none on those for anybody.
+    /// The navigation; `None` on pages that need no session.
     pub(super) shell: Option<Shell>,
 }
 
-/// What was just done, as the page that one is led to says.
+/// A success message on the page that follows a form.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Done {
     Saved,
@@ -49,53 +52,49 @@ pub(super) enum Done {
 
 impl Done {
     const ALL: [(Self, &'static str, &'static str); 10] = [
-        (Self::Saved, "saved", "Saved."),
-        (
-            Self::KeyRevoked,
-            "revoked",
-            "The key is revoked. It stopped working at once, everywhere.",
-        ),
-        (Self::RoleChanged, "role", "The role was changed, at once."),
-        (Self::MemberRemoved, "removed", "They are a member no longer."),
-        (Self::InvitationWithdrawn, "withdrawn", "The invitation was withdrawn."),
-        (Self::SessionEnded, "ended", "The session was ended."),
-        (Self::OthersEnded, "others-ended", "All your other sessions were ended."),
-        (Self::Invited, "invited", "The invitation is on its way."),
-        (Self::LinkSent, "link", "A link is on its way to your address."),
-        (Self::AppDisconnected, "disconnected", "The app has no access any more."),
+        (Self::Saved, "saved", "Changes saved."),
+        (Self::KeyRevoked, "revoked", "Key revoked. It no longer works on any server."),
+        (Self::RoleChanged, "role", "Role changed. It takes effect immediately."),
+        (Self::MemberRemoved, "removed", "Member removed."),
+        (Self::InvitationWithdrawn, "withdrawn", "Invitation withdrawn."),
+        (Self::SessionEnded, "ended", "Session signed out."),
+        (Self::OthersEnded, "others-ended", "All other sessions signed out."),
+        (Self::Invited, "invited", "Invitation sent."),
+        (Self::LinkSent, "link", "Verification email sent. Check your inbox."),
+        (Self::AppDisconnected, "disconnected", "App disconnected. It no longer has access."),
     ];
 
-    /// To a page that says so.
+    /// Redirects to a page that displays the message.
     pub(super) fn at(self, path: &str) -> Response {
-        let known = Self::ALL.into_iter().find(|(done, ..)| *done == self);
+        let known = Self::ALL.into_iter().find(|(message, ..)| *message == self);
         let name = known.map_or("", |(_, name, _)| name);
         Redirect::to(&format!("{path}?done={name}")).into_response()
     }
 
-    /// What a page says that was led to so.
-    fn words(uri: &Uri) -> Option<&'static str> {
+    /// Returns the text that the `done` parameter of a URI selects. Texts never come from the URI.
+    fn text_for(uri: &Uri) -> Option<&'static str> {
         let query = Query::parse(uri.query()?)?;
         let name = query.text("done").ok()??;
-        Self::ALL.into_iter().find(|(_, known, _)| *known == name).map(|(.., words)| words)
+        Self::ALL.into_iter().find(|(_, known, _)| *known == name).map(|(.., text)| text)
     }
 }
 
-/// The way to other pages.
+/// The header and the navigation of a signed-in page.
 #[derive(Debug, Clone)]
 pub(super) struct Shell {
-    /// What was just done.
+    /// The success message.
     pub(super) done: Option<&'static str>,
-    /// What the person is called.
+    /// The user's display name.
     pub(super) person: String,
-    /// What the workspace is called.
+    /// The name of the workspace.
     pub(super) workspace: String,
-    /// What the person is there.
+    /// The user's role in the workspace.
     pub(super) role: Role,
-    /// Where the page belongs.
-    here: Option<Section>,
+    /// The section of the current page.
+    current: Option<Section>,
 }
 
-/// A group of pages.
+/// An entry of the navigation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Section {
     ApiKeys,
@@ -118,7 +117,7 @@ impl Section {
         Self::Settings,
     ];
 
-    /// Its first page.
+    /// Returns the path of its first page.
     pub(super) const fn path(self) -> &'static str {
         match self {
             Self::ApiKeys => "/api-keys",
@@ -131,7 +130,7 @@ impl Section {
         }
     }
 
-    /// What it is called.
+    /// Returns the label in the navigation.
     pub(super) const fn name(self) -> &'static str {
         match self {
             Self::ApiKeys => "API keys",
@@ -144,16 +143,17 @@ impl Section {
         }
     }
 
-    /// What its first page asks of a person: what one may not see is not offered.
-    const fn asks_for(self) -> Scope {
+    /// Returns the scope that its first page requires. The navigation omits sections that the user
+    /// may not see.
+    const fn required_scope(self) -> Scope {
         match self {
             Self::Members => Scope::Admin,
             _ => Scope::ReadOnly,
         }
     }
 
-    /// That of a path.
-    fn of(uri: &Uri) -> Option<Self> {
+    /// Returns the section of a page.
+    fn of_uri(uri: &Uri) -> Option<Self> {
         Self::ALL.into_iter().find(|section| {
             let rest = uri.path().strip_prefix(section.path());
             rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
@@ -162,55 +162,55 @@ impl Section {
 }
 
 impl Layout {
-    /// Around pages that look like this.
+    /// Returns a layout without navigation.
     pub(super) fn new(
         form_token: SecretString,
-        own_token: SecretString,
+        user_form_token: SecretString,
         attempt: SecretString,
         brand: Brand,
     ) -> Self {
-        Self { form_token, own_token, attempt, brand, shell: None }
+        Self { form_token, user_form_token, attempt, brand, shell: None }
     }
 
-    /// What forms have to hold.
+    /// Returns the CSRF token of forms that act in the workspace.
     pub(super) fn token(&self) -> &str {
         self.form_token.expose_secret()
     }
 
-    /// What forms about the person have to hold.
+    /// Returns the CSRF token of forms about the user's account.
     pub(super) fn own(&self) -> &str {
-        self.own_token.expose_secret()
+        self.user_form_token.expose_secret()
     }
 
-    /// What a form that makes something is known by.
+    /// Returns the idempotency key of a form that creates something.
     pub(super) fn attempt(&self) -> &str {
         self.attempt.expose_secret()
     }
 
-    /// The style of the brand.
+    /// Returns the style sheet of the brand.
     pub(super) fn style(&self) -> Option<String> {
         style(&self.brand)
     }
 }
 
-/// The style of a brand, if it has any.
+/// Returns the style sheet of a brand; `None` if the brand has no colour.
 pub(super) fn style(brand: &Brand) -> Option<String> {
     let color = brand.color?;
     Some(format!(":root{{--brand:{color};--on-brand:{}}}", color.ink()))
 }
 
 impl Shell {
-    /// The sections that are offered, and whether the page is in it.
+    /// Returns the sections that the user may see, each with true if the page belongs to it.
     pub(super) fn sections(&self) -> impl Iterator<Item = (Section, bool)> {
-        let may = self.role.scope();
-        let offered = Section::ALL.into_iter().filter(move |section| section.asks_for() <= may);
-        offered.map(|section| (section, self.here == Some(section)))
+        let scope = self.role.scope();
+        let visible =
+            Section::ALL.into_iter().filter(move |section| section.required_scope() <= scope);
+        visible.map(|section| (section, self.current == Some(section)))
     }
 }
 
-/// Pages of who is signed in.
+/// The browser, the layout and the role of a signed-in user: an extractor for handlers of pages.
 pub(super) struct Desk {
-    /// The browser.
     pub(super) browser: Browser,
     layout: Layout,
     role: Role,
@@ -222,17 +222,17 @@ impl FromRequestParts<App> for Desk {
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiError> {
         let Ok(mut browser) = Browser::from_request_parts(parts, app).await;
         let caller = parts.extensions.get::<Caller>();
-        let caller = caller.ok_or_else(|| ApiError::internal("a page of nobody has a desk"))?;
+        let caller = caller.ok_or_else(|| ApiError::internal("dashboard page without a caller"))?;
         let Credential::Session { role, .. } = &caller.principal.credential else {
-            return Err(ApiError::internal("a page is asked for by a program"));
+            return Err(ApiError::internal("dashboard page without a session"));
         };
         let (workspace, brand) = app.resources.appearance(caller).await?;
         let shell = Shell {
-            done: Done::words(&parts.uri),
+            done: Done::text_for(&parts.uri),
             person: caller.principal.name().to_string(),
             workspace,
             role: *role,
-            here: Section::of(&parts.uri),
+            current: Section::of_uri(&parts.uri),
         };
         browser.brand(brand);
         let layout = Layout { shell: Some(shell), ..browser.layout() };
@@ -241,22 +241,22 @@ impl FromRequestParts<App> for Desk {
 }
 
 impl Desk {
-    /// What is around the page.
+    /// Returns the layout with branding and navigation.
     pub(super) fn layout(&self) -> Layout {
         self.layout.clone()
     }
 
-    /// Whether the person may do what takes this scope.
+    /// True if the user's role has this scope.
     pub(super) fn may(&self, scope: Scope) -> bool {
         self.role.scope() >= scope
     }
 
-    /// What the person is in the workspace.
+    /// Returns the user's role in the workspace.
     pub(super) fn role(&self) -> Role {
         self.role
     }
 
-    /// A page.
+    /// Renders a page.
     pub(super) fn page<T: askama::Template>(&self, status: u16, template: &T) -> Response {
         self.browser.page(status, template)
     }

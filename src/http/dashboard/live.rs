@@ -1,4 +1,9 @@
-//! Parts of pages that go on living, as Server-Sent Events: each `data` is what stands there now.
+//! Live fragments of pages as Server-Sent Events: the data of each event is the new HTML of the
+//! fragment.
+//!
+//! A stream polls the audit log of its workspace and renders the fragment when the log has grown.
+//! It ends when the session ends, the session switches to another workspace, or the node shuts
+//! down.
 
 use std::{convert::Infallible, time::Duration};
 
@@ -22,26 +27,29 @@ use crate::{
     model::{id::WorkspaceId, principal::Caller},
 };
 
-/// How often there is a look whether the session lives and the log has grown.
-const LOOK_EVERY: Duration = Duration::from_secs(2);
-/// Looks after which the part is made anew in any case: some of what it tells is how long ago something was.
-const LOOKS: u32 = 3;
-/// In how many seconds there may be room for another page.
-const FULL_FOR: u64 = 10;
+/// The interval at which a stream checks the session and the audit log.
+const POLL_INTERVAL: Duration = Duration::from_secs(2);
+/// The number of polls after which a fragment is rendered even without new events: it contains
+/// relative times.
+const POLLS_PER_RENDER: u32 = 3;
+/// The `Retry-After` of a node that has no capacity for another stream, in seconds.
+const RETRY_AFTER_SECONDS: u64 = 10;
 
-/// Whether a page was made for another workspace than the session has been taken to since: to go on there would mix
-/// them up. Its script asks no more when it is answered 204 (HTML, section 9.2.3), and loads the page again.
+/// Returns true if a page belongs to another workspace than the session, which has switched since.
+///
+/// The caller must then answer 204: it stops the browser from reconnecting (HTML, section 9.2.3),
+/// and the script reloads the page. Otherwise data of two workspaces would mix on one page.
 ///
 /// # Errors
-/// When `workspace` is no id.
+/// `validation_failed` if `workspace` is not a workspace id.
 pub(super) fn is_elsewhere(caller: &Caller, query: &Query) -> Result<bool, ApiError> {
     let workspace: Option<WorkspaceId> = query.parse_as("workspace", "the id of a workspace")?;
     Ok(workspace.is_some_and(|workspace| workspace != caller.workspace()))
 }
 
-/// What stands in a part of a page.
+/// A part of a page that is updated while the page is open.
 pub(super) trait Part: Send + 'static {
-    /// What stands there now; none: it is over, and the page is to be loaded again.
+    /// Renders the current HTML. `None` ends the stream, and the browser reloads the page.
     fn now(
         &self,
         app: &App,
@@ -49,87 +57,89 @@ pub(super) trait Part: Send + 'static {
     ) -> impl Future<Output = Result<Option<String>, ApiError>> + Send;
 }
 
-/// Tells what stands in a part whenever something in the workspace has happened. There is room for as many as for
-/// those who follow the log.
+/// Streams a fragment: renders it whenever the audit log of the workspace grows.
+///
+/// The streams share the limits of the audit log streams.
 ///
 /// # Errors
-/// When there is no room.
+/// `rate_limited` if too many streams are open.
 pub(super) async fn part<A: Access, P: Part>(
     app: App,
     caller: &Caller,
     standing: Standing<A>,
-    part: P,
+    fragment: P,
 ) -> Result<Response, ApiError> {
     let end = app.audit_log.end(caller).await?;
     let follower = app.audit_log.followers().join(caller, end);
-    let follower = follower.ok_or_else(|| ApiError::rate_limited(FULL_FOR))?;
-    let mut looks = interval(LOOK_EVERY);
-    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let living = Living {
+    let follower = follower.ok_or_else(|| ApiError::rate_limited(RETRY_AFTER_SECONDS))?;
+    let mut poll_interval = interval(POLL_INTERVAL);
+    poll_interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let fragment_stream = FragmentStream {
         caller: caller.clone(),
         standing,
-        part,
+        fragment,
         follower,
         end,
         stopping: app.stopping.subscribe(),
-        looks,
-        until: 0,
+        poll_interval,
+        polls_until_render: 0,
         is_over: false,
         app,
     };
-    let texts = stream::unfold(living, async |mut living| {
-        let text = living.next().await?;
-        Some((Ok::<_, Infallible>(Bytes::from(text)), living))
+    let events = stream::unfold(fragment_stream, async |mut fragment_stream| {
+        let event = fragment_stream.next_event().await?;
+        Some((Ok::<_, Infallible>(Bytes::from(event)), fragment_stream))
     });
-    Ok(event_stream(Body::from_stream(texts)))
+    Ok(event_stream(Body::from_stream(events)))
 }
 
-struct Living<A, P> {
+struct FragmentStream<A, P> {
     app: App,
     caller: Caller,
     standing: Standing<A>,
-    part: P,
+    fragment: P,
     follower: Follower,
-    /// Where the workspace's chain ended when last looked at.
+    /// The end of the workspace's hash chain at the last poll.
     end: i64,
     stopping: watch::Receiver<bool>,
-    looks: Interval,
-    /// Looks until the part is made anew in any case.
-    until: u32,
+    poll_interval: Interval,
+    /// The number of polls until the fragment is rendered even without new events.
+    polls_until_render: u32,
     is_over: bool,
 }
 
-impl<A: Access, P: Part> Living<A, P> {
-    async fn next(&mut self) -> Option<String> {
+impl<A: Access, P: Part> FragmentStream<A, P> {
+    /// Returns the next event; `None` ends the stream.
+    async fn next_event(&mut self) -> Option<String> {
         while !self.is_over {
             tokio::select! {
                 biased;
                 _ = self.stopping.wait_for(|stopping| *stopping) => return None,
-                _ = self.looks.tick() => {}
+                _ = self.poll_interval.tick() => {}
             }
             if !self.standing.holds().await {
                 return None;
             }
             let end = self.follower.end();
-            if end == self.end && self.until > 0 {
-                self.until -= 1;
+            if end == self.end && self.polls_until_render > 0 {
+                self.polls_until_render -= 1;
                 continue;
             }
-            (self.end, self.until) = (end, LOOKS);
-            // What it takes of the database takes its turn with all that reads the log.
-            let place = self.app.audit_log.place().await.ok()?;
-            let now = self.part.now(&self.app, &self.caller).await;
-            drop(place);
-            let text = match now {
-                Ok(Some(text)) => text,
+            (self.end, self.polls_until_render) = (end, POLLS_PER_RENDER);
+            // Fragments share the concurrency limit of all queries on the audit log.
+            let permit = self.app.audit_log.place().await.ok()?;
+            let rendered = self.fragment.now(&self.app, &self.caller).await;
+            drop(permit);
+            let html = match rendered {
+                Ok(Some(html)) => html,
                 Ok(None) => {
                     self.is_over = true;
                     return Some("event: over\ndata:\n\n".to_owned());
                 }
-                // The browser comes back.
+                // The browser reconnects.
                 Err(_) => return None,
             };
-            let lines = text.split(['\r', '\n']);
+            let lines = html.split(['\r', '\n']);
             let lines: Vec<_> = lines.map(|line| format!("data: {line}\n")).collect();
             return Some(format!("{}\n", lines.concat()));
         }

@@ -1,4 +1,4 @@
-//! Members and invitations of the workspace.
+//! The members and invitations of the workspace.
 
 use askama::Template;
 use axum::{extract::State, response::Response};
@@ -26,19 +26,22 @@ use crate::{
     },
 };
 
-const HERE: &str = "/members";
-/// Open invitations that are shown.
-const INVITATIONS: i64 = 50;
-/// The page of members that is shown after a form.
-const FIRST: Page = Page { limit: ITEMS, before: None, offset: 0 };
+/// The path of the page.
+const PATH: &str = "/members";
+/// The maximum number of open invitations on the page.
+const MAX_INVITATIONS: i64 = 50;
+/// The first page of members, displayed after a form.
+const FIRST_PAGE: Page = Page { limit: ITEMS, before: None, offset: 0 };
 
 #[derive(Template)]
 #[template(path = "members.html")]
 struct MembersPage<'a> {
     layout: Layout,
+    /// The id of the signed-in user.
     own: UserId,
+    /// The role of the signed-in user.
     role: Role,
-    /// Whether they signed in too long ago for what takes a password.
+    /// True if the sign-in is too long ago, so that changes of ownership require the password.
     must_confirm: bool,
     members: Vec<Member>,
     next: Option<String>,
@@ -49,42 +52,44 @@ struct MembersPage<'a> {
 }
 
 impl MembersPage<'_> {
-    /// The roles that the person may give.
+    /// Returns the roles that the user may assign: up to the user's own.
     fn roles(&self) -> Vec<Role> {
         let roles = [Role::Viewer, Role::Member, Role::Admin, Role::Owner];
         roles.into_iter().filter(|role| *role <= self.role).collect()
     }
 }
 
-/// What a role lets a person do, in a few words.
+/// Returns a short description of a role.
 pub(super) const fn meaning(role: Role) -> &'static str {
     match role {
-        Role::Viewer => "sees everything, changes nothing",
-        Role::Member => "changes agents, calls and the like",
-        Role::Admin => "also keys, members and settings",
-        Role::Owner => "also owners; may delete the workspace",
+        Role::Viewer => "can view everything and change nothing",
+        Role::Member => "can also change agents, calls, knowledge bases and campaigns",
+        Role::Admin => "can also manage keys, members and settings",
+        Role::Owner => "can also manage owners and delete the workspace",
     }
 }
 
-/// What came of a form on the page.
+/// The state of the page after a rejected form.
 #[derive(Default)]
-struct Outcome<'a> {
+struct RejectedForm<'a> {
+    /// The email address of the invitation.
     email: &'a str,
+    /// The role of the invitation.
     role: Option<Role>,
     problem: Option<(u16, String)>,
 }
 
-/// Lists them.
+/// Lists the members and the open invitations.
 pub(super) async fn show(
     caller: Authorized<Admin>,
     State(app): State<App>,
     desk: Desk,
     query: Query,
 ) -> Result<Response, ApiError> {
-    page(&app, &desk, &caller, query.page_of(ITEMS)?, Outcome::default()).await
+    page(&app, &desk, &caller, query.page_of(ITEMS)?, RejectedForm::default()).await
 }
 
-/// Gives a member another role.
+/// Changes the role of a member.
 pub(super) async fn change_role(
     caller: Authorized<FirstPartyAdmin>,
     State(app): State<App>,
@@ -93,12 +98,12 @@ pub(super) async fn change_role(
     form: Form,
 ) -> Result<Response, ApiError> {
     let password = form.password("password")?;
-    let changed = app.auth.change_role(&caller, user, role(&form)?, password.as_ref()).await;
+    let changed = app.auth.change_role(&caller, user, parse_role(&form)?, password.as_ref()).await;
     let changed = changed.map(|_| Done::RoleChanged).map_err(ApiError::from);
-    done(&app, &desk, &caller, changed).await
+    redirect_or_error(&app, &desk, &caller, changed).await
 }
 
-/// Takes a member out.
+/// Removes a member.
 pub(super) async fn remove(
     caller: Authorized<FirstPartyAdmin>,
     State(app): State<App>,
@@ -108,45 +113,46 @@ pub(super) async fn remove(
 ) -> Result<Response, ApiError> {
     let removed = app.auth.remove_member(&caller, user).await;
     let removed = removed.map(|()| Done::MemberRemoved).map_err(ApiError::from);
-    done(&app, &desk, &caller, removed).await
+    redirect_or_error(&app, &desk, &caller, removed).await
 }
 
-/// Invites somebody.
+/// Sends an invitation.
 pub(super) async fn invite(
     caller: Authorized<FirstPartyAdmin>,
     State(app): State<App>,
     desk: Desk,
     form: Form,
 ) -> Result<Response, ApiError> {
-    let (email, role) = (form.text("email")?.trim(), role(&form)?);
-    match send(&app, &caller, &form, email, role).await {
-        Ok(()) => Ok(Done::Invited.at(HERE)),
+    let (email, role) = (form.text("email")?.trim(), parse_role(&form)?);
+    match send_invitation(&app, &caller, &form, email, role).await {
+        Ok(()) => Ok(Done::Invited.at(PATH)),
         Err(error) => {
-            let outcome = Outcome { email, role: Some(role), problem: Some(explained(error)?) };
-            page(&app, &desk, &caller, FIRST, outcome).await
+            let problem = Some(explained(error)?);
+            let rejected = RejectedForm { email, role: Some(role), problem };
+            page(&app, &desk, &caller, FIRST_PAGE, rejected).await
         }
     }
 }
 
-async fn send(
+async fn send_invitation(
     app: &App,
     caller: &Caller,
     form: &Form,
     email: &str,
     role: Role,
 ) -> Result<(), ApiError> {
-    // Before the transaction: a password takes a while to check.
+    // Before the transaction starts, since the check of a password is slow.
     let confirmed = app.auth.is_confirmed(caller, form.password("password")?.as_ref()).await?;
     let mut work = match app.idempotency.begin(caller, form.attempt()?).await? {
         Begun::Work(work) => work,
         Begun::Answered(_) => return Ok(()),
     };
     app.auth.invite(work.tx(), caller, email, role, confirmed).await?;
-    let answer = KeptAnswer { status: 200, location: HERE.to_owned(), body: String::new() };
+    let answer = KeptAnswer { status: 200, location: PATH.to_owned(), body: String::new() };
     Ok(work.finish(&answer).await?)
 }
 
-/// Takes an invitation back.
+/// Withdraws an invitation.
 pub(super) async fn withdraw(
     caller: Authorized<FirstPartyAdmin>,
     State(app): State<App>,
@@ -156,27 +162,28 @@ pub(super) async fn withdraw(
 ) -> Result<Response, ApiError> {
     let withdrawn = app.auth.withdraw_invitation(&caller, id).await;
     let withdrawn = withdrawn.map(|()| Done::InvitationWithdrawn).map_err(ApiError::from);
-    done(&app, &desk, &caller, withdrawn).await
+    redirect_or_error(&app, &desk, &caller, withdrawn).await
 }
 
-fn role(form: &Form) -> Result<Role, ApiError> {
-    let what = "owner, admin, member or viewer";
-    form.parse_as("role", what)?
-        .ok_or_else(|| ApiError::invalid("role", format!("role must be {what}")))
+fn parse_role(form: &Form) -> Result<Role, ApiError> {
+    let expected = "owner, admin, member or viewer";
+    form.parse_as("role", expected)?
+        .ok_or_else(|| ApiError::invalid("role", format!("role must be {expected}")))
 }
 
-/// The page anew, or with what stood in the way.
-async fn done(
+/// Redirects to the page with a success message, or displays the error.
+async fn redirect_or_error(
     app: &App,
     desk: &Desk,
     caller: &Caller,
     outcome: Result<Done, ApiError>,
 ) -> Result<Response, ApiError> {
     match outcome {
-        Ok(done) => Ok(done.at(HERE)),
+        Ok(message) => Ok(message.at(PATH)),
         Err(error) => {
-            let outcome = Outcome { problem: Some(explained(error)?), ..Outcome::default() };
-            page(app, desk, caller, FIRST, outcome).await
+            let problem = Some(explained(error)?);
+            let rejected = RejectedForm { problem, ..RejectedForm::default() };
+            page(app, desk, caller, FIRST_PAGE, rejected).await
         }
     }
 }
@@ -186,14 +193,14 @@ async fn page(
     desk: &Desk,
     caller: &Caller,
     wanted: Page,
-    outcome: Outcome<'_>,
+    rejected: RejectedForm<'_>,
 ) -> Result<Response, ApiError> {
     let (_, own) = own_session(caller)?;
     let (members, _) = app.resources.members(caller, wanted).await?;
     let next = members.next_cursor(|member| member.user_id.uuid());
-    let open = Page { limit: INVITATIONS, ..Page::default() };
+    let open = Page { limit: MAX_INVITATIONS, ..Page::default() };
     let (invitations, _) = app.auth.invitations(caller, open).await?;
-    let Outcome { email, role, problem } = outcome;
+    let RejectedForm { email, role, problem } = rejected;
     let (status, problem) = problem.map_or((200, None), |(status, text)| (status, Some(text)));
     let page = MembersPage {
         layout: desk.layout(),
@@ -204,7 +211,7 @@ async fn page(
         next,
         invitations: invitations.items,
         email,
-        // The least is where to begin.
+        // The role with the fewest rights is preselected.
         invited_role: role.unwrap_or(Role::Viewer),
         problem,
     };

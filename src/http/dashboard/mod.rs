@@ -1,8 +1,10 @@
-//! Pages for people in browsers: signing in, what mailed links lead to, and letting programs in.
+//! The dashboard: server-rendered pages for sign-in, mailed links, OAuth consent and the management
+//! of a workspace.
 //!
-//! Rendered here, for any browser, with or without JavaScript; passkeys alone take it. A person is known by a cookie
-//! ([`browser`]); forms hold a token that no other site can know, and come from here ([`form`]); every page
-//! has the same headers ([`page`]). The guard is that of the API: the same limits, the same log.
+//! Every page works without JavaScript, except passkeys. A session cookie identifies the user
+//! ([`browser`]). Every form carries a CSRF token and must come from our own origin ([`form`]). All
+//! pages have the same security headers ([`page`]). Access rules, rate limits and audit events are
+//! those of the API.
 
 mod api_keys;
 mod audit_log;
@@ -40,15 +42,15 @@ use super::{
     routes::guarded_by,
 };
 
-/// A page, or what a form on it does.
+/// A route of the dashboard: a page, or the target of a form.
 pub struct PageRoute {
-    /// Its method.
+    /// The HTTP method.
     pub method: Method,
-    /// Its path, as axum has it.
+    /// The path, in axum's syntax.
     pub path: &'static str,
-    /// What it asks of the person.
+    /// The access rule.
     pub rule: Rule,
-    /// What answers.
+    /// The handler.
     pub handler: MethodRouter<App>,
 }
 
@@ -66,12 +68,12 @@ macro_rules! pages {
     };
 }
 
-/// All pages. What is posted and may be guessed at is under the limit of sign-ins.
+/// The route table of all pages. Forms that allow guessing have the rate limit of sign-ins.
 #[must_use]
 #[rustfmt::skip]
 pub fn table() -> Vec<PageRoute> {
     pages! {
-        GET    "/"                              Open       => front;
+        GET    "/"                              Open       => redirect_home;
         GET    "/assets/dashboard.js"           Open       => dashboard_script;
         GET    "/assets/passkeys.js"            Open       => passkeys_script;
         GET    "/sign-in"                       Open       => sign_in::show;
@@ -143,7 +145,7 @@ pub fn table() -> Vec<PageRoute> {
     }
 }
 
-async fn front(_public: Public) -> Redirect {
+async fn redirect_home(_public: Public) -> Redirect {
     Redirect::to(sign_in::HOME)
 }
 

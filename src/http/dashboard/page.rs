@@ -1,4 +1,7 @@
-//! How every page goes out.
+//! Rendering of pages, and of errors as pages.
+//!
+//! Every page has the same security headers: a Content-Security-Policy without inline scripts,
+//! `no-store`, and no framing. The HTML around a page comes from the module `layout`.
 
 use std::sync::LazyLock;
 
@@ -22,97 +25,99 @@ use crate::{
     model::brand::Brand,
 };
 
-/// The style of all pages. It stands in each of them, so that a page is shown after one round trip.
+/// The style sheet of all pages. It is inlined, so a page is displayed after one round trip.
 pub(super) const STYLE: &str = include_str!("assets/style.css");
 
-/// Its hash, as the policy names it.
-static STYLE_HASH: LazyLock<String> = LazyLock::new(|| source_of(STYLE));
+/// The CSP hash source of [`STYLE`].
+static STYLE_HASH: LazyLock<String> = LazyLock::new(|| csp_hash(STYLE));
 
-/// A text of a page, as a source of its policy (CSP 3, section 2.3.1).
-fn source_of(text: &str) -> String {
+/// Returns the CSP hash source of an inline text (CSP 3, section 2.3.1).
+fn csp_hash(text: &str) -> String {
     format!("'sha256-{}'", BASE64.encode(&Sha256::digest(text)))
 }
 
-/// Nothing from elsewhere, nothing inline but our own styles, in nobody's frame. Forms may lead to `way`, too.
-fn policy(brand: &Brand, way: Option<&str>) -> String {
+/// Returns the Content-Security-Policy of a page: nothing from other origins, no inline content
+/// except our style sheets, no framing. `form_action` is an additional target of forms.
+fn content_security_policy(brand: &Brand, form_action: Option<&str>) -> String {
     let styles = match layout::style(brand) {
-        Some(style) => format!("{} {}", *STYLE_HASH, source_of(&style)),
+        Some(style) => format!("{} {}", *STYLE_HASH, csp_hash(&style)),
         None => STYLE_HASH.clone(),
     };
-    let way = way.map(|way| format!(" {way}")).unwrap_or_default();
+    let form_action = form_action.map(|source| format!(" {source}")).unwrap_or_default();
     format!(
         "default-src 'none'; script-src 'self'; connect-src 'self'; style-src {styles}; img-src 'self' data:; \
-         base-uri 'none'; frame-ancestors 'none'; form-action 'self'{way}"
+         base-uri 'none'; frame-ancestors 'none'; form-action 'self'{form_action}"
     )
 }
 
-/// Items of a list on a page: as many as one looks at, and as keep the page small.
+/// The number of items on one page of a list: few enough to read, and to keep the page small.
 pub(super) const ITEMS: i64 = 20;
 
-/// What tokens are made of may stand in a URL as it is.
-const IN_A_QUERY: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_');
+/// The characters to percent-encode in a query. Tokens consist of letters, digits, `-` and `_`, and
+/// stay as they are.
+const QUERY_ENCODE_SET: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_');
 
-/// A text as a parameter of a query string.
+/// Percent-encodes a text as a parameter of a query string.
 pub(super) fn encoded(text: &str) -> PercentEncode<'_> {
-    utf8_percent_encode(text, IN_A_QUERY)
+    utf8_percent_encode(text, QUERY_ENCODE_SET)
 }
 
-/// A page that says one thing.
+/// A page with a title, one paragraph and an optional link.
 #[derive(Template)]
 #[template(path = "message.html")]
 pub(super) struct Message<'a> {
-    /// What is around it.
     pub(super) layout: Layout,
-    /// What it is about.
     pub(super) title: &'a str,
-    /// What it says.
     pub(super) text: &'a str,
-    /// Where to go next: the page and the words.
+    /// The path and the label of the link.
     pub(super) link: Option<(&'a str, &'a str)>,
 }
 
-/// A page that says one thing, to nobody in particular.
+/// Returns a message page without branding and navigation.
 pub(super) fn message(status: u16, title: &str, text: &str, link: (&str, &str)) -> Response {
     let message = Message { layout: Layout::default(), title, text, link: Some(link) };
     render(status, &message, &Brand::default())
 }
 
-/// A page with the headers of all pages.
+/// Renders a page with the headers of all pages.
 pub(super) fn render<T: Template>(status: u16, template: &T, brand: &Brand) -> Response {
-    let mut response = rendered(status, template, &policy(brand, None));
+    let policy = content_security_policy(brand, None);
+    let mut response = render_with_policy(status, template, &policy);
     let opener = HeaderName::from_static("cross-origin-opener-policy");
     response.headers_mut().insert(opener, HeaderValue::from_static("same-origin"));
     response
 }
 
-/// A page of a way that ends at a client: its forms may lead there, for browsers hold redirects to the policy of the
-/// page that the form was on. And it may stand in a window that the client has opened and wants to hear from, which
-/// it could not where windows are kept apart by `Cross-Origin-Opener-Policy`.
+/// Renders a page of a flow that ends with a redirect to an OAuth client.
+///
+/// Its forms may lead to the client: browsers apply the `form-action` of the page with the form to
+/// redirects, too. The page has no `Cross-Origin-Opener-Policy`: the client may have opened it in a
+/// window that has to report back.
 pub(super) fn render_on_the_way<T: Template>(
     status: u16,
     template: &T,
     brand: &Brand,
     to: &str,
 ) -> Response {
-    rendered(status, template, &policy(brand, Some(to)))
+    render_with_policy(status, template, &content_security_policy(brand, Some(to)))
 }
 
-/// Sees to it that what an answer leads to does not learn where it came from, and that nobody keeps it.
+/// Forbids caches to store a response, and its target to see the referrer.
 pub(super) fn conceal(response: &mut Response) {
     let headers = response.headers_mut();
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
 }
 
-fn rendered<T: Template>(status: u16, template: &T, policy: &str) -> Response {
+fn render_with_policy<T: Template>(status: u16, template: &T, policy: &str) -> Response {
     let Ok(policy) = HeaderValue::try_from(policy) else {
-        return ApiError::internal("a page has no policy").into_response();
+        return ApiError::internal("invalid Content-Security-Policy").into_response();
     };
     let text = match template.render() {
         Ok(text) => text,
         Err(reason) => {
-            error!(%reason, "a page cannot be rendered");
-            return ApiError::internal("a page cannot be rendered").into_response();
+            error!(%reason, "failed to render a page");
+            return ApiError::internal("failed to render a page").into_response();
         }
     };
     let mut response = Html(text).into_response();
@@ -120,9 +125,9 @@ fn rendered<T: Template>(status: u16, template: &T, policy: &str) -> Response {
     let headers = response.headers_mut();
     for (name, value) in [
         (header::CACHE_CONTROL, "no-store"),
-        // For browsers that do not know frame-ancestors.
+        // For browsers without support for frame-ancestors.
         (header::X_FRAME_OPTIONS, "DENY"),
-        // Links of mails hold tokens.
+        // The URLs of mailed links contain tokens.
         (header::REFERRER_POLICY, "same-origin"),
     ] {
         headers.insert(name, HeaderValue::from_static(value));
@@ -131,12 +136,13 @@ fn rendered<T: Template>(status: u16, template: &T, policy: &str) -> Response {
     response
 }
 
-/// A refusal as people read it, other answers as they are. Who is not signed in is asked to do so, and
-/// comes back.
+/// Converts an API error response into a page; returns other responses unchanged.
+///
+/// A user without a session is redirected to the sign-in, and from there back to `wanted`.
 pub(in crate::http) fn of_refusal(response: Response, method: &Method, wanted: &str) -> Response {
     let Some(error) = ApiError::of(&response) else { return response };
-    let mut page = of_error(error, method, wanted);
-    // What the guard said of limits.
+    let mut page = error_page(error, method, wanted);
+    // Keep the rate limit headers of the access layer.
     for (name, value) in response.headers() {
         if !page.headers().contains_key(name) && name != header::CONTENT_LENGTH {
             page.headers_mut().append(name, value.clone());
@@ -148,19 +154,13 @@ pub(in crate::http) fn of_refusal(response: Response, method: &Method, wanted: &
     page
 }
 
-/// What a browser is shown where there is no page, or none that is opened so.
+/// Returns the page for an unknown path, or for a path that has no such method.
 pub(in crate::http) fn of_nothing(error: &ApiError) -> Response {
-    let text =
-        "Perhaps the address is mistyped, or the page is behind a form that was sent before.";
-    message(
-        error.code().status().as_u16(),
-        "There is no such page",
-        text,
-        ("/", "Back to the start"),
-    )
+    let text = "Check the address. If you came from a form, go back to it and send it again.";
+    message(error.code().status().as_u16(), "Page not found", text, ("/", "Go to the dashboard"))
 }
 
-fn of_error(error: &ApiError, method: &Method, wanted: &str) -> Response {
+fn error_page(error: &ApiError, method: &Method, wanted: &str) -> Response {
     if error.code() == Code::Unauthorized {
         let is_page = [Method::GET, Method::HEAD].contains(method);
         let next = if is_page { wanted } else { "/" };
@@ -170,20 +170,20 @@ fn of_error(error: &ApiError, method: &Method, wanted: &str) -> Response {
         return Redirect::to(second_factor::HERE).into_response();
     }
     let title = match error.code() {
-        Code::NotFound => "There is no such page",
+        Code::NotFound => "Page not found",
         Code::RateLimited => "Too many attempts",
         _ => "Something went wrong",
     };
-    message(error.code().status().as_u16(), title, error.message(), ("/", "Back to the start"))
+    message(error.code().status().as_u16(), title, error.message(), ("/", "Go to the dashboard"))
 }
 
-/// What a form says of a refusal that its page can explain; other refusals are pages of their own.
+/// Returns the status and the message that a form displays for an error.
 ///
 /// # Errors
-/// The refusal, where it is another.
+/// Returns `error` itself if it does not belong on the page of the form: it gets a page of its own.
 pub(super) fn explained(error: ApiError) -> Result<(u16, String), ApiError> {
     match error.code() {
-        // No credential was sent, so it is not for a 401 to ask for one.
+        // Not 401: that status would ask the browser for a credential.
         Code::InvalidCredentials | Code::ValidationFailed => Ok((422, for_people(error.message()))),
         Code::Forbidden | Code::Conflict | Code::NotFound => {
             Ok((error.code().status().as_u16(), for_people(error.message())))
@@ -192,25 +192,26 @@ pub(super) fn explained(error: ApiError) -> Result<(u16, String), ApiError> {
     }
 }
 
-/// What the API says of a field, in the words of a form.
+/// Rewrites an API error message for users: replaces the field name by its label, and makes the
+/// message a sentence.
 pub(super) fn for_people(message: &str) -> String {
     const FIELDS: [(&str, &str); 11] = [
         ("current_password ", "your current password "),
         ("new_password ", "the new password "),
         ("password ", "the password "),
-        ("allowed_ips ", "the networks "),
+        ("allowed_ips ", "the allowed networks "),
         ("full_name ", "your name "),
-        ("workspace_name ", "the workspace's name "),
-        ("brand_name ", "the name "),
-        ("primary_color ", "the colour "),
-        ("email ", "the address "),
+        ("workspace_name ", "the workspace name "),
+        ("brand_name ", "the brand name "),
+        ("primary_color ", "the button colour "),
+        ("email ", "the email address "),
         ("name ", "the name "),
         ("logo ", "the logo "),
     ];
-    let known = FIELDS.iter().find_map(|(field, words)| {
-        message.strip_prefix(field).map(|rest| format!("{words}{rest}"))
+    let labelled = FIELDS.iter().find_map(|(field, label)| {
+        message.strip_prefix(field).map(|rest| format!("{label}{rest}"))
     });
-    Sentence(known.as_deref().unwrap_or(message)).to_string()
+    Sentence(labelled.as_deref().unwrap_or(message)).to_string()
 }
 
 #[cfg(test)]
@@ -218,14 +219,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn people_are_not_told_the_names_of_fields() {
-        for (api, people) in [
+    fn field_name_becomes_label_in_message() {
+        for (api_message, expected) in [
             ("current_password is wrong", "Your current password is wrong."),
             ("name must be 1 to 100 characters", "The name must be 1 to 100 characters."),
             ("there is no such event", "There is no such event."),
             ("", ""),
         ] {
-            assert_eq!(for_people(api), people);
+            assert_eq!(for_people(api_message), expected);
         }
     }
 }

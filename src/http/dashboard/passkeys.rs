@@ -1,5 +1,6 @@
-//! Passkeys: made, taken away, and signing in with one. These alone take a script: browsers have passkeys for
-//! scripts only.
+//! Passkeys: add, remove, and sign in with one.
+//!
+//! These pages need JavaScript: browsers offer Web Authentication to scripts only.
 
 use askama::Template;
 use axum::{
@@ -27,11 +28,11 @@ use crate::{
 #[template(path = "new_passkey.html")]
 struct NewPasskeyPage {
     layout: Layout,
-    /// What the browser is asked for, as JSON.
+    /// The options for the new credential (Web Authentication), as JSON.
     options: String,
 }
 
-/// Begins to make one.
+/// Starts the registration of a passkey.
 pub(super) async fn begin(
     caller: Authorized<OwnSession>,
     State(app): State<App>,
@@ -48,7 +49,7 @@ pub(super) async fn begin(
     }
 }
 
-/// Takes it.
+/// Adds the passkey that the browser created.
 pub(super) async fn add(
     caller: Authorized<OwnSession>,
     State(app): State<App>,
@@ -56,7 +57,7 @@ pub(super) async fn add(
     OwnForm(form): OwnForm,
 ) -> Result<Response, ApiError> {
     let name = form.text("name")?;
-    let added = match answer(form.text("credential")?) {
+    let added = match parse_credential(form.text("credential")?) {
         Ok(credential) => {
             app.auth.add_passkey(&caller, name, &credential).await.map_err(ApiError::from)
         }
@@ -68,7 +69,7 @@ pub(super) async fn add(
     }
 }
 
-/// Takes one away.
+/// Removes a passkey.
 pub(super) async fn remove(
     caller: Authorized<OwnSession>,
     State(app): State<App>,
@@ -83,7 +84,7 @@ pub(super) async fn remove(
     }
 }
 
-/// Signs in.
+/// Signs in with a passkey.
 pub(super) async fn sign_in(
     public: Public,
     State(app): State<App>,
@@ -91,14 +92,14 @@ pub(super) async fn sign_in(
 ) -> Result<Response, ApiError> {
     form.goes_on().await?;
     let next = own_page(form.text("next")?);
-    let signed = match answer(form.text("credential")?) {
+    let tokens = match parse_credential(form.text("credential")?) {
         Ok(credential) => {
-            let signed = app.auth.sign_in_by_passkey(&credential, None, &public.request).await;
-            signed.map_err(ApiError::from)
+            let tokens = app.auth.sign_in_by_passkey(&credential, None, &public.request).await;
+            tokens.map_err(ApiError::from)
         }
         Err(error) => Err(error),
     };
-    match signed {
+    match tokens {
         Ok(pair) => Ok(form.browser.signed_in(pair.session, next)),
         Err(error) => {
             let (status, problem) = explained(error)?;
@@ -107,7 +108,9 @@ pub(super) async fn sign_in(
     }
 }
 
-fn answer<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, ApiError> {
-    let answer = serde_json::from_str(text);
-    answer.map_err(|_| ApiError::new(Code::ValidationFailed, "the browser's answer is malformed"))
+fn parse_credential<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, ApiError> {
+    let credential = serde_json::from_str(text);
+    credential.map_err(|_| {
+        ApiError::new(Code::ValidationFailed, "the response of the passkey is malformed")
+    })
 }

@@ -1,5 +1,6 @@
-//! What mailed links lead to: another password, a verified address. Opening a link changes nothing, for
-//! programs that look for bad links in mails open them too.
+//! The pages of mailed links: password reset and email verification.
+//!
+//! Opening a link changes nothing; only submitting the form does. Mail scanners open links, too.
 
 use askama::Template;
 use axum::{extract::State, response::Response};
@@ -43,13 +44,13 @@ struct VerifyPage<'a> {
     problem: Option<String>,
 }
 
-/// Asks whose password was forgotten.
+/// Displays the form that requests a password reset.
 pub(super) async fn show_forgot(_public: Public, browser: Browser) -> Response {
     let page = ForgotPage { layout: browser.layout(), email: "", problem: None };
     browser.page(200, &page)
 }
 
-/// Mails a link, perhaps.
+/// Sends a reset link if the email address has an account. The response is the same if it has none.
 pub(super) async fn forgot(
     _public: Public,
     State(app): State<App>,
@@ -63,15 +64,15 @@ pub(super) async fn forgot(
     }
     let message = Message {
         layout: browser.layout(),
-        title: "Check your mail",
-        text: "If there is an account with this address, a link to choose a new password is on its way. \
-               It works once, within an hour.",
-        link: Some(("/sign-in", "To the sign-in")),
+        title: "Check your email",
+        text: "If an account with this email address exists, we sent a link to choose a new password. \
+               The link works once and expires in an hour.",
+        link: Some(("/sign-in", "Back to sign-in")),
     };
     Ok(browser.page(200, &message))
 }
 
-/// Asks for a new password.
+/// Displays the form for a new password.
 pub(super) async fn show_reset(
     _public: Public,
     browser: Browser,
@@ -82,7 +83,7 @@ pub(super) async fn show_reset(
     Ok(browser.page(200, &page))
 }
 
-/// Takes it.
+/// Sets the new password and ends all sessions of the user.
 pub(super) async fn reset(
     public: Public,
     State(app): State<App>,
@@ -97,14 +98,14 @@ pub(super) async fn reset(
     }
     let message = Message {
         layout: browser.layout(),
-        title: "Your password was changed",
-        text: "All your sessions were ended. Sign in with the new password.",
+        title: "Password changed",
+        text: "You are signed out everywhere. Sign in with your new password.",
         link: Some(("/sign-in", "Sign in")),
     };
     Ok(browser.page(200, &message))
 }
 
-/// Asks whether to go on.
+/// Displays the form that confirms the email address.
 pub(super) async fn show_verify(
     _public: Public,
     browser: Browser,
@@ -115,7 +116,7 @@ pub(super) async fn show_verify(
     Ok(browser.page(200, &page))
 }
 
-/// Goes on.
+/// Verifies the email address.
 pub(super) async fn verify(
     public: Public,
     State(app): State<App>,
@@ -130,9 +131,9 @@ pub(super) async fn verify(
     }
     let message = Message {
         layout: browser.layout(),
-        title: "Your address is verified",
-        text: "Thank you. There is nothing else to do.",
-        link: Some(("/", "Go on")),
+        title: "Email address verified",
+        text: "Thank you. You are all set.",
+        link: Some(("/", "Continue")),
     };
     Ok(browser.page(200, &message))
 }

@@ -1,4 +1,6 @@
-//! One's second factor: set up, its recovery codes made anew, taken away.
+//! The security settings of the user: TOTP, recovery codes, passkeys and the password.
+//!
+//! The handlers of passkeys are in [`super::passkeys`].
 
 use askama::Template;
 use axum::{
@@ -26,12 +28,12 @@ use crate::{
 
 pub(super) const HERE: &str = "/second-factor";
 
-/// What stands in the way of who is signed in.
+/// A second factor that the session lacks.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Lack {
-    /// The workspace asks for one, and there is none.
+    /// The workspace requires a second factor and the user has none.
     Factor,
-    /// They have a passkey, and have not shown it.
+    /// The user has a passkey but did not sign in with it.
     Passkey,
 }
 
@@ -42,9 +44,9 @@ struct SettingsPage {
     is_on: bool,
     lack: Option<Lack>,
     passkeys: Vec<Passkey>,
-    /// Whether they signed in too long ago for what takes a password.
+    /// True if the sign-in is too long ago, so that changes require the password.
     must_confirm: bool,
-    /// Whether there can be passkeys at all.
+    /// True if the service supports passkeys: they need https and a host name.
     has_passkeys: bool,
     problem: Option<String>,
 }
@@ -55,7 +57,7 @@ struct SetUpPage<'a> {
     layout: Layout,
     secret: &'a str,
     uri: &'a str,
-    /// A picture of the URI.
+    /// A QR code of the URI, as SVG.
     qr: Option<String>,
     problem: Option<String>,
 }
@@ -67,7 +69,7 @@ struct CodesPage {
     codes: Vec<SecretString>,
 }
 
-/// Tells whether there is one.
+/// Displays the security settings.
 pub(super) async fn show(
     caller: Authorized<OwnSession>,
     State(app): State<App>,
@@ -76,7 +78,7 @@ pub(super) async fn show(
     settings(&caller, &app, &desk, None).await
 }
 
-/// Begins with an authenticator.
+/// Starts the enrolment of an authenticator app (TOTP).
 pub(super) async fn set_up(
     caller: Authorized<OwnSession>,
     State(app): State<App>,
@@ -85,15 +87,15 @@ pub(super) async fn set_up(
 ) -> Result<Response, ApiError> {
     let password = form.password("password")?;
     match app.auth.enrol_totp(&caller, password.as_ref()).await {
-        Ok(new) => {
-            let (secret, uri) = (new.secret.expose_secret(), new.uri.expose_secret());
+        Ok(enrolment) => {
+            let (secret, uri) = (enrolment.secret.expose_secret(), enrolment.uri.expose_secret());
             Ok(desk.page(200, &SetUpPage::new(&desk, secret, uri, None)))
         }
         Err(error) => settings(&caller, &app, &desk, Some(error.into())).await,
     }
 }
 
-/// Takes its first code.
+/// Turns on TOTP with the first code of the authenticator app, and displays the recovery codes.
 pub(super) async fn confirm(
     caller: Authorized<OwnSession>,
     State(app): State<App>,
@@ -104,7 +106,7 @@ pub(super) async fn confirm(
         Ok(codes) => Ok(desk.page(200, &CodesPage { layout: desk.layout(), codes })),
         Err(error) => {
             let (status, problem) = explained(error.into())?;
-            // What this browser was shown is shown once more.
+            // Display the same secret again. Only this browser has it: the form sends it back.
             let (secret, uri) = (form.text("secret")?, form.text("uri")?);
             let page = SetUpPage::new(&desk, secret, uri, Some(problem));
             Ok(desk.page(status, &page))
@@ -112,7 +114,7 @@ pub(super) async fn confirm(
     }
 }
 
-/// Makes new recovery codes.
+/// Replaces the recovery codes and displays the new ones.
 pub(super) async fn renew_recovery_codes(
     caller: Authorized<OwnSession>,
     State(app): State<App>,
@@ -126,7 +128,7 @@ pub(super) async fn renew_recovery_codes(
     }
 }
 
-/// Takes another password.
+/// Changes the password and ends all other sessions.
 pub(super) async fn change_password(
     caller: Authorized<OwnSession>,
     State(app): State<App>,
@@ -139,9 +141,9 @@ pub(super) async fn change_password(
         Ok(()) => {
             let message = Message {
                 layout: desk.layout(),
-                title: "Your password was changed",
-                text: "All your other sessions were ended.",
-                link: Some((HERE, "Back")),
+                title: "Password changed",
+                text: "You are signed out of all other sessions.",
+                link: Some((HERE, "Back to security settings")),
             };
             Ok(desk.page(200, &message))
         }
@@ -149,7 +151,7 @@ pub(super) async fn change_password(
     }
 }
 
-/// Takes it away.
+/// Turns off TOTP.
 pub(super) async fn remove(
     caller: Authorized<OwnSession>,
     State(app): State<App>,
@@ -163,7 +165,7 @@ pub(super) async fn remove(
     }
 }
 
-/// The page of all of it.
+/// Returns the page of the security settings, with the message of an error.
 pub(super) async fn settings(
     caller: &Authorized<OwnSession>,
     app: &App,

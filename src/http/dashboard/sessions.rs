@@ -1,4 +1,4 @@
-//! One's own sessions.
+//! The user's sessions: list and end.
 
 use askama::Template;
 use axum::{extract::State, response::Response};
@@ -25,14 +25,14 @@ use crate::{
 #[template(path = "sessions.html")]
 struct SessionsPage {
     layout: Layout,
-    /// Whether the workspace asks for a second factor that is not there.
+    /// True if the workspace requires a second factor and the user has none.
     is_incomplete: bool,
-    sessions: Vec<Line>,
+    sessions: Vec<SessionRow>,
     next: Option<String>,
 }
 
-/// A session as the page shows it.
-struct Line {
+/// A session in the list.
+struct SessionRow {
     id: SessionId,
     client: String,
     ip: String,
@@ -41,12 +41,12 @@ struct Line {
     is_current: bool,
 }
 
-impl Line {
+impl SessionRow {
     fn new(session: Session, own: SessionId) -> Self {
         Self {
             id: session.id,
-            client: session.user_agent.unwrap_or_else(|| "an unknown client".to_owned()),
-            ip: session.ip.map_or_else(|| "an unknown address".to_owned(), |ip| ip.to_string()),
+            client: session.user_agent.unwrap_or_else(|| "Unknown browser".to_owned()),
+            ip: session.ip.map_or_else(|| "unknown address".to_owned(), |ip| ip.to_string()),
             since: timestamp::for_people(session.created_at),
             last_seen: timestamp::for_people(session.last_seen_at),
             is_current: session.id == own,
@@ -54,7 +54,7 @@ impl Line {
     }
 }
 
-/// Lists them.
+/// Lists the user's sessions.
 pub(super) async fn show(
     caller: Authorized<OwnSession>,
     State(app): State<App>,
@@ -67,13 +67,13 @@ pub(super) async fn show(
     let page = SessionsPage {
         layout: desk.layout(),
         is_incomplete: caller.principal.lacks_second_factor,
-        sessions: page.items.into_iter().map(|session| Line::new(session, own)).collect(),
+        sessions: page.items.into_iter().map(|session| SessionRow::new(session, own)).collect(),
         next,
     };
     Ok(desk.page(200, &page))
 }
 
-/// Ends one of them.
+/// Ends one session. If it is the current one, also deletes the cookie.
 pub(super) async fn end(
     caller: Authorized<OwnSession>,
     State(app): State<App>,
@@ -88,7 +88,7 @@ pub(super) async fn end(
     Ok(Done::SessionEnded.at("/sessions"))
 }
 
-/// Ends all of them but the one that asks.
+/// Ends all sessions except the current one.
 pub(super) async fn end_others(
     caller: Authorized<OwnSession>,
     State(app): State<App>,
@@ -98,7 +98,7 @@ pub(super) async fn end_others(
     Ok(Done::OthersEnded.at("/sessions"))
 }
 
-/// Signs out.
+/// Ends the current session.
 pub(super) async fn sign_out(
     caller: Authorized<OwnSession>,
     State(app): State<App>,

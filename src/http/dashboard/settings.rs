@@ -1,4 +1,4 @@
-//! Settings: of oneself, of the workspace, and how it looks.
+//! The settings of the user, the workspace and its branding.
 
 use askama::Template;
 use axum::{extract::State, response::Response};
@@ -25,7 +25,8 @@ use crate::{
     },
 };
 
-const HERE: &str = "/settings";
+/// The path of the page.
+const PATH: &str = "/settings";
 
 #[derive(Template)]
 #[template(path = "settings.html")]
@@ -36,16 +37,16 @@ struct SettingsPage {
     rate_limit: u32,
     role: Role,
     may_change: bool,
-    /// Whether they signed in too long ago for what takes a password.
+    /// True if the sign-in is too long ago, so that changes require the password.
     must_confirm: bool,
-    /// How the workspace is to look, as it was filled in.
+    /// The branding: the stored values, or those of a rejected form.
     brand_name: String,
     color: String,
     has_logo: bool,
     problem: Option<String>,
 }
 
-/// Shows them.
+/// Displays the settings.
 pub(super) async fn show(
     caller: Authorized<ReadOnly>,
     State(app): State<App>,
@@ -54,7 +55,7 @@ pub(super) async fn show(
     page(&app, &desk, &caller, None, None).await
 }
 
-/// Changes what oneself is called.
+/// Changes the user's name.
 pub(super) async fn change_profile(
     caller: Authorized<OwnSession>,
     State(app): State<App>,
@@ -64,10 +65,10 @@ pub(super) async fn change_profile(
     let mut change = Fields::default();
     change.set("full_name", &form.filled("full_name")?);
     let changed = app.resources.change_person(&caller, change).await;
-    done(&app, &desk, &caller, changed.map(drop).map_err(ApiError::from)).await
+    saved_or_error(&app, &desk, &caller, changed.map(drop).map_err(ApiError::from)).await
 }
 
-/// Mails the link once more that shows that one's address is one's own.
+/// Sends the verification email again.
 pub(super) async fn verify_email(
     caller: Authorized<OwnSession>,
     State(app): State<App>,
@@ -75,12 +76,12 @@ pub(super) async fn verify_email(
     OwnForm(_form): OwnForm,
 ) -> Result<Response, ApiError> {
     match app.auth.request_verification(&caller).await {
-        Ok(()) => Ok(Done::LinkSent.at(HERE)),
+        Ok(()) => Ok(Done::LinkSent.at(PATH)),
         Err(error) => page(&app, &desk, &caller, Some(error.into()), None).await,
     }
 }
 
-/// Changes what the workspace is called.
+/// Renames the workspace.
 pub(super) async fn change_workspace(
     caller: Authorized<Admin>,
     State(app): State<App>,
@@ -90,10 +91,10 @@ pub(super) async fn change_workspace(
     let name = Some(form.text("name")?.to_owned());
     let change = WorkspaceChange { name, ..WorkspaceChange::default() };
     let changed = app.auth.update_workspace(&caller, change, None).await;
-    done(&app, &desk, &caller, changed.map(drop).map_err(ApiError::from)).await
+    saved_or_error(&app, &desk, &caller, changed.map(drop).map_err(ApiError::from)).await
 }
 
-/// Asks everybody for a second factor, or does so no longer.
+/// Sets whether the workspace requires a second factor of all members.
 pub(super) async fn require_second_factor(
     caller: Authorized<Admin>,
     State(app): State<App>,
@@ -104,10 +105,11 @@ pub(super) async fn require_second_factor(
     let change = WorkspaceChange { require_second_factor, ..WorkspaceChange::default() };
     let password = form.password("password")?;
     let changed = app.auth.update_workspace(&caller, change, password.as_ref()).await;
-    done(&app, &desk, &caller, changed.map(drop).map_err(ApiError::from)).await
+    saved_or_error(&app, &desk, &caller, changed.map(drop).map_err(ApiError::from)).await
 }
 
-/// Changes how the workspace looks. What clients have stored besides stays.
+/// Changes the name, the colour and the logo of the branding. Other branding fields, which API
+/// clients have stored, are kept.
 pub(super) async fn change_brand(
     caller: Authorized<Admin>,
     State(app): State<App>,
@@ -118,32 +120,32 @@ pub(super) async fn change_brand(
         let mut settings = app.resources.branding(&caller).await?;
         let name = form.filled(Brand::NAME)?.map(|name| text::name(Brand::NAME, name));
         let name = name.transpose().map_err(|why| ApiError::invalid(Brand::NAME, why.0))?;
-        set(&mut settings, Brand::NAME, name.as_deref());
+        set_or_remove(&mut settings, Brand::NAME, name.as_deref());
         let color = form.parse_as::<Color>(Brand::COLOR, "a colour, such as #0b7285")?;
-        set(&mut settings, Brand::COLOR, color.map(|color| color.to_string()).as_deref());
+        set_or_remove(&mut settings, Brand::COLOR, color.map(|color| color.to_string()).as_deref());
         if let Some(bytes) = file {
             let logo = Logo::of_file(&bytes);
             let logo = logo.map_err(|why| ApiError::invalid(Brand::LOGO, format!("logo {why}")))?;
-            set(&mut settings, Brand::LOGO, Some(logo.as_str()));
+            set_or_remove(&mut settings, Brand::LOGO, Some(logo.as_str()));
         } else if form.filled("remove_logo")?.is_some() {
-            set(&mut settings, Brand::LOGO, None);
+            set_or_remove(&mut settings, Brand::LOGO, None);
         }
         Ok(app.resources.set_branding(&caller, &settings).await?)
     };
     match changed.await {
-        Ok(()) => Ok(Done::Saved.at(HERE)),
+        Ok(()) => Ok(Done::Saved.at(PATH)),
         Err(error) => page(&app, &desk, &caller, Some(error), Some(&form)).await,
     }
 }
 
-fn set(settings: &mut Fields, name: &str, value: Option<&str>) {
+fn set_or_remove(settings: &mut Fields, name: &str, value: Option<&str>) {
     match value {
         Some(value) => settings.set(name, &value),
         None => drop(settings.remove(name)),
     }
 }
 
-/// Leaves the workspace.
+/// Removes the user from the workspace.
 pub(super) async fn leave(
     caller: Authorized<OwnSession>,
     State(app): State<App>,
@@ -151,7 +153,7 @@ pub(super) async fn leave(
     form: Form,
 ) -> Result<Response, ApiError> {
     let left = app.auth.leave_workspace(&caller, caller.workspace()).await;
-    gone(&app, &desk, &caller, &form, left.map_err(ApiError::from)).await
+    sign_out_or_error(&app, &desk, &caller, &form, left.map_err(ApiError::from)).await
 }
 
 /// Deletes the workspace.
@@ -163,10 +165,10 @@ pub(super) async fn delete_workspace(
 ) -> Result<Response, ApiError> {
     let password = Password::new(form.text("password")?.to_owned());
     let deleted = app.auth.delete_workspace(&caller, &password).await;
-    gone(&app, &desk, &caller, &form, deleted.map_err(ApiError::from)).await
+    sign_out_or_error(&app, &desk, &caller, &form, deleted.map_err(ApiError::from)).await
 }
 
-/// Deletes one's own account.
+/// Deletes the user's account.
 pub(super) async fn delete_account(
     caller: Authorized<OwnSession>,
     State(app): State<App>,
@@ -175,11 +177,11 @@ pub(super) async fn delete_account(
 ) -> Result<Response, ApiError> {
     let password = Password::new(form.text("password")?.to_owned());
     let deleted = app.auth.delete_account(&caller, &password).await;
-    gone(&app, &desk, &caller, &form, deleted.map_err(ApiError::from)).await
+    sign_out_or_error(&app, &desk, &caller, &form, deleted.map_err(ApiError::from)).await
 }
 
-/// Out of the workspace that the session was in, or what stood in the way.
-async fn gone(
+/// Signs out after a leave or a deletion, or displays the error.
+async fn sign_out_or_error(
     app: &App,
     desk: &Desk,
     caller: &Caller,
@@ -192,14 +194,14 @@ async fn gone(
     }
 }
 
-async fn done(
+async fn saved_or_error(
     app: &App,
     desk: &Desk,
     caller: &Caller,
     outcome: Result<(), ApiError>,
 ) -> Result<Response, ApiError> {
     match outcome {
-        Ok(()) => Ok(Done::Saved.at(HERE)),
+        Ok(()) => Ok(Done::Saved.at(PATH)),
         Err(error) => page(app, desk, caller, Some(error), None).await,
     }
 }
@@ -208,16 +210,16 @@ async fn page(
     app: &App,
     desk: &Desk,
     caller: &Caller,
-    refused: Option<ApiError>,
-    filled: Option<&Form>,
+    error: Option<ApiError>,
+    rejected_form: Option<&Form>,
 ) -> Result<Response, ApiError> {
-    let refused = match refused {
-        // Of this page they may see nothing yet.
+    let error = match error {
+        // Without the required second factor, the user may not see this page.
         Some(error) if caller.principal.lacks_second_factor => return Err(error),
         Some(error) => Some(explained(error)?),
         None => None,
     };
-    let (status, problem) = refused.map_or((200, None), |(status, text)| (status, Some(text)));
+    let (status, problem) = error.map_or((200, None), |(status, text)| (status, Some(text)));
     let workspace = app.resources.workspace(caller).await?;
     let layout = desk.layout();
     let mut page = SettingsPage {
@@ -233,7 +235,7 @@ async fn page(
         layout,
         problem,
     };
-    if let Some(form) = filled {
+    if let Some(form) = rejected_form {
         form.text(Brand::NAME)?.clone_into(&mut page.brand_name);
         form.text(Brand::COLOR)?.clone_into(&mut page.color);
     }

@@ -1,4 +1,6 @@
-//! Signing in.
+//! The sign-in with a password and a second factor.
+//!
+//! The sign-in with a passkey is in [`super::passkeys`].
 
 use askama::Template;
 use axum::{
@@ -18,7 +20,7 @@ use crate::{
     model::password::Password,
 };
 
-/// Where one goes who wants nothing else.
+/// The page after the sign-in if the user asked for no other.
 pub(super) const HOME: &str = "/api-keys";
 
 #[derive(Template)]
@@ -27,9 +29,9 @@ struct SignInPage<'a> {
     layout: Layout,
     next: &'a str,
     email: &'a str,
-    /// What a passkey is asked for, as JSON; none where there can be no passkeys.
+    /// The options of the Web Authentication request as JSON; `None` if passkeys are not available.
     passkey: Option<String>,
-    /// Whether anybody may sign up here.
+    /// True if registration is open.
     may_sign_up: bool,
     problem: Option<String>,
 }
@@ -43,7 +45,7 @@ struct SecondFactorPage<'a> {
     problem: Option<String>,
 }
 
-/// Asks for address and password.
+/// Displays the sign-in form. A signed-in user is redirected to `next`, unless `again` is set.
 pub(super) async fn show(
     public: Public,
     State(app): State<App>,
@@ -51,19 +53,19 @@ pub(super) async fn show(
     query: Query,
 ) -> Result<Response, ApiError> {
     let next = own_page(query.text("next")?.unwrap_or_default());
-    let is_asked_again = query.text("again")?.is_some();
-    if !is_asked_again && browser.caller(&public.request).await?.is_some() {
+    let is_sign_in_forced = query.text("again")?.is_some();
+    if !is_sign_in_forced && browser.caller(&public.request).await?.is_some() {
         return Ok(Redirect::to(next).into_response());
     }
     browser.is_bound_for(next).await;
-    if let Some(workspace) = query.parse_as("workspace", "the id of a workspace")? {
+    if let Some(workspace) = query.parse_as("workspace", "a workspace id")? {
         browser.brand(app.resources.brand_of(workspace).await?);
     }
     let email = query.text("email")?.unwrap_or_default();
     Ok(page(&app, &browser, 200, next, email, None))
 }
 
-/// Takes them; asks for a code where that is not enough.
+/// Signs in with email address and password. If a second factor is due, displays its form.
 pub(super) async fn submit(
     public: Public,
     State(app): State<App>,
@@ -86,7 +88,7 @@ pub(super) async fn submit(
     }
 }
 
-/// The page that asks how to sign in.
+/// Returns the sign-in page.
 pub(super) fn page(
     app: &App,
     browser: &Browser,
@@ -102,7 +104,7 @@ pub(super) fn page(
     browser.page(status, &page)
 }
 
-/// Takes a code.
+/// Completes the sign-in with a TOTP code or a recovery code.
 pub(super) async fn submit_code(
     public: Public,
     State(app): State<App>,
@@ -121,12 +123,12 @@ pub(super) async fn submit_code(
     }
 }
 
-/// Where to go after signing in: a page of ours and of nobody else's (no open redirect).
-pub(super) fn own_page(wanted: &str) -> &str {
-    let is_path = wanted.starts_with('/') && !wanted.starts_with("//");
-    // A URI has no backslash, which browsers take for a slash.
-    let is_uri = wanted.parse::<Uri>().is_ok_and(|uri| uri.authority().is_none());
-    if is_path && is_uri && !wanted.contains('\\') { wanted } else { HOME }
+/// Returns `next` if it is a path on our origin, otherwise [`HOME`]: there is no open redirect.
+pub(super) fn own_page(next: &str) -> &str {
+    let is_path = next.starts_with('/') && !next.starts_with("//");
+    let is_uri = next.parse::<Uri>().is_ok_and(|uri| uri.authority().is_none());
+    // Browsers treat a backslash as a slash.
+    if is_path && is_uri && !next.contains('\\') { next } else { HOME }
 }
 
 #[cfg(test)]
@@ -134,7 +136,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nobody_is_sent_elsewhere() {
+    fn foreign_next_page_is_replaced_by_home() {
         for own in ["/", "/sessions", "/accept-invitation?token=a-b_c", "/a//b"] {
             assert_eq!(own_page(own), own);
         }

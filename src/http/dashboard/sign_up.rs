@@ -1,4 +1,4 @@
-//! Signing up: an account, and its first workspace.
+//! The sign-up: creates a user and the user's first workspace.
 
 use askama::Template;
 use axum::{
@@ -31,12 +31,12 @@ struct SignUpPage<'a> {
     full_name: &'a str,
     email: &'a str,
     workspace_name: &'a str,
-    /// Whether the address has an account.
+    /// True if a user with this email address exists.
     is_known: bool,
     problem: Option<String>,
 }
 
-/// Asks for what an account takes.
+/// Displays the sign-up form, or a message if registration is not open.
 pub(super) async fn show(
     public: Public,
     State(app): State<App>,
@@ -49,7 +49,7 @@ pub(super) async fn show(
     }
     browser.is_bound_for(next).await;
     if let Err(closed) = app.auth.check_registration() {
-        return refusal(&browser, closed.into());
+        return registration_closed_page(&browser, closed.into());
     }
     let page = SignUpPage {
         layout: browser.layout(),
@@ -63,7 +63,7 @@ pub(super) async fn show(
     Ok(browser.page(200, &page))
 }
 
-/// Makes the account, and signs in.
+/// Creates the user and signs in.
 pub(super) async fn submit(
     public: Public,
     State(app): State<App>,
@@ -72,7 +72,7 @@ pub(super) async fn submit(
     form.goes_on().await?;
     let (browser, next) = (&form.browser, own_page(form.text("next")?));
     if let Err(closed) = app.auth.check_registration() {
-        return refusal(browser, closed.into());
+        return registration_closed_page(browser, closed.into());
     }
     let account = NewAccount {
         email: form.text("email")?.trim().to_owned(),
@@ -81,7 +81,7 @@ pub(super) async fn submit(
         workspace_name: form.filled("workspace_name")?.map(str::to_owned),
     };
     let error = match app.auth.register(account, &public.request).await {
-        Ok(made) => return Ok(browser.signed_in(made.tokens.session, next)),
+        Ok(registered) => return Ok(browser.signed_in(registered.tokens.session, next)),
         Err(error) => ApiError::from(error),
     };
     let is_known = error.code() == Code::Conflict;
@@ -98,13 +98,12 @@ pub(super) async fn submit(
     Ok(browser.page(status, &page))
 }
 
-/// Nobody may sign up here.
-fn refusal(browser: &Browser, closed: ApiError) -> Result<Response, ApiError> {
-    let (status, why) = explained(closed)?;
+fn registration_closed_page(browser: &Browser, closed: ApiError) -> Result<Response, ApiError> {
+    let (status, reason) = explained(closed)?;
     let message = Message {
         layout: browser.layout(),
-        title: "Nobody signs up here by themselves",
-        text: &format!("Ask somebody who is in a workspace to invite you: {why}."),
+        title: "Sign-up is not open",
+        text: &format!("{reason} Ask an administrator of a workspace to invite you."),
         link: Some(("/sign-in", "Sign in")),
     };
     Ok(browser.page(status, &message))

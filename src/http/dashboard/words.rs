@@ -1,4 +1,4 @@
-//! Moments, numbers and lengths of time as people read them.
+//! Formatting of times, durations, numbers and sentences for pages.
 
 use std::fmt;
 
@@ -7,7 +7,7 @@ use time::{Duration, OffsetDateTime};
 
 use crate::model::timestamp;
 
-/// A moment, told by how long ago it was; the exact one is in the element's title.
+/// A time relative to now, such as "5 minutes ago". The title of the element has the exact time.
 #[derive(Debug, Clone, Copy, Template)]
 #[template(
     ext = "html",
@@ -19,22 +19,22 @@ pub(super) struct When {
 }
 
 impl When {
-    /// A moment, seen from now.
+    /// Creates a time relative to `now`.
     pub(super) fn new(moment: OffsetDateTime, now: OffsetDateTime) -> Self {
         Self { moment, now }
     }
 
     fn ago(self) -> String {
         match self.now - self.moment {
-            passed if passed < Duration::seconds(10) => "just now".to_owned(),
-            passed => format!("{} ago", Length(passed)),
+            elapsed if elapsed < Duration::seconds(10) => "just now".to_owned(),
+            elapsed => format!("{} ago", Length(elapsed)),
         }
     }
 }
 
 impl HtmlSafe for When {}
 
-/// A length of time, in its greatest unit.
+/// A duration in whole seconds, minutes, hours or days. Hours are used up to 48.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Length(pub(super) Duration);
 
@@ -51,7 +51,7 @@ impl fmt::Display for Length {
     }
 }
 
-/// Words as a sentence.
+/// A text as a sentence: with an initial capital and a full stop.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Sentence<'a>(pub(super) &'a str);
 
@@ -62,7 +62,7 @@ impl fmt::Display for Sentence<'_> {
     }
 }
 
-/// A number with its thousands apart.
+/// A number with thousands separators.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Count(pub(super) i64);
 
@@ -72,8 +72,8 @@ impl fmt::Display for Count {
         if self.0 < 0 {
             f.write_str("-")?;
         }
-        for (place, digit) in digits.chars().enumerate() {
-            if place > 0 && (digits.len() - place).is_multiple_of(3) {
+        for (index, digit) in digits.chars().enumerate() {
+            if index > 0 && (digits.len() - index).is_multiple_of(3) {
                 f.write_str(",")?;
             }
             write!(f, "{digit}")?;
@@ -99,9 +99,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn moments_are_told_by_how_long_ago_they_were() {
+    fn past_time_is_shown_in_its_largest_unit() {
         let now = datetime!(2026-03-01 12:00:00 UTC);
-        for (passed, told) in [
+        for (seconds, expected) in [
             (-5, "just now"),
             (0, "just now"),
             (10, "10 seconds ago"),
@@ -112,8 +112,8 @@ mod tests {
             (172_800, "2 days ago"),
             (86_400 * 400, "400 days ago"),
         ] {
-            let when = When::new(now - Duration::seconds(passed), now).to_string();
-            assert!(when.ends_with(&format!(">{told}</time>")), "{when}");
+            let when = When::new(now - Duration::seconds(seconds), now).to_string();
+            assert!(when.ends_with(&format!(">{expected}</time>")), "{when}");
         }
         let when = When::new(datetime!(2026-01-31 08:05:09.5 UTC), now).to_string();
         assert!(
@@ -124,11 +124,11 @@ mod tests {
     }
 
     #[test]
-    fn thousands_stand_apart() {
-        for (number, told) in
+    fn large_number_has_thousands_separators() {
+        for (number, expected) in
             [(0, "0"), (999, "999"), (1000, "1,000"), (1_234_567, "1,234,567"), (-1000, "-1,000")]
         {
-            assert_eq!(Count(number).to_string(), told);
+            assert_eq!(Count(number).to_string(), expected);
         }
         assert_eq!(Requests(1).to_string(), "1 request");
         assert_eq!(Requests(1204).to_string(), "1,204 requests");

@@ -1,4 +1,4 @@
-//! The workspaces that a person is in: to go from one to another, or to make one.
+//! The user's workspaces: list, create and switch.
 
 use askama::Template;
 use axum::{
@@ -29,14 +29,14 @@ use crate::{
 struct WorkspacesPage<'a> {
     layout: Layout,
     workspaces: Vec<OwnWorkspace>,
-    /// The one that the session is in.
+    /// The session's current workspace.
     here: WorkspaceId,
     next: Option<String>,
     name: &'a str,
     problem: Option<String>,
 }
 
-/// Lists them.
+/// Lists the user's workspaces.
 pub(super) async fn show(
     caller: Authorized<OwnSession>,
     State(app): State<App>,
@@ -46,7 +46,7 @@ pub(super) async fn show(
     page(&caller, &app, &desk, &query, ("", None)).await
 }
 
-/// Makes another, and goes there.
+/// Creates a workspace and switches the session to it.
 pub(super) async fn create(
     caller: Authorized<OwnSession>,
     State(app): State<App>,
@@ -57,19 +57,22 @@ pub(super) async fn create(
     let name = form.text("name")?;
     let mut work = match app.idempotency.begin(&caller, form.attempt()?).await? {
         Begun::Work(work) => work,
-        // The same form once more, before the session had gone there.
+        // The form was sent twice: the workspace exists, but the session may not have switched yet.
         Begun::Answered(answer) => {
-            let made = answer.body.parse().map_err(|_| ApiError::internal("a kept id is none"))?;
-            app.auth.switch_workspace(&caller, made).await?;
+            let id = answer
+                .body
+                .parse()
+                .map_err(|_| ApiError::internal("invalid stored workspace id"))?;
+            app.auth.switch_workspace(&caller, id).await?;
             return Ok(Redirect::to(HOME).into_response());
         }
     };
     match app.auth.found_workspace(work.tx(), &caller, name).await {
-        Ok(made) => {
-            let body = made.workspace.id.to_string();
+        Ok(created) => {
+            let body = created.workspace.id.to_string();
             let answer = KeptAnswer { status: 303, location: HOME.to_owned(), body };
             work.finish(&answer).await?;
-            app.auth.switch_workspace(&caller, made.workspace.id).await?;
+            app.auth.switch_workspace(&caller, created.workspace.id).await?;
             Ok(Redirect::to(HOME).into_response())
         }
         Err(error) => {
@@ -80,7 +83,7 @@ pub(super) async fn create(
     }
 }
 
-/// Takes the session to one of them.
+/// Switches the session to another workspace.
 pub(super) async fn enter(
     caller: Authorized<OwnSession>,
     State(app): State<App>,

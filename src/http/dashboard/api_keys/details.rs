@@ -1,4 +1,4 @@
-//! One key: what it is, and what it is used for.
+//! The page of an API key: its properties and its usage.
 
 use std::collections::HashMap;
 
@@ -31,11 +31,11 @@ use crate::{
     },
 };
 
-/// What the charts show.
-const REACH: Reach = Reach { hours: 48, days: 30 };
-/// What the parts of a pile are.
+/// The period of the charts.
+const CHART_RANGE: Reach = Reach { hours: 48, days: 30 };
+/// The CSS class and the name of each segment of a bar: responses 1xx to 3xx, 4xx, and 5xx.
 const LEGEND: [(&str, &str); 3] =
-    [("ok", "succeeded"), ("refused", "refused"), ("failed", "failed")];
+    [("ok", "succeeded"), ("refused", "client errors"), ("failed", "server errors")];
 
 #[derive(Template)]
 #[template(path = "api_key.html")]
@@ -47,9 +47,9 @@ struct KeyPage<'a> {
     usage: KeyUsage,
     hours: Chart,
     days: Chart,
-    /// How far its rotation is.
+    /// The progress of the rotation, if the key has a successor.
     rotation: Option<RotationReport>,
-    /// The key that it succeeded, if that still lives.
+    /// The predecessor, if it is still active.
     predecessor: Option<ApiKey>,
     may_change: bool,
     name: String,
@@ -59,9 +59,9 @@ struct KeyPage<'a> {
 }
 
 impl KeyPage<'_> {
-    /// Where it may be used, one a line.
+    /// Returns the allowed networks, one a line.
     fn networks(&self) -> String {
-        lines_of(self.key)
+        networks_text(self.key)
     }
 
     fn when(&self, moment: &OffsetDateTime) -> When {
@@ -69,7 +69,7 @@ impl KeyPage<'_> {
     }
 }
 
-/// Shows it.
+/// Displays the key.
 pub(in crate::http::dashboard) async fn show(
     caller: Authorized<ReadOnly>,
     State(app): State<App>,
@@ -79,7 +79,7 @@ pub(in crate::http::dashboard) async fn show(
     page(&app, &desk, &caller, id, None).await
 }
 
-/// Changes what it is called and where it may be used.
+/// Changes the name, the description and the allowed networks of the key.
 pub(in crate::http::dashboard) async fn change(
     caller: Authorized<Admin>,
     State(app): State<App>,
@@ -87,11 +87,12 @@ pub(in crate::http::dashboard) async fn change(
     PathId(id): PathId<ApiKeyId>,
     form: Form,
 ) -> Result<Response, ApiError> {
-    let description = changed(&form, "description", "was_description")?;
+    let description = changed_field(&form, "description", "was_description")?;
     let change = ChangeKey {
-        name: changed(&form, "name", "was_name")?,
+        name: changed_field(&form, "name", "was_name")?,
         description: description.map(|text| Some(text).filter(|text| !text.trim().is_empty())),
-        allowed_ips: changed(&form, "allowed_ips", "was_allowed_ips")?.map(|text| networks(&text)),
+        allowed_ips: changed_field(&form, "allowed_ips", "was_allowed_ips")?
+            .map(|text| networks(&text)),
     };
     match app.auth.change_key(&caller, id, change).await {
         Ok(_) => Ok(Done::Saved.at(&page_of(id))),
@@ -99,18 +100,25 @@ pub(in crate::http::dashboard) async fn change(
     }
 }
 
-/// The networks of a key, one a line.
-fn lines_of(key: &ApiKey) -> String {
+/// Returns the allowed networks of a key, one a line.
+fn networks_text(key: &ApiKey) -> String {
     key.allowed_ips.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
 }
 
-/// A field that is another than it was when the page was made. What was not touched is left as it is by now: somebody
-/// else may have changed it meanwhile.
-fn changed(form: &Form, name: &'static str, was: &'static str) -> Result<Option<String>, ApiError> {
-    // Forms have other ends of lines.
-    let plain = |text: &str| text.replace("\r\n", "\n");
-    let (given, was) = (form.given(name)?.map(plain), form.given(was)?.map(plain));
-    Ok(given.filter(|given| was.is_none_or(|was| was.trim() != given.trim())))
+/// Returns the value of a field that the user has changed. `old_name` is the hidden field with the
+/// value when the page was rendered.
+///
+/// An unchanged field is not saved: another user may have changed it since.
+fn changed_field(
+    form: &Form,
+    name: &'static str,
+    old_name: &'static str,
+) -> Result<Option<String>, ApiError> {
+    // Browsers send line breaks as CR LF.
+    let normalize = |text: &str| text.replace("\r\n", "\n");
+    let new = form.given(name)?.map(normalize);
+    let old = form.given(old_name)?.map(normalize);
+    Ok(new.filter(|new| old.is_none_or(|old| old.trim() != new.trim())))
 }
 
 async fn page(
@@ -118,25 +126,25 @@ async fn page(
     desk: &Desk,
     caller: &Caller,
     id: ApiKeyId,
-    refused: Option<((u16, String), &Form)>,
+    rejected: Option<((u16, String), &Form)>,
 ) -> Result<Response, ApiError> {
     let key = app.auth.get_key(caller, id).await?;
-    let usage = app.auth.key_usage(caller, id, REACH).await?;
+    let usage = app.auth.key_usage(caller, id, CHART_RANGE).await?;
     let is_active = key.status() == KeyStatus::Active;
     let rotation = match key.rotated_to {
         Some(_) if is_active => Some(app.auth.whom_it_serves(caller, id).await?),
         _ => None,
     };
     let predecessor = match key.rotated_from {
-        Some(old) => Some(app.auth.get_key(caller, old).await?),
+        Some(id) => Some(app.auth.get_key(caller, id).await?),
         None => None,
     };
     let now = app.env.clock.now();
     let (hours, days) = charts(&usage, now);
-    // What was filled in, where that was refused.
-    let field = |name: &'static str, known: &dyn Fn() -> String| match &refused {
+    // After a rejected form, keep what the user entered.
+    let field = |name: &'static str, stored: &dyn Fn() -> String| match &rejected {
         Some((_, form)) => form.text(name).map(str::to_owned),
-        None => Ok(known()),
+        None => Ok(stored()),
     };
     let page = KeyPage {
         layout: desk.layout(),
@@ -146,51 +154,65 @@ async fn page(
         hours,
         days,
         rotation,
-        predecessor: predecessor.filter(|old| old.status() == KeyStatus::Active),
+        predecessor: predecessor.filter(|key| key.status() == KeyStatus::Active),
         may_change: is_active && desk.may(Scope::Admin),
         name: field("name", &|| key.name.clone())?,
         description: field("description", &|| key.description.clone().unwrap_or_default())?,
-        allowed_ips: field("allowed_ips", &|| lines_of(&key))?,
-        problem: refused.as_ref().map(|((_, problem), _)| problem.clone()),
+        allowed_ips: field("allowed_ips", &|| networks_text(&key))?,
+        problem: rejected.as_ref().map(|((_, problem), _)| problem.clone()),
         key: &key,
     };
-    Ok(desk.page(refused.map_or(200, |((status, _), _)| status), &page))
+    Ok(desk.page(rejected.map_or(200, |((status, _), _)| status), &page))
 }
 
-/// The requests of the last hours, and of the last days.
+/// Returns the charts of the requests per hour and per day.
 fn charts(usage: &KeyUsage, now: OffsetDateTime) -> (Chart, Chart) {
-    let hours = piles(&usage.by_hour, now, Duration::HOUR, REACH.hours, timestamp::time_of_day);
-    let days = piles(&usage.by_day, now, Duration::DAY, REACH.days, timestamp::day_of_the_year);
-    let chart = |spells: &[Spell], piles: &[Pile], what: &str| {
+    let hours = stacked_bars(
+        &usage.by_hour,
+        now,
+        Duration::HOUR,
+        CHART_RANGE.hours,
+        timestamp::time_of_day,
+    );
+    let days = stacked_bars(
+        &usage.by_day,
+        now,
+        Duration::DAY,
+        CHART_RANGE.days,
+        timestamp::day_of_the_year,
+    );
+    let chart = |spells: &[Spell], bars: &[Pile], period: &str| {
         let requests = spells.iter().map(|spell| spell.requests).sum();
-        Chart::new(format!("{} in the last {what}", Requests(requests)), LEGEND.to_vec(), piles)
+        Chart::new(format!("{} in the last {period}", Requests(requests)), LEGEND.to_vec(), bars)
     };
     (
-        chart(&usage.by_hour, &hours, &format!("{} hours", REACH.hours)),
-        chart(&usage.by_day, &days, &format!("{} days", REACH.days)),
+        chart(&usage.by_hour, &hours, &format!("{} hours", CHART_RANGE.hours)),
+        chart(&usage.by_day, &days, &format!("{} days", CHART_RANGE.days)),
     )
 }
 
-/// A pile for each spell, also for those in which nothing happened.
-fn piles(
+/// Returns a bar for each period, including periods without requests.
+fn stacked_bars(
     spells: &[Spell],
     now: OffsetDateTime,
-    length: Duration,
+    period: Duration,
     count: u32,
-    name: impl Fn(OffsetDateTime) -> String,
+    label: impl Fn(OffsetDateTime) -> String,
 ) -> Vec<Pile> {
-    let known: HashMap<_, _> = spells.iter().map(|spell| (spell.start, spell)).collect();
-    let into = now.unix_timestamp().rem_euclid(length.whole_seconds());
-    let last = now.unix_timestamp() - into;
-    let starts = (0..i64::from(count)).rev().map(|back| last - back * length.whole_seconds());
+    let by_start: HashMap<_, _> = spells.iter().map(|spell| (spell.start, spell)).collect();
+    let elapsed = now.unix_timestamp().rem_euclid(period.whole_seconds());
+    let last_start = now.unix_timestamp() - elapsed;
+    let starts = (0..i64::from(count)).rev();
+    let starts = starts.map(|periods| last_start - periods * period.whole_seconds());
     let starts = starts.filter_map(|start| OffsetDateTime::from_unix_timestamp(start).ok());
-    let pile = |start| {
-        let of = |classes: &[i16]| {
-            let spell = known.get(&start);
+    let bar = |start| {
+        let requests = |classes: &[i16]| {
+            let spell = by_start.get(&start);
             let counts = classes.iter().filter_map(|class| spell?.by_status.get(class));
             counts.sum::<i64>()
         };
-        Pile { time: name(start), parts: vec![of(&[1, 2, 3]), of(&[4]), of(&[5])] }
+        let parts = vec![requests(&[1, 2, 3]), requests(&[4]), requests(&[5])];
+        Pile { time: label(start), parts }
     };
-    starts.map(pile).collect()
+    starts.map(bar).collect()
 }

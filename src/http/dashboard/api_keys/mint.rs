@@ -1,4 +1,7 @@
-//! Minting a key, whose secret is shown once.
+//! The creation of an API key. Its secret is displayed once.
+//!
+//! The same form sent twice creates one key. The second response displays the secret again, unless
+//! the key has been used or revoked.
 
 use askama::Template;
 use axum::{
@@ -40,26 +43,26 @@ struct NewKeyPage<'a> {
     problem: Option<String>,
 }
 
-/// A fresh key, with its secret.
+/// The page of a new key with its secret.
 #[derive(Template)]
 #[template(path = "fresh_api_key.html")]
-struct FreshKeyPage<'a> {
+struct CreatedKeyPage<'a> {
     layout: Layout,
     key: &'a ApiKey,
     secret: &'a str,
     public_url: &'a str,
-    /// The name of the key that it succeeds.
+    /// The name of the predecessor in a rotation.
     succeeds: Option<String>,
 }
 
-/// What is kept of a form that made a key, should it come again.
+/// The stored response of a form that created a key, for a retry.
 #[derive(Serialize, Deserialize)]
-struct Fresh {
+struct StoredKey {
     id: ApiKeyId,
     secret: String,
 }
 
-/// Asks what it is to be.
+/// Displays the form for a new key.
 pub(in crate::http::dashboard) async fn show(
     _caller: Authorized<FirstPartyAdmin>,
     desk: Desk,
@@ -69,14 +72,14 @@ pub(in crate::http::dashboard) async fn show(
         name: "",
         description: "",
         allowed_ips: "",
-        // The least is where to begin.
+        // The scope with the fewest rights is preselected.
         scope: Scope::ReadOnly,
         problem: None,
     };
     desk.page(200, &page)
 }
 
-/// Mints it.
+/// Creates the key.
 pub(in crate::http::dashboard) async fn mint(
     caller: Authorized<FirstPartyAdmin>,
     State(app): State<App>,
@@ -85,7 +88,7 @@ pub(in crate::http::dashboard) async fn mint(
 ) -> Result<Response, ApiError> {
     let scope = form.parse_as("scope", "read-only, write or admin")?.unwrap_or(Scope::ReadOnly);
     let allowed_ips = form.text("allowed_ips")?;
-    let wanted = MintKey {
+    let new_key = MintKey {
         name: form.text("name")?.to_owned(),
         scope,
         description: form.filled("description")?.map(str::to_owned),
@@ -93,13 +96,13 @@ pub(in crate::http::dashboard) async fn mint(
     };
     let minted = match app.idempotency.begin(&caller, form.attempt()?).await {
         Ok(Begun::Work(mut work)) => {
-            let minted = app.auth.mint_key(work.tx(), &caller, wanted).await;
+            let minted = app.auth.mint_key(work.tx(), &caller, new_key).await;
             minted.map(|minted| (work, minted)).map_err(ApiError::from)
         }
         Ok(Begun::Answered(answer)) => return again(&app, &desk, &caller, &answer).await,
         Err(IdempotencyError::Conflict) => Err(ApiError::new(
             Code::Conflict,
-            "you have created a key from this form already; to create this one as well, send it again",
+            "you already created a key with this form; submit it again to create another one",
         )),
         Err(error) => Err(error.into()),
     };
@@ -120,13 +123,13 @@ pub(in crate::http::dashboard) async fn mint(
     }
 }
 
-/// Networks as people write them: with commas, or one a line.
+/// Splits a text into networks, separated by commas, spaces or line breaks.
 pub(super) fn networks(text: &str) -> Vec<String> {
     let networks = text.split([',', '\n', '\r', ' ', '\t']);
     networks.filter(|network| !network.is_empty()).map(str::to_owned).collect()
 }
 
-/// Makes a fresh key last, and shows it.
+/// Commits a new key and displays it with its secret.
 pub(super) async fn finish(
     app: &App,
     desk: &Desk,
@@ -135,30 +138,31 @@ pub(super) async fn finish(
     minted: Minted,
 ) -> Result<Response, ApiError> {
     let secret = SecretString::from(minted.secret.reveal());
-    let fresh = Fresh { id: minted.key.id, secret: secret.expose_secret().to_owned() };
-    let body = serde_json::to_string(&fresh).map_err(|_| ApiError::internal("no JSON of a key"))?;
-    work.finish(&KeptAnswer { status: 201, location: page_of(fresh.id), body }).await?;
-    shown(app, desk, caller, &minted.key, &secret).await
+    let stored = StoredKey { id: minted.key.id, secret: secret.expose_secret().to_owned() };
+    let body = serde_json::to_string(&stored);
+    let body = body.map_err(|_| ApiError::internal("failed to serialize a new key"))?;
+    work.finish(&KeptAnswer { status: 201, location: page_of(stored.id), body }).await?;
+    created_key_page(app, desk, caller, &minted.key, &secret).await
 }
 
-/// Shows it once more, where the same form came twice.
+/// Displays a created key again if its form was sent twice.
 pub(super) async fn again(
     app: &App,
     desk: &Desk,
     caller: &Caller,
     answer: &KeptAnswer,
 ) -> Result<Response, ApiError> {
-    let fresh: Fresh = serde_json::from_str(&answer.body)
-        .map_err(|_| ApiError::internal("what was kept of a form is no key"))?;
-    let key = app.auth.get_key(caller, fresh.id).await?;
-    // Who needs to copy it has not used it yet.
+    let stored: StoredKey = serde_json::from_str(&answer.body)
+        .map_err(|_| ApiError::internal("invalid stored response of a key"))?;
+    let key = app.auth.get_key(caller, stored.id).await?;
+    // A used key has been copied, so its secret need not be displayed again.
     if key.status() == KeyStatus::Revoked || key.last_used_at.is_some() {
         return Ok(Redirect::to(&page_of(key.id)).into_response());
     }
-    shown(app, desk, caller, &key, &fresh.secret.into()).await
+    created_key_page(app, desk, caller, &key, &stored.secret.into()).await
 }
 
-async fn shown(
+async fn created_key_page(
     app: &App,
     desk: &Desk,
     caller: &Caller,
@@ -166,10 +170,10 @@ async fn shown(
     secret: &SecretString,
 ) -> Result<Response, ApiError> {
     let succeeds = match key.rotated_from {
-        Some(old) => Some(app.auth.get_key(caller, old).await?.name),
+        Some(predecessor) => Some(app.auth.get_key(caller, predecessor).await?.name),
         None => None,
     };
-    let page = FreshKeyPage {
+    let page = CreatedKeyPage {
         layout: desk.layout(),
         key,
         secret: secret.expose_secret(),
@@ -179,7 +183,7 @@ async fn shown(
     Ok(desk.page(201, &page))
 }
 
-/// The page of a key.
+/// Returns the path of a key's page.
 pub(super) fn page_of(id: ApiKeyId) -> String {
     format!("/api-keys/{id}")
 }
@@ -189,7 +193,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn networks_are_taken_as_people_write_them() {
+    fn networks_may_be_separated_by_commas_or_line_breaks() {
         assert!(networks(" \r\n").is_empty());
         assert_eq!(
             networks("10.0.0.0/8, 203.0.113.9\r\n2001:db8::/32"),

@@ -1,4 +1,4 @@
-//! API keys: seen, minted, looked into, rotated, revoked.
+//! API keys: the list, and the pages to create, view, rotate and revoke a key.
 
 pub(super) mod details;
 pub(super) mod mint;
@@ -29,8 +29,8 @@ use crate::{
     store::api_keys::KeyFilter,
 };
 
-/// Hours that a sparkline tells of.
-const HOURS: u32 = 24;
+/// The number of hours in a sparkline.
+const SPARKLINE_HOURS: u32 = 24;
 
 #[derive(Template)]
 #[template(path = "api_keys.html")]
@@ -38,12 +38,12 @@ struct KeysPage {
     layout: Layout,
     may_mint: bool,
     status: Option<KeyStatus>,
-    keys: Vec<Line>,
+    keys: Vec<KeyRow>,
     next: Option<String>,
 }
 
-/// A key as the list shows it.
-struct Line {
+/// A key in the list.
+struct KeyRow {
     id: ApiKeyId,
     name: String,
     redacted: String,
@@ -53,13 +53,13 @@ struct Line {
     last_used: Option<When>,
     is_rotating: bool,
     uses: Sparkline,
-    /// Whether nobody has used it for long.
+    /// True if the key has been idle for longer than [`UNUSED_AFTER`].
     is_unused: bool,
-    /// The most that it was used for, where it may do more.
+    /// The highest scope that requests needed, if the key has a higher one.
     used_as: Option<Scope>,
 }
 
-impl Line {
+impl KeyRow {
     fn new(
         app: &App,
         key: ApiKey,
@@ -67,8 +67,8 @@ impl Line {
         used_as: Option<Scope>,
         now: OffsetDateTime,
     ) -> Self {
-        let since = key.last_used_at.unwrap_or(key.created_at);
-        let none = vec![0; usize::try_from(HOURS).unwrap_or_default()];
+        let idle_since = key.last_used_at.unwrap_or(key.created_at);
+        let no_uses = vec![0; usize::try_from(SPARKLINE_HOURS).unwrap_or_default()];
         Self {
             id: key.id,
             redacted: key.redacted(app.auth.environment()),
@@ -77,15 +77,15 @@ impl Line {
             created: When::new(key.created_at, now),
             last_used: key.last_used_at.map(|used| When::new(used, now)),
             is_rotating: key.revoked_at.is_none() && key.rotated_to.is_some(),
-            uses: Sparkline::new(uses.unwrap_or(&none)),
-            is_unused: key.revoked_at.is_none() && now - since > UNUSED_AFTER,
+            uses: Sparkline::new(uses.unwrap_or(&no_uses)),
+            is_unused: key.revoked_at.is_none() && now - idle_since > UNUSED_AFTER,
             used_as,
             name: key.name,
         }
     }
 }
 
-/// Lists them.
+/// Lists the API keys of the workspace.
 pub(super) async fn list(
     caller: Authorized<ReadOnly>,
     State(app): State<App>,
@@ -101,34 +101,34 @@ pub(super) async fn list(
     let (page, _) = app.auth.list_keys(&caller, &filter, wanted).await?;
     let next = page.next_cursor(|key| key.id.uuid());
     let ids: Vec<_> = page.items.iter().map(|key| key.id).collect();
-    let uses = app.auth.hourly_uses(&caller, &ids, HOURS).await?;
+    let uses = app.auth.hourly_uses(&caller, &ids, SPARKLINE_HOURS).await?;
     let used_as = app.auth.over_scoped(&caller, &ids).await?;
     let now = app.env.clock.now();
-    let line = |key: ApiKey| {
+    let row = |key: ApiKey| {
         let (uses, used_as) = (uses.get(&key.id), used_as.get(&key.id).copied());
-        Line::new(&app, key, uses, used_as, now)
+        KeyRow::new(&app, key, uses, used_as, now)
     };
     let page = KeysPage {
         layout: desk.layout(),
         may_mint: desk.may(Scope::Admin),
         status,
-        keys: page.items.into_iter().map(line).collect(),
+        keys: page.items.into_iter().map(row).collect(),
         next,
     };
     Ok(desk.page(200, &page))
 }
 
-/// What a scope lets a key do, in a sentence.
+/// Returns a description of what a key with a scope can do.
 pub(super) const fn meaning(scope: Scope) -> &'static str {
     match scope {
         Scope::ReadOnly => {
-            "Reads agents, calls, knowledge bases, campaigns, key metadata and the audit log. Changes nothing."
+            "Can read agents, calls, knowledge bases, campaigns, key metadata and the audit log. Cannot change anything."
         }
         Scope::Write => {
-            "Reads all of that, and creates, changes and deletes agents, calls, knowledge bases and campaigns."
+            "Can read, create, change and delete agents, calls, knowledge bases and campaigns, and read key metadata and the audit log."
         }
         Scope::Admin => {
-            "Everything: also API keys, members, invitations and billing. Whoever has it owns the workspace."
+            "Full access, including API keys, members, invitations and billing. Anyone with this key controls the workspace."
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Revoking a key, and what that breaks.
+//! The revocation of an API key, with a report on clients that would break.
 
 use askama::Template;
 use axum::{
@@ -35,7 +35,7 @@ struct RevokePage<'a> {
     key: &'a ApiKey,
     redacted: String,
     report: RotationReport,
-    /// How long a key has to be quiet.
+    /// The time that a key must be idle before it is safe to revoke.
     quiet: Duration,
     problem: Option<String>,
 }
@@ -45,7 +45,7 @@ impl RevokePage<'_> {
         why(&self.report, self.now, self.quiet)
     }
 
-    /// Whether nobody can have come to rely on it.
+    /// Returns true if no client can depend on the key.
     fn was_never_used(&self) -> bool {
         self.report.old.last_used_at.is_none()
     }
@@ -55,7 +55,7 @@ impl RevokePage<'_> {
     }
 }
 
-/// Tells whom it breaks, and asks.
+/// Displays the clients that still use the key, and asks for confirmation.
 pub(in crate::http::dashboard) async fn show(
     caller: Authorized<Admin>,
     State(app): State<App>,
@@ -65,7 +65,7 @@ pub(in crate::http::dashboard) async fn show(
     page(&app, &desk, &caller, id, None).await
 }
 
-/// Revokes it. Whoever was told that it is in use has to say that they know.
+/// Revokes the key. If it may be in use, the form must confirm that with the field `anyway`.
 pub(in crate::http::dashboard) async fn revoke(
     caller: Authorized<Admin>,
     State(app): State<App>,
@@ -73,19 +73,19 @@ pub(in crate::http::dashboard) async fn revoke(
     PathId(id): PathId<ApiKeyId>,
     form: Form,
 ) -> Result<Response, ApiError> {
-    let knows_better = match form.filled("anyway")? {
-        // Which it may be no longer.
+    let is_confirmed = match form.filled("anyway")? {
+        // The page said that the key was never used; it may have been used since.
         Some("unused") => app.auth.get_key(&caller, id).await?.last_used_at.is_none(),
         anyway => anyway.is_some(),
     };
-    match app.auth.revoke_key(&caller, id, !knows_better).await.map_err(ApiError::from) {
+    match app.auth.revoke_key(&caller, id, !is_confirmed).await.map_err(ApiError::from) {
         Ok(()) => {
             let key = app.auth.get_key(&caller, id).await?;
             let rotation = key.rotated_to.map(|_| format!("{}/rotation", page_of(id)));
             Ok(Done::KeyRevoked.at(&rotation.unwrap_or_else(|| page_of(id))))
         }
         Err(error) if error.code() == Code::KeyInUse => {
-            let problem = "It was not revoked, since somebody may use it.".to_owned();
+            let problem = "The key was not revoked because it may be in use.".to_owned();
             page(&app, &desk, &caller, id, Some((409, problem))).await
         }
         Err(error) => Err(error),
@@ -97,14 +97,14 @@ async fn page(
     desk: &Desk,
     caller: &Caller,
     id: ApiKeyId,
-    refused: Option<(u16, String)>,
+    error: Option<(u16, String)>,
 ) -> Result<Response, ApiError> {
     let key = app.auth.get_key(caller, id).await?;
     if key.status() == KeyStatus::Revoked {
         return Ok(Redirect::to(&page_of(id)).into_response());
     }
     let report = app.auth.whom_it_serves(caller, id).await?;
-    let (status, problem) = refused.map_or((200, None), |(status, text)| (status, Some(text)));
+    let (status, problem) = error.map_or((200, None), |(status, text)| (status, Some(text)));
     let page = RevokePage {
         layout: desk.layout(),
         now: app.env.clock.now(),

@@ -1,4 +1,7 @@
-//! Rotation as a way: mint a successor, deploy it, watch the old key fall silent, revoke it.
+//! The rotation of an API key: create a successor, deploy it, wait until the old key is idle,
+//! revoke the old key.
+//!
+//! The progress is a live fragment of the page ([`live`]).
 
 use askama::Template;
 use axum::{
@@ -34,7 +37,7 @@ use crate::{
     },
 };
 
-/// Minutes that the chart shows.
+/// The period of the chart, in minutes.
 const MINUTES: u32 = 60;
 
 #[derive(Template)]
@@ -43,27 +46,30 @@ struct RotationPage<'a> {
     layout: Layout,
     key: &'a ApiKey,
     may_rotate: bool,
-    /// How far it is; none before there is a successor, and after the old key was revoked.
+    /// The progress; `None` before a successor exists, and after the old key was revoked.
     progress: Option<Progress>,
     problem: Option<String>,
 }
 
 impl RotationPage<'_> {
-    /// What the new key may be called: as the old one, and yet another.
+    /// Suggests a name for the new key: the old name with the next number, such as `prod-2`.
     fn next_name(&self) -> String {
-        const MOST: usize = 96;
+        // Leaves room for the suffix within the 100 characters of a name.
+        const MAX_PREFIX_CHARS: usize = 96;
         let (name, number) = match self.key.name.rsplit_once('-') {
             Some((name, number)) if number.len() < 4 => (name, number.parse::<u32>().ok()),
             _ => (&*self.key.name, None),
         };
         match number {
             Some(number) => format!("{name}-{}", number + 1),
-            None => format!("{}-2", self.key.name.chars().take(MOST).collect::<String>()),
+            None => {
+                format!("{}-2", self.key.name.chars().take(MAX_PREFIX_CHARS).collect::<String>())
+            }
         }
     }
 }
 
-/// How far a rotation is: the part of the page that goes on living.
+/// The progress of a rotation: the live fragment of the page.
 #[derive(Template)]
 #[template(path = "rotation_progress.html")]
 struct Progress {
@@ -71,7 +77,7 @@ struct Progress {
     report: RotationReport,
     chart: Chart,
     may_revoke: bool,
-    /// How long the old key has to be quiet.
+    /// The time that the old key must be idle before it is safe to revoke.
     quiet: Duration,
 }
 
@@ -84,19 +90,19 @@ impl Progress {
         why(&self.report, self.now, self.quiet)
     }
 
-    /// The new key's part of the last hour's requests, in percent.
+    /// Returns the adoption: the new key's share of the requests of the last hour, in percent.
     fn percent(&self) -> f64 {
         (self.report.adoption() * 100.0).round()
     }
 
-    /// Whether a step is `was`, `now` or still to come.
+    /// Returns the CSS class of a step: `was` if it is done, `now` if it is current.
     fn step(&self, number: u8) -> &'static str {
-        let at = match self.report.state {
+        let current = match self.report.state {
             RotationState::Minted => 2,
             RotationState::Adopted | RotationState::Draining => 3,
             RotationState::Quiet => 4,
         };
-        match number.cmp(&at) {
+        match number.cmp(&current) {
             std::cmp::Ordering::Less => "was",
             std::cmp::Ordering::Equal => "now",
             std::cmp::Ordering::Greater => "",
@@ -104,32 +110,32 @@ impl Progress {
     }
 }
 
-/// Why a key can be revoked, or why not yet.
+/// Explains why it is safe or not yet safe to revoke a key.
 pub(super) fn why(report: &RotationReport, now: OffsetDateTime, quiet: Duration) -> String {
     let quiet = Length(quiet);
     match (report.safe_to_revoke, report.old.last_used_at) {
         (true, _) => {
-            let nobody = match report.new {
-                Some(_) => "The new key is in use, and nobody has used the old one",
-                None => "Nobody has used it",
+            let finding = match report.new {
+                Some(_) => "The new key is in use. The old key has been idle",
+                None => "The key has been idle",
             };
-            format!("{nobody} for {}.", Length(report.quiet_for))
+            format!("{finding} for {}.", Length(report.quiet_for))
         }
         (false, _) if report.new.as_ref().is_some_and(|new| new.last_used_at.is_none()) => {
-            "The new key has not been used yet: deploy it first.".to_owned()
+            "The new key has not been used yet. Deploy it first.".to_owned()
         }
         (false, Some(used)) if now - used < report.quiet_for + Duration::seconds(5) => {
             format!(
-                "It was last used {} ago. It is safe after {quiet} without a use.",
+                "The key was last used {} ago. It must be idle for {quiet}.",
                 Length(now - used)
             )
         }
-        // Something else that the counts cannot know.
+        // Another reason, such as a gap in the usage counts.
         (false, _) => Sentence(&report.reason).to_string(),
     }
 }
 
-/// Shows how far it is, or how to begin.
+/// Displays the progress of the rotation, or the form that starts one.
 pub(in crate::http::dashboard) async fn show(
     caller: Authorized<ReadOnly>,
     State(app): State<App>,
@@ -139,7 +145,7 @@ pub(in crate::http::dashboard) async fn show(
     page(&app, &desk, &caller, id, None).await
 }
 
-/// Mints the successor.
+/// Creates the successor.
 pub(in crate::http::dashboard) async fn rotate(
     caller: Authorized<FirstPartyAdmin>,
     State(app): State<App>,
@@ -161,7 +167,7 @@ pub(in crate::http::dashboard) async fn rotate(
     }
 }
 
-/// How far it is, again and again, as Server-Sent Events.
+/// Streams the progress as Server-Sent Events.
 pub(in crate::http::dashboard) async fn stream(
     caller: Authorized<ReadOnly>,
     State(app): State<App>,
@@ -172,13 +178,13 @@ pub(in crate::http::dashboard) async fn stream(
     if live::is_elsewhere(&caller, &query)? {
         return Ok(StatusCode::NO_CONTENT.into_response());
     }
-    live::part(app, &caller, standing, Rotation(id)).await
+    live::part(app, &caller, standing, ProgressFragment(id)).await
 }
 
-/// A rotation, as the living part of a page.
-struct Rotation(ApiKeyId);
+/// The progress of a key's rotation, as a live fragment.
+struct ProgressFragment(ApiKeyId);
 
-impl Part for Rotation {
+impl Part for ProgressFragment {
     async fn now(&self, app: &App, caller: &Caller) -> Result<Option<String>, ApiError> {
         let may_revoke = caller.principal.scope >= Scope::Admin;
         let key = match app.auth.get_key(caller, self.0).await {
@@ -196,18 +202,18 @@ async fn page(
     desk: &Desk,
     caller: &Caller,
     id: ApiKeyId,
-    refused: Option<(u16, String)>,
+    error: Option<(u16, String)>,
 ) -> Result<Response, ApiError> {
     let key = app.auth.get_key(caller, id).await?;
     let may_rotate = desk.may(Scope::Admin);
     let progress = progress(app, caller, &key, may_rotate).await?;
-    let (status, problem) = refused.map_or((200, None), |(status, text)| (status, Some(text)));
+    let (status, problem) = error.map_or((200, None), |(status, text)| (status, Some(text)));
     let layout = desk.layout();
     let page = RotationPage { layout, key: &key, may_rotate, progress, problem };
     Ok(desk.page(status, &page))
 }
 
-/// How far it is, where there is a successor and the old key still lives.
+/// Returns the progress; `None` without a successor, or if the old key is revoked.
 async fn progress(
     app: &App,
     caller: &Caller,
@@ -222,21 +228,22 @@ async fn progress(
     let Some(new) = &report.new else { return Ok(None) };
     let uses = app.auth.uses_by_minute(caller, &[id, new.id], MINUTES).await?;
     let now = app.env.clock.now();
-    let of = |key: ApiKeyId, minute: usize| uses.get(&key).and_then(|row| row.get(minute)).copied();
-    let pile = |minute: u32| {
-        let place = usize::try_from(minute).unwrap_or_default();
+    let requests =
+        |key: ApiKeyId, minute: usize| uses.get(&key).and_then(|row| row.get(minute)).copied();
+    let bar = |minute: u32| {
+        let index = usize::try_from(minute).unwrap_or_default();
         let start = now - Duration::minutes(i64::from(MINUTES - 1 - minute));
-        let parts = vec![of(id, place).unwrap_or(0), of(new.id, place).unwrap_or(0)];
+        let parts = vec![requests(id, index).unwrap_or(0), requests(new.id, index).unwrap_or(0)];
         Pile { time: timestamp::time_of_day(start), parts }
     };
-    let piles: Vec<_> = (0..MINUTES).map(pile).collect();
+    let bars: Vec<_> = (0..MINUTES).map(bar).collect();
     let legend = vec![("old", "old key"), ("new", "new key")];
     let label = format!(
-        "In the last hour {} with the old key, {} with the new one",
+        "{} with the old key and {} with the new key in the last hour",
         Requests(report.old.requests_last_hour),
         Requests(new.requests_last_hour),
     );
-    let chart = Chart::new(label, legend, &piles);
+    let chart = Chart::new(label, legend, &bars);
     let quiet = app.auth.quiet_to_revoke();
     Ok(Some(Progress { now, report, chart, may_revoke, quiet }))
 }

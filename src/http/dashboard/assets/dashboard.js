@@ -1,5 +1,5 @@
 "use strict";
-// Pages work without this: it copies, and keeps parts of pages up to date.
+// Copy buttons and live updates. Pages work without this script.
 
 for (const button of document.querySelectorAll("[data-copy]")) {
   const source = document.getElementById(button.dataset.copy);
@@ -9,7 +9,7 @@ for (const button of document.querySelectorAll("[data-copy]")) {
     try {
       await navigator.clipboard.writeText(source.textContent);
     } catch {
-      // Where there is no clipboard for scripts (plain http), the text is at least marked.
+      // Over plain http scripts have no clipboard: select the text instead.
       getSelection().selectAllChildren(source);
       if (!document.execCommand("copy")) return;
       getSelection().removeAllRanges();
@@ -19,23 +19,23 @@ for (const button of document.querySelectorAll("[data-copy]")) {
   });
 }
 
-// A stream that is over for good (the session is, or is in another workspace now): the page says what is so. Not at
-// once, and not again and again.
+// The server ends a stream when the session ends or switches to another workspace: reload the page.
+// The delay prevents fast reload loops.
 function reloadWhenClosed(source) {
   source.addEventListener("error", () => {
     if (source.readyState === EventSource.CLOSED) setTimeout(() => location.reload(), 5000);
   });
 }
 
-// What the server sends is what it would have put into the page: made and escaped there.
+// The server sends HTML, already escaped.
 for (const part of document.querySelectorAll("[data-live]")) {
   const verdict = document.querySelector("[data-verdict]");
   const source = new EventSource(part.dataset.live);
   source.addEventListener("message", (event) => {
-    const held = part.contains(document.activeElement) && document.activeElement.getAttribute("href");
+    const focused = part.contains(document.activeElement) && document.activeElement.getAttribute("href");
     part.innerHTML = event.data;
-    // Whoever is on a link by keyboard stays there.
-    if (held) part.querySelector(`[href="${CSS.escape(held)}"]`)?.focus();
+    // Keep the keyboard focus.
+    if (focused) part.querySelector(`[href="${CSS.escape(focused)}"]`)?.focus();
     const text = part.querySelector("[data-verdict-text] strong")?.textContent ?? "";
     if (verdict && verdict.textContent !== text) verdict.textContent = text;
   });
@@ -45,8 +45,8 @@ for (const part of document.querySelectorAll("[data-live]")) {
   reloadWhenClosed(source);
 }
 
-// The log as it grows: lines come as the server makes them. What one reads does not jump: it glides.
-const MOST_LINES = 200;
+// The live audit log: the server sends rows as HTML. Existing rows glide down instead of jumping.
+const MAX_ROWS = 200;
 for (const log of document.querySelectorAll("[data-log]")) {
   const state = document.querySelector("[data-live-state]");
   const below = document.querySelectorAll("[data-below-log]");
@@ -66,8 +66,8 @@ for (const log of document.querySelectorAll("[data-log]")) {
   };
   source.addEventListener("message", (event) => {
     if (event.data) waiting.push(event.data);
-    // A window that nobody looks at has no frames.
-    if (waiting.length > MOST_LINES) waiting.shift();
+    // Hidden windows get no animation frames.
+    if (waiting.length > MAX_ROWS) waiting.shift();
     next();
   });
   reloadWhenClosed(source);
@@ -78,18 +78,18 @@ for (const log of document.querySelectorAll("[data-log]")) {
     log.insertAdjacentHTML("afterbegin", waiting.reverse().join(""));
     waiting = [];
     const grown = log.offsetHeight - height;
-    for (let line = log.firstElementChild; line !== first; line = line.nextElementSibling) line.classList.add("fresh");
-    while (log.childElementCount > MOST_LINES) log.lastElementChild.remove();
-    const isStill = matchMedia("(prefers-reduced-motion: reduce)").matches;
+    for (let row = log.firstElementChild; row !== first; row = row.nextElementSibling) row.classList.add("fresh");
+    while (log.childElementCount > MAX_ROWS) log.lastElementChild.remove();
+    const isReduced = matchMedia("(prefers-reduced-motion: reduce)").matches;
     const start = `translateY(${-grown}px)`;
     const glide = (part) => {
       part.style.transform = "";
-      return part.animate([{ transform: start }, { transform: "none" }], { duration: isStill ? 0 : 250, easing: "ease-out" }).finished;
+      return part.animate([{ transform: start }, { transform: "none" }], { duration: isReduced ? 0 : 250, easing: "ease-out" }).finished;
     };
-    // Rows stand where they were until that is painted: on a busy machine an animation may be over before its first frame.
+    // Hold rows in place until painted: if busy, an animation may end before its first frame.
     for (const part of [log, ...below]) part.style.transform = start;
     requestAnimationFrame(() => requestAnimationFrame(() => {
-      // New rows wait: inserted during the animation they would make all jump.
+      // Queue new rows during the animation: inserting them would make all rows jump.
       Promise.allSettled([log, ...below].map(glide)).then(() => { isMoving = false; next(); });
     }));
   }
