@@ -1,14 +1,14 @@
-//! HTTP: routes, what wraps them, and how answers look.
+//! HTTP: routes, middleware and the format of responses.
 //!
-//! A request passes, from the outside in:
+//! A request passes these layers, from the outside in:
 //!
-//! 1. [`middleware::Frame`]: the request's id, the body of errors, the headers of every answer;
+//! 1. [`middleware::Frame`]: request id, error bodies and the headers of every response;
 //! 2. the router: 404 and 405 need no credential;
-//! 3. for routes of `/v1` and for pages, [`middleware::guarded`]: the credential, its rate limit, a time-out, a net
-//!    for panics, and the event of the audit log;
-//! 4. the handler, whose first parameter, [`extract::Authorized`], checks the scope.
+//! 3. for `/v1`, OAuth and page routes, [`middleware::guarded`]: credential, rate limit, request
+//!    timeout, panic handling and the audit event;
+//! 4. the handler: its first parameter, [`extract::Authorized`], checks the scope.
 //!
-//! The routes are in [`routes`], pages in [`dashboard`], the mapping of errors in [`error`].
+//! Routes are in [`routes`], pages in [`dashboard`], the mapping of errors in [`error`].
 
 pub mod api;
 pub mod dashboard;
@@ -42,71 +42,73 @@ use crate::{
 
 pub use error::ApiError;
 
-/// What handlers and middlewares share.
+/// The application state in a cheap-to-clone handle.
 pub type App = Arc<Api>;
 
-/// Headers of an answer, mostly: room is made for them once.
+/// Capacity that is reserved for the headers of a response. Most responses fit, so that the map
+/// is allocated once.
 const USUAL_HEADERS: usize = 16;
 
-/// Requests with large bodies that are served at a time.
+/// The maximum number of requests with large bodies in progress. It bounds their memory.
 pub const LARGE_BODIES: usize = 128;
 
-/// What handlers and middlewares share.
+/// The application state that handlers and middleware share.
 pub struct Api {
-    /// Who is calling, and how one becomes somebody.
+    /// Authentication, sessions, API keys and members.
     pub auth: Auth,
-    /// Who lets which program in.
+    /// The OAuth authorization server.
     pub oauth: OAuth,
-    /// Creating requests that may come again.
+    /// Idempotency keys and their stored responses.
     pub idempotency: Idempotency,
-    /// The platform's resources.
+    /// The platform's resources, such as agents and calls.
     pub resources: Resources,
-    /// The audit log, to be read.
+    /// Read access to the audit log.
     pub audit_log: AuditLog,
-    /// The audit log, to be written.
+    /// Write access to the audit log.
     pub audit: AuditWriter,
-    /// What this node has sealed of it.
+    /// Counters of the events that this node has sealed.
     pub seals: Arc<SealCounts>,
-    /// Whether the service is about to end, for answers that would go on for ever.
+    /// True as soon as the graceful shutdown begins. Endless responses, such as event streams,
+    /// watch it and end.
     pub stopping: watch::Sender<bool>,
     /// Rate limits.
     pub limits: Limits,
-    /// The database, for its health.
+    /// The database, for health checks.
     pub store: Store,
-    /// Time and randomness.
+    /// Clock and source of randomness.
     pub env: Env,
-    /// What can be set about HTTP.
+    /// HTTP settings.
     pub settings: HttpSettings,
-    /// When PostgreSQL was last asked whether it is there, and what came of it.
+    /// Time (monotonic) and result of the last health check of the database.
     pub last_ping: Mutex<Option<(Duration, bool)>>,
-    /// Places for requests with large bodies.
+    /// Permits for requests with large bodies, [`LARGE_BODIES`] of them.
     pub large_bodies: Semaphore,
-    /// The OpenAPI document, as JSON.
+    /// The OpenAPI document as JSON.
     pub openapi: String,
-    /// What the operator can watch.
+    /// Metrics for the operator.
     pub metrics: Metrics,
-    /// This node's right to believe what it has cached.
+    /// The node's right to serve from its cache.
     pub lease: Lease,
 }
 
-/// What can be set about HTTP.
+/// HTTP settings.
 #[derive(Debug, Clone)]
 pub struct HttpSettings {
-    /// Where clients reach the service, without a slash at the end.
+    /// The base URL of the service for clients, without a trailing slash.
     pub public_url: String,
-    /// Origins of web pages that may call the API from browsers.
+    /// Origins of web pages that may call the API from a browser (CORS).
     pub allowed_origins: Vec<String>,
-    /// Proxies whose `X-Forwarded-For` is believed.
+    /// Trusted proxies: only their `X-Forwarded-For` header is used.
     pub trusted_proxies: Vec<IpNet>,
-    /// The largest request body, in bytes.
+    /// Maximum size of a request body in bytes.
     pub max_body_bytes: usize,
-    /// The longest that a handler may take.
+    /// Maximum run time of a handler.
     pub handler_timeout: Duration,
-    /// The longest that a body may take to arrive.
+    /// Maximum time for a request body to arrive.
     pub body_timeout: Duration,
-    /// Requests that take longer are logged.
+    /// Requests that take longer than this are logged.
     pub slow_request: Duration,
-    /// Sign-ins a minute for each address.
+    /// Sign-in attempts per minute for each client address.
     pub sign_in_per_minute: NonZeroU32,
 }
 
@@ -125,16 +127,16 @@ impl From<&Settings> for HttpSettings {
     }
 }
 
-/// The whole API.
+/// Builds the HTTP service: the routes of API, OAuth and dashboard with their middleware.
 #[must_use]
 pub fn service(app: &App) -> middleware::Frame {
     let sign_in = middleware::SignInLimit::new(app.settings.sign_in_per_minute);
-    let (mut api, mut open, mut pages) = (Router::new(), Router::new(), Router::new());
+    let (mut api, mut any_origin, mut pages) = (Router::new(), Router::new(), Router::new());
     for route in routes::table() {
         let (path, is_open) = (route.path, middleware::is_open_to_browsers(route.path));
         let guarded = middleware::guarded(route, app, &sign_in);
         if is_open {
-            open = open.route(path, guarded);
+            any_origin = any_origin.route(path, guarded);
         } else {
             api = api.route(path, guarded);
         }
@@ -142,17 +144,18 @@ pub fn service(app: &App) -> middleware::Frame {
     for page in dashboard::table() {
         pages = pages.route(page.path, middleware::guarded_page(page, app, &sign_in));
     }
-    // Before the layers, which answer what browsers ask beforehand.
-    let closed =
+    // The 405 fallback must be inside the CORS layers, which answer preflight requests.
+    let with_405 =
         |router: Router<App>| router.method_not_allowed_fallback(middleware::method_not_allowed);
-    let (api, open) = (closed(api), closed(open).layer(middleware::for_any_origin()));
+    let (api, any_origin) =
+        (with_405(api), with_405(any_origin).layer(middleware::for_any_origin()));
     let api = match middleware::for_origins(&app.settings.allowed_origins) {
         Some(cors) => api.layer(cors),
         None => api,
     };
     let router = api
-        .merge(open)
-        .merge(closed(pages))
+        .merge(any_origin)
+        .merge(with_405(pages))
         .merge(openapi::swagger_ui(app))
         .fallback(middleware::not_found)
         .with_state(Arc::clone(app));

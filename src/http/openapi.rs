@@ -1,7 +1,9 @@
-//! The OpenAPI document, made from the route table.
+//! Builds the OpenAPI document from the route table.
 //!
-//! A handler's annotation says what is its own: summary, parameters, body, success. What follows
-//! from the table (security, refusals, rate-limit headers) is added here, so it cannot be forgotten.
+//! The annotation of a handler holds what is particular to it: summary, parameters, body and
+//! successful responses. This module adds everything that follows from the route table (security,
+//! error responses, rate limit headers), so that no route can miss it. The route table is in
+//! [`super::routes`].
 
 use axum::{
     Router,
@@ -32,48 +34,48 @@ use crate::{
     model::id::{ApiKeyId, RequestId},
 };
 
-/// Which part of a list is wanted.
+/// The parameters of a paginated list.
 #[derive(IntoParams)]
 #[into_params(parameter_in = Query)]
 #[expect(dead_code, reason = "read by extract::Query; here for the document")]
 pub struct PageParams {
-    /// Items at most; 50 unless said otherwise.
+    /// Maximum number of items per page. The default is 50.
     #[param(minimum = 1, maximum = 100)]
     limit: Option<u32>,
-    /// The `next_cursor` of the page before.
+    /// The `next_cursor` of the previous page.
     cursor: Option<String>,
-    /// Items to pass over, instead of a cursor.
+    /// Number of items to skip. It cannot be combined with `cursor`.
     #[param(minimum = 0, maximum = 100_000)]
     offset: Option<u32>,
 }
 
-/// Which events of the audit log are wanted.
+/// The filter parameters of the audit log.
 #[derive(IntoParams)]
 #[into_params(parameter_in = Query)]
 #[expect(dead_code, reason = "read by api::audit_log::filter_of; here for the document")]
 pub struct EventFilterParams {
-    /// Only what somebody did, and no mere calls of the API.
+    /// `true`: only changes, such as `api_key.created`, without the events of plain requests.
     changes: Option<bool>,
-    /// `false`: without what people merely looked at or sent in a browser.
+    /// `false`: without requests for dashboard pages. Requests to the API remain.
     pages: Option<bool>,
-    /// Only what this key did.
+    /// Only events of this API key.
     #[param(value_type = Option<ApiKeyId>)]
     key_id: Option<String>,
-    /// Only what this key, person or OAuth client did.
+    /// Only events of this actor: the id of an API key, a user or an OAuth client.
     actor_id: Option<String>,
-    /// Only this action.
+    /// Only events with this action, such as `api_key.created`.
     action: Option<String>,
-    /// Only requests with this method.
+    /// Only requests with this HTTP method.
     method: Option<String>,
-    /// Only requests answered with this status.
+    /// Only requests with this response status.
     #[param(minimum = 100, maximum = 599)]
     status: Option<u16>,
-    /// Only requests from this address.
+    /// Only requests from this IP address.
     ip: Option<String>,
-    /// From then on.
+    /// Only events at or after this time.
     #[param(format = DateTime)]
     since: Option<String>,
-    /// Before then.
+    /// Only events before this time.
     #[param(format = DateTime)]
     until: Option<String>,
     /// Only events of this request.
@@ -81,13 +83,14 @@ pub struct EventFilterParams {
     request_id: Option<String>,
 }
 
-/// What makes a request that creates something safe to retry.
+/// The header that makes a request to create something safe to retry.
 #[derive(IntoParams)]
 #[into_params(parameter_in = Header)]
 #[expect(dead_code, reason = "read by extract::Creation; here for the document")]
 pub struct IdempotencyKey {
-    /// Makes a retry safe: within 24 hours the same key with the same body is answered as the first time, with
-    /// `Idempotency-Replayed: true`, and nothing is done twice. Scoped to the caller, the method and the path.
+    /// Makes a retry safe. For 24 hours, a request with the same key and the same body gets the
+    /// stored response of the first request, with `Idempotency-Replayed: true`, and nothing is
+    /// created twice. A key is scoped to the caller, the method and the path.
     #[param(rename = "Idempotency-Key", min_length = 1, max_length = 255, pattern = "^[!-~]+$")]
     idempotency_key: Option<String>,
 }
@@ -95,7 +98,7 @@ pub struct IdempotencyKey {
 const API_KEY: &str = "api_key";
 const ACCESS_TOKEN: &str = "access_token";
 
-/// The document.
+/// Builds the OpenAPI document. `public_url` is its server.
 #[must_use]
 pub fn document(public_url: &str) -> OpenApi {
     let mut paths = Paths::new();
@@ -112,7 +115,7 @@ pub fn document(public_url: &str) -> OpenApi {
     }
     for (name, text) in [
         (API_KEY, "An API key of a workspace: `sk_call2me_live_…`."),
-        (ACCESS_TOKEN, "An access token of a person's session: a JWT, for an hour."),
+        (ACCESS_TOKEN, "The access token of a user's session: a JWT, valid for one hour."),
     ] {
         let scheme = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).description(Some(text));
         components = components.security_scheme(name, SecurityScheme::Http(scheme.build()));
@@ -139,16 +142,16 @@ pub fn document(public_url: &str) -> OpenApi {
 
 fn tags() -> [(&'static str, &'static str); 10] {
     [
-        ("Sessions", "Registration, sign-in, refresh, sign-out."),
-        ("Passkeys", "What signs in without a password."),
-        ("OAuth", "Programs that people let into their workspaces."),
-        ("API keys", "Minted, changed, revoked; the secret is shown once."),
-        ("Audit log", "Who did what, when, from where."),
-        ("Workspaces", "The tenant and its members."),
-        ("Resources", "What the platform is about: agents, calls, knowledge, campaigns, billing."),
+        ("Sessions", "Sign up, sign in and sign out; access tokens and the second factor."),
+        ("Passkeys", "Sign-in without a password (WebAuthn)."),
+        ("OAuth", "OAuth clients, tokens and connected apps."),
+        ("API keys", "Create, rotate and revoke API keys, and read their usage."),
+        ("Audit log", "The record of all requests and changes in a workspace."),
+        ("Workspaces", "Workspaces, members and invitations."),
+        ("Resources", "Agents, calls, knowledge bases, campaigns, wallet and profile."),
         ("Gateways", "Forward-auth for reverse proxies."),
-        ("Discovery", "What machines read to know how to talk to this service."),
-        ("Operation", "Health."),
+        ("Discovery", "Metadata and public keys for clients and resource servers."),
+        ("Operation", "Health checks."),
     ]
 }
 
@@ -159,12 +162,12 @@ fn add_route(paths: &mut Paths, route: Route) {
         let mut item = item;
         let has_id = path.contains('{');
         for (method, operation) in operations(&mut item) {
-            // A route of any method is several operations.
+            // A route of any method has several operations, which need different ids.
             operation.operation_id = Some(match route.method {
                 Some(_) => route.name.clone(),
                 None => format!("{}_{method}", route.name),
             });
-            complete(operation, rule, is_v1, has_id);
+            add_access_and_errors(operation, rule, is_v1, has_id);
         }
         match paths.paths.get_mut(&path) {
             Some(existing) => existing.merge_operations(item),
@@ -190,8 +193,8 @@ fn operations(item: &mut PathItem) -> impl Iterator<Item = (&'static str, &mut O
     .filter_map(|(method, operation)| Some((method, operation.as_mut()?)))
 }
 
-/// Adds what the route's rule implies.
-fn complete(operation: &mut Operation, rule: Rule, is_v1: bool, has_id: bool) {
+/// Adds the security requirement and the error responses that follow from the route's access rule.
+fn add_access_and_errors(operation: &mut Operation, rule: Rule, is_v1: bool, has_id: bool) {
     if let Rule::Protected(requirement) = rule {
         let schemes = match requirement {
             Requirement::Scope(_) | Requirement::FirstParty(_) => &[API_KEY, ACCESS_TOKEN][..],
@@ -199,45 +202,46 @@ fn complete(operation: &mut Operation, rule: Rule, is_v1: bool, has_id: bool) {
         };
         let requirement = |name: &&str| SecurityRequirement::new(*name, Vec::<String>::new());
         operation.security = Some(schemes.iter().map(requirement).collect());
-        let needs = match requirement_text(rule) {
-            Some(scope) => format!("Takes a credential with the scope `{scope}`."),
-            None => "Takes a person's own session.".to_owned(),
+        let access = match required_scope(rule) {
+            Some(scope) => format!("Requires a credential with the `{scope}` scope."),
+            None => "Requires the access token of a user's session.".to_owned(),
         };
         let described = operation.description.take().filter(|text| !text.is_empty());
         operation.description =
-            Some(described.map_or(needs.clone(), |text| format!("{text}\n\n{needs}")));
-        refuse(operation, 401, "The credential is missing, unknown, revoked or expired.");
-        refuse(operation, 403, "The credential may not do this.");
+            Some(described.map_or(access.clone(), |text| format!("{text}\n\n{access}")));
+        add_error(operation, 401, "The credential is missing, unknown, revoked or expired.");
+        add_error(operation, 403, "The credential is not allowed to do this.");
     }
     if is_v1 {
-        refuse(operation, 400, "The request is malformed.");
-        refuse(operation, 422, "A value is wrong; `field` names it.");
-        refuse(operation, 429, "Too many requests: back off for `Retry-After` seconds.");
-        refuse(operation, 500, "A fault of the service.");
-        refuse(operation, 503, "Unavailable for the moment: retry after `Retry-After` seconds.");
+        add_error(operation, 400, "The request is malformed.");
+        add_error(operation, 422, "A value is invalid. `field` names it.");
+        add_error(operation, 429, "Too many requests. Retry after `Retry-After` seconds.");
+        add_error(operation, 500, "Internal error.");
+        add_error(operation, 503, "Temporarily unavailable. Retry after `Retry-After` seconds.");
         if operation.request_body.is_some() {
-            refuse(operation, 413, "The body is too large.");
-            refuse(operation, 415, "The body is not JSON.");
+            add_error(operation, 413, "The body is too large.");
+            add_error(operation, 415, "The body is not JSON.");
         }
         if has_id {
-            refuse(operation, 404, "There is no such thing in this workspace.");
+            add_error(operation, 404, "The workspace has no resource with this id.");
         }
     }
     for (status, response) in &mut operation.responses.responses {
         if let RefOr::T(response) = response {
-            describe(status, response, is_v1);
+            add_body_and_headers(status, response, is_v1);
         }
     }
 }
 
-fn requirement_text(rule: Rule) -> Option<&'static str> {
+fn required_scope(rule: Rule) -> Option<&'static str> {
     match rule {
         Rule::Protected(requirement) => requirement.scope().map(crate::model::scope::Scope::as_str),
         Rule::Open | Rule::SignIn => None,
     }
 }
 
-fn refuse(operation: &mut Operation, status: u16, text: &str) {
+/// Adds an error response, unless the annotation describes the same status itself.
+fn add_error(operation: &mut Operation, status: u16, text: &str) {
     let missing = match operation.responses.responses.get(&status.to_string()) {
         None => true,
         Some(RefOr::T(response)) => response.description.is_empty() && response.content.is_empty(),
@@ -249,19 +253,19 @@ fn refuse(operation: &mut Operation, status: u16, text: &str) {
     }
 }
 
-/// Adds the body of errors and the headers of every response.
-fn describe(status: &str, response: &mut Response, is_v1: bool) {
+/// Adds a default description, the error body, and the headers of every response.
+fn add_body_and_headers(status: &str, response: &mut Response, is_v1: bool) {
     let is_error = matches!(status.as_bytes().first(), Some(b'4' | b'5'));
     if response.description.is_empty() {
         let text = match status {
-            "200" => "Done.",
-            "201" => "Created; `Location` tells where.",
-            "204" => "Done; there is nothing to say.",
-            "401" => "The credential is wrong.",
-            "403" => "The actor may not do this.",
-            "404" => "There is no such thing in this workspace.",
-            "409" => "It clashes with what is there.",
-            _ => "Refused.",
+            "200" => "Success.",
+            "201" => "Created. `Location` holds the URL of the new resource.",
+            "204" => "Success, without a body.",
+            "401" => "The credential is invalid.",
+            "403" => "The caller is not allowed to do this.",
+            "404" => "The workspace has no such resource.",
+            "409" => "The request conflicts with the current state.",
+            _ => "The request failed.",
         };
         text.clone_into(&mut response.description);
     }
@@ -276,29 +280,29 @@ fn describe(status: &str, response: &mut Response, is_v1: bool) {
         let header = HeaderBuilder::new().schema(Some(schema)).description(Some(text)).build();
         response.headers.insert(name.to_owned(), RefOr::T(header));
     };
-    header("X-Request-Id", Type::String, "The request's id, to quote to support.");
+    header("X-Request-Id", Type::String, "The request id. Quote it when you contact support.");
     if is_v1 {
-        header("X-RateLimit-Limit", Type::Integer, "Requests a minute, and at once.");
-        header("X-RateLimit-Remaining", Type::Integer, "Requests that may follow now.");
-        header("X-RateLimit-Reset", Type::Integer, "Unix seconds when the burst is full again.");
+        header("X-RateLimit-Limit", Type::Integer, "Requests per minute, and the burst size.");
+        header("X-RateLimit-Remaining", Type::Integer, "Requests left in the current burst.");
+        header("X-RateLimit-Reset", Type::Integer, "Unix time at which the burst is full again.");
     }
     if matches!(status, "429" | "503") && is_v1 {
-        header("Retry-After", Type::Integer, "Seconds to wait; enough of them.");
+        header("Retry-After", Type::Integer, "Seconds to wait before a retry.");
     }
     if status == "201" {
-        header("Location", Type::String, "Where to find what was created.");
+        header("Location", Type::String, "URL of the new resource.");
     }
     if status == "401" {
-        header("WWW-Authenticate", Type::String, "What is missing (RFC 6750).");
+        header("WWW-Authenticate", Type::String, "The authentication challenge (RFC 6750).");
     }
 }
 
-/// `/docs`: the document to read and try, from the binary alone.
+/// Serves Swagger UI at `/docs`. Its assets are in the binary, so it needs no other host.
 pub(super) fn swagger_ui(_: &App) -> Router<App> {
     let config =
         Config::new(["/openapi.json"]).try_it_out_enabled(true).persist_authorization(false);
     let pages: Router<App> = SwaggerUi::new("/docs").config(config).into();
-    // It shares its origin with the dashboard.
+    // Swagger UI shares its origin with the dashboard, so it gets its own strict policy.
     pages.layer(SetResponseHeaderLayer::overriding(
         header::CONTENT_SECURITY_POLICY,
         HeaderValue::from_static(

@@ -1,9 +1,9 @@
-//! THE ROUTE TABLE: method, path, what it asks of the caller, handler.
+//! The route table: method, path, access rule and handler of every API route.
 //!
-//! The third column is a type, and the handler's first parameter must be that type's guard: a table
-//! that says another than the handler does not compile, and a handler without a guard has no place
-//! here. A test holds the table against the OpenAPI document and tries every route with every kind of
-//! credential.
+//! The access rule is a type, and the handler's first parameter must be the extractor of that
+//! type. A table whose rule differs from the handler does not compile, and neither does a handler
+//! without such an extractor. Tests compare the table with the OpenAPI document and try every route
+//! with every kind of credential. The rules are in [`super::extract`].
 
 use axum::{
     http::Method,
@@ -25,25 +25,26 @@ use super::{
     oauth, well_known,
 };
 
-/// A route.
+/// A row of the route table.
 pub struct Route {
-    /// Its method; none is any.
+    /// The HTTP method, or `None` for all methods.
     pub method: Option<Method>,
-    /// Its name, `module_handler`: the operation's id in the OpenAPI document.
+    /// The operation id in the OpenAPI document, `module_handler`.
     pub name: String,
-    /// Its path, as axum has it.
+    /// The path in axum's syntax.
     pub path: &'static str,
-    /// What it asks of the caller.
+    /// The access rule.
     pub rule: Rule,
-    /// What answers.
+    /// The handler.
     pub handler: MethodRouter<App>,
-    /// What the OpenAPI document says of it.
+    /// The route's part of the OpenAPI document.
     pub paths: Paths,
-    /// The schemas that this refers to.
+    /// The schemas that `paths` refers to.
     pub schemas: Vec<(String, RefOr<Schema>)>,
 }
 
-/// Only compiles for a handler whose first parameter is the guard of `A`.
+/// Checks at compile time that the first parameter of a handler is the extractor of the access
+/// rule `A`.
 pub(super) const fn guarded_by<A: Access, Args, H: GuardedBy<A, Args>>(_: &H) {}
 
 macro_rules! routes {
@@ -57,7 +58,7 @@ macro_rules! routes {
         vec![$({
             guarded_by::<$access, _, _>(&$handler);
             let (schemas, paths, _) = utoipa_axum::routes!($handler);
-            // The macro fixes the state's type by the router that it also makes.
+            // `utoipa_axum::routes!` also builds a router. This fixes the type of its state.
             let _: &MethodRouter<App> = &axum::routing::on(MethodFilter::GET, $handler);
             Route {
                 method: routes!(@method $method),
@@ -72,7 +73,7 @@ macro_rules! routes {
     };
 }
 
-/// All routes.
+/// Returns all routes of the API, OAuth and health checks. Pages are in `dashboard::table`.
 #[must_use]
 #[rustfmt::skip]
 #[expect(clippy::too_many_lines, reason = "a line for each route")]

@@ -1,4 +1,7 @@
-//! What machines read: health, keys, metadata, the OpenAPI document.
+//! Health checks, the JSON Web Key Set and the OpenAPI document.
+//!
+//! These routes need no credential, have no rate limit and are not in the audit log. Anyone can
+//! call them, so health checks share one database ping per second.
 
 use std::time::Duration;
 
@@ -14,13 +17,12 @@ use utoipa::ToSchema;
 
 use super::{App, extract::Public};
 
-/// How long PostgreSQL may take to say that it is there.
 const PING_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How long its last answer counts.
-const PING_EVERY: Duration = Duration::from_secs(1);
+/// Lifetime of a ping result. Health checks in this time share it.
+const PING_CACHE_TTL: Duration = Duration::from_secs(1);
 
-/// How the service is.
+/// The state of the service.
 #[derive(Serialize, ToSchema)]
 pub struct HealthBody {
     /// `healthy` or `unhealthy`.
@@ -33,7 +35,7 @@ pub struct HealthBody {
     checks: ChecksBody,
 }
 
-/// How what it needs is.
+/// The state of the dependencies of the service.
 #[derive(Serialize, ToSchema)]
 pub struct ChecksBody {
     /// `up` or `down`.
@@ -41,11 +43,11 @@ pub struct ChecksBody {
     database: &'static str,
 }
 
-/// Health
+/// Get the health of the service
 #[utoipa::path(get, path = "/health", tag = "Operation",
     responses((status = 200, body = HealthBody), (status = 503, body = HealthBody)))]
 pub async fn health(_: Public, State(app): State<App>) -> Response {
-    let up = database_is_up(&app).await;
+    let up = is_database_up(&app).await;
     let (code, status, database) = if up {
         (StatusCode::OK, "healthy", "up")
     } else {
@@ -60,12 +62,12 @@ pub async fn health(_: Public, State(app): State<App>) -> Response {
     with_retry_after((code, Json(body)).into_response())
 }
 
-/// Whether PostgreSQL answered within the last second, or does now. Anybody may ask, so one of all who
-/// do asks PostgreSQL.
-async fn database_is_up(app: &App) -> bool {
+/// Returns true if PostgreSQL answered within the last second or answers now. The endpoints are
+/// public, so concurrent calls wait for one ping instead of sending their own.
+async fn is_database_up(app: &App) -> bool {
     let mut last = app.last_ping.lock().await;
     if let Some((at, up)) = *last
-        && app.env.clock.monotonic().saturating_sub(at) < PING_EVERY
+        && app.env.clock.monotonic().saturating_sub(at) < PING_CACHE_TTL
     {
         return up;
     }
@@ -81,34 +83,41 @@ fn with_retry_after(mut response: Response) -> Response {
     response
 }
 
-/// Is the process alive?
+/// Check that the process is alive
+///
+/// A liveness probe: it does not check the database.
 #[utoipa::path(get, path = "/livez", tag = "Operation",
     responses((status = 200, body = String, content_type = "text/plain")))]
 pub async fn livez(_: Public, State(_app): State<App>) -> &'static str {
     "ok"
 }
 
-/// May it be sent requests?
+/// Check that the service can take requests
+///
+/// A readiness probe: 503 while the database is unreachable.
 #[utoipa::path(get, path = "/readyz", tag = "Operation",
     responses((status = 200, body = String, content_type = "text/plain"),
               (status = 503, body = String, content_type = "text/plain")))]
 pub async fn readyz(_: Public, State(app): State<App>) -> Response {
-    if database_is_up(&app).await {
+    if is_database_up(&app).await {
         return "ok".into_response();
     }
     with_retry_after((StatusCode::SERVICE_UNAVAILABLE, "the database is down").into_response())
 }
 
-/// The keys that access tokens are verified with (RFC 7517)
+/// Get the public keys (RFC 7517)
+///
+/// The JSON Web Key Set that verifies access tokens and audit log checkpoints. Cache it, and fetch
+/// it again when a token names an unknown `kid`.
 #[utoipa::path(get, path = "/.well-known/jwks.json", tag = "Discovery",
     responses((status = 200, body = Object)))]
 pub async fn jwks(_: Public, State(app): State<App>) -> Response {
-    // Whoever meets a key that is not among those it has asks anew.
+    // A short cache time is safe: clients fetch the set again for an unknown `kid`.
     let cache = [(header::CACHE_CONTROL, HeaderValue::from_static("public, max-age=300"))];
     (cache, Json(app.auth.jwks())).into_response()
 }
 
-/// This document
+/// Get this OpenAPI document
 #[utoipa::path(get, path = "/openapi.json", tag = "Discovery",
     responses((status = 200, body = Object)))]
 pub async fn openapi(_: Public, State(app): State<App>) -> Response {

@@ -1,4 +1,5 @@
-//! Voice agents.
+//! Routes of voice agents: JSON documents with a few known fields. The handlers
+//! are in the `documents` module.
 
 use std::collections::BTreeMap;
 
@@ -7,33 +8,34 @@ use utoipa::ToSchema;
 
 use crate::model::{document::Kind, id::AgentId};
 
-/// A voice agent to be created, with any further fields.
+/// A voice agent to create. All other fields are stored too, except those that the service
+/// sets itself, such as `created_at`.
 #[derive(ToSchema)]
 pub struct CreateAgent {
     /// 1 to 100 characters.
     #[schema(min_length = 1, max_length = 100, example = "Front desk")]
     pub agent_name: String,
-    /// Whatever else it is made of, such as `voice_id`, `language` and `response_engine`.
+    /// Any other fields, such as `voice_id`, `language` and `response_engine`.
     #[schema(additional_properties)]
     #[serde(flatten)]
     pub further: BTreeMap<String, Value>,
 }
 
-/// A voice agent, with whatever was stored of it.
+/// A voice agent with all its stored fields.
 #[derive(ToSchema)]
 pub struct Agent {
-    /// Its id.
+    /// The id of the agent.
     pub agent_id: AgentId,
-    /// Its name.
+    /// The name of the agent.
     #[schema(example = "Front desk")]
     pub agent_name: String,
-    /// When it was created.
+    /// Time of creation.
     #[schema(format = DateTime)]
     pub created_at: String,
-    /// When it was last changed.
+    /// Time of the last change.
     #[schema(format = DateTime)]
     pub updated_at: String,
-    /// Whatever else was stored.
+    /// All other stored fields.
     #[serde(flatten)]
     pub further: BTreeMap<String, Value>,
 }
@@ -41,11 +43,11 @@ pub struct Agent {
 /// A page of agents.
 #[derive(ToSchema)]
 pub struct Agents {
-    /// Newest first.
+    /// The agents, newest first.
     pub agents: Vec<Agent>,
-    /// How many there are in all.
+    /// Total number of agents in the workspace.
     pub total: i64,
-    /// Where the next page begins.
+    /// Cursor of the next page, or null on the last page.
     #[schema(required = true)]
     pub next_cursor: Option<String>,
 }
@@ -55,5 +57,5 @@ super::documents::document_routes! {
     path: "/v1/agents", item: "/v1/agents/{id}",
     create: CreateAgent, body: Agent, page: Agents,
     parameters: (),
-    summaries: ["List agents", "Create an agent", "Get an agent", "Change an agent", "Delete an agent"],
+    summaries: ["List agents", "Create an agent", "Get an agent", "Update an agent", "Delete an agent"],
 }

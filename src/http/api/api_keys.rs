@@ -1,4 +1,7 @@
-//! API keys.
+//! Routes of API keys: create, list, update and revoke.
+//!
+//! Only the response to a creation holds the secret. Rotation is in [`super::key_rotation`], usage
+//! in [`super::key_usage`].
 
 use std::net::IpAddr;
 
@@ -24,26 +27,26 @@ use crate::{
     store::api_keys::KeyFilter,
 };
 
-/// A key, without its secret.
+/// An API key without its secret.
 #[derive(Serialize, ToSchema)]
 pub struct ApiKeyBody {
     id: ApiKeyId,
-    /// What people call it.
+    /// The name of the key.
     #[schema(example = "prod-2026-q2")]
     name: String,
     #[schema(required = true)]
     description: Option<String>,
     scope: Scope,
     status: KeyStatus,
-    /// Enough of the key to recognize it.
+    /// The first and last characters of the key, to recognize it.
     #[schema(example = "sk_call2me_live_AbCd…wXyZ")]
     redacted: String,
     #[serde(serialize_with = "crate::model::timestamp::serialize")]
     created_at: OffsetDateTime,
-    /// Who minted it; null is the operator.
+    /// The id of the user or API key that created the key, or null for the operator.
     #[schema(required = true, example = "user_01jd0zt8q7f7qvs4p2k6x3m9ab")]
     created_by: Option<String>,
-    /// When a request last bore it, cached or not.
+    /// Time of the last request with the key. Requests served from a cache count too.
     #[serde(serialize_with = "crate::model::timestamp::option::serialize")]
     #[schema(required = true)]
     last_used_at: Option<OffsetDateTime>,
@@ -54,13 +57,13 @@ pub struct ApiKeyBody {
     revoked_at: Option<OffsetDateTime>,
     #[schema(required = true, example = "user_01jd0zt8q7f7qvs4p2k6x3m9ab")]
     revoked_by: Option<String>,
-    /// The key that it succeeded.
+    /// The predecessor: the key that this key replaces in a rotation.
     #[schema(required = true)]
     rotated_from: Option<ApiKeyId>,
-    /// The key that succeeds it.
+    /// The successor: the key that replaces this key in a rotation.
     #[schema(required = true)]
     rotated_to: Option<ApiKeyId>,
-    /// The networks that it may be used from; empty is any.
+    /// The networks that the key can be used from. Empty means any network.
     #[schema(example = json!(["203.0.113.0/24"]))]
     allowed_ips: Vec<String>,
 }
@@ -87,21 +90,22 @@ impl ApiKeyBody {
     }
 }
 
-/// A key to be minted. It never expires: there is no field for that.
+/// An API key to create. Keys do not expire.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CreateKeyRequest {
-    /// 1 to 100 characters; need not be unique.
+    /// 1 to 100 characters. Names need not be unique.
     #[schema(min_length = 1, max_length = 100, example = "prod-2026-q2")]
     name: String,
-    /// What it may do, for ever; `write` unless said otherwise.
+    /// The scope of the key, at most the caller's own. It cannot be changed later.
     #[serde(default = "write")]
     #[schema(default = "write")]
     scope: Scope,
     /// At most 500 characters.
     #[schema(max_length = 500, example = "The booking server")]
     description: Option<String>,
-    /// The networks that it may be used from, in CIDR notation; none is any.
+    /// The networks that the key can be used from, in CIDR notation. If empty or absent, the key
+    /// works from any network.
     #[serde(default)]
     #[schema(max_items = 100, example = json!(["203.0.113.0/24"]))]
     allowed_ips: Option<Vec<String>>,
@@ -111,19 +115,19 @@ fn write() -> Scope {
     Scope::Write
 }
 
-/// A fresh key, with its secret.
+/// A new API key with its secret.
 #[derive(Serialize, ToSchema)]
 pub struct CreatedKeyBody {
     #[serde(flatten)]
     key_resource: ApiKeyBody,
-    /// The whole key. It is shown here and never again.
+    /// The whole key. Only this response contains it; it cannot be retrieved again.
     #[schema(example = "sk_call2me_live_…")]
     key: String,
 }
 
-/// Mint a key
+/// Create an API key
 ///
-/// The answer is the only place that ever shows the secret.
+/// Only this response contains the secret. Store it: it cannot be retrieved again.
 #[utoipa::path(post, path = "/v1/api-keys", tag = "API keys", request_body = CreateKeyRequest,
     params(crate::http::openapi::IdempotencyKey),
     responses((status = 201, body = CreatedKeyBody), (status = 409)))]
@@ -132,25 +136,30 @@ pub async fn create(
     State(app): State<App>,
     Creation { body, attempt }: Creation<CreateKeyRequest>,
 ) -> Answer<CreatedOnce> {
-    let mut work = match CreatedOnce::begin(&app, &caller, attempt).await? {
-        Creating::Work(work) => work,
-        Creating::Done(answer) => return Ok(answer),
+    let mut transaction = match CreatedOnce::begin(&app, &caller, attempt).await? {
+        Creating::Work(transaction) => transaction,
+        Creating::Done(response) => return Ok(response),
     };
     let CreateKeyRequest { name, scope, description, allowed_ips } = body;
-    let wanted = MintKey { name, scope, description, allowed_ips: allowed_ips.unwrap_or_default() };
-    let minted = app.auth.mint_key(work.tx(), &caller, wanted).await?;
-    minted_answer(&app, work, minted).await
+    let new_key =
+        MintKey { name, scope, description, allowed_ips: allowed_ips.unwrap_or_default() };
+    let created = app.auth.mint_key(transaction.tx(), &caller, new_key).await?;
+    minted_answer(&app, transaction, created).await
 }
 
-/// The answer that shows the secret of a fresh key.
-pub(super) async fn minted_answer(app: &App, work: Work, minted: Minted) -> Answer<CreatedOnce> {
-    let location = format!("/v1/api-keys/{}", minted.key.id);
-    let key = minted.secret.reveal().to_owned();
-    let key_resource = ApiKeyBody::new(app, minted.key);
-    CreatedOnce::finish(work, location, json(&CreatedKeyBody { key_resource, key })?).await
+/// Commits the creation of a key and returns the response with its secret.
+pub(super) async fn minted_answer(
+    app: &App,
+    transaction: Work,
+    created: Minted,
+) -> Answer<CreatedOnce> {
+    let location = format!("/v1/api-keys/{}", created.key.id);
+    let key = created.secret.reveal().to_owned();
+    let key_resource = ApiKeyBody::new(app, created.key);
+    CreatedOnce::finish(transaction, location, json(&CreatedKeyBody { key_resource, key })?).await
 }
 
-/// A page of keys.
+/// A page of API keys.
 #[derive(Serialize, ToSchema)]
 pub struct ApiKeysBody {
     api_keys: Vec<ApiKeyBody>,
@@ -159,11 +168,13 @@ pub struct ApiKeysBody {
     next_cursor: Option<String>,
 }
 
-/// List keys
+/// List API keys
+///
+/// Newest first. Revoked keys stay in the list.
 #[utoipa::path(get, path = "/v1/api-keys", tag = "API keys",
     params(crate::http::openapi::PageParams,
-           ("status" = Option<KeyStatus>, Query, description = "Only keys of this status"),
-           ("name" = Option<String>, Query, description = "Only keys of exactly this name")),
+           ("status" = Option<KeyStatus>, Query, description = "Only keys with this status"),
+           ("name" = Option<String>, Query, description = "Only keys with exactly this name")),
     responses((status = 200, body = ApiKeysBody)))]
 pub async fn list(
     caller: Authorized<ReadOnly>,
@@ -184,7 +195,7 @@ fn filter_name(name: &str) -> Answer<String> {
     text::name("name", name).map_err(|why| ApiError::invalid("name", why.0))
 }
 
-/// Get a key
+/// Get an API key
 #[utoipa::path(get, path = "/v1/api-keys/{id}", tag = "API keys", params(("id" = ApiKeyId, Path)),
     responses((status = 200, body = ApiKeyBody), (status = 404)))]
 pub async fn get(
@@ -196,31 +207,33 @@ pub async fn get(
     Ok(Json(ApiKeyBody::new(&app, key)))
 }
 
-/// What is to change about a key; what is absent stays. The scope never changes.
+/// A change of an API key. Absent fields keep their value. The scope cannot be changed.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct UpdateKeyRequest {
     /// 1 to 100 characters.
-    #[serde(default, deserialize_with = "given")]
+    #[serde(default, deserialize_with = "deserialize_present")]
     #[schema(value_type = String, min_length = 1, max_length = 100, example = "prod-2026-q3")]
     name: Option<String>,
-    /// At most 500 characters; null removes it.
-    #[serde(default, deserialize_with = "given")]
+    /// At most 500 characters. Null removes the description.
+    #[serde(default, deserialize_with = "deserialize_present")]
     #[schema(value_type = Option<String>, max_length = 500)]
     #[expect(clippy::option_option, reason = "null removes it, absent leaves it")]
     description: Option<Option<String>>,
-    /// Networks in CIDR notation; an empty list is any.
-    #[serde(default, deserialize_with = "given")]
+    /// Networks in CIDR notation. An empty list allows any network.
+    #[serde(default, deserialize_with = "deserialize_present")]
     #[schema(value_type = Vec<String>, max_items = 100, example = json!(["203.0.113.0/24"]))]
     allowed_ips: Option<Vec<String>>,
 }
 
-/// Tells a field that is null from one that is absent.
-fn given<'de, T: Deserialize<'de>, D: Deserializer<'de>>(d: D) -> Result<Option<T>, D::Error> {
+/// Deserializes a field that is present, so that null differs from an absent field.
+fn deserialize_present<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
+    d: D,
+) -> Result<Option<T>, D::Error> {
     T::deserialize(d).map(Some)
 }
 
-/// Change a key
+/// Update an API key
 #[utoipa::path(patch, path = "/v1/api-keys/{id}", tag = "API keys",
     params(("id" = ApiKeyId, Path)), request_body = UpdateKeyRequest,
     responses((status = 200, body = ApiKeyBody), (status = 404)))]
@@ -236,14 +249,15 @@ pub async fn update(
     Ok(Json(ApiKeyBody::new(&app, key)))
 }
 
-/// Revoke a key
+/// Revoke an API key
 ///
-/// For good, and at once: no request that begins after the answer gets through. The key stays in the
-/// list as revoked. With `if_quiet` only where that breaks nobody who was there lately; otherwise the 409 tells why,
-/// in `rotation`. Revoking the successor of a key cancels its rotation.
+/// Final and immediate: every request that starts after the response is rejected. The key stays in
+/// the list as revoked. With `if_quiet=true`, the key is revoked only if no client has used it
+/// recently; otherwise the response is 409 with the details in `rotation`. Revoking the successor
+/// of a key cancels the rotation.
 #[utoipa::path(delete, path = "/v1/api-keys/{id}", tag = "API keys",
     params(("id" = ApiKeyId, Path),
-           ("if_quiet" = Option<bool>, Query, description = "Only where it is safe to revoke")),
+           ("if_quiet" = Option<bool>, Query, description = "Revoke only if it is safe to do so")),
     responses((status = 204), (status = 404), (status = 409)))]
 pub async fn revoke(
     caller: Authorized<Admin>,

@@ -1,5 +1,8 @@
-//! The audit log to take along: NDJSON or CSV, or NDJSON that proves itself. Read and sent in small parts, so that a
-//! long log takes no more memory than a short one.
+//! Export of the audit log as NDJSON or CSV, or as NDJSON with the hash chain as proof.
+//!
+//! An export is read and sent in small chunks, so a long log needs no more memory than a short one.
+//! An export that fails has no regular end, so clients cannot take it for complete. The format of
+//! the proof is in `docs/audit-log.md`.
 
 use std::{io, str::FromStr};
 
@@ -29,7 +32,7 @@ use crate::{
     store::{StoreError, chains::Sealed},
 };
 
-/// The columns of CSV.
+/// The columns of the CSV format.
 const COLUMNS: [&str; 17] = [
     "id",
     "at",
@@ -76,7 +79,7 @@ impl Format {
         }
     }
 
-    const fn ending(self) -> &'static str {
+    const fn extension(self) -> &'static str {
         match self {
             Self::Ndjson => "ndjson",
             Self::Csv => "csv",
@@ -86,49 +89,56 @@ impl Format {
 
 /// Export the audit log
 ///
-/// Everything that passes the filters, newest first, as NDJSON (an event a line, in its canonical form) or CSV, whose
-/// cells no spreadsheet takes for formulas. With `proof`, NDJSON of the whole log in the order of its hash chain: each line has
-/// the event, its place and the chain's hash there, so that anybody can check it; `after_sequence` goes on behind a
-/// checkpoint. An export that could not be finished breaks off without the end that HTTP gives to a whole body.
+/// Returns all events that match the filters, newest first. NDJSON has one event per line in its
+/// canonical form (RFC 8785). In CSV, cells that spreadsheets would read as formulas are escaped.
+///
+/// With `proof=true`, returns the whole log as NDJSON in the order of its hash chain. Each line has
+/// the event, its sequence number and the hash of the chain, so that you can verify the log. Use
+/// `after_sequence` to continue after a checkpoint.
+///
+/// An export that fails is cut off: the response has no regular end (HTTP/1.1 chunked encoding).
 #[utoipa::path(get, path = "/v1/audit-log/export", tag = "Audit log",
     params(crate::http::openapi::EventFilterParams,
-        ("format" = Option<String>, Query, pattern = "^(ndjson|csv)$", description = "ndjson, unless said otherwise"),
-        ("proof" = Option<bool>, Query, description = "The whole log, with its hash chain"),
-        ("after_sequence" = Option<i64>, Query, minimum = 0, description = "With a proof: only what is behind this place")),
+        ("format" = Option<String>, Query, pattern = "^(ndjson|csv)$", description = "The format. The default is ndjson"),
+        ("proof" = Option<bool>, Query, description = "Export the whole log with its hash chain"),
+        ("after_sequence" = Option<i64>, Query, minimum = 0,
+         description = "With proof=true: only events after this sequence number")),
     responses((status = 200, content((String = "application/x-ndjson"), (String = "text/csv")))))]
 pub async fn export(
     caller: Authorized<ReadOnly>,
     State(app): State<App>,
     query: Query,
-    standing: Standing<ReadOnly>,
+    authorization: Standing<ReadOnly>,
     version: Version,
 ) -> Answer<Response> {
-    // Which has no other end of a body than that of the connection: half an export would look whole.
+    // In HTTP/1.0, only the end of the connection ends a body: half an export would look complete.
     if version == Version::HTTP_10 {
-        return Err(ApiError::new(Code::BadRequest, "an export takes HTTP/1.1"));
+        return Err(ApiError::new(Code::BadRequest, "an export requires HTTP/1.1"));
     }
     let format = query.parse_as("format", "ndjson or csv")?.unwrap_or(Format::Ndjson);
     let is_proof = query.parse_as("proof", "true or false")?.unwrap_or(false);
-    let after: Option<i64> = query.parse_as("after_sequence", "a place in the chain")?;
+    let after: Option<i64> =
+        query.parse_as("after_sequence", "a sequence number of the hash chain")?;
     if after.is_some_and(|after| after < 0 || !is_proof) {
-        let message = "after_sequence must be a place in the chain, and goes with proof=true";
+        let message =
+            "after_sequence must be a sequence number of the hash chain and requires proof=true";
         return Err(ApiError::invalid("after_sequence", message));
     }
     let filter = query.event_filter()?;
     let source = if is_proof {
-        // None of which goes with a proof.
+        // A filtered chain could not be verified.
         for name in EVENT_FILTERS {
             if query.text(name)?.is_some() {
                 return Err(ApiError::invalid(
                     name,
-                    "a proof is of the whole log: it goes without filters",
+                    "a proof covers the whole log; remove the filters",
                 ));
             }
         }
         if format != Format::Ndjson {
-            return Err(ApiError::invalid("format", "a proof is NDJSON"));
+            return Err(ApiError::invalid("format", "format must be ndjson for a proof"));
         }
-        Source::Chain { behind: after.unwrap_or(0), until: app.audit_log.end(&caller).await? }
+        Source::Chain { after: after.unwrap_or(0), until: app.audit_log.end(&caller).await? }
     } else {
         Source::Filtered { filter: Box::new(filter), before: None }
     };
@@ -136,15 +146,23 @@ pub async fn export(
         "audit-log-{}-{}.{}",
         caller.workspace(),
         app.env.clock.now().date(),
-        format.ending(),
+        format.extension(),
     );
     let caller = Caller::clone(&caller);
-    let export = Export { app, caller, standing, format, source, is_begun: false, is_over: false };
-    let parts = stream::unfold(export, async |mut export| {
-        let part = export.next().await?;
-        Some((part.map(Bytes::from), export))
+    let export = Export {
+        app,
+        caller,
+        authorization,
+        format,
+        source,
+        has_started: false,
+        is_finished: false,
+    };
+    let chunks = stream::unfold(export, async |mut export| {
+        let chunk = export.next().await?;
+        Some((chunk.map(Bytes::from), export))
     });
-    let mut response = Body::from_stream(parts).into_response();
+    let mut response = Body::from_stream(chunks).into_response();
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(format.media_type()));
     if let Ok(value) = HeaderValue::try_from(format!("attachment; filename=\"{name}\"")) {
@@ -153,30 +171,30 @@ pub async fn export(
     Ok(response)
 }
 
-/// An export under way.
+/// An export in progress.
 struct Export {
     app: App,
     caller: Caller,
-    standing: Standing<ReadOnly>,
+    authorization: Standing<ReadOnly>,
     format: Format,
     source: Source,
-    is_begun: bool,
-    is_over: bool,
+    has_started: bool,
+    is_finished: bool,
 }
 
-/// What is still to come.
+/// The events that remain to be exported.
 enum Source {
-    /// What passes a filter, before this event.
+    /// The events that match a filter, older than the event `before`.
     Filtered { filter: Box<EventFilter>, before: Option<Uuid> },
-    /// What is behind this place of the chain, up to another.
-    Chain { behind: i64, until: i64 },
+    /// The events of the chain with sequence numbers after `after`, up to and including `until`.
+    Chain { after: i64, until: i64 },
 }
 
 /// A line of a proof.
 #[derive(Serialize)]
 struct ProofLine<'a> {
-    /// Null: it is not there. Where a later event of the chain tells that retention dropped its whole month, its
-    /// hash has to be taken as it is.
+    /// Null if the event is missing. That is legitimate only if a later event of the chain states
+    /// that retention dropped its whole month; a verifier then takes `hash` as it is.
     event: Option<&'a Event<'static>>,
     event_id: EventId,
     hash: ChainHash,
@@ -184,15 +202,16 @@ struct ProofLine<'a> {
 }
 
 impl Export {
-    /// The next part; none: that was all. Asked for only when there is room for it.
+    /// Returns the next chunk, or `None` at the end. Polled only when the client can take more
+    /// (back-pressure).
     async fn next(&mut self) -> Option<io::Result<Vec<u8>>> {
-        while !self.is_over {
-            match self.part().await {
-                Ok(part) if part.is_empty() => {}
-                Ok(part) => return Some(Ok(part)),
-                // A body that ends here without its end: the client is not to take it for whole.
+        while !self.is_finished {
+            match self.read_chunk().await {
+                Ok(chunk) if chunk.is_empty() => {}
+                Ok(chunk) => return Some(Ok(chunk)),
+                // The error cuts the body off, so the client cannot take it for complete.
                 Err(error) => {
-                    self.is_over = true;
+                    self.is_finished = true;
                     return Some(Err(io::Error::other(error)));
                 }
             }
@@ -200,69 +219,71 @@ impl Export {
         None
     }
 
-    async fn part(&mut self) -> Result<Vec<u8>, StoreError> {
+    /// Reads the next events. The chunk is empty if none of them matches the filter.
+    async fn read_chunk(&mut self) -> Result<Vec<u8>, StoreError> {
         let log = &self.app.audit_log;
-        let mut part = Vec::new();
+        let mut chunk = Vec::new();
         match &mut self.source {
             Source::Filtered { filter, before } => {
                 let page = log.export(&self.caller, filter, *before).await?;
-                self.is_over = !page.more;
+                self.is_finished = !page.more;
                 *before = page.items.last().map(|event| event.id.uuid());
-                let wanted = page.items.iter().filter(|event| filter.passes(event));
+                let matching = page.items.iter().filter(|event| filter.passes(event));
                 match self.format {
-                    Format::Ndjson => ndjson(&mut part, wanted),
-                    Format::Csv => csv(&mut part, wanted, !self.is_begun),
+                    Format::Ndjson => write_ndjson(&mut chunk, matching),
+                    Format::Csv => write_csv(&mut chunk, matching, !self.has_started),
                 }
             }
-            Source::Chain { behind, until } => {
-                let sealed = log.sealed(&self.caller, *behind, *until).await?;
-                *behind = sealed.last().map_or(*until, |last| last.sequence);
-                self.is_over = *behind >= *until;
+            Source::Chain { after, until } => {
+                let sealed = log.sealed(&self.caller, *after, *until).await?;
+                *after = sealed.last().map_or(*until, |last| last.sequence);
+                self.is_finished = *after >= *until;
                 let lines = sealed.iter().map(|Sealed { sequence, id, hash, event }| ProofLine {
                     event: event.as_ref(),
                     event_id: *id,
                     hash: *hash,
                     sequence: *sequence,
                 });
-                ndjson(&mut part, lines);
+                write_ndjson(&mut chunk, lines);
             }
         }
-        self.is_begun = true;
-        if !self.standing.holds().await {
+        self.has_started = true;
+        // Check after the read: the credential may have been revoked meanwhile.
+        if !self.authorization.holds().await {
             return Err(StoreError::Aborted);
         }
-        Ok(part)
+        Ok(chunk)
     }
 }
 
-fn ndjson(part: &mut Vec<u8>, lines: impl Iterator<Item = impl Serialize>) {
+fn write_ndjson(chunk: &mut Vec<u8>, lines: impl Iterator<Item = impl Serialize>) {
     for line in lines {
-        if serde_json::to_writer(&mut *part, &line).is_ok() {
-            part.push(b'\n');
+        if serde_json::to_writer(&mut *chunk, &line).is_ok() {
+            chunk.push(b'\n');
         }
     }
 }
 
-fn csv<'a>(
-    part: &mut Vec<u8>,
+fn write_csv<'a>(
+    chunk: &mut Vec<u8>,
     events: impl Iterator<Item = &'a Event<'static>>,
     with_header: bool,
 ) {
-    let mut writer = csv::WriterBuilder::new().terminator(csv::Terminator::CRLF).from_writer(part);
-    // Writing to memory does not fail.
+    let mut writer = csv::WriterBuilder::new().terminator(csv::Terminator::CRLF).from_writer(chunk);
+    // Writing to memory cannot fail.
     if with_header {
         writer.write_record(COLUMNS).ok();
     }
     for event in events {
-        let text = |text: Option<&str>| text.map_or_else(String::new, harmless);
+        let text = |text: Option<&str>| text.map_or_else(String::new, escape_formula);
         let request = &event.request;
         let target = event.target.as_ref();
         let metadata = serde_json::to_string(&event.metadata).unwrap_or_default();
         let record = [
             event.id.to_string(),
             timestamp::format(event.at),
-            harmless(&event.action),
-            harmless(&event.actor.kind),
+            escape_formula(&event.action),
+            escape_formula(&event.actor.kind),
             event.actor.id.as_ref().map(ToString::to_string).unwrap_or_default(),
             text(event.actor.name.as_deref()),
             text(target.map(|target| &*target.kind)),
@@ -282,8 +303,9 @@ fn csv<'a>(
     writer.flush().ok();
 }
 
-/// A text that no spreadsheet takes for a formula (OWASP, CSV injection).
-fn harmless(text: &str) -> String {
+/// Prefixes a text that spreadsheets would read as a formula with an apostrophe (OWASP, CSV
+/// injection).
+fn escape_formula(text: &str) -> String {
     if text.starts_with(['=', '+', '-', '@', '\t', '\r', '\n']) {
         format!("'{text}")
     } else {
@@ -296,11 +318,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_cell_is_a_formula() {
+    fn csv_cell_that_looks_like_a_formula_is_escaped() {
         for text in ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\n=1"] {
-            assert_eq!(harmless(text), format!("'{text}"));
+            assert_eq!(escape_formula(text), format!("'{text}"));
         }
-        assert_eq!(harmless("prod=1"), "prod=1");
-        assert_eq!(harmless(""), "");
+        assert_eq!(escape_formula("prod=1"), "prod=1");
+        assert_eq!(escape_formula(""), "");
     }
 }

@@ -1,4 +1,6 @@
-//! The audit log.
+//! Routes that read the audit log and its checkpoints.
+//!
+//! Streaming is in [`super::audit_stream`], export in [`super::audit_export`].
 
 use axum::{Json, extract::State};
 use serde::Serialize;
@@ -16,7 +18,7 @@ use crate::{
     },
 };
 
-/// A page of events.
+/// A page of audit events.
 #[derive(Serialize, ToSchema)]
 pub struct EventsBody {
     events: Vec<Event<'static>>,
@@ -24,9 +26,9 @@ pub struct EventsBody {
     next_cursor: Option<String>,
 }
 
-/// Read the audit log
+/// List audit events
 ///
-/// Newest first. Calls of the API are there within a second, changes at once.
+/// Newest first. Changes are listed at once, other requests within a second.
 #[utoipa::path(get, path = "/v1/audit-log", tag = "Audit log",
     params(crate::http::openapi::PageParams, crate::http::openapi::EventFilterParams),
     responses((status = 200, body = EventsBody)))]
@@ -43,9 +45,10 @@ pub async fn list(
 
 /// Get a checkpoint
 ///
-/// What the workspace's hash chain is at the moment, signed, to be kept elsewhere: events up to there cannot be
-/// changed, removed or added any more without the chain having another hash there. Keys that sign checkpoints stay in the
-/// JWKS for good.
+/// A checkpoint is a signed statement of the current end of the workspace's hash chain. Store
+/// checkpoints outside of this service: any later change, removal or insertion of an event before
+/// the checkpoint changes the hash. The JSON Web Key Set keeps the keys that sign checkpoints
+/// forever.
 #[utoipa::path(get, path = "/v1/audit-log/checkpoint", tag = "Audit log",
     responses((status = 200, body = SignedCheckpoint)))]
 pub async fn checkpoint(

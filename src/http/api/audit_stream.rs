@@ -1,7 +1,8 @@
-//! The audit log as it grows: Server-Sent Events (HTML, section 9.2).
+//! A live stream of the audit log as Server-Sent Events (HTML Standard, section 9.2).
 //!
-//! The id of an event is its place in the workspace's hash chain. Places have no gaps and never change, so whoever
-//! comes back with the last one, to whichever node, misses nothing and gets nothing twice.
+//! The id of an event is its sequence number in the workspace's hash chain. Sequence numbers have
+//! no gaps and never change. So a client that reconnects with its last id, to any node, misses no
+//! event and gets none twice. New events come from [`crate::audit::Follower`].
 
 use std::{convert::Infallible, fmt::Write as _, time::Duration};
 
@@ -33,81 +34,84 @@ use crate::{
     store::chains::Sealed,
 };
 
-/// How often a comment shows that the connection lives.
-const HEARTBEAT: Duration = Duration::from_secs(15);
-/// How often the credential is looked at while nothing happens.
-const CHECK_EVERY: Duration = Duration::from_secs(1);
-/// How soon a client comes back after the connection broke, in milliseconds.
-const RETRY_MS: u32 = 1000;
-/// In how many seconds there may be room for another client.
-const FULL_FOR: u64 = 10;
+/// Interval of the comments that keep the connection open.
+const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(15);
+/// Interval of the checks that the credential is still valid.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
+/// Delay in milliseconds before a client reconnects.
+const RECONNECT_MS: u32 = 1000;
+/// `Retry-After` in seconds while the limit of concurrent streams is reached.
+const RETRY_AFTER_SECONDS: u64 = 10;
 
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
-/// Tells nginx to pass on what comes as it comes.
+/// Makes nginx forward events at once instead of buffering them.
 const UNBUFFERED: (HeaderName, HeaderValue) =
     (HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no"));
 
-/// Follow the audit log
+/// Stream audit events
 ///
-/// Server-Sent Events: each `data` is an event of the log, each `id` its place in the workspace's hash chain. Who comes
-/// back with the last id as `Last-Event-ID`, as browsers do by themselves, misses nothing and gets nothing twice;
-/// without one, the stream begins now. A comment comes every 15 seconds. The stream ends when the credential does.
+/// Server-Sent Events. `data` is an audit event, `id` its sequence number in the workspace's hash
+/// chain. A client that reconnects with the last id as `Last-Event-ID` misses no event and gets
+/// none twice; browsers do so automatically. Without `Last-Event-ID`, the stream starts with the
+/// next event. A comment every 15 seconds keeps the connection open. The stream ends when the
+/// credential expires or is revoked.
 #[utoipa::path(get, path = "/v1/audit-log/stream", tag = "Audit log",
     params(crate::http::openapi::EventFilterParams,
         ("Last-Event-ID" = Option<i64>, Header, minimum = 0,
-         description = "The id of the last event that the client has")),
+         description = "The id of the last event that the client received")),
     responses((status = 200, body = String, content_type = "text/event-stream")))]
 pub async fn stream(
     caller: Authorized<ReadOnly>,
     State(app): State<App>,
     query: Query,
-    standing: Standing<ReadOnly>,
+    authorization: Standing<ReadOnly>,
     headers: HeaderMap,
 ) -> Answer<Response> {
-    follow(caller, app, &query, standing, &headers, |event| serde_json::to_string(event).ok()).await
+    follow(caller, app, &query, authorization, &headers, |event| serde_json::to_string(event).ok())
+        .await
 }
 
-/// How an event is told: its text.
+/// Formats an event as the data of a Server-Sent Event. `None` skips the event.
 pub(in crate::http) type Tell = fn(&Event<'static>) -> Option<String>;
 
-/// Follows the log, and tells each event that passes the query's filter.
+/// Streams the events that match the filter of the query.
 pub(in crate::http) async fn follow(
     caller: Authorized<ReadOnly>,
     app: App,
     query: &Query,
-    standing: Standing<ReadOnly>,
+    authorization: Standing<ReadOnly>,
     headers: &HeaderMap,
-    tell: Tell,
+    format: Tell,
 ) -> Answer<Response> {
     let filter = query.event_filter()?;
     let end = app.audit_log.end(&caller).await?;
-    // Whoever has seen more than there is comes from another deployment, or from before a restored backup.
+    // An id beyond the end is from another deployment, or from before a backup was restored.
     let sequence = last_event_id(headers)?.unwrap_or(end).min(end);
     let follower = app.audit_log.followers().join(&caller, end);
-    let follower = follower.ok_or_else(|| ApiError::rate_limited(FULL_FOR))?;
+    let follower = follower.ok_or_else(|| ApiError::rate_limited(RETRY_AFTER_SECONDS))?;
     let tail = Tail {
         caller: Caller::clone(&caller),
-        standing,
+        authorization,
         filter,
-        tell,
+        format,
         follower,
         sequence,
-        stopping: app.stopping.subscribe(),
-        heartbeat: every(HEARTBEAT),
-        check: every(CHECK_EVERY),
+        shutdown: app.stopping.subscribe(),
+        heartbeat: interval(HEARTBEAT_INTERVAL),
+        check: interval(CHECK_INTERVAL),
         app,
     };
-    // The place is told at once, so that whoever is cut off before the first event misses none.
-    let begin = format!(": from {sequence}\nretry: {RETRY_MS}\nid: {sequence}\n\n");
-    let begin = stream::iter([Ok::<_, Infallible>(Bytes::from(begin))]);
+    // Send the id at once: a client that loses the connection before the first event can resume.
+    let start = format!(": from {sequence}\nretry: {RECONNECT_MS}\nid: {sequence}\n\n");
+    let start = stream::iter([Ok::<_, Infallible>(Bytes::from(start))]);
     let rest = stream::unfold(tail, async |mut tail| {
         let text = tail.next().await?;
         Some((Ok(Bytes::from(text)), tail))
     });
-    Ok(event_stream(Body::from_stream(stream::StreamExt::chain(begin, rest))))
+    Ok(event_stream(Body::from_stream(stream::StreamExt::chain(start, rest))))
 }
 
-/// An answer of Server-Sent Events.
+/// Builds a response of Server-Sent Events.
 pub(in crate::http) fn event_stream(body: Body) -> Response {
     let content_type = (header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
     ([content_type, UNBUFFERED], body).into_response()
@@ -127,80 +131,82 @@ fn last_event_id(headers: &HeaderMap) -> Answer<Option<i64>> {
     id.map(Some).ok_or_else(refuse)
 }
 
-fn every(period: Duration) -> Interval {
+fn interval(period: Duration) -> Interval {
     let mut ticks = interval_at(Instant::now() + period, period);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     ticks
 }
 
-async fn stopped(stopping: &mut watch::Receiver<bool>) {
-    stopping.wait_for(|stopping| *stopping).await.map(drop).ok();
+async fn shutdown_started(shutdown: &mut watch::Receiver<bool>) {
+    shutdown.wait_for(|has_started| *has_started).await.map(drop).ok();
 }
 
-/// What there is to do for a client.
+/// The reason to wake up a stream.
 enum Wake {
-    /// To show that the connection lives.
+    /// Send a comment that keeps the connection open.
     Heartbeat,
-    /// To look at the credential.
+    /// Check the credential.
     Check,
-    /// To read on: the chain ends here now.
-    Behind(i64),
+    /// Read new events up to this sequence number.
+    NewEvents(i64),
 }
 
-/// A client that follows.
+/// The stream of one client.
 struct Tail {
     app: App,
     caller: Caller,
-    standing: Standing<ReadOnly>,
+    authorization: Standing<ReadOnly>,
     filter: EventFilter,
-    tell: Tell,
+    format: Tell,
     follower: Follower,
-    /// The place up to which it has everything.
+    /// Sequence number of the last event that was sent or skipped.
     sequence: i64,
-    stopping: watch::Receiver<bool>,
+    shutdown: watch::Receiver<bool>,
     heartbeat: Interval,
     check: Interval,
 }
 
 impl Tail {
-    /// What the client is sent next; none: the stream is over. Asked for only when there is room for it.
+    /// Returns the next text to send, or `None` to end the stream. Polled only when the client can
+    /// take more (back-pressure).
     async fn next(&mut self) -> Option<String> {
         loop {
             let wake = tokio::select! {
                 biased;
-                () = stopped(&mut self.stopping) => return None,
+                () = shutdown_started(&mut self.shutdown) => return None,
                 _ = self.heartbeat.tick() => Wake::Heartbeat,
                 _ = self.check.tick() => Wake::Check,
-                end = self.follower.behind(self.sequence) => Wake::Behind(end),
+                end = self.follower.behind(self.sequence) => Wake::NewEvents(end),
             };
             let end = match wake {
-                Wake::Behind(end) => end,
-                Wake::Heartbeat | Wake::Check if !self.standing.holds().await => return None,
+                Wake::NewEvents(end) => end,
+                Wake::Heartbeat | Wake::Check if !self.authorization.holds().await => return None,
                 Wake::Heartbeat => {
-                    self.goes_on().await;
+                    self.record_stream_usage().await;
                     return Some(": \n\n".to_owned());
                 }
                 Wake::Check => continue,
             };
             let Ok(sealed) = self.app.audit_log.sealed(&self.caller, self.sequence, end).await
             else {
-                // The client comes back, to where it was.
+                // The client reconnects and resumes after its last id.
                 return None;
             };
-            // Behind the reading: nothing goes out that was sealed after the credential's end.
-            if !self.standing.holds().await {
+            // Check after the read: events sealed after the credential ended must not be sent.
+            if !self.authorization.holds().await {
                 return None;
             }
             self.sequence = sealed.last().map_or(end, |last| last.sequence);
-            let text = self.told(&sealed);
+            let text = self.format_events(&sealed);
             if !text.is_empty() {
                 return Some(text);
             }
         }
     }
 
-    /// Whoever follows goes on using the key, and would miss it.
-    async fn goes_on(&self) {
+    /// Records that the key is in use, without counting a request. Otherwise a key with an open
+    /// stream would look idle, and safe to revoke.
+    async fn record_stream_usage(&self) {
         let Some(permit) = self.app.audit.reserve().await else { return };
         let mut event = audit::event(&self.app.env, &self.caller, Action::Request, 200);
         event.route = Some(RouteUse { group: "audit-log", scope: Scope::ReadOnly });
@@ -208,17 +214,17 @@ impl Tail {
         permit.send(event);
     }
 
-    /// The events that the client wants.
-    fn told(&self, sealed: &[Sealed]) -> String {
+    /// Formats the events that match the filter.
+    fn format_events(&self, sealed: &[Sealed]) -> String {
         let mut text = String::new();
         for Sealed { sequence, event, .. } in sealed {
             let Some(event) = event.as_ref().filter(|event| self.filter.passes(event)) else {
                 continue;
             };
-            if let Some(told) = (self.tell)(event) {
+            if let Some(data) = (self.format)(event) {
                 writeln!(text, "id: {sequence}").ok();
-                // JSON is one line; other texts may be many.
-                for line in told.split(['\r', '\n']) {
+                // JSON is one line; HTML may have several.
+                for line in data.split(['\r', '\n']) {
                     writeln!(text, "data: {line}").ok();
                 }
                 text.push('\n');

@@ -1,4 +1,6 @@
-//! Registration, sign-in, refresh, sign-out, and who one is.
+//! Routes to sign up, sign in, refresh tokens, sign out, and get the caller's identity.
+//!
+//! Second factors are in [`super::mfa`] and [`super::passkeys`], sessions in [`super::sessions`].
 
 use axum::{Json, extract::State, http::StatusCode};
 use secrecy::{ExposeSecret, SecretString};
@@ -22,16 +24,16 @@ use crate::{
     },
 };
 
-/// A pair of tokens (RFC 6749, section 5.1).
+/// An access token and a refresh token (RFC 6749, section 5.1).
 #[derive(Serialize, ToSchema)]
 pub struct TokenBody {
-    /// For the API, as `Authorization: Bearer …`: a JWT.
+    /// A JWT. Send it to the API as `Authorization: Bearer …`.
     #[schema(example = "eyJ0eXAiOiJhdCtqd3QiLCJhbGciOiJFZERTQSJ9.…")]
     access_token: String,
-    /// For the next pair, once; opaque.
+    /// An opaque token that gets the next pair of tokens. It works once.
     #[schema(example = "rt_call2me_…")]
     refresh_token: String,
-    /// Seconds that the access token lives.
+    /// Lifetime of the access token in seconds.
     #[schema(example = 3600)]
     expires_in: u64,
     /// Always `Bearer`.
@@ -50,13 +52,13 @@ impl TokenBody {
     }
 }
 
-/// A person.
+/// A user.
 #[derive(Serialize, ToSchema)]
 pub struct UserBody {
     id: UserId,
     #[schema(example = "dana@acme.example")]
     email: String,
-    /// Whether the person has shown that the address is theirs.
+    /// True if the user has verified the email address.
     email_verified: bool,
     #[schema(required = true, example = "Dana Meyer")]
     full_name: Option<String>,
@@ -72,18 +74,18 @@ impl From<User> for UserBody {
     }
 }
 
-/// Who wants to register.
+/// A sign-up.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RegisterRequest {
-    /// The address to sign in with; compared without case.
+    /// The email address to sign in with. Not case-sensitive.
     #[schema(example = "dana@acme.example")]
     email: String,
-    /// 12 to 256 characters, of any kind.
+    /// 12 to 256 characters of any kind.
     #[schema(value_type = String, format = Password, min_length = 12, max_length = 256,
              example = "correct horse battery staple")]
     password: Password,
-    /// The person's name.
+    /// The user's name.
     #[schema(example = "Dana Meyer")]
     full_name: Option<String>,
     /// The name of the first workspace.
@@ -91,7 +93,7 @@ pub struct RegisterRequest {
     workspace_name: Option<String>,
 }
 
-/// What registration made.
+/// The new user and workspace, with the tokens of the user's first session.
 #[derive(Serialize, ToSchema)]
 pub struct RegisteredBody {
     #[serde(flatten)]
@@ -100,9 +102,9 @@ pub struct RegisteredBody {
     workspace: WorkspaceBody,
 }
 
-/// Register
+/// Sign up
 ///
-/// Makes an account and its first workspace, and signs in.
+/// Creates a user and their first workspace, and signs in.
 #[utoipa::path(post, path = "/v1/auth/register", tag = "Sessions", request_body = RegisterRequest,
     responses((status = 201, body = RegisteredBody), (status = 403), (status = 409)))]
 pub async fn register(
@@ -114,30 +116,33 @@ pub async fn register(
     let extract::Json(body) = body?;
     let RegisterRequest { email, password, full_name, workspace_name } = body;
     let account = NewAccount { email, password, full_name, workspace_name };
-    let made = app.auth.register(account, &public.request).await?;
+    let registered = app.auth.register(account, &public.request).await?;
     let body = RegisteredBody {
-        tokens: TokenBody::new(&app, &made.tokens),
-        user: made.user.into(),
-        workspace: WorkspaceBody::new(&app, made.workspace),
+        tokens: TokenBody::new(&app, &registered.tokens),
+        user: registered.user.into(),
+        workspace: WorkspaceBody::new(&app, registered.workspace),
     };
     Ok(Created::at("/v1/auth/me".to_owned(), Json(body)))
 }
 
-/// Who signs in.
+/// A sign-in.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct LoginRequest {
-    /// The address.
+    /// The user's email address.
     #[schema(example = "dana@acme.example")]
     email: String,
-    /// The password.
+    /// The user's password.
     #[schema(value_type = String, format = Password, example = "correct horse battery staple")]
     password: Password,
-    /// The workspace to be in; else the one last used, else the oldest.
+    /// The workspace of the session. The default is the last used workspace, then the oldest one.
     workspace_id: Option<WorkspaceId>,
 }
 
-/// Sign in
+/// Sign in with a password
+///
+/// If the user has a second factor, the response is 401 with the code `mfa_required` and an
+/// `mfa_token`; complete the sign-in with `POST /v1/auth/mfa/verify`.
 #[utoipa::path(post, path = "/v1/auth/login", tag = "Sessions", request_body = LoginRequest,
     responses((status = 200, body = TokenBody), (status = 401), (status = 403)))]
 pub async fn login(
@@ -150,7 +155,7 @@ pub async fn login(
     Ok(Json(TokenBody::new(&app, &pair)))
 }
 
-/// A refresh.
+/// A token refresh.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RefreshRequest {
@@ -159,10 +164,10 @@ pub struct RefreshRequest {
     refresh_token: SecretString,
 }
 
-/// Refresh
+/// Refresh tokens
 ///
-/// A token works once. A retry with the token just used, within ten seconds, gets the same successor;
-/// any other reuse ends the session.
+/// A refresh token works once and is replaced by its successor. A retry within ten seconds gets the
+/// same successor; any other reuse ends the session.
 #[utoipa::path(post, path = "/v1/auth/refresh", tag = "Sessions", request_body = RefreshRequest,
     responses((status = 200, body = TokenBody), (status = 401)))]
 pub async fn refresh(
@@ -176,46 +181,48 @@ pub async fn refresh(
 
 /// Sign out
 ///
-/// Ends the session: its access and refresh tokens stop working at once.
+/// Ends the session. Its access and refresh tokens stop working at once.
 #[utoipa::path(post, path = "/v1/auth/logout", tag = "Sessions", responses((status = 204)))]
 pub async fn logout(caller: Authorized<OwnSession>, State(app): State<App>) -> Answer<StatusCode> {
     app.auth.logout(&caller).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Who bears the credential.
+/// The identity behind the credential.
 #[derive(Serialize, ToSchema)]
 pub struct SubjectBody {
     /// `api_key`, `user` or `oauth_client`.
     #[serde(rename = "type")]
     #[schema(example = "api_key")]
     kind: &'static str,
-    /// Its public id.
+    /// The id of the API key, user or OAuth client.
     #[schema(example = "key_01jd0zt8q7f7qvs4p2k6x3m9ab")]
     id: String,
-    /// Its name.
+    /// The name of the API key, user or OAuth client.
     #[schema(example = "prod-2026-q2")]
     name: String,
 }
 
-/// Who one is.
+/// The caller.
 #[derive(Serialize, ToSchema)]
 pub struct MeBody {
     subject: SubjectBody,
-    /// The person, for a session and for what one granted a client.
+    /// The user of the session, or the user that authorized the OAuth client.
     #[serde(skip_serializing_if = "Option::is_none")]
     user: Option<UserBody>,
     workspace: WorkspaceBody,
     scope: Scope,
-    /// The role of that person.
+    /// The user's role in the workspace.
     #[serde(skip_serializing_if = "Option::is_none")]
     role: Option<Role>,
-    /// The key, for a key.
+    /// The API key, if the credential is one.
     #[serde(skip_serializing_if = "Option::is_none")]
     key: Option<ApiKeyBody>,
 }
 
-/// Who am I?
+/// Get the caller
+///
+/// Returns the identity, workspace and scope of the credential.
 #[utoipa::path(get, path = "/v1/auth/me", tag = "Sessions", responses((status = 200, body = MeBody)))]
 pub async fn me(caller: Authorized<ReadOnly>, State(app): State<App>) -> Answer<Json<MeBody>> {
     let workspace = app.resources.workspace(&caller).await?;

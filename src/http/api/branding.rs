@@ -1,4 +1,4 @@
-//! White-label settings.
+//! Routes of the white-label settings of a workspace: a JSON object with any fields.
 
 use axum::{Json, extract::State};
 
@@ -11,7 +11,7 @@ use crate::{
     model::fields::Fields,
 };
 
-/// The white-label settings
+/// Get the white-label settings
 #[utoipa::path(get, path = "/v1/users/me/branding", tag = "Resources",
     responses((status = 200, body = Object)))]
 pub async fn get(caller: Authorized<Admin>, State(app): State<App>) -> Answer<Json<Fields>> {
@@ -20,7 +20,7 @@ pub async fn get(caller: Authorized<Admin>, State(app): State<App>) -> Answer<Js
 
 /// Replace the white-label settings
 ///
-/// Any fields; all that were there before go.
+/// Accepts any fields. Fields that are absent from the body are removed.
 #[utoipa::path(put, path = "/v1/users/me/branding", tag = "Resources",
     request_body(content = Object, example = json!({"brand_name": "Acme Voice", "primary_color": "#0b7285"})),
     responses((status = 200, body = Object)))]

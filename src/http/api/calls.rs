@@ -1,4 +1,5 @@
-//! Phone calls.
+//! Routes of phone calls: JSON documents with a few known fields, which can also be ended. The
+//! handlers are in the `documents` module.
 
 use std::collections::BTreeMap;
 
@@ -18,39 +19,40 @@ use crate::{
     },
 };
 
-/// A call to be placed, with any further fields.
+/// A call to place. All other fields are stored too, except those that the service
+/// sets itself, such as `created_at`.
 #[derive(ToSchema)]
 pub struct CreateCall {
-    /// An agent of this workspace.
+    /// The id of an agent of the workspace.
     pub agent_id: AgentId,
-    /// Whom to call, in E.164 form.
+    /// The phone number to call, in E.164 form.
     #[schema(pattern = "^\\+[1-9][0-9]{6,14}$", example = "+14155550100")]
     pub to_number: String,
-    /// Whatever else it is made of, such as `topic` and `metadata`.
+    /// Any other fields, such as `topic` and `metadata`.
     #[serde(flatten)]
     pub further: BTreeMap<String, Value>,
 }
 
-/// A call, with whatever was stored of it.
+/// A call with all its stored fields.
 #[derive(ToSchema)]
 pub struct Call {
-    /// Its id.
+    /// The id of the call.
     pub call_id: CallId,
-    /// Who speaks.
+    /// The id of the agent that makes the call.
     pub agent_id: AgentId,
-    /// Whom it goes to.
+    /// The phone number that is called.
     #[schema(example = "+14155550100")]
     pub to_number: String,
     /// `registered` or `ended`.
     #[schema(example = "registered")]
     pub call_status: String,
-    /// When it was created.
+    /// Time of creation.
     #[schema(format = DateTime)]
     pub created_at: String,
-    /// When it was last changed.
+    /// Time of the last change.
     #[schema(format = DateTime)]
     pub updated_at: String,
-    /// Whatever else was stored.
+    /// All other stored fields.
     #[serde(flatten)]
     pub further: BTreeMap<String, Value>,
 }
@@ -58,11 +60,11 @@ pub struct Call {
 /// A page of calls.
 #[derive(ToSchema)]
 pub struct Calls {
-    /// Newest first.
+    /// The calls, newest first.
     pub calls: Vec<Call>,
-    /// How many there are in all.
+    /// Total number of calls that match the filter.
     pub total: i64,
-    /// Where the next page begins.
+    /// Cursor of the next page, or null on the last page.
     #[schema(required = true)]
     pub next_cursor: Option<String>,
 }
@@ -72,12 +74,12 @@ super::documents::document_routes! {
     path: "/v1/calls", item: "/v1/calls/{id}",
     create: CreateCall, body: Call, page: Calls,
     parameters: (("agent_id" = Option<AgentId>, Query, description = "Only calls of this agent")),
-    summaries: ["List calls", "Place a call", "Get a call", "Change a call", "Delete a call"],
+    summaries: ["List calls", "Place a call", "Get a call", "Update a call", "Delete a call"],
 }
 
 /// End a call
 ///
-/// A call that has ended stays as it is.
+/// Ending a call that has already ended changes nothing.
 #[utoipa::path(post, path = "/v1/calls/{id}/end", tag = "Resources", params(("id" = CallId, Path)),
     responses((status = 200, body = Call), (status = 404)))]
 pub async fn end(

@@ -1,4 +1,5 @@
-//! Campaigns.
+//! Routes of campaigns: JSON documents with a few known fields. The handlers
+//! are in the `documents` module.
 
 use std::collections::BTreeMap;
 
@@ -10,36 +11,37 @@ use crate::model::{
     id::{AgentId, CampaignId},
 };
 
-/// A campaign to be created, with any further fields.
+/// A campaign to create. All other fields are stored too, except those that the service
+/// sets itself, such as `created_at`.
 #[derive(ToSchema)]
 pub struct CreateCampaign {
     /// 1 to 100 characters.
     #[schema(min_length = 1, max_length = 100, example = "Spring reminders")]
     pub name: String,
-    /// An agent of this workspace.
+    /// The id of an agent of the workspace.
     pub agent_id: AgentId,
-    /// Whatever else it is made of, such as `from_number`.
+    /// Any other fields, such as `from_number`.
     #[serde(flatten)]
     pub further: BTreeMap<String, Value>,
 }
 
-/// A campaign, with whatever was stored of it.
+/// A campaign with all its stored fields.
 #[derive(ToSchema)]
 pub struct Campaign {
-    /// Its id.
+    /// The id of the campaign.
     pub campaign_id: CampaignId,
-    /// Its name.
+    /// The name of the campaign.
     #[schema(example = "Spring reminders")]
     pub name: String,
-    /// Who speaks.
+    /// The id of the agent that makes the calls.
     pub agent_id: AgentId,
-    /// When it was created.
+    /// Time of creation.
     #[schema(format = DateTime)]
     pub created_at: String,
-    /// When it was last changed.
+    /// Time of the last change.
     #[schema(format = DateTime)]
     pub updated_at: String,
-    /// Whatever else was stored.
+    /// All other stored fields.
     #[serde(flatten)]
     pub further: BTreeMap<String, Value>,
 }
@@ -47,11 +49,11 @@ pub struct Campaign {
 /// A page of campaigns.
 #[derive(ToSchema)]
 pub struct Campaigns {
-    /// Newest first.
+    /// The campaigns, newest first.
     pub campaigns: Vec<Campaign>,
-    /// How many there are in all.
+    /// Total number of campaigns in the workspace.
     pub total: i64,
-    /// Where the next page begins.
+    /// Cursor of the next page, or null on the last page.
     #[schema(required = true)]
     pub next_cursor: Option<String>,
 }
@@ -61,6 +63,6 @@ super::documents::document_routes! {
     path: "/v1/campaigns", item: "/v1/campaigns/{id}",
     create: CreateCampaign, body: Campaign, page: Campaigns,
     parameters: (),
-    summaries: ["List campaigns", "Create a campaign", "Get a campaign", "Change a campaign",
+    summaries: ["List campaigns", "Create a campaign", "Get a campaign", "Update a campaign",
                 "Delete a campaign"],
 }

@@ -1,4 +1,8 @@
-//! What agents, calls, knowledge bases and campaigns share: the same five routes over documents.
+//! The five routes that agents, calls, knowledge bases and campaigns share.
+//!
+//! Each kind is a JSON document in the store. `document_routes!` defines the handlers of a kind,
+//! with its own types in the OpenAPI document; the functions here do the work. The rules of each
+//! kind are in [`crate::resources::document_rules`].
 
 use axum::{
     body::Body,
@@ -22,7 +26,7 @@ use crate::{
     resources::document_rules::render,
 };
 
-/// JSON that is text already.
+/// A response body that is serialized JSON.
 pub struct RawJson(String);
 
 impl RawJson {
@@ -38,7 +42,8 @@ impl IntoResponse for RawJson {
     }
 }
 
-/// A page of a kind under its plural; `agent_id` may narrow calls down.
+/// Lists a page of documents in a field with the name `plural`. Calls can be filtered by
+/// `agent_id`.
 pub(super) async fn list(
     app: &App,
     caller: &Caller,
@@ -65,13 +70,13 @@ pub(super) async fn create(
     path: &str,
     Creation { body, attempt }: Creation<Fields>,
 ) -> Answer<CreatedOnce> {
-    let mut work = match CreatedOnce::begin(app, caller, attempt).await? {
-        Creating::Work(work) => work,
-        Creating::Done(answer) => return Ok(answer),
+    let mut transaction = match CreatedOnce::begin(app, caller, attempt).await? {
+        Creating::Work(transaction) => transaction,
+        Creating::Done(response) => return Ok(response),
     };
-    let document = app.resources.create(work.tx(), caller, kind, body).await?;
+    let document = app.resources.create(transaction.tx(), caller, kind, body).await?;
     let location = format!("{path}/{}", id::format(kind.prefix(), document.id));
-    CreatedOnce::finish(work, location, render(kind, &document)).await
+    CreatedOnce::finish(transaction, location, render(kind, &document)).await
 }
 
 pub(super) async fn get(app: &App, caller: &Caller, kind: Kind, id: Uuid) -> Answer<RawJson> {
@@ -88,17 +93,22 @@ pub(super) async fn update(
     Ok(RawJson::of(kind, &app.resources.change(caller, kind, id, body).await?))
 }
 
-/// The five routes of a kind of documents.
+/// Defines the handlers `list`, `create`, `get`, `update` and `delete` of a kind of document.
+///
+/// Each expansion is in a module of its own, so all paths are absolute or relative to that module.
 macro_rules! document_routes {
     (
         kind: $kind:expr, id: $id:ty, plural: $plural:literal,
         path: $path:literal, item: $item:literal,
         create: $create:ty, body: $body:ty, page: $page:ty,
         parameters: ($($parameter:tt)*),
-        summaries: [$list:literal, $make:literal, $read:literal, $change:literal, $erase:literal],
+        summaries: [
+            $list_summary:literal, $create_summary:literal, $get_summary:literal,
+            $update_summary:literal, $delete_summary:literal
+        ],
     ) => {
-        #[doc = $list]
-        #[utoipa::path(get, path = $path, tag = "Resources", summary = $list,
+        #[doc = $list_summary]
+        #[utoipa::path(get, path = $path, tag = "Resources", summary = $list_summary,
             params(crate::http::openapi::PageParams, $($parameter)*),
             responses((status = 200, body = $page)))]
         pub async fn list(
@@ -109,8 +119,8 @@ macro_rules! document_routes {
             super::documents::list(&app, &caller, $kind, $plural, &query).await
         }
 
-        #[doc = $make]
-        #[utoipa::path(post, path = $path, tag = "Resources", summary = $make,
+        #[doc = $create_summary]
+        #[utoipa::path(post, path = $path, tag = "Resources", summary = $create_summary,
             request_body = $create, params(crate::http::openapi::IdempotencyKey),
             responses((status = 201, body = $body), (status = 409)))]
         pub async fn create(
@@ -121,8 +131,8 @@ macro_rules! document_routes {
             super::documents::create(&app, &caller, $kind, $path, creation).await
         }
 
-        #[doc = $read]
-        #[utoipa::path(get, path = $item, tag = "Resources", summary = $read,
+        #[doc = $get_summary]
+        #[utoipa::path(get, path = $item, tag = "Resources", summary = $get_summary,
             params(("id" = $id, Path)), responses((status = 200, body = $body), (status = 404)))]
         pub async fn get(
             caller: crate::http::extract::Authorized<crate::http::extract::ReadOnly>,
@@ -133,8 +143,8 @@ macro_rules! document_routes {
             super::documents::get(&app, &caller, $kind, id.uuid()).await
         }
 
-        #[doc = $change]
-        #[utoipa::path(patch, path = $item, tag = "Resources", summary = $change,
+        #[doc = $update_summary]
+        #[utoipa::path(patch, path = $item, tag = "Resources", summary = $update_summary,
             params(("id" = $id, Path)), request_body = serde_json::Map<String, serde_json::Value>,
             responses((status = 200, body = $body), (status = 404)))]
         pub async fn update(
@@ -149,8 +159,8 @@ macro_rules! document_routes {
             super::documents::update(&app, &caller, $kind, id.uuid(), body).await
         }
 
-        #[doc = $erase]
-        #[utoipa::path(delete, path = $item, tag = "Resources", summary = $erase,
+        #[doc = $delete_summary]
+        #[utoipa::path(delete, path = $item, tag = "Resources", summary = $delete_summary,
             params(("id" = $id, Path)), responses((status = 204), (status = 404)))]
         pub async fn delete(
             caller: crate::http::extract::Authorized<crate::http::extract::Write>,

@@ -1,4 +1,7 @@
-//! Invitations to the caller's workspace, and their acceptance.
+//! Routes of invitations: invite users to the caller's workspace and accept an invitation.
+//!
+//! An invitation has an emailed token. New users and existing users accept in different ways; see
+//! [`accept`].
 
 use axum::{Json, extract::State, http::StatusCode};
 use secrecy::{ExposeSecret, SecretString};
@@ -23,14 +26,14 @@ use crate::{
     },
 };
 
-/// An invitation that is open.
+/// An open invitation.
 #[derive(Serialize, ToSchema)]
 pub struct InvitationBody {
     id: InvitationId,
     #[schema(example = "sam@acme.example")]
     email: String,
     role: Role,
-    /// Who invites.
+    /// The id of the user or API key that sent the invitation.
     #[schema(example = "user_01jd0zt8q7f7qvs4p2k6x3m9ab")]
     invited_by: String,
     #[serde(serialize_with = "crate::model::timestamp::serialize")]
@@ -55,23 +58,24 @@ pub struct InvitationsBody {
     next_cursor: Option<String>,
 }
 
-/// Who is invited.
+/// An invitation to send.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct InviteRequest {
-    /// The address that the link is mailed to.
+    /// The email address that gets the link.
     #[schema(example = "sam@acme.example")]
     email: String,
-    /// What the person will be; not above the caller.
+    /// The role of the new member, at most the caller's own role.
     role: Role,
-    /// The caller's own, for an owner to be and where the caller has not just signed in.
+    /// The caller's password. Required to invite an owner, unless the caller signed in within the
+    /// last 15 minutes.
     #[schema(value_type = Option<String>, format = Password)]
     password: Option<Password>,
 }
 
-/// Invite somebody
+/// Invite a member
 ///
-/// By a mailed link that works once, within a week.
+/// Sends an email with a link that works once, within one week.
 #[utoipa::path(post, path = "/v1/invitations", tag = "Workspaces", request_body = InviteRequest,
     params(crate::http::openapi::IdempotencyKey),
     responses((status = 201, body = InvitationBody), (status = 409)))]
@@ -80,15 +84,16 @@ pub async fn create(
     State(app): State<App>,
     Creation { body, attempt }: Creation<InviteRequest>,
 ) -> Answer<CreatedOnce> {
-    // Before the transaction: a password takes a while to check.
-    let confirmed = app.auth.is_confirmed(&caller, body.password.as_ref()).await?;
-    let mut work = match CreatedOnce::begin(&app, &caller, attempt).await? {
-        Creating::Work(work) => work,
-        Creating::Done(answer) => return Ok(answer),
+    // Before the transaction begins: password verification is slow.
+    let is_confirmed = app.auth.is_confirmed(&caller, body.password.as_ref()).await?;
+    let mut transaction = match CreatedOnce::begin(&app, &caller, attempt).await? {
+        Creating::Work(transaction) => transaction,
+        Creating::Done(response) => return Ok(response),
     };
-    let invitation = app.auth.invite(work.tx(), &caller, &body.email, body.role, confirmed).await?;
+    let (email, role) = (&body.email, body.role);
+    let invitation = app.auth.invite(transaction.tx(), &caller, email, role, is_confirmed).await?;
     let location = format!("/v1/invitations/{}", invitation.id);
-    CreatedOnce::finish(work, location, json(&InvitationBody::from(invitation))?).await
+    CreatedOnce::finish(transaction, location, json(&InvitationBody::from(invitation))?).await
 }
 
 /// List open invitations
@@ -117,25 +122,25 @@ pub async fn withdraw(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Who accepts.
+/// The acceptance of an invitation.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct AcceptRequest {
-    /// The token of the link.
+    /// The token of the emailed link.
     #[schema(value_type = String)]
     token: SecretString,
-    /// For a new account: 12 to 256 characters, of any kind.
+    /// The password of a new user: 12 to 256 characters of any kind.
     #[schema(value_type = Option<String>, format = Password, min_length = 12, max_length = 256)]
     password: Option<Password>,
-    /// For a new account: the person's name.
+    /// The name of a new user.
     #[schema(example = "Sam Lee")]
     full_name: Option<String>,
 }
 
 /// Accept an invitation
 ///
-/// Who has no account yet gets one. An account that exists accepts with its own session as bearer,
-/// which moves to the workspace.
+/// A new user sends a password; the request creates the user and signs in. An existing user sends
+/// the access token of their own session; the session switches to the workspace.
 #[utoipa::path(post, path = "/v1/invitations/accept", tag = "Workspaces",
     request_body = AcceptRequest,
     responses((status = 201, body = TokenBody), (status = 401), (status = 403), (status = 409)))]

@@ -1,4 +1,7 @@
-//! Rotation of API keys: a successor, and whether it is safe to revoke the old key.
+//! Routes to rotate an API key without downtime.
+//!
+//! A rotation creates a successor. The old key stays active; the rotation report states when it is
+//! safe to revoke. The rules of the report are in [`crate::model::rotation`].
 
 use std::net::IpAddr;
 
@@ -22,20 +25,20 @@ use crate::{
     },
 };
 
-/// A successor to be.
+/// A rotation to start.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RotateRequest {
-    /// What the successor is called: 1 to 100 characters; as the old key, unless given.
+    /// The name of the successor: 1 to 100 characters. The default is the name of the old key.
     #[schema(min_length = 1, max_length = 100, example = "prod-2026-q3")]
     name: Option<String>,
 }
 
-/// Rotate a key
+/// Rotate an API key
 ///
-/// Mints a successor with the same scope, description and addresses. The old key stays active until it is revoked:
-/// deploy the new one, watch `GET /v1/api-keys/{id}/rotation`, then revoke with `if_quiet=true`. The answer is the only
-/// place that ever shows the new secret.
+/// Creates a successor with the same scope, description and allowed networks. The old key stays
+/// active until you revoke it: deploy the new key, watch `GET /v1/api-keys/{id}/rotation`, then
+/// revoke the old key with `if_quiet=true`. Only this response contains the new secret.
 #[utoipa::path(post, path = "/v1/api-keys/{id}/rotate", tag = "API keys",
     params(("id" = ApiKeyId, Path), crate::http::openapi::IdempotencyKey),
     request_body = RotateRequest,
@@ -46,15 +49,15 @@ pub async fn rotate(
     PathId(id): PathId<ApiKeyId>,
     Creation { body, attempt }: Creation<RotateRequest>,
 ) -> Answer<CreatedOnce> {
-    let mut work = match CreatedOnce::begin(&app, &caller, attempt).await? {
-        Creating::Work(work) => work,
-        Creating::Done(answer) => return Ok(answer),
+    let mut transaction = match CreatedOnce::begin(&app, &caller, attempt).await? {
+        Creating::Work(transaction) => transaction,
+        Creating::Done(response) => return Ok(response),
     };
-    let minted = app.auth.rotate_key(work.tx(), &caller, id, body.name).await?;
-    minted_answer(&app, work, minted).await
+    let created = app.auth.rotate_key(transaction.tx(), &caller, id, body.name).await?;
+    minted_answer(&app, transaction, created).await
 }
 
-/// A program at an address that used a key within the last hour.
+/// A client, identified by address and user agent, that used the key within the last hour.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct KeyClientBody {
     #[schema(value_type = String, example = "203.0.113.9")]
@@ -63,13 +66,13 @@ pub struct KeyClientBody {
     user_agent: Option<String>,
     #[serde(serialize_with = "crate::model::timestamp::serialize")]
     last_used_at: OffsetDateTime,
-    /// What it last did…
+    /// The HTTP method of its last request.
     #[schema(example = "POST")]
     last_method: String,
-    /// …and where.
+    /// The path of its last request.
     #[schema(example = "/v1/calls")]
     last_path: String,
-    /// How often it used the key, in all.
+    /// Total number of its requests with the key.
     requests: i64,
 }
 
@@ -86,7 +89,7 @@ impl From<&KeyClient> for KeyClientBody {
     }
 }
 
-/// What a key was used for lately.
+/// The recent usage of a key.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct KeyTrafficBody {
     id: ApiKeyId,
@@ -99,10 +102,10 @@ pub struct KeyTrafficBody {
     #[schema(required = true)]
     last_used_at: Option<OffsetDateTime>,
     requests_last_hour: i64,
-    /// The last first.
+    /// The addresses that used the key, most recent first.
     #[schema(value_type = Vec<String>, example = json!(["203.0.113.9"]))]
     addresses_last_hour: Vec<IpAddr>,
-    /// The last first, at most a hundred.
+    /// The clients that used the key, most recent first, at most 100.
     clients_last_hour: Vec<KeyClientBody>,
 }
 
@@ -120,25 +123,26 @@ impl From<&KeyTraffic> for KeyTrafficBody {
     }
 }
 
-/// How far a rotation is.
+/// The progress of a rotation.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct RotationBody {
     old: KeyTrafficBody,
-    /// Null in a refusal to revoke a key that was not rotated.
+    /// Null only in a `key_in_use` error about a key that has no successor.
     #[schema(required = true)]
     new: Option<KeyTrafficBody>,
     state: RotationState,
-    /// The new key's part of the last hour's requests with either, from 0 to 1.
+    /// The new key's share of the requests of the last hour with either key, from 0 to 1.
     #[schema(example = 0.97)]
     adoption: f64,
-    /// Whether the new key serves and the old one has been quiet for long enough, on every node.
+    /// True if the new key is in use and the old key has been idle for long enough, on every node.
     safe_to_revoke: bool,
-    /// Why, or why not.
-    #[schema(example = "the old key was in use 12 s ago: it takes 900 s of quiet")]
+    /// The reason for `safe_to_revoke`, as a text.
+    #[schema(example = "the old key was last used 12 s ago; it must be idle for 900 s")]
     reason: String,
-    /// For how long the old key has certainly not been used.
+    /// Seconds for which the old key has certainly been idle.
     quiet_for_seconds: i64,
-    /// For how long it has to be unused until it is safe to revoke: `rotation.quiet_seconds`.
+    /// Seconds for which the old key must be idle before it is safe to revoke. The operator sets
+    /// them with `rotation.quiet_seconds`.
     #[schema(example = 900)]
     required_quiet_seconds: i64,
 }
@@ -158,9 +162,10 @@ impl From<&RotationReport> for RotationBody {
     }
 }
 
-/// See how far a rotation is
+/// Get the progress of a rotation
 ///
-/// From exact counts: requests that were served from a cache are among them, on all nodes.
+/// The counts are exact and cover all nodes; requests served from a cache count too. The response
+/// is 404 if the key has no active successor.
 #[utoipa::path(get, path = "/v1/api-keys/{id}/rotation", tag = "API keys",
     params(("id" = ApiKeyId, Path)),
     responses((status = 200, body = RotationBody), (status = 404)))]

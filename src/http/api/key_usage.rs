@@ -1,4 +1,6 @@
-//! What API keys are used for.
+//! Routes of the usage of API keys, and of the key hygiene report.
+//!
+//! All numbers are exact counts over all nodes. The rules are in [`crate::auth::usage`].
 
 use std::{collections::BTreeMap, net::IpAddr};
 
@@ -21,38 +23,39 @@ use crate::{
     },
 };
 
-/// Hours and days that are told of unless the client asks otherwise, and at most.
+/// Default and maximum of the `hours` parameter.
 const HOURS: (u32, u32) = (48, 744);
+/// Default and maximum of the `days` parameter.
 const DAYS: (u32, u32) = (30, 1100);
 
-/// How often a key was used in an hour or a day.
+/// The usage of a key in one hour or day.
 #[derive(Serialize, ToSchema)]
 pub struct SpellBody {
-    /// When it begins, in UTC.
+    /// Start of the hour or day in UTC.
     #[serde(serialize_with = "crate::model::timestamp::serialize")]
     start: OffsetDateTime,
     requests: i64,
-    /// By the first digit of the answer's status.
+    /// Requests by class of the response status.
     #[schema(example = json!({ "2xx": 120, "3xx": 0, "4xx": 1, "5xx": 0 }))]
     by_status: BTreeMap<String, i64>,
-    /// By the first word of the path behind the version; questions of gateways are `gateway`.
+    /// Requests by the first path segment after `/v1/`. Forward-auth requests are `gateway`.
     #[schema(example = json!({ "agents": 100, "calls": 21 }))]
     by_route: BTreeMap<String, i64>,
 }
 
-fn by_status(spell: &Spell) -> BTreeMap<String, i64> {
-    spell.by_status.iter().map(|(class, requests)| (format!("{class}xx"), *requests)).collect()
+fn by_status(bucket: &Spell) -> BTreeMap<String, i64> {
+    bucket.by_status.iter().map(|(class, requests)| (format!("{class}xx"), *requests)).collect()
 }
 
 impl From<Spell> for SpellBody {
-    fn from(spell: Spell) -> Self {
-        let by_status = by_status(&spell);
-        let Spell { start, requests, by_route, .. } = spell;
+    fn from(bucket: Spell) -> Self {
+        let by_status = by_status(&bucket);
+        let Spell { start, requests, by_route, .. } = bucket;
         Self { start, requests, by_status, by_route }
     }
 }
 
-/// An address that used a key.
+/// An IP address that used a key.
 #[derive(Serialize, ToSchema)]
 pub struct KeyAddressBody {
     #[schema(value_type = String, example = "203.0.113.9")]
@@ -71,10 +74,10 @@ impl From<KeyAddress> for KeyAddressBody {
     }
 }
 
-/// What a key is used for.
+/// The usage of a key.
 #[derive(Serialize, ToSchema)]
 pub struct KeyUsageBody {
-    /// Requests, since it was minted.
+    /// Number of requests since the key was created.
     total_requests: i64,
     #[serde(serialize_with = "crate::model::timestamp::option::serialize")]
     #[schema(required = true)]
@@ -82,17 +85,17 @@ pub struct KeyUsageBody {
     #[serde(serialize_with = "crate::model::timestamp::option::serialize")]
     #[schema(required = true)]
     last_used_at: Option<OffsetDateTime>,
-    /// The oldest first; hours without a request are left out.
+    /// Usage by hour, oldest first. Hours without a request are omitted.
     by_hour: Vec<SpellBody>,
-    /// The oldest first; days without a request are left out.
+    /// Usage by day, oldest first. Days without a request are omitted.
     by_day: Vec<SpellBody>,
-    /// Of all that is kept.
+    /// All recorded requests by class of the response status.
     #[schema(example = json!({ "2xx": 120, "3xx": 0, "4xx": 1, "5xx": 0 }))]
     by_status: BTreeMap<String, i64>,
-    /// Of all that is kept.
+    /// All recorded requests by the first path segment after `/v1/`.
     #[schema(example = json!({ "agents": 100, "calls": 21 }))]
     by_route: BTreeMap<String, i64>,
-    /// The hundred that used it last, the last first.
+    /// The 100 addresses that used the key last, most recent first.
     addresses: Vec<KeyAddressBody>,
 }
 
@@ -111,15 +114,15 @@ impl From<KeyUsage> for KeyUsageBody {
     }
 }
 
-/// See what a key is used for
+/// Get the usage of an API key
 ///
-/// From counts that are exact, of all nodes, and kept for longer than the audit log.
+/// The counts are exact and cover all nodes. They can be kept for longer than the audit log.
 #[utoipa::path(get, path = "/v1/api-keys/{id}/usage", tag = "API keys",
     params(("id" = ApiKeyId, Path),
         ("hours" = Option<u32>, Query, minimum = 1, maximum = 744,
-         description = "How many hours `by_hour` reaches back: 48"),
+         description = "Number of hours in `by_hour`, including the current one. The default is 48"),
         ("days" = Option<u32>, Query, minimum = 1, maximum = 1100,
-         description = "How many days `by_day` reaches back: 30")),
+         description = "Number of days in `by_day`, including the current one. The default is 30")),
     responses((status = 200, body = KeyUsageBody), (status = 404)))]
 pub async fn usage(
     caller: Authorized<ReadOnly>,
@@ -131,17 +134,17 @@ pub async fn usage(
     Ok(Json(app.auth.key_usage(&caller, id, reach).await?.into()))
 }
 
-fn count(query: &Query, name: &'static str, (usual, most): (u32, u32)) -> Answer<u32> {
-    let what = format!("a whole number from 1 to {most}");
-    let count = query.parse_as(name, &what)?.unwrap_or(usual);
-    if (1..=most).contains(&count) {
+fn count(query: &Query, name: &'static str, (default, max): (u32, u32)) -> Answer<u32> {
+    let expected = format!("a whole number from 1 to {max}");
+    let count = query.parse_as(name, &expected)?.unwrap_or(default);
+    if (1..=max).contains(&count) {
         Ok(count)
     } else {
-        Err(ApiError::invalid(name, format!("{name} must be {what}")))
+        Err(ApiError::invalid(name, format!("{name} must be {expected}")))
     }
 }
 
-/// An active key that has not been used for ninety days.
+/// An active key without a request in the last 90 days.
 #[derive(Serialize, ToSchema)]
 pub struct UnusedKeyBody {
     id: ApiKeyId,
@@ -161,16 +164,16 @@ impl From<UnusedKey> for UnusedKeyBody {
     }
 }
 
-/// An active key that may do more than it did in ninety days.
+/// An active key with a greater scope than its requests of the last 90 days required.
 #[derive(Serialize, ToSchema)]
 pub struct OverScopedKeyBody {
     id: ApiKeyId,
     name: String,
-    /// What it may do.
+    /// The scope of the key.
     scope: Scope,
-    /// The most that it was used for, of what was not refused.
+    /// The greatest scope that its successful requests required.
     used_scope: Scope,
-    /// Since when that was looked at.
+    /// The first hour in the last 90 days that `used_scope` covers.
     #[serde(serialize_with = "crate::model::timestamp::serialize")]
     used_since: OffsetDateTime,
     #[serde(serialize_with = "crate::model::timestamp::serialize")]
@@ -184,12 +187,12 @@ impl From<OverScopedKey> for OverScopedKeyBody {
     }
 }
 
-/// Keys that somebody should look at.
+/// The key hygiene report: keys to revoke, or to replace with a smaller scope.
 #[derive(Serialize, ToSchema)]
 pub struct HygieneBody {
-    /// Not used for ninety days, the longest first; at most a hundred.
+    /// Keys without a request in the last 90 days, longest unused first, at most 100.
     unused: Vec<UnusedKeyBody>,
-    /// Scope greater than what they were used for; at most a hundred.
+    /// Keys with a greater scope than their requests required, at most 100.
     over_scoped: Vec<OverScopedKeyBody>,
 }
 
@@ -202,9 +205,10 @@ impl From<Hygiene> for HygieneBody {
     }
 }
 
-/// Find keys that somebody should look at
+/// Get the key hygiene report
 ///
-/// Those that nobody has used for ninety days, and those that may do more than they are used for.
+/// Lists active keys without a request in the last 90 days, and active keys with a greater scope
+/// than their requests required.
 #[utoipa::path(get, path = "/v1/api-keys/hygiene", tag = "API keys",
     responses((status = 200, body = HygieneBody)))]
 pub async fn hygiene(

@@ -1,4 +1,5 @@
-//! Knowledge bases.
+//! Routes of knowledge bases: JSON documents with a few known fields. The handlers
+//! are in the `documents` module.
 
 use std::collections::BTreeMap;
 
@@ -7,38 +8,40 @@ use utoipa::ToSchema;
 
 use crate::model::{document::Kind, id::KnowledgeBaseId};
 
-/// A knowledge base to be created, with any further fields. One of the two names is required.
+/// A knowledge base to create. One of the two names is required. All other fields are stored
+/// too, except those that the service sets itself, such as `created_at`.
 #[derive(ToSchema)]
 pub struct CreateKnowledgeBase {
     /// 1 to 100 characters.
     #[schema(min_length = 1, max_length = 100, example = "Opening hours")]
     pub knowledge_base_name: Option<String>,
-    /// The same, under another name.
+    /// An alias of `knowledge_base_name`. If one of the two is missing, it gets the value of the
+    /// other.
     #[schema(min_length = 1, max_length = 100, example = "Opening hours")]
     pub name: Option<String>,
-    /// Whatever else it is made of, such as `knowledge_base_texts` and `knowledge_base_urls`.
+    /// Any other fields, such as `knowledge_base_texts` and `knowledge_base_urls`.
     #[serde(flatten)]
     pub further: BTreeMap<String, Value>,
 }
 
-/// A knowledge base, with whatever was stored of it.
+/// A knowledge base with all its stored fields.
 #[derive(ToSchema)]
 pub struct KnowledgeBase {
-    /// Its id.
+    /// The id of the knowledge base.
     pub id: KnowledgeBaseId,
-    /// Its name.
+    /// The name of the knowledge base.
     #[schema(example = "Opening hours")]
     pub name: String,
-    /// Texts and URLs in it.
+    /// Number of texts and URLs in the knowledge base.
     #[schema(example = 2)]
     pub sources_count: u64,
-    /// When it was created.
+    /// Time of creation.
     #[schema(format = DateTime)]
     pub created_at: String,
-    /// When it was last changed.
+    /// Time of the last change.
     #[schema(format = DateTime)]
     pub updated_at: String,
-    /// Whatever else was stored.
+    /// All other stored fields.
     #[serde(flatten)]
     pub further: BTreeMap<String, Value>,
 }
@@ -46,11 +49,11 @@ pub struct KnowledgeBase {
 /// A page of knowledge bases.
 #[derive(ToSchema)]
 pub struct KnowledgeBases {
-    /// Newest first.
+    /// The knowledge bases, newest first.
     pub knowledge_bases: Vec<KnowledgeBase>,
-    /// How many there are in all.
+    /// Total number of knowledge bases in the workspace.
     pub total: i64,
-    /// Where the next page begins.
+    /// Cursor of the next page, or null on the last page.
     #[schema(required = true)]
     pub next_cursor: Option<String>,
 }
@@ -61,5 +64,5 @@ super::documents::document_routes! {
     create: CreateKnowledgeBase, body: KnowledgeBase, page: KnowledgeBases,
     parameters: (),
     summaries: ["List knowledge bases", "Create a knowledge base", "Get a knowledge base",
-                "Change a knowledge base", "Delete a knowledge base"],
+                "Update a knowledge base", "Delete a knowledge base"],
 }

@@ -1,4 +1,7 @@
-//! Members of the caller's workspace.
+//! Routes of the members of the caller's workspace.
+//!
+//! The rules for roles are in [`crate::auth`]: no member grants, changes or removes a role above
+//! their own, and a workspace keeps at least one owner.
 
 use axum::{Json, extract::State, http::StatusCode};
 use serde::{Deserialize, Serialize};
@@ -20,7 +23,7 @@ use crate::{
     },
 };
 
-/// A member.
+/// A member of a workspace.
 #[derive(Serialize, ToSchema)]
 pub struct MemberBody {
     user_id: UserId,
@@ -63,21 +66,22 @@ pub async fn list(
     Ok(Json(MembersBody { members, total, next_cursor }))
 }
 
-/// Another role.
+/// A change of a member's role.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct UpdateMemberRequest {
-    /// The role to be.
+    /// The new role.
     role: Role,
-    /// The caller's own, where ownership comes or goes and the caller has not just signed in.
+    /// The caller's password. Required to grant or remove the role `owner`, unless the caller
+    /// signed in within the last 15 minutes.
     #[schema(value_type = Option<String>, format = Password)]
     password: Option<Password>,
 }
 
-/// Give a member another role
+/// Change the role of a member
 ///
-/// At once, on every node. Nobody gives, changes or takes a role above their own, and a workspace keeps
-/// at least one owner.
+/// Takes effect at once on every node. You cannot grant, change or remove a role above your own,
+/// and a workspace keeps at least one owner.
 #[utoipa::path(patch, path = "/v1/members/{user_id}", tag = "Workspaces",
     params(("user_id" = UserId, Path)), request_body = UpdateMemberRequest,
     responses((status = 200, body = MemberBody), (status = 404)))]
@@ -93,8 +97,9 @@ pub async fn update(
 
 /// Remove a member
 ///
-/// The person's sessions in the workspace end at once. Keys that the person minted stay, and are named
-/// in the log.
+/// Ends the user's sessions and OAuth grants in the workspace at once. API keys that the user
+/// created stay active; the audit event lists them. Removing an owner requires a sign-in within the
+/// last 15 minutes.
 #[utoipa::path(delete, path = "/v1/members/{user_id}", tag = "Workspaces",
     params(("user_id" = UserId, Path)), responses((status = 204), (status = 404)))]
 pub async fn remove(
@@ -117,7 +122,7 @@ pub struct TenantMembersBody {
 
 /// List members by page number
 ///
-/// As the official SDKs ask for them.
+/// For the official SDKs, which paginate by number. Other clients use `GET /v1/members`.
 #[utoipa::path(get, path = "/v1/users/me/tenant/members", tag = "Workspaces",
     params(("page" = Option<u32>, Query, minimum = 1, maximum = 1_000_000),
            ("per_page" = Option<u32>, Query, minimum = 1, maximum = 100)),
@@ -130,18 +135,18 @@ pub async fn tenant_members(
     let page = number(&query, "page", 1, 1_000_000)?;
     let per_page = number(&query, "per_page", 20, 100)?;
     let offset = i64::from(page - 1) * i64::from(per_page);
-    let wanted = Page { limit: per_page.into(), before: None, offset };
-    let (found, total) = app.resources.members(&caller, wanted).await?;
-    let members = found.items.into_iter().map(MemberBody::from).collect();
+    let requested = Page { limit: per_page.into(), before: None, offset };
+    let (result, total) = app.resources.members(&caller, requested).await?;
+    let members = result.items.into_iter().map(MemberBody::from).collect();
     Ok(Json(TenantMembersBody { members, total, page, per_page }))
 }
 
 fn number(query: &Query, name: &'static str, default: u32, max: u32) -> Result<u32, ApiError> {
-    let what = format!("a whole number from 1 to {max}");
-    let number = query.parse_as::<u32>(name, &what)?.unwrap_or(default);
+    let expected = format!("a whole number from 1 to {max}");
+    let number = query.parse_as::<u32>(name, &expected)?.unwrap_or(default);
     if (1..=max).contains(&number) {
         Ok(number)
     } else {
-        Err(ApiError::invalid(name, format!("{name} must be {what}")))
+        Err(ApiError::invalid(name, format!("{name} must be {expected}")))
     }
 }

@@ -1,4 +1,7 @@
-//! The second factor: asked for at sign-in, set up, taken away.
+//! Routes of the second factor by TOTP: complete a sign-in, enroll and remove an authenticator app,
+//! and renew recovery codes.
+//!
+//! Passkeys are in [`super::passkeys`].
 
 use axum::{Json, extract::State, http::StatusCode};
 use secrecy::{ExposeSecret, SecretString};
@@ -14,21 +17,21 @@ use crate::{
     model::password::Password,
 };
 
-/// A code that completes a sign-in.
+/// A code to complete a sign-in.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct VerifyRequest {
-    /// What came with `mfa_required`; it is good for five minutes.
+    /// The token of the `mfa_required` error. It is valid for five minutes.
     #[schema(value_type = String)]
     mfa_token: SecretString,
-    /// A code of the authenticator, or a recovery code.
+    /// A code of the authenticator app, or a recovery code.
     #[schema(value_type = String, example = "287082")]
     code: SecretString,
 }
 
-/// Complete a sign-in
+/// Complete a sign-in with a code
 ///
-/// With a code of the authenticator or a recovery code, each of which works once.
+/// Accepts a code of the authenticator app or a recovery code. Each code works once.
 #[utoipa::path(post, path = "/v1/auth/mfa/verify", tag = "Sessions", request_body = VerifyRequest,
     responses((status = 200, body = TokenBody), (status = 401)))]
 pub async fn verify(
@@ -42,29 +45,29 @@ pub async fn verify(
     Ok(Json(TokenBody::new(&app, &pair)))
 }
 
-/// Who sets an authenticator up.
+/// An authenticator app to enroll.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct EnrolRequest {
-    /// Where one has not just signed in.
+    /// The caller's password. Required unless the caller signed in within the last 15 minutes.
     #[schema(value_type = Option<String>, format = Password)]
     password: Option<Password>,
 }
 
-/// What an authenticator is set up with.
+/// The secret of an authenticator app.
 #[derive(Serialize, ToSchema)]
 pub struct EnrolmentBody {
-    /// To type in.
+    /// The secret in base32, to type in.
     #[schema(example = "GEZDGNBVGY3TQOJQGEZDGNBVGY3TQOJQ")]
     secret: String,
-    /// To make a QR code of.
+    /// The secret as a URI, to show as a QR code.
     #[schema(example = "otpauth://totp/…")]
     otpauth_uri: String,
 }
 
-/// Set an authenticator up
+/// Enroll an authenticator app
 ///
-/// Nothing changes until a first code of it is confirmed.
+/// Nothing changes until `POST /v1/auth/mfa/totp/confirm` confirms a first code, within 15 minutes.
 #[utoipa::path(post, path = "/v1/auth/mfa/totp", tag = "Sessions", request_body = EnrolRequest,
     responses((status = 200, body = EnrolmentBody), (status = 403), (status = 409)))]
 pub async fn enrol(
@@ -79,19 +82,19 @@ pub async fn enrol(
     }))
 }
 
-/// A first code.
+/// The first code of an authenticator app.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ConfirmRequest {
-    /// What the authenticator shows.
+    /// The code that the authenticator app shows.
     #[schema(value_type = String, example = "287082")]
     code: SecretString,
 }
 
-/// Codes in the authenticator's stead.
+/// Recovery codes, to sign in without the authenticator app.
 #[derive(Serialize, ToSchema)]
 pub struct RecoveryCodesBody {
-    /// Each works once. They are shown this once.
+    /// Each code works once. Only this response contains the codes.
     recovery_codes: Vec<String>,
 }
 
@@ -102,9 +105,10 @@ impl From<Vec<SecretString>> for RecoveryCodesBody {
     }
 }
 
-/// Confirm an authenticator
+/// Confirm an authenticator app
 ///
-/// From now on sign-in takes a code. API keys are not affected.
+/// From now on, each sign-in with a password requires a code. Ends the user's other sessions. API
+/// keys are not affected.
 #[utoipa::path(post, path = "/v1/auth/mfa/totp/confirm", tag = "Sessions",
     request_body = ConfirmRequest,
     responses((status = 200, body = RecoveryCodesBody), (status = 403), (status = 409)))]
@@ -117,9 +121,9 @@ pub async fn confirm(
     Ok(Json(RecoveryCodesBody::from(codes)))
 }
 
-/// Make new recovery codes
+/// Create new recovery codes
 ///
-/// Those so far stop working.
+/// The previous recovery codes stop working.
 #[utoipa::path(post, path = "/v1/auth/mfa/recovery-codes", tag = "Sessions",
     request_body = ConfirmedByPassword,
     responses((status = 200, body = RecoveryCodesBody), (status = 403), (status = 404)))]
@@ -132,18 +136,18 @@ pub async fn renew_recovery_codes(
     Ok(Json(RecoveryCodesBody::from(codes)))
 }
 
-/// Who changes what protects the account.
+/// A confirmation with the caller's password.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ConfirmedByPassword {
-    /// One's own.
+    /// The caller's password.
     #[schema(value_type = String, format = Password)]
     password: Password,
 }
 
-/// Take the authenticator away
+/// Remove the authenticator app
 ///
-/// Who has passkeys has to have signed in with one, or takes them away first.
+/// A user with passkeys must have signed in with one of them, or remove the passkeys first.
 #[utoipa::path(delete, path = "/v1/auth/mfa/totp", tag = "Sessions", request_body = ConfirmedByPassword,
     responses((status = 204), (status = 403), (status = 404), (status = 409)))]
 pub async fn remove(

@@ -1,8 +1,12 @@
-//! Handlers, a file for each resource: extract, call one service, answer.
+//! The handlers of the API, one file per resource.
+//!
+//! A handler extracts its parameters, calls one service and builds the response; it holds no other
+//! logic. The doc comments of handlers and bodies are the texts of the OpenAPI document. Routes and
+//! access rules are in [`super::routes`].
 
 #![expect(
     clippy::missing_errors_doc,
-    reason = "what a route refuses is in the route table and the OpenAPI document"
+    reason = "the errors of a route are in the route table and the OpenAPI document"
 )]
 
 pub mod agents;
@@ -45,10 +49,10 @@ use crate::{
     model::principal::Caller,
 };
 
-/// What handlers answer.
+/// The result of a handler.
 type Answer<T> = Result<T, ApiError>;
 
-/// 201, with where to find what was created.
+/// A 201 response with the `Location` of the new resource.
 pub struct Created<T> {
     location: String,
     body: T,
@@ -67,38 +71,38 @@ impl<T: IntoResponse> IntoResponse for Created<T> {
     }
 }
 
-/// 201 to a request that may have come before, whose answer is kept.
+/// A 201 response that is stored for retries with the same idempotency key.
 pub struct CreatedOnce {
-    answer: KeptAnswer,
+    response: KeptAnswer,
     is_replayed: bool,
 }
 
-/// What becomes of a request that makes something.
+/// The outcome of [`CreatedOnce::begin`].
 enum Creating {
-    /// It is to be worked on.
+    /// The request is new. Its changes go into this transaction.
     Work(Work),
-    /// It was, and this is how it was answered.
+    /// The request is a retry. This is the stored response.
     Done(CreatedOnce),
 }
 
 impl CreatedOnce {
-    /// Begins the work, unless it was done before.
+    /// Begins the transaction of a request, or returns the stored response of an earlier attempt.
     async fn begin(app: &App, caller: &Caller, attempt: Attempt) -> Answer<Creating> {
         Ok(match app.idempotency.begin(caller, attempt).await? {
-            Begun::Work(work) => Creating::Work(work),
-            Begun::Answered(answer) => Creating::Done(Self { answer, is_replayed: true }),
+            Begun::Work(transaction) => Creating::Work(transaction),
+            Begun::Answered(response) => Creating::Done(Self { response, is_replayed: true }),
         })
     }
 
-    /// Makes the work last, with its answer: where what was made is, and the JSON of it.
-    async fn finish(work: Work, location: String, body: String) -> Answer<Self> {
-        let answer = KeptAnswer { status: StatusCode::CREATED.as_u16(), location, body };
-        work.finish(&answer).await?;
-        Ok(Self { answer, is_replayed: false })
+    /// Commits the transaction together with the response. `body` is the JSON of the new resource.
+    async fn finish(transaction: Work, location: String, body: String) -> Answer<Self> {
+        let response = KeptAnswer { status: StatusCode::CREATED.as_u16(), location, body };
+        transaction.finish(&response).await?;
+        Ok(Self { response, is_replayed: false })
     }
 }
 
-/// The JSON of an answer.
+/// Serializes a response body.
 fn json(body: &impl Serialize) -> Answer<String> {
     serde_json::to_string(body).map_err(|error| ApiError::internal(&error.to_string()))
 }
@@ -106,7 +110,7 @@ fn json(body: &impl Serialize) -> Answer<String> {
 impl IntoResponse for CreatedOnce {
     fn into_response(self) -> Response {
         const REPLAYED: HeaderName = HeaderName::from_static("idempotency-replayed");
-        let KeptAnswer { status, location, body } = self.answer;
+        let KeptAnswer { status, location, body } = self.response;
         let mut response = Response::new(Body::from(body));
         *response.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::CREATED);
         let headers = response.headers_mut();

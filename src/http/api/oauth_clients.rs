@@ -1,4 +1,7 @@
-//! OAuth clients of a workspace.
+//! Routes of workspace clients: OAuth clients that an administrator registers.
+//!
+//! A client gets no access by being registered; see [`super::oauth_grants`]. Clients that register
+//! themselves use `POST /oauth/register`.
 
 use std::time::Duration;
 
@@ -21,13 +24,13 @@ use crate::{
     oauth::workspace_clients::{ChangeClient, MAX_OVERLAP, NewClient},
 };
 
-/// A superseded secret goes on for a day, unless said otherwise.
-const OVERLAP: Duration = Duration::from_hours(24);
+/// Default time for which previous secrets stay valid after a rotation.
+const DEFAULT_OVERLAP: Duration = Duration::from_hours(24);
 
-/// A client, without its secret.
+/// An OAuth client without its secret.
 #[derive(Serialize, ToSchema)]
 pub struct ClientBody {
-    /// Also its `client_id`.
+    /// The id of the client, and its `client_id` in OAuth.
     id: ClientId,
     #[schema(example = "Booking integration")]
     name: String,
@@ -36,14 +39,14 @@ pub struct ClientBody {
     token_endpoint_auth_method: &'static str,
     #[schema(example = json!(["authorization_code", "refresh_token"]))]
     grant_types: Vec<&'static str>,
-    /// The most that it is granted.
+    /// The maximum scope of its grants.
     #[schema(required = true)]
     scope: Option<Scope>,
     #[schema(required = true)]
     client_uri: Option<String>,
     #[serde(serialize_with = "crate::model::timestamp::serialize")]
     created_at: OffsetDateTime,
-    /// Who made it; null is the operator.
+    /// The id of the user or API key that created the client, or null for the operator.
     #[schema(required = true, example = "user_01jd0zt8q7f7qvs4p2k6x3m9ab")]
     created_by: Option<String>,
 }
@@ -64,14 +67,14 @@ impl From<Client> for ClientBody {
     }
 }
 
-/// A client to be made.
+/// An OAuth client to create.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CreateClientRequest {
-    /// 1 to 100 characters; people read it when they consent.
+    /// 1 to 100 characters. Users see the name when they authorize the client.
     #[schema(min_length = 1, max_length = 100, example = "Booking integration")]
     name: String,
-    /// Where codes may be sent: `https`, or `http` on a loopback address.
+    /// Redirect URIs for authorization codes: `https`, or `http` on a loopback address.
     #[serde(default)]
     #[schema(max_items = 20, example = json!(["https://booking.example/oauth/callback"]))]
     redirect_uris: Option<Vec<String>>,
@@ -82,19 +85,19 @@ pub struct CreateClientRequest {
     /// `urn:ietf:params:oauth:grant-type:device_code`.
     #[schema(default = json!(["authorization_code", "refresh_token"]))]
     grant_types: Option<Vec<String>>,
-    /// The most that it is granted, and what it asks for unless it says; `write` unless said otherwise.
+    /// The maximum scope of its grants, and the default for authorization requests without `scope`.
     #[schema(default = "write")]
     scope: Option<Scope>,
     client_uri: Option<String>,
 }
 
 impl CreateClientRequest {
-    fn wanted(self) -> Result<NewClient, ApiError> {
+    fn into_new_client(self) -> Result<NewClient, ApiError> {
         let method = self.token_endpoint_auth_method.as_deref().unwrap_or("client_secret_basic");
         let auth_method = AuthMethod::from_name(method).ok_or_else(|| {
-            let what = "must be client_secret_basic, client_secret_post or none";
+            let requirement = "must be client_secret_basic, client_secret_post or none";
             let field = "token_endpoint_auth_method";
-            ApiError::invalid(field, format!("{field} {what}"))
+            ApiError::invalid(field, format!("{field} {requirement}"))
         })?;
         let grant_types = match self.grant_types {
             None => vec![GrantType::AuthorizationCode, GrantType::RefreshToken],
@@ -102,8 +105,9 @@ impl CreateClientRequest {
                 let grants = names.iter().map(|name| GrantType::from_name(name));
                 let grants = grants.collect::<Option<Vec<_>>>();
                 grants.ok_or_else(|| {
-                    let offered = GrantType::ALL.map(GrantType::as_str).join(", ");
-                    ApiError::invalid("grant_types", format!("grant_types are: {offered}"))
+                    let supported = GrantType::ALL.map(GrantType::as_str).join(", ");
+                    let message = format!("grant_types must be a list of: {supported}");
+                    ApiError::invalid("grant_types", message)
                 })?
             }
         };
@@ -118,20 +122,20 @@ impl CreateClientRequest {
     }
 }
 
-/// A fresh client, with its secret.
+/// A new OAuth client with its secret.
 #[derive(Serialize, ToSchema)]
 pub struct CreatedClientBody {
     #[serde(flatten)]
     client: ClientBody,
-    /// Shown here and never again; not there for a public client.
+    /// The client secret. Only this response contains it. Absent for public clients.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(example = "cs_call2me_…")]
     client_secret: Option<String>,
 }
 
-/// Make an OAuth client
+/// Create an OAuth client
 ///
-/// The answer is the only place that ever shows the secret.
+/// Only this response contains the secret. Store it: it cannot be retrieved again.
 #[utoipa::path(post, path = "/v1/oauth/clients", tag = "OAuth", request_body = CreateClientRequest,
     responses((status = 201, body = CreatedClientBody)))]
 pub async fn create(
@@ -139,14 +143,14 @@ pub async fn create(
     State(app): State<App>,
     extract::Json(body): extract::Json<CreateClientRequest>,
 ) -> Answer<Created<Json<CreatedClientBody>>> {
-    let made = app.oauth.create_client(&caller, body.wanted()?).await?;
-    let location = format!("/v1/oauth/clients/{}", made.client.id);
-    let client_secret = made.secret.map(|secret| secret.reveal().to_owned());
-    let client = made.client.into();
+    let created = app.oauth.create_client(&caller, body.into_new_client()?).await?;
+    let location = format!("/v1/oauth/clients/{}", created.client.id);
+    let client_secret = created.secret.map(|secret| secret.reveal().to_owned());
+    let client = created.client.into();
     Ok(Created::at(location, Json(CreatedClientBody { client, client_secret })))
 }
 
-/// A page of clients.
+/// A page of OAuth clients.
 #[derive(Serialize, ToSchema)]
 pub struct ClientsBody {
     clients: Vec<ClientBody>,
@@ -180,19 +184,19 @@ pub async fn get(
     Ok(Json(app.oauth.client(&caller, id).await?.into()))
 }
 
-/// What is to change about a client; what is absent stays.
+/// A change of an OAuth client. Absent fields keep their value.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct UpdateClientRequest {
     /// 1 to 100 characters.
     #[schema(min_length = 1, max_length = 100)]
     name: Option<String>,
-    /// All of them.
+    /// The new list of redirect URIs. It replaces the old list.
     #[schema(max_items = 20)]
     redirect_uris: Option<Vec<String>>,
 }
 
-/// Change an OAuth client
+/// Update an OAuth client
 #[utoipa::path(patch, path = "/v1/oauth/clients/{id}", tag = "OAuth",
     params(("id" = ClientId, Path)), request_body = UpdateClientRequest,
     responses((status = 200, body = ClientBody), (status = 404)))]
@@ -203,13 +207,13 @@ pub async fn update(
     extract::Json(body): extract::Json<UpdateClientRequest>,
 ) -> Answer<Json<ClientBody>> {
     let UpdateClientRequest { name, redirect_uris } = body;
-    let wanted = ChangeClient { name, redirect_uris };
-    Ok(Json(app.oauth.change_client(&caller, id, wanted).await?.into()))
+    let change = ChangeClient { name, redirect_uris };
+    Ok(Json(app.oauth.change_client(&caller, id, change).await?.into()))
 }
 
 /// Delete an OAuth client
 ///
-/// And end all that was granted to it, at once.
+/// Ends all grants of the client at once.
 #[utoipa::path(delete, path = "/v1/oauth/clients/{id}", tag = "OAuth",
     params(("id" = ClientId, Path)), responses((status = 204), (status = 404)))]
 pub async fn delete(
@@ -221,31 +225,33 @@ pub async fn delete(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// How a secret is to be superseded.
+/// A rotation of a client secret.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RotateSecretRequest {
-    /// How long the secrets before go on, in seconds; a day unless said otherwise, 0 is not at all.
+    /// Seconds for which the previous secrets stay valid. The default is one day; 0 ends them at
+    /// once.
     #[schema(minimum = 0, maximum = 2_592_000, default = 86_400)]
     overlap_seconds: Option<u64>,
 }
 
-/// A client's fresh secret.
+/// An OAuth client with its new secret.
 #[derive(Serialize, ToSchema)]
 pub struct RotatedSecretBody {
     #[serde(flatten)]
     client: ClientBody,
-    /// Shown here and never again.
+    /// The new client secret. Only this response contains it.
     #[schema(example = "cs_call2me_…")]
     client_secret: String,
-    /// Until when those before go on.
+    /// Time until which the previous secrets stay valid.
     #[serde(serialize_with = "crate::model::timestamp::serialize")]
     others_until: OffsetDateTime,
 }
 
-/// Give an OAuth client another secret
+/// Rotate the secret of an OAuth client
 ///
-/// The one before goes on for a while, so that nothing has to stop: deploy the new one meanwhile.
+/// The previous secrets stay valid for `overlap_seconds`, so you can deploy the new secret without
+/// downtime.
 #[utoipa::path(post, path = "/v1/oauth/clients/{id}/secret", tag = "OAuth",
     params(("id" = ClientId, Path)), request_body = RotateSecretRequest,
     responses((status = 201, body = RotatedSecretBody), (status = 404), (status = 409)))]
@@ -255,10 +261,10 @@ pub async fn rotate_secret(
     PathId(id): PathId<ClientId>,
     extract::Json(body): extract::Json<RotateSecretRequest>,
 ) -> Answer<Created<Json<RotatedSecretBody>>> {
-    let overlap = body.overlap_seconds.map_or(OVERLAP, Duration::from_secs);
+    let overlap = body.overlap_seconds.map_or(DEFAULT_OVERLAP, Duration::from_secs);
     if overlap > MAX_OVERLAP {
-        let (field, most) = ("overlap_seconds", MAX_OVERLAP.as_secs());
-        return Err(ApiError::invalid(field, format!("{field} must be at most {most}")));
+        let (field, max) = ("overlap_seconds", MAX_OVERLAP.as_secs());
+        return Err(ApiError::invalid(field, format!("{field} must be at most {max}")));
     }
     let (client, secret, others_until) =
         app.oauth.rotate_client_secret(&caller, id, overlap).await?;

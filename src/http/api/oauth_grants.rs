@@ -1,4 +1,4 @@
-//! Connected apps.
+//! Routes of connected apps: the OAuth grants of a user or a workspace.
 
 use axum::{Json, extract::State, http::StatusCode};
 use serde::Serialize;
@@ -18,28 +18,28 @@ use crate::{
     },
 };
 
-/// A client as a grant names it.
+/// The OAuth client of a grant.
 #[derive(Serialize, ToSchema)]
 pub struct GrantedClientBody {
     id: ClientId,
-    /// What it calls itself.
+    /// The name of the client. For self-registered clients, the client chose it.
     #[schema(example = "Zapier")]
     name: String,
 }
 
-/// What somebody lets a client do in a workspace.
+/// A connected app: the grant of an OAuth client in a workspace.
 #[derive(Serialize, ToSchema)]
 pub struct GrantBody {
     id: GrantId,
     client: GrantedClientBody,
     scope: Scope,
     workspace_id: WorkspaceId,
-    /// Who consented; null: the client acts for itself.
+    /// The user that authorized the client, or null if the client acts on its own behalf.
     #[schema(required = true)]
     user_id: Option<UserId>,
     #[serde(serialize_with = "crate::model::timestamp::serialize")]
     created_at: OffsetDateTime,
-    /// When it last got a token, which then works for an hour.
+    /// Time at which the client last got an access token. The token is valid for one hour.
     #[serde(serialize_with = "crate::model::timestamp::option::serialize")]
     #[schema(required = true)]
     last_used_at: Option<OffsetDateTime>,
@@ -70,10 +70,11 @@ pub struct GrantsBody {
 
 /// List connected apps
 ///
-/// One's own, in whatever workspace; or, for who runs the current workspace, all there.
+/// Lists your own grants in all workspaces. With `of=workspace`, lists all grants in the current
+/// workspace; this requires the role `admin` or `owner`.
 #[utoipa::path(get, path = "/v1/oauth/grants", tag = "OAuth",
     params(crate::http::openapi::PageParams,
-        ("of" = Option<String>, Query, description = "`me`, which goes without saying, or `workspace`")),
+        ("of" = Option<String>, Query, description = "`me` (the default) or `workspace`")),
     responses((status = 200, body = GrantsBody)))]
 pub async fn list(
     caller: Authorized<OwnSession>,
@@ -92,7 +93,8 @@ pub async fn list(
 
 /// Disconnect an app
 ///
-/// At once: its tokens stop working. One's own or, for who runs the workspace, anybody's there.
+/// Ends the grant; its tokens stop working at once. You can end your own grants and, with the role
+/// `admin` or `owner`, all grants in the current workspace.
 #[utoipa::path(delete, path = "/v1/oauth/grants/{id}", tag = "OAuth", params(("id" = GrantId, Path)),
     responses((status = 204), (status = 404)))]
 pub async fn end(

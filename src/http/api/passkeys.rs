@@ -1,4 +1,8 @@
-//! Passkeys: made, listed, taken away; and signing in with one (Web Authentication Level 3).
+//! Routes of passkeys: add, list and remove passkeys, and sign in with one (Web Authentication
+//! Level 3).
+//!
+//! Adding and signing in take two requests each: one for the options that the browser needs, one
+//! with its result.
 
 use axum::{Json, extract::State, http::StatusCode};
 use serde::{Deserialize, Serialize};
@@ -20,10 +24,11 @@ use crate::{
     },
 };
 
-/// What a browser is asked for.
+/// Web Authentication options for a browser.
 #[derive(Serialize, ToSchema)]
 pub struct OptionsBody {
-    /// For `PublicKeyCredential.parseCreationOptionsFromJSON` or `parseRequestOptionsFromJSON`.
+    /// Pass them to `PublicKeyCredential.parseCreationOptionsFromJSON` or
+    /// `parseRequestOptionsFromJSON`.
     #[schema(value_type = Object)]
     options: Value,
 }
@@ -48,22 +53,24 @@ impl From<Passkey> for PasskeyBody {
     }
 }
 
-/// One's passkeys, twenty at most.
+/// The caller's passkeys, at most 20.
 #[derive(Serialize, ToSchema)]
 pub struct PasskeysBody {
     passkeys: Vec<PasskeyBody>,
 }
 
-/// Who changes their passkeys.
+/// A confirmation with the caller's password.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PasskeyRequest {
-    /// Where one has not just signed in.
+    /// The caller's password. Required unless the caller signed in within the last 15 minutes.
     #[schema(value_type = Option<String>, format = Password)]
     password: Option<Password>,
 }
 
-/// Ask for what makes a passkey
+/// Get the options to create a passkey
+///
+/// The caller's email address must be verified.
 #[utoipa::path(post, path = "/v1/auth/passkeys/options", tag = "Passkeys", request_body = PasskeyRequest,
     responses((status = 200, body = OptionsBody), (status = 403), (status = 409)))]
 pub async fn options(
@@ -75,19 +82,22 @@ pub async fn options(
     Ok(Json(OptionsBody { options }))
 }
 
-/// A passkey that a browser made.
+/// A passkey to add.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct AddPasskeyRequest {
-    /// What one calls it.
+    /// A name to recognize the passkey.
     #[schema(example = "Dana's phone")]
     name: String,
-    /// What `PublicKeyCredential.toJSON()` answered.
+    /// The result of `PublicKeyCredential.toJSON()`.
     #[schema(value_type = Object)]
     credential: NewCredential,
 }
 
 /// Add a passkey
+///
+/// Stores the passkey that a browser created with the options of `POST /v1/auth/passkeys/options`.
+/// The session then counts as signed in with it.
 #[utoipa::path(post, path = "/v1/auth/passkeys", tag = "Passkeys", request_body = AddPasskeyRequest,
     responses((status = 201, body = PasskeyBody), (status = 409)))]
 pub async fn add(
@@ -95,11 +105,11 @@ pub async fn add(
     State(app): State<App>,
     extract::Json(body): extract::Json<AddPasskeyRequest>,
 ) -> Answer<Created<Json<PasskeyBody>>> {
-    let made = app.auth.add_passkey(&caller, &body.name, &body.credential).await?;
-    Ok(Created::at("/v1/auth/passkeys".to_owned(), Json(made.into())))
+    let passkey = app.auth.add_passkey(&caller, &body.name, &body.credential).await?;
+    Ok(Created::at("/v1/auth/passkeys".to_owned(), Json(passkey.into())))
 }
 
-/// List one's passkeys
+/// List your passkeys
 #[utoipa::path(get, path = "/v1/auth/passkeys", tag = "Passkeys",
     responses((status = 200, body = PasskeysBody)))]
 pub async fn list(
@@ -110,10 +120,10 @@ pub async fn list(
     Ok(Json(PasskeysBody { passkeys }))
 }
 
-/// Take a passkey away
+/// Remove a passkey
 ///
-/// It does not sign in any more, and one's other sessions end. Who has no authenticator has to have signed in with
-/// a passkey.
+/// The passkey no longer signs in, and your other sessions end. A user without an authenticator app
+/// must have signed in with a passkey.
 #[utoipa::path(delete, path = "/v1/auth/passkeys/{id}", tag = "Passkeys",
     params(("id" = PasskeyId, Path)), request_body = PasskeyRequest,
     responses((status = 204), (status = 403), (status = 404)))]
@@ -127,27 +137,27 @@ pub async fn remove(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Ask for what a passkey signs in with
+/// Get the options to sign in with a passkey
 #[utoipa::path(post, path = "/v1/auth/login/passkey/options", tag = "Passkeys",
     responses((status = 200, body = OptionsBody), (status = 409)))]
 pub async fn login_options(_public: Public, State(app): State<App>) -> Answer<Json<OptionsBody>> {
     Ok(Json(OptionsBody { options: app.auth.passkey_options()? }))
 }
 
-/// A passkey's answer.
+/// A sign-in with a passkey.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PasskeyLoginRequest {
-    /// What `PublicKeyCredential.toJSON()` answered.
+    /// The result of `PublicKeyCredential.toJSON()`.
     #[schema(value_type = Object)]
     credential: SignedCredential,
-    /// The workspace to be in; else the one last used, else the oldest.
+    /// The workspace of the session. The default is the last used workspace, then the oldest one.
     workspace_id: Option<WorkspaceId>,
 }
 
 /// Sign in with a passkey
 ///
-/// It takes no password and no code.
+/// Requires neither a password nor a code: a passkey counts as two factors.
 #[utoipa::path(post, path = "/v1/auth/login/passkey", tag = "Passkeys",
     request_body = PasskeyLoginRequest,
     responses((status = 200, body = TokenBody), (status = 401), (status = 403), (status = 409)))]

@@ -1,4 +1,6 @@
-//! Passwords changed and forgotten, and addresses verified.
+//! Routes to change and reset passwords and to verify email addresses.
+//!
+//! No response reveals whether an email address has an account.
 
 use axum::{extract::State, http::StatusCode};
 use secrecy::{ExposeSecret, SecretString};
@@ -14,21 +16,21 @@ use crate::{
     model::password::Password,
 };
 
-/// A change of password.
+/// A password change.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ChangePasswordRequest {
-    /// The password so far.
+    /// The current password.
     #[schema(value_type = String, format = Password)]
     current_password: Password,
-    /// 12 to 256 characters, of any kind.
+    /// 12 to 256 characters of any kind.
     #[schema(value_type = String, format = Password, min_length = 12, max_length = 256)]
     new_password: Password,
 }
 
-/// Change one's own password
+/// Change your password
 ///
-/// Ends one's other sessions.
+/// Ends your other sessions.
 #[utoipa::path(post, path = "/v1/auth/password/change", tag = "Passwords",
     request_body = ChangePasswordRequest, responses((status = 204), (status = 409)))]
 pub async fn change(
@@ -40,20 +42,22 @@ pub async fn change(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Who forgot a password.
+/// A request for a password reset.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ForgotPasswordRequest {
-    /// The address of the account.
+    /// The email address of the account.
     #[schema(example = "dana@acme.example")]
     email: String,
 }
 
-/// Ask for a link to choose a new password
+/// Request a password reset
 ///
-/// The answer, and its time, are the same whether anybody has the address or not.
+/// Sends an email with a link to choose a new password. The response and its timing do not reveal
+/// whether the email address has an account.
 #[utoipa::path(post, path = "/v1/auth/password/forgot", tag = "Passwords",
-    request_body = ForgotPasswordRequest, responses((status = 202)))]
+    request_body = ForgotPasswordRequest,
+    responses((status = 202, description = "Accepted. The email is sent if the account exists.")))]
 pub async fn forgot(
     _public: Public,
     State(app): State<App>,
@@ -63,21 +67,22 @@ pub async fn forgot(
     Ok(StatusCode::ACCEPTED)
 }
 
-/// A new password by a mailed link.
+/// A password reset.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ResetPasswordRequest {
-    /// The token of the link.
+    /// The token of the emailed link.
     #[schema(value_type = String)]
     token: SecretString,
-    /// 12 to 256 characters, of any kind.
+    /// 12 to 256 characters of any kind.
     #[schema(value_type = String, format = Password, min_length = 12, max_length = 256)]
     new_password: Password,
 }
 
-/// Choose a new password by a mailed link
+/// Reset a password
 ///
-/// The link works once, for an hour. Ends all of the person's sessions.
+/// Sets a new password with the token of an emailed link. The link works once, for one hour. Ends
+/// all sessions of the user.
 #[utoipa::path(post, path = "/v1/auth/password/reset", tag = "Passwords",
     request_body = ResetPasswordRequest, responses((status = 204)))]
 pub async fn reset(
@@ -90,16 +95,18 @@ pub async fn reset(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// A link to verify an address.
+/// An email verification.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct VerifyEmailRequest {
-    /// The token of the link.
+    /// The token of the emailed link.
     #[schema(value_type = String)]
     token: SecretString,
 }
 
-/// Verify an address by a mailed link
+/// Verify an email address
+///
+/// Takes the token of an emailed link.
 #[utoipa::path(post, path = "/v1/auth/verify-email", tag = "Passwords",
     request_body = VerifyEmailRequest, responses((status = 204)))]
 pub async fn verify_email(
@@ -111,9 +118,11 @@ pub async fn verify_email(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Ask for another link to verify one's own address
+/// Send another verification email
+///
+/// Sends a new link to verify your email address.
 #[utoipa::path(post, path = "/v1/auth/verify-email/send", tag = "Passwords",
-    responses((status = 202), (status = 409)))]
+    responses((status = 202, description = "Accepted. The email is sent."), (status = 409)))]
 pub async fn send_verification(
     caller: Authorized<OwnSession>,
     State(app): State<App>,

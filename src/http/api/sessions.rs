@@ -1,4 +1,4 @@
-//! The caller's own sessions.
+//! Routes of the caller's own sessions: list, sign out, and switch the workspace.
 
 use axum::{Json, extract::State, http::StatusCode};
 use serde::{Deserialize, Serialize};
@@ -18,23 +18,23 @@ use crate::{
     },
 };
 
-/// A session of a person.
+/// A session of a user.
 #[derive(Serialize, ToSchema)]
 pub struct SessionBody {
     id: SessionId,
     workspace_id: WorkspaceId,
     #[serde(serialize_with = "crate::model::timestamp::serialize")]
     created_at: OffsetDateTime,
-    /// When it was last given a pair of tokens.
+    /// Time at which the session last got tokens.
     #[serde(serialize_with = "crate::model::timestamp::serialize")]
     last_seen_at: OffsetDateTime,
-    /// Where it was begun.
+    /// IP address of the sign-in.
     #[schema(required = true, example = "203.0.113.9")]
     ip: Option<String>,
-    /// What it was begun with.
+    /// User agent of the sign-in.
     #[schema(required = true, example = "Mozilla/5.0")]
     user_agent: Option<String>,
-    /// Whether it is the one that asks.
+    /// True for the session that sent the request.
     current: bool,
 }
 
@@ -55,9 +55,9 @@ pub struct SessionsBody {
     next_cursor: Option<String>,
 }
 
-/// List one's own sessions
+/// List your sessions
 ///
-/// Those that live, in whatever workspace.
+/// Lists your active sessions in all workspaces.
 #[utoipa::path(get, path = "/v1/auth/sessions", tag = "Sessions",
     params(crate::http::openapi::PageParams), responses((status = 200, body = SessionsBody)))]
 pub async fn list(
@@ -72,9 +72,9 @@ pub async fn list(
     Ok(Json(SessionsBody { sessions, total, next_cursor }))
 }
 
-/// End one of one's own sessions
+/// Sign out one of your sessions
 ///
-/// Its access and refresh tokens stop working at once, on every node.
+/// Its access and refresh tokens stop working at once on every node.
 #[utoipa::path(delete, path = "/v1/auth/sessions/{id}", tag = "Sessions",
     params(("id" = SessionId, Path)), responses((status = 204), (status = 404)))]
 pub async fn end(
@@ -86,7 +86,7 @@ pub async fn end(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// End all of one's other sessions
+/// Sign out your other sessions
 #[utoipa::path(delete, path = "/v1/auth/sessions", tag = "Sessions", responses((status = 204)))]
 pub async fn end_others(
     caller: Authorized<OwnSession>,
@@ -96,17 +96,18 @@ pub async fn end_others(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Where to go.
+/// A switch to another workspace.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SwitchRequest {
-    /// A workspace that one is a member of.
+    /// The id of a workspace that the caller is a member of.
     workspace_id: WorkspaceId,
 }
 
 /// Switch to another workspace
 ///
-/// The session moves: it gets a new pair of tokens, and those for the workspace before stop working.
+/// Moves the session to the workspace and returns new tokens. The tokens for the previous workspace
+/// stop working at once.
 #[utoipa::path(post, path = "/v1/auth/switch-workspace", tag = "Sessions",
     request_body = SwitchRequest, responses((status = 200, body = TokenBody), (status = 403)))]
 pub async fn switch_workspace(

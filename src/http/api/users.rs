@@ -1,4 +1,6 @@
-//! The person behind a credential.
+//! Routes of the profile of the user behind a credential, and of account deletion.
+//!
+//! The user of a session is its own user; the user of an API key is the one that created the key.
 
 use axum::{Json, extract::State, http::StatusCode};
 use serde::{Deserialize, Serialize};
@@ -19,7 +21,7 @@ use crate::{
     },
 };
 
-/// A person, with whatever clients store about them.
+/// The profile of a user, with all fields that clients stored in it.
 #[derive(Serialize, ToSchema)]
 pub struct ProfileBody {
     #[serde(flatten)]
@@ -42,7 +44,9 @@ impl ProfileBody {
     }
 }
 
-/// The person of the session, or who minted the key
+/// Get the current user
+///
+/// Returns the user of the session, or the user that created the API key.
 #[utoipa::path(get, path = "/v1/users/me", tag = "Resources",
     responses((status = 200, body = ProfileBody), (status = 404)))]
 pub async fn get(
@@ -53,9 +57,10 @@ pub async fn get(
     Ok(Json(ProfileBody::new(user, caller.workspace())))
 }
 
-/// Change that person's name, or store more about them
+/// Update the current user
 ///
-/// Fields that are absent stay. The address is not changed here.
+/// Changes the name or stores any other fields. Absent fields keep their value. The email address
+/// cannot be changed here.
 #[utoipa::path(patch, path = "/v1/users/me", tag = "Resources",
     request_body(content = Object, example = json!({"full_name": "Dana Meyer", "timezone": "Europe/Berlin"})),
     responses((status = 200, body = ProfileBody), (status = 404)))]
@@ -68,19 +73,20 @@ pub async fn update(
     Ok(Json(ProfileBody::new(user, caller.workspace())))
 }
 
-/// Who leaves for good.
+/// An account deletion.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DeleteUserRequest {
-    /// One's own.
+    /// The caller's password.
     #[schema(value_type = String, format = Password)]
     password: Password,
 }
 
-/// Delete one's own account
+/// Delete your account
 ///
-/// With the workspaces that nobody else is in. The last owner of a workspace that has other members makes
-/// somebody else an owner first. Keys that one minted for others stay, and so do the logs.
+/// Also deletes all workspaces in which you are the only member. If you are the last owner of a
+/// workspace with other members, make another member an owner first. API keys that you created in
+/// remaining workspaces stay active, and audit logs are kept.
 #[utoipa::path(delete, path = "/v1/users/me", tag = "Resources", request_body = DeleteUserRequest,
     responses((status = 204), (status = 403)))]
 pub async fn delete(

@@ -1,5 +1,9 @@
-//! Forward-auth: a gateway asks whether a request may pass (nginx `auth_request`, Traefik, Caddy,
+//! Forward-auth: gateways ask whether a request may pass (nginx `auth_request`, Traefik, Caddy,
 //! Envoy).
+//!
+//! The gateway sends the original method and URI in headers or as the path. Clients can add such
+//! headers too, so of several candidates the one that requires the greater scope counts: a forged
+//! header never lowers the requirement. Scopes are checked in [`crate::auth::check_scope`].
 
 use std::borrow::Cow;
 
@@ -26,20 +30,20 @@ use crate::{
     },
 };
 
-/// No answer is longer, in bytes.
-const MAX_LEN: usize = 256;
+/// Capacity in bytes that holds every response body.
+const BODY_CAPACITY: usize = 256;
 
 const SUBJECT: HeaderName = HeaderName::from_static("x-auth-subject");
 const WORKSPACE_ID: HeaderName = HeaderName::from_static("x-auth-workspace-id");
 const SCOPE: HeaderName = HeaderName::from_static("x-auth-scope");
 const KEY_ID: HeaderName = HeaderName::from_static("x-auth-key-id");
 
-/// Where a gateway asks; behind it may stand the original path.
+/// The path of the endpoint. Some gateways append the original path.
 const PATH: &str = "/v1/auth/verify";
 
-/// Where gateways put the original request. Nobody knows which of the two a gateway sets and which
-/// its client made up, so both are heard: see [`told`].
-static HEADERS: [(HeaderName, &[HeaderName]); 2] = [
+/// The headers in which gateways send the original request. The service cannot know which pair the
+/// gateway sets and which the client forged, so it reads both: see [`forwarded_request`].
+static FORWARDED_HEADERS: [(HeaderName, &[HeaderName]); 2] = [
     (HeaderName::from_static("x-forwarded-method"), &FORWARDED_URI),
     (HeaderName::from_static("x-original-method"), &ORIGINAL_URI),
 ];
@@ -47,117 +51,128 @@ static FORWARDED_URI: [HeaderName; 1] = [HeaderName::from_static("x-forwarded-ur
 static ORIGINAL_URI: [HeaderName; 2] =
     [HeaderName::from_static("x-original-uri"), HeaderName::from_static("x-original-url")];
 
-/// Who may pass.
+/// The caller of a request that may pass.
 #[derive(Serialize, ToSchema)]
 pub struct VerifiedBody {
-    /// The key or the person.
+    /// The id of the API key or the user.
     #[schema(example = "key_01jd0zt8q7f7qvs4p2k6x3m9ab")]
     subject: String,
     workspace_id: WorkspaceId,
     scope: Scope,
-    /// The key, if it is one.
+    /// The id of the API key, if the credential is one.
     #[serde(skip_serializing_if = "Option::is_none")]
     key_id: Option<ApiKeyId>,
 }
 
-/// May this request pass?
+/// Check a request for a gateway
 ///
-/// The original method and URI come from `X-Forwarded-Method` and `X-Forwarded-Uri` or
-/// `X-Original-Method` and `X-Original-URI`. GET and HEAD take the scope `read-only`, others `write`;
-/// `scope` may ask for more.
+/// Send the original method and URI in `X-Forwarded-Method` and `X-Forwarded-Uri`, or in
+/// `X-Original-Method` and `X-Original-URI`. GET and HEAD require the scope `read-only`, other
+/// methods `write`. Use `scope` to require more.
 #[utoipa::path(method(get, post, put, patch, delete, head, options), path = "/v1/auth/verify",
     tag = "Gateways",
-    params(("scope" = Option<Scope>, Query, description = "Ask for at least this scope")),
+    params(("scope" = Option<Scope>, Query, description = "Require at least this scope")),
     responses((status = 200, body = VerifiedBody,
         headers(("X-Auth-Subject" = String), ("X-Auth-Workspace-Id" = String),
                 ("X-Auth-Scope" = String), ("X-Auth-Key-Id" = String)))))]
 pub async fn verify(caller: Authorized<ReadOnly>, query: Query) -> Answer<Response> {
-    answer(&caller, &query)
+    check(&caller, &query)
 }
 
-/// May this request pass? The path is the original one, as Envoy sends it
+/// Check a request for a gateway, with the original path in the URL
+///
+/// For gateways that append the original path to the URL, such as Envoy. The method of this request
+/// is the original one.
 #[utoipa::path(method(get, post, put, patch, delete, head, options),
     path = "/v1/auth/verify/{path}", tag = "Gateways",
     params(("path" = String, Path, description = "The original path"),
-           ("scope" = Option<Scope>, Query, description = "Ask for at least this scope")),
+           ("scope" = Option<Scope>, Query, description = "Require at least this scope")),
     responses((status = 200, body = VerifiedBody,
         headers(("X-Auth-Subject" = String), ("X-Auth-Workspace-Id" = String),
                 ("X-Auth-Scope" = String), ("X-Auth-Key-Id" = String)))))]
 pub async fn verify_path(caller: Authorized<ReadOnly>, query: Query) -> Answer<Response> {
-    answer(&caller, &query)
+    check(&caller, &query)
 }
 
-/// May this request pass? The original path is `/`
+/// Check a request for a gateway, with the original path `/`
+///
+/// For gateways that append the original path to the URL, such as Envoy. The method of this request
+/// is the original one.
 #[utoipa::path(method(get, post, put, patch, delete, head, options), path = "/v1/auth/verify/",
     tag = "Gateways",
-    params(("scope" = Option<Scope>, Query, description = "Ask for at least this scope")),
+    params(("scope" = Option<Scope>, Query, description = "Require at least this scope")),
     responses((status = 200, body = VerifiedBody,
         headers(("X-Auth-Subject" = String), ("X-Auth-Workspace-Id" = String),
                 ("X-Auth-Scope" = String), ("X-Auth-Key-Id" = String)))))]
 pub async fn verify_root(caller: Authorized<ReadOnly>, query: Query) -> Answer<Response> {
-    answer(&caller, &query)
+    check(&caller, &query)
 }
 
-/// Whether a path is where gateways ask, about requests of others.
+/// True for the paths at which gateways ask about requests of their clients.
 #[must_use]
 pub fn is_question(path: &str) -> bool {
     path.strip_prefix(PATH).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
-/// The request that a gateway asks about. Read before anything else, for the log tells of it however
-/// the question is answered.
+/// The original request that a gateway asks about. It is read before authentication: the audit
+/// event describes it in any case.
 #[derive(Debug, Clone)]
 pub struct OriginalRequest<'a> {
-    /// Its method.
+    /// The method.
     pub method: Cow<'a, Method>,
-    /// Its path, without the query string.
+    /// The path without the query string.
     pub path: &'a str,
 }
 
 impl<'a> OriginalRequest<'a> {
-    /// What the headers of a question tell, or its own method and path.
+    /// Reads the original request from the headers or the path of a forward-auth request. Without
+    /// either, the forward-auth request itself counts as the original one.
     #[must_use]
-    pub fn of(question: &'a Request) -> Self {
-        let told = told(question.headers());
-        let path = question.uri().path();
-        let method = Cow::Borrowed(question.method());
+    pub fn of(request: &'a Request) -> Self {
+        let forwarded = forwarded_request(request.headers());
+        let path = request.uri().path();
+        let method = Cow::Borrowed(request.method());
         match path.strip_prefix(PATH).filter(|rest| !rest.is_empty()) {
-            // The method is the original one too, and a header that the client made up must not
-            // soften it.
+            // The method is the original one too. A forged header must not lower its requirement.
             Some(rest) => {
-                let carrier = Self { method, path: rest };
-                told.map_or(carrier.clone(), |told| told.or_more_demanding(carrier))
+                let from_path = Self { method, path: rest };
+                forwarded
+                    .map_or(from_path.clone(), |forwarded| forwarded.or_more_restricted(from_path))
             }
-            // The gateway's own method says nothing where a header tells the original one.
-            None => told.unwrap_or(Self { method, path }),
+            // The gateway's own method is irrelevant if a header holds the original one.
+            None => forwarded.unwrap_or(Self { method, path }),
         }
     }
 
-    /// Of two requests the one that takes the greater scope; the first, where they are alike.
-    fn or_more_demanding(self, other: Self) -> Self {
-        if scope_of(other.method.as_str()) > scope_of(self.method.as_str()) { other } else { self }
+    /// Returns the request that requires the greater scope, or `self` if both require the same.
+    fn or_more_restricted(self, other: Self) -> Self {
+        if required_scope(other.method.as_str()) > required_scope(self.method.as_str()) {
+            other
+        } else {
+            self
+        }
     }
 }
 
-/// The scope that a request of this method takes.
-fn scope_of(method: &str) -> Scope {
+/// Returns the scope that a request with this method requires.
+fn required_scope(method: &str) -> Scope {
     match method {
         "GET" | "HEAD" => Scope::ReadOnly,
         _ => Scope::Write,
     }
 }
 
-/// What headers tell of the original request, if they do. Where several tell, the one that takes the
-/// greater scope: a client may add headers, and must gain nothing by it.
-fn told(headers: &HeaderMap) -> Option<OriginalRequest<'_>> {
-    let told = HEADERS.iter().filter_map(|(method_header, uri_headers)| {
+/// Reads the original request from headers. Of several, it returns the one that requires the
+/// greater scope: clients can add headers, and must not gain anything by it.
+fn forwarded_request(headers: &HeaderMap) -> Option<OriginalRequest<'_>> {
+    let candidates = FORWARDED_HEADERS.iter().filter_map(|(method_header, uri_headers)| {
         let uri = uri_headers.iter().find_map(|name| headers.get(name));
         let uri = uri.and_then(|value| value.to_str().ok()).filter(|uri| !uri.is_empty());
         let methods: Vec<_> = headers.get_all(method_header).iter().collect();
         if methods.is_empty() && uri.is_none() {
             return None;
         }
-        // What is no method, or two of them, is not to be taken for a read.
+        // An invalid or repeated method must not count as a read. CONNECT requires `write`.
         let method = match methods.as_slice() {
             [] => Method::GET,
             [method] => Method::from_bytes(method.as_bytes()).unwrap_or(Method::CONNECT),
@@ -165,10 +180,10 @@ fn told(headers: &HeaderMap) -> Option<OriginalRequest<'_>> {
         };
         Some(OriginalRequest { method: Cow::Owned(method), path: path_of(uri.unwrap_or(PATH)) })
     });
-    told.reduce(OriginalRequest::or_more_demanding)
+    candidates.reduce(OriginalRequest::or_more_restricted)
 }
 
-/// The path of a URI, which may be whole: without scheme, host, query or fragment.
+/// Returns the path of an absolute or relative URI, without scheme, host, query and fragment.
 fn path_of(uri: &str) -> &str {
     let path = match uri.split_once("://") {
         Some((_, rest)) => rest.find('/').map_or("/", |at| &rest[at..]),
@@ -177,36 +192,38 @@ fn path_of(uri: &str) -> &str {
     path.split(['?', '#']).next().unwrap_or_default()
 }
 
-fn answer(caller: &Authorized<ReadOnly>, query: &Query) -> Answer<Response> {
-    let asked: Option<Scope> = query.parse_as("scope", "read-only, write or admin")?;
-    // A gateway may pass the client's own query string on: it can ask for more, never for less.
-    let required = scope_of(&caller.request.method).max(asked.unwrap_or(Scope::ReadOnly));
+fn check(caller: &Authorized<ReadOnly>, query: &Query) -> Answer<Response> {
+    let requested: Option<Scope> = query.parse_as("scope", "read-only, write or admin")?;
+    // A gateway may forward the client's query string, so `scope` can only raise the requirement.
+    let required = required_scope(&caller.request.method).max(requested.unwrap_or(Scope::ReadOnly));
     check_scope::check(Requirement::Scope(required), &caller.principal, caller.request.ip)?;
-    let mut response = verified(&caller.principal)?;
-    if asked == Some(required) {
-        response.extensions_mut().insert(Asked(required));
+    let mut response = verified_response(&caller.principal)?;
+    if requested == Some(required) {
+        response.extensions_mut().insert(RequestedScope(required));
     }
     Ok(response)
 }
 
-/// What a question asked for, where its query string told.
+/// A response extension: the scope that the query string of a forward-auth request required.
 #[derive(Clone, Copy)]
-struct Asked(Scope);
+struct RequestedScope(Scope);
 
-/// The scope that a question asked for: its request is of this method, its answer this.
-pub(in crate::http) fn asked_scope(method: &str, answer: &Response) -> Scope {
-    answer.extensions().get::<Asked>().map_or(scope_of(method), |asked| asked.0)
+/// Returns the scope that a forward-auth request required, from the original method and the
+/// response.
+pub(in crate::http) fn asked_scope(method: &str, response: &Response) -> Scope {
+    let requested = response.extensions().get::<RequestedScope>();
+    requested.map_or(required_scope(method), |requested| requested.0)
 }
 
-/// Written by hand, not with `Json`: this is the answer that is given most often.
-fn verified(principal: &Principal) -> Answer<Response> {
+/// Builds the response without `Json`: this is the most frequent response of the service.
+fn verified_response(principal: &Principal) -> Answer<Response> {
     let verified = VerifiedBody {
         subject: principal.subject(),
         workspace_id: principal.workspace_id,
         scope: principal.scope,
         key_id: principal.api_key(),
     };
-    let mut body = Vec::with_capacity(MAX_LEN);
+    let mut body = Vec::with_capacity(BODY_CAPACITY);
     serde_json::to_writer(&mut body, &verified)
         .map_err(|error| ApiError::internal(&error.to_string()))?;
     let mut response = Response::new(Body::from(body));
@@ -232,7 +249,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_path_of_a_uri_is_bare() {
+    fn uri_with_host_query_or_fragment_is_reduced_to_its_path() {
         for (uri, path) in [
             ("/v1/agents?x=1", "/v1/agents"),
             ("https://api.example.com/v1/agents?x=1#y", "/v1/agents"),

@@ -1,4 +1,4 @@
-//! The wallet, to look at.
+//! Routes that read the wallet of a workspace. Amounts are in US dollars.
 
 use axum::{Json, extract::State};
 use serde::Serialize;
@@ -17,14 +17,14 @@ use crate::{
     },
 };
 
-/// A balance.
+/// The balance of a wallet.
 #[derive(Serialize, ToSchema)]
 pub struct BalanceBody {
     #[schema(example = 41.5)]
     balance_usd: f64,
 }
 
-/// The wallet's balance
+/// Get the wallet balance
 #[utoipa::path(get, path = "/v1/wallet/balance", tag = "Resources",
     responses((status = 200, body = BalanceBody)))]
 pub async fn balance(
@@ -35,7 +35,7 @@ pub async fn balance(
     Ok(Json(BalanceBody { balance_usd: dollars(cents) }))
 }
 
-/// A movement of the wallet.
+/// A wallet transaction.
 #[derive(Serialize, ToSchema)]
 pub struct TransactionBody {
     id: TransactionId,
@@ -43,7 +43,7 @@ pub struct TransactionBody {
     #[serde(rename = "type")]
     #[schema(example = "top_up")]
     kind: String,
-    /// Negative for a charge.
+    /// The amount in US dollars. Charges are negative.
     #[schema(example = 50.0)]
     amount_usd: f64,
     #[schema(example = "Card ending in 4242")]
@@ -59,7 +59,7 @@ impl From<Transaction> for TransactionBody {
     }
 }
 
-/// A page of movements.
+/// A page of wallet transactions.
 #[derive(Serialize, ToSchema)]
 pub struct TransactionsBody {
     transactions: Vec<TransactionBody>,
@@ -68,7 +68,7 @@ pub struct TransactionsBody {
     next_cursor: Option<String>,
 }
 
-/// List the wallet's movements
+/// List wallet transactions
 #[utoipa::path(get, path = "/v1/wallet/transactions", tag = "Resources",
     params(crate::http::openapi::PageParams), responses((status = 200, body = TransactionsBody)))]
 pub async fn transactions(

@@ -1,4 +1,6 @@
-//! The caller's workspace.
+//! Routes of the caller's current workspace: get, update and delete.
+//!
+//! Routes for all workspaces of a user are in [`super::workspaces`].
 
 use axum::{Json, extract::State, http::StatusCode};
 use serde::{Deserialize, Serialize};
@@ -24,10 +26,10 @@ pub struct WorkspaceBody {
     id: WorkspaceId,
     #[schema(example = "acme")]
     name: String,
-    /// Requests a minute that each of its credentials may make.
+    /// Rate limit of each credential of the workspace, in requests per minute.
     #[schema(example = 600)]
     rate_limit_per_minute: u32,
-    /// Whether its people need a second factor.
+    /// True if members must have a second factor.
     require_second_factor: bool,
     #[serde(serialize_with = "crate::model::timestamp::serialize")]
     created_at: OffsetDateTime,
@@ -42,7 +44,7 @@ impl WorkspaceBody {
     }
 }
 
-/// The current workspace
+/// Get the current workspace
 #[utoipa::path(get, path = "/v1/workspace", tag = "Workspaces",
     responses((status = 200, body = WorkspaceBody)))]
 pub async fn get(
@@ -53,22 +55,23 @@ pub async fn get(
     Ok(Json(WorkspaceBody::new(&app, workspace)))
 }
 
-/// What is to change.
+/// A change of a workspace. Absent fields keep their value.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct UpdateWorkspaceRequest {
-    /// What people will call it.
+    /// The new name of the workspace.
     #[schema(example = "acme")]
     name: Option<String>,
-    /// Whether its people need a second factor; an owner's to say. Who has none can set one up, and nothing
-    /// else, until they have. API keys are not affected.
+    /// Requires a second factor from all members. Only an owner with a second factor can change it.
+    /// Members without a second factor can do nothing but set one up. API keys are not affected.
     require_second_factor: Option<bool>,
-    /// The owner's own, for `require_second_factor` and where the owner has not just signed in.
+    /// The owner's password. Required to change `require_second_factor`, unless the owner signed in
+    /// within the last 15 minutes.
     #[schema(value_type = Option<String>, format = Password)]
     password: Option<Password>,
 }
 
-/// Change the current workspace
+/// Update the current workspace
 #[utoipa::path(patch, path = "/v1/workspace", tag = "Workspaces",
     request_body = UpdateWorkspaceRequest, responses((status = 200, body = WorkspaceBody)))]
 pub async fn update(
@@ -82,19 +85,20 @@ pub async fn update(
     Ok(Json(WorkspaceBody::new(&app, workspace)))
 }
 
-/// Who deletes a workspace.
+/// The deletion of a workspace.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DeleteWorkspaceRequest {
-    /// The owner's own.
+    /// The owner's password.
     #[schema(value_type = String, format = Password)]
     password: Password,
 }
 
 /// Delete the current workspace
 ///
-/// With all that is in it: keys and sessions stop working at once. Takes an owner's own session and
-/// password. The log is kept for its time.
+/// Deletes the workspace with all its resources. API keys and sessions stop working at once.
+/// Requires the session and the password of an owner. The audit log is kept until its retention
+/// period ends.
 #[utoipa::path(delete, path = "/v1/workspace", tag = "Workspaces",
     request_body = DeleteWorkspaceRequest, responses((status = 204)))]
 pub async fn delete(

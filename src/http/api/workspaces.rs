@@ -1,4 +1,6 @@
-//! The workspaces of a person.
+//! Routes of all workspaces of a user: list, create and leave.
+//!
+//! Routes for the current workspace are in [`super::workspace`].
 
 use axum::{Json, extract::State, http::StatusCode};
 use serde::{Deserialize, Serialize};
@@ -17,12 +19,12 @@ use crate::{
     },
 };
 
-/// A workspace, as one of its members sees it.
+/// A workspace of the caller.
 #[derive(Serialize, ToSchema)]
 pub struct OwnWorkspaceBody {
     #[serde(flatten)]
     workspace: WorkspaceBody,
-    /// The person's role there.
+    /// The caller's role in the workspace.
     role: Role,
 }
 
@@ -41,7 +43,7 @@ pub struct WorkspacesBody {
     next_cursor: Option<String>,
 }
 
-/// List one's own workspaces
+/// List your workspaces
 #[utoipa::path(get, path = "/v1/workspaces", tag = "Workspaces",
     params(crate::http::openapi::PageParams), responses((status = 200, body = WorkspacesBody)))]
 pub async fn list(
@@ -55,18 +57,19 @@ pub async fn list(
     Ok(Json(WorkspacesBody { workspaces, total, next_cursor }))
 }
 
-/// A workspace to be.
+/// A workspace to create.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CreateWorkspaceRequest {
-    /// What people will call it.
+    /// The name of the workspace.
     #[schema(example = "acme")]
     name: String,
 }
 
-/// Make a workspace
+/// Create a workspace
 ///
-/// One is its owner. The session stays where it is; see `POST /v1/auth/switch-workspace`.
+/// The caller becomes its owner. The session stays in its current workspace; switch with
+/// `POST /v1/auth/switch-workspace`.
 #[utoipa::path(post, path = "/v1/workspaces", tag = "Workspaces",
     request_body = CreateWorkspaceRequest, params(crate::http::openapi::IdempotencyKey),
     responses((status = 201, body = OwnWorkspaceBody), (status = 409)))]
@@ -75,18 +78,18 @@ pub async fn create(
     State(app): State<App>,
     Creation { body, attempt }: Creation<CreateWorkspaceRequest>,
 ) -> Answer<CreatedOnce> {
-    let mut work = match CreatedOnce::begin(&app, &caller, attempt).await? {
-        Creating::Work(work) => work,
-        Creating::Done(answer) => return Ok(answer),
+    let mut transaction = match CreatedOnce::begin(&app, &caller, attempt).await? {
+        Creating::Work(transaction) => transaction,
+        Creating::Done(response) => return Ok(response),
     };
-    let own = app.auth.found_workspace(work.tx(), &caller, &body.name).await?;
+    let own = app.auth.found_workspace(transaction.tx(), &caller, &body.name).await?;
     let body = json(&OwnWorkspaceBody::new(&app, own))?;
-    CreatedOnce::finish(work, "/v1/workspaces".to_owned(), body).await
+    CreatedOnce::finish(transaction, "/v1/workspaces".to_owned(), body).await
 }
 
 /// Leave a workspace
 ///
-/// One's sessions in it end. Its last owner does not leave.
+/// Ends your sessions in the workspace. The last owner cannot leave.
 #[utoipa::path(post, path = "/v1/workspaces/{id}/leave", tag = "Workspaces",
     params(("id" = WorkspaceId, Path)), responses((status = 204), (status = 403), (status = 404)))]
 pub async fn leave(

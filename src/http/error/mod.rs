@@ -1,8 +1,10 @@
-//! WHERE ERRORS ARE MAPPED.
+//! Maps every error of the service to an HTTP response.
 //!
-//! Every refusal becomes an [`ApiError`]; the body is made in one place, `render`, by the outermost
-//! middleware, which knows the request's id. What a client reads and what the operator reads are
-//! separate fields: no message holds SQL, a secret or a backtrace.
+//! Every error becomes an [`ApiError`]. The outermost middleware knows the request id, so it writes
+//! the body of all errors, with `render`. The message for the client and the cause for the operator
+//! are separate fields: no message holds SQL, a secret or a backtrace. Messages start in lower case
+//! and have no final period, since pages turn them into sentences. Errors of OAuth endpoints have
+//! the format of RFC 6749; see [`OAuthRefusal`].
 
 mod oauth;
 
@@ -28,54 +30,55 @@ use crate::{
 pub use oauth::{OAuthErrorBody, OAuthRefusal};
 pub(in crate::http) use oauth::{Patient, of_refusal as oauth_refusal};
 
-/// The codes that clients act upon.
+/// Error codes. Clients decide by them what to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Code {
-    /// Malformed JSON or query string, two `Authorization` headers.
+    /// Malformed JSON or query string, or more than one `Authorization` header.
     BadRequest,
     /// The credential is missing, malformed, unknown or revoked.
     Unauthorized,
-    /// A genuine access token past its `exp`: refresh.
+    /// A genuine access token after its `exp`. Refresh it.
     TokenExpired,
-    /// Sign-in: unknown address and wrong password alike.
+    /// Sign-in failed. Unknown address and wrong password are not distinguished.
     InvalidCredentials,
-    /// The password was right, a second factor is due: `mfa_token` completes the sign-in.
+    /// The password was correct and a second factor is required. Complete the sign-in with
+    /// `mfa_token`.
     MfaRequired,
-    /// The refresh token is unknown, expired, revoked or reused: sign in again.
+    /// The refresh token is unknown, expired, revoked or reused. Sign in again.
     InvalidRefreshToken,
-    /// The credential lacks the scope.
+    /// The credential lacks the required scope.
     InsufficientScope,
-    /// This actor may not do this.
+    /// The caller is not allowed to do this.
     Forbidden,
-    /// No such route or row, or a row of another workspace.
+    /// The route or resource does not exist, or the resource belongs to another workspace.
     NotFound,
-    /// The route has other methods.
+    /// The route does not support this method.
     MethodNotAllowed,
     /// The body is too large.
     PayloadTooLarge,
     /// The body is not JSON.
     UnsupportedMediaType,
-    /// It clashes with what is there.
+    /// The request conflicts with the current state.
     Conflict,
-    /// The key may still be in use: `rotation` tells by whom.
+    /// The key may still be in use. `rotation` lists its clients.
     KeyInUse,
     /// The `Idempotency-Key` was used for a request with another body.
     IdempotencyConflict,
-    /// A request with this `Idempotency-Key` is still worked on: retry after `Retry-After` seconds.
+    /// A request with this `Idempotency-Key` is in progress. Retry after `Retry-After` seconds.
     IdempotencyInProgress,
-    /// Well-formed, but a value is wrong.
+    /// The request is well-formed, but a value is invalid.
     ValidationFailed,
-    /// Back off for `Retry-After` seconds.
+    /// Too many requests. Retry after `Retry-After` seconds.
     RateLimited,
-    /// A fault of this service.
+    /// Internal error of the service.
     Internal,
-    /// For the moment; try again after `Retry-After` seconds.
+    /// Temporarily unavailable. Retry after `Retry-After` seconds.
     Unavailable,
 }
 
 impl Code {
-    /// The status that goes with it.
+    /// The HTTP status of the code.
     #[must_use]
     pub const fn status(self) -> StatusCode {
         match self {
@@ -102,31 +105,32 @@ impl Code {
     }
 }
 
-/// A refusal.
+/// An error response of the API.
 #[derive(Debug, Clone)]
 pub struct ApiError {
     code: Code,
-    /// For the client.
+    /// Text for the client.
     message: Cow<'static, str>,
     field: Option<Cow<'static, str>>,
     required_scope: Option<Scope>,
-    /// What completes a sign-in whose password was right.
+    /// Completes a sign-in after a correct password.
     mfa_token: Option<SecretString>,
-    /// Whether a credential was sent, for the challenge of a 401.
-    credential_sent: bool,
-    /// What a credential should have, for the challenge of a 401.
-    wanted_scope: Option<Scope>,
-    /// Whether a second factor is all that is missing.
-    lacks_second_factor: bool,
+    /// Selects the challenge of a 401: without a credential it has no `error` (RFC 6750, section
+    /// 3.1).
+    has_credential: bool,
+    /// The scope in the challenge of a 401.
+    challenge_scope: Option<Scope>,
+    is_second_factor_missing: bool,
+    /// In seconds.
     retry_after: Option<u64>,
-    /// Why a key may still be in use.
+    /// Evidence that a key may still be in use.
     rotation: Option<Arc<RotationReport>>,
-    /// For the operator.
+    /// Text for the operator's log.
     cause: Option<Arc<str>>,
 }
 
 impl ApiError {
-    /// A refusal with a message for the client.
+    /// Creates an error with a message for the client.
     pub fn new(code: Code, message: impl Into<Cow<'static, str>>) -> Self {
         Self {
             code,
@@ -134,29 +138,29 @@ impl ApiError {
             field: None,
             required_scope: None,
             mfa_token: None,
-            credential_sent: true,
-            wanted_scope: None,
-            lacks_second_factor: false,
+            has_credential: true,
+            challenge_scope: None,
+            is_second_factor_missing: false,
             retry_after: None,
             rotation: None,
             cause: None,
         }
     }
 
-    /// No credential was sent.
+    /// The request has no credential.
     #[must_use]
     pub fn no_credential() -> Self {
-        let message = "an API key or access token is required: Authorization: Bearer …";
-        Self { credential_sent: false, ..Self::new(Code::Unauthorized, message) }
+        let message = "an API key or access token is required; send Authorization: Bearer …";
+        Self { has_credential: false, ..Self::new(Code::Unauthorized, message) }
     }
 
-    /// The same, telling with which scope a credential would do (RFC 6750, section 3).
+    /// Sets the required scope that the challenge of a 401 names (RFC 6750, section 3).
     #[must_use]
     pub fn wanting(self, scope: Option<Scope>) -> Self {
-        Self { wanted_scope: scope, ..self }
+        Self { challenge_scope: scope, ..self }
     }
 
-    /// A field's value is wrong.
+    /// The value of a field is invalid.
     pub fn invalid(
         field: impl Into<Cow<'static, str>>,
         message: impl Into<Cow<'static, str>>,
@@ -164,7 +168,7 @@ impl ApiError {
         Self { field: Some(field.into()), ..Self::new(Code::ValidationFailed, message) }
     }
 
-    /// Too many requests; in so many seconds there will be room.
+    /// Too many requests. `retry_after` is in seconds.
     #[must_use]
     pub fn rate_limited(retry_after: u64) -> Self {
         Self {
@@ -173,80 +177,81 @@ impl ApiError {
         }
     }
 
-    /// For the moment not; with the reason, for the operator.
+    /// A temporary failure. `cause` goes to the operator's log only.
     #[must_use]
     pub fn unavailable(cause: &str) -> Self {
         Self {
             retry_after: Some(1),
             cause: Some(cause.into()),
-            ..Self::new(Code::Unavailable, "the service is unavailable for the moment; retry")
+            ..Self::new(Code::Unavailable, "the service is temporarily unavailable; please retry")
         }
     }
 
-    /// A fault of this service; with the reason, for the operator.
+    /// An internal error. `cause` goes to the operator's log only.
     #[must_use]
     pub fn internal(cause: &str) -> Self {
         Self {
             cause: Some(cause.into()),
             ..Self::new(
                 Code::Internal,
-                "an internal error occurred; quote the request_id to support",
+                "an internal error occurred; quote the request_id when you contact support",
             )
         }
     }
 
-    /// The refusal behind a response, if it is one.
+    /// Returns the error that a response was made from, if any.
     #[must_use]
     pub fn of(response: &Response) -> Option<&Self> {
         response.extensions().get::<Self>()
     }
 
-    /// What a program goes by.
+    /// The error code.
     #[must_use]
     pub fn code(&self) -> Code {
         self.code
     }
 
-    /// What a person is told.
+    /// The text for the client.
     #[must_use]
     pub fn message(&self) -> &str {
         &self.message
     }
 
-    /// Whether a second factor is all that is missing.
+    /// True if the request failed only because the session lacks a second factor.
     #[must_use]
     pub fn lacks_second_factor(&self) -> bool {
-        self.lacks_second_factor
+        self.is_second_factor_missing
     }
 
-    /// Whether a credential was sent that nobody knows.
+    /// True if the request had a credential and it was rejected.
     #[must_use]
     pub fn is_unknown_credential(&self) -> bool {
-        self.code == Code::Unauthorized && self.credential_sent
+        self.code == Code::Unauthorized && self.has_credential
     }
 
-    /// How many seconds to wait before the next attempt.
+    /// Seconds to wait before a retry.
     #[must_use]
     pub fn retry_after(&self) -> Option<u64> {
         self.retry_after
     }
 
-    /// What the operator should know.
+    /// The text for the operator's log.
     #[must_use]
     pub fn cause(&self) -> Option<&str> {
         self.cause.as_deref()
     }
 
-    /// The `WWW-Authenticate` of a 401 or a missing scope (RFC 6750, section 3; RFC 9728, section 5.1).
+    /// Returns the `WWW-Authenticate` header of a 401 or a missing scope (RFC 6750, section 3;
+    /// RFC 9728, section 5.1).
     fn challenge(&self, public_url: &str) -> Option<String> {
         let metadata =
             format!("resource_metadata=\"{public_url}/.well-known/oauth-protected-resource\"");
-        let metadata = match self.wanted_scope {
+        let metadata = match self.challenge_scope {
             Some(scope) => format!("{metadata}, scope=\"{}\"", scope.oauth_name()),
             None => metadata,
         };
         match self.code {
-            Code::Unauthorized if !self.credential_sent => {
+            Code::Unauthorized if !self.has_credential => {
                 Some(format!("Bearer realm=\"call2me\", {metadata}"))
             }
             Code::Unauthorized | Code::TokenExpired => {
@@ -271,15 +276,16 @@ impl ApiError {
     }
 }
 
-/// A description in the grammar of RFC 6749 and RFC 6750, which has neither quotes nor backslashes, nor anything
-/// but ASCII.
+/// Restricts a text to the characters that RFC 6749 and RFC 6750 allow in `error_description`:
+/// printable ASCII without quotes and backslashes.
 fn in_grammar(text: &str) -> String {
-    let spelt = |c| if matches!(c, '"' | '\\') { '\'' } else { c };
-    text.chars().filter(|c| c.is_ascii() && !c.is_ascii_control()).map(spelt).collect()
+    let replace = |c| if matches!(c, '"' | '\\') { '\'' } else { c };
+    text.chars().filter(|c| c.is_ascii() && !c.is_ascii_control()).map(replace).collect()
 }
 
 impl IntoResponse for ApiError {
-    /// The status alone: `render` adds the body, once the request's id is at hand.
+    /// Sets only the status and stores the error in the response. `render` adds the body later,
+    /// since only the outermost middleware knows the request id.
     fn into_response(self) -> Response {
         let mut response = self.code.status().into_response();
         response.extensions_mut().insert(self);
@@ -290,39 +296,39 @@ impl IntoResponse for ApiError {
 /// The body of every error.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
 pub struct ErrorBody {
-    /// What is wrong.
+    /// The details of the error.
     pub error: ErrorDetails,
-    /// The message once more: the official SDKs read it here.
+    /// The same text as `error.message`. The official SDKs read it here.
     #[schema(example = "name must be 1 to 100 characters")]
     pub detail: String,
-    /// On `mfa_required`: what `POST /v1/auth/mfa/verify` takes, with a code.
+    /// For `mfa_required`: pass it to `POST /v1/auth/mfa/verify` together with a code.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mfa_token: Option<String>,
-    /// On `key_in_use`: who uses the key.
+    /// For `key_in_use`: the recent usage of the key and its clients.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rotation: Option<RotationBody>,
 }
 
-/// What is wrong.
+/// The details of an error.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
 pub struct ErrorDetails {
-    /// What a program goes by.
+    /// A stable code for programs.
     pub code: Code,
-    /// What a person reads.
+    /// A text for developers and users. It may change.
     #[schema(example = "name must be 1 to 100 characters")]
     pub message: String,
-    /// The field that is to blame, where one is.
+    /// The invalid field, if the error is about one.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(example = "name")]
     pub field: Option<String>,
-    /// The scope that it takes, where that is what is lacking.
+    /// For `insufficient_scope`: the scope that the request requires.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub required_scope: Option<Scope>,
-    /// To quote to support.
+    /// The request id. Quote it when you contact support.
     pub request_id: RequestId,
 }
 
-/// Makes the body and the headers of an error.
+/// Writes the body and the headers of an error response.
 pub(super) fn render(error: &ApiError, response: &mut Response, id: RequestId, public_url: &str) {
     let body = ErrorBody {
         error: ErrorDetails {
@@ -362,7 +368,7 @@ impl From<AuthError> for ApiError {
             }
             AuthError::TokenExpired => Self::new(Code::TokenExpired, message),
             AuthError::SignInFirst => {
-                Self { credential_sent: false, ..Self::new(Code::Unauthorized, message) }
+                Self { has_credential: false, ..Self::new(Code::Unauthorized, message) }
             }
             AuthError::InvalidCredentials | AuthError::InvalidSecondFactor(_) => {
                 Self::new(Code::InvalidCredentials, message)
@@ -378,7 +384,7 @@ impl From<AuthError> for ApiError {
             },
             AuthError::Forbidden(_) => Self::new(Code::Forbidden, message),
             AuthError::NoSecondFactor => {
-                Self { lacks_second_factor: true, ..Self::new(Code::Forbidden, message) }
+                Self { is_second_factor_missing: true, ..Self::new(Code::Forbidden, message) }
             }
             AuthError::NotFound(_) => Self::new(Code::NotFound, message),
             AuthError::Conflict(_) => Self::new(Code::Conflict, message),
@@ -386,8 +392,8 @@ impl From<AuthError> for ApiError {
                 Self { rotation: Some(Arc::from(report)), ..Self::new(Code::KeyInUse, message) }
             }
             AuthError::Invalid { field, .. } => Self::invalid(field, message),
-            AuthError::Busy => Self::unavailable("the queue of passwords to hash is full"),
-            AuthError::LogFull => Self::unavailable("the queue of audit events is full"),
+            AuthError::Busy => Self::unavailable("the password hashing queue is full"),
+            AuthError::LogFull => Self::unavailable("the audit event queue is full"),
             AuthError::Store(error) => error.into(),
             AuthError::Internal(cause) => Self::internal(cause),
         }
@@ -425,12 +431,12 @@ impl From<StoreError> for ApiError {
     fn from(error: StoreError) -> Self {
         match error {
             StoreError::Unavailable(cause) => Self::unavailable(&cause.to_string()),
-            StoreError::Aborted => Self::unavailable("the service is stopping"),
+            StoreError::Aborted => Self::unavailable("the service is shutting down"),
             StoreError::BadText => Self::new(
                 Code::ValidationFailed,
                 "a text contains a character that cannot be stored",
             ),
-            // Constraints that a client can run into are told apart where they are met.
+            // Callers map the constraints that a client can violate; one that gets here is a bug.
             StoreError::Violated(constraint) => Self::internal(&format!("{constraint:?}")),
             StoreError::Internal(cause) => Self::internal(&cause.to_string()),
         }
@@ -438,7 +444,7 @@ impl From<StoreError> for ApiError {
 }
 
 impl ApiError {
-    /// A query parameter's value is wrong.
+    /// The value of a query parameter is invalid.
     #[must_use]
     pub fn invalid_parameter(name: &'static str, why: Invalid) -> Self {
         Self::invalid(name, why.0)

@@ -1,4 +1,7 @@
-//! Errors as OAuth's own endpoints tell them (RFC 6749, section 5.2).
+//! Error responses of the OAuth endpoints (RFC 6749, section 5.2).
+//!
+//! Integration platforms take a 4xx response to a refresh for the end of the connection. So a
+//! temporary failure is always 429 or 503, never an error that would end a grant.
 
 use axum::{
     Json,
@@ -10,31 +13,33 @@ use serde::Serialize;
 use super::{ApiError, Code as ApiCode, in_grammar};
 use crate::oauth::{Code, OAuthError};
 
-/// The body of every error of OAuth.
+/// The body of every error of the OAuth endpoints.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
 pub struct OAuthErrorBody {
-    /// What a program goes by.
+    /// The error code of the RFC.
     #[schema(example = "invalid_grant")]
     error: &'static str,
-    /// What its author reads.
+    /// A text for the developer of the client.
     #[schema(example = "the refresh token is unknown, expired or revoked")]
     error_description: String,
 }
 
-/// A refusal of an endpoint of OAuth.
+/// An error response of an OAuth endpoint.
 #[derive(Debug)]
 pub enum OAuthRefusal {
-    /// As the RFCs foresee.
+    /// An error that the RFCs define, with its description.
     Told(Code, String),
-    /// As everywhere else; the guard tells it in the words of the RFCs.
+    /// A general error of the service. The middleware converts it to the format of the RFCs.
     Failed(ApiError),
 }
 
-/// When to ask again for what only a person can change.
-const LATER: HeaderValue = HeaderValue::from_static("60");
+/// `Retry-After` of an OAuth error with status 503. Such an error waits for an action of a user,
+/// such as enrolling a second factor, so clients need not retry more often.
+const RETRY_AFTER: HeaderValue = HeaderValue::from_static("60");
 
-/// Marks the answers to a device that waits as it should: it is not to be told of limits that others behind its
-/// address use up.
+/// A response extension that exempts the response from the rate limit of the client's address.
+/// Devices that poll as often as they are allowed get it: other clients behind the same address
+/// must not use up their limit.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::http) struct Patient;
 
@@ -65,9 +70,9 @@ impl IntoResponse for OAuthRefusal {
             Code::TemporarilyUnavailable => StatusCode::SERVICE_UNAVAILABLE,
             _ => StatusCode::BAD_REQUEST,
         };
-        let mut response = body(status, code, &description);
+        let mut response = error_response(status, code, &description);
         if status == StatusCode::SERVICE_UNAVAILABLE {
-            response.headers_mut().insert(header::RETRY_AFTER, LATER);
+            response.headers_mut().insert(header::RETRY_AFTER, RETRY_AFTER);
         }
         if matches!(code, Code::AuthorizationPending | Code::SlowDown) {
             response.extensions_mut().insert(Patient);
@@ -80,13 +85,14 @@ impl IntoResponse for OAuthRefusal {
     }
 }
 
-fn body(status: StatusCode, code: Code, description: &str) -> Response {
+fn error_response(status: StatusCode, code: Code, description: &str) -> Response {
     let error_description = in_grammar(description);
     (status, Json(OAuthErrorBody { error: code.as_str(), error_description })).into_response()
 }
 
-/// A refusal of this service's own, told as OAuth's clients read it; other answers as they are. What is over
-/// soon never looks like the end of a grant.
+/// Converts a general error response of the service to the format of RFC 6749, and returns all
+/// other responses unchanged. Temporary failures become `temporarily_unavailable`, which ends no
+/// grant.
 pub(in crate::http) fn of_refusal(response: Response) -> Response {
     let Some(error) = ApiError::of(&response) else { return response };
     let (status, code) = match error.code() {
@@ -97,14 +103,14 @@ pub(in crate::http) fn of_refusal(response: Response) -> Response {
         ApiCode::UnsupportedMediaType => (StatusCode::UNSUPPORTED_MEDIA_TYPE, Code::InvalidRequest),
         _ => (StatusCode::BAD_REQUEST, Code::InvalidRequest),
     };
-    let mut told = body(status, code, error.message());
+    let mut oauth_response = error_response(status, code, error.message());
     for (name, value) in response.headers() {
-        if !told.headers().contains_key(name) && name != header::CONTENT_LENGTH {
-            told.headers_mut().append(name, value.clone());
+        if !oauth_response.headers().contains_key(name) && name != header::CONTENT_LENGTH {
+            oauth_response.headers_mut().append(name, value.clone());
         }
     }
     if let Some(seconds) = error.retry_after() {
-        told.headers_mut().insert(header::RETRY_AFTER, seconds.into());
+        oauth_response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
     }
-    told
+    oauth_response
 }

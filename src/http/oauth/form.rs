@@ -1,3 +1,5 @@
+//! Form parameters and client authentication of requests to the OAuth endpoints.
+
 use std::{borrow::Cow, sync::Arc};
 
 use axum::{
@@ -16,19 +18,20 @@ use crate::{
     oauth::{Code, clients::BasicCredentials},
 };
 
-/// What a client sends to the token endpoint and the like.
+/// The form parameters and client credentials of a request to an OAuth endpoint.
 pub struct OAuthForm {
-    /// The fields.
+    /// The form parameters.
     pub parameters: Parameters,
-    /// Who it says it is, in the header.
+    /// The client credentials of the `Authorization: Basic` header.
     pub basic: Option<BasicCredentials>,
 }
 
 impl OAuthForm {
-    /// The client that sends it, once it has shown who it is.
+    /// Authenticates the client.
     ///
     /// # Errors
-    /// As RFC 6749, section 5.2 says.
+    /// [`Code::InvalidClient`] for an unknown client or wrong credentials, [`Code::InvalidRequest`]
+    /// for credentials that are sent in two ways (RFC 6749, section 5.2).
     pub async fn client(
         &self,
         app: &App,
@@ -44,21 +47,23 @@ impl FromRequest<App> for OAuthForm {
 
     async fn from_request(request: Request, app: &App) -> Result<Self, OAuthRefusal> {
         let (parts, body) = request.into_parts();
-        let basic = basic(&parts.headers)?;
+        let basic = basic_credentials(&parts.headers)?;
         let fields = extract::form_fields(&parts.headers, body, app).await?;
         Ok(Self { parameters: Parameters::new(fields.into_pairs()), basic })
     }
 }
 
-/// The credentials of `Authorization: Basic`, where that is what there is. Both halves are form-encoded (RFC 6749,
-/// section 2.3.1); ours have no letters that this would change, so that clients who forget it get in too.
-fn basic(headers: &HeaderMap) -> Result<Option<BasicCredentials>, OAuthRefusal> {
+/// Reads the credentials of an `Authorization: Basic` header.
+///
+/// Both parts are form-encoded (RFC 6749, section 2.3.1). Encoding changes no character that our
+/// client ids and secrets use, so clients that forget it work too.
+fn basic_credentials(headers: &HeaderMap) -> Result<Option<BasicCredentials>, OAuthRefusal> {
     let Some(value) = headers.get(header::AUTHORIZATION) else { return Ok(None) };
     let refuse = |why: &str| OAuthRefusal::Told(Code::InvalidClient, why.to_owned());
     let text = value.to_str().map_err(|_| refuse("the Authorization header is malformed"))?;
     let (scheme, encoded) = text.split_once(' ').unwrap_or((text, ""));
     if !scheme.eq_ignore_ascii_case("basic") {
-        return Err(refuse("a client shows who it is by Basic, or in the body"));
+        return Err(refuse("authenticate the client with HTTP Basic or in the request body"));
     }
     let decoded = BASE64.decode(encoded.trim().as_bytes()).ok();
     let decoded = decoded.and_then(|bytes| String::from_utf8(bytes).ok());
@@ -84,12 +89,12 @@ mod tests {
     fn read(value: &str) -> Result<Option<(String, String)>, ()> {
         let mut headers = HeaderMap::new();
         headers.insert(header::AUTHORIZATION, value.parse().unwrap());
-        let read = basic(&headers).map_err(|_| ())?;
-        Ok(read.map(|basic| (basic.client_id, basic.secret.expose_secret().to_owned())))
+        let credentials = basic_credentials(&headers).map_err(|_| ())?;
+        Ok(credentials.map(|basic| (basic.client_id, basic.secret.expose_secret().to_owned())))
     }
 
     #[test]
-    fn both_halves_are_read_encoded_and_plain() {
+    fn basic_credentials_encoded_or_plain_are_decoded() {
         let pair = |id: &str, secret: &str| Ok(Some((id.to_owned(), secret.to_owned())));
         let of = |text: &str| read(&format!("Basic {}", BASE64.encode(text.as_bytes())));
         assert_eq!(of("client_1:cs_a-b"), pair("client_1", "cs_a-b"));
@@ -100,6 +105,7 @@ mod tests {
         assert_eq!(read("basic YTpi"), pair("a", "b"));
         assert_eq!(read("Basic !"), Err(()));
         assert_eq!(read("Bearer abc"), Err(()));
-        assert_eq!(basic(&HeaderMap::new()).map_err(|_| ()).unwrap().map(|_| ()), None);
+        let without_header = basic_credentials(&HeaderMap::new()).map_err(|_| ());
+        assert_eq!(without_header.unwrap().map(|_| ()), None);
     }
 }

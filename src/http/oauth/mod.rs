@@ -1,8 +1,12 @@
-//! OAuth's endpoints for programs; its pages for people are in [`super::dashboard`].
+//! The OAuth endpoints that clients call: token, registration, revocation, introspection, device
+//! authorization and metadata.
+//!
+//! All errors have the format of RFC 6749, section 5.2. The consent and device pages for users are
+//! in [`super::dashboard`], the logic is in [`crate::oauth`].
 
 #![expect(
     clippy::missing_errors_doc,
-    reason = "what an endpoint refuses is in RFC 6749 and the OpenAPI document"
+    reason = "the errors of an endpoint are in RFC 6749 and the OpenAPI document"
 )]
 
 mod form;
@@ -36,41 +40,41 @@ use crate::{
 
 pub use form::OAuthForm;
 
-/// What handlers answer.
-type Answer<T> = Result<T, OAuthRefusal>;
+/// The result of a handler.
+type OAuthResult<T> = Result<T, OAuthRefusal>;
 
-/// Whether a path is of these endpoints, whose errors are told in the words of RFC 6749.
+/// True for the paths of these endpoints. Their errors have the format of RFC 6749.
 #[must_use]
 pub fn is_endpoint(path: &str) -> bool {
     path.starts_with("/oauth/")
 }
 
-/// What this authorization server offers (RFC 8414)
+/// Get the authorization server metadata (RFC 8414)
 #[utoipa::path(get, path = "/.well-known/oauth-authorization-server", tag = "Discovery",
     responses((status = 200, body = ServerMetadata)))]
 pub async fn server_metadata(_: Public, State(app): State<App>) -> Json<ServerMetadata> {
     Json(app.oauth.server_metadata())
 }
 
-/// What this resource server takes (RFC 9728)
+/// Get the protected resource metadata (RFC 9728)
 #[utoipa::path(get, path = "/.well-known/oauth-protected-resource", tag = "Discovery",
     responses((status = 200, body = ResourceMetadata)))]
 pub async fn resource_metadata(_: Public, State(app): State<App>) -> Json<ResourceMetadata> {
     Json(app.oauth.resource_metadata())
 }
 
-/// Tokens (RFC 6749, section 5.1).
+/// A token response (RFC 6749, section 5.1).
 #[derive(Serialize, ToSchema)]
 pub struct TokensBody {
     access_token: String,
     #[schema(example = "Bearer")]
     token_type: &'static str,
-    /// Seconds.
+    /// Lifetime of the access token in seconds.
     #[schema(example = 3600)]
     expires_in: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     refresh_token: Option<String>,
-    /// What the access token may do.
+    /// The scope of the access token.
     #[schema(example = "call2me:read call2me:write")]
     scope: String,
 }
@@ -88,33 +92,34 @@ impl From<Tokens> for TokensBody {
     }
 }
 
-/// A token request (RFC 6749). What it takes besides `grant_type` depends on that.
+/// A token request (RFC 6749). The other parameters depend on `grant_type`.
 #[derive(ToSchema)]
 #[expect(dead_code, reason = "read by OAuthForm; here for the document")]
 pub struct TokenRequest {
     #[schema(example = "authorization_code")]
     grant_type: String,
-    /// Unless it is in the `Authorization` header.
+    /// Required unless the `Authorization` header holds the client credentials.
     client_id: Option<String>,
-    /// Of a client that has one, unless it is in the `Authorization` header.
+    /// Required for a client with a secret, unless the `Authorization` header holds it.
     client_secret: Option<String>,
-    /// For `authorization_code`.
+    /// For `authorization_code`: the authorization code.
     code: Option<String>,
-    /// For `authorization_code` (RFC 7636).
+    /// For `authorization_code`: the PKCE code verifier (RFC 7636).
     code_verifier: Option<String>,
-    /// For `authorization_code`; where it is sent it must be the one that the code was sent to.
+    /// For `authorization_code`. Optional; if sent, it must be the redirect URI of the
+    /// authorization request.
     redirect_uri: Option<String>,
-    /// For `refresh_token`.
+    /// For `refresh_token`: the refresh token.
     refresh_token: Option<String>,
-    /// For `urn:ietf:params:oauth:grant-type:device_code`.
+    /// For `urn:ietf:params:oauth:grant-type:device_code`: the device code.
     device_code: Option<String>,
-    /// For less than was granted.
+    /// A narrower scope than the granted one.
     scope: Option<String>,
-    /// What the token is for, of what was granted (RFC 8707).
+    /// The resource that the access token is for, out of the granted ones (RFC 8707).
     resource: Option<String>,
 }
 
-/// Get tokens
+/// Request tokens (RFC 6749)
 #[utoipa::path(post, path = "/oauth/token", tag = "OAuth",
     request_body(content = TokenRequest, content_type = "application/x-www-form-urlencoded"),
     responses((status = 200, body = TokensBody), (status = 400, body = OAuthErrorBody),
@@ -124,13 +129,13 @@ pub async fn token(
     public: Public,
     State(app): State<App>,
     form: OAuthForm,
-) -> Answer<Json<TokensBody>> {
+) -> OAuthResult<Json<TokensBody>> {
     let client = form.client(&app, &public.request).await?;
     let tokens = app.oauth.token(&client, &form.parameters, &public.request).await?;
     Ok(Json(tokens.into()))
 }
 
-/// A client as it was registered (RFC 7591, section 3.2.1).
+/// A registered client (RFC 7591, section 3.2.1).
 #[derive(Serialize, ToSchema)]
 pub struct RegisteredClientBody {
     #[schema(example = "client_01jd0zt8q7f7qvs4p2k6x3m9ab")]
@@ -138,7 +143,7 @@ pub struct RegisteredClientBody {
     client_id_issued_at: i64,
     #[serde(skip_serializing_if = "Option::is_none")]
     client_secret: Option<String>,
-    /// 0: never.
+    /// Always 0: the secret does not expire.
     #[serde(skip_serializing_if = "Option::is_none")]
     client_secret_expires_at: Option<u8>,
     client_name: String,
@@ -171,20 +176,20 @@ impl From<Registered> for RegisteredClientBody {
     }
 }
 
-/// What a client says of itself (RFC 7591, section 2). Unknown fields are passed over.
+/// Client metadata (RFC 7591, section 2). Unknown fields are ignored.
 #[derive(ToSchema)]
 #[expect(dead_code, reason = "read as ClientMetadata; here for the document")]
 pub struct RegistrationRequest {
-    /// `https`, `http` on a loopback address, or of a program's own scheme.
+    /// `https` URLs, `http` URLs of a loopback address, or URIs with a private-use scheme.
     redirect_uris: Vec<String>,
     client_name: Option<String>,
     client_uri: Option<String>,
-    /// `client_secret_basic` unless said otherwise.
+    /// The default is `client_secret_basic`.
     token_endpoint_auth_method: Option<String>,
-    /// `authorization_code` unless said otherwise; refresh tokens are for those with `refresh_token`.
+    /// The default is `authorization_code`. Include `refresh_token` to get refresh tokens.
     grant_types: Option<Vec<String>>,
     response_types: Option<Vec<String>>,
-    /// What it asks for unless it says.
+    /// The default scope of authorization requests without `scope`.
     scope: Option<String>,
 }
 
@@ -196,42 +201,49 @@ pub async fn register(
     public: Public,
     State(app): State<App>,
     request: Request<Body>,
-) -> Answer<(StatusCode, Json<RegisteredClientBody>)> {
+) -> OAuthResult<(StatusCode, Json<RegisteredClientBody>)> {
     let (parts, body) = request.into_parts();
     let body = extract::body_of(&parts.headers, body, &app).await?;
     let metadata: ClientMetadata = serde_json::from_slice(&body).map_err(|_| {
-        let what = "the body must be a JSON object of client metadata";
-        OAuthRefusal::Told(Code::InvalidClientMetadata, what.to_owned())
+        let message = "the body must be a JSON object of client metadata";
+        OAuthRefusal::Told(Code::InvalidClientMetadata, message.to_owned())
     })?;
     let registered = app.oauth.register(&metadata, &public.request).await?;
     Ok((StatusCode::CREATED, Json(registered.into())))
 }
 
-/// A token to be revoked or looked at.
+/// A token to revoke or introspect.
 #[derive(ToSchema)]
 #[expect(dead_code, reason = "read by OAuthForm; here for the document")]
 pub struct OneTokenRequest {
     token: String,
-    /// Not needed.
+    /// Optional and ignored: the type is evident from the token.
     token_type_hint: Option<String>,
     client_id: Option<String>,
     client_secret: Option<String>,
 }
 
-/// Give a token back (RFC 7009)
+/// Revoke a token (RFC 7009)
 ///
-/// A refresh token with all that was granted, an access token alone. At once.
+/// Takes effect at once. Revoking a refresh token ends the whole grant with all its tokens.
+/// Revoking an access token ends that token. An unknown token is not an error.
 #[utoipa::path(post, path = "/oauth/revoke", tag = "OAuth",
     request_body(content = OneTokenRequest, content_type = "application/x-www-form-urlencoded"),
     responses((status = 200), (status = 400, body = OAuthErrorBody),
               (status = 401, body = OAuthErrorBody), (status = 503, body = OAuthErrorBody)))]
-pub async fn revoke(public: Public, State(app): State<App>, form: OAuthForm) -> Answer<Response> {
+pub async fn revoke(
+    public: Public,
+    State(app): State<App>,
+    form: OAuthForm,
+) -> OAuthResult<Response> {
     let client = form.client(&app, &public.request).await?;
     app.oauth.revoke(&client, &form.parameters, &public.request).await?;
     Ok(StatusCode::OK.into_response())
 }
 
-/// Look at a token (RFC 7662)
+/// Introspect a token (RFC 7662)
+///
+/// Requires a client with a secret.
 #[utoipa::path(post, path = "/oauth/introspect", tag = "OAuth",
     request_body(content = OneTokenRequest, content_type = "application/x-www-form-urlencoded"),
     responses((status = 200, body = Introspection), (status = 400, body = OAuthErrorBody),
@@ -240,12 +252,12 @@ pub async fn introspect(
     public: Public,
     State(app): State<App>,
     form: OAuthForm,
-) -> Answer<Json<Introspection>> {
+) -> OAuthResult<Json<Introspection>> {
     let client = form.client(&app, &public.request).await?;
     Ok(Json(app.oauth.introspect(&client, &form.parameters, &public.request).await?))
 }
 
-/// What a device shows and keeps (RFC 8628, section 3.2).
+/// A device authorization response (RFC 8628, section 3.2).
 #[derive(Serialize, ToSchema)]
 pub struct DeviceBody {
     device_code: String,
@@ -254,13 +266,13 @@ pub struct DeviceBody {
     #[schema(example = "https://auth.example.com/device")]
     verification_uri: String,
     verification_uri_complete: String,
-    /// Seconds.
+    /// Lifetime of the codes in seconds.
     expires_in: u64,
-    /// Seconds between two requests.
+    /// Minimum time between two token requests in seconds.
     interval: u32,
 }
 
-/// A device that wants to be let in.
+/// A device authorization request (RFC 8628, section 3.1).
 #[derive(ToSchema)]
 #[expect(dead_code, reason = "read by OAuthForm; here for the document")]
 pub struct DeviceRequest {
@@ -270,7 +282,7 @@ pub struct DeviceRequest {
     resource: Option<String>,
 }
 
-/// Begin with a device (RFC 8628)
+/// Start a device authorization (RFC 8628)
 #[utoipa::path(post, path = "/oauth/device_authorization", tag = "OAuth",
     request_body(content = DeviceRequest, content_type = "application/x-www-form-urlencoded"),
     responses((status = 200, body = DeviceBody), (status = 400, body = OAuthErrorBody),
@@ -280,7 +292,7 @@ pub async fn device_authorization(
     public: Public,
     State(app): State<App>,
     form: OAuthForm,
-) -> Answer<Json<DeviceBody>> {
+) -> OAuthResult<Json<DeviceBody>> {
     let client = form.client(&app, &public.request).await?;
     let device = app.oauth.start_device(&client, &form.parameters, &public.request).await?;
     let (uri, code) = (device.verification_uri, device.user_code.shown());
