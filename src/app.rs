@@ -1,4 +1,7 @@
-//! The composition root: the parts are made here, put together, started and stopped.
+//! The composition root: creates the components, connects them, starts and stops them.
+//!
+//! The order of shutdown matters: requests finish, then the audit events are written and sealed,
+//! then the node deregisters. Until then other nodes must wait for its lease.
 
 use std::{
     future::{Future, Ready, pending, ready},
@@ -39,19 +42,19 @@ use crate::{
     store::{APP_ROLE, Store, StoreError, migrate},
 };
 
-/// How long the audit log may take to be written at the end.
+/// Timeout of writing queued audit events at shutdown.
 const FLUSH_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(20);
 
-/// How long sealing what is written may take at the end.
+/// Timeout of sealing written audit events at shutdown.
 const SEAL_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(2);
 
-/// How often the log's partitions are looked after.
-const PARTITIONS_EVERY: std::time::Duration = std::time::Duration::from_hours(1);
+/// Interval of maintenance: partitions of the audit log, and expired rows.
+const MAINTENANCE_INTERVAL: std::time::Duration = std::time::Duration::from_hours(1);
 
-/// How often is dropped what gathers fast.
-const PRUNE_EVERY: std::time::Duration = std::time::Duration::from_mins(1);
+/// Interval of pruning tables that grow fast.
+const PRUNE_INTERVAL: std::time::Duration = std::time::Duration::from_mins(1);
 
-/// A service that is ready to serve.
+/// A service with all its components, ready to serve.
 pub struct Application {
     app: App,
     service: Frame,
@@ -59,16 +62,17 @@ pub struct Application {
     store: Store,
     writer: WriterTask,
     node: NodeTask,
-    chores: Vec<JoinHandle<()>>,
+    background_tasks: Vec<JoinHandle<()>>,
 }
 
 impl Application {
-    /// Makes all parts: migrates where the login may, connects, loads the keys.
+    /// Creates all components: migrates the database if its role may, connects, and loads the
+    /// signing keys.
     ///
     /// # Errors
-    /// With one line for the operator.
+    /// A message of one line for the operator.
     pub async fn build(settings: Settings, env: Env) -> Result<Self, String> {
-        // Kilobytes, once: not for every caller's stack.
+        // Boxed: the future has several kilobytes, which every caller would have to hold.
         Box::pin(Self::assemble(settings, env)).await
     }
 
@@ -76,8 +80,8 @@ impl Application {
         prepare_schema(&settings).await?;
         let url = settings.database.url.expose_secret();
         let store = Store::connect(url, &settings.database.pool).await?;
-        let away = |error| format!("cannot prepare the audit log: {error}");
-        store.create_audit_partitions(env.clock.now()).await.map_err(away)?;
+        let describe = |error| format!("cannot prepare the audit log: {error}");
+        store.create_audit_partitions(env.clock.now()).await.map_err(describe)?;
         let (audit, writer) = WriterTask::start(store.clone(), env.clone(), settings.audit);
         let metrics = Metrics::default();
         let node_id = env.new_uuid();
@@ -85,7 +89,7 @@ impl Application {
         let caches = Caches::start(&store, &env, &lease, settings.cache.keys);
         let acknowledged = Arc::new(Notify::new());
         let fence = Fence::new(store.clone(), Arc::clone(&acknowledged), &env, metrics.clone());
-        let beliefs = Arc::new(caches.clone());
+        let invalidation_sink = Arc::new(caches.clone());
         let auth =
             Auth::new(&settings, store.clone(), env.clone(), audit.clone(), caches, fence, node_id)
                 .await?;
@@ -95,16 +99,16 @@ impl Application {
         let public_url = &settings.server.public_url;
         let openapi = http::openapi::document(public_url)
             .to_json()
-            .map_err(|error| format!("cannot write the OpenAPI document: {error}"))?;
-        let chores = vec![
+            .map_err(|error| format!("cannot create the OpenAPI document: {error}"))?;
+        let background_tasks = vec![
             tokio::spawn(limits.clone().keep_small()),
-            tokio::spawn(look_after_tables(
+            tokio::spawn(run_maintenance(
                 store.clone(),
                 env.clone(),
                 oauth.idle(),
                 settings.audit.usage_retention,
             )),
-            tokio::spawn(prune_often(store.clone(), env.clone())),
+            tokio::spawn(run_frequent_pruning(store.clone(), env.clone())),
         ];
         let app = Arc::new(Api {
             auth,
@@ -131,57 +135,59 @@ impl Application {
         });
         app.metrics.add(observe::State(Arc::downgrade(&app)));
         let service = http::service(&app);
-        // Last: whoever gives up before is not waited for by other nodes.
-        let length = settings.cache.lease;
+        // Last: if an earlier step fails, no other node waits for the lease of this one.
+        let lease_duration = settings.cache.lease;
         let mut node = Node::start(Parts {
             id: node_id,
             store: store.clone(),
             env: app.env.clone(),
-            beliefs,
+            beliefs: invalidation_sink,
             diary: Arc::new(app.audit.clone()),
             lease: app.lease.clone(),
-            lease_length: length,
+            lease_length: lease_duration,
             acknowledged,
             metrics: app.metrics.clone(),
         });
-        // Without a lease it serves all the same, and asks PostgreSQL each time.
-        node.has_joined(length).await;
-        Ok(Self { app, service, settings, store, writer, node, chores })
+        // Without a lease the node serves anyway, and reads every credential from PostgreSQL.
+        node.has_joined(lease_duration).await;
+        Ok(Self { app, service, settings, store, writer, node, background_tasks })
     }
 
-    /// What handlers share; for the command line, which does some of the same.
+    /// Returns the state that handlers share, for commands that use it without HTTP.
     #[must_use]
     pub fn app(&self) -> &App {
         &self.app
     }
 
-    /// Serves until `stop` is ready, then finishes what is under way and writes the log.
+    /// Serves until `stop` completes, then shuts down gracefully: requests in flight finish and
+    /// queued audit events are written.
     ///
     /// # Errors
-    /// When the listener fails for good.
+    /// A message for the operator if a component cannot start, or the listener fails.
     pub async fn serve(
         mut self,
         listener: TcpListener,
         stop: impl Future<Output = ()>,
     ) -> Result<(), String> {
-        // Here, and not where the parts are made: the command line, which limits nobody, makes them too.
+        // Not in `build`: admin commands build the components too, but need no rate limits and none
+        // of these tasks.
         self.app.limits.connect().await;
-        self.chores.push(tokio::spawn(self.app.limits.clone().keep_connected()));
-        self.chores.push(tokio::spawn(self.app.auth.clone().keep_signing_keys()));
-        self.chores.push(tokio::spawn(self.sealer().run()));
+        self.background_tasks.push(tokio::spawn(self.app.limits.clone().keep_connected()));
+        self.background_tasks.push(tokio::spawn(self.app.auth.clone().keep_signing_keys()));
+        self.background_tasks.push(tokio::spawn(self.sealer().run()));
         if let Some(retention) = self.retention()? {
-            self.chores.push(tokio::spawn(retention.run()));
+            self.background_tasks.push(tokio::spawn(retention.run()));
         }
         let followers = self.app.audit_log.followers().clone();
-        self.chores.push(tokio::spawn(followers.run(self.store.clone())));
+        self.background_tasks.push(tokio::spawn(followers.run(self.store.clone())));
         let service = self.service.clone();
-        let answer = move |peer, request| service.clone().call(peer, request);
-        let server = Server::new(&self.settings.server, answer);
-        let (metrics, mail) = match self.begin().await {
-            Ok(begun) => begun,
-            Err(problem) => {
+        let handle = move |peer, request| service.clone().call(peer, request);
+        let server = Server::new(&self.settings.server, handle);
+        let (metrics, mail) = match self.start_metrics_and_mail().await {
+            Ok(started) => started,
+            Err(error) => {
                 self.shut_down().await;
-                return Err(problem);
+                return Err(error);
             }
         };
         let metrics = metrics.map(|listener| {
@@ -191,11 +197,11 @@ impl Application {
         let app = Arc::clone(&self.app);
         let stop = async move {
             stop.await;
-            // Answers that would go on for ever.
+            // Ends streamed responses, which would never end by themselves.
             app.stopping.send_replace(true);
         };
         let outcome = server.run(listener, stop).await;
-        // Last of all: the end is worth watching too.
+        // After the API, so that the shutdown can be monitored too.
         if let Some(metrics) = metrics {
             metrics.abort();
         }
@@ -204,30 +210,30 @@ impl Application {
         outcome.map_err(|error| format!("cannot accept connections: {error}"))
     }
 
-    /// What drops old events, if anything is to.
+    /// The task that deletes old audit events, if `audit.retention_days` is set.
     fn retention(&self) -> Result<Option<Retention>, String> {
-        let Some(kept_for) = self.settings.audit.retention else { return Ok(None) };
+        let Some(retention) = self.settings.audit.retention else { return Ok(None) };
         let database = &self.settings.database;
         let owner = match &database.owner_url {
             Some(owner) => owner,
             None if migrate::login_name(database.url.expose_secret())? != APP_ROLE => &database.url,
             None => {
-                return Err("audit.retention_days takes the owner of the tables: set \
+                return Err("audit.retention_days requires the role that owns the tables: set \
                             database.owner_url"
                     .to_owned());
             }
         };
         let (store, env) = (self.store.clone(), self.app.env.clone());
-        Ok(Some(Retention::new(store, env, owner.clone(), kept_for)))
+        Ok(Some(Retention::new(store, env, owner.clone(), retention)))
     }
 
     fn sealer(&self) -> Sealer {
         Sealer::new(self.store.clone(), self.app.env.clone(), Arc::clone(&self.app.seals))
     }
 
-    /// What a service does that the command line does not.
-    async fn begin(&self) -> Result<(Option<TcpListener>, MailTask), String> {
-        let metrics = self.metrics_address().await?;
+    /// Binds the metrics listener and starts sending email.
+    async fn start_metrics_and_mail(&self) -> Result<(Option<TcpListener>, MailTask), String> {
+        let metrics = self.bind_metrics().await?;
         let mail = MailTask::start(
             self.store.clone(),
             self.app.env.clone(),
@@ -238,31 +244,32 @@ impl Application {
         Ok((metrics, mail))
     }
 
-    /// Where metrics are served, if anywhere.
-    async fn metrics_address(&self) -> Result<Option<TcpListener>, String> {
+    /// Binds `server.metrics_address`, if it is set.
+    async fn bind_metrics(&self) -> Result<Option<TcpListener>, String> {
         let Some(address) = self.settings.server.metrics_address else { return Ok(None) };
         let listener = TcpListener::bind(address).await;
         listener.map(Some).map_err(|error| format!("cannot serve metrics on {address}: {error}"))
     }
 
-    /// Writes what waits and closes the connections.
+    /// Stops background tasks, writes queued audit events, deregisters the node and closes the
+    /// database connections.
     pub async fn shut_down(self) {
-        for chore in &self.chores {
-            chore.abort();
+        for task in &self.background_tasks {
+            task.abort();
         }
         let mut sealer = self.sealer();
         drop((self.app, self.service));
-        let is_all_written = self.writer.finish(FLUSH_TIMEOUT).await;
-        // Others do it where this one cannot.
+        let has_written_all = self.writer.finish(FLUSH_TIMEOUT).await;
+        // If this times out, another node seals the events.
         timeout(SEAL_TIMEOUT, sealer.seal_all()).await.ok();
-        // Behind the writer: until then other nodes do not know of all that happened here. Without a farewell where
-        // they never will.
-        self.node.finish(is_all_written).await;
+        // After the writer: until then the events of this node are not all visible to others. If
+        // some were lost, the node does not deregister, so that others treat it as crashed.
+        self.node.finish(has_written_all).await;
         self.store.close().await;
     }
 }
 
-/// Serves the metrics, whatever is asked for.
+/// Returns the metrics for every path.
 fn metrics_service(
     metrics: &Metrics,
 ) -> impl Fn(IpAddr, Request) -> Ready<Response> + Clone + Send + Sync + 'static {
@@ -275,7 +282,8 @@ fn metrics_service(
     }
 }
 
-/// Migrates with the owner's login, or with the only one if it is not the application's role.
+/// Migrates with the role of `database.owner_url`; without it, with that of `database.url` unless
+/// it is the application's role, which may not change the schema.
 async fn prepare_schema(settings: &Settings) -> Result<(), String> {
     let url = settings.database.url.expose_secret();
     match &settings.database.owner_url {
@@ -283,44 +291,50 @@ async fn prepare_schema(settings: &Settings) -> Result<(), String> {
         None if migrate::login_name(url)? != APP_ROLE => migrate::migrate(url).await,
         None if migrate::is_current(url).await? => Ok(()),
         None => Err(format!(
-            "the database's schema is not of this version, and {APP_ROLE} may not change it: \
+            "the database schema is not up to date, and the role {APP_ROLE} may not change it: \
              set database.owner_url, or run `call2me-auth migrate` with it"
         )),
     }
 }
 
-async fn prune_often(store: Store, env: Env) {
-    let mut ticks = interval(PRUNE_EVERY);
+async fn run_frequent_pruning(store: Store, env: Env) {
+    let mut ticks = interval(PRUNE_INTERVAL);
     loop {
         ticks.tick().await;
         if let Err(error) = store.prune_invalidations().await {
-            tracing::warn!(%error, "cannot drop old invalidations");
+            tracing::warn!(%error, "cannot delete old cache invalidations");
         }
         if let Err(error) = store.prune_usage_minutes(env.clock.now()).await {
-            tracing::warn!(%error, "cannot drop what keys were used for by the minute");
+            tracing::warn!(%error, "cannot delete old key usage by the minute");
         }
     }
 }
 
-async fn look_after_tables(store: Store, env: Env, idle: Duration, usage: Duration) {
-    let mut ticks = interval(PARTITIONS_EVERY);
+async fn run_maintenance(store: Store, env: Env, grant_idle: Duration, usage_retention: Duration) {
+    let mut ticks = interval(MAINTENANCE_INTERVAL);
     loop {
         ticks.tick().await;
         let now = env.clock.now();
-        let tell = |what: &str, done: Result<(), StoreError>| {
-            if let Err(error) = done {
-                tracing::warn!(%error, "cannot {what}");
+        let log_error = |action: &str, result: Result<(), StoreError>| {
+            if let Err(error) = result {
+                tracing::warn!(%error, "cannot {action}");
             }
         };
-        tell("make partitions of the log ahead", store.create_audit_partitions(now).await);
-        tell("drop counts of unknown credentials", store.prune_unknown_credential_counts().await);
-        tell("drop tokens of links", store.prune_one_time_tokens(now).await);
-        tell("drop counts of wrong passwords", store.prune_wrong_passwords(now).await);
-        tell("drop challenges", store.prune_mfa_challenges(now).await);
-        tell("drop passkeys' challenges", store.prune_passkey_challenges(now).await);
-        tell("drop kept answers", store.prune_answers(now).await);
-        tell("drop what keys were used for", store.prune_key_usage(now - usage).await);
-        tell("drop invitations", store.prune_invitations(now).await);
-        tell("drop old grants and unused OAuth clients", store.prune_oauth(now, idle).await);
+        log_error("create partitions of the audit log", store.create_audit_partitions(now).await);
+        log_error(
+            "delete old counts of unknown credentials",
+            store.prune_unknown_credential_counts().await,
+        );
+        log_error("delete old one-time tokens", store.prune_one_time_tokens(now).await);
+        log_error("delete old counts of failed sign-ins", store.prune_wrong_passwords(now).await);
+        log_error("delete old second-factor challenges", store.prune_mfa_challenges(now).await);
+        log_error("delete old passkey challenges", store.prune_passkey_challenges(now).await);
+        log_error("delete old idempotency keys", store.prune_answers(now).await);
+        log_error("delete old key usage", store.prune_key_usage(now - usage_retention).await);
+        log_error("delete old invitations", store.prune_invitations(now).await);
+        log_error(
+            "delete old grants and unused OAuth clients",
+            store.prune_oauth(now, grant_idle).await,
+        );
     }
 }

@@ -1,44 +1,46 @@
 //! The authentication service of a voice-AI platform.
 //!
-//! Workspaces call an API with Bearer keys (`sk_call2me_live_…`), people sign in to a dashboard, every
-//! call is rate limited and lands in an audit log. This crate is that service: one binary over
-//! PostgreSQL, and nodes of it that keep nothing.
+//! Servers call an API with the API keys of a workspace (`sk_call2me_live_…`), and users sign in to
+//! a dashboard. Every request is rate limited and recorded in an audit log. This crate is that
+//! service: one binary with stateless nodes over PostgreSQL.
 //!
-//! # Where things are
+//! # Modules
 //!
-//! Imports run one way, from the top of this table to its bottom; a test reads the `use` lines and
-//! keeps it so. Only [`store`] names sqlx; only [`http`], [`app`] and [`server`] name axum.
+//! Imports run in one direction, from the top of this table to its bottom; a test checks the `use`
+//! lines. Only [`store`] uses sqlx; only [`http`], [`app`], [`server`] and [`config`] use axum.
 //!
-//! | module | what it is for |
+//! | module | purpose |
 //! |---|---|
-//! | [`cli`] | the command line: `dev` with its embedded PostgreSQL, `serve`, `admin` … |
-//! | [`app`] | the composition root: parts are made, put together, started and stopped |
-//! | [`server`] | the accept loop: time-outs, a cap on connections, a graceful end |
-//! | [`http`] | routes, guards, errors, the OpenAPI document |
-//! | [`oauth`] | the authorization server: who lets which program in |
-//! | [`auth`] | who is calling, and how one becomes somebody |
-//! | [`resources`] | agents, calls, knowledge bases, campaigns, billing, people |
-//! | [`audit`] | the audit log: the queue, the writer, the sealer, the verifier, the reader |
-//! | [`idempotency`] | creating requests that may come again |
-//! | [`mail`](mod@mail) | mail: what waits in the outbox is written and sent |
-//! | [`limit`] | rate limits: GCRA buckets, of this node or shared over Valkey |
-//! | [`store`] | PostgreSQL: all SQL, a file for each group of tables |
-//! | [`config`], [`telemetry`] | settings, checked all at once; logs without secrets |
+//! | [`cli`] | the command line: `dev` with a private PostgreSQL, `serve`, `admin` … |
+//! | [`app`] | the composition root: creates, connects, starts and stops the components |
+//! | [`server`] | the accept loop: timeouts, connection limits, graceful shutdown |
+//! | [`http`] | routes, middleware, extractors, errors, the dashboard, the OpenAPI document |
+//! | [`oauth`] | the authorization server: clients, consent, grants, tokens |
+//! | [`auth`] | authentication: keys, sessions, sign-in, second factors, members |
+//! | [`resources`] | agents, calls, knowledge bases, campaigns, billing, users |
+//! | [`audit`] | the audit log: queue, writer, sealer, verifier, reader |
+//! | [`idempotency`] | idempotency keys: stored responses for retried requests |
+//! | [`mail`](mod@mail) | email: renders and sends the outbox |
+//! | [`limit`] | rate limits: GCRA buckets, on this node or shared over Valkey |
+//! | [`coherence`] | cache invalidation: leases, and the fence that revocations wait at |
+//! | [`store`] | PostgreSQL: all SQL, one file for each group of tables |
+//! | [`config`], [`telemetry`] | validated settings; logging with secrets redacted |
+//! | [`metrics`] | Prometheus metrics |
 //! | [`model`] | plain types that are valid by construction |
 //! | [`env`](mod@env) | time and randomness, injected |
 //!
-//! # The questions that one comes with
+//! # Entry points
 //!
-//! - Where is a key verified? [`auth::verify_key`]
-//! - Where is scope checked? [`auth::check_scope`], by the handler's first parameter,
+//! - Verification of an API key: [`auth::verify_key`]
+//! - Check of the scope: [`auth::check_scope`], called by the handler's first parameter,
 //!   [`http::extract::Authorized`]
-//! - Where are errors mapped? [`http::error`]
-//! - Where does a program get its tokens? [`oauth::token`], after [`oauth::authorize`]
-//! - Which routes are there, and what do they ask? [`http::routes`]
-//! - In which order does a request pass what? [`http`]
-//! - Where does the audit log get its proof? [`audit::Sealer`]; who checks it? [`audit::verifier`]
-//! - Where is it decided that a rotated key may go? [`model::rotation`]
-//! - What keeps workspaces apart? [`store`], and the policies of `migrations/0001_foundation.sql`
+//! - Mapping of errors to responses: [`http::error`]
+//! - Authorization and tokens of an OAuth client: [`oauth::authorize`], then [`oauth::token`]
+//! - Routes and their access rules: [`http::routes`]
+//! - Order of the steps that a request passes: [`http`]
+//! - Hash chain of the audit log: [`audit::Sealer`]; its verification: [`audit::verifier`]
+//! - Decision that a rotated key is safe to revoke: [`model::rotation`]
+//! - Isolation of workspaces: [`store`], and the policies of `migrations/0001_foundation.sql`
 
 pub mod app;
 pub mod audit;

@@ -1,11 +1,11 @@
-//! The binary: parses the command line, runs what it asks for, says how it ended.
+//! The binary: runs the command line and prints its error.
 
 use std::process::ExitCode;
 
 use call2me_auth::cli;
 
-/// What one thread allocates for an event of the log, another frees: the C library's allocator makes
-/// them wait for each other.
+/// Audit events are allocated by one thread and freed by another, which causes lock contention in
+/// the C library's allocator.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

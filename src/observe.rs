@@ -1,4 +1,4 @@
-//! What the parts count for themselves, told when the metrics are read.
+//! A metrics collector that reads the counters and state of the components on each scrape.
 
 use std::{
     fmt,
@@ -13,7 +13,7 @@ use prometheus_client::{
 
 use crate::http::Api;
 
-/// Reads the state of a running service; nothing, once it has ended.
+/// Collects the metrics of a running service; none after it has stopped.
 pub(crate) struct State(pub(crate) Weak<Api>);
 
 impl fmt::Debug for State {
@@ -25,31 +25,31 @@ impl fmt::Debug for State {
 impl Collector for State {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let Some(app) = self.0.upgrade() else { return Ok(()) };
-        let tell = &mut Tell(&mut encoder);
-        caches(tell, &app)?;
-        audit(tell, &app)?;
+        let writer = &mut MetricWriter(&mut encoder);
+        caches(writer, &app)?;
+        audit(writer, &app)?;
         let lease = app.lease.left(app.env.clock.monotonic()).as_secs_f64();
-        tell.gauge(
+        writer.gauge(
             "lease_seconds",
-            "How long this node may still believe what it has cached",
+            "Remaining time of this node's lease, during which it may use its cache",
             lease,
         )?;
-        let [requests, own] = app.store.connections();
+        let [requests, background] = app.store.connections();
         let states = [
             (["requests", "busy"], ConstGauge::new(f64::from(requests.open - requests.idle))),
             (["requests", "idle"], ConstGauge::new(f64::from(requests.idle))),
-            (["own", "busy"], ConstGauge::new(f64::from(own.open - own.idle))),
-            (["own", "idle"], ConstGauge::new(f64::from(own.idle))),
+            (["own", "busy"], ConstGauge::new(f64::from(background.open - background.idle))),
+            (["own", "idle"], ConstGauge::new(f64::from(background.idle))),
         ];
-        let help = "Connections to PostgreSQL";
-        tell.family("database_connections", help, ["pool", "state"], &states)?;
+        let help = "Connections to PostgreSQL by pool and state";
+        writer.family("database_connections", help, ["pool", "state"], &states)?;
         let waiting = app.auth.passwords_waiting();
-        tell.gauge("password_queue", "Password hashes that wait or are computed", number(waiting))?;
-        limits(tell, &app)
+        writer.gauge("password_queue", "Password hashes queued or in progress", number(waiting))?;
+        limits(writer, &app)
     }
 }
 
-fn caches(tell: &mut Tell<'_, '_>, app: &Api) -> fmt::Result {
+fn caches(writer: &mut MetricWriter<'_, '_>, app: &Api) -> fmt::Result {
     let caches = app.auth.caches();
     let caches = [
         ("keys", caches.keys_seen()),
@@ -61,63 +61,76 @@ fn caches(tell: &mut Tell<'_, '_>, app: &Api) -> fmt::Result {
             [("hit", &counts.hits), ("unknown", &counts.unknown_hits), ("miss", &counts.misses)];
         outcomes.map(|(outcome, count)| ([*cache, outcome], ConstCounter::new(count.load(Relaxed))))
     });
-    let help = "Credentials that were looked up, by what came of it in memory";
-    tell.family("cache_lookups", help, ["cache", "outcome"], &lookups.collect::<Vec<_>>())?;
+    let help = "Credential cache lookups by outcome";
+    writer.family("cache_lookups", help, ["cache", "outcome"], &lookups.collect::<Vec<_>>())?;
     let entries = caches.map(|(cache, (_, known))| ([cache], ConstGauge::new(number(known))));
-    tell.family("cache_entries", "Credentials that are known", ["cache"], &entries)
+    writer.family("cache_entries", "Entries of the credential caches", ["cache"], &entries)
 }
 
-fn limits(tell: &mut Tell<'_, '_>, app: &Api) -> fmt::Result {
+fn limits(writer: &mut MetricWriter<'_, '_>, app: &Api) -> fmt::Result {
     let counts = app.limits.counts();
     let decisions = [
         (["shared"], ConstCounter::new(counts.shared_decisions.load(Relaxed))),
         (["local"], ConstCounter::new(counts.local_decisions.load(Relaxed))),
     ];
-    let help = "Requests that a bucket decided on, by where it is";
-    tell.family("rate_limit_decisions", help, ["store"], &decisions)?;
+    let help = "Rate-limit decisions by store";
+    writer.family("rate_limit_decisions", help, ["store"], &decisions)?;
     let failed = counts.failed_calls.load(Relaxed);
-    tell.counter(
+    writer.counter(
         "rate_limit_failed_calls",
-        "Requests that asked the shared store in vain",
+        "Failed calls to the shared rate-limit store",
         failed,
     )?;
     let fallbacks = counts.fallbacks.load(Relaxed);
-    tell.counter("rate_limit_fallbacks", "Times that the shared store went away", fallbacks)?;
+    writer.counter(
+        "rate_limit_fallbacks",
+        "Times the shared rate-limit store became unavailable",
+        fallbacks,
+    )?;
     let shared = f64::from(u8::from(app.limits.are_shared()));
-    tell.gauge("rate_limit_shared", "Whether limits are shared with other nodes now", shared)?;
+    writer.gauge(
+        "rate_limit_shared",
+        "1 if rate limits are shared with other nodes, else 0",
+        shared,
+    )?;
     let buckets = number(app.limits.buckets());
-    tell.gauge("rate_limit_buckets", "Buckets of this node that are not full", buckets)
+    writer.gauge("rate_limit_buckets", "Rate-limit buckets on this node", buckets)
 }
 
-fn audit(tell: &mut Tell<'_, '_>, app: &Api) -> fmt::Result {
+fn audit(writer: &mut MetricWriter<'_, '_>, app: &Api) -> fmt::Result {
     let counts = app.audit.counts();
-    // In this order, so that what waits is never less than nothing.
+    // Read in this order, so that the number of waiting events is never negative.
     let (lost, written) = (counts.lost.load(Relaxed), counts.written.load(Relaxed));
     let accepted = counts.accepted.load(Relaxed);
-    tell.counter("audit_events_accepted", "Events that were queued", accepted)?;
-    tell.counter("audit_events_written", "Events that PostgreSQL has committed", written)?;
-    tell.counter("audit_events_lost", "Events that were not written and never will be", lost)?;
+    writer.counter("audit_events_accepted", "Audit events queued", accepted)?;
+    writer.counter("audit_events_written", "Audit events committed to PostgreSQL", written)?;
+    writer.counter(
+        "audit_events_lost",
+        "Audit events that were lost and will never be written",
+        lost,
+    )?;
     let waiting = accepted.saturating_sub(written + lost);
     #[expect(clippy::cast_precision_loss, reason = "a queue is not that long")]
     let waiting = waiting as f64;
-    tell.gauge("audit_events_waiting", "Events that are to be written", waiting)?;
+    writer.gauge("audit_events_waiting", "Audit events waiting to be written", waiting)?;
     let sealed = app.seals.sealed.load(Relaxed);
-    tell.counter("audit_events_sealed", "Events that this node has sealed", sealed)?;
-    #[expect(clippy::cast_precision_loss, reason = "milliseconds of a delay")]
+    writer.counter("audit_events_sealed", "Audit events sealed by this node", sealed)?;
+    #[expect(clippy::cast_precision_loss, reason = "a delay in milliseconds is small")]
     let lag = app.seals.lag_ms.load(Relaxed) as f64 / 1000.0;
-    let help = "How old the oldest event was when this node last sealed some";
-    tell.gauge("audit_seal_lag_seconds", help, lag)?;
+    let help = "Age of the oldest event in the last batch that this node sealed";
+    writer.gauge("audit_seal_lag_seconds", help, lag)?;
     let followers = number(app.audit_log.followers().count());
-    tell.gauge("audit_streams", "Clients that follow the audit log of a workspace", followers)
+    writer.gauge("audit_streams", "Clients connected to audit log streams", followers)
 }
 
 fn number(count: usize) -> f64 {
     u32::try_from(count).unwrap_or(u32::MAX).into()
 }
 
-struct Tell<'a, 'b>(&'a mut DescriptorEncoder<'b>);
+/// Writes metrics, with or without labels, to an encoder.
+struct MetricWriter<'a, 'b>(&'a mut DescriptorEncoder<'b>);
 
-impl Tell<'_, '_> {
+impl MetricWriter<'_, '_> {
     fn counter(&mut self, name: &str, help: &str, value: u64) -> fmt::Result {
         let counter = ConstCounter::new(value);
         counter.encode(self.0.encode_descriptor(name, help, None, counter.metric_type())?)
@@ -128,7 +141,7 @@ impl Tell<'_, '_> {
         gauge.encode(self.0.encode_descriptor(name, help, None, gauge.metric_type())?)
     }
 
-    /// One metric with labels; the values are counters or gauges.
+    /// Encodes a metric with labels; the values are counters or gauges.
     fn family<const N: usize, M: EncodeMetric>(
         &mut self,
         name: &str,
@@ -139,7 +152,7 @@ impl Tell<'_, '_> {
         let Some((_, first)) = values.first() else { return Ok(()) };
         let mut family = self.0.encode_descriptor(name, help, None, first.metric_type())?;
         for (texts, value) in values {
-            let labels = std::array::from_fn::<_, N, _>(|place| (labels[place], texts[place]));
+            let labels = std::array::from_fn::<_, N, _>(|index| (labels[index], texts[index]));
             value.encode(family.encode_family(&labels)?)?;
         }
         Ok(())

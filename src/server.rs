@@ -1,5 +1,5 @@
-//! The accept loop: HTTP/1.1 by hyper, with what `axum::serve` lacks: a time-out on request heads and
-//! idle connections, and a bound on their number.
+//! The accept loop: HTTP/1.1 by hyper, with what `axum::serve` lacks: timeouts for request heads,
+//! idle connections and slow readers, and limits on the number of connections.
 
 use std::{
     collections::HashMap,
@@ -26,16 +26,16 @@ use tracing::{debug, warn};
 
 use crate::{config, model::address};
 
-/// The largest head of a request, in bytes.
+/// Maximum size of a request's head, in bytes.
 const MAX_HEAD_BYTES: usize = 32 * 1024;
 
-/// Serves what a function answers to the requests of a peer.
+/// An HTTP server that calls a function with the peer's address and the request.
 pub struct Server<F> {
     service: F,
     http: http1::Builder,
     connections: Arc<Semaphore>,
     max_connections: u32,
-    clients: Clients,
+    clients: ConnectionCounts,
     write_timeout: Duration,
     shutdown_timeout: Duration,
 }
@@ -45,14 +45,15 @@ where
     F: Fn(IpAddr, Request) -> A + Clone + Send + Sync + 'static,
     A: Future<Output = Response> + Send + 'static,
 {
-    /// As configured.
+    /// Creates a server with the limits and timeouts of `[server]`.
     #[must_use]
     pub fn new(settings: &config::Server, service: F) -> Self {
         let mut http = http1::Builder::new();
         http.timer(TokioTimer::new())
             .header_read_timeout(settings.header_timeout)
             .max_buf_size(MAX_HEAD_BYTES)
-            // Head and body in one piece: copying a small body is cheaper than a vectored write.
+            // Write head and body in one buffer: copying a small body is cheaper than a vectored
+            // write.
             .writev(false)
             .keep_alive(true);
         Self {
@@ -60,16 +61,17 @@ where
             http,
             connections: Arc::new(Semaphore::new(settings.max_connections)),
             max_connections: settings.max_connections.try_into().unwrap_or(u32::MAX),
-            clients: Clients::new(settings),
+            clients: ConnectionCounts::new(settings),
             write_timeout: settings.write_timeout,
             shutdown_timeout: settings.shutdown_timeout,
         }
     }
 
-    /// Accepts connections until `stop` is ready, then lets requests under way finish.
+    /// Accepts connections until `stop` completes, then waits for requests in flight, at most for
+    /// `server.shutdown_timeout_seconds`.
     ///
     /// # Errors
-    /// Never so far: a failure to accept is waited out.
+    /// None at present: after a failed accept the loop pauses and tries again.
     pub async fn run(
         self,
         listener: TcpListener,
@@ -78,16 +80,16 @@ where
         let (stopping, _) = watch::channel(false);
         let mut stop = pin!(stop);
         loop {
-            // A place first: who finds none waits in the kernel's queue.
-            let place = tokio::select! {
-                place = Arc::clone(&self.connections).acquire_owned() => place,
+            // Acquire the permit first: beyond the limit, connections wait in the kernel's queue.
+            let permit = tokio::select! {
+                permit = Arc::clone(&self.connections).acquire_owned() => permit,
                 () = &mut stop => break,
             };
             let (stream, peer) = tokio::select! {
                 accepted = listener.accept() => match accepted {
                     Ok(accepted) => accepted,
                     Err(error) => {
-                        // Most likely out of file descriptors, which pass.
+                        // Most likely out of file descriptors, which is temporary.
                         warn!(%error, "cannot accept a connection");
                         sleep(Duration::from_millis(50)).await;
                         continue;
@@ -95,19 +97,19 @@ where
                 },
                 () = &mut stop => break,
             };
-            // One client alone must not take all places.
-            let Some(share) = self.clients.admit(peer.ip()) else { continue };
+            // A single client must not take all connections.
+            let Some(client_permit) = self.clients.admit(peer.ip()) else { continue };
             let connection = self.serve(stream, peer.ip(), stopping.subscribe());
             tokio::spawn(async move {
                 connection.await;
-                drop((place, share));
+                drop((permit, client_permit));
             });
         }
         drop(listener);
         stopping.send_replace(true);
         let all_done = self.connections.acquire_many(self.max_connections);
         if timeout(self.shutdown_timeout, all_done).await.is_err() {
-            warn!("requests under way were cut off");
+            warn!("requests in flight were aborted");
         }
         Ok(())
     }
@@ -122,10 +124,10 @@ where
         let service = self.service.clone();
         let service = service_fn(move |request: hyper::Request<Incoming>| {
             let request: Request = request.map(Body::new);
-            let answer = service(peer, request);
-            async { Ok::<_, Infallible>(answer.await) }
+            let response = service(peer, request);
+            async { Ok::<_, Infallible>(response.await) }
         });
-        // Whoever asks and does not read would hold the connection for ever.
+        // A client that does not read its response would otherwise hold the connection forever.
         let mut stream = TimeoutStream::new(stream);
         stream.set_write_timeout(Some(self.write_timeout));
         let stream = Box::pin(stream);
@@ -141,26 +143,26 @@ where
                 }
             };
             if let Err(error) = outcome {
-                debug!(%error, "a connection broke");
+                debug!(%error, "a connection failed");
             }
         }
     }
 }
 
-/// How many connections each client has.
-struct Clients {
+/// The number of connections of each client (IPv6: each /64).
+struct ConnectionCounts {
     counts: Arc<Mutex<HashMap<IpNet, usize>>>,
     max: usize,
     trusted: Vec<IpNet>,
 }
 
-/// A connection of a client, counted for as long as this lives.
-struct Share {
+/// A counted connection of a client; dropping it decrements the count.
+struct ConnectionPermit {
     counts: Arc<Mutex<HashMap<IpNet, usize>>>,
     client: IpNet,
 }
 
-impl Clients {
+impl ConnectionCounts {
     fn new(settings: &config::Server) -> Self {
         Self {
             counts: Arc::default(),
@@ -169,22 +171,22 @@ impl Clients {
         }
     }
 
-    /// None where the client has too many.
-    fn admit(&self, ip: IpAddr) -> Option<Share> {
+    /// Counts a connection; `None` if the client has reached its limit.
+    fn admit(&self, ip: IpAddr) -> Option<ConnectionPermit> {
         let ip = ip.to_canonical();
         let client = address::subnet(ip);
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         let count = counts.entry(client).or_default();
-        // A proxy brings the connections of many.
+        // A trusted proxy carries the connections of many clients.
         if *count >= self.max && !self.trusted.iter().any(|net| net.contains(&ip)) {
             return None;
         }
         *count += 1;
-        Some(Share { counts: Arc::clone(&self.counts), client })
+        Some(ConnectionPermit { counts: Arc::clone(&self.counts), client })
     }
 }
 
-impl Drop for Share {
+impl Drop for ConnectionPermit {
     fn drop(&mut self) {
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(count) = counts.get_mut(&self.client) {

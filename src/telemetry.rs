@@ -1,7 +1,8 @@
-//! Logs for the operator: to standard error, as text or JSON, with credentials cut out.
+//! Logging: writes to standard error, as text or JSON, with credentials redacted.
 //!
-//! Nothing here should ever see a secret: types keep them from being printed. What slips through all
-//! the same, in a library's message or a URL, is redacted by its form before it is written.
+//! Types keep secrets from being printed in the first place. As a second line of defense, anything
+//! that looks like a credential, such as in a library's message or a URL, is redacted before it is
+//! written.
 
 use std::io::{self, Write};
 
@@ -9,14 +10,14 @@ use tracing_subscriber::{EnvFilter, fmt};
 
 use crate::config::Log;
 
-/// What credentials look like: prefix, and how much of it may be shown.
-const MARKS: [&str; 5] = ["sk_call2me_", "rt_call2me_", "cs_call2me_", "eyJ", "$argon2"];
+/// Prefixes by which credentials are recognized.
+const SECRET_PREFIXES: [&str; 5] = ["sk_call2me_", "rt_call2me_", "cs_call2me_", "eyJ", "$argon2"];
 
-/// Sets logging up, once a process.
+/// Initializes logging for the process.
 pub fn init(settings: &Log) {
     let filter = EnvFilter::try_new(&settings.filter).unwrap_or_else(|_| EnvFilter::new("info"));
-    let subscriber = fmt().with_env_filter(filter).with_writer(|| Redacting(io::stderr()));
-    // A second call in one process, as tests make, changes nothing.
+    let subscriber = fmt().with_env_filter(filter).with_writer(|| RedactingWriter(io::stderr()));
+    // A second call in the same process, as in tests, has no effect.
     if settings.json {
         subscriber.json().flatten_event(true).with_current_span(false).try_init().ok();
     } else {
@@ -24,13 +25,13 @@ pub fn init(settings: &Log) {
     }
 }
 
-/// Cuts credentials out of what is written through it, a whole line at a time.
-struct Redacting<W>(W);
+/// A writer that redacts credentials. Each write must contain whole lines.
+struct RedactingWriter<W>(W);
 
-impl<W: Write> Write for Redacting<W> {
+impl<W: Write> Write for RedactingWriter<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let text = String::from_utf8_lossy(bytes);
-        if MARKS.iter().any(|mark| text.contains(mark)) {
+        if SECRET_PREFIXES.iter().any(|prefix| text.contains(prefix)) {
             self.0.write_all(redact(&text).as_bytes())?;
         } else {
             self.0.write_all(bytes)?;
@@ -43,16 +44,16 @@ impl<W: Write> Write for Redacting<W> {
     }
 }
 
-/// Replaces what follows a mark, up to a character that no credential has.
+/// Replaces every credential, from its prefix up to a character that no credential contains.
 fn redact(text: &str) -> String {
     let mut redacted = String::with_capacity(text.len());
     let mut rest = text;
-    while let Some((at, mark)) =
-        MARKS.iter().filter_map(|mark| rest.find(mark).map(|at| (at, *mark))).min()
+    while let Some((at, prefix)) =
+        SECRET_PREFIXES.iter().filter_map(|prefix| rest.find(prefix).map(|at| (at, *prefix))).min()
     {
         redacted.push_str(&rest[..at]);
         redacted.push_str("[redacted]");
-        let secret = &rest[at + mark.len()..];
+        let secret = &rest[at + prefix.len()..];
         let end = secret.find(|c: char| !(c.is_ascii_alphanumeric() || "_-.$+/=,".contains(c)));
         rest = end.map_or("", |end| &secret[end..]);
     }
@@ -65,16 +66,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn credentials_are_cut_out() {
+    fn credentials_are_redacted() {
         let line = "GET /x sk_call2me_live_abc123 \"rt_call2me_A-b_c\" eyJ0.eyJz.x-_ \
                     $argon2id$v=19$m=1,t=2,p=1$aa$bb end";
         assert_eq!(redact(line), "GET /x [redacted] \"[redacted]\" [redacted] [redacted] end");
     }
 
     #[test]
-    fn other_text_stays() {
+    fn other_text_is_unchanged() {
         let mut out = Vec::new();
-        Redacting(&mut out).write_all("a plain line é\n".as_bytes()).unwrap();
+        RedactingWriter(&mut out).write_all("a plain line é\n".as_bytes()).unwrap();
         assert_eq!(out, "a plain line é\n".as_bytes());
     }
 }

@@ -1,4 +1,4 @@
-//! `call2me-auth admin`: what the operator does without a session. Answers are JSON.
+//! `call2me-auth admin`: operations for the operator, without a session. The output is JSON.
 
 use std::{collections::BTreeMap, path::PathBuf};
 
@@ -30,147 +30,154 @@ use crate::{
     oauth::{OAuth, registration::Registered, workspace_clients::NewClient},
 };
 
-/// What the operator can do.
+/// The `admin` commands.
 #[derive(Debug, Subcommand)]
 pub enum AdminCommand {
-    /// People.
+    /// Manage users.
     #[command(subcommand)]
     Users(UsersCommand),
-    /// Workspaces.
+    /// Manage workspaces.
     #[command(subcommand)]
     Workspaces(WorkspacesCommand),
-    /// API keys.
+    /// Manage API keys.
     #[command(subcommand)]
     Keys(KeysCommand),
-    /// OAuth clients.
+    /// Manage OAuth clients.
     #[command(subcommand)]
     OauthClients(OAuthClientsCommand),
-    /// The keys that sign access tokens and checkpoints of audit logs.
+    /// Manage the keys that sign access tokens and audit checkpoints.
     #[command(subcommand)]
     SigningKeys(SigningKeysCommand),
-    /// The audit log.
+    /// Verify the audit log.
     #[command(subcommand)]
     Audit(AuditCommand),
 }
 
-/// About the audit log.
+/// Commands for the audit log.
 #[derive(Debug, Subcommand)]
 pub enum AuditCommand {
-    /// Look whether all events are as they were sealed. The exit code is 0 if they are; 1 if not, and then
-    /// the first event of each workspace that was changed, removed, inserted or cut off is named.
+    /// Verify that all events are as they were sealed. The exit code is 0 if they are. Otherwise it
+    /// is 1, and for each workspace the first event that was changed, removed, inserted or cut off
+    /// is named.
     Verify {
-        /// Look at this workspace alone.
+        /// Verify only this workspace.
         #[arg(long)]
         workspace: Option<WorkspaceId>,
-        /// A checkpoint to hold the log against, as `GET /v1/audit-log/checkpoint` gave it, and then at its
-        /// workspace alone; may be repeated.
+        /// File with a checkpoint to compare the log with, as returned by
+        /// `/v1/audit-log/checkpoint`. Only the workspaces of the checkpoints are verified. May be
+        /// repeated.
         #[arg(long = "checkpoint", value_name = "FILE")]
         checkpoints: Vec<PathBuf>,
     },
 }
 
-/// About people.
+/// Commands for users.
 #[derive(Debug, Subcommand)]
 pub enum UsersCommand {
-    /// Make an account and its first workspace.
+    /// Create a user and the user's first workspace.
     Create {
-        /// The address to sign in with.
+        /// Email address to sign in with.
         #[arg(long)]
         email: String,
-        /// The person's name.
+        /// Full name of the user.
         #[arg(long)]
         full_name: Option<String>,
-        /// The name of the workspace.
+        /// Name of the workspace.
         #[arg(long)]
         workspace_name: Option<String>,
-        /// Read the password from standard input; without this a random one is made and printed.
+        /// Read the password from standard input; by default a random one is generated and printed.
         #[arg(long)]
         password_stdin: bool,
     },
-    /// Take authenticator and passkeys away from somebody who has lost them, and end all sessions: the password alone
-    /// signs in then.
+    /// Remove a user's authenticator and passkeys after they were lost, and end all sessions. The
+    /// user can then sign in with the password alone.
     RemoveSecondFactor {
-        /// The address of the account.
+        /// Email address of the user.
         #[arg(long)]
         email: String,
     },
 }
 
-/// About workspaces.
+/// Commands for workspaces.
 #[derive(Debug, Subcommand)]
 pub enum WorkspacesCommand {
-    /// Make a workspace for somebody who has an account.
+    /// Create a workspace for an existing user.
     Create {
-        /// What it is called.
+        /// Name of the workspace.
         #[arg(long)]
         name: String,
-        /// The address of its owner.
+        /// Email address of the owner.
         #[arg(long)]
         owner: String,
     },
 }
 
-/// About keys.
+/// Commands for API keys.
 #[derive(Debug, Subcommand)]
 pub enum KeysCommand {
-    /// Mint a key. The secret is printed here and never again.
+    /// Create an API key. The secret is printed only once.
     Create {
-        /// The workspace that it is for.
+        /// Workspace of the key.
         #[arg(long)]
         workspace: WorkspaceId,
-        /// What it is called.
+        /// Name of the key.
         #[arg(long)]
         name: String,
-        /// What it may do: read-only, write or admin.
+        /// Scope of the key: read-only, write or admin.
         #[arg(long, default_value = "write")]
         scope: Scope,
     },
-    /// Tell whose a key is that was found somewhere. It is read from standard input, so that it stays in no
-    /// shell's history, and is neither stored nor logged. The exit code is 1 where it is nobody's.
+    /// Find the workspace and owners of a leaked key. The key is read from standard input, so that
+    /// it does not end up in the shell history, and is neither stored nor logged. The exit code is
+    /// 1 if no key matches.
     RevealOwner,
 }
 
-/// About OAuth clients.
+/// Commands for OAuth clients.
 #[derive(Debug, Subcommand)]
 pub enum OAuthClientsCommand {
-    /// Make a client. Its secret is printed here and never again.
+    /// Create an OAuth client. The secret is printed only once.
     Create {
-        /// The workspace that it belongs to.
+        /// Workspace of the client.
         #[arg(long)]
         workspace: WorkspaceId,
-        /// What people read when they consent.
+        /// Name of the client, as users see it on the consent page.
         #[arg(long)]
         name: String,
-        /// Where codes may be sent; may be repeated. Without any it acts for itself alone.
+        /// Redirect URI for authorization codes; may be repeated. Without one the client can only
+        /// use the client credentials grant.
         #[arg(long = "redirect-uri")]
         redirect_uris: Vec<String>,
-        /// The most that it is granted: read-only, write or admin.
+        /// Maximum scope of the client: read-only, write or admin.
         #[arg(long, default_value = "write")]
         scope: Scope,
-        /// One of oauth.resources, which it is: it may introspect tokens for that of all workspaces.
+        /// Resource (one of oauth.resources) that the client is the server of: it may introspect
+        /// tokens for this resource from all workspaces.
         #[arg(long)]
         resource: Option<String>,
-        /// Make a public client, without a secret.
+        /// Create a public client, without a secret.
         #[arg(long)]
         public: bool,
     },
 }
 
-/// About the keys that sign access tokens and checkpoints of audit logs.
+/// Commands for signing keys.
 #[derive(Debug, Subcommand)]
 pub enum SigningKeysCommand {
-    /// All of them, and which one signs.
+    /// List all signing keys and their state.
     List,
-    /// Make another one, which signs on every node within ten seconds. Tokens of the others stay good.
+    /// Create a new signing key, which every node uses within ten seconds. Tokens signed by the
+    /// other keys stay valid.
     Rotate {
-        /// One that signs checkpoints of audit logs.
+        /// Create a key that signs audit checkpoints, not access tokens.
         #[arg(long)]
         checkpoints: bool,
     },
-    /// Retire one that signs tokens: those that it signed are worth nothing within ten seconds. Wait as long as an access
-    /// token lives after rotating, or people have to refresh theirs at once.
+    /// Retire a key that signs tokens. Its tokens become invalid within ten seconds. After a
+    /// rotation, first wait for the lifetime of an access token; otherwise clients must refresh
+    /// theirs at once.
     Retire {
-        /// Its `kid`.
+        /// `kid` of the key.
         id: SigningKeyId,
     },
 }
@@ -180,15 +187,15 @@ pub(super) async fn run(command: AdminCommand, settings: Settings) -> Result<(),
     let application = Application::build(settings, env.clone()).await?;
     let outcome = execute(&application, &env, command).await;
     application.shut_down().await;
-    let Answer { value, problem } = outcome?;
+    let CommandOutput { value, problem } = outcome?;
     super::print(&format!("{value:#}\n"));
     problem.map_or(Ok(()), |line| Err(Failure { line, code: 1 }))
 }
 
-/// What a command has to tell.
-struct Answer {
+/// The output of a command.
+struct CommandOutput {
     value: Value,
-    /// A line, where it was to look whether something is as it should be and it is not.
+    /// The message if a check failed; the exit code is then 1.
     problem: Option<String>,
 }
 
@@ -196,7 +203,7 @@ async fn execute(
     application: &Application,
     env: &Env,
     command: AdminCommand,
-) -> Result<Answer, String> {
+) -> Result<CommandOutput, String> {
     let auth = &application.app().auth;
     let value: Result<Value, String> = match command {
         AdminCommand::Audit(command) => return audit(application, command).await,
@@ -207,24 +214,24 @@ async fn execute(
             workspace_name,
             password_stdin,
         }) => {
-            let (password, made) = password(env, password_stdin)?;
+            let (password, generated) = password(env, password_stdin)?;
             let account = NewAccount { email, password, full_name, workspace_name };
-            let (user, workspace) = auth.create_account(account).await.map_err(brief)?;
-            let mut answer = json!({
+            let (user, workspace) = auth.create_account(account).await.map_err(describe)?;
+            let mut output = json!({
                 "user": { "id": user.id, "email": user.email, "full_name": user.full_name },
                 "workspace": { "id": workspace.id, "name": workspace.name },
             });
-            if let Some(made) = made {
-                answer["password"] = made.into();
+            if let Some(generated) = generated {
+                output["password"] = generated.into();
             }
-            Ok(answer)
+            Ok(output)
         }
         AdminCommand::Users(UsersCommand::RemoveSecondFactor { email }) => {
-            auth.remove_factors_as_operator(&email).await.map_err(brief)?;
+            auth.remove_factors_as_operator(&email).await.map_err(describe)?;
             Ok(json!({ "email": email, "second_factor": null }))
         }
         AdminCommand::Workspaces(WorkspacesCommand::Create { name, owner }) => {
-            let workspace = auth.create_workspace(&name, &owner).await.map_err(brief)?;
+            let workspace = auth.create_workspace(&name, &owner).await.map_err(describe)?;
             Ok(json!({ "workspace": { "id": workspace.id, "name": workspace.name } }))
         }
         AdminCommand::SigningKeys(command) => signing_keys(auth, command).await,
@@ -232,8 +239,8 @@ async fn execute(
             create_client(&application.app().oauth, command).await
         }
         AdminCommand::Keys(KeysCommand::Create { workspace, name, scope }) => {
-            let wanted = MintKey { name, description: None, scope, allowed_ips: Vec::new() };
-            let minted = auth.mint_key_as_operator(workspace, wanted).await.map_err(brief)?;
+            let request = MintKey { name, description: None, scope, allowed_ips: Vec::new() };
+            let minted = auth.mint_key_as_operator(workspace, request).await.map_err(describe)?;
             Ok(json!({
                 "id": minted.key.id,
                 "name": minted.key.name,
@@ -243,16 +250,16 @@ async fn execute(
             }))
         }
     };
-    Ok(Answer { value: value?, problem: None })
+    Ok(CommandOutput { value: value?, problem: None })
 }
 
-/// Whose a key is that was found somewhere.
-async fn reveal_owner(auth: &Auth) -> Result<Answer, String> {
+/// Finds the workspace and owners of a leaked key.
+async fn reveal_owner(auth: &Auth) -> Result<CommandOutput, String> {
     let line = Zeroizing::new(read_line("the key")?);
-    let found = auth.reveal_owner(line.trim()).await.map_err(brief)?;
-    let Some(KeyOwner { key, workspace, owners }) = found else {
-        let problem = Some("nobody has this key".to_owned());
-        return Ok(Answer { value: json!({ "found": false }), problem });
+    let owner = auth.reveal_owner(line.trim()).await.map_err(describe)?;
+    let Some(KeyOwner { key, workspace, owners }) = owner else {
+        let problem = Some("no API key matches".to_owned());
+        return Ok(CommandOutput { value: json!({ "found": false }), problem });
     };
     let value = json!({
         "found": true,
@@ -271,41 +278,44 @@ async fn reveal_owner(auth: &Auth) -> Result<Answer, String> {
         "workspace": { "id": workspace.id, "name": workspace.name },
         "owners": owners,
     });
-    Ok(Answer { value, problem: None })
+    Ok(CommandOutput { value, problem: None })
 }
 
-async fn audit(application: &Application, command: AuditCommand) -> Result<Answer, String> {
+async fn audit(application: &Application, command: AuditCommand) -> Result<CommandOutput, String> {
     let AuditCommand::Verify { workspace, checkpoints } = command;
     let app = application.app();
-    let mut known: BTreeMap<WorkspaceId, Vec<Checkpoint>> = BTreeMap::new();
+    let mut checkpoints_by_workspace: BTreeMap<WorkspaceId, Vec<Checkpoint>> = BTreeMap::new();
     for path in checkpoints {
         let at = path.display();
         let text = std::fs::read(&path).map_err(|error| format!("cannot read {at}: {error}"))?;
         let signed: SignedCheckpoint = serde_json::from_slice(&text)
-            .map_err(|error| format!("{at} is no checkpoint: {error}"))?;
+            .map_err(|error| format!("{at} is not a checkpoint: {error}"))?;
         let checkpoint =
             app.auth.verify_checkpoint(&signed).map_err(|error| format!("{at}: {error}"))?;
-        known.entry(checkpoint.workspace_id).or_default().push(checkpoint);
+        checkpoints_by_workspace.entry(checkpoint.workspace_id).or_default().push(checkpoint);
     }
-    let away = |error| format!("cannot read the audit log: {}", brief(error));
+    let read_error = |error| format!("cannot read the audit log: {}", describe(error));
     let workspaces = match workspace {
         Some(workspace) => vec![workspace],
-        None if known.is_empty() => app.store.audited_workspaces().await.map_err(away)?,
-        None => known.keys().copied().collect(),
+        None if checkpoints_by_workspace.is_empty() => {
+            app.store.audited_workspaces().await.map_err(read_error)?
+        }
+        None => checkpoints_by_workspace.keys().copied().collect(),
     };
-    if let Some(other) = known.keys().find(|of| !workspaces.contains(of)) {
-        return Err(format!("there is a checkpoint of {other}, which is not to be looked at"));
+    if let Some(other) = checkpoints_by_workspace.keys().find(|of| !workspaces.contains(of)) {
+        return Err(format!("a checkpoint is of workspace {other}, which --workspace excludes"));
     }
-    let (mut found, mut events) = (Vec::new(), 0);
+    let (mut results, mut events) = (Vec::new(), 0);
     let began = app.env.clock.monotonic();
     for workspace in workspaces {
-        let checkpoints = known.remove(&workspace).unwrap_or_default();
-        let verified = verifier::verify(&app.store, workspace, &checkpoints).await.map_err(away)?;
+        let checkpoints = checkpoints_by_workspace.remove(&workspace).unwrap_or_default();
+        let verified =
+            verifier::verify(&app.store, workspace, &checkpoints).await.map_err(read_error)?;
         events += verified.events;
-        found.push(verified);
+        results.push(verified);
     }
     let took = app.env.clock.monotonic().saturating_sub(began);
-    let lines = found.iter().filter_map(|verified| {
+    let lines = results.iter().filter_map(|verified| {
         let problem = verified.problem?;
         Some(format!("{}: {problem}", verified.workspace_id))
     });
@@ -314,9 +324,12 @@ async fn audit(application: &Application, command: AuditCommand) -> Result<Answe
         "verified": lines.is_empty(),
         "events": events,
         "seconds": (took.as_secs_f64() * 1000.0).round() / 1000.0,
-        "workspaces": found,
+        "workspaces": results,
     });
-    Ok(Answer { value, problem: (!lines.is_empty()).then(|| lines.join("\ncall2me-auth: ")) })
+    Ok(CommandOutput {
+        value,
+        problem: (!lines.is_empty()).then(|| lines.join("\ncall2me-auth: ")),
+    })
 }
 
 async fn create_client(oauth: &OAuth, command: OAuthClientsCommand) -> Result<Value, String> {
@@ -328,12 +341,12 @@ async fn create_client(oauth: &OAuth, command: OAuthClientsCommand) -> Result<Va
         vec![GrantType::AuthorizationCode, GrantType::RefreshToken]
     };
     let auth_method = if public { AuthMethod::None } else { AuthMethod::ClientSecretBasic };
-    let wanted =
+    let client =
         NewClient { name, redirect_uris, auth_method, grant_types, scope, client_uri: None };
-    let made = oauth.create_client_as_operator(workspace, wanted, resource.as_deref()).await;
-    let Registered { client, secret } = made.map_err(brief)?;
+    let registered = oauth.create_client_as_operator(workspace, client, resource.as_deref()).await;
+    let Registered { client, secret } = registered.map_err(describe)?;
     let grants = client.grant_types.iter().map(|grant| grant.as_str());
-    let mut answer = json!({
+    let mut output = json!({
         "client_id": client.client_id(),
         "name": client.name,
         "workspace_id": workspace,
@@ -343,15 +356,15 @@ async fn create_client(oauth: &OAuth, command: OAuthClientsCommand) -> Result<Va
         "resource": client.resource,
     });
     if let Some(secret) = secret {
-        answer["client_secret"] = secret.reveal().into();
+        output["client_secret"] = secret.reveal().into();
     }
-    Ok(answer)
+    Ok(output)
 }
 
 async fn signing_keys(auth: &Auth, command: SigningKeysCommand) -> Result<Value, String> {
     match command {
         SigningKeysCommand::List => {
-            let (keys, current) = auth.list_signing_keys().await.map_err(brief)?;
+            let (keys, current) = auth.list_signing_keys().await.map_err(describe)?;
             let keys = keys.iter().map(|key| {
                 let state = match key.retired_at {
                     Some(_) => "retired",
@@ -371,16 +384,16 @@ async fn signing_keys(auth: &Auth, command: SigningKeysCommand) -> Result<Value,
         SigningKeysCommand::Rotate { checkpoints } => {
             let purpose =
                 if checkpoints { KeyPurpose::Checkpoints } else { KeyPurpose::AccessTokens };
-            Ok(json!({ "id": auth.rotate_signing_key(purpose).await.map_err(brief)? }))
+            Ok(json!({ "id": auth.rotate_signing_key(purpose).await.map_err(describe)? }))
         }
         SigningKeysCommand::Retire { id } => {
-            auth.retire_signing_key(id).await.map_err(brief)?;
+            auth.retire_signing_key(id).await.map_err(describe)?;
             Ok(json!({ "id": id, "state": "retired" }))
         }
     }
 }
 
-/// The password to set and, if it was made here, its text to print.
+/// The password to set and, if it was generated, its text to print.
 fn password(env: &Env, from_stdin: bool) -> Result<(Password, Option<String>), String> {
     if from_stdin {
         let line = read_line("the password")?;
@@ -399,7 +412,7 @@ fn read_line(what: &str) -> Result<String, String> {
     Ok(line)
 }
 
-fn brief(error: impl std::error::Error) -> String {
+fn describe(error: impl std::error::Error) -> String {
     match error.source() {
         Some(source) => format!("{error}: {source}"),
         None => error.to_string(),

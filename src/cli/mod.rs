@@ -1,4 +1,6 @@
-//! The command line.
+//! The command line: parses the arguments, reads the configuration and runs the command.
+//!
+//! An error is one line on standard error and a nonzero exit code; see [`Failure`].
 
 pub mod admin;
 pub mod dev;
@@ -20,7 +22,7 @@ use crate::{
 #[derive(Debug, Parser)]
 #[command(version, about)]
 struct Cli {
-    /// The folder of `default.toml` and `<profile>.toml`; `config` is used if it is there.
+    /// Folder of `default.toml` and `<profile>.toml`; by default `config`, if it exists.
     #[arg(long, global = true, value_name = "DIR")]
     config: Option<PathBuf>,
 
@@ -30,41 +32,42 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run with an embedded PostgreSQL and a demo workspace, to try it and to develop.
+    /// Run with a private PostgreSQL and a demo workspace, for evaluation and development.
     Dev(dev::DevArgs),
     /// Run in production.
     Serve,
-    /// Bring the database's schema up to date.
+    /// Migrate the database schema to this version.
     Migrate,
     /// Print the OpenAPI document.
     Openapi,
-    /// Print the configuration and where each setting comes from, secrets redacted.
+    /// Print the configuration and the source of each setting, with secrets redacted.
     Config,
-    /// Make users, workspaces and keys.
+    /// Administer users, workspaces, keys, clients and the audit log.
     #[command(subcommand)]
     Admin(admin::AdminCommand),
 }
 
-/// Why a command did not do what it was to.
+/// The error of a command, to print before the process exits.
 #[derive(Debug)]
 pub struct Failure {
-    /// One line for whoever called.
+    /// The message for the operator, one line.
     pub line: String,
     /// The process's exit code.
     pub code: u8,
 }
 
 impl From<String> for Failure {
-    /// Bad configuration, a port in use, a database that is away: for whoever started it.
+    /// Wraps an error that the operator can fix, such as an invalid setting, a port in use or an
+    /// unavailable database; the exit code is 2.
     fn from(line: String) -> Self {
         Self { line, code: 2 }
     }
 }
 
-/// Does what the command line says.
+/// Runs the command of the process's arguments.
 ///
 /// # Errors
-/// With one line for whoever called.
+/// [`Failure`] with a message for the operator and the exit code.
 pub fn run() -> Result<(), Failure> {
     let cli = Cli::parse();
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -114,17 +117,19 @@ fn checked(raw: &Raw) -> Result<Settings, String> {
     Ok(settings)
 }
 
-/// Writes to standard output. A reader that has gone away is no error.
+/// Writes to standard output. A closed pipe is not an error.
 fn print(text: &str) {
     use std::io::Write as _;
     std::io::stdout().write_all(text.as_bytes()).ok();
 }
 
-/// Takes over SIGINT and SIGTERM; what it gives is ready once one has come. Before anybody is told that
-/// the service runs: from then on it is to end in good order.
+/// Installs handlers for SIGINT and SIGTERM. The returned future completes on the first signal.
+///
+/// Call it before the service announces that it is running: from then on a signal must lead to a
+/// graceful shutdown.
 ///
 /// # Errors
-/// When the handlers cannot be installed.
+/// A message for the operator if a handler cannot be installed.
 fn stop_signal() -> Result<impl Future<Output = ()>, String> {
     use tokio::signal::unix::{SignalKind, signal};
     let install =

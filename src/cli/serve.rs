@@ -1,4 +1,4 @@
-//! `call2me-auth serve`.
+//! `call2me-auth serve`: runs the service in production.
 
 use std::net::SocketAddr;
 
@@ -8,13 +8,12 @@ use crate::{app::Application, config::Settings, env::Env};
 
 pub(super) async fn run(settings: Settings) -> Result<(), String> {
     let listener = listen(settings.server.address, "server.address").await?;
-    let travels_in_the_clear = settings.server.public_url.starts_with("http://");
+    let is_unencrypted = settings.server.public_url.starts_with("http://");
     let application = Application::build(settings, Env::system()).await?;
-    if travels_in_the_clear {
-        // RFC 8414, section 2; OAuth 2.1, section 1.5. A proxy may be to come, or this a trial.
-        tracing::warn!(
-            "server.public_url is not https: passwords, tokens and consent travel in the clear"
-        );
+    if is_unencrypted {
+        // RFC 8414, section 2, and OAuth 2.1, section 1.5, require https. Only a warning, since
+        // this may be a trial, or TLS may be added by a proxy later.
+        tracing::warn!("server.public_url is not https: passwords and tokens are sent unencrypted");
     }
     let stop = super::stop_signal()?;
     if let Ok(address) = listener.local_addr() {
@@ -23,8 +22,8 @@ pub(super) async fn run(settings: Settings) -> Result<(), String> {
     application.serve(listener, stop).await
 }
 
-/// Binds the address before anything slow starts, so that one in use is reported at once. `setting` names what to
-/// change then.
+/// Binds the address before anything slow starts, so that an address in use is reported at once.
+/// `setting` is the setting or flag that the message suggests to change.
 pub(super) async fn listen(address: SocketAddr, setting: &str) -> Result<TcpListener, String> {
     TcpListener::bind(address).await.map_err(|error| match error.kind() {
         std::io::ErrorKind::AddrInUse => {

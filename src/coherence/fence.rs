@@ -8,10 +8,10 @@ use crate::{
     store::{Store, StoreError},
 };
 
-/// How often it is looked again, should a wake-up be lost.
-const LOOK_AGAIN: Duration = Duration::from_millis(50);
+/// Interval of polling, in case a wake-up is lost.
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
-/// Where a change waits until no node believes anything older. Cheap to clone.
+/// Waits until every node has applied all invalidations. Cheap to clone.
 #[derive(Clone)]
 pub struct Fence {
     store: Store,
@@ -21,37 +21,40 @@ pub struct Fence {
 }
 
 impl Fence {
-    /// A fence whose waiters look again whenever some node has acknowledged something.
+    /// Creates a fence that checks again each time `acknowledged` reports that a node has
+    /// acknowledged invalidations.
     #[must_use]
     pub fn new(store: Store, acknowledged: Arc<Notify>, env: &Env, metrics: Metrics) -> Self {
         Self { store, acknowledged, metrics, clock: Arc::clone(&env.clock) }
     }
 
-    /// Waits until everything committed before this call is known on every node. A node that does not
-    /// answer is waited for until its lease has run out.
+    /// Waits until every node has applied everything that was committed before this call.
+    ///
+    /// If a node does not acknowledge, this waits until its lease has expired.
     ///
     /// # Errors
-    /// When PostgreSQL cannot be reached: then the change may be in force everywhere, or not yet.
+    /// [`StoreError`] if a query fails: the change is committed, but nodes may not have applied it
+    /// yet.
     pub async fn wait(&self) -> Result<(), StoreError> {
         let began = self.clock.monotonic();
-        // Counted back also when the client hangs up and this is dropped.
-        let _waiting = Waiting::new(&self.metrics.fence_waiting);
-        self.until_acknowledged().await?;
+        // Decremented on drop, also if the client disconnects while waiting.
+        let _pending = Waiting::new(&self.metrics.fence_waiting);
+        self.wait_until_acknowledged().await?;
         let took = self.clock.monotonic().saturating_sub(began);
         self.metrics.fence_waits.observe(took.as_secs_f64());
         Ok(())
     }
 
-    async fn until_acknowledged(&self) -> Result<(), StoreError> {
+    async fn wait_until_acknowledged(&self) -> Result<(), StoreError> {
         let generation = self.store.newest_generation().await?;
         loop {
-            // Before the look, so that no wake-up falls between.
+            // Subscribe before the query, so that no wake-up between the two is lost.
             let mut woken = pin!(self.acknowledged.notified());
             woken.as_mut().enable();
             if self.store.is_acknowledged(generation).await? {
                 return Ok(());
             }
-            timeout(LOOK_AGAIN, woken).await.ok();
+            timeout(POLL_INTERVAL, woken).await.ok();
         }
     }
 }

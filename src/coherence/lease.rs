@@ -6,41 +6,42 @@ use std::{
     time::Duration,
 };
 
-/// A node's right to believe what it has cached. Cheap to clone.
+/// A node's right to serve from its cache. Cheap to clone.
 ///
-/// It runs from the moment at which its renewal was *sent*, on a clock that also counts the time that
-/// the machine is suspended, so it ends here before it ends for those who wait for it.
+/// It starts when the renewal is *sent*, on a clock that also counts the time during which the
+/// machine is suspended. So it expires on this node before it expires for the nodes that wait for
+/// it.
 #[derive(Debug, Clone, Default)]
 pub struct Lease {
-    /// In microseconds of the monotonic clock.
-    until: Arc<AtomicU64>,
+    /// The end of the lease, in microseconds of the monotonic clock; 0 without a lease.
+    expires_at_us: Arc<AtomicU64>,
 }
 
 impl Lease {
-    /// Whether it holds at this moment of the monotonic clock.
+    /// True if the lease is valid at `now`, a time of the monotonic clock.
     #[must_use]
     pub fn holds(&self, now: Duration) -> bool {
-        micros(now) < self.until.load(Ordering::Acquire)
+        micros(now) < self.expires_at_us.load(Ordering::Acquire)
     }
 
-    /// How much longer it holds.
+    /// Returns the remaining time of the lease; zero if it has expired.
     #[must_use]
     pub fn left(&self, now: Duration) -> Duration {
-        Duration::from_micros(self.until.load(Ordering::Acquire)).saturating_sub(now)
+        Duration::from_micros(self.expires_at_us.load(Ordering::Acquire)).saturating_sub(now)
     }
 
-    /// It holds until this moment.
+    /// Makes the lease valid until `until`, a time of the monotonic clock.
     pub(crate) fn extend(&self, until: Duration) {
-        self.until.store(micros(until), Ordering::Release);
+        self.expires_at_us.store(micros(until), Ordering::Release);
     }
 
     pub(super) fn end(&self) {
-        self.until.store(0, Ordering::Release);
+        self.expires_at_us.store(0, Ordering::Release);
     }
 }
 
-fn micros(moment: Duration) -> u64 {
-    u64::try_from(moment.as_micros()).unwrap_or(u64::MAX)
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]
@@ -48,9 +49,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_holds_until_its_end_and_no_longer() {
+    fn lease_is_valid_until_its_end() {
         let lease = Lease::default();
-        assert!(!lease.holds(Duration::ZERO), "not before it is given");
+        assert!(!lease.holds(Duration::ZERO), "no lease was granted yet");
         lease.extend(Duration::from_secs(5));
         assert!(lease.holds(Duration::from_micros(4_999_999)));
         assert!(!lease.holds(Duration::from_secs(5)));

@@ -1,10 +1,13 @@
-//! Cache coherence: what one node changes, no node believes any longer when the answer goes out.
+//! Cache invalidation: keeps the credential caches of all nodes consistent with PostgreSQL.
 //!
-//! A node may use what it has cached only while it holds a [`Lease`], which it renews in PostgreSQL,
-//! and its [`Node`] is told of what changed. Whoever revokes something waits at the [`Fence`] until
-//! each node has acknowledged, or its lease is over. So a cached credential is as good as one that was
-//! just looked up, on any number of nodes, and also when one of them is cut off: without a lease it
-//! asks PostgreSQL for every credential, or answers 503.
+//! Once the response to a revocation is sent, no node accepts the revoked credential any more. A
+//! node uses its cache only while it holds a [`Lease`], which it renews in PostgreSQL; its [`Node`]
+//! task receives the invalidations. A request that revokes something waits at the [`Fence`] until
+//! every node has acknowledged the invalidation, or its lease has expired. A cached credential is
+//! therefore as current as one that was just read, on any number of nodes. A node that is cut off
+//! loses its lease: it then reads every credential from PostgreSQL, or answers 503.
+//!
+//! The node's loop is in `node.rs`, the SQL in [`crate::store::coherence`].
 
 mod fence;
 mod lease;
@@ -18,18 +21,18 @@ pub use fence::Fence;
 pub use lease::Lease;
 pub use node::{Node, NodeTask, Parts};
 
-/// What a node logs.
+/// The watermark of this node's audit events.
 pub trait Diary: Send + Sync + 'static {
-    /// The moment before which everything is written.
+    /// Returns the time up to which this node has written all its audit events.
     fn written_until(&self) -> OffsetDateTime;
 }
 
-/// What a node has cached of credentials.
+/// Receives invalidations: the node's credential caches.
 pub trait Beliefs: Send + Sync + 'static {
-    /// Forgets what these name, and whatever is being looked up at the moment: it may have been read
-    /// before the change.
+    /// Removes the named credentials from the cache, and keeps lookups in flight from being cached:
+    /// they may have read the state before the change.
     fn forget(&self, invalidations: &[Invalidation]);
 
-    /// Forgets everything.
+    /// Clears the cache; lookups in flight are not cached either.
     fn forget_all(&self);
 }

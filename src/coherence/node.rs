@@ -1,4 +1,8 @@
-//! A node's part: it renews its lease, hears what changed, forgets it and says so.
+//! The node's background task: renews the lease, receives invalidations, applies and acknowledges
+//! them.
+//!
+//! The node acknowledges a generation only after it has applied all invalidations up to it, and
+//! uses its cache only under a lease. [`Fence`](super::Fence) is the other half.
 
 use std::{future::Future, sync::Arc, time::Duration};
 
@@ -20,101 +24,104 @@ use crate::{
     },
 };
 
-/// The shortest pause between two tries while PostgreSQL is away…
+/// Minimum pause between attempts while PostgreSQL is unavailable.
 const MIN_PAUSE: Duration = Duration::from_millis(10);
-/// …and the longest.
+/// Maximum pause between attempts; the pause doubles up to this.
 const MAX_PAUSE: Duration = Duration::from_millis(500);
-/// How long a farewell may take.
-const FAREWELL: Duration = Duration::from_secs(2);
+/// Timeout of the deregistration at shutdown.
+const UNREGISTER_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What a node is made of.
+/// The dependencies and settings of a node.
 pub struct Parts {
-    /// What it is called among nodes.
+    /// The node's id.
     pub id: Uuid,
-    /// PostgreSQL.
+    /// The database.
     pub store: Store,
-    /// Time.
+    /// Clock and randomness.
     pub env: Env,
-    /// What it has cached.
+    /// The caches that invalidations apply to.
     pub beliefs: Arc<dyn Beliefs>,
-    /// What it logs.
+    /// The watermark of this node's audit events.
     pub diary: Arc<dyn Diary>,
-    /// Its right to believe what it has cached.
+    /// The lease to renew.
     pub lease: Lease,
-    /// How long that lasts.
+    /// Duration of the lease; it is renewed every third of it.
     pub lease_length: Duration,
-    /// Where the fence's waiters wait.
+    /// Wakes up the fence when a node has acknowledged invalidations.
     pub acknowledged: Arc<Notify>,
-    /// What the operator can watch.
+    /// The metrics of the service.
     pub metrics: Metrics,
 }
 
-/// One node.
+/// A node: its lease and its position in the sequence of invalidations.
 pub struct Node {
-    parts: Parts,
-    /// The generation up to which this node has heard everything.
+    deps: Parts,
+    /// The generation up to which this node has applied all invalidations; -1 until it registers.
     applied: i64,
-    /// When the lease was last renewed, since the node began to take part.
-    renewed: Option<Instant>,
-    /// How often in a row the listener heard nothing until the next renewal.
-    silences: u32,
-    part: watch::Sender<bool>,
+    /// The last renewal over the current listener connection, if any.
+    renewed_at: Option<Instant>,
+    /// Consecutive renewal intervals without any notification.
+    silent_intervals: u32,
+    /// True once the node has a lease.
+    joined: watch::Sender<bool>,
 }
 
-/// A node that takes part.
+/// Handle of a running node.
 pub struct NodeTask {
     stop: oneshot::Sender<bool>,
-    done: JoinHandle<()>,
-    part: watch::Receiver<bool>,
+    task: JoinHandle<()>,
+    joined: watch::Receiver<bool>,
 }
 
 impl NodeTask {
-    /// Ready once the node has a lease, or time is over.
+    /// Waits until the node has a lease, at most for `within`.
     pub async fn has_joined(&mut self, within: Duration) {
-        timeout(within, self.part.wait_for(|part| *part)).await.ok();
+        timeout(within, self.joined.wait_for(|joined| *joined)).await.ok();
     }
 
-    /// Takes the node out. It must not use what it has cached any more. Without a farewell others wait until its lease is
-    /// over, and know that it may have taken something with it.
-    pub async fn finish(self, with_farewell: bool) {
-        self.stop.send(with_farewell).ok();
-        self.done.await.ok();
+    /// Stops the node, ends its lease and optionally deregisters it.
+    ///
+    /// A node that does not deregister is treated as crashed: other nodes wait until its lease has
+    /// expired, and assume that some of its audit events may be lost.
+    pub async fn finish(self, should_unregister: bool) {
+        self.stop.send(should_unregister).ok();
+        self.task.await.ok();
     }
 }
 
 impl Node {
-    /// Starts a node.
+    /// Starts the node's background task.
     #[must_use]
-    pub fn start(parts: Parts) -> NodeTask {
+    pub fn start(deps: Parts) -> NodeTask {
         let (stop, stopped) = oneshot::channel();
-        let (part, joined) = watch::channel(false);
-        let node = Self { parts, applied: -1, renewed: None, silences: 0, part };
-        NodeTask { stop, done: tokio::spawn(node.run(stopped)), part: joined }
+        let (joined, has_joined) = watch::channel(false);
+        let node = Self { deps, applied: -1, renewed_at: None, silent_intervals: 0, joined };
+        NodeTask { stop, task: tokio::spawn(node.run(stopped)), joined: has_joined }
     }
 
     async fn run(mut self, stopped: oneshot::Receiver<bool>) {
-        let with_farewell = tokio::select! {
-            () = self.insist() => true,
-            with_farewell = stopped => with_farewell.unwrap_or(true),
+        let should_unregister = tokio::select! {
+            () = self.run_with_retry() => true,
+            should_unregister = stopped => should_unregister.unwrap_or(true),
         };
-        self.parts.lease.end();
-        if !with_farewell {
+        self.deps.lease.end();
+        if !should_unregister {
             return;
         }
-        // Or others would wait for the lease to run out.
-        timeout(FAREWELL, self.parts.store.unregister_node(self.parts.id)).await.ok();
+        // Otherwise other nodes would wait until the lease expires.
+        timeout(UNREGISTER_TIMEOUT, self.deps.store.unregister_node(self.deps.id)).await.ok();
     }
 
-    /// Takes part, whatever happens.
-    async fn insist(&mut self) {
+    /// Runs the node; after an error, pauses and starts over.
+    async fn run_with_retry(&mut self) {
         let mut pause = MIN_PAUSE;
         loop {
-            let Err(error) = self.take_part().await else { return };
-            // The lease runs on meanwhile: nothing is lost so far.
-            warn!(%error, "cannot hear what other nodes change");
-            if self.renewed.is_none() {
-                // Not one connection that died, but PostgreSQL or the way to it.
-                self.parts.store.reconnect();
+            let Err(error) = self.run_until_error().await else { return };
+            // The lease is still valid for a while, so the cache may still be in use.
+            warn!(%error, "cannot receive cache invalidations; retrying");
+            if self.renewed_at.is_none() {
+                // Not a single broken connection: PostgreSQL or the network is down.
+                self.deps.store.reconnect();
                 pause = (pause * 2).min(MAX_PAUSE);
             } else {
                 pause = MIN_PAUSE;
@@ -123,100 +130,109 @@ impl Node {
         }
     }
 
-    /// Hears and renews until something fails.
-    async fn take_part(&mut self) -> Result<(), StoreError> {
-        (self.silences, self.renewed) = (0, None);
-        // Listening first: what is announced from here on is heard, what was before is read.
-        let mut listener = self.soon(self.parts.store.listen()).await?;
+    /// Receives invalidations and renews the lease until an error occurs.
+    async fn run_until_error(&mut self) -> Result<(), StoreError> {
+        (self.silent_intervals, self.renewed_at) = (0, None);
+        // Listen before the first read: earlier invalidations are read, later ones are notified.
+        let mut listener = self.with_timeout(self.deps.store.listen()).await?;
         loop {
-            let moved = self.catch_up().await?;
-            if self.renewed.is_none_or(|at| at.elapsed() >= self.renew_every()) {
+            let has_advanced = self.apply_invalidations().await?;
+            if self.renewed_at.is_none_or(|at| at.elapsed() >= self.renew_interval()) {
                 let now = Instant::now();
-                self.renew().await?;
-                self.renewed = Some(now);
-            } else if moved {
-                self.soon(self.parts.store.acknowledge(self.parts.id, self.applied)).await?;
+                self.renew_lease().await?;
+                self.renewed_at = Some(now);
+            } else if has_advanced {
+                self.with_timeout(self.deps.store.acknowledge(self.deps.id, self.applied)).await?;
             }
-            self.hear(&mut listener).await?;
+            self.wait_for_work(&mut listener).await?;
         }
     }
 
-    /// Reads what was announced and forgets it; true if there was anything.
-    async fn catch_up(&mut self) -> Result<bool, StoreError> {
+    /// Reads the invalidations since the last generation and applies them. True if there were any.
+    async fn apply_invalidations(&mut self) -> Result<bool, StoreError> {
         if self.applied < 0 {
             return Ok(false);
         }
-        let news = self.soon(self.parts.store.news_since(self.applied)).await?;
-        match news.invalidations {
+        let batch = self.with_timeout(self.deps.store.news_since(self.applied)).await?;
+        match batch.invalidations {
             Some(invalidations) if invalidations.is_empty() => {}
             Some(invalidations) => {
-                self.parts.beliefs.forget(&invalidations);
-                for lag in &news.lags {
-                    self.parts.metrics.revocation_lag.observe(lag.as_secs_f64());
+                self.deps.beliefs.forget(&invalidations);
+                for lag in &batch.lags {
+                    self.deps.metrics.revocation_lag.observe(lag.as_secs_f64());
                 }
             }
-            None => self.parts.beliefs.forget_all(),
+            None => self.deps.beliefs.forget_all(),
         }
-        let moved = news.head != self.applied;
-        self.applied = news.head;
-        Ok(moved)
+        let has_advanced = batch.head != self.applied;
+        self.applied = batch.head;
+        Ok(has_advanced)
     }
 
-    /// Renews the lease, or takes part anew.
-    async fn renew(&mut self) -> Result<(), StoreError> {
-        let length = self.parts.lease_length;
-        let sent = self.parts.env.clock.monotonic();
-        let written = self.parts.diary.written_until();
-        let known = self.applied >= 0
+    /// Renews the lease, or registers the node again if PostgreSQL does not know it any more.
+    async fn renew_lease(&mut self) -> Result<(), StoreError> {
+        let duration = self.deps.lease_length;
+        let sent = self.deps.env.clock.monotonic();
+        let written_until = self.deps.diary.written_until();
+        let is_registered = self.applied >= 0
             && self
-                .soon(self.parts.store.renew_lease(self.parts.id, self.applied, length, written))
+                .with_timeout(self.deps.store.renew_lease(
+                    self.deps.id,
+                    self.applied,
+                    duration,
+                    written_until,
+                ))
                 .await?;
-        let sent = if known { sent } else { self.register().await? };
-        self.parts.lease.extend(sent + length);
-        if self.part.send_replace(true) && !known {
-            info!("taking part again, with nothing cached");
+        let sent = if is_registered { sent } else { self.register().await? };
+        self.deps.lease.extend(sent + duration);
+        if self.joined.send_replace(true) && !is_registered {
+            info!("registered again, with an empty cache");
         }
         Ok(())
     }
 
-    /// Registers the node; when that was sent.
+    /// Registers the node and clears its caches. Returns the time at which the request was sent.
     async fn register(&mut self) -> Result<Duration, StoreError> {
-        self.parts.lease.end();
-        let sent = self.parts.env.clock.monotonic();
-        let written = self.parts.diary.written_until();
+        self.deps.lease.end();
+        let sent = self.deps.env.clock.monotonic();
+        let written_until = self.deps.diary.written_until();
         let register =
-            self.parts.store.register_node(self.parts.id, self.parts.lease_length, written);
-        self.applied = self.soon(register).await?;
-        // After it: what was looked up before may have changed before, and nobody would tell.
-        self.parts.beliefs.forget_all();
+            self.deps.store.register_node(self.deps.id, self.deps.lease_length, written_until);
+        self.applied = self.with_timeout(register).await?;
+        // After the registration: an entry that was read before may have changed before it, and no
+        // invalidation would be received for it.
+        self.deps.beliefs.forget_all();
         Ok(sent)
     }
 
-    /// Waits until there is something to do. Every renewal is heard by all nodes, its own among them,
-    /// so silence shows that the listener's connection is dead.
-    async fn hear(&mut self, listener: &mut Listener) -> Result<(), StoreError> {
-        let until = Instant::now() + self.renew_every();
-        self.silences += 1;
+    /// Waits for invalidations, at most until the next renewal is due.
+    ///
+    /// Every renewal notifies all nodes, this one included. Several intervals without a
+    /// notification therefore mean that the listener's connection is dead.
+    async fn wait_for_work(&mut self, listener: &mut Listener) -> Result<(), StoreError> {
+        let until = Instant::now() + self.renew_interval();
+        self.silent_intervals += 1;
         loop {
             let Ok(wake) = timeout_at(until, listener.next()).await else { break };
-            self.silences = 0;
+            self.silent_intervals = 0;
             match wake? {
-                Wake::Acknowledgements => self.parts.acknowledged.notify_waiters(),
+                Wake::Acknowledgements => self.deps.acknowledged.notify_waiters(),
                 Wake::Invalidations => return Ok(()),
             }
         }
-        if self.silences > 2 { Err(StoreError::late()) } else { Ok(()) }
+        if self.silent_intervals > 2 { Err(StoreError::late()) } else { Ok(()) }
     }
 
-    fn renew_every(&self) -> Duration {
-        self.parts.lease_length / 3
+    fn renew_interval(&self) -> Duration {
+        self.deps.lease_length / 3
     }
 
-    /// In time for the next try before the lease is over.
-    async fn soon<T>(
+    /// Limits a query to a third of the lease, so that a retry is possible before the lease
+    /// expires.
+    async fn with_timeout<T>(
         &self,
         work: impl Future<Output = Result<T, StoreError>>,
     ) -> Result<T, StoreError> {
-        Store::within(self.renew_every(), work).await
+        Store::within(self.renew_interval(), work).await
     }
 }

@@ -1,4 +1,4 @@
-//! Texts and numbers become settings, or problems.
+//! Validation: turns the merged values into [`Settings`], or reports all errors.
 
 use std::{net::IpAddr, num::NonZeroU32, str::FromStr, time::Duration};
 
@@ -15,8 +15,7 @@ use super::{
     Server, Sessions, Settings, layers::ENV_PREFIX,
 };
 
-/// Reads typed values and gathers what is wrong with them. A value that is wrong is `None`, and
-/// reading goes on.
+/// Reads typed values and collects the errors. An invalid value is `None`, and reading continues.
 pub(super) struct Check<'a> {
     pub(super) raw: &'a Raw,
     pub(super) problems: Vec<String>,
@@ -24,7 +23,7 @@ pub(super) struct Check<'a> {
 
 impl Check<'_> {
     pub(super) fn settings(&mut self) -> Option<Settings> {
-        // Every section is read before any is given up.
+        // Read every section before returning, to collect all errors.
         let server = self.server();
         let database = self.database();
         let keys = self.keys();
@@ -105,7 +104,7 @@ impl Check<'_> {
             );
             return None;
         }
-        // As browsers write it in `Origin`: scheme and host in small letters, no port that goes without saying.
+        // As browsers write it in `Origin`: scheme and host in lower case, no default port.
         let url = text.parse::<url::Url>().ok();
         Some(url.map_or(text, |url| url.origin().ascii_serialization()))
     }
@@ -134,16 +133,17 @@ impl Check<'_> {
                 ("any", MetadataDocuments::Any),
             ],
         );
-        // Those that browsers follow by themselves.
         let is_scheme = |text: &str| {
-            let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "+-".contains(c);
-            let known =
+            let is_scheme_char =
+                |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "+-".contains(c);
+            // Schemes that browsers handle themselves.
+            let reserved =
                 ["http", "https", "javascript", "data", "vbscript", "file", "blob", "about"];
             text.starts_with(|c: char| c.is_ascii_lowercase())
-                && text.chars().all(fits)
-                && !known.contains(&text)
+                && text.chars().all(is_scheme_char)
+                && !reserved.contains(&text)
         };
-        let what = "schemes of programs, such as vscode";
+        let what = "URI schemes of native apps, such as vscode";
         let native_schemes = self.texts("oauth.native_schemes", what, is_scheme);
         let refresh_token = self.seconds("oauth.refresh_token_seconds", 10 * 366 * 86_400);
         Some(OAuth {
@@ -155,7 +155,7 @@ impl Check<'_> {
         })
     }
 
-    /// A list of texts, each of which must fit.
+    /// A list of strings that all satisfy `fits`.
     fn texts(&mut self, key: &str, what: &str, fits: impl Fn(&str) -> bool) -> Option<Vec<String>> {
         let Some(Value::Array(items)) = self.value(key).cloned() else { return None };
         let text = |item: &Value| item.as_str().filter(|text| fits(text)).map(str::to_owned);
@@ -208,14 +208,14 @@ impl Check<'_> {
     }
 
     fn keys(&mut self) -> Option<Keys> {
-        let environment = self.parse("keys.environment", "1 to 16 lower-case letters or digits");
+        let environment = self.parse("keys.environment", "1 to 16 lowercase letters or digits");
         let encryption_key = self.required("keys.encryption_key").and_then(|text| {
             let bytes = BASE64.decode(text.trim().as_bytes()).ok();
             let key = bytes.and_then(|bytes| bytes.try_into().ok()).map(EncryptionKey::new);
             if key.is_none() {
                 self.problem(
                     "keys.encryption_key",
-                    "must be 32 bytes in base64, such as `openssl rand -base64 32` prints",
+                    "must be 32 bytes in base64; generate them with `openssl rand -base64 32`",
                 );
             }
             key
@@ -268,8 +268,8 @@ impl Check<'_> {
         Some(Cache { lease: lease?, keys: keys? })
     }
 
-    /// The server that limits are shared on, if they are to be. One that is named and not chosen is
-    /// checked all the same.
+    /// The server for shared rate limits, if `rate_limit.store` is `redis`. The settings are
+    /// validated in either case.
     fn redis(&mut self) -> Option<Redis> {
         let chosen = self.choice("rate_limit.store", &[("memory", false), ("redis", true)]);
         let prefix = self.text("redis.prefix");
@@ -283,7 +283,7 @@ impl Check<'_> {
             self.problem(
                 key,
                 "must be a URL such as redis://user:password@host:6379/0, rediss://… for TLS, or \
-                 unix:///path/of/socket",
+                 unix:///path/to/socket",
             );
         }
         if chosen != Some(true) {
@@ -332,7 +332,7 @@ impl Check<'_> {
     }
 
     fn rotation(&mut self) -> Option<Rotation> {
-        // Nodes that were lost are remembered for a day.
+        // At most a day: nodes that crashed are remembered for a day.
         let quiet = self.number("rotation.quiet_seconds", 0, 86_400);
         Some(Rotation { quiet: Duration::from_secs(quiet?) })
     }
@@ -406,10 +406,11 @@ impl Check<'_> {
     }
 }
 
-/// Whether a text is the URL of a Valkey or Redis server, with nothing in it that would be ignored.
+/// True if the text is the URL of a Valkey or Redis server. Parts that the client would ignore are
+/// rejected.
 fn is_redis_url(text: &str) -> bool {
     let Ok(url) = text.parse::<Url>() else { return false };
-    // `#insecure` would be TLS without a look at the certificate.
+    // `#insecure` would disable the check of the TLS certificate.
     if url.fragment().is_some() {
         return false;
     }

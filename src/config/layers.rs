@@ -1,4 +1,4 @@
-//! Files and variables, merged; each value with where it comes from.
+//! Merges the configuration files and environment variables, with the origin of each value.
 
 use std::{
     collections::BTreeMap,
@@ -11,14 +11,16 @@ use toml::{Table, Value};
 
 use super::{Database, Settings, check::Check};
 
-/// The prefix of environment variables.
+/// Prefix of the environment variables of settings.
 pub(super) const ENV_PREFIX: &str = "CALL2ME_AUTH__";
 
-/// Variables that begin so, in any case, and not with [`ENV_PREFIX`], are refused: they are misspelt.
+/// Variables with this prefix, in upper or lower case, but without [`ENV_PREFIX`] are misspelled
+/// and rejected.
 const ENV_STEM: &str = "CALL2ME_AUTH";
 
-/// Whether Kubernetes made a variable for a service whose name begins as this one's (service links):
-/// `CALL2ME_AUTH_SERVICE_HOST`, `CALL2ME_AUTH_PORT=tcp://…`, `CALL2ME_AUTH_PORT_8080_TCP_ADDR` and the like.
+/// True for a variable that Kubernetes sets for a service with the same name prefix (service
+/// links): `CALL2ME_AUTH_SERVICE_HOST`, `CALL2ME_AUTH_PORT=tcp://…`,
+/// `CALL2ME_AUTH_PORT_8080_TCP_ADDR` and the like.
 fn is_service_link(name: &str, value: &OsStr) -> bool {
     let is_url = value.to_str().is_some_and(|value| value.contains("://"));
     let after_port = name.split_once("_PORT_").map(|(_, rest)| rest);
@@ -32,16 +34,16 @@ const DEFAULT: &str = include_str!("../../config/default.toml");
 const DEVELOPMENT: &str = include_str!("../../config/development.toml");
 const PRODUCTION: &str = include_str!("../../config/production.toml");
 
-/// Settings whose values are never printed.
+/// Settings that are redacted when printed.
 const SECRETS: [&str; 5] =
     ["database.url", "database.owner_url", "keys.encryption_key", "redis.url", "mail.url"];
 
-/// Which file comes after `default.toml`.
+/// The file that overrides `default.toml`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Profile {
     /// `call2me-auth dev`.
     Development,
-    /// Everything else.
+    /// All other commands.
     Production,
 }
 
@@ -54,37 +56,38 @@ impl Profile {
     }
 }
 
-/// The folder of configuration files, read on top of those in the binary.
+/// The folder of configuration files that override those embedded in the binary.
 #[derive(Debug, Clone, Copy)]
 pub enum Files<'a> {
-    /// No folder.
+    /// No folder: the embedded files only.
     Embedded,
-    /// Files that may be missing.
+    /// A folder that may be missing.
     Optional(&'a Path),
-    /// A folder that the operator named: at least one file must be there.
+    /// A folder that the operator named: at least one file must exist.
     Required(&'a Path),
 }
 
-/// The merged layers, before they are checked.
+/// The merged configuration, before validation.
 pub struct Raw {
     pub(super) values: BTreeMap<String, (Value, String)>,
     pub(super) problems: Vec<String>,
 }
 
-/// Everything that is wrong with a configuration, a line each.
+/// All errors of a configuration, one message each.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Problems(pub Vec<String>);
 
 impl fmt::Display for Problems {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "bad configuration: {}", self.0.join("; "))
+        write!(f, "invalid configuration: {}", self.0.join("; "))
     }
 }
 
 impl Raw {
-    /// Reads all layers; variables of the environment come last.
+    /// Reads and merges the embedded files, the files of the folder and the environment; later
+    /// sources override earlier ones.
     ///
-    /// Variables of other programs are ignored, also where they are not UTF-8.
+    /// Variables of other programs are ignored, even if they are not UTF-8.
     #[must_use]
     pub fn read<K: Into<OsString>, V: Into<OsString>>(
         profile: Profile,
@@ -92,7 +95,7 @@ impl Raw {
         environment: impl IntoIterator<Item = (K, V)>,
     ) -> Self {
         let mut raw = Self { values: BTreeMap::new(), problems: Vec::new() };
-        // The binary's own files are part of the program; a test reads them.
+        // A unit test checks that the embedded files parse.
         for (key, value) in flatten(&DEFAULT.parse().unwrap_or_default()) {
             raw.values.insert(key, (value, "the defaults".to_owned()));
         }
@@ -105,12 +108,12 @@ impl Raw {
                 if raw.merge_folder(folder, file) == 0 {
                     let folder = folder.display();
                     raw.problems
-                        .push(format!("--config {folder}: no default.toml or {file} is there"));
+                        .push(format!("--config {folder}: no default.toml or {file} found"));
                 }
             }
         }
         for (name, value) in environment {
-            // A name of ours is ASCII.
+            // The names of settings are ASCII.
             if let Ok(name) = name.into().into_string() {
                 raw.merge_variable(&name, value.into());
             }
@@ -118,9 +121,9 @@ impl Raw {
         raw
     }
 
-    /// Merges the files of a folder; returns how many are there.
+    /// Merges the files of a folder. Returns the number of files found.
     fn merge_folder(&mut self, folder: &Path, profile: &str) -> usize {
-        let mut found = 0;
+        let mut count = 0;
         for file in ["default.toml", profile].map(|file| folder.join(file)) {
             match std::fs::read_to_string(&file) {
                 Ok(text) => self.merge_file(&text, &file.display().to_string()),
@@ -136,9 +139,9 @@ impl Raw {
                     self.problems.push(format!("cannot read {}: {error}", file.display()));
                 }
             }
-            found += 1;
+            count += 1;
         }
-        found
+        count
     }
 
     fn merge_variable(&mut self, name: &str, value: OsString) {
@@ -158,12 +161,13 @@ impl Raw {
             return;
         };
         match value.into_string() {
-            Ok(text) => self.set_text(&key, text, name),
+            Ok(text) => self.set_from_text(&key, text, name),
             Err(_) => self.problems.push(format!("{name} is not UTF-8")),
         }
     }
 
-    /// The variable that a misspelt name most likely means, as the end of a message: the setting of the same letters.
+    /// A suggestion for a misspelled name, to append to a message: the setting with the same
+    /// letters.
     fn suggestion(&self, name: &str) -> String {
         let letters = |text: &str| -> String {
             text.chars().filter(char::is_ascii_alphanumeric).collect::<String>().to_lowercase()
@@ -174,7 +178,7 @@ impl Raw {
         })
     }
 
-    /// Overrides a setting, as a command-line flag does.
+    /// Overrides a setting. `origin` is the source that error messages name.
     pub fn set(&mut self, key: &str, value: Value, origin: &str) {
         match self.values.get_mut(key) {
             Some(slot) if slot.0.same_type(&value) => *slot = (value, origin.to_owned()),
@@ -183,12 +187,12 @@ impl Raw {
             }
             None => {
                 let hint = self.suggestion(key);
-                self.problems.push(format!("{key} is no setting (from {origin}){hint}"));
+                self.problems.push(format!("{key} is not a setting (from {origin}){hint}"));
             }
         }
     }
 
-    /// The text of a setting, if it is set.
+    /// Returns a setting's string; `None` if it is empty or not a string.
     #[must_use]
     pub fn text(&self, key: &str) -> Option<&str> {
         let (value, _) = self.values.get(key)?;
@@ -206,8 +210,8 @@ impl Raw {
         }
     }
 
-    /// A variable is text; the default tells what it must be read as.
-    fn set_text(&mut self, key: &str, text: String, origin: &str) {
+    /// Parses the text of a variable as the type of the setting's default.
+    fn set_from_text(&mut self, key: &str, text: String, origin: &str) {
         let value = match self.values.get(key) {
             Some((Value::Integer(_), _)) => text.trim().parse().map(Value::Integer).ok(),
             Some((Value::Boolean(_), _)) => text.trim().parse().map(Value::Boolean).ok(),
@@ -223,34 +227,34 @@ impl Raw {
         self.set(key, value.unwrap_or(Value::String(text)), origin);
     }
 
-    /// The settings, as `call2me-auth config` prints them: TOML with origins, secrets redacted.
+    /// Formats the settings for `call2me-auth config`: TOML with origins, secrets redacted.
     #[must_use]
     pub fn describe(&self) -> String {
         use fmt::Write as _;
         let mut text = String::new();
         let mut section = "";
         for (key, (value, origin)) in &self.values {
-            let (head, name) = key.split_once('.').unwrap_or(("", key));
-            if head != section {
+            let (table, name) = key.split_once('.').unwrap_or(("", key));
+            if table != section {
                 text.push_str(if section.is_empty() { "" } else { "\n" });
-                writeln!(text, "[{head}]").ok();
-                section = head;
+                writeln!(text, "[{table}]").ok();
+                section = table;
             }
-            let shown = match value {
+            let printed = match value {
                 Value::String(secret) if SECRETS.contains(&key.as_str()) && !secret.is_empty() => {
                     "\"[redacted]\"".to_owned()
                 }
                 value => value.to_string(),
             };
-            writeln!(text, "{name} = {shown}  # from {origin}").ok();
+            writeln!(text, "{name} = {printed}  # from {origin}").ok();
         }
         text
     }
 
-    /// Checks the settings of the database alone: migrations need no others.
+    /// Validates only the database settings, which is enough for migrations.
     ///
     /// # Errors
-    /// With everything that is wrong with them.
+    /// [`Problems`] with all errors of these settings and of reading the sources.
     pub fn check_database(&self) -> Result<Database, Problems> {
         let mut check = Check { raw: self, problems: self.problems.clone() };
         match check.database() {
@@ -259,19 +263,19 @@ impl Raw {
         }
     }
 
-    /// Refuses names that are no settings, values of the wrong type and files that cannot be read, before the
-    /// settings are complete.
+    /// Rejects unknown settings, values of the wrong type and unreadable files, before all settings
+    /// are known.
     ///
     /// # Errors
-    /// With everything that is wrong so far.
+    /// [`Problems`] with all errors of reading the sources.
     pub fn check_layers(&self) -> Result<(), Problems> {
         if self.problems.is_empty() { Ok(()) } else { Err(Problems(self.problems.clone())) }
     }
 
-    /// Checks all settings.
+    /// Validates all settings.
     ///
     /// # Errors
-    /// With everything that is wrong.
+    /// [`Problems`] with all errors.
     pub fn check(&self) -> Result<Settings, Problems> {
         let mut check = Check { raw: self, problems: self.problems.clone() };
         let settings = check.settings();
@@ -282,7 +286,7 @@ impl Raw {
     }
 }
 
-/// `[section] key = …` as `section.key`.
+/// Turns `[section] key = …` into `section.key`.
 fn flatten(table: &Table) -> Vec<(String, Value)> {
     let mut flat = Vec::new();
     for (section, value) in table {
@@ -302,7 +306,7 @@ fn type_name(value: &Value) -> &'static str {
     match value {
         Value::Integer(_) => "a whole number",
         Value::Boolean(_) => "true or false",
-        Value::Array(_) => "a list of texts",
-        _ => "a text",
+        Value::Array(_) => "a list of strings",
+        _ => "a string",
     }
 }

@@ -1,4 +1,4 @@
-//! `[mail]`.
+//! The `[mail]` settings and the parser of `mail.url`.
 
 use percent_encoding::percent_decode_str;
 use secrecy::SecretString;
@@ -7,49 +7,49 @@ use url::{Host, Url};
 /// `[mail]`
 #[derive(Debug, Clone)]
 pub struct Mail {
-    /// How mails leave.
+    /// The transport of outgoing email.
     pub transport: MailTransport,
-    /// Who they are from: an address, with or without a name.
+    /// The sender: an address, with or without a display name.
     pub from: String,
 }
 
-/// How mails leave.
+/// The transport of outgoing email.
 #[derive(Debug, Clone)]
 pub enum MailTransport {
-    /// Not at all.
+    /// Email is disabled.
     None,
-    /// They are printed, with the links in them.
+    /// Emails are printed to the log, including the links in them.
     Log,
-    /// To a server.
+    /// Emails are sent to an SMTP server.
     Smtp(Smtp),
 }
 
-/// A server that takes mails.
+/// An SMTP server.
 #[derive(Debug, Clone)]
 pub struct Smtp {
-    /// Its name.
+    /// The host name or address.
     pub host: String,
-    /// Its port.
+    /// The port.
     pub port: u16,
-    /// How the way to it is kept private.
+    /// The encryption of the connection.
     pub security: SmtpSecurity,
-    /// How to log in.
+    /// User name and password, if the server requires them.
     pub credentials: Option<(String, SecretString)>,
 }
 
-/// How the way to a mail server is kept private.
+/// The encryption of an SMTP connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SmtpSecurity {
-    /// Not at all.
+    /// No encryption.
     None,
-    /// By STARTTLS, which must succeed (RFC 3207).
+    /// STARTTLS, which must succeed (RFC 3207).
     StartTls,
-    /// By TLS from the start (RFC 8314, section 3.3).
+    /// Implicit TLS (RFC 8314, section 3.3).
     Tls,
 }
 
 impl Mail {
-    /// Who mails are from, unless that is set.
+    /// The sender if `mail.from` is not set: `no-reply@` the host of the public URL.
     pub(super) fn default_from(public_url: &str) -> String {
         let url = public_url.parse::<Url>().ok();
         match url.as_ref().and_then(Url::host) {
@@ -60,7 +60,8 @@ impl Mail {
 }
 
 impl MailTransport {
-    /// Reads `mail.url`.
+    /// Parses `mail.url`; `None` if it is invalid. Without `?tls=…`, STARTTLS is required unless
+    /// the host is this machine.
     pub(super) fn parse(text: &str) -> Option<Self> {
         match text {
             "" => return Some(Self::None),
@@ -69,14 +70,14 @@ impl MailTransport {
         }
         let url: Url = text.parse().ok()?;
         let host = url.host_str().filter(|host| !host.is_empty())?;
-        let is_here = host == "localhost"
+        let is_local = host == "localhost"
             || host
                 .trim_matches(['[', ']'])
                 .parse()
                 .is_ok_and(|ip: std::net::IpAddr| ip.is_loopback());
         let security = match (url.scheme(), url.query()) {
             ("smtps", None) => SmtpSecurity::Tls,
-            ("smtp", None) if is_here => SmtpSecurity::None,
+            ("smtp", None) if is_local => SmtpSecurity::None,
             ("smtp", None | Some("tls=required")) => SmtpSecurity::StartTls,
             ("smtp", Some("tls=none")) => SmtpSecurity::None,
             _ => return None,
@@ -84,7 +85,7 @@ impl MailTransport {
         if !matches!(url.path(), "" | "/") || url.fragment().is_some() {
             return None;
         }
-        let default = match security {
+        let default_port = match security {
             SmtpSecurity::None => 25,
             SmtpSecurity::StartTls => 587,
             SmtpSecurity::Tls => 465,
@@ -96,7 +97,12 @@ impl MailTransport {
             (_, None) => return None,
         };
         let host = host.trim_matches(['[', ']']).to_owned();
-        Some(Self::Smtp(Smtp { host, port: url.port().unwrap_or(default), security, credentials }))
+        Some(Self::Smtp(Smtp {
+            host,
+            port: url.port().unwrap_or(default_port),
+            security,
+            credentials,
+        }))
     }
 }
 
@@ -106,17 +112,18 @@ mod tests {
 
     use super::*;
 
-    type Read = (String, u16, SmtpSecurity, Option<(String, String)>);
+    type ParsedServer = (String, u16, SmtpSecurity, Option<(String, String)>);
 
-    fn server(text: &str) -> Option<Read> {
+    fn server(text: &str) -> Option<ParsedServer> {
         let Some(MailTransport::Smtp(smtp)) = MailTransport::parse(text) else { return None };
-        let login = smtp.credentials.map(|(user, word)| (user, word.expose_secret().to_owned()));
+        let login =
+            smtp.credentials.map(|(user, password)| (user, password.expose_secret().to_owned()));
         Some((smtp.host, smtp.port, smtp.security, login))
     }
 
     #[test]
-    fn the_way_to_a_server_is_private_unless_it_is_here() {
-        let login = |user: &str, word: &str| Some((user.to_owned(), word.to_owned()));
+    fn smtp_url_sets_encryption_and_port() {
+        let login = |user: &str, password: &str| Some((user.to_owned(), password.to_owned()));
         for (text, host, port, security, credentials) in [
             (
                 "smtps://a%40b:p%2Fw@mail.example",
@@ -150,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_way_is_refused() {
+    fn invalid_mail_url_is_rejected() {
         for text in [
             "mail.example",
             "http://mail.example",
@@ -169,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn mails_are_from_the_host_that_links_lead_to() {
+    fn default_sender_uses_host_of_public_url() {
         assert_eq!(Mail::default_from("https://auth.example.com"), "no-reply@auth.example.com");
         assert_eq!(Mail::default_from("http://127.0.0.1:8080"), "no-reply@localhost");
     }

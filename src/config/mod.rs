@@ -1,7 +1,8 @@
 //! The configuration: `config/default.toml`, `config/<profile>.toml`, then the environment.
 //!
-//! `default.toml` names every setting and gives it its type, so a misspelt name or a value of the
-//! wrong type is noticed whatever it comes from, and all problems are reported at once.
+//! `default.toml` lists every setting and defines its type. So a misspelled name or a value of the
+//! wrong type is detected in every source, and all errors are reported at once. `layers.rs` merges
+//! the sources into [`Raw`], `check.rs` validates them into [`Settings`].
 
 mod check;
 mod layers;
@@ -18,7 +19,7 @@ use crate::model::api_key::Environment;
 pub use layers::{Files, Problems, Profile, Raw};
 pub use mail::{Mail, MailTransport, Smtp, SmtpSecurity};
 
-/// Everything that can be set, checked.
+/// The validated settings.
 #[derive(Debug, Clone)]
 pub struct Settings {
     /// `[server]`
@@ -35,7 +36,7 @@ pub struct Settings {
     pub rate_limit: RateLimit,
     /// `[cache]`
     pub cache: Cache,
-    /// `[redis]`, if `rate_limit.store` asks for it.
+    /// `[redis]`, if `rate_limit.store` is `redis`.
     pub redis: Option<Redis>,
     /// `[mail]`
     pub mail: Mail,
@@ -52,75 +53,75 @@ pub struct Settings {
 /// `[server]`
 #[derive(Debug, Clone)]
 pub struct Server {
-    /// Where the API listens.
+    /// The address that the API listens on.
     pub address: SocketAddr,
-    /// Where metrics are served; none: nowhere.
+    /// The address that serves the metrics; `None` to serve none.
     pub metrics_address: Option<SocketAddr>,
-    /// Where clients reach it, without a slash at the end.
+    /// The URL under which clients reach the service, without a trailing slash.
     pub public_url: String,
-    /// Origins of web pages that may call `/v1` from browsers.
+    /// Origins that may call `/v1` from a browser (CORS).
     pub allowed_origins: Vec<String>,
-    /// Proxies whose `X-Forwarded-For` is believed.
+    /// Proxies that are trusted to set `X-Forwarded-For`.
     pub trusted_proxies: Vec<IpNet>,
-    /// The largest request body.
+    /// Maximum size of a request body, in bytes.
     pub max_body_bytes: usize,
-    /// The longest that a handler may take.
+    /// Timeout of a handler.
     pub handler_timeout: Duration,
-    /// The longest that a request's head or body may take, and an idle connection may stay.
+    /// Timeout of receiving a request's head or its body, and of an idle connection.
     pub header_timeout: Duration,
-    /// The longest that a client may not read.
+    /// Timeout of sending: the connection is closed if the client reads nothing for this long.
     pub write_timeout: Duration,
-    /// Connections at most.
+    /// Maximum number of connections.
     pub max_connections: usize,
-    /// Connections of one client at most.
+    /// Maximum number of connections of one client (IPv6: one /64).
     pub max_connections_per_address: usize,
-    /// How long requests under way may take to finish at the end.
+    /// Timeout of graceful shutdown: requests in flight may take this long to finish.
     pub shutdown_timeout: Duration,
 }
 
 /// `[database]`
 #[derive(Debug, Clone)]
 pub struct Database {
-    /// How the service logs in.
+    /// The URL of the service's own database role.
     pub url: SecretString,
-    /// The owner of the tables.
+    /// The URL of the role that owns the tables.
     pub owner_url: Option<SecretString>,
-    /// The pool.
+    /// The connection pool.
     pub pool: Pool,
 }
 
-/// The pool of connections to PostgreSQL.
+/// Settings of the PostgreSQL connection pool.
 #[derive(Debug, Clone)]
 pub struct Pool {
-    /// Connections at most.
+    /// Maximum number of connections.
     pub max_connections: u32,
-    /// How long a request waits for a connection before it is answered 503.
+    /// Timeout of acquiring a connection; then the response is 503.
     pub acquire_timeout: Duration,
-    /// How long one statement may take.
+    /// Timeout of a statement.
     pub statement_timeout: Duration,
 }
 
 /// `[keys]`
 #[derive(Debug, Clone)]
 pub struct Keys {
-    /// The label in API keys.
+    /// The environment label in API keys.
     pub environment: Environment,
-    /// Seals signing keys, derives refresh tokens.
+    /// Encrypts signing keys and derives refresh tokens.
     pub encryption_key: EncryptionKey,
 }
 
-/// The deployment's secret: 32 bytes, never printed, wiped when dropped.
+/// The deployment's secret: 32 bytes, never printed, zeroized when dropped.
 #[derive(Clone)]
 pub struct EncryptionKey(Zeroizing<[u8; 32]>);
 
 impl EncryptionKey {
-    /// A key of 32 secret bytes.
+    /// Wraps 32 secret bytes.
     #[must_use]
     pub fn new(bytes: [u8; 32]) -> Self {
         Self(Zeroizing::new(bytes))
     }
 
-    /// The bytes, to derive keys from.
+    /// Returns the bytes, to derive keys from.
     #[must_use]
     pub fn expose(&self) -> &[u8; 32] {
         &self.0
@@ -133,135 +134,137 @@ impl fmt::Debug for EncryptionKey {
     }
 }
 
-/// Who may register.
+/// The policy for creating accounts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Registration {
-    /// Anybody.
+    /// Open to everyone.
     Open,
-    /// Whoever was invited.
+    /// Only with an invitation.
     Invite,
-    /// Nobody.
+    /// Closed: only operators create accounts.
     Closed,
 }
 
 /// `[sessions]`
 #[derive(Debug, Clone)]
 pub struct Sessions {
-    /// Who may register.
+    /// The policy for creating accounts.
     pub registration: Registration,
-    /// An access token's life.
+    /// Lifetime of an access token.
     pub access_token: Duration,
-    /// A refresh token's life since its last use.
+    /// Lifetime of a refresh token.
     pub refresh_token: Duration,
-    /// A session's life.
+    /// Lifetime of a session, however often it is refreshed.
     pub absolute: Duration,
-    /// How long a just-used refresh token may be used again.
+    /// Time within which a used refresh token may be retried, with the same successor.
     pub refresh_reuse: Duration,
 }
 
 /// `[passwords]`
 #[derive(Debug, Clone, Copy)]
 pub struct Passwords {
-    /// Threads that hash; 0 is half as many as there are cores.
+    /// Number of hashing threads; 0 for half the number of cores.
     pub threads: usize,
-    /// Sign-ins that wait for one at most.
+    /// Maximum number of sign-ins waiting for a thread.
     pub queue: usize,
 }
 
 /// `[rate_limit]`
 #[derive(Debug, Clone, Copy)]
 pub struct RateLimit {
-    /// For each key and session.
+    /// Requests per minute of each credential.
     pub per_key_per_minute: NonZeroU32,
-    /// For each address, of requests without a good credential.
+    /// Requests per minute without a valid credential, for each address.
     pub per_address_per_minute: NonZeroU32,
-    /// For each address and account, of sign-ins.
+    /// Sign-ins per minute, for each address and account.
     pub sign_in_per_minute: NonZeroU32,
 }
 
 /// `[cache]`
 #[derive(Debug, Clone, Copy)]
 pub struct Cache {
-    /// How long a node may believe what it has cached after it last heard from PostgreSQL.
+    /// Duration of a node's lease: the time for which it may use its cache without contact to
+    /// PostgreSQL.
     pub lease: Duration,
-    /// API keys in memory at most.
+    /// Maximum number of cached API keys.
     pub keys: usize,
 }
 
-/// What a response waits for before it goes out.
+/// The state of its audit event that a response waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Durability {
-    /// That its event is queued.
+    /// The event is queued.
     Batched,
-    /// That its event is committed.
+    /// The event is committed.
     Strict,
 }
 
-/// `[redis]`: a Valkey or Redis server, on which nodes share what they count.
+/// `[redis]`: a Valkey or Redis server on which nodes share their rate limits.
 #[derive(Debug, Clone)]
 pub struct Redis {
-    /// Where it is, and how to log in.
+    /// The server's URL, with user and password.
     pub url: SecretString,
-    /// What the names of all keys begin with.
+    /// Prefix of all keys on the server.
     pub prefix: String,
 }
 
-/// From where clients' metadata documents are fetched.
+/// Sources from which client metadata documents may be fetched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MetadataDocuments {
-    /// From nowhere.
+    /// None.
     Off,
-    /// From public addresses.
+    /// Public addresses only.
     Public,
-    /// From anywhere, this machine too: for development.
+    /// Any address, including this machine: for development only.
     Any,
 }
 
 /// `[oauth]`
 #[derive(Debug, Clone)]
 pub struct OAuth {
-    /// What tokens are made for, besides this service.
+    /// Resources, besides this service, for which tokens are issued (RFC 8707).
     pub resources: Vec<String>,
-    /// Whether clients may register themselves.
+    /// True if clients may register themselves (RFC 7591).
     pub registration: bool,
-    /// From where clients' metadata documents are fetched.
+    /// Sources from which client metadata documents may be fetched.
     pub documents: MetadataDocuments,
-    /// Schemes of redirect URIs that are taken though they have no dot.
+    /// URI schemes of native apps that redirect URIs may use although they contain no dot.
     pub native_schemes: Vec<String>,
-    /// How long a grant may go without giving tokens.
+    /// Idle timeout of a grant: it expires if it issues no token for this long.
     pub refresh_token: Duration,
 }
 
 /// `[audit]`
 #[derive(Debug, Clone, Copy)]
 pub struct Audit {
-    /// What a response waits for.
+    /// The state of its audit event that a response waits for.
     pub durability: Durability,
-    /// Events that may wait to be written.
+    /// Maximum number of events waiting to be written.
     pub queue: usize,
-    /// How long events are kept; none: for good.
+    /// Retention of audit events; `None` to keep them forever.
     pub retention: Option<Duration>,
-    /// How long it is kept what keys were used for.
+    /// Retention of the usage of keys.
     pub usage_retention: Duration,
 }
 
 /// `[rotation]`
 #[derive(Debug, Clone, Copy)]
 pub struct Rotation {
-    /// How long a rotated key has to be unused until it is safe to revoke.
+    /// Time for which a rotated key must be idle until it is safe to revoke.
     pub quiet: Duration,
 }
 
 /// `[log]`
 #[derive(Debug, Clone)]
 pub struct Log {
-    /// As `RUST_LOG` has it.
+    /// The log filter, in the syntax of `RUST_LOG`.
     pub filter: String,
-    /// Whether lines are JSON.
+    /// True for JSON lines, false for text.
     pub json: bool,
-    /// Requests that take longer are logged.
+    /// Requests that take longer than this are logged.
     pub slow_request: Duration,
 }
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -273,31 +276,34 @@ mod tests {
         Raw::read(Profile::Production, Files::Embedded, variables)
     }
 
-    const NONE: [(&str, &str); 0] = [];
+    const NO_VARIABLES: [(&str, &str); 0] = [];
 
-    const ENOUGH: [(&str, &str); 3] = [
+    const REQUIRED: [(&str, &str); 3] = [
         ("DATABASE_URL", "postgres://localhost/x"),
         ("CALL2ME_AUTH__SERVER__PUBLIC_URL", "https://auth.example.com/"),
         ("CALL2ME_AUTH__KEYS__ENCRYPTION_KEY", KEY),
     ];
 
     #[test]
-    fn three_settings_are_enough() {
-        let settings = read(&ENOUGH).check().unwrap();
+    fn required_settings_alone_are_accepted() {
+        let settings = read(&REQUIRED).check().unwrap();
         assert_eq!(settings.server.public_url, "https://auth.example.com");
         assert_eq!(settings.server.address.port(), 8080);
         assert_eq!(settings.sessions.access_token, Duration::from_hours(1));
     }
 
     #[test]
-    fn the_embedded_files_have_no_problems_of_their_own() {
+    fn embedded_files_are_valid() {
         for profile in [Profile::Development, Profile::Production] {
-            assert_eq!(Raw::read(profile, Files::Embedded, NONE).problems, Vec::<String>::new());
+            assert_eq!(
+                Raw::read(profile, Files::Embedded, NO_VARIABLES).problems,
+                Vec::<String>::new()
+            );
         }
     }
 
     #[test]
-    fn all_problems_are_reported_at_once() {
+    fn all_errors_are_reported_at_once() {
         let problems = read(&[
             ("CALL2ME_AUTH__SERVER__ADDRESS", "nowhere"),
             ("CALL2ME_AUTH__SERVER__MAX_BODY_BYTES", "many"),
@@ -313,7 +319,7 @@ mod tests {
             "server.max_body_bytes must be a whole number",
             "server.public_url is not set",
             "database.url is not set",
-            "server.port is no setting",
+            "server.port is not a setting",
             "sessions.registration must be one of: open, invite, closed",
             "keys.encryption_key must be 32 bytes",
         ] {
@@ -323,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn misspelt_variables_are_refused_with_the_right_name() {
+    fn misspelled_variable_is_rejected_with_a_suggestion() {
         for (variable, hint) in [
             ("CALL2ME_AUTH_SERVER_ADDRESS", "did you mean CALL2ME_AUTH__SERVER__ADDRESS?"),
             ("CALL2ME_AUTH__SERVER_ADDRESS", "did you mean CALL2ME_AUTH__SERVER__ADDRESS?"),
@@ -333,19 +339,19 @@ mod tests {
             ("CALL2ME_AUTH_NOTHING", "CALL2ME_AUTH_NOTHING is not a variable"),
             ("CALL2ME_AUTH", "CALL2ME_AUTH is not a variable"),
         ] {
-            let raw = read(&[&ENOUGH[..], &[(variable, "127.0.0.1:1")]].concat());
+            let raw = read(&[&REQUIRED[..], &[(variable, "127.0.0.1:1")]].concat());
             let problems = raw.check().unwrap_err().0;
             assert_eq!(problems.len(), 1, "{problems:#?}");
             assert!(problems[0].contains(hint), "{problems:#?}");
             assert!(raw.check_database().is_err() && raw.check_layers().is_err());
         }
-        // Other programs' variables.
+        // Variables of other programs.
         let others = [("CALL2ME_API_KEY", "x"), ("CALL2ME", "x"), ("SERVER__ADDRESS", "x")];
-        assert!(read(&[&ENOUGH[..], &others].concat()).check().is_ok());
+        assert!(read(&[&REQUIRED[..], &others].concat()).check().is_ok());
     }
 
     #[test]
-    fn service_links_of_kubernetes_are_ignored() {
+    fn kubernetes_service_links_are_ignored() {
         let links = [
             ("CALL2ME_AUTH_SERVICE_HOST", "10.0.0.1"),
             ("CALL2ME_AUTH_SERVICE_PORT", "8080"),
@@ -356,18 +362,19 @@ mod tests {
             ("CALL2ME_AUTH_METRICS_PORT", "tcp://10.0.0.2:9090"),
             ("CALL2ME_AUTH_METRICS_SERVICE_HOST", "10.0.0.2"),
         ];
-        assert!(read(&[&ENOUGH[..], &links].concat()).check().is_ok());
-        let misspelt = ("CALL2ME_AUTH_SERVER_PORT", "8080");
-        assert!(read(&[&ENOUGH[..], &[misspelt]].concat()).check().is_err());
+        assert!(read(&[&REQUIRED[..], &links].concat()).check().is_ok());
+        let misspelled = ("CALL2ME_AUTH_SERVER_PORT", "8080");
+        assert!(read(&[&REQUIRED[..], &[misspelled]].concat()).check().is_err());
     }
 
     #[test]
-    fn variables_that_are_not_utf8_matter_only_where_they_are_settings() {
+    fn non_utf8_variable_is_rejected_only_if_it_is_a_setting() {
         use std::{ffi::OsString, os::unix::ffi::OsStringExt as _};
         let bytes = || OsString::from_vec(vec![b'x', 0xff]);
         let check = |name: OsString| {
-            let enough = ENOUGH.map(|(name, value)| (OsString::from(name), OsString::from(value)));
-            let all = enough.into_iter().chain([(name, bytes())]);
+            let required =
+                REQUIRED.map(|(name, value)| (OsString::from(name), OsString::from(value)));
+            let all = required.into_iter().chain([(name, bytes())]);
             let raw = Raw::read(Profile::Production, Files::Embedded, all);
             raw.check().err().map_or(Vec::new(), |problems| problems.0)
         };
@@ -380,16 +387,17 @@ mod tests {
     }
 
     #[test]
-    fn named_folder_without_files_is_refused() {
+    fn named_folder_without_files_is_rejected() {
         let folder = tempfile::tempdir().unwrap();
-        let problems =
-            |files: Files<'_>| Raw::read(Profile::Production, files, NONE).problems.join("; ");
+        let problems = |files: Files<'_>| {
+            Raw::read(Profile::Production, files, NO_VARIABLES).problems.join("; ")
+        };
         let file = folder.path().join("file");
         std::fs::write(&file, "").unwrap();
         for missing in [folder.path(), &file, &folder.path().join("nowhere")] {
             assert_eq!(problems(Files::Optional(missing)), "");
-            let refused = problems(Files::Required(missing));
-            assert!(refused.ends_with("no default.toml or production.toml is there"), "{refused}");
+            let error = problems(Files::Required(missing));
+            assert!(error.ends_with("no default.toml or production.toml found"), "{error}");
         }
         std::fs::write(folder.path().join("production.toml"), "").unwrap();
         assert_eq!(problems(Files::Required(folder.path())), "");
@@ -397,7 +405,7 @@ mod tests {
 
     #[test]
     fn secrets_are_not_printed() {
-        let raw = read(&ENOUGH);
+        let raw = read(&REQUIRED);
         let text = format!("{} {:?}", raw.describe(), raw.check().unwrap());
         assert!(!text.contains(KEY) && !text.contains("localhost/x"), "{text}");
         assert!(text.contains("url = \"[redacted]\"  # from DATABASE_URL"), "{text}");
@@ -406,14 +414,14 @@ mod tests {
     fn redis_problems(url: &str) -> Vec<String> {
         let store =
             [("CALL2ME_AUTH__RATE_LIMIT__STORE", "redis"), ("CALL2ME_AUTH__REDIS__URL", url)];
-        read(&[&ENOUGH[..], &store].concat())
+        read(&[&REQUIRED[..], &store].concat())
             .check()
             .err()
             .map_or(Vec::new(), |problems| problems.0)
     }
 
     #[test]
-    fn limits_are_shared_where_a_server_is_named() {
+    fn redis_url_is_validated() {
         for url in [
             "redis://127.0.0.1",
             "redis://:secret@valkey.internal:6379/2",
@@ -442,18 +450,18 @@ mod tests {
     }
 
     #[test]
-    fn a_server_is_used_only_if_it_is_chosen_and_never_printed() {
+    fn redis_url_is_used_only_if_chosen_and_is_never_printed() {
         let url = ("CALL2ME_AUTH__REDIS__URL", "redis://:hush@localhost/0");
-        let raw = read(&[&ENOUGH[..], &[url]].concat());
+        let raw = read(&[&REQUIRED[..], &[url]].concat());
         assert!(raw.check().unwrap().redis.is_none());
         let store = ("CALL2ME_AUTH__RATE_LIMIT__STORE", "redis");
-        let raw = read(&[&ENOUGH[..], &[url, store]].concat());
+        let raw = read(&[&REQUIRED[..], &[url, store]].concat());
         let settings = raw.check().unwrap();
         assert_eq!(settings.redis.as_ref().map(|redis| redis.prefix.as_str()), Some("call2me"));
         let text = format!("{} {settings:?}", raw.describe());
         assert!(!text.contains("hush"), "{text}");
         let prefix = ("CALL2ME_AUTH__REDIS__PREFIX", "two words");
-        let problems = read(&[&ENOUGH[..], &[prefix]].concat()).check().unwrap_err().0;
+        let problems = read(&[&REQUIRED[..], &[prefix]].concat()).check().unwrap_err().0;
         assert!(problems[0].starts_with("redis.prefix must be"), "{problems:?}");
     }
 }

@@ -4,18 +4,18 @@ use rustix::time::{ClockId, clock_gettime};
 
 use time::OffsetDateTime;
 
-/// What time it is.
+/// A source of the current time.
 pub trait Clock: Send + Sync + 'static {
-    /// The wall clock, in UTC; whole microseconds, as PostgreSQL keeps them.
+    /// Returns the wall-clock time in UTC, in whole microseconds, as PostgreSQL stores it.
     fn now(&self) -> OffsetDateTime;
 
-    /// Time since some fixed moment; never goes back, and counts on while the machine is suspended.
-    /// For durations, rate limits and leases.
+    /// Returns the time since a fixed point. It never goes back, and it advances while the machine
+    /// is suspended. For durations, rate limits and leases.
     fn monotonic(&self) -> Duration;
 }
 
-/// `CLOCK_MONOTONIC` of Linux stands still while the machine is suspended, this one does not. Elsewhere
-/// the monotonic clock goes on.
+/// On Linux, `CLOCK_MONOTONIC` stops while the machine is suspended; `CLOCK_BOOTTIME` does not. On
+/// other systems the monotonic clock does not stop.
 #[cfg(any(target_os = "linux", target_os = "android"))]
 const CLOCK: ClockId = ClockId::Boottime;
 #[cfg(not(any(target_os = "linux", target_os = "android")))]

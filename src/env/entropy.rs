@@ -7,7 +7,7 @@ pub trait Entropy: Send + Sync + 'static {
 }
 
 impl dyn Entropy {
-    /// An array of random bytes.
+    /// Returns an array of random bytes.
     #[must_use]
     pub fn bytes<const N: usize>(&self) -> [u8; N] {
         let mut bytes = [0; N];
@@ -16,7 +16,7 @@ impl dyn Entropy {
     }
 }
 
-/// The thread's generator, seeded and reseeded from the operating system.
+/// The thread-local generator, seeded and reseeded by the operating system.
 #[derive(Debug, Clone, Copy)]
 pub struct SystemEntropy;
 

@@ -1,7 +1,7 @@
 //! Time and randomness, injected.
 //!
-//! Nothing else in the crate reads the system's clock or random source (`clippy.toml` bans it), so a
-//! test can hold both in its hands.
+//! Nothing else in the crate reads the system's clock or random source (`clippy.toml` bans it), so
+//! tests control both.
 
 mod clock;
 mod entropy;
@@ -16,23 +16,23 @@ pub use entropy::{Entropy, SystemEntropy};
 /// The clock and the random source of a running service. Cheap to clone.
 #[derive(Clone)]
 pub struct Env {
-    /// What time it is.
+    /// The clock.
     pub clock: Arc<dyn Clock>,
-    /// Where secrets and ids come from.
+    /// The random source of secrets and ids.
     pub entropy: Arc<dyn Entropy>,
 }
 
 impl Env {
-    /// The machine's own clock and random source.
+    /// Creates an environment with the machine's clock and random source.
     #[must_use]
     pub fn system() -> Self {
         Self { clock: Arc::new(SystemClock), entropy: Arc::new(SystemEntropy) }
     }
 
-    /// A fresh UUIDv7 (RFC 9562) of this moment.
+    /// Generates a UUIDv7 (RFC 9562) for the current time.
     ///
     /// The twelve bits after the version hold the fraction of the millisecond (method 3 of section
-    /// 6.2), so ids made by one node sort as they were made without a counter that every request
+    /// 6.2). So the ids of one node sort by time of creation, without a counter that all requests
     /// would have to share.
     #[must_use]
     pub fn new_uuid(&self) -> Uuid {
@@ -48,7 +48,7 @@ impl Env {
         Uuid::from_u64_pair(high, low)
     }
 
-    /// A fresh id of any kind.
+    /// Generates an id of any kind.
     #[must_use]
     pub fn new_id<T: From<Uuid>>(&self) -> T {
         T::from(self.new_uuid())

@@ -1,12 +1,14 @@
--- GCRA on one bucket, as `decide` in limiter.rs does it.
+-- GCRA on one bucket, in the same way as `decide` in limiter.rs.
 --
--- KEYS[1] is the bucket: the moment at which it is full again, in nanoseconds since 1970, as decimal
--- digits. ARGV[1] is the nanoseconds that this request costs, none where it only looks; ARGV[2] those
--- that an empty bucket takes to fill. Returns the nanoseconds until the bucket was full, before this
--- request; the caller makes its decision of that, as this script did.
+-- KEYS[1] is the bucket: the time at which it is full again, in nanoseconds since 1970, as decimal
+-- digits. ARGV[1] is the cost of this request in nanoseconds, 0 to only read the bucket. ARGV[2] is
+-- the time in which an empty bucket fills, in nanoseconds. Returns the time until the bucket was
+-- full, in nanoseconds, before this request. The caller derives its decision from that, as this
+-- script does.
 --
--- Lua's numbers are doubles, which hold whole numbers up to 2^53. A moment in nanoseconds is larger, so
--- that seconds and the rest are kept apart; no difference is larger than a minute's nanoseconds.
+-- Lua's numbers are doubles, exact for whole numbers up to 2^53. A time in nanoseconds is larger,
+-- so seconds and nanoseconds are handled separately. No difference exceeds the nanoseconds of a
+-- minute.
 local time = redis.call('TIME')
 local second, nano = tonumber(time[1]), tonumber(time[2]) * 1000
 local cost, whole = tonumber(ARGV[1]), tonumber(ARGV[2])
@@ -18,7 +20,7 @@ if full_at then
   kept = math.max(0, seconds * 1e9 + tonumber(string.sub(full_at, -9)) - nano)
 end
 
--- More than empty is a clock that was set back: one minute's wait then, not all that it went back.
+-- A bucket beyond empty means that the clock was set back: wait one minute, not the whole step.
 local before = math.min(kept, whole)
 local after = before
 if before + cost <= whole then
@@ -27,7 +29,7 @@ end
 if after ~= kept then
   local sum = nano + after
   local text = string.format('%d%09d', second + math.floor(sum / 1e9), sum % 1e9)
-  -- Once full it may be forgotten, and no sooner.
+  -- The key may expire once the bucket is full, and no sooner.
   redis.call('SET', KEYS[1], text, 'PX', math.ceil(after / 1e6) + 1)
 end
 return before

@@ -15,26 +15,28 @@ use governor::{
     state::{NotKeyed, StateStore},
 };
 
-/// Locks that keys spread over, so that two requests rarely want the same.
+/// Number of locks that the keys are spread over, so that two requests rarely need the same one.
 const SHARDS: usize = 64;
 
-/// What a bucket says to a request.
+/// The result of charging or reading a bucket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Decision {
-    /// Whether it may pass.
+    /// True if the request may pass.
     pub allowed: bool,
-    /// How many may pass at once when the bucket is full, and in a minute.
+    /// Requests per minute, which is also the burst of a full bucket.
     pub limit: u32,
-    /// How many more may pass now.
+    /// Requests that may still pass now.
     pub remaining: u32,
-    /// How long until the bucket is full again.
+    /// Time until the bucket is full again.
     pub full_in: Duration,
-    /// How long until one may pass again; zero if one may now.
+    /// Time until the next request may pass; zero if one may pass now.
     pub retry_in: Duration,
 }
 
-/// Buckets, one a key. A bucket is the one number that GCRA keeps, the theoretical arrival time:
-/// also the moment at which it is full again, when it may be forgotten.
+/// Buckets by key.
+///
+/// The state of a bucket is the theoretical arrival time of GCRA. This is also the time at which
+/// the bucket is full again and can be evicted.
 pub(super) struct Buckets<K> {
     shards: Vec<Mutex<HashMap<K, Duration>>>,
     hasher: RandomState,
@@ -46,10 +48,10 @@ impl<K: Hash + Eq + Clone> Buckets<K> {
         Self { shards, hasher: RandomState::new() }
     }
 
-    /// Takes one request from a key's bucket, at this moment of the monotonic clock.
+    /// Charges one request to a key's bucket; `now` is a time of the monotonic clock.
     pub(super) fn charge(&self, key: &K, per_minute: NonZeroU32, now: Duration) -> Decision {
         let mut shard = self.shard(key);
-        // A bucket that is not there is full, and so is one that was full before.
+        // A missing bucket is full, and so is one with a time in the past.
         let full_at = shard.entry(key.clone()).or_default();
         let decision = decide(per_minute, full_at.saturating_sub(now));
         if decision.allowed {
@@ -58,14 +60,14 @@ impl<K: Hash + Eq + Clone> Buckets<K> {
         decision
     }
 
-    /// What the bucket says, without taking anything from it.
+    /// Returns the state of a key's bucket without charging it.
     pub(super) fn look(&self, key: &K, per_minute: NonZeroU32, now: Duration) -> Decision {
         let full_in =
             self.shard(key).get(key).map_or(Duration::ZERO, |full_at| full_at.saturating_sub(now));
         seen(per_minute, full_in)
     }
 
-    /// Forgets the buckets that are full.
+    /// Evicts the buckets that are full.
     pub(super) fn evict_full(&self, now: Duration) {
         for shard in &self.shards {
             let mut shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
@@ -84,27 +86,27 @@ impl<K: Hash + Eq + Clone> Buckets<K> {
     }
 
     fn shard(&self, key: &K) -> MutexGuard<'_, HashMap<K, Duration>> {
-        let place = self.hasher.hash_one(key) % (SHARDS as u64);
-        let shard = &self.shards[usize::try_from(place).unwrap_or_default()];
+        let index = self.hasher.hash_one(key) % (SHARDS as u64);
+        let shard = &self.shards[usize::try_from(index).unwrap_or_default()];
         shard.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// The time that one request takes to flow back.
+/// The time after which one charged request is refilled.
 pub(super) fn each(per_minute: NonZeroU32) -> Duration {
     (Duration::from_mins(1) / per_minute.get()).max(Duration::from_nanos(1))
 }
 
-/// What a bucket says that is `full_in` before it is full, when nothing is taken from it.
+/// The decision for a bucket that is full in `full_in`, without charging it.
 pub(super) fn seen(per_minute: NonZeroU32, full_in: Duration) -> Decision {
-    let taken = full_in.as_nanos().div_ceil(each(per_minute).as_nanos());
-    let remaining = per_minute.get().saturating_sub(taken.try_into().unwrap_or(u32::MAX));
+    let charged = full_in.as_nanos().div_ceil(each(per_minute).as_nanos());
+    let remaining = per_minute.get().saturating_sub(charged.try_into().unwrap_or(u32::MAX));
     let retry_in = decide(per_minute, full_in).retry_in;
     Decision { allowed: remaining > 0, limit: per_minute.get(), remaining, full_in, retry_in }
 }
 
-/// GCRA on one bucket, `full_in` before it is full. The moment of the decision is zero of the clock.
-/// `charge.lua` decides the same way.
+/// Charges one request, by GCRA, to a bucket that is full in `full_in`. The time of the decision is
+/// zero. `charge.lua` must decide in the same way.
 pub(super) fn decide(per_minute: NonZeroU32, full_in: Duration) -> Decision {
     let each = each(per_minute);
     let limit = per_minute.get();
@@ -113,7 +115,7 @@ pub(super) fn decide(per_minute: NonZeroU32, full_in: Duration) -> Decision {
     };
     let bucket = Bucket(Cell::new(full_in));
     let limiter: RateLimiter<_, _, _, StateInformationMiddleware> =
-        RateLimiter::new(quota, bucket, Moment);
+        RateLimiter::new(quota, bucket, FrozenClock);
     match limiter.check() {
         Ok(snapshot) => Decision {
             allowed: true,
@@ -127,12 +129,12 @@ pub(super) fn decide(per_minute: NonZeroU32, full_in: Duration) -> Decision {
             limit,
             remaining: 0,
             full_in,
-            retry_in: not_until.wait_time_from(Moment.now()),
+            retry_in: not_until.wait_time_from(FrozenClock.now()),
         },
     }
 }
 
-/// The state of one bucket, for the time of a decision.
+/// The state of one bucket during a decision.
 #[derive(Debug)]
 struct Bucket(Cell<Duration>);
 
@@ -149,11 +151,11 @@ impl StateStore for Bucket {
     }
 }
 
-/// A clock that stands still: a decision is made at one moment.
+/// A clock that stands still at zero: a decision is made at one point in time.
 #[derive(Debug, Clone, Copy)]
-struct Moment;
+struct FrozenClock;
 
-impl Clock for Moment {
+impl Clock for FrozenClock {
     type Instant = Nanos;
 
     fn now(&self) -> Nanos {
@@ -172,14 +174,14 @@ mod tests {
     }
 
     #[test]
-    fn a_burst_of_the_limit_passes_and_no_more() {
+    fn burst_beyond_the_limit_is_rejected() {
         let buckets = Buckets::new();
         let now = Duration::from_secs(1000);
-        for left in (0..6).rev() {
+        for remaining in (0..6).rev() {
             let decision = buckets.charge(&"a", per_minute(6), now);
             assert!(decision.allowed);
-            assert_eq!(decision.remaining, left);
-            assert_eq!(decision.full_in, Duration::from_secs(10) * (6 - left));
+            assert_eq!(decision.remaining, remaining);
+            assert_eq!(decision.full_in, Duration::from_secs(10) * (6 - remaining));
         }
         let refused = buckets.charge(&"a", per_minute(6), now);
         assert!(!refused.allowed);
@@ -189,9 +191,9 @@ mod tests {
     }
 
     proptest! {
-        /// The two promises of a 429: waiting that long is enough, and less is not.
+        /// Waiting for `retry_in` is enough, and less is not.
         #[test]
-        fn waiting_as_told_is_enough(limit in 1_u32..10_000, gaps in prop::collection::vec(0_u64..2_000, 1..200)) {
+        fn request_after_retry_in_passes(limit in 1_u32..10_000, gaps in prop::collection::vec(0_u64..2_000, 1..200)) {
             let buckets = Buckets::new();
             let mut now = Duration::from_secs(5);
             for gap in gaps {
@@ -206,9 +208,9 @@ mod tests {
             }
         }
 
-        /// In no window of a minute does more than twice the limit pass: the burst and the refill.
+        /// In a minute at most twice the limit passes: the burst and the refill.
         #[test]
-        fn refill_is_the_limit_a_minute(limit in 1_u32..500, step in 1_u64..200) {
+        fn refill_is_the_limit_per_minute(limit in 1_u32..500, step in 1_u64..200) {
             let buckets = Buckets::new();
             let (mut now, mut passed) = (Duration::ZERO, 0);
             while now < Duration::from_mins(1) {
@@ -219,7 +221,7 @@ mod tests {
         }
 
         #[test]
-        fn looking_tells_what_charging_left(limit in 1_u32..1000, charges in 1_usize..50) {
+        fn look_after_charge_returns_the_same_state(limit in 1_u32..1000, charges in 1_usize..50) {
             let buckets = Buckets::new();
             let now = Duration::from_secs(9);
             for _ in 0..charges {
@@ -232,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn full_buckets_are_forgotten() {
+    fn full_buckets_are_evicted() {
         let buckets = Buckets::new();
         for key in 0..1000 {
             buckets.charge(&key, per_minute(60), Duration::from_secs(key));

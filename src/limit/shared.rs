@@ -1,11 +1,11 @@
 //! Buckets that all nodes share, on a Valkey or Redis server.
 //!
-//! A charge is one call of a script, which the server runs at once, by its own clock. The script keeps
-//! what a local bucket keeps, and the same function makes a [`Decision`] of it.
+//! A charge is one call of a script, which the server runs atomically, by its own clock. The script
+//! stores the same state as a local bucket, and the same function turns it into a [`Decision`].
 //!
-//! No request ever waits for a connection. While there is one, a charge has [`ANSWER_TIMEOUT`]; the first
-//! that fails takes the connection away from all others, and until a task of its own has made another
-//! and tried the script over it, everybody decides locally at once.
+//! No request ever waits for a connection. A charge over an open connection has [`ANSWER_TIMEOUT`].
+//! The first charge that fails closes the connection for all requests. Until a background task has
+//! reconnected and tested the script, all requests use the local buckets.
 
 use std::{
     num::NonZeroU32,
@@ -33,75 +33,77 @@ use tracing::{debug, info, warn};
 use super::limiter::{Decision, decide, each, seen};
 use crate::config::Redis;
 
-/// The longest that a request waits for the server.
+/// Timeout of a call to the server, for a request.
 const ANSWER_TIMEOUT: Duration = Duration::from_millis(100);
 
-/// The longest that making a connection may take; no request waits for it, except at the start.
+/// Timeout of connecting. No request waits for it, only the start of the service.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// Between attempts to connect: at first…
+/// Initial pause between attempts to connect.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(200);
 
-/// …and, each pause being twice the one before, at most.
+/// Maximum pause between attempts to connect; the pause doubles up to this.
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
-/// How often a connection is tried: an idle one is kept from being closed, and a dead one is noticed.
-const TRY_EVERY: Duration = Duration::from_secs(10);
+/// Interval of probes: they keep an idle connection open and detect a dead one.
+const PROBE_INTERVAL: Duration = Duration::from_secs(10);
 
-/// What limits have done since the start, for metrics.
+/// Counters since the start of the process, for metrics.
 #[derive(Debug, Default)]
 pub struct LimitCounts {
-    /// Requests that a shared bucket decided.
+    /// Requests decided by a shared bucket.
     pub shared_decisions: AtomicU64,
-    /// Requests that a bucket of this node decided: all of them in memory mode, else those of outages.
+    /// Requests decided by a local bucket: all in memory mode, otherwise those during outages.
     pub local_decisions: AtomicU64,
-    /// Requests that asked the server in vain, and were then decided locally.
+    /// Requests that were decided locally after a failed call to the server.
     pub failed_calls: AtomicU64,
-    /// Times that the server went away, or was not there at the start.
+    /// Number of times that the connection was lost, or not available at the start.
     pub fallbacks: AtomicU64,
 }
 
-/// What becomes of a bucket.
+/// The operation on a bucket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Ask {
-    /// One request is taken from it.
+    /// Charge one request.
     Charge,
-    /// Nothing is.
+    /// Read the state.
     Look,
 }
 
-/// The server, while it answers.
+/// The client of the server with the shared buckets.
 pub(super) struct Shared {
     client: Client,
     script: Script,
     prefix: String,
-    link: RwLock<Option<Arc<MultiplexedConnection>>>,
-    lost: Notify,
+    /// The open connection; `None` while the server is unavailable.
+    connection: RwLock<Option<Arc<MultiplexedConnection>>>,
+    connection_lost: Notify,
     counts: Arc<LimitCounts>,
 }
 
 impl Shared {
-    /// Without a connection yet.
+    /// Creates the client, without a connection.
     ///
     /// # Errors
-    /// When the URL is none; it is not in the text, since it may hold a password.
+    /// A message for the operator if the URL is invalid. It omits the URL, which may contain a
+    /// password.
     pub(super) fn new(settings: &Redis, counts: Arc<LimitCounts>) -> Result<Self, String> {
-        let bad = |error| format!("bad configuration: redis.url cannot be used: {error}");
+        let bad = |error| format!("invalid configuration: redis.url cannot be used: {error}");
         let address = settings.url.expose_secret().into_connection_info().map_err(bad)?;
-        // A charge is one small packet, which is not to wait for a second.
+        // A charge is one small packet; Nagle's algorithm would delay it.
         let address = address.set_tcp_settings(TcpSettings::default().set_nodelay(true));
         Ok(Self {
             client: Client::open(address).map_err(bad)?,
             script: Script::new(include_str!("charge.lua")),
             prefix: settings.prefix.clone(),
-            link: RwLock::default(),
-            lost: Notify::new(),
+            connection: RwLock::default(),
+            connection_lost: Notify::new(),
             counts,
         })
     }
 
-    /// What a bucket says, or nothing while the server is away. `kind` and `id` name the bucket among
-    /// all of this deployment.
+    /// Charges or reads a bucket; `None` while the server is unavailable. `kind` and `id` identify
+    /// the bucket within the deployment.
     pub(super) async fn ask(
         &self,
         ask: Ask,
@@ -109,77 +111,77 @@ impl Shared {
         id: &str,
         per_minute: NonZeroU32,
     ) -> Option<Decision> {
-        let link = self.link()?;
-        match self.call(&link, ask, kind, id, per_minute).await {
+        let connection = self.connection()?;
+        match self.call(&connection, ask, kind, id, per_minute).await {
             Ok(full_in) => Some(match ask {
                 Ask::Charge => decide(per_minute, full_in),
                 Ask::Look => seen(per_minute, full_in),
             }),
             Err(error) => {
                 self.counts.failed_calls.fetch_add(1, Relaxed);
-                self.lose(&link, &error);
+                self.drop_connection(&connection, &error);
                 None
             }
         }
     }
 
-    /// Whether the server answers, as far as is known.
+    /// True if there is a connection that has not failed so far.
     pub(super) fn is_there(&self) -> bool {
-        self.link().is_some()
+        self.connection().is_some()
     }
 
-    /// The first attempt, whose failure is told; it is no reason not to start.
+    /// Connects for the first time. A failure is logged; the service starts anyway.
     pub(super) async fn start(&self) {
         if let Err(error) = self.connect().await {
-            self.tell_loss(&error);
+            self.log_fallback(&error);
         }
     }
 
-    /// Connects again whenever the server has gone away, until it is dropped.
+    /// Probes the connection and reconnects when it is lost; runs until dropped.
     pub(super) async fn keep(&self) {
         let mut pause = SHORTEST_PAUSE;
         loop {
-            if let Some(link) = self.link() {
-                if timeout(TRY_EVERY, self.lost.notified()).await.is_err() {
-                    match self.attempt(&link).await {
+            if let Some(connection) = self.connection() {
+                if timeout(PROBE_INTERVAL, self.connection_lost.notified()).await.is_err() {
+                    match self.probe(&connection).await {
                         Ok(()) => pause = SHORTEST_PAUSE,
-                        Err(error) => self.lose(&link, &error),
+                        Err(error) => self.drop_connection(&connection, &error),
                     }
                 }
                 continue;
             }
             sleep(pause).await;
-            // Not reset by a connection alone: a server that takes connections and answers nothing is
-            // to be asked ever more rarely.
+            // Only a later probe resets the pause, not a connection alone: a server that accepts
+            // connections but does not answer is tried less and less often.
             pause = LONGEST_PAUSE.min(pause * 2);
             if let Err(error) = self.connect().await {
-                debug!(error, "the server of the limits is still away");
+                debug!(error, "the shared rate-limit store is still unavailable");
             }
         }
     }
 
     async fn connect(&self) -> Result<(), String> {
-        // Time-outs of answers are this module's own, one for the whole of a script's call.
+        // No response timeout of the client: `call` has one for the whole call of the script.
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(CONNECT_TIMEOUT))
             .set_response_timeout(None);
         let connecting = self.client.get_multiplexed_async_connection_with_config(&config);
-        let link = Arc::new(connecting.await.map_err(|error| error.to_string())?);
-        self.attempt(&link).await?;
-        *self.link.write().unwrap_or_else(PoisonError::into_inner) = Some(link);
-        info!("limits are shared with the other nodes");
+        let connection = Arc::new(connecting.await.map_err(|error| error.to_string())?);
+        self.probe(&connection).await?;
+        *self.connection.write().unwrap_or_else(PoisonError::into_inner) = Some(connection);
+        info!("rate limits are shared with the other nodes");
         Ok(())
     }
 
-    /// Runs the script on a bucket of its own: also a server without memory, or one that may not be
-    /// written to, is no server for limits.
-    async fn attempt(&self, link: &MultiplexedConnection) -> Result<(), String> {
-        self.call(link, Ask::Charge, "probe", "", NonZeroU32::MAX).await.map(drop)
+    /// Runs the script on a separate bucket. This also detects a server that is out of memory or
+    /// read-only, which cannot store limits.
+    async fn probe(&self, connection: &MultiplexedConnection) -> Result<(), String> {
+        self.call(connection, Ask::Charge, "probe", "", NonZeroU32::MAX).await.map(drop)
     }
 
     async fn call(
         &self,
-        link: &MultiplexedConnection,
+        connection: &MultiplexedConnection,
         ask: Ask,
         kind: &str,
         id: &str,
@@ -190,12 +192,12 @@ impl Shared {
         let whole = each * per_minute.get();
         let mut script = self.script.key(format!("{}:limit:{kind}:{id}", self.prefix));
         script.arg(nanos(cost)).arg(nanos(whole));
-        let mut link = link.clone();
-        let mut answer = pin!(script.invoke_async(&mut link));
+        let mut connection = connection.clone();
+        let mut answer = pin!(script.invoke_async(&mut connection));
         let answer = if let Ok(answer) = timeout(ANSWER_TIMEOUT, &mut answer).await {
             Some(answer)
         } else {
-            // It may be this node that stood still: what has arrived meanwhile is read first.
+            // This node itself may have been suspended: read an answer that has arrived meanwhile.
             yield_now().await;
             answer.now_or_never()
         };
@@ -206,25 +208,25 @@ impl Shared {
         }
     }
 
-    fn link(&self) -> Option<Arc<MultiplexedConnection>> {
-        self.link.read().unwrap_or_else(PoisonError::into_inner).clone()
+    fn connection(&self) -> Option<Arc<MultiplexedConnection>> {
+        self.connection.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Gives a connection up. Of all requests that failed over it, the first does, and tells it.
-    fn lose(&self, failed: &Arc<MultiplexedConnection>, error: &str) {
-        let mut link = self.link.write().unwrap_or_else(PoisonError::into_inner);
-        if link.take_if(|link| Arc::ptr_eq(link, failed)).is_some() {
-            drop(link);
-            self.tell_loss(error);
-            self.lost.notify_one();
+    /// Closes a failed connection. Only the first request that failed over it does so and logs it.
+    fn drop_connection(&self, failed: &Arc<MultiplexedConnection>, error: &str) {
+        let mut connection = self.connection.write().unwrap_or_else(PoisonError::into_inner);
+        if connection.take_if(|connection| Arc::ptr_eq(connection, failed)).is_some() {
+            drop(connection);
+            self.log_fallback(error);
+            self.connection_lost.notify_one();
         }
     }
 
-    fn tell_loss(&self, error: &str) {
+    fn log_fallback(&self, error: &str) {
         self.counts.fallbacks.fetch_add(1, Relaxed);
         warn!(
             error,
-            "the server of the limits is away: each node limits for itself until it is back"
+            "the shared rate-limit store is unavailable; using local limits until it is back"
         );
     }
 }

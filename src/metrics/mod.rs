@@ -1,7 +1,7 @@
-//! What the operator can watch: instruments that the parts write to, in the text format of Prometheus.
+//! Metrics for the operator, in the text format of Prometheus.
 //!
-//! No label has values that a client chooses: routes are those of the route table, outcomes an
-//! enumeration.
+//! No label has values that a client can choose, so the number of time series is bounded: routes
+//! are those of the route table, outcomes are an enumeration.
 
 use std::{
     fmt,
@@ -16,10 +16,11 @@ use prometheus_client::{
     registry::Registry,
 };
 
-/// The content type of what [`Metrics::render`] makes.
+/// The content type of the text that [`Metrics::render`] returns.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// From 50 µs, of which a cached key takes less, to 10 s, when requests are given up.
+/// Histogram buckets in seconds: from 50 µs, more than a request with a cached key takes, to 10 s,
+/// when clients have given up.
 const LATENCIES: [f64; 16] = [
     0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5,
     1.0, 2.5, 10.0,
@@ -27,16 +28,17 @@ const LATENCIES: [f64; 16] = [
 
 type Requests = Family<RequestLabels, Histogram, fn() -> Histogram>;
 
-/// The instruments of one service. Cheap to clone.
+/// The metrics of a service. Cheap to clone.
 #[derive(Clone)]
 pub struct Metrics {
     /// Requests by route and outcome.
     requests: Requests,
-    /// How long changes waited until every node knew.
+    /// Time that a change to a credential, such as a revocation, waited until every node had
+    /// applied it.
     pub fence_waits: Histogram,
-    /// How many wait.
+    /// Changes that are waiting for other nodes at the moment.
     pub fence_waiting: Gauge,
-    /// From when a change was announced to when this node had forgotten what it concerns.
+    /// Time from the announcement of an invalidation until this node had applied it.
     pub revocation_lag: Histogram,
     registry: Arc<Mutex<Registry>>,
 }
@@ -48,7 +50,7 @@ struct RequestLabels {
     outcome: Outcome,
 }
 
-/// How a request ended.
+/// The outcome of a request, by its status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Outcome {
     Ok,
@@ -101,26 +103,26 @@ impl Default for Metrics {
         let name = "request_duration_seconds";
         registry.register(
             name,
-            "Requests of the API, from their head to the answer",
+            "Duration of requests, from the request's head to the response",
             requests.clone(),
         );
         let fence_waits = histogram();
         let name = "fence_wait_duration_seconds";
         registry.register(
             name,
-            "How long changes waited until every node knew",
+            "Time that revocations and other changes waited until every node had applied them",
             fence_waits.clone(),
         );
         let fence_waiting = Gauge::default();
         registry.register(
             "fence_waiting",
-            "Changes that wait at the moment",
+            "Revocations and other changes that are waiting for other nodes",
             fence_waiting.clone(),
         );
         let revocation_lag = histogram();
         let name = "revocation_lag_seconds";
         let help =
-            "From the announcement of a change to this node having forgotten what it concerns";
+            "Time from the announcement of a cache invalidation until this node had applied it";
         registry.register(name, help, revocation_lag.clone());
         let registry = Arc::new(Mutex::new(registry));
         Self { requests, fence_waits, fence_waiting, revocation_lag, registry }
@@ -132,22 +134,22 @@ fn histogram() -> Histogram {
 }
 
 impl Metrics {
-    /// The instruments of a route.
+    /// Returns the metrics of a route; `route` is its path pattern.
     #[must_use]
     pub fn route(&self, method: &'static str, route: &'static str) -> RouteMetrics {
         let outcomes = Arc::default();
         RouteMetrics { requests: self.requests.clone(), method, route, outcomes }
     }
 
-    /// Adds what is asked for only when the metrics are read.
+    /// Registers a collector that is read on each scrape.
     pub fn add(&self, collector: impl Collector) {
         self.registry().register_collector(Box::new(collector));
     }
 
-    /// All of them, as text.
+    /// Renders all metrics as text.
     ///
     /// # Errors
-    /// When a collector cannot tell.
+    /// [`fmt::Error`] if a collector fails.
     pub fn render(&self) -> Result<String, fmt::Error> {
         let mut rendered = String::new();
         text::encode(&mut rendered, &self.registry())?;
@@ -165,28 +167,28 @@ pub struct RouteMetrics {
     requests: Requests,
     method: &'static str,
     route: &'static str,
-    /// Found once, since every request would have to look for it.
+    /// The histogram of each outcome, resolved once: a lookup on every request costs more.
     outcomes: Arc<[OnceLock<Histogram>; Outcome::COUNT]>,
 }
 
 impl RouteMetrics {
-    /// Counts a request that took so long and was answered with this status.
-    pub fn observe(&self, status: u16, took: Duration) {
+    /// Records a request's status and duration.
+    pub fn observe(&self, status: u16, duration: Duration) {
         let outcome = Outcome::of(status);
         let histogram = self.outcomes[outcome as usize].get_or_init(|| {
             let (method, route) = (self.method, self.route);
             self.requests.get_or_create_owned(&RequestLabels { method, route, outcome })
         });
-        histogram.observe(took.as_secs_f64());
+        histogram.observe(duration.as_secs_f64());
     }
 }
 
-/// One more that waits, for as long as this lives.
+/// Increments a gauge for as long as it exists.
 #[derive(Debug)]
 pub struct Waiting<'a>(&'a Gauge);
 
 impl<'a> Waiting<'a> {
-    /// Counts it.
+    /// Increments the gauge.
     #[must_use]
     pub fn new(gauge: &'a Gauge) -> Self {
         gauge.inc();

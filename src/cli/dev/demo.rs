@@ -1,4 +1,4 @@
-//! The demo workspace: somebody to sign in as, a key, and a week of traffic to look at.
+//! The demo workspace: a user to sign in as, API keys, and a week of traffic.
 
 use std::{net::Ipv4Addr, sync::Arc};
 
@@ -33,7 +33,7 @@ use crate::{
 const FILE: &str = "demo.toml";
 const EMAIL: &str = "demo@call2me.example";
 
-/// What the welcome prints.
+/// The demo credentials, for the welcome message.
 pub(super) struct Demo {
     pub(super) email: String,
     pub(super) password: SecretString,
@@ -41,7 +41,8 @@ pub(super) struct Demo {
 }
 
 impl Demo {
-    /// Makes the workspace on a fresh folder; on a used one makes sure that the key still works.
+    /// Creates the workspace in a new folder. In an existing one, replaces the key if it does not
+    /// work any more.
     pub(super) async fn prepare(
         application: &Application,
         folder: &DataFolder,
@@ -50,7 +51,8 @@ impl Demo {
         let app = application.app();
         let environment = app.auth.environment();
         let fresh_key = || ApiKeySecret::generate(environment, |bytes| env.entropy.fill(bytes));
-        // The file comes first: if the rest is cut off, the next start finds the secrets here.
+        // Write the file first: if the process is killed before the rest, the next start uses the
+        // same secrets.
         let mut demo = if let Some(demo) = Self::read(folder)? {
             demo
         } else {
@@ -61,33 +63,34 @@ impl Demo {
             demo.write(folder)?;
             demo
         };
-        let away = |error: StoreError| format!("cannot prepare the demo workspace: {error}");
-        let email = Email::parse(&demo.email).map_err(|why| why.to_string())?;
-        // None where the deployment's label has changed since.
+        let describe = |error: StoreError| format!("cannot prepare the demo workspace: {error}");
+        let email = Email::parse(&demo.email).map_err(|error| error.to_string())?;
+        // `None` if the environment label of keys was changed since.
         let key = ApiKeySecret::parse(demo.api_key.expose_secret(), environment).ok();
-        let Some(account) = app.store.find_sign_in(&email).await.map_err(away)? else {
+        let Some(account) = app.store.find_sign_in(&email).await.map_err(describe)? else {
             let password = Password::new(demo.password.expose_secret().to_owned());
-            let hash = app.auth.hash_password(&password).await.map_err(|why| why.to_string())?;
+            let hash =
+                app.auth.hash_password(&password).await.map_err(|error| error.to_string())?;
             let seed = Seed::new(app, env);
             let key = key.unwrap_or_else(fresh_key);
             demo.api_key = key.reveal().to_owned().into();
             demo.write(folder)?;
-            seed.plant(&email, &hash, &key).await.map_err(away)?;
+            seed.insert_workspace(&email, &hash, &key).await.map_err(describe)?;
             return Ok(demo);
         };
-        let known = match key {
+        let record = match key {
             Some(key) => Line::new(app.store.clone())
                 .find_api_keys(&[key.digest()])
                 .await
-                .map_err(away)?
+                .map_err(describe)?
                 .pop(),
             None => None,
         };
-        if known.is_none_or(|(_, key)| key.revoked) {
-            let workspace = account.last_workspace_id.ok_or("the demo workspace is gone")?;
+        if record.is_none_or(|(_, key)| key.revoked) {
+            let workspace = account.last_workspace_id.ok_or("the demo workspace was deleted")?;
             let key = fresh_key();
             let seed = Seed::new(app, env);
-            seed.replace_key(workspace, &key).await.map_err(away)?;
+            seed.replace_key(workspace, &key).await.map_err(describe)?;
             demo.api_key = key.reveal().to_owned().into();
             demo.write(folder)?;
         }
@@ -99,7 +102,7 @@ impl Demo {
         let table: Table = text.parse().map_err(|_| format!("{FILE} is damaged"))?;
         let field = |name: &str| {
             let value = table.get(name).and_then(toml::Value::as_str);
-            value.map(str::to_owned).ok_or(format!("{FILE} lacks {name}"))
+            value.map(str::to_owned).ok_or(format!("{FILE} has no {name}"))
         };
         let (email, password) = (field("email")?, field("password")?.into());
         Ok(Some(Self { email, password, api_key: field("api_key")?.into() }))
@@ -114,10 +117,10 @@ impl Demo {
     }
 }
 
-/// A clock that stands at a moment of the past, for ids that sort as if made then.
-struct Past(OffsetDateTime);
+/// A clock that stands still at a time in the past, for ids that sort as if they were created then.
+struct FixedClock(OffsetDateTime);
 
-impl Clock for Past {
+impl Clock for FixedClock {
     fn now(&self) -> OffsetDateTime {
         self.0
     }
@@ -140,55 +143,56 @@ impl<'a> Seed<'a> {
         Self { store: &app.store, env, environment, now: env.clock.now() }
     }
 
-    /// As it was so long ago.
-    fn ago(&self, ago: Duration) -> Env {
-        Env { clock: Arc::new(Past(self.now - ago)), entropy: Arc::clone(&self.env.entropy) }
+    /// An environment with a clock that stands at this time before now.
+    fn env_before_now(&self, ago: Duration) -> Env {
+        Env { clock: Arc::new(FixedClock(self.now - ago)), entropy: Arc::clone(&self.env.entropy) }
     }
 
-    async fn plant(
+    async fn insert_workspace(
         &self,
         email: &Email,
         hash: &SecretString,
         key: &ApiKeySecret,
     ) -> Result<(), StoreError> {
-        let founded = self.ago(Duration::days(90));
+        let created = self.env_before_now(Duration::days(90));
         let workspace = Workspace {
-            id: founded.new_id(),
+            id: created.new_id(),
             name: "Acme Voice".to_owned(),
             rate_limit_per_minute: None,
             require_second_factor: false,
-            created_at: founded.clock.now(),
+            created_at: created.clock.now(),
         };
-        let owner = person(&founded, email, "Dana Demo");
+        let owner = new_user(&created, email, "Dana Demo");
         let mut tx = self.store.begin(workspace.id, Some(owner.id)).await?;
         store::users::insert(&mut tx, &owner, email, hash, workspace.id).await?;
         store::workspaces::insert(&mut tx, &workspace).await?;
         let joined = owner.created_at;
         store::members::insert(&mut tx, workspace.id, owner.id, Role::Owner, joined).await?;
-        let agents = self.resources(&mut tx, workspace.id).await?;
-        self.calls(&mut tx, workspace.id, &agents).await?;
-        self.wallet(&mut tx, workspace.id).await?;
-        self.key(&mut tx, workspace.id, &owner, "demo", Scope::Admin, key, 0).await?;
-        let mut users = Vec::new();
+        let agents = self.insert_resources(&mut tx, workspace.id).await?;
+        self.insert_calls(&mut tx, workspace.id, &agents).await?;
+        self.insert_wallet(&mut tx, workspace.id).await?;
+        self.insert_key(&mut tx, workspace.id, &owner, "demo", Scope::Admin, key, 0).await?;
+        let mut keys = Vec::new();
         for (name, scope, days) in [
             ("zapier-production", Scope::Write, 60),
             ("reporting", Scope::ReadOnly, 45),
             ("legacy-crm", Scope::Write, 88),
         ] {
-            // Nobody ever sees these.
+            // These secrets are never shown.
             let secret =
                 ApiKeySecret::generate(self.environment, |bytes| self.env.entropy.fill(bytes));
-            let id = self.key(&mut tx, workspace.id, &owner, name, scope, &secret, days).await?;
-            users.push((id, name));
+            let id =
+                self.insert_key(&mut tx, workspace.id, &owner, name, scope, &secret, days).await?;
+            keys.push((id, name));
         }
-        let (legacy, _) = users[2];
-        let retired = self.now - Duration::days(20);
+        let (legacy, _) = keys[2];
+        let revoked_at = self.now - Duration::days(20);
         let by = owner.id.to_string();
-        store::api_keys::revoke(&mut tx, workspace.id, legacy, retired, Some(&by)).await?;
-        self.colleagues(&mut tx, workspace.id, hash).await?;
+        store::api_keys::revoke(&mut tx, workspace.id, legacy, revoked_at, Some(&by)).await?;
+        self.insert_members(&mut tx, workspace.id, hash).await?;
         tx.commit().await?;
         Line::new(self.store.clone())
-            .append_audit_events(self.traffic(workspace.id, &users[..2]).iter(), false)
+            .append_audit_events(self.traffic_events(workspace.id, &keys[..2]).iter(), false)
             .await
     }
 
@@ -207,7 +211,7 @@ impl<'a> Seed<'a> {
         tx.commit().await
     }
 
-    async fn colleagues(
+    async fn insert_members(
         &self,
         tx: &mut Tx,
         workspace: WorkspaceId,
@@ -218,8 +222,8 @@ impl<'a> Seed<'a> {
             ("omar@call2me.example", "Omar Haddad", Role::Viewer, 30),
         ] {
             let Ok(email) = Email::parse(address) else { continue };
-            let then = self.ago(Duration::days(days));
-            let user = person(&then, &email, name);
+            let then = self.env_before_now(Duration::days(days));
+            let user = new_user(&then, &email, name);
             tx.act_for(user.id).await?;
             store::users::insert(tx, &user, &email, hash, workspace).await?;
             store::members::insert(tx, workspace, user.id, role, user.created_at).await?;
@@ -235,7 +239,7 @@ impl<'a> Seed<'a> {
         secret: &ApiKeySecret,
         days: i64,
     ) -> NewApiKey {
-        let then = self.ago(Duration::days(days));
+        let then = self.env_before_now(Duration::days(days));
         NewApiKey {
             id: then.new_id(),
             name: name.to_owned(),
@@ -251,8 +255,8 @@ impl<'a> Seed<'a> {
         }
     }
 
-    #[expect(clippy::too_many_arguments, reason = "a row of the table above, spelt out")]
-    async fn key(
+    #[expect(clippy::too_many_arguments, reason = "a row of the table above")]
+    async fn insert_key(
         &self,
         tx: &mut Tx,
         workspace: WorkspaceId,
@@ -264,17 +268,17 @@ impl<'a> Seed<'a> {
     ) -> Result<ApiKeyId, StoreError> {
         let key = self.new_key(Some(owner), name, scope, secret, days);
         store::api_keys::insert(tx, workspace, &key).await?;
-        // The partitions of the log do not reach back for months.
-        let told = self.ago(Duration::days(days.min(20)));
+        // The partitions of the audit log do not reach back for months.
+        let event_env = self.env_before_now(Duration::days(days.min(20)));
         let event =
-            NewEvent::new(told.new_id(), workspace, Action::ApiKeyCreated, Actor::user(owner))
+            NewEvent::new(event_env.new_id(), workspace, Action::ApiKeyCreated, Actor::user(owner))
                 .on(key.id, key.name)
                 .with(json!({ "scope": scope }));
         store::audit::insert(tx, workspace, &event).await?;
         Ok(key.id)
     }
 
-    async fn resources(
+    async fn insert_resources(
         &self,
         tx: &mut Tx,
         workspace: WorkspaceId,
@@ -292,7 +296,8 @@ impl<'a> Seed<'a> {
                 "response_engine": { "type": "call2me-llm", "llm_model": "openrouter/auto" },
                 "status": "active",
             });
-            let id = self.document(tx, workspace, Kind::Agent, None, body, days * 24).await?;
+            let id =
+                self.insert_document(tx, workspace, Kind::Agent, None, body, days * 24).await?;
             agents.push(AgentId::from(id));
         }
         let knowledge = json!({
@@ -302,18 +307,19 @@ impl<'a> Seed<'a> {
             "knowledge_base_urls": ["https://acme.example/prices"],
             "sources_count": 2,
         });
-        self.document(tx, workspace, Kind::KnowledgeBase, None, knowledge, 84 * 24).await?;
+        self.insert_document(tx, workspace, Kind::KnowledgeBase, None, knowledge, 84 * 24).await?;
         let campaign = json!({
             "name": "Spring reminders",
             "agent_id": agents[1],
             "from_number": "+14155550199",
             "status": "draft",
         });
-        self.document(tx, workspace, Kind::Campaign, Some(agents[1]), campaign, 6 * 24).await?;
+        self.insert_document(tx, workspace, Kind::Campaign, Some(agents[1]), campaign, 6 * 24)
+            .await?;
         Ok(agents)
     }
 
-    async fn calls(
+    async fn insert_calls(
         &self,
         tx: &mut Tx,
         workspace: WorkspaceId,
@@ -330,12 +336,13 @@ impl<'a> Seed<'a> {
                 "duration_ms": 40_000 + number * 7_300,
                 "topic": "Appointment reminder",
             });
-            self.document(tx, workspace, Kind::Call, Some(agent), body, 1 + number * 7).await?;
+            self.insert_document(tx, workspace, Kind::Call, Some(agent), body, 1 + number * 7)
+                .await?;
         }
         Ok(())
     }
 
-    async fn document(
+    async fn insert_document(
         &self,
         tx: &mut Tx,
         workspace: WorkspaceId,
@@ -344,7 +351,7 @@ impl<'a> Seed<'a> {
         body: Value,
         hours: i64,
     ) -> Result<uuid::Uuid, StoreError> {
-        let then = self.ago(Duration::hours(hours));
+        let then = self.env_before_now(Duration::hours(hours));
         let at = then.clock.now();
         let document = Document {
             id: then.new_uuid(),
@@ -357,7 +364,7 @@ impl<'a> Seed<'a> {
         Ok(document.id)
     }
 
-    async fn wallet(&self, tx: &mut Tx, workspace: WorkspaceId) -> Result<(), StoreError> {
+    async fn insert_wallet(&self, tx: &mut Tx, workspace: WorkspaceId) -> Result<(), StoreError> {
         for (days, kind, amount_cents, description) in [
             (88, "top_up", 10_000, "Card ending in 4242"),
             (60, "charge", -3_412, "Calls in the first month"),
@@ -365,7 +372,7 @@ impl<'a> Seed<'a> {
             (12, "top_up", 5_000, "Card ending in 4242"),
             (1, "charge", -1_230, "Calls of the week"),
         ] {
-            let then = self.ago(Duration::days(days));
+            let then = self.env_before_now(Duration::days(days));
             let transaction = Transaction {
                 id: then.new_id(),
                 kind: kind.to_owned(),
@@ -378,8 +385,8 @@ impl<'a> Seed<'a> {
         Ok(())
     }
 
-    /// A week of calls of the API by the keys.
-    fn traffic(&self, workspace: WorkspaceId, keys: &[(ApiKeyId, &str)]) -> Vec<NewEvent> {
+    /// The audit events of a week of API requests by these keys.
+    fn traffic_events(&self, workspace: WorkspaceId, keys: &[(ApiKeyId, &str)]) -> Vec<NewEvent> {
         let clients = ["Zapier", "python-httpx/0.27.0"];
         let requests = [
             ("GET", "/v1/agents", "agents", Scope::ReadOnly, 200),
@@ -389,24 +396,25 @@ impl<'a> Seed<'a> {
             ("GET", "/v1/wallet/balance", "wallet", Scope::Admin, 403),
         ];
         let event = |number: i64| {
-            let place = usize::try_from(number).unwrap_or(0);
-            let then = self.ago(Duration::minutes(3 + number * 25));
-            let (id, name) = keys[place % keys.len()];
-            // Mostly reads; now and then something is refused.
-            let kind = [0, 1, 2, 0, 2, 0, 1, 0, 2, 0, 3, 0, 2, 4][place % 14];
+            let index = usize::try_from(number).unwrap_or(0);
+            let then = self.env_before_now(Duration::minutes(3 + number * 25));
+            let (id, name) = keys[index % keys.len()];
+            // Mostly reads, and a few rejected requests.
+            let kind = [0, 1, 2, 0, 2, 0, 1, 0, 2, 0, 3, 0, 2, 4][index % 14];
             let (method, path, group, scope, status) = requests[kind];
             let request = RequestInfo {
                 id: then.new_id(),
                 method: method.into(),
                 path: path.to_owned(),
-                ip: Ipv4Addr::new(203, 0, 113, 10 + u8::try_from(place % 3).unwrap_or(0)).into(),
-                user_agent: Some(clients[place % clients.len()].to_owned()),
+                ip: Ipv4Addr::new(203, 0, 113, 10 + u8::try_from(index % 3).unwrap_or(0)).into(),
+                user_agent: Some(clients[index % clients.len()].to_owned()),
                 began: std::time::Duration::ZERO,
             };
-            let took = std::time::Duration::from_micros(400 + (number.unsigned_abs() * 97) % 2_000);
+            let latency =
+                std::time::Duration::from_micros(400 + (number.unsigned_abs() * 97) % 2_000);
             let actor = Actor::api_key(id, &name.into());
             let mut event = NewEvent::new(then.new_id(), workspace, Action::Request, actor)
-                .in_request(&Arc::new(request), status, took);
+                .in_request(&Arc::new(request), status, latency);
             event.route = Some(RouteUse { group, scope });
             event
         };
@@ -414,7 +422,7 @@ impl<'a> Seed<'a> {
     }
 }
 
-fn person(env: &Env, email: &Email, name: &str) -> User {
+fn new_user(env: &Env, email: &Email, name: &str) -> User {
     User {
         id: env.new_id(),
         email: email.as_str().to_owned(),

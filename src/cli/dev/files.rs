@@ -1,4 +1,4 @@
-//! Files that only their owner may read.
+//! Files with mode 0600, for secrets.
 
 use std::{
     fs,
@@ -7,7 +7,7 @@ use std::{
     path::Path,
 };
 
-/// A fresh file that only its owner may read.
+/// Creates or truncates a file that only its owner may read.
 pub(super) fn private_file(path: &Path) -> io::Result<fs::File> {
     fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)
 }

@@ -1,4 +1,4 @@
-//! The folder that holds everything of a `dev` run: the database, the keys, who the demo user is.
+//! The data folder of `dev`: the database, the secrets and the demo credentials.
 
 use std::{
     fs,
@@ -12,12 +12,12 @@ use secrecy::SecretString;
 use super::files::{private_file, write_private};
 use crate::env::Env;
 
-/// A data folder, locked for as long as this lives.
+/// A data folder, locked while this value exists.
 pub(super) struct DataFolder {
     path: PathBuf,
     encryption_key: SecretString,
     database_password: SecretString,
-    /// The kernel lets go of it when the process ends, however that comes about.
+    /// The kernel releases the lock when the process ends, even if it is killed.
     _lock: fs::File,
 }
 
@@ -34,8 +34,12 @@ impl DataFolder {
         let key: [u8; 32] = env.entropy.bytes();
         let password: [u8; 16] = env.entropy.bytes();
         Ok(Self {
-            encryption_key: keep(&path, "encryption.key", &BASE64.encode(&key))?,
-            database_password: keep(&path, "postgres.password", &HEXLOWER.encode(&password))?,
+            encryption_key: read_or_create(&path, "encryption.key", &BASE64.encode(&key))?,
+            database_password: read_or_create(
+                &path,
+                "postgres.password",
+                &HEXLOWER.encode(&password),
+            )?,
             path,
             _lock: lock,
         })
@@ -53,19 +57,19 @@ impl DataFolder {
         &self.database_password
     }
 
-    /// A file of the folder; none if it is not there.
+    /// Reads a file of the folder; `None` if it does not exist.
     pub(super) fn read(&self, name: &str) -> Result<Option<String>, String> {
         read(&self.path.join(name))
     }
 
-    /// Replaces a file of the folder, readable for its owner alone.
+    /// Replaces a file of the folder; only its owner may read it.
     pub(super) fn write(&self, name: &str, text: &str) -> Result<(), String> {
         write(&self.path.join(name), text)
     }
 }
 
-/// What a file says; on a fresh folder it is made to say this.
-fn keep(folder: &Path, name: &str, fresh: &str) -> Result<SecretString, String> {
+/// Reads a file, or creates it with `fresh` as its content.
+fn read_or_create(folder: &Path, name: &str, fresh: &str) -> Result<SecretString, String> {
     let path = folder.join(name);
     if let Some(text) = read(&path)? {
         return Ok(text.trim().to_owned().into());
@@ -82,7 +86,7 @@ fn read(path: &Path) -> Result<Option<String>, String> {
     }
 }
 
-/// Aside, then moved: a crash leaves the old file or the new one.
+/// Writes to a temporary file and renames it: after a crash either the old or the new file exists.
 fn write(path: &Path, text: &str) -> Result<(), String> {
     let fresh = path.with_extension("new");
     write_private(&fresh, text)

@@ -1,4 +1,8 @@
-//! `call2me-auth dev`: everything in one folder, to try the service and to develop against it.
+//! `call2me-auth dev`: runs the service with a private PostgreSQL and a demo workspace, for
+//! evaluation and development.
+//!
+//! All data is in one folder (`folder.rs`). The service connects as its own role and cannot become
+//! the owner of the tables, as in production.
 
 mod demo;
 mod files;
@@ -15,16 +19,16 @@ use self::{demo::Demo, folder::DataFolder, postgres::Postgres};
 use super::serve::listen;
 use crate::{app::Application, config::Raw, env::Env, store};
 
-/// The database in the embedded PostgreSQL.
+/// Name of the database in the private PostgreSQL.
 const DATABASE: &str = "call2me";
 
-/// How to run it.
+/// The arguments of `call2me-auth dev`.
 #[derive(Debug, Args)]
 pub struct DevArgs {
-    /// Where the API listens on 127.0.0.1; 0 takes a free port.
+    /// Port of the API on 127.0.0.1; 0 picks a free port.
     #[arg(long, default_value_t = 8080)]
     port: u16,
-    /// Where everything is kept.
+    /// Folder of the database, keys and demo credentials.
     #[arg(long, default_value = ".call2me", value_name = "DIR")]
     data_dir: PathBuf,
 }
@@ -43,7 +47,7 @@ pub(super) async fn run(args: DevArgs, mut raw: Raw) -> Result<(), String> {
     store::migrate::create_database(maintenance.expose_secret(), DATABASE).await?;
     let owner = postgres.url(DATABASE);
     store::migrate::migrate(owner.expose_secret()).await?;
-    // As in production: the service logs in as its role, and cannot become the owner.
+    // As in production: the service connects as its own role, and cannot become the owner.
     let password = folder.database_password();
     store::migrate::let_app_role_log_in(owner.expose_secret(), password).await?;
     let url = postgres.url_for(store::APP_ROLE, DATABASE);
@@ -62,7 +66,7 @@ pub(super) async fn run(args: DevArgs, mut raw: Raw) -> Result<(), String> {
     let stop = super::stop_signal()?;
     super::print(&welcome(&public_url, &demo, owner.expose_secret(), &folder));
     let outcome = application.serve(listener, stop).await;
-    // It stops when dropped, which may take a moment.
+    // Dropping it stops the server, which blocks for a moment.
     tokio::task::spawn_blocking(move || drop(postgres)).await.ok();
     outcome
 }
@@ -81,7 +85,7 @@ fn welcome(public_url: &str, demo: &Demo, database_url: &str, folder: &DataFolde
          Try it:\n\
          \n  curl -s -H 'Authorization: Bearer {api_key}' {public_url}/v1/agents\n\
          \n\
-         Ctrl-C stops it; everything is kept.\n\n",
+         Press Ctrl-C to stop. All data is kept.\n\n",
         folder.path().display(),
         password = password.expose_secret(),
         api_key = api_key.expose_secret(),

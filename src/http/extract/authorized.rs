@@ -9,27 +9,29 @@ use crate::{
     model::{audit::RequestInfo, principal::Caller, scope::Scope},
 };
 
-/// What a route asks of its caller.
+/// An access rule: the condition that a route requires of its caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Rule {
-    /// Nothing.
+    /// No credential.
     Open,
-    /// Nothing, but that guesses be few: sign-in and the like.
+    /// No credential, but a low rate limit: sign-in and similar routes.
     SignIn,
-    /// A credential that may do this.
+    /// A credential that meets this requirement.
     Protected(Requirement),
 }
 
-/// A rule as a type: named in the route table and, by its guard, in the handler's signature. The
-/// compiler refuses a table that says another than the handler.
+/// An access rule as a type.
+///
+/// The route table names the type, and the handler's first parameter must be the type's extractor.
+/// If table and handler disagree, the crate does not compile.
 pub trait Access: Send + Sync + 'static {
     /// The rule.
     const RULE: Rule;
-    /// The handler's first parameter.
+    /// The type of the handler's first parameter.
     type Guard;
 }
 
-macro_rules! accesses {
+macro_rules! access_types {
     ($($(#[$doc:meta])* $name:ident = $rule:expr, $guard:ty;)*) => {$(
         $(#[$doc])*
         #[derive(Debug, Clone, Copy)]
@@ -42,26 +44,30 @@ macro_rules! accesses {
     )*};
 }
 
-accesses! {
-    /// Anybody.
+access_types! {
+    /// No credential.
     Open = Rule::Open, Public;
-    /// Anybody, but rarely.
+    /// No credential, with the low rate limit of sign-in.
     SignIn = Rule::SignIn, Public;
-    /// Any credential that works.
+    /// Any valid credential.
     ReadOnly = Rule::Protected(Requirement::Scope(Scope::ReadOnly)), Authorized<ReadOnly>;
-    /// A credential that may change resources.
+    /// A credential with the scope `write`.
     Write = Rule::Protected(Requirement::Scope(Scope::Write)), Authorized<Write>;
-    /// A credential that may run the workspace.
+    /// A credential with the scope `admin`.
     Admin = Rule::Protected(Requirement::Scope(Scope::Admin)), Authorized<Admin>;
-    /// A key or a person who may change resources: not an OAuth client, whatever its scope.
+    /// An API key or a session with the scope `write`; an OAuth grant is rejected, whatever its
+    /// scope.
     FirstPartyWrite = Rule::Protected(Requirement::FirstParty(Scope::Write)), Authorized<FirstPartyWrite>;
-    /// A key or a person who may run the workspace: not an OAuth client, whatever its scope.
+    /// An API key or a session with the scope `admin`; an OAuth grant is rejected, whatever its
+    /// scope.
     FirstPartyAdmin = Rule::Protected(Requirement::FirstParty(Scope::Admin)), Authorized<FirstPartyAdmin>;
-    /// A person's own session, of any role.
+    /// A session of a user, with any role.
     OwnSession = Rule::Protected(Requirement::OwnSession), Authorized<OwnSession>;
 }
 
-/// A caller who may do what `A` says. The field is private: holding one proves that the check ran.
+/// A caller that meets the access rule `A`.
+///
+/// The fields are private, so a value proves that the check ran.
 #[derive(Debug)]
 pub struct Authorized<A> {
     caller: Caller,
@@ -81,9 +87,11 @@ impl<A: Access> FromRequestParts<App> for Authorized<A> {
 
     async fn from_request_parts(parts: &mut Parts, _: &App) -> Result<Self, ApiError> {
         let caller = parts.extensions.get::<Caller>().cloned();
-        let caller = caller.ok_or_else(|| ApiError::internal("a guarded route has no guard"))?;
+        let caller = caller.ok_or_else(|| {
+            ApiError::internal("a protected route is not wrapped by the access layer")
+        })?;
         let Rule::Protected(requirement) = A::RULE else {
-            return Err(ApiError::internal("a route without a rule has a guard"));
+            return Err(ApiError::internal("an open route uses the Authorized extractor"));
         };
         check_scope::check(requirement, &caller.principal, caller.request.ip)?;
         Query::of(&parts.uri)?;
@@ -91,10 +99,10 @@ impl<A: Access> FromRequestParts<App> for Authorized<A> {
     }
 }
 
-/// A request of anybody.
+/// A request to an open route, with or without a credential.
 #[derive(Debug)]
 pub struct Public {
-    /// The request.
+    /// The request's id, method, path and client address.
     pub request: Arc<RequestInfo>,
 }
 
@@ -103,16 +111,17 @@ impl FromRequestParts<App> for Public {
 
     async fn from_request_parts(parts: &mut Parts, _: &App) -> Result<Self, ApiError> {
         let request = parts.extensions.get::<Arc<RequestInfo>>().cloned();
-        let request = request.ok_or_else(|| ApiError::internal("a request has no id"))?;
+        let request =
+            request.ok_or_else(|| ApiError::internal("the request has no RequestInfo"))?;
         Query::of(&parts.uri)?;
         Ok(Self { request })
     }
 }
 
-/// Holds of handlers whose first parameter is the guard of `A`.
+/// Implemented by handlers with the extractor of `A` as their first parameter.
 pub trait GuardedBy<A, Args> {}
 
-macro_rules! guarded_by {
+macro_rules! impl_for_handlers {
     ($($arg:ident)*) => {
         impl<A, F, Fut, $($arg),*> GuardedBy<A, (Fut, $($arg,)*)> for F
         where
@@ -123,8 +132,8 @@ macro_rules! guarded_by {
     };
 }
 
-guarded_by!();
-guarded_by!(T1);
-guarded_by!(T1 T2);
-guarded_by!(T1 T2 T3);
-guarded_by!(T1 T2 T3 T4);
+impl_for_handlers!();
+impl_for_handlers!(T1);
+impl_for_handlers!(T1 T2);
+impl_for_handlers!(T1 T2 T3);
+impl_for_handlers!(T1 T2 T3 T4);

@@ -8,10 +8,12 @@ use tokio::time::timeout;
 use super::Query;
 use crate::http::{ApiError, App, error::Code};
 
-/// A body, whatever it holds, within its bounds of size and time.
+/// Reads a request body of any content type, up to `server.max_body_bytes`, within the body
+/// timeout.
 ///
 /// # Errors
-/// Where it goes beyond them, or is compressed.
+/// [`Code::PayloadTooLarge`] if it is too large, [`Code::UnsupportedMediaType`] if it is
+/// compressed, [`Code::BadRequest`] if it does not arrive in time or the connection fails.
 pub async fn read(headers: &HeaderMap, body: Body, app: &App) -> Result<Bytes, ApiError> {
     if headers.get(header::CONTENT_ENCODING).is_some_and(|coding| coding != "identity") {
         let message = "the body must not be compressed";
@@ -20,9 +22,9 @@ pub async fn read(headers: &HeaderMap, body: Body, app: &App) -> Result<Bytes, A
     let max = app.settings.max_body_bytes;
     let too_large =
         || ApiError::new(Code::PayloadTooLarge, format!("the body must be at most {max} bytes"));
-    let announced = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok());
-    let announced = announced.and_then(|length| length.parse::<usize>().ok());
-    if announced.is_some_and(|length| length > max) {
+    let declared = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok());
+    let declared = declared.and_then(|length| length.parse::<usize>().ok());
+    if declared.is_some_and(|length| length > max) {
         return Err(too_large());
     }
     let read = timeout(app.settings.body_timeout, to_bytes(body, max)).await;
@@ -41,13 +43,14 @@ pub async fn read(headers: &HeaderMap, body: Body, app: &App) -> Result<Bytes, A
     })
 }
 
-/// Fields of a form with a file, at most.
+/// Maximum number of text fields in a multipart form.
 const MAX_FIELDS: usize = 50;
 
-/// The fields of an HTML form that has a file, and the file, if one was chosen (RFC 7578).
+/// Reads a multipart form (RFC 7578): its text fields, and its file if the user chose one.
 ///
 /// # Errors
-/// Where the body is none, or holds two files.
+/// As [`read`]; [`Code::UnsupportedMediaType`] if the body is not `multipart/form-data`,
+/// [`Code::BadRequest`] if it is malformed or has two files.
 pub async fn form_with_file(
     parts: Parts,
     body: Body,
@@ -58,14 +61,14 @@ pub async fn form_with_file(
     let request = Request::from_parts(parts, Body::from(bytes));
     let form = Multipart::from_request(request, app).await;
     let mut form = form.map_err(|_| {
-        ApiError::new(Code::UnsupportedMediaType, "the body must be that of a form with a file")
+        ApiError::new(Code::UnsupportedMediaType, "the body must be multipart/form-data")
     })?;
     let (mut fields, mut file) = (Vec::new(), None);
     while let Some(field) = form.next_field().await.map_err(|_| malformed())? {
         let name = field.name().unwrap_or_default().to_owned();
         if field.file_name().is_some() {
             let bytes = field.bytes().await.map_err(|_| malformed())?;
-            // None was chosen: browsers send one without a name and without anything in it.
+            // If no file was chosen, browsers send an empty one without a name.
             if !bytes.is_empty() && file.replace(bytes).is_some() {
                 return Err(malformed());
             }
@@ -79,16 +82,20 @@ pub async fn form_with_file(
     Ok((Query::of_pairs(fields), file))
 }
 
-/// The fields of an HTML form, which are written like a query string.
+/// Reads an HTML form, which is encoded like a query string.
 ///
 /// # Errors
-/// Where the body is none.
+/// As [`read`]; [`Code::UnsupportedMediaType`] if the body is not
+/// `application/x-www-form-urlencoded`, [`Code::BadRequest`] if it is malformed.
 pub async fn form_fields(headers: &HeaderMap, body: Body, app: &App) -> Result<Query, ApiError> {
     let bytes = read(headers, body, app).await?;
     let media_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
     let essence = media_type.and_then(|text| text.split(';').next()).unwrap_or_default();
     if !essence.trim().eq_ignore_ascii_case("application/x-www-form-urlencoded") {
-        return Err(ApiError::new(Code::UnsupportedMediaType, "the body must be that of a form"));
+        return Err(ApiError::new(
+            Code::UnsupportedMediaType,
+            "the body must be application/x-www-form-urlencoded",
+        ));
     }
     let text = std::str::from_utf8(&bytes).ok().and_then(Query::parse);
     text.ok_or_else(|| ApiError::new(Code::BadRequest, "the form is malformed"))

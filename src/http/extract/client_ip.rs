@@ -3,8 +3,11 @@ use std::net::{IpAddr, SocketAddr};
 use axum::http::HeaderMap;
 use ipnet::IpNet;
 
-/// Where a request comes from: the rightmost address of `X-Forwarded-For` that no trusted proxy
-/// added, or the other end of the connection. What stands further left is the client's own story.
+/// The client's address: the rightmost address of `X-Forwarded-For` that is not a trusted proxy, or
+/// the peer of the connection.
+///
+/// The header is used only if the peer is a trusted proxy. Addresses further left are ignored: the
+/// client can write anything there.
 #[must_use]
 pub fn client_ip(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr {
     let peer = peer.to_canonical();
@@ -13,12 +16,13 @@ pub fn client_ip(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr
         return peer;
     }
     let forwarded = headers.get_all("x-forwarded-for");
-    // Byte by byte: what the client wrote at the left must not spoil what a proxy added at the right.
+    // Split as bytes: an invalid value on the left, written by the client, must not invalidate the
+    // addresses that proxies added on the right.
     let hops = forwarded.iter().rev().flat_map(|value| value.as_bytes().rsplit(|b| *b == b','));
     let hops = hops.map(|hop| std::str::from_utf8(hop).ok().and_then(|hop| parse_hop(hop.trim())));
     let mut nearest = peer;
     for hop in hops {
-        // What is no address was written by nobody whom we trust.
+        // Trusted proxies write only addresses; anything else comes from an untrusted source.
         let Some(ip) = hop else { break };
         nearest = ip;
         if !is_trusted(&ip) {
@@ -28,7 +32,7 @@ pub fn client_ip(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr
     nearest
 }
 
-/// An address, with or without a port.
+/// Parses an address, with or without a port or brackets.
 fn parse_hop(hop: &str) -> Option<IpAddr> {
     let bare = hop.strip_prefix('[').and_then(|hop| hop.strip_suffix(']')).unwrap_or(hop);
     let address = bare.parse::<IpAddr>().or_else(|_| hop.parse::<SocketAddr>().map(|a| a.ip()));
@@ -39,7 +43,7 @@ fn parse_hop(hop: &str) -> Option<IpAddr> {
 mod tests {
     use super::*;
 
-    fn seen(peer: &str, forwarded: &[&str]) -> String {
+    fn resolve(peer: &str, forwarded: &[&str]) -> String {
         let mut headers = HeaderMap::new();
         for value in forwarded {
             let value = axum::http::HeaderValue::from_bytes(value.as_bytes()).unwrap();
@@ -50,26 +54,26 @@ mod tests {
     }
 
     #[test]
-    fn a_stranger_is_not_believed() {
-        assert_eq!(seen("203.0.113.9", &["198.51.100.1"]), "203.0.113.9");
+    fn header_from_untrusted_peer_is_ignored() {
+        assert_eq!(resolve("203.0.113.9", &["198.51.100.1"]), "203.0.113.9");
     }
 
     #[test]
-    fn the_rightmost_untrusted_hop_counts() {
-        assert_eq!(seen("10.0.0.1", &["1.1.1.1, 198.51.100.1"]), "198.51.100.1");
-        assert_eq!(seen("10.0.0.1", &["1.1.1.1, 198.51.100.1, 10.2.2.2"]), "198.51.100.1");
-        assert_eq!(seen("10.0.0.1", &["1.1.1.1", "198.51.100.1:4711"]), "198.51.100.1");
-        assert_eq!(seen("::1", &["2001:db8::7"]), "2001:db8::7");
-        assert_eq!(seen("::1", &["[2001:db8::7]"]), "2001:db8::7");
-        assert_eq!(seen("10.0.0.1", &["caf\u{e9}, 198.51.100.1"]), "198.51.100.1");
-        assert_eq!(seen("::ffff:10.0.0.1", &["198.51.100.1"]), "198.51.100.1");
+    fn rightmost_untrusted_hop_is_used() {
+        assert_eq!(resolve("10.0.0.1", &["1.1.1.1, 198.51.100.1"]), "198.51.100.1");
+        assert_eq!(resolve("10.0.0.1", &["1.1.1.1, 198.51.100.1, 10.2.2.2"]), "198.51.100.1");
+        assert_eq!(resolve("10.0.0.1", &["1.1.1.1", "198.51.100.1:4711"]), "198.51.100.1");
+        assert_eq!(resolve("::1", &["2001:db8::7"]), "2001:db8::7");
+        assert_eq!(resolve("::1", &["[2001:db8::7]"]), "2001:db8::7");
+        assert_eq!(resolve("10.0.0.1", &["caf\u{e9}, 198.51.100.1"]), "198.51.100.1");
+        assert_eq!(resolve("::ffff:10.0.0.1", &["198.51.100.1"]), "198.51.100.1");
     }
 
     #[test]
-    fn garbage_ends_the_walk() {
-        assert_eq!(seen("10.0.0.1", &["198.51.100.1, unknown"]), "10.0.0.1");
-        assert_eq!(seen("10.0.0.1", &["198.51.100.1, 10.2.2, 10.2.2.2"]), "10.2.2.2");
-        assert_eq!(seen("10.0.0.1", &[]), "10.0.0.1");
-        assert_eq!(seen("10.0.0.1", &["10.3.3.3"]), "10.3.3.3");
+    fn invalid_hop_ends_the_search() {
+        assert_eq!(resolve("10.0.0.1", &["198.51.100.1, unknown"]), "10.0.0.1");
+        assert_eq!(resolve("10.0.0.1", &["198.51.100.1, 10.2.2, 10.2.2.2"]), "10.2.2.2");
+        assert_eq!(resolve("10.0.0.1", &[]), "10.0.0.1");
+        assert_eq!(resolve("10.0.0.1", &["10.3.3.3"]), "10.3.3.3");
     }
 }

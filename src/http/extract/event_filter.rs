@@ -9,7 +9,7 @@ use crate::{
     },
 };
 
-/// The parameters that filter events of the audit log.
+/// The query parameters that filter audit events.
 pub const EVENT_FILTERS: [&str; 11] = [
     "pages",
     "changes",
@@ -25,10 +25,10 @@ pub const EVENT_FILTERS: [&str; 11] = [
 ];
 
 impl Query {
-    /// Which events of the audit log are wanted.
+    /// Reads the filter of audit events from the parameters in [`EVENT_FILTERS`].
     ///
     /// # Errors
-    /// When a parameter is wrong.
+    /// [`ApiError::invalid`] if a parameter is invalid or repeated.
     pub fn event_filter(&self) -> Result<EventFilter, ApiError> {
         let status = self.parse_as::<u16>("status", "an HTTP status")?;
         if status.is_some_and(|status| !(100..=599).contains(&status)) {
@@ -55,7 +55,7 @@ fn actor_id(text: &str) -> Result<Uuid, ApiError> {
         .into_iter()
         .find_map(|prefix| id::parse(prefix, text).ok())
         .ok_or_else(|| {
-            ApiError::invalid("actor_id", "actor_id must be the id of a key, person or client")
+            ApiError::invalid("actor_id", "actor_id must be the id of a key, user or client")
         })
 }
 
@@ -63,7 +63,7 @@ fn action(text: &str) -> Result<String, ApiError> {
     let fits = (1..=64).contains(&text.len())
         && text.bytes().all(|b| b.is_ascii_lowercase() || matches!(b, b'_' | b'.'));
     fits.then(|| text.to_owned()).ok_or_else(|| {
-        ApiError::invalid("action", "action must be the name of one, such as request")
+        ApiError::invalid("action", "action must be the name of an action, such as request")
     })
 }
 

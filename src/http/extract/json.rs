@@ -15,7 +15,7 @@ use crate::{
     idempotency::Attempt,
 };
 
-/// A JSON body. An absent one counts as `{}`.
+/// A JSON body. An empty body counts as `{}`.
 #[derive(Debug)]
 pub struct Json<T>(pub T);
 
@@ -29,11 +29,11 @@ impl<T: DeserializeOwned> FromRequest<App> for Json<T> {
     }
 }
 
-/// The JSON body of a request that makes something, and by what it is known should it come again.
+/// The JSON body of a request that creates something, with its idempotency key.
 pub struct Creation<T> {
-    /// What is asked for.
+    /// The parsed body.
     pub body: T,
-    /// By what it is known.
+    /// Identifies a retry: the `Idempotency-Key` header, if any, and the body.
     pub attempt: Attempt,
 }
 
@@ -60,12 +60,12 @@ fn idempotency_key(headers: &HeaderMap) -> Result<Option<SecretString>, ApiError
         (Some(text), None) => Ok(Some(text.into())),
         _ => Err(ApiError::invalid(
             "Idempotency-Key",
-            "Idempotency-Key must be given once, and be 1 to 255 visible ASCII characters",
+            "Idempotency-Key must be sent once and have 1 to 255 visible ASCII characters",
         )),
     }
 }
 
-/// A body that says it is JSON; an absent one counts as `{}`.
+/// Reads a body with a JSON content type; an empty body counts as `{}`.
 async fn json_bytes(headers: &HeaderMap, body: Body, app: &App) -> Result<Bytes, ApiError> {
     let bytes = read(headers, body, app).await?;
     if bytes.is_empty() {
@@ -78,7 +78,7 @@ async fn json_bytes(headers: &HeaderMap, body: Body, app: &App) -> Result<Bytes,
     Ok(bytes)
 }
 
-/// `application/json`, or a media type that is JSON by its suffix (RFC 6839).
+/// True for `application/json` and for media types with the suffix `+json` (RFC 6839).
 fn is_json(headers: &HeaderMap) -> bool {
     let media_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
     let essence = media_type.and_then(|text| text.split(';').next()).unwrap_or_default();
@@ -88,7 +88,8 @@ fn is_json(headers: &HeaderMap) -> bool {
 }
 
 fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
-    // What is kept as text is not read into: so all of it is looked at first.
+    // `T` may keep parts of the body as raw text, which serde does not check: check all of it
+    // first.
     parse_as::<Storable>(bytes)?;
     parse_as(bytes)
 }
@@ -97,52 +98,53 @@ fn parse_as<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
     let parsed = serde_path_to_error::deserialize(&mut deserializer);
     let value = parsed.map_err(|error| {
-        // The field is to blame, not the item of its list.
+        // Report the field, not the item of its list.
         let path = error.path().to_string();
-        explain(&shown(path.split('[').next().unwrap_or_default()), error.inner())
+        explain(&safe_field_name(path.split('[').next().unwrap_or_default()), error.inner())
     })?;
     deserializer.end().map_err(|error| explain(".", &error))?;
     Ok(value)
 }
 
-/// What serde says about a body, in our words: its own may quote the value, which may be a secret.
+/// Translates an error of serde: its own text may quote the value, which may be a secret.
 fn explain(path: &str, error: &serde_json::Error) -> ApiError {
     if error.classify() != Category::Data {
         let (line, column) = (error.line(), error.column());
         let text = error.to_string();
-        let what = match text.as_str() {
+        let problem = match text.as_str() {
             text if text.starts_with("number out of range") => "has a number out of range",
             text if text.starts_with("recursion limit") => "is nested too deeply",
             _ => "is not valid JSON",
         };
-        let message = format!("the body {what}, at line {line} column {column}");
+        let message = format!("the body {problem}, at line {line} column {column}");
         return ApiError::new(Code::BadRequest, message);
     }
     let text = error.to_string();
     let quoted = |start: &str| {
         text.strip_prefix(start).and_then(|rest| rest.split('`').next()).map(str::to_owned)
     };
-    let within = |field: String| if path == "." { field } else { format!("{path}.{field}") };
+    let qualified = |field: String| if path == "." { field } else { format!("{path}.{field}") };
     if let Some(field) = quoted("missing field `") {
-        let field = within(field);
+        let field = qualified(field);
         return ApiError::invalid(field.clone(), format!("{field} is required"));
     }
     if let Some(field) = quoted("unknown field `") {
-        let field = shown(&field);
-        return ApiError::invalid(field.clone(), format!("{field} is no field of this request"));
+        let field = safe_field_name(&field);
+        return ApiError::invalid(field.clone(), format!("{field} is not a field of this request"));
     }
     if let Some(field) = quoted("duplicate field `") {
         return ApiError::invalid(field.clone(), format!("{field} must not be repeated"));
     }
-    // From the end: before it stands what was sent, which may hold the same word.
+    // Search from the end: the value before it may contain the same words.
     let expected = text.rsplit_once(", expected ").map(|(_, expected)| expected);
     let expected = expected.and_then(|expected| expected.split(" at line ").next());
     match (path, expected) {
         (".", _) => ApiError::new(Code::ValidationFailed, "the body must be a JSON object"),
-        (field, Some(expected)) => {
-            ApiError::invalid(field.to_owned(), format!("{field} must be {}", plain(expected)))
-        }
-        // The text of one of our own types, which begins with what it must be.
+        (field, Some(expected)) => ApiError::invalid(
+            field.to_owned(),
+            format!("{field} must be {}", without_rust_types(expected)),
+        ),
+        // The error of one of the crate's own types, which starts with "must".
         (field, None) => {
             let reason = text.split(" at line ").next().unwrap_or_default();
             ApiError::invalid(field.to_owned(), format!("{field} {reason}"))
@@ -150,9 +152,9 @@ fn explain(path: &str, error: &serde_json::Error) -> ApiError {
     }
 }
 
-/// A field's name as it may be told. It is the client's own, and may be long or a secret: a few
-/// characters are enough to find it.
-fn shown(field: &str) -> String {
+/// A field's name, safe to repeat in an error: shortened, and redacted if it contains a credential.
+/// The client chooses it, so it may be long or a secret.
+fn safe_field_name(field: &str) -> String {
     let short: String = field.chars().filter(|c| !c.is_control()).take(64).collect();
     if short.contains("call2me_") || short.contains("eyJ") {
         "[redacted]".to_owned()
@@ -161,8 +163,8 @@ fn shown(field: &str) -> String {
     }
 }
 
-/// serde's words for what a value must be, without Rust's names for it.
-fn plain(expected: &str) -> String {
+/// Replaces the Rust type names in serde's description of the expected value.
+fn without_rust_types(expected: &str) -> String {
     match expected {
         "a sequence" => "a list".to_owned(),
         "a map" => "an object".to_owned(),
@@ -172,8 +174,8 @@ fn plain(expected: &str) -> String {
     }
 }
 
-/// Any JSON value that PostgreSQL can store: no NUL, neither in text nor in names, no halves of
-/// surrogate pairs, not nested without end.
+/// Any JSON value that PostgreSQL can store: no NUL in strings or names, no lone surrogates, no
+/// nesting beyond the recursion limit.
 struct Storable;
 
 impl<'de> serde::Deserialize<'de> for Storable {

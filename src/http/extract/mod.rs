@@ -1,7 +1,9 @@
-//! What handlers are given.
+//! Extractors: the parameters of handlers.
 //!
-//! The first parameter of every handler is its guard: [`Authorized`] or [`Public`]. The rest parse
-//! the request; each answers a refusal of the contract by itself.
+//! The first parameter of every handler is [`Authorized`] or [`Public`], which proves that the
+//! access rule was applied. The others parse the request. Each rejects an invalid request with the
+//! [`ApiError`](crate::http::ApiError) of the API contract. [`Access`] ties a rule to its
+//! extractor.
 
 mod authorized;
 mod body;

@@ -8,10 +8,10 @@ use uuid::Uuid;
 
 use crate::model::id::{self, Id};
 
-/// The id in a route's path.
+/// The first parameter of a route's path, as an id.
 ///
-/// A malformed one is not refused here but becomes the nil id, which no row has: the answer is the 404
-/// of a missing row, in its place behind the refusals of the body.
+/// A malformed id is not rejected here. It becomes the nil id, which no row has, so that the
+/// response is the 404 of a missing row, after the checks of the body.
 #[derive(Debug, Clone, Copy)]
 pub struct PathId<T>(pub T);
 

@@ -12,11 +12,12 @@ use crate::{
     model::page::{DEFAULT_LIMIT, MAX_LIMIT, MAX_OFFSET, Page, read_cursor},
 };
 
-/// The query string: known parameters are read with their types, unknown ones ignored.
+/// The parameters of a query string or form. Handlers read those that they know; others are
+/// ignored.
 pub struct Query(Vec<(String, String)>);
 
 impl fmt::Debug for Query {
-    /// Names alone: values may be codes and passwords.
+    /// Prints only the names: values may be codes or passwords.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_list().entries(self.0.iter().map(|(name, _)| name)).finish()
     }
@@ -31,16 +32,16 @@ impl<S: Send + Sync> FromRequestParts<S> for Query {
 }
 
 impl Query {
-    /// Reads the query string of a URI.
+    /// Parses the query string of a URI.
     ///
     /// # Errors
-    /// When it is malformed.
+    /// [`Code::BadRequest`] if it is malformed.
     pub(super) fn of(uri: &Uri) -> Result<Self, ApiError> {
         Self::parse(uri.query().unwrap_or_default())
             .ok_or_else(|| ApiError::new(Code::BadRequest, "the query string is malformed"))
     }
 
-    /// Reads pairs as a query string or a form has them; none where it is malformed.
+    /// Parses the text of a query string or form; `None` if it is malformed.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         let pairs = text.split('&').filter(|pair| !pair.is_empty()).map(|pair| {
@@ -50,18 +51,19 @@ impl Query {
         pairs.collect::<Option<_>>().map(Self)
     }
 
-    /// Of names and values that came in another way.
+    /// Wraps names and values from another source, such as a multipart form.
     pub(super) fn of_pairs(pairs: Vec<(String, String)>) -> Self {
         Self(pairs)
     }
 
-    /// Names and values, in their order.
+    /// Returns the names and values, in order.
     #[must_use]
     pub fn into_pairs(self) -> Vec<(String, String)> {
         self.0
     }
 
-    /// As a person filled it in: what was left empty is not there, and moments are of UTC, to the minute.
+    /// Normalizes the values of an HTML form: trims them, drops empty ones, and reads `since` and
+    /// `until` of `datetime-local` inputs, which have neither seconds nor a zone, as UTC.
     #[must_use]
     pub fn as_filled_in(self) -> Self {
         let filled = self.0.into_iter().filter(|(_, value)| !value.trim().is_empty());
@@ -73,7 +75,7 @@ impl Query {
         Self(filled.map(pair).collect())
     }
 
-    /// The same, with a parameter that is this unless it is set.
+    /// Adds a parameter unless it is already there.
     #[must_use]
     pub fn with_default(mut self, name: &str, value: &str) -> Self {
         if !self.0.iter().any(|(known, _)| known == name) {
@@ -82,15 +84,15 @@ impl Query {
         self
     }
 
-    /// Names and values, in their order.
+    /// Iterates over the names and values, in order.
     pub fn pairs(&self) -> impl Iterator<Item = (&str, &str)> {
         self.0.iter().map(|(name, value)| (&**name, &**value))
     }
 
-    /// A parameter's text, if it is there.
+    /// Returns a parameter's value; `None` if it is absent.
     ///
     /// # Errors
-    /// When it is there twice, or holds a NUL.
+    /// [`ApiError::invalid`] if it is repeated or contains NUL.
     pub fn text(&self, name: &'static str) -> Result<Option<&str>, ApiError> {
         let mut values = self.0.iter().filter(|(key, _)| key == name).map(|(_, value)| value);
         let value = values.next().map(String::as_str);
@@ -103,10 +105,10 @@ impl Query {
         Ok(value)
     }
 
-    /// A parameter of some type, if it is there; `what` tells what it must be.
+    /// Parses a parameter; `None` if it is absent. `what` completes the message "`name` must be …".
     ///
     /// # Errors
-    /// When it is not that, or there twice.
+    /// [`ApiError::invalid`] if it cannot be parsed, is repeated or contains NUL.
     pub fn parse_as<T: FromStr>(
         &self,
         name: &'static str,
@@ -118,18 +120,19 @@ impl Query {
         self.text(name)?.map(parse).transpose()
     }
 
-    /// A timestamp, if it is there.
+    /// Parses an RFC 3339 timestamp, in UTC; `None` if it is absent. A time before 1970 becomes
+    /// 1970.
     ///
     /// # Errors
-    /// When it is none, or there twice.
+    /// [`ApiError::invalid`] if it cannot be parsed, is repeated or contains NUL.
     pub fn timestamp(&self, name: &'static str) -> Result<Option<OffsetDateTime>, ApiError> {
         let parse = |text: &str| {
-            // A plus sign that was not encoded arrives as a space.
+            // An unencoded plus sign arrives as a space.
             OffsetDateTime::parse(&text.replace(' ', "+"), &Rfc3339)
                 .ok()
-                .and_then(|moment| moment.checked_to_offset(UtcOffset::UTC))
-                // Nothing here is older than that, and ids do not reach further back.
-                .map(|moment| moment.max(OffsetDateTime::UNIX_EPOCH))
+                .and_then(|time| time.checked_to_offset(UtcOffset::UTC))
+                // No data is older than 1970, and UUIDv7 ids cannot represent an earlier time.
+                .map(|time| time.max(OffsetDateTime::UNIX_EPOCH))
                 .ok_or_else(|| {
                     ApiError::invalid(
                         name,
@@ -142,7 +145,7 @@ impl Query {
         self.text(name)?.map(parse).transpose()
     }
 
-    /// Which part of a list is wanted by a person, who sees so many items at a time.
+    /// Reads the page of a list as [`Self::page`], but with a fixed number of items.
     ///
     /// # Errors
     /// As [`Self::page`].
@@ -150,25 +153,25 @@ impl Query {
         Ok(Page { limit, ..self.page()? })
     }
 
-    /// Which part of a list is wanted.
+    /// Reads the page of a list from `limit`, `cursor` and `offset`.
     ///
     /// # Errors
-    /// When `limit`, `cursor` or `offset` is wrong.
+    /// [`ApiError::invalid`] if one of them is invalid, or `cursor` and `offset` are combined.
     pub fn page(&self) -> Result<Page, ApiError> {
         let limit = self.parse_as::<i64>("limit", "a whole number from 1 to 100")?;
         let limit = limit.unwrap_or(DEFAULT_LIMIT);
         if !(1..=MAX_LIMIT).contains(&limit) {
             return Err(ApiError::invalid("limit", "limit must be a whole number from 1 to 100"));
         }
-        let what = format!("a whole number from 0 to {MAX_OFFSET}; go on with a cursor");
+        let what = format!("a whole number from 0 to {MAX_OFFSET}; use cursor to go further");
         let offset = self.parse_as::<u32>("offset", &what)?;
         if offset.is_some_and(|offset| offset > MAX_OFFSET) {
             return Err(ApiError::invalid("offset", format!("offset must be {what}")));
         }
         let before = self.text("cursor")?.map(read_cursor).transpose();
-        let before = before.map_err(|why| ApiError::invalid_parameter("cursor", why))?;
+        let before = before.map_err(|error| ApiError::invalid_parameter("cursor", error))?;
         if before.is_some() && offset.is_some() {
-            return Err(ApiError::invalid("offset", "offset must not be given with a cursor"));
+            return Err(ApiError::invalid("offset", "offset cannot be combined with cursor"));
         }
         Ok(Page { limit, before, offset: i64::from(offset.unwrap_or(0)) })
     }
@@ -176,10 +179,10 @@ impl Query {
 
 fn decode(text: &str) -> Option<String> {
     let bytes = text.as_bytes();
-    let complete = |at: usize| {
+    let is_escape = |at: usize| {
         bytes.get(at + 1..at + 3).is_some_and(|hex| hex.iter().all(u8::is_ascii_hexdigit))
     };
-    if !bytes.iter().enumerate().all(|(at, byte)| *byte != b'%' || complete(at)) {
+    if !bytes.iter().enumerate().all(|(at, byte)| *byte != b'%' || is_escape(at)) {
         return None;
     }
     let text = text.replace('+', " ");
@@ -191,7 +194,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pairs_are_decoded() {
+    fn pairs_are_percent_decoded() {
         let query = Query::parse("a=1%202&b=x+y&c&a%26=%C3%A9").unwrap();
         assert_eq!(query.text("a").unwrap(), Some("1 2"));
         assert_eq!(query.text("b").unwrap(), Some("x y"));
@@ -201,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_malformed_is_noticed() {
+    fn malformed_or_repeated_parameters_are_rejected() {
         for text in ["a=%", "a=%2", "a=%zz", "%ff=1", "a=%c3"] {
             assert!(Query::parse(text).is_none(), "{text}");
         }
@@ -210,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn timestamps_take_an_unescaped_plus() {
+    fn timestamp_with_unescaped_plus_is_parsed() {
         let query = Query::parse("since=2026-01-31T12:00:00+01:00&until=tomorrow").unwrap();
         assert_eq!(query.timestamp("since").unwrap().unwrap().unix_timestamp(), 1_769_857_200);
         assert!(query.timestamp("until").is_err());

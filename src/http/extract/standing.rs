@@ -14,17 +14,17 @@ use crate::{
     model::principal::Caller,
 };
 
-/// A caller who may do what `A` says, and is looked at again while the answer goes out: it may take longer than
-/// the credential lives.
+/// A caller that meets the access rule `A`, and that can be checked again during a streamed
+/// response, which may outlive the credential.
 pub struct Standing<A> {
     app: App,
     caller: Caller,
-    shown: Shown,
+    credential: PresentedCredential,
     access: PhantomData<A>,
 }
 
-/// What the caller has shown.
-enum Shown {
+/// The credential that the request presented.
+enum PresentedCredential {
     Bearer(SecretString),
     Cookie(SecretString),
 }
@@ -34,33 +34,36 @@ impl<A: Access> FromRequestParts<App> for Standing<A> {
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiError> {
         let caller = parts.extensions.get::<Caller>().cloned();
-        let caller = caller.ok_or_else(|| ApiError::internal("a guarded route has no guard"))?;
-        let shown = match parts.extensions.get::<ByCookie>() {
-            Some(ByCookie) => {
-                session_cookie(app, &parts.headers).map(|it| Shown::Cookie(it.into()))
-            }
-            None => middleware::bearer(&parts.headers)?.map(|it| Shown::Bearer(it.into())),
+        let caller = caller.ok_or_else(|| {
+            ApiError::internal("a protected route is not wrapped by the access layer")
+        })?;
+        let credential = match parts.extensions.get::<ByCookie>() {
+            Some(ByCookie) => session_cookie(app, &parts.headers)
+                .map(|cookie| PresentedCredential::Cookie(cookie.into())),
+            None => middleware::bearer(&parts.headers)?
+                .map(|token| PresentedCredential::Bearer(token.into())),
         };
-        let shown = shown.ok_or_else(ApiError::no_credential)?;
-        Ok(Self { app: Arc::clone(app), caller, shown, access: PhantomData })
+        let credential = credential.ok_or_else(ApiError::no_credential)?;
+        Ok(Self { app: Arc::clone(app), caller, credential, access: PhantomData })
     }
 }
 
 impl<A: Access> Standing<A> {
-    /// Whether the credential is still good for this, here, in the same workspace. As fresh as it would be in a
-    /// request that begins now.
+    /// True if the credential is still valid, meets the rule and belongs to the same workspace.
+    ///
+    /// The check is as fresh as that of a new request.
     pub async fn holds(&self) -> bool {
         let (auth, now) = (&self.app.auth, self.app.env.clock.monotonic());
-        let principal = match &self.shown {
-            Shown::Bearer(credential) => {
-                match auth.authenticate(credential.expose_secret(), now).await {
+        let principal = match &self.credential {
+            PresentedCredential::Bearer(token) => {
+                match auth.authenticate(token.expose_secret(), now).await {
                     Ok(Authenticated::Principal(principal)) => principal,
                     _ => return false,
                 }
             }
-            Shown::Cookie(cookie) => {
-                let known = auth.look_at_cookie(cookie.expose_secret(), now).await;
-                let Ok(principal) = known else { return false };
+            PresentedCredential::Cookie(cookie) => {
+                let principal = auth.look_at_cookie(cookie.expose_secret(), now).await;
+                let Ok(principal) = principal else { return false };
                 principal
             }
         };

@@ -8,7 +8,8 @@ use crate::{
     model::{audit::RequestInfo, principal::Caller},
 };
 
-/// Who asks, on a route that takes anybody: a caller where a credential was sent, which must be good.
+/// The caller of an open route that accepts an optional credential: `None` if none was sent. An
+/// invalid credential is rejected.
 #[derive(Debug)]
 pub struct Visitor(pub Option<Caller>);
 
@@ -17,7 +18,8 @@ impl FromRequestParts<App> for Visitor {
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiError> {
         let request = parts.extensions.get::<Arc<RequestInfo>>().cloned();
-        let request = request.ok_or_else(|| ApiError::internal("a request has no id"))?;
+        let request =
+            request.ok_or_else(|| ApiError::internal("the request has no RequestInfo"))?;
         let Some(credential) = middleware::bearer(&parts.headers)? else { return Ok(Self(None)) };
         match app.auth.authenticate(credential, request.began).await? {
             Authenticated::Principal(principal) => Ok(Self(Some(Caller { principal, request }))),

@@ -7,13 +7,13 @@ use crate::{
     http::{ApiError, App, dashboard::browser::session_cookie, error::Code},
 };
 
-/// Longer than any credential that was issued here.
+/// Maximum length of a credential, in bytes; longer than any that this service issues.
 const MAX_LEN: usize = 4096;
 
-/// Who sends this request.
+/// Verifies the bearer credential of a request.
 ///
 /// # Errors
-/// Also where no credential is sent at all.
+/// [`Code::Unauthorized`] if there is no credential or it is not valid, and as [`bearer`].
 pub(super) async fn authenticate(
     app: &App,
     headers: &HeaderMap,
@@ -23,11 +23,13 @@ pub(super) async fn authenticate(
     Ok(app.auth.authenticate(credential, began).await?)
 }
 
-/// Whose browser sends this request. Pages take no other credential, and the API takes no cookie: what one
-/// site can make a browser send cannot be used on the other.
+/// Verifies the session cookie of a request.
+///
+/// Pages accept no other credential and the API accepts no cookie, so that a request which another
+/// site makes a browser send (CSRF) never reaches the API with credentials.
 ///
 /// # Errors
-/// Also where nobody is signed in.
+/// [`Code::Unauthorized`] if there is no session cookie or it is not valid.
 pub(super) async fn authenticate_cookie(
     app: &App,
     headers: &HeaderMap,
@@ -36,33 +38,40 @@ pub(super) async fn authenticate_cookie(
     Ok(Authenticated::Principal(app.auth.authenticate_cookie(&cookie).await?))
 }
 
-/// Two `Authorization` headers are refused: nobody knows which one a proxy in between went by.
+/// Rejects repeated `Authorization` headers: a proxy may have checked another one than this service
+/// would.
 ///
 /// # Errors
-/// Where there are two or more.
+/// [`Code::BadRequest`] if there are two or more.
 pub(super) fn check_count(headers: &HeaderMap) -> Result<(), ApiError> {
     if headers.get_all(header::AUTHORIZATION).iter().count() > 1 {
-        let message = "there must be one Authorization header";
+        let message = "send exactly one Authorization header";
         return Err(ApiError::new(Code::BadRequest, message));
     }
     Ok(())
 }
 
-/// The credential behind `Authorization: Bearer` (RFC 6750, section 2.1), the only place that one is
-/// read from.
+/// Reads the credential from `Authorization: Bearer` (RFC 6750, section 2.1).
+///
+/// This is the only place of a request that a bearer credential is accepted from. `None` if the
+/// header is absent, has another scheme or is empty.
 ///
 /// # Errors
-/// Where there are two, or what is there cannot be a credential.
+/// [`Code::BadRequest`] if the header is repeated, [`Code::Unauthorized`] if its value cannot be a
+/// credential.
 pub(in crate::http) fn bearer(headers: &HeaderMap) -> Result<Option<&str>, ApiError> {
     check_count(headers)?;
     let Some(value) = headers.get(header::AUTHORIZATION) else { return Ok(None) };
     let malformed = || {
-        ApiError::new(Code::Unauthorized, "the Authorization header must be: Bearer <credential>")
+        ApiError::new(
+            Code::Unauthorized,
+            "the Authorization header must have the form: Bearer <credential>",
+        )
     };
     let text = value.to_str().map_err(|_| malformed())?;
     let (scheme, credential) = text.split_once(' ').unwrap_or((text, ""));
     let credential = credential.trim_matches(' ');
-    // Another scheme is no credential of ours (RFC 6750, section 3.1), nor is an empty one.
+    // Another scheme, or an empty credential, counts as no credential (RFC 6750, section 3.1).
     if !scheme.eq_ignore_ascii_case("bearer") || credential.is_empty() {
         return Ok(None);
     }
@@ -77,33 +86,35 @@ mod tests {
 
     use super::*;
 
-    fn read(values: &[&[u8]]) -> Result<Option<String>, Code> {
+    fn read_bearer(values: &[&[u8]]) -> Result<Option<String>, Code> {
         let mut headers = HeaderMap::new();
         for value in values {
             headers.append(header::AUTHORIZATION, HeaderValue::from_bytes(value).unwrap());
         }
-        bearer(&headers).map(|found| found.map(str::to_owned)).map_err(|error| error.code())
+        bearer(&headers)
+            .map(|credential| credential.map(str::to_owned))
+            .map_err(|error| error.code())
     }
 
     #[test]
-    fn the_scheme_is_read_without_case() {
+    fn bearer_scheme_in_any_case_is_accepted() {
         for value in ["Bearer abc", "bearer abc", "BEARER  abc "] {
-            assert_eq!(read(&[value.as_bytes()]), Ok(Some("abc".to_owned())), "{value}");
+            assert_eq!(read_bearer(&[value.as_bytes()]), Ok(Some("abc".to_owned())), "{value}");
         }
-        assert_eq!(read(&[]), Ok(None));
+        assert_eq!(read_bearer(&[]), Ok(None));
     }
 
     #[test]
-    fn other_headers_are_none_or_refused() {
+    fn malformed_authorization_is_ignored_or_rejected() {
         for value in ["", "Bearer", "Bearer ", "Basic abc", "abc", "Bearer\tabc"] {
-            assert_eq!(read(&[value.as_bytes()]), Ok(None), "{value}");
+            assert_eq!(read_bearer(&[value.as_bytes()]), Ok(None), "{value}");
         }
-        assert_eq!(read(&[b"Bearer a b"]), Err(Code::Unauthorized));
-        assert_eq!(read(&[b"Bearer \xff"]), Err(Code::Unauthorized));
+        assert_eq!(read_bearer(&[b"Bearer a b"]), Err(Code::Unauthorized));
+        assert_eq!(read_bearer(&[b"Bearer \xff"]), Err(Code::Unauthorized));
         assert_eq!(
-            read(&[format!("Bearer {}", "a".repeat(4097)).as_bytes()]),
+            read_bearer(&[format!("Bearer {}", "a".repeat(4097)).as_bytes()]),
             Err(Code::Unauthorized)
         );
-        assert_eq!(read(&[b"Bearer a", b"Bearer a"]), Err(Code::BadRequest));
+        assert_eq!(read_bearer(&[b"Bearer a", b"Bearer a"]), Err(Code::BadRequest));
     }
 }

@@ -3,8 +3,8 @@ use std::time::Duration;
 use axum::http::{HeaderName, HeaderValue, Method, header};
 use tower_http::cors::{AllowHeaders, AllowOrigin, Any, CorsLayer};
 
-/// Endpoints that programs in browsers need, wherever they come from; none of them goes by a cookie.
-const OPEN: [&str; 6] = [
+/// Endpoints that scripts of any origin may call. None of them accepts a cookie.
+const PUBLIC_PATHS: [&str; 6] = [
     "/.well-known/oauth-authorization-server",
     "/.well-known/oauth-protected-resource",
     "/.well-known/jwks.json",
@@ -13,8 +13,8 @@ const OPEN: [&str; 6] = [
     "/oauth/revoke",
 ];
 
-/// What scripts may read of an answer.
-const EXPOSED: [HeaderName; 6] = [
+/// Response headers that scripts may read.
+const EXPOSED_HEADERS: [HeaderName; 6] = [
     header::WWW_AUTHENTICATE,
     header::RETRY_AFTER,
     HeaderName::from_static("x-request-id"),
@@ -23,27 +23,28 @@ const EXPOSED: [HeaderName; 6] = [
     HeaderName::from_static("x-ratelimit-reset"),
 ];
 
-/// How long browsers may remember that they may.
+/// Time for which browsers may cache a preflight response.
 const MAX_AGE: Duration = Duration::from_hours(1);
 
-/// Whether scripts of any origin may call a path.
+/// True if scripts of any origin may call the path.
 #[must_use]
 pub fn is_open_to_browsers(path: &str) -> bool {
-    OPEN.contains(&path)
+    PUBLIC_PATHS.contains(&path)
 }
 
-/// Lets scripts of any origin in, without credentials of the browser's.
+/// Allows scripts of any origin, without cookies or other browser credentials.
 pub fn for_any_origin() -> CorsLayer {
     CorsLayer::new()
         .allow_origin(Any)
         .allow_methods([Method::GET, Method::POST])
-        // Not `*`, which does not hold for Authorization.
+        // Not `*`, which does not cover Authorization.
         .allow_headers(AllowHeaders::mirror_request())
-        .expose_headers(EXPOSED)
+        .expose_headers(EXPOSED_HEADERS)
         .max_age(MAX_AGE)
 }
 
-/// Lets scripts of these origins call the API with a bearer token; none where there are none.
+/// Allows scripts of these origins to call the API with a bearer token. `None` if there are no
+/// origins.
 pub fn for_origins(origins: &[String]) -> Option<CorsLayer> {
     let values: Vec<_> =
         origins.iter().filter_map(|origin| HeaderValue::try_from(origin).ok()).collect();
@@ -63,7 +64,7 @@ pub fn for_origins(origins: &[String]) -> Option<CorsLayer> {
             .allow_origin(AllowOrigin::list(values))
             .allow_methods(methods)
             .allow_headers(headers)
-            .expose_headers(EXPOSED)
+            .expose_headers(EXPOSED_HEADERS)
             .max_age(MAX_AGE),
     )
 }

@@ -13,37 +13,52 @@ use crate::{
     model::audit::RequestInfo,
 };
 
-/// The answer to a path that no route has. It is charged to the address: whoever scans for routes
-/// has no good credential.
+/// Answers 404 to a path that no route has.
+///
+/// Under `/v1` the request counts against the client's address: a client that scans for routes has
+/// no valid credential.
 pub async fn not_found(
     State(app): State<App>,
     Extension(info): Extension<Arc<RequestInfo>>,
     uri: Uri,
     headers: HeaderMap,
 ) -> Response {
-    let error = ApiError::new(Code::NotFound, "there is no such route");
-    charged(&app, &info, &uri, shown(&uri, &headers, error)).await
+    let error = ApiError::new(Code::NotFound, "route not found");
+    with_rate_limit(&app, &info, &uri, error_response(&uri, &headers, error)).await
 }
 
-/// The answer to a method that a route does not have; the router adds `Allow`.
+/// Answers 405 to a method that the route does not have; the router adds `Allow`.
 pub async fn method_not_allowed(
     State(app): State<App>,
     Extension(info): Extension<Arc<RequestInfo>>,
     uri: Uri,
     headers: HeaderMap,
 ) -> Response {
-    let error = ApiError::new(Code::MethodNotAllowed, "the route has other methods: see Allow");
-    charged(&app, &info, &uri, shown(&uri, &headers, error)).await
+    let error = ApiError::new(
+        Code::MethodNotAllowed,
+        "method not allowed; the Allow header lists the methods of this route",
+    );
+    with_rate_limit(&app, &info, &uri, error_response(&uri, &headers, error)).await
 }
 
-/// To a person in a browser a page, to programs the body of all errors.
-fn shown(uri: &Uri, headers: &HeaderMap, error: ApiError) -> Response {
+/// An HTML page if the client accepts HTML and the path is not under `/v1`, else the JSON error
+/// body.
+fn error_response(uri: &Uri, headers: &HeaderMap, error: ApiError) -> Response {
     let accepted = headers.get(header::ACCEPT).and_then(|accepted| accepted.to_str().ok());
-    let is_person = accepted.is_some_and(|accepted| accepted.contains("text/html"));
-    if is_person && !is_v1(uri.path()) { page::of_nothing(&error) } else { error.into_response() }
+    let accepts_html = accepted.is_some_and(|accepted| accepted.contains("text/html"));
+    if accepts_html && !is_v1(uri.path()) {
+        page::of_nothing(&error)
+    } else {
+        error.into_response()
+    }
 }
 
-async fn charged(app: &App, info: &RequestInfo, uri: &Uri, mut response: Response) -> Response {
+async fn with_rate_limit(
+    app: &App,
+    info: &RequestInfo,
+    uri: &Uri,
+    mut response: Response,
+) -> Response {
     if is_v1(uri.path()) {
         let decision = app.limits.charge_address(info.ip).await;
         rate_limit::describe(&decision, &app.env, response.headers_mut());
@@ -51,7 +66,7 @@ async fn charged(app: &App, info: &RequestInfo, uri: &Uri, mut response: Respons
     response
 }
 
-/// Whether a path is of the API, with its limits and its `no-store`.
+/// True if the path belongs to the API, which has rate limits and `Cache-Control: no-store`.
 pub(super) fn is_v1(path: &str) -> bool {
     path == "/v1" || path.starts_with("/v1/")
 }

@@ -14,7 +14,9 @@ use crate::http::{ApiError, App, USUAL_HEADERS, error, oauth::is_endpoint};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-/// What is around all routes: what every request brings, and what every answer has.
+/// The HTTP service around all routes.
+///
+/// Attaches the request id, renders error bodies and sets the headers that every response has.
 #[derive(Clone)]
 pub struct Frame {
     app: App,
@@ -22,24 +24,25 @@ pub struct Frame {
 }
 
 impl Frame {
-    /// Around these routes. Not a layer of the router, which would box every request once more.
+    /// Wraps these routes. This is not a layer of the router, which would box every request again.
     #[must_use]
     pub fn new(app: App, routes: Router) -> Self {
         Self { app, routes }
     }
 
-    /// Answers a request of this peer.
+    /// Handles a request from the connection's peer address.
     pub async fn call(self, peer: IpAddr, mut request: Request) -> Response {
         let Self { app, routes } = self;
         let info = note(&app, peer, &mut request);
         let path = request.uri().path();
         let is_private = is_v1(path) || is_endpoint(path);
-        // Handlers have a net of their own, which also writes the log: this is for what is around them.
-        let run = AssertUnwindSafe(routes.oneshot(request)).catch_unwind();
-        let mut response = match run.await {
+        // The access layer catches and logs panics of handlers. This catches those of the code
+        // around it.
+        let handled = AssertUnwindSafe(routes.oneshot(request)).catch_unwind();
+        let mut response = match handled.await {
             Ok(Ok(response)) => response,
             Ok(Err(never)) => match never {},
-            Err(_) => ApiError::internal("something around a handler panicked").into_response(),
+            Err(_) => ApiError::internal("a middleware panicked").into_response(),
         };
         response.headers_mut().reserve(USUAL_HEADERS);
         if let Some(error) = ApiError::of(&response).cloned() {

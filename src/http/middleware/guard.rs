@@ -48,84 +48,103 @@ use crate::{
     },
 };
 
-/// Status of a request whose client hung up before the answer, in the log alone; nginx's convention.
+/// Status in the audit log if the client disconnected before the response (nginx's convention). It
+/// is never sent.
 const CLIENT_CLOSED_REQUEST: u16 = 499;
 
-/// Bodies of no more bytes are served without a place among the large ones.
+/// Bodies up to this size, in bytes, need no permit of `large_bodies`.
 const SMALL_BODY: u64 = 16 * 1024;
 
-/// What a route's guard knows of it.
+/// The layer that applies a route's access rule.
+///
+/// In this order it authenticates the caller, reserves a slot in the audit queue, charges the rate
+/// limit, runs the handler with a timeout and a panic handler, and records the audit event. A
+/// protected handler runs only if its audit event has a slot in the queue.
 #[derive(Clone)]
-struct Guard {
+struct AccessLayer {
     app: App,
     rule: Rule,
-    /// For the operator's log: the pattern, which holds no ids.
+    /// The route's path pattern, which contains no ids, for the operator's log.
     path: &'static str,
     sign_in: SignInLimit,
     metrics: RouteMetrics,
-    /// As what a request counts among the uses of a key.
-    counts_as: RouteUse,
-    /// Whether the route answers gateways, which ask about requests of others.
-    is_gateway: bool,
-    door: Door,
+    /// The kind of usage that a request of this route counts as.
+    route_use: RouteUse,
+    /// True for the forward-auth routes: the request stands for one that a gateway received.
+    is_forward_auth: bool,
+    surface: AuthSurface,
 }
 
-/// How somebody shows who they are, and how refusals look.
+/// The kind of client that a route serves: selects the credential and the form of errors.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Door {
-    /// To programs: a bearer token, JSON.
+enum AuthSurface {
+    /// The API: a bearer credential, JSON errors.
     Api,
-    /// To people: a cookie, a page.
+    /// The dashboard: a session cookie, HTML errors.
     Page,
-    /// To OAuth's clients, who show who they are by themselves: JSON in the words of RFC 6749.
-    Client,
+    /// OAuth endpoints: the handler authenticates the client; errors are those of RFC 6749.
+    OAuth,
 }
 
-/// Marks a request whose caller is known by a cookie.
+/// Request extension: the caller was authenticated by the session cookie.
 #[derive(Clone, Copy)]
 pub struct ByCookie;
 
-/// A page's handler behind its guard.
+/// Wraps a dashboard page's handler with the access layer.
 pub fn guarded_page(page: PageRoute, app: &App, sign_in: &SignInLimit) -> MethodRouter<App> {
     let PageRoute { method, path, rule, handler } = page;
-    // They cost nothing, and belong to a page that is counted.
+    // Assets are cheap, and belong to a page that is counted.
     if path.starts_with("/assets/") {
         return handler;
     }
     let handler = if rule == Rule::SignIn { sign_in.limit(handler) } else { handler };
     let metrics = app.metrics.route(method_label(&method), path);
     let (app, sign_in) = (Arc::clone(app), sign_in.clone());
-    let (counts_as, door) = (use_of(path, rule), Door::Page);
-    let guard = Guard { app, rule, path, sign_in, metrics, counts_as, is_gateway: false, door };
-    handler.route_layer(guard)
+    let (route_use, surface) = (route_use_of(path, rule), AuthSurface::Page);
+    let layer = AccessLayer {
+        app,
+        rule,
+        path,
+        sign_in,
+        metrics,
+        route_use,
+        is_forward_auth: false,
+        surface,
+    };
+    handler.route_layer(layer)
 }
 
-/// A route's handler behind its guard.
+/// Wraps a route's handler with the access layer.
+///
+/// Health and discovery routes are returned as they are, without rate limit or audit log.
 pub fn guarded(route: Route, app: &App, sign_in: &SignInLimit) -> MethodRouter<App> {
     let Route { method, rule, path, handler, .. } = route;
-    let door = match path {
-        path if path.starts_with("/v1/") => Door::Api,
-        path if is_endpoint(path) => Door::Client,
-        // Health and discovery are read by machines of the operator, without limit or log.
+    let surface = match path {
+        path if path.starts_with("/v1/") => AuthSurface::Api,
+        path if is_endpoint(path) => AuthSurface::OAuth,
+        // Health and discovery: read by the operator's machines.
         _ => return handler,
     };
     let handler = if rule == Rule::SignIn { sign_in.limit(handler) } else { handler };
     let metrics = app.metrics.route(method.as_ref().map_or("ANY", method_label), path);
-    let (app, sign_in, is_gateway) = (Arc::clone(app), sign_in.clone(), is_question(path));
-    let counts_as = use_of(path, rule);
-    let guard = Guard { app, rule, path, sign_in, metrics, counts_as, is_gateway, door };
+    let (app, sign_in, is_forward_auth) = (Arc::clone(app), sign_in.clone(), is_question(path));
+    let route_use = route_use_of(path, rule);
+    let layer =
+        AccessLayer { app, rule, path, sign_in, metrics, route_use, is_forward_auth, surface };
     match method {
-        Some(_) => handler.route_layer(guard),
-        // A route of any method is a fallback to axum, which only `layer` wraps.
-        None => handler.layer(guard),
+        Some(_) => handler.route_layer(layer),
+        // axum treats a route of any method as a fallback, which only `layer` wraps.
+        None => handler.layer(layer),
     }
 }
 
-/// As what requests of a route count: the first word behind the version, `gateway` for the questions of
-/// gateways, and what the route asks for.
-fn use_of(path: &'static str, rule: Rule) -> RouteUse {
-    let word = path.strip_prefix("/v1/").and_then(|rest| rest.split('/').next());
-    let group = if is_question(path) { "gateway" } else { word.unwrap_or("pages") };
+/// The kind of usage that requests of a route count as.
+///
+/// The group is the first path segment after `/v1`, `gateway` for forward-auth, and `pages` for
+/// everything else. The scope is the required one, or read-only.
+fn route_use_of(path: &'static str, rule: Rule) -> RouteUse {
+    let segment = path.strip_prefix("/v1/").and_then(|rest| rest.split('/').next());
+    let group = if is_question(path) { "gateway" } else { segment.unwrap_or("pages") };
     let scope = match rule {
         Rule::Protected(requirement) => requirement.scope(),
         Rule::Open | Rule::SignIn => None,
@@ -133,22 +152,22 @@ fn use_of(path: &'static str, rule: Rule) -> RouteUse {
     RouteUse { group, scope: scope.unwrap_or(Scope::ReadOnly) }
 }
 
-impl<S> Layer<S> for Guard {
-    type Service = Guarded<S>;
+impl<S> Layer<S> for AccessLayer {
+    type Service = AccessService<S>;
 
-    fn layer(&self, inner: S) -> Guarded<S> {
-        Guarded { guard: Arc::new(self.clone()), inner }
+    fn layer(&self, inner: S) -> AccessService<S> {
+        AccessService { layer: Arc::new(self.clone()), inner }
     }
 }
 
-/// A handler behind its guard.
+/// A handler wrapped by the access layer.
 #[derive(Clone)]
-struct Guarded<S> {
-    guard: Arc<Guard>,
+struct AccessService<S> {
+    layer: Arc<AccessLayer>,
     inner: S,
 }
 
-impl<S> Service<Request> for Guarded<S>
+impl<S> Service<Request> for AccessService<S>
 where
     S: Service<Request, Response = Response, Error = Infallible> + Clone + Send + 'static,
     S::Future: Send,
@@ -162,156 +181,168 @@ where
     }
 
     fn call(&mut self, request: Request) -> Self::Future {
-        // The one that is ready, which a clone need not be.
+        // Use the service that is ready; a clone of it need not be.
         let next = self.inner.clone();
         let next = std::mem::replace(&mut self.inner, next);
-        let guard = Arc::clone(&self.guard);
-        Box::pin(async move { Ok(guard.admit(request, next).await) })
+        let layer = Arc::clone(&self.layer);
+        Box::pin(async move { Ok(layer.dispatch(request, next).await) })
     }
 }
 
-/// What a guard lets a request through to.
-trait Next: Service<Request, Response = Response, Error = Infallible, Future: Send> + Send {}
+/// The wrapped handler.
+trait Handler: Service<Request, Response = Response, Error = Infallible, Future: Send> + Send {}
 
-impl<S> Next for S where
+impl<S> Handler for S where
     S: Service<Request, Response = Response, Error = Infallible, Future: Send> + Send
 {
 }
 
-impl Guard {
-    async fn admit(&self, request: Request, next: impl Next) -> Response {
-        match self.door {
-            Door::Api => self.answer(request, next).await,
-            Door::Client => oauth_refusal(self.answer(request, next).await),
-            Door::Page => {
+impl AccessLayer {
+    async fn dispatch(&self, request: Request, next: impl Handler) -> Response {
+        match self.surface {
+            AuthSurface::Api => self.serve(request, next).await,
+            AuthSurface::OAuth => oauth_refusal(self.serve(request, next).await),
+            AuthSurface::Page => {
                 let (method, uri) = (request.method().clone(), request.uri().clone());
-                let wanted = uri.path_and_query().map_or("/", PathAndQuery::as_str);
-                let response = self.answer(request, next).await;
-                let mut response = dashboard::page::of_refusal(response, &method, wanted);
-                // Streams and exports too: what a page shows is for nobody to keep.
-                let unkept = HeaderValue::from_static("no-store");
-                response.headers_mut().insert(header::CACHE_CONTROL, unkept);
+                let path_and_query = uri.path_and_query().map_or("/", PathAndQuery::as_str);
+                let response = self.serve(request, next).await;
+                let mut response = dashboard::page::of_refusal(response, &method, path_and_query);
+                // Streams and exports too: no cache may store the content of a page.
+                let no_store = HeaderValue::from_static("no-store");
+                response.headers_mut().insert(header::CACHE_CONTROL, no_store);
                 response
             }
         }
     }
 
-    async fn answer(&self, request: Request, next: impl Next) -> Response {
+    async fn serve(&self, request: Request, next: impl Handler) -> Response {
         let info = request.extensions().get::<Arc<RequestInfo>>().cloned();
         let Some(info) = info else {
-            return ApiError::internal("a request has no id").into_response();
+            return ApiError::internal("the request has no RequestInfo").into_response();
         };
         let response = match self.rule {
-            Rule::Open | Rule::SignIn => self.admit_anybody(&info, request, next).await,
-            Rule::Protected(_) => self.admit_caller(Arc::clone(&info), request, next).await,
+            Rule::Open | Rule::SignIn => self.serve_public(&info, request, next).await,
+            Rule::Protected(_) => self.serve_authenticated(Arc::clone(&info), request, next).await,
         };
         let took = self.app.env.clock.monotonic().saturating_sub(info.began);
         self.metrics.observe(response.status().as_u16(), took);
         if took > self.app.settings.slow_request {
-            warn!(request_id = %info.id, method = &*info.method, route = self.path, ?took, "slow");
+            warn!(
+                request_id = %info.id,
+                method = &*info.method,
+                route = self.path,
+                ?took,
+                "slow request"
+            );
         }
         response
     }
 
-    /// A request that needs no credential is charged to its address.
-    async fn admit_anybody(
+    /// Serves a route that needs no credential; the request counts against the client's address.
+    async fn serve_public(
         &self,
         info: &RequestInfo,
         request: Request,
-        next: impl Next,
+        next: impl Handler,
     ) -> Response {
         let decision = self.app.limits.charge_address(info.ip).await;
         if let Err(error) = authenticate::check_count(request.headers()) {
-            return self.with_decision(error.into_response(), decision);
+            return self.with_rate_limit_headers(error.into_response(), decision);
         }
         let refusal = rate_limit::refusal(&decision);
         match (self.rule, refusal) {
-            // A sign-in is refused before any work is done for it…
-            (Rule::SignIn, Some(refusal)) => self.with_decision(refusal.into_response(), decision),
+            // A sign-in over the limit is rejected before any work is done for it.
+            (Rule::SignIn, Some(refusal)) => {
+                self.with_rate_limit_headers(refusal.into_response(), decision)
+            }
             (Rule::SignIn, None) => {
-                let response = self.handle(info, request, next).await;
+                let response = self.run_handler(info, request, next).await;
                 let decision = self.sign_in.decision(&response);
-                self.with_decision(response, decision)
+                self.with_rate_limit_headers(response, decision)
             }
-            // …and a page before it is made…
-            (Rule::Open, Some(refusal)) if self.door == Door::Page => {
-                self.with_decision(refusal.into_response(), decision)
+            // So is a page, before it is rendered.
+            (Rule::Open, Some(refusal)) if self.surface == AuthSurface::Page => {
+                self.with_rate_limit_headers(refusal.into_response(), decision)
             }
-            // …a refresh brings a credential of its own, and a good one passes whatever others
-            // behind the same address do.
+            // Other open routes, such as token refresh, carry a credential in the request. A valid
+            // one passes, whatever other clients behind the same address do: only an error response
+            // is replaced by the 429.
             (_, refusal) => {
-                let response = self.handle(info, request, next).await;
+                let response = self.run_handler(info, request, next).await;
                 let response = match refusal {
-                    Some(refusal) if self.is_refused(&response) => refusal.into_response(),
+                    Some(refusal) if self.is_rejection(&response) => refusal.into_response(),
                     _ => response,
                 };
-                self.with_decision(response, decision)
+                self.with_rate_limit_headers(response, decision)
             }
         }
     }
 
-    /// Whether an answer to anybody shows that they brought nothing good.
-    fn is_refused(&self, response: &Response) -> bool {
-        match self.door {
-            Door::Client => {
+    /// True if the response of an open route shows that the client had no valid credential.
+    fn is_rejection(&self, response: &Response) -> bool {
+        match self.surface {
+            AuthSurface::OAuth => {
                 response.status().is_client_error()
                     && response.extensions().get::<Patient>().is_none()
             }
-            Door::Api | Door::Page => response.status() == StatusCode::UNAUTHORIZED,
+            AuthSurface::Api | AuthSurface::Page => response.status() == StatusCode::UNAUTHORIZED,
         }
     }
 
-    /// A request that needs a credential: 401, 429 and all that follows is in the log.
-    async fn admit_caller(
+    /// Serves a route that needs a credential. From a valid credential on, every outcome is
+    /// audited, 429 included.
+    async fn serve_authenticated(
         &self,
         info: Arc<RequestInfo>,
         mut request: Request,
-        next: impl Next,
+        next: impl Handler,
     ) -> Response {
-        // Bounded in time by itself.
-        let authenticated = match self.door {
-            Door::Api => authenticate(&self.app, request.headers(), info.began).await,
-            Door::Page => authenticate_cookie(&self.app, request.headers()).await,
-            Door::Client => Err(ApiError::no_credential()),
+        // Has timeouts of its own.
+        let authenticated = match self.surface {
+            AuthSurface::Api => authenticate(&self.app, request.headers(), info.began).await,
+            AuthSurface::Page => authenticate_cookie(&self.app, request.headers()).await,
+            AuthSurface::OAuth => Err(ApiError::no_credential()),
         };
         let principal = match authenticated {
             Ok(Authenticated::Principal(principal)) => principal,
-            Ok(Authenticated::RevokedKey(key)) => return self.reject_revoked(&key, &info).await,
-            Err(error) => return self.reject(error, &info).await,
+            Ok(Authenticated::RevokedKey(key)) => {
+                return self.reject_revoked_key(&key, &info).await;
+            }
+            Err(error) => return self.reject_credential(error, &info).await,
         };
         let permit = self.app.audit.reserve().await;
         let caller = Caller { principal, request: info };
-        // Before the bucket is asked, which takes a moment where it is shared: a client that hangs up
-        // meanwhile is in the log.
+        // Created before the bucket is charged, which takes a moment if buckets are shared: a
+        // client that disconnects meanwhile is still in the audit log.
         let event = permit.map(|permit| PendingEvent {
             app: &self.app,
             caller: &caller,
             permit: Some(permit),
-            counts_as: self.counts_as,
-            is_gateway: self.is_gateway,
+            route_use: self.route_use,
+            is_forward_auth: self.is_forward_auth,
         });
         let decision = self.app.limits.charge_credential(&caller.principal).await;
-        let Some(event) = event else { return self.log_is_full(decision) };
+        let Some(event) = event else { return self.audit_queue_full(decision) };
         let response = if let Some(refusal) = rate_limit::refusal(&decision) {
             refusal.into_response()
         } else {
             request.extensions_mut().insert(caller.clone());
-            if self.door == Door::Page {
+            if self.surface == AuthSurface::Page {
                 request.extensions_mut().insert(ByCookie);
             }
-            self.handle(&caller.request, request, next).await
+            self.run_handler(&caller.request, request, next).await
         };
         let response = event.complete(response).await;
-        self.with_decision(response, decision)
+        self.with_rate_limit_headers(response, decision)
     }
 
-    /// An absent or bad credential is charged to its address, and refused either way.
-    async fn reject(&self, error: ApiError, info: &RequestInfo) -> Response {
-        // What could not be checked is nobody's fault but ours.
+    /// Rejects a missing or invalid credential; the request counts against the client's address.
+    async fn reject_credential(&self, error: ApiError, info: &RequestInfo) -> Response {
+        // The credential could not be checked: a server error, which must not cost the client.
         if error.cause().is_some() {
-            self.log(&error, info);
+            self.log_server_error(&error, info);
             let decision = self.app.limits.look_at_address(info.ip).await;
-            return self.with_decision(error.into_response(), decision);
+            return self.with_rate_limit_headers(error.into_response(), decision);
         }
         if error.is_unknown_credential() {
             self.app.audit.unknown_credentials().count(info.ip, self.app.env.clock.now());
@@ -319,10 +350,10 @@ impl Guard {
         let decision = self.app.limits.charge_address(info.ip).await;
         let error = error.wanting(self.scope());
         let response = rate_limit::refusal(&decision).unwrap_or(error).into_response();
-        self.with_decision(response, decision)
+        self.with_rate_limit_headers(response, decision)
     }
 
-    /// The scope that the route asks for.
+    /// The scope that the route requires.
     fn scope(&self) -> Option<Scope> {
         match self.rule {
             Rule::Protected(requirement) => requirement.scope(),
@@ -330,14 +361,15 @@ impl Guard {
         }
     }
 
-    /// The use of a revoked key is an event of its workspace: somebody still has it.
-    async fn reject_revoked(&self, key: &KeyRecord, info: &Arc<RequestInfo>) -> Response {
+    /// Rejects a revoked key and audits it in the key's workspace, which should learn that the key
+    /// is still in use.
+    async fn reject_revoked_key(&self, key: &KeyRecord, info: &Arc<RequestInfo>) -> Response {
         let decision = self.app.limits.charge_address(info.ip).await;
         if let Some(refusal) = rate_limit::refusal(&decision) {
-            return self.with_decision(refusal.into_response(), decision);
+            return self.with_rate_limit_headers(refusal.into_response(), decision);
         }
         let Some(permit) = self.app.audit.reserve().await else {
-            return self.log_is_full(decision);
+            return self.audit_queue_full(decision);
         };
         let env = &self.app.env;
         let actor = Actor::api_key(key.id, &key.name);
@@ -345,20 +377,25 @@ impl Guard {
         let event = NewEvent::new(env.new_id(), key.workspace_id, Action::ApiKeyRejected, actor)
             .in_request(info, status, env.clock.monotonic());
         if !permit.record(event).await {
-            return self.with_decision(not_committed(), decision);
+            return self.with_rate_limit_headers(event_not_committed(), decision);
         }
         let error = ApiError::new(Code::Unauthorized, "the API key has been revoked");
         let error = error.wanting(self.scope());
-        self.with_decision(error.into_response(), decision)
+        self.with_rate_limit_headers(error.into_response(), decision)
     }
 
-    /// Runs the handler within its time, and survives its panic.
-    async fn handle(&self, info: &RequestInfo, request: Request, next: impl Next) -> Response {
+    /// Runs the handler with a timeout and catches its panics.
+    async fn run_handler(
+        &self,
+        info: &RequestInfo,
+        request: Request,
+        next: impl Handler,
+    ) -> Response {
         let app = &self.app;
         let run = async {
-            // Large bodies take turns, from their first byte until they are done with: a place is
-            // worth so much memory, and all of it is bounded.
-            let _place = match request.body().size_hint().upper() {
+            // A large body holds a permit until the handler is done with it, so that the memory of
+            // all bodies is bounded.
+            let _permit = match request.body().size_hint().upper() {
                 Some(bytes) if bytes <= SMALL_BODY => None,
                 _ => app.large_bodies.acquire().await.ok(),
             };
@@ -369,67 +406,67 @@ impl Guard {
         let response = match timeout(app.settings.handler_timeout, run).await {
             Ok(Ok(response)) => response,
             Ok(Err(_)) => ApiError::internal("the handler panicked").into_response(),
-            Err(_) => ApiError::unavailable("the handler took too long").into_response(),
+            Err(_) => ApiError::unavailable("the handler timed out").into_response(),
         };
         if let Some(error) = ApiError::of(&response) {
-            self.log(error, info);
+            self.log_server_error(error, info);
         }
         response
     }
 
-    /// What cannot be logged is not to happen.
-    fn log_is_full(&self, decision: Decision) -> Response {
-        let error = ApiError::unavailable("the queue of audit events is full");
-        self.with_decision(error.into_response(), decision)
+    /// Answers 503: a request that cannot be audited must not be served.
+    fn audit_queue_full(&self, decision: Decision) -> Response {
+        let error = ApiError::unavailable("the audit event queue is full");
+        self.with_rate_limit_headers(error.into_response(), decision)
     }
 
-    /// The answer, which also tells what the bucket said.
-    fn with_decision(&self, mut response: Response, decision: Decision) -> Response {
+    /// Sets the rate-limit headers of a response.
+    fn with_rate_limit_headers(&self, mut response: Response, decision: Decision) -> Response {
         rate_limit::describe(&decision, &self.app.env, response.headers_mut());
         response
     }
 
-    /// Failures of ours; what clients do wrong is in the audit log.
-    fn log(&self, failure: &ApiError, info: &RequestInfo) {
-        if let Some(cause) = failure.cause() {
-            let status = failure.code().status().as_u16();
+    /// Logs a server error; errors of clients are in the audit log.
+    fn log_server_error(&self, error: &ApiError, info: &RequestInfo) {
+        if let Some(cause) = error.cause() {
+            let status = error.code().status().as_u16();
             error!(request_id = %info.id, method = &*info.method, route = self.path, status, cause);
         }
     }
 }
 
-/// What is done is done, but the log does not hold it yet.
-fn not_committed() -> Response {
-    ApiError::unavailable("an event was not committed in time").into_response()
+/// Answers 503: the change was made, but its audit event is not committed yet.
+fn event_not_committed() -> Response {
+    ApiError::unavailable("the audit event was not committed in time").into_response()
 }
 
-/// The event of a request under way. It is written whatever becomes of the request, also when the
-/// client hangs up and the handler is dropped.
+/// The audit event of a request in flight. It is recorded whatever the outcome: if the client
+/// disconnects and the handler is dropped, with status 499.
 struct PendingEvent<'a> {
     app: &'a App,
     caller: &'a Caller,
     permit: Option<Permit>,
-    counts_as: RouteUse,
-    /// Whether it tells of a request that a gateway asked about.
-    is_gateway: bool,
+    route_use: RouteUse,
+    /// True for forward-auth: the event describes the request that the gateway received.
+    is_forward_auth: bool,
 }
 
 impl PendingEvent<'_> {
-    /// The response, once it may go out.
+    /// Records the event and returns the response, or 503 if the event could not be committed.
     async fn complete(mut self, response: Response) -> Response {
         let Some(permit) = self.permit.take() else { return response };
         let mut event = self.event(response.status().as_u16());
-        if self.is_gateway {
+        if self.is_forward_auth {
             let scope = asked_scope(&self.caller.request.method, &response);
-            event.route = Some(RouteUse { scope, ..self.counts_as });
+            event.route = Some(RouteUse { scope, ..self.route_use });
         }
-        if permit.record(event).await { response } else { not_committed() }
+        if permit.record(event).await { response } else { event_not_committed() }
     }
 
     fn event(&self, status: u16) -> NewEvent {
         let mut event = audit::event(&self.app.env, self.caller, Action::Request, status);
-        event.route = Some(self.counts_as);
-        if self.is_gateway {
+        event.route = Some(self.route_use);
+        if self.is_forward_auth {
             event.metadata = Metadata::Gateway;
         } else if let Credential::Grant { id, person, .. } = &self.caller.principal.credential {
             let person = person.map(|(user_id, _)| user_id);

@@ -1,4 +1,8 @@
-//! What wraps handlers. Few layers, each of which does one whole thing.
+//! Middleware around the handlers: few layers, each of which does one complete job.
+//!
+//! Every request passes [`Frame`], which sets the request id and the common response headers. Every
+//! route of the API, OAuth and the dashboard is wrapped by [`guarded`] or [`guarded_page`], which
+//! authenticate, rate-limit, time and audit it. [`crate::http`] lists the order of the steps.
 
 mod authenticate;
 mod cors;

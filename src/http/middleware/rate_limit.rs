@@ -30,12 +30,12 @@ const LIMIT: HeaderName = HeaderName::from_static("x-ratelimit-limit");
 const REMAINING: HeaderName = HeaderName::from_static("x-ratelimit-remaining");
 const RESET: HeaderName = HeaderName::from_static("x-ratelimit-reset");
 
-/// The refusal that a bucket asks for, if it does.
+/// The 429 error for a decision that does not allow the request.
 pub(super) fn refusal(decision: &Decision) -> Option<ApiError> {
     (!decision.allowed).then(|| ApiError::rate_limited(whole_seconds(decision.retry_in).max(1)))
 }
 
-/// Tells of a bucket in the headers of a response.
+/// Sets the `X-RateLimit-*` headers of a response.
 pub(super) fn describe(decision: &Decision, env: &Env, headers: &mut HeaderMap) {
     let now = env.clock.now();
     let fraction = Duration::from_nanos(now.nanosecond().into());
@@ -46,13 +46,15 @@ pub(super) fn describe(decision: &Decision, env: &Env, headers: &mut HeaderMap) 
     headers.insert(RESET, reset.into());
 }
 
-/// Rounded up: whoever waits that long has waited long enough.
+/// Whole seconds, rounded up, so that waiting that long is enough.
 fn whole_seconds(duration: Duration) -> u64 {
     duration.as_secs() + u64::from(duration.subsec_nanos() > 0)
 }
 
-/// The limit on sign-in and the like for each address: far lower than that of the API, so that
-/// passwords cannot be tried.
+/// The rate limit of sign-in and similar routes, for each address.
+///
+/// It is far lower than that of the API, so that passwords cannot be guessed. An IPv6 address
+/// counts as its /64.
 #[derive(Clone)]
 pub struct SignInLimit {
     config: Arc<GovernorConfig<BySubnet, StateInformationMiddleware>>,
@@ -60,10 +62,10 @@ pub struct SignInLimit {
 }
 
 impl SignInLimit {
-    /// With empty buckets.
+    /// A limit with full buckets.
     ///
     /// # Panics
-    /// Never: neither number is zero.
+    /// Never: neither the period nor the burst is zero.
     #[must_use]
     pub fn new(per_minute: NonZeroU32) -> Self {
         let config = GovernorConfigBuilder::default()
@@ -72,20 +74,20 @@ impl SignInLimit {
             .key_extractor(BySubnet)
             .use_headers()
             .finish();
-        #[expect(clippy::expect_used, reason = "refused only where a number is zero")]
-        let config = Arc::new(config.expect("a burst and a period"));
-        tokio::spawn(keep_small(Arc::downgrade(&config)));
+        #[expect(clippy::expect_used, reason = "fails only if a number is zero")]
+        let config = Arc::new(config.expect("burst and period are not zero"));
+        tokio::spawn(evict_regularly(Arc::downgrade(&config)));
         Self { config, per_minute }
     }
 
-    /// Puts a route under the limit.
+    /// Wraps a route with the limit.
     pub(super) fn limit(&self, route: MethodRouter<App>) -> MethodRouter<App> {
-        let layer = GovernorLayer::new(Arc::clone(&self.config)).error_handler(refuse);
+        let layer = GovernorLayer::new(Arc::clone(&self.config)).error_handler(rate_limit_response);
         route.route_layer(layer)
     }
 
-    /// What the bucket said to the request of this response, which is told instead of the address's
-    /// other bucket, since it is the one that refuses first.
+    /// The decision that led to this response, read from its headers. Responses report this bucket
+    /// and not the address's general one, since this one rejects first.
     pub(super) fn decision(&self, response: &Response) -> Decision {
         let remaining = response.headers().get(REMAINING).and_then(|value| value.to_str().ok());
         let remaining = remaining.and_then(|text| text.parse().ok()).unwrap_or(0);
@@ -95,15 +97,15 @@ impl SignInLimit {
             allowed: response.status() != StatusCode::TOO_MANY_REQUESTS,
             limit,
             remaining,
-            // At the latest: the layer keeps the exact moment to itself.
+            // An upper bound: the layer does not report the exact time.
             full_in: each * limit.saturating_sub(remaining),
             retry_in: Duration::ZERO,
         }
     }
 }
 
-/// `tower_governor` forgets no bucket by itself.
-async fn keep_small(config: Weak<GovernorConfig<BySubnet, StateInformationMiddleware>>) {
+/// Evicts full buckets every minute; `tower_governor` never does so itself.
+async fn evict_regularly(config: Weak<GovernorConfig<BySubnet, StateInformationMiddleware>>) {
     let mut ticks = tokio::time::interval(Duration::from_mins(1));
     loop {
         ticks.tick().await;
@@ -113,14 +115,14 @@ async fn keep_small(config: Weak<GovernorConfig<BySubnet, StateInformationMiddle
     }
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "the layer hands it over")]
-fn refuse(error: GovernorError) -> Response<Body> {
+#[expect(clippy::needless_pass_by_value, reason = "the signature that the layer requires")]
+fn rate_limit_response(error: GovernorError) -> Response<Body> {
     match error {
-        // Its seconds are rounded down.
+        // `wait_time` is in seconds, rounded down.
         GovernorError::TooManyRequests { wait_time, .. } => {
             ApiError::rate_limited(wait_time + 1).into_response()
         }
-        _ => ApiError::internal("a request has no address").into_response(),
+        _ => ApiError::internal("a request has no client address").into_response(),
     }
 }
 

@@ -14,12 +14,13 @@ use crate::{
     model::{audit::RequestInfo, id::RequestId, text::shorten},
 };
 
-/// What the log keeps of a path and of a `User-Agent`, in bytes.
-const MAX_KEPT: usize = 512;
+/// Maximum length of a path or a `User-Agent` in the audit log, in bytes.
+const MAX_LOGGED_BYTES: usize = 512;
 
-/// Notes what is known of a request before anything else, for the log and for its handler.
+/// Attaches the [`RequestInfo`] to a request, for the audit log and the handler.
 ///
-/// Of a gateway's question the log tells of the request that it is about, however it is answered.
+/// Runs before anything else. For a forward-auth request, method and path are those of the original
+/// request, whatever the response will be.
 pub(super) fn note(app: &App, peer: IpAddr, request: &mut Request) -> Arc<RequestInfo> {
     let OriginalRequest { method, path } = if is_question(request.uri().path()) {
         OriginalRequest::of(request)
@@ -30,7 +31,7 @@ pub(super) fn note(app: &App, peer: IpAddr, request: &mut Request) -> Arc<Reques
     let info = Arc::new(RequestInfo {
         id: request_id(headers).unwrap_or_else(|| app.env.new_id()),
         method: method_name(&method),
-        path: redacted(shorten(path, MAX_KEPT)),
+        path: redacted(shorten(path, MAX_LOGGED_BYTES)),
         ip: client_ip(peer, headers, &app.settings.trusted_proxies),
         user_agent: user_agent(headers),
         began: app.env.clock.monotonic(),
@@ -39,7 +40,7 @@ pub(super) fn note(app: &App, peer: IpAddr, request: &mut Request) -> Arc<Reques
     info
 }
 
-/// The client's own id for the request, if it is such an id.
+/// The request id that the client sent, if it is valid.
 fn request_id(headers: &HeaderMap) -> Option<RequestId> {
     headers.get("x-request-id")?.to_str().ok()?.parse().ok()
 }
@@ -47,10 +48,10 @@ fn request_id(headers: &HeaderMap) -> Option<RequestId> {
 fn user_agent(headers: &HeaderMap) -> Option<String> {
     let value = headers.get(header::USER_AGENT)?;
     let text = String::from_utf8_lossy(value.as_bytes());
-    Some(redacted(shorten(&text, MAX_KEPT)))
+    Some(redacted(shorten(&text, MAX_LOGGED_BYTES)))
 }
 
-/// A method as the log has it.
+/// The method as the audit log shows it; an unknown one is shortened and redacted.
 fn method_name(method: &Method) -> Cow<'static, str> {
     match method_label(method) {
         "" => Cow::Owned(redacted(shorten(method.as_str(), 32))),
@@ -58,7 +59,7 @@ fn method_name(method: &Method) -> Cow<'static, str> {
     }
 }
 
-/// The name of a method that routes have; of others none.
+/// The name of a method that routes use, or an empty string for all others.
 pub(super) fn method_label(method: &Method) -> &'static str {
     match *method {
         Method::GET => "GET",
@@ -72,9 +73,10 @@ pub(super) fn method_label(method: &Method) -> &'static str {
     }
 }
 
-/// A credential that a client put where none belongs must not end up in the log.
+/// Redacts each path segment that contains a credential: clients sometimes put one into a URL or a
+/// header by mistake, and it must not reach the log.
 fn redacted(text: &str) -> String {
-    // An underscore may be written as %5F; a JWT begins with the base64 of `{"`.
+    // An underscore may be percent-encoded (%5F). A JWT starts with `eyJ`, the base64 of `{"`.
     let is_key = |part: &str| part.contains("call2me_") || part.contains("call2me%5");
     let is_secret = |part: &str| part.contains("eyJ") || (part.contains("call2me") && is_key(part));
     if !is_secret(text) {

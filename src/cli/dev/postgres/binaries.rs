@@ -1,4 +1,4 @@
-//! PostgreSQL's programs: where they are, and how they are called.
+//! The programs of PostgreSQL: finds them and builds their command lines.
 
 use std::{
     fs, io,
@@ -12,28 +12,28 @@ use secrecy::{ExposeSecret, SecretString};
 use super::{SUPERUSER, identity::Identity};
 use crate::cli::dev::files::write_private;
 
-/// Where `postgres` and `initdb` are.
+/// The folder of `postgres` and `initdb`.
 pub(super) struct Binaries(PathBuf);
 
 impl Binaries {
-    /// The first folder that has them, of the version that the data was made with.
+    /// Finds the first folder that has both programs, in the version that created the data.
     pub(super) fn find(data: &Path) -> Result<Self, String> {
         let version = fs::read_to_string(data.join("PG_VERSION")).ok();
         let version = version.as_deref().map(str::trim);
-        let found: Vec<_> = candidates()
+        let installed: Vec<_> = candidates()
             .into_iter()
             .filter(|folder| folder.join("postgres").is_file() && folder.join("initdb").is_file())
             .collect();
         let fits =
             |folder: &PathBuf| version.is_none_or(|v| major_version(folder).as_deref() == Some(v));
-        match (found.iter().find(|folder| fits(folder)), found.is_empty(), version) {
+        match (installed.iter().find(|folder| fits(folder)), installed.is_empty(), version) {
             (Some(folder), ..) => Ok(Self(folder.clone())),
             (None, false, Some(version)) => Err(format!(
-                "{} was made by PostgreSQL {version}, which is not installed",
+                "{} was created by PostgreSQL {version}, which is not installed",
                 data.display()
             )),
-            _ => Err("PostgreSQL's server is not installed, or not found: \
-                      apt-get install postgresql, or set PG_BIN_DIR"
+            _ => Err("the PostgreSQL server is not installed or was not found: \
+                      run apt-get install postgresql, or set PG_BIN_DIR"
                 .to_owned()),
         }
     }
@@ -46,7 +46,8 @@ impl Binaries {
         password: &SecretString,
         durable: bool,
     ) -> Result<(), String> {
-        // Made aside and moved, so that a start that is cut off leaves nothing half-made.
+        // Initialize another folder and rename it, so that an interrupted start leaves no
+        // incomplete cluster.
         let fresh = folder.join("postgres.new");
         let password_file = folder.join("postgres.initial-password");
         let io = |error: io::Error| format!("cannot write to {}: {error}", folder.display());
@@ -65,7 +66,8 @@ impl Binaries {
             .arg(&fresh)
             .args(["-U", SUPERUSER, "--encoding=UTF8", "--locale=C.UTF-8", "--no-instructions"])
             .arg(format!("--pwfile={}", password_file.display()));
-        // Tests make thousands of connections: the rounds of SCRAM, not optimized, were a quarter of their CPU.
+        // Tests make thousands of connections: the rounds of SCRAM, in a debug build, took a
+        // quarter of their CPU time.
         let authentication = if durable { "scram-sha-256" } else { "password" };
         command.arg(format!("--auth={authentication}"));
         if !durable {
@@ -78,7 +80,7 @@ impl Binaries {
             let text = String::from_utf8_lossy(&output.stderr);
             let line = text.lines().rev().find(|line| line.contains("error"));
             let line = line.or(text.lines().last()).unwrap_or("no reason given");
-            return Err(format!("cannot set PostgreSQL up: {}", line.trim()));
+            return Err(format!("cannot initialize PostgreSQL: {}", line.trim()));
         }
         fs::rename(&fresh, data).map_err(io)
     }
@@ -104,13 +106,13 @@ impl Binaries {
             command.args(["-c", "wal_level=minimal", "-c", "max_wal_senders=0"]);
             command.args(["-c", "max_wal_size=128MB", "-c", "min_wal_size=32MB"]);
         }
-        // Of its own group: Ctrl-C at the terminal is for us alone.
+        // A separate process group, so that Ctrl-C at the terminal signals only this process.
         command.process_group(0);
         command
     }
 }
 
-/// Where the binaries may be. `PG_BIN_DIR`, where it is set, is the only place.
+/// The folders to search. If `PG_BIN_DIR` is set, it is the only one.
 fn candidates() -> Vec<PathBuf> {
     if let Some(folder) = std::env::var_os("PG_BIN_DIR") {
         return vec![folder.into()];
@@ -127,7 +129,7 @@ fn candidates() -> Vec<PathBuf> {
     folders
 }
 
-/// What a folder's `postgres` says of itself.
+/// The major version of the `postgres` in a folder.
 fn major_version(folder: &Path) -> Option<String> {
     let output = Command::new(folder.join("postgres")).arg("--version").output().ok()?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();

@@ -1,4 +1,4 @@
-//! Whom PostgreSQL runs as: never root.
+//! The operating-system user of the PostgreSQL server: never root, which PostgreSQL refuses.
 
 use std::{
     fs, io,
@@ -9,34 +9,35 @@ use std::{
 
 use rustix::process::geteuid;
 
-/// Whom PostgreSQL runs as.
+/// The user that PostgreSQL runs as.
 pub(super) struct Identity {
-    /// Uid and gid to become; none: it runs as whoever we are.
+    /// Uid, gid and name of the user to switch to; `None` to stay the current user.
     user: Option<(u32, u32, &'static str)>,
-    /// Whether that user needs the capability to get to the folder past directories of root's own.
-    through_closed_folders: bool,
+    /// True if the user needs `CAP_DAC_READ_SEARCH` to reach the folder through directories that
+    /// only root may enter.
+    needs_read_search: bool,
 }
 
 impl Identity {
     pub(super) fn for_folder(folder: &Path) -> Result<Self, String> {
         if !geteuid().is_root() {
-            return Ok(Self { user: None, through_closed_folders: false });
+            return Ok(Self { user: None, needs_read_search: false });
         }
         let user = ["postgres", "nobody"].into_iter().find_map(|name| {
-            let (uid, gid) = account(name)?;
+            let (uid, gid) = lookup_user(name)?;
             Some((uid, gid, name))
         });
         let user = user.ok_or(
-            "PostgreSQL does not run as root, and there is neither a user postgres nor nobody",
+            "PostgreSQL does not run as root, and there is no user postgres or nobody to run it as",
         )?;
-        let mut identity = Self { user: Some(user), through_closed_folders: false };
-        // Our own folder may be passed through; what is in it stays closed.
+        let mut identity = Self { user: Some(user), needs_read_search: false };
+        // Other users may pass through the data folder, but not read it.
         fs::set_permissions(folder, fs::Permissions::from_mode(0o711)).ok();
-        for through_closed_folders in [false, true] {
-            identity.through_closed_folders = through_closed_folders;
+        for needs_read_search in [false, true] {
+            identity.needs_read_search = needs_read_search;
             let mut command = identity.command(Path::new("test"));
-            let reached = command.arg("-d").arg(folder.join(".")).stderr(Stdio::null()).status();
-            if reached.is_ok_and(|status| status.success()) {
+            let status = command.arg("-d").arg(folder.join(".")).stderr(Stdio::null()).status();
+            if status.is_ok_and(|status| status.success()) {
                 return Ok(identity);
             }
         }
@@ -53,14 +54,14 @@ impl Identity {
             .uid();
         let (uid, name) = match self.user {
             Some((uid, _, name)) => (uid, name),
-            None => (geteuid().as_raw(), "you"),
+            None => (geteuid().as_raw(), "the current user"),
         };
         if owner == uid {
             return Ok(());
         }
         Err(format!(
             "{} belongs to uid {owner}, but PostgreSQL would run as {name} (uid {uid}): \
-             start as its owner, or choose another --data-dir",
+             run as its owner, or choose another --data-dir",
             data.display()
         ))
     }
@@ -72,7 +73,7 @@ impl Identity {
         }
     }
 
-    /// A program, run as this identity.
+    /// Builds a command that runs a program as this user.
     pub(super) fn command(&self, program: &Path) -> Command {
         let mut command = if self.user.is_some() {
             let mut command = Command::new("setpriv");
@@ -82,12 +83,13 @@ impl Identity {
         } else {
             Command::new(program)
         };
-        // Where we are, the user may not be allowed to be.
+        // The user may have no access to the current directory.
         command.current_dir("/");
         command
     }
 
-    /// A program, run as this identity, that gets the signal of a fast shutdown when we die.
+    /// Builds a command that runs a program as this user, and that gets SIGINT, the signal of a
+    /// fast shutdown, when the parent dies.
     pub(super) fn dying_with_parent(&self, program: &Path) -> Command {
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "INT"]);
@@ -102,16 +104,16 @@ impl Identity {
                 .args([format!("--reuid={uid}"), format!("--regid={gid}")])
                 .arg("--clear-groups");
         }
-        if self.through_closed_folders {
-            // Enough to pass through folders that only root may enter, such as /root or a
-            // temporary one: the data itself belongs to the user.
+        if self.needs_read_search {
+            // Enough to pass through directories that only root may enter, such as /root or a
+            // temporary one. The data itself belongs to the user.
             command.args(["--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"]);
         }
     }
 }
 
-/// Uid and gid of a user.
-fn account(name: &str) -> Option<(u32, u32)> {
+/// Looks up the uid and gid of a user.
+fn lookup_user(name: &str) -> Option<(u32, u32)> {
     let users = fs::read_to_string("/etc/passwd").ok()?;
     users.lines().find_map(|line| {
         let mut fields = line.split(':');

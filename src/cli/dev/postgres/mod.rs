@@ -1,7 +1,9 @@
-//! A PostgreSQL of one's own: found, set up in a folder, started, stopped.
+//! A private PostgreSQL cluster: finds the programs, initializes a folder, starts and stops the
+//! server.
 //!
-//! PostgreSQL refuses to run as root, so there it runs as the user `postgres` or `nobody`. It dies
-//! with its parent, also when that is killed: the kernel sends it the signal for a fast shutdown.
+//! PostgreSQL refuses to run as root. As root, it therefore runs as the user `postgres` or
+//! `nobody`. The server stops with its parent process, even if that is killed: the kernel then
+//! sends it the signal of a fast shutdown.
 
 mod binaries;
 mod identity;
@@ -25,47 +27,48 @@ use super::files::private_file;
 /// The superuser of the cluster.
 const SUPERUSER: &str = "postgres";
 
-/// How long a start may take, recovery after a crash included.
+/// Timeout of starting the server, including crash recovery.
 const START_TIMEOUT: Duration = Duration::from_mins(1);
 const POLL: Duration = Duration::from_millis(20);
 
-/// A running PostgreSQL. It is stopped when dropped.
+/// A running PostgreSQL server. It is stopped when dropped.
 #[derive(Debug)]
 pub struct Postgres {
     child: Child,
     port: u16,
     password: SecretString,
-    /// The thread that started it lives as long as this: the kernel's parent-death signal is tied to
+    /// Keeps the thread that started the server alive: the kernel's parent-death signal is tied to
     /// the thread, not to the process.
-    _parent: mpsc::Sender<()>,
+    _parent_thread: mpsc::Sender<()>,
 }
 
 impl Postgres {
-    /// Starts the cluster in a folder, making it first if it is not there. With `durable` off it may
-    /// lose everything in a crash of the machine, reads passwords in clear from this machine's clients, and is faster:
-    /// for tests.
+    /// Starts the cluster in a folder, and initializes it first if necessary.
+    ///
+    /// Without `durable` the server is faster, for tests: it may lose all data if the machine
+    /// crashes, and accepts passwords in plain text from this machine.
     ///
     /// # Errors
-    /// With one line for whoever started it.
+    /// A message of one line for the operator.
     pub fn start(folder: &Path, password: &SecretString, durable: bool) -> Result<Self, String> {
-        Self::start_where(folder, password, durable, free_port)
+        Self::start_with(folder, password, durable, free_port)
     }
 
-    /// The same on a port of the caller's choice, such as the one that a cluster had before it was
-    /// killed: whoever was connected finds it again.
+    /// Starts the cluster as [`Self::start`], on this port. Clients of a server that was killed can
+    /// reconnect if it restarts on the same port.
     ///
     /// # Errors
-    /// With one line for whoever started it.
+    /// As [`Self::start`].
     pub fn start_on(
         folder: &Path,
         password: &SecretString,
         durable: bool,
         port: u16,
     ) -> Result<Self, String> {
-        Self::start_where(folder, password, durable, || Ok(port))
+        Self::start_with(folder, password, durable, || Ok(port))
     }
 
-    fn start_where(
+    fn start_with(
         folder: &Path,
         password: &SecretString,
         durable: bool,
@@ -79,20 +82,20 @@ impl Postgres {
         }
         identity.check_owner(&data)?;
         let log = folder.join("postgres.log");
-        // The port is free when chosen and may be gone when used; a predecessor that was killed may
-        // hold the folder for a moment longer.
-        let mut problem = String::new();
+        // Another process may take the port between choice and use; a killed server may hold the
+        // folder for a moment longer. Retry for ten seconds.
+        let mut last_error = String::new();
         for _ in 0..40 {
             let port = choose_port()?;
             let command = binaries.server(&data, port, &identity, durable);
             match Self::launch(command, port, password, &log) {
                 Ok(postgres) => return Ok(postgres),
-                Err(line) if is_passing(&line) => problem = line,
+                Err(line) if is_transient(&line) => last_error = line,
                 Err(line) => return Err(line),
             }
             thread::sleep(Duration::from_millis(250));
         }
-        Err(problem)
+        Err(last_error)
     }
 
     fn launch(
@@ -101,10 +104,10 @@ impl Postgres {
         password: &SecretString,
         log: &Path,
     ) -> Result<Self, String> {
-        // A file of its own: children of a postmaster that was killed live on for a while and write to
-        // the old one, where their last words would be taken for the reason of a failed start.
+        // A new file: children of a killed postmaster live on for a while and write to the old one,
+        // where their last lines would be mistaken for the reason of a failed start.
         fs::remove_file(log).ok();
-        // It holds statements.
+        // The log may contain SQL statements, so only the owner may read it.
         let output = private_file(log)
             .map_err(|error| format!("cannot write {}: {error}", log.display()))?;
         let errors = output.try_clone().map_err(|error| error.to_string())?;
@@ -122,12 +125,13 @@ impl Postgres {
             .recv()
             .map_err(|_| "cannot start PostgreSQL".to_owned())?
             .map_err(|error| format!("cannot start PostgreSQL: {error}"))?;
-        let mut postgres = Self { child, port, password: password.clone(), _parent: parent };
+        let mut postgres = Self { child, port, password: password.clone(), _parent_thread: parent };
         postgres.wait_until_ready(log)?;
         Ok(postgres)
     }
 
-    /// The server says so in its log, which unlike a connection costs nothing to ask.
+    /// Waits until the server's log says that it is ready; reading the log is cheaper than
+    /// connecting.
     fn wait_until_ready(&mut self, log: &Path) -> Result<(), String> {
         let mut waited = Duration::ZERO;
         loop {
@@ -149,20 +153,20 @@ impl Postgres {
         }
     }
 
-    /// The URL of one of its databases, as superuser. It holds the password.
+    /// Returns the URL of a database, for the superuser. It contains the password.
     #[must_use]
     pub fn url(&self, database: &str) -> SecretString {
         self.url_for(SUPERUSER, database)
     }
 
-    /// The URL of one of its databases, for a role that has the same password.
+    /// Returns the URL of a database, for a role that has the same password.
     #[must_use]
     pub fn url_for(&self, role: &str, database: &str) -> SecretString {
         let (password, port) = (self.password.expose_secret(), self.port);
         format!("postgres://{role}:{password}@127.0.0.1:{port}/{database}").into()
     }
 
-    /// Its process.
+    /// Returns the id of the server process.
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.child.id()
@@ -189,7 +193,7 @@ impl Postgres {
 }
 
 impl Drop for Postgres {
-    /// A fast shutdown, then an immediate one: either way nothing that was committed is lost.
+    /// Requests a fast shutdown, then an immediate one. Neither loses committed data.
     fn drop(&mut self) {
         self.signal(Signal::INT);
         if !self.wait(Duration::from_secs(15)) {
@@ -199,8 +203,8 @@ impl Drop for Postgres {
     }
 }
 
-/// Failures to start that are gone at a later try.
-fn is_passing(line: &str) -> bool {
+/// True for errors that a later attempt to start may not have.
+fn is_transient(line: &str) -> bool {
     ["postmaster.pid", "could not create any TCP/IP sockets", "pre-existing shared memory block"]
         .iter()
         .any(|part| line.contains(part))
