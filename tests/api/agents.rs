@@ -1,4 +1,4 @@
-//! /v1/agents, which stands for all documents.
+//! /v1/agents, as an example of all document resources.
 
 use serde_json::{Value, json};
 
@@ -12,7 +12,7 @@ async fn app_with_key() -> (TestApp, Key) {
 }
 
 #[tokio::test]
-async fn an_agent_lives_and_keeps_fields_that_nobody_here_knows() {
+async fn agent_lifecycle_preserves_unknown_fields() {
     let (app, key) = app_with_key().await;
     let body = json!({
         "agent_name": "Front desk", "voice_id": "v-1", "response_engine": { "type": "llm" },
@@ -22,7 +22,7 @@ async fn an_agent_lives_and_keeps_fields_that_nobody_here_knows() {
     let location = answer.header("location").to_owned();
     let created = answer.expect(201);
     let id = created["agent_id"].as_str().unwrap();
-    assert!(id.starts_with("agent_"), "the id is the service's own");
+    assert!(id.starts_with("agent_"), "the service must assign the id");
     assert_eq!(location, format!("/v1/agents/{id}"));
     assert_eq!(created["response_engine"], json!({ "type": "llm" }));
     assert_eq!(created["status"], "active");
@@ -38,7 +38,7 @@ async fn an_agent_lives_and_keeps_fields_that_nobody_here_knows() {
 }
 
 #[tokio::test]
-async fn a_name_is_required_and_checked() {
+async fn invalid_agent_name_is_rejected() {
     let (app, key) = app_with_key().await;
     for body in [
         json!({}),
@@ -50,12 +50,12 @@ async fn a_name_is_required_and_checked() {
         let answer = app.post("/v1/agents").bearer(&key.secret).json(body).send().await;
         answer.refused(422, "validation_failed").blames("agent_name");
     }
-    let absent = app.post("/v1/agents").bearer(&key.secret).send().await;
-    absent.refused(422, "validation_failed").blames("agent_name");
+    let without_body = app.post("/v1/agents").bearer(&key.secret).send().await;
+    without_body.refused(422, "validation_failed").blames("agent_name");
 }
 
 #[tokio::test]
-async fn lists_page_by_cursor_and_by_offset() {
+async fn list_is_paged_by_cursor_and_by_offset() {
     let (app, key) = app_with_key().await;
     for number in 0..7 {
         let body = json!({ "agent_name": format!("agent {number}") });
@@ -73,15 +73,15 @@ async fn lists_page_by_cursor_and_by_offset() {
         (names(&first), &first["total"]),
         (vec!["6".into(), "5".into(), "4".into()], &json!(7))
     );
-    // Something new and something gone between two pages change neither.
+    // An insert and a delete between two requests do not affect the following pages.
     app.post("/v1/agents")
         .bearer(&key.secret)
         .json(json!({ "agent_name": "agent 7" }))
         .send()
         .await
         .expect(201);
-    let gone = first["agents"][2]["agent_id"].as_str().unwrap();
-    app.delete(&format!("/v1/agents/{gone}")).bearer(&key.secret).send().await.expect(204);
+    let deleted_id = first["agents"][2]["agent_id"].as_str().unwrap();
+    app.delete(&format!("/v1/agents/{deleted_id}")).bearer(&key.secret).send().await.expect(204);
     let cursor = first["next_cursor"].as_str().unwrap();
     let second = list(&format!("?limit=3&cursor={cursor}")).await;
     assert_eq!(names(&second), ["3", "2", "1"]);
@@ -90,13 +90,13 @@ async fn lists_page_by_cursor_and_by_offset() {
     assert_eq!((names(&third), &third["next_cursor"]), (vec!["0".to_owned()], &Value::Null));
     assert_eq!(names(&list("?limit=2&offset=1").await), ["6", "5"]);
     assert_eq!(names(&list("?offset=100").await), Vec::<String>::new());
-    let both =
+    let with_both =
         app.get(&format!("/v1/agents?offset=1&cursor={cursor}")).bearer(&key.secret).send().await;
-    both.refused(422, "validation_failed").blames("offset");
+    with_both.refused(422, "validation_failed").blames("offset");
 }
 
 #[tokio::test]
-async fn many_small_changes_do_not_add_up_to_any_size() {
+async fn patch_that_exceeds_document_size_is_rejected() {
     let app = TestApp::start_with(&[("server.max_body_bytes", "100000")]).await;
     let dana = app.register("acme").await;
     let key = app.mint(&dana, "prod", "write").await;
@@ -115,28 +115,28 @@ async fn many_small_changes_do_not_add_up_to_any_size() {
     grow("one").await.expect(200);
     grow("two").await.expect(200);
     grow("three").await.refused(422, "validation_failed");
-    let seen = app.get(&path).bearer(&key.secret).send().await.expect(200);
-    assert!(seen.get("two").is_some() && seen.get("three").is_none());
+    let stored = app.get(&path).bearer(&key.secret).send().await.expect(200);
+    assert!(stored.get("two").is_some() && stored.get("three").is_none());
 }
 
 #[tokio::test]
-async fn numbers_and_nesting_come_back_to_the_letter() {
+async fn numbers_and_nesting_are_preserved_verbatim() {
     let (app, key) = app_with_key().await;
     let body =
         r#"{"agent_name":"a","big":12345678901234567890123,"zero":-0.0,"e":1E2,"o":{"k":[]}}"#;
     let call = app.post("/v1/agents").bearer(&key.secret).body("application/json", body);
     let created = call.send().await;
-    let stored = &body[1..body.len() - 1];
-    assert!(created.text.contains(stored), "{}", created.text);
+    let fields = &body[1..body.len() - 1];
+    assert!(created.text.contains(fields), "{}", created.text);
     let id = created.expect(201)["agent_id"].as_str().unwrap().to_owned();
-    let seen = app.get(&format!("/v1/agents/{id}")).bearer(&key.secret).send().await;
-    assert!(seen.text.contains(stored), "{}", seen.text);
+    let fetched = app.get(&format!("/v1/agents/{id}")).bearer(&key.secret).send().await;
+    assert!(fetched.text.contains(fields), "{}", fetched.text);
     let list = app.get("/v1/agents").bearer(&key.secret).send().await;
-    assert!(list.text.contains(stored), "{}", list.text);
+    assert!(list.text.contains(fields), "{}", list.text);
 }
 
 #[tokio::test]
-async fn a_page_of_great_documents_ends_early_and_goes_on() {
+async fn page_of_large_documents_is_split() {
     let (app, key) = app_with_key().await;
     for number in 0..6 {
         let body =

@@ -1,11 +1,11 @@
-//! /v1/api-keys: minted, listed, changed, revoked.
+//! /v1/api-keys: keys are created, listed, changed and revoked.
 
 use serde_json::{Value, json};
 
 use crate::fixture::{TestApp, eventually, without};
 
 #[tokio::test]
-async fn a_minted_key_has_the_published_form_and_is_shown_once() {
+async fn created_key_has_documented_form_and_is_shown_once() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
     let body = json!({ "name": "prod-2026-q2", "description": "The booking server" });
@@ -17,21 +17,21 @@ async fn a_minted_key_has_the_published_form_and_is_shown_once() {
     let random = secret.strip_prefix("sk_call2me_live_").unwrap();
     assert_eq!(random.len(), 36);
     assert_eq!(key["redacted"], format!("sk_call2me_live_{}…{}", &random[..4], &random[26..30]));
-    let unknown = ["/id", "/key", "/redacted", "/created_at", "/created_by"];
+    let generated = ["/id", "/key", "/redacted", "/created_at", "/created_by"];
     let expected = json!({
         "id": "…", "name": "prod-2026-q2", "description": "The booking server", "scope": "write",
         "status": "active", "redacted": "…", "created_at": "…", "created_by": "…",
         "last_used_at": null, "last_used_ip": null, "revoked_at": null, "revoked_by": null,
         "rotated_from": null, "rotated_to": null, "allowed_ips": [], "key": "…",
     });
-    assert_eq!(without(&key, &unknown), expected);
-    let seen = app.get(&location).bearer(&dana.access_token).send().await;
-    assert!(!seen.text.contains(secret));
-    assert_eq!(seen.expect(200)["created_by"], dana.user_id);
+    assert_eq!(without(&key, &generated), expected);
+    let fetched = app.get(&location).bearer(&dana.access_token).send().await;
+    assert!(!fetched.text.contains(secret));
+    assert_eq!(fetched.expect(200)["created_by"], dana.user_id);
 }
 
 #[tokio::test]
-async fn a_key_works_until_it_is_revoked() {
+async fn key_works_until_it_is_revoked() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
     let key = app.mint(&dana, "prod", "write").await;
@@ -39,12 +39,12 @@ async fn a_key_works_until_it_is_revoked() {
     let path = format!("/v1/api-keys/{}", key.id);
     let revoke = || app.delete(&path).bearer(&dana.access_token).send();
     assert_eq!(revoke().await.status, 204);
-    let refused = app.get("/v1/agents").bearer(&key.secret).send().await;
-    refused.refused(401, "unauthorized");
-    assert_eq!(revoke().await.status, 204, "a second time does nothing");
-    let seen = app.get(&path).bearer(&dana.access_token).send().await.expect(200);
-    assert_eq!(seen["status"], "revoked");
-    assert_eq!(seen["revoked_by"], dana.user_id);
+    let rejected = app.get("/v1/agents").bearer(&key.secret).send().await;
+    rejected.refused(401, "unauthorized");
+    assert_eq!(revoke().await.status, 204, "a second revocation changes nothing");
+    let fetched = app.get(&path).bearer(&dana.access_token).send().await.expect(200);
+    assert_eq!(fetched["status"], "revoked");
+    assert_eq!(fetched["revoked_by"], dana.user_id);
     let events =
         app.events(&dana.access_token, "", |event| event["action"] == "api_key.rejected").await;
     let count = |action: &str| events.iter().filter(|event| event["action"] == action).count();
@@ -53,7 +53,7 @@ async fn a_key_works_until_it_is_revoked() {
 }
 
 #[tokio::test]
-async fn names_need_not_be_unique_and_lists_are_filtered() {
+async fn key_list_is_filtered_and_names_may_repeat() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
     let first = app.mint(&dana, "prod", "write").await;
@@ -78,14 +78,17 @@ async fn names_need_not_be_unique_and_lists_are_filtered() {
     assert_eq!(names(&list("?status=revoked").await), ["prod"]);
     assert_eq!(list("?name=PROD").await["total"], 0);
     assert_eq!(names(&list("?limit=2").await), ["staging", "prod"]);
-    let next = list("?limit=2").await["next_cursor"].as_str().unwrap().to_owned();
-    let rest = list(&format!("?limit=2&cursor={next}")).await;
-    assert_eq!((names(&rest), &rest["next_cursor"]), (vec!["prod".to_owned()], &Value::Null));
+    let cursor = list("?limit=2").await["next_cursor"].as_str().unwrap().to_owned();
+    let last_page = list(&format!("?limit=2&cursor={cursor}")).await;
+    assert_eq!(
+        (names(&last_page), &last_page["next_cursor"]),
+        (vec!["prod".to_owned()], &Value::Null)
+    );
     assert_eq!(names(&list("?offset=1&limit=1").await), ["prod"]);
 }
 
 #[tokio::test]
-async fn name_description_and_networks_change_but_never_the_scope() {
+async fn key_update_changes_everything_but_the_scope() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
     let key = app.mint(&dana, "prod", "read-only").await;
@@ -97,8 +100,8 @@ async fn name_description_and_networks_change_but_never_the_scope() {
     let changed = changed.await.expect(200);
     assert_eq!((&changed["name"], &changed["description"]), (&json!("prod-eu"), &json!("EU")));
     assert_eq!(changed["allowed_ips"], json!(["10.0.0.0/8", "::1/128"]));
-    let same = patch(json!({})).await.expect(200);
-    assert_eq!(same["description"], "EU", "what is absent stays");
+    let unchanged = patch(json!({})).await.expect(200);
+    assert_eq!(unchanged["description"], "EU", "absent fields keep their value");
     let cleared = patch(json!({ "description": null, "allowed_ips": [] })).await.expect(200);
     assert_eq!((&cleared["description"], &cleared["allowed_ips"]), (&Value::Null, &json!([])));
     for (field, value) in [
@@ -114,13 +117,13 @@ async fn name_description_and_networks_change_but_never_the_scope() {
 }
 
 #[tokio::test]
-async fn a_key_is_good_at_its_networks_only() {
+async fn key_is_rejected_outside_allowed_ips() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
     let key = app.mint(&dana, "prod", "write").await;
     let path = format!("/v1/api-keys/{}", key.id);
-    let restrict = async |networks: Value| {
-        let body = json!({ "allowed_ips": networks });
+    let restrict = async |allowed_ips: Value| {
+        let body = json!({ "allowed_ips": allowed_ips });
         app.patch(&path).bearer(&dana.access_token).json(body).send().await.expect(200);
     };
     restrict(json!(["203.0.113.0/24"])).await;
@@ -130,7 +133,7 @@ async fn a_key_is_good_at_its_networks_only() {
 }
 
 #[tokio::test]
-async fn bad_keys_are_refused_by_field() {
+async fn invalid_key_fields_are_rejected_by_name() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
     for (body, field) in [
@@ -153,11 +156,11 @@ async fn bad_keys_are_refused_by_field() {
         answer.refused(422, "validation_failed").blames(field);
     }
     let list = app.get("/v1/api-keys").bearer(&dana.access_token).send().await.expect(200);
-    assert_eq!(list["total"], 0, "nothing was half-made");
+    assert_eq!(list["total"], 0, "no key was created");
 }
 
 #[tokio::test]
-async fn an_admin_key_mints_and_revokes_even_itself() {
+async fn admin_key_creates_keys_and_revokes_itself() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
     let admin = app.mint(&dana, "admin", "admin").await;
@@ -172,31 +175,34 @@ async fn an_admin_key_mints_and_revokes_even_itself() {
     app.get("/v1/agents").bearer(&admin.secret).send().await.refused(401, "unauthorized");
     let secret = child["key"].as_str().unwrap();
     app.get("/v1/agents").bearer(secret).send().await.expect(200);
-    // The person behind both is the same.
+    // Both keys act for the same user.
     let me = app.get("/v1/users/me").bearer(secret).send().await.expect(200);
     assert_eq!(me["id"], dana.user_id);
 }
 
 #[tokio::test]
-async fn what_is_no_key_is_refused_without_the_database() {
+async fn malformed_key_is_rejected_with_specific_reason() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
     let key = app.mint(&dana, "prod", "write").await;
-    let mut typo = key.secret.clone().into_bytes();
-    typo[20] = if typo[20] == b'A' { b'B' } else { b'A' };
-    let typo = String::from_utf8(typo).unwrap();
-    let answer = app.get("/v1/agents").bearer(&typo).send().await;
+    let mut mistyped = key.secret.clone().into_bytes();
+    mistyped[20] = if mistyped[20] == b'A' { b'B' } else { b'A' };
+    let mistyped = String::from_utf8(mistyped).unwrap();
+    let answer = app.get("/v1/agents").bearer(&mistyped).send().await;
     answer.refused(401, "unauthorized");
     assert!(answer.body["detail"].as_str().unwrap().contains("checksum"));
-    let elsewhere = key.secret.replace("_live_", "_test_");
-    let answer = app.get("/v1/agents").bearer(&elsewhere).send().await;
+    let test_key = key.secret.replace("_live_", "_test_");
+    let answer = app.get("/v1/agents").bearer(&test_key).send().await;
     answer.refused(401, "unauthorized");
     assert!(answer.body["detail"].as_str().unwrap().contains("\"test\""));
-    assert!(answer.header("www-authenticate").contains("'test'"), "quotes would end the text");
+    assert!(
+        answer.header("www-authenticate").contains("'test'"),
+        "a double quote would end the quoted string"
+    );
 }
 
 #[tokio::test]
-async fn use_is_noted_at_the_key() {
+async fn key_use_is_recorded_and_counted() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
     let key = app.mint(&dana, "prod", "read-only").await;
@@ -204,13 +210,13 @@ async fn use_is_noted_at_the_key() {
         app.get("/v1/agents").bearer(&key.secret).send().await.expect(200);
     }
     let path = format!("/v1/api-keys/{}", key.id);
-    let seen = eventually("last_used_at", async || {
+    let used_key = eventually("last_used_at", async || {
         let key = app.get(&path).bearer(&dana.access_token).send().await.expect(200);
         key["last_used_at"].is_string().then_some(key)
     })
     .await;
-    assert_eq!(seen["last_used_ip"], "127.0.0.1");
-    let counted = eventually("the count", async || {
+    assert_eq!(used_key["last_used_ip"], "127.0.0.1");
+    let counted = eventually("the request count", async || {
         let mut connection = app.database.connect().await;
         let count: i64 = sqlx::query_scalar("SELECT total_requests FROM api_key_activity")
             .fetch_one(&mut connection)
@@ -222,7 +228,7 @@ async fn use_is_noted_at_the_key() {
 }
 
 #[tokio::test]
-async fn the_database_holds_no_secret() {
+async fn database_contains_no_plaintext_secret() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
     let key = app.mint(&dana, "prod", "write").await;

@@ -1,4 +1,4 @@
-//! /v1/audit-log/export: the log to take along, and to check.
+//! /v1/audit-log/export: the log as a download, and its verification outside the service.
 
 use std::process::Stdio;
 
@@ -15,12 +15,12 @@ async fn export(app: &TestApp, owner: &Person, query: &str) -> Answer {
     answer
 }
 
-fn lines(answer: &Answer) -> Vec<Value> {
+fn parse_lines(answer: &Answer) -> Vec<Value> {
     answer.text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
-/// A workspace with more events than an export reads at a time.
-async fn long_log(app: &TestApp) -> Person {
+/// Creates a workspace with more events than an export reads in one batch.
+async fn workspace_with_long_log(app: &TestApp) -> Person {
     let dana = app.register("acme").await;
     let key = app.mint(&dana, "=cmd|' /C calc'!A0", "write").await;
     app.lift_limits().await;
@@ -31,7 +31,7 @@ async fn long_log(app: &TestApp) -> Person {
             .send()
     });
     futures_util::stream::iter(calls).buffer_unordered(32).collect::<Vec<_>>().await;
-    eventually("all is written", async || {
+    eventually("all events are written", async || {
         let sql =
             "SELECT count(*) FROM audit_events WHERE action = 'request' AND actor_type = 'api_key'";
         let mut connection = app.database.connect().await;
@@ -43,16 +43,16 @@ async fn long_log(app: &TestApp) -> Person {
 }
 
 #[tokio::test]
-async fn an_export_is_what_the_list_has_to_the_last_event() {
+async fn export_equals_all_pages_of_list() {
     let app = TestApp::start().await;
-    let dana = long_log(&app).await;
+    let dana = workspace_with_long_log(&app).await;
     let answer = export(&app, &dana, "status=403").await;
     assert_eq!(answer.header("content-type"), "application/x-ndjson");
     assert!(
         answer.header("content-disposition").starts_with("attachment; filename=\"audit-log-ws_")
     );
-    assert_eq!(lines(&answer).len(), 100);
-    // Page by page, and all at once.
+    assert_eq!(parse_lines(&answer).len(), 100);
+    // Compare all pages of the list with one export.
     let (mut listed, mut cursor) = (Vec::new(), String::new());
     loop {
         let path = format!("/v1/audit-log?limit=100&method=GET&path=x{cursor}");
@@ -61,16 +61,16 @@ async fn an_export_is_what_the_list_has_to_the_last_event() {
         let Some(next) = page["next_cursor"].as_str() else { break };
         cursor = format!("&cursor={next}");
     }
-    let exported = lines(&export(&app, &dana, "method=GET").await);
-    // Behind the first page came the requests for the pages themselves.
+    let exported = parse_lines(&export(&app, &dana, "method=GET").await);
+    // The requests for the pages were logged later; as newer events they come first.
     let from = exported.iter().position(|event| event["id"] == listed[0]["id"]).unwrap();
     assert_eq!(exported[from..], listed[..]);
 }
 
 #[tokio::test]
-async fn csv_opens_in_a_spreadsheet_and_runs_nothing() {
+async fn csv_export_contains_no_formulas() {
     let app = TestApp::start().await;
-    let dana = long_log(&app).await;
+    let dana = workspace_with_long_log(&app).await;
     let answer = export(&app, &dana, "format=csv").await;
     assert_eq!(answer.header("content-type"), "text/csv; charset=utf-8");
     let mut reader = csv::Reader::from_reader(answer.text.as_bytes());
@@ -86,15 +86,15 @@ async fn csv_opens_in_a_spreadsheet_and_runs_nothing() {
     let has = |name: &str, text: &str| rows.iter().any(|row| &row[column(name)] == text);
     assert!(has("actor_name", "'=cmd|' /C calc'!A0"));
     assert!(has("user_agent", "'@SUM(1)") && has("user_agent", "quo\"ted, and more"));
-    assert_eq!(answer.text.matches("actor_type").count(), 1, "one header");
-    // Of nothing there is the header alone.
+    assert_eq!(answer.text.matches("actor_type").count(), 1, "the header occurs once");
+    // A CSV export without events consists of the header only.
     let empty = export(&app, &dana, "format=csv&action=never.happens").await.text;
     assert_eq!(empty.lines().count(), 1);
     assert_eq!(export(&app, &dana, "action=never.happens").await.text, "");
 }
 
 #[tokio::test]
-async fn bad_values_are_refused() {
+async fn invalid_export_parameters_are_rejected() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
     for (query, field) in [
@@ -111,15 +111,16 @@ async fn bad_values_are_refused() {
         let answer = app.get(&path).bearer(&dana.access_token).send().await;
         answer.refused(422, "validation_failed").blames(field);
     }
-    // Half of it would look whole there.
-    let mut old = reqwest::Client::new().get(format!("{}/v1/audit-log/export", app.url));
-    old = old.version(reqwest::Version::HTTP_10).bearer_auth(&dana.access_token);
-    let answer = old.send().await.unwrap();
+    // HTTP/1.0 cannot signal a truncated body: half an export would look complete.
+    let mut http_10 = reqwest::Client::new().get(format!("{}/v1/audit-log/export", app.url));
+    http_10 = http_10.version(reqwest::Version::HTTP_10).bearer_auth(&dana.access_token);
+    let answer = http_10.send().await.unwrap();
     assert_eq!(answer.status(), 400);
 }
 
-/// Runs the verifier that a customer might write: Python's standard library and one for the signature.
-async fn verify(arguments: &[&std::path::Path]) -> (bool, String) {
+/// Runs an independent verifier such as a customer might write. It uses the standard library of
+/// Python and one package for the signature. Returns its success and its output.
+async fn run_verifier(arguments: &[&std::path::Path]) -> (bool, String) {
     let script =
         std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/python/verify_audit_log.py");
     let mut command = Command::new(python("python"));
@@ -129,9 +130,9 @@ async fn verify(arguments: &[&std::path::Path]) -> (bool, String) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_customer_checks_the_log_with_a_verifier_of_their_own() {
+async fn independent_verifier_detects_tampering() {
     let app = TestApp::start().await;
-    let dana = long_log(&app).await;
+    let dana = workspace_with_long_log(&app).await;
     app.database.all_is_sealed().await;
     let folder = tempfile::tempdir().unwrap();
     let write = async |name: &str, text: &str| {
@@ -144,60 +145,61 @@ async fn a_customer_checks_the_log_with_a_verifier_of_their_own() {
     let checkpoint_text = checkpoint.text.clone();
     let checkpoint = checkpoint.expect(200);
     let jwks = write("jwks.json", &app.get("/.well-known/jwks.json").send().await.text).await;
-    // The export may have been made a moment before: up to the checkpoint, it is to be whole.
-    let at = checkpoint["sequence"].as_i64().unwrap();
-    let proof = if i64::try_from(proof.lines().count()).unwrap() >= at {
+    // Export again if the first export ended before the checkpoint.
+    let checkpoint_sequence = checkpoint["sequence"].as_i64().unwrap();
+    let proof = if i64::try_from(proof.lines().count()).unwrap() >= checkpoint_sequence {
         proof
     } else {
         export(&app, &dana, "proof=true").await.text
     };
     assert!(proof.lines().count() > 1100);
     let checkpoint = write("checkpoint.json", &checkpoint_text).await;
-    let whole = write("proof.ndjson", &proof).await;
-    let (good, text) = verify(&[&whole, &jwks, &checkpoint]).await;
-    assert!(good, "{text}");
+    let intact = write("proof.ndjson", &proof).await;
+    let (is_valid, text) = run_verifier(&[&intact, &jwks, &checkpoint]).await;
+    assert!(is_valid, "{text}");
 
-    // Changed, removed, put in another place, cut off: all of it shows.
+    // Every change, removal, reordering and truncation must be detected.
     let lines: Vec<_> = proof.lines().collect();
     let mut changed = lines.clone();
-    let other = changed[500].replace("/v1/agents", "/v1/calls").replace("/v1/wallet", "/v1/calls");
-    changed[500] = &other;
+    let edited_line =
+        changed[500].replace("/v1/agents", "/v1/calls").replace("/v1/wallet", "/v1/calls");
+    changed[500] = &edited_line;
     let mut removed = lines.clone();
     removed.remove(700);
     let mut swapped = lines.clone();
     swapped.swap(10, 11);
-    // Taken out of the database, it is null, and no retention explains it.
-    let mut gone: Value = serde_json::from_str(lines[600]).unwrap();
-    gone["event"] = Value::Null;
-    let gone = gone.to_string();
-    let mut nulled = lines.clone();
-    nulled[600] = &gone;
-    let cut = lines[..usize::try_from(at).unwrap() - 1].to_vec();
-    for (name, lines, what) in [
+    // A deleted event is exported as null, and no retention record explains it.
+    let mut deleted: Value = serde_json::from_str(lines[600]).unwrap();
+    deleted["event"] = Value::Null;
+    let deleted = deleted.to_string();
+    let mut emptied = lines.clone();
+    emptied[600] = &deleted;
+    let truncated = lines[..usize::try_from(checkpoint_sequence).unwrap() - 1].to_vec();
+    for (name, lines, expected) in [
         ("changed", changed, "501"),
         ("removed", removed, "701"),
         ("swapped", swapped, "11"),
-        ("nulled", nulled, "number 601 was removed"),
-        ("cut", cut, "cut off"),
+        ("emptied", emptied, "number 601 was removed"),
+        ("truncated", truncated, "cut off"),
     ] {
         let path = write(name, &(lines.join("\n") + "\n")).await;
-        let (good, text) = verify(&[&path, &jwks, &checkpoint]).await;
-        assert!(!good && text.contains(what), "{name}: {text}");
+        let (is_valid, text) = run_verifier(&[&path, &jwks, &checkpoint]).await;
+        assert!(!is_valid && text.contains(expected), "{name}: {text}");
     }
-    // A checkpoint that somebody wrote.
+    // A forged checkpoint.
     let mut forged: Value = serde_json::from_str(&checkpoint_text).unwrap();
     forged["hash"] = json!("0".repeat(64));
     let forged = write("forged.json", &forged.to_string()).await;
-    let (good, text) = verify(&[&whole, &jwks, &forged]).await;
-    assert!(!good && text.contains("signature"), "{text}");
+    let (is_valid, text) = run_verifier(&[&intact, &jwks, &forged]).await;
+    assert!(!is_valid && text.contains("signature"), "{text}");
 
-    // Behind a checkpoint, the rest alone.
-    let path = format!("proof=true&after_sequence={at}");
+    // An export that starts after a checkpoint is verified against that checkpoint.
+    let query = format!("proof=true&after_sequence={checkpoint_sequence}");
     app.database.all_is_sealed().await;
-    let rest = export(&app, &dana, &path).await.text;
-    let first: Value = serde_json::from_str(rest.lines().next().unwrap()).unwrap();
-    assert_eq!(first["sequence"], at + 1);
-    let rest = write("rest.ndjson", &rest).await;
-    let (good, text) = verify(&[&rest, &jwks, &checkpoint]).await;
-    assert!(good, "{text}");
+    let tail = export(&app, &dana, &query).await.text;
+    let first: Value = serde_json::from_str(tail.lines().next().unwrap()).unwrap();
+    assert_eq!(first["sequence"], checkpoint_sequence + 1);
+    let tail = write("rest.ndjson", &tail).await;
+    let (is_valid, text) = run_verifier(&[&tail, &jwks, &checkpoint]).await;
+    assert!(is_valid, "{text}");
 }

@@ -1,4 +1,4 @@
-//! /v1/audit-log: what is written, when, and how it is found.
+//! /v1/audit-log: the events that are written, their filters and their pages.
 
 use std::time::Duration;
 
@@ -6,12 +6,12 @@ use serde_json::{Value, json};
 
 use crate::fixture::{TestApp, without};
 
-fn is_request(path: &'static str) -> impl Fn(&Value) -> bool {
+fn is_request_to(path: &'static str) -> impl Fn(&Value) -> bool {
     move |event| event["action"] == "request" && event["request"]["path"] == path
 }
 
 #[tokio::test]
-async fn a_call_is_in_the_log_under_the_keys_name() {
+async fn request_is_logged_with_key_name() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
     let key = app.mint(&dana, "prod-2026-q2", "read-only").await;
@@ -21,7 +21,7 @@ async fn a_call_is_in_the_log_under_the_keys_name() {
     let event = &app.events_of(&dana.access_token, &query, 1).await[0];
     assert_eq!(event["request"]["id"], request_id);
     assert!(event["request"]["latency_us"].as_i64().is_some());
-    let unknown = ["/id", "/at", "/actor/id", "/request/id", "/request/latency_us"];
+    let generated = ["/id", "/at", "/actor/id", "/request/id", "/request/latency_us"];
     let expected = json!({
         "id": "…", "at": "…", "action": "request", "metadata": {},
         "actor": { "type": "api_key", "id": "…", "name": "prod-2026-q2" },
@@ -30,11 +30,11 @@ async fn a_call_is_in_the_log_under_the_keys_name() {
             "status": 200, "user_agent": "curl/8.5.0",
         },
     });
-    assert_eq!(without(event, &unknown), expected);
+    assert_eq!(without(event, &generated), expected);
 }
 
 #[tokio::test]
-async fn a_change_is_in_the_log_as_itself_and_as_a_request() {
+async fn change_is_logged_as_change_and_as_request() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
     let body = json!({ "name": "prod" });
@@ -42,10 +42,10 @@ async fn a_change_is_in_the_log_as_itself_and_as_a_request() {
     let answer = call.send().await;
     let request_id = answer.header("x-request-id").to_owned();
     let key = answer.expect(201);
-    // The change's own event is there as soon as the change is.
+    // The event of the change is visible as soon as the change is.
     let path = format!("/v1/audit-log?action=api_key.created&request_id={request_id}");
-    let found = app.get(&path).bearer(&dana.access_token).send().await.expect(200);
-    let event = &found["events"][0];
+    let listed = app.get(&path).bearer(&dana.access_token).send().await.expect(200);
+    let event = &listed["events"][0];
     assert_eq!(event["target"], json!({ "type": "api_key", "id": key["id"], "name": "prod" }));
     assert_eq!(event["actor"]["id"], dana.user_id);
     assert_eq!(event["actor"]["name"], "Dana Meyer");
@@ -55,7 +55,7 @@ async fn a_change_is_in_the_log_as_itself_and_as_a_request() {
 }
 
 #[tokio::test]
-async fn refusals_are_in_the_log_too() {
+async fn rejected_requests_are_logged() {
     let app = TestApp::start_with(&[("rate_limit.per_key_per_minute", "2")]).await;
     let dana = app.register("acme").await;
     let key = app.mint(&dana, "prod", "read-only").await;
@@ -73,27 +73,27 @@ async fn refusals_are_in_the_log_too() {
 }
 
 #[tokio::test]
-async fn every_filter_filters() {
+async fn each_filter_returns_only_matching_events() {
     let app = TestApp::start_with(&[("server.trusted_proxies", "127.0.0.1")]).await;
     let dana = app.register("acme").await;
     let [a, b] = [app.mint(&dana, "a", "write").await, app.mint(&dana, "b", "write").await];
     app.get("/v1/agents").bearer(&a.secret).header("x-forwarded-for", "203.0.113.7").send().await;
     app.clock.advance(Duration::from_mins(1));
-    let marked = app.get("/v1/calls").bearer(&b.secret).send().await;
-    let request_id = marked.header("x-request-id").to_owned();
+    let calls_response = app.get("/v1/calls").bearer(&b.secret).send().await;
+    let request_id = calls_response.header("x-request-id").to_owned();
     app.post("/v1/agents").bearer(&b.secret).json(json!({ "agent_name": "x" })).send().await;
     let all =
-        app.events(&dana.access_token, "method=POST&status=201", is_request("/v1/agents")).await;
+        app.events(&dana.access_token, "method=POST&status=201", is_request_to("/v1/agents")).await;
     let at = all[0]["at"].as_str().unwrap().to_owned();
-    let find = async |query: String| {
+    let list = async |query: String| {
         let path = format!("/v1/audit-log?limit=100&{query}");
         let body = app.get(&path).bearer(&dana.access_token).send().await.expect(200);
         body["events"].as_array().unwrap().clone()
     };
-    let check = async |query: String, holds: &dyn Fn(&Value) -> bool| {
-        let events = find(query.clone()).await;
+    let check = async |query: String, is_expected: &dyn Fn(&Value) -> bool| {
+        let events = list(query.clone()).await;
         assert!(!events.is_empty(), "{query}");
-        assert!(events.iter().all(holds), "{query}: {events:#?}");
+        assert!(events.iter().all(is_expected), "{query}: {events:#?}");
     };
     check(format!("key_id={}", a.id), &|e| e["actor"]["id"] == a.id.as_str()).await;
     check(format!("actor_id={}", b.id), &|e| e["actor"]["id"] == b.id.as_str()).await;
@@ -109,12 +109,12 @@ async fn every_filter_filters() {
         e["request"]["path"] == "/v1/agents" && e["request"]["method"] == "POST"
     })
     .await;
-    assert!(find("action=oauth.granted".into()).await.is_empty());
-    assert!(find(format!("key_id={}&method=POST", a.id)).await.is_empty());
+    assert!(list("action=oauth.granted".into()).await.is_empty());
+    assert!(list(format!("key_id={}&method=POST", a.id)).await.is_empty());
 }
 
 #[tokio::test]
-async fn bad_filters_are_refused_by_name() {
+async fn invalid_filter_is_rejected_by_name() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
     for (name, value) in [
@@ -140,12 +140,13 @@ async fn bad_filters_are_refused_by_name() {
         let answer = app.get(&path).bearer(&dana.access_token).send().await;
         answer.refused(422, "validation_failed").blames(name);
     }
-    let ignored = app.get("/v1/audit-log?unknown=1&x[]=2").bearer(&dana.access_token).send().await;
-    ignored.expect(200);
+    let with_unknown =
+        app.get("/v1/audit-log?unknown=1&x[]=2").bearer(&dana.access_token).send().await;
+    with_unknown.expect(200);
 }
 
 #[tokio::test]
-async fn pages_neither_skip_nor_repeat_while_more_is_written() {
+async fn pages_stay_consistent_while_events_are_written() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
     let key = app.mint(&dana, "prod", "read-only").await;
@@ -154,27 +155,27 @@ async fn pages_neither_skip_nor_repeat_while_more_is_written() {
     }
     let query = format!("key_id={}", key.id);
     app.events_of(&dana.access_token, &query, 25).await;
-    let (mut seen, mut cursor) = (Vec::new(), String::new());
+    let (mut listed, mut cursor) = (Vec::new(), String::new());
     loop {
         let path = format!("/v1/audit-log?limit=10&{query}{cursor}");
         let page = app.get(&path).bearer(&dana.access_token).send().await.expect(200);
         assert!(page.get("total").is_none());
         let ids = page["events"].as_array().unwrap().iter().map(|event| event["id"].to_string());
-        seen.extend(ids);
+        listed.extend(ids);
         app.get("/v1/agents").bearer(&key.secret).send().await.expect(200);
         let Some(next) = page["next_cursor"].as_str() else { break };
         cursor = format!("&cursor={next}");
     }
-    assert_eq!(seen.len(), 25);
-    assert!(seen.is_sorted_by(|a, b| a > b), "newest first, none twice");
+    assert_eq!(listed.len(), 25);
+    assert!(listed.is_sorted_by(|a, b| a > b), "newest first, without duplicates");
 }
 
 #[tokio::test]
-async fn the_role_of_the_service_can_only_insert() {
+async fn service_role_can_only_insert_events() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
     app.get("/v1/agents").bearer(&dana.access_token).send().await.expect(200);
-    app.events(&dana.access_token, "", is_request("/v1/agents")).await;
+    app.events(&dana.access_token, "", is_request_to("/v1/agents")).await;
     let mut connection = app.database.connect().await;
     sqlx::query("SET ROLE call2me_auth_app").execute(&mut connection).await.unwrap();
     for sql in [
@@ -194,7 +195,7 @@ async fn the_role_of_the_service_can_only_insert() {
         let code = error.as_database_error().unwrap().code().unwrap().into_owned();
         assert_eq!(code, "42501", "{sql}");
     }
-    let direct: i64 = sqlx::query_scalar(
+    let excess_grants: i64 = sqlx::query_scalar(
         "SELECT count(*) FROM information_schema.role_table_grants
          WHERE grantee = 'call2me_auth_app' AND table_name LIKE 'audit%'
            AND NOT (table_name = 'audit_events' AND privilege_type IN ('SELECT', 'INSERT'))
@@ -203,11 +204,11 @@ async fn the_role_of_the_service_can_only_insert() {
     .fetch_one(&mut connection)
     .await
     .unwrap();
-    assert_eq!(direct, 0);
+    assert_eq!(excess_grants, 0);
 }
 
 #[tokio::test]
-async fn unknown_credentials_are_counted_by_address_and_minute() {
+async fn unknown_credentials_are_counted_by_address() {
     let app = TestApp::start().await;
     for _ in 0..3 {
         app.get("/v1/agents").bearer("nonsense").send().await.refused(401, "unauthorized");
@@ -225,7 +226,7 @@ async fn unknown_credentials_are_counted_by_address_and_minute() {
 }
 
 #[tokio::test]
-async fn a_credential_in_the_path_does_not_reach_the_log() {
+async fn credential_in_path_is_redacted_in_log() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
     let key = app.mint(&dana, "prod", "write").await;
@@ -237,6 +238,6 @@ async fn a_credential_in_the_path_does_not_reach_the_log() {
         .await
         .refused(404, "not_found");
     let events =
-        app.events(&dana.access_token, "status=404", is_request("/v1/agents/[redacted]")).await;
+        app.events(&dana.access_token, "status=404", is_request_to("/v1/agents/[redacted]")).await;
     assert_eq!(events[0]["request"]["user_agent"], "[redacted]");
 }

@@ -1,4 +1,4 @@
-//! /v1/auth: registration, sign-in, refresh, sign-out, who one is.
+//! /v1/auth: registration, sign-in, refresh, sign-out and the current identity.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::fixture::{PASSWORD, Person, TestApp};
 
-async fn login(app: &TestApp, email: &str, password: &str) -> crate::fixture::Answer {
+async fn sign_in(app: &TestApp, email: &str, password: &str) -> crate::fixture::Answer {
     let body = json!({ "email": email, "password": password });
     app.post("/v1/auth/login").json(body).send().await
 }
@@ -16,18 +16,18 @@ async fn refresh(app: &TestApp, token: &str) -> crate::fixture::Answer {
     app.post("/v1/auth/refresh").json(json!({ "refresh_token": token })).send().await
 }
 
-async fn works(app: &TestApp, credential: &str) -> bool {
+async fn is_accepted(app: &TestApp, credential: &str) -> bool {
     app.get("/v1/agents").bearer(credential).send().await.status == 200
 }
 
-/// The claims of a token, unverified.
-fn claims(token: &str) -> Value {
+/// Decodes the claims of a token without verifying it.
+fn decode_claims(token: &str) -> Value {
     let payload = token.split('.').nth(1).unwrap();
     serde_json::from_slice(&BASE64URL_NOPAD.decode(payload.as_bytes()).unwrap()).unwrap()
 }
 
 #[tokio::test]
-async fn registration_signs_in_to_a_first_workspace() {
+async fn registration_creates_workspace_and_signs_in() {
     let app = TestApp::start().await;
     let body = json!({ "email": "Dana@Acme.Example", "password": PASSWORD, "full_name": "Dana" });
     let answer = app.post("/v1/auth/register").json(body).send().await;
@@ -48,16 +48,16 @@ async fn registration_signs_in_to_a_first_workspace() {
 }
 
 #[tokio::test]
-async fn an_address_registers_once_whatever_its_case() {
+async fn email_is_registered_once_in_any_case() {
     let app = TestApp::start().await;
     app.register("acme").await;
     let body = json!({ "email": "OWNER@ACME.EXAMPLE", "password": PASSWORD });
     app.post("/v1/auth/register").json(body).send().await.refused(409, "conflict");
-    assert_eq!(login(&app, "Owner@Acme.Example", PASSWORD).await.status, 200);
+    assert_eq!(sign_in(&app, "Owner@Acme.Example", PASSWORD).await.status, 200);
 }
 
 #[tokio::test]
-async fn of_two_at_once_one_registers() {
+async fn concurrent_registrations_create_one_account() {
     let app = TestApp::start().await;
     let attempt = || {
         let body = json!({ "email": "dana@acme.example", "password": PASSWORD });
@@ -70,7 +70,7 @@ async fn of_two_at_once_one_registers() {
 }
 
 #[tokio::test]
-async fn registration_can_be_closed() {
+async fn registration_is_rejected_unless_open() {
     for mode in ["invite", "closed"] {
         let app = TestApp::start_with(&[("sessions.registration", mode)]).await;
         let body = json!({ "email": "dana@acme.example", "password": PASSWORD });
@@ -80,9 +80,9 @@ async fn registration_can_be_closed() {
 }
 
 #[tokio::test]
-async fn registration_refuses_bad_values_and_names_the_field() {
+async fn invalid_registration_fields_are_rejected_by_name() {
     let app = TestApp::start().await;
-    let good = json!({ "email": "dana@acme.example", "password": PASSWORD });
+    let valid = json!({ "email": "dana@acme.example", "password": PASSWORD });
     for (field, value) in [
         ("email", json!("dana")),
         ("email", json!(7)),
@@ -98,25 +98,25 @@ async fn registration_refuses_bad_values_and_names_the_field() {
         ("workspace_name", json!("w".repeat(101))),
         ("expires_at", json!("2030-01-01T00:00:00Z")),
     ] {
-        let mut body = good.clone();
+        let mut body = valid.clone();
         body[field] = value;
         let answer = app.post("/v1/auth/register").json(body).send().await;
         answer.refused(422, "validation_failed").blames(field);
     }
     for field in ["email", "password"] {
-        let mut body = good.clone();
+        let mut body = valid.clone();
         body.as_object_mut().unwrap().remove(field);
         let answer = app.post("/v1/auth/register").json(body).send().await;
         answer.refused(422, "validation_failed").blames(field);
     }
-    assert_eq!(login(&app, "dana@acme.example", PASSWORD).await.status, 401);
+    assert_eq!(sign_in(&app, "dana@acme.example", PASSWORD).await.status, 401);
 }
 
 #[tokio::test]
-async fn sign_in_gives_the_four_fields_and_no_more() {
+async fn sign_in_response_has_four_fields_only() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
-    let answer = login(&app, &dana.email, PASSWORD).await.expect(200);
+    let answer = sign_in(&app, &dana.email, PASSWORD).await.expect(200);
     let fields: Vec<_> = answer.as_object().unwrap().keys().map(String::as_str).collect();
     assert_eq!(fields, ["access_token", "refresh_token", "expires_in", "token_type"]);
     assert_eq!(
@@ -124,7 +124,7 @@ async fn sign_in_gives_the_four_fields_and_no_more() {
         (Some(3600), &json!("Bearer"))
     );
     let token = answer["access_token"].as_str().unwrap();
-    let claims = claims(token);
+    let claims = decode_claims(token);
     assert_eq!(claims["iss"], app.url);
     assert_eq!(claims["aud"], app.url);
     assert_eq!(claims["sub"], dana.user_id);
@@ -137,19 +137,19 @@ async fn sign_in_gives_the_four_fields_and_no_more() {
 }
 
 #[tokio::test]
-async fn a_wrong_password_and_an_unknown_address_look_alike() {
+async fn wrong_password_and_unknown_email_look_alike() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
-    let wrong = login(&app, &dana.email, "wrong horse battery staple").await;
-    let unknown = login(&app, "nobody@acme.example", PASSWORD).await;
-    let garbage = login(&app, "not an address", PASSWORD).await;
-    let long = login(&app, &dana.email, &"x".repeat(100_000)).await;
+    let wrong = sign_in(&app, &dana.email, "wrong horse battery staple").await;
+    let unknown = sign_in(&app, "nobody@acme.example", PASSWORD).await;
+    let garbage = sign_in(&app, "not an address", PASSWORD).await;
+    let long = sign_in(&app, &dana.email, &"x".repeat(100_000)).await;
     for answer in [&wrong, &unknown, &garbage, &long] {
         answer.refused(401, "invalid_credentials");
         assert_eq!(answer.header("www-authenticate"), "Bearer realm=\"call2me\"");
         assert_eq!(answer.body["detail"], wrong.body["detail"]);
     }
-    // The wrong password and the overlong one: the others are of nobody.
+    // The wrong password and the overlong one; the other two attempts name no user.
     let events = app.events_of(&dana.access_token, "action=login.failed", 2).await;
     assert_eq!(events[0]["target"]["id"], dana.user_id);
     assert_eq!(events[0]["actor"]["type"], "anonymous");
@@ -157,33 +157,33 @@ async fn a_wrong_password_and_an_unknown_address_look_alike() {
 }
 
 #[tokio::test]
-async fn sign_in_goes_to_the_workspace_asked_for_or_last_used() {
+async fn sign_in_selects_requested_or_last_used_workspace() {
     let app = TestApp::start().await;
     let acme = app.register("acme").await;
     let stranger = app.register("widgets-inc").await;
     let member = app.join(&acme, "member").await;
-    assert_eq!(claims(&member.access_token)["workspace_id"], acme.workspace_id);
-    let again = login(&app, &member.email, PASSWORD).await.expect(200);
+    assert_eq!(decode_claims(&member.access_token)["workspace_id"], acme.workspace_id);
+    let again = sign_in(&app, &member.email, PASSWORD).await.expect(200);
     let token = again["access_token"].as_str().unwrap();
-    assert_eq!(claims(token)["workspace_id"], acme.workspace_id);
+    assert_eq!(decode_claims(token)["workspace_id"], acme.workspace_id);
     let body = json!({
         "email": member.email, "password": PASSWORD, "workspace_id": stranger.workspace_id,
     });
     app.post("/v1/auth/login").json(body).send().await.refused(403, "forbidden");
-    // A right password that leads nowhere is as worth knowing as a wrong one.
+    // A correct password without a membership is logged as a failed sign-in, too.
     let events = app.events_of(&acme.access_token, "action=login.failed", 1).await;
     assert_eq!(events[0]["metadata"]["reason"], "not_a_member");
     assert_eq!(events[0]["request"]["status"], 403);
 }
 
 #[tokio::test]
-async fn a_key_of_somebody_who_has_left_does_nothing_to_them() {
+async fn key_of_removed_member_cannot_access_profile() {
     let app = TestApp::start().await;
     let acme = app.register("acme").await;
     let admin = app.join(&acme, "admin").await;
     let key = app.mint(&admin, "k", "write").await;
     app.get("/v1/users/me").bearer(&key.secret).send().await.expect(200);
-    change_role(&app, &admin, "DELETE FROM memberships WHERE user_id = $1").await;
+    update_membership(&app, &admin, "DELETE FROM memberships WHERE user_id = $1").await;
     app.get("/v1/agents").bearer(&key.secret).send().await.expect(200);
     app.get("/v1/users/me").bearer(&key.secret).send().await.refused(404, "not_found");
     let rename = json!({ "full_name": "Gone" });
@@ -196,7 +196,7 @@ async fn a_key_of_somebody_who_has_left_does_nothing_to_them() {
 }
 
 #[tokio::test]
-async fn a_refresh_token_works_once_and_its_retry_gets_the_same_successor() {
+async fn retried_refresh_returns_same_successor() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
     let first = refresh(&app, &dana.refresh_token).await.expect(200);
@@ -205,17 +205,17 @@ async fn a_refresh_token_works_once_and_its_retry_gets_the_same_successor() {
     app.clock.advance(Duration::from_secs(9));
     let retry = refresh(&app, &dana.refresh_token).await.expect(200);
     assert_eq!(retry["refresh_token"], first["refresh_token"]);
-    assert!(works(&app, retry["access_token"].as_str().unwrap()).await);
+    assert!(is_accepted(&app, retry["access_token"].as_str().unwrap()).await);
     let second = refresh(&app, first["refresh_token"].as_str().unwrap()).await.expect(200);
-    assert!(works(&app, second["access_token"].as_str().unwrap()).await);
+    assert!(is_accepted(&app, second["access_token"].as_str().unwrap()).await);
 }
 
 #[tokio::test]
-async fn a_late_reuse_ends_the_session() {
+async fn late_refresh_token_reuse_ends_session() {
     let app = TestApp::start().await;
     let watcher = app.register("acme").await;
     let mut dana = watcher.clone();
-    dana.take(&login(&app, &watcher.email, PASSWORD).await.expect(200));
+    dana.take(&sign_in(&app, &watcher.email, PASSWORD).await.expect(200));
     let next = refresh(&app, &dana.refresh_token).await.expect(200);
     app.clock.advance(Duration::from_secs(11));
     refresh(&app, &dana.refresh_token).await.refused(401, "invalid_refresh_token");
@@ -227,23 +227,23 @@ async fn a_late_reuse_ends_the_session() {
     let events = app.events(&watcher.access_token, "action=session.reuse_detected", |_| true).await;
     assert_eq!(events.len(), 1);
     assert_eq!(events[0]["actor"]["id"], dana.user_id);
-    assert!(works(&app, &watcher.access_token).await, "other sessions go on");
+    assert!(is_accepted(&app, &watcher.access_token).await, "other sessions are not affected");
 }
 
 #[tokio::test]
-async fn only_the_direct_predecessor_may_be_retried() {
+async fn reuse_of_older_refresh_token_ends_session() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
     let first = refresh(&app, &dana.refresh_token).await.expect(200);
     let second = refresh(&app, first["refresh_token"].as_str().unwrap()).await.expect(200);
-    // Within the window, but one too old.
+    // Within the retry window, but two generations old.
     refresh(&app, &dana.refresh_token).await.refused(401, "invalid_refresh_token");
     let newest = second["refresh_token"].as_str().unwrap();
     refresh(&app, newest).await.refused(401, "invalid_refresh_token");
 }
 
 #[tokio::test]
-async fn a_hundred_refreshes_at_once_give_one_successor() {
+async fn hundred_concurrent_refreshes_give_one_successor() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
     let attempts = (0..100).map(|_| refresh(&app, &dana.refresh_token));
@@ -258,7 +258,7 @@ async fn a_hundred_refreshes_at_once_give_one_successor() {
 }
 
 #[tokio::test]
-async fn refresh_tokens_die_of_idleness_and_of_age() {
+async fn refresh_token_expires_by_idleness_and_by_age() {
     let app = TestApp::start_with(&[
         ("sessions.refresh_token_seconds", "1000"),
         ("sessions.absolute_seconds", "2500"),
@@ -280,7 +280,7 @@ async fn refresh_tokens_die_of_idleness_and_of_age() {
 }
 
 #[tokio::test]
-async fn made_up_refresh_tokens_are_refused_and_hurt_nobody() {
+async fn forged_refresh_token_is_rejected_and_ends_no_session() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
     let mut forged = BASE64URL_NOPAD
@@ -294,12 +294,12 @@ async fn made_up_refresh_tokens_are_refused_and_hurt_nobody() {
         answer.refused(401, "invalid_refresh_token");
         assert_eq!(answer.header("www-authenticate"), "Bearer realm=\"call2me\"");
     }
-    assert!(works(&app, &dana.access_token).await);
+    assert!(is_accepted(&app, &dana.access_token).await);
     refresh(&app, &dana.refresh_token).await.expect(200);
 }
 
 #[tokio::test]
-async fn signing_out_ends_everything_of_the_session_at_once() {
+async fn sign_out_ends_all_tokens_of_session() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
     let answer = app.post("/v1/auth/logout").bearer(&dana.access_token).send().await;
@@ -307,57 +307,57 @@ async fn signing_out_ends_everything_of_the_session_at_once() {
     assert_eq!(answer.text, "");
     app.get("/v1/auth/me").bearer(&dana.access_token).send().await.refused(401, "unauthorized");
     refresh(&app, &dana.refresh_token).await.refused(401, "invalid_refresh_token");
-    assert_eq!(login(&app, &dana.email, PASSWORD).await.status, 200);
+    assert_eq!(sign_in(&app, &dana.email, PASSWORD).await.status, 200);
 }
 
 #[tokio::test]
-async fn an_access_token_expires_to_the_second() {
+async fn access_token_expires_after_one_hour() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
     app.clock.advance(Duration::from_secs(3590));
-    assert!(works(&app, &dana.access_token).await);
+    assert!(is_accepted(&app, &dana.access_token).await);
     app.clock.advance(Duration::from_secs(10));
     let answer = app.get("/v1/agents").bearer(&dana.access_token).send().await;
     answer.refused(401, "token_expired");
     assert!(answer.header("www-authenticate").contains("error=\"invalid_token\""));
-    // It wins over an ended session.
+    // The error takes precedence over the one of an ended session.
     let dana = app.register("later").await;
     app.post("/v1/auth/logout").bearer(&dana.access_token).send().await.expect(204);
     app.clock.advance(Duration::from_hours(1));
     app.get("/v1/agents").bearer(&dana.access_token).send().await.refused(401, "token_expired");
 }
 
-/// A token with its header or claims rewritten, and the old signature.
-fn rewritten(token: &str, part: usize, rewrite: impl Fn(&mut Value)) -> String {
+/// Changes the header (part 0) or the claims (part 1) of a token and keeps its signature.
+fn tamper(token: &str, part: usize, modify: impl Fn(&mut Value)) -> String {
     let mut parts: Vec<_> = token.split('.').map(str::to_owned).collect();
     let bytes = BASE64URL_NOPAD.decode(parts[part].as_bytes()).unwrap();
     let mut value: Value = serde_json::from_slice(&bytes).unwrap();
-    rewrite(&mut value);
+    modify(&mut value);
     parts[part] = BASE64URL_NOPAD.encode(value.to_string().as_bytes());
     parts.join(".")
 }
 
 #[tokio::test]
-async fn no_token_but_our_own_is_believed() {
+async fn forged_access_token_is_rejected() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
     let token = &dana.access_token;
-    let unsigned = rewritten(token, 0, |header| header["alg"] = json!("none"));
-    let bare = format!("{}.", unsigned.rsplit_once('.').unwrap().0);
-    let hostile = [
+    let unsigned = tamper(token, 0, |header| header["alg"] = json!("none"));
+    let without_signature = format!("{}.", unsigned.rsplit_once('.').unwrap().0);
+    let forged_tokens = [
         unsigned,
-        bare,
-        rewritten(token, 0, |header| header["alg"] = json!("HS256")),
-        rewritten(token, 0, |header| header["alg"] = json!("ES256")),
-        rewritten(token, 0, |header| header["typ"] = json!("JWT")),
-        rewritten(token, 0, |header| header["kid"] = json!("../../etc/passwd")),
-        rewritten(token, 0, |header| header["kid"] = json!(7)),
-        rewritten(token, 0, |header| header["jku"] = json!("https://evil.example/jwks.json")),
-        rewritten(token, 0, |header| header["jwk"] = json!({ "kty": "OKP" })),
-        rewritten(token, 0, |header| header["crit"] = json!(["exp"])),
-        rewritten(token, 1, |claims| claims["exp"] = json!(99_999_999_999_i64)),
-        rewritten(token, 1, |claims| claims["scope"] = json!("call2me:admin")),
-        rewritten(token, 1, |claims| claims["iss"] = json!("https://evil.example")),
+        without_signature,
+        tamper(token, 0, |header| header["alg"] = json!("HS256")),
+        tamper(token, 0, |header| header["alg"] = json!("ES256")),
+        tamper(token, 0, |header| header["typ"] = json!("JWT")),
+        tamper(token, 0, |header| header["kid"] = json!("../../etc/passwd")),
+        tamper(token, 0, |header| header["kid"] = json!(7)),
+        tamper(token, 0, |header| header["jku"] = json!("https://evil.example/jwks.json")),
+        tamper(token, 0, |header| header["jwk"] = json!({ "kty": "OKP" })),
+        tamper(token, 0, |header| header["crit"] = json!(["exp"])),
+        tamper(token, 1, |claims| claims["exp"] = json!(99_999_999_999_i64)),
+        tamper(token, 1, |claims| claims["scope"] = json!("call2me:admin")),
+        tamper(token, 1, |claims| claims["iss"] = json!("https://evil.example")),
         format!("{token}A"),
         format!("{token}="),
         token[..token.len() - 1].to_owned(),
@@ -366,28 +366,29 @@ async fn no_token_but_our_own_is_believed() {
         "a.b.c".to_owned(),
         "eyJ.eyJ.eyJ".to_owned(),
     ];
-    for token in hostile {
+    for token in forged_tokens {
         let answer = app.get("/v1/agents").bearer(&token).send().await;
         answer.refused(401, "unauthorized");
     }
-    // Nothing is wrong with the one that they were made from.
-    assert!(works(&app, token).await);
-    // Another deployment's token, with the same subject.
+    // The original token is valid.
+    assert!(is_accepted(&app, token).await);
+    // A valid token of another deployment.
     let other = TestApp::start().await;
     let foreign = other.register("acme").await;
     app.get("/v1/agents").bearer(&foreign.access_token).send().await.refused(401, "unauthorized");
 }
 
 #[tokio::test]
-async fn the_jwks_verifies_a_token_offline() {
+async fn jwks_verifies_access_token_offline() {
     let app = TestApp::start_at_system_time(&[]).await;
     let dana = app.register("acme").await;
     let answer = app.get("/.well-known/jwks.json").send().await;
     assert_eq!(answer.header("cache-control"), "public, max-age=300");
-    let set: jsonwebtoken::jwk::JwkSet = serde_json::from_value(answer.expect(200)).unwrap();
-    let kid = jsonwebtoken::decode_header(&dana.access_token).unwrap();
-    assert_eq!(kid.typ.as_deref(), Some("at+jwt"));
-    let key = jsonwebtoken::DecodingKey::from_jwk(set.find(&kid.kid.unwrap()).unwrap()).unwrap();
+    let jwks: jsonwebtoken::jwk::JwkSet = serde_json::from_value(answer.expect(200)).unwrap();
+    let header = jsonwebtoken::decode_header(&dana.access_token).unwrap();
+    assert_eq!(header.typ.as_deref(), Some("at+jwt"));
+    let key =
+        jsonwebtoken::DecodingKey::from_jwk(jwks.find(&header.kid.unwrap()).unwrap()).unwrap();
     let mut validation = jsonwebtoken::Validation::new(jsonwebtoken::Algorithm::EdDSA);
     validation.set_audience(&[&app.url]);
     validation.set_issuer(&[&app.url]);
@@ -397,7 +398,7 @@ async fn the_jwks_verifies_a_token_offline() {
 }
 
 #[tokio::test]
-async fn what_one_is_follows_the_membership_at_once() {
+async fn membership_change_applies_to_existing_tokens() {
     let app = TestApp::start().await;
     let acme = app.register("acme").await;
     let member = app.join(&acme, "member").await;
@@ -405,11 +406,13 @@ async fn what_one_is_follows_the_membership_at_once() {
         app.post("/v1/agents").bearer(token).json(json!({ "agent_name": "a" })).send()
     };
     create(&member.access_token).await.expect(201);
-    change_role(&app, &member, "UPDATE memberships SET role = 'viewer' WHERE user_id = $1").await;
+    update_membership(&app, &member, "UPDATE memberships SET role = 'viewer' WHERE user_id = $1")
+        .await;
     create(&member.access_token).await.refused(403, "insufficient_scope");
-    assert!(works(&app, &member.access_token).await);
-    // A promotion shows at the next refresh.
-    change_role(&app, &member, "UPDATE memberships SET role = 'admin' WHERE user_id = $1").await;
+    assert!(is_accepted(&app, &member.access_token).await);
+    // A promotion takes effect at the next refresh.
+    update_membership(&app, &member, "UPDATE memberships SET role = 'admin' WHERE user_id = $1")
+        .await;
     app.get("/v1/members")
         .bearer(&member.access_token)
         .send()
@@ -418,11 +421,11 @@ async fn what_one_is_follows_the_membership_at_once() {
     let next = refresh(&app, &member.refresh_token).await.expect(200);
     let token = next["access_token"].as_str().unwrap();
     app.get("/v1/members").bearer(token).send().await.expect(200);
-    change_role(&app, &member, "DELETE FROM memberships WHERE user_id = $1").await;
+    update_membership(&app, &member, "DELETE FROM memberships WHERE user_id = $1").await;
     app.get("/v1/agents").bearer(token).send().await.refused(401, "unauthorized");
 }
 
-async fn change_role(app: &TestApp, person: &Person, sql: &'static str) {
+async fn update_membership(app: &TestApp, person: &Person, sql: &'static str) {
     let id = call2me_auth::model::id::parse("user", &person.user_id).unwrap();
     let mut connection = app.database.connect().await;
     sqlx::query(sql).bind(id).execute(&mut connection).await.unwrap();
@@ -430,7 +433,7 @@ async fn change_role(app: &TestApp, person: &Person, sql: &'static str) {
 }
 
 #[tokio::test]
-async fn a_weak_hash_is_renewed_at_sign_in() {
+async fn weak_password_hash_is_upgraded_at_sign_in() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
     let weak = argon2::Argon2::new(
@@ -447,7 +450,7 @@ async fn a_weak_hash_is_renewed_at_sign_in() {
         .execute(&mut connection)
         .await
         .unwrap();
-    login(&app, &dana.email, PASSWORD).await.expect(200);
+    sign_in(&app, &dana.email, PASSWORD).await.expect(200);
     let stored: String = sqlx::query_scalar("SELECT password_hash FROM users")
         .fetch_one(&mut connection)
         .await

@@ -1,4 +1,4 @@
-//! Hostile input gets the contract's error body: never a 500, never half a write.
+//! Hostile input gets the error body of the API contract, never a 500 and never a partial write.
 
 use serde_json::json;
 use sqlx::{Connection, Executor};
@@ -10,7 +10,7 @@ use tokio::{
 use crate::fixture::{PASSWORD, TestApp};
 
 #[tokio::test]
-async fn bodies_that_are_no_json_object_are_refused() {
+async fn body_that_is_no_json_object_is_rejected() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
     for path in ["/v1/agents", "/v1/api-keys"] {
@@ -40,22 +40,22 @@ async fn bodies_that_are_no_json_object_are_refused() {
         let nul = post(format!("{{\"{field}\":\"a\\u0000b\"}}").into_bytes()).await;
         nul.refused(422, "validation_failed").blames(field);
     }
-    let twice = b"{\"name\":\"a\",\"name\":\"b\"}".to_vec();
-    let twice = app
+    let duplicate = b"{\"name\":\"a\",\"name\":\"b\"}".to_vec();
+    let duplicate = app
         .post("/v1/api-keys")
         .bearer(&dana.access_token)
-        .body("application/json", twice)
+        .body("application/json", duplicate)
         .send()
         .await;
-    twice.refused(422, "validation_failed").blames("name");
+    duplicate.refused(422, "validation_failed").blames("name");
     for path in ["/v1/agents", "/v1/api-keys"] {
         let list = app.get(path).bearer(&dana.access_token).send().await.expect(200);
-        assert_eq!(list["total"], 0, "nothing was half-made");
+        assert_eq!(list["total"], 0, "nothing was created");
     }
 }
 
 #[tokio::test]
-async fn an_error_never_quotes_a_secret() {
+async fn error_never_quotes_password() {
     let app = TestApp::start().await;
     for body in [
         json!({ "email": "a@b.example", "password": 123_456_789_012_345_i64 }),
@@ -75,7 +75,7 @@ async fn an_error_never_quotes_a_secret() {
 }
 
 #[tokio::test]
-async fn an_error_never_quotes_more_than_a_name() {
+async fn error_never_quotes_secret_or_long_name() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
     let secret = "sk_call2me_live_0000000000000000000000000000";
@@ -99,7 +99,7 @@ async fn an_error_never_quotes_more_than_a_name() {
 }
 
 #[tokio::test]
-async fn any_id_cursor_and_path_is_answered_calmly() {
+async fn malformed_id_path_or_query_is_client_error() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
     for id in [
@@ -128,25 +128,25 @@ async fn any_id_cursor_and_path_is_answered_calmly() {
     }
     let long = format!("/v1/api-keys?name={}", "n".repeat(8000));
     app.get(&long).bearer(&dana.access_token).send().await.refused(422, "validation_failed");
-    // The ends of time, seen from other zones.
-    for (moment, events) in [
-        ("9999-12-31T23:59:59-01:00", "refused"),
+    // The limits of representable time, in other time zones.
+    for (since, expected) in [
+        ("9999-12-31T23:59:59-01:00", "rejected"),
         ("0000-01-01T00:00:00%2B01:00", "all"),
         ("1970-01-01T00:00:00%2B14:00", "all"),
         ("9999-12-31T23:59:59Z", "none"),
     ] {
-        let path = format!("/v1/audit-log?since={moment}");
+        let path = format!("/v1/audit-log?since={since}");
         let answer = app.get(&path).bearer(&dana.access_token).send().await;
-        match events {
-            "refused" => drop(answer.refused(422, "validation_failed").blames("since")),
-            "all" => assert_ne!(answer.expect(200)["events"], json!([]), "{moment}"),
-            _ => assert_eq!(answer.expect(200)["events"], json!([]), "{moment}"),
+        match expected {
+            "rejected" => drop(answer.refused(422, "validation_failed").blames("since")),
+            "all" => assert_ne!(answer.expect(200)["events"], json!([]), "{since}"),
+            _ => assert_eq!(answer.expect(200)["events"], json!([]), "{since}"),
         }
     }
 }
 
-/// Sends bytes as they are, and reads what comes back until the connection ends.
-async fn raw(app: &TestApp, bytes: &[u8]) -> String {
+/// Sends raw bytes and reads the response until the connection closes.
+async fn send_raw(app: &TestApp, bytes: &[u8]) -> String {
     let mut stream = TcpStream::connect(app.url.strip_prefix("http://").unwrap()).await.unwrap();
     stream.write_all(bytes).await.unwrap();
     let mut answer = Vec::new();
@@ -155,7 +155,7 @@ async fn raw(app: &TestApp, bytes: &[u8]) -> String {
 }
 
 #[tokio::test]
-async fn hostile_heads_end_the_connection_not_the_service() {
+async fn malformed_request_head_ends_only_its_connection() {
     let app = TestApp::start().await;
     let close = "host: x\r\nconnection: close\r\n";
     for (bytes, status) in [
@@ -181,7 +181,7 @@ async fn hostile_heads_end_the_connection_not_the_service() {
         ),
         (format!("BREW /v1/agents HTTP/1.1\r\n{close}\r\n"), "HTTP/1.1 405"),
     ] {
-        let answer = raw(&app, bytes.as_bytes()).await;
+        let answer = send_raw(&app, bytes.as_bytes()).await;
         assert!(answer.starts_with(status), "{bytes:.60?} {answer:.200}");
         assert!(!answer.contains(" 500 "), "{answer}");
     }
@@ -190,31 +190,31 @@ async fn hostile_heads_end_the_connection_not_the_service() {
 }
 
 #[tokio::test]
-async fn clients_that_hang_up_at_any_moment_cost_others_nothing() {
+async fn disconnecting_clients_do_not_affect_others() {
     let app = TestApp::start().await;
     let [dana, wim] = [app.register("acme").await, app.register("widgets-inc").await];
-    let [good, rude] =
-        [app.mint(&dana, "good", "read-only").await, app.mint(&wim, "rude", "read-only").await];
+    let [good, aborting] =
+        [app.mint(&dana, "good", "read-only").await, app.mint(&wim, "aborting", "read-only").await];
     let address = app.url.strip_prefix("http://").unwrap().to_owned();
     let head = format!(
         "GET /v1/agents HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {}\r\n\r\n",
-        rude.secret
+        aborting.secret
     );
-    // Somebody opens, asks and is gone, after ever other fractions of a request's time…
-    let rude = tokio::spawn(async move {
-        for turn in 0..400_u64 {
+    // One client sends requests and disconnects after a different delay each time…
+    let aborting = tokio::spawn(async move {
+        for attempt in 0..400_u64 {
             let mut stream = TcpStream::connect(&address).await.unwrap();
             stream.write_all(head.as_bytes()).await.unwrap();
-            tokio::time::sleep(std::time::Duration::from_micros(turn * 7 % 3000)).await;
+            tokio::time::sleep(std::time::Duration::from_micros(attempt * 7 % 3000)).await;
         }
     });
-    // …while somebody else works.
+    // …while another client reads its responses.
     let mut answered = 0;
-    while !rude.is_finished() {
+    while !aborting.is_finished() {
         app.get("/v1/agents").bearer(&good.secret).send().await.expect(200);
         answered += 1;
     }
-    rude.await.unwrap();
+    aborting.await.unwrap();
     let database = app.stop().await;
     let mut connection = database.connect().await;
     let logged: i64 =
@@ -226,7 +226,7 @@ async fn clients_that_hang_up_at_any_moment_cost_others_nothing() {
 }
 
 #[tokio::test]
-async fn a_client_that_hangs_up_leaves_nothing_half_done() {
+async fn disconnect_leaves_no_partial_write() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
     let address = app.url.strip_prefix("http://").unwrap();
@@ -240,12 +240,13 @@ async fn a_client_that_hangs_up_leaves_nothing_half_done() {
         stream.write_all(head.as_bytes()).await.unwrap();
         drop(stream);
     }
-    // A body that ends early is a bad request, of which nobody reads the answer.
+    // A body that ends early is logged as a bad request, although no client reads the response.
     app.events(&dana.access_token, "method=POST&status=400", |_| true).await;
     let list = app.get("/v1/api-keys").bearer(&dana.access_token).send().await.expect(200);
     assert_eq!(list["total"], 0);
 
-    // A whole request whose client is gone before the answer: dropped, rolled back, and in the log.
+    // A complete request whose client disconnects before the response is cancelled, rolled back
+    // and logged.
     let mut connection = app.database.connect().await;
     let mut tx = connection.begin().await.unwrap();
     tx.execute("LOCK TABLE documents IN ACCESS EXCLUSIVE MODE").await.unwrap();
@@ -264,32 +265,32 @@ async fn a_client_that_hangs_up_leaves_nothing_half_done() {
     assert_eq!(list["total"], 0);
 }
 
-/// A megabyte is hashed by nobody, wherever a password is taken.
+/// No endpoint hashes a password of one megabyte.
 #[tokio::test]
-async fn a_megabyte_is_no_password() {
+async fn megabyte_password_is_rejected() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
     let huge = "x".repeat(1_000_000);
     let login = json!({ "email": dana.email, "password": huge });
-    let refused = app.post("/v1/auth/login").json(login).send().await;
-    refused.refused(401, "invalid_credentials");
+    let rejected = app.post("/v1/auth/login").json(login).send().await;
+    rejected.refused(401, "invalid_credentials");
     let register = json!({ "email": "new@acme.example", "password": huge });
-    let refused = app.post("/v1/auth/register").json(register).send().await;
-    refused.refused(422, "validation_failed").blames("password");
+    let rejected = app.post("/v1/auth/register").json(register).send().await;
+    rejected.refused(422, "validation_failed").blames("password");
     let change = json!({ "current_password": PASSWORD, "new_password": huge });
     let change = app.by(&dana.access_token, "POST", "/v1/auth/password/change").json(change);
     change.send().await.refused(422, "validation_failed").blames("new_password");
     let change = json!({ "current_password": huge, "new_password": "a walk in the old park" });
     let change = app.by(&dana.access_token, "POST", "/v1/auth/password/change").json(change);
     change.send().await.refused(422, "validation_failed").blames("current_password");
-    let more = json!({ "email": dana.email, "password": "x".repeat(1024 * 1024) });
-    let more = app.post("/v1/auth/login").json(more).send().await;
-    more.refused(413, "payload_too_large");
+    let over_body_limit = json!({ "email": dana.email, "password": "x".repeat(1024 * 1024) });
+    let over_body_limit = app.post("/v1/auth/login").json(over_body_limit).send().await;
+    over_body_limit.refused(413, "payload_too_large");
 }
 
-/// Two addresses that look alike are not two accounts, and no letter becomes another one.
+/// Addresses that look alike are not two accounts, and no character is mapped to another one.
 #[tokio::test]
-async fn addresses_that_look_alike_are_one_or_none() {
+async fn lookalike_email_is_rejected() {
     let app = TestApp::start().await;
     let register = async |email: &str| {
         let body = json!({ "email": email, "password": PASSWORD });
@@ -297,7 +298,7 @@ async fn addresses_that_look_alike_are_one_or_none() {
     };
     assert_eq!(register("kim@acme.example").await.status, 201);
     register("KIM@Acme.EXAMPLE").await.refused(409, "conflict");
-    // A Kelvin sign, a dotless i, a Cyrillic a, a full-width letter, one that cannot be seen.
+    // Kelvin sign, dotless i, Cyrillic a, full-width letter, zero-width space.
     for email in [
         "\u{212a}im@acme.example",
         "k\u{131}m@acme.example",

@@ -1,4 +1,5 @@
-//! Two nodes on one database: what one changes, the other does not believe when the answer is out.
+//! Cache invalidation between two nodes on one database: once the response to a change is out, the
+//! other node applies the change.
 
 use std::time::Duration;
 
@@ -8,7 +9,7 @@ use uuid::Uuid;
 
 use crate::fixture::{Key, Person, TestApp};
 
-/// Two nodes, a person and a key, which both nodes know.
+/// Starts two nodes and creates a user and a key, which both nodes have cached.
 async fn two_nodes() -> (TestApp, TestApp, Person, Key) {
     let one = TestApp::start().await;
     let other = one.another_node().await;
@@ -23,7 +24,7 @@ async fn two_nodes() -> (TestApp, TestApp, Person, Key) {
 }
 
 #[tokio::test]
-async fn a_key_that_one_node_revokes_is_dead_on_the_other() {
+async fn revoked_key_is_rejected_on_every_node() {
     let (one, other, dana, key) = two_nodes().await;
     let path = format!("/v1/api-keys/{}", key.id);
     one.delete(&path).bearer(&dana.access_token).send().await.expect(204);
@@ -33,7 +34,7 @@ async fn a_key_that_one_node_revokes_is_dead_on_the_other() {
 }
 
 #[tokio::test]
-async fn a_session_that_ends_on_one_node_is_over_on_the_other() {
+async fn ended_session_is_rejected_on_every_node() {
     let (one, other, dana, key) = two_nodes().await;
     one.post("/v1/auth/logout").bearer(&dana.access_token).send().await.expect(204);
     let answer = other.get("/v1/agents").bearer(&dana.access_token).send().await;
@@ -42,7 +43,7 @@ async fn a_session_that_ends_on_one_node_is_over_on_the_other() {
 }
 
 #[tokio::test]
-async fn networks_that_one_node_sets_bind_on_the_other() {
+async fn allowed_ips_apply_on_every_node() {
     let (one, other, dana, key) = two_nodes().await;
     let change = json!({ "allowed_ips": ["192.0.2.0/24"] });
     let path = format!("/v1/api-keys/{}", key.id);
@@ -50,9 +51,9 @@ async fn networks_that_one_node_sets_bind_on_the_other() {
     other.get("/v1/agents").bearer(&key.secret).send().await.refused(403, "forbidden");
 }
 
-/// Whoever changes a row, with whatever tool: triggers tell the nodes.
+/// Database triggers announce every change, whichever tool makes it.
 #[tokio::test]
-async fn what_the_operator_changes_by_hand_is_heard_too() {
+async fn manual_database_change_invalidates_caches() {
     let (one, other, dana, key) = two_nodes().await;
     let mut sql = one.database.connect().await;
     sql.execute("UPDATE workspaces SET rate_limit_per_minute = 7").await.unwrap();
@@ -67,23 +68,23 @@ async fn what_the_operator_changes_by_hand_is_heard_too() {
     }
 }
 
-/// That somebody has no role is believed no longer than that some other role.
+/// A cached absence of a role is invalidated like a cached role.
 #[tokio::test]
-async fn who_was_removed_and_comes_back_is_believed_again() {
+async fn restored_member_is_accepted_again() {
     let (one, other, dana, _key) = two_nodes().await;
     let mut sql = one.database.connect().await;
     sql.execute("CREATE TABLE gone AS SELECT * FROM memberships").await.unwrap();
     sql.execute("DELETE FROM memberships").await.unwrap();
     one.database.every_node_knows().await;
-    let ask = || other.get("/v1/agents").bearer(&dana.access_token).send();
-    ask().await.refused(401, "unauthorized");
+    let request = || other.get("/v1/agents").bearer(&dana.access_token).send();
+    request().await.refused(401, "unauthorized");
     sql.execute("INSERT INTO memberships SELECT * FROM gone").await.unwrap();
     one.database.every_node_knows().await;
-    ask().await.expect(200);
+    request().await.expect(200);
 }
 
-/// A node that does not answer any more, until its lease is over.
-async fn silent_node(app: &TestApp, seconds: i32) -> Uuid {
+/// Registers a node that acknowledges nothing, with a lease of `seconds`.
+async fn unresponsive_node(app: &TestApp, seconds: i32) -> Uuid {
     let node = app.app.env.new_uuid();
     let mut sql = app.database.connect().await;
     let insert = "INSERT INTO nodes (id, acknowledged, lease_until, written_until)
@@ -92,7 +93,7 @@ async fn silent_node(app: &TestApp, seconds: i32) -> Uuid {
     node
 }
 
-async fn lease_is_over(app: &TestApp, node: Uuid) -> bool {
+async fn is_lease_over(app: &TestApp, node: Uuid) -> bool {
     let mut sql = app.database.connect().await;
     let over =
         "SELECT lease_until + interval '1 second' <= clock_timestamp() FROM nodes WHERE id = $1";
@@ -100,20 +101,20 @@ async fn lease_is_over(app: &TestApp, node: Uuid) -> bool {
 }
 
 #[tokio::test]
-async fn a_node_that_does_not_answer_is_waited_for_until_its_lease_is_over() {
+async fn revocation_waits_for_lease_of_unresponsive_node() {
     let (one, _other, dana, key) = two_nodes().await;
     let path = format!("/v1/api-keys/{}", key.id);
-    let node = silent_node(&one, 1).await;
+    let node = unresponsive_node(&one, 1).await;
     one.delete(&path).bearer(&dana.access_token).send().await.expect(204);
-    assert!(lease_is_over(&one, node).await, "answered too early");
-    // Who asks again waits as well: the first answer may have been lost.
-    let node = silent_node(&one, 1).await;
+    assert!(is_lease_over(&one, node).await, "the response came before the lease expired");
+    // A retry waits as well, because the first response may have been lost.
+    let node = unresponsive_node(&one, 1).await;
     one.delete(&path).bearer(&dana.access_token).send().await.expect(204);
-    assert!(lease_is_over(&one, node).await, "answered too early");
+    assert!(is_lease_over(&one, node).await, "the response came before the lease expired");
 }
 
 #[tokio::test]
-async fn a_node_that_stops_says_farewell() {
+async fn stopped_node_is_deregistered() {
     let (one, other, dana, key) = two_nodes().await;
     other.stop().await;
     let mut sql = one.database.connect().await;
@@ -123,9 +124,9 @@ async fn a_node_that_stops_says_farewell() {
     one.delete(&path).bearer(&dana.access_token).send().await.expect(204);
 }
 
-/// Whose row somebody took away has to begin anew: nobody waits for it any more.
+/// A node whose row was deleted must start with an empty cache, because no fence waits for it.
 #[tokio::test]
-async fn a_node_that_was_forgotten_registers_again_with_nothing_cached() {
+async fn deleted_node_registers_again_with_empty_cache() {
     let (one, other, dana, key) = two_nodes().await;
     let mut sql = one.database.connect().await;
     sql.execute("DELETE FROM nodes").await.unwrap();
@@ -138,9 +139,9 @@ async fn a_node_that_was_forgotten_registers_again_with_nothing_cached() {
     other.get("/v1/agents").bearer(&key.secret).send().await.refused(401, "unauthorized");
 }
 
-/// When more was announced than is kept, a node cannot know what it missed.
+/// If invalidations are deleted before a node has read them, it cannot know which ones it missed.
 #[tokio::test]
-async fn a_gap_in_what_is_told_makes_a_node_forget_everything() {
+async fn missed_invalidations_clear_the_whole_cache() {
     let (one, other, _dana, key) = two_nodes().await;
     let mut sql = one.database.connect().await;
     let mut tx = sql.begin().await.unwrap();
@@ -153,7 +154,7 @@ async fn a_gap_in_what_is_told_makes_a_node_forget_everything() {
 }
 
 #[tokio::test]
-async fn strict_durability_answers_once_the_event_is_committed() {
+async fn strict_durability_responds_after_commit() {
     let strict = TestApp::start_with(&[("audit.durability", "strict")]).await;
     let batched = TestApp::start_on(strict.database.clone(), &[]).await;
     let dana = strict.register("acme").await;
@@ -164,19 +165,19 @@ async fn strict_durability_answers_once_the_event_is_committed() {
     let mut waiting = tokio::spawn(strict.get("/v1/auth/verify/s").bearer(&key.secret).send());
     strict.database.somebody_waits_for_a_lock().await;
     let early = tokio::time::timeout(Duration::from_millis(500), &mut waiting).await;
-    assert!(early.is_err(), "no answer before the commit: {early:?}");
-    // Batched, it is answered while the log stands still.
+    assert!(early.is_err(), "the response came before the commit: {early:?}");
+    // With batched durability, the response does not wait for the log.
     batched.get("/v1/auth/verify/b").bearer(&key.secret).send().await.expect(200);
     tx.rollback().await.unwrap();
     waiting.await.unwrap().expect(200);
     let events = "SELECT count(*) FROM audit_events WHERE path = '/s'";
     let written = sqlx::query_scalar::<_, i64>(events).fetch_one(&mut sql).await.unwrap();
-    assert_eq!(written, 1, "it is there when the answer is");
+    assert_eq!(written, 1, "the event is stored before the response");
 }
 
-/// A full queue holds requests up; it loses none, and refuses none that waits a moment.
+/// A full audit queue delays requests. It loses none, and rejects none that waits a moment.
 #[tokio::test]
-async fn a_full_queue_holds_requests_up() {
+async fn full_audit_queue_delays_requests_without_loss() {
     let app = TestApp::start_with(&[("audit.queue", "2")]).await;
     let dana = app.register("acme").await;
     let key = app.mint(&dana, "prod", "write").await;

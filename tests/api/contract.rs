@@ -1,4 +1,4 @@
-//! Every row of the contract's table of errors, and the conventions that all answers share.
+//! Every row of the error table in the API contract, and the conventions that all responses share.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use serde_json::json;
 use crate::fixture::{PASSWORD, TestApp};
 
 #[tokio::test]
-async fn every_error_of_the_table() {
+async fn every_documented_error_has_its_status_and_code() {
     let app = TestApp::start_with(&[("server.max_body_bytes", "2048")]).await;
     let dana = app.register("acme").await;
     let reader = app.mint(&dana, "reader", "read-only").await;
@@ -17,8 +17,8 @@ async fn every_error_of_the_table() {
     let bad = post("/v1/agents").body("application/json", "{\"agent_name\":").send().await;
     bad.refused(400, "bad_request");
     app.get("/v1/agents?a=%zz").bearer(token).send().await.refused(400, "bad_request");
-    let two = app.get("/v1/agents").bearer(token).bearer(token).send().await;
-    two.refused(400, "bad_request");
+    let duplicate = app.get("/v1/agents").bearer(token).bearer(token).send().await;
+    duplicate.refused(400, "bad_request");
 
     app.get("/v1/agents").send().await.refused(401, "unauthorized");
     let login = json!({ "email": dana.email, "password": "wrong horse battery" });
@@ -49,18 +49,18 @@ async fn every_error_of_the_table() {
     let form = post("/v1/agents").body("application/x-www-form-urlencoded", "agent_name=a");
     form.send().await.refused(415, "unsupported_media_type");
 
-    let again = json!({ "email": dana.email, "password": PASSWORD });
-    app.post("/v1/auth/register").json(again).send().await.refused(409, "conflict");
+    let duplicate_email = json!({ "email": dana.email, "password": PASSWORD });
+    app.post("/v1/auth/register").json(duplicate_email).send().await.refused(409, "conflict");
 
-    let wrong = post("/v1/api-keys").json(json!({ "name": "" })).send().await;
-    wrong.refused(422, "validation_failed").blames("name");
+    let invalid = post("/v1/api-keys").json(json!({ "name": "" })).send().await;
+    invalid.refused(422, "validation_failed").blames("name");
 
     app.clock.advance(Duration::from_hours(1));
     app.get("/v1/agents").bearer(token).send().await.refused(401, "token_expired");
 }
 
 #[tokio::test]
-async fn an_outage_is_503_with_retry_after_and_never_401() {
+async fn database_outage_is_503_and_never_401() {
     let app = TestApp::start_with(&[("database.acquire_timeout_seconds", "1")]).await;
     let dana = app.register("acme").await;
     let key = app.mint(&dana, "prod", "admin").await;
@@ -86,26 +86,26 @@ async fn an_outage_is_503_with_retry_after_and_never_401() {
     assert_eq!((ready.status.as_u16(), ready.number("retry-after")), (503, 1));
     assert_eq!(app.get("/livez").send().await.status, 200);
 
-    // It heals unaided.
+    // The service recovers by itself.
     app.database.allow_connections(true).await;
     app.get("/v1/agents").bearer(&key.secret).send().await.expect(200);
 }
 
 #[tokio::test]
-async fn request_ids_are_kept_only_if_they_are_such_ids() {
+async fn only_valid_request_id_is_kept() {
     let app = TestApp::start().await;
-    let ours = "req_01jd0zt8q7f7qvs4p2k6x3m9ab";
+    let valid = "req_01jd0zt8q7f7qvs4p2k6x3m9ab";
     let call = |id: &str| app.get("/livez").header("x-request-id", id).send();
-    assert_eq!(call(ours).await.header("x-request-id"), ours);
-    for theirs in ["1", "user_01jd0zt8q7f7qvs4p2k6x3m9ab", "req_", "<script>"] {
-        let answer = call(theirs).await;
-        assert_ne!(answer.header("x-request-id"), theirs);
+    assert_eq!(call(valid).await.header("x-request-id"), valid);
+    for invalid in ["1", "user_01jd0zt8q7f7qvs4p2k6x3m9ab", "req_", "<script>"] {
+        let answer = call(invalid).await;
+        assert_ne!(answer.header("x-request-id"), invalid);
         assert!(answer.header("x-request-id").starts_with("req_"));
     }
 }
 
 #[tokio::test]
-async fn refusals_come_in_the_order_of_the_contract() {
+async fn errors_have_documented_precedence() {
     let app = TestApp::start_with(&[("rate_limit.per_key_per_minute", "1")]).await;
     let dana = app.register("acme").await;
     let second = app.register("second").await;
@@ -116,7 +116,7 @@ async fn refusals_come_in_the_order_of_the_contract() {
         .send()
         .await
         .refused(405, "method_not_allowed");
-    // 403 before the body is looked at, 429 before 403.
+    // 403 before the body is read, 429 before 403.
     let session = &dana.access_token;
     let reader = app.mint(&dana, "reader", "read-only").await;
     let post =
@@ -124,7 +124,7 @@ async fn refusals_come_in_the_order_of_the_contract() {
     post().await.refused(403, "insufficient_scope");
     post().await.refused(429, "rate_limited");
     app.get("/v1/agents").bearer(session).send().await.refused(429, "rate_limited");
-    // 415 and 422 before the 404 of a row.
+    // 415 and 422 before the 404 of a missing row.
     let path = "/v1/agents/agent_01jd0zt8q7f7qvs4p2k6x3m9ab";
     let patch = app.patch(path).bearer(&second.access_token).body("text/plain", "x").send().await;
     patch.refused(415, "unsupported_media_type");
@@ -134,7 +134,7 @@ async fn refusals_come_in_the_order_of_the_contract() {
 }
 
 #[tokio::test]
-async fn every_answer_of_v1_has_limits_an_id_and_no_store() {
+async fn every_v1_response_has_common_headers() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
     for call in [
@@ -159,7 +159,7 @@ async fn every_answer_of_v1_has_limits_an_id_and_no_store() {
 }
 
 #[tokio::test]
-async fn the_challenge_points_to_metadata_that_is_there() {
+async fn challenge_links_to_resource_metadata() {
     let app = TestApp::start().await;
     let answer = app.get("/v1/agents").send().await;
     let challenge = answer.header("www-authenticate");
@@ -175,7 +175,7 @@ async fn the_challenge_points_to_metadata_that_is_there() {
 }
 
 #[tokio::test]
-async fn credentials_are_read_from_the_header_alone() {
+async fn credential_is_read_only_from_authorization_header() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
     let key = app.mint(&dana, "prod", "admin").await;
@@ -190,7 +190,7 @@ async fn credentials_are_read_from_the_header_alone() {
     ] {
         call.send().await.refused(401, "unauthorized");
     }
-    // Another scheme is no credential at all, and the challenge says so (RFC 6750, section 3.1).
+    // Another scheme is not a credential, so the challenge has no error (RFC 6750, section 3.1).
     let basic = app.get("/v1/agents").header("authorization", "Basic eDp5").send().await;
     assert!(!basic.header("www-authenticate").contains("error="));
     let lower = format!("bEaReR {}", key.secret);

@@ -1,4 +1,5 @@
-//! Every route × {no credential, wrong scope, other workspace, right scope}, from the route table.
+//! Every route of the route table × {no credential, insufficient scope, other workspace,
+//! sufficient scope}.
 
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
@@ -11,9 +12,10 @@ use serde_json::{Value, json};
 
 use crate::fixture::{Browser, Key, LOCALHOST, PASSWORD, Person, TestApp, oauth::OAuth};
 
-/// What would end the person's access, or is about a second factor or a passkey, which they do not have: whom the guard lets through
-/// is told here what is missing. How they succeed is tested in workspaces.rs, mfa.rs and passkeys.rs.
-const LOCKING_OUT: [(&str, u16, &str); 7] = [
+/// Errors of routes that would end the user's access, or that need a second factor or a passkey,
+/// which the user lacks. An authorized request gets the error for its missing field or row.
+/// Successful requests are tested in workspaces.rs, mfa.rs and passkeys.rs.
+const EXPECTED_ERRORS: [(&str, u16, &str); 7] = [
     ("DELETE /v1/workspace", 422, "validation_failed"),
     ("DELETE /v1/users/me", 422, "validation_failed"),
     ("POST /v1/auth/mfa/totp/confirm", 422, "validation_failed"),
@@ -23,16 +25,16 @@ const LOCKING_OUT: [(&str, u16, &str); 7] = [
     ("DELETE /v1/auth/passkeys/{id}", 404, "not_found"),
 ];
 
-/// For addresses that nobody was invited at.
-static NEXT: AtomicUsize = AtomicUsize::new(0);
+/// Counter that makes email addresses and workspace names unique.
+static SEQUENCE: AtomicUsize = AtomicUsize::new(0);
 
 /// A workspace with a key of each scope.
-struct Side {
+struct Tenant {
     owner: Person,
     keys: Vec<(Scope, Key)>,
 }
 
-impl Side {
+impl Tenant {
     async fn new(app: &TestApp, name: &str) -> Self {
         let owner = app.register(name).await;
         let mut keys = Vec::new();
@@ -46,9 +48,9 @@ impl Side {
         &self.keys.iter().find(|(of, _)| *of == scope).unwrap().1.secret
     }
 
-    /// Something fresh for a route to act upon: the path to it, and a body that is good there.
-    async fn target(&self, app: &TestApp, path: &str) -> (String, Value) {
-        // A key: sessions end on the way.
+    /// Creates the row that a route acts on. Returns the path to it and a valid body.
+    async fn create_target(&self, app: &TestApp, path: &str) -> (String, Value) {
+        // A key, because some routes end the sessions.
         let token = self.key(Scope::Admin);
         let create = async |collection: &str, body: Value| {
             app.post(collection).bearer(token).json(body).send().await.expect(201)
@@ -69,8 +71,8 @@ impl Side {
             "/v1/calls" | "/v1/campaigns" => {
                 let body =
                     json!({ "agent_id": agent().await, "to_number": "+14155550100", "name": "c" });
-                let made = create(collection, body.clone()).await;
-                let id = made.get("call_id").or(made.get("campaign_id")).unwrap().clone();
+                let created = create(collection, body.clone()).await;
+                let id = created.get("call_id").or(created.get("campaign_id")).unwrap().clone();
                 (id, body)
             }
             "/v1/knowledge-base" => {
@@ -97,8 +99,10 @@ impl Side {
                 (json!("passkey_01jd0zt8q7f7qvs4p2k6x3m9ab"), json!({}))
             }
             "/v1/invitations" => {
-                let body = json!({ "email": format!("{}@new.example", NEXT.fetch_add(1, Relaxed)),
-                                   "role": "viewer" });
+                let body = json!({
+                    "email": format!("{}@new.example", SEQUENCE.fetch_add(1, Relaxed)),
+                    "role": "viewer"
+                });
                 if path.contains("{id}") {
                     (create(collection, body).await["id"].clone(), json!({}))
                 } else {
@@ -110,7 +114,7 @@ impl Side {
                 (Value::from(member.user_id), json!({ "role": "viewer" }))
             }
             "/v1/workspaces" if path.contains("{id}") => {
-                let host = app.register(&format!("host-{}", NEXT.fetch_add(1, Relaxed))).await;
+                let host = app.register(&format!("host-{}", SEQUENCE.fetch_add(1, Relaxed))).await;
                 app.admit(&self.owner, &host, "viewer").await;
                 (Value::from(host.workspace_id), json!({}))
             }
@@ -151,37 +155,48 @@ impl Side {
 }
 
 #[tokio::test]
-async fn every_route_keeps_its_rule() {
+async fn every_route_enforces_its_access_rule() {
     let app = TestApp::start_with(&[("server.public_url", LOCALHOST)]).await;
-    let acme = Side::new(&app, "acme").await;
-    let widgets = Side::new(&app, "widgets-inc").await;
+    let acme = Tenant::new(&app, "acme").await;
+    let widgets = Tenant::new(&app, "widgets-inc").await;
     let mut checked = 0;
     for route in routes::table() {
         let Rule::Protected(requirement) = route.rule else { continue };
         let method = route.method.as_ref().map_or("GET", |method| method.as_str());
-        let what = format!("{method} {}", route.path);
-        let (path, body) = acme.target(&app, route.path).await;
+        let route_name = format!("{method} {}", route.path);
+        let (path, body) = acme.create_target(&app, route.path).await;
         let call = |credential: Option<&str>| {
             let call = app.call(method, &path);
             let call = credential.map_or(app.call(method, &path), |key| call.bearer(key));
             if matches!(method, "GET" | "DELETE") { call } else { call.json(body.clone()) }
         };
 
-        let nobody = call(None).send().await;
-        nobody.refused(401, "unauthorized");
-        let challenge = nobody.header("www-authenticate");
-        let wanted = requirement.scope().map(|scope| format!(", scope=\"{}\"", scope.oauth_name()));
-        assert!(challenge.ends_with(&wanted.unwrap_or("resource\"".to_owned())), "{what}");
-        assert!(challenge.starts_with("Bearer realm=\"call2me\", resource_metadata="), "{what}");
+        let anonymous = call(None).send().await;
+        anonymous.refused(401, "unauthorized");
+        let challenge = anonymous.header("www-authenticate");
+        let expected_scope =
+            requirement.scope().map(|scope| format!(", scope=\"{}\"", scope.oauth_name()));
+        assert!(
+            challenge.ends_with(&expected_scope.unwrap_or("resource\"".to_owned())),
+            "{route_name}"
+        );
+        assert!(
+            challenge.starts_with("Bearer realm=\"call2me\", resource_metadata="),
+            "{route_name}"
+        );
 
         match requirement {
             Requirement::Scope(required) | Requirement::FirstParty(required) => {
                 for scope in Scope::ALL.into_iter().filter(|scope| *scope < required) {
                     let answer = call(Some(acme.key(scope))).send().await;
                     answer.refused(403, "insufficient_scope");
-                    assert_eq!(answer.body["error"]["required_scope"], required.as_str(), "{what}");
+                    assert_eq!(
+                        answer.body["error"]["required_scope"],
+                        required.as_str(),
+                        "{route_name}"
+                    );
                     let scope = format!("scope=\"{}\"", required.oauth_name());
-                    assert!(answer.header("www-authenticate").contains(&scope), "{what}");
+                    assert!(answer.header("www-authenticate").contains(&scope), "{route_name}");
                 }
             }
             Requirement::OwnSession => {
@@ -191,50 +206,62 @@ async fn every_route_keeps_its_rule() {
         }
 
         if requirement.scope().is_some() {
-            let foreign = call(Some(widgets.key(Scope::Admin))).send().await;
+            let other_workspace = call(Some(widgets.key(Scope::Admin))).send().await;
             if route.path.contains("id}") {
-                // In the words of a row that never was.
-                foreign.refused(404, "not_found");
+                // The same error as for a row that never existed.
+                other_workspace.refused(404, "not_found");
                 let (prefix, _) = path.split_once('_').unwrap();
-                let ghost =
+                let missing_path =
                     path.replace(&path[prefix.len() + 1..][..26], "01jd0zt8q7f7qvs4p2k6x3m9ab");
-                let never = app.call(method, &ghost).bearer(widgets.key(Scope::Admin));
-                let never = if matches!(method, "GET" | "DELETE") {
-                    never
+                let missing = app.call(method, &missing_path).bearer(widgets.key(Scope::Admin));
+                let missing = if matches!(method, "GET" | "DELETE") {
+                    missing
                 } else {
-                    never.json(body.clone())
+                    missing.json(body.clone())
                 };
-                assert_eq!(never.send().await.body["detail"], foreign.body["detail"], "{what}");
+                assert_eq!(
+                    missing.send().await.body["detail"],
+                    other_workspace.body["detail"],
+                    "{route_name}"
+                );
             } else {
                 for id in [&acme.owner.workspace_id, &acme.owner.user_id, &acme.keys[0].1.id] {
-                    assert!(!foreign.text.contains(id.as_str()), "{what}: {}", foreign.text);
+                    assert!(
+                        !other_workspace.text.contains(id.as_str()),
+                        "{route_name}: {}",
+                        other_workspace.text
+                    );
                 }
             }
         }
 
-        let right = match requirement {
+        let authorized = match requirement {
             Requirement::Scope(required) | Requirement::FirstParty(required) => {
                 call(Some(acme.key(required))).send().await
             }
             Requirement::OwnSession => {
-                let spare = json!({ "email": acme.owner.email, "password": PASSWORD });
-                let pair = app.post("/v1/auth/login").json(spare).send().await.expect(200);
+                let login = json!({ "email": acme.owner.email, "password": PASSWORD });
+                let pair = app.post("/v1/auth/login").json(login).send().await.expect(200);
                 call(Some(pair["access_token"].as_str().unwrap())).send().await
             }
         };
         checked += 1;
-        if let Some((_, status, code)) = LOCKING_OUT.iter().find(|(of, ..)| *of == what) {
-            right.refused(*status, code);
+        if let Some((_, status, code)) = EXPECTED_ERRORS.iter().find(|(of, ..)| *of == route_name) {
+            authorized.refused(*status, code);
             continue;
         }
-        assert!(right.status.is_success(), "{what}: {}", right.text);
-        assert_eq!(right.status == 201, right.headers.contains_key("location"), "{what}");
+        assert!(authorized.status.is_success(), "{route_name}: {}", authorized.text);
+        assert_eq!(
+            authorized.status == 201,
+            authorized.headers.contains_key("location"),
+            "{route_name}"
+        );
     }
     assert!(checked > 35, "{checked}");
 }
 
 #[tokio::test]
-async fn what_everybody_may_see_needs_no_credential() {
+async fn public_route_needs_no_credential() {
     let app = TestApp::start().await;
     for route in routes::table() {
         let is_get = route.method.as_ref().is_some_and(|method| method == "GET");
@@ -248,7 +275,7 @@ async fn what_everybody_may_see_needs_no_credential() {
 }
 
 #[tokio::test]
-async fn head_is_answered_like_get_without_a_body() {
+async fn head_is_answered_like_get_without_body() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
     let head = app.call("HEAD", "/v1/agents").bearer(&dana.access_token).send().await;

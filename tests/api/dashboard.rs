@@ -1,5 +1,5 @@
-//! The dashboard, as it is without JavaScript: plain pages and forms. What a real browser makes of it is in
-//! `dashboard_seen.rs`.
+//! The dashboard without JavaScript: plain pages and forms. `dashboard_browser.rs` tests it in a
+//! real browser.
 
 use std::time::Duration;
 
@@ -7,8 +7,8 @@ use serde_json::json;
 
 use crate::fixture::{Browser, PASSWORD, Page, SmtpSink, TestApp, eventually, token_in};
 
-/// A key that a page has just shown, and its id.
-fn shown_key(page: &Page) -> (String, String) {
+/// Reads the secret and the id of a key from the page that shows it once.
+fn read_created_key(page: &Page) -> (String, String) {
     assert_eq!(page.status, 201, "{page:#?}");
     let secret = page.text.split("<pre id=\"secret\"").nth(1).unwrap();
     let secret = secret.split('>').nth(1).unwrap().split('<').next().unwrap();
@@ -17,15 +17,16 @@ fn shown_key(page: &Page) -> (String, String) {
     (secret.to_owned(), id)
 }
 
-async fn mint(browser: &mut Browser<'_>, name: &str, scope: &str) -> (String, String) {
+async fn create_key(browser: &mut Browser<'_>, name: &str, scope: &str) -> (String, String) {
     let page = browser.get("/api-keys/new").await;
     let fields = [("name", name), ("scope", scope)];
-    shown_key(&browser.submit(&page, "/api-keys", &fields).await)
+    read_created_key(&browser.submit(&page, "/api-keys", &fields).await)
 }
 
-/// The seed scenario without a script, but for a second of quiet in place of fifteen minutes.
+/// The main user journey without JavaScript. The old key must be idle for one second instead of
+/// fifteen minutes.
 #[tokio::test]
-async fn from_sign_up_to_a_revoked_key_without_javascript() {
+async fn sign_up_to_key_revocation_works_without_javascript() {
     let app = TestApp::start_with(&[("rotation.quiet_seconds", "1")]).await;
     let mut browser = Browser::new(&app);
     let page = browser.get("/sign-in").await;
@@ -38,28 +39,31 @@ async fn from_sign_up_to_a_revoked_key_without_javascript() {
     ];
     let weak = browser.submit(&page, "/sign-up", &fields).await;
     assert!(weak.status == 422 && weak.text.contains("common"), "{weak:#?}");
-    assert!(weak.text.contains("Acme &#38; Sons"), "what was filled in is kept");
+    assert!(weak.text.contains("Acme &#38; Sons"), "the form keeps its values");
     fields[1].1 = PASSWORD;
     let done = browser.submit(&weak, "/sign-up", &fields).await;
     assert_eq!(done.leads_to(), Some("/api-keys"), "{done:#?}");
     let page = browser.get("/api-keys").await;
     assert!(page.text.contains("No keys yet") && page.text.contains("Acme &#38; Sons"));
     assert!(page.text.contains("Dana &#60;i&#62;Meyer") && !page.text.contains("<i>"));
-    // The address is taken now.
+    // The email address is registered now.
     let mut other = Browser::new(&app);
     let page = other.get("/sign-up").await;
-    let known = other.submit(&page, "/sign-up", &fields).await;
-    assert!(known.status == 409 && known.text.contains("Sign in instead"), "{known:#?}");
+    let duplicate = other.submit(&page, "/sign-up", &fields).await;
+    assert!(
+        duplicate.status == 409 && duplicate.text.contains("Sign in instead"),
+        "{duplicate:#?}"
+    );
 
     let page = browser.get("/api-keys").await.link("Create your first key");
     let page = browser.get(&page).await;
-    assert!(page.text.contains("value=\"read-only\" checked"), "the least is suggested");
+    assert!(page.text.contains("value=\"read-only\" checked"), "the smallest scope is preselected");
     let refused = browser.submit(&page, "/api-keys", &[("name", ""), ("scope", "write")]).await;
     assert!(refused.status == 422 && refused.text.contains("value=\"write\" checked"));
     let fields =
         [("name", "prod-2026-q2"), ("scope", "write"), ("allowed_ips", "127.0.0.0/8, ::1")];
     let page = browser.submit(&refused, "/api-keys", &fields).await;
-    let (old, old_id) = shown_key(&page);
+    let (old, old_id) = read_created_key(&page);
     assert!(page.text.contains(&format!("CALL2ME_API_KEY={old}")));
     assert!(page.text.contains(&format!("curl {}/v1/auth/me", app.url)));
     let me = app.get("/v1/auth/me").bearer(&old).send().await.expect(200);
@@ -68,14 +72,14 @@ async fn from_sign_up_to_a_revoked_key_without_javascript() {
     let page = browser.get(&details).await;
     assert!(!page.text.contains(&old), "the secret is shown once");
 
-    // Its first request is in the log, and counted.
+    // The first request of the key is logged and counted.
     let log = format!("/audit-log?key_id={old_id}");
     eventually("the event is on the page", async || {
         let page = browser.twin().get(&log).await;
         page.text.contains("<code>GET /v1/auth/me</code>").then_some(())
     })
     .await;
-    eventually("the use is counted", async || {
+    eventually("the request is counted", async || {
         let mut browser = browser.twin();
         browser.get(&details).await.text.contains("1 request in the last 48 hours").then_some(())
     })
@@ -85,18 +89,18 @@ async fn from_sign_up_to_a_revoked_key_without_javascript() {
     let page = browser.get(&rotation).await;
     let rotate = format!("{details}/rotate");
     let page = browser.submit(&page, &rotate, &[("name", "prod-2026-q3")]).await;
-    let (new, new_id) = shown_key(&page);
+    let (new, new_id) = read_created_key(&page);
     assert_ne!(old_id, new_id);
     let page = browser.get(&page.link("Continue to the rotation")).await;
     assert!(
         page.text.contains("Do not revoke yet") && page.text.contains("prod-2026-q3"),
         "{page:#?}"
     );
-    // A second successor while the first one lives makes no sense.
+    // A key has at most one active successor.
     let fields = browser.get("/settings").await.hidden("/settings/workspace");
     let again = browser.post(&rotate, &fields, &[]).await;
     assert!(again.status == 409 && again.text.contains("role=\"alert\""), "{again:#?}");
-    // A form about oneself does nothing to the workspace.
+    // The CSRF token of a user-level form is not valid for the workspace.
     assert_eq!(browser.post(&rotate, &page.hidden("/sign-out"), &[]).await.status, 403);
     app.get("/v1/agents").bearer(&new).send().await.expect(200);
     app.clock.advance(Duration::from_secs(3));
@@ -108,7 +112,7 @@ async fn from_sign_up_to_a_revoked_key_without_javascript() {
     .await;
     let revoke = format!("{details}/revoke");
     let page = browser.get(&safe.link("Revoke prod-2026-q2")).await;
-    assert!(!page.text.contains("name=\"anyway\""), "nobody has to be sure of what is safe");
+    assert!(!page.text.contains("name=\"anyway\""), "a safe revocation needs no confirmation");
     let done = browser.submit(&page, &revoke, &[]).await;
     assert_eq!(done.leads_to(), Some(&*format!("{rotation}?done=revoked")));
     let page = browser.get(done.leads_to().unwrap()).await;
@@ -117,33 +121,33 @@ async fn from_sign_up_to_a_revoked_key_without_javascript() {
     assert!(browser.get(&details).await.text.contains("revoked</span>"));
     app.get("/v1/agents").bearer(&old).send().await.refused(401, "unauthorized");
     app.get("/v1/agents").bearer(&new).send().await.expect(200);
-    eventually("the refusal is in the log", async || {
+    eventually("the rejected request is in the log", async || {
         let page = browser.twin().get("/audit-log?action=api_key.rejected").await;
         page.text.contains("is revoked, and was used all the same").then_some(())
     })
     .await;
-    // A list each for what lives and what does not.
-    for (query, shown) in [("", &new_id), ("?status=revoked", &old_id)] {
+    // Active and revoked keys have a list each.
+    for (query, listed_id) in [("", &new_id), ("?status=revoked", &old_id)] {
         let page = browser.get(&format!("/api-keys{query}")).await;
         assert_eq!(page.text.matches("<td role=\"cell\"><strong><a").count(), 1, "{query}");
-        assert!(page.text.contains(&format!("<a href=\"/api-keys/{shown}\">")), "{query}");
+        assert!(page.text.contains(&format!("<a href=\"/api-keys/{listed_id}\">")), "{query}");
     }
 }
 
-/// Whoever clicks twice gets one key, and sees it.
+/// A double click creates one key, and both responses show it.
 #[tokio::test]
-async fn a_form_that_comes_twice_mints_one_key() {
+async fn form_submitted_twice_creates_one_key() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
     let mut browser = Browser::of(&app, &dana.email).await;
     let page = browser.get("/api-keys/new").await;
     let fields = [("name", "twice"), ("scope", "read-only")];
-    let first = shown_key(&browser.submit(&page, "/api-keys", &fields).await);
-    let second = shown_key(&browser.submit(&page, "/api-keys", &fields).await);
+    let first = read_created_key(&browser.submit(&page, "/api-keys", &fields).await);
+    let second = read_created_key(&browser.submit(&page, "/api-keys", &fields).await);
     assert_eq!(first, second);
-    // Who has used it has it: it is shown no more.
+    // Once the key has been used, its secret is no longer shown.
     app.get("/v1/agents").bearer(&first.0).send().await.expect(200);
-    eventually("the use is known", async || {
+    eventually("the use is recorded", async || {
         let page = browser.twin().submit(&page, "/api-keys", &fields).await;
         (page.status == 303 && !page.text.contains("sk_call2me_live_")).then_some(())
     })
@@ -152,12 +156,12 @@ async fn a_form_that_comes_twice_mints_one_key() {
     let other = browser.submit(&page, "/api-keys", &fields).await;
     assert!(other.status == 409 && other.text.contains("from this form already"), "{other:#?}");
     assert!(other.text.contains("value=\"other\"") && other.text.contains("\"admin\" checked"));
-    // The same of a rotation, an invitation, a workspace.
+    // The same applies to rotations, invitations and workspaces.
     let rotation = format!("/api-keys/{}/rotation", first.1);
     let page = browser.get(&rotation).await;
     let rotate = format!("/api-keys/{}/rotate", first.1);
-    let first = shown_key(&browser.submit(&page, &rotate, &[]).await);
-    assert_eq!(first, shown_key(&browser.submit(&page, &rotate, &[]).await));
+    let first = read_created_key(&browser.submit(&page, &rotate, &[]).await);
+    assert_eq!(first, read_created_key(&browser.submit(&page, &rotate, &[]).await));
     let page = browser.get("/members").await;
     let fields = [("email", "sam@new.example"), ("role", "viewer")];
     for _ in 0..2 {
@@ -168,21 +172,21 @@ async fn a_form_that_comes_twice_mints_one_key() {
     assert!(page.text.contains("The invitation is on its way."), "{page:#?}");
     assert_eq!(page.text.matches("<strong>sam@new.example</strong>").count(), 1, "{page:#?}");
     let page = browser.get("/workspaces").await;
-    let made = browser.submit(&page, "/workspaces", &[("name", "labs")]).await;
-    assert_eq!(made.leads_to(), Some("/api-keys"), "{made:#?}");
-    // The session is in the new one now, and nothing is done there that was filled in elsewhere.
+    let created = browser.submit(&page, "/workspaces", &[("name", "labs")]).await;
+    assert_eq!(created.leads_to(), Some("/api-keys"), "{created:#?}");
+    // The session is in the new workspace now, which rejects forms of the previous one.
     let stale = browser.submit(&page, "/workspaces", &[("name", "labs")]).await;
     assert!(stale.status == 403 && stale.text.contains("reload the page"), "{stale:#?}");
-    // Nor does an old window go on with the log of another workspace.
-    let end = browser.get(&format!("/audit-log/stream?workspace={}", dana.workspace_id)).await;
-    assert_eq!((end.status, &*end.text), (204, ""));
-    let there = browser.get("/workspaces").await;
-    assert_eq!(there.text.matches("<strong>labs</strong>").count(), 1, "{}", there.text);
-    // But what is about oneself is the same everywhere.
+    // A window of the previous workspace does not continue with the log of the new one.
+    let stream = browser.get(&format!("/audit-log/stream?workspace={}", dana.workspace_id)).await;
+    assert_eq!((stream.status, &*stream.text), (204, ""));
+    let workspaces = browser.get("/workspaces").await;
+    assert_eq!(workspaces.text.matches("<strong>labs</strong>").count(), 1, "{}", workspaces.text);
+    // User-level forms are valid in every workspace.
     assert_eq!(browser.submit(&page, "/sign-out", &[]).await.leads_to(), Some("/sign-in"));
     let keys = app.by(&dana.access_token, "GET", "/v1/api-keys").send().await.expect(200);
     assert_eq!(keys["total"], 2, "{keys:#}");
-    // To a person what is not there is a page, to a program the body of all errors.
+    // A browser gets an error page, another client the usual error body.
     let request =
         app.http.get(format!("{}/members/invite", app.url)).header("accept", "text/html,*/*");
     let page = request.send().await.unwrap();
@@ -193,9 +197,9 @@ async fn a_form_that_comes_twice_mints_one_key() {
     app.get("/nonsense").send().await.refused(404, "not_found");
 }
 
-/// What a role may not do is not offered, and is refused all the same.
+/// Actions that a role does not allow are not offered, and are rejected if they are requested.
 #[tokio::test]
-async fn a_viewer_sees_and_changes_nothing() {
+async fn viewer_is_offered_no_change_and_cannot_make_one() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
     let key = app.mint(&dana, "prod", "write").await;
@@ -241,7 +245,7 @@ async fn a_viewer_sees_and_changes_nothing() {
         assert_eq!(page.status, 403, "{path} {page:#?}");
     }
     app.get("/v1/agents").bearer(&key.secret).send().await.expect(200);
-    // What anybody may change of themselves.
+    // Every role may change its own profile.
     let page = browser.get("/settings").await;
     let fields = [("full_name", "Vera")];
     let done = browser.submit(&page, "/settings/profile", &fields).await;
@@ -249,9 +253,9 @@ async fn a_viewer_sees_and_changes_nothing() {
     assert!(browser.get("/settings").await.text.contains("Vera"));
 }
 
-/// Nothing of one workspace is on a page of another.
+/// No page shows or changes data of another workspace.
 #[tokio::test]
-async fn pages_show_nothing_of_other_workspaces() {
+async fn page_shows_nothing_of_other_workspaces() {
     let app = TestApp::start().await;
     let (dana, mallory) = (app.register("acme").await, app.register("mallory").await);
     let key = app.mint(&dana, "prod", "write").await;
@@ -274,7 +278,7 @@ async fn pages_show_nothing_of_other_workspaces() {
         let page = browser.get(&path).await;
         assert!(page.status == 404 && !page.text.contains("prod"), "{path} {page:#?}");
     }
-    // A stream tells nothing, and ends.
+    // A stream reveals nothing and ends.
     let stream = browser.get(&format!("{details}/rotation/stream")).await;
     assert!(stream.text.contains("event: over") && !stream.text.contains("prod"), "{stream:#?}");
     for path in [
@@ -287,27 +291,28 @@ async fn pages_show_nothing_of_other_workspaces() {
         let page = browser.post(&path, &fields, &[("sec-fetch-site", "same-origin")]).await;
         assert!(page.status == 404 && !page.text.contains("prod"), "{path} {page:#?}");
     }
-    let enter = format!("/workspaces/{}/enter", dana.workspace_id);
-    let own = page_of_own(&mut browser).await;
-    let page = browser.post(&enter, &own, &[("sec-fetch-site", "same-origin")]).await;
+    let switch_path = format!("/workspaces/{}/enter", dana.workspace_id);
+    let user_fields = user_form_fields(&mut browser).await;
+    let page = browser.post(&switch_path, &user_fields, &[("sec-fetch-site", "same-origin")]).await;
     assert_eq!(page.status, 403, "{page:#?}");
     app.get("/v1/agents").bearer(&key.secret).send().await.expect(200);
 }
 
-/// What a form about oneself holds.
-async fn page_of_own(browser: &mut Browser<'_>) -> Vec<(String, String)> {
+/// Returns the hidden fields of a user-level form, such as sign-out. Its CSRF token is valid in
+/// every workspace.
+async fn user_form_fields(browser: &mut Browser<'_>) -> Vec<(String, String)> {
     browser.get("/sessions").await.hidden("/sign-out")
 }
 
-/// A key that is in use is not revoked by a click.
+/// Revoking a key that is in use needs an explicit confirmation.
 #[tokio::test]
-async fn revoking_what_is_in_use_takes_a_word() {
+async fn revoking_key_in_use_requires_confirmation() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
     let mut browser = Browser::of(&app, &dana.email).await;
-    let (secret, id) = mint(&mut browser, "busy", "write").await;
-    // What was never used breaks nobody; unless it is used meanwhile.
-    let (_, unused) = mint(&mut browser, "unused", "write").await;
+    let (secret, id) = create_key(&mut browser, "busy", "write").await;
+    // An unused key needs no confirmation, unless it is used after the page was loaded.
+    let (_, unused) = create_key(&mut browser, "unused", "write").await;
     let path = format!("/api-keys/{unused}/revoke");
     let page = browser.get(&path).await;
     assert!(page.text.contains("It was never used"), "{page:#?}");
@@ -333,16 +338,16 @@ async fn revoking_what_is_in_use_takes_a_word() {
     let done = browser.submit(&refused, &revoke, &[("anyway", "yes")]).await;
     assert_eq!(done.leads_to(), Some(&*format!("/api-keys/{id}?done=revoked")));
     app.get("/v1/agents").bearer(&secret).send().await.refused(401, "unauthorized");
-    // Once more, from an old page: it is revoked already.
+    // An old page that is submitted again succeeds, because the key is revoked already.
     assert_eq!(browser.submit(&refused, &revoke, &[]).await.status, 303);
 }
 
 #[tokio::test]
-async fn keys_are_renamed_and_bad_values_keep_what_was_filled_in() {
+async fn key_form_keeps_values_and_concurrent_changes() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
     let mut browser = Browser::of(&app, &dana.email).await;
-    let (_, id) = mint(&mut browser, "<script>alert(1)</script>", "admin").await;
+    let (_, id) = create_key(&mut browser, "<script>alert(1)</script>", "admin").await;
     let details = format!("/api-keys/{id}");
     let page = browser.get(&details).await;
     assert!(page.text.contains("&#60;script&#62;alert") && !page.text.contains("<script>alert"));
@@ -355,7 +360,8 @@ async fn keys_are_renamed_and_bad_values_keep_what_was_filled_in() {
     assert_eq!(done.leads_to(), Some(&*format!("{details}?done=saved")));
     let page = browser.get(&details).await;
     assert!(page.text.contains("<h1>zapier</h1>") && page.text.contains("<code>10.0.0.0/8</code>"));
-    // An old window renames it, and leaves alone what somebody has changed meanwhile; so does a form without the rest.
+    // An old page renames the key, and does not overwrite fields that were changed in between.
+    // Neither does a form without the other fields.
     let change = json!({ "description": "one\ntwo", "allowed_ips": ["192.0.2.0/24"] });
     let patch = app.by(&dana.access_token, "PATCH", &format!("/v1{details}"));
     patch.json(change).send().await.expect(200);
@@ -364,16 +370,16 @@ async fn keys_are_renamed_and_bad_values_keep_what_was_filled_in() {
     let page = browser.get(&details).await;
     browser.submit(&page, &details, &[("name", "make-2"), ("description", "one\r\ntwo")]).await;
     let key = app.by(&dana.access_token, "GET", &format!("/v1{details}")).send().await.expect(200);
-    let wanted = json!(["make-2", "one\ntwo", ["192.0.2.0/24"]]);
-    assert_eq!(json!([key["name"], key["description"], key["allowed_ips"]]), wanted);
+    let expected = json!(["make-2", "one\ntwo", ["192.0.2.0/24"]]);
+    assert_eq!(json!([key["name"], key["description"], key["allowed_ips"]]), expected);
 }
 
 #[tokio::test]
-async fn the_log_is_filtered_by_its_address_and_taken_along() {
+async fn log_page_is_filtered_by_url_and_exported() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
     let mut browser = Browser::of(&app, &dana.email).await;
-    let (secret, id) = mint(&mut browser, "=cmd()", "read-only").await;
+    let (secret, id) = create_key(&mut browser, "=cmd()", "read-only").await;
     app.get("/v1/agents").bearer(&secret).send().await.expect(200);
     app.post("/v1/agents")
         .bearer(&secret)
@@ -386,40 +392,44 @@ async fn the_log_is_filtered_by_its_address_and_taken_along() {
     let page = browser.get(&format!("/audit-log?key_id={id}&status=403&action=&ip=&since=")).await;
     assert_eq!((page.status, rows(&page)), (200, 1), "{page:#?}");
     assert!(page.text.contains("<option value=\"") && page.text.contains("value=\"403\""));
-    // Moments as a browser's field has them.
+    // Timestamps are in the format of a datetime-local field.
     let page = browser.get("/audit-log?since=2026-01-31T12:00:00%2B05:00&changes=false").await;
     assert!(page.text.contains("value=\"2026-01-31T07:00\""), "{page:#?}");
     assert!(!page.text.contains("name=\"changes\""), "{page:#?}");
     let page = browser.get("/audit-log?changes=true&until=2020-01-31T12:00").await;
     assert!(page.status == 200 && page.text.contains("Nothing matches"), "{page:#?}");
     assert!(page.text.contains("value=\"2020-01-31T12:00\""), "{page:#?}");
-    // Changes are no calls.
+    // The filter for changes leaves out requests.
     let page = browser.get("/audit-log?changes=true").await;
     assert!(page.text.contains("created the key") && !page.text.contains("> called "), "{page:#?}");
-    for bad in ["ip=nonsense", "status=7", "key_id=%22%3E%3Cb%3E", "cursor=x", "since=tomorrow"] {
-        let page = browser.get(&format!("/audit-log?{bad}")).await;
-        assert!(page.status == 422 && page.text.contains("role=\"alert\""), "{bad} {page:#?}");
-        assert!(!page.text.contains("\"><b>"), "{bad}");
+    for invalid in ["ip=nonsense", "status=7", "key_id=%22%3E%3Cb%3E", "cursor=x", "since=tomorrow"]
+    {
+        let page = browser.get(&format!("/audit-log?{invalid}")).await;
+        assert!(page.status == 422 && page.text.contains("role=\"alert\""), "{invalid} {page:#?}");
+        assert!(!page.text.contains("\"><b>"), "{invalid}");
     }
-    // An event, with all that is known.
+    // The page of one event shows all of its data.
     let page = browser.get(&format!("/audit-log?key_id={id}&status=403")).await;
     let event =
         page.text.split("href=\"/audit-log/event_").nth(1).unwrap().split('"').next().unwrap();
     let event = browser.get(&format!("/audit-log/event_{event}")).await;
     assert!(event.text.contains("/v1/agents") && event.text.contains("&#34;status&#34;: 403"));
     assert!(event.text.contains("=cmd()"), "{event:#?}");
-    // Older ones are a page away.
+    // Older events are on the next page.
     for _ in 0..30 {
         browser.get("/sessions").await;
     }
-    let page = eventually("the page is full", async || {
+    let page = eventually("the first page is full", async || {
         let page = browser.twin().get("/audit-log?action=request&pages=true").await;
         page.text.contains("Older events").then_some(page)
     })
     .await;
     assert_eq!(rows(&page), 20);
     let older = browser.get(&page.link("Older events")).await;
-    assert!(rows(&older) > 0 && !older.text.contains("data-log="), "only the newest page grows");
+    assert!(
+        rows(&older) > 0 && !older.text.contains("data-log="),
+        "only the newest page is updated live"
+    );
 
     let csv = browser.get(&format!("/audit-log/export?format=csv&key_id={id}")).await;
     assert!(csv.text.contains("'=cmd()"), "{csv:#?}");
@@ -428,10 +438,10 @@ async fn the_log_is_filtered_by_its_address_and_taken_along() {
     let lines =
         browser.get(&format!("/audit-log/export?format=ndjson&key_id={id}&status=403")).await;
     assert_eq!(lines.text.lines().count(), 1, "{lines:#?}");
-    // For whoever is signed in alone.
-    let mut stranger = Browser::new(&app);
+    // Export and stream need a session.
+    let mut signed_out = Browser::new(&app);
     for path in ["/audit-log/export?format=csv", "/audit-log/stream"] {
-        let page = stranger.get(path).await;
+        let page = signed_out.get(path).await;
         assert!(page.leads_to().unwrap().starts_with("/sign-in?next=%2Faudit-log%2F"), "{page:#?}");
     }
 }
@@ -443,9 +453,10 @@ async fn members_are_invited_promoted_and_removed() {
     let dana = app.register("acme").await;
     let mut browser = Browser::of(&app, &dana.email).await;
     let page = browser.get("/members").await;
-    let bad = browser.submit(&page, "/members/invite", &[("email", "nonsense"), ("role", "admin")]);
-    let bad = bad.await;
-    assert!(bad.status == 422 && bad.text.contains("value=\"nonsense\""), "{bad:#?}");
+    let invalid =
+        browser.submit(&page, "/members/invite", &[("email", "nonsense"), ("role", "admin")]);
+    let invalid = invalid.await;
+    assert!(invalid.status == 422 && invalid.text.contains("value=\"nonsense\""), "{invalid:#?}");
     for email in ["sam@new.example", "withdrawn@new.example"] {
         let page = browser.get("/members").await;
         let fields = [("email", email), ("role", "viewer")];
@@ -453,9 +464,9 @@ async fn members_are_invited_promoted_and_removed() {
         assert_eq!(sent.leads_to(), Some("/members?done=invited"));
     }
     let page = browser.get("/members").await;
-    let withdraw = page.text.split("withdrawn@new.example</strong>").nth(1).unwrap();
-    let withdraw = withdraw.split("action=\"").nth(1).unwrap().split('"').next().unwrap();
-    let done = browser.submit(&page, withdraw, &[]).await;
+    let withdraw_path = page.text.split("withdrawn@new.example</strong>").nth(1).unwrap();
+    let withdraw_path = withdraw_path.split("action=\"").nth(1).unwrap().split('"').next().unwrap();
+    let done = browser.submit(&page, withdraw_path, &[]).await;
     assert_eq!(done.leads_to(), Some("/members?done=withdrawn"));
     let path = format!(
         "/accept-invitation?token={}",
@@ -477,14 +488,17 @@ async fn members_are_invited_promoted_and_removed() {
     let role = action(&page, "/role");
     let done = browser.submit(&page, &role, &[("role", "admin")]).await;
     assert_eq!(done.leads_to(), Some("/members?done=role"));
-    // At once; and an admin makes no owner.
-    let theirs = sam.get("/members").await;
-    assert!(theirs.status == 200 && !theirs.text.contains("<option>owner</option>"), "{theirs:#?}");
-    let mut fields = theirs.hidden("/members/invite");
+    // The role applies at once. An admin cannot appoint owners.
+    let members_page = sam.get("/members").await;
+    assert!(
+        members_page.status == 200 && !members_page.text.contains("<option>owner</option>"),
+        "{members_page:#?}"
+    );
+    let mut fields = members_page.hidden("/members/invite");
     fields.push(("role".to_owned(), "owner".to_owned()));
     let refused = sam.post(&role, &fields, &[("sec-fetch-site", "same-origin")]).await;
     assert!(refused.status == 403 && refused.text.contains("role=\"alert\""), "{refused:#?}");
-    // Ownership takes a password, where the sign-in is long ago.
+    // Changing ownership needs the password unless the sign-in is recent.
     app.clock.advance(Duration::from_mins(20));
     let page = browser.get("/members").await;
     let refused = browser.submit(&page, &role, &[("role", "owner")]).await;
@@ -502,10 +516,10 @@ async fn members_are_invited_promoted_and_removed() {
 }
 
 #[tokio::test]
-async fn a_workspace_looks_as_its_people_say() {
+async fn workspace_branding_is_applied_and_validated() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
-    // What clients have stored besides is kept.
+    // Branding fields that only the API sets are kept.
     let stored = json!({ "support_email": "help@acme.example" });
     app.by(&dana.access_token, "PUT", "/v1/users/me/branding")
         .json(stored)
@@ -531,7 +545,7 @@ async fn a_workspace_looks_as_its_people_say() {
     let settings =
         app.by(&dana.access_token, "GET", "/v1/users/me/branding").send().await.expect(200);
     assert_eq!(settings["support_email"], "help@acme.example");
-    // What is no picture or colour is refused, and changes nothing.
+    // An invalid logo or color is rejected and changes nothing.
     for (color, file) in [
         ("red", &png[..]),
         ("#0b7285", b"<svg onload=alert(1)>"),
@@ -545,7 +559,7 @@ async fn a_workspace_looks_as_its_people_say() {
         assert!(refused.text.contains("Acme Voice"), "{refused:#?}");
         assert!(refused.text.contains(&format!("value=\"{color}\"")), "{refused:#?}");
     }
-    // A plain form, and one of another site, are not taken.
+    // A form of another site is rejected, and so is one that is not multipart.
     let page = browser.get("/settings").await;
     assert_eq!(browser.submit_as(&page, "/settings/brand", &form, "cross-site").await.status, 403);
     assert_eq!(browser.submit(&page, "/settings/brand", &form).await.status, 415);
@@ -559,49 +573,57 @@ async fn a_workspace_looks_as_its_people_say() {
 }
 
 #[tokio::test]
-async fn workspaces_are_made_entered_renamed_left_and_deleted() {
+async fn workspaces_are_switched_renamed_and_deleted() {
     let app = TestApp::start().await;
     let (dana, lee) = (app.register("acme").await, app.register("labs").await);
     app.admit(&dana, &lee, "viewer").await;
     let mut browser = Browser::of(&app, &dana.email).await;
-    let enter = format!("/workspaces/{}/enter", lee.workspace_id);
+    let switch_to_other = format!("/workspaces/{}/enter", lee.workspace_id);
     let page = browser.get("/workspaces").await;
-    let enter_own = format!("/workspaces/{}/enter", dana.workspace_id);
-    let (there, back) =
-        if page.text.contains(&enter) { (&enter, &enter_own) } else { (&enter_own, &enter) };
-    assert_eq!(browser.submit(&page, there, &[]).await.leads_to(), Some("/api-keys"));
+    let switch_to_own = format!("/workspaces/{}/enter", dana.workspace_id);
+    let (switch_path, return_path) = if page.text.contains(&switch_to_other) {
+        (&switch_to_other, &switch_to_own)
+    } else {
+        (&switch_to_own, &switch_to_other)
+    };
+    assert_eq!(browser.submit(&page, switch_path, &[]).await.leads_to(), Some("/api-keys"));
     let page = browser.get("/workspaces").await;
-    assert_eq!(browser.submit(&page, back, &[]).await.leads_to(), Some("/api-keys"));
-    // In the own one: another name.
+    assert_eq!(browser.submit(&page, return_path, &[]).await.leads_to(), Some("/api-keys"));
+    // Rename the user's own workspace.
     let page = browser.get("/workspaces").await;
-    if page.text.contains(&enter_own) {
-        browser.submit(&page, &enter_own, &[]).await;
+    if page.text.contains(&switch_to_own) {
+        browser.submit(&page, &switch_to_own, &[]).await;
     }
     let page = browser.get("/settings").await;
     let done = browser.submit(&page, "/settings/workspace", &[("name", "Acme GmbH")]).await;
     assert_eq!(done.leads_to(), Some("/settings?done=saved"));
     let page = browser.get("/settings").await;
     assert!(page.text.contains("Acme GmbH"));
-    let last = browser.submit(&page, "/settings/leave", &[]).await;
-    assert!(last.status == 403 && last.text.contains("role=\"alert\""), "the last owner stays");
+    let last_owner = browser.submit(&page, "/settings/leave", &[]).await;
+    assert!(
+        last_owner.status == 403 && last_owner.text.contains("role=\"alert\""),
+        "the last owner cannot leave"
+    );
     let wrong = browser.submit(&page, "/settings/delete-workspace", &[("password", "wrong")]).await;
     assert_eq!(wrong.status, 422, "{wrong:#?}");
-    let gone = browser.submit(&page, "/settings/delete-workspace", &[("password", PASSWORD)]).await;
-    assert_eq!(gone.leads_to(), Some("/sign-in"));
+    let deleted =
+        browser.submit(&page, "/settings/delete-workspace", &[("password", PASSWORD)]).await;
+    assert_eq!(deleted.leads_to(), Some("/sign-in"));
     assert_eq!(browser.get("/api-keys").await.status, 303);
-    // Who signs in again is where they still are, leaves that, and goes.
+    // After a new sign-in the user is in the remaining workspace, and deletes the account.
     let mut browser = Browser::of(&app, &dana.email).await;
     assert!(browser.get("/api-keys").await.text.contains("labs"));
     let page = browser.get("/settings").await;
-    let gone = browser.submit(&page, "/settings/delete-account", &[("password", PASSWORD)]).await;
-    assert_eq!(gone.leads_to(), Some("/sign-in"), "{gone:#?}");
+    let deleted =
+        browser.submit(&page, "/settings/delete-account", &[("password", PASSWORD)]).await;
+    assert_eq!(deleted.leads_to(), Some("/sign-in"), "{deleted:#?}");
     let page = browser.get("/sign-in").await;
     let fields = [("email", &*dana.email), ("password", PASSWORD)];
     assert_eq!(browser.submit(&page, "/sign-in", &fields).await.status, 422);
 }
 
 #[tokio::test]
-async fn another_password_is_chosen_on_a_page() {
+async fn password_is_changed_on_page() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
     let mut browser = Browser::of(&app, &dana.email).await;
@@ -616,9 +638,9 @@ async fn another_password_is_chosen_on_a_page() {
     assert_eq!(browser.get("/api-keys").await.status, 200);
 }
 
-/// Where registration is closed nobody is offered what they cannot have.
+/// Where registration needs an invitation, sign-up is neither offered nor possible.
 #[tokio::test]
-async fn nobody_signs_up_where_it_takes_an_invitation() {
+async fn sign_up_is_rejected_where_invitation_is_required() {
     let app = TestApp::start_with(&[("sessions.registration", "invite")]).await;
     let mut browser = Browser::new(&app);
     let page = browser.get("/sign-in").await;

@@ -1,4 +1,4 @@
-//! The binary as people start it: `dev`, `serve` and the rest, with what goes wrong.
+//! The binary on the command line: `dev`, `serve` and the other commands, and their errors.
 
 use std::{
     fs,
@@ -19,7 +19,7 @@ fn binary() -> Command {
     command
 }
 
-/// A running `dev` and what it said.
+/// A running `dev` command and the values that it printed.
 struct Dev {
     child: Child,
     url: String,
@@ -37,21 +37,21 @@ impl Dev {
             .spawn()
             .unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
-        let mut after = |mark: &str| {
-            let line = lines.find(|line| line.contains(mark)).unwrap_or_else(|| panic!("{mark}"));
-            line.split_once(mark).unwrap().1.trim().to_owned()
+        let mut value_after = |label: &str| {
+            let line = lines.find(|line| line.contains(label)).unwrap_or_else(|| panic!("{label}"));
+            line.split_once(label).unwrap().1.trim().to_owned()
         };
-        let url = after("running at");
-        let sign_in = after("Demo sign-in");
-        let database = after("Database");
-        let curl = format!("curl{}", after("curl"));
+        let url = value_after("running at");
+        let sign_in = value_after("Demo sign-in");
+        let database = value_after("Database");
+        let curl = format!("curl{}", value_after("curl"));
         let (email, password) = sign_in.split_once(" / ").unwrap();
         let sign_in = (email.to_owned(), password.to_owned());
         Self { child, url, curl: curl.replacen("curl", "curl ", 1), database, sign_in }
     }
 
-    /// What the printed curl line answers, pasted into a shell.
-    fn paste(&self) -> Value {
+    /// Runs the printed curl command in a shell and returns the response body.
+    fn run_curl(&self) -> Value {
         let output = Command::new("sh").args(["-c", &self.curl]).output().unwrap();
         serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{output:?}"))
     }
@@ -64,10 +64,10 @@ impl Dev {
 }
 
 #[test]
-fn a_fresh_folder_becomes_a_service_that_keeps_everything() {
+fn dev_starts_in_empty_folder_and_keeps_data() {
     let folder = tempfile::tempdir().unwrap();
     let mut dev = Dev::start(folder.path());
-    let agents = dev.paste();
+    let agents = dev.run_curl();
     assert_eq!(agents["total"], 3);
     assert!(dev.database.starts_with("postgres://"));
     let (email, password) = dev.sign_in.clone();
@@ -80,11 +80,11 @@ fn a_fresh_folder_becomes_a_service_that_keeps_everything() {
     let pair: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(pair["expires_in"], 3600);
     let key = dev.curl.clone();
-    assert_eq!(dev.signal(Signal::INT), Some(0), "Ctrl-C is a good end");
+    assert_eq!(dev.signal(Signal::INT), Some(0), "Ctrl-C ends with exit code 0");
 
-    // Killed outright, started again at once: nothing is lost, and the key is the same.
+    // After a SIGKILL and a restart, no data is lost and the key is the same.
     let mut dev = Dev::start(folder.path());
-    assert_eq!(dev.paste(), agents);
+    assert_eq!(dev.run_curl(), agents);
     let create = format!(
         "{} -d '{{\"agent_name\":\"Late\"}}' -H 'content-type: application/json'",
         dev.curl
@@ -93,15 +93,15 @@ fn a_fresh_folder_becomes_a_service_that_keeps_everything() {
     assert_eq!(dev.signal(Signal::KILL), None);
     let created: Value = serde_json::from_slice(&created.stdout).unwrap();
     let mut dev = Dev::start(folder.path());
-    let kept = dev.paste();
+    let kept = dev.run_curl();
     assert_eq!((&kept["total"], &kept["agents"][0]), (&Value::from(4), &created));
     let bearer = |line: &str| line.split('\'').nth(1).unwrap().to_owned();
     assert_eq!(bearer(&dev.curl), bearer(&key));
     assert_eq!(dev.sign_in, (email, password));
 
-    // A second one on the same folder says so.
+    // A second process on the same folder reports the conflict.
     let second = run(binary().args(["dev", "--port", "0", "--data-dir"]).arg(folder.path()));
-    refused(&second, "another call2me-auth dev is running on");
+    assert_refused(&second, "another call2me-auth dev is running on");
     assert_eq!(dev.signal(Signal::TERM), Some(0));
 }
 
@@ -109,9 +109,9 @@ fn run(command: &mut Command) -> Output {
     command.stdin(Stdio::null()).output().unwrap()
 }
 
-/// One clear line, exit code 2, no panic.
+/// Checks for one line on standard error, exit code 2 and no panic.
 #[track_caller]
-fn refused(output: &Output, reason: &str) {
+fn assert_refused(output: &Output, reason: &str) {
     let text = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(2), "{text}");
     assert!(text.contains(reason), "{text}");
@@ -120,43 +120,46 @@ fn refused(output: &Output, reason: &str) {
 }
 
 #[test]
-fn what_keeps_dev_from_starting_is_one_clear_line() {
+fn dev_start_failure_is_one_clear_line() {
     let folder = tempfile::tempdir().unwrap();
     let dev = |folder: &Path| {
         let mut command = binary();
         command.args(["dev", "--port", "0", "--data-dir"]).arg(folder);
         command
     };
-    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = taken.local_addr().unwrap().port().to_string();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port().to_string();
     let output = run(binary().args(["dev", "--port", &port, "--data-dir"]).arg(folder.path()));
-    refused(&output, "is in use by another process: choose another one with --port");
+    assert_refused(&output, "is in use by another process: choose another one with --port");
 
     let empty = tempfile::tempdir().unwrap();
     let output = run(dev(folder.path()).env("PG_BIN_DIR", empty.path()));
-    refused(&output, "PostgreSQL's server is not installed");
+    assert_refused(&output, "PostgreSQL's server is not installed");
 
     let file = folder.path().join("file");
     fs::write(&file, "").unwrap();
-    refused(&run(&mut dev(&file.join("below"))), "cannot use");
-    refused(&run(&mut dev(Path::new("/proc/nowhere"))), "cannot use");
+    assert_refused(&run(&mut dev(&file.join("below"))), "cannot use");
+    assert_refused(&run(&mut dev(Path::new("/proc/nowhere"))), "cannot use");
 
-    // A cluster that belongs to somebody else.
+    // A cluster that belongs to another system user.
     let foreign = tempfile::tempdir().unwrap();
     let data = foreign.path().join("postgres");
     fs::create_dir(&data).unwrap();
     fs::write(data.join("PG_VERSION"), installed_version()).unwrap();
     if rustix::process::geteuid().is_root() {
         std::os::unix::fs::chown(&data, Some(12345), Some(12345)).unwrap();
-        refused(&run(&mut dev(foreign.path())), "belongs to uid 12345");
+        assert_refused(&run(&mut dev(foreign.path())), "belongs to uid 12345");
     }
     fs::write(data.join("PG_VERSION"), "7").unwrap();
-    refused(&run(&mut dev(foreign.path())), "was made by PostgreSQL 7, which is not installed");
+    assert_refused(
+        &run(&mut dev(foreign.path())),
+        "was made by PostgreSQL 7, which is not installed",
+    );
 
     let readonly = tempfile::tempdir().unwrap();
     fs::set_permissions(readonly.path(), fs::Permissions::from_mode(0o500)).unwrap();
     if !rustix::process::geteuid().is_root() {
-        refused(&run(&mut dev(readonly.path())), "cannot write to");
+        assert_refused(&run(&mut dev(readonly.path())), "cannot write to");
     }
 }
 
@@ -169,23 +172,23 @@ fn installed_version() -> String {
 }
 
 #[test]
-fn bad_configuration_is_told_all_at_once() {
+fn configuration_errors_are_reported_together() {
     let output = run(binary().arg("serve").env("CALL2ME_AUTH__SERVER__ADDRESS", "nowhere"));
-    refused(&output, "server.address must be an address");
+    assert_refused(&output, "server.address must be an address");
     for missing in [
         "server.public_url is not set",
         "database.url is not set",
         "keys.encryption_key is not set",
     ] {
-        refused(&output, missing);
+        assert_refused(&output, missing);
     }
-    let away = run(serve().env("DATABASE_URL", "postgres://127.0.0.1:1/x"));
-    refused(&away, "cannot connect to PostgreSQL");
+    let unreachable = run(serve().env("DATABASE_URL", "postgres://127.0.0.1:1/x"));
+    assert_refused(&unreachable, "cannot connect to PostgreSQL");
     let output = run(serve().env("DATABASE_URL", "mysql://x"));
-    refused(&output, "database.url must be a URL");
+    assert_refused(&output, "database.url must be a URL");
 }
 
-/// A command with everything that `serve` needs.
+/// Returns a command with all settings that `serve` requires.
 fn configured(command: &str) -> Command {
     let mut configured = binary();
     configured.arg(command).env("DATABASE_URL", "postgres://127.0.0.1:1/x");
@@ -198,26 +201,26 @@ fn configured(command: &str) -> Command {
 }
 
 #[test]
-fn misspelt_names_stop_every_command() {
+fn misspelled_setting_stops_every_command() {
     for command in ["serve", "dev", "migrate", "openapi", "config"] {
-        let mut misspelt = configured(command);
-        misspelt.env("CALL2ME_AUTH_SERVER_ADDRESS", "127.0.0.1:0");
+        let mut misspelled = configured(command);
+        misspelled.env("CALL2ME_AUTH_SERVER_ADDRESS", "127.0.0.1:0");
         let mut missing = configured(command);
         missing.args(["--config", "/nonexistent"]);
-        for (mut refused, why) in [
-            (misspelt, "did you mean CALL2ME_AUTH__SERVER__ADDRESS?"),
+        for (mut invocation, reason) in [
+            (misspelled, "did you mean CALL2ME_AUTH__SERVER__ADDRESS?"),
             (missing, "--config /nonexistent: no default.toml"),
         ] {
-            let output = run(&mut refused);
+            let output = run(&mut invocation);
             let text = String::from_utf8_lossy(&output.stderr);
             assert_eq!(output.status.code(), Some(2), "{command}: {text}");
-            assert!(text.contains(why), "{command}: {text}");
+            assert!(text.contains(reason), "{command}: {text}");
         }
     }
 }
 
 #[test]
-fn variables_of_other_programs_need_not_be_utf8() {
+fn unrelated_variable_may_be_non_utf8() {
     use std::{ffi::OsStr, os::unix::ffi::OsStrExt as _};
     for command in ["openapi", "config", "--help"] {
         let mut command = configured(command);
@@ -238,7 +241,7 @@ fn serve() -> Command {
 }
 
 #[tokio::test]
-async fn serve_sets_up_an_empty_database_and_refuses_another_key() {
+async fn serve_migrates_empty_database_and_rejects_other_key() {
     let database = cluster().empty_database().await;
     let mut child =
         serve().env("DATABASE_URL", &database.url).stderr(Stdio::piped()).spawn().unwrap();
@@ -252,25 +255,25 @@ async fn serve_sets_up_an_empty_database_and_refuses_another_key() {
     let pid = Pid::from_raw(child.id().try_into().unwrap()).unwrap();
     kill_process(pid, Signal::TERM).unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(0));
-    let other = "b3RoZXIgZW5jcnlwdGlvbiBrZXksIDMyIGJ5dGVzISE=";
+    let other_key = "b3RoZXIgZW5jcnlwdGlvbiBrZXksIDMyIGJ5dGVzISE=";
     let output = run(serve()
         .env("DATABASE_URL", &database.url)
-        .env("CALL2ME_AUTH__KEYS__ENCRYPTION_KEY", other));
-    refused(&output, "keys.encryption_key is not the one");
+        .env("CALL2ME_AUTH__KEYS__ENCRYPTION_KEY", other_key));
+    assert_refused(&output, "keys.encryption_key is not the one");
 }
 
 #[tokio::test]
-async fn a_node_with_the_bare_role_needs_the_owner_for_migrations_only() {
+async fn service_role_needs_owner_only_for_migrations() {
     let database = cluster().empty_database().await;
     let mut connection = database.connect().await;
-    // The role is there since the template was migrated.
+    // The role exists: it was created when the template database was migrated.
     sqlx::raw_sql("ALTER ROLE call2me_auth_app LOGIN PASSWORD 'app'")
         .execute(&mut connection)
         .await
         .unwrap();
     let app_url = database.url.replace("postgres:test@", "call2me_auth_app:app@");
     let output = run(serve().env("DATABASE_URL", &app_url));
-    refused(&output, "run `call2me-auth migrate`");
+    assert_refused(&output, "run `call2me-auth migrate`");
     let migrated = run(binary().arg("migrate").env("DATABASE_URL", &database.url));
     assert!(migrated.status.success(), "{migrated:?}");
     let mut child = serve().env("DATABASE_URL", &app_url).stderr(Stdio::piped()).spawn().unwrap();
@@ -281,19 +284,19 @@ async fn a_node_with_the_bare_role_needs_the_owner_for_migrations_only() {
 }
 
 #[tokio::test]
-async fn the_operator_makes_users_workspaces_and_keys() {
+async fn admin_command_creates_users_workspaces_and_keys() {
     let database = cluster().database().await;
     let admin = |arguments: &[&str]| -> Output {
-        let mut command = serve();
-        // In place of `serve`.
-        let mut fresh = binary();
-        fresh.arg("admin").args(arguments).env("DATABASE_URL", &database.url);
-        for (name, value) in command.arg("x").get_envs() {
+        let mut serve_command = serve();
+        // The command `admin` with the environment of `serve`.
+        let mut admin_command = binary();
+        admin_command.arg("admin").args(arguments).env("DATABASE_URL", &database.url);
+        for (name, value) in serve_command.arg("x").get_envs() {
             if let (Some(name), Some(value)) = (name.to_str(), value) {
-                fresh.env(name, value);
+                admin_command.env(name, value);
             }
         }
-        run(fresh.env("DATABASE_URL", &database.url))
+        run(admin_command.env("DATABASE_URL", &database.url))
     };
     let json = |output: Output| -> Value {
         assert!(output.status.success(), "{output:?}");
@@ -308,9 +311,9 @@ async fn the_operator_makes_users_workspaces_and_keys() {
         "acme",
     ]));
     assert!(user["password"].as_str().unwrap().len() >= 12);
-    let further =
+    let created =
         json(admin(&["workspaces", "create", "--name", "labs", "--owner", "OPS@acme.example"]));
-    let workspace = further["workspace"]["id"].as_str().unwrap();
+    let workspace = created["workspace"]["id"].as_str().unwrap();
     let key = json(admin(&[
         "keys",
         "create",
@@ -332,17 +335,17 @@ async fn the_operator_makes_users_workspaces_and_keys() {
         .refused(404, "not_found");
     let login = serde_json::json!({ "email": "ops@acme.example", "password": user["password"] });
     app.post("/v1/auth/login").json(login).send().await.expect(200);
-    refused(&admin(&["users", "create", "--email", "ops@acme.example"]), "exists already");
-    refused(&admin(&["users", "create", "--email", "nonsense"]), "email must be");
-    let ghost = "ws_01jd0zt8q7f7qvs4p2k6x3m9ab";
-    refused(
-        &admin(&["keys", "create", "--workspace", ghost, "--name", "x"]),
+    assert_refused(&admin(&["users", "create", "--email", "ops@acme.example"]), "exists already");
+    assert_refused(&admin(&["users", "create", "--email", "nonsense"]), "email must be");
+    let missing_id = "ws_01jd0zt8q7f7qvs4p2k6x3m9ab";
+    assert_refused(
+        &admin(&["keys", "create", "--workspace", missing_id, "--name", "x"]),
         "there is no such workspace",
     );
 }
 
 #[test]
-fn config_and_openapi_print_without_a_database() {
+fn config_and_openapi_work_without_database() {
     let output = run(serve().arg("--help"));
     assert!(output.status.success());
     let openapi = run(binary().arg("openapi"));
@@ -359,7 +362,7 @@ fn config_and_openapi_print_without_a_database() {
     assert!(output.status.success(), "{output:?}");
     assert!(text.contains("public_url = \"https://auth.example.com\""), "{text}");
     assert!(!text.contains("secret@") && !text.contains(ENCRYPTION_KEY), "{text}");
-    let mut rest = String::new();
-    BufReader::new(output.stderr.as_slice()).read_to_string(&mut rest).unwrap();
-    assert_eq!(rest, "");
+    let mut errors = String::new();
+    BufReader::new(output.stderr.as_slice()).read_to_string(&mut errors).unwrap();
+    assert_eq!(errors, "");
 }

@@ -1,14 +1,14 @@
-//! What the documentation says of tests is so: each that it names is there.
+//! Every test that the documentation refers to exists.
 
 use std::{collections::BTreeMap, fs, path::Path};
 
-/// Names of functions by the names of the modules that they stand in, of the tests and of the crate.
-fn functions() -> BTreeMap<String, Vec<String>> {
-    fn walk(folder: &Path, found: &mut BTreeMap<String, Vec<String>>) {
+/// Returns the names of the functions in each module of the crate and the tests.
+fn functions_by_module() -> BTreeMap<String, Vec<String>> {
+    fn collect_functions(folder: &Path, by_module: &mut BTreeMap<String, Vec<String>>) {
         for entry in fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();
             if path.is_dir() {
-                walk(&path, found);
+                collect_functions(&path, by_module);
             } else if path.extension().is_some_and(|ending| ending == "rs") {
                 let (file, folder) = (path.file_stem().unwrap(), path.parent().unwrap());
                 let is_folder = ["mod", "tests"].contains(&file.to_str().unwrap());
@@ -18,19 +18,19 @@ fn functions() -> BTreeMap<String, Vec<String>> {
                 let names = text.split("fn ").skip(1).map(|rest| {
                     rest.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect()
                 });
-                found.entry(module).or_default().extend(names.collect::<Vec<String>>());
+                by_module.entry(module).or_default().extend(names.collect::<Vec<String>>());
             }
         }
     }
-    let mut found = BTreeMap::new();
+    let mut by_module = BTreeMap::new();
     for folder in ["src", "tests"] {
-        walk(&Path::new(env!("CARGO_MANIFEST_DIR")).join(folder), &mut found);
+        collect_functions(&Path::new(env!("CARGO_MANIFEST_DIR")).join(folder), &mut by_module);
     }
-    found
+    by_module
 }
 
-/// What stands in backquotes and looks like a test: `module::name`, or the beginning of a name and `…`.
-fn named(text: &str) -> Vec<(String, String)> {
+/// Returns the references to tests in backquotes: `module::name`, or a prefix followed by `…`.
+fn test_references(text: &str) -> Vec<(String, String)> {
     let spans = text.split('`').skip(1).step_by(2);
     let tests = spans.filter_map(|span| {
         let (module, name) = span.split_once("::")?;
@@ -45,22 +45,23 @@ fn named(text: &str) -> Vec<(String, String)> {
 }
 
 #[test]
-fn tests_that_are_named_are_there() {
-    let functions = functions();
+fn documented_tests_exist() {
+    let functions = functions_by_module();
     let mut checked = 0;
     for file in ["README.md", "docs/oauth.md", "docs/architecture.md"] {
         let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(file)).unwrap();
-        for (module, name) in named(&text) {
-            // Tests of faults are named by their folder.
+        for (module, name) in test_references(&text) {
+            // Fault tests are referred to by their folder.
             let all = || functions.values().flatten().cloned().collect();
             let known =
                 if module == "faults" { Some(all()) } else { functions.get(&module).cloned() };
-            let known = known.unwrap_or_else(|| panic!("{file}: no {module}"));
-            let is_there = match name.strip_suffix('…') {
+            let known =
+                known.unwrap_or_else(|| panic!("{file} refers to the missing module {module}"));
+            let exists = match name.strip_suffix('…') {
                 Some(beginning) => known.iter().any(|known| known.starts_with(beginning)),
                 None => known.contains(&name),
             };
-            assert!(is_there, "{file} names {module}::{name}");
+            assert!(exists, "{file} refers to the missing test {module}::{name}");
             checked += 1;
         }
     }

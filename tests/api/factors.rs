@@ -1,4 +1,5 @@
-//! Who may change what signs one in, and what a workspace may ask for.
+//! The sessions that may change second factors and passkeys, and workspaces that require a second
+//! factor.
 
 use std::time::Duration;
 
@@ -14,33 +15,33 @@ use crate::{
 };
 
 #[tokio::test]
-async fn a_workspace_may_ask_for_a_second_factor() {
+async fn workspace_can_require_second_factor() {
     let app = TestApp::start().await;
     let node = app.another_node().await;
     let dana = app.register("acme").await;
     let [admin, member] = [app.join(&dana, "admin").await, app.join(&dana, "member").await];
     let key = app.mint(&dana, "server", "write").await;
-    let ask = async |bearer: &str, body: Value| {
+    let patch_workspace = async |bearer: &str, body: Value| {
         app.by(bearer, "PATCH", "/v1/workspace").json(body).send().await
     };
-    let on = json!({ "require_second_factor": true });
+    let enable = json!({ "require_second_factor": true });
     let agents =
         async |app: &TestApp, bearer: &str| app.by(bearer, "GET", "/v1/agents").send().await.status;
-    // Who may: an owner who has one, and has shown who they are.
-    ask(&admin.access_token, on.clone()).await.refused(403, "forbidden");
-    ask(&key.secret, on.clone()).await.refused(403, "insufficient_scope");
+    // Only an owner with a second factor may, after a recent sign-in or with the password.
+    patch_workspace(&admin.access_token, enable.clone()).await.refused(403, "forbidden");
+    patch_workspace(&key.secret, enable.clone()).await.refused(403, "insufficient_scope");
     let admin_key = app.mint(&dana, "admin", "admin").await.secret;
-    ask(&admin_key, on.clone()).await.refused(403, "forbidden");
-    ask(&dana.access_token, on.clone()).await.refused(403, "forbidden");
+    patch_workspace(&admin_key, enable.clone()).await.refused(403, "forbidden");
+    patch_workspace(&dana.access_token, enable.clone()).await.refused(403, "forbidden");
     with_factor(&app, &dana).await;
     app.clock.advance(Duration::from_mins(20));
-    ask(&dana.access_token, on.clone()).await.refused(403, "forbidden");
+    patch_workspace(&dana.access_token, enable.clone()).await.refused(403, "forbidden");
     assert_eq!(agents(&node, &member.access_token).await, 200);
     let body = json!({ "require_second_factor": true, "password": PASSWORD });
-    let changed = ask(&dana.access_token, body).await.expect(200);
+    let changed = patch_workspace(&dana.access_token, body).await.expect(200);
     assert_eq!(changed["require_second_factor"], true);
 
-    // Who has none is let in nowhere but where they set one up, at once and on every node.
+    // Members without a factor can only enroll one. This applies at once on every node.
     for app in [&app, &node] {
         assert_eq!(agents(app, &member.access_token).await, 403);
         assert_eq!(agents(app, &dana.access_token).await, 200);
@@ -53,24 +54,28 @@ async fn a_workspace_may_ask_for_a_second_factor() {
     assert_eq!(agents(&app, bearer).await, 403);
     let own = app.by(bearer, "GET", "/v1/auth/sessions").send().await;
     own.expect(200);
-    // Elsewhere nobody asks for it.
-    let elsewhere = app.by(bearer, "GET", "/v1/workspaces").send().await.expect(200);
-    let mut workspaces = elsewhere["workspaces"].as_array().unwrap().iter();
+    // Other workspaces do not require it.
+    let listed = app.by(bearer, "GET", "/v1/workspaces").send().await.expect(200);
+    let mut workspaces = listed["workspaces"].as_array().unwrap().iter();
     let other = workspaces.find(|own| own["id"] != json!(dana.workspace_id)).unwrap();
     let body = json!({ "workspace_id": other["id"] });
     let call = app.by(bearer, "POST", "/v1/auth/switch-workspace").json(body);
-    let moved = call.send().await.expect(200);
-    assert_eq!(agents(&app, moved["access_token"].as_str().unwrap()).await, 200);
+    let switched = call.send().await.expect(200);
+    assert_eq!(agents(&app, switched["access_token"].as_str().unwrap()).await, 200);
 
-    let access_token = bearer_of(&app, &member).await;
+    let access_token = fresh_access_token(&app, &member).await;
     let enrolling = Person { access_token, ..member.clone() };
     assert_eq!(agents(&node, &enrolling.access_token).await, 403);
     with_factor(&app, &enrolling).await;
-    // What was begun with less has ended: somebody else may have it.
+    // Earlier sessions without the factor have ended, because an attacker may hold them.
     app.by(&member.access_token, "GET", "/v1/auth/me").send().await.refused(401, "unauthorized");
     let member = enrolling;
     for app in [&app, &node] {
-        assert_eq!(agents(app, &member.access_token).await, 200, "open as soon as it is confirmed");
+        assert_eq!(
+            agents(app, &member.access_token).await,
+            200,
+            "access returns as soon as the factor is confirmed"
+        );
     }
     let body = json!({ "password": PASSWORD });
     let call = app.by(&member.access_token, "DELETE", "/v1/auth/mfa/totp").json(body);
@@ -79,7 +84,7 @@ async fn a_workspace_may_ask_for_a_second_factor() {
         assert_eq!(agents(app, &member.access_token).await, 403);
     }
     let body = json!({ "require_second_factor": false, "password": PASSWORD });
-    ask(&dana.access_token, body).await.expect(200);
+    patch_workspace(&dana.access_token, body).await.expect(200);
     for app in [&app, &node] {
         assert_eq!(agents(app, &member.access_token).await, 200);
     }
@@ -89,7 +94,7 @@ async fn a_workspace_may_ask_for_a_second_factor() {
 }
 
 #[tokio::test]
-async fn what_an_ended_session_began_changes_no_factor() {
+async fn session_that_ends_meanwhile_changes_no_factor() {
     let app = TestApp::start_with(&[("server.public_url", LOCALHOST)]).await;
     let [dana, lee] = [app.register("acme").await, app.register_verified("lee").await];
     let enrolment = enrol(&app, &dana, json!({})).await.expect(200);
@@ -122,12 +127,12 @@ async fn what_an_ended_session_began_changes_no_factor() {
     let mut connection = app.database.connect().await;
     let sql = "SELECT (SELECT count(*) FROM passkeys)
                       + (SELECT count(*) FROM totp_factors WHERE confirmed_at IS NOT NULL)";
-    let made: i64 = sqlx::query_scalar(sql).fetch_one(&mut connection).await.unwrap();
-    assert_eq!(made, 2, "those that were there before");
+    let factors: i64 = sqlx::query_scalar(sql).fetch_one(&mut connection).await.unwrap();
+    assert_eq!(factors, 2, "only the earlier factors exist");
 }
 
-/// A fresh sign-in's token, for the person's workspace.
-async fn bearer_of(app: &TestApp, person: &Person) -> String {
+/// Signs in to the workspace of the user and returns the access token.
+async fn fresh_access_token(app: &TestApp, person: &Person) -> String {
     let body = json!({
         "email": person.email, "password": PASSWORD, "workspace_id": person.workspace_id,
     });
@@ -135,26 +140,27 @@ async fn bearer_of(app: &TestApp, person: &Person) -> String {
     pair["access_token"].as_str().unwrap().to_owned()
 }
 
-/// What a person's session is refused who has a passkey and has not shown it there.
-async fn refuses_to_change_factors(app: &TestApp, person: &Person, passkey: &str) {
-    let call = async |method: &str, path: &str, body: Value| {
+/// Checks that a session cannot change factors if the user has a passkey and did not present it
+/// there.
+async fn assert_cannot_change_factors(app: &TestApp, person: &Person, passkey: &str) {
+    let assert_forbidden = async |method: &str, path: &str, body: Value| {
         let answer = app.by(&person.access_token, method, path).json(body).send().await;
         answer.refused(403, "forbidden");
         assert!(answer.text.contains("passkey"), "{}", answer.text);
     };
     let password = json!({ "password": PASSWORD });
-    call("POST", "/v1/auth/mfa/totp", password.clone()).await;
-    call("POST", "/v1/auth/passkeys/options", password.clone()).await;
-    call("DELETE", &format!("/v1/auth/passkeys/{passkey}"), password).await;
+    assert_forbidden("POST", "/v1/auth/mfa/totp", password.clone()).await;
+    assert_forbidden("POST", "/v1/auth/passkeys/options", password.clone()).await;
+    assert_forbidden("DELETE", &format!("/v1/auth/passkeys/{passkey}"), password).await;
 }
 
-async fn id_of_passkey(app: &TestApp, person: &Person) -> String {
+async fn first_passkey_id(app: &TestApp, person: &Person) -> String {
     let listed = app.by(&person.access_token, "GET", "/v1/auth/passkeys").send().await.expect(200);
     listed["passkeys"][0]["id"].as_str().unwrap().to_owned()
 }
 
 #[tokio::test]
-async fn a_password_alone_does_not_get_round_a_passkey() {
+async fn password_alone_does_not_bypass_passkey() {
     let app = passkeys::app().await;
     let node = TestApp::start_on(
         app.database.clone(),
@@ -170,25 +176,25 @@ async fn a_password_alone_does_not_get_round_a_passkey() {
     let agents = async |app: &TestApp, person: &Person| {
         app.by(&person.access_token, "GET", "/v1/agents").send().await.status
     };
-    // Begun while the password was all there was.
+    // Started while the password was the only credential.
     let stolen = lee.with(&login(&app, &lee, PASSWORD).await.expect(200));
     let enrolment = enrol(&app, &stolen, json!({})).await.expect(200);
-    let theirs = new_passkey(&app, &stolen).await;
+    let attacker_passkey = new_passkey(&app, &stolen).await;
     assert_eq!(agents(&app, &lee).await, 403);
     let device = Device { count: 1, ..device_of(&app, &lee).await };
     for app in [&app, &node] {
-        assert_eq!(agents(app, &lee).await, 200, "who has just made it has shown it");
+        assert_eq!(agents(app, &lee).await, 200, "adding a passkey counts as presenting it");
         assert_eq!(agents(app, &stolen).await, 403);
     }
-    let passkey = id_of_passkey(&app, &lee).await;
-    let first = code(enrolment["secret"].as_str().unwrap(), now(&app));
-    confirm(&app, &stolen, &first).await.refused(403, "forbidden");
-    add(&app, &stolen, &theirs).await.refused(403, "forbidden");
-    refuses_to_change_factors(&app, &stolen, &passkey).await;
-    let again = lee.with(&login(&app, &lee, PASSWORD).await.expect(200));
-    refuses_to_change_factors(&node, &again, &passkey).await;
-    assert_eq!(agents(&app, &again).await, 403);
-    // Its page tells what to do, and offers nothing that would be refused.
+    let passkey = first_passkey_id(&app, &lee).await;
+    let totp_code = code(enrolment["secret"].as_str().unwrap(), now(&app));
+    confirm(&app, &stolen, &totp_code).await.refused(403, "forbidden");
+    add(&app, &stolen, &attacker_passkey).await.refused(403, "forbidden");
+    assert_cannot_change_factors(&app, &stolen, &passkey).await;
+    let by_password = lee.with(&login(&app, &lee, PASSWORD).await.expect(200));
+    assert_cannot_change_factors(&node, &by_password, &passkey).await;
+    assert_eq!(agents(&app, &by_password).await, 403);
+    // The page says what to do, and offers no action that would be rejected.
     let mut browser = Browser::of(&app, &lee.email).await;
     let page = browser.get("/second-factor").await;
     assert!(page.text.contains("sign in with your passkey"), "{page:#?}");
@@ -196,36 +202,41 @@ async fn a_password_alone_does_not_get_round_a_passkey() {
         assert!(!page.text.contains(form), "{form}");
     }
 
-    let own = lee.with(&sign_in(&app, &device.signed(&options(&app).await)).await.expect(200));
-    assert_eq!(agents(&node, &own).await, 200);
-    new_options(&app, &own).await;
-    // Taken away from one session, the others end at once, on every node.
+    let by_passkey =
+        lee.with(&sign_in(&app, &device.signed(&options(&app).await)).await.expect(200));
+    assert_eq!(agents(&node, &by_passkey).await, 200);
+    new_options(&app, &by_passkey).await;
+    // Removing the passkey ends the other sessions at once on every node.
     let path = format!("/v1/auth/passkeys/{passkey}");
-    app.by(&own.access_token, "DELETE", &path).json(json!({})).send().await.expect(204);
+    app.by(&by_passkey.access_token, "DELETE", &path).json(json!({})).send().await.expect(204);
     for app in [&app, &node] {
         assert_eq!(agents(app, &lee).await, 401);
-        assert_eq!(agents(app, &own).await, 403, "it has not shown what is there");
+        assert_eq!(
+            agents(app, &by_passkey).await,
+            403,
+            "the session has presented no existing factor"
+        );
     }
-    // There is nothing to be shown any more: as for anybody without a factor.
+    // The user has no factor left to present, and may enroll one after a new sign-in.
     lee = lee.with(&login(&app, &lee, PASSWORD).await.expect(200));
     with_factor(&app, &lee).await;
     assert_eq!(agents(&node, &lee).await, 200);
     let owner = app.mint(&dana, "log", "admin").await.secret;
-    let ended = |event: &Value| event["metadata"]["reason"] == "passkey_removed";
-    app.events(&owner, "action=session.ended", ended).await;
+    let is_passkey_removal = |event: &Value| event["metadata"]["reason"] == "passkey_removed";
+    app.events(&owner, "action=session.ended", is_passkey_removal).await;
 }
 
 #[tokio::test]
-async fn a_challenge_to_one_authenticator_is_not_met_by_the_next() {
+async fn mfa_challenge_is_bound_to_its_authenticator() {
     let app = passkeys::app().await;
     let dana = app.register_verified("acme").await;
     with_factor(&app, &dana).await;
-    // Somebody who knows the password keeps a challenge while the authenticator is changed.
+    // An attacker with the password keeps a challenge while the authenticator is replaced.
     let challenge = login(&app, &dana, PASSWORD).await;
     challenge.refused(401, "mfa_required");
     let token = challenge.body["mfa_token"].as_str().unwrap();
-    let off = app.by(&dana.access_token, "DELETE", "/v1/auth/mfa/totp");
-    off.json(json!({ "password": PASSWORD })).send().await.expect(204);
+    let disable_totp = app.by(&dana.access_token, "DELETE", "/v1/auth/mfa/totp");
+    disable_totp.json(json!({ "password": PASSWORD })).send().await.expect(204);
     let stolen = dana.with(&login(&app, &dana, PASSWORD).await.expect(200));
     let enrolment = enrol(&app, &stolen, json!({})).await.expect(200);
     device_of(&app, &dana).await;
@@ -233,19 +244,19 @@ async fn a_challenge_to_one_authenticator_is_not_met_by_the_next() {
     let body = json!({ "mfa_token": token, "code": code });
     let answer = app.post("/v1/auth/mfa/verify").json(body.clone()).send().await;
     answer.refused(401, "invalid_credentials");
-    refuses_to_change_factors(&app, &stolen, &id_of_passkey(&app, &dana).await).await;
-    // Neither where it had been kept: what waits for its first code meets none.
+    assert_cannot_change_factors(&app, &stolen, &first_passkey_id(&app, &dana).await).await;
+    // Not even if the challenge were unused: an unconfirmed authenticator completes no challenge.
     let mut connection = app.database.connect().await;
     let sql = "UPDATE mfa_challenges SET used_at = NULL";
     sqlx::query(sql).execute(&mut connection).await.unwrap();
     let answer = app.post("/v1/auth/mfa/verify").json(body).send().await;
     answer.refused(401, "invalid_credentials");
-    // Nor, once it is gone, by one that is confirmed.
+    // A confirmed authenticator does not complete the challenge of a removed one either.
     let lee = app.register("lee").await;
     with_factor(&app, &lee).await;
     let challenge = login(&app, &lee, PASSWORD).await.body["mfa_token"].clone();
-    let off = app.by(&lee.access_token, "DELETE", "/v1/auth/mfa/totp");
-    off.json(json!({ "password": PASSWORD })).send().await.expect(204);
+    let disable_totp = app.by(&lee.access_token, "DELETE", "/v1/auth/mfa/totp");
+    disable_totp.json(json!({ "password": PASSWORD })).send().await.expect(204);
     let (_, codes) = with_factor(&app, &lee).await;
     let body = json!({ "mfa_token": challenge, "code": codes[0] });
     let answer = app.post("/v1/auth/mfa/verify").json(body).send().await;
@@ -256,22 +267,22 @@ async fn a_challenge_to_one_authenticator_is_not_met_by_the_next() {
 }
 
 #[tokio::test]
-async fn who_has_a_lost_device_is_out_with_its_passkey() {
+async fn removed_passkey_ends_sessions_of_lost_device() {
     let app = passkeys::app().await;
     let dana = app.register_verified("acme").await;
     let lost = Device { count: 1, ..device_of(&app, &dana).await };
-    let passkey = id_of_passkey(&app, &dana).await;
-    let theirs = dana.with(&sign_in(&app, &lost.signed(&options(&app).await)).await.expect(200));
-    // They make one of their own there, before the owner notices.
-    device_of(&app, &theirs).await;
+    let passkey = first_passkey_id(&app, &dana).await;
+    let finder = dana.with(&sign_in(&app, &lost.signed(&options(&app).await)).await.expect(200));
+    // The finder of the device adds another passkey before the owner notices.
+    device_of(&app, &finder).await;
     let path = format!("/v1/auth/passkeys/{passkey}");
     app.by(&dana.access_token, "DELETE", &path).json(json!({})).send().await.expect(204);
-    let me = app.by(&theirs.access_token, "GET", "/v1/auth/me").send().await;
+    let me = app.by(&finder.access_token, "GET", "/v1/auth/me").send().await;
     me.refused(401, "unauthorized");
 }
 
 #[tokio::test]
-async fn nobody_turns_off_what_they_could_not_turn_on_again() {
+async fn totp_is_not_disabled_by_session_that_cannot_enroll_it() {
     let app = passkeys::app().await;
     let dana = app.register_verified("acme").await;
     device_of(&app, &dana).await;
@@ -280,32 +291,33 @@ async fn nobody_turns_off_what_they_could_not_turn_on_again() {
     let body = json!({ "mfa_token": challenge, "code": code(&secret, now(&app) + 30) });
     let pair = app.post("/v1/auth/mfa/verify").json(body).send().await.expect(200);
     let by_code = dana.with(&pair);
-    let off = async |person: &Person| {
+    let disable_totp = async |person: &Person| {
         let call = app.by(&person.access_token, "DELETE", "/v1/auth/mfa/totp");
         call.json(json!({ "password": PASSWORD })).send().await
     };
-    off(&by_code).await.refused(409, "conflict");
-    // Who has shown the passkey may.
-    off(&dana).await.expect(204);
+    disable_totp(&by_code).await.refused(409, "conflict");
+    // A session that presented the passkey may disable it.
+    disable_totp(&dana).await.expect(204);
 }
 
 #[tokio::test]
-async fn a_passkey_is_for_a_verified_address() {
+async fn passkey_requires_verified_email() {
     let app = passkeys::app().await;
-    // Somebody who signs up with an address that is not theirs.
+    // Mallory signs up with the email address of another person.
     let mallory = app.register("acme").await;
-    let ask = app.by(&mallory.access_token, "POST", "/v1/auth/passkeys/options").json(json!({}));
-    ask.send().await.refused(409, "conflict");
+    let request =
+        app.by(&mallory.access_token, "POST", "/v1/auth/passkeys/options").json(json!({}));
+    request.send().await.refused(409, "conflict");
     app.set_verified(&mallory, true).await;
-    let made = new_passkey(&app, &mallory).await;
+    let credential = new_passkey(&app, &mallory).await;
     app.set_verified(&mallory, false).await;
-    add(&app, &mallory, &made).await.refused(409, "conflict");
+    add(&app, &mallory, &credential).await.refused(409, "conflict");
     app.set_verified(&mallory, true).await;
-    add(&app, &mallory, &made).await.expect(201);
+    add(&app, &mallory, &credential).await.expect(201);
 }
 
 #[tokio::test]
-async fn who_chooses_a_new_password_is_told_of_their_passkeys() {
+async fn password_reset_mail_lists_remaining_passkeys() {
     let sink = SmtpSink::start();
     let settings = [("server.public_url", LOCALHOST), ("mail.url", &*sink.url())];
     let app = TestApp::start_with(&settings).await;
@@ -320,21 +332,21 @@ async fn who_chooses_a_new_password_is_told_of_their_passkeys() {
     assert!(mail["text"].as_str().unwrap().contains("go on signing in: phone."), "{mail}");
     let pair = sign_in(&app, &device.signed(&options(&app).await)).await.expect(200);
     let by_passkey = dana.with(&pair);
-    // The operator helps who has lost the device.
+    // The operator removes the factors of a user without a device.
     let auth = &app.app.auth;
     auth.remove_factors_as_operator(&dana.email).await.unwrap();
     auth.remove_factors_as_operator(&dana.email).await.unwrap_err();
     let device = Device { count: 2, ..device };
     let answer: Answer = sign_in(&app, &device.signed(&options(&app).await)).await;
     answer.refused(401, "invalid_credentials");
-    // Whoever has it is out.
+    // The session of the lost passkey has ended.
     let me = app.by(&by_passkey.access_token, "GET", "/v1/auth/me").send().await;
     me.refused(401, "unauthorized");
     let pair = login(&app, &dana, "another horse, another battery").await.expect(200);
     let key = app.mint(&dana.with(&pair), "log", "admin").await.secret;
     app.events_of(&key, "action=member.passkey_removed", 1).await;
     sink.mail(&dana.email, "Your authenticator and passkeys were taken away").await;
-    // What was never confirmed was never on.
+    // An unconfirmed authenticator does not count as a factor.
     enrol(&app, &dana.with(&pair), json!({})).await.expect(200);
     auth.remove_factors_as_operator(&dana.email).await.unwrap_err();
     app.by(&key, "GET", "/v1/auth/verify").send().await.expect(200);

@@ -1,28 +1,29 @@
-//! /v1/workspaces/{id}/leave and DELETE /v1/users/me: people go.
+//! POST /v1/workspaces/{id}/leave and DELETE /v1/users/me: users leave a workspace, or delete their
+//! account.
 
 use serde_json::json;
 
 use crate::fixture::{Answer, PASSWORD, Person, TestApp};
 
-async fn leave(app: &TestApp, who: &str, workspace: &str) -> Answer {
-    app.by(who, "POST", &format!("/v1/workspaces/{workspace}/leave")).send().await
+async fn leave(app: &TestApp, access_token: &str, workspace: &str) -> Answer {
+    app.by(access_token, "POST", &format!("/v1/workspaces/{workspace}/leave")).send().await
 }
 
-async fn delete(app: &TestApp, who: &Person, password: &str) -> Answer {
+async fn delete_account(app: &TestApp, user: &Person, password: &str) -> Answer {
     let body = json!({ "password": password });
-    app.by(&who.access_token, "DELETE", "/v1/users/me").json(body).send().await
+    app.by(&user.access_token, "DELETE", "/v1/users/me").json(body).send().await
 }
 
 #[tokio::test]
-async fn a_member_of_any_role_leaves_and_the_last_owner_does_not() {
+async fn member_leaves_but_last_owner_cannot() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
     let [viewer, owner] = [app.join(&dana, "viewer").await, app.join(&dana, "owner").await];
     let foreign = app.register("widgets-inc").await;
     leave(&app, &foreign.access_token, &dana.workspace_id).await.refused(404, "not_found");
-    for who in [&viewer, &dana] {
-        assert_eq!(leave(&app, &who.access_token, &dana.workspace_id).await.status, 204);
-        let answer = app.get("/v1/agents").bearer(&who.access_token).send().await;
+    for member in [&viewer, &dana] {
+        assert_eq!(leave(&app, &member.access_token, &dana.workspace_id).await.status, 204);
+        let answer = app.get("/v1/agents").bearer(&member.access_token).send().await;
         answer.refused(401, "unauthorized");
     }
     leave(&app, &owner.access_token, &dana.workspace_id).await.refused(403, "forbidden");
@@ -30,7 +31,7 @@ async fn a_member_of_any_role_leaves_and_the_last_owner_does_not() {
 }
 
 #[tokio::test]
-async fn an_account_is_deleted_with_what_is_its_own_alone() {
+async fn account_deletion_keeps_shared_workspaces_working() {
     let app = TestApp::start().await;
     let node = app.another_node().await;
     let [dana, sam] = [app.register("acme").await, app.register("widgets-inc").await];
@@ -41,38 +42,38 @@ async fn an_account_is_deleted_with_what_is_its_own_alone() {
     let switch = app
         .by(pair["access_token"].as_str().unwrap(), "POST", "/v1/auth/switch-workspace")
         .json(switch);
-    let there = switch.send().await.expect(200);
-    let mut dana_there = dana.clone();
-    dana_there.take(&there);
-    let theirs = app.mint(&dana_there, "of dana, for sam", "write").await;
-    let own = app.mint(&dana, "own", "write").await;
+    let switched = switch.send().await.expect(200);
+    let mut dana_switched = dana.clone();
+    dana_switched.take(&switched);
+    let shared_key = app.mint(&dana_switched, "of dana, for sam", "write").await;
+    let own_key = app.mint(&dana, "own", "write").await;
     for node in [&app, &node] {
         for credential in
-            [&dana.access_token, &dana_there.access_token, &theirs.secret, &own.secret]
+            [&dana.access_token, &dana_switched.access_token, &shared_key.secret, &own_key.secret]
         {
             node.get("/v1/agents").bearer(credential).send().await.expect(200);
         }
     }
-    delete(&app, &dana, "not this one at all")
+    delete_account(&app, &dana, "not this one at all")
         .await
         .refused(422, "validation_failed")
         .blames("password");
-    // Somebody else is in acme, and nobody else is its owner.
+    // Acme has another member, and Dana is its only owner.
     let member = app.join(&dana, "member").await;
-    delete(&app, &dana, PASSWORD).await.refused(403, "forbidden");
+    delete_account(&app, &dana, PASSWORD).await.refused(403, "forbidden");
     assert_eq!(leave(&app, &member.access_token, &dana.workspace_id).await.status, 204);
 
-    assert_eq!(delete(&app, &dana, PASSWORD).await.status, 204);
+    assert_eq!(delete_account(&app, &dana, PASSWORD).await.status, 204);
     for node in [&app, &node] {
-        for dead in [&dana.access_token, &dana_there.access_token, &own.secret] {
-            node.get("/v1/agents").bearer(dead).send().await.refused(401, "unauthorized");
+        for ended in [&dana.access_token, &dana_switched.access_token, &own_key.secret] {
+            node.get("/v1/agents").bearer(ended).send().await.refused(401, "unauthorized");
         }
-        // What works for others goes on.
-        node.get("/v1/agents").bearer(&theirs.secret).send().await.expect(200);
+        // A key for another workspace is not affected.
+        node.get("/v1/agents").bearer(&shared_key.secret).send().await.expect(200);
     }
     app.post("/v1/auth/login").json(body).send().await.refused(401, "invalid_credentials");
     let removed = app.events_of(&sam.access_token, "action=member.removed", 1).await;
-    assert_eq!(removed[0]["metadata"]["api_keys"][0]["id"], theirs.id);
-    // The address is free.
+    assert_eq!(removed[0]["metadata"]["api_keys"][0]["id"], shared_key.id);
+    // The email address can be registered again.
     app.register("acme").await;
 }

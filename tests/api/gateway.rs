@@ -1,4 +1,4 @@
-//! Forward-auth with a real nginx in front of a real upstream, configured as the README says.
+//! Forward-auth with a real nginx in front of a real upstream, configured as in the README.
 
 use std::{
     fs,
@@ -10,7 +10,7 @@ use axum::{Router, extract::Request, routing::any};
 
 use crate::fixture::{Answer, Call, TestApp, eventually};
 
-/// nginx in a folder of its own; it ends with this.
+/// An nginx process with a temporary folder. Dropping it stops the process.
 struct Nginx {
     process: Child,
     url: String,
@@ -21,7 +21,7 @@ impl Nginx {
     async fn start(auth: &str, upstream: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        // The two locations of the README, with other addresses.
+        // The two locations of the README, with the addresses of the test.
         let readme = include_str!("../../README.md");
         let snippet = readme.split("```nginx\n").nth(1).unwrap().split("```").next().unwrap();
         let snippet = snippet.replace("http://auth:8080", auth).replace("http://api", upstream);
@@ -61,8 +61,8 @@ impl Drop for Nginx {
     }
 }
 
-/// An API that says who nginx says is calling.
-async fn upstream() -> String {
+/// Starts an API that returns the request line and the workspace that nginx passes on.
+async fn start_upstream() -> String {
     async fn echo(request: Request) -> String {
         let workspace = request.headers().get("x-auth-workspace-id");
         format!("{} {} for {workspace:?}", request.method(), request.uri())
@@ -75,35 +75,35 @@ async fn upstream() -> String {
 }
 
 #[tokio::test]
-async fn nginx_lets_through_whom_the_service_lets_through() {
+async fn nginx_forwards_only_authorized_requests() {
     let app = TestApp::start_with(&[("server.trusted_proxies", "127.0.0.1")]).await;
     let dana = app.register("acme").await;
     let [writer, reader] =
         [app.mint(&dana, "writer", "write").await, app.mint(&dana, "reader", "read-only").await];
-    let nginx = Nginx::start(&app.url, &upstream().await).await;
-    let through = async |method: &str, key: &str, extra: &[(&str, &str)]| -> Answer {
+    let nginx = Nginx::start(&app.url, &start_upstream().await).await;
+    let send = async |method: &str, key: &str, extra: &[(&str, &str)]| -> Answer {
         let mut call = Call::new(&app.http, &nginx.url, method, "/v1/things?secret=1");
         for (name, value) in extra {
             call = call.header(name, value);
         }
         call.bearer(key).send().await
     };
-    let passed = through("POST", &writer.secret, &[("x-auth-workspace-id", "ws_forged")]).await;
-    assert_eq!(passed.status, 200);
-    assert!(passed.text.starts_with("POST /v1/things?secret=1 for"), "{}", passed.text);
-    assert!(passed.text.contains(&dana.workspace_id) && !passed.text.contains("forged"));
-    assert_eq!(through("GET", &reader.secret, &[]).await.status, 200);
-    assert_eq!(through("POST", &reader.secret, &[]).await.status, 403);
-    assert_eq!(through("GET", "nonsense", &[]).await.status, 401);
-    // What the client adds does not soften what it asks for.
+    let forwarded = send("POST", &writer.secret, &[("x-auth-workspace-id", "ws_forged")]).await;
+    assert_eq!(forwarded.status, 200);
+    assert!(forwarded.text.starts_with("POST /v1/things?secret=1 for"), "{}", forwarded.text);
+    assert!(forwarded.text.contains(&dana.workspace_id) && !forwarded.text.contains("forged"));
+    assert_eq!(send("GET", &reader.secret, &[]).await.status, 200);
+    assert_eq!(send("POST", &reader.secret, &[]).await.status, 403);
+    assert_eq!(send("GET", "nonsense", &[]).await.status, 401);
+    // Headers of the client cannot replace the method and the path.
     let spoofed = [("x-forwarded-method", "GET"), ("x-forwarded-uri", "/harmless")];
-    assert_eq!(through("DELETE", &reader.secret, &spoofed).await.status, 403);
+    assert_eq!(send("DELETE", &reader.secret, &spoofed).await.status, 403);
     app.delete(&format!("/v1/api-keys/{}", writer.id))
         .bearer(&dana.access_token)
         .send()
         .await
         .expect(204);
-    assert_eq!(through("POST", &writer.secret, &[]).await.status, 401);
+    assert_eq!(send("POST", &writer.secret, &[]).await.status, 401);
     let query = format!("key_id={}&action=request", reader.id);
     let events = app.events_of(&dana.access_token, &query, 3).await;
     let seen: Vec<_> = events

@@ -1,4 +1,4 @@
-//! Idempotency-Key: a retry does nothing twice.
+//! Idempotency-Key: a retry has no second effect and gets the response of the first request.
 
 use std::time::Duration;
 
@@ -6,12 +6,12 @@ use serde_json::{Value, json};
 
 use crate::fixture::{Answer, Call, TestApp};
 
-fn keyed(call: Call, key: &str, body: &Value) -> Call {
+fn with_idempotency_key(call: Call, key: &str, body: &Value) -> Call {
     call.header("idempotency-key", key).json(body.clone())
 }
 
 #[track_caller]
-fn replayed(first: &Answer, second: &Answer) {
+fn assert_replayed(first: &Answer, second: &Answer) {
     assert_eq!(second.header("idempotency-replayed"), "true", "{}", second.text);
     assert_eq!((first.status, &first.text), (second.status, &second.text));
     for header in ["location", "content-type", "cache-control"] {
@@ -21,37 +21,41 @@ fn replayed(first: &Answer, second: &Answer) {
 }
 
 #[tokio::test]
-async fn a_mint_that_comes_again_gives_the_same_secret_and_no_second_key() {
+async fn retried_key_creation_returns_same_secret() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
     let body = json!({ "name": "prod", "scope": "write" });
-    let mint = async |key: &str, body: &Value| {
-        keyed(app.post("/v1/api-keys").bearer(&dana.access_token), key, body).send().await
+    let create = async |key: &str, body: &Value| {
+        with_idempotency_key(app.post("/v1/api-keys").bearer(&dana.access_token), key, body)
+            .send()
+            .await
     };
-    let first = mint("7f1c", &body).await;
+    let first = create("7f1c", &body).await;
     assert_eq!((first.status.as_u16(), first.header("idempotency-replayed")), (201, ""));
-    replayed(&first, &mint("7f1c", &body).await);
+    assert_replayed(&first, &create("7f1c", &body).await);
     app.get("/v1/agents").bearer(first.body["key"].as_str().unwrap()).send().await.expect(200);
-    // Another body, or another key.
-    mint("7f1c", &json!({ "name": "other" })).await.refused(409, "idempotency_conflict");
-    assert_ne!(mint("7f1d", &body).await.expect(201)["id"], first.body["id"]);
+    // Another body is a conflict; another idempotency key creates another API key.
+    create("7f1c", &json!({ "name": "other" })).await.refused(409, "idempotency_conflict");
+    assert_ne!(create("7f1d", &body).await.expect(201)["id"], first.body["id"]);
     let list = app.get("/v1/api-keys").bearer(&dana.access_token).send().await.expect(200);
     assert_eq!(list["total"], 2);
-    // In the sessions of the same person alike.
+    // The idempotency key applies in all sessions of the same user.
     let again = app.with_fresh_session(&dana).await;
-    let call = keyed(app.post("/v1/api-keys").bearer(&again.access_token), "7f1c", &body);
-    replayed(&first, &call.send().await);
-    // The log tells of one mint, and of all requests.
+    let call =
+        with_idempotency_key(app.post("/v1/api-keys").bearer(&again.access_token), "7f1c", &body);
+    assert_replayed(&first, &call.send().await);
+    // The log has one creation event for each key, and none for the retries.
     let events = app.events_of(&dana.access_token, "action=api_key.created", 2).await;
     assert_eq!(events[1]["target"]["id"], first.body["id"]);
-    // After a day it is forgotten.
+    // The idempotency key expires after a day.
     app.clock.advance(Duration::from_hours(24));
     let again = app.with_fresh_session(&dana).await;
-    let call = keyed(app.post("/v1/api-keys").bearer(&again.access_token), "7f1c", &body);
+    let call =
+        with_idempotency_key(app.post("/v1/api-keys").bearer(&again.access_token), "7f1c", &body);
     assert_ne!(call.send().await.expect(201)["id"], first.body["id"]);
 }
 
-/// Each creating route of the contract.
+/// Covers every creating route of the API contract.
 #[tokio::test]
 async fn every_creating_route_is_safe_to_retry() {
     let app = TestApp::start().await;
@@ -71,24 +75,28 @@ async fn every_creating_route_is_safe_to_retry() {
         ("/v1/knowledge-base", json!({ "name": "kb" })),
         ("/v1/campaigns", json!({ "name": "c", "agent_id": agent })),
     ] {
-        let send =
-            async || keyed(app.post(path).bearer(&dana.access_token), "same", &body).send().await;
+        let send = async || {
+            with_idempotency_key(app.post(path).bearer(&dana.access_token), "same", &body)
+                .send()
+                .await
+        };
         let first = send().await;
         assert_eq!(first.status, 201, "{path}: {}", first.text);
         assert!(!first.header("location").is_empty(), "{path}");
-        replayed(&first, &send().await);
+        assert_replayed(&first, &send().await);
     }
 }
 
 #[tokio::test]
-async fn of_many_at_once_one_is_worked_on() {
+async fn concurrent_requests_with_one_key_run_once() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
     let other = app.another_node().await;
     let body = json!({ "name": "prod" });
     let calls = (0..20).map(|number| {
         let node = if number % 2 == 0 { &app } else { &other };
-        keyed(node.post("/v1/api-keys").bearer(&dana.access_token), "once", &body).send()
+        with_idempotency_key(node.post("/v1/api-keys").bearer(&dana.access_token), "once", &body)
+            .send()
     });
     let answers = futures_util::future::join_all(calls).await;
     let mut secrets = Vec::new();
@@ -107,11 +115,13 @@ async fn of_many_at_once_one_is_worked_on() {
 }
 
 #[tokio::test]
-async fn a_refusal_is_not_kept_and_neither_is_what_was_not_finished() {
+async fn rejected_or_failed_request_is_not_replayed() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
     let send = async |body: Value| {
-        keyed(app.post("/v1/calls").bearer(&dana.access_token), "k", &body).send().await
+        with_idempotency_key(app.post("/v1/calls").bearer(&dana.access_token), "k", &body)
+            .send()
+            .await
     };
     let agent = json!("agent_01jd0zt8q7f7qvs4p2k6x3m9ab");
     send(json!({ "agent_id": agent, "to_number": "+14155550100" }))
@@ -120,18 +130,18 @@ async fn a_refusal_is_not_kept_and_neither_is_what_was_not_finished() {
     let agent =
         app.post("/v1/agents").bearer(&dana.access_token).json(json!({ "agent_name": "a" }));
     let agent = agent.send().await.expect(201)["agent_id"].clone();
-    // Corrected, under the same key.
+    // The corrected request succeeds with the same key.
     send(json!({ "agent_id": agent, "to_number": "+14155550100" })).await.expect(201);
 
-    // The work is done, but PostgreSQL refuses to keep the answer: there is neither.
+    // If PostgreSQL refuses to store the response, the work is rolled back as well.
     let mut connection = app.database.connect().await;
     let sql = "ALTER TABLE kept_answers ADD CONSTRAINT never CHECK (kept_until IS NULL) NOT VALID";
     sqlx::query(sql).execute(&mut connection).await.unwrap();
-    let mint = async || {
+    let create_key = async || {
         let call = app.post("/v1/api-keys").bearer(&dana.access_token);
-        keyed(call, "lost", &json!({ "name": "k" })).send().await
+        with_idempotency_key(call, "lost", &json!({ "name": "k" })).send().await
     };
-    mint().await.refused(500, "internal");
+    create_key().await.refused(500, "internal");
     let total = async || {
         let call = app.get("/v1/api-keys").bearer(&dana.access_token);
         call.send().await.expect(200)["total"].clone()
@@ -141,26 +151,26 @@ async fn a_refusal_is_not_kept_and_neither_is_what_was_not_finished() {
         .execute(&mut connection)
         .await
         .unwrap();
-    let first = mint().await;
-    replayed(&first, &mint().await);
+    let first = create_key().await;
+    assert_replayed(&first, &create_key().await);
     assert_eq!(total().await, 1);
 }
 
 #[tokio::test]
-async fn a_key_counts_for_its_caller_its_workspace_and_its_path_alone() {
+async fn idempotency_key_is_scoped_to_caller_and_path() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
     let [a, b] = [app.mint(&dana, "a", "write").await, app.mint(&dana, "b", "write").await];
-    let stranger = app.register("widgets").await;
+    let other_workspace = app.register("widgets").await;
     let body = json!({ "name": "x", "agent_name": "x", "knowledge_base_name": "x" });
     let send = async |path: &str, credential: &str| {
-        keyed(app.post(path).bearer(credential), "same", &body).send().await
+        with_idempotency_key(app.post(path).bearer(credential), "same", &body).send().await
     };
     let first = send("/v1/agents", &a.secret).await;
     for (path, credential) in [
         ("/v1/agents", &b.secret),
         ("/v1/agents", &dana.access_token),
-        ("/v1/agents", &stranger.access_token),
+        ("/v1/agents", &other_workspace.access_token),
         ("/v1/knowledge-base", &a.secret),
     ] {
         let other = send(path, credential).await;
@@ -170,8 +180,8 @@ async fn a_key_counts_for_its_caller_its_workspace_and_its_path_alone() {
             "{path}"
         );
     }
-    replayed(&first, &send("/v1/agents", &a.secret).await);
-    // Looked up after authorization: what the credential may not do is refused, also a second time.
+    assert_replayed(&first, &send("/v1/agents", &a.secret).await);
+    // The key is looked up after authorization, so a retry without the scope is rejected again.
     let reader = app.mint(&dana, "r", "read-only").await;
     for _ in 0..2 {
         send("/v1/agents", &reader.secret).await.refused(403, "insufficient_scope");
@@ -179,42 +189,48 @@ async fn a_key_counts_for_its_caller_its_workspace_and_its_path_alone() {
 }
 
 #[tokio::test]
-async fn a_key_that_is_none_is_refused() {
+async fn invalid_idempotency_key_is_rejected() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
     let long = "x".repeat(256);
-    for bad in ["", "two words", long.as_str(), "tab\there"] {
+    for invalid in ["", "two words", long.as_str(), "tab\there"] {
         let call = app.post("/v1/agents").bearer(&dana.access_token);
-        keyed(call, bad, &json!({ "agent_name": "a" }))
+        with_idempotency_key(call, invalid, &json!({ "agent_name": "a" }))
             .send()
             .await
             .refused(422, "validation_failed")
             .blames("Idempotency-Key");
     }
     let call = app.post("/v1/agents").bearer(&dana.access_token).header("idempotency-key", "a");
-    keyed(call, "b", &json!({ "agent_name": "a" }))
+    with_idempotency_key(call, "b", &json!({ "agent_name": "a" }))
         .send()
         .await
         .refused(422, "validation_failed")
         .blames("Idempotency-Key");
     let call = app.post("/v1/agents").bearer(&dana.access_token);
-    keyed(call, &"x".repeat(255), &json!({ "agent_name": "a" })).send().await.expect(201);
+    with_idempotency_key(call, &"x".repeat(255), &json!({ "agent_name": "a" }))
+        .send()
+        .await
+        .expect(201);
 }
 
 #[tokio::test]
-async fn what_is_kept_shows_neither_the_key_nor_the_secret() {
+async fn stored_response_contains_no_plaintext() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
     let call = app.post("/v1/api-keys").bearer(&dana.access_token);
-    let made = keyed(call, "a-key-of-the-client", &json!({ "name": "k" })).send().await.expect(201);
+    let created = with_idempotency_key(call, "a-key-of-the-client", &json!({ "name": "k" }))
+        .send()
+        .await
+        .expect(201);
     let mut connection = app.database.connect().await;
     let sql = "SELECT id || request || answer FROM kept_answers";
-    let kept: Vec<u8> = sqlx::query_scalar(sql).fetch_one(&mut connection).await.unwrap();
-    let secret = made["key"].as_str().unwrap();
+    let stored: Vec<u8> = sqlx::query_scalar(sql).fetch_one(&mut connection).await.unwrap();
+    let secret = created["key"].as_str().unwrap();
     for text in ["a-key-of-the-client", secret, &secret[20..30], "redacted"] {
-        assert!(!kept.windows(text.len()).any(|part| part == text.as_bytes()), "{text}");
+        assert!(!stored.windows(text.len()).any(|part| part == text.as_bytes()), "{text}");
     }
-    // Nor does the role of the service read it.
+    // The service role cannot read the table directly.
     sqlx::query("SET ROLE call2me_auth_app").execute(&mut connection).await.unwrap();
     assert!(sqlx::query(sql).execute(&mut connection).await.is_err());
 }

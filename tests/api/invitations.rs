@@ -1,4 +1,4 @@
-//! /v1/invitations: by mail, for one address, once.
+//! /v1/invitations: sent by email, valid once and for one email address.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::fixture::{Answer, PASSWORD, Person, SmtpSink, TestApp, token_in};
 
-async fn with_mail() -> (TestApp, SmtpSink, Person) {
+async fn app_with_mail() -> (TestApp, SmtpSink, Person) {
     let sink = SmtpSink::start();
     let app = TestApp::start_with(&[("mail.url", &sink.url())]).await;
     let dana = app.register("acme").await;
@@ -27,24 +27,27 @@ async fn accept(app: &TestApp, bearer: Option<&str>, body: Value) -> Answer {
         .await
 }
 
-async fn token_for(sink: &SmtpSink, email: &str) -> String {
+async fn invitation_token(sink: &SmtpSink, email: &str) -> String {
     token_in(&sink.mail(email, "Invitation").await)
 }
 
 #[tokio::test]
-async fn somebody_new_joins_by_a_mailed_link() {
-    let (app, sink, dana) = with_mail().await;
-    let made = invite(&app, &dana.access_token, "Sam@new.example", "member").await.expect(201);
-    assert_eq!((&made["role"], &made["invited_by"]), (&json!("member"), &json!(dana.user_id)));
+async fn new_user_joins_by_mailed_link() {
+    let (app, sink, dana) = app_with_mail().await;
+    let created = invite(&app, &dana.access_token, "Sam@new.example", "member").await.expect(201);
+    assert_eq!(
+        (&created["role"], &created["invited_by"]),
+        (&json!("member"), &json!(dana.user_id))
+    );
     invite(&app, &dana.access_token, "sam@NEW.example", "viewer").await.refused(409, "conflict");
-    let open = app.by(&dana.access_token, "GET", "/v1/invitations").send().await.expect(200);
-    assert_eq!((&open["total"], &open["invitations"][0]["id"]), (&json!(1), &made["id"]));
+    let pending = app.by(&dana.access_token, "GET", "/v1/invitations").send().await.expect(200);
+    assert_eq!((&pending["total"], &pending["invitations"][0]["id"]), (&json!(1), &created["id"]));
 
     let mail = sink.mail("Sam@new.example", "Invitation").await;
     assert!(mail["text"].as_str().unwrap().contains("the workspace acme"), "{mail:#}");
     let token = token_in(&mail);
-    let without = accept(&app, None, json!({ "token": token })).await;
-    without.refused(422, "validation_failed").blames("password");
+    let without_password = accept(&app, None, json!({ "token": token })).await;
+    without_password.refused(422, "validation_failed").blames("password");
     let weak = json!({ "token": token, "password": "password1234" });
     accept(&app, None, weak).await.refused(422, "validation_failed").blames("password");
     let body = json!({ "token": token, "password": PASSWORD, "full_name": "Sam Lee" });
@@ -57,24 +60,24 @@ async fn somebody_new_joins_by_a_mailed_link() {
     );
     assert_eq!(me["user"]["email_verified"], true);
 
-    // Once.
+    // An invitation works once.
     accept(&app, None, body).await.refused(422, "validation_failed").blames("token");
-    let open = app.by(&dana.access_token, "GET", "/v1/invitations").send().await.expect(200);
-    assert_eq!(open["total"], 0);
+    let pending = app.by(&dana.access_token, "GET", "/v1/invitations").send().await.expect(200);
+    assert_eq!(pending["total"], 0);
     app.events_of(&dana.access_token, "action=member.invited", 1).await;
     let joined = app.events_of(&dana.access_token, "action=member.joined", 1).await;
-    assert_eq!(joined[0]["metadata"]["invitation_id"], made["id"]);
+    assert_eq!(joined[0]["metadata"]["invitation_id"], created["id"]);
     let again = invite(&app, &dana.access_token, "sam@new.example", "admin").await;
     again.refused(409, "conflict");
 }
 
 #[tokio::test]
-async fn an_account_that_exists_joins_with_its_own_session_alone() {
-    let (app, sink, dana) = with_mail().await;
+async fn existing_account_joins_only_with_own_session() {
+    let (app, sink, dana) = app_with_mail().await;
     let [sam, eve] = [app.register("widgets-inc").await, app.register("evil").await];
     invite(&app, &dana.access_token, &sam.email, "admin").await.expect(201);
-    let token = token_for(&sink, &sam.email).await;
-    // The link alone opens no account, whatever password comes with it.
+    let token = invitation_token(&sink, &sam.email).await;
+    // The link gives no access to an existing account, whatever password is sent with it.
     let body = json!({ "token": token, "password": "another long password", "full_name": "Eve" });
     accept(&app, None, body).await.refused(401, "unauthorized");
     let body = json!({ "token": token });
@@ -87,15 +90,15 @@ async fn an_account_that_exists_joins_with_its_own_session_alone() {
     let token = pair["access_token"].as_str().unwrap();
     let me = app.by(token, "GET", "/v1/auth/me").send().await.expect(200);
     assert_eq!((&me["workspace"]["id"], &me["role"]), (&json!(dana.workspace_id), &json!("admin")));
-    // The session has moved: its tokens for the workspace before are dead.
+    // The session has switched workspaces: its tokens for the previous one are invalid.
     app.get("/v1/agents").bearer(&sam.access_token).send().await.refused(401, "unauthorized");
-    let twice = accept(&app, Some(token), body).await;
-    twice.refused(422, "validation_failed").blames("token");
+    let second_attempt = accept(&app, Some(token), body).await;
+    second_attempt.refused(422, "validation_failed").blames("token");
 }
 
 #[tokio::test]
-async fn invitations_are_withdrawn_and_run_out_and_stay_below_the_inviter() {
-    let (app, sink, dana) = with_mail().await;
+async fn withdrawn_expired_or_excessive_invitation_is_rejected() {
+    let (app, sink, dana) = app_with_mail().await;
     let admin = app.join(&dana, "admin").await;
     let key = app.mint(&dana, "k", "admin").await;
     for by in [&admin.access_token, &key.secret] {
@@ -115,56 +118,57 @@ async fn invitations_are_withdrawn_and_run_out_and_stay_below_the_inviter() {
     withdraw(&admin.access_token, &owner["id"]).await.refused(403, "forbidden");
     assert_eq!(withdraw(&dana.access_token, &owner["id"]).await.status, 204);
     withdraw(&dana.access_token, &owner["id"]).await.refused(404, "not_found");
-    let refused = async |email: &str| {
-        let body = json!({ "token": token_for(&sink, email).await, "password": PASSWORD });
+    let assert_unusable = async |email: &str| {
+        let body = json!({ "token": invitation_token(&sink, email).await, "password": PASSWORD });
         accept(&app, None, body).await.refused(422, "validation_failed").blames("token");
     };
-    refused("a@new.example").await;
+    assert_unusable("a@new.example").await;
 
     invite(&app, &dana.access_token, "b@new.example", "viewer").await.expect(201);
-    // Who is no admin any more has not invited anybody.
+    // Demoting the inviter invalidates the invitation.
     invite(&app, &admin.access_token, "c@new.example", "admin").await.expect(201);
     let path = format!("/v1/members/{}", admin.user_id);
     let demote = app.by(&dana.access_token, "PATCH", &path).json(json!({ "role": "member" }));
     demote.send().await.expect(200);
-    refused("c@new.example").await;
-    let token = token_for(&sink, "b@new.example").await;
+    assert_unusable("c@new.example").await;
+    let token = invitation_token(&sink, "b@new.example").await;
     app.clock.advance(Duration::from_hours(24 * 7 + 1));
     let body = json!({ "token": token, "password": PASSWORD });
     accept(&app, None, body).await.refused(422, "validation_failed").blames("token");
 }
 
 #[tokio::test]
-async fn an_owner_to_be_is_invited_by_who_has_just_signed_in_or_knows_the_password() {
-    let (app, _sink, dana) = with_mail().await;
+async fn owner_invitation_needs_recent_sign_in_or_password() {
+    let (app, _sink, dana) = app_with_mail().await;
     app.clock.advance(Duration::from_mins(16));
-    let refused = invite(&app, &dana.access_token, "sam@new.example", "owner").await;
-    refused.refused(403, "forbidden");
+    let rejected = invite(&app, &dana.access_token, "sam@new.example", "owner").await;
+    rejected.refused(403, "forbidden");
     let body = json!({ "email": "sam@new.example", "role": "owner", "password": PASSWORD });
     app.by(&dana.access_token, "POST", "/v1/invitations").json(body).send().await.expect(201);
     invite(&app, &dana.access_token, "kim@new.example", "admin").await.expect(201);
 }
 
 #[tokio::test]
-async fn of_many_who_accept_at_once_one_joins() {
-    let (app, sink, dana) = with_mail().await;
+async fn concurrent_accepts_add_one_member() {
+    let (app, sink, dana) = app_with_mail().await;
     invite(&app, &dana.access_token, "sam@new.example", "viewer").await.expect(201);
-    let token = token_for(&sink, "sam@new.example").await;
+    let token = invitation_token(&sink, "sam@new.example").await;
     let body = json!({ "token": token, "password": PASSWORD });
-    let tries = (0..8).map(|_| accept(&app, None, body.clone()));
-    let statuses = futures_util::future::join_all(tries).await;
-    let won = statuses.iter().filter(|answer| answer.status == 201).count();
-    assert_eq!(won, 1, "{:?}", statuses.iter().map(|a| a.status).collect::<Vec<_>>());
-    assert!(statuses.iter().all(|answer| answer.status.as_u16() < 500));
+    let attempts = (0..8).map(|_| accept(&app, None, body.clone()));
+    let responses = futures_util::future::join_all(attempts).await;
+    let accepted = responses.iter().filter(|answer| answer.status == 201).count();
+    assert_eq!(accepted, 1, "{:?}", responses.iter().map(|a| a.status).collect::<Vec<_>>());
+    assert!(responses.iter().all(|answer| answer.status.as_u16() < 500));
 }
 
-/// Whom strangers invite is not buried in mail.
+/// Strangers cannot flood an email address with invitations.
 #[tokio::test]
-async fn an_address_is_invited_so_many_times_a_day() {
-    let (app, _sink, dana) = with_mail().await;
+async fn invitations_to_one_address_are_limited_per_day() {
+    let (app, _sink, dana) = app_with_mail().await;
     for _ in 0..10 {
-        let made = invite(&app, &dana.access_token, "sam@new.example", "viewer").await.expect(201);
-        let path = format!("/v1/invitations/{}", made["id"].as_str().unwrap());
+        let created =
+            invite(&app, &dana.access_token, "sam@new.example", "viewer").await.expect(201);
+        let path = format!("/v1/invitations/{}", created["id"].as_str().unwrap());
         assert_eq!(app.by(&dana.access_token, "DELETE", &path).send().await.status, 204);
     }
     invite(&app, &dana.access_token, "sam@new.example", "viewer").await.refused(409, "conflict");

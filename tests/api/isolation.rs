@@ -1,5 +1,5 @@
-//! The database alone keeps workspaces apart: what the role of the service sees and changes when the
-//! workspace's condition is left out of a query altogether.
+//! Row-level security isolates workspaces: the service role sees and changes the rows of one
+//! workspace only, even if a query has no condition on the workspace.
 
 use call2me_auth::model::id;
 use serde_json::json;
@@ -8,25 +8,25 @@ use uuid::Uuid;
 
 use crate::fixture::{Person, TestApp, oauth::OAuth};
 
-/// Tables that no workspace owns, and why the role may read them.
+/// Tables without row-level security that the service role may read, each with the reason.
 const SHARED: [&str; 3] = [
-    "_sqlx_migrations",          // the schema's version
-    "signing_keys",              // the deployment's; private halves are sealed
-    "unknown_credential_counts", // addresses of nobody known
+    "_sqlx_migrations",          // the schema version
+    "signing_keys",              // of the deployment; private keys are sealed
+    "unknown_credential_counts", // addresses without a known user
 ];
 
-struct Setting {
+struct TwoWorkspaces {
     connection: PgConnection,
     acme: Uuid,
     widgets: Uuid,
 }
 
-impl Setting {
-    /// Two workspaces with something in every table, seen as the role of the service, for acme.
+impl TwoWorkspaces {
+    /// Creates two workspaces with a row in every table, and connects as the service role.
     async fn new(app: &TestApp) -> Self {
         let [acme, widgets] = [app.register("acme").await, app.register("widgets-inc").await];
         for person in [&acme, &widgets] {
-            fill(app, person).await;
+            populate(app, person).await;
         }
         let [acme, widgets] = [&acme, &widgets].map(|p| id::parse("ws", &p.workspace_id).unwrap());
         let mut connection = app.database.connect().await;
@@ -35,7 +35,7 @@ impl Setting {
     }
 }
 
-async fn fill(app: &TestApp, person: &Person) {
+async fn populate(app: &TestApp, person: &Person) {
     let key = app.mint(person, "k", "write").await;
     let post = app.post("/v1/agents").bearer(&key.secret).json(json!({ "agent_name": "a" }));
     post.send().await.expect(201);
@@ -67,8 +67,8 @@ async fn fill(app: &TestApp, person: &Person) {
     }
 }
 
-/// Tables that the role may read, with whether row-level security is on.
-async fn tables(connection: &mut PgConnection) -> Vec<(String, bool)> {
+/// Returns the tables that the service role may read, with `true` if row-level security is enabled.
+async fn readable_tables(connection: &mut PgConnection) -> Vec<(String, bool)> {
     sqlx::query_as(
         "SELECT c.relname::text, c.relrowsecurity FROM pg_class c
          WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p')
@@ -80,38 +80,39 @@ async fn tables(connection: &mut PgConnection) -> Vec<(String, bool)> {
 }
 
 #[tokio::test]
-async fn no_table_can_be_read_without_a_policy() {
+async fn every_readable_table_has_row_level_security() {
     let app = TestApp::start().await;
-    let found = tables(&mut app.database.connect().await).await;
-    let open: Vec<_> = found.iter().filter(|(_, secured)| !secured).map(|(name, _)| name).collect();
-    assert_eq!(open, SHARED);
+    let readable = readable_tables(&mut app.database.connect().await).await;
+    let unsecured: Vec<_> =
+        readable.iter().filter(|(_, is_secured)| !is_secured).map(|(name, _)| name).collect();
+    assert_eq!(unsecured, SHARED);
     assert!(
-        found.iter().all(
+        readable.iter().all(
             |(name, _)| !name.starts_with("audit_events_") && !name.starts_with("audit_seals_")
         ),
-        "no partition"
+        "partitions must not be readable directly"
     );
 }
 
 #[tokio::test]
-async fn without_a_workspace_the_role_sees_nothing() {
+async fn service_role_without_workspace_sees_nothing() {
     let app = TestApp::start().await;
-    let mut setting = Setting::new(&app).await;
-    for (table, _) in tables(&mut setting.connection).await {
+    let mut workspaces = TwoWorkspaces::new(&app).await;
+    for (table, _) in readable_tables(&mut workspaces.connection).await {
         if SHARED.contains(&table.as_str()) {
             continue;
         }
-        let count = count(&mut setting.connection, &format!("\"{table}\"")).await;
+        let count = count_rows(&mut workspaces.connection, &format!("\"{table}\"")).await;
         assert_eq!(count, 0, "{table}");
     }
 }
 
 #[tokio::test]
-async fn for_a_workspace_the_role_sees_that_workspace_alone() {
+async fn service_role_sees_only_its_workspace() {
     let app = TestApp::start().await;
-    let mut setting = Setting::new(&app).await;
-    let (acme, widgets) = (setting.acme, setting.widgets);
-    let mut seen = 0;
+    let mut workspaces = TwoWorkspaces::new(&app).await;
+    let (acme, widgets) = (workspaces.acme, workspaces.widgets);
+    let mut checked = 0;
     for (table, column) in [
         ("workspaces", "id"),
         ("memberships", "workspace_id"),
@@ -131,7 +132,7 @@ async fn for_a_workspace_the_role_sees_that_workspace_alone() {
         ("oauth_client_secrets", "client_id"),
         ("oauth_grants", "workspace_id"),
     ] {
-        // A secret is of its client's workspace.
+        // A client secret belongs to the workspace of its client.
         let [acme, widgets] = match table {
             "oauth_client_secrets" => {
                 let sql = "SELECT id FROM oauth_clients WHERE workspace_id = $1";
@@ -145,21 +146,22 @@ async fn for_a_workspace_the_role_sees_that_workspace_alone() {
             }
             _ => [acme, widgets],
         };
-        let mut tx = setting.connection.begin().await.unwrap();
-        enter(&mut tx, setting.acme).await;
-        let own = count(&mut tx, &format!("{table} WHERE {column} = '{acme}'")).await;
+        let mut tx = workspaces.connection.begin().await.unwrap();
+        set_workspace(&mut tx, workspaces.acme).await;
+        let own = count_rows(&mut tx, &format!("{table} WHERE {column} = '{acme}'")).await;
         assert!(own > 0, "{table}");
-        // As a query that forgot its WHERE.
-        assert_eq!(count(&mut tx, table).await, own, "{table}");
+        // A query without a WHERE clause sees the same rows.
+        assert_eq!(count_rows(&mut tx, table).await, own, "{table}");
         assert_eq!(
-            count(&mut tx, &format!("{table} WHERE {column} = '{widgets}'")).await,
+            count_rows(&mut tx, &format!("{table} WHERE {column} = '{widgets}'")).await,
             0,
             "{table}"
         );
-        seen += 1;
+        checked += 1;
     }
     assert_eq!(
-        seen + SHARED.len()
+        checked
+            + SHARED.len()
             + [
                 "users",
                 "sessions",
@@ -169,21 +171,25 @@ async fn for_a_workspace_the_role_sees_that_workspace_alone() {
                 "passkeys"
             ]
             .len(),
-        tables(&mut setting.connection).await.len()
+        readable_tables(&mut workspaces.connection).await.len()
     );
-    let mut tx = setting.connection.begin().await.unwrap();
-    enter(&mut tx, acme).await;
-    assert_eq!(count(&mut tx, "users").await, 1, "members of the workspace");
-    assert_eq!(count(&mut tx, "sessions").await, 0, "those of a person, whom nobody named");
+    let mut tx = workspaces.connection.begin().await.unwrap();
+    set_workspace(&mut tx, acme).await;
+    assert_eq!(count_rows(&mut tx, "users").await, 1, "only members of the workspace");
+    assert_eq!(
+        count_rows(&mut tx, "sessions").await,
+        0,
+        "sessions belong to a user, and no user is set"
+    );
     let hashes = tx.execute("SELECT password_hash FROM users").await.unwrap_err();
     assert_eq!(hashes.as_database_error().unwrap().code().unwrap(), "42501");
 }
 
 #[tokio::test]
-async fn writes_for_another_workspace_fail_or_touch_nothing() {
+async fn writes_to_other_workspace_fail_or_change_nothing() {
     let app = TestApp::start().await;
-    let mut setting = Setting::new(&app).await;
-    let (acme, widgets) = (setting.acme, setting.widgets);
+    let mut workspaces = TwoWorkspaces::new(&app).await;
+    let (acme, widgets) = (workspaces.acme, workspaces.widgets);
     for sql in [
         "UPDATE workspaces SET name = 'x'",
         "UPDATE api_keys SET revoked_at = now()",
@@ -195,16 +201,16 @@ async fn writes_for_another_workspace_fail_or_touch_nothing() {
         "UPDATE oauth_grants SET ended_at = now()",
         "UPDATE oauth_clients SET name = 'x'",
     ] {
-        let mut tx = setting.connection.begin().await.unwrap();
-        enter(&mut tx, acme).await;
+        let mut tx = workspaces.connection.begin().await.unwrap();
+        set_workspace(&mut tx, acme).await;
         let table =
             sql.split_whitespace().find(|w| !["UPDATE", "DELETE", "FROM"].contains(w)).unwrap();
         let column = if table == "workspaces" { "id" } else { "workspace_id" };
         let forged = format!("{sql}{}", format_args!(" WHERE {column} = '{widgets}'"));
-        let done = tx.execute(sqlx::AssertSqlSafe(forged)).await.unwrap();
-        assert_eq!(done.rows_affected(), 0, "{sql}");
+        let updated = tx.execute(sqlx::AssertSqlSafe(forged)).await.unwrap();
+        assert_eq!(updated.rows_affected(), 0, "{sql}");
         let all = tx.execute(sqlx::AssertSqlSafe(sql)).await.unwrap();
-        assert_eq!(all.rows_affected(), 1, "{sql}: acme's one row");
+        assert_eq!(all.rows_affected(), 1, "{sql}: only the row of acme");
     }
     for sql in [
         "INSERT INTO documents VALUES ($1, $1, 'agent', NULL, '{}', 2, now(), now())",
@@ -223,8 +229,8 @@ async fn writes_for_another_workspace_fail_or_touch_nothing() {
         "INSERT INTO api_keys (id, workspace_id, name, scope, digest, display_start, display_end, created_at)
          VALUES ($1, $1, 'x', 'admin', sha256('x'), 'a', 'b', now())",
     ] {
-        let mut tx = setting.connection.begin().await.unwrap();
-        enter(&mut tx, acme).await;
+        let mut tx = workspaces.connection.begin().await.unwrap();
+        set_workspace(&mut tx, acme).await;
         let error = sqlx::query(sql).bind(widgets).execute(&mut *tx).await.unwrap_err();
         let code = error.as_database_error().unwrap().code().unwrap().into_owned();
         assert_eq!(code, "42501", "{sql}: {error}");
@@ -232,18 +238,18 @@ async fn writes_for_another_workspace_fail_or_touch_nothing() {
 }
 
 #[tokio::test]
-async fn the_setting_ends_with_its_transaction() {
+async fn workspace_setting_ends_with_its_transaction() {
     let app = TestApp::start().await;
-    let mut setting = Setting::new(&app).await;
-    let mut tx = setting.connection.begin().await.unwrap();
-    enter(&mut tx, setting.acme).await;
-    assert!(count(&mut tx, "documents").await > 0);
+    let mut workspaces = TwoWorkspaces::new(&app).await;
+    let mut tx = workspaces.connection.begin().await.unwrap();
+    set_workspace(&mut tx, workspaces.acme).await;
+    assert!(count_rows(&mut tx, "documents").await > 0);
     tx.commit().await.unwrap();
-    assert_eq!(count(&mut setting.connection, "documents").await, 0);
+    assert_eq!(count_rows(&mut workspaces.connection, "documents").await, 0);
 }
 
 #[tokio::test]
-async fn a_login_that_no_policy_binds_is_refused() {
+async fn login_without_service_role_is_rejected() {
     let app = TestApp::start().await;
     let mut connection = app.database.connect().await;
     connection
@@ -256,12 +262,12 @@ async fn a_login_that_no_policy_binds_is_refused() {
         acquire_timeout: std::time::Duration::from_secs(2),
         statement_timeout: std::time::Duration::from_secs(2),
     };
-    let refused = call2me_auth::store::Store::connect(&url, &options).await.unwrap_err();
-    assert!(refused.contains("GRANT call2me_auth_app TO it"), "{refused}");
+    let error = call2me_auth::store::Store::connect(&url, &options).await.unwrap_err();
+    assert!(error.contains("GRANT call2me_auth_app TO it"), "{error}");
 }
 
 #[tokio::test]
-async fn what_has_ended_does_not_come_back() {
+async fn revocation_and_sign_out_are_irreversible() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
     let key = app.mint(&dana, "k", "write").await;
@@ -272,7 +278,7 @@ async fn what_has_ended_does_not_come_back() {
         .expect(204);
     app.post("/v1/auth/logout").bearer(&dana.access_token).send().await.expect(204);
     let mut connection = app.database.connect().await;
-    // Not even for the owner of the tables.
+    // Not even the owner of the tables can undo it.
     for sql in [
         "UPDATE api_keys SET revoked_at = NULL",
         "UPDATE api_keys SET revoked_at = now() + interval '1 day'",
@@ -284,14 +290,14 @@ async fn what_has_ended_does_not_come_back() {
 }
 
 #[tokio::test]
-async fn a_signing_key_that_somebody_put_there_is_not_believed() {
+async fn injected_signing_key_is_ignored() {
     let app = TestApp::start().await;
     let jwks = app.get("/.well-known/jwks.json").send().await.text;
     let url = app.url.clone();
     let database = app.stop().await;
     let mut connection = database.connect().await;
     connection.execute("SET ROLE call2me_auth_app").await.unwrap();
-    // Older than the genuine one, and younger.
+    // One key is older than the genuine one, and one is newer.
     for moment in ["2020-01-01", "2099-01-01"] {
         let sql = format!(
             "INSERT INTO signing_keys VALUES (gen_random_uuid(), sha256('x'), 'sealed', '{moment}')"
@@ -302,7 +308,7 @@ async fn a_signing_key_that_somebody_put_there_is_not_believed() {
     assert_eq!(app.get("/.well-known/jwks.json").send().await.text, jwks);
 }
 
-async fn enter(connection: &mut PgConnection, workspace: Uuid) {
+async fn set_workspace(connection: &mut PgConnection, workspace: Uuid) {
     sqlx::query("SELECT set_config('call2me.workspace_id', $1, true)")
         .bind(workspace.to_string())
         .execute(connection)
@@ -310,7 +316,7 @@ async fn enter(connection: &mut PgConnection, workspace: Uuid) {
         .unwrap();
 }
 
-async fn count(connection: &mut PgConnection, what: &str) -> i64 {
+async fn count_rows(connection: &mut PgConnection, what: &str) -> i64 {
     let sql = format!("SELECT count(*) FROM {what}");
     sqlx::query_scalar(sqlx::AssertSqlSafe(sql)).fetch_one(connection).await.unwrap()
 }

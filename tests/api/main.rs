@@ -1,12 +1,13 @@
-//! The service from the outside: real HTTP, real PostgreSQL, a clock in the test's hand.
+//! Integration tests of the service: real HTTP, real PostgreSQL and a test clock.
 //!
-//! Files mirror URLs; what concerns all of them (coverage, contract, isolation) stands beside.
+//! Files mirror URLs. Rules for all routes have files of their own, such as `access_rules.rs`,
+//! `contract.rs` and `isolation.rs`.
 
 #![expect(
     clippy::unwrap_used,
     unreachable_pub,
     clippy::similar_names,
-    reason = "a test that cannot go on is to stop, and nobody imports it"
+    reason = "a failed step must stop its test, and no other crate imports this one"
 )]
 
 mod fixture;

@@ -1,4 +1,4 @@
-//! /v1/members, and the official SDKs' numbered pages of the same.
+//! /v1/members, and the same list in numbered pages, as the official SDKs request it.
 
 use std::time::Duration;
 
@@ -37,59 +37,59 @@ async fn members_are_listed_with_their_roles() {
     page("?per_page=101").await.refused(422, "validation_failed").blames("per_page");
 }
 
-async fn set_role(app: &TestApp, by: &str, of: &Person, role: &str) -> Answer {
-    let path = format!("/v1/members/{}", of.user_id);
+async fn set_role(app: &TestApp, by: &str, member: &Person, role: &str) -> Answer {
+    let path = format!("/v1/members/{}", member.user_id);
     app.by(by, "PATCH", &path).json(json!({ "role": role })).send().await
 }
 
-async fn remove(app: &TestApp, by: &str, who: &Person) -> Answer {
-    app.by(by, "DELETE", &format!("/v1/members/{}", who.user_id)).send().await
+async fn remove_member(app: &TestApp, by: &str, member: &Person) -> Answer {
+    app.by(by, "DELETE", &format!("/v1/members/{}", member.user_id)).send().await
 }
 
 #[tokio::test]
-async fn a_demoted_or_removed_member_is_so_at_once_on_every_node() {
+async fn demoted_or_removed_member_loses_access_on_every_node() {
     let a = TestApp::start().await;
     let b = a.another_node().await;
     let dana = a.register("acme").await;
     let sam = a.join(&dana, "admin").await;
     let key = a.mint(&sam, "of sam", "admin").await;
-    let mint = async |node: &TestApp| {
-        let call = node.by(&sam.access_token, "POST", "/v1/api-keys");
-        call.json(json!({ "name": "k", "scope": "read-only" })).send().await
+    let create_key = async |node: &TestApp| {
+        let request = node.by(&sam.access_token, "POST", "/v1/api-keys");
+        request.json(json!({ "name": "k", "scope": "read-only" })).send().await
     };
     for node in [&a, &b] {
-        mint(node).await.expect(201);
+        create_key(node).await.expect(201);
     }
     let demoted = set_role(&a, &dana.access_token, &sam, "viewer").await.expect(200);
     assert_eq!((&demoted["role"], &demoted["email"]), (&json!("viewer"), &json!(sam.email)));
     for node in [&a, &b] {
-        mint(node).await.refused(403, "insufficient_scope");
+        create_key(node).await.refused(403, "insufficient_scope");
         assert_eq!(node.get("/v1/agents").bearer(&sam.access_token).send().await.status, 200);
     }
-    assert_eq!(remove(&a, &dana.access_token, &sam).await.status, 204);
+    assert_eq!(remove_member(&a, &dana.access_token, &sam).await.status, 204);
     for node in [&a, &b] {
-        let answer = node.get("/v1/agents").bearer(&sam.access_token).send().await;
-        answer.refused(401, "unauthorized");
-        // Keys outlive who minted them.
+        let response = node.get("/v1/agents").bearer(&sam.access_token).send().await;
+        response.refused(401, "unauthorized");
+        // A key outlives the membership of its creator.
         assert_eq!(node.get("/v1/agents").bearer(&key.secret).send().await.status, 200);
     }
     let refresh = json!({ "refresh_token": sam.refresh_token });
     let refresh = b.post("/v1/auth/refresh").json(refresh).send().await;
     refresh.refused(401, "invalid_refresh_token");
-    remove(&b, &dana.access_token, &sam).await.refused(404, "not_found");
-    let changed = a.events_of(&dana.access_token, "action=member.role_changed", 1).await;
-    assert_eq!(changed[0]["metadata"], json!({ "from": "admin", "to": "viewer" }));
-    let removed = a.events_of(&dana.access_token, "action=member.removed", 1).await;
-    let keys = removed[0]["metadata"]["api_keys"].as_array().unwrap();
-    assert!(keys.iter().any(|listed| listed["id"] == key.id), "{removed:#?}");
-    // A wrong password of somebody who has left is nothing to this workspace.
+    remove_member(&b, &dana.access_token, &sam).await.refused(404, "not_found");
+    let role_events = a.events_of(&dana.access_token, "action=member.role_changed", 1).await;
+    assert_eq!(role_events[0]["metadata"], json!({ "from": "admin", "to": "viewer" }));
+    let removal_events = a.events_of(&dana.access_token, "action=member.removed", 1).await;
+    let keys = removal_events[0]["metadata"]["api_keys"].as_array().unwrap();
+    assert!(keys.iter().any(|listed| listed["id"] == key.id), "{removal_events:#?}");
+    // A failed sign-in of a former member is not logged in this workspace.
     let wrong = json!({ "email": sam.email, "password": "not this one at all" });
     a.post("/v1/auth/login").json(wrong).send().await.refused(401, "invalid_credentials");
     a.events_of(&dana.access_token, "action=login.failed", 0).await;
 }
 
 #[tokio::test]
-async fn nobody_reaches_above_their_own_role() {
+async fn member_cannot_change_or_grant_higher_role() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
     let [admin, member] = [app.join(&dana, "admin").await, app.join(&dana, "member").await];
@@ -98,37 +98,39 @@ async fn nobody_reaches_above_their_own_role() {
         set_role(&app, by, &member, "owner").await.refused(403, "forbidden");
         set_role(&app, by, &admin, "owner").await.refused(403, "forbidden");
         set_role(&app, by, &dana, "viewer").await.refused(403, "forbidden");
-        remove(&app, by, &dana).await.refused(403, "forbidden");
+        remove_member(&app, by, &dana).await.refused(403, "forbidden");
         assert_eq!(set_role(&app, by, &member, "admin").await.status, 200);
         assert_eq!(set_role(&app, by, &member, "member").await.status, 200);
     }
     set_role(&app, &member.access_token, &member, "admin").await.refused(403, "insufficient_scope");
-    remove(&app, &member.access_token, &admin).await.refused(403, "insufficient_scope");
+    remove_member(&app, &member.access_token, &admin).await.refused(403, "insufficient_scope");
     let widgets = app.register("widgets-inc").await;
     set_role(&app, &widgets.access_token, &member, "viewer").await.refused(404, "not_found");
-    remove(&app, &widgets.access_token, &member).await.refused(404, "not_found");
+    remove_member(&app, &widgets.access_token, &member).await.refused(404, "not_found");
     let path = format!("/v1/members/{}", member.user_id);
-    let bad = app.by(&dana.access_token, "PATCH", &path).json(json!({ "role": "king" }));
-    bad.send().await.refused(422, "validation_failed").blames("role");
+    let unknown_role = app.by(&dana.access_token, "PATCH", &path).json(json!({ "role": "king" }));
+    unknown_role.send().await.refused(422, "validation_failed").blames("role");
 }
 
 #[tokio::test]
-async fn a_workspace_keeps_an_owner_whatever_happens_at_once() {
+async fn workspace_keeps_an_owner_under_concurrent_changes() {
     let a = TestApp::start().await;
     let b = a.another_node().await;
     let dana = a.register("acme").await;
     set_role(&a, &dana.access_token, &dana, "admin").await.refused(403, "forbidden");
-    remove(&a, &dana.access_token, &dana).await.refused(403, "forbidden");
+    remove_member(&a, &dana.access_token, &dana).await.refused(403, "forbidden");
     let sam = a.join(&dana, "admin").await;
     set_role(&a, &dana.access_token, &sam, "owner").await.expect(200);
-    // Promoted: with the next pair of tokens. Then both give ownership up, or take the other out.
+    // The promotion applies to Sam's next tokens. Then Dana steps down while Sam leaves.
     let refresh = json!({ "refresh_token": sam.refresh_token });
     let pair = b.post("/v1/auth/refresh").json(refresh).send().await.expect(200);
     let sam_token = pair["access_token"].as_str().unwrap();
-    let (first, second) =
-        tokio::join!(set_role(&a, &dana.access_token, &dana, "admin"), remove(&b, sam_token, &sam));
-    let codes = [first.status.as_u16(), second.status.as_u16()];
-    assert!(codes == [200, 403] || codes == [403, 204], "{codes:?}");
+    let (first, second) = tokio::join!(
+        set_role(&a, &dana.access_token, &dana, "admin"),
+        remove_member(&b, sam_token, &sam)
+    );
+    let statuses = [first.status.as_u16(), second.status.as_u16()];
+    assert!(statuses == [200, 403] || statuses == [403, 204], "{statuses:?}");
     let mut connection = a.database.connect().await;
     let owners = "SELECT count(*) FROM memberships m JOIN workspaces w ON w.id = m.workspace_id
                   WHERE w.name = 'acme' AND role = 'owner'";
@@ -137,53 +139,54 @@ async fn a_workspace_keeps_an_owner_whatever_happens_at_once() {
 }
 
 #[tokio::test]
-async fn ownership_takes_a_fresh_sign_in_or_the_password() {
+async fn granting_ownership_needs_recent_sign_in_or_password() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
     let sam = app.join(&dana, "member").await;
     app.clock.advance(Duration::from_mins(16));
     let path = format!("/v1/members/{}", sam.user_id);
-    let give =
+    let change_role =
         async |body: Value| app.by(&dana.access_token, "PATCH", &path).json(body).send().await;
-    give(json!({ "role": "owner" })).await.refused(403, "forbidden");
-    let wrong = give(json!({ "role": "owner", "password": "not this one at all" })).await;
+    change_role(json!({ "role": "owner" })).await.refused(403, "forbidden");
+    let wrong = change_role(json!({ "role": "owner", "password": "not this one at all" })).await;
     wrong.refused(422, "validation_failed").blames("password");
-    assert_eq!(give(json!({ "role": "admin" })).await.status, 200);
-    assert_eq!(give(json!({ "role": "owner", "password": PASSWORD })).await.status, 200);
-    remove(&app, &dana.access_token, &sam).await.refused(403, "forbidden");
+    assert_eq!(change_role(json!({ "role": "admin" })).await.status, 200);
+    assert_eq!(change_role(json!({ "role": "owner", "password": PASSWORD })).await.status, 200);
+    remove_member(&app, &dana.access_token, &sam).await.refused(403, "forbidden");
     let body = json!({ "email": dana.email, "password": PASSWORD });
     let pair = app.post("/v1/auth/login").json(body).send().await.expect(200);
-    let fresh = pair["access_token"].as_str().unwrap();
-    assert_eq!(remove(&app, fresh, &sam).await.status, 204);
+    let fresh_token = pair["access_token"].as_str().unwrap();
+    assert_eq!(remove_member(&app, fresh_token, &sam).await.status, 204);
 }
 
-/// Whoever was let in before a removal or a revocation does nothing after it.
+/// A request that was authenticated before a removal or a revocation changes nothing after it.
 #[tokio::test]
-async fn what_began_before_a_removal_does_not_come_after_it() {
+async fn request_in_flight_fails_after_removal_or_revocation() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
     let sam = app.join(&dana, "admin").await;
     let [first, second] =
         [app.mint(&dana, "1", "admin").await, app.mint(&dana, "2", "admin").await];
-    let mint = json!({ "name": "mine", "scope": "admin" });
-    let invite = json!({ "email": "eve@new.example", "role": "admin" });
-    let removed = "DELETE FROM memberships WHERE role = 'admin'";
-    let revoked =
+    let new_key = json!({ "name": "mine", "scope": "admin" });
+    let new_invitation = json!({ "email": "eve@new.example", "role": "admin" });
+    let remove_admins = "DELETE FROM memberships WHERE role = 'admin'";
+    let revoke_key =
         |name: &str| format!("UPDATE api_keys SET revoked_at = now() WHERE name = '{name}'");
-    for (credential, path, body, end) in [
-        (&sam.access_token, "/v1/api-keys", mint.clone(), removed.to_owned()),
-        (&first.secret, "/v1/api-keys", mint, revoked("1")),
-        (&second.secret, "/v1/invitations", invite, revoked("2")),
+    for (credential, path, body, revocation) in [
+        (&sam.access_token, "/v1/api-keys", new_key.clone(), remove_admins.to_owned()),
+        (&first.secret, "/v1/api-keys", new_key, revoke_key("1")),
+        (&second.secret, "/v1/invitations", new_invitation, revoke_key("2")),
     ] {
         let mut connection = app.database.connect().await;
         let mut tx = connection.begin().await.unwrap();
         sqlx::query("SELECT FROM workspaces FOR NO KEY UPDATE").execute(&mut *tx).await.unwrap();
-        let end = async {
+        let revocation = async {
             app.database.somebody_waits_for_a_lock().await;
-            sqlx::query(sqlx::AssertSqlSafe(end)).execute(&mut *tx).await.unwrap();
+            sqlx::query(sqlx::AssertSqlSafe(revocation)).execute(&mut *tx).await.unwrap();
             tx.commit().await.unwrap();
         };
-        let (answer, ()) = tokio::join!(app.by(credential, "POST", path).json(body).send(), end);
-        answer.refused(401, "unauthorized");
+        let (response, ()) =
+            tokio::join!(app.by(credential, "POST", path).json(body).send(), revocation);
+        response.refused(401, "unauthorized");
     }
 }

@@ -1,19 +1,19 @@
-//! What the operator can watch, on a listener of its own.
+//! The metrics endpoint, on its own listener.
 
 use std::{fmt::Debug, net::TcpListener, str::FromStr};
 
 use crate::fixture::{TestApp, eventually};
 
-/// The value of a metric, labels and all.
-fn value<T: FromStr<Err: Debug>>(text: &str, name: &str) -> T {
+/// Returns the value of a metric. The name includes the labels.
+fn metric_value<T: FromStr<Err: Debug>>(text: &str, name: &str) -> T {
     let line = text.lines().find_map(|line| line.strip_prefix(&format!("call2me_auth_{name} ")));
     line.unwrap_or_else(|| panic!("{name} is not in {text}")).parse().unwrap()
 }
 
 #[tokio::test]
-async fn the_metrics_tell_what_happened() {
-    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
-    let app = TestApp::start_with(&[("server.metrics_address", &free)]).await;
+async fn metrics_count_requests_lookups_and_revocations() {
+    let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let app = TestApp::start_with(&[("server.metrics_address", &address)]).await;
     let dana = app.register("acme").await;
     let key = app.mint(&dana, "reader", "read-only").await;
     for _ in 0..3 {
@@ -25,29 +25,39 @@ async fn the_metrics_tell_what_happened() {
         .send()
         .await
         .expect(204);
-    let read = async || {
-        let answer = app.http.get(format!("http://{free}/metrics")).send().await.unwrap();
-        answer.text().await.unwrap()
+    let scrape = async || {
+        let response = app.http.get(format!("http://{address}/metrics")).send().await.unwrap();
+        response.text().await.unwrap()
     };
-    let text = eventually("the log is written", async || {
-        let text = read().await;
-        (value::<f64>(&text, "audit_events_waiting") < 0.5).then_some(text)
+    let text = eventually("all audit events are written", async || {
+        let text = scrape().await;
+        (metric_value::<f64>(&text, "audit_events_waiting") < 0.5).then_some(text)
     })
     .await;
-    let requests = |method: &str, route: &str, outcome: &str| -> u64 {
+    let request_count = |method: &str, route: &str, outcome: &str| -> u64 {
         let labels = format!("{{method=\"{method}\",route=\"{route}\",outcome=\"{outcome}\"}}");
-        value(&text, &format!("request_duration_seconds_count{labels}"))
+        metric_value(&text, &format!("request_duration_seconds_count{labels}"))
     };
-    assert_eq!(requests("GET", "/v1/agents", "ok"), 3);
-    assert_eq!(requests("POST", "/v1/agents", "forbidden"), 1);
-    assert_eq!(requests("DELETE", "/v1/api-keys/{id}", "ok"), 1, "a pattern, not an id");
-    assert_eq!(value::<u64>(&text, "cache_lookups_total{cache=\"keys\",outcome=\"miss\"}"), 1);
-    assert_eq!(value::<u64>(&text, "cache_lookups_total{cache=\"keys\",outcome=\"hit\"}"), 3);
-    assert_eq!(value::<u64>(&text, "audit_events_lost_total"), 0);
-    assert_eq!(value::<u64>(&text, "fence_wait_duration_seconds_count"), 1);
-    assert!(value::<u64>(&text, "revocation_lag_seconds_count") >= 1);
-    assert!(value::<f64>(&text, "lease_seconds") > 0.0);
+    assert_eq!(request_count("GET", "/v1/agents", "ok"), 3);
+    assert_eq!(request_count("POST", "/v1/agents", "forbidden"), 1);
+    assert_eq!(
+        request_count("DELETE", "/v1/api-keys/{id}", "ok"),
+        1,
+        "the label is the route pattern"
+    );
+    assert_eq!(
+        metric_value::<u64>(&text, "cache_lookups_total{cache=\"keys\",outcome=\"miss\"}"),
+        1
+    );
+    assert_eq!(
+        metric_value::<u64>(&text, "cache_lookups_total{cache=\"keys\",outcome=\"hit\"}"),
+        3
+    );
+    assert_eq!(metric_value::<u64>(&text, "audit_events_lost_total"), 0);
+    assert_eq!(metric_value::<u64>(&text, "fence_wait_duration_seconds_count"), 1);
+    assert!(metric_value::<u64>(&text, "revocation_lag_seconds_count") >= 1);
+    assert!(metric_value::<f64>(&text, "lease_seconds") > 0.0);
     assert!(text.ends_with("# EOF\n"));
-    // And nowhere else.
+    // The public listener does not serve metrics.
     app.get("/metrics").send().await.refused(404, "not_found");
 }

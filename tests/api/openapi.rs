@@ -1,4 +1,4 @@
-//! The OpenAPI document against the route table, and the page that shows it.
+//! The OpenAPI document, compared with the route table, and the page that displays it.
 
 use std::collections::BTreeSet;
 
@@ -22,35 +22,35 @@ fn operations(document: &Value) -> impl Iterator<Item = (String, &String, &Value
 }
 
 #[tokio::test]
-async fn the_document_has_the_routes_of_the_table_and_no_others() {
+async fn openapi_document_lists_exactly_the_routes() {
     let document = document().await;
     assert_eq!(document["openapi"], "3.1.0");
     let documented: BTreeSet<_> =
         operations(&document).map(|(method, path, _)| (method, path.clone())).collect();
-    let mut tabled = BTreeSet::new();
+    let mut expected = BTreeSet::new();
     for route in routes::table() {
         let path = route.path.replace("{*path}", "{path}");
         match route.method {
             Some(method) => {
-                tabled.insert((method.to_string(), path));
+                expected.insert((method.to_string(), path));
             }
-            // A route of any method is documented with the usual ones.
-            None => tabled.extend(
+            // A route for any method is documented with the common methods.
+            None => expected.extend(
                 ["GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"]
                     .map(|m| (m.to_owned(), path.clone())),
             ),
         }
     }
-    assert_eq!(documented, tabled);
+    assert_eq!(documented, expected);
 }
 
 #[tokio::test]
-async fn each_operation_tells_its_security_and_its_refusals() {
+async fn each_operation_documents_security_and_errors() {
     let document = document().await;
-    let tables = routes::table();
+    let table = routes::table();
     for (method, path, operation) in operations(&document) {
-        let what = format!("{method} {path}");
-        let route = tables
+        let name = format!("{method} {path}");
+        let route = table
             .iter()
             .find(|route| {
                 route.path.replace("{*path}", "{path}") == *path
@@ -58,35 +58,35 @@ async fn each_operation_tells_its_security_and_its_refusals() {
             })
             .unwrap();
         let protected = matches!(route.rule, Rule::Protected(_));
-        assert_eq!(operation["security"].is_array(), protected, "{what}");
-        assert!(operation["summary"].as_str().is_some_and(|text| !text.is_empty()), "{what}");
-        assert!(operation["operationId"].is_string(), "{what}");
+        assert_eq!(operation["security"].is_array(), protected, "{name}");
+        assert!(operation["summary"].as_str().is_some_and(|text| !text.is_empty()), "{name}");
+        assert!(operation["operationId"].is_string(), "{name}");
         let responses = operation["responses"].as_object().unwrap();
-        assert!(responses.keys().any(|status| status.starts_with('2')), "{what}");
+        assert!(responses.keys().any(|status| status.starts_with('2')), "{name}");
         if path.starts_with("/v1/") {
             for status in ["400", "422", "429", "500", "503"] {
-                assert!(responses.contains_key(status), "{what} {status}");
+                assert!(responses.contains_key(status), "{name} {status}");
             }
         }
         if protected {
-            assert!(responses.contains_key("401") && responses.contains_key("403"), "{what}");
+            assert!(responses.contains_key("401") && responses.contains_key("403"), "{name}");
         }
         for (status, response) in responses {
-            assert!(!response["description"].as_str().unwrap().is_empty(), "{what} {status}");
+            assert!(!response["description"].as_str().unwrap().is_empty(), "{name} {status}");
             if path.starts_with("/v1/") {
-                assert!(response["headers"]["X-RateLimit-Limit"].is_object(), "{what} {status}");
+                assert!(response["headers"]["X-RateLimit-Limit"].is_object(), "{name} {status}");
                 if status.starts_with(['4', '5']) {
                     let schema = &response["content"]["application/json"]["schema"]["$ref"];
-                    assert_eq!(schema, "#/components/schemas/ErrorBody", "{what} {status}");
+                    assert_eq!(schema, "#/components/schemas/ErrorBody", "{name} {status}");
                 }
             }
         }
     }
 }
 
-/// Two bodies of one name would be one schema, of whichever comes last.
+/// Of two schemas with the same name, the document would contain only the last.
 #[test]
-fn no_two_schemas_have_one_name() {
+fn schema_names_are_unique() {
     let mut known = std::collections::BTreeMap::new();
     for (name, schema) in routes::table().into_iter().flat_map(|route| route.schemas) {
         let schema = serde_json::to_string(&schema).unwrap();
@@ -106,28 +106,28 @@ async fn operation_ids_are_unique_and_references_resolve() {
     ids.sort();
     ids.dedup();
     assert_eq!(ids.len(), all);
-    let mut found = Vec::new();
-    references(&document, &mut found);
-    assert!(found.len() > 50);
-    for reference in found {
+    let mut references = Vec::new();
+    collect_references(&document, &mut references);
+    assert!(references.len() > 50);
+    for reference in references {
         let pointer = reference.strip_prefix('#').unwrap();
         assert!(document.pointer(pointer).is_some(), "{reference}");
     }
 }
 
-fn references<'a>(value: &'a Value, found: &mut Vec<&'a str>) {
+fn collect_references<'a>(value: &'a Value, references: &mut Vec<&'a str>) {
     match value {
         Value::Object(fields) => {
-            found.extend(fields.get("$ref").and_then(Value::as_str));
-            fields.values().for_each(|value| references(value, found));
+            references.extend(fields.get("$ref").and_then(Value::as_str));
+            fields.values().for_each(|value| collect_references(value, references));
         }
-        Value::Array(items) => items.iter().for_each(|value| references(value, found)),
+        Value::Array(items) => items.iter().for_each(|value| collect_references(value, references)),
         _ => {}
     }
 }
 
 #[tokio::test]
-async fn the_page_comes_from_the_binary_alone() {
+async fn docs_page_uses_only_embedded_assets() {
     let app = TestApp::start().await;
     let redirect = app.get("/docs").send().await;
     assert_eq!(redirect.header("location"), "/docs/");
@@ -136,7 +136,7 @@ async fn the_page_comes_from_the_binary_alone() {
     assert_eq!(page.status, 200);
     for asset in page.text.split(['"', '\'']).filter(|part| {
         let file = std::path::Path::new(part);
-        file.extension().is_some_and(|ending| ending == "js" || ending == "css")
+        file.extension().is_some_and(|extension| extension == "js" || extension == "css")
     }) {
         assert!(!asset.starts_with("http") && !asset.starts_with("//"), "{asset}");
         let path = format!("/docs/{}", asset.trim_start_matches("./"));
@@ -144,22 +144,22 @@ async fn the_page_comes_from_the_binary_alone() {
     }
 }
 
-/// Headers that gateways copy have the names that the document tells.
+/// The headers that gateways copy have their documented names.
 #[tokio::test]
-async fn the_headers_for_gateways_are_those_of_the_document() {
+async fn gateway_headers_match_openapi_document() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
     let key = app.mint(&dana, "k", "write").await;
-    let answer = app.get("/v1/auth/verify").bearer(&key.secret).send().await;
+    let response = app.get("/v1/auth/verify").bearer(&key.secret).send().await;
     let names = |names: Vec<String>| -> BTreeSet<String> {
         names.into_iter().filter(|name| name.starts_with("x-auth-")).collect()
     };
-    let sent = names(answer.headers.keys().map(ToString::to_string).collect());
+    let sent = names(response.headers.keys().map(ToString::to_string).collect());
     assert_eq!(sent.len(), 4, "{sent:?}");
     let document = app.get("/openapi.json").send().await.expect(200);
     for path in ["/v1/auth/verify", "/v1/auth/verify/", "/v1/auth/verify/{path}"] {
-        let told = &document["paths"][path]["get"]["responses"]["200"]["headers"];
-        let told = told.as_object().unwrap().keys().map(|name| name.to_lowercase());
-        assert_eq!(names(told.collect()), sent, "{path}");
+        let documented = &document["paths"][path]["get"]["responses"]["200"]["headers"];
+        let documented = documented.as_object().unwrap().keys().map(|name| name.to_lowercase());
+        assert_eq!(names(documented.collect()), sent, "{path}");
     }
 }

@@ -1,5 +1,5 @@
-//! Pages: sign-in by cookie, and what mailed links lead to. What others cannot make of them is in
-//! `pages_guarded.rs`.
+//! HTML pages: sign-in with a cookie, second factors, and the targets of mailed links. Attacks on
+//! pages are in `pages_security.rs`.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ pub const SESSION: &str = "call2me_session";
 const DAY: Duration = Duration::from_hours(24);
 const NEW_PASSWORD: &str = "another horse, another battery";
 
-/// Whether a browser is signed in.
+/// Returns true if the browser is signed in.
 pub async fn is_in(browser: &mut Browser<'_>) -> bool {
     let page = browser.get("/sessions").await;
     match page.status {
@@ -28,18 +28,19 @@ pub async fn is_in(browser: &mut Browser<'_>) -> bool {
     }
 }
 
-pub async fn sign_in(browser: &mut Browser<'_>, from: &str, email: &str, password: &str) -> Page {
-    let page = browser.get(from).await;
+/// Opens a sign-in page and submits its form.
+pub async fn sign_in(browser: &mut Browser<'_>, path: &str, email: &str, password: &str) -> Page {
+    let page = browser.get(path).await;
     browser.submit(&page, "/sign-in", &[("email", email), ("password", password)]).await
 }
 
 #[tokio::test]
-async fn somebody_signs_in_sees_their_sessions_and_signs_out() {
+async fn user_signs_in_lists_sessions_and_signs_out() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
     let mut browser = Browser::new(&app);
-    let front = browser.get("/").await;
-    assert_eq!(front.leads_to(), Some("/api-keys"));
+    let start_page = browser.get("/").await;
+    assert_eq!(start_page.leads_to(), Some("/api-keys"));
     assert!(!is_in(&mut browser).await);
 
     let done =
@@ -52,16 +53,16 @@ async fn somebody_signs_in_sees_their_sessions_and_signs_out() {
     assert!(!cookie.contains("Domain"), "{cookie}");
     let page = browser.get("/sessions").await;
     assert!(page.text.contains("Dana Meyer") && page.text.contains("this one</span>"));
-    // Who is in already is not asked again.
+    // The sign-in page redirects a signed-in user.
     assert_eq!(browser.get("/sign-in?next=/sessions").await.leads_to(), Some("/sessions"));
 
-    let old = browser.cookies.clone();
-    let out = browser.submit(&page, "/sign-out", &[]).await;
-    assert_eq!(out.leads_to(), Some("/sign-in"));
+    let old_cookies = browser.cookies.clone();
+    let signed_out = browser.submit(&page, "/sign-out", &[]).await;
+    assert_eq!(signed_out.leads_to(), Some("/sign-in"));
     assert!(!browser.cookies.contains_key(SESSION));
-    browser.cookies = old;
-    assert!(!is_in(&mut browser).await, "the session itself has ended");
-    // The pages that the person looked at are in the log, under their name.
+    browser.cookies = old_cookies;
+    assert!(!is_in(&mut browser).await, "the session has ended on the server");
+    // Page views are in the audit log with the user as actor.
     let key = app.mint(&dana, "log", "admin").await.secret;
     let query = format!("method=GET&status=200&actor_id={}", dana.user_id);
     let events = app.events_of(&key, &query, 1).await;
@@ -69,7 +70,7 @@ async fn somebody_signs_in_sees_their_sessions_and_signs_out() {
 }
 
 #[tokio::test]
-async fn a_wrong_password_is_told_on_the_page_and_nothing_is_let_through_it() {
+async fn failed_sign_in_shows_error_and_escapes_input() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
     let mut browser = Browser::new(&app);
@@ -86,7 +87,7 @@ async fn a_wrong_password_is_told_on_the_page_and_nothing_is_let_through_it() {
         assert!(!page.text.contains(PASSWORD), "{}", page.text);
         assert!(!browser.cookies.contains_key(SESSION));
     }
-    // Whoever guesses waits, and is told how long.
+    // Further attempts are throttled, and the response says for how long.
     for _ in 0..6 {
         sign_in(&mut browser, "/sign-in", &dana.email, "wrong").await;
     }
@@ -96,7 +97,7 @@ async fn a_wrong_password_is_told_on_the_page_and_nothing_is_let_through_it() {
 }
 
 #[tokio::test]
-async fn a_second_factor_is_asked_for_on_the_next_page() {
+async fn second_factor_is_requested_on_next_page() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
     let (secret, recovery) = mfa::with_factor(&app, &dana).await;
@@ -111,7 +112,7 @@ async fn a_second_factor_is_asked_for_on_the_next_page() {
     let done = browser.submit(&wrong, path, &[("code", &format!(" {code} "))]).await;
     assert_eq!(done.leads_to(), Some("/sessions"));
     assert!(is_in(&mut browser).await);
-    // The form works once, and not in another browser.
+    // The form works only once and only in its own browser.
     let again = browser.submit(&wrong, path, &[("code", &recovery[0])]).await;
     assert_eq!(again.status, 422);
     let mut other = Browser::new(&app);
@@ -122,7 +123,7 @@ async fn a_second_factor_is_asked_for_on_the_next_page() {
 }
 
 #[tokio::test]
-async fn who_lacks_the_second_factor_that_a_workspace_asks_for_sets_it_up() {
+async fn member_without_required_second_factor_enrolls_it() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
     let member = app.join(&dana, "member").await;
@@ -130,15 +131,18 @@ async fn who_lacks_the_second_factor_that_a_workspace_asks_for_sets_it_up() {
     let body = json!({ "require_second_factor": true });
     app.by(&dana.access_token, "PATCH", "/v1/workspace").json(body).send().await.expect(200);
     let mut browser = Browser::of(&app, &member.email).await;
-    // Whatever page they want, they are led there.
+    // Pages of the workspace redirect to the enrollment.
     assert_eq!(browser.get("/api-keys").await.leads_to(), Some("/second-factor"));
-    let link = browser.get("/sessions").await.link("Set one up");
-    let page = browser.get(&link).await;
+    let enrollment_path = browser.get("/sessions").await.link("Set one up");
+    let page = browser.get(&enrollment_path).await;
     assert!(page.text.contains("Set one up to go on"), "{page:#?}");
-    assert!(!page.text.contains("name=\"password\""), "who has just signed in is not asked");
-    // Later the password is asked for.
+    assert!(
+        !page.text.contains("name=\"password\""),
+        "no password is needed after a recent sign-in"
+    );
+    // Later, the page requires the password.
     app.clock.advance(Duration::from_mins(20));
-    assert!(browser.get(&link).await.text.contains("name=\"password\""));
+    assert!(browser.get(&enrollment_path).await.text.contains("name=\"password\""));
     let refused = browser.submit(&page, "/second-factor/set-up", &[]).await;
     assert!(refused.status == 403 && refused.text.contains("password"), "{refused:#?}");
     let fields = [("password", PASSWORD)];
@@ -162,13 +166,13 @@ async fn who_lacks_the_second_factor_that_a_workspace_asks_for_sets_it_up() {
     assert!(codes.text.contains("<li><code>") && codes.text != done.text);
     let path = "/second-factor/remove";
     assert_eq!(browser.submit(&page, path, &[("password", "wrong")]).await.status, 422);
-    let gone = browser.submit(&page, path, &fields).await;
-    assert_eq!(gone.leads_to(), Some("/second-factor"));
+    let removed = browser.submit(&page, path, &fields).await;
+    assert_eq!(removed.leads_to(), Some("/second-factor"));
     assert!(browser.get("/second-factor").await.text.contains("Set one up to go on"));
 }
 
 #[tokio::test]
-async fn a_forgotten_password_is_replaced_by_a_mailed_link() {
+async fn forgotten_password_is_reset_by_mailed_link() {
     let sink = SmtpSink::start();
     let app = TestApp::start_with(&[("mail.url", &sink.url())]).await;
     let dana = app.register("acme").await;
@@ -184,7 +188,7 @@ async fn a_forgotten_password_is_replaced_by_a_mailed_link() {
     let mail = sink.mail(&dana.email, "Reset").await;
     let path = format!("/reset-password?token={}", token_in(&mail));
     assert!(mail["text"].as_str().unwrap().contains(&format!("{}{path}", app.url)), "{mail:#}");
-    // Opened by whoever scans mails, too: nothing happens.
+    // Mail scanners open links too: a GET request changes nothing.
     for _ in 0..3 {
         Browser::new(&app).get(&path).await;
     }
@@ -204,7 +208,7 @@ async fn a_forgotten_password_is_replaced_by_a_mailed_link() {
 }
 
 #[tokio::test]
-async fn an_address_is_verified_by_a_button_behind_the_link() {
+async fn email_is_verified_by_button_behind_mailed_link() {
     let sink = SmtpSink::start();
     let app = TestApp::start_with(&[("mail.url", &sink.url())]).await;
     let dana = app.register("acme").await;
@@ -222,20 +226,20 @@ async fn an_address_is_verified_by_a_button_behind_the_link() {
 }
 
 #[tokio::test]
-async fn an_invitation_is_accepted_by_somebody_new_or_by_whoever_has_the_address() {
+async fn invitation_is_accepted_by_new_or_existing_user() {
     let sink = SmtpSink::start();
     let app = TestApp::start_with(&[("mail.url", &sink.url())]).await;
     let dana = app.register("acme").await;
     let lee = app.register("lee").await;
-    let link = async |email: &str| {
+    let invite = async |email: &str| {
         let body = json!({ "email": email, "role": "member" });
-        let call = app.by(&dana.access_token, "POST", "/v1/invitations").json(body);
-        call.send().await.expect(201);
+        let request = app.by(&dana.access_token, "POST", "/v1/invitations").json(body);
+        request.send().await.expect(201);
         format!("/accept-invitation?token={}", token_in(&sink.mail(email, "Invitation").await))
     };
     let action = "/accept-invitation";
 
-    let path = link("sam@new.example").await;
+    let path = invite("sam@new.example").await;
     let mut sam = Browser::new(&app);
     let page = sam.get(&path).await;
     assert!(page.text.contains("sam@new.example") && page.text.contains("acme"), "{page:#?}");
@@ -246,17 +250,17 @@ async fn an_invitation_is_accepted_by_somebody_new_or_by_whoever_has_the_address
     let done = sam.submit(&page, action, &fields).await;
     assert_eq!(done.leads_to(), Some("/"), "{done:#?}");
     assert!(is_in(&mut sam).await);
-    assert_eq!(sam.get(&path).await.status, 422, "the link worked once");
+    assert_eq!(sam.get(&path).await.status, 422, "the link works only once");
 
-    // An account that exists is never entered by a link: it signs in, and comes back to join.
-    let path = link(&lee.email).await;
+    // A link never signs in to an existing account: the user signs in and then returns to join.
+    let path = invite(&lee.email).await;
     let mut browser = Browser::new(&app);
     let page = browser.get(&path).await;
     assert!(!page.text.contains("name=\"password\""), "{page:#?}");
-    let to = page.link("Sign in to join");
-    let done = sign_in(&mut browser, &to, &lee.email, PASSWORD).await;
+    let sign_in_path = page.link("Sign in to join");
+    let done = sign_in(&mut browser, &sign_in_path, &lee.email, PASSWORD).await;
     assert_eq!(done.leads_to(), Some(path.as_str()));
-    // Somebody else's session does not take it.
+    // The session of another user cannot accept the invitation.
     let mut other = Browser::of(&app, &dana.email).await;
     let page = other.get(&path).await;
     let refused = other.submit(&page, action, &[]).await;
@@ -269,19 +273,19 @@ async fn an_invitation_is_accepted_by_somebody_new_or_by_whoever_has_the_address
 }
 
 #[tokio::test]
-async fn a_cookie_dies_with_its_session_at_once_on_every_node() {
+async fn cookie_of_ended_session_is_rejected_on_every_node() {
     let app = TestApp::start().await;
     let node = app.another_node().await;
     let dana = app.register("acme").await;
-    let mut here = Browser::of(&app, &dana.email).await;
-    let mut there = Browser::new(&node);
-    there.cookies.clone_from(&here.cookies);
-    assert!(is_in(&mut there).await);
-    let page = here.get("/sessions").await;
-    let own = page.text.split("this one</span>").nth(1).unwrap();
-    let own = own.split("action=\"").nth(1).unwrap().split('"').next().unwrap().to_owned();
-    assert_eq!(here.submit(&page, &own, &[]).await.leads_to(), Some("/sign-in"));
-    assert!(!is_in(&mut there).await);
+    let mut first = Browser::of(&app, &dana.email).await;
+    let mut second = Browser::new(&node);
+    second.cookies.clone_from(&first.cookies);
+    assert!(is_in(&mut second).await);
+    let page = first.get("/sessions").await;
+    let action = page.text.split("this one</span>").nth(1).unwrap();
+    let action = action.split("action=\"").nth(1).unwrap().split('"').next().unwrap().to_owned();
+    assert_eq!(first.submit(&page, &action, &[]).await.leads_to(), Some("/sign-in"));
+    assert!(!is_in(&mut second).await);
 
     for (method, path, body) in [
         ("DELETE", "/v1/auth/sessions", json!({})),
@@ -298,22 +302,22 @@ async fn a_cookie_dies_with_its_session_at_once_on_every_node() {
 }
 
 #[tokio::test]
-async fn a_session_that_is_used_goes_on_for_ninety_days_and_an_idle_one_for_thirty() {
+async fn browser_session_lasts_ninety_days_or_thirty_idle() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
-    let (mut used, mut idle) =
+    let (mut active, mut idle) =
         (Browser::of(&app, &dana.email).await, Browser::of(&app, &dana.email).await);
     for _ in 0..4 {
         app.clock.advance(DAY * 20);
-        assert!(is_in(&mut used).await);
+        assert!(is_in(&mut active).await);
     }
     assert!(!is_in(&mut idle).await);
     app.clock.advance(DAY * 11);
-    assert!(!is_in(&mut used).await, "at most ninety days");
+    assert!(!is_in(&mut active).await, "at most ninety days");
 }
 
 #[tokio::test]
-async fn who_is_no_longer_a_member_is_asked_to_sign_in() {
+async fn removed_member_must_sign_in_again() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
     let viewer = app.join(&dana, "viewer").await;

@@ -1,4 +1,4 @@
-//! Pages: what other sites, other hosts and whoever guesses cannot make of them.
+//! Attacks on pages: cross-site requests, framing, planted cookies, forged forms and guessing.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use crate::{
 };
 
 #[tokio::test]
-async fn over_https_cookies_are_bound_to_the_host() {
+async fn cookies_over_https_are_bound_to_the_host() {
     let app = TestApp::start_with(&[("server.public_url", "https://auth.example")]).await;
     let dana = app.register("acme").await;
     let mut browser = Browser::new(&app);
@@ -21,86 +21,87 @@ async fn over_https_cookies_are_bound_to_the_host() {
     let is_bound = |cookie: &String| cookie.contains("; Secure") && cookie.contains("; Path=/");
     assert!(browser.set.iter().all(is_bound), "{:?}", browser.set);
     assert!(is_in(&mut browser).await);
-    // A neighbour's subdomain may plant the other name, which nobody reads.
+    // Another subdomain could set the cookie without the prefix, so the service ignores that name.
     let session = browser.cookies.remove("__Host-call2me_session").unwrap();
     browser.cookies.insert(SESSION.to_owned(), session);
     assert!(!is_in(&mut browser).await);
 }
 
 #[tokio::test]
-async fn other_sites_cannot_make_a_browser_do_anything() {
+async fn cross_site_form_submission_is_rejected() {
     let app = TestApp::start().await;
     let (dana, mallory) = (app.register("acme").await, app.register("mallory").await);
     let mut browser = Browser::of(&app, &dana.email).await;
-    let mut foreign = Browser::of(&app, &mallory.email).await;
-    let own = browser.get("/sessions").await.hidden("/sessions/end-others");
-    let theirs = foreign.get("/sessions").await.hidden("/sessions/end-others");
-    let ours = [("sec-fetch-site", "same-origin")];
+    let mut other_browser = Browser::of(&app, &mallory.email).await;
+    let own_fields = browser.get("/sessions").await.hidden("/sessions/end-others");
+    let other_fields = other_browser.get("/sessions").await.hidden("/sessions/end-others");
+    let same_origin = [("sec-fetch-site", "same-origin")];
     let url = app.url.clone();
     for (fields, headers) in [
-        (&own, &[("sec-fetch-site", "cross-site")][..]),
-        (&own, &[("sec-fetch-site", "same-site"), ("origin", &url)]),
-        (&own, &[("origin", "https://evil.example")]),
-        (&own, &[("origin", "null")]),
-        (&theirs, &ours),
-        (&vec![], &ours),
-        (&vec![("form_token".to_owned(), "x".to_owned())], &ours),
-        (&[own.clone(), own.clone()].concat(), &ours),
+        (&own_fields, &[("sec-fetch-site", "cross-site")][..]),
+        (&own_fields, &[("sec-fetch-site", "same-site"), ("origin", &url)]),
+        (&own_fields, &[("origin", "https://evil.example")]),
+        (&own_fields, &[("origin", "null")]),
+        (&other_fields, &same_origin),
+        (&vec![], &same_origin),
+        (&vec![("form_token".to_owned(), "x".to_owned())], &same_origin),
+        (&[own_fields.clone(), own_fields.clone()].concat(), &same_origin),
     ] {
         let page = browser.post("/sessions/end-others", fields, headers).await;
         assert!([403, 422].contains(&page.status), "{headers:?} {page:#?}");
     }
-    // Nor sign it in as somebody else: a form is of the browser that it was made for.
-    let form = Browser::new(&app).get("/sign-in").await;
+    // Nor can another site sign the browser in as another user: a form is only valid in the browser
+    // that loaded it.
+    let sign_in_page = Browser::new(&app).get("/sign-in").await;
     let mut victim = Browser::new(&app);
     victim.get("/sign-in").await;
     let fields = [("email", &*mallory.email), ("password", PASSWORD)];
-    assert_eq!(victim.submit(&form, "/sign-in", &fields).await.status, 403);
+    assert_eq!(victim.submit(&sign_in_page, "/sign-in", &fields).await.status, 403);
     let mut fresh = Browser::new(&app);
-    assert_eq!(fresh.submit(&form, "/sign-in", &fields).await.status, 403);
-    // All that while nothing happened; and with the right form it does.
+    assert_eq!(fresh.submit(&sign_in_page, "/sign-in", &fields).await.status, 403);
+    // The session still exists. The correct form ends it.
     app.by(&dana.access_token, "GET", "/v1/auth/me").send().await.expect(200);
-    let done = browser.post("/sessions/end-others", &own, &[("origin", &url)]).await;
+    let done = browser.post("/sessions/end-others", &own_fields, &[("origin", &url)]).await;
     assert_eq!(done.leads_to(), Some("/sessions?done=others-ended"));
     app.by(&dana.access_token, "GET", "/v1/auth/me").send().await.refused(401, "unauthorized");
     assert!(is_in(&mut browser).await);
 }
 
 #[tokio::test]
-async fn cookies_and_tokens_are_not_taken_for_each_other() {
+async fn cookie_and_token_are_not_interchangeable() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
     let mut browser = Browser::of(&app, &dana.email).await;
     let cookie = browser.cookies[SESSION].clone();
-    // The API goes by no cookie, so no other site can use it through a browser.
-    let call = app.get("/v1/auth/me").header("cookie", &format!("{SESSION}={cookie}"));
-    call.send().await.refused(401, "unauthorized");
+    // The API ignores cookies, so other sites cannot use it through a browser.
+    let request = app.get("/v1/auth/me").header("cookie", &format!("{SESSION}={cookie}"));
+    request.send().await.refused(401, "unauthorized");
     app.by(&cookie, "GET", "/v1/auth/me").send().await.refused(401, "unauthorized");
-    let form = browser.get("/sessions").await.hidden("/sign-out").remove(0).1;
-    for planted in [&dana.access_token, &dana.refresh_token, &form, "", &cookie[1..]] {
+    let form_token = browser.get("/sessions").await.hidden("/sign-out").remove(0).1;
+    for planted in [&dana.access_token, &dana.refresh_token, &form_token, "", &cookie[1..]] {
         browser.cookies.insert(SESSION.to_owned(), planted.to_owned());
         assert!(!is_in(&mut browser).await, "{planted}");
     }
-    // Two are one too many.
+    // Two session cookies are rejected as ambiguous.
     browser.cookies.insert(SESSION.to_owned(), format!("{cookie}; {SESSION}={cookie}"));
     assert!(!is_in(&mut browser).await);
     let page = app.http.get(format!("{}/sessions", app.url)).bearer_auth(&dana.access_token);
-    assert_eq!(page.send().await.unwrap().status(), 303, "pages go by no bearer token");
+    assert_eq!(page.send().await.unwrap().status(), 303, "pages ignore bearer tokens");
 }
 
 #[tokio::test]
-async fn every_page_is_safe_to_show() {
+async fn every_page_has_security_headers_and_no_inline_code() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
     let mut signed_in = Browser::of(&app, &dana.email).await;
-    let mut seen = 0;
+    let mut checked = 0;
     for route in dashboard::table().iter().filter(|route| route.method == "GET") {
-        let mut stranger = Browser::new(&app);
+        let mut anonymous = Browser::new(&app);
         let browser = match route.rule {
             Rule::Protected(_) => &mut signed_in,
-            _ => &mut stranger,
+            _ => &mut anonymous,
         };
-        // Which go on until the session ends, or are no pages.
+        // Streams last until the session ends, and exports are not pages.
         if ["/stream", "/export"].iter().any(|end| route.path.ends_with(end)) {
             continue;
         }
@@ -108,7 +109,7 @@ async fn every_page_is_safe_to_show() {
         if page.status == 303 || route.path.starts_with("/assets/") {
             continue;
         }
-        seen += 1;
+        checked += 1;
         let header = |name: &str| page.headers[name].to_str().unwrap();
         let policy = header("content-security-policy");
         assert!(policy.contains("default-src 'none'") && policy.contains("frame-ancestors 'none'"));
@@ -117,45 +118,47 @@ async fn every_page_is_safe_to_show() {
         assert_eq!(header("referrer-policy"), "same-origin");
         assert_eq!(header("x-content-type-options"), "nosniff");
         assert_eq!(header("content-type"), "text/html; charset=utf-8");
-        let ours = |name| format!("<script src=\"/assets/{name}.js\" defer></script>");
-        let own = page.text.replace(&ours("passkeys"), "").replace(&ours("dashboard"), "");
-        for foreign in ["<script", " style=", " onclick", "http://", "https://", "//"] {
-            assert!(!own.contains(foreign), "{}: {foreign}", route.path);
+        let script_tag = |name| format!("<script src=\"/assets/{name}.js\" defer></script>");
+        let markup =
+            page.text.replace(&script_tag("passkeys"), "").replace(&script_tag("dashboard"), "");
+        for forbidden in ["<script", " style=", " onclick", "http://", "https://", "//"] {
+            assert!(!markup.contains(forbidden), "{}: {forbidden}", route.path);
         }
         assert!(page.text.starts_with("<!doctype html>") && page.text.contains("<h1>"));
     }
-    assert!(seen >= 20, "{seen}");
+    assert!(checked >= 20, "{checked}");
 }
 
 #[tokio::test]
-async fn no_form_is_taken_that_was_not_made_for_the_browser() {
+async fn form_without_csrf_token_is_rejected() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
-    let mut stranger = Browser::new(&app);
-    stranger.get("/sign-in").await;
+    let mut anonymous = Browser::new(&app);
+    anonymous.get("/sign-in").await;
     let mut signed_in = Browser::of(&app, &dana.email).await;
     let headers = [("sec-fetch-site", "same-origin")];
-    let mut tried = 0;
-    // A client's request, which only leads to itself by GET, is nobody's form.
+    let mut checked = 0;
+    // The POST of an OAuth client to the authorization endpoint is not a form of the service: it
+    // only redirects to the same endpoint by GET.
     let is_form =
         |route: &&dashboard::PageRoute| route.method == "POST" && route.path != "/oauth/authorize";
     for route in dashboard::table().iter().filter(is_form) {
         let path = route.path.replace("{id}", "session_01jd0zt8q7f7qvs4p2k6x3m9ab");
-        let page = stranger.post(&path, &[], &headers).await;
+        let page = anonymous.post(&path, &[], &headers).await;
         match route.rule {
             Rule::Protected(_) => assert_eq!(page.leads_to(), Some("/sign-in?next=%2F"), "{path}"),
             _ => assert_eq!(page.status, 403, "{path}"),
         }
-        // Which takes a file, and so a form of another type: tried in dashboard.rs.
-        let refused = if path == "/settings/brand" { 415 } else { 403 };
-        assert_eq!(signed_in.post(&path, &[], &headers).await.status, refused, "{path}");
-        tried += 1;
+        // This form uploads a file and has another content type. `dashboard.rs` tests it.
+        let expected = if path == "/settings/brand" { 415 } else { 403 };
+        assert_eq!(signed_in.post(&path, &[], &headers).await.status, expected, "{path}");
+        checked += 1;
     }
-    assert!(tried >= 8, "{tried}");
+    assert!(checked >= 8, "{checked}");
 }
 
 #[tokio::test]
-async fn pages_for_anybody_have_the_limit_of_their_address() {
+async fn public_pages_are_rate_limited_by_address() {
     let app = TestApp::start_with(&[("rate_limit.per_address_per_minute", "5")]).await;
     let mut browser = Browser::new(&app);
     let mut statuses = Vec::new();
@@ -166,19 +169,20 @@ async fn pages_for_anybody_have_the_limit_of_their_address() {
 }
 
 #[tokio::test]
-async fn spaces_are_part_of_a_password_and_a_form_is_of_a_session() {
+async fn password_keeps_spaces_and_form_is_bound_to_session() {
     let app = TestApp::start().await;
     let password = " a walk in the park with a clock ";
     let body = json!({ "email": "sam@acme.example", "password": password });
-    let made = app.post("/v1/auth/register").json(body).send().await.expect(201);
+    let registration = app.post("/v1/auth/register").json(body).send().await.expect(201);
     let mut browser = Browser::new(&app);
     sign_in(&mut browser, "/sign-in", "sam@acme.example", password).await;
     app.clock.advance(Duration::from_mins(20));
     let page = browser.get("/second-factor").await;
     let done = browser.submit(&page, "/second-factor/set-up", &[("password", password)]).await;
     assert!(done.status == 200 && done.text.contains("<svg"), "{done:#?}");
-    // Whoever knows a session's id gets no form of it by calling a browser so.
-    let token = made["access_token"].as_str().unwrap();
+    // An attacker that knows a session id does not get its CSRF token by using the id as the
+    // browser cookie.
+    let token = registration["access_token"].as_str().unwrap();
     let sessions = app.by(token, "GET", "/v1/auth/sessions").send().await.expect(200);
     let id = sessions["sessions"][0]["id"].as_str().unwrap();
     let id = call2me_auth::model::id::parse("session", id).unwrap();
@@ -190,7 +194,7 @@ async fn spaces_are_part_of_a_password_and_a_form_is_of_a_session() {
 }
 
 #[tokio::test]
-async fn forms_have_the_limit_of_sign_ins() {
+async fn password_reset_form_has_sign_in_rate_limit() {
     let app = TestApp::start_with(&[("rate_limit.sign_in_per_minute", "3")]).await;
     let mut browser = Browser::new(&app);
     let page = browser.get("/forgot-password").await;
@@ -206,13 +210,13 @@ async fn forms_have_the_limit_of_sign_ins() {
 }
 
 #[tokio::test]
-async fn in_a_real_browser_people_sign_in_and_other_sites_get_nowhere() {
+async fn real_browser_signs_in_and_blocks_other_sites() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
     let browser = Chromium::start().await;
     browser.open(&format!("{}/", app.url)).await;
     browser.shows("/sign-in", "Sign in").await;
-    // Its own style sheet is let in by the policy.
+    // The content security policy allows the service's own style sheet.
     let width = "return getComputedStyle(document.querySelector('main')).maxWidth";
     assert_eq!(browser.script(width).await, "416px");
     browser.fill("[name=email]", &dana.email).await;
@@ -222,12 +226,12 @@ async fn in_a_real_browser_people_sign_in_and_other_sites_get_nowhere() {
     browser.fill("[name=password]", PASSWORD).await;
     browser.click("button").await;
     browser.shows("/api-keys", "No keys yet").await;
-    assert_eq!(browser.script("return document.cookie").await, "", "scripts see no cookie");
+    assert_eq!(browser.script("return document.cookie").await, "", "scripts cannot read cookies");
     let inline = "const s = document.createElement('script'); s.textContent = 'window.ran = true'; \
                   document.body.append(s); return window.ran === undefined";
-    assert_eq!(browser.script(inline).await, true, "the policy lets no inline script run");
+    assert_eq!(browser.script(inline).await, true, "the policy blocks inline scripts");
 
-    // Another site sends a form of its own, with whatever cookies the browser sends along.
+    // Another site submits a form, with the cookies that the browser includes.
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let evil = format!("http://localhost:{}", listener.local_addr().unwrap().port());
     let html = format!(
@@ -239,11 +243,11 @@ async fn in_a_real_browser_people_sign_in_and_other_sites_get_nowhere() {
     let serve = axum::serve(listener, axum::Router::new().route("/", page));
     tokio::spawn(async { serve.await });
     browser.open(&evil).await;
-    let framed = "try { return document.querySelector('iframe').contentDocument === null } \
+    let is_blocked = "try { return document.querySelector('iframe').contentDocument === null } \
                   catch { return true }";
-    browser.becomes("no page is shown in a frame", framed).await;
+    browser.becomes("pages are not shown in frames", is_blocked).await;
     browser.click("button").await;
-    // Sent without the cookie, it led to the sign-in, and from there on home.
+    // The request had no cookie, so it redirected to sign-in, and from there to the start page.
     browser.shows("/api-keys", "No keys yet").await;
     app.by(&dana.access_token, "GET", "/v1/auth/me").send().await.expect(200);
 

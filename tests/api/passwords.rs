@@ -1,4 +1,4 @@
-//! /v1/auth/password/… and /v1/auth/verify-email, with the mails that go with them.
+//! /v1/auth/password/… and /v1/auth/verify-email, with the emails that they send.
 
 use std::time::Duration;
 
@@ -7,65 +7,65 @@ use sqlx::Connection;
 
 use crate::fixture::{Answer, PASSWORD, Person, SmtpSink, TestApp, token_in};
 
-const NEW: &str = "a walk in the old park";
+const NEW_PASSWORD: &str = "a walk in the old park";
 
-async fn with_mail() -> (TestApp, SmtpSink) {
+async fn start_with_mail() -> (TestApp, SmtpSink) {
     let sink = SmtpSink::start();
     let app = TestApp::start_with(&[("mail.url", &sink.url())]).await;
     (app, sink)
 }
 
-async fn login(app: &TestApp, email: &str, password: &str) -> Answer {
+async fn sign_in(app: &TestApp, email: &str, password: &str) -> Answer {
     let body = json!({ "email": email, "password": password });
     app.post("/v1/auth/login").json(body).send().await
 }
 
-async fn works(app: &TestApp, credential: &str) -> bool {
+async fn is_accepted(app: &TestApp, credential: &str) -> bool {
     app.get("/v1/agents").bearer(credential).send().await.status == 200
 }
 
-async fn change(app: &TestApp, person: &Person, current: &str, new: &str) -> Answer {
+async fn change_password(app: &TestApp, user: &Person, current: &str, new: &str) -> Answer {
     let body = json!({ "current_password": current, "new_password": new });
-    app.by(&person.access_token, "POST", "/v1/auth/password/change").json(body).send().await
+    app.by(&user.access_token, "POST", "/v1/auth/password/change").json(body).send().await
 }
 
-async fn forgot(app: &TestApp, email: &str) -> Answer {
+async fn forgot_password(app: &TestApp, email: &str) -> Answer {
     app.post("/v1/auth/password/forgot").json(json!({ "email": email })).send().await
 }
 
-async fn reset(app: &TestApp, token: &str, new: &str) -> Answer {
+async fn reset_password(app: &TestApp, token: &str, new: &str) -> Answer {
     let body = json!({ "token": token, "new_password": new });
     app.post("/v1/auth/password/reset").json(body).send().await
 }
 
-async fn verify(app: &TestApp, token: &str) -> Answer {
+async fn verify_email(app: &TestApp, token: &str) -> Answer {
     app.post("/v1/auth/verify-email").json(json!({ "token": token })).send().await
 }
 
-async fn me(app: &TestApp, person: &Person) -> Value {
-    app.by(&person.access_token, "GET", "/v1/auth/me").send().await.expect(200)
+async fn me(app: &TestApp, user: &Person) -> Value {
+    app.by(&user.access_token, "GET", "/v1/auth/me").send().await.expect(200)
 }
 
 #[tokio::test]
-async fn a_changed_password_ends_other_sessions_and_is_told_by_mail() {
-    let (app, sink) = with_mail().await;
+async fn password_change_ends_other_sessions_and_is_mailed() {
+    let (app, sink) = start_with_mail().await;
     let dana = app.register("acme").await;
     let key = app.mint(&dana, "server", "write").await;
-    let other = login(&app, &dana.email, PASSWORD).await.expect(200);
+    let other = sign_in(&app, &dana.email, PASSWORD).await.expect(200);
     let other = other["access_token"].as_str().unwrap();
-    assert!(works(&app, other).await);
+    assert!(is_accepted(&app, other).await);
 
-    let wrong = change(&app, &dana, "not this one at all", NEW).await;
+    let wrong = change_password(&app, &dana, "not this one at all", NEW_PASSWORD).await;
     wrong.refused(422, "validation_failed").blames("current_password");
-    let weak = change(&app, &dana, PASSWORD, "password1234").await;
+    let weak = change_password(&app, &dana, PASSWORD, "password1234").await;
     weak.refused(422, "validation_failed").blames("new_password");
-    assert!(works(&app, other).await);
+    assert!(is_accepted(&app, other).await);
 
-    assert_eq!(change(&app, &dana, PASSWORD, NEW).await.status, 204);
-    assert!(!works(&app, other).await);
-    assert!(works(&app, &dana.access_token).await && works(&app, &key.secret).await);
-    login(&app, &dana.email, PASSWORD).await.refused(401, "invalid_credentials");
-    assert_eq!(login(&app, &dana.email, NEW).await.status, 200);
+    assert_eq!(change_password(&app, &dana, PASSWORD, NEW_PASSWORD).await.status, 204);
+    assert!(!is_accepted(&app, other).await);
+    assert!(is_accepted(&app, &dana.access_token).await && is_accepted(&app, &key.secret).await);
+    sign_in(&app, &dana.email, PASSWORD).await.refused(401, "invalid_credentials");
+    assert_eq!(sign_in(&app, &dana.email, NEW_PASSWORD).await.status, 200);
     app.events_of(&dana.access_token, "action=member.password_changed", 1).await;
     let ended = app.events_of(&dana.access_token, "action=session.ended", 1).await;
     assert_eq!(ended[0]["metadata"]["reason"], "password_changed");
@@ -75,57 +75,57 @@ async fn a_changed_password_ends_other_sessions_and_is_told_by_mail() {
 }
 
 #[tokio::test]
-async fn a_forgotten_password_is_chosen_anew_by_a_mailed_link() {
-    let (app, sink) = with_mail().await;
+async fn forgotten_password_is_reset_once_by_mailed_link() {
+    let (app, sink) = start_with_mail().await;
     let dana = app.register("acme").await;
     let key = app.mint(&dana, "server", "write").await;
-    assert_eq!(forgot(&app, "OWNER@acme.example").await.status, 202);
+    assert_eq!(forgot_password(&app, "OWNER@acme.example").await.status, 202);
     let mail = sink.mail("OWNER@acme.example", "Reset").await;
     let link = format!("{}/reset-password?token=", app.url);
     assert!(mail["text"].as_str().unwrap().contains(&link), "{mail:#}");
     assert!(mail["html"].as_str().unwrap().contains(&link), "{mail:#}");
     let token = token_in(&mail);
 
-    let weak = reset(&app, &token, "password1234").await;
+    let weak = reset_password(&app, &token, "password1234").await;
     weak.refused(422, "validation_failed").blames("new_password");
-    assert_eq!(reset(&app, &token, NEW).await.status, 204);
-    assert!(!works(&app, &dana.access_token).await, "a reset ends every session");
-    assert!(works(&app, &key.secret).await);
-    login(&app, &dana.email, PASSWORD).await.refused(401, "invalid_credentials");
+    assert_eq!(reset_password(&app, &token, NEW_PASSWORD).await.status, 204);
+    assert!(!is_accepted(&app, &dana.access_token).await, "a reset ends every session");
+    assert!(is_accepted(&app, &key.secret).await);
+    sign_in(&app, &dana.email, PASSWORD).await.refused(401, "invalid_credentials");
     let mut again = dana.clone();
-    again.take(&login(&app, &dana.email, NEW).await.expect(200));
+    again.take(&sign_in(&app, &dana.email, NEW_PASSWORD).await.expect(200));
     assert_eq!(me(&app, &again).await["user"]["email_verified"], true);
     sink.mail(&dana.email, "password was changed").await;
-    let twice = reset(&app, &token, "yet another good one").await;
+    let twice = reset_password(&app, &token, "yet another good one").await;
     twice.refused(422, "validation_failed").blames("token");
-    assert_eq!(login(&app, &dana.email, NEW).await.status, 200);
+    assert_eq!(sign_in(&app, &dana.email, NEW_PASSWORD).await.status, 200);
 }
 
 #[tokio::test]
-async fn asking_for_nobody_looks_the_same_and_mails_nobody() {
-    let (app, sink) = with_mail().await;
+async fn reset_for_unknown_email_looks_the_same_and_sends_nothing() {
+    let (app, sink) = start_with_mail().await;
     let dana = app.register("acme").await;
-    let nobody = forgot(&app, "nobody@acme.example").await;
-    let somebody = forgot(&app, &dana.email).await;
-    assert_eq!(nobody.status, 202);
-    assert_eq!(somebody.status, 202);
-    assert_eq!(nobody.text, somebody.text);
+    let unknown = forgot_password(&app, "nobody@acme.example").await;
+    let known = forgot_password(&app, &dana.email).await;
+    assert_eq!(unknown.status, 202);
+    assert_eq!(known.status, 202);
+    assert_eq!(unknown.text, known.text);
     sink.mail(&dana.email, "Reset").await;
     assert!(sink.mails_to("nobody@acme.example").is_empty());
-    forgot(&app, "no address").await.refused(422, "validation_failed");
+    forgot_password(&app, "no address").await.refused(422, "validation_failed");
 }
 
 #[tokio::test]
-async fn links_run_out_and_are_worth_nothing_for_another_purpose() {
-    let (app, sink) = with_mail().await;
+async fn mailed_link_expires_and_serves_one_purpose() {
+    let (app, sink) = start_with_mail().await;
     let dana = app.register("acme").await;
     let verification = token_in(&sink.mail(&dana.email, "Verify").await);
-    forgot(&app, &dana.email).await;
-    let late = token_in(&sink.mail(&dana.email, "Reset").await);
-    for bad in [
+    forgot_password(&app, &dana.email).await;
+    let reset_token = token_in(&sink.mail(&dana.email, "Reset").await);
+    for invalid in [
         &verification,
-        &late[..late.len() - 1],
-        &format!("{late}A"),
+        &reset_token[..reset_token.len() - 1],
+        &format!("{reset_token}A"),
         "",
         "x",
         &dana.refresh_token,
@@ -134,114 +134,117 @@ async fn links_run_out_and_are_worth_nothing_for_another_purpose() {
         &"é".repeat(64),
         &"A".repeat(100_000),
     ] {
-        let refused = reset(&app, bad, NEW).await;
-        refused.refused(422, "validation_failed").blames("token");
+        let response = reset_password(&app, invalid, NEW_PASSWORD).await;
+        response.refused(422, "validation_failed").blames("token");
     }
-    assert_eq!(verify(&app, &late).await.status, 422);
+    assert_eq!(verify_email(&app, &reset_token).await.status, 422);
     app.clock.advance(Duration::from_hours(1));
-    assert_eq!(reset(&app, &late, NEW).await.status, 422);
-    assert_eq!(verify(&app, &verification).await.status, 204);
-    assert_eq!(login(&app, &dana.email, PASSWORD).await.status, 200);
+    assert_eq!(reset_password(&app, &reset_token, NEW_PASSWORD).await.status, 422);
+    assert_eq!(verify_email(&app, &verification).await.status, 204);
+    assert_eq!(sign_in(&app, &dana.email, PASSWORD).await.status, 200);
 }
 
 #[tokio::test]
-async fn of_two_links_the_first_to_be_used_spoils_the_other() {
-    let (app, sink) = with_mail().await;
+async fn used_reset_link_invalidates_the_others() {
+    let (app, sink) = start_with_mail().await;
     let dana = app.register("acme").await;
-    forgot(&app, &dana.email).await;
+    forgot_password(&app, &dana.email).await;
     let first = token_in(&sink.mail(&dana.email, "Reset").await);
-    forgot(&app, &dana.email).await;
-    let second = crate::fixture::eventually("a second mail", async || {
+    forgot_password(&app, &dana.email).await;
+    let second = crate::fixture::eventually("the second email arrives", async || {
         let mails = sink.mails_to(&dana.email);
         mails.iter().filter(|mail| mail["subject"] == "Reset your password").nth(1).cloned()
     })
     .await;
-    assert_eq!(reset(&app, &token_in(&second), NEW).await.status, 204);
-    assert_eq!(reset(&app, &first, "yet another good one").await.status, 422);
+    assert_eq!(reset_password(&app, &token_in(&second), NEW_PASSWORD).await.status, 204);
+    assert_eq!(reset_password(&app, &first, "yet another good one").await.status, 422);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn of_ten_who_use_a_link_at_once_one_succeeds() {
-    let (app, sink) = with_mail().await;
+async fn concurrent_uses_of_reset_link_succeed_once() {
+    let (app, sink) = start_with_mail().await;
     let dana = app.register("acme").await;
-    forgot(&app, &dana.email).await;
+    forgot_password(&app, &dana.email).await;
     let token = token_in(&sink.mail(&dana.email, "Reset").await);
     let passwords: Vec<_> = (0..10).map(|n| format!("the good password no {n}")).collect();
-    let calls = passwords.iter().map(|new| reset(&app, &token, new));
-    let statuses: Vec<_> =
-        futures_util::future::join_all(calls).await.iter().map(|answer| answer.status).collect();
+    let calls = passwords.iter().map(|new| reset_password(&app, &token, new));
+    let statuses: Vec<_> = futures_util::future::join_all(calls)
+        .await
+        .iter()
+        .map(|response| response.status)
+        .collect();
     let winner = statuses.iter().position(|status| status.as_u16() == 204).unwrap();
     assert_eq!(statuses.iter().filter(|status| status.as_u16() == 422).count(), 9, "{statuses:?}");
-    assert_eq!(login(&app, &dana.email, &passwords[winner]).await.status, 200);
+    assert_eq!(sign_in(&app, &dana.email, &passwords[winner]).await.status, 200);
 }
 
 #[tokio::test]
-async fn an_address_is_verified_by_a_mailed_link() {
-    let (app, sink) = with_mail().await;
+async fn email_is_verified_once_by_mailed_link() {
+    let (app, sink) = start_with_mail().await;
     let dana = app.register("acme").await;
     assert_eq!(me(&app, &dana).await["user"]["email_verified"], false);
-    let first = token_in(&sink.mail(&dana.email, "Verify").await);
+    let token = token_in(&sink.mail(&dana.email, "Verify").await);
     let send = || app.by(&dana.access_token, "POST", "/v1/auth/verify-email/send");
     assert_eq!(send().send().await.status, 202);
-    assert_eq!(verify(&app, &first).await.status, 204);
+    assert_eq!(verify_email(&app, &token).await.status, 204);
     assert_eq!(me(&app, &dana).await["user"]["email_verified"], true);
-    assert_eq!(verify(&app, &first).await.status, 422, "a second time");
+    assert_eq!(verify_email(&app, &token).await.status, 422, "the link works only once");
     send().send().await.refused(409, "conflict");
     app.events_of(&dana.access_token, "action=member.email_verified", 1).await;
 }
 
 #[tokio::test]
-async fn nobody_is_buried_in_mail() {
-    let (app, sink) = with_mail().await;
+async fn mailed_links_to_one_user_are_limited() {
+    let (app, sink) = start_with_mail().await;
     let dana = app.register("acme").await;
     for _ in 0..8 {
-        assert_eq!(forgot(&app, &dana.email).await.status, 202);
+        assert_eq!(forgot_password(&app, &dana.email).await.status, 202);
         let send = app.by(&dana.access_token, "POST", "/v1/auth/verify-email/send");
         assert_eq!(send.send().await.status, 202);
     }
     crate::fixture::eventually("the outbox is empty", async || {
         let mut connection = app.database.connect().await;
         let sql = "SELECT count(*) FROM mail_outbox";
-        let left: i64 = sqlx::query_scalar(sql).fetch_one(&mut connection).await.unwrap();
-        (left == 0).then_some(())
+        let waiting: i64 = sqlx::query_scalar(sql).fetch_one(&mut connection).await.unwrap();
+        (waiting == 0).then_some(())
     })
     .await;
-    let about = |subject: &str| {
+    let count_of = |subject: &str| {
         let mails = sink.mails_to(&dana.email);
         mails.iter().filter(|mail| mail["subject"].as_str().unwrap().contains(subject)).count()
     };
-    assert_eq!((about("Reset"), about("Verify")), (5, 5));
+    assert_eq!((count_of("Reset"), count_of("Verify")), (5, 5));
 }
 
 #[tokio::test]
-async fn a_reused_refresh_token_is_told_by_mail() {
-    let (app, sink) = with_mail().await;
+async fn refresh_token_reuse_is_mailed() {
+    let (app, sink) = start_with_mail().await;
     let dana = app.register("acme").await;
     let refresh = async |token: &str| {
         app.post("/v1/auth/refresh").json(json!({ "refresh_token": token })).send().await
     };
-    let second = refresh(&dana.refresh_token).await.expect(200);
+    let rotated = refresh(&dana.refresh_token).await.expect(200);
     app.clock.advance(Duration::from_secs(11));
     refresh(&dana.refresh_token).await.refused(401, "invalid_refresh_token");
-    refresh(second["refresh_token"].as_str().unwrap()).await.refused(401, "invalid_refresh_token");
+    refresh(rotated["refresh_token"].as_str().unwrap()).await.refused(401, "invalid_refresh_token");
     let mail = sink.mail(&dana.email, "ended one of your sessions").await;
     assert!(mail["html"].as_str().unwrap().contains("/sessions"), "{mail:#}");
 }
 
-/// Whoever verified the old password while a new one was being chosen does not get in with it.
+/// A sign-in that verified the old password fails if the password changes meanwhile.
 #[tokio::test]
-async fn a_sign_in_under_way_does_not_outlive_its_password() {
+async fn sign_in_in_flight_fails_after_password_change() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
     let mut connection = app.database.connect().await;
     let mut tx = connection.begin().await.unwrap();
-    // As a change of password does before it commits.
+    // The state of a password change before its commit.
     let sql = "UPDATE users SET password_hash = 'another' WHERE email = $1";
     sqlx::query(sql).bind(&dana.email).execute(&mut *tx).await.unwrap();
     let change = async {
         app.database.somebody_waits_for_a_lock().await;
         tx.commit().await.unwrap();
     };
-    let (answer, ()) = tokio::join!(login(&app, &dana.email, PASSWORD), change);
-    answer.refused(401, "invalid_credentials");
+    let (response, ()) = tokio::join!(sign_in(&app, &dana.email, PASSWORD), change);
+    response.refused(401, "invalid_credentials");
 }

@@ -1,11 +1,11 @@
-//! Knowledge bases, campaigns, wallet, people, branding.
+//! Knowledge bases, campaigns, wallet, users and branding.
 
 use serde_json::{Value, json};
 
 use crate::fixture::{PASSWORD, TestApp};
 
 #[tokio::test]
-async fn a_knowledge_base_goes_by_either_name() {
+async fn knowledge_base_accepts_either_name_field() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
     let create =
@@ -14,9 +14,9 @@ async fn a_knowledge_base_goes_by_either_name() {
         "knowledge_base_name": "Hours", "knowledge_base_texts": [{ "title": "t", "text": "x" }],
         "knowledge_base_urls": ["https://acme.example"],
     });
-    let made = create(sources).await.expect(201);
-    assert!(made["id"].as_str().unwrap().starts_with("kb_"));
-    assert_eq!((&made["name"], &made["sources_count"]), (&json!("Hours"), &json!(2)));
+    let created = create(sources).await.expect(201);
+    assert!(created["id"].as_str().unwrap().starts_with("kb_"));
+    assert_eq!((&created["name"], &created["sources_count"]), (&json!("Hours"), &json!(2)));
     assert_eq!(
         create(json!({ "name": "Prices" })).await.expect(201)["knowledge_base_name"],
         "Prices"
@@ -27,7 +27,7 @@ async fn a_knowledge_base_goes_by_either_name() {
 }
 
 #[tokio::test]
-async fn a_campaign_needs_a_name_and_an_agent() {
+async fn campaign_requires_name_and_agent() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
     let agent = app
@@ -39,10 +39,10 @@ async fn a_campaign_needs_a_name_and_an_agent() {
         .expect(201);
     let create =
         |body: Value| app.post("/v1/campaigns").bearer(&dana.access_token).json(body).send();
-    let made = create(
+    let creation = create(
         json!({ "name": "Spring", "agent_id": agent["agent_id"], "from_number": "+14155550199" }),
     );
-    assert!(made.await.expect(201)["campaign_id"].as_str().unwrap().starts_with("campaign_"));
+    assert!(creation.await.expect(201)["campaign_id"].as_str().unwrap().starts_with("campaign_"));
     create(json!({ "agent_id": agent["agent_id"] }))
         .await
         .refused(422, "validation_failed")
@@ -51,7 +51,7 @@ async fn a_campaign_needs_a_name_and_an_agent() {
 }
 
 #[tokio::test]
-async fn the_wallet_is_the_sum_of_its_movements() {
+async fn wallet_balance_is_sum_of_transactions() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
     let balance =
@@ -82,7 +82,7 @@ async fn the_wallet_is_the_sum_of_its_movements() {
 }
 
 #[tokio::test]
-async fn a_person_changes_name_and_profile_but_not_the_address() {
+async fn user_changes_profile_but_not_email() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
     let key = app.mint(&dana, "k", "write").await;
@@ -118,7 +118,7 @@ async fn branding_is_replaced_as_a_whole() {
     let put = |body: Value| app.call("PUT", path).bearer(&dana.access_token).json(body).send();
     put(json!({ "brand_name": "Acme Voice", "primary_color": "#0b7285" })).await.expect(200);
     put(json!({ "brand_name": "Acme" })).await.expect(200);
-    let seen = app.get(path).bearer(&dana.access_token).send().await.expect(200);
-    assert_eq!(seen, json!({ "brand_name": "Acme" }));
+    let branding = app.get(path).bearer(&dana.access_token).send().await.expect(200);
+    assert_eq!(branding, json!({ "brand_name": "Acme" }));
     put(json!(["a"])).await.refused(422, "validation_failed");
 }

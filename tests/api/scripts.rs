@@ -1,4 +1,5 @@
-//! The scripts on a machine that lacks something: one clear line, before anything is built.
+//! The scripts on a machine with missing requirements: they fail before the build, with one clear
+//! line.
 
 use std::{
     fs,
@@ -10,7 +11,7 @@ use std::{
 
 use crate::fixture::TestApp;
 
-fn project(path: &str) -> PathBuf {
+fn project_path(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
 }
 
@@ -19,36 +20,36 @@ fn run(command: &mut Command) -> Output {
 }
 
 #[track_caller]
-fn refused(output: &Output, code: i32, reason: &str) {
+fn assert_failure(output: &Output, code: i32, reason: &str) {
     let text = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(code), "{text}");
     assert!(text.lines().any(|line| line.contains(reason)), "{text}");
 }
 
-/// A folder for `PATH` with what the scripts take for granted, and nothing else.
+/// Creates a folder for `PATH` that contains only the basic tools that the scripts rely on.
 fn bare_machine() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     for tool in ["bash", "cut", "dirname", "head", "id", "ls", "sed", "sort"] {
-        let from = ["/usr/bin", "/bin"].iter().map(|place| Path::new(place).join(tool));
+        let from = ["/usr/bin", "/bin"].iter().map(|directory| Path::new(directory).join(tool));
         symlink(from.into_iter().find(|path| path.exists()).unwrap(), folder.path().join(tool))
             .unwrap();
     }
     folder
 }
 
-/// A script, or a line of shell, on that machine.
-fn on(machine: &Path, arguments: &[&str]) -> Output {
+/// Runs bash with these arguments, a script or a shell command, on that machine.
+fn run_on(machine: &Path, arguments: &[&str]) -> Output {
     let mut command = Command::new(machine.join("bash"));
     command.args(arguments).env("PATH", machine).env("HOME", machine).env_remove("CARGO_HOME");
-    run(command.current_dir(project(".")))
+    run(command.current_dir(project_path(".")))
 }
 
 #[test]
-fn missing_rust_is_named_before_anything_is_built() {
+fn missing_rust_is_reported_before_build() {
     let machine = bare_machine();
     for script in ["scripts/dev", "scripts/test", "scripts/prepare", "scripts/bench"] {
-        let output = on(machine.path(), &[script]);
-        refused(
+        let output = run_on(machine.path(), &[script]);
+        assert_failure(
             &output,
             1,
             concat!("Rust ", env!("CARGO_PKG_RUST_VERSION"), " or later is missing"),
@@ -57,7 +58,7 @@ fn missing_rust_is_named_before_anything_is_built() {
 }
 
 #[test]
-fn old_rust_is_refused_with_the_version_that_is_needed() {
+fn old_rust_is_rejected_with_required_version() {
     let machine = bare_machine();
     for tool in ["rustc", "cargo"] {
         let path = machine.path().join(tool);
@@ -65,29 +66,29 @@ fn old_rust_is_refused_with_the_version_that_is_needed() {
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
     }
     let needed = concat!("Rust ", env!("CARGO_PKG_RUST_VERSION"), " or later is needed");
-    let output = on(machine.path(), &["scripts/test"]);
-    refused(&output, 1, needed);
-    refused(&output, 1, "is 1.65.0: install a newer one with rustup");
+    let output = run_on(machine.path(), &["scripts/test"]);
+    assert_failure(&output, 1, needed);
+    assert_failure(&output, 1, "is 1.65.0: install a newer one with rustup");
     let rustup = machine.path().join("rustup");
     symlink(machine.path().join("cargo"), rustup).unwrap();
-    refused(&on(machine.path(), &["scripts/dev"]), 1, "rustup update stable");
+    assert_failure(&run_on(machine.path(), &["scripts/dev"]), 1, "rustup update stable");
 }
 
 #[test]
-fn missing_packages_are_named_in_one_line() {
+fn missing_packages_are_reported_in_one_line() {
     let machine = bare_machine();
-    let needs = ". scripts/needs; need nowhere-1 one; need bash bash; need nowhere-2 two three; install_needs";
-    let output = on(machine.path(), &["-c", needs]);
-    refused(&output, 1, "as root: apt-get install one two three");
+    let script = ". scripts/needs; need nowhere-1 one; need bash bash; need nowhere-2 two three; install_needs";
+    let output = run_on(machine.path(), &["-c", script]);
+    assert_failure(&output, 1, "as root: apt-get install one two three");
 }
 
 #[test]
-fn dev_names_a_port_in_use_before_the_build() {
-    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = taken.local_addr().unwrap().port().to_string();
+fn dev_reports_port_in_use_before_build() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port().to_string();
     for arguments in [vec!["--port", &port], vec![&format!("--port={port}")]] {
-        let output = run(Command::new(project("scripts/dev")).args(arguments));
-        refused(
+        let output = run(Command::new(project_path("scripts/dev")).args(arguments));
+        assert_failure(
             &output,
             2,
             "is in use by another process: choose another port, ./scripts/dev --port",
@@ -97,35 +98,35 @@ fn dev_names_a_port_in_use_before_the_build() {
 }
 
 #[test]
-fn walkthroughs_without_a_service_say_so() {
+fn walkthrough_without_service_reports_how_to_start_one() {
     for script in ["walkthrough", "walkthrough-oauth", "walkthrough-rotation"] {
-        let mut command = Command::new(project("scripts").join(script));
-        refused(&run(command.arg("http://127.0.0.1:1")), 2, "start one with ./scripts/dev");
+        let mut command = Command::new(project_path("scripts").join(script));
+        assert_failure(&run(command.arg("http://127.0.0.1:1")), 2, "start one with ./scripts/dev");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn walkthrough_of_a_rotation_does_not_wait_for_a_quarter_of_an_hour() {
+async fn rotation_walkthrough_rejects_long_quiet_period() {
     let app = TestApp::start().await;
-    let mut command = Command::new(project("scripts/walkthrough-rotation"));
+    let mut command = Command::new(project_path("scripts/walkthrough-rotation"));
     command.arg(&app.url);
     let output = tokio::task::spawn_blocking(move || run(&mut command)).await.unwrap();
-    refused(&output, 2, "CALL2ME_AUTH__ROTATION__QUIET_SECONDS=3 ./scripts/dev");
+    assert_failure(&output, 2, "CALL2ME_AUTH__ROTATION__QUIET_SECONDS=3 ./scripts/dev");
 }
 
-/// A project whose dependencies have everything wrong that can be.
+/// The dependencies of the project violate every rule.
 #[test]
-fn bad_dependencies_are_found() {
+fn forbidden_or_unused_dependency_is_reported() {
     let folder = tempfile::tempdir().unwrap();
     let write = |path: &str, text: &str| {
         let path = folder.path().join(path);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(path, text).unwrap();
     };
-    let package = |name: &str, more: &str| {
-        format!("[package]\nname = \"{name}\"\nversion = \"1.0.0\"\nedition = \"2024\"\n{more}\n")
+    let package = |name: &str, fields: &str| {
+        format!("[package]\nname = \"{name}\"\nversion = \"1.0.0\"\nedition = \"2024\"\n{fields}\n")
     };
-    // Beside it: in a folder of the project they would be parts of it.
+    // The dependencies are beside the project: inside its folder, they would be workspace members.
     let dependencies =
         "[dependencies]\nopenssl = { path = \"../openssl\" }\nfine = { path = \"../fine\" }\n";
     write("app/Cargo.toml", &package("app", dependencies));
@@ -135,11 +136,11 @@ fn bad_dependencies_are_found() {
     write("fine/Cargo.toml", &package("fine", "license = \"GPL-3.0 OR (MIT AND Zlib)\""));
     write("fine/src/lib.rs", "pub fn x() {}");
     let app = folder.path().join("app");
-    fs::copy(project("deny.toml"), app.join("deny.toml")).unwrap();
+    fs::copy(project_path("deny.toml"), app.join("deny.toml")).unwrap();
     let mut lock = Command::new(env!("CARGO"));
     let locked = run(lock.args(["generate-lockfile", "--offline"]).current_dir(&app));
     assert!(locked.status.success(), "{locked:?}");
-    let output = run(Command::new(project("scripts/dependencies")).arg(&app));
+    let output = run(Command::new(project_path("scripts/dependencies")).arg(&app));
     let text = String::from_utf8_lossy(&output.stdout);
     let lines: Vec<&str> = text.lines().collect();
     assert_eq!(

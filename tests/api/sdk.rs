@@ -1,4 +1,4 @@
-//! Clients that nobody here wrote: curl, the official Python SDK, and schemathesis on the document.
+//! Third-party clients: curl, the official Python SDK, and schemathesis with the OpenAPI document.
 
 use std::{path::Path, process::Stdio};
 
@@ -6,14 +6,14 @@ use tokio::process::Command;
 
 use crate::fixture::{TestApp, python};
 
-async fn run(mut command: Command) {
+async fn assert_success(mut command: Command) {
     let output = command.stdin(Stdio::null()).output().await.unwrap();
     let [out, err] = [&output.stdout, &output.stderr].map(|text| String::from_utf8_lossy(text));
     assert!(output.status.success(), "{out}\n{err}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_official_sdk_drives_the_service_unchanged() {
+async fn official_sdk_works_unchanged() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
     let admin = app.mint(&dana, "sdk", "admin").await;
@@ -24,22 +24,22 @@ async fn the_official_sdk_drives_the_service_unchanged() {
         .arg(&app.url)
         .env("ADMIN_KEY", &admin.secret)
         .env("READER_KEY", &reader.secret);
-    run(command).await;
+    assert_success(command).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_story_in_the_readme_holds() {
+async fn readme_walkthrough_succeeds() {
     let app = TestApp::start().await;
     let mut command =
         Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/walkthrough"));
     command.arg(&app.url);
-    run(command).await;
+    assert_success(command).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_rotation_in_the_readme_holds() {
+async fn readme_rotation_walkthrough_succeeds() {
     let app = TestApp::start_with(&[("rotation.quiet_seconds", "2")]).await;
-    // Time goes on by itself.
+    // The test clock follows real time.
     let clock = app.clock.clone();
     let ticking = tokio::spawn(async move {
         loop {
@@ -50,12 +50,12 @@ async fn the_rotation_in_the_readme_holds() {
     let mut command =
         Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/walkthrough-rotation"));
     command.arg(&app.url);
-    run(command).await;
+    assert_success(command).await;
     ticking.abort();
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn schemathesis_finds_no_5xx_and_nothing_outside_the_document() {
+async fn schemathesis_finds_no_5xx_or_undocumented_response() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
     let key = app.mint(&dana, "fuzz", "admin").await;
@@ -69,9 +69,9 @@ async fn schemathesis_finds_no_5xx_and_nothing_outside_the_document() {
         .args(["--checks", "response_schema_conformance,response_headers_conformance"])
         .args(["--phases", "examples,coverage,fuzzing", "--max-examples", "25", "--seed", "1"])
         .args(["--generation-database", "none", "--workers", "1"])
-        // Never ends.
+        // This response never ends.
         .args(["--exclude-path", "/v1/audit-log/stream"])
-        // Ends the session or the key that it works with.
+        // These operations end the session or the key that schemathesis uses.
         .args(["--exclude-path", "/v1/auth/logout", "--exclude-operation-id", "api_keys_revoke"]);
-    run(command).await;
+    assert_success(command).await;
 }

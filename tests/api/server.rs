@@ -1,4 +1,4 @@
-//! The accept loop, time-outs, panics, and how it stops.
+//! The accept loop, timeouts, panics, startup and graceful shutdown.
 
 use std::{sync::Arc, time::Duration};
 
@@ -22,7 +22,7 @@ async fn connect(app: &TestApp) -> TcpStream {
 }
 
 #[tokio::test]
-async fn slow_heads_and_idle_connections_are_closed() {
+async fn slow_or_idle_connection_is_closed() {
     let app = TestApp::start_with(&[("server.header_timeout_seconds", "1")]).await;
     let mut slow = connect(&app).await;
     slow.write_all(b"GET /livez HTTP/1.1\r\nhost:").await.unwrap();
@@ -30,35 +30,35 @@ async fn slow_heads_and_idle_connections_are_closed() {
     idle.write_all(b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
     let silent = &mut connect(&app).await;
     for stream in [&mut slow, &mut idle, silent] {
-        let mut answer = Vec::new();
-        let read = stream.read_to_end(&mut answer);
+        let mut response = Vec::new();
+        let read = stream.read_to_end(&mut response);
         within("the connection is closed", read).await.ok();
     }
 }
 
 #[tokio::test]
-async fn beyond_the_cap_connections_wait() {
+async fn connection_over_limit_waits() {
     let app = TestApp::start_with(&[("server.max_connections", "1")]).await;
     let first = connect(&app).await;
     let mut second = connect(&app).await;
     second.write_all(b"GET /livez HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.unwrap();
     let mut byte = [0];
     let early = tokio::time::timeout(Duration::from_millis(200), second.read(&mut byte)).await;
-    assert!(early.is_err(), "not before there is a place");
+    assert!(early.is_err(), "no response before a connection is free");
     drop(first);
-    let mut answer = String::new();
-    second.read_to_string(&mut answer).await.unwrap();
-    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    let mut response = String::new();
+    second.read_to_string(&mut response).await.unwrap();
+    assert!(response.starts_with("HTTP/1.1 200"), "{response}");
 }
 
 #[tokio::test]
-async fn one_client_does_not_take_all_connections() {
+async fn connections_of_one_address_are_limited() {
     let app = TestApp::start_with(&[("server.max_connections_per_address", "3")]).await;
     let mut held = Vec::new();
     for _ in 0..3 {
         held.push(connect(&app).await);
     }
-    // The next one is closed before it is heard.
+    // The next connection is closed before its request is read.
     let mut byte = [0];
     assert_eq!(connect(&app).await.read(&mut byte).await.unwrap_or(0), 0);
     drop(held);
@@ -68,44 +68,44 @@ async fn one_client_does_not_take_all_connections() {
 }
 
 #[tokio::test]
-async fn whoever_asks_and_does_not_read_is_cut_off() {
+async fn client_that_does_not_read_is_disconnected() {
     let app = TestApp::start_with(&[
         ("server.max_connections", "1"),
         ("server.write_timeout_seconds", "1"),
     ])
     .await;
-    let mut deaf = connect(&app).await;
-    let ask = "GET /docs/swagger-ui-bundle.js HTTP/1.1\r\nhost: x\r\n\r\n";
-    deaf.write_all(ask.repeat(20).as_bytes()).await.unwrap();
-    // The only place is free again: somebody else is served.
+    let mut stalled = connect(&app).await;
+    let request = "GET /docs/swagger-ui-bundle.js HTTP/1.1\r\nhost: x\r\n\r\n";
+    stalled.write_all(request.repeat(20).as_bytes()).await.unwrap();
+    // The only connection is free again for another client.
     let other = app.get("/livez").send();
-    let other = within("the only place is free", other).await;
+    let other = within("another client is served", other).await;
     assert_eq!(other.status, 200);
-    drop(deaf);
+    drop(stalled);
 }
 
 #[tokio::test]
-async fn a_body_that_does_not_arrive_is_a_bad_request() {
+async fn incomplete_body_is_bad_request() {
     let app = TestApp::start_with(&[("server.header_timeout_seconds", "1")]).await;
     let mut stream = connect(&app).await;
     let head = "POST /v1/auth/login HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n\
                 content-length: 100\r\n\r\n{";
     stream.write_all(head.as_bytes()).await.unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await.unwrap();
-    assert!(answer.starts_with("HTTP/1.1 400"), "{answer}");
-    assert!(answer.contains("took too long to arrive"), "{answer}");
+    let mut response = String::new();
+    stream.read_to_string(&mut response).await.unwrap();
+    assert!(response.starts_with("HTTP/1.1 400"), "{response}");
+    assert!(response.contains("took too long to arrive"), "{response}");
 }
 
 #[tokio::test]
-async fn a_handler_that_takes_too_long_is_503() {
+async fn slow_handler_is_503() {
     let app = TestApp::start_with(&[("server.handler_timeout_seconds", "1")]).await;
     let dana = app.register("acme").await;
     let mut connection = app.database.connect().await;
     let mut tx = connection.begin().await.unwrap();
     tx.execute("LOCK TABLE documents").await.unwrap();
-    let answer = app.get("/v1/agents").bearer(&dana.access_token).send().await;
-    answer.refused(503, "unavailable");
+    let response = app.get("/v1/agents").bearer(&dana.access_token).send().await;
+    response.refused(503, "unavailable");
     tx.rollback().await.unwrap();
     app.get("/v1/agents").bearer(&dana.access_token).send().await.expect(200);
     let events = app.events(&dana.access_token, "status=503", |_| true).await;
@@ -113,20 +113,21 @@ async fn a_handler_that_takes_too_long_is_503() {
 }
 
 #[tokio::test]
-async fn a_panic_is_500_with_the_body_of_all_errors() {
-    async fn panics() -> &'static str {
+async fn panic_is_500_with_usual_error_body() {
+    async fn panicking_handler() -> &'static str {
         panic!("as a test")
     }
     let app = TestApp::start().await;
     let mut route = call2me_auth::http::routes::table().into_iter().next().unwrap();
-    route = Route { rule: Rule::Open, handler: get(panics), path: "/v1/panics", ..route };
+    route =
+        Route { rule: Rule::Open, handler: get(panicking_handler), path: "/v1/panics", ..route };
     let limit = SignInLimit::new(1.try_into().unwrap());
     let router = Router::new()
         .route("/v1/panics", guarded(route, &app.app, &limit))
         .with_state(Arc::clone(&app.app));
     let request = axum::http::Request::get("/v1/panics").body(axum::body::Body::empty()).unwrap();
-    let frame = Frame::new(Arc::clone(&app.app), router);
-    let response = frame.call([127, 0, 0, 1].into(), request).await;
+    let service = Frame::new(Arc::clone(&app.app), router);
+    let response = service.call([127, 0, 0, 1].into(), request).await;
     assert_eq!(response.status(), 500);
     let body = axum::body::to_bytes(response.into_body(), 10_000).await.unwrap();
     let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
@@ -135,24 +136,25 @@ async fn a_panic_is_500_with_the_body_of_all_errors() {
 }
 
 #[tokio::test]
-async fn stopping_finishes_requests_and_writes_the_log() {
+async fn graceful_shutdown_finishes_requests_and_writes_log() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
     let mut connection = app.database.connect().await;
     let mut tx = connection.begin().await.unwrap();
     tx.execute("LOCK TABLE documents IN ACCESS EXCLUSIVE MODE").await.unwrap();
-    let call = app.post("/v1/agents").bearer(&dana.access_token).json(json!({ "agent_name": "a" }));
-    let under_way = tokio::spawn(call.send());
+    let request =
+        app.post("/v1/agents").bearer(&dana.access_token).json(json!({ "agent_name": "a" }));
+    let in_flight = tokio::spawn(request.send());
     app.database.somebody_waits_for_a_lock().await;
     let url = app.url.clone();
     let stopping = tokio::spawn(app.stop());
-    // No new connection is accepted any more.
+    // New connections are refused.
     let address = url.strip_prefix("http://").unwrap();
     while TcpStream::connect(address).await.is_ok() {
         tokio::task::yield_now().await;
     }
     tx.commit().await.unwrap();
-    under_way.await.unwrap().expect(201);
+    in_flight.await.unwrap().expect(201);
     let database = stopping.await.unwrap();
     let written: i64 = sqlx::query_scalar(
         "SELECT count(*) FROM audit_events WHERE action = 'request' AND status = 201 AND path = '/v1/agents'",
@@ -164,7 +166,7 @@ async fn stopping_finishes_requests_and_writes_the_log() {
 }
 
 #[tokio::test]
-async fn a_restart_keeps_sessions_keys_and_signing_key() {
+async fn restart_keeps_sessions_keys_and_signing_key() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
     let key = app.mint(&dana, "prod", "write").await;
@@ -182,14 +184,14 @@ async fn a_restart_keeps_sessions_keys_and_signing_key() {
 }
 
 #[tokio::test]
-async fn of_nodes_that_start_together_one_makes_the_signing_key() {
+async fn concurrently_started_nodes_share_one_signing_key() {
     let database = crate::fixture::cluster().empty_database().await;
     let start = || TestApp::start_on(database.clone(), &[]);
     let (a, b, c) = tokio::join!(start(), start(), start());
-    let mut sets = Vec::new();
+    let mut key_sets = Vec::new();
     for app in [&a, &b, &c] {
-        sets.push(app.get("/.well-known/jwks.json").send().await.text);
+        key_sets.push(app.get("/.well-known/jwks.json").send().await.text);
     }
-    assert_eq!(sets[0], sets[1]);
-    assert_eq!(sets[1], sets[2]);
+    assert_eq!(key_sets[0], key_sets[1]);
+    assert_eq!(key_sets[1], key_sets[2]);
 }

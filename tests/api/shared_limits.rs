@@ -1,4 +1,4 @@
-//! Limits that nodes share over Valkey, and how they do without it.
+//! Rate limits that nodes share through Valkey, and local limits while it is unavailable.
 
 use std::{
     collections::HashSet,
@@ -17,54 +17,55 @@ use redis::{AsyncCommands, aio::MultiplexedConnection};
 
 use crate::fixture::{Answer, TestApp, TestClock, Valkey, eventually};
 
-/// Two nodes on one database, with one limit.
-async fn two_nodes(url: &str, limit: (&str, &str)) -> [TestApp; 2] {
+/// Starts two nodes with one database and one rate limit.
+async fn start_two_nodes(url: &str, limit: (&str, &str)) -> [TestApp; 2] {
     let settings = [limit, ("rate_limit.store", "redis"), ("redis.url", url)];
     let first = TestApp::start_with(&settings).await;
     let second = TestApp::start_on(first.database.clone(), &settings).await;
     [first, second]
 }
 
-async fn calls(nodes: [&TestApp; 2], credential: &str, count: usize) -> Vec<Answer> {
-    let mut answers = Vec::new();
-    for at in 0..count {
-        answers.push(nodes[at % 2].get("/v1/agents").bearer(credential).send().await);
+/// Sends requests to both nodes in turn.
+async fn send_requests(nodes: [&TestApp; 2], credential: &str, count: usize) -> Vec<Answer> {
+    let mut responses = Vec::new();
+    for index in 0..count {
+        responses.push(nodes[index % 2].get("/v1/agents").bearer(credential).send().await);
     }
-    answers
+    responses
 }
 
-fn statuses(answers: &[Answer]) -> Vec<u16> {
-    answers.iter().map(|answer| answer.status.as_u16()).collect()
+fn statuses(responses: &[Answer]) -> Vec<u16> {
+    responses.iter().map(|response| response.status.as_u16()).collect()
 }
 
-/// Passes once both nodes are, or are not, sharing.
-async fn eventually_shared(nodes: [&TestApp; 2], shared: bool) {
-    eventually("both nodes notice", async || {
-        nodes.iter().all(|node| node.app.limits.are_shared() == shared).then_some(())
+/// Waits until both nodes share limits, or until neither does.
+async fn wait_until_shared(nodes: [&TestApp; 2], is_shared: bool) {
+    eventually("both nodes change their state", async || {
+        nodes.iter().all(|node| node.app.limits.are_shared() == is_shared).then_some(())
     })
     .await;
 }
 
 #[tokio::test]
-async fn two_nodes_hold_one_limit() {
+async fn two_nodes_share_one_rate_limit() {
     let valkey = Valkey::start().await;
-    let nodes = two_nodes(&valkey.url(), ("rate_limit.per_key_per_minute", "6")).await;
+    let nodes = start_two_nodes(&valkey.url(), ("rate_limit.per_key_per_minute", "6")).await;
     let dana = nodes[0].register("acme").await;
     let key = nodes[0].mint(&dana, "prod", "read-only").await;
-    let answers = calls([&nodes[0], &nodes[1]], &key.secret, 16).await;
-    let (passed, refused) = answers.split_at(6);
-    for (answer, left) in passed.iter().zip((0..6).rev()) {
-        assert_eq!(answer.status, 200);
-        assert_eq!(answer.number("x-ratelimit-remaining"), left);
-        assert_eq!(answer.number("x-ratelimit-limit"), 6);
+    let responses = send_requests([&nodes[0], &nodes[1]], &key.secret, 16).await;
+    let (passed, refused) = responses.split_at(6);
+    for (response, remaining) in passed.iter().zip((0..6).rev()) {
+        assert_eq!(response.status, 200);
+        assert_eq!(response.number("x-ratelimit-remaining"), remaining);
+        assert_eq!(response.number("x-ratelimit-limit"), 6);
     }
-    for answer in refused {
-        answer.refused(429, "rate_limited");
-        assert_eq!(answer.number("x-ratelimit-remaining"), 0);
-        assert!((1..=10).contains(&answer.number("retry-after")), "{:?}", answer.headers);
+    for response in refused {
+        response.refused(429, "rate_limited");
+        assert_eq!(response.number("x-ratelimit-remaining"), 0);
+        assert!((1..=10).contains(&response.number("retry-after")), "{:?}", response.headers);
     }
     for node in &nodes {
-        // Neither has a bucket of its own for it: those are for outages, and full.
+        // Neither node stores a local bucket: it is only used in an outage, so it is still full.
         assert_eq!(node.app.limits.buckets(), 0);
         assert!(node.app.limits.counts().shared_decisions.load(Relaxed) >= 8);
         assert_eq!(node.app.limits.counts().local_decisions.load(Relaxed), 0);
@@ -73,17 +74,17 @@ async fn two_nodes_hold_one_limit() {
 }
 
 #[tokio::test]
-async fn two_nodes_share_addresses_and_deployments_do_not() {
+async fn address_limits_are_shared_within_one_deployment_only() {
     let valkey = Valkey::start().await;
     let limit = ("rate_limit.per_address_per_minute", "4");
-    let [first, second] = two_nodes(&valkey.url(), limit).await;
-    let answers = calls([&first, &second], "nonsense", 6).await;
-    assert_eq!(statuses(&answers), [401, 401, 401, 401, 429, 429]);
+    let [first, second] = start_two_nodes(&valkey.url(), limit).await;
+    let responses = send_requests([&first, &second], "nonsense", 6).await;
+    assert_eq!(statuses(&responses), [401, 401, 401, 401, 429, 429]);
     let url = valkey.url();
-    let other =
+    let other_deployment =
         [limit, ("rate_limit.store", "redis"), ("redis.url", &*url), ("redis.prefix", "elsewhere")];
-    let other = TestApp::start_with(&other).await;
-    other.get("/v1/agents").bearer("nonsense").send().await.refused(401, "unauthorized");
+    let other_deployment = TestApp::start_with(&other_deployment).await;
+    other_deployment.get("/v1/agents").bearer("nonsense").send().await.refused(401, "unauthorized");
     let mut connection = connect(&valkey).await;
     let keys: HashSet<String> = connection.keys("*:address:*").await.unwrap();
     let expected = ["call2me", "elsewhere"].map(|p| format!("{p}:limit:address:127.0.0.1/32"));
@@ -91,73 +92,76 @@ async fn two_nodes_share_addresses_and_deployments_do_not() {
 }
 
 #[tokio::test]
-async fn without_valkey_each_node_goes_on_and_comes_back_by_itself() {
+async fn nodes_use_local_limits_until_valkey_is_back() {
     let mut valkey = Valkey::start().await;
-    let [first, second] = two_nodes(&valkey.url(), ("rate_limit.per_key_per_minute", "3")).await;
+    let [first, second] =
+        start_two_nodes(&valkey.url(), ("rate_limit.per_key_per_minute", "3")).await;
     let dana = first.register("acme").await;
     let key = first.mint(&dana, "prod", "read-only").await;
-    let all = [&first, &second];
-    assert_eq!(statuses(&calls(all, &key.secret, 4).await), [200, 200, 200, 429]);
+    let nodes = [&first, &second];
+    assert_eq!(statuses(&send_requests(nodes, &key.secret, 4).await), [200, 200, 200, 429]);
 
     valkey.kill();
-    // Three on each node, whose own buckets are full.
-    let answers = statuses(&calls(all, &key.secret, 8).await);
-    assert_eq!(answers, [200, 200, 200, 200, 200, 200, 429, 429]);
-    for node in all {
+    // Each node allows three requests, because its local bucket is full.
+    let observed = statuses(&send_requests(nodes, &key.secret, 8).await);
+    assert_eq!(observed, [200, 200, 200, 200, 200, 200, 429, 429]);
+    for node in nodes {
         assert!(!node.app.limits.are_shared());
         assert_eq!(node.app.limits.counts().fallbacks.load(Relaxed), 1);
         assert_eq!(node.app.limits.counts().local_decisions.load(Relaxed), 4);
     }
 
     valkey.start_again().await;
-    eventually_shared(all, true).await;
-    let answers = statuses(&calls(all, &key.secret, 4).await);
-    assert_eq!(answers, [200, 200, 200, 429], "it forgot, and is asked again");
+    wait_until_shared(nodes, true).await;
+    let observed = statuses(&send_requests(nodes, &key.secret, 4).await);
+    assert_eq!(observed, [200, 200, 200, 429], "Valkey is used again, and has lost its data");
 }
 
 #[tokio::test]
-async fn a_hanging_valkey_does_not_hold_requests_up() {
+async fn unresponsive_valkey_does_not_delay_requests() {
     let valkey = Valkey::start().await;
-    let [first, second] = two_nodes(&valkey.url(), ("rate_limit.per_key_per_minute", "50")).await;
+    let [first, second] =
+        start_two_nodes(&valkey.url(), ("rate_limit.per_key_per_minute", "50")).await;
     let dana = first.register("acme").await;
     let key = first.mint(&dana, "prod", "read-only").await;
     valkey.hang();
-    // The client's own time-out would end a call that waits; none does, nor is any refused.
-    let answers = statuses(&calls([&first, &second], &key.secret, 60).await);
-    assert_eq!(answers, [200; 60]);
+    // A request that waits would hit the timeout of the client. None waits, and none is rejected.
+    let observed = statuses(&send_requests([&first, &second], &key.secret, 60).await);
+    assert_eq!(observed, [200; 60]);
     for node in [&first, &second] {
         let counts = node.app.limits.counts();
         assert_eq!((counts.failed_calls.load(Relaxed), counts.fallbacks.load(Relaxed)), (1, 1));
     }
     valkey.go_on();
-    eventually_shared([&first, &second], true).await;
+    wait_until_shared([&first, &second], true).await;
 }
 
 #[tokio::test]
-async fn a_service_starts_without_valkey_and_finds_it_later() {
+async fn service_starts_without_valkey_and_connects_later() {
     let mut valkey = Valkey::start().await;
     valkey.kill();
     let [first, second] =
-        two_nodes(&valkey.url(), ("rate_limit.per_address_per_minute", "2")).await;
-    let answers = statuses(&calls([&first, &second], "nonsense", 4).await);
-    assert_eq!(answers, [401; 4]);
+        start_two_nodes(&valkey.url(), ("rate_limit.per_address_per_minute", "2")).await;
+    let observed = statuses(&send_requests([&first, &second], "nonsense", 4).await);
+    assert_eq!(observed, [401; 4]);
     valkey.start_again().await;
-    eventually_shared([&first, &second], true).await;
-    let answers = statuses(&calls([&first, &second], "nonsense", 3).await);
-    assert_eq!(answers, [401, 401, 429]);
+    wait_until_shared([&first, &second], true).await;
+    let observed = statuses(&send_requests([&first, &second], "nonsense", 3).await);
+    assert_eq!(observed, [401, 401, 429]);
 }
 
 #[tokio::test]
-async fn tls_that_nobody_speaks_is_an_outage_like_another() {
-    // Nobody there speaks TLS; a service without a provider would panic instead of going on.
+async fn failed_tls_handshake_with_valkey_is_an_outage() {
+    // The listener does not speak TLS. Without a TLS provider, the service would panic instead of
+    // using local limits.
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("rediss://{}", listener.local_addr().unwrap());
-    let refuse = tokio::spawn(async move { while listener.accept().await.is_ok() {} });
+    let server = tokio::spawn(async move { while listener.accept().await.is_ok() {} });
     let app =
         TestApp::start_with(&[("rate_limit.store", "redis"), ("redis.url", url.as_str())]).await;
     app.get("/v1/agents").send().await.refused(401, "unauthorized");
     assert!(!app.app.limits.are_shared());
-    refuse.abort();
+    server.abort();
 }
 
 async fn connect(valkey: &Valkey) -> MultiplexedConnection {
@@ -165,8 +169,8 @@ async fn connect(valkey: &Valkey) -> MultiplexedConnection {
     client.get_multiplexed_async_connection().await.unwrap()
 }
 
-/// Limits of so many requests a minute for each address, on a clock in the test's hand.
-fn limits(per_minute: u32, redis: Option<&Redis>) -> (Limits, Arc<TestClock>) {
+/// Creates limits with this number of requests per minute, and their test clock.
+fn new_limits(per_minute: u32, redis: Option<&Redis>) -> (Limits, Arc<TestClock>) {
     let clock = Arc::new(TestClock::new());
     let env = Env { clock: clock.clone(), entropy: Arc::new(SystemEntropy) };
     let per_minute = NonZeroU32::new(per_minute).unwrap();
@@ -178,10 +182,10 @@ fn limits(per_minute: u32, redis: Option<&Redis>) -> (Limits, Arc<TestClock>) {
     (Limits::new(settings, redis, &env).unwrap(), clock)
 }
 
-/// Asks the script, learns from what it left which moment it was for the server, and asks a local
-/// bucket at the same moment: both say the same, to the nanosecond.
+/// Charges the shared bucket, derives the time of the Valkey server from the stored value, and
+/// charges a local bucket at the same time: both decisions are equal to the nanosecond.
 #[tokio::test]
-async fn the_script_decides_as_local_buckets_do() {
+async fn valkey_script_decides_like_local_buckets() {
     let valkey = Valkey::start().await;
     let redis = Redis { url: valkey.url().into(), prefix: "call2me".to_owned() };
     let mut connection = connect(&valkey).await;
@@ -189,27 +193,29 @@ async fn the_script_decides_as_local_buckets_do() {
     let bucket = "call2me:limit:address:203.0.113.9/32";
     for per_minute in [1, 6, 7, 61, 599, 2000, 60_000, 977_777, 7_000_000, 1_000_000_000] {
         let () = connection.del(bucket).await.unwrap();
-        let (shared, _) = limits(per_minute, Some(&redis));
+        let (shared, _) = new_limits(per_minute, Some(&redis));
         shared.connect().await;
-        let (local, clock) = limits(per_minute, None);
-        let (mut before, mut compared) = (None, 0);
-        // As many as empty the smaller buckets, and then some while a few flow back.
+        let (local, clock) = new_limits(per_minute, None);
+        let (mut previous, mut compared) = (None, 0);
+        // Enough requests to empty the smaller buckets, and more of them while the buckets refill.
         let requests = (3 * per_minute.min(2000)).max(300);
-        for at in 0..requests {
-            let told = shared.charge_address(ip).await;
+        for index in 0..requests {
+            let decision = shared.charge_address(ip).await;
             let full_at: Option<String> = connection.get(bucket).await.unwrap();
-            // One that is full again already is forgotten.
+            // A bucket that is full again already is deleted.
             let Some(full_at) = full_at else { continue };
             let full_at = Duration::from_nanos(full_at.parse().unwrap());
-            let now = full_at.checked_sub(told.full_in).unwrap();
-            assert_eq!(now.subsec_nanos() % 1000, 0, "the server's clock counts microseconds");
-            clock.advance(now.checked_sub(before.replace(now).unwrap_or(now)).unwrap());
+            let now = full_at.checked_sub(decision.full_in).unwrap();
+            assert_eq!(now.subsec_nanos() % 1000, 0, "the clock of the server has microseconds");
+            clock.advance(now.checked_sub(previous.replace(now).unwrap_or(now)).unwrap());
             let expected = local.charge_address(ip).await;
-            assert_eq!(told, expected, "{per_minute} a minute, request {at}");
+            assert_eq!(decision, expected, "{per_minute} a minute, request {index}");
             compared += 1;
-            if at % 50 == 0 {
-                let seen = shared.look_at_address(ip).await;
-                assert!(seen.full_in <= told.full_in && seen.remaining >= told.remaining);
+            if index % 50 == 0 {
+                let peeked = shared.look_at_address(ip).await;
+                assert!(
+                    peeked.full_in <= decision.full_in && peeked.remaining >= decision.remaining
+                );
             }
         }
         assert_eq!(shared.counts().local_decisions.load(Relaxed), 0);
@@ -218,22 +224,25 @@ async fn the_script_decides_as_local_buckets_do() {
 }
 
 #[tokio::test]
-async fn a_clock_that_was_set_back_costs_a_minute_at_most() {
+async fn clock_set_back_costs_at_most_one_minute() {
     let valkey = Valkey::start().await;
     let redis = Redis { url: valkey.url().into(), prefix: "call2me".to_owned() };
     let mut connection = connect(&valkey).await;
     let bucket = "call2me:limit:address:203.0.113.9/32";
-    let (limits, _) = limits(6, Some(&redis));
+    let (limits, _) = new_limits(6, Some(&redis));
     limits.connect().await;
     let ip: IpAddr = "203.0.113.9".parse().unwrap();
     limits.charge_address(ip).await;
     let full_at: u64 = connection.get(bucket).await.unwrap();
     let () = connection.set(bucket, full_at + 3600 * 1_000_000_000).await.unwrap();
-    let told = limits.charge_address(ip).await;
-    assert!(!told.allowed);
-    assert_eq!((told.full_in, told.retry_in), (Duration::from_mins(1), Duration::from_secs(10)));
-    let kept: u64 = connection.get(bucket).await.unwrap();
-    assert!(kept < full_at + 120 * 1_000_000_000, "{kept}");
+    let decision = limits.charge_address(ip).await;
+    assert!(!decision.allowed);
+    assert_eq!(
+        (decision.full_in, decision.retry_in),
+        (Duration::from_mins(1), Duration::from_secs(10))
+    );
+    let stored: u64 = connection.get(bucket).await.unwrap();
+    assert!(stored < full_at + 120 * 1_000_000_000, "{stored}");
     let expires: i64 = connection.pttl(bucket).await.unwrap();
     assert!((1..=60_001).contains(&expires), "{expires}");
 }

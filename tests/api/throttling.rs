@@ -1,4 +1,5 @@
-//! Guesses at passwords: fewer and fewer, and no stranger's cost the owner anything.
+//! Sign-in throttling: pauses grow with failed attempts, and attempts from other addresses do not
+//! delay the owner.
 
 use std::time::Duration;
 
@@ -6,14 +7,14 @@ use serde_json::json;
 
 use crate::fixture::{Answer, PASSWORD, TestApp};
 
-async fn from(app: &TestApp, ip: &str, email: &str, password: &str) -> Answer {
+async fn sign_in_from(app: &TestApp, ip: &str, email: &str, password: &str) -> Answer {
     let body = json!({ "email": email, "password": password });
     app.post("/v1/auth/login").header("x-forwarded-for", ip).json(body).send().await
 }
 
-/// The owner is not kept out by a stranger, and a stranger does not learn whether there is an account.
+/// A stranger can neither lock the owner out nor learn if an account exists.
 #[tokio::test]
-async fn guesses_wait_longer_and_longer_and_strangers_for_themselves_alone() {
+async fn sign_in_pauses_grow_for_the_guessing_address_only() {
     let proxy = [("server.trusted_proxies", "[\"127.0.0.1\"]")];
     let app = TestApp::start_with(&proxy).await;
     let node = TestApp::start_on(
@@ -23,54 +24,55 @@ async fn guesses_wait_longer_and_longer_and_strangers_for_themselves_alone() {
     .await;
     let dana = app.register("acme").await;
     for email in [&*dana.email, "nobody@acme.example"] {
-        for at in 0..5 {
-            // On whatever node, and with whatever case.
-            let node = if at % 2 == 0 { &app } else { &node };
+        for index in 0..5 {
+            // Attempts on both nodes and in any letter case count together.
+            let node = if index % 2 == 0 { &app } else { &node };
             let guess =
-                from(node, "203.0.113.9", &email.to_uppercase(), "not this one at all").await;
+                sign_in_from(node, "203.0.113.9", &email.to_uppercase(), "not this one at all")
+                    .await;
             guess.refused(401, "invalid_credentials");
         }
-        let early = from(&node, "203.0.113.9", email, "not this one at all").await;
+        let early = sign_in_from(&node, "203.0.113.9", email, "not this one at all").await;
         early.refused(429, "rate_limited");
         assert!((1..=2).contains(&early.number("retry-after")));
     }
-    // During the pause a right one is not looked at either; elsewhere it is.
-    from(&app, "203.0.113.9", &dana.email, PASSWORD).await.refused(429, "rate_limited");
-    from(&app, "203.0.113.10", &dana.email, PASSWORD).await.expect(200);
-    // Of IPv6, the /64.
+    // During the pause, the correct password is rejected too. From another address, it works.
+    sign_in_from(&app, "203.0.113.9", &dana.email, PASSWORD).await.refused(429, "rate_limited");
+    sign_in_from(&app, "203.0.113.10", &dana.email, PASSWORD).await.expect(200);
+    // An IPv6 /64 network counts as one address.
     for last in 1..=5 {
-        from(&app, &format!("2001:db8::{last}"), &dana.email, "not this one at all").await;
+        sign_in_from(&app, &format!("2001:db8::{last}"), &dana.email, "not this one at all").await;
     }
-    from(&app, "2001:db8::6", &dana.email, PASSWORD).await.refused(429, "rate_limited");
-    from(&app, "2001:db8:0:1::6", &dana.email, PASSWORD).await.expect(200);
+    sign_in_from(&app, "2001:db8::6", &dana.email, PASSWORD).await.refused(429, "rate_limited");
+    sign_in_from(&app, "2001:db8:0:1::6", &dana.email, PASSWORD).await.expect(200);
 
     let mut pauses = Vec::new();
     for _ in 0..12 {
-        let early = from(&app, "203.0.113.9", &dana.email, PASSWORD).await;
+        let early = sign_in_from(&app, "203.0.113.9", &dana.email, PASSWORD).await;
         early.refused(429, "rate_limited");
         let pause = early.number("retry-after");
         for node in [&app, &node] {
             node.clock.advance(Duration::from_secs(pause.unsigned_abs()));
         }
         pauses.push(pause);
-        from(&app, "203.0.113.9", &dana.email, "not this one at all")
+        sign_in_from(&app, "203.0.113.9", &dana.email, "not this one at all")
             .await
             .refused(401, "invalid_credentials");
     }
     assert!(pauses.is_sorted() && pauses[0] <= 2, "{pauses:?}");
     assert!((890..=901).contains(pauses.last().unwrap()), "{pauses:?}");
     app.clock.advance(Duration::from_secs(901));
-    from(&app, "203.0.113.9", &dana.email, PASSWORD).await.expect(200);
-    // And it is forgotten.
+    sign_in_from(&app, "203.0.113.9", &dana.email, PASSWORD).await.expect(200);
+    // The sign-in has reset the count.
     for _ in 0..5 {
-        let guess = from(&app, "203.0.113.9", &dana.email, "not this one at all").await;
+        let guess = sign_in_from(&app, "203.0.113.9", &dana.email, "not this one at all").await;
         guess.refused(401, "invalid_credentials");
     }
 }
 
-/// Who holds a session has not the password.
+/// A session does not prove that its bearer knows the password.
 #[tokio::test]
-async fn the_bearer_of_a_session_guesses_as_rarely() {
+async fn session_cannot_guess_password_faster() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
     let change = async || {

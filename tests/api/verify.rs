@@ -5,17 +5,17 @@ use serde_json::json;
 use crate::fixture::TestApp;
 
 #[tokio::test]
-async fn a_good_key_passes_and_is_described() {
+async fn valid_key_passes_with_identity_headers() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
     let key = app.mint(&dana, "prod", "read-only").await;
-    let answer = app.get("/v1/auth/verify").bearer(&key.secret).send().await;
-    assert_eq!(answer.header("x-auth-subject"), key.id);
-    assert_eq!(answer.header("x-auth-workspace-id"), dana.workspace_id);
-    assert_eq!(answer.header("x-auth-scope"), "read-only");
-    assert_eq!(answer.header("x-auth-key-id"), key.id);
+    let response = app.get("/v1/auth/verify").bearer(&key.secret).send().await;
+    assert_eq!(response.header("x-auth-subject"), key.id);
+    assert_eq!(response.header("x-auth-workspace-id"), dana.workspace_id);
+    assert_eq!(response.header("x-auth-scope"), "read-only");
+    assert_eq!(response.header("x-auth-key-id"), key.id);
     assert_eq!(
-        answer.expect(200),
+        response.expect(200),
         json!({
             "subject": key.id, "workspace_id": dana.workspace_id, "scope": "read-only",
             "key_id": key.id,
@@ -28,22 +28,22 @@ async fn a_good_key_passes_and_is_described() {
 }
 
 #[tokio::test]
-async fn the_original_method_says_what_scope_it_takes() {
+async fn original_method_determines_required_scope() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
     let key = app.mint(&dana, "prod", "read-only").await;
     let verify = async |method: &str, path: &str, headers: &[(&str, &str)]| {
-        let mut call = app.by(&key.secret, method, path);
+        let mut request = app.by(&key.secret, method, path);
         for (name, value) in headers {
-            call = call.header(name, value);
+            request = request.header(name, value);
         }
-        call.send().await
+        request.send().await
     };
     for headers in [
         &[("x-forwarded-method", "POST"), ("x-forwarded-uri", "/v1/calls?x=1")][..],
         &[("x-original-method", "DELETE"), ("x-original-uri", "/v1/calls")],
         &[("x-forwarded-method", "BREW")],
-        // What a client adds beside its gateway's header gains it nothing, on either side.
+        // A client gains nothing by headers that it adds before or after those of its gateway.
         &[("x-forwarded-method", "POST"), ("x-original-method", "GET")],
         &[("x-forwarded-method", "GET"), ("x-forwarded-uri", "/x"), ("x-original-method", "POST")],
         &[("x-forwarded-method", "GET"), ("x-forwarded-method", "POST")],
@@ -51,21 +51,21 @@ async fn the_original_method_says_what_scope_it_takes() {
         &[("x-forwarded-method", "( )")],
         &[("x-forwarded-method", "")],
     ] {
-        let answer = verify("GET", "/v1/auth/verify", headers).await;
-        answer.refused(403, "insufficient_scope");
-        assert_eq!(answer.body["error"]["required_scope"], "write");
+        let response = verify("GET", "/v1/auth/verify", headers).await;
+        response.refused(403, "insufficient_scope");
+        assert_eq!(response.body["error"]["required_scope"], "write");
     }
     for method in ["POST", "PUT", "PATCH", "DELETE", "OPTIONS"] {
         verify(method, "/v1/auth/verify", &[]).await.refused(403, "insufficient_scope");
         verify(method, "/v1/auth/verify/v1/calls", &[]).await.refused(403, "insufficient_scope");
-        let read = [("x-forwarded-method", "HEAD")];
-        verify(method, "/v1/auth/verify", &read).await.expect(200);
-        // Where the path is the original one, so is the method.
-        let softened = verify(method, "/v1/auth/verify/v1/calls", &read).await;
-        softened.refused(403, "insufficient_scope");
+        let read_method = [("x-forwarded-method", "HEAD")];
+        verify(method, "/v1/auth/verify", &read_method).await.expect(200);
+        // If the path is the original one, the method is too.
+        let rejected = verify(method, "/v1/auth/verify/v1/calls", &read_method).await;
+        rejected.refused(403, "insufficient_scope");
     }
     assert_eq!(verify("HEAD", "/v1/auth/verify", &[]).await.status, 200);
-    // More may be asked for, never less.
+    // The query can raise the required scope, but not lower it.
     verify("GET", "/v1/auth/verify?scope=admin", &[]).await.refused(403, "insufficient_scope");
     verify("POST", "/v1/auth/verify?scope=read-only", &[]).await.refused(403, "insufficient_scope");
     verify("GET", "/v1/auth/verify?scope=root", &[])
@@ -75,11 +75,11 @@ async fn the_original_method_says_what_scope_it_takes() {
 }
 
 #[tokio::test]
-async fn the_log_tells_of_the_original_request() {
+async fn original_request_is_logged() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
     let key = app.mint(&dana, "prod", "write").await;
-    for (method, path, headers, told) in [
+    for (method, path, headers, expected) in [
         (
             "GET",
             "/v1/auth/verify",
@@ -107,34 +107,35 @@ async fn the_log_tells_of_the_original_request() {
             ("POST", "/v1/real"),
         ),
     ] {
-        let mut call = app.by(&key.secret, method, path);
+        let mut forward_auth = app.by(&key.secret, method, path);
         for (name, value) in headers {
-            call = call.header(name, value);
+            forward_auth = forward_auth.header(name, value);
         }
-        let answer = call.send().await;
-        assert!([200, 204].contains(&answer.status.as_u16()), "{}", answer.text);
-        let query = format!("request_id={}", answer.header("x-request-id"));
+        let response = forward_auth.send().await;
+        assert!([200, 204].contains(&response.status.as_u16()), "{}", response.text);
+        let query = format!("request_id={}", response.header("x-request-id"));
         let events = app.events(&dana.access_token, &query, |_| true).await;
         assert_eq!(events[0]["metadata"]["via"], "verify");
         let request = &events[0]["request"];
         assert_eq!(
             (request["method"].as_str(), request["path"].as_str()),
-            (Some(told.0), Some(told.1))
+            (Some(expected.0), Some(expected.1))
         );
     }
 }
 
 #[tokio::test]
-async fn refusals_are_logged_as_the_original_request_too() {
+async fn rejected_request_is_logged_as_original_request() {
     let app = TestApp::start_with(&[("rate_limit.per_key_per_minute", "2")]).await;
     let dana = app.register("acme").await;
     let [key, reader] =
         [app.mint(&dana, "prod", "read-only").await, app.mint(&dana, "reader", "read-only").await];
     for status in [403, 422, 429] {
         let path = if status == 422 { "/v1/auth/verify?scope=x" } else { "/v1/auth/verify" };
-        let call = app.by(&key.secret, "GET", path);
-        let call = call.header("x-original-method", "DELETE").header("x-original-uri", "/v1/a");
-        assert_eq!(call.send().await.status, status);
+        let forward_auth = app.by(&key.secret, "GET", path);
+        let forward_auth =
+            forward_auth.header("x-original-method", "DELETE").header("x-original-uri", "/v1/a");
+        assert_eq!(forward_auth.send().await.status, status);
     }
     app.lift_limits().await;
     let events = app.events_of(&reader.secret, &format!("key_id={}", key.id), 3).await;

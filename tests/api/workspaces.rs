@@ -1,22 +1,23 @@
-//! /v1/workspaces and /v1/workspace: made, renamed, deleted.
+//! /v1/workspaces and /v1/workspace: workspaces are created, renamed and deleted.
 
 use serde_json::json;
 
 use crate::fixture::{PASSWORD, TestApp};
 
 #[tokio::test]
-async fn a_person_has_several_workspaces() {
+async fn user_creates_switches_and_renames_workspaces() {
     let app = TestApp::start().await;
     let mut dana = app.register("acme").await;
-    let made = app.by(&dana.access_token, "POST", "/v1/workspaces").json(json!({ "name": "labs" }));
-    let labs = made.send().await.expect(201);
+    let creation =
+        app.by(&dana.access_token, "POST", "/v1/workspaces").json(json!({ "name": "labs" }));
+    let labs = creation.send().await.expect(201);
     assert_eq!((&labs["name"], &labs["role"]), (&json!("labs"), &json!("owner")));
     let own = app.by(&dana.access_token, "GET", "/v1/workspaces").send().await.expect(200);
     assert_eq!(own["total"], 2);
     assert_eq!(own["workspaces"][0]["id"], labs["id"]);
     assert_eq!(own["workspaces"][1]["id"], dana.workspace_id);
 
-    // The session stays where it is until it is told to go.
+    // The session stays in its workspace until it switches.
     let here = app.by(&dana.access_token, "GET", "/v1/workspace").send().await.expect(200);
     assert_eq!(here["id"], dana.workspace_id);
     let switch = json!({ "workspace_id": labs["id"] });
@@ -31,12 +32,12 @@ async fn a_person_has_several_workspaces() {
     rename(&dana.access_token, "").send().await.refused(422, "validation_failed").blames("name");
     let member = app.join(&dana, "member").await;
     rename(&member.access_token, "mine").send().await.refused(403, "insufficient_scope");
-    let others = app.by(&member.access_token, "GET", "/v1/workspaces").send().await.expect(200);
-    assert_eq!(others["total"], 2, "the own one and this one: {others:#}");
+    let listed = app.by(&member.access_token, "GET", "/v1/workspaces").send().await.expect(200);
+    assert_eq!(listed["total"], 2, "the own workspace and this one: {listed:#}");
 }
 
 #[tokio::test]
-async fn a_deleted_workspace_is_dead_at_once_and_its_log_is_kept() {
+async fn deleted_workspace_rejects_credentials_and_keeps_its_log() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
     let (admin, widgets) = (app.join(&dana, "admin").await, app.register("widgets-inc").await);
@@ -57,9 +58,9 @@ async fn a_deleted_workspace_is_dead_at_once_and_its_log_is_kept() {
         app.get("/v1/agents").bearer(credential).send().await.refused(401, "unauthorized");
     }
     assert_eq!(app.get("/v1/agents").bearer(&widgets.access_token).send().await.status, 200);
-    // An admin of it signs in elsewhere; Dana, who had no other, gets a new one of her own.
-    for person in [&admin, &dana] {
-        let body = json!({ "email": person.email, "password": PASSWORD });
+    // The admin signs in to another workspace. Dana had no other and gets a new one.
+    for user in [&admin, &dana] {
+        let body = json!({ "email": user.email, "password": PASSWORD });
         let pair = app.post("/v1/auth/login").json(body).send().await.expect(200);
         let token = pair["access_token"].as_str().unwrap();
         let own = app.by(token, "GET", "/v1/workspaces").send().await.expect(200);
@@ -75,14 +76,15 @@ async fn a_deleted_workspace_is_dead_at_once_and_its_log_is_kept() {
     let kept = "SELECT count(*) FROM audit_events
                 WHERE workspace_id = $1 AND action IN ('api_key.created', 'workspace.deleted')";
     assert_eq!(count(&mut connection, kept).await, 2);
-    for gone in [
+    for deleted in [
         "SELECT count(*) FROM api_keys WHERE workspace_id = $1",
         "SELECT count(*) FROM documents WHERE workspace_id = $1",
         "SELECT count(*) FROM sessions WHERE workspace_id = $1",
     ] {
-        assert_eq!(count(&mut connection, gone).await, 0, "{gone}");
+        assert_eq!(count(&mut connection, deleted).await, 0, "{deleted}");
     }
-    // One announcement, however much is in it.
-    let told = "SELECT count(*) FROM invalidations WHERE workspace_id = $1 AND user_id IS NULL";
-    assert_eq!(count(&mut connection, told).await, 1);
+    // One invalidation, however many credentials the workspace had.
+    let invalidations =
+        "SELECT count(*) FROM invalidations WHERE workspace_id = $1 AND user_id IS NULL";
+    assert_eq!(count(&mut connection, invalidations).await, 1);
 }

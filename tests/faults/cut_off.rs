@@ -1,5 +1,5 @@
-//! A node that is cut off from PostgreSQL believes what it knows for as long as its lease, and then
-//! nothing, rather than something that is no longer so.
+//! A node that loses PostgreSQL serves from its cache until its lease expires and then responds
+//! with 503. It never accepts a revoked credential.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 
@@ -8,73 +8,73 @@ use tokio::time::Instant;
 use super::fixture::{Cluster, Mode, Node, Proxy, turn, until};
 use crate::fixture::Key;
 
-/// So that a revocation need not wait for long.
+/// A short lease, so that a revocation does not wait for long.
 const LEASE: (&str, &str) = ("cache.lease_seconds", "2");
-/// So that a request that needs PostgreSQL hears soon that it is away.
+/// A short timeout, so that requests that need PostgreSQL fail soon.
 const ACQUIRE: (&str, &str) = ("database.acquire_timeout_seconds", "1");
-/// Right answers in a row for either key that show that a node is whole again.
-const WHOLE: usize = 10;
+/// The number of consecutive correct responses for each key after which a node has recovered.
+const RECOVERY_RESPONSES: usize = 10;
 
-/// A node behind a broken wire, and what it answers.
-struct CutOff {
+/// A node behind a proxy that breaks its connections, and counts of its responses.
+struct PartitionedNode {
     node: Node,
-    good: Key,
-    doomed: Key,
-    /// Whether the revocation was answered.
-    revoked: AtomicBool,
-    /// Whether the test has seen enough.
-    done: AtomicBool,
-    /// 200 to the good key.
-    passed: AtomicUsize,
-    /// 503 to the good key, since the revocation was answered.
-    unknowing: AtomicUsize,
-    /// 503 or 401 to the revoked key, since its revocation was answered.
-    refused: AtomicUsize,
-    /// 200 to the good key, and 401 to the other, in a row.
-    whole: [AtomicUsize; 2],
+    valid_key: Key,
+    revoked_key: Key,
+    /// True once the revocation has been answered.
+    is_revoked: AtomicBool,
+    /// True once the test has seen enough.
+    is_finished: AtomicBool,
+    /// 200 responses for the valid key.
+    accepted: AtomicUsize,
+    /// 503 responses for the valid key since the revocation was answered.
+    unavailable: AtomicUsize,
+    /// 503 or 401 responses for the revoked key since the revocation was answered.
+    rejected: AtomicUsize,
+    /// Consecutive correct responses: 200 for the valid key, and 401 for the revoked key.
+    consecutive_correct: [AtomicUsize; 2],
 }
 
-impl CutOff {
-    /// Uses the good key without a pause.
-    async fn use_good(&self) {
-        while !self.done.load(SeqCst) {
-            let is_late = self.revoked.load(SeqCst);
-            let answer = self.node.verify(&self.good.secret).send().await;
+impl PartitionedNode {
+    /// Uses the valid key without a pause.
+    async fn use_valid_key(&self) {
+        while !self.is_finished.load(SeqCst) {
+            let is_after_revocation = self.is_revoked.load(SeqCst);
+            let answer = self.node.verify(&self.valid_key.secret).send().await;
             match answer.status.as_u16() {
                 200 => {
-                    self.passed.fetch_add(1, SeqCst);
-                    self.whole[0].fetch_add(1, SeqCst);
+                    self.accepted.fetch_add(1, SeqCst);
+                    self.consecutive_correct[0].fetch_add(1, SeqCst);
                 }
                 503 => {
                     assert!(answer.number("retry-after") > 0);
-                    self.whole[0].store(0, SeqCst);
-                    self.unknowing.fetch_add(usize::from(is_late), SeqCst);
+                    self.consecutive_correct[0].store(0, SeqCst);
+                    self.unavailable.fetch_add(usize::from(is_after_revocation), SeqCst);
                 }
-                status => panic!("{status} to a good key: {}", answer.text),
+                status => panic!("status {status} for a valid key: {}", answer.text),
             }
         }
     }
 
-    /// Uses the key that is revoked meanwhile, without a pause.
-    async fn use_doomed(&self) {
-        while !self.done.load(SeqCst) {
-            let is_late = self.revoked.load(SeqCst);
-            let answer = self.node.verify(&self.doomed.secret).send().await;
-            match (is_late, answer.status.as_u16()) {
-                (true, 401) => drop(self.whole[1].fetch_add(1, SeqCst)),
+    /// Uses the key that is being revoked, without a pause.
+    async fn use_revoked_key(&self) {
+        while !self.is_finished.load(SeqCst) {
+            let is_after_revocation = self.is_revoked.load(SeqCst);
+            let answer = self.node.verify(&self.revoked_key.secret).send().await;
+            match (is_after_revocation, answer.status.as_u16()) {
+                (true, 401) => drop(self.consecutive_correct[1].fetch_add(1, SeqCst)),
                 (_, 503) => {
                     assert!(answer.number("retry-after") > 0);
-                    self.whole[1].store(0, SeqCst);
+                    self.consecutive_correct[1].store(0, SeqCst);
                 }
                 (false, 200 | 401) => {}
-                (_, status) => panic!("{status} to a revoked key: {}", answer.text),
+                (_, status) => panic!("status {status} for a revoked key: {}", answer.text),
             }
-            self.refused.fetch_add(usize::from(is_late), SeqCst);
+            self.rejected.fetch_add(usize::from(is_after_revocation), SeqCst);
         }
     }
 }
 
-async fn is_cut_off(mode: Mode) {
+async fn check_revocation_while_disconnected(mode: Mode) {
     let _turn = turn().await;
     let cluster = Cluster::start(false).await;
     let a = Node::start("a", &cluster.node_url(), &[LEASE]).await;
@@ -82,46 +82,46 @@ async fn is_cut_off(mode: Mode) {
     let url = proxy.url(&cluster.node_url(), cluster.port());
     let node = Node::start("b", &url, &[LEASE, ACQUIRE]).await;
     let owner = a.register("acme").await;
-    let (good, doomed) = (a.mint(&owner, "good").await, a.mint(&owner, "doomed").await);
-    for key in [&good, &doomed] {
+    let (valid_key, revoked_key) = (a.mint(&owner, "valid").await, a.mint(&owner, "revoked").await);
+    for key in [&valid_key, &revoked_key] {
         node.verify(&key.secret).send().await.expect(200);
     }
     let zero = AtomicUsize::default;
-    let b = CutOff {
+    let b = PartitionedNode {
         node,
-        good,
-        doomed,
-        revoked: AtomicBool::default(),
-        done: AtomicBool::default(),
-        passed: zero(),
-        unknowing: zero(),
-        refused: zero(),
-        whole: [zero(), zero()],
+        valid_key,
+        revoked_key,
+        is_revoked: AtomicBool::default(),
+        is_finished: AtomicBool::default(),
+        accepted: zero(),
+        unavailable: zero(),
+        rejected: zero(),
+        consecutive_correct: [zero(), zero()],
     };
-    let story = async {
+    let scenario = async {
         proxy.set(mode);
-        let began = Instant::now();
-        a.revoke(&owner, &b.doomed).await;
-        b.revoked.store(true, SeqCst);
+        let started = Instant::now();
+        a.revoke(&owner, &b.revoked_key).await;
+        b.is_revoked.store(true, SeqCst);
         println!(
             "{mode:?}: revoked in {:?}; {} x 200 meanwhile",
-            began.elapsed(),
-            count(&b.passed)
+            started.elapsed(),
+            count(&b.accepted)
         );
-        until("the node says that it cannot know", || {
-            count(&b.unknowing) >= 1 && count(&b.refused) >= 1
+        until("the node responds with 503", || {
+            count(&b.unavailable) >= 1 && count(&b.rejected) >= 1
         })
         .await;
         proxy.set(Mode::Pass);
-        let began = Instant::now();
-        until("the node is whole again, unaided", || {
-            b.whole.iter().all(|whole| count(whole) >= WHOLE)
+        let started = Instant::now();
+        until("the node recovers without help", || {
+            b.consecutive_correct.iter().all(|counter| count(counter) >= RECOVERY_RESPONSES)
         })
         .await;
-        println!("{mode:?}: whole again in {:?}", began.elapsed());
-        b.done.store(true, SeqCst);
+        println!("{mode:?}: recovered in {:?}", started.elapsed());
+        b.is_finished.store(true, SeqCst);
     };
-    tokio::join!(story, b.use_good(), b.use_doomed());
+    tokio::join!(scenario, b.use_valid_key(), b.use_revoked_key());
 }
 
 fn count(counter: &AtomicUsize) -> usize {
@@ -129,11 +129,11 @@ fn count(counter: &AtomicUsize) -> usize {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_node_that_is_cut_off_believes_nothing_that_was_revoked() {
-    is_cut_off(Mode::Refuse).await;
+async fn disconnected_node_never_accepts_revoked_key() {
+    check_revocation_while_disconnected(Mode::Refuse).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_node_whose_connections_hang_believes_nothing_that_was_revoked() {
-    is_cut_off(Mode::Hang).await;
+async fn node_with_hanging_connections_never_accepts_revoked_key() {
+    check_revocation_while_disconnected(Mode::Hang).await;
 }

@@ -1,5 +1,5 @@
-//! A flood of credentials that nobody knows does no harm to those of others. How long requests take
-//! meanwhile is measured by the benchmark.
+//! A flood of unknown credentials does not affect valid ones. The benchmark measures latencies
+//! under such a flood.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 
@@ -11,53 +11,56 @@ use futures_util::future::join_all;
 
 use super::fixture::{Cluster, Node, turn};
 
-/// Made-up keys, more than a node of this test keeps.
-const UNKNOWN: usize = 2_500;
-const CAPACITY: (&str, &str) = ("cache.keys", "1000");
-/// Clients that send them.
-const FLOODERS: usize = 24;
-/// Clients with good keys.
-const GOOD: usize = 4;
+/// Unknown keys, more than a node of this test caches.
+const UNKNOWN_KEYS: usize = 2_500;
+const SMALL_CACHE: (&str, &str) = ("cache.keys", "1000");
+/// Clients that send unknown keys.
+const FLOOD_CLIENTS: usize = 24;
+/// Clients with valid keys.
+const VALID_CLIENTS: usize = 4;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_flood_of_unknown_keys_does_not_reach_good_ones() {
+async fn flood_of_unknown_keys_does_not_affect_valid_keys() {
     let _turn = turn().await;
     let cluster = Cluster::start(false).await;
-    let node = Node::start("node", &cluster.node_url(), &[CAPACITY]).await;
+    let node = Node::start("node", &cluster.node_url(), &[SMALL_CACHE]).await;
     let owner = node.register("acme").await;
-    let good = join_all((0..GOOD).map(async |_| node.mint(&owner, "good").await)).await;
+    let valid_keys =
+        join_all((0..VALID_CLIENTS).map(async |_| node.mint(&owner, "good").await)).await;
     let environment = "live".parse().unwrap();
-    let made_up: Vec<_> = std::iter::repeat_with(|| {
+    let unknown_keys: Vec<_> = std::iter::repeat_with(|| {
         ApiKeySecret::generate(&environment, |bytes| SystemEntropy.fill(bytes))
     })
-    .take(UNKNOWN)
+    .take(UNKNOWN_KEYS)
     .collect();
-    let (next, over) = (AtomicUsize::new(0), AtomicBool::new(false));
-    let [unknown, limited, passed] = [0; 3].map(AtomicUsize::new);
+    let (next, is_over) = (AtomicUsize::new(0), AtomicBool::new(false));
+    let [unknown, limited, accepted] = [0; 3].map(AtomicUsize::new);
     let flood = async {
-        join_all((0..FLOODERS).map(async |_| {
-            while let Some(key) = made_up.get(next.fetch_add(1, SeqCst)) {
+        join_all((0..FLOOD_CLIENTS).map(async |_| {
+            while let Some(key) = unknown_keys.get(next.fetch_add(1, SeqCst)) {
                 let answer = node.verify(key.reveal()).send().await;
                 match answer.status.as_u16() {
                     401 => unknown.fetch_add(1, SeqCst),
                     429 => limited.fetch_add(1, SeqCst),
-                    status => panic!("{status} to a made-up key: {}", answer.text),
+                    status => panic!("status {status} for an unknown key: {}", answer.text),
                 };
             }
         }))
         .await;
-        over.store(true, SeqCst);
+        is_over.store(true, SeqCst);
     };
-    let use_good = join_all(good.iter().map(async |key| {
-        while !over.load(SeqCst) {
+    let use_valid_keys = join_all(valid_keys.iter().map(async |key| {
+        while !is_over.load(SeqCst) {
             node.verify(&key.secret).send().await.expect(200);
-            passed.fetch_add(1, SeqCst);
+            accepted.fetch_add(1, SeqCst);
         }
     }));
-    tokio::join!(flood, use_good);
-    let [unknown, limited, passed] = [unknown, limited, passed].map(AtomicUsize::into_inner);
-    println!("{unknown} x 401 and {limited} x 429 to made-up keys, {passed} x 200 to good ones");
-    assert_eq!(unknown + limited, UNKNOWN);
-    assert!(unknown > UNKNOWN / 2, "the limit on addresses was to be out of the way");
-    assert!(passed > GOOD);
+    tokio::join!(flood, use_valid_keys);
+    let [unknown, limited, accepted] = [unknown, limited, accepted].map(AtomicUsize::into_inner);
+    println!(
+        "{unknown} x 401 and {limited} x 429 for unknown keys, {accepted} x 200 for valid keys"
+    );
+    assert_eq!(unknown + limited, UNKNOWN_KEYS);
+    assert!(unknown > UNKNOWN_KEYS / 2, "the rate limit per address must not stop the flood");
+    assert!(accepted > VALID_CLIENTS);
 }

@@ -1,4 +1,5 @@
-//! Nodes die while they seal, while they send an export and while they answer what is tried again.
+//! Nodes die while they seal events, export the audit log, handle requests that are retried, or
+//! report on key rotations.
 
 use std::time::Duration;
 
@@ -21,23 +22,26 @@ use super::fixture::{
 };
 use crate::fixture::{Answer, Call, Key};
 
-/// Events of the long log.
-const LONG: i64 = 1_000_000;
-/// What an export of it may add to a node's memory, in kilobytes.
-const MOST_KILOBYTES: u64 = 64 * 1024;
+/// The number of events in the long audit log.
+const LONG_LOG_EVENTS: i64 = 1_000_000;
+/// The memory that an export of the long log may add to a node, in kilobytes.
+const MAX_EXPORT_KILOBYTES: u64 = 64 * 1024;
 
-/// Ready once every event that is written is sealed.
-async fn all_is_sealed(connection: &mut PgConnection) {
-    let settled = "SELECT NOT EXISTS (SELECT FROM ledger)";
+/// Waits until every event is sealed.
+async fn wait_until_sealed(connection: &mut PgConnection) {
+    let is_sealed = "SELECT NOT EXISTS (SELECT FROM ledger)";
     let wait = async {
-        while !sqlx::query_scalar::<_, bool>(settled).fetch_one(&mut *connection).await.unwrap() {
+        while !sqlx::query_scalar::<_, bool>(is_sealed).fetch_one(&mut *connection).await.unwrap() {
             sleep(Duration::from_millis(20)).await;
         }
     };
-    timeout(PATIENCE, wait).await.unwrap_or_else(|_| panic!("all is sealed"));
+    timeout(PATIENCE, wait)
+        .await
+        .unwrap_or_else(|_| panic!("timed out waiting for all events to be sealed"));
 }
 
-/// What the counts say of a key is what the log says, in each of the tables.
+/// Checks that all usage counts of a key equal the number of its requests in the audit log. Returns
+/// that number.
 async fn assert_counted(connection: &mut PgConnection, key: &Key) -> i64 {
     let key = id::parse("key", &key.id).unwrap();
     let mut counts = Vec::new();
@@ -55,9 +59,9 @@ async fn assert_counted(connection: &mut PgConnection, key: &Key) -> i64 {
     counts[0]
 }
 
-/// Under load, each node is killed several times, and PostgreSQL once.
+/// Under load, several nodes are killed, and PostgreSQL once.
 #[tokio::test(flavor = "multi_thread")]
-async fn whoever_dies_every_event_is_sealed_once_and_counted_once() {
+async fn events_are_sealed_and_counted_once_when_nodes_are_killed() {
     let _turn = turn().await;
     let mut cluster = Cluster::start(true).await;
     let url = cluster.node_url();
@@ -67,45 +71,48 @@ async fn whoever_dies_every_event_is_sealed_once_and_counted_once() {
     let load = Load::start(&steady, &key.secret, 8);
     for round in 0..6 {
         let mut victim = Node::start("victim", &url, &[]).await;
-        let more = Load::start(&victim, &key.secret, 4);
-        more.more("the victim serves", 100, |outcome| outcome.is(200)).await;
+        let victim_load = Load::start(&victim, &key.secret, 4);
+        victim_load.more("the victim serves", 100, |outcome| outcome.is(200)).await;
         if round == 3 {
             cluster.kill().await;
             cluster.restart().await;
-            load.more("it goes on", 20, |outcome| outcome.is(200)).await;
+            load.more("requests succeed again", 20, |outcome| outcome.is(200)).await;
         }
         victim.kill().await;
-        more.finish().await;
+        victim_load.finish().await;
     }
-    load.more("it goes on", 100, |outcome| outcome.is(200)).await;
+    load.more("requests succeed", 100, |outcome| outcome.is(200)).await;
     let outcomes = load.finish().await;
     let mut steady = steady;
     assert!(steady.stop().await.success());
     let mut connection = cluster.connect().await;
-    // The last words of one that was killed may still be on their way into the ledger.
+    // The last events of the killed nodes may not be sealed yet, so another node has to run.
     let last = Node::start("last", &url, &[]).await;
-    all_is_sealed(&mut connection).await;
-    let counted = assert_counted(&mut connection, &key).await;
+    wait_until_sealed(&mut connection).await;
+    let request_count = assert_counted(&mut connection, &key).await;
     let acknowledged = outcomes.iter().filter(|outcome| outcome.is_acknowledged()).count();
-    assert!(counted >= i64::try_from(acknowledged).unwrap(), "{counted} of {acknowledged}");
+    assert!(
+        request_count >= i64::try_from(acknowledged).unwrap(),
+        "{request_count} of {acknowledged}"
+    );
     let verified = admin(&url, &["audit", "verify"], &[]).await.unwrap();
     assert_eq!(verified["verified"], true, "{verified:#}");
-    println!("{counted} requests counted; {}", verified["events"]);
+    println!("{request_count} requests counted; {}", verified["events"]);
     drop(last);
 
-    // And from the command line, what does not fit is named, and the exit code tells.
+    // The command line names the event that was changed, and exits with an error.
     let sql = "UPDATE audit_events SET status = 200 WHERE action = 'request' AND status = 201 AND id = (
                    SELECT id FROM audit_events WHERE status = 201 AND action = 'request' ORDER BY id LIMIT 1)
                RETURNING id";
     let changed: Uuid = sqlx::query_scalar(sql).fetch_one(&mut connection).await.unwrap();
-    let refused = admin(&url, &["audit", "verify"], &[]).await.unwrap_err();
-    let named = format!("{}, number ", id::format("event", changed));
-    assert!(refused.contains(&named) && refused.contains("was changed"), "{refused}");
+    let error = admin(&url, &["audit", "verify"], &[]).await.unwrap_err();
+    let event_name = format!("{}, number ", id::format("event", changed));
+    assert!(error.contains(&event_name) && error.contains("was changed"), "{error}");
 }
 
-/// One that hangs in the middle of sealing does not keep the others from it.
+/// A node that hangs while it seals does not block the others.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_sealer_that_hangs_is_put_aside() {
+async fn hanging_sealer_does_not_block_other_nodes() {
     let _turn = turn().await;
     let cluster = Cluster::start(false).await;
     let url = cluster.node_url();
@@ -126,15 +133,15 @@ async fn a_sealer_that_hangs_is_put_aside() {
     let key = node.mint(&owner, "prod").await;
     node.verify(&key.secret).send().await.expect(200);
     let mut connection = cluster.connect().await;
-    all_is_sealed(&mut connection).await;
-    // What it would do now comes too late.
-    let late = hanging.seal(time::OffsetDateTime::UNIX_EPOCH, &[], &[]).await;
-    assert!(late.is_err());
+    wait_until_sealed(&mut connection).await;
+    // The hanging node can no longer commit.
+    let result = hanging.seal(time::OffsetDateTime::UNIX_EPOCH, &[], &[]).await;
+    assert!(result.is_err());
     assert_counted(&mut connection, &key).await;
 }
 
-/// A workspace with a long log, of events that were not all there is: another has as many.
-async fn long_log(connection: &mut PgConnection, workspace: &str) {
+/// Fills the audit log of a workspace with many events.
+async fn insert_long_log(connection: &mut PgConnection, workspace: &str) {
     let workspace: WorkspaceId = workspace.parse().unwrap();
     let sql = "INSERT INTO audit_events (
                    id, workspace_id, action, actor_type, actor_id, actor_name, request_id, method, path,
@@ -147,18 +154,18 @@ async fn long_log(connection: &mut PgConnection, workspace: &str) {
                       gen_random_uuid(), 'GET', '/v1/agents/agent_01jd0zt8q7f7qvs4p2k6x3m9ab', 200,
                       '203.0.113.9', 'python-httpx/0.27.0', 400 + number % 100
                FROM generate_series(1, $2) AS number";
-    let insert = sqlx::query(sql).bind(id::Id::uuid(workspace)).bind(LONG);
+    let insert = sqlx::query(sql).bind(id::Id::uuid(workspace)).bind(LONG_LOG_EVENTS);
     insert.execute(connection).await.unwrap();
 }
 
-/// Reads all of a body, or until it breaks; how many lines, and whether it broke.
-async fn lines(mut response: reqwest::Response) -> (i64, bool) {
+/// Reads a body until it ends or breaks. Returns the number of lines, and `true` if it broke.
+async fn count_lines(mut response: reqwest::Response) -> (i64, bool) {
     let mut count = 0;
     loop {
         match response.chunk().await {
             Ok(Some(chunk)) => {
-                let ends = chunk.split(|byte| *byte == b'\n').count() - 1;
-                count += i64::try_from(ends).unwrap();
+                let line_count = chunk.split(|byte| *byte == b'\n').count() - 1;
+                count += i64::try_from(line_count).unwrap();
             }
             Ok(None) => return (count, false),
             Err(_) => return (count, true),
@@ -167,7 +174,7 @@ async fn lines(mut response: reqwest::Response) -> (i64, bool) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_million_events_are_exported_in_little_memory_and_never_half_as_if_whole() {
+async fn million_event_export_uses_little_memory_and_fails_visibly() {
     let _turn = turn().await;
     let cluster = Cluster::start(false).await;
     let url = cluster.node_url();
@@ -176,8 +183,8 @@ async fn a_million_events_are_exported_in_little_memory_and_never_half_as_if_who
     let me = node.call("GET", "/v1/auth/me").bearer(&owner).send().await.expect(200);
     let workspace = me["workspace"]["id"].as_str().unwrap();
     let mut connection = cluster.connect().await;
-    long_log(&mut connection, workspace).await;
-    // One that has hashed no password, so that its peak is its own.
+    insert_long_log(&mut connection, workspace).await;
+    // This node has hashed no password, so its peak memory comes from the export.
     let mut exporter = Node::start("exporter", &url, &[]).await;
     let export = async |url: &str, format: &str| {
         let http = reqwest::Client::new();
@@ -186,31 +193,31 @@ async fn a_million_events_are_exported_in_little_memory_and_never_half_as_if_who
         assert_eq!(response.status(), 200);
         response
     };
-    // Once a little, so that what a node needs at all is there.
+    // The first export allocates what every node needs.
     drop(export(&exporter.url, "ndjson").await.chunk().await.unwrap());
     exporter.forget_peak();
     let before = exporter.peak_kilobytes();
-    let (exported, broken) = lines(export(&exporter.url, "ndjson").await).await;
-    assert!(!broken && exported >= LONG, "{exported}");
-    let grown = exporter.peak_kilobytes().saturating_sub(before);
-    println!("{exported} events exported; the node's memory grew by {grown} KiB at most");
-    assert!(grown < MOST_KILOBYTES, "{grown} KiB");
+    let (exported, broken) = count_lines(export(&exporter.url, "ndjson").await).await;
+    assert!(!broken && exported >= LONG_LOG_EVENTS, "{exported}");
+    let growth = exporter.peak_kilobytes().saturating_sub(before);
+    println!("{exported} events exported; the node's memory grew by {growth} KiB at most");
+    assert!(growth < MAX_EXPORT_KILOBYTES, "{growth} KiB");
 
-    // Killed on the way, the client knows that it has not got all of it.
+    // If the node is killed during an export, the client notices that the export is incomplete.
     let mut response = export(&exporter.url, "csv").await;
     for _ in 0..50 {
         assert!(response.chunk().await.unwrap().is_some());
     }
     exporter.kill().await;
-    let (_, broken) = lines(response).await;
-    assert!(broken, "half an export that looks whole");
+    let (_, broken) = count_lines(response).await;
+    assert!(broken, "an incomplete export must not look complete");
     // Another node is not affected.
     assert!(export(&node.url, "ndjson").await.chunk().await.unwrap().is_some());
 }
 
-/// Whatever happens to the node that was asked first, trying again elsewhere does nothing twice.
+/// A request that is retried on another node after its first node died takes effect once.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_tried_again_after_a_node_died_is_done_once() {
+async fn request_retried_after_node_death_takes_effect_once() {
     let _turn = turn().await;
     let cluster = Cluster::start(true).await;
     let url = cluster.node_url();
@@ -224,10 +231,11 @@ async fn what_is_tried_again_after_a_node_died_is_done_once() {
             let (first, second) = (victim.url.clone(), steady.url.clone());
             let (http, secret) = (client(), key.secret.clone());
             clients.spawn(async move {
-                let (mut made, mut broken) = (Vec::new(), 0);
-                // Until the victim is gone, and once more behind it.
-                while broken == 0 {
-                    let name = format!("agent {number} {part} {}", made.len());
+                let (mut created, mut failures) = (Vec::new(), 0);
+                // Runs until the victim is killed, and retries the request that failed on the other
+                // node.
+                while failures == 0 {
+                    let name = format!("agent {number} {part} {}", created.len());
                     let send = async |url: &str| {
                         let call = Call::new(&http, url, "POST", "/v1/agents").bearer(&secret);
                         let call = call.header("idempotency-key", &name.replace(' ', "-"));
@@ -235,14 +243,14 @@ async fn what_is_tried_again_after_a_node_died_is_done_once() {
                     };
                     let mut answer = send(&first).await;
                     while !matches!(&answer, Ok(answer) if answer.status == 201) {
-                        broken += 1;
+                        failures += 1;
                         sleep(Duration::from_millis(20)).await;
                         answer = send(&second).await;
                     }
                     let answer = answer.unwrap().body;
-                    made.push((name, answer["agent_id"].as_str().unwrap().to_owned()));
+                    created.push((name, answer["agent_id"].as_str().unwrap().to_owned()));
                 }
-                made
+                created
             });
         }
         let mut connection = cluster.connect().await;
@@ -262,38 +270,42 @@ async fn what_is_tried_again_after_a_node_died_is_done_once() {
         timeout(PATIENCE, wait).await.unwrap();
         victim.kill().await;
     }
-    let mut told: Vec<(String, String)> = clients.join_all().await.into_iter().flatten().collect();
-    told.sort();
+    let mut acknowledged: Vec<(String, String)> =
+        clients.join_all().await.into_iter().flatten().collect();
+    acknowledged.sort();
     let mut connection = cluster.connect().await;
     let sql = "SELECT body ->> 'agent_name', id FROM documents WHERE kind = 'agent' ORDER BY 1";
-    let there: Vec<(String, Uuid)> = sqlx::query_as(sql).fetch_all(&mut connection).await.unwrap();
-    let mut there: Vec<_> =
-        there.into_iter().map(|(name, agent)| (name, id::format("agent", agent))).collect();
-    there.sort();
-    println!("{} agents were asked for, over five nodes that died", told.len());
-    assert_eq!(told, there, "each is there once, under the id that its client was told");
+    let stored: Vec<(String, Uuid)> = sqlx::query_as(sql).fetch_all(&mut connection).await.unwrap();
+    let mut stored: Vec<_> =
+        stored.into_iter().map(|(name, agent)| (name, id::format("agent", agent))).collect();
+    stored.sort();
+    println!("{} agents created while five nodes were killed", acknowledged.len());
+    assert_eq!(
+        acknowledged, stored,
+        "each agent exists once, with the id that its client received"
+    );
 }
 
-/// PostgreSQL commits, and the answer is lost on the way.
+/// PostgreSQL commits, but its response is lost.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_mint_whose_commit_is_not_told_gives_the_same_secret_again() {
+async fn key_creation_with_lost_commit_returns_same_secret() {
     let _turn = turn().await;
     let cluster = Cluster::start(false).await;
     let proxy = Proxy::start(cluster.port()).await;
     let url = proxy.url(&cluster.node_url(), cluster.port());
     let node = Node::start("node", &url, &[]).await;
     let owner = node.register("acme").await;
-    let mint = async |name: &str| {
+    let create_key = async |name: &str| {
         let call = node.call("POST", "/v1/api-keys").bearer(&owner);
         call.header("idempotency-key", name).json(json!({ "name": name })).send().await
     };
     for round in 0..5 {
         let name = format!("key-{round}");
         proxy.set(Mode::LoseCommits);
-        mint(&name).await.refused(503, "unavailable");
+        create_key(&name).await.refused(503, "unavailable");
         proxy.set(Mode::Pass);
-        let first = mint(&name).await.expect(201);
-        let again = mint(&name).await.expect(201);
+        let first = create_key(&name).await.expect(201);
+        let again = create_key(&name).await.expect(201);
         assert_eq!(first["key"], again["key"]);
         node.verify(first["key"].as_str().unwrap()).send().await.expect(200);
     }
@@ -301,17 +313,18 @@ async fn a_mint_whose_commit_is_not_told_gives_the_same_secret_again() {
     assert_eq!(list["total"], 5);
 }
 
-/// Settings of nodes that call a key quiet after two seconds.
-const QUICK: [(&str, &str); 2] = [("rotation.quiet_seconds", "2"), ("cache.lease_seconds", "2")];
+/// Settings with a quiet period of two seconds.
+const SHORT_QUIET_PERIOD: [(&str, &str); 2] =
+    [("rotation.quiet_seconds", "2"), ("cache.lease_seconds", "2")];
 
-/// A key that is rotated.
-struct Rotation<'a> {
+/// A key rotation in progress.
+struct KeyRotation<'a> {
     owner: &'a str,
     old: Key,
     new_secret: String,
 }
 
-impl<'a> Rotation<'a> {
+impl<'a> KeyRotation<'a> {
     async fn start(node: &Node, owner: &'a str, name: &str) -> Self {
         let old = node.mint(owner, name).await;
         let path = format!("/v1/api-keys/{}/rotate", old.id);
@@ -319,19 +332,26 @@ impl<'a> Rotation<'a> {
         Self { owner, old, new_secret: answer["key"].as_str().unwrap().to_owned() }
     }
 
-    async fn report(&self, node: &Node) -> Value {
+    async fn get_report(&self, node: &Node) -> Value {
         let path = format!("/v1/api-keys/{}/rotation", self.old.id);
         node.call("GET", &path).bearer(self.owner).send().await.expect(200)
     }
 
-    /// The first report of this node that passes.
-    async fn wait(&self, node: &Node, what: &str, passes: impl Fn(&Value) -> bool) {
+    /// Waits for a report of this node that passes.
+    async fn wait_for_report(
+        &self,
+        node: &Node,
+        description: &str,
+        passes: impl Fn(&Value) -> bool,
+    ) {
         let wait = async {
-            while !passes(&self.report(node).await) {
+            while !passes(&self.get_report(node).await) {
                 sleep(Duration::from_millis(50)).await;
             }
         };
-        timeout(PATIENCE, wait).await.unwrap_or_else(|_| panic!("{what}"));
+        timeout(PATIENCE, wait)
+            .await
+            .unwrap_or_else(|_| panic!("timed out waiting for: {description}"));
     }
 
     async fn revoke_if_quiet(&self, node: &Node) -> Answer {
@@ -344,70 +364,75 @@ fn is_safe(report: &Value) -> bool {
     report["safe_to_revoke"] == true
 }
 
-/// Until there is a verdict, a lost node may have taken uses with it.
+/// Before the verdict, a lost node may have taken uses of the key with it.
 #[tokio::test(flavor = "multi_thread")]
 async fn lost_node_delays_verdict_until_key_is_quiet_again() {
     let _turn = turn().await;
     let cluster = Cluster::start(false).await;
     let url = cluster.node_url();
-    // Longer than the lease, so that the loss is known before the key is quiet.
+    // Longer than the lease, so that the loss is detected before the key is quiet.
     let settings = [("rotation.quiet_seconds", "6"), ("cache.lease_seconds", "2")];
     let node = Node::start("node", &url, &settings).await;
     let mut victim = Node::start("victim", &url, &settings).await;
     let owner = node.register("acme").await;
-    let rotation = Rotation::start(&node, &owner, "prod").await;
+    let rotation = KeyRotation::start(&node, &owner, "prod").await;
     for (at, secret) in [(&victim, &rotation.old.secret), (&node, &rotation.new_secret)] {
         at.verify(secret).send().await.expect(200);
     }
     let is_counted = |report: &Value| report["old"]["requests_last_hour"] == 1;
-    rotation.wait(&node, "the use is counted", is_counted).await;
+    rotation.wait_for_report(&node, "the use is counted", is_counted).await;
     victim.kill().await;
     let names_loss =
         |report: &Value| report["reason"].as_str().unwrap().contains("a node was lost");
-    rotation.wait(&node, "the report names the lost node", names_loss).await;
+    rotation.wait_for_report(&node, "the report names the lost node", names_loss).await;
     rotation.revoke_if_quiet(&node).await.refused(409, "key_in_use");
-    rotation.wait(&node, "it is quiet again", is_safe).await;
+    rotation.wait_for_report(&node, "it is quiet again", is_safe).await;
     assert_eq!(rotation.revoke_if_quiet(&node).await.status, 204);
     until("the node serves", || node.logged("panicked") == 0).await;
 }
 
-/// A verdict outlives the loss of a node, and a restart of the one that gave it.
+/// The verdict survives the loss of a node, and a restart of the node that gave it.
 #[tokio::test(flavor = "multi_thread")]
 async fn verdict_survives_lost_node_and_restart() {
     let _turn = turn().await;
     let cluster = Cluster::start(false).await;
     let url = cluster.node_url();
-    let mut node = Node::start("node", &url, &QUICK).await;
-    let mut victim = Node::start("victim", &url, &QUICK).await;
+    let mut node = Node::start("node", &url, &SHORT_QUIET_PERIOD).await;
+    let mut victim = Node::start("victim", &url, &SHORT_QUIET_PERIOD).await;
     let owner = node.register("acme").await;
-    let rotation = Rotation::start(&node, &owner, "prod").await;
+    let rotation = KeyRotation::start(&node, &owner, "prod").await;
     for (at, secret) in [(&victim, &rotation.old.secret), (&node, &rotation.new_secret)] {
         at.verify(secret).send().await.expect(200);
     }
-    rotation.wait(&node, "the old key is quiet", is_safe).await;
+    rotation.wait_for_report(&node, "the old key is quiet", is_safe).await;
     victim.kill().await;
     node.stop().await;
-    let node = Node::start("again", &url, &QUICK).await;
+    let node = Node::start("again", &url, &SHORT_QUIET_PERIOD).await;
     for _ in 0..40 {
-        let report = rotation.report(&node).await;
+        let report = rotation.get_report(&node).await;
         assert!(is_safe(&report), "{report:#}");
         sleep(Duration::from_millis(100)).await;
     }
-    // Only a use of the old key takes it back.
+    // Only a use of the old key withdraws the verdict.
     node.verify(&rotation.old.secret).send().await.expect(200);
-    rotation.wait(&node, "the use takes the verdict back", |report| !is_safe(report)).await;
+    rotation
+        .wait_for_report(&node, "the use withdraws the verdict", |report| !is_safe(report))
+        .await;
     rotation.revoke_if_quiet(&node).await.refused(409, "key_in_use");
-    rotation.wait(&node, "it is quiet again", is_safe).await;
+    rotation.wait_for_report(&node, "it is quiet again", is_safe).await;
     assert_eq!(rotation.revoke_if_quiet(&node).await.status, 204);
 }
 
-/// Right after one node calls a key safe to revoke, another revokes it, while both are busy.
+/// Right after one node reports a key as safe to revoke, another revokes it, while both are busy.
 #[tokio::test(flavor = "multi_thread")]
-async fn fifty_verdicts_hold_on_the_other_node_under_load() {
+async fn fifty_verdicts_hold_on_other_node_under_load() {
     let _turn = turn().await;
     let cluster = Cluster::start(false).await;
     let url = cluster.node_url();
-    let nodes = [Node::start("one", &url, &QUICK).await, Node::start("two", &url, &QUICK).await];
+    let nodes = [
+        Node::start("one", &url, &SHORT_QUIET_PERIOD).await,
+        Node::start("two", &url, &SHORT_QUIET_PERIOD).await,
+    ];
     let owner = nodes[0].register("acme").await;
     let busy = nodes[0].mint(&owner, "busy").await;
     let loads = nodes.each_ref().map(|node| Load::start(node, &busy.secret, 2));
@@ -415,10 +440,10 @@ async fn fifty_verdicts_hold_on_the_other_node_under_load() {
         let (one, other) = (&nodes[number % 2], &nodes[(number + 1) % 2]);
         let owner = &owner;
         async move {
-            let rotation = Rotation::start(one, owner, &format!("key {number}")).await;
+            let rotation = KeyRotation::start(one, owner, &format!("key {number}")).await;
             other.verify(&rotation.old.secret).send().await.expect(200);
             one.verify(&rotation.new_secret).send().await.expect(200);
-            rotation.wait(one, "the old key is quiet", is_safe).await;
+            rotation.wait_for_report(one, "the old key is quiet", is_safe).await;
             rotation.revoke_if_quiet(other).await.status.as_u16()
         }
     });

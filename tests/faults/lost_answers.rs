@@ -1,4 +1,5 @@
-//! PostgreSQL commits, and the answer is lost on the way: nobody knows, and trying again is right.
+//! PostgreSQL commits, but its response is lost. The outcome is unknown to the node, and a retry is
+//! safe.
 
 use serde_json::{Value, json};
 
@@ -11,13 +12,13 @@ async fn refresh(node: &Node, token: &str) -> Answer {
     node.call("POST", "/v1/auth/refresh").json(json!({ "refresh_token": token })).send().await
 }
 
-fn token(pair: &Value) -> String {
+fn refresh_token_of(pair: &Value) -> String {
     pair["refresh_token"].as_str().unwrap().to_owned()
 }
 
-/// The same for a connected app, whose connection must not break by it.
+/// The grant of a connected app must not end, either.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_connected_app_outlives_answers_that_are_lost() {
+async fn connected_app_survives_lost_commit_responses() {
     let _turn = turn().await;
     let cluster = Cluster::start(false).await;
     let proxy = Proxy::start(cluster.port()).await;
@@ -26,25 +27,25 @@ async fn a_connected_app_outlives_answers_that_are_lost() {
     node.register("acme").await;
     let client = node.oauth_client(json!({})).await;
     let mut browser = Browser::of(&node, "owner@acme.example").await;
-    let mut current = token(&node.tokens_by(&mut browser, &client, &[]).await);
+    let mut current = refresh_token_of(&node.tokens_by(&mut browser, &client, &[]).await);
     for _ in 0..ROUNDS {
         proxy.set(Mode::LoseCommits);
         node.refresh(&client, &current).await.told(503, "temporarily_unavailable");
         proxy.set(Mode::Pass);
         let retried = node.refresh(&client, &current).await.expect(200);
         let again = node.refresh(&client, &current).await.expect(200);
-        assert_eq!(token(&retried), token(&again));
+        assert_eq!(refresh_token_of(&retried), refresh_token_of(&again));
         node.verify(retried["access_token"].as_str().unwrap()).send().await.expect(200);
-        current = token(&retried);
+        current = refresh_token_of(&retried);
     }
     let mut connection = cluster.connect().await;
     let sql = "SELECT count(*) FROM oauth_grants WHERE ended_at IS NOT NULL";
     let ended: i64 = sqlx::query_scalar(sql).fetch_one(&mut connection).await.unwrap();
-    assert_eq!(ended, 0, "an honest client was taken for a thief");
+    assert_eq!(ended, 0, "a retry was treated as reuse of a refresh token");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_refresh_whose_commit_nobody_heard_of_is_tried_again_and_gets_the_successor() {
+async fn refresh_with_lost_commit_returns_successor_on_retry() {
     let _turn = turn().await;
     let cluster = Cluster::start(false).await;
     let proxy = Proxy::start(cluster.port()).await;
@@ -53,12 +54,12 @@ async fn a_refresh_whose_commit_nobody_heard_of_is_tried_again_and_gets_the_succ
     node.register("acme").await;
     let body = json!({ "email": "owner@acme.example", "password": PASSWORD });
     let first = node.call("POST", "/v1/auth/login").json(body).send().await.expect(200);
-    let mut current = token(&first);
+    let mut current = refresh_token_of(&first);
     for _ in 0..ROUNDS {
         proxy.set(Mode::LoseCommits);
         refresh(&node, &current).await.refused(503, "unavailable");
         proxy.set(Mode::Pass);
-        // It was committed: what is answered now was made then, and not a second time.
+        // The refresh was committed, so the retry returns its result and creates no other.
         let mut connection = cluster.connect().await;
         let sql = "SELECT max(refresh_generation) FROM sessions";
         let before: i32 = sqlx::query_scalar(sql).fetch_one(&mut connection).await.unwrap();
@@ -67,10 +68,10 @@ async fn a_refresh_whose_commit_nobody_heard_of_is_tried_again_and_gets_the_succ
         assert_eq!(before, after);
         let bearer = retried["access_token"].as_str().unwrap();
         node.verify(bearer).send().await.expect(200);
-        current = token(&retried);
+        current = refresh_token_of(&retried);
     }
     let mut connection = cluster.connect().await;
     let sql = "SELECT count(*) FROM audit_events WHERE action = 'session.reuse_detected'";
     let reuses: i64 = sqlx::query_scalar(sql).fetch_one(&mut connection).await.unwrap();
-    assert_eq!(reuses, 0, "an honest client was taken for a thief");
+    assert_eq!(reuses, 0, "a retry was treated as reuse of a refresh token");
 }

@@ -1,8 +1,8 @@
-//! What goes wrong in production, done on purpose: real `serve` processes on a real PostgreSQL that
-//! is killed, cut off or made to hang, and clients that must not notice more than a 503.
+//! Production faults, caused on purpose: real `serve` processes on a real PostgreSQL that is
+//! killed, disconnected or suspended. Clients must see nothing worse than a 503.
 //!
-//! Nothing here is timed. Tests wait for what has to come about and give up after a time that no
-//! machine needs.
+//! These tests measure no times. They wait for a condition and fail after a timeout that no machine
+//! needs.
 
 mod client_documents;
 mod cut_off;

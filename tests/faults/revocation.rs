@@ -1,4 +1,4 @@
-//! A revoked key is dead on every node from the moment that the revocation is answered.
+//! A revoked key is rejected on every node from the moment that the revocation is answered.
 
 use std::sync::{
     Arc,
@@ -14,81 +14,81 @@ use tokio::{
 use super::fixture::{Cluster, Node, turn, until};
 use crate::fixture::Key;
 
-/// Keys that are revoked while nothing else goes wrong.
+/// Keys that are revoked without any other fault.
 const KEYS: usize = 1000;
-/// Keys that are revoked on nodes that keep almost none of them.
-const KEYS_OF_THE_FORGETFUL: usize = 400;
-/// Keys that are revoked while listeners are killed.
-const KEYS_OF_THE_DEAF: usize = 150;
-/// Keys that are revoked from one killing of listeners to the next.
-const KEYS_OF_A_KILLING: usize = 8;
-/// Keys that are revoked between one death of PostgreSQL and the next.
-const KEYS_OF_AN_AGE: usize = 25;
-/// How often it dies.
-const DEATHS: usize = 3;
-/// Keys that are raced for at a time.
+/// Keys that are revoked on nodes that cache almost none of them.
+const KEYS_WITH_SMALL_CACHE: usize = 400;
+/// Keys that are revoked while `LISTEN` connections are killed.
+const KEYS_WITH_LOST_LISTENERS: usize = 150;
+/// Keys that each kill of `LISTEN` connections allows to be revoked.
+const KEYS_PER_LISTENER_KILL: usize = 8;
+/// Keys that are revoked between two kills of PostgreSQL.
+const KEYS_PER_POSTGRESQL_KILL: usize = 25;
+/// The number of times that PostgreSQL is killed.
+const POSTGRESQL_KILLS: usize = 3;
+/// Keys that are revoked concurrently.
 const WORKERS: usize = 8;
-/// Answers on each node to requests that began after a key's revocation was answered.
-const LATE: usize = 5;
+/// Requests with a key on each node that start after its revocation was answered.
+const LATE_REQUESTS: usize = 5;
 
-/// Two nodes, and what was seen on both of them.
+/// Two nodes, and counts of their responses.
 struct Race {
     nodes: [Node; 2],
     owner: String,
     keys: Vec<Key>,
     next: AtomicUsize,
-    /// Keys that may be revoked so far: a fast machine waits for what is to disturb it.
-    allowed: AtomicUsize,
-    /// Whether nodes may be unable to tell, now and then.
-    disturbed: bool,
-    /// Successes before the revocation was answered.
-    early: AtomicUsize,
-    /// 401 to requests that began after.
-    refused: AtomicUsize,
-    /// 503.
+    /// The number of keys that may be revoked so far. A fast machine waits for the next fault.
+    allowed_keys: AtomicUsize,
+    /// True if nodes may respond with 503 now and then.
+    has_faults: bool,
+    /// 200 responses before the revocation was answered.
+    early_successes: AtomicUsize,
+    /// 401 responses to requests that started afterwards.
+    late_rejections: AtomicUsize,
+    /// 503 responses.
     unavailable: AtomicUsize,
-    /// 503 to a revocation.
-    not_yet: AtomicUsize,
-    /// Successes of requests that began after: there must be none.
-    late: AtomicUsize,
+    /// 503 responses to revocations.
+    failed_revocations: AtomicUsize,
+    /// 200 responses to requests that started afterwards. There must be none.
+    late_successes: AtomicUsize,
 }
 
 impl Race {
     async fn prepare(
         cluster: &Cluster,
         keys: usize,
-        disturbed: bool,
+        has_faults: bool,
         settings: &[(&str, &str)],
     ) -> Arc<Self> {
         let url = cluster.node_url();
         let nodes =
             [Node::start("a", &url, settings).await, Node::start("b", &url, settings).await];
         let owner = nodes[0].register("acme").await;
-        let minted = (0..WORKERS).map(async |worker| {
-            let mut minted = Vec::new();
+        let created = (0..WORKERS).map(async |worker| {
+            let mut created = Vec::new();
             for number in (worker..keys).step_by(WORKERS) {
-                minted.push(nodes[0].mint(&owner, &format!("key {number}")).await);
+                created.push(nodes[0].mint(&owner, &format!("key {number}")).await);
             }
-            minted
+            created
         });
-        let keys = futures_util::future::join_all(minted).await.into_iter().flatten().collect();
+        let keys = futures_util::future::join_all(created).await.into_iter().flatten().collect();
         let zero = AtomicUsize::default;
         Arc::new(Self {
             nodes,
             owner,
             keys,
             next: zero(),
-            allowed: AtomicUsize::new(usize::MAX),
-            disturbed,
-            early: zero(),
-            refused: zero(),
+            allowed_keys: AtomicUsize::new(usize::MAX),
+            has_faults,
+            early_successes: zero(),
+            late_rejections: zero(),
             unavailable: zero(),
-            not_yet: zero(),
-            late: zero(),
+            failed_revocations: zero(),
+            late_successes: zero(),
         })
     }
 
-    /// Revokes all keys, several at a time, and looks at each once more at the end.
+    /// Revokes all keys, several at a time. Then checks each key once more on each node.
     async fn run(self: &Arc<Self>) {
         let mut workers = JoinSet::new();
         for _ in 0..WORKERS {
@@ -97,12 +97,12 @@ impl Race {
                 loop {
                     let next = race.next.fetch_add(1, SeqCst);
                     let Some(key) = race.keys.get(next) else { break };
-                    until("the key may be revoked", || next < race.allowed.load(SeqCst)).await;
+                    until("the key may be revoked", || next < race.allowed_keys.load(SeqCst)).await;
                     race.revoke_under_load(key).await;
                 }
             });
         }
-        // Panics with the first that did.
+        // Panics with the first worker that panicked.
         workers.join_all().await;
         for (key, node) in self.keys.iter().flat_map(|key| self.nodes.each_ref().map(|n| (key, n)))
         {
@@ -112,102 +112,119 @@ impl Race {
 
     async fn revoke_under_load(&self, key: &Key) {
         let revoked = AtomicBool::new(false);
-        let early = [AtomicUsize::new(0), AtomicUsize::new(0)];
+        let early_successes = [AtomicUsize::new(0), AtomicUsize::new(0)];
         let [a, b] = &self.nodes;
         let revoke = async {
-            until("both nodes know the key", || early.iter().all(|early| early.load(SeqCst) >= 2))
-                .await;
-            self.not_yet.fetch_add(a.revoke(&self.owner, key).await, SeqCst);
+            until("both nodes have accepted the key", || {
+                early_successes.iter().all(|count| count.load(SeqCst) >= 2)
+            })
+            .await;
+            self.failed_revocations.fetch_add(a.revoke(&self.owner, key).await, SeqCst);
             revoked.store(true, SeqCst);
         };
         tokio::join!(
-            self.use_it(a, key, &early[0], &revoked),
-            self.use_it(b, key, &early[1], &revoked),
+            self.use_key(a, key, &early_successes[0], &revoked),
+            self.use_key(b, key, &early_successes[1], &revoked),
             revoke,
         );
-        self.early.fetch_add(early.iter().map(|early| early.load(SeqCst)).sum(), SeqCst);
+        self.early_successes
+            .fetch_add(early_successes.iter().map(|count| count.load(SeqCst)).sum(), SeqCst);
     }
 
-    /// Uses a key without a pause, until it was refused often enough after its revocation.
-    async fn use_it(&self, node: &Node, key: &Key, early: &AtomicUsize, revoked: &AtomicBool) {
+    /// Uses a key without a pause, until it was rejected often enough after its revocation.
+    async fn use_key(
+        &self,
+        node: &Node,
+        key: &Key,
+        early_successes: &AtomicUsize,
+        revoked: &AtomicBool,
+    ) {
         let mut answers = 0;
-        while answers < LATE {
-            let is_late = revoked.load(SeqCst);
+        while answers < LATE_REQUESTS {
+            let is_after_revocation = revoked.load(SeqCst);
             let answer = node.verify(&key.secret).send().await;
-            match (is_late, answer.status.as_u16()) {
-                (false, 200) => drop(early.fetch_add(1, SeqCst)),
+            match (is_after_revocation, answer.status.as_u16()) {
+                (false, 200) => drop(early_successes.fetch_add(1, SeqCst)),
                 (false, 401) => {}
-                (true, 200) => drop(self.late.fetch_add(1, SeqCst)),
-                (true, 401) => drop(self.refused.fetch_add(1, SeqCst)),
-                (_, 503) if self.disturbed => {
+                (true, 200) => drop(self.late_successes.fetch_add(1, SeqCst)),
+                (true, 401) => drop(self.late_rejections.fetch_add(1, SeqCst)),
+                (_, 503) if self.has_faults => {
                     self.unavailable.fetch_add(1, SeqCst);
                     continue;
                 }
-                (_, status) => panic!("{status} (late: {is_late}): {}", answer.text),
+                (_, status) => panic!("{status} (late: {is_after_revocation}): {}", answer.text),
             }
-            answers += usize::from(is_late);
+            answers += usize::from(is_after_revocation);
         }
     }
 
-    fn assert_dead(&self) {
-        let [early, refused, unavailable, not_yet, late] =
-            [&self.early, &self.refused, &self.unavailable, &self.not_yet, &self.late]
-                .map(|count| count.load(SeqCst));
+    fn assert_all_rejected(&self) {
+        let [early_successes, late_rejections, unavailable, failed_revocations, late_successes] = [
+            &self.early_successes,
+            &self.late_rejections,
+            &self.unavailable,
+            &self.failed_revocations,
+            &self.late_successes,
+        ]
+        .map(|count| count.load(SeqCst));
         let keys = self.keys.len();
         println!(
-            "{keys} keys: {early} successes before, {refused} refusals and {late} successes after; \
-             {unavailable} x 503, {not_yet} to a revocation"
+            "{keys} keys: {early_successes} successes before, {late_rejections} rejections and {late_successes} successes after; \
+             {unavailable} x 503, {failed_revocations} x 503 for a revocation"
         );
-        assert_eq!(late, 0, "successes of requests that began after the revocation was answered");
-        assert_eq!(refused, keys * 2 * LATE);
-        assert!(early >= keys * 4, "the keys were in use");
+        assert_eq!(
+            late_successes, 0,
+            "successes of requests that started after the revocation was answered"
+        );
+        assert_eq!(late_rejections, keys * 2 * LATE_REQUESTS);
+        assert!(early_successes >= keys * 4, "the keys must be in use");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_revoked_key_is_dead_on_every_node() {
+async fn revoked_key_is_rejected_on_every_node_under_load() {
     let _turn = turn().await;
     let cluster = Cluster::start(false).await;
     let race = Race::prepare(&cluster, KEYS, false, &[]).await;
     race.run().await;
-    race.assert_dead();
+    race.assert_all_rejected();
 }
 
-/// What is being looked up while it is revoked must not be kept.
+/// A lookup that overlaps the revocation must not be cached.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_revoked_key_is_dead_also_where_it_is_looked_up_all_the_time() {
+async fn revoked_key_is_rejected_with_small_cache() {
     let _turn = turn().await;
     let cluster = Cluster::start(false).await;
-    let race = Race::prepare(&cluster, KEYS_OF_THE_FORGETFUL, false, &[("cache.keys", "4")]).await;
+    let race = Race::prepare(&cluster, KEYS_WITH_SMALL_CACHE, false, &[("cache.keys", "4")]).await;
     race.run().await;
-    race.assert_dead();
+    race.assert_all_rejected();
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_revoked_key_is_dead_also_where_listeners_are_killed() {
+async fn revoked_key_is_rejected_while_listeners_are_killed() {
     let _turn = turn().await;
     let cluster = Cluster::start(false).await;
-    let race = Race::prepare(&cluster, KEYS_OF_THE_DEAF, true, &[]).await;
-    race.allowed.store(0, SeqCst);
+    let race = Race::prepare(&cluster, KEYS_WITH_LOST_LISTENERS, true, &[]).await;
+    race.allowed_keys.store(0, SeqCst);
     let (mut connection, killed) = (cluster.connect().await, AtomicUsize::new(0));
     tokio::select! {
         () = race.run() => {}
-        () = kill_listeners(&mut connection, &killed, &race.allowed) => {}
+        () = kill_listeners(&mut connection, &killed, &race.allowed_keys) => {}
     }
     let killed = killed.load(SeqCst);
     let [a, b] = &race.nodes;
-    let deaf = [a, b].map(|node| node.logged("cannot hear what other nodes change"));
-    println!("{killed} listeners were killed; nodes were deaf {deaf:?} times");
-    assert!(killed >= 10 && deaf.iter().all(|times| *times > 0), "it was no disturbance");
-    race.assert_dead();
+    let losses = [a, b].map(|node| node.logged("cannot hear what other nodes change"));
+    println!("{killed} listeners were killed; nodes lost their listener {losses:?} times");
+    assert!(killed >= 10 && losses.iter().all(|times| *times > 0), "too few listeners were killed");
+    race.assert_all_rejected();
 }
 
-/// For ever, now this one, now that one, now both; each time that one died, further keys may be
-/// revoked.
+/// Kills `LISTEN` connections forever: of one node, of the other or of both. Each kill allows
+/// further keys to be revoked.
 async fn kill_listeners(
     connection: &mut PgConnection,
     killed: &AtomicUsize,
-    allowed: &AtomicUsize,
+    allowed_keys: &AtomicUsize,
 ) {
     let kill = "SELECT count(*) FILTER (WHERE pg_terminate_backend(pid)) FROM pg_stat_activity
                 WHERE query LIKE 'LISTEN%' AND random() < 0.7";
@@ -215,31 +232,35 @@ async fn kill_listeners(
         let count: i64 = sqlx::query_scalar(kill).fetch_one(&mut *connection).await.unwrap();
         if count > 0 {
             killed.fetch_add(usize::try_from(count).unwrap(), SeqCst);
-            allowed.fetch_add(KEYS_OF_A_KILLING, SeqCst);
+            allowed_keys.fetch_add(KEYS_PER_LISTENER_KILL, SeqCst);
         }
         sleep(Duration::from_millis(100)).await;
     }
 }
 
-/// What nodes had acknowledged may be lost with it, what was revoked may not.
+/// Acknowledgements of nodes may be lost with PostgreSQL, but revocations may not.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_revoked_key_is_dead_also_where_postgresql_is_killed() {
+async fn revoked_key_is_rejected_while_postgresql_is_killed() {
     let _turn = turn().await;
     let mut cluster = Cluster::start(true).await;
-    let race = Race::prepare(&cluster, KEYS_OF_AN_AGE * (DEATHS + 1), true, &[]).await;
-    let die = async {
-        for death in 1..=DEATHS {
-            let so_far = || race.next.load(SeqCst);
-            until("keys are revoked", || so_far() >= death * KEYS_OF_AN_AGE).await;
-            let began = Instant::now();
+    let race =
+        Race::prepare(&cluster, KEYS_PER_POSTGRESQL_KILL * (POSTGRESQL_KILLS + 1), true, &[]).await;
+    let kill_repeatedly = async {
+        for kill in 1..=POSTGRESQL_KILLS {
+            let revoked_so_far = || race.next.load(SeqCst);
+            until("keys are revoked", || revoked_so_far() >= kill * KEYS_PER_POSTGRESQL_KILL).await;
+            let started = Instant::now();
             cluster.kill().await;
             cluster.restart().await;
-            let (away, there) = (began.elapsed(), Instant::now());
-            let before = so_far();
-            until("further keys are revoked", || so_far() > before).await;
-            println!("PostgreSQL was away for {away:?}; a key revoked {:?} later", there.elapsed());
+            let (downtime, restarted) = (started.elapsed(), Instant::now());
+            let before = revoked_so_far();
+            until("further keys are revoked", || revoked_so_far() > before).await;
+            println!(
+                "PostgreSQL was down for {downtime:?}; the next key was revoked {:?} later",
+                restarted.elapsed()
+            );
         }
     };
-    tokio::join!(race.run(), die);
-    race.assert_dead();
+    tokio::join!(race.run(), kill_repeatedly);
+    race.assert_all_rejected();
 }

@@ -1,4 +1,5 @@
-//! A rush of sign-ins: memory stays within what is set, the rest is told to come back, and keys are served.
+//! A burst of sign-ins: memory stays within the configured limits, excess requests get 503, and API
+//! keys keep working.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 
@@ -8,32 +9,32 @@ use serde_json::json;
 use super::fixture::{Cluster, Node, turn};
 use crate::fixture::PASSWORD;
 
-const AT_ONCE: usize = 200;
-const THREADS: u64 = 2;
+const SIGN_INS: usize = 200;
+const HASH_THREADS: u64 = 2;
 const SETTINGS: [(&str, &str); 2] = [("passwords.threads", "2"), ("passwords.queue", "16")];
-/// Kilobytes that a hash takes.
-const HASH: u64 = 19_456;
-/// What so many connections take besides, their buffers above all.
-const CONNECTIONS: u64 = 32 * 1024;
+/// The memory of one password hash, in kilobytes.
+const HASH_KILOBYTES: u64 = 19_456;
+/// The memory of the connections, mostly their buffers, in kilobytes.
+const CONNECTIONS_KILOBYTES: u64 = 32 * 1024;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn two_hundred_sign_ins_at_once_take_the_memory_of_those_that_are_hashed() {
+async fn memory_of_two_hundred_concurrent_sign_ins_is_bounded() {
     let _turn = turn().await;
     let cluster = Cluster::start(false).await;
     let node = Node::start("node", &cluster.node_url(), &SETTINGS).await;
     let owner = node.register("acme").await;
     let key = node.mint(&owner, "server").await.secret;
     let before = node.peak_kilobytes();
-    let over = AtomicBool::new(false);
-    let passed = AtomicUsize::new(0);
+    let is_over = AtomicBool::new(false);
+    let accepted = AtomicUsize::new(0);
     let use_key = async {
-        while !over.load(SeqCst) {
+        while !is_over.load(SeqCst) {
             node.verify(&key).send().await.expect(200);
-            passed.fetch_add(1, SeqCst);
+            accepted.fetch_add(1, SeqCst);
         }
     };
     let sign_in = async |number: usize| {
-        // Some of these have no account, which costs as much.
+        // Half of the sign-ins name no account, which takes as much work.
         let name = if number.is_multiple_of(2) { "owner".to_owned() } else { number.to_string() };
         let body = json!({ "email": format!("{name}@acme.example"), "password": PASSWORD });
         let answer = node.call("POST", "/v1/auth/login").json(body).send().await;
@@ -44,23 +45,26 @@ async fn two_hundred_sign_ins_at_once_take_the_memory_of_those_that_are_hashed()
         }
         status
     };
-    let rush = async {
-        let statuses = join_all((0..AT_ONCE).map(sign_in)).await;
-        over.store(true, SeqCst);
+    let burst = async {
+        let statuses = join_all((0..SIGN_INS).map(sign_in)).await;
+        is_over.store(true, SeqCst);
         statuses
     };
-    let ((), statuses) = tokio::join!(use_key, rush);
-    let refused = statuses.iter().filter(|status| **status == 503).count();
-    let served = AT_ONCE - refused;
-    let (peak, passed) = (node.peak_kilobytes(), passed.into_inner());
+    let ((), statuses) = tokio::join!(use_key, burst);
+    let rejected = statuses.iter().filter(|status| **status == 503).count();
+    let served = SIGN_INS - rejected;
+    let (peak, accepted) = (node.peak_kilobytes(), accepted.into_inner());
     println!(
-        "{served} served, {refused} x 503, {passed} x 200 to a key; {before} kB, at most {peak} kB"
+        "{served} served, {rejected} x 503, {accepted} x 200 for a key; {before} kB before, {peak} kB at peak"
     );
-    assert!(served >= 16, "what has a place in the queue is served");
-    assert!(refused > 0, "the queue was to be full");
-    assert!(passed > 0);
-    assert!(peak < before + THREADS * HASH + CONNECTIONS, "{before} kB, then {peak} kB");
-    // Whoever comes back is served.
+    assert!(served >= 16, "every queued sign-in is served");
+    assert!(rejected > 0, "the queue must be full");
+    assert!(accepted > 0);
+    assert!(
+        peak < before + HASH_THREADS * HASH_KILOBYTES + CONNECTIONS_KILOBYTES,
+        "{before} kB before, {peak} kB at peak"
+    );
+    // A retry succeeds.
     let body = json!({ "email": "owner@acme.example", "password": PASSWORD });
     node.call("POST", "/v1/auth/login").json(body).send().await.expect(200);
 }

@@ -1,18 +1,18 @@
-// Where a client on this machine is answered: a port of loopback, any that is free.
+// The redirect endpoint of a client on this machine, on a free loopback port.
 import { createServer } from 'node:http'
 
 export async function callback() {
-  let told
+  let resolveNext
   const http = createServer((request, response) => {
     const url = new URL(request.url, 'http://127.0.0.1')
     if (url.pathname !== '/callback') return response.writeHead(404).end()
     response.end('You can close this window.')
-    told?.(url)
+    resolveNext?.(url)
   })
   await new Promise((listening) => http.listen(0, '127.0.0.1', listening))
   return {
     uri: `http://127.0.0.1:${http.address().port}/callback`,
-    next: () => new Promise((resolve) => { told = resolve }),
+    next: () => new Promise((resolve) => { resolveNext = resolve }),
     close: () => { http.close(); http.closeAllConnections() },
   }
 }

@@ -1,6 +1,7 @@
-// The Model Context Protocol's conformance tests of authorization servers, which pass only if each of them succeeds: their own
-// exit code passes over warnings and what was left out.
-// usage: conformance.mjs ISSUER PORT, with CLIENT_ID of a public client; prints AUTHORIZE and where a person is to go, and DONE.
+// The conformance tests of the Model Context Protocol for authorization servers. Every check must
+// succeed: their own exit code ignores warnings and skipped checks.
+// usage: conformance.mjs ISSUER PORT, with the CLIENT_ID of a public client. Prints AUTHORIZE and
+// the URL that the user has to open, and DONE.
 import { spawn } from 'node:child_process'
 import { mkdtempSync, readFileSync, readdirSync } from 'node:fs'
 import { tmpdir } from 'node:os'
@@ -13,8 +14,8 @@ const program = new URL('node_modules/@modelcontextprotocol/conformance/dist/ind
 const options = ['--url', issuer, '--client-id', process.env.CLIENT_ID, '-p', port, '-o', out]
 const tests = spawn(process.execPath, [program, 'authorization', ...options], { stdio: ['ignore', 'pipe', 'inherit'] })
 createInterface({ input: tests.stdout }).on('line', (line) => {
-  const is = line.startsWith(issuer) && line.includes('code_challenge=')
-  console.log(is ? `AUTHORIZE ${line}` : line)
+  const isAuthorizationUrl = line.startsWith(issuer) && line.includes('code_challenge=')
+  console.log(isAuthorizationUrl ? `AUTHORIZE ${line}` : line)
 })
 const code = await new Promise((resolve) => tests.on('exit', resolve))
 const checks = readdirSync(out).flatMap((folder) => JSON.parse(readFileSync(join(out, folder, 'checks.json'))))

@@ -1,5 +1,5 @@
-// A small MCP server, which takes access tokens of the service under test: by its keys or, where CLIENT_ID and
-// CLIENT_SECRET are set, by asking it each time.
+// A small MCP server that accepts access tokens of the service under test. It verifies them with
+// the service's keys or, if CLIENT_ID and CLIENT_SECRET are set, by introspection of each token.
 // usage: mcp_server.mjs ISSUER PORT
 import express from 'express'
 import { createRemoteJWKSet, jwtVerify } from 'jose'
@@ -16,25 +16,25 @@ const resource = new URL(`http://127.0.0.1:${port}/mcp`)
 const oauthMetadata = await (await fetch(`${issuer}/.well-known/oauth-authorization-server`)).json()
 const keys = createRemoteJWKSet(new URL(oauthMetadata.jwks_uri))
 
-async function byKeys(token) {
-  const wanted = { issuer, audience: resource.href, typ: 'at+jwt', algorithms: ['EdDSA'] }
-  return (await jwtVerify(token, keys, wanted)).payload
+async function verifyLocally(token) {
+  const expected = { issuer, audience: resource.href, typ: 'at+jwt', algorithms: ['EdDSA'] }
+  return (await jwtVerify(token, keys, expected)).payload
 }
 
-async function byAsking(token) {
+async function introspect(token) {
   const basic = Buffer.from(`${CLIENT_ID}:${CLIENT_SECRET}`).toString('base64')
   const answer = await fetch(oauthMetadata.introspection_endpoint, {
     method: 'POST', headers: { authorization: `Basic ${basic}` }, body: new URLSearchParams({ token }),
   })
   const claims = await answer.json()
-  if (!claims.active || claims.aud !== resource.href) throw new Error('not active, or not for here')
+  if (!claims.active || claims.aud !== resource.href) throw new Error('not active, or not for this resource')
   return claims
 }
 
 const verifier = {
   async verifyAccessToken(token) {
     try {
-      const claims = await (CLIENT_ID ? byAsking : byKeys)(token)
+      const claims = await (CLIENT_ID ? introspect : verifyLocally)(token)
       return {
         token, clientId: claims.client_id, scopes: claims.scope.split(' '), expiresAt: claims.exp,
         resource: new URL(claims.aud), extra: { sub: claims.sub, workspace_id: claims.workspace_id },
@@ -46,24 +46,24 @@ const verifier = {
 }
 
 const resourceMetadataUrl = getOAuthProtectedResourceMetadataUrl(resource)
-const needs = (scope) => requireBearerAuth({ verifier, requiredScopes: [scope], resourceMetadataUrl })
-const [reads, writes] = [needs('call2me:read'), needs('call2me:write')]
+const requireScope = (scope) => requireBearerAuth({ verifier, requiredScopes: [scope], resourceMetadataUrl })
+const [requireRead, requireWrite] = [requireScope('call2me:read'), requireScope('call2me:write')]
 const app = express()
 app.use(express.json())
 app.use(mcpAuthMetadataRouter({ oauthMetadata, resourceServerUrl: resource, scopesSupported: ['call2me:read'] }))
-app.post('/mcp', reads, (request, response, next) => {
+app.post('/mcp', requireRead, (request, response, next) => {
   const { method, params } = request.body ?? {}
-  return method === 'tools/call' && params?.name === 'write' ? writes(request, response, next) : next()
+  return method === 'tools/call' && params?.name === 'write' ? requireWrite(request, response, next) : next()
 }, async (request, response) => {
   const server = new McpServer({ name: 'test', version: '1.0.0' })
-  const says = (text) => ({ content: [{ type: 'text', text }] })
-  server.registerTool('whoami', { description: 'Who asks', inputSchema: { echo: z.string().optional() } },
-    async (_, { authInfo }) => says(JSON.stringify({ scopes: authInfo.scopes, ...authInfo.extra })))
-  server.registerTool('write', { description: 'Takes more', inputSchema: {} }, async () => says('written'))
+  const textResult = (text) => ({ content: [{ type: 'text', text }] })
+  server.registerTool('whoami', { description: 'Returns the caller', inputSchema: { echo: z.string().optional() } },
+    async (_, { authInfo }) => textResult(JSON.stringify({ scopes: authInfo.scopes, ...authInfo.extra })))
+  server.registerTool('write', { description: 'Requires the write scope', inputSchema: {} }, async () => textResult('written'))
   const transport = new StreamableHTTPServerTransport({ sessionIdGenerator: undefined, enableJsonResponse: true })
   response.on('close', () => { transport.close(); server.close() })
   await server.connect(transport)
   await transport.handleRequest(request, response, request.body)
 })
-app.all('/mcp', reads, (_, response) => response.status(405).set('Allow', 'POST').end())
+app.all('/mcp', requireRead, (_, response) => response.status(405).set('Allow', 'POST').end())
 app.listen(Number(port), '127.0.0.1', () => console.log('READY'))

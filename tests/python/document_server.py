@@ -1,8 +1,9 @@
-"""An https server of client ID metadata documents: prints its port, then the path of each request that it gets.
+"""An HTTPS server of client metadata documents. Prints its port, and then the path of each request.
 
 usage: document_server.py CERTIFICATE KEY
 
-What is at a path is in its first part: `good` is a document; the others are what must not be believed.
+The first part of a path selects the response. `good` is a valid document and `bare` a minimal one.
+`fragile` and `changing` are valid for some requests. All others must be rejected.
 """
 
 import json
@@ -12,13 +13,13 @@ import time
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-times = Counter()
+request_counts = Counter()
 
 
 class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         print(self.path, flush=True)
-        times[self.path] += 1
+        request_counts[self.path] += 1
         kind = self.path.split("/")[1].split(".")[0]
         client_id = f"https://{self.headers['host']}{self.path}"
         document = {
@@ -67,11 +68,11 @@ class Handler(BaseHTTPRequestHandler):
             status = 201
         elif kind == "page":
             headers["Content-Type"] = "text/html"
-        elif kind == "fragile" and times[self.path] == 1:
+        elif kind == "fragile" and request_counts[self.path] == 1:
             status = 500
         elif kind == "changing":
             headers["Cache-Control"] = "no-store"
-            if times[self.path] > 2:
+            if request_counts[self.path] > 2:
                 document["redirect_uris"] = ["https://assistant.example/new"]
         body = json.dumps(document).encode()
         if kind == "broken":

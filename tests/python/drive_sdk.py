@@ -1,4 +1,4 @@
-"""Drives the service with the official SDK, `call2me` from PyPI, unchanged."""
+"""Drives the service with the official SDK, `call2me` from PyPI, unmodified."""
 
 import os
 import sys
@@ -8,8 +8,8 @@ from call2me import Call2Me, Call2MeError
 url = sys.argv[1]
 
 
-def refused(status, call):
-    """The call must be refused with this status; answers the server's message."""
+def assert_rejected(status, call):
+    """Asserts that the call fails with this status. Returns the server's message."""
     try:
         call()
     except Call2MeError as error:
@@ -28,8 +28,8 @@ with Call2Me(api_key=os.environ["ADMIN_KEY"], base_url=url) as client:
     assert client.agents.get(agent_id) == agent
     assert client.agents.list(limit=10)["agents"] == [agent]
     assert client.agents.update(agent_id, agent_name="Reception")["agent_name"] == "Reception"
-    assert "agent_name" in refused(422, lambda: client.agents.create(""))
-    refused(404, lambda: client.agents.get("agent_01jd0zt8q7f7qvs4p2k6x3m9ab"))
+    assert "agent_name" in assert_rejected(422, lambda: client.agents.create(""))
+    assert_rejected(404, lambda: client.agents.get("agent_01jd0zt8q7f7qvs4p2k6x3m9ab"))
 
     # Calls.
     call = client.calls.create(agent_id, "+14155550100", topic="Reminder", metadata={"order": 7})
@@ -37,7 +37,7 @@ with Call2Me(api_key=os.environ["ADMIN_KEY"], base_url=url) as client:
     assert client.calls.list(agent_id=agent_id)["total"] == 1
     assert client.calls.get(call["call_id"])["topic"] == "Reminder"
     assert client.calls.end(call["call_id"])["call_status"] == "ended"
-    refused(422, lambda: client.calls.create(agent_id, "not a number"))
+    assert_rejected(422, lambda: client.calls.create(agent_id, "not a number"))
 
     # Knowledge bases.
     base = client.knowledge_bases.create(
@@ -63,8 +63,8 @@ with Call2Me(api_key=os.environ["ADMIN_KEY"], base_url=url) as client:
     with Call2Me(api_key=key["key"], base_url=url) as fresh:
         assert fresh.agents.list()["total"] == 1
         assert client.api_keys.revoke(key["id"]) is True
-        refused(401, fresh.agents.list)
-    refused(422, lambda: client.api_keys.create("forever", expires_in=60))
+        assert_rejected(401, fresh.agents.list)
+    assert_rejected(422, lambda: client.api_keys.create("forever", expires_in=60))
 
     # Wallet.
     assert client.wallet.balance()["balance_usd"] == 0
@@ -82,8 +82,8 @@ with Call2Me(api_key=os.environ["ADMIN_KEY"], base_url=url) as client:
 
 with Call2Me(api_key=os.environ["READER_KEY"], base_url=url) as reader:
     assert reader.agents.list()["total"] == 0
-    assert "write" in refused(403, lambda: reader.agents.create("No"))
-    refused(403, reader.wallet.balance)
+    assert "write" in assert_rejected(403, lambda: reader.agents.create("No"))
+    assert_rejected(403, reader.wallet.balance)
 
-with Call2Me(api_key="sk_call2me_live_nonsense", base_url=url) as stranger:
-    refused(401, stranger.agents.list)
+with Call2Me(api_key="sk_call2me_live_nonsense", base_url=url) as unauthenticated:
+    assert_rejected(401, unauthenticated.agents.list)

@@ -1,11 +1,11 @@
-"""An SMTP server for tests: prints its port, then each message that it takes as a line of JSON.
+"""An SMTP server for tests. Prints its port, and then each message that it accepts as a line of JSON.
 
-What it does to a message is in the local part of the recipient's address, before a `+` or the end:
-`deferred` is put off with 451 twice, `stubborn` seven times, `refused` is refused with 550, `dropped` is
-taken once with the connection broken instead of an answer.
+The local part of the recipient's address, up to a `+`, selects a fault. `deferred` gets 451 twice and
+`stubborn` seven times, `refused` gets 550. For `dropped`, the first message is accepted, but the
+connection is closed without a response.
 
-With arguments, a mode (`starttls` or `tls`), a certificate, its key and a login `user:password`, it takes mails
-over TLS alone, from who logs in.
+With the arguments mode (`starttls` or `tls`), certificate, key and login (`user:password`), the server
+accepts messages only over TLS and only after authentication.
 """
 
 import asyncio
@@ -67,7 +67,7 @@ async def main(mode=None, certificate=None, key=None, login=None):
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(certificate, key)
         options |= {"authenticator": authenticator(login), "auth_required": True}
-        # Within TLS from the start the library does not know that it is.
+        # The library does not notice that the connection uses TLS from the start.
         options |= {"tls_context": context, "require_starttls": True} if mode == "starttls" else {"auth_require_tls": False}
     wrapped = context if mode == "tls" else None
     server = await loop.create_server(lambda: SMTP(Handler(), **options), "127.0.0.1", 0, ssl=wrapped)

@@ -1,8 +1,8 @@
-"""Checks an audit log that was exported with proof=true, as docs/audit-log.md describes it.
+"""Verifies an audit log that was exported with proof=true, as docs/audit-log.md describes.
 
     verify_audit_log.py PROOF.ndjson JWKS.json CHECKPOINT.json ...
 
-Nothing here is the service's: this is what a customer would write.
+This shares no code with the service: it is what a customer would write.
 """
 
 import base64
@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 
 def canonical(event):
-    """RFC 8785; the log has neither fractions nor names beyond ASCII."""
+    """Returns the canonical JSON (RFC 8785). The log has neither fractions nor non-ASCII names."""
     return json.dumps(event, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
 
@@ -28,7 +28,7 @@ ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 
 
 def month_of(event_id):
-    """The month that an event happened in: its id is a UUIDv7 in base32 (TypeID)."""
+    """Returns the month of an event. Its id is a UUIDv7 in base32 (TypeID)."""
     number = 0
     for letter in event_id.removeprefix("event_"):
         number = number * 32 + ALPHABET.index(letter)
@@ -40,12 +40,12 @@ def decode(text):
     return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
 
 
-def signed(checkpoint, jwks):
-    """What a checkpoint says, if this service signed it (RFC 7515, RFC 8037)."""
+def verify_checkpoint(checkpoint, jwks):
+    """Verifies the signature of a checkpoint and returns its content (RFC 7515, RFC 8037)."""
     head, payload, signature = checkpoint["signature"].split(".")
     header = json.loads(decode(head))
-    assert header["typ"] == "audit-checkpoint+jws", "the signature is that of something else"
-    assert header["alg"] == "EdDSA", "the signature is made in another way"
+    assert header["typ"] == "audit-checkpoint+jws", "the signature is not that of a checkpoint"
+    assert header["alg"] == "EdDSA", "the signature has an unexpected algorithm"
     key = next(key for key in jwks["keys"] if key["kid"] == header["kid"])
     try:
         Ed25519PublicKey.from_public_bytes(decode(key["x"])).verify(
@@ -53,10 +53,10 @@ def signed(checkpoint, jwks):
         )
     except InvalidSignature:
         raise AssertionError("the signature is not genuine") from None
-    told = json.loads(decode(payload))
-    said = {name: value for name, value in checkpoint.items() if name != "signature"}
-    assert told == said, "the signature is not that of the checkpoint"
-    return told
+    signed_content = json.loads(decode(payload))
+    content = {name: value for name, value in checkpoint.items() if name != "signature"}
+    assert signed_content == content, "the signature is that of another checkpoint"
+    return signed_content
 
 
 def main(proof_path, jwks_path, *checkpoint_paths):
@@ -65,50 +65,51 @@ def main(proof_path, jwks_path, *checkpoint_paths):
     checkpoints = {}
     for path in checkpoint_paths:
         with open(path) as file:
-            checkpoint = signed(json.load(file), jwks)
+            checkpoint = verify_checkpoint(json.load(file), jwks)
         workspace_id = checkpoint["workspace_id"]
         checkpoints[checkpoint["sequence"]] = checkpoint["hash"]
-    # Where the chain is known before the first line: at its beginning, or at a checkpoint.
-    known = {0: genesis(workspace_id).hex(), **checkpoints}
+    # Known hashes of the chain before the first line: at its start, and at the checkpoints.
+    known_hashes = {0: genesis(workspace_id).hex(), **checkpoints}
     expected = hash = None
-    # What is missing, by its month, and the months of which something is there.
-    missing, kept, dropped_before = {}, set(), ""
+    # The first missing event of each month, and the months that have events.
+    missing_months, present_months, dropped_before = {}, set(), ""
     with open(proof_path) as file:
         for text in file:
             line = json.loads(text)
             if expected is None:
                 expected = line["sequence"]
-                before = known.get(expected - 1)
-                assert before, f"nothing is known of the chain before {expected}"
+                before = known_hashes.get(expected - 1)
+                assert before, f"the hash before {expected} is unknown"
                 hash = bytes.fromhex(before)
             assert line["sequence"] == expected, f"number {expected} is missing"
             month = month_of(line["event_id"])
             event = line["event"]
             if event is None:
-                # Its hash is taken as it is; whether it may be missing shows at the end.
+                # The recorded hash is used. The end of this function checks if the event may be
+                # missing.
                 hash = bytes.fromhex(line["hash"])
-                missing.setdefault(month, expected)
+                missing_months.setdefault(month, expected)
             else:
                 assert event["id"] == line["event_id"], f"number {expected} was changed"
-                kept.add(month)
+                present_months.add(month)
                 digest = hashlib.sha256(canonical(event)).digest()
                 hash = hashlib.sha256(hash + digest).digest()
                 if event["action"] == "workspace.log_pruned":
                     before = event["metadata"]["before"]
-                    # Retention drops whole months, once they are over.
+                    # Retention drops whole months that are over.
                     if before.endswith("-01T00:00:00.000000Z") and before <= event["at"]:
                         dropped_before = max(dropped_before, before)
             assert hash.hex() == line["hash"], f"number {expected} was changed"
             assert checkpoints.get(expected, hash.hex()) == hash.hex(), (
-                f"the chain is not that of the checkpoint at {expected}"
+                f"the chain does not match the checkpoint at {expected}"
             )
             expected += 1
-    for month, sequence in sorted(missing.items(), key=lambda item: item[1]):
-        assert month not in kept and month < dropped_before[:7], f"number {sequence} was removed"
+    for month, sequence in sorted(missing_months.items(), key=lambda item: item[1]):
+        assert month not in present_months and month < dropped_before[:7], f"number {sequence} was removed"
     last = (expected or 1) - 1
     for sequence in checkpoints:
-        assert sequence <= last, f"the log was cut off behind {last}"
-    print(f"{last} events are as they were sealed")
+        assert sequence <= last, f"the log was cut off after {last}"
+    print(f"{last} events verified")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-//! The authorization request and the consent.
+//! The authorization endpoint and the consent page.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use crate::fixture::{
 };
 
 #[tokio::test]
-async fn a_person_signs_in_consents_and_the_client_is_in() {
+async fn user_signs_in_and_consents_and_client_gets_tokens() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
     let client = app.oauth_client(json!({})).await;
@@ -23,19 +23,19 @@ async fn a_person_signs_in_consents_and_the_client_is_in() {
     let page = browser.get(&sign_in).await;
     let fields = [("email", &*dana.email), ("password", PASSWORD)];
     let page = browser.submit(&page, "/sign-in", &fields).await;
-    let back = page.leads_to().unwrap().to_owned();
-    assert!(back.starts_with("/oauth/authorize?"), "{back}");
+    let continue_url = page.leads_to().unwrap().to_owned();
+    assert!(continue_url.starts_with("/oauth/authorize?"), "{continue_url}");
 
-    let page = browser.get(&back).await;
-    for words in ["Example app", "client.example", "acme", "Read and write", "Dana Meyer"] {
-        assert!(page.text.contains(words), "{words}: {}", page.text);
+    let page = browser.get(&continue_url).await;
+    for text in ["Example app", "client.example", "acme", "Read and write", "Dana Meyer"] {
+        assert!(page.text.contains(text), "{text}: {}", page.text);
     }
-    assert!(!page.text.contains("Administer"), "what nobody asked for is not offered");
-    let (to, told) = told(&browser.consent(&page, &[]).await);
-    assert_eq!(to, CALLBACK);
-    assert_eq!((&*told["state"], &*told["iss"], told.len()), ("xyz", &*app.url, 3));
+    assert!(!page.text.contains("Administer"), "scopes that were not requested are not offered");
+    let (redirect_uri, params) = told(&browser.consent(&page, &[]).await);
+    assert_eq!(redirect_uri, CALLBACK);
+    assert_eq!((&*params["state"], &*params["iss"], params.len()), ("xyz", &*app.url, 3));
 
-    let answer = app.redeem(&client, &told["code"]).await;
+    let answer = app.redeem(&client, &params["code"]).await;
     assert_eq!(answer.header("cache-control"), "no-store");
     let tokens = answer.expect(200);
     assert_eq!((&tokens["token_type"], &tokens["expires_in"]), (&json!("Bearer"), &json!(3600)));
@@ -47,7 +47,7 @@ async fn a_person_signs_in_consents_and_the_client_is_in() {
     assert_eq!(claims["workspace_id"], dana.workspace_id);
     assert!(claims["sid"].as_str().unwrap().starts_with("grant_"));
 
-    // It works, under the client's name.
+    // The access token works, and requests are logged with the client's name.
     let body = json!({ "agent_name": "Front desk" });
     app.by(token, "POST", "/v1/agents").json(body).send().await.expect(201);
     let me = app.by(token, "GET", "/v1/auth/me").send().await.expect(200);
@@ -70,36 +70,36 @@ async fn a_person_signs_in_consents_and_the_client_is_in() {
 }
 
 #[tokio::test]
-async fn a_request_without_extras_reads_only() {
+async fn minimal_request_is_granted_read_scope_only() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
     let client = app.oauth_client(json!({})).await;
     let mut browser = Browser::of(&app, &dana.email).await;
-    // With one redirect URI there is no need to name it, nor a state to send.
+    // A client with one redirect URI may omit it, and the state is optional.
     let fields = [("redirect_uri", ""), ("state", "")];
     let page = browser.get(&client.authorize(&fields)).await;
-    let (to, told) = told(&browser.consent(&page, &[]).await);
-    assert_eq!((&*to, told.contains_key("state")), (CALLBACK, false));
-    let tokens = app.redeem(&client, &told["code"]).await.expect(200);
+    let (redirect_uri, params) = told(&browser.consent(&page, &[]).await);
+    assert_eq!((&*redirect_uri, params.contains_key("state")), (CALLBACK, false));
+    let tokens = app.redeem(&client, &params["code"]).await.expect(200);
     assert_eq!(tokens["scope"], "call2me:read");
     let token = tokens["access_token"].as_str().unwrap();
-    let refused = app.by(token, "POST", "/v1/agents").json(json!({})).send().await;
-    refused.refused(403, "insufficient_scope");
-    let challenge = refused.header("www-authenticate");
+    let response = app.by(token, "POST", "/v1/agents").json(json!({})).send().await;
+    response.refused(403, "insufficient_scope");
+    let challenge = response.header("www-authenticate");
     assert!(
         challenge.contains("scope=\"call2me:write\"") && challenge.contains("resource_metadata=")
     );
 }
 
 #[tokio::test]
-async fn a_state_comes_back_as_it_was() {
+async fn state_is_returned_unchanged() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
     let client =
         app.oauth_client(json!({ "redirect_uris": ["https://client.example/cb?a=b%20c"] })).await;
     let mut browser = Browser::new(&app);
     let long = "é&=+ %<script>\"".repeat(150);
-    // Also by way of the sign-in.
+    // The state also survives the sign-in page.
     let sign_in =
         browser.get(&client.authorize(&[("state", &long)])).await.leads_to().unwrap().to_owned();
     let page = browser.get(&sign_in).await;
@@ -107,41 +107,44 @@ async fn a_state_comes_back_as_it_was() {
     let page = browser.submit(&page, "/sign-in", &fields).await;
     let page = browser.get(page.leads_to().unwrap()).await;
     assert!(!page.text.contains("<script>"));
-    let (to, told) = told(&browser.consent(&page, &[]).await);
-    assert_eq!((&*to, &told["a"], &told["state"]), (CALLBACK, &"b c".to_owned(), &long));
+    let (redirect_uri, params) = told(&browser.consent(&page, &[]).await);
+    assert_eq!(
+        (&*redirect_uri, &params["a"], &params["state"]),
+        (CALLBACK, &"b c".to_owned(), &long)
+    );
 }
 
 #[tokio::test]
-async fn people_grant_less_than_asked_and_never_above_their_role() {
+async fn granted_scope_is_limited_by_request_and_role() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
     let client = app.oauth_client(json!({})).await;
     let admin = [("scope", "call2me:admin")];
     let mut browser = Browser::of(&app, &dana.email).await;
     let page = browser.get(&client.authorize(&admin)).await;
-    let (_, less) = told(&browser.consent(&page, &[("scope", "read-only")]).await);
-    let tokens = app.redeem(&client, &less["code"]).await.expect(200);
+    let (_, params) = told(&browser.consent(&page, &[("scope", "read-only")]).await);
+    let tokens = app.redeem(&client, &params["code"]).await.expect(200);
     assert_eq!(tokens["scope"], "call2me:read");
 
     let viewer = app.join(&dana, "viewer").await;
     let mut browser = Browser::of(&app, &viewer.email).await;
     let page = browser.get(&client.authorize(&admin)).await;
     let choices = [("workspace", &*dana.workspace_id), ("scope", "admin")];
-    let (_, told_viewer) = told(&browser.consent(&page, &choices).await);
-    let tokens = app.redeem(&client, &told_viewer["code"]).await.expect(200);
+    let (_, viewer_params) = told(&browser.consent(&page, &choices).await);
+    let tokens = app.redeem(&client, &viewer_params["code"]).await.expect(200);
     assert_eq!(tokens["scope"], "call2me:read");
 
-    // Nor above what was asked, whatever the form says.
+    // A forged form cannot exceed the requested scope.
     let mut browser = Browser::of(&app, &dana.email).await;
     let page =
         browser.get(&client.authorize(&[("scope", "call2me:read"), ("prompt", "consent")])).await;
-    let (_, forged) = told(&browser.consent(&page, &[("scope", "admin")]).await);
-    let tokens = app.redeem(&client, &forged["code"]).await.expect(200);
+    let (_, forged_params) = told(&browser.consent(&page, &[("scope", "admin")]).await);
+    let tokens = app.redeem(&client, &forged_params["code"]).await.expect(200);
     assert_eq!(tokens["scope"], "call2me:read");
 }
 
 #[tokio::test]
-async fn the_workspace_is_chosen_among_ones_own() {
+async fn consent_is_limited_to_own_workspaces() {
     let app = TestApp::start().await;
     let (dana, stranger) = (app.register("acme").await, app.register("widgets-inc").await);
     let body = json!({ "name": "labs" });
@@ -151,34 +154,38 @@ async fn the_workspace_is_chosen_among_ones_own() {
     let mut browser = Browser::of(&app, &dana.email).await;
     let page = browser.get(&client.authorize(&[])).await;
     assert!(page.text.contains("labs (you are owner)"), "{}", page.text);
-    let (_, answer) = told(&browser.consent(&page, &[("workspace", &labs)]).await);
-    let tokens = app.redeem(&client, &answer["code"]).await.expect(200);
+    let (_, params) = told(&browser.consent(&page, &[("workspace", &labs)]).await);
+    let tokens = app.redeem(&client, &params["code"]).await.expect(200);
     let token = tokens["access_token"].as_str().unwrap();
     assert_eq!(claims(token)["workspace_id"], labs);
     let own = app.by(token, "GET", "/v1/workspace").send().await.expect(200);
     assert_eq!(own["id"], labs);
 
     let page = browser.get(&client.authorize(&[])).await;
-    let refused = browser.consent(&page, &[("workspace", &stranger.workspace_id)]).await;
-    assert_eq!(refused.status, 403);
-    assert!(refused.text.contains("are no member of this workspace"), "{}", refused.text);
+    let response = browser.consent(&page, &[("workspace", &stranger.workspace_id)]).await;
+    assert_eq!(response.status, 403);
+    assert!(response.text.contains("are no member of this workspace"), "{}", response.text);
 }
 
 #[tokio::test]
-async fn who_says_no_says_it_to_the_client() {
+async fn denied_consent_redirects_with_access_denied() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
     let client = app.oauth_client(json!({})).await;
     let mut browser = Browser::of(&app, &dana.email).await;
     let page = browser.get(&client.authorize(&[])).await;
-    let (to, told) = told(&browser.submit(&page, "/oauth/consent", &[("decision", "deny")]).await);
-    assert_eq!((&*to, &*told["error"], &*told["state"]), (CALLBACK, "access_denied", "xyz"));
-    assert_eq!(told["iss"], app.url);
+    let (redirect_uri, params) =
+        told(&browser.submit(&page, "/oauth/consent", &[("decision", "deny")]).await);
+    assert_eq!(
+        (&*redirect_uri, &*params["error"], &*params["state"]),
+        (CALLBACK, "access_denied", "xyz")
+    );
+    assert_eq!(params["iss"], app.url);
     app.events_of(&dana.access_token, "action=oauth.denied", 1).await;
 }
 
 #[tokio::test]
-async fn consent_is_remembered_for_as_much_and_for_servers_alone() {
+async fn consent_is_remembered_for_same_scope_and_https_redirect() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
     let uris = json!([CALLBACK, "http://127.0.0.1/cb"]);
@@ -189,7 +196,7 @@ async fn consent_is_remembered_for_as_much_and_for_servers_alone() {
 
     let again = browser.get(&client.authorize(&write)).await;
     let (_, again) = told(&again);
-    assert!(again.contains_key("code"), "nobody is asked twice: {again:?}");
+    assert!(again.contains_key("code"), "consent is not requested again: {again:?}");
     for fields in [
         &[("scope", "call2me:admin")][..],
         &[("scope", "call2me:write"), ("prompt", "consent")],
@@ -198,23 +205,24 @@ async fn consent_is_remembered_for_as_much_and_for_servers_alone() {
         let page = browser.get(&client.authorize(fields)).await;
         assert!(page.status == 200 && page.text.contains("Let Example app in?"), "{fields:?}");
     }
-    // Without a word, where that will do.
+    // `prompt=none` succeeds if the earlier consent covers the request.
     let none = |scope| [("scope", scope), ("prompt", "none")];
-    let (_, silent) = told(&browser.get(&client.authorize(&none("call2me:read"))).await);
-    assert!(silent.contains_key("code"), "{silent:?}");
-    let (_, loud) = told(&browser.get(&client.authorize(&none("call2me:admin"))).await);
-    assert_eq!(loud["error"], "consent_required");
-    let (_, nobody) = told(&Browser::new(&app).get(&client.authorize(&none("call2me:read"))).await);
-    assert_eq!(nobody["error"], "login_required");
+    let (_, covered) = told(&browser.get(&client.authorize(&none("call2me:read"))).await);
+    assert!(covered.contains_key("code"), "{covered:?}");
+    let (_, wider) = told(&browser.get(&client.authorize(&none("call2me:admin"))).await);
+    assert_eq!(wider["error"], "consent_required");
+    let (_, signed_out) =
+        told(&Browser::new(&app).get(&client.authorize(&none("call2me:read"))).await);
+    assert_eq!(signed_out["error"], "login_required");
 
-    // By way of another redirect URI nobody was asked.
+    // The consent does not cover a redirect URI that was registered later.
     let mut connection = app.database.connect().await;
-    let moved = "UPDATE oauth_clients SET redirect_uris = redirect_uris || '{https://client.example/other}'";
-    sqlx::query(moved).execute(&mut connection).await.unwrap();
+    let add_uri = "UPDATE oauth_clients SET redirect_uris = redirect_uris || '{https://client.example/other}'";
+    sqlx::query(add_uri).execute(&mut connection).await.unwrap();
     let other = [("scope", "call2me:write"), ("redirect_uri", "https://client.example/other")];
     assert_eq!(browser.get(&client.authorize(&other)).await.status, 200);
 
-    // Forgotten with the grant.
+    // The consent ends with its grants.
     let token = first["refresh_token"].as_str().unwrap();
     for token in [
         token,
@@ -228,7 +236,7 @@ async fn consent_is_remembered_for_as_much_and_for_servers_alone() {
 }
 
 #[tokio::test]
-async fn a_client_may_ask_to_sign_in_anew() {
+async fn prompt_login_requires_new_sign_in() {
     let app = TestApp::start().await;
     let (dana, sam) = (app.register("acme").await, app.register("widgets-inc").await);
     let client = app.oauth_client(json!({})).await;
@@ -242,14 +250,14 @@ async fn a_client_may_ask_to_sign_in_anew() {
     let page = browser.submit(&page, "/sign-in", &fields).await;
     let page = browser.get(page.leads_to().unwrap()).await;
     assert!(page.text.contains("widgets-inc") && page.text.contains("Let Example app in?"));
-    // Both are asked for, and both happen.
+    // `prompt=login consent` requires both.
     assert!(told(&browser.consent(&page, &[]).await).1.contains_key("code"));
     let page = browser.get(&client.authorize(&[("prompt", "login consent")])).await;
     assert!(page.leads_to().unwrap().contains("prompt%3Dconsent"), "{page:#?}");
 }
 
 #[tokio::test]
-async fn who_looks_without_asking_is_granted_nothing() {
+async fn head_request_grants_nothing() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
     let client = app.oauth_client(json!({})).await;
@@ -263,7 +271,7 @@ async fn who_looks_without_asking_is_granted_nothing() {
 }
 
 #[tokio::test]
-async fn who_lets_something_administer_has_just_signed_in() {
+async fn admin_scope_requires_recent_sign_in() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
     let client = app.oauth_client(json!({})).await;
@@ -272,14 +280,14 @@ async fn who_lets_something_administer_has_just_signed_in() {
     let page = browser.get(&admin).await;
     assert!(
         page.status == 200 && !page.text.contains("\" checked"),
-        "chosen only by who chooses it"
+        "the admin scope is not preselected"
     );
     app.clock.advance(Duration::from_mins(16));
-    let late = browser.consent(&page, &[("scope", "admin")]).await;
-    assert!(late.status == 403 && late.text.contains("signs in anew"), "{late:#?}");
-    // Less is granted without.
-    let less = browser.consent(&page, &[("scope", "write")]).await;
-    assert!(told(&less).1.contains_key("code"));
+    let response = browser.consent(&page, &[("scope", "admin")]).await;
+    assert!(response.status == 403 && response.text.contains("signs in anew"), "{response:#?}");
+    // A lower scope does not require a recent sign-in.
+    let lower = browser.consent(&page, &[("scope", "write")]).await;
+    assert!(told(&lower).1.contains_key("code"));
     let silent = client.authorize(&[("scope", "call2me:admin"), ("prompt", "none")]);
     assert_eq!(told(&browser.get(&silent).await).1["error"], "login_required");
     let sign_in = browser.get(&admin).await.leads_to().unwrap().to_owned();
@@ -291,7 +299,7 @@ async fn who_lets_something_administer_has_just_signed_in() {
 }
 
 #[tokio::test]
-async fn nobody_starts_a_program_by_a_mere_link() {
+async fn redirect_to_custom_scheme_requires_consent() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
     let uri = "vscode://vscode.git/clone?url=https://evil.example/x.git";
@@ -302,7 +310,7 @@ async fn nobody_starts_a_program_by_a_mere_link() {
         assert!(page.status == 400 && !page.headers.contains_key("location"), "{page:#?}");
         assert!(page.text.contains("Back to the program"));
     }
-    // Who consents starts it.
+    // After consent, the redirect goes to the custom scheme.
     let page = browser.get(&client.authorize(&[])).await;
     let policy = page.headers["content-security-policy"].to_str().unwrap();
     assert!(policy.ends_with("form-action 'self' vscode:"), "{policy}");
@@ -310,12 +318,12 @@ async fn nobody_starts_a_program_by_a_mere_link() {
 }
 
 #[tokio::test]
-async fn errors_that_may_not_redirect_stay_here() {
+async fn invalid_client_or_redirect_uri_is_never_redirected() {
     let app = TestApp::start().await;
     let uris = json!([CALLBACK, "https://client.example/other?x=1"]);
     let client = app.oauth_client(json!({ "redirect_uris": uris })).await;
     let mut browser = Browser::new(&app);
-    let near = [
+    let similar_uris = [
         "https://client.example/cb/",
         "https://client.example/cb?x=1",
         "https://client.example/cb/../cb",
@@ -337,7 +345,7 @@ async fn errors_that_may_not_redirect_stay_here() {
         "data:text/html,x",
     ];
     let mut requests: Vec<_> =
-        near.iter().map(|uri| client.authorize(&[("redirect_uri", uri)])).collect();
+        similar_uris.iter().map(|uri| client.authorize(&[("redirect_uri", uri)])).collect();
     requests.extend([
         client.authorize(&[("redirect_uri", "")]),
         client.authorize(&[("client_id", "")]),
@@ -356,7 +364,7 @@ async fn errors_that_may_not_redirect_stay_here() {
 }
 
 #[tokio::test]
-async fn other_errors_go_to_the_client_before_anybody_signs_in() {
+async fn other_errors_redirect_to_client_before_sign_in() {
     let app = TestApp::start().await;
     let client = app.oauth_client(json!({})).await;
     let mut browser = Browser::new(&app);
@@ -388,21 +396,21 @@ async fn other_errors_go_to_the_client_before_anybody_signs_in() {
         ),
         (client.authorize(&[]) + &format!("&code_challenge={CHALLENGE}"), "invalid_request"),
     ] {
-        let (to, told) = told(&browser.get(&request).await);
-        assert_eq!((&*to, &*told["error"]), (CALLBACK, error), "{request}");
-        assert_eq!((&*told["state"], &*told["iss"]), ("xyz", &*app.url), "{request}");
+        let (redirect_uri, params) = told(&browser.get(&request).await);
+        assert_eq!((&*redirect_uri, &*params["error"]), (CALLBACK, error), "{request}");
+        assert_eq!((&*params["state"], &*params["iss"]), ("xyz", &*app.url), "{request}");
     }
-    // Of a state that is there twice nobody knows which.
-    let (_, told) = told(&browser.get(&(client.authorize(&[]) + "&state=abc")).await);
-    assert_eq!((&*told["error"], told.contains_key("state")), ("invalid_request", false));
-    // Whatever else is said means nothing.
+    // A repeated state is ambiguous, so it is not returned.
+    let (_, params) = told(&browser.get(&(client.authorize(&[]) + "&state=abc")).await);
+    assert_eq!((&*params["error"], params.contains_key("state")), ("invalid_request", false));
+    // Unknown parameters are ignored.
     let page =
         browser.get(&client.authorize(&[("audience", "x"), ("nonce", "n"), ("x", "y")])).await;
     assert!(page.leads_to().unwrap().starts_with("/sign-in"));
 }
 
 #[tokio::test]
-async fn loopback_ports_are_free_and_people_are_warned() {
+async fn loopback_redirect_takes_any_port_and_warns_user() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
     let client = app.oauth_client(json!({ "redirect_uris": ["http://127.0.0.1/cb"] })).await;
@@ -410,12 +418,12 @@ async fn loopback_ports_are_free_and_people_are_warned() {
     let fields = [("redirect_uri", "http://127.0.0.1:51004/cb")];
     let page = browser.get(&client.authorize(&fields)).await;
     assert!(page.text.contains("a program on this machine"), "{}", page.text);
-    let (to, answer) = told(&browser.consent(&page, &[]).await);
-    assert_eq!(to, "http://127.0.0.1:51004/cb");
-    // Told again, it is told with its port.
+    let (redirect_uri, params) = told(&browser.consent(&page, &[]).await);
+    assert_eq!(redirect_uri, "http://127.0.0.1:51004/cb");
+    // The token request must repeat the redirect URI with its port.
     let fields = [
         ("grant_type", "authorization_code"),
-        ("code", &*answer["code"]),
+        ("code", &*params["code"]),
         ("code_verifier", VERIFIER),
         ("redirect_uri", "http://127.0.0.1/cb"),
     ];
@@ -426,12 +434,12 @@ async fn loopback_ports_are_free_and_people_are_warned() {
 }
 
 #[tokio::test]
-async fn a_posted_request_is_a_request() {
+async fn posted_authorization_request_is_accepted() {
     let app = TestApp::start().await;
     let client = app.oauth_client(json!({})).await;
     let request = client.authorize(&[("state", "a b&c")]);
     let (path, query) = request.split_once('?').unwrap();
-    // As browsers post from another site: without cookies.
+    // A cross-site POST of a browser carries no cookies.
     let post = app.post(path).body("application/x-www-form-urlencoded", query.to_owned());
     let answer = post.header("sec-fetch-site", "cross-site").send().await;
     assert_eq!(answer.status, 303);
@@ -444,17 +452,17 @@ async fn a_posted_request_is_a_request() {
 }
 
 #[tokio::test]
-async fn nobody_consents_on_anothers_behalf() {
+async fn forged_consent_is_rejected() {
     let app = TestApp::start().await;
     let (dana, mallory) = (app.register("acme").await, app.register("mallory").await);
     let client = app.oauth_client(json!({})).await;
     let mut browser = Browser::of(&app, &dana.email).await;
-    let mut foreign = Browser::of(&app, &mallory.email).await;
+    let mut foreign_browser = Browser::of(&app, &mallory.email).await;
     let page = browser.get(&client.authorize(&[])).await;
-    let theirs = foreign.get(&client.authorize(&[])).await;
-    // Mallory's form in Dana's browser, and Dana's from another site.
-    let forged = browser.consent(&theirs, &[("workspace", &dana.workspace_id)]).await;
-    assert_eq!(forged.status, 403, "{forged:#?}");
+    let foreign_page = foreign_browser.get(&client.authorize(&[])).await;
+    // Mallory's form in Dana's browser, and Dana's form from another site.
+    let response = browser.consent(&foreign_page, &[("workspace", &dana.workspace_id)]).await;
+    assert_eq!(response.status, 403, "{response:#?}");
     let mut fields = page.hidden("/oauth/consent");
     for (name, value) in
         [("workspace", &*dana.workspace_id), ("scope", "read-only"), ("decision", "allow")]
@@ -463,16 +471,16 @@ async fn nobody_consents_on_anothers_behalf() {
     }
     for headers in [&[("sec-fetch-site", "cross-site")][..], &[("origin", "https://evil.example")]]
     {
-        let forged = browser.post("/oauth/consent", &fields, headers).await;
-        assert_eq!(forged.status, 403);
+        let response = browser.post("/oauth/consent", &fields, headers).await;
+        assert_eq!(response.status, 403);
     }
-    // In nobody's frame, and to nobody else's host.
+    // The page cannot be framed, and its form is sent only to this service and the client's host.
     let policy = page.headers["content-security-policy"].to_str().unwrap();
     assert!(policy.contains("frame-ancestors 'none'"), "{policy}");
     assert_eq!(page.headers["x-frame-options"], "DENY");
     assert!(policy.ends_with("form-action 'self' https://client.example"), "{policy}");
-    assert!(!page.headers.contains_key("cross-origin-opener-policy"), "windows may talk");
-    // What is not allowed in so many words is denied.
+    assert!(!page.headers.contains_key("cross-origin-opener-policy"), "a popup keeps its opener");
+    // A form without a decision denies access.
     fields.retain(|(name, _)| name != "decision");
     let answer =
         browser.post("/oauth/consent", &fields, &[("sec-fetch-site", "same-origin")]).await;
@@ -480,7 +488,7 @@ async fn nobody_consents_on_anothers_behalf() {
 }
 
 #[tokio::test]
-async fn sign_in_on_the_way_leads_to_the_client_alone() {
+async fn sign_in_page_allows_redirect_to_client_only() {
     let app = TestApp::start().await;
     let client = app.oauth_client(json!({})).await;
     let mut browser = Browser::new(&app);
@@ -488,8 +496,10 @@ async fn sign_in_on_the_way_leads_to_the_client_alone() {
     let page = browser.get(&path(&client.authorize(&[]))).await;
     let policy = page.headers["content-security-policy"].to_str().unwrap();
     assert!(policy.ends_with("form-action 'self' https://client.example"), "{policy}");
-    let evil = client.authorize(&[("redirect_uri", "https://evil.example/cb")]);
-    for next in [&*evil, "/sessions", "/oauth/authorizes?redirect_uri=https://evil.example"] {
+    let foreign_redirect = client.authorize(&[("redirect_uri", "https://evil.example/cb")]);
+    for next in
+        [&*foreign_redirect, "/sessions", "/oauth/authorizes?redirect_uri=https://evil.example"]
+    {
         let page = browser.get(&path(next)).await;
         let policy = page.headers["content-security-policy"].to_str().unwrap();
         assert!(policy.ends_with("form-action 'self'"), "{next} {policy}");
@@ -497,12 +507,12 @@ async fn sign_in_on_the_way_leads_to_the_client_alone() {
 }
 
 #[tokio::test]
-async fn a_workspace_that_asks_for_a_second_factor_is_not_opened_without() {
+async fn consent_is_rejected_without_required_second_factor() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
     let client = app.oauth_client(json!({})).await;
     let mut browser = Browser::of(&app, &dana.email).await;
-    let before = app.tokens_by(&mut browser, &client, &[]).await;
+    let tokens = app.tokens_by(&mut browser, &client, &[]).await;
     let mut connection = app.database.connect().await;
     sqlx::query("UPDATE workspaces SET require_second_factor = true")
         .execute(&mut connection)
@@ -511,8 +521,8 @@ async fn a_workspace_that_asks_for_a_second_factor_is_not_opened_without() {
     app.database.every_node_knows().await;
     let page = browser.get(&client.authorize(&[])).await;
     assert!(page.text.contains("asks for a second factor"), "{}", page.text);
-    let refused = browser.consent(&page, &[]).await;
-    assert_eq!(refused.status, 403, "{refused:#?}");
-    let token = before["access_token"].as_str().unwrap();
+    let response = browser.consent(&page, &[]).await;
+    assert_eq!(response.status, 403, "{response:#?}");
+    let token = tokens["access_token"].as_str().unwrap();
     app.by(token, "GET", "/v1/agents").send().await.refused(403, "forbidden");
 }

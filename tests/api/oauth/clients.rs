@@ -1,4 +1,4 @@
-//! Clients that an admin makes.
+//! Workspace clients: OAuth clients that an administrator registers.
 
 use std::time::Duration;
 
@@ -10,25 +10,25 @@ use crate::fixture::{
 };
 
 #[tokio::test]
-async fn an_admin_makes_changes_and_deletes_clients() {
+async fn admin_creates_updates_and_deletes_clients() {
     let app = TestApp::start().await;
     let (dana, sam) = (app.register("acme").await, app.register("widgets-inc").await);
     let by = |method: &str, path: &str| app.by(&dana.access_token, method, path);
     let body = json!({ "name": "Booking", "redirect_uris": [CALLBACK], "scope": "write" });
-    let made = by("POST", "/v1/oauth/clients").json(body).send().await;
-    let path = made.header("location").to_owned();
-    let made = made.expect(201);
-    let client = OAuthClient::of(&made);
+    let created = by("POST", "/v1/oauth/clients").json(body).send().await;
+    let path = created.header("location").to_owned();
+    let created = created.expect(201);
+    let client = OAuthClient::of(&created);
     assert_eq!(path, format!("/v1/oauth/clients/{}", client.id));
     let listed = by("GET", "/v1/oauth/clients").send().await.expect(200);
     assert_eq!((&listed["total"], listed["clients"][0].get("client_secret")), (&json!(1), None));
 
-    // Anybody may let it in, for no more than it was made for.
+    // Users of other workspaces may authorize the client, for at most the client's own scope.
     let mut browser = Browser::of(&app, &sam.email).await;
     let page = browser.get(&client.authorize(&[("scope", "call2me:admin")])).await;
     assert!(page.text.contains("Booking") && !page.text.contains("Administer"), "{}", page.text);
-    let (_, answer) = told(&browser.consent(&page, &[]).await);
-    let tokens = app.redeem(&client, &answer["code"]).await.expect(200);
+    let (_, params) = told(&browser.consent(&page, &[]).await);
+    let tokens = app.redeem(&client, &params["code"]).await.expect(200);
     assert_eq!(tokens["scope"], "call2me:read call2me:write");
 
     let change = json!({ "name": "Bookings", "redirect_uris": ["https://client.example/new"] });
@@ -51,14 +51,14 @@ async fn an_admin_makes_changes_and_deletes_clients() {
     let actions: Vec<_> = events
         .iter()
         .filter_map(|event| event["action"].as_str())
-        .filter(|a| a.starts_with("oauth"))
+        .filter(|action| action.starts_with("oauth"))
         .collect();
     assert_eq!(actions, ["oauth.client_deleted", "oauth.client_updated", "oauth.client_created"]);
 }
 
-/// Its grants may be in other workspaces than its own.
+/// Grants of a client may belong to other workspaces than the client.
 #[tokio::test]
-async fn a_client_goes_with_its_workspace_wherever_it_was_let_in() {
+async fn workspace_deletion_ends_grants_of_its_clients_elsewhere() {
     let app = TestApp::start().await;
     let node = app.another_node().await;
     let (dana, sam) = (app.register("acme").await, app.register("widgets-inc").await);
@@ -66,10 +66,11 @@ async fn a_client_goes_with_its_workspace_wherever_it_was_let_in() {
     let mut browser = Browser::of(&app, &sam.email).await;
     for n in 0..2 {
         let body = json!({ "name": format!("Booking {n}"), "redirect_uris": [CALLBACK] });
-        let made = app.by(&dana.access_token, "POST", "/v1/oauth/clients").json(body).send().await;
-        let client = OAuthClient::of(&made.expect(201));
-        let given = app.tokens_by(&mut browser, &client, &[]).await;
-        tokens.push((client, given["access_token"].as_str().unwrap().to_owned()));
+        let created =
+            app.by(&dana.access_token, "POST", "/v1/oauth/clients").json(body).send().await;
+        let client = OAuthClient::of(&created.expect(201));
+        let issued = app.tokens_by(&mut browser, &client, &[]).await;
+        tokens.push((client, issued["access_token"].as_str().unwrap().to_owned()));
     }
     for node in [&app, &node] {
         for (_, token) in &tokens {
@@ -79,14 +80,14 @@ async fn a_client_goes_with_its_workspace_wherever_it_was_let_in() {
     let path = format!("/v1/oauth/clients/{}", tokens[0].0.id);
     app.by(&dana.access_token, "DELETE", &path).send().await.expect(204);
     let body = json!({ "password": PASSWORD });
-    let gone = app.by(&dana.access_token, "DELETE", "/v1/workspace").json(body).send().await;
-    gone.expect(204);
+    let deleted = app.by(&dana.access_token, "DELETE", "/v1/workspace").json(body).send().await;
+    deleted.expect(204);
     for node in [&app, &node] {
         for (_, token) in &tokens {
             node.by(token, "GET", "/v1/agents").send().await.refused(401, "unauthorized");
         }
     }
-    // The log of who had let them in tells.
+    // The events are in the log of the workspace that had granted access.
     let ended = app.events_of(&sam.access_token, "action=oauth.grant_ended", 2).await;
     let names: Vec<_> = ended.iter().map(|event| &event["target"]["name"]).collect();
     assert_eq!(names, ["Booking 1", "Booking 0"]);
@@ -94,14 +95,14 @@ async fn a_client_goes_with_its_workspace_wherever_it_was_let_in() {
 }
 
 #[tokio::test]
-async fn a_secret_is_rotated_without_a_pause() {
+async fn client_secret_is_rotated_without_downtime() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
     let by = |method: &str, path: &str| app.by(&dana.access_token, method, path);
     let body = json!({ "name": "Robot", "grant_types": ["client_credentials"] });
     let old = OAuthClient::of(&by("POST", "/v1/oauth/clients").json(body).send().await.expect(201));
     let path = format!("/v1/oauth/clients/{}/secret", old.id);
-    let works = async |client: &OAuthClient| {
+    let is_accepted = async |client: &OAuthClient| {
         let answer = app.token(&client.shows(&[("grant_type", "client_credentials")])).await;
         answer.status == 200
     };
@@ -110,20 +111,20 @@ async fn a_secret_is_rotated_without_a_pause() {
         OAuthClient::of(&by("POST", &path).json(body).send().await.expect(201))
     };
     let new = rotate(60).await;
-    assert!(works(&old).await && works(&new).await);
+    assert!(is_accepted(&old).await && is_accepted(&new).await);
     app.clock.advance(Duration::from_secs(61));
-    assert!(!works(&old).await && works(&new).await);
+    assert!(!is_accepted(&old).await && is_accepted(&new).await);
     let newest = rotate(0).await;
-    assert!(!works(&new).await && works(&newest).await);
-    // So many at a time; what works stays as it is.
+    assert!(!is_accepted(&new).await && is_accepted(&newest).await);
+    // The number of valid secrets is limited. A rejected rotation changes nothing.
     for _ in 0..9 {
         rotate(60).await;
     }
     let body = json!({ "overlap_seconds": 60 });
     by("POST", &path).json(body).send().await.refused(409, "conflict");
-    assert!(works(&newest).await);
+    assert!(is_accepted(&newest).await);
     let only = rotate(0).await;
-    assert!(!works(&newest).await && works(&only).await);
+    assert!(!is_accepted(&newest).await && is_accepted(&only).await);
     let body = json!({ "overlap_seconds": 2_592_001 });
     by("POST", &path)
         .json(body)
@@ -133,9 +134,9 @@ async fn a_secret_is_rotated_without_a_pause() {
         .blames("overlap_seconds");
 }
 
-/// Codes, tokens, secrets and what people type in: not in the tables, whoever reads them.
+/// No table contains a code, a token, a client secret or a user code as plain text.
 #[tokio::test]
-async fn a_dump_of_the_database_opens_nothing() {
+async fn database_contains_no_plaintext_oauth_secret() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
     let client = app.confidential_client().await;
@@ -150,10 +151,10 @@ async fn a_dump_of_the_database_opens_nothing() {
     secrets.extend(
         [&tokens["access_token"], &tokens["refresh_token"], &device["device_code"]].map(text),
     );
-    // Also the half of a token that is no id.
+    // This includes the secret part of a token without its id.
     secrets.extend(secrets.clone().iter().map(|secret| secret[secret.len() - 30..].to_owned()));
-    let typed = text(&device["user_code"]);
-    secrets.extend([typed.replace('-', ""), typed]);
+    let user_code = text(&device["user_code"]);
+    secrets.extend([user_code.replace('-', ""), user_code]);
     let mut connection = app.database.connect().await;
     let tables: Vec<String> = sqlx::query_scalar(
         "SELECT c.oid::regclass::text FROM pg_class c
@@ -175,7 +176,7 @@ async fn a_dump_of_the_database_opens_nothing() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_is_refused_and_says_why() {
+async fn invalid_client_fields_are_rejected_by_name() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
     let member = app.join(&dana, "member").await;

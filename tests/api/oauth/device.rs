@@ -1,4 +1,4 @@
-//! Devices: a code is typed in elsewhere.
+//! The device authorization grant (RFC 8628).
 
 use std::time::Duration;
 
@@ -9,12 +9,12 @@ use crate::fixture::{
     oauth::{DEVICE_GRANT, OAuth, OAuthClient},
 };
 
-async fn device_client(app: &TestApp) -> OAuthClient {
+async fn register_device_client(app: &TestApp) -> OAuthClient {
     let grants = json!({ "grant_types": [DEVICE_GRANT, "refresh_token"], "redirect_uris": [] });
     app.oauth_client(grants).await
 }
 
-async fn start(app: &TestApp, client: &OAuthClient) -> Value {
+async fn start_authorization(app: &TestApp, client: &OAuthClient) -> Value {
     let fields = client.shows(&[("scope", "call2me:write")]);
     app.oauth("/oauth/device_authorization", &fields).await.expect(200)
 }
@@ -25,41 +25,41 @@ async fn poll(app: &TestApp, client: &OAuthClient, device: &Value) -> Answer {
 }
 
 #[tokio::test]
-async fn a_device_shows_a_code_and_is_let_in() {
+async fn device_gets_tokens_after_user_enters_code() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
-    let client = device_client(&app).await;
-    let device = start(&app, &client).await;
+    let client = register_device_client(&app).await;
+    let device = start_authorization(&app, &client).await;
     assert_eq!((&device["expires_in"], &device["interval"]), (&json!(900), &json!(5)));
     assert_eq!(device["verification_uri"], format!("{}/device", app.url));
     let code = device["user_code"].as_str().unwrap();
-    let complete = device["verification_uri_complete"].as_str().unwrap();
+    let complete_uri = device["verification_uri_complete"].as_str().unwrap();
     poll(&app, &client, &device).await.told(400, "authorization_pending");
 
     let mut browser = Browser::new(&app);
-    let page = browser.get(complete.strip_prefix(&app.url).unwrap()).await;
+    let page = browser.get(complete_uri.strip_prefix(&app.url).unwrap()).await;
     let page = browser.get(page.leads_to().unwrap()).await;
     let fields = [("email", &*dana.email), ("password", PASSWORD)];
     let page = browser.submit(&page, "/sign-in", &fields).await;
     let page = browser.get(page.leads_to().unwrap()).await;
     assert!(page.text.contains(code), "{}", page.text);
-    // In small letters, with spaces.
-    let typed = code.to_lowercase().replace('-', " ");
-    let page = browser.submit(&page, "/device", &[("user_code", &typed)]).await;
-    for words in ["Example app", "another device", "Read and write"] {
-        assert!(page.text.contains(words), "{words}: {}", page.text);
+    // The code is accepted in lower case and with spaces.
+    let typed_code = code.to_lowercase().replace('-', " ");
+    let page = browser.submit(&page, "/device", &[("user_code", &typed_code)]).await;
+    for text in ["Example app", "another device", "Read and write"] {
+        assert!(page.text.contains(text), "{text}: {}", page.text);
     }
     app.clock.advance(Duration::from_secs(5));
     poll(&app, &client, &device).await.told(400, "authorization_pending");
-    let done = browser.consent(&page, &[]).await;
-    assert!(done.status == 200 && done.text.contains("Connected"), "{done:#?}");
+    let result = browser.consent(&page, &[]).await;
+    assert!(result.status == 200 && result.text.contains("Connected"), "{result:#?}");
 
     let tokens = poll(&app, &client, &device).await.expect(200);
     assert_eq!(tokens["scope"], "call2me:read call2me:write");
     let token = tokens["access_token"].as_str().unwrap();
     app.by(token, "GET", "/v1/agents").send().await.expect(200);
     app.refresh(&client, tokens["refresh_token"].as_str().unwrap()).await.expect(200);
-    // Once; and the log tells who tried it again.
+    // A device code works once. The event of a second attempt names the user.
     poll(&app, &client, &device).await.told(400, "invalid_grant");
     let refused = "action=oauth.token_refused";
     let event = app.events_of(&dana.access_token, refused, 1).await.remove(0);
@@ -71,13 +71,13 @@ async fn a_device_shows_a_code_and_is_let_in() {
 }
 
 #[tokio::test]
-async fn who_polls_too_often_is_slowed_down() {
+async fn too_frequent_polling_is_slowed_down() {
     let app = TestApp::start().await;
-    let client = device_client(&app).await;
-    let device = start(&app, &client).await;
+    let client = register_device_client(&app).await;
+    let device = start_authorization(&app, &client).await;
     poll(&app, &client, &device).await.told(400, "authorization_pending");
     poll(&app, &client, &device).await.told(400, "slow_down");
-    // Five seconds more each time.
+    // Each `slow_down` adds five seconds to the interval.
     app.clock.advance(Duration::from_secs(6));
     poll(&app, &client, &device).await.told(400, "slow_down");
     app.clock.advance(Duration::from_secs(16));
@@ -87,11 +87,12 @@ async fn who_polls_too_often_is_slowed_down() {
 }
 
 #[tokio::test]
-async fn an_answer_of_the_last_moment_is_fetched() {
+async fn approval_before_expiry_can_be_redeemed_shortly_after() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
-    let client = device_client(&app).await;
-    let [early, late] = [start(&app, &client).await, start(&app, &client).await];
+    let client = register_device_client(&app).await;
+    let [early, late] =
+        [start_authorization(&app, &client).await, start_authorization(&app, &client).await];
     app.clock.advance(Duration::from_mins(14));
     let mut browser = Browser::of(&app, &dana.email).await;
     for device in [&early, &late] {
@@ -102,31 +103,31 @@ async fn an_answer_of_the_last_moment_is_fetched() {
     }
     app.clock.advance(Duration::from_mins(2));
     poll(&app, &client, &early).await.expect(200);
-    // But not whenever.
+    // An approval that is never redeemed expires, too.
     app.clock.advance(Duration::from_mins(15));
     poll(&app, &client, &late).await.told(400, "invalid_grant");
 }
 
 #[tokio::test]
-async fn a_no_is_told_and_codes_are_their_clients() {
+async fn denial_is_reported_and_device_code_is_bound_to_client() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
-    let (client, other) = (device_client(&app).await, device_client(&app).await);
-    let device = start(&app, &client).await;
+    let (client, other) = (register_device_client(&app).await, register_device_client(&app).await);
+    let device = start_authorization(&app, &client).await;
     poll(&app, &other, &device).await.told(400, "invalid_grant");
     let mut browser = Browser::of(&app, &dana.email).await;
     let page = browser.get("/device").await;
     let code = device["user_code"].as_str().unwrap();
     let page = browser.submit(&page, "/device", &[("user_code", code)]).await;
-    let done = browser.submit(&page, "/device/consent", &[("decision", "deny")]).await;
-    assert!(done.text.contains("Not connected"), "{done:#?}");
+    let result = browser.submit(&page, "/device/consent", &[("decision", "deny")]).await;
+    assert!(result.text.contains("Not connected"), "{result:#?}");
     poll(&app, &client, &device).await.told(400, "access_denied");
-    // Another answer comes too late.
-    let late = browser.consent(&page, &[]).await;
-    assert_eq!(late.status, 422, "{late:#?}");
-    let web = app.oauth_client(json!({})).await;
-    let refused = app.oauth("/oauth/device_authorization", &web.shows(&[])).await;
-    refused.told(400, "unauthorized_client");
+    // A decision is final.
+    let late_decision = browser.consent(&page, &[]).await;
+    assert_eq!(late_decision.status, 422, "{late_decision:#?}");
+    let web_client = app.oauth_client(json!({})).await;
+    let response = app.oauth("/oauth/device_authorization", &web_client.shows(&[])).await;
+    response.told(400, "unauthorized_client");
     app.oauth("/oauth/device_authorization", &[]).await.told(401, "invalid_client");
     let scope = client.shows(&[("scope", "openid")]);
     app.oauth("/oauth/device_authorization", &scope).await.told(400, "invalid_scope");
@@ -134,27 +135,27 @@ async fn a_no_is_told_and_codes_are_their_clients() {
 }
 
 #[tokio::test]
-async fn one_address_has_so_many_devices_wait() {
+async fn pending_device_codes_are_limited_per_address() {
     let app = TestApp::start_with(&[("rate_limit.per_address_per_minute", "60")]).await;
-    let client = device_client(&app).await;
+    let client = register_device_client(&app).await;
     let mut device = None;
     for _ in 0..50 {
-        device = Some(start(&app, &client).await);
+        device = Some(start_authorization(&app, &client).await);
     }
-    let refused = app.oauth("/oauth/device_authorization", &client.shows(&[])).await;
-    refused.told(503, "temporarily_unavailable");
-    // Who waits as it should is told so, whatever others behind the same address do.
+    let response = app.oauth("/oauth/device_authorization", &client.shows(&[])).await;
+    response.told(503, "temporarily_unavailable");
+    // A device that polls at its interval is served even if its address is rate-limited.
     for _ in 0..20 {
         app.refresh(&client, "rt_call2me_guess").await;
     }
     app.refresh(&client, "rt_call2me_guess").await.told(429, "temporarily_unavailable");
     poll(&app, &client, &device.unwrap()).await.told(400, "authorization_pending");
     app.clock.advance(Duration::from_mins(15));
-    start(&app, &client).await;
+    start_authorization(&app, &client).await;
 }
 
 #[tokio::test]
-async fn codes_are_not_guessed() {
+async fn user_code_attempts_are_rate_limited() {
     let app = TestApp::start_with(&[("rate_limit.sign_in_per_minute", "6")]).await;
     let dana = app.register("acme").await;
     let mut browser = Browser::of(&app, &dana.email).await;
@@ -166,9 +167,9 @@ async fn codes_are_not_guessed() {
         let answer = browser.post(path, &fields, &[("sec-fetch-site", "same-origin")]).await;
         statuses.push(answer.status);
     }
-    // Registering and signing in were of the same limit.
+    // Registration and sign-in count against the same limit.
     assert_eq!(statuses, [422, 422, 422, 422, 429]);
-    // Nor does anybody approve by opening a link.
-    let client = Browser::new(&app).get("/device?user_code=BCDF-GHJK").await;
-    assert!(client.leads_to().unwrap().starts_with("/sign-in?next=%2Fdevice"));
+    // Opening a link approves nothing.
+    let response = Browser::new(&app).get("/device?user_code=BCDF-GHJK").await;
+    assert!(response.leads_to().unwrap().starts_with("/sign-in?next=%2Fdevice"));
 }

@@ -1,5 +1,6 @@
-//! Clients that others wrote, as they are: `oauth4webapi`, the SDKs of the Model Context Protocol and its conformance tests, Authlib.
-//! Where they send a person, that is done in a real browser.
+//! Interoperability with unmodified third-party clients: `oauth4webapi`, the SDKs and the
+//! conformance tests of the Model Context Protocol (MCP), and Authlib. Where a client sends the
+//! user to a page, a real browser opens it.
 
 use std::net::TcpListener;
 
@@ -12,12 +13,12 @@ use crate::fixture::{
     oauth::{CALLBACK, OAuth, OAuthClient},
 };
 
-/// A port that nobody listens on, for a program that has to be told one.
+/// Returns a free port, for programs that take the port as an argument.
 fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
-/// Signs in on the way to where a client sends a person.
+/// Opens the page to which a client sends the user, and signs in.
 async fn sign_in(chromium: &Chromium, url: &str, person: &Person) {
     chromium.open(url).await;
     chromium.shows("/sign-in", "Sign in").await;
@@ -26,30 +27,30 @@ async fn sign_in(chromium: &Chromium, url: &str, person: &Person) {
     chromium.click("form[action='/sign-in'] button").await;
 }
 
-/// Lets the client in that asks.
-async fn let_in(chromium: &Chromium, client: &str) {
+/// Authorizes the client on the consent page.
+async fn authorize_client(chromium: &Chromium, client: &str) {
     chromium.shows("/oauth/authorize", &format!("Let {client} in?")).await;
     chromium.click("button[value=allow]").await;
     chromium.shows("/callback", "You can close this window.").await;
 }
 
-async fn robot(app: &TestApp, owner: &Person) -> OAuthClient {
+async fn create_robot_client(app: &TestApp, owner: &Person) -> OAuthClient {
     let body = json!({ "name": "Robot", "grant_types": ["client_credentials"] });
-    let made = app.by(&owner.access_token, "POST", "/v1/oauth/clients").json(body).send().await;
-    OAuthClient::of(&made.expect(201))
+    let created = app.by(&owner.access_token, "POST", "/v1/oauth/clients").json(body).send().await;
+    OAuthClient::of(&created.expect(201))
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn oauth4webapi_does_all_of_it() {
+async fn oauth4webapi_completes_all_flows() {
     let app = TestApp::start_at_system_time(&[]).await;
     let dana = app.register("acme").await;
-    let robot = robot(&app, &dana).await;
+    let robot = create_robot_client(&app, &dana).await;
     let secret = robot.secret.clone().unwrap();
     let variables = [("ROBOT_ID", &*robot.id), ("ROBOT_SECRET", &*secret)];
     let mut script = Script::node("oauth4webapi.mjs", &[&app.url], &variables);
     let chromium = Chromium::start().await;
     sign_in(&chromium, &script.says("AUTHORIZE").await, &dana).await;
-    let_in(&chromium, "oauth4webapi").await;
+    authorize_client(&chromium, "oauth4webapi").await;
     chromium.open(&script.says("DEVICE").await).await;
     chromium.shows("/device", "Connect a device").await;
     chromium.click("form[action='/device'] button").await;
@@ -59,9 +60,10 @@ async fn oauth4webapi_does_all_of_it() {
     script.ends_well().await;
 }
 
-/// A small MCP server, and two versions of the SDK's client: discovered, registered, let in, refreshed, and let do more.
+/// A small MCP server and two versions of the SDK's client: discovery, registration, consent,
+/// refresh and a step up to a wider scope.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_assistant_connects_to_an_mcp_server() {
+async fn mcp_sdk_clients_connect_to_mcp_server() {
     let port = free_port().to_string();
     let resource = format!("http://127.0.0.1:{port}/mcp");
     let app = TestApp::start_at_system_time(&[("oauth.resources", &resource)]).await;
@@ -79,15 +81,15 @@ async fn an_assistant_connects_to_an_mcp_server() {
         } else {
             chromium.open(&url).await;
         }
-        let_in(&chromium, &name).await;
-        let who: Value = serde_json::from_str(&client.says("WHOAMI").await).unwrap();
-        let wanted = json!({
+        authorize_client(&chromium, &name).await;
+        let identity: Value = serde_json::from_str(&client.says("WHOAMI").await).unwrap();
+        let expected = json!({
             "scopes": ["call2me:read"], "sub": dana.user_id, "workspace_id": dana.workspace_id,
         });
-        assert_eq!(who, wanted);
+        assert_eq!(identity, expected);
         client.says("REFRESHED").await;
         chromium.open(&client.says("AUTHORIZE").await).await;
-        let_in(&chromium, &name).await;
+        authorize_client(&chromium, &name).await;
         assert_eq!(client.says("STEPPED").await, "written");
         client.ends_well().await;
     }
@@ -95,9 +97,10 @@ async fn an_assistant_connects_to_an_mcp_server() {
     assert_eq!(grants["total"], 4);
 }
 
-/// The server asks the service each time, as a client that the operator made for it: so what is ended is ended there at once.
+/// The server introspects each token with a client that the operator created for it, so it rejects
+/// an ended grant at once.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_resource_that_introspects_hears_of_the_end_at_once() {
+async fn introspecting_resource_rejects_ended_grant_at_once() {
     let port = free_port().to_string();
     let resource = format!("http://127.0.0.1:{port}/mcp");
     let app = TestApp::start_at_system_time(&[("oauth.resources", &resource)]).await;
@@ -106,11 +109,11 @@ async fn a_resource_that_introspects_hears_of_the_end_at_once() {
         ["oauth-clients", "create", "--workspace", &operator.workspace_id, "--name", "MCP"];
     let settings = [("oauth.resources", &*resource)];
     let unknown = [&create[..], &["--resource", "https://elsewhere.example"]].concat();
-    let refused = admin(&app.database.url, &unknown, &settings).await.unwrap_err();
-    assert!(refused.contains("resource must be one of oauth.resources"), "{refused}");
+    let error = admin(&app.database.url, &unknown, &settings).await.unwrap_err();
+    assert!(error.contains("resource must be one of oauth.resources"), "{error}");
     let create = [&create[..], &["--resource", &resource]].concat();
-    let made = admin(&app.database.url, &create, &settings).await.unwrap();
-    let [id, secret] = ["client_id", "client_secret"].map(|name| made[name].as_str().unwrap());
+    let created = admin(&app.database.url, &create, &settings).await.unwrap();
+    let [id, secret] = ["client_id", "client_secret"].map(|name| created[name].as_str().unwrap());
     let variables = [("CLIENT_ID", id), ("CLIENT_SECRET", secret)];
     let mut server = Script::node("mcp_server.mjs", &[&app.url, &port], &variables);
     server.says("READY").await;
@@ -119,21 +122,21 @@ async fn a_resource_that_introspects_hears_of_the_end_at_once() {
     let mut browser = Browser::of(&app, &dana.email).await;
     let tokens = app.tokens_by(&mut browser, &client, &[("resource", &resource)]).await;
     let list = json!({ "jsonrpc": "2.0", "id": 1, "method": "tools/list" });
-    let ask = async || {
+    let list_tools = async || {
         let request =
             app.http.post(&resource).bearer_auth(tokens["access_token"].as_str().unwrap());
         let request = request.header("accept", "application/json, text/event-stream").json(&list);
         request.send().await.unwrap().status().as_u16()
     };
-    assert_eq!(ask().await, 200);
+    assert_eq!(list_tools().await, 200);
     let grants = app.by(&dana.access_token, "GET", "/v1/oauth/grants").send().await.expect(200);
     let path = format!("/v1/oauth/grants/{}", grants["grants"][0]["id"].as_str().unwrap());
     app.by(&dana.access_token, "DELETE", &path).send().await.expect(204);
-    assert_eq!(ask().await, 401);
+    assert_eq!(list_tools().await, 401);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_conformance_tests_of_the_model_context_protocol_pass() {
+async fn mcp_conformance_tests_pass() {
     let app = TestApp::start_at_system_time(&[]).await;
     let dana = app.register("acme").await;
     let uris = json!({ "redirect_uris": ["http://127.0.0.1/callback"] });
@@ -149,11 +152,11 @@ async fn the_conformance_tests_of_the_model_context_protocol_pass() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn authlib_does_its_part() {
+async fn authlib_completes_all_flows() {
     let app = TestApp::start_at_system_time(&[]).await;
     let dana = app.register("acme").await;
     let (public, secret) = (app.oauth_client(json!({})).await, app.confidential_client().await);
-    let robot = robot(&app, &dana).await;
+    let robot = create_robot_client(&app, &dana).await;
     let variables = [
         ("PUBLIC_ID", &*public.id),
         ("SECRET_ID", &secret.id),
@@ -172,12 +175,12 @@ async fn authlib_does_its_part() {
     script.ends_well().await;
 }
 
-/// curl, in the story that the documentation tells.
+/// Runs the walk-through of the documentation, which uses curl.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_story_with_curl_holds() {
+async fn oauth_walkthrough_with_curl_succeeds() {
     let app = TestApp::start_at_system_time(&[]).await;
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/walkthrough-oauth");
-    let told = tokio::process::Command::new(script).arg(&app.url).output().await.unwrap();
-    let [out, err] = [&told.stdout, &told.stderr].map(|text| String::from_utf8_lossy(text));
-    assert!(told.status.success(), "{out}\n{err}");
+    let output = tokio::process::Command::new(script).arg(&app.url).output().await.unwrap();
+    let [out, err] = [&output.stdout, &output.stderr].map(|text| String::from_utf8_lossy(text));
+    assert!(output.status.success(), "{out}\n{err}");
 }

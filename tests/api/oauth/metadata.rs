@@ -1,11 +1,11 @@
-//! What clients read at first, also from within browsers.
+//! OAuth metadata (RFC 8414, RFC 9728), and cross-origin access for clients in browsers.
 
 use serde_json::json;
 
 use crate::fixture::TestApp;
 
 #[tokio::test]
-async fn everything_is_found_from_the_challenge_on() {
+async fn challenge_leads_to_resource_and_server_metadata() {
     let app = TestApp::start_with(&[("oauth.resources", "https://mcp.example/mcp")]).await;
     let url = &app.url;
     let challenge = app.get("/v1/agents").send().await.header("www-authenticate").to_owned();
@@ -44,23 +44,23 @@ async fn everything_is_found_from_the_challenge_on() {
 }
 
 #[tokio::test]
-async fn what_is_switched_off_is_not_offered() {
+async fn disabled_features_are_absent_from_metadata() {
     let off = [("oauth.registration", "closed"), ("oauth.metadata_documents", "off")];
     let app = TestApp::start_with(&off).await;
     let server = app.get("/.well-known/oauth-authorization-server").send().await.expect(200);
     assert!(server.get("registration_endpoint").is_none());
     assert_eq!(server["client_id_metadata_document_supported"], false);
-    let refused =
+    let request =
         app.post("/oauth/register").json(json!({ "redirect_uris": ["https://a.example"] }));
-    refused.send().await.told(400, "access_denied");
+    request.send().await.told(400, "access_denied");
     let page = app.get("/oauth/authorize?client_id=https%3A%2F%2Fa.example%2Fm").send().await;
     assert_eq!(page.status, 400);
 }
 
 #[tokio::test]
-async fn programs_in_browsers_reach_what_they_need_and_no_more() {
-    let ours = "https://app.example";
-    let app = TestApp::start_with(&[("server.allowed_origins", ours)]).await;
+async fn cors_allows_browser_clients_only_what_they_need() {
+    let allowed_origin = "https://app.example";
+    let app = TestApp::start_with(&[("server.allowed_origins", allowed_origin)]).await;
     let preflight = |path: &str, origin: &str| {
         app.call("OPTIONS", path)
             .header("origin", origin)
@@ -83,20 +83,23 @@ async fn programs_in_browsers_reach_what_they_need_and_no_more() {
         assert_eq!(answer.status, 200, "{path}");
         assert_eq!(answer.header("access-control-allow-origin"), "*", "{path}");
         assert!(!answer.headers.contains_key("access-control-allow-credentials"), "{path}");
-        let call = app.get(path).header("origin", "https://any.example").send().await;
-        assert_eq!(call.header("access-control-allow-origin"), "*", "{path}");
+        let response = app.get(path).header("origin", "https://any.example").send().await;
+        assert_eq!(response.header("access-control-allow-origin"), "*", "{path}");
     }
-    assert_eq!(preflight("/v1/agents", ours).await.header("access-control-allow-origin"), ours);
-    let answer = app.get("/v1/agents").header("origin", ours).send().await;
-    assert_eq!(answer.header("access-control-allow-origin"), ours);
+    assert_eq!(
+        preflight("/v1/agents", allowed_origin).await.header("access-control-allow-origin"),
+        allowed_origin
+    );
+    let answer = app.get("/v1/agents").header("origin", allowed_origin).send().await;
+    assert_eq!(answer.header("access-control-allow-origin"), allowed_origin);
     assert!(answer.header("access-control-expose-headers").contains("retry-after"));
     for (path, origin) in [
         ("/v1/agents", "https://evil.example"),
         ("/v1/agents", "null"),
-        ("/oauth/authorize", ours),
+        ("/oauth/authorize", allowed_origin),
         ("/oauth/introspect", "https://any.example"),
-        ("/oauth/consent", ours),
-        ("/sign-in", ours),
+        ("/oauth/consent", allowed_origin),
+        ("/sign-in", allowed_origin),
     ] {
         let answers =
             [preflight(path, origin).await, app.get(path).header("origin", origin).send().await];
@@ -104,12 +107,12 @@ async fn programs_in_browsers_reach_what_they_need_and_no_more() {
             let allowed = answer.header("access-control-allow-origin");
             let is_open = !allowed.is_empty() && allowed == origin || allowed == "*";
             assert!(
-                !is_open || path == "/oauth/introspect" && origin == ours,
+                !is_open || path == "/oauth/introspect" && origin == allowed_origin,
                 "{path} {origin}: {allowed}"
             );
         }
     }
-    // Other methods are what they were.
+    // CORS does not change the response to other methods.
     app.call("PUT", "/oauth/token").send().await.refused(405, "method_not_allowed");
     app.call("OPTIONS", "/oauth/authorize").send().await.refused(405, "method_not_allowed");
 }

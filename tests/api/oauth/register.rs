@@ -1,4 +1,4 @@
-//! Clients that register themselves.
+//! Dynamic client registration (RFC 7591).
 
 use call2me_auth::env::Clock as _;
 use serde_json::json;
@@ -6,7 +6,7 @@ use serde_json::json;
 use crate::fixture::{Browser, TestApp, oauth::OAuth};
 
 #[tokio::test]
-async fn a_client_is_told_how_it_was_registered() {
+async fn registration_response_contains_registered_metadata() {
     let app = TestApp::start().await;
     let body = json!({
         "redirect_uris": ["https://client.example/cb", "http://localhost:3000/cb", "cursor://x/cb"],
@@ -19,7 +19,7 @@ async fn a_client_is_told_how_it_was_registered() {
     assert_eq!(answer.header("cache-control"), "no-store");
     let client = answer.expect(201);
     assert!(client["client_id"].as_str().unwrap().starts_with("client_"));
-    // What is not said means a secret (RFC 7591, section 2).
+    // The default method is `client_secret_basic` (RFC 7591, section 2).
     assert_eq!(client["token_endpoint_auth_method"], "client_secret_basic");
     assert!(client["client_secret"].as_str().unwrap().starts_with("cs_call2me_"));
     assert_eq!(client["client_secret_expires_at"], 0);
@@ -37,21 +37,21 @@ async fn a_client_is_told_how_it_was_registered() {
         (&json!("a.example"), &json!(["authorization_code"]))
     );
     assert!(public.as_object().unwrap().values().all(|value| !value.is_null()));
-    // Kept as a digest, and nowhere else.
+    // The secret is stored only as a digest.
     let mut connection = app.database.connect().await;
     let secret = client["client_secret"].as_str().unwrap();
-    let kept: Vec<u8> = sqlx::query_scalar("SELECT digest FROM oauth_client_secrets")
+    let stored: Vec<u8> = sqlx::query_scalar("SELECT digest FROM oauth_client_secrets")
         .fetch_one(&mut connection)
         .await
         .unwrap();
     assert_eq!(
-        kept,
+        stored,
         aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, secret.as_bytes()).as_ref()
     );
 }
 
 #[tokio::test]
-async fn what_no_client_may_be_is_refused() {
+async fn invalid_registration_metadata_is_rejected() {
     let app = TestApp::start().await;
     let register = |body: serde_json::Value| app.post("/oauth/register").json(body).send();
     for uri in [
@@ -65,13 +65,13 @@ async fn what_no_client_may_be_is_refused() {
         "",
         "/cb",
     ] {
-        let refused = register(json!({ "redirect_uris": ["https://a.example/", uri] })).await;
-        refused.told(400, "invalid_redirect_uri");
+        let response = register(json!({ "redirect_uris": ["https://a.example/", uri] })).await;
+        response.told(400, "invalid_redirect_uri");
     }
     register(json!({})).await.told(400, "invalid_redirect_uri");
-    let many: Vec<_> = (0..21).map(|n| format!("https://a.example/{n}")).collect();
-    register(json!({ "redirect_uris": many })).await.told(400, "invalid_redirect_uri");
-    let with = |fields: serde_json::Value| {
+    let too_many: Vec<_> = (0..21).map(|n| format!("https://a.example/{n}")).collect();
+    register(json!({ "redirect_uris": too_many })).await.told(400, "invalid_redirect_uri");
+    let with_fields = |fields: serde_json::Value| {
         let mut body = json!({ "redirect_uris": ["https://a.example/"] });
         body.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
         body
@@ -90,17 +90,17 @@ async fn what_no_client_may_be_is_refused() {
         json!({ "client_uri": "javascript:alert(1)" }),
         json!({ "redirect_uris": "https://a.example/" }),
     ] {
-        register(with(fields)).await.told(400, "invalid_client_metadata");
+        register(with_fields(fields)).await.told(400, "invalid_client_metadata");
     }
-    let body =
+    let register_text =
         |text: &str| app.post("/oauth/register").body("application/json", text.to_owned()).send();
-    body("").await.told(400, "invalid_client_metadata");
-    body("[]").await.told(400, "invalid_client_metadata");
-    body("{").await.told(400, "invalid_client_metadata");
+    register_text("").await.told(400, "invalid_client_metadata");
+    register_text("[]").await.told(400, "invalid_client_metadata");
+    register_text("{").await.told(400, "invalid_client_metadata");
 }
 
 #[tokio::test]
-async fn who_does_not_want_refresh_tokens_gets_none() {
+async fn client_without_refresh_grant_gets_no_refresh_token() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
     let client = app.oauth_client(json!({ "grant_types": ["authorization_code"] })).await;
@@ -111,40 +111,41 @@ async fn who_does_not_want_refresh_tokens_gets_none() {
 }
 
 #[tokio::test]
-async fn floods_of_registrations_end_at_a_bound() {
+async fn number_of_registrations_is_limited() {
     let app = TestApp::start_with(&[("rate_limit.sign_in_per_minute", "3")]).await;
     let body = json!({ "redirect_uris": ["https://a.example/"] });
     for _ in 0..3 {
         app.post("/oauth/register").json(body.clone()).send().await.expect(201);
     }
-    let refused = app.post("/oauth/register").json(body.clone()).send().await;
-    refused.told(429, "temporarily_unavailable");
-    assert!(refused.number("retry-after") >= 1);
-    // From one address, whatever the hour: as many as nobody lets in.
+    let response = app.post("/oauth/register").json(body.clone()).send().await;
+    response.told(429, "temporarily_unavailable");
+    assert!(response.number("retry-after") >= 1);
+    // One address may have 200 registrations that no user has authorized, at any rate of requests.
     let app = TestApp::start().await;
     for _ in 0..200 {
         app.post("/oauth/register").json(body.clone()).send().await.expect(201);
     }
-    let refused = app.post("/oauth/register").json(body.clone()).send().await;
-    refused.told(503, "temporarily_unavailable");
-    // Over all addresses too; but then the oldest make room, so that nobody keeps others out.
+    let response = app.post("/oauth/register").json(body.clone()).send().await;
+    response.told(503, "temporarily_unavailable");
+    // The total is limited, too. Then the oldest registrations make room, so that a flood does not
+    // keep others out.
     let app = TestApp::start().await;
     let mut connection = app.database.connect().await;
     let fill = "INSERT INTO oauth_clients (id, kind, name, redirect_uris, auth_method, grant_types, created_at)
                 SELECT gen_random_uuid(), 'registered', 'x', '{}', 'none', '{}', $1
                 FROM generate_series(1, 10000)";
     sqlx::query(fill).bind(app.clock.now()).execute(&mut connection).await.unwrap();
-    let refused = app.post("/oauth/register").json(body.clone()).send().await;
-    refused.told(503, "temporarily_unavailable");
-    let age = "UPDATE oauth_clients SET created_at = created_at - interval '2 hours'";
-    sqlx::query(age).execute(&mut connection).await.unwrap();
+    let response = app.post("/oauth/register").json(body.clone()).send().await;
+    response.told(503, "temporarily_unavailable");
+    let make_older = "UPDATE oauth_clients SET created_at = created_at - interval '2 hours'";
+    sqlx::query(make_older).execute(&mut connection).await.unwrap();
     app.post("/oauth/register").json(body.clone()).send().await.expect(201);
     let count = "SELECT count(*) FROM oauth_clients";
-    let left: i64 = sqlx::query_scalar(count).fetch_one(&mut connection).await.unwrap();
-    assert_eq!(left, 10_000 - 100 + 1);
-    // They go after a week.
-    let later = "SELECT prune_oauth($1 + interval '8 days', interval '90 days')";
-    sqlx::query(later).bind(app.clock.now()).execute(&mut connection).await.unwrap();
-    let left: i64 = sqlx::query_scalar(count).fetch_one(&mut connection).await.unwrap();
-    assert_eq!(left, 0);
+    let remaining: i64 = sqlx::query_scalar(count).fetch_one(&mut connection).await.unwrap();
+    assert_eq!(remaining, 10_000 - 100 + 1);
+    // Unused registrations are deleted after a week.
+    let prune = "SELECT prune_oauth($1 + interval '8 days', interval '90 days')";
+    sqlx::query(prune).bind(app.clock.now()).execute(&mut connection).await.unwrap();
+    let remaining: i64 = sqlx::query_scalar(count).fetch_one(&mut connection).await.unwrap();
+    assert_eq!(remaining, 0);
 }

@@ -1,4 +1,4 @@
-//! Tokens given back, and looked at.
+//! Token revocation (RFC 7009) and introspection (RFC 7662).
 
 use serde_json::{Value, json};
 
@@ -7,24 +7,24 @@ use crate::fixture::{
     oauth::{OAuth, OAuthClient, claims},
 };
 
-async fn setting(app: &TestApp, client: &OAuthClient) -> (String, Value) {
+async fn issue_tokens(app: &TestApp, client: &OAuthClient) -> (String, Value) {
     let dana = app.register("acme").await;
     let mut browser = Browser::of(app, &dana.email).await;
     let tokens = app.tokens_by(&mut browser, client, &[("scope", "call2me:write")]).await;
     (dana.access_token, tokens)
 }
 
-fn text<'a>(tokens: &'a Value, name: &str) -> &'a str {
+fn text_field<'a>(tokens: &'a Value, name: &str) -> &'a str {
     tokens[name].as_str().unwrap()
 }
 
 #[tokio::test]
-async fn an_access_token_goes_alone_and_a_refresh_token_with_all() {
+async fn access_token_is_revoked_alone_and_refresh_token_with_grant() {
     let app = TestApp::start().await;
     let node = app.another_node().await;
     let client = app.confidential_client().await;
-    let (dana, tokens) = setting(&app, &client).await;
-    let refresh = text(&tokens, "refresh_token");
+    let (dana, tokens) = issue_tokens(&app, &client).await;
+    let refresh = text_field(&tokens, "refresh_token");
     let other = app.refresh(&client, refresh).await.expect(200);
     let revoke = |token: &str| {
         let fields = [("token", token.to_owned()), ("token_type_hint", "refresh_token".to_owned())];
@@ -35,21 +35,22 @@ async fn an_access_token_goes_alone_and_a_refresh_token_with_all() {
         }
     };
     for node in [&app, &node] {
-        node.by(text(&tokens, "access_token"), "GET", "/v1/agents").send().await.expect(200);
+        node.by(text_field(&tokens, "access_token"), "GET", "/v1/agents").send().await.expect(200);
     }
-    assert_eq!(revoke(text(&tokens, "access_token")).await.status, 200);
+    assert_eq!(revoke(text_field(&tokens, "access_token")).await.status, 200);
     for node in [&app, &node] {
-        let gone = node.by(text(&tokens, "access_token"), "GET", "/v1/agents").send().await;
-        gone.refused(401, "unauthorized");
-        node.by(text(&other, "access_token"), "GET", "/v1/agents").send().await.expect(200);
+        let response =
+            node.by(text_field(&tokens, "access_token"), "GET", "/v1/agents").send().await;
+        response.refused(401, "unauthorized");
+        node.by(text_field(&other, "access_token"), "GET", "/v1/agents").send().await.expect(200);
     }
     let third = app.refresh(&client, refresh).await.expect(200);
     for _ in 0..2 {
         assert_eq!(revoke(refresh).await.status, 200);
     }
     for token in [&other, &third] {
-        let gone = node.by(text(token, "access_token"), "GET", "/v1/agents").send().await;
-        gone.refused(401, "unauthorized");
+        let response = node.by(text_field(token, "access_token"), "GET", "/v1/agents").send().await;
+        response.refused(401, "unauthorized");
     }
     app.refresh(&client, refresh).await.told(400, "invalid_grant");
     let events = app.events(&dana, "", |event| event["action"] == "oauth.grant_ended").await;
@@ -61,73 +62,73 @@ async fn an_access_token_goes_alone_and_a_refresh_token_with_all() {
 }
 
 #[tokio::test]
-async fn what_is_nobodys_needs_no_revoking_and_what_is_anothers_is_left_alone() {
+async fn revoking_unknown_token_succeeds_and_foreign_token_fails() {
     let app = TestApp::start().await;
     let (client, other) = (app.oauth_client(json!({})).await, app.confidential_client().await);
-    let (dana, tokens) = setting(&app, &client).await;
+    let (dana, tokens) = issue_tokens(&app, &client).await;
     let revoke = |by: &OAuthClient, token: &str| {
         let (app, by, token) = (&app, by.clone(), token.to_owned());
         async move { app.oauth("/oauth/revoke", &by.shows(&[("token", &token)])).await }
     };
-    for nothing in ["x", "rt_call2me_x", "a.b.c", &text(&tokens, "refresh_token")[..80]] {
-        assert_eq!(revoke(&client, nothing).await.status, 200, "{nothing}");
+    for unknown in ["x", "rt_call2me_x", "a.b.c", &text_field(&tokens, "refresh_token")[..80]] {
+        assert_eq!(revoke(&client, unknown).await.status, 200, "{unknown}");
     }
     for name in ["access_token", "refresh_token"] {
-        revoke(&other, text(&tokens, name)).await.told(400, "invalid_grant");
+        revoke(&other, text_field(&tokens, name)).await.told(400, "invalid_grant");
     }
     revoke(&client, &dana).await.told(400, "invalid_grant");
     revoke(&client, "sk_call2me_live_x").await.told(400, "unsupported_token_type");
     app.oauth("/oauth/revoke", &client.shows(&[])).await.told(400, "invalid_request");
     app.oauth("/oauth/revoke", &[("token", "x")]).await.told(401, "invalid_client");
-    app.by(text(&tokens, "access_token"), "GET", "/v1/agents").send().await.expect(200);
-    app.refresh(&client, text(&tokens, "refresh_token")).await.expect(200);
+    app.by(text_field(&tokens, "access_token"), "GET", "/v1/agents").send().await.expect(200);
+    app.refresh(&client, text_field(&tokens, "refresh_token")).await.expect(200);
 }
 
 #[tokio::test]
-async fn a_token_is_looked_at_by_those_whom_it_concerns() {
+async fn introspection_is_limited_to_related_clients() {
     let app = TestApp::start().await;
     let (client, stranger) = (app.confidential_client().await, app.confidential_client().await);
     let public = app.oauth_client(json!({})).await;
-    let (dana, tokens) = setting(&app, &client).await;
+    let (dana, tokens) = issue_tokens(&app, &client).await;
     let body = json!({ "name": "api", "grant_types": ["client_credentials"] });
     let made = app.by(&dana, "POST", "/v1/oauth/clients").json(body).send().await.expect(201);
-    let (neighbour, token) = (OAuthClient::of(&made), text(&tokens, "access_token"));
-    let look = |by: &OAuthClient, token: &str| {
+    let (neighbour, token) = (OAuthClient::of(&made), text_field(&tokens, "access_token"));
+    let introspect = |by: &OAuthClient, token: &str| {
         let (app, by, token) = (&app, by.clone(), token.to_owned());
         async move { app.oauth("/oauth/introspect", &by.shows(&[("token", &token)])).await }
     };
     let claims = claims(token);
     for by in [&client, &neighbour] {
-        let seen = look(by, token).await.expect(200);
-        assert_eq!(seen["active"], true);
-        assert_eq!(seen["scope"], "call2me:read call2me:write");
+        let introspected = introspect(by, token).await.expect(200);
+        assert_eq!(introspected["active"], true);
+        assert_eq!(introspected["scope"], "call2me:read call2me:write");
         for name in ["client_id", "sub", "aud", "iss", "exp", "iat", "jti", "workspace_id"] {
-            assert_eq!(seen[name], claims[name], "{name}");
+            assert_eq!(introspected[name], claims[name], "{name}");
         }
-        assert_eq!(seen["token_type"], "Bearer");
+        assert_eq!(introspected["token_type"], "Bearer");
     }
-    let refresh = look(&client, text(&tokens, "refresh_token")).await.expect(200);
+    let refresh = introspect(&client, text_field(&tokens, "refresh_token")).await.expect(200);
     assert_eq!((&refresh["active"], &refresh["sub"]), (&json!(true), &claims["sub"]));
-    let nothing = json!({ "active": false });
-    for (by, what) in [
+    let inactive = json!({ "active": false });
+    for (by, presented) in [
         (&stranger, token),
-        (&stranger, text(&tokens, "refresh_token")),
-        (&neighbour, text(&tokens, "refresh_token")),
+        (&stranger, text_field(&tokens, "refresh_token")),
+        (&neighbour, text_field(&tokens, "refresh_token")),
         (&client, &*dana),
         (&client, "x"),
         (&client, "a.b.c"),
         (&client, "rt_call2me_x"),
     ] {
-        assert_eq!(look(by, what).await.expect(200), nothing, "{what}");
+        assert_eq!(introspect(by, presented).await.expect(200), inactive, "{presented}");
     }
-    look(&public, token).await.told(401, "invalid_client");
+    introspect(&public, token).await.told(401, "invalid_client");
     app.oauth("/oauth/introspect", &[("token", token)]).await.told(401, "invalid_client");
     app.oauth("/oauth/introspect", &client.shows(&[])).await.told(400, "invalid_request");
-    // Ended is ended.
-    app.oauth("/oauth/revoke", &client.shows(&[("token", text(&tokens, "refresh_token"))]))
+    // Tokens of an ended grant are inactive.
+    app.oauth("/oauth/revoke", &client.shows(&[("token", text_field(&tokens, "refresh_token"))]))
         .await
         .expect(200);
-    for token in [token, text(&tokens, "refresh_token")] {
-        assert_eq!(look(&client, token).await.expect(200), nothing);
+    for token in [token, text_field(&tokens, "refresh_token")] {
+        assert_eq!(introspect(&client, token).await.expect(200), inactive);
     }
 }

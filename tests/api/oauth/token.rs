@@ -1,4 +1,4 @@
-//! Tokens: codes redeemed, grants that go on, clients that act for themselves.
+//! The token endpoint: authorization codes, refresh tokens and client credentials.
 
 use std::time::Duration;
 
@@ -10,34 +10,35 @@ use crate::fixture::{
 };
 
 #[tokio::test]
-async fn a_code_works_once_and_whoever_has_both_halves_ends_it() {
+async fn code_works_once_and_reuse_with_verifier_ends_grant() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
     let (client, other) = (app.oauth_client(json!({})).await, app.oauth_client(json!({})).await);
     let mut browser = Browser::of(&app, &dana.email).await;
     let code = app.code_by(&mut browser, &client, &[]).await;
-    let with = |verifier: &'static str| {
+    let redeem_fields = |verifier: &'static str| {
         [("grant_type", "authorization_code"), ("code", &*code), ("code_verifier", verifier)]
     };
-    let wrong = "dBjftJeZ4CVP-mB92K27uhbUJU1p1r_wW1gFWFOEjXK";
-    // What does not fit uses nothing up.
-    app.token(&client.shows(&with(wrong))).await.told(400, "invalid_grant");
-    app.token(&client.shows(&with("short"))).await.told(400, "invalid_grant");
-    app.token(&client.shows(&with(""))).await.told(400, "invalid_request");
-    app.token(&other.shows(&with(VERIFIER))).await.told(400, "invalid_grant");
-    let elsewhere = [&with(VERIFIER)[..], &[("redirect_uri", "https://client.example/x")]].concat();
-    app.token(&client.shows(&elsewhere)).await.told(400, "invalid_grant");
+    let wrong_verifier = "dBjftJeZ4CVP-mB92K27uhbUJU1p1r_wW1gFWFOEjXK";
+    // A request that does not match the code leaves it valid.
+    app.token(&client.shows(&redeem_fields(wrong_verifier))).await.told(400, "invalid_grant");
+    app.token(&client.shows(&redeem_fields("short"))).await.told(400, "invalid_grant");
+    app.token(&client.shows(&redeem_fields(""))).await.told(400, "invalid_request");
+    app.token(&other.shows(&redeem_fields(VERIFIER))).await.told(400, "invalid_grant");
+    let other_redirect =
+        [&redeem_fields(VERIFIER)[..], &[("redirect_uri", "https://client.example/x")]].concat();
+    app.token(&client.shows(&other_redirect)).await.told(400, "invalid_grant");
 
-    let tokens = app.token(&client.shows(&with(VERIFIER))).await.expect(200);
+    let tokens = app.token(&client.shows(&redeem_fields(VERIFIER))).await.expect(200);
     let [access, refresh] =
         ["access_token", "refresh_token"].map(|name| tokens[name].as_str().unwrap());
     app.by(access, "GET", "/v1/agents").send().await.expect(200);
-    // A thief of the code alone cannot even end what it gave.
-    app.token(&client.shows(&with(wrong))).await.told(400, "invalid_grant");
-    app.token(&other.shows(&with(VERIFIER))).await.told(400, "invalid_grant");
+    // An attacker with the code alone cannot end the grant by replaying it.
+    app.token(&client.shows(&redeem_fields(wrong_verifier))).await.told(400, "invalid_grant");
+    app.token(&other.shows(&redeem_fields(VERIFIER))).await.told(400, "invalid_grant");
     app.by(access, "GET", "/v1/agents").send().await.expect(200);
 
-    app.token(&client.shows(&with(VERIFIER))).await.told(400, "invalid_grant");
+    app.token(&client.shows(&redeem_fields(VERIFIER))).await.told(400, "invalid_grant");
     app.by(access, "GET", "/v1/agents").send().await.refused(401, "unauthorized");
     app.refresh(&client, refresh).await.told(400, "invalid_grant");
     let reuse = app.events_of(&dana.access_token, "action=oauth.reuse_detected", 1).await.remove(0);
@@ -48,7 +49,7 @@ async fn a_code_works_once_and_whoever_has_both_halves_ends_it() {
 }
 
 #[tokio::test]
-async fn a_code_lives_for_a_minute() {
+async fn code_expires_after_one_minute() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
     let client = app.oauth_client(json!({})).await;
@@ -66,24 +67,24 @@ async fn a_code_lives_for_a_minute() {
 }
 
 #[tokio::test]
-async fn of_a_hundred_redemptions_at_once_one_succeeds() {
+async fn hundred_concurrent_redemptions_succeed_once() {
     let app = TestApp::start().await;
     let node = app.another_node().await;
     let dana = app.register("acme").await;
     let client = app.oauth_client(json!({})).await;
     let mut browser = Browser::of(&app, &dana.email).await;
     let code = app.code_by(&mut browser, &client, &[]).await;
-    let tries = (0..100)
+    let requests = (0..100)
         .map(|n| if n % 2 == 0 { &app } else { &node })
         .map(|node| node.redeem(&client, &code));
-    let answers = futures_util::future::join_all(tries).await;
-    let good = answers.iter().filter(|answer| answer.status == 200).count();
-    let bad = answers.iter().filter(|answer| answer.body["error"] == "invalid_grant").count();
-    assert_eq!((good, bad), (1, 99));
+    let answers = futures_util::future::join_all(requests).await;
+    let succeeded = answers.iter().filter(|answer| answer.status == 200).count();
+    let rejected = answers.iter().filter(|answer| answer.body["error"] == "invalid_grant").count();
+    assert_eq!((succeeded, rejected), (1, 99));
 }
 
 #[tokio::test]
-async fn a_public_clients_refresh_token_rotates_and_a_lost_answer_breaks_nothing() {
+async fn public_client_refresh_token_rotates_and_can_be_retried() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
     let client = app.oauth_client(json!({})).await;
@@ -96,12 +97,12 @@ async fn a_public_clients_refresh_token_rotates_and_a_lost_answer_breaks_nothing
     let second = text(&answer);
     assert_ne!(second, first);
     assert_ne!(answer["access_token"], tokens["access_token"]);
-    // The answer was lost. It is asked for again, ten minutes later and ten days later.
+    // The response was lost. The client retries ten minutes later and ten days later.
     app.clock.advance(Duration::from_mins(10));
     assert_eq!(text(&app.refresh(&client, first).await.expect(200)), second);
     app.clock.advance(Duration::from_hours(240));
     assert_eq!(text(&app.refresh(&client, first).await.expect(200)), second);
-    // Once the successor is used, the one before is a reuse.
+    // Once the successor is used, its predecessor counts as reused.
     let third = text(&app.refresh(&client, &second).await.expect(200));
     assert_eq!(text(&app.refresh(&client, &second).await.expect(200)), third);
     app.refresh(&client, first).await.told(400, "invalid_grant");
@@ -112,7 +113,7 @@ async fn a_public_clients_refresh_token_rotates_and_a_lost_answer_breaks_nothing
 }
 
 #[tokio::test]
-async fn of_a_hundred_refreshes_at_once_all_get_the_same_successor() {
+async fn hundred_concurrent_refreshes_get_same_successor() {
     let app = TestApp::start().await;
     let node = app.another_node().await;
     let dana = app.register("acme").await;
@@ -120,10 +121,10 @@ async fn of_a_hundred_refreshes_at_once_all_get_the_same_successor() {
     let mut browser = Browser::of(&app, &dana.email).await;
     let tokens = app.tokens_by(&mut browser, &client, &[]).await;
     let first = tokens["refresh_token"].as_str().unwrap();
-    let tries = (0..100)
+    let requests = (0..100)
         .map(|n| if n % 2 == 0 { &app } else { &node })
         .map(|node| node.refresh(&client, first));
-    let answers = futures_util::future::join_all(tries).await;
+    let answers = futures_util::future::join_all(requests).await;
     let mut successors: Vec<_> =
         answers.into_iter().map(|answer| answer.expect(200)["refresh_token"].to_string()).collect();
     successors.sort();
@@ -131,14 +132,14 @@ async fn of_a_hundred_refreshes_at_once_all_get_the_same_successor() {
     assert_eq!(successors.len(), 1);
 }
 
-/// Goes on by months, for which the log has partitions.
-async fn later(app: &TestApp, by: Duration) {
+/// Advances the clock by months and creates the audit log partitions for them.
+async fn advance_clock(app: &TestApp, by: Duration) {
     app.clock.advance(by);
     app.app.store.create_audit_partitions(app.app.env.clock.now()).await.unwrap();
 }
 
 #[tokio::test]
-async fn a_confidential_clients_refresh_token_stays() {
+async fn confidential_client_refresh_token_does_not_rotate() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
     let client = app.confidential_client().await;
@@ -151,43 +152,43 @@ async fn a_confidential_clients_refresh_token_stays() {
         let access = answer["access_token"].as_str().unwrap();
         app.by(access, "GET", "/v1/agents").send().await.expect(200);
     }
-    // Without the secret it is worth nothing.
+    // Without the client secret, the refresh token is rejected.
     let mut stolen = client.clone();
     stolen.secret = None;
     app.refresh(&stolen, token).await.told(401, "invalid_client");
-    // A connection that nobody uses for ninety days is over.
-    later(&app, Duration::from_hours(89 * 24)).await;
+    // A grant expires after ninety days without use.
+    advance_clock(&app, Duration::from_hours(89 * 24)).await;
     app.refresh(&client, token).await.expect(200);
-    later(&app, Duration::from_hours(90 * 24)).await;
+    advance_clock(&app, Duration::from_hours(90 * 24)).await;
     app.refresh(&client, token).await.told(400, "invalid_grant");
 }
 
 #[tokio::test]
-async fn a_refresh_narrows_and_never_widens() {
+async fn refresh_can_narrow_but_not_widen_scope() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
     let client = app.oauth_client(json!({})).await;
     let mut browser = Browser::of(&app, &dana.email).await;
     let tokens = app.tokens_by(&mut browser, &client, &[("scope", "call2me:write")]).await;
     let mut token = tokens["refresh_token"].as_str().unwrap().to_owned();
-    for (asked, scope) in [
+    for (requested, granted) in [
         ("call2me:read", "call2me:read"),
         ("call2me:read call2me:write call2me:admin", "call2me:read call2me:write"),
         ("offline_access call2me:read", "call2me:read"),
         ("", "call2me:read call2me:write"),
     ] {
         let fields =
-            [("grant_type", "refresh_token"), ("refresh_token", &*token), ("scope", asked)];
+            [("grant_type", "refresh_token"), ("refresh_token", &*token), ("scope", requested)];
         let answer = app.token(&client.shows(&fields)).await.expect(200);
-        assert_eq!(answer["scope"], scope, "{asked}");
-        let claimed = claims(answer["access_token"].as_str().unwrap());
-        assert_eq!(claimed["scope"], scope);
+        assert_eq!(answer["scope"], granted, "{requested}");
+        let decoded = claims(answer["access_token"].as_str().unwrap());
+        assert_eq!(decoded["scope"], granted);
         answer["refresh_token"].as_str().unwrap().clone_into(&mut token);
     }
 }
 
 #[tokio::test]
-async fn foreign_tokens_are_worth_nothing() {
+async fn foreign_refresh_token_is_rejected() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
     let client = app.oauth_client(json!({})).await;
@@ -196,90 +197,101 @@ async fn foreign_tokens_are_worth_nothing() {
     let tokens = app.tokens_by(&mut browser, &client, &[]).await;
     let token = tokens["refresh_token"].as_str().unwrap();
     app.refresh(&other, token).await.told(400, "invalid_grant");
-    // Those of the dashboard are of another kind, and the other way round.
+    // Refresh tokens of sessions and of grants are not interchangeable.
     app.refresh(&client, &dana.refresh_token).await.told(400, "invalid_grant");
     let body = json!({ "refresh_token": token });
     app.post("/v1/auth/refresh").json(body).send().await.refused(401, "invalid_refresh_token");
     app.by(token, "GET", "/v1/agents").send().await.refused(401, "unauthorized");
-    for made_up in ["", "rt_call2me_x", &dana.access_token, &token[..token.len() - 1]] {
-        let error = if made_up.is_empty() { "invalid_request" } else { "invalid_grant" };
-        app.refresh(&client, made_up).await.told(400, error);
+    for forged in ["", "rt_call2me_x", &dana.access_token, &token[..token.len() - 1]] {
+        let error = if forged.is_empty() { "invalid_request" } else { "invalid_grant" };
+        app.refresh(&client, forged).await.told(400, error);
     }
     app.refresh(&client, token).await.expect(200);
 }
 
 #[tokio::test]
-async fn clients_show_who_they_are_in_one_way() {
+async fn client_authenticates_with_exactly_one_method() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
-    let (public, secret) = (app.oauth_client(json!({})).await, app.confidential_client().await);
-    let key = secret.secret.as_deref().unwrap();
+    let (public, confidential) =
+        (app.oauth_client(json!({})).await, app.confidential_client().await);
+    let client_secret = confidential.secret.as_deref().unwrap();
     let mut browser = Browser::of(&app, &dana.email).await;
-    let tokens = app.tokens_by(&mut browser, &secret, &[]).await;
+    let tokens = app.tokens_by(&mut browser, &confidential, &[]).await;
     let token = tokens["refresh_token"].as_str().unwrap();
     let refresh = [("grant_type", "refresh_token"), ("refresh_token", token)];
-    let by = |header: String, extra: &[(&str, &str)]| {
+    let refresh_with = |header: String, extra: &[(&str, &str)]| {
         let body = form(&[&refresh[..], extra].concat());
         let post = app.post("/oauth/token").header("authorization", &header);
         post.body("application/x-www-form-urlencoded;charset=UTF-8", body).send()
     };
-    by(basic(&secret.id, key), &[]).await.expect(200);
-    by(basic(&secret.id, key), &[("client_id", &secret.id)]).await.expect(200);
-    // Encoded as RFC 6749 wants it, by those who encode more than they need.
+    refresh_with(basic(&confidential.id, client_secret), &[]).await.expect(200);
+    refresh_with(basic(&confidential.id, client_secret), &[("client_id", &confidential.id)])
+        .await
+        .expect(200);
+    // RFC 6749 requires percent-encoding, and some clients encode more than necessary.
     let encoded = |text: &str| text.replace('_', "%5F").replace('-', "%2D");
-    by(basic(&encoded(&secret.id), &encoded(key)), &[]).await.expect(200);
+    refresh_with(basic(&encoded(&confidential.id), &encoded(client_secret)), &[]).await.expect(200);
 
-    let wrong = by(basic(&secret.id, "cs_call2me_x"), &[]).await;
+    let wrong = refresh_with(basic(&confidential.id, "cs_call2me_x"), &[]).await;
     wrong.told(401, "invalid_client");
     assert!(wrong.header("www-authenticate").starts_with("Basic "));
-    by(basic(&secret.id, ""), &[]).await.told(401, "invalid_client");
-    by(basic("client_01jd0zt8q7f7qvs4p2k6x3m9ab", key), &[]).await.told(401, "invalid_client");
-    by("Basic !!!".to_owned(), &[]).await.told(401, "invalid_client");
-    by(format!("Bearer {}", dana.access_token), &[]).await.told(401, "invalid_client");
-    by(basic(&secret.id, key), &[("client_secret", key)]).await.told(400, "invalid_request");
-    by(basic(&secret.id, key), &[("client_id", &public.id)]).await.told(400, "invalid_request");
+    refresh_with(basic(&confidential.id, ""), &[]).await.told(401, "invalid_client");
+    refresh_with(basic("client_01jd0zt8q7f7qvs4p2k6x3m9ab", client_secret), &[])
+        .await
+        .told(401, "invalid_client");
+    refresh_with("Basic !!!".to_owned(), &[]).await.told(401, "invalid_client");
+    refresh_with(format!("Bearer {}", dana.access_token), &[]).await.told(401, "invalid_client");
+    refresh_with(basic(&confidential.id, client_secret), &[("client_secret", client_secret)])
+        .await
+        .told(400, "invalid_request");
+    refresh_with(basic(&confidential.id, client_secret), &[("client_id", &public.id)])
+        .await
+        .told(400, "invalid_request");
 
     app.token(&refresh).await.told(401, "invalid_client");
-    let mut twice = secret.shows(&refresh);
-    twice.push(("client_id", &secret.id));
-    app.token(&twice).await.told(400, "invalid_request");
-    let mut pretender = public.clone();
-    pretender.secret = secret.secret.clone();
-    app.token(&pretender.shows(&refresh)).await.told(401, "invalid_client");
+    let mut repeated = confidential.shows(&refresh);
+    repeated.push(("client_id", &confidential.id));
+    app.token(&repeated).await.told(400, "invalid_request");
+    let mut impostor = public.clone();
+    impostor.secret = confidential.secret.clone();
+    app.token(&impostor.shows(&refresh)).await.told(401, "invalid_client");
 }
 
 #[tokio::test]
-async fn malformed_requests_are_told_in_the_words_of_the_rfc() {
+async fn malformed_token_request_gets_rfc_6749_error() {
     let app = TestApp::start_with(&[("server.max_body_bytes", "20000")]).await;
     let client = app.oauth_client(json!({})).await;
-    let of = |fields: &[(&'static str, &'static str)]| {
+    let send = |fields: &[(&'static str, &'static str)]| {
         let fields = fields.to_vec();
         let (app, client) = (&app, &client);
         async move { app.token(&client.shows(&fields)).await }
     };
-    of(&[]).await.told(400, "invalid_request");
-    of(&[("grant_type", "password"), ("username", "a")]).await.told(400, "unsupported_grant_type");
-    of(&[("grant_type", "implicit")]).await.told(400, "unsupported_grant_type");
-    of(&[("grant_type", "client_credentials")]).await.told(400, "unauthorized_client");
-    let twice = [("grant_type", "refresh_token"), ("grant_type", "refresh_token")];
-    of(&twice).await.told(400, "invalid_request");
+    send(&[]).await.told(400, "invalid_request");
+    send(&[("grant_type", "password"), ("username", "a")])
+        .await
+        .told(400, "unsupported_grant_type");
+    send(&[("grant_type", "implicit")]).await.told(400, "unsupported_grant_type");
+    send(&[("grant_type", "client_credentials")]).await.told(400, "unauthorized_client");
+    let repeated = [("grant_type", "refresh_token"), ("grant_type", "refresh_token")];
+    send(&repeated).await.told(400, "invalid_request");
     let long: &'static str = Box::leak("x".repeat(5000).into_boxed_str());
-    of(&[("grant_type", "refresh_token"), ("refresh_token", long)])
+    send(&[("grant_type", "refresh_token"), ("refresh_token", long)])
         .await
         .told(400, "invalid_request");
-    let body = |kind: &str, text: String| app.post("/oauth/token").body(kind, text).send();
-    body("application/json", "{}".to_owned()).await.told(415, "invalid_request");
-    body("application/x-www-form-urlencoded", "a=%zz".to_owned())
+    let send_body = |kind: &str, text: String| app.post("/oauth/token").body(kind, text).send();
+    send_body("application/json", "{}".to_owned()).await.told(415, "invalid_request");
+    send_body("application/x-www-form-urlencoded", "a=%zz".to_owned())
         .await
         .told(400, "invalid_request");
-    body("application/x-www-form-urlencoded", "x".repeat(30_000))
+    send_body("application/x-www-form-urlencoded", "x".repeat(30_000))
         .await
         .told(413, "invalid_request");
-    let many = (0..20_000).map(|n| format!("{n}=1")).collect::<Vec<_>>().join("&");
-    body("application/x-www-form-urlencoded", many[..19_000].to_owned())
+    let many_fields = (0..20_000).map(|n| format!("{n}=1")).collect::<Vec<_>>().join("&");
+    send_body("application/x-www-form-urlencoded", many_fields[..19_000].to_owned())
         .await
         .told(400, "invalid_request");
-    // What is in the URL is no credential.
+    // Credentials in the URL are ignored.
     let query = form(&client.shows(&[("grant_type", "refresh_token"), ("refresh_token", "x")]));
     let in_url = app.post(&format!("/oauth/token?{query}"));
     let in_url = in_url.body("application/x-www-form-urlencoded", "grant_type=refresh_token");
@@ -289,7 +301,7 @@ async fn malformed_requests_are_told_in_the_words_of_the_rfc() {
 }
 
 #[tokio::test]
-async fn an_outage_is_told_as_one_and_never_as_the_end() {
+async fn database_outage_is_never_reported_as_invalid_grant() {
     let app = TestApp::start_with(&[("database.acquire_timeout_seconds", "1")]).await;
     let dana = app.register("acme").await;
     let client = app.confidential_client().await;
@@ -312,7 +324,7 @@ async fn an_outage_is_told_as_one_and_never_as_the_end() {
 }
 
 #[tokio::test]
-async fn floods_are_told_to_wait_and_good_tokens_pass() {
+async fn flood_is_rate_limited_and_valid_token_passes() {
     let app = TestApp::start_with(&[("rate_limit.per_address_per_minute", "30")]).await;
     let dana = app.register("acme").await;
     let client = app.confidential_client().await;
@@ -326,13 +338,14 @@ async fn floods_are_told_to_wait_and_good_tokens_pass() {
     let last = last.unwrap();
     last.told(429, "temporarily_unavailable");
     assert!(last.number("retry-after") >= 1);
-    // Others behind the same address keep nobody with a good token out.
+    // A flood from the same address does not block valid tokens.
     app.refresh(&client, token).await.expect(200);
 }
 
-/// Who lacks what the workspace asks for is kept out, and not disconnected.
+/// If the workspace requires a second factor, grants of users without one are suspended and not
+/// ended.
 #[tokio::test]
-async fn a_second_factor_that_is_asked_for_holds_tokens_back_and_ends_nothing() {
+async fn missing_second_factor_suspends_tokens_and_ends_no_grant() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
     let client = app.confidential_client().await;
@@ -340,52 +353,54 @@ async fn a_second_factor_that_is_asked_for_holds_tokens_back_and_ends_nothing() 
     let tokens = app.tokens_by(&mut browser, &client, &[]).await;
     let [access, refresh] =
         ["access_token", "refresh_token"].map(|name| tokens[name].as_str().unwrap());
-    let ask = async |whether: bool| {
+    let require_second_factor = async |is_required: bool| {
         let mut connection = app.database.connect().await;
         let sql = "UPDATE workspaces SET require_second_factor = $1";
-        sqlx::query(sql).bind(whether).execute(&mut connection).await.unwrap();
+        sqlx::query(sql).bind(is_required).execute(&mut connection).await.unwrap();
         app.database.every_node_knows().await;
     };
-    ask(true).await;
-    let held = app.refresh(&client, refresh).await;
-    held.told(503, "temporarily_unavailable");
-    assert_eq!(held.number("retry-after"), 60);
-    let look = client.shows(&[("token", refresh)]);
-    assert_eq!(app.oauth("/oauth/introspect", &look).await.expect(200), json!({ "active": false }));
-    // What is given back meanwhile does not come back.
+    require_second_factor(true).await;
+    let response = app.refresh(&client, refresh).await;
+    response.told(503, "temporarily_unavailable");
+    assert_eq!(response.number("retry-after"), 60);
+    let fields = client.shows(&[("token", refresh)]);
+    assert_eq!(
+        app.oauth("/oauth/introspect", &fields).await.expect(200),
+        json!({ "active": false })
+    );
+    // A token that is revoked meanwhile stays revoked.
     app.oauth("/oauth/revoke", &client.shows(&[("token", access)])).await.expect(200);
-    ask(false).await;
+    require_second_factor(false).await;
     app.by(access, "GET", "/v1/agents").send().await.refused(401, "unauthorized");
     app.refresh(&client, refresh).await.expect(200);
 }
 
 #[tokio::test]
-async fn what_is_refused_is_in_the_log_under_the_clients_name() {
+async fn rejected_token_request_is_logged_with_client_name() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
     let body = json!({ "name": "Booking", "redirect_uris": ["https://client.example/cb"] });
-    let made = app.by(&dana.access_token, "POST", "/v1/oauth/clients").json(body).send().await;
-    let client = crate::fixture::oauth::OAuthClient::of(&made.expect(201));
+    let created = app.by(&dana.access_token, "POST", "/v1/oauth/clients").json(body).send().await;
+    let client = crate::fixture::oauth::OAuthClient::of(&created.expect(201));
     let mut browser = Browser::of(&app, &dana.email).await;
     let code = app.code_by(&mut browser, &client, &[]).await;
-    let mut wrong = client.clone();
-    wrong.secret = Some("cs_call2me_wrong".to_owned());
-    app.redeem(&wrong, &code).await.told(401, "invalid_client");
+    let mut impostor = client.clone();
+    impostor.secret = Some("cs_call2me_wrong".to_owned());
+    app.redeem(&impostor, &code).await.told(401, "invalid_client");
     let rejected = app.events_of(&dana.access_token, "action=oauth.client_rejected", 1).await;
     assert_eq!(rejected[0]["target"]["name"], "Booking");
     app.clock.advance(Duration::from_mins(2));
     app.redeem(&client, &code).await.told(400, "invalid_grant");
-    let refused =
-        app.events_of(&dana.access_token, "action=oauth.token_refused", 1).await.remove(0);
+    let event = app.events_of(&dana.access_token, "action=oauth.token_refused", 1).await.remove(0);
     assert_eq!(
-        (&refused["actor"]["id"], &refused["metadata"]["user_id"]),
+        (&event["actor"]["id"], &event["metadata"]["user_id"]),
         (&json!(client.id), &json!(dana.user_id))
     );
 }
 
-/// Who gets tokens does not get them without an end.
+/// The rate limit also applies to the tokens that one grant gets.
 #[tokio::test]
-async fn one_grant_gives_so_many_tokens_a_minute() {
+async fn tokens_per_grant_are_rate_limited() {
     let app = TestApp::start_with(&[("rate_limit.per_key_per_minute", "5")]).await;
     let dana = app.register("acme").await;
     let client = app.confidential_client().await;
@@ -402,12 +417,12 @@ async fn one_grant_gives_so_many_tokens_a_minute() {
 }
 
 #[tokio::test]
-async fn a_client_acts_for_itself_in_its_own_workspace() {
+async fn client_credentials_act_in_workspace_of_client() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
     let body = json!({ "name": "Robot", "grant_types": ["client_credentials"], "scope": "write" });
-    let made = app.by(&dana.access_token, "POST", "/v1/oauth/clients").json(body).send().await;
-    let client = crate::fixture::oauth::OAuthClient::of(&made.expect(201));
+    let created = app.by(&dana.access_token, "POST", "/v1/oauth/clients").json(body).send().await;
+    let client = crate::fixture::oauth::OAuthClient::of(&created.expect(201));
     let fields = [("grant_type", "client_credentials")];
     let tokens = app.token(&client.shows(&fields)).await.expect(200);
     assert_eq!(
@@ -421,11 +436,11 @@ async fn a_client_acts_for_itself_in_its_own_workspace() {
     let me = app.by(token, "GET", "/v1/auth/me").send().await.expect(200);
     assert_eq!((&me["subject"]["type"], me.get("user")), (&json!("oauth_client"), None));
     app.by(token, "GET", "/v1/users/me").send().await.refused(404, "not_found");
-    // No more than it was made for.
+    // The scope is limited to that of the client.
     let more = [("grant_type", "client_credentials"), ("scope", "call2me:admin")];
     let more = app.token(&client.shows(&more)).await.expect(200);
     assert_eq!(more["scope"], "call2me:read call2me:write");
-    // It dies with its client.
+    // Deleting the client ends its tokens.
     let path = format!("/v1/oauth/clients/{}", client.id);
     app.by(&dana.access_token, "DELETE", &path).send().await.expect(204);
     app.by(token, "GET", "/v1/agents").send().await.refused(401, "unauthorized");
@@ -433,18 +448,18 @@ async fn a_client_acts_for_itself_in_its_own_workspace() {
 }
 
 #[tokio::test]
-async fn a_client_that_asks_twice_at_once_has_one_grant_for_itself() {
+async fn concurrent_client_credentials_requests_share_one_grant() {
     let app = TestApp::start().await;
     let node = app.another_node().await;
     let dana = app.register("acme").await;
     let body = json!({ "name": "Robot", "grant_types": ["client_credentials"] });
-    let made = app.by(&dana.access_token, "POST", "/v1/oauth/clients").json(body).send().await;
-    let client = crate::fixture::oauth::OAuthClient::of(&made.expect(201));
+    let created = app.by(&dana.access_token, "POST", "/v1/oauth/clients").json(body).send().await;
+    let client = crate::fixture::oauth::OAuthClient::of(&created.expect(201));
     let fields = [("grant_type", "client_credentials")];
-    let tries = (0..20)
+    let requests = (0..20)
         .map(|n| if n % 2 == 0 { &app } else { &node })
         .map(async |node| node.token(&client.shows(&fields)).await);
-    let answers = futures_util::future::join_all(tries).await;
+    let answers = futures_util::future::join_all(requests).await;
     let grants: std::collections::HashSet<_> = answers
         .into_iter()
         .map(|answer| claims(answer.expect(200)["access_token"].as_str().unwrap())["sid"].clone())
@@ -454,7 +469,7 @@ async fn a_client_that_asks_twice_at_once_has_one_grant_for_itself() {
 }
 
 #[tokio::test]
-async fn tokens_are_for_the_resource_that_was_named() {
+async fn token_audience_is_the_requested_resource() {
     let mcp = "https://mcp.example/mcp";
     let app = TestApp::start_with(&[("oauth.resources", "https://mcp.example/mcp")]).await;
     let dana = app.register("acme").await;
@@ -464,7 +479,7 @@ async fn tokens_are_for_the_resource_that_was_named() {
         app.tokens_by(&mut browser, &client, &[("resource", "https://mcp.example/mcp/")]).await;
     let token = tokens["access_token"].as_str().unwrap();
     assert_eq!(claims(token)["aud"], mcp);
-    // It is none for this API.
+    // The token is not valid for this API.
     app.by(token, "GET", "/v1/agents").send().await.refused(401, "unauthorized");
     let refresh = |token: String, resource: &'static str| {
         let client = client.clone();
@@ -478,27 +493,29 @@ async fn tokens_are_for_the_resource_that_was_named() {
             app.token(&client.shows(&fields)).await
         }
     };
-    let text = tokens["refresh_token"].as_str().unwrap().to_owned();
-    refresh(text.clone(), "https://elsewhere.example").await.told(400, "invalid_target");
-    refresh(text.clone(), "https://mcp.example").await.told(400, "invalid_target");
-    let own = app.url.clone();
-    refresh(text.clone(), Box::leak(own.into_boxed_str())).await.told(400, "invalid_target");
-    let again = refresh(text, mcp).await.expect(200);
+    let refresh_token = tokens["refresh_token"].as_str().unwrap().to_owned();
+    refresh(refresh_token.clone(), "https://elsewhere.example").await.told(400, "invalid_target");
+    refresh(refresh_token.clone(), "https://mcp.example").await.told(400, "invalid_target");
+    let own_url = app.url.clone();
+    refresh(refresh_token.clone(), Box::leak(own_url.into_boxed_str()))
+        .await
+        .told(400, "invalid_target");
+    let again = refresh(refresh_token, mcp).await.expect(200);
     assert_eq!(claims(again["access_token"].as_str().unwrap())["aud"], mcp);
 
-    // Both at once, and then either.
+    // A token for both resources is accepted by either.
     let both = client.authorize(&[("resource", mcp), ("prompt", "consent")])
         + &format!("&resource={}", form(&[("x", &app.url)]).trim_start_matches("x="));
     let page = browser.get(&both).await;
-    let (_, told) = crate::fixture::oauth::told(&browser.consent(&page, &[]).await);
-    let tokens = app.redeem(&client, &told["code"]).await.expect(200);
+    let (_, params) = crate::fixture::oauth::told(&browser.consent(&page, &[]).await);
+    let tokens = app.redeem(&client, &params["code"]).await.expect(200);
     let token = tokens["access_token"].as_str().unwrap();
     assert_eq!(claims(token)["aud"], json!([mcp, app.url]));
     app.by(token, "GET", "/v1/agents").send().await.expect(200);
 }
 
 #[tokio::test]
-async fn an_oauth_token_makes_no_keys_and_changes_no_members() {
+async fn oauth_token_cannot_manage_keys_clients_or_members() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
     let member = app.join(&dana, "member").await;
