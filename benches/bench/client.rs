@@ -1,4 +1,4 @@
-//! A small HTTP/1.1 client: one connection, one request at a time, and little work of its own.
+//! A small HTTP/1.1 client with little overhead: one connection, one request at a time.
 
 use std::{fmt::Write as _, io, net::Ipv4Addr};
 
@@ -16,10 +16,10 @@ pub(crate) struct Client {
     stream: TcpStream,
     port: u16,
     buffer: Vec<u8>,
-    closing: bool,
+    is_closing: bool,
 }
 
-/// What came back.
+/// A response.
 pub(crate) struct Answer {
     /// The status.
     pub(crate) status: u16,
@@ -28,17 +28,18 @@ pub(crate) struct Answer {
 }
 
 impl Answer {
-    /// The body as JSON, where the status is a good one.
+    /// Returns the body as JSON. Fails if the status is not 2xx.
     pub(crate) fn json(&self) -> Result<Value, String> {
         if !(200..300).contains(&self.status) {
             let text = String::from_utf8_lossy(&self.body);
-            return Err(format!("the service answered {}: {text}", self.status));
+            return Err(format!("the service responded with {}: {text}", self.status));
         }
-        serde_json::from_slice(&self.body).map_err(|error| format!("no JSON came back: {error}"))
+        serde_json::from_slice(&self.body)
+            .map_err(|error| format!("the response is not JSON: {error}"))
     }
 }
 
-/// A request as it is sent.
+/// Formats a request.
 pub(crate) fn request(
     method: &str,
     path: &str,
@@ -65,22 +66,23 @@ impl Client {
     pub(crate) async fn connect(port: u16) -> io::Result<Self> {
         let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await?;
         stream.set_nodelay(true)?;
-        Ok(Self { stream, port, buffer: Vec::new(), closing: false })
+        Ok(Self { stream, port, buffer: Vec::new(), is_closing: false })
     }
 
-    /// Sends a request and waits for its answer. After a failure the next one connects anew.
+    /// Sends a request and waits for the response. After a failure, the next request opens a new
+    /// connection.
     pub(crate) async fn send(&mut self, request: &str) -> io::Result<Answer> {
-        if self.closing {
+        if self.is_closing {
             *self = Self::connect(self.port).await?;
         }
-        self.closing = true;
+        self.is_closing = true;
         self.stream.write_all(request.as_bytes()).await?;
         let (answer, close) = self.receive().await?;
-        self.closing = close;
+        self.is_closing = close;
         Ok(answer)
     }
 
-    /// The same, and how many microseconds it took.
+    /// Sends a request. Returns the response and its latency in microseconds.
     pub(crate) async fn timed(&mut self, request: &str) -> Result<(Answer, f64), String> {
         let start = Instant::now();
         let answer = self.send(request).await.map_err(|error| error.to_string())?;
@@ -88,7 +90,7 @@ impl Client {
     }
 
     async fn receive(&mut self) -> io::Result<(Answer, bool)> {
-        let malformed = || io::Error::new(io::ErrorKind::InvalidData, "a malformed answer");
+        let malformed = || io::Error::new(io::ErrorKind::InvalidData, "malformed response");
         let head_len = loop {
             if let Some(at) = self.buffer.windows(4).position(|window| window == b"\r\n\r\n") {
                 break at + 4;
@@ -120,7 +122,7 @@ impl Client {
     }
 }
 
-/// One request over a connection of its own.
+/// Sends one request over a new connection.
 pub(crate) async fn once(port: u16, request: &str) -> Result<Answer, String> {
     let mut client = Client::connect(port).await.map_err(|error| error.to_string())?;
     client.send(request).await.map_err(|error| error.to_string())

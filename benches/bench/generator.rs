@@ -1,5 +1,5 @@
-//! Load of our own, where `wrk` has no way to give it: at a fixed rate, or in a loop beside something
-//! else. Every load has a thread to itself.
+//! A load generator for patterns that `wrk` does not support: a fixed rate, or a loop while
+//! something else runs. Every load has its own thread.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -13,55 +13,55 @@ use crate::{
     stats::{self, micros},
 };
 
-/// When requests are sent.
+/// The pace at which requests are sent.
 #[derive(Clone, Copy)]
 pub(crate) enum Pace {
-    /// So many a second, whether or not earlier ones have been answered.
+    /// This many requests per second, even if earlier ones have no response yet.
     PerSecond(u32),
-    /// The next as soon as the last was answered.
+    /// The next request as soon as the previous one has its response.
     Loop,
 }
 
 /// A load.
 pub(crate) struct Load {
-    /// Where to.
+    /// The port of the server.
     pub(crate) port: u16,
-    /// What is sent, one after the other, and then from the first again.
+    /// The requests. They are sent in order, and then again from the first.
     pub(crate) requests: Vec<String>,
-    /// When.
+    /// The pace.
     pub(crate) pace: Pace,
-    /// Over how many connections.
+    /// The number of connections.
     pub(crate) connections: u32,
-    /// How long; with none, until each request was sent once.
+    /// The duration. Without one, each request is sent once.
     pub(crate) lasting: Option<Duration>,
 }
 
-/// What came of it.
+/// The result of a load.
 #[derive(Default)]
 pub(crate) struct Taken {
-    /// Microseconds of each answer.
+    /// The latency of each response, in microseconds.
     pub(crate) latencies: Vec<f64>,
-    /// How many answers had which status.
+    /// The number of responses by status.
     pub(crate) statuses: BTreeMap<u16, u64>,
-    /// Requests without an answer.
+    /// Requests without a response.
     pub(crate) broken: u64,
-    /// How long it took, in seconds.
+    /// The duration in seconds.
     pub(crate) seconds: f64,
 }
 
 impl Taken {
-    /// Answers a second.
+    /// Returns the responses per second.
     pub(crate) fn rate(&self) -> f64 {
         stats::float(self.statuses.values().sum()) / self.seconds
     }
 
-    /// What did not end with this status.
+    /// Counts the requests that did not end with this status.
     pub(crate) fn other_than(&self, status: u16) -> u64 {
         let others = self.statuses.iter().filter(|(other, _)| **other != status);
         others.map(|(_, count)| count).sum::<u64>() + self.broken
     }
 
-    /// Adds what came of another load; its time is not added.
+    /// Adds the result of another load, except for its duration.
     pub(crate) fn add(&mut self, other: Self) {
         self.latencies.extend(other.latencies);
         for (status, count) in other.statuses {
@@ -72,7 +72,7 @@ impl Taken {
 }
 
 impl Load {
-    /// Begins, on a thread of its own.
+    /// Starts the load on a new thread.
     pub(crate) fn start(self) -> JoinHandle<Result<Taken, String>> {
         tokio::task::spawn_blocking(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
@@ -80,7 +80,7 @@ impl Load {
         })
     }
 
-    /// Begins, and waits for the end.
+    /// Starts the load and waits for its end.
     pub(crate) async fn finish(self) -> Result<Taken, String> {
         taken(self.start()).await
     }
@@ -93,8 +93,8 @@ impl Load {
             workers.spawn(worker(load.clone(), number, start));
         }
         let mut all = Taken::default();
-        while let Some(done) = workers.join_next().await {
-            all.add(done.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?);
+        while let Some(result) = workers.join_next().await {
+            all.add(result.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?);
         }
         all.seconds = start.elapsed().as_secs_f64();
         Ok(all)
@@ -106,16 +106,17 @@ pub(crate) async fn taken(load: JoinHandle<Result<Taken, String>>) -> Result<Tak
     load.await.map_err(|error| error.to_string())?
 }
 
-/// One connection. Where a request could not be sent when it was due, because the one before had not
-/// been answered, its latency counts from when it was due; where our own timer was late, it does not.
+/// Runs one connection. If a request could not be sent when it was due, because the previous one
+/// had no response yet, its latency counts from when it was due. A delay of our own timer does not
+/// count.
 async fn worker(load: Arc<Load>, number: u32, start: Instant) -> std::io::Result<Taken> {
     let mut client = Client::connect(load.port).await?;
-    let mut taken = Taken::default();
-    let between = match load.pace {
+    let mut result = Taken::default();
+    let interval = match load.pace {
         Pace::PerSecond(rate) => Duration::from_secs(1) * load.connections / rate,
         Pace::Loop => Duration::ZERO,
     };
-    let mut due = start + between * number / load.connections;
+    let mut due = start + interval * number / load.connections;
     let mut next = usize::try_from(number).unwrap_or_default();
     let step = usize::try_from(load.connections).unwrap_or(1);
     loop {
@@ -124,7 +125,7 @@ async fn worker(load: Arc<Load>, number: u32, start: Instant) -> std::io::Result
             None if next >= load.requests.len() => break,
             _ => {}
         }
-        let from = if between.is_zero() || due > Instant::now() {
+        let sent_at = if interval.is_zero() || due > Instant::now() {
             sleep_until(due).await;
             Instant::now()
         } else {
@@ -132,13 +133,13 @@ async fn worker(load: Arc<Load>, number: u32, start: Instant) -> std::io::Result
         };
         match client.send(&load.requests[next % load.requests.len()]).await {
             Ok(answer) => {
-                *taken.statuses.entry(answer.status).or_default() += 1;
-                taken.latencies.push(micros(from.elapsed()));
+                *result.statuses.entry(answer.status).or_default() += 1;
+                result.latencies.push(micros(sent_at.elapsed()));
             }
-            Err(_) => taken.broken += 1,
+            Err(_) => result.broken += 1,
         }
-        due += between;
+        due += interval;
         next += step;
     }
-    Ok(taken)
+    Ok(result)
 }

@@ -1,5 +1,5 @@
-//! Whether the service slows down as keys become many: the first use of a key, by the number of keys
-//! that there are, each number in a database of its own. See [`memory`] for what it keeps of them.
+//! Latency of the first use of a key, by the number of keys in the table. Each number has its own
+//! database. See [`memory`] for the memory that the service needs.
 
 mod memory;
 
@@ -19,21 +19,21 @@ use crate::{
 const VERIFY: &str = "/v1/auth/verify";
 /// First uses in each database.
 const USES: usize = 500;
-/// Keys that are made at a time.
+/// Keys that are created at a time.
 const CHUNK: usize = 100_000;
-/// The databases and how many keys each holds.
+/// The databases, and the number of keys in each.
 const SIZES: [(&str, usize); 3] =
     [("growth_1k", 1000), ("growth_100k", 100_000), ("growth_1m", 1_000_000)];
 
-/// A database of many keys, and what was measured of it.
-struct Grown {
+/// A database of many keys, and its measurements.
+struct KeyDatabase {
     name: &'static str,
     keys: usize,
     server: Server,
     account: Account,
     /// A request with each of the keys to be used.
     uses: Vec<String>,
-    /// MiB of the table and of its indexes.
+    /// The size of the table and of its indexes, in MiB.
     size: (f64, f64),
     rounds: Vec<Round>,
 }
@@ -45,42 +45,44 @@ struct Round {
     failed: u64,
 }
 
-/// Measures and prints both tables.
+/// Measures first uses and memory, and prints the tables.
 pub(crate) async fn measure(options: &Options, world: &World) -> Result<(), String> {
     let mut all = Vec::new();
-    // What the memory is filled with: the keys of the database that has as many.
-    let mut known = Vec::new();
+    // The memory is measured with the keys of the database that has `CHUNK` of them.
+    let mut memory_keys = Vec::new();
     for (name, keys) in SIZES {
         if keys <= CHUNK || options.full {
-            let (grown, last) = grow(world, name, keys).await?;
+            let (database, last) = create_key_database(world, name, keys).await?;
             if keys == CHUNK {
-                known = last;
+                memory_keys = last;
             }
-            all.push(grown);
+            all.push(database);
         }
     }
     for round in 0..options.rounds() {
-        for grown in &mut all {
-            eprintln!("round {}: first uses, {} keys", round + 1, grown.keys);
+        for database in &mut all {
+            eprintln!("round {}: first uses, {} keys", round + 1, database.keys);
             let step = options.rounds();
-            let uses: Vec<&String> = grown.uses.iter().skip(round).step_by(step).collect();
-            let sample = first_uses(world, &grown.server, &uses).await?;
-            grown.rounds.push(sample);
+            let uses: Vec<&String> = database.uses.iter().skip(round).step_by(step).collect();
+            let sample = measure_first_uses(world, &database.server, &uses).await?;
+            database.rounds.push(sample);
         }
     }
     print(&all);
-    let grown = all.into_iter().find(|grown| grown.keys == CHUNK);
-    let Grown { name, account, .. } = grown.ok_or("the database of many keys is missing")?;
-    memory::measure(options, world, name, &account, &known).await
+    let database = all.into_iter().find(|database| database.keys == CHUNK);
+    let KeyDatabase { name, account, .. } =
+        database.ok_or("the database of many keys is missing")?;
+    memory::measure(options, world, name, &account, &memory_keys).await
 }
 
-/// Makes a database of so many keys and starts a service over it. Also tells the keys made last.
-async fn grow(
+/// Creates a database with this many keys and starts a service on it. Also returns the last keys
+/// that were created.
+async fn create_key_database(
     world: &World,
     name: &'static str,
     keys: usize,
-) -> Result<(Grown, Vec<ApiKeySecret>), String> {
-    eprintln!("making {keys} keys");
+) -> Result<(KeyDatabase, Vec<ApiKeySecret>), String> {
+    eprintln!("creating {keys} keys");
     create_database(&world.postgres, name).await?;
     let server = world.service(name, name, &[]).await.map_err(String::from)?;
     let account = seed::account(server.port).await?;
@@ -89,16 +91,16 @@ async fn grow(
     for first in (0..keys).step_by(CHUNK) {
         last = seed::generate(&world.env, CHUNK.min(keys - first))?;
         seed::store_keys(&mut connection, &world.env, account.workspace, &last).await?;
-        // From everywhere in the table.
+        // The keys are from everywhere in the table.
         let chosen = last.iter().step_by(keys / USES);
         uses.extend(chosen.map(|key| request("GET", VERIFY, Some(key.reveal()), None)));
     }
     let size = size(&mut connection).await?;
     warm_up(world, &server).await?;
-    Ok((Grown { name, keys, server, account, uses, size, rounds: Vec::new() }, last))
+    Ok((KeyDatabase { name, keys, server, account, uses, size, rounds: Vec::new() }, last))
 }
 
-/// Opens the connection of look-ups and prepares their statement, with keys that nobody knows.
+/// Opens the connection for lookups and prepares their statement, with unknown keys.
 async fn warm_up(world: &World, server: &Server) -> Result<(), String> {
     let mut client = Client::connect(server.port).await.map_err(|error| error.to_string())?;
     for key in seed::generate(&world.env, 20)? {
@@ -117,14 +119,18 @@ async fn size(connection: &mut PgConnection) -> Result<(f64, f64), String> {
     .map_err(|error| error.to_string())
 }
 
-async fn first_uses(world: &World, server: &Server, uses: &[&String]) -> Result<Round, String> {
+async fn measure_first_uses(
+    world: &World,
+    server: &Server,
+    uses: &[&String],
+) -> Result<Round, String> {
     let postgres = world.postgres.pid();
     settle(postgres).await;
     let mut client = Client::connect(server.port).await.map_err(|error| error.to_string())?;
     let before = cpu_micros(postgres);
     let mut round = Round { latencies: Vec::new(), postgres_micros: 0, failed: 0 };
-    for question in uses {
-        let (answer, micros) = client.timed(question).await?;
+    for use_request in uses {
+        let (answer, micros) = client.timed(use_request).await?;
         round.failed += u64::from(answer.status != 200);
         round.latencies.push(micros);
     }
@@ -133,7 +139,7 @@ async fn first_uses(world: &World, server: &Server, uses: &[&String]) -> Result<
     Ok(round)
 }
 
-fn print(all: &[Grown]) {
+fn print(all: &[KeyDatabase]) {
     let mut table = Table::new(&[
         "keys in the table",
         "first uses",
@@ -145,33 +151,33 @@ fn print(all: &[Grown]) {
         "table MiB",
         "indexes MiB",
     ]);
-    let middle = |round: &Round| median(round.latencies.iter().copied());
-    for grown in all {
+    let median_latency = |round: &Round| median(round.latencies.iter().copied());
+    for database in all {
         let latencies: Vec<f64> =
-            grown.rounds.iter().flat_map(|round| round.latencies.iter().copied()).collect();
-        let pairs = grown.rounds.iter().zip(&all[0].rounds);
-        let ratio = median(pairs.map(|(own, least)| middle(own) / middle(least)));
-        let cpu: u64 = grown.rounds.iter().map(|round| round.postgres_micros).sum();
-        let failed: u64 = grown.rounds.iter().map(|round| round.failed).sum();
+            database.rounds.iter().flat_map(|round| round.latencies.iter().copied()).collect();
+        let pairs = database.rounds.iter().zip(&all[0].rounds);
+        let ratio = median(pairs.map(|(own, least)| median_latency(own) / median_latency(least)));
+        let cpu: u64 = database.rounds.iter().map(|round| round.postgres_micros).sum();
+        let failed: u64 = database.rounds.iter().map(|round| round.failed).sum();
         table.row([
-            number(float(grown.keys as u64), 0),
+            number(float(database.keys as u64), 0),
             latencies.len().to_string(),
             millis(median(latencies.iter().copied())),
             number(ratio, 2) + " ×",
             millis(percentile(&latencies, 99)),
             number(float(cpu) / float(latencies.len() as u64), 0),
             failed.to_string(),
-            number(grown.size.0, 1),
-            number(grown.size.1, 1),
+            number(database.size.0, 1),
+            number(database.size.1, 1),
         ]);
     }
-    table.print("The first use of a key, by how many there are");
+    table.print("First use of a key, by the number of keys");
     println!(
-        "\nOne request after the other over one connection, each with a key that the service has not \
-         seen, from everywhere in the table; rounds interleaved, the ratio is the median of those of \
-         the rounds. PostgreSQL's CPU includes writing the audit log of these requests and what the \
-         services do every few seconds; the kernel counts it in steps of 10 ms, so for {USES} \
-         requests it is exact to about {} µs for each step.",
+        "\nThe requests are sent one after the other over one connection, each with a key that the service \
+         has not seen, from everywhere in the table. Rounds are interleaved; the ratio is the median of \
+         the ratios of the rounds. The CPU time of PostgreSQL includes writing the audit log of these \
+         requests and periodic work of the services. The kernel counts it in steps of 10 ms, so for \
+         {USES} requests each step is about {} µs.",
         10_000 / USES
     );
 }

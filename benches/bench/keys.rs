@@ -1,4 +1,4 @@
-//! Files of keys for the load to choose from, and the same keys in the database.
+//! Files of keys from which the load chooses, and the same keys in the database.
 
 use std::path::PathBuf;
 
@@ -10,28 +10,28 @@ use crate::{
     world::World,
 };
 
-/// The most requests a second that there are keys for.
+/// The maximum requests per second for which there are keys.
 const FRESH_PER_SECOND: usize = 25_000;
 const UNKNOWN_PER_SECOND: usize = 60_000;
 
-/// The files.
+/// The key files.
 pub(crate) struct Keys {
-    /// Keys that the service has seen, how many, and a pass over all of them.
+    /// Keys that the service has cached, their number, and requests that use each of them once.
     pub(crate) warm: PathBuf,
     pub(crate) warm_count: usize,
     warm_up: Vec<String>,
-    /// Keys that it has not seen, and how many of them there are for a round.
+    /// Keys that the service has not seen, and their number per round.
     pub(crate) fresh: PathBuf,
     pub(crate) fresh_window: usize,
-    /// Keys with a right checksum that are in no database.
+    /// Keys with a valid checksum that are in no database, and their number per round.
     pub(crate) unknown: PathBuf,
     pub(crate) unknown_window: usize,
 }
 
 impl Keys {
-    /// Makes the files and stores the keys.
+    /// Creates the files and stores the keys.
     pub(crate) async fn make(options: &Options, world: &World) -> Result<Self, String> {
-        eprintln!("making keys");
+        eprintln!("creating keys");
         let seconds = usize::try_from(options.seconds()).unwrap_or(1);
         let warm_count = if options.quick { 10_000 } else { 100_000 };
         let (fresh_window, unknown_window) =
@@ -56,8 +56,8 @@ impl Keys {
         let warm = seed::generate(&world.env, warm_count)?;
         seed::write_keys(&all.warm, &warm)?;
         seed::store_keys(&mut connection, &world.env, workspace, &warm).await?;
-        let ask = |key: &str| request("GET", "/v1/auth/verify", Some(key), None);
-        Ok(Self { warm_up: warm.iter().map(|key| ask(key.reveal())).collect(), ..all })
+        let verify_request = |key: &str| request("GET", "/v1/auth/verify", Some(key), None);
+        Ok(Self { warm_up: warm.iter().map(|key| verify_request(key.reveal())).collect(), ..all })
     }
 
     /// Uses each of the warm keys once.
@@ -66,11 +66,11 @@ impl Keys {
     }
 }
 
-/// Sends each request once, over many connections. All are to be answered with 200.
+/// Sends each request once over many connections. Every response must be 200.
 pub(crate) async fn pass(port: u16, requests: Vec<String>) -> Result<(), String> {
     let load = Load { port, requests, pace: Pace::Loop, connections: 48, lasting: None };
     match load.finish().await?.other_than(200) {
         0 => Ok(()),
-        failed => Err(format!("{failed} keys were refused at their first use")),
+        failed => Err(format!("{failed} keys were rejected at their first use")),
     }
 }

@@ -1,4 +1,5 @@
-//! What the log's proof costs: sealing, verifying, and counting uses exactly, beside a floor of the same run.
+//! Cost of the hash chain of the audit log: sealing, verification and exact usage counts, next to a
+//! baseline of the same run.
 
 use std::{
     fs,
@@ -34,17 +35,17 @@ use crate::{
 };
 
 const DATABASE: &str = "ledger";
-/// Events of a batch, about as many as gather at full speed.
+/// Events in a batch, about as many as gather at full load.
 const BATCH: usize = 600;
-/// How often a batch is counted for one sample.
+/// The number of times that a batch is processed for one sample.
 const REPEATS: u32 = 200;
-/// Connections of the load that counting is compared with.
+/// Connections of the load that is the baseline of the usage counts.
 const CONNECTIONS: usize = 48;
 
-/// Measures all of it and prints the tables.
+/// Measures everything and prints the tables.
 pub(crate) async fn measure(options: &Options, world: &World) -> Result<(), String> {
     let events = if options.quick { 50_000 } else { 500_000 };
-    counting(options, world).await?;
+    measure_counting(options, world).await?;
     create_database(&world.postgres, DATABASE).await?;
     let url = world.postgres.url(DATABASE);
     call2me_auth::store::migrate::migrate(url.expose_secret()).await?;
@@ -54,42 +55,48 @@ pub(crate) async fn measure(options: &Options, world: &World) -> Result<(), Stri
         statement_timeout: Duration::from_mins(1),
     };
     let store = Store::connect(url.expose_secret(), &pool).await?;
-    let mut table =
-        Table::new(&["what", "events/s", "CPU µs/event", "PostgreSQL µs", "events", "workspaces"]);
+    let mut table = Table::new(&[
+        "operation",
+        "events/s",
+        "CPU µs/event",
+        "PostgreSQL µs",
+        "events",
+        "workspaces",
+    ]);
     for workspaces in [1, 100] {
-        let appended = append(world, &store, events, workspaces).await?;
-        table.row(appended.cells("written, with their digests (the floor)", workspaces));
-        let sealed = Box::pin(seal(world, &store, events)).await?;
-        table.row(sealed.cells("sealed, and uses counted", workspaces));
+        let appended = measure_appending(world, &store, events, workspaces).await?;
+        table.row(appended.cells("written, with digests (baseline)", workspaces));
+        let sealed = Box::pin(measure_sealing(world, &store, events)).await?;
+        table.row(sealed.cells("sealed, and usage counted", workspaces));
     }
-    let verified = verify(world)?;
+    let verified = measure_verification(world)?;
     table.row(verified.cells("verified: `admin audit verify`", 101));
-    table.print("The log's proof");
+    table.print("Hash chain of the audit log");
     println!(
-        "\nEvents are written, and then sealed, by this process, one batch after the other over one connection; verified by \
-         the service's own command, all of them. CPU is of the process that does it, and of PostgreSQL."
+        "\nThis process writes and then seals the events, batch by batch over one connection. The service's own command \
+         verifies all of them. CPU time is that of the process that does the work, and of PostgreSQL."
     );
     store.close().await;
     Ok(())
 }
 
-/// What was done, and what it took.
-struct Done {
+/// A measurement of some work.
+struct Measurement {
     events: u64,
-    took: Duration,
-    /// Microseconds of the process and of PostgreSQL.
+    elapsed: Duration,
+    /// The CPU time of the process and of PostgreSQL, in microseconds.
     cpu: u64,
     postgres_cpu: u64,
 }
 
-impl Done {
-    fn cells(&self, what: &str, workspaces: usize) -> Vec<String> {
-        let each = |micros: u64| number(float(micros) / float(self.events), 2);
+impl Measurement {
+    fn cells(&self, label: &str, workspaces: usize) -> Vec<String> {
+        let per_event = |micros: u64| number(float(micros) / float(self.events), 2);
         vec![
-            what.to_owned(),
-            number(float(self.events) / self.took.as_secs_f64(), 0),
-            each(self.cpu),
-            each(self.postgres_cpu),
+            label.to_owned(),
+            number(float(self.events) / self.elapsed.as_secs_f64(), 0),
+            per_event(self.cpu),
+            per_event(self.postgres_cpu),
             number(float(self.events), 0),
             workspaces.to_string(),
         ]
@@ -97,26 +104,26 @@ impl Done {
 }
 
 /// Measures work of this process.
-async fn timed(
+async fn measure_work(
     world: &World,
     events: u64,
     work: impl Future<Output = Result<(), String>>,
-) -> Result<Done, String> {
+) -> Result<Measurement, String> {
     let (own, postgres) = (std::process::id(), world.postgres.pid());
-    // Of this process alone: what it has started is of others.
-    let own_cpu = || own_micros(own);
+    // This process alone, without the CPU time of its children.
+    let own_cpu = || own_cpu_micros(own);
     let before = (own_cpu(), cpu_micros(postgres));
     let clock = &world.env.clock;
-    let began = clock.monotonic();
+    let started = clock.monotonic();
     work.await?;
-    let took = clock.monotonic().saturating_sub(began);
+    let elapsed = clock.monotonic().saturating_sub(started);
     settle(postgres).await;
     let (cpu, postgres_cpu) = (own_cpu() - before.0, cpu_micros(postgres) - before.1);
-    Ok(Done { events, took, cpu, postgres_cpu })
+    Ok(Measurement { events, elapsed, cpu, postgres_cpu })
 }
 
-/// Microseconds of processor time of a process without its children.
-fn own_micros(pid: u32) -> u64 {
+/// Returns the CPU time of a process without its children, in microseconds.
+fn own_cpu_micros(pid: u32) -> u64 {
     let text = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     let fields: Vec<&str> =
         text.rsplit_once(')').map_or("", |(_, rest)| rest).split_whitespace().collect();
@@ -124,8 +131,13 @@ fn own_micros(pid: u32) -> u64 {
     ticks.iter().filter_map(|field| field.parse::<u64>().ok()).sum::<u64>() * 10_000
 }
 
-/// A batch of requests with keys, one after the other.
-fn batch(env: &Env, workspaces: &[WorkspaceId], keys: &[ApiKeyId], size: usize) -> Vec<NewEvent> {
+/// Builds a batch of requests that use the keys in turn.
+fn build_batch(
+    env: &Env,
+    workspaces: &[WorkspaceId],
+    keys: &[ApiKeyId],
+    size: usize,
+) -> Vec<NewEvent> {
     let event =
         |number: usize| {
             let request = Arc::new(RequestInfo {
@@ -147,45 +159,49 @@ fn batch(env: &Env, workspaces: &[WorkspaceId], keys: &[ApiKeyId], size: usize) 
 }
 
 /// Writes events as the service does.
-async fn append(
+async fn measure_appending(
     world: &World,
     store: &Store,
     events: usize,
     workspaces: usize,
-) -> Result<Done, String> {
+) -> Result<Measurement, String> {
     let env = &world.env;
     let workspaces: Vec<WorkspaceId> = (0..workspaces).map(|_| env.new_id()).collect();
     let keys: Vec<ApiKeyId> = workspaces.iter().map(|_| env.new_id()).collect();
-    let mut line = Line::new(store.clone());
+    let mut connection = Line::new(store.clone());
     let batches = events / BATCH;
     let work = async {
         for _ in 0..batches {
-            let batch = batch(env, &workspaces, &keys, BATCH);
-            let written = line.append_audit_events(batch.iter(), false).await;
+            let batch = build_batch(env, &workspaces, &keys, BATCH);
+            let written = connection.append_audit_events(batch.iter(), false).await;
             written.map_err(|error| format!("cannot write events: {error}"))?;
         }
         Ok(())
     };
-    timed(world, (batches * BATCH) as u64, work).await
+    measure_work(world, (batches * BATCH) as u64, work).await
 }
 
-/// Seals what is written.
-async fn seal(world: &World, store: &Store, events: usize) -> Result<Done, String> {
+/// Seals the events that were written.
+async fn measure_sealing(
+    world: &World,
+    store: &Store,
+    events: usize,
+) -> Result<Measurement, String> {
     let counts = Arc::<SealCounts>::default();
     let mut sealer = Sealer::new(store.clone(), world.env.clone(), Arc::clone(&counts));
     let work =
         async { sealer.seal_all().await.map_err(|error| format!("cannot seal events: {error}")) };
-    let done = Box::pin(timed(world, (events / BATCH * BATCH) as u64, work)).await?;
+    let measurement = Box::pin(measure_work(world, (events / BATCH * BATCH) as u64, work)).await?;
     let count = counts.sealed.load(std::sync::atomic::Ordering::Relaxed);
-    if count == done.events {
-        Ok(done)
+    if count == measurement.events {
+        Ok(measurement)
     } else {
-        Err(format!("{count} events were sealed, and not {}", done.events))
+        Err(format!("{count} events were sealed instead of {}", measurement.events))
     }
 }
 
-/// Looks whether all is as it was sealed, as an operator does.
-fn verify(world: &World) -> Result<Done, String> {
+/// Verifies the audit log as an operator does.
+fn measure_verification(world: &World) -> Result<Measurement, String> {
     let url = world.postgres.url(DATABASE);
     let mut command = Command::new(SERVICE);
     command
@@ -196,8 +212,8 @@ fn verify(world: &World) -> Result<Done, String> {
         .current_dir(Path::new(env!("CARGO_TARGET_TMPDIR")))
         .stdin(Stdio::null());
     let (postgres, own) = (world.postgres.pid(), std::process::id());
-    // Of children that have ended.
-    let children = || cpu_micros(own) - own_micros(own);
+    // The CPU time of children that have exited.
+    let children = || cpu_micros(own) - own_cpu_micros(own);
     let before = (children(), cpu_micros(postgres));
     let output = command.output().map_err(|error| format!("cannot verify: {error}"))?;
     let (cpu, postgres_cpu) =
@@ -205,25 +221,25 @@ fn verify(world: &World) -> Result<Done, String> {
     let answer: Value = serde_json::from_slice(&output.stdout)
         .map_err(|_| format!("cannot verify: {}", String::from_utf8_lossy(&output.stderr)))?;
     if answer["verified"] != true {
-        return Err(format!("the log does not verify: {answer:#}"));
+        return Err(format!("the audit log does not verify: {answer:#}"));
     }
     let events = answer["events"].as_u64().unwrap_or_default();
-    let took = Duration::from_secs_f64(answer["seconds"].as_f64().unwrap_or(f64::NAN));
-    Ok(Done { events, took, cpu, postgres_cpu })
+    let elapsed = Duration::from_secs_f64(answer["seconds"].as_f64().unwrap_or(f64::NAN));
+    Ok(Measurement { events, elapsed, cpu, postgres_cpu })
 }
 
-/// What counting adds to a request, beside what a request takes.
-async fn counting(options: &Options, world: &World) -> Result<(), String> {
+/// Measures the CPU time that usage counts add to a request, next to that of the whole request.
+async fn measure_counting(options: &Options, world: &World) -> Result<(), String> {
     let traffic = Traffic::Same { path: "/v1/auth/verify", bearer: world.account.key.clone() };
     let (env, workspaces) = (&world.env, [world.env.new_id()]);
     let one: Vec<ApiKeyId> = vec![env.new_id()];
     let many: Vec<ApiKeyId> = (0..BATCH).map(|_| env.new_id()).collect();
     let batches = [one, many].map(|keys| {
-        let counted = batch(env, &workspaces, &keys, BATCH);
+        let counted = build_batch(env, &workspaces, &keys, BATCH);
         let uncounted = counted.iter().cloned().map(|event| NewEvent { route: None, ..event });
         (uncounted.collect::<Vec<_>>(), counted)
     });
-    let (mut requests, mut statements, mut counts, mut digests) =
+    let (mut request_samples, mut statement_samples, mut counting_samples, mut digest_samples) =
         (Vec::new(), Vec::new(), [Vec::new(), Vec::new()], Vec::new());
     for round in 0..options.rounds() {
         eprintln!("round {}: counting", round + 1);
@@ -233,54 +249,56 @@ async fn counting(options: &Options, world: &World) -> Result<(), String> {
         let outcome =
             wrk::run(world.folder(), world.service.port, &traffic, CONNECTIONS, seconds).await?;
         settle(world.postgres.pid()).await;
-        requests.push(float(cpu_micros(pid) - before) / float(outcome.requests));
-        for ((uncounted, counted), samples) in batches.iter().zip(&mut counts) {
-            let [without, with] = [uncounted, counted].map(|batch| each(env, batch, statement));
-            statements.push(without);
+        request_samples.push(float(cpu_micros(pid) - before) / float(outcome.requests));
+        for ((uncounted, counted), samples) in batches.iter().zip(&mut counting_samples) {
+            let [without, with] =
+                [uncounted, counted].map(|batch| micros_per_event(env, batch, build_statement));
+            statement_samples.push(without);
             samples.push(with - without);
         }
         let digest = |event: &NewEvent| usize::from(event.public().digest().as_bytes()[0]);
-        digests.push(each(env, &batches[0].0, |batch| batch.iter().map(digest).sum()));
+        digest_samples
+            .push(micros_per_event(env, &batches[0].0, |batch| batch.iter().map(digest).sum()));
     }
-    let request = median(requests);
-    let mut table = Table::new(&["what", "CPU µs/request", "of a request"]);
+    let request = median(request_samples);
+    let mut table = Table::new(&["operation", "CPU µs/request", "of a request"]);
     table.row([
-        "a request with one warm key, everything on (the floor)".to_owned(),
+        "request with one warm key, everything on (baseline)".to_owned(),
         number(request, 2),
         "100.0 %".to_owned(),
     ]);
-    let [one, many] = counts;
-    for (what, samples) in [
-        ("of it: the statement that logs it, without uses", statements),
-        ("of it: counting uses, of one key", one),
-        ("of it: counting uses, each request of another key", many),
-        ("of it: the digest that is sealed", digests),
+    let [one, many] = counting_samples;
+    for (label, samples) in [
+        ("part of it: the log statement, without usage counts", statement_samples),
+        ("part of it: usage counts of one key", one),
+        ("part of it: usage counts, another key per request", many),
+        ("part of it: the digest for the hash chain", digest_samples),
     ] {
         let micros = median(samples);
         let part = format!("{} %", number(micros / request * 100.0, 2));
-        table.row([what.to_owned(), number(micros, 3), part]);
+        table.row([label.to_owned(), number(micros, 3), part]);
     }
-    table.print("What counting and sealing add to a request");
+    table.print("Cost of usage counts and sealing per request");
     println!(
-        "\nMedians of the rounds. A request's CPU is the service's, as in the first table; the others are measured in this \
-         process, on batches of {BATCH} events, which the service's writer makes of them off the path of requests."
+        "\nMedians of the rounds. The CPU time of a request is that of the service, as in the first table. The others are measured \
+         in this process, on batches of {BATCH} events; the service's writer builds such batches outside of requests."
     );
     Ok(())
 }
 
-/// Makes all that PostgreSQL is told of a batch.
-fn statement(batch: &[NewEvent]) -> usize {
+/// Builds the arguments of the statement that stores a batch, and returns their number.
+fn build_statement(batch: &[NewEvent]) -> usize {
     let arguments = audit::append(&batch.iter(), false).map(|mut append| append.take_arguments());
     arguments.map_or(0, |arguments| arguments.map_or(0, |some| some.map_or(0, |some| some.len())))
 }
 
-/// Microseconds for each event of a batch.
-fn each(env: &Env, batch: &[NewEvent], work: impl Fn(&[NewEvent]) -> usize) -> f64 {
-    let began = env.clock.monotonic();
+/// Returns the microseconds per event of a batch.
+fn micros_per_event(env: &Env, batch: &[NewEvent], work: impl Fn(&[NewEvent]) -> usize) -> f64 {
+    let started = env.clock.monotonic();
     for _ in 0..REPEATS {
         std::hint::black_box(work(std::hint::black_box(batch)));
     }
-    micros(env.clock.monotonic().saturating_sub(began))
+    micros(env.clock.monotonic().saturating_sub(started))
         / f64::from(REPEATS)
         / float(batch.len() as u64)
 }

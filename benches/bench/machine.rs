@@ -1,10 +1,10 @@
-//! What it was measured on, and how to do it again.
+//! The machine of the measurements, and the command that repeats them.
 
 use std::{fs, process::Command};
 
 use crate::{options::Options, world::World};
 
-/// Prints both.
+/// Prints the machine and the command.
 pub(crate) async fn describe(options: &Options, world: &World) -> Result<(), String> {
     let mut connection = world.connect("main").await?;
     let version: String = sqlx::query_scalar("SHOW server_version")
@@ -19,12 +19,12 @@ pub(crate) async fn describe(options: &Options, world: &World) -> Result<(), Str
         .fetch_one(&mut connection)
         .await
         .map_err(|error| error.to_string())?;
-    let way = if sockets.is_empty() { "TCP on 127.0.0.1" } else { "a Unix socket" };
+    let connection_type = if sockets.is_empty() { "TCP on 127.0.0.1" } else { "a Unix socket" };
     let cores = std::thread::available_parallelism().map_or(0, usize::from);
     println!("- machine: {cores} cores, {}, {}", processor(), memory());
     println!("- kernel: Linux {}", first_line("/proc/sys/kernel/osrelease"));
-    println!("- load before: {}", first_line("/proc/loadavg"));
-    println!("- PostgreSQL {version}, fsync {fsync}, over {way}");
+    println!("- load average before: {}", first_line("/proc/loadavg"));
+    println!("- PostgreSQL {version}, fsync {fsync}, over {connection_type}");
     println!("- {}; {}; {}", tool("rustc", "-V"), tool("nginx", "-v"), tool("wrk", "-v"));
     println!("- commit: {}", tool("git", "describe --always --dirty"));
     println!(
@@ -35,7 +35,7 @@ pub(crate) async fn describe(options: &Options, world: &World) -> Result<(), Str
     );
     let arguments: Vec<String> =
         std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
-    println!("- again: ./scripts/bench {}", arguments.join(" "));
+    println!("- repeat: ./scripts/bench {}", arguments.join(" "));
     Ok(())
 }
 
@@ -56,7 +56,7 @@ fn memory() -> String {
     kilobytes.map_or("memory unknown".to_owned(), |kb| format!("{} GiB of memory", kb >> 20))
 }
 
-/// The first line that a program says of itself.
+/// Returns the first line that a program prints.
 fn tool(program: &str, argument: &str) -> String {
     let Ok(output) = Command::new(program).args(argument.split(' ')).output() else {
         return format!("{program} unknown");

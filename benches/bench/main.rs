@@ -1,8 +1,8 @@
-//! `./scripts/bench`: what the service costs, measured beside a bare axum and nginx in one run.
+//! `./scripts/bench`: measures the service next to a bare axum and nginx in one run.
 //!
-//! Everything runs on this machine: a PostgreSQL with fsync on, the service as `serve` starts it, the
-//! two servers to compare with, and the load. Rounds are short and interleaved, so that what else the
-//! machine does meanwhile hits all rows alike; medians are told. Nothing is asserted.
+//! Everything runs on this machine: a PostgreSQL with fsync on, the service as `serve` starts it,
+//! the two servers to compare with, and the load. Rounds are short and interleaved, so that other
+//! activity of the machine affects all rows alike. The tables show medians. Nothing is asserted.
 
 mod audit_log;
 mod bare;
@@ -35,16 +35,17 @@ use self::{
 
 fn main() -> ExitCode {
     if std::env::args().nth(1).as_deref() == Some(bare::ARGUMENT) {
-        return outcome(bare::serve());
+        return exit_code(bare::serve());
     }
     let options = Options::parse();
-    // One thread: the kernel stops what this thread started when it dies, however that comes about.
+    // One thread, because the kernel stops the child processes when the thread that started them
+    // dies.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    outcome(runtime.map_err(|error| format!("cannot start the runtime: {error}")).and_then(
+    exit_code(runtime.map_err(|error| format!("cannot start the runtime: {error}")).and_then(
         |runtime| {
             runtime.block_on(async {
                 tokio::select! {
-                    done = run(&options) => done,
+                    result = run(&options) => result,
                     stopped = process::stop_signal() => stopped,
                 }
             })
@@ -52,8 +53,8 @@ fn main() -> ExitCode {
     ))
 }
 
-fn outcome(done: Result<(), String>) -> ExitCode {
-    match done {
+fn exit_code(result: Result<(), String>) -> ExitCode {
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(line) => {
             eprintln!("bench: {line}");

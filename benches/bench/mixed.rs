@@ -1,6 +1,6 @@
-//! What else goes on must not slow keys down: verification at a fixed rate, alone and beside sign-ins
-//! and a flood of keys that nobody knows. Beside it a bare axum, to which the same happens: by how much
-//! that becomes slower is the machine's part, since it has no part in sign-ins and unknown keys.
+//! Key verification next to other traffic, which must not slow it down: alone, next to sign-ins,
+//! and next to a flood of unknown keys. A bare axum gets the same load. It has no part in sign-ins
+//! and unknown keys, so its slowdown is the share of the machine.
 
 use std::time::Duration;
 
@@ -15,60 +15,61 @@ use crate::{
     world::World,
 };
 
-const VERIFY: &str = "/v1/auth/verify";
-/// How fast good keys come, over how many connections: rarely, often, and as fast as they are answered.
+const VERIFY_PATH: &str = "/v1/auth/verify";
+/// The paces of valid keys, with their connections: slow, fast, and as fast as responses arrive.
 const PACES: [(Pace, u32, &str); 3] = [
     (Pace::PerSecond(2_000), 16, "2,000/s"),
     (Pace::PerSecond(10_000), 16, "10,000/s"),
     (Pace::Loop, 48, "full speed"),
 ];
-/// Sign-ins at once, each of another person.
+/// Concurrent sign-ins, each of another user.
 const SIGN_INS: u32 = PEOPLE;
-/// Requests a second with unknown keys.
-const FLOOD: u32 = 10_000;
+/// Requests per second with unknown keys.
+const FLOOD_RATE: u32 = 10_000;
 const FLOOD_CONNECTIONS: u32 = 32;
 
-/// What goes on beside it.
+/// The traffic that runs at the same time.
 #[derive(Clone, Copy)]
-enum Beside {
+enum BackgroundTraffic {
     Nothing,
     SignIns,
     Flood,
 }
 
-const SITUATIONS: [(Beside, &str, u16); 3] = [
-    (Beside::Nothing, "alone", 0),
-    (Beside::SignIns, "beside 8 sign-ins at once", 200),
-    (Beside::Flood, "beside a flood of unknown keys", 401),
+const SITUATIONS: [(BackgroundTraffic, &str, u16); 3] = [
+    (BackgroundTraffic::Nothing, "alone", 0),
+    (BackgroundTraffic::SignIns, "with 8 concurrent sign-ins", 200),
+    (BackgroundTraffic::Flood, "with a flood of unknown keys", 401),
 ];
 
-/// Who is asked meanwhile.
+/// The server that is measured.
 #[derive(Clone, Copy)]
-enum Asked {
+enum Target {
     Service,
     Bare,
 }
 
-const ASKED: [(Asked, &str); 2] = [(Asked::Service, "verify"), (Asked::Bare, "bare axum")];
+const TARGETS: [(Target, &str); 2] = [(Target::Service, "verify"), (Target::Bare, "bare axum")];
 
-/// A round of a situation.
+/// One round of one situation.
 struct Sample {
     keys: Taken,
-    beside: Option<Taken>,
+    background: Option<Taken>,
 }
 
 /// The rounds of each situation.
 type Samples = [Vec<Sample>; SITUATIONS.len()];
 
-/// Measures and prints the table.
+/// Measures the situations and prints the table.
 pub(crate) async fn measure(options: &Options, world: &World) -> Result<(), String> {
-    let mut samples: [[Samples; ASKED.len()]; PACES.len()] = Default::default();
+    let mut samples: [[Samples; TARGETS.len()]; PACES.len()] = Default::default();
     for round in 1..=options.rounds() {
         for ((pace, connections, speed), samples) in PACES.iter().zip(&mut samples) {
-            for ((asked, who), samples) in ASKED.iter().zip(samples) {
-                for ((beside, name, _), samples) in SITUATIONS.iter().zip(samples) {
-                    eprintln!("round {round}: {who}, {speed}, {name}");
-                    let sample = one(options, world, *asked, *beside, (*pace, *connections));
+            for ((target, target_name), samples) in TARGETS.iter().zip(samples) {
+                for ((background, name, _), samples) in SITUATIONS.iter().zip(samples) {
+                    eprintln!("round {round}: {target_name}, {speed}, {name}");
+                    let sample =
+                        measure_round(options, world, *target, *background, (*pace, *connections));
                     samples.push(sample.await?);
                     settle(world.postgres.pid()).await;
                 }
@@ -79,11 +80,11 @@ pub(crate) async fn measure(options: &Options, world: &World) -> Result<(), Stri
     Ok(())
 }
 
-async fn one(
+async fn measure_round(
     options: &Options,
     world: &World,
-    asked: Asked,
-    beside: Beside,
+    target: Target,
+    background: BackgroundTraffic,
     (pace, connections): (Pace, u32),
 ) -> Result<Sample, String> {
     let service = world.service.port;
@@ -95,73 +96,84 @@ async fn one(
         connections,
         lasting: Some(lasting),
     };
-    let other = match beside {
-        Beside::Nothing => None,
-        Beside::SignIns => {
+    let other = match background {
+        BackgroundTraffic::Nothing => None,
+        BackgroundTraffic::SignIns => {
             let logins = world.account.logins.iter();
             let logins = logins.map(|login| request("POST", "/v1/auth/login", None, Some(login)));
             Some(load(service, logins.collect(), Pace::Loop, SIGN_INS).start())
         }
-        Beside::Flood => {
-            let count = usize::try_from(lasting.as_secs()).unwrap_or(1) * FLOOD as usize;
+        BackgroundTraffic::Flood => {
+            let count = usize::try_from(lasting.as_secs()).unwrap_or(1) * FLOOD_RATE as usize;
             let keys = seed::generate(&world.env, count)?;
-            let flood = keys.iter().map(|key| request("GET", VERIFY, Some(key.reveal()), None));
-            Some(load(service, flood.collect(), Pace::PerSecond(FLOOD), FLOOD_CONNECTIONS).start())
+            let flood =
+                keys.iter().map(|key| request("GET", VERIFY_PATH, Some(key.reveal()), None));
+            Some(
+                load(service, flood.collect(), Pace::PerSecond(FLOOD_RATE), FLOOD_CONNECTIONS)
+                    .start(),
+            )
         }
     };
-    let verify = request("GET", VERIFY, Some(&world.account.key), None);
-    let port = match asked {
-        Asked::Service => service,
-        Asked::Bare => world.bare.port,
+    let verify = request("GET", VERIFY_PATH, Some(&world.account.key), None);
+    let port = match target {
+        Target::Service => service,
+        Target::Bare => world.bare.port,
     };
     let keys = load(port, vec![verify], pace, connections).finish().await?;
-    let beside = match other {
+    let background = match other {
         Some(other) => Some(taken(other).await?),
         None => None,
     };
-    Ok(Sample { keys, beside })
+    Ok(Sample { keys, background })
 }
 
-fn print(samples: &[[Samples; ASKED.len()]; PACES.len()]) {
+fn print(samples: &[[Samples; TARGETS.len()]; PACES.len()]) {
     let mut table = Table::new(&[
         "one warm key",
         "requests/s",
         "p50 ms",
-        "of alone",
+        "vs. alone",
         "p99 ms",
-        "of alone",
+        "vs. alone",
         "failed",
-        "beside it/s",
-        "of these failed",
+        "other requests/s",
+        "other failed",
     ]);
     for ((.., speed), samples) in PACES.iter().zip(samples) {
-        for ((_, who), samples) in ASKED.iter().zip(samples) {
+        for ((_, target_name), samples) in TARGETS.iter().zip(samples) {
             for ((_, name, expected), own) in SITUATIONS.iter().zip(samples) {
-                table.row(row(&format!("{who}, {speed}, {name}"), *expected, own, &samples[0]));
+                table.row(row(
+                    &format!("{target_name}, {speed}, {name}"),
+                    *expected,
+                    own,
+                    &samples[0],
+                ));
             }
         }
     }
-    table.print("The key path beside other traffic");
+    table.print("Key verification next to other traffic");
     println!(
-        "\nAt a rate: open loop over 16 connections. Full speed: closed loop over 48. The flood asks for \
-         {FLOOD} requests/s, each with another key of a right checksum, all of which are to be 401. The \
-         generators share the cores with the service."
+        "\nAt a rate: open loop over 16 connections. Full speed: closed loop over 48 connections. The \
+         flood is {FLOOD_RATE} requests/s, each with another key that has a valid checksum; every response must \
+         be 401. The load generators share the cores with the service."
     );
 }
 
-fn row(name: &str, expected: u16, own: &[Sample], alone: &[Sample]) -> [String; 9] {
+fn row(name: &str, expected: u16, samples: &[Sample], alone_samples: &[Sample]) -> [String; 9] {
     let at = |sample: &Sample, percent| percentile(&sample.keys.latencies, percent);
-    let of = |percent| median(own.iter().map(|sample| at(sample, percent)));
+    let of = |percent| median(samples.iter().map(|sample| at(sample, percent)));
     let ratio = |percent| {
-        let pairs = own.iter().zip(alone);
-        number(median(pairs.map(|(own, alone)| at(own, percent) / at(alone, percent))), 2) + " ×"
+        let pairs = samples.iter().zip(alone_samples);
+        number(median(pairs.map(|(sample, alone)| at(sample, percent) / at(alone, percent))), 2)
+            + " ×"
     };
-    let failed: u64 = own.iter().map(|sample| sample.keys.other_than(200)).sum();
-    let others: Vec<&Taken> = own.iter().filter_map(|sample| sample.beside.as_ref()).collect();
+    let failed: u64 = samples.iter().map(|sample| sample.keys.other_than(200)).sum();
+    let others: Vec<&Taken> =
+        samples.iter().filter_map(|sample| sample.background.as_ref()).collect();
     let failed_others: u64 = others.iter().map(|other| other.other_than(expected)).sum();
     [
         name.to_owned(),
-        number(median(own.iter().map(|sample| sample.keys.rate())), 0),
+        number(median(samples.iter().map(|sample| sample.keys.rate())), 0),
         millis(of(50)),
         ratio(50),
         millis(of(99)),

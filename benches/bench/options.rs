@@ -2,61 +2,61 @@
 
 use clap::{Parser, ValueEnum};
 
-/// Measures the service beside a bare axum and nginx. Prints Markdown tables.
+/// Measures the service next to a bare axum and nginx. Prints Markdown tables.
 #[derive(Debug, Parser)]
 #[command(name = "bench")]
 pub(crate) struct Options {
-    /// How long one round of one row is [default: 3; quick: 1].
+    /// Duration of one round of one row, in seconds [default: 3; quick: 1].
     #[arg(long)]
     seconds: Option<u64>,
-    /// How many rounds there are; medians of them are told [default: 5; quick: 3].
+    /// Number of rounds; the tables show their medians [default: 5; quick: 3].
     #[arg(long)]
     rounds: Option<usize>,
-    /// For development: short rounds, few keys.
+    /// Short rounds and few keys, for development.
     #[arg(long)]
     pub(crate) quick: bool,
-    /// Also what takes minutes to fill: a million keys, ten million events.
+    /// Also measure what takes minutes to fill: a million keys, ten million events.
     #[arg(long)]
     pub(crate) full: bool,
-    /// Only these parts.
+    /// Measure only these parts.
     #[arg(long, value_enum, value_delimiter = ',')]
     only: Vec<Part>,
-    /// Given by cargo.
+    /// Passed by cargo.
     #[arg(long, hide = true)]
     bench: bool,
 }
 
-/// What can be measured by itself.
+/// A part of the benchmark.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Part {
-    /// The table of all rows.
+    /// The table of requests.
     Rows,
-    /// The key path beside sign-ins and a flood.
+    /// Key verification next to sign-ins and a flood of unknown keys.
     Mixed,
-    /// How long a revocation takes, on one node and on two.
+    /// Time of a revocation, on one node and on two.
     Revoke,
-    /// What ends a session and how fast, and sign-ins that fail.
+    /// Time to end a session, and time of failed sign-ins.
     Sessions,
-    /// The first use of a key, and memory, with many keys.
+    /// First use of a key, and memory, with many keys.
     Growth,
     /// Reading a long audit log.
     Log,
-    /// Sealing and verifying it, and counting what keys do.
+    /// Sealing and verifying the audit log, and usage counts.
     Ledger,
 }
 
 impl Options {
-    /// How long one round of one row is.
+    /// Returns the duration of one round of one row, in seconds.
     pub(crate) fn seconds(&self) -> u64 {
         self.seconds.unwrap_or(if self.quick { 1 } else { 3 }).max(1)
     }
 
-    /// How many rounds there are.
+    /// Returns the number of rounds.
     pub(crate) fn rounds(&self) -> usize {
         self.rounds.unwrap_or(if self.quick { 3 } else { 5 }).max(1)
     }
 
-    /// Whether a part is to be measured.
+    /// Returns `true` if a part is to be measured.
     pub(crate) fn wants(&self, part: Part) -> bool {
         self.only.is_empty() || self.only.contains(&part)
     }

@@ -1,4 +1,4 @@
-//! Processes: started, told what they cost, stopped by the id that they were started with.
+//! Child processes: start, resource usage, and stop by the id with which they were started.
 
 use std::{
     fs,
@@ -13,17 +13,17 @@ use std::{
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::signal::unix::{SignalKind, signal};
 
-/// The kernel counts the time of processes in hundredths of a second.
+/// The kernel counts CPU time in hundredths of a second.
 const TICK_MICROS: u64 = 10_000;
 
-/// A process that is stopped when this is dropped, and when we die.
+/// A child process. It is stopped when this is dropped, and when this process dies.
 pub(crate) struct Process {
     child: std::process::Child,
     name: &'static str,
 }
 
 impl Process {
-    /// Starts a program; what it writes goes to a file.
+    /// Starts a program. Its output goes to a file in `folder`.
     pub(crate) fn start(
         name: &'static str,
         command: &Command,
@@ -32,21 +32,24 @@ impl Process {
     ) -> Result<Self, String> {
         let problem = |error: std::io::Error| format!("cannot start {name}: {error}");
         let log = fs::File::create(folder.join(format!("{name}.log"))).map_err(problem)?;
-        let mut own = Command::new("setpriv");
-        own.args(["--pdeathsig", "TERM"]).arg(command.get_program()).args(command.get_args());
-        own.envs(variables.iter().copied()).current_dir(folder);
-        own.stdin(Stdio::null()).stdout(log.try_clone().map_err(problem)?).stderr(log);
-        // Of its own group: Ctrl-C at the terminal is for us alone.
-        let child = own.process_group(0).spawn().map_err(problem)?;
+        let mut supervised = Command::new("setpriv");
+        supervised
+            .args(["--pdeathsig", "TERM"])
+            .arg(command.get_program())
+            .args(command.get_args());
+        supervised.envs(variables.iter().copied()).current_dir(folder);
+        supervised.stdin(Stdio::null()).stdout(log.try_clone().map_err(problem)?).stderr(log);
+        // A process group of its own, so that Ctrl-C at the terminal reaches only this process.
+        let child = supervised.process_group(0).spawn().map_err(problem)?;
         Ok(Self { child, name })
     }
 
-    /// Its id.
+    /// The process id.
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    /// How it ended, if it has.
+    /// Returns the exit status if the process has exited.
     pub(crate) fn ended(&mut self) -> Option<ExitStatus> {
         self.child.try_wait().ok().flatten()
     }
@@ -64,13 +67,13 @@ impl Drop for Process {
             }
             thread::sleep(Duration::from_millis(20));
         }
-        eprintln!("bench: {} does not stop, and is killed", self.name);
+        eprintln!("bench: {} does not stop and is killed", self.name);
         self.child.kill().ok();
         self.child.wait().ok();
     }
 }
 
-/// Ready once somebody wants us to stop.
+/// Waits for SIGINT or SIGTERM, and returns it as an error.
 pub(crate) async fn stop_signal() -> Result<(), String> {
     let install =
         |kind| signal(kind).map_err(|error| format!("cannot listen for signals: {error}"));
@@ -80,10 +83,10 @@ pub(crate) async fn stop_signal() -> Result<(), String> {
         _ = interrupt.recv() => {}
         _ = terminate.recv() => {}
     }
-    Err("stopped before the end".to_owned())
+    Err("interrupted before the end".to_owned())
 }
 
-/// A port that nobody listens at.
+/// Returns a free port.
 pub(crate) fn free_port() -> Result<u16, String> {
     TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
         .and_then(|listener| listener.local_addr())
@@ -91,37 +94,36 @@ pub(crate) fn free_port() -> Result<u16, String> {
         .map_err(|error| format!("no free port: {error}"))
 }
 
-/// Microseconds of processor time that a process and its children have used, those that have ended
-/// included.
+/// Returns the CPU time of a process and of its children, including exited ones, in microseconds.
 pub(crate) fn cpu_micros(pid: u32) -> u64 {
     let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
     let ids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
-    ids.filter_map(times)
+    ids.filter_map(process_times)
         .filter(|(own, parent, _)| *own == pid || *parent == pid)
         .map(|t| t.2)
         .sum()
 }
 
-/// Id, parent and microseconds of a process.
-fn times(pid: u32) -> Option<(u32, u32, u64)> {
+/// Returns the id, the parent and the CPU time in microseconds of a process.
+fn process_times(pid: u32) -> Option<(u32, u32, u64)> {
     let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name, in parentheses, may hold anything.
+    // The name, in parentheses, may contain anything.
     let fields: Vec<&str> = text.rsplit_once(')')?.1.split_whitespace().collect();
     let parent = fields.get(1)?.parse().ok()?;
-    // utime, stime, and those of children that have ended: fields 14 to 17 of proc(5).
+    // utime, stime, and those of exited children: fields 14 to 17 of proc(5).
     let ticks: u64 = fields.get(11..15)?.iter().filter_map(|field| field.parse::<u64>().ok()).sum();
     Some((pid, parent, ticks * TICK_MICROS))
 }
 
-/// Kilobytes of memory that a process has resident.
+/// Returns the resident memory of a process, in kilobytes.
 pub(crate) fn resident_kilobytes(pid: u32) -> Option<u64> {
     let text = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
     line.split_whitespace().next()?.parse().ok()
 }
 
-/// Waits until PostgreSQL has written what the load left behind: 300 ms, and then until it has used no
-/// more than one tick in 100 ms. Twenty seconds at most.
+/// Waits until PostgreSQL has written what the load left behind: 300 ms, and then until it uses at
+/// most one tick in 100 ms. Gives up after twenty seconds.
 pub(crate) async fn settle(postgres: u32) {
     tokio::time::sleep(Duration::from_millis(300)).await;
     let mut before = cpu_micros(postgres);

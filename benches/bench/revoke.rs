@@ -1,5 +1,5 @@
-//! How long a revocation takes. `DELETE /v1/api-keys/{id}` answers once no node believes the key any
-//! more, so with a second node it waits for that one too.
+//! Time of a revocation. `DELETE /v1/api-keys/{id}` responds once no node accepts the key any more,
+//! so with a second node it waits for that node, too.
 
 use std::sync::{
     Arc,
@@ -20,11 +20,11 @@ use crate::{
     world::{World, create_database},
 };
 
-const VERIFY: &str = "/v1/auth/verify";
+const VERIFY_PATH: &str = "/v1/auth/verify";
 const DATABASE: &str = "revoke";
 /// Keys that are revoked in each situation, in each round.
 const KEYS: usize = 100;
-/// Requests a second with another key meanwhile, on each node, and over how many connections.
+/// Requests per second with another key on each node, and their connections.
 const RATE: u32 = 500;
 const CONNECTIONS: u32 = 8;
 
@@ -34,20 +34,20 @@ struct Key {
     verify: String,
 }
 
-/// What was measured in one situation.
+/// The measurements of one situation.
 #[derive(Default)]
 struct Sample {
-    /// Nodes that PostgreSQL knows of.
+    /// Nodes with a lease in PostgreSQL.
     nodes: i64,
-    /// Microseconds of each `POST /v1/api-keys`, which is one commit too, and waits for nobody.
-    minted: Vec<f64>,
+    /// Microseconds of each `POST /v1/api-keys`, which is one commit too, but waits for no node.
+    create_micros: Vec<f64>,
     /// Microseconds of each `DELETE`.
-    revoked: Vec<f64>,
-    /// Answers with the key after the 204 that were a success: none is to be.
+    revoke_micros: Vec<f64>,
+    /// Successful requests with the key after the 204. There must be none.
     successes: u64,
-    /// The same that were a 401.
-    refusals: u64,
-    /// Answers that ought to have been others: of a warm-up, a revocation or a check.
+    /// Requests with the key after the 204 that got 401.
+    rejections: u64,
+    /// Unexpected responses to a warm-up, a revocation or a check.
     failed: u64,
     /// The load of each node.
     loads: Vec<Taken>,
@@ -56,16 +56,16 @@ struct Sample {
 impl Sample {
     fn add(&mut self, other: Self) {
         self.nodes = self.nodes.max(other.nodes);
-        self.minted.extend(other.minted);
-        self.revoked.extend(other.revoked);
+        self.create_micros.extend(other.create_micros);
+        self.revoke_micros.extend(other.revoke_micros);
         self.successes += other.successes;
-        self.refusals += other.refusals;
+        self.rejections += other.rejections;
         self.failed += other.failed;
         self.loads.extend(other.loads);
     }
 }
 
-/// Measures and prints the table. The second node comes and goes with each round.
+/// Measures and prints the table. The second node starts and stops in each round.
 pub(crate) async fn measure(options: &Options, world: &World) -> Result<(), String> {
     create_database(&world.postgres, DATABASE).await?;
     let first = world.service(DATABASE, "revoke-a", &[]).await?;
@@ -73,17 +73,21 @@ pub(crate) async fn measure(options: &Options, world: &World) -> Result<(), Stri
     let mut samples = [Sample::default(), Sample::default()];
     for round in 1..=options.rounds() {
         eprintln!("round {round}: revocations, one node");
-        samples[0].add(sample(world, &account, &[first.port]).await?);
+        samples[0].add(measure_situation(world, &account, &[first.port]).await?);
         let second = world.service(DATABASE, "revoke-b", &[]).await?;
         eprintln!("round {round}: revocations, two nodes");
-        samples[1].add(sample(world, &account, &[first.port, second.port]).await?);
+        samples[1].add(measure_situation(world, &account, &[first.port, second.port]).await?);
     }
     print(&samples);
     Ok(())
 }
 
-/// Revokes through the first port, under load on all.
-async fn sample(world: &World, account: &Account, ports: &[u16]) -> Result<Sample, String> {
+/// Revokes keys through the first port, under load on all ports.
+async fn measure_situation(
+    world: &World,
+    account: &Account,
+    ports: &[u16],
+) -> Result<Sample, String> {
     let stop = Arc::new(AtomicBool::new(false));
     let loads: Vec<_> = ports.iter().map(|port| start_load(*port, account, &stop)).collect();
     let revoked = revoke_all(world, account, ports).await;
@@ -95,13 +99,13 @@ async fn sample(world: &World, account: &Account, ports: &[u16]) -> Result<Sampl
     Ok(sample)
 }
 
-/// A load that lasts until it is stopped: a second after the other.
+/// Starts a load that lasts until it is stopped, one second after the other.
 fn start_load(
     port: u16,
     account: &Account,
     stop: &Arc<AtomicBool>,
 ) -> JoinHandle<Result<Taken, String>> {
-    let (stop, verify) = (Arc::clone(stop), request("GET", VERIFY, Some(&account.key), None));
+    let (stop, verify) = (Arc::clone(stop), request("GET", VERIFY_PATH, Some(&account.key), None));
     tokio::spawn(async move {
         let mut all = Taken::default();
         while !stop.load(Ordering::Relaxed) {
@@ -112,9 +116,9 @@ fn start_load(
                 connections: CONNECTIONS,
                 lasting: Some(Duration::from_secs(1)),
             };
-            let taken = load.finish().await?;
-            all.seconds += taken.seconds;
-            all.add(taken);
+            let result = load.finish().await?;
+            all.seconds += result.seconds;
+            all.add(result);
         }
         Ok(all)
     })
@@ -128,49 +132,57 @@ async fn revoke_all(world: &World, account: &Account, ports: &[u16]) -> Result<S
     let mut sample = Sample::default();
     let mut keys = Vec::new();
     for _ in 0..KEYS {
-        keys.push(mint(&mut clients[0], account, &mut sample).await?);
+        keys.push(create_key(&mut clients[0], account, &mut sample).await?);
     }
     for client in &mut clients {
-        // The first use looks the key up; the second shows that it works.
+        // The first use looks the key up; the second shows that it is accepted.
         for key in keys.iter().chain(&keys) {
             sample.failed += u64::from(client.timed(&key.verify).await?.0.status != 200);
         }
     }
-    sample.nodes = nodes(&mut world.connect(DATABASE).await?).await?;
+    sample.nodes = count_nodes(&mut world.connect(DATABASE).await?).await?;
     for key in &keys {
-        revoke(&mut clients, account, key, &mut sample).await?;
+        revoke_key(&mut clients, account, key, &mut sample).await?;
     }
     Ok(sample)
 }
 
-async fn mint(client: &mut Client, account: &Account, sample: &mut Sample) -> Result<Key, String> {
-    let wanted = json!({ "name": "to be revoked", "scope": "read-only" });
-    let question = request("POST", "/v1/api-keys", Some(&account.jwt), Some(&wanted));
-    let (answer, micros) = client.timed(&question).await?;
-    sample.minted.push(micros);
-    let minted = answer.json()?;
-    let key = seed::text(&minted["key"])?;
-    Ok(Key { id: seed::text(&minted["id"])?, verify: request("GET", VERIFY, Some(&key), None) })
+async fn create_key(
+    client: &mut Client,
+    account: &Account,
+    sample: &mut Sample,
+) -> Result<Key, String> {
+    let body = json!({ "name": "to be revoked", "scope": "read-only" });
+    let create_request = request("POST", "/v1/api-keys", Some(&account.jwt), Some(&body));
+    let (answer, micros) = client.timed(&create_request).await?;
+    sample.create_micros.push(micros);
+    let created = answer.json()?;
+    let key = seed::text(&created["key"])?;
+    Ok(Key {
+        id: seed::text(&created["id"])?,
+        verify: request("GET", VERIFY_PATH, Some(&key), None),
+    })
 }
 
-/// Revokes one key through the first node, and tries it at once on all, on the last node first.
-async fn revoke(
+/// Revokes one key through the first node and tries it at once on all nodes, on the last node
+/// first.
+async fn revoke_key(
     clients: &mut [Client],
     account: &Account,
     key: &Key,
     sample: &mut Sample,
 ) -> Result<(), String> {
     let path = format!("/v1/api-keys/{}", key.id);
-    let question = request("DELETE", &path, Some(&account.jwt), None);
-    let (answer, micros) = clients[0].timed(&question).await?;
+    let revoke_request = request("DELETE", &path, Some(&account.jwt), None);
+    let (answer, micros) = clients[0].timed(&revoke_request).await?;
     if answer.status != 204 {
         sample.failed += 1;
         return Ok(());
     }
-    sample.revoked.push(micros);
+    sample.revoke_micros.push(micros);
     for client in clients.iter_mut().rev() {
         match client.timed(&key.verify).await?.0.status {
-            401 => sample.refusals += 1,
+            401 => sample.rejections += 1,
             200..300 => sample.successes += 1,
             _ => sample.failed += 1,
         }
@@ -178,8 +190,8 @@ async fn revoke(
     Ok(())
 }
 
-/// The nodes with a lease.
-async fn nodes(connection: &mut PgConnection) -> Result<i64, String> {
+/// Counts the nodes with a lease.
+async fn count_nodes(connection: &mut PgConnection) -> Result<i64, String> {
     sqlx::query_scalar("SELECT count(*) FROM nodes WHERE lease_until > clock_timestamp()")
         .fetch_one(connection)
         .await
@@ -193,39 +205,39 @@ fn print(samples: &[Sample]) {
         "p50 ms",
         "p99 ms",
         "max ms",
-        "minting, p50 ms",
-        "tried after",
-        "refused",
+        "create, p50 ms",
+        "tries after",
+        "rejected",
         "successes",
         "failed",
-        "beside it/s",
-        "of these failed",
+        "other requests/s",
+        "other failed",
     ]);
     for sample in samples {
         let nodes = float(u64::try_from(sample.nodes).unwrap_or_default());
-        let beside = median(sample.loads.iter().map(Taken::rate)) * nodes;
-        let beside_failed: u64 = sample.loads.iter().map(|load| load.other_than(200)).sum();
+        let load_rate = median(sample.loads.iter().map(Taken::rate)) * nodes;
+        let load_failures: u64 = sample.loads.iter().map(|load| load.other_than(200)).sum();
         table.row([
             sample.nodes.to_string(),
-            sample.revoked.len().to_string(),
-            millis(median(sample.revoked.iter().copied())),
-            millis(percentile(&sample.revoked, 99)),
-            millis(percentile(&sample.revoked, 100)),
-            millis(median(sample.minted.iter().copied())),
-            number(float(sample.refusals + sample.successes), 0),
-            number(float(sample.refusals), 0),
+            sample.revoke_micros.len().to_string(),
+            millis(median(sample.revoke_micros.iter().copied())),
+            millis(percentile(&sample.revoke_micros, 99)),
+            millis(percentile(&sample.revoke_micros, 100)),
+            millis(median(sample.create_micros.iter().copied())),
+            number(float(sample.rejections + sample.successes), 0),
+            number(float(sample.rejections), 0),
             sample.successes.to_string(),
             sample.failed.to_string(),
-            number(beside, 0),
-            beside_failed.to_string(),
+            number(load_rate, 0),
+            load_failures.to_string(),
         ]);
     }
     table.print("Revocations: `DELETE /v1/api-keys/{id}`");
     println!(
-        "\nOne after the other through the first node, each key warm on every node, beside {RATE} \
-         requests/s on each node with another key. After each 204 the key is tried at once, on the \
-         last node first and then on the others: every success is one too many. Nodes are those with \
-         a lease in the database. Minting a key is one commit that waits for no node. {KEYS} \
-         keys a round; the second node starts and stops with each round."
+        "\nThe keys are revoked one after the other through the first node. Each key is cached on every \
+         node, and each node serves {RATE} requests/s with another key. After each 204 the key is tried \
+         at once, on the last node first and then on the others; no try may succeed. Nodes are those \
+         with a lease in the database. Creating a key is one commit that waits for no node. {KEYS} \
+         keys per round; the second node starts and stops in each round."
     );
 }

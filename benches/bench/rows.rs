@@ -1,4 +1,4 @@
-//! The table: every row in every round, one after the other.
+//! The table of requests: every row in every round, one after the other.
 
 use std::{path::Path, time::Duration};
 
@@ -15,34 +15,34 @@ use crate::{
     wrk::{self, Outcome, Traffic},
 };
 
-const VERIFY: &str = "/v1/auth/verify";
+const VERIFY_PATH: &str = "/v1/auth/verify";
 /// Connections of every row but sign-in.
 const CONNECTIONS: usize = 48;
-/// The rows that others are compared with.
-const BARE: usize = 0;
-const SCRIPT: usize = 2;
+/// Indexes of the rows with which others are compared.
+const BARE_AXUM_ROW: usize = 0;
+const SCRIPT_ROW: usize = 2;
 
-/// What a row is compared with.
+/// The row with which a row is compared.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Floor {
+enum Baseline {
     /// Bare axum.
     Bare,
-    /// Bare axum under a script that takes another key for each request.
+    /// Bare axum with a script that sends another key in each request.
     Script,
 }
 
-/// A row, and what was measured of it.
+/// A row and its measurements.
 struct Row<'a> {
     name: String,
-    /// None: it is not available.
+    /// `None` if the server is not available.
     server: Option<&'a Server>,
     traffic: Traffic,
     connections: usize,
-    floor: Floor,
-    /// Every answer is to be a refusal.
-    refused: bool,
-    /// All keys are to be used once before each round.
-    warmed: bool,
+    baseline: Baseline,
+    /// True if every response must be a rejection.
+    expects_rejection: bool,
+    /// True if all keys are used once before each round.
+    is_warmed_up: bool,
     samples: Vec<Sample>,
 }
 
@@ -53,18 +53,21 @@ impl<'a> Row<'a> {
             server,
             traffic,
             connections: CONNECTIONS,
-            floor: Floor::Bare,
-            refused: false,
-            warmed: false,
+            baseline: Baseline::Bare,
+            expects_rejection: false,
+            is_warmed_up: false,
             samples: Vec::new(),
         }
     }
 
-    /// Answers that ought to have been others, and requests without one.
+    /// Counts unexpected responses and requests without a response.
     fn failed(&self) -> u64 {
         let failed = self.samples.iter().map(|Sample { outcome, .. }| {
-            let wrong =
-                if self.refused { outcome.requests - outcome.refused } else { outcome.refused };
+            let wrong = if self.expects_rejection {
+                outcome.requests - outcome.refused
+            } else {
+                outcome.refused
+            };
             wrong + outcome.broken
         });
         failed.sum()
@@ -75,7 +78,7 @@ impl<'a> Row<'a> {
 #[derive(Clone, Copy)]
 struct Sample {
     outcome: Outcome,
-    /// Microseconds of the server and of PostgreSQL.
+    /// The CPU time of the server and of PostgreSQL, in microseconds.
     server_cpu: u64,
     postgres_cpu: u64,
     resident_kilobytes: u64,
@@ -91,7 +94,7 @@ impl Sample {
     }
 }
 
-fn same(path: &'static str, bearer: &str) -> Traffic {
+fn same_request(path: &'static str, bearer: &str) -> Traffic {
     Traffic::Same { path, bearer: bearer.to_owned() }
 }
 
@@ -102,7 +105,7 @@ pub(crate) async fn measure(options: &Options, world: &World) -> Result<(), Stri
         world.service("main", "strict", &[("CALL2ME_AUTH__AUDIT__DURABILITY", "strict")]).await;
     let (strict, unavailable) = match strict {
         Ok(server) => (Some(server), None),
-        // So it says that it does not know the setting.
+        // The service exits with this status if it does not know the setting.
         Err(NoService::Ended(status, line)) if status.code() == Some(2) => (None, Some(line)),
         Err(reason) => return Err(reason.into()),
     };
@@ -112,27 +115,28 @@ pub(crate) async fn measure(options: &Options, world: &World) -> Result<(), Stri
         for row in &mut rows {
             eprintln!("round {}: {}", round + 1, row.name);
             if let Some(server) = row.server {
-                let sample = one(options, world, row, server, &keys, round).await?;
+                let sample = measure_round(options, world, row, server, &keys, round).await?;
                 row.samples.push(sample);
             }
         }
     }
     print(&rows);
     print_notes(&rows, unavailable.as_deref());
-    let asked: u64 = rows
+    let unknown_requests: u64 = rows
         .iter()
-        .filter(|r| r.refused)
+        .filter(|r| r.expects_rejection)
         .flat_map(|r| &r.samples)
         .map(|s| s.outcome.requests)
         .sum();
     let counted = counted_as_unknown(world).await? - counted_before;
     println!(
-        "Unknown keys: {asked} answers, {counted} of which the service has counted as unknown."
+        "Unknown keys: {unknown_requests} responses, {counted} of which the service has counted as unknown."
     );
     Ok(())
 }
 
-/// What the service has counted, once it has written its counts, which it does every five seconds.
+/// Returns the number of requests that the service has counted as unknown. It stores its counts
+/// every five seconds.
 async fn counted_as_unknown(world: &World) -> Result<i64, String> {
     sleep(Duration::from_millis(5500)).await;
     sqlx::query_scalar("SELECT coalesce(sum(attempts), 0)::bigint FROM unknown_credential_counts")
@@ -143,7 +147,7 @@ async fn counted_as_unknown(world: &World) -> Result<i64, String> {
 
 fn rows<'a>(world: &'a World, keys: &Keys, strict: Option<&'a Server>) -> Vec<Row<'a>> {
     let (account, service) = (&world.account, Some(&world.service));
-    let key = || same(VERIFY, &account.key);
+    let key = || same_request(VERIFY_PATH, &account.key);
     let any = || Traffic::AnyKey { file: keys.warm.clone(), keys: keys.warm_count };
     let next = |file: &Path, keys| Traffic::NextKey { file: file.to_owned(), first: 0, keys };
     let login = Traffic::Posts {
@@ -155,26 +159,26 @@ fn rows<'a>(world: &'a World, keys: &Keys, strict: Option<&'a Server>) -> Vec<Ro
     vec![
         row("bare axum", Some(&world.bare), key()),
         row("nginx, `return 200`", Some(&world.nginx), key()),
-        row("bare axum, keys by a script", Some(&world.bare), any()),
+        row("bare axum, keys from a script", Some(&world.bare), any()),
         row("verify, one warm key", service, key()),
-        Row { floor: Floor::Script, warmed: true, ..row(&warm, service, any()) },
-        row("verify, one warm JWT", service, same(VERIFY, &account.jwt)),
+        Row { baseline: Baseline::Script, is_warmed_up: true, ..row(&warm, service, any()) },
+        row("verify, one warm JWT", service, same_request(VERIFY_PATH, &account.jwt)),
         row("verify, strict audit", strict, key()),
         Row {
-            floor: Floor::Script,
+            baseline: Baseline::Script,
             ..row("verify, first use of a key †", service, next(&keys.fresh, keys.fresh_window))
         },
         Row {
-            floor: Floor::Script,
-            refused: true,
+            baseline: Baseline::Script,
+            expects_rejection: true,
             ..row("verify, unknown keys †", service, next(&keys.unknown, keys.unknown_window))
         },
-        row("`GET /v1/agents`, 5 of them", service, same("/v1/agents", &account.key)),
-        Row { connections: PEOPLE as usize, ..row("sign-in of 8 people at once", service, login) },
+        row("`GET /v1/agents`, 5 agents", service, same_request("/v1/agents", &account.key)),
+        Row { connections: PEOPLE as usize, ..row("8 concurrent sign-ins", service, login) },
     ]
 }
 
-async fn one(
+async fn measure_round(
     options: &Options,
     world: &World,
     row: &Row<'_>,
@@ -182,7 +186,7 @@ async fn one(
     keys: &Keys,
     round: usize,
 ) -> Result<Sample, String> {
-    if row.warmed {
+    if row.is_warmed_up {
         keys.warm_up(server.port).await?;
         settle(world.postgres.pid()).await;
     }
@@ -203,7 +207,7 @@ async fn one(
 
 fn print(rows: &[Row<'_>]) {
     let mut table = Table::new(&[
-        "what",
+        "request",
         "requests/s",
         "of axum",
         "CPU µs/request",
@@ -215,19 +219,19 @@ fn print(rows: &[Row<'_>]) {
         "RSS MiB",
     ]);
     for row in rows {
-        let floor = if row.floor == Floor::Script { SCRIPT } else { BARE };
-        table.row(cells(row, &rows[floor]));
+        let baseline = if row.baseline == Baseline::Script { SCRIPT_ROW } else { BARE_AXUM_ROW };
+        table.row(cells(row, &rows[baseline]));
     }
     table.print("Requests");
 }
 
-fn cells(row: &Row<'_>, floor: &Row<'_>) -> Vec<String> {
+fn cells(row: &Row<'_>, baseline: &Row<'_>) -> Vec<String> {
     if row.server.is_none() {
         return vec![format!("{}: not in this build", row.name)];
     }
     let of = |value: fn(&Sample) -> f64| median(row.samples.iter().map(value));
     let ratio = |value: fn(&Sample) -> f64| {
-        let pairs = row.samples.iter().zip(&floor.samples);
+        let pairs = row.samples.iter().zip(&baseline.samples);
         median(pairs.map(|(own, bare)| value(own) / value(bare)))
     };
     vec![
@@ -246,12 +250,12 @@ fn cells(row: &Row<'_>, floor: &Row<'_>) -> Vec<String> {
 
 fn print_notes(rows: &[Row<'_>], unavailable: Option<&str>) {
     println!(
-        "\nRequests/s, latencies and failures are wrk's. CPU is user and system time of the server's \
-         process and of PostgreSQL with all its backends, from before the load until PostgreSQL has \
-         written the audit log (300 ms, then until it rests), for each request. A ratio is the median \
-         of the ratios of each round. † wrk runs a script that takes another key for each request, \
-         which costs it time; compared with bare axum under such a script. Of unknown keys every \
-         answer but a refusal has failed; of others every refusal."
+        "\nRequests/s, latencies and failures are those of wrk. CPU is user and system time per request, of \
+         the server's process and of PostgreSQL with all its backends, from the start of the load until \
+         PostgreSQL has written the audit log (300 ms, then until it is idle). A ratio is the median of \
+         the ratios of the rounds. † wrk runs a script that sends another key in each request, which \
+         costs it time; these rows are compared with bare axum under such a script. For unknown keys, \
+         every response but a rejection is a failure; for the others, every rejection."
     );
     if let Some(line) = unavailable {
         println!("Strict audit: {line}");
@@ -261,7 +265,7 @@ fn print_notes(rows: &[Row<'_>], unavailable: Option<&str>) {
         let most = row.samples.iter().map(|s| s.outcome.requests).max().unwrap_or_default();
         if most > *keys as u64 {
             println!(
-                "{}: {most} requests in a round, but only {keys} keys: some came twice.",
+                "{}: {most} requests in a round, but only {keys} keys; some were used twice.",
                 row.name
             );
         }

@@ -1,4 +1,4 @@
-//! What is in the database before anything is measured.
+//! The content of the database before the measurements.
 
 use std::{fs, io::Write as _, path::Path};
 
@@ -15,72 +15,72 @@ use uuid::Uuid;
 
 use crate::client::{Client, request};
 
-/// Keys in one statement.
+/// Keys per statement.
 const BATCH: usize = 10_000;
-/// So many sign in at once.
+/// The number of users that sign in concurrently.
 pub(crate) const PEOPLE: u32 = 8;
 const PASSWORD: &str = "a walk in the park with a clock";
 
-/// A person of the service, and what is theirs.
+/// A user and their data.
 pub(crate) struct Account {
-    /// Sign-ins, each of another person: two of one person would wait for each other.
+    /// Sign-in bodies, each of another user: two sign-ins of one user would wait for each other.
     pub(crate) logins: Vec<Value>,
-    /// An access token of theirs.
+    /// An access token of the user.
     pub(crate) jwt: String,
-    /// A key of their workspace, with the scope `admin`.
+    /// A key of the user's workspace with the scope `admin`.
     pub(crate) key: String,
-    /// Their workspace.
+    /// The user's workspace.
     pub(crate) workspace: Uuid,
 }
 
-/// Registers people, signs one of them in, and makes a key and five agents.
+/// Registers the users, and creates a key and five agents for one of them.
 pub(crate) async fn account(port: u16) -> Result<Account, String> {
     let mut client = Client::connect(port).await.map_err(|error| error.to_string())?;
     let mut logins = Vec::new();
-    let mut made = Value::Null;
+    let mut registered = Value::Null;
     for number in 1..=PEOPLE {
         let login =
             json!({ "email": format!("bench{number}@call2me.example"), "password": PASSWORD });
-        made = post(&mut client, "/v1/auth/register", None, &login).await?;
+        registered = post(&mut client, "/v1/auth/register", None, &login).await?;
         logins.push(login);
     }
-    let workspace = text(&made["workspace"]["id"])?;
+    let workspace = text(&registered["workspace"]["id"])?;
     let workspace: WorkspaceId = workspace.parse().map_err(|_| "an id is malformed".to_owned())?;
-    let jwt = text(&made["access_token"])?;
-    let wanted = json!({ "name": "bench", "scope": "admin" });
-    let minted = post(&mut client, "/v1/api-keys", Some(&jwt), &wanted).await?;
+    let jwt = text(&registered["access_token"])?;
+    let body = json!({ "name": "bench", "scope": "admin" });
+    let created = post(&mut client, "/v1/api-keys", Some(&jwt), &body).await?;
     for number in 1..=5 {
         let agent = json!({ "agent_name": format!("Agent {number}"), "language": "en",
                             "voice_id": "v_1", "greeting": "Good morning, what can I do for you?" });
         post(&mut client, "/v1/agents", Some(&jwt), &agent).await?;
     }
-    let key = text(&minted["key"])?;
+    let key = text(&created["key"])?;
     Ok(Account { logins, jwt, key, workspace: workspace.uuid() })
 }
 
-/// Posts JSON; anything but success is an error.
+/// Posts JSON. Any response but a success is an error.
 pub(crate) async fn post(
     client: &mut Client,
     path: &str,
     bearer: Option<&str>,
     body: &Value,
 ) -> Result<Value, String> {
-    let question = request("POST", path, bearer, Some(body));
-    client.send(&question).await.map_err(|error| error.to_string())?.json()
+    let post_request = request("POST", path, bearer, Some(body));
+    client.send(&post_request).await.map_err(|error| error.to_string())?.json()
 }
 
-/// A text of an answer.
+/// Returns the text in a response.
 pub(crate) fn text(value: &Value) -> Result<String, String> {
-    value.as_str().map(str::to_owned).ok_or_else(|| "an answer lacks a text".to_owned())
+    value.as_str().map(str::to_owned).ok_or_else(|| "a response lacks a text".to_owned())
 }
 
-/// Fresh keys, as the service makes them.
+/// Generates keys as the service does.
 pub(crate) fn generate(env: &Env, count: usize) -> Result<Vec<ApiKeySecret>, String> {
     let live: Environment = "live".parse().map_err(|_| "a label is malformed".to_owned())?;
     Ok((0..count).map(|_| ApiKeySecret::generate(&live, |bytes| env.entropy.fill(bytes))).collect())
 }
 
-/// Writes keys to a file, a line each.
+/// Writes keys to a file, one per line.
 pub(crate) fn write_keys(path: &Path, keys: &[ApiKeySecret]) -> Result<(), String> {
     let write = || {
         let mut file = std::io::BufWriter::new(fs::File::create(path)?);
@@ -125,11 +125,11 @@ pub(crate) async fn store_keys(
     execute(connection, "CHECKPOINT").await
 }
 
-/// Runs a statement of ours.
+/// Runs a constant SQL statement.
 pub(crate) async fn execute(
     connection: &mut PgConnection,
     sql: &'static str,
 ) -> Result<(), String> {
     let done = sqlx::raw_sql(sql).execute(connection).await;
-    done.map(drop).map_err(|error| format!("PostgreSQL refuses a statement: {error}"))
+    done.map(drop).map_err(|error| format!("PostgreSQL rejected a statement: {error}"))
 }

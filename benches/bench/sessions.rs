@@ -1,5 +1,5 @@
-//! How long it takes to end a session, in every way that there is, and whether it is over then; and that
-//! a sign-in which fails takes as long for an address that nobody has.
+//! Time to end a session, in every way that exists, with a check that it has ended. Also the time
+//! of failed sign-ins, which must be the same for unknown email addresses.
 
 use data_encoding::BASE64URL_NOPAD;
 use serde_json::{Value, json};
@@ -16,13 +16,13 @@ use crate::{
 
 const DATABASE: &str = "sessions";
 const PASSWORD: &str = "a walk in the park with a clock";
-const VERIFY: &str = "/v1/auth/verify";
+const VERIFY_PATH: &str = "/v1/auth/verify";
 /// Sessions that are ended in each way, in each round.
 const SESSIONS: usize = 8;
 /// Failed sign-ins of each kind, in each round.
 const FAILED: usize = 40;
 
-/// What is done. Each is one request, answered once no node believes the session any more.
+/// A way to end a session. Each is one request, answered once no node accepts the session any more.
 #[derive(Clone, Copy)]
 enum Ending {
     SignOut,
@@ -37,42 +37,42 @@ enum Ending {
 
 const ENDINGS: [(Ending, &str); 8] = [
     (Ending::SignOut, "sign-out"),
-    (Ending::One, "one's session, ended from another"),
-    (Ending::Others, "all others, ended from one"),
-    (Ending::Password, "another password (which is hashed twice)"),
-    (Ending::Reuse, "an old refresh token, used again"),
+    (Ending::One, "one session, ended from another"),
+    (Ending::Others, "all other sessions"),
+    (Ending::Password, "password change (two password hashes)"),
+    (Ending::Reuse, "reuse of an old refresh token"),
     (Ending::Removed, "removal from the workspace"),
     (Ending::Workspace, "deletion of the workspace (with a password)"),
     (Ending::Account, "deletion of the account (with a password)"),
 ];
 
-/// What came of one way.
+/// The measurements of one way.
 #[derive(Default)]
 struct Sample {
-    /// Microseconds of each.
-    took: Vec<f64>,
-    /// Answers to the session after it that were 401.
-    refused: u64,
-    /// The same that were a success: none is to be.
+    /// The latency of each request, in microseconds.
+    latencies: Vec<f64>,
+    /// Requests with the ended session that got 401.
+    rejected: u64,
+    /// Successful requests with the ended session. There must be none.
     successes: u64,
-    /// Answers that ought to have been others.
+    /// Unexpected responses.
     failed: u64,
 }
 
-/// Somebody with two sessions, who is also a member of somebody else's workspace.
-struct Victim {
+/// A user with two sessions. For [`Ending::Removed`], also a member of the owner's workspace.
+struct SessionUser {
     id: String,
-    /// Where the ending is asked for.
-    asking: String,
-    /// The session that ends, and its first refresh token.
-    doomed: String,
+    /// The access token of the session that sends the request.
+    requesting_token: String,
+    /// The access token of the session that ends, and its first refresh token.
+    ended_token: String,
     refresh: String,
 }
 
 /// Measures and prints both tables.
 pub(crate) async fn measure(options: &Options, world: &World) -> Result<(), String> {
     create_database(&world.postgres, DATABASE).await?;
-    // One deployment, so one issuer of tokens.
+    // Both nodes are of one deployment, so they have the same issuer of tokens.
     let issuer = [("CALL2ME_AUTH__SERVER__PUBLIC_URL", "http://127.0.0.1")];
     let first = world.service(DATABASE, "sessions-a", &issuer).await?;
     let second = world.service(DATABASE, "sessions-b", &issuer).await?;
@@ -89,16 +89,16 @@ pub(crate) async fn measure(options: &Options, world: &World) -> Result<(), Stri
         for ((ending, _), sample) in ENDINGS.iter().zip(&mut samples) {
             for number in 0..SESSIONS {
                 let name = format!("{round}-{}-{number}", *ending as u8);
-                let victim = victim(&mut nodes, &mut connection, &owner, *ending, &name).await?;
-                end(&mut nodes, &owner, *ending, &victim, sample).await?;
+                let user = create_user(&mut nodes, &mut connection, &owner, *ending, &name).await?;
+                end_session(&mut nodes, &owner, *ending, &user, sample).await?;
             }
         }
         eprintln!("round {round}: failed sign-ins");
         for number in 0..FAILED {
-            let nobody = format!("nobody-{round}-{number}");
-            unknown.push(sign_in(&mut nodes[0], &nobody, PASSWORD, 401).await?);
+            let unregistered = format!("nobody-{round}-{number}");
+            unknown.push(sign_in(&mut nodes[0], &unregistered, PASSWORD, 401).await?);
             wrong.push(sign_in(&mut nodes[0], "owner", "a wrong one of some length", 401).await?);
-            // Else guesses would have to wait.
+            // A successful sign-in resets the throttling of failed attempts.
             sign_in(&mut nodes[0], "owner", PASSWORD, 200).await?;
         }
     }
@@ -116,7 +116,7 @@ async fn register(client: &mut Client, name: &str) -> Result<Value, String> {
     post(client, "/v1/auth/register", None, &body).await
 }
 
-/// A sign-in; answers how many microseconds it took.
+/// Signs in and returns the latency in microseconds.
 async fn sign_in(
     client: &mut Client,
     name: &str,
@@ -129,20 +129,20 @@ async fn sign_in(
     if answer.status == status {
         Ok(micros)
     } else {
-        Err(format!("a sign-in was answered {} instead of {status}", answer.status))
+        Err(format!("a sign-in got {} instead of {status}", answer.status))
     }
 }
 
-/// Somebody new, whose sessions every node has seen.
-async fn victim(
+/// Registers a user with a session that every node has cached.
+async fn create_user(
     nodes: &mut [Client],
     connection: &mut PgConnection,
     owner: &Value,
     ending: Ending,
     name: &str,
-) -> Result<Victim, String> {
-    let made = register(&mut nodes[0], name).await?;
-    let id = text(&made["user"]["id"])?;
+) -> Result<SessionUser, String> {
+    let registered = register(&mut nodes[0], name).await?;
+    let id = text(&registered["user"]["id"])?;
     let mut login = json!({ "email": address(name), "password": PASSWORD });
     if matches!(ending, Ending::Removed) {
         sqlx::query(
@@ -158,39 +158,43 @@ async fn victim(
         login["workspace_id"] = owner["workspace"]["id"].clone();
     }
     let pair = post(&mut nodes[0], "/v1/auth/login", None, &login).await?;
-    let (asking, doomed) = (text(&made["access_token"])?, text(&pair["access_token"])?);
+    let (requesting_token, ended_token) =
+        (text(&registered["access_token"])?, text(&pair["access_token"])?);
     for client in nodes {
-        // The first looks it up, the second shows that it is believed.
+        // The first request looks the session up; the second shows that it is accepted.
         for _ in 0..2 {
-            let answer = client.timed(&request("GET", VERIFY, Some(&doomed), None)).await?.0;
+            let answer =
+                client.timed(&request("GET", VERIFY_PATH, Some(&ended_token), None)).await?.0;
             if answer.status != 200 {
-                return Err(format!("a fresh session was answered {}", answer.status));
+                return Err(format!("a new session got {}", answer.status));
             }
         }
     }
-    Ok(Victim { id, asking, doomed, refresh: text(&pair["refresh_token"])? })
+    Ok(SessionUser { id, requesting_token, ended_token, refresh: text(&pair["refresh_token"])? })
 }
 
-/// Ends a session through the first node, and tries it at once on all, on the last node first.
-async fn end(
+/// Ends a session through the first node and tries it at once on all nodes, on the last node first.
+async fn end_session(
     nodes: &mut [Client],
     owner: &Value,
     ending: Ending,
-    victim: &Victim,
+    user: &SessionUser,
     sample: &mut Sample,
 ) -> Result<(), String> {
-    let Victim { id, asking, doomed, refresh } = victim;
+    let SessionUser { id, requesting_token, ended_token, refresh } = user;
     let password = json!({ "password": PASSWORD });
-    let (question, expected) = match ending {
-        Ending::SignOut => (request("POST", "/v1/auth/logout", Some(doomed), None), 204),
+    let (end_request, expected) = match ending {
+        Ending::SignOut => (request("POST", "/v1/auth/logout", Some(ended_token), None), 204),
         Ending::One => {
-            let path = format!("/v1/auth/sessions/{}", session_of(doomed)?);
-            (request("DELETE", &path, Some(asking), None), 204)
+            let path = format!("/v1/auth/sessions/{}", session_of(ended_token)?);
+            (request("DELETE", &path, Some(requesting_token), None), 204)
         }
-        Ending::Others => (request("DELETE", "/v1/auth/sessions", Some(asking), None), 204),
+        Ending::Others => {
+            (request("DELETE", "/v1/auth/sessions", Some(requesting_token), None), 204)
+        }
         Ending::Password => {
             let new = json!({ "current_password": PASSWORD, "new_password": "another walk, another clock" });
-            (request("POST", "/v1/auth/password/change", Some(asking), Some(&new)), 204)
+            (request("POST", "/v1/auth/password/change", Some(requesting_token), Some(&new)), 204)
         }
         Ending::Reuse => {
             let old = json!({ "refresh_token": refresh });
@@ -204,19 +208,21 @@ async fn end(
             (request("DELETE", &format!("/v1/members/{id}"), Some(&token), None), 204)
         }
         Ending::Workspace => {
-            (request("DELETE", "/v1/workspace", Some(doomed), Some(&password)), 204)
+            (request("DELETE", "/v1/workspace", Some(ended_token), Some(&password)), 204)
         }
-        Ending::Account => (request("DELETE", "/v1/users/me", Some(asking), Some(&password)), 204),
+        Ending::Account => {
+            (request("DELETE", "/v1/users/me", Some(requesting_token), Some(&password)), 204)
+        }
     };
-    let (answer, micros) = nodes[0].timed(&question).await?;
+    let (answer, micros) = nodes[0].timed(&end_request).await?;
     if answer.status != expected {
         sample.failed += 1;
         return Ok(());
     }
-    sample.took.push(micros);
+    sample.latencies.push(micros);
     for client in nodes.iter_mut().rev() {
-        match client.timed(&request("GET", VERIFY, Some(doomed), None)).await?.0.status {
-            401 => sample.refused += 1,
+        match client.timed(&request("GET", VERIFY_PATH, Some(ended_token), None)).await?.0.status {
+            401 => sample.rejected += 1,
             200..300 => sample.successes += 1,
             _ => sample.failed += 1,
         }
@@ -224,7 +230,7 @@ async fn end(
     Ok(())
 }
 
-/// The session of an access token: its claim `sid`.
+/// Returns the session of an access token: its `sid` claim.
 fn session_of(token: &str) -> Result<String, String> {
     let claims = token.split('.').nth(1).unwrap_or_default();
     let claims = BASE64URL_NOPAD.decode(claims.as_bytes()).map_err(|error| error.to_string())?;
@@ -234,39 +240,39 @@ fn session_of(token: &str) -> Result<String, String> {
 
 fn print(samples: &[Sample]) {
     let mut table = Table::new(&[
-        "what ends a session",
+        "session ended by",
         "times",
         "p50 ms",
         "p99 ms",
-        "tried after",
-        "refused",
+        "tries after",
+        "rejected",
         "successes",
         "failed",
     ]);
     for ((_, name), sample) in ENDINGS.iter().zip(samples) {
         table.row([
             (*name).to_owned(),
-            sample.took.len().to_string(),
-            millis(median(sample.took.iter().copied())),
-            millis(percentile(&sample.took, 99)),
-            (sample.refused + sample.successes).to_string(),
-            sample.refused.to_string(),
+            sample.latencies.len().to_string(),
+            millis(median(sample.latencies.iter().copied())),
+            millis(percentile(&sample.latencies, 99)),
+            (sample.rejected + sample.successes).to_string(),
+            sample.rejected.to_string(),
             sample.successes.to_string(),
             sample.failed.to_string(),
         ]);
     }
-    table.print("What ends a session, and how fast");
+    table.print("Time to end a session");
     println!(
-        "\nTwo nodes, each of which has the session in memory. One request through the first node, \
-         until its answer; then the session's access token is tried at once, on the other node first: \
-         every success is one too many."
+        "\nTwo nodes, both of which have cached the session. The time is that of one request through the \
+         first node. Then the session's access token is tried at once, on the other node first; no try \
+         may succeed."
     );
 }
 
 fn print_failed(unknown: &[f64], wrong: &[f64]) {
-    let mut table = Table::new(&["a failed sign-in", "times", "p50 ms", "of unknown", "p99 ms"]);
+    let mut table = Table::new(&["failed sign-in", "times", "p50 ms", "vs. unknown", "p99 ms"]);
     let of_unknown = |own: &[f64]| median(own.iter().copied()) / median(unknown.iter().copied());
-    for (name, own) in [("an unknown address", unknown), ("a wrong password", wrong)] {
+    for (name, own) in [("unknown email address", unknown), ("wrong password", wrong)] {
         table.row([
             name.to_owned(),
             own.len().to_string(),
@@ -275,5 +281,5 @@ fn print_failed(unknown: &[f64], wrong: &[f64]) {
             millis(percentile(own, 99)),
         ]);
     }
-    table.print("Whether an address is known cannot be told from the time");
+    table.print("Failed sign-ins take the same time for known and unknown email addresses");
 }

@@ -1,8 +1,9 @@
-//! Medians, and numbers as people read them.
+//! Medians, percentiles and number formats.
 
 use std::time::Duration;
 
-/// The median; of an even number the mean of the two in the middle. NaN: there is nothing.
+/// Returns the median; of an even number of values, the mean of the two in the middle. NaN if there
+/// are no values.
 pub(crate) fn median(values: impl IntoIterator<Item = f64>) -> f64 {
     let mut values: Vec<f64> = values.into_iter().filter(|value| !value.is_nan()).collect();
     values.sort_by(f64::total_cmp);
@@ -14,7 +15,8 @@ pub(crate) fn median(values: impl IntoIterator<Item = f64>) -> f64 {
     }
 }
 
-/// The value within which so many of a hundred values are. NaN: there is nothing.
+/// Returns the smallest value that at least `percent` percent of the values do not exceed. NaN if
+/// there are no values.
 pub(crate) fn percentile(values: &[f64], percent: usize) -> f64 {
     let mut values = values.to_vec();
     values.sort_by(f64::total_cmp);
@@ -22,13 +24,13 @@ pub(crate) fn percentile(values: &[f64], percent: usize) -> f64 {
     values.get(rank - 1).copied().unwrap_or(f64::NAN)
 }
 
-/// A whole number, as a fraction.
-#[expect(clippy::cast_precision_loss, reason = "what is counted here is far below 2^52")]
+/// Converts a whole number.
+#[expect(clippy::cast_precision_loss, reason = "all numbers here are far below 2^52")]
 pub(crate) fn float(number: u64) -> f64 {
     number as f64
 }
 
-/// A number with a few digits after the point, thousands apart.
+/// Formats a number with this many decimals, and with commas between the thousands.
 pub(crate) fn number(value: f64, digits: usize) -> String {
     if value.is_nan() {
         return "–".to_owned();
@@ -45,12 +47,12 @@ pub(crate) fn number(value: f64, digits: usize) -> String {
     spaced + rest
 }
 
-/// Microseconds as milliseconds.
+/// Formats microseconds as milliseconds.
 pub(crate) fn millis(micros: f64) -> String {
     number(micros / 1000.0, 2)
 }
 
-/// A duration in microseconds.
+/// Converts a duration to microseconds.
 pub(crate) fn micros(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1e6
 }

@@ -1,12 +1,12 @@
-//! Markdown tables that are aligned as plain text too.
+//! Markdown tables that are also aligned as plain text.
 
-/// Rows under a head. The first column is text, the others are numbers.
+/// A table with a header. The first column is text, the others are numbers.
 pub(crate) struct Table {
     rows: Vec<Vec<String>>,
 }
 
 impl Table {
-    /// A table with this head.
+    /// Creates a table with this header.
     pub(crate) fn new(head: &[&str]) -> Self {
         Self { rows: vec![head.iter().map(|text| (*text).to_owned()).collect()] }
     }
@@ -16,7 +16,7 @@ impl Table {
         self.rows.push(cells.into_iter().collect());
     }
 
-    /// Writes it to standard output, under a title.
+    /// Prints the table under a title.
     pub(crate) fn print(&self, title: &str) {
         let columns = self.rows.first().map_or(0, Vec::len);
         let cell = |row: &Vec<String>, column: usize| row.get(column).cloned().unwrap_or_default();

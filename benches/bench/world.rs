@@ -1,4 +1,4 @@
-//! All that is measured, started together.
+//! The servers that are measured, and what they need.
 
 use std::{
     fs,
@@ -19,51 +19,51 @@ use crate::{
     seed::{self, Account},
 };
 
-/// The binary that is measured.
+/// The binary of the service.
 pub(crate) const SERVICE: &str = env!("CARGO_BIN_EXE_call2me-auth");
-/// Of a deployment that ends with this run.
+/// The `keys.encryption_key` of a deployment that ends with this run.
 pub(crate) const ENCRYPTION_KEY: &str = "YmVuY2htYXJrIGJlbmNobWFyayBiZW5jaG1hcmsgYmM=";
-/// No limit is to be met.
-const LIMITLESS: &str = "1000000000";
+/// A rate limit that is never reached.
+const UNLIMITED_RATE: &str = "1000000000";
 
-/// A server at a port of this machine.
+/// A server on a port of this machine.
 pub(crate) struct Server {
-    /// Its process.
+    /// The process.
     pub(crate) process: Process,
-    /// Its port.
+    /// The port.
     pub(crate) port: u16,
 }
 
-/// Why a service does not run.
+/// The reason why a service does not run.
 pub(crate) enum NoService {
-    /// It ended while it started, in this way and with these words.
+    /// The service exited while it started, with this status and log.
     Ended(ExitStatus, String),
-    /// Something else went wrong.
+    /// Another error.
     Failed(String),
 }
 
 impl From<NoService> for String {
     fn from(reason: NoService) -> Self {
         match reason {
-            NoService::Ended(status, text) => format!("the service ended ({status}): {text}"),
+            NoService::Ended(status, text) => format!("the service exited ({status}): {text}"),
             NoService::Failed(line) => line,
         }
     }
 }
 
-/// What runs. It stops in the order of the fields.
+/// The running servers. They stop in the order of the fields.
 pub(crate) struct World {
     /// The service.
     pub(crate) service: Server,
-    /// axum and nothing else.
+    /// A bare axum.
     pub(crate) bare: Server,
     /// nginx.
     pub(crate) nginx: Server,
-    /// The database that they share.
+    /// The PostgreSQL that all databases are in.
     pub(crate) postgres: Postgres,
-    /// A person of the service and what is theirs.
+    /// A user of the service and their data.
     pub(crate) account: Account,
-    /// Random bytes and ids.
+    /// The source of random bytes and ids.
     pub(crate) env: Env,
     folder: TempDir,
 }
@@ -71,12 +71,12 @@ pub(crate) struct World {
 impl World {
     /// Starts everything.
     pub(crate) async fn start() -> Result<Self, String> {
-        // On a disk, unlike a temporary folder of some machines.
+        // The target folder is on a disk, unlike the temporary folder of some machines.
         let place = Path::new(env!("CARGO_TARGET_TMPDIR"));
         let folder = tempfile::Builder::new().prefix("bench-").tempdir_in(place);
-        let folder = folder.map_err(|error| format!("cannot make a folder: {error}"))?;
+        let folder = folder.map_err(|error| format!("cannot create a folder: {error}"))?;
         let cluster = folder.path().join("cluster");
-        fs::create_dir(&cluster).map_err(|error| format!("cannot make a folder: {error}"))?;
+        fs::create_dir(&cluster).map_err(|error| format!("cannot create a folder: {error}"))?;
         let postgres = Postgres::start(&cluster, &"bench".into(), true)?;
         create_database(&postgres, "main").await?;
         let service = start_service(folder.path(), &postgres, "main", "service", &[]).await?;
@@ -86,12 +86,12 @@ impl World {
         Ok(Self { service, bare, nginx, postgres, account, env: Env::system(), folder })
     }
 
-    /// Where files of this run go.
+    /// The folder for the files of this run.
     pub(crate) fn folder(&self) -> &Path {
         self.folder.path()
     }
 
-    /// A service more, over one of the databases.
+    /// Starts another service on one of the databases.
     pub(crate) async fn service(
         &self,
         database: &str,
@@ -101,7 +101,7 @@ impl World {
         start_service(self.folder(), &self.postgres, database, name, variables).await
     }
 
-    /// A connection to a database, as superuser.
+    /// Connects to a database as superuser.
     pub(crate) async fn connect(&self, database: &str) -> Result<PgConnection, String> {
         let url = self.postgres.url(database);
         let connection = PgConnection::connect(url.expose_secret()).await;
@@ -109,7 +109,7 @@ impl World {
     }
 }
 
-/// Makes a database; the service that is started over it makes the tables.
+/// Creates a database. The service that starts on it creates the tables.
 pub(crate) async fn create_database(postgres: &Postgres, name: &str) -> Result<(), String> {
     migrate::create_database(postgres.url("postgres").expose_secret(), name).await
 }
@@ -130,9 +130,9 @@ async fn start_service(
         ("CALL2ME_AUTH__SERVER__PUBLIC_URL", &*public_url),
         ("CALL2ME_AUTH__KEYS__ENCRYPTION_KEY", ENCRYPTION_KEY),
         ("CALL2ME_AUTH__SESSIONS__REGISTRATION", "open"),
-        ("CALL2ME_AUTH__RATE_LIMIT__PER_KEY_PER_MINUTE", LIMITLESS),
-        ("CALL2ME_AUTH__RATE_LIMIT__PER_ADDRESS_PER_MINUTE", LIMITLESS),
-        ("CALL2ME_AUTH__RATE_LIMIT__SIGN_IN_PER_MINUTE", LIMITLESS),
+        ("CALL2ME_AUTH__RATE_LIMIT__PER_KEY_PER_MINUTE", UNLIMITED_RATE),
+        ("CALL2ME_AUTH__RATE_LIMIT__PER_ADDRESS_PER_MINUTE", UNLIMITED_RATE),
+        ("CALL2ME_AUTH__RATE_LIMIT__SIGN_IN_PER_MINUTE", UNLIMITED_RATE),
     ];
     all.extend_from_slice(variables);
     let mut command = Command::new(SERVICE);
@@ -142,9 +142,10 @@ async fn start_service(
 }
 
 async fn start_bare(folder: &Path) -> Result<Server, String> {
-    let own = std::env::current_exe().map_err(|error| format!("who am I? {error}"))?;
+    let bench_binary =
+        std::env::current_exe().map_err(|error| format!("cannot find this binary: {error}"))?;
     let port = free_port()?;
-    let mut command = Command::new(own);
+    let mut command = Command::new(bench_binary);
     command.args([bare::ARGUMENT, &port.to_string()]);
     let process = Process::start("axum", &command, folder, &[])?;
     let server = Server { process, port };
@@ -188,16 +189,17 @@ http {{
 }
 
 async fn wait_until_ready(mut server: Server, path: &str, log: &Path) -> Result<Server, NoService> {
-    let question = client::request("GET", path, None, None);
+    let ready_request = client::request("GET", path, None, None);
     for _ in 0..600 {
         if let Some(status) = server.process.ended() {
             let text = fs::read_to_string(log).unwrap_or_default();
             return Err(NoService::Ended(status, text.trim().to_owned()));
         }
-        if client::once(server.port, &question).await.is_ok_and(|answer| answer.status == 200) {
+        if client::once(server.port, &ready_request).await.is_ok_and(|answer| answer.status == 200)
+        {
             return Ok(server);
         }
         sleep(Duration::from_millis(50)).await;
     }
-    Err(NoService::Failed(format!("a server is not ready in time: {}", log.display())))
+    Err(NoService::Failed(format!("a server did not become ready in time: {}", log.display())))
 }

@@ -1,4 +1,4 @@
-//! The load: `wrk`, with one thread, and what it tells.
+//! Load from `wrk` with one thread, and its results.
 
 use std::{
     fmt::Write as _,
@@ -9,14 +9,14 @@ use std::{
 
 use tokio::process::Command;
 
-/// A line of a file of keys: the key and the end of the line.
+/// The length of a line in a key file: the key and the line break.
 pub(crate) const KEY_LINE: usize = "sk_call2me_live_".len() + 36 + 1;
 
-/// How a line with the numbers begins.
-const MARK: &str = "measured";
+/// The prefix of the line with the results.
+const RESULT_PREFIX: &str = "measured";
 
-/// Prints the numbers in one line, once, at the end: it costs the load nothing.
-const DONE: &str = r#"
+/// Prints the results in one line at the end, which does not affect the load.
+const REPORT_SCRIPT: &str = r#"
 done = function(summary, latency, requests)
   local errors = summary.errors
   print(string.format("measured %d %d %d %d %d %d", summary.requests, summary.duration, errors.status,
@@ -25,44 +25,45 @@ done = function(summary, latency, requests)
 end
 "#;
 
-/// What is asked of a server.
+/// The requests that are sent to a server.
 #[derive(Clone)]
 pub(crate) enum Traffic {
-    /// The same `GET` again and again; it costs the generator the least.
+    /// The same `GET` every time, which costs the load generator the least.
     Same { path: &'static str, bearer: String },
-    /// `POST`s, one after the other and then from the first again.
+    /// These `POST`s in order, and then again from the first.
     Posts { path: &'static str, bodies: Vec<String> },
-    /// `GET /v1/auth/verify`, each time with a key of a file: any of them.
+    /// `GET /v1/auth/verify`, each time with a random key of a file.
     AnyKey { file: PathBuf, keys: usize },
-    /// The same, with one after the other from a place on.
+    /// `GET /v1/auth/verify` with the keys of a file in order, from a position on.
     NextKey { file: PathBuf, first: usize, keys: usize },
 }
 
-/// What was measured.
+/// The result of a run.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Outcome {
-    /// Answers.
+    /// The number of responses.
     pub(crate) requests: u64,
-    /// Microseconds that it took.
+    /// The duration in microseconds.
     pub(crate) micros: u64,
-    /// Answers with a status of 400 or more.
+    /// Responses with a status of 400 or more.
     pub(crate) refused: u64,
-    /// Connections that failed, and time-outs.
+    /// Failed connections and timeouts.
     pub(crate) broken: u64,
-    /// Microseconds of the median answer.
+    /// The median latency in microseconds.
     pub p50: u64,
-    /// Microseconds within which 99 of 100 answers came.
+    /// The 99th percentile of the latency in microseconds.
     pub p99: u64,
 }
 
 impl Traffic {
-    /// The traffic of a round, counted from zero: each has its own part of a file of keys.
+    /// Returns the traffic of a round, counted from zero. Each round has its own part of a key
+    /// file.
     pub(crate) fn of_round(&self, round: usize) -> Self {
-        let mut own = self.clone();
-        if let Self::NextKey { first, keys, .. } = &mut own {
+        let mut traffic = self.clone();
+        if let Self::NextKey { first, keys, .. } = &mut traffic {
             *first = round * *keys;
         }
-        own
+        traffic
     }
 
     fn script(&self) -> String {
@@ -90,11 +91,11 @@ impl Traffic {
                 text = keys_script(file, *first, *keys, next);
             }
         }
-        text + DONE
+        text + REPORT_SCRIPT
     }
 }
 
-/// All requests are made before the load begins.
+/// Returns a script that builds all requests before the load starts.
 fn keys_script(file: &Path, first: usize, keys: usize, next: &str) -> String {
     let (path, skip) = (file.display(), first * KEY_LINE);
     format!(
@@ -143,7 +144,7 @@ pub(crate) async fn run(
     let text = String::from_utf8_lossy(&output.stdout);
     let numbers: Vec<u64> = text
         .lines()
-        .find_map(|line| line.strip_prefix(MARK))
+        .find_map(|line| line.strip_prefix(RESULT_PREFIX))
         .into_iter()
         .flat_map(str::split_whitespace)
         .filter_map(|number| number.parse().ok())

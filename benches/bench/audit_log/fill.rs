@@ -1,4 +1,4 @@
-//! Events of twenty days, as if the service had written them.
+//! Fills the audit log with events of twenty days, as if the service had written them.
 
 use sqlx::{PgConnection, Row as _};
 use tokio::time::Instant;
@@ -9,40 +9,41 @@ use crate::{
     stats::{float, number},
 };
 
-/// Rows in one statement.
+/// Rows per statement.
 const BATCH: i64 = 500_000;
 /// An address that few requests come from.
 pub(super) const RARE_ADDRESS: &str = "203.0.113.99";
 
-/// What is in the log, of the workspace that is asked for where not said otherwise.
+/// The content of the log. Unless stated otherwise, the fields describe the workspace that is
+/// queried.
 pub(super) struct Filled {
     /// All rows of all workspaces.
     pub(super) rows: i64,
-    /// Those of the workspace.
+    /// Rows of the workspace.
     pub(super) own_rows: i64,
-    /// Partitions that hold rows.
+    /// Partitions that contain rows.
     pub(super) partitions: i64,
     /// The size of the table and of all its indexes.
     pub(super) table_mib: f64,
     pub(super) indexes_mib: f64,
-    /// How long it took to fill.
+    /// The duration of the filling.
     pub(super) seconds: f64,
-    /// The key with most of the rows, and one with few.
+    /// The key with most of the rows, and a key with few.
     pub(super) busy_key: Uuid,
     pub(super) rare_key: Uuid,
     /// The owner of the workspace.
     pub(super) person: Uuid,
     /// An address that many requests come from.
     pub(super) busy_address: String,
-    /// Requests.
+    /// The ids of the newest and of the oldest request.
     pub(super) newest_request: Uuid,
     pub(super) oldest_request: Uuid,
-    /// An hour of ten days ago.
+    /// An hour, ten days ago.
     pub(super) since: String,
     pub(super) until: String,
 }
 
-/// Ten workspaces, a hundred keys, and the partitions.
+/// Creates ten workspaces, a hundred keys and the partitions.
 const PREPARE: &str = "
     SET synchronous_commit = off;
     SELECT setseed(0.5);
@@ -55,8 +56,9 @@ const PREPARE: &str = "
                20 * 86400000::bigint AS span
         FROM generate_series(1, 9)";
 
-/// Rows from a number to a number of so many. Actor 0 is the owner of the first workspace, 1 its key
-/// with 30 % of all rows, 2 its key with 0.001 %; the keys from 3 on belong to all workspaces.
+/// Inserts the rows `$1` to `$2` of `$3`. Actor 0 is the owner of the first workspace, actor 1 its
+/// key with 30 % of all rows, actor 2 its key with 0.001 %. The keys from 3 on belong to all
+/// workspaces.
 const INSERT: &str = "
     INSERT INTO audit_events (
         id, workspace_id, action, actor_type, actor_id, actor_name, target_type, target_id,
@@ -109,7 +111,7 @@ const DESCRIBE: &str = "
            to_char(now() AT TIME ZONE 'UTC' - interval '239 hours', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"') AS until
     FROM mix";
 
-/// Fills the log of a database with one workspace and one person.
+/// Fills the audit log of a database with one workspace and one user.
 pub(super) async fn fill(connection: &mut PgConnection, rows: i64) -> Result<Filled, String> {
     let start = Instant::now();
     execute(connection, PREPARE).await?;
@@ -125,12 +127,12 @@ pub(super) async fn fill(connection: &mut PgConnection, rows: i64) -> Result<Fil
         let done = u64::try_from(last).map(float).unwrap_or_default();
         eprintln!("{} events written", number(done, 0));
     }
-    // As autovacuum does after a while, so that it does not begin while questions are asked.
+    // Vacuums as autovacuum would do later, so that it does not start during the measurements.
     execute(connection, "VACUUM (ANALYZE) audit_events").await?;
     execute(connection, "CHECKPOINT").await?;
     let seconds = start.elapsed().as_secs_f64();
-    let described = describe(connection, seconds).await;
-    described.map_err(|error| format!("cannot read what was written: {error}"))
+    let description = describe(connection, seconds).await;
+    description.map_err(|error| format!("cannot read the events: {error}"))
 }
 
 async fn describe(connection: &mut PgConnection, seconds: f64) -> Result<Filled, sqlx::Error> {

@@ -1,4 +1,4 @@
-//! What the service holds in memory once it knows many keys, under load.
+//! Memory of the service under load, once many keys are cached.
 
 use call2me_auth::model::api_key::ApiKeySecret;
 use tokio::time::{Duration, interval};
@@ -19,20 +19,20 @@ use super::VERIFY;
 
 /// Connections of the load.
 const CONNECTIONS: usize = 48;
-/// How often the resident memory is read.
-const LOOK: Duration = Duration::from_millis(50);
+/// The interval at which the resident memory is read.
+const SAMPLE_INTERVAL: Duration = Duration::from_millis(50);
 
-/// Memory in one situation.
+/// The memory in one situation.
 struct Memory {
-    what: String,
-    /// What the service says that it has cached.
+    label: String,
+    /// The number of cached keys, as the service's metrics report it.
     cached: Option<u64>,
-    /// The most kilobytes that were seen.
+    /// The maximum resident memory, in kilobytes.
     kilobytes: u64,
     load: Option<Outcome>,
 }
 
-/// Starts a fresh service over a database, lets it learn the keys, and prints the table.
+/// Starts a new service on a database, lets it cache the keys and prints the table.
 pub(super) async fn measure(
     options: &Options,
     world: &World,
@@ -47,29 +47,39 @@ pub(super) async fn measure(
     let mut all = Vec::new();
     eprintln!("memory, with few keys");
     let kilobytes = resident_kilobytes(server.process.pid()).unwrap_or_default();
-    let cached = cached(metrics).await;
-    all.push(Memory { what: "at rest, after the start".to_owned(), cached, kilobytes, load: None });
+    let cached = read_cached_keys(metrics).await;
+    all.push(Memory { label: "idle, after the start".to_owned(), cached, kilobytes, load: None });
 
     let one = Traffic::Same { path: VERIFY, bearer: account.key.clone() };
-    let (load, kilobytes) = watched(world, &server, &one, options.seconds()).await?;
-    let cached_now = self::cached(metrics).await;
-    let what = "one key, under load".to_owned();
-    all.push(Memory { what, cached: cached_now, kilobytes, load: Some(load) });
+    let (load, kilobytes) = run_and_watch_memory(world, &server, &one, options.seconds()).await?;
+    let cached_now = self::read_cached_keys(metrics).await;
+    let label = "one key, under load".to_owned();
+    all.push(Memory { label, cached: cached_now, kilobytes, load: Some(load) });
 
     eprintln!("memory, with {} keys", known.len());
-    let ask = |key: &ApiKeySecret| request("GET", VERIFY, Some(key.reveal()), None);
-    keys::pass(server.port, known.iter().map(ask).collect()).await?;
+    let verify_request = |key: &ApiKeySecret| request("GET", VERIFY, Some(key.reveal()), None);
+    keys::pass(server.port, known.iter().map(verify_request).collect()).await?;
     let kilobytes = resident_kilobytes(server.process.pid()).unwrap_or_default();
-    let what = format!("{} keys used once", number(float(known.len() as u64), 0));
-    all.push(Memory { what, cached: self::cached(metrics).await, kilobytes, load: None });
+    let label = format!("{} keys used once", number(float(known.len() as u64), 0));
+    all.push(Memory {
+        label,
+        cached: self::read_cached_keys(metrics).await,
+        kilobytes,
+        load: None,
+    });
     let (load, kilobytes) = second_pass(options, world, &server, known).await?;
-    let what = "all of them again, under load".to_owned();
-    all.push(Memory { what, cached: self::cached(metrics).await, kilobytes, load: Some(load) });
+    let label = "all keys again, under load".to_owned();
+    all.push(Memory {
+        label,
+        cached: self::read_cached_keys(metrics).await,
+        kilobytes,
+        load: Some(load),
+    });
     print(&all);
     Ok(())
 }
 
-/// All keys once more, in their order: as many turns of `wrk` as it takes.
+/// Uses all keys once more in the same order, with as many runs of `wrk` as necessary.
 async fn second_pass(
     options: &Options,
     world: &World,
@@ -78,19 +88,20 @@ async fn second_pass(
 ) -> Result<(Outcome, u64), String> {
     let file = world.folder().join("memory.keys");
     seed::write_keys(&file, known)?;
-    let (mut all, mut most) = (Outcome::default(), 0);
+    let (mut all, mut maximum) = (Outcome::default(), 0);
     loop {
         let first = usize::try_from(all.requests).unwrap_or(usize::MAX);
         let keys = known.len().saturating_sub(first);
         if keys == 0 {
-            return Ok((all, most));
+            return Ok((all, maximum));
         }
         let traffic = Traffic::NextKey { file: file.clone(), first, keys };
-        let (load, kilobytes) = watched(world, server, &traffic, options.seconds().max(3)).await?;
+        let (load, kilobytes) =
+            run_and_watch_memory(world, server, &traffic, options.seconds().max(3)).await?;
         if load.requests == 0 {
-            return Err("wrk got no answer".to_owned());
+            return Err("wrk got no response".to_owned());
         }
-        most = most.max(kilobytes);
+        maximum = maximum.max(kilobytes);
         all.requests += load.requests;
         all.micros += load.micros;
         all.refused += load.refused;
@@ -98,8 +109,8 @@ async fn second_pass(
     }
 }
 
-/// A load, and the most memory that was resident meanwhile.
-async fn watched(
+/// Runs a load. Also returns the maximum resident memory meanwhile, in kilobytes.
+async fn run_and_watch_memory(
     world: &World,
     server: &Server,
     traffic: &Traffic,
@@ -108,17 +119,17 @@ async fn watched(
     let pid = server.process.pid();
     let mut load =
         std::pin::pin!(wrk::run(world.folder(), server.port, traffic, CONNECTIONS, seconds));
-    let (mut look, mut most) = (interval(LOOK), 0);
+    let (mut ticks, mut maximum) = (interval(SAMPLE_INTERVAL), 0);
     loop {
         tokio::select! {
-            done = &mut load => return Ok((done?, most)),
-            _ = look.tick() => most = most.max(resident_kilobytes(pid).unwrap_or_default()),
+            done = &mut load => return Ok((done?, maximum)),
+            _ = ticks.tick() => maximum = maximum.max(resident_kilobytes(pid).unwrap_or_default()),
         }
     }
 }
 
-/// How many keys the service has cached, as its metrics tell.
-async fn cached(metrics: u16) -> Option<u64> {
+/// Reads the number of cached keys from the service's metrics.
+async fn read_cached_keys(metrics: u16) -> Option<u64> {
     let answer = client::once(metrics, &request("GET", "/metrics", None, None)).await.ok()?;
     let text = String::from_utf8(answer.body).ok()?;
     let name = "call2me_auth_cache_entries{cache=\"keys\"} ";
@@ -131,20 +142,20 @@ fn print(all: &[Memory]) {
         "service",
         "keys cached",
         "RSS MiB",
-        "more than at rest",
+        "above idle",
         "requests",
         "requests/s",
         "failed",
     ]);
-    let rest = all.first().map_or(0, |first| first.kilobytes);
+    let idle = all.first().map_or(0, |first| first.kilobytes);
     let mib = |kilobytes| float(kilobytes) / 1024.0;
-    for Memory { what, cached, kilobytes, load } in all {
+    for Memory { label, cached, kilobytes, load } in all {
         let of = |value: fn(&Outcome) -> f64| number(load.as_ref().map_or(f64::NAN, value), 0);
         table.row([
-            what.clone(),
+            label.clone(),
             number(cached.map_or(f64::NAN, float), 0),
             number(mib(*kilobytes), 1),
-            number(mib(*kilobytes) - mib(rest), 1),
+            number(mib(*kilobytes) - mib(idle), 1),
             of(|load| float(load.requests)),
             of(|load| float(load.requests) / float(load.micros) * 1e6),
             of(|load| float(load.refused + load.broken)),
@@ -152,9 +163,9 @@ fn print(all: &[Memory]) {
     }
     table.print("Memory of the service");
     println!(
-        "\nA fresh service over the database of 100,000 keys. Each key is first \
-         used once, then all again in their order. Under load the greatest VmRSS of those read every \
-         {} ms is told. Keys cached are what the service's metrics say after it.",
-        LOOK.as_millis()
+        "\nA new service on the database of 100,000 keys. Each key is used \
+         once, and then all keys again in the same order. Under load, RSS is the maximum of VmRSS, read \
+         every {} ms. The number of cached keys is from the service's metrics afterwards.",
+        SAMPLE_INTERVAL.as_millis()
     );
 }
