@@ -25,12 +25,12 @@ use tokio::{
 };
 
 use crate::{
-    audit::{AuditLog, Retention, SealCounts, Sealer, WriterTask},
+    audit::{AuditLog, Retention, SealCounts, Sealer, AuditWriterTask},
     auth::{Auth, caches::Caches, secrets::Secrets},
     coherence::{Fence, Lease, Node, NodeTask, Parts},
     config::Settings,
     env::Env,
-    http::{self, Api, App, HttpSettings, LARGE_BODIES, middleware::Frame},
+    http::{self, Api, App, HttpSettings, MAX_CONCURRENT_LARGE_BODIES, middleware::Frame},
     idempotency::Idempotency,
     limit::Limits,
     mail::MailTask,
@@ -60,7 +60,7 @@ pub struct Application {
     service: Frame,
     settings: Settings,
     store: Store,
-    writer: WriterTask,
+    writer: AuditWriterTask,
     node: NodeTask,
     background_tasks: Vec<JoinHandle<()>>,
 }
@@ -82,7 +82,7 @@ impl Application {
         let store = Store::connect(url, &settings.database.pool).await?;
         let describe = |error| format!("cannot prepare the audit log: {error}");
         store.create_audit_partitions(env.clock.now()).await.map_err(describe)?;
-        let (audit, writer) = WriterTask::start(store.clone(), env.clone(), settings.audit);
+        let (audit, writer) = AuditWriterTask::start(store.clone(), env.clone(), settings.audit);
         let metrics = Metrics::default();
         let node_id = env.new_uuid();
         let lease = Lease::default();
@@ -101,7 +101,7 @@ impl Application {
             .to_json()
             .map_err(|error| format!("cannot create the OpenAPI document: {error}"))?;
         let background_tasks = vec![
-            tokio::spawn(limits.clone().keep_small()),
+            tokio::spawn(limits.clone().run_eviction()),
             tokio::spawn(run_maintenance(
                 store.clone(),
                 env.clone(),
@@ -127,8 +127,8 @@ impl Application {
             store: store.clone(),
             env,
             settings: HttpSettings::from(&settings),
-            last_ping: Mutex::default(),
-            large_bodies: Semaphore::new(LARGE_BODIES),
+            last_database_ping: Mutex::default(),
+            large_body_permits: Semaphore::new(MAX_CONCURRENT_LARGE_BODIES),
             openapi,
             metrics,
             lease,
@@ -149,7 +149,7 @@ impl Application {
             metrics: app.metrics.clone(),
         });
         // Without a lease the node serves anyway, and reads every credential from PostgreSQL.
-        node.has_joined(lease_duration).await;
+        node.wait_until_joined(lease_duration).await;
         Ok(Self { app, service, settings, store, writer, node, background_tasks })
     }
 
@@ -173,7 +173,7 @@ impl Application {
         // of these tasks.
         self.app.limits.connect().await;
         self.background_tasks.push(tokio::spawn(self.app.limits.clone().keep_connected()));
-        self.background_tasks.push(tokio::spawn(self.app.auth.clone().keep_signing_keys()));
+        self.background_tasks.push(tokio::spawn(self.app.auth.clone().run_signing_key_reload()));
         self.background_tasks.push(tokio::spawn(self.sealer().run()));
         if let Some(retention) = self.retention()? {
             self.background_tasks.push(tokio::spawn(retention.run()));

@@ -113,7 +113,7 @@ impl Attempt {
 /// A successful response. It has no `Debug`, because the response of a key creation contains the
 /// secret.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct KeptAnswer {
+pub struct StoredResponse {
     /// The HTTP status.
     pub status: u16,
     /// The `Location` header.
@@ -127,7 +127,7 @@ pub enum Begun {
     /// The request is new: process it in this transaction.
     Work(Work),
     /// The request is a retry: return the stored response.
-    Answered(KeptAnswer),
+    Answered(StoredResponse),
 }
 
 /// The transaction of a request, which also stores its response.
@@ -222,7 +222,7 @@ impl Work {
     /// # Errors
     /// [`IdempotencyError::Store`] if the commit fails. Its result may then be unknown; the
     /// resource and the response both exist, or neither.
-    pub async fn finish(mut self, response: &KeptAnswer) -> Result<(), IdempotencyError> {
+    pub async fn finish(mut self, response: &StoredResponse) -> Result<(), IdempotencyError> {
         if let Some(PendingResponse { id, request, key, secrets, env }) = self.pending {
             let encrypted = encrypt(&secrets.encryption_key(&key)?, &env, &id, response)?;
             let until = env.clock.now() + RETENTION;
@@ -236,7 +236,7 @@ fn encrypt(
     key: &LessSafeKey,
     env: &Env,
     id: &[u8; 32],
-    response: &KeptAnswer,
+    response: &StoredResponse,
 ) -> Result<Vec<u8>, IdempotencyError> {
     let nonce: [u8; NONCE_LEN] = env.entropy.bytes();
     let failed = IdempotencyError::Internal("cannot encrypt a response");
@@ -252,7 +252,7 @@ fn decrypt(
     key: &LessSafeKey,
     id: &[u8; 32],
     mut encrypted: Vec<u8>,
-) -> Result<KeptAnswer, IdempotencyError> {
+) -> Result<StoredResponse, IdempotencyError> {
     let failed = || IdempotencyError::Internal("cannot decrypt a stored response");
     let (nonce, encrypted) = encrypted.split_first_chunk_mut::<NONCE_LEN>().ok_or_else(failed)?;
     let nonce = Nonce::assume_unique_for_key(*nonce);
@@ -268,7 +268,7 @@ mod tests {
     fn stored_response_decrypts_only_with_its_own_key_and_id() {
         let secrets = IdempotencySecrets::new(&[1; 32]);
         let response =
-            KeptAnswer { status: 201, location: "/x".into(), body: "{\"key\":\"s\"}".into() };
+            StoredResponse { status: 201, location: "/x".into(), body: "{\"key\":\"s\"}".into() };
         let own = secrets.encryption_key(&"mine".into()).unwrap();
         let encrypted = encrypt(&own, &Env::system(), &[7; 32], &response).unwrap();
         assert!(!encrypted.windows(3).any(|part| part == b"key"));

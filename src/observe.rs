@@ -43,7 +43,7 @@ impl Collector for State {
         ];
         let help = "Connections to PostgreSQL by pool and state";
         writer.family("database_connections", help, ["pool", "state"], &states)?;
-        let waiting = app.auth.passwords_waiting();
+        let waiting = app.auth.pending_password_hashes();
         writer.gauge("password_queue", "Password hashes queued or in progress", number(waiting))?;
         limits(writer, &app)
     }
@@ -52,9 +52,9 @@ impl Collector for State {
 fn caches(writer: &mut MetricWriter<'_, '_>, app: &Api) -> fmt::Result {
     let caches = app.auth.caches();
     let caches = [
-        ("keys", caches.keys_seen()),
-        ("sessions", caches.sessions_seen()),
-        ("grants", caches.grants_seen()),
+        ("keys", caches.key_cache_stats()),
+        ("sessions", caches.session_cache_stats()),
+        ("grants", caches.grant_cache_stats()),
     ];
     let lookups = caches.iter().flat_map(|(cache, (counts, _))| {
         let outcomes =

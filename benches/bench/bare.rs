@@ -7,7 +7,7 @@ use axum::{Json, Router, routing::get};
 use serde_json::{Value, json};
 
 /// The argument that makes this binary that server. The port follows.
-pub(crate) const ARGUMENT: &str = "--bare-axum";
+pub(crate) const SERVER_ARGUMENT: &str = "--bare-axum";
 
 /// Serves until the process is killed.
 pub(crate) fn serve() -> Result<(), String> {

@@ -56,7 +56,7 @@ impl Taken {
     }
 
     /// Counts the requests that did not end with this status.
-    pub(crate) fn other_than(&self, status: u16) -> u64 {
+    pub(crate) fn count_other_than(&self, status: u16) -> u64 {
         let others = self.statuses.iter().filter(|(other, _)| **other != status);
         others.map(|(_, count)| count).sum::<u64>() + self.broken
     }

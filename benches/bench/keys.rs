@@ -22,10 +22,10 @@ pub(crate) struct Keys {
     warm_up: Vec<String>,
     /// Keys that the service has not seen, and their number per round.
     pub(crate) fresh: PathBuf,
-    pub(crate) fresh_window: usize,
+    pub(crate) fresh_per_round: usize,
     /// Keys with a valid checksum that are in no database, and their number per round.
     pub(crate) unknown: PathBuf,
-    pub(crate) unknown_window: usize,
+    pub(crate) unknown_per_round: usize,
 }
 
 impl Keys {
@@ -34,7 +34,7 @@ impl Keys {
         eprintln!("creating keys");
         let seconds = usize::try_from(options.seconds()).unwrap_or(1);
         let warm_count = if options.quick { 10_000 } else { 100_000 };
-        let (fresh_window, unknown_window) =
+        let (fresh_per_round, unknown_per_round) =
             (seconds * FRESH_PER_SECOND, seconds * UNKNOWN_PER_SECOND);
         let file = |name| world.folder().join(name);
         let all = Self {
@@ -42,15 +42,15 @@ impl Keys {
             warm_count,
             warm_up: Vec::new(),
             fresh: file("fresh.keys"),
-            fresh_window,
+            fresh_per_round,
             unknown: file("unknown.keys"),
-            unknown_window,
+            unknown_per_round,
         };
-        let unknown = seed::generate(&world.env, unknown_window * options.rounds())?;
+        let unknown = seed::generate(&world.env, unknown_per_round * options.rounds())?;
         seed::write_keys(&all.unknown, &unknown)?;
         let mut connection = world.connect("main").await?;
         let workspace = world.account.workspace;
-        let fresh = seed::generate(&world.env, fresh_window * options.rounds())?;
+        let fresh = seed::generate(&world.env, fresh_per_round * options.rounds())?;
         seed::write_keys(&all.fresh, &fresh)?;
         seed::store_keys(&mut connection, &world.env, workspace, &fresh).await?;
         let warm = seed::generate(&world.env, warm_count)?;
@@ -69,7 +69,7 @@ impl Keys {
 /// Sends each request once over many connections. Every response must be 200.
 pub(crate) async fn pass(port: u16, requests: Vec<String>) -> Result<(), String> {
     let load = Load { port, requests, pace: Pace::Loop, connections: 48, lasting: None };
-    match load.finish().await?.other_than(200) {
+    match load.finish().await?.count_other_than(200) {
         0 => Ok(()),
         failed => Err(format!("{failed} keys were rejected at their first use")),
     }

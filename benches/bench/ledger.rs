@@ -151,7 +151,7 @@ fn build_batch(
             let actor = Actor::api_key(keys[number % keys.len()], &"prod-2026-q2".into());
             let workspace = workspaces[number % workspaces.len()];
             let mut event = NewEvent::new(env.new_id(), workspace, Action::Request, actor)
-                .in_request(&request, 200, Duration::from_micros(412));
+                .with_request(&request, 200, Duration::from_micros(412));
             event.route = Some(RouteUse { group: "agents", scope: Scope::ReadOnly });
             event
         };

@@ -34,7 +34,7 @@ use self::{
 };
 
 fn main() -> ExitCode {
-    if std::env::args().nth(1).as_deref() == Some(bare::ARGUMENT) {
+    if std::env::args().nth(1).as_deref() == Some(bare::SERVER_ARGUMENT) {
         return exit_code(bare::serve());
     }
     let options = Options::parse();

@@ -9,7 +9,7 @@ use crate::{
     generator::{Load, Pace, Taken, taken},
     options::Options,
     process::settle,
-    seed::{self, PEOPLE},
+    seed::{self, USER_COUNT},
     stats::{median, millis, number, percentile},
     table::Table,
     world::World,
@@ -23,7 +23,7 @@ const PACES: [(Pace, u32, &str); 3] = [
     (Pace::Loop, 48, "full speed"),
 ];
 /// Concurrent sign-ins, each of another user.
-const SIGN_INS: u32 = PEOPLE;
+const SIGN_INS: u32 = USER_COUNT;
 /// Requests per second with unknown keys.
 const FLOOD_RATE: u32 = 10_000;
 const FLOOD_CONNECTIONS: u32 = 32;
@@ -167,10 +167,10 @@ fn row(name: &str, expected: u16, samples: &[Sample], alone_samples: &[Sample]) 
         number(median(pairs.map(|(sample, alone)| at(sample, percent) / at(alone, percent))), 2)
             + " ×"
     };
-    let failed: u64 = samples.iter().map(|sample| sample.keys.other_than(200)).sum();
+    let failed: u64 = samples.iter().map(|sample| sample.keys.count_other_than(200)).sum();
     let others: Vec<&Taken> =
         samples.iter().filter_map(|sample| sample.background.as_ref()).collect();
-    let failed_others: u64 = others.iter().map(|other| other.other_than(expected)).sum();
+    let failed_others: u64 = others.iter().map(|other| other.count_other_than(expected)).sum();
     [
         name.to_owned(),
         number(median(samples.iter().map(|sample| sample.keys.rate())), 0),

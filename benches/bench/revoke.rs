@@ -216,7 +216,7 @@ fn print(samples: &[Sample]) {
     for sample in samples {
         let nodes = float(u64::try_from(sample.nodes).unwrap_or_default());
         let load_rate = median(sample.loads.iter().map(Taken::rate)) * nodes;
-        let load_failures: u64 = sample.loads.iter().map(|load| load.other_than(200)).sum();
+        let load_failures: u64 = sample.loads.iter().map(|load| load.count_other_than(200)).sum();
         table.row([
             sample.nodes.to_string(),
             sample.revoke_micros.len().to_string(),

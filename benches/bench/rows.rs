@@ -8,10 +8,10 @@ use crate::{
     keys::Keys,
     options::Options,
     process::{cpu_micros, resident_kilobytes, settle},
-    seed::PEOPLE,
+    seed::USER_COUNT,
     stats::{float, median, millis, number},
     table::Table,
-    world::{NoService, Server, World},
+    world::{ServiceStartError, Server, World},
     wrk::{self, Outcome, Traffic},
 };
 
@@ -106,7 +106,7 @@ pub(crate) async fn measure(options: &Options, world: &World) -> Result<(), Stri
     let (strict, unavailable) = match strict {
         Ok(server) => (Some(server), None),
         // The service exits with this status if it does not know the setting.
-        Err(NoService::Ended(status, line)) if status.code() == Some(2) => (None, Some(line)),
+        Err(ServiceStartError::Ended(status, line)) if status.code() == Some(2) => (None, Some(line)),
         Err(reason) => return Err(reason.into()),
     };
     let counted_before = counted_as_unknown(world).await?;
@@ -148,8 +148,8 @@ async fn counted_as_unknown(world: &World) -> Result<i64, String> {
 fn rows<'a>(world: &'a World, keys: &Keys, strict: Option<&'a Server>) -> Vec<Row<'a>> {
     let (account, service) = (&world.account, Some(&world.service));
     let key = || same_request(VERIFY_PATH, &account.key);
-    let any = || Traffic::AnyKey { file: keys.warm.clone(), keys: keys.warm_count };
-    let next = |file: &Path, keys| Traffic::NextKey { file: file.to_owned(), first: 0, keys };
+    let any = || Traffic::RandomKey { file: keys.warm.clone(), keys: keys.warm_count };
+    let next = |file: &Path, keys| Traffic::SequentialKeys { file: file.to_owned(), first: 0, keys };
     let login = Traffic::Posts {
         path: "/v1/auth/login",
         bodies: account.logins.iter().map(ToString::to_string).collect(),
@@ -166,15 +166,15 @@ fn rows<'a>(world: &'a World, keys: &Keys, strict: Option<&'a Server>) -> Vec<Ro
         row("verify, strict audit", strict, key()),
         Row {
             baseline: Baseline::Script,
-            ..row("verify, first use of a key †", service, next(&keys.fresh, keys.fresh_window))
+            ..row("verify, first use of a key †", service, next(&keys.fresh, keys.fresh_per_round))
         },
         Row {
             baseline: Baseline::Script,
             expects_rejection: true,
-            ..row("verify, unknown keys †", service, next(&keys.unknown, keys.unknown_window))
+            ..row("verify, unknown keys †", service, next(&keys.unknown, keys.unknown_per_round))
         },
         row("`GET /v1/agents`, 5 agents", service, same_request("/v1/agents", &account.key)),
-        Row { connections: PEOPLE as usize, ..row("8 concurrent sign-ins", service, login) },
+        Row { connections: USER_COUNT as usize, ..row("8 concurrent sign-ins", service, login) },
     ]
 }
 
@@ -190,7 +190,7 @@ async fn measure_round(
         keys.warm_up(server.port).await?;
         settle(world.postgres.pid()).await;
     }
-    let traffic = row.traffic.of_round(round);
+    let traffic = row.traffic.for_round(round);
     let (pid, postgres) = (server.process.pid(), world.postgres.pid());
     let before = (cpu_micros(pid), cpu_micros(postgres));
     let seconds = options.seconds();
@@ -261,7 +261,7 @@ fn print_notes(rows: &[Row<'_>], unavailable: Option<&str>) {
         println!("Strict audit: {line}");
     }
     for row in rows {
-        let Traffic::NextKey { keys, .. } = &row.traffic else { continue };
+        let Traffic::SequentialKeys { keys, .. } = &row.traffic else { continue };
         let most = row.samples.iter().map(|s| s.outcome.requests).max().unwrap_or_default();
         if most > *keys as u64 {
             println!(

@@ -18,7 +18,7 @@ use crate::client::{Client, request};
 /// Keys per statement.
 const BATCH: usize = 10_000;
 /// The number of users that sign in concurrently.
-pub(crate) const PEOPLE: u32 = 8;
+pub(crate) const USER_COUNT: u32 = 8;
 const PASSWORD: &str = "a walk in the park with a clock";
 
 /// A user and their data.
@@ -38,7 +38,7 @@ pub(crate) async fn account(port: u16) -> Result<Account, String> {
     let mut client = Client::connect(port).await.map_err(|error| error.to_string())?;
     let mut logins = Vec::new();
     let mut registered = Value::Null;
-    for number in 1..=PEOPLE {
+    for number in 1..=USER_COUNT {
         let login =
             json!({ "email": format!("bench{number}@call2me.example"), "password": PASSWORD });
         registered = post(&mut client, "/v1/auth/register", None, &login).await?;

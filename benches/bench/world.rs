@@ -35,18 +35,18 @@ pub(crate) struct Server {
 }
 
 /// The reason why a service does not run.
-pub(crate) enum NoService {
+pub(crate) enum ServiceStartError {
     /// The service exited while it started, with this status and log.
     Ended(ExitStatus, String),
     /// Another error.
     Failed(String),
 }
 
-impl From<NoService> for String {
-    fn from(reason: NoService) -> Self {
+impl From<ServiceStartError> for String {
+    fn from(reason: ServiceStartError) -> Self {
         match reason {
-            NoService::Ended(status, text) => format!("the service exited ({status}): {text}"),
-            NoService::Failed(line) => line,
+            ServiceStartError::Ended(status, text) => format!("the service exited ({status}): {text}"),
+            ServiceStartError::Failed(line) => line,
         }
     }
 }
@@ -97,7 +97,7 @@ impl World {
         database: &str,
         name: &'static str,
         variables: &[(&str, &str)],
-    ) -> Result<Server, NoService> {
+    ) -> Result<Server, ServiceStartError> {
         start_service(self.folder(), &self.postgres, database, name, variables).await
     }
 
@@ -120,8 +120,8 @@ async fn start_service(
     database: &str,
     name: &'static str,
     variables: &[(&str, &str)],
-) -> Result<Server, NoService> {
-    let port = free_port().map_err(NoService::Failed)?;
+) -> Result<Server, ServiceStartError> {
+    let port = free_port().map_err(ServiceStartError::Failed)?;
     let url: SecretString = postgres.url(database);
     let (address, public_url) = (format!("127.0.0.1:{port}"), format!("http://127.0.0.1:{port}"));
     let mut all = vec![
@@ -137,7 +137,7 @@ async fn start_service(
     all.extend_from_slice(variables);
     let mut command = Command::new(SERVICE);
     command.arg("serve");
-    let process = Process::start(name, &command, folder, &all).map_err(NoService::Failed)?;
+    let process = Process::start(name, &command, folder, &all).map_err(ServiceStartError::Failed)?;
     wait_until_ready(Server { process, port }, "/readyz", &folder.join(format!("{name}.log"))).await
 }
 
@@ -146,7 +146,7 @@ async fn start_bare(folder: &Path) -> Result<Server, String> {
         std::env::current_exe().map_err(|error| format!("cannot find this binary: {error}"))?;
     let port = free_port()?;
     let mut command = Command::new(bench_binary);
-    command.args([bare::ARGUMENT, &port.to_string()]);
+    command.args([bare::SERVER_ARGUMENT, &port.to_string()]);
     let process = Process::start("axum", &command, folder, &[])?;
     let server = Server { process, port };
     Ok(wait_until_ready(server, "/v1/auth/verify", &folder.join("axum.log")).await?)
@@ -188,12 +188,12 @@ http {{
     Ok(wait_until_ready(server, "/", &folder.join("nginx.log")).await?)
 }
 
-async fn wait_until_ready(mut server: Server, path: &str, log: &Path) -> Result<Server, NoService> {
+async fn wait_until_ready(mut server: Server, path: &str, log: &Path) -> Result<Server, ServiceStartError> {
     let ready_request = client::request("GET", path, None, None);
     for _ in 0..600 {
         if let Some(status) = server.process.ended() {
             let text = fs::read_to_string(log).unwrap_or_default();
-            return Err(NoService::Ended(status, text.trim().to_owned()));
+            return Err(ServiceStartError::Ended(status, text.trim().to_owned()));
         }
         if client::once(server.port, &ready_request).await.is_ok_and(|answer| answer.status == 200)
         {
@@ -201,5 +201,5 @@ async fn wait_until_ready(mut server: Server, path: &str, log: &Path) -> Result<
         }
         sleep(Duration::from_millis(50)).await;
     }
-    Err(NoService::Failed(format!("a server did not become ready in time: {}", log.display())))
+    Err(ServiceStartError::Failed(format!("a server did not become ready in time: {}", log.display())))
 }

@@ -10,7 +10,7 @@ use std::{
 use tokio::process::Command;
 
 /// The length of a line in a key file: the key and the line break.
-pub(crate) const KEY_LINE: usize = "sk_call2me_live_".len() + 36 + 1;
+pub(crate) const KEY_LINE_BYTES: usize = "sk_call2me_live_".len() + 36 + 1;
 
 /// The prefix of the line with the results.
 const RESULT_PREFIX: &str = "measured";
@@ -33,9 +33,9 @@ pub(crate) enum Traffic {
     /// These `POST`s in order, and then again from the first.
     Posts { path: &'static str, bodies: Vec<String> },
     /// `GET /v1/auth/verify`, each time with a random key of a file.
-    AnyKey { file: PathBuf, keys: usize },
+    RandomKey { file: PathBuf, keys: usize },
     /// `GET /v1/auth/verify` with the keys of a file in order, from a position on.
-    NextKey { file: PathBuf, first: usize, keys: usize },
+    SequentialKeys { file: PathBuf, first: usize, keys: usize },
 }
 
 /// The result of a run.
@@ -58,9 +58,9 @@ pub(crate) struct Outcome {
 impl Traffic {
     /// Returns the traffic of a round, counted from zero. Each round has its own part of a key
     /// file.
-    pub(crate) fn of_round(&self, round: usize) -> Self {
+    pub(crate) fn for_round(&self, round: usize) -> Self {
         let mut traffic = self.clone();
-        if let Self::NextKey { first, keys, .. } = &mut traffic {
+        if let Self::SequentialKeys { first, keys, .. } = &mut traffic {
             *first = round * *keys;
         }
         traffic
@@ -82,11 +82,11 @@ impl Traffic {
                 writeln!(text, "request = function() at = at % #bodies + 1").ok();
                 writeln!(text, "return wrk.format(\"POST\", {path:?}, nil, bodies[at]) end").ok();
             }
-            Self::AnyKey { file, keys } => {
+            Self::RandomKey { file, keys } => {
                 let next = "at = math.random(#requests)";
                 text = keys_script(file, 0, *keys, next);
             }
-            Self::NextKey { file, first, keys } => {
+            Self::SequentialKeys { file, first, keys } => {
                 let next = "at = at % #requests + 1";
                 text = keys_script(file, *first, *keys, next);
             }
@@ -97,7 +97,7 @@ impl Traffic {
 
 /// Returns a script that builds all requests before the load starts.
 fn keys_script(file: &Path, first: usize, keys: usize, next: &str) -> String {
-    let (path, skip) = (file.display(), first * KEY_LINE);
+    let (path, skip) = (file.display(), first * KEY_LINE_BYTES);
     format!(
         r#"
 local requests, at = {{}}, 0

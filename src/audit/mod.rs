@@ -20,8 +20,8 @@ pub use follower::{Follower, Followers};
 pub use reader::AuditLog;
 pub use retention::Retention;
 pub use sealer::{SealCounts, Sealer};
-pub use unknown::UnknownCredentials;
-pub use writer::{AuditCounts, AuditWriter, Permit, WriterTask};
+pub use unknown::UnknownCredentialCounts;
+pub use writer::{AuditCounts, AuditWriter, Permit, AuditWriterTask};
 
 use crate::{
     env::Env,
@@ -35,12 +35,12 @@ use crate::{
 /// Creates an event of a caller in its current workspace; `status` is the status of the response.
 #[must_use]
 pub fn event(env: &Env, caller: &Caller, action: Action, status: u16) -> NewEvent {
-    event_in(env, caller, caller.workspace(), action, status)
+    event_in_workspace(env, caller, caller.workspace(), action, status)
 }
 
 /// Creates an event of a caller in another workspace, for users who are in several.
 #[must_use]
-pub fn event_in(
+pub fn event_in_workspace(
     env: &Env,
     caller: &Caller,
     workspace: WorkspaceId,
@@ -48,7 +48,7 @@ pub fn event_in(
     status: u16,
 ) -> NewEvent {
     let actor = (&*caller.principal).into();
-    NewEvent::new(env.new_id(), workspace, action, actor).in_request(
+    NewEvent::new(env.new_id(), workspace, action, actor).with_request(
         &caller.request,
         status,
         env.clock.monotonic(),

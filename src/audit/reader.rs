@@ -125,7 +125,7 @@ impl AuditLog {
     ) -> Result<Vec<Sealed>, StoreError> {
         let _permit = self.place().await?;
         let mut tx = self.store.begin(caller.workspace(), None).await?;
-        store::chains::sealed_behind(&mut tx, caller.workspace(), behind, until, SEALED_PAGE).await
+        store::chains::list_sealed_events_after(&mut tx, caller.workspace(), behind, until, SEALED_PAGE).await
     }
 
     /// Returns the subscriptions of event streams on this node.

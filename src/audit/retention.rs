@@ -69,7 +69,7 @@ impl Retention {
     async fn prune_as(&self, owner: &mut Owner) -> Result<Vec<String>, StoreError> {
         let cutoff = self.env.clock.now() - self.period;
         let partitions = owner.partitions().await?;
-        let old = partitions.iter().filter(|month| month.holds_events() && month.end <= cutoff);
+        let old = partitions.iter().filter(|month| month.has_events() && month.end <= cutoff);
         let Some(before) = old.map(|month| month.end).max() else { return Ok(Vec::new()) };
         // Seals stay one month longer: the clocks of nodes differ, so a seal may cover an event
         // that was created slightly later than its time says.
@@ -93,7 +93,7 @@ impl Retention {
         self.wait_until_sealed().await?;
         let mut dropped = Vec::new();
         for month in partitions {
-            let limit = if month.holds_events() { before } else { seals_before };
+            let limit = if month.has_events() { before } else { seals_before };
             if month.end <= limit {
                 owner.drop(&month).await?;
                 info!(partition = month.name(), "dropped old audit events");

@@ -203,7 +203,7 @@ async fn seal_entries(
     after: i64,
     size: BatchSize,
 ) -> Result<SealProgress, StoreError> {
-    let entries = sealing.entries_behind(after, size.entries, size.events).await?;
+    let entries = sealing.list_entries_after(after, size.entries, size.events).await?;
     let Some(last) = entries.iter().map(|entry| entry.id).max() else {
         return Ok(SealProgress::Empty);
     };
@@ -211,7 +211,7 @@ async fn seal_entries(
     for (workspace, _) in entries.iter().flat_map(|entry| &entry.events) {
         segments.entry(*workspace).or_insert_with(|| Run::genesis(*workspace));
     }
-    for end in sealing.ends_of(segments.keys().copied()).await? {
+    for end in sealing.open_segments(segments.keys().copied()).await? {
         segments.insert(end.workspace_id, end);
     }
     let mut sealed: u64 = 0;
@@ -238,14 +238,14 @@ async fn seal_entries(
     Ok(if is_full { SealProgress::FullBatch } else { SealProgress::Complete })
 }
 
-/// Computes the digests of events from their stored form. A missing event has the digest `GONE`.
+/// Computes the digests of events from their stored form. A missing event has the digest `MISSING`.
 async fn digests_of(
     sealing: &mut Sealing,
     events: &[(WorkspaceId, EventId)],
 ) -> Result<Vec<EventDigest>, StoreError> {
     let stored = sealing.events(events).await?;
     let digests: HashMap<_, _> = stored.iter().map(|event| (event.id, event.digest())).collect();
-    let digest = |id: &EventId| digests.get(id).copied().unwrap_or(EventDigest::GONE);
+    let digest = |id: &EventId| digests.get(id).copied().unwrap_or(EventDigest::MISSING);
     Ok(events.iter().map(|(_, id)| digest(id)).collect())
 }
 

@@ -22,11 +22,11 @@ type Counts = HashMap<(IpNet, OffsetDateTime), i64>;
 
 /// Counts by address and minute that are not yet written. Cheap to clone.
 #[derive(Debug, Clone, Default)]
-pub struct UnknownCredentials {
+pub struct UnknownCredentialCounts {
     counts: Arc<Mutex<Counts>>,
 }
 
-impl UnknownCredentials {
+impl UnknownCredentialCounts {
     /// Counts one request.
     pub fn count(&self, ip: IpAddr, now: OffsetDateTime) {
         let minute = now
@@ -56,7 +56,7 @@ mod tests {
 
     #[test]
     fn addresses_above_limit_share_one_count() {
-        let unknown = UnknownCredentials::default();
+        let unknown = UnknownCredentialCounts::default();
         let now = OffsetDateTime::UNIX_EPOCH + Duration::milliseconds(61_500);
         for number in 0..10_000_u32 {
             unknown.count(IpAddr::from(number.to_be_bytes()), now);

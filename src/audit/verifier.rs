@@ -232,7 +232,7 @@ async fn read_events(
     loop {
         // One transaction per page: a long transaction would prevent vacuuming.
         let mut tx = store.begin(workspace, None).await?;
-        let page = chains::events_behind(&mut tx, workspace, last, PAGE).await?;
+        let page = chains::list_events_after(&mut tx, workspace, last, PAGE).await?;
         drop(tx);
         let Some(newest) = page.last() else { return Ok(()) };
         last = newest.id.uuid();
@@ -340,7 +340,7 @@ impl ChainVerifier {
         let mut at = 0;
         while at < until {
             let mut tx = store.begin(self.workspace, None).await?;
-            let segments = chains::runs_behind(&mut tx, self.workspace, at, PAGE).await?;
+            let segments = chains::list_segments_after(&mut tx, self.workspace, at, PAGE).await?;
             drop(tx);
             let before = at;
             // Skip segments that were sealed meanwhile.
@@ -472,7 +472,7 @@ impl ChainVerifier {
         let head = chains::head(&mut tx, self.workspace).await?;
         let (mut at, until) = (until, head.map_or(0, |head| head.sequence));
         while at < until {
-            let segments = chains::runs_behind(&mut tx, self.workspace, at, PAGE).await?;
+            let segments = chains::list_segments_after(&mut tx, self.workspace, at, PAGE).await?;
             let Some(last) = segments.last() else { break };
             at = last.last();
             // A seal after the end of the chain was not created by the sealer.

@@ -22,7 +22,7 @@ use tokio::{
 };
 use tracing::{error, warn};
 
-use super::UnknownCredentials;
+use super::UnknownCredentialCounts;
 use crate::{
     coherence::Diary,
     config::{self, Durability},
@@ -90,7 +90,7 @@ pub struct AuditWriter {
     queue: mpsc::Sender<Queued>,
     durability: Durability,
     counts: Arc<AuditCounts>,
-    unknown: UnknownCredentials,
+    unknown: UnknownCredentialCounts,
     env: Env,
 }
 
@@ -143,7 +143,7 @@ impl AuditWriter {
 
     /// Returns the counter of requests with unknown credentials.
     #[must_use]
-    pub fn unknown_credentials(&self) -> &UnknownCredentials {
+    pub fn unknown_credentials(&self) -> &UnknownCredentialCounts {
         &self.unknown
     }
 
@@ -169,18 +169,18 @@ impl Diary for AuditWriter {
 
 /// The task that writes queued events.
 #[derive(Debug)]
-pub struct WriterTask {
+pub struct AuditWriterTask {
     stop: oneshot::Sender<()>,
     done: tokio::task::JoinHandle<()>,
     counts: Arc<AuditCounts>,
 }
 
-impl WriterTask {
+impl AuditWriterTask {
     /// Starts the task; returns the entrance to its queue and a handle to stop it.
     #[must_use]
     pub fn start(store: Store, env: Env, settings: config::Audit) -> (AuditWriter, Self) {
         let (queue, events) = mpsc::channel(settings.queue);
-        let unknown = UnknownCredentials::default();
+        let unknown = UnknownCredentialCounts::default();
         let counts = Arc::<AuditCounts>::default();
         let (stop, stopped) = oneshot::channel();
         let writer = Writer {
@@ -220,7 +220,7 @@ struct Writer {
     env: Env,
     events: mpsc::Receiver<Queued>,
     counts: Arc<AuditCounts>,
-    unknown: UnknownCredentials,
+    unknown: UnknownCredentialCounts,
 }
 
 impl Writer {
@@ -329,7 +329,7 @@ impl Writer {
         if counts.is_empty() {
             return;
         }
-        if let Err(error) = self.store.count_unknown_credentials(&counts).await {
+        if let Err(error) = self.store.add_unknown_credential_counts(&counts).await {
             warn!(%error, "cannot write the counts of unknown credentials; they are lost");
         }
     }

@@ -10,7 +10,7 @@ use crate::model::{
 
 /// The result of verifying a bearer credential.
 #[derive(Debug)]
-pub enum Authenticated {
+pub enum AuthenticationOutcome {
     /// The credential is valid.
     Principal(Arc<Principal>),
     /// The credential is a revoked API key. The request must be refused, and the refusal recorded
@@ -26,19 +26,19 @@ impl Auth {
     /// records may be used.
     ///
     /// # Errors
-    /// [`AuthError::InvalidCredential`], [`AuthError::NotAKey`] or [`AuthError::TokenExpired`] if
+    /// [`AuthError::InvalidCredential`], [`AuthError::KeyFormatError`] or [`AuthError::TokenExpired`] if
     /// the credential is not valid; [`AuthError::Store`] if it cannot be looked up.
     pub async fn authenticate(
         &self,
         credential: &str,
         began: Duration,
-    ) -> Result<Authenticated, AuthError> {
+    ) -> Result<AuthenticationOutcome, AuthError> {
         if credential.starts_with(KEY_PREFIX) {
             return self.verify_key(credential, began).await;
         }
         // A JWS in compact form has three parts (RFC 7515, section 3.1).
         if credential.bytes().filter(|byte| *byte == b'.').count() == 2 {
-            return self.verify_jwt(credential, began).await.map(Authenticated::Principal);
+            return self.verify_jwt(credential, began).await.map(AuthenticationOutcome::Principal);
         }
         if credential.starts_with("rt_call2me_") {
             return Err(AuthError::InvalidCredential(

@@ -2,7 +2,7 @@
 //!
 //! A cookie is derived from a session id, as the tokens of mailed links are from theirs, so the
 //! database holds nothing that opens a session. A cookie's session is read from PostgreSQL on each
-//! request and needs no cache invalidation; only [`Auth::look_at_cookie`] uses the cache.
+//! request and needs no cache invalidation; only [`Auth::authenticate_cookie_from_cache`] uses the cache.
 
 use std::{sync::Arc, time::Duration};
 
@@ -27,7 +27,7 @@ const NOT_SIGNED_IN: AuthError = AuthError::InvalidCredential("sign in first");
 
 /// The subject that a form's CSRF token is bound to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum FormOf {
+pub enum CsrfBinding {
     /// A browser without regard to the user. The browser id is the browser's own claim, so this
     /// must not protect actions of a session.
     Browser(Uuid),
@@ -38,16 +38,16 @@ pub enum FormOf {
     Session(SessionId, WorkspaceId),
 }
 
-impl FormOf {
+impl CsrfBinding {
     fn purpose_and_id(self) -> (Purpose, Uuid) {
         match self {
             Self::Browser(id) => (Purpose::Form, id),
-            Self::Person(id) => (Purpose::SessionForm, id.uuid()),
+            Self::Person(id) => (Purpose::SessionCsrf, id.uuid()),
             Self::Session(id, workspace) => {
                 let hasher = Sha256::new().chain_update(id.uuid()).chain_update(workspace.uuid());
                 let digest: [u8; 32] = hasher.finalize().into();
                 let truncated = digest.first_chunk().copied().unwrap_or_default();
-                (Purpose::SessionForm, Uuid::from_bytes(truncated))
+                (Purpose::SessionCsrf, Uuid::from_bytes(truncated))
             }
         }
     }
@@ -70,7 +70,7 @@ impl Auth {
         let lookup = self.store.use_session(id, now, self.lifetimes.refresh_token);
         let session = Store::within(QUERY_TIMEOUT, lookup).await?;
         let session = session.ok_or(NOT_SIGNED_IN)?;
-        self.person_in(id, &session).map(Arc::new)
+        self.session_principal(id, &session).map(Arc::new)
     }
 
     /// Authenticates a session cookie without extending the session, for requests that a page
@@ -79,7 +79,7 @@ impl Auth {
     ///
     /// # Errors
     /// As [`Self::authenticate_cookie`].
-    pub async fn look_at_cookie(
+    pub async fn authenticate_cookie_from_cache(
         &self,
         cookie: &str,
         began: Duration,
@@ -87,19 +87,19 @@ impl Auth {
         let id = self.token_key.verify(Purpose::Cookie, cookie).ok_or(NOT_SIGNED_IN)?;
         let id = SessionId::from(id);
         let session = self.caches.sessions.find(id, began).await?.ok_or(NOT_SIGNED_IN)?;
-        self.person_in(id, &session).map(Arc::new)
+        self.session_principal(id, &session).map(Arc::new)
     }
 
     /// The CSRF token of a form. Other sites cannot know it (OWASP, signed double-submit cookie).
     #[must_use]
-    pub fn form_token(&self, binding: FormOf) -> SecretString {
+    pub fn form_token(&self, binding: CsrfBinding) -> SecretString {
         let (purpose, id) = binding.purpose_and_id();
         self.token_key.derive(purpose, id)
     }
 
     /// True if a CSRF token is valid for this binding.
     #[must_use]
-    pub fn is_form_of(&self, binding: FormOf, token: &str) -> bool {
+    pub fn is_valid_csrf_token(&self, binding: CsrfBinding, token: &str) -> bool {
         let (purpose, id) = binding.purpose_and_id();
         self.token_key.verify(purpose, token) == Some(id)
     }

@@ -9,7 +9,7 @@ use quick_cache::sync::Cache;
 use sha2::{Digest, Sha256};
 
 use super::{
-    credential_cache::{CacheCounts, CredentialCache, Found, Source},
+    credential_cache::{CacheCounters, CredentialCache, Found, Source},
     verify_jwt::Claims,
 };
 use crate::{
@@ -28,7 +28,7 @@ use crate::{
 
 /// The cached state of an API key.
 #[derive(Debug, Clone)]
-pub(super) enum KnownKey {
+pub(super) enum CachedKey {
     /// The key is valid.
     Active(Arc<Principal>),
     /// The key is revoked. Its workspace's audit log records any further use.
@@ -40,7 +40,7 @@ pub(super) struct Keys(Line);
 
 impl Source for Keys {
     type Key = KeyDigest;
-    type Known = KnownKey;
+    type Known = CachedKey;
 
     async fn fetch(&mut self, keys: &[KeyDigest]) -> Result<Found<Self>, StoreError> {
         let found = self.0.find_api_keys(keys).await?;
@@ -48,7 +48,7 @@ impl Source for Keys {
     }
 }
 
-impl From<KeyRecord> for KnownKey {
+impl From<KeyRecord> for CachedKey {
     fn from(record: KeyRecord) -> Self {
         if record.revoked {
             return Self::Revoked(Arc::new(record));
@@ -68,7 +68,7 @@ impl From<KeyRecord> for KnownKey {
     }
 }
 
-impl KnownKey {
+impl CachedKey {
     fn workspace(&self) -> WorkspaceId {
         match self {
             Self::Active(principal) => principal.workspace_id,
@@ -109,7 +109,7 @@ pub struct Caches {
     pub(super) keys: CredentialCache<Keys>,
     pub(super) sessions: CredentialCache<Sessions>,
     pub(super) grants: CredentialCache<Grants>,
-    pub(super) tokens: VerifiedTokens,
+    pub(super) tokens: VerifiedTokenCache,
 }
 
 impl Caches {
@@ -137,25 +137,25 @@ impl Caches {
                 lease.clone(),
                 smaller,
             ),
-            tokens: VerifiedTokens(Arc::new(Cache::new(smaller))),
+            tokens: VerifiedTokenCache(Arc::new(Cache::new(smaller))),
         }
     }
 
     /// Counters of the API key cache, and its number of entries.
     #[must_use]
-    pub fn keys_seen(&self) -> (&CacheCounts, usize) {
+    pub fn key_cache_stats(&self) -> (&CacheCounters, usize) {
         (self.keys.counts(), self.keys.len())
     }
 
     /// Counters of the OAuth grant cache, and its number of entries.
     #[must_use]
-    pub fn grants_seen(&self) -> (&CacheCounts, usize) {
+    pub fn grant_cache_stats(&self) -> (&CacheCounters, usize) {
         (self.grants.counts(), self.grants.len())
     }
 
     /// Counters of the session cache, and its number of entries.
     #[must_use]
-    pub fn sessions_seen(&self) -> (&CacheCounts, usize) {
+    pub fn session_cache_stats(&self) -> (&CacheCounters, usize) {
         (self.sessions.counts(), self.sessions.len())
     }
 }
@@ -169,22 +169,22 @@ impl Beliefs for Caches {
                 Invalidation::Person { user, workspace } => {
                     let is_affected =
                         |id: WorkspaceId| workspace.is_none_or(|workspace| id == workspace);
-                    self.sessions.forget_if(|session| {
+                    self.sessions.invalidate_where(|session| {
                         session.user_id == user && is_affected(session.workspace_id)
                     });
-                    self.grants.forget_if(|grant| {
+                    self.grants.invalidate_where(|grant| {
                         let is_user = |holder: &Holder| holder.user_id == user;
                         grant.person.as_ref().is_some_and(is_user)
                             && is_affected(grant.workspace_id)
                     });
                 }
                 Invalidation::Workspace(workspace) => {
-                    self.keys.forget_if(|key| key.workspace() == workspace);
-                    self.sessions.forget_if(|session| session.workspace_id == workspace);
-                    self.grants.forget_if(|grant| grant.workspace_id == workspace);
+                    self.keys.invalidate_where(|key| key.workspace() == workspace);
+                    self.sessions.invalidate_where(|session| session.workspace_id == workspace);
+                    self.grants.invalidate_where(|grant| grant.workspace_id == workspace);
                 }
                 Invalidation::Grant(id) => self.grants.forget(&id),
-                Invalidation::Client(id) => self.grants.forget_if(|grant| grant.client_id == id),
+                Invalidation::Client(id) => self.grants.invalidate_where(|grant| grant.client_id == id),
             }
         }
     }
@@ -202,9 +202,9 @@ impl Beliefs for Caches {
 /// true until the token expires; the session or grant is checked in its own cache. The cache is
 /// cleared when a signing key is retired.
 #[derive(Clone)]
-pub(super) struct VerifiedTokens(Arc<Cache<[u8; 32], Arc<Claims>>>);
+pub(super) struct VerifiedTokenCache(Arc<Cache<[u8; 32], Arc<Claims>>>);
 
-impl VerifiedTokens {
+impl VerifiedTokenCache {
     pub(super) fn digest(token: &str) -> [u8; 32] {
         Sha256::digest(token).into()
     }

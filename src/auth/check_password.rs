@@ -6,14 +6,14 @@ use std::time::Duration;
 
 use secrecy::SecretString;
 
-use super::{Auth, AuthError, password::Verification, recovery::address_of, sessions::own_session};
+use super::{Auth, AuthError, password::Verification, recovery::parse_stored_email, sessions::require_user_session};
 use crate::{
     model::{audit::RequestInfo, email::Email, password::Password, principal::Caller, user::User},
     store::{self, users::SignIn},
 };
 
 /// The error for an action that requires the password or a recent sign-in.
-pub(super) const UNCONFIRMED: AuthError =
+pub(super) const REAUTHENTICATION_REQUIRED: AuthError =
     AuthError::Forbidden("confirm your password or sign in again");
 
 /// A sign-in counts as recent for this long; the password is not required again.
@@ -35,13 +35,13 @@ impl Auth {
         request: &RequestInfo,
     ) -> Result<(Option<SignIn>, Verification), AuthError> {
         let now = self.env.clock.now();
-        let (account, pause) = self.store.find_attempt(email, request.ip, now).await?;
+        let (account, pause) = self.store.find_account_and_pause(email, request.ip, now).await?;
         if let Some(pause) = pause.filter(|pause| !pause.is_zero()) {
             // Round up, so that waiting this long is enough.
             return Err(AuthError::TooManyAttempts(pause.as_secs() + 1));
         }
         let hash = account.as_ref().and_then(|account| account.password_hash.clone());
-        let verified = self.passwords.verify(password, hash).await?;
+        let verified = self.password_hasher.verify(password, hash).await?;
         if verified == Verification::Wrong {
             let now = self.env.clock.now();
             self.store.count_wrong_password(email, request.ip, now).await?;
@@ -63,7 +63,7 @@ impl Auth {
         password: &Password,
         request: &RequestInfo,
     ) -> Result<SecretString, AuthError> {
-        let email = address_of(&user.email)?;
+        let email = parse_stored_email(&user.email)?;
         let (account, verified) = self.verify_password(&email, password, request).await?;
         if verified == Verification::Wrong {
             return Err(AuthError::Invalid { field, reason: format!("{field} is wrong") });
@@ -81,13 +81,13 @@ impl Auth {
         caller: &Caller,
         password: Option<&Password>,
     ) -> Result<bool, AuthError> {
-        let Ok((session, user)) = own_session(caller) else { return Ok(false) };
+        let Ok((session, user)) = require_user_session(caller) else { return Ok(false) };
         if let Some(password) = password {
             let user = self.person(user).await?;
             self.check_password(&user, "password", password, &caller.request).await?;
             return Ok(true);
         }
-        let mut tx = self.store.begin_personal(user).await?;
+        let mut tx = self.store.begin_for_user(user).await?;
         let created_at = store::sessions::created_at(&mut tx, user, session).await?;
         Ok(created_at.is_some_and(|created_at| self.env.clock.now() < created_at + RECENT_SIGN_IN))
     }

@@ -13,23 +13,23 @@ use crate::model::{
 
 /// The access that a route requires of its caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Requirement {
+pub enum AccessRequirement {
     /// Any credential with at least this scope.
     Scope(Scope),
     /// An API key or user session with at least this scope. OAuth clients are refused: they must
     /// not create credentials or members for themselves.
     FirstParty(Scope),
     /// A user session with any role: for what users do with their own account.
-    OwnSession,
+    UserSession,
 }
 
-impl Requirement {
+impl AccessRequirement {
     /// The required scope, if the route requires one.
     #[must_use]
     pub const fn scope(self) -> Option<Scope> {
         match self {
             Self::Scope(scope) | Self::FirstParty(scope) => Some(scope),
-            Self::OwnSession => None,
+            Self::UserSession => None,
         }
     }
 }
@@ -40,7 +40,7 @@ impl Requirement {
 /// [`AuthError::Forbidden`] for a wrong kind of credential or an address that the key does not
 /// allow, [`AuthError::NoSecondFactor`], or [`AuthError::InsufficientScope`].
 pub fn check(
-    requirement: Requirement,
+    requirement: AccessRequirement,
     principal: &Principal,
     address: IpAddr,
 ) -> Result<(), AuthError> {
@@ -48,8 +48,8 @@ pub fn check(
         return Err(AuthError::Forbidden("the key may not be used from this address"));
     }
     let required = match requirement {
-        Requirement::Scope(scope) => scope,
-        Requirement::FirstParty(scope) => {
+        AccessRequirement::Scope(scope) => scope,
+        AccessRequirement::FirstParty(scope) => {
             if matches!(principal.credential, Credential::Grant { .. }) {
                 return Err(AuthError::Forbidden(
                     "OAuth clients may not do this; use an API key or a user session",
@@ -57,10 +57,10 @@ pub fn check(
             }
             scope
         }
-        Requirement::OwnSession => return check_user_session(principal),
+        AccessRequirement::UserSession => return check_user_session(principal),
     };
     if principal.lacks_second_factor {
-        return Err(AuthError::NoSecondFactor);
+        return Err(AuthError::MissingSecondFactor);
     }
     if principal.scope < required {
         return Err(AuthError::InsufficientScope { required, held: principal.scope });
@@ -112,13 +112,13 @@ mod tests {
     proptest! {
         #[test]
         fn scope_allows_what_it_includes_and_no_more(held in scope(), required in scope()) {
-            let checked = check(Requirement::Scope(required), &key(held, &[]), ADDRESS);
+            let checked = check(AccessRequirement::Scope(required), &key(held, &[]), ADDRESS);
             prop_assert_eq!(checked.is_ok(), held >= required);
         }
 
         #[test]
         fn api_key_is_rejected_where_a_user_session_is_required(held in scope()) {
-            prop_assert!(check(Requirement::OwnSession, &key(held, &[]), ADDRESS).is_err());
+            prop_assert!(check(AccessRequirement::UserSession, &key(held, &[]), ADDRESS).is_err());
         }
 
         #[test]
@@ -126,7 +126,7 @@ mod tests {
             let key = key(held, &["10.0.0.0/8", "2001:db8::/32"]);
             let inside = IpAddr::from([10, 1, 2, last]);
             let outside = IpAddr::from([11, 1, 2, last]);
-            let rule = Requirement::Scope(Scope::ReadOnly);
+            let rule = AccessRequirement::Scope(Scope::ReadOnly);
             prop_assert!(check(rule, &key, inside).is_ok());
             prop_assert!(matches!(check(rule, &key, outside), Err(AuthError::Forbidden(_))));
         }
@@ -142,7 +142,7 @@ mod tests {
                 name: "Dana".into(),
                 role,
             };
-            assert!(check(Requirement::OwnSession, &session, ADDRESS).is_ok());
+            assert!(check(AccessRequirement::UserSession, &session, ADDRESS).is_ok());
         }
     }
 }

@@ -51,7 +51,7 @@ impl Auth {
         let header = jsonwebtoken::decode_header(&signed.signature)
             .map_err(|_| invalid("the checkpoint's signature is malformed"))?;
         let keys = self.signing_keys.current();
-        let key = header.kid.as_deref().and_then(|kid| keys.checkpoint_verifier(kid));
+        let key = header.kid.as_deref().and_then(|kid| keys.checkpoint_verifying_key(kid));
         let key = key.ok_or_else(|| {
             invalid("the checkpoint was not signed with a key of this deployment")
         })?;

@@ -53,7 +53,7 @@ pub(super) type Found<S> = Vec<(<S as Source>::Key, <S as Source>::Known)>;
 
 /// Counters of cache lookups, by outcome.
 #[derive(Debug, Default)]
-pub struct CacheCounts {
+pub struct CacheCounters {
     /// Answered from the cache.
     pub hits: AtomicU64,
     /// Answered from a negative entry: the credential does not exist.
@@ -92,7 +92,7 @@ struct CacheState<S: Source> {
     /// Invalidation epoch. Results of lookups that started in an older epoch are not cached. The
     /// lock is held while an entry is inserted or invalidated.
     epoch: Mutex<u64>,
-    counts: CacheCounts,
+    counts: CacheCounters,
 }
 
 impl<S: Source> Clone for CredentialCache<S> {
@@ -109,7 +109,7 @@ impl<S: Source> CredentialCache<S> {
             known: Cache::new(capacity),
             unknown: Cache::new(capacity),
             epoch: Mutex::default(),
-            counts: CacheCounts::default(),
+            counts: CacheCounters::default(),
         });
         let (queue, lookups) = mpsc::channel(MAX_QUEUED);
         tokio::spawn(run_lookups(source, env, Arc::clone(&state), lookups));
@@ -156,7 +156,7 @@ impl<S: Source> CredentialCache<S> {
     }
 
     /// Removes all records for which `predicate` is true.
-    pub(super) fn forget_if(&self, predicate: impl Fn(&S::Known) -> bool) {
+    pub(super) fn invalidate_where(&self, predicate: impl Fn(&S::Known) -> bool) {
         let mut epoch = self.state.lock_epoch();
         *epoch += 1;
         self.state.known.retain(|_, known| !predicate(known));
@@ -176,7 +176,7 @@ impl<S: Source> CredentialCache<S> {
     }
 
     /// Counters of this cache.
-    pub(super) fn counts(&self) -> &CacheCounts {
+    pub(super) fn counts(&self) -> &CacheCounters {
         &self.state.counts
     }
 }

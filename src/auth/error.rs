@@ -16,13 +16,13 @@ pub enum AuthError {
     InvalidCredential(&'static str),
     /// The credential looks like an API key but is malformed or of another deployment.
     #[error(transparent)]
-    NotAKey(#[from] crate::model::api_key::NotAKey),
+    MalformedApiKey(#[from] crate::model::api_key::KeyFormatError),
     /// The access token's signature is valid but its `exp` has passed.
     #[error("the access token has expired")]
     TokenExpired,
     /// Wrong password or unknown email address; the caller must not learn which.
     #[error("the email address or password is wrong")]
-    InvalidCredentials,
+    WrongEmailOrPassword,
     /// The password is correct, but a second factor is required. Carries the token that completes
     /// the sign-in.
     #[error("a code from your authenticator app is required")]
@@ -35,7 +35,7 @@ pub enum AuthError {
     TooManyAttempts(u64),
     /// The invited address is already registered; accepting requires a session of its user.
     #[error("an account with this email address exists: sign in to accept the invitation")]
-    SignInFirst,
+    SignInRequired,
     /// The refresh token is unknown, expired, revoked or already used.
     #[error("the refresh token is invalid; sign in again")]
     InvalidRefreshToken,
@@ -55,7 +55,7 @@ pub enum AuthError {
     #[error(
         "this workspace requires a second factor: sign in with your passkey, or set up an authenticator app (POST /v1/auth/mfa/totp)"
     )]
-    NoSecondFactor,
+    MissingSecondFactor,
     /// The object does not exist, or belongs to another workspace. Carries the kind of object.
     #[error("there is no such {0}")]
     NotFound(&'static str),
@@ -75,11 +75,11 @@ pub enum AuthError {
     },
     /// The queue of passwords to hash is full.
     #[error("too many sign-ins at once")]
-    Busy,
+    PasswordQueueFull,
     /// The audit queue is full. An action that cannot be audited must not happen, so the caller
     /// must answer 503.
     #[error("the queue of audit events is full")]
-    LogFull,
+    AuditQueueFull,
     /// The database failed.
     #[error(transparent)]
     Store(StoreError),
@@ -102,10 +102,10 @@ impl From<StoreError> for AuthError {
             StoreError::Violated(Constraint::EmailTaken) => {
                 Self::Conflict("an account with this email address already exists")
             }
-            StoreError::Violated(Constraint::LiveSuccessor) => {
+            StoreError::Violated(Constraint::SuccessorExists) => {
                 Self::Conflict("the key already has a successor")
             }
-            StoreError::Violated(Constraint::PasskeyKnown) => {
+            StoreError::Violated(Constraint::PasskeyRegistered) => {
                 Self::Conflict("this passkey is already registered")
             }
             StoreError::Violated(Constraint::OpenInvitation) => {

@@ -6,14 +6,14 @@ use std::sync::Arc;
 
 use serde_json::json;
 
-use super::{Auth, AuthError, sessions::own_session};
+use super::{Auth, AuthError, sessions::require_user_session};
 use crate::{
     audit,
     model::{
         audit::{Action, Actor, NewEvent, RequestInfo},
         id::WorkspaceId,
-        mail::MailSubject,
-        oauth::grant::GrantEnd,
+        mail::EmailKind,
+        oauth::grant::GrantEndReason,
         password::Password,
         principal::Caller,
         user::Member,
@@ -32,11 +32,11 @@ impl Auth {
         caller: &Caller,
         workspace: WorkspaceId,
     ) -> Result<(), AuthError> {
-        let (_, user) = own_session(caller)?;
+        let (_, user) = require_user_session(caller)?;
         let mut tx = self.store.begin(workspace, Some(user)).await?;
         let member = self.lock_own_membership(&mut tx, caller, workspace).await?;
         let member = member.ok_or(AuthError::NotFound("workspace"))?;
-        self.take_out(&mut tx, caller, workspace, &member).await?;
+        self.remove_membership(&mut tx, caller, workspace, &member).await?;
         tx.commit().await?;
         Ok(self.fence.wait().await?)
     }
@@ -52,10 +52,10 @@ impl Auth {
         caller: &Caller,
         password: &Password,
     ) -> Result<(), AuthError> {
-        let (_, user_id) = own_session(caller)?;
+        let (_, user_id) = require_user_session(caller)?;
         let user = self.person(user_id).await?;
         self.check_password(&user, "password", password, &caller.request).await?;
-        let mut tx = self.store.begin_personal(user_id).await?;
+        let mut tx = self.store.begin_for_user(user_id).await?;
         let workspaces = store::members::of_person(&mut tx, user_id).await?;
         let mut workspaces: Vec<_> =
             workspaces.into_iter().map(|membership| membership.workspace_id).collect();
@@ -71,9 +71,9 @@ impl Auth {
         for (workspace, member) in locked {
             tx.enter(workspace).await?;
             if store::members::count(&mut tx, workspace).await? == 1 {
-                self.erase_workspace(&mut tx, caller, workspace).await?;
+                self.delete_workspace_in_tx(&mut tx, caller, workspace).await?;
             } else {
-                self.take_out(&mut tx, caller, workspace, &member).await?;
+                self.remove_membership(&mut tx, caller, workspace, &member).await?;
             }
         }
         // With the user's row locked, the user can join no workspace. A workspace that was joined
@@ -82,7 +82,7 @@ impl Auth {
         if !store::members::of_person(&mut tx, user_id).await?.is_empty() {
             return Err(AuthError::Conflict("you joined a workspace in the meantime; try again"));
         }
-        let subject = MailSubject::AccountDeleted { origin: self.origin(&caller.request) };
+        let subject = EmailKind::AccountDeleted { origin: self.origin(&caller.request) };
         self.mail(&mut tx, user.email, subject).await?;
         store::users::delete(&mut tx).await?;
         tx.commit().await?;
@@ -96,7 +96,7 @@ impl Auth {
         caller: &Caller,
         workspace: WorkspaceId,
     ) -> Result<Option<Member>, AuthError> {
-        let (_, user) = own_session(caller)?;
+        let (_, user) = require_user_session(caller)?;
         if !store::members::lock(tx, workspace).await? {
             return Ok(None);
         }
@@ -104,7 +104,7 @@ impl Auth {
     }
 
     /// Deletes the transaction's workspace and everything in it except its audit log.
-    pub(super) async fn erase_workspace(
+    pub(super) async fn delete_workspace_in_tx(
         &self,
         tx: &mut Tx,
         caller: &Caller,
@@ -112,17 +112,17 @@ impl Auth {
     ) -> Result<(), AuthError> {
         let row = store::workspaces::get(tx, workspace).await?;
         let row = row.ok_or(AuthError::NotFound("workspace"))?;
-        let event = audit::event_in(&self.env, caller, workspace, Action::WorkspaceDeleted, 204)
+        let event = audit::event_in_workspace(&self.env, caller, workspace, Action::WorkspaceDeleted, 204)
             .on(workspace, row.name);
         store::audit::insert(tx, workspace, &event).await?;
         let external_grants = store::oauth_clients::abroad(tx, None).await?;
         store::workspaces::delete(tx).await?;
-        self.tell_of_gone_clients(tx, &caller.request, external_grants).await
+        self.audit_deleted_clients(tx, &caller.request, external_grants).await
     }
 
     /// Records in other workspaces that a deleted client's grants there have ended. The actor is
     /// the system: the one that deleted the client may be unknown to those workspaces.
-    pub(crate) async fn tell_of_gone_clients(
+    pub(crate) async fn audit_deleted_clients(
         &self,
         tx: &mut Tx,
         request: &Arc<RequestInfo>,
@@ -133,7 +133,7 @@ impl Auth {
             let event = NewEvent::new(id, workspace_id, Action::GrantEnded, Actor::system())
                 .on(client_id, client_name)
                 .with(json!({
-                    "reason": GrantEnd::ClientDeleted.as_str(),
+                    "reason": GrantEndReason::ClientDeleted.as_str(),
                     "grants": grants,
                     "request_id": request.id,
                 }));

@@ -9,10 +9,10 @@ use serde_json::json;
 
 use super::{
     Auth, AuthError,
-    check_password::UNCONFIRMED,
+    check_password::REAUTHENTICATION_REQUIRED,
     login::TokenPair,
-    recovery::{address_of, bad_link},
-    sessions::own_session,
+    recovery::{parse_stored_email, invalid_link},
+    sessions::require_user_session,
 };
 use crate::{
     audit,
@@ -22,7 +22,7 @@ use crate::{
         email::Email,
         id::{Id, InvitationId, WorkspaceId},
         invitation::Invitation,
-        mail::MailSubject,
+        mail::EmailKind,
         one_time_token::Purpose,
         page::{Items, Page},
         password::Password,
@@ -80,20 +80,20 @@ impl Auth {
     ) -> Result<Invitation, AuthError> {
         let email = Email::parse(email).map_err(|reason| AuthError::invalid("email", reason))?;
         let (workspace, now) = (caller.workspace(), self.env.clock.now());
-        if role > self.lock_members(tx, caller).await? {
+        if role > self.lock_members_as_admin(tx, caller).await? {
             return Err(AuthError::Forbidden("you cannot invite to a role above your own"));
         }
         if role == Role::Owner && !is_confirmed {
-            return Err(UNCONFIRMED);
+            return Err(REAUTHENTICATION_REQUIRED);
         }
-        if store::members::has_address(tx, workspace, &email).await? {
+        if store::members::has_member_with_email(tx, workspace, &email).await? {
             return Err(AuthError::Conflict("this user is already a member"));
         }
         if store::invitations::count(tx, workspace, now).await? >= MAX_OPEN_INVITATIONS {
             return Err(AuthError::Conflict("this workspace has too many open invitations"));
         }
         let day_ago = now - Duration::from_hours(24);
-        if store::invitations::count_to(tx, &email, day_ago).await? >= MAX_PER_ADDRESS_AND_DAY {
+        if store::invitations::count_by_email(tx, &email, day_ago).await? >= MAX_PER_ADDRESS_AND_DAY {
             return Err(AuthError::Conflict(
                 "this email address was invited too often today; try again tomorrow",
             ));
@@ -113,7 +113,7 @@ impl Auth {
         store::audit::insert(tx, workspace, &event).await?;
         let row = store::workspaces::get(tx, workspace).await?;
         let workspace = row.ok_or(AuthError::NotFound("workspace"))?.name;
-        let subject = MailSubject::Invitation { token: invitation.id.uuid(), workspace };
+        let subject = EmailKind::Invitation { token: invitation.id.uuid(), workspace };
         self.mail(tx, invitation.email.clone(), subject).await?;
         Ok(invitation)
     }
@@ -139,14 +139,14 @@ impl Auth {
     /// # Errors
     /// [`AuthError::NotFound`] if it is not open; [`AuthError::Forbidden`] if its role is above the
     /// caller's.
-    pub async fn withdraw_invitation(
+    pub async fn revoke_invitation(
         &self,
         caller: &Caller,
         id: InvitationId,
     ) -> Result<(), AuthError> {
         let (workspace, now) = (caller.workspace(), self.env.clock.now());
         let mut tx = self.store.begin(workspace, None).await?;
-        let caller_role = self.lock_members(&mut tx, caller).await?;
+        let caller_role = self.lock_members_as_admin(&mut tx, caller).await?;
         let invitation = store::invitations::get(&mut tx, workspace, id, now).await?;
         let invitation = invitation.ok_or(AuthError::NotFound("invitation"))?;
         if invitation.role > caller_role {
@@ -173,15 +173,15 @@ impl Auth {
         caller: &Caller,
         token: &str,
     ) -> Result<TokenPair, AuthError> {
-        let (_, user_id) = own_session(caller)?;
+        let (_, user_id) = require_user_session(caller)?;
         let user = self.person(user_id).await?;
         let (workspace, id) = self.verify_invitation_token(token).await?;
         let mut tx = self.store.begin(workspace, Some(user_id)).await?;
         let invitation = self.lock_and_close_invitation(&mut tx, workspace, id).await?;
-        if address_of(&invitation.email)?.key() != address_of(&user.email)?.key() {
+        if parse_stored_email(&invitation.email)?.key() != parse_stored_email(&user.email)?.key() {
             return Err(AuthError::Forbidden("this invitation is for another email address"));
         }
-        if store::members::pin_role(&mut tx, workspace, user_id).await?.is_some() {
+        if store::members::lock_role_for_share(&mut tx, workspace, user_id).await?.is_some() {
             return Err(AuthError::Conflict("you are already a member of this workspace"));
         }
         self.add_member(&mut tx, workspace, &user, &invitation, &caller.request).await?;
@@ -197,7 +197,7 @@ impl Auth {
     /// # Errors
     /// [`AuthError::Invalid`] for an invalid token or invalid values; [`AuthError::SignInFirst`] if
     /// the address is already registered; [`AuthError::Forbidden`] if registration is closed.
-    pub async fn accept_invitation_anew(
+    pub async fn accept_invitation_with_new_account(
         &self,
         token: &str,
         new: &NewMember,
@@ -207,10 +207,10 @@ impl Auth {
         let mut tx = self.store.begin(workspace, None).await?;
         let now = self.env.clock.now();
         let invitation = store::invitations::get(&mut tx, workspace, id, now).await?;
-        let email = address_of(&invitation.ok_or_else(bad_link)?.email)?;
+        let email = parse_stored_email(&invitation.ok_or_else(invalid_link)?.email)?;
         drop(tx);
         if self.store.find_sign_in(&email).await?.is_some() {
-            return Err(AuthError::SignInFirst);
+            return Err(AuthError::SignInRequired);
         }
         if self.registration == Registration::Closed {
             return Err(AuthError::Forbidden("registration is closed"));
@@ -221,14 +221,14 @@ impl Auth {
             reason: "password is required: this email address has no account yet".to_owned(),
         })?;
         let name = user.full_name.as_deref();
-        let hash = self.passwords.hash_chosen("password", password, &email, name).await?;
+        let hash = self.password_hasher.hash_new_password("password", password, &email, name).await?;
         let mut tx = self.store.begin(workspace, Some(user.id)).await?;
         let invitation = self.lock_and_close_invitation(&mut tx, workspace, id).await?;
         store::users::insert(&mut tx, &user, &email, &hash, workspace).await?;
         self.add_member(&mut tx, workspace, &user, &invitation, request).await?;
         let (actor, role) = (Actor::user(&user), invitation.role);
         let member = Membership { workspace_id: workspace, role };
-        let pair = self.open_session(&mut tx, user.id, actor, member, request, 201).await?;
+        let pair = self.create_session(&mut tx, user.id, actor, member, request, 201).await?;
         tx.commit().await?;
         Ok(pair)
     }
@@ -237,15 +237,15 @@ impl Auth {
     ///
     /// # Errors
     /// [`AuthError::Invalid`] for an invalid token.
-    pub async fn look_at_invitation(&self, token: &str) -> Result<Invited, AuthError> {
+    pub async fn preview_invitation(&self, token: &str) -> Result<Invited, AuthError> {
         let (workspace, id) = self.verify_invitation_token(token).await?;
         let mut tx = self.store.begin(workspace, None).await?;
         let now = self.env.clock.now();
         let invitation = store::invitations::get(&mut tx, workspace, id, now).await?;
-        let email = invitation.ok_or_else(bad_link)?.email;
-        let workspace = store::workspaces::get(&mut tx, workspace).await?.ok_or_else(bad_link)?;
+        let email = invitation.ok_or_else(invalid_link)?.email;
+        let workspace = store::workspaces::get(&mut tx, workspace).await?.ok_or_else(invalid_link)?;
         drop(tx);
-        let account = self.store.find_sign_in(&address_of(&email)?).await?;
+        let account = self.store.find_sign_in(&parse_stored_email(&email)?).await?;
         let (workspace_id, workspace) = (workspace.id, workspace.name);
         Ok(Invited { email, workspace_id, workspace, has_account: account.is_some() })
     }
@@ -254,9 +254,9 @@ impl Auth {
         &self,
         token: &str,
     ) -> Result<(WorkspaceId, InvitationId), AuthError> {
-        let id = self.token_key.verify(Purpose::Invitation, token).ok_or_else(bad_link)?;
+        let id = self.token_key.verify(Purpose::Invitation, token).ok_or_else(invalid_link)?;
         let id = InvitationId::from(id);
-        let workspace = self.store.find_invitation(id).await?.ok_or_else(bad_link)?;
+        let workspace = self.store.find_invitation(id).await?.ok_or_else(invalid_link)?;
         Ok((workspace, id))
     }
 
@@ -270,11 +270,11 @@ impl Auth {
         let now = self.env.clock.now();
         store::members::lock(tx, workspace).await?;
         let invitation =
-            store::invitations::get(tx, workspace, id, now).await?.ok_or_else(bad_link)?;
+            store::invitations::get(tx, workspace, id, now).await?.ok_or_else(invalid_link)?;
         if store::invitations::close(tx, workspace, id, now).await? {
             Ok(invitation)
         } else {
-            Err(bad_link())
+            Err(invalid_link())
         }
     }
 

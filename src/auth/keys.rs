@@ -14,7 +14,7 @@ use crate::{
         api_key::{ApiKey, ApiKeyChange, ApiKeySecret, NewApiKey, parse_networks},
         audit::{Action, Actor, NewEvent},
         id::{ApiKeyId, WorkspaceId},
-        mail::MailSubject,
+        mail::EmailKind,
         page::{Items, Page},
         principal::Caller,
         scope::Scope,
@@ -26,7 +26,7 @@ use crate::{
 
 /// The parameters of a new API key.
 #[derive(Debug)]
-pub struct MintKey {
+pub struct CreateKeyParams {
     /// The display name.
     pub name: String,
     /// The purpose of the key, for its readers.
@@ -39,7 +39,7 @@ pub struct MintKey {
 
 /// Changes to an API key; `None` leaves a field as it is.
 #[derive(Debug, Default)]
-pub struct ChangeKey {
+pub struct UpdateKeyParams {
     /// The new name.
     pub name: Option<String>,
     /// The new description; an inner `None` removes it.
@@ -73,7 +73,7 @@ impl Auth {
     /// exist.
     ///
     /// # Errors
-    /// [`AuthError::NotAKey`] if the text is not a key of this deployment.
+    /// [`AuthError::KeyFormatError`] if the text is not a key of this deployment.
     pub async fn reveal_owner(&self, text: &str) -> Result<Option<KeyOwner>, AuthError> {
         let secret = ApiKeySecret::parse(text, &self.environment)?;
         let known = Line::new(self.store.clone()).find_api_keys(&[secret.digest()]).await?;
@@ -94,12 +94,12 @@ impl Auth {
         &self,
         tx: &mut Tx,
         caller: &Caller,
-        params: MintKey,
+        params: CreateKeyParams,
     ) -> Result<Minted, AuthError> {
         // Validate before taking any lock.
         let new = self.new_key(&params)?;
         // Check the role again: the caller may have lost it since authentication.
-        self.lock_members(tx, caller).await?;
+        self.lock_members_as_admin(tx, caller).await?;
         self.mint(tx, caller, new).await
     }
 
@@ -133,7 +133,7 @@ impl Auth {
         for owner in store::members::owners(tx, id).await? {
             let (by, origin) = (caller.principal.name().to_string(), self.origin(&caller.request));
             let (key, workspace) = (key.to_owned(), workspace.clone());
-            let subject = MailSubject::AdminKey { key, workspace, by, origin };
+            let subject = EmailKind::AdminKey { key, workspace, by, origin };
             self.mail(tx, owner, subject).await?;
         }
         Ok(())
@@ -143,10 +143,10 @@ impl Auth {
     ///
     /// # Errors
     /// [`AuthError::Invalid`] for invalid values; [`AuthError::NotFound`] for an unknown workspace.
-    pub async fn mint_key_as_operator(
+    pub async fn create_key_as_operator(
         &self,
         workspace: WorkspaceId,
-        params: MintKey,
+        params: CreateKeyParams,
     ) -> Result<Minted, AuthError> {
         let (secret, new) = self.new_key(&params)?;
         let mut tx = self.store.begin(workspace, None).await?;
@@ -159,7 +159,7 @@ impl Auth {
         Ok(minted)
     }
 
-    pub(super) fn new_key(&self, params: &MintKey) -> Result<(ApiKeySecret, NewApiKey), AuthError> {
+    pub(super) fn new_key(&self, params: &CreateKeyParams) -> Result<(ApiKeySecret, NewApiKey), AuthError> {
         let secret =
             ApiKeySecret::generate(&self.environment, |bytes| self.env.entropy.fill(bytes));
         let new = NewApiKey {
@@ -229,11 +229,11 @@ impl Auth {
     /// # Errors
     /// [`AuthError::NotFound`] if the workspace has no such key; [`AuthError::Invalid`] for invalid
     /// values.
-    pub async fn change_key(
+    pub async fn update_key(
         &self,
         caller: &Caller,
         id: ApiKeyId,
-        params: ChangeKey,
+        params: UpdateKeyParams,
     ) -> Result<ApiKey, AuthError> {
         let change = ApiKeyChange {
             name: params.name.as_deref().map(check_name).transpose()?,

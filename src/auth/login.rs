@@ -18,7 +18,7 @@ use crate::{
         email::Email,
         fields::Fields,
         id::{SessionId, UserId, WorkspaceId},
-        mail::MailSubject,
+        mail::EmailKind,
         password::Password,
         refresh_token::RefreshSeed,
         scope::Role,
@@ -70,7 +70,7 @@ impl Auth {
     ///
     /// # Errors
     /// [`AuthError::Forbidden`] if it requires an invitation or is closed.
-    pub fn check_registration(&self) -> Result<(), AuthError> {
+    pub fn require_open_registration(&self) -> Result<(), AuthError> {
         match self.registration {
             Registration::Open => Ok(()),
             Registration::Invite => {
@@ -90,10 +90,10 @@ impl Auth {
         account: NewAccount,
         request: &Arc<RequestInfo>,
     ) -> Result<Registered, AuthError> {
-        self.check_registration()?;
+        self.require_open_registration()?;
         let (user, email, workspace) = self.validate_account(&account)?;
         let name = user.full_name.as_deref();
-        let hash = self.passwords.hash_chosen("password", &account.password, &email, name).await?;
+        let hash = self.password_hasher.hash_new_password("password", &account.password, &email, name).await?;
         let mut tx = self.store.begin(workspace.id, Some(user.id)).await?;
         store::users::insert(&mut tx, &user, &email, &hash, workspace.id).await?;
         let (action, actor) = (Action::WorkspaceCreated, Actor::user(&user));
@@ -101,8 +101,8 @@ impl Auth {
         self.found(&mut tx, &workspace, user.id, event).await?;
         let owner = Membership { workspace_id: workspace.id, role: Role::Owner };
         let tokens =
-            self.open_session(&mut tx, user.id, Actor::user(&user), owner, request, 201).await?;
-        self.mail_verification(&mut tx, &user, &email).await?;
+            self.create_session(&mut tx, user.id, Actor::user(&user), owner, request, 201).await?;
+        self.send_email_verification(&mut tx, &user, &email).await?;
         tx.commit().await?;
         Ok(Registered { tokens, user, workspace })
     }
@@ -113,13 +113,13 @@ impl Auth {
     /// # Errors
     /// [`AuthError::Conflict`] if the address is already registered; [`AuthError::Invalid`] for
     /// invalid values.
-    pub async fn create_account(
+    pub async fn create_account_as_operator(
         &self,
         account: NewAccount,
     ) -> Result<(User, Workspace), AuthError> {
         let (user, email, workspace) = self.validate_account(&account)?;
         let name = user.full_name.as_deref();
-        let hash = self.passwords.hash_chosen("password", &account.password, &email, name).await?;
+        let hash = self.password_hasher.hash_new_password("password", &account.password, &email, name).await?;
         let mut tx = self.store.begin(workspace.id, Some(user.id)).await?;
         store::users::insert(&mut tx, &user, &email, &hash, workspace.id).await?;
         let (action, id) = (Action::WorkspaceCreated, self.env.new_id());
@@ -141,7 +141,7 @@ impl Auth {
                 .map_err(|reason| invalid("workspace_name", reason))?,
             None => default_workspace_name(user.display_name()),
         };
-        Ok((user, email, self.new_workspace(workspace_name)))
+        Ok((user, email, self.build_workspace(workspace_name)))
     }
 
     /// Builds a new user with an unverified email address, without storing it.
@@ -177,14 +177,14 @@ impl Auth {
     ) -> Result<TokenPair, AuthError> {
         let Ok(email) = Email::parse(email) else {
             // No user can have this address. Hash all the same, to take the same time.
-            self.passwords.verify(password, None).await?;
-            return Err(AuthError::InvalidCredentials);
+            self.password_hasher.verify(password, None).await?;
+            return Err(AuthError::WrongEmailOrPassword);
         };
         let (account, verified) = self.verify_password(&email, password, request).await?;
-        let Some(account) = account else { return Err(AuthError::InvalidCredentials) };
+        let Some(account) = account else { return Err(AuthError::WrongEmailOrPassword) };
         if verified == Verification::Wrong {
-            self.note_failure(&account, request, "wrong_password", 401).await?;
-            return Err(AuthError::InvalidCredentials);
+            self.record_failed_sign_in(&account, request, "wrong_password", 401).await?;
+            return Err(AuthError::WrongEmailOrPassword);
         }
         self.finish_sign_in(&account, password, verified, workspace, request).await
     }
@@ -198,15 +198,15 @@ impl Auth {
         request: &Arc<RequestInfo>,
     ) -> Result<TokenPair, AuthError> {
         let new_hash = match verified {
-            Verification::RightButWeak => Some(self.passwords.hash(password).await?),
+            Verification::CorrectNeedsRehash => Some(self.password_hasher.hash(password).await?),
             _ => None,
         };
-        let mut tx = self.store.begin_personal(account.user_id).await?;
+        let mut tx = self.store.begin_for_user(account.user_id).await?;
         // The password may have been changed during verification, which ended the user's sessions.
         // The old password must not start a new one.
-        let current_hash = account.password_hash.as_ref().ok_or(AuthError::InvalidCredentials)?;
+        let current_hash = account.password_hash.as_ref().ok_or(AuthError::WrongEmailOrPassword)?;
         if !store::users::pin_password_hash(&mut tx, current_hash, new_hash.as_ref()).await? {
-            return Err(AuthError::InvalidCredentials);
+            return Err(AuthError::WrongEmailOrPassword);
         }
         // In a separate statement: the one above may have waited for a transaction that set up a
         // second factor, and would not see it.
@@ -242,17 +242,17 @@ impl Auth {
             // workspace can do nothing.
             (None, None) => self.create_first_workspace(tx, account, request).await?,
             (None, Some(_)) => {
-                self.note_failure(account, request, "not_a_member", 403).await?;
+                self.record_failed_sign_in(account, request, "not_a_member", 403).await?;
                 return Err(AuthError::Forbidden("you are not a member of this workspace"));
             }
         };
         let (network, client) = (address::network(request.ip), request.user_agent.as_deref());
         if store::sessions::enter(tx, membership.workspace_id, network, client).await? {
-            let subject = MailSubject::NewDevice { origin: self.origin(request) };
+            let subject = EmailKind::NewDeviceAuthorization { origin: self.origin(request) };
             self.mail(tx, account.email.clone(), subject).await?;
         }
         let actor = Actor::person(account.user_id, account.display_name());
-        self.open_session(tx, account.user_id, actor, membership, request, 200).await
+        self.create_session(tx, account.user_id, actor, membership, request, 200).await
     }
 
     /// Creates a workspace for a user without any, in a transaction of that user.
@@ -263,7 +263,7 @@ impl Auth {
         request: &Arc<RequestInfo>,
     ) -> Result<Membership, AuthError> {
         let name = default_workspace_name(account.full_name.as_deref().unwrap_or(&account.email));
-        let workspace = self.new_workspace(name);
+        let workspace = self.build_workspace(name);
         tx.enter(workspace.id).await?;
         let (action, actor) = (Action::WorkspaceCreated, Actor::system());
         let event = self.witness(request, workspace.id, action, actor, 200);
@@ -272,7 +272,7 @@ impl Auth {
     }
 
     /// Stores a session and its audit event, and issues its first token pair.
-    pub(super) async fn open_session(
+    pub(super) async fn create_session(
         &self,
         tx: &mut Tx,
         user: UserId,
@@ -297,10 +297,10 @@ impl Auth {
             .witness(request, workspace_id, Action::SessionCreated, actor, status)
             .on(session.id, None);
         store::audit::insert(tx, workspace_id, &event).await?;
-        self.token_pair(user, workspace_id, session.id, role, 0, &session.seed)
+        self.issue_token_pair(user, workspace_id, session.id, role, 0, &session.seed)
     }
 
-    pub(super) fn token_pair(
+    pub(super) fn issue_token_pair(
         &self,
         user: UserId,
         workspace: WorkspaceId,
@@ -310,8 +310,8 @@ impl Auth {
         seed: &RefreshSeed,
     ) -> Result<TokenPair, AuthError> {
         Ok(TokenPair {
-            access_token: self.issue_access_token(user, workspace, session, role)?.into(),
-            refresh_token: self.refresh_key.derive(session, generation, seed),
+            access_token: self.issue_session_token(user, workspace, session, role)?.into(),
+            refresh_token: self.session_refresh_key.derive(session, generation, seed),
             session,
         })
     }
@@ -319,7 +319,7 @@ impl Auth {
     /// Records a failed sign-in through the audit queue, not in a transaction, and without waiting
     /// for its commit even if durability is strict: a wrong password must not take longer than an
     /// unknown address.
-    pub(super) async fn note_failure(
+    pub(super) async fn record_failed_sign_in(
         &self,
         account: &SignIn,
         request: &Arc<RequestInfo>,
@@ -339,7 +339,7 @@ impl Auth {
     /// # Errors
     /// [`AuthError::LogFull`] if the queue is full.
     pub(crate) async fn note(&self, event: NewEvent) -> Result<(), AuthError> {
-        self.audit.reserve().await.ok_or(AuthError::LogFull)?.send(event);
+        self.audit.reserve().await.ok_or(AuthError::AuditQueueFull)?.send(event);
         Ok(())
     }
 
@@ -352,7 +352,7 @@ impl Auth {
         actor: Actor,
         status: u16,
     ) -> NewEvent {
-        NewEvent::new(self.env.new_id(), workspace, action, actor).in_request(
+        NewEvent::new(self.env.new_id(), workspace, action, actor).with_request(
             request,
             status,
             self.env.clock.monotonic(),

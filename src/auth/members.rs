@@ -6,17 +6,17 @@
 
 use serde_json::json;
 
-use super::{Auth, AuthError, check_password::UNCONFIRMED};
+use super::{Auth, AuthError, check_password::REAUTHENTICATION_REQUIRED};
 use crate::{
     audit,
     model::{
         audit::{Action, Actor},
         id::{UserId, WorkspaceId},
-        oauth::grant::GrantEnd,
+        oauth::grant::GrantEndReason,
         password::Password,
         principal::{Caller, Credential},
         scope::{Role, Scope},
-        session::{EndReason, Which},
+        session::{SessionEndReason, Which},
         user::Member,
     },
     store::{self, Tx},
@@ -54,7 +54,7 @@ impl Auth {
             return Ok(member);
         }
         if role.max(member.role) == Role::Owner && !confirmed {
-            return Err(UNCONFIRMED);
+            return Err(REAUTHENTICATION_REQUIRED);
         }
         store::members::set_role(&mut tx, workspace, user, role).await?;
         if role < member.role {
@@ -80,9 +80,9 @@ impl Auth {
         let mut tx = self.store.begin(workspace, Some(user)).await?;
         let (member, _) = self.lock_member(&mut tx, caller, user).await?;
         if member.role == Role::Owner && !confirmed {
-            return Err(UNCONFIRMED);
+            return Err(REAUTHENTICATION_REQUIRED);
         }
-        self.take_out(&mut tx, caller, workspace, &member).await?;
+        self.remove_membership(&mut tx, caller, workspace, &member).await?;
         tx.commit().await?;
         Ok(self.fence.wait().await?)
     }
@@ -96,7 +96,7 @@ impl Auth {
         user: UserId,
     ) -> Result<(Member, Role), AuthError> {
         let workspace = caller.workspace();
-        let caller_role = self.lock_members(tx, caller).await?;
+        let caller_role = self.lock_members_as_admin(tx, caller).await?;
         let member = store::members::get(tx, workspace, user).await?;
         let member = member.ok_or(AuthError::NotFound("member"))?;
         if member.role > caller_role {
@@ -112,7 +112,7 @@ impl Auth {
     /// [`AuthError::InsufficientScope`] if that role lacks the admin scope;
     /// [`AuthError::InvalidCredential`] if the membership or API key has ended;
     /// [`AuthError::Forbidden`] for OAuth clients.
-    pub(crate) async fn lock_members(
+    pub(crate) async fn lock_members_as_admin(
         &self,
         tx: &mut Tx,
         caller: &Caller,
@@ -130,7 +130,7 @@ impl Auth {
                 Role::Admin
             }
             Credential::Session { user_id, .. } => {
-                let role = store::members::pin_role(tx, workspace, *user_id).await?;
+                let role = store::members::lock_role_for_share(tx, workspace, *user_id).await?;
                 role.ok_or(NO_LONGER_A_MEMBER)?
             }
             Credential::Grant { .. } => {
@@ -148,7 +148,7 @@ impl Auth {
     ///
     /// # Errors
     /// [`AuthError::Forbidden`] for the last owner.
-    pub(super) async fn take_out(
+    pub(super) async fn remove_membership(
         &self,
         tx: &mut Tx,
         caller: &Caller,
@@ -157,10 +157,10 @@ impl Auth {
     ) -> Result<(), AuthError> {
         require_another_owner(tx, workspace, member).await?;
         let user = member.user_id;
-        let created = store::api_keys::minted_by(tx, workspace, user, MAX_LISTED_KEYS).await?;
+        let created = store::api_keys::list_by_creator(tx, workspace, user, MAX_LISTED_KEYS).await?;
         let keys: Vec<_> =
             created.items.iter().map(|(id, name)| json!({ "id": id, "name": name })).collect();
-        let event = audit::event_in(&self.env, caller, workspace, Action::MemberRemoved, 204)
+        let event = audit::event_in_workspace(&self.env, caller, workspace, Action::MemberRemoved, 204)
             .on(user, member.email.clone())
             .with(json!({ "role": member.role, "api_keys": keys, "more_api_keys": created.more }));
         store::audit::insert(tx, workspace, &event).await?;
@@ -169,10 +169,10 @@ impl Auth {
         store::members::remove(tx, workspace, user).await?;
         // End the user's grants: they must not revive if the user joins again.
         let actor = Actor::from(&*caller.principal);
-        let (workspace_filter, reason) = (Some(workspace), GrantEnd::Removed);
+        let (workspace_filter, reason) = (Some(workspace), GrantEndReason::Removed);
         self.end_grants(tx, user, workspace_filter, reason, &actor, &caller.request).await?;
         store::users::lock(tx, user).await?;
-        let (sessions, reason) = (Which::In(workspace), EndReason::Removed);
+        let (sessions, reason) = (Which::In(workspace), SessionEndReason::Removed);
         self.end_sessions(tx, user, sessions, reason, &actor, &caller.request).await
     }
 
@@ -184,7 +184,7 @@ impl Auth {
         user: UserId,
     ) -> Result<(), AuthError> {
         let (inviter, now) = (user.to_string(), self.env.clock.now());
-        Ok(store::invitations::close_all_of(tx, workspace, &inviter, now).await?)
+        Ok(store::invitations::close_all_by_inviter(tx, workspace, &inviter, now).await?)
     }
 }
 

@@ -64,7 +64,7 @@ use crate::{
 };
 
 use caches::Caches;
-pub use credential_cache::CacheCounts;
+pub use credential_cache::CacheCounters;
 pub use error::AuthError;
 use password::PasswordHasher;
 use secrets::Secrets;
@@ -81,8 +81,8 @@ pub struct Auth {
     fence: Fence,
     environment: Environment,
     issuer: Arc<str>,
-    passwords: PasswordHasher,
-    refresh_key: RefreshKey<SessionId>,
+    password_hasher: PasswordHasher,
+    session_refresh_key: RefreshKey<SessionId>,
     grant_refresh_key: RefreshKey<GrantId>,
     token_key: TokenKey,
     second_factor_key: SecondFactorKey,
@@ -90,9 +90,9 @@ pub struct Auth {
     lifetimes: Lifetimes,
     registration: Registration,
     /// Required idle time of a rotated key before it is safe to revoke.
-    quiet: time::Duration,
+    rotation_quiet_period: time::Duration,
     /// This node's id in the cluster.
-    node: Uuid,
+    node_id: Uuid,
 }
 
 /// Configured lifetimes of sessions and tokens.
@@ -101,7 +101,7 @@ struct Lifetimes {
     access_token: Duration,
     refresh_token: Duration,
     session: Duration,
-    refresh_reuse: Duration,
+    refresh_retry_window: Duration,
 }
 
 impl Auth {
@@ -121,8 +121,8 @@ impl Auth {
     ) -> Result<Self, String> {
         let master_key = Secrets::new(&settings.keys.encryption_key);
         Ok(Self {
-            passwords: PasswordHasher::start(settings.passwords, &env)?,
-            refresh_key: master_key.refresh_key()?,
+            password_hasher: PasswordHasher::start(settings.passwords, &env)?,
+            session_refresh_key: master_key.refresh_key()?,
             grant_refresh_key: master_key.grant_refresh_key()?,
             token_key: master_key.token_key()?,
             second_factor_key: master_key.second_factor_key()?,
@@ -135,11 +135,11 @@ impl Auth {
                 access_token: settings.sessions.access_token,
                 refresh_token: settings.sessions.refresh_token,
                 session: settings.sessions.absolute,
-                refresh_reuse: settings.sessions.refresh_reuse,
+                refresh_retry_window: settings.sessions.refresh_reuse,
             },
             registration: settings.sessions.registration,
-            quiet: settings.rotation.quiet.try_into().unwrap_or(time::Duration::MAX),
-            node,
+            rotation_quiet_period: settings.rotation.quiet.try_into().unwrap_or(time::Duration::MAX),
+            node_id: node,
             store,
             env,
             audit,
@@ -162,7 +162,7 @@ impl Auth {
         &self,
         password: &crate::model::password::Password,
     ) -> Result<secrecy::SecretString, AuthError> {
-        self.passwords.hash(password).await
+        self.password_hasher.hash(password).await
     }
 
     /// This node's credential caches, for metrics.
@@ -173,8 +173,8 @@ impl Auth {
 
     /// Number of password hashes that are queued or being computed.
     #[must_use]
-    pub fn passwords_waiting(&self) -> usize {
-        self.passwords.waiting()
+    pub fn pending_password_hashes(&self) -> usize {
+        self.password_hasher.waiting()
     }
 
     /// The MAC key of one-time tokens: mailed links, session cookies, CSRF tokens, OAuth codes.

@@ -11,19 +11,19 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::{
-    Auth, AuthError, check_password::UNCONFIRMED, login::TokenPair, recovery::address_of,
-    sessions::own_session,
+    Auth, AuthError, check_password::REAUTHENTICATION_REQUIRED, login::TokenPair, recovery::parse_stored_email,
+    sessions::require_user_session,
 };
 use crate::{
     model::{
         audit::{Action, Actor, RequestInfo},
         id::{Id, PasskeyId, WorkspaceId},
-        mail::MailSubject,
+        mail::EmailKind,
         one_time_token::Purpose,
-        passkey::{self, Ceremony, NotAPasskey, Passkey, RelyingParty},
+        passkey::{self, Ceremony, PasskeyError, Passkey, RelyingParty},
         password::Password,
         principal::Caller,
-        session::{EndReason, Which},
+        session::{SessionEndReason, Which},
         text,
         user::User,
     },
@@ -54,7 +54,7 @@ const PASSKEY_REJECTED: AuthError = AuthError::InvalidSecondFactor(
 
 /// A new credential from a browser, in the format of `PublicKeyCredential.toJSON()`.
 #[derive(Debug, Deserialize)]
-pub struct NewCredential {
+pub struct RegistrationCredential {
     /// The authenticator's response.
     response: RegistrationResponse,
 }
@@ -70,7 +70,7 @@ struct RegistrationResponse {
 /// An assertion from a browser, in the format of `PublicKeyCredential.toJSON()`.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct SignedCredential {
+pub struct AuthenticationCredential {
     raw_id: String,
     response: AuthenticationResponse,
 }
@@ -86,8 +86,8 @@ struct AuthenticationResponse {
     user_handle: String,
 }
 
-impl From<NotAPasskey> for AuthError {
-    fn from(reason: NotAPasskey) -> Self {
+impl From<PasskeyError> for AuthError {
+    fn from(reason: PasskeyError) -> Self {
         Self::Invalid { field: "credential", reason: format!("credential is not valid: {reason}") }
     }
 }
@@ -104,17 +104,17 @@ impl Auth {
     /// [`AuthError::Forbidden`] if the user neither signed in recently nor gave the password, or
     /// has not used an existing passkey as required; [`AuthError::Conflict`] if there are too many
     /// passkeys, the email address is not verified, or this deployment cannot have passkeys.
-    pub async fn new_passkey_options(
+    pub async fn passkey_registration_options(
         &self,
         caller: &Caller,
         password: Option<&Password>,
     ) -> Result<Value, AuthError> {
-        let (session, user_id) = own_session(caller)?;
+        let (session, user_id) = require_user_session(caller)?;
         let party = self.relying_party()?;
         if !self.is_confirmed(caller, password).await? {
-            return Err(UNCONFIRMED);
+            return Err(REAUTHENTICATION_REQUIRED);
         }
-        let mut tx = self.store.begin_personal(user_id).await?;
+        let mut tx = self.store.begin_for_user(user_id).await?;
         let (user, known) = self.lock_user_to_add_passkey(&mut tx, caller).await?;
         let known = known.iter().map(|(_, credential)| descriptor(credential));
         let algorithms = passkey::ALGORITHMS.iter();
@@ -148,7 +148,7 @@ impl Auth {
         tx: &mut Tx,
         caller: &Caller,
     ) -> Result<(User, Vec<(Passkey, Vec<u8>)>), AuthError> {
-        let user = self.lock_to_change_factors(tx, caller).await?;
+        let user = self.lock_user_for_factor_change(tx, caller).await?;
         // A stranger that registered this address must not keep access after its owner has verified
         // it.
         if user.email_verified_at.is_none() {
@@ -166,14 +166,14 @@ impl Auth {
     ///
     /// # Errors
     /// [`AuthError::Invalid`] for an invalid credential; [`AuthError::Conflict`] if it is already
-    /// registered; otherwise as [`Self::new_passkey_options`].
-    pub async fn add_passkey(
+    /// registered; otherwise as [`Self::passkey_registration_options`].
+    pub async fn register_passkey(
         &self,
         caller: &Caller,
         name: &str,
-        credential: &NewCredential,
+        credential: &RegistrationCredential,
     ) -> Result<Passkey, AuthError> {
-        let (session, user_id) = own_session(caller)?;
+        let (session, user_id) = require_user_session(caller)?;
         let party = self.relying_party()?;
         let name = text::name("name", name).map_err(|reason| AuthError::invalid("name", reason))?;
         let response = &credential.response;
@@ -182,10 +182,10 @@ impl Auth {
         let challenge = self.token_key.verify_for(session.uuid(), Purpose::NewPasskey, &challenge);
         let challenge = self.check_challenge_age(challenge, REGISTRATION_CHALLENGE_LIFETIME)?;
         let new = passkey::registered(&party, &passkey::bytes(&response.attestation_object)?)?;
-        let mut tx = self.store.begin_personal(user_id).await?;
+        let mut tx = self.store.begin_for_user(user_id).await?;
         let (user, _) = self.lock_user_to_add_passkey(&mut tx, caller).await?;
         if !store::passkeys::meet_challenge(&mut tx, challenge).await? {
-            return Err(NotAPasskey("the response was already used").into());
+            return Err(PasskeyError("the response was already used").into());
         }
         let added = Passkey {
             id: self.env.new_id(),
@@ -194,10 +194,10 @@ impl Auth {
             last_used_at: None,
         };
         store::passkeys::insert(&mut tx, user_id, &new, &added).await?;
-        store::sessions::note_passkey(&mut tx, user_id, session, added.id).await?;
-        let subject = MailSubject::PasskeyAdded { origin: self.origin(&caller.request) };
+        store::sessions::record_passkey(&mut tx, user_id, session, added.id).await?;
+        let subject = EmailKind::PasskeyAdded { origin: self.origin(&caller.request) };
         self.mail(&mut tx, user.email.clone(), subject).await?;
-        self.tell_workspaces(&mut tx, &user, Action::PasskeyAdded, &caller.request).await?;
+        self.audit_in_all_workspaces(&mut tx, &user, Action::PasskeyAdded, &caller.request).await?;
         tx.commit().await?;
         // Ignore a fence error: the passkey is committed.
         self.fence.wait().await.ok();
@@ -209,8 +209,8 @@ impl Auth {
     /// # Errors
     /// [`AuthError::Forbidden`] if the caller is not a user session.
     pub async fn passkeys(&self, caller: &Caller) -> Result<Vec<Passkey>, AuthError> {
-        let (_, user_id) = own_session(caller)?;
-        let mut tx = self.store.begin_personal(user_id).await?;
+        let (_, user_id) = require_user_session(caller)?;
+        let mut tx = self.store.begin_for_user(user_id).await?;
         let passkeys = store::passkeys::list(&mut tx, user_id).await?;
         Ok(passkeys.into_iter().map(|(passkey, _)| passkey).collect())
     }
@@ -222,27 +222,27 @@ impl Auth {
     ///
     /// # Errors
     /// [`AuthError::NotFound`] if the user has no such passkey; [`AuthError::Forbidden`] as for
-    /// [`Self::new_passkey_options`].
+    /// [`Self::passkey_registration_options`].
     pub async fn remove_passkey(
         &self,
         caller: &Caller,
         id: PasskeyId,
         password: Option<&Password>,
     ) -> Result<(), AuthError> {
-        let (session, user_id) = own_session(caller)?;
+        let (session, user_id) = require_user_session(caller)?;
         if !self.is_confirmed(caller, password).await? {
-            return Err(UNCONFIRMED);
+            return Err(REAUTHENTICATION_REQUIRED);
         }
-        let mut tx = self.store.begin_personal(user_id).await?;
-        let user = self.lock_to_change_factors(&mut tx, caller).await?;
+        let mut tx = self.store.begin_for_user(user_id).await?;
+        let user = self.lock_user_for_factor_change(&mut tx, caller).await?;
         if !store::passkeys::remove(&mut tx, user_id, id).await? {
             return Err(AuthError::NotFound("passkey"));
         }
-        let subject = MailSubject::PasskeyRemoved { origin: self.origin(&caller.request) };
+        let subject = EmailKind::PasskeyRemoved { origin: self.origin(&caller.request) };
         self.mail(&mut tx, user.email.clone(), subject).await?;
-        self.tell_workspaces(&mut tx, &user, Action::PasskeyRemoved, &caller.request).await?;
+        self.audit_in_all_workspaces(&mut tx, &user, Action::PasskeyRemoved, &caller.request).await?;
         // The device's holder may have signed in with the passkey and added others.
-        let (others, reason) = (Which::AllBut(session), EndReason::PasskeyRemoved);
+        let (others, reason) = (Which::AllExcept(session), SessionEndReason::PasskeyRemoved);
         let actor = Actor::from(&*caller.principal);
         self.end_sessions(&mut tx, user_id, others, reason, &actor, &caller.request).await?;
         tx.commit().await?;
@@ -254,7 +254,7 @@ impl Auth {
     ///
     /// # Errors
     /// [`AuthError::Conflict`] if this deployment cannot have passkeys.
-    pub fn passkey_options(&self) -> Result<Value, AuthError> {
+    pub fn passkey_authentication_options(&self) -> Result<Value, AuthError> {
         Ok(json!({
             "challenge":
                 self.token_key.derive(Purpose::Passkey, self.env.new_uuid()).expose_secret(),
@@ -272,9 +272,9 @@ impl Auth {
     /// [`AuthError::InvalidSecondFactor`] for an assertion that is not accepted, whatever is wrong
     /// with it; [`AuthError::Invalid`] for a malformed one; [`AuthError::Forbidden`] if the user is
     /// not a member of the requested workspace.
-    pub async fn sign_in_by_passkey(
+    pub async fn sign_in_with_passkey(
         &self,
-        credential: &SignedCredential,
+        credential: &AuthenticationCredential,
         requested: Option<WorkspaceId>,
         request: &Arc<RequestInfo>,
     ) -> Result<TokenPair, AuthError> {
@@ -295,9 +295,9 @@ impl Auth {
             return Err(PASSKEY_REJECTED);
         }
         let user = self.person(user_id).await?;
-        let account = self.store.find_sign_in(&address_of(&user.email)?).await?;
+        let account = self.store.find_sign_in(&parse_stored_email(&user.email)?).await?;
         let account = account.ok_or(PASSKEY_REJECTED)?;
-        let mut tx = self.store.begin_personal(user_id).await?;
+        let mut tx = self.store.begin_for_user(user_id).await?;
         // Lock the user's row first, as account deletion and password reset do.
         store::users::lock(&mut tx, user_id).await?.ok_or(PASSKEY_REJECTED)?;
         let known = store::passkeys::lock(&mut tx, user_id, &id).await?.ok_or(PASSKEY_REJECTED)?;
@@ -319,16 +319,16 @@ impl Auth {
         let Some(assertion) = assertion else {
             // Release the user's row first: the audit queue may be slow.
             drop(tx);
-            self.note_failure(&account, request, "bad_passkey", 401).await?;
+            self.record_failed_sign_in(&account, request, "bad_passkey", 401).await?;
             return Err(PASSKEY_REJECTED);
         };
         if !store::passkeys::meet_challenge(&mut tx, challenge).await? {
             return Err(PASSKEY_REJECTED);
         }
         let now = self.env.clock.now();
-        store::passkeys::note_use(&mut tx, user_id, known.id, assertion.sign_count, now).await?;
+        store::passkeys::record_use(&mut tx, user_id, known.id, assertion.sign_count, now).await?;
         let pair = self.enter(&mut tx, &account, requested, request).await?;
-        store::sessions::note_passkey(&mut tx, user_id, pair.session, known.id).await?;
+        store::sessions::record_passkey(&mut tx, user_id, pair.session, known.id).await?;
         tx.commit().await?;
         Ok(pair)
     }
@@ -340,11 +340,11 @@ impl Auth {
         challenge: Option<Uuid>,
         lifetime: Duration,
     ) -> Result<Uuid, AuthError> {
-        let id = challenge.ok_or(NotAPasskey("the challenge is not one of this service"))?;
+        let id = challenge.ok_or(PasskeyError("the challenge is not one of this service"))?;
         let created_at = id.get_timestamp().map_or(0, |time| time.to_unix().0);
         let age = self.env.clock.now().unix_timestamp().saturating_sub_unsigned(created_at);
         if u64::try_from(age).is_ok_and(|age| age > lifetime.as_secs()) {
-            return Err(NotAPasskey("the challenge has expired").into());
+            return Err(PasskeyError("the challenge has expired").into());
         }
         Ok(id)
     }

@@ -84,7 +84,7 @@ pub enum Verification {
     /// The password is correct.
     Right,
     /// The password is correct, but its hash has weaker parameters than the current ones.
-    RightButWeak,
+    CorrectNeedsRehash,
 }
 
 impl PasswordHasher {
@@ -120,7 +120,7 @@ impl PasswordHasher {
     /// # Errors
     /// [`AuthError::Invalid`] if the policy rejects the password; [`AuthError::Busy`] if the queue
     /// is full.
-    pub async fn hash_chosen(
+    pub async fn hash_new_password(
         &self,
         field: &'static str,
         password: &Password,
@@ -185,7 +185,7 @@ impl PasswordHasher {
                 reply.send(job(argon2)).ok();
             }
         });
-        self.jobs.try_send(job).map_err(|_| AuthError::Busy)?;
+        self.jobs.try_send(job).map_err(|_| AuthError::PasswordQueueFull)?;
         result.await.map_err(|_| AuthError::Internal("a hashing thread has stopped"))
     }
 }
@@ -233,7 +233,7 @@ fn verify(argon2: &Argon2<'static>, password: &Password, hash: &SecretString) ->
     let is_outdated = Params::try_from(&parsed).is_ok_and(|used| {
         used.m_cost() < MEMORY_KIB || used.t_cost() < PASSES || used.p_cost() < LANES
     });
-    if is_outdated { Verification::RightButWeak } else { Verification::Right }
+    if is_outdated { Verification::CorrectNeedsRehash } else { Verification::Right }
 }
 
 #[cfg(test)]
@@ -269,7 +269,7 @@ mod tests {
         );
         let hash = super::hash(&weak, b"correct horse battery", &[1; 16]).unwrap();
         let verified = hasher(8).verify(&password("correct horse battery"), Some(hash)).await;
-        assert_eq!(verified.unwrap(), Verification::RightButWeak);
+        assert_eq!(verified.unwrap(), Verification::CorrectNeedsRehash);
     }
 
     #[tokio::test]
@@ -286,7 +286,7 @@ mod tests {
             .unwrap();
         running.await.unwrap();
         hasher.jobs.send(Box::new(|_| ())).unwrap();
-        assert!(matches!(hasher.hash(&password("x")).await, Err(AuthError::Busy)));
+        assert!(matches!(hasher.hash(&password("x")).await, Err(AuthError::PasswordQueueFull)));
         release.send(()).unwrap();
     }
 }

@@ -5,18 +5,18 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::{Auth, AuthError, sessions::own_session};
+use super::{Auth, AuthError, sessions::require_user_session};
 use crate::{
     model::{
         audit::{Action, Actor, RequestInfo},
         email::Email,
         id::UserId,
-        mail::{Mail, MailSubject, Origin},
-        oauth::grant::GrantEnd,
+        mail::{Mail, EmailKind, Origin},
+        oauth::grant::GrantEndReason,
         one_time_token::Purpose,
         password::Password,
         principal::Caller,
-        session::{EndReason, Which},
+        session::{SessionEndReason, Which},
         timestamp,
         user::User,
     },
@@ -27,7 +27,7 @@ use crate::{
 const VERIFICATION_LIFETIME: Duration = Duration::from_hours(7 * 24);
 
 /// The error for a link's token, whatever is wrong with it.
-pub(super) fn bad_link() -> AuthError {
+pub(super) fn invalid_link() -> AuthError {
     AuthError::Invalid {
         field: "token",
         reason: "the link is not valid: it was already used, has expired, or is incomplete"
@@ -50,18 +50,18 @@ impl Auth {
         current: &Password,
         new: &Password,
     ) -> Result<(), AuthError> {
-        let (session, user_id) = own_session(caller)?;
+        let (session, user_id) = require_user_session(caller)?;
         let user = self.person(user_id).await?;
         let current_hash =
             self.check_password(&user, "current_password", current, &caller.request).await?;
-        let email = address_of(&user.email)?;
+        let email = parse_stored_email(&user.email)?;
         let name = user.full_name.as_deref();
-        let new_hash = self.passwords.hash_chosen("new_password", new, &email, name).await?;
-        let mut tx = self.store.begin_personal(user_id).await?;
+        let new_hash = self.password_hasher.hash_new_password("new_password", new, &email, name).await?;
+        let mut tx = self.store.begin_for_user(user_id).await?;
         if !store::users::pin_password_hash(&mut tx, &current_hash, Some(&new_hash)).await? {
             return Err(AuthError::Conflict("the password was changed in the meantime; try again"));
         }
-        let other_sessions = Which::AllBut(session);
+        let other_sessions = Which::AllExcept(session);
         self.apply_password_change(&mut tx, &user, other_sessions, &caller.request).await?;
         tx.commit().await?;
         Ok(self.fence.wait().await?)
@@ -74,7 +74,7 @@ impl Auth {
     /// [`AuthError::Invalid`] for a malformed address.
     pub async fn forgot_password(&self, email: &str) -> Result<(), AuthError> {
         let email = Email::parse(email).map_err(|reason| AuthError::invalid("email", reason))?;
-        let mail = Mail { to: email.as_str().to_owned(), subject: MailSubject::ForgotPassword };
+        let mail = Mail { to: email.as_str().to_owned(), subject: EmailKind::ForgotPassword };
         Ok(self.store.insert_mail(self.env.new_uuid(), &mail).await?)
     }
 
@@ -89,16 +89,16 @@ impl Auth {
         new: &Password,
         request: &Arc<RequestInfo>,
     ) -> Result<(), AuthError> {
-        let purpose = Purpose::ResetPassword;
-        let id = self.token_key.verify(purpose, token).ok_or_else(bad_link)?;
-        let user_id = self.store.find_one_time_token(purpose, id).await?.ok_or_else(bad_link)?;
+        let purpose = Purpose::PasswordReset;
+        let id = self.token_key.verify(purpose, token).ok_or_else(invalid_link)?;
+        let user_id = self.store.find_one_time_token(purpose, id).await?.ok_or_else(invalid_link)?;
         let user = self.person(user_id).await?;
-        let (email, name) = (address_of(&user.email)?, user.full_name.as_deref());
-        let hash = self.passwords.hash_chosen("new_password", new, &email, name).await?;
-        let mut tx = self.store.begin_personal(user_id).await?;
+        let (email, name) = (parse_stored_email(&user.email)?, user.full_name.as_deref());
+        let hash = self.password_hasher.hash_new_password("new_password", new, &email, name).await?;
+        let mut tx = self.store.begin_for_user(user_id).await?;
         let now = self.env.clock.now();
         if !store::one_time_tokens::redeem(&mut tx, user_id, id, purpose, now).await? {
-            return Err(bad_link());
+            return Err(invalid_link());
         }
         store::users::set_password_hash(&mut tx, user_id, &hash).await?;
         if store::users::set_email_verified(&mut tx, user_id, now).await? {
@@ -106,7 +106,7 @@ impl Auth {
             // stranger's authenticator app must not lock the owner out.
             store::second_factor::remove(&mut tx, user_id).await?;
             // End grants for the same reason.
-            let (reason, actor) = (GrantEnd::Disowned, Actor::user(&user));
+            let (reason, actor) = (GrantEndReason::Disowned, Actor::user(&user));
             self.end_grants(&mut tx, user_id, None, reason, &actor, request).await?;
         }
         self.apply_password_change(&mut tx, &user, Which::All, request).await?;
@@ -125,21 +125,21 @@ impl Auth {
         request: &Arc<RequestInfo>,
     ) -> Result<(), AuthError> {
         let (now, actor) = (self.env.clock.now(), Actor::user(user));
-        store::one_time_tokens::discard(tx, user.id, Purpose::ResetPassword, now).await?;
+        store::one_time_tokens::discard(tx, user.id, Purpose::PasswordReset, now).await?;
         store::second_factor::discard_challenges(tx, user.id, now).await?;
         let passkeys = store::passkeys::list(tx, user.id).await?;
         let passkeys = passkeys.into_iter().map(|(passkey, _)| passkey.name).collect();
-        let apps = store::connected_apps::names_of_person(tx, user.id, MAX_LISTED_APPS).await?;
-        let subject = MailSubject::PasswordChanged { origin: self.origin(request), passkeys, apps };
+        let apps = store::connected_apps::list_names_by_user(tx, user.id, MAX_LISTED_APPS).await?;
+        let subject = EmailKind::PasswordChanged { origin: self.origin(request), passkeys, apps };
         self.mail(tx, user.email.clone(), subject).await?;
-        self.tell_workspaces(tx, user, Action::PasswordChanged, request).await?;
-        let reason = EndReason::PasswordChanged;
+        self.audit_in_all_workspaces(tx, user, Action::PasswordChanged, request).await?;
+        let reason = SessionEndReason::PasswordChanged;
         self.end_sessions(tx, user.id, sessions, reason, &actor, request).await
     }
 
     /// Records an action that concerns a user, not one workspace, in the audit logs of all
     /// workspaces of the user.
-    pub(super) async fn tell_workspaces(
+    pub(super) async fn audit_in_all_workspaces(
         &self,
         tx: &mut Tx,
         user: &User,
@@ -167,17 +167,17 @@ impl Auth {
         request: &Arc<RequestInfo>,
     ) -> Result<(), AuthError> {
         let purpose = Purpose::VerifyEmail;
-        let id = self.token_key.verify(purpose, token).ok_or_else(bad_link)?;
-        let user_id = self.store.find_one_time_token(purpose, id).await?.ok_or_else(bad_link)?;
+        let id = self.token_key.verify(purpose, token).ok_or_else(invalid_link)?;
+        let user_id = self.store.find_one_time_token(purpose, id).await?.ok_or_else(invalid_link)?;
         let user = self.person(user_id).await?;
-        let mut tx = self.store.begin_personal(user_id).await?;
+        let mut tx = self.store.begin_for_user(user_id).await?;
         let now = self.env.clock.now();
         if !store::one_time_tokens::redeem(&mut tx, user_id, id, purpose, now).await? {
-            return Err(bad_link());
+            return Err(invalid_link());
         }
         store::one_time_tokens::discard(&mut tx, user_id, purpose, now).await?;
         if store::users::set_email_verified(&mut tx, user_id, now).await? {
-            self.tell_workspaces(&mut tx, &user, Action::EmailVerified, request).await?;
+            self.audit_in_all_workspaces(&mut tx, &user, Action::EmailVerified, request).await?;
         }
         Ok(tx.commit().await?)
     }
@@ -186,20 +186,20 @@ impl Auth {
     ///
     /// # Errors
     /// [`AuthError::Conflict`] if the address is already verified.
-    pub async fn request_verification(&self, caller: &Caller) -> Result<(), AuthError> {
-        let (_, user_id) = own_session(caller)?;
+    pub async fn resend_email_verification(&self, caller: &Caller) -> Result<(), AuthError> {
+        let (_, user_id) = require_user_session(caller)?;
         let user = self.person(user_id).await?;
         if user.email_verified_at.is_some() {
             return Err(AuthError::Conflict("the email address is already verified"));
         }
-        let email = address_of(&user.email)?;
-        let mut tx = self.store.begin_personal(user_id).await?;
-        self.mail_verification(&mut tx, &user, &email).await?;
+        let email = parse_stored_email(&user.email)?;
+        let mut tx = self.store.begin_for_user(user_id).await?;
+        self.send_email_verification(&mut tx, &user, &email).await?;
         Ok(tx.commit().await?)
     }
 
     /// Sends a user an email verification link, in a transaction of that user.
-    pub(super) async fn mail_verification(
+    pub(super) async fn send_email_verification(
         &self,
         tx: &mut Tx,
         user: &User,
@@ -210,7 +210,7 @@ impl Auth {
         let inserted =
             store::one_time_tokens::insert(tx, user.id, token, purpose, email, now, expires_at);
         if inserted.await? {
-            self.mail(tx, user.email.clone(), MailSubject::VerifyEmail { token }).await?;
+            self.mail(tx, user.email.clone(), EmailKind::VerifyEmail { token }).await?;
         }
         Ok(())
     }
@@ -220,7 +220,7 @@ impl Auth {
         &self,
         tx: &mut Tx,
         to: String,
-        subject: MailSubject,
+        subject: EmailKind,
     ) -> Result<(), AuthError> {
         let mail = Mail { to, subject };
         Ok(store::mail::insert(tx, self.env.new_uuid(), &mail).await?)
@@ -236,12 +236,12 @@ impl Auth {
     }
 
     pub(super) async fn person(&self, id: UserId) -> Result<User, AuthError> {
-        let mut tx = self.store.begin_personal(id).await?;
+        let mut tx = self.store.begin_for_user(id).await?;
         store::users::get(&mut tx, id).await?.ok_or(AuthError::NotFound("account"))
     }
 }
 
 /// Parses a user's stored email address.
-pub(super) fn address_of(email: &str) -> Result<Email, AuthError> {
+pub(super) fn parse_stored_email(email: &str) -> Result<Email, AuthError> {
     Email::parse(email).map_err(|_| AuthError::Internal("an account has no valid email address"))
 }

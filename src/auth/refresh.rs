@@ -11,9 +11,9 @@ use crate::{
     model::{
         audit::{Action, Actor, ActorType, RequestInfo},
         id::{Id, SessionId},
-        mail::MailSubject,
+        mail::EmailKind,
         refresh_token::PresentedToken,
-        session::{EndReason, RefreshState, SessionRecord, Which},
+        session::{SessionEndReason, RefreshState, SessionRecord, Which},
     },
     store::{self, Tx},
 };
@@ -54,7 +54,7 @@ impl Auth {
         let generation = match self.refresh_token_status(&token, &state) {
             TokenStatus::Current => {
                 let now = self.env.clock.now();
-                store::sessions::advance_refresh(&mut tx, user, id, now).await?;
+                store::sessions::advance_refresh_token(&mut tx, user, id, now).await?;
                 let event =
                     self.session_event(&session, id, Action::SessionRefreshed, request, 200);
                 store::audit::insert(&mut tx, workspace, &event).await?;
@@ -69,7 +69,7 @@ impl Auth {
             }
             TokenStatus::Invalid => return Err(AuthError::InvalidRefreshToken),
         };
-        let pair = self.token_pair(user, workspace, id, role, generation, &state.seed)?;
+        let pair = self.issue_token_pair(user, workspace, id, role, generation, &state.seed)?;
         tx.commit().await?;
         Ok(pair)
     }
@@ -80,7 +80,7 @@ impl Auth {
         state: &RefreshState,
     ) -> TokenStatus {
         let now = self.env.clock.now();
-        let Some(generation) = token.verify(&self.refresh_key, &state.seed) else {
+        let Some(generation) = token.verify(&self.session_refresh_key, &state.seed) else {
             return TokenStatus::Invalid;
         };
         let since_refresh = now - state.refreshed_at;
@@ -92,7 +92,7 @@ impl Auth {
             return if is_active { TokenStatus::Current } else { TokenStatus::Invalid };
         }
         let is_predecessor = generation + 1 == state.generation;
-        if is_predecessor && since_refresh <= self.lifetimes.refresh_reuse {
+        if is_predecessor && since_refresh <= self.lifetimes.refresh_retry_window {
             TokenStatus::Retry
         } else {
             TokenStatus::Reused
@@ -108,11 +108,11 @@ impl Auth {
     ) -> Result<(), AuthError> {
         let now = self.env.clock.now();
         let user = session.user_id;
-        store::sessions::end_of_person(tx, user, Which::One(id), now, EndReason::Reuse).await?;
+        store::sessions::end_of_person(tx, user, Which::One(id), now, SessionEndReason::Reuse).await?;
         let event = self.session_event(session, id, Action::SessionReuseDetected, request, 401);
         store::audit::insert(tx, session.workspace_id, &event).await?;
         let account = store::users::get(tx, user).await?.ok_or(AuthError::InvalidRefreshToken)?;
-        let subject = MailSubject::SessionReuse { origin: self.origin(request) };
+        let subject = EmailKind::SessionReuse { origin: self.origin(request) };
         self.mail(tx, account.email, subject).await
     }
 

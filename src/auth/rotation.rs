@@ -9,7 +9,7 @@ use time::{Duration, OffsetDateTime};
 
 use super::{
     Auth, AuthError,
-    keys::{MintKey, Minted},
+    keys::{CreateKeyParams, Minted},
 };
 use crate::{
     audit,
@@ -40,14 +40,14 @@ impl Auth {
         name: Option<String>,
     ) -> Result<Minted, AuthError> {
         let workspace = caller.workspace();
-        self.lock_members(tx, caller).await?;
+        self.lock_members_as_admin(tx, caller).await?;
         store::api_keys::lock(tx, workspace, id).await?;
         let old = store::api_keys::get(tx, workspace, id).await?;
         let old = old.ok_or(AuthError::NotFound("API key"))?;
         if old.revoked_at.is_some() {
             return Err(AuthError::Conflict("the key is revoked: create a new one"));
         }
-        let params = MintKey {
+        let params = CreateKeyParams {
             name: name.unwrap_or_else(|| old.name.clone()),
             description: old.description,
             scope: old.scope,
@@ -75,7 +75,7 @@ impl Auth {
         caller: &Caller,
         id: ApiKeyId,
     ) -> Result<RotationReport, AuthError> {
-        let report = self.whom_it_serves(caller, id).await?;
+        let report = self.rotation_report(caller, id).await?;
         if report.new.is_none() {
             return Err(AuthError::NotFound("rotation: the key has no active successor"));
         }
@@ -84,8 +84,8 @@ impl Auth {
 
     /// The required idle time of a predecessor before it is safe to revoke.
     #[must_use]
-    pub fn quiet_to_revoke(&self) -> Duration {
-        self.quiet
+    pub fn required_quiet_period(&self) -> Duration {
+        self.rotation_quiet_period
     }
 
     /// Reports the clients that revoking a key would break. As [`Self::rotation`], but also for a
@@ -93,7 +93,7 @@ impl Auth {
     ///
     /// # Errors
     /// [`AuthError::NotFound`] if the workspace has no such key.
-    pub async fn whom_it_serves(
+    pub async fn rotation_report(
         &self,
         caller: &Caller,
         id: ApiKeyId,
@@ -125,7 +125,7 @@ impl Auth {
         own_until: OffsetDateTime,
     ) -> Result<RotationReport, AuthError> {
         // Read this first: everything read after it contains at least the uses up to that time.
-        let coverage = store::usage::known(tx, self.node, own_until).await?;
+        let coverage = store::usage::known(tx, self.node_id, own_until).await?;
         let key = store::api_keys::get(tx, workspace, id).await?;
         let key = key.ok_or(AuthError::NotFound("API key"))?;
         let old =
@@ -135,7 +135,7 @@ impl Auth {
             None => None,
         };
         let confirmed = store::usage::confirmation(tx, workspace, id).await?;
-        Ok(RotationReport::new(old, new, coverage, confirmed, self.quiet))
+        Ok(RotationReport::new(old, new, coverage, confirmed, self.rotation_quiet_period))
     }
 
     async fn key_traffic(

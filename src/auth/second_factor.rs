@@ -11,22 +11,22 @@ use serde_json::json;
 
 use super::{
     Auth, AuthError,
-    check_password::UNCONFIRMED,
+    check_password::REAUTHENTICATION_REQUIRED,
     login::TokenPair,
-    recovery::address_of,
-    sessions::{ENDED, own_session},
+    recovery::parse_stored_email,
+    sessions::{ENDED, require_user_session},
 };
 use crate::{
     model::{
         audit::{Action, Actor, NewEvent, RequestInfo},
         email::Email,
         id::{UserId, WorkspaceId},
-        mail::MailSubject,
+        mail::EmailKind,
         one_time_token::Purpose,
         password::Password,
         principal::Caller,
         second_factor::STEP_SECONDS,
-        session::{EndReason, Which},
+        session::{SessionEndReason, Which},
         user::User,
     },
     store::{self, Tx, second_factor::Factor},
@@ -69,12 +69,12 @@ impl Auth {
     /// # Errors
     /// [`AuthError::Forbidden`] if the caller is not a user session, or has not used the required
     /// passkey; [`AuthError::InvalidCredential`] if the session has ended.
-    pub(super) async fn lock_to_change_factors(
+    pub(super) async fn lock_user_for_factor_change(
         &self,
         tx: &mut Tx,
         caller: &Caller,
     ) -> Result<User, AuthError> {
-        let (session, user) = own_session(caller)?;
+        let (session, user) = require_user_session(caller)?;
         let user_row = store::users::lock(tx, user).await?.ok_or(ENDED)?;
         store::sessions::created_at(tx, user, session).await?.ok_or(ENDED)?;
         if !store::second_factor::is_shown(tx, user, session).await? {
@@ -88,9 +88,9 @@ impl Auth {
     ///
     /// # Errors
     /// [`AuthError::Forbidden`] if the caller is not a user session.
-    pub async fn has_shown_factor(&self, caller: &Caller) -> Result<bool, AuthError> {
-        let (session, user) = own_session(caller)?;
-        let mut tx = self.store.begin_personal(user).await?;
+    pub async fn can_change_factors(&self, caller: &Caller) -> Result<bool, AuthError> {
+        let (session, user) = require_user_session(caller)?;
+        let mut tx = self.store.begin_for_user(user).await?;
         Ok(store::second_factor::is_shown(&mut tx, user, session).await?)
     }
 
@@ -101,18 +101,18 @@ impl Auth {
     /// [`AuthError::Conflict`] if one is already set up; [`AuthError::Forbidden`] if the user
     /// neither signed in recently nor gave the password, or has not used the required passkey;
     /// [`AuthError::Invalid`] for a wrong password.
-    pub async fn enrol_totp(
+    pub async fn enroll_totp(
         &self,
         caller: &Caller,
         password: Option<&Password>,
     ) -> Result<Enrolment, AuthError> {
-        let (_, user_id) = own_session(caller)?;
+        let (_, user_id) = require_user_session(caller)?;
         if !self.is_confirmed(caller, password).await? {
-            return Err(UNCONFIRMED);
+            return Err(REAUTHENTICATION_REQUIRED);
         }
         let (factor, now) = (self.env.new_uuid(), self.env.clock.now());
-        let mut tx = self.store.begin_personal(user_id).await?;
-        let user = self.lock_to_change_factors(&mut tx, caller).await?;
+        let mut tx = self.store.begin_for_user(user_id).await?;
+        let user = self.lock_user_for_factor_change(&mut tx, caller).await?;
         if !store::second_factor::start(&mut tx, user_id, factor, now).await? {
             return Err(AuthError::Conflict("an authenticator app is already set up"));
         }
@@ -133,11 +133,11 @@ impl Auth {
         caller: &Caller,
         code: &str,
     ) -> Result<Vec<SecretString>, AuthError> {
-        let (session, user_id) = own_session(caller)?;
+        let (session, user_id) = require_user_session(caller)?;
         let now = self.env.clock.now();
-        let mut tx = self.store.begin_personal(user_id).await?;
+        let mut tx = self.store.begin_for_user(user_id).await?;
         // The lock orders this with concurrent sign-ins: each ends before this, or sees the factor.
-        let user = self.lock_to_change_factors(&mut tx, caller).await?;
+        let user = self.lock_user_for_factor_change(&mut tx, caller).await?;
         let factor = store::second_factor::lock(&mut tx, user_id).await?;
         let factor = factor
             .filter(|factor| !factor.confirmed && now < factor.created_at + ENROLLMENT_LIFETIME)
@@ -148,17 +148,17 @@ impl Auth {
         let secret = self.second_factor_key.secret(factor.id);
         let step = secret.matching_step(code, now.unix_timestamp(), factor.last_step);
         let Some(step) = step else {
-            store::second_factor::count_wrong_first_code(&mut tx, user_id).await?;
+            store::second_factor::record_wrong_enrollment_code(&mut tx, user_id).await?;
             tx.commit().await?;
             return Err(AuthError::Invalid { field: "code", reason: "code is wrong".to_owned() });
         };
-        store::second_factor::accept_step(&mut tx, user_id, step, now).await?;
+        store::second_factor::record_accepted_code(&mut tx, user_id, step, now).await?;
         let origin = self.origin(&caller.request);
-        let subject = MailSubject::SecondFactorAdded { origin };
+        let subject = EmailKind::SecondFactorAdded { origin };
         self.mail(&mut tx, user.email.clone(), subject).await?;
-        self.tell_workspaces(&mut tx, &user, Action::SecondFactorAdded, &caller.request).await?;
+        self.audit_in_all_workspaces(&mut tx, &user, Action::SecondFactorAdded, &caller.request).await?;
         // End the other sessions: they started without a second factor, and may be an attacker's.
-        let (others, reason) = (Which::AllBut(session), EndReason::SecondFactorAdded);
+        let (others, reason) = (Which::AllExcept(session), SessionEndReason::SecondFactorAdded);
         let actor = Actor::from(&*caller.principal);
         self.end_sessions(&mut tx, user_id, others, reason, &actor, &caller.request).await?;
         tx.commit().await?;
@@ -178,17 +178,17 @@ impl Auth {
         caller: &Caller,
         password: &Password,
     ) -> Result<Vec<SecretString>, AuthError> {
-        let (_, user_id) = own_session(caller)?;
+        let (_, user_id) = require_user_session(caller)?;
         let user = self.person(user_id).await?;
         self.check_password(&user, "password", password, &caller.request).await?;
-        let mut tx = self.store.begin_personal(user_id).await?;
-        self.lock_to_change_factors(&mut tx, caller).await?;
+        let mut tx = self.store.begin_for_user(user_id).await?;
+        self.lock_user_for_factor_change(&mut tx, caller).await?;
         let renewed = store::second_factor::renew_recovery_codes(&mut tx, user_id).await?;
         let (factor, round) = renewed.ok_or(AuthError::NotFound("authenticator app"))?;
         let origin = self.origin(&caller.request);
-        let subject = MailSubject::RecoveryCodesRenewed { origin };
+        let subject = EmailKind::RecoveryCodesRenewed { origin };
         self.mail(&mut tx, user.email.clone(), subject).await?;
-        self.tell_workspaces(&mut tx, &user, Action::RecoveryCodesRenewed, &caller.request).await?;
+        self.audit_in_all_workspaces(&mut tx, &user, Action::RecoveryCodesRenewed, &caller.request).await?;
         tx.commit().await?;
         Ok(self.second_factor_key.recovery_codes(factor, round.unsigned_abs()))
     }
@@ -197,9 +197,9 @@ impl Auth {
     ///
     /// # Errors
     /// [`AuthError::Forbidden`] if the caller is not a user session.
-    pub async fn has_second_factor(&self, caller: &Caller) -> Result<bool, AuthError> {
-        let (_, user_id) = own_session(caller)?;
-        let mut tx = self.store.begin_personal(user_id).await?;
+    pub async fn has_totp(&self, caller: &Caller) -> Result<bool, AuthError> {
+        let (_, user_id) = require_user_session(caller)?;
+        let mut tx = self.store.begin_for_user(user_id).await?;
         Ok(store::second_factor::exists(&mut tx, user_id).await?)
     }
 
@@ -209,11 +209,11 @@ impl Auth {
     /// [`AuthError::Invalid`] for a wrong password; [`AuthError::NotFound`] if there is none;
     /// [`AuthError::Conflict`] if the user has passkeys and this session has used none of them.
     pub async fn remove_totp(&self, caller: &Caller, password: &Password) -> Result<(), AuthError> {
-        let (session, user_id) = own_session(caller)?;
+        let (session, user_id) = require_user_session(caller)?;
         let user = self.person(user_id).await?;
         self.check_password(&user, "password", password, &caller.request).await?;
-        let mut tx = self.store.begin_personal(user_id).await?;
-        self.lock_to_change_factors(&mut tx, caller).await?;
+        let mut tx = self.store.begin_for_user(user_id).await?;
+        self.lock_user_for_factor_change(&mut tx, caller).await?;
         if !store::second_factor::remove(&mut tx, user_id).await? {
             return Err(AuthError::NotFound("authenticator app"));
         }
@@ -227,9 +227,9 @@ impl Auth {
         let now = self.env.clock.now();
         store::second_factor::discard_challenges(&mut tx, user_id, now).await?;
         let origin = self.origin(&caller.request);
-        let subject = MailSubject::SecondFactorRemoved { origin };
+        let subject = EmailKind::SecondFactorRemoved { origin };
         self.mail(&mut tx, user.email.clone(), subject).await?;
-        self.tell_workspaces(&mut tx, &user, Action::SecondFactorRemoved, &caller.request).await?;
+        self.audit_in_all_workspaces(&mut tx, &user, Action::SecondFactorRemoved, &caller.request).await?;
         tx.commit().await?;
         Ok(self.fence.wait().await?)
     }
@@ -244,12 +244,12 @@ impl Auth {
         let email = Email::parse(email).map_err(|why| AuthError::invalid("email", why))?;
         let account = self.store.find_sign_in(&email).await?;
         let user = account.ok_or(AuthError::NotFound("account"))?.user_id;
-        let mut tx = self.store.begin_personal(user).await?;
+        let mut tx = self.store.begin_for_user(user).await?;
         let user_row = store::users::lock(&mut tx, user).await?;
         let user_row = user_row.ok_or(AuthError::NotFound("account"))?;
         let now = self.env.clock.now();
         // The lost device may be in use by a thief, signed in with it.
-        let (all, reason) = (Which::All, EndReason::SecondFactorRemoved);
+        let (all, reason) = (Which::All, SessionEndReason::SecondFactorRemoved);
         let ended = store::sessions::end_of_person(&mut tx, user, all, now, reason).await?;
         store::second_factor::discard_challenges(&mut tx, user, now).await?;
         let mut removed = Vec::new();
@@ -262,7 +262,7 @@ impl Auth {
         if removed.is_empty() {
             return Err(AuthError::NotFound("second factor"));
         }
-        self.mail(&mut tx, user_row.email.clone(), MailSubject::FactorsTakenAway).await?;
+        self.mail(&mut tx, user_row.email.clone(), EmailKind::FactorsTakenAway).await?;
         let event = |workspace, action| {
             NewEvent::new(self.env.new_id(), workspace, action, Actor::system())
         };
@@ -311,10 +311,10 @@ impl Auth {
         let id = self.token_key.verify(Purpose::SecondFactor, token).ok_or(SIGN_IN_AGAIN)?;
         let user_id = self.store.find_mfa_challenge(id).await?.ok_or(SIGN_IN_AGAIN)?;
         let user = self.person(user_id).await?;
-        let account = self.store.find_sign_in(&address_of(&user.email)?).await?;
+        let account = self.store.find_sign_in(&parse_stored_email(&user.email)?).await?;
         let account = account.ok_or(SIGN_IN_AGAIN)?;
         let now = self.env.clock.now();
-        let mut tx = self.store.begin_personal(user_id).await?;
+        let mut tx = self.store.begin_for_user(user_id).await?;
         // Lock the user's row first, as a password change does. It also serializes all attempts of
         // a user across challenges, so that they cannot exceed the limit together.
         store::users::lock(&mut tx, user_id).await?.ok_or(SIGN_IN_AGAIN)?;
@@ -334,9 +334,9 @@ impl Auth {
             return Err(AuthError::TooManyAttempts(seconds));
         }
         if !self.use_code(&mut tx, user_id, &factor, code).await? {
-            store::second_factor::count_wrong_code(&mut tx, user_id, id).await?;
+            store::second_factor::record_wrong_code(&mut tx, user_id, id).await?;
             tx.commit().await?;
-            self.note_failure(&account, request, "wrong_code", 401).await?;
+            self.record_failed_sign_in(&account, request, "wrong_code", 401).await?;
             return Err(WRONG_CODE);
         }
         store::second_factor::use_challenge(&mut tx, user_id, id, now).await?;
@@ -358,7 +358,7 @@ impl Auth {
         let code = code.trim();
         let step = secret.matching_step(code, now.unix_timestamp(), factor.last_step);
         if let Some(step) = step {
-            store::second_factor::accept_step(tx, user, step, now).await?;
+            store::second_factor::record_accepted_code(tx, user, step, now).await?;
             return Ok(true);
         }
         let recovery = self.second_factor_key.find_recovery_code(

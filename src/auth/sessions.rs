@@ -13,11 +13,11 @@ use crate::{
     model::{
         audit::{Action, Actor, NewEvent, RequestInfo},
         id::{SessionId, UserId, WorkspaceId},
-        oauth::grant::GrantEnd,
+        oauth::grant::GrantEndReason,
         page::{Items, Page},
         principal::{Caller, Credential},
         scope::Role,
-        session::{EndReason, Session, Which},
+        session::{SessionEndReason, Session, Which},
     },
     store::{self, Tx},
 };
@@ -29,7 +29,7 @@ pub(super) const ENDED: AuthError = AuthError::InvalidCredential("the session ha
 ///
 /// # Errors
 /// [`AuthError::Forbidden`] if the caller is an API key or an OAuth client.
-pub fn own_session(caller: &Caller) -> Result<(SessionId, UserId), AuthError> {
+pub fn require_user_session(caller: &Caller) -> Result<(SessionId, UserId), AuthError> {
     match &caller.principal.credential {
         Credential::Session { id, user_id, .. } => Ok((*id, *user_id)),
         Credential::ApiKey { .. } | Credential::Grant { .. } => {
@@ -48,9 +48,9 @@ impl Auth {
         caller: &Caller,
         page: Page,
     ) -> Result<(Items<Session>, i64), AuthError> {
-        let (_, user) = own_session(caller)?;
+        let (_, user) = require_user_session(caller)?;
         let (now, idle) = (self.env.clock.now(), self.lifetimes.refresh_token);
-        let mut tx = self.store.begin_personal(user).await?;
+        let mut tx = self.store.begin_for_user(user).await?;
         let items = store::sessions::list(&mut tx, user, now, idle, page).await?;
         let total = store::sessions::count(&mut tx, user, now, idle).await?;
         Ok((items, total))
@@ -61,9 +61,9 @@ impl Auth {
     /// # Errors
     /// [`AuthError::Forbidden`] if the caller is not a user session.
     pub async fn logout(&self, caller: &Caller) -> Result<(), AuthError> {
-        let (id, user) = own_session(caller)?;
-        let tx = self.store.begin_personal(user).await?;
-        self.end_own_sessions(tx, caller, Which::One(id), EndReason::Logout).await
+        let (id, user) = require_user_session(caller)?;
+        let tx = self.store.begin_for_user(user).await?;
+        self.end_own_sessions(tx, caller, Which::One(id), SessionEndReason::Logout).await
     }
 
     /// Ends one of the caller's sessions. Ending it again has no effect.
@@ -71,9 +71,9 @@ impl Auth {
     /// # Errors
     /// [`AuthError::NotFound`] if the user has no such session.
     pub async fn end_session(&self, caller: &Caller, id: SessionId) -> Result<(), AuthError> {
-        let (own, user) = own_session(caller)?;
-        let reason = if id == own { EndReason::Logout } else { EndReason::Ended };
-        let mut tx = self.store.begin_personal(user).await?;
+        let (own, user) = require_user_session(caller)?;
+        let reason = if id == own { SessionEndReason::Logout } else { SessionEndReason::Ended };
+        let mut tx = self.store.begin_for_user(user).await?;
         if !store::sessions::exists(&mut tx, user, id).await? {
             return Err(AuthError::NotFound("session"));
         }
@@ -85,9 +85,9 @@ impl Auth {
     /// # Errors
     /// [`AuthError::Forbidden`] if the caller is not a user session.
     pub async fn end_other_sessions(&self, caller: &Caller) -> Result<(), AuthError> {
-        let (own, user) = own_session(caller)?;
-        let tx = self.store.begin_personal(user).await?;
-        self.end_own_sessions(tx, caller, Which::AllBut(own), EndReason::Ended).await
+        let (own, user) = require_user_session(caller)?;
+        let tx = self.store.begin_for_user(user).await?;
+        self.end_own_sessions(tx, caller, Which::AllExcept(own), SessionEndReason::Ended).await
     }
 
     /// Moves the caller's session to another workspace of the user, and issues a new token pair.
@@ -100,9 +100,9 @@ impl Auth {
         caller: &Caller,
         workspace: WorkspaceId,
     ) -> Result<TokenPair, AuthError> {
-        let (_, user) = own_session(caller)?;
+        let (_, user) = require_user_session(caller)?;
         let mut tx = self.store.begin(workspace, Some(user)).await?;
-        let role = store::members::pin_role(&mut tx, workspace, user)
+        let role = store::members::lock_role_for_share(&mut tx, workspace, user)
             .await?
             .ok_or(AuthError::Forbidden("you are not a member of this workspace"))?;
         let pair = self.move_session(&mut tx, caller, workspace, role).await?;
@@ -120,14 +120,14 @@ impl Auth {
         workspace: WorkspaceId,
         role: Role,
     ) -> Result<TokenPair, AuthError> {
-        let (id, user) = own_session(caller)?;
+        let (id, user) = require_user_session(caller)?;
         // Lock the user's row before the session's: a password change locks them in this order.
         store::users::set_last_workspace(tx, user, workspace).await?;
         let state = store::sessions::lock_refresh_state(tx, user, id).await?;
         let state = state.filter(|state| !state.ended).ok_or(ENDED)?;
         let now = self.env.clock.now();
         store::sessions::set_workspace(tx, user, id, workspace).await?;
-        store::sessions::advance_refresh(tx, user, id, now).await?;
+        store::sessions::advance_refresh_token(tx, user, id, now).await?;
         let entered = self.session_switched_event(caller, id, workspace, "entered");
         store::audit::insert(tx, workspace, &entered).await?;
         if caller.workspace() != workspace {
@@ -136,7 +136,7 @@ impl Auth {
             store::audit::insert(tx, caller.workspace(), &left).await?;
         }
         let generation = state.generation.saturating_add(1);
-        self.token_pair(user, workspace, id, role, generation, &state.seed)
+        self.issue_token_pair(user, workspace, id, role, generation, &state.seed)
     }
 
     /// The audit event for a session that entered or left a workspace. It does not name the other
@@ -148,7 +148,7 @@ impl Auth {
         workspace: WorkspaceId,
         direction: &str,
     ) -> NewEvent {
-        audit::event_in(&self.env, caller, workspace, Action::SessionSwitched, 200)
+        audit::event_in_workspace(&self.env, caller, workspace, Action::SessionSwitched, 200)
             .on(id, None)
             .with(json!({ "direction": direction }))
     }
@@ -159,7 +159,7 @@ impl Auth {
         tx: &mut Tx,
         user: UserId,
         selector: Which,
-        reason: EndReason,
+        reason: SessionEndReason,
         actor: &Actor,
         request: &Arc<RequestInfo>,
     ) -> Result<(), AuthError> {
@@ -184,7 +184,7 @@ impl Auth {
         tx: &mut Tx,
         user: UserId,
         workspace_filter: Option<WorkspaceId>,
-        reason: GrantEnd,
+        reason: GrantEndReason,
         actor: &Actor,
         request: &Arc<RequestInfo>,
     ) -> Result<(), AuthError> {
@@ -208,9 +208,9 @@ impl Auth {
         mut tx: Tx,
         caller: &Caller,
         selector: Which,
-        reason: EndReason,
+        reason: SessionEndReason,
     ) -> Result<(), AuthError> {
-        let (_, user) = own_session(caller)?;
+        let (_, user) = require_user_session(caller)?;
         let actor = Actor::from(&*caller.principal);
         self.end_sessions(&mut tx, user, selector, reason, &actor, &caller.request).await?;
         tx.commit().await?;

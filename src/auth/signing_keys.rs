@@ -1,7 +1,7 @@
 //! Signing keys for access tokens and for audit log checkpoints: Ed25519 (RFC 8037), encrypted at
 //! rest, published as a JWKS.
 //!
-//! A new key is published at once and starts to sign after [`ACTIVATION`], when every node has
+//! A new key is published at once and starts to sign after [`ACTIVATION_DELAY`], when every node has
 //! loaded it. The previous key continues to verify until it is retired. Nodes reload the keys every
 //! two seconds.
 
@@ -26,7 +26,7 @@ use crate::{
     env::Env,
     model::{
         id::{Id, SigningKeyId},
-        signing_key::{KeyPurpose, SigningKeyState, StoredSigningKey},
+        signing_key::{KeyPurpose, SigningKeyMetadata, StoredSigningKey},
     },
     store::{Store, StoreError},
 };
@@ -38,7 +38,7 @@ pub const ACCESS_TOKEN_TYPE: &str = "at+jwt";
 pub const CHECKPOINT_TYPE: &str = "audit-checkpoint+jws";
 
 /// Delay between the creation of a key and its first signature.
-pub const ACTIVATION: Duration = Duration::from_secs(6);
+pub const ACTIVATION_DELAY: Duration = Duration::from_secs(6);
 /// Interval at which a node reloads the keys.
 const RELOAD_INTERVAL: Duration = Duration::from_secs(2);
 /// Timeout of a reload.
@@ -172,7 +172,7 @@ impl SigningKeys {
 impl Auth {
     /// Reloads the signing keys periodically, forever. When a key is retired, drops the cache of
     /// verified tokens, since that key may have signed some.
-    pub async fn keep_signing_keys(self) {
+    pub async fn run_signing_key_reload(self) {
         let mut ticks = interval(RELOAD_INTERVAL);
         loop {
             ticks.tick().await;
@@ -185,7 +185,7 @@ impl Auth {
     }
 
     /// The current keys, reloaded if `kid` is unknown; see [`SigningKeys`].
-    pub(super) async fn keys_for(&self, kid: &str) -> Result<Arc<KeySet>, AuthError> {
+    pub(super) async fn key_set_for(&self, kid: &str) -> Result<Arc<KeySet>, AuthError> {
         let (keys, has_retired_key) = self.signing_keys.key_set_with(kid).await?;
         if has_retired_key {
             self.caches.tokens.forget_all();
@@ -229,8 +229,8 @@ impl Auth {
     /// [`AuthError::Store`] if the query fails.
     pub async fn list_signing_keys(
         &self,
-    ) -> Result<(Vec<SigningKeyState>, Arc<KeySet>), AuthError> {
-        let keys = self.store.all_signing_keys().await?;
+    ) -> Result<(Vec<SigningKeyMetadata>, Arc<KeySet>), AuthError> {
+        let keys = self.store.list_all_signing_keys().await?;
         Ok((keys, self.signing_keys.current()))
     }
 }
@@ -252,7 +252,7 @@ impl PurposeKeys {
         }
         // The newest key that every node has loaded. If all are newer than that, the oldest.
         let is_distributed =
-            |(key, _): &&(&StoredSigningKey, _)| key.created_at + ACTIVATION <= now;
+            |(key, _): &&(&StoredSigningKey, _)| key.created_at + ACTIVATION_DELAY <= now;
         let (signing, pair) = keys.iter().find(is_distributed).or(keys.last()).ok_or(
             "keys.encryption_key is not the key that encrypted this database's signing keys",
         )?;
@@ -328,7 +328,7 @@ impl KeySet {
 
     /// The public key for checkpoints with this key id.
     #[must_use]
-    pub fn checkpoint_verifier(&self, kid: &str) -> Option<&DecodingKey> {
+    pub fn checkpoint_verifying_key(&self, kid: &str) -> Option<&DecodingKey> {
         self.checkpoints.verifier(kid)
     }
 

@@ -66,7 +66,7 @@ impl Auth {
     ///
     /// # Errors
     /// [`AuthError::Store`] if the query fails.
-    pub async fn hourly_uses(
+    pub async fn usage_by_hour(
         &self,
         caller: &Caller,
         ids: &[ApiKeyId],
@@ -74,7 +74,7 @@ impl Auth {
     ) -> Result<HashMap<ApiKeyId, Vec<i64>>, AuthError> {
         let since = series_start(self.env.clock.now(), Duration::HOUR, hours);
         let mut tx = self.store.begin(caller.workspace(), None).await?;
-        let uses = store::usage::hours_of(&mut tx, caller.workspace(), ids, since).await?;
+        let uses = store::usage::list_hourly_counts(&mut tx, caller.workspace(), ids, since).await?;
         Ok(series_by_key(uses, since, Duration::HOUR, hours))
     }
 
@@ -82,7 +82,7 @@ impl Auth {
     ///
     /// # Errors
     /// [`AuthError::Store`] if the query fails.
-    pub async fn uses_by_minute(
+    pub async fn usage_by_minute(
         &self,
         caller: &Caller,
         ids: &[ApiKeyId],
@@ -90,7 +90,7 @@ impl Auth {
     ) -> Result<HashMap<ApiKeyId, Vec<i64>>, AuthError> {
         let since = series_start(self.env.clock.now(), Duration::MINUTE, minutes);
         let mut tx = self.store.begin(caller.workspace(), None).await?;
-        let uses = store::usage::minutes_of(&mut tx, caller.workspace(), ids, since).await?;
+        let uses = store::usage::list_minute_counts(&mut tx, caller.workspace(), ids, since).await?;
         Ok(series_by_key(uses, since, Duration::MINUTE, minutes))
     }
 
@@ -106,7 +106,7 @@ impl Auth {
     ) -> Result<HashMap<ApiKeyId, Scope>, AuthError> {
         let (workspace, since) = (caller.workspace(), self.env.clock.now() - UNUSED_AFTER);
         let mut tx = self.store.begin(workspace, None).await?;
-        let keys = store::usage::over_scoped_keys(&mut tx, workspace, since, Some(ids), MAX_KEYS);
+        let keys = store::usage::list_over_scoped_keys(&mut tx, workspace, since, Some(ids), MAX_KEYS);
         Ok(keys.await?.into_iter().map(|key| (key.id, key.used_scope)).collect())
     }
 
@@ -118,9 +118,9 @@ impl Auth {
         let workspace = caller.workspace();
         let since = self.env.clock.now() - UNUSED_AFTER;
         let mut tx = self.store.begin(workspace, None).await?;
-        let unused = store::usage::unused_keys(&mut tx, workspace, since, MAX_KEYS).await?;
+        let unused = store::usage::list_unused_keys(&mut tx, workspace, since, MAX_KEYS).await?;
         let over_scoped =
-            store::usage::over_scoped_keys(&mut tx, workspace, since, None, MAX_KEYS).await?;
+            store::usage::list_over_scoped_keys(&mut tx, workspace, since, None, MAX_KEYS).await?;
         Ok(Hygiene { unused, over_scoped })
     }
 }

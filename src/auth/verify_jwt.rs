@@ -13,7 +13,7 @@ use jsonwebtoken::{Algorithm, Validation};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::{Auth, AuthError, caches::VerifiedTokens, signing_keys::ACCESS_TOKEN_TYPE};
+use super::{Auth, AuthError, caches::VerifiedTokenCache, signing_keys::ACCESS_TOKEN_TYPE};
 use crate::model::{
     id::{GrantId, SessionId, UserId, WorkspaceId},
     oauth::grant::GrantRecord,
@@ -76,7 +76,7 @@ pub enum Bond {
 }
 
 /// The parameters of an access token for an OAuth client.
-pub struct GrantedToken<'a> {
+pub struct GrantTokenParams<'a> {
     /// The client's id, as the client sends it in requests.
     pub client_id: &'a str,
     /// The user that authorized the client; `None` if the client acts for itself.
@@ -116,7 +116,7 @@ const GRANT_REVOKED: AuthError =
 
 impl Auth {
     /// Issues an access token for a session.
-    pub(super) fn issue_access_token(
+    pub(super) fn issue_session_token(
         &self,
         user: UserId,
         workspace: WorkspaceId,
@@ -137,7 +137,7 @@ impl Auth {
     ///
     /// # Errors
     /// [`AuthError::Internal`] if signing fails.
-    pub fn issue_granted_token(&self, token: &GrantedToken<'_>) -> Result<String, AuthError> {
+    pub fn issue_grant_token(&self, token: &GrantTokenParams<'_>) -> Result<String, AuthError> {
         let sub = match token.person {
             Some(person) => Subject::Person(person),
             None => Subject::Client(token.client_id.to_owned()),
@@ -186,7 +186,7 @@ impl Auth {
         if token.len() > MAX_TOKEN_LEN {
             return Err(INVALID_TOKEN);
         }
-        let digest = VerifiedTokens::digest(token);
+        let digest = VerifiedTokenCache::digest(token);
         let claims = if let Some(claims) = self.caches.tokens.get(&digest) {
             claims
         } else {
@@ -215,12 +215,12 @@ impl Auth {
     ///
     /// # Errors
     /// [`AuthError::Store`] if the query fails.
-    pub async fn look_at_token(
+    pub async fn introspect_token(
         &self,
         token: &str,
         began: Duration,
     ) -> Result<Option<(Claims, Scope)>, AuthError> {
-        let Some(claims) = self.read_token(token).await? else { return Ok(None) };
+        let Some(claims) = self.decode_access_token(token).await? else { return Ok(None) };
         let principal = match claims.sid {
             Bond::Session(id) => match self.caches.sessions.find(id, began).await? {
                 Some(session) => self.token_principal(&claims, id, &session),
@@ -242,7 +242,7 @@ impl Auth {
     ///
     /// # Errors
     /// [`AuthError::Store`] if the query fails.
-    pub async fn read_token(&self, token: &str) -> Result<Option<Claims>, AuthError> {
+    pub async fn decode_access_token(&self, token: &str) -> Result<Option<Claims>, AuthError> {
         if token.len() > MAX_TOKEN_LEN {
             return Ok(None);
         }
@@ -268,7 +268,7 @@ impl Auth {
         if header.alg != "EdDSA" || !header.typ.eq_ignore_ascii_case(ACCESS_TOKEN_TYPE) {
             return Err(INVALID_TOKEN);
         }
-        let keys = self.keys_for(&header.kid).await?;
+        let keys = self.key_set_for(&header.kid).await?;
         let key = keys.verifier(&header.kid).ok_or(INVALID_TOKEN)?;
         let mut validation = Validation::new(Algorithm::EdDSA);
         validation.iss = Some(HashSet::from([self.issuer.to_string()]));
@@ -293,14 +293,14 @@ impl Auth {
         if !is_same_user || session.workspace_id != claims.workspace_id {
             return Err(SESSION_ENDED);
         }
-        let principal = self.person_in(id, session)?;
+        let principal = self.session_principal(id, session)?;
         let granted = Scope::from_oauth_scope(&claims.scope).ok_or(INVALID_TOKEN)?;
         // A demotion applies at once, a promotion with the next token.
         Ok(Principal { scope: granted.min(principal.scope), ..principal })
     }
 
     /// The principal of a session, with all rights of the user's role.
-    pub(super) fn person_in(
+    pub(super) fn session_principal(
         &self,
         id: SessionId,
         session: &SessionRecord,

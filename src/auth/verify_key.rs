@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use super::{Auth, AuthError, authenticate::Authenticated, caches::KnownKey};
+use super::{Auth, AuthError, authenticate::AuthenticationOutcome, caches::CachedKey};
 use crate::model::api_key::ApiKeySecret;
 
 impl Auth {
@@ -15,11 +15,11 @@ impl Auth {
         &self,
         text: &str,
         began: Duration,
-    ) -> Result<Authenticated, AuthError> {
+    ) -> Result<AuthenticationOutcome, AuthError> {
         let key = ApiKeySecret::parse(text, &self.environment)?;
         match self.caches.keys.find(key.digest(), began).await? {
-            Some(KnownKey::Active(principal)) => Ok(Authenticated::Principal(principal)),
-            Some(KnownKey::Revoked(record)) => Ok(Authenticated::RevokedKey(record)),
+            Some(CachedKey::Active(principal)) => Ok(AuthenticationOutcome::Principal(principal)),
+            Some(CachedKey::Revoked(record)) => Ok(AuthenticationOutcome::RevokedKey(record)),
             None => Err(AuthError::InvalidCredential("the API key is unknown")),
         }
     }

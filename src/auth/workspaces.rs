@@ -5,7 +5,7 @@
 
 use serde_json::json;
 
-use super::{Auth, AuthError, check_password::UNCONFIRMED, sessions::own_session};
+use super::{Auth, AuthError, check_password::REAUTHENTICATION_REQUIRED, sessions::require_user_session};
 use crate::{
     audit,
     model::{
@@ -17,7 +17,7 @@ use crate::{
         principal::Caller,
         scope::Role,
         text,
-        workspace::{OwnWorkspace, Workspace, WorkspaceChange},
+        workspace::{WorkspaceWithRole, Workspace, WorkspaceChange},
     },
     store::{self, Tx},
 };
@@ -32,15 +32,15 @@ impl Auth {
     ///
     /// # Errors
     /// [`AuthError::Forbidden`] if the caller is not a user session.
-    pub async fn own_workspaces(
+    pub async fn list_own_workspaces(
         &self,
         caller: &Caller,
         page: Page,
-    ) -> Result<(Items<OwnWorkspace>, i64), AuthError> {
-        let (_, user) = own_session(caller)?;
-        let mut tx = self.store.begin_personal(user).await?;
+    ) -> Result<(Items<WorkspaceWithRole>, i64), AuthError> {
+        let (_, user) = require_user_session(caller)?;
+        let mut tx = self.store.begin_for_user(user).await?;
         let items = store::workspaces::of_person(&mut tx, user, page).await?;
-        let total = store::workspaces::count_of_person(&mut tx, user).await?;
+        let total = store::workspaces::count_by_user(&mut tx, user).await?;
         Ok((items, total))
     }
 
@@ -54,18 +54,18 @@ impl Auth {
         tx: &mut Tx,
         caller: &Caller,
         name: &str,
-    ) -> Result<OwnWorkspace, AuthError> {
-        let (_, user) = own_session(caller)?;
+    ) -> Result<WorkspaceWithRole, AuthError> {
+        let (_, user) = require_user_session(caller)?;
         let name = text::name("name", name).map_err(|reason| AuthError::invalid("name", reason))?;
-        let workspace = self.new_workspace(name);
+        let workspace = self.build_workspace(name);
         tx.enter(workspace.id).await?;
-        if store::workspaces::count_of_person(tx, user).await? >= MAX_WORKSPACES {
+        if store::workspaces::count_by_user(tx, user).await? >= MAX_WORKSPACES {
             return Err(AuthError::Conflict("you are a member of too many workspaces"));
         }
         let action = Action::WorkspaceCreated;
-        let event = audit::event_in(&self.env, caller, workspace.id, action, 201);
+        let event = audit::event_in_workspace(&self.env, caller, workspace.id, action, 201);
         self.found(tx, &workspace, user, event).await?;
-        Ok(OwnWorkspace { workspace, role: Role::Owner })
+        Ok(WorkspaceWithRole { workspace, role: Role::Owner })
     }
 
     /// Creates a workspace for an existing user, on behalf of the operator.
@@ -73,7 +73,7 @@ impl Auth {
     /// # Errors
     /// [`AuthError::NotFound`] for an unknown email address; [`AuthError::Invalid`] for invalid
     /// values.
-    pub async fn create_workspace(
+    pub async fn create_workspace_as_operator(
         &self,
         name: &str,
         owner_email: &str,
@@ -83,7 +83,7 @@ impl Auth {
             Email::parse(owner_email).map_err(|reason| AuthError::invalid("owner", reason))?;
         let owner = self.store.find_sign_in(&email).await?;
         let owner = owner.ok_or(AuthError::NotFound("account"))?.user_id;
-        let workspace = self.new_workspace(name);
+        let workspace = self.build_workspace(name);
         let mut tx = self.store.begin(workspace.id, Some(owner)).await?;
         let (action, id) = (Action::WorkspaceCreated, self.env.new_id());
         let event = NewEvent::new(id, workspace.id, action, Actor::system());
@@ -93,7 +93,7 @@ impl Auth {
     }
 
     /// Builds a new workspace, without storing it.
-    pub(super) fn new_workspace(&self, name: String) -> Workspace {
+    pub(super) fn build_workspace(&self, name: String) -> Workspace {
         let (id, created_at) = (self.env.new_id(), self.env.clock.now());
         Workspace {
             id,
@@ -136,7 +136,7 @@ impl Auth {
         let name = name.map_err(|reason| AuthError::invalid("name", reason))?;
         let change = WorkspaceChange { name, ..change };
         if change.require_second_factor.is_some() && !self.is_confirmed(caller, password).await? {
-            return Err(own_session(caller).map_or(OWNER_REQUIRED, |_| UNCONFIRMED));
+            return Err(require_user_session(caller).map_or(OWNER_REQUIRED, |_| REAUTHENTICATION_REQUIRED));
         }
         let workspace = caller.workspace();
         let mut tx = self.store.begin(workspace, caller.principal.person()).await?;
@@ -166,8 +166,8 @@ impl Auth {
         tx: &mut Tx,
         caller: &Caller,
     ) -> Result<(), AuthError> {
-        let (_, user) = own_session(caller)?;
-        if self.lock_members(tx, caller).await? != Role::Owner {
+        let (_, user) = require_user_session(caller)?;
+        if self.lock_members_as_admin(tx, caller).await? != Role::Owner {
             return Err(OWNER_REQUIRED);
         }
         // Otherwise the requirement would lock out the owner first.
@@ -190,15 +190,15 @@ impl Auth {
     ) -> Result<(), AuthError> {
         const OWNER_REQUIRED_TO_DELETE: AuthError =
             AuthError::Forbidden("only a signed-in owner can delete the workspace");
-        let (_, user_id) = own_session(caller).map_err(|_| OWNER_REQUIRED_TO_DELETE)?;
+        let (_, user_id) = require_user_session(caller).map_err(|_| OWNER_REQUIRED_TO_DELETE)?;
         let user = self.person(user_id).await?;
         self.check_password(&user, "password", password, &caller.request).await?;
         let workspace = caller.workspace();
         let mut tx = self.store.begin(workspace, Some(user_id)).await?;
-        if self.lock_members(&mut tx, caller).await? != Role::Owner {
+        if self.lock_members_as_admin(&mut tx, caller).await? != Role::Owner {
             return Err(OWNER_REQUIRED_TO_DELETE);
         }
-        self.erase_workspace(&mut tx, caller, workspace).await?;
+        self.delete_workspace_in_tx(&mut tx, caller, workspace).await?;
         tx.commit().await?;
         Ok(self.fence.wait().await?)
     }

@@ -13,7 +13,7 @@ use crate::{
     audit::verifier,
     auth::{
         Auth,
-        keys::{KeyOwner, MintKey},
+        keys::{KeyOwner, CreateKeyParams},
         login::NewAccount,
     },
     config::Settings,
@@ -21,13 +21,13 @@ use crate::{
     model::{
         audit::{Checkpoint, SignedCheckpoint},
         id::{SigningKeyId, WorkspaceId},
-        oauth::client::{AuthMethod, GrantType},
+        oauth::client::{ClientAuthMethod, GrantType},
         password::Password,
         scope::Scope,
         signing_key::KeyPurpose,
         timestamp,
     },
-    oauth::{OAuth, registration::Registered, workspace_clients::NewClient},
+    oauth::{OAuth, registration::Registered, workspace_clients::CreateClientParams},
 };
 
 /// The `admin` commands.
@@ -216,7 +216,7 @@ async fn execute(
         }) => {
             let (password, generated) = password(env, password_stdin)?;
             let account = NewAccount { email, password, full_name, workspace_name };
-            let (user, workspace) = auth.create_account(account).await.map_err(describe)?;
+            let (user, workspace) = auth.create_account_as_operator(account).await.map_err(describe)?;
             let mut output = json!({
                 "user": { "id": user.id, "email": user.email, "full_name": user.full_name },
                 "workspace": { "id": workspace.id, "name": workspace.name },
@@ -231,7 +231,7 @@ async fn execute(
             Ok(json!({ "email": email, "second_factor": null }))
         }
         AdminCommand::Workspaces(WorkspacesCommand::Create { name, owner }) => {
-            let workspace = auth.create_workspace(&name, &owner).await.map_err(describe)?;
+            let workspace = auth.create_workspace_as_operator(&name, &owner).await.map_err(describe)?;
             Ok(json!({ "workspace": { "id": workspace.id, "name": workspace.name } }))
         }
         AdminCommand::SigningKeys(command) => signing_keys(auth, command).await,
@@ -239,8 +239,8 @@ async fn execute(
             create_client(&application.app().oauth, command).await
         }
         AdminCommand::Keys(KeysCommand::Create { workspace, name, scope }) => {
-            let request = MintKey { name, description: None, scope, allowed_ips: Vec::new() };
-            let minted = auth.mint_key_as_operator(workspace, request).await.map_err(describe)?;
+            let request = CreateKeyParams { name, description: None, scope, allowed_ips: Vec::new() };
+            let minted = auth.create_key_as_operator(workspace, request).await.map_err(describe)?;
             Ok(json!({
                 "id": minted.key.id,
                 "name": minted.key.name,
@@ -340,9 +340,9 @@ async fn create_client(oauth: &OAuth, command: OAuthClientsCommand) -> Result<Va
     } else {
         vec![GrantType::AuthorizationCode, GrantType::RefreshToken]
     };
-    let auth_method = if public { AuthMethod::None } else { AuthMethod::ClientSecretBasic };
+    let auth_method = if public { ClientAuthMethod::None } else { ClientAuthMethod::ClientSecretBasic };
     let client =
-        NewClient { name, redirect_uris, auth_method, grant_types, scope, client_uri: None };
+        CreateClientParams { name, redirect_uris, auth_method, grant_types, scope, client_uri: None };
     let registered = oauth.create_client_as_operator(workspace, client, resource.as_deref()).await;
     let Registered { client, secret } = registered.map_err(describe)?;
     let grants = client.grant_types.iter().map(|grant| grant.as_str());

@@ -86,7 +86,7 @@ async fn dispatch(cli: Cli) -> Result<(), Failure> {
     let raw = Raw::read(profile, files, std::env::vars_os());
     match cli.command {
         Command::Dev(args) => {
-            raw.check_layers().map_err(|problems| problems.to_string())?;
+            raw.check_sources().map_err(|problems| problems.to_string())?;
             Ok(Box::pin(dev::run(args, raw)).await?)
         }
         Command::Serve => Ok(serve::run(checked(&raw)?).await?),
@@ -96,7 +96,7 @@ async fn dispatch(cli: Cli) -> Result<(), Failure> {
             Ok(migrate::migrate(url.expose_secret()).await?)
         }
         Command::Openapi => {
-            raw.check_layers().map_err(|problems| problems.to_string())?;
+            raw.check_sources().map_err(|problems| problems.to_string())?;
             let url = raw.text("server.public_url").unwrap_or("http://127.0.0.1:8080");
             let json =
                 openapi::document(url).to_pretty_json().map_err(|error| error.to_string())?;

@@ -41,7 +41,7 @@ impl Fence {
         let _pending = Waiting::new(&self.metrics.fence_waiting);
         self.wait_until_acknowledged().await?;
         let took = self.clock.monotonic().saturating_sub(began);
-        self.metrics.fence_waits.observe(took.as_secs_f64());
+        self.metrics.fence_wait_duration.observe(took.as_secs_f64());
         Ok(())
     }
 

@@ -75,7 +75,7 @@ pub struct NodeTask {
 
 impl NodeTask {
     /// Waits until the node has a lease, at most for `within`.
-    pub async fn has_joined(&mut self, within: Duration) {
+    pub async fn wait_until_joined(&mut self, within: Duration) {
         timeout(within, self.joined.wait_for(|joined| *joined)).await.ok();
     }
 
@@ -94,9 +94,9 @@ impl Node {
     #[must_use]
     pub fn start(deps: Parts) -> NodeTask {
         let (stop, stopped) = oneshot::channel();
-        let (joined, has_joined) = watch::channel(false);
+        let (joined, wait_until_joined) = watch::channel(false);
         let node = Self { deps, applied: -1, renewed_at: None, silent_intervals: 0, joined };
-        NodeTask { stop, task: tokio::spawn(node.run(stopped)), joined: has_joined }
+        NodeTask { stop, task: tokio::spawn(node.run(stopped)), joined: wait_until_joined }
     }
 
     async fn run(mut self, stopped: oneshot::Receiver<bool>) {

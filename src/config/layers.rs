@@ -268,7 +268,7 @@ impl Raw {
     ///
     /// # Errors
     /// [`Problems`] with all errors of reading the sources.
-    pub fn check_layers(&self) -> Result<(), Problems> {
+    pub fn check_sources(&self) -> Result<(), Problems> {
         if self.problems.is_empty() { Ok(()) } else { Err(Problems(self.problems.clone())) }
     }
 

@@ -343,7 +343,7 @@ mod tests {
             let problems = raw.check().unwrap_err().0;
             assert_eq!(problems.len(), 1, "{problems:#?}");
             assert!(problems[0].contains(hint), "{problems:#?}");
-            assert!(raw.check_database().is_err() && raw.check_layers().is_err());
+            assert!(raw.check_database().is_err() && raw.check_sources().is_err());
         }
         // Variables of other programs.
         let others = [("CALL2ME_API_KEY", "x"), ("CALL2ME", "x"), ("SERVER__ADDRESS", "x")];

@@ -47,10 +47,10 @@ pub type App = Arc<Api>;
 
 /// Capacity that is reserved for the headers of a response. Most responses fit, so that the map
 /// is allocated once.
-const USUAL_HEADERS: usize = 16;
+const HEADER_CAPACITY: usize = 16;
 
 /// The maximum number of requests with large bodies in progress. It bounds their memory.
-pub const LARGE_BODIES: usize = 128;
+pub const MAX_CONCURRENT_LARGE_BODIES: usize = 128;
 
 /// The application state that handlers and middleware share.
 pub struct Api {
@@ -80,9 +80,9 @@ pub struct Api {
     /// HTTP settings.
     pub settings: HttpSettings,
     /// Time (monotonic) and result of the last health check of the database.
-    pub last_ping: Mutex<Option<(Duration, bool)>>,
-    /// Permits for requests with large bodies, [`LARGE_BODIES`] of them.
-    pub large_bodies: Semaphore,
+    pub last_database_ping: Mutex<Option<(Duration, bool)>>,
+    /// Permits for requests with large bodies, [`MAX_CONCURRENT_LARGE_BODIES`] of them.
+    pub large_body_permits: Semaphore,
     /// The OpenAPI document as JSON.
     pub openapi: String,
     /// Metrics for the operator.
@@ -133,7 +133,7 @@ pub fn service(app: &App) -> middleware::Frame {
     let sign_in = middleware::SignInLimit::new(app.settings.sign_in_per_minute);
     let (mut api, mut any_origin, mut pages) = (Router::new(), Router::new(), Router::new());
     for route in routes::table() {
-        let (path, is_open) = (route.path, middleware::is_open_to_browsers(route.path));
+        let (path, is_open) = (route.path, middleware::is_open_to_any_origin(route.path));
         let guarded = middleware::guarded(route, app, &sign_in);
         if is_open {
             any_origin = any_origin.route(path, guarded);
@@ -142,14 +142,14 @@ pub fn service(app: &App) -> middleware::Frame {
         }
     }
     for page in dashboard::table() {
-        pages = pages.route(page.path, middleware::guarded_page(page, app, &sign_in));
+        pages = pages.route(page.path, middleware::protect_page(page, app, &sign_in));
     }
     // The 405 fallback must be inside the CORS layers, which answer preflight requests.
     let with_405 =
         |router: Router<App>| router.method_not_allowed_fallback(middleware::method_not_allowed);
     let (api, any_origin) =
-        (with_405(api), with_405(any_origin).layer(middleware::for_any_origin()));
-    let api = match middleware::for_origins(&app.settings.allowed_origins) {
+        (with_405(api), with_405(any_origin).layer(middleware::cors_for_any_origin()));
+    let api = match middleware::cors_for_origins(&app.settings.allowed_origins) {
         Some(cors) => api.layer(cors),
         None => api,
     };

@@ -30,7 +30,7 @@ use super::{
     routes::{Route, table},
 };
 use crate::{
-    auth::check_scope::Requirement,
+    auth::check_scope::AccessRequirement,
     model::id::{ApiKeyId, RequestId},
 };
 
@@ -87,7 +87,7 @@ pub struct EventFilterParams {
 #[derive(IntoParams)]
 #[into_params(parameter_in = Header)]
 #[expect(dead_code, reason = "read by extract::Creation; here for the document")]
-pub struct IdempotencyKey {
+pub struct IdempotencyKeyHeader {
     /// Makes a retry safe. For 24 hours, a request with the same key and the same body gets the
     /// stored response of the first request, with `Idempotency-Replayed: true`, and nothing is
     /// created twice. A key is scoped to the caller, the method and the path.
@@ -197,8 +197,8 @@ fn operations(item: &mut PathItem) -> impl Iterator<Item = (&'static str, &mut O
 fn add_access_and_errors(operation: &mut Operation, rule: Rule, is_v1: bool, has_id: bool) {
     if let Rule::Protected(requirement) = rule {
         let schemes = match requirement {
-            Requirement::Scope(_) | Requirement::FirstParty(_) => &[API_KEY, ACCESS_TOKEN][..],
-            Requirement::OwnSession => &[ACCESS_TOKEN],
+            AccessRequirement::Scope(_) | AccessRequirement::FirstParty(_) => &[API_KEY, ACCESS_TOKEN][..],
+            AccessRequirement::UserSession => &[ACCESS_TOKEN],
         };
         let requirement = |name: &&str| SecurityRequirement::new(*name, Vec::<String>::new());
         operation.security = Some(schemes.iter().map(requirement).collect());

@@ -19,7 +19,7 @@ use super::{
         oauth_grants, passkeys, passwords, sessions, users, verify, wallet, workspace, workspaces,
     },
     extract::{
-        Access, Admin, FirstPartyAdmin, FirstPartyWrite, GuardedBy, Open, OwnSession, ReadOnly,
+        Access, Admin, FirstPartyAdmin, FirstPartyWrite, RequiresAccess, Open, UserSession, ReadOnly,
         Rule, SignIn, Write,
     },
     oauth, well_known,
@@ -45,7 +45,7 @@ pub struct Route {
 
 /// Checks at compile time that the first parameter of a handler is the extractor of the access
 /// rule `A`.
-pub(super) const fn guarded_by<A: Access, Args, H: GuardedBy<A, Args>>(_: &H) {}
+pub(super) const fn guarded_by<A: Access, Args, H: RequiresAccess<A, Args>>(_: &H) {}
 
 macro_rules! routes {
     (@method ANY) => { None };
@@ -82,25 +82,25 @@ pub fn table() -> Vec<Route> {
         POST   "/v1/auth/register"              SignIn     => auth::register;
         POST   "/v1/auth/login"                 SignIn     => auth::login;
         POST   "/v1/auth/refresh"               Open       => auth::refresh;
-        POST   "/v1/auth/logout"                OwnSession => auth::logout;
-        GET    "/v1/auth/sessions"              OwnSession => sessions::list;
-        DELETE "/v1/auth/sessions"              OwnSession => sessions::end_others;
-        DELETE "/v1/auth/sessions/{id}"         OwnSession => sessions::end;
-        POST   "/v1/auth/switch-workspace"      OwnSession => sessions::switch_workspace;
-        POST   "/v1/auth/password/change"       OwnSession => passwords::change;
+        POST   "/v1/auth/logout"                UserSession => auth::logout;
+        GET    "/v1/auth/sessions"              UserSession => sessions::list;
+        DELETE "/v1/auth/sessions"              UserSession => sessions::end_others;
+        DELETE "/v1/auth/sessions/{id}"         UserSession => sessions::end;
+        POST   "/v1/auth/switch-workspace"      UserSession => sessions::switch_workspace;
+        POST   "/v1/auth/password/change"       UserSession => passwords::change;
         POST   "/v1/auth/password/forgot"       SignIn     => passwords::forgot;
         POST   "/v1/auth/password/reset"        SignIn     => passwords::reset;
         POST   "/v1/auth/verify-email"          SignIn     => passwords::verify_email;
-        POST   "/v1/auth/verify-email/send"     OwnSession => passwords::send_verification;
+        POST   "/v1/auth/verify-email/send"     UserSession => passwords::send_verification;
         POST   "/v1/auth/mfa/verify"            SignIn     => mfa::verify;
-        POST   "/v1/auth/mfa/totp"              OwnSession => mfa::enrol;
-        POST   "/v1/auth/mfa/totp/confirm"      OwnSession => mfa::confirm;
-        DELETE "/v1/auth/mfa/totp"              OwnSession => mfa::remove;
-        POST   "/v1/auth/mfa/recovery-codes"    OwnSession => mfa::renew_recovery_codes;
-        POST   "/v1/auth/passkeys/options"      OwnSession => passkeys::options;
-        POST   "/v1/auth/passkeys"              OwnSession => passkeys::add;
-        GET    "/v1/auth/passkeys"              OwnSession => passkeys::list;
-        DELETE "/v1/auth/passkeys/{id}"         OwnSession => passkeys::remove;
+        POST   "/v1/auth/mfa/totp"              UserSession => mfa::enrol;
+        POST   "/v1/auth/mfa/totp/confirm"      UserSession => mfa::confirm;
+        DELETE "/v1/auth/mfa/totp"              UserSession => mfa::remove;
+        POST   "/v1/auth/mfa/recovery-codes"    UserSession => mfa::renew_recovery_codes;
+        POST   "/v1/auth/passkeys/options"      UserSession => passkeys::options;
+        POST   "/v1/auth/passkeys"              UserSession => passkeys::add;
+        GET    "/v1/auth/passkeys"              UserSession => passkeys::list;
+        DELETE "/v1/auth/passkeys/{id}"         UserSession => passkeys::remove;
         POST   "/v1/auth/login/passkey/options" SignIn     => passkeys::login_options;
         POST   "/v1/auth/login/passkey"         SignIn     => passkeys::login;
         GET    "/v1/auth/me"                    ReadOnly   => auth::me;
@@ -111,9 +111,9 @@ pub fn table() -> Vec<Route> {
         GET    "/v1/workspace"                  ReadOnly   => workspace::get;
         PATCH  "/v1/workspace"                  Admin      => workspace::update;
         DELETE "/v1/workspace"                  Admin      => workspace::delete;
-        GET    "/v1/workspaces"                 OwnSession => workspaces::list;
-        POST   "/v1/workspaces"                 OwnSession => workspaces::create;
-        POST   "/v1/workspaces/{id}/leave"      OwnSession => workspaces::leave;
+        GET    "/v1/workspaces"                 UserSession => workspaces::list;
+        POST   "/v1/workspaces"                 UserSession => workspaces::create;
+        POST   "/v1/workspaces/{id}/leave"      UserSession => workspaces::leave;
         GET    "/v1/members"                    Admin      => members::list;
         PATCH  "/v1/members/{user_id}"          FirstPartyAdmin => members::update;
         DELETE "/v1/members/{user_id}"          FirstPartyAdmin => members::remove;
@@ -138,8 +138,8 @@ pub fn table() -> Vec<Route> {
         PATCH  "/v1/oauth/clients/{id}"         FirstPartyAdmin => oauth_clients::update;
         DELETE "/v1/oauth/clients/{id}"         FirstPartyAdmin => oauth_clients::delete;
         POST   "/v1/oauth/clients/{id}/secret"  FirstPartyAdmin => oauth_clients::rotate_secret;
-        GET    "/v1/oauth/grants"               OwnSession => oauth_grants::list;
-        DELETE "/v1/oauth/grants/{id}"          OwnSession => oauth_grants::end;
+        GET    "/v1/oauth/grants"               UserSession => oauth_grants::list;
+        DELETE "/v1/oauth/grants/{id}"          UserSession => oauth_grants::end;
 
         GET    "/v1/audit-log"                  ReadOnly   => audit_log::list;
         GET    "/v1/audit-log/stream"           ReadOnly   => audit_stream::stream;
@@ -176,7 +176,7 @@ pub fn table() -> Vec<Route> {
 
         GET    "/v1/users/me"                   ReadOnly   => users::get;
         PATCH  "/v1/users/me"                   FirstPartyWrite => users::update;
-        DELETE "/v1/users/me"                   OwnSession => users::delete;
+        DELETE "/v1/users/me"                   UserSession => users::delete;
         GET    "/v1/users/me/branding"          Admin      => branding::get;
         PUT    "/v1/users/me/branding"          Admin      => branding::replace;
         GET    "/v1/users/me/tenant/members"    Admin      => members::tenant_members;

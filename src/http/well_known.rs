@@ -65,7 +65,7 @@ pub async fn health(_: Public, State(app): State<App>) -> Response {
 /// Returns true if PostgreSQL answered within the last second or answers now. The endpoints are
 /// public, so concurrent calls wait for one ping instead of sending their own.
 async fn is_database_up(app: &App) -> bool {
-    let mut last = app.last_ping.lock().await;
+    let mut last = app.last_database_ping.lock().await;
     if let Some((at, up)) = *last
         && app.env.clock.monotonic().saturating_sub(at) < PING_CACHE_TTL
     {

@@ -122,7 +122,7 @@ impl Limits {
     }
 
     /// Returns the state of an address's bucket without charging it.
-    pub async fn look_at_address(&self, ip: IpAddr) -> Decision {
+    pub async fn peek_address(&self, ip: IpAddr) -> Decision {
         let (subnet, quota) = (address::subnet(ip), self.settings.per_address_per_minute);
         if let Some(decision) = self.shared_address_decision(Ask::Look, &subnet).await {
             return decision;
@@ -154,7 +154,7 @@ impl Limits {
     /// True if limits are shared with other nodes at the moment.
     #[must_use]
     pub fn are_shared(&self) -> bool {
-        self.shared.as_ref().is_some_and(|shared| shared.is_there())
+        self.shared.as_ref().is_some_and(|shared| shared.is_connected())
     }
 
     /// Returns the counters of decisions.
@@ -178,7 +178,7 @@ impl Limits {
     }
 
     /// Evicts full buckets every 30 seconds; runs until the process ends.
-    pub async fn keep_small(self) {
+    pub async fn run_eviction(self) {
         let mut ticks = tokio::time::interval(Duration::from_secs(30));
         loop {
             ticks.tick().await;

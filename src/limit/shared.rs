@@ -126,7 +126,7 @@ impl Shared {
     }
 
     /// True if there is a connection that has not failed so far.
-    pub(super) fn is_there(&self) -> bool {
+    pub(super) fn is_connected(&self) -> bool {
         self.connection().is_some()
     }
 

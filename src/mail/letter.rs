@@ -138,8 +138,8 @@ impl Letter {
         }
     }
 
-    pub(super) fn second_factor(public_url: &str, is_on: bool, origin: &Origin) -> Self {
-        let (subject, paragraph) = if is_on {
+    pub(super) fn second_factor(public_url: &str, is_totp_enabled: bool, origin: &Origin) -> Self {
+        let (subject, paragraph) = if is_totp_enabled {
             (
                 "Two-factor sign-in is on",
                 "Two-factor sign-in was turned on for your Call2Me account. From now on, signing \

@@ -28,7 +28,7 @@ use crate::{
     env::Env,
     model::{
         email::Email,
-        mail::{Mail, MailSubject},
+        mail::{Mail, EmailKind},
         one_time_token::{Purpose, TokenKey},
     },
     store::{Store, StoreError, mail::Claimed},
@@ -227,7 +227,7 @@ impl Mailer {
             letter::link(&self.public_url, page, &self.token_key.derive(purpose, token))
         };
         Ok(Some(match &mail.subject {
-            MailSubject::ForgotPassword => {
+            EmailKind::ForgotPassword => {
                 let email = Email::parse(&mail.to).map_err(|why| Failure::Final(why.0))?;
                 // The email's id is also the token's id, so that all attempts send the same link.
                 let (token, now) = (id, self.env.clock.now());
@@ -235,38 +235,38 @@ impl Mailer {
                 if !self.store.start_password_reset(token, &email, now, until).await? {
                     return Ok(None);
                 }
-                Letter::reset_password(link("reset-password", Purpose::ResetPassword, token))
+                Letter::reset_password(link("reset-password", Purpose::PasswordReset, token))
             }
-            MailSubject::VerifyEmail { token } => {
+            EmailKind::VerifyEmail { token } => {
                 Letter::verify_email(link("verify-email", Purpose::VerifyEmail, *token))
             }
-            MailSubject::Invitation { token, workspace } => {
+            EmailKind::Invitation { token, workspace } => {
                 let link = link("accept-invitation", Purpose::Invitation, *token);
                 Letter::invitation(link, workspace)
             }
-            MailSubject::PasswordChanged { origin, passkeys, apps } => {
+            EmailKind::PasswordChanged { origin, passkeys, apps } => {
                 Letter::password_changed(&self.public_url, origin, passkeys, apps)
             }
-            MailSubject::SecondFactorAdded { origin } => {
+            EmailKind::SecondFactorAdded { origin } => {
                 Letter::second_factor(&self.public_url, true, origin)
             }
-            MailSubject::PasskeyAdded { origin } => Letter::passkey(&self.public_url, true, origin),
-            MailSubject::PasskeyRemoved { origin } => {
+            EmailKind::PasskeyAdded { origin } => Letter::passkey(&self.public_url, true, origin),
+            EmailKind::PasskeyRemoved { origin } => {
                 Letter::passkey(&self.public_url, false, origin)
             }
-            MailSubject::RecoveryCodesRenewed { origin } => {
+            EmailKind::RecoveryCodesRenewed { origin } => {
                 Letter::recovery_codes_renewed(&self.public_url, origin)
             }
-            MailSubject::SecondFactorRemoved { origin } => {
+            EmailKind::SecondFactorRemoved { origin } => {
                 Letter::second_factor(&self.public_url, false, origin)
             }
-            MailSubject::FactorsTakenAway => Letter::factors_taken_away(),
-            MailSubject::NewDevice { origin } => Letter::new_device(&self.public_url, origin),
-            MailSubject::AdminKey { key, workspace, by, origin } => {
+            EmailKind::FactorsTakenAway => Letter::factors_taken_away(),
+            EmailKind::NewDeviceAuthorization { origin } => Letter::new_device(&self.public_url, origin),
+            EmailKind::AdminKey { key, workspace, by, origin } => {
                 Letter::admin_key(key, workspace, by, origin)
             }
-            MailSubject::AccountDeleted { origin } => Letter::account_deleted(origin),
-            MailSubject::SessionReuse { origin } => Letter::session_reuse(&self.public_url, origin),
+            EmailKind::AccountDeleted { origin } => Letter::account_deleted(origin),
+            EmailKind::SessionReuse { origin } => Letter::session_reuse(&self.public_url, origin),
         }))
     }
 

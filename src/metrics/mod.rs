@@ -35,7 +35,7 @@ pub struct Metrics {
     requests: Requests,
     /// Time that a change to a credential, such as a revocation, waited until every node had
     /// applied it.
-    pub fence_waits: Histogram,
+    pub fence_wait_duration: Histogram,
     /// Changes that are waiting for other nodes at the moment.
     pub fence_waiting: Gauge,
     /// Time from the announcement of an invalidation until this node had applied it.
@@ -106,12 +106,12 @@ impl Default for Metrics {
             "Duration of requests, from the request's head to the response",
             requests.clone(),
         );
-        let fence_waits = histogram();
+        let fence_wait_duration = histogram();
         let name = "fence_wait_duration_seconds";
         registry.register(
             name,
             "Time that revocations and other changes waited until every node had applied them",
-            fence_waits.clone(),
+            fence_wait_duration.clone(),
         );
         let fence_waiting = Gauge::default();
         registry.register(
@@ -125,7 +125,7 @@ impl Default for Metrics {
             "Time from the announcement of a cache invalidation until this node had applied it";
         registry.register(name, help, revocation_lag.clone());
         let registry = Arc::new(Mutex::new(registry));
-        Self { requests, fence_waits, fence_waiting, revocation_lag, registry }
+        Self { requests, fence_wait_duration, fence_waiting, revocation_lag, registry }
     }
 }
 

@@ -57,7 +57,7 @@ impl FromStr for Environment {
 
 /// The error for a text that cannot be a key of this deployment. It needs no database lookup.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum NotAKey {
+pub enum KeyFormatError {
     /// The prefix, the length or the alphabet is wrong.
     #[error("the API key is malformed")]
     Malformed,
@@ -66,7 +66,7 @@ pub enum NotAKey {
     Checksum,
     /// The key is well-formed and belongs to another deployment.
     #[error("this API key belongs to the environment \"{theirs}\"; use a key of \"{ours}\"")]
-    OtherEnvironment {
+    WrongEnvironment {
         /// The label in the key.
         theirs: String,
         /// The label of this deployment.
@@ -98,24 +98,24 @@ impl ApiKeySecret {
     /// Parses a text as a key of this deployment.
     ///
     /// # Errors
-    /// [`NotAKey`] if the format, the checksum or the environment is wrong.
-    pub fn parse(text: &str, ours: &Environment) -> Result<Self, NotAKey> {
+    /// [`KeyFormatError`] if the format, the checksum or the environment is wrong.
+    pub fn parse(text: &str, ours: &Environment) -> Result<Self, KeyFormatError> {
         let (theirs, rest) = text
             .strip_prefix(KEY_PREFIX)
             .and_then(|rest| rest.split_once('_'))
-            .ok_or(NotAKey::Malformed)?;
+            .ok_or(KeyFormatError::Malformed)?;
         if rest.len() != RANDOM_LEN + CHECKSUM_LEN
             || !rest.bytes().all(|b| b.is_ascii_alphanumeric())
         {
-            return Err(NotAKey::Malformed);
+            return Err(KeyFormatError::Malformed);
         }
         let (random, sum) = rest.split_at(RANDOM_LEN);
         if checksum(random) != sum.as_bytes() {
-            return Err(NotAKey::Checksum);
+            return Err(KeyFormatError::Checksum);
         }
         if theirs != ours.as_str() {
-            let theirs = Environment::from_str(theirs).map_err(|_| NotAKey::Malformed)?.0;
-            return Err(NotAKey::OtherEnvironment { theirs, ours: ours.0.clone() });
+            let theirs = Environment::from_str(theirs).map_err(|_| KeyFormatError::Malformed)?.0;
+            return Err(KeyFormatError::WrongEnvironment { theirs, ours: ours.0.clone() });
         }
         Ok(Self(text.to_owned().into()))
     }
@@ -390,7 +390,7 @@ mod tests {
             prop_assume!(key[at] != BASE62[to]);
             key[at] = BASE62[to];
             let text = String::from_utf8(key).unwrap();
-            prop_assert_eq!(ApiKeySecret::parse(&text, &live()).unwrap_err(), NotAKey::Checksum);
+            prop_assert_eq!(ApiKeySecret::parse(&text, &live()).unwrap_err(), KeyFormatError::Checksum);
         }
 
         #[test]

@@ -102,7 +102,7 @@ impl Logo {
     ///
     /// # Errors
     /// [`Invalid`] if the file has another format or is larger than [`Self::MAX_BYTES`].
-    pub fn of_file(bytes: &[u8]) -> Result<Self, Invalid> {
+    pub fn from_file(bytes: &[u8]) -> Result<Self, Invalid> {
         if bytes.len() > Self::MAX_BYTES {
             return Err(Invalid::new("must be an image of at most 16 KiB"));
         }
@@ -133,7 +133,7 @@ impl FromStr for Logo {
             .strip_prefix("data:image/")
             .and_then(|rest| rest.split_once(";base64,"))
             .ok_or_else(invalid)?;
-        Self::of_file(&BASE64.decode(data.as_bytes()).map_err(|_| invalid())?)
+        Self::from_file(&BASE64.decode(data.as_bytes()).map_err(|_| invalid())?)
     }
 }
 
@@ -148,7 +148,7 @@ mod tests {
     #[test]
     fn invalid_branding_values_are_ignored() {
         let brand = |json: &str| Brand::of(&serde_json::from_str(json).unwrap());
-        let logo = Logo::of_file(PNG).unwrap();
+        let logo = Logo::from_file(PNG).unwrap();
         let full = format!(
             r##"{{"brand_name": "Acme", "primary_color": "#0B7285", "logo": "{}", "more": 1}}"##,
             logo.as_str()
@@ -172,15 +172,15 @@ mod tests {
 
     #[test]
     fn image_format_is_detected_from_content() {
-        assert!(Logo::of_file(PNG).is_ok());
+        assert!(Logo::from_file(PNG).is_ok());
         assert!(
-            Logo::of_file(b"\xff\xd8\xff\xe0").unwrap().as_str().starts_with("data:image/jpeg;")
+            Logo::from_file(b"\xff\xd8\xff\xe0").unwrap().as_str().starts_with("data:image/jpeg;")
         );
         for other in [&b""[..], b"<svg/>", b"<html>", b"\x89PNG", "a".repeat(20_000).as_bytes()] {
-            assert!(Logo::of_file(other).is_err());
+            assert!(Logo::from_file(other).is_err());
         }
         let large = [PNG, &[0; Logo::MAX_BYTES]].concat();
-        assert!(Logo::of_file(&large).is_err());
+        assert!(Logo::from_file(&large).is_err());
     }
 
     proptest! {

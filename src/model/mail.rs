@@ -15,7 +15,7 @@ pub struct Mail {
     pub to: String,
     /// The kind of email, with the data that its text needs.
     #[serde(flatten)]
-    pub subject: MailSubject,
+    pub subject: EmailKind,
 }
 
 impl fmt::Debug for Mail {
@@ -28,7 +28,7 @@ impl fmt::Debug for Mail {
 /// The kind of an email, with the data that its text needs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
-pub enum MailSubject {
+pub enum EmailKind {
     /// A password reset was requested. The account is looked up when the email is sent, so that
     /// the request takes the same time for known and unknown addresses.
     ForgotPassword,
@@ -83,7 +83,7 @@ pub enum MailSubject {
     /// The operator removed the user's second factor and passkeys.
     FactorsTakenAway,
     /// A sign-in with a client, or from a network, that the user has not used recently.
-    NewDevice {
+    NewDeviceAuthorization {
         /// The request that signed in.
         origin: Origin,
     },
@@ -110,7 +110,7 @@ pub enum MailSubject {
     },
 }
 
-impl MailSubject {
+impl EmailKind {
     /// Returns the name of the kind, for logs.
     #[must_use]
     pub const fn kind(&self) -> &'static str {
@@ -125,7 +125,7 @@ impl MailSubject {
             Self::RecoveryCodesRenewed { .. } => "recovery_codes_renewed",
             Self::SecondFactorRemoved { .. } => "second_factor_removed",
             Self::FactorsTakenAway => "factors_taken_away",
-            Self::NewDevice { .. } => "new_device",
+            Self::NewDeviceAuthorization { .. } => "new_device",
             Self::AdminKey { .. } => "admin_key",
             Self::AccountDeleted { .. } => "account_deleted",
             Self::SessionReuse { .. } => "session_reuse",

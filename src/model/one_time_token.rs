@@ -21,7 +21,7 @@ const TOKEN_LEN: usize = ID_LEN + 32;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Purpose {
     /// Password reset, without the current password.
-    ResetPassword,
+    PasswordReset,
     /// Email verification.
     VerifyEmail,
     /// Acceptance of an invitation to a workspace.
@@ -37,7 +37,7 @@ pub enum Purpose {
     /// CSRF token of a form before sign-in; its id is the browser's.
     Form,
     /// CSRF token of a form after sign-in; its id is derived from the session.
-    SessionForm,
+    SessionCsrf,
     /// OAuth authorization code; its id is the grant's (RFC 6749, section 4.1.2).
     AuthorizationCode,
     /// OAuth device code (RFC 8628, section 3.2).
@@ -49,7 +49,7 @@ impl Purpose {
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
-            Self::ResetPassword => "reset_password",
+            Self::PasswordReset => "reset_password",
             Self::VerifyEmail => "verify_email",
             Self::Invitation => "invitation",
             Self::SecondFactor => "second_factor",
@@ -57,7 +57,7 @@ impl Purpose {
             Self::NewPasskey => "new_passkey",
             Self::Cookie => "cookie",
             Self::Form => "form",
-            Self::SessionForm => "session_form",
+            Self::SessionCsrf => "session_form",
             Self::AuthorizationCode => "authorization_code",
             Self::DeviceCode => "device_code",
         }
@@ -105,7 +105,7 @@ impl TokenKey {
     /// Returns the MAC under which a device's user code is stored. An unkeyed hash of such a short
     /// code could be inverted by brute force.
     #[must_use]
-    pub fn of_user_code(&self, letters: &str) -> [u8; 32] {
+    pub fn user_code_mac(&self, letters: &str) -> [u8; 32] {
         let mac = hmac::sign(&self.0, format!("user_code {letters}").as_bytes());
         let mut bytes = [0; 32];
         bytes.copy_from_slice(mac.as_ref());
@@ -152,11 +152,11 @@ mod tests {
             id: u128, key: [u8; 32], other: [u8; 32],
         ) {
             let (id, own) = (Uuid::from_u128(id), TokenKey::new(&key));
-            let token = own.derive(Purpose::ResetPassword, id);
+            let token = own.derive(Purpose::PasswordReset, id);
             let token = token.expose_secret();
-            prop_assert_eq!(own.verify(Purpose::ResetPassword, token), Some(id));
+            prop_assert_eq!(own.verify(Purpose::PasswordReset, token), Some(id));
             prop_assert_eq!(own.verify(Purpose::VerifyEmail, token), None);
-            prop_assert_eq!(own.verify_for(id, Purpose::ResetPassword, token), None);
+            prop_assert_eq!(own.verify_for(id, Purpose::PasswordReset, token), None);
             let bound = own.derive_for(id, Purpose::NewPasskey, id);
             let bound = bound.expose_secret();
             prop_assert_eq!(own.verify_for(id, Purpose::NewPasskey, bound), Some(id));
@@ -164,7 +164,7 @@ mod tests {
             prop_assert_eq!(own.verify_for(Uuid::max(), Purpose::NewPasskey, bound), None);
             prop_assert_eq!(own.verify(Purpose::NewPasskey, bound), None);
             prop_assume!(key != other);
-            prop_assert_eq!(TokenKey::new(&other).verify(Purpose::ResetPassword, token), None);
+            prop_assert_eq!(TokenKey::new(&other).verify(Purpose::PasswordReset, token), None);
         }
 
         #[test]

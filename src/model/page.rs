@@ -43,7 +43,7 @@ impl<T> Items<T> {
     /// Creates a page from up to `limit + 1` items. An item beyond the limit is dropped; it only
     /// shows that another page follows.
     #[must_use]
-    pub fn from_excess(mut items: Vec<T>, limit: i64) -> Self {
+    pub fn from_overfetch(mut items: Vec<T>, limit: i64) -> Self {
         let limit = usize::try_from(limit).unwrap_or_default();
         let more = items.len() > limit;
         items.truncate(limit);
@@ -52,21 +52,21 @@ impl<T> Items<T> {
 
     /// Returns the cursor of the next page, or `None` on the last page.
     pub fn next_cursor(&self, id: impl Fn(&T) -> Uuid) -> Option<String> {
-        self.items.last().filter(|_| self.more).map(|last| write_cursor(id(last)))
+        self.items.last().filter(|_| self.more).map(|last| encode_cursor(id(last)))
     }
 }
 
 /// Encodes the cursor of the page that follows an item. Cursors are opaque to clients.
 #[must_use]
-pub fn write_cursor(last: Uuid) -> String {
+pub fn encode_cursor(last: Uuid) -> String {
     BASE64URL_NOPAD.encode(last.as_bytes())
 }
 
 /// Decodes a cursor.
 ///
 /// # Errors
-/// [`Invalid`] if the text is not a cursor of [`write_cursor`].
-pub fn read_cursor(text: &str) -> Result<Uuid, Invalid> {
+/// [`Invalid`] if the text is not a cursor of [`encode_cursor`].
+pub fn decode_cursor(text: &str) -> Result<Uuid, Invalid> {
     BASE64URL_NOPAD
         .decode(text.as_bytes())
         .ok()
@@ -84,13 +84,13 @@ mod tests {
         #[test]
         fn cursor_decodes_to_its_id(bits: u128) {
             let id = Uuid::from_u128(bits);
-            prop_assert_eq!(read_cursor(&write_cursor(id)), Ok(id));
+            prop_assert_eq!(decode_cursor(&encode_cursor(id)), Ok(id));
         }
 
         #[test]
         fn decoded_text_is_canonical(text in "\\PC*") {
-            if let Ok(id) = read_cursor(&text) {
-                prop_assert_eq!(write_cursor(id), text);
+            if let Ok(id) = decode_cursor(&text) {
+                prop_assert_eq!(encode_cursor(id), text);
             }
         }
     }

@@ -36,7 +36,7 @@ const HAS_EXTENSIONS: u8 = 1 << 7;
 /// The error for a response that is not a valid response of a passkey of this service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
-pub struct NotAPasskey(pub &'static str);
+pub struct PasskeyError(pub &'static str);
 
 /// The relying party of passkeys: the host of this service.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -121,26 +121,26 @@ pub struct Passkey {
 /// check that this service issued the challenge.
 ///
 /// # Errors
-/// [`NotAPasskey`] if the client data is malformed, or belongs to another ceremony or origin.
+/// [`PasskeyError`] if the client data is malformed, or belongs to another ceremony or origin.
 pub fn challenge(
     party: &RelyingParty,
     ceremony: Ceremony,
     client_data: &[u8],
-) -> Result<String, NotAPasskey> {
+) -> Result<String, PasskeyError> {
     if client_data.len() > MAX_LEN {
-        return Err(NotAPasskey("the response is too long"));
+        return Err(PasskeyError("the response is too long"));
     }
     let data: ClientData = serde_json::from_slice(client_data)
-        .map_err(|_| NotAPasskey("the client data is malformed"))?;
+        .map_err(|_| PasskeyError("the client data is malformed"))?;
     let kind = match ceremony {
         Ceremony::Registration => "webauthn.create",
         Ceremony::Authentication => "webauthn.get",
     };
     if data.kind != kind {
-        return Err(NotAPasskey("the response has the wrong type"));
+        return Err(PasskeyError("the response has the wrong type"));
     }
     if data.origin != party.origin || data.cross_origin || data.top_origin.is_some() {
-        return Err(NotAPasskey("the response comes from another site"));
+        return Err(PasskeyError("the response comes from another site"));
     }
     Ok(data.challenge)
 }
@@ -148,15 +148,15 @@ pub fn challenge(
 /// Verifies the attestation object of a registration, and returns the new passkey.
 ///
 /// # Errors
-/// [`NotAPasskey`] if the object is malformed, belongs to another relying party, lacks user
+/// [`PasskeyError`] if the object is malformed, belongs to another relying party, lacks user
 /// verification or has an unsupported public key.
 pub fn registered(
     party: &RelyingParty,
     attestation_object: &[u8],
-) -> Result<NewPasskey, NotAPasskey> {
-    const MALFORMED: NotAPasskey = NotAPasskey("the attestation object is malformed");
+) -> Result<NewPasskey, PasskeyError> {
+    const MALFORMED: PasskeyError = PasskeyError("the attestation object is malformed");
     if attestation_object.len() > MAX_LEN {
-        return Err(NotAPasskey("the response is too long"));
+        return Err(PasskeyError("the response is too long"));
     }
     let mut decoder = Decoder::new(attestation_object);
     let fields = decoder.map().map_err(|_| MALFORMED)?.ok_or(MALFORMED)?;
@@ -185,7 +185,7 @@ pub fn registered(
     data.check(party)?;
     let (credential_id, public_key) = data.credential.ok_or(MALFORMED)?;
     if !PublicKey::parse(public_key)?.is_good() {
-        return Err(NotAPasskey("the passkey's public key is invalid"));
+        return Err(PasskeyError("the passkey's public key is invalid"));
     }
     Ok(NewPasskey {
         credential_id: credential_id.to_vec(),
@@ -199,7 +199,7 @@ pub fn registered(
 /// assertion.
 ///
 /// # Errors
-/// [`NotAPasskey`] if the data is malformed, belongs to another relying party or lacks user
+/// [`PasskeyError`] if the data is malformed, belongs to another relying party or lacks user
 /// verification, or if the signature is wrong.
 pub fn asserted(
     party: &RelyingParty,
@@ -207,7 +207,7 @@ pub fn asserted(
     client_data: &[u8],
     authenticator_data: &[u8],
     signature: &[u8],
-) -> Result<Assertion, NotAPasskey> {
+) -> Result<Assertion, PasskeyError> {
     let data = AuthenticatorData::parse(authenticator_data)?;
     data.check(party)?;
     let hash = digest(&SHA256, client_data);
@@ -229,8 +229,8 @@ struct AuthenticatorData<'a> {
 }
 
 impl<'a> AuthenticatorData<'a> {
-    fn parse(bytes: &'a [u8]) -> Result<Self, NotAPasskey> {
-        Self::read(bytes).ok_or(NotAPasskey("the authenticator data is malformed"))
+    fn parse(bytes: &'a [u8]) -> Result<Self, PasskeyError> {
+        Self::read(bytes).ok_or(PasskeyError("the authenticator data is malformed"))
     }
 
     fn read(bytes: &'a [u8]) -> Option<Self> {
@@ -263,15 +263,15 @@ impl<'a> AuthenticatorData<'a> {
     }
 
     /// Checks the relying party, user presence, user verification and the backup flags.
-    fn check(&self, party: &RelyingParty) -> Result<(), NotAPasskey> {
+    fn check(&self, party: &RelyingParty) -> Result<(), PasskeyError> {
         if self.rp_id_hash != digest(&SHA256, party.id.as_bytes()).as_ref() {
-            return Err(NotAPasskey("the passkey is for another site"));
+            return Err(PasskeyError("the passkey is for another site"));
         }
         if self.flags & USER_PRESENT == 0 || self.flags & USER_VERIFIED == 0 {
-            return Err(NotAPasskey("the device did not verify its user"));
+            return Err(PasskeyError("the device did not verify its user"));
         }
         if self.flags & BACKED_UP != 0 && self.flags & BACKUP_ELIGIBLE == 0 {
-            return Err(NotAPasskey("the device's backup flags contradict each other"));
+            return Err(PasskeyError("the device's backup flags contradict each other"));
         }
         Ok(())
     }
@@ -296,12 +296,12 @@ pub fn text(bytes: &[u8]) -> String {
 /// Decodes bytes in base64url, as browsers send them in JSON.
 ///
 /// # Errors
-/// [`NotAPasskey`] if the text is too long or is not base64url without padding.
-pub fn bytes(text: &str) -> Result<Vec<u8>, NotAPasskey> {
+/// [`PasskeyError`] if the text is too long or is not base64url without padding.
+pub fn bytes(text: &str) -> Result<Vec<u8>, PasskeyError> {
     if text.len() > MAX_LEN * 2 {
-        return Err(NotAPasskey("the response is too long"));
+        return Err(PasskeyError("the response is too long"));
     }
-    BASE64URL_NOPAD.decode(text.as_bytes()).map_err(|_| NotAPasskey("the response is malformed"))
+    BASE64URL_NOPAD.decode(text.as_bytes()).map_err(|_| PasskeyError("the response is malformed"))
 }
 
 #[cfg(test)]

@@ -92,7 +92,7 @@ pub enum Which {
     /// Only this session.
     One(SessionId),
     /// All sessions except this one.
-    AllBut(SessionId),
+    AllExcept(SessionId),
     /// The sessions in this workspace.
     In(WorkspaceId),
     /// All sessions.
@@ -101,7 +101,7 @@ pub enum Which {
 
 /// The reason for the end of a session, for the audit log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum EndReason {
+pub enum SessionEndReason {
     /// The user signed out.
     Logout,
     /// A refresh token was reused.
@@ -120,7 +120,7 @@ pub enum EndReason {
     PasskeyRemoved,
 }
 
-impl EndReason {
+impl SessionEndReason {
     /// Returns the name in the database and in the metadata of audit events.
     #[must_use]
     pub const fn as_str(self) -> &'static str {

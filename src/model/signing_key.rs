@@ -59,7 +59,7 @@ impl fmt::Debug for StoredSigningKey {
 
 /// The metadata of a signing key, without key material.
 #[derive(Debug)]
-pub struct SigningKeyState {
+pub struct SigningKeyMetadata {
     /// The key's id; the `kid` of the JWKS.
     pub id: SigningKeyId,
     /// The key's purpose.

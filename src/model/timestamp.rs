@@ -47,21 +47,21 @@ pub fn for_people(moment: OffsetDateTime) -> String {
 
 /// Formats only the time of day: `12:00`.
 #[must_use]
-pub fn time_of_day(moment: OffsetDateTime) -> String {
+pub fn format_time_of_day(moment: OffsetDateTime) -> String {
     let format = format_description!("[hour]:[minute]");
     moment.to_offset(UtcOffset::UTC).format(format).unwrap_or_default()
 }
 
 /// Formats only the day and the month: `31 Jan`.
 #[must_use]
-pub fn day_of_the_year(moment: OffsetDateTime) -> String {
+pub fn format_day_and_month(moment: OffsetDateTime) -> String {
     let format = format_description!("[day padding:none] [month repr:short]");
     moment.to_offset(UtcOffset::UTC).format(format).unwrap_or_default()
 }
 
 /// Formats a time for pages, to the second: `2026-01-31 12:00:00 UTC`.
 #[must_use]
-pub fn to_the_second(moment: OffsetDateTime) -> String {
+pub fn format_to_second(moment: OffsetDateTime) -> String {
     let format = format_description!("[year]-[month]-[day] [hour]:[minute]:[second] UTC");
     moment.to_offset(UtcOffset::UTC).format(format).unwrap_or_default()
 }

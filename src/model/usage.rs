@@ -28,7 +28,7 @@ pub struct RouteUse {
 
 /// The dimensions by which requests are counted. Requests with equal dimensions share a counter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct UseKind<'a> {
+pub struct UsageDimensions<'a> {
     /// The key's id.
     pub key_id: Uuid,
     /// Minutes since 1970.
@@ -47,7 +47,7 @@ pub struct UseKind<'a> {
 #[derive(Debug)]
 pub struct Use<'a> {
     /// The dimensions of the requests.
-    pub kind: UseKind<'a>,
+    pub kind: UsageDimensions<'a>,
     /// The method of the last request.
     pub method: &'a str,
     /// The path of the last request.
@@ -68,7 +68,7 @@ impl<'a> Use<'a> {
         // Reserve for the case that all events differ: growing would take longer than the counting.
         let (capacity, _) = events.size_hint();
         let mut uses: Vec<Self> = Vec::with_capacity(capacity);
-        let mut indexes: HashMap<UseKind<'a>, usize> = HashMap::with_capacity(capacity);
+        let mut indexes: HashMap<UsageDimensions<'a>, usize> = HashMap::with_capacity(capacity);
         let mut last = 0;
         for event in events {
             let Some((kind, request)) = dimensions_of(event) else { continue };
@@ -82,7 +82,7 @@ impl<'a> Use<'a> {
                 });
             }
             let Some(counter) = uses.get_mut(last) else { continue };
-            counter.requests += i64::from(!event.is_use_alone);
+            counter.requests += i64::from(!event.is_usage_only);
             counter.first = counter.first.min(id);
             if id > counter.last {
                 (counter.last, counter.method, counter.path) = (id, &request.method, &request.path);
@@ -93,13 +93,13 @@ impl<'a> Use<'a> {
 }
 
 /// Returns the dimensions and the request of an event, if it is a request with an API key.
-fn dimensions_of(event: &NewEvent) -> Option<(UseKind<'_>, &RequestInfo)> {
+fn dimensions_of(event: &NewEvent) -> Option<(UsageDimensions<'_>, &RequestInfo)> {
     let (true, Action::Request) = (event.actor.kind == ActorType::ApiKey, event.action) else {
         return None;
     };
     let (key_id, route) = (event.actor.id?, event.route?);
     let (request, outcome) = event.request.as_ref()?;
-    let kind = UseKind {
+    let kind = UsageDimensions {
         key_id,
         minute: id::millis(event.id.uuid()) / 60_000,
         route,
@@ -246,7 +246,7 @@ mod tests {
         let id = Uuid::from_u64_pair((millis << 16) | 0x7000, 1 << 63);
         let actor = Actor::api_key(Uuid::from_u128(key.into()).into(), &"k".into());
         let mut event = NewEvent::new(id.into(), Uuid::nil().into(), Action::Request, actor)
-            .in_request(&request(ip, key, agent), status, Duration::ZERO);
+            .with_request(&request(ip, key, agent), status, Duration::ZERO);
         let group = if group { "agents" } else { "calls" };
         event.route = Some(RouteUse { group, scope: Scope::ReadOnly });
         event

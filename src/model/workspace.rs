@@ -31,7 +31,7 @@ pub struct WorkspaceChange {
 
 /// A workspace with the role of one of its members.
 #[derive(Debug, Clone)]
-pub struct OwnWorkspace {
+pub struct WorkspaceWithRole {
     /// The workspace.
     pub workspace: Workspace,
     /// The member's role in the workspace.

@@ -52,7 +52,7 @@ pub struct AuthorizationRequest {
 
 /// The error of an authorization request that does not lead to the consent page.
 #[derive(Debug)]
-pub enum NotAsked {
+pub enum AuthorizationError {
     /// The redirect URI is unknown or not trusted: show the error to the user.
     Stay(OAuthError),
     /// Redirect to this URL, which carries the error to the client.
@@ -78,12 +78,12 @@ impl Answer<'_> {
         format!("{uri}{separator}{query}")
     }
 
-    fn authorization_error(&self, error: OAuthError) -> NotAsked {
+    fn authorization_error(&self, error: OAuthError) -> AuthorizationError {
         match error {
-            OAuthError::Refused { code, description } => NotAsked::Redirect(
+            OAuthError::Refused { code, description } => AuthorizationError::Redirect(
                 self.with(&[("error", code.as_str()), ("error_description", &description)]),
             ),
-            failed @ OAuthError::Failed(_) => NotAsked::Stay(failed),
+            failed @ OAuthError::Failed(_) => AuthorizationError::Stay(failed),
         }
     }
 }
@@ -92,14 +92,14 @@ impl OAuth {
     /// Validates an authorization request.
     ///
     /// # Errors
-    /// [`NotAsked::Stay`] if the client or its redirect URI is not valid, else
-    /// [`NotAsked::Redirect`].
-    pub async fn authorization_request(
+    /// [`AuthorizationError::Stay`] if the client or its redirect URI is not valid, else
+    /// [`AuthorizationError::Redirect`].
+    pub async fn validate_authorization_request(
         &self,
         parameters: &Parameters,
-    ) -> Result<AuthorizationRequest, NotAsked> {
+    ) -> Result<AuthorizationRequest, AuthorizationError> {
         let (client, redirect_uri) =
-            self.resolve_redirect_uri(parameters).await.map_err(NotAsked::Stay)?;
+            self.resolve_redirect_uri(parameters).await.map_err(AuthorizationError::Stay)?;
         let state = parameters.get("state").filter(|_| !parameters.is_repeated("state"));
         let answer = Answer { redirect_uri: &redirect_uri, state, issuer: &self.issuer };
         match self.check_request(&client, parameters) {
@@ -133,7 +133,7 @@ impl OAuth {
         let client = self.resolve_client(client_id).await?;
         let uri = match (parameters.get("redirect_uri"), client.redirect_uris.as_slice()) {
             (Some(requested), known) => {
-                let is_known = known.iter().any(|known| redirect_uri::is_same(known, requested));
+                let is_known = known.iter().any(|known| redirect_uri::matches_registered(known, requested));
                 is_known.then(|| requested.to_owned())
             }
             (None, [only]) => Some(only.clone()),
@@ -180,13 +180,13 @@ impl OAuth {
             OAuthError::request("code_challenge must be a SHA-256 hash in base64url (RFC 7636)")
         })?;
         let scope = client.scope_of(scope_of(parameters)?);
-        let resources = self.resources_of(parameters)?;
+        let resources = self.requested_resources(parameters)?;
         Ok((scope, resources, challenge, parse_prompt(parameters)?))
     }
 
     /// Returns the redirect URL that carries an error to the client.
     #[must_use]
-    pub fn error_answer(&self, request: &AuthorizationRequest, code: Code, why: &str) -> String {
+    pub fn error_redirect_url(&self, request: &AuthorizationRequest, code: Code, why: &str) -> String {
         self.answer(request).with(&[("error", code.as_str()), ("error_description", why)])
     }
 
@@ -199,7 +199,7 @@ impl OAuth {
     }
 
     /// Returns the validated redirect URI of a request, even if its other parameters are not valid.
-    pub async fn redirect_uri_of(&self, parameters: &Parameters) -> Option<String> {
+    pub async fn validated_redirect_uri(&self, parameters: &Parameters) -> Option<String> {
         self.resolve_redirect_uri(parameters).await.ok().map(|(_, uri)| uri)
     }
 }

@@ -10,7 +10,7 @@ use super::{Code, OAuth, OAuthError};
 use crate::model::{
     audit::{Action, Actor, RequestInfo},
     oauth::{
-        client::{Client, ClientRef, KnownClient, Origin, parse_client_id},
+        client::{Client, ClientRef, ClientWithSecrets, Origin, parse_client_id},
         parameters::Parameters,
     },
 };
@@ -56,7 +56,7 @@ impl OAuth {
             (None, None, _) => return Err(invalid_client("client_id is missing")),
         };
         let known = self.find_client(client_id).await?;
-        let KnownClient { client, .. } = &known;
+        let ClientWithSecrets { client, .. } = &known;
         let why = match secret.filter(|secret| !secret.is_empty()) {
             Some(secret) if client.is_confidential() && known.has(secret) => {
                 return Ok(known.client);
@@ -78,7 +78,7 @@ impl OAuth {
         request: &Arc<RequestInfo>,
     ) -> Result<(), OAuthError> {
         let Origin::Workspace(workspace) = client.origin else { return Ok(()) };
-        if !self.limits.look_at_address(request.ip).await.allowed {
+        if !self.limits.peek_address(request.ip).await.allowed {
             return Ok(());
         }
         let event = self
@@ -90,7 +90,7 @@ impl OAuth {
 
     /// Finds a stored client: a registered one, a workspace client, or one of a metadata document
     /// that a user has authorized before.
-    async fn find_client(&self, client_id: &str) -> Result<KnownClient, OAuthError> {
+    async fn find_client(&self, client_id: &str) -> Result<ClientWithSecrets, OAuthError> {
         let unknown = || invalid_client("unknown client");
         let client = parse_client_id(client_id).map_err(|_| unknown())?;
         let known = self.store.find_client(&client, self.env.clock.now()).await?;

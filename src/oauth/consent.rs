@@ -11,13 +11,13 @@ use time::OffsetDateTime;
 use super::{Code, OAuth, OAuthError, authorize::AuthorizationRequest};
 use crate::{
     audit,
-    auth::{AuthError, sessions::own_session},
+    auth::{AuthError, sessions::require_user_session},
     model::{
         audit::Action,
         id::{ClientId, GrantId, Id, UserId, WorkspaceId},
         oauth::{
             client::Client,
-            grant::{CODE_LIFETIME, GrantEnd, NewGrant},
+            grant::{CODE_LIFETIME, GrantEndReason, NewGrant},
             pkce::CodeChallenge,
             redirect_uri::{self, Kind},
         },
@@ -26,7 +26,7 @@ use crate::{
         principal::Caller,
         refresh_token::RefreshSeed,
         scope::Scope,
-        workspace::OwnWorkspace,
+        workspace::WorkspaceWithRole,
     },
     store::{self, Tx},
 };
@@ -56,12 +56,12 @@ impl OAuth {
     ///
     /// # Errors
     /// [`AuthError::Forbidden`] if the caller is not a session.
-    pub async fn workspaces_to_choose(
+    pub async fn selectable_workspaces(
         &self,
         caller: &Caller,
-    ) -> Result<Vec<OwnWorkspace>, OAuthError> {
-        let (_, user) = own_session(caller)?;
-        let mut tx = self.store.begin_personal(user).await?;
+    ) -> Result<Vec<WorkspaceWithRole>, OAuthError> {
+        let (_, user) = require_user_session(caller)?;
+        let mut tx = self.store.begin_for_user(user).await?;
         let page = Page { limit: MAX_CHOICES, before: None, offset: 0 };
         Ok(store::workspaces::of_person(&mut tx, user, page).await?.items)
     }
@@ -74,7 +74,7 @@ impl OAuth {
     ///
     /// # Errors
     /// [`OAuthError::Failed`] if the query fails.
-    pub async fn is_remembered(
+    pub async fn has_prior_consent(
         &self,
         caller: &Caller,
         request: &AuthorizationRequest,
@@ -84,7 +84,7 @@ impl OAuth {
         if !is_remote || caller.principal.lacks_second_factor {
             return Ok(false);
         }
-        let (_, user) = own_session(caller)?;
+        let (_, user) = require_user_session(caller)?;
         let workspace = caller.workspace();
         let wanted = request.scope.min(caller.principal.scope);
         let mut tx = self.store.begin(workspace, Some(user)).await?;
@@ -131,7 +131,7 @@ impl OAuth {
             code: Some((request.redirect_uri.clone(), request.challenge)),
             begin_by: self.env.clock.now() + CODE_LIFETIME,
         };
-        let (tx, grant, has_ended) = self.let_in(caller, workspace, wanted).await?;
+        let (tx, grant, has_ended) = self.create_grant(caller, workspace, wanted).await?;
         tx.commit().await?;
         if has_ended {
             self.auth.fence().wait().await?;
@@ -150,13 +150,13 @@ impl OAuth {
         request: &AuthorizationRequest,
     ) -> Result<String, OAuthError> {
         let mut tx = self.store.begin(caller.workspace(), None).await?;
-        self.note_denial(&mut tx, caller, &request.client).await?;
+        self.record_denial(&mut tx, caller, &request.client).await?;
         tx.commit().await?;
-        Ok(self.error_answer(request, Code::AccessDenied, "the user denied the request"))
+        Ok(self.error_redirect_url(request, Code::AccessDenied, "the user denied the request"))
     }
 
     /// Records in the audit log that the caller denied a client's request.
-    pub(super) async fn note_denial(
+    pub(super) async fn record_denial(
         &self,
         tx: &mut Tx,
         caller: &Caller,
@@ -170,17 +170,17 @@ impl OAuth {
 
     /// Creates a grant with at most the scope of the caller's role. Returns the open transaction,
     /// the grant's id, and true if older grants ended: then wait for the fence after the commit.
-    pub(super) async fn let_in(
+    pub(super) async fn create_grant(
         &self,
         caller: &Caller,
         workspace: WorkspaceId,
         wanted: Wanted<'_>,
     ) -> Result<(Tx, GrantId, bool), OAuthError> {
         let Wanted { client, scope, resources, code, begin_by } = wanted;
-        let (session, user) = own_session(caller)?;
+        let (session, user) = require_user_session(caller)?;
         let is_confirmed = scope < Scope::Admin || self.auth.is_confirmed(caller, None).await?;
         let mut tx = self.store.begin(workspace, Some(user)).await?;
-        let role = store::members::pin_role(&mut tx, workspace, user).await?;
+        let role = store::members::lock_role_for_share(&mut tx, workspace, user).await?;
         let role = role.ok_or(AuthError::Forbidden("you are not a member of this workspace"))?;
         // The session may have ended since the request was authenticated.
         let is_active = store::sessions::created_at(&mut tx, user, session).await?.is_some();
@@ -196,7 +196,7 @@ impl OAuth {
             .into());
         }
         let now = self.env.clock.now();
-        let client_id = store::oauth_clients::store_document(&mut tx, client, now).await?;
+        let client_id = store::oauth_clients::store_metadata_document(&mut tx, client, now).await?;
         let grant = NewGrant {
             id: self.env.new_id(),
             client_id,
@@ -217,7 +217,7 @@ impl OAuth {
             .into());
         }
         let ended = self.end_oldest_grants(&mut tx, caller, &grant, user).await?;
-        let event = audit::event_in(&self.env, caller, workspace, Action::GrantCreated, 303)
+        let event = audit::event_in_workspace(&self.env, caller, workspace, Action::GrantCreated, 303)
             .on(client_id, client.name.clone())
             .with(json!({
                 "client_id": client.client_id(),
@@ -245,9 +245,9 @@ impl OAuth {
             store::oauth_grants::end_excess(tx, workspace, user, client, MAX_GRANTS - 1, now)
                 .await?;
         for id in &ended {
-            let event = audit::event_in(&self.env, caller, workspace, Action::GrantEnded, 303)
+            let event = audit::event_in_workspace(&self.env, caller, workspace, Action::GrantEnded, 303)
                 .on(*id, None)
-                .with(GrantEnd::Superseded.told(client, Some(user)));
+                .with(GrantEndReason::Superseded.told(client, Some(user)));
             store::audit::insert(tx, workspace, &event).await?;
         }
         Ok(!ended.is_empty())

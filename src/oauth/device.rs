@@ -26,7 +26,7 @@ use crate::{
     },
     store::{
         self,
-        oauth_devices::{NewDevice, Started, WaitingDevice},
+        oauth_devices::{NewDeviceAuthorization, Started, PendingDeviceAuthorization},
     },
 };
 
@@ -65,7 +65,7 @@ pub struct DeviceRequest {
     pub client: Client,
     /// The requested scope.
     pub scope: Scope,
-    waiting: WaitingDevice,
+    waiting: PendingDeviceAuthorization,
 }
 
 impl DeviceRequest {
@@ -92,7 +92,7 @@ impl OAuth {
             return Err(OAuthError::new(Code::UnauthorizedClient, message));
         }
         let scope = client.scope_of(scope_of(parameters)?);
-        let resources = self.resources_of(parameters)?;
+        let resources = self.requested_resources(parameters)?;
         let id = self.env.new_uuid();
         let created_at = self.env.clock.now();
         for _ in 0..CODE_ATTEMPTS {
@@ -100,10 +100,10 @@ impl OAuth {
                 let [byte] = self.env.entropy.bytes();
                 byte
             });
-            let device = NewDevice {
+            let device = NewDeviceAuthorization {
                 id,
                 client_id: client.id,
-                user_code: self.auth.token_key().of_user_code(user_code.letters()),
+                user_code: self.auth.token_key().user_code_mac(user_code.letters()),
                 scope,
                 resources: &resources,
                 created_at,
@@ -132,15 +132,15 @@ impl OAuth {
     ///
     /// # Errors
     /// [`AuthError::Invalid`] if the code is unknown, expired or already used.
-    pub async fn device_request(&self, user_code: &str) -> Result<DeviceRequest, OAuthError> {
+    pub async fn find_device_request(&self, user_code: &str) -> Result<DeviceRequest, OAuthError> {
         let unknown = || {
             let reason = "this code is wrong or has expired: check it, or start over on the device";
             AuthError::Invalid { field: "user_code", reason: reason.to_owned() }
         };
         let code = UserCode::parse(user_code).ok_or_else(unknown)?;
-        let code = self.auth.token_key().of_user_code(code.letters());
+        let code = self.auth.token_key().user_code_mac(code.letters());
         let now = self.env.clock.now();
-        let waiting = self.store.find_device(&code, now).await?.ok_or_else(unknown)?;
+        let waiting = self.store.find_device_authorization(&code, now).await?.ok_or_else(unknown)?;
         let client = self.store.find_client(&ClientRef::Id(waiting.client_id), now).await?;
         let client = client.ok_or_else(unknown)?.client;
         Ok(DeviceRequest { client, scope: waiting.scope, waiting })
@@ -166,7 +166,7 @@ impl OAuth {
             code: None,
             begin_by: now + FETCH_WITHIN,
         };
-        let (mut tx, grant, has_ended) = self.let_in(caller, workspace, wanted).await?;
+        let (mut tx, grant, has_ended) = self.create_grant(caller, workspace, wanted).await?;
         let id = device.waiting.id;
         if !store::oauth_devices::answer(&mut tx, id, Some(grant), now).await? {
             return Err(AuthError::Conflict("this code has already been used").into());
@@ -192,7 +192,7 @@ impl OAuth {
         if !store::oauth_devices::answer(&mut tx, device.waiting.id, None, now).await? {
             return Err(AuthError::Conflict("this code has already been used").into());
         }
-        self.note_denial(&mut tx, caller, &device.client).await?;
+        self.record_denial(&mut tx, caller, &device.client).await?;
         Ok(tx.commit().await?)
     }
 }

@@ -23,12 +23,12 @@ use url::{Host, Url};
 
 use super::{
     Code, OAuthError,
-    registration::{ClientMetadata, client_of},
+    registration::{ClientMetadata, client_from_metadata},
 };
 use crate::{
     config::MetadataDocuments,
     env::Env,
-    model::oauth::client::{AuthMethod, Client, Origin},
+    model::oauth::client::{ClientAuthMethod, Client, Origin},
 };
 
 /// Maximum size of a document, in bytes.
@@ -166,13 +166,13 @@ impl Documents {
         // Such a client has no shared secret. A client that declares private_key_jwt is refused
         // instead of accepted without authentication, because this server does not support it.
         let method = metadata.token_endpoint_auth_method.as_deref().unwrap_or("none");
-        if AuthMethod::from_name(method) != Some(AuthMethod::None) {
+        if ClientAuthMethod::from_name(method) != Some(ClientAuthMethod::None) {
             return Err(invalid_client(
                 "token_endpoint_auth_method in a client metadata document must be none",
             ));
         }
         let origin = Origin::Document(url.to_owned());
-        let client = client_of(&self.env, metadata, origin, AuthMethod::None, &self.native_schemes);
+        let client = client_from_metadata(&self.env, metadata, origin, ClientAuthMethod::None, &self.native_schemes);
         client.map_err(|error| match error {
             OAuthError::Refused { description, .. } => {
                 OAuthError::new(Code::InvalidClient, description)

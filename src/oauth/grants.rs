@@ -6,11 +6,11 @@
 use super::OAuth;
 use crate::{
     audit,
-    auth::{AuthError, sessions::own_session},
+    auth::{AuthError, sessions::require_user_session},
     model::{
         audit::Action,
         id::GrantId,
-        oauth::grant::{Grant, GrantEnd},
+        oauth::grant::{Grant, GrantEndReason},
         page::{Items, Page},
         principal::Caller,
         scope::Scope,
@@ -25,12 +25,12 @@ impl OAuth {
     ///
     /// # Errors
     /// [`AuthError::Forbidden`] if the caller is not a session.
-    pub async fn own_grants(
+    pub async fn list_user_grants(
         &self,
         caller: &Caller,
         page: Page,
     ) -> Result<(Items<Grant>, i64), AuthError> {
-        let (_, user) = own_session(caller)?;
+        let (_, user) = require_user_session(caller)?;
         self.list_grants(caller, Whose::Person(user), page).await
     }
 
@@ -39,12 +39,12 @@ impl OAuth {
     /// # Errors
     /// [`AuthError::Forbidden`] if the caller is not a session, [`AuthError::InsufficientScope`] if
     /// it lacks the admin scope.
-    pub async fn workspace_grants(
+    pub async fn list_workspace_grants(
         &self,
         caller: &Caller,
         page: Page,
     ) -> Result<(Items<Grant>, i64), AuthError> {
-        own_session(caller)?;
+        require_user_session(caller)?;
         let held = caller.principal.scope;
         if held < Scope::Admin {
             return Err(AuthError::InsufficientScope { required: Scope::Admin, held });
@@ -60,7 +60,7 @@ impl OAuth {
     ) -> Result<(Items<Grant>, i64), AuthError> {
         let used_since = self.env.clock.now() - self.idle;
         let mut tx = match owner {
-            Whose::Person(user) => self.store.begin_personal(user).await?,
+            Whose::Person(user) => self.store.begin_for_user(user).await?,
             Whose::Workspace(workspace) => {
                 self.store.begin(workspace, caller.principal.person()).await?
             }
@@ -76,21 +76,21 @@ impl OAuth {
     /// # Errors
     /// [`AuthError::NotFound`] if the caller has no right to the grant.
     pub async fn end_grant(&self, caller: &Caller, id: GrantId) -> Result<(), AuthError> {
-        let (_, user) = own_session(caller)?;
+        let (_, user) = require_user_session(caller)?;
         let mut tx = self.store.begin(caller.workspace(), Some(user)).await?;
         let grant = store::connected_apps::get(&mut tx, id).await?.ok_or(NOT_FOUND)?;
         if grant.user_id != Some(user) {
-            let role = store::members::pin_role(&mut tx, caller.workspace(), user).await?;
+            let role = store::members::lock_role_for_share(&mut tx, caller.workspace(), user).await?;
             let is_admin = role.is_some_and(|role| role.scope() == Scope::Admin);
             if !is_admin || grant.workspace_id != caller.workspace() {
                 return Err(NOT_FOUND);
             }
         }
         let (workspace, now) = (grant.workspace_id, self.env.clock.now());
-        if store::oauth_grants::end(&mut tx, workspace, id, now, GrantEnd::Person).await? {
-            let event = audit::event_in(&self.env, caller, workspace, Action::GrantEnded, 204)
+        if store::oauth_grants::end(&mut tx, workspace, id, now, GrantEndReason::Person).await? {
+            let event = audit::event_in_workspace(&self.env, caller, workspace, Action::GrantEnded, 204)
                 .on(id, grant.client_name)
-                .with(GrantEnd::Person.told(grant.client_id, grant.user_id));
+                .with(GrantEndReason::Person.told(grant.client_id, grant.user_id));
             tx.enter(workspace).await?;
             store::audit::insert(&mut tx, workspace, &event).await?;
             tx.commit().await?;

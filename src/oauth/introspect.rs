@@ -74,7 +74,7 @@ impl OAuth {
         if let Some(refresh) = PresentedToken::parse(token) {
             return self.introspect_refresh_token(client, &refresh).await;
         }
-        let verified = self.auth.look_at_token(token, request.began).await?;
+        let verified = self.auth.introspect_token(token, request.began).await?;
         let visible = verified.filter(|(claims, _)| can_introspect(client, claims));
         Ok(visible.map_or_else(Introspection::default, |(claims, scope)| {
             active_introspection(claims, scope)
@@ -87,7 +87,7 @@ impl OAuth {
         client: &Client,
         token: &PresentedToken<GrantId>,
     ) -> Result<Introspection, OAuthError> {
-        let parties = self.store.find_grant(token.id()).await?;
+        let parties = self.store.find_grant_parties(token.id()).await?;
         let parties = parties.filter(|parties| parties.client_id == client.id);
         let parties = parties.filter(|parties| !parties.lacks_second_factor);
         let Some(parties) = parties else { return Ok(Introspection::default()) };

@@ -7,7 +7,7 @@ use utoipa::ToSchema;
 
 use super::OAuth;
 use crate::model::{
-    oauth::client::{AuthMethod, GrantType},
+    oauth::client::{ClientAuthMethod, GrantType},
     scope::Scope,
 };
 
@@ -63,8 +63,8 @@ impl OAuth {
     pub fn server_metadata(&self) -> ServerMetadata {
         let at = |path: &str| format!("{}{path}", self.issuer);
         let methods =
-            [AuthMethod::ClientSecretBasic, AuthMethod::ClientSecretPost, AuthMethod::None];
-        let methods = methods.map(AuthMethod::as_str);
+            [ClientAuthMethod::ClientSecretBasic, ClientAuthMethod::ClientSecretPost, ClientAuthMethod::None];
+        let methods = methods.map(ClientAuthMethod::as_str);
         let [basic, post, _] = methods;
         ServerMetadata {
             issuer: self.issuer.to_string(),

@@ -110,7 +110,7 @@ impl OAuth {
     ///
     /// # Errors
     /// [`Code::InvalidTarget`] for a resource that is not configured.
-    fn resources_of(&self, parameters: &Parameters) -> Result<Vec<String>, OAuthError> {
+    fn requested_resources(&self, parameters: &Parameters) -> Result<Vec<String>, OAuthError> {
         let mut named: Vec<String> = Vec::new();
         for requested in parameters.all(RESOURCE) {
             let known = self.resources.find(requested).ok_or_else(unknown_resource)?;

@@ -12,7 +12,7 @@ use crate::{
         address,
         audit::RequestInfo,
         oauth::{
-            client::{AuthMethod, Client, ClientSecret, GrantType, Origin},
+            client::{ClientAuthMethod, Client, ClientSecret, GrantType, Origin},
             redirect_uri,
         },
         scope::Scope,
@@ -80,7 +80,7 @@ impl OAuth {
         }
         // The default is HTTP Basic (RFC 7591, section 2).
         let method = metadata.token_endpoint_auth_method.as_deref();
-        let method = AuthMethod::from_name(method.unwrap_or("client_secret_basic"));
+        let method = ClientAuthMethod::from_name(method.unwrap_or("client_secret_basic"));
         let auth_method = method.ok_or_else(|| {
             invalid_metadata(
                 "token_endpoint_auth_method must be none, client_secret_basic or \
@@ -88,7 +88,7 @@ impl OAuth {
             )
         })?;
         let schemes = &self.native_schemes;
-        let client = client_of(&self.env, metadata, Origin::Registered, auth_method, schemes)?;
+        let client = client_from_metadata(&self.env, metadata, Origin::Registered, auth_method, schemes)?;
         let secret = client.is_confidential().then(|| ClientSecret::new(self.env.entropy.bytes()));
         let digest = secret.as_ref().map(|secret| (self.env.new_uuid(), secret.digest()));
         let (subnet, limits) = (address::subnet(request.ip), [MAX_UNUSED, MAX_UNUSED_PER_ADDRESS]);
@@ -101,11 +101,11 @@ impl OAuth {
 }
 
 /// Creates a client with a new id from its metadata.
-pub(super) fn client_of(
+pub(super) fn client_from_metadata(
     env: &Env,
     metadata: &ClientMetadata,
     origin: Origin,
-    auth_method: AuthMethod,
+    auth_method: ClientAuthMethod,
     native_schemes: &[String],
 ) -> Result<Client, OAuthError> {
     let grant_types = grant_types(metadata)?;
@@ -119,7 +119,7 @@ pub(super) fn client_of(
         },
     };
     let client_uri = metadata.client_uri.clone().filter(|uri| !uri.is_empty());
-    if client_uri.as_ref().is_some_and(|uri| !is_web_page(uri)) {
+    if client_uri.as_ref().is_some_and(|uri| !is_web_url(uri)) {
         return Err(invalid_metadata("client_uri must be an http or https URL"));
     }
     Ok(Client {
@@ -190,7 +190,7 @@ pub(super) fn check_redirect_uris(
 }
 
 /// Returns true for an absolute http or https URL of at most 2000 bytes.
-pub(super) fn is_web_page(text: &str) -> bool {
+pub(super) fn is_web_url(text: &str) -> bool {
     let url = text.parse::<url::Url>().ok();
     text.len() <= 2000
         && url.is_some_and(|url| ["http", "https"].contains(&url.scheme()) && url.host().is_some())

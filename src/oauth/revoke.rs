@@ -17,7 +17,7 @@ use crate::{
         api_key::KEY_PREFIX,
         audit::{Action, RequestInfo},
         id::GrantId,
-        oauth::{client::Client, grant::GrantEnd, parameters::Parameters},
+        oauth::{client::Client, grant::GrantEndReason, parameters::Parameters},
         refresh_token::PresentedToken,
     },
     store::{self, Tx, oauth_grants::Parties},
@@ -57,7 +57,7 @@ impl OAuth {
         token: &PresentedToken<GrantId>,
         request: &Arc<RequestInfo>,
     ) -> Result<(), OAuthError> {
-        let Some(parties) = self.store.find_grant(token.id()).await? else { return Ok(()) };
+        let Some(parties) = self.store.find_grant_parties(token.id()).await? else { return Ok(()) };
         let opened = self.lock(parties).await?;
         let Some(Opened { mut tx, parties, grant, .. }) = opened else { return Ok(()) };
         if token.verify(self.auth.grant_refresh_key(), &grant.seed).is_none() {
@@ -81,11 +81,11 @@ impl OAuth {
         request: &Arc<RequestInfo>,
     ) -> Result<(), OAuthError> {
         let (id, workspace, now) = (parties.id, parties.workspace_id, self.env.clock.now());
-        if store::oauth_grants::end(tx, workspace, id, now, GrantEnd::Client).await? {
+        if store::oauth_grants::end(tx, workspace, id, now, GrantEndReason::Client).await? {
             let event = self
                 .event(request, workspace, Action::GrantEnded, client, 200)
                 .on(id, None)
-                .with(GrantEnd::Client.told(client.id, parties.user_id));
+                .with(GrantEndReason::Client.told(client.id, parties.user_id));
             store::audit::insert(tx, workspace, &event).await?;
         }
         Ok(())
@@ -99,12 +99,12 @@ impl OAuth {
     ) -> Result<(), OAuthError> {
         // Revoke the token even if it is not valid at the moment: it could become valid again
         // later.
-        let Some(claims) = self.auth.read_token(token).await? else { return Ok(()) };
+        let Some(claims) = self.auth.decode_access_token(token).await? else { return Ok(()) };
         let Bond::Grant(id) = claims.sid else { return Err(not_issued_to_client()) };
         if claims.client_id != client.client_id() {
             return Err(not_issued_to_client());
         }
-        let Some(parties) = self.store.find_grant(id).await? else { return Ok(()) };
+        let Some(parties) = self.store.find_grant_parties(id).await? else { return Ok(()) };
         let workspace = parties.workspace_id;
         let mut tx = self.store.begin(workspace, parties.user_id).await?;
         let since = self.env.clock.now() - self.auth.access_token_lifetime();

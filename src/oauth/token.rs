@@ -13,13 +13,13 @@ use uuid::Uuid;
 
 use super::{Code, OAuth, OAuthError, scope_of, unknown_resource};
 use crate::{
-    auth::{AuthError, verify_jwt::GrantedToken},
+    auth::{AuthError, verify_jwt::GrantTokenParams},
     model::{
         audit::{Action, RequestInfo},
         id::{GrantId, Id},
         oauth::{
             client::{Client, GrantType, Origin},
-            grant::{GrantEnd, GrantState, NewGrant},
+            grant::{GrantEndReason, GrantState, NewGrant},
             parameters::{Parameters, RESOURCE},
         },
         one_time_token::Purpose,
@@ -113,14 +113,14 @@ impl OAuth {
             && grant.code.as_ref().is_some_and(|(redirect_uri, challenge)| {
                 // OAuth 2.1 (section 10.2) no longer requires redirect_uri in the token request.
                 parameters.get("redirect_uri").is_none_or(|uri| uri == redirect_uri)
-                    && challenge.is_met_by(verifier)
+                    && challenge.matches_verifier(verifier)
             });
         if !is_match {
             return Err(self.record_refusal(context, opened, BAD_CODE).await);
         }
         if grant.begun_at.is_some() {
             // Two parties presented both the code and its verifier: one of them stole them.
-            self.end_reused_grant(context, opened, GrantEnd::CodeReuse).await?;
+            self.end_reused_grant(context, opened, GrantEndReason::CodeReuse).await?;
             return Err(bad());
         }
         self.issue_first_tokens(context, opened, BAD_CODE).await
@@ -152,7 +152,7 @@ impl OAuth {
                 return Err(self.record_refusal(context, opened, BAD_REFRESH).await);
             }
             _ => {
-                self.end_reused_grant(context, opened, GrantEnd::RefreshReuse).await?;
+                self.end_reused_grant(context, opened, GrantEndReason::RefreshTokenReuse).await?;
                 return Err(bad());
             }
         };
@@ -180,7 +180,7 @@ impl OAuth {
             }
         };
         let scope = client.scope_of(scope_of(parameters)?);
-        let resources = self.resources_of(parameters)?;
+        let resources = self.requested_resources(parameters)?;
         let now = self.env.clock.now();
         let new = NewGrant {
             id: self.env.new_id(),
@@ -226,7 +226,7 @@ impl OAuth {
         device: Uuid,
         client: &Client,
     ) -> Result<GrantId, OAuthError> {
-        let state = self.store.poll_device(device, client.id, self.env.clock.now()).await?;
+        let state = self.store.poll_device_authorization(device, client.id, self.env.clock.now()).await?;
         let (code, why) = match state {
             DeviceState::Approved(grant) => return Ok(grant),
             DeviceState::Unknown => (Code::InvalidGrant, BAD_DEVICE_CODE),
@@ -245,7 +245,7 @@ impl OAuth {
     /// Locks a user's grant in order to issue tokens; `None` if there is no such grant. Charges the
     /// rate limit of the grant.
     async fn open_user_grant(&self, id: GrantId) -> Result<Option<Opened>, OAuthError> {
-        let parties = self.store.find_grant(id).await?;
+        let parties = self.store.find_grant_parties(id).await?;
         let parties = parties.filter(|parties| parties.user_id.is_some());
         let Some(parties) = parties else { return Ok(None) };
         self.charge(id.uuid())?;
@@ -266,7 +266,7 @@ impl OAuth {
         let workspace = parties.workspace_id;
         let mut tx = self.store.begin(workspace, Some(user)).await?;
         // Lock order: membership first, then the rows that depend on it.
-        let role = store::members::pin_role(&mut tx, workspace, user).await?;
+        let role = store::members::lock_role_for_share(&mut tx, workspace, user).await?;
         let grant = store::oauth_grants::lock(&mut tx, workspace, parties.id).await?;
         Ok(grant.map(|grant| Opened { tx, parties, grant, most: role.map(Role::scope) }))
     }
@@ -281,7 +281,7 @@ impl OAuth {
         if parameters.get(RESOURCE).is_none() {
             return Ok(granted.to_vec());
         }
-        let named = self.resources_of(parameters)?;
+        let named = self.requested_resources(parameters)?;
         if named.iter().all(|named| granted.contains(named)) {
             Ok(named)
         } else {
@@ -334,13 +334,13 @@ impl OAuth {
         let now = self.env.clock.now();
         let (id, workspace) = (parties.id, parties.workspace_id);
         let generation = refresh.map_or(0, |(generation, _)| generation);
-        store::oauth_grants::note_tokens(&mut tx, workspace, id, generation, now).await?;
+        store::oauth_grants::record_token_issuance(&mut tx, workspace, id, generation, now).await?;
         let event = self
             .event(request, workspace, action, client, 200)
             .on(id, None)
             .with(json!({ "scope": scope, "user_id": parties.user_id, "resources": resources }));
         store::audit::insert(&mut tx, workspace, &event).await?;
-        let access_token = self.auth.issue_granted_token(&GrantedToken {
+        let access_token = self.auth.issue_grant_token(&GrantTokenParams {
             client_id: &client.client_id(),
             person: parties.user_id,
             workspace,
@@ -382,7 +382,7 @@ impl OAuth {
         &self,
         TokenContext { client, request, .. }: TokenContext<'_>,
         Opened { mut tx, parties, .. }: Opened,
-        reason: GrantEnd,
+        reason: GrantEndReason,
     ) -> Result<(), AuthError> {
         let (id, workspace, now) = (parties.id, parties.workspace_id, self.env.clock.now());
         if store::oauth_grants::end(&mut tx, workspace, id, now, reason).await? {

@@ -10,7 +10,7 @@ use time::OffsetDateTime;
 
 use super::{
     OAuth, OAuthError,
-    registration::{Registered, check_redirect_uris, is_web_page},
+    registration::{Registered, check_redirect_uris, is_web_url},
 };
 use crate::{
     audit,
@@ -18,7 +18,7 @@ use crate::{
     model::{
         audit::{Action, Actor, NewEvent},
         id::{ClientId, WorkspaceId},
-        oauth::client::{AuthMethod, Client, ClientSecret, GrantType, Origin},
+        oauth::client::{ClientAuthMethod, Client, ClientSecret, GrantType, Origin},
         page::{Items, Page},
         principal::Caller,
         scope::Scope,
@@ -35,19 +35,19 @@ const MAX_CLIENTS: i64 = 100;
 const MAX_SECRETS: i64 = 10;
 
 /// Maximum time for which older secrets remain valid after a rotation.
-pub const MAX_OVERLAP: Duration = Duration::from_hours(30 * 24);
+pub const MAX_SECRET_OVERLAP: Duration = Duration::from_hours(30 * 24);
 
 const NOT_FOUND: AuthError = AuthError::NotFound("OAuth client");
 
 /// The parameters of a new client.
 #[derive(Debug)]
-pub struct NewClient {
+pub struct CreateClientParams {
     /// The display name.
     pub name: String,
     /// The allowed redirect URIs.
     pub redirect_uris: Vec<String>,
     /// The client authentication method at the token endpoint.
-    pub auth_method: AuthMethod,
+    pub auth_method: ClientAuthMethod,
     /// The grant types that the client can use.
     pub grant_types: Vec<GrantType>,
     /// The maximum scope of the client's grants.
@@ -58,7 +58,7 @@ pub struct NewClient {
 
 /// Changes to a client; a field that is `None` stays as it is.
 #[derive(Debug, Default)]
-pub struct ChangeClient {
+pub struct UpdateClientParams {
     /// The new name.
     pub name: Option<String>,
     /// The new redirect URIs.
@@ -74,7 +74,7 @@ impl OAuth {
     pub async fn create_client(
         &self,
         caller: &Caller,
-        wanted: NewClient,
+        wanted: CreateClientParams,
     ) -> Result<Registered, AuthError> {
         if wanted.scope > caller.principal.scope {
             return Err(AuthError::Forbidden("the scope of a client cannot exceed your own"));
@@ -84,7 +84,7 @@ impl OAuth {
         client.created_by = Some(caller.principal.subject());
         let event = audit::event(&self.env, caller, Action::ClientCreated, 201);
         let mut tx = self.store.begin(workspace, caller.principal.person()).await?;
-        self.auth.lock_members(&mut tx, caller).await?;
+        self.auth.lock_members_as_admin(&mut tx, caller).await?;
         if store::oauth_clients::count(&mut tx, workspace).await? >= MAX_CLIENTS {
             return Err(AuthError::Conflict("the workspace already has 100 OAuth clients"));
         }
@@ -99,7 +99,7 @@ impl OAuth {
     pub async fn create_client_as_operator(
         &self,
         workspace: WorkspaceId,
-        wanted: NewClient,
+        wanted: CreateClientParams,
         resource: Option<&str>,
     ) -> Result<Registered, AuthError> {
         let mut client = self.new_client(workspace, wanted)?;
@@ -118,19 +118,19 @@ impl OAuth {
         self.store_client(tx, workspace, client, event).await
     }
 
-    fn new_client(&self, workspace: WorkspaceId, wanted: NewClient) -> Result<Client, AuthError> {
-        let NewClient { name, redirect_uris, auth_method, grant_types, scope, client_uri } = wanted;
+    fn new_client(&self, workspace: WorkspaceId, wanted: CreateClientParams) -> Result<Client, AuthError> {
+        let CreateClientParams { name, redirect_uris, auth_method, grant_types, scope, client_uri } = wanted;
         let invalid = |field, reason: &str| AuthError::Invalid { field, reason: reason.to_owned() };
         let name = text::name("name", &name).map_err(|why| AuthError::invalid("name", why))?;
         if grant_types.is_empty() {
             return Err(invalid("grant_types", "grant_types must contain at least one grant type"));
         }
-        if auth_method == AuthMethod::None && grant_types.contains(&GrantType::ClientCredentials) {
+        if auth_method == ClientAuthMethod::None && grant_types.contains(&GrantType::ClientCredentials) {
             let message = "client_credentials requires a client with a secret";
             return Err(invalid("grant_types", message));
         }
         self.check_uris(&redirect_uris, &grant_types)?;
-        if client_uri.as_ref().is_some_and(|uri| !is_web_page(uri)) {
+        if client_uri.as_ref().is_some_and(|uri| !is_web_url(uri)) {
             return Err(invalid("client_uri", "client_uri must be an http or https URL"));
         }
         Ok(Client {
@@ -213,17 +213,17 @@ impl OAuth {
     /// # Errors
     /// [`AuthError::NotFound`] if the workspace has no such client, [`AuthError::Invalid`] for bad
     /// values.
-    pub async fn change_client(
+    pub async fn update_client(
         &self,
         caller: &Caller,
         id: ClientId,
-        wanted: ChangeClient,
+        wanted: UpdateClientParams,
     ) -> Result<Client, AuthError> {
         let workspace = caller.workspace();
         let name = wanted.name.as_deref().map(|name| text::name("name", name)).transpose();
         let name = name.map_err(|why| AuthError::invalid("name", why))?;
         let mut tx = self.store.begin(workspace, caller.principal.person()).await?;
-        self.auth.lock_members(&mut tx, caller).await?;
+        self.auth.lock_members_as_admin(&mut tx, caller).await?;
         let known = store::oauth_clients::get(&mut tx, workspace, id).await?.ok_or(NOT_FOUND)?;
         let uris = wanted.redirect_uris.as_deref();
         if let Some(uris) = uris {
@@ -241,7 +241,7 @@ impl OAuth {
     }
 
     /// Adds a new secret to a client. Returns the client, the secret, and the time at which its
-    /// older secrets expire: after `overlap`, at most [`MAX_OVERLAP`].
+    /// older secrets expire: after `overlap`, at most [`MAX_SECRET_OVERLAP`].
     ///
     /// # Errors
     /// [`AuthError::NotFound`] if the workspace has no such client, [`AuthError::Conflict`] if the
@@ -254,13 +254,13 @@ impl OAuth {
     ) -> Result<(Client, ClientSecret, OffsetDateTime), AuthError> {
         let workspace = caller.workspace();
         let mut tx = self.store.begin(workspace, caller.principal.person()).await?;
-        self.auth.lock_members(&mut tx, caller).await?;
+        self.auth.lock_members_as_admin(&mut tx, caller).await?;
         let client = store::oauth_clients::get(&mut tx, workspace, id).await?.ok_or(NOT_FOUND)?;
         if !client.is_confidential() {
             return Err(AuthError::Conflict("this is a public client: it has no secret"));
         }
         let (secret, now) = (self.new_secret(), self.env.clock.now());
-        let until = now + overlap.min(MAX_OVERLAP);
+        let until = now + overlap.min(MAX_SECRET_OVERLAP);
         let key = self.env.new_uuid();
         store::oauth_clients::add_secret(&mut tx, id, key, secret.digest(), now, until).await?;
         if store::oauth_clients::count_secrets(&mut tx, id, now).await? > MAX_SECRETS {
@@ -285,13 +285,13 @@ impl OAuth {
     pub async fn delete_client(&self, caller: &Caller, id: ClientId) -> Result<(), AuthError> {
         let workspace = caller.workspace();
         let mut tx = self.store.begin(workspace, caller.principal.person()).await?;
-        self.auth.lock_members(&mut tx, caller).await?;
+        self.auth.lock_members_as_admin(&mut tx, caller).await?;
         let client = store::oauth_clients::get(&mut tx, workspace, id).await?.ok_or(NOT_FOUND)?;
         let abroad = store::oauth_clients::abroad(&mut tx, Some(id)).await?;
         store::oauth_clients::delete(&mut tx, workspace, id).await?;
         let event = audit::event(&self.env, caller, Action::ClientDeleted, 204).on(id, client.name);
         store::audit::insert(&mut tx, workspace, &event).await?;
-        self.auth.tell_of_gone_clients(&mut tx, &caller.request, abroad).await?;
+        self.auth.audit_deleted_clients(&mut tx, &caller.request, abroad).await?;
         tx.commit().await?;
         Ok(self.auth.fence().wait().await?)
     }

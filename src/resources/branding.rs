@@ -36,7 +36,7 @@ impl Resources {
     ///
     /// # Errors
     /// [`ResourceError::Store`] if the query fails.
-    pub async fn brand_of(&self, workspace: WorkspaceId) -> Result<Brand, ResourceError> {
+    pub async fn workspace_brand(&self, workspace: WorkspaceId) -> Result<Brand, ResourceError> {
         let mut tx = self.store.begin(workspace, None).await?;
         let appearance = workspaces::appearance(&mut tx, workspace).await?;
         Ok(appearance.map(|(_, brand)| brand).unwrap_or_default())

@@ -45,7 +45,7 @@ fn service_fields(kind: Kind) -> &'static [&'static str] {
 /// # Errors
 /// [`ResourceError::Invalid`] for a missing or invalid field.
 pub(super) fn complete(kind: Kind, body: Fields) -> Result<Fields, ResourceError> {
-    let mut body = check_change(kind, body)?;
+    let mut body = validate_change(kind, body)?;
     let mut default = |field: &str, value: &str| {
         if !body.contains(field) {
             body.set(field, &value);
@@ -72,7 +72,7 @@ pub(super) fn complete(kind: Kind, body: Fields) -> Result<Fields, ResourceError
 ///
 /// # Errors
 /// [`ResourceError::Invalid`] for an invalid field.
-pub(super) fn check_change(kind: Kind, mut change: Fields) -> Result<Fields, ResourceError> {
+pub(super) fn validate_change(kind: Kind, mut change: Fields) -> Result<Fields, ResourceError> {
     for field in service_fields(kind).iter().chain(&[kind.id_field(), "created_at", "updated_at"]) {
         change.remove(field);
     }

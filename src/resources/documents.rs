@@ -95,7 +95,7 @@ impl Resources {
         id: Uuid,
         change: Fields,
     ) -> Result<Document, ResourceError> {
-        let change = rules::check_change(kind, change)?;
+        let change = rules::validate_change(kind, change)?;
         self.update_body(caller, kind, id, |body| body.extend(change)).await
     }
 
@@ -186,7 +186,7 @@ async fn lock_agent(
     let no_such_agent = || refuse("agent_id")(rules::no_such_agent());
     let agent = body.text("agent_id").and_then(|text| text.parse::<AgentId>().ok());
     let agent = agent.ok_or_else(no_such_agent)?;
-    if !store::documents::pin_agent(tx, caller.workspace(), agent).await? {
+    if !store::documents::lock_agent_for_share(tx, caller.workspace(), agent).await? {
         return Err(no_such_agent());
     }
     Ok(Some(agent))

@@ -69,7 +69,7 @@ impl Resources {
     /// # Errors
     /// [`ResourceError::NotFound`] as for [`Resources::person`], [`ResourceError::Invalid`] for an
     /// invalid field, [`ResourceError::TooLarge`] for a profile above 64 KB.
-    pub async fn change_person(
+    pub async fn update_current_user(
         &self,
         caller: &Caller,
         mut change: Fields,
@@ -97,7 +97,7 @@ impl Resources {
         let workspace = caller.workspace();
         let mut tx = self.store.begin(workspace, Some(user_id)).await?;
         // A key still works after its creator has left, but it can no longer change that user.
-        let member = members::pin_role(&mut tx, workspace, user_id).await?;
+        let member = members::lock_role_for_share(&mut tx, workspace, user_id).await?;
         member.ok_or(ResourceError::NotFound("user"))?;
         let user = users::lock(&mut tx, user_id).await?;
         let mut user = user.ok_or(ResourceError::NotFound("user"))?;

@@ -164,7 +164,7 @@ pub async fn list(
     )
     .fetch_all(tx.conn())
     .await?;
-    Ok(Items::from_excess(rows.into_iter().map(ApiKey::from).collect(), page.limit))
+    Ok(Items::from_overfetch(rows.into_iter().map(ApiKey::from).collect(), page.limit))
 }
 
 /// Counts the keys that match the filter.
@@ -287,7 +287,7 @@ impl From<ApiKeyRow> for ApiKey {
 ///
 /// # Errors
 /// [`StoreError`] if the query fails.
-pub async fn minted_by(
+pub async fn list_by_creator(
     tx: &mut Tx,
     workspace: WorkspaceId,
     user: UserId,
@@ -303,7 +303,7 @@ pub async fn minted_by(
     )
     .fetch_all(tx.conn())
     .await?;
-    Ok(Items::from_excess(rows.into_iter().map(|row| (row.id, row.name)).collect(), limit))
+    Ok(Items::from_overfetch(rows.into_iter().map(|row| (row.id, row.name)).collect(), limit))
 }
 
 /// Locks a key until the transaction ends, so that concurrent changes to it take turns. False if

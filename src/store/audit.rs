@@ -37,7 +37,7 @@ pub fn append<'a>(
     let oldest = batch.clone().map(|event| event.id).min()?;
     let uses = Use::all(batch.clone());
     let kinds = || uses.iter().map(|uses| uses.kind);
-    let events = || batch.clone().filter(|event| !event.is_use_alone);
+    let events = || batch.clone().filter(|event| !event.is_usage_only);
     let targets = || events().map(|event| event.target.as_ref());
     let requests = || events().map(|event| event.request.as_ref().map(|(request, _)| request));
     let outcomes = || events().map(|event| event.request.as_ref().map(|(_, outcome)| outcome));
@@ -113,7 +113,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`] if the query fails.
-    pub async fn count_unknown_credentials(
+    pub async fn add_unknown_credential_counts(
         &self,
         counts: &[(IpNet, OffsetDateTime, i64)],
     ) -> Result<(), StoreError> {
@@ -235,13 +235,13 @@ pub async fn list(
         filter.until,
         filter.request_id.map(Id::uuid),
         filter.changes,
-        filter.without_pages,
+        filter.excludes_browser_requests,
         page.limit + 1,
         page.offset,
     )
     .fetch_all(tx.conn())
     .await?;
-    Ok(Items::from_excess(rows.into_iter().map(Event::from).collect(), page.limit))
+    Ok(Items::from_overfetch(rows.into_iter().map(Event::from).collect(), page.limit))
 }
 
 /// A row of `audit_events`.

@@ -47,7 +47,7 @@ pub async fn head(tx: &mut Tx, workspace: WorkspaceId) -> Result<Option<Head>, S
 ///
 /// # Errors
 /// [`StoreError`] if the query fails.
-pub async fn runs_behind(
+pub async fn list_segments_after(
     tx: &mut Tx,
     workspace: WorkspaceId,
     sequence: i64,
@@ -89,7 +89,7 @@ fn parse_hash(bytes: &[u8]) -> Result<ChainHash, StoreError> {
 ///
 /// # Errors
 /// [`StoreError`] if the query fails.
-pub async fn events_behind(
+pub async fn list_events_after(
     tx: &mut Tx,
     workspace: WorkspaceId,
     id: Uuid,
@@ -128,7 +128,7 @@ pub struct Sealed {
 ///
 /// # Errors
 /// [`StoreError`] if the query fails.
-pub async fn sealed_behind(
+pub async fn list_sealed_events_after(
     tx: &mut Tx,
     workspace: WorkspaceId,
     sequence: i64,
@@ -136,7 +136,7 @@ pub async fn sealed_behind(
     limit: usize,
 ) -> Result<Vec<Sealed>, StoreError> {
     let segments =
-        runs_behind(tx, workspace, sequence, i64::try_from(limit).unwrap_or(i64::MAX)).await?;
+        list_segments_after(tx, workspace, sequence, i64::try_from(limit).unwrap_or(i64::MAX)).await?;
     let places = segments.iter().flat_map(|segment| (segment.first..).zip(&segment.events));
     let places = places.filter(|(number, _)| *number > sequence && *number <= until).take(limit);
     let places: Vec<_> = places.map(|(number, (id, hash))| (number, *id, *hash)).collect();

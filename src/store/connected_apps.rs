@@ -18,7 +18,7 @@ use crate::model::{
 ///
 /// # Errors
 /// [`StoreError`] if the query fails.
-pub async fn names_of_person(
+pub async fn list_names_by_user(
     tx: &mut Tx,
     user: UserId,
     limit: i64,
@@ -84,7 +84,7 @@ pub async fn list(
     )
     .fetch_all(tx.conn())
     .await?;
-    Ok(Items::from_excess(grants, page.limit))
+    Ok(Items::from_overfetch(grants, page.limit))
 }
 
 /// Counts active grants, as [`list`] does.

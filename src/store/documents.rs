@@ -91,7 +91,7 @@ pub async fn lock(
 ///
 /// # Errors
 /// [`StoreError`] if the query fails.
-pub async fn pin_agent(
+pub async fn lock_agent_for_share(
     tx: &mut Tx,
     workspace: WorkspaceId,
     id: AgentId,

@@ -9,7 +9,7 @@ pub enum StoreError {
     Violated(Constraint),
     /// The text contains a character that PostgreSQL's `text` cannot store, such as NUL.
     #[error("the text contains a character that cannot be stored")]
-    BadText,
+    UnstorableText,
     /// The work was cancelled, usually because the service is shutting down.
     #[error("the service is shutting down")]
     Aborted,
@@ -24,11 +24,11 @@ pub enum Constraint {
     /// Another account has this email address.
     EmailTaken,
     /// The API key already has an active successor.
-    LiveSuccessor,
+    SuccessorExists,
     /// The address already has an open invitation to the workspace.
     OpenInvitation,
     /// The passkey is already registered.
-    PasskeyKnown,
+    PasskeyRegistered,
     /// The OAuth client was deleted.
     ClientGone,
 }
@@ -37,12 +37,12 @@ impl Constraint {
     fn from_name(name: &str) -> Option<Self> {
         match name {
             "users_email_key_key" => Some(Self::EmailTaken),
-            "passkeys_credential_id_key" => Some(Self::PasskeyKnown),
+            "passkeys_credential_id_key" => Some(Self::PasskeyRegistered),
             "invitations_open_key" => Some(Self::OpenInvitation),
             "oauth_grants_client_id_fkey" | "oauth_device_codes_client_id_fkey" => {
                 Some(Self::ClientGone)
             }
-            "api_keys_live_successor_key" => Some(Self::LiveSuccessor),
+            "api_keys_live_successor_key" => Some(Self::SuccessorExists),
             _ => None,
         }
     }
@@ -77,7 +77,7 @@ impl From<sqlx::Error> for StoreError {
                     return Self::Violated(constraint);
                 }
                 match database.code().as_deref() {
-                    Some("22021" | "22P05") => Self::BadText,
+                    Some("22021" | "22P05") => Self::UnstorableText,
                     Some(code) if is_transient(code) => Self::Unavailable(error),
                     _ => Self::Internal(error),
                 }

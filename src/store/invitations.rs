@@ -85,7 +85,7 @@ pub async fn insert(
 ///
 /// # Errors
 /// [`StoreError`] if the query fails.
-pub async fn count_to(
+pub async fn count_by_email(
     tx: &mut Tx,
     email: &Email,
     since: OffsetDateTime,
@@ -121,7 +121,7 @@ pub async fn list(
     )
     .fetch_all(tx.conn())
     .await?;
-    Ok(Items::from_excess(invitations, page.limit))
+    Ok(Items::from_overfetch(invitations, page.limit))
 }
 
 /// Counts the open invitations of a workspace.
@@ -194,7 +194,7 @@ pub async fn close(
 ///
 /// # Errors
 /// [`StoreError`] if the query fails.
-pub async fn close_all_of(
+pub async fn close_all_by_inviter(
     tx: &mut Tx,
     workspace: WorkspaceId,
     inviter: &str,

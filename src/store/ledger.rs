@@ -62,7 +62,7 @@ impl Sealing {
     ///
     /// # Errors
     /// [`StoreError`] if the query fails.
-    pub async fn entries_behind(
+    pub async fn list_entries_after(
         &mut self,
         entry: i64,
         limit: i32,
@@ -121,7 +121,7 @@ impl Sealing {
     ///
     /// # Errors
     /// [`StoreError`] if the query fails.
-    pub async fn ends_of(
+    pub async fn open_segments(
         &mut self,
         workspaces: impl IntoIterator<Item = WorkspaceId>,
     ) -> Result<Vec<Run>, StoreError> {

@@ -39,7 +39,7 @@ pub async fn insert(
 ///
 /// # Errors
 /// [`StoreError`] if the query fails.
-pub async fn pin_role(
+pub async fn lock_role_for_share(
     tx: &mut Tx,
     workspace: WorkspaceId,
     user: UserId,
@@ -92,7 +92,7 @@ pub async fn list(
     )
     .fetch_all(tx.conn())
     .await?;
-    Ok(Items::from_excess(members, page.limit))
+    Ok(Items::from_overfetch(members, page.limit))
 }
 
 /// Counts the members of a workspace.
@@ -166,7 +166,7 @@ pub async fn has_another_owner(
 ///
 /// # Errors
 /// [`StoreError`] if the query fails.
-pub async fn has_address(
+pub async fn has_member_with_email(
     tx: &mut Tx,
     workspace: WorkspaceId,
     email: &Email,

@@ -45,7 +45,7 @@ pub async fn create_database(maintenance_url: &str, name: &str) -> Result<(), St
 ///
 /// # Errors
 /// A one-line message for the operator.
-pub async fn let_app_role_log_in(owner_url: &str, password: &SecretString) -> Result<(), String> {
+pub async fn enable_app_role_login(owner_url: &str, password: &SecretString) -> Result<(), String> {
     let mut connection = PgConnection::connect_with(&parse_url(owner_url)?)
         .await
         .map_err(|error| format!("cannot connect to PostgreSQL: {}", brief(&error)))?;

@@ -147,7 +147,7 @@ impl Store {
     ///
     /// # Errors
     /// As [`Self::begin`].
-    pub async fn begin_personal(&self, user: UserId) -> Result<Tx, StoreError> {
+    pub async fn begin_for_user(&self, user: UserId) -> Result<Tx, StoreError> {
         self.begin_for(None, Some(user)).await
     }
 
@@ -264,7 +264,7 @@ impl Tx {
     ///
     /// # Errors
     /// [`StoreError`] if the query fails.
-    pub async fn act_for(&mut self, user: UserId) -> Result<(), StoreError> {
+    pub async fn set_user(&mut self, user: UserId) -> Result<(), StoreError> {
         sqlx::query!(
             r#"SELECT set_config('call2me.user_id', $1, true) AS "set""#,
             user.uuid().to_string(),

@@ -11,7 +11,7 @@ use uuid::Uuid;
 use super::{Store, StoreError, Tx};
 use crate::model::{
     id::{ClientId, Id, WorkspaceId},
-    oauth::client::{AuthMethod, Client, ClientRef, GrantType, KnownClient, Origin, SecretDigest},
+    oauth::client::{ClientAuthMethod, Client, ClientRef, GrantType, ClientWithSecrets, Origin, SecretDigest},
     page::{Items, Page},
     scope::Scope,
 };
@@ -46,7 +46,7 @@ impl ClientRow {
             origin,
             name: self.name,
             redirect_uris: self.redirect_uris,
-            auth_method: AuthMethod::from_name(&self.auth_method)?,
+            auth_method: ClientAuthMethod::from_name(&self.auth_method)?,
             grant_types: self.grant_types.iter().filter_map(|g| GrantType::from_name(g)).collect(),
             scope: self.scope,
             client_uri: self.client_uri,
@@ -71,7 +71,7 @@ impl Store {
         &self,
         client: &ClientRef,
         now: OffsetDateTime,
-    ) -> Result<Option<KnownClient>, StoreError> {
+    ) -> Result<Option<ClientWithSecrets>, StoreError> {
         let (id, url) = match client {
             ClientRef::Id(id) => (Some(id.uuid()), None),
             ClientRef::Document(url) => (None, Some(url)),
@@ -107,7 +107,7 @@ impl Store {
                 created_at: row.created_at,
                 created_by: row.created_by,
             };
-            Some(KnownClient { client: row.into_client()?, secrets })
+            Some(ClientWithSecrets { client: row.into_client()?, secrets })
         }))
     }
 
@@ -152,7 +152,7 @@ impl Store {
 ///
 /// # Errors
 /// [`StoreError`] if the query fails.
-pub async fn store_document(
+pub async fn store_metadata_document(
     tx: &mut Tx,
     client: &Client,
     now: OffsetDateTime,
@@ -372,7 +372,7 @@ pub async fn list(
     )
     .fetch_all(tx.conn())
     .await?;
-    Ok(Items::from_excess(
+    Ok(Items::from_overfetch(
         rows.into_iter().filter_map(ClientRow::into_client).collect(),
         page.limit,
     ))

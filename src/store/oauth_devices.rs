@@ -15,7 +15,7 @@ use crate::model::{
 
 /// A device authorization to be stored.
 #[derive(Debug)]
-pub struct NewDevice<'a> {
+pub struct NewDeviceAuthorization<'a> {
     /// The id. The device code is derived from it.
     pub id: Uuid,
     /// The client that requests authorization.
@@ -47,7 +47,7 @@ pub enum Started {
 
 /// A device authorization that waits for the user's decision.
 #[derive(Debug)]
-pub struct WaitingDevice {
+pub struct PendingDeviceAuthorization {
     /// The id.
     pub id: Uuid,
     /// The client that requests authorization.
@@ -83,7 +83,7 @@ impl Store {
     /// [`StoreError`] if the query fails.
     pub async fn start_device(
         &self,
-        device: &NewDevice<'_>,
+        device: &NewDeviceAuthorization<'_>,
         [max_total, max_from_subnet]: [i32; 2],
     ) -> Result<Started, StoreError> {
         let started = sqlx::query_scalar!(
@@ -112,13 +112,13 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`] if the query fails.
-    pub async fn find_device(
+    pub async fn find_device_authorization(
         &self,
         user_code: &[u8; 32],
         now: OffsetDateTime,
-    ) -> Result<Option<WaitingDevice>, StoreError> {
+    ) -> Result<Option<PendingDeviceAuthorization>, StoreError> {
         Ok(sqlx::query_as!(
-            WaitingDevice,
+            PendingDeviceAuthorization,
             r#"SELECT id AS "id!", client_id AS "client_id!: ClientId", scope AS "scope!: Scope",
                       resources AS "resources!"
                FROM find_device_code($1, $2)"#,
@@ -133,7 +133,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`] if the query fails.
-    pub async fn poll_device(
+    pub async fn poll_device_authorization(
         &self,
         id: Uuid,
         client: ClientId,

@@ -13,7 +13,7 @@ use super::{Line, Store, StoreError, Tx};
 use crate::model::{
     id::{ClientId, GrantId, Id, UserId, WorkspaceId},
     oauth::{
-        grant::{GrantEnd, GrantRecord, GrantState, Holder, NewGrant},
+        grant::{GrantEndReason, GrantRecord, GrantState, Holder, NewGrant},
         pkce::CodeChallenge,
     },
     refresh_token::RefreshSeed,
@@ -84,7 +84,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`] if the query fails.
-    pub async fn find_grant(&self, id: GrantId) -> Result<Option<Parties>, StoreError> {
+    pub async fn find_grant_parties(&self, id: GrantId) -> Result<Option<Parties>, StoreError> {
         Ok(sqlx::query_as!(
             Parties,
             r#"SELECT id AS "id!: GrantId", client_id AS "client_id!: ClientId",
@@ -222,7 +222,7 @@ pub async fn lock(
 ///
 /// # Errors
 /// [`StoreError`] if the query fails.
-pub async fn note_tokens(
+pub async fn record_token_issuance(
     tx: &mut Tx,
     workspace: WorkspaceId,
     id: GrantId,
@@ -252,7 +252,7 @@ pub async fn end(
     workspace: WorkspaceId,
     id: GrantId,
     now: OffsetDateTime,
-    reason: GrantEnd,
+    reason: GrantEndReason,
 ) -> Result<bool, StoreError> {
     let result = sqlx::query!(
         "UPDATE oauth_grants SET ended_at = $3, end_reason = $4
@@ -277,7 +277,7 @@ pub async fn end_of_person(
     workspace: Option<WorkspaceId>,
     user: UserId,
     now: OffsetDateTime,
-    reason: GrantEnd,
+    reason: GrantEndReason,
 ) -> Result<Vec<(GrantId, ClientId, WorkspaceId)>, StoreError> {
     let rows = sqlx::query!(
         r#"UPDATE oauth_grants SET ended_at = $3, end_reason = $4
@@ -319,7 +319,7 @@ pub async fn end_excess(
         client.uuid(),
         keep,
         now,
-        GrantEnd::Superseded.as_str(),
+        GrantEndReason::Superseded.as_str(),
     )
     .fetch_all(tx.conn())
     .await?)

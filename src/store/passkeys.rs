@@ -14,7 +14,7 @@ use crate::model::{
 
 /// The data that a passkey's signature is verified with, read under a lock.
 #[derive(Debug)]
-pub struct KnownPasskey {
+pub struct StoredPasskey {
     /// The passkey's id.
     pub id: PasskeyId,
     /// The public key in COSE encoding.
@@ -61,7 +61,7 @@ pub async fn meet_challenge(tx: &mut Tx, challenge: Uuid) -> Result<bool, StoreE
 /// Inserts a new passkey. `tx` must belong to its user.
 ///
 /// # Errors
-/// [`Constraint::PasskeyKnown`](super::Constraint::PasskeyKnown) if the passkey is already
+/// [`Constraint::PasskeyRegistered`](super::Constraint::PasskeyRegistered) if the passkey is already
 /// registered, by any user.
 pub async fn insert(
     tx: &mut Tx,
@@ -96,9 +96,9 @@ pub async fn lock(
     tx: &mut Tx,
     user: UserId,
     credential_id: &[u8],
-) -> Result<Option<KnownPasskey>, StoreError> {
+) -> Result<Option<StoredPasskey>, StoreError> {
     Ok(sqlx::query_as!(
-        KnownPasskey,
+        StoredPasskey,
         r#"SELECT id AS "id: PasskeyId", public_key, sign_count, backup_eligible
            FROM passkeys WHERE user_id = $1 AND credential_id = $2 FOR UPDATE"#,
         user.uuid(),
@@ -112,7 +112,7 @@ pub async fn lock(
 ///
 /// # Errors
 /// [`StoreError`] if the query fails.
-pub async fn note_use(
+pub async fn record_use(
     tx: &mut Tx,
     user: UserId,
     id: PasskeyId,

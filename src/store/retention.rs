@@ -44,7 +44,7 @@ enum State {
 impl Partition {
     /// Returns true if the partition holds events, false if it holds seals.
     #[must_use]
-    pub fn holds_events(&self) -> bool {
+    pub fn has_events(&self) -> bool {
         self.parent == PARENTS[0]
     }
 

@@ -127,7 +127,7 @@ pub async fn start(
 ///
 /// # Errors
 /// [`StoreError`] if the query fails.
-pub async fn accept_step(
+pub async fn record_accepted_code(
     tx: &mut Tx,
     user: UserId,
     step: i64,
@@ -149,7 +149,7 @@ pub async fn accept_step(
 ///
 /// # Errors
 /// [`StoreError`] if the query fails.
-pub async fn count_wrong_first_code(tx: &mut Tx, user: UserId) -> Result<(), StoreError> {
+pub async fn record_wrong_enrollment_code(tx: &mut Tx, user: UserId) -> Result<(), StoreError> {
     sqlx::query!(
         "UPDATE totp_factors SET wrong_codes = wrong_codes + 1 WHERE user_id = $1",
         user.uuid(),
@@ -294,7 +294,7 @@ pub async fn wrong_codes(
 ///
 /// # Errors
 /// [`StoreError`] if the query fails.
-pub async fn count_wrong_code(tx: &mut Tx, user: UserId, id: Uuid) -> Result<(), StoreError> {
+pub async fn record_wrong_code(tx: &mut Tx, user: UserId, id: Uuid) -> Result<(), StoreError> {
     sqlx::query!(
         "UPDATE mfa_challenges SET wrong_codes = wrong_codes + 1 WHERE id = $1 AND user_id = $2",
         id,

@@ -15,7 +15,7 @@ use crate::model::{
     page::{Items, Page},
     refresh_token::RefreshSeed,
     scope::Role,
-    session::{EndReason, NewSession, RefreshState, Session, SessionRecord, Which},
+    session::{SessionEndReason, NewSession, RefreshState, Session, SessionRecord, Which},
 };
 
 impl Line {
@@ -155,7 +155,7 @@ pub async fn insert(tx: &mut Tx, session: &NewSession) -> Result<(), StoreError>
 ///
 /// # Errors
 /// [`StoreError`] if the query fails.
-pub async fn note_passkey(
+pub async fn record_passkey(
     tx: &mut Tx,
     user: UserId,
     id: SessionId,
@@ -205,7 +205,7 @@ pub async fn lock_refresh_state(
 ///
 /// # Errors
 /// [`StoreError`] if the query fails.
-pub async fn advance_refresh(
+pub async fn advance_refresh_token(
     tx: &mut Tx,
     user: UserId,
     id: SessionId,
@@ -260,7 +260,7 @@ pub async fn list(
         ip: row.ip.map(|net| net.addr()),
         user_agent: row.user_agent,
     });
-    Ok(Items::from_excess(sessions.collect(), page.limit))
+    Ok(Items::from_overfetch(sessions.collect(), page.limit))
 }
 
 /// Counts the active sessions of a user.
@@ -294,11 +294,11 @@ pub async fn end_of_person(
     user: UserId,
     selector: Which,
     now: OffsetDateTime,
-    reason: EndReason,
+    reason: SessionEndReason,
 ) -> Result<Vec<(SessionId, WorkspaceId)>, StoreError> {
     let (only, except, workspace) = match selector {
         Which::One(id) => (Some(id.uuid()), None, None),
-        Which::AllBut(id) => (None, Some(id.uuid()), None),
+        Which::AllExcept(id) => (None, Some(id.uuid()), None),
         Which::In(workspace) => (None, None, Some(workspace.uuid())),
         Which::All => (None, None, None),
     };

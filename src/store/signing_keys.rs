@@ -8,7 +8,7 @@ use time::OffsetDateTime;
 use super::{Store, StoreError};
 use crate::model::{
     id::{Id, SigningKeyId},
-    signing_key::{KeyPurpose, SigningKeyState, StoredSigningKey},
+    signing_key::{KeyPurpose, SigningKeyMetadata, StoredSigningKey},
 };
 
 impl Store {
@@ -96,9 +96,9 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`] if the query fails.
-    pub async fn all_signing_keys(&self) -> Result<Vec<SigningKeyState>, StoreError> {
+    pub async fn list_all_signing_keys(&self) -> Result<Vec<SigningKeyMetadata>, StoreError> {
         Ok(sqlx::query_as!(
-            SigningKeyState,
+            SigningKeyMetadata,
             r#"SELECT id AS "id: SigningKeyId", purpose AS "purpose: KeyPurpose", created_at,
                       retired_at
                FROM signing_keys ORDER BY created_at DESC, id DESC"#,

@@ -253,7 +253,7 @@ pub async fn spells(
 ///
 /// # Errors
 /// [`StoreError`] if the query fails.
-pub async fn hours_of(
+pub async fn list_hourly_counts(
     tx: &mut Tx,
     workspace: WorkspaceId,
     ids: &[ApiKeyId],
@@ -279,7 +279,7 @@ pub async fn hours_of(
 ///
 /// # Errors
 /// [`StoreError`] if the query fails.
-pub async fn minutes_of(
+pub async fn list_minute_counts(
     tx: &mut Tx,
     workspace: WorkspaceId,
     ids: &[ApiKeyId],
@@ -344,7 +344,7 @@ pub async fn addresses(
 ///
 /// # Errors
 /// [`StoreError`] if the query fails.
-pub async fn unused_keys(
+pub async fn list_unused_keys(
     tx: &mut Tx,
     workspace: WorkspaceId,
     since: OffsetDateTime,
@@ -371,7 +371,7 @@ pub async fn unused_keys(
 ///
 /// # Errors
 /// [`StoreError`] if the query fails.
-pub async fn over_scoped_keys(
+pub async fn list_over_scoped_keys(
     tx: &mut Tx,
     workspace: WorkspaceId,
     since: OffsetDateTime,

@@ -67,7 +67,7 @@ pub async fn list(
     )
     .fetch_all(tx.conn())
     .await?;
-    Ok(Items::from_excess(items, page.limit))
+    Ok(Items::from_overfetch(items, page.limit))
 }
 
 /// Counts the wallet transactions of a workspace.

@@ -9,7 +9,7 @@ use crate::model::{
     id::{Id, UserId, WorkspaceId},
     page::{Items, Page},
     scope::Role,
-    workspace::{OwnWorkspace, Workspace, WorkspaceChange},
+    workspace::{WorkspaceWithRole, Workspace, WorkspaceChange},
 };
 
 /// Inserts a new workspace. `tx` must belong to that workspace.
@@ -141,7 +141,7 @@ pub async fn of_person(
     tx: &mut Tx,
     user: UserId,
     page: Page,
-) -> Result<Items<OwnWorkspace>, StoreError> {
+) -> Result<Items<WorkspaceWithRole>, StoreError> {
     let rows = sqlx::query!(
         r#"SELECT w.id AS "id: WorkspaceId", w.name, w.rate_limit_per_minute,
                   w.require_second_factor, w.created_at,
@@ -156,7 +156,7 @@ pub async fn of_person(
     )
     .fetch_all(tx.conn())
     .await?;
-    let workspaces = rows.into_iter().map(|row| OwnWorkspace {
+    let workspaces = rows.into_iter().map(|row| WorkspaceWithRole {
         workspace: Workspace {
             id: row.id,
             name: row.name,
@@ -168,14 +168,14 @@ pub async fn of_person(
         },
         role: row.role,
     });
-    Ok(Items::from_excess(workspaces.collect(), page.limit))
+    Ok(Items::from_overfetch(workspaces.collect(), page.limit))
 }
 
 /// Counts the workspaces of a user. `tx` must belong to that user.
 ///
 /// # Errors
 /// [`StoreError`] if the query fails.
-pub async fn count_of_person(tx: &mut Tx, user: UserId) -> Result<i64, StoreError> {
+pub async fn count_by_user(tx: &mut Tx, user: UserId) -> Result<i64, StoreError> {
     Ok(sqlx::query_scalar!(
         r#"SELECT count(*) AS "count!" FROM memberships WHERE user_id = $1"#,
         user.uuid(),

@@ -22,7 +22,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`] if the query fails.
-    pub async fn find_attempt(
+    pub async fn find_account_and_pause(
         &self,
         email: &Email,
         ip: IpAddr,

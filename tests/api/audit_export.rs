@@ -23,7 +23,7 @@ fn parse_lines(answer: &Answer) -> Vec<Value> {
 async fn workspace_with_long_log(app: &TestApp) -> Person {
     let dana = app.register("acme").await;
     let key = app.mint(&dana, "=cmd|' /C calc'!A0", "write").await;
-    app.lift_limits().await;
+    app.raise_rate_limits().await;
     let calls = (0..1100).map(|number| {
         let path = if number % 11 == 0 { "/v1/wallet/balance" } else { "/v1/agents" };
         let call = app.get(path).bearer(&key.secret);

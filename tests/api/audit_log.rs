@@ -18,7 +18,7 @@ async fn request_is_logged_with_key_name() {
     let call = app.get("/v1/agents?limit=3").bearer(&key.secret).header("user-agent", "curl/8.5.0");
     let request_id = call.send().await.header("x-request-id").to_owned();
     let query = format!("key_id={}", key.id);
-    let event = &app.events_of(&dana.access_token, &query, 1).await[0];
+    let event = &app.wait_for_event_count(&dana.access_token, &query, 1).await[0];
     assert_eq!(event["request"]["id"], request_id);
     assert!(event["request"]["latency_us"].as_i64().is_some());
     let generated = ["/id", "/at", "/actor/id", "/request/id", "/request/latency_us"];
@@ -51,7 +51,7 @@ async fn change_is_logged_as_change_and_as_request() {
     assert_eq!(event["actor"]["name"], "Dana Meyer");
     assert_eq!(event["request"]["status"], 201);
     let query = format!("request_id={request_id}");
-    app.events_of(&dana.access_token, &query, 2).await;
+    app.wait_for_event_count(&dana.access_token, &query, 2).await;
 }
 
 #[tokio::test]
@@ -64,9 +64,9 @@ async fn rejected_requests_are_logged() {
     post().await.refused(403, "insufficient_scope");
     app.get("/v1/agents/agent_x").bearer(&key.secret).send().await.refused(404, "not_found");
     post().await.refused(429, "rate_limited");
-    app.lift_limits().await;
+    app.raise_rate_limits().await;
     let query = format!("key_id={}", key.id);
-    let events = app.events_of(&reader.secret, &query, 3).await;
+    let events = app.wait_for_event_count(&reader.secret, &query, 3).await;
     let statuses: Vec<_> =
         events.iter().map(|event| event["request"]["status"].as_i64().unwrap()).collect();
     assert_eq!(statuses, [429, 404, 403]);
@@ -154,7 +154,7 @@ async fn pages_stay_consistent_while_events_are_written() {
         app.get("/v1/agents").bearer(&key.secret).send().await.expect(200);
     }
     let query = format!("key_id={}", key.id);
-    app.events_of(&dana.access_token, &query, 25).await;
+    app.wait_for_event_count(&dana.access_token, &query, 25).await;
     let (mut listed, mut cursor) = (Vec::new(), String::new());
     loop {
         let path = format!("/v1/audit-log?limit=10&{query}{cursor}");

@@ -39,7 +39,7 @@ async fn stream_delivers_events_as_listed() {
         let (_, event) = stream.event().await;
         assert_eq!(event["actor"]["id"], busy.id.as_str());
         let query = format!("request_id={}", event["request"]["id"].as_str().unwrap());
-        let listed = app.events_of(&dana.access_token, &query, 1).await;
+        let listed = app.wait_for_event_count(&dana.access_token, &query, 1).await;
         assert_eq!(listed[0], event);
         assert_ne!(first[0], event);
     }
@@ -55,9 +55,9 @@ async fn stream_delivers_events_as_listed() {
 async fn resumed_stream_has_no_gaps_or_duplicates() {
     let app = TestApp::start().await;
     let (dana, busy, watcher) = create_actors(&app).await;
-    app.lift_limits().await;
+    app.raise_rate_limits().await;
     let other = app.another_node().await;
-    app.database.every_node_knows().await;
+    app.database.wait_for_invalidation().await;
     let total = 400;
     let path = stream_of(&busy);
     let mut stream = app.get(&path).bearer(&watcher.secret).follow().await;
@@ -126,7 +126,7 @@ async fn stream_ends_with_its_credential() {
         }
     }
     // A session that is signed out, and a member that is removed.
-    let session = app.with_fresh_session(&dana).await;
+    let session = app.sign_in_again(&dana).await;
     let stream = follow(&session.access_token).await;
     app.post("/v1/auth/logout").bearer(&session.access_token).send().await.expect(204);
     expect_end(stream, "the session ended").await;

@@ -150,7 +150,7 @@ async fn wrong_password_and_unknown_email_look_alike() {
         assert_eq!(answer.body["detail"], wrong.body["detail"]);
     }
     // The wrong password and the overlong one; the other two attempts name no user.
-    let events = app.events_of(&dana.access_token, "action=login.failed", 2).await;
+    let events = app.wait_for_event_count(&dana.access_token, "action=login.failed", 2).await;
     assert_eq!(events[0]["target"]["id"], dana.user_id);
     assert_eq!(events[0]["actor"]["type"], "anonymous");
     assert_eq!(events[0]["request"]["status"], 401);
@@ -171,7 +171,7 @@ async fn sign_in_selects_requested_or_last_used_workspace() {
     });
     app.post("/v1/auth/login").json(body).send().await.refused(403, "forbidden");
     // A correct password without a membership is logged as a failed sign-in, too.
-    let events = app.events_of(&acme.access_token, "action=login.failed", 1).await;
+    let events = app.wait_for_event_count(&acme.access_token, "action=login.failed", 1).await;
     assert_eq!(events[0]["metadata"]["reason"], "not_a_member");
     assert_eq!(events[0]["request"]["status"], 403);
 }
@@ -429,7 +429,7 @@ async fn update_membership(app: &TestApp, person: &Person, sql: &'static str) {
     let id = call2me_auth::model::id::parse("user", &person.user_id).unwrap();
     let mut connection = app.database.connect().await;
     sqlx::query(sql).bind(id).execute(&mut connection).await.unwrap();
-    app.database.every_node_knows().await;
+    app.database.wait_for_invalidation().await;
 }
 
 #[tokio::test]

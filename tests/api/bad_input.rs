@@ -257,7 +257,7 @@ async fn disconnect_leaves_no_partial_write() {
         dana.access_token
     );
     stream.write_all(head.as_bytes()).await.unwrap();
-    app.database.somebody_waits_for_a_lock().await;
+    app.database.wait_for_blocked_statement().await;
     drop(stream);
     app.events(&dana.access_token, "method=POST&status=499", |_| true).await;
     tx.rollback().await.unwrap();

@@ -57,12 +57,12 @@ async fn manual_database_change_invalidates_caches() {
     let (one, other, dana, key) = two_nodes().await;
     let mut sql = one.database.connect().await;
     sql.execute("UPDATE workspaces SET rate_limit_per_minute = 7").await.unwrap();
-    one.database.every_node_knows().await;
+    one.database.wait_for_invalidation().await;
     let answer = other.get("/v1/agents").bearer(&key.secret).send().await;
     assert_eq!(answer.number("x-ratelimit-limit"), 7);
     sql.execute("UPDATE api_keys SET revoked_at = now()").await.unwrap();
     sql.execute("DELETE FROM memberships").await.unwrap();
-    one.database.every_node_knows().await;
+    one.database.wait_for_invalidation().await;
     for credential in [&key.secret, &dana.access_token] {
         other.get("/v1/agents").bearer(credential).send().await.refused(401, "unauthorized");
     }
@@ -75,11 +75,11 @@ async fn restored_member_is_accepted_again() {
     let mut sql = one.database.connect().await;
     sql.execute("CREATE TABLE gone AS SELECT * FROM memberships").await.unwrap();
     sql.execute("DELETE FROM memberships").await.unwrap();
-    one.database.every_node_knows().await;
+    one.database.wait_for_invalidation().await;
     let request = || other.get("/v1/agents").bearer(&dana.access_token).send();
     request().await.refused(401, "unauthorized");
     sql.execute("INSERT INTO memberships SELECT * FROM gone").await.unwrap();
-    one.database.every_node_knows().await;
+    one.database.wait_for_invalidation().await;
     request().await.expect(200);
 }
 
@@ -149,7 +149,7 @@ async fn missed_invalidations_clear_the_whole_cache() {
     tx.execute("SET CONSTRAINTS ALL IMMEDIATE").await.unwrap();
     tx.execute("DELETE FROM invalidations").await.unwrap();
     tx.commit().await.unwrap();
-    one.database.every_node_knows().await;
+    one.database.wait_for_invalidation().await;
     other.get("/v1/agents").bearer(&key.secret).send().await.refused(401, "unauthorized");
 }
 
@@ -163,7 +163,7 @@ async fn strict_durability_responds_after_commit() {
     let mut tx = sql.begin().await.unwrap();
     tx.execute("LOCK TABLE audit_events IN SHARE MODE").await.unwrap();
     let mut waiting = tokio::spawn(strict.get("/v1/auth/verify/s").bearer(&key.secret).send());
-    strict.database.somebody_waits_for_a_lock().await;
+    strict.database.wait_for_blocked_statement().await;
     let early = tokio::time::timeout(Duration::from_millis(500), &mut waiting).await;
     assert!(early.is_err(), "the response came before the commit: {early:?}");
     // With batched durability, the response does not wait for the log.

@@ -4,7 +4,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use call2me_auth::{
-    auth::check_scope::Requirement,
+    auth::check_scope::AccessRequirement,
     http::{extract::Rule, routes},
     model::scope::Scope,
 };
@@ -133,7 +133,7 @@ impl Tenant {
             "/v1/oauth/grants" if path.contains("{id}") => {
                 let client = app.oauth_client(json!({})).await;
                 let mut browser = Browser::of(app, &self.owner.email).await;
-                app.tokens_by(&mut browser, &client, &[]).await;
+                app.obtain_tokens(&mut browser, &client, &[]).await;
                 let pair = app.post("/v1/auth/login");
                 let login = json!({ "email": self.owner.email, "password": PASSWORD });
                 let pair = pair.json(login).send().await.expect(200);
@@ -186,7 +186,7 @@ async fn every_route_enforces_its_access_rule() {
         );
 
         match requirement {
-            Requirement::Scope(required) | Requirement::FirstParty(required) => {
+            AccessRequirement::Scope(required) | AccessRequirement::FirstParty(required) => {
                 for scope in Scope::ALL.into_iter().filter(|scope| *scope < required) {
                     let answer = call(Some(acme.key(scope))).send().await;
                     answer.refused(403, "insufficient_scope");
@@ -199,7 +199,7 @@ async fn every_route_enforces_its_access_rule() {
                     assert!(answer.header("www-authenticate").contains(&scope), "{route_name}");
                 }
             }
-            Requirement::OwnSession => {
+            AccessRequirement::UserSession => {
                 let answer = call(Some(acme.key(Scope::Admin))).send().await;
                 answer.refused(403, "forbidden");
             }
@@ -236,10 +236,10 @@ async fn every_route_enforces_its_access_rule() {
         }
 
         let authorized = match requirement {
-            Requirement::Scope(required) | Requirement::FirstParty(required) => {
+            AccessRequirement::Scope(required) | AccessRequirement::FirstParty(required) => {
                 call(Some(acme.key(required))).send().await
             }
-            Requirement::OwnSession => {
+            AccessRequirement::UserSession => {
                 let login = json!({ "email": acme.owner.email, "password": PASSWORD });
                 let pair = app.post("/v1/auth/login").json(login).send().await.expect(200);
                 call(Some(pair["access_token"].as_str().unwrap())).send().await

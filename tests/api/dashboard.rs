@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use crate::fixture::{Browser, PASSWORD, Page, SmtpSink, TestApp, eventually, token_in};
+use crate::fixture::{Browser, PASSWORD, Page, SmtpSink, TestApp, eventually, link_token};
 
 /// Reads the secret and the id of a key from the page that shows it once.
 fn read_created_key(page: &Page) -> (String, String) {
@@ -259,7 +259,7 @@ async fn page_shows_nothing_of_other_workspaces() {
     let app = TestApp::start().await;
     let (dana, mallory) = (app.register("acme").await, app.register("mallory").await);
     let key = app.mint(&dana, "prod", "write").await;
-    let event = app.events_of(&dana.access_token, "action=api_key.created", 1).await;
+    let event = app.wait_for_event_count(&dana.access_token, "action=api_key.created", 1).await;
     let event = event[0]["id"].as_str().unwrap().to_owned();
     let mut browser = Browser::of(&app, &mallory.email).await;
     let page = browser.get("/settings").await;
@@ -387,7 +387,7 @@ async fn log_page_is_filtered_by_url_and_exported() {
         .send()
         .await
         .refused(403, "insufficient_scope");
-    app.events_of(&dana.access_token, &format!("key_id={id}"), 2).await;
+    app.wait_for_event_count(&dana.access_token, &format!("key_id={id}"), 2).await;
     let rows = |page: &Page| page.text.matches("<a href=\"/audit-log/event_").count();
     let page = browser.get(&format!("/audit-log?key_id={id}&status=403&action=&ip=&since=")).await;
     assert_eq!((page.status, rows(&page)), (200, 1), "{page:#?}");
@@ -470,7 +470,7 @@ async fn members_are_invited_promoted_and_removed() {
     assert_eq!(done.leads_to(), Some("/members?done=withdrawn"));
     let path = format!(
         "/accept-invitation?token={}",
-        token_in(&sink.mail("sam@new.example", "Invitation").await)
+        link_token(&sink.mail("sam@new.example", "Invitation").await)
     );
     let mut sam = Browser::new(&app);
     let page = sam.get(&path).await;
@@ -561,7 +561,7 @@ async fn workspace_branding_is_applied_and_validated() {
     }
     // A form of another site is rejected, and so is one that is not multipart.
     let page = browser.get("/settings").await;
-    assert_eq!(browser.submit_as(&page, "/settings/brand", &form, "cross-site").await.status, 403);
+    assert_eq!(browser.submit_from_site(&page, "/settings/brand", &form, "cross-site").await.status, 403);
     assert_eq!(browser.submit(&page, "/settings/brand", &form).await.status, 415);
     let form = [("brand_name", ""), ("primary_color", ""), ("remove_logo", "true")];
     browser.upload(&page, "/settings/brand", &form, None).await;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde_json::json;
 
 use crate::fixture::{
-    Browser, Chromium, PASSWORD, Person, SmtpSink, TestApp, eventually, oauth::OAuth, token_in,
+    Browser, Chromium, PASSWORD, Person, SmtpSink, TestApp, eventually, oauth::OAuth, link_token,
 };
 
 /// Viewport widths of a desktop and of a small phone, in CSS pixels.
@@ -176,7 +176,7 @@ async fn create_busy_workspace(app: &TestApp) -> (Person, Person, String, String
     let body = json!({ "email": "somebody@new.example", "role": "viewer" });
     app.by(&dana.access_token, "POST", "/v1/invitations").json(body).send().await.expect(201);
     let viewer = app.join(&dana, "viewer").await;
-    let events = app.events_of(&dana.access_token, &format!("key_id={}", key.id), 3).await;
+    let events = app.wait_for_event_count(&dana.access_token, &format!("key_id={}", key.id), 3).await;
     let details = format!("/api-keys/{}", key.id);
     let event = format!("/audit-log/{}", events[0]["id"].as_str().unwrap());
     (dana, viewer, details, event)
@@ -214,9 +214,9 @@ async fn check_page(browser: &Chromium, app: &TestApp, view: PageView<'_>) -> f6
         assert!(barriers.is_empty(), "{path} {width} {scheme}: {barriers:#?}");
     }
     browser.looks(WIDE, false).await;
-    browser.runs_scripts(false).await;
+    browser.set_javascript_enabled(false).await;
     browser.open(&format!("{}{path}", app.url)).await;
-    browser.runs_scripts(true).await;
+    browser.set_javascript_enabled(true).await;
     browser.shows(pathname, expected_text).await;
     slowest
 }
@@ -258,7 +258,7 @@ async fn every_page_before_sign_in_is_accessible() {
         .expect(200);
     let body = json!({ "email": "sam@new.example", "role": "viewer" });
     app.by(&dana.access_token, "POST", "/v1/invitations").json(body).send().await.expect(201);
-    let invitation = token_in(&sink.mail("sam@new.example", "Invitation").await);
+    let invitation = link_token(&sink.mail("sam@new.example", "Invitation").await);
     let invitation = format!("/accept-invitation?token={invitation}");
     let branded = format!("/sign-in?workspace={}", dana.workspace_id);
     let client = app.oauth_client(json!({})).await;

@@ -8,10 +8,10 @@ use sqlx::Connection as _;
 
 use crate::{
     fixture::{
-        Answer, Browser, LOCALHOST, PASSWORD, Person, SmtpSink, TestApp, device::Device, token_in,
+        Answer, Browser, LOCALHOST, PASSWORD, Person, SmtpSink, TestApp, device::Device, link_token,
     },
-    mfa::{code, confirm, enrol, login, now, with_factor},
-    passkeys::{self, add, device_of, new_options, new_passkey, options, sign_in},
+    mfa::{code, confirm, enrol, login, now, enable_totp},
+    passkeys::{self, add, register_authenticator, fetch_registration_options, new_passkey, options, sign_in},
 };
 
 #[tokio::test]
@@ -33,7 +33,7 @@ async fn workspace_can_require_second_factor() {
     let admin_key = app.mint(&dana, "admin", "admin").await.secret;
     patch_workspace(&admin_key, enable.clone()).await.refused(403, "forbidden");
     patch_workspace(&dana.access_token, enable.clone()).await.refused(403, "forbidden");
-    with_factor(&app, &dana).await;
+    enable_totp(&app, &dana).await;
     app.clock.advance(Duration::from_mins(20));
     patch_workspace(&dana.access_token, enable.clone()).await.refused(403, "forbidden");
     assert_eq!(agents(&node, &member.access_token).await, 200);
@@ -66,7 +66,7 @@ async fn workspace_can_require_second_factor() {
     let access_token = fresh_access_token(&app, &member).await;
     let enrolling = Person { access_token, ..member.clone() };
     assert_eq!(agents(&node, &enrolling.access_token).await, 403);
-    with_factor(&app, &enrolling).await;
+    enable_totp(&app, &enrolling).await;
     // Earlier sessions without the factor have ended, because an attacker may hold them.
     app.by(&member.access_token, "GET", "/v1/auth/me").send().await.refused(401, "unauthorized");
     let member = enrolling;
@@ -88,7 +88,7 @@ async fn workspace_can_require_second_factor() {
     for app in [&app, &node] {
         assert_eq!(agents(app, &member.access_token).await, 200);
     }
-    let events = app.events_of(&admin_key, "action=workspace.updated", 2).await;
+    let events = app.wait_for_event_count(&admin_key, "action=workspace.updated", 2).await;
     assert_eq!(events[0]["metadata"]["require_second_factor"], false);
     assert_eq!(events[1]["metadata"]["require_second_factor"], true);
 }
@@ -101,8 +101,8 @@ async fn session_that_ends_meanwhile_changes_no_factor() {
     let code = code(enrolment["secret"].as_str().unwrap(), now(&app));
     let passkey = json!({ "name": "phone", "credential": new_passkey(&app, &lee).await });
     let [kim, sam] = [app.register("kim").await, app.register("sam").await];
-    with_factor(&app, &kim).await;
-    with_factor(&app, &sam).await;
+    enable_totp(&app, &kim).await;
+    enable_totp(&app, &sam).await;
     let password = json!({ "password": PASSWORD });
     for (person, method, path, body) in [
         (&dana, "POST", "/v1/auth/mfa/totp/confirm", json!({ "code": code })),
@@ -114,7 +114,7 @@ async fn session_that_ends_meanwhile_changes_no_factor() {
         let mut tx = connection.begin().await.unwrap();
         sqlx::query("SELECT FROM users FOR NO KEY UPDATE").execute(&mut *tx).await.unwrap();
         let end = async {
-            app.database.somebody_waits_for_a_lock().await;
+            app.database.wait_for_blocked_statement().await;
             let sql = "UPDATE sessions SET ended_at = now() FROM users u
                        WHERE u.id = user_id AND u.email = $1";
             sqlx::query(sql).bind(&person.email).execute(&mut *tx).await.unwrap();
@@ -170,7 +170,7 @@ async fn password_alone_does_not_bypass_passkey() {
     let dana = app.register("acme").await;
     let mut lee = app.join(&dana, "member").await;
     app.set_verified(&lee, true).await;
-    with_factor(&app, &dana).await;
+    enable_totp(&app, &dana).await;
     let body = json!({ "require_second_factor": true });
     app.by(&dana.access_token, "PATCH", "/v1/workspace").json(body).send().await.expect(200);
     let agents = async |app: &TestApp, person: &Person| {
@@ -181,7 +181,7 @@ async fn password_alone_does_not_bypass_passkey() {
     let enrolment = enrol(&app, &stolen, json!({})).await.expect(200);
     let attacker_passkey = new_passkey(&app, &stolen).await;
     assert_eq!(agents(&app, &lee).await, 403);
-    let device = Device { count: 1, ..device_of(&app, &lee).await };
+    let device = Device { count: 1, ..register_authenticator(&app, &lee).await };
     for app in [&app, &node] {
         assert_eq!(agents(app, &lee).await, 200, "adding a passkey counts as presenting it");
         assert_eq!(agents(app, &stolen).await, 403);
@@ -205,7 +205,7 @@ async fn password_alone_does_not_bypass_passkey() {
     let by_passkey =
         lee.with(&sign_in(&app, &device.signed(&options(&app).await)).await.expect(200));
     assert_eq!(agents(&node, &by_passkey).await, 200);
-    new_options(&app, &by_passkey).await;
+    fetch_registration_options(&app, &by_passkey).await;
     // Removing the passkey ends the other sessions at once on every node.
     let path = format!("/v1/auth/passkeys/{passkey}");
     app.by(&by_passkey.access_token, "DELETE", &path).json(json!({})).send().await.expect(204);
@@ -219,7 +219,7 @@ async fn password_alone_does_not_bypass_passkey() {
     }
     // The user has no factor left to present, and may enroll one after a new sign-in.
     lee = lee.with(&login(&app, &lee, PASSWORD).await.expect(200));
-    with_factor(&app, &lee).await;
+    enable_totp(&app, &lee).await;
     assert_eq!(agents(&node, &lee).await, 200);
     let owner = app.mint(&dana, "log", "admin").await.secret;
     let is_passkey_removal = |event: &Value| event["metadata"]["reason"] == "passkey_removed";
@@ -230,7 +230,7 @@ async fn password_alone_does_not_bypass_passkey() {
 async fn mfa_challenge_is_bound_to_its_authenticator() {
     let app = passkeys::app().await;
     let dana = app.register_verified("acme").await;
-    with_factor(&app, &dana).await;
+    enable_totp(&app, &dana).await;
     // An attacker with the password keeps a challenge while the authenticator is replaced.
     let challenge = login(&app, &dana, PASSWORD).await;
     challenge.refused(401, "mfa_required");
@@ -239,7 +239,7 @@ async fn mfa_challenge_is_bound_to_its_authenticator() {
     disable_totp.json(json!({ "password": PASSWORD })).send().await.expect(204);
     let stolen = dana.with(&login(&app, &dana, PASSWORD).await.expect(200));
     let enrolment = enrol(&app, &stolen, json!({})).await.expect(200);
-    device_of(&app, &dana).await;
+    register_authenticator(&app, &dana).await;
     let code = code(enrolment["secret"].as_str().unwrap(), now(&app));
     let body = json!({ "mfa_token": token, "code": code });
     let answer = app.post("/v1/auth/mfa/verify").json(body.clone()).send().await;
@@ -253,11 +253,11 @@ async fn mfa_challenge_is_bound_to_its_authenticator() {
     answer.refused(401, "invalid_credentials");
     // A confirmed authenticator does not complete the challenge of a removed one either.
     let lee = app.register("lee").await;
-    with_factor(&app, &lee).await;
+    enable_totp(&app, &lee).await;
     let challenge = login(&app, &lee, PASSWORD).await.body["mfa_token"].clone();
     let disable_totp = app.by(&lee.access_token, "DELETE", "/v1/auth/mfa/totp");
     disable_totp.json(json!({ "password": PASSWORD })).send().await.expect(204);
-    let (_, codes) = with_factor(&app, &lee).await;
+    let (_, codes) = enable_totp(&app, &lee).await;
     let body = json!({ "mfa_token": challenge, "code": codes[0] });
     let answer = app.post("/v1/auth/mfa/verify").json(body).send().await;
     answer.refused(401, "invalid_credentials");
@@ -270,11 +270,11 @@ async fn mfa_challenge_is_bound_to_its_authenticator() {
 async fn removed_passkey_ends_sessions_of_lost_device() {
     let app = passkeys::app().await;
     let dana = app.register_verified("acme").await;
-    let lost = Device { count: 1, ..device_of(&app, &dana).await };
+    let lost = Device { count: 1, ..register_authenticator(&app, &dana).await };
     let passkey = first_passkey_id(&app, &dana).await;
     let finder = dana.with(&sign_in(&app, &lost.signed(&options(&app).await)).await.expect(200));
     // The finder of the device adds another passkey before the owner notices.
-    device_of(&app, &finder).await;
+    register_authenticator(&app, &finder).await;
     let path = format!("/v1/auth/passkeys/{passkey}");
     app.by(&dana.access_token, "DELETE", &path).json(json!({})).send().await.expect(204);
     let me = app.by(&finder.access_token, "GET", "/v1/auth/me").send().await;
@@ -285,8 +285,8 @@ async fn removed_passkey_ends_sessions_of_lost_device() {
 async fn totp_is_not_disabled_by_session_that_cannot_enroll_it() {
     let app = passkeys::app().await;
     let dana = app.register_verified("acme").await;
-    device_of(&app, &dana).await;
-    let (secret, _) = with_factor(&app, &dana).await;
+    register_authenticator(&app, &dana).await;
+    let (secret, _) = enable_totp(&app, &dana).await;
     let challenge = login(&app, &dana, PASSWORD).await.body["mfa_token"].clone();
     let body = json!({ "mfa_token": challenge, "code": code(&secret, now(&app) + 30) });
     let pair = app.post("/v1/auth/mfa/verify").json(body).send().await.expect(200);
@@ -322,10 +322,10 @@ async fn password_reset_mail_lists_remaining_passkeys() {
     let settings = [("server.public_url", LOCALHOST), ("mail.url", &*sink.url())];
     let app = TestApp::start_with(&settings).await;
     let dana = app.register_verified("acme").await;
-    let device = Device { count: 1, ..device_of(&app, &dana).await };
+    let device = Device { count: 1, ..register_authenticator(&app, &dana).await };
     let body = json!({ "email": dana.email });
     app.post("/v1/auth/password/forgot").json(body).send().await.expect(202);
-    let token = token_in(&sink.mail(&dana.email, "Reset").await);
+    let token = link_token(&sink.mail(&dana.email, "Reset").await);
     let body = json!({ "token": token, "new_password": "another horse, another battery" });
     app.post("/v1/auth/password/reset").json(body).send().await.expect(204);
     let mail = sink.mail(&dana.email, "Your password was changed").await;
@@ -344,7 +344,7 @@ async fn password_reset_mail_lists_remaining_passkeys() {
     me.refused(401, "unauthorized");
     let pair = login(&app, &dana, "another horse, another battery").await.expect(200);
     let key = app.mint(&dana.with(&pair), "log", "admin").await.secret;
-    app.events_of(&key, "action=member.passkey_removed", 1).await;
+    app.wait_for_event_count(&key, "action=member.passkey_removed", 1).await;
     sink.mail(&dana.email, "Your authenticator and passkeys were taken away").await;
     // An unconfirmed authenticator does not count as a factor.
     enrol(&app, &dana.with(&pair), json!({})).await.expect(200);

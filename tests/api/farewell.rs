@@ -27,7 +27,7 @@ async fn member_leaves_but_last_owner_cannot() {
         answer.refused(401, "unauthorized");
     }
     leave(&app, &owner.access_token, &dana.workspace_id).await.refused(403, "forbidden");
-    app.events_of(&owner.access_token, "action=member.removed", 2).await;
+    app.wait_for_event_count(&owner.access_token, "action=member.removed", 2).await;
 }
 
 #[tokio::test]
@@ -72,7 +72,7 @@ async fn account_deletion_keeps_shared_workspaces_working() {
         node.get("/v1/agents").bearer(&shared_key.secret).send().await.expect(200);
     }
     app.post("/v1/auth/login").json(body).send().await.refused(401, "invalid_credentials");
-    let removed = app.events_of(&sam.access_token, "action=member.removed", 1).await;
+    let removed = app.wait_for_event_count(&sam.access_token, "action=member.removed", 1).await;
     assert_eq!(removed[0]["metadata"]["api_keys"][0]["id"], shared_key.id);
     // The email address can be registered again.
     app.register("acme").await;

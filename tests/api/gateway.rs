@@ -105,7 +105,7 @@ async fn nginx_forwards_only_authorized_requests() {
         .expect(204);
     assert_eq!(send("POST", &writer.secret, &[]).await.status, 401);
     let query = format!("key_id={}&action=request", reader.id);
-    let events = app.events_of(&dana.access_token, &query, 3).await;
+    let events = app.wait_for_event_count(&dana.access_token, &query, 3).await;
     let seen: Vec<_> = events
         .iter()
         .map(|event| {

@@ -40,16 +40,16 @@ async fn retried_key_creation_returns_same_secret() {
     let list = app.get("/v1/api-keys").bearer(&dana.access_token).send().await.expect(200);
     assert_eq!(list["total"], 2);
     // The idempotency key applies in all sessions of the same user.
-    let again = app.with_fresh_session(&dana).await;
+    let again = app.sign_in_again(&dana).await;
     let call =
         with_idempotency_key(app.post("/v1/api-keys").bearer(&again.access_token), "7f1c", &body);
     assert_replayed(&first, &call.send().await);
     // The log has one creation event for each key, and none for the retries.
-    let events = app.events_of(&dana.access_token, "action=api_key.created", 2).await;
+    let events = app.wait_for_event_count(&dana.access_token, "action=api_key.created", 2).await;
     assert_eq!(events[1]["target"]["id"], first.body["id"]);
     // The idempotency key expires after a day.
     app.clock.advance(Duration::from_hours(24));
-    let again = app.with_fresh_session(&dana).await;
+    let again = app.sign_in_again(&dana).await;
     let call =
         with_idempotency_key(app.post("/v1/api-keys").bearer(&again.access_token), "7f1c", &body);
     assert_ne!(call.send().await.expect(201)["id"], first.body["id"]);

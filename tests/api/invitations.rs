@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::fixture::{Answer, PASSWORD, Person, SmtpSink, TestApp, token_in};
+use crate::fixture::{Answer, PASSWORD, Person, SmtpSink, TestApp, link_token};
 
 async fn app_with_mail() -> (TestApp, SmtpSink, Person) {
     let sink = SmtpSink::start();
@@ -28,7 +28,7 @@ async fn accept(app: &TestApp, bearer: Option<&str>, body: Value) -> Answer {
 }
 
 async fn invitation_token(sink: &SmtpSink, email: &str) -> String {
-    token_in(&sink.mail(email, "Invitation").await)
+    link_token(&sink.mail(email, "Invitation").await)
 }
 
 #[tokio::test]
@@ -45,7 +45,7 @@ async fn new_user_joins_by_mailed_link() {
 
     let mail = sink.mail("Sam@new.example", "Invitation").await;
     assert!(mail["text"].as_str().unwrap().contains("the workspace acme"), "{mail:#}");
-    let token = token_in(&mail);
+    let token = link_token(&mail);
     let without_password = accept(&app, None, json!({ "token": token })).await;
     without_password.refused(422, "validation_failed").blames("password");
     let weak = json!({ "token": token, "password": "password1234" });
@@ -64,8 +64,8 @@ async fn new_user_joins_by_mailed_link() {
     accept(&app, None, body).await.refused(422, "validation_failed").blames("token");
     let pending = app.by(&dana.access_token, "GET", "/v1/invitations").send().await.expect(200);
     assert_eq!(pending["total"], 0);
-    app.events_of(&dana.access_token, "action=member.invited", 1).await;
-    let joined = app.events_of(&dana.access_token, "action=member.joined", 1).await;
+    app.wait_for_event_count(&dana.access_token, "action=member.invited", 1).await;
+    let joined = app.wait_for_event_count(&dana.access_token, "action=member.joined", 1).await;
     assert_eq!(joined[0]["metadata"]["invitation_id"], created["id"]);
     let again = invite(&app, &dana.access_token, "sam@new.example", "admin").await;
     again.refused(409, "conflict");

@@ -192,7 +192,7 @@ async fn database_dump_contains_no_secret() {
     secrets.push(("the TOTP secret", enrollment["secret"].as_str().unwrap().to_owned()));
     let client = app.oauth_client(json!({ "client_name": "App" })).await;
     let mut browser = Browser::of(&app, &dana.email).await;
-    let tokens = app.tokens_by(&mut browser, &client, &[]).await;
+    let tokens = app.obtain_tokens(&mut browser, &client, &[]).await;
     for (name, field) in [
         ("an access token of a client", "access_token"),
         ("a refresh token of a client", "refresh_token"),

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::fixture::{PASSWORD, SmtpSink, TestApp, eventually, token_in};
+use crate::fixture::{PASSWORD, SmtpSink, TestApp, eventually, link_token};
 
 async fn register(app: &TestApp, email: &str) {
     let body = json!({ "email": email, "password": PASSWORD });
@@ -38,7 +38,7 @@ async fn email_is_multipart_ascii_and_sent_once() {
     let text = mail["text"].as_str().unwrap();
     assert!(text.is_ascii() && text.lines().all(|line| line.len() <= 200), "{text}");
     wait_for_empty_outbox(&app).await;
-    assert_eq!(sink.mails_to("dana@acme.example").len(), 1);
+    assert_eq!(sink.emails_to("dana@acme.example").len(), 1);
 }
 
 #[tokio::test]
@@ -56,12 +56,12 @@ async fn deferred_email_is_retried_and_rejected_email_is_not() {
     make_retries_due(&app).await;
     eventually("the email arrives after two deferrals", async || {
         make_retries_due(&app).await;
-        (!sink.mails_to("deferred@acme.example").is_empty()).then_some(())
+        (!sink.emails_to("deferred@acme.example").is_empty()).then_some(())
     })
     .await;
     wait_for_empty_outbox(&app).await;
-    assert!(sink.mails_to("refused@acme.example").is_empty());
-    assert_eq!(sink.mails_to("deferred@acme.example").len(), 1);
+    assert!(sink.emails_to("refused@acme.example").is_empty());
+    assert_eq!(sink.emails_to("deferred@acme.example").len(), 1);
 }
 
 /// Returns the number of delivery attempts of the email in the outbox, or `None` if the outbox is
@@ -94,7 +94,7 @@ async fn link_deferred_eight_times_arrives_and_works() {
         .await;
     }
     let mail = sink.mail("stubborn@acme.example", "Reset").await;
-    let body = json!({ "token": token_in(&mail), "new_password": "a walk in the old park" });
+    let body = json!({ "token": link_token(&mail), "new_password": "a walk in the old park" });
     assert_eq!(app.post("/v1/auth/password/reset").json(body).send().await.status, 204);
     let mut connection = app.database.connect().await;
     let sql = "SELECT count(*) FROM one_time_tokens WHERE purpose = 'reset_password'";
@@ -109,7 +109,7 @@ async fn unacknowledged_email_is_resent_with_same_id() {
     register(&app, "dropped@acme.example").await;
     let mails = eventually("the email arrived twice", async || {
         make_retries_due(&app).await;
-        let mails = sink.mails_to("dropped@acme.example");
+        let mails = sink.emails_to("dropped@acme.example");
         (mails.len() == 2).then_some(mails)
     })
     .await;
@@ -151,7 +151,7 @@ async fn several_nodes_send_each_email_once() {
     }
     wait_for_empty_outbox(&one).await;
     for email in &addresses {
-        assert_eq!(sink.mails_to(email).len(), 1, "{email}");
+        assert_eq!(sink.emails_to(email).len(), 1, "{email}");
     }
 }
 
@@ -203,7 +203,7 @@ async fn sign_in_from_new_network_or_browser_is_mailed() {
     sign_in("203.0.113.9", "Other/1.0").await;
     sign_in("2001:db8::1", "Other/1.0").await;
     let notifications = eventually("three notifications", async || {
-        let mails = sink.mails_to("dana@acme.example");
+        let mails = sink.emails_to("dana@acme.example");
         let notifications =
             mails.iter().filter(|mail| mail["subject"] == "New sign-in to your account");
         let notifications: Vec<_> =
@@ -229,6 +229,6 @@ async fn owners_are_notified_of_admin_keys_only() {
         let text = mail["text"].as_str().unwrap();
         assert!(text.contains("the API key terraform https//evilexample"), "{text}");
     }
-    let admin_mails = sink.mails_to(&admin.email);
+    let admin_mails = sink.emails_to(&admin.email);
     assert!(admin_mails.iter().all(|mail| mail["subject"] != "An admin API key was made in acme"));
 }

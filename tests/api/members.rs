@@ -77,15 +77,15 @@ async fn demoted_or_removed_member_loses_access_on_every_node() {
     let refresh = b.post("/v1/auth/refresh").json(refresh).send().await;
     refresh.refused(401, "invalid_refresh_token");
     remove_member(&b, &dana.access_token, &sam).await.refused(404, "not_found");
-    let role_events = a.events_of(&dana.access_token, "action=member.role_changed", 1).await;
+    let role_events = a.wait_for_event_count(&dana.access_token, "action=member.role_changed", 1).await;
     assert_eq!(role_events[0]["metadata"], json!({ "from": "admin", "to": "viewer" }));
-    let removal_events = a.events_of(&dana.access_token, "action=member.removed", 1).await;
+    let removal_events = a.wait_for_event_count(&dana.access_token, "action=member.removed", 1).await;
     let keys = removal_events[0]["metadata"]["api_keys"].as_array().unwrap();
     assert!(keys.iter().any(|listed| listed["id"] == key.id), "{removal_events:#?}");
     // A failed sign-in of a former member is not logged in this workspace.
     let wrong = json!({ "email": sam.email, "password": "not this one at all" });
     a.post("/v1/auth/login").json(wrong).send().await.refused(401, "invalid_credentials");
-    a.events_of(&dana.access_token, "action=login.failed", 0).await;
+    a.wait_for_event_count(&dana.access_token, "action=login.failed", 0).await;
 }
 
 #[tokio::test]
@@ -181,7 +181,7 @@ async fn request_in_flight_fails_after_removal_or_revocation() {
         let mut tx = connection.begin().await.unwrap();
         sqlx::query("SELECT FROM workspaces FOR NO KEY UPDATE").execute(&mut *tx).await.unwrap();
         let revocation = async {
-            app.database.somebody_waits_for_a_lock().await;
+            app.database.wait_for_blocked_statement().await;
             sqlx::query(sqlx::AssertSqlSafe(revocation)).execute(&mut *tx).await.unwrap();
             tx.commit().await.unwrap();
         };

@@ -7,7 +7,7 @@ use call2me_auth::env::Clock as _;
 use data_encoding::BASE32_NOPAD;
 use serde_json::{Value, json};
 
-use crate::fixture::{Answer, PASSWORD, Person, SmtpSink, TestApp, token_in};
+use crate::fixture::{Answer, PASSWORD, Person, SmtpSink, TestApp, link_token};
 
 /// Computes a TOTP code according to RFC 6238, without code of the service.
 pub fn code(secret: &str, unix_seconds: i64) -> String {
@@ -51,7 +51,7 @@ pub async fn confirm(app: &TestApp, user: &Person, code: &str) -> Answer {
 
 /// Enrolls TOTP and returns its secret and the recovery codes. The code of the current time step is
 /// used up.
-pub async fn with_factor(app: &TestApp, user: &Person) -> (String, Vec<String>) {
+pub async fn enable_totp(app: &TestApp, user: &Person) -> (String, Vec<String>) {
     let enrollment = enrol(app, user, json!({})).await.expect(200);
     let secret = enrollment["secret"].as_str().unwrap().to_owned();
     let codes = confirm(app, user, &code(&secret, now(app))).await.expect(200);
@@ -76,7 +76,7 @@ async fn sign_in_needs_code_once_totp_is_confirmed() {
     // Not before TOTP is confirmed: a secret that was never scanned must not lock the user out.
     login(&app, &dana, PASSWORD).await.expect(200);
     confirm(&app, &dana, "000000").await.refused(422, "validation_failed").blames("code");
-    let (secret, codes) = with_factor(&app, &dana).await;
+    let (secret, codes) = enable_totp(&app, &dana).await;
     assert_eq!(codes.len(), 10);
     sink.mail(&dana.email, "Two-factor sign-in is on").await;
     enrol(&app, &dana, json!({})).await.refused(409, "conflict");
@@ -99,7 +99,7 @@ async fn sign_in_needs_code_once_totp_is_confirmed() {
     verify_code(&app, &token, &next).await.refused(401, "invalid_credentials");
     // API keys are not affected.
     app.get("/v1/agents").bearer(&key.secret).send().await.expect(200);
-    app.events_of(&dana.access_token, "action=member.mfa_enabled", 1).await;
+    app.wait_for_event_count(&dana.access_token, "action=member.mfa_enabled", 1).await;
     app.events(&dana.access_token, "action=login.failed", |event| {
         event["metadata"]["reason"] == "wrong_code"
     })
@@ -120,7 +120,7 @@ async fn sign_in_needs_code_once_totp_is_confirmed() {
 async fn recovery_code_works_once_and_only_for_its_authenticator() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
-    let (secret, codes) = with_factor(&app, &dana).await;
+    let (secret, codes) = enable_totp(&app, &dana).await;
     for code in [codes[0].to_uppercase(), codes[9].replace('-', "")] {
         let token = start_sign_in(&app, &dana).await;
         verify_code(&app, &token, &code).await.expect(200);
@@ -130,7 +130,7 @@ async fn recovery_code_works_once_and_only_for_its_authenticator() {
     // The codes of a removed authenticator do not work with the next one.
     let disable_totp = app.by(&dana.access_token, "DELETE", "/v1/auth/mfa/totp");
     assert_eq!(disable_totp.json(json!({ "password": PASSWORD })).send().await.status, 204);
-    let (new_secret, new_codes) = with_factor(&app, &dana).await;
+    let (new_secret, new_codes) = enable_totp(&app, &dana).await;
     assert!(new_secret != secret && new_codes.iter().all(|code| !codes.contains(code)));
     let token = start_sign_in(&app, &dana).await;
     verify_code(&app, &token, &codes[1]).await.refused(401, "invalid_credentials");
@@ -141,7 +141,7 @@ async fn recovery_code_works_once_and_only_for_its_authenticator() {
 async fn code_guesses_are_limited_per_challenge_and_user() {
     let app = TestApp::start().await;
     let [dana, sam] = [app.register("acme").await, app.register("widgets-inc").await];
-    let ((secret, codes), _) = (with_factor(&app, &dana).await, with_factor(&app, &sam).await);
+    let ((secret, codes), _) = (enable_totp(&app, &dana).await, enable_totp(&app, &sam).await);
     let other_token = start_sign_in(&app, &sam).await;
     let [first, second] = [start_sign_in(&app, &dana).await, start_sign_in(&app, &dana).await];
     for token in [&first, &second] {
@@ -166,7 +166,7 @@ async fn code_guesses_are_limited_per_challenge_and_user() {
 async fn mfa_challenge_expires_and_is_no_other_token() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
-    let (secret, _) = with_factor(&app, &dana).await;
+    let (secret, _) = enable_totp(&app, &dana).await;
     let token = start_sign_in(&app, &dana).await;
     app.get("/v1/agents").bearer(&token).send().await.refused(401, "unauthorized");
     let refresh = app.post("/v1/auth/refresh").json(json!({ "refresh_token": token }));
@@ -209,20 +209,20 @@ async fn password_reset_removes_totp_of_unverified_email() {
     let reset = async |user: &Person| {
         let forgot = app.post("/v1/auth/password/forgot").json(json!({ "email": user.email }));
         assert_eq!(forgot.send().await.status, 202);
-        let token = token_in(&sink.mail(&user.email, "Reset your password").await);
+        let token = link_token(&sink.mail(&user.email, "Reset your password").await);
         let body = json!({ "token": token, "new_password": new_password });
         assert_eq!(app.post("/v1/auth/password/reset").json(body).send().await.status, 204);
     };
     let claimed = app.register("claimed").await;
-    with_factor(&app, &claimed).await;
+    enable_totp(&app, &claimed).await;
     reset(&claimed).await;
     login(&app, &claimed, new_password).await.expect(200);
     // With a verified address, TOTP stays: access to the mailbox alone is not a second factor.
     let dana = app.register("acme").await;
-    let token = token_in(&sink.mail(&dana.email, "Verify your e-mail address").await);
+    let token = link_token(&sink.mail(&dana.email, "Verify your e-mail address").await);
     let verify = app.post("/v1/auth/verify-email").json(json!({ "token": token }));
     assert_eq!(verify.send().await.status, 204);
-    with_factor(&app, &dana).await;
+    enable_totp(&app, &dana).await;
     reset(&dana).await;
     login(&app, &dana, new_password).await.refused(401, "mfa_required");
     // The operator can remove a lost factor.
@@ -235,7 +235,7 @@ async fn password_reset_removes_totp_of_unverified_email() {
 async fn password_change_ends_pending_sign_ins() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
-    let (secret, _) = with_factor(&app, &dana).await;
+    let (secret, _) = enable_totp(&app, &dana).await;
     let token = start_sign_in(&app, &dana).await;
     let body = json!({ "current_password": PASSWORD, "new_password": "a walk in the old park" });
     let change = app.by(&dana.access_token, "POST", "/v1/auth/password/change").json(body);
@@ -249,7 +249,7 @@ async fn concurrent_uses_of_one_code_sign_in_once() {
     let a = TestApp::start().await;
     let b = a.another_node().await;
     let dana = a.register("acme").await;
-    let (secret, _) = with_factor(&a, &dana).await;
+    let (secret, _) = enable_totp(&a, &dana).await;
     let mut tokens = Vec::new();
     for _ in 0..4 {
         tokens.push(start_sign_in(&a, &dana).await);
@@ -289,7 +289,7 @@ async fn renewed_recovery_codes_replace_the_old_ones() {
         call.json(json!({ "password": password })).send().await
     };
     renew(PASSWORD).await.refused(404, "not_found");
-    let (secret, old) = with_factor(&app, &dana).await;
+    let (secret, old) = enable_totp(&app, &dana).await;
     renew("wrong").await.refused(422, "validation_failed").blames("password");
     // One code is used. The new set is complete.
     let token = start_sign_in(&app, &dana).await;
@@ -313,5 +313,5 @@ async fn renewed_recovery_codes_replace_the_old_ones() {
     verify_code(&app, &token, &code(&secret, now(&app))).await.expect(200);
     sink.mail(&dana.email, "recovery codes").await;
     let key = app.mint(&dana, "log", "admin").await.secret;
-    app.events_of(&key, "action=member.recovery_codes_renewed", 2).await;
+    app.wait_for_event_count(&key, "action=member.recovery_codes_renewed", 2).await;
 }

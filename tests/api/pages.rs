@@ -7,7 +7,7 @@ use call2me_auth::env::Clock as _;
 use serde_json::json;
 
 use crate::{
-    fixture::{Browser, PASSWORD, Page, SmtpSink, TestApp, token_in},
+    fixture::{Browser, PASSWORD, Page, SmtpSink, TestApp, link_token},
     mfa,
 };
 
@@ -16,7 +16,7 @@ const DAY: Duration = Duration::from_hours(24);
 const NEW_PASSWORD: &str = "another horse, another battery";
 
 /// Returns true if the browser is signed in.
-pub async fn is_in(browser: &mut Browser<'_>) -> bool {
+pub async fn is_signed_in(browser: &mut Browser<'_>) -> bool {
     let page = browser.get("/sessions").await;
     match page.status {
         200 => true,
@@ -41,7 +41,7 @@ async fn user_signs_in_lists_sessions_and_signs_out() {
     let mut browser = Browser::new(&app);
     let start_page = browser.get("/").await;
     assert_eq!(start_page.leads_to(), Some("/api-keys"));
-    assert!(!is_in(&mut browser).await);
+    assert!(!is_signed_in(&mut browser).await);
 
     let done =
         sign_in(&mut browser, "/sign-in?next=%2Fsessions%3Flimit%3D5", &dana.email, PASSWORD);
@@ -61,11 +61,11 @@ async fn user_signs_in_lists_sessions_and_signs_out() {
     assert_eq!(signed_out.leads_to(), Some("/sign-in"));
     assert!(!browser.cookies.contains_key(SESSION));
     browser.cookies = old_cookies;
-    assert!(!is_in(&mut browser).await, "the session has ended on the server");
+    assert!(!is_signed_in(&mut browser).await, "the session has ended on the server");
     // Page views are in the audit log with the user as actor.
     let key = app.mint(&dana, "log", "admin").await.secret;
     let query = format!("method=GET&status=200&actor_id={}", dana.user_id);
-    let events = app.events_of(&key, &query, 1).await;
+    let events = app.wait_for_event_count(&key, &query, 1).await;
     assert_eq!(events[0]["request"]["path"], "/sessions", "{events:#?}");
 }
 
@@ -100,7 +100,7 @@ async fn failed_sign_in_shows_error_and_escapes_input() {
 async fn second_factor_is_requested_on_next_page() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
-    let (secret, recovery) = mfa::with_factor(&app, &dana).await;
+    let (secret, recovery) = mfa::enable_totp(&app, &dana).await;
     let mut browser = Browser::new(&app);
     let page = sign_in(&mut browser, "/sign-in?next=/sessions", &dana.email, PASSWORD).await;
     assert!(page.status == 200 && !browser.cookies.contains_key(SESSION), "{page:#?}");
@@ -111,7 +111,7 @@ async fn second_factor_is_requested_on_next_page() {
     let code = mfa::code(&secret, app.clock.now().unix_timestamp());
     let done = browser.submit(&wrong, path, &[("code", &format!(" {code} "))]).await;
     assert_eq!(done.leads_to(), Some("/sessions"));
-    assert!(is_in(&mut browser).await);
+    assert!(is_signed_in(&mut browser).await);
     // The form works only once and only in its own browser.
     let again = browser.submit(&wrong, path, &[("code", &recovery[0])]).await;
     assert_eq!(again.status, 422);
@@ -127,7 +127,7 @@ async fn member_without_required_second_factor_enrolls_it() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
     let member = app.join(&dana, "member").await;
-    mfa::with_factor(&app, &dana).await;
+    mfa::enable_totp(&app, &dana).await;
     let body = json!({ "require_second_factor": true });
     app.by(&dana.access_token, "PATCH", "/v1/workspace").json(body).send().await.expect(200);
     let mut browser = Browser::of(&app, &member.email).await;
@@ -186,7 +186,7 @@ async fn forgotten_password_is_reset_by_mailed_link() {
     assert_eq!((sent.status, &sent.text), (200, &unknown.text));
 
     let mail = sink.mail(&dana.email, "Reset").await;
-    let path = format!("/reset-password?token={}", token_in(&mail));
+    let path = format!("/reset-password?token={}", link_token(&mail));
     assert!(mail["text"].as_str().unwrap().contains(&format!("{}{path}", app.url)), "{mail:#}");
     // Mail scanners open links too: a GET request changes nothing.
     for _ in 0..3 {
@@ -199,7 +199,7 @@ async fn forgotten_password_is_reset_by_mailed_link() {
     let fields = [("new_password", NEW_PASSWORD)];
     let done = browser.submit(&weak, "/reset-password", &fields).await;
     assert!(done.status == 200 && done.text.contains("was changed"), "{done:#?}");
-    assert!(!is_in(&mut signed_in).await, "all sessions have ended");
+    assert!(!is_signed_in(&mut signed_in).await, "all sessions have ended");
     let again = browser.submit(&weak, "/reset-password", &fields).await;
     assert_eq!(again.status, 422);
     assert_eq!(sign_in(&mut browser, "/sign-in", &dana.email, PASSWORD).await.status, 422);
@@ -212,7 +212,7 @@ async fn email_is_verified_by_button_behind_mailed_link() {
     let sink = SmtpSink::start();
     let app = TestApp::start_with(&[("mail.url", &sink.url())]).await;
     let dana = app.register("acme").await;
-    let path = format!("/verify-email?token={}", token_in(&sink.mail(&dana.email, "Verify").await));
+    let path = format!("/verify-email?token={}", link_token(&sink.mail(&dana.email, "Verify").await));
     let is_verified = async || {
         let me = app.by(&dana.access_token, "GET", "/v1/auth/me").send().await.expect(200);
         me["user"]["email_verified"] == true
@@ -235,7 +235,7 @@ async fn invitation_is_accepted_by_new_or_existing_user() {
         let body = json!({ "email": email, "role": "member" });
         let request = app.by(&dana.access_token, "POST", "/v1/invitations").json(body);
         request.send().await.expect(201);
-        format!("/accept-invitation?token={}", token_in(&sink.mail(email, "Invitation").await))
+        format!("/accept-invitation?token={}", link_token(&sink.mail(email, "Invitation").await))
     };
     let action = "/accept-invitation";
 
@@ -249,7 +249,7 @@ async fn invitation_is_accepted_by_new_or_existing_user() {
     let fields = [("full_name", "Sam Lee"), ("password", PASSWORD)];
     let done = sam.submit(&page, action, &fields).await;
     assert_eq!(done.leads_to(), Some("/"), "{done:#?}");
-    assert!(is_in(&mut sam).await);
+    assert!(is_signed_in(&mut sam).await);
     assert_eq!(sam.get(&path).await.status, 422, "the link works only once");
 
     // A link never signs in to an existing account: the user signs in and then returns to join.
@@ -280,12 +280,12 @@ async fn cookie_of_ended_session_is_rejected_on_every_node() {
     let mut first = Browser::of(&app, &dana.email).await;
     let mut second = Browser::new(&node);
     second.cookies.clone_from(&first.cookies);
-    assert!(is_in(&mut second).await);
+    assert!(is_signed_in(&mut second).await);
     let page = first.get("/sessions").await;
     let action = page.text.split("this one</span>").nth(1).unwrap();
     let action = action.split("action=\"").nth(1).unwrap().split('"').next().unwrap().to_owned();
     assert_eq!(first.submit(&page, &action, &[]).await.leads_to(), Some("/sign-in"));
-    assert!(!is_in(&mut second).await);
+    assert!(!is_signed_in(&mut second).await);
 
     for (method, path, body) in [
         ("DELETE", "/v1/auth/sessions", json!({})),
@@ -297,7 +297,7 @@ async fn cookie_of_ended_session_is_rejected_on_every_node() {
     ] {
         let mut browser = Browser::of(&node, &dana.email).await;
         app.by(&dana.access_token, method, path).json(body).send().await.expect(204);
-        assert!(!is_in(&mut browser).await, "{path}");
+        assert!(!is_signed_in(&mut browser).await, "{path}");
     }
 }
 
@@ -309,11 +309,11 @@ async fn browser_session_lasts_ninety_days_or_thirty_idle() {
         (Browser::of(&app, &dana.email).await, Browser::of(&app, &dana.email).await);
     for _ in 0..4 {
         app.clock.advance(DAY * 20);
-        assert!(is_in(&mut active).await);
+        assert!(is_signed_in(&mut active).await);
     }
-    assert!(!is_in(&mut idle).await);
+    assert!(!is_signed_in(&mut idle).await);
     app.clock.advance(DAY * 11);
-    assert!(!is_in(&mut active).await, "at most ninety days");
+    assert!(!is_signed_in(&mut active).await, "at most ninety days");
 }
 
 #[tokio::test]
@@ -322,8 +322,8 @@ async fn removed_member_must_sign_in_again() {
     let dana = app.register("acme").await;
     let viewer = app.join(&dana, "viewer").await;
     let mut browser = Browser::of(&app, &viewer.email).await;
-    assert!(is_in(&mut browser).await);
+    assert!(is_signed_in(&mut browser).await);
     let path = format!("/v1/members/{}", viewer.user_id);
     app.by(&dana.access_token, "DELETE", &path).send().await.expect(204);
-    assert!(!is_in(&mut browser).await);
+    assert!(!is_signed_in(&mut browser).await);
 }

@@ -7,7 +7,7 @@ use serde_json::json;
 
 use crate::{
     fixture::{Browser, Chromium, PASSWORD, TestApp},
-    pages::{SESSION, is_in, sign_in},
+    pages::{SESSION, is_signed_in, sign_in},
 };
 
 #[tokio::test]
@@ -20,11 +20,11 @@ async fn cookies_over_https_are_bound_to_the_host() {
     assert_eq!(names, ["__Host-call2me_browser", "__Host-call2me_session"]);
     let is_bound = |cookie: &String| cookie.contains("; Secure") && cookie.contains("; Path=/");
     assert!(browser.set.iter().all(is_bound), "{:?}", browser.set);
-    assert!(is_in(&mut browser).await);
+    assert!(is_signed_in(&mut browser).await);
     // Another subdomain could set the cookie without the prefix, so the service ignores that name.
     let session = browser.cookies.remove("__Host-call2me_session").unwrap();
     browser.cookies.insert(SESSION.to_owned(), session);
-    assert!(!is_in(&mut browser).await);
+    assert!(!is_signed_in(&mut browser).await);
 }
 
 #[tokio::test]
@@ -64,7 +64,7 @@ async fn cross_site_form_submission_is_rejected() {
     let done = browser.post("/sessions/end-others", &own_fields, &[("origin", &url)]).await;
     assert_eq!(done.leads_to(), Some("/sessions?done=others-ended"));
     app.by(&dana.access_token, "GET", "/v1/auth/me").send().await.refused(401, "unauthorized");
-    assert!(is_in(&mut browser).await);
+    assert!(is_signed_in(&mut browser).await);
 }
 
 #[tokio::test]
@@ -80,11 +80,11 @@ async fn cookie_and_token_are_not_interchangeable() {
     let form_token = browser.get("/sessions").await.hidden("/sign-out").remove(0).1;
     for planted in [&dana.access_token, &dana.refresh_token, &form_token, "", &cookie[1..]] {
         browser.cookies.insert(SESSION.to_owned(), planted.to_owned());
-        assert!(!is_in(&mut browser).await, "{planted}");
+        assert!(!is_signed_in(&mut browser).await, "{planted}");
     }
     // Two session cookies are rejected as ambiguous.
     browser.cookies.insert(SESSION.to_owned(), format!("{cookie}; {SESSION}={cookie}"));
-    assert!(!is_in(&mut browser).await);
+    assert!(!is_signed_in(&mut browser).await);
     let page = app.http.get(format!("{}/sessions", app.url)).bearer_auth(&dana.access_token);
     assert_eq!(page.send().await.unwrap().status(), 303, "pages ignore bearer tokens");
 }

@@ -10,7 +10,7 @@ use crate::{
     fixture::{
         Answer, Browser, Chromium, LOCALHOST, PASSWORD, Person, SmtpSink, TestApp,
         device::{
-            BACKED_UP, BACKUP_ELIGIBLE, Device, HAS_CREDENTIAL, PRESENT, VERIFIED, base64url,
+            BACKED_UP, BACKUP_ELIGIBLE, Device, ATTESTED_CREDENTIAL, PRESENT, VERIFIED, base64url,
         },
     },
     mfa,
@@ -22,7 +22,7 @@ pub async fn app() -> TestApp {
 }
 
 /// Requests the options for the registration of a passkey.
-pub async fn new_options(app: &TestApp, user: &Person) -> Value {
+pub async fn fetch_registration_options(app: &TestApp, user: &Person) -> Value {
     let call = app.by(&user.access_token, "POST", "/v1/auth/passkeys/options");
     call.json(json!({})).send().await.expect(200)["options"].clone()
 }
@@ -33,16 +33,16 @@ pub async fn add(app: &TestApp, user: &Person, credential: &Value) -> Answer {
 }
 
 /// Creates an authenticator and adds its passkey to a user.
-pub async fn device_of(app: &TestApp, user: &Person) -> Device {
+pub async fn register_authenticator(app: &TestApp, user: &Person) -> Device {
     let authenticator = Device::new(app);
-    let credential = authenticator.made(&new_options(app, user).await);
+    let credential = authenticator.made(&fetch_registration_options(app, user).await);
     add(app, user, &credential).await.expect(201);
     authenticator
 }
 
 /// Creates an authenticator and returns its attestation response for a user.
 pub async fn new_passkey(app: &TestApp, user: &Person) -> Value {
-    Device::new(app).made(&new_options(app, user).await)
+    Device::new(app).made(&fetch_registration_options(app, user).await)
 }
 
 /// Requests the options for a sign-in with a passkey.
@@ -60,14 +60,14 @@ async fn passkey_signs_in_alone_until_it_is_removed() {
     let settings = [("server.public_url", LOCALHOST), ("mail.url", &*sink.url())];
     let app = TestApp::start_with(&settings).await;
     let dana = app.register_verified("acme").await;
-    let registration = new_options(&app, &dana).await;
+    let registration = fetch_registration_options(&app, &dana).await;
     assert_eq!(registration["rp"]["id"], "localhost");
     assert_eq!(registration["authenticatorSelection"]["userVerification"], "required");
     assert_eq!(registration["user"]["name"], json!(dana.email));
     let mut authenticator = Device::new(&app);
     let passkey = add(&app, &dana, &authenticator.made(&registration)).await.expect(201);
     // Even if the user has TOTP: a passkey counts as two factors.
-    mfa::with_factor(&app, &dana).await;
+    mfa::enable_totp(&app, &dana).await;
     authenticator.count = 1;
     let pair = sign_in(&app, &authenticator.signed(&options(&app).await)).await.expect(200);
     let token = pair["access_token"].as_str().unwrap().to_owned();
@@ -79,7 +79,7 @@ async fn passkey_signs_in_alone_until_it_is_removed() {
     assert!(listed["last_used_at"].is_string());
     // The options exclude the known passkey, so browsers create no other one on the same device.
     let next_registration =
-        new_options(&app, &Person { access_token: token.clone(), ..dana.clone() }).await;
+        fetch_registration_options(&app, &Person { access_token: token.clone(), ..dana.clone() }).await;
     assert_eq!(
         next_registration["excludeCredentials"][0]["id"],
         json!(base64url(&authenticator.id))
@@ -96,8 +96,8 @@ async fn passkey_signs_in_alone_until_it_is_removed() {
     sink.mail(&dana.email, "new passkey").await;
     sink.mail(&dana.email, "taken away").await;
     let key = app.mint(&Person { access_token: token, ..dana }, "log", "admin").await.secret;
-    app.events_of(&key, "action=member.passkey_added", 1).await;
-    app.events_of(&key, "action=member.passkey_removed", 1).await;
+    app.wait_for_event_count(&key, "action=member.passkey_added", 1).await;
+    app.wait_for_event_count(&key, "action=member.passkey_removed", 1).await;
 }
 
 #[tokio::test]
@@ -145,17 +145,17 @@ async fn invalid_webauthn_response_is_rejected() {
         ("an oversized credential id", |device| device.id = vec![7; 1024]),
     ];
     let other_tokens = mfa::login(&app, &dana, PASSWORD).await.expect(200);
-    let other_options = new_options(&app, &dana.with(&other_tokens)).await;
+    let other_options = fetch_registration_options(&app, &dana.with(&other_tokens)).await;
     let mut checked = 0;
     for (case, tamper) in &cases {
         let mut authenticator = Device::new(&app);
         tamper(&mut authenticator);
-        let response = add(&app, &dana, &authenticator.made(&new_options(&app, &dana).await)).await;
+        let response = add(&app, &dana, &authenticator.made(&fetch_registration_options(&app, &dana).await)).await;
         assert_eq!(response.status, 422, "{case}: {}", response.text);
         checked += 1;
     }
     for (case, tamper) in &cases[..11] {
-        let mut authenticator = device_of(&app, &dana).await;
+        let mut authenticator = register_authenticator(&app, &dana).await;
         authenticator.count = 1;
         tamper(&mut authenticator);
         let response = sign_in(&app, &authenticator.signed(&options(&app).await)).await;
@@ -164,7 +164,7 @@ async fn invalid_webauthn_response_is_rejected() {
     }
     assert_eq!(checked, 23);
     // Errors that only an assertion can have.
-    let mut authenticator = device_of(&app, &dana).await;
+    let mut authenticator = register_authenticator(&app, &dana).await;
     authenticator.count = 5;
     let valid = authenticator.signed(&options(&app).await);
     for (field, index) in [("signature", 40), ("signature", 1), ("authenticatorData", 36)] {
@@ -189,7 +189,7 @@ async fn invalid_webauthn_response_is_rejected() {
         }
     }
     let impostor = Device { id: authenticator.id.clone(), count: 9, ..Device::new(&app) };
-    impostor.made(&new_options(&app, &dana).await);
+    impostor.made(&fetch_registration_options(&app, &dana).await);
     let response = sign_in(&app, &impostor.signed(&options(&app).await)).await;
     response.refused(401, "invalid_credentials");
     let mut wrong_user = valid.clone();
@@ -197,7 +197,7 @@ async fn invalid_webauthn_response_is_rejected() {
     sign_in(&app, &wrong_user).await.refused(401, "invalid_credentials");
     // A registration challenge is not valid for a sign-in, nor the other way round.
     authenticator.challenge =
-        new_options(&app, &dana).await["challenge"].as_str().map(str::to_owned);
+        fetch_registration_options(&app, &dana).await["challenge"].as_str().map(str::to_owned);
     let response = sign_in(&app, &authenticator.signed(&json!({}))).await;
     response.refused(422, "validation_failed");
     let swapped = Device {
@@ -208,7 +208,7 @@ async fn invalid_webauthn_response_is_rejected() {
     // A session cannot use the challenge of another user or of another session, which may have
     // presented more factors.
     let mallory = app.register_verified("mallory").await;
-    let other_credential = Device::new(&app).made(&new_options(&app, &mallory).await);
+    let other_credential = Device::new(&app).made(&fetch_registration_options(&app, &mallory).await);
     add(&app, &dana, &other_credential).await.refused(422, "validation_failed");
     let credential = Device::new(&app).made(&other_options);
     add(&app, &dana, &credential).await.refused(422, "validation_failed");
@@ -237,12 +237,12 @@ async fn passkey_challenge_works_once_and_in_time_on_all_nodes() {
     let [dana, mallory] =
         [app.register_verified("acme").await, app.register_verified("mallory").await];
     let device = Device::new(&app);
-    let credential = device.made(&new_options(&app, &dana).await);
+    let credential = device.made(&fetch_registration_options(&app, &dana).await);
     add(&app, &dana, &credential).await.expect(201);
     add(&node, &dana, &credential).await.refused(422, "validation_failed");
     // No other user can add the same passkey, even with a challenge of their own.
     let handle = device.handle.borrow().clone();
-    let second_credential = device.made(&new_options(&app, &mallory).await);
+    let second_credential = device.made(&fetch_registration_options(&app, &mallory).await);
     device.handle.replace(handle);
     add(&app, &mallory, &second_credential).await.refused(409, "conflict");
     // Two concurrent uses on two nodes create one session.
@@ -253,7 +253,7 @@ async fn passkey_challenge_works_once_and_in_time_on_all_nodes() {
     statuses.sort_unstable();
     assert_eq!(statuses, [200, 401]);
     let late_device = Device::new(&app);
-    let (registration, authentication) = (new_options(&app, &dana).await, options(&app).await);
+    let (registration, authentication) = (fetch_registration_options(&app, &dana).await, options(&app).await);
     app.clock.advance(Duration::from_mins(11));
     add(&app, &dana, &late_device.made(&registration)).await.refused(422, "validation_failed");
     app.clock.advance(Duration::from_mins(20));
@@ -266,7 +266,7 @@ async fn authenticator_data_is_parsed_strictly() {
     let app = app().await;
     let dana = app.register_verified("acme").await;
     let authenticator = Device::new(&app);
-    let (head, id) = (authenticator.data(HAS_CREDENTIAL), authenticator.id.clone());
+    let (head, id) = (authenticator.data(ATTESTED_CREDENTIAL), authenticator.id.clone());
     let with_key = |key: &[u8]| {
         let id = [&[0; 16][..], &32_u16.to_be_bytes(), &id].concat();
         [&head[..], &id, key].concat()
@@ -302,11 +302,11 @@ async fn authenticator_data_is_parsed_strictly() {
         ),
         ("deep nesting", with_key(&[[0xa1, 0x00].repeat(4000), vec![0]].concat())),
     ] {
-        let credential = authenticator.made_of(&new_options(&app, &dana).await, &data);
+        let credential = authenticator.attestation_response_with(&fetch_registration_options(&app, &dana).await, &data);
         let response = add(&app, &dana, &credential).await;
         assert_eq!(response.status, 422, "{case}: {}", response.text);
     }
-    let options = new_options(&app, &dana).await;
+    let options = fetch_registration_options(&app, &dana).await;
     for (field, text) in [
         ("clientDataJSON", "e30"),
         ("clientDataJSON", "not base64url!"),

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use sqlx::Connection;
 
-use crate::fixture::{Answer, PASSWORD, Person, SmtpSink, TestApp, token_in};
+use crate::fixture::{Answer, PASSWORD, Person, SmtpSink, TestApp, link_token};
 
 const NEW_PASSWORD: &str = "a walk in the old park";
 
@@ -66,8 +66,8 @@ async fn password_change_ends_other_sessions_and_is_mailed() {
     assert!(is_accepted(&app, &dana.access_token).await && is_accepted(&app, &key.secret).await);
     sign_in(&app, &dana.email, PASSWORD).await.refused(401, "invalid_credentials");
     assert_eq!(sign_in(&app, &dana.email, NEW_PASSWORD).await.status, 200);
-    app.events_of(&dana.access_token, "action=member.password_changed", 1).await;
-    let ended = app.events_of(&dana.access_token, "action=session.ended", 1).await;
+    app.wait_for_event_count(&dana.access_token, "action=member.password_changed", 1).await;
+    let ended = app.wait_for_event_count(&dana.access_token, "action=session.ended", 1).await;
     assert_eq!(ended[0]["metadata"]["reason"], "password_changed");
     let mail = sink.mail(&dana.email, "password was changed").await;
     assert!(mail["text"].as_str().unwrap().contains("127.0.0.1"), "{mail:#}");
@@ -84,7 +84,7 @@ async fn forgotten_password_is_reset_once_by_mailed_link() {
     let link = format!("{}/reset-password?token=", app.url);
     assert!(mail["text"].as_str().unwrap().contains(&link), "{mail:#}");
     assert!(mail["html"].as_str().unwrap().contains(&link), "{mail:#}");
-    let token = token_in(&mail);
+    let token = link_token(&mail);
 
     let weak = reset_password(&app, &token, "password1234").await;
     weak.refused(422, "validation_failed").blames("new_password");
@@ -111,7 +111,7 @@ async fn reset_for_unknown_email_looks_the_same_and_sends_nothing() {
     assert_eq!(known.status, 202);
     assert_eq!(unknown.text, known.text);
     sink.mail(&dana.email, "Reset").await;
-    assert!(sink.mails_to("nobody@acme.example").is_empty());
+    assert!(sink.emails_to("nobody@acme.example").is_empty());
     forgot_password(&app, "no address").await.refused(422, "validation_failed");
 }
 
@@ -119,9 +119,9 @@ async fn reset_for_unknown_email_looks_the_same_and_sends_nothing() {
 async fn mailed_link_expires_and_serves_one_purpose() {
     let (app, sink) = start_with_mail().await;
     let dana = app.register("acme").await;
-    let verification = token_in(&sink.mail(&dana.email, "Verify").await);
+    let verification = link_token(&sink.mail(&dana.email, "Verify").await);
     forgot_password(&app, &dana.email).await;
-    let reset_token = token_in(&sink.mail(&dana.email, "Reset").await);
+    let reset_token = link_token(&sink.mail(&dana.email, "Reset").await);
     for invalid in [
         &verification,
         &reset_token[..reset_token.len() - 1],
@@ -149,14 +149,14 @@ async fn used_reset_link_invalidates_the_others() {
     let (app, sink) = start_with_mail().await;
     let dana = app.register("acme").await;
     forgot_password(&app, &dana.email).await;
-    let first = token_in(&sink.mail(&dana.email, "Reset").await);
+    let first = link_token(&sink.mail(&dana.email, "Reset").await);
     forgot_password(&app, &dana.email).await;
     let second = crate::fixture::eventually("the second email arrives", async || {
-        let mails = sink.mails_to(&dana.email);
+        let mails = sink.emails_to(&dana.email);
         mails.iter().filter(|mail| mail["subject"] == "Reset your password").nth(1).cloned()
     })
     .await;
-    assert_eq!(reset_password(&app, &token_in(&second), NEW_PASSWORD).await.status, 204);
+    assert_eq!(reset_password(&app, &link_token(&second), NEW_PASSWORD).await.status, 204);
     assert_eq!(reset_password(&app, &first, "yet another good one").await.status, 422);
 }
 
@@ -165,7 +165,7 @@ async fn concurrent_uses_of_reset_link_succeed_once() {
     let (app, sink) = start_with_mail().await;
     let dana = app.register("acme").await;
     forgot_password(&app, &dana.email).await;
-    let token = token_in(&sink.mail(&dana.email, "Reset").await);
+    let token = link_token(&sink.mail(&dana.email, "Reset").await);
     let passwords: Vec<_> = (0..10).map(|n| format!("the good password no {n}")).collect();
     let calls = passwords.iter().map(|new| reset_password(&app, &token, new));
     let statuses: Vec<_> = futures_util::future::join_all(calls)
@@ -183,14 +183,14 @@ async fn email_is_verified_once_by_mailed_link() {
     let (app, sink) = start_with_mail().await;
     let dana = app.register("acme").await;
     assert_eq!(me(&app, &dana).await["user"]["email_verified"], false);
-    let token = token_in(&sink.mail(&dana.email, "Verify").await);
+    let token = link_token(&sink.mail(&dana.email, "Verify").await);
     let send = || app.by(&dana.access_token, "POST", "/v1/auth/verify-email/send");
     assert_eq!(send().send().await.status, 202);
     assert_eq!(verify_email(&app, &token).await.status, 204);
     assert_eq!(me(&app, &dana).await["user"]["email_verified"], true);
     assert_eq!(verify_email(&app, &token).await.status, 422, "the link works only once");
     send().send().await.refused(409, "conflict");
-    app.events_of(&dana.access_token, "action=member.email_verified", 1).await;
+    app.wait_for_event_count(&dana.access_token, "action=member.email_verified", 1).await;
 }
 
 #[tokio::test]
@@ -210,7 +210,7 @@ async fn mailed_links_to_one_user_are_limited() {
     })
     .await;
     let count_of = |subject: &str| {
-        let mails = sink.mails_to(&dana.email);
+        let mails = sink.emails_to(&dana.email);
         mails.iter().filter(|mail| mail["subject"].as_str().unwrap().contains(subject)).count()
     };
     assert_eq!((count_of("Reset"), count_of("Verify")), (5, 5));
@@ -242,7 +242,7 @@ async fn sign_in_in_flight_fails_after_password_change() {
     let sql = "UPDATE users SET password_hash = 'another' WHERE email = $1";
     sqlx::query(sql).bind(&dana.email).execute(&mut *tx).await.unwrap();
     let change = async {
-        app.database.somebody_waits_for_a_lock().await;
+        app.database.wait_for_blocked_statement().await;
         tx.commit().await.unwrap();
     };
     let (response, ()) = tokio::join!(sign_in(&app, &dana.email, PASSWORD), change);

@@ -297,7 +297,7 @@ async fn recomputed_chain_is_detected_by_checkpoint() {
 /// Recomputes all hashes of a chain from its current events.
 async fn reseal(app: &TestApp, connection: &mut PgConnection, id: WorkspaceId) {
     let mut tx = app.app.store.begin(id, None).await.unwrap();
-    let events = call2me_auth::store::chains::events_behind(&mut tx, id, Uuid::nil(), 1000).await;
+    let events = call2me_auth::store::chains::list_events_after(&mut tx, id, Uuid::nil(), 1000).await;
     let digests: std::collections::HashMap<EventId, EventDigest> =
         events.unwrap().iter().map(|event| (event.id, event.digest())).collect();
     let mut hash = ChainHash::genesis(id);
@@ -459,7 +459,7 @@ async fn check_retention(app: &TestApp) {
         app.clock.advance((next_month(now) - now).unsigned_abs());
         let now = app.clock.now();
         app.app.store.create_audit_partitions(now).await.unwrap();
-        owner = app.with_fresh_session(&owner).await;
+        owner = app.sign_in_again(&owner).await;
         app.get("/v1/agents").bearer(&owner.access_token).send().await.expect(200);
         app.database.all_is_sealed().await;
     }

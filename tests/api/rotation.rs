@@ -254,8 +254,8 @@ async fn concurrent_requests_on_two_nodes_are_counted_exactly() {
     let other = app.another_node().await;
     let dana = app.register("acme").await;
     let key = app.mint(&dana, "prod", "write").await;
-    app.lift_limits().await;
-    app.database.every_node_knows().await;
+    app.raise_rate_limits().await;
+    app.database.wait_for_invalidation().await;
     let requests = (0..3000).map(|number| {
         let node = if number % 2 == 0 { &app } else { &other };
         // One request in ten is rejected.
@@ -342,7 +342,7 @@ async fn hygiene_reports_unused_and_over_scoped_keys() {
     let later = app.app.env.clock.now() + time::Duration::days(91);
     app.app.store.create_audit_partitions(later).await.unwrap();
     app.clock.advance(Duration::from_hours(24 * 91));
-    let dana = app.with_fresh_session(&dana).await;
+    let dana = app.sign_in_again(&dana).await;
     send_requests(&app, &reader, "x", 1).await;
     // A rejected request does not count as use of a scope.
     let refused = app.get("/v1/api-keys/key_x").bearer(&reader.secret).send().await;
@@ -376,7 +376,7 @@ async fn key_usage_keeps_the_last_thousand_clients() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
     let key = app.mint(&dana, "prod", "write").await;
-    app.lift_limits().await;
+    app.raise_rate_limits().await;
     let requests = (0..1100).map(|number| {
         let request = app.get("/v1/agents").bearer(&key.secret);
         request.header("user-agent", &format!("program {number}")).send()

@@ -145,7 +145,7 @@ async fn graceful_shutdown_finishes_requests_and_writes_log() {
     let request =
         app.post("/v1/agents").bearer(&dana.access_token).json(json!({ "agent_name": "a" }));
     let in_flight = tokio::spawn(request.send());
-    app.database.somebody_waits_for_a_lock().await;
+    app.database.wait_for_blocked_statement().await;
     let url = app.url.clone();
     let stopping = tokio::spawn(app.stop());
     // New connections are refused.

@@ -86,7 +86,7 @@ async fn session_is_ended_from_another_session() {
     }
     refresh(&app, &phone.refresh_token).await.refused(401, "invalid_refresh_token");
     assert!(is_accepted(&app, &dana).await);
-    let events = app.events_of(&dana.access_token, "action=session.ended", 1).await;
+    let events = app.wait_for_event_count(&dana.access_token, "action=session.ended", 1).await;
     assert_eq!(events[0]["target"]["id"], json!(id));
     assert_eq!(events[0]["metadata"]["reason"], "ended");
     // Ending the current session signs it out.
@@ -106,7 +106,7 @@ async fn all_other_sessions_end_together() {
     assert!(!is_accepted(&app, &dana).await && !is_accepted(&app, &tablet).await);
     assert!(is_accepted(&app, &lee).await);
     assert_eq!(list_sessions(&app, &phone).await.len(), 1);
-    app.events_of(&phone.access_token, "action=session.ended", 2).await;
+    app.wait_for_event_count(&phone.access_token, "action=session.ended", 2).await;
 }
 
 #[tokio::test]
@@ -163,9 +163,9 @@ async fn session_switches_to_another_workspace() {
     let me = app.by(&sign_in(&app, &viewer).await.access_token, "GET", "/v1/auth/me").send().await;
     assert_eq!(me.expect(200)["workspace"]["id"], json!(own_workspace));
     let query = "action=session.switched";
-    let entered = app.events_of(&switched.access_token, query, 1).await;
+    let entered = app.wait_for_event_count(&switched.access_token, query, 1).await;
     assert_eq!(entered[0]["metadata"], json!({ "direction": "entered" }));
-    let left = app.events_of(&acme.access_token, query, 1).await;
+    let left = app.wait_for_event_count(&acme.access_token, query, 1).await;
     assert_eq!(left[0]["metadata"], json!({ "direction": "left" }));
 }
 
@@ -189,7 +189,7 @@ async fn hundred_refreshes_on_two_nodes_give_one_successor() {
     let pair = refresh(&second, &successor).await.expect(200);
     // The log has two refreshes, however many requests there were.
     let token = pair["access_token"].as_str().unwrap();
-    first.events_of(token, "action=session.refreshed", 2).await;
+    first.wait_for_event_count(token, "action=session.refreshed", 2).await;
 }
 
 /// Terminates a database connection at the failpoint that is named in the table `failpoint`.
@@ -244,7 +244,7 @@ async fn interrupted_refresh_is_safe_to_retry() {
         dana.take(&pair);
         assert!(is_accepted(&app, &dana).await, "{point}");
     }
-    app.events_of(&dana.access_token, "action=session.refreshed", points.len()).await;
+    app.wait_for_event_count(&dana.access_token, "action=session.refreshed", points.len()).await;
 
     // If the session of a stolen token cannot be ended, the reuse is rejected with 503. The retry
     // ends the session.

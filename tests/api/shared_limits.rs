@@ -212,7 +212,7 @@ async fn valkey_script_decides_like_local_buckets() {
             assert_eq!(decision, expected, "{per_minute} a minute, request {index}");
             compared += 1;
             if index % 50 == 0 {
-                let peeked = shared.look_at_address(ip).await;
+                let peeked = shared.peek_address(ip).await;
                 assert!(
                     peeked.full_in <= decision.full_in && peeked.remaining >= decision.remaining
                 );

@@ -137,8 +137,8 @@ async fn rejected_request_is_logged_as_original_request() {
             forward_auth.header("x-original-method", "DELETE").header("x-original-uri", "/v1/a");
         assert_eq!(forward_auth.send().await.status, status);
     }
-    app.lift_limits().await;
-    let events = app.events_of(&reader.secret, &format!("key_id={}", key.id), 3).await;
+    app.raise_rate_limits().await;
+    let events = app.wait_for_event_count(&reader.secret, &format!("key_id={}", key.id), 3).await;
     for event in events {
         let request = &event["request"];
         assert_eq!((&request["method"], &request["path"]), (&json!("DELETE"), &json!("/v1/a")));

@@ -23,7 +23,7 @@ async fn user_creates_switches_and_renames_workspaces() {
     let switch = json!({ "workspace_id": labs["id"] });
     let switch = app.by(&dana.access_token, "POST", "/v1/auth/switch-workspace").json(switch);
     dana.take(&switch.send().await.expect(200));
-    app.events_of(&dana.access_token, "action=workspace.created", 1).await;
+    app.wait_for_event_count(&dana.access_token, "action=workspace.created", 1).await;
 
     let rename = |token: &str, name: &str| {
         app.by(token, "PATCH", "/v1/workspace").json(json!({ "name": name }))

@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use call2me_auth::auth::{AuthError, authenticate::Authenticated};
+use call2me_auth::auth::{AuthError, authenticate::AuthenticationOutcome};
 use wycheproof_ng_kdf_jose::json_web;
 
 use crate::fixture::TestApp;
 
 /// Authenticates a token without HTTP, which would reject some tokens for their form alone.
-async fn verify(app: &TestApp, token: &str) -> Result<Authenticated, AuthError> {
+async fn verify(app: &TestApp, token: &str) -> Result<AuthenticationOutcome, AuthError> {
     app.app.auth.authenticate(token, Duration::ZERO).await
 }
 

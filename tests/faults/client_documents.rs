@@ -28,7 +28,7 @@ impl DocumentServer {
     async fn node(&self, cluster: &Cluster, documents: &str) -> Node {
         let settings = [("oauth.metadata_documents", documents)];
         let trust = [("SSL_CERT_FILE", &*self.authority)];
-        Node::start_in("node", &cluster.node_url(), &settings, &trust).await
+        Node::start_with_env("node", &cluster.node_url(), &settings, &trust).await
     }
 
     fn client(&self, path: &str) -> OAuthClient {
@@ -78,7 +78,7 @@ async fn client_is_authorized_by_its_metadata_document() {
     assert_eq!(claims(token)["client_id"], client.id);
     node.call("GET", "/v1/agents").bearer(token).send().await.expect(200);
     // The document is cached as its headers allow, and token requests do not need it.
-    node.tokens_by(&mut browser, &client, &[("prompt", "consent")]).await;
+    node.obtain_tokens(&mut browser, &client, &[("prompt", "consent")]).await;
     node.refresh(&client, tokens["refresh_token"].as_str().unwrap()).await.expect(200);
     assert_eq!(documents.count_requests("good.json").await, 1);
     // The log and the API show an id like those of other clients, always the same.

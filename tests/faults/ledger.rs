@@ -18,7 +18,7 @@ use tokio::{
 use uuid::Uuid;
 
 use super::fixture::{
-    Cluster, Load, Mode, Node, Outcome, PATIENCE, Proxy, admin, client, turn, until,
+    Cluster, Load, Mode, Node, Outcome, TEST_TIMEOUT, Proxy, admin, client, turn, until,
 };
 use crate::fixture::{Answer, Call, Key};
 
@@ -35,7 +35,7 @@ async fn wait_until_sealed(connection: &mut PgConnection) {
             sleep(Duration::from_millis(20)).await;
         }
     };
-    timeout(PATIENCE, wait)
+    timeout(TEST_TIMEOUT, wait)
         .await
         .unwrap_or_else(|_| panic!("timed out waiting for all events to be sealed"));
 }
@@ -125,7 +125,7 @@ async fn hanging_sealer_does_not_block_other_nodes() {
     let store = Store::connect(&url, &pool).await.unwrap();
     let hanging = loop {
         if let Some(mut sealing) = store.begin_sealing().await.unwrap() {
-            sealing.entries_behind(0, 10, 10).await.unwrap();
+            sealing.list_entries_after(0, 10, 10).await.unwrap();
             break sealing;
         }
     };
@@ -195,11 +195,11 @@ async fn million_event_export_uses_little_memory_and_fails_visibly() {
     };
     // The first export allocates what every node needs.
     drop(export(&exporter.url, "ndjson").await.chunk().await.unwrap());
-    exporter.forget_peak();
-    let before = exporter.peak_kilobytes();
+    exporter.reset_peak_memory();
+    let before = exporter.peak_memory_kilobytes();
     let (exported, broken) = count_lines(export(&exporter.url, "ndjson").await).await;
     assert!(!broken && exported >= LONG_LOG_EVENTS, "{exported}");
-    let growth = exporter.peak_kilobytes().saturating_sub(before);
+    let growth = exporter.peak_memory_kilobytes().saturating_sub(before);
     println!("{exported} events exported; the node's memory grew by {growth} KiB at most");
     assert!(growth < MAX_EXPORT_KILOBYTES, "{growth} KiB");
 
@@ -267,7 +267,7 @@ async fn request_retried_after_node_death_takes_effect_once() {
                 sleep(Duration::from_millis(5)).await;
             }
         };
-        timeout(PATIENCE, wait).await.unwrap();
+        timeout(TEST_TIMEOUT, wait).await.unwrap();
         victim.kill().await;
     }
     let mut acknowledged: Vec<(String, String)> =
@@ -301,7 +301,7 @@ async fn key_creation_with_lost_commit_returns_same_secret() {
     };
     for round in 0..5 {
         let name = format!("key-{round}");
-        proxy.set(Mode::LoseCommits);
+        proxy.set(Mode::DropCommitResponses);
         create_key(&name).await.refused(503, "unavailable");
         proxy.set(Mode::Pass);
         let first = create_key(&name).await.expect(201);
@@ -349,7 +349,7 @@ impl<'a> KeyRotation<'a> {
                 sleep(Duration::from_millis(50)).await;
             }
         };
-        timeout(PATIENCE, wait)
+        timeout(TEST_TIMEOUT, wait)
             .await
             .unwrap_or_else(|_| panic!("timed out waiting for: {description}"));
     }

@@ -27,9 +27,9 @@ async fn connected_app_survives_lost_commit_responses() {
     node.register("acme").await;
     let client = node.oauth_client(json!({})).await;
     let mut browser = Browser::of(&node, "owner@acme.example").await;
-    let mut current = refresh_token_of(&node.tokens_by(&mut browser, &client, &[]).await);
+    let mut current = refresh_token_of(&node.obtain_tokens(&mut browser, &client, &[]).await);
     for _ in 0..ROUNDS {
-        proxy.set(Mode::LoseCommits);
+        proxy.set(Mode::DropCommitResponses);
         node.refresh(&client, &current).await.told(503, "temporarily_unavailable");
         proxy.set(Mode::Pass);
         let retried = node.refresh(&client, &current).await.expect(200);
@@ -56,7 +56,7 @@ async fn refresh_with_lost_commit_returns_successor_on_retry() {
     let first = node.call("POST", "/v1/auth/login").json(body).send().await.expect(200);
     let mut current = refresh_token_of(&first);
     for _ in 0..ROUNDS {
-        proxy.set(Mode::LoseCommits);
+        proxy.set(Mode::DropCommitResponses);
         refresh(&node, &current).await.refused(503, "unavailable");
         proxy.set(Mode::Pass);
         // The refresh was committed, so the retry returns its result and creates no other.

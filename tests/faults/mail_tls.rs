@@ -28,7 +28,7 @@ async fn email_is_sent_over_tls_only_to_trusted_server() {
         let trust = [("SSL_CERT_FILE", &*authority)];
         let node = async |name, host: &str, port| {
             let url = url.replace("HOST", &format!("{host}:{port}"));
-            Node::start_in(name, &cluster.node_url(), &[("mail.url", &url)], &trust).await
+            Node::start_with_env(name, &cluster.node_url(), &[("mail.url", &url)], &trust).await
         };
         // With an untrusted certificate, or a certificate for another name, the email waits.
         for (host, port) in [("localhost", untrusted.port), ("127.0.0.1", trusted.port)] {
@@ -36,7 +36,7 @@ async fn email_is_sent_over_tls_only_to_trusted_server() {
             let email = format!("{port}@acme.example");
             register(&node, &email).await;
             node.told("certificate").await;
-            assert!(untrusted.mails_to(&email).is_empty() && trusted.mails_to(&email).is_empty());
+            assert!(untrusted.emails_to(&email).is_empty() && trusted.emails_to(&email).is_empty());
             node.stop().await;
         }
         let node = node("trusting", "localhost", trusted.port).await;
@@ -48,7 +48,7 @@ async fn email_is_sent_over_tls_only_to_trusted_server() {
         sqlx::query(sql).execute(&mut connection).await.unwrap();
         for port in [untrusted.port, trusted.port] {
             let email = format!("{port}@acme.example");
-            until("the waiting email is sent", || !trusted.mails_to(&email).is_empty()).await;
+            until("the waiting email is sent", || !trusted.emails_to(&email).is_empty()).await;
         }
         drop(node);
     }

@@ -11,7 +11,7 @@ use tokio::{
 };
 use uuid::Uuid;
 
-use super::fixture::{Cluster, Load, Node, Outcome, PATIENCE, turn};
+use super::fixture::{Cluster, Load, Node, Outcome, TEST_TIMEOUT, turn};
 use crate::fixture::Key;
 
 const CLIENTS: usize = 8;
@@ -115,7 +115,7 @@ async fn postgresql_restarts_despite_orphaned_child_processes() {
                    AND pid <> pg_backend_pid()";
     let count_started =
         async || -> i64 { sqlx::query_scalar(running).fetch_one(&mut connection).await.unwrap() };
-    timeout(PATIENCE, wait_until_all_started(count_started)).await.unwrap();
+    timeout(TEST_TIMEOUT, wait_until_all_started(count_started)).await.unwrap();
     cluster.kill().await;
     cluster.restart().await;
     let mut connection = cluster.connect().await;

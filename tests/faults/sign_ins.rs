@@ -24,7 +24,7 @@ async fn memory_of_two_hundred_concurrent_sign_ins_is_bounded() {
     let node = Node::start("node", &cluster.node_url(), &SETTINGS).await;
     let owner = node.register("acme").await;
     let key = node.mint(&owner, "server").await.secret;
-    let before = node.peak_kilobytes();
+    let before = node.peak_memory_kilobytes();
     let is_over = AtomicBool::new(false);
     let accepted = AtomicUsize::new(0);
     let use_key = async {
@@ -53,7 +53,7 @@ async fn memory_of_two_hundred_concurrent_sign_ins_is_bounded() {
     let ((), statuses) = tokio::join!(use_key, burst);
     let rejected = statuses.iter().filter(|status| **status == 503).count();
     let served = SIGN_INS - rejected;
-    let (peak, accepted) = (node.peak_kilobytes(), accepted.into_inner());
+    let (peak, accepted) = (node.peak_memory_kilobytes(), accepted.into_inner());
     println!(
         "{served} served, {rejected} x 503, {accepted} x 200 for a key; {before} kB before, {peak} kB at peak"
     );

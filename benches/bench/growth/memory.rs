@@ -95,7 +95,7 @@ async fn second_pass(
         if keys == 0 {
             return Ok((all, maximum));
         }
-        let traffic = Traffic::NextKey { file: file.clone(), first, keys };
+        let traffic = Traffic::SequentialKeys { file: file.clone(), first, keys };
         let (load, kilobytes) =
             run_and_watch_memory(world, server, &traffic, options.seconds().max(3)).await?;
         if load.requests == 0 {

@@ -224,7 +224,7 @@ impl<'a> Seed<'a> {
             let Ok(email) = Email::parse(address) else { continue };
             let then = self.env_before_now(Duration::days(days));
             let user = new_user(&then, &email, name);
-            tx.act_for(user.id).await?;
+            tx.set_user(user.id).await?;
             store::users::insert(tx, &user, &email, hash, workspace).await?;
             store::members::insert(tx, workspace, user.id, role, user.created_at).await?;
         }
@@ -414,7 +414,7 @@ impl<'a> Seed<'a> {
                 std::time::Duration::from_micros(400 + (number.unsigned_abs() * 97) % 2_000);
             let actor = Actor::api_key(id, &name.into());
             let mut event = NewEvent::new(then.new_id(), workspace, Action::Request, actor)
-                .in_request(&Arc::new(request), status, latency);
+                .with_request(&Arc::new(request), status, latency);
             event.route = Some(RouteUse { group, scope });
             event
         };

@@ -49,7 +49,7 @@ pub(super) async fn run(args: DevArgs, mut raw: Raw) -> Result<(), String> {
     store::migrate::migrate(owner.expose_secret()).await?;
     // As in production: the service connects as its own role, and cannot become the owner.
     let password = folder.database_password();
-    store::migrate::let_app_role_log_in(owner.expose_secret(), password).await?;
+    store::migrate::enable_app_role_login(owner.expose_secret(), password).await?;
     let url = postgres.url_for(store::APP_ROLE, DATABASE);
     let public_url = format!("http://{address}");
     for (key, value) in [

@@ -10,9 +10,9 @@ use serde::{Deserialize, Deserializer, Serialize};
 use time::OffsetDateTime;
 use utoipa::ToSchema;
 
-use super::{Answer, CreatedOnce, Creating, json};
+use super::{Answer, IdempotentCreated, Creating, json};
 use crate::{
-    auth::keys::{ChangeKey, MintKey, Minted},
+    auth::keys::{UpdateKeyParams, CreateKeyParams, Minted},
     http::{
         ApiError, App,
         extract::{self, Admin, Authorized, Creation, FirstPartyAdmin, PathId, Query, ReadOnly},
@@ -129,34 +129,34 @@ pub struct CreatedKeyBody {
 ///
 /// Only this response contains the secret. Store it: it cannot be retrieved again.
 #[utoipa::path(post, path = "/v1/api-keys", tag = "API keys", request_body = CreateKeyRequest,
-    params(crate::http::openapi::IdempotencyKey),
+    params(crate::http::openapi::IdempotencyKeyHeader),
     responses((status = 201, body = CreatedKeyBody), (status = 409)))]
 pub async fn create(
     caller: Authorized<FirstPartyAdmin>,
     State(app): State<App>,
     Creation { body, attempt }: Creation<CreateKeyRequest>,
-) -> Answer<CreatedOnce> {
-    let mut transaction = match CreatedOnce::begin(&app, &caller, attempt).await? {
+) -> Answer<IdempotentCreated> {
+    let mut transaction = match IdempotentCreated::begin(&app, &caller, attempt).await? {
         Creating::Work(transaction) => transaction,
         Creating::Done(response) => return Ok(response),
     };
     let CreateKeyRequest { name, scope, description, allowed_ips } = body;
     let new_key =
-        MintKey { name, scope, description, allowed_ips: allowed_ips.unwrap_or_default() };
+        CreateKeyParams { name, scope, description, allowed_ips: allowed_ips.unwrap_or_default() };
     let created = app.auth.mint_key(transaction.tx(), &caller, new_key).await?;
-    minted_answer(&app, transaction, created).await
+    commit_created_key(&app, transaction, created).await
 }
 
 /// Commits the creation of a key and returns the response with its secret.
-pub(super) async fn minted_answer(
+pub(super) async fn commit_created_key(
     app: &App,
     transaction: Work,
     created: Minted,
-) -> Answer<CreatedOnce> {
+) -> Answer<IdempotentCreated> {
     let location = format!("/v1/api-keys/{}", created.key.id);
     let key = created.secret.reveal().to_owned();
     let key_resource = ApiKeyBody::new(app, created.key);
-    CreatedOnce::finish(transaction, location, json(&CreatedKeyBody { key_resource, key })?).await
+    IdempotentCreated::finish(transaction, location, json(&CreatedKeyBody { key_resource, key })?).await
 }
 
 /// A page of API keys.
@@ -245,7 +245,7 @@ pub async fn update(
 ) -> Answer<Json<ApiKeyBody>> {
     let UpdateKeyRequest { name, description, allowed_ips } = body;
     let key =
-        app.auth.change_key(&caller, id, ChangeKey { name, description, allowed_ips }).await?;
+        app.auth.update_key(&caller, id, UpdateKeyParams { name, description, allowed_ips }).await?;
     Ok(Json(ApiKeyBody::new(&app, key)))
 }
 

@@ -108,11 +108,11 @@ pub(in crate::http) async fn follow(
         let text = tail.next().await?;
         Some((Ok(Bytes::from(text)), tail))
     });
-    Ok(event_stream(Body::from_stream(stream::StreamExt::chain(start, rest))))
+    Ok(sse_response(Body::from_stream(stream::StreamExt::chain(start, rest))))
 }
 
 /// Builds a response of Server-Sent Events.
-pub(in crate::http) fn event_stream(body: Body) -> Response {
+pub(in crate::http) fn sse_response(body: Body) -> Response {
     let content_type = (header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
     ([content_type, UNBUFFERED], body).into_response()
 }
@@ -210,7 +210,7 @@ impl Tail {
         let Some(permit) = self.app.audit.reserve().await else { return };
         let mut event = audit::event(&self.app.env, &self.caller, Action::Request, 200);
         event.route = Some(RouteUse { group: "audit-log", scope: Scope::ReadOnly });
-        event.is_use_alone = true;
+        event.is_usage_only = true;
         permit.send(event);
     }
 

@@ -13,7 +13,7 @@ use crate::{
     auth::login::{NewAccount, TokenPair},
     http::{
         App,
-        extract::{self, Authorized, OwnSession, Public, ReadOnly},
+        extract::{self, Authorized, UserSession, Public, ReadOnly},
     },
     model::{
         id::{UserId, WorkspaceId},
@@ -112,7 +112,7 @@ pub async fn register(
     State(app): State<App>,
     body: Answer<extract::Json<RegisterRequest>>,
 ) -> Answer<Created<Json<RegisteredBody>>> {
-    app.auth.check_registration()?;
+    app.auth.require_open_registration()?;
     let extract::Json(body) = body?;
     let RegisterRequest { email, password, full_name, workspace_name } = body;
     let account = NewAccount { email, password, full_name, workspace_name };
@@ -183,7 +183,7 @@ pub async fn refresh(
 ///
 /// Ends the session. Its access and refresh tokens stop working at once.
 #[utoipa::path(post, path = "/v1/auth/logout", tag = "Sessions", responses((status = 204)))]
-pub async fn logout(caller: Authorized<OwnSession>, State(app): State<App>) -> Answer<StatusCode> {
+pub async fn logout(caller: Authorized<UserSession>, State(app): State<App>) -> Answer<StatusCode> {
     app.auth.logout(&caller).await?;
     Ok(StatusCode::NO_CONTENT)
 }

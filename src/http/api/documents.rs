@@ -11,7 +11,7 @@ use axum::{
 };
 use uuid::Uuid;
 
-use super::{Answer, CreatedOnce, Creating};
+use super::{Answer, IdempotentCreated, Creating};
 use crate::{
     http::{
         App,
@@ -69,14 +69,14 @@ pub(super) async fn create(
     kind: Kind,
     path: &str,
     Creation { body, attempt }: Creation<Fields>,
-) -> Answer<CreatedOnce> {
-    let mut transaction = match CreatedOnce::begin(app, caller, attempt).await? {
+) -> Answer<IdempotentCreated> {
+    let mut transaction = match IdempotentCreated::begin(app, caller, attempt).await? {
         Creating::Work(transaction) => transaction,
         Creating::Done(response) => return Ok(response),
     };
     let document = app.resources.create(transaction.tx(), caller, kind, body).await?;
     let location = format!("{path}/{}", id::format(kind.prefix(), document.id));
-    CreatedOnce::finish(transaction, location, render(kind, &document)).await
+    IdempotentCreated::finish(transaction, location, render(kind, &document)).await
 }
 
 pub(super) async fn get(app: &App, caller: &Caller, kind: Kind, id: Uuid) -> Answer<RawJson> {
@@ -121,13 +121,13 @@ macro_rules! document_routes {
 
         #[doc = $create_summary]
         #[utoipa::path(post, path = $path, tag = "Resources", summary = $create_summary,
-            request_body = $create, params(crate::http::openapi::IdempotencyKey),
+            request_body = $create, params(crate::http::openapi::IdempotencyKeyHeader),
             responses((status = 201, body = $body), (status = 409)))]
         pub async fn create(
             caller: crate::http::extract::Authorized<crate::http::extract::Write>,
             axum::extract::State(app): axum::extract::State<crate::http::App>,
             creation: crate::http::extract::Creation<crate::model::fields::Fields>,
-        ) -> super::Answer<super::CreatedOnce> {
+        ) -> super::Answer<super::IdempotentCreated> {
             super::documents::create(&app, &caller, $kind, $path, creation).await
         }
 

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use utoipa::ToSchema;
 
-use super::{Answer, Created, CreatedOnce, Creating, auth::TokenBody, json};
+use super::{Answer, Created, IdempotentCreated, Creating, auth::TokenBody, json};
 use crate::{
     auth::invitations::NewMember,
     http::{
@@ -77,23 +77,23 @@ pub struct InviteRequest {
 ///
 /// Sends an email with a link that works once, within one week.
 #[utoipa::path(post, path = "/v1/invitations", tag = "Workspaces", request_body = InviteRequest,
-    params(crate::http::openapi::IdempotencyKey),
+    params(crate::http::openapi::IdempotencyKeyHeader),
     responses((status = 201, body = InvitationBody), (status = 409)))]
 pub async fn create(
     caller: Authorized<FirstPartyAdmin>,
     State(app): State<App>,
     Creation { body, attempt }: Creation<InviteRequest>,
-) -> Answer<CreatedOnce> {
+) -> Answer<IdempotentCreated> {
     // Before the transaction begins: password verification is slow.
     let is_confirmed = app.auth.is_confirmed(&caller, body.password.as_ref()).await?;
-    let mut transaction = match CreatedOnce::begin(&app, &caller, attempt).await? {
+    let mut transaction = match IdempotentCreated::begin(&app, &caller, attempt).await? {
         Creating::Work(transaction) => transaction,
         Creating::Done(response) => return Ok(response),
     };
     let (email, role) = (&body.email, body.role);
     let invitation = app.auth.invite(transaction.tx(), &caller, email, role, is_confirmed).await?;
     let location = format!("/v1/invitations/{}", invitation.id);
-    CreatedOnce::finish(transaction, location, json(&InvitationBody::from(invitation))?).await
+    IdempotentCreated::finish(transaction, location, json(&InvitationBody::from(invitation))?).await
 }
 
 /// List open invitations
@@ -118,14 +118,14 @@ pub async fn withdraw(
     State(app): State<App>,
     PathId(id): PathId<InvitationId>,
 ) -> Answer<StatusCode> {
-    app.auth.withdraw_invitation(&caller, id).await?;
+    app.auth.revoke_invitation(&caller, id).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
 /// The acceptance of an invitation.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-pub struct AcceptRequest {
+pub struct AcceptInvitationRequest {
     /// The token of the emailed link.
     #[schema(value_type = String)]
     token: SecretString,
@@ -142,21 +142,21 @@ pub struct AcceptRequest {
 /// A new user sends a password; the request creates the user and signs in. An existing user sends
 /// the access token of their own session; the session switches to the workspace.
 #[utoipa::path(post, path = "/v1/invitations/accept", tag = "Workspaces",
-    request_body = AcceptRequest,
+    request_body = AcceptInvitationRequest,
     responses((status = 201, body = TokenBody), (status = 401), (status = 403), (status = 409)))]
 pub async fn accept(
     public: Public,
     Visitor(caller): Visitor,
     State(app): State<App>,
-    extract::Json(body): extract::Json<AcceptRequest>,
+    extract::Json(body): extract::Json<AcceptInvitationRequest>,
 ) -> Answer<Created<Json<TokenBody>>> {
-    let AcceptRequest { token, password, full_name } = body;
+    let AcceptInvitationRequest { token, password, full_name } = body;
     let token = token.expose_secret();
     let pair = if let Some(caller) = caller {
         app.auth.accept_invitation(&caller, token).await?
     } else {
         let new = NewMember { password, full_name };
-        app.auth.accept_invitation_anew(token, &new, &public.request).await?
+        app.auth.accept_invitation_with_new_account(token, &new, &public.request).await?
     };
     Ok(Created::at("/v1/auth/me".to_owned(), Json(TokenBody::new(&app, &pair))))
 }

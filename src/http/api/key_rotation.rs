@@ -11,8 +11,8 @@ use time::OffsetDateTime;
 use utoipa::ToSchema;
 
 use super::{
-    Answer, CreatedOnce, Creating,
-    api_keys::{CreatedKeyBody, minted_answer},
+    Answer, IdempotentCreated, Creating,
+    api_keys::{CreatedKeyBody, commit_created_key},
 };
 use crate::{
     http::{
@@ -28,7 +28,7 @@ use crate::{
 /// A rotation to start.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-pub struct RotateRequest {
+pub struct RotateKeyRequest {
     /// The name of the successor: 1 to 100 characters. The default is the name of the old key.
     #[schema(min_length = 1, max_length = 100, example = "prod-2026-q3")]
     name: Option<String>,
@@ -40,21 +40,21 @@ pub struct RotateRequest {
 /// active until you revoke it: deploy the new key, watch `GET /v1/api-keys/{id}/rotation`, then
 /// revoke the old key with `if_quiet=true`. Only this response contains the new secret.
 #[utoipa::path(post, path = "/v1/api-keys/{id}/rotate", tag = "API keys",
-    params(("id" = ApiKeyId, Path), crate::http::openapi::IdempotencyKey),
-    request_body = RotateRequest,
+    params(("id" = ApiKeyId, Path), crate::http::openapi::IdempotencyKeyHeader),
+    request_body = RotateKeyRequest,
     responses((status = 201, body = CreatedKeyBody), (status = 404), (status = 409)))]
 pub async fn rotate(
     caller: Authorized<FirstPartyAdmin>,
     State(app): State<App>,
     PathId(id): PathId<ApiKeyId>,
-    Creation { body, attempt }: Creation<RotateRequest>,
-) -> Answer<CreatedOnce> {
-    let mut transaction = match CreatedOnce::begin(&app, &caller, attempt).await? {
+    Creation { body, attempt }: Creation<RotateKeyRequest>,
+) -> Answer<IdempotentCreated> {
+    let mut transaction = match IdempotentCreated::begin(&app, &caller, attempt).await? {
         Creating::Work(transaction) => transaction,
         Creating::Done(response) => return Ok(response),
     };
     let created = app.auth.rotate_key(transaction.tx(), &caller, id, body.name).await?;
-    minted_answer(&app, transaction, created).await
+    commit_created_key(&app, transaction, created).await
 }
 
 /// A client, identified by address and user agent, that used the key within the last hour.

@@ -30,7 +30,7 @@ const DAYS: (u32, u32) = (30, 1100);
 
 /// The usage of a key in one hour or day.
 #[derive(Serialize, ToSchema)]
-pub struct SpellBody {
+pub struct UsageBucketBody {
     /// Start of the hour or day in UTC.
     #[serde(serialize_with = "crate::model::timestamp::serialize")]
     start: OffsetDateTime,
@@ -47,7 +47,7 @@ fn by_status(bucket: &Spell) -> BTreeMap<String, i64> {
     bucket.by_status.iter().map(|(class, requests)| (format!("{class}xx"), *requests)).collect()
 }
 
-impl From<Spell> for SpellBody {
+impl From<Spell> for UsageBucketBody {
     fn from(bucket: Spell) -> Self {
         let by_status = by_status(&bucket);
         let Spell { start, requests, by_route, .. } = bucket;
@@ -86,9 +86,9 @@ pub struct KeyUsageBody {
     #[schema(required = true)]
     last_used_at: Option<OffsetDateTime>,
     /// Usage by hour, oldest first. Hours without a request are omitted.
-    by_hour: Vec<SpellBody>,
+    by_hour: Vec<UsageBucketBody>,
     /// Usage by day, oldest first. Days without a request are omitted.
-    by_day: Vec<SpellBody>,
+    by_day: Vec<UsageBucketBody>,
     /// All recorded requests by class of the response status.
     #[schema(example = json!({ "2xx": 120, "3xx": 0, "4xx": 1, "5xx": 0 }))]
     by_status: BTreeMap<String, i64>,
@@ -105,8 +105,8 @@ impl From<KeyUsage> for KeyUsageBody {
             total_requests: usage.total_requests,
             first_used_at: usage.first_used_at,
             last_used_at: usage.last_used_at,
-            by_hour: usage.by_hour.into_iter().map(SpellBody::from).collect(),
-            by_day: usage.by_day.into_iter().map(SpellBody::from).collect(),
+            by_hour: usage.by_hour.into_iter().map(UsageBucketBody::from).collect(),
+            by_day: usage.by_day.into_iter().map(UsageBucketBody::from).collect(),
             by_status: by_status(&usage.all),
             by_route: usage.all.by_route,
             addresses: usage.addresses.into_iter().map(KeyAddressBody::from).collect(),

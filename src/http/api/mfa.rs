@@ -12,7 +12,7 @@ use super::{Answer, auth::TokenBody};
 use crate::{
     http::{
         App,
-        extract::{self, Authorized, OwnSession, Public},
+        extract::{self, Authorized, UserSession, Public},
     },
     model::password::Password,
 };
@@ -20,7 +20,7 @@ use crate::{
 /// A code to complete a sign-in.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-pub struct VerifyRequest {
+pub struct VerifyMfaRequest {
     /// The token of the `mfa_required` error. It is valid for five minutes.
     #[schema(value_type = String)]
     mfa_token: SecretString,
@@ -32,14 +32,14 @@ pub struct VerifyRequest {
 /// Complete a sign-in with a code
 ///
 /// Accepts a code of the authenticator app or a recovery code. Each code works once.
-#[utoipa::path(post, path = "/v1/auth/mfa/verify", tag = "Sessions", request_body = VerifyRequest,
+#[utoipa::path(post, path = "/v1/auth/mfa/verify", tag = "Sessions", request_body = VerifyMfaRequest,
     responses((status = 200, body = TokenBody), (status = 401)))]
 pub async fn verify(
     public: Public,
     State(app): State<App>,
-    extract::Json(body): extract::Json<VerifyRequest>,
+    extract::Json(body): extract::Json<VerifyMfaRequest>,
 ) -> Answer<Json<TokenBody>> {
-    let VerifyRequest { mfa_token, code } = body;
+    let VerifyMfaRequest { mfa_token, code } = body;
     let (token, code) = (mfa_token.expose_secret(), code.expose_secret());
     let pair = app.auth.meet_challenge(token, code, &public.request).await?;
     Ok(Json(TokenBody::new(&app, &pair)))
@@ -48,7 +48,7 @@ pub async fn verify(
 /// An authenticator app to enroll.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-pub struct EnrolRequest {
+pub struct EnrollTotpRequest {
     /// The caller's password. Required unless the caller signed in within the last 15 minutes.
     #[schema(value_type = Option<String>, format = Password)]
     password: Option<Password>,
@@ -56,7 +56,7 @@ pub struct EnrolRequest {
 
 /// The secret of an authenticator app.
 #[derive(Serialize, ToSchema)]
-pub struct EnrolmentBody {
+pub struct TotpEnrollmentBody {
     /// The secret in base32, to type in.
     #[schema(example = "GEZDGNBVGY3TQOJQGEZDGNBVGY3TQOJQ")]
     secret: String,
@@ -68,15 +68,15 @@ pub struct EnrolmentBody {
 /// Enroll an authenticator app
 ///
 /// Nothing changes until `POST /v1/auth/mfa/totp/confirm` confirms a first code, within 15 minutes.
-#[utoipa::path(post, path = "/v1/auth/mfa/totp", tag = "Sessions", request_body = EnrolRequest,
-    responses((status = 200, body = EnrolmentBody), (status = 403), (status = 409)))]
+#[utoipa::path(post, path = "/v1/auth/mfa/totp", tag = "Sessions", request_body = EnrollTotpRequest,
+    responses((status = 200, body = TotpEnrollmentBody), (status = 403), (status = 409)))]
 pub async fn enrol(
-    caller: Authorized<OwnSession>,
+    caller: Authorized<UserSession>,
     State(app): State<App>,
-    extract::Json(body): extract::Json<EnrolRequest>,
-) -> Answer<Json<EnrolmentBody>> {
-    let enrolment = app.auth.enrol_totp(&caller, body.password.as_ref()).await?;
-    Ok(Json(EnrolmentBody {
+    extract::Json(body): extract::Json<EnrollTotpRequest>,
+) -> Answer<Json<TotpEnrollmentBody>> {
+    let enrolment = app.auth.enroll_totp(&caller, body.password.as_ref()).await?;
+    Ok(Json(TotpEnrollmentBody {
         secret: enrolment.secret.expose_secret().to_owned(),
         otpauth_uri: enrolment.uri.expose_secret().to_owned(),
     }))
@@ -85,7 +85,7 @@ pub async fn enrol(
 /// The first code of an authenticator app.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-pub struct ConfirmRequest {
+pub struct ConfirmTotpRequest {
     /// The code that the authenticator app shows.
     #[schema(value_type = String, example = "287082")]
     code: SecretString,
@@ -110,12 +110,12 @@ impl From<Vec<SecretString>> for RecoveryCodesBody {
 /// From now on, each sign-in with a password requires a code. Ends the user's other sessions. API
 /// keys are not affected.
 #[utoipa::path(post, path = "/v1/auth/mfa/totp/confirm", tag = "Sessions",
-    request_body = ConfirmRequest,
+    request_body = ConfirmTotpRequest,
     responses((status = 200, body = RecoveryCodesBody), (status = 403), (status = 409)))]
 pub async fn confirm(
-    caller: Authorized<OwnSession>,
+    caller: Authorized<UserSession>,
     State(app): State<App>,
-    extract::Json(body): extract::Json<ConfirmRequest>,
+    extract::Json(body): extract::Json<ConfirmTotpRequest>,
 ) -> Answer<Json<RecoveryCodesBody>> {
     let codes = app.auth.confirm_totp(&caller, body.code.expose_secret()).await?;
     Ok(Json(RecoveryCodesBody::from(codes)))
@@ -125,12 +125,12 @@ pub async fn confirm(
 ///
 /// The previous recovery codes stop working.
 #[utoipa::path(post, path = "/v1/auth/mfa/recovery-codes", tag = "Sessions",
-    request_body = ConfirmedByPassword,
+    request_body = PasswordConfirmation,
     responses((status = 200, body = RecoveryCodesBody), (status = 403), (status = 404)))]
 pub async fn renew_recovery_codes(
-    caller: Authorized<OwnSession>,
+    caller: Authorized<UserSession>,
     State(app): State<App>,
-    extract::Json(body): extract::Json<ConfirmedByPassword>,
+    extract::Json(body): extract::Json<PasswordConfirmation>,
 ) -> Answer<Json<RecoveryCodesBody>> {
     let codes = app.auth.renew_recovery_codes(&caller, &body.password).await?;
     Ok(Json(RecoveryCodesBody::from(codes)))
@@ -139,7 +139,7 @@ pub async fn renew_recovery_codes(
 /// A confirmation with the caller's password.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-pub struct ConfirmedByPassword {
+pub struct PasswordConfirmation {
     /// The caller's password.
     #[schema(value_type = String, format = Password)]
     password: Password,
@@ -148,12 +148,12 @@ pub struct ConfirmedByPassword {
 /// Remove the authenticator app
 ///
 /// A user with passkeys must have signed in with one of them, or remove the passkeys first.
-#[utoipa::path(delete, path = "/v1/auth/mfa/totp", tag = "Sessions", request_body = ConfirmedByPassword,
+#[utoipa::path(delete, path = "/v1/auth/mfa/totp", tag = "Sessions", request_body = PasswordConfirmation,
     responses((status = 204), (status = 403), (status = 404), (status = 409)))]
 pub async fn remove(
-    caller: Authorized<OwnSession>,
+    caller: Authorized<UserSession>,
     State(app): State<App>,
-    extract::Json(body): extract::Json<ConfirmedByPassword>,
+    extract::Json(body): extract::Json<PasswordConfirmation>,
 ) -> Answer<StatusCode> {
     app.auth.remove_totp(&caller, &body.password).await?;
     Ok(StatusCode::NO_CONTENT)

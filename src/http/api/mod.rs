@@ -45,7 +45,7 @@ use serde::Serialize;
 
 use super::{ApiError, App};
 use crate::{
-    idempotency::{Attempt, Begun, KeptAnswer, Work},
+    idempotency::{Attempt, Begun, StoredResponse, Work},
     model::principal::Caller,
 };
 
@@ -72,20 +72,20 @@ impl<T: IntoResponse> IntoResponse for Created<T> {
 }
 
 /// A 201 response that is stored for retries with the same idempotency key.
-pub struct CreatedOnce {
-    response: KeptAnswer,
+pub struct IdempotentCreated {
+    response: StoredResponse,
     is_replayed: bool,
 }
 
-/// The outcome of [`CreatedOnce::begin`].
+/// The outcome of [`IdempotentCreated::begin`].
 enum Creating {
     /// The request is new. Its changes go into this transaction.
     Work(Work),
     /// The request is a retry. This is the stored response.
-    Done(CreatedOnce),
+    Done(IdempotentCreated),
 }
 
-impl CreatedOnce {
+impl IdempotentCreated {
     /// Begins the transaction of a request, or returns the stored response of an earlier attempt.
     async fn begin(app: &App, caller: &Caller, attempt: Attempt) -> Answer<Creating> {
         Ok(match app.idempotency.begin(caller, attempt).await? {
@@ -96,7 +96,7 @@ impl CreatedOnce {
 
     /// Commits the transaction together with the response. `body` is the JSON of the new resource.
     async fn finish(transaction: Work, location: String, body: String) -> Answer<Self> {
-        let response = KeptAnswer { status: StatusCode::CREATED.as_u16(), location, body };
+        let response = StoredResponse { status: StatusCode::CREATED.as_u16(), location, body };
         transaction.finish(&response).await?;
         Ok(Self { response, is_replayed: false })
     }
@@ -107,10 +107,10 @@ fn json(body: &impl Serialize) -> Answer<String> {
     serde_json::to_string(body).map_err(|error| ApiError::internal(&error.to_string()))
 }
 
-impl IntoResponse for CreatedOnce {
+impl IntoResponse for IdempotentCreated {
     fn into_response(self) -> Response {
         const REPLAYED: HeaderName = HeaderName::from_static("idempotency-replayed");
-        let KeptAnswer { status, location, body } = self.response;
+        let StoredResponse { status, location, body } = self.response;
         let mut response = Response::new(Body::from(body));
         *response.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::CREATED);
         let headers = response.headers_mut();

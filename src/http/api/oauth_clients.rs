@@ -18,10 +18,10 @@ use crate::{
     },
     model::{
         id::{ClientId, Id},
-        oauth::client::{AuthMethod, Client, GrantType},
+        oauth::client::{ClientAuthMethod, Client, GrantType},
         scope::Scope,
     },
-    oauth::workspace_clients::{ChangeClient, MAX_OVERLAP, NewClient},
+    oauth::workspace_clients::{UpdateClientParams, MAX_SECRET_OVERLAP, CreateClientParams},
 };
 
 /// Default time for which previous secrets stay valid after a rotation.
@@ -92,9 +92,9 @@ pub struct CreateClientRequest {
 }
 
 impl CreateClientRequest {
-    fn into_new_client(self) -> Result<NewClient, ApiError> {
+    fn into_new_client(self) -> Result<CreateClientParams, ApiError> {
         let method = self.token_endpoint_auth_method.as_deref().unwrap_or("client_secret_basic");
-        let auth_method = AuthMethod::from_name(method).ok_or_else(|| {
+        let auth_method = ClientAuthMethod::from_name(method).ok_or_else(|| {
             let requirement = "must be client_secret_basic, client_secret_post or none";
             let field = "token_endpoint_auth_method";
             ApiError::invalid(field, format!("{field} {requirement}"))
@@ -111,7 +111,7 @@ impl CreateClientRequest {
                 })?
             }
         };
-        Ok(NewClient {
+        Ok(CreateClientParams {
             name: self.name,
             redirect_uris: self.redirect_uris.unwrap_or_default(),
             auth_method,
@@ -207,8 +207,8 @@ pub async fn update(
     extract::Json(body): extract::Json<UpdateClientRequest>,
 ) -> Answer<Json<ClientBody>> {
     let UpdateClientRequest { name, redirect_uris } = body;
-    let change = ChangeClient { name, redirect_uris };
-    Ok(Json(app.oauth.change_client(&caller, id, change).await?.into()))
+    let change = UpdateClientParams { name, redirect_uris };
+    Ok(Json(app.oauth.update_client(&caller, id, change).await?.into()))
 }
 
 /// Delete an OAuth client
@@ -262,8 +262,8 @@ pub async fn rotate_secret(
     extract::Json(body): extract::Json<RotateSecretRequest>,
 ) -> Answer<Created<Json<RotatedSecretBody>>> {
     let overlap = body.overlap_seconds.map_or(DEFAULT_OVERLAP, Duration::from_secs);
-    if overlap > MAX_OVERLAP {
-        let (field, max) = ("overlap_seconds", MAX_OVERLAP.as_secs());
+    if overlap > MAX_SECRET_OVERLAP {
+        let (field, max) = ("overlap_seconds", MAX_SECRET_OVERLAP.as_secs());
         return Err(ApiError::invalid(field, format!("{field} must be at most {max}")));
     }
     let (client, secret, others_until) =

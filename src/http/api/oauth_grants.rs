@@ -9,7 +9,7 @@ use super::Answer;
 use crate::{
     http::{
         ApiError, App,
-        extract::{Authorized, OwnSession, PathId, Query},
+        extract::{Authorized, UserSession, PathId, Query},
     },
     model::{
         id::{ClientId, GrantId, Id, UserId, WorkspaceId},
@@ -77,13 +77,13 @@ pub struct GrantsBody {
         ("of" = Option<String>, Query, description = "`me` (the default) or `workspace`")),
     responses((status = 200, body = GrantsBody)))]
 pub async fn list(
-    caller: Authorized<OwnSession>,
+    caller: Authorized<UserSession>,
     State(app): State<App>,
     query: Query,
 ) -> Answer<Json<GrantsBody>> {
     let (page, total) = match query.text("of")? {
-        None | Some("me") => app.oauth.own_grants(&caller, query.page()?).await?,
-        Some("workspace") => app.oauth.workspace_grants(&caller, query.page()?).await?,
+        None | Some("me") => app.oauth.list_user_grants(&caller, query.page()?).await?,
+        Some("workspace") => app.oauth.list_workspace_grants(&caller, query.page()?).await?,
         Some(_) => return Err(ApiError::invalid("of", "of must be me or workspace")),
     };
     let next_cursor = page.next_cursor(|grant| grant.id.uuid());
@@ -98,7 +98,7 @@ pub async fn list(
 #[utoipa::path(delete, path = "/v1/oauth/grants/{id}", tag = "OAuth", params(("id" = GrantId, Path)),
     responses((status = 204), (status = 404)))]
 pub async fn end(
-    caller: Authorized<OwnSession>,
+    caller: Authorized<UserSession>,
     State(app): State<App>,
     PathId(id): PathId<GrantId>,
 ) -> Answer<StatusCode> {

@@ -12,10 +12,10 @@ use utoipa::ToSchema;
 
 use super::{Answer, Created, auth::TokenBody};
 use crate::{
-    auth::passkeys::{NewCredential, SignedCredential},
+    auth::passkeys::{RegistrationCredential, AuthenticationCredential},
     http::{
         App,
-        extract::{self, Authorized, OwnSession, PathId, Public},
+        extract::{self, Authorized, UserSession, PathId, Public},
     },
     model::{
         id::{PasskeyId, WorkspaceId},
@@ -74,11 +74,11 @@ pub struct PasskeyRequest {
 #[utoipa::path(post, path = "/v1/auth/passkeys/options", tag = "Passkeys", request_body = PasskeyRequest,
     responses((status = 200, body = OptionsBody), (status = 403), (status = 409)))]
 pub async fn options(
-    caller: Authorized<OwnSession>,
+    caller: Authorized<UserSession>,
     State(app): State<App>,
     extract::Json(body): extract::Json<PasskeyRequest>,
 ) -> Answer<Json<OptionsBody>> {
-    let options = app.auth.new_passkey_options(&caller, body.password.as_ref()).await?;
+    let options = app.auth.passkey_registration_options(&caller, body.password.as_ref()).await?;
     Ok(Json(OptionsBody { options }))
 }
 
@@ -91,7 +91,7 @@ pub struct AddPasskeyRequest {
     name: String,
     /// The result of `PublicKeyCredential.toJSON()`.
     #[schema(value_type = Object)]
-    credential: NewCredential,
+    credential: RegistrationCredential,
 }
 
 /// Add a passkey
@@ -101,11 +101,11 @@ pub struct AddPasskeyRequest {
 #[utoipa::path(post, path = "/v1/auth/passkeys", tag = "Passkeys", request_body = AddPasskeyRequest,
     responses((status = 201, body = PasskeyBody), (status = 409)))]
 pub async fn add(
-    caller: Authorized<OwnSession>,
+    caller: Authorized<UserSession>,
     State(app): State<App>,
     extract::Json(body): extract::Json<AddPasskeyRequest>,
 ) -> Answer<Created<Json<PasskeyBody>>> {
-    let passkey = app.auth.add_passkey(&caller, &body.name, &body.credential).await?;
+    let passkey = app.auth.register_passkey(&caller, &body.name, &body.credential).await?;
     Ok(Created::at("/v1/auth/passkeys".to_owned(), Json(passkey.into())))
 }
 
@@ -113,7 +113,7 @@ pub async fn add(
 #[utoipa::path(get, path = "/v1/auth/passkeys", tag = "Passkeys",
     responses((status = 200, body = PasskeysBody)))]
 pub async fn list(
-    caller: Authorized<OwnSession>,
+    caller: Authorized<UserSession>,
     State(app): State<App>,
 ) -> Answer<Json<PasskeysBody>> {
     let passkeys = app.auth.passkeys(&caller).await?.into_iter().map(PasskeyBody::from).collect();
@@ -128,7 +128,7 @@ pub async fn list(
     params(("id" = PasskeyId, Path)), request_body = PasskeyRequest,
     responses((status = 204), (status = 403), (status = 404)))]
 pub async fn remove(
-    caller: Authorized<OwnSession>,
+    caller: Authorized<UserSession>,
     State(app): State<App>,
     PathId(id): PathId<PasskeyId>,
     extract::Json(body): extract::Json<PasskeyRequest>,
@@ -141,7 +141,7 @@ pub async fn remove(
 #[utoipa::path(post, path = "/v1/auth/login/passkey/options", tag = "Passkeys",
     responses((status = 200, body = OptionsBody), (status = 409)))]
 pub async fn login_options(_public: Public, State(app): State<App>) -> Answer<Json<OptionsBody>> {
-    Ok(Json(OptionsBody { options: app.auth.passkey_options()? }))
+    Ok(Json(OptionsBody { options: app.auth.passkey_authentication_options()? }))
 }
 
 /// A sign-in with a passkey.
@@ -150,7 +150,7 @@ pub async fn login_options(_public: Public, State(app): State<App>) -> Answer<Js
 pub struct PasskeyLoginRequest {
     /// The result of `PublicKeyCredential.toJSON()`.
     #[schema(value_type = Object)]
-    credential: SignedCredential,
+    credential: AuthenticationCredential,
     /// The workspace of the session. The default is the last used workspace, then the oldest one.
     workspace_id: Option<WorkspaceId>,
 }
@@ -167,6 +167,6 @@ pub async fn login(
     extract::Json(body): extract::Json<PasskeyLoginRequest>,
 ) -> Answer<Json<TokenBody>> {
     let PasskeyLoginRequest { credential, workspace_id } = body;
-    let pair = app.auth.sign_in_by_passkey(&credential, workspace_id, &public.request).await?;
+    let pair = app.auth.sign_in_with_passkey(&credential, workspace_id, &public.request).await?;
     Ok(Json(TokenBody::new(&app, &pair)))
 }

@@ -11,7 +11,7 @@ use super::Answer;
 use crate::{
     http::{
         App,
-        extract::{self, Authorized, OwnSession, Public},
+        extract::{self, Authorized, UserSession, Public},
     },
     model::password::Password,
 };
@@ -34,7 +34,7 @@ pub struct ChangePasswordRequest {
 #[utoipa::path(post, path = "/v1/auth/password/change", tag = "Passwords",
     request_body = ChangePasswordRequest, responses((status = 204), (status = 409)))]
 pub async fn change(
-    caller: Authorized<OwnSession>,
+    caller: Authorized<UserSession>,
     State(app): State<App>,
     extract::Json(body): extract::Json<ChangePasswordRequest>,
 ) -> Answer<StatusCode> {
@@ -124,9 +124,9 @@ pub async fn verify_email(
 #[utoipa::path(post, path = "/v1/auth/verify-email/send", tag = "Passwords",
     responses((status = 202, description = "Accepted. The email is sent."), (status = 409)))]
 pub async fn send_verification(
-    caller: Authorized<OwnSession>,
+    caller: Authorized<UserSession>,
     State(app): State<App>,
 ) -> Answer<StatusCode> {
-    app.auth.request_verification(&caller).await?;
+    app.auth.resend_email_verification(&caller).await?;
     Ok(StatusCode::ACCEPTED)
 }

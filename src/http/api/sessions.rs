@@ -7,10 +7,10 @@ use utoipa::ToSchema;
 
 use super::{Answer, auth::TokenBody};
 use crate::{
-    auth::sessions::own_session,
+    auth::sessions::require_user_session,
     http::{
         App,
-        extract::{self, Authorized, OwnSession, PathId, Query},
+        extract::{self, Authorized, UserSession, PathId, Query},
     },
     model::{
         id::{Id, SessionId, WorkspaceId},
@@ -61,11 +61,11 @@ pub struct SessionsBody {
 #[utoipa::path(get, path = "/v1/auth/sessions", tag = "Sessions",
     params(crate::http::openapi::PageParams), responses((status = 200, body = SessionsBody)))]
 pub async fn list(
-    caller: Authorized<OwnSession>,
+    caller: Authorized<UserSession>,
     State(app): State<App>,
     query: Query,
 ) -> Answer<Json<SessionsBody>> {
-    let (own, _) = own_session(&caller)?;
+    let (own, _) = require_user_session(&caller)?;
     let (page, total) = app.auth.sessions(&caller, query.page()?).await?;
     let next_cursor = page.next_cursor(|session| session.id.uuid());
     let sessions = page.items.into_iter().map(|session| SessionBody::new(session, own)).collect();
@@ -78,7 +78,7 @@ pub async fn list(
 #[utoipa::path(delete, path = "/v1/auth/sessions/{id}", tag = "Sessions",
     params(("id" = SessionId, Path)), responses((status = 204), (status = 404)))]
 pub async fn end(
-    caller: Authorized<OwnSession>,
+    caller: Authorized<UserSession>,
     State(app): State<App>,
     PathId(id): PathId<SessionId>,
 ) -> Answer<StatusCode> {
@@ -89,7 +89,7 @@ pub async fn end(
 /// Sign out your other sessions
 #[utoipa::path(delete, path = "/v1/auth/sessions", tag = "Sessions", responses((status = 204)))]
 pub async fn end_others(
-    caller: Authorized<OwnSession>,
+    caller: Authorized<UserSession>,
     State(app): State<App>,
 ) -> Answer<StatusCode> {
     app.auth.end_other_sessions(&caller).await?;
@@ -99,7 +99,7 @@ pub async fn end_others(
 /// A switch to another workspace.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-pub struct SwitchRequest {
+pub struct SwitchWorkspaceRequest {
     /// The id of a workspace that the caller is a member of.
     workspace_id: WorkspaceId,
 }
@@ -109,11 +109,11 @@ pub struct SwitchRequest {
 /// Moves the session to the workspace and returns new tokens. The tokens for the previous workspace
 /// stop working at once.
 #[utoipa::path(post, path = "/v1/auth/switch-workspace", tag = "Sessions",
-    request_body = SwitchRequest, responses((status = 200, body = TokenBody), (status = 403)))]
+    request_body = SwitchWorkspaceRequest, responses((status = 200, body = TokenBody), (status = 403)))]
 pub async fn switch_workspace(
-    caller: Authorized<OwnSession>,
+    caller: Authorized<UserSession>,
     State(app): State<App>,
-    extract::Json(body): extract::Json<SwitchRequest>,
+    extract::Json(body): extract::Json<SwitchWorkspaceRequest>,
 ) -> Answer<Json<TokenBody>> {
     let pair = app.auth.switch_workspace(&caller, body.workspace_id).await?;
     Ok(Json(TokenBody::new(&app, &pair)))

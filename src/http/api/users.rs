@@ -11,7 +11,7 @@ use super::Answer;
 use crate::{
     http::{
         App,
-        extract::{self, Authorized, FirstPartyWrite, OwnSession, ReadOnly},
+        extract::{self, Authorized, FirstPartyWrite, UserSession, ReadOnly},
     },
     model::{
         fields::Fields,
@@ -69,7 +69,7 @@ pub async fn update(
     State(app): State<App>,
     extract::Json(body): extract::Json<Fields>,
 ) -> Answer<Json<ProfileBody>> {
-    let user = app.resources.change_person(&caller, body).await?;
+    let user = app.resources.update_current_user(&caller, body).await?;
     Ok(Json(ProfileBody::new(user, caller.workspace())))
 }
 
@@ -90,7 +90,7 @@ pub struct DeleteUserRequest {
 #[utoipa::path(delete, path = "/v1/users/me", tag = "Resources", request_body = DeleteUserRequest,
     responses((status = 204), (status = 403)))]
 pub async fn delete(
-    caller: Authorized<OwnSession>,
+    caller: Authorized<UserSession>,
     State(app): State<App>,
     extract::Json(body): extract::Json<DeleteUserRequest>,
 ) -> Answer<StatusCode> {

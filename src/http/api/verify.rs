@@ -18,9 +18,9 @@ use utoipa::ToSchema;
 
 use super::Answer;
 use crate::{
-    auth::check_scope::{self, Requirement},
+    auth::check_scope::{self, AccessRequirement},
     http::{
-        ApiError, USUAL_HEADERS,
+        ApiError, HEADER_CAPACITY,
         extract::{Authorized, Query, ReadOnly},
     },
     model::{
@@ -53,7 +53,7 @@ static ORIGINAL_URI: [HeaderName; 2] =
 
 /// The caller of a request that may pass.
 #[derive(Serialize, ToSchema)]
-pub struct VerifiedBody {
+pub struct ForwardAuthBody {
     /// The id of the API key or the user.
     #[schema(example = "key_01jd0zt8q7f7qvs4p2k6x3m9ab")]
     subject: String,
@@ -72,7 +72,7 @@ pub struct VerifiedBody {
 #[utoipa::path(method(get, post, put, patch, delete, head, options), path = "/v1/auth/verify",
     tag = "Gateways",
     params(("scope" = Option<Scope>, Query, description = "Require at least this scope")),
-    responses((status = 200, body = VerifiedBody,
+    responses((status = 200, body = ForwardAuthBody,
         headers(("X-Auth-Subject" = String), ("X-Auth-Workspace-Id" = String),
                 ("X-Auth-Scope" = String), ("X-Auth-Key-Id" = String)))))]
 pub async fn verify(caller: Authorized<ReadOnly>, query: Query) -> Answer<Response> {
@@ -87,7 +87,7 @@ pub async fn verify(caller: Authorized<ReadOnly>, query: Query) -> Answer<Respon
     path = "/v1/auth/verify/{path}", tag = "Gateways",
     params(("path" = String, Path, description = "The original path"),
            ("scope" = Option<Scope>, Query, description = "Require at least this scope")),
-    responses((status = 200, body = VerifiedBody,
+    responses((status = 200, body = ForwardAuthBody,
         headers(("X-Auth-Subject" = String), ("X-Auth-Workspace-Id" = String),
                 ("X-Auth-Scope" = String), ("X-Auth-Key-Id" = String)))))]
 pub async fn verify_path(caller: Authorized<ReadOnly>, query: Query) -> Answer<Response> {
@@ -101,7 +101,7 @@ pub async fn verify_path(caller: Authorized<ReadOnly>, query: Query) -> Answer<R
 #[utoipa::path(method(get, post, put, patch, delete, head, options), path = "/v1/auth/verify/",
     tag = "Gateways",
     params(("scope" = Option<Scope>, Query, description = "Require at least this scope")),
-    responses((status = 200, body = VerifiedBody,
+    responses((status = 200, body = ForwardAuthBody,
         headers(("X-Auth-Subject" = String), ("X-Auth-Workspace-Id" = String),
                 ("X-Auth-Scope" = String), ("X-Auth-Key-Id" = String)))))]
 pub async fn verify_root(caller: Authorized<ReadOnly>, query: Query) -> Answer<Response> {
@@ -110,7 +110,7 @@ pub async fn verify_root(caller: Authorized<ReadOnly>, query: Query) -> Answer<R
 
 /// True for the paths at which gateways ask about requests of their clients.
 #[must_use]
-pub fn is_question(path: &str) -> bool {
+pub fn is_forward_auth_path(path: &str) -> bool {
     path.strip_prefix(PATH).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
@@ -196,7 +196,7 @@ fn check(caller: &Authorized<ReadOnly>, query: &Query) -> Answer<Response> {
     let requested: Option<Scope> = query.parse_as("scope", "read-only, write or admin")?;
     // A gateway may forward the client's query string, so `scope` can only raise the requirement.
     let required = required_scope(&caller.request.method).max(requested.unwrap_or(Scope::ReadOnly));
-    check_scope::check(Requirement::Scope(required), &caller.principal, caller.request.ip)?;
+    check_scope::check(AccessRequirement::Scope(required), &caller.principal, caller.request.ip)?;
     let mut response = verified_response(&caller.principal)?;
     if requested == Some(required) {
         response.extensions_mut().insert(RequestedScope(required));
@@ -210,14 +210,14 @@ struct RequestedScope(Scope);
 
 /// Returns the scope that a forward-auth request required, from the original method and the
 /// response.
-pub(in crate::http) fn asked_scope(method: &str, response: &Response) -> Scope {
+pub(in crate::http) fn requested_scope(method: &str, response: &Response) -> Scope {
     let requested = response.extensions().get::<RequestedScope>();
     requested.map_or(required_scope(method), |requested| requested.0)
 }
 
 /// Builds the response without `Json`: this is the most frequent response of the service.
 fn verified_response(principal: &Principal) -> Answer<Response> {
-    let verified = VerifiedBody {
+    let verified = ForwardAuthBody {
         subject: principal.subject(),
         workspace_id: principal.workspace_id,
         scope: principal.scope,
@@ -228,7 +228,7 @@ fn verified_response(principal: &Principal) -> Answer<Response> {
         .map_err(|error| ApiError::internal(&error.to_string()))?;
     let mut response = Response::new(Body::from(body));
     let headers = response.headers_mut();
-    headers.reserve(USUAL_HEADERS);
+    headers.reserve(HEADER_CAPACITY);
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     headers.insert(SCOPE, HeaderValue::from_static(verified.scope.as_str()));
     let mut set = |name, value: String| {

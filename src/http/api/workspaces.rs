@@ -6,16 +6,16 @@ use axum::{Json, extract::State, http::StatusCode};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{Answer, CreatedOnce, Creating, json, workspace::WorkspaceBody};
+use super::{Answer, IdempotentCreated, Creating, json, workspace::WorkspaceBody};
 use crate::{
     http::{
         App,
-        extract::{Authorized, Creation, OwnSession, PathId, Query},
+        extract::{Authorized, Creation, UserSession, PathId, Query},
     },
     model::{
         id::{Id, WorkspaceId},
         scope::Role,
-        workspace::OwnWorkspace,
+        workspace::WorkspaceWithRole,
     },
 };
 
@@ -29,7 +29,7 @@ pub struct OwnWorkspaceBody {
 }
 
 impl OwnWorkspaceBody {
-    fn new(app: &App, own: OwnWorkspace) -> Self {
+    fn new(app: &App, own: WorkspaceWithRole) -> Self {
         Self { workspace: WorkspaceBody::new(app, own.workspace), role: own.role }
     }
 }
@@ -47,11 +47,11 @@ pub struct WorkspacesBody {
 #[utoipa::path(get, path = "/v1/workspaces", tag = "Workspaces",
     params(crate::http::openapi::PageParams), responses((status = 200, body = WorkspacesBody)))]
 pub async fn list(
-    caller: Authorized<OwnSession>,
+    caller: Authorized<UserSession>,
     State(app): State<App>,
     query: Query,
 ) -> Answer<Json<WorkspacesBody>> {
-    let (page, total) = app.auth.own_workspaces(&caller, query.page()?).await?;
+    let (page, total) = app.auth.list_own_workspaces(&caller, query.page()?).await?;
     let next_cursor = page.next_cursor(|own| own.workspace.id.uuid());
     let workspaces = page.items.into_iter().map(|own| OwnWorkspaceBody::new(&app, own)).collect();
     Ok(Json(WorkspacesBody { workspaces, total, next_cursor }))
@@ -71,20 +71,20 @@ pub struct CreateWorkspaceRequest {
 /// The caller becomes its owner. The session stays in its current workspace; switch with
 /// `POST /v1/auth/switch-workspace`.
 #[utoipa::path(post, path = "/v1/workspaces", tag = "Workspaces",
-    request_body = CreateWorkspaceRequest, params(crate::http::openapi::IdempotencyKey),
+    request_body = CreateWorkspaceRequest, params(crate::http::openapi::IdempotencyKeyHeader),
     responses((status = 201, body = OwnWorkspaceBody), (status = 409)))]
 pub async fn create(
-    caller: Authorized<OwnSession>,
+    caller: Authorized<UserSession>,
     State(app): State<App>,
     Creation { body, attempt }: Creation<CreateWorkspaceRequest>,
-) -> Answer<CreatedOnce> {
-    let mut transaction = match CreatedOnce::begin(&app, &caller, attempt).await? {
+) -> Answer<IdempotentCreated> {
+    let mut transaction = match IdempotentCreated::begin(&app, &caller, attempt).await? {
         Creating::Work(transaction) => transaction,
         Creating::Done(response) => return Ok(response),
     };
     let own = app.auth.found_workspace(transaction.tx(), &caller, &body.name).await?;
     let body = json(&OwnWorkspaceBody::new(&app, own))?;
-    CreatedOnce::finish(transaction, "/v1/workspaces".to_owned(), body).await
+    IdempotentCreated::finish(transaction, "/v1/workspaces".to_owned(), body).await
 }
 
 /// Leave a workspace
@@ -93,7 +93,7 @@ pub async fn create(
 #[utoipa::path(post, path = "/v1/workspaces/{id}/leave", tag = "Workspaces",
     params(("id" = WorkspaceId, Path)), responses((status = 204), (status = 403), (status = 404)))]
 pub async fn leave(
-    caller: Authorized<OwnSession>,
+    caller: Authorized<UserSession>,
     State(app): State<App>,
     PathId(id): PathId<WorkspaceId>,
 ) -> Answer<StatusCode> {

@@ -13,7 +13,7 @@ use serde_json::Value;
 use super::{
     layout::{Desk, Layout},
     live,
-    page::{ITEMS, encoded, for_people},
+    page::{PAGE_SIZE, encoded, for_people},
 };
 use crate::{
     http::{
@@ -117,7 +117,7 @@ impl askama::filters::HtmlSafe for EventRow {}
 
 impl EventRow {
     fn new(event: &Event<'_>) -> Self {
-        let at = timestamp::to_the_second(event.at);
+        let at = timestamp::format_to_second(event.at);
         let (date, time) = at.split_once(' ').unwrap_or_default();
         let is_request = event.action == Action::Request.as_str();
         let request = &event.request;
@@ -255,7 +255,7 @@ pub(super) async fn show(
     desk: Desk,
     query: Query,
 ) -> Result<Response, ApiError> {
-    let query = query.as_filled_in();
+    let query = query.normalize_form_values();
     let mut filters = Vec::new();
     for name in EVENT_FILTERS {
         if let Some(value) = query.text(name)? {
@@ -272,7 +272,7 @@ pub(super) async fn show(
     }
     // Page views are hidden by default.
     let query = query.with_default("pages", "false");
-    let parsed = match (query.event_filter(), query.page_of(ITEMS)) {
+    let parsed = match (query.event_filter(), query.page_of(PAGE_SIZE)) {
         (Ok(filter), Ok(page)) => Ok((filter, page)),
         (Err(error), _) | (_, Err(error)) => Err(error),
     };
@@ -312,11 +312,11 @@ pub(super) async fn stream(
     standing: Standing<ReadOnly>,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
-    if live::is_elsewhere(&caller, &query)? {
+    if live::is_other_workspace(&caller, &query)? {
         return Ok(StatusCode::NO_CONTENT.into_response());
     }
     let render = |event: &Event<'static>| EventRow::new(event).render().ok();
-    let query = query.as_filled_in().with_default("pages", "false");
+    let query = query.normalize_form_values().with_default("pages", "false");
     audit_stream::follow(caller, app, &query, standing, &headers, render).await
 }
 

@@ -21,7 +21,7 @@ use crate::{
     http::{
         ApiError, App,
         error::Code,
-        extract::{self, Authorized, OwnSession, Public, Query},
+        extract::{self, Authorized, UserSession, Public, Query},
     },
     model::{
         id::WorkspaceId,
@@ -31,7 +31,7 @@ use crate::{
     },
     oauth::{
         Code as OAuthCode, OAuthError,
-        authorize::{AuthorizationRequest, NotAsked, Prompt},
+        authorize::{AuthorizationRequest, AuthorizationError, Prompt},
     },
 };
 
@@ -157,7 +157,7 @@ pub(super) async fn show(
         Prompt::Login => return Ok(redirect_to_sign_in(&request, query, true)),
         Prompt::Consent => {}
         Prompt::None | Prompt::Unsaid => {
-            if app.oauth.is_remembered(&caller, &request).await.map_err(failure)? {
+            if app.oauth.has_prior_consent(&caller, &request).await.map_err(failure)? {
                 let (workspace, scope) = (caller.workspace(), request.scope);
                 let answer = app.oauth.consent(&caller, &request, workspace, scope).await;
                 return answer.map(|to| redirect_to_client(&to)).map_err(failure);
@@ -168,7 +168,7 @@ pub(super) async fn show(
             }
         }
     }
-    browser.is_of(&caller);
+    browser.bind_forms_to_session(&caller);
     page(&app, browser, &caller, &request, query, None).await
 }
 
@@ -180,7 +180,7 @@ pub(super) async fn post(
     request: Request,
 ) -> Result<Response, ApiError> {
     let (parts, body) = request.into_parts();
-    let fields = extract::form_fields(&parts.headers, body, &app).await?;
+    let fields = extract::read_urlencoded_form(&parts.headers, body, &app).await?;
     let query = query_of(&fields.into_pairs());
     if query.len() > MAX_QUERY {
         let what = format!("the request must be at most {MAX_QUERY} bytes");
@@ -191,7 +191,7 @@ pub(super) async fn post(
 
 /// Grants or denies an authorization request, and redirects to the client.
 pub(super) async fn decide(
-    caller: Authorized<OwnSession>,
+    caller: Authorized<UserSession>,
     State(app): State<App>,
     form: Form,
 ) -> Result<Response, ApiError> {
@@ -246,11 +246,11 @@ async fn parse_request(
     app: &App,
     parameters: &Parameters,
 ) -> Result<Result<AuthorizationRequest, Box<Response>>, ApiError> {
-    match app.oauth.authorization_request(parameters).await {
+    match app.oauth.validate_authorization_request(parameters).await {
         Ok(request) => Ok(Ok(request)),
-        Err(NotAsked::Redirect(to)) => Ok(Err(Box::new(redirect_error(&to)))),
-        Err(NotAsked::Stay(OAuthError::Failed(error))) => Err(error.into()),
-        Err(NotAsked::Stay(refused)) => {
+        Err(AuthorizationError::Redirect(to)) => Ok(Err(Box::new(redirect_error(&to)))),
+        Err(AuthorizationError::Stay(OAuthError::Failed(error))) => Err(error.into()),
+        Err(AuthorizationError::Stay(refused)) => {
             let (title, reason) = ("This link does not work", refused.to_string());
             let text = format!(
                 "The app that sent you here made an invalid request, so we cannot send you back to it: {reason}."
@@ -269,7 +269,7 @@ async fn page(
     problem: Option<(u16, String)>,
 ) -> Result<Response, ApiError> {
     browser.leads_to(&request.redirect_uri);
-    browser.brand(app.resources.brand_of(caller.workspace()).await?);
+    browser.brand(app.resources.workspace_brand(caller.workspace()).await?);
     let (status, problem) = problem.unzip();
     let host = redirect_uri::destination(&request.redirect_uri);
     let is_web = request.redirect_uri.starts_with("https://");
@@ -293,8 +293,8 @@ async fn page(
 
 /// Returns the workspaces that the user can select. The current workspace is preselected.
 pub(super) async fn workspaces(app: &App, caller: &Caller) -> Result<Vec<Choice>, ApiError> {
-    let own = app.oauth.workspaces_to_choose(caller).await.map_err(failure)?;
-    let choice = |own: crate::model::workspace::OwnWorkspace| Choice {
+    let own = app.oauth.selectable_workspaces(caller).await.map_err(failure)?;
+    let choice = |own: crate::model::workspace::WorkspaceWithRole| Choice {
         is_chosen: own.workspace.id == caller.workspace(),
         id: own.workspace.id,
         name: own.workspace.name,
@@ -374,7 +374,7 @@ fn error_response(
     code: OAuthCode,
     description: &str,
 ) -> Response {
-    redirect_error(&app.oauth.error_answer(request, code, description))
+    redirect_error(&app.oauth.error_redirect_url(request, code, description))
 }
 
 /// Returns an error to the client without interaction of the user.

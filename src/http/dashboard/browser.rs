@@ -18,7 +18,7 @@ use uuid::Uuid;
 
 use super::{authorize, layout::Layout, page};
 use crate::{
-    auth::{AuthError, browser::FormOf},
+    auth::{AuthError, browser::CsrfBinding},
     http::{ApiError, App, extract::Query},
     model::{
         audit::RequestInfo,
@@ -36,7 +36,7 @@ const BROWSER_COOKIE: &str = "call2me_browser";
 pub struct Browser {
     app: App,
     /// The binding of CSRF tokens: the session on pages that require one, otherwise the browser.
-    form_binding: FormOf,
+    form_binding: CsrfBinding,
     /// The id of a new browser, which has no browser cookie yet.
     new_id: Option<Uuid>,
     /// The value of the session cookie.
@@ -56,10 +56,10 @@ impl FromRequestParts<App> for Browser {
         let signed_in = parts.extensions.get::<Caller>().and_then(session_form_binding);
         let (form_binding, new_id) = match (signed_in, browser_id) {
             (Some(session), _) => (session, None),
-            (_, Some(id)) => (FormOf::Browser(id), None),
+            (_, Some(id)) => (CsrfBinding::Browser(id), None),
             (_, None) => {
                 let id = Uuid::from_bytes(app.env.entropy.bytes());
-                (FormOf::Browser(id), Some(id))
+                (CsrfBinding::Browser(id), Some(id))
             }
         };
         Ok(Self {
@@ -88,19 +88,19 @@ impl Browser {
     }
 
     /// Returns true if a CSRF token is valid for this browser, or for its session and workspace.
-    pub(super) fn has_made(&self, token: &str) -> bool {
-        self.new_id.is_none() && self.app.auth.is_form_of(self.form_binding, token)
+    pub(super) fn verify_csrf_token(&self, token: &str) -> bool {
+        self.new_id.is_none() && self.app.auth.is_valid_csrf_token(self.form_binding, token)
     }
 
     /// Returns true if a CSRF token is valid for forms about the user's account.
-    pub(super) fn has_made_own(&self, token: &str) -> bool {
-        self.new_id.is_none() && self.app.auth.is_form_of(self.user_form_binding(), token)
+    pub(super) fn verify_user_csrf_token(&self, token: &str) -> bool {
+        self.new_id.is_none() && self.app.auth.is_valid_csrf_token(self.user_form_binding(), token)
     }
 
     /// Returns the binding of forms about the user's account: the session, in any workspace.
-    fn user_form_binding(&self) -> FormOf {
+    fn user_form_binding(&self) -> CsrfBinding {
         match self.form_binding {
-            FormOf::Session(id, _) => FormOf::Person(id),
+            CsrfBinding::Session(id, _) => CsrfBinding::Person(id),
             other => other,
         }
     }
@@ -120,7 +120,7 @@ impl Browser {
     }
 
     /// Binds the following forms to the session of the caller, on a page that requires no session.
-    pub(super) fn is_of(&mut self, caller: &Caller) {
+    pub(super) fn bind_forms_to_session(&mut self, caller: &Caller) {
         self.form_binding = session_form_binding(caller).unwrap_or(self.form_binding);
     }
 
@@ -131,10 +131,10 @@ impl Browser {
 
     /// Lets the forms of the following pages lead to the redirect URI of the authorization request
     /// in `next`, if `next` is one.
-    pub(super) async fn is_bound_for(&mut self, next: &str) {
+    pub(super) async fn allow_form_action(&mut self, next: &str) {
         let query = next.strip_prefix(authorize::HERE).and_then(|rest| rest.strip_prefix('?'));
         let Some(pairs) = query.and_then(Query::parse).map(Query::into_pairs) else { return };
-        if let Some(uri) = self.app.oauth.redirect_uri_of(&Parameters::new(pairs)).await {
+        if let Some(uri) = self.app.oauth.validated_redirect_uri(&Parameters::new(pairs)).await {
             self.leads_to(&uri);
         }
     }
@@ -142,7 +142,7 @@ impl Browser {
     /// Renders a page for this browser. A new browser gets its cookie.
     pub fn page<T: askama::Template>(&self, status: u16, template: &T) -> Response {
         let mut response = match &self.form_action {
-            Some(source) => page::render_on_the_way(status, template, &self.brand, source),
+            Some(source) => page::render_with_form_action(status, template, &self.brand, source),
             None => page::render(status, template, &self.brand),
         };
         if let Some(id) = self.new_id {
@@ -173,9 +173,9 @@ impl Browser {
 }
 
 /// Returns the binding of forms of a signed-in user: the session in its workspace.
-fn session_form_binding(caller: &Caller) -> Option<FormOf> {
+fn session_form_binding(caller: &Caller) -> Option<CsrfBinding> {
     match &caller.principal.credential {
-        Credential::Session { id, .. } => Some(FormOf::Session(*id, caller.workspace())),
+        Credential::Session { id, .. } => Some(CsrfBinding::Session(*id, caller.workspace())),
         _ => None,
     }
 }

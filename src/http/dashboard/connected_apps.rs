@@ -4,14 +4,14 @@ use askama::Template;
 use axum::{extract::State, response::Response};
 
 use super::{
-    form::OwnForm,
+    form::UserForm,
     layout::{Desk, Done, Layout},
-    page::ITEMS,
+    page::PAGE_SIZE,
 };
 use crate::{
     http::{
         ApiError, App,
-        extract::{Authorized, OwnSession, PathId, Query},
+        extract::{Authorized, UserSession, PathId, Query},
     },
     model::{
         id::{GrantId, Id},
@@ -54,12 +54,12 @@ impl From<Grant> for AppRow {
 
 /// Lists the user's connected apps.
 pub(super) async fn show(
-    caller: Authorized<OwnSession>,
+    caller: Authorized<UserSession>,
     State(app): State<App>,
     desk: Desk,
     query: Query,
 ) -> Result<Response, ApiError> {
-    let (page, _) = app.oauth.own_grants(&caller, query.page_of(ITEMS)?).await?;
+    let (page, _) = app.oauth.list_user_grants(&caller, query.page_of(PAGE_SIZE)?).await?;
     let next = page.next_cursor(|grant| grant.id.uuid());
     let apps = page.items.into_iter().map(AppRow::from).collect();
     Ok(desk.page(200, &AppsPage { layout: desk.layout(), apps, next }))
@@ -67,10 +67,10 @@ pub(super) async fn show(
 
 /// Disconnects an app: revokes its grant.
 pub(super) async fn end(
-    caller: Authorized<OwnSession>,
+    caller: Authorized<UserSession>,
     State(app): State<App>,
     PathId(id): PathId<GrantId>,
-    _form: OwnForm,
+    _form: UserForm,
 ) -> Result<Response, ApiError> {
     app.oauth.end_grant(&caller, id).await?;
     Ok(Done::AppDisconnected.at("/connected-apps"))

@@ -67,7 +67,7 @@ pub(super) async fn submit(
     let user_code = &*form.text("user_code")?.trim().to_owned();
     let caller = form.browser.caller(&public.request).await?;
     let Some(caller) = caller else { return Ok(redirect_to_sign_in(user_code)) };
-    match app.oauth.device_request(user_code).await {
+    match app.oauth.find_device_request(user_code).await {
         Ok(device) => {
             consent_page(&app, &caller, &mut form.browser, user_code, &device, None).await
         }
@@ -84,7 +84,7 @@ pub(super) async fn decide(
     let user_code = &*form.text("user_code")?.to_owned();
     let caller = form.browser.caller(&public.request).await?;
     let Some(caller) = caller else { return Ok(redirect_to_sign_in(user_code)) };
-    let device = match app.oauth.device_request(user_code).await {
+    let device = match app.oauth.find_device_request(user_code).await {
         Ok(device) => device,
         Err(error) => return code_page(&form, user_code, failure(error)),
     };
@@ -124,7 +124,7 @@ async fn consent_page(
     device: &DeviceRequest,
     problem: Option<(u16, String)>,
 ) -> Result<Response, ApiError> {
-    browser.brand(app.resources.brand_of(caller.workspace()).await?);
+    browser.brand(app.resources.workspace_brand(caller.workspace()).await?);
     let (status, problem) = problem.unzip();
     let page = ConsentPage {
         layout: browser.layout(),

@@ -13,7 +13,7 @@ use axum::{
 };
 use secrecy::SecretString;
 
-use super::{browser::Browser, sign_in::own_page};
+use super::{browser::Browser, sign_in::same_origin_path};
 use crate::{
     http::{ApiError, App, error::Code, extract},
     idempotency::Attempt,
@@ -35,14 +35,14 @@ impl FromRequest<App> for Form {
 
     async fn from_request(request: Request, app: &App) -> Result<Self, ApiError> {
         let form = read_form(request, app).await?;
-        if form.browser.has_made(form.token()?) { Ok(form) } else { Err(invalid_token()) }
+        if form.browser.verify_csrf_token(form.token()?) { Ok(form) } else { Err(invalid_token()) }
     }
 }
 
 /// Reads a form from a page of our origin. The caller must still verify its CSRF token.
 async fn read_form(request: Request, app: &App) -> Result<Form, ApiError> {
     let (browser, parts, body) = check_request(request, app).await?;
-    let fields = extract::form_fields(&parts.headers, body, app).await?;
+    let fields = extract::read_urlencoded_form(&parts.headers, body, app).await?;
     Ok(Form { browser, fields })
 }
 
@@ -54,14 +54,14 @@ async fn check_request(request: Request, app: &App) -> Result<(Browser, Parts, B
 }
 
 /// A form about the user's account. Its CSRF token is bound to the session, in any workspace.
-pub struct OwnForm(pub Form);
+pub struct UserForm(pub Form);
 
-impl FromRequest<App> for OwnForm {
+impl FromRequest<App> for UserForm {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, app: &App) -> Result<Self, ApiError> {
         let form = read_form(request, app).await?;
-        if form.browser.has_made_own(form.token()?) { Ok(Self(form)) } else { Err(invalid_token()) }
+        if form.browser.verify_user_csrf_token(form.token()?) { Ok(Self(form)) } else { Err(invalid_token()) }
     }
 }
 
@@ -83,9 +83,9 @@ impl FromRequest<App> for Upload {
 
     async fn from_request(request: Request, app: &App) -> Result<Self, ApiError> {
         let (browser, parts, body) = check_request(request, app).await?;
-        let (fields, file) = extract::form_with_file(parts, body, app).await?;
+        let (fields, file) = extract::read_multipart_form(parts, body, app).await?;
         let form = Form { browser, fields };
-        if form.browser.has_made(form.token()?) {
+        if form.browser.verify_csrf_token(form.token()?) {
             Ok(Self { form, file })
         } else {
             Err(invalid_token())
@@ -102,9 +102,9 @@ impl Form {
     ///
     /// # Errors
     /// `validation_failed` if `next` is repeated or contains NUL.
-    pub async fn goes_on(&mut self) -> Result<(), ApiError> {
-        let next = own_page(self.text("next")?).to_owned();
-        self.browser.is_bound_for(&next).await;
+    pub async fn allow_next_form_action(&mut self) -> Result<(), ApiError> {
+        let next = same_origin_path(self.text("next")?).to_owned();
+        self.browser.allow_form_action(&next).await;
         Ok(())
     }
 

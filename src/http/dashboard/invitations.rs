@@ -45,7 +45,7 @@ pub(super) async fn show(
     query: Query,
 ) -> Result<Response, ApiError> {
     let token = query.text("token")?.unwrap_or_default();
-    let invited = match app.auth.look_at_invitation(token).await {
+    let invited = match app.auth.preview_invitation(token).await {
         Ok(invited) => invited,
         Err(error) => {
             let (status, text) = explained(error.into())?;
@@ -57,7 +57,7 @@ pub(super) async fn show(
         }
     };
     let caller = browser.caller(&public.request).await?;
-    browser.brand(app.resources.brand_of(invited.workspace_id).await?);
+    browser.brand(app.resources.workspace_brand(invited.workspace_id).await?);
     let page = AcceptPage {
         layout: browser.layout(),
         token,
@@ -84,19 +84,19 @@ pub(super) async fn accept(
         let password = form.password("password")?;
         let full_name = form.filled("full_name")?.map(str::to_owned);
         let new = NewMember { password, full_name };
-        app.auth.accept_invitation_anew(token, &new, &public.request).await
+        app.auth.accept_invitation_with_new_account(token, &new, &public.request).await
     };
     let error = match accepted {
         Ok(pair) => return Ok(browser.signed_in(pair.session, "/")),
         Err(error) => error,
     };
-    if matches!(error, AuthError::SignInFirst) {
-        let invited = app.auth.look_at_invitation(token).await?;
+    if matches!(error, AuthError::SignInRequired) {
+        let invited = app.auth.preview_invitation(token).await?;
         return Ok(Redirect::to(&sign_in_url(&invited, token)).into_response());
     }
     let (status, problem) = explained(error.into())?;
     // The invitation may have become invalid: then this fails, too.
-    let invited = app.auth.look_at_invitation(token).await?;
+    let invited = app.auth.preview_invitation(token).await?;
     let page = AcceptPage {
         layout: browser.layout(),
         token,

@@ -44,9 +44,9 @@ pub(super) enum Done {
     MemberRemoved,
     InvitationWithdrawn,
     SessionEnded,
-    OthersEnded,
+    OtherSessionsEnded,
     AppDisconnected,
-    LinkSent,
+    VerificationEmailSent,
     Invited,
 }
 
@@ -58,9 +58,9 @@ impl Done {
         (Self::MemberRemoved, "removed", "Member removed."),
         (Self::InvitationWithdrawn, "withdrawn", "Invitation withdrawn."),
         (Self::SessionEnded, "ended", "Session signed out."),
-        (Self::OthersEnded, "others-ended", "All other sessions signed out."),
+        (Self::OtherSessionsEnded, "others-ended", "All other sessions signed out."),
         (Self::Invited, "invited", "Invitation sent."),
-        (Self::LinkSent, "link", "Verification email sent. Check your inbox."),
+        (Self::VerificationEmailSent, "link", "Verification email sent. Check your inbox."),
         (Self::AppDisconnected, "disconnected", "App disconnected. It no longer has access."),
     ];
 

@@ -21,7 +21,7 @@ use crate::{
     audit::Follower,
     http::{
         ApiError, App,
-        api::audit_stream::event_stream,
+        api::audit_stream::sse_response,
         extract::{Access, Query, Standing},
     },
     model::{id::WorkspaceId, principal::Caller},
@@ -42,7 +42,7 @@ const RETRY_AFTER_SECONDS: u64 = 10;
 ///
 /// # Errors
 /// `validation_failed` if `workspace` is not a workspace id.
-pub(super) fn is_elsewhere(caller: &Caller, query: &Query) -> Result<bool, ApiError> {
+pub(super) fn is_other_workspace(caller: &Caller, query: &Query) -> Result<bool, ApiError> {
     let workspace: Option<WorkspaceId> = query.parse_as("workspace", "the id of a workspace")?;
     Ok(workspace.is_some_and(|workspace| workspace != caller.workspace()))
 }
@@ -90,7 +90,7 @@ pub(super) async fn part<A: Access, P: Part>(
         let event = fragment_stream.next_event().await?;
         Some((Ok::<_, Infallible>(Bytes::from(event)), fragment_stream))
     });
-    Ok(event_stream(Body::from_stream(events)))
+    Ok(sse_response(Body::from_stream(events)))
 }
 
 struct FragmentStream<A, P> {

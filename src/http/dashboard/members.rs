@@ -6,15 +6,15 @@ use axum::{extract::State, response::Response};
 use super::{
     form::Form,
     layout::{Desk, Done, Layout},
-    page::{ITEMS, explained},
+    page::{PAGE_SIZE, explained},
 };
 use crate::{
-    auth::sessions::own_session,
+    auth::sessions::require_user_session,
     http::{
         ApiError, App,
         extract::{Admin, Authorized, FirstPartyAdmin, PathId, Query},
     },
-    idempotency::{Begun, KeptAnswer},
+    idempotency::{Begun, StoredResponse},
     model::{
         id::{Id, InvitationId, UserId},
         invitation::Invitation,
@@ -31,7 +31,7 @@ const PATH: &str = "/members";
 /// The maximum number of open invitations on the page.
 const MAX_INVITATIONS: i64 = 50;
 /// The first page of members, displayed after a form.
-const FIRST_PAGE: Page = Page { limit: ITEMS, before: None, offset: 0 };
+const FIRST_PAGE: Page = Page { limit: PAGE_SIZE, before: None, offset: 0 };
 
 #[derive(Template)]
 #[template(path = "members.html")]
@@ -86,7 +86,7 @@ pub(super) async fn show(
     desk: Desk,
     query: Query,
 ) -> Result<Response, ApiError> {
-    page(&app, &desk, &caller, query.page_of(ITEMS)?, RejectedForm::default()).await
+    page(&app, &desk, &caller, query.page_of(PAGE_SIZE)?, RejectedForm::default()).await
 }
 
 /// Changes the role of a member.
@@ -148,7 +148,7 @@ async fn send_invitation(
         Begun::Answered(_) => return Ok(()),
     };
     app.auth.invite(work.tx(), caller, email, role, confirmed).await?;
-    let answer = KeptAnswer { status: 200, location: PATH.to_owned(), body: String::new() };
+    let answer = StoredResponse { status: 200, location: PATH.to_owned(), body: String::new() };
     Ok(work.finish(&answer).await?)
 }
 
@@ -160,7 +160,7 @@ pub(super) async fn withdraw(
     PathId(id): PathId<InvitationId>,
     _form: Form,
 ) -> Result<Response, ApiError> {
-    let withdrawn = app.auth.withdraw_invitation(&caller, id).await;
+    let withdrawn = app.auth.revoke_invitation(&caller, id).await;
     let withdrawn = withdrawn.map(|()| Done::InvitationWithdrawn).map_err(ApiError::from);
     redirect_or_error(&app, &desk, &caller, withdrawn).await
 }
@@ -195,7 +195,7 @@ async fn page(
     wanted: Page,
     rejected: RejectedForm<'_>,
 ) -> Result<Response, ApiError> {
-    let (_, own) = own_session(caller)?;
+    let (_, own) = require_user_session(caller)?;
     let (members, _) = app.resources.members(caller, wanted).await?;
     let next = members.next_cursor(|member| member.user_id.uuid());
     let open = Page { limit: MAX_INVITATIONS, ..Page::default() };

@@ -38,7 +38,7 @@ use axum::{
 use super::{
     App,
     api::audit_export,
-    extract::{Access, Admin, FirstPartyAdmin, Open, OwnSession, Public, ReadOnly, Rule, SignIn},
+    extract::{Access, Admin, FirstPartyAdmin, Open, UserSession, Public, ReadOnly, Rule, SignIn},
     routes::guarded_by,
 };
 
@@ -80,12 +80,12 @@ pub fn table() -> Vec<PageRoute> {
         POST   "/sign-in"                       SignIn     => sign_in::submit;
         POST   "/sign-in/second-factor"         SignIn     => sign_in::submit_code;
         POST   "/sign-in/passkey"               SignIn     => passkeys::sign_in;
-        POST   "/sign-out"                      OwnSession => sessions::sign_out;
+        POST   "/sign-out"                      UserSession => sessions::sign_out;
         GET    "/sign-up"                       Open       => sign_up::show;
         POST   "/sign-up"                       SignIn     => sign_up::submit;
-        GET    "/workspaces"                    OwnSession => workspaces::show;
-        POST   "/workspaces"                    OwnSession => workspaces::create;
-        POST   "/workspaces/{id}/enter"         OwnSession => workspaces::enter;
+        GET    "/workspaces"                    UserSession => workspaces::show;
+        POST   "/workspaces"                    UserSession => workspaces::create;
+        POST   "/workspaces/{id}/enter"         UserSession => workspaces::enter;
         GET    "/forgot-password"               Open       => passwords::show_forgot;
         POST   "/forgot-password"               SignIn     => passwords::forgot;
         GET    "/reset-password"                Open       => passwords::show_reset;
@@ -96,7 +96,7 @@ pub fn table() -> Vec<PageRoute> {
         POST   "/accept-invitation"             SignIn     => invitations::accept;
         GET    "/oauth/authorize"               Open       => authorize::show;
         POST   "/oauth/authorize"               Open       => authorize::post;
-        POST   "/oauth/consent"                 OwnSession => authorize::decide;
+        POST   "/oauth/consent"                 UserSession => authorize::decide;
         GET    "/api-keys"                      ReadOnly   => api_keys::list;
         GET    "/api-keys/new"                  FirstPartyAdmin => api_keys::mint::show;
         POST   "/api-keys"                      FirstPartyAdmin => api_keys::mint::mint;
@@ -111,8 +111,8 @@ pub fn table() -> Vec<PageRoute> {
         GET    "/audit-log/stream"              ReadOnly   => audit_log::stream;
         GET    "/audit-log/export"              ReadOnly   => audit_export::export;
         GET    "/audit-log/{id}"                ReadOnly   => audit_log::details;
-        GET    "/connected-apps"                OwnSession => connected_apps::show;
-        POST   "/connected-apps/{id}/end"       OwnSession => connected_apps::end;
+        GET    "/connected-apps"                UserSession => connected_apps::show;
+        POST   "/connected-apps/{id}/end"       UserSession => connected_apps::end;
         GET    "/device"                        Open       => device::show;
         POST   "/device"                        SignIn     => device::submit;
         POST   "/device/consent"                SignIn     => device::decide;
@@ -122,26 +122,26 @@ pub fn table() -> Vec<PageRoute> {
         POST   "/members/invite"                FirstPartyAdmin => members::invite;
         POST   "/members/invitations/{id}/withdraw" FirstPartyAdmin => members::withdraw;
         GET    "/settings"                      ReadOnly   => settings::show;
-        POST   "/settings/profile"              OwnSession => settings::change_profile;
-        POST   "/settings/verify-email"         OwnSession => settings::verify_email;
+        POST   "/settings/profile"              UserSession => settings::change_profile;
+        POST   "/settings/verify-email"         UserSession => settings::verify_email;
         POST   "/settings/workspace"            Admin      => settings::change_workspace;
         POST   "/settings/second-factor"        Admin      => settings::require_second_factor;
         POST   "/settings/brand"                Admin      => settings::change_brand;
-        POST   "/settings/leave"                OwnSession => settings::leave;
+        POST   "/settings/leave"                UserSession => settings::leave;
         POST   "/settings/delete-workspace"     Admin      => settings::delete_workspace;
-        POST   "/settings/delete-account"       OwnSession => settings::delete_account;
-        GET    "/second-factor"                 OwnSession => second_factor::show;
-        POST   "/second-factor/set-up"          OwnSession => second_factor::set_up;
-        POST   "/second-factor/confirm"         OwnSession => second_factor::confirm;
-        POST   "/second-factor/recovery-codes"  OwnSession => second_factor::renew_recovery_codes;
-        POST   "/second-factor/password"        OwnSession => second_factor::change_password;
-        POST   "/second-factor/remove"          OwnSession => second_factor::remove;
-        POST   "/second-factor/passkeys/new"    OwnSession => passkeys::begin;
-        POST   "/second-factor/passkeys"        OwnSession => passkeys::add;
-        POST   "/second-factor/passkeys/{id}/remove" OwnSession => passkeys::remove;
-        GET    "/sessions"                      OwnSession => sessions::show;
-        POST   "/sessions/end-others"           OwnSession => sessions::end_others;
-        POST   "/sessions/{id}/end"             OwnSession => sessions::end;
+        POST   "/settings/delete-account"       UserSession => settings::delete_account;
+        GET    "/second-factor"                 UserSession => second_factor::show;
+        POST   "/second-factor/set-up"          UserSession => second_factor::set_up;
+        POST   "/second-factor/confirm"         UserSession => second_factor::confirm;
+        POST   "/second-factor/recovery-codes"  UserSession => second_factor::renew_recovery_codes;
+        POST   "/second-factor/password"        UserSession => second_factor::change_password;
+        POST   "/second-factor/remove"          UserSession => second_factor::remove;
+        POST   "/second-factor/passkeys/new"    UserSession => passkeys::begin;
+        POST   "/second-factor/passkeys"        UserSession => passkeys::add;
+        POST   "/second-factor/passkeys/{id}/remove" UserSession => passkeys::remove;
+        GET    "/sessions"                      UserSession => sessions::show;
+        POST   "/sessions/end-others"           UserSession => sessions::end_others;
+        POST   "/sessions/{id}/end"             UserSession => sessions::end;
     }
 }
 

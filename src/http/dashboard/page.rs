@@ -51,7 +51,7 @@ fn content_security_policy(brand: &Brand, form_action: Option<&str>) -> String {
 }
 
 /// The number of items on one page of a list: few enough to read, and to keep the page small.
-pub(super) const ITEMS: i64 = 20;
+pub(super) const PAGE_SIZE: i64 = 20;
 
 /// The characters to percent-encode in a query. Tokens consist of letters, digits, `-` and `_`, and
 /// stay as they are.
@@ -93,7 +93,7 @@ pub(super) fn render<T: Template>(status: u16, template: &T, brand: &Brand) -> R
 /// Its forms may lead to the client: browsers apply the `form-action` of the page with the form to
 /// redirects, too. The page has no `Cross-Origin-Opener-Policy`: the client may have opened it in a
 /// window that has to report back.
-pub(super) fn render_on_the_way<T: Template>(
+pub(super) fn render_with_form_action<T: Template>(
     status: u16,
     template: &T,
     brand: &Brand,
@@ -155,7 +155,7 @@ pub(in crate::http) fn of_refusal(response: Response, method: &Method, wanted: &
 }
 
 /// Returns the page for an unknown path, or for a path that has no such method.
-pub(in crate::http) fn of_nothing(error: &ApiError) -> Response {
+pub(in crate::http) fn not_found_page(error: &ApiError) -> Response {
     let text = "Check the address. If you came from a form, go back to it and send it again.";
     message(error.code().status().as_u16(), "Page not found", text, ("/", "Go to the dashboard"))
 }

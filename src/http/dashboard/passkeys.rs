@@ -9,17 +9,17 @@ use axum::{
 };
 
 use super::{
-    form::{Form, OwnForm},
+    form::{Form, UserForm},
     layout::{Desk, Layout},
     page::explained,
     second_factor,
-    sign_in::{self, own_page},
+    sign_in::{self, same_origin_path},
 };
 use crate::{
     http::{
         ApiError, App,
         error::Code,
-        extract::{Authorized, OwnSession, PathId, Public},
+        extract::{Authorized, UserSession, PathId, Public},
     },
     model::id::PasskeyId,
 };
@@ -34,13 +34,13 @@ struct NewPasskeyPage {
 
 /// Starts the registration of a passkey.
 pub(super) async fn begin(
-    caller: Authorized<OwnSession>,
+    caller: Authorized<UserSession>,
     State(app): State<App>,
     desk: Desk,
-    OwnForm(form): OwnForm,
+    UserForm(form): UserForm,
 ) -> Result<Response, ApiError> {
     let password = form.password("password")?;
-    match app.auth.new_passkey_options(&caller, password.as_ref()).await {
+    match app.auth.passkey_registration_options(&caller, password.as_ref()).await {
         Ok(options) => {
             let page = NewPasskeyPage { layout: desk.layout(), options: options.to_string() };
             Ok(desk.page(200, &page))
@@ -51,15 +51,15 @@ pub(super) async fn begin(
 
 /// Adds the passkey that the browser created.
 pub(super) async fn add(
-    caller: Authorized<OwnSession>,
+    caller: Authorized<UserSession>,
     State(app): State<App>,
     desk: Desk,
-    OwnForm(form): OwnForm,
+    UserForm(form): UserForm,
 ) -> Result<Response, ApiError> {
     let name = form.text("name")?;
     let added = match parse_credential(form.text("credential")?) {
         Ok(credential) => {
-            app.auth.add_passkey(&caller, name, &credential).await.map_err(ApiError::from)
+            app.auth.register_passkey(&caller, name, &credential).await.map_err(ApiError::from)
         }
         Err(error) => Err(error),
     };
@@ -71,11 +71,11 @@ pub(super) async fn add(
 
 /// Removes a passkey.
 pub(super) async fn remove(
-    caller: Authorized<OwnSession>,
+    caller: Authorized<UserSession>,
     State(app): State<App>,
     desk: Desk,
     PathId(id): PathId<PasskeyId>,
-    OwnForm(form): OwnForm,
+    UserForm(form): UserForm,
 ) -> Result<Response, ApiError> {
     let password = form.password("password")?;
     match app.auth.remove_passkey(&caller, id, password.as_ref()).await {
@@ -90,11 +90,11 @@ pub(super) async fn sign_in(
     State(app): State<App>,
     mut form: Form,
 ) -> Result<Response, ApiError> {
-    form.goes_on().await?;
-    let next = own_page(form.text("next")?);
+    form.allow_next_form_action().await?;
+    let next = same_origin_path(form.text("next")?);
     let tokens = match parse_credential(form.text("credential")?) {
         Ok(credential) => {
-            let tokens = app.auth.sign_in_by_passkey(&credential, None, &public.request).await;
+            let tokens = app.auth.sign_in_with_passkey(&credential, None, &public.request).await;
             tokens.map_err(ApiError::from)
         }
         Err(error) => Err(error),

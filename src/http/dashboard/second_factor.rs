@@ -14,14 +14,14 @@ use fast_qr::{
 use secrecy::{ExposeSecret, SecretString};
 
 use super::{
-    form::OwnForm,
+    form::UserForm,
     layout::{Desk, Layout},
     page::{Message, explained},
 };
 use crate::{
     http::{
         ApiError, App,
-        extract::{Authorized, OwnSession},
+        extract::{Authorized, UserSession},
     },
     model::{passkey::Passkey, password::Password, timestamp},
 };
@@ -41,13 +41,13 @@ enum Lack {
 #[template(path = "second_factor_settings.html")]
 struct SettingsPage {
     layout: Layout,
-    is_on: bool,
+    is_totp_enabled: bool,
     lack: Option<Lack>,
     passkeys: Vec<Passkey>,
     /// True if the sign-in is too long ago, so that changes require the password.
     must_confirm: bool,
     /// True if the service supports passkeys: they need https and a host name.
-    has_passkeys: bool,
+    is_passkey_supported: bool,
     problem: Option<String>,
 }
 
@@ -71,7 +71,7 @@ struct CodesPage {
 
 /// Displays the security settings.
 pub(super) async fn show(
-    caller: Authorized<OwnSession>,
+    caller: Authorized<UserSession>,
     State(app): State<App>,
     desk: Desk,
 ) -> Result<Response, ApiError> {
@@ -80,13 +80,13 @@ pub(super) async fn show(
 
 /// Starts the enrolment of an authenticator app (TOTP).
 pub(super) async fn set_up(
-    caller: Authorized<OwnSession>,
+    caller: Authorized<UserSession>,
     State(app): State<App>,
     desk: Desk,
-    OwnForm(form): OwnForm,
+    UserForm(form): UserForm,
 ) -> Result<Response, ApiError> {
     let password = form.password("password")?;
-    match app.auth.enrol_totp(&caller, password.as_ref()).await {
+    match app.auth.enroll_totp(&caller, password.as_ref()).await {
         Ok(enrolment) => {
             let (secret, uri) = (enrolment.secret.expose_secret(), enrolment.uri.expose_secret());
             Ok(desk.page(200, &SetUpPage::new(&desk, secret, uri, None)))
@@ -97,10 +97,10 @@ pub(super) async fn set_up(
 
 /// Turns on TOTP with the first code of the authenticator app, and displays the recovery codes.
 pub(super) async fn confirm(
-    caller: Authorized<OwnSession>,
+    caller: Authorized<UserSession>,
     State(app): State<App>,
     desk: Desk,
-    OwnForm(form): OwnForm,
+    UserForm(form): UserForm,
 ) -> Result<Response, ApiError> {
     match app.auth.confirm_totp(&caller, form.text("code")?.trim()).await {
         Ok(codes) => Ok(desk.page(200, &CodesPage { layout: desk.layout(), codes })),
@@ -116,10 +116,10 @@ pub(super) async fn confirm(
 
 /// Replaces the recovery codes and displays the new ones.
 pub(super) async fn renew_recovery_codes(
-    caller: Authorized<OwnSession>,
+    caller: Authorized<UserSession>,
     State(app): State<App>,
     desk: Desk,
-    OwnForm(form): OwnForm,
+    UserForm(form): UserForm,
 ) -> Result<Response, ApiError> {
     let password = Password::new(form.text("password")?.to_owned());
     match app.auth.renew_recovery_codes(&caller, &password).await {
@@ -130,10 +130,10 @@ pub(super) async fn renew_recovery_codes(
 
 /// Changes the password and ends all other sessions.
 pub(super) async fn change_password(
-    caller: Authorized<OwnSession>,
+    caller: Authorized<UserSession>,
     State(app): State<App>,
     desk: Desk,
-    OwnForm(form): OwnForm,
+    UserForm(form): UserForm,
 ) -> Result<Response, ApiError> {
     let password = |name| Ok::<_, ApiError>(Password::new(form.text(name)?.to_owned()));
     let (current, new) = (password("current_password")?, password("new_password")?);
@@ -153,10 +153,10 @@ pub(super) async fn change_password(
 
 /// Turns off TOTP.
 pub(super) async fn remove(
-    caller: Authorized<OwnSession>,
+    caller: Authorized<UserSession>,
     State(app): State<App>,
     desk: Desk,
-    OwnForm(form): OwnForm,
+    UserForm(form): UserForm,
 ) -> Result<Response, ApiError> {
     let password = Password::new(form.text("password")?.to_owned());
     match app.auth.remove_totp(&caller, &password).await {
@@ -167,7 +167,7 @@ pub(super) async fn remove(
 
 /// Returns the page of the security settings, with the message of an error.
 pub(super) async fn settings(
-    caller: &Authorized<OwnSession>,
+    caller: &Authorized<UserSession>,
     app: &App,
     desk: &Desk,
     error: Option<ApiError>,
@@ -176,18 +176,18 @@ pub(super) async fn settings(
         Some((status, problem)) => (status, Some(problem)),
         None => (200, None),
     };
-    let lack = if app.auth.has_shown_factor(caller).await? {
+    let lack = if app.auth.can_change_factors(caller).await? {
         caller.principal.lacks_second_factor.then_some(Lack::Factor)
     } else {
         Some(Lack::Passkey)
     };
     let page = SettingsPage {
         layout: desk.layout(),
-        is_on: app.auth.has_second_factor(caller).await?,
+        is_totp_enabled: app.auth.has_totp(caller).await?,
         lack,
         must_confirm: !app.auth.is_confirmed(caller, None).await?,
         passkeys: app.auth.passkeys(caller).await?,
-        has_passkeys: app.auth.passkey_options().is_ok(),
+        is_passkey_supported: app.auth.passkey_authentication_options().is_ok(),
         problem,
     };
     Ok(desk.page(status, &page))

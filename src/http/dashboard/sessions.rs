@@ -4,15 +4,15 @@ use askama::Template;
 use axum::{extract::State, response::Response};
 
 use super::{
-    form::OwnForm,
+    form::UserForm,
     layout::{Desk, Done, Layout},
-    page::ITEMS,
+    page::PAGE_SIZE,
 };
 use crate::{
-    auth::sessions::own_session,
+    auth::sessions::require_user_session,
     http::{
         ApiError, App,
-        extract::{Authorized, OwnSession, PathId, Query},
+        extract::{Authorized, UserSession, PathId, Query},
     },
     model::{
         id::{Id, SessionId},
@@ -56,13 +56,13 @@ impl SessionRow {
 
 /// Lists the user's sessions.
 pub(super) async fn show(
-    caller: Authorized<OwnSession>,
+    caller: Authorized<UserSession>,
     State(app): State<App>,
     desk: Desk,
     query: Query,
 ) -> Result<Response, ApiError> {
-    let (own, _) = own_session(&caller)?;
-    let (page, _) = app.auth.sessions(&caller, query.page_of(ITEMS)?).await?;
+    let (own, _) = require_user_session(&caller)?;
+    let (page, _) = app.auth.sessions(&caller, query.page_of(PAGE_SIZE)?).await?;
     let next = page.next_cursor(|session| session.id.uuid());
     let page = SessionsPage {
         layout: desk.layout(),
@@ -75,13 +75,13 @@ pub(super) async fn show(
 
 /// Ends one session. If it is the current one, also deletes the cookie.
 pub(super) async fn end(
-    caller: Authorized<OwnSession>,
+    caller: Authorized<UserSession>,
     State(app): State<App>,
     PathId(id): PathId<SessionId>,
-    OwnForm(form): OwnForm,
+    UserForm(form): UserForm,
 ) -> Result<Response, ApiError> {
     app.auth.end_session(&caller, id).await?;
-    let (own, _) = own_session(&caller)?;
+    let (own, _) = require_user_session(&caller)?;
     if id == own {
         return Ok(form.browser.signed_out("/sign-in"));
     }
@@ -90,19 +90,19 @@ pub(super) async fn end(
 
 /// Ends all sessions except the current one.
 pub(super) async fn end_others(
-    caller: Authorized<OwnSession>,
+    caller: Authorized<UserSession>,
     State(app): State<App>,
-    _form: OwnForm,
+    _form: UserForm,
 ) -> Result<Response, ApiError> {
     app.auth.end_other_sessions(&caller).await?;
-    Ok(Done::OthersEnded.at("/sessions"))
+    Ok(Done::OtherSessionsEnded.at("/sessions"))
 }
 
 /// Ends the current session.
 pub(super) async fn sign_out(
-    caller: Authorized<OwnSession>,
+    caller: Authorized<UserSession>,
     State(app): State<App>,
-    OwnForm(form): OwnForm,
+    UserForm(form): UserForm,
 ) -> Result<Response, ApiError> {
     app.auth.logout(&caller).await?;
     Ok(form.browser.signed_out("/sign-in"))

@@ -4,14 +4,14 @@ use askama::Template;
 use axum::{extract::State, response::Response};
 
 use super::{
-    form::{Form, OwnForm, Upload},
+    form::{Form, UserForm, Upload},
     layout::{Desk, Done, Layout},
     page::explained,
 };
 use crate::{
     http::{
         ApiError, App,
-        extract::{Admin, Authorized, OwnSession, ReadOnly},
+        extract::{Admin, Authorized, UserSession, ReadOnly},
     },
     model::{
         brand::{Brand, Color, Logo},
@@ -57,26 +57,26 @@ pub(super) async fn show(
 
 /// Changes the user's name.
 pub(super) async fn change_profile(
-    caller: Authorized<OwnSession>,
+    caller: Authorized<UserSession>,
     State(app): State<App>,
     desk: Desk,
-    OwnForm(form): OwnForm,
+    UserForm(form): UserForm,
 ) -> Result<Response, ApiError> {
     let mut change = Fields::default();
     change.set("full_name", &form.filled("full_name")?);
-    let changed = app.resources.change_person(&caller, change).await;
+    let changed = app.resources.update_current_user(&caller, change).await;
     saved_or_error(&app, &desk, &caller, changed.map(drop).map_err(ApiError::from)).await
 }
 
 /// Sends the verification email again.
 pub(super) async fn verify_email(
-    caller: Authorized<OwnSession>,
+    caller: Authorized<UserSession>,
     State(app): State<App>,
     desk: Desk,
-    OwnForm(_form): OwnForm,
+    UserForm(_form): UserForm,
 ) -> Result<Response, ApiError> {
-    match app.auth.request_verification(&caller).await {
-        Ok(()) => Ok(Done::LinkSent.at(PATH)),
+    match app.auth.resend_email_verification(&caller).await {
+        Ok(()) => Ok(Done::VerificationEmailSent.at(PATH)),
         Err(error) => page(&app, &desk, &caller, Some(error.into()), None).await,
     }
 }
@@ -124,7 +124,7 @@ pub(super) async fn change_brand(
         let color = form.parse_as::<Color>(Brand::COLOR, "a colour, such as #0b7285")?;
         set_or_remove(&mut settings, Brand::COLOR, color.map(|color| color.to_string()).as_deref());
         if let Some(bytes) = file {
-            let logo = Logo::of_file(&bytes);
+            let logo = Logo::from_file(&bytes);
             let logo = logo.map_err(|why| ApiError::invalid(Brand::LOGO, format!("logo {why}")))?;
             set_or_remove(&mut settings, Brand::LOGO, Some(logo.as_str()));
         } else if form.filled("remove_logo")?.is_some() {
@@ -147,7 +147,7 @@ fn set_or_remove(settings: &mut Fields, name: &str, value: Option<&str>) {
 
 /// Removes the user from the workspace.
 pub(super) async fn leave(
-    caller: Authorized<OwnSession>,
+    caller: Authorized<UserSession>,
     State(app): State<App>,
     desk: Desk,
     form: Form,
@@ -170,10 +170,10 @@ pub(super) async fn delete_workspace(
 
 /// Deletes the user's account.
 pub(super) async fn delete_account(
-    caller: Authorized<OwnSession>,
+    caller: Authorized<UserSession>,
     State(app): State<App>,
     desk: Desk,
-    OwnForm(form): OwnForm,
+    UserForm(form): UserForm,
 ) -> Result<Response, ApiError> {
     let password = Password::new(form.text("password")?.to_owned());
     let deleted = app.auth.delete_account(&caller, &password).await;

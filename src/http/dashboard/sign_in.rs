@@ -32,7 +32,7 @@ struct SignInPage<'a> {
     /// The options of the Web Authentication request as JSON; `None` if passkeys are not available.
     passkey: Option<String>,
     /// True if registration is open.
-    may_sign_up: bool,
+    can_sign_up: bool,
     problem: Option<String>,
 }
 
@@ -52,14 +52,14 @@ pub(super) async fn show(
     mut browser: Browser,
     query: Query,
 ) -> Result<Response, ApiError> {
-    let next = own_page(query.text("next")?.unwrap_or_default());
+    let next = same_origin_path(query.text("next")?.unwrap_or_default());
     let is_sign_in_forced = query.text("again")?.is_some();
     if !is_sign_in_forced && browser.caller(&public.request).await?.is_some() {
         return Ok(Redirect::to(next).into_response());
     }
-    browser.is_bound_for(next).await;
+    browser.allow_form_action(next).await;
     if let Some(workspace) = query.parse_as("workspace", "a workspace id")? {
-        browser.brand(app.resources.brand_of(workspace).await?);
+        browser.brand(app.resources.workspace_brand(workspace).await?);
     }
     let email = query.text("email")?.unwrap_or_default();
     Ok(page(&app, &browser, 200, next, email, None))
@@ -71,8 +71,8 @@ pub(super) async fn submit(
     State(app): State<App>,
     mut form: Form,
 ) -> Result<Response, ApiError> {
-    form.goes_on().await?;
-    let (browser, next) = (&form.browser, own_page(form.text("next")?));
+    form.allow_next_form_action().await?;
+    let (browser, next) = (&form.browser, same_origin_path(form.text("next")?));
     let (email, password) = (form.text("email")?, Password::new(form.text("password")?.to_owned()));
     match app.auth.login(email, &password, None, &public.request).await {
         Ok(pair) => Ok(browser.signed_in(pair.session, next)),
@@ -97,10 +97,10 @@ pub(super) fn page(
     email: &str,
     problem: Option<String>,
 ) -> Response {
-    let passkey = app.auth.passkey_options().ok().map(|options| options.to_string());
+    let passkey = app.auth.passkey_authentication_options().ok().map(|options| options.to_string());
     let layout = browser.layout();
-    let may_sign_up = app.auth.check_registration().is_ok();
-    let page = SignInPage { layout, next, email, passkey, may_sign_up, problem };
+    let can_sign_up = app.auth.require_open_registration().is_ok();
+    let page = SignInPage { layout, next, email, passkey, can_sign_up, problem };
     browser.page(status, &page)
 }
 
@@ -110,8 +110,8 @@ pub(super) async fn submit_code(
     State(app): State<App>,
     mut form: Form,
 ) -> Result<Response, ApiError> {
-    form.goes_on().await?;
-    let (browser, next) = (&form.browser, own_page(form.text("next")?));
+    form.allow_next_form_action().await?;
+    let (browser, next) = (&form.browser, same_origin_path(form.text("next")?));
     let (mfa_token, code) = (form.text("mfa_token")?, form.text("code")?.trim());
     match app.auth.meet_challenge(mfa_token, code, &public.request).await {
         Ok(pair) => Ok(browser.signed_in(pair.session, next)),
@@ -124,7 +124,7 @@ pub(super) async fn submit_code(
 }
 
 /// Returns `next` if it is a path on our origin, otherwise [`HOME`]: there is no open redirect.
-pub(super) fn own_page(next: &str) -> &str {
+pub(super) fn same_origin_path(next: &str) -> &str {
     let is_path = next.starts_with('/') && !next.starts_with("//");
     let is_uri = next.parse::<Uri>().is_ok_and(|uri| uri.authority().is_none());
     // Browsers treat a backslash as a slash.
@@ -138,7 +138,7 @@ mod tests {
     #[test]
     fn foreign_next_page_is_replaced_by_home() {
         for own in ["/", "/sessions", "/accept-invitation?token=a-b_c", "/a//b"] {
-            assert_eq!(own_page(own), own);
+            assert_eq!(same_origin_path(own), own);
         }
         for foreign in [
             "",
@@ -152,7 +152,7 @@ mod tests {
             "\\\\evil.example",
             "/\r\nSet-Cookie: a=b",
         ] {
-            assert_eq!(own_page(foreign), HOME, "{foreign:?}");
+            assert_eq!(same_origin_path(foreign), HOME, "{foreign:?}");
         }
     }
 }

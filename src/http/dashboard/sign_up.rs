@@ -11,7 +11,7 @@ use super::{
     form::Form,
     layout::Layout,
     page::{Message, explained},
-    sign_in::own_page,
+    sign_in::same_origin_path,
 };
 use crate::{
     auth::login::NewAccount,
@@ -43,12 +43,12 @@ pub(super) async fn show(
     mut browser: Browser,
     query: Query,
 ) -> Result<Response, ApiError> {
-    let next = own_page(query.text("next")?.unwrap_or_default());
+    let next = same_origin_path(query.text("next")?.unwrap_or_default());
     if browser.caller(&public.request).await?.is_some() {
         return Ok(Redirect::to(next).into_response());
     }
-    browser.is_bound_for(next).await;
-    if let Err(closed) = app.auth.check_registration() {
+    browser.allow_form_action(next).await;
+    if let Err(closed) = app.auth.require_open_registration() {
         return registration_closed_page(&browser, closed.into());
     }
     let page = SignUpPage {
@@ -69,9 +69,9 @@ pub(super) async fn submit(
     State(app): State<App>,
     mut form: Form,
 ) -> Result<Response, ApiError> {
-    form.goes_on().await?;
-    let (browser, next) = (&form.browser, own_page(form.text("next")?));
-    if let Err(closed) = app.auth.check_registration() {
+    form.allow_next_form_action().await?;
+    let (browser, next) = (&form.browser, same_origin_path(form.text("next")?));
+    if let Err(closed) = app.auth.require_open_registration() {
         return registration_closed_page(browser, closed.into());
     }
     let account = NewAccount {

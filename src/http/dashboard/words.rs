@@ -11,7 +11,7 @@ use crate::model::timestamp;
 #[derive(Debug, Clone, Copy, Template)]
 #[template(
     ext = "html",
-    source = r#"<time datetime="{{ timestamp::format(*self.moment) }}" title="{{ timestamp::to_the_second(*self.moment) }}">{{ self.ago() }}</time>"#
+    source = r#"<time datetime="{{ timestamp::format(*self.moment) }}" title="{{ timestamp::format_to_second(*self.moment) }}">{{ self.ago() }}</time>"#
 )]
 pub(super) struct When {
     moment: OffsetDateTime,

@@ -7,20 +7,20 @@ use axum::{
 };
 
 use super::{
-    form::{Form, OwnForm},
+    form::{Form, UserForm},
     layout::{Desk, Layout},
-    page::{ITEMS, explained},
+    page::{PAGE_SIZE, explained},
     sign_in::HOME,
 };
 use crate::{
     http::{
         ApiError, App,
-        extract::{Authorized, OwnSession, PathId, Query},
+        extract::{Authorized, UserSession, PathId, Query},
     },
-    idempotency::{Begun, KeptAnswer},
+    idempotency::{Begun, StoredResponse},
     model::{
         id::{Id, WorkspaceId},
-        workspace::OwnWorkspace,
+        workspace::WorkspaceWithRole,
     },
 };
 
@@ -28,7 +28,7 @@ use crate::{
 #[template(path = "workspaces.html")]
 struct WorkspacesPage<'a> {
     layout: Layout,
-    workspaces: Vec<OwnWorkspace>,
+    workspaces: Vec<WorkspaceWithRole>,
     /// The session's current workspace.
     here: WorkspaceId,
     next: Option<String>,
@@ -38,7 +38,7 @@ struct WorkspacesPage<'a> {
 
 /// Lists the user's workspaces.
 pub(super) async fn show(
-    caller: Authorized<OwnSession>,
+    caller: Authorized<UserSession>,
     State(app): State<App>,
     desk: Desk,
     query: Query,
@@ -48,7 +48,7 @@ pub(super) async fn show(
 
 /// Creates a workspace and switches the session to it.
 pub(super) async fn create(
-    caller: Authorized<OwnSession>,
+    caller: Authorized<UserSession>,
     State(app): State<App>,
     desk: Desk,
     query: Query,
@@ -70,7 +70,7 @@ pub(super) async fn create(
     match app.auth.found_workspace(work.tx(), &caller, name).await {
         Ok(created) => {
             let body = created.workspace.id.to_string();
-            let answer = KeptAnswer { status: 303, location: HOME.to_owned(), body };
+            let answer = StoredResponse { status: 303, location: HOME.to_owned(), body };
             work.finish(&answer).await?;
             app.auth.switch_workspace(&caller, created.workspace.id).await?;
             Ok(Redirect::to(HOME).into_response())
@@ -85,10 +85,10 @@ pub(super) async fn create(
 
 /// Switches the session to another workspace.
 pub(super) async fn enter(
-    caller: Authorized<OwnSession>,
+    caller: Authorized<UserSession>,
     State(app): State<App>,
     PathId(id): PathId<WorkspaceId>,
-    _form: OwnForm,
+    _form: UserForm,
 ) -> Result<Response, ApiError> {
     if id != caller.workspace() {
         app.auth.switch_workspace(&caller, id).await?;
@@ -97,13 +97,13 @@ pub(super) async fn enter(
 }
 
 async fn page(
-    caller: &Authorized<OwnSession>,
+    caller: &Authorized<UserSession>,
     app: &App,
     desk: &Desk,
     query: &Query,
     (name, problem): (&str, Option<(u16, String)>),
 ) -> Result<Response, ApiError> {
-    let (page, _) = app.auth.own_workspaces(caller, query.page_of(ITEMS)?).await?;
+    let (page, _) = app.auth.list_own_workspaces(caller, query.page_of(PAGE_SIZE)?).await?;
     let next = page.next_cursor(|own| own.workspace.id.uuid());
     let (status, problem) = problem.map_or((200, None), |(status, text)| (status, Some(text)));
     let (layout, here, workspaces) = (desk.layout(), caller.workspace(), page.items);

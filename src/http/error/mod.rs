@@ -4,7 +4,7 @@
 //! the body of all errors, with `render`. The message for the client and the cause for the operator
 //! are separate fields: no message holds SQL, a secret or a backtrace. Messages start in lower case
 //! and have no final period, since pages turn them into sentences. Errors of OAuth endpoints have
-//! the format of RFC 6749; see [`OAuthRefusal`].
+//! the format of RFC 6749; see [`OAuthErrorResponse`].
 
 mod oauth;
 
@@ -27,7 +27,7 @@ use crate::{
     store::StoreError,
 };
 
-pub use oauth::{OAuthErrorBody, OAuthRefusal};
+pub use oauth::{OAuthErrorBody, OAuthErrorResponse};
 pub(in crate::http) use oauth::{Patient, of_refusal as oauth_refusal};
 
 /// Error codes. Clients decide by them what to do.
@@ -149,7 +149,7 @@ impl ApiError {
 
     /// The request has no credential.
     #[must_use]
-    pub fn no_credential() -> Self {
+    pub fn missing_credential() -> Self {
         let message = "an API key or access token is required; send Authorization: Bearer …";
         Self { has_credential: false, ..Self::new(Code::Unauthorized, message) }
     }
@@ -255,7 +255,7 @@ impl ApiError {
                 Some(format!("Bearer realm=\"call2me\", {metadata}"))
             }
             Code::Unauthorized | Code::TokenExpired => {
-                let description = in_grammar(&self.message);
+                let description = sanitize_description(&self.message);
                 Some(format!(
                     "Bearer realm=\"call2me\", error=\"invalid_token\", \
                      error_description=\"{description}\", {metadata}"
@@ -278,7 +278,7 @@ impl ApiError {
 
 /// Restricts a text to the characters that RFC 6749 and RFC 6750 allow in `error_description`:
 /// printable ASCII without quotes and backslashes.
-fn in_grammar(text: &str) -> String {
+fn sanitize_description(text: &str) -> String {
     let replace = |c| if matches!(c, '"' | '\\') { '\'' } else { c };
     text.chars().filter(|c| c.is_ascii() && !c.is_ascii_control()).map(replace).collect()
 }
@@ -363,14 +363,14 @@ impl From<AuthError> for ApiError {
     fn from(error: AuthError) -> Self {
         let message = error.to_string();
         match error {
-            AuthError::InvalidCredential(_) | AuthError::NotAKey(_) => {
+            AuthError::InvalidCredential(_) | AuthError::MalformedApiKey(_) => {
                 Self::new(Code::Unauthorized, message)
             }
             AuthError::TokenExpired => Self::new(Code::TokenExpired, message),
-            AuthError::SignInFirst => {
+            AuthError::SignInRequired => {
                 Self { has_credential: false, ..Self::new(Code::Unauthorized, message) }
             }
-            AuthError::InvalidCredentials | AuthError::InvalidSecondFactor(_) => {
+            AuthError::WrongEmailOrPassword | AuthError::InvalidSecondFactor(_) => {
                 Self::new(Code::InvalidCredentials, message)
             }
             AuthError::MfaRequired(token) => {
@@ -383,7 +383,7 @@ impl From<AuthError> for ApiError {
                 ..Self::new(Code::InsufficientScope, message)
             },
             AuthError::Forbidden(_) => Self::new(Code::Forbidden, message),
-            AuthError::NoSecondFactor => {
+            AuthError::MissingSecondFactor => {
                 Self { is_second_factor_missing: true, ..Self::new(Code::Forbidden, message) }
             }
             AuthError::NotFound(_) => Self::new(Code::NotFound, message),
@@ -392,8 +392,8 @@ impl From<AuthError> for ApiError {
                 Self { rotation: Some(Arc::from(report)), ..Self::new(Code::KeyInUse, message) }
             }
             AuthError::Invalid { field, .. } => Self::invalid(field, message),
-            AuthError::Busy => Self::unavailable("the password hashing queue is full"),
-            AuthError::LogFull => Self::unavailable("the audit event queue is full"),
+            AuthError::PasswordQueueFull => Self::unavailable("the password hashing queue is full"),
+            AuthError::AuditQueueFull => Self::unavailable("the audit event queue is full"),
             AuthError::Store(error) => error.into(),
             AuthError::Internal(cause) => Self::internal(cause),
         }
@@ -432,7 +432,7 @@ impl From<StoreError> for ApiError {
         match error {
             StoreError::Unavailable(cause) => Self::unavailable(&cause.to_string()),
             StoreError::Aborted => Self::unavailable("the service is shutting down"),
-            StoreError::BadText => Self::new(
+            StoreError::UnstorableText => Self::new(
                 Code::ValidationFailed,
                 "a text contains a character that cannot be stored",
             ),

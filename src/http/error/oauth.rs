@@ -10,7 +10,7 @@ use axum::{
 };
 use serde::Serialize;
 
-use super::{ApiError, Code as ApiCode, in_grammar};
+use super::{ApiError, Code as ApiCode, sanitize_description};
 use crate::oauth::{Code, OAuthError};
 
 /// The body of every error of the OAuth endpoints.
@@ -26,7 +26,7 @@ pub struct OAuthErrorBody {
 
 /// An error response of an OAuth endpoint.
 #[derive(Debug)]
-pub enum OAuthRefusal {
+pub enum OAuthErrorResponse {
     /// An error that the RFCs define, with its description.
     Told(Code, String),
     /// A general error of the service. The middleware converts it to the format of the RFCs.
@@ -43,7 +43,7 @@ const RETRY_AFTER: HeaderValue = HeaderValue::from_static("60");
 #[derive(Debug, Clone, Copy)]
 pub(in crate::http) struct Patient;
 
-impl From<OAuthError> for OAuthRefusal {
+impl From<OAuthError> for OAuthErrorResponse {
     fn from(error: OAuthError) -> Self {
         match error {
             OAuthError::Refused { code, description } => Self::Told(code, description.into_owned()),
@@ -52,13 +52,13 @@ impl From<OAuthError> for OAuthRefusal {
     }
 }
 
-impl From<ApiError> for OAuthRefusal {
+impl From<ApiError> for OAuthErrorResponse {
     fn from(error: ApiError) -> Self {
         Self::Failed(error)
     }
 }
 
-impl IntoResponse for OAuthRefusal {
+impl IntoResponse for OAuthErrorResponse {
     fn into_response(self) -> Response {
         let (code, description) = match self {
             Self::Told(code, description) => (code, description),
@@ -86,7 +86,7 @@ impl IntoResponse for OAuthRefusal {
 }
 
 fn error_response(status: StatusCode, code: Code, description: &str) -> Response {
-    let error_description = in_grammar(description);
+    let error_description = sanitize_description(description);
     (status, Json(OAuthErrorBody { error: code.as_str(), error_description })).into_response()
 }
 

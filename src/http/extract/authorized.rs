@@ -4,7 +4,7 @@ use axum::{extract::FromRequestParts, http::request::Parts};
 
 use super::Query;
 use crate::{
-    auth::check_scope::{self, Requirement},
+    auth::check_scope::{self, AccessRequirement},
     http::{ApiError, App},
     model::{audit::RequestInfo, principal::Caller, scope::Scope},
 };
@@ -17,7 +17,7 @@ pub enum Rule {
     /// No credential, but a low rate limit: sign-in and similar routes.
     SignIn,
     /// A credential that meets this requirement.
-    Protected(Requirement),
+    Protected(AccessRequirement),
 }
 
 /// An access rule as a type.
@@ -50,19 +50,19 @@ access_types! {
     /// No credential, with the low rate limit of sign-in.
     SignIn = Rule::SignIn, Public;
     /// Any valid credential.
-    ReadOnly = Rule::Protected(Requirement::Scope(Scope::ReadOnly)), Authorized<ReadOnly>;
+    ReadOnly = Rule::Protected(AccessRequirement::Scope(Scope::ReadOnly)), Authorized<ReadOnly>;
     /// A credential with the scope `write`.
-    Write = Rule::Protected(Requirement::Scope(Scope::Write)), Authorized<Write>;
+    Write = Rule::Protected(AccessRequirement::Scope(Scope::Write)), Authorized<Write>;
     /// A credential with the scope `admin`.
-    Admin = Rule::Protected(Requirement::Scope(Scope::Admin)), Authorized<Admin>;
+    Admin = Rule::Protected(AccessRequirement::Scope(Scope::Admin)), Authorized<Admin>;
     /// An API key or a session with the scope `write`; an OAuth grant is rejected, whatever its
     /// scope.
-    FirstPartyWrite = Rule::Protected(Requirement::FirstParty(Scope::Write)), Authorized<FirstPartyWrite>;
+    FirstPartyWrite = Rule::Protected(AccessRequirement::FirstParty(Scope::Write)), Authorized<FirstPartyWrite>;
     /// An API key or a session with the scope `admin`; an OAuth grant is rejected, whatever its
     /// scope.
-    FirstPartyAdmin = Rule::Protected(Requirement::FirstParty(Scope::Admin)), Authorized<FirstPartyAdmin>;
+    FirstPartyAdmin = Rule::Protected(AccessRequirement::FirstParty(Scope::Admin)), Authorized<FirstPartyAdmin>;
     /// A session of a user, with any role.
-    OwnSession = Rule::Protected(Requirement::OwnSession), Authorized<OwnSession>;
+    UserSession = Rule::Protected(AccessRequirement::UserSession), Authorized<UserSession>;
 }
 
 /// A caller that meets the access rule `A`.
@@ -119,11 +119,11 @@ impl FromRequestParts<App> for Public {
 }
 
 /// Implemented by handlers with the extractor of `A` as their first parameter.
-pub trait GuardedBy<A, Args> {}
+pub trait RequiresAccess<A, Args> {}
 
 macro_rules! impl_for_handlers {
     ($($arg:ident)*) => {
-        impl<A, F, Fut, $($arg),*> GuardedBy<A, (Fut, $($arg,)*)> for F
+        impl<A, F, Fut, $($arg),*> RequiresAccess<A, (Fut, $($arg,)*)> for F
         where
             A: Access,
             F: Fn(A::Guard, $($arg),*) -> Fut,

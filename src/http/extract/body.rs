@@ -51,7 +51,7 @@ const MAX_FIELDS: usize = 50;
 /// # Errors
 /// As [`read`]; [`Code::UnsupportedMediaType`] if the body is not `multipart/form-data`,
 /// [`Code::BadRequest`] if it is malformed or has two files.
-pub async fn form_with_file(
+pub async fn read_multipart_form(
     parts: Parts,
     body: Body,
     app: &App,
@@ -79,7 +79,7 @@ pub async fn form_with_file(
             return Err(malformed());
         }
     }
-    Ok((Query::of_pairs(fields), file))
+    Ok((Query::from_pairs(fields), file))
 }
 
 /// Reads an HTML form, which is encoded like a query string.
@@ -87,7 +87,7 @@ pub async fn form_with_file(
 /// # Errors
 /// As [`read`]; [`Code::UnsupportedMediaType`] if the body is not
 /// `application/x-www-form-urlencoded`, [`Code::BadRequest`] if it is malformed.
-pub async fn form_fields(headers: &HeaderMap, body: Body, app: &App) -> Result<Query, ApiError> {
+pub async fn read_urlencoded_form(headers: &HeaderMap, body: Body, app: &App) -> Result<Query, ApiError> {
     let bytes = read(headers, body, app).await?;
     let media_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
     let essence = media_type.and_then(|text| text.split(';').next()).unwrap_or_default();

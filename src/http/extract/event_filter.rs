@@ -35,7 +35,7 @@ impl Query {
             return Err(ApiError::invalid("status", "status must be an HTTP status"));
         }
         Ok(EventFilter {
-            without_pages: !self.parse_as("pages", "true or false")?.unwrap_or(true),
+            excludes_browser_requests: !self.parse_as("pages", "true or false")?.unwrap_or(true),
             changes: self.parse_as("changes", "true or false")?.unwrap_or(false),
             key_id: self.parse_as("key_id", "the id of a key")?,
             actor_id: self.text("actor_id")?.map(actor_id).transpose()?,

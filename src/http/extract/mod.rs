@@ -16,10 +16,10 @@ mod standing;
 mod visitor;
 
 pub use authorized::{
-    Access, Admin, Authorized, FirstPartyAdmin, FirstPartyWrite, GuardedBy, Open, OwnSession,
+    Access, Admin, Authorized, FirstPartyAdmin, FirstPartyWrite, RequiresAccess, Open, UserSession,
     Public, ReadOnly, Rule, SignIn, Write,
 };
-pub use body::{form_fields, form_with_file, read as body_of};
+pub use body::{read_urlencoded_form, read_multipart_form, read as body_of};
 pub use client_ip::client_ip;
 pub use event_filter::EVENT_FILTERS;
 pub use json::{Creation, Json};

@@ -9,7 +9,7 @@ use time::{OffsetDateTime, UtcOffset, format_description::well_known::Rfc3339};
 
 use crate::{
     http::{ApiError, error::Code},
-    model::page::{DEFAULT_LIMIT, MAX_LIMIT, MAX_OFFSET, Page, read_cursor},
+    model::page::{DEFAULT_LIMIT, MAX_LIMIT, MAX_OFFSET, Page, decode_cursor},
 };
 
 /// The parameters of a query string or form. Handlers read those that they know; others are
@@ -52,7 +52,7 @@ impl Query {
     }
 
     /// Wraps names and values from another source, such as a multipart form.
-    pub(super) fn of_pairs(pairs: Vec<(String, String)>) -> Self {
+    pub(super) fn from_pairs(pairs: Vec<(String, String)>) -> Self {
         Self(pairs)
     }
 
@@ -65,7 +65,7 @@ impl Query {
     /// Normalizes the values of an HTML form: trims them, drops empty ones, and reads `since` and
     /// `until` of `datetime-local` inputs, which have neither seconds nor a zone, as UTC.
     #[must_use]
-    pub fn as_filled_in(self) -> Self {
+    pub fn normalize_form_values(self) -> Self {
         let filled = self.0.into_iter().filter(|(_, value)| !value.trim().is_empty());
         let pair = |(name, value): (String, String)| {
             let is_local =
@@ -168,7 +168,7 @@ impl Query {
         if offset.is_some_and(|offset| offset > MAX_OFFSET) {
             return Err(ApiError::invalid("offset", format!("offset must be {what}")));
         }
-        let before = self.text("cursor")?.map(read_cursor).transpose();
+        let before = self.text("cursor")?.map(decode_cursor).transpose();
         let before = before.map_err(|error| ApiError::invalid_parameter("cursor", error))?;
         if before.is_some() && offset.is_some() {
             return Err(ApiError::invalid("offset", "offset cannot be combined with cursor"));

@@ -5,11 +5,11 @@ use secrecy::{ExposeSecret, SecretString};
 
 use super::{Access, Rule};
 use crate::{
-    auth::{authenticate::Authenticated, check_scope},
+    auth::{authenticate::AuthenticationOutcome, check_scope},
     http::{
         ApiError, App,
         dashboard::browser::session_cookie,
-        middleware::{self, ByCookie},
+        middleware::{self, CookieAuthenticated},
     },
     model::principal::Caller,
 };
@@ -37,13 +37,13 @@ impl<A: Access> FromRequestParts<App> for Standing<A> {
         let caller = caller.ok_or_else(|| {
             ApiError::internal("a protected route is not wrapped by the access layer")
         })?;
-        let credential = match parts.extensions.get::<ByCookie>() {
-            Some(ByCookie) => session_cookie(app, &parts.headers)
+        let credential = match parts.extensions.get::<CookieAuthenticated>() {
+            Some(CookieAuthenticated) => session_cookie(app, &parts.headers)
                 .map(|cookie| PresentedCredential::Cookie(cookie.into())),
             None => middleware::bearer(&parts.headers)?
                 .map(|token| PresentedCredential::Bearer(token.into())),
         };
-        let credential = credential.ok_or_else(ApiError::no_credential)?;
+        let credential = credential.ok_or_else(ApiError::missing_credential)?;
         Ok(Self { app: Arc::clone(app), caller, credential, access: PhantomData })
     }
 }
@@ -57,12 +57,12 @@ impl<A: Access> Standing<A> {
         let principal = match &self.credential {
             PresentedCredential::Bearer(token) => {
                 match auth.authenticate(token.expose_secret(), now).await {
-                    Ok(Authenticated::Principal(principal)) => principal,
+                    Ok(AuthenticationOutcome::Principal(principal)) => principal,
                     _ => return false,
                 }
             }
             PresentedCredential::Cookie(cookie) => {
-                let principal = auth.look_at_cookie(cookie.expose_secret(), now).await;
+                let principal = auth.authenticate_cookie_from_cache(cookie.expose_secret(), now).await;
                 let Ok(principal) = principal else { return false };
                 principal
             }

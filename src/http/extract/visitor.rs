@@ -3,7 +3,7 @@ use std::sync::Arc;
 use axum::{extract::FromRequestParts, http::request::Parts};
 
 use crate::{
-    auth::authenticate::Authenticated,
+    auth::authenticate::AuthenticationOutcome,
     http::{ApiError, App, error::Code, middleware},
     model::{audit::RequestInfo, principal::Caller},
 };
@@ -22,8 +22,8 @@ impl FromRequestParts<App> for Visitor {
             request.ok_or_else(|| ApiError::internal("the request has no RequestInfo"))?;
         let Some(credential) = middleware::bearer(&parts.headers)? else { return Ok(Self(None)) };
         match app.auth.authenticate(credential, request.began).await? {
-            Authenticated::Principal(principal) => Ok(Self(Some(Caller { principal, request }))),
-            Authenticated::RevokedKey(_) => {
+            AuthenticationOutcome::Principal(principal) => Ok(Self(Some(Caller { principal, request }))),
+            AuthenticationOutcome::RevokedKey(_) => {
                 Err(ApiError::new(Code::Unauthorized, "the API key has been revoked"))
             }
         }

@@ -3,7 +3,7 @@ use std::time::Duration;
 use axum::http::{HeaderMap, header};
 
 use crate::{
-    auth::authenticate::Authenticated,
+    auth::authenticate::AuthenticationOutcome,
     http::{ApiError, App, dashboard::browser::session_cookie, error::Code},
 };
 
@@ -18,8 +18,8 @@ pub(super) async fn authenticate(
     app: &App,
     headers: &HeaderMap,
     began: Duration,
-) -> Result<Authenticated, ApiError> {
-    let credential = bearer(headers)?.ok_or_else(ApiError::no_credential)?;
+) -> Result<AuthenticationOutcome, ApiError> {
+    let credential = bearer(headers)?.ok_or_else(ApiError::missing_credential)?;
     Ok(app.auth.authenticate(credential, began).await?)
 }
 
@@ -33,9 +33,9 @@ pub(super) async fn authenticate(
 pub(super) async fn authenticate_cookie(
     app: &App,
     headers: &HeaderMap,
-) -> Result<Authenticated, ApiError> {
-    let cookie = session_cookie(app, headers).ok_or_else(ApiError::no_credential)?;
-    Ok(Authenticated::Principal(app.auth.authenticate_cookie(&cookie).await?))
+) -> Result<AuthenticationOutcome, ApiError> {
+    let cookie = session_cookie(app, headers).ok_or_else(ApiError::missing_credential)?;
+    Ok(AuthenticationOutcome::Principal(app.auth.authenticate_cookie(&cookie).await?))
 }
 
 /// Rejects repeated `Authorization` headers: a proxy may have checked another one than this service
@@ -43,7 +43,7 @@ pub(super) async fn authenticate_cookie(
 ///
 /// # Errors
 /// [`Code::BadRequest`] if there are two or more.
-pub(super) fn check_count(headers: &HeaderMap) -> Result<(), ApiError> {
+pub(super) fn check_single_authorization(headers: &HeaderMap) -> Result<(), ApiError> {
     if headers.get_all(header::AUTHORIZATION).iter().count() > 1 {
         let message = "send exactly one Authorization header";
         return Err(ApiError::new(Code::BadRequest, message));
@@ -60,7 +60,7 @@ pub(super) fn check_count(headers: &HeaderMap) -> Result<(), ApiError> {
 /// [`Code::BadRequest`] if the header is repeated, [`Code::Unauthorized`] if its value cannot be a
 /// credential.
 pub(in crate::http) fn bearer(headers: &HeaderMap) -> Result<Option<&str>, ApiError> {
-    check_count(headers)?;
+    check_single_authorization(headers)?;
     let Some(value) = headers.get(header::AUTHORIZATION) else { return Ok(None) };
     let malformed = || {
         ApiError::new(

@@ -28,12 +28,12 @@ const MAX_AGE: Duration = Duration::from_hours(1);
 
 /// True if scripts of any origin may call the path.
 #[must_use]
-pub fn is_open_to_browsers(path: &str) -> bool {
+pub fn is_open_to_any_origin(path: &str) -> bool {
     PUBLIC_PATHS.contains(&path)
 }
 
 /// Allows scripts of any origin, without cookies or other browser credentials.
-pub fn for_any_origin() -> CorsLayer {
+pub fn cors_for_any_origin() -> CorsLayer {
     CorsLayer::new()
         .allow_origin(Any)
         .allow_methods([Method::GET, Method::POST])
@@ -45,7 +45,7 @@ pub fn for_any_origin() -> CorsLayer {
 
 /// Allows scripts of these origins to call the API with a bearer token. `None` if there are no
 /// origins.
-pub fn for_origins(origins: &[String]) -> Option<CorsLayer> {
+pub fn cors_for_origins(origins: &[String]) -> Option<CorsLayer> {
     let values: Vec<_> =
         origins.iter().filter_map(|origin| HeaderValue::try_from(origin).ok()).collect();
     if values.is_empty() {

@@ -47,7 +47,7 @@ fn error_response(uri: &Uri, headers: &HeaderMap, error: ApiError) -> Response {
     let accepted = headers.get(header::ACCEPT).and_then(|accepted| accepted.to_str().ok());
     let accepts_html = accepted.is_some_and(|accepted| accepted.contains("text/html"));
     if accepts_html && !is_v1(uri.path()) {
-        page::of_nothing(&error)
+        page::not_found_page(&error)
     } else {
         error.into_response()
     }

@@ -10,7 +10,7 @@ use futures_util::FutureExt;
 use tower::ServiceExt;
 
 use super::{fallback::is_v1, request_info::note};
-use crate::http::{ApiError, App, USUAL_HEADERS, error, oauth::is_endpoint};
+use crate::http::{ApiError, App, HEADER_CAPACITY, error, oauth::is_oauth_path};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -35,7 +35,7 @@ impl Frame {
         let Self { app, routes } = self;
         let info = note(&app, peer, &mut request);
         let path = request.uri().path();
-        let is_private = is_v1(path) || is_endpoint(path);
+        let is_private = is_v1(path) || is_oauth_path(path);
         // The access layer catches and logs panics of handlers. This catches those of the code
         // around it.
         let handled = AssertUnwindSafe(routes.oneshot(request)).catch_unwind();
@@ -44,7 +44,7 @@ impl Frame {
             Ok(Err(never)) => match never {},
             Err(_) => ApiError::internal("a middleware panicked").into_response(),
         };
-        response.headers_mut().reserve(USUAL_HEADERS);
+        response.headers_mut().reserve(HEADER_CAPACITY);
         if let Some(error) = ApiError::of(&response).cloned() {
             error::render(&error, &mut response, info.id, &app.settings.public_url);
         }

@@ -27,14 +27,14 @@ use super::{
 };
 use crate::{
     audit::{self, Permit},
-    auth::authenticate::Authenticated,
+    auth::authenticate::AuthenticationOutcome,
     http::{
         ApiError, App,
-        api::verify::{asked_scope, is_question},
+        api::verify::{requested_scope, is_forward_auth_path},
         dashboard::{self, PageRoute},
         error::{Code, Patient, oauth_refusal},
         extract::Rule,
-        oauth::is_endpoint,
+        oauth::is_oauth_path,
         routes::Route,
     },
     limit::Decision,
@@ -52,7 +52,7 @@ use crate::{
 /// is never sent.
 const CLIENT_CLOSED_REQUEST: u16 = 499;
 
-/// Bodies up to this size, in bytes, need no permit of `large_bodies`.
+/// Bodies up to this size, in bytes, need no permit of `large_body_permits`.
 const SMALL_BODY: u64 = 16 * 1024;
 
 /// The layer that applies a route's access rule.
@@ -88,10 +88,10 @@ enum AuthSurface {
 
 /// Request extension: the caller was authenticated by the session cookie.
 #[derive(Clone, Copy)]
-pub struct ByCookie;
+pub struct CookieAuthenticated;
 
 /// Wraps a dashboard page's handler with the access layer.
-pub fn guarded_page(page: PageRoute, app: &App, sign_in: &SignInLimit) -> MethodRouter<App> {
+pub fn protect_page(page: PageRoute, app: &App, sign_in: &SignInLimit) -> MethodRouter<App> {
     let PageRoute { method, path, rule, handler } = page;
     // Assets are cheap, and belong to a page that is counted.
     if path.starts_with("/assets/") {
@@ -121,13 +121,13 @@ pub fn guarded(route: Route, app: &App, sign_in: &SignInLimit) -> MethodRouter<A
     let Route { method, rule, path, handler, .. } = route;
     let surface = match path {
         path if path.starts_with("/v1/") => AuthSurface::Api,
-        path if is_endpoint(path) => AuthSurface::OAuth,
+        path if is_oauth_path(path) => AuthSurface::OAuth,
         // Health and discovery: read by the operator's machines.
         _ => return handler,
     };
     let handler = if rule == Rule::SignIn { sign_in.limit(handler) } else { handler };
     let metrics = app.metrics.route(method.as_ref().map_or("ANY", method_label), path);
-    let (app, sign_in, is_forward_auth) = (Arc::clone(app), sign_in.clone(), is_question(path));
+    let (app, sign_in, is_forward_auth) = (Arc::clone(app), sign_in.clone(), is_forward_auth_path(path));
     let route_use = route_use_of(path, rule);
     let layer =
         AccessLayer { app, rule, path, sign_in, metrics, route_use, is_forward_auth, surface };
@@ -144,7 +144,7 @@ pub fn guarded(route: Route, app: &App, sign_in: &SignInLimit) -> MethodRouter<A
 /// everything else. The scope is the required one, or read-only.
 fn route_use_of(path: &'static str, rule: Rule) -> RouteUse {
     let segment = path.strip_prefix("/v1/").and_then(|rest| rest.split('/').next());
-    let group = if is_question(path) { "gateway" } else { segment.unwrap_or("pages") };
+    let group = if is_forward_auth_path(path) { "gateway" } else { segment.unwrap_or("pages") };
     let scope = match rule {
         Rule::Protected(requirement) => requirement.scope(),
         Rule::Open | Rule::SignIn => None,
@@ -246,7 +246,7 @@ impl AccessLayer {
         next: impl Handler,
     ) -> Response {
         let decision = self.app.limits.charge_address(info.ip).await;
-        if let Err(error) = authenticate::check_count(request.headers()) {
+        if let Err(error) = authenticate::check_single_authorization(request.headers()) {
             return self.with_rate_limit_headers(error.into_response(), decision);
         }
         let refusal = rate_limit::refusal(&decision);
@@ -301,11 +301,11 @@ impl AccessLayer {
         let authenticated = match self.surface {
             AuthSurface::Api => authenticate(&self.app, request.headers(), info.began).await,
             AuthSurface::Page => authenticate_cookie(&self.app, request.headers()).await,
-            AuthSurface::OAuth => Err(ApiError::no_credential()),
+            AuthSurface::OAuth => Err(ApiError::missing_credential()),
         };
         let principal = match authenticated {
-            Ok(Authenticated::Principal(principal)) => principal,
-            Ok(Authenticated::RevokedKey(key)) => {
+            Ok(AuthenticationOutcome::Principal(principal)) => principal,
+            Ok(AuthenticationOutcome::RevokedKey(key)) => {
                 return self.reject_revoked_key(&key, &info).await;
             }
             Err(error) => return self.reject_credential(error, &info).await,
@@ -328,7 +328,7 @@ impl AccessLayer {
         } else {
             request.extensions_mut().insert(caller.clone());
             if self.surface == AuthSurface::Page {
-                request.extensions_mut().insert(ByCookie);
+                request.extensions_mut().insert(CookieAuthenticated);
             }
             self.run_handler(&caller.request, request, next).await
         };
@@ -341,7 +341,7 @@ impl AccessLayer {
         // The credential could not be checked: a server error, which must not cost the client.
         if error.cause().is_some() {
             self.log_server_error(&error, info);
-            let decision = self.app.limits.look_at_address(info.ip).await;
+            let decision = self.app.limits.peek_address(info.ip).await;
             return self.with_rate_limit_headers(error.into_response(), decision);
         }
         if error.is_unknown_credential() {
@@ -375,7 +375,7 @@ impl AccessLayer {
         let actor = Actor::api_key(key.id, &key.name);
         let status = Code::Unauthorized.status().as_u16();
         let event = NewEvent::new(env.new_id(), key.workspace_id, Action::ApiKeyRejected, actor)
-            .in_request(info, status, env.clock.monotonic());
+            .with_request(info, status, env.clock.monotonic());
         if !permit.record(event).await {
             return self.with_rate_limit_headers(event_not_committed(), decision);
         }
@@ -397,7 +397,7 @@ impl AccessLayer {
             // all bodies is bounded.
             let _permit = match request.body().size_hint().upper() {
                 Some(bytes) if bytes <= SMALL_BODY => None,
-                _ => app.large_bodies.acquire().await.ok(),
+                _ => app.large_body_permits.acquire().await.ok(),
             };
             let Ok(response) = next.oneshot(request).await;
             response
@@ -457,7 +457,7 @@ impl PendingEvent<'_> {
         let Some(permit) = self.permit.take() else { return response };
         let mut event = self.event(response.status().as_u16());
         if self.is_forward_auth {
-            let scope = asked_scope(&self.caller.request.method, &response);
+            let scope = requested_scope(&self.caller.request.method, &response);
             event.route = Some(RouteUse { scope, ..self.route_use });
         }
         if permit.record(event).await { response } else { event_not_committed() }

@@ -1,7 +1,7 @@
 //! Middleware around the handlers: few layers, each of which does one complete job.
 //!
 //! Every request passes [`Frame`], which sets the request id and the common response headers. Every
-//! route of the API, OAuth and the dashboard is wrapped by [`guarded`] or [`guarded_page`], which
+//! route of the API, OAuth and the dashboard is wrapped by [`guarded`] or [`protect_page`], which
 //! authenticate, rate-limit, time and audit it. [`crate::http`] lists the order of the steps.
 
 mod authenticate;
@@ -13,8 +13,8 @@ mod rate_limit;
 mod request_info;
 
 pub(in crate::http) use authenticate::bearer;
-pub use cors::{for_any_origin, for_origins, is_open_to_browsers};
+pub use cors::{cors_for_any_origin, cors_for_origins, is_open_to_any_origin};
 pub use fallback::{method_not_allowed, not_found};
 pub use frame::Frame;
-pub use guard::{ByCookie, guarded, guarded_page};
+pub use guard::{CookieAuthenticated, guarded, protect_page};
 pub use rate_limit::SignInLimit;

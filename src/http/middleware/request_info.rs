@@ -8,7 +8,7 @@ use axum::{
 use crate::{
     http::{
         App,
-        api::verify::{OriginalRequest, is_question},
+        api::verify::{OriginalRequest, is_forward_auth_path},
         extract::client_ip,
     },
     model::{audit::RequestInfo, id::RequestId, text::shorten},
@@ -22,7 +22,7 @@ const MAX_LOGGED_BYTES: usize = 512;
 /// Runs before anything else. For a forward-auth request, method and path are those of the original
 /// request, whatever the response will be.
 pub(super) fn note(app: &App, peer: IpAddr, request: &mut Request) -> Arc<RequestInfo> {
-    let OriginalRequest { method, path } = if is_question(request.uri().path()) {
+    let OriginalRequest { method, path } = if is_forward_auth_path(request.uri().path()) {
         OriginalRequest::of(request)
     } else {
         OriginalRequest { method: Cow::Borrowed(request.method()), path: request.uri().path() }

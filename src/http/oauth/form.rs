@@ -10,7 +10,7 @@ use data_encoding::BASE64;
 use percent_encoding::percent_decode_str;
 
 use crate::{
-    http::{App, error::OAuthRefusal, extract},
+    http::{App, error::OAuthErrorResponse, extract},
     model::{
         audit::RequestInfo,
         oauth::{client::Client, parameters::Parameters},
@@ -36,19 +36,19 @@ impl OAuthForm {
         &self,
         app: &App,
         request: &Arc<RequestInfo>,
-    ) -> Result<Client, OAuthRefusal> {
+    ) -> Result<Client, OAuthErrorResponse> {
         let (basic, parameters) = (self.basic.as_ref(), &self.parameters);
         Ok(app.oauth.authenticate_client(basic, parameters, request).await?)
     }
 }
 
 impl FromRequest<App> for OAuthForm {
-    type Rejection = OAuthRefusal;
+    type Rejection = OAuthErrorResponse;
 
-    async fn from_request(request: Request, app: &App) -> Result<Self, OAuthRefusal> {
+    async fn from_request(request: Request, app: &App) -> Result<Self, OAuthErrorResponse> {
         let (parts, body) = request.into_parts();
         let basic = basic_credentials(&parts.headers)?;
-        let fields = extract::form_fields(&parts.headers, body, app).await?;
+        let fields = extract::read_urlencoded_form(&parts.headers, body, app).await?;
         Ok(Self { parameters: Parameters::new(fields.into_pairs()), basic })
     }
 }
@@ -57,9 +57,9 @@ impl FromRequest<App> for OAuthForm {
 ///
 /// Both parts are form-encoded (RFC 6749, section 2.3.1). Encoding changes no character that our
 /// client ids and secrets use, so clients that forget it work too.
-fn basic_credentials(headers: &HeaderMap) -> Result<Option<BasicCredentials>, OAuthRefusal> {
+fn basic_credentials(headers: &HeaderMap) -> Result<Option<BasicCredentials>, OAuthErrorResponse> {
     let Some(value) = headers.get(header::AUTHORIZATION) else { return Ok(None) };
-    let refuse = |why: &str| OAuthRefusal::Told(Code::InvalidClient, why.to_owned());
+    let refuse = |why: &str| OAuthErrorResponse::Told(Code::InvalidClient, why.to_owned());
     let text = value.to_str().map_err(|_| refuse("the Authorization header is malformed"))?;
     let (scheme, encoded) = text.split_once(' ').unwrap_or((text, ""));
     if !scheme.eq_ignore_ascii_case("basic") {

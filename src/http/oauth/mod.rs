@@ -24,7 +24,7 @@ use utoipa::ToSchema;
 
 use super::{
     App,
-    error::{OAuthErrorBody, OAuthRefusal},
+    error::{OAuthErrorBody, OAuthErrorResponse},
     extract::{self, Public},
 };
 use crate::{
@@ -41,11 +41,11 @@ use crate::{
 pub use form::OAuthForm;
 
 /// The result of a handler.
-type OAuthResult<T> = Result<T, OAuthRefusal>;
+type OAuthResult<T> = Result<T, OAuthErrorResponse>;
 
 /// True for the paths of these endpoints. Their errors have the format of RFC 6749.
 #[must_use]
-pub fn is_endpoint(path: &str) -> bool {
+pub fn is_oauth_path(path: &str) -> bool {
     path.starts_with("/oauth/")
 }
 
@@ -65,7 +65,7 @@ pub async fn resource_metadata(_: Public, State(app): State<App>) -> Json<Resour
 
 /// A token response (RFC 6749, section 5.1).
 #[derive(Serialize, ToSchema)]
-pub struct TokensBody {
+pub struct OAuthTokenBody {
     access_token: String,
     #[schema(example = "Bearer")]
     token_type: &'static str,
@@ -79,7 +79,7 @@ pub struct TokensBody {
     scope: String,
 }
 
-impl From<Tokens> for TokensBody {
+impl From<Tokens> for OAuthTokenBody {
     fn from(tokens: Tokens) -> Self {
         let refresh_token = tokens.refresh_token.as_ref();
         Self {
@@ -122,14 +122,14 @@ pub struct TokenRequest {
 /// Request tokens (RFC 6749)
 #[utoipa::path(post, path = "/oauth/token", tag = "OAuth",
     request_body(content = TokenRequest, content_type = "application/x-www-form-urlencoded"),
-    responses((status = 200, body = TokensBody), (status = 400, body = OAuthErrorBody),
+    responses((status = 200, body = OAuthTokenBody), (status = 400, body = OAuthErrorBody),
               (status = 401, body = OAuthErrorBody), (status = 429, body = OAuthErrorBody),
               (status = 503, body = OAuthErrorBody)))]
 pub async fn token(
     public: Public,
     State(app): State<App>,
     form: OAuthForm,
-) -> OAuthResult<Json<TokensBody>> {
+) -> OAuthResult<Json<OAuthTokenBody>> {
     let client = form.client(&app, &public.request).await?;
     let tokens = app.oauth.token(&client, &form.parameters, &public.request).await?;
     Ok(Json(tokens.into()))
@@ -206,7 +206,7 @@ pub async fn register(
     let body = extract::body_of(&parts.headers, body, &app).await?;
     let metadata: ClientMetadata = serde_json::from_slice(&body).map_err(|_| {
         let message = "the body must be a JSON object of client metadata";
-        OAuthRefusal::Told(Code::InvalidClientMetadata, message.to_owned())
+        OAuthErrorResponse::Told(Code::InvalidClientMetadata, message.to_owned())
     })?;
     let registered = app.oauth.register(&metadata, &public.request).await?;
     Ok((StatusCode::CREATED, Json(registered.into())))
@@ -215,7 +215,7 @@ pub async fn register(
 /// A token to revoke or introspect.
 #[derive(ToSchema)]
 #[expect(dead_code, reason = "read by OAuthForm; here for the document")]
-pub struct OneTokenRequest {
+pub struct TokenOperationRequest {
     token: String,
     /// Optional and ignored: the type is evident from the token.
     token_type_hint: Option<String>,
@@ -228,7 +228,7 @@ pub struct OneTokenRequest {
 /// Takes effect at once. Revoking a refresh token ends the whole grant with all its tokens.
 /// Revoking an access token ends that token. An unknown token is not an error.
 #[utoipa::path(post, path = "/oauth/revoke", tag = "OAuth",
-    request_body(content = OneTokenRequest, content_type = "application/x-www-form-urlencoded"),
+    request_body(content = TokenOperationRequest, content_type = "application/x-www-form-urlencoded"),
     responses((status = 200), (status = 400, body = OAuthErrorBody),
               (status = 401, body = OAuthErrorBody), (status = 503, body = OAuthErrorBody)))]
 pub async fn revoke(
@@ -245,7 +245,7 @@ pub async fn revoke(
 ///
 /// Requires a client with a secret.
 #[utoipa::path(post, path = "/oauth/introspect", tag = "OAuth",
-    request_body(content = OneTokenRequest, content_type = "application/x-www-form-urlencoded"),
+    request_body(content = TokenOperationRequest, content_type = "application/x-www-form-urlencoded"),
     responses((status = 200, body = Introspection), (status = 400, body = OAuthErrorBody),
               (status = 401, body = OAuthErrorBody), (status = 503, body = OAuthErrorBody)))]
 pub async fn introspect(
@@ -259,7 +259,7 @@ pub async fn introspect(
 
 /// A device authorization response (RFC 8628, section 3.2).
 #[derive(Serialize, ToSchema)]
-pub struct DeviceBody {
+pub struct DeviceAuthorizationBody {
     device_code: String,
     #[schema(example = "BCDF-GHJK")]
     user_code: String,
@@ -285,18 +285,18 @@ pub struct DeviceRequest {
 /// Start a device authorization (RFC 8628)
 #[utoipa::path(post, path = "/oauth/device_authorization", tag = "OAuth",
     request_body(content = DeviceRequest, content_type = "application/x-www-form-urlencoded"),
-    responses((status = 200, body = DeviceBody), (status = 400, body = OAuthErrorBody),
+    responses((status = 200, body = DeviceAuthorizationBody), (status = 400, body = OAuthErrorBody),
               (status = 401, body = OAuthErrorBody), (status = 429, body = OAuthErrorBody),
               (status = 503, body = OAuthErrorBody)))]
 pub async fn device_authorization(
     public: Public,
     State(app): State<App>,
     form: OAuthForm,
-) -> OAuthResult<Json<DeviceBody>> {
+) -> OAuthResult<Json<DeviceAuthorizationBody>> {
     let client = form.client(&app, &public.request).await?;
     let device = app.oauth.start_device(&client, &form.parameters, &public.request).await?;
     let (uri, code) = (device.verification_uri, device.user_code.shown());
-    Ok(Json(DeviceBody {
+    Ok(Json(DeviceAuthorizationBody {
         device_code: device.device_code.expose_secret().to_owned(),
         verification_uri_complete: format!("{uri}?user_code={code}"),
         user_code: code,

@@ -41,7 +41,7 @@ impl EventDigest {
 impl EventDigest {
     /// The digest of an event that disappeared before it was sealed. The chain proves that there
     /// was an event.
-    pub const GONE: Self = Self([0; HASH_LEN]);
+    pub const MISSING: Self = Self([0; HASH_LEN]);
 }
 
 impl From<[u8; HASH_LEN]> for EventDigest {

@@ -230,7 +230,7 @@ mod tests {
         let id = Uuid::from_u128(0x0190_0000_0000_7000_8000_0000_0000_0001);
         let actor = Actor::api_key(Uuid::from_u128(3).into(), &"prod".into());
         let event = NewEvent::new(id.into(), Uuid::nil().into(), Action::ApiKeyCreated, actor)
-            .in_request(&Arc::new(request), 201, Duration::from_micros(412))
+            .with_request(&Arc::new(request), 201, Duration::from_micros(412))
             .on(crate::model::id::ApiKeyId::from(Uuid::from_u128(4)), "new".to_owned())
             .with(json!({ "z": { "b": 1, "a": [{ "d": 2, "c": 3 }] }, "a": "x" }));
         let bytes = event.public().canonical().unwrap();

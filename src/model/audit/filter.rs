@@ -14,7 +14,7 @@ pub struct EventFilter {
     /// Excludes requests: only changes match.
     pub changes: bool,
     /// Excludes requests of browsers for pages and with forms. Requests to the API match.
-    pub without_pages: bool,
+    pub excludes_browser_requests: bool,
     /// The API key that acted.
     pub key_id: Option<ApiKeyId>,
     /// The actor, of any type.
@@ -44,7 +44,7 @@ impl EventFilter {
         let is_key = event.actor.kind == ActorType::ApiKey.as_str();
         let request = &event.request;
         (!self.changes || event.action != Action::Request.as_str())
-            && !(self.without_pages && event.is_page())
+            && !(self.excludes_browser_requests && event.is_page())
             && self.key_id.is_none_or(|key| is_key && actor == Some(key.uuid()))
             && self.actor_id.is_none_or(|id| actor == Some(id))
             && self.action.as_deref().is_none_or(|action| event.action == action)

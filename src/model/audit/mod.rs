@@ -330,7 +330,7 @@ pub struct NewEvent {
     pub route: Option<RouteUse>,
     /// True if the event only records that a long-lived request still uses its key. It updates the
     /// usage of the key, and is not written to the audit log.
-    pub is_use_alone: bool,
+    pub is_usage_only: bool,
 }
 
 /// Additional data of an event. Its names are sorted, because the canonical form requires it.
@@ -391,8 +391,8 @@ impl NewEvent {
     #[must_use]
     pub fn new(id: EventId, workspace_id: WorkspaceId, action: Action, actor: Actor) -> Self {
         let (target, request, metadata, route) = (None, None, Metadata::None, None);
-        let is_use_alone = false;
-        Self { id, workspace_id, action, actor, target, request, metadata, route, is_use_alone }
+        let is_usage_only = false;
+        Self { id, workspace_id, action, actor, target, request, metadata, route, is_usage_only }
     }
 
     /// Sets the target.
@@ -404,7 +404,7 @@ impl NewEvent {
 
     /// Sets the request and the response status. `now` is the time on the monotonic clock.
     #[must_use]
-    pub fn in_request(mut self, request: &Arc<RequestInfo>, status: u16, now: Duration) -> Self {
+    pub fn with_request(mut self, request: &Arc<RequestInfo>, status: u16, now: Duration) -> Self {
         let latency = now.saturating_sub(request.began).as_micros();
         let outcome = Outcome { status, latency_us: i64::try_from(latency).unwrap_or(i64::MAX) };
         self.request = Some((Arc::clone(request), outcome));

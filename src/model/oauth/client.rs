@@ -59,7 +59,7 @@ impl GrantType {
 
 /// A client's authentication method at the token endpoint (RFC 7591, section 2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum AuthMethod {
+pub enum ClientAuthMethod {
     /// No authentication: a public client.
     None,
     /// HTTP Basic.
@@ -68,7 +68,7 @@ pub enum AuthMethod {
     ClientSecretPost,
 }
 
-impl AuthMethod {
+impl ClientAuthMethod {
     /// All authentication methods.
     pub const ALL: [Self; 3] = [Self::None, Self::ClientSecretBasic, Self::ClientSecretPost];
 
@@ -112,7 +112,7 @@ pub struct Client {
     /// The registered redirect URIs.
     pub redirect_uris: Vec<String>,
     /// The authentication method at the token endpoint.
-    pub auth_method: AuthMethod,
+    pub auth_method: ClientAuthMethod,
     /// The grant types that the client may use.
     pub grant_types: Vec<GrantType>,
     /// The default scope of requests without `scope`; for a workspace client also the maximum.
@@ -140,7 +140,7 @@ impl Client {
     /// Returns true if the client has a secret (RFC 6749, section 2.1).
     #[must_use]
     pub fn is_confidential(&self) -> bool {
-        self.auth_method != AuthMethod::None
+        self.auth_method != ClientAuthMethod::None
     }
 
     /// Returns true if the client may use this grant type.
@@ -165,14 +165,14 @@ impl Client {
 
 /// A client with the digests of its valid secrets, as the token endpoint loads it.
 #[derive(Debug, Clone)]
-pub struct KnownClient {
+pub struct ClientWithSecrets {
     /// The client.
     pub client: Client,
     /// The digests of the current secret and of earlier secrets that are still valid.
     pub secrets: Vec<SecretDigest>,
 }
 
-impl KnownClient {
+impl ClientWithSecrets {
     /// Returns true if this is a valid secret of the client. The comparison takes constant time.
     #[must_use]
     pub fn has(&self, secret: &str) -> bool {
@@ -273,7 +273,7 @@ mod tests {
             origin,
             name: "x".to_owned(),
             redirect_uris: Vec::new(),
-            auth_method: AuthMethod::None,
+            auth_method: ClientAuthMethod::None,
             grant_types: Vec::new(),
             scope,
             client_uri: None,
@@ -311,7 +311,7 @@ mod tests {
         assert!(secret.reveal().starts_with("cs_call2me_") && secret.reveal().len() == 54);
         let (old, other) = (ClientSecret::new([8; 32]), ClientSecret::new([9; 32]));
         let secrets = vec![old.digest(), secret.digest()];
-        let known = KnownClient { client: client(Origin::Registered, None), secrets };
+        let known = ClientWithSecrets { client: client(Origin::Registered, None), secrets };
         assert!(known.has(secret.reveal()) && known.has(old.reveal()));
         assert!(!known.has(other.reveal()) && !known.has("") && !known.has("cs_call2me_"));
         let debug = format!("{secret:?} {known:?}");

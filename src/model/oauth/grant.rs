@@ -127,7 +127,7 @@ pub struct Grant {
 
 /// The reason for the end of a grant, for the audit log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum GrantEnd {
+pub enum GrantEndReason {
     /// The client revoked it (RFC 7009).
     Client,
     /// The user or an administrator of the workspace revoked it.
@@ -135,7 +135,7 @@ pub enum GrantEnd {
     /// The authorization code was reused.
     CodeReuse,
     /// A refresh token was reused.
-    RefreshReuse,
+    RefreshTokenReuse,
     /// The account's unverified address was claimed by its real owner with a password reset.
     Disowned,
     /// The client was deleted.
@@ -146,7 +146,7 @@ pub enum GrantEnd {
     Superseded,
 }
 
-impl GrantEnd {
+impl GrantEndReason {
     /// Returns the name in the database and in the metadata of audit events.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
@@ -154,7 +154,7 @@ impl GrantEnd {
             Self::Client => "client",
             Self::Person => "person",
             Self::CodeReuse => "code_reuse",
-            Self::RefreshReuse => "refresh_reuse",
+            Self::RefreshTokenReuse => "refresh_reuse",
             Self::Disowned => "disowned",
             Self::ClientDeleted => "client_deleted",
             Self::Removed => "removed",

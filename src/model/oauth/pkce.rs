@@ -34,7 +34,7 @@ impl CodeChallenge {
     /// Returns true if the verifier is well-formed (RFC 7636, section 4.1) and has this challenge.
     /// The comparison takes constant time.
     #[must_use]
-    pub fn is_met_by(&self, verifier: &str) -> bool {
+    pub fn matches_verifier(&self, verifier: &str) -> bool {
         let is_unreserved = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
         (43..=128).contains(&verifier.len())
             && verifier.bytes().all(is_unreserved)
@@ -57,13 +57,13 @@ mod tests {
         // RFC 7636, appendix B.
         let challenge =
             CodeChallenge::parse("E9Melhoa2OwvFrEMTJguCHaoeK1t8URWbuGJSstw-cM").unwrap();
-        assert!(challenge.is_met_by("dBjftJeZ4CVP-mB92K27uhbUJU1p1r_wW1gFWFOEjXk"));
+        assert!(challenge.matches_verifier("dBjftJeZ4CVP-mB92K27uhbUJU1p1r_wW1gFWFOEjXk"));
         for other in [
             "",
             "dBjftJeZ4CVP-mB92K27uhbUJU1p1r_wW1gFWFOEjXK",
             "E9Melhoa2OwvFrEMTJguCHaoeK1t8URWbuGJSstw-cM",
         ] {
-            assert!(!challenge.is_met_by(other), "{other}");
+            assert!(!challenge.matches_verifier(other), "{other}");
         }
     }
 
@@ -82,7 +82,7 @@ mod tests {
     #[test]
     fn verifier_of_wrong_length_or_alphabet_is_rejected() {
         let accepts =
-            |verifier: &str| CodeChallenge(Sha256::digest(verifier).into()).is_met_by(verifier);
+            |verifier: &str| CodeChallenge(Sha256::digest(verifier).into()).matches_verifier(verifier);
         assert!(accepts(&"a".repeat(43)) && accepts(&"~".repeat(128)));
         assert!(!accepts(&"a".repeat(42)) && !accepts(&"a".repeat(129)));
         assert!(!accepts(&" ".repeat(50)));

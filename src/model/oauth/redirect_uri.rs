@@ -62,7 +62,7 @@ pub fn check(uri: &str, native_schemes: &[String]) -> Result<Kind, Invalid> {
 /// Returns true if a request's redirect URI equals a registered one. All characters must be equal,
 /// except the port of a loopback address (RFC 8252, section 7.3).
 #[must_use]
-pub fn is_same(registered: &str, given: &str) -> bool {
+pub fn matches_registered(registered: &str, given: &str) -> bool {
     if registered == given {
         return true;
     }
@@ -206,7 +206,7 @@ mod tests {
     #[test]
     fn similar_uri_does_not_match() {
         let registered = "https://client.example/cb";
-        assert!(is_same(registered, registered));
+        assert!(matches_registered(registered, registered));
         for other in [
             "https://client.example/cb/",
             "https://client.example/cb?x=1",
@@ -223,7 +223,7 @@ mod tests {
             "https://client.example/c",
             "",
         ] {
-            assert!(!is_same(registered, other), "{other}");
+            assert!(!matches_registered(registered, other), "{other}");
         }
     }
 
@@ -245,7 +245,7 @@ mod tests {
             ("http://127.0.0.1/cb", "https://127.0.0.1:1/cb", false),
             ("https://127.0.0.1/cb", "https://127.0.0.1:1/cb", false),
         ] {
-            assert_eq!(is_same(registered, given), same, "{registered} {given}");
+            assert_eq!(matches_registered(registered, given), same, "{registered} {given}");
         }
     }
 
@@ -281,7 +281,7 @@ mod tests {
             text in "(http|https)://(127\\.0\\.0\\.1|localhost|a\\.b)[:/@.?0-9a-z]{0,12}",
         ) {
             for registered in ["http://127.0.0.1/cb", "http://localhost:3000/", "https://a.b/cb"] {
-                if is_same(registered, &text) {
+                if matches_registered(registered, &text) {
                     let (registered, given): (Url, Url) =
                         (registered.parse().unwrap(), text.parse().unwrap());
                     prop_assert_eq!(registered.host_str(), given.host_str());

@@ -6,7 +6,7 @@ use aws_lc_rs::signature::{
 };
 use minicbor::{Decoder, data::Type};
 
-use super::NotAPasskey;
+use super::PasskeyError;
 
 /// The supported COSE signature algorithms, in order of preference.
 pub const ALGORITHMS: [i64; 3] = [ES256, ED_DSA, RS256];
@@ -45,10 +45,10 @@ struct Parameters {
 }
 
 impl PublicKey {
-    pub(super) fn parse(bytes: &[u8]) -> Result<Self, NotAPasskey> {
+    pub(super) fn parse(bytes: &[u8]) -> Result<Self, PasskeyError> {
         let bytes = (bytes.len() <= MAX_LEN).then_some(bytes);
         let key = bytes.and_then(Parameters::read).and_then(Self::from_parameters);
-        key.ok_or(NotAPasskey("the passkey's public key has an unsupported type or algorithm"))
+        key.ok_or(PasskeyError("the passkey's public key has an unsupported type or algorithm"))
     }
 
     fn from_parameters(parameters: Parameters) -> Option<Self> {
@@ -83,7 +83,7 @@ impl PublicKey {
         }
     }
 
-    pub(super) fn verify(&self, message: &[u8], signature: &[u8]) -> Result<(), NotAPasskey> {
+    pub(super) fn verify(&self, message: &[u8], signature: &[u8]) -> Result<(), PasskeyError> {
         let verify = |algorithm: &'static dyn VerificationAlgorithm, key: &[u8]| {
             UnparsedPublicKey::new(algorithm, key).verify(message, signature)
         };
@@ -96,7 +96,7 @@ impl PublicKey {
                 signature,
             ),
         };
-        verified.map_err(|_| NotAPasskey("the passkey's signature is invalid"))
+        verified.map_err(|_| PasskeyError("the passkey's signature is invalid"))
     }
 }
 

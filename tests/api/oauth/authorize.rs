@@ -6,7 +6,7 @@ use serde_json::json;
 
 use crate::fixture::{
     Browser, PASSWORD, TestApp,
-    oauth::{CALLBACK, CHALLENGE, OAuth, VERIFIER, claims, form, told},
+    oauth::{CALLBACK, CHALLENGE, OAuth, CODE_VERIFIER, claims, form, told},
 };
 
 #[tokio::test]
@@ -56,12 +56,12 @@ async fn user_signs_in_and_consents_and_client_gets_tokens() {
         json!({ "type": "oauth_client", "id": client.id, "name": "Example app" })
     );
     assert_eq!((&me["user"]["id"], &me["scope"]), (&json!(dana.user_id), &json!("write")));
-    let events = app.events_of(&dana.access_token, &format!("actor_id={}", client.id), 3).await;
+    let events = app.wait_for_event_count(&dana.access_token, &format!("actor_id={}", client.id), 3).await;
     let actions: Vec<_> = events.iter().map(|event| &event["action"]).collect();
     assert_eq!(actions, ["request", "request", "oauth.token_issued"]);
     assert!(events.iter().all(|event| event["actor"]["name"] == "Example app"));
     assert_eq!(events[0]["metadata"]["user_id"], dana.user_id);
-    let granted = app.events_of(&dana.access_token, "action=oauth.granted", 1).await.remove(0);
+    let granted = app.wait_for_event_count(&dana.access_token, "action=oauth.granted", 1).await.remove(0);
     assert_eq!(
         granted["target"],
         json!({ "type": "oauth_client", "id": client.id, "name": "Example app" })
@@ -181,7 +181,7 @@ async fn denied_consent_redirects_with_access_denied() {
         (CALLBACK, "access_denied", "xyz")
     );
     assert_eq!(params["iss"], app.url);
-    app.events_of(&dana.access_token, "action=oauth.denied", 1).await;
+    app.wait_for_event_count(&dana.access_token, "action=oauth.denied", 1).await;
 }
 
 #[tokio::test]
@@ -192,7 +192,7 @@ async fn consent_is_remembered_for_same_scope_and_https_redirect() {
     let client = app.oauth_client(json!({ "redirect_uris": uris })).await;
     let mut browser = Browser::of(&app, &dana.email).await;
     let write = [("scope", "call2me:write")];
-    let first = app.tokens_by(&mut browser, &client, &write).await;
+    let first = app.obtain_tokens(&mut browser, &client, &write).await;
 
     let again = browser.get(&client.authorize(&write)).await;
     let (_, again) = told(&again);
@@ -262,7 +262,7 @@ async fn head_request_grants_nothing() {
     let dana = app.register("acme").await;
     let client = app.oauth_client(json!({})).await;
     let mut browser = Browser::of(&app, &dana.email).await;
-    app.tokens_by(&mut browser, &client, &[]).await;
+    app.obtain_tokens(&mut browser, &client, &[]).await;
     let cookies: Vec<_> =
         browser.cookies.iter().map(|(name, value)| format!("{name}={value}")).collect();
     let head = app.call("HEAD", &client.authorize(&[])).header("cookie", &cookies.join("; "));
@@ -377,7 +377,7 @@ async fn other_errors_redirect_to_client_before_sign_in() {
         (client.authorize(&[("response_mode", "fragment")]), "invalid_request"),
         (client.authorize(&[("code_challenge", "")]), "invalid_request"),
         (
-            client.authorize(&[("code_challenge", VERIFIER), ("code_challenge_method", "plain")]),
+            client.authorize(&[("code_challenge", CODE_VERIFIER), ("code_challenge_method", "plain")]),
             "invalid_request",
         ),
         (client.authorize(&[("code_challenge_method", "")]), "invalid_request"),
@@ -424,7 +424,7 @@ async fn loopback_redirect_takes_any_port_and_warns_user() {
     let fields = [
         ("grant_type", "authorization_code"),
         ("code", &*params["code"]),
-        ("code_verifier", VERIFIER),
+        ("code_verifier", CODE_VERIFIER),
         ("redirect_uri", "http://127.0.0.1/cb"),
     ];
     app.token(&client.shows(&fields)).await.told(400, "invalid_grant");
@@ -512,13 +512,13 @@ async fn consent_is_rejected_without_required_second_factor() {
     let dana = app.register("acme").await;
     let client = app.oauth_client(json!({})).await;
     let mut browser = Browser::of(&app, &dana.email).await;
-    let tokens = app.tokens_by(&mut browser, &client, &[]).await;
+    let tokens = app.obtain_tokens(&mut browser, &client, &[]).await;
     let mut connection = app.database.connect().await;
     sqlx::query("UPDATE workspaces SET require_second_factor = true")
         .execute(&mut connection)
         .await
         .unwrap();
-    app.database.every_node_knows().await;
+    app.database.wait_for_invalidation().await;
     let page = browser.get(&client.authorize(&[])).await;
     assert!(page.text.contains("asks for a second factor"), "{}", page.text);
     let response = browser.consent(&page, &[]).await;

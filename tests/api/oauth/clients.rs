@@ -6,7 +6,7 @@ use serde_json::json;
 
 use crate::fixture::{
     Browser, PASSWORD, TestApp,
-    oauth::{CALLBACK, DEVICE_GRANT, OAuth, OAuthClient, VERIFIER, told},
+    oauth::{CALLBACK, DEVICE_GRANT, OAuth, OAuthClient, CODE_VERIFIER, told},
 };
 
 #[tokio::test]
@@ -69,7 +69,7 @@ async fn workspace_deletion_ends_grants_of_its_clients_elsewhere() {
         let created =
             app.by(&dana.access_token, "POST", "/v1/oauth/clients").json(body).send().await;
         let client = OAuthClient::of(&created.expect(201));
-        let issued = app.tokens_by(&mut browser, &client, &[]).await;
+        let issued = app.obtain_tokens(&mut browser, &client, &[]).await;
         tokens.push((client, issued["access_token"].as_str().unwrap().to_owned()));
     }
     for node in [&app, &node] {
@@ -88,7 +88,7 @@ async fn workspace_deletion_ends_grants_of_its_clients_elsewhere() {
         }
     }
     // The events are in the log of the workspace that had granted access.
-    let ended = app.events_of(&sam.access_token, "action=oauth.grant_ended", 2).await;
+    let ended = app.wait_for_event_count(&sam.access_token, "action=oauth.grant_ended", 2).await;
     let names: Vec<_> = ended.iter().map(|event| &event["target"]["name"]).collect();
     assert_eq!(names, ["Booking 1", "Booking 0"]);
     assert!(ended.iter().all(|event| event["metadata"]["reason"] == "client_deleted"));
@@ -139,15 +139,15 @@ async fn client_secret_is_rotated_without_downtime() {
 async fn database_contains_no_plaintext_oauth_secret() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
-    let client = app.confidential_client().await;
+    let client = app.register_confidential_client().await;
     let grants = json!({ "grant_types": [DEVICE_GRANT], "redirect_uris": [] });
     let device = app.oauth_client(grants).await;
     let device = app.oauth("/oauth/device_authorization", &device.shows(&[])).await.expect(200);
     let mut browser = Browser::of(&app, &dana.email).await;
-    let code = app.code_by(&mut browser, &client, &[]).await;
-    let tokens = app.tokens_by(&mut browser, &client, &[("prompt", "consent")]).await;
+    let code = app.obtain_code(&mut browser, &client, &[]).await;
+    let tokens = app.obtain_tokens(&mut browser, &client, &[("prompt", "consent")]).await;
     let text = |value: &serde_json::Value| value.as_str().unwrap().to_owned();
-    let mut secrets = vec![code, client.secret.clone().unwrap(), VERIFIER.to_owned()];
+    let mut secrets = vec![code, client.secret.clone().unwrap(), CODE_VERIFIER.to_owned()];
     secrets.extend(
         [&tokens["access_token"], &tokens["refresh_token"], &device["device_code"]].map(text),
     );

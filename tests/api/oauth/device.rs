@@ -62,7 +62,7 @@ async fn device_gets_tokens_after_user_enters_code() {
     // A device code works once. The event of a second attempt names the user.
     poll(&app, &client, &device).await.told(400, "invalid_grant");
     let refused = "action=oauth.token_refused";
-    let event = app.events_of(&dana.access_token, refused, 1).await.remove(0);
+    let event = app.wait_for_event_count(&dana.access_token, refused, 1).await.remove(0);
     assert_eq!(event["metadata"]["user_id"], json!(dana.user_id), "{event}");
     app.by(token, "GET", "/v1/agents").send().await.expect(200);
     let page = browser.get("/device").await;

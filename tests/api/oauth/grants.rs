@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::fixture::{
     Browser, PASSWORD, SmtpSink, TestApp,
     oauth::{OAuth, OAuthClient},
-    token_in,
+    link_token,
 };
 
 async fn list_grants(app: &TestApp, token: &str, query: &str) -> Vec<Value> {
@@ -29,9 +29,9 @@ async fn ended_grant_is_rejected_on_every_node() {
     let client = app.oauth_client(json!({})).await;
     let mut browser = Browser::of(&app, &dana.email).await;
     // A code that is not redeemed yet is no connected app.
-    app.code_by(&mut browser, &client, &[]).await;
+    app.obtain_code(&mut browser, &client, &[]).await;
     assert!(list_grants(&app, &dana.access_token, "").await.is_empty());
-    let tokens = app.tokens_by(&mut browser, &client, &[("scope", "call2me:write")]).await;
+    let tokens = app.obtain_tokens(&mut browser, &client, &[("scope", "call2me:write")]).await;
     let grants = list_grants(&app, &dana.access_token, "").await;
     assert_eq!(grants[0]["client"], json!({ "id": client.id, "name": "Example app" }));
     assert_eq!(grants[0]["scope"], "write");
@@ -52,7 +52,7 @@ async fn ended_grant_is_rejected_on_every_node() {
         .await
         .told(400, "invalid_grant");
     assert!(list_grants(&app, &dana.access_token, "").await.is_empty());
-    let event = app.events_of(&dana.access_token, "action=oauth.grant_ended", 1).await.remove(0);
+    let event = app.wait_for_event_count(&dana.access_token, "action=oauth.grant_ended", 1).await.remove(0);
     assert_eq!(event["target"]["type"], "oauth_grant");
 }
 
@@ -64,7 +64,7 @@ async fn user_disconnects_app_on_page() {
     let mut browser = Browser::of(&app, &dana.email).await;
     let page = browser.get("/connected-apps").await;
     assert!(page.text.contains("No app is connected"), "{}", page.text);
-    let tokens = app.tokens_by(&mut browser, &client, &[]).await;
+    let tokens = app.obtain_tokens(&mut browser, &client, &[]).await;
     let page = browser.get("/connected-apps").await;
     assert!(
         page.text
@@ -118,7 +118,7 @@ async fn grant_follows_role_and_membership_of_user() {
     let node = app.another_node().await;
     let dana = app.register("acme").await;
     let member = app.join(&dana, "admin").await;
-    let client = app.confidential_client().await;
+    let client = app.register_confidential_client().await;
     let tokens =
         obtain_tokens_in(&app, &member.email, &client, &dana.workspace_id, "call2me:admin").await;
     assert_eq!(tokens["scope"], "call2me:read call2me:write call2me:admin");
@@ -152,7 +152,7 @@ async fn grant_follows_role_and_membership_of_user() {
     app.refresh(&client, refresh).await.told(400, "invalid_grant");
     // The grant stays ended if the user becomes a member again.
     app.admit(&member, &dana, "member").await;
-    app.database.every_node_knows().await;
+    app.database.wait_for_invalidation().await;
     app.by(access_token(&widened), "GET", "/v1/agents").send().await.refused(401, "unauthorized");
     app.refresh(&client, refresh).await.told(400, "invalid_grant");
 }
@@ -163,9 +163,9 @@ async fn grants_per_user_and_client_are_limited_to_fifty() {
     let dana = app.register("acme").await;
     let client = app.oauth_client(json!({})).await;
     let mut browser = Browser::of(&app, &dana.email).await;
-    let first = app.tokens_by(&mut browser, &client, &[]).await;
+    let first = app.obtain_tokens(&mut browser, &client, &[]).await;
     for _ in 0..50 {
-        app.tokens_by(&mut browser, &client, &[]).await;
+        app.obtain_tokens(&mut browser, &client, &[]).await;
     }
     app.by(access_token(&first), "GET", "/v1/agents").send().await.refused(401, "unauthorized");
     assert_eq!(list_grants(&app, &dana.access_token, "?limit=100").await.len(), 50);
@@ -177,7 +177,7 @@ async fn unused_grant_ends_after_ninety_days() {
     let dana = app.register("acme").await;
     let client = app.oauth_client(json!({})).await;
     let mut browser = Browser::of(&app, &dana.email).await;
-    let tokens = app.tokens_by(&mut browser, &client, &[]).await;
+    let tokens = app.obtain_tokens(&mut browser, &client, &[]).await;
     let mut connection = app.database.connect().await;
     for (days, remaining) in [(90, 1), (92, 0)] {
         let later = app.clock.now() + time::Duration::days(days);
@@ -185,7 +185,7 @@ async fn unused_grant_ends_after_ninety_days() {
         prune.execute(&mut connection).await.unwrap();
         assert_eq!(list_grants(&app, &dana.access_token, "").await.len(), remaining, "{days}");
     }
-    app.database.every_node_knows().await;
+    app.database.wait_for_invalidation().await;
     app.by(access_token(&tokens), "GET", "/v1/agents").send().await.refused(401, "unauthorized");
 }
 
@@ -199,11 +199,11 @@ async fn password_reset_ends_apps_of_unverified_user() {
     let (dana, sam) = (app.register_verified("acme").await, app.register("widgets-inc").await);
     for (user, is_verified) in [(&dana, true), (&sam, false)] {
         let mut browser = Browser::of(&app, &user.email).await;
-        let tokens = app.tokens_by(&mut browser, &client, &[]).await;
+        let tokens = app.obtain_tokens(&mut browser, &client, &[]).await;
         let body = json!({ "email": user.email });
         app.post("/v1/auth/password/forgot").json(body).send().await.expect(202);
         let email = smtp.mail(&user.email, "password").await;
-        let body = json!({ "token": token_in(&email), "new_password": "another walk in the park" });
+        let body = json!({ "token": link_token(&email), "new_password": "another walk in the park" });
         app.post("/v1/auth/password/reset").json(body).send().await.expect(204);
         let email = smtp.mail(&user.email, "Your password was changed").await;
         let lists_app = email["text"].as_str().unwrap().contains("Example app");
@@ -219,7 +219,7 @@ async fn oauth_token_is_rejected_after_account_deletion() {
     let dana = app.register("acme").await;
     let client = app.oauth_client(json!({})).await;
     let mut browser = Browser::of(&app, &dana.email).await;
-    let tokens = app.tokens_by(&mut browser, &client, &[]).await;
+    let tokens = app.obtain_tokens(&mut browser, &client, &[]).await;
     app.by(access_token(&tokens), "GET", "/v1/agents").send().await.expect(200);
     let body = json!({ "password": PASSWORD });
     let deleted = app.by(&dana.access_token, "DELETE", "/v1/users/me").json(body).send().await;

@@ -57,7 +57,7 @@ async fn oauth4webapi_completes_all_flows() {
     chromium.shows("/device", "on another device").await;
     chromium.click("button[value=allow]").await;
     chromium.shows("/device/consent", "Connected").await;
-    script.ends_well().await;
+    script.expect_success().await;
 }
 
 /// A small MCP server and two versions of the SDK's client: discovery, registration, consent,
@@ -91,7 +91,7 @@ async fn mcp_sdk_clients_connect_to_mcp_server() {
         chromium.open(&client.says("AUTHORIZE").await).await;
         authorize_client(&chromium, &name).await;
         assert_eq!(client.says("STEPPED").await, "written");
-        client.ends_well().await;
+        client.expect_success().await;
     }
     let grants = app.by(&dana.access_token, "GET", "/v1/oauth/grants").send().await.expect(200);
     assert_eq!(grants["total"], 4);
@@ -120,7 +120,7 @@ async fn introspecting_resource_rejects_ended_grant_at_once() {
 
     let client = app.oauth_client(json!({})).await;
     let mut browser = Browser::of(&app, &dana.email).await;
-    let tokens = app.tokens_by(&mut browser, &client, &[("resource", &resource)]).await;
+    let tokens = app.obtain_tokens(&mut browser, &client, &[("resource", &resource)]).await;
     let list = json!({ "jsonrpc": "2.0", "id": 1, "method": "tools/list" });
     let list_tools = async || {
         let request =
@@ -148,14 +148,14 @@ async fn mcp_conformance_tests_pass() {
     sign_in(&chromium, &script.says("AUTHORIZE").await, &dana).await;
     chromium.shows("/oauth/authorize", "Let Example app in?").await;
     chromium.click("button[value=allow]").await;
-    script.ends_well().await;
+    script.expect_success().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn authlib_completes_all_flows() {
     let app = TestApp::start_at_system_time(&[]).await;
     let dana = app.register("acme").await;
-    let (public, secret) = (app.oauth_client(json!({})).await, app.confidential_client().await);
+    let (public, secret) = (app.oauth_client(json!({})).await, app.register_confidential_client().await);
     let robot = create_robot_client(&app, &dana).await;
     let variables = [
         ("PUBLIC_ID", &*public.id),
@@ -172,7 +172,7 @@ async fn authlib_completes_all_flows() {
         let answer = if page.status == 303 { page } else { browser.consent(&page, &[]).await };
         script.hears(answer.leads_to().unwrap()).await;
     }
-    script.ends_well().await;
+    script.expect_success().await;
 }
 
 /// Runs the walk-through of the documentation, which uses curl.

@@ -105,7 +105,7 @@ async fn client_without_refresh_grant_gets_no_refresh_token() {
     let dana = app.register("acme").await;
     let client = app.oauth_client(json!({ "grant_types": ["authorization_code"] })).await;
     let mut browser = Browser::of(&app, &dana.email).await;
-    let tokens = app.tokens_by(&mut browser, &client, &[]).await;
+    let tokens = app.obtain_tokens(&mut browser, &client, &[]).await;
     assert!(tokens.get("refresh_token").is_none(), "{tokens}");
     app.refresh(&client, "rt_call2me_x").await.told(400, "unauthorized_client");
 }

@@ -10,7 +10,7 @@ use crate::fixture::{
 async fn issue_tokens(app: &TestApp, client: &OAuthClient) -> (String, Value) {
     let dana = app.register("acme").await;
     let mut browser = Browser::of(app, &dana.email).await;
-    let tokens = app.tokens_by(&mut browser, client, &[("scope", "call2me:write")]).await;
+    let tokens = app.obtain_tokens(&mut browser, client, &[("scope", "call2me:write")]).await;
     (dana.access_token, tokens)
 }
 
@@ -22,7 +22,7 @@ fn text_field<'a>(tokens: &'a Value, name: &str) -> &'a str {
 async fn access_token_is_revoked_alone_and_refresh_token_with_grant() {
     let app = TestApp::start().await;
     let node = app.another_node().await;
-    let client = app.confidential_client().await;
+    let client = app.register_confidential_client().await;
     let (dana, tokens) = issue_tokens(&app, &client).await;
     let refresh = text_field(&tokens, "refresh_token");
     let other = app.refresh(&client, refresh).await.expect(200);
@@ -64,7 +64,7 @@ async fn access_token_is_revoked_alone_and_refresh_token_with_grant() {
 #[tokio::test]
 async fn revoking_unknown_token_succeeds_and_foreign_token_fails() {
     let app = TestApp::start().await;
-    let (client, other) = (app.oauth_client(json!({})).await, app.confidential_client().await);
+    let (client, other) = (app.oauth_client(json!({})).await, app.register_confidential_client().await);
     let (dana, tokens) = issue_tokens(&app, &client).await;
     let revoke = |by: &OAuthClient, token: &str| {
         let (app, by, token) = (&app, by.clone(), token.to_owned());
@@ -87,7 +87,7 @@ async fn revoking_unknown_token_succeeds_and_foreign_token_fails() {
 #[tokio::test]
 async fn introspection_is_limited_to_related_clients() {
     let app = TestApp::start().await;
-    let (client, stranger) = (app.confidential_client().await, app.confidential_client().await);
+    let (client, stranger) = (app.register_confidential_client().await, app.register_confidential_client().await);
     let public = app.oauth_client(json!({})).await;
     let (dana, tokens) = issue_tokens(&app, &client).await;
     let body = json!({ "name": "api", "grant_types": ["client_credentials"] });

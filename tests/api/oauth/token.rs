@@ -6,7 +6,7 @@ use serde_json::json;
 
 use crate::fixture::{
     Browser, TestApp,
-    oauth::{OAuth, VERIFIER, basic, claims, form},
+    oauth::{OAuth, CODE_VERIFIER, basic, claims, form},
 };
 
 #[tokio::test]
@@ -15,7 +15,7 @@ async fn code_works_once_and_reuse_with_verifier_ends_grant() {
     let dana = app.register("acme").await;
     let (client, other) = (app.oauth_client(json!({})).await, app.oauth_client(json!({})).await);
     let mut browser = Browser::of(&app, &dana.email).await;
-    let code = app.code_by(&mut browser, &client, &[]).await;
+    let code = app.obtain_code(&mut browser, &client, &[]).await;
     let redeem_fields = |verifier: &'static str| {
         [("grant_type", "authorization_code"), ("code", &*code), ("code_verifier", verifier)]
     };
@@ -24,24 +24,24 @@ async fn code_works_once_and_reuse_with_verifier_ends_grant() {
     app.token(&client.shows(&redeem_fields(wrong_verifier))).await.told(400, "invalid_grant");
     app.token(&client.shows(&redeem_fields("short"))).await.told(400, "invalid_grant");
     app.token(&client.shows(&redeem_fields(""))).await.told(400, "invalid_request");
-    app.token(&other.shows(&redeem_fields(VERIFIER))).await.told(400, "invalid_grant");
+    app.token(&other.shows(&redeem_fields(CODE_VERIFIER))).await.told(400, "invalid_grant");
     let other_redirect =
-        [&redeem_fields(VERIFIER)[..], &[("redirect_uri", "https://client.example/x")]].concat();
+        [&redeem_fields(CODE_VERIFIER)[..], &[("redirect_uri", "https://client.example/x")]].concat();
     app.token(&client.shows(&other_redirect)).await.told(400, "invalid_grant");
 
-    let tokens = app.token(&client.shows(&redeem_fields(VERIFIER))).await.expect(200);
+    let tokens = app.token(&client.shows(&redeem_fields(CODE_VERIFIER))).await.expect(200);
     let [access, refresh] =
         ["access_token", "refresh_token"].map(|name| tokens[name].as_str().unwrap());
     app.by(access, "GET", "/v1/agents").send().await.expect(200);
     // An attacker with the code alone cannot end the grant by replaying it.
     app.token(&client.shows(&redeem_fields(wrong_verifier))).await.told(400, "invalid_grant");
-    app.token(&other.shows(&redeem_fields(VERIFIER))).await.told(400, "invalid_grant");
+    app.token(&other.shows(&redeem_fields(CODE_VERIFIER))).await.told(400, "invalid_grant");
     app.by(access, "GET", "/v1/agents").send().await.expect(200);
 
-    app.token(&client.shows(&redeem_fields(VERIFIER))).await.told(400, "invalid_grant");
+    app.token(&client.shows(&redeem_fields(CODE_VERIFIER))).await.told(400, "invalid_grant");
     app.by(access, "GET", "/v1/agents").send().await.refused(401, "unauthorized");
     app.refresh(&client, refresh).await.told(400, "invalid_grant");
-    let reuse = app.events_of(&dana.access_token, "action=oauth.reuse_detected", 1).await.remove(0);
+    let reuse = app.wait_for_event_count(&dana.access_token, "action=oauth.reuse_detected", 1).await.remove(0);
     assert_eq!(
         (&reuse["actor"]["id"], &reuse["metadata"]["reason"]),
         (&json!(client.id), &json!("code_reuse"))
@@ -54,8 +54,8 @@ async fn code_expires_after_one_minute() {
     let dana = app.register("acme").await;
     let client = app.oauth_client(json!({})).await;
     let mut browser = Browser::of(&app, &dana.email).await;
-    let code = app.code_by(&mut browser, &client, &[]).await;
-    let late = app.code_by(&mut browser, &client, &[("prompt", "consent")]).await;
+    let code = app.obtain_code(&mut browser, &client, &[]).await;
+    let late = app.obtain_code(&mut browser, &client, &[("prompt", "consent")]).await;
     app.clock.advance(Duration::from_secs(59));
     app.redeem(&client, &code).await.expect(200);
     app.clock.advance(Duration::from_secs(1));
@@ -73,7 +73,7 @@ async fn hundred_concurrent_redemptions_succeed_once() {
     let dana = app.register("acme").await;
     let client = app.oauth_client(json!({})).await;
     let mut browser = Browser::of(&app, &dana.email).await;
-    let code = app.code_by(&mut browser, &client, &[]).await;
+    let code = app.obtain_code(&mut browser, &client, &[]).await;
     let requests = (0..100)
         .map(|n| if n % 2 == 0 { &app } else { &node })
         .map(|node| node.redeem(&client, &code));
@@ -89,7 +89,7 @@ async fn public_client_refresh_token_rotates_and_can_be_retried() {
     let dana = app.register("acme").await;
     let client = app.oauth_client(json!({})).await;
     let mut browser = Browser::of(&app, &dana.email).await;
-    let tokens = app.tokens_by(&mut browser, &client, &[]).await;
+    let tokens = app.obtain_tokens(&mut browser, &client, &[]).await;
     let first = tokens["refresh_token"].as_str().unwrap();
     let text = |body: &serde_json::Value| body["refresh_token"].as_str().unwrap().to_owned();
 
@@ -108,7 +108,7 @@ async fn public_client_refresh_token_rotates_and_can_be_retried() {
     app.refresh(&client, first).await.told(400, "invalid_grant");
     app.refresh(&client, &third).await.told(400, "invalid_grant");
     let dana = app.join(&dana, "admin").await;
-    let reuse = app.events_of(&dana.access_token, "action=oauth.reuse_detected", 1).await;
+    let reuse = app.wait_for_event_count(&dana.access_token, "action=oauth.reuse_detected", 1).await;
     assert_eq!(reuse[0]["metadata"]["reason"], "refresh_reuse");
 }
 
@@ -119,7 +119,7 @@ async fn hundred_concurrent_refreshes_get_same_successor() {
     let dana = app.register("acme").await;
     let client = app.oauth_client(json!({})).await;
     let mut browser = Browser::of(&app, &dana.email).await;
-    let tokens = app.tokens_by(&mut browser, &client, &[]).await;
+    let tokens = app.obtain_tokens(&mut browser, &client, &[]).await;
     let first = tokens["refresh_token"].as_str().unwrap();
     let requests = (0..100)
         .map(|n| if n % 2 == 0 { &app } else { &node })
@@ -142,9 +142,9 @@ async fn advance_clock(app: &TestApp, by: Duration) {
 async fn confidential_client_refresh_token_does_not_rotate() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
-    let client = app.confidential_client().await;
+    let client = app.register_confidential_client().await;
     let mut browser = Browser::of(&app, &dana.email).await;
-    let tokens = app.tokens_by(&mut browser, &client, &[]).await;
+    let tokens = app.obtain_tokens(&mut browser, &client, &[]).await;
     let token = tokens["refresh_token"].as_str().unwrap();
     for _ in 0..3 {
         let answer = app.refresh(&client, token).await.expect(200);
@@ -169,7 +169,7 @@ async fn refresh_can_narrow_but_not_widen_scope() {
     let dana = app.register("acme").await;
     let client = app.oauth_client(json!({})).await;
     let mut browser = Browser::of(&app, &dana.email).await;
-    let tokens = app.tokens_by(&mut browser, &client, &[("scope", "call2me:write")]).await;
+    let tokens = app.obtain_tokens(&mut browser, &client, &[("scope", "call2me:write")]).await;
     let mut token = tokens["refresh_token"].as_str().unwrap().to_owned();
     for (requested, granted) in [
         ("call2me:read", "call2me:read"),
@@ -192,9 +192,9 @@ async fn foreign_refresh_token_is_rejected() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
     let client = app.oauth_client(json!({})).await;
-    let other = app.confidential_client().await;
+    let other = app.register_confidential_client().await;
     let mut browser = Browser::of(&app, &dana.email).await;
-    let tokens = app.tokens_by(&mut browser, &client, &[]).await;
+    let tokens = app.obtain_tokens(&mut browser, &client, &[]).await;
     let token = tokens["refresh_token"].as_str().unwrap();
     app.refresh(&other, token).await.told(400, "invalid_grant");
     // Refresh tokens of sessions and of grants are not interchangeable.
@@ -214,10 +214,10 @@ async fn client_authenticates_with_exactly_one_method() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
     let (public, confidential) =
-        (app.oauth_client(json!({})).await, app.confidential_client().await);
+        (app.oauth_client(json!({})).await, app.register_confidential_client().await);
     let client_secret = confidential.secret.as_deref().unwrap();
     let mut browser = Browser::of(&app, &dana.email).await;
-    let tokens = app.tokens_by(&mut browser, &confidential, &[]).await;
+    let tokens = app.obtain_tokens(&mut browser, &confidential, &[]).await;
     let token = tokens["refresh_token"].as_str().unwrap();
     let refresh = [("grant_type", "refresh_token"), ("refresh_token", token)];
     let refresh_with = |header: String, extra: &[(&str, &str)]| {
@@ -304,10 +304,10 @@ async fn malformed_token_request_gets_rfc_6749_error() {
 async fn database_outage_is_never_reported_as_invalid_grant() {
     let app = TestApp::start_with(&[("database.acquire_timeout_seconds", "1")]).await;
     let dana = app.register("acme").await;
-    let client = app.confidential_client().await;
+    let client = app.register_confidential_client().await;
     let mut browser = Browser::of(&app, &dana.email).await;
-    let code = app.code_by(&mut browser, &client, &[("prompt", "consent")]).await;
-    let tokens = app.tokens_by(&mut browser, &client, &[]).await;
+    let code = app.obtain_code(&mut browser, &client, &[("prompt", "consent")]).await;
+    let tokens = app.obtain_tokens(&mut browser, &client, &[]).await;
     let token = tokens["refresh_token"].as_str().unwrap();
     app.database.allow_connections(false).await;
     for answer in [app.refresh(&client, token).await, app.redeem(&client, &code).await] {
@@ -327,9 +327,9 @@ async fn database_outage_is_never_reported_as_invalid_grant() {
 async fn flood_is_rate_limited_and_valid_token_passes() {
     let app = TestApp::start_with(&[("rate_limit.per_address_per_minute", "30")]).await;
     let dana = app.register("acme").await;
-    let client = app.confidential_client().await;
+    let client = app.register_confidential_client().await;
     let mut browser = Browser::of(&app, &dana.email).await;
-    let tokens = app.tokens_by(&mut browser, &client, &[]).await;
+    let tokens = app.obtain_tokens(&mut browser, &client, &[]).await;
     let token = tokens["refresh_token"].as_str().unwrap();
     let mut last = None;
     for _ in 0..40 {
@@ -348,16 +348,16 @@ async fn flood_is_rate_limited_and_valid_token_passes() {
 async fn missing_second_factor_suspends_tokens_and_ends_no_grant() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
-    let client = app.confidential_client().await;
+    let client = app.register_confidential_client().await;
     let mut browser = Browser::of(&app, &dana.email).await;
-    let tokens = app.tokens_by(&mut browser, &client, &[]).await;
+    let tokens = app.obtain_tokens(&mut browser, &client, &[]).await;
     let [access, refresh] =
         ["access_token", "refresh_token"].map(|name| tokens[name].as_str().unwrap());
     let require_second_factor = async |is_required: bool| {
         let mut connection = app.database.connect().await;
         let sql = "UPDATE workspaces SET require_second_factor = $1";
         sqlx::query(sql).bind(is_required).execute(&mut connection).await.unwrap();
-        app.database.every_node_knows().await;
+        app.database.wait_for_invalidation().await;
     };
     require_second_factor(true).await;
     let response = app.refresh(&client, refresh).await;
@@ -383,15 +383,15 @@ async fn rejected_token_request_is_logged_with_client_name() {
     let created = app.by(&dana.access_token, "POST", "/v1/oauth/clients").json(body).send().await;
     let client = crate::fixture::oauth::OAuthClient::of(&created.expect(201));
     let mut browser = Browser::of(&app, &dana.email).await;
-    let code = app.code_by(&mut browser, &client, &[]).await;
+    let code = app.obtain_code(&mut browser, &client, &[]).await;
     let mut impostor = client.clone();
     impostor.secret = Some("cs_call2me_wrong".to_owned());
     app.redeem(&impostor, &code).await.told(401, "invalid_client");
-    let rejected = app.events_of(&dana.access_token, "action=oauth.client_rejected", 1).await;
+    let rejected = app.wait_for_event_count(&dana.access_token, "action=oauth.client_rejected", 1).await;
     assert_eq!(rejected[0]["target"]["name"], "Booking");
     app.clock.advance(Duration::from_mins(2));
     app.redeem(&client, &code).await.told(400, "invalid_grant");
-    let event = app.events_of(&dana.access_token, "action=oauth.token_refused", 1).await.remove(0);
+    let event = app.wait_for_event_count(&dana.access_token, "action=oauth.token_refused", 1).await.remove(0);
     assert_eq!(
         (&event["actor"]["id"], &event["metadata"]["user_id"]),
         (&json!(client.id), &json!(dana.user_id))
@@ -403,9 +403,9 @@ async fn rejected_token_request_is_logged_with_client_name() {
 async fn tokens_per_grant_are_rate_limited() {
     let app = TestApp::start_with(&[("rate_limit.per_key_per_minute", "5")]).await;
     let dana = app.register("acme").await;
-    let client = app.confidential_client().await;
+    let client = app.register_confidential_client().await;
     let mut browser = Browser::of(&app, &dana.email).await;
-    let tokens = app.tokens_by(&mut browser, &client, &[]).await;
+    let tokens = app.obtain_tokens(&mut browser, &client, &[]).await;
     let token = tokens["refresh_token"].as_str().unwrap();
     for _ in 0..4 {
         app.refresh(&client, token).await.expect(200);
@@ -476,7 +476,7 @@ async fn token_audience_is_the_requested_resource() {
     let client = app.oauth_client(json!({})).await;
     let mut browser = Browser::of(&app, &dana.email).await;
     let tokens =
-        app.tokens_by(&mut browser, &client, &[("resource", "https://mcp.example/mcp/")]).await;
+        app.obtain_tokens(&mut browser, &client, &[("resource", "https://mcp.example/mcp/")]).await;
     let token = tokens["access_token"].as_str().unwrap();
     assert_eq!(claims(token)["aud"], mcp);
     // The token is not valid for this API.
@@ -521,7 +521,7 @@ async fn oauth_token_cannot_manage_keys_clients_or_members() {
     let member = app.join(&dana, "member").await;
     let client = app.oauth_client(json!({})).await;
     let mut browser = Browser::of(&app, &dana.email).await;
-    let tokens = app.tokens_by(&mut browser, &client, &[("scope", "call2me:admin")]).await;
+    let tokens = app.obtain_tokens(&mut browser, &client, &[("scope", "call2me:admin")]).await;
     let token = tokens["access_token"].as_str().unwrap();
     app.by(token, "GET", "/v1/members").send().await.expect(200);
     let path = format!("/v1/members/{}", member.user_id);

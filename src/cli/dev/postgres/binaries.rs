@@ -92,7 +92,7 @@ impl Binaries {
         identity: &Identity,
         durable: bool,
     ) -> Command {
-        let mut command = identity.dying_with_parent(&self.0.join("postgres"));
+        let mut command = identity.command_with_parent_death_signal(&self.0.join("postgres"));
         command
             .arg("-D")
             .arg(data)

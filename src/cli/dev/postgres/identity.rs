@@ -90,7 +90,7 @@ impl Identity {
 
     /// Builds a command that runs a program as this user, and that gets SIGINT, the signal of a
     /// fast shutdown, when the parent dies.
-    pub(super) fn dying_with_parent(&self, program: &Path) -> Command {
+    pub(super) fn command_with_parent_death_signal(&self, program: &Path) -> Command {
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "INT"]);
         self.add_flags(&mut command);

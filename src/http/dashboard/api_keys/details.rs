@@ -8,7 +8,7 @@ use time::{Duration, OffsetDateTime};
 
 use super::mint::{networks, page_of};
 use crate::{
-    auth::{keys::ChangeKey, usage::Reach},
+    auth::{keys::UpdateKeyParams, usage::Reach},
     http::{
         ApiError, App,
         dashboard::{
@@ -88,13 +88,13 @@ pub(in crate::http::dashboard) async fn change(
     form: Form,
 ) -> Result<Response, ApiError> {
     let description = changed_field(&form, "description", "was_description")?;
-    let change = ChangeKey {
+    let change = UpdateKeyParams {
         name: changed_field(&form, "name", "was_name")?,
         description: description.map(|text| Some(text).filter(|text| !text.trim().is_empty())),
         allowed_ips: changed_field(&form, "allowed_ips", "was_allowed_ips")?
             .map(|text| networks(&text)),
     };
-    match app.auth.change_key(&caller, id, change).await {
+    match app.auth.update_key(&caller, id, change).await {
         Ok(_) => Ok(Done::Saved.at(&page_of(id))),
         Err(error) => page(&app, &desk, &caller, id, Some((explained(error.into())?, &form))).await,
     }
@@ -132,7 +132,7 @@ async fn page(
     let usage = app.auth.key_usage(caller, id, CHART_RANGE).await?;
     let is_active = key.status() == KeyStatus::Active;
     let rotation = match key.rotated_to {
-        Some(_) if is_active => Some(app.auth.whom_it_serves(caller, id).await?),
+        Some(_) if is_active => Some(app.auth.rotation_report(caller, id).await?),
         _ => None,
     };
     let predecessor = match key.rotated_from {
@@ -172,14 +172,14 @@ fn charts(usage: &KeyUsage, now: OffsetDateTime) -> (Chart, Chart) {
         now,
         Duration::HOUR,
         CHART_RANGE.hours,
-        timestamp::time_of_day,
+        timestamp::format_time_of_day,
     );
     let days = stacked_bars(
         &usage.by_day,
         now,
         Duration::DAY,
         CHART_RANGE.days,
-        timestamp::day_of_the_year,
+        timestamp::format_day_and_month,
     );
     let chart = |spells: &[Spell], bars: &[Pile], period: &str| {
         let requests = spells.iter().map(|spell| spell.requests).sum();

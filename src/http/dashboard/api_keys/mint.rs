@@ -12,7 +12,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    auth::keys::{MintKey, Minted},
+    auth::keys::{CreateKeyParams, Minted},
     http::{
         ApiError, App,
         dashboard::{
@@ -23,7 +23,7 @@ use crate::{
         error::Code,
         extract::{Authorized, FirstPartyAdmin},
     },
-    idempotency::{Begun, IdempotencyError, KeptAnswer, Work},
+    idempotency::{Begun, IdempotencyError, StoredResponse, Work},
     model::{
         api_key::{ApiKey, KeyStatus},
         id::ApiKeyId,
@@ -88,7 +88,7 @@ pub(in crate::http::dashboard) async fn mint(
 ) -> Result<Response, ApiError> {
     let scope = form.parse_as("scope", "read-only, write or admin")?.unwrap_or(Scope::ReadOnly);
     let allowed_ips = form.text("allowed_ips")?;
-    let new_key = MintKey {
+    let new_key = CreateKeyParams {
         name: form.text("name")?.to_owned(),
         scope,
         description: form.filled("description")?.map(str::to_owned),
@@ -141,7 +141,7 @@ pub(super) async fn finish(
     let stored = StoredKey { id: minted.key.id, secret: secret.expose_secret().to_owned() };
     let body = serde_json::to_string(&stored);
     let body = body.map_err(|_| ApiError::internal("failed to serialize a new key"))?;
-    work.finish(&KeptAnswer { status: 201, location: page_of(stored.id), body }).await?;
+    work.finish(&StoredResponse { status: 201, location: page_of(stored.id), body }).await?;
     created_key_page(app, desk, caller, &minted.key, &secret).await
 }
 
@@ -150,7 +150,7 @@ pub(super) async fn again(
     app: &App,
     desk: &Desk,
     caller: &Caller,
-    answer: &KeptAnswer,
+    answer: &StoredResponse,
 ) -> Result<Response, ApiError> {
     let stored: StoredKey = serde_json::from_str(&answer.body)
         .map_err(|_| ApiError::internal("invalid stored response of a key"))?;

@@ -12,7 +12,7 @@ use time::OffsetDateTime;
 use super::{
     charts::Sparkline,
     layout::{Desk, Layout},
-    page::ITEMS,
+    page::PAGE_SIZE,
     words::When,
 };
 use crate::{
@@ -36,7 +36,7 @@ const SPARKLINE_HOURS: u32 = 24;
 #[template(path = "api_keys.html")]
 struct KeysPage {
     layout: Layout,
-    may_mint: bool,
+    can_create: bool,
     status: Option<KeyStatus>,
     keys: Vec<KeyRow>,
     next: Option<String>,
@@ -56,7 +56,7 @@ struct KeyRow {
     /// True if the key has been idle for longer than [`UNUSED_AFTER`].
     is_unused: bool,
     /// The highest scope that requests needed, if the key has a higher one.
-    used_as: Option<Scope>,
+    highest_used_scope: Option<Scope>,
 }
 
 impl KeyRow {
@@ -64,7 +64,7 @@ impl KeyRow {
         app: &App,
         key: ApiKey,
         uses: Option<&Vec<i64>>,
-        used_as: Option<Scope>,
+        highest_used_scope: Option<Scope>,
         now: OffsetDateTime,
     ) -> Self {
         let idle_since = key.last_used_at.unwrap_or(key.created_at);
@@ -79,7 +79,7 @@ impl KeyRow {
             is_rotating: key.revoked_at.is_none() && key.rotated_to.is_some(),
             uses: Sparkline::new(uses.unwrap_or(&no_uses)),
             is_unused: key.revoked_at.is_none() && now - idle_since > UNUSED_AFTER,
-            used_as,
+            highest_used_scope,
             name: key.name,
         }
     }
@@ -96,21 +96,21 @@ pub(super) async fn list(
         Some("all") => None,
         _ => Some(query.parse_as("status", "active, revoked or all")?.unwrap_or(KeyStatus::Active)),
     };
-    let wanted = query.page_of(ITEMS)?;
+    let wanted = query.page_of(PAGE_SIZE)?;
     let filter = KeyFilter { status, name: None };
     let (page, _) = app.auth.list_keys(&caller, &filter, wanted).await?;
     let next = page.next_cursor(|key| key.id.uuid());
     let ids: Vec<_> = page.items.iter().map(|key| key.id).collect();
-    let uses = app.auth.hourly_uses(&caller, &ids, SPARKLINE_HOURS).await?;
-    let used_as = app.auth.over_scoped(&caller, &ids).await?;
+    let uses = app.auth.usage_by_hour(&caller, &ids, SPARKLINE_HOURS).await?;
+    let highest_used_scope = app.auth.over_scoped(&caller, &ids).await?;
     let now = app.env.clock.now();
     let row = |key: ApiKey| {
-        let (uses, used_as) = (uses.get(&key.id), used_as.get(&key.id).copied());
-        KeyRow::new(&app, key, uses, used_as, now)
+        let (uses, highest_used_scope) = (uses.get(&key.id), highest_used_scope.get(&key.id).copied());
+        KeyRow::new(&app, key, uses, highest_used_scope, now)
     };
     let page = KeysPage {
         layout: desk.layout(),
-        may_mint: desk.may(Scope::Admin),
+        can_create: desk.may(Scope::Admin),
         status,
         keys: page.items.into_iter().map(row).collect(),
         next,

@@ -46,7 +46,7 @@ impl RevokePage<'_> {
     }
 
     /// Returns true if no client can depend on the key.
-    fn was_never_used(&self) -> bool {
+    fn is_never_used(&self) -> bool {
         self.report.old.last_used_at.is_none()
     }
 
@@ -103,7 +103,7 @@ async fn page(
     if key.status() == KeyStatus::Revoked {
         return Ok(Redirect::to(&page_of(id)).into_response());
     }
-    let report = app.auth.whom_it_serves(caller, id).await?;
+    let report = app.auth.rotation_report(caller, id).await?;
     let (status, problem) = error.map_or((200, None), |(status, text)| (status, Some(text)));
     let page = RevokePage {
         layout: desk.layout(),
@@ -111,7 +111,7 @@ async fn page(
         redacted: key.redacted(app.auth.environment()),
         key: &key,
         report,
-        quiet: app.auth.quiet_to_revoke(),
+        quiet: app.auth.required_quiet_period(),
         problem,
     };
     Ok(desk.page(status, &page))

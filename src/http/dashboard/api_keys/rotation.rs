@@ -45,7 +45,7 @@ const MINUTES: u32 = 60;
 struct RotationPage<'a> {
     layout: Layout,
     key: &'a ApiKey,
-    may_rotate: bool,
+    can_rotate: bool,
     /// The progress; `None` before a successor exists, and after the old key was revoked.
     progress: Option<Progress>,
     problem: Option<String>,
@@ -53,7 +53,7 @@ struct RotationPage<'a> {
 
 impl RotationPage<'_> {
     /// Suggests a name for the new key: the old name with the next number, such as `prod-2`.
-    fn next_name(&self) -> String {
+    fn suggested_name(&self) -> String {
         // Leaves room for the suffix within the 100 characters of a name.
         const MAX_PREFIX_CHARS: usize = 96;
         let (name, number) = match self.key.name.rsplit_once('-') {
@@ -76,7 +76,7 @@ struct Progress {
     now: OffsetDateTime,
     report: RotationReport,
     chart: Chart,
-    may_revoke: bool,
+    can_revoke: bool,
     /// The time that the old key must be idle before it is safe to revoke.
     quiet: Duration,
 }
@@ -175,7 +175,7 @@ pub(in crate::http::dashboard) async fn stream(
     PathId(id): PathId<ApiKeyId>,
     query: Query,
 ) -> Result<Response, ApiError> {
-    if live::is_elsewhere(&caller, &query)? {
+    if live::is_other_workspace(&caller, &query)? {
         return Ok(StatusCode::NO_CONTENT.into_response());
     }
     live::part(app, &caller, standing, ProgressFragment(id)).await
@@ -186,13 +186,13 @@ struct ProgressFragment(ApiKeyId);
 
 impl Part for ProgressFragment {
     async fn now(&self, app: &App, caller: &Caller) -> Result<Option<String>, ApiError> {
-        let may_revoke = caller.principal.scope >= Scope::Admin;
+        let can_revoke = caller.principal.scope >= Scope::Admin;
         let key = match app.auth.get_key(caller, self.0).await {
             Ok(key) => key,
             Err(AuthError::NotFound(_)) => return Ok(None),
             Err(error) => return Err(error.into()),
         };
-        let progress = progress(app, caller, &key, may_revoke).await?;
+        let progress = progress(app, caller, &key, can_revoke).await?;
         Ok(progress.and_then(|progress| progress.render().ok()))
     }
 }
@@ -205,11 +205,11 @@ async fn page(
     error: Option<(u16, String)>,
 ) -> Result<Response, ApiError> {
     let key = app.auth.get_key(caller, id).await?;
-    let may_rotate = desk.may(Scope::Admin);
-    let progress = progress(app, caller, &key, may_rotate).await?;
+    let can_rotate = desk.may(Scope::Admin);
+    let progress = progress(app, caller, &key, can_rotate).await?;
     let (status, problem) = error.map_or((200, None), |(status, text)| (status, Some(text)));
     let layout = desk.layout();
-    let page = RotationPage { layout, key: &key, may_rotate, progress, problem };
+    let page = RotationPage { layout, key: &key, can_rotate, progress, problem };
     Ok(desk.page(status, &page))
 }
 
@@ -218,15 +218,15 @@ async fn progress(
     app: &App,
     caller: &Caller,
     key: &ApiKey,
-    may_revoke: bool,
+    can_revoke: bool,
 ) -> Result<Option<Progress>, ApiError> {
     if key.status() == KeyStatus::Revoked {
         return Ok(None);
     }
     let id = key.id;
-    let report = app.auth.whom_it_serves(caller, id).await?;
+    let report = app.auth.rotation_report(caller, id).await?;
     let Some(new) = &report.new else { return Ok(None) };
-    let uses = app.auth.uses_by_minute(caller, &[id, new.id], MINUTES).await?;
+    let uses = app.auth.usage_by_minute(caller, &[id, new.id], MINUTES).await?;
     let now = app.env.clock.now();
     let requests =
         |key: ApiKeyId, minute: usize| uses.get(&key).and_then(|row| row.get(minute)).copied();
@@ -234,7 +234,7 @@ async fn progress(
         let index = usize::try_from(minute).unwrap_or_default();
         let start = now - Duration::minutes(i64::from(MINUTES - 1 - minute));
         let parts = vec![requests(id, index).unwrap_or(0), requests(new.id, index).unwrap_or(0)];
-        Pile { time: timestamp::time_of_day(start), parts }
+        Pile { time: timestamp::format_time_of_day(start), parts }
     };
     let bars: Vec<_> = (0..MINUTES).map(bar).collect();
     let legend = vec![("old", "old key"), ("new", "new key")];
@@ -244,6 +244,6 @@ async fn progress(
         Requests(new.requests_last_hour),
     );
     let chart = Chart::new(label, legend, &bars);
-    let quiet = app.auth.quiet_to_revoke();
-    Ok(Some(Progress { now, report, chart, may_revoke, quiet }))
+    let quiet = app.auth.required_quiet_period();
+    Ok(Some(Progress { now, report, chart, can_revoke, quiet }))
 }
