@@ -25,20 +25,22 @@ use tokio::{
 };
 
 use crate::{
-    audit::{AuditLog, Retention, SealCounts, Sealer, AuditWriterTask},
-    auth::{Auth, caches::Caches, secrets::Secrets},
-    coherence::{Fence, Lease, Node, NodeTask, Parts},
+    audit::{AuditLog, AuditWriterTask, Retention, SealCounts, Sealer},
+    auth::{Auth, caches::CredentialCaches, master_key::MasterKey},
+    cache_invalidation::{Fence, Lease, Node, NodeDependencies, NodeTask},
     config::Settings,
     env::Env,
-    http::{self, Api, App, HttpSettings, MAX_CONCURRENT_LARGE_BODIES, middleware::Frame},
+    http::{
+        self, App, AppState, HttpSettings, MAX_CONCURRENT_LARGE_BODIES, middleware::HttpService,
+    },
     idempotency::Idempotency,
     limit::Limits,
     mail::MailTask,
     metrics::{self, Metrics},
     oauth::OAuth,
-    observe,
     resources::Resources,
     server::Server,
+    service_metrics,
     store::{APP_ROLE, Store, StoreError, migrate},
 };
 
@@ -57,7 +59,7 @@ const PRUNE_INTERVAL: std::time::Duration = std::time::Duration::from_mins(1);
 /// A service with all its components, ready to serve.
 pub struct Application {
     app: App,
-    service: Frame,
+    service: HttpService,
     settings: Settings,
     store: Store,
     writer: AuditWriterTask,
@@ -86,7 +88,7 @@ impl Application {
         let metrics = Metrics::default();
         let node_id = env.new_uuid();
         let lease = Lease::default();
-        let caches = Caches::start(&store, &env, &lease, settings.cache.keys);
+        let caches = CredentialCaches::start(&store, &env, &lease, settings.cache.max_keys);
         let acknowledged = Arc::new(Notify::new());
         let fence = Fence::new(store.clone(), Arc::clone(&acknowledged), &env, metrics.clone());
         let invalidation_sink = Arc::new(caches.clone());
@@ -97,7 +99,7 @@ impl Application {
         let (a, s, e) = (auth.clone(), store.clone(), env.clone());
         let oauth = OAuth::new(&settings, a, s, e, limits.clone())?;
         let public_url = &settings.server.public_url;
-        let openapi = http::openapi::document(public_url)
+        let openapi = http::openapi::build_document(public_url)
             .to_json()
             .map_err(|error| format!("cannot create the OpenAPI document: {error}"))?;
         let background_tasks = vec![
@@ -105,24 +107,24 @@ impl Application {
             tokio::spawn(run_maintenance(
                 store.clone(),
                 env.clone(),
-                oauth.idle(),
+                oauth.grant_idle_timeout(),
                 settings.audit.usage_retention,
             )),
             tokio::spawn(run_frequent_pruning(store.clone(), env.clone())),
         ];
-        let app = Arc::new(Api {
+        let app = Arc::new(AppState {
             auth,
             oauth,
             idempotency: Idempotency::new(
                 store.clone(),
                 env.clone(),
-                Secrets::new(&settings.keys.encryption_key).idempotency_secrets()?,
+                MasterKey::new(&settings.keys.encryption_key).idempotency_secrets()?,
             ),
             resources: Resources::new(store.clone(), env.clone(), settings.server.max_body_bytes),
             audit_log: AuditLog::new(store.clone(), &settings.database.pool),
             audit,
-            seals: Arc::<SealCounts>::default(),
-            stopping: watch::Sender::new(false),
+            seal_counts: Arc::<SealCounts>::default(),
+            shutdown: watch::Sender::new(false),
             limits,
             store: store.clone(),
             env,
@@ -133,18 +135,18 @@ impl Application {
             metrics,
             lease,
         });
-        app.metrics.add(observe::State(Arc::downgrade(&app)));
-        let service = http::service(&app);
+        app.metrics.register_collector(service_metrics::ServiceCollector(Arc::downgrade(&app)));
+        let service = http::build_service(&app);
         // Last: if an earlier step fails, no other node waits for the lease of this one.
-        let lease_duration = settings.cache.lease;
-        let mut node = Node::start(Parts {
+        let lease_duration = settings.cache.lease_duration;
+        let mut node = Node::start(NodeDependencies {
             id: node_id,
             store: store.clone(),
             env: app.env.clone(),
-            beliefs: invalidation_sink,
-            diary: Arc::new(app.audit.clone()),
+            invalidation_sink,
+            audit_watermark: Arc::new(app.audit.clone()),
             lease: app.lease.clone(),
-            lease_length: lease_duration,
+            lease_duration,
             acknowledged,
             metrics: app.metrics.clone(),
         });
@@ -178,7 +180,7 @@ impl Application {
         if let Some(retention) = self.retention()? {
             self.background_tasks.push(tokio::spawn(retention.run()));
         }
-        let followers = self.app.audit_log.followers().clone();
+        let followers = self.app.audit_log.subscriptions().clone();
         self.background_tasks.push(tokio::spawn(followers.run(self.store.clone())));
         let service = self.service.clone();
         let handle = move |peer, request| service.clone().call(peer, request);
@@ -198,7 +200,7 @@ impl Application {
         let stop = async move {
             stop.await;
             // Ends streamed responses, which would never end by themselves.
-            app.stopping.send_replace(true);
+            app.shutdown.send_replace(true);
         };
         let outcome = server.run(listener, stop).await;
         // After the API, so that the shutdown can be monitored too.
@@ -228,7 +230,7 @@ impl Application {
     }
 
     fn sealer(&self) -> Sealer {
-        Sealer::new(self.store.clone(), self.app.env.clone(), Arc::clone(&self.app.seals))
+        Sealer::new(self.store.clone(), self.app.env.clone(), Arc::clone(&self.app.seal_counts))
     }
 
     /// Binds the metrics listener and starts sending email.
@@ -289,7 +291,7 @@ async fn prepare_schema(settings: &Settings) -> Result<(), String> {
     match &settings.database.owner_url {
         Some(owner) => migrate::migrate(owner.expose_secret()).await,
         None if migrate::login_name(url)? != APP_ROLE => migrate::migrate(url).await,
-        None if migrate::is_current(url).await? => Ok(()),
+        None if migrate::is_schema_current(url).await? => Ok(()),
         None => Err(format!(
             "the database schema is not up to date, and the role {APP_ROLE} may not change it: \
              set database.owner_url, or run `call2me-auth migrate` with it"
@@ -329,7 +331,7 @@ async fn run_maintenance(store: Store, env: Env, grant_idle: Duration, usage_ret
         log_error("delete old counts of failed sign-ins", store.prune_wrong_passwords(now).await);
         log_error("delete old second-factor challenges", store.prune_mfa_challenges(now).await);
         log_error("delete old passkey challenges", store.prune_passkey_challenges(now).await);
-        log_error("delete old idempotency keys", store.prune_answers(now).await);
+        log_error("delete old idempotency keys", store.prune_idempotency_keys(now).await);
         log_error("delete old key usage", store.prune_key_usage(now - usage_retention).await);
         log_error("delete old invitations", store.prune_invitations(now).await);
         log_error(

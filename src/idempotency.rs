@@ -23,7 +23,7 @@ use crate::{
     model::{audit::Actor, id::Id, principal::Caller},
     store::{
         Store, StoreError, Tx,
-        kept_answers::{self, Earlier},
+        idempotency_keys::{self, IdempotencyRecord},
     },
 };
 
@@ -95,18 +95,18 @@ impl IdempotencySecrets {
 
 /// The identity of a request that may be a retry. It has no `Debug`, because a body could be
 /// guessed from its digest.
-pub struct Attempt {
+pub struct IdempotentRequest {
     /// The client's `Idempotency-Key`; `None` if the request has none.
     pub key: Option<SecretString>,
     /// The SHA-256 hash of the body.
-    pub body: [u8; 32],
+    pub body_hash: [u8; 32],
 }
 
-impl Attempt {
+impl IdempotentRequest {
     /// Creates the identity of a request with this body.
     #[must_use]
     pub fn new(key: Option<SecretString>, body: &[u8]) -> Self {
-        Self { key, body: Sha256::digest(body).into() }
+        Self { key, body_hash: Sha256::digest(body).into() }
     }
 }
 
@@ -123,15 +123,15 @@ pub struct StoredResponse {
 }
 
 /// The outcome of checking a request for an earlier attempt.
-pub enum Begun {
+pub enum IdempotencyOutcome {
     /// The request is new: process it in this transaction.
-    Work(Work),
+    New(IdempotentTransaction),
     /// The request is a retry: return the stored response.
-    Answered(StoredResponse),
+    Replayed(StoredResponse),
 }
 
 /// The transaction of a request, which also stores its response.
-pub struct Work {
+pub struct IdempotentTransaction {
     tx: Tx,
     pending: Option<PendingResponse>,
 }
@@ -171,24 +171,27 @@ impl Idempotency {
     pub async fn begin(
         &self,
         caller: &Caller,
-        attempt: Attempt,
-    ) -> Result<Begun, IdempotencyError> {
-        let mut tx = self.store.begin(caller.workspace(), caller.principal.person()).await?;
-        let Some(key) = attempt.key else { return Ok(Begun::Work(Work { tx, pending: None })) };
+        attempt: IdempotentRequest,
+    ) -> Result<IdempotencyOutcome, IdempotencyError> {
+        let mut tx = self.store.begin(caller.workspace(), caller.principal.user_id()).await?;
+        let Some(key) = attempt.key else {
+            return Ok(IdempotencyOutcome::New(IdempotentTransaction { tx, pending: None }));
+        };
         let id = self.request_mac(caller, &key);
-        let request = self.secrets.mac(&[b"body", &attempt.body]);
-        match kept_answers::find(&mut tx, &id, self.env.clock.now()).await? {
-            Earlier::InProgress => Err(IdempotencyError::InProgress),
-            Earlier::Answered { request: first, answer } => {
+        let request = self.secrets.mac(&[b"body", &attempt.body_hash]);
+        match idempotency_keys::find_and_lock(&mut tx, &id, self.env.clock.now()).await? {
+            IdempotencyRecord::InProgress => Err(IdempotencyError::InProgress),
+            IdempotencyRecord::Completed { request_mac: first, sealed_response: answer } => {
                 if !bool::from(first.ct_eq(&request)) {
                     return Err(IdempotencyError::Conflict);
                 }
-                decrypt(&self.secrets.encryption_key(&key)?, &id, answer).map(Begun::Answered)
+                decrypt(&self.secrets.encryption_key(&key)?, &id, answer)
+                    .map(IdempotencyOutcome::Replayed)
             }
-            Earlier::None => {
+            IdempotencyRecord::New => {
                 let (secrets, env) = (self.secrets.clone(), self.env.clone());
                 let pending = Some(PendingResponse { id, request, key, secrets, env });
-                Ok(Begun::Work(Work { tx, pending }))
+                Ok(IdempotencyOutcome::New(IdempotentTransaction { tx, pending }))
             }
         }
     }
@@ -211,7 +214,7 @@ impl Idempotency {
     }
 }
 
-impl Work {
+impl IdempotentTransaction {
     /// Returns the transaction.
     pub fn tx(&mut self) -> &mut Tx {
         &mut self.tx
@@ -222,11 +225,12 @@ impl Work {
     /// # Errors
     /// [`IdempotencyError::Store`] if the commit fails. Its result may then be unknown; the
     /// resource and the response both exist, or neither.
-    pub async fn finish(mut self, response: &StoredResponse) -> Result<(), IdempotencyError> {
+    pub async fn commit(mut self, response: &StoredResponse) -> Result<(), IdempotencyError> {
         if let Some(PendingResponse { id, request, key, secrets, env }) = self.pending {
             let encrypted = encrypt(&secrets.encryption_key(&key)?, &env, &id, response)?;
             let until = env.clock.now() + RETENTION;
-            kept_answers::keep(&mut self.tx, &id, &request, &encrypted, until).await?;
+            idempotency_keys::store_response(&mut self.tx, &id, &request, &encrypted, until)
+                .await?;
         }
         Ok(self.tx.commit().await?)
     }

@@ -22,7 +22,7 @@
 //! | [`idempotency`] | idempotency keys: stored responses for retried requests |
 //! | [`mail`](mod@mail) | email: renders and sends the outbox |
 //! | [`limit`] | rate limits: GCRA buckets, on this node or shared over Valkey |
-//! | [`coherence`] | cache invalidation: leases, and the fence that revocations wait at |
+//! | [`cache_invalidation`] | cache invalidation: leases, and the fence that revocations wait at |
 //! | [`store`] | PostgreSQL: all SQL, one file for each group of tables |
 //! | [`config`], [`telemetry`] | validated settings; logging with secrets redacted |
 //! | [`metrics`] | Prometheus metrics |
@@ -45,8 +45,8 @@
 pub mod app;
 pub mod audit;
 pub mod auth;
+pub mod cache_invalidation;
 pub mod cli;
-pub mod coherence;
 pub mod config;
 pub mod env;
 pub mod http;
@@ -56,8 +56,8 @@ pub mod mail;
 pub mod metrics;
 pub mod model;
 pub mod oauth;
-mod observe;
 pub mod resources;
 pub mod server;
+mod service_metrics;
 pub mod store;
 pub mod telemetry;

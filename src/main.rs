@@ -13,7 +13,7 @@ fn main() -> ExitCode {
     match cli::run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            eprintln!("call2me-auth: {}", failure.line);
+            eprintln!("call2me-auth: {}", failure.message);
             ExitCode::from(failure.code)
         }
     }

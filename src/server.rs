@@ -174,7 +174,7 @@ impl ConnectionCounts {
     /// Counts a connection; `None` if the client has reached its limit.
     fn admit(&self, ip: IpAddr) -> Option<ConnectionPermit> {
         let ip = ip.to_canonical();
-        let client = address::subnet(ip);
+        let client = address::client_subnet(ip);
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         let count = counts.entry(client).or_default();
         // A trusted proxy carries the connections of many clients.

@@ -18,7 +18,7 @@ pub fn init(settings: &Log) {
     let filter = EnvFilter::try_new(&settings.filter).unwrap_or_else(|_| EnvFilter::new("info"));
     let subscriber = fmt().with_env_filter(filter).with_writer(|| RedactingWriter(io::stderr()));
     // A second call in the same process, as in tests, has no effect.
-    if settings.json {
+    if settings.is_json {
         subscriber.json().flatten_event(true).with_current_span(false).try_init().ok();
     } else {
         subscriber.with_target(false).try_init().ok();

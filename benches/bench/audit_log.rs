@@ -5,15 +5,15 @@ mod fill;
 use call2me_auth::model::id::{ApiKeyId, RequestId, UserId};
 use serde_json::Value;
 
-use self::fill::{Filled, RARE_ADDRESS};
+use self::fill::{FilledLog, RARE_ADDRESS};
 use crate::{
-    client::{Client, request},
+    client::{Client, format_request},
+    environment::{BenchEnvironment, create_database},
     options::Options,
-    process::settle,
+    process::wait_until_idle,
     seed,
-    stats::{float, median, millis, number, percentile},
+    stats::{format_millis, format_number, median, percentile, to_f64},
     table::Table,
-    world::{World, create_database},
 };
 
 const DATABASE: &str = "audit_log";
@@ -36,18 +36,18 @@ struct LogQuery {
 }
 
 /// Fills an audit log and prints the table.
-pub(crate) async fn measure(options: &Options, world: &World) -> Result<(), String> {
+pub(crate) async fn measure(options: &Options, world: &BenchEnvironment) -> Result<(), String> {
     let rows = match (options.quick, options.full) {
         (_, true) => 10_000_000,
         (true, _) => 100_000,
         _ => 1_000_000,
     };
     create_database(&world.postgres, DATABASE).await?;
-    let server = world.service(DATABASE, "audit-log", &[]).await?;
-    let account = seed::account(server.port).await?;
+    let server = world.start_another_service(DATABASE, "audit-log", &[]).await?;
+    let account = seed::create_account(server.port).await?;
     let mut connection = world.connect(DATABASE).await?;
-    let filled = fill::fill(&mut connection, rows).await?;
-    settle(world.postgres.pid()).await;
+    let filled = fill::fill_log(&mut connection, rows).await?;
+    wait_until_idle(world.postgres.pid()).await;
     let mut client = Client::connect(server.port).await.map_err(|error| error.to_string())?;
     let mut queries = build_queries(&filled, &account.jwt);
     queries.push(build_cursor_query(&mut client, &account.jwt).await?);
@@ -62,13 +62,13 @@ pub(crate) async fn measure(options: &Options, world: &World) -> Result<(), Stri
 }
 
 fn build_query(label: &str, query: &str, jwt: &str) -> LogQuery {
-    let request = request("GET", &format!("/v1/audit-log{query}"), Some(jwt), None);
+    let request = format_request("GET", &format!("/v1/audit-log{query}"), Some(jwt), None);
     LogQuery { label: label.to_owned(), request, latencies: Vec::new(), events: 0, failed: 0 }
 }
 
-fn build_queries(filled: &Filled, jwt: &str) -> Vec<LogQuery> {
-    let Filled { busy_key, rare_key, person, newest_request, oldest_request, .. } = *filled;
-    let Filled { busy_address, since, until, .. } = filled;
+fn build_queries(filled: &FilledLog, jwt: &str) -> Vec<LogQuery> {
+    let FilledLog { busy_key, rare_key, person, newest_request, oldest_request, .. } = *filled;
+    let FilledLog { busy_address, since, until, .. } = filled;
     let all = [
         ("first page", String::new()),
         ("`key_id`: 30 % of all", format!("?key_id={}", ApiKeyId::from(busy_key))),
@@ -90,7 +90,7 @@ async fn build_cursor_query(client: &mut Client, jwt: &str) -> Result<LogQuery, 
     let (mut page, mut query) = (1, format!("?limit={DEEP_LIMIT}"));
     while page < DEEP_PAGE {
         let next = build_query("", &query, jwt);
-        let body = client.timed(&next.request).await?.0.json()?;
+        let body = client.send_timed(&next.request).await?.0.json()?;
         let Some(cursor) = body["next_cursor"].as_str() else { break };
         query = format!("?limit={DEEP_LIMIT}&cursor={cursor}");
         page += 1;
@@ -102,7 +102,7 @@ async fn measure_query(client: &mut Client, query: &mut LogQuery) -> Result<(), 
     if query.latencies.iter().sum::<f64>() > MAX_TOTAL_MICROS {
         return Ok(());
     }
-    let (answer, micros) = client.timed(&query.request).await?;
+    let (answer, micros) = client.send_timed(&query.request).await?;
     query.latencies.push(micros);
     match answer.json() {
         Ok(body) => query.events = body["events"].as_array().map_or(0, Vec::<Value>::len),
@@ -114,19 +114,19 @@ async fn measure_query(client: &mut Client, query: &mut LogQuery) -> Result<(), 
     Ok(())
 }
 
-fn print(filled: &Filled, queries: &[LogQuery]) {
+fn print(filled: &FilledLog, queries: &[LogQuery]) {
     let mut table = Table::new(&["query", "events", "p50 ms", "max ms", "runs", "failed"]);
     for LogQuery { label, latencies, events, failed, .. } in queries {
-        table.row([
+        table.push_row([
             label.clone(),
             events.to_string(),
-            millis(median(latencies.iter().copied())),
-            millis(percentile(latencies, 100)),
+            format_millis(median(latencies.iter().copied())),
+            format_millis(percentile(latencies, 100)),
             latencies.len().to_string(),
             failed.to_string(),
         ]);
     }
-    let count = |rows: i64| number(float(u64::try_from(rows).unwrap_or_default()), 0);
+    let count = |rows: i64| format_number(to_f64(u64::try_from(rows).unwrap_or_default()), 0);
     table.print(&format!("`GET /v1/audit-log` with {} events", count(filled.rows)));
     println!(
         "\n{} rows in {} partitions, {} of them in the workspace that is queried; {} MiB of table, \
@@ -137,8 +137,8 @@ fn print(filled: &Filled, queries: &[LogQuery]) {
         count(filled.rows),
         filled.partitions,
         count(filled.own_rows),
-        number(filled.table_mib, 0),
-        number(filled.indexes_mib, 0),
-        number(filled.seconds, 0),
+        format_number(filled.table_mib, 0),
+        format_number(filled.indexes_mib, 0),
+        format_number(filled.seconds, 0),
     );
 }

@@ -9,7 +9,7 @@ use tokio::{
     time::Instant,
 };
 
-use crate::stats::micros;
+use crate::stats::duration_micros;
 
 /// A connection that stays open.
 pub(crate) struct Client {
@@ -20,14 +20,14 @@ pub(crate) struct Client {
 }
 
 /// A response.
-pub(crate) struct Answer {
+pub(crate) struct Response {
     /// The status.
     pub(crate) status: u16,
     /// The body.
     pub(crate) body: Vec<u8>,
 }
 
-impl Answer {
+impl Response {
     /// Returns the body as JSON. Fails if the status is not 2xx.
     pub(crate) fn json(&self) -> Result<Value, String> {
         if !(200..300).contains(&self.status) {
@@ -40,7 +40,7 @@ impl Answer {
 }
 
 /// Formats a request.
-pub(crate) fn request(
+pub(crate) fn format_request(
     method: &str,
     path: &str,
     bearer: Option<&str>,
@@ -71,7 +71,7 @@ impl Client {
 
     /// Sends a request and waits for the response. After a failure, the next request opens a new
     /// connection.
-    pub(crate) async fn send(&mut self, request: &str) -> io::Result<Answer> {
+    pub(crate) async fn send(&mut self, request: &str) -> io::Result<Response> {
         if self.is_closing {
             *self = Self::connect(self.port).await?;
         }
@@ -83,13 +83,13 @@ impl Client {
     }
 
     /// Sends a request. Returns the response and its latency in microseconds.
-    pub(crate) async fn timed(&mut self, request: &str) -> Result<(Answer, f64), String> {
+    pub(crate) async fn send_timed(&mut self, request: &str) -> Result<(Response, f64), String> {
         let start = Instant::now();
         let answer = self.send(request).await.map_err(|error| error.to_string())?;
-        Ok((answer, micros(start.elapsed())))
+        Ok((answer, duration_micros(start.elapsed())))
     }
 
-    async fn receive(&mut self) -> io::Result<(Answer, bool)> {
+    async fn receive(&mut self) -> io::Result<(Response, bool)> {
         let malformed = || io::Error::new(io::ErrorKind::InvalidData, "malformed response");
         let head_len = loop {
             if let Some(at) = self.buffer.windows(4).position(|window| window == b"\r\n\r\n") {
@@ -111,7 +111,7 @@ impl Client {
         }
         let body = self.buffer[head_len..head_len + length].to_vec();
         self.buffer.drain(..head_len + length);
-        Ok((Answer { status: status.ok_or_else(malformed)?, body }, close))
+        Ok((Response { status: status.ok_or_else(malformed)?, body }, close))
     }
 
     async fn read_more(&mut self) -> io::Result<()> {
@@ -123,7 +123,7 @@ impl Client {
 }
 
 /// Sends one request over a new connection.
-pub(crate) async fn once(port: u16, request: &str) -> Result<Answer, String> {
+pub(crate) async fn send_once(port: u16, request: &str) -> Result<Response, String> {
     let mut client = Client::connect(port).await.map_err(|error| error.to_string())?;
     client.send(request).await.map_err(|error| error.to_string())
 }

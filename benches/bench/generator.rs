@@ -10,7 +10,7 @@ use tokio::{
 
 use crate::{
     client::Client,
-    stats::{self, micros},
+    stats::{self, duration_micros},
 };
 
 /// The pace at which requests are sent.
@@ -19,7 +19,7 @@ pub(crate) enum Pace {
     /// This many requests per second, even if earlier ones have no response yet.
     PerSecond(u32),
     /// The next request as soon as the previous one has its response.
-    Loop,
+    ClosedLoop,
 }
 
 /// A load.
@@ -33,32 +33,32 @@ pub(crate) struct Load {
     /// The number of connections.
     pub(crate) connections: u32,
     /// The duration. Without one, each request is sent once.
-    pub(crate) lasting: Option<Duration>,
+    pub(crate) duration: Option<Duration>,
 }
 
 /// The result of a load.
 #[derive(Default)]
-pub(crate) struct Taken {
+pub(crate) struct LoadResult {
     /// The latency of each response, in microseconds.
     pub(crate) latencies: Vec<f64>,
     /// The number of responses by status.
     pub(crate) statuses: BTreeMap<u16, u64>,
     /// Requests without a response.
-    pub(crate) broken: u64,
+    pub(crate) unanswered: u64,
     /// The duration in seconds.
     pub(crate) seconds: f64,
 }
 
-impl Taken {
+impl LoadResult {
     /// Returns the responses per second.
     pub(crate) fn rate(&self) -> f64 {
-        stats::float(self.statuses.values().sum()) / self.seconds
+        stats::to_f64(self.statuses.values().sum()) / self.seconds
     }
 
     /// Counts the requests that did not end with this status.
     pub(crate) fn count_other_than(&self, status: u16) -> u64 {
         let others = self.statuses.iter().filter(|(other, _)| **other != status);
-        others.map(|(_, count)| count).sum::<u64>() + self.broken
+        others.map(|(_, count)| count).sum::<u64>() + self.unanswered
     }
 
     /// Adds the result of another load, except for its duration.
@@ -67,13 +67,13 @@ impl Taken {
         for (status, count) in other.statuses {
             *self.statuses.entry(status).or_default() += count;
         }
-        self.broken += other.broken;
+        self.unanswered += other.unanswered;
     }
 }
 
 impl Load {
     /// Starts the load on a new thread.
-    pub(crate) fn start(self) -> JoinHandle<Result<Taken, String>> {
+    pub(crate) fn start(self) -> JoinHandle<Result<LoadResult, String>> {
         tokio::task::spawn_blocking(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             runtime.map_err(|error| error.to_string())?.block_on(self.run())
@@ -81,18 +81,18 @@ impl Load {
     }
 
     /// Starts the load and waits for its end.
-    pub(crate) async fn finish(self) -> Result<Taken, String> {
-        taken(self.start()).await
+    pub(crate) async fn run_to_end(self) -> Result<LoadResult, String> {
+        join_load(self.start()).await
     }
 
-    async fn run(self) -> Result<Taken, String> {
+    async fn run(self) -> Result<LoadResult, String> {
         let load = Arc::new(self);
         let start = Instant::now();
         let mut workers = JoinSet::new();
         for number in 0..load.connections {
             workers.spawn(worker(load.clone(), number, start));
         }
-        let mut all = Taken::default();
+        let mut all = LoadResult::default();
         while let Some(result) = workers.join_next().await {
             all.add(result.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?);
         }
@@ -102,25 +102,27 @@ impl Load {
 }
 
 /// Waits for a load that was started.
-pub(crate) async fn taken(load: JoinHandle<Result<Taken, String>>) -> Result<Taken, String> {
+pub(crate) async fn join_load(
+    load: JoinHandle<Result<LoadResult, String>>,
+) -> Result<LoadResult, String> {
     load.await.map_err(|error| error.to_string())?
 }
 
 /// Runs one connection. If a request could not be sent when it was due, because the previous one
 /// had no response yet, its latency counts from when it was due. A delay of our own timer does not
 /// count.
-async fn worker(load: Arc<Load>, number: u32, start: Instant) -> std::io::Result<Taken> {
+async fn worker(load: Arc<Load>, number: u32, start: Instant) -> std::io::Result<LoadResult> {
     let mut client = Client::connect(load.port).await?;
-    let mut result = Taken::default();
+    let mut result = LoadResult::default();
     let interval = match load.pace {
         Pace::PerSecond(rate) => Duration::from_secs(1) * load.connections / rate,
-        Pace::Loop => Duration::ZERO,
+        Pace::ClosedLoop => Duration::ZERO,
     };
     let mut due = start + interval * number / load.connections;
     let mut next = usize::try_from(number).unwrap_or_default();
     let step = usize::try_from(load.connections).unwrap_or(1);
     loop {
-        match load.lasting {
+        match load.duration {
             Some(lasting) if due.max(Instant::now()) >= start + lasting => break,
             None if next >= load.requests.len() => break,
             _ => {}
@@ -134,9 +136,9 @@ async fn worker(load: Arc<Load>, number: u32, start: Instant) -> std::io::Result
         match client.send(&load.requests[next % load.requests.len()]).await {
             Ok(answer) => {
                 *result.statuses.entry(answer.status).or_default() += 1;
-                result.latencies.push(micros(sent_at.elapsed()));
+                result.latencies.push(duration_micros(sent_at.elapsed()));
             }
-            Err(_) => result.broken += 1,
+            Err(_) => result.unanswered += 1,
         }
         due += interval;
         next += step;

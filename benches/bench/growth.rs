@@ -7,16 +7,16 @@ use call2me_auth::model::api_key::ApiKeySecret;
 use sqlx::PgConnection;
 
 use crate::{
-    client::{Client, request},
+    client::{Client, format_request},
+    environment::{BenchEnvironment, Server, create_database},
     options::Options,
-    process::{cpu_micros, settle},
+    process::{cpu_micros, wait_until_idle},
     seed::{self, Account},
-    stats::{float, median, millis, number, percentile},
+    stats::{format_millis, format_number, median, percentile, to_f64},
     table::Table,
-    world::{Server, World, create_database},
 };
 
-const VERIFY: &str = "/v1/auth/verify";
+const VERIFY_PATH: &str = "/v1/auth/verify";
 /// First uses in each database.
 const USES: usize = 500;
 /// Keys that are created at a time.
@@ -46,7 +46,7 @@ struct Round {
 }
 
 /// Measures first uses and memory, and prints the tables.
-pub(crate) async fn measure(options: &Options, world: &World) -> Result<(), String> {
+pub(crate) async fn measure(options: &Options, world: &BenchEnvironment) -> Result<(), String> {
     let mut all = Vec::new();
     // The memory is measured with the keys of the database that has `CHUNK` of them.
     let mut memory_keys = Vec::new();
@@ -78,22 +78,22 @@ pub(crate) async fn measure(options: &Options, world: &World) -> Result<(), Stri
 /// Creates a database with this many keys and starts a service on it. Also returns the last keys
 /// that were created.
 async fn create_key_database(
-    world: &World,
+    world: &BenchEnvironment,
     name: &'static str,
     keys: usize,
 ) -> Result<(KeyDatabase, Vec<ApiKeySecret>), String> {
     eprintln!("creating {keys} keys");
     create_database(&world.postgres, name).await?;
-    let server = world.service(name, name, &[]).await.map_err(String::from)?;
-    let account = seed::account(server.port).await?;
+    let server = world.start_another_service(name, name, &[]).await.map_err(String::from)?;
+    let account = seed::create_account(server.port).await?;
     let mut connection = world.connect(name).await?;
     let (mut uses, mut last) = (Vec::new(), Vec::new());
     for first in (0..keys).step_by(CHUNK) {
-        last = seed::generate(&world.env, CHUNK.min(keys - first))?;
-        seed::store_keys(&mut connection, &world.env, account.workspace, &last).await?;
+        last = seed::generate_keys(&world.env, CHUNK.min(keys - first))?;
+        seed::store_keys(&mut connection, &world.env, account.workspace_id, &last).await?;
         // The keys are from everywhere in the table.
         let chosen = last.iter().step_by(keys / USES);
-        uses.extend(chosen.map(|key| request("GET", VERIFY, Some(key.reveal()), None)));
+        uses.extend(chosen.map(|key| format_request("GET", VERIFY_PATH, Some(key.reveal()), None)));
     }
     let size = size(&mut connection).await?;
     warm_up(world, &server).await?;
@@ -101,10 +101,10 @@ async fn create_key_database(
 }
 
 /// Opens the connection for lookups and prepares their statement, with unknown keys.
-async fn warm_up(world: &World, server: &Server) -> Result<(), String> {
+async fn warm_up(world: &BenchEnvironment, server: &Server) -> Result<(), String> {
     let mut client = Client::connect(server.port).await.map_err(|error| error.to_string())?;
-    for key in seed::generate(&world.env, 20)? {
-        client.timed(&request("GET", VERIFY, Some(key.reveal()), None)).await?;
+    for key in seed::generate_keys(&world.env, 20)? {
+        client.send_timed(&format_request("GET", VERIFY_PATH, Some(key.reveal()), None)).await?;
     }
     Ok(())
 }
@@ -120,21 +120,21 @@ async fn size(connection: &mut PgConnection) -> Result<(f64, f64), String> {
 }
 
 async fn measure_first_uses(
-    world: &World,
+    world: &BenchEnvironment,
     server: &Server,
     uses: &[&String],
 ) -> Result<Round, String> {
     let postgres = world.postgres.pid();
-    settle(postgres).await;
+    wait_until_idle(postgres).await;
     let mut client = Client::connect(server.port).await.map_err(|error| error.to_string())?;
     let before = cpu_micros(postgres);
     let mut round = Round { latencies: Vec::new(), postgres_micros: 0, failed: 0 };
     for use_request in uses {
-        let (answer, micros) = client.timed(use_request).await?;
+        let (answer, micros) = client.send_timed(use_request).await?;
         round.failed += u64::from(answer.status != 200);
         round.latencies.push(micros);
     }
-    settle(postgres).await;
+    wait_until_idle(postgres).await;
     round.postgres_micros = cpu_micros(postgres).saturating_sub(before);
     Ok(round)
 }
@@ -159,16 +159,16 @@ fn print(all: &[KeyDatabase]) {
         let ratio = median(pairs.map(|(own, least)| median_latency(own) / median_latency(least)));
         let cpu: u64 = database.rounds.iter().map(|round| round.postgres_micros).sum();
         let failed: u64 = database.rounds.iter().map(|round| round.failed).sum();
-        table.row([
-            number(float(database.keys as u64), 0),
+        table.push_row([
+            format_number(to_f64(database.keys as u64), 0),
             latencies.len().to_string(),
-            millis(median(latencies.iter().copied())),
-            number(ratio, 2) + " ×",
-            millis(percentile(&latencies, 99)),
-            number(float(cpu) / float(latencies.len() as u64), 0),
+            format_millis(median(latencies.iter().copied())),
+            format_number(ratio, 2) + " ×",
+            format_millis(percentile(&latencies, 99)),
+            format_number(to_f64(cpu) / to_f64(latencies.len() as u64), 0),
             failed.to_string(),
-            number(database.size.0, 1),
-            number(database.size.1, 1),
+            format_number(database.size.0, 1),
+            format_number(database.size.1, 1),
         ]);
     }
     table.print("First use of a key, by the number of keys");

@@ -3,11 +3,11 @@
 use std::path::PathBuf;
 
 use crate::{
-    client::request,
+    client::format_request,
+    environment::BenchEnvironment,
     generator::{Load, Pace},
     options::Options,
     seed,
-    world::World,
 };
 
 /// The maximum requests per second for which there are keys.
@@ -15,7 +15,7 @@ const FRESH_PER_SECOND: usize = 25_000;
 const UNKNOWN_PER_SECOND: usize = 60_000;
 
 /// The key files.
-pub(crate) struct Keys {
+pub(crate) struct KeyFiles {
     /// Keys that the service has cached, their number, and requests that use each of them once.
     pub(crate) warm: PathBuf,
     pub(crate) warm_count: usize,
@@ -28,9 +28,12 @@ pub(crate) struct Keys {
     pub(crate) unknown_per_round: usize,
 }
 
-impl Keys {
+impl KeyFiles {
     /// Creates the files and stores the keys.
-    pub(crate) async fn make(options: &Options, world: &World) -> Result<Self, String> {
+    pub(crate) async fn create(
+        options: &Options,
+        world: &BenchEnvironment,
+    ) -> Result<Self, String> {
         eprintln!("creating keys");
         let seconds = usize::try_from(options.seconds()).unwrap_or(1);
         let warm_count = if options.quick { 10_000 } else { 100_000 };
@@ -46,30 +49,30 @@ impl Keys {
             unknown: file("unknown.keys"),
             unknown_per_round,
         };
-        let unknown = seed::generate(&world.env, unknown_per_round * options.rounds())?;
+        let unknown = seed::generate_keys(&world.env, unknown_per_round * options.rounds())?;
         seed::write_keys(&all.unknown, &unknown)?;
         let mut connection = world.connect("main").await?;
-        let workspace = world.account.workspace;
-        let fresh = seed::generate(&world.env, fresh_per_round * options.rounds())?;
+        let workspace = world.account.workspace_id;
+        let fresh = seed::generate_keys(&world.env, fresh_per_round * options.rounds())?;
         seed::write_keys(&all.fresh, &fresh)?;
         seed::store_keys(&mut connection, &world.env, workspace, &fresh).await?;
-        let warm = seed::generate(&world.env, warm_count)?;
+        let warm = seed::generate_keys(&world.env, warm_count)?;
         seed::write_keys(&all.warm, &warm)?;
         seed::store_keys(&mut connection, &world.env, workspace, &warm).await?;
-        let verify_request = |key: &str| request("GET", "/v1/auth/verify", Some(key), None);
+        let verify_request = |key: &str| format_request("GET", "/v1/auth/verify", Some(key), None);
         Ok(Self { warm_up: warm.iter().map(|key| verify_request(key.reveal())).collect(), ..all })
     }
 
     /// Uses each of the warm keys once.
     pub(crate) async fn warm_up(&self, port: u16) -> Result<(), String> {
-        pass(port, self.warm_up.clone()).await
+        send_each_once(port, self.warm_up.clone()).await
     }
 }
 
 /// Sends each request once over many connections. Every response must be 200.
-pub(crate) async fn pass(port: u16, requests: Vec<String>) -> Result<(), String> {
-    let load = Load { port, requests, pace: Pace::Loop, connections: 48, lasting: None };
-    match load.finish().await?.count_other_than(200) {
+pub(crate) async fn send_each_once(port: u16, requests: Vec<String>) -> Result<(), String> {
+    let load = Load { port, requests, pace: Pace::ClosedLoop, connections: 48, duration: None };
+    match load.run_to_end().await?.count_other_than(200) {
         0 => Ok(()),
         failed => Err(format!("{failed} keys were rejected at their first use")),
     }

@@ -2,10 +2,10 @@
 
 use std::{fs, process::Command};
 
-use crate::{options::Options, world::World};
+use crate::{environment::BenchEnvironment, options::Options};
 
 /// Prints the machine and the command.
-pub(crate) async fn describe(options: &Options, world: &World) -> Result<(), String> {
+pub(crate) async fn describe(options: &Options, world: &BenchEnvironment) -> Result<(), String> {
     let mut connection = world.connect("main").await?;
     let version: String = sqlx::query_scalar("SHOW server_version")
         .fetch_one(&mut connection)

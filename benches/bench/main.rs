@@ -5,12 +5,13 @@
 //! activity of the machine affects all rows alike. The tables show medians. Nothing is asserted.
 
 mod audit_log;
-mod bare;
+mod audit_sealing;
+mod bare_axum;
 mod client;
+mod environment;
 mod generator;
 mod growth;
 mod keys;
-mod ledger;
 mod machine;
 mod mixed;
 mod options;
@@ -21,7 +22,6 @@ mod seed;
 mod sessions;
 mod stats;
 mod table;
-mod world;
 mod wrk;
 
 use std::process::ExitCode;
@@ -29,13 +29,13 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use self::{
-    options::{Options, Part},
-    world::World,
+    environment::BenchEnvironment,
+    options::{BenchmarkPart, Options},
 };
 
 fn main() -> ExitCode {
-    if std::env::args().nth(1).as_deref() == Some(bare::SERVER_ARGUMENT) {
-        return exit_code(bare::serve());
+    if std::env::args().nth(1).as_deref() == Some(bare_axum::SERVER_ARGUMENT) {
+        return exit_code(bare_axum::serve());
     }
     let options = Options::parse();
     // One thread, because the kernel stops the child processes when the thread that started them
@@ -46,7 +46,7 @@ fn main() -> ExitCode {
             runtime.block_on(async {
                 tokio::select! {
                     result = run(&options) => result,
-                    stopped = process::stop_signal() => stopped,
+                    stopped = process::wait_for_stop_signal() => stopped,
                 }
             })
         },
@@ -64,28 +64,28 @@ fn exit_code(result: Result<(), String>) -> ExitCode {
 }
 
 async fn run(options: &Options) -> Result<(), String> {
-    let world = World::start().await?;
+    let world = BenchEnvironment::start().await?;
     machine::describe(options, &world).await?;
-    if options.wants(Part::Rows) {
+    if options.includes(BenchmarkPart::Rows) {
         rows::measure(options, &world).await?;
     }
-    if options.wants(Part::Mixed) {
+    if options.includes(BenchmarkPart::Mixed) {
         mixed::measure(options, &world).await?;
     }
-    if options.wants(Part::Revoke) {
+    if options.includes(BenchmarkPart::Revoke) {
         revoke::measure(options, &world).await?;
     }
-    if options.wants(Part::Sessions) {
+    if options.includes(BenchmarkPart::Sessions) {
         sessions::measure(options, &world).await?;
     }
-    if options.wants(Part::Growth) {
+    if options.includes(BenchmarkPart::Growth) {
         growth::measure(options, &world).await?;
     }
-    if options.wants(Part::Log) {
+    if options.includes(BenchmarkPart::Log) {
         audit_log::measure(options, &world).await?;
     }
-    if options.wants(Part::Ledger) {
-        Box::pin(ledger::measure(options, &world)).await?;
+    if options.includes(BenchmarkPart::Ledger) {
+        Box::pin(audit_sealing::measure(options, &world)).await?;
     }
     Ok(())
 }

@@ -5,14 +5,14 @@
 use std::time::Duration;
 
 use crate::{
-    client::request,
-    generator::{Load, Pace, Taken, taken},
+    client::format_request,
+    environment::BenchEnvironment,
+    generator::{Load, LoadResult, Pace, join_load},
     options::Options,
-    process::settle,
+    process::wait_until_idle,
     seed::{self, USER_COUNT},
-    stats::{median, millis, number, percentile},
+    stats::{format_millis, format_number, median, percentile},
     table::Table,
-    world::World,
 };
 
 const VERIFY_PATH: &str = "/v1/auth/verify";
@@ -20,7 +20,7 @@ const VERIFY_PATH: &str = "/v1/auth/verify";
 const PACES: [(Pace, u32, &str); 3] = [
     (Pace::PerSecond(2_000), 16, "2,000/s"),
     (Pace::PerSecond(10_000), 16, "10,000/s"),
-    (Pace::Loop, 48, "full speed"),
+    (Pace::ClosedLoop, 48, "full speed"),
 ];
 /// Concurrent sign-ins, each of another user.
 const SIGN_INS: u32 = USER_COUNT;
@@ -53,15 +53,15 @@ const TARGETS: [(Target, &str); 2] = [(Target::Service, "verify"), (Target::Bare
 
 /// One round of one situation.
 struct Sample {
-    keys: Taken,
-    background: Option<Taken>,
+    keys: LoadResult,
+    background: Option<LoadResult>,
 }
 
 /// The rounds of each situation.
 type Samples = [Vec<Sample>; SITUATIONS.len()];
 
 /// Measures the situations and prints the table.
-pub(crate) async fn measure(options: &Options, world: &World) -> Result<(), String> {
+pub(crate) async fn measure(options: &Options, world: &BenchEnvironment) -> Result<(), String> {
     let mut samples: [[Samples; TARGETS.len()]; PACES.len()] = Default::default();
     for round in 1..=options.rounds() {
         for ((pace, connections, speed), samples) in PACES.iter().zip(&mut samples) {
@@ -71,7 +71,7 @@ pub(crate) async fn measure(options: &Options, world: &World) -> Result<(), Stri
                     let sample =
                         measure_round(options, world, *target, *background, (*pace, *connections));
                     samples.push(sample.await?);
-                    settle(world.postgres.pid()).await;
+                    wait_until_idle(world.postgres.pid()).await;
                 }
             }
         }
@@ -82,7 +82,7 @@ pub(crate) async fn measure(options: &Options, world: &World) -> Result<(), Stri
 
 async fn measure_round(
     options: &Options,
-    world: &World,
+    world: &BenchEnvironment,
     target: Target,
     background: BackgroundTraffic,
     (pace, connections): (Pace, u32),
@@ -94,34 +94,35 @@ async fn measure_round(
         requests,
         pace,
         connections,
-        lasting: Some(lasting),
+        duration: Some(lasting),
     };
     let other = match background {
         BackgroundTraffic::Nothing => None,
         BackgroundTraffic::SignIns => {
             let logins = world.account.logins.iter();
-            let logins = logins.map(|login| request("POST", "/v1/auth/login", None, Some(login)));
-            Some(load(service, logins.collect(), Pace::Loop, SIGN_INS).start())
+            let logins =
+                logins.map(|login| format_request("POST", "/v1/auth/login", None, Some(login)));
+            Some(load(service, logins.collect(), Pace::ClosedLoop, SIGN_INS).start())
         }
         BackgroundTraffic::Flood => {
             let count = usize::try_from(lasting.as_secs()).unwrap_or(1) * FLOOD_RATE as usize;
-            let keys = seed::generate(&world.env, count)?;
+            let keys = seed::generate_keys(&world.env, count)?;
             let flood =
-                keys.iter().map(|key| request("GET", VERIFY_PATH, Some(key.reveal()), None));
+                keys.iter().map(|key| format_request("GET", VERIFY_PATH, Some(key.reveal()), None));
             Some(
                 load(service, flood.collect(), Pace::PerSecond(FLOOD_RATE), FLOOD_CONNECTIONS)
                     .start(),
             )
         }
     };
-    let verify = request("GET", VERIFY_PATH, Some(&world.account.key), None);
+    let verify = format_request("GET", VERIFY_PATH, Some(&world.account.key), None);
     let port = match target {
         Target::Service => service,
         Target::Bare => world.bare.port,
     };
-    let keys = load(port, vec![verify], pace, connections).finish().await?;
+    let keys = load(port, vec![verify], pace, connections).run_to_end().await?;
     let background = match other {
-        Some(other) => Some(taken(other).await?),
+        Some(other) => Some(join_load(other).await?),
         None => None,
     };
     Ok(Sample { keys, background })
@@ -142,7 +143,7 @@ fn print(samples: &[[Samples; TARGETS.len()]; PACES.len()]) {
     for ((.., speed), samples) in PACES.iter().zip(samples) {
         for ((_, target_name), samples) in TARGETS.iter().zip(samples) {
             for ((_, name, expected), own) in SITUATIONS.iter().zip(samples) {
-                table.row(row(
+                table.push_row(row(
                     &format!("{target_name}, {speed}, {name}"),
                     *expected,
                     own,
@@ -164,22 +165,24 @@ fn row(name: &str, expected: u16, samples: &[Sample], alone_samples: &[Sample]) 
     let of = |percent| median(samples.iter().map(|sample| at(sample, percent)));
     let ratio = |percent| {
         let pairs = samples.iter().zip(alone_samples);
-        number(median(pairs.map(|(sample, alone)| at(sample, percent) / at(alone, percent))), 2)
-            + " ×"
+        format_number(
+            median(pairs.map(|(sample, alone)| at(sample, percent) / at(alone, percent))),
+            2,
+        ) + " ×"
     };
     let failed: u64 = samples.iter().map(|sample| sample.keys.count_other_than(200)).sum();
-    let others: Vec<&Taken> =
+    let others: Vec<&LoadResult> =
         samples.iter().filter_map(|sample| sample.background.as_ref()).collect();
     let failed_others: u64 = others.iter().map(|other| other.count_other_than(expected)).sum();
     [
         name.to_owned(),
-        number(median(samples.iter().map(|sample| sample.keys.rate())), 0),
-        millis(of(50)),
+        format_number(median(samples.iter().map(|sample| sample.keys.rate())), 0),
+        format_millis(of(50)),
         ratio(50),
-        millis(of(99)),
+        format_millis(of(99)),
         ratio(99),
         failed.to_string(),
-        number(median(others.iter().map(|other| other.rate())), 0),
+        format_number(median(others.iter().map(|other| other.rate())), 0),
         if others.is_empty() { "–".to_owned() } else { failed_others.to_string() },
     ]
 }

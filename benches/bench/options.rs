@@ -20,7 +20,7 @@ pub(crate) struct Options {
     pub(crate) full: bool,
     /// Measure only these parts.
     #[arg(long, value_enum, value_delimiter = ',')]
-    only: Vec<Part>,
+    only: Vec<BenchmarkPart>,
     /// Passed by cargo.
     #[arg(long, hide = true)]
     bench: bool,
@@ -28,7 +28,7 @@ pub(crate) struct Options {
 
 /// A part of the benchmark.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Part {
+pub(crate) enum BenchmarkPart {
     /// The table of requests.
     Rows,
     /// Key verification next to sign-ins and a flood of unknown keys.
@@ -57,7 +57,7 @@ impl Options {
     }
 
     /// Returns `true` if a part is to be measured.
-    pub(crate) fn wants(&self, part: Part) -> bool {
+    pub(crate) fn includes(&self, part: BenchmarkPart) -> bool {
         self.only.is_empty() || self.only.contains(&part)
     }
 }

@@ -50,7 +50,7 @@ impl Process {
     }
 
     /// Returns the exit status if the process has exited.
-    pub(crate) fn ended(&mut self) -> Option<ExitStatus> {
+    pub(crate) fn exit_status(&mut self) -> Option<ExitStatus> {
         self.child.try_wait().ok().flatten()
     }
 }
@@ -58,11 +58,11 @@ impl Process {
 impl Drop for Process {
     fn drop(&mut self) {
         let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw);
-        if let (Some(pid), None) = (pid, self.ended()) {
+        if let (Some(pid), None) = (pid, self.exit_status()) {
             kill_process(pid, Signal::TERM).ok();
         }
         for _ in 0..1500 {
-            if self.ended().is_some() {
+            if self.exit_status().is_some() {
                 return;
             }
             thread::sleep(Duration::from_millis(20));
@@ -74,7 +74,7 @@ impl Drop for Process {
 }
 
 /// Waits for SIGINT or SIGTERM, and returns it as an error.
-pub(crate) async fn stop_signal() -> Result<(), String> {
+pub(crate) async fn wait_for_stop_signal() -> Result<(), String> {
     let install =
         |kind| signal(kind).map_err(|error| format!("cannot listen for signals: {error}"));
     let mut interrupt = install(SignalKind::interrupt())?;
@@ -124,7 +124,7 @@ pub(crate) fn resident_kilobytes(pid: u32) -> Option<u64> {
 
 /// Waits until PostgreSQL has written what the load left behind: 300 ms, and then until it uses at
 /// most one tick in 100 ms. Gives up after twenty seconds.
-pub(crate) async fn settle(postgres: u32) {
+pub(crate) async fn wait_until_idle(postgres: u32) {
     tokio::time::sleep(Duration::from_millis(300)).await;
     let mut before = cpu_micros(postgres);
     for _ in 0..200 {

@@ -11,13 +11,13 @@ use sqlx::PgConnection;
 use tokio::{task::JoinHandle, time::Duration};
 
 use crate::{
-    client::{Client, request},
-    generator::{Load, Pace, Taken},
+    client::{Client, format_request},
+    environment::{BenchEnvironment, create_database},
+    generator::{Load, LoadResult, Pace},
     options::Options,
     seed::{self, Account},
-    stats::{float, median, millis, number, percentile},
+    stats::{format_millis, format_number, median, percentile, to_f64},
     table::Table,
-    world::{World, create_database},
 };
 
 const VERIFY_PATH: &str = "/v1/auth/verify";
@@ -50,7 +50,7 @@ struct Sample {
     /// Unexpected responses to a warm-up, a revocation or a check.
     failed: u64,
     /// The load of each node.
-    loads: Vec<Taken>,
+    loads: Vec<LoadResult>,
 }
 
 impl Sample {
@@ -66,15 +66,15 @@ impl Sample {
 }
 
 /// Measures and prints the table. The second node starts and stops in each round.
-pub(crate) async fn measure(options: &Options, world: &World) -> Result<(), String> {
+pub(crate) async fn measure(options: &Options, world: &BenchEnvironment) -> Result<(), String> {
     create_database(&world.postgres, DATABASE).await?;
-    let first = world.service(DATABASE, "revoke-a", &[]).await?;
-    let account = seed::account(first.port).await?;
+    let first = world.start_another_service(DATABASE, "revoke-a", &[]).await?;
+    let account = seed::create_account(first.port).await?;
     let mut samples = [Sample::default(), Sample::default()];
     for round in 1..=options.rounds() {
         eprintln!("round {round}: revocations, one node");
         samples[0].add(measure_situation(world, &account, &[first.port]).await?);
-        let second = world.service(DATABASE, "revoke-b", &[]).await?;
+        let second = world.start_another_service(DATABASE, "revoke-b", &[]).await?;
         eprintln!("round {round}: revocations, two nodes");
         samples[1].add(measure_situation(world, &account, &[first.port, second.port]).await?);
     }
@@ -84,7 +84,7 @@ pub(crate) async fn measure(options: &Options, world: &World) -> Result<(), Stri
 
 /// Revokes keys through the first port, under load on all ports.
 async fn measure_situation(
-    world: &World,
+    world: &BenchEnvironment,
     account: &Account,
     ports: &[u16],
 ) -> Result<Sample, String> {
@@ -104,19 +104,20 @@ fn start_load(
     port: u16,
     account: &Account,
     stop: &Arc<AtomicBool>,
-) -> JoinHandle<Result<Taken, String>> {
-    let (stop, verify) = (Arc::clone(stop), request("GET", VERIFY_PATH, Some(&account.key), None));
+) -> JoinHandle<Result<LoadResult, String>> {
+    let (stop, verify) =
+        (Arc::clone(stop), format_request("GET", VERIFY_PATH, Some(&account.key), None));
     tokio::spawn(async move {
-        let mut all = Taken::default();
+        let mut all = LoadResult::default();
         while !stop.load(Ordering::Relaxed) {
             let load = Load {
                 port,
                 requests: vec![verify.clone()],
                 pace: Pace::PerSecond(RATE),
                 connections: CONNECTIONS,
-                lasting: Some(Duration::from_secs(1)),
+                duration: Some(Duration::from_secs(1)),
             };
-            let result = load.finish().await?;
+            let result = load.run_to_end().await?;
             all.seconds += result.seconds;
             all.add(result);
         }
@@ -124,7 +125,11 @@ fn start_load(
     })
 }
 
-async fn revoke_all(world: &World, account: &Account, ports: &[u16]) -> Result<Sample, String> {
+async fn revoke_all(
+    world: &BenchEnvironment,
+    account: &Account,
+    ports: &[u16],
+) -> Result<Sample, String> {
     let mut clients = Vec::new();
     for port in ports {
         clients.push(Client::connect(*port).await.map_err(|error| error.to_string())?);
@@ -137,7 +142,7 @@ async fn revoke_all(world: &World, account: &Account, ports: &[u16]) -> Result<S
     for client in &mut clients {
         // The first use looks the key up; the second shows that it is accepted.
         for key in keys.iter().chain(&keys) {
-            sample.failed += u64::from(client.timed(&key.verify).await?.0.status != 200);
+            sample.failed += u64::from(client.send_timed(&key.verify).await?.0.status != 200);
         }
     }
     sample.nodes = count_nodes(&mut world.connect(DATABASE).await?).await?;
@@ -153,14 +158,14 @@ async fn create_key(
     sample: &mut Sample,
 ) -> Result<Key, String> {
     let body = json!({ "name": "to be revoked", "scope": "read-only" });
-    let create_request = request("POST", "/v1/api-keys", Some(&account.jwt), Some(&body));
-    let (answer, micros) = client.timed(&create_request).await?;
+    let create_request = format_request("POST", "/v1/api-keys", Some(&account.jwt), Some(&body));
+    let (answer, micros) = client.send_timed(&create_request).await?;
     sample.create_micros.push(micros);
     let created = answer.json()?;
-    let key = seed::text(&created["key"])?;
+    let key = seed::json_string(&created["key"])?;
     Ok(Key {
-        id: seed::text(&created["id"])?,
-        verify: request("GET", VERIFY_PATH, Some(&key), None),
+        id: seed::json_string(&created["id"])?,
+        verify: format_request("GET", VERIFY_PATH, Some(&key), None),
     })
 }
 
@@ -173,15 +178,15 @@ async fn revoke_key(
     sample: &mut Sample,
 ) -> Result<(), String> {
     let path = format!("/v1/api-keys/{}", key.id);
-    let revoke_request = request("DELETE", &path, Some(&account.jwt), None);
-    let (answer, micros) = clients[0].timed(&revoke_request).await?;
+    let revoke_request = format_request("DELETE", &path, Some(&account.jwt), None);
+    let (answer, micros) = clients[0].send_timed(&revoke_request).await?;
     if answer.status != 204 {
         sample.failed += 1;
         return Ok(());
     }
     sample.revoke_micros.push(micros);
     for client in clients.iter_mut().rev() {
-        match client.timed(&key.verify).await?.0.status {
+        match client.send_timed(&key.verify).await?.0.status {
             401 => sample.rejections += 1,
             200..300 => sample.successes += 1,
             _ => sample.failed += 1,
@@ -214,21 +219,21 @@ fn print(samples: &[Sample]) {
         "other failed",
     ]);
     for sample in samples {
-        let nodes = float(u64::try_from(sample.nodes).unwrap_or_default());
-        let load_rate = median(sample.loads.iter().map(Taken::rate)) * nodes;
+        let nodes = to_f64(u64::try_from(sample.nodes).unwrap_or_default());
+        let load_rate = median(sample.loads.iter().map(LoadResult::rate)) * nodes;
         let load_failures: u64 = sample.loads.iter().map(|load| load.count_other_than(200)).sum();
-        table.row([
+        table.push_row([
             sample.nodes.to_string(),
             sample.revoke_micros.len().to_string(),
-            millis(median(sample.revoke_micros.iter().copied())),
-            millis(percentile(&sample.revoke_micros, 99)),
-            millis(percentile(&sample.revoke_micros, 100)),
-            millis(median(sample.create_micros.iter().copied())),
-            number(float(sample.rejections + sample.successes), 0),
-            number(float(sample.rejections), 0),
+            format_millis(median(sample.revoke_micros.iter().copied())),
+            format_millis(percentile(&sample.revoke_micros, 99)),
+            format_millis(percentile(&sample.revoke_micros, 100)),
+            format_millis(median(sample.create_micros.iter().copied())),
+            format_number(to_f64(sample.rejections + sample.successes), 0),
+            format_number(to_f64(sample.rejections), 0),
             sample.successes.to_string(),
             sample.failed.to_string(),
-            number(load_rate, 0),
+            format_number(load_rate, 0),
             load_failures.to_string(),
         ]);
     }

@@ -5,14 +5,14 @@ use std::{path::Path, time::Duration};
 use tokio::time::sleep;
 
 use crate::{
-    keys::Keys,
+    environment::{BenchEnvironment, Server, ServiceStartError},
+    keys::KeyFiles,
     options::Options,
-    process::{cpu_micros, resident_kilobytes, settle},
+    process::{cpu_micros, resident_kilobytes, wait_until_idle},
     seed::USER_COUNT,
-    stats::{float, median, millis, number},
+    stats::{format_millis, format_number, median, to_f64},
     table::Table,
-    world::{ServiceStartError, Server, World},
-    wrk::{self, Outcome, Traffic},
+    wrk::{self, Traffic, WrkResult},
 };
 
 const VERIFY_PATH: &str = "/v1/auth/verify";
@@ -64,11 +64,11 @@ impl<'a> Row<'a> {
     fn failed(&self) -> u64 {
         let failed = self.samples.iter().map(|Sample { outcome, .. }| {
             let wrong = if self.expects_rejection {
-                outcome.requests - outcome.refused
+                outcome.requests - outcome.error_responses
             } else {
-                outcome.refused
+                outcome.error_responses
             };
-            wrong + outcome.broken
+            wrong + outcome.connection_errors
         });
         failed.sum()
     }
@@ -77,7 +77,7 @@ impl<'a> Row<'a> {
 /// One round of one row.
 #[derive(Clone, Copy)]
 struct Sample {
-    outcome: Outcome,
+    outcome: WrkResult,
     /// The CPU time of the server and of PostgreSQL, in microseconds.
     server_cpu: u64,
     postgres_cpu: u64,
@@ -86,27 +86,30 @@ struct Sample {
 
 impl Sample {
     fn rate(&self) -> f64 {
-        float(self.outcome.requests) / float(self.outcome.micros) * 1e6
+        to_f64(self.outcome.requests) / to_f64(self.outcome.micros) * 1e6
     }
 
     fn cpu(&self) -> f64 {
-        float(self.server_cpu) / float(self.outcome.requests)
+        to_f64(self.server_cpu) / to_f64(self.outcome.requests)
     }
 }
 
 fn same_request(path: &'static str, bearer: &str) -> Traffic {
-    Traffic::Same { path, bearer: bearer.to_owned() }
+    Traffic::SameRequest { path, bearer: bearer.to_owned() }
 }
 
 /// Measures all rows and prints the table.
-pub(crate) async fn measure(options: &Options, world: &World) -> Result<(), String> {
-    let keys = Keys::make(options, world).await?;
-    let strict =
-        world.service("main", "strict", &[("CALL2ME_AUTH__AUDIT__DURABILITY", "strict")]).await;
+pub(crate) async fn measure(options: &Options, world: &BenchEnvironment) -> Result<(), String> {
+    let keys = KeyFiles::create(options, world).await?;
+    let strict = world
+        .start_another_service("main", "strict", &[("CALL2ME_AUTH__AUDIT__DURABILITY", "strict")])
+        .await;
     let (strict, unavailable) = match strict {
         Ok(server) => (Some(server), None),
         // The service exits with this status if it does not know the setting.
-        Err(ServiceStartError::Ended(status, line)) if status.code() == Some(2) => (None, Some(line)),
+        Err(ServiceStartError::Exited(status, line)) if status.code() == Some(2) => {
+            (None, Some(line))
+        }
         Err(reason) => return Err(reason.into()),
     };
     let counted_before = counted_as_unknown(world).await?;
@@ -137,7 +140,7 @@ pub(crate) async fn measure(options: &Options, world: &World) -> Result<(), Stri
 
 /// Returns the number of requests that the service has counted as unknown. It stores its counts
 /// every five seconds.
-async fn counted_as_unknown(world: &World) -> Result<i64, String> {
+async fn counted_as_unknown(world: &BenchEnvironment) -> Result<i64, String> {
     sleep(Duration::from_millis(5500)).await;
     sqlx::query_scalar("SELECT coalesce(sum(attempts), 0)::bigint FROM unknown_credential_counts")
         .fetch_one(&mut world.connect("main").await?)
@@ -145,17 +148,22 @@ async fn counted_as_unknown(world: &World) -> Result<i64, String> {
         .map_err(|error| error.to_string())
 }
 
-fn rows<'a>(world: &'a World, keys: &Keys, strict: Option<&'a Server>) -> Vec<Row<'a>> {
+fn rows<'a>(
+    world: &'a BenchEnvironment,
+    keys: &KeyFiles,
+    strict: Option<&'a Server>,
+) -> Vec<Row<'a>> {
     let (account, service) = (&world.account, Some(&world.service));
     let key = || same_request(VERIFY_PATH, &account.key);
     let any = || Traffic::RandomKey { file: keys.warm.clone(), keys: keys.warm_count };
-    let next = |file: &Path, keys| Traffic::SequentialKeys { file: file.to_owned(), first: 0, keys };
+    let next =
+        |file: &Path, keys| Traffic::SequentialKeys { file: file.to_owned(), first: 0, keys };
     let login = Traffic::Posts {
         path: "/v1/auth/login",
         bodies: account.logins.iter().map(ToString::to_string).collect(),
     };
     let row = |name: &str, server, traffic| Row::new(name, server, traffic);
-    let warm = format!("verify, {} warm keys †", number(float(keys.warm_count as u64), 0));
+    let warm = format!("verify, {} warm keys †", format_number(to_f64(keys.warm_count as u64), 0));
     vec![
         row("bare axum", Some(&world.bare), key()),
         row("nginx, `return 200`", Some(&world.nginx), key()),
@@ -180,15 +188,15 @@ fn rows<'a>(world: &'a World, keys: &Keys, strict: Option<&'a Server>) -> Vec<Ro
 
 async fn measure_round(
     options: &Options,
-    world: &World,
+    world: &BenchEnvironment,
     row: &Row<'_>,
     server: &Server,
-    keys: &Keys,
+    keys: &KeyFiles,
     round: usize,
 ) -> Result<Sample, String> {
     if row.is_warmed_up {
         keys.warm_up(server.port).await?;
-        settle(world.postgres.pid()).await;
+        wait_until_idle(world.postgres.pid()).await;
     }
     let traffic = row.traffic.for_round(round);
     let (pid, postgres) = (server.process.pid(), world.postgres.pid());
@@ -196,7 +204,7 @@ async fn measure_round(
     let seconds = options.seconds();
     let outcome = wrk::run(world.folder(), server.port, &traffic, row.connections, seconds).await?;
     let resident_kilobytes = resident_kilobytes(pid).unwrap_or_default();
-    settle(postgres).await;
+    wait_until_idle(postgres).await;
     Ok(Sample {
         outcome,
         server_cpu: cpu_micros(pid).saturating_sub(before.0),
@@ -220,7 +228,7 @@ fn print(rows: &[Row<'_>]) {
     ]);
     for row in rows {
         let baseline = if row.baseline == Baseline::Script { SCRIPT_ROW } else { BARE_AXUM_ROW };
-        table.row(cells(row, &rows[baseline]));
+        table.push_row(cells(row, &rows[baseline]));
     }
     table.print("Requests");
 }
@@ -236,15 +244,15 @@ fn cells(row: &Row<'_>, baseline: &Row<'_>) -> Vec<String> {
     };
     vec![
         row.name.clone(),
-        number(of(Sample::rate), 0),
-        format!("{} %", number(ratio(Sample::rate) * 100.0, 1)),
-        number(of(Sample::cpu), 1),
-        format!("{} ×", number(ratio(Sample::cpu), 2)),
-        number(of(|s| float(s.postgres_cpu) / float(s.outcome.requests)), 1),
-        millis(of(|s| float(s.outcome.p50))),
-        millis(of(|s| float(s.outcome.p99))),
+        format_number(of(Sample::rate), 0),
+        format!("{} %", format_number(ratio(Sample::rate) * 100.0, 1)),
+        format_number(of(Sample::cpu), 1),
+        format!("{} ×", format_number(ratio(Sample::cpu), 2)),
+        format_number(of(|s| to_f64(s.postgres_cpu) / to_f64(s.outcome.requests)), 1),
+        format_millis(of(|s| to_f64(s.outcome.p50))),
+        format_millis(of(|s| to_f64(s.outcome.p99))),
         row.failed().to_string(),
-        number(of(|s| float(s.resident_kilobytes) / 1024.0), 0),
+        format_number(of(|s| to_f64(s.resident_kilobytes) / 1024.0), 0),
     ]
 }
 

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use crate::client::{Client, request};
+use crate::client::{Client, format_request};
 
 /// Keys per statement.
 const BATCH: usize = 10_000;
@@ -30,52 +30,52 @@ pub(crate) struct Account {
     /// A key of the user's workspace with the scope `admin`.
     pub(crate) key: String,
     /// The user's workspace.
-    pub(crate) workspace: Uuid,
+    pub(crate) workspace_id: Uuid,
 }
 
 /// Registers the users, and creates a key and five agents for one of them.
-pub(crate) async fn account(port: u16) -> Result<Account, String> {
+pub(crate) async fn create_account(port: u16) -> Result<Account, String> {
     let mut client = Client::connect(port).await.map_err(|error| error.to_string())?;
     let mut logins = Vec::new();
     let mut registered = Value::Null;
     for number in 1..=USER_COUNT {
         let login =
             json!({ "email": format!("bench{number}@call2me.example"), "password": PASSWORD });
-        registered = post(&mut client, "/v1/auth/register", None, &login).await?;
+        registered = post_json(&mut client, "/v1/auth/register", None, &login).await?;
         logins.push(login);
     }
-    let workspace = text(&registered["workspace"]["id"])?;
+    let workspace = json_string(&registered["workspace"]["id"])?;
     let workspace: WorkspaceId = workspace.parse().map_err(|_| "an id is malformed".to_owned())?;
-    let jwt = text(&registered["access_token"])?;
+    let jwt = json_string(&registered["access_token"])?;
     let body = json!({ "name": "bench", "scope": "admin" });
-    let created = post(&mut client, "/v1/api-keys", Some(&jwt), &body).await?;
+    let created = post_json(&mut client, "/v1/api-keys", Some(&jwt), &body).await?;
     for number in 1..=5 {
         let agent = json!({ "agent_name": format!("Agent {number}"), "language": "en",
                             "voice_id": "v_1", "greeting": "Good morning, what can I do for you?" });
-        post(&mut client, "/v1/agents", Some(&jwt), &agent).await?;
+        post_json(&mut client, "/v1/agents", Some(&jwt), &agent).await?;
     }
-    let key = text(&created["key"])?;
-    Ok(Account { logins, jwt, key, workspace: workspace.uuid() })
+    let key = json_string(&created["key"])?;
+    Ok(Account { logins, jwt, key, workspace_id: workspace.uuid() })
 }
 
 /// Posts JSON. Any response but a success is an error.
-pub(crate) async fn post(
+pub(crate) async fn post_json(
     client: &mut Client,
     path: &str,
     bearer: Option<&str>,
     body: &Value,
 ) -> Result<Value, String> {
-    let post_request = request("POST", path, bearer, Some(body));
+    let post_request = format_request("POST", path, bearer, Some(body));
     client.send(&post_request).await.map_err(|error| error.to_string())?.json()
 }
 
 /// Returns the text in a response.
-pub(crate) fn text(value: &Value) -> Result<String, String> {
+pub(crate) fn json_string(value: &Value) -> Result<String, String> {
     value.as_str().map(str::to_owned).ok_or_else(|| "a response lacks a text".to_owned())
 }
 
 /// Generates keys as the service does.
-pub(crate) fn generate(env: &Env, count: usize) -> Result<Vec<ApiKeySecret>, String> {
+pub(crate) fn generate_keys(env: &Env, count: usize) -> Result<Vec<ApiKeySecret>, String> {
     let live: Environment = "live".parse().map_err(|_| "a label is malformed".to_owned())?;
     Ok((0..count).map(|_| ApiKeySecret::generate(&live, |bytes| env.entropy.fill(bytes))).collect())
 }
@@ -104,7 +104,7 @@ pub(crate) async fn store_keys(
         let digests: Vec<Vec<u8>> =
             batch.iter().map(|key| key.digest().as_bytes().to_vec()).collect();
         let (starts, ends): (Vec<String>, Vec<String>) =
-            batch.iter().map(ApiKeySecret::shown).unzip();
+            batch.iter().map(ApiKeySecret::display_ends).unzip();
         sqlx::query(
             "INSERT INTO api_keys
                  (id, workspace_id, name, scope, digest, display_start, display_end, created_at)
@@ -121,12 +121,12 @@ pub(crate) async fn store_keys(
         .await
         .map_err(|error| format!("cannot store keys: {error}"))?;
     }
-    execute(connection, "ANALYZE api_keys").await?;
-    execute(connection, "CHECKPOINT").await
+    execute_sql(connection, "ANALYZE api_keys").await?;
+    execute_sql(connection, "CHECKPOINT").await
 }
 
 /// Runs a constant SQL statement.
-pub(crate) async fn execute(
+pub(crate) async fn execute_sql(
     connection: &mut PgConnection,
     sql: &'static str,
 ) -> Result<(), String> {

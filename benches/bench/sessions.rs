@@ -6,12 +6,12 @@ use serde_json::{Value, json};
 use sqlx::PgConnection;
 
 use crate::{
-    client::{Client, request},
+    client::{Client, format_request},
+    environment::{BenchEnvironment, create_database},
     options::Options,
-    seed::{post, text},
-    stats::{median, millis, number, percentile},
+    seed::{json_string, post_json},
+    stats::{format_millis, format_number, median, percentile},
     table::Table,
-    world::{World, create_database},
 };
 
 const DATABASE: &str = "sessions";
@@ -70,12 +70,12 @@ struct SessionUser {
 }
 
 /// Measures and prints both tables.
-pub(crate) async fn measure(options: &Options, world: &World) -> Result<(), String> {
+pub(crate) async fn measure(options: &Options, world: &BenchEnvironment) -> Result<(), String> {
     create_database(&world.postgres, DATABASE).await?;
     // Both nodes are of one deployment, so they have the same issuer of tokens.
     let issuer = [("CALL2ME_AUTH__SERVER__PUBLIC_URL", "http://127.0.0.1")];
-    let first = world.service(DATABASE, "sessions-a", &issuer).await?;
-    let second = world.service(DATABASE, "sessions-b", &issuer).await?;
+    let first = world.start_another_service(DATABASE, "sessions-a", &issuer).await?;
+    let second = world.start_another_service(DATABASE, "sessions-b", &issuer).await?;
     let mut nodes = Vec::new();
     for port in [first.port, second.port] {
         nodes.push(Client::connect(port).await.map_err(|error| error.to_string())?);
@@ -113,7 +113,7 @@ fn address(name: &str) -> String {
 
 async fn register(client: &mut Client, name: &str) -> Result<Value, String> {
     let body = json!({ "email": address(name), "password": PASSWORD });
-    post(client, "/v1/auth/register", None, &body).await
+    post_json(client, "/v1/auth/register", None, &body).await
 }
 
 /// Signs in and returns the latency in microseconds.
@@ -125,7 +125,7 @@ async fn sign_in(
 ) -> Result<f64, String> {
     let body = json!({ "email": address(name), "password": password });
     let (answer, micros) =
-        client.timed(&request("POST", "/v1/auth/login", None, Some(&body))).await?;
+        client.send_timed(&format_request("POST", "/v1/auth/login", None, Some(&body))).await?;
     if answer.status == status {
         Ok(micros)
     } else {
@@ -142,7 +142,7 @@ async fn create_user(
     name: &str,
 ) -> Result<SessionUser, String> {
     let registered = register(&mut nodes[0], name).await?;
-    let id = text(&registered["user"]["id"])?;
+    let id = json_string(&registered["user"]["id"])?;
     let mut login = json!({ "email": address(name), "password": PASSWORD });
     if matches!(ending, Ending::Removed) {
         sqlx::query(
@@ -157,20 +157,27 @@ async fn create_user(
         .map_err(|error| error.to_string())?;
         login["workspace_id"] = owner["workspace"]["id"].clone();
     }
-    let pair = post(&mut nodes[0], "/v1/auth/login", None, &login).await?;
+    let pair = post_json(&mut nodes[0], "/v1/auth/login", None, &login).await?;
     let (requesting_token, ended_token) =
-        (text(&registered["access_token"])?, text(&pair["access_token"])?);
+        (json_string(&registered["access_token"])?, json_string(&pair["access_token"])?);
     for client in nodes {
         // The first request looks the session up; the second shows that it is accepted.
         for _ in 0..2 {
-            let answer =
-                client.timed(&request("GET", VERIFY_PATH, Some(&ended_token), None)).await?.0;
+            let answer = client
+                .send_timed(&format_request("GET", VERIFY_PATH, Some(&ended_token), None))
+                .await?
+                .0;
             if answer.status != 200 {
                 return Err(format!("a new session got {}", answer.status));
             }
         }
     }
-    Ok(SessionUser { id, requesting_token, ended_token, refresh: text(&pair["refresh_token"])? })
+    Ok(SessionUser {
+        id,
+        requesting_token,
+        ended_token,
+        refresh: json_string(&pair["refresh_token"])?,
+    })
 }
 
 /// Ends a session through the first node and tries it at once on all nodes, on the last node first.
@@ -184,44 +191,59 @@ async fn end_session(
     let SessionUser { id, requesting_token, ended_token, refresh } = user;
     let password = json!({ "password": PASSWORD });
     let (end_request, expected) = match ending {
-        Ending::SignOut => (request("POST", "/v1/auth/logout", Some(ended_token), None), 204),
+        Ending::SignOut => {
+            (format_request("POST", "/v1/auth/logout", Some(ended_token), None), 204)
+        }
         Ending::One => {
             let path = format!("/v1/auth/sessions/{}", session_of(ended_token)?);
-            (request("DELETE", &path, Some(requesting_token), None), 204)
+            (format_request("DELETE", &path, Some(requesting_token), None), 204)
         }
         Ending::Others => {
-            (request("DELETE", "/v1/auth/sessions", Some(requesting_token), None), 204)
+            (format_request("DELETE", "/v1/auth/sessions", Some(requesting_token), None), 204)
         }
         Ending::Password => {
             let new = json!({ "current_password": PASSWORD, "new_password": "another walk, another clock" });
-            (request("POST", "/v1/auth/password/change", Some(requesting_token), Some(&new)), 204)
+            (
+                format_request(
+                    "POST",
+                    "/v1/auth/password/change",
+                    Some(requesting_token),
+                    Some(&new),
+                ),
+                204,
+            )
         }
         Ending::Reuse => {
             let old = json!({ "refresh_token": refresh });
-            let next = post(&mut nodes[0], "/v1/auth/refresh", None, &old).await?;
+            let next = post_json(&mut nodes[0], "/v1/auth/refresh", None, &old).await?;
             let next = json!({ "refresh_token": next["refresh_token"] });
-            post(&mut nodes[0], "/v1/auth/refresh", None, &next).await?;
-            (request("POST", "/v1/auth/refresh", None, Some(&old)), 401)
+            post_json(&mut nodes[0], "/v1/auth/refresh", None, &next).await?;
+            (format_request("POST", "/v1/auth/refresh", None, Some(&old)), 401)
         }
         Ending::Removed => {
-            let token = text(&owner["access_token"])?;
-            (request("DELETE", &format!("/v1/members/{id}"), Some(&token), None), 204)
+            let token = json_string(&owner["access_token"])?;
+            (format_request("DELETE", &format!("/v1/members/{id}"), Some(&token), None), 204)
         }
         Ending::Workspace => {
-            (request("DELETE", "/v1/workspace", Some(ended_token), Some(&password)), 204)
+            (format_request("DELETE", "/v1/workspace", Some(ended_token), Some(&password)), 204)
         }
         Ending::Account => {
-            (request("DELETE", "/v1/users/me", Some(requesting_token), Some(&password)), 204)
+            (format_request("DELETE", "/v1/users/me", Some(requesting_token), Some(&password)), 204)
         }
     };
-    let (answer, micros) = nodes[0].timed(&end_request).await?;
+    let (answer, micros) = nodes[0].send_timed(&end_request).await?;
     if answer.status != expected {
         sample.failed += 1;
         return Ok(());
     }
     sample.latencies.push(micros);
     for client in nodes.iter_mut().rev() {
-        match client.timed(&request("GET", VERIFY_PATH, Some(ended_token), None)).await?.0.status {
+        match client
+            .send_timed(&format_request("GET", VERIFY_PATH, Some(ended_token), None))
+            .await?
+            .0
+            .status
+        {
             401 => sample.rejected += 1,
             200..300 => sample.successes += 1,
             _ => sample.failed += 1,
@@ -235,7 +257,7 @@ fn session_of(token: &str) -> Result<String, String> {
     let claims = token.split('.').nth(1).unwrap_or_default();
     let claims = BASE64URL_NOPAD.decode(claims.as_bytes()).map_err(|error| error.to_string())?;
     let claims: Value = serde_json::from_slice(&claims).map_err(|error| error.to_string())?;
-    text(&claims["sid"])
+    json_string(&claims["sid"])
 }
 
 fn print(samples: &[Sample]) {
@@ -250,11 +272,11 @@ fn print(samples: &[Sample]) {
         "failed",
     ]);
     for ((_, name), sample) in ENDINGS.iter().zip(samples) {
-        table.row([
+        table.push_row([
             (*name).to_owned(),
             sample.latencies.len().to_string(),
-            millis(median(sample.latencies.iter().copied())),
-            millis(percentile(&sample.latencies, 99)),
+            format_millis(median(sample.latencies.iter().copied())),
+            format_millis(percentile(&sample.latencies, 99)),
             (sample.rejected + sample.successes).to_string(),
             sample.rejected.to_string(),
             sample.successes.to_string(),
@@ -273,12 +295,12 @@ fn print_failed(unknown: &[f64], wrong: &[f64]) {
     let mut table = Table::new(&["failed sign-in", "times", "p50 ms", "vs. unknown", "p99 ms"]);
     let of_unknown = |own: &[f64]| median(own.iter().copied()) / median(unknown.iter().copied());
     for (name, own) in [("unknown email address", unknown), ("wrong password", wrong)] {
-        table.row([
+        table.push_row([
             name.to_owned(),
             own.len().to_string(),
-            millis(median(own.iter().copied())),
-            number(of_unknown(own), 3) + " ×",
-            millis(percentile(own, 99)),
+            format_millis(median(own.iter().copied())),
+            format_number(of_unknown(own), 3) + " ×",
+            format_millis(percentile(own, 99)),
         ]);
     }
     table.print("Failed sign-ins take the same time for known and unknown email addresses");

@@ -26,12 +26,12 @@ pub(crate) fn percentile(values: &[f64], percent: usize) -> f64 {
 
 /// Converts a whole number.
 #[expect(clippy::cast_precision_loss, reason = "all numbers here are far below 2^52")]
-pub(crate) fn float(number: u64) -> f64 {
+pub(crate) fn to_f64(number: u64) -> f64 {
     number as f64
 }
 
 /// Formats a number with this many decimals, and with commas between the thousands.
-pub(crate) fn number(value: f64, digits: usize) -> String {
+pub(crate) fn format_number(value: f64, digits: usize) -> String {
     if value.is_nan() {
         return "–".to_owned();
     }
@@ -48,11 +48,11 @@ pub(crate) fn number(value: f64, digits: usize) -> String {
 }
 
 /// Formats microseconds as milliseconds.
-pub(crate) fn millis(micros: f64) -> String {
-    number(micros / 1000.0, 2)
+pub(crate) fn format_millis(micros: f64) -> String {
+    format_number(micros / 1000.0, 2)
 }
 
 /// Converts a duration to microseconds.
-pub(crate) fn micros(duration: Duration) -> f64 {
+pub(crate) fn duration_micros(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1e6
 }

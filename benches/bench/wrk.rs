@@ -29,7 +29,7 @@ end
 #[derive(Clone)]
 pub(crate) enum Traffic {
     /// The same `GET` every time, which costs the load generator the least.
-    Same { path: &'static str, bearer: String },
+    SameRequest { path: &'static str, bearer: String },
     /// These `POST`s in order, and then again from the first.
     Posts { path: &'static str, bodies: Vec<String> },
     /// `GET /v1/auth/verify`, each time with a random key of a file.
@@ -40,15 +40,15 @@ pub(crate) enum Traffic {
 
 /// The result of a run.
 #[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Outcome {
+pub(crate) struct WrkResult {
     /// The number of responses.
     pub(crate) requests: u64,
     /// The duration in microseconds.
     pub(crate) micros: u64,
     /// Responses with a status of 400 or more.
-    pub(crate) refused: u64,
+    pub(crate) error_responses: u64,
     /// Failed connections and timeouts.
-    pub(crate) broken: u64,
+    pub(crate) connection_errors: u64,
     /// The median latency in microseconds.
     pub p50: u64,
     /// The 99th percentile of the latency in microseconds.
@@ -69,7 +69,7 @@ impl Traffic {
     fn script(&self) -> String {
         let mut text = String::new();
         match self {
-            Self::Same { path, bearer } => {
+            Self::SameRequest { path, bearer } => {
                 writeln!(text, "wrk.path = {path:?}").ok();
                 writeln!(text, "wrk.headers[\"Authorization\"] = \"Bearer {bearer}\"").ok();
             }
@@ -128,7 +128,7 @@ pub(crate) async fn run(
     traffic: &Traffic,
     connections: usize,
     seconds: u64,
-) -> Result<Outcome, String> {
+) -> Result<WrkResult, String> {
     let script = folder.join("wrk.lua");
     fs::write(&script, traffic.script()).map_err(|error| format!("cannot write: {error}"))?;
     let output = Command::new("wrk")
@@ -152,5 +152,12 @@ pub(crate) async fn run(
     let [requests, micros, refused, broken, p50, p99] = numbers[..] else {
         return Err(format!("wrk failed: {text}{}", String::from_utf8_lossy(&output.stderr)));
     };
-    Ok(Outcome { requests, micros, refused, broken, p50, p99 })
+    Ok(WrkResult {
+        requests,
+        micros,
+        error_responses: refused,
+        connection_errors: broken,
+        p50,
+        p99,
+    })
 }

@@ -8,20 +8,20 @@
 //! [`Sealer`] appends events to the hash chain of their workspace, [`verifier`] checks the chain,
 //! and [`Retention`] drops old months.
 
-mod follower;
 mod reader;
 mod retention;
 mod sealer;
-mod unknown;
+mod stream_subscriptions;
+mod unknown_credentials;
 pub mod verifier;
 mod writer;
 
-pub use follower::{Follower, Followers};
 pub use reader::AuditLog;
 pub use retention::Retention;
 pub use sealer::{SealCounts, Sealer};
-pub use unknown::UnknownCredentialCounts;
-pub use writer::{AuditCounts, AuditWriter, Permit, AuditWriterTask};
+pub use stream_subscriptions::{StreamSubscription, StreamSubscriptions};
+pub use unknown_credentials::UnknownCredentialCounts;
+pub use writer::{AuditCounts, AuditPermit, AuditWriter, AuditWriterTask};
 
 use crate::{
     env::Env,

@@ -8,16 +8,16 @@ use std::sync::Arc;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use uuid::Uuid;
 
-use super::Followers;
+use super::StreamSubscriptions;
 use crate::{
     config::Pool,
     model::{
         audit::{Event, EventFilter},
         id::{EventId, Id as _},
-        page::{Items, Page},
+        page::{ListPage, PageRequest},
         principal::Caller,
     },
-    store::{self, Store, StoreError, chains::Sealed},
+    store::{self, Store, StoreError, audit_chains::SealedEvent},
 };
 
 /// Number of events that an export reads at a time.
@@ -30,7 +30,7 @@ const SEALED_PAGE: usize = 500;
 pub struct AuditLog {
     store: Store,
     query_permits: Arc<Semaphore>,
-    subscriptions: Followers,
+    subscriptions: StreamSubscriptions,
 }
 
 impl AuditLog {
@@ -38,7 +38,7 @@ impl AuditLog {
     #[must_use]
     pub fn new(store: Store, pool: &Pool) -> Self {
         let permits = usize::try_from(pool.max_connections / 4).unwrap_or(1).max(1);
-        let subscriptions = Followers::default();
+        let subscriptions = StreamSubscriptions::default();
         Self { store, query_permits: Arc::new(Semaphore::new(permits)), subscriptions }
     }
 
@@ -46,7 +46,7 @@ impl AuditLog {
     ///
     /// # Errors
     /// [`StoreError::Aborted`] if the service stops.
-    pub async fn place(&self) -> Result<SemaphorePermit<'_>, StoreError> {
+    pub async fn acquire_query_permit(&self) -> Result<SemaphorePermit<'_>, StoreError> {
         self.query_permits.acquire().await.map_err(|_| StoreError::Aborted)
     }
 
@@ -58,9 +58,9 @@ impl AuditLog {
         &self,
         caller: &Caller,
         filter: &EventFilter,
-        page: Page,
-    ) -> Result<Items<Event<'static>>, StoreError> {
-        let _permit = self.place().await?;
+        page: PageRequest,
+    ) -> Result<ListPage<Event<'static>>, StoreError> {
+        let _permit = self.acquire_query_permit().await?;
         let mut tx = self.store.begin(caller.workspace(), None).await?;
         store::audit::list(&mut tx, caller.workspace(), filter, page).await
     }
@@ -69,14 +69,14 @@ impl AuditLog {
     ///
     /// # Errors
     /// [`StoreError`] if the query fails.
-    pub async fn event(
+    pub async fn find_event(
         &self,
         caller: &Caller,
         id: EventId,
     ) -> Result<Option<Event<'static>>, StoreError> {
         // The newest event whose id is not greater than this one.
         let next_id = Uuid::from_u128(id.uuid().as_u128().saturating_add(1));
-        let page = Page { limit: 1, before: Some(next_id), offset: 0 };
+        let page = PageRequest { limit: 1, before: Some(next_id), offset: 0 };
         let newest = self.list(caller, &EventFilter::default(), page).await?;
         Ok(newest.items.into_iter().next().filter(|event| event.id == id))
     }
@@ -87,17 +87,17 @@ impl AuditLog {
     ///
     /// # Errors
     /// [`StoreError`] if the query fails.
-    pub async fn export(
+    pub async fn export_page(
         &self,
         caller: &Caller,
         filter: &EventFilter,
         before: Option<Uuid>,
-    ) -> Result<Items<Event<'static>>, StoreError> {
-        let _permit = self.place().await?;
+    ) -> Result<ListPage<Event<'static>>, StoreError> {
+        let _permit = self.acquire_query_permit().await?;
         let mut tx = self.store.begin(caller.workspace(), None).await?;
         let times =
             EventFilter { since: filter.since, until: filter.until, ..EventFilter::default() };
-        let page = Page { limit: EXPORT_PAGE, before, offset: 0 };
+        let page = PageRequest { limit: EXPORT_PAGE, before, offset: 0 };
         store::audit::list(&mut tx, caller.workspace(), &times, page).await
     }
 
@@ -106,9 +106,9 @@ impl AuditLog {
     ///
     /// # Errors
     /// [`StoreError`] if the query fails.
-    pub async fn end(&self, caller: &Caller) -> Result<i64, StoreError> {
+    pub async fn chain_end(&self, caller: &Caller) -> Result<i64, StoreError> {
         let mut tx = self.store.begin(caller.workspace(), None).await?;
-        let head = store::chains::head(&mut tx, caller.workspace()).await?;
+        let head = store::audit_chains::get_head(&mut tx, caller.workspace()).await?;
         Ok(head.map_or(0, |head| head.sequence))
     }
 
@@ -117,20 +117,27 @@ impl AuditLog {
     ///
     /// # Errors
     /// [`StoreError`] if the query fails.
-    pub async fn sealed(
+    pub async fn list_sealed_events(
         &self,
         caller: &Caller,
         behind: i64,
         until: i64,
-    ) -> Result<Vec<Sealed>, StoreError> {
-        let _permit = self.place().await?;
+    ) -> Result<Vec<SealedEvent>, StoreError> {
+        let _permit = self.acquire_query_permit().await?;
         let mut tx = self.store.begin(caller.workspace(), None).await?;
-        store::chains::list_sealed_events_after(&mut tx, caller.workspace(), behind, until, SEALED_PAGE).await
+        store::audit_chains::list_sealed_events_after(
+            &mut tx,
+            caller.workspace(),
+            behind,
+            until,
+            SEALED_PAGE,
+        )
+        .await
     }
 
     /// Returns the subscriptions of event streams on this node.
     #[must_use]
-    pub fn followers(&self) -> &Followers {
+    pub fn subscriptions(&self) -> &StreamSubscriptions {
         &self.subscriptions
     }
 }

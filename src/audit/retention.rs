@@ -18,7 +18,7 @@ use crate::{
         audit::{Action, Actor, NewEvent},
         timestamp,
     },
-    store::{self, Store, StoreError, retention::Owner},
+    store::{self, Store, StoreError, retention::RetentionConnection},
 };
 
 /// Interval between two runs.
@@ -60,21 +60,23 @@ impl Retention {
     /// [`StoreError`] if a query fails, also if a long-running reader holds a lock. A later call
     /// continues.
     pub async fn prune(&self) -> Result<Vec<String>, StoreError> {
-        let Some(mut owner) = Owner::connect(&self.owner).await? else { return Ok(Vec::new()) };
+        let Some(mut owner) = RetentionConnection::connect(&self.owner).await? else {
+            return Ok(Vec::new());
+        };
         let dropped = self.prune_as(&mut owner).await;
         owner.close().await;
         dropped
     }
 
-    async fn prune_as(&self, owner: &mut Owner) -> Result<Vec<String>, StoreError> {
+    async fn prune_as(&self, owner: &mut RetentionConnection) -> Result<Vec<String>, StoreError> {
         let cutoff = self.env.clock.now() - self.period;
-        let partitions = owner.partitions().await?;
+        let partitions = owner.list_partitions().await?;
         let old = partitions.iter().filter(|month| month.has_events() && month.end <= cutoff);
         let Some(before) = old.map(|month| month.end).max() else { return Ok(Vec::new()) };
         // Seals stay one month longer: the clocks of nodes differ, so a seal may cover an event
         // that was created slightly later than its time says.
         let seals_before = previous_month(before);
-        let losing = self.store.losing_workspaces(before, seals_before).await?;
+        let losing = self.store.list_pending_prune_events(before, seals_before).await?;
         for (workspace, pruned) in losing {
             let metadata = json!({
                 "before": timestamp::format(pruned.before),
@@ -82,8 +84,8 @@ impl Retention {
                 "hash": pruned.hash,
             });
             let id = self.env.new_id();
-            let event =
-                NewEvent::new(id, workspace, Action::LogPruned, Actor::system()).with(metadata);
+            let event = NewEvent::new(id, workspace, Action::LogPruned, Actor::system())
+                .with_metadata(metadata);
             let mut tx = self.store.begin(workspace, None).await?;
             store::audit::insert(&mut tx, workspace, &event).await?;
             tx.commit().await?;
@@ -95,7 +97,7 @@ impl Retention {
         for month in partitions {
             let limit = if month.has_events() { before } else { seals_before };
             if month.end <= limit {
-                owner.drop(&month).await?;
+                owner.drop_partition(&month).await?;
                 info!(partition = month.name(), "dropped old audit events");
                 dropped.push(month.name().to_owned());
             }
@@ -105,11 +107,11 @@ impl Retention {
 
     /// Waits until all entries that are in the outbox now are sealed.
     async fn wait_until_sealed(&self) -> Result<(), StoreError> {
-        let Some((_, last)) = self.store.ledger_bounds().await? else { return Ok(()) };
+        let Some((_, last)) = self.store.outbox_bounds().await? else { return Ok(()) };
         let deadline = self.env.clock.monotonic() + SEAL_TIMEOUT;
-        while self.store.ledger_bounds().await?.is_some_and(|(first, _)| first <= last) {
+        while self.store.outbox_bounds().await?.is_some_and(|(first, _)| first <= last) {
             if self.env.clock.monotonic() > deadline {
-                return Err(StoreError::late());
+                return Err(StoreError::timed_out());
             }
             sleep(Duration::from_millis(100)).await;
         }

@@ -23,12 +23,12 @@ use tracing::warn;
 use crate::{
     env::Env,
     model::{
-        audit::{EventDigest, Run},
+        audit::{ChainSegment, EventDigest},
         id::{EventId, WorkspaceId},
     },
     store::{
         Store, StoreError,
-        ledger::{Entry, Sealing},
+        audit_outbox::{OutboxEntry, SealingTransaction},
     },
 };
 
@@ -175,7 +175,7 @@ impl Sealer {
                 .await
                 .map(Some)
         };
-        let progress = Store::within(BATCH_TIMEOUT, batch).await?;
+        let progress = Store::with_timeout(BATCH_TIMEOUT, batch).await?;
         if progress.is_some_and(|progress| progress != SealProgress::Empty) {
             *batch_size = batch_size.double();
         }
@@ -199,7 +199,7 @@ async fn seal_entries(
     env: &Env,
     counts: &SealCounts,
     newest: &mut i64,
-    mut sealing: Sealing,
+    mut sealing: SealingTransaction,
     after: i64,
     size: BatchSize,
 ) -> Result<SealProgress, StoreError> {
@@ -207,9 +207,9 @@ async fn seal_entries(
     let Some(last) = entries.iter().map(|entry| entry.id).max() else {
         return Ok(SealProgress::Empty);
     };
-    let mut segments: BTreeMap<WorkspaceId, Run> = BTreeMap::new();
+    let mut segments: BTreeMap<WorkspaceId, ChainSegment> = BTreeMap::new();
     for (workspace, _) in entries.iter().flat_map(|entry| &entry.events) {
-        segments.entry(*workspace).or_insert_with(|| Run::genesis(*workspace));
+        segments.entry(*workspace).or_insert_with(|| ChainSegment::genesis(*workspace));
     }
     for end in sealing.open_segments(segments.keys().copied()).await? {
         segments.insert(end.workspace_id, end);
@@ -240,17 +240,17 @@ async fn seal_entries(
 
 /// Computes the digests of events from their stored form. A missing event has the digest `MISSING`.
 async fn digests_of(
-    sealing: &mut Sealing,
+    sealing: &mut SealingTransaction,
     events: &[(WorkspaceId, EventId)],
 ) -> Result<Vec<EventDigest>, StoreError> {
-    let stored = sealing.events(events).await?;
+    let stored = sealing.load_events(events).await?;
     let digests: HashMap<_, _> = stored.iter().map(|event| (event.id, event.digest())).collect();
     let digest = |id: &EventId| digests.get(id).copied().unwrap_or(EventDigest::MISSING);
     Ok(events.iter().map(|(_, id)| digest(id)).collect())
 }
 
-fn lag(entries: &[Entry], now: OffsetDateTime) -> u64 {
-    let oldest = entries.iter().map(|entry| entry.since).min().unwrap_or(now);
+fn lag(entries: &[OutboxEntry], now: OffsetDateTime) -> u64 {
+    let oldest = entries.iter().map(|entry| entry.oldest_event_at).min().unwrap_or(now);
     (now - oldest).whole_milliseconds().try_into().unwrap_or_default()
 }
 

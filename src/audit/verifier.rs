@@ -17,10 +17,12 @@ use tokio::sync::mpsc;
 use uuid::Uuid;
 
 use crate::model::{
-    audit::{Action, ChainHash, Checkpoint, Event, EventDigest, Metadata, Pruned, Run},
-    id::{EventId, Id, WorkspaceId, moment},
+    audit::{
+        Action, ChainHash, ChainSegment, Checkpoint, Event, EventDigest, Metadata, PruneRecord,
+    },
+    id::{EventId, Id, WorkspaceId, creation_time},
 };
-use crate::store::{Store, StoreError, chains};
+use crate::store::{Store, StoreError, audit_chains};
 
 /// Number of events that are read at a time.
 const PAGE: i64 = 10_000;
@@ -112,7 +114,7 @@ impl fmt::Display for Problem {
 
 /// The result of verifying one workspace.
 #[derive(Debug, Clone, Serialize)]
-pub struct Verified {
+pub struct VerificationReport {
     /// The workspace's id.
     pub workspace_id: WorkspaceId,
     /// The first verified sequence number of the chain.
@@ -137,7 +139,7 @@ struct EventSummary {
     id: EventId,
     digest: EventDigest,
     /// The statement of retention, if this is its event.
-    pruned: Option<Pruned>,
+    pruned: Option<PruneRecord>,
 }
 
 impl From<&Event<'static>> for EventSummary {
@@ -160,7 +162,7 @@ pub async fn verify(
     store: &Store,
     workspace: WorkspaceId,
     checkpoints: &[Checkpoint],
-) -> Result<Verified, StoreError> {
+) -> Result<VerificationReport, StoreError> {
     let report = verify_once(store, workspace, checkpoints).await?;
     match report.problem {
         // Retention may have dropped these events during the verification. Its event is then after
@@ -176,10 +178,10 @@ async fn verify_once(
     store: &Store,
     workspace: WorkspaceId,
     checkpoints: &[Checkpoint],
-) -> Result<Verified, StoreError> {
+) -> Result<VerificationReport, StoreError> {
     // Later seals are not verified. They are read only to distinguish new events from inserted
     // ones.
-    let head = chains::head(&mut store.begin(workspace, None).await?, workspace).await?;
+    let head = audit_chains::get_head(&mut store.begin(workspace, None).await?, workspace).await?;
     let until = head.map_or(0, |head| head.sequence);
     let (pages, events) = mpsc::channel(2);
     let reader = tokio::spawn(read_events(store.clone(), workspace, pages));
@@ -190,7 +192,7 @@ async fn verify_once(
         missing: MissingEvents::default(),
         changed: None,
         start_hash: ChainHash::genesis(workspace),
-        report: Verified {
+        report: VerificationReport {
             workspace_id: workspace,
             first_sequence: 0,
             last_sequence: 0,
@@ -211,7 +213,7 @@ async fn verify_once(
         Ok(result) => result?,
         Err(_) => return Err(StoreError::Aborted),
     }
-    Ok(Verified { problem, ..verifier.report })
+    Ok(VerificationReport { problem, ..verifier.report })
 }
 
 fn by_sequence(checkpoints: &[Checkpoint]) -> BTreeMap<i64, Vec<ChainHash>> {
@@ -232,7 +234,7 @@ async fn read_events(
     loop {
         // One transaction per page: a long transaction would prevent vacuuming.
         let mut tx = store.begin(workspace, None).await?;
-        let page = chains::list_events_after(&mut tx, workspace, last, PAGE).await?;
+        let page = audit_chains::list_events_after(&mut tx, workspace, last, PAGE).await?;
         drop(tx);
         let Some(newest) = page.last() else { return Ok(()) };
         last = newest.id.uuid();
@@ -271,12 +273,12 @@ struct MissingEvents {
     kept_months: HashSet<(i32, Month)>,
     count: u64,
     /// The drops that events of the verified chain state.
-    pruned: Vec<Pruned>,
+    pruned: Vec<PruneRecord>,
 }
 
 /// Returns the month of an event, from the time in its id.
 fn month(id: EventId) -> (i32, Month) {
-    let at = moment(id.uuid());
+    let at = creation_time(id.uuid());
     (at.year(), at.month())
 }
 
@@ -295,9 +297,9 @@ impl MissingEvents {
 
     /// Accepts a statement of what retention dropped, if retention could have made it: up to the
     /// start of a month that was not in the future for the event that states it.
-    fn accept_pruned(&mut self, stated_by: EventId, pruned: Pruned) {
+    fn accept_pruned(&mut self, stated_by: EventId, pruned: PruneRecord) {
         let is_month = pruned.before.day() == 1 && pruned.before.time() == Time::MIDNIGHT;
-        if is_month && pruned.before <= moment(stated_by.uuid()) {
+        if is_month && pruned.before <= creation_time(stated_by.uuid()) {
             self.pruned.push(pruned);
         }
     }
@@ -306,7 +308,7 @@ impl MissingEvents {
     fn first_unexplained(&self) -> Option<(i64, Problem)> {
         let before = self.pruned.iter().map(|pruned| pruned.before).max();
         let is_explained = |id: EventId| {
-            before.is_some_and(|before| moment(id.uuid()) < before)
+            before.is_some_and(|before| creation_time(id.uuid()) < before)
                 && !self.kept_months.contains(&month(id))
         };
         let first = self.first.iter().find(|(_, id)| !is_explained(**id));
@@ -327,7 +329,7 @@ struct ChainVerifier {
     changed: Option<(i64, Problem)>,
     /// The hash before the first seal.
     start_hash: ChainHash,
-    report: Verified,
+    report: VerificationReport,
 }
 
 impl ChainVerifier {
@@ -340,15 +342,16 @@ impl ChainVerifier {
         let mut at = 0;
         while at < until {
             let mut tx = store.begin(self.workspace, None).await?;
-            let segments = chains::list_segments_after(&mut tx, self.workspace, at, PAGE).await?;
+            let segments =
+                audit_chains::list_segments_after(&mut tx, self.workspace, at, PAGE).await?;
             drop(tx);
             let before = at;
             // Skip segments that were sealed meanwhile.
-            for segment in segments.into_iter().filter(|segment| segment.first <= until) {
+            for segment in segments.into_iter().filter(|segment| segment.first_sequence <= until) {
                 if let Some(problem) = self.verify_segment(&segment).await {
                     return Ok(Some(problem));
                 }
-                at = segment.last();
+                at = segment.last_sequence();
             }
             if at == before {
                 break;
@@ -357,35 +360,40 @@ impl ChainVerifier {
         Ok(None)
     }
 
-    async fn verify_segment(&mut self, segment: &Run) -> Option<Problem> {
-        let sequence = segment.first;
+    async fn verify_segment(&mut self, segment: &ChainSegment) -> Option<Problem> {
+        let sequence = segment.first_sequence;
         if self.report.last_sequence == 0 {
             // Earlier segments were dropped by retention or removed; `conclude` decides which.
-            self.report.first_sequence = segment.first;
-            self.report.last_sequence = segment.first - 1;
+            self.report.first_sequence = segment.first_sequence;
+            self.report.last_sequence = segment.first_sequence - 1;
             let oldest = self.checkpoints.keys().find(|sequence| **sequence > 0);
-            if let Some(sequence) = oldest.filter(|sequence| **sequence < segment.first - 1) {
+            if let Some(sequence) =
+                oldest.filter(|sequence| **sequence < segment.first_sequence - 1)
+            {
                 return Some(Problem::CheckpointTooOld { sequence: *sequence });
             }
-            if segment.first > 1 {
-                (self.report.hash, self.start_hash) = (segment.previous, segment.previous);
-                if let Some(problem) = self.check_checkpoints(segment.first - 1) {
+            if segment.first_sequence > 1 {
+                (self.report.hash, self.start_hash) =
+                    (segment.previous_hash, segment.previous_hash);
+                if let Some(problem) = self.check_checkpoints(segment.first_sequence - 1) {
                     return Some(problem);
                 }
             }
         }
-        if segment.first > self.report.last_sequence + 1 {
+        if segment.first_sequence > self.report.last_sequence + 1 {
             return Some(Problem::SealsRemoved { sequence: self.report.last_sequence + 1 });
         }
-        if segment.first <= self.report.last_sequence || segment.previous != self.report.hash {
+        if segment.first_sequence <= self.report.last_sequence
+            || segment.previous_hash != self.report.hash
+        {
             return Some(Problem::SealChanged { sequence });
         }
-        for (sequence, (id, hash)) in (segment.first..).zip(&segment.events) {
+        for (sequence, (id, hash)) in (segment.first_sequence..).zip(&segment.events) {
             match self.events.claim(*id).await {
                 Some(read) => {
                     self.report.events += 1;
                     self.missing.add_kept_month(*id);
-                    if self.report.hash.then(read.digest) == *hash {
+                    if self.report.hash.append(read.digest) == *hash {
                         if let Some(pruned) = read.pruned {
                             self.missing.accept_pruned(*id, pruned);
                         }
@@ -429,7 +437,7 @@ impl ChainVerifier {
         self.report.pruned = self.missing.count;
         let first = self.report.first_sequence;
         // Seals are dropped later than retention's event states, so the chain may start before it.
-        let is_dropped = |pruned: &Pruned| {
+        let is_dropped = |pruned: &PruneRecord| {
             pruned.sequence + 1 > first
                 || (pruned.sequence + 1 == first && pruned.hash == self.start_hash)
         };
@@ -468,15 +476,16 @@ impl ChainVerifier {
         // result.
         let mut known: HashSet<EventId> = HashSet::new();
         let mut tx = store.begin(self.workspace, None).await?;
-        known.extend(chains::unsealed(&mut tx, self.workspace).await?);
-        let head = chains::head(&mut tx, self.workspace).await?;
+        known.extend(audit_chains::list_unsealed_events(&mut tx, self.workspace).await?);
+        let head = audit_chains::get_head(&mut tx, self.workspace).await?;
         let (mut at, until) = (until, head.map_or(0, |head| head.sequence));
         while at < until {
-            let segments = chains::list_segments_after(&mut tx, self.workspace, at, PAGE).await?;
+            let segments =
+                audit_chains::list_segments_after(&mut tx, self.workspace, at, PAGE).await?;
             let Some(last) = segments.last() else { break };
-            at = last.last();
+            at = last.last_sequence();
             // A seal after the end of the chain was not created by the sealer.
-            let sealed = segments.iter().filter(|segment| segment.last() <= until);
+            let sealed = segments.iter().filter(|segment| segment.last_sequence() <= until);
             known.extend(sealed.flat_map(|segment| &segment.events).map(|(id, _)| *id));
         }
         let inserted = left.into_iter().find(|id| !known.contains(id));

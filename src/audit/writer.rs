@@ -1,8 +1,8 @@
 //! The audit writer: a bounded queue of events, and the task that inserts them in batches.
 //!
-//! An event that has a [`Permit`] is written even if PostgreSQL is unavailable for a long time.
-//! When the queue is full, no permit is available and the request must be refused: nothing happens
-//! without its event.
+//! An event that has a [`AuditPermit`] is written even if PostgreSQL is unavailable for a long
+//! time. When the queue is full, no permit is available and the request must be refused: nothing
+//! happens without its event.
 
 use std::{
     sync::{
@@ -24,11 +24,11 @@ use tracing::{error, warn};
 
 use super::UnknownCredentialCounts;
 use crate::{
-    coherence::Diary,
+    cache_invalidation::AuditWatermark,
     config::{self, Durability},
     env::Env,
     model::audit::NewEvent,
-    store::{Line, Store, StoreError},
+    store::{DedicatedConnection, Store, StoreError},
 };
 
 /// Maximum number of events in one statement.
@@ -95,13 +95,13 @@ pub struct AuditWriter {
 }
 
 /// Reserved space in the queue for one event.
-pub struct Permit {
+pub struct AuditPermit {
     slot: mpsc::OwnedPermit<Queued>,
     durability: Durability,
     counts: Arc<AuditCounts>,
 }
 
-impl Permit {
+impl AuditPermit {
     /// Queues the event without waiting.
     pub fn send(self, event: NewEvent) {
         self.queue(event, None);
@@ -132,13 +132,13 @@ impl AuditWriter {
     /// If the queue is full, it waits up to 3 seconds: this back-pressure slows requests down to
     /// the speed at which PostgreSQL writes. Returns `None` if the queue stays full; the caller
     /// must then refuse the request.
-    pub async fn reserve(&self) -> Option<Permit> {
+    pub async fn reserve(&self) -> Option<AuditPermit> {
         let slot = match self.queue.clone().try_reserve_owned() {
             Ok(slot) => Some(slot),
             Err(_) => timeout(QUEUE_TIMEOUT, self.queue.clone().reserve_owned()).await.ok()?.ok(),
         };
         let (durability, counts) = (self.durability, Arc::clone(&self.counts));
-        slot.map(|slot| Permit { slot, durability, counts })
+        slot.map(|slot| AuditPermit { slot, durability, counts })
     }
 
     /// Returns the counter of requests with unknown credentials.
@@ -154,7 +154,7 @@ impl AuditWriter {
     }
 }
 
-impl Diary for AuditWriter {
+impl AuditWatermark for AuditWriter {
     fn written_until(&self) -> OffsetDateTime {
         // Read both clocks before the counters, so that an event queued meanwhile is after this
         // time.
@@ -179,12 +179,12 @@ impl AuditWriterTask {
     /// Starts the task; returns the entrance to its queue and a handle to stop it.
     #[must_use]
     pub fn start(store: Store, env: Env, settings: config::Audit) -> (AuditWriter, Self) {
-        let (queue, events) = mpsc::channel(settings.queue);
+        let (queue, events) = mpsc::channel(settings.queue_capacity);
         let unknown = UnknownCredentialCounts::default();
         let counts = Arc::<AuditCounts>::default();
         let (stop, stopped) = oneshot::channel();
         let writer = Writer {
-            connection: Line::new(store.clone()),
+            connection: DedicatedConnection::new(store.clone()),
             store,
             durability: settings.durability,
             env: env.clone(),
@@ -216,7 +216,7 @@ impl AuditWriterTask {
 struct Writer {
     store: Store,
     durability: Durability,
-    connection: Line,
+    connection: DedicatedConnection,
     env: Env,
     events: mpsc::Receiver<Queued>,
     counts: Arc<AuditCounts>,
@@ -312,7 +312,7 @@ impl Writer {
         loop {
             let events = batch.iter().map(|queued| &queued.event);
             let insert = self.connection.append_audit_events(events, is_retry);
-            match Store::within(INSERT_TIMEOUT, insert).await {
+            match Store::with_timeout(INSERT_TIMEOUT, insert).await {
                 Err(StoreError::Unavailable(error)) => {
                     warn!(%error, waiting = batch.len(), "cannot write audit events; retrying");
                     is_retry = true;

@@ -26,8 +26,9 @@ impl Auth {
     /// records may be used.
     ///
     /// # Errors
-    /// [`AuthError::InvalidCredential`], [`AuthError::KeyFormatError`] or [`AuthError::TokenExpired`] if
-    /// the credential is not valid; [`AuthError::Store`] if it cannot be looked up.
+    /// [`AuthError::InvalidCredential`], [`AuthError::MalformedApiKey`] or
+    /// [`AuthError::TokenExpired`] if the credential is not valid; [`AuthError::Store`] if it
+    /// cannot be looked up.
     pub async fn authenticate(
         &self,
         credential: &str,
@@ -38,7 +39,10 @@ impl Auth {
         }
         // A JWS in compact form has three parts (RFC 7515, section 3.1).
         if credential.bytes().filter(|byte| *byte == b'.').count() == 2 {
-            return self.verify_jwt(credential, began).await.map(AuthenticationOutcome::Principal);
+            return self
+                .verify_access_token(credential, began)
+                .await
+                .map(AuthenticationOutcome::Principal);
         }
         if credential.starts_with("rt_call2me_") {
             return Err(AuthError::InvalidCredential(

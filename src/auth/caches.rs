@@ -1,7 +1,8 @@
 //! The credential caches of a node: API keys, sessions, OAuth grants and verified access tokens.
 //!
 //! Cached records are used only while the node holds its lease, and are dropped when a cache
-//! invalidation names them; see [`crate::coherence`]. Loading and expiry are in `credential_cache`.
+//! invalidation names them; see [`crate::cache_invalidation`]. Loading and expiry are in
+//! `credential_cache`.
 
 use std::sync::Arc;
 
@@ -9,21 +10,21 @@ use quick_cache::sync::Cache;
 use sha2::{Digest, Sha256};
 
 use super::{
-    credential_cache::{CacheCounters, CredentialCache, Found, Source},
-    verify_jwt::Claims,
+    access_tokens::Claims,
+    credential_cache::{CacheCounters, CredentialCache, CredentialSource, FetchedRecords},
 };
 use crate::{
-    coherence::{Beliefs, Lease},
+    cache_invalidation::{InvalidationSink, Lease},
     env::Env,
     model::{
         api_key::{KeyDigest, KeyRecord},
         id::{GrantId, SessionId, WorkspaceId},
         invalidation::Invalidation,
-        oauth::grant::{GrantRecord, Holder},
+        oauth::grant::{GrantRecord, GrantUser},
         principal::{Credential, Principal},
         session::SessionRecord,
     },
-    store::{Line, Store, StoreError},
+    store::{DedicatedConnection, Store, StoreError},
 };
 
 /// The cached state of an API key.
@@ -36,13 +37,13 @@ pub(super) enum CachedKey {
 }
 
 /// Loads API keys from PostgreSQL by digest.
-pub(super) struct Keys(Line);
+pub(super) struct ApiKeySource(DedicatedConnection);
 
-impl Source for Keys {
+impl CredentialSource for ApiKeySource {
     type Key = KeyDigest;
-    type Known = CachedKey;
+    type Record = CachedKey;
 
-    async fn fetch(&mut self, keys: &[KeyDigest]) -> Result<Found<Self>, StoreError> {
+    async fn fetch(&mut self, keys: &[KeyDigest]) -> Result<FetchedRecords<Self>, StoreError> {
         let found = self.0.find_api_keys(keys).await?;
         Ok(found.into_iter().map(|(digest, record)| (digest, record.into())).collect())
     }
@@ -50,7 +51,7 @@ impl Source for Keys {
 
 impl From<KeyRecord> for CachedKey {
     fn from(record: KeyRecord) -> Self {
-        if record.revoked {
+        if record.is_revoked {
             return Self::Revoked(Arc::new(record));
         }
         Self::Active(Arc::new(Principal {
@@ -78,26 +79,26 @@ impl CachedKey {
 }
 
 /// Loads sessions from PostgreSQL by id.
-pub(super) struct Sessions(Line);
+pub(super) struct SessionSource(DedicatedConnection);
 
-impl Source for Sessions {
+impl CredentialSource for SessionSource {
     type Key = SessionId;
-    type Known = Arc<SessionRecord>;
+    type Record = Arc<SessionRecord>;
 
-    async fn fetch(&mut self, ids: &[SessionId]) -> Result<Found<Self>, StoreError> {
+    async fn fetch(&mut self, ids: &[SessionId]) -> Result<FetchedRecords<Self>, StoreError> {
         let found = self.0.find_sessions(ids).await?;
         Ok(found.into_iter().map(|(id, record)| (id, Arc::new(record))).collect())
     }
 }
 
 /// Loads OAuth grants from PostgreSQL by id.
-pub(super) struct Grants(Line);
+pub(super) struct GrantSource(DedicatedConnection);
 
-impl Source for Grants {
+impl CredentialSource for GrantSource {
     type Key = GrantId;
-    type Known = Arc<GrantRecord>;
+    type Record = Arc<GrantRecord>;
 
-    async fn fetch(&mut self, ids: &[GrantId]) -> Result<Found<Self>, StoreError> {
+    async fn fetch(&mut self, ids: &[GrantId]) -> Result<FetchedRecords<Self>, StoreError> {
         let found = self.0.find_grants(ids).await?;
         Ok(found.into_iter().map(|(id, record)| (id, Arc::new(record))).collect())
     }
@@ -105,14 +106,14 @@ impl Source for Grants {
 
 /// All credential caches of this node. Cheap to clone.
 #[derive(Clone)]
-pub struct Caches {
-    pub(super) keys: CredentialCache<Keys>,
-    pub(super) sessions: CredentialCache<Sessions>,
-    pub(super) grants: CredentialCache<Grants>,
+pub struct CredentialCaches {
+    pub(super) keys: CredentialCache<ApiKeySource>,
+    pub(super) sessions: CredentialCache<SessionSource>,
+    pub(super) grants: CredentialCache<GrantSource>,
     pub(super) tokens: VerifiedTokenCache,
 }
 
-impl Caches {
+impl CredentialCaches {
     /// Starts empty caches. `capacity` is the number of API keys; the caches of sessions, grants
     /// and tokens hold a quarter of it each.
     #[must_use]
@@ -120,19 +121,19 @@ impl Caches {
         let smaller = (capacity / 4).max(1);
         Self {
             keys: CredentialCache::start(
-                Keys(Line::new(store.clone())),
+                ApiKeySource(DedicatedConnection::new(store.clone())),
                 env.clone(),
                 lease.clone(),
                 capacity,
             ),
             sessions: CredentialCache::start(
-                Sessions(Line::new(store.clone())),
+                SessionSource(DedicatedConnection::new(store.clone())),
                 env.clone(),
                 lease.clone(),
                 smaller,
             ),
             grants: CredentialCache::start(
-                Grants(Line::new(store.clone())),
+                GrantSource(DedicatedConnection::new(store.clone())),
                 env.clone(),
                 lease.clone(),
                 smaller,
@@ -144,38 +145,37 @@ impl Caches {
     /// Counters of the API key cache, and its number of entries.
     #[must_use]
     pub fn key_cache_stats(&self) -> (&CacheCounters, usize) {
-        (self.keys.counts(), self.keys.len())
+        (self.keys.counters(), self.keys.len())
     }
 
     /// Counters of the OAuth grant cache, and its number of entries.
     #[must_use]
     pub fn grant_cache_stats(&self) -> (&CacheCounters, usize) {
-        (self.grants.counts(), self.grants.len())
+        (self.grants.counters(), self.grants.len())
     }
 
     /// Counters of the session cache, and its number of entries.
     #[must_use]
     pub fn session_cache_stats(&self) -> (&CacheCounters, usize) {
-        (self.sessions.counts(), self.sessions.len())
+        (self.sessions.counters(), self.sessions.len())
     }
 }
 
-impl Beliefs for Caches {
-    fn forget(&self, invalidations: &[Invalidation]) {
+impl InvalidationSink for CredentialCaches {
+    fn invalidate(&self, invalidations: &[Invalidation]) {
         for invalidation in invalidations {
             match *invalidation {
-                Invalidation::Key(digest) => self.keys.forget(&digest),
-                Invalidation::Session(id) => self.sessions.forget(&id),
-                Invalidation::Person { user, workspace } => {
+                Invalidation::Key(digest) => self.keys.invalidate(&digest),
+                Invalidation::Session(id) => self.sessions.invalidate(&id),
+                Invalidation::User { user, workspace } => {
                     let is_affected =
                         |id: WorkspaceId| workspace.is_none_or(|workspace| id == workspace);
                     self.sessions.invalidate_where(|session| {
                         session.user_id == user && is_affected(session.workspace_id)
                     });
                     self.grants.invalidate_where(|grant| {
-                        let is_user = |holder: &Holder| holder.user_id == user;
-                        grant.person.as_ref().is_some_and(is_user)
-                            && is_affected(grant.workspace_id)
+                        let is_user = |holder: &GrantUser| holder.user_id == user;
+                        grant.user.as_ref().is_some_and(is_user) && is_affected(grant.workspace_id)
                     });
                 }
                 Invalidation::Workspace(workspace) => {
@@ -183,16 +183,18 @@ impl Beliefs for Caches {
                     self.sessions.invalidate_where(|session| session.workspace_id == workspace);
                     self.grants.invalidate_where(|grant| grant.workspace_id == workspace);
                 }
-                Invalidation::Grant(id) => self.grants.forget(&id),
-                Invalidation::Client(id) => self.grants.invalidate_where(|grant| grant.client_id == id),
+                Invalidation::Grant(id) => self.grants.invalidate(&id),
+                Invalidation::Client(id) => {
+                    self.grants.invalidate_where(|grant| grant.client_id == id)
+                }
             }
         }
     }
 
-    fn forget_all(&self) {
-        self.keys.forget_all();
-        self.sessions.forget_all();
-        self.grants.forget_all();
+    fn invalidate_all(&self) {
+        self.keys.invalidate_all();
+        self.sessions.invalidate_all();
+        self.grants.invalidate_all();
     }
 }
 
@@ -213,11 +215,11 @@ impl VerifiedTokenCache {
         self.0.get(digest)
     }
 
-    pub(super) fn forget_all(&self) {
+    pub(super) fn clear(&self) {
         self.0.clear();
     }
 
-    pub(super) fn keep(&self, digest: [u8; 32], claims: Arc<Claims>) {
+    pub(super) fn insert(&self, digest: [u8; 32], claims: Arc<Claims>) {
         self.0.insert(digest, claims);
     }
 }

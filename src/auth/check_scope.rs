@@ -1,7 +1,7 @@
 //! Access requirements of routes, and the check of a principal against them.
 //!
-//! Every route states one requirement (see `http/routes.rs`), and only [`check`] decides whether a
-//! caller meets it.
+//! Every route states one requirement (see `http/routes.rs`), and only [`check_access`] decides
+//! whether a caller meets it.
 
 use std::net::IpAddr;
 
@@ -38,8 +38,8 @@ impl AccessRequirement {
 ///
 /// # Errors
 /// [`AuthError::Forbidden`] for a wrong kind of credential or an address that the key does not
-/// allow, [`AuthError::NoSecondFactor`], or [`AuthError::InsufficientScope`].
-pub fn check(
+/// allow, [`AuthError::MissingSecondFactor`], or [`AuthError::InsufficientScope`].
+pub fn check_access(
     requirement: AccessRequirement,
     principal: &Principal,
     address: IpAddr,
@@ -112,13 +112,13 @@ mod tests {
     proptest! {
         #[test]
         fn scope_allows_what_it_includes_and_no_more(held in scope(), required in scope()) {
-            let checked = check(AccessRequirement::Scope(required), &key(held, &[]), ADDRESS);
+            let checked = check_access(AccessRequirement::Scope(required), &key(held, &[]), ADDRESS);
             prop_assert_eq!(checked.is_ok(), held >= required);
         }
 
         #[test]
         fn api_key_is_rejected_where_a_user_session_is_required(held in scope()) {
-            prop_assert!(check(AccessRequirement::UserSession, &key(held, &[]), ADDRESS).is_err());
+            prop_assert!(check_access(AccessRequirement::UserSession, &key(held, &[]), ADDRESS).is_err());
         }
 
         #[test]
@@ -127,8 +127,8 @@ mod tests {
             let inside = IpAddr::from([10, 1, 2, last]);
             let outside = IpAddr::from([11, 1, 2, last]);
             let rule = AccessRequirement::Scope(Scope::ReadOnly);
-            prop_assert!(check(rule, &key, inside).is_ok());
-            prop_assert!(matches!(check(rule, &key, outside), Err(AuthError::Forbidden(_))));
+            prop_assert!(check_access(rule, &key, inside).is_ok());
+            prop_assert!(matches!(check_access(rule, &key, outside), Err(AuthError::Forbidden(_))));
         }
     }
 
@@ -142,7 +142,7 @@ mod tests {
                 name: "Dana".into(),
                 role,
             };
-            assert!(check(AccessRequirement::UserSession, &session, ADDRESS).is_ok());
+            assert!(check_access(AccessRequirement::UserSession, &session, ADDRESS).is_ok());
         }
     }
 }

@@ -22,14 +22,17 @@ impl Auth {
     ///
     /// # Errors
     /// [`AuthError::Internal`] if signing fails.
-    pub async fn checkpoint(&self, caller: &Caller) -> Result<SignedCheckpoint, AuthError> {
+    pub async fn create_checkpoint(&self, caller: &Caller) -> Result<SignedCheckpoint, AuthError> {
         let workspace_id = caller.workspace();
         let mut tx = self.store.begin(workspace_id, None).await?;
-        let head = store::chains::head(&mut tx, workspace_id).await?;
+        let head = store::audit_chains::get_head(&mut tx, workspace_id).await?;
         let checkpoint = match head {
-            Some(head) => {
-                Checkpoint { workspace_id, sequence: head.sequence, hash: head.hash, at: head.at }
-            }
+            Some(head) => Checkpoint {
+                workspace_id,
+                sequence: head.sequence,
+                hash: head.hash,
+                at: head.sealed_at,
+            },
             None => Checkpoint {
                 workspace_id,
                 sequence: 0,
@@ -47,7 +50,8 @@ impl Auth {
     /// # Errors
     /// [`AuthError::Invalid`] for the field `signature` if it did not.
     pub fn verify_checkpoint(&self, signed: &SignedCheckpoint) -> Result<Checkpoint, AuthError> {
-        let invalid = |reason| AuthError::invalid("signature", crate::model::Invalid::new(reason));
+        let invalid =
+            |reason| AuthError::invalid("signature", crate::model::ValidationError::new(reason));
         let header = jsonwebtoken::decode_header(&signed.signature)
             .map_err(|_| invalid("the checkpoint's signature is malformed"))?;
         let keys = self.signing_keys.current();

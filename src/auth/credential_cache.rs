@@ -20,7 +20,7 @@ use tokio::sync::{mpsc, oneshot};
 use tracing::warn;
 
 use crate::{
-    coherence::Lease,
+    cache_invalidation::Lease,
     env::Env,
     store::{Store, StoreError},
 };
@@ -35,21 +35,22 @@ const NEGATIVE_TTL: Duration = Duration::from_secs(10);
 const QUERY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Loads credential records that are not cached.
-pub(super) trait Source: Send + Sync + 'static {
+pub(super) trait CredentialSource: Send + Sync + 'static {
     /// The identifier of a credential.
     type Key: Copy + Eq + Hash + Send + Sync + 'static;
     /// The record of a credential.
-    type Known: Clone + Send + Sync + 'static;
+    type Record: Clone + Send + Sync + 'static;
 
     /// Loads many records in one query. Keys without a record in the result do not exist.
     fn fetch(
         &mut self,
         keys: &[Self::Key],
-    ) -> impl Future<Output = Result<Found<Self>, StoreError>> + Send;
+    ) -> impl Future<Output = Result<FetchedRecords<Self>, StoreError>> + Send;
 }
 
 /// The loaded records, with their keys.
-pub(super) type Found<S> = Vec<(<S as Source>::Key, <S as Source>::Known)>;
+pub(super) type FetchedRecords<S> =
+    Vec<(<S as CredentialSource>::Key, <S as CredentialSource>::Record)>;
 
 /// Counters of cache lookups, by outcome.
 #[derive(Debug, Default)]
@@ -57,7 +58,7 @@ pub struct CacheCounters {
     /// Answered from the cache.
     pub hits: AtomicU64,
     /// Answered from a negative entry: the credential does not exist.
-    pub unknown_hits: AtomicU64,
+    pub negative_hits: AtomicU64,
     /// Looked up in PostgreSQL.
     pub misses: AtomicU64,
 }
@@ -68,24 +69,24 @@ pub struct CacheCounters {
 /// requests gather for the next one, which contains each credential once. Therefore a request sees
 /// everything that was revoked before it arrived, and a flood of unknown credentials costs
 /// PostgreSQL one query for hundreds of them.
-pub(super) struct CredentialCache<S: Source> {
+pub(super) struct CredentialCache<S: CredentialSource> {
     state: Arc<CacheState<S>>,
     lease: Lease,
     queue: mpsc::Sender<Lookup<S>>,
 }
 
-type LookupResult<S> = Result<Option<<S as Source>::Known>, ()>;
+type LookupResult<S> = Result<Option<<S as CredentialSource>::Record>, ()>;
 
 /// The requests that wait for each credential.
-type Waiters<S> = HashMap<<S as Source>::Key, Vec<oneshot::Sender<LookupResult<S>>>>;
+type Waiters<S> = HashMap<<S as CredentialSource>::Key, Vec<oneshot::Sender<LookupResult<S>>>>;
 
-struct Lookup<S: Source> {
+struct Lookup<S: CredentialSource> {
     key: S::Key,
     reply: oneshot::Sender<LookupResult<S>>,
 }
 
-struct CacheState<S: Source> {
-    known: Cache<S::Key, S::Known>,
+struct CacheState<S: CredentialSource> {
+    known: Cache<S::Key, S::Record>,
     /// Expiry of negative entries, on the monotonic clock. A separate cache, so that a flood of
     /// invalid credentials does not evict valid ones.
     unknown: Cache<S::Key, Duration>,
@@ -95,14 +96,14 @@ struct CacheState<S: Source> {
     counts: CacheCounters,
 }
 
-impl<S: Source> Clone for CredentialCache<S> {
+impl<S: CredentialSource> Clone for CredentialCache<S> {
     fn clone(&self) -> Self {
         let (state, lease) = (Arc::clone(&self.state), self.lease.clone());
         Self { state, lease, queue: self.queue.clone() }
     }
 }
 
-impl<S: Source> CredentialCache<S> {
+impl<S: CredentialSource> CredentialCache<S> {
     /// Starts an empty cache. `capacity` bounds the records, and separately the negative entries.
     pub(super) fn start(source: S, env: Env, lease: Lease, capacity: usize) -> Self {
         let state = Arc::new(CacheState {
@@ -125,15 +126,15 @@ impl<S: Source> CredentialCache<S> {
         &self,
         key: S::Key,
         now: Duration,
-    ) -> Result<Option<S::Known>, StoreError> {
+    ) -> Result<Option<S::Record>, StoreError> {
         let counts = &self.state.counts;
-        if self.lease.holds(now) {
+        if self.lease.is_valid_at(now) {
             if let Some(known) = self.state.known.get(&key) {
                 counts.hits.fetch_add(1, Ordering::Relaxed);
                 return Ok(Some(known));
             }
             if self.state.unknown.get(&key).is_some_and(|until| now < until) {
-                counts.unknown_hits.fetch_add(1, Ordering::Relaxed);
+                counts.negative_hits.fetch_add(1, Ordering::Relaxed);
                 return Ok(None);
             }
         }
@@ -141,14 +142,14 @@ impl<S: Source> CredentialCache<S> {
         self.look_up(key).await
     }
 
-    async fn look_up(&self, key: S::Key) -> Result<Option<S::Known>, StoreError> {
+    async fn look_up(&self, key: S::Key) -> Result<Option<S::Record>, StoreError> {
         let (reply, result) = oneshot::channel();
-        self.queue.try_send(Lookup { key, reply }).map_err(|_| StoreError::late())?;
-        result.await.map_err(|_| StoreError::Aborted)?.map_err(|()| StoreError::late())
+        self.queue.try_send(Lookup { key, reply }).map_err(|_| StoreError::timed_out())?;
+        result.await.map_err(|_| StoreError::Aborted)?.map_err(|()| StoreError::timed_out())
     }
 
     /// Removes one credential from the cache.
-    pub(super) fn forget(&self, key: &S::Key) {
+    pub(super) fn invalidate(&self, key: &S::Key) {
         let mut epoch = self.state.lock_epoch();
         *epoch += 1;
         self.state.known.remove(key);
@@ -156,14 +157,14 @@ impl<S: Source> CredentialCache<S> {
     }
 
     /// Removes all records for which `predicate` is true.
-    pub(super) fn invalidate_where(&self, predicate: impl Fn(&S::Known) -> bool) {
+    pub(super) fn invalidate_where(&self, predicate: impl Fn(&S::Record) -> bool) {
         let mut epoch = self.state.lock_epoch();
         *epoch += 1;
         self.state.known.retain(|_, known| !predicate(known));
     }
 
     /// Removes all entries.
-    pub(super) fn forget_all(&self) {
+    pub(super) fn invalidate_all(&self) {
         let mut epoch = self.state.lock_epoch();
         *epoch += 1;
         self.state.known.clear();
@@ -176,12 +177,12 @@ impl<S: Source> CredentialCache<S> {
     }
 
     /// Counters of this cache.
-    pub(super) fn counts(&self) -> &CacheCounters {
+    pub(super) fn counters(&self) -> &CacheCounters {
         &self.state.counts
     }
 }
 
-impl<S: Source> CacheState<S> {
+impl<S: CredentialSource> CacheState<S> {
     fn lock_epoch(&self) -> std::sync::MutexGuard<'_, u64> {
         self.epoch.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -191,7 +192,7 @@ impl<S: Source> CacheState<S> {
     fn complete(
         &self,
         waiters: Waiters<S>,
-        records: Option<Found<S>>,
+        records: Option<FetchedRecords<S>>,
         epoch_at_start: u64,
         now: Duration,
     ) {
@@ -208,7 +209,7 @@ impl<S: Source> CacheState<S> {
     }
 
     /// Caches one result, unless an invalidation has happened since the query started.
-    fn insert(&self, epoch_at_start: u64, key: S::Key, record: Option<&S::Known>, now: Duration) {
+    fn insert(&self, epoch_at_start: u64, key: S::Key, record: Option<&S::Record>, now: Duration) {
         let epoch = self.lock_epoch();
         if *epoch != epoch_at_start {
             return;
@@ -221,7 +222,7 @@ impl<S: Source> CacheState<S> {
 }
 
 /// Runs queued lookups in batches. While one query runs, the next batch gathers in the queue.
-async fn run_lookups<S: Source>(
+async fn run_lookups<S: CredentialSource>(
     mut source: S,
     env: Env,
     state: Arc<CacheState<S>>,
@@ -245,9 +246,12 @@ async fn run_lookups<S: Source>(
 }
 
 /// Runs a query, up to twice: the first attempt may get a connection that died while it was idle.
-async fn fetch_with_retry<S: Source>(source: &mut S, keys: &[S::Key]) -> Option<Found<S>> {
+async fn fetch_with_retry<S: CredentialSource>(
+    source: &mut S,
+    keys: &[S::Key],
+) -> Option<FetchedRecords<S>> {
     for _ in 0..2 {
-        match Store::within(QUERY_TIMEOUT, source.fetch(keys)).await {
+        match Store::with_timeout(QUERY_TIMEOUT, source.fetch(keys)).await {
             Ok(records) => return Some(records),
             Err(error) => warn!(%error, lookups = keys.len(), "cannot look up credentials"),
         }

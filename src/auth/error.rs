@@ -1,7 +1,7 @@
 use secrecy::SecretString;
 
 use crate::{
-    model::{Invalid, rotation::RotationReport, scope::Scope},
+    model::{ValidationError, rotation::RotationReport, scope::Scope},
     store::{Constraint, StoreError},
 };
 
@@ -91,7 +91,7 @@ pub enum AuthError {
 impl AuthError {
     /// Creates an [`AuthError::Invalid`] for a field.
     #[must_use]
-    pub fn invalid(field: &'static str, reason: Invalid) -> Self {
+    pub fn invalid(field: &'static str, reason: ValidationError) -> Self {
         Self::Invalid { field, reason: reason.0 }
     }
 }
@@ -99,19 +99,21 @@ impl AuthError {
 impl From<StoreError> for AuthError {
     fn from(error: StoreError) -> Self {
         match error {
-            StoreError::Violated(Constraint::EmailTaken) => {
+            StoreError::ConstraintViolated(Constraint::EmailTaken) => {
                 Self::Conflict("an account with this email address already exists")
             }
-            StoreError::Violated(Constraint::SuccessorExists) => {
+            StoreError::ConstraintViolated(Constraint::SuccessorExists) => {
                 Self::Conflict("the key already has a successor")
             }
-            StoreError::Violated(Constraint::PasskeyRegistered) => {
+            StoreError::ConstraintViolated(Constraint::PasskeyRegistered) => {
                 Self::Conflict("this passkey is already registered")
             }
-            StoreError::Violated(Constraint::OpenInvitation) => {
+            StoreError::ConstraintViolated(Constraint::OpenInvitation) => {
                 Self::Conflict("this email address already has an open invitation")
             }
-            StoreError::Violated(Constraint::ClientGone) => Self::NotFound("OAuth client"),
+            StoreError::ConstraintViolated(Constraint::ClientDeleted) => {
+                Self::NotFound("OAuth client")
+            }
             other => Self::Store(other),
         }
     }

@@ -9,10 +9,10 @@ use serde_json::json;
 
 use super::{
     Auth, AuthError,
-    check_password::REAUTHENTICATION_REQUIRED,
-    login::TokenPair,
-    recovery::{parse_stored_email, invalid_link},
+    passwords::{invalid_link, parse_stored_email},
+    reauthentication::REAUTHENTICATION_REQUIRED,
     sessions::require_user_session,
+    sign_in::TokenPair,
 };
 use crate::{
     audit,
@@ -23,8 +23,8 @@ use crate::{
         id::{Id, InvitationId, WorkspaceId},
         invitation::Invitation,
         mail::EmailKind,
-        one_time_token::Purpose,
-        page::{Items, Page},
+        one_time_token::TokenPurpose,
+        page::{ListPage, PageRequest},
         password::Password,
         principal::Caller,
         scope::Role,
@@ -42,7 +42,7 @@ const MAX_PER_ADDRESS_AND_DAY: i64 = 10;
 
 /// The content of an invitation, shown before it is accepted.
 #[derive(Debug)]
-pub struct Invited {
+pub struct InvitationPreview {
     /// The invited email address.
     pub email: String,
     /// The workspace's id.
@@ -93,7 +93,8 @@ impl Auth {
             return Err(AuthError::Conflict("this workspace has too many open invitations"));
         }
         let day_ago = now - Duration::from_hours(24);
-        if store::invitations::count_by_email(tx, &email, day_ago).await? >= MAX_PER_ADDRESS_AND_DAY {
+        if store::invitations::count_by_email(tx, &email, day_ago).await? >= MAX_PER_ADDRESS_AND_DAY
+        {
             return Err(AuthError::Conflict(
                 "this email address was invited too often today; try again tomorrow",
             ));
@@ -108,13 +109,13 @@ impl Auth {
         };
         store::invitations::insert(tx, workspace, &invitation, &email).await?;
         let event = audit::event(&self.env, caller, Action::InvitationCreated, 201)
-            .on(invitation.id, invitation.email.clone())
-            .with(json!({ "role": role }));
+            .with_target(invitation.id, invitation.email.clone())
+            .with_metadata(json!({ "role": role }));
         store::audit::insert(tx, workspace, &event).await?;
         let row = store::workspaces::get(tx, workspace).await?;
         let workspace = row.ok_or(AuthError::NotFound("workspace"))?.name;
         let subject = EmailKind::Invitation { token: invitation.id.uuid(), workspace };
-        self.mail(tx, invitation.email.clone(), subject).await?;
+        self.enqueue_email(tx, invitation.email.clone(), subject).await?;
         Ok(invitation)
     }
 
@@ -122,11 +123,11 @@ impl Auth {
     ///
     /// # Errors
     /// [`AuthError::Store`] if the query fails.
-    pub async fn invitations(
+    pub async fn list_invitations(
         &self,
         caller: &Caller,
-        page: Page,
-    ) -> Result<(Items<Invitation>, i64), AuthError> {
+        page: PageRequest,
+    ) -> Result<(ListPage<Invitation>, i64), AuthError> {
         let (workspace, now) = (caller.workspace(), self.env.clock.now());
         let mut tx = self.store.begin(workspace, None).await?;
         let items = store::invitations::list(&mut tx, workspace, now, page).await?;
@@ -158,7 +159,7 @@ impl Auth {
             return Err(AuthError::NotFound("invitation"));
         }
         let event = audit::event(&self.env, caller, Action::InvitationRevoked, 204)
-            .on(id, invitation.email);
+            .with_target(id, invitation.email);
         store::audit::insert(&mut tx, workspace, &event).await?;
         Ok(tx.commit().await?)
     }
@@ -174,11 +175,13 @@ impl Auth {
         token: &str,
     ) -> Result<TokenPair, AuthError> {
         let (_, user_id) = require_user_session(caller)?;
-        let user = self.person(user_id).await?;
+        let user = self.get_user(user_id).await?;
         let (workspace, id) = self.verify_invitation_token(token).await?;
         let mut tx = self.store.begin(workspace, Some(user_id)).await?;
         let invitation = self.lock_and_close_invitation(&mut tx, workspace, id).await?;
-        if parse_stored_email(&invitation.email)?.key() != parse_stored_email(&user.email)?.key() {
+        if parse_stored_email(&invitation.email)?.normalized()
+            != parse_stored_email(&user.email)?.normalized()
+        {
             return Err(AuthError::Forbidden("this invitation is for another email address"));
         }
         if store::members::lock_role_for_share(&mut tx, workspace, user_id).await?.is_some() {
@@ -195,8 +198,9 @@ impl Auth {
     /// address, since the token was sent there.
     ///
     /// # Errors
-    /// [`AuthError::Invalid`] for an invalid token or invalid values; [`AuthError::SignInFirst`] if
-    /// the address is already registered; [`AuthError::Forbidden`] if registration is closed.
+    /// [`AuthError::Invalid`] for an invalid token or invalid values; [`AuthError::SignInRequired`]
+    /// if the address is already registered; [`AuthError::Forbidden`] if registration is
+    /// closed.
     pub async fn accept_invitation_with_new_account(
         &self,
         token: &str,
@@ -209,19 +213,20 @@ impl Auth {
         let invitation = store::invitations::get(&mut tx, workspace, id, now).await?;
         let email = parse_stored_email(&invitation.ok_or_else(invalid_link)?.email)?;
         drop(tx);
-        if self.store.find_sign_in(&email).await?.is_some() {
+        if self.store.find_account(&email).await?.is_some() {
             return Err(AuthError::SignInRequired);
         }
         if self.registration == Registration::Closed {
             return Err(AuthError::Forbidden("registration is closed"));
         }
-        let user = self.new_user(&email, new.full_name.as_deref())?;
+        let user = self.build_user(&email, new.full_name.as_deref())?;
         let password = new.password.as_ref().ok_or_else(|| AuthError::Invalid {
             field: "password",
             reason: "password is required: this email address has no account yet".to_owned(),
         })?;
         let name = user.full_name.as_deref();
-        let hash = self.password_hasher.hash_new_password("password", password, &email, name).await?;
+        let hash =
+            self.password_hasher.hash_new_password("password", password, &email, name).await?;
         let mut tx = self.store.begin(workspace, Some(user.id)).await?;
         let invitation = self.lock_and_close_invitation(&mut tx, workspace, id).await?;
         store::users::insert(&mut tx, &user, &email, &hash, workspace).await?;
@@ -237,26 +242,27 @@ impl Auth {
     ///
     /// # Errors
     /// [`AuthError::Invalid`] for an invalid token.
-    pub async fn preview_invitation(&self, token: &str) -> Result<Invited, AuthError> {
+    pub async fn preview_invitation(&self, token: &str) -> Result<InvitationPreview, AuthError> {
         let (workspace, id) = self.verify_invitation_token(token).await?;
         let mut tx = self.store.begin(workspace, None).await?;
         let now = self.env.clock.now();
         let invitation = store::invitations::get(&mut tx, workspace, id, now).await?;
         let email = invitation.ok_or_else(invalid_link)?.email;
-        let workspace = store::workspaces::get(&mut tx, workspace).await?.ok_or_else(invalid_link)?;
+        let workspace =
+            store::workspaces::get(&mut tx, workspace).await?.ok_or_else(invalid_link)?;
         drop(tx);
-        let account = self.store.find_sign_in(&parse_stored_email(&email)?).await?;
+        let account = self.store.find_account(&parse_stored_email(&email)?).await?;
         let (workspace_id, workspace) = (workspace.id, workspace.name);
-        Ok(Invited { email, workspace_id, workspace, has_account: account.is_some() })
+        Ok(InvitationPreview { email, workspace_id, workspace, has_account: account.is_some() })
     }
 
     async fn verify_invitation_token(
         &self,
         token: &str,
     ) -> Result<(WorkspaceId, InvitationId), AuthError> {
-        let id = self.token_key.verify(Purpose::Invitation, token).ok_or_else(invalid_link)?;
+        let id = self.token_key.verify(TokenPurpose::Invitation, token).ok_or_else(invalid_link)?;
         let id = InvitationId::from(id);
-        let workspace = self.store.find_invitation(id).await?.ok_or_else(invalid_link)?;
+        let workspace = self.store.find_invitation_workspace(id).await?.ok_or_else(invalid_link)?;
         Ok((workspace, id))
     }
 
@@ -268,7 +274,7 @@ impl Auth {
         id: InvitationId,
     ) -> Result<Invitation, AuthError> {
         let now = self.env.clock.now();
-        store::members::lock(tx, workspace).await?;
+        store::members::lock_workspace(tx, workspace).await?;
         let invitation =
             store::invitations::get(tx, workspace, id, now).await?.ok_or_else(invalid_link)?;
         if store::invitations::close(tx, workspace, id, now).await? {
@@ -290,9 +296,9 @@ impl Auth {
         store::members::insert(tx, workspace, user.id, invitation.role, now).await?;
         store::users::set_email_verified(tx, user.id, now).await?;
         let event = self
-            .witness(request, workspace, Action::MemberJoined, Actor::user(user), 201)
-            .on(user.id, user.email.clone())
-            .with(json!({ "role": invitation.role, "invitation_id": invitation.id }));
+            .audit_event(request, workspace, Action::MemberJoined, Actor::user(user), 201)
+            .with_target(user.id, user.email.clone())
+            .with_metadata(json!({ "role": invitation.role, "invitation_id": invitation.id }));
         Ok(store::audit::insert(tx, workspace, &event).await?)
     }
 }

@@ -6,7 +6,7 @@
 
 use serde_json::json;
 
-use super::{Auth, AuthError, check_password::REAUTHENTICATION_REQUIRED};
+use super::{Auth, AuthError, reauthentication::REAUTHENTICATION_REQUIRED};
 use crate::{
     audit,
     model::{
@@ -16,7 +16,7 @@ use crate::{
         password::Password,
         principal::{Caller, Credential},
         scope::{Role, Scope},
-        session::{SessionEndReason, Which},
+        session::{SessionEndReason, SessionSelector},
         user::Member,
     },
     store::{self, Tx},
@@ -43,7 +43,7 @@ impl Auth {
         password: Option<&Password>,
     ) -> Result<Member, AuthError> {
         let workspace = caller.workspace();
-        let confirmed = self.is_confirmed(caller, password).await?;
+        let confirmed = self.has_reauthenticated(caller, password).await?;
         let mut tx = self.store.begin(workspace, Some(user)).await?;
         let (member, caller_role) = self.lock_member(&mut tx, caller, user).await?;
         require_another_owner(&mut tx, workspace, &member).await?;
@@ -61,8 +61,8 @@ impl Auth {
             self.close_invitations_by(&mut tx, workspace, user).await?;
         }
         let event = audit::event(&self.env, caller, Action::MemberRoleChanged, 200)
-            .on(user, member.email.clone())
-            .with(json!({ "from": member.role, "to": role }));
+            .with_target(user, member.email.clone())
+            .with_metadata(json!({ "from": member.role, "to": role }));
         store::audit::insert(&mut tx, workspace, &event).await?;
         tx.commit().await?;
         self.fence.wait().await?;
@@ -76,7 +76,7 @@ impl Auth {
     /// As [`Self::change_role`].
     pub async fn remove_member(&self, caller: &Caller, user: UserId) -> Result<(), AuthError> {
         let workspace = caller.workspace();
-        let confirmed = self.is_confirmed(caller, None).await?;
+        let confirmed = self.has_reauthenticated(caller, None).await?;
         let mut tx = self.store.begin(workspace, Some(user)).await?;
         let (member, _) = self.lock_member(&mut tx, caller, user).await?;
         if member.role == Role::Owner && !confirmed {
@@ -118,13 +118,13 @@ impl Auth {
         caller: &Caller,
     ) -> Result<Role, AuthError> {
         let workspace = caller.workspace();
-        if !store::members::lock(tx, workspace).await? {
+        if !store::members::lock_workspace(tx, workspace).await? {
             return Err(NO_LONGER_A_MEMBER);
         }
         let role = match &caller.principal.credential {
             // A key's scope never changes, but the key may have been revoked since authentication.
             Credential::ApiKey { id, .. } => {
-                if !store::api_keys::pin(tx, workspace, *id).await? {
+                if !store::api_keys::lock_for_share(tx, workspace, *id).await? {
                     return Err(AuthError::InvalidCredential("the API key has been revoked"));
                 }
                 Role::Admin
@@ -157,22 +157,32 @@ impl Auth {
     ) -> Result<(), AuthError> {
         require_another_owner(tx, workspace, member).await?;
         let user = member.user_id;
-        let created = store::api_keys::list_by_creator(tx, workspace, user, MAX_LISTED_KEYS).await?;
+        let created =
+            store::api_keys::list_by_creator(tx, workspace, user, MAX_LISTED_KEYS).await?;
         let keys: Vec<_> =
             created.items.iter().map(|(id, name)| json!({ "id": id, "name": name })).collect();
-        let event = audit::event_in_workspace(&self.env, caller, workspace, Action::MemberRemoved, 204)
-            .on(user, member.email.clone())
-            .with(json!({ "role": member.role, "api_keys": keys, "more_api_keys": created.more }));
+        let event = audit::event_in_workspace(
+            &self.env,
+            caller,
+            workspace,
+            Action::MemberRemoved,
+            204,
+        )
+        .with_target(user, member.email.clone())
+        .with_metadata(
+            json!({ "role": member.role, "api_keys": keys, "more_api_keys": created.has_more }),
+        );
         store::audit::insert(tx, workspace, &event).await?;
         self.close_invitations_by(tx, workspace, user).await?;
         // Lock order everywhere: membership, user, session.
         store::members::remove(tx, workspace, user).await?;
         // End the user's grants: they must not revive if the user joins again.
         let actor = Actor::from(&*caller.principal);
-        let (workspace_filter, reason) = (Some(workspace), GrantEndReason::Removed);
+        let (workspace_filter, reason) = (Some(workspace), GrantEndReason::MembershipRemoved);
         self.end_grants(tx, user, workspace_filter, reason, &actor, &caller.request).await?;
         store::users::lock(tx, user).await?;
-        let (sessions, reason) = (Which::In(workspace), SessionEndReason::Removed);
+        let (sessions, reason) =
+            (SessionSelector::InWorkspace(workspace), SessionEndReason::MembershipRemoved);
         self.end_sessions(tx, user, sessions, reason, &actor, &caller.request).await
     }
 

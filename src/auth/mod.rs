@@ -5,42 +5,43 @@
 //!
 //! - Verifying credentials: [`authenticate`] turns a credential into a
 //!   [`Principal`](crate::model::principal::Principal); [`verify_key`] verifies API keys,
-//!   [`verify_jwt`] access tokens, [`browser`] session cookies. [`caches`] holds the records that
-//!   they look up.
+//!   [`access_tokens`] access tokens, [`browser_sessions`] session cookies. [`caches`] holds the
+//!   records that they look up.
 //! - Authorization: [`check_scope`] decides what a principal may do, in one pure function.
-//! - Signing in: [`login`], [`second_factor`] (codes after a password), [`passkeys`] (instead of a
-//!   password), [`check_password`] (throttling and reauthentication).
+//! - Signing in: [`sign_in`], [`second_factor`] (codes after a password), [`passkeys`] (instead of
+//!   a password), [`reauthentication`] (throttling and reauthentication).
 //! - Sessions: [`sessions`], and [`refresh`] for refresh tokens.
-//! - Passwords and email addresses of users: [`recovery`].
-//! - Workspaces: [`workspaces`], [`members`], [`invitations`], [`farewell`] (leaving and deleting).
-//! - API keys: [`keys`], [`rotation`], [`usage`].
-//! - Cryptography: [`password`] (hashing), [`signing_keys`] (JWTs and checkpoints), [`secrets`]
-//!   (key derivation).
+//! - Passwords and email addresses of users: [`passwords`].
+//! - Workspaces: [`workspaces`], [`members`], [`invitations`], [`account_deletion`] (leaving and
+//!   deleting).
+//! - API keys: [`api_keys`], [`key_rotation`], [`key_usage`].
+//! - Cryptography: [`password_hashing`] (hashing), [`signing_keys`] (JWTs and checkpoints),
+//!   [`master_key`] (key derivation).
 
+pub mod access_tokens;
+pub mod account_deletion;
+pub mod api_keys;
 pub mod authenticate;
-pub mod browser;
+pub mod browser_sessions;
 pub mod caches;
-pub mod check_password;
 pub mod check_scope;
 mod checkpoint;
 mod credential_cache;
 mod error;
-pub mod farewell;
 pub mod invitations;
-pub mod keys;
-pub mod login;
+pub mod key_rotation;
+pub mod key_usage;
+pub mod master_key;
 pub mod members;
 pub mod passkeys;
-pub mod password;
-pub mod recovery;
+pub mod password_hashing;
+pub mod passwords;
+pub mod reauthentication;
 pub mod refresh;
-pub mod rotation;
 pub mod second_factor;
-pub mod secrets;
 pub mod sessions;
+pub mod sign_in;
 pub mod signing_keys;
-pub mod usage;
-pub mod verify_jwt;
 pub mod verify_key;
 pub mod workspaces;
 
@@ -50,7 +51,7 @@ use uuid::Uuid;
 
 use crate::{
     audit::AuditWriter,
-    coherence::Fence,
+    cache_invalidation::Fence,
     config::{Registration, Settings},
     env::Env,
     model::{
@@ -63,11 +64,11 @@ use crate::{
     store::Store,
 };
 
-use caches::Caches;
+use caches::CredentialCaches;
 pub use credential_cache::CacheCounters;
 pub use error::AuthError;
-use password::PasswordHasher;
-use secrets::Secrets;
+use master_key::MasterKey;
+use password_hashing::PasswordHasher;
 use signing_keys::SigningKeys;
 
 /// The authentication service: verifies credentials and manages users, sessions, keys and
@@ -77,7 +78,7 @@ pub struct Auth {
     store: Store,
     env: Env,
     audit: AuditWriter,
-    caches: Caches,
+    caches: CredentialCaches,
     fence: Fence,
     environment: Environment,
     issuer: Arc<str>,
@@ -115,11 +116,11 @@ impl Auth {
         store: Store,
         env: Env,
         audit: AuditWriter,
-        caches: Caches,
+        caches: CredentialCaches,
         fence: Fence,
         node: Uuid,
     ) -> Result<Self, String> {
-        let master_key = Secrets::new(&settings.keys.encryption_key);
+        let master_key = MasterKey::new(&settings.keys.encryption_key);
         Ok(Self {
             password_hasher: PasswordHasher::start(settings.passwords, &env)?,
             session_refresh_key: master_key.refresh_key()?,
@@ -132,13 +133,17 @@ impl Auth {
             environment: settings.keys.environment.clone(),
             issuer: settings.server.public_url.as_str().into(),
             lifetimes: Lifetimes {
-                access_token: settings.sessions.access_token,
-                refresh_token: settings.sessions.refresh_token,
-                session: settings.sessions.absolute,
-                refresh_retry_window: settings.sessions.refresh_reuse,
+                access_token: settings.sessions.access_token_lifetime,
+                refresh_token: settings.sessions.refresh_token_lifetime,
+                session: settings.sessions.absolute_lifetime,
+                refresh_retry_window: settings.sessions.refresh_reuse_window,
             },
             registration: settings.sessions.registration,
-            rotation_quiet_period: settings.rotation.quiet.try_into().unwrap_or(time::Duration::MAX),
+            rotation_quiet_period: settings
+                .rotation
+                .quiet_period
+                .try_into()
+                .unwrap_or(time::Duration::MAX),
             node_id: node,
             store,
             env,
@@ -154,10 +159,10 @@ impl Auth {
         self.signing_keys.current().jwks()
     }
 
-    /// Hashes a password for a user that is created outside of [`login`]. Returns a PHC string.
+    /// Hashes a password for a user that is created outside of [`sign_in`]. Returns a PHC string.
     ///
     /// # Errors
-    /// [`AuthError::Busy`] if the queue of passwords to hash is full.
+    /// [`AuthError::PasswordQueueFull`] if the queue of passwords to hash is full.
     pub async fn hash_password(
         &self,
         password: &crate::model::password::Password,
@@ -167,14 +172,14 @@ impl Auth {
 
     /// This node's credential caches, for metrics.
     #[must_use]
-    pub fn caches(&self) -> &Caches {
+    pub fn caches(&self) -> &CredentialCaches {
         &self.caches
     }
 
     /// Number of password hashes that are queued or being computed.
     #[must_use]
     pub fn pending_password_hashes(&self) -> usize {
-        self.password_hasher.waiting()
+        self.password_hasher.pending_count()
     }
 
     /// The MAC key of one-time tokens: mailed links, session cookies, CSRF tokens, OAuth codes.

@@ -11,19 +11,19 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::{
-    Auth, AuthError, check_password::REAUTHENTICATION_REQUIRED, login::TokenPair, recovery::parse_stored_email,
-    sessions::require_user_session,
+    Auth, AuthError, passwords::parse_stored_email, reauthentication::REAUTHENTICATION_REQUIRED,
+    sessions::require_user_session, sign_in::TokenPair,
 };
 use crate::{
     model::{
         audit::{Action, Actor, RequestInfo},
         id::{Id, PasskeyId, WorkspaceId},
         mail::EmailKind,
-        one_time_token::Purpose,
-        passkey::{self, Ceremony, PasskeyError, Passkey, RelyingParty},
+        one_time_token::TokenPurpose,
+        passkey::{self, Ceremony, Passkey, PasskeyError, RelyingParty},
         password::Password,
         principal::Caller,
-        session::{SessionEndReason, Which},
+        session::{SessionEndReason, SessionSelector},
         text,
         user::User,
     },
@@ -94,7 +94,7 @@ impl From<PasskeyError> for AuthError {
 
 impl Auth {
     fn relying_party(&self) -> Result<RelyingParty, AuthError> {
-        RelyingParty::of(&self.issuer).ok_or(PASSKEYS_UNAVAILABLE)
+        RelyingParty::from_public_url(&self.issuer).ok_or(PASSKEYS_UNAVAILABLE)
     }
 
     /// Returns the options for a browser to create a passkey
@@ -111,7 +111,7 @@ impl Auth {
     ) -> Result<Value, AuthError> {
         let (session, user_id) = require_user_session(caller)?;
         let party = self.relying_party()?;
-        if !self.is_confirmed(caller, password).await? {
+        if !self.has_reauthenticated(caller, password).await? {
             return Err(REAUTHENTICATION_REQUIRED);
         }
         let mut tx = self.store.begin_for_user(user_id).await?;
@@ -121,13 +121,13 @@ impl Auth {
         Ok(json!({
             "rp": { "id": party.id, "name": party.id },
             "user": {
-                "id": passkey::text(user_id.uuid().as_bytes()), "name": user.email,
+                "id": passkey::encode_base64url(user_id.uuid().as_bytes()), "name": user.email,
                 "displayName": user.display_name(),
             },
             // The challenge is bound to this session; it is not valid in another one.
             "challenge": self
                 .token_key
-                .derive_for(session.uuid(), Purpose::NewPasskey, self.env.new_uuid())
+                .derive_for(session.uuid(), TokenPurpose::PasskeyRegistration, self.env.new_uuid())
                 .expose_secret(),
             "pubKeyCredParams": algorithms
                 .map(|algorithm| json!({ "type": "public-key", "alg": algorithm }))
@@ -175,16 +175,24 @@ impl Auth {
     ) -> Result<Passkey, AuthError> {
         let (session, user_id) = require_user_session(caller)?;
         let party = self.relying_party()?;
-        let name = text::name("name", name).map_err(|reason| AuthError::invalid("name", reason))?;
+        let name = text::validate_name("name", name)
+            .map_err(|reason| AuthError::invalid("name", reason))?;
         let response = &credential.response;
-        let client_data = passkey::bytes(&response.client_data)?;
-        let challenge = passkey::challenge(&party, Ceremony::Registration, &client_data)?;
-        let challenge = self.token_key.verify_for(session.uuid(), Purpose::NewPasskey, &challenge);
+        let client_data = passkey::decode_base64url(&response.client_data)?;
+        let challenge = passkey::verify_client_data(&party, Ceremony::Registration, &client_data)?;
+        let challenge = self.token_key.verify_for(
+            session.uuid(),
+            TokenPurpose::PasskeyRegistration,
+            &challenge,
+        );
         let challenge = self.check_challenge_age(challenge, REGISTRATION_CHALLENGE_LIFETIME)?;
-        let new = passkey::registered(&party, &passkey::bytes(&response.attestation_object)?)?;
+        let new = passkey::verify_registration(
+            &party,
+            &passkey::decode_base64url(&response.attestation_object)?,
+        )?;
         let mut tx = self.store.begin_for_user(user_id).await?;
         let (user, _) = self.lock_user_to_add_passkey(&mut tx, caller).await?;
-        if !store::passkeys::meet_challenge(&mut tx, challenge).await? {
+        if !store::passkeys::mark_challenge_used(&mut tx, challenge).await? {
             return Err(PasskeyError("the response was already used").into());
         }
         let added = Passkey {
@@ -195,8 +203,8 @@ impl Auth {
         };
         store::passkeys::insert(&mut tx, user_id, &new, &added).await?;
         store::sessions::record_passkey(&mut tx, user_id, session, added.id).await?;
-        let subject = EmailKind::PasskeyAdded { origin: self.origin(&caller.request) };
-        self.mail(&mut tx, user.email.clone(), subject).await?;
+        let subject = EmailKind::PasskeyAdded { origin: self.request_origin(&caller.request) };
+        self.enqueue_email(&mut tx, user.email.clone(), subject).await?;
         self.audit_in_all_workspaces(&mut tx, &user, Action::PasskeyAdded, &caller.request).await?;
         tx.commit().await?;
         // Ignore a fence error: the passkey is committed.
@@ -208,7 +216,7 @@ impl Auth {
     ///
     /// # Errors
     /// [`AuthError::Forbidden`] if the caller is not a user session.
-    pub async fn passkeys(&self, caller: &Caller) -> Result<Vec<Passkey>, AuthError> {
+    pub async fn list_passkeys(&self, caller: &Caller) -> Result<Vec<Passkey>, AuthError> {
         let (_, user_id) = require_user_session(caller)?;
         let mut tx = self.store.begin_for_user(user_id).await?;
         let passkeys = store::passkeys::list(&mut tx, user_id).await?;
@@ -230,7 +238,7 @@ impl Auth {
         password: Option<&Password>,
     ) -> Result<(), AuthError> {
         let (session, user_id) = require_user_session(caller)?;
-        if !self.is_confirmed(caller, password).await? {
+        if !self.has_reauthenticated(caller, password).await? {
             return Err(REAUTHENTICATION_REQUIRED);
         }
         let mut tx = self.store.begin_for_user(user_id).await?;
@@ -238,11 +246,13 @@ impl Auth {
         if !store::passkeys::remove(&mut tx, user_id, id).await? {
             return Err(AuthError::NotFound("passkey"));
         }
-        let subject = EmailKind::PasskeyRemoved { origin: self.origin(&caller.request) };
-        self.mail(&mut tx, user.email.clone(), subject).await?;
-        self.audit_in_all_workspaces(&mut tx, &user, Action::PasskeyRemoved, &caller.request).await?;
+        let subject = EmailKind::PasskeyRemoved { origin: self.request_origin(&caller.request) };
+        self.enqueue_email(&mut tx, user.email.clone(), subject).await?;
+        self.audit_in_all_workspaces(&mut tx, &user, Action::PasskeyRemoved, &caller.request)
+            .await?;
         // The device's holder may have signed in with the passkey and added others.
-        let (others, reason) = (Which::AllExcept(session), SessionEndReason::PasskeyRemoved);
+        let (others, reason) =
+            (SessionSelector::AllExcept(session), SessionEndReason::PasskeyRemoved);
         let actor = Actor::from(&*caller.principal);
         self.end_sessions(&mut tx, user_id, others, reason, &actor, &caller.request).await?;
         tx.commit().await?;
@@ -257,7 +267,7 @@ impl Auth {
     pub fn passkey_authentication_options(&self) -> Result<Value, AuthError> {
         Ok(json!({
             "challenge":
-                self.token_key.derive(Purpose::Passkey, self.env.new_uuid()).expose_secret(),
+                self.token_key.derive(TokenPurpose::PasskeyAuthentication, self.env.new_uuid()).expose_secret(),
             "rpId": self.relying_party()?.id,
             "timeout": BROWSER_TIMEOUT_MS,
             "userVerification": "required",
@@ -282,26 +292,27 @@ impl Auth {
         let response = &credential.response;
         // Decode everything before looking up a user, so that malformed input is always refused in
         // the same way.
-        let id = passkey::bytes(&credential.raw_id)?;
-        let client_data = passkey::bytes(&response.client_data)?;
-        let authenticator_data = passkey::bytes(&response.authenticator_data)?;
-        let signature = passkey::bytes(&response.signature)?;
-        let user_handle = passkey::bytes(&response.user_handle)?;
-        let challenge = passkey::challenge(&party, Ceremony::Authentication, &client_data)?;
-        let challenge = self.token_key.verify(Purpose::Passkey, &challenge);
+        let id = passkey::decode_base64url(&credential.raw_id)?;
+        let client_data = passkey::decode_base64url(&response.client_data)?;
+        let authenticator_data = passkey::decode_base64url(&response.authenticator_data)?;
+        let signature = passkey::decode_base64url(&response.signature)?;
+        let user_handle = passkey::decode_base64url(&response.user_handle)?;
+        let challenge =
+            passkey::verify_client_data(&party, Ceremony::Authentication, &client_data)?;
+        let challenge = self.token_key.verify(TokenPurpose::PasskeyAuthentication, &challenge);
         let challenge = self.check_challenge_age(challenge, SIGN_IN_CHALLENGE_LIFETIME)?;
-        let user_id = self.store.find_passkey(&id).await?.ok_or(PASSKEY_REJECTED)?;
+        let user_id = self.store.find_passkey_user(&id).await?.ok_or(PASSKEY_REJECTED)?;
         if user_handle != user_id.uuid().as_bytes() {
             return Err(PASSKEY_REJECTED);
         }
-        let user = self.person(user_id).await?;
-        let account = self.store.find_sign_in(&parse_stored_email(&user.email)?).await?;
+        let user = self.get_user(user_id).await?;
+        let account = self.store.find_account(&parse_stored_email(&user.email)?).await?;
         let account = account.ok_or(PASSKEY_REJECTED)?;
         let mut tx = self.store.begin_for_user(user_id).await?;
         // Lock the user's row first, as account deletion and password reset do.
         store::users::lock(&mut tx, user_id).await?.ok_or(PASSKEY_REJECTED)?;
         let known = store::passkeys::lock(&mut tx, user_id, &id).await?.ok_or(PASSKEY_REJECTED)?;
-        let assertion = passkey::asserted(
+        let assertion = passkey::verify_assertion(
             &party,
             &known.public_key,
             &client_data,
@@ -322,12 +333,12 @@ impl Auth {
             self.record_failed_sign_in(&account, request, "bad_passkey", 401).await?;
             return Err(PASSKEY_REJECTED);
         };
-        if !store::passkeys::meet_challenge(&mut tx, challenge).await? {
+        if !store::passkeys::mark_challenge_used(&mut tx, challenge).await? {
             return Err(PASSKEY_REJECTED);
         }
         let now = self.env.clock.now();
         store::passkeys::record_use(&mut tx, user_id, known.id, assertion.sign_count, now).await?;
-        let pair = self.enter(&mut tx, &account, requested, request).await?;
+        let pair = self.complete_sign_in(&mut tx, &account, requested, request).await?;
         store::sessions::record_passkey(&mut tx, user_id, pair.session, known.id).await?;
         tx.commit().await?;
         Ok(pair)
@@ -351,5 +362,5 @@ impl Auth {
 }
 
 fn descriptor(credential_id: &[u8]) -> Value {
-    json!({ "type": "public-key", "id": passkey::text(credential_id) })
+    json!({ "type": "public-key", "id": passkey::encode_base64url(credential_id) })
 }

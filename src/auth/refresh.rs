@@ -6,14 +6,14 @@
 
 use std::sync::Arc;
 
-use super::{Auth, AuthError, login::TokenPair};
+use super::{Auth, AuthError, sign_in::TokenPair};
 use crate::{
     model::{
         audit::{Action, Actor, ActorType, RequestInfo},
         id::{Id, SessionId},
         mail::EmailKind,
         refresh_token::PresentedToken,
-        session::{SessionEndReason, RefreshState, SessionRecord, Which},
+        session::{RefreshState, SessionEndReason, SessionRecord, SessionSelector},
     },
     store::{self, Tx},
 };
@@ -84,7 +84,7 @@ impl Auth {
             return TokenStatus::Invalid;
         };
         let since_refresh = now - state.refreshed_at;
-        if state.ended || now >= state.expires_at || generation > state.generation {
+        if state.is_ended || now >= state.expires_at || generation > state.generation {
             return TokenStatus::Invalid;
         }
         if generation == state.generation {
@@ -108,12 +108,19 @@ impl Auth {
     ) -> Result<(), AuthError> {
         let now = self.env.clock.now();
         let user = session.user_id;
-        store::sessions::end_of_person(tx, user, Which::One(id), now, SessionEndReason::Reuse).await?;
+        store::sessions::end_for_user(
+            tx,
+            user,
+            SessionSelector::One(id),
+            now,
+            SessionEndReason::RefreshTokenReuse,
+        )
+        .await?;
         let event = self.session_event(session, id, Action::SessionReuseDetected, request, 401);
         store::audit::insert(tx, session.workspace_id, &event).await?;
         let account = store::users::get(tx, user).await?.ok_or(AuthError::InvalidRefreshToken)?;
-        let subject = EmailKind::SessionReuse { origin: self.origin(request) };
-        self.mail(tx, account.email, subject).await
+        let subject = EmailKind::SessionReuse { origin: self.request_origin(request) };
+        self.enqueue_email(tx, account.email, subject).await
     }
 
     fn session_event(
@@ -129,6 +136,6 @@ impl Auth {
             id: Some(session.user_id.uuid()),
             name: Some(Arc::clone(&session.name)),
         };
-        self.witness(request, session.workspace_id, action, actor, status).on(id, None)
+        self.audit_event(request, session.workspace_id, action, actor, status).with_target(id, None)
     }
 }

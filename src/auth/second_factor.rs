@@ -11,10 +11,10 @@ use serde_json::json;
 
 use super::{
     Auth, AuthError,
-    check_password::REAUTHENTICATION_REQUIRED,
-    login::TokenPair,
-    recovery::parse_stored_email,
-    sessions::{ENDED, require_user_session},
+    passwords::parse_stored_email,
+    reauthentication::REAUTHENTICATION_REQUIRED,
+    sessions::{SESSION_ENDED, require_user_session},
+    sign_in::TokenPair,
 };
 use crate::{
     model::{
@@ -22,14 +22,14 @@ use crate::{
         email::Email,
         id::{UserId, WorkspaceId},
         mail::EmailKind,
-        one_time_token::Purpose,
+        one_time_token::TokenPurpose,
         password::Password,
         principal::Caller,
         second_factor::STEP_SECONDS,
-        session::{SessionEndReason, Which},
+        session::{SessionEndReason, SessionSelector},
         user::User,
     },
-    store::{self, Tx, second_factor::Factor},
+    store::{self, Tx, second_factor::TotpFactor},
 };
 
 /// Lifetime of a sign-in challenge.
@@ -51,7 +51,7 @@ const WRONG_CODE: AuthError = AuthError::InvalidSecondFactor("the code is wrong"
 
 /// The secret of a new authenticator app. It is returned only once.
 #[derive(Debug)]
-pub struct Enrolment {
+pub struct TotpEnrollment {
     /// The secret in base32.
     pub secret: SecretString,
     /// The same as an `otpauth://` URI, for a QR code.
@@ -75,9 +75,9 @@ impl Auth {
         caller: &Caller,
     ) -> Result<User, AuthError> {
         let (session, user) = require_user_session(caller)?;
-        let user_row = store::users::lock(tx, user).await?.ok_or(ENDED)?;
-        store::sessions::created_at(tx, user, session).await?.ok_or(ENDED)?;
-        if !store::second_factor::is_shown(tx, user, session).await? {
+        let user_row = store::users::lock(tx, user).await?.ok_or(SESSION_ENDED)?;
+        store::sessions::active_since(tx, user, session).await?.ok_or(SESSION_ENDED)?;
+        if !store::second_factor::is_satisfied(tx, user, session).await? {
             return Err(PASSKEY_REQUIRED);
         }
         Ok(user_row)
@@ -91,7 +91,7 @@ impl Auth {
     pub async fn can_change_factors(&self, caller: &Caller) -> Result<bool, AuthError> {
         let (session, user) = require_user_session(caller)?;
         let mut tx = self.store.begin_for_user(user).await?;
-        Ok(store::second_factor::is_shown(&mut tx, user, session).await?)
+        Ok(store::second_factor::is_satisfied(&mut tx, user, session).await?)
     }
 
     /// Starts the setup of an authenticator app. Sign-ins require codes only after
@@ -105,21 +105,21 @@ impl Auth {
         &self,
         caller: &Caller,
         password: Option<&Password>,
-    ) -> Result<Enrolment, AuthError> {
+    ) -> Result<TotpEnrollment, AuthError> {
         let (_, user_id) = require_user_session(caller)?;
-        if !self.is_confirmed(caller, password).await? {
+        if !self.has_reauthenticated(caller, password).await? {
             return Err(REAUTHENTICATION_REQUIRED);
         }
         let (factor, now) = (self.env.new_uuid(), self.env.clock.now());
         let mut tx = self.store.begin_for_user(user_id).await?;
         let user = self.lock_user_for_factor_change(&mut tx, caller).await?;
-        if !store::second_factor::start(&mut tx, user_id, factor, now).await? {
+        if !store::second_factor::start_enrollment(&mut tx, user_id, factor, now).await? {
             return Err(AuthError::Conflict("an authenticator app is already set up"));
         }
         tx.commit().await?;
-        let secret = self.second_factor_key.secret(factor).to_base32();
+        let secret = self.second_factor_key.totp_secret(factor).to_base32();
         let uri = otpauth_uri(&self.issuer, &user.email, &secret);
-        Ok(Enrolment { secret, uri })
+        Ok(TotpEnrollment { secret, uri })
     }
 
     /// Confirms an authenticator app with its first code. From now on sign-ins require a code, and
@@ -145,7 +145,7 @@ impl Auth {
             .ok_or(AuthError::Conflict(
                 "there is no authenticator app to confirm: set one up first",
             ))?;
-        let secret = self.second_factor_key.secret(factor.id);
+        let secret = self.second_factor_key.totp_secret(factor.id);
         let step = secret.matching_step(code, now.unix_timestamp(), factor.last_step);
         let Some(step) = step else {
             store::second_factor::record_wrong_enrollment_code(&mut tx, user_id).await?;
@@ -153,12 +153,14 @@ impl Auth {
             return Err(AuthError::Invalid { field: "code", reason: "code is wrong".to_owned() });
         };
         store::second_factor::record_accepted_code(&mut tx, user_id, step, now).await?;
-        let origin = self.origin(&caller.request);
+        let origin = self.request_origin(&caller.request);
         let subject = EmailKind::SecondFactorAdded { origin };
-        self.mail(&mut tx, user.email.clone(), subject).await?;
-        self.audit_in_all_workspaces(&mut tx, &user, Action::SecondFactorAdded, &caller.request).await?;
+        self.enqueue_email(&mut tx, user.email.clone(), subject).await?;
+        self.audit_in_all_workspaces(&mut tx, &user, Action::SecondFactorAdded, &caller.request)
+            .await?;
         // End the other sessions: they started without a second factor, and may be an attacker's.
-        let (others, reason) = (Which::AllExcept(session), SessionEndReason::SecondFactorAdded);
+        let (others, reason) =
+            (SessionSelector::AllExcept(session), SessionEndReason::SecondFactorAdded);
         let actor = Actor::from(&*caller.principal);
         self.end_sessions(&mut tx, user_id, others, reason, &actor, &caller.request).await?;
         tx.commit().await?;
@@ -179,16 +181,17 @@ impl Auth {
         password: &Password,
     ) -> Result<Vec<SecretString>, AuthError> {
         let (_, user_id) = require_user_session(caller)?;
-        let user = self.person(user_id).await?;
-        self.check_password(&user, "password", password, &caller.request).await?;
+        let user = self.get_user(user_id).await?;
+        self.require_password(&user, "password", password, &caller.request).await?;
         let mut tx = self.store.begin_for_user(user_id).await?;
         self.lock_user_for_factor_change(&mut tx, caller).await?;
-        let renewed = store::second_factor::renew_recovery_codes(&mut tx, user_id).await?;
+        let renewed = store::second_factor::regenerate_recovery_codes(&mut tx, user_id).await?;
         let (factor, round) = renewed.ok_or(AuthError::NotFound("authenticator app"))?;
-        let origin = self.origin(&caller.request);
+        let origin = self.request_origin(&caller.request);
         let subject = EmailKind::RecoveryCodesRenewed { origin };
-        self.mail(&mut tx, user.email.clone(), subject).await?;
-        self.audit_in_all_workspaces(&mut tx, &user, Action::RecoveryCodesRenewed, &caller.request).await?;
+        self.enqueue_email(&mut tx, user.email.clone(), subject).await?;
+        self.audit_in_all_workspaces(&mut tx, &user, Action::RecoveryCodesRenewed, &caller.request)
+            .await?;
         tx.commit().await?;
         Ok(self.second_factor_key.recovery_codes(factor, round.unsigned_abs()))
     }
@@ -200,7 +203,7 @@ impl Auth {
     pub async fn has_totp(&self, caller: &Caller) -> Result<bool, AuthError> {
         let (_, user_id) = require_user_session(caller)?;
         let mut tx = self.store.begin_for_user(user_id).await?;
-        Ok(store::second_factor::exists(&mut tx, user_id).await?)
+        Ok(store::second_factor::has_totp(&mut tx, user_id).await?)
     }
 
     /// Removes the caller's authenticator app.
@@ -210,8 +213,8 @@ impl Auth {
     /// [`AuthError::Conflict`] if the user has passkeys and this session has used none of them.
     pub async fn remove_totp(&self, caller: &Caller, password: &Password) -> Result<(), AuthError> {
         let (session, user_id) = require_user_session(caller)?;
-        let user = self.person(user_id).await?;
-        self.check_password(&user, "password", password, &caller.request).await?;
+        let user = self.get_user(user_id).await?;
+        self.require_password(&user, "password", password, &caller.request).await?;
         let mut tx = self.store.begin_for_user(user_id).await?;
         self.lock_user_for_factor_change(&mut tx, caller).await?;
         if !store::second_factor::remove(&mut tx, user_id).await? {
@@ -219,17 +222,18 @@ impl Auth {
         }
         // Without the app, passkeys become the only factor. If this session has used none, it could
         // no longer change them.
-        if !store::second_factor::is_shown(&mut tx, user_id, session).await? {
+        if !store::second_factor::is_satisfied(&mut tx, user_id, session).await? {
             return Err(AuthError::Conflict(
                 "you have passkeys: sign in with one first, or remove them",
             ));
         }
         let now = self.env.clock.now();
         store::second_factor::discard_challenges(&mut tx, user_id, now).await?;
-        let origin = self.origin(&caller.request);
+        let origin = self.request_origin(&caller.request);
         let subject = EmailKind::SecondFactorRemoved { origin };
-        self.mail(&mut tx, user.email.clone(), subject).await?;
-        self.audit_in_all_workspaces(&mut tx, &user, Action::SecondFactorRemoved, &caller.request).await?;
+        self.enqueue_email(&mut tx, user.email.clone(), subject).await?;
+        self.audit_in_all_workspaces(&mut tx, &user, Action::SecondFactorRemoved, &caller.request)
+            .await?;
         tx.commit().await?;
         Ok(self.fence.wait().await?)
     }
@@ -242,15 +246,15 @@ impl Auth {
     /// for a malformed email address.
     pub async fn remove_factors_as_operator(&self, email: &str) -> Result<(), AuthError> {
         let email = Email::parse(email).map_err(|why| AuthError::invalid("email", why))?;
-        let account = self.store.find_sign_in(&email).await?;
+        let account = self.store.find_account(&email).await?;
         let user = account.ok_or(AuthError::NotFound("account"))?.user_id;
         let mut tx = self.store.begin_for_user(user).await?;
         let user_row = store::users::lock(&mut tx, user).await?;
         let user_row = user_row.ok_or(AuthError::NotFound("account"))?;
         let now = self.env.clock.now();
         // The lost device may be in use by a thief, signed in with it.
-        let (all, reason) = (Which::All, SessionEndReason::SecondFactorRemoved);
-        let ended = store::sessions::end_of_person(&mut tx, user, all, now, reason).await?;
+        let (all, reason) = (SessionSelector::All, SessionEndReason::SecondFactorRemoved);
+        let ended = store::sessions::end_for_user(&mut tx, user, all, now, reason).await?;
         store::second_factor::discard_challenges(&mut tx, user, now).await?;
         let mut removed = Vec::new();
         if store::second_factor::remove(&mut tx, user).await? {
@@ -262,21 +266,21 @@ impl Auth {
         if removed.is_empty() {
             return Err(AuthError::NotFound("second factor"));
         }
-        self.mail(&mut tx, user_row.email.clone(), EmailKind::FactorsTakenAway).await?;
+        self.enqueue_email(&mut tx, user_row.email.clone(), EmailKind::FactorsTakenAway).await?;
         let event = |workspace, action| {
             NewEvent::new(self.env.new_id(), workspace, action, Actor::system())
         };
         for (id, workspace) in ended {
-            let event = event(workspace, Action::SessionEnded).on(id, None);
-            let event = event.with(json!({ "reason": reason.as_str() }));
-            tx.enter(workspace).await?;
+            let event = event(workspace, Action::SessionEnded).with_target(id, None);
+            let event = event.with_metadata(json!({ "reason": reason.as_str() }));
+            tx.set_workspace(workspace).await?;
             store::audit::insert(&mut tx, workspace, &event).await?;
         }
-        for membership in store::members::of_person(&mut tx, user).await? {
+        for membership in store::members::list_by_user(&mut tx, user).await? {
             let workspace = membership.workspace_id;
-            tx.enter(workspace).await?;
+            tx.set_workspace(workspace).await?;
             for action in &removed {
-                let event = event(workspace, *action).on(user, user_row.email.clone());
+                let event = event(workspace, *action).with_target(user, user_row.email.clone());
                 store::audit::insert(&mut tx, workspace, &event).await?;
             }
         }
@@ -285,7 +289,7 @@ impl Auth {
     }
 
     /// Stores a challenge for a sign-in that requires a code, and returns its token.
-    pub(super) async fn challenge(
+    pub(super) async fn create_mfa_challenge(
         &self,
         tx: &mut Tx,
         user: UserId,
@@ -294,7 +298,7 @@ impl Auth {
         let (id, now) = (self.env.new_uuid(), self.env.clock.now());
         let expires_at = now + CHALLENGE_LIFETIME;
         store::second_factor::insert_challenge(tx, user, id, wanted, now, expires_at).await?;
-        Ok(self.token_key.derive(Purpose::SecondFactor, id))
+        Ok(self.token_key.derive(TokenPurpose::SecondFactor, id))
     }
 
     /// Completes a sign-in with a TOTP code or a recovery code.
@@ -302,16 +306,16 @@ impl Auth {
     /// # Errors
     /// [`AuthError::InvalidSecondFactor`] for a wrong code or an invalid token;
     /// [`AuthError::TooManyAttempts`] after too many wrong codes.
-    pub async fn meet_challenge(
+    pub async fn complete_mfa_challenge(
         &self,
         token: &str,
         code: &str,
         request: &Arc<RequestInfo>,
     ) -> Result<TokenPair, AuthError> {
-        let id = self.token_key.verify(Purpose::SecondFactor, token).ok_or(SIGN_IN_AGAIN)?;
-        let user_id = self.store.find_mfa_challenge(id).await?.ok_or(SIGN_IN_AGAIN)?;
-        let user = self.person(user_id).await?;
-        let account = self.store.find_sign_in(&parse_stored_email(&user.email)?).await?;
+        let id = self.token_key.verify(TokenPurpose::SecondFactor, token).ok_or(SIGN_IN_AGAIN)?;
+        let user_id = self.store.find_mfa_challenge_user(id).await?.ok_or(SIGN_IN_AGAIN)?;
+        let user = self.get_user(user_id).await?;
+        let account = self.store.find_account(&parse_stored_email(&user.email)?).await?;
         let account = account.ok_or(SIGN_IN_AGAIN)?;
         let now = self.env.clock.now();
         let mut tx = self.store.begin_for_user(user_id).await?;
@@ -327,7 +331,7 @@ impl Auth {
             .filter(|challenge| challenge.wrong_codes < MAX_WRONG_CODES)
             .ok_or(SIGN_IN_AGAIN)?;
         let (wrong, first) =
-            store::second_factor::wrong_codes(&mut tx, user_id, now - PERIOD).await?;
+            store::second_factor::count_wrong_codes(&mut tx, user_id, now - PERIOD).await?;
         if wrong >= MAX_WRONG_CODES_IN_PERIOD {
             let remaining = first.map_or(time::Duration::ZERO, |first| first + PERIOD - now);
             let seconds = u64::try_from(remaining.whole_seconds()).unwrap_or_default() + 1;
@@ -340,7 +344,7 @@ impl Auth {
             return Err(WRONG_CODE);
         }
         store::second_factor::use_challenge(&mut tx, user_id, id, now).await?;
-        let pair = self.enter(&mut tx, &account, challenge.workspace, request).await?;
+        let pair = self.complete_sign_in(&mut tx, &account, challenge.workspace, request).await?;
         tx.commit().await?;
         Ok(pair)
     }
@@ -350,11 +354,11 @@ impl Auth {
         &self,
         tx: &mut Tx,
         user: UserId,
-        factor: &Factor,
+        factor: &TotpFactor,
         code: &str,
     ) -> Result<bool, AuthError> {
         let now = self.env.clock.now();
-        let secret = self.second_factor_key.secret(factor.id);
+        let secret = self.second_factor_key.totp_secret(factor.id);
         let code = code.trim();
         let step = secret.matching_step(code, now.unix_timestamp(), factor.last_step);
         if let Some(step) = step {

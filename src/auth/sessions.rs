@@ -7,23 +7,23 @@ use std::sync::Arc;
 
 use serde_json::json;
 
-use super::{Auth, AuthError, login::TokenPair};
+use super::{Auth, AuthError, sign_in::TokenPair};
 use crate::{
     audit,
     model::{
         audit::{Action, Actor, NewEvent, RequestInfo},
         id::{SessionId, UserId, WorkspaceId},
         oauth::grant::GrantEndReason,
-        page::{Items, Page},
+        page::{ListPage, PageRequest},
         principal::{Caller, Credential},
         scope::Role,
-        session::{SessionEndReason, Session, Which},
+        session::{Session, SessionEndReason, SessionSelector},
     },
     store::{self, Tx},
 };
 
 /// The error for a session that has ended.
-pub(super) const ENDED: AuthError = AuthError::InvalidCredential("the session has ended");
+pub(super) const SESSION_ENDED: AuthError = AuthError::InvalidCredential("the session has ended");
 
 /// Returns the session and user of a caller that is a user session.
 ///
@@ -43,11 +43,11 @@ impl Auth {
     ///
     /// # Errors
     /// [`AuthError::Forbidden`] if the caller is not a user session.
-    pub async fn sessions(
+    pub async fn list_sessions(
         &self,
         caller: &Caller,
-        page: Page,
-    ) -> Result<(Items<Session>, i64), AuthError> {
+        page: PageRequest,
+    ) -> Result<(ListPage<Session>, i64), AuthError> {
         let (_, user) = require_user_session(caller)?;
         let (now, idle) = (self.env.clock.now(), self.lifetimes.refresh_token);
         let mut tx = self.store.begin_for_user(user).await?;
@@ -60,10 +60,11 @@ impl Auth {
     ///
     /// # Errors
     /// [`AuthError::Forbidden`] if the caller is not a user session.
-    pub async fn logout(&self, caller: &Caller) -> Result<(), AuthError> {
+    pub async fn sign_out(&self, caller: &Caller) -> Result<(), AuthError> {
         let (id, user) = require_user_session(caller)?;
         let tx = self.store.begin_for_user(user).await?;
-        self.end_own_sessions(tx, caller, Which::One(id), SessionEndReason::Logout).await
+        self.end_own_sessions(tx, caller, SessionSelector::One(id), SessionEndReason::SignedOut)
+            .await
     }
 
     /// Ends one of the caller's sessions. Ending it again has no effect.
@@ -72,12 +73,13 @@ impl Auth {
     /// [`AuthError::NotFound`] if the user has no such session.
     pub async fn end_session(&self, caller: &Caller, id: SessionId) -> Result<(), AuthError> {
         let (own, user) = require_user_session(caller)?;
-        let reason = if id == own { SessionEndReason::Logout } else { SessionEndReason::Ended };
+        let reason =
+            if id == own { SessionEndReason::SignedOut } else { SessionEndReason::EndedByUser };
         let mut tx = self.store.begin_for_user(user).await?;
         if !store::sessions::exists(&mut tx, user, id).await? {
             return Err(AuthError::NotFound("session"));
         }
-        self.end_own_sessions(tx, caller, Which::One(id), reason).await
+        self.end_own_sessions(tx, caller, SessionSelector::One(id), reason).await
     }
 
     /// Ends all of the caller's sessions except the one that made the request.
@@ -87,7 +89,13 @@ impl Auth {
     pub async fn end_other_sessions(&self, caller: &Caller) -> Result<(), AuthError> {
         let (own, user) = require_user_session(caller)?;
         let tx = self.store.begin_for_user(user).await?;
-        self.end_own_sessions(tx, caller, Which::AllExcept(own), SessionEndReason::Ended).await
+        self.end_own_sessions(
+            tx,
+            caller,
+            SessionSelector::AllExcept(own),
+            SessionEndReason::EndedByUser,
+        )
+        .await
     }
 
     /// Moves the caller's session to another workspace of the user, and issues a new token pair.
@@ -124,7 +132,7 @@ impl Auth {
         // Lock the user's row before the session's: a password change locks them in this order.
         store::users::set_last_workspace(tx, user, workspace).await?;
         let state = store::sessions::lock_refresh_state(tx, user, id).await?;
-        let state = state.filter(|state| !state.ended).ok_or(ENDED)?;
+        let state = state.filter(|state| !state.is_ended).ok_or(SESSION_ENDED)?;
         let now = self.env.clock.now();
         store::sessions::set_workspace(tx, user, id, workspace).await?;
         store::sessions::advance_refresh_token(tx, user, id, now).await?;
@@ -132,7 +140,7 @@ impl Auth {
         store::audit::insert(tx, workspace, &entered).await?;
         if caller.workspace() != workspace {
             let left = self.session_switched_event(caller, id, caller.workspace(), "left");
-            tx.enter(caller.workspace()).await?;
+            tx.set_workspace(caller.workspace()).await?;
             store::audit::insert(tx, caller.workspace(), &left).await?;
         }
         let generation = state.generation.saturating_add(1);
@@ -149,8 +157,8 @@ impl Auth {
         direction: &str,
     ) -> NewEvent {
         audit::event_in_workspace(&self.env, caller, workspace, Action::SessionSwitched, 200)
-            .on(id, None)
-            .with(json!({ "direction": direction }))
+            .with_target(id, None)
+            .with_metadata(json!({ "direction": direction }))
     }
 
     /// Ends sessions of a user, with an audit event in the workspace of each.
@@ -158,20 +166,20 @@ impl Auth {
         &self,
         tx: &mut Tx,
         user: UserId,
-        selector: Which,
+        selector: SessionSelector,
         reason: SessionEndReason,
         actor: &Actor,
         request: &Arc<RequestInfo>,
     ) -> Result<(), AuthError> {
         let now = self.env.clock.now();
         for (id, workspace) in
-            store::sessions::end_of_person(tx, user, selector, now, reason).await?
+            store::sessions::end_for_user(tx, user, selector, now, reason).await?
         {
             let event = self
-                .witness(request, workspace, Action::SessionEnded, actor.clone(), 204)
-                .on(id, None)
-                .with(json!({ "reason": reason.as_str() }));
-            tx.enter(workspace).await?;
+                .audit_event(request, workspace, Action::SessionEnded, actor.clone(), 204)
+                .with_target(id, None)
+                .with_metadata(json!({ "reason": reason.as_str() }));
+            tx.set_workspace(workspace).await?;
             store::audit::insert(tx, workspace, &event).await?;
         }
         Ok(())
@@ -190,13 +198,13 @@ impl Auth {
     ) -> Result<(), AuthError> {
         let now = self.env.clock.now();
         let ended =
-            store::oauth_grants::end_of_person(tx, workspace_filter, user, now, reason).await?;
+            store::oauth_grants::end_for_user(tx, workspace_filter, user, now, reason).await?;
         for (id, client, workspace) in ended {
             let event = self
-                .witness(request, workspace, Action::GrantEnded, actor.clone(), 204)
-                .on(id, None)
-                .with(reason.told(client, Some(user)));
-            tx.enter(workspace).await?;
+                .audit_event(request, workspace, Action::GrantEnded, actor.clone(), 204)
+                .with_target(id, None)
+                .with_metadata(reason.audit_metadata(client, Some(user)));
+            tx.set_workspace(workspace).await?;
             store::audit::insert(tx, workspace, &event).await?;
         }
         Ok(())
@@ -207,7 +215,7 @@ impl Auth {
         &self,
         mut tx: Tx,
         caller: &Caller,
-        selector: Which,
+        selector: SessionSelector,
         reason: SessionEndReason,
     ) -> Result<(), AuthError> {
         let (_, user) = require_user_session(caller)?;

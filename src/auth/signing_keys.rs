@@ -1,9 +1,9 @@
 //! Signing keys for access tokens and for audit log checkpoints: Ed25519 (RFC 8037), encrypted at
 //! rest, published as a JWKS.
 //!
-//! A new key is published at once and starts to sign after [`ACTIVATION_DELAY`], when every node has
-//! loaded it. The previous key continues to verify until it is retired. Nodes reload the keys every
-//! two seconds.
+//! A new key is published at once and starts to sign after [`ACTIVATION_DELAY`], when every node
+//! has loaded it. The previous key continues to verify until it is retired. Nodes reload the keys
+//! every two seconds.
 
 use std::{
     fmt,
@@ -21,7 +21,7 @@ use tokio::{sync::Mutex, time::interval};
 use tracing::{error, info, warn};
 use zeroize::Zeroizing;
 
-use super::{Auth, AuthError, secrets::Secrets};
+use super::{Auth, AuthError, master_key::MasterKey};
 use crate::{
     env::Env,
     model::{
@@ -49,7 +49,7 @@ const MIN_RELOAD_INTERVAL: Duration = Duration::from_secs(1);
 /// The signing keys that a node has loaded.
 pub struct SigningKeys {
     store: Store,
-    master_key: Secrets,
+    master_key: MasterKey,
     env: Env,
     current: RwLock<Arc<KeySet>>,
     /// The last reload that a token with an unknown key id caused.
@@ -103,16 +103,16 @@ impl SigningKeys {
     /// A message for the operator, if the database is unreachable or its keys cannot be decrypted.
     pub async fn load_or_create(
         store: Store,
-        master_key: Secrets,
+        master_key: MasterKey,
         env: Env,
     ) -> Result<Self, String> {
         let load_error = |error| format!("cannot load the signing keys: {error}");
-        let mut stored = store.signing_keys().await.map_err(load_error)?;
+        let mut stored = store.list_active_signing_keys().await.map_err(load_error)?;
         for purpose in [KeyPurpose::AccessTokens, KeyPurpose::Checkpoints] {
             if stored.iter().all(|key| key.purpose != purpose) {
                 let first = generate_key(purpose, &master_key, &env)?;
                 store.insert_first_signing_key(&first).await.map_err(load_error)?;
-                stored = store.signing_keys().await.map_err(load_error)?;
+                stored = store.list_active_signing_keys().await.map_err(load_error)?;
             }
         }
         let current = Arc::new(KeySet::decrypt(&stored, &master_key, env.clock.now())?);
@@ -134,7 +134,7 @@ impl SigningKeys {
     /// [`StoreError`] if the reload fails: the key may exist.
     async fn key_set_with(&self, kid: &str) -> Result<(Arc<KeySet>, bool), StoreError> {
         let current = self.current();
-        if current.verifier(kid).is_some() {
+        if current.token_verifying_key(kid).is_some() {
             return Ok((current, false));
         }
         let mut has_retired_key = false;
@@ -145,12 +145,17 @@ impl SigningKeys {
             has_retired_key = outcome?;
         }
         // Requests that waited for the lock use the reload that just finished.
-        if last.succeeded { Ok((self.current(), has_retired_key)) } else { Err(StoreError::late()) }
+        if last.succeeded {
+            Ok((self.current(), has_retired_key))
+        } else {
+            Err(StoreError::timed_out())
+        }
     }
 
     /// Reloads the keys. Returns true if a key for access tokens was retired.
     async fn reload(&self) -> Result<bool, StoreError> {
-        let stored = Store::within(RELOAD_TIMEOUT, self.store.signing_keys()).await?;
+        let stored =
+            Store::with_timeout(RELOAD_TIMEOUT, self.store.list_active_signing_keys()).await?;
         let fresh = match KeySet::decrypt(&stored, &self.master_key, self.env.clock.now()) {
             Ok(fresh) => Arc::new(fresh),
             Err(reason) => {
@@ -162,8 +167,11 @@ impl SigningKeys {
         if fresh.tokens.header.kid != previous.tokens.header.kid {
             info!(kid = fresh.tokens.header.kid, "access tokens are signed with another key now");
         }
-        let has_retired_key =
-            previous.tokens.verifiers.iter().any(|old| fresh.verifier(&old.kid).is_none());
+        let has_retired_key = previous
+            .tokens
+            .verifiers
+            .iter()
+            .any(|old| fresh.token_verifying_key(&old.kid).is_none());
         *self.current.write().unwrap_or_else(PoisonError::into_inner) = fresh;
         Ok(has_retired_key)
     }
@@ -177,7 +185,7 @@ impl Auth {
         loop {
             ticks.tick().await;
             match self.signing_keys.reload().await {
-                Ok(true) => self.caches.tokens.forget_all(),
+                Ok(true) => self.caches.tokens.clear(),
                 Ok(false) => {}
                 Err(error) => warn!(%error, "cannot reload the signing keys"),
             }
@@ -188,7 +196,7 @@ impl Auth {
     pub(super) async fn key_set_for(&self, kid: &str) -> Result<Arc<KeySet>, AuthError> {
         let (keys, has_retired_key) = self.signing_keys.key_set_with(kid).await?;
         if has_retired_key {
-            self.caches.tokens.forget_all();
+            self.caches.tokens.clear();
         }
         Ok(keys)
     }
@@ -211,7 +219,7 @@ impl Auth {
     /// [`AuthError::NotFound`] if no such key verifies; [`AuthError::Conflict`] if the key
     /// currently signs.
     pub async fn retire_signing_key(&self, id: SigningKeyId) -> Result<(), AuthError> {
-        if self.signing_keys.current().signs(&id.to_string()) {
+        if self.signing_keys.current().is_signing(&id.to_string()) {
             return Err(AuthError::Conflict(
                 "this key is in use for signing: rotate first, then wait ten seconds",
             ));
@@ -240,7 +248,7 @@ impl PurposeKeys {
     fn decrypt(
         stored: &[StoredSigningKey],
         purpose: KeyPurpose,
-        master_key: &Secrets,
+        master_key: &MasterKey,
         now: OffsetDateTime,
     ) -> Result<Self, String> {
         let (mut keys, mut foreign) = (Vec::new(), Vec::new());
@@ -292,7 +300,7 @@ impl PurposeKeys {
 impl KeySet {
     fn decrypt(
         stored: &[StoredSigningKey],
-        master_key: &Secrets,
+        master_key: &MasterKey,
         now: OffsetDateTime,
     ) -> Result<Self, String> {
         Ok(Self {
@@ -305,13 +313,16 @@ impl KeySet {
     ///
     /// # Errors
     /// If the cryptographic library fails.
-    pub fn sign(&self, claims: &impl Serialize) -> Result<String, jsonwebtoken::errors::Error> {
+    pub fn sign_access_token(
+        &self,
+        claims: &impl Serialize,
+    ) -> Result<String, jsonwebtoken::errors::Error> {
         self.tokens.sign(claims)
     }
 
     /// The public key for access tokens with this key id.
     #[must_use]
-    pub fn verifier(&self, kid: &str) -> Option<&DecodingKey> {
+    pub fn token_verifying_key(&self, kid: &str) -> Option<&DecodingKey> {
         self.tokens.verifier(kid)
     }
 
@@ -334,7 +345,7 @@ impl KeySet {
 
     /// True if the key with this id currently signs.
     #[must_use]
-    pub fn signs(&self, kid: &str) -> bool {
+    pub fn is_signing(&self, kid: &str) -> bool {
         let signs = |keys: &PurposeKeys| keys.header.kid.as_deref() == Some(kid);
         signs(&self.tokens) || signs(&self.checkpoints)
     }
@@ -374,16 +385,16 @@ fn encryption_context(id: SigningKeyId, purpose: KeyPurpose) -> Vec<u8> {
 /// decrypted or does not match the public one.
 fn decrypt_key_pair(
     key: &StoredSigningKey,
-    master_key: &Secrets,
+    master_key: &MasterKey,
 ) -> Result<Option<Ed25519KeyPair>, String> {
     let seed =
-        master_key.open(&encryption_context(key.id, key.purpose), &key.sealed_private_key)?;
+        master_key.decrypt(&encryption_context(key.id, key.purpose), &key.sealed_private_key)?;
     Ok(seed.and_then(|seed| Ed25519KeyPair::from_seed_and_public_key(&seed, &key.public_key).ok()))
 }
 
 fn generate_key(
     purpose: KeyPurpose,
-    master_key: &Secrets,
+    master_key: &MasterKey,
     env: &Env,
 ) -> Result<StoredSigningKey, String> {
     let id: SigningKeyId = env.new_id();
@@ -394,7 +405,7 @@ fn generate_key(
         id,
         purpose,
         public_key: pair.public_key().as_ref().to_vec(),
-        sealed_private_key: master_key.seal(env, &encryption_context(id, purpose), &*seed)?,
+        sealed_private_key: master_key.encrypt(env, &encryption_context(id, purpose), &*seed)?,
         created_at: env.clock.now(),
     })
 }

@@ -5,19 +5,21 @@
 
 use serde_json::json;
 
-use super::{Auth, AuthError, check_password::REAUTHENTICATION_REQUIRED, sessions::require_user_session};
+use super::{
+    Auth, AuthError, reauthentication::REAUTHENTICATION_REQUIRED, sessions::require_user_session,
+};
 use crate::{
     audit,
     model::{
         audit::{Action, Actor, NewEvent},
         email::Email,
         id::UserId,
-        page::{Items, Page},
+        page::{ListPage, PageRequest},
         password::Password,
         principal::Caller,
         scope::Role,
         text,
-        workspace::{WorkspaceWithRole, Workspace, WorkspaceChange},
+        workspace::{Workspace, WorkspaceChange, WorkspaceWithRole},
     },
     store::{self, Tx},
 };
@@ -35,11 +37,11 @@ impl Auth {
     pub async fn list_own_workspaces(
         &self,
         caller: &Caller,
-        page: Page,
-    ) -> Result<(Items<WorkspaceWithRole>, i64), AuthError> {
+        page: PageRequest,
+    ) -> Result<(ListPage<WorkspaceWithRole>, i64), AuthError> {
         let (_, user) = require_user_session(caller)?;
         let mut tx = self.store.begin_for_user(user).await?;
-        let items = store::workspaces::of_person(&mut tx, user, page).await?;
+        let items = store::workspaces::list_by_user(&mut tx, user, page).await?;
         let total = store::workspaces::count_by_user(&mut tx, user).await?;
         Ok((items, total))
     }
@@ -49,22 +51,23 @@ impl Auth {
     /// # Errors
     /// [`AuthError::Invalid`] for an invalid name; [`AuthError::Conflict`] if the user has too many
     /// workspaces.
-    pub async fn found_workspace(
+    pub async fn create_workspace(
         &self,
         tx: &mut Tx,
         caller: &Caller,
         name: &str,
     ) -> Result<WorkspaceWithRole, AuthError> {
         let (_, user) = require_user_session(caller)?;
-        let name = text::name("name", name).map_err(|reason| AuthError::invalid("name", reason))?;
+        let name = text::validate_name("name", name)
+            .map_err(|reason| AuthError::invalid("name", reason))?;
         let workspace = self.build_workspace(name);
-        tx.enter(workspace.id).await?;
+        tx.set_workspace(workspace.id).await?;
         if store::workspaces::count_by_user(tx, user).await? >= MAX_WORKSPACES {
             return Err(AuthError::Conflict("you are a member of too many workspaces"));
         }
         let action = Action::WorkspaceCreated;
         let event = audit::event_in_workspace(&self.env, caller, workspace.id, action, 201);
-        self.found(tx, &workspace, user, event).await?;
+        self.insert_workspace(tx, &workspace, user, event).await?;
         Ok(WorkspaceWithRole { workspace, role: Role::Owner })
     }
 
@@ -78,16 +81,17 @@ impl Auth {
         name: &str,
         owner_email: &str,
     ) -> Result<Workspace, AuthError> {
-        let name = text::name("name", name).map_err(|reason| AuthError::invalid("name", reason))?;
+        let name = text::validate_name("name", name)
+            .map_err(|reason| AuthError::invalid("name", reason))?;
         let email =
             Email::parse(owner_email).map_err(|reason| AuthError::invalid("owner", reason))?;
-        let owner = self.store.find_sign_in(&email).await?;
+        let owner = self.store.find_account(&email).await?;
         let owner = owner.ok_or(AuthError::NotFound("account"))?.user_id;
         let workspace = self.build_workspace(name);
         let mut tx = self.store.begin(workspace.id, Some(owner)).await?;
         let (action, id) = (Action::WorkspaceCreated, self.env.new_id());
         let event = NewEvent::new(id, workspace.id, action, Actor::system());
-        self.found(&mut tx, &workspace, owner, event).await?;
+        self.insert_workspace(&mut tx, &workspace, owner, event).await?;
         tx.commit().await?;
         Ok(workspace)
     }
@@ -106,7 +110,7 @@ impl Auth {
 
     /// Stores a workspace, its first owner and its audit event, in a transaction of workspace and
     /// owner.
-    pub(super) async fn found(
+    pub(super) async fn insert_workspace(
         &self,
         tx: &mut Tx,
         workspace: &Workspace,
@@ -116,7 +120,7 @@ impl Auth {
         store::workspaces::insert(tx, workspace).await?;
         let since = workspace.created_at;
         store::members::insert(tx, workspace.id, owner, Role::Owner, since).await?;
-        let event = event.on(workspace.id, workspace.name.clone());
+        let event = event.with_target(workspace.id, workspace.name.clone());
         Ok(store::audit::insert(tx, workspace.id, &event).await?)
     }
 
@@ -132,23 +136,27 @@ impl Auth {
         change: WorkspaceChange,
         password: Option<&Password>,
     ) -> Result<Workspace, AuthError> {
-        let name = change.name.map(|name| text::name("name", &name)).transpose();
+        let name = change.name.map(|name| text::validate_name("name", &name)).transpose();
         let name = name.map_err(|reason| AuthError::invalid("name", reason))?;
         let change = WorkspaceChange { name, ..change };
-        if change.require_second_factor.is_some() && !self.is_confirmed(caller, password).await? {
-            return Err(require_user_session(caller).map_or(OWNER_REQUIRED, |_| REAUTHENTICATION_REQUIRED));
+        if change.require_second_factor.is_some()
+            && !self.has_reauthenticated(caller, password).await?
+        {
+            return Err(
+                require_user_session(caller).map_or(OWNER_REQUIRED, |_| REAUTHENTICATION_REQUIRED)
+            );
         }
         let workspace = caller.workspace();
-        let mut tx = self.store.begin(workspace, caller.principal.person()).await?;
+        let mut tx = self.store.begin(workspace, caller.principal.user_id()).await?;
         if change.require_second_factor.is_some() {
             self.check_can_require_second_factor(&mut tx, caller).await?;
         }
         if change != WorkspaceChange::default() {
             store::workspaces::update(&mut tx, workspace, &change).await?;
             let mut event = audit::event(&self.env, caller, Action::WorkspaceUpdated, 200)
-                .on(workspace, change.name.clone());
+                .with_target(workspace, change.name.clone());
             if let Some(required) = change.require_second_factor {
-                event = event.with(json!({ "require_second_factor": required }));
+                event = event.with_metadata(json!({ "require_second_factor": required }));
             }
             store::audit::insert(&mut tx, workspace, &event).await?;
         }
@@ -171,7 +179,7 @@ impl Auth {
             return Err(OWNER_REQUIRED);
         }
         // Otherwise the requirement would lock out the owner first.
-        if !store::second_factor::exists(tx, user).await? {
+        if !store::second_factor::has_totp(tx, user).await? {
             return Err(AuthError::Forbidden("set up a second factor for your own account first"));
         }
         Ok(())
@@ -191,8 +199,8 @@ impl Auth {
         const OWNER_REQUIRED_TO_DELETE: AuthError =
             AuthError::Forbidden("only a signed-in owner can delete the workspace");
         let (_, user_id) = require_user_session(caller).map_err(|_| OWNER_REQUIRED_TO_DELETE)?;
-        let user = self.person(user_id).await?;
-        self.check_password(&user, "password", password, &caller.request).await?;
+        let user = self.get_user(user_id).await?;
+        self.require_password(&user, "password", password, &caller.request).await?;
         let workspace = caller.workspace();
         let mut tx = self.store.begin(workspace, Some(user_id)).await?;
         if self.lock_members_as_admin(&mut tx, caller).await? != Role::Owner {

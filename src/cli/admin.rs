@@ -7,14 +7,14 @@ use data_encoding::BASE64URL_NOPAD;
 use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
-use super::Failure;
+use super::CommandError;
 use crate::{
     app::Application,
     audit::verifier,
     auth::{
         Auth,
-        keys::{KeyOwner, CreateKeyParams},
-        login::NewAccount,
+        api_keys::{CreateKeyParams, KeyOwner},
+        sign_in::NewAccount,
     },
     config::Settings,
     env::Env,
@@ -27,7 +27,7 @@ use crate::{
         signing_key::KeyPurpose,
         timestamp,
     },
-    oauth::{OAuth, registration::Registered, workspace_clients::CreateClientParams},
+    oauth::{OAuth, registration::RegisteredClient, workspace_clients::CreateClientParams},
 };
 
 /// The `admin` commands.
@@ -85,7 +85,8 @@ pub enum UsersCommand {
         /// Name of the workspace.
         #[arg(long)]
         workspace_name: Option<String>,
-        /// Read the password from standard input; by default a random one is generated and printed.
+        /// Read the password from standard input; by default a random one is generated and
+        /// printed.
         #[arg(long)]
         password_stdin: bool,
     },
@@ -182,14 +183,14 @@ pub enum SigningKeysCommand {
     },
 }
 
-pub(super) async fn run(command: AdminCommand, settings: Settings) -> Result<(), Failure> {
+pub(super) async fn run(command: AdminCommand, settings: Settings) -> Result<(), CommandError> {
     let env = Env::system();
     let application = Application::build(settings, env.clone()).await?;
     let outcome = execute(&application, &env, command).await;
     application.shut_down().await;
     let CommandOutput { value, problem } = outcome?;
     super::print(&format!("{value:#}\n"));
-    problem.map_or(Ok(()), |line| Err(Failure { line, code: 1 }))
+    problem.map_or(Ok(()), |line| Err(CommandError { message: line, code: 1 }))
 }
 
 /// The output of a command.
@@ -216,7 +217,8 @@ async fn execute(
         }) => {
             let (password, generated) = password(env, password_stdin)?;
             let account = NewAccount { email, password, full_name, workspace_name };
-            let (user, workspace) = auth.create_account_as_operator(account).await.map_err(describe)?;
+            let (user, workspace) =
+                auth.create_account_as_operator(account).await.map_err(describe)?;
             let mut output = json!({
                 "user": { "id": user.id, "email": user.email, "full_name": user.full_name },
                 "workspace": { "id": workspace.id, "name": workspace.name },
@@ -231,7 +233,8 @@ async fn execute(
             Ok(json!({ "email": email, "second_factor": null }))
         }
         AdminCommand::Workspaces(WorkspacesCommand::Create { name, owner }) => {
-            let workspace = auth.create_workspace_as_operator(&name, &owner).await.map_err(describe)?;
+            let workspace =
+                auth.create_workspace_as_operator(&name, &owner).await.map_err(describe)?;
             Ok(json!({ "workspace": { "id": workspace.id, "name": workspace.name } }))
         }
         AdminCommand::SigningKeys(command) => signing_keys(auth, command).await,
@@ -239,7 +242,8 @@ async fn execute(
             create_client(&application.app().oauth, command).await
         }
         AdminCommand::Keys(KeysCommand::Create { workspace, name, scope }) => {
-            let request = CreateKeyParams { name, description: None, scope, allowed_ips: Vec::new() };
+            let request =
+                CreateKeyParams { name, description: None, scope, allowed_ips: Vec::new() };
             let minted = auth.create_key_as_operator(workspace, request).await.map_err(describe)?;
             Ok(json!({
                 "id": minted.key.id,
@@ -256,7 +260,7 @@ async fn execute(
 /// Finds the workspace and owners of a leaked key.
 async fn reveal_owner(auth: &Auth) -> Result<CommandOutput, String> {
     let line = Zeroizing::new(read_line("the key")?);
-    let owner = auth.reveal_owner(line.trim()).await.map_err(describe)?;
+    let owner = auth.find_key_owner(line.trim()).await.map_err(describe)?;
     let Some(KeyOwner { key, workspace, owners }) = owner else {
         let problem = Some("no API key matches".to_owned());
         return Ok(CommandOutput { value: json!({ "found": false }), problem });
@@ -340,11 +344,18 @@ async fn create_client(oauth: &OAuth, command: OAuthClientsCommand) -> Result<Va
     } else {
         vec![GrantType::AuthorizationCode, GrantType::RefreshToken]
     };
-    let auth_method = if public { ClientAuthMethod::None } else { ClientAuthMethod::ClientSecretBasic };
-    let client =
-        CreateClientParams { name, redirect_uris, auth_method, grant_types, scope, client_uri: None };
+    let auth_method =
+        if public { ClientAuthMethod::None } else { ClientAuthMethod::ClientSecretBasic };
+    let client = CreateClientParams {
+        name,
+        redirect_uris,
+        auth_method,
+        grant_types,
+        scope,
+        client_uri: None,
+    };
     let registered = oauth.create_client_as_operator(workspace, client, resource.as_deref()).await;
-    let Registered { client, secret } = registered.map_err(describe)?;
+    let RegisteredClient { client, secret } = registered.map_err(describe)?;
     let grants = client.grant_types.iter().map(|grant| grant.as_str());
     let mut output = json!({
         "client_id": client.client_id(),
@@ -368,7 +379,7 @@ async fn signing_keys(auth: &Auth, command: SigningKeysCommand) -> Result<Value,
             let keys = keys.iter().map(|key| {
                 let state = match key.retired_at {
                     Some(_) => "retired",
-                    None if current.signs(&key.id.to_string()) => "signs",
+                    None if current.is_signing(&key.id.to_string()) => "signs",
                     None => "verifies",
                 };
                 json!({

@@ -1,6 +1,6 @@
 //! The command line: parses the arguments, reads the configuration and runs the command.
 //!
-//! An error is one line on standard error and a nonzero exit code; see [`Failure`].
+//! An error is one line on standard error and a nonzero exit code; see [`CommandError`].
 
 pub mod admin;
 pub mod dev;
@@ -12,7 +12,7 @@ use clap::{Parser, Subcommand};
 use secrecy::ExposeSecret;
 
 use crate::{
-    config::{Files, Profile, Raw, Settings},
+    config::{ConfigFiles, Profile, RawConfig, Settings},
     http::openapi,
     store::migrate,
     telemetry,
@@ -49,26 +49,26 @@ enum Command {
 
 /// The error of a command, to print before the process exits.
 #[derive(Debug)]
-pub struct Failure {
+pub struct CommandError {
     /// The message for the operator, one line.
-    pub line: String,
+    pub message: String,
     /// The process's exit code.
     pub code: u8,
 }
 
-impl From<String> for Failure {
+impl From<String> for CommandError {
     /// Wraps an error that the operator can fix, such as an invalid setting, a port in use or an
     /// unavailable database; the exit code is 2.
     fn from(line: String) -> Self {
-        Self { line, code: 2 }
+        Self { message: line, code: 2 }
     }
 }
 
 /// Runs the command of the process's arguments.
 ///
 /// # Errors
-/// [`Failure`] with a message for the operator and the exit code.
-pub fn run() -> Result<(), Failure> {
+/// [`CommandError`] with a message for the operator and the exit code.
+pub fn run() -> Result<(), CommandError> {
     let cli = Cli::parse();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -77,19 +77,22 @@ pub fn run() -> Result<(), Failure> {
     runtime.block_on(dispatch(cli))
 }
 
-async fn dispatch(cli: Cli) -> Result<(), Failure> {
+async fn dispatch(cli: Cli) -> Result<(), CommandError> {
     let profile = match cli.command {
         Command::Dev(_) => Profile::Development,
         _ => Profile::Production,
     };
-    let files = cli.config.as_deref().map_or(Files::Optional(Path::new("config")), Files::Required);
-    let raw = Raw::read(profile, files, std::env::vars_os());
+    let files = cli
+        .config
+        .as_deref()
+        .map_or(ConfigFiles::Optional(Path::new("config")), ConfigFiles::Required);
+    let raw = RawConfig::read(profile, files, std::env::vars_os());
     match cli.command {
         Command::Dev(args) => {
             raw.check_sources().map_err(|problems| problems.to_string())?;
             Ok(Box::pin(dev::run(args, raw)).await?)
         }
-        Command::Serve => Ok(serve::run(checked(&raw)?).await?),
+        Command::Serve => Ok(serve::run(validate_settings(&raw)?).await?),
         Command::Migrate => {
             let database = raw.check_database().map_err(|problems| problems.to_string())?;
             let url = database.owner_url.as_ref().unwrap_or(&database.url);
@@ -99,19 +102,19 @@ async fn dispatch(cli: Cli) -> Result<(), Failure> {
             raw.check_sources().map_err(|problems| problems.to_string())?;
             let url = raw.text("server.public_url").unwrap_or("http://127.0.0.1:8080");
             let json =
-                openapi::document(url).to_pretty_json().map_err(|error| error.to_string())?;
+                openapi::build_document(url).to_pretty_json().map_err(|error| error.to_string())?;
             print(&format!("{json}\n"));
             Ok(())
         }
         Command::Config => {
             print(&raw.describe());
-            Ok(checked(&raw).map(drop)?)
+            Ok(validate_settings(&raw).map(drop)?)
         }
-        Command::Admin(command) => Box::pin(admin::run(command, checked(&raw)?)).await,
+        Command::Admin(command) => Box::pin(admin::run(command, validate_settings(&raw)?)).await,
     }
 }
 
-fn checked(raw: &Raw) -> Result<Settings, String> {
+fn validate_settings(raw: &RawConfig) -> Result<Settings, String> {
     let settings = raw.check().map_err(|problems| problems.to_string())?;
     telemetry::init(&settings.log);
     Ok(settings)

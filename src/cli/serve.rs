@@ -7,7 +7,7 @@ use tokio::net::TcpListener;
 use crate::{app::Application, config::Settings, env::Env};
 
 pub(super) async fn run(settings: Settings) -> Result<(), String> {
-    let listener = listen(settings.server.address, "server.address").await?;
+    let listener = bind(settings.server.address, "server.address").await?;
     let is_unencrypted = settings.server.public_url.starts_with("http://");
     let application = Application::build(settings, Env::system()).await?;
     if is_unencrypted {
@@ -24,7 +24,7 @@ pub(super) async fn run(settings: Settings) -> Result<(), String> {
 
 /// Binds the address before anything slow starts, so that an address in use is reported at once.
 /// `setting` is the setting or flag that the message suggests to change.
-pub(super) async fn listen(address: SocketAddr, setting: &str) -> Result<TcpListener, String> {
+pub(super) async fn bind(address: SocketAddr, setting: &str) -> Result<TcpListener, String> {
     TcpListener::bind(address).await.map_err(|error| match error.kind() {
         std::io::ErrorKind::AddrInUse => {
             format!("{address} is in use by another process: choose another one with {setting}")

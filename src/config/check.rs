@@ -11,17 +11,17 @@ use crate::model::oauth::resource;
 
 use super::{
     Audit, Cache, Database, Durability, EncryptionKey, Keys, Log, Mail, MailTransport,
-    MetadataDocuments, OAuth, Passwords, Pool, RateLimit, Raw, Redis, Registration, Rotation,
+    MetadataDocuments, OAuth, Passwords, Pool, RateLimit, RawConfig, Redis, Registration, Rotation,
     Server, Sessions, Settings, layers::ENV_PREFIX,
 };
 
 /// Reads typed values and collects the errors. An invalid value is `None`, and reading continues.
-pub(super) struct Check<'a> {
-    pub(super) raw: &'a Raw,
-    pub(super) problems: Vec<String>,
+pub(super) struct SettingsValidator<'a> {
+    pub(super) raw: &'a RawConfig,
+    pub(super) errors: Vec<String>,
 }
 
-impl Check<'_> {
+impl SettingsValidator<'_> {
     pub(super) fn settings(&mut self) -> Option<Settings> {
         // Read every section before returning, to collect all errors.
         let server = self.server();
@@ -121,7 +121,7 @@ impl Check<'_> {
     }
 
     fn oauth(&mut self) -> Option<OAuth> {
-        let is_resource = |text: &str| resource::canonical(text).is_some();
+        let is_resource = |text: &str| resource::canonicalize(text).is_some();
         let what = "http or https URLs without a fragment";
         let resources = self.texts("oauth.resources", what, is_resource);
         let registration = self.choice("oauth.registration", &[("open", true), ("closed", false)]);
@@ -148,10 +148,10 @@ impl Check<'_> {
         let refresh_token = self.seconds("oauth.refresh_token_seconds", 10 * 366 * 86_400);
         Some(OAuth {
             resources: resources?,
-            registration: registration?,
-            documents: documents?,
+            is_registration_open: registration?,
+            metadata_documents: documents?,
             native_schemes: native_schemes?,
-            refresh_token: refresh_token?,
+            grant_idle_timeout: refresh_token?,
         })
     }
 
@@ -238,17 +238,17 @@ impl Check<'_> {
         let refresh_reuse = self.number("sessions.refresh_reuse_seconds", 0, 600);
         Some(Sessions {
             registration: registration?,
-            access_token: access_token?,
-            refresh_token: refresh_token?,
-            absolute: absolute?,
-            refresh_reuse: Duration::from_secs(refresh_reuse?),
+            access_token_lifetime: access_token?,
+            refresh_token_lifetime: refresh_token?,
+            absolute_lifetime: absolute?,
+            refresh_reuse_window: Duration::from_secs(refresh_reuse?),
         })
     }
 
     fn passwords(&mut self) -> Option<Passwords> {
         let threads = self.number("passwords.threads", 0, 64);
         let queue = self.number("passwords.queue", 1, 100_000);
-        Some(Passwords { threads: threads?, queue: queue? })
+        Some(Passwords { threads: threads?, queue_capacity: queue? })
     }
 
     fn rate_limit(&mut self) -> Option<RateLimit> {
@@ -265,7 +265,7 @@ impl Check<'_> {
     fn cache(&mut self) -> Option<Cache> {
         let lease = self.seconds("cache.lease_seconds", 60);
         let keys = self.number("cache.keys", 1, 100_000_000);
-        Some(Cache { lease: lease?, keys: keys? })
+        Some(Cache { lease_duration: lease?, max_keys: keys? })
     }
 
     /// The server for shared rate limits, if `rate_limit.store` is `redis`. The settings are
@@ -325,7 +325,7 @@ impl Check<'_> {
         }
         Some(Audit {
             durability: durability?,
-            queue: queue?,
+            queue_capacity: queue?,
             retention: Some(retention?).filter(|days| *days > 0).map(days),
             usage_retention: days(usage_retention?),
         })
@@ -334,7 +334,7 @@ impl Check<'_> {
     fn rotation(&mut self) -> Option<Rotation> {
         // At most a day: nodes that crashed are remembered for a day.
         let quiet = self.number("rotation.quiet_seconds", 0, 86_400);
-        Some(Rotation { quiet: Duration::from_secs(quiet?) })
+        Some(Rotation { quiet_period: Duration::from_secs(quiet?) })
     }
 
     fn log(&mut self) -> Option<Log> {
@@ -344,7 +344,7 @@ impl Check<'_> {
         }
         let json = self.choice("log.format", &[("text", false), ("json", true)]);
         let slow_request: Option<u64> = self.number("log.slow_request_ms", 1, 3_600_000);
-        Some(Log { filter, json: json?, slow_request: Duration::from_millis(slow_request?) })
+        Some(Log { filter, is_json: json?, slow_request: Duration::from_millis(slow_request?) })
     }
 
     fn value(&self, key: &str) -> Option<&Value> {
@@ -359,7 +359,7 @@ impl Check<'_> {
         let text = self.text(key);
         if text.is_empty() {
             let variable = key.to_ascii_uppercase().replace('.', "__");
-            self.problems.push(format!("{key} is not set (variable {ENV_PREFIX}{variable})"));
+            self.errors.push(format!("{key} is not set (variable {ENV_PREFIX}{variable})"));
             return None;
         }
         Some(text)
@@ -402,7 +402,7 @@ impl Check<'_> {
 
     fn problem(&mut self, key: &str, what: &str) {
         let origin = self.raw.values.get(key).map_or("", |(_, origin)| origin);
-        self.problems.push(format!("{key} {what} (from {origin})"));
+        self.errors.push(format!("{key} {what} (from {origin})"));
     }
 }
 

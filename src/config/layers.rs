@@ -9,7 +9,7 @@ use std::{
 
 use toml::{Table, Value};
 
-use super::{Database, Settings, check::Check};
+use super::{Database, Settings, check::SettingsValidator};
 
 /// Prefix of the environment variables of settings.
 pub(super) const ENV_PREFIX: &str = "CALL2ME_AUTH__";
@@ -58,7 +58,7 @@ impl Profile {
 
 /// The folder of configuration files that override those embedded in the binary.
 #[derive(Debug, Clone, Copy)]
-pub enum Files<'a> {
+pub enum ConfigFiles<'a> {
     /// No folder: the embedded files only.
     Embedded,
     /// A folder that may be missing.
@@ -68,22 +68,22 @@ pub enum Files<'a> {
 }
 
 /// The merged configuration, before validation.
-pub struct Raw {
+pub struct RawConfig {
     pub(super) values: BTreeMap<String, (Value, String)>,
-    pub(super) problems: Vec<String>,
+    pub(super) errors: Vec<String>,
 }
 
 /// All errors of a configuration, one message each.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Problems(pub Vec<String>);
+pub struct ConfigErrors(pub Vec<String>);
 
-impl fmt::Display for Problems {
+impl fmt::Display for ConfigErrors {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "invalid configuration: {}", self.0.join("; "))
     }
 }
 
-impl Raw {
+impl RawConfig {
     /// Reads and merges the embedded files, the files of the folder and the environment; later
     /// sources override earlier ones.
     ///
@@ -91,10 +91,10 @@ impl Raw {
     #[must_use]
     pub fn read<K: Into<OsString>, V: Into<OsString>>(
         profile: Profile,
-        files: Files<'_>,
+        files: ConfigFiles<'_>,
         environment: impl IntoIterator<Item = (K, V)>,
     ) -> Self {
-        let mut raw = Self { values: BTreeMap::new(), problems: Vec::new() };
+        let mut raw = Self { values: BTreeMap::new(), errors: Vec::new() };
         // A unit test checks that the embedded files parse.
         for (key, value) in flatten(&DEFAULT.parse().unwrap_or_default()) {
             raw.values.insert(key, (value, "the defaults".to_owned()));
@@ -102,13 +102,12 @@ impl Raw {
         let (file, embedded) = profile.file();
         raw.merge_file(embedded, file);
         match files {
-            Files::Embedded => {}
-            Files::Optional(folder) => drop(raw.merge_folder(folder, file)),
-            Files::Required(folder) => {
+            ConfigFiles::Embedded => {}
+            ConfigFiles::Optional(folder) => drop(raw.merge_folder(folder, file)),
+            ConfigFiles::Required(folder) => {
                 if raw.merge_folder(folder, file) == 0 {
                     let folder = folder.display();
-                    raw.problems
-                        .push(format!("--config {folder}: no default.toml or {file} found"));
+                    raw.errors.push(format!("--config {folder}: no default.toml or {file} found"));
                 }
             }
         }
@@ -136,7 +135,7 @@ impl Raw {
                     continue;
                 }
                 Err(error) => {
-                    self.problems.push(format!("cannot read {}: {error}", file.display()));
+                    self.errors.push(format!("cannot read {}: {error}", file.display()));
                 }
             }
             count += 1;
@@ -155,14 +154,14 @@ impl Raw {
                 return;
             }
             let hint = self.suggestion(&name[ENV_STEM.len()..]);
-            self.problems.push(format!("{name} is not a variable of this service{hint}"));
+            self.errors.push(format!("{name} is not a variable of this service{hint}"));
             return;
         } else {
             return;
         };
         match value.into_string() {
             Ok(text) => self.set_from_text(&key, text, name),
-            Err(_) => self.problems.push(format!("{name} is not UTF-8")),
+            Err(_) => self.errors.push(format!("{name} is not UTF-8")),
         }
     }
 
@@ -183,11 +182,11 @@ impl Raw {
         match self.values.get_mut(key) {
             Some(slot) if slot.0.same_type(&value) => *slot = (value, origin.to_owned()),
             Some((old, _)) => {
-                self.problems.push(format!("{key} must be {} (from {origin})", type_name(old)));
+                self.errors.push(format!("{key} must be {} (from {origin})", type_name(old)));
             }
             None => {
                 let hint = self.suggestion(key);
-                self.problems.push(format!("{key} is not a setting (from {origin}){hint}"));
+                self.errors.push(format!("{key} is not a setting (from {origin}){hint}"));
             }
         }
     }
@@ -206,7 +205,7 @@ impl Raw {
                     self.set(&key, value, origin);
                 }
             }
-            Err(error) => self.problems.push(format!("{origin}: {}", error.message())),
+            Err(error) => self.errors.push(format!("{origin}: {}", error.message())),
         }
     }
 
@@ -254,12 +253,12 @@ impl Raw {
     /// Validates only the database settings, which is enough for migrations.
     ///
     /// # Errors
-    /// [`Problems`] with all errors of these settings and of reading the sources.
-    pub fn check_database(&self) -> Result<Database, Problems> {
-        let mut check = Check { raw: self, problems: self.problems.clone() };
+    /// [`ConfigErrors`] with all errors of these settings and of reading the sources.
+    pub fn check_database(&self) -> Result<Database, ConfigErrors> {
+        let mut check = SettingsValidator { raw: self, errors: self.errors.clone() };
         match check.database() {
-            Some(database) if check.problems.is_empty() => Ok(database),
-            _ => Err(Problems(check.problems)),
+            Some(database) if check.errors.is_empty() => Ok(database),
+            _ => Err(ConfigErrors(check.errors)),
         }
     }
 
@@ -267,21 +266,21 @@ impl Raw {
     /// are known.
     ///
     /// # Errors
-    /// [`Problems`] with all errors of reading the sources.
-    pub fn check_sources(&self) -> Result<(), Problems> {
-        if self.problems.is_empty() { Ok(()) } else { Err(Problems(self.problems.clone())) }
+    /// [`ConfigErrors`] with all errors of reading the sources.
+    pub fn check_sources(&self) -> Result<(), ConfigErrors> {
+        if self.errors.is_empty() { Ok(()) } else { Err(ConfigErrors(self.errors.clone())) }
     }
 
     /// Validates all settings.
     ///
     /// # Errors
-    /// [`Problems`] with all errors.
-    pub fn check(&self) -> Result<Settings, Problems> {
-        let mut check = Check { raw: self, problems: self.problems.clone() };
+    /// [`ConfigErrors`] with all errors.
+    pub fn check(&self) -> Result<Settings, ConfigErrors> {
+        let mut check = SettingsValidator { raw: self, errors: self.errors.clone() };
         let settings = check.settings();
         match settings {
-            Some(settings) if check.problems.is_empty() => Ok(settings),
-            _ => Err(Problems(check.problems)),
+            Some(settings) if check.errors.is_empty() => Ok(settings),
+            _ => Err(ConfigErrors(check.errors)),
         }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! `default.toml` lists every setting and defines its type. So a misspelled name or a value of the
 //! wrong type is detected in every source, and all errors are reported at once. `layers.rs` merges
-//! the sources into [`Raw`], `check.rs` validates them into [`Settings`].
+//! the sources into [`RawConfig`], `check.rs` validates them into [`Settings`].
 
 mod check;
 mod layers;
@@ -16,7 +16,7 @@ use zeroize::Zeroizing;
 
 use crate::model::api_key::Environment;
 
-pub use layers::{Files, Problems, Profile, Raw};
+pub use layers::{ConfigErrors, ConfigFiles, Profile, RawConfig};
 pub use mail::{Mail, MailTransport, Smtp, SmtpSecurity};
 
 /// The validated settings.
@@ -151,13 +151,13 @@ pub struct Sessions {
     /// The policy for creating accounts.
     pub registration: Registration,
     /// Lifetime of an access token.
-    pub access_token: Duration,
+    pub access_token_lifetime: Duration,
     /// Lifetime of a refresh token.
-    pub refresh_token: Duration,
+    pub refresh_token_lifetime: Duration,
     /// Lifetime of a session, however often it is refreshed.
-    pub absolute: Duration,
+    pub absolute_lifetime: Duration,
     /// Time within which a used refresh token may be retried, with the same successor.
-    pub refresh_reuse: Duration,
+    pub refresh_reuse_window: Duration,
 }
 
 /// `[passwords]`
@@ -166,7 +166,7 @@ pub struct Passwords {
     /// Number of hashing threads; 0 for half the number of cores.
     pub threads: usize,
     /// Maximum number of sign-ins waiting for a thread.
-    pub queue: usize,
+    pub queue_capacity: usize,
 }
 
 /// `[rate_limit]`
@@ -185,9 +185,9 @@ pub struct RateLimit {
 pub struct Cache {
     /// Duration of a node's lease: the time for which it may use its cache without contact to
     /// PostgreSQL.
-    pub lease: Duration,
+    pub lease_duration: Duration,
     /// Maximum number of cached API keys.
-    pub keys: usize,
+    pub max_keys: usize,
 }
 
 /// The state of its audit event that a response waits for.
@@ -225,13 +225,13 @@ pub struct OAuth {
     /// Resources, besides this service, for which tokens are issued (RFC 8707).
     pub resources: Vec<String>,
     /// True if clients may register themselves (RFC 7591).
-    pub registration: bool,
+    pub is_registration_open: bool,
     /// Sources from which client metadata documents may be fetched.
-    pub documents: MetadataDocuments,
+    pub metadata_documents: MetadataDocuments,
     /// URI schemes of native apps that redirect URIs may use although they contain no dot.
     pub native_schemes: Vec<String>,
     /// Idle timeout of a grant: it expires if it issues no token for this long.
-    pub refresh_token: Duration,
+    pub grant_idle_timeout: Duration,
 }
 
 /// `[audit]`
@@ -240,7 +240,7 @@ pub struct Audit {
     /// The state of its audit event that a response waits for.
     pub durability: Durability,
     /// Maximum number of events waiting to be written.
-    pub queue: usize,
+    pub queue_capacity: usize,
     /// Retention of audit events; `None` to keep them forever.
     pub retention: Option<Duration>,
     /// Retention of the usage of keys.
@@ -251,7 +251,7 @@ pub struct Audit {
 #[derive(Debug, Clone, Copy)]
 pub struct Rotation {
     /// Time for which a rotated key must be idle until it is safe to revoke.
-    pub quiet: Duration,
+    pub quiet_period: Duration,
 }
 
 /// `[log]`
@@ -260,7 +260,7 @@ pub struct Log {
     /// The log filter, in the syntax of `RUST_LOG`.
     pub filter: String,
     /// True for JSON lines, false for text.
-    pub json: bool,
+    pub is_json: bool,
     /// Requests that take longer than this are logged.
     pub slow_request: Duration,
 }
@@ -271,9 +271,9 @@ mod tests {
 
     const KEY: &str = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
 
-    fn read(variables: &[(&str, &str)]) -> Raw {
+    fn read(variables: &[(&str, &str)]) -> RawConfig {
         let variables = variables.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
-        Raw::read(Profile::Production, Files::Embedded, variables)
+        RawConfig::read(Profile::Production, ConfigFiles::Embedded, variables)
     }
 
     const NO_VARIABLES: [(&str, &str); 0] = [];
@@ -289,14 +289,14 @@ mod tests {
         let settings = read(&REQUIRED).check().unwrap();
         assert_eq!(settings.server.public_url, "https://auth.example.com");
         assert_eq!(settings.server.address.port(), 8080);
-        assert_eq!(settings.sessions.access_token, Duration::from_hours(1));
+        assert_eq!(settings.sessions.access_token_lifetime, Duration::from_hours(1));
     }
 
     #[test]
     fn embedded_files_are_valid() {
         for profile in [Profile::Development, Profile::Production] {
             assert_eq!(
-                Raw::read(profile, Files::Embedded, NO_VARIABLES).problems,
+                RawConfig::read(profile, ConfigFiles::Embedded, NO_VARIABLES).errors,
                 Vec::<String>::new()
             );
         }
@@ -375,7 +375,7 @@ mod tests {
             let required =
                 REQUIRED.map(|(name, value)| (OsString::from(name), OsString::from(value)));
             let all = required.into_iter().chain([(name, bytes())]);
-            let raw = Raw::read(Profile::Production, Files::Embedded, all);
+            let raw = RawConfig::read(Profile::Production, ConfigFiles::Embedded, all);
             raw.check().err().map_or(Vec::new(), |problems| problems.0)
         };
         for name in ["LS_COLORS".into(), bytes()] {
@@ -389,18 +389,18 @@ mod tests {
     #[test]
     fn named_folder_without_files_is_rejected() {
         let folder = tempfile::tempdir().unwrap();
-        let problems = |files: Files<'_>| {
-            Raw::read(Profile::Production, files, NO_VARIABLES).problems.join("; ")
+        let problems = |files: ConfigFiles<'_>| {
+            RawConfig::read(Profile::Production, files, NO_VARIABLES).errors.join("; ")
         };
         let file = folder.path().join("file");
         std::fs::write(&file, "").unwrap();
         for missing in [folder.path(), &file, &folder.path().join("nowhere")] {
-            assert_eq!(problems(Files::Optional(missing)), "");
-            let error = problems(Files::Required(missing));
+            assert_eq!(problems(ConfigFiles::Optional(missing)), "");
+            let error = problems(ConfigFiles::Required(missing));
             assert!(error.ends_with("no default.toml or production.toml found"), "{error}");
         }
         std::fs::write(folder.path().join("production.toml"), "").unwrap();
-        assert_eq!(problems(Files::Required(folder.path())), "");
+        assert_eq!(problems(ConfigFiles::Required(folder.path())), "");
     }
 
     #[test]

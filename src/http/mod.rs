@@ -2,10 +2,10 @@
 //!
 //! A request passes these layers, from the outside in:
 //!
-//! 1. [`middleware::Frame`]: request id, error bodies and the headers of every response;
+//! 1. [`middleware::HttpService`]: request id, error bodies and the headers of every response;
 //! 2. the router: 404 and 405 need no credential;
-//! 3. for `/v1`, OAuth and page routes, [`middleware::guarded`]: credential, rate limit, request
-//!    timeout, panic handling and the audit event;
+//! 3. for `/v1`, OAuth and page routes, [`middleware::protect_route`]: credential, rate limit,
+//!    request timeout, panic handling and the audit event;
 //! 4. the handler: its first parameter, [`extract::Authorized`], checks the scope.
 //!
 //! Routes are in [`routes`], pages in [`dashboard`], the mapping of errors in [`error`].
@@ -29,7 +29,7 @@ use tokio::sync::{Mutex, Semaphore, watch};
 use crate::{
     audit::{AuditLog, AuditWriter, SealCounts},
     auth::Auth,
-    coherence::Lease,
+    cache_invalidation::Lease,
     config::Settings,
     env::Env,
     idempotency::Idempotency,
@@ -43,7 +43,7 @@ use crate::{
 pub use error::ApiError;
 
 /// The application state in a cheap-to-clone handle.
-pub type App = Arc<Api>;
+pub type App = Arc<AppState>;
 
 /// Capacity that is reserved for the headers of a response. Most responses fit, so that the map
 /// is allocated once.
@@ -53,7 +53,7 @@ const HEADER_CAPACITY: usize = 16;
 pub const MAX_CONCURRENT_LARGE_BODIES: usize = 128;
 
 /// The application state that handlers and middleware share.
-pub struct Api {
+pub struct AppState {
     /// Authentication, sessions, API keys and members.
     pub auth: Auth,
     /// The OAuth authorization server.
@@ -67,10 +67,10 @@ pub struct Api {
     /// Write access to the audit log.
     pub audit: AuditWriter,
     /// Counters of the events that this node has sealed.
-    pub seals: Arc<SealCounts>,
+    pub seal_counts: Arc<SealCounts>,
     /// True as soon as the graceful shutdown begins. Endless responses, such as event streams,
     /// watch it and end.
-    pub stopping: watch::Sender<bool>,
+    pub shutdown: watch::Sender<bool>,
     /// Rate limits.
     pub limits: Limits,
     /// The database, for health checks.
@@ -129,19 +129,19 @@ impl From<&Settings> for HttpSettings {
 
 /// Builds the HTTP service: the routes of API, OAuth and dashboard with their middleware.
 #[must_use]
-pub fn service(app: &App) -> middleware::Frame {
+pub fn build_service(app: &App) -> middleware::HttpService {
     let sign_in = middleware::SignInLimit::new(app.settings.sign_in_per_minute);
     let (mut api, mut any_origin, mut pages) = (Router::new(), Router::new(), Router::new());
     for route in routes::table() {
         let (path, is_open) = (route.path, middleware::is_open_to_any_origin(route.path));
-        let guarded = middleware::guarded(route, app, &sign_in);
+        let guarded = middleware::protect_route(route, app, &sign_in);
         if is_open {
             any_origin = any_origin.route(path, guarded);
         } else {
             api = api.route(path, guarded);
         }
     }
-    for page in dashboard::table() {
+    for page in dashboard::route_table() {
         pages = pages.route(page.path, middleware::protect_page(page, app, &sign_in));
     }
     // The 405 fallback must be inside the CORS layers, which answer preflight requests.
@@ -159,5 +159,5 @@ pub fn service(app: &App) -> middleware::Frame {
         .merge(openapi::swagger_ui(app))
         .fallback(middleware::not_found)
         .with_state(Arc::clone(app));
-    middleware::Frame::new(Arc::clone(app), router)
+    middleware::HttpService::new(Arc::clone(app), router)
 }

@@ -26,7 +26,7 @@ use utoipa_swagger_ui::{Config, SwaggerUi};
 use super::{
     App,
     error::ErrorBody,
-    extract::Rule,
+    extract::AccessRule,
     routes::{Route, table},
 };
 use crate::{
@@ -100,7 +100,7 @@ const ACCESS_TOKEN: &str = "access_token";
 
 /// Builds the OpenAPI document. `public_url` is its server.
 #[must_use]
-pub fn document(public_url: &str) -> OpenApi {
+pub fn build_document(public_url: &str) -> OpenApi {
     let mut paths = Paths::new();
     let mut components = ComponentsBuilder::new();
     let mut schemas = Vec::new();
@@ -156,7 +156,7 @@ fn tags() -> [(&'static str, &'static str); 10] {
 }
 
 fn add_route(paths: &mut Paths, route: Route) {
-    let rule = route.rule;
+    let rule = route.access_rule;
     let is_v1 = route.path.starts_with("/v1/");
     for (path, item) in route.paths.paths {
         let mut item = item;
@@ -164,8 +164,8 @@ fn add_route(paths: &mut Paths, route: Route) {
         for (method, operation) in operations(&mut item) {
             // A route of any method has several operations, which need different ids.
             operation.operation_id = Some(match route.method {
-                Some(_) => route.name.clone(),
-                None => format!("{}_{method}", route.name),
+                Some(_) => route.operation_id.clone(),
+                None => format!("{}_{method}", route.operation_id),
             });
             add_access_and_errors(operation, rule, is_v1, has_id);
         }
@@ -194,10 +194,12 @@ fn operations(item: &mut PathItem) -> impl Iterator<Item = (&'static str, &mut O
 }
 
 /// Adds the security requirement and the error responses that follow from the route's access rule.
-fn add_access_and_errors(operation: &mut Operation, rule: Rule, is_v1: bool, has_id: bool) {
-    if let Rule::Protected(requirement) = rule {
+fn add_access_and_errors(operation: &mut Operation, rule: AccessRule, is_v1: bool, has_id: bool) {
+    if let AccessRule::Protected(requirement) = rule {
         let schemes = match requirement {
-            AccessRequirement::Scope(_) | AccessRequirement::FirstParty(_) => &[API_KEY, ACCESS_TOKEN][..],
+            AccessRequirement::Scope(_) | AccessRequirement::FirstParty(_) => {
+                &[API_KEY, ACCESS_TOKEN][..]
+            }
             AccessRequirement::UserSession => &[ACCESS_TOKEN],
         };
         let requirement = |name: &&str| SecurityRequirement::new(*name, Vec::<String>::new());
@@ -233,10 +235,12 @@ fn add_access_and_errors(operation: &mut Operation, rule: Rule, is_v1: bool, has
     }
 }
 
-fn required_scope(rule: Rule) -> Option<&'static str> {
+fn required_scope(rule: AccessRule) -> Option<&'static str> {
     match rule {
-        Rule::Protected(requirement) => requirement.scope().map(crate::model::scope::Scope::as_str),
-        Rule::Open | Rule::SignIn => None,
+        AccessRule::Protected(requirement) => {
+            requirement.scope().map(crate::model::scope::Scope::as_str)
+        }
+        AccessRule::Open | AccessRule::SignIn => None,
     }
 }
 

@@ -19,8 +19,8 @@ use super::{
         oauth_grants, passkeys, passwords, sessions, users, verify, wallet, workspace, workspaces,
     },
     extract::{
-        Access, Admin, FirstPartyAdmin, FirstPartyWrite, RequiresAccess, Open, UserSession, ReadOnly,
-        Rule, SignIn, Write,
+        Access, AccessRule, Admin, FirstPartyAdmin, FirstPartyWrite, Open, ReadOnly,
+        RequiresAccess, SignIn, UserSession, Write,
     },
     oauth, well_known,
 };
@@ -30,11 +30,11 @@ pub struct Route {
     /// The HTTP method, or `None` for all methods.
     pub method: Option<Method>,
     /// The operation id in the OpenAPI document, `module_handler`.
-    pub name: String,
+    pub operation_id: String,
     /// The path in axum's syntax.
     pub path: &'static str,
     /// The access rule.
-    pub rule: Rule,
+    pub access_rule: AccessRule,
     /// The handler.
     pub handler: MethodRouter<App>,
     /// The route's part of the OpenAPI document.
@@ -45,7 +45,7 @@ pub struct Route {
 
 /// Checks at compile time that the first parameter of a handler is the extractor of the access
 /// rule `A`.
-pub(super) const fn guarded_by<A: Access, Args, H: RequiresAccess<A, Args>>(_: &H) {}
+pub(super) const fn assert_extractor<A: Access, Args, H: RequiresAccess<A, Args>>(_: &H) {}
 
 macro_rules! routes {
     (@method ANY) => { None };
@@ -56,15 +56,15 @@ macro_rules! routes {
     };
     ($($method:ident $path:literal $access:ty => $handler:path;)*) => {
         vec![$({
-            guarded_by::<$access, _, _>(&$handler);
+            assert_extractor::<$access, _, _>(&$handler);
             let (schemas, paths, _) = utoipa_axum::routes!($handler);
             // `utoipa_axum::routes!` also builds a router. This fixes the type of its state.
             let _: &MethodRouter<App> = &axum::routing::on(MethodFilter::GET, $handler);
             Route {
                 method: routes!(@method $method),
-                name: stringify!($handler).replace("::", "_").replace(' ', ""),
+                operation_id: stringify!($handler).replace("::", "_").replace(' ', ""),
                 path: $path,
-                rule: <$access as Access>::RULE,
+                access_rule: <$access as Access>::RULE,
                 handler: routes!(@handler $method $handler),
                 paths,
                 schemas,

@@ -61,10 +61,10 @@ impl<K: Hash + Eq + Clone> Buckets<K> {
     }
 
     /// Returns the state of a key's bucket without charging it.
-    pub(super) fn look(&self, key: &K, per_minute: NonZeroU32, now: Duration) -> Decision {
+    pub(super) fn peek(&self, key: &K, per_minute: NonZeroU32, now: Duration) -> Decision {
         let full_in =
             self.shard(key).get(key).map_or(Duration::ZERO, |full_at| full_at.saturating_sub(now));
-        seen(per_minute, full_in)
+        peek_decision(per_minute, full_in)
     }
 
     /// Evicts the buckets that are full.
@@ -93,13 +93,13 @@ impl<K: Hash + Eq + Clone> Buckets<K> {
 }
 
 /// The time after which one charged request is refilled.
-pub(super) fn each(per_minute: NonZeroU32) -> Duration {
+pub(super) fn refill_interval(per_minute: NonZeroU32) -> Duration {
     (Duration::from_mins(1) / per_minute.get()).max(Duration::from_nanos(1))
 }
 
 /// The decision for a bucket that is full in `full_in`, without charging it.
-pub(super) fn seen(per_minute: NonZeroU32, full_in: Duration) -> Decision {
-    let charged = full_in.as_nanos().div_ceil(each(per_minute).as_nanos());
+pub(super) fn peek_decision(per_minute: NonZeroU32, full_in: Duration) -> Decision {
+    let charged = full_in.as_nanos().div_ceil(refill_interval(per_minute).as_nanos());
     let remaining = per_minute.get().saturating_sub(charged.try_into().unwrap_or(u32::MAX));
     let retry_in = decide(per_minute, full_in).retry_in;
     Decision { allowed: remaining > 0, limit: per_minute.get(), remaining, full_in, retry_in }
@@ -108,7 +108,7 @@ pub(super) fn seen(per_minute: NonZeroU32, full_in: Duration) -> Decision {
 /// Charges one request, by GCRA, to a bucket that is full in `full_in`. The time of the decision is
 /// zero. `charge.lua` must decide in the same way.
 pub(super) fn decide(per_minute: NonZeroU32, full_in: Duration) -> Decision {
-    let each = each(per_minute);
+    let each = refill_interval(per_minute);
     let limit = per_minute.get();
     let Some(quota) = Quota::with_period(each).map(|quota| quota.allow_burst(per_minute)) else {
         return Decision { allowed: false, limit, remaining: 0, full_in, retry_in: full_in };
@@ -201,7 +201,7 @@ mod tests {
                 let decision = buckets.charge(&(), per_minute(limit), now);
                 if !decision.allowed {
                     let early = (now + decision.retry_in).checked_sub(Duration::from_nanos(1)).unwrap();
-                    prop_assert!(!buckets.look(&(), per_minute(limit), early).allowed);
+                    prop_assert!(!buckets.peek(&(), per_minute(limit), early).allowed);
                     now += decision.retry_in;
                     prop_assert!(buckets.charge(&(), per_minute(limit), now).allowed);
                 }
@@ -226,7 +226,7 @@ mod tests {
             let now = Duration::from_secs(9);
             for _ in 0..charges {
                 let charged = buckets.charge(&(), per_minute(limit), now);
-                let seen = buckets.look(&(), per_minute(limit), now);
+                let seen = buckets.peek(&(), per_minute(limit), now);
                 prop_assert_eq!(seen.remaining, charged.remaining);
                 prop_assert_eq!(seen.full_in, charged.full_in);
             }

@@ -36,7 +36,7 @@ use crate::{
 use limiter::Buckets;
 pub use limiter::Decision;
 pub use shared::LimitCounts;
-use shared::{Ask, Shared};
+use shared::{BucketOperation, SharedBuckets};
 
 /// The rate limits: the local buckets of this node and the connection to the shared ones. Cheap to
 /// clone.
@@ -49,7 +49,7 @@ pub struct Limits {
     /// over its request limit can still refresh its token.
     grants: Arc<Buckets<Uuid>>,
     addresses: Arc<Buckets<IpNet>>,
-    shared: Option<Arc<Shared>>,
+    shared: Option<Arc<SharedBuckets>>,
     counts: Arc<LimitCounts>,
 }
 
@@ -61,7 +61,7 @@ impl Limits {
     /// A message for the operator if the server's URL is invalid.
     pub fn new(settings: RateLimit, redis: Option<&Redis>, env: &Env) -> Result<Self, String> {
         let counts = Arc::<LimitCounts>::default();
-        let shared = redis.map(|redis| Shared::new(redis, Arc::clone(&counts)));
+        let shared = redis.map(|redis| SharedBuckets::new(redis, Arc::clone(&counts)));
         Ok(Self {
             env: env.clone(),
             settings,
@@ -84,7 +84,9 @@ impl Limits {
         if let Some(shared) = &self.shared {
             let id = id.to_string();
             // Boxed, so that the future of a request stays small if limits are local.
-            if let Some(decision) = Box::pin(shared.ask(Ask::Charge, kind, &id, quota)).await {
+            if let Some(decision) =
+                Box::pin(shared.apply(BucketOperation::Charge, kind, &id, quota)).await
+            {
                 self.counts.shared_decisions.fetch_add(1, Relaxed);
                 return decision;
             }
@@ -102,7 +104,7 @@ impl Limits {
     /// Returns the limit of each credential of a workspace, in requests per minute; `own` is the
     /// workspace's own limit, if it has one.
     #[must_use]
-    pub fn effective(&self, own: Option<u32>) -> u32 {
+    pub fn effective_limit(&self, own: Option<u32>) -> u32 {
         self.quota(own).get()
     }
 
@@ -112,8 +114,9 @@ impl Limits {
 
     /// Charges one request without a valid credential to the bucket of its address.
     pub async fn charge_address(&self, ip: IpAddr) -> Decision {
-        let (subnet, quota) = (address::subnet(ip), self.settings.per_address_per_minute);
-        if let Some(decision) = self.shared_address_decision(Ask::Charge, &subnet).await {
+        let (subnet, quota) = (address::client_subnet(ip), self.settings.per_address_per_minute);
+        if let Some(decision) = self.shared_address_decision(BucketOperation::Charge, &subnet).await
+        {
             self.counts.shared_decisions.fetch_add(1, Relaxed);
             return decision;
         }
@@ -123,37 +126,41 @@ impl Limits {
 
     /// Returns the state of an address's bucket without charging it.
     pub async fn peek_address(&self, ip: IpAddr) -> Decision {
-        let (subnet, quota) = (address::subnet(ip), self.settings.per_address_per_minute);
-        if let Some(decision) = self.shared_address_decision(Ask::Look, &subnet).await {
+        let (subnet, quota) = (address::client_subnet(ip), self.settings.per_address_per_minute);
+        if let Some(decision) = self.shared_address_decision(BucketOperation::Peek, &subnet).await {
             return decision;
         }
-        self.addresses.look(&subnet, quota, self.env.clock.monotonic())
+        self.addresses.peek(&subnet, quota, self.env.clock.monotonic())
     }
 
-    async fn shared_address_decision(&self, ask: Ask, subnet: &IpNet) -> Option<Decision> {
+    async fn shared_address_decision(
+        &self,
+        ask: BucketOperation,
+        subnet: &IpNet,
+    ) -> Option<Decision> {
         let shared = self.shared.as_ref()?;
         let (id, quota) = (subnet.to_string(), self.settings.per_address_per_minute);
-        Box::pin(shared.ask(ask, "address", &id, quota)).await
+        Box::pin(shared.apply(ask, "address", &id, quota)).await
     }
 
     /// Connects to the server of the shared buckets, before the first request. If it is
     /// unavailable, this logs a warning; it is no error.
     pub async fn connect(&self) {
         if let Some(shared) = &self.shared {
-            shared.start().await;
+            shared.connect_initially().await;
         }
     }
 
     /// Reconnects whenever the connection to the server is lost; runs until the process ends.
     pub async fn keep_connected(self) {
         if let Some(shared) = &self.shared {
-            shared.keep().await;
+            shared.keep_connected().await;
         }
     }
 
     /// True if limits are shared with other nodes at the moment.
     #[must_use]
-    pub fn are_shared(&self) -> bool {
+    pub fn is_shared(&self) -> bool {
         self.shared.as_ref().is_some_and(|shared| shared.is_connected())
     }
 
@@ -173,7 +180,7 @@ impl Limits {
 
     /// Returns the number of buckets on this node.
     #[must_use]
-    pub fn buckets(&self) -> usize {
+    pub fn bucket_count(&self) -> usize {
         self.credentials.len() + self.grants.len() + self.addresses.len()
     }
 

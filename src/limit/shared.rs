@@ -30,7 +30,7 @@ use tokio::{
 };
 use tracing::{debug, info, warn};
 
-use super::limiter::{Decision, decide, each, seen};
+use super::limiter::{Decision, decide, peek_decision, refill_interval};
 use crate::config::Redis;
 
 /// Timeout of a call to the server, for a request.
@@ -63,15 +63,15 @@ pub struct LimitCounts {
 
 /// The operation on a bucket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Ask {
+pub(super) enum BucketOperation {
     /// Charge one request.
     Charge,
     /// Read the state.
-    Look,
+    Peek,
 }
 
 /// The client of the server with the shared buckets.
-pub(super) struct Shared {
+pub(super) struct SharedBuckets {
     client: Client,
     script: Script,
     prefix: String,
@@ -81,7 +81,7 @@ pub(super) struct Shared {
     counts: Arc<LimitCounts>,
 }
 
-impl Shared {
+impl SharedBuckets {
     /// Creates the client, without a connection.
     ///
     /// # Errors
@@ -104,9 +104,9 @@ impl Shared {
 
     /// Charges or reads a bucket; `None` while the server is unavailable. `kind` and `id` identify
     /// the bucket within the deployment.
-    pub(super) async fn ask(
+    pub(super) async fn apply(
         &self,
-        ask: Ask,
+        ask: BucketOperation,
         kind: &str,
         id: &str,
         per_minute: NonZeroU32,
@@ -114,8 +114,8 @@ impl Shared {
         let connection = self.connection()?;
         match self.call(&connection, ask, kind, id, per_minute).await {
             Ok(full_in) => Some(match ask {
-                Ask::Charge => decide(per_minute, full_in),
-                Ask::Look => seen(per_minute, full_in),
+                BucketOperation::Charge => decide(per_minute, full_in),
+                BucketOperation::Peek => peek_decision(per_minute, full_in),
             }),
             Err(error) => {
                 self.counts.failed_calls.fetch_add(1, Relaxed);
@@ -131,14 +131,14 @@ impl Shared {
     }
 
     /// Connects for the first time. A failure is logged; the service starts anyway.
-    pub(super) async fn start(&self) {
+    pub(super) async fn connect_initially(&self) {
         if let Err(error) = self.connect().await {
             self.log_fallback(&error);
         }
     }
 
     /// Probes the connection and reconnects when it is lost; runs until dropped.
-    pub(super) async fn keep(&self) {
+    pub(super) async fn keep_connected(&self) {
         let mut pause = SHORTEST_PAUSE;
         loop {
             if let Some(connection) = self.connection() {
@@ -176,19 +176,19 @@ impl Shared {
     /// Runs the script on a separate bucket. This also detects a server that is out of memory or
     /// read-only, which cannot store limits.
     async fn probe(&self, connection: &MultiplexedConnection) -> Result<(), String> {
-        self.call(connection, Ask::Charge, "probe", "", NonZeroU32::MAX).await.map(drop)
+        self.call(connection, BucketOperation::Charge, "probe", "", NonZeroU32::MAX).await.map(drop)
     }
 
     async fn call(
         &self,
         connection: &MultiplexedConnection,
-        ask: Ask,
+        ask: BucketOperation,
         kind: &str,
         id: &str,
         per_minute: NonZeroU32,
     ) -> Result<Duration, String> {
-        let each = each(per_minute);
-        let cost = if ask == Ask::Charge { each } else { Duration::ZERO };
+        let each = refill_interval(per_minute);
+        let cost = if ask == BucketOperation::Charge { each } else { Duration::ZERO };
         let whole = each * per_minute.get();
         let mut script = self.script.key(format!("{}:limit:{kind}:{id}", self.prefix));
         script.arg(nanos(cost)).arg(nanos(whole));

@@ -1,12 +1,12 @@
 //! Email: writes and sends the emails in the email outbox.
 //!
-//! An action puts its email into the outbox in its own transaction (`store::mail`), so the email is
-//! sent if and only if the action is committed. One task per node empties the outbox. An email is
-//! sent once. It is sent again, with the same message id, only if the result of an attempt is
-//! unknown: the mail server did not respond, or the node or PostgreSQL failed before the result was
-//! stored.
+//! An action puts its email into the outbox in its own transaction (`store::email_outbox`), so the
+//! email is sent if and only if the action is committed. One task per node empties the outbox. An
+//! email is sent once. It is sent again, with the same message id, only if the result of an attempt
+//! is unknown: the mail server did not respond, or the node or PostgreSQL failed before the result
+//! was stored.
 
-mod letter;
+mod content;
 mod transport;
 
 use std::{fmt, sync::Arc, time::Duration};
@@ -22,16 +22,16 @@ use tokio::{
 use tracing::{error, info, warn};
 use uuid::Uuid;
 
-use self::{letter::Letter, transport::Transport};
+use self::{content::EmailContent, transport::Transport};
 use crate::{
     config,
     env::Env,
     model::{
         email::Email,
-        mail::{Mail, EmailKind},
-        one_time_token::{Purpose, TokenKey},
+        mail::{EmailKind, OutgoingEmail},
+        one_time_token::{TokenKey, TokenPurpose},
     },
-    store::{Store, StoreError, mail::Claimed},
+    store::{Store, StoreError, email_outbox::ClaimedMail},
 };
 
 /// Interval at which the outbox is polled.
@@ -107,24 +107,24 @@ struct Mailer {
 }
 
 /// A failure to send an email.
-enum Failure {
+enum SendError {
     /// A temporary failure: the email is retried.
-    Passing(String),
+    Temporary(String),
     /// A permanent failure: the email is given up.
-    Final(String),
+    Permanent(String),
 }
 
-impl fmt::Display for Failure {
+impl fmt::Display for SendError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Passing(why) | Self::Final(why) => f.write_str(why),
+            Self::Temporary(why) | Self::Permanent(why) => f.write_str(why),
         }
     }
 }
 
-impl From<StoreError> for Failure {
+impl From<StoreError> for SendError {
     fn from(error: StoreError) -> Self {
-        Self::Passing(error.to_string())
+        Self::Temporary(error.to_string())
     }
 }
 
@@ -167,7 +167,7 @@ impl Mailer {
                 // Release the rest, so that another node can send it before the lease ends.
                 if !matches!(stopped.try_recv(), Err(oneshot::error::TryRecvError::Empty)) {
                     for left in claimed {
-                        self.store.put_mail_off(left.id, Duration::ZERO).await?;
+                        self.store.postpone_mail(left.id, Duration::ZERO).await?;
                     }
                     return Ok(());
                 }
@@ -178,103 +178,119 @@ impl Mailer {
         }
     }
 
-    async fn handle(&self, claimed: Claimed) -> Result<(), StoreError> {
-        let Claimed { id, mail, attempts } = claimed;
+    async fn handle(&self, claimed: ClaimedMail) -> Result<(), StoreError> {
+        let ClaimedMail { id, mail, attempts } = claimed;
         let Some(mail) = mail else {
             // Only a newer version of this service knows this kind of email, and will send it.
-            return self.store.put_mail_off(id, MAX_PAUSE).await;
+            return self.store.postpone_mail(id, MAX_PAUSE).await;
         };
-        let kind = mail.subject.kind();
+        let kind = mail.subject.as_str();
         let sent = timeout(SEND_TIMEOUT, self.send(id, &mail)).await;
-        let sent = sent.unwrap_or_else(|_| Err(Failure::Passing("timeout".to_owned())));
+        let sent = sent.unwrap_or_else(|_| Err(SendError::Temporary("timeout".to_owned())));
         match sent {
             Ok(()) => self.store.remove_mail(id).await,
-            Err(Failure::Final(why)) => {
+            Err(SendError::Permanent(why)) => {
                 error!(mail = %id, kind, why, "an email was refused and is given up");
                 self.store.remove_mail(id).await
             }
-            Err(Failure::Passing(why)) => {
+            Err(SendError::Temporary(why)) => {
                 warn!(mail = %id, kind, why, attempts, "cannot send an email; retrying");
                 let doubled = 2_u32.saturating_pow(attempts.saturating_sub(1).min(16));
-                self.store.put_mail_off(id, (FIRST_PAUSE * doubled).min(MAX_PAUSE)).await
+                self.store.postpone_mail(id, (FIRST_PAUSE * doubled).min(MAX_PAUSE)).await
             }
         }
     }
 
-    async fn send(&self, id: Uuid, mail: &Mail) -> Result<(), Failure> {
+    async fn send(&self, id: Uuid, mail: &OutgoingEmail) -> Result<(), SendError> {
         // `None`: no account has this address, so there is nothing to send.
         let Some(content) = self.write(id, mail).await? else { return Ok(()) };
-        let text = content.text().map_err(|error| Failure::Final(error.to_string()))?;
+        let text = content.text().map_err(|error| SendError::Permanent(error.to_string()))?;
         let server = match &self.transport {
-            None => return Err(Failure::Passing("mail.url is not set".to_owned())),
+            None => return Err(SendError::Temporary("mail.url is not set".to_owned())),
             Some(Transport::Log) => {
                 info!("mail to {}: {}\n\n{text}", mail.to, content.subject);
                 return Ok(());
             }
             Some(Transport::Smtp(server)) => server,
         };
-        let html = content.html().map_err(|error| Failure::Final(error.to_string()))?;
+        let html = content.html().map_err(|error| SendError::Permanent(error.to_string()))?;
         let message = self
             .message(id, mail, &content, text, html)
-            .map_err(|error| Failure::Final(error.to_string()))?;
+            .map_err(|error| SendError::Permanent(error.to_string()))?;
         server.send(&message).await
     }
 
     /// Writes the content of an email. `None` if it must not be sent, because a password reset was
     /// requested for an address without an account.
-    async fn write(&self, id: Uuid, mail: &Mail) -> Result<Option<Letter>, Failure> {
+    async fn write(
+        &self,
+        id: Uuid,
+        mail: &OutgoingEmail,
+    ) -> Result<Option<EmailContent>, SendError> {
         let link = |page: &str, purpose, token| {
-            letter::link(&self.public_url, page, &self.token_key.derive(purpose, token))
+            content::link_with_token(&self.public_url, page, &self.token_key.derive(purpose, token))
         };
         Ok(Some(match &mail.subject {
             EmailKind::ForgotPassword => {
-                let email = Email::parse(&mail.to).map_err(|why| Failure::Final(why.0))?;
+                let email = Email::parse(&mail.to).map_err(|why| SendError::Permanent(why.0))?;
                 // The email's id is also the token's id, so that all attempts send the same link.
                 let (token, now) = (id, self.env.clock.now());
                 let until = now + RESET_LIFETIME;
                 if !self.store.start_password_reset(token, &email, now, until).await? {
                     return Ok(None);
                 }
-                Letter::reset_password(link("reset-password", Purpose::PasswordReset, token))
+                EmailContent::reset_password(link(
+                    "reset-password",
+                    TokenPurpose::PasswordReset,
+                    token,
+                ))
             }
-            EmailKind::VerifyEmail { token } => {
-                Letter::verify_email(link("verify-email", Purpose::VerifyEmail, *token))
-            }
+            EmailKind::VerifyEmail { token } => EmailContent::verify_email(link(
+                "verify-email",
+                TokenPurpose::EmailVerification,
+                *token,
+            )),
             EmailKind::Invitation { token, workspace } => {
-                let link = link("accept-invitation", Purpose::Invitation, *token);
-                Letter::invitation(link, workspace)
+                let link = link("accept-invitation", TokenPurpose::Invitation, *token);
+                EmailContent::invitation(link, workspace)
             }
             EmailKind::PasswordChanged { origin, passkeys, apps } => {
-                Letter::password_changed(&self.public_url, origin, passkeys, apps)
+                EmailContent::password_changed(&self.public_url, origin, passkeys, apps)
             }
             EmailKind::SecondFactorAdded { origin } => {
-                Letter::second_factor(&self.public_url, true, origin)
+                EmailContent::second_factor_changed(&self.public_url, true, origin)
             }
-            EmailKind::PasskeyAdded { origin } => Letter::passkey(&self.public_url, true, origin),
+            EmailKind::PasskeyAdded { origin } => {
+                EmailContent::passkey_changed(&self.public_url, true, origin)
+            }
             EmailKind::PasskeyRemoved { origin } => {
-                Letter::passkey(&self.public_url, false, origin)
+                EmailContent::passkey_changed(&self.public_url, false, origin)
             }
             EmailKind::RecoveryCodesRenewed { origin } => {
-                Letter::recovery_codes_renewed(&self.public_url, origin)
+                EmailContent::recovery_codes_renewed(&self.public_url, origin)
             }
             EmailKind::SecondFactorRemoved { origin } => {
-                Letter::second_factor(&self.public_url, false, origin)
+                EmailContent::second_factor_changed(&self.public_url, false, origin)
             }
-            EmailKind::FactorsTakenAway => Letter::factors_taken_away(),
-            EmailKind::NewDeviceAuthorization { origin } => Letter::new_device(&self.public_url, origin),
+            EmailKind::FactorsTakenAway => EmailContent::factors_removed(),
+            EmailKind::NewDeviceAuthorization { origin } => {
+                EmailContent::new_sign_in(&self.public_url, origin)
+            }
             EmailKind::AdminKey { key, workspace, by, origin } => {
-                Letter::admin_key(key, workspace, by, origin)
+                EmailContent::admin_key_created(key, workspace, by, origin)
             }
-            EmailKind::AccountDeleted { origin } => Letter::account_deleted(origin),
-            EmailKind::SessionReuse { origin } => Letter::session_reuse(&self.public_url, origin),
+            EmailKind::AccountDeleted { origin } => EmailContent::account_deleted(origin),
+            EmailKind::SessionReuse { origin } => {
+                EmailContent::session_ended(&self.public_url, origin)
+            }
         }))
     }
 
     fn message(
         &self,
         id: Uuid,
-        mail: &Mail,
-        content: &Letter,
+        mail: &OutgoingEmail,
+        content: &EmailContent,
         text: String,
         html: String,
     ) -> Result<Message, lettre::error::Error> {

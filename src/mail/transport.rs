@@ -19,7 +19,7 @@ use secrecy::ExposeSecret;
 use tokio::time::timeout;
 use tracing::debug;
 
-use super::Failure;
+use super::SendError;
 use crate::config::{MailTransport, Smtp, SmtpSecurity};
 
 /// Timeout of the final QUIT. The server has accepted the email before.
@@ -60,7 +60,7 @@ impl Transport {
 }
 
 impl SmtpServer {
-    pub(super) async fn send(&self, message: &Message) -> Result<(), Failure> {
+    pub(super) async fn send(&self, message: &Message) -> Result<(), SendError> {
         self.deliver(message).await.map_err(|error| classify(&error))
     }
 
@@ -92,10 +92,10 @@ impl SmtpServer {
 
 /// Classifies an SMTP error. Only a permanent refusal of the email itself is final. A wrong
 /// password or certificate is temporary: the operator can correct it.
-fn classify(error: &Error) -> Failure {
+fn classify(error: &Error) -> SendError {
     let code = error.status().map(u16::from);
     // 500-504 (syntax) and 530-538 (authentication) concern the connection, not the email.
     let is_final = error.is_permanent() && !matches!(code, Some(500..=504 | 530..=538));
     let why = error.to_string();
-    if is_final { Failure::Final(why) } else { Failure::Passing(why) }
+    if is_final { SendError::Permanent(why) } else { SendError::Temporary(why) }
 }

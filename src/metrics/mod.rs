@@ -37,7 +37,7 @@ pub struct Metrics {
     /// applied it.
     pub fence_wait_duration: Histogram,
     /// Changes that are waiting for other nodes at the moment.
-    pub fence_waiting: Gauge,
+    pub revocations_pending: Gauge,
     /// Time from the announcement of an invalidation until this node had applied it.
     pub revocation_lag: Histogram,
     registry: Arc<Mutex<Registry>>,
@@ -125,7 +125,13 @@ impl Default for Metrics {
             "Time from the announcement of a cache invalidation until this node had applied it";
         registry.register(name, help, revocation_lag.clone());
         let registry = Arc::new(Mutex::new(registry));
-        Self { requests, fence_wait_duration, fence_waiting, revocation_lag, registry }
+        Self {
+            requests,
+            fence_wait_duration,
+            revocations_pending: fence_waiting,
+            revocation_lag,
+            registry,
+        }
     }
 }
 
@@ -142,7 +148,7 @@ impl Metrics {
     }
 
     /// Registers a collector that is read on each scrape.
-    pub fn add(&self, collector: impl Collector) {
+    pub fn register_collector(&self, collector: impl Collector) {
         self.registry().register_collector(Box::new(collector));
     }
 
@@ -185,9 +191,9 @@ impl RouteMetrics {
 
 /// Increments a gauge for as long as it exists.
 #[derive(Debug)]
-pub struct Waiting<'a>(&'a Gauge);
+pub struct GaugeGuard<'a>(&'a Gauge);
 
-impl<'a> Waiting<'a> {
+impl<'a> GaugeGuard<'a> {
     /// Increments the gauge.
     #[must_use]
     pub fn new(gauge: &'a Gauge) -> Self {
@@ -196,7 +202,7 @@ impl<'a> Waiting<'a> {
     }
 }
 
-impl Drop for Waiting<'_> {
+impl Drop for GaugeGuard<'_> {
     fn drop(&mut self) {
         self.0.dec();
     }

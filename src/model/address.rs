@@ -7,7 +7,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 /// Returns the network that counts as one client: a single IPv4 address, or an IPv6 /64, because a
 /// client can use any address of its /64.
 #[must_use]
-pub fn subnet(ip: IpAddr) -> IpNet {
+pub fn client_subnet(ip: IpAddr) -> IpNet {
     match ip.to_canonical() {
         IpAddr::V4(ip) => Ipv4Net::from(ip).into(),
         IpAddr::V6(ip) => {
@@ -20,14 +20,14 @@ pub fn subnet(ip: IpAddr) -> IpNet {
 /// Returns the network of the site (household or office) of an address: an IPv4 /24 or an
 /// IPv6 /48.
 #[must_use]
-pub fn network(ip: IpAddr) -> IpNet {
+pub fn site_subnet(ip: IpAddr) -> IpNet {
     let length = if ip.to_canonical().is_ipv4() { 24 } else { 48 };
     IpNet::new_assert(ip.to_canonical(), length).trunc()
 }
 
 /// Returns the network of all addresses of the same family: `0.0.0.0/0` or `::/0`.
 #[must_use]
-pub fn everywhere(ip: IpAddr) -> IpNet {
+pub fn all_addresses(ip: IpAddr) -> IpNet {
     match ip.to_canonical() {
         IpAddr::V4(_) => Ipv4Net::new_assert(Ipv4Addr::UNSPECIFIED, 0).into(),
         IpAddr::V6(_) => Ipv6Net::new_assert(Ipv6Addr::UNSPECIFIED, 0).into(),
@@ -40,11 +40,11 @@ mod tests {
 
     #[test]
     fn ipv6_address_maps_to_its_64_and_mapped_address_to_ipv4() {
-        let subnet = |text: &str| subnet(text.parse().unwrap()).to_string();
+        let subnet = |text: &str| client_subnet(text.parse().unwrap()).to_string();
         assert_eq!(subnet("203.0.113.9"), "203.0.113.9/32");
         assert_eq!(subnet("::ffff:203.0.113.9"), "203.0.113.9/32");
         assert_eq!(subnet("2001:db8:1:2:3:4:5:6"), "2001:db8:1:2::/64");
-        let network = |text: &str| network(text.parse().unwrap()).to_string();
+        let network = |text: &str| site_subnet(text.parse().unwrap()).to_string();
         assert_eq!(network("::ffff:203.0.113.9"), "203.0.113.0/24");
         assert_eq!(network("2001:db8:1:2:3:4:5:6"), "2001:db8:1::/48");
     }

@@ -15,7 +15,7 @@ use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
 
 use super::{
-    Invalid,
+    ValidationError,
     id::{ApiKeyId, UserId, WorkspaceId},
     scope::Scope,
 };
@@ -42,15 +42,15 @@ impl Environment {
 }
 
 impl FromStr for Environment {
-    type Err = Invalid;
+    type Err = ValidationError;
 
-    fn from_str(text: &str) -> Result<Self, Invalid> {
+    fn from_str(text: &str) -> Result<Self, ValidationError> {
         let is_valid = (1..=16).contains(&text.len())
             && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
         if is_valid {
             Ok(Self(text.to_owned()))
         } else {
-            Err(Invalid::new("must be 1 to 16 lower-case letters or digits"))
+            Err(ValidationError::new("must be 1 to 16 lower-case letters or digits"))
         }
     }
 }
@@ -63,7 +63,7 @@ pub enum KeyFormatError {
     Malformed,
     /// The checksum does not match the random part: the key is mistyped, truncated or made up.
     #[error("the API key is malformed: its checksum does not match")]
-    Checksum,
+    WrongChecksum,
     /// The key is well-formed and belongs to another deployment.
     #[error("this API key belongs to the environment \"{theirs}\"; use a key of \"{ours}\"")]
     WrongEnvironment {
@@ -111,7 +111,7 @@ impl ApiKeySecret {
         }
         let (random, sum) = rest.split_at(RANDOM_LEN);
         if checksum(random) != sum.as_bytes() {
-            return Err(KeyFormatError::Checksum);
+            return Err(KeyFormatError::WrongChecksum);
         }
         if theirs != ours.as_str() {
             let theirs = Environment::from_str(theirs).map_err(|_| KeyFormatError::Malformed)?.0;
@@ -128,7 +128,7 @@ impl ApiKeySecret {
 
     /// Returns the first and last characters of the random part, for display.
     #[must_use]
-    pub fn shown(&self) -> (String, String) {
+    pub fn display_ends(&self) -> (String, String) {
         let key = self.0.expose_secret();
         let start = key.len() - RANDOM_LEN - CHECKSUM_LEN;
         let end = key.len() - CHECKSUM_LEN;
@@ -194,13 +194,13 @@ pub enum KeyStatus {
 }
 
 impl FromStr for KeyStatus {
-    type Err = Invalid;
+    type Err = ValidationError;
 
-    fn from_str(text: &str) -> Result<Self, Invalid> {
+    fn from_str(text: &str) -> Result<Self, ValidationError> {
         match text {
             "active" => Ok(Self::Active),
             "revoked" => Ok(Self::Revoked),
-            _ => Err(Invalid::new("status must be active or revoked")),
+            _ => Err(ValidationError::new("status must be active or revoked")),
         }
     }
 }
@@ -271,7 +271,7 @@ pub struct NewApiKey {
     /// The SHA-256 of the key.
     pub digest: KeyDigest,
     /// The first and last characters of the random part.
-    pub shown: (String, String),
+    pub display_ends: (String, String),
     /// The networks from which the key may be used; empty allows all addresses.
     pub allowed_ips: Vec<IpNet>,
     /// Time of creation.
@@ -312,7 +312,7 @@ pub struct KeyRecord {
     /// The user that created the key.
     pub creator: Option<UserId>,
     /// True if the key was revoked.
-    pub revoked: bool,
+    pub is_revoked: bool,
     /// The workspace's own rate limit in requests per minute; `None` is the configured default.
     pub rate_limit_per_minute: Option<u32>,
 }
@@ -320,17 +320,18 @@ pub struct KeyRecord {
 /// Parses networks in CIDR notation; a bare address is a network of one address.
 ///
 /// # Errors
-/// [`Invalid`] if a text is neither a network nor an address, or if there are more than 100.
-pub fn parse_networks(texts: &[String]) -> Result<Vec<IpNet>, Invalid> {
+/// [`ValidationError`] if a text is neither a network nor an address, or if there are more than
+/// 100.
+pub fn parse_networks(texts: &[String]) -> Result<Vec<IpNet>, ValidationError> {
     if texts.len() > 100 {
-        return Err(Invalid::new("allowed_ips must have at most 100 networks"));
+        return Err(ValidationError::new("allowed_ips must have at most 100 networks"));
     }
     let network = |text: &String| {
         text.parse::<IpNet>()
             .or_else(|_| text.parse::<IpAddr>().map(IpNet::from))
             .map(|net| unmap_ipv4(net).trunc())
             .map_err(|_| {
-                Invalid::new(
+                ValidationError::new(
                     "allowed_ips must be CIDR networks such as 203.0.113.0/24 or 2001:db8::/32",
                 )
             })
@@ -379,7 +380,7 @@ mod tests {
             let read = ApiKeySecret::parse(&key, &live()).unwrap();
             let digest: [u8; 32] = Sha256::digest(&key).into();
             prop_assert_eq!(read.digest().0, digest);
-            prop_assert_eq!(read.shown(), (form[..4].to_owned(), form[26..30].to_owned()));
+            prop_assert_eq!(read.display_ends(), (form[..4].to_owned(), form[26..30].to_owned()));
         }
 
         #[test]
@@ -390,7 +391,7 @@ mod tests {
             prop_assume!(key[at] != BASE62[to]);
             key[at] = BASE62[to];
             let text = String::from_utf8(key).unwrap();
-            prop_assert_eq!(ApiKeySecret::parse(&text, &live()).unwrap_err(), KeyFormatError::Checksum);
+            prop_assert_eq!(ApiKeySecret::parse(&text, &live()).unwrap_err(), KeyFormatError::WrongChecksum);
         }
 
         #[test]

@@ -4,7 +4,7 @@ use std::{fmt, str::FromStr};
 
 use data_encoding::BASE64;
 
-use super::{Invalid, fields::Fields, text};
+use super::{ValidationError, fields::Fields, text};
 
 /// The branding of a workspace, from `brand_name`, `primary_color` and `logo` of its settings.
 ///
@@ -29,12 +29,12 @@ impl Brand {
 
     /// Reads the branding from a workspace's settings.
     #[must_use]
-    pub fn of(settings: &Fields) -> Self {
-        let name = settings.text(Self::NAME);
+    pub fn from_settings(settings: &Fields) -> Self {
+        let name = settings.get_text(Self::NAME);
         Self {
-            name: name.and_then(|name| text::name(Self::NAME, &name).ok()),
-            color: settings.text(Self::COLOR).and_then(|color| color.parse().ok()),
-            logo: settings.text(Self::LOGO).and_then(|logo| logo.parse().ok()),
+            name: name.and_then(|name| text::validate_name(Self::NAME, &name).ok()),
+            color: settings.get_text(Self::COLOR).and_then(|color| color.parse().ok()),
+            logo: settings.get_text(Self::LOGO).and_then(|logo| logo.parse().ok()),
         }
     }
 }
@@ -47,7 +47,7 @@ impl Color {
     /// Returns the text color for this background: black or white, whichever has the higher
     /// contrast_ratio ratio (WCAG 2.2).
     #[must_use]
-    pub fn ink(self) -> Self {
+    pub fn text_color(self) -> Self {
         let [black, white] = [Self([0; 3]), Self([255; 3])];
         if contrast_ratio(self, black) >= contrast_ratio(self, white) { black } else { white }
     }
@@ -77,14 +77,14 @@ impl fmt::Display for Color {
 }
 
 impl FromStr for Color {
-    type Err = Invalid;
+    type Err = ValidationError;
 
-    fn from_str(text: &str) -> Result<Self, Invalid> {
+    fn from_str(text: &str) -> Result<Self, ValidationError> {
         let digits = text.strip_prefix('#').filter(|digits| digits.len() == 6 && digits.is_ascii());
         let number = digits.and_then(|digits| u32::from_str_radix(digits, 16).ok());
         let [_, red, green, blue] = number
             .filter(|_| !text.contains('+'))
-            .ok_or_else(|| Invalid::new("must be a color such as #0b7285"))?
+            .ok_or_else(|| ValidationError::new("must be a color such as #0b7285"))?
             .to_be_bytes();
         Ok(Self([red, green, blue]))
     }
@@ -101,10 +101,10 @@ impl Logo {
     /// Creates a logo from the content of a PNG, JPEG, GIF or WebP file.
     ///
     /// # Errors
-    /// [`Invalid`] if the file has another format or is larger than [`Self::MAX_BYTES`].
-    pub fn from_file(bytes: &[u8]) -> Result<Self, Invalid> {
+    /// [`ValidationError`] if the file has another format or is larger than [`Self::MAX_BYTES`].
+    pub fn from_file(bytes: &[u8]) -> Result<Self, ValidationError> {
         if bytes.len() > Self::MAX_BYTES {
-            return Err(Invalid::new("must be an image of at most 16 KiB"));
+            return Err(ValidationError::new("must be an image of at most 16 KiB"));
         }
         let kind = match bytes {
             [0x89, b'P', b'N', b'G', 0x0d, 0x0a, 0x1a, 0x0a, ..] => "png",
@@ -112,7 +112,7 @@ impl Logo {
             [b'G', b'I', b'F', b'8', b'7' | b'9', b'a', ..] => "gif",
             [b'R', b'I', b'F', b'F', _, _, _, _, b'W', b'E', b'B', b'P', ..] => "webp",
             // SVG is excluded: it can contain scripts and links.
-            _ => return Err(Invalid::new("must be a PNG, JPEG, GIF or WebP image")),
+            _ => return Err(ValidationError::new("must be a PNG, JPEG, GIF or WebP image")),
         };
         Ok(Self(format!("data:image/{kind};base64,{}", BASE64.encode(bytes))))
     }
@@ -125,10 +125,10 @@ impl Logo {
 }
 
 impl FromStr for Logo {
-    type Err = Invalid;
+    type Err = ValidationError;
 
-    fn from_str(text: &str) -> Result<Self, Invalid> {
-        let invalid = || Invalid::new("must be an image, as a data: URL with base64");
+    fn from_str(text: &str) -> Result<Self, ValidationError> {
+        let invalid = || ValidationError::new("must be an image, as a data: URL with base64");
         let (_, data) = text
             .strip_prefix("data:image/")
             .and_then(|rest| rest.split_once(";base64,"))
@@ -147,7 +147,7 @@ mod tests {
 
     #[test]
     fn invalid_branding_values_are_ignored() {
-        let brand = |json: &str| Brand::of(&serde_json::from_str(json).unwrap());
+        let brand = |json: &str| Brand::from_settings(&serde_json::from_str(json).unwrap());
         let logo = Logo::from_file(PNG).unwrap();
         let full = format!(
             r##"{{"brand_name": "Acme", "primary_color": "#0B7285", "logo": "{}", "more": 1}}"##,
@@ -187,7 +187,7 @@ mod tests {
         #[test]
         fn text_color_has_sufficient_contrast(channels in any::<[u8; 3]>()) {
             let color = Color(channels);
-            prop_assert!(contrast_ratio(color, color.ink()) >= 4.5);
+            prop_assert!(contrast_ratio(color, color.text_color()) >= 4.5);
             prop_assert_eq!(color.to_string().parse(), Ok(color));
         }
     }

@@ -7,7 +7,7 @@ use super::id::{AgentId, CallId, CampaignId, Id as _, KnowledgeBaseId};
 
 /// The kind of a document.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub enum DocumentKind {
     /// A voice agent.
     Agent,
     /// A phone call.
@@ -18,7 +18,7 @@ pub enum Kind {
     Campaign,
 }
 
-impl Kind {
+impl DocumentKind {
     /// Returns the name that the database stores.
     #[must_use]
     pub const fn as_str(self) -> &'static str {

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::Invalid;
+use super::ValidationError;
 
 /// An email address, with its original spelling and its normalized form for comparison.
 ///
@@ -18,10 +18,10 @@ impl Email {
     /// Parses an address; surrounding whitespace is removed.
     ///
     /// # Errors
-    /// [`Invalid`] if the text is not an ASCII email address of at most 254 bytes.
-    pub fn parse(text: &str) -> Result<Self, Invalid> {
+    /// [`ValidationError`] if the text is not an ASCII email address of at most 254 bytes.
+    pub fn parse(text: &str) -> Result<Self, ValidationError> {
         let text = text.trim();
-        let invalid = || Err(Invalid::new("email must be a valid email address"));
+        let invalid = || Err(ValidationError::new("email must be a valid email address"));
         if text.len() > 254 {
             return invalid();
         }
@@ -41,7 +41,7 @@ impl Email {
 
     /// Returns the address in lower case. This form is unique among users.
     #[must_use]
-    pub fn key(&self) -> &str {
+    pub fn normalized(&self) -> &str {
         &self.normalized
     }
 }
@@ -77,7 +77,7 @@ mod tests {
     #[test]
     fn addresses_that_differ_in_case_are_normalized_equally() {
         let [a, b] = ["Dana@Acme.Example", " dana@acme.example "].map(|t| Email::parse(t).unwrap());
-        assert_eq!(a.key(), b.key());
+        assert_eq!(a.normalized(), b.normalized());
         assert_eq!(a.as_str(), "Dana@Acme.Example");
     }
 

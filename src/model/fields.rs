@@ -15,7 +15,7 @@ pub struct Fields(IndexMap<String, Box<RawValue>>);
 
 /// The value of a field, as far as this service reads it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Field {
+pub enum FieldValue {
     /// The object does not have the field.
     Absent,
     /// The value is `null`.
@@ -29,19 +29,19 @@ pub enum Field {
 impl Fields {
     /// Returns a field's value.
     #[must_use]
-    pub fn get(&self, name: &str) -> Field {
+    pub fn get(&self, name: &str) -> FieldValue {
         match self.0.get(name).map(|raw| raw.get()) {
-            None => Field::Absent,
-            Some("null") => Field::Null,
-            Some(raw) => serde_json::from_str(raw).map_or(Field::Other, Field::Text),
+            None => FieldValue::Absent,
+            Some("null") => FieldValue::Null,
+            Some(raw) => serde_json::from_str(raw).map_or(FieldValue::Other, FieldValue::Text),
         }
     }
 
     /// Returns a field's value if it is a string.
     #[must_use]
-    pub fn text(&self, name: &str) -> Option<String> {
+    pub fn get_text(&self, name: &str) -> Option<String> {
         match self.get(name) {
-            Field::Text(text) => Some(text),
+            FieldValue::Text(text) => Some(text),
             _ => None,
         }
     }
@@ -67,7 +67,7 @@ impl Fields {
     }
 
     /// Removes a field and returns its value.
-    pub fn remove(&mut self, name: &str) -> Field {
+    pub fn remove(&mut self, name: &str) -> FieldValue {
         let value = self.get(name);
         self.0.shift_remove(name);
         value
@@ -102,12 +102,12 @@ mod tests {
             r#"{"b":1e400,"a":-0.0,"n":12345678901234567890123,"l":[1, 2],"s":"\u00e9","z":null}"#;
         let mut fields: Fields = serde_json::from_str(text).unwrap();
         assert_eq!(fields.to_json(), text);
-        assert_eq!(fields.get("s"), Field::Text("é".into()));
-        assert_eq!((fields.get("z"), fields.get("x")), (Field::Null, Field::Absent));
+        assert_eq!(fields.get("s"), FieldValue::Text("é".into()));
+        assert_eq!((fields.get("z"), fields.get("x")), (FieldValue::Null, FieldValue::Absent));
         assert_eq!((fields.count_items("l"), fields.count_items("b")), (2, 0));
         fields.set("a", &"x");
         fields.copy_if_absent("s", "t");
-        assert_eq!(fields.remove("b"), Field::Other);
+        assert_eq!(fields.remove("b"), FieldValue::Other);
         assert_eq!(
             fields.to_json(),
             r#"{"a":"x","n":12345678901234567890123,"l":[1, 2],"s":"\u00e9","z":null,"t":"\u00e9"}"#

@@ -9,7 +9,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::Invalid;
+use super::ValidationError;
 
 /// Crockford's base32 alphabet in lower case, as `TypeID` specifies it.
 const ALPHABET: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
@@ -72,9 +72,10 @@ pub fn serialize<S: Serializer>(prefix: &str, id: Uuid, serializer: S) -> Result
 /// Parses an id with this prefix.
 ///
 /// # Errors
-/// [`Invalid`] if the prefix differs, or the rest is not 26 base32 characters that fit in 128 bits.
-pub fn parse(prefix: &str, text: &str) -> Result<Uuid, Invalid> {
-    let invalid = || Invalid::new(format!("must be an id that starts with {prefix}_"));
+/// [`ValidationError`] if the prefix differs, or the rest is not 26 base32 characters that fit in
+/// 128 bits.
+pub fn parse(prefix: &str, text: &str) -> Result<Uuid, ValidationError> {
+    let invalid = || ValidationError::new(format!("must be an id that starts with {prefix}_"));
     let suffix = text
         .strip_prefix(prefix)
         .and_then(|rest| rest.strip_prefix('_'))
@@ -91,15 +92,15 @@ pub fn parse(prefix: &str, text: &str) -> Result<Uuid, Invalid> {
 /// Returns the time at which a UUIDv7 was created, in milliseconds precision (RFC 9562,
 /// section 5.7).
 #[must_use]
-pub fn moment(id: Uuid) -> OffsetDateTime {
+pub fn creation_time(id: Uuid) -> OffsetDateTime {
     // 48 bits of milliseconds exceed the range of `OffsetDateTime`, but no id of this service does.
-    OffsetDateTime::from_unix_timestamp_nanos(i128::from(millis(id)) * 1_000_000)
+    OffsetDateTime::from_unix_timestamp_nanos(i128::from(creation_millis(id)) * 1_000_000)
         .unwrap_or(OffsetDateTime::UNIX_EPOCH)
 }
 
 /// Returns the time in a UUIDv7, in milliseconds since 1970.
 #[must_use]
-pub const fn millis(id: Uuid) -> u64 {
+pub const fn creation_millis(id: Uuid) -> u64 {
     id.as_u64_pair().0 >> 16
 }
 
@@ -146,9 +147,9 @@ macro_rules! ids {
         }
 
         impl FromStr for $name {
-            type Err = Invalid;
+            type Err = ValidationError;
 
-            fn from_str(text: &str) -> Result<Self, Invalid> {
+            fn from_str(text: &str) -> Result<Self, ValidationError> {
                 parse(Self::PREFIX, text).map(Self)
             }
         }

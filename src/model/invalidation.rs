@@ -13,7 +13,7 @@ pub enum Invalidation {
     /// A session ended or switched to another workspace.
     Session(SessionId),
     /// A user's role, name or address changed. It affects the user's sessions and grants.
-    Person {
+    User {
         /// The user.
         user: UserId,
         /// The affected workspace; `None` means all workspaces.

@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 /// An email to be rendered and sent. It is stored in the database and therefore holds no secret.
 #[derive(Clone, Serialize, Deserialize)]
-pub struct Mail {
+pub struct OutgoingEmail {
     /// The recipient's address.
     pub to: String,
     /// The kind of email, with the data that its text needs.
@@ -18,10 +18,10 @@ pub struct Mail {
     pub subject: EmailKind,
 }
 
-impl fmt::Debug for Mail {
+impl fmt::Debug for OutgoingEmail {
     /// Prints only the kind: addresses are personal data.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "OutgoingEmail({})", self.subject.kind())
+        write!(f, "OutgoingEmail({})", self.subject.as_str())
     }
 }
 
@@ -47,7 +47,7 @@ pub enum EmailKind {
     /// The password was changed or reset.
     PasswordChanged {
         /// The request that changed it.
-        origin: Origin,
+        origin: RequestOrigin,
         /// The names of the user's passkeys, which can still sign in.
         #[serde(default)]
         passkeys: Vec<String>,
@@ -58,34 +58,34 @@ pub enum EmailKind {
     /// TOTP was enabled: sign-in now requires a code.
     SecondFactorAdded {
         /// The request that enabled it.
-        origin: Origin,
+        origin: RequestOrigin,
     },
     /// New recovery codes were created.
     RecoveryCodesRenewed {
         /// The request that created them.
-        origin: Origin,
+        origin: RequestOrigin,
     },
     /// A passkey was added.
     PasskeyAdded {
         /// The request that added it.
-        origin: Origin,
+        origin: RequestOrigin,
     },
     /// A passkey was removed.
     PasskeyRemoved {
         /// The request that removed it.
-        origin: Origin,
+        origin: RequestOrigin,
     },
     /// TOTP was disabled: sign-in no longer requires a code.
     SecondFactorRemoved {
         /// The request that disabled it.
-        origin: Origin,
+        origin: RequestOrigin,
     },
     /// The operator removed the user's second factor and passkeys.
     FactorsTakenAway,
     /// A sign-in with a client, or from a network, that the user has not used recently.
     NewDeviceAuthorization {
         /// The request that signed in.
-        origin: Origin,
+        origin: RequestOrigin,
     },
     /// An API key with the admin scope was created.
     AdminKey {
@@ -96,24 +96,24 @@ pub enum EmailKind {
         /// The name of the principal that created the key.
         by: String,
         /// The request that created the key.
-        origin: Origin,
+        origin: RequestOrigin,
     },
     /// The account was deleted.
     AccountDeleted {
         /// The request that deleted it.
-        origin: Origin,
+        origin: RequestOrigin,
     },
     /// A refresh token was reused; its session ended.
     SessionReuse {
         /// The request that reused the token.
-        origin: Origin,
+        origin: RequestOrigin,
     },
 }
 
 impl EmailKind {
     /// Returns the name of the kind, for logs.
     #[must_use]
-    pub const fn kind(&self) -> &'static str {
+    pub const fn as_str(&self) -> &'static str {
         match self {
             Self::ForgotPassword => "forgot_password",
             Self::VerifyEmail { .. } => "verify_email",
@@ -135,7 +135,7 @@ impl EmailKind {
 
 /// The origin of the request behind an email: time, address and client.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Origin {
+pub struct RequestOrigin {
     /// The time, formatted as in the API.
     pub at: String,
     /// The client's address.

@@ -39,9 +39,9 @@ pub mod workspace;
 /// shown to the client.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
-pub struct Invalid(pub String);
+pub struct ValidationError(pub String);
 
-impl Invalid {
+impl ValidationError {
     /// Creates an error with this message.
     pub fn new(reason: impl Into<String>) -> Self {
         Self(reason.into())

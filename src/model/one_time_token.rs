@@ -19,23 +19,23 @@ const TOKEN_LEN: usize = ID_LEN + 32;
 
 /// The purpose of a token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Purpose {
+pub enum TokenPurpose {
     /// Password reset, without the current password.
     PasswordReset,
     /// Email verification.
-    VerifyEmail,
+    EmailVerification,
     /// Acceptance of an invitation to a workspace.
     Invitation,
     /// Completion of a sign-in with a second factor.
     SecondFactor,
     /// Challenge for a sign-in with a passkey.
-    Passkey,
+    PasskeyAuthentication,
     /// Challenge for the registration of a passkey.
-    NewPasskey,
+    PasskeyRegistration,
     /// Session cookie; its id is the session's.
-    Cookie,
+    SessionCookie,
     /// CSRF token of a form before sign-in; its id is the browser's.
-    Form,
+    BrowserCsrf,
     /// CSRF token of a form after sign-in; its id is derived from the session.
     SessionCsrf,
     /// OAuth authorization code; its id is the grant's (RFC 6749, section 4.1.2).
@@ -44,19 +44,19 @@ pub enum Purpose {
     DeviceCode,
 }
 
-impl Purpose {
+impl TokenPurpose {
     /// Returns the name that the database stores and that the MAC covers.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::PasswordReset => "reset_password",
-            Self::VerifyEmail => "verify_email",
+            Self::EmailVerification => "verify_email",
             Self::Invitation => "invitation",
             Self::SecondFactor => "second_factor",
-            Self::Passkey => "passkey",
-            Self::NewPasskey => "new_passkey",
-            Self::Cookie => "cookie",
-            Self::Form => "form",
+            Self::PasskeyAuthentication => "passkey",
+            Self::PasskeyRegistration => "new_passkey",
+            Self::SessionCookie => "cookie",
+            Self::BrowserCsrf => "form",
             Self::SessionCsrf => "session_form",
             Self::AuthorizationCode => "authorization_code",
             Self::DeviceCode => "device_code",
@@ -77,7 +77,7 @@ impl TokenKey {
 
     /// Returns the token of an id.
     #[must_use]
-    pub fn derive(&self, purpose: Purpose, id: Uuid) -> SecretString {
+    pub fn derive(&self, purpose: TokenPurpose, id: Uuid) -> SecretString {
         let mac = hmac::sign(&self.0, &mac_input(purpose, id));
         BASE64URL_NOPAD.encode(&[id.as_bytes(), mac.as_ref()].concat()).into()
     }
@@ -85,20 +85,20 @@ impl TokenKey {
     /// Returns the id of a token, or `None` if its MAC is wrong. The comparison takes constant
     /// time.
     #[must_use]
-    pub fn verify(&self, purpose: Purpose, token: &str) -> Option<Uuid> {
+    pub fn verify(&self, purpose: TokenPurpose, token: &str) -> Option<Uuid> {
         self.verify_input(token, |id| mac_input(purpose, id))
     }
 
     /// Returns the token of an id, bound to an owner such as a session.
     #[must_use]
-    pub fn derive_for(&self, owner: Uuid, purpose: Purpose, id: Uuid) -> SecretString {
+    pub fn derive_for(&self, owner: Uuid, purpose: TokenPurpose, id: Uuid) -> SecretString {
         let mac = hmac::sign(&self.0, &mac_input_for(owner, purpose, id));
         BASE64URL_NOPAD.encode(&[id.as_bytes(), mac.as_ref()].concat()).into()
     }
 
     /// Returns the id of a token that is bound to this owner, or `None` if its MAC is wrong.
     #[must_use]
-    pub fn verify_for(&self, owner: Uuid, purpose: Purpose, token: &str) -> Option<Uuid> {
+    pub fn verify_for(&self, owner: Uuid, purpose: TokenPurpose, token: &str) -> Option<Uuid> {
         self.verify_input(token, |id| mac_input_for(owner, purpose, id))
     }
 
@@ -123,12 +123,12 @@ impl TokenKey {
     }
 }
 
-fn mac_input(purpose: Purpose, id: Uuid) -> Vec<u8> {
+fn mac_input(purpose: TokenPurpose, id: Uuid) -> Vec<u8> {
     // The id has a fixed length, so the input is different for every purpose and id.
     [purpose.as_str().as_bytes(), id.as_bytes()].concat()
 }
 
-fn mac_input_for(owner: Uuid, purpose: Purpose, id: Uuid) -> Vec<u8> {
+fn mac_input_for(owner: Uuid, purpose: TokenPurpose, id: Uuid) -> Vec<u8> {
     // Different from every `mac_input`: no purpose is another purpose plus 16 bytes.
     [&mac_input(purpose, id), &owner.as_bytes()[..]].concat()
 }
@@ -152,31 +152,31 @@ mod tests {
             id: u128, key: [u8; 32], other: [u8; 32],
         ) {
             let (id, own) = (Uuid::from_u128(id), TokenKey::new(&key));
-            let token = own.derive(Purpose::PasswordReset, id);
+            let token = own.derive(TokenPurpose::PasswordReset, id);
             let token = token.expose_secret();
-            prop_assert_eq!(own.verify(Purpose::PasswordReset, token), Some(id));
-            prop_assert_eq!(own.verify(Purpose::VerifyEmail, token), None);
-            prop_assert_eq!(own.verify_for(id, Purpose::PasswordReset, token), None);
-            let bound = own.derive_for(id, Purpose::NewPasskey, id);
+            prop_assert_eq!(own.verify(TokenPurpose::PasswordReset, token), Some(id));
+            prop_assert_eq!(own.verify(TokenPurpose::EmailVerification, token), None);
+            prop_assert_eq!(own.verify_for(id, TokenPurpose::PasswordReset, token), None);
+            let bound = own.derive_for(id, TokenPurpose::PasskeyRegistration, id);
             let bound = bound.expose_secret();
-            prop_assert_eq!(own.verify_for(id, Purpose::NewPasskey, bound), Some(id));
-            prop_assert_eq!(own.verify_for(id, Purpose::Passkey, bound), None);
-            prop_assert_eq!(own.verify_for(Uuid::max(), Purpose::NewPasskey, bound), None);
-            prop_assert_eq!(own.verify(Purpose::NewPasskey, bound), None);
+            prop_assert_eq!(own.verify_for(id, TokenPurpose::PasskeyRegistration, bound), Some(id));
+            prop_assert_eq!(own.verify_for(id, TokenPurpose::PasskeyAuthentication, bound), None);
+            prop_assert_eq!(own.verify_for(Uuid::max(), TokenPurpose::PasskeyRegistration, bound), None);
+            prop_assert_eq!(own.verify(TokenPurpose::PasskeyRegistration, bound), None);
             prop_assume!(key != other);
-            prop_assert_eq!(TokenKey::new(&other).verify(Purpose::PasswordReset, token), None);
+            prop_assert_eq!(TokenKey::new(&other).verify(TokenPurpose::PasswordReset, token), None);
         }
 
         #[test]
         fn modified_token_does_not_verify(id: u128, at in 0_usize..64, to in 0_usize..64) {
             let (id, key) = (Uuid::from_u128(id), TokenKey::new(&[7; 32]));
-            let mut text = key.derive(Purpose::VerifyEmail, id).expose_secret().as_bytes().to_vec();
+            let mut text = key.derive(TokenPurpose::EmailVerification, id).expose_secret().as_bytes().to_vec();
             let letter = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"[to];
             prop_assume!(text[at] != letter);
             text[at] = letter;
             let text = std::str::from_utf8(&text).unwrap();
-            prop_assert_eq!(key.verify(Purpose::VerifyEmail, text), None);
-            prop_assert_eq!(key.verify(Purpose::VerifyEmail, &text[..63]), None);
+            prop_assert_eq!(key.verify(TokenPurpose::EmailVerification, text), None);
+            prop_assert_eq!(key.verify(TokenPurpose::EmailVerification, &text[..63]), None);
         }
     }
 }

@@ -3,7 +3,7 @@
 use data_encoding::BASE64URL_NOPAD;
 use uuid::Uuid;
 
-use super::Invalid;
+use super::ValidationError;
 
 /// Items on a page if the client sets no limit.
 pub const DEFAULT_LIMIT: i64 = 50;
@@ -14,7 +14,7 @@ pub const MAX_OFFSET: u32 = 100_000;
 
 /// The requested part of a list.
 #[derive(Debug, Clone, Copy)]
-pub struct Page {
+pub struct PageRequest {
     /// Maximum number of items.
     pub limit: i64,
     /// Only items that are older than the item of this id.
@@ -23,7 +23,7 @@ pub struct Page {
     pub offset: i64,
 }
 
-impl Default for Page {
+impl Default for PageRequest {
     /// Returns a request for the first page, with the default limit.
     fn default() -> Self {
         Self { limit: DEFAULT_LIMIT, before: None, offset: 0 }
@@ -32,27 +32,27 @@ impl Default for Page {
 
 /// One page of a list.
 #[derive(Debug)]
-pub struct Items<T> {
+pub struct ListPage<T> {
     /// The items of this page.
     pub items: Vec<T>,
     /// True if another page follows.
-    pub more: bool,
+    pub has_more: bool,
 }
 
-impl<T> Items<T> {
+impl<T> ListPage<T> {
     /// Creates a page from up to `limit + 1` items. An item beyond the limit is dropped; it only
     /// shows that another page follows.
     #[must_use]
     pub fn from_overfetch(mut items: Vec<T>, limit: i64) -> Self {
         let limit = usize::try_from(limit).unwrap_or_default();
-        let more = items.len() > limit;
+        let has_more = items.len() > limit;
         items.truncate(limit);
-        Self { items, more }
+        Self { items, has_more }
     }
 
     /// Returns the cursor of the next page, or `None` on the last page.
     pub fn next_cursor(&self, id: impl Fn(&T) -> Uuid) -> Option<String> {
-        self.items.last().filter(|_| self.more).map(|last| encode_cursor(id(last)))
+        self.items.last().filter(|_| self.has_more).map(|last| encode_cursor(id(last)))
     }
 }
 
@@ -65,13 +65,13 @@ pub fn encode_cursor(last: Uuid) -> String {
 /// Decodes a cursor.
 ///
 /// # Errors
-/// [`Invalid`] if the text is not a cursor of [`encode_cursor`].
-pub fn decode_cursor(text: &str) -> Result<Uuid, Invalid> {
+/// [`ValidationError`] if the text is not a cursor of [`encode_cursor`].
+pub fn decode_cursor(text: &str) -> Result<Uuid, ValidationError> {
     BASE64URL_NOPAD
         .decode(text.as_bytes())
         .ok()
         .and_then(|bytes| Uuid::from_slice(&bytes).ok())
-        .ok_or_else(|| Invalid::new("cursor must be the next_cursor of an earlier page"))
+        .ok_or_else(|| ValidationError::new("cursor must be the next_cursor of an earlier page"))
 }
 
 #[cfg(test)]

@@ -51,7 +51,7 @@ impl RelyingParty {
     /// Returns the relying party of a public URL. `None` if browsers do not support passkeys there:
     /// the host is an IP address, or the scheme is not https and the host is not `localhost`.
     #[must_use]
-    pub fn of(public_url: &str) -> Option<Self> {
+    pub fn from_public_url(public_url: &str) -> Option<Self> {
         let url: Url = public_url.parse().ok()?;
         let Host::Domain(host) = url.host()? else { return None };
         let is_secure = url.scheme() == "https" || host == "localhost";
@@ -122,7 +122,7 @@ pub struct Passkey {
 ///
 /// # Errors
 /// [`PasskeyError`] if the client data is malformed, or belongs to another ceremony or origin.
-pub fn challenge(
+pub fn verify_client_data(
     party: &RelyingParty,
     ceremony: Ceremony,
     client_data: &[u8],
@@ -150,7 +150,7 @@ pub fn challenge(
 /// # Errors
 /// [`PasskeyError`] if the object is malformed, belongs to another relying party, lacks user
 /// verification or has an unsupported public key.
-pub fn registered(
+pub fn verify_registration(
     party: &RelyingParty,
     attestation_object: &[u8],
 ) -> Result<NewPasskey, PasskeyError> {
@@ -184,7 +184,7 @@ pub fn registered(
     let data = AuthenticatorData::parse(authenticator_data.ok_or(MALFORMED)?)?;
     data.check(party)?;
     let (credential_id, public_key) = data.credential.ok_or(MALFORMED)?;
-    if !PublicKey::parse(public_key)?.is_good() {
+    if !PublicKey::parse(public_key)?.is_valid() {
         return Err(PasskeyError("the passkey's public key is invalid"));
     }
     Ok(NewPasskey {
@@ -201,7 +201,7 @@ pub fn registered(
 /// # Errors
 /// [`PasskeyError`] if the data is malformed, belongs to another relying party or lacks user
 /// verification, or if the signature is wrong.
-pub fn asserted(
+pub fn verify_assertion(
     party: &RelyingParty,
     public_key: &[u8],
     client_data: &[u8],
@@ -289,7 +289,7 @@ fn cbor_map_len(bytes: &[u8]) -> Option<usize> {
 
 /// Encodes bytes in base64url, as browsers expect them in JSON.
 #[must_use]
-pub fn text(bytes: &[u8]) -> String {
+pub fn encode_base64url(bytes: &[u8]) -> String {
     BASE64URL_NOPAD.encode(bytes)
 }
 
@@ -297,7 +297,7 @@ pub fn text(bytes: &[u8]) -> String {
 ///
 /// # Errors
 /// [`PasskeyError`] if the text is too long or is not base64url without padding.
-pub fn bytes(text: &str) -> Result<Vec<u8>, PasskeyError> {
+pub fn decode_base64url(text: &str) -> Result<Vec<u8>, PasskeyError> {
     if text.len() > MAX_LEN * 2 {
         return Err(PasskeyError("the response is too long"));
     }

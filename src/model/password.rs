@@ -8,7 +8,7 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Deserializer};
 use zxcvbn::{Score, zxcvbn};
 
-use super::{Invalid, email::Email};
+use super::{ValidationError, email::Email};
 
 /// Minimum length in characters.
 pub const MIN_CHARS: usize = 12;
@@ -45,11 +45,15 @@ impl Password {
     /// The check takes several milliseconds of CPU time.
     ///
     /// # Errors
-    /// [`Invalid`] if the policy is violated. The message does not contain the password.
-    pub fn check_policy(&self, email: &Email, full_name: Option<&str>) -> Result<(), Invalid> {
+    /// [`ValidationError`] if the policy is violated. The message does not contain the password.
+    pub fn check_policy(
+        &self,
+        email: &Email,
+        full_name: Option<&str>,
+    ) -> Result<(), ValidationError> {
         let chars = self.expose().chars().count();
         if !(MIN_CHARS..=MAX_CHARS).contains(&chars) {
-            return Err(Invalid::new(format!(
+            return Err(ValidationError::new(format!(
                 "password must be {MIN_CHARS} to {MAX_CHARS} characters"
             )));
         }
@@ -57,11 +61,13 @@ impl Password {
         let words: Vec<&str> =
             texts.into_iter().flat_map(|text| text.split(is_separator)).collect();
         if self.without_words(&words).chars().count() < MIN_CHARS / 2 {
-            return Err(Invalid::new("password must not consist of your email address or name"));
+            return Err(ValidationError::new(
+                "password must not consist of your email address or name",
+            ));
         }
         // zxcvbn knows common passwords, names and words, keyboard patterns, repetitions and dates.
         if zxcvbn(self.expose(), &words).score() < Score::Two {
-            return Err(Invalid::new(
+            return Err(ValidationError::new(
                 "password is too easy to guess: it is common or consists of few known words",
             ));
         }
@@ -102,7 +108,7 @@ impl<'de> Deserialize<'de> for Password {
 mod tests {
     use super::*;
 
-    fn check(password: &str) -> Result<(), Invalid> {
+    fn check(password: &str) -> Result<(), ValidationError> {
         let email = Email::parse("dana.meyer@acme.example").unwrap();
         Password::new(password.into()).check_policy(&email, Some("Dana Q. Meyerson"))
     }

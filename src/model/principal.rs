@@ -19,8 +19,8 @@ pub struct Principal {
     pub scope: Scope,
     /// The workspace's own rate limit in requests per minute; `None` is the configured default.
     pub rate_limit_per_minute: Option<u32>,
-    /// True if the workspace requires a second factor that the user has not set up. Until then, the
-    /// user can only manage their own account.
+    /// True if the workspace requires a second factor that the user has not set up. Until then,
+    /// the user can only manage their own account.
     pub lacks_second_factor: bool,
     /// The credential.
     pub credential: Credential,
@@ -60,7 +60,7 @@ pub enum Credential {
         /// The client's name.
         name: Arc<str>,
         /// The user that granted it, with the user's role; `None` for a client credentials grant.
-        person: Option<(UserId, Role)>,
+        user: Option<(UserId, Role)>,
     },
 }
 
@@ -85,11 +85,11 @@ impl Principal {
     /// Returns the user behind the credential: the session's user, the key's creator, or the user
     /// that granted access.
     #[must_use]
-    pub fn person(&self) -> Option<UserId> {
+    pub fn user_id(&self) -> Option<UserId> {
         match &self.credential {
             Credential::ApiKey { creator, .. } => *creator,
             Credential::Session { user_id, .. } => Some(*user_id),
-            Credential::Grant { person, .. } => person.map(|(user_id, _)| user_id),
+            Credential::Grant { user: person, .. } => person.map(|(user_id, _)| user_id),
         }
     }
 
@@ -121,7 +121,7 @@ impl Principal {
             Credential::Session { user_id, .. } => {
                 super::id::format(UserId::PREFIX, user_id.uuid())
             }
-            Credential::Grant { person: Some((user_id, _)), .. } => user_id.to_string(),
+            Credential::Grant { user: Some((user_id, _)), .. } => user_id.to_string(),
             Credential::Grant { client_id, .. } => client_id.to_string(),
         }
     }

@@ -80,12 +80,12 @@ pub enum RotationState {
 
 /// The completeness of the usage counts, over all nodes.
 #[derive(Debug, Clone, Copy)]
-pub struct Known {
+pub struct UsageWatermark {
     /// All uses before this time are counted.
-    pub until: OffsetDateTime,
+    pub counted_until: OffsetDateTime,
     /// The last time at which uses may have been lost: a node stopped without a graceful shutdown,
     /// or was cut off and refused requests.
-    pub doubtful_at: Option<OffsetDateTime>,
+    pub usage_gap_at: Option<OffsetDateTime>,
 }
 
 /// A period in which a key was certainly not used on any node.
@@ -108,7 +108,7 @@ impl QuietPeriod {
 /// It keeps that verdict when a later report has less information: another node answers, a node is
 /// lost, or an audit writer lags. Only a use of the old key invalidates it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Confirmation {
+pub struct QuietEvidence {
     /// The active successor at that time, which had already served requests.
     pub successor: Option<ApiKeyId>,
     /// The period in which the old key was not used.
@@ -133,7 +133,7 @@ pub struct RotationReport {
     /// Time for which the old key must be idle before it is safe to revoke.
     pub required_quiet: Duration,
     /// New evidence for the verdict, to be stored before the report is returned to a client.
-    pub confirms: Option<Confirmation>,
+    pub new_evidence: Option<QuietEvidence>,
 }
 
 impl RotationReport {
@@ -145,13 +145,13 @@ impl RotationReport {
     pub fn new(
         old: KeyTraffic,
         new: Option<KeyTraffic>,
-        known: Known,
-        confirmed: Option<Confirmation>,
+        known: UsageWatermark,
+        confirmed: Option<QuietEvidence>,
         quiet: Duration,
     ) -> Self {
         let last_use = old.last_used_at.unwrap_or(old.created_at);
-        let idle_since = known.doubtful_at.map_or(last_use, |lost| lost.max(last_use));
-        let counted = QuietPeriod { since: idle_since, until: known.until };
+        let idle_since = known.usage_gap_at.map_or(last_use, |lost| lost.max(last_use));
+        let counted = QuietPeriod { since: idle_since, until: known.counted_until };
         // A use since then invalidates the stored evidence.
         let confirmed = confirmed.filter(|confirmed| last_use <= confirmed.quiet.since);
         // The verdict rests on the longer of the counted and the confirmed period.
@@ -169,8 +169,8 @@ impl RotationReport {
         let is_confirmed = confirmed.is_some_and(|known| {
             known.quiet.length() >= quiet && (successor.is_none() || known.successor == successor)
         });
-        let confirms = (safe_to_revoke && !is_confirmed)
-            .then_some(Confirmation { successor, quiet: evidence });
+        let new_evidence = (safe_to_revoke && !is_confirmed)
+            .then_some(QuietEvidence { successor, quiet: evidence });
         let carries_most =
             new.as_ref().is_none_or(|new| new.requests_last_hour >= old.requests_last_hour);
         let state = match (has_served, is_quiet) {
@@ -206,7 +206,7 @@ impl RotationReport {
                 format!("the old key was last used {seconds} s ago; it must be idle for {quiet} s")
             }
         };
-        Self { old, new, state, safe_to_revoke, reason, quiet_for, required_quiet, confirms }
+        Self { old, new, state, safe_to_revoke, reason, quiet_for, required_quiet, new_evidence }
     }
 
     /// Returns the adoption: the new key's share of the last hour's requests with either key, from

@@ -6,7 +6,7 @@ use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Deserializer, Serialize};
 
-use super::Invalid;
+use super::ValidationError;
 
 /// The rights of a credential. Each scope includes the ones before it, and they compare in this
 /// order.
@@ -71,13 +71,13 @@ impl fmt::Display for Scope {
 }
 
 impl FromStr for Scope {
-    type Err = Invalid;
+    type Err = ValidationError;
 
-    fn from_str(text: &str) -> Result<Self, Invalid> {
+    fn from_str(text: &str) -> Result<Self, ValidationError> {
         Self::ALL
             .into_iter()
             .find(|scope| scope.as_str() == text)
-            .ok_or_else(|| Invalid::new("must be read-only, write or admin"))
+            .ok_or_else(|| ValidationError::new("must be read-only, write or admin"))
     }
 }
 
@@ -128,13 +128,13 @@ impl Role {
 }
 
 impl FromStr for Role {
-    type Err = Invalid;
+    type Err = ValidationError;
 
-    fn from_str(text: &str) -> Result<Self, Invalid> {
+    fn from_str(text: &str) -> Result<Self, ValidationError> {
         [Self::Viewer, Self::Member, Self::Admin, Self::Owner]
             .into_iter()
             .find(|role| role.as_str() == text)
-            .ok_or_else(|| Invalid::new("must be owner, admin, member or viewer"))
+            .ok_or_else(|| ValidationError::new("must be owner, admin, member or viewer"))
     }
 }
 

@@ -37,7 +37,7 @@ impl SecondFactorKey {
 
     /// Returns the TOTP secret of a factor.
     #[must_use]
-    pub fn secret(&self, factor: Uuid) -> TotpSecret {
+    pub fn totp_secret(&self, factor: Uuid) -> TotpSecret {
         TotpSecret(Zeroizing::new(self.derive(b"totp", factor, &[0])))
     }
 
@@ -164,7 +164,7 @@ mod tests {
         fn code_is_accepted_within_one_step_and_only_once(
             id: u128, at in 1_000_i64..4_000_000_000,
         ) {
-            let secret = SecondFactorKey::new(&[7; 32]).secret(Uuid::from_u128(id));
+            let secret = SecondFactorKey::new(&[7; 32]).totp_secret(Uuid::from_u128(id));
             let step = at / 30;
             let code = secret.code(step);
             for around in [at - 30, at, at + 30] {

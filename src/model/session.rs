@@ -45,7 +45,7 @@ pub struct RefreshState {
     /// The session ends at this time at the latest.
     pub expires_at: OffsetDateTime,
     /// True if the session was ended.
-    pub ended: bool,
+    pub is_ended: bool,
 }
 
 /// The data of a session that authentication needs.
@@ -62,7 +62,7 @@ pub struct SessionRecord {
     /// The session ends at this time at the latest.
     pub expires_at: OffsetDateTime,
     /// True if the session was ended.
-    pub ended: bool,
+    pub is_ended: bool,
     /// The workspace's own rate limit in requests per minute; `None` is the configured default.
     pub rate_limit_per_minute: Option<u32>,
     /// True if the workspace requires a second factor that the user has not set up.
@@ -88,13 +88,13 @@ pub struct Session {
 
 /// A selection among the sessions of a user.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Which {
+pub enum SessionSelector {
     /// Only this session.
     One(SessionId),
     /// All sessions except this one.
     AllExcept(SessionId),
     /// The sessions in this workspace.
-    In(WorkspaceId),
+    InWorkspace(WorkspaceId),
     /// All sessions.
     All,
 }
@@ -103,15 +103,15 @@ pub enum Which {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SessionEndReason {
     /// The user signed out.
-    Logout,
+    SignedOut,
     /// A refresh token was reused.
-    Reuse,
+    RefreshTokenReuse,
     /// The user ended the session from another session.
-    Ended,
+    EndedByUser,
     /// The user changed or reset the password.
     PasswordChanged,
     /// The user is no longer a member of the session's workspace.
-    Removed,
+    MembershipRemoved,
     /// The user enrolled TOTP in another session.
     SecondFactorAdded,
     /// The operator removed the user's second factor and passkeys.
@@ -125,11 +125,11 @@ impl SessionEndReason {
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
-            Self::Logout => "logout",
-            Self::Reuse => "reuse",
-            Self::Ended => "ended",
+            Self::SignedOut => "logout",
+            Self::RefreshTokenReuse => "reuse",
+            Self::EndedByUser => "ended",
             Self::PasswordChanged => "password_changed",
-            Self::Removed => "removed",
+            Self::MembershipRemoved => "removed",
             Self::SecondFactorAdded => "second_factor_added",
             Self::SecondFactorRemoved => "second_factor_removed",
             Self::PasskeyRemoved => "passkey_removed",

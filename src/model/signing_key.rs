@@ -4,7 +4,7 @@ use std::{fmt, str::FromStr};
 
 use time::OffsetDateTime;
 
-use super::{Invalid, id::SigningKeyId};
+use super::{ValidationError, id::SigningKeyId};
 
 /// The purpose of a signing key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,13 +27,13 @@ impl KeyPurpose {
 }
 
 impl FromStr for KeyPurpose {
-    type Err = Invalid;
+    type Err = ValidationError;
 
-    fn from_str(text: &str) -> Result<Self, Invalid> {
+    fn from_str(text: &str) -> Result<Self, ValidationError> {
         [Self::AccessTokens, Self::Checkpoints]
             .into_iter()
             .find(|purpose| purpose.as_str() == text)
-            .ok_or_else(|| Invalid::new("must be \"access tokens\" or \"checkpoints\""))
+            .ok_or_else(|| ValidationError::new("must be \"access tokens\" or \"checkpoints\""))
     }
 }
 

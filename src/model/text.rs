@@ -1,18 +1,18 @@
 //! Validation of short texts that users enter: names and descriptions.
 
-use super::Invalid;
+use super::ValidationError;
 
 /// Validates a name and returns it without surrounding whitespace: one line of 1 to 100 characters,
 /// without control characters or invisible characters.
 ///
 /// # Errors
-/// [`Invalid`] for any other text. The message begins with `field`.
-pub fn name(field: &str, text: &str) -> Result<String, Invalid> {
+/// [`ValidationError`] for any other text. The message begins with `field`.
+pub fn validate_name(field: &str, text: &str) -> Result<String, ValidationError> {
     let text = text.trim();
     match text.chars().count() {
         1..=100 if !text.contains(['\n', '\t']) => check_printable(field, text),
-        1..=100 => Err(Invalid::new(format!("{field} must be a single line without tabs"))),
-        _ => Err(Invalid::new(format!("{field} must be 1 to 100 characters"))),
+        1..=100 => Err(ValidationError::new(format!("{field} must be a single line without tabs"))),
+        _ => Err(ValidationError::new(format!("{field} must be 1 to 100 characters"))),
     }
 }
 
@@ -20,17 +20,17 @@ pub fn name(field: &str, text: &str) -> Result<String, Invalid> {
 /// control characters other than line breaks and tabs.
 ///
 /// # Errors
-/// [`Invalid`] for any other text. The message begins with `field`.
-pub fn description(field: &str, text: &str) -> Result<String, Invalid> {
+/// [`ValidationError`] for any other text. The message begins with `field`.
+pub fn validate_description(field: &str, text: &str) -> Result<String, ValidationError> {
     if text.chars().count() > 500 {
-        return Err(Invalid::new(format!("{field} must be at most 500 characters")));
+        return Err(ValidationError::new(format!("{field} must be at most 500 characters")));
     }
     check_printable(field, text)
 }
 
-fn check_printable(field: &str, text: &str) -> Result<String, Invalid> {
+fn check_printable(field: &str, text: &str) -> Result<String, ValidationError> {
     if text.chars().any(|c| (c.is_control() && c != '\n' && c != '\t') || is_invisible(c)) {
-        return Err(Invalid::new(format!(
+        return Err(ValidationError::new(format!(
             "{field} must not contain control characters or invisible characters"
         )));
     }
@@ -50,6 +50,6 @@ fn is_invisible(c: char) -> bool {
 /// Returns at most `max` bytes of a text, cut at a character boundary. For texts that are stored
 /// but should not fail a request when they are too long.
 #[must_use]
-pub fn shorten(text: &str, max: usize) -> &str {
+pub fn truncate_bytes(text: &str, max: usize) -> &str {
     &text[..text.floor_char_boundary(max)]
 }

@@ -40,7 +40,7 @@ fn format_bytes(moment: OffsetDateTime) -> [u8; LEN] {
 
 /// Formats a time for pages, to the minute: `2026-01-31 12:00 UTC`.
 #[must_use]
-pub fn for_people(moment: OffsetDateTime) -> String {
+pub fn format_to_minute(moment: OffsetDateTime) -> String {
     let format = format_description!("[year]-[month]-[day] [hour]:[minute] UTC");
     moment.to_offset(UtcOffset::UTC).format(format).unwrap_or_default()
 }

@@ -45,26 +45,26 @@ pub struct UsageDimensions<'a> {
 
 /// The number of requests with equal dimensions.
 #[derive(Debug)]
-pub struct Use<'a> {
+pub struct UsageCount<'a> {
     /// The dimensions of the requests.
-    pub kind: UsageDimensions<'a>,
+    pub dimensions: UsageDimensions<'a>,
     /// The method of the last request.
     pub method: &'a str,
     /// The path of the last request.
     pub path: &'a str,
     /// The id of the first event.
-    pub first: Uuid,
+    pub first_event: Uuid,
     /// The id of the last event.
-    pub last: Uuid,
+    pub last_event: Uuid,
     /// The number of requests.
     pub requests: i64,
 }
 
-impl<'a> Use<'a> {
+impl<'a> UsageCount<'a> {
     /// Counts the requests in these events by their dimensions. Events that are not requests with
     /// an API key are ignored.
     #[must_use]
-    pub fn all(events: impl Iterator<Item = &'a NewEvent>) -> Vec<Self> {
+    pub fn count(events: impl Iterator<Item = &'a NewEvent>) -> Vec<Self> {
         // Reserve for the case that all events differ: growing would take longer than the counting.
         let (capacity, _) = events.size_hint();
         let mut uses: Vec<Self> = Vec::with_capacity(capacity);
@@ -74,18 +74,26 @@ impl<'a> Use<'a> {
             let Some((kind, request)) = dimensions_of(event) else { continue };
             let id = event.id.uuid();
             // Consecutive requests are often alike: the previous counter is tried first.
-            if uses.get(last).is_none_or(|previous| previous.kind != kind) {
+            if uses.get(last).is_none_or(|previous| previous.dimensions != kind) {
                 last = *indexes.entry(kind).or_insert_with(|| {
                     let (method, path) = (&*request.method, &*request.path);
-                    uses.push(Self { kind, method, path, first: id, last: id, requests: 0 });
+                    uses.push(Self {
+                        dimensions: kind,
+                        method,
+                        path,
+                        first_event: id,
+                        last_event: id,
+                        requests: 0,
+                    });
                     uses.len() - 1
                 });
             }
             let Some(counter) = uses.get_mut(last) else { continue };
             counter.requests += i64::from(!event.is_usage_only);
-            counter.first = counter.first.min(id);
-            if id > counter.last {
-                (counter.last, counter.method, counter.path) = (id, &request.method, &request.path);
+            counter.first_event = counter.first_event.min(id);
+            if id > counter.last_event {
+                (counter.last_event, counter.method, counter.path) =
+                    (id, &request.method, &request.path);
             }
         }
         uses
@@ -101,7 +109,7 @@ fn dimensions_of(event: &NewEvent) -> Option<(UsageDimensions<'_>, &RequestInfo)
     let (request, outcome) = event.request.as_ref()?;
     let kind = UsageDimensions {
         key_id,
-        minute: id::millis(event.id.uuid()) / 60_000,
+        minute: id::creation_millis(event.id.uuid()) / 60_000,
         route,
         status_class: i16::try_from(outcome.status / 100).unwrap_or_default(),
         ip: request.ip,
@@ -115,7 +123,7 @@ pub const UNUSED_AFTER: Duration = Duration::days(90);
 
 /// The requests of a key in an hour, in a day or in total.
 #[derive(Debug, Clone)]
-pub struct Spell {
+pub struct UsageBucket {
     /// Start of the period.
     pub start: OffsetDateTime,
     /// Number of requests.
@@ -126,7 +134,7 @@ pub struct Spell {
     pub by_route: BTreeMap<String, i64>,
 }
 
-impl Spell {
+impl UsageBucket {
     /// Creates a period without requests.
     #[must_use]
     pub fn empty(start: OffsetDateTime) -> Self {
@@ -165,11 +173,11 @@ pub struct KeyUsage {
     /// Time of the last request.
     pub last_used_at: Option<OffsetDateTime>,
     /// The sum of all counts that are still stored.
-    pub all: Spell,
+    pub all: UsageBucket,
     /// Requests by hour, oldest first; hours without requests are left out.
-    pub by_hour: Vec<Spell>,
+    pub by_hour: Vec<UsageBucket>,
     /// Requests by day, oldest first; days without requests are left out.
-    pub by_day: Vec<Spell>,
+    pub by_day: Vec<UsageBucket>,
     /// The 100 most recent client addresses.
     pub addresses: Vec<KeyAddress>,
 }
@@ -208,7 +216,7 @@ pub struct OverScopedKey {
 
 /// The report on key hygiene: unused and over-scoped keys.
 #[derive(Debug)]
-pub struct Hygiene {
+pub struct KeyHygiene {
     /// Unused keys, longest unused first.
     pub unused: Vec<UnusedKey>,
     /// Over-scoped keys, newest first.
@@ -231,7 +239,7 @@ mod tests {
             path: format!("/v1/{path}"),
             ip: [127, 0, 0, ip].into(),
             user_agent: agent.map(|agent| agent.to_string()),
-            began: Duration::ZERO,
+            started_at: Duration::ZERO,
         })
     }
 
@@ -273,17 +281,17 @@ mod tests {
                     event(*key, *millis, *ip, *agent, *status, *group)
                 })
                 .collect();
-            let counters = Use::all(events.iter());
+            let counters = UsageCount::count(events.iter());
             let sum: i64 = counters.iter().map(|counter| counter.requests).sum();
             prop_assert_eq!(usize::try_from(sum), Ok(events.len()));
             for counter in counters {
                 let same =
-                    events.iter().filter(|event| dimensions_of(event).unwrap().0 == counter.kind);
+                    events.iter().filter(|event| dimensions_of(event).unwrap().0 == counter.dimensions);
                 let ids: Vec<_> = same.map(|event| event.id.uuid()).collect();
                 prop_assert_eq!(usize::try_from(counter.requests), Ok(ids.len()));
-                prop_assert_eq!(ids.iter().min().unwrap(), &counter.first);
-                prop_assert_eq!(ids.iter().max().unwrap(), &counter.last);
-                prop_assert_eq!(id::millis(counter.last) / 60_000, counter.kind.minute);
+                prop_assert_eq!(ids.iter().min().unwrap(), &counter.first_event);
+                prop_assert_eq!(ids.iter().max().unwrap(), &counter.last_event);
+                prop_assert_eq!(id::creation_millis(counter.last_event) / 60_000, counter.dimensions.minute);
             }
         }
     }

@@ -6,7 +6,7 @@ use super::id::TransactionId;
 
 /// A transaction of a wallet.
 #[derive(Debug, Clone)]
-pub struct Transaction {
+pub struct WalletTransaction {
     /// The transaction's id.
     pub id: TransactionId,
     /// The kind: `top_up`, `charge` or `refund`.

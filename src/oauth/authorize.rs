@@ -5,7 +5,7 @@
 
 use url::form_urlencoded;
 
-use super::{Code, OAuth, OAuthError, scope_of};
+use super::{OAuth, OAuthError, OAuthErrorCode, requested_scope};
 use crate::model::{
     oauth::{
         client::{Client, GrantType},
@@ -20,7 +20,7 @@ use crate::model::{
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Prompt {
     /// No prompt is requested: an earlier consent is sufficient.
-    Unsaid,
+    Unspecified,
     /// The user must not see any page.
     None,
     /// The user must sign in again.
@@ -54,22 +54,22 @@ pub struct AuthorizationRequest {
 #[derive(Debug)]
 pub enum AuthorizationError {
     /// The redirect URI is unknown or not trusted: show the error to the user.
-    Stay(OAuthError),
+    Page(OAuthError),
     /// Redirect to this URL, which carries the error to the client.
     Redirect(String),
 }
 
 /// Builds the redirect that carries a response to the client.
-pub(super) struct Answer<'a> {
+pub(super) struct AuthorizationResponse<'a> {
     redirect_uri: &'a str,
     state: Option<&'a str>,
     issuer: &'a str,
 }
 
-impl Answer<'_> {
+impl AuthorizationResponse<'_> {
     /// Returns the redirect URL with these parameters, `state` and `iss` (RFC 6749, section 4.1.2;
     /// RFC 9207, section 2).
-    pub(super) fn with(&self, pairs: &[(&str, &str)]) -> String {
+    pub(super) fn redirect_url(&self, pairs: &[(&str, &str)]) -> String {
         let mut query = form_urlencoded::Serializer::new(String::new());
         query.extend_pairs(pairs).extend_pairs(self.state.map(|state| ("state", state)));
         let query = query.append_pair("iss", self.issuer).finish();
@@ -80,10 +80,10 @@ impl Answer<'_> {
 
     fn authorization_error(&self, error: OAuthError) -> AuthorizationError {
         match error {
-            OAuthError::Refused { code, description } => AuthorizationError::Redirect(
-                self.with(&[("error", code.as_str()), ("error_description", &description)]),
+            OAuthError::Protocol { code, description } => AuthorizationError::Redirect(
+                self.redirect_url(&[("error", code.as_str()), ("error_description", &description)]),
             ),
-            failed @ OAuthError::Failed(_) => AuthorizationError::Stay(failed),
+            failed @ OAuthError::Service(_) => AuthorizationError::Page(failed),
         }
     }
 }
@@ -92,16 +92,17 @@ impl OAuth {
     /// Validates an authorization request.
     ///
     /// # Errors
-    /// [`AuthorizationError::Stay`] if the client or its redirect URI is not valid, else
+    /// [`AuthorizationError::Page`] if the client or its redirect URI is not valid, else
     /// [`AuthorizationError::Redirect`].
     pub async fn validate_authorization_request(
         &self,
         parameters: &Parameters,
     ) -> Result<AuthorizationRequest, AuthorizationError> {
         let (client, redirect_uri) =
-            self.resolve_redirect_uri(parameters).await.map_err(AuthorizationError::Stay)?;
+            self.resolve_redirect_uri(parameters).await.map_err(AuthorizationError::Page)?;
         let state = parameters.get("state").filter(|_| !parameters.is_repeated("state"));
-        let answer = Answer { redirect_uri: &redirect_uri, state, issuer: &self.issuer };
+        let answer =
+            AuthorizationResponse { redirect_uri: &redirect_uri, state, issuer: &self.issuer };
         match self.check_request(&client, parameters) {
             Ok((scope, resources, challenge, prompt)) => Ok(AuthorizationRequest {
                 state: state.map(str::to_owned),
@@ -125,22 +126,25 @@ impl OAuth {
     ) -> Result<(Client, String), OAuthError> {
         for name in ["client_id", "redirect_uri"] {
             if parameters.is_repeated(name) {
-                return Err(OAuthError::request(format!("{name} must not be repeated")));
+                return Err(OAuthError::invalid_request(format!("{name} must not be repeated")));
             }
         }
         let client_id = parameters.get("client_id");
-        let client_id = client_id.ok_or_else(|| OAuthError::request("client_id is missing"))?;
+        let client_id =
+            client_id.ok_or_else(|| OAuthError::invalid_request("client_id is missing"))?;
         let client = self.resolve_client(client_id).await?;
         let uri = match (parameters.get("redirect_uri"), client.redirect_uris.as_slice()) {
             (Some(requested), known) => {
-                let is_known = known.iter().any(|known| redirect_uri::matches_registered(known, requested));
+                let is_known =
+                    known.iter().any(|known| redirect_uri::matches_registered(known, requested));
                 is_known.then(|| requested.to_owned())
             }
             (None, [only]) => Some(only.clone()),
             (None, _) => None,
         };
-        let uri = uri
-            .ok_or_else(|| OAuthError::request("redirect_uri is not registered for this client"))?;
+        let uri = uri.ok_or_else(|| {
+            OAuthError::invalid_request("redirect_uri is not registered for this client")
+        })?;
         Ok((client, uri))
     }
 
@@ -149,49 +153,60 @@ impl OAuth {
         client: &Client,
         parameters: &Parameters,
     ) -> Result<(Scope, Vec<String>, CodeChallenge, Prompt), OAuthError> {
-        if let Some(fault) = parameters.fault() {
-            return Err(OAuthError::request(fault));
+        if let Some(fault) = parameters.validation_error() {
+            return Err(OAuthError::invalid_request(fault));
         }
         for name in ["request", "request_uri"] {
             if parameters.get(name).is_some() {
-                return Err(OAuthError::request(format!("{name} is not supported")));
+                return Err(OAuthError::invalid_request(format!("{name} is not supported")));
             }
         }
         match parameters.get("response_type") {
             Some("code") => {}
             Some(_) => {
                 let message = "response_type must be code";
-                return Err(OAuthError::new(Code::UnsupportedResponseType, message));
+                return Err(OAuthError::new(OAuthErrorCode::UnsupportedResponseType, message));
             }
-            None => return Err(OAuthError::request("response_type is missing")),
+            None => return Err(OAuthError::invalid_request("response_type is missing")),
         }
         if parameters.get("response_mode").is_some_and(|mode| mode != "query") {
-            return Err(OAuthError::request("response_mode must be query"));
+            return Err(OAuthError::invalid_request("response_mode must be query"));
         }
-        if !client.may(GrantType::AuthorizationCode) {
+        if !client.allows_grant_type(GrantType::AuthorizationCode) {
             let message = "the client is not registered for authorization_code";
-            return Err(OAuthError::new(Code::UnauthorizedClient, message));
+            return Err(OAuthError::new(OAuthErrorCode::UnauthorizedClient, message));
         }
         if parameters.get("code_challenge_method") != Some("S256") {
-            return Err(OAuthError::request("code_challenge_method must be S256"));
+            return Err(OAuthError::invalid_request("code_challenge_method must be S256"));
         }
         let challenge = parameters.get("code_challenge").and_then(CodeChallenge::parse);
         let challenge = challenge.ok_or_else(|| {
-            OAuthError::request("code_challenge must be a SHA-256 hash in base64url (RFC 7636)")
+            OAuthError::invalid_request(
+                "code_challenge must be a SHA-256 hash in base64url (RFC 7636)",
+            )
         })?;
-        let scope = client.scope_of(scope_of(parameters)?);
+        let scope = client.effective_scope(requested_scope(parameters)?);
         let resources = self.requested_resources(parameters)?;
         Ok((scope, resources, challenge, parse_prompt(parameters)?))
     }
 
     /// Returns the redirect URL that carries an error to the client.
     #[must_use]
-    pub fn error_redirect_url(&self, request: &AuthorizationRequest, code: Code, why: &str) -> String {
-        self.answer(request).with(&[("error", code.as_str()), ("error_description", why)])
+    pub fn error_redirect_url(
+        &self,
+        request: &AuthorizationRequest,
+        code: OAuthErrorCode,
+        why: &str,
+    ) -> String {
+        self.authorization_response(request)
+            .redirect_url(&[("error", code.as_str()), ("error_description", why)])
     }
 
-    pub(super) fn answer<'a>(&'a self, request: &'a AuthorizationRequest) -> Answer<'a> {
-        Answer {
+    pub(super) fn authorization_response<'a>(
+        &'a self,
+        request: &'a AuthorizationRequest,
+    ) -> AuthorizationResponse<'a> {
+        AuthorizationResponse {
             redirect_uri: &request.redirect_uri,
             state: request.state.as_deref(),
             issuer: &self.issuer,
@@ -210,11 +225,11 @@ fn parse_prompt(parameters: &Parameters) -> Result<Prompt, OAuthError> {
     match values.as_slice() {
         ["none"] => Ok(Prompt::None),
         _ if has("none") => {
-            Err(OAuthError::request("prompt=none cannot be combined with other values"))
+            Err(OAuthError::invalid_request("prompt=none cannot be combined with other values"))
         }
         _ if has("login") || has("select_account") => Ok(Prompt::Login),
         _ if has("consent") => Ok(Prompt::Consent),
-        _ => Ok(Prompt::Unsaid),
+        _ => Ok(Prompt::Unspecified),
     }
 }
 
@@ -225,7 +240,8 @@ mod tests {
     #[test]
     fn redirect_url_keeps_query_of_redirect_uri() {
         let redirect_url = |redirect_uri, state| {
-            Answer { redirect_uri, state, issuer: "https://a.example" }.with(&[("code", "x&y")])
+            AuthorizationResponse { redirect_uri, state, issuer: "https://a.example" }
+                .redirect_url(&[("code", "x&y")])
         };
         let iss = "iss=https%3A%2F%2Fa.example";
         assert_eq!(
@@ -247,8 +263,8 @@ mod tests {
         let parse = |prompt: &str| {
             parse_prompt(&Parameters::new(vec![("prompt".to_owned(), prompt.to_owned())])).ok()
         };
-        assert_eq!(parse(""), Some(Prompt::Unsaid));
-        assert_eq!(parse("create"), Some(Prompt::Unsaid));
+        assert_eq!(parse(""), Some(Prompt::Unspecified));
+        assert_eq!(parse("create"), Some(Prompt::Unspecified));
         assert_eq!(parse("none"), Some(Prompt::None));
         assert_eq!(parse("none login"), None);
         assert_eq!(parse("consent login"), Some(Prompt::Login));

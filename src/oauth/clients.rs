@@ -6,11 +6,11 @@ use std::sync::Arc;
 
 use secrecy::{ExposeSecret, SecretString};
 
-use super::{Code, OAuth, OAuthError};
+use super::{OAuth, OAuthError, OAuthErrorCode};
 use crate::model::{
     audit::{Action, Actor, RequestInfo},
     oauth::{
-        client::{Client, ClientRef, ClientWithSecrets, Origin, parse_client_id},
+        client::{Client, ClientOrigin, ClientRef, ClientWithSecrets, parse_client_id},
         parameters::Parameters,
     },
 };
@@ -30,26 +30,28 @@ impl OAuth {
     /// client only names itself.
     ///
     /// # Errors
-    /// [`Code::InvalidClient`] if authentication fails, [`Code::InvalidRequest`] if the request
-    /// uses two authentication methods.
+    /// [`OAuthErrorCode::InvalidClient`] if authentication fails,
+    /// [`OAuthErrorCode::InvalidRequest`] if the request uses two authentication methods.
     pub async fn authenticate_client(
         &self,
         basic: Option<&BasicCredentials>,
         parameters: &Parameters,
         request: &Arc<RequestInfo>,
     ) -> Result<Client, OAuthError> {
-        if let Some(fault) = parameters.fault() {
-            return Err(OAuthError::request(fault));
+        if let Some(fault) = parameters.validation_error() {
+            return Err(OAuthError::invalid_request(fault));
         }
         let (named, posted) = (parameters.get("client_id"), parameters.get("client_secret"));
         let (client_id, secret) = match (basic, named, posted) {
             (Some(_), _, Some(_)) => {
-                return Err(OAuthError::request(
+                return Err(OAuthError::invalid_request(
                     "send the client secret either in the Authorization header or in the body",
                 ));
             }
             (Some(basic), Some(named), None) if basic.client_id != named => {
-                return Err(OAuthError::request("client_id and the Authorization header differ"));
+                return Err(OAuthError::invalid_request(
+                    "client_id and the Authorization header differ",
+                ));
             }
             (Some(basic), _, None) => (&*basic.client_id, Some(basic.secret.expose_secret())),
             (None, Some(named), posted) => (named, posted),
@@ -58,7 +60,7 @@ impl OAuth {
         let known = self.find_client(client_id).await?;
         let ClientWithSecrets { client, .. } = &known;
         let why = match secret.filter(|secret| !secret.is_empty()) {
-            Some(secret) if client.is_confidential() && known.has(secret) => {
+            Some(secret) if client.is_confidential() && known.has_secret(secret) => {
                 return Ok(known.client);
             }
             None if !client.is_confidential() => return Ok(known.client),
@@ -77,15 +79,15 @@ impl OAuth {
         client: &Client,
         request: &Arc<RequestInfo>,
     ) -> Result<(), OAuthError> {
-        let Origin::Workspace(workspace) = client.origin else { return Ok(()) };
+        let ClientOrigin::Workspace(workspace) = client.origin else { return Ok(()) };
         if !self.limits.peek_address(request.ip).await.allowed {
             return Ok(());
         }
         let event = self
             .auth
-            .witness(request, workspace, Action::ClientRejected, Actor::anonymous(), 401)
-            .on(client.id, client.name.clone());
-        Ok(self.auth.note(event).await?)
+            .audit_event(request, workspace, Action::ClientRejected, Actor::anonymous(), 401)
+            .with_target(client.id, client.name.clone());
+        Ok(self.auth.queue_audit_event(event).await?)
     }
 
     /// Finds a stored client: a registered one, a workspace client, or one of a metadata document
@@ -101,15 +103,15 @@ impl OAuth {
     /// document, which may be fetched for this.
     ///
     /// # Errors
-    /// [`Code::InvalidClient`] if the client is unknown or its document is not valid.
+    /// [`OAuthErrorCode::InvalidClient`] if the client is unknown or its document is not valid.
     pub(super) async fn resolve_client(&self, client_id: &str) -> Result<Client, OAuthError> {
         let unknown = || invalid_client("unknown client");
         let client = parse_client_id(client_id).map_err(|_| unknown())?;
         let known = self.store.find_client(&client, self.env.clock.now());
         match &client {
             ClientRef::Id(_) => Ok(known.await?.ok_or_else(unknown)?.client),
-            ClientRef::Document(url) => {
-                let mut client = self.documents.find(url).await?;
+            ClientRef::MetadataDocument(url) => {
+                let mut client = self.documents.fetch_client(url).await?;
                 // A client that was authorized before keeps its id.
                 if let Some(known) = known.await? {
                     client.id = known.client.id;
@@ -121,5 +123,5 @@ impl OAuth {
 }
 
 fn invalid_client(description: &'static str) -> OAuthError {
-    OAuthError::new(Code::InvalidClient, description)
+    OAuthError::new(OAuthErrorCode::InvalidClient, description)
 }

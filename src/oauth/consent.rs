@@ -8,7 +8,7 @@ use secrecy::ExposeSecret;
 use serde_json::json;
 use time::OffsetDateTime;
 
-use super::{Code, OAuth, OAuthError, authorize::AuthorizationRequest};
+use super::{OAuth, OAuthError, OAuthErrorCode, authorize::AuthorizationRequest};
 use crate::{
     audit,
     auth::{AuthError, sessions::require_user_session},
@@ -19,10 +19,10 @@ use crate::{
             client::Client,
             grant::{CODE_LIFETIME, GrantEndReason, NewGrant},
             pkce::CodeChallenge,
-            redirect_uri::{self, Kind},
+            redirect_uri::{self, RedirectUriKind},
         },
-        one_time_token::Purpose,
-        page::Page,
+        one_time_token::TokenPurpose,
+        page::PageRequest,
         principal::Caller,
         refresh_token::RefreshSeed,
         scope::Scope,
@@ -41,14 +41,14 @@ const MAX_CHOICES: i64 = 100;
 const SESSION_ENDED: AuthError = AuthError::InvalidCredential("the session has ended");
 
 /// The parameters of a new grant.
-pub(super) struct Wanted<'a> {
+pub(super) struct CreateGrantParams<'a> {
     pub(super) client: &'a Client,
     pub(super) scope: Scope,
     pub(super) resources: &'a [String],
     /// The redirect URI and PKCE challenge of the authorization code; `None` in the device flow.
     pub(super) code: Option<(String, CodeChallenge)>,
     /// Deadline for the first token request.
-    pub(super) begin_by: OffsetDateTime,
+    pub(super) redeem_by: OffsetDateTime,
 }
 
 impl OAuth {
@@ -62,8 +62,8 @@ impl OAuth {
     ) -> Result<Vec<WorkspaceWithRole>, OAuthError> {
         let (_, user) = require_user_session(caller)?;
         let mut tx = self.store.begin_for_user(user).await?;
-        let page = Page { limit: MAX_CHOICES, before: None, offset: 0 };
-        Ok(store::workspaces::of_person(&mut tx, user, page).await?.items)
+        let page = PageRequest { limit: MAX_CHOICES, before: None, offset: 0 };
+        Ok(store::workspaces::list_by_user(&mut tx, user, page).await?.items)
     }
 
     /// Returns true if an earlier grant covers the request, so that no consent page is needed.
@@ -73,14 +73,15 @@ impl OAuth {
     /// on the user's own machine, any program could receive the code (RFC 8252, section 8.6).
     ///
     /// # Errors
-    /// [`OAuthError::Failed`] if the query fails.
+    /// [`OAuthError::Service`] if the query fails.
     pub async fn has_prior_consent(
         &self,
         caller: &Caller,
         request: &AuthorizationRequest,
     ) -> Result<bool, OAuthError> {
-        let kind = redirect_uri::check(&request.redirect_uri, &self.native_schemes);
-        let is_remote = kind == Ok(Kind::Web) && !redirect_uri::is_here(&request.redirect_uri);
+        let kind = redirect_uri::validate(&request.redirect_uri, &self.native_schemes);
+        let is_remote =
+            kind == Ok(RedirectUriKind::Web) && !redirect_uri::is_loopback(&request.redirect_uri);
         if !is_remote || caller.principal.lacks_second_factor {
             return Ok(false);
         }
@@ -89,9 +90,10 @@ impl OAuth {
         let wanted = request.scope.min(caller.principal.scope);
         let mut tx = self.store.begin(workspace, Some(user)).await?;
         let (client, uri) = (request.client.id, &request.redirect_uri);
-        let since = self.env.clock.now() - self.idle;
+        let since = self.env.clock.now() - self.grant_idle_timeout;
         let granted =
-            store::oauth_grants::remembered(&mut tx, workspace, user, client, uri, since).await?;
+            store::oauth_grants::list_prior_consents(&mut tx, workspace, user, client, uri, since)
+                .await?;
         Ok(granted.iter().any(|(scope, resources)| {
             *scope >= wanted && request.resources.iter().all(|wanted| resources.contains(wanted))
         }))
@@ -101,14 +103,14 @@ impl OAuth {
     /// scope requires a recent sign-in.
     ///
     /// # Errors
-    /// [`OAuthError::Failed`] if the query fails.
-    pub async fn may_grant(
+    /// [`OAuthError::Service`] if the query fails.
+    pub async fn can_grant_without_reauthentication(
         &self,
         caller: &Caller,
         request: &AuthorizationRequest,
     ) -> Result<bool, OAuthError> {
         let wanted = request.scope.min(caller.principal.scope);
-        Ok(wanted < Scope::Admin || self.auth.is_confirmed(caller, None).await?)
+        Ok(wanted < Scope::Admin || self.auth.has_reauthenticated(caller, None).await?)
     }
 
     /// Authorizes a client for a workspace, with at most this scope. Returns the redirect URL with
@@ -117,34 +119,34 @@ impl OAuth {
     /// # Errors
     /// [`AuthError::Forbidden`] if the caller is not a member of the workspace, lacks the second
     /// factor that it requires, or grants the admin scope without a recent sign-in.
-    pub async fn consent(
+    pub async fn approve_authorization(
         &self,
         caller: &Caller,
         request: &AuthorizationRequest,
         workspace: WorkspaceId,
         scope: Scope,
     ) -> Result<String, OAuthError> {
-        let wanted = Wanted {
+        let wanted = CreateGrantParams {
             client: &request.client,
             scope: scope.min(request.scope),
             resources: &request.resources,
             code: Some((request.redirect_uri.clone(), request.challenge)),
-            begin_by: self.env.clock.now() + CODE_LIFETIME,
+            redeem_by: self.env.clock.now() + CODE_LIFETIME,
         };
         let (tx, grant, has_ended) = self.create_grant(caller, workspace, wanted).await?;
         tx.commit().await?;
         if has_ended {
             self.auth.fence().wait().await?;
         }
-        let code = self.auth.token_key().derive(Purpose::AuthorizationCode, grant.uuid());
-        Ok(self.answer(request).with(&[("code", code.expose_secret())]))
+        let code = self.auth.token_key().derive(TokenPurpose::AuthorizationCode, grant.uuid());
+        Ok(self.authorization_response(request).redirect_url(&[("code", code.expose_secret())]))
     }
 
     /// Denies a request. Returns the redirect URL with the error `access_denied`.
     ///
     /// # Errors
-    /// [`OAuthError::Failed`] if the query fails.
-    pub async fn deny(
+    /// [`OAuthError::Service`] if the query fails.
+    pub async fn deny_authorization(
         &self,
         caller: &Caller,
         request: &AuthorizationRequest,
@@ -152,7 +154,11 @@ impl OAuth {
         let mut tx = self.store.begin(caller.workspace(), None).await?;
         self.record_denial(&mut tx, caller, &request.client).await?;
         tx.commit().await?;
-        Ok(self.error_redirect_url(request, Code::AccessDenied, "the user denied the request"))
+        Ok(self.error_redirect_url(
+            request,
+            OAuthErrorCode::AccessDenied,
+            "the user denied the request",
+        ))
     }
 
     /// Records in the audit log that the caller denied a client's request.
@@ -163,8 +169,8 @@ impl OAuth {
         client: &Client,
     ) -> Result<(), OAuthError> {
         let event = audit::event(&self.env, caller, Action::GrantDenied, 303)
-            .on(client.id, client.name.clone())
-            .with(json!({ "client_id": client.client_id() }));
+            .with_target(client.id, client.name.clone())
+            .with_metadata(json!({ "client_id": client.client_id() }));
         Ok(store::audit::insert(tx, caller.workspace(), &event).await?)
     }
 
@@ -174,16 +180,17 @@ impl OAuth {
         &self,
         caller: &Caller,
         workspace: WorkspaceId,
-        wanted: Wanted<'_>,
+        wanted: CreateGrantParams<'_>,
     ) -> Result<(Tx, GrantId, bool), OAuthError> {
-        let Wanted { client, scope, resources, code, begin_by } = wanted;
+        let CreateGrantParams { client, scope, resources, code, redeem_by: begin_by } = wanted;
         let (session, user) = require_user_session(caller)?;
-        let is_confirmed = scope < Scope::Admin || self.auth.is_confirmed(caller, None).await?;
+        let is_confirmed =
+            scope < Scope::Admin || self.auth.has_reauthenticated(caller, None).await?;
         let mut tx = self.store.begin(workspace, Some(user)).await?;
         let role = store::members::lock_role_for_share(&mut tx, workspace, user).await?;
         let role = role.ok_or(AuthError::Forbidden("you are not a member of this workspace"))?;
         // The session may have ended since the request was authenticated.
-        let is_active = store::sessions::created_at(&mut tx, user, session).await?.is_some();
+        let is_active = store::sessions::active_since(&mut tx, user, session).await?.is_some();
         if !is_active {
             return Err(SESSION_ENDED.into());
         }
@@ -201,12 +208,12 @@ impl OAuth {
             id: self.env.new_id(),
             client_id,
             workspace_id: workspace,
-            by: Some((user, session)),
+            granted_by: Some((user, session)),
             scope,
             resources: resources.to_vec(),
             code,
             created_at: now,
-            begin_by,
+            redeem_by: begin_by,
             seed: RefreshSeed::new(self.env.entropy.bytes()),
         };
         store::oauth_grants::insert(&mut tx, &grant).await?;
@@ -217,15 +224,16 @@ impl OAuth {
             .into());
         }
         let ended = self.end_oldest_grants(&mut tx, caller, &grant, user).await?;
-        let event = audit::event_in_workspace(&self.env, caller, workspace, Action::GrantCreated, 303)
-            .on(client_id, client.name.clone())
-            .with(json!({
-                "client_id": client.client_id(),
-                "grant_id": grant.id,
-                "scope": grant.scope,
-                "resources": grant.resources,
-                "redirect_uri": grant.code.as_ref().map(|(uri, _)| uri),
-            }));
+        let event =
+            audit::event_in_workspace(&self.env, caller, workspace, Action::GrantCreated, 303)
+                .with_target(client_id, client.name.clone())
+                .with_metadata(json!({
+                    "client_id": client.client_id(),
+                    "grant_id": grant.id,
+                    "scope": grant.scope,
+                    "resources": grant.resources,
+                    "redirect_uri": grant.code.as_ref().map(|(uri, _)| uri),
+                }));
         store::audit::insert(&mut tx, workspace, &event).await?;
         Ok((tx, grant.id, ended))
     }
@@ -245,9 +253,10 @@ impl OAuth {
             store::oauth_grants::end_excess(tx, workspace, user, client, MAX_GRANTS - 1, now)
                 .await?;
         for id in &ended {
-            let event = audit::event_in_workspace(&self.env, caller, workspace, Action::GrantEnded, 303)
-                .on(*id, None)
-                .with(GrantEndReason::Superseded.told(client, Some(user)));
+            let event =
+                audit::event_in_workspace(&self.env, caller, workspace, Action::GrantEnded, 303)
+                    .with_target(*id, None)
+                    .with_metadata(GrantEndReason::Superseded.audit_metadata(client, Some(user)));
             store::audit::insert(tx, workspace, &event).await?;
         }
         Ok(!ended.is_empty())

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use secrecy::SecretString;
 
-use super::{Code, OAuth, OAuthError, consent::Wanted, scope_of};
+use super::{OAuth, OAuthError, OAuthErrorCode, consent::CreateGrantParams, requested_scope};
 use crate::{
     auth::AuthError,
     model::{
@@ -20,13 +20,13 @@ use crate::{
             parameters::Parameters,
             user_code::UserCode,
         },
-        one_time_token::Purpose,
+        one_time_token::TokenPurpose,
         principal::Caller,
         scope::Scope,
     },
     store::{
         self,
-        oauth_devices::{NewDeviceAuthorization, Started, PendingDeviceAuthorization},
+        oauth_devices::{NewDeviceAuthorization, PendingDeviceAuthorization, StartOutcome},
     },
 };
 
@@ -81,17 +81,17 @@ impl OAuth {
     ///
     /// # Errors
     /// The error codes of RFC 6749, section 5.2; a 503 if too many devices wait.
-    pub async fn start_device(
+    pub async fn start_device_authorization(
         &self,
         client: &Client,
         parameters: &Parameters,
         request: &RequestInfo,
     ) -> Result<DeviceAuthorization, OAuthError> {
-        if !client.may(GrantType::DeviceCode) {
+        if !client.allows_grant_type(GrantType::DeviceCode) {
             let message = "the client is not registered for the device grant";
-            return Err(OAuthError::new(Code::UnauthorizedClient, message));
+            return Err(OAuthError::new(OAuthErrorCode::UnauthorizedClient, message));
         }
-        let scope = client.scope_of(scope_of(parameters)?);
+        let scope = client.effective_scope(requested_scope(parameters)?);
         let resources = self.requested_resources(parameters)?;
         let id = self.env.new_uuid();
         let created_at = self.env.clock.now();
@@ -108,21 +108,21 @@ impl OAuth {
                 resources: &resources,
                 created_at,
                 expires_at: created_at + LIFETIME,
-                subnet: address::subnet(request.ip),
+                subnet: address::client_subnet(request.ip),
             };
             let limits = [MAX_WAITING, MAX_WAITING_PER_ADDRESS];
-            match self.store.start_device(&device, limits).await? {
-                Started::Yes => {
+            match self.store.start_device_authorization(&device, limits).await? {
+                StartOutcome::Stored => {
                     return Ok(DeviceAuthorization {
-                        device_code: self.auth.token_key().derive(Purpose::DeviceCode, id),
+                        device_code: self.auth.token_key().derive(TokenPurpose::DeviceCode, id),
                         user_code,
                         verification_uri: format!("{}/device", self.issuer),
                         expires_in: LIFETIME.as_secs(),
                         interval: INTERVAL,
                     });
                 }
-                Started::CodeTaken => {}
-                Started::TooMany => break,
+                StartOutcome::CodeTaken => {}
+                StartOutcome::TooMany => break,
             }
         }
         Err(OAuthError::unavailable())
@@ -140,7 +140,8 @@ impl OAuth {
         let code = UserCode::parse(user_code).ok_or_else(unknown)?;
         let code = self.auth.token_key().user_code_mac(code.letters());
         let now = self.env.clock.now();
-        let waiting = self.store.find_device_authorization(&code, now).await?.ok_or_else(unknown)?;
+        let waiting =
+            self.store.find_device_authorization(&code, now).await?.ok_or_else(unknown)?;
         let client = self.store.find_client(&ClientRef::Id(waiting.client_id), now).await?;
         let client = client.ok_or_else(unknown)?.client;
         Ok(DeviceRequest { client, scope: waiting.scope, waiting })
@@ -149,8 +150,8 @@ impl OAuth {
     /// Authorizes a device for a workspace, with at most this scope.
     ///
     /// # Errors
-    /// [`AuthError::Forbidden`] for the same reasons as [`OAuth::consent`], [`AuthError::Conflict`]
-    /// if the request was already approved or denied.
+    /// [`AuthError::Forbidden`] for the same reasons as [`OAuth::approve_authorization`],
+    /// [`AuthError::Conflict`] if the request was already approved or denied.
     pub async fn approve_device(
         &self,
         caller: &Caller,
@@ -159,16 +160,16 @@ impl OAuth {
         scope: Scope,
     ) -> Result<(), OAuthError> {
         let now = self.env.clock.now();
-        let wanted = Wanted {
+        let wanted = CreateGrantParams {
             client: &device.client,
             scope: scope.min(device.scope),
             resources: &device.waiting.resources,
             code: None,
-            begin_by: now + FETCH_WITHIN,
+            redeem_by: now + FETCH_WITHIN,
         };
         let (mut tx, grant, has_ended) = self.create_grant(caller, workspace, wanted).await?;
         let id = device.waiting.id;
-        if !store::oauth_devices::answer(&mut tx, id, Some(grant), now).await? {
+        if !store::oauth_devices::record_decision(&mut tx, id, Some(grant), now).await? {
             return Err(AuthError::Conflict("this code has already been used").into());
         }
         tx.commit().await?;
@@ -189,7 +190,7 @@ impl OAuth {
     ) -> Result<(), OAuthError> {
         let mut tx = self.store.begin(caller.workspace(), None).await?;
         let now = self.env.clock.now();
-        if !store::oauth_devices::answer(&mut tx, device.waiting.id, None, now).await? {
+        if !store::oauth_devices::record_decision(&mut tx, device.waiting.id, None, now).await? {
             return Err(AuthError::Conflict("this code has already been used").into());
         }
         self.record_denial(&mut tx, caller, &device.client).await?;

@@ -9,7 +9,7 @@ use crate::{
 
 /// The `error` code of a response, on which clients act.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Code {
+pub enum OAuthErrorCode {
     /// A parameter is missing, repeated or malformed (RFC 6749, section 5.2).
     InvalidRequest,
     /// Client authentication failed, or the client is unknown.
@@ -50,7 +50,7 @@ pub enum Code {
     ServerError,
 }
 
-impl Code {
+impl OAuthErrorCode {
     /// The code as it appears in responses.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
@@ -83,47 +83,47 @@ impl Code {
 pub enum OAuthError {
     /// An error that the RFCs define.
     #[error("{description}")]
-    Refused {
+    Protocol {
         /// The code for programs.
-        code: Code,
+        code: OAuthErrorCode,
         /// The description for developers.
         description: Cow<'static, str>,
     },
     /// An error that any endpoint can have, such as an unavailable database or a rate limit.
     #[error(transparent)]
-    Failed(#[from] AuthError),
+    Service(#[from] AuthError),
 }
 
 impl OAuthError {
     /// Creates an error with a code and a description.
-    pub fn new(code: Code, description: impl Into<Cow<'static, str>>) -> Self {
-        Self::Refused { code, description: description.into() }
+    pub fn new(code: OAuthErrorCode, description: impl Into<Cow<'static, str>>) -> Self {
+        Self::Protocol { code, description: description.into() }
     }
 
     /// Creates an `invalid_request` error.
-    pub fn request(description: impl Into<Cow<'static, str>>) -> Self {
-        Self::new(Code::InvalidRequest, description)
+    pub fn invalid_request(description: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(OAuthErrorCode::InvalidRequest, description)
     }
 
     /// Creates an `invalid_grant` error.
-    pub fn grant(description: impl Into<Cow<'static, str>>) -> Self {
-        Self::new(Code::InvalidGrant, description)
+    pub fn invalid_grant(description: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(OAuthErrorCode::InvalidGrant, description)
     }
 
     /// Creates a temporary error: the response is a 503.
     #[must_use]
     pub fn unavailable() -> Self {
-        Self::Failed(AuthError::Store(StoreError::late()))
+        Self::Service(AuthError::Store(StoreError::timed_out()))
     }
 }
 
 impl From<StoreError> for OAuthError {
     fn from(error: StoreError) -> Self {
         match error {
-            StoreError::Violated(Constraint::ClientGone) => {
-                Self::new(Code::InvalidClient, "the client no longer exists")
+            StoreError::ConstraintViolated(Constraint::ClientDeleted) => {
+                Self::new(OAuthErrorCode::InvalidClient, "the client no longer exists")
             }
-            other => Self::Failed(other.into()),
+            other => Self::Service(other.into()),
         }
     }
 }

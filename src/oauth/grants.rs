@@ -11,11 +11,11 @@ use crate::{
         audit::Action,
         id::GrantId,
         oauth::grant::{Grant, GrantEndReason},
-        page::{Items, Page},
+        page::{ListPage, PageRequest},
         principal::Caller,
         scope::Scope,
     },
-    store::{self, connected_apps::Whose},
+    store::{self, connected_apps::GrantOwner},
 };
 
 const NOT_FOUND: AuthError = AuthError::NotFound("connected app");
@@ -28,10 +28,10 @@ impl OAuth {
     pub async fn list_user_grants(
         &self,
         caller: &Caller,
-        page: Page,
-    ) -> Result<(Items<Grant>, i64), AuthError> {
+        page: PageRequest,
+    ) -> Result<(ListPage<Grant>, i64), AuthError> {
         let (_, user) = require_user_session(caller)?;
-        self.list_grants(caller, Whose::Person(user), page).await
+        self.list_grants(caller, GrantOwner::User(user), page).await
     }
 
     /// Lists all grants in the caller's workspace, with their total number.
@@ -42,27 +42,27 @@ impl OAuth {
     pub async fn list_workspace_grants(
         &self,
         caller: &Caller,
-        page: Page,
-    ) -> Result<(Items<Grant>, i64), AuthError> {
+        page: PageRequest,
+    ) -> Result<(ListPage<Grant>, i64), AuthError> {
         require_user_session(caller)?;
         let held = caller.principal.scope;
         if held < Scope::Admin {
             return Err(AuthError::InsufficientScope { required: Scope::Admin, held });
         }
-        self.list_grants(caller, Whose::Workspace(caller.workspace()), page).await
+        self.list_grants(caller, GrantOwner::Workspace(caller.workspace()), page).await
     }
 
     async fn list_grants(
         &self,
         caller: &Caller,
-        owner: Whose,
-        page: Page,
-    ) -> Result<(Items<Grant>, i64), AuthError> {
-        let used_since = self.env.clock.now() - self.idle;
+        owner: GrantOwner,
+        page: PageRequest,
+    ) -> Result<(ListPage<Grant>, i64), AuthError> {
+        let used_since = self.env.clock.now() - self.grant_idle_timeout;
         let mut tx = match owner {
-            Whose::Person(user) => self.store.begin_for_user(user).await?,
-            Whose::Workspace(workspace) => {
-                self.store.begin(workspace, caller.principal.person()).await?
+            GrantOwner::User(user) => self.store.begin_for_user(user).await?,
+            GrantOwner::Workspace(workspace) => {
+                self.store.begin(workspace, caller.principal.user_id()).await?
             }
         };
         let items = store::connected_apps::list(&mut tx, owner, used_since, page).await?;
@@ -80,18 +80,25 @@ impl OAuth {
         let mut tx = self.store.begin(caller.workspace(), Some(user)).await?;
         let grant = store::connected_apps::get(&mut tx, id).await?.ok_or(NOT_FOUND)?;
         if grant.user_id != Some(user) {
-            let role = store::members::lock_role_for_share(&mut tx, caller.workspace(), user).await?;
+            let role =
+                store::members::lock_role_for_share(&mut tx, caller.workspace(), user).await?;
             let is_admin = role.is_some_and(|role| role.scope() == Scope::Admin);
             if !is_admin || grant.workspace_id != caller.workspace() {
                 return Err(NOT_FOUND);
             }
         }
         let (workspace, now) = (grant.workspace_id, self.env.clock.now());
-        if store::oauth_grants::end(&mut tx, workspace, id, now, GrantEndReason::Person).await? {
-            let event = audit::event_in_workspace(&self.env, caller, workspace, Action::GrantEnded, 204)
-                .on(id, grant.client_name)
-                .with(GrantEndReason::Person.told(grant.client_id, grant.user_id));
-            tx.enter(workspace).await?;
+        if store::oauth_grants::end(&mut tx, workspace, id, now, GrantEndReason::RevokedByUser)
+            .await?
+        {
+            let event =
+                audit::event_in_workspace(&self.env, caller, workspace, Action::GrantEnded, 204)
+                    .with_target(id, grant.client_name)
+                    .with_metadata(
+                        GrantEndReason::RevokedByUser
+                            .audit_metadata(grant.client_id, grant.user_id),
+                    );
+            tx.set_workspace(workspace).await?;
             store::audit::insert(&mut tx, workspace, &event).await?;
             tx.commit().await?;
         }

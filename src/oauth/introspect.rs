@@ -9,16 +9,16 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::{
-    Code, OAuth, OAuthError,
-    token::{Opened, required},
+    OAuth, OAuthError, OAuthErrorCode,
+    token::{LockedGrant, required_parameter},
 };
 use crate::{
-    auth::verify_jwt::{Audience, Bond, Claims, Subject},
+    auth::access_tokens::{Audience, Claims, Subject, TokenBinding},
     model::{
         audit::RequestInfo,
         id::{GrantId, WorkspaceId},
         oauth::{
-            client::{Client, Origin},
+            client::{Client, ClientOrigin},
             parameters::Parameters,
         },
         refresh_token::PresentedToken,
@@ -59,8 +59,8 @@ impl OAuth {
     /// Returns the current state of a token to an authenticated client.
     ///
     /// # Errors
-    /// [`Code::InvalidClient`] for a public client.
-    pub async fn introspect(
+    /// [`OAuthErrorCode::InvalidClient`] for a public client.
+    pub async fn introspect_token(
         &self,
         client: &Client,
         parameters: &Parameters,
@@ -68,13 +68,13 @@ impl OAuth {
     ) -> Result<Introspection, OAuthError> {
         if !client.is_confidential() {
             let message = "introspection requires a client with a secret";
-            return Err(OAuthError::new(Code::InvalidClient, message));
+            return Err(OAuthError::new(OAuthErrorCode::InvalidClient, message));
         }
-        let token = required(parameters, "token")?;
+        let token = required_parameter(parameters, "token")?;
         if let Some(refresh) = PresentedToken::parse(token) {
             return self.introspect_refresh_token(client, &refresh).await;
         }
-        let verified = self.auth.introspect_token(token, request.began).await?;
+        let verified = self.auth.introspect_token(token, request.started_at).await?;
         let visible = verified.filter(|(claims, _)| can_introspect(client, claims));
         Ok(visible.map_or_else(Introspection::default, |(claims, scope)| {
             active_introspection(claims, scope)
@@ -91,13 +91,13 @@ impl OAuth {
         let parties = parties.filter(|parties| parties.client_id == client.id);
         let parties = parties.filter(|parties| !parties.lacks_second_factor);
         let Some(parties) = parties else { return Ok(Introspection::default()) };
-        let opened = self.lock(parties).await?;
-        let Some(Opened { grant, most: Some(role_scope), .. }) = opened else {
+        let opened = self.lock_grant(parties).await?;
+        let Some(LockedGrant { grant, role_scope: Some(role_scope), .. }) = opened else {
             return Ok(Introspection::default());
         };
         let generation = token.verify(self.auth.grant_refresh_key(), &grant.seed);
-        let expires_at = grant.last_used_at.map(|used| used + self.idle);
-        let is_active = !grant.ended
+        let expires_at = grant.last_used_at.map(|used| used + self.grant_idle_timeout);
+        let is_active = !grant.is_ended
             && generation.is_some_and(|it| it <= grant.generation && it + 1 >= grant.generation)
             && expires_at.is_some_and(|expires_at| self.env.clock.now() < expires_at);
         if !is_active {
@@ -119,15 +119,15 @@ impl OAuth {
 /// Returns true for the client's own tokens, those of its workspace, and those for its resource.
 fn can_introspect(client: &Client, claims: &Claims) -> bool {
     // Access tokens of a user's own session are not visible to any client.
-    if !matches!(claims.sid, Bond::Grant(_)) {
+    if !matches!(claims.sid, TokenBinding::Grant(_)) {
         return false;
     }
     let is_for = |resource: &String| match &claims.aud {
         Audience::One(one) => one == resource,
-        Audience::Several(several) => several.contains(resource),
+        Audience::Many(several) => several.contains(resource),
     };
     claims.client_id == client.client_id()
-        || client.origin == Origin::Workspace(claims.workspace_id)
+        || client.origin == ClientOrigin::Workspace(claims.workspace_id)
         || client.resource.as_ref().is_some_and(is_for)
 }
 
@@ -140,7 +140,7 @@ fn active_introspection(claims: Claims, scope: Scope) -> Introspection {
         exp: Some(claims.exp),
         iat: Some(claims.iat),
         sub: Some(match claims.sub {
-            Subject::Person(user) => user.to_string(),
+            Subject::User(user) => user.to_string(),
             Subject::Client(client) => client,
         }),
         aud: Some(claims.aud),

@@ -62,8 +62,11 @@ impl OAuth {
     #[must_use]
     pub fn server_metadata(&self) -> ServerMetadata {
         let at = |path: &str| format!("{}{path}", self.issuer);
-        let methods =
-            [ClientAuthMethod::ClientSecretBasic, ClientAuthMethod::ClientSecretPost, ClientAuthMethod::None];
+        let methods = [
+            ClientAuthMethod::ClientSecretBasic,
+            ClientAuthMethod::ClientSecretPost,
+            ClientAuthMethod::None,
+        ];
         let methods = methods.map(ClientAuthMethod::as_str);
         let [basic, post, _] = methods;
         ServerMetadata {
@@ -71,7 +74,7 @@ impl OAuth {
             authorization_endpoint: at("/oauth/authorize"),
             token_endpoint: at("/oauth/token"),
             jwks_uri: at("/.well-known/jwks.json"),
-            registration_endpoint: self.registration.then(|| at("/oauth/register")),
+            registration_endpoint: self.is_registration_enabled.then(|| at("/oauth/register")),
             scopes_supported: Scope::ALL.map(Scope::oauth_name),
             response_types_supported: ["code"],
             response_modes_supported: ["query"],
@@ -85,7 +88,7 @@ impl OAuth {
             code_challenge_methods_supported: ["S256"],
             device_authorization_endpoint: at("/oauth/device_authorization"),
             authorization_response_iss_parameter_supported: true,
-            client_id_metadata_document_supported: self.documents.are_taken(),
+            client_id_metadata_document_supported: self.documents.is_enabled(),
             protected_resources: self.resources.iter().map(str::to_owned).collect(),
         }
     }

@@ -6,7 +6,7 @@
 //!
 //! - [`metadata`]: discovery documents (RFC 8414, RFC 9728).
 //! - [`clients`]: client lookup and authentication. Clients come from three sources:
-//!   [`registration`] (dynamic registration, RFC 7591), [`documents`] (client ID metadata
+//!   [`registration`] (dynamic registration, RFC 7591), [`metadata_documents`] (client ID metadata
 //!   documents) and [`workspace_clients`] (created by an administrator).
 //! - [`authorize`]: the authorization request and response. [`consent`]: the user's decision.
 //!   [`device`]: the device flow for clients without a browser (RFC 8628).
@@ -17,11 +17,11 @@ pub mod authorize;
 pub mod clients;
 pub mod consent;
 pub mod device;
-pub mod documents;
 mod error;
 pub mod grants;
 pub mod introspect;
 pub mod metadata;
+pub mod metadata_documents;
 pub mod registration;
 pub mod revoke;
 pub mod token;
@@ -42,16 +42,16 @@ use crate::{
         oauth::{
             client::Client,
             parameters::{Parameters, RESOURCE},
-            resource::Resources,
+            resource::ProtectedResources,
         },
         scope::Scope,
     },
     store::Store,
 };
 
-pub use error::{Code, OAuthError};
+pub use error::{OAuthError, OAuthErrorCode};
 
-use documents::Documents;
+use metadata_documents::MetadataDocumentFetcher;
 
 /// The authorization server. Cheap to clone.
 #[derive(Clone)]
@@ -60,12 +60,12 @@ pub struct OAuth {
     store: Store,
     env: Env,
     issuer: Arc<str>,
-    resources: Arc<Resources>,
+    resources: Arc<ProtectedResources>,
     native_schemes: Arc<[String]>,
-    documents: Documents,
-    registration: bool,
+    documents: MetadataDocumentFetcher,
+    is_registration_enabled: bool,
     /// Idle timeout of a grant: after this time without a new token it no longer works.
-    idle: Duration,
+    grant_idle_timeout: Duration,
     limits: Limits,
 }
 
@@ -82,18 +82,23 @@ impl OAuth {
         env: Env,
         limits: Limits,
     ) -> Result<Self, String> {
-        let config::OAuth { resources, registration, documents, native_schemes, refresh_token } =
-            &settings.oauth;
+        let config::OAuth {
+            resources,
+            is_registration_open: registration,
+            metadata_documents: documents,
+            native_schemes,
+            grant_idle_timeout: refresh_token,
+        } = &settings.oauth;
         let issuer = &settings.server.public_url;
         Ok(Self {
             auth,
             store,
             issuer: issuer.as_str().into(),
-            resources: Arc::new(Resources::new(issuer, resources)),
-            documents: Documents::new(*documents, native_schemes, env.clone())?,
+            resources: Arc::new(ProtectedResources::new(issuer, resources)),
+            documents: MetadataDocumentFetcher::new(*documents, native_schemes, env.clone())?,
             native_schemes: native_schemes.as_slice().into(),
-            registration: *registration,
-            idle: *refresh_token,
+            is_registration_enabled: *registration,
+            grant_idle_timeout: *refresh_token,
             limits,
             env,
         })
@@ -101,7 +106,7 @@ impl OAuth {
 
     /// The protected resources for which this server issues tokens.
     #[must_use]
-    pub fn resources(&self) -> &Resources {
+    pub fn resources(&self) -> &ProtectedResources {
         &self.resources
     }
 
@@ -109,7 +114,7 @@ impl OAuth {
     /// a `resource` parameter this is the service's own API.
     ///
     /// # Errors
-    /// [`Code::InvalidTarget`] for a resource that is not configured.
+    /// [`OAuthErrorCode::InvalidTarget`] for a resource that is not configured.
     fn requested_resources(&self, parameters: &Parameters) -> Result<Vec<String>, OAuthError> {
         let mut named: Vec<String> = Vec::new();
         for requested in parameters.all(RESOURCE) {
@@ -119,7 +124,7 @@ impl OAuth {
             }
         }
         if named.is_empty() {
-            named.push(self.resources.own().to_owned());
+            named.push(self.resources.own_api().to_owned());
         }
         Ok(named)
     }
@@ -128,7 +133,7 @@ impl OAuth {
     ///
     /// # Errors
     /// [`AuthError::TooManyAttempts`] if the limit is exceeded.
-    fn charge(&self, id: Uuid) -> Result<(), OAuthError> {
+    fn charge_token_request(&self, id: Uuid) -> Result<(), OAuthError> {
         let decision = self.limits.charge_grant(id);
         if decision.allowed {
             return Ok(());
@@ -139,12 +144,12 @@ impl OAuth {
 
     /// Idle timeout of a grant: after this time without a new token it no longer works.
     #[must_use]
-    pub fn idle(&self) -> Duration {
-        self.idle
+    pub fn grant_idle_timeout(&self) -> Duration {
+        self.grant_idle_timeout
     }
 
     /// Creates an audit event whose actor is a client.
-    fn event(
+    fn client_event(
         &self,
         request: &Arc<RequestInfo>,
         workspace: WorkspaceId,
@@ -153,26 +158,29 @@ impl OAuth {
         status: u16,
     ) -> NewEvent {
         let actor = Actor::client(client.id, &client.name);
-        self.auth.witness(request, workspace, action, actor, status)
+        self.auth.audit_event(request, workspace, action, actor, status)
     }
 }
 
 fn unknown_resource() -> OAuthError {
-    OAuthError::new(Code::InvalidTarget, "this server does not issue tokens for this resource")
+    OAuthError::new(
+        OAuthErrorCode::InvalidTarget,
+        "this server does not issue tokens for this resource",
+    )
 }
 
 /// Returns the highest known scope that a request names, or `None` without a `scope` parameter.
 /// Unknown scopes such as `offline_access` are ignored.
 ///
 /// # Errors
-/// [`Code::InvalidScope`] if the request names only unknown scopes.
-fn scope_of(parameters: &Parameters) -> Result<Option<Scope>, OAuthError> {
+/// [`OAuthErrorCode::InvalidScope`] if the request names only unknown scopes.
+fn requested_scope(parameters: &Parameters) -> Result<Option<Scope>, OAuthError> {
     let Some(requested) = parameters.get("scope") else { return Ok(None) };
     let known = Scope::from_oauth_scope(requested);
     let unknown = || {
         let names = Scope::ALL.map(Scope::oauth_name).join(", ");
         OAuthError::new(
-            Code::InvalidScope,
+            OAuthErrorCode::InvalidScope,
             format!("none of the requested scopes is known; supported scopes: {names}"),
         )
     };

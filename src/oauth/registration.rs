@@ -5,14 +5,14 @@
 
 use serde::Deserialize;
 
-use super::{Code, OAuth, OAuthError};
+use super::{OAuth, OAuthError, OAuthErrorCode};
 use crate::{
     env::Env,
     model::{
         address,
         audit::RequestInfo,
         oauth::{
-            client::{ClientAuthMethod, Client, ClientSecret, GrantType, Origin},
+            client::{Client, ClientAuthMethod, ClientOrigin, ClientSecret, GrantType},
             redirect_uri,
         },
         scope::Scope,
@@ -55,7 +55,7 @@ pub struct ClientMetadata {
 
 /// A new client and its secret, which is returned only this once.
 #[derive(Debug)]
-pub struct Registered {
+pub struct RegisteredClient {
     /// The client.
     pub client: Client,
     /// The secret; `None` for a public client.
@@ -66,17 +66,17 @@ impl OAuth {
     /// Registers a client.
     ///
     /// # Errors
-    /// [`Code::InvalidRedirectUri`] or [`Code::InvalidClientMetadata`] for bad metadata,
-    /// [`Code::AccessDenied`] if registration is turned off, and a 503 if there are too many unused
-    /// clients.
-    pub async fn register(
+    /// [`OAuthErrorCode::InvalidRedirectUri`] or [`OAuthErrorCode::InvalidClientMetadata`] for bad
+    /// metadata, [`OAuthErrorCode::AccessDenied`] if registration is turned off, and a 503 if
+    /// there are too many unused clients.
+    pub async fn register_client(
         &self,
         metadata: &ClientMetadata,
         request: &RequestInfo,
-    ) -> Result<Registered, OAuthError> {
-        if !self.registration {
+    ) -> Result<RegisteredClient, OAuthError> {
+        if !self.is_registration_enabled {
             let message = "client registration is turned off; contact the operator";
-            return Err(OAuthError::new(Code::AccessDenied, message));
+            return Err(OAuthError::new(OAuthErrorCode::AccessDenied, message));
         }
         // The default is HTTP Basic (RFC 7591, section 2).
         let method = metadata.token_endpoint_auth_method.as_deref();
@@ -88,15 +88,22 @@ impl OAuth {
             )
         })?;
         let schemes = &self.native_schemes;
-        let client = client_from_metadata(&self.env, metadata, Origin::Registered, auth_method, schemes)?;
+        let client = client_from_metadata(
+            &self.env,
+            metadata,
+            ClientOrigin::SelfRegistered,
+            auth_method,
+            schemes,
+        )?;
         let secret = client.is_confidential().then(|| ClientSecret::new(self.env.entropy.bytes()));
         let digest = secret.as_ref().map(|secret| (self.env.new_uuid(), secret.digest()));
-        let (subnet, limits) = (address::subnet(request.ip), [MAX_UNUSED, MAX_UNUSED_PER_ADDRESS]);
+        let (subnet, limits) =
+            (address::client_subnet(request.ip), [MAX_UNUSED, MAX_UNUSED_PER_ADDRESS]);
         if !self.store.register_client(&client, digest, subnet, limits).await? {
             return Err(OAuthError::unavailable());
         }
         tracing::info!(client = %client.id, "registered an OAuth client");
-        Ok(Registered { client, secret })
+        Ok(RegisteredClient { client, secret })
     }
 }
 
@@ -104,7 +111,7 @@ impl OAuth {
 pub(super) fn client_from_metadata(
     env: &Env,
     metadata: &ClientMetadata,
-    origin: Origin,
+    origin: ClientOrigin,
     auth_method: ClientAuthMethod,
     native_schemes: &[String],
 ) -> Result<Client, OAuthError> {
@@ -112,7 +119,9 @@ pub(super) fn client_from_metadata(
     let redirect_uris = metadata.redirect_uris.clone().unwrap_or_default();
     check_redirect_uris(&redirect_uris, &grant_types, native_schemes)?;
     let name = match &metadata.client_name {
-        Some(name) => text::name("client_name", name).map_err(|why| invalid_metadata(why.0))?,
+        Some(name) => {
+            text::validate_name("client_name", name).map_err(|why| invalid_metadata(why.0))?
+        }
         None => match redirect_uris.first() {
             Some(uri) => redirect_uri::destination(uri),
             None => "unnamed client".to_owned(),
@@ -125,7 +134,7 @@ pub(super) fn client_from_metadata(
     Ok(Client {
         id: env.new_id(),
         origin,
-        name: text::shorten(&name, 100).to_owned(),
+        name: text::truncate_bytes(&name, 100).to_owned(),
         redirect_uris,
         auth_method,
         grant_types,
@@ -167,14 +176,14 @@ fn grant_types(metadata: &ClientMetadata) -> Result<Vec<GrantType>, OAuthError> 
 /// Checks a client's redirect URIs.
 ///
 /// # Errors
-/// [`Code::InvalidRedirectUri`] if one is not allowed, if there are more than 20, or if
+/// [`OAuthErrorCode::InvalidRedirectUri`] if one is not allowed, if there are more than 20, or if
 /// `authorization_code` has none.
 pub(super) fn check_redirect_uris(
     uris: &[String],
     grants: &[GrantType],
     native_schemes: &[String],
 ) -> Result<(), OAuthError> {
-    let refuse = |why: String| Err(OAuthError::new(Code::InvalidRedirectUri, why));
+    let refuse = |why: String| Err(OAuthError::new(OAuthErrorCode::InvalidRedirectUri, why));
     if uris.len() > MAX_REDIRECT_URIS {
         return refuse(format!("redirect_uris must contain at most {MAX_REDIRECT_URIS} URIs"));
     }
@@ -182,7 +191,7 @@ pub(super) fn check_redirect_uris(
         return refuse("redirect_uris must contain at least one URI".to_owned());
     }
     for uri in uris {
-        if let Err(why) = redirect_uri::check(uri, native_schemes) {
+        if let Err(why) = redirect_uri::validate(uri, native_schemes) {
             return refuse(why.0);
         }
     }
@@ -197,5 +206,5 @@ pub(super) fn is_web_url(text: &str) -> bool {
 }
 
 fn invalid_metadata(why: impl Into<std::borrow::Cow<'static, str>>) -> OAuthError {
-    OAuthError::new(Code::InvalidClientMetadata, why)
+    OAuthError::new(OAuthErrorCode::InvalidClientMetadata, why)
 }

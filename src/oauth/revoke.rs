@@ -8,11 +8,11 @@ use std::sync::Arc;
 use serde_json::json;
 
 use super::{
-    Code, OAuth, OAuthError,
-    token::{Opened, required},
+    OAuth, OAuthError, OAuthErrorCode,
+    token::{LockedGrant, required_parameter},
 };
 use crate::{
-    auth::verify_jwt::Bond,
+    auth::access_tokens::TokenBinding,
     model::{
         api_key::KEY_PREFIX,
         audit::{Action, RequestInfo},
@@ -20,7 +20,7 @@ use crate::{
         oauth::{client::Client, grant::GrantEndReason, parameters::Parameters},
         refresh_token::PresentedToken,
     },
-    store::{self, Tx, oauth_grants::Parties},
+    store::{self, Tx, oauth_grants::GrantParties},
 };
 
 /// Maximum number of unexpired access tokens of a grant that are revoked one by one. One more ends
@@ -32,18 +32,18 @@ impl OAuth {
     /// succeeds (RFC 7009, section 2.2).
     ///
     /// # Errors
-    /// [`Code::InvalidGrant`] for a token of another client, [`Code::UnsupportedTokenType`] for an
-    /// API key.
-    pub async fn revoke(
+    /// [`OAuthErrorCode::InvalidGrant`] for a token of another client,
+    /// [`OAuthErrorCode::UnsupportedTokenType`] for an API key.
+    pub async fn revoke_token(
         &self,
         client: &Client,
         parameters: &Parameters,
         request: &Arc<RequestInfo>,
     ) -> Result<(), OAuthError> {
-        let token = required(parameters, "token")?;
+        let token = required_parameter(parameters, "token")?;
         if token.starts_with(KEY_PREFIX) {
             let message = "this is an API key; revoke it at /v1/api-keys";
-            return Err(OAuthError::new(Code::UnsupportedTokenType, message));
+            return Err(OAuthError::new(OAuthErrorCode::UnsupportedTokenType, message));
         }
         match PresentedToken::parse(token) {
             Some(refresh) => self.revoke_refresh_token(client, &refresh, request).await,
@@ -58,8 +58,8 @@ impl OAuth {
         request: &Arc<RequestInfo>,
     ) -> Result<(), OAuthError> {
         let Some(parties) = self.store.find_grant_parties(token.id()).await? else { return Ok(()) };
-        let opened = self.lock(parties).await?;
-        let Some(Opened { mut tx, parties, grant, .. }) = opened else { return Ok(()) };
+        let opened = self.lock_grant(parties).await?;
+        let Some(LockedGrant { mut tx, parties, grant, .. }) = opened else { return Ok(()) };
         if token.verify(self.auth.grant_refresh_key(), &grant.seed).is_none() {
             return Ok(());
         }
@@ -77,15 +77,18 @@ impl OAuth {
         &self,
         tx: &mut Tx,
         client: &Client,
-        parties: Parties,
+        parties: GrantParties,
         request: &Arc<RequestInfo>,
     ) -> Result<(), OAuthError> {
         let (id, workspace, now) = (parties.id, parties.workspace_id, self.env.clock.now());
-        if store::oauth_grants::end(tx, workspace, id, now, GrantEndReason::Client).await? {
+        if store::oauth_grants::end(tx, workspace, id, now, GrantEndReason::RevokedByClient).await?
+        {
             let event = self
-                .event(request, workspace, Action::GrantEnded, client, 200)
-                .on(id, None)
-                .with(GrantEndReason::Client.told(client.id, parties.user_id));
+                .client_event(request, workspace, Action::GrantEnded, client, 200)
+                .with_target(id, None)
+                .with_metadata(
+                    GrantEndReason::RevokedByClient.audit_metadata(client.id, parties.user_id),
+                );
             store::audit::insert(tx, workspace, &event).await?;
         }
         Ok(())
@@ -100,7 +103,7 @@ impl OAuth {
         // Revoke the token even if it is not valid at the moment: it could become valid again
         // later.
         let Some(claims) = self.auth.decode_access_token(token).await? else { return Ok(()) };
-        let Bond::Grant(id) = claims.sid else { return Err(not_issued_to_client()) };
+        let TokenBinding::Grant(id) = claims.sid else { return Err(not_issued_to_client()) };
         if claims.client_id != client.client_id() {
             return Err(not_issued_to_client());
         }
@@ -111,9 +114,9 @@ impl OAuth {
         let revoked =
             store::oauth_grants::revoke_token(&mut tx, workspace, id, claims.jti, since).await?;
         let event = self
-            .event(request, workspace, Action::TokenRevoked, client, 200)
-            .on(id, None)
-            .with(json!({ "user_id": parties.user_id }));
+            .client_event(request, workspace, Action::TokenRevoked, client, 200)
+            .with_target(id, None)
+            .with_metadata(json!({ "user_id": parties.user_id }));
         store::audit::insert(&mut tx, workspace, &event).await?;
         if revoked > MAX_REVOKED {
             self.end_grant_for_client(&mut tx, client, parties, request).await?;
@@ -124,5 +127,5 @@ impl OAuth {
 }
 
 fn not_issued_to_client() -> OAuthError {
-    OAuthError::grant("the token was not issued to this client")
+    OAuthError::invalid_grant("the token was not issued to this client")
 }

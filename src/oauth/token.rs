@@ -11,22 +11,22 @@ use secrecy::SecretString;
 use serde_json::json;
 use uuid::Uuid;
 
-use super::{Code, OAuth, OAuthError, scope_of, unknown_resource};
+use super::{OAuth, OAuthError, OAuthErrorCode, requested_scope, unknown_resource};
 use crate::{
-    auth::{AuthError, verify_jwt::GrantTokenParams},
+    auth::{AuthError, access_tokens::GrantTokenParams},
     model::{
         audit::{Action, RequestInfo},
         id::{GrantId, Id},
         oauth::{
-            client::{Client, GrantType, Origin},
+            client::{Client, ClientOrigin, GrantType},
             grant::{GrantEndReason, GrantState, NewGrant},
             parameters::{Parameters, RESOURCE},
         },
-        one_time_token::Purpose,
+        one_time_token::TokenPurpose,
         refresh_token::{PresentedToken, RefreshSeed},
         scope::{Role, Scope},
     },
-    store::{self, Tx, oauth_devices::DeviceState, oauth_grants::Parties},
+    store::{self, Tx, oauth_devices::DeviceState, oauth_grants::GrantParties},
 };
 
 const BAD_CODE: &str = "the code is unknown, expired, used or issued to another client, or does \
@@ -56,17 +56,17 @@ struct TokenContext<'a> {
 }
 
 /// A user's grant, locked in a transaction of its workspace and user.
-pub(super) struct Opened {
+pub(super) struct LockedGrant {
     pub(super) tx: Tx,
-    pub(super) parties: Parties,
+    pub(super) parties: GrantParties,
     pub(super) grant: GrantState,
     /// The maximum scope of the user's current role; `None` if the user is no longer a member.
-    pub(super) most: Option<Scope>,
+    pub(super) role_scope: Option<Scope>,
 }
 
 /// The parameters of the tokens to issue.
 struct TokenIssuance<'a> {
-    parties: Parties,
+    parties: GrantParties,
     scope: Scope,
     resources: Vec<String>,
     /// Generation and seed of the refresh token, if the client may have one.
@@ -78,19 +78,22 @@ impl OAuth {
     ///
     /// # Errors
     /// The error codes of RFC 6749, section 5.2 and, for device codes, of RFC 8628, section 3.5.
-    pub async fn token(
+    pub async fn handle_token_request(
         &self,
         client: &Client,
         parameters: &Parameters,
         request: &Arc<RequestInfo>,
     ) -> Result<Tokens, OAuthError> {
-        let name = required(parameters, "grant_type")?;
+        let name = required_parameter(parameters, "grant_type")?;
         let grant = GrantType::from_name(name).ok_or_else(|| {
-            OAuthError::new(Code::UnsupportedGrantType, "this grant_type is not supported")
+            OAuthError::new(
+                OAuthErrorCode::UnsupportedGrantType,
+                "this grant_type is not supported",
+            )
         })?;
-        if !client.may(grant) {
+        if !client.allows_grant_type(grant) {
             let message = format!("the client is not registered for {}", grant.as_str());
-            return Err(OAuthError::new(Code::UnauthorizedClient, message));
+            return Err(OAuthError::new(OAuthErrorCode::UnauthorizedClient, message));
         }
         let context = TokenContext { client, parameters, request };
         match grant {
@@ -103,10 +106,10 @@ impl OAuth {
 
     async fn redeem_code(&self, context: TokenContext<'_>) -> Result<Tokens, OAuthError> {
         let TokenContext { client, parameters, .. } = context;
-        let bad = || OAuthError::grant(BAD_CODE);
-        let code = required(parameters, "code")?;
-        let verifier = required(parameters, "code_verifier")?;
-        let id = self.auth.token_key().verify(Purpose::AuthorizationCode, code);
+        let bad = || OAuthError::invalid_grant(BAD_CODE);
+        let code = required_parameter(parameters, "code")?;
+        let verifier = required_parameter(parameters, "code_verifier")?;
+        let id = self.auth.token_key().verify(TokenPurpose::AuthorizationCode, code);
         let opened = self.open_user_grant(id.ok_or_else(bad)?.into()).await?.ok_or_else(bad)?;
         let grant = &opened.grant;
         let is_match = grant.client_id == client.id
@@ -118,7 +121,7 @@ impl OAuth {
         if !is_match {
             return Err(self.record_refusal(context, opened, BAD_CODE).await);
         }
-        if grant.begun_at.is_some() {
+        if grant.redeemed_at.is_some() {
             // Two parties presented both the code and its verifier: one of them stole them.
             self.end_reused_grant(context, opened, GrantEndReason::CodeReuse).await?;
             return Err(bad());
@@ -134,8 +137,8 @@ impl OAuth {
     /// client's secret (OAuth 2.1, section 4.3.1).
     async fn refresh(&self, context: TokenContext<'_>) -> Result<Tokens, OAuthError> {
         let TokenContext { client, parameters, .. } = context;
-        let bad = || OAuthError::grant(BAD_REFRESH);
-        let token = required(parameters, "refresh_token")?;
+        let bad = || OAuthError::invalid_grant(BAD_REFRESH);
+        let token = required_parameter(parameters, "refresh_token")?;
         let token = PresentedToken::<GrantId>::parse(token).ok_or_else(bad)?;
         let opened = self.open_user_grant(token.id()).await?.ok_or_else(bad)?;
         let grant = &opened.grant;
@@ -148,7 +151,7 @@ impl OAuth {
             0 if client.is_confidential() => generation,
             0 => generation.saturating_add(1),
             1 => grant.generation,
-            _ if grant.ended => {
+            _ if grant.is_ended => {
                 return Err(self.record_refusal(context, opened, BAD_REFRESH).await);
             }
             _ => {
@@ -157,13 +160,14 @@ impl OAuth {
             }
         };
         let now = self.env.clock.now();
-        let is_active =
-            !grant.ended && grant.last_used_at.is_some_and(|used| now - used < self.idle);
-        let Some(max_scope) = opened.most.filter(|_| is_active) else {
+        let is_active = !grant.is_ended
+            && grant.last_used_at.is_some_and(|used| now - used < self.grant_idle_timeout);
+        let Some(max_scope) = opened.role_scope.filter(|_| is_active) else {
             return Err(self.record_refusal(context, opened, BAD_REFRESH).await);
         };
         // Reduce an excessive scope instead of refusing it: some clients always request all scopes.
-        let max_scope = scope_of(parameters)?.map_or(max_scope, |wanted| wanted.min(max_scope));
+        let max_scope =
+            requested_scope(parameters)?.map_or(max_scope, |wanted| wanted.min(max_scope));
         self.issue_from_grant(context, opened, max_scope, Some(next), Action::TokenRefreshed).await
     }
 
@@ -173,31 +177,31 @@ impl OAuth {
     ) -> Result<Tokens, OAuthError> {
         let TokenContext { client, parameters, .. } = context;
         let workspace = match client.origin {
-            Origin::Workspace(workspace) if client.is_confidential() => workspace,
+            ClientOrigin::Workspace(workspace) if client.is_confidential() => workspace,
             _ => {
                 let message = "client_credentials requires a workspace client with a secret";
-                return Err(OAuthError::new(Code::UnauthorizedClient, message));
+                return Err(OAuthError::new(OAuthErrorCode::UnauthorizedClient, message));
             }
         };
-        let scope = client.scope_of(scope_of(parameters)?);
+        let scope = client.effective_scope(requested_scope(parameters)?);
         let resources = self.requested_resources(parameters)?;
         let now = self.env.clock.now();
         let new = NewGrant {
             id: self.env.new_id(),
             client_id: client.id,
             workspace_id: workspace,
-            by: None,
-            scope: client.scope_of(client.scope),
+            granted_by: None,
+            scope: client.effective_scope(client.scope),
             resources: self.resources.iter().map(str::to_owned).collect(),
             code: None,
             created_at: now,
-            begin_by: now,
+            redeem_by: now,
             seed: RefreshSeed::new(self.env.entropy.bytes()),
         };
         let mut tx = self.store.begin(workspace, None).await?;
-        let id = store::oauth_grants::own(&mut tx, &new).await?;
-        self.charge(id.uuid())?;
-        let parties = Parties {
+        let id = store::oauth_grants::get_or_create_own_grant(&mut tx, &new).await?;
+        self.charge_token_request(id.uuid())?;
+        let parties = GrantParties {
             id,
             client_id: client.id,
             workspace_id: workspace,
@@ -209,12 +213,13 @@ impl OAuth {
     }
 
     async fn redeem_device_code(&self, context: TokenContext<'_>) -> Result<Tokens, OAuthError> {
-        let bad = || OAuthError::grant(BAD_DEVICE_CODE);
-        let code = required(context.parameters, "device_code")?;
-        let device = self.auth.token_key().verify(Purpose::DeviceCode, code).ok_or_else(bad)?;
+        let bad = || OAuthError::invalid_grant(BAD_DEVICE_CODE);
+        let code = required_parameter(context.parameters, "device_code")?;
+        let device =
+            self.auth.token_key().verify(TokenPurpose::DeviceCode, code).ok_or_else(bad)?;
         let id = self.approved_device_grant(device, context.client).await?;
         let opened = self.open_user_grant(id).await?.ok_or_else(bad)?;
-        if opened.grant.begun_at.is_some() {
+        if opened.grant.redeemed_at.is_some() {
             return Err(self.record_refusal(context, opened, BAD_DEVICE_CODE).await);
         }
         self.issue_first_tokens(context, opened, BAD_DEVICE_CODE).await
@@ -226,17 +231,18 @@ impl OAuth {
         device: Uuid,
         client: &Client,
     ) -> Result<GrantId, OAuthError> {
-        let state = self.store.poll_device_authorization(device, client.id, self.env.clock.now()).await?;
+        let state =
+            self.store.poll_device_authorization(device, client.id, self.env.clock.now()).await?;
         let (code, why) = match state {
             DeviceState::Approved(grant) => return Ok(grant),
-            DeviceState::Unknown => (Code::InvalidGrant, BAD_DEVICE_CODE),
-            DeviceState::Expired => (Code::ExpiredToken, "the device code has expired"),
-            DeviceState::Denied => (Code::AccessDenied, "the user denied the request"),
+            DeviceState::Unknown => (OAuthErrorCode::InvalidGrant, BAD_DEVICE_CODE),
+            DeviceState::Expired => (OAuthErrorCode::ExpiredToken, "the device code has expired"),
+            DeviceState::Denied => (OAuthErrorCode::AccessDenied, "the user denied the request"),
             DeviceState::Pending => {
-                (Code::AuthorizationPending, "the user has not approved the request yet")
+                (OAuthErrorCode::AuthorizationPending, "the user has not approved the request yet")
             }
             DeviceState::SlowDown => {
-                (Code::SlowDown, "poll less often: add five seconds to the interval")
+                (OAuthErrorCode::SlowDown, "poll less often: add five seconds to the interval")
             }
         };
         Err(OAuthError::new(code, why))
@@ -244,31 +250,34 @@ impl OAuth {
 
     /// Locks a user's grant in order to issue tokens; `None` if there is no such grant. Charges the
     /// rate limit of the grant.
-    async fn open_user_grant(&self, id: GrantId) -> Result<Option<Opened>, OAuthError> {
+    async fn open_user_grant(&self, id: GrantId) -> Result<Option<LockedGrant>, OAuthError> {
         let parties = self.store.find_grant_parties(id).await?;
         let parties = parties.filter(|parties| parties.user_id.is_some());
         let Some(parties) = parties else { return Ok(None) };
-        self.charge(id.uuid())?;
+        self.charge_token_request(id.uuid())?;
         if parties.lacks_second_factor {
             // Temporary: the grant works again after the user has set up a second factor.
             return Err(OAuthError::new(
-                Code::TemporarilyUnavailable,
+                OAuthErrorCode::TemporarilyUnavailable,
                 "the workspace requires a second factor, which the user must set up first",
             ));
         }
-        self.lock(parties).await
+        self.lock_grant(parties).await
     }
 
     /// Locks a user's grant. Returns `None` if the client holds it for itself, or if it was
     /// deleted.
-    pub(super) async fn lock(&self, parties: Parties) -> Result<Option<Opened>, OAuthError> {
+    pub(super) async fn lock_grant(
+        &self,
+        parties: GrantParties,
+    ) -> Result<Option<LockedGrant>, OAuthError> {
         let Some(user) = parties.user_id else { return Ok(None) };
         let workspace = parties.workspace_id;
         let mut tx = self.store.begin(workspace, Some(user)).await?;
         // Lock order: membership first, then the rows that depend on it.
         let role = store::members::lock_role_for_share(&mut tx, workspace, user).await?;
         let grant = store::oauth_grants::lock(&mut tx, workspace, parties.id).await?;
-        Ok(grant.map(|grant| Opened { tx, parties, grant, most: role.map(Role::scope) }))
+        Ok(grant.map(|grant| LockedGrant { tx, parties, grant, role_scope: role.map(Role::scope) }))
     }
 
     /// Returns the requested resources, which must be a subset of the granted ones. Without a
@@ -293,14 +302,14 @@ impl OAuth {
     async fn issue_first_tokens(
         &self,
         context: TokenContext<'_>,
-        opened: Opened,
+        opened: LockedGrant,
         bad: &'static str,
     ) -> Result<Tokens, OAuthError> {
-        let is_active = !opened.grant.ended && self.env.clock.now() < opened.grant.begin_by;
-        let Some(max_scope) = opened.most.filter(|_| is_active) else {
+        let is_active = !opened.grant.is_ended && self.env.clock.now() < opened.grant.redeem_by;
+        let Some(max_scope) = opened.role_scope.filter(|_| is_active) else {
             return Err(self.record_refusal(context, opened, bad).await);
         };
-        let refresh = context.client.may(GrantType::RefreshToken).then_some(0);
+        let refresh = context.client.allows_grant_type(GrantType::RefreshToken).then_some(0);
         self.issue_from_grant(context, opened, max_scope, refresh, Action::TokenIssued).await
     }
 
@@ -309,7 +318,7 @@ impl OAuth {
     async fn issue_from_grant(
         &self,
         context: TokenContext<'_>,
-        Opened { tx, parties, grant, .. }: Opened,
+        LockedGrant { tx, parties, grant, .. }: LockedGrant,
         max_scope: Scope,
         generation: Option<u32>,
         action: Action,
@@ -336,13 +345,15 @@ impl OAuth {
         let generation = refresh.map_or(0, |(generation, _)| generation);
         store::oauth_grants::record_token_issuance(&mut tx, workspace, id, generation, now).await?;
         let event = self
-            .event(request, workspace, action, client, 200)
-            .on(id, None)
-            .with(json!({ "scope": scope, "user_id": parties.user_id, "resources": resources }));
+            .client_event(request, workspace, action, client, 200)
+            .with_target(id, None)
+            .with_metadata(
+                json!({ "scope": scope, "user_id": parties.user_id, "resources": resources }),
+            );
         store::audit::insert(&mut tx, workspace, &event).await?;
         let access_token = self.auth.issue_grant_token(&GrantTokenParams {
             client_id: &client.client_id(),
-            person: parties.user_id,
+            user: parties.user_id,
             workspace,
             grant: id,
             scope,
@@ -362,17 +373,17 @@ impl OAuth {
     async fn record_refusal(
         &self,
         TokenContext { client, request, .. }: TokenContext<'_>,
-        Opened { tx, parties, .. }: Opened,
+        LockedGrant { tx, parties, .. }: LockedGrant,
         why: &'static str,
     ) -> OAuthError {
         // Release the locks before waiting for the audit queue.
         drop(tx);
         let event = self
-            .event(request, parties.workspace_id, Action::TokenRefused, client, 400)
-            .on(parties.id, None)
-            .with(json!({ "user_id": parties.user_id, "description": why }));
-        match self.auth.note(event).await {
-            Ok(()) => OAuthError::grant(why),
+            .client_event(request, parties.workspace_id, Action::TokenRefused, client, 400)
+            .with_target(parties.id, None)
+            .with_metadata(json!({ "user_id": parties.user_id, "description": why }));
+        match self.auth.queue_audit_event(event).await {
+            Ok(()) => OAuthError::invalid_grant(why),
             Err(failed) => failed.into(),
         }
     }
@@ -381,15 +392,15 @@ impl OAuth {
     async fn end_reused_grant(
         &self,
         TokenContext { client, request, .. }: TokenContext<'_>,
-        Opened { mut tx, parties, .. }: Opened,
+        LockedGrant { mut tx, parties, .. }: LockedGrant,
         reason: GrantEndReason,
     ) -> Result<(), AuthError> {
         let (id, workspace, now) = (parties.id, parties.workspace_id, self.env.clock.now());
         if store::oauth_grants::end(&mut tx, workspace, id, now, reason).await? {
             let event = self
-                .event(request, workspace, Action::GrantReuseDetected, client, 400)
-                .on(id, None)
-                .with(reason.told(client.id, parties.user_id));
+                .client_event(request, workspace, Action::GrantReuseDetected, client, 400)
+                .with_target(id, None)
+                .with_metadata(reason.audit_metadata(client.id, parties.user_id));
             store::audit::insert(&mut tx, workspace, &event).await?;
         }
         tx.commit().await?;
@@ -398,9 +409,9 @@ impl OAuth {
 }
 
 /// Returns a required parameter, or `invalid_request` if it is missing.
-pub(super) fn required<'a>(
+pub(super) fn required_parameter<'a>(
     parameters: &'a Parameters,
     name: &'static str,
 ) -> Result<&'a str, OAuthError> {
-    parameters.get(name).ok_or_else(|| OAuthError::request(format!("{name} is missing")))
+    parameters.get(name).ok_or_else(|| OAuthError::invalid_request(format!("{name} is missing")))
 }

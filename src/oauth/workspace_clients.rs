@@ -10,7 +10,7 @@ use time::OffsetDateTime;
 
 use super::{
     OAuth, OAuthError,
-    registration::{Registered, check_redirect_uris, is_web_url},
+    registration::{RegisteredClient, check_redirect_uris, is_web_url},
 };
 use crate::{
     audit,
@@ -18,8 +18,8 @@ use crate::{
     model::{
         audit::{Action, Actor, NewEvent},
         id::{ClientId, WorkspaceId},
-        oauth::client::{ClientAuthMethod, Client, ClientSecret, GrantType, Origin},
-        page::{Items, Page},
+        oauth::client::{Client, ClientAuthMethod, ClientOrigin, ClientSecret, GrantType},
+        page::{ListPage, PageRequest},
         principal::Caller,
         scope::Scope,
         text,
@@ -75,7 +75,7 @@ impl OAuth {
         &self,
         caller: &Caller,
         wanted: CreateClientParams,
-    ) -> Result<Registered, AuthError> {
+    ) -> Result<RegisteredClient, AuthError> {
         if wanted.scope > caller.principal.scope {
             return Err(AuthError::Forbidden("the scope of a client cannot exceed your own"));
         }
@@ -83,7 +83,7 @@ impl OAuth {
         let mut client = self.new_client(workspace, wanted)?;
         client.created_by = Some(caller.principal.subject());
         let event = audit::event(&self.env, caller, Action::ClientCreated, 201);
-        let mut tx = self.store.begin(workspace, caller.principal.person()).await?;
+        let mut tx = self.store.begin(workspace, caller.principal.user_id()).await?;
         self.auth.lock_members_as_admin(&mut tx, caller).await?;
         if store::oauth_clients::count(&mut tx, workspace).await? >= MAX_CLIENTS {
             return Err(AuthError::Conflict("the workspace already has 100 OAuth clients"));
@@ -101,7 +101,7 @@ impl OAuth {
         workspace: WorkspaceId,
         wanted: CreateClientParams,
         resource: Option<&str>,
-    ) -> Result<Registered, AuthError> {
+    ) -> Result<RegisteredClient, AuthError> {
         let mut client = self.new_client(workspace, wanted)?;
         if let Some(resource) = resource {
             let known = self.resources.find(resource).ok_or_else(|| AuthError::Invalid {
@@ -118,14 +118,22 @@ impl OAuth {
         self.store_client(tx, workspace, client, event).await
     }
 
-    fn new_client(&self, workspace: WorkspaceId, wanted: CreateClientParams) -> Result<Client, AuthError> {
-        let CreateClientParams { name, redirect_uris, auth_method, grant_types, scope, client_uri } = wanted;
+    fn new_client(
+        &self,
+        workspace: WorkspaceId,
+        wanted: CreateClientParams,
+    ) -> Result<Client, AuthError> {
+        let CreateClientParams { name, redirect_uris, auth_method, grant_types, scope, client_uri } =
+            wanted;
         let invalid = |field, reason: &str| AuthError::Invalid { field, reason: reason.to_owned() };
-        let name = text::name("name", &name).map_err(|why| AuthError::invalid("name", why))?;
+        let name =
+            text::validate_name("name", &name).map_err(|why| AuthError::invalid("name", why))?;
         if grant_types.is_empty() {
             return Err(invalid("grant_types", "grant_types must contain at least one grant type"));
         }
-        if auth_method == ClientAuthMethod::None && grant_types.contains(&GrantType::ClientCredentials) {
+        if auth_method == ClientAuthMethod::None
+            && grant_types.contains(&GrantType::ClientCredentials)
+        {
             let message = "client_credentials requires a client with a secret";
             return Err(invalid("grant_types", message));
         }
@@ -135,7 +143,7 @@ impl OAuth {
         }
         Ok(Client {
             id: self.env.new_id(),
-            origin: Origin::Workspace(workspace),
+            origin: ClientOrigin::Workspace(workspace),
             name,
             redirect_uris,
             auth_method,
@@ -150,10 +158,10 @@ impl OAuth {
 
     fn check_uris(&self, uris: &[String], grants: &[GrantType]) -> Result<(), AuthError> {
         match check_redirect_uris(uris, grants, &self.native_schemes) {
-            Err(OAuthError::Refused { description, .. }) => {
+            Err(OAuthError::Protocol { description, .. }) => {
                 Err(AuthError::Invalid { field: "redirect_uris", reason: description.into_owned() })
             }
-            Err(OAuthError::Failed(error)) => Err(error),
+            Err(OAuthError::Service(error)) => Err(error),
             Ok(()) => Ok(()),
         }
     }
@@ -164,7 +172,7 @@ impl OAuth {
         workspace: WorkspaceId,
         client: Client,
         event: NewEvent,
-    ) -> Result<Registered, AuthError> {
+    ) -> Result<RegisteredClient, AuthError> {
         store::oauth_clients::insert(&mut tx, workspace, &client).await?;
         let secret = client.is_confidential().then(|| self.new_secret());
         if let Some(secret) = &secret {
@@ -173,11 +181,11 @@ impl OAuth {
                 .await?;
         }
         let event = event
-            .on(client.id, client.name.clone())
-            .with(json!({ "scope": client.scope, "redirect_uris": client.redirect_uris }));
+            .with_target(client.id, client.name.clone())
+            .with_metadata(json!({ "scope": client.scope, "redirect_uris": client.redirect_uris }));
         store::audit::insert(&mut tx, workspace, &event).await?;
         tx.commit().await?;
-        Ok(Registered { client, secret })
+        Ok(RegisteredClient { client, secret })
     }
 
     fn new_secret(&self) -> ClientSecret {
@@ -188,11 +196,11 @@ impl OAuth {
     ///
     /// # Errors
     /// [`AuthError::Store`] if the query fails.
-    pub async fn clients(
+    pub async fn list_clients(
         &self,
         caller: &Caller,
-        page: Page,
-    ) -> Result<(Items<Client>, i64), AuthError> {
+        page: PageRequest,
+    ) -> Result<(ListPage<Client>, i64), AuthError> {
         let mut tx = self.store.begin(caller.workspace(), None).await?;
         let items = store::oauth_clients::list(&mut tx, caller.workspace(), page).await?;
         let total = store::oauth_clients::count(&mut tx, caller.workspace()).await?;
@@ -203,7 +211,7 @@ impl OAuth {
     ///
     /// # Errors
     /// [`AuthError::NotFound`] if the workspace has no such client.
-    pub async fn client(&self, caller: &Caller, id: ClientId) -> Result<Client, AuthError> {
+    pub async fn get_client(&self, caller: &Caller, id: ClientId) -> Result<Client, AuthError> {
         let mut tx = self.store.begin(caller.workspace(), None).await?;
         store::oauth_clients::get(&mut tx, caller.workspace(), id).await?.ok_or(NOT_FOUND)
     }
@@ -220,9 +228,9 @@ impl OAuth {
         wanted: UpdateClientParams,
     ) -> Result<Client, AuthError> {
         let workspace = caller.workspace();
-        let name = wanted.name.as_deref().map(|name| text::name("name", name)).transpose();
+        let name = wanted.name.as_deref().map(|name| text::validate_name("name", name)).transpose();
         let name = name.map_err(|why| AuthError::invalid("name", why))?;
-        let mut tx = self.store.begin(workspace, caller.principal.person()).await?;
+        let mut tx = self.store.begin(workspace, caller.principal.user_id()).await?;
         self.auth.lock_members_as_admin(&mut tx, caller).await?;
         let known = store::oauth_clients::get(&mut tx, workspace, id).await?.ok_or(NOT_FOUND)?;
         let uris = wanted.redirect_uris.as_deref();
@@ -232,8 +240,8 @@ impl OAuth {
         store::oauth_clients::update(&mut tx, workspace, id, name.as_deref(), uris).await?;
         let client = store::oauth_clients::get(&mut tx, workspace, id).await?.ok_or(NOT_FOUND)?;
         let event = audit::event(&self.env, caller, Action::ClientUpdated, 200)
-            .on(id, client.name.clone())
-            .with(json!({ "redirect_uris": client.redirect_uris }));
+            .with_target(id, client.name.clone())
+            .with_metadata(json!({ "redirect_uris": client.redirect_uris }));
         store::audit::insert(&mut tx, workspace, &event).await?;
         tx.commit().await?;
         self.auth.fence().wait().await?;
@@ -253,7 +261,7 @@ impl OAuth {
         overlap: Duration,
     ) -> Result<(Client, ClientSecret, OffsetDateTime), AuthError> {
         let workspace = caller.workspace();
-        let mut tx = self.store.begin(workspace, caller.principal.person()).await?;
+        let mut tx = self.store.begin(workspace, caller.principal.user_id()).await?;
         self.auth.lock_members_as_admin(&mut tx, caller).await?;
         let client = store::oauth_clients::get(&mut tx, workspace, id).await?.ok_or(NOT_FOUND)?;
         if !client.is_confidential() {
@@ -270,8 +278,8 @@ impl OAuth {
             ));
         }
         let event = audit::event(&self.env, caller, Action::ClientSecretRotated, 201)
-            .on(id, client.name.clone())
-            .with(json!({ "others_until_unix": until.unix_timestamp() }));
+            .with_target(id, client.name.clone())
+            .with_metadata(json!({ "others_until_unix": until.unix_timestamp() }));
         store::audit::insert(&mut tx, workspace, &event).await?;
         tx.commit().await?;
         Ok((client, secret, until))
@@ -284,12 +292,13 @@ impl OAuth {
     /// [`AuthError::NotFound`] if the workspace has no such client.
     pub async fn delete_client(&self, caller: &Caller, id: ClientId) -> Result<(), AuthError> {
         let workspace = caller.workspace();
-        let mut tx = self.store.begin(workspace, caller.principal.person()).await?;
+        let mut tx = self.store.begin(workspace, caller.principal.user_id()).await?;
         self.auth.lock_members_as_admin(&mut tx, caller).await?;
         let client = store::oauth_clients::get(&mut tx, workspace, id).await?.ok_or(NOT_FOUND)?;
-        let abroad = store::oauth_clients::abroad(&mut tx, Some(id)).await?;
+        let abroad = store::oauth_clients::list_external_grants(&mut tx, Some(id)).await?;
         store::oauth_clients::delete(&mut tx, workspace, id).await?;
-        let event = audit::event(&self.env, caller, Action::ClientDeleted, 204).on(id, client.name);
+        let event = audit::event(&self.env, caller, Action::ClientDeleted, 204)
+            .with_target(id, client.name);
         store::audit::insert(&mut tx, workspace, &event).await?;
         self.auth.audit_deleted_clients(&mut tx, &caller.request, abroad).await?;
         tx.commit().await?;

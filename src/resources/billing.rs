@@ -3,9 +3,9 @@
 use super::{ResourceError, Resources};
 use crate::{
     model::{
-        page::{Items, Page},
+        page::{ListPage, PageRequest},
         principal::Caller,
-        wallet::Transaction,
+        wallet::WalletTransaction,
     },
     store::wallet,
 };
@@ -24,11 +24,11 @@ impl Resources {
     ///
     /// # Errors
     /// [`ResourceError::Store`] if a query fails.
-    pub async fn transactions(
+    pub async fn list_transactions(
         &self,
         caller: &Caller,
-        page: Page,
-    ) -> Result<(Items<Transaction>, i64), ResourceError> {
+        page: PageRequest,
+    ) -> Result<(ListPage<WalletTransaction>, i64), ResourceError> {
         let mut tx = self.store.begin(caller.workspace(), None).await?;
         let items = wallet::list(&mut tx, caller.workspace(), page).await?;
         let total = wallet::count(&mut tx, caller.workspace()).await?;

@@ -25,7 +25,7 @@ impl Resources {
     ///
     /// # Errors
     /// [`ResourceError::NotFound`] if the workspace no longer exists.
-    pub async fn appearance(&self, caller: &Caller) -> Result<(String, Brand), ResourceError> {
+    pub async fn name_and_brand(&self, caller: &Caller) -> Result<(String, Brand), ResourceError> {
         let mut tx = self.store.begin(caller.workspace(), None).await?;
         let appearance = workspaces::appearance(&mut tx, caller.workspace()).await?;
         appearance.ok_or(ResourceError::NotFound("workspace"))
@@ -60,8 +60,8 @@ impl Resources {
         if !workspaces::set_branding(&mut tx, workspace, branding).await? {
             return Err(ResourceError::NotFound("workspace"));
         }
-        let event =
-            audit::event(&self.env, caller, Action::BrandingUpdated, 200).on(workspace, None);
+        let event = audit::event(&self.env, caller, Action::BrandingUpdated, 200)
+            .with_target(workspace, None);
         store::audit::insert(&mut tx, workspace, &event).await?;
         tx.commit().await?;
         Ok(())

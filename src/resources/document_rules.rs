@@ -3,40 +3,42 @@
 //! Fields that the service sets itself are never taken from clients; see
 //! [`documents`](super::documents).
 
-use super::{ResourceError, refuse};
+use super::{ResourceError, invalid_field};
 use crate::model::{
-    Invalid,
-    document::{Document, Kind},
-    fields::{Field, Fields},
+    ValidationError,
+    document::{Document, DocumentKind},
+    fields::{FieldValue, Fields},
     id::{self, AgentId},
     text, timestamp,
 };
 
 /// Validates the text of a field.
-type Check = fn(&str) -> Result<(), Invalid>;
+type Check = fn(&str) -> Result<(), ValidationError>;
 
 /// Returns the required fields, each with its check.
-fn required(kind: Kind) -> &'static [(&'static str, Check)] {
-    fn name(field: &str, text: &str) -> Result<(), Invalid> {
-        text::name(field, text).map(drop)
+fn required(kind: DocumentKind) -> &'static [(&'static str, Check)] {
+    fn name(field: &str, text: &str) -> Result<(), ValidationError> {
+        text::validate_name(field, text).map(drop)
     }
     match kind {
-        Kind::Agent => &[("agent_name", |text| name("agent_name", text))],
-        Kind::Call => &[("agent_id", check_agent_id), ("to_number", check_number)],
-        Kind::KnowledgeBase => &[
+        DocumentKind::Agent => &[("agent_name", |text| name("agent_name", text))],
+        DocumentKind::Call => &[("agent_id", check_agent_id), ("to_number", check_number)],
+        DocumentKind::KnowledgeBase => &[
             ("knowledge_base_name", |text| name("knowledge_base_name", text)),
             ("name", |text| name("name", text)),
         ],
-        Kind::Campaign => &[("name", |text| name("name", text)), ("agent_id", check_agent_id)],
+        DocumentKind::Campaign => {
+            &[("name", |text| name("name", text)), ("agent_id", check_agent_id)]
+        }
     }
 }
 
 /// Returns the fields that only the service sets.
-fn service_fields(kind: Kind) -> &'static [&'static str] {
+fn service_fields(kind: DocumentKind) -> &'static [&'static str] {
     match kind {
-        Kind::Call => &["call_status", "ended_at"],
-        Kind::KnowledgeBase => &["sources_count"],
-        Kind::Agent | Kind::Campaign => &[],
+        DocumentKind::Call => &["call_status", "ended_at"],
+        DocumentKind::KnowledgeBase => &["sources_count"],
+        DocumentKind::Agent | DocumentKind::Campaign => &[],
     }
 }
 
@@ -44,7 +46,7 @@ fn service_fields(kind: Kind) -> &'static [&'static str] {
 ///
 /// # Errors
 /// [`ResourceError::Invalid`] for a missing or invalid field.
-pub(super) fn complete(kind: Kind, body: Fields) -> Result<Fields, ResourceError> {
+pub(super) fn complete_document(kind: DocumentKind, body: Fields) -> Result<Fields, ResourceError> {
     let mut body = validate_change(kind, body)?;
     let mut default = |field: &str, value: &str| {
         if !body.contains(field) {
@@ -52,13 +54,13 @@ pub(super) fn complete(kind: Kind, body: Fields) -> Result<Fields, ResourceError
         }
     };
     match kind {
-        Kind::Agent => default("status", "active"),
-        Kind::Call => {
+        DocumentKind::Agent => default("status", "active"),
+        DocumentKind::Call => {
             default("direction", "outbound");
             default("call_status", "registered");
         }
-        Kind::KnowledgeBase => count_sources(kind, &mut body),
-        Kind::Campaign => default("status", "draft"),
+        DocumentKind::KnowledgeBase => count_sources(kind, &mut body),
+        DocumentKind::Campaign => default("status", "draft"),
     }
     for (field, _) in required(kind) {
         if !body.contains(field) {
@@ -72,20 +74,23 @@ pub(super) fn complete(kind: Kind, body: Fields) -> Result<Fields, ResourceError
 ///
 /// # Errors
 /// [`ResourceError::Invalid`] for an invalid field.
-pub(super) fn validate_change(kind: Kind, mut change: Fields) -> Result<Fields, ResourceError> {
+pub(super) fn validate_change(
+    kind: DocumentKind,
+    mut change: Fields,
+) -> Result<Fields, ResourceError> {
     for field in service_fields(kind).iter().chain(&[kind.id_field(), "created_at", "updated_at"]) {
         change.remove(field);
     }
     for (field, check) in required(kind) {
         match change.get(field) {
-            Field::Absent => {}
-            Field::Text(text) => check(&text).map_err(refuse(field))?,
-            Field::Null | Field::Other => {
+            FieldValue::Absent => {}
+            FieldValue::Text(text) => check(&text).map_err(invalid_field(field))?,
+            FieldValue::Null | FieldValue::Other => {
                 return Err(ResourceError::invalid(field, format!("{field} must be a string")));
             }
         }
     }
-    if kind == Kind::KnowledgeBase {
+    if kind == DocumentKind::KnowledgeBase {
         // The API accepts both field names and returns both.
         change.copy_if_absent("knowledge_base_name", "name");
         change.copy_if_absent("name", "knowledge_base_name");
@@ -94,8 +99,8 @@ pub(super) fn validate_change(kind: Kind, mut change: Fields) -> Result<Fields, 
 }
 
 /// Counts the texts and URLs of a knowledge base.
-pub(super) fn count_sources(kind: Kind, body: &mut Fields) {
-    if kind == Kind::KnowledgeBase {
+pub(super) fn count_sources(kind: DocumentKind, body: &mut Fields) {
+    if kind == DocumentKind::KnowledgeBase {
         let lists = ["knowledge_base_texts", "knowledge_base_urls"];
         let count: usize = lists.iter().map(|field| body.count_items(field)).sum();
         body.set("sources_count", &count);
@@ -108,7 +113,7 @@ pub(super) fn count_sources(kind: Kind, body: &mut Fields) {
 /// The JSON is concatenated as text. This is safe because the stored body contains none of the
 /// service's own fields, and it avoids parsing the body again.
 #[must_use]
-pub fn render(kind: Kind, document: &Document) -> String {
+pub fn render(kind: DocumentKind, document: &Document) -> String {
     let stored = document.body.trim();
     let stored = stored.strip_prefix('{').and_then(|rest| rest.strip_suffix('}'));
     let stored = stored.unwrap_or_default().trim();
@@ -122,22 +127,23 @@ pub fn render(kind: Kind, document: &Document) -> String {
     )
 }
 
-fn check_agent_id(text: &str) -> Result<(), Invalid> {
+fn check_agent_id(text: &str) -> Result<(), ValidationError> {
     text.parse::<AgentId>().map(drop).map_err(|_| no_such_agent())
 }
 
 /// Checks a phone number in E.164 format: a plus and 7 to 15 digits that do not start with zero.
-fn check_number(text: &str) -> Result<(), Invalid> {
+fn check_number(text: &str) -> Result<(), ValidationError> {
     let digits = text.strip_prefix('+').unwrap_or_default();
     let fits = (7..=15).contains(&digits.len())
         && digits.bytes().all(|byte| byte.is_ascii_digit())
         && !digits.starts_with('0');
-    fits.then_some(())
-        .ok_or_else(|| Invalid::new("to_number must be in E.164 format, such as +14155550100"))
+    fits.then_some(()).ok_or_else(|| {
+        ValidationError::new("to_number must be in E.164 format, such as +14155550100")
+    })
 }
 
-pub(super) fn no_such_agent() -> Invalid {
-    Invalid::new("agent_id must be the id of an agent of this workspace")
+pub(super) fn no_such_agent() -> ValidationError {
+    ValidationError::new("agent_id must be the id of an agent of this workspace")
 }
 
 #[cfg(test)]
@@ -148,7 +154,7 @@ mod tests {
 
     use super::*;
 
-    fn rendered(kind: Kind, body: &str) -> Value {
+    fn rendered(kind: DocumentKind, body: &str) -> Value {
         let at = datetime!(2026-01-31 12:00 UTC);
         let id = uuid::Uuid::nil();
         let body = body.to_owned();
@@ -162,7 +168,7 @@ mod tests {
             fields in prop::collection::btree_map("[a-c{}\\\"]{1,4}", "[{}\\[\\],\\\\\"]{0,6}", 0..4),
         ) {
             let stored = serde_json::to_string(&fields).unwrap();
-            let mut rendered_json = rendered(Kind::Agent, &stored);
+            let mut rendered_json = rendered(DocumentKind::Agent, &stored);
             let rendered_json = rendered_json.as_object_mut().unwrap();
             for field in ["agent_id", "created_at", "updated_at"] {
                 prop_assert!(rendered_json.shift_remove(field).is_some());
@@ -173,7 +179,7 @@ mod tests {
 
     #[test]
     fn nested_objects_keep_their_braces() {
-        let rendered_json = rendered(Kind::Agent, r#"{"a":{"b":{}}}"#);
+        let rendered_json = rendered(DocumentKind::Agent, r#"{"a":{"b":{}}}"#);
         assert_eq!(rendered_json["a"], json!({ "b": {} }));
     }
 }

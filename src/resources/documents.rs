@@ -6,13 +6,13 @@
 
 use uuid::Uuid;
 
-use super::{ResourceError, Resources, document_rules as rules, refuse};
+use super::{ResourceError, Resources, document_rules as rules, invalid_field};
 use crate::{
     model::{
-        document::{Document, Kind},
+        document::{Document, DocumentKind},
         fields::Fields,
         id::AgentId,
-        page::{Items, Page},
+        page::{ListPage, PageRequest},
         principal::Caller,
         timestamp,
     },
@@ -32,10 +32,10 @@ impl Resources {
         &self,
         tx: &mut Tx,
         caller: &Caller,
-        kind: Kind,
+        kind: DocumentKind,
         body: Fields,
     ) -> Result<Document, ResourceError> {
-        let body = rules::complete(kind, body)?;
+        let body = rules::complete_document(kind, body)?;
         let now = self.env.clock.now();
         let mut document = Document {
             id: self.env.new_uuid(),
@@ -56,7 +56,7 @@ impl Resources {
     pub async fn get(
         &self,
         caller: &Caller,
-        kind: Kind,
+        kind: DocumentKind,
         id: Uuid,
     ) -> Result<Document, ResourceError> {
         let mut tx = self.store.begin(caller.workspace(), None).await?;
@@ -71,10 +71,10 @@ impl Resources {
     pub async fn list(
         &self,
         caller: &Caller,
-        kind: Kind,
+        kind: DocumentKind,
         agent: Option<AgentId>,
-        page: Page,
-    ) -> Result<(Items<Document>, i64), ResourceError> {
+        page: PageRequest,
+    ) -> Result<(ListPage<Document>, i64), ResourceError> {
         let workspace = caller.workspace();
         let mut tx = self.store.begin(workspace, None).await?;
         let items =
@@ -88,10 +88,10 @@ impl Resources {
     /// # Errors
     /// [`ResourceError::NotFound`] if the workspace has no such document,
     /// [`ResourceError::Invalid`] for an invalid field.
-    pub async fn change(
+    pub async fn update(
         &self,
         caller: &Caller,
-        kind: Kind,
+        kind: DocumentKind,
         id: Uuid,
         change: Fields,
     ) -> Result<Document, ResourceError> {
@@ -105,8 +105,8 @@ impl Resources {
     /// [`ResourceError::NotFound`] if the workspace has no such call.
     pub async fn end_call(&self, caller: &Caller, id: Uuid) -> Result<Document, ResourceError> {
         let now = self.env.clock.now();
-        self.update_body(caller, Kind::Call, id, |body| {
-            if body.text("call_status").as_deref() != Some("ended") {
+        self.update_body(caller, DocumentKind::Call, id, |body| {
+            if body.get_text("call_status").as_deref() != Some("ended") {
                 body.set("call_status", &"ended");
                 body.set("ended_at", &timestamp::format(now));
             }
@@ -117,7 +117,7 @@ impl Resources {
     async fn update_body(
         &self,
         caller: &Caller,
-        kind: Kind,
+        kind: DocumentKind,
         id: Uuid,
         change: impl FnOnce(&mut Fields),
     ) -> Result<Document, ResourceError> {
@@ -126,11 +126,11 @@ impl Resources {
         let locked = store::documents::lock(&mut tx, workspace, kind, id).await?;
         let mut document = locked.ok_or(not_found(kind))?;
         let mut body: Fields = serde_json::from_str(&document.body).map_err(|_| damaged())?;
-        let old_agent = body.text("agent_id");
+        let old_agent = body.get_text("agent_id");
         change(&mut body);
         rules::count_sources(kind, &mut body);
         document.body = self.serialize_body(&body)?;
-        if body.text("agent_id") != old_agent {
+        if body.get_text("agent_id") != old_agent {
             document.agent_id = lock_agent(&mut tx, caller, kind, &body).await?;
         }
         document.updated_at = self.env.clock.now();
@@ -149,7 +149,12 @@ impl Resources {
     ///
     /// # Errors
     /// [`ResourceError::NotFound`] if the workspace has no such document.
-    pub async fn delete(&self, caller: &Caller, kind: Kind, id: Uuid) -> Result<(), ResourceError> {
+    pub async fn delete(
+        &self,
+        caller: &Caller,
+        kind: DocumentKind,
+        id: Uuid,
+    ) -> Result<(), ResourceError> {
         let mut tx = self.store.begin(caller.workspace(), None).await?;
         if !store::documents::delete(&mut tx, caller.workspace(), kind, id).await? {
             return Err(not_found(kind));
@@ -159,12 +164,12 @@ impl Resources {
     }
 }
 
-fn not_found(kind: Kind) -> ResourceError {
+fn not_found(kind: DocumentKind) -> ResourceError {
     ResourceError::NotFound(match kind {
-        Kind::Agent => "agent",
-        Kind::Call => "call",
-        Kind::KnowledgeBase => "knowledge base",
-        Kind::Campaign => "campaign",
+        DocumentKind::Agent => "agent",
+        DocumentKind::Call => "call",
+        DocumentKind::KnowledgeBase => "knowledge base",
+        DocumentKind::Campaign => "campaign",
     })
 }
 
@@ -177,14 +182,14 @@ fn damaged() -> ResourceError {
 async fn lock_agent(
     tx: &mut Tx,
     caller: &Caller,
-    kind: Kind,
+    kind: DocumentKind,
     body: &Fields,
 ) -> Result<Option<AgentId>, ResourceError> {
-    if !matches!(kind, Kind::Call | Kind::Campaign) {
+    if !matches!(kind, DocumentKind::Call | DocumentKind::Campaign) {
         return Ok(None);
     }
-    let no_such_agent = || refuse("agent_id")(rules::no_such_agent());
-    let agent = body.text("agent_id").and_then(|text| text.parse::<AgentId>().ok());
+    let no_such_agent = || invalid_field("agent_id")(rules::no_such_agent());
+    let agent = body.get_text("agent_id").and_then(|text| text.parse::<AgentId>().ok());
     let agent = agent.ok_or_else(no_such_agent)?;
     if !store::documents::lock_agent_for_share(tx, caller.workspace(), agent).await? {
         return Err(no_such_agent());

@@ -1,6 +1,6 @@
 //! The platform's resources that this service stores, each in exactly one workspace.
 //!
-//! [`documents`]: agents, calls, knowledge bases and campaigns. [`people`]: the workspace, its
+//! [`documents`]: agents, calls, knowledge bases and campaigns. [`users`]: the workspace, its
 //! members and the current user. [`branding`] and [`billing`]: settings and wallet of the
 //! workspace.
 
@@ -8,9 +8,9 @@ pub mod billing;
 pub mod branding;
 pub mod document_rules;
 pub mod documents;
-pub mod people;
+pub mod users;
 
-use crate::{env::Env, model::Invalid, store::Store, store::StoreError};
+use crate::{env::Env, model::ValidationError, store::Store, store::StoreError};
 
 /// Access to the stored resources. Cheap to clone.
 #[derive(Clone)]
@@ -62,6 +62,6 @@ impl ResourceError {
 }
 
 /// Returns a function that converts a validation error of this field.
-fn refuse(field: &'static str) -> impl Fn(Invalid) -> ResourceError {
+fn invalid_field(field: &'static str) -> impl Fn(ValidationError) -> ResourceError {
     move |why| ResourceError::invalid(field, why.0)
 }

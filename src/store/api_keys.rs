@@ -6,15 +6,15 @@
 use ipnet::IpNet;
 use time::OffsetDateTime;
 
-use super::{Line, StoreError, Tx};
+use super::{DedicatedConnection, StoreError, Tx};
 use crate::model::{
     api_key::{ApiKey, ApiKeyChange, KeyDigest, KeyRecord, KeyStatus, NewApiKey},
     id::{ApiKeyId, Id, UserId, WorkspaceId},
-    page::{Items, Page},
+    page::{ListPage, PageRequest},
     scope::Scope,
 };
 
-impl Line {
+impl DedicatedConnection {
     /// Finds keys by their digests, before the caller is authenticated. Includes revoked keys.
     ///
     /// # Errors
@@ -41,7 +41,7 @@ impl Line {
                 scope: row.scope,
                 allowed_ips: row.allowed_ips,
                 creator: row.creator,
-                revoked: row.revoked_at.is_some(),
+                is_revoked: row.revoked_at.is_some(),
                 rate_limit_per_minute: rate_limit(row.rate_limit_per_minute),
             };
             Some((KeyDigest::new(row.digest.try_into().ok()?), record))
@@ -74,8 +74,8 @@ pub async fn insert(
         key.description,
         key.scope.as_str(),
         key.digest.as_bytes(),
-        key.shown.0,
-        key.shown.1,
+        key.display_ends.0,
+        key.display_ends.1,
         &key.allowed_ips as _,
         key.created_at,
         key.created_by,
@@ -138,8 +138,8 @@ pub async fn list(
     tx: &mut Tx,
     workspace: WorkspaceId,
     filter: &KeyFilter,
-    page: Page,
-) -> Result<Items<ApiKey>, StoreError> {
+    page: PageRequest,
+) -> Result<ListPage<ApiKey>, StoreError> {
     let rows = sqlx::query_as!(
         ApiKeyRow,
         r#"SELECT k.id AS "id: ApiKeyId", k.workspace_id AS "workspace_id: WorkspaceId", k.name,
@@ -164,7 +164,7 @@ pub async fn list(
     )
     .fetch_all(tx.conn())
     .await?;
-    Ok(Items::from_overfetch(rows.into_iter().map(ApiKey::from).collect(), page.limit))
+    Ok(ListPage::from_overfetch(rows.into_iter().map(ApiKey::from).collect(), page.limit))
 }
 
 /// Counts the keys that match the filter.
@@ -292,7 +292,7 @@ pub async fn list_by_creator(
     workspace: WorkspaceId,
     user: UserId,
     limit: i64,
-) -> Result<Items<(ApiKeyId, String)>, StoreError> {
+) -> Result<ListPage<(ApiKeyId, String)>, StoreError> {
     let rows = sqlx::query!(
         r#"SELECT id AS "id: ApiKeyId", name FROM api_keys
            WHERE workspace_id = $1 AND creator_user_id = $2 AND revoked_at IS NULL
@@ -303,7 +303,7 @@ pub async fn list_by_creator(
     )
     .fetch_all(tx.conn())
     .await?;
-    Ok(Items::from_overfetch(rows.into_iter().map(|row| (row.id, row.name)).collect(), limit))
+    Ok(ListPage::from_overfetch(rows.into_iter().map(|row| (row.id, row.name)).collect(), limit))
 }
 
 /// Locks a key until the transaction ends, so that concurrent changes to it take turns. False if
@@ -326,7 +326,11 @@ pub async fn lock(tx: &mut Tx, workspace: WorkspaceId, id: ApiKeyId) -> Result<b
 ///
 /// # Errors
 /// [`StoreError`] if the query fails.
-pub async fn pin(tx: &mut Tx, workspace: WorkspaceId, id: ApiKeyId) -> Result<bool, StoreError> {
+pub async fn lock_for_share(
+    tx: &mut Tx,
+    workspace: WorkspaceId,
+    id: ApiKeyId,
+) -> Result<bool, StoreError> {
     let query = sqlx::query_scalar!(
         r#"SELECT true AS "live!" FROM api_keys
            WHERE workspace_id = $1 AND id = $2 AND revoked_at IS NULL FOR SHARE"#,

@@ -16,33 +16,34 @@ use sqlx::{
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::{Line, Store, StoreError, Tx};
+use super::{DedicatedConnection, Store, StoreError, Tx};
 use crate::model::{
     audit::{
         ActorType, Event, EventActor, EventFilter, EventRequest, EventTarget, Metadata, NewEvent,
         Outcome, PublicId, Target,
     },
     id::{self, EventId, Id, RequestId, WorkspaceId},
-    page::{Items, Page},
-    usage::Use,
+    page::{ListPage, PageRequest},
+    usage::UsageCount,
 };
 
 /// Builds the statement that inserts events of any workspaces, together with their outbox entry.
 /// `None` if there are no events. If `is_retry` is true, the batch may already be stored; the
 /// statement then skips it. If it is false, the batch must not be stored yet.
-pub fn append<'a>(
+pub fn build_append_query<'a>(
     batch: &(impl Iterator<Item = &'a NewEvent> + Clone),
     is_retry: bool,
 ) -> Option<Query<'static, Postgres, PgArguments>> {
     let oldest = batch.clone().map(|event| event.id).min()?;
-    let uses = Use::all(batch.clone());
-    let kinds = || uses.iter().map(|uses| uses.kind);
+    let uses = UsageCount::count(batch.clone());
+    let kinds = || uses.iter().map(|uses| uses.dimensions);
     let events = || batch.clone().filter(|event| !event.is_usage_only);
     let targets = || events().map(|event| event.target.as_ref());
     let requests = || events().map(|event| event.request.as_ref().map(|(request, _)| request));
     let outcomes = || events().map(|event| event.request.as_ref().map(|(_, outcome)| outcome));
     let status = |outcome: &Outcome| i16::try_from(outcome.status).ok();
-    let digests: Vec<u8> = events().flat_map(|event| *event.public().digest().as_bytes()).collect();
+    let digests: Vec<u8> =
+        events().flat_map(|event| *event.to_event().digest().as_bytes()).collect();
     Some(sqlx::query!(
         "SELECT FROM append_audit_events(
             $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19,
@@ -65,7 +66,7 @@ pub fn append<'a>(
         outcomes().map(|outcome| Some(outcome?.latency_us)).bind_iter() as _,
         events().map(|event| Json(&event.metadata)).bind_iter() as _,
         digests,
-        id::moment(oldest.uuid()),
+        id::creation_time(oldest.uuid()),
         kinds().map(|kind| kind.key_id).bind_iter() as _,
         kinds().map(|kind| kind.route.group).bind_iter() as _,
         kinds().map(|kind| kind.route.scope.as_str()).bind_iter() as _,
@@ -74,15 +75,15 @@ pub fn append<'a>(
         kinds().map(|kind| kind.user_agent).bind_iter() as _,
         uses.iter().map(|uses| uses.method).bind_iter() as _,
         uses.iter().map(|uses| uses.path).bind_iter() as _,
-        uses.iter().map(|uses| uses.first).bind_iter() as _,
-        uses.iter().map(|uses| uses.last).bind_iter() as _,
+        uses.iter().map(|uses| uses.first_event).bind_iter() as _,
+        uses.iter().map(|uses| uses.last_event).bind_iter() as _,
         uses.iter().map(|uses| uses.requests).bind_iter() as _,
         is_retry,
     ))
 }
 
-impl Line {
-    /// Inserts events of any workspaces, as [`append`] describes.
+impl DedicatedConnection {
+    /// Inserts events of any workspaces, as [`build_append_query`] describes.
     ///
     /// # Errors
     /// [`StoreError`] if the query fails. Either all events are then stored, or none.
@@ -91,7 +92,7 @@ impl Line {
         events: impl Iterator<Item = &NewEvent> + Clone,
         is_retry: bool,
     ) -> Result<(), StoreError> {
-        let Some(append) = append(&events, is_retry) else { return Ok(()) };
+        let Some(append) = build_append_query(&events, is_retry) else { return Ok(()) };
         self.run(async move |connection| append.execute(connection).await.map(drop)).await
     }
 }
@@ -103,7 +104,7 @@ impl Store {
     /// [`StoreError`] if the query fails.
     pub async fn prune_unknown_credential_counts(&self) -> Result<(), StoreError> {
         sqlx::query!(r#"SELECT prune_unknown_credential_counts() AS "done""#)
-            .fetch_one(&self.pools.own())
+            .fetch_one(&self.pools.background())
             .await?;
         Ok(())
     }
@@ -129,7 +130,7 @@ impl Store {
             &minutes,
             &attempts,
         )
-        .execute(&self.pools.own())
+        .execute(&self.pools.background())
         .await?;
         Ok(())
     }
@@ -148,7 +149,7 @@ pub async fn insert(
     let request = event.request.as_ref().map(|(request, _)| request);
     let outcome = event.request.as_ref().map(|(_, outcome)| outcome);
     let target = event.target.as_ref();
-    let digest = event.public().digest();
+    let digest = event.to_event().digest();
     sqlx::query!(
         "WITH event AS (
              INSERT INTO audit_events (
@@ -174,7 +175,7 @@ pub async fn insert(
         request.and_then(|request| request.user_agent.as_deref()),
         outcome.map(|outcome| outcome.latency_us),
         Json(&event.metadata) as _,
-        id::moment(event.id.uuid()),
+        id::creation_time(event.id.uuid()),
         &digest.as_bytes()[..],
     )
     .execute(tx.conn())
@@ -190,8 +191,8 @@ pub async fn list(
     tx: &mut Tx,
     workspace: WorkspaceId,
     filter: &EventFilter,
-    page: Page,
-) -> Result<Items<Event<'static>>, StoreError> {
+    page: PageRequest,
+) -> Result<ListPage<Event<'static>>, StoreError> {
     // Each combination of filters needs its own plan: one plan for all is a hundred times as slow.
     // The rows come from an index in their order. Without these settings, and where statistics are
     // missing, PostgreSQL would sort the whole log for each page.
@@ -234,14 +235,14 @@ pub async fn list(
         filter.since,
         filter.until,
         filter.request_id.map(Id::uuid),
-        filter.changes,
+        filter.excludes_requests,
         filter.excludes_browser_requests,
         page.limit + 1,
         page.offset,
     )
     .fetch_all(tx.conn())
     .await?;
-    Ok(Items::from_overfetch(rows.into_iter().map(Event::from).collect(), page.limit))
+    Ok(ListPage::from_overfetch(rows.into_iter().map(Event::from).collect(), page.limit))
 }
 
 /// A row of `audit_events`.
@@ -288,7 +289,7 @@ impl From<EventRow> for Event<'static> {
                 name: row.actor_name.map(Cow::from),
                 kind: row.actor_type.into(),
             },
-            at: id::moment(row.id.uuid()),
+            at: id::creation_time(row.id.uuid()),
             id: row.id,
             metadata: Cow::Owned(Metadata::object(row.metadata.0)),
             request: EventRequest {

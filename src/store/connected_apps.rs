@@ -9,7 +9,7 @@ use super::{StoreError, Tx};
 use crate::model::{
     id::{ClientId, GrantId, Id, UserId, WorkspaceId},
     oauth::grant::Grant,
-    page::{Items, Page},
+    page::{ListPage, PageRequest},
     scope::Scope,
 };
 
@@ -35,17 +35,17 @@ pub async fn list_names_by_user(
 
 /// The owner of the grants in a list.
 #[derive(Debug, Clone, Copy)]
-pub enum Whose {
+pub enum GrantOwner {
     /// Grants that this user gave, in all workspaces. `tx` must belong to that user.
-    Person(UserId),
+    User(UserId),
     /// All grants of this workspace.
     Workspace(WorkspaceId),
 }
 
-impl Whose {
+impl GrantOwner {
     fn columns(self) -> (Option<Uuid>, Option<Uuid>) {
         match self {
-            Self::Person(user) => (Some(user.uuid()), None),
+            Self::User(user) => (Some(user.uuid()), None),
             Self::Workspace(workspace) => (None, Some(workspace.uuid())),
         }
     }
@@ -58,10 +58,10 @@ impl Whose {
 /// [`StoreError`] if the query fails.
 pub async fn list(
     tx: &mut Tx,
-    owner: Whose,
+    owner: GrantOwner,
     used_since: OffsetDateTime,
-    page: Page,
-) -> Result<Items<Grant>, StoreError> {
+    page: PageRequest,
+) -> Result<ListPage<Grant>, StoreError> {
     let (user, workspace) = owner.columns();
     let grants = sqlx::query_as!(
         Grant,
@@ -84,7 +84,7 @@ pub async fn list(
     )
     .fetch_all(tx.conn())
     .await?;
-    Ok(Items::from_overfetch(grants, page.limit))
+    Ok(ListPage::from_overfetch(grants, page.limit))
 }
 
 /// Counts active grants, as [`list`] does.
@@ -93,7 +93,7 @@ pub async fn list(
 /// [`StoreError`] if the query fails.
 pub async fn count(
     tx: &mut Tx,
-    owner: Whose,
+    owner: GrantOwner,
     used_since: OffsetDateTime,
 ) -> Result<i64, StoreError> {
     let (user, workspace) = owner.columns();

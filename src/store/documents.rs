@@ -7,9 +7,9 @@ use uuid::Uuid;
 
 use super::{StoreError, Tx};
 use crate::model::{
-    document::{Document, Kind},
+    document::{Document, DocumentKind},
     id::{AgentId, Id, WorkspaceId},
-    page::{Items, Page},
+    page::{ListPage, PageRequest},
 };
 
 /// Inserts a new document.
@@ -19,7 +19,7 @@ use crate::model::{
 pub async fn insert(
     tx: &mut Tx,
     workspace: WorkspaceId,
-    kind: Kind,
+    kind: DocumentKind,
     document: &Document,
 ) -> Result<(), StoreError> {
     sqlx::query!(
@@ -46,7 +46,7 @@ pub async fn insert(
 pub async fn get(
     tx: &mut Tx,
     workspace: WorkspaceId,
-    kind: Kind,
+    kind: DocumentKind,
     id: Uuid,
 ) -> Result<Option<Document>, StoreError> {
     let row = sqlx::query_as!(
@@ -70,7 +70,7 @@ pub async fn get(
 pub async fn lock(
     tx: &mut Tx,
     workspace: WorkspaceId,
-    kind: Kind,
+    kind: DocumentKind,
     id: Uuid,
 ) -> Result<Option<Document>, StoreError> {
     let row = sqlx::query_as!(
@@ -115,11 +115,11 @@ pub async fn lock_agent_for_share(
 pub async fn list(
     tx: &mut Tx,
     workspace: WorkspaceId,
-    kind: Kind,
+    kind: DocumentKind,
     agent: Option<AgentId>,
-    page: Page,
+    page: PageRequest,
     max_bytes: i64,
-) -> Result<Items<Document>, StoreError> {
+) -> Result<ListPage<Document>, StoreError> {
     // Adds up the stored sizes first, so that only the bodies of this page are read.
     let rows = sqlx::query!(
         r#"SELECT d.id, d.agent_id AS "agent_id: AgentId", d.body::text AS "body!", d.created_at,
@@ -161,7 +161,7 @@ pub async fn list(
         })
         .collect();
     let more = available > i64::try_from(items.len()).unwrap_or(i64::MAX);
-    Ok(Items { items, more })
+    Ok(ListPage { items, has_more: more })
 }
 
 /// Counts the documents of a kind, and of one agent if `agent` is set.
@@ -171,7 +171,7 @@ pub async fn list(
 pub async fn count(
     tx: &mut Tx,
     workspace: WorkspaceId,
-    kind: Kind,
+    kind: DocumentKind,
     agent: Option<AgentId>,
 ) -> Result<i64, StoreError> {
     Ok(sqlx::query_scalar!(
@@ -192,7 +192,7 @@ pub async fn count(
 pub async fn update(
     tx: &mut Tx,
     workspace: WorkspaceId,
-    kind: Kind,
+    kind: DocumentKind,
     document: &Document,
 ) -> Result<bool, StoreError> {
     let result = sqlx::query!(
@@ -219,7 +219,7 @@ pub async fn update(
 pub async fn delete(
     tx: &mut Tx,
     workspace: WorkspaceId,
-    kind: Kind,
+    kind: DocumentKind,
     id: Uuid,
 ) -> Result<bool, StoreError> {
     let result = sqlx::query!(

@@ -6,7 +6,7 @@ pub enum StoreError {
     Unavailable(#[source] sqlx::Error),
     /// The data violates a constraint of the schema.
     #[error("a constraint is violated: {0:?}")]
-    Violated(Constraint),
+    ConstraintViolated(Constraint),
     /// The text contains a character that PostgreSQL's `text` cannot store, such as NUL.
     #[error("the text contains a character that cannot be stored")]
     UnstorableText,
@@ -30,7 +30,7 @@ pub enum Constraint {
     /// The passkey is already registered.
     PasskeyRegistered,
     /// The OAuth client was deleted.
-    ClientGone,
+    ClientDeleted,
 }
 
 impl Constraint {
@@ -40,7 +40,7 @@ impl Constraint {
             "passkeys_credential_id_key" => Some(Self::PasskeyRegistered),
             "invitations_open_key" => Some(Self::OpenInvitation),
             "oauth_grants_client_id_fkey" | "oauth_device_codes_client_id_fkey" => {
-                Some(Self::ClientGone)
+                Some(Self::ClientDeleted)
             }
             "api_keys_live_successor_key" => Some(Self::SuccessorExists),
             _ => None,
@@ -51,12 +51,12 @@ impl Constraint {
 impl StoreError {
     /// Returns the error for work that exceeded its time limit.
     #[must_use]
-    pub fn late() -> Self {
+    pub fn timed_out() -> Self {
         Self::Unavailable(sqlx::Error::PoolTimedOut)
     }
 
     /// Returns the error for stored data that is not valid. `what` names the data.
-    pub(super) fn damaged(what: &str) -> Self {
+    pub(super) fn corrupt(what: &str) -> Self {
         Self::Internal(sqlx::Error::Decode(format!("{what} is corrupt").into()))
     }
 }
@@ -74,7 +74,7 @@ impl From<sqlx::Error> for StoreError {
             | E::BeginFailed => Self::Unavailable(error),
             E::Database(database) => {
                 if let Some(constraint) = database.constraint().and_then(Constraint::from_name) {
-                    return Self::Violated(constraint);
+                    return Self::ConstraintViolated(constraint);
                 }
                 match database.code().as_deref() {
                     Some("22021" | "22P05") => Self::UnstorableText,

@@ -10,7 +10,7 @@ use crate::model::{
     email::Email,
     id::{Id, InvitationId, WorkspaceId},
     invitation::Invitation,
-    page::{Items, Page},
+    page::{ListPage, PageRequest},
     scope::Role,
 };
 
@@ -19,7 +19,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`] if the query fails.
-    pub async fn find_invitation(
+    pub async fn find_invitation_workspace(
         &self,
         id: InvitationId,
     ) -> Result<Option<WorkspaceId>, StoreError> {
@@ -37,7 +37,7 @@ impl Store {
     /// [`StoreError`] if the query fails.
     pub async fn prune_invitations(&self, now: OffsetDateTime) -> Result<(), StoreError> {
         sqlx::query!(r#"SELECT prune_invitations($1) AS "done""#, now)
-            .fetch_one(&self.pools.own())
+            .fetch_one(&self.pools.background())
             .await?;
         Ok(())
     }
@@ -58,7 +58,7 @@ pub async fn insert(
         "UPDATE invitations SET closed_at = $3
          WHERE workspace_id = $1 AND email_key = $2 AND closed_at IS NULL AND expires_at <= $3",
         workspace.uuid(),
-        email.key(),
+        email.normalized(),
         invitation.created_at,
     )
     .execute(tx.conn())
@@ -70,7 +70,7 @@ pub async fn insert(
         invitation.id.uuid(),
         workspace.uuid(),
         email.as_str(),
-        email.key(),
+        email.normalized(),
         invitation.role.as_str(),
         invitation.invited_by,
         invitation.created_at,
@@ -90,9 +90,13 @@ pub async fn count_by_email(
     email: &Email,
     since: OffsetDateTime,
 ) -> Result<i64, StoreError> {
-    Ok(sqlx::query_scalar!(r#"SELECT count_invitations($1, $2) AS "count!""#, email.key(), since)
-        .fetch_one(tx.conn())
-        .await?)
+    Ok(sqlx::query_scalar!(
+        r#"SELECT count_invitations($1, $2) AS "count!""#,
+        email.normalized(),
+        since
+    )
+    .fetch_one(tx.conn())
+    .await?)
 }
 
 /// Lists the open invitations of a workspace, newest first.
@@ -103,8 +107,8 @@ pub async fn list(
     tx: &mut Tx,
     workspace: WorkspaceId,
     now: OffsetDateTime,
-    page: Page,
-) -> Result<Items<Invitation>, StoreError> {
+    page: PageRequest,
+) -> Result<ListPage<Invitation>, StoreError> {
     let invitations = sqlx::query_as!(
         Invitation,
         r#"SELECT id AS "id: InvitationId", email, role AS "role: Role", invited_by, created_at,
@@ -121,7 +125,7 @@ pub async fn list(
     )
     .fetch_all(tx.conn())
     .await?;
-    Ok(Items::from_overfetch(invitations, page.limit))
+    Ok(ListPage::from_overfetch(invitations, page.limit))
 }
 
 /// Counts the open invitations of a workspace.

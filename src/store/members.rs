@@ -6,7 +6,7 @@ use super::{StoreError, Tx};
 use crate::model::{
     email::Email,
     id::{Id, UserId, WorkspaceId},
-    page::{Items, Page},
+    page::{ListPage, PageRequest},
     scope::Role,
     user::{Member, Membership},
 };
@@ -58,7 +58,7 @@ pub async fn lock_role_for_share(
 ///
 /// # Errors
 /// [`StoreError`] if the query fails.
-pub async fn of_person(tx: &mut Tx, user: UserId) -> Result<Vec<Membership>, StoreError> {
+pub async fn list_by_user(tx: &mut Tx, user: UserId) -> Result<Vec<Membership>, StoreError> {
     Ok(sqlx::query_as!(
         Membership,
         r#"SELECT workspace_id AS "workspace_id: WorkspaceId", role AS "role: Role"
@@ -76,8 +76,8 @@ pub async fn of_person(tx: &mut Tx, user: UserId) -> Result<Vec<Membership>, Sto
 pub async fn list(
     tx: &mut Tx,
     workspace: WorkspaceId,
-    page: Page,
-) -> Result<Items<Member>, StoreError> {
+    page: PageRequest,
+) -> Result<ListPage<Member>, StoreError> {
     let members = sqlx::query_as!(
         Member,
         r#"SELECT m.user_id AS "user_id: UserId", u.email, u.full_name, m.role AS "role: Role",
@@ -92,7 +92,7 @@ pub async fn list(
     )
     .fetch_all(tx.conn())
     .await?;
-    Ok(Items::from_overfetch(members, page.limit))
+    Ok(ListPage::from_overfetch(members, page.limit))
 }
 
 /// Counts the members of a workspace.
@@ -113,7 +113,7 @@ pub async fn count(tx: &mut Tx, workspace: WorkspaceId) -> Result<i64, StoreErro
 ///
 /// # Errors
 /// [`StoreError`] if the query fails.
-pub async fn lock(tx: &mut Tx, workspace: WorkspaceId) -> Result<bool, StoreError> {
+pub async fn lock_workspace(tx: &mut Tx, workspace: WorkspaceId) -> Result<bool, StoreError> {
     let query = sqlx::query_scalar!(
         r#"SELECT true AS "found!" FROM workspaces WHERE id = $1 FOR NO KEY UPDATE"#,
         workspace.uuid(),
@@ -175,7 +175,7 @@ pub async fn has_member_with_email(
         r#"SELECT EXISTS (SELECT FROM memberships m JOIN users u ON u.id = m.user_id
                           WHERE m.workspace_id = $1 AND u.email_key = $2) AS "is!""#,
         workspace.uuid(),
-        email.key(),
+        email.normalized(),
     )
     .fetch_one(tx.conn())
     .await?)
@@ -232,7 +232,10 @@ pub async fn remove(tx: &mut Tx, workspace: WorkspaceId, user: UserId) -> Result
 ///
 /// # Errors
 /// [`StoreError`] if the query fails.
-pub async fn owners(tx: &mut Tx, workspace: WorkspaceId) -> Result<Vec<String>, StoreError> {
+pub async fn list_owner_emails(
+    tx: &mut Tx,
+    workspace: WorkspaceId,
+) -> Result<Vec<String>, StoreError> {
     Ok(sqlx::query_scalar!(
         "SELECT u.email FROM memberships m JOIN users u ON u.id = m.user_id
          WHERE m.workspace_id = $1 AND m.role = 'owner' ORDER BY m.joined_at, u.id LIMIT 20",

@@ -70,7 +70,7 @@ pub fn login_name(url: &str) -> Result<String, String> {
 ///
 /// # Errors
 /// A one-line message for the operator.
-pub async fn is_current(url: &str) -> Result<bool, String> {
+pub async fn is_schema_current(url: &str) -> Result<bool, String> {
     let mut connection = PgConnection::connect_with(&parse_url(url)?)
         .await
         .map_err(|error| format!("cannot connect to PostgreSQL: {}", brief(&error)))?;
@@ -103,7 +103,7 @@ impl Store {
              FROM generate_series(0, 2) AS month",
             now,
         )
-        .fetch_all(&self.pools.own())
+        .fetch_all(&self.pools.background())
         .await?;
         Ok(())
     }

@@ -8,8 +8,9 @@
 //! Some functions say that `tx` must belong to a user or a workspace. Such a transaction must have
 //! been begun for it, because row-level security hides the rows from all others.
 //!
-//! A lookup that runs before the caller is authenticated is a method of [`Store`] or [`Line`]. It
-//! calls a `SECURITY DEFINER` function, to which row-level security does not apply.
+//! A lookup that runs before the caller is authenticated is a method of [`Store`] or
+//! [`DedicatedConnection`]. It calls a `SECURITY DEFINER` function, to which row-level security
+//! does not apply.
 //!
 //! The schema and these functions are in `migrations/`. `docs/architecture.md` explains the design.
 //!
@@ -20,17 +21,17 @@
 
 pub mod api_keys;
 pub mod audit;
-pub mod chains;
-pub mod coherence;
+pub mod audit_chains;
+pub mod audit_outbox;
+pub mod cache_invalidation;
 pub mod connected_apps;
 mod decode;
+mod dedicated_connection;
 pub mod documents;
+pub mod email_outbox;
 mod error;
+pub mod idempotency_keys;
 pub mod invitations;
-pub mod kept_answers;
-pub mod ledger;
-mod line;
-pub mod mail;
 pub mod members;
 pub mod migrate;
 pub mod oauth_clients;
@@ -42,12 +43,12 @@ mod pools;
 pub mod retention;
 pub mod second_factor;
 pub mod sessions;
+mod sign_in_throttling;
 pub mod signing_keys;
 pub mod usage;
 pub mod users;
 pub mod wallet;
 pub mod workspaces;
-mod wrong_passwords;
 
 use std::{future::Future, str::FromStr, time::Duration};
 
@@ -63,9 +64,9 @@ use crate::{
     model::id::{Id, UserId, WorkspaceId},
 };
 
+pub use dedicated_connection::DedicatedConnection;
 pub use error::{Constraint, StoreError};
-pub use line::Line;
-pub use pools::Connections;
+pub use pools::PoolUsage;
 use pools::Pools;
 
 /// The PostgreSQL role that the service works as. Migrations create it; it owns no objects.
@@ -193,8 +194,10 @@ impl Store {
             tokio::spawn(
                 async move { timeout(limit, pool.begin_with(AssertSqlSafe(begin))).await },
             );
-        let inner =
-            opening.await.map_err(|_| StoreError::Aborted)?.map_err(|_| StoreError::late())??;
+        let inner = opening
+            .await
+            .map_err(|_| StoreError::Aborted)?
+            .map_err(|_| StoreError::timed_out())??;
         Ok(Tx { inner })
     }
 
@@ -209,19 +212,19 @@ impl Store {
 
     /// Returns the state of the request pool and of the background pool, in this order.
     #[must_use]
-    pub fn connections(&self) -> [Connections; 2] {
-        self.pools.connections()
+    pub fn pool_usage(&self) -> [PoolUsage; 2] {
+        self.pools.usage()
     }
 
     /// Runs work on PostgreSQL with a time limit, because a connection may hang forever.
     ///
     /// # Errors
     /// The error of `work`, or [`StoreError::Unavailable`] if it exceeds `limit`.
-    pub async fn within<T>(
+    pub async fn with_timeout<T>(
         limit: Duration,
         work: impl Future<Output = Result<T, StoreError>>,
     ) -> Result<T, StoreError> {
-        timeout(limit, work).await.unwrap_or_else(|_| Err(StoreError::late()))
+        timeout(limit, work).await.unwrap_or_else(|_| Err(StoreError::timed_out()))
     }
 
     /// Closes all connections once they are idle.
@@ -250,7 +253,7 @@ impl Tx {
     ///
     /// # Errors
     /// [`StoreError`] if the query fails.
-    pub async fn enter(&mut self, workspace: WorkspaceId) -> Result<(), StoreError> {
+    pub async fn set_workspace(&mut self, workspace: WorkspaceId) -> Result<(), StoreError> {
         sqlx::query!(
             r#"SELECT set_config('call2me.workspace_id', $1, true) AS "set""#,
             workspace.uuid().to_string(),

@@ -11,8 +11,11 @@ use uuid::Uuid;
 use super::{Store, StoreError, Tx};
 use crate::model::{
     id::{ClientId, Id, WorkspaceId},
-    oauth::client::{ClientAuthMethod, Client, ClientRef, GrantType, ClientWithSecrets, Origin, SecretDigest},
-    page::{Items, Page},
+    oauth::client::{
+        Client, ClientAuthMethod, ClientOrigin, ClientRef, ClientWithSecrets, GrantType,
+        SecretDigest,
+    },
+    page::{ListPage, PageRequest},
     scope::Scope,
 };
 
@@ -36,9 +39,9 @@ impl ClientRow {
     /// Converts the row. `None` if the schema's constraints do not allow such a row.
     fn into_client(self) -> Option<Client> {
         let origin = match (&*self.kind, self.workspace_id, self.document_url) {
-            ("registered", None, None) => Origin::Registered,
-            ("document", None, Some(url)) => Origin::Document(url),
-            ("workspace", Some(workspace), None) => Origin::Workspace(workspace),
+            ("registered", None, None) => ClientOrigin::SelfRegistered,
+            ("document", None, Some(url)) => ClientOrigin::MetadataDocument(url),
+            ("workspace", Some(workspace), None) => ClientOrigin::Workspace(workspace),
             _ => return None,
         };
         Some(Client {
@@ -74,7 +77,7 @@ impl Store {
     ) -> Result<Option<ClientWithSecrets>, StoreError> {
         let (id, url) = match client {
             ClientRef::Id(id) => (Some(id.uuid()), None),
-            ClientRef::Document(url) => (None, Some(url)),
+            ClientRef::MetadataDocument(url) => (None, Some(url)),
         };
         let row = sqlx::query!(
             r#"SELECT id AS "id!: ClientId", kind AS "kind!",
@@ -157,7 +160,7 @@ pub async fn store_metadata_document(
     client: &Client,
     now: OffsetDateTime,
 ) -> Result<ClientId, StoreError> {
-    let Origin::Document(url) = &client.origin else { return Ok(client.id) };
+    let ClientOrigin::MetadataDocument(url) = &client.origin else { return Ok(client.id) };
     Ok(sqlx::query_scalar!(
         r#"SELECT store_oauth_document($1, $2, $3, $4, $5, $6, $7, $8) AS "id!: ClientId""#,
         client.id.uuid(),
@@ -298,7 +301,7 @@ pub async fn delete(tx: &mut Tx, workspace: WorkspaceId, id: ClientId) -> Result
 /// Active grants in one workspace, of a client of the transaction's workspace. They end when the
 /// client is deleted.
 #[derive(Debug)]
-pub struct Abroad {
+pub struct ExternalGrants {
     /// The client.
     pub client_id: ClientId,
     /// The client's name.
@@ -314,9 +317,12 @@ pub struct Abroad {
 ///
 /// # Errors
 /// [`StoreError`] if the query fails.
-pub async fn abroad(tx: &mut Tx, client: Option<ClientId>) -> Result<Vec<Abroad>, StoreError> {
+pub async fn list_external_grants(
+    tx: &mut Tx,
+    client: Option<ClientId>,
+) -> Result<Vec<ExternalGrants>, StoreError> {
     Ok(sqlx::query_as!(
-        Abroad,
+        ExternalGrants,
         r#"SELECT client_id AS "client_id!: ClientId", client_name AS "client_name!",
                   workspace_id AS "workspace_id!: WorkspaceId", grants AS "grants!"
            FROM oauth_clients_abroad($1)"#,
@@ -356,8 +362,8 @@ pub async fn get(
 pub async fn list(
     tx: &mut Tx,
     workspace: WorkspaceId,
-    page: Page,
-) -> Result<Items<Client>, StoreError> {
+    page: PageRequest,
+) -> Result<ListPage<Client>, StoreError> {
     let rows = sqlx::query_as!(
         ClientRow,
         r#"SELECT id AS "id: ClientId", kind, workspace_id AS "workspace_id: WorkspaceId",
@@ -372,7 +378,7 @@ pub async fn list(
     )
     .fetch_all(tx.conn())
     .await?;
-    Ok(Items::from_overfetch(
+    Ok(ListPage::from_overfetch(
         rows.into_iter().filter_map(ClientRow::into_client).collect(),
         page.limit,
     ))

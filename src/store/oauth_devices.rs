@@ -36,9 +36,9 @@ pub struct NewDeviceAuthorization<'a> {
 
 /// The outcome of a device authorization request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Started {
+pub enum StartOutcome {
     /// The authorization is stored.
-    Yes,
+    Stored,
     /// Another authorization has the same user code.
     CodeTaken,
     /// Too many authorizations are pending.
@@ -81,11 +81,11 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`] if the query fails.
-    pub async fn start_device(
+    pub async fn start_device_authorization(
         &self,
         device: &NewDeviceAuthorization<'_>,
         [max_total, max_from_subnet]: [i32; 2],
-    ) -> Result<Started, StoreError> {
+    ) -> Result<StartOutcome, StoreError> {
         let started = sqlx::query_scalar!(
             r#"SELECT start_device_code($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) AS "started""#,
             device.id,
@@ -102,9 +102,9 @@ impl Store {
         .fetch_one(&self.pools.requests())
         .await?;
         Ok(match started {
-            Some(true) => Started::Yes,
-            Some(false) => Started::CodeTaken,
-            None => Started::TooMany,
+            Some(true) => StartOutcome::Stored,
+            Some(false) => StartOutcome::CodeTaken,
+            None => StartOutcome::TooMany,
         })
     }
 
@@ -163,7 +163,7 @@ impl Store {
 ///
 /// # Errors
 /// [`StoreError`] if the query fails.
-pub async fn answer(
+pub async fn record_decision(
     tx: &mut Tx,
     id: Uuid,
     grant: Option<GrantId>,

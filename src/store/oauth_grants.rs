@@ -9,11 +9,11 @@ use sqlx::postgres::types::PgInterval;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::{Line, Store, StoreError, Tx};
+use super::{DedicatedConnection, Store, StoreError, Tx};
 use crate::model::{
     id::{ClientId, GrantId, Id, UserId, WorkspaceId},
     oauth::{
-        grant::{GrantEndReason, GrantRecord, GrantState, Holder, NewGrant},
+        grant::{GrantEndReason, GrantRecord, GrantState, GrantUser, NewGrant},
         pkce::CodeChallenge,
     },
     refresh_token::RefreshSeed,
@@ -22,7 +22,7 @@ use crate::model::{
 
 /// The parties of a grant, which determine the transaction to begin for it.
 #[derive(Debug, Clone, Copy)]
-pub struct Parties {
+pub struct GrantParties {
     /// The grant's id.
     pub id: GrantId,
     /// The client that has the grant.
@@ -35,7 +35,7 @@ pub struct Parties {
     pub lacks_second_factor: bool,
 }
 
-impl Line {
+impl DedicatedConnection {
     /// Finds grants, before their access tokens are verified. Includes ended grants.
     ///
     /// # Errors
@@ -57,7 +57,7 @@ impl Line {
         let rows = self.run(async move |connection| find.fetch_all(connection).await).await?;
         let records = rows.into_iter().map(|row| {
             let (name, role) = (row.full_name.or(row.email), row.role);
-            let person = row.user_id.map(|user_id| Holder {
+            let person = row.user_id.map(|user_id| GrantUser {
                 user_id,
                 name: name.unwrap_or_default().into(),
                 role,
@@ -66,9 +66,9 @@ impl Line {
                 client_id: row.client_id,
                 client_name: row.client_name.into(),
                 workspace_id: row.workspace_id,
-                person,
+                user: person,
                 scope: row.scope,
-                ended: row.ended_at.is_some(),
+                is_ended: row.ended_at.is_some(),
                 revoked_tokens: row.revoked_tokens,
                 rate_limit_per_minute: row.rate_limit_per_minute.and_then(|n| n.try_into().ok()),
                 lacks_second_factor: row.lacks_second_factor,
@@ -84,9 +84,12 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`] if the query fails.
-    pub async fn find_grant_parties(&self, id: GrantId) -> Result<Option<Parties>, StoreError> {
+    pub async fn find_grant_parties(
+        &self,
+        id: GrantId,
+    ) -> Result<Option<GrantParties>, StoreError> {
         Ok(sqlx::query_as!(
-            Parties,
+            GrantParties,
             r#"SELECT id AS "id!: GrantId", client_id AS "client_id!: ClientId",
                       workspace_id AS "workspace_id!: WorkspaceId", user_id AS "user_id: UserId",
                       lacks_second_factor AS "lacks_second_factor!"
@@ -106,7 +109,7 @@ impl Store {
     pub async fn prune_oauth(&self, now: OffsetDateTime, idle: Duration) -> Result<(), StoreError> {
         let idle = PgInterval::try_from(idle).unwrap_or_default();
         sqlx::query!(r#"SELECT prune_oauth($1, $2) AS "done""#, now, idle)
-            .fetch_one(&self.pools.own())
+            .fetch_one(&self.pools.background())
             .await?;
         Ok(())
     }
@@ -118,7 +121,7 @@ impl Store {
 /// # Errors
 /// [`StoreError`] if the query fails.
 pub async fn insert(tx: &mut Tx, grant: &NewGrant) -> Result<(), StoreError> {
-    let (user, session) = grant.by.unzip();
+    let (user, session) = grant.granted_by.unzip();
     let (redirect_uri, challenge) = grant.code.as_ref().map(|(uri, code)| (uri, code)).unzip();
     sqlx::query!(
         "INSERT INTO oauth_grants (id, client_id, workspace_id, user_id, scope, resources, passkey_id,
@@ -136,7 +139,7 @@ pub async fn insert(tx: &mut Tx, grant: &NewGrant) -> Result<(), StoreError> {
         grant.created_at,
         redirect_uri,
         challenge.map(CodeChallenge::as_bytes),
-        grant.begin_by,
+        grant.redeem_by,
         grant.seed.as_bytes(),
     )
     .execute(tx.conn())
@@ -161,7 +164,7 @@ pub async fn lacks_second_factor(tx: &mut Tx, id: GrantId) -> Result<bool, Store
 ///
 /// # Errors
 /// [`StoreError`] if the query fails.
-pub async fn own(tx: &mut Tx, grant: &NewGrant) -> Result<GrantId, StoreError> {
+pub async fn get_or_create_own_grant(tx: &mut Tx, grant: &NewGrant) -> Result<GrantId, StoreError> {
     Ok(sqlx::query_scalar!(
         r#"INSERT INTO oauth_grants (id, client_id, workspace_id, scope, resources, created_at,
                                      begin_by, refresh_seed)
@@ -175,7 +178,7 @@ pub async fn own(tx: &mut Tx, grant: &NewGrant) -> Result<GrantId, StoreError> {
         grant.scope.as_str(),
         &grant.resources,
         grant.created_at,
-        grant.begin_by,
+        grant.redeem_by,
         grant.seed.as_bytes(),
     )
     .fetch_one(tx.conn())
@@ -208,12 +211,12 @@ pub async fn lock(
             scope: row.scope,
             resources: row.resources,
             code: row.redirect_uri.zip(challenge.map(CodeChallenge::new)),
-            begin_by: row.begin_by,
-            begun_at: row.begun_at,
+            redeem_by: row.begin_by,
+            redeemed_at: row.begun_at,
             last_used_at: row.last_used_at,
             seed: RefreshSeed::new(row.refresh_seed.try_into().ok()?),
             generation: row.refresh_generation.try_into().ok()?,
-            ended: row.ended_at.is_some(),
+            is_ended: row.ended_at.is_some(),
         })
     }))
 }
@@ -272,7 +275,7 @@ pub async fn end(
 ///
 /// # Errors
 /// [`StoreError`] if the query fails.
-pub async fn end_of_person(
+pub async fn end_for_user(
     tx: &mut Tx,
     workspace: Option<WorkspaceId>,
     user: UserId,
@@ -357,7 +360,7 @@ pub async fn revoke_token(
 ///
 /// # Errors
 /// [`StoreError`] if the query fails.
-pub async fn remembered(
+pub async fn list_prior_consents(
     tx: &mut Tx,
     workspace: WorkspaceId,
     user: UserId,

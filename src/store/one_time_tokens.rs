@@ -10,7 +10,7 @@ use super::{Store, StoreError, Tx};
 use crate::model::{
     email::Email,
     id::{Id, UserId},
-    one_time_token::Purpose,
+    one_time_token::TokenPurpose,
 };
 
 impl Store {
@@ -18,9 +18,9 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`] if the query fails.
-    pub async fn find_one_time_token(
+    pub async fn find_one_time_token_user(
         &self,
-        purpose: Purpose,
+        purpose: TokenPurpose,
         id: Uuid,
     ) -> Result<Option<UserId>, StoreError> {
         let row = sqlx::query!(
@@ -48,11 +48,11 @@ impl Store {
         let started = sqlx::query_scalar!(
             r#"SELECT start_password_reset($1, $2, $3, $4) AS "started!""#,
             id,
-            email.key(),
+            email.normalized(),
             created_at,
             expires_at,
         );
-        Ok(started.fetch_one(&self.pools.own()).await?)
+        Ok(started.fetch_one(&self.pools.background()).await?)
     }
 
     /// Deletes tokens that expired more than seven days ago.
@@ -61,7 +61,7 @@ impl Store {
     /// [`StoreError`] if the query fails.
     pub async fn prune_one_time_tokens(&self, now: OffsetDateTime) -> Result<(), StoreError> {
         sqlx::query!(r#"SELECT prune_one_time_tokens($1) AS "done""#, now)
-            .fetch_one(&self.pools.own())
+            .fetch_one(&self.pools.background())
             .await?;
         Ok(())
     }
@@ -76,7 +76,7 @@ pub async fn insert(
     tx: &mut Tx,
     user: UserId,
     id: Uuid,
-    purpose: Purpose,
+    purpose: TokenPurpose,
     email: &Email,
     created_at: OffsetDateTime,
     expires_at: OffsetDateTime,
@@ -89,7 +89,7 @@ pub async fn insert(
         id,
         purpose.as_str(),
         user.uuid(),
-        email.key(),
+        email.normalized(),
         created_at,
         expires_at,
     )
@@ -107,7 +107,7 @@ pub async fn redeem(
     tx: &mut Tx,
     user: UserId,
     id: Uuid,
-    purpose: Purpose,
+    purpose: TokenPurpose,
     now: OffsetDateTime,
 ) -> Result<bool, StoreError> {
     let result = sqlx::query!(
@@ -132,7 +132,7 @@ pub async fn redeem(
 pub async fn discard(
     tx: &mut Tx,
     user: UserId,
-    purpose: Purpose,
+    purpose: TokenPurpose,
     now: OffsetDateTime,
 ) -> Result<(), StoreError> {
     sqlx::query!(

@@ -30,7 +30,10 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`] if the query fails.
-    pub async fn find_passkey(&self, credential_id: &[u8]) -> Result<Option<UserId>, StoreError> {
+    pub async fn find_passkey_user(
+        &self,
+        credential_id: &[u8],
+    ) -> Result<Option<UserId>, StoreError> {
         Ok(sqlx::query_scalar!(r#"SELECT find_passkey($1) AS "user: UserId""#, credential_id)
             .fetch_one(&self.pools.requests())
             .await?)
@@ -42,7 +45,7 @@ impl Store {
     /// [`StoreError`] if the query fails.
     pub async fn prune_passkey_challenges(&self, now: OffsetDateTime) -> Result<(), StoreError> {
         sqlx::query!(r#"SELECT prune_passkey_challenges($1) AS "done""#, now)
-            .fetch_one(&self.pools.own())
+            .fetch_one(&self.pools.background())
             .await?;
         Ok(())
     }
@@ -52,7 +55,7 @@ impl Store {
 ///
 /// # Errors
 /// [`StoreError`] if the query fails.
-pub async fn meet_challenge(tx: &mut Tx, challenge: Uuid) -> Result<bool, StoreError> {
+pub async fn mark_challenge_used(tx: &mut Tx, challenge: Uuid) -> Result<bool, StoreError> {
     Ok(sqlx::query_scalar!(r#"SELECT meet_passkey_challenge($1) AS "first!""#, challenge)
         .fetch_one(tx.conn())
         .await?)
@@ -61,8 +64,8 @@ pub async fn meet_challenge(tx: &mut Tx, challenge: Uuid) -> Result<bool, StoreE
 /// Inserts a new passkey. `tx` must belong to its user.
 ///
 /// # Errors
-/// [`Constraint::PasskeyRegistered`](super::Constraint::PasskeyRegistered) if the passkey is already
-/// registered, by any user.
+/// [`Constraint::PasskeyRegistered`](super::Constraint::PasskeyRegistered) if the passkey is
+/// already registered, by any user.
 pub async fn insert(
     tx: &mut Tx,
     user: UserId,

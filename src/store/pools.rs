@@ -20,7 +20,7 @@ const BACKGROUND_CONNECTIONS: u32 = 10;
 
 /// The state of one pool.
 #[derive(Debug, Clone, Copy)]
-pub struct Connections {
+pub struct PoolUsage {
     /// Open connections.
     pub open: u32,
     /// Open connections that are not in use.
@@ -57,7 +57,7 @@ impl Pools {
     }
 
     /// Returns the pool for background work.
-    pub(super) fn own(&self) -> PgPool {
+    pub(super) fn background(&self) -> PgPool {
         self.current.read().unwrap_or_else(PoisonError::into_inner).background.clone()
     }
 
@@ -73,8 +73,8 @@ impl Pools {
         tokio::spawn(async move { tokio::join!(old.requests.close(), old.background.close()) });
     }
 
-    pub(super) fn connections(&self) -> [Connections; 2] {
-        [self.requests(), self.own()].map(|pool| Connections {
+    pub(super) fn usage(&self) -> [PoolUsage; 2] {
+        [self.requests(), self.background()].map(|pool| PoolUsage {
             open: pool.size(),
             idle: pool.num_idle().try_into().unwrap_or(u32::MAX),
         })

@@ -9,7 +9,7 @@ use time::{Date, Month, OffsetDateTime, UtcOffset};
 
 use super::{Store, StoreError, parse_url};
 use crate::model::{
-    audit::{ChainHash, Pruned},
+    audit::{ChainHash, PruneRecord},
     id::WorkspaceId,
 };
 
@@ -19,7 +19,7 @@ const PARENTS: [&str; 2] = ["audit_events", "audit_seals"];
 /// A connection as the owner of the tables. It holds the pruning lock: no other node prunes
 /// meanwhile.
 #[derive(Debug)]
-pub struct Owner {
+pub struct RetentionConnection {
     connection: PgConnection,
 }
 
@@ -55,7 +55,7 @@ impl Partition {
     }
 }
 
-impl Owner {
+impl RetentionConnection {
     /// Connects and takes the pruning lock. `None` if another node holds it.
     ///
     /// # Errors
@@ -77,7 +77,7 @@ impl Owner {
     ///
     /// # Errors
     /// [`StoreError`] if the query fails.
-    pub async fn partitions(&mut self) -> Result<Vec<Partition>, StoreError> {
+    pub async fn list_partitions(&mut self) -> Result<Vec<Partition>, StoreError> {
         let mut partitions = Vec::new();
         for parent in PARENTS {
             // Includes tables that were detached but not dropped, because the node stopped in
@@ -105,7 +105,7 @@ impl Owner {
     ///
     /// # Errors
     /// [`StoreError`] if the query fails, for example because a long reader holds the partition.
-    pub async fn drop(&mut self, partition: &Partition) -> Result<(), StoreError> {
+    pub async fn drop_partition(&mut self, partition: &Partition) -> Result<(), StoreError> {
         let Partition { parent, name, state, .. } = partition;
         let detach = |how| format!("ALTER TABLE {parent} DETACH PARTITION {name} {how}");
         let detach = match state {
@@ -142,12 +142,12 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`] if the query fails.
-    pub async fn losing_workspaces(
+    pub async fn list_pending_prune_events(
         &self,
         events_before: OffsetDateTime,
         seals_before: OffsetDateTime,
-    ) -> Result<Vec<(WorkspaceId, Pruned)>, StoreError> {
-        let mut tx = self.pools.own().begin().await?;
+    ) -> Result<Vec<(WorkspaceId, PruneRecord)>, StoreError> {
+        let mut tx = self.pools.background().begin().await?;
         // The query reads the logs of all workspaces, once an hour at most. It may take ten
         // minutes.
         sqlx::query!(r#"SELECT set_config('statement_timeout', '600000', true) AS "set""#)
@@ -167,10 +167,10 @@ impl Store {
                 None => ChainHash::genesis(row.workspace_id),
                 Some(bytes) => {
                     let hash: Result<[u8; 32], _> = bytes.try_into();
-                    hash.map_err(|_| StoreError::damaged("a chain hash"))?.into()
+                    hash.map_err(|_| StoreError::corrupt("a chain hash"))?.into()
                 }
             };
-            let pruned = Pruned { before: events_before, sequence: row.sequence, hash };
+            let pruned = PruneRecord { before: events_before, sequence: row.sequence, hash };
             Ok((row.workspace_id, pruned))
         });
         pruned.collect()
@@ -180,9 +180,9 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`] if the query fails.
-    pub async fn ledger_bounds(&self) -> Result<Option<(i64, i64)>, StoreError> {
+    pub async fn outbox_bounds(&self) -> Result<Option<(i64, i64)>, StoreError> {
         let row = sqlx::query!("SELECT first, last FROM ledger_bounds()")
-            .fetch_one(&self.pools.own())
+            .fetch_one(&self.pools.background())
             .await?;
         Ok(row.first.zip(row.last))
     }

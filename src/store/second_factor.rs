@@ -11,7 +11,7 @@ use crate::model::id::{Id, SessionId, UserId, WorkspaceId};
 
 /// A user's authenticator, read under a lock.
 #[derive(Debug)]
-pub struct Factor {
+pub struct TotpFactor {
     /// The id that its secret is derived from.
     pub id: Uuid,
     /// The time of creation.
@@ -30,7 +30,7 @@ pub struct Factor {
 
 /// A sign-in whose password was correct and that waits for a second factor. Read under a lock.
 #[derive(Debug)]
-pub struct Challenge {
+pub struct MfaChallenge {
     /// The workspace that the sign-in requested.
     pub workspace: Option<WorkspaceId>,
     /// The number of wrong codes so far.
@@ -42,7 +42,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`] if the query fails.
-    pub async fn find_mfa_challenge(&self, id: Uuid) -> Result<Option<UserId>, StoreError> {
+    pub async fn find_mfa_challenge_user(&self, id: Uuid) -> Result<Option<UserId>, StoreError> {
         Ok(sqlx::query_scalar!(r#"SELECT find_mfa_challenge($1) AS "user: UserId""#, id)
             .fetch_one(&self.pools.requests())
             .await?)
@@ -54,7 +54,7 @@ impl Store {
     /// [`StoreError`] if the query fails.
     pub async fn prune_mfa_challenges(&self, now: OffsetDateTime) -> Result<(), StoreError> {
         sqlx::query!(r#"SELECT prune_mfa_challenges($1) AS "done""#, now)
-            .fetch_one(&self.pools.own())
+            .fetch_one(&self.pools.background())
             .await?;
         Ok(())
     }
@@ -65,9 +65,9 @@ impl Store {
 ///
 /// # Errors
 /// [`StoreError`] if the query fails.
-pub async fn lock(tx: &mut Tx, user: UserId) -> Result<Option<Factor>, StoreError> {
+pub async fn lock(tx: &mut Tx, user: UserId) -> Result<Option<TotpFactor>, StoreError> {
     Ok(sqlx::query_as!(
-        Factor,
+        TotpFactor,
         r#"SELECT factor_id AS id, created_at, wrong_codes, confirmed_at IS NOT NULL AS "confirmed!", last_step,
                   used_recovery_codes, recovery_round
            FROM totp_factors WHERE user_id = $1 FOR UPDATE"#,
@@ -83,7 +83,11 @@ pub async fn lock(tx: &mut Tx, user: UserId) -> Result<Option<Factor>, StoreErro
 ///
 /// # Errors
 /// [`StoreError`] if the query fails.
-pub async fn is_shown(tx: &mut Tx, user: UserId, session: SessionId) -> Result<bool, StoreError> {
+pub async fn is_satisfied(
+    tx: &mut Tx,
+    user: UserId,
+    session: SessionId,
+) -> Result<bool, StoreError> {
     Ok(sqlx::query_scalar!(
         r#"SELECT NOT EXISTS (SELECT FROM passkeys WHERE user_id = $1)
                OR EXISTS (SELECT FROM totp_factors WHERE user_id = $1 AND confirmed_at IS NOT NULL)
@@ -101,7 +105,7 @@ pub async fn is_shown(tx: &mut Tx, user: UserId, session: SessionId) -> Result<b
 ///
 /// # Errors
 /// [`StoreError`] if the query fails.
-pub async fn start(
+pub async fn start_enrollment(
     tx: &mut Tx,
     user: UserId,
     factor: Uuid,
@@ -180,7 +184,7 @@ pub async fn use_recovery_code(tx: &mut Tx, user: UserId, number: u8) -> Result<
 ///
 /// # Errors
 /// [`StoreError`] if the query fails.
-pub async fn renew_recovery_codes(
+pub async fn regenerate_recovery_codes(
     tx: &mut Tx,
     user: UserId,
 ) -> Result<Option<(Uuid, i32)>, StoreError> {
@@ -198,7 +202,7 @@ pub async fn renew_recovery_codes(
 ///
 /// # Errors
 /// [`StoreError`] if the query fails.
-pub async fn exists(tx: &mut Tx, user: UserId) -> Result<bool, StoreError> {
+pub async fn has_totp(tx: &mut Tx, user: UserId) -> Result<bool, StoreError> {
     Ok(sqlx::query_scalar!(
         r#"SELECT EXISTS (SELECT FROM totp_factors WHERE user_id = $1 AND confirmed_at IS NOT NULL)
            AS "exists!""#,
@@ -256,9 +260,9 @@ pub async fn lock_challenge(
     user: UserId,
     id: Uuid,
     now: OffsetDateTime,
-) -> Result<Option<Challenge>, StoreError> {
+) -> Result<Option<MfaChallenge>, StoreError> {
     Ok(sqlx::query_as!(
-        Challenge,
+        MfaChallenge,
         r#"SELECT workspace_id AS "workspace: WorkspaceId", wrong_codes FROM mfa_challenges
            WHERE id = $1 AND user_id = $2 AND used_at IS NULL AND expires_at > $3 FOR UPDATE"#,
         id,
@@ -274,7 +278,7 @@ pub async fn lock_challenge(
 ///
 /// # Errors
 /// [`StoreError`] if the query fails.
-pub async fn wrong_codes(
+pub async fn count_wrong_codes(
     tx: &mut Tx,
     user: UserId,
     since: OffsetDateTime,

@@ -9,16 +9,18 @@ use ipnet::IpNet;
 use sqlx::PgConnection;
 use time::OffsetDateTime;
 
-use super::{Line, Store, StoreError, Tx};
+use super::{DedicatedConnection, Store, StoreError, Tx};
 use crate::model::{
     id::{Id, PasskeyId, SessionId, UserId, WorkspaceId},
-    page::{Items, Page},
+    page::{ListPage, PageRequest},
     refresh_token::RefreshSeed,
     scope::Role,
-    session::{SessionEndReason, NewSession, RefreshState, Session, SessionRecord, Which},
+    session::{
+        NewSession, RefreshState, Session, SessionEndReason, SessionRecord, SessionSelector,
+    },
 };
 
-impl Line {
+impl DedicatedConnection {
     /// Finds sessions, before the caller is authenticated. Includes ended sessions.
     ///
     /// # Errors
@@ -32,7 +34,7 @@ impl Line {
 }
 
 impl Store {
-    /// Finds one session, as [`Line::find_sessions`] does.
+    /// Finds one session, as [`DedicatedConnection::find_sessions`] does.
     ///
     /// # Errors
     /// [`StoreError`] if the query fails.
@@ -46,7 +48,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`] if the query fails.
-    pub async fn use_session(
+    pub async fn touch_session(
         &self,
         id: SessionId,
         now: OffsetDateTime,
@@ -121,7 +123,7 @@ impl From<SessionRow> for SessionRecord {
             name: row.full_name.unwrap_or(row.email).into(),
             role: row.role,
             expires_at: row.expires_at,
-            ended: row.ended_at.is_some(),
+            is_ended: row.ended_at.is_some(),
             rate_limit_per_minute: row.rate_limit_per_minute.and_then(|n| n.try_into().ok()),
             lacks_second_factor: row.lacks_second_factor,
         }
@@ -196,7 +198,7 @@ pub async fn lock_refresh_state(
             generation: row.refresh_generation.try_into().ok()?,
             refreshed_at: row.refreshed_at,
             expires_at: row.expires_at,
-            ended: row.ended_at.is_some(),
+            is_ended: row.ended_at.is_some(),
         })
     }))
 }
@@ -234,8 +236,8 @@ pub async fn list(
     user: UserId,
     now: OffsetDateTime,
     idle: Duration,
-    page: Page,
-) -> Result<Items<Session>, StoreError> {
+    page: PageRequest,
+) -> Result<ListPage<Session>, StoreError> {
     let rows = sqlx::query!(
         r#"SELECT id AS "id: SessionId", workspace_id AS "workspace_id: WorkspaceId", created_at,
                   last_seen_at, ip AS "ip: IpNet", user_agent
@@ -260,7 +262,7 @@ pub async fn list(
         ip: row.ip.map(|net| net.addr()),
         user_agent: row.user_agent,
     });
-    Ok(Items::from_overfetch(sessions.collect(), page.limit))
+    Ok(ListPage::from_overfetch(sessions.collect(), page.limit))
 }
 
 /// Counts the active sessions of a user.
@@ -289,18 +291,18 @@ pub async fn count(
 ///
 /// # Errors
 /// [`StoreError`] if the query fails.
-pub async fn end_of_person(
+pub async fn end_for_user(
     tx: &mut Tx,
     user: UserId,
-    selector: Which,
+    selector: SessionSelector,
     now: OffsetDateTime,
     reason: SessionEndReason,
 ) -> Result<Vec<(SessionId, WorkspaceId)>, StoreError> {
     let (only, except, workspace) = match selector {
-        Which::One(id) => (Some(id.uuid()), None, None),
-        Which::AllExcept(id) => (None, Some(id.uuid()), None),
-        Which::In(workspace) => (None, None, Some(workspace.uuid())),
-        Which::All => (None, None, None),
+        SessionSelector::One(id) => (Some(id.uuid()), None, None),
+        SessionSelector::AllExcept(id) => (None, Some(id.uuid()), None),
+        SessionSelector::InWorkspace(workspace) => (None, None, Some(workspace.uuid())),
+        SessionSelector::All => (None, None, None),
     };
     let rows = sqlx::query!(
         r#"UPDATE sessions SET ended_at = $4, end_reason = $5
@@ -359,7 +361,7 @@ pub async fn set_workspace(
 ///
 /// # Errors
 /// [`StoreError`] if the query fails.
-pub async fn created_at(
+pub async fn active_since(
     tx: &mut Tx,
     user: UserId,
     id: SessionId,
@@ -379,7 +381,7 @@ pub async fn created_at(
 ///
 /// # Errors
 /// [`StoreError`] if the query fails.
-pub async fn enter(
+pub async fn set_workspace_and_check_device(
     tx: &mut Tx,
     workspace: WorkspaceId,
     network: IpNet,

@@ -16,14 +16,14 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`] if the query fails.
-    pub async fn signing_keys(&self) -> Result<Vec<StoredSigningKey>, StoreError> {
+    pub async fn list_active_signing_keys(&self) -> Result<Vec<StoredSigningKey>, StoreError> {
         Ok(sqlx::query_as!(
             StoredSigningKey,
             r#"SELECT id AS "id: SigningKeyId", purpose AS "purpose: KeyPurpose", public_key,
                       sealed_private_key, created_at
                FROM signing_keys WHERE retired_at IS NULL ORDER BY created_at DESC, id DESC"#,
         )
-        .fetch_all(&self.pools.own())
+        .fetch_all(&self.pools.background())
         .await?)
     }
 
@@ -63,7 +63,7 @@ impl Store {
             key.sealed_private_key,
             key.created_at,
         )
-        .execute(&self.pools.own())
+        .execute(&self.pools.background())
         .await?;
         Ok(())
     }
@@ -103,14 +103,14 @@ impl Store {
                       retired_at
                FROM signing_keys ORDER BY created_at DESC, id DESC"#,
         )
-        .fetch_all(&self.pools.own())
+        .fetch_all(&self.pools.background())
         .await?)
     }
 
     /// Begins a transaction that holds the lock on key changes: no other node inserts its first key
     /// or retires one meanwhile.
     async fn begin_key_change(&self) -> Result<Transaction<'static, Postgres>, StoreError> {
-        let mut tx = self.pools.own().begin().await?;
+        let mut tx = self.pools.background().begin().await?;
         sqlx::query!(r#"SELECT pg_advisory_xact_lock(hashtext('signing keys')) AS "lock?""#)
             .fetch_one(&mut *tx)
             .await?;

@@ -11,9 +11,9 @@ use uuid::Uuid;
 use super::{Store, StoreError, Tx};
 use crate::model::{
     id::{ApiKeyId, Id, WorkspaceId},
-    rotation::{Confirmation, KeyClient, KeyTraffic, Known, QuietPeriod},
+    rotation::{KeyClient, KeyTraffic, QuietEvidence, QuietPeriod, UsageWatermark},
     scope::Scope,
-    usage::{KeyAddress, OverScopedKey, Spell, UnusedKey},
+    usage::{KeyAddress, OverScopedKey, UnusedKey, UsageBucket},
 };
 
 /// The maximum number of clients or addresses in one result.
@@ -24,27 +24,27 @@ const MAX_CLIENTS: i64 = 100;
 ///
 /// # Errors
 /// [`StoreError`] if the query fails.
-pub async fn known(
+pub async fn usage_watermark(
     tx: &mut Tx,
     own_node: Uuid,
     own_until: OffsetDateTime,
-) -> Result<Known, StoreError> {
+) -> Result<UsageWatermark, StoreError> {
     let row = sqlx::query!("SELECT until, doubtful_at FROM uses_known($1)", own_node)
         .fetch_one(tx.conn())
         .await?;
     let until = row.until.map_or(own_until, |until| until.min(own_until));
-    Ok(Known { until, doubtful_at: row.doubtful_at })
+    Ok(UsageWatermark { counted_until: until, usage_gap_at: row.doubtful_at })
 }
 
 /// Returns the evidence of the last verdict that a key is safe to revoke, if there is one.
 ///
 /// # Errors
 /// [`StoreError`] if the query fails.
-pub async fn confirmation(
+pub async fn get_quiet_confirmation(
     tx: &mut Tx,
     workspace: WorkspaceId,
     id: ApiKeyId,
-) -> Result<Option<Confirmation>, StoreError> {
+) -> Result<Option<QuietEvidence>, StoreError> {
     let row = sqlx::query!(
         r#"SELECT successor_id AS "successor: ApiKeyId", quiet_since, quiet_until FROM quiet_keys
            WHERE workspace_id = $1 AND key_id = $2"#,
@@ -53,7 +53,7 @@ pub async fn confirmation(
     )
     .fetch_optional(tx.conn())
     .await?;
-    Ok(row.map(|row| Confirmation {
+    Ok(row.map(|row| QuietEvidence {
         successor: row.successor,
         quiet: QuietPeriod { since: row.quiet_since, until: row.quiet_until },
     }))
@@ -64,11 +64,11 @@ pub async fn confirmation(
 ///
 /// # Errors
 /// [`StoreError`] if the query fails.
-pub async fn confirm(
+pub async fn store_quiet_confirmation(
     tx: &mut Tx,
     workspace: WorkspaceId,
     id: ApiKeyId,
-    confirmation: Confirmation,
+    confirmation: QuietEvidence,
 ) -> Result<(), StoreError> {
     sqlx::query!(
         "INSERT INTO quiet_keys AS kept (workspace_id, key_id, successor_id, quiet_since, quiet_until)
@@ -92,7 +92,7 @@ pub async fn confirm(
 ///
 /// # Errors
 /// [`StoreError`] if the query fails.
-pub async fn traffic(
+pub async fn get_traffic(
     tx: &mut Tx,
     workspace: WorkspaceId,
     id: ApiKeyId,
@@ -157,7 +157,7 @@ async fn list_clients_since(
 
 /// The total use of a key.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Totals {
+pub struct UsageTotals {
     /// The number of requests.
     pub requests: i64,
     /// The time of the first request.
@@ -170,11 +170,11 @@ pub struct Totals {
 ///
 /// # Errors
 /// [`StoreError`] if the query fails.
-pub async fn totals(
+pub async fn get_totals(
     tx: &mut Tx,
     workspace: WorkspaceId,
     id: ApiKeyId,
-) -> Result<Totals, StoreError> {
+) -> Result<UsageTotals, StoreError> {
     let row = sqlx::query!(
         "SELECT total_requests, first_used_at, last_used_at FROM api_key_activity
          WHERE workspace_id = $1 AND key_id = $2",
@@ -183,7 +183,7 @@ pub async fn totals(
     )
     .fetch_optional(tx.conn())
     .await?;
-    Ok(row.map_or_else(Totals::default, |row| Totals {
+    Ok(row.map_or_else(UsageTotals::default, |row| UsageTotals {
         requests: row.total_requests,
         first_used_at: Some(row.first_used_at),
         last_used_at: Some(row.last_used_at),
@@ -192,7 +192,7 @@ pub async fn totals(
 
 /// The length of a usage bucket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Length {
+pub enum BucketLength {
     /// An hour.
     Hour,
     /// A day in UTC.
@@ -201,7 +201,7 @@ pub enum Length {
     All,
 }
 
-impl Length {
+impl BucketLength {
     const fn as_str(self) -> &'static str {
         match self {
             Self::Hour => "hour",
@@ -216,13 +216,13 @@ impl Length {
 ///
 /// # Errors
 /// [`StoreError`] if the query fails.
-pub async fn spells(
+pub async fn list_buckets(
     tx: &mut Tx,
     workspace: WorkspaceId,
     id: ApiKeyId,
-    length: Length,
+    length: BucketLength,
     since: OffsetDateTime,
-) -> Result<Vec<Spell>, StoreError> {
+) -> Result<Vec<UsageBucket>, StoreError> {
     let rows = sqlx::query!(
         r#"SELECT CASE $3::text WHEN 'all' THEN timestamptz 'epoch' ELSE date_trunc($3, hour, 'UTC') END AS "start!",
                   route_group, status_class, sum(requests)::bigint AS "requests!"
@@ -236,10 +236,10 @@ pub async fn spells(
     )
     .fetch_all(tx.conn())
     .await?;
-    let mut buckets: Vec<Spell> = Vec::new();
+    let mut buckets: Vec<UsageBucket> = Vec::new();
     for row in rows {
         if buckets.last().is_none_or(|bucket| bucket.start != row.start) {
-            buckets.push(Spell::empty(row.start));
+            buckets.push(UsageBucket::empty(row.start));
         }
         if let Some(bucket) = buckets.last_mut() {
             bucket.add(row.route_group, row.status_class, row.requests);
@@ -258,10 +258,10 @@ pub async fn list_hourly_counts(
     workspace: WorkspaceId,
     ids: &[ApiKeyId],
     since: OffsetDateTime,
-) -> Result<Vec<Uses>, StoreError> {
+) -> Result<Vec<RequestCount>, StoreError> {
     let ids: Vec<_> = ids.iter().map(|id| id.uuid()).collect();
     Ok(sqlx::query_as!(
-        Uses,
+        RequestCount,
         r#"SELECT key_id AS "key_id: ApiKeyId", hour AS start, sum(requests)::bigint AS "requests!"
            FROM key_usage_hours
            WHERE workspace_id = $1 AND key_id = ANY ($2) AND hour >= $3
@@ -284,10 +284,10 @@ pub async fn list_minute_counts(
     workspace: WorkspaceId,
     ids: &[ApiKeyId],
     since: OffsetDateTime,
-) -> Result<Vec<Uses>, StoreError> {
+) -> Result<Vec<RequestCount>, StoreError> {
     let ids: Vec<_> = ids.iter().map(|id| id.uuid()).collect();
     Ok(sqlx::query_as!(
-        Uses,
+        RequestCount,
         r#"SELECT key_id AS "key_id: ApiKeyId", minute AS start, requests
            FROM key_usage_minutes
            WHERE workspace_id = $1 AND key_id = ANY ($2) AND minute >= $3"#,
@@ -301,7 +301,7 @@ pub async fn list_minute_counts(
 
 /// The requests of a key in one hour or one minute.
 #[derive(Debug)]
-pub struct Uses {
+pub struct RequestCount {
     /// The key.
     pub key_id: ApiKeyId,
     /// The start of the hour or minute.
@@ -314,7 +314,7 @@ pub struct Uses {
 ///
 /// # Errors
 /// [`StoreError`] if the query fails.
-pub async fn addresses(
+pub async fn list_addresses(
     tx: &mut Tx,
     workspace: WorkspaceId,
     id: ApiKeyId,
@@ -412,7 +412,7 @@ impl Store {
     /// [`StoreError`] if the query fails.
     pub async fn prune_usage_minutes(&self, now: OffsetDateTime) -> Result<(), StoreError> {
         sqlx::query!(r#"SELECT prune_usage_minutes($1) AS "done""#, now)
-            .fetch_one(&self.pools.own())
+            .fetch_one(&self.pools.background())
             .await?;
         Ok(())
     }
@@ -424,7 +424,7 @@ impl Store {
     /// [`StoreError`] if the query fails.
     pub async fn prune_key_usage(&self, oldest: OffsetDateTime) -> Result<(), StoreError> {
         sqlx::query!(r#"SELECT prune_key_usage($1) AS "done""#, oldest)
-            .fetch_one(&self.pools.own())
+            .fetch_one(&self.pools.background())
             .await?;
         Ok(())
     }

@@ -17,7 +17,7 @@ use crate::model::{
 
 /// The data of an account that a sign-in needs.
 #[derive(Debug)]
-pub struct SignIn {
+pub struct SignInAccount {
     /// The user.
     pub user_id: UserId,
     /// The address as entered at registration.
@@ -30,7 +30,7 @@ pub struct SignIn {
     pub last_workspace_id: Option<WorkspaceId>,
 }
 
-impl SignIn {
+impl SignInAccount {
     /// Returns the user's name or, without one, the address.
     #[must_use]
     pub fn display_name(&self) -> &str {
@@ -43,16 +43,16 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`] if the query fails.
-    pub async fn find_sign_in(&self, email: &Email) -> Result<Option<SignIn>, StoreError> {
+    pub async fn find_account(&self, email: &Email) -> Result<Option<SignInAccount>, StoreError> {
         let row = sqlx::query!(
             r#"SELECT user_id AS "user_id!: UserId", email AS "email!", full_name, password_hash,
                       last_workspace_id AS "last_workspace_id: WorkspaceId"
                FROM find_sign_in($1)"#,
-            email.key(),
+            email.normalized(),
         )
         .fetch_optional(&self.pools.requests())
         .await?;
-        Ok(row.map(|row| SignIn {
+        Ok(row.map(|row| SignInAccount {
             user_id: row.user_id,
             email: row.email,
             full_name: row.full_name,
@@ -79,7 +79,7 @@ pub async fn insert(
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
         user.id.uuid(),
         email.as_str(),
-        email.key(),
+        email.normalized(),
         user.full_name,
         password_hash.expose_secret(),
         Json(&user.profile) as _,
@@ -186,7 +186,7 @@ pub async fn set_password_hash(
 ///
 /// # Errors
 /// [`StoreError`] if the query fails.
-pub async fn pin_password_hash(
+pub async fn lock_password_hash(
     tx: &mut Tx,
     verified: &SecretString,
     renewed: Option<&SecretString>,

@@ -3,8 +3,8 @@
 use super::{StoreError, Tx};
 use crate::model::{
     id::{Id, TransactionId, WorkspaceId},
-    page::{Items, Page},
-    wallet::Transaction,
+    page::{ListPage, PageRequest},
+    wallet::WalletTransaction,
 };
 
 /// Returns a workspace's balance in US cents.
@@ -28,7 +28,7 @@ pub async fn balance_cents(tx: &mut Tx, workspace: WorkspaceId) -> Result<i64, S
 pub async fn insert(
     tx: &mut Tx,
     workspace: WorkspaceId,
-    transaction: &Transaction,
+    transaction: &WalletTransaction,
 ) -> Result<(), StoreError> {
     sqlx::query!(
         "INSERT INTO wallet_transactions (id, workspace_id, kind, amount_cents, description, created_at)
@@ -52,10 +52,10 @@ pub async fn insert(
 pub async fn list(
     tx: &mut Tx,
     workspace: WorkspaceId,
-    page: Page,
-) -> Result<Items<Transaction>, StoreError> {
+    page: PageRequest,
+) -> Result<ListPage<WalletTransaction>, StoreError> {
     let items = sqlx::query_as!(
-        Transaction,
+        WalletTransaction,
         r#"SELECT id AS "id: TransactionId", kind, amount_cents, description, created_at
            FROM wallet_transactions
            WHERE workspace_id = $1 AND ($2::uuid IS NULL OR id < $2)
@@ -67,7 +67,7 @@ pub async fn list(
     )
     .fetch_all(tx.conn())
     .await?;
-    Ok(Items::from_overfetch(items, page.limit))
+    Ok(ListPage::from_overfetch(items, page.limit))
 }
 
 /// Counts the wallet transactions of a workspace.

@@ -7,9 +7,9 @@ use crate::model::{
     brand::Brand,
     fields::Fields,
     id::{Id, UserId, WorkspaceId},
-    page::{Items, Page},
+    page::{ListPage, PageRequest},
     scope::Role,
-    workspace::{WorkspaceWithRole, Workspace, WorkspaceChange},
+    workspace::{Workspace, WorkspaceChange, WorkspaceWithRole},
 };
 
 /// Inserts a new workspace. `tx` must belong to that workspace.
@@ -78,7 +78,7 @@ pub async fn appearance(
     )
     .fetch_optional(tx.conn())
     .await?;
-    Ok(row.map(|row| (row.name, Brand::of(&row.branding))))
+    Ok(row.map(|row| (row.name, Brand::from_settings(&row.branding))))
 }
 
 /// Replaces a workspace's white-label settings. False if the workspace does not exist.
@@ -137,11 +137,11 @@ pub async fn delete(tx: &mut Tx) -> Result<bool, StoreError> {
 ///
 /// # Errors
 /// [`StoreError`] if the query fails.
-pub async fn of_person(
+pub async fn list_by_user(
     tx: &mut Tx,
     user: UserId,
-    page: Page,
-) -> Result<Items<WorkspaceWithRole>, StoreError> {
+    page: PageRequest,
+) -> Result<ListPage<WorkspaceWithRole>, StoreError> {
     let rows = sqlx::query!(
         r#"SELECT w.id AS "id: WorkspaceId", w.name, w.rate_limit_per_minute,
                   w.require_second_factor, w.created_at,
@@ -168,7 +168,7 @@ pub async fn of_person(
         },
         role: row.role,
     });
-    Ok(Items::from_overfetch(workspaces.collect(), page.limit))
+    Ok(ListPage::from_overfetch(workspaces.collect(), page.limit))
 }
 
 /// Counts the workspaces of a user. `tx` must belong to that user.

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::fixture::{TestApp, eventually, without};
+use crate::fixture::{TestApp, eventually, with_placeholders};
 
 #[tokio::test]
 async fn created_key_has_documented_form_and_is_shown_once() {
@@ -11,7 +11,7 @@ async fn created_key_has_documented_form_and_is_shown_once() {
     let body = json!({ "name": "prod-2026-q2", "description": "The booking server" });
     let answer = app.post("/v1/api-keys").bearer(&dana.access_token).json(body).send().await;
     let location = answer.header("location").to_owned();
-    let key = answer.expect(201);
+    let key = answer.expect_status(201);
     assert_eq!(location, format!("/v1/api-keys/{}", key["id"].as_str().unwrap()));
     let secret = key["key"].as_str().unwrap();
     let random = secret.strip_prefix("sk_call2me_live_").unwrap();
@@ -24,29 +24,30 @@ async fn created_key_has_documented_form_and_is_shown_once() {
         "last_used_at": null, "last_used_ip": null, "revoked_at": null, "revoked_by": null,
         "rotated_from": null, "rotated_to": null, "allowed_ips": [], "key": "…",
     });
-    assert_eq!(without(&key, &generated), expected);
+    assert_eq!(with_placeholders(&key, &generated), expected);
     let fetched = app.get(&location).bearer(&dana.access_token).send().await;
     assert!(!fetched.text.contains(secret));
-    assert_eq!(fetched.expect(200)["created_by"], dana.user_id);
+    assert_eq!(fetched.expect_status(200)["created_by"], dana.user_id);
 }
 
 #[tokio::test]
 async fn key_works_until_it_is_revoked() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
-    let key = app.mint(&dana, "prod", "write").await;
-    app.get("/v1/agents").bearer(&key.secret).send().await.expect(200);
+    let key = app.create_key(&dana, "prod", "write").await;
+    app.get("/v1/agents").bearer(&key.secret).send().await.expect_status(200);
     let path = format!("/v1/api-keys/{}", key.id);
     let revoke = || app.delete(&path).bearer(&dana.access_token).send();
     assert_eq!(revoke().await.status, 204);
     let rejected = app.get("/v1/agents").bearer(&key.secret).send().await;
-    rejected.refused(401, "unauthorized");
+    rejected.assert_error(401, "unauthorized");
     assert_eq!(revoke().await.status, 204, "a second revocation changes nothing");
-    let fetched = app.get(&path).bearer(&dana.access_token).send().await.expect(200);
+    let fetched = app.get(&path).bearer(&dana.access_token).send().await.expect_status(200);
     assert_eq!(fetched["status"], "revoked");
     assert_eq!(fetched["revoked_by"], dana.user_id);
-    let events =
-        app.events(&dana.access_token, "", |event| event["action"] == "api_key.rejected").await;
+    let events = app
+        .wait_for_event(&dana.access_token, "", |event| event["action"] == "api_key.rejected")
+        .await;
     let count = |action: &str| events.iter().filter(|event| event["action"] == action).count();
     assert_eq!(count("api_key.revoked"), 1);
     assert_eq!(count("api_key.rejected"), 1);
@@ -56,17 +57,17 @@ async fn key_works_until_it_is_revoked() {
 async fn key_list_is_filtered_and_names_may_repeat() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
-    let first = app.mint(&dana, "prod", "write").await;
-    app.mint(&dana, "prod", "read-only").await;
-    app.mint(&dana, "staging", "admin").await;
+    let first = app.create_key(&dana, "prod", "write").await;
+    app.create_key(&dana, "prod", "read-only").await;
+    app.create_key(&dana, "staging", "admin").await;
     app.delete(&format!("/v1/api-keys/{}", first.id))
         .bearer(&dana.access_token)
         .send()
         .await
-        .expect(204);
+        .expect_status(204);
     let list = async |query: &str| {
         let path = format!("/v1/api-keys{query}");
-        app.get(&path).bearer(&dana.access_token).send().await.expect(200)
+        app.get(&path).bearer(&dana.access_token).send().await.expect_status(200)
     };
     let names = |body: &Value| -> Vec<String> {
         let keys = body["api_keys"].as_array().unwrap();
@@ -91,18 +92,18 @@ async fn key_list_is_filtered_and_names_may_repeat() {
 async fn key_update_changes_everything_but_the_scope() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
-    let key = app.mint(&dana, "prod", "read-only").await;
+    let key = app.create_key(&dana, "prod", "read-only").await;
     let path = format!("/v1/api-keys/{}", key.id);
     let patch = |body: Value| app.patch(&path).bearer(&dana.access_token).json(body).send();
     let changed = patch(json!({
         "name": "prod-eu", "description": "EU", "allowed_ips": ["10.1.2.3/8", "::1"],
     }));
-    let changed = changed.await.expect(200);
+    let changed = changed.await.expect_status(200);
     assert_eq!((&changed["name"], &changed["description"]), (&json!("prod-eu"), &json!("EU")));
     assert_eq!(changed["allowed_ips"], json!(["10.0.0.0/8", "::1/128"]));
-    let unchanged = patch(json!({})).await.expect(200);
+    let unchanged = patch(json!({})).await.expect_status(200);
     assert_eq!(unchanged["description"], "EU", "absent fields keep their value");
-    let cleared = patch(json!({ "description": null, "allowed_ips": [] })).await.expect(200);
+    let cleared = patch(json!({ "description": null, "allowed_ips": [] })).await.expect_status(200);
     assert_eq!((&cleared["description"], &cleared["allowed_ips"]), (&Value::Null, &json!([])));
     for (field, value) in [
         ("scope", json!("admin")),
@@ -112,7 +113,10 @@ async fn key_update_changes_everything_but_the_scope() {
         ("allowed_ips", json!(["300.0.0.1"])),
         ("allowed_ips", Value::Null),
     ] {
-        patch(json!({ field: value })).await.refused(422, "validation_failed").blames(field);
+        patch(json!({ field: value }))
+            .await
+            .assert_error(422, "validation_failed")
+            .assert_field(field);
     }
 }
 
@@ -120,16 +124,16 @@ async fn key_update_changes_everything_but_the_scope() {
 async fn key_is_rejected_outside_allowed_ips() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
-    let key = app.mint(&dana, "prod", "write").await;
+    let key = app.create_key(&dana, "prod", "write").await;
     let path = format!("/v1/api-keys/{}", key.id);
     let restrict = async |allowed_ips: Value| {
         let body = json!({ "allowed_ips": allowed_ips });
-        app.patch(&path).bearer(&dana.access_token).json(body).send().await.expect(200);
+        app.patch(&path).bearer(&dana.access_token).json(body).send().await.expect_status(200);
     };
     restrict(json!(["203.0.113.0/24"])).await;
-    app.get("/v1/agents").bearer(&key.secret).send().await.refused(403, "forbidden");
+    app.get("/v1/agents").bearer(&key.secret).send().await.assert_error(403, "forbidden");
     restrict(json!(["127.0.0.0/8"])).await;
-    app.get("/v1/agents").bearer(&key.secret).send().await.expect(200);
+    app.get("/v1/agents").bearer(&key.secret).send().await.expect_status(200);
 }
 
 #[tokio::test]
@@ -153,9 +157,9 @@ async fn invalid_key_fields_are_rejected_by_name() {
         (json!({ "name": "a", "description": "x".repeat(501) }), "description"),
     ] {
         let answer = app.post("/v1/api-keys").bearer(&dana.access_token).json(body).send().await;
-        answer.refused(422, "validation_failed").blames(field);
+        answer.assert_error(422, "validation_failed").assert_field(field);
     }
-    let list = app.get("/v1/api-keys").bearer(&dana.access_token).send().await.expect(200);
+    let list = app.get("/v1/api-keys").bearer(&dana.access_token).send().await.expect_status(200);
     assert_eq!(list["total"], 0, "no key was created");
 }
 
@@ -163,20 +167,21 @@ async fn invalid_key_fields_are_rejected_by_name() {
 async fn admin_key_creates_keys_and_revokes_itself() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
-    let admin = app.mint(&dana, "admin", "admin").await;
+    let admin = app.create_key(&dana, "admin", "admin").await;
     let body = json!({ "name": "child", "scope": "read-only" });
-    let child = app.post("/v1/api-keys").bearer(&admin.secret).json(body).send().await.expect(201);
+    let child =
+        app.post("/v1/api-keys").bearer(&admin.secret).json(body).send().await.expect_status(201);
     assert_eq!(child["created_by"], admin.id);
     app.delete(&format!("/v1/api-keys/{}", admin.id))
         .bearer(&admin.secret)
         .send()
         .await
-        .expect(204);
-    app.get("/v1/agents").bearer(&admin.secret).send().await.refused(401, "unauthorized");
+        .expect_status(204);
+    app.get("/v1/agents").bearer(&admin.secret).send().await.assert_error(401, "unauthorized");
     let secret = child["key"].as_str().unwrap();
-    app.get("/v1/agents").bearer(secret).send().await.expect(200);
+    app.get("/v1/agents").bearer(secret).send().await.expect_status(200);
     // Both keys act for the same user.
-    let me = app.get("/v1/users/me").bearer(secret).send().await.expect(200);
+    let me = app.get("/v1/users/me").bearer(secret).send().await.expect_status(200);
     assert_eq!(me["id"], dana.user_id);
 }
 
@@ -184,16 +189,16 @@ async fn admin_key_creates_keys_and_revokes_itself() {
 async fn malformed_key_is_rejected_with_specific_reason() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
-    let key = app.mint(&dana, "prod", "write").await;
+    let key = app.create_key(&dana, "prod", "write").await;
     let mut mistyped = key.secret.clone().into_bytes();
     mistyped[20] = if mistyped[20] == b'A' { b'B' } else { b'A' };
     let mistyped = String::from_utf8(mistyped).unwrap();
     let answer = app.get("/v1/agents").bearer(&mistyped).send().await;
-    answer.refused(401, "unauthorized");
+    answer.assert_error(401, "unauthorized");
     assert!(answer.body["detail"].as_str().unwrap().contains("checksum"));
     let test_key = key.secret.replace("_live_", "_test_");
     let answer = app.get("/v1/agents").bearer(&test_key).send().await;
-    answer.refused(401, "unauthorized");
+    answer.assert_error(401, "unauthorized");
     assert!(answer.body["detail"].as_str().unwrap().contains("\"test\""));
     assert!(
         answer.header("www-authenticate").contains("'test'"),
@@ -205,13 +210,13 @@ async fn malformed_key_is_rejected_with_specific_reason() {
 async fn key_use_is_recorded_and_counted() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
-    let key = app.mint(&dana, "prod", "read-only").await;
+    let key = app.create_key(&dana, "prod", "read-only").await;
     for _ in 0..3 {
-        app.get("/v1/agents").bearer(&key.secret).send().await.expect(200);
+        app.get("/v1/agents").bearer(&key.secret).send().await.expect_status(200);
     }
     let path = format!("/v1/api-keys/{}", key.id);
     let used_key = eventually("last_used_at", async || {
-        let key = app.get(&path).bearer(&dana.access_token).send().await.expect(200);
+        let key = app.get(&path).bearer(&dana.access_token).send().await.expect_status(200);
         key["last_used_at"].is_string().then_some(key)
     })
     .await;
@@ -231,7 +236,7 @@ async fn key_use_is_recorded_and_counted() {
 async fn database_contains_no_plaintext_secret() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
-    let key = app.mint(&dana, "prod", "write").await;
+    let key = app.create_key(&dana, "prod", "write").await;
     let mut connection = app.database.connect().await;
     let tables: Vec<String> = sqlx::query_scalar(
         "SELECT relname::text FROM pg_class WHERE relkind IN ('r', 'p') AND relnamespace = 'public'::regnamespace",

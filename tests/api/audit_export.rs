@@ -6,23 +6,23 @@ use futures_util::StreamExt as _;
 use serde_json::{Value, json};
 use tokio::process::Command;
 
-use crate::fixture::{Answer, Person, TestApp, eventually, python};
+use crate::fixture::{TestApp, TestResponse, TestUser, eventually, python};
 
-async fn export(app: &TestApp, owner: &Person, query: &str) -> Answer {
+async fn export(app: &TestApp, owner: &TestUser, query: &str) -> TestResponse {
     let path = format!("/v1/audit-log/export?{query}");
     let answer = app.get(&path).bearer(&owner.access_token).send().await;
     assert_eq!(answer.status, 200, "{}", answer.text);
     answer
 }
 
-fn parse_lines(answer: &Answer) -> Vec<Value> {
+fn parse_lines(answer: &TestResponse) -> Vec<Value> {
     answer.text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
 /// Creates a workspace with more events than an export reads in one batch.
-async fn workspace_with_long_log(app: &TestApp) -> Person {
+async fn workspace_with_long_log(app: &TestApp) -> TestUser {
     let dana = app.register("acme").await;
-    let key = app.mint(&dana, "=cmd|' /C calc'!A0", "write").await;
+    let key = app.create_key(&dana, "=cmd|' /C calc'!A0", "write").await;
     app.raise_rate_limits().await;
     let calls = (0..1100).map(|number| {
         let path = if number % 11 == 0 { "/v1/wallet/balance" } else { "/v1/agents" };
@@ -56,7 +56,7 @@ async fn export_equals_all_pages_of_list() {
     let (mut listed, mut cursor) = (Vec::new(), String::new());
     loop {
         let path = format!("/v1/audit-log?limit=100&method=GET&path=x{cursor}");
-        let page = app.get(&path).bearer(&dana.access_token).send().await.expect(200);
+        let page = app.get(&path).bearer(&dana.access_token).send().await.expect_status(200);
         listed.extend(page["events"].as_array().unwrap().clone());
         let Some(next) = page["next_cursor"].as_str() else { break };
         cursor = format!("&cursor={next}");
@@ -109,7 +109,7 @@ async fn invalid_export_parameters_are_rejected() {
     ] {
         let path = format!("/v1/audit-log/export?{query}");
         let answer = app.get(&path).bearer(&dana.access_token).send().await;
-        answer.refused(422, "validation_failed").blames(field);
+        answer.assert_error(422, "validation_failed").assert_field(field);
     }
     // HTTP/1.0 cannot signal a truncated body: half an export would look complete.
     let mut http_10 = reqwest::Client::new().get(format!("{}/v1/audit-log/export", app.url));
@@ -133,7 +133,7 @@ async fn run_verifier(arguments: &[&std::path::Path]) -> (bool, String) {
 async fn independent_verifier_detects_tampering() {
     let app = TestApp::start().await;
     let dana = workspace_with_long_log(&app).await;
-    app.database.all_is_sealed().await;
+    app.database.wait_until_sealed().await;
     let folder = tempfile::tempdir().unwrap();
     let write = async |name: &str, text: &str| {
         let path = folder.path().join(name);
@@ -143,7 +143,7 @@ async fn independent_verifier_detects_tampering() {
     let proof = export(&app, &dana, "proof=true").await.text;
     let checkpoint = app.get("/v1/audit-log/checkpoint").bearer(&dana.access_token).send().await;
     let checkpoint_text = checkpoint.text.clone();
-    let checkpoint = checkpoint.expect(200);
+    let checkpoint = checkpoint.expect_status(200);
     let jwks = write("jwks.json", &app.get("/.well-known/jwks.json").send().await.text).await;
     // Export again if the first export ended before the checkpoint.
     let checkpoint_sequence = checkpoint["sequence"].as_i64().unwrap();
@@ -195,7 +195,7 @@ async fn independent_verifier_detects_tampering() {
 
     // An export that starts after a checkpoint is verified against that checkpoint.
     let query = format!("proof=true&after_sequence={checkpoint_sequence}");
-    app.database.all_is_sealed().await;
+    app.database.wait_until_sealed().await;
     let tail = export(&app, &dana, &query).await.text;
     let first: Value = serde_json::from_str(tail.lines().next().unwrap()).unwrap();
     assert_eq!(first["sequence"], checkpoint_sequence + 1);

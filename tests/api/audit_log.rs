@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::fixture::{TestApp, without};
+use crate::fixture::{TestApp, with_placeholders};
 
 fn is_request_to(path: &'static str) -> impl Fn(&Value) -> bool {
     move |event| event["action"] == "request" && event["request"]["path"] == path
@@ -14,7 +14,7 @@ fn is_request_to(path: &'static str) -> impl Fn(&Value) -> bool {
 async fn request_is_logged_with_key_name() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
-    let key = app.mint(&dana, "prod-2026-q2", "read-only").await;
+    let key = app.create_key(&dana, "prod-2026-q2", "read-only").await;
     let call = app.get("/v1/agents?limit=3").bearer(&key.secret).header("user-agent", "curl/8.5.0");
     let request_id = call.send().await.header("x-request-id").to_owned();
     let query = format!("key_id={}", key.id);
@@ -30,7 +30,7 @@ async fn request_is_logged_with_key_name() {
             "status": 200, "user_agent": "curl/8.5.0",
         },
     });
-    assert_eq!(without(event, &generated), expected);
+    assert_eq!(with_placeholders(event, &generated), expected);
 }
 
 #[tokio::test]
@@ -41,10 +41,10 @@ async fn change_is_logged_as_change_and_as_request() {
     let call = app.post("/v1/api-keys").bearer(&dana.access_token).json(body);
     let answer = call.send().await;
     let request_id = answer.header("x-request-id").to_owned();
-    let key = answer.expect(201);
+    let key = answer.expect_status(201);
     // The event of the change is visible as soon as the change is.
     let path = format!("/v1/audit-log?action=api_key.created&request_id={request_id}");
-    let listed = app.get(&path).bearer(&dana.access_token).send().await.expect(200);
+    let listed = app.get(&path).bearer(&dana.access_token).send().await.expect_status(200);
     let event = &listed["events"][0];
     assert_eq!(event["target"], json!({ "type": "api_key", "id": key["id"], "name": "prod" }));
     assert_eq!(event["actor"]["id"], dana.user_id);
@@ -58,12 +58,12 @@ async fn change_is_logged_as_change_and_as_request() {
 async fn rejected_requests_are_logged() {
     let app = TestApp::start_with(&[("rate_limit.per_key_per_minute", "2")]).await;
     let dana = app.register("acme").await;
-    let key = app.mint(&dana, "prod", "read-only").await;
-    let reader = app.mint(&dana, "reader", "read-only").await;
+    let key = app.create_key(&dana, "prod", "read-only").await;
+    let reader = app.create_key(&dana, "reader", "read-only").await;
     let post = || app.post("/v1/agents").bearer(&key.secret).json(json!({})).send();
-    post().await.refused(403, "insufficient_scope");
-    app.get("/v1/agents/agent_x").bearer(&key.secret).send().await.refused(404, "not_found");
-    post().await.refused(429, "rate_limited");
+    post().await.assert_error(403, "insufficient_scope");
+    app.get("/v1/agents/agent_x").bearer(&key.secret).send().await.assert_error(404, "not_found");
+    post().await.assert_error(429, "rate_limited");
     app.raise_rate_limits().await;
     let query = format!("key_id={}", key.id);
     let events = app.wait_for_event_count(&reader.secret, &query, 3).await;
@@ -76,18 +76,20 @@ async fn rejected_requests_are_logged() {
 async fn each_filter_returns_only_matching_events() {
     let app = TestApp::start_with(&[("server.trusted_proxies", "127.0.0.1")]).await;
     let dana = app.register("acme").await;
-    let [a, b] = [app.mint(&dana, "a", "write").await, app.mint(&dana, "b", "write").await];
+    let [a, b] =
+        [app.create_key(&dana, "a", "write").await, app.create_key(&dana, "b", "write").await];
     app.get("/v1/agents").bearer(&a.secret).header("x-forwarded-for", "203.0.113.7").send().await;
     app.clock.advance(Duration::from_mins(1));
     let calls_response = app.get("/v1/calls").bearer(&b.secret).send().await;
     let request_id = calls_response.header("x-request-id").to_owned();
     app.post("/v1/agents").bearer(&b.secret).json(json!({ "agent_name": "x" })).send().await;
-    let all =
-        app.events(&dana.access_token, "method=POST&status=201", is_request_to("/v1/agents")).await;
+    let all = app
+        .wait_for_event(&dana.access_token, "method=POST&status=201", is_request_to("/v1/agents"))
+        .await;
     let at = all[0]["at"].as_str().unwrap().to_owned();
     let list = async |query: String| {
         let path = format!("/v1/audit-log?limit=100&{query}");
-        let body = app.get(&path).bearer(&dana.access_token).send().await.expect(200);
+        let body = app.get(&path).bearer(&dana.access_token).send().await.expect_status(200);
         body["events"].as_array().unwrap().clone()
     };
     let check = async |query: String, is_expected: &dyn Fn(&Value) -> bool| {
@@ -138,31 +140,31 @@ async fn invalid_filter_is_rejected_by_name() {
     ] {
         let path = format!("/v1/audit-log?{name}={value}");
         let answer = app.get(&path).bearer(&dana.access_token).send().await;
-        answer.refused(422, "validation_failed").blames(name);
+        answer.assert_error(422, "validation_failed").assert_field(name);
     }
     let with_unknown =
         app.get("/v1/audit-log?unknown=1&x[]=2").bearer(&dana.access_token).send().await;
-    with_unknown.expect(200);
+    with_unknown.expect_status(200);
 }
 
 #[tokio::test]
 async fn pages_stay_consistent_while_events_are_written() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
-    let key = app.mint(&dana, "prod", "read-only").await;
+    let key = app.create_key(&dana, "prod", "read-only").await;
     for _ in 0..25 {
-        app.get("/v1/agents").bearer(&key.secret).send().await.expect(200);
+        app.get("/v1/agents").bearer(&key.secret).send().await.expect_status(200);
     }
     let query = format!("key_id={}", key.id);
     app.wait_for_event_count(&dana.access_token, &query, 25).await;
     let (mut listed, mut cursor) = (Vec::new(), String::new());
     loop {
         let path = format!("/v1/audit-log?limit=10&{query}{cursor}");
-        let page = app.get(&path).bearer(&dana.access_token).send().await.expect(200);
+        let page = app.get(&path).bearer(&dana.access_token).send().await.expect_status(200);
         assert!(page.get("total").is_none());
         let ids = page["events"].as_array().unwrap().iter().map(|event| event["id"].to_string());
         listed.extend(ids);
-        app.get("/v1/agents").bearer(&key.secret).send().await.expect(200);
+        app.get("/v1/agents").bearer(&key.secret).send().await.expect_status(200);
         let Some(next) = page["next_cursor"].as_str() else { break };
         cursor = format!("&cursor={next}");
     }
@@ -174,8 +176,8 @@ async fn pages_stay_consistent_while_events_are_written() {
 async fn service_role_can_only_insert_events() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
-    app.get("/v1/agents").bearer(&dana.access_token).send().await.expect(200);
-    app.events(&dana.access_token, "", is_request_to("/v1/agents")).await;
+    app.get("/v1/agents").bearer(&dana.access_token).send().await.expect_status(200);
+    app.wait_for_event(&dana.access_token, "", is_request_to("/v1/agents")).await;
     let mut connection = app.database.connect().await;
     sqlx::query("SET ROLE call2me_auth_app").execute(&mut connection).await.unwrap();
     for sql in [
@@ -211,9 +213,9 @@ async fn service_role_can_only_insert_events() {
 async fn unknown_credentials_are_counted_by_address() {
     let app = TestApp::start().await;
     for _ in 0..3 {
-        app.get("/v1/agents").bearer("nonsense").send().await.refused(401, "unauthorized");
+        app.get("/v1/agents").bearer("nonsense").send().await.assert_error(401, "unauthorized");
     }
-    app.get("/v1/agents").send().await.refused(401, "unauthorized");
+    app.get("/v1/agents").send().await.assert_error(401, "unauthorized");
     let database = app.stop().await;
     let mut connection = database.connect().await;
     let (address, attempts): (String, i64) = sqlx::query_as(
@@ -229,15 +231,16 @@ async fn unknown_credentials_are_counted_by_address() {
 async fn credential_in_path_is_redacted_in_log() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
-    let key = app.mint(&dana, "prod", "write").await;
+    let key = app.create_key(&dana, "prod", "write").await;
     let path = format!("/v1/agents/{}", key.secret);
     app.get(&path)
         .bearer(&key.secret)
         .header("user-agent", &key.secret)
         .send()
         .await
-        .refused(404, "not_found");
-    let events =
-        app.events(&dana.access_token, "status=404", is_request_to("/v1/agents/[redacted]")).await;
+        .assert_error(404, "not_found");
+    let events = app
+        .wait_for_event(&dana.access_token, "status=404", is_request_to("/v1/agents/[redacted]"))
+        .await;
     assert_eq!(events[0]["request"]["user_agent"], "[redacted]");
 }

@@ -5,14 +5,14 @@ use std::time::Duration;
 use data_encoding::BASE64URL_NOPAD;
 use serde_json::{Value, json};
 
-use crate::fixture::{PASSWORD, Person, TestApp};
+use crate::fixture::{PASSWORD, TestApp, TestUser};
 
-async fn sign_in(app: &TestApp, email: &str, password: &str) -> crate::fixture::Answer {
+async fn sign_in(app: &TestApp, email: &str, password: &str) -> crate::fixture::TestResponse {
     let body = json!({ "email": email, "password": password });
     app.post("/v1/auth/login").json(body).send().await
 }
 
-async fn refresh(app: &TestApp, token: &str) -> crate::fixture::Answer {
+async fn refresh(app: &TestApp, token: &str) -> crate::fixture::TestResponse {
     app.post("/v1/auth/refresh").json(json!({ "refresh_token": token })).send().await
 }
 
@@ -33,13 +33,13 @@ async fn registration_creates_workspace_and_signs_in() {
     let answer = app.post("/v1/auth/register").json(body).send().await;
     assert_eq!(answer.header("location"), "/v1/auth/me");
     assert_eq!(answer.header("cache-control"), "no-store");
-    let answer = answer.expect(201);
+    let answer = answer.expect_status(201);
     assert_eq!(answer["expires_in"], 3600);
     assert_eq!(answer["token_type"], "Bearer");
     assert_eq!(answer["user"]["email"], "Dana@Acme.Example");
     assert_eq!(answer["workspace"]["name"], "Dana's workspace");
     let me = app.get("/v1/auth/me").bearer(answer["access_token"].as_str().unwrap()).send().await;
-    let me = me.expect(200);
+    let me = me.expect_status(200);
     assert_eq!(me["subject"]["type"], "user");
     assert_eq!(me["subject"]["id"], answer["user"]["id"]);
     assert_eq!(me["role"], "owner");
@@ -52,7 +52,7 @@ async fn email_is_registered_once_in_any_case() {
     let app = TestApp::start().await;
     app.register("acme").await;
     let body = json!({ "email": "OWNER@ACME.EXAMPLE", "password": PASSWORD });
-    app.post("/v1/auth/register").json(body).send().await.refused(409, "conflict");
+    app.post("/v1/auth/register").json(body).send().await.assert_error(409, "conflict");
     assert_eq!(sign_in(&app, "Owner@Acme.Example", PASSWORD).await.status, 200);
 }
 
@@ -74,8 +74,8 @@ async fn registration_is_rejected_unless_open() {
     for mode in ["invite", "closed"] {
         let app = TestApp::start_with(&[("sessions.registration", mode)]).await;
         let body = json!({ "email": "dana@acme.example", "password": PASSWORD });
-        app.post("/v1/auth/register").json(body).send().await.refused(403, "forbidden");
-        app.post("/v1/auth/register").send().await.refused(403, "forbidden");
+        app.post("/v1/auth/register").json(body).send().await.assert_error(403, "forbidden");
+        app.post("/v1/auth/register").send().await.assert_error(403, "forbidden");
     }
 }
 
@@ -101,13 +101,13 @@ async fn invalid_registration_fields_are_rejected_by_name() {
         let mut body = valid.clone();
         body[field] = value;
         let answer = app.post("/v1/auth/register").json(body).send().await;
-        answer.refused(422, "validation_failed").blames(field);
+        answer.assert_error(422, "validation_failed").assert_field(field);
     }
     for field in ["email", "password"] {
         let mut body = valid.clone();
         body.as_object_mut().unwrap().remove(field);
         let answer = app.post("/v1/auth/register").json(body).send().await;
-        answer.refused(422, "validation_failed").blames(field);
+        answer.assert_error(422, "validation_failed").assert_field(field);
     }
     assert_eq!(sign_in(&app, "dana@acme.example", PASSWORD).await.status, 401);
 }
@@ -116,7 +116,7 @@ async fn invalid_registration_fields_are_rejected_by_name() {
 async fn sign_in_response_has_four_fields_only() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
-    let answer = sign_in(&app, &dana.email, PASSWORD).await.expect(200);
+    let answer = sign_in(&app, &dana.email, PASSWORD).await.expect_status(200);
     let fields: Vec<_> = answer.as_object().unwrap().keys().map(String::as_str).collect();
     assert_eq!(fields, ["access_token", "refresh_token", "expires_in", "token_type"]);
     assert_eq!(
@@ -145,7 +145,7 @@ async fn wrong_password_and_unknown_email_look_alike() {
     let garbage = sign_in(&app, "not an address", PASSWORD).await;
     let long = sign_in(&app, &dana.email, &"x".repeat(100_000)).await;
     for answer in [&wrong, &unknown, &garbage, &long] {
-        answer.refused(401, "invalid_credentials");
+        answer.assert_error(401, "invalid_credentials");
         assert_eq!(answer.header("www-authenticate"), "Bearer realm=\"call2me\"");
         assert_eq!(answer.body["detail"], wrong.body["detail"]);
     }
@@ -161,15 +161,15 @@ async fn sign_in_selects_requested_or_last_used_workspace() {
     let app = TestApp::start().await;
     let acme = app.register("acme").await;
     let stranger = app.register("widgets-inc").await;
-    let member = app.join(&acme, "member").await;
+    let member = app.add_member(&acme, "member").await;
     assert_eq!(decode_claims(&member.access_token)["workspace_id"], acme.workspace_id);
-    let again = sign_in(&app, &member.email, PASSWORD).await.expect(200);
+    let again = sign_in(&app, &member.email, PASSWORD).await.expect_status(200);
     let token = again["access_token"].as_str().unwrap();
     assert_eq!(decode_claims(token)["workspace_id"], acme.workspace_id);
     let body = json!({
         "email": member.email, "password": PASSWORD, "workspace_id": stranger.workspace_id,
     });
-    app.post("/v1/auth/login").json(body).send().await.refused(403, "forbidden");
+    app.post("/v1/auth/login").json(body).send().await.assert_error(403, "forbidden");
     // A correct password without a membership is logged as a failed sign-in, too.
     let events = app.wait_for_event_count(&acme.access_token, "action=login.failed", 1).await;
     assert_eq!(events[0]["metadata"]["reason"], "not_a_member");
@@ -180,33 +180,33 @@ async fn sign_in_selects_requested_or_last_used_workspace() {
 async fn key_of_removed_member_cannot_access_profile() {
     let app = TestApp::start().await;
     let acme = app.register("acme").await;
-    let admin = app.join(&acme, "admin").await;
-    let key = app.mint(&admin, "k", "write").await;
-    app.get("/v1/users/me").bearer(&key.secret).send().await.expect(200);
+    let admin = app.add_member(&acme, "admin").await;
+    let key = app.create_key(&admin, "k", "write").await;
+    app.get("/v1/users/me").bearer(&key.secret).send().await.expect_status(200);
     update_membership(&app, &admin, "DELETE FROM memberships WHERE user_id = $1").await;
-    app.get("/v1/agents").bearer(&key.secret).send().await.expect(200);
-    app.get("/v1/users/me").bearer(&key.secret).send().await.refused(404, "not_found");
+    app.get("/v1/agents").bearer(&key.secret).send().await.expect_status(200);
+    app.get("/v1/users/me").bearer(&key.secret).send().await.assert_error(404, "not_found");
     let rename = json!({ "full_name": "Gone" });
     app.patch("/v1/users/me")
         .bearer(&key.secret)
         .json(rename)
         .send()
         .await
-        .refused(404, "not_found");
+        .assert_error(404, "not_found");
 }
 
 #[tokio::test]
 async fn retried_refresh_returns_same_successor() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
-    let first = refresh(&app, &dana.refresh_token).await.expect(200);
+    let first = refresh(&app, &dana.refresh_token).await.expect_status(200);
     assert_eq!(first["expires_in"], 3600);
     assert_ne!(first["refresh_token"], dana.refresh_token);
     app.clock.advance(Duration::from_secs(9));
-    let retry = refresh(&app, &dana.refresh_token).await.expect(200);
+    let retry = refresh(&app, &dana.refresh_token).await.expect_status(200);
     assert_eq!(retry["refresh_token"], first["refresh_token"]);
     assert!(is_accepted(&app, retry["access_token"].as_str().unwrap()).await);
-    let second = refresh(&app, first["refresh_token"].as_str().unwrap()).await.expect(200);
+    let second = refresh(&app, first["refresh_token"].as_str().unwrap()).await.expect_status(200);
     assert!(is_accepted(&app, second["access_token"].as_str().unwrap()).await);
 }
 
@@ -215,16 +215,17 @@ async fn late_refresh_token_reuse_ends_session() {
     let app = TestApp::start().await;
     let watcher = app.register("acme").await;
     let mut dana = watcher.clone();
-    dana.take(&sign_in(&app, &watcher.email, PASSWORD).await.expect(200));
-    let next = refresh(&app, &dana.refresh_token).await.expect(200);
+    dana.set_tokens(&sign_in(&app, &watcher.email, PASSWORD).await.expect_status(200));
+    let next = refresh(&app, &dana.refresh_token).await.expect_status(200);
     app.clock.advance(Duration::from_secs(11));
-    refresh(&app, &dana.refresh_token).await.refused(401, "invalid_refresh_token");
+    refresh(&app, &dana.refresh_token).await.assert_error(401, "invalid_refresh_token");
     let successor = next["refresh_token"].as_str().unwrap();
-    refresh(&app, successor).await.refused(401, "invalid_refresh_token");
+    refresh(&app, successor).await.assert_error(401, "invalid_refresh_token");
     let access = next["access_token"].as_str().unwrap();
     let answer = app.get("/v1/agents").bearer(access).send().await;
-    answer.refused(401, "unauthorized");
-    let events = app.events(&watcher.access_token, "action=session.reuse_detected", |_| true).await;
+    answer.assert_error(401, "unauthorized");
+    let events =
+        app.wait_for_event(&watcher.access_token, "action=session.reuse_detected", |_| true).await;
     assert_eq!(events.len(), 1);
     assert_eq!(events[0]["actor"]["id"], dana.user_id);
     assert!(is_accepted(&app, &watcher.access_token).await, "other sessions are not affected");
@@ -234,12 +235,12 @@ async fn late_refresh_token_reuse_ends_session() {
 async fn reuse_of_older_refresh_token_ends_session() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
-    let first = refresh(&app, &dana.refresh_token).await.expect(200);
-    let second = refresh(&app, first["refresh_token"].as_str().unwrap()).await.expect(200);
+    let first = refresh(&app, &dana.refresh_token).await.expect_status(200);
+    let second = refresh(&app, first["refresh_token"].as_str().unwrap()).await.expect_status(200);
     // Within the retry window, but two generations old.
-    refresh(&app, &dana.refresh_token).await.refused(401, "invalid_refresh_token");
+    refresh(&app, &dana.refresh_token).await.assert_error(401, "invalid_refresh_token");
     let newest = second["refresh_token"].as_str().unwrap();
-    refresh(&app, newest).await.refused(401, "invalid_refresh_token");
+    refresh(&app, newest).await.assert_error(401, "invalid_refresh_token");
 }
 
 #[tokio::test]
@@ -250,7 +251,7 @@ async fn hundred_concurrent_refreshes_give_one_successor() {
     let mut successors: Vec<_> = futures_util::future::join_all(attempts)
         .await
         .into_iter()
-        .map(|answer| answer.expect(200)["refresh_token"].as_str().unwrap().to_owned())
+        .map(|answer| answer.expect_status(200)["refresh_token"].as_str().unwrap().to_owned())
         .collect();
     successors.sort();
     successors.dedup();
@@ -266,17 +267,17 @@ async fn refresh_token_expires_by_idleness_and_by_age() {
     .await;
     let idle = app.register("idle").await;
     app.clock.advance(Duration::from_secs(1001));
-    refresh(&app, &idle.refresh_token).await.refused(401, "invalid_refresh_token");
+    refresh(&app, &idle.refresh_token).await.assert_error(401, "invalid_refresh_token");
 
     let mut busy = app.register("busy").await;
     for _ in 0..2 {
         app.clock.advance(Duration::from_mins(15));
-        busy.take(&refresh(&app, &busy.refresh_token).await.expect(200));
+        busy.set_tokens(&refresh(&app, &busy.refresh_token).await.expect_status(200));
     }
     app.clock.advance(Duration::from_mins(15));
-    refresh(&app, &busy.refresh_token).await.refused(401, "invalid_refresh_token");
+    refresh(&app, &busy.refresh_token).await.assert_error(401, "invalid_refresh_token");
     let answer = app.get("/v1/agents").bearer(&busy.access_token).send().await;
-    answer.refused(401, "unauthorized");
+    answer.assert_error(401, "unauthorized");
 }
 
 #[tokio::test]
@@ -291,11 +292,11 @@ async fn forged_refresh_token_is_rejected_and_ends_no_session() {
     for token in [forged.as_str(), "", "rt_call2me_", "rt_call2me_AAAA", &dana.access_token, "💥"]
     {
         let answer = refresh(&app, token).await;
-        answer.refused(401, "invalid_refresh_token");
+        answer.assert_error(401, "invalid_refresh_token");
         assert_eq!(answer.header("www-authenticate"), "Bearer realm=\"call2me\"");
     }
     assert!(is_accepted(&app, &dana.access_token).await);
-    refresh(&app, &dana.refresh_token).await.expect(200);
+    refresh(&app, &dana.refresh_token).await.expect_status(200);
 }
 
 #[tokio::test]
@@ -305,8 +306,12 @@ async fn sign_out_ends_all_tokens_of_session() {
     let answer = app.post("/v1/auth/logout").bearer(&dana.access_token).send().await;
     assert_eq!(answer.status, 204);
     assert_eq!(answer.text, "");
-    app.get("/v1/auth/me").bearer(&dana.access_token).send().await.refused(401, "unauthorized");
-    refresh(&app, &dana.refresh_token).await.refused(401, "invalid_refresh_token");
+    app.get("/v1/auth/me")
+        .bearer(&dana.access_token)
+        .send()
+        .await
+        .assert_error(401, "unauthorized");
+    refresh(&app, &dana.refresh_token).await.assert_error(401, "invalid_refresh_token");
     assert_eq!(sign_in(&app, &dana.email, PASSWORD).await.status, 200);
 }
 
@@ -318,13 +323,17 @@ async fn access_token_expires_after_one_hour() {
     assert!(is_accepted(&app, &dana.access_token).await);
     app.clock.advance(Duration::from_secs(10));
     let answer = app.get("/v1/agents").bearer(&dana.access_token).send().await;
-    answer.refused(401, "token_expired");
+    answer.assert_error(401, "token_expired");
     assert!(answer.header("www-authenticate").contains("error=\"invalid_token\""));
     // The error takes precedence over the one of an ended session.
     let dana = app.register("later").await;
-    app.post("/v1/auth/logout").bearer(&dana.access_token).send().await.expect(204);
+    app.post("/v1/auth/logout").bearer(&dana.access_token).send().await.expect_status(204);
     app.clock.advance(Duration::from_hours(1));
-    app.get("/v1/agents").bearer(&dana.access_token).send().await.refused(401, "token_expired");
+    app.get("/v1/agents")
+        .bearer(&dana.access_token)
+        .send()
+        .await
+        .assert_error(401, "token_expired");
 }
 
 /// Changes the header (part 0) or the claims (part 1) of a token and keeps its signature.
@@ -368,14 +377,18 @@ async fn forged_access_token_is_rejected() {
     ];
     for token in forged_tokens {
         let answer = app.get("/v1/agents").bearer(&token).send().await;
-        answer.refused(401, "unauthorized");
+        answer.assert_error(401, "unauthorized");
     }
     // The original token is valid.
     assert!(is_accepted(&app, token).await);
     // A valid token of another deployment.
     let other = TestApp::start().await;
     let foreign = other.register("acme").await;
-    app.get("/v1/agents").bearer(&foreign.access_token).send().await.refused(401, "unauthorized");
+    app.get("/v1/agents")
+        .bearer(&foreign.access_token)
+        .send()
+        .await
+        .assert_error(401, "unauthorized");
 }
 
 #[tokio::test]
@@ -384,7 +397,8 @@ async fn jwks_verifies_access_token_offline() {
     let dana = app.register("acme").await;
     let answer = app.get("/.well-known/jwks.json").send().await;
     assert_eq!(answer.header("cache-control"), "public, max-age=300");
-    let jwks: jsonwebtoken::jwk::JwkSet = serde_json::from_value(answer.expect(200)).unwrap();
+    let jwks: jsonwebtoken::jwk::JwkSet =
+        serde_json::from_value(answer.expect_status(200)).unwrap();
     let header = jsonwebtoken::decode_header(&dana.access_token).unwrap();
     assert_eq!(header.typ.as_deref(), Some("at+jwt"));
     let key =
@@ -401,14 +415,14 @@ async fn jwks_verifies_access_token_offline() {
 async fn membership_change_applies_to_existing_tokens() {
     let app = TestApp::start().await;
     let acme = app.register("acme").await;
-    let member = app.join(&acme, "member").await;
+    let member = app.add_member(&acme, "member").await;
     let create = |token: &str| {
         app.post("/v1/agents").bearer(token).json(json!({ "agent_name": "a" })).send()
     };
-    create(&member.access_token).await.expect(201);
+    create(&member.access_token).await.expect_status(201);
     update_membership(&app, &member, "UPDATE memberships SET role = 'viewer' WHERE user_id = $1")
         .await;
-    create(&member.access_token).await.refused(403, "insufficient_scope");
+    create(&member.access_token).await.assert_error(403, "insufficient_scope");
     assert!(is_accepted(&app, &member.access_token).await);
     // A promotion takes effect at the next refresh.
     update_membership(&app, &member, "UPDATE memberships SET role = 'admin' WHERE user_id = $1")
@@ -417,15 +431,15 @@ async fn membership_change_applies_to_existing_tokens() {
         .bearer(&member.access_token)
         .send()
         .await
-        .refused(403, "insufficient_scope");
-    let next = refresh(&app, &member.refresh_token).await.expect(200);
+        .assert_error(403, "insufficient_scope");
+    let next = refresh(&app, &member.refresh_token).await.expect_status(200);
     let token = next["access_token"].as_str().unwrap();
-    app.get("/v1/members").bearer(token).send().await.expect(200);
+    app.get("/v1/members").bearer(token).send().await.expect_status(200);
     update_membership(&app, &member, "DELETE FROM memberships WHERE user_id = $1").await;
-    app.get("/v1/agents").bearer(token).send().await.refused(401, "unauthorized");
+    app.get("/v1/agents").bearer(token).send().await.assert_error(401, "unauthorized");
 }
 
-async fn update_membership(app: &TestApp, person: &Person, sql: &'static str) {
+async fn update_membership(app: &TestApp, person: &TestUser, sql: &'static str) {
     let id = call2me_auth::model::id::parse("user", &person.user_id).unwrap();
     let mut connection = app.database.connect().await;
     sqlx::query(sql).bind(id).execute(&mut connection).await.unwrap();
@@ -450,7 +464,7 @@ async fn weak_password_hash_is_upgraded_at_sign_in() {
         .execute(&mut connection)
         .await
         .unwrap();
-    sign_in(&app, &dana.email, PASSWORD).await.expect(200);
+    sign_in(&app, &dana.email, PASSWORD).await.expect_status(200);
     let stored: String = sqlx::query_scalar("SELECT password_hash FROM users")
         .fetch_one(&mut connection)
         .await

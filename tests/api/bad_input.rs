@@ -29,16 +29,16 @@ async fn body_that_is_no_json_object_is_rejected() {
             b"{'name':'a'}",
             b"\xef\xbb\xbf{}",
         ] {
-            post(malformed.to_vec()).await.refused(400, "bad_request");
+            post(malformed.to_vec()).await.assert_error(400, "bad_request");
         }
         let deep = format!("{{\"name\":{}1{}}}", "[".repeat(50_000), "]".repeat(50_000));
-        post(deep.into_bytes()).await.refused(400, "bad_request");
+        post(deep.into_bytes()).await.assert_error(400, "bad_request");
         for other in ["[]", "7", "\"a\"", "null", "true"] {
-            post(other.as_bytes().to_vec()).await.refused(422, "validation_failed");
+            post(other.as_bytes().to_vec()).await.assert_error(422, "validation_failed");
         }
         let field = if path == "/v1/agents" { "agent_name" } else { "name" };
         let nul = post(format!("{{\"{field}\":\"a\\u0000b\"}}").into_bytes()).await;
-        nul.refused(422, "validation_failed").blames(field);
+        nul.assert_error(422, "validation_failed").assert_field(field);
     }
     let duplicate = b"{\"name\":\"a\",\"name\":\"b\"}".to_vec();
     let duplicate = app
@@ -47,9 +47,9 @@ async fn body_that_is_no_json_object_is_rejected() {
         .body("application/json", duplicate)
         .send()
         .await;
-    duplicate.refused(422, "validation_failed").blames("name");
+    duplicate.assert_error(422, "validation_failed").assert_field("name");
     for path in ["/v1/agents", "/v1/api-keys"] {
-        let list = app.get(path).bearer(&dana.access_token).send().await.expect(200);
+        let list = app.get(path).bearer(&dana.access_token).send().await.expect_status(200);
         assert_eq!(list["total"], 0, "nothing was created");
     }
 }
@@ -65,7 +65,7 @@ async fn error_never_quotes_password() {
         json!({ "email": "a@b.example", "password": { "expected hunter2": 1 } }),
     ] {
         let answer = app.post("/v1/auth/register").json(body).send().await;
-        answer.refused(422, "validation_failed").blames("password");
+        answer.assert_error(422, "validation_failed").assert_field("password");
         assert!(
             !answer.text.contains("hunter2") && !answer.text.contains("12345678"),
             "{}",
@@ -88,7 +88,7 @@ async fn error_never_quotes_secret_or_long_name() {
         for path in ["/v1/api-keys", "/v1/agents"] {
             let call = app.post(path).bearer(&dana.access_token).json(body.clone());
             let answer = call.send().await;
-            answer.refused(422, "validation_failed");
+            answer.assert_error(422, "validation_failed");
             assert!(
                 !answer.text.contains("sk_call2me") && answer.text.len() < 1000,
                 "{}",
@@ -116,18 +116,22 @@ async fn malformed_id_path_or_query_is_client_error() {
         &"a".repeat(5000),
     ] {
         let path = format!("/v1/agents/{id}");
-        app.get(&path).bearer(&dana.access_token).send().await.refused(404, "not_found");
-        app.delete(&path).bearer(&dana.access_token).send().await.refused(404, "not_found");
+        app.get(&path).bearer(&dana.access_token).send().await.assert_error(404, "not_found");
+        app.delete(&path).bearer(&dana.access_token).send().await.assert_error(404, "not_found");
     }
     for path in ["/v1/agents/", "/v1//agents", "/v1/agents/a/b", "/V1/agents", "/v1/agents%2f"] {
-        app.get(path).bearer(&dana.access_token).send().await.refused(404, "not_found");
+        app.get(path).bearer(&dana.access_token).send().await.assert_error(404, "not_found");
     }
     for query in ["name=%00", "limit=99999999999999999999", "cursor=%00", "name=a&name=b"] {
         let path = format!("/v1/api-keys?{query}");
-        app.get(&path).bearer(&dana.access_token).send().await.refused(422, "validation_failed");
+        app.get(&path)
+            .bearer(&dana.access_token)
+            .send()
+            .await
+            .assert_error(422, "validation_failed");
     }
     let long = format!("/v1/api-keys?name={}", "n".repeat(8000));
-    app.get(&long).bearer(&dana.access_token).send().await.refused(422, "validation_failed");
+    app.get(&long).bearer(&dana.access_token).send().await.assert_error(422, "validation_failed");
     // The limits of representable time, in other time zones.
     for (since, expected) in [
         ("9999-12-31T23:59:59-01:00", "rejected"),
@@ -138,9 +142,9 @@ async fn malformed_id_path_or_query_is_client_error() {
         let path = format!("/v1/audit-log?since={since}");
         let answer = app.get(&path).bearer(&dana.access_token).send().await;
         match expected {
-            "rejected" => drop(answer.refused(422, "validation_failed").blames("since")),
-            "all" => assert_ne!(answer.expect(200)["events"], json!([]), "{since}"),
-            _ => assert_eq!(answer.expect(200)["events"], json!([]), "{since}"),
+            "rejected" => drop(answer.assert_error(422, "validation_failed").assert_field("since")),
+            "all" => assert_ne!(answer.expect_status(200)["events"], json!([]), "{since}"),
+            _ => assert_eq!(answer.expect_status(200)["events"], json!([]), "{since}"),
         }
     }
 }
@@ -193,8 +197,10 @@ async fn malformed_request_head_ends_only_its_connection() {
 async fn disconnecting_clients_do_not_affect_others() {
     let app = TestApp::start().await;
     let [dana, wim] = [app.register("acme").await, app.register("widgets-inc").await];
-    let [good, aborting] =
-        [app.mint(&dana, "good", "read-only").await, app.mint(&wim, "aborting", "read-only").await];
+    let [good, aborting] = [
+        app.create_key(&dana, "good", "read-only").await,
+        app.create_key(&wim, "aborting", "read-only").await,
+    ];
     let address = app.url.strip_prefix("http://").unwrap().to_owned();
     let head = format!(
         "GET /v1/agents HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {}\r\n\r\n",
@@ -211,7 +217,7 @@ async fn disconnecting_clients_do_not_affect_others() {
     // …while another client reads its responses.
     let mut answered = 0;
     while !aborting.is_finished() {
-        app.get("/v1/agents").bearer(&good.secret).send().await.expect(200);
+        app.get("/v1/agents").bearer(&good.secret).send().await.expect_status(200);
         answered += 1;
     }
     aborting.await.unwrap();
@@ -241,8 +247,8 @@ async fn disconnect_leaves_no_partial_write() {
         drop(stream);
     }
     // A body that ends early is logged as a bad request, although no client reads the response.
-    app.events(&dana.access_token, "method=POST&status=400", |_| true).await;
-    let list = app.get("/v1/api-keys").bearer(&dana.access_token).send().await.expect(200);
+    app.wait_for_event(&dana.access_token, "method=POST&status=400", |_| true).await;
+    let list = app.get("/v1/api-keys").bearer(&dana.access_token).send().await.expect_status(200);
     assert_eq!(list["total"], 0);
 
     // A complete request whose client disconnects before the response is cancelled, rolled back
@@ -259,9 +265,9 @@ async fn disconnect_leaves_no_partial_write() {
     stream.write_all(head.as_bytes()).await.unwrap();
     app.database.wait_for_blocked_statement().await;
     drop(stream);
-    app.events(&dana.access_token, "method=POST&status=499", |_| true).await;
+    app.wait_for_event(&dana.access_token, "method=POST&status=499", |_| true).await;
     tx.rollback().await.unwrap();
-    let list = app.get("/v1/agents").bearer(&dana.access_token).send().await.expect(200);
+    let list = app.get("/v1/agents").bearer(&dana.access_token).send().await.expect_status(200);
     assert_eq!(list["total"], 0);
 }
 
@@ -273,19 +279,21 @@ async fn megabyte_password_is_rejected() {
     let huge = "x".repeat(1_000_000);
     let login = json!({ "email": dana.email, "password": huge });
     let rejected = app.post("/v1/auth/login").json(login).send().await;
-    rejected.refused(401, "invalid_credentials");
+    rejected.assert_error(401, "invalid_credentials");
     let register = json!({ "email": "new@acme.example", "password": huge });
     let rejected = app.post("/v1/auth/register").json(register).send().await;
-    rejected.refused(422, "validation_failed").blames("password");
+    rejected.assert_error(422, "validation_failed").assert_field("password");
     let change = json!({ "current_password": PASSWORD, "new_password": huge });
-    let change = app.by(&dana.access_token, "POST", "/v1/auth/password/change").json(change);
-    change.send().await.refused(422, "validation_failed").blames("new_password");
+    let change =
+        app.request_as(&dana.access_token, "POST", "/v1/auth/password/change").json(change);
+    change.send().await.assert_error(422, "validation_failed").assert_field("new_password");
     let change = json!({ "current_password": huge, "new_password": "a walk in the old park" });
-    let change = app.by(&dana.access_token, "POST", "/v1/auth/password/change").json(change);
-    change.send().await.refused(422, "validation_failed").blames("current_password");
+    let change =
+        app.request_as(&dana.access_token, "POST", "/v1/auth/password/change").json(change);
+    change.send().await.assert_error(422, "validation_failed").assert_field("current_password");
     let over_body_limit = json!({ "email": dana.email, "password": "x".repeat(1024 * 1024) });
     let over_body_limit = app.post("/v1/auth/login").json(over_body_limit).send().await;
-    over_body_limit.refused(413, "payload_too_large");
+    over_body_limit.assert_error(413, "payload_too_large");
 }
 
 /// Addresses that look alike are not two accounts, and no character is mapped to another one.
@@ -297,7 +305,7 @@ async fn lookalike_email_is_rejected() {
         app.post("/v1/auth/register").json(body).send().await
     };
     assert_eq!(register("kim@acme.example").await.status, 201);
-    register("KIM@Acme.EXAMPLE").await.refused(409, "conflict");
+    register("KIM@Acme.EXAMPLE").await.assert_error(409, "conflict");
     // Kelvin sign, dotless i, Cyrillic a, full-width letter, zero-width space.
     for email in [
         "\u{212a}im@acme.example",
@@ -306,11 +314,11 @@ async fn lookalike_email_is_rejected() {
         "\u{ff4b}im@acme.example",
         "ki\u{200b}m@acme.example",
     ] {
-        register(email).await.refused(422, "validation_failed").blames("email");
+        register(email).await.assert_error(422, "validation_failed").assert_field("email");
         let body = json!({ "email": email, "password": PASSWORD });
         let login = app.post("/v1/auth/login").json(body.clone()).send().await;
-        login.refused(401, "invalid_credentials");
+        login.assert_error(401, "invalid_credentials");
         let forgot = app.post("/v1/auth/password/forgot").json(json!({ "email": email }));
-        forgot.send().await.refused(422, "validation_failed").blames("email");
+        forgot.send().await.assert_error(422, "validation_failed").assert_field("email");
     }
 }

@@ -13,7 +13,7 @@ fn read_created_key(page: &Page) -> (String, String) {
     let secret = page.text.split("<pre id=\"secret\"").nth(1).unwrap();
     let secret = secret.split('>').nth(1).unwrap().split('<').next().unwrap();
     assert!(secret.starts_with("sk_call2me_live_"), "{secret}");
-    let id = page.link("Open the key").split_off("/api-keys/".len());
+    let id = page.link_target("Open the key").split_off("/api-keys/".len());
     (secret.to_owned(), id)
 }
 
@@ -30,7 +30,7 @@ async fn sign_up_to_key_revocation_works_without_javascript() {
     let app = TestApp::start_with(&[("rotation.quiet_seconds", "1")]).await;
     let mut browser = Browser::new(&app);
     let page = browser.get("/sign-in").await;
-    let page = browser.get(&page.link("Create an account")).await;
+    let page = browser.get(&page.link_target("Create an account")).await;
     let mut fields = vec![
         ("email", "dana@acme.example"),
         ("password", "password1234"),
@@ -42,7 +42,7 @@ async fn sign_up_to_key_revocation_works_without_javascript() {
     assert!(weak.text.contains("Acme &#38; Sons"), "the form keeps its values");
     fields[1].1 = PASSWORD;
     let done = browser.submit(&weak, "/sign-up", &fields).await;
-    assert_eq!(done.leads_to(), Some("/api-keys"), "{done:#?}");
+    assert_eq!(done.redirect_target(), Some("/api-keys"), "{done:#?}");
     let page = browser.get("/api-keys").await;
     assert!(page.text.contains("No keys yet") && page.text.contains("Acme &#38; Sons"));
     assert!(page.text.contains("Dana &#60;i&#62;Meyer") && !page.text.contains("<i>"));
@@ -55,7 +55,7 @@ async fn sign_up_to_key_revocation_works_without_javascript() {
         "{duplicate:#?}"
     );
 
-    let page = browser.get("/api-keys").await.link("Create your first key");
+    let page = browser.get("/api-keys").await.link_target("Create your first key");
     let page = browser.get(&page).await;
     assert!(page.text.contains("value=\"read-only\" checked"), "the smallest scope is preselected");
     let refused = browser.submit(&page, "/api-keys", &[("name", ""), ("scope", "write")]).await;
@@ -66,7 +66,7 @@ async fn sign_up_to_key_revocation_works_without_javascript() {
     let (old, old_id) = read_created_key(&page);
     assert!(page.text.contains(&format!("CALL2ME_API_KEY={old}")));
     assert!(page.text.contains(&format!("curl {}/v1/auth/me", app.url)));
-    let me = app.get("/v1/auth/me").bearer(&old).send().await.expect(200);
+    let me = app.get("/v1/auth/me").bearer(&old).send().await.expect_status(200);
     assert_eq!(me["key"]["allowed_ips"], json!(["127.0.0.0/8", "::1/128"]));
     let details = format!("/api-keys/{old_id}");
     let page = browser.get(&details).await;
@@ -75,12 +75,12 @@ async fn sign_up_to_key_revocation_works_without_javascript() {
     // The first request of the key is logged and counted.
     let log = format!("/audit-log?key_id={old_id}");
     eventually("the event is on the page", async || {
-        let page = browser.twin().get(&log).await;
+        let page = browser.new_window().get(&log).await;
         page.text.contains("<code>GET /v1/auth/me</code>").then_some(())
     })
     .await;
     eventually("the request is counted", async || {
-        let mut browser = browser.twin();
+        let mut browser = browser.new_window();
         browser.get(&details).await.text.contains("1 request in the last 48 hours").then_some(())
     })
     .await;
@@ -91,38 +91,38 @@ async fn sign_up_to_key_revocation_works_without_javascript() {
     let page = browser.submit(&page, &rotate, &[("name", "prod-2026-q3")]).await;
     let (new, new_id) = read_created_key(&page);
     assert_ne!(old_id, new_id);
-    let page = browser.get(&page.link("Continue to the rotation")).await;
+    let page = browser.get(&page.link_target("Continue to the rotation")).await;
     assert!(
         page.text.contains("Do not revoke yet") && page.text.contains("prod-2026-q3"),
         "{page:#?}"
     );
     // A key has at most one active successor.
-    let fields = browser.get("/settings").await.hidden("/settings/workspace");
+    let fields = browser.get("/settings").await.hidden_fields("/settings/workspace");
     let again = browser.post(&rotate, &fields, &[]).await;
     assert!(again.status == 409 && again.text.contains("role=\"alert\""), "{again:#?}");
     // The CSRF token of a user-level form is not valid for the workspace.
-    assert_eq!(browser.post(&rotate, &page.hidden("/sign-out"), &[]).await.status, 403);
-    app.get("/v1/agents").bearer(&new).send().await.expect(200);
+    assert_eq!(browser.post(&rotate, &page.hidden_fields("/sign-out"), &[]).await.status, 403);
+    app.get("/v1/agents").bearer(&new).send().await.expect_status(200);
     app.clock.advance(Duration::from_secs(3));
     let safe = eventually("it is safe to revoke", async || {
-        let mut browser = browser.twin();
+        let mut browser = browser.new_window();
         let page = browser.get(&rotation).await;
         page.text.contains("Safe to revoke").then_some(page)
     })
     .await;
     let revoke = format!("{details}/revoke");
-    let page = browser.get(&safe.link("Revoke prod-2026-q2")).await;
+    let page = browser.get(&safe.link_target("Revoke prod-2026-q2")).await;
     assert!(!page.text.contains("name=\"anyway\""), "a safe revocation needs no confirmation");
     let done = browser.submit(&page, &revoke, &[]).await;
-    assert_eq!(done.leads_to(), Some(&*format!("{rotation}?done=revoked")));
-    let page = browser.get(done.leads_to().unwrap()).await;
+    assert_eq!(done.redirect_target(), Some(&*format!("{rotation}?done=revoked")));
+    let page = browser.get(done.redirect_target().unwrap()).await;
     assert!(page.text.contains("Done.") && page.text.contains("The key is revoked."));
     assert!(!browser.get(&format!("{details}?done=%3Cb%3E")).await.text.contains("<b>"));
     assert!(browser.get(&details).await.text.contains("revoked</span>"));
-    app.get("/v1/agents").bearer(&old).send().await.refused(401, "unauthorized");
-    app.get("/v1/agents").bearer(&new).send().await.expect(200);
+    app.get("/v1/agents").bearer(&old).send().await.assert_error(401, "unauthorized");
+    app.get("/v1/agents").bearer(&new).send().await.expect_status(200);
     eventually("the rejected request is in the log", async || {
-        let page = browser.twin().get("/audit-log?action=api_key.rejected").await;
+        let page = browser.new_window().get("/audit-log?action=api_key.rejected").await;
         page.text.contains("is revoked, and was used all the same").then_some(())
     })
     .await;
@@ -139,16 +139,16 @@ async fn sign_up_to_key_revocation_works_without_javascript() {
 async fn form_submitted_twice_creates_one_key() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
-    let mut browser = Browser::of(&app, &dana.email).await;
+    let mut browser = Browser::signed_in(&app, &dana.email).await;
     let page = browser.get("/api-keys/new").await;
     let fields = [("name", "twice"), ("scope", "read-only")];
     let first = read_created_key(&browser.submit(&page, "/api-keys", &fields).await);
     let second = read_created_key(&browser.submit(&page, "/api-keys", &fields).await);
     assert_eq!(first, second);
     // Once the key has been used, its secret is no longer shown.
-    app.get("/v1/agents").bearer(&first.0).send().await.expect(200);
+    app.get("/v1/agents").bearer(&first.0).send().await.expect_status(200);
     eventually("the use is recorded", async || {
-        let page = browser.twin().submit(&page, "/api-keys", &fields).await;
+        let page = browser.new_window().submit(&page, "/api-keys", &fields).await;
         (page.status == 303 && !page.text.contains("sk_call2me_live_")).then_some(())
     })
     .await;
@@ -166,14 +166,14 @@ async fn form_submitted_twice_creates_one_key() {
     let fields = [("email", "sam@new.example"), ("role", "viewer")];
     for _ in 0..2 {
         let sent = browser.submit(&page, "/members/invite", &fields).await;
-        assert_eq!(sent.leads_to(), Some("/members?done=invited"), "{sent:#?}");
+        assert_eq!(sent.redirect_target(), Some("/members?done=invited"), "{sent:#?}");
     }
     let page = browser.get("/members?done=invited").await;
     assert!(page.text.contains("The invitation is on its way."), "{page:#?}");
     assert_eq!(page.text.matches("<strong>sam@new.example</strong>").count(), 1, "{page:#?}");
     let page = browser.get("/workspaces").await;
     let created = browser.submit(&page, "/workspaces", &[("name", "labs")]).await;
-    assert_eq!(created.leads_to(), Some("/api-keys"), "{created:#?}");
+    assert_eq!(created.redirect_target(), Some("/api-keys"), "{created:#?}");
     // The session is in the new workspace now, which rejects forms of the previous one.
     let stale = browser.submit(&page, "/workspaces", &[("name", "labs")]).await;
     assert!(stale.status == 403 && stale.text.contains("reload the page"), "{stale:#?}");
@@ -183,8 +183,9 @@ async fn form_submitted_twice_creates_one_key() {
     let workspaces = browser.get("/workspaces").await;
     assert_eq!(workspaces.text.matches("<strong>labs</strong>").count(), 1, "{}", workspaces.text);
     // User-level forms are valid in every workspace.
-    assert_eq!(browser.submit(&page, "/sign-out", &[]).await.leads_to(), Some("/sign-in"));
-    let keys = app.by(&dana.access_token, "GET", "/v1/api-keys").send().await.expect(200);
+    assert_eq!(browser.submit(&page, "/sign-out", &[]).await.redirect_target(), Some("/sign-in"));
+    let keys =
+        app.request_as(&dana.access_token, "GET", "/v1/api-keys").send().await.expect_status(200);
     assert_eq!(keys["total"], 2, "{keys:#}");
     // A browser gets an error page, another client the usual error body.
     let request =
@@ -194,7 +195,7 @@ async fn form_submitted_twice_creates_one_key() {
         (page.status().as_u16(), page.headers()["content-type"].to_str().unwrap()),
         (405, "text/html; charset=utf-8")
     );
-    app.get("/nonsense").send().await.refused(404, "not_found");
+    app.get("/nonsense").send().await.assert_error(404, "not_found");
 }
 
 /// Actions that a role does not allow are not offered, and are rejected if they are requested.
@@ -202,9 +203,9 @@ async fn form_submitted_twice_creates_one_key() {
 async fn viewer_is_offered_no_change_and_cannot_make_one() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
-    let key = app.mint(&dana, "prod", "write").await;
-    let viewer = app.join(&dana, "viewer").await;
-    let mut browser = Browser::of(&app, &viewer.email).await;
+    let key = app.create_key(&dana, "prod", "write").await;
+    let viewer = app.add_member(&dana, "viewer").await;
+    let mut browser = Browser::signed_in(&app, &viewer.email).await;
     let details = format!("/api-keys/{}", key.id);
     let rotation = format!("{details}/rotation");
     for path in ["/api-keys", &details, &rotation, "/audit-log", "/settings", "/sessions"] {
@@ -225,7 +226,7 @@ async fn viewer_is_offered_no_change_and_cannot_make_one() {
         let page = browser.get(path).await;
         assert!(page.status == 403 && page.text.contains("scope admin"), "{path} {page:#?}");
     }
-    let mut fields = browser.get("/workspaces").await.hidden("/workspaces");
+    let mut fields = browser.get("/workspaces").await.hidden_fields("/workspaces");
     fields.push(("name".to_owned(), "mine".to_owned()));
     fields.push(("anyway".to_owned(), "yes".to_owned()));
     let own_role = format!("/members/{}/role", viewer.user_id);
@@ -244,12 +245,12 @@ async fn viewer_is_offered_no_change_and_cannot_make_one() {
         let page = browser.post(path, &fields, &[("sec-fetch-site", "same-origin")]).await;
         assert_eq!(page.status, 403, "{path} {page:#?}");
     }
-    app.get("/v1/agents").bearer(&key.secret).send().await.expect(200);
+    app.get("/v1/agents").bearer(&key.secret).send().await.expect_status(200);
     // Every role may change its own profile.
     let page = browser.get("/settings").await;
     let fields = [("full_name", "Vera")];
     let done = browser.submit(&page, "/settings/profile", &fields).await;
-    assert_eq!(done.leads_to(), Some("/settings?done=saved"));
+    assert_eq!(done.redirect_target(), Some("/settings?done=saved"));
     assert!(browser.get("/settings").await.text.contains("Vera"));
 }
 
@@ -258,12 +259,12 @@ async fn viewer_is_offered_no_change_and_cannot_make_one() {
 async fn page_shows_nothing_of_other_workspaces() {
     let app = TestApp::start().await;
     let (dana, mallory) = (app.register("acme").await, app.register("mallory").await);
-    let key = app.mint(&dana, "prod", "write").await;
+    let key = app.create_key(&dana, "prod", "write").await;
     let event = app.wait_for_event_count(&dana.access_token, "action=api_key.created", 1).await;
     let event = event[0]["id"].as_str().unwrap().to_owned();
-    let mut browser = Browser::of(&app, &mallory.email).await;
+    let mut browser = Browser::signed_in(&app, &mallory.email).await;
     let page = browser.get("/settings").await;
-    let mut fields = page.hidden("/settings/workspace");
+    let mut fields = page.hidden_fields("/settings/workspace");
     fields.extend(
         [("name", "x"), ("anyway", "yes"), ("role", "viewer")]
             .map(|(name, value)| (name.to_owned(), value.to_owned())),
@@ -295,13 +296,13 @@ async fn page_shows_nothing_of_other_workspaces() {
     let user_fields = user_form_fields(&mut browser).await;
     let page = browser.post(&switch_path, &user_fields, &[("sec-fetch-site", "same-origin")]).await;
     assert_eq!(page.status, 403, "{page:#?}");
-    app.get("/v1/agents").bearer(&key.secret).send().await.expect(200);
+    app.get("/v1/agents").bearer(&key.secret).send().await.expect_status(200);
 }
 
 /// Returns the hidden fields of a user-level form, such as sign-out. Its CSRF token is valid in
 /// every workspace.
 async fn user_form_fields(browser: &mut Browser<'_>) -> Vec<(String, String)> {
-    browser.get("/sessions").await.hidden("/sign-out")
+    browser.get("/sessions").await.hidden_fields("/sign-out")
 }
 
 /// Revoking a key that is in use needs an explicit confirmation.
@@ -309,7 +310,7 @@ async fn user_form_fields(browser: &mut Browser<'_>) -> Vec<(String, String)> {
 async fn revoking_key_in_use_requires_confirmation() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
-    let mut browser = Browser::of(&app, &dana.email).await;
+    let mut browser = Browser::signed_in(&app, &dana.email).await;
     let (secret, id) = create_key(&mut browser, "busy", "write").await;
     // An unused key needs no confirmation, unless it is used after the page was loaded.
     let (_, unused) = create_key(&mut browser, "unused", "write").await;
@@ -317,13 +318,13 @@ async fn revoking_key_in_use_requires_confirmation() {
     let page = browser.get(&path).await;
     assert!(page.text.contains("It was never used"), "{page:#?}");
     let done = browser.submit(&page, &path, &[]).await;
-    assert_eq!(done.leads_to(), Some(&*format!("/api-keys/{unused}?done=revoked")));
+    assert_eq!(done.redirect_target(), Some(&*format!("/api-keys/{unused}?done=revoked")));
     let revoke = format!("/api-keys/{id}/revoke");
-    let stale = browser.get(&revoke).await.hidden(&revoke);
+    let stale = browser.get(&revoke).await.hidden_fields(&revoke);
     let call = app.get("/v1/agents").bearer(&secret).header("user-agent", "<b>Zapier</b>");
-    call.send().await.expect(200);
+    call.send().await.expect_status(200);
     let page = eventually("the use is on the page", async || {
-        let mut browser = browser.twin();
+        let mut browser = browser.new_window();
         let page = browser.get(&revoke).await;
         page.text.contains("GET /v1/agents").then_some(page)
     })
@@ -334,10 +335,10 @@ async fn revoking_key_in_use_requires_confirmation() {
     assert_eq!(browser.post(&revoke, &stale, &headers).await.status, 409);
     let refused = browser.submit(&page, &revoke, &[]).await;
     assert!(refused.status == 409 && refused.text.contains("It was not revoked"), "{refused:#?}");
-    app.get("/v1/agents").bearer(&secret).send().await.expect(200);
+    app.get("/v1/agents").bearer(&secret).send().await.expect_status(200);
     let done = browser.submit(&refused, &revoke, &[("anyway", "yes")]).await;
-    assert_eq!(done.leads_to(), Some(&*format!("/api-keys/{id}?done=revoked")));
-    app.get("/v1/agents").bearer(&secret).send().await.refused(401, "unauthorized");
+    assert_eq!(done.redirect_target(), Some(&*format!("/api-keys/{id}?done=revoked")));
+    app.get("/v1/agents").bearer(&secret).send().await.assert_error(401, "unauthorized");
     // An old page that is submitted again succeeds, because the key is revoked already.
     assert_eq!(browser.submit(&refused, &revoke, &[]).await.status, 303);
 }
@@ -346,7 +347,7 @@ async fn revoking_key_in_use_requires_confirmation() {
 async fn key_form_keeps_values_and_concurrent_changes() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
-    let mut browser = Browser::of(&app, &dana.email).await;
+    let mut browser = Browser::signed_in(&app, &dana.email).await;
     let (_, id) = create_key(&mut browser, "<script>alert(1)</script>", "admin").await;
     let details = format!("/api-keys/{id}");
     let page = browser.get(&details).await;
@@ -357,19 +358,23 @@ async fn key_form_keeps_values_and_concurrent_changes() {
     assert!(refused.text.contains("10.0.0.0/99") && refused.text.contains("the&#34;desc"));
     let fields = [("name", "zapier"), ("description", ""), ("allowed_ips", "10.0.0.0/8\r\n")];
     let done = browser.submit(&refused, &details, &fields).await;
-    assert_eq!(done.leads_to(), Some(&*format!("{details}?done=saved")));
+    assert_eq!(done.redirect_target(), Some(&*format!("{details}?done=saved")));
     let page = browser.get(&details).await;
     assert!(page.text.contains("<h1>zapier</h1>") && page.text.contains("<code>10.0.0.0/8</code>"));
     // An old page renames the key, and does not overwrite fields that were changed in between.
     // Neither does a form without the other fields.
     let change = json!({ "description": "one\ntwo", "allowed_ips": ["192.0.2.0/24"] });
-    let patch = app.by(&dana.access_token, "PATCH", &format!("/v1{details}"));
-    patch.json(change).send().await.expect(200);
+    let patch = app.request_as(&dana.access_token, "PATCH", &format!("/v1{details}"));
+    patch.json(change).send().await.expect_status(200);
     let fields = [("name", "make"), ("description", ""), ("allowed_ips", "10.0.0.0/8\r\n")];
     browser.submit(&page, &details, &fields).await;
     let page = browser.get(&details).await;
     browser.submit(&page, &details, &[("name", "make-2"), ("description", "one\r\ntwo")]).await;
-    let key = app.by(&dana.access_token, "GET", &format!("/v1{details}")).send().await.expect(200);
+    let key = app
+        .request_as(&dana.access_token, "GET", &format!("/v1{details}"))
+        .send()
+        .await
+        .expect_status(200);
     let expected = json!(["make-2", "one\ntwo", ["192.0.2.0/24"]]);
     assert_eq!(json!([key["name"], key["description"], key["allowed_ips"]]), expected);
 }
@@ -378,15 +383,15 @@ async fn key_form_keeps_values_and_concurrent_changes() {
 async fn log_page_is_filtered_by_url_and_exported() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
-    let mut browser = Browser::of(&app, &dana.email).await;
+    let mut browser = Browser::signed_in(&app, &dana.email).await;
     let (secret, id) = create_key(&mut browser, "=cmd()", "read-only").await;
-    app.get("/v1/agents").bearer(&secret).send().await.expect(200);
+    app.get("/v1/agents").bearer(&secret).send().await.expect_status(200);
     app.post("/v1/agents")
         .bearer(&secret)
         .json(json!({}))
         .send()
         .await
-        .refused(403, "insufficient_scope");
+        .assert_error(403, "insufficient_scope");
     app.wait_for_event_count(&dana.access_token, &format!("key_id={id}"), 2).await;
     let rows = |page: &Page| page.text.matches("<a href=\"/audit-log/event_").count();
     let page = browser.get(&format!("/audit-log?key_id={id}&status=403&action=&ip=&since=")).await;
@@ -420,12 +425,12 @@ async fn log_page_is_filtered_by_url_and_exported() {
         browser.get("/sessions").await;
     }
     let page = eventually("the first page is full", async || {
-        let page = browser.twin().get("/audit-log?action=request&pages=true").await;
+        let page = browser.new_window().get("/audit-log?action=request&pages=true").await;
         page.text.contains("Older events").then_some(page)
     })
     .await;
     assert_eq!(rows(&page), 20);
-    let older = browser.get(&page.link("Older events")).await;
+    let older = browser.get(&page.link_target("Older events")).await;
     assert!(
         rows(&older) > 0 && !older.text.contains("data-log="),
         "only the newest page is updated live"
@@ -442,7 +447,10 @@ async fn log_page_is_filtered_by_url_and_exported() {
     let mut signed_out = Browser::new(&app);
     for path in ["/audit-log/export?format=csv", "/audit-log/stream"] {
         let page = signed_out.get(path).await;
-        assert!(page.leads_to().unwrap().starts_with("/sign-in?next=%2Faudit-log%2F"), "{page:#?}");
+        assert!(
+            page.redirect_target().unwrap().starts_with("/sign-in?next=%2Faudit-log%2F"),
+            "{page:#?}"
+        );
     }
 }
 
@@ -451,7 +459,7 @@ async fn members_are_invited_promoted_and_removed() {
     let sink = SmtpSink::start();
     let app = TestApp::start_with(&[("mail.url", &sink.url())]).await;
     let dana = app.register("acme").await;
-    let mut browser = Browser::of(&app, &dana.email).await;
+    let mut browser = Browser::signed_in(&app, &dana.email).await;
     let page = browser.get("/members").await;
     let invalid =
         browser.submit(&page, "/members/invite", &[("email", "nonsense"), ("role", "admin")]);
@@ -461,16 +469,16 @@ async fn members_are_invited_promoted_and_removed() {
         let page = browser.get("/members").await;
         let fields = [("email", email), ("role", "viewer")];
         let sent = browser.submit(&page, "/members/invite", &fields).await;
-        assert_eq!(sent.leads_to(), Some("/members?done=invited"));
+        assert_eq!(sent.redirect_target(), Some("/members?done=invited"));
     }
     let page = browser.get("/members").await;
     let withdraw_path = page.text.split("withdrawn@new.example</strong>").nth(1).unwrap();
     let withdraw_path = withdraw_path.split("action=\"").nth(1).unwrap().split('"').next().unwrap();
     let done = browser.submit(&page, withdraw_path, &[]).await;
-    assert_eq!(done.leads_to(), Some("/members?done=withdrawn"));
+    assert_eq!(done.redirect_target(), Some("/members?done=withdrawn"));
     let path = format!(
         "/accept-invitation?token={}",
-        link_token(&sink.mail("sam@new.example", "Invitation").await)
+        link_token(&sink.wait_for_email("sam@new.example", "Invitation").await)
     );
     let mut sam = Browser::new(&app);
     let page = sam.get(&path).await;
@@ -487,14 +495,14 @@ async fn members_are_invited_promoted_and_removed() {
     };
     let role = action(&page, "/role");
     let done = browser.submit(&page, &role, &[("role", "admin")]).await;
-    assert_eq!(done.leads_to(), Some("/members?done=role"));
+    assert_eq!(done.redirect_target(), Some("/members?done=role"));
     // The role applies at once. An admin cannot appoint owners.
     let members_page = sam.get("/members").await;
     assert!(
         members_page.status == 200 && !members_page.text.contains("<option>owner</option>"),
         "{members_page:#?}"
     );
-    let mut fields = members_page.hidden("/members/invite");
+    let mut fields = members_page.hidden_fields("/members/invite");
     fields.push(("role".to_owned(), "owner".to_owned()));
     let refused = sam.post(&role, &fields, &[("sec-fetch-site", "same-origin")]).await;
     assert!(refused.status == 403 && refused.text.contains("role=\"alert\""), "{refused:#?}");
@@ -510,9 +518,12 @@ async fn members_are_invited_promoted_and_removed() {
     let done = browser.submit(&page, &remove, &[]).await;
     assert!(done.status == 403 && done.text.contains("takes your password"), "{done:#?}");
     browser.submit(&page, &role, &[("role", "viewer"), ("password", PASSWORD)]).await;
-    assert_eq!(browser.submit(&page, &remove, &[]).await.leads_to(), Some("/members?done=removed"));
+    assert_eq!(
+        browser.submit(&page, &remove, &[]).await.redirect_target(),
+        Some("/members?done=removed")
+    );
     assert!(!browser.get("/members").await.text.contains("Sam Lee"));
-    assert_eq!(sam.get("/api-keys").await.leads_to(), Some("/sign-in?next=%2Fapi-keys"));
+    assert_eq!(sam.get("/api-keys").await.redirect_target(), Some("/sign-in?next=%2Fapi-keys"));
 }
 
 #[tokio::test]
@@ -521,17 +532,17 @@ async fn workspace_branding_is_applied_and_validated() {
     let dana = app.register("acme").await;
     // Branding fields that only the API sets are kept.
     let stored = json!({ "support_email": "help@acme.example" });
-    app.by(&dana.access_token, "PUT", "/v1/users/me/branding")
+    app.request_as(&dana.access_token, "PUT", "/v1/users/me/branding")
         .json(stored)
         .send()
         .await
-        .expect(200);
-    let mut browser = Browser::of(&app, &dana.email).await;
+        .expect_status(200);
+    let mut browser = Browser::signed_in(&app, &dana.email).await;
     let png = b"\x89PNG\r\n\x1a\n a picture";
     let form = [("brand_name", "Acme Voice"), ("primary_color", "#0B7285")];
     let page = browser.get("/settings").await;
     let done = browser.upload(&page, "/settings/brand", &form, Some(("logo", png))).await;
-    assert_eq!(done.leads_to(), Some("/settings?done=saved"), "{done:#?}");
+    assert_eq!(done.redirect_target(), Some("/settings?done=saved"), "{done:#?}");
     let sign_in = format!("/sign-in?workspace={}", dana.workspace_id);
     for (mut browser, path) in [(Browser::new(&app), &*sign_in), (browser, "/api-keys")] {
         let page = browser.get(path).await;
@@ -541,9 +552,12 @@ async fn workspace_branding_is_applied_and_validated() {
         let policy = page.headers["content-security-policy"].to_str().unwrap();
         assert_eq!(policy.matches("'sha256-").count(), 2, "{policy}");
     }
-    let mut browser = Browser::of(&app, &dana.email).await;
-    let settings =
-        app.by(&dana.access_token, "GET", "/v1/users/me/branding").send().await.expect(200);
+    let mut browser = Browser::signed_in(&app, &dana.email).await;
+    let settings = app
+        .request_as(&dana.access_token, "GET", "/v1/users/me/branding")
+        .send()
+        .await
+        .expect_status(200);
     assert_eq!(settings["support_email"], "help@acme.example");
     // An invalid logo or color is rejected and changes nothing.
     for (color, file) in [
@@ -561,7 +575,10 @@ async fn workspace_branding_is_applied_and_validated() {
     }
     // A form of another site is rejected, and so is one that is not multipart.
     let page = browser.get("/settings").await;
-    assert_eq!(browser.submit_from_site(&page, "/settings/brand", &form, "cross-site").await.status, 403);
+    assert_eq!(
+        browser.submit_from_site(&page, "/settings/brand", &form, "cross-site").await.status,
+        403
+    );
     assert_eq!(browser.submit(&page, "/settings/brand", &form).await.status, 415);
     let form = [("brand_name", ""), ("primary_color", ""), ("remove_logo", "true")];
     browser.upload(&page, "/settings/brand", &form, None).await;
@@ -576,8 +593,8 @@ async fn workspace_branding_is_applied_and_validated() {
 async fn workspaces_are_switched_renamed_and_deleted() {
     let app = TestApp::start().await;
     let (dana, lee) = (app.register("acme").await, app.register("labs").await);
-    app.admit(&dana, &lee, "viewer").await;
-    let mut browser = Browser::of(&app, &dana.email).await;
+    app.insert_membership(&dana, &lee, "viewer").await;
+    let mut browser = Browser::signed_in(&app, &dana.email).await;
     let switch_to_other = format!("/workspaces/{}/enter", lee.workspace_id);
     let page = browser.get("/workspaces").await;
     let switch_to_own = format!("/workspaces/{}/enter", dana.workspace_id);
@@ -586,9 +603,9 @@ async fn workspaces_are_switched_renamed_and_deleted() {
     } else {
         (&switch_to_own, &switch_to_other)
     };
-    assert_eq!(browser.submit(&page, switch_path, &[]).await.leads_to(), Some("/api-keys"));
+    assert_eq!(browser.submit(&page, switch_path, &[]).await.redirect_target(), Some("/api-keys"));
     let page = browser.get("/workspaces").await;
-    assert_eq!(browser.submit(&page, return_path, &[]).await.leads_to(), Some("/api-keys"));
+    assert_eq!(browser.submit(&page, return_path, &[]).await.redirect_target(), Some("/api-keys"));
     // Rename the user's own workspace.
     let page = browser.get("/workspaces").await;
     if page.text.contains(&switch_to_own) {
@@ -596,7 +613,7 @@ async fn workspaces_are_switched_renamed_and_deleted() {
     }
     let page = browser.get("/settings").await;
     let done = browser.submit(&page, "/settings/workspace", &[("name", "Acme GmbH")]).await;
-    assert_eq!(done.leads_to(), Some("/settings?done=saved"));
+    assert_eq!(done.redirect_target(), Some("/settings?done=saved"));
     let page = browser.get("/settings").await;
     assert!(page.text.contains("Acme GmbH"));
     let last_owner = browser.submit(&page, "/settings/leave", &[]).await;
@@ -608,15 +625,15 @@ async fn workspaces_are_switched_renamed_and_deleted() {
     assert_eq!(wrong.status, 422, "{wrong:#?}");
     let deleted =
         browser.submit(&page, "/settings/delete-workspace", &[("password", PASSWORD)]).await;
-    assert_eq!(deleted.leads_to(), Some("/sign-in"));
+    assert_eq!(deleted.redirect_target(), Some("/sign-in"));
     assert_eq!(browser.get("/api-keys").await.status, 303);
     // After a new sign-in the user is in the remaining workspace, and deletes the account.
-    let mut browser = Browser::of(&app, &dana.email).await;
+    let mut browser = Browser::signed_in(&app, &dana.email).await;
     assert!(browser.get("/api-keys").await.text.contains("labs"));
     let page = browser.get("/settings").await;
     let deleted =
         browser.submit(&page, "/settings/delete-account", &[("password", PASSWORD)]).await;
-    assert_eq!(deleted.leads_to(), Some("/sign-in"), "{deleted:#?}");
+    assert_eq!(deleted.redirect_target(), Some("/sign-in"), "{deleted:#?}");
     let page = browser.get("/sign-in").await;
     let fields = [("email", &*dana.email), ("password", PASSWORD)];
     assert_eq!(browser.submit(&page, "/sign-in", &fields).await.status, 422);
@@ -626,7 +643,7 @@ async fn workspaces_are_switched_renamed_and_deleted() {
 async fn password_is_changed_on_page() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
-    let mut browser = Browser::of(&app, &dana.email).await;
+    let mut browser = Browser::signed_in(&app, &dana.email).await;
     let page = browser.get("/second-factor").await;
     let path = "/second-factor/password";
     let new = ("new_password", "another horse, another battery");
@@ -634,7 +651,10 @@ async fn password_is_changed_on_page() {
     assert!(wrong.status == 422 && wrong.text.contains("role=\"alert\""), "{wrong:#?}");
     let done = browser.submit(&wrong, path, &[("current_password", PASSWORD), new]).await;
     assert!(done.status == 200 && done.text.contains("was changed"), "{done:#?}");
-    app.by(&dana.access_token, "GET", "/v1/auth/me").send().await.refused(401, "unauthorized");
+    app.request_as(&dana.access_token, "GET", "/v1/auth/me")
+        .send()
+        .await
+        .assert_error(401, "unauthorized");
     assert_eq!(browser.get("/api-keys").await.status, 200);
 }
 
@@ -647,7 +667,7 @@ async fn sign_up_is_rejected_where_invitation_is_required() {
     assert!(!page.text.contains("Create an account"));
     let refused = browser.get("/sign-up").await;
     assert!(refused.status == 403 && refused.text.contains("invite"), "{refused:#?}");
-    let mut fields = page.hidden("/sign-in");
+    let mut fields = page.hidden_fields("/sign-in");
     fields.extend(
         [("email", "a@b.example"), ("password", PASSWORD)]
             .map(|(name, value)| (name.to_owned(), value.to_owned())),

@@ -8,7 +8,7 @@ use std::{
 
 use axum::{Router, extract::Request, routing::any};
 
-use crate::fixture::{Answer, Call, TestApp, eventually};
+use crate::fixture::{TestApp, TestRequest, TestResponse, eventually};
 
 /// An nginx process with a temporary folder. Dropping it stops the process.
 struct Nginx {
@@ -78,11 +78,13 @@ async fn start_upstream() -> String {
 async fn nginx_forwards_only_authorized_requests() {
     let app = TestApp::start_with(&[("server.trusted_proxies", "127.0.0.1")]).await;
     let dana = app.register("acme").await;
-    let [writer, reader] =
-        [app.mint(&dana, "writer", "write").await, app.mint(&dana, "reader", "read-only").await];
+    let [writer, reader] = [
+        app.create_key(&dana, "writer", "write").await,
+        app.create_key(&dana, "reader", "read-only").await,
+    ];
     let nginx = Nginx::start(&app.url, &start_upstream().await).await;
-    let send = async |method: &str, key: &str, extra: &[(&str, &str)]| -> Answer {
-        let mut call = Call::new(&app.http, &nginx.url, method, "/v1/things?secret=1");
+    let send = async |method: &str, key: &str, extra: &[(&str, &str)]| -> TestResponse {
+        let mut call = TestRequest::new(&app.http, &nginx.url, method, "/v1/things?secret=1");
         for (name, value) in extra {
             call = call.header(name, value);
         }
@@ -102,7 +104,7 @@ async fn nginx_forwards_only_authorized_requests() {
         .bearer(&dana.access_token)
         .send()
         .await
-        .expect(204);
+        .expect_status(204);
     assert_eq!(send("POST", &writer.secret, &[]).await.status, 401);
     let query = format!("key_id={}&action=request", reader.id);
     let events = app.wait_for_event_count(&dana.access_token, &query, 3).await;

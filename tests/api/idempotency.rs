@@ -4,14 +4,14 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::fixture::{Answer, Call, TestApp};
+use crate::fixture::{TestApp, TestRequest, TestResponse};
 
-fn with_idempotency_key(call: Call, key: &str, body: &Value) -> Call {
+fn with_idempotency_key(call: TestRequest, key: &str, body: &Value) -> TestRequest {
     call.header("idempotency-key", key).json(body.clone())
 }
 
 #[track_caller]
-fn assert_replayed(first: &Answer, second: &Answer) {
+fn assert_replayed(first: &TestResponse, second: &TestResponse) {
     assert_eq!(second.header("idempotency-replayed"), "true", "{}", second.text);
     assert_eq!((first.status, &first.text), (second.status, &second.text));
     for header in ["location", "content-type", "cache-control"] {
@@ -33,11 +33,15 @@ async fn retried_key_creation_returns_same_secret() {
     let first = create("7f1c", &body).await;
     assert_eq!((first.status.as_u16(), first.header("idempotency-replayed")), (201, ""));
     assert_replayed(&first, &create("7f1c", &body).await);
-    app.get("/v1/agents").bearer(first.body["key"].as_str().unwrap()).send().await.expect(200);
+    app.get("/v1/agents")
+        .bearer(first.body["key"].as_str().unwrap())
+        .send()
+        .await
+        .expect_status(200);
     // Another body is a conflict; another idempotency key creates another API key.
-    create("7f1c", &json!({ "name": "other" })).await.refused(409, "idempotency_conflict");
-    assert_ne!(create("7f1d", &body).await.expect(201)["id"], first.body["id"]);
-    let list = app.get("/v1/api-keys").bearer(&dana.access_token).send().await.expect(200);
+    create("7f1c", &json!({ "name": "other" })).await.assert_error(409, "idempotency_conflict");
+    assert_ne!(create("7f1d", &body).await.expect_status(201)["id"], first.body["id"]);
+    let list = app.get("/v1/api-keys").bearer(&dana.access_token).send().await.expect_status(200);
     assert_eq!(list["total"], 2);
     // The idempotency key applies in all sessions of the same user.
     let again = app.sign_in_again(&dana).await;
@@ -52,7 +56,7 @@ async fn retried_key_creation_returns_same_secret() {
     let again = app.sign_in_again(&dana).await;
     let call =
         with_idempotency_key(app.post("/v1/api-keys").bearer(&again.access_token), "7f1c", &body);
-    assert_ne!(call.send().await.expect(201)["id"], first.body["id"]);
+    assert_ne!(call.send().await.expect_status(201)["id"], first.body["id"]);
 }
 
 /// Covers every creating route of the API contract.
@@ -60,10 +64,10 @@ async fn retried_key_creation_returns_same_secret() {
 async fn every_creating_route_is_safe_to_retry() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
-    let old = app.mint(&dana, "old", "write").await;
+    let old = app.create_key(&dana, "old", "write").await;
     let agent =
         app.post("/v1/agents").bearer(&dana.access_token).json(json!({ "agent_name": "a" }));
-    let agent = agent.send().await.expect(201)["agent_id"].clone();
+    let agent = agent.send().await.expect_status(201)["agent_id"].clone();
     let rotate = format!("/v1/api-keys/{}/rotate", old.id);
     for (path, body) in [
         ("/v1/api-keys", json!({ "name": "k" })),
@@ -104,13 +108,13 @@ async fn concurrent_requests_with_one_key_run_once() {
         if answer.status == 201 {
             secrets.push(answer.body["key"].as_str().unwrap());
         } else {
-            answer.refused(409, "idempotency_in_progress");
+            answer.assert_error(409, "idempotency_in_progress");
             assert_eq!(answer.header("retry-after"), "1");
         }
     }
     assert!(!secrets.is_empty());
     assert!(secrets.iter().all(|secret| *secret == secrets[0]));
-    let list = app.get("/v1/api-keys").bearer(&dana.access_token).send().await.expect(200);
+    let list = app.get("/v1/api-keys").bearer(&dana.access_token).send().await.expect_status(200);
     assert_eq!(list["total"], 1);
 }
 
@@ -126,12 +130,12 @@ async fn rejected_or_failed_request_is_not_replayed() {
     let agent = json!("agent_01jd0zt8q7f7qvs4p2k6x3m9ab");
     send(json!({ "agent_id": agent, "to_number": "+14155550100" }))
         .await
-        .refused(422, "validation_failed");
+        .assert_error(422, "validation_failed");
     let agent =
         app.post("/v1/agents").bearer(&dana.access_token).json(json!({ "agent_name": "a" }));
-    let agent = agent.send().await.expect(201)["agent_id"].clone();
+    let agent = agent.send().await.expect_status(201)["agent_id"].clone();
     // The corrected request succeeds with the same key.
-    send(json!({ "agent_id": agent, "to_number": "+14155550100" })).await.expect(201);
+    send(json!({ "agent_id": agent, "to_number": "+14155550100" })).await.expect_status(201);
 
     // If PostgreSQL refuses to store the response, the work is rolled back as well.
     let mut connection = app.database.connect().await;
@@ -141,10 +145,10 @@ async fn rejected_or_failed_request_is_not_replayed() {
         let call = app.post("/v1/api-keys").bearer(&dana.access_token);
         with_idempotency_key(call, "lost", &json!({ "name": "k" })).send().await
     };
-    create_key().await.refused(500, "internal");
+    create_key().await.assert_error(500, "internal");
     let total = async || {
         let call = app.get("/v1/api-keys").bearer(&dana.access_token);
-        call.send().await.expect(200)["total"].clone()
+        call.send().await.expect_status(200)["total"].clone()
     };
     assert_eq!(total().await, 0);
     sqlx::query("ALTER TABLE kept_answers DROP CONSTRAINT never")
@@ -160,7 +164,8 @@ async fn rejected_or_failed_request_is_not_replayed() {
 async fn idempotency_key_is_scoped_to_caller_and_path() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
-    let [a, b] = [app.mint(&dana, "a", "write").await, app.mint(&dana, "b", "write").await];
+    let [a, b] =
+        [app.create_key(&dana, "a", "write").await, app.create_key(&dana, "b", "write").await];
     let other_workspace = app.register("widgets").await;
     let body = json!({ "name": "x", "agent_name": "x", "knowledge_base_name": "x" });
     let send = async |path: &str, credential: &str| {
@@ -182,9 +187,9 @@ async fn idempotency_key_is_scoped_to_caller_and_path() {
     }
     assert_replayed(&first, &send("/v1/agents", &a.secret).await);
     // The key is looked up after authorization, so a retry without the scope is rejected again.
-    let reader = app.mint(&dana, "r", "read-only").await;
+    let reader = app.create_key(&dana, "r", "read-only").await;
     for _ in 0..2 {
-        send("/v1/agents", &reader.secret).await.refused(403, "insufficient_scope");
+        send("/v1/agents", &reader.secret).await.assert_error(403, "insufficient_scope");
     }
 }
 
@@ -198,20 +203,20 @@ async fn invalid_idempotency_key_is_rejected() {
         with_idempotency_key(call, invalid, &json!({ "agent_name": "a" }))
             .send()
             .await
-            .refused(422, "validation_failed")
-            .blames("Idempotency-Key");
+            .assert_error(422, "validation_failed")
+            .assert_field("Idempotency-Key");
     }
     let call = app.post("/v1/agents").bearer(&dana.access_token).header("idempotency-key", "a");
     with_idempotency_key(call, "b", &json!({ "agent_name": "a" }))
         .send()
         .await
-        .refused(422, "validation_failed")
-        .blames("Idempotency-Key");
+        .assert_error(422, "validation_failed")
+        .assert_field("Idempotency-Key");
     let call = app.post("/v1/agents").bearer(&dana.access_token);
     with_idempotency_key(call, &"x".repeat(255), &json!({ "agent_name": "a" }))
         .send()
         .await
-        .expect(201);
+        .expect_status(201);
 }
 
 #[tokio::test]
@@ -222,7 +227,7 @@ async fn stored_response_contains_no_plaintext() {
     let created = with_idempotency_key(call, "a-key-of-the-client", &json!({ "name": "k" }))
         .send()
         .await
-        .expect(201);
+        .expect_status(201);
     let mut connection = app.database.connect().await;
     let sql = "SELECT id || request || answer FROM kept_answers";
     let stored: Vec<u8> = sqlx::query_scalar(sql).fetch_one(&mut connection).await.unwrap();

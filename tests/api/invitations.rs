@@ -4,21 +4,21 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::fixture::{Answer, PASSWORD, Person, SmtpSink, TestApp, link_token};
+use crate::fixture::{PASSWORD, SmtpSink, TestApp, TestResponse, TestUser, link_token};
 
-async fn app_with_mail() -> (TestApp, SmtpSink, Person) {
+async fn app_with_mail() -> (TestApp, SmtpSink, TestUser) {
     let sink = SmtpSink::start();
     let app = TestApp::start_with(&[("mail.url", &sink.url())]).await;
     let dana = app.register("acme").await;
     (app, sink, dana)
 }
 
-async fn invite(app: &TestApp, by: &str, email: &str, role: &str) -> Answer {
+async fn invite(app: &TestApp, by: &str, email: &str, role: &str) -> TestResponse {
     let body = json!({ "email": email, "role": role });
-    app.by(by, "POST", "/v1/invitations").json(body).send().await
+    app.request_as(by, "POST", "/v1/invitations").json(body).send().await
 }
 
-async fn accept(app: &TestApp, bearer: Option<&str>, body: Value) -> Answer {
+async fn accept(app: &TestApp, bearer: Option<&str>, body: Value) -> TestResponse {
     let call = app.post("/v1/invitations/accept");
     bearer
         .map_or(app.post("/v1/invitations/accept"), |token| call.bearer(token))
@@ -28,32 +28,39 @@ async fn accept(app: &TestApp, bearer: Option<&str>, body: Value) -> Answer {
 }
 
 async fn invitation_token(sink: &SmtpSink, email: &str) -> String {
-    link_token(&sink.mail(email, "Invitation").await)
+    link_token(&sink.wait_for_email(email, "Invitation").await)
 }
 
 #[tokio::test]
 async fn new_user_joins_by_mailed_link() {
     let (app, sink, dana) = app_with_mail().await;
-    let created = invite(&app, &dana.access_token, "Sam@new.example", "member").await.expect(201);
+    let created =
+        invite(&app, &dana.access_token, "Sam@new.example", "member").await.expect_status(201);
     assert_eq!(
         (&created["role"], &created["invited_by"]),
         (&json!("member"), &json!(dana.user_id))
     );
-    invite(&app, &dana.access_token, "sam@NEW.example", "viewer").await.refused(409, "conflict");
-    let pending = app.by(&dana.access_token, "GET", "/v1/invitations").send().await.expect(200);
+    invite(&app, &dana.access_token, "sam@NEW.example", "viewer")
+        .await
+        .assert_error(409, "conflict");
+    let pending = app
+        .request_as(&dana.access_token, "GET", "/v1/invitations")
+        .send()
+        .await
+        .expect_status(200);
     assert_eq!((&pending["total"], &pending["invitations"][0]["id"]), (&json!(1), &created["id"]));
 
-    let mail = sink.mail("Sam@new.example", "Invitation").await;
+    let mail = sink.wait_for_email("Sam@new.example", "Invitation").await;
     assert!(mail["text"].as_str().unwrap().contains("the workspace acme"), "{mail:#}");
     let token = link_token(&mail);
     let without_password = accept(&app, None, json!({ "token": token })).await;
-    without_password.refused(422, "validation_failed").blames("password");
+    without_password.assert_error(422, "validation_failed").assert_field("password");
     let weak = json!({ "token": token, "password": "password1234" });
-    accept(&app, None, weak).await.refused(422, "validation_failed").blames("password");
+    accept(&app, None, weak).await.assert_error(422, "validation_failed").assert_field("password");
     let body = json!({ "token": token, "password": PASSWORD, "full_name": "Sam Lee" });
-    let pair = accept(&app, None, body.clone()).await.expect(201);
-    let me = app.by(pair["access_token"].as_str().unwrap(), "GET", "/v1/auth/me");
-    let me = me.send().await.expect(200);
+    let pair = accept(&app, None, body.clone()).await.expect_status(201);
+    let me = app.request_as(pair["access_token"].as_str().unwrap(), "GET", "/v1/auth/me");
+    let me = me.send().await.expect_status(200);
     assert_eq!(
         (&me["workspace"]["id"], &me["role"]),
         (&json!(dana.workspace_id), &json!("member"))
@@ -61,80 +68,87 @@ async fn new_user_joins_by_mailed_link() {
     assert_eq!(me["user"]["email_verified"], true);
 
     // An invitation works once.
-    accept(&app, None, body).await.refused(422, "validation_failed").blames("token");
-    let pending = app.by(&dana.access_token, "GET", "/v1/invitations").send().await.expect(200);
+    accept(&app, None, body).await.assert_error(422, "validation_failed").assert_field("token");
+    let pending = app
+        .request_as(&dana.access_token, "GET", "/v1/invitations")
+        .send()
+        .await
+        .expect_status(200);
     assert_eq!(pending["total"], 0);
     app.wait_for_event_count(&dana.access_token, "action=member.invited", 1).await;
     let joined = app.wait_for_event_count(&dana.access_token, "action=member.joined", 1).await;
     assert_eq!(joined[0]["metadata"]["invitation_id"], created["id"]);
     let again = invite(&app, &dana.access_token, "sam@new.example", "admin").await;
-    again.refused(409, "conflict");
+    again.assert_error(409, "conflict");
 }
 
 #[tokio::test]
 async fn existing_account_joins_only_with_own_session() {
     let (app, sink, dana) = app_with_mail().await;
     let [sam, eve] = [app.register("widgets-inc").await, app.register("evil").await];
-    invite(&app, &dana.access_token, &sam.email, "admin").await.expect(201);
+    invite(&app, &dana.access_token, &sam.email, "admin").await.expect_status(201);
     let token = invitation_token(&sink, &sam.email).await;
     // The link gives no access to an existing account, whatever password is sent with it.
     let body = json!({ "token": token, "password": "another long password", "full_name": "Eve" });
-    accept(&app, None, body).await.refused(401, "unauthorized");
+    accept(&app, None, body).await.assert_error(401, "unauthorized");
     let body = json!({ "token": token });
-    accept(&app, Some(&eve.access_token), body.clone()).await.refused(403, "forbidden");
-    let key = app.mint(&sam, "k", "admin").await;
-    accept(&app, Some(&key.secret), body.clone()).await.refused(403, "forbidden");
-    accept(&app, Some("nonsense"), body.clone()).await.refused(401, "unauthorized");
+    accept(&app, Some(&eve.access_token), body.clone()).await.assert_error(403, "forbidden");
+    let key = app.create_key(&sam, "k", "admin").await;
+    accept(&app, Some(&key.secret), body.clone()).await.assert_error(403, "forbidden");
+    accept(&app, Some("nonsense"), body.clone()).await.assert_error(401, "unauthorized");
 
-    let pair = accept(&app, Some(&sam.access_token), body.clone()).await.expect(201);
+    let pair = accept(&app, Some(&sam.access_token), body.clone()).await.expect_status(201);
     let token = pair["access_token"].as_str().unwrap();
-    let me = app.by(token, "GET", "/v1/auth/me").send().await.expect(200);
+    let me = app.request_as(token, "GET", "/v1/auth/me").send().await.expect_status(200);
     assert_eq!((&me["workspace"]["id"], &me["role"]), (&json!(dana.workspace_id), &json!("admin")));
     // The session has switched workspaces: its tokens for the previous one are invalid.
-    app.get("/v1/agents").bearer(&sam.access_token).send().await.refused(401, "unauthorized");
+    app.get("/v1/agents").bearer(&sam.access_token).send().await.assert_error(401, "unauthorized");
     let second_attempt = accept(&app, Some(token), body).await;
-    second_attempt.refused(422, "validation_failed").blames("token");
+    second_attempt.assert_error(422, "validation_failed").assert_field("token");
 }
 
 #[tokio::test]
 async fn withdrawn_expired_or_excessive_invitation_is_rejected() {
     let (app, sink, dana) = app_with_mail().await;
-    let admin = app.join(&dana, "admin").await;
-    let key = app.mint(&dana, "k", "admin").await;
+    let admin = app.add_member(&dana, "admin").await;
+    let key = app.create_key(&dana, "k", "admin").await;
     for by in [&admin.access_token, &key.secret] {
-        invite(&app, by, "a@new.example", "owner").await.refused(403, "forbidden");
+        invite(&app, by, "a@new.example", "owner").await.assert_error(403, "forbidden");
     }
     invite(&app, &dana.access_token, "no address", "member")
         .await
-        .refused(422, "validation_failed")
-        .blames("email");
+        .assert_error(422, "validation_failed")
+        .assert_field("email");
     invite(&app, &dana.access_token, "a@new.example", "king")
         .await
-        .refused(422, "validation_failed");
+        .assert_error(422, "validation_failed");
     let withdraw = async |by: &str, id: &Value| {
-        app.by(by, "DELETE", &format!("/v1/invitations/{}", id.as_str().unwrap())).send().await
+        app.request_as(by, "DELETE", &format!("/v1/invitations/{}", id.as_str().unwrap()))
+            .send()
+            .await
     };
-    let owner = invite(&app, &dana.access_token, "a@new.example", "owner").await.expect(201);
-    withdraw(&admin.access_token, &owner["id"]).await.refused(403, "forbidden");
+    let owner = invite(&app, &dana.access_token, "a@new.example", "owner").await.expect_status(201);
+    withdraw(&admin.access_token, &owner["id"]).await.assert_error(403, "forbidden");
     assert_eq!(withdraw(&dana.access_token, &owner["id"]).await.status, 204);
-    withdraw(&dana.access_token, &owner["id"]).await.refused(404, "not_found");
+    withdraw(&dana.access_token, &owner["id"]).await.assert_error(404, "not_found");
     let assert_unusable = async |email: &str| {
         let body = json!({ "token": invitation_token(&sink, email).await, "password": PASSWORD });
-        accept(&app, None, body).await.refused(422, "validation_failed").blames("token");
+        accept(&app, None, body).await.assert_error(422, "validation_failed").assert_field("token");
     };
     assert_unusable("a@new.example").await;
 
-    invite(&app, &dana.access_token, "b@new.example", "viewer").await.expect(201);
+    invite(&app, &dana.access_token, "b@new.example", "viewer").await.expect_status(201);
     // Demoting the inviter invalidates the invitation.
-    invite(&app, &admin.access_token, "c@new.example", "admin").await.expect(201);
+    invite(&app, &admin.access_token, "c@new.example", "admin").await.expect_status(201);
     let path = format!("/v1/members/{}", admin.user_id);
-    let demote = app.by(&dana.access_token, "PATCH", &path).json(json!({ "role": "member" }));
-    demote.send().await.expect(200);
+    let demote =
+        app.request_as(&dana.access_token, "PATCH", &path).json(json!({ "role": "member" }));
+    demote.send().await.expect_status(200);
     assert_unusable("c@new.example").await;
     let token = invitation_token(&sink, "b@new.example").await;
     app.clock.advance(Duration::from_hours(24 * 7 + 1));
     let body = json!({ "token": token, "password": PASSWORD });
-    accept(&app, None, body).await.refused(422, "validation_failed").blames("token");
+    accept(&app, None, body).await.assert_error(422, "validation_failed").assert_field("token");
 }
 
 #[tokio::test]
@@ -142,16 +156,20 @@ async fn owner_invitation_needs_recent_sign_in_or_password() {
     let (app, _sink, dana) = app_with_mail().await;
     app.clock.advance(Duration::from_mins(16));
     let rejected = invite(&app, &dana.access_token, "sam@new.example", "owner").await;
-    rejected.refused(403, "forbidden");
+    rejected.assert_error(403, "forbidden");
     let body = json!({ "email": "sam@new.example", "role": "owner", "password": PASSWORD });
-    app.by(&dana.access_token, "POST", "/v1/invitations").json(body).send().await.expect(201);
-    invite(&app, &dana.access_token, "kim@new.example", "admin").await.expect(201);
+    app.request_as(&dana.access_token, "POST", "/v1/invitations")
+        .json(body)
+        .send()
+        .await
+        .expect_status(201);
+    invite(&app, &dana.access_token, "kim@new.example", "admin").await.expect_status(201);
 }
 
 #[tokio::test]
 async fn concurrent_accepts_add_one_member() {
     let (app, sink, dana) = app_with_mail().await;
-    invite(&app, &dana.access_token, "sam@new.example", "viewer").await.expect(201);
+    invite(&app, &dana.access_token, "sam@new.example", "viewer").await.expect_status(201);
     let token = invitation_token(&sink, "sam@new.example").await;
     let body = json!({ "token": token, "password": PASSWORD });
     let attempts = (0..8).map(|_| accept(&app, None, body.clone()));
@@ -167,11 +185,15 @@ async fn invitations_to_one_address_are_limited_per_day() {
     let (app, _sink, dana) = app_with_mail().await;
     for _ in 0..10 {
         let created =
-            invite(&app, &dana.access_token, "sam@new.example", "viewer").await.expect(201);
+            invite(&app, &dana.access_token, "sam@new.example", "viewer").await.expect_status(201);
         let path = format!("/v1/invitations/{}", created["id"].as_str().unwrap());
-        assert_eq!(app.by(&dana.access_token, "DELETE", &path).send().await.status, 204);
+        assert_eq!(app.request_as(&dana.access_token, "DELETE", &path).send().await.status, 204);
     }
-    invite(&app, &dana.access_token, "sam@new.example", "viewer").await.refused(409, "conflict");
+    invite(&app, &dana.access_token, "sam@new.example", "viewer")
+        .await
+        .assert_error(409, "conflict");
     let eve = app.register("evil").await;
-    invite(&app, &eve.access_token, "SAM@new.example", "viewer").await.refused(409, "conflict");
+    invite(&app, &eve.access_token, "SAM@new.example", "viewer")
+        .await
+        .assert_error(409, "conflict");
 }

@@ -6,7 +6,7 @@ use serde_json::json;
 use sqlx::{Connection, Executor, PgConnection};
 use uuid::Uuid;
 
-use crate::fixture::{Person, TestApp, oauth::OAuth};
+use crate::fixture::{TestApp, TestUser, oauth::OAuthExt};
 
 /// Tables without row-level security that the service role may read, each with the reason.
 const SHARED: [&str; 3] = [
@@ -35,23 +35,23 @@ impl TwoWorkspaces {
     }
 }
 
-async fn populate(app: &TestApp, person: &Person) {
-    let key = app.mint(person, "k", "write").await;
+async fn populate(app: &TestApp, person: &TestUser) {
+    let key = app.create_key(person, "k", "write").await;
     let post = app.post("/v1/agents").bearer(&key.secret).json(json!({ "agent_name": "a" }));
-    post.send().await.expect(201);
+    post.send().await.expect_status(201);
     let body = json!({ "email": "sam@new.example", "role": "viewer" });
     let post = app.post("/v1/invitations").bearer(&person.access_token).json(body);
-    post.send().await.expect(201);
+    post.send().await.expect_status(201);
     let body = json!({ "name": "robot", "grant_types": ["client_credentials"] });
     let post = app.post("/v1/oauth/clients").bearer(&person.access_token).json(body);
-    let client = post.send().await.expect(201);
+    let client = post.send().await.expect_status(201);
     let [id, secret] = ["id", "client_secret"].map(|field| client[field].as_str().unwrap());
     let fields =
         [("grant_type", "client_credentials"), ("client_id", id), ("client_secret", secret)];
-    app.token(&fields).await.expect(200);
+    app.request_token(&fields).await.expect_status(200);
     let query = format!("key_id={}", key.id);
-    app.events(&person.access_token, &query, |_| true).await;
-    app.database.all_is_sealed().await;
+    app.wait_for_event(&person.access_token, &query, |_| true).await;
+    app.database.wait_until_sealed().await;
     let workspace = id::parse("ws", &person.workspace_id).unwrap();
     let key = id::parse("key", &key.id).unwrap();
     let mut connection = app.database.connect().await;
@@ -270,13 +270,13 @@ async fn login_without_service_role_is_rejected() {
 async fn revocation_and_sign_out_are_irreversible() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
-    let key = app.mint(&dana, "k", "write").await;
+    let key = app.create_key(&dana, "k", "write").await;
     app.delete(&format!("/v1/api-keys/{}", key.id))
         .bearer(&dana.access_token)
         .send()
         .await
-        .expect(204);
-    app.post("/v1/auth/logout").bearer(&dana.access_token).send().await.expect(204);
+        .expect_status(204);
+    app.post("/v1/auth/logout").bearer(&dana.access_token).send().await.expect_status(204);
     let mut connection = app.database.connect().await;
     // Not even the owner of the tables can undo it.
     for sql in [

@@ -10,7 +10,7 @@ const LAYERS: [&[&str]; 10] = [
     &["http"],
     &["oauth"],
     &["auth", "resources", "audit", "idempotency", "limit", "mail"],
-    &["coherence"],
+    &["cache_invalidation"],
     &["store"],
     &["config", "telemetry"],
     &["metrics"],

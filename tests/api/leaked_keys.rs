@@ -12,7 +12,9 @@ use data_encoding::HEXLOWER;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
-use crate::fixture::{Browser, ENCRYPTION_KEY, PASSWORD, TestApp, eventually, oauth::OAuth as _};
+use crate::fixture::{
+    Browser, ENCRYPTION_KEY, PASSWORD, TestApp, eventually, oauth::OAuthExt as _,
+};
 
 fn run_git(folder: &Path, arguments: &[&str]) {
     let status = Command::new("git")
@@ -37,7 +39,8 @@ fn find_leaked_keys(folder: &Path, arguments: &[&str]) -> (i32, String) {
 async fn leak_scan_finds_only_valid_keys_in_files_and_history() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
-    let [old, new] = [app.mint(&dana, "old", "write").await, app.mint(&dana, "new", "write").await];
+    let [old, new] =
+        [app.create_key(&dana, "old", "write").await, app.create_key(&dana, "new", "write").await];
     let folder = tempfile::tempdir().unwrap();
     let (folder, write) = (folder.path(), |name: &str, text: &str| {
         fs::write(folder.path().join(name), text).unwrap();
@@ -128,7 +131,7 @@ fn reveal_owner(app: &TestApp, key: &str) -> (i32, Value, String) {
 async fn reveal_owner_names_key_workspace_and_owners() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
-    let key = app.mint(&dana, "prod", "write").await;
+    let key = app.create_key(&dana, "prod", "write").await;
     let (code, revealed, log) = reveal_owner(&app, &format!("  {}\n", key.secret));
     assert_eq!(code, 0, "{log}");
     assert_eq!(revealed["key"]["id"], key.id.as_str());
@@ -138,7 +141,7 @@ async fn reveal_owner_names_key_workspace_and_owners() {
     assert!(!revealed.to_string().contains(&key.secret) && !log.contains(&key.secret));
     // It also works for a revoked key.
     let path = format!("/v1/api-keys/{}", key.id);
-    app.delete(&path).bearer(&dana.access_token).send().await.expect(204);
+    app.delete(&path).bearer(&dana.access_token).send().await.expect_status(204);
     let (code, revealed, _) = reveal_owner(&app, &key.secret);
     assert_eq!((code, &revealed["key"]["status"]), (0, &json!("revoked")));
     // An unknown key and a malformed one.
@@ -177,21 +180,22 @@ async fn database_dump_contains_no_secret() {
     let create = app.post("/v1/api-keys").bearer(&dana.access_token);
     let create =
         create.header("idempotency-key", "the-clients-own-key").json(json!({ "name": "k" }));
-    let created = create.send().await.expect(201);
+    let created = create.send().await.expect_status(201);
     let key = created["key"].as_str().unwrap().to_owned();
     secrets.push(("the random part of a key", key[16..46].to_owned()));
     secrets.push(("the Idempotency-Key of a client", "the-clients-own-key".to_owned()));
     let rotate_path = format!("/v1/api-keys/{}/rotate", created["id"].as_str().unwrap());
     let successor =
         app.post(&rotate_path).bearer(&dana.access_token).header("idempotency-key", "another");
-    let successor = successor.json(json!({})).send().await.expect(201);
+    let successor = successor.json(json!({})).send().await.expect_status(201);
     secrets
         .push(("the successor of the key", successor["key"].as_str().unwrap()[16..46].to_owned()));
     let enrollment = app.post("/v1/auth/mfa/totp").bearer(&dana.access_token);
-    let enrollment = enrollment.json(json!({ "password": PASSWORD })).send().await.expect(200);
+    let enrollment =
+        enrollment.json(json!({ "password": PASSWORD })).send().await.expect_status(200);
     secrets.push(("the TOTP secret", enrollment["secret"].as_str().unwrap().to_owned()));
-    let client = app.oauth_client(json!({ "client_name": "App" })).await;
-    let mut browser = Browser::of(&app, &dana.email).await;
+    let client = app.register_client(json!({ "client_name": "App" })).await;
+    let mut browser = Browser::signed_in(&app, &dana.email).await;
     let tokens = app.obtain_tokens(&mut browser, &client, &[]).await;
     for (name, field) in [
         ("an access token of a client", "access_token"),
@@ -200,18 +204,18 @@ async fn database_dump_contains_no_secret() {
         secrets.push((name, tokens[field].as_str().unwrap().to_owned()));
     }
     // The key is used, logged, sent in a URL by mistake, revoked and rejected.
-    app.get("/v1/agents").bearer(&key).send().await.expect(200);
+    app.get("/v1/agents").bearer(&key).send().await.expect_status(200);
     app.get(&format!("/v1/agents/{key}")).bearer(&key).header("user-agent", &key).send().await;
     let key_path = format!("/v1/api-keys/{}", created["id"].as_str().unwrap());
-    app.delete(&key_path).bearer(&dana.access_token).send().await.expect(204);
-    app.get("/v1/agents").bearer(&key).send().await.refused(401, "unauthorized");
+    app.delete(&key_path).bearer(&dana.access_token).send().await.expect_status(204);
+    app.get("/v1/agents").bearer(&key).send().await.assert_error(401, "unauthorized");
     eventually("the rejected request is in the log", async || {
         let path = "/v1/audit-log?action=api_key.rejected";
-        let log = app.get(path).bearer(&dana.access_token).send().await.expect(200);
+        let log = app.get(path).bearer(&dana.access_token).send().await.expect_status(200);
         (!log["events"].as_array().unwrap().is_empty()).then_some(())
     })
     .await;
-    app.database.all_is_sealed().await;
+    app.database.wait_until_sealed().await;
     let dump = dump_database(&app);
     assert!(dump.contains("COPY public.kept_answers") && dump.contains("api_key.rejected"));
     for (name, secret) in secrets {

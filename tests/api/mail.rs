@@ -6,7 +6,7 @@ use crate::fixture::{PASSWORD, SmtpSink, TestApp, eventually, link_token};
 
 async fn register(app: &TestApp, email: &str) {
     let body = json!({ "email": email, "password": PASSWORD });
-    app.post("/v1/auth/register").json(body).send().await.expect(201);
+    app.post("/v1/auth/register").json(body).send().await.expect_status(201);
 }
 
 async fn outbox_size(app: &TestApp) -> i64 {
@@ -31,7 +31,7 @@ async fn email_is_multipart_ascii_and_sent_once() {
     let settings = [("mail.url", sink.url()), ("mail.from", "Acme <auth@acme.example>".into())];
     let app = TestApp::start_with(&settings.each_ref().map(|(k, v)| (*k, v.as_str()))).await;
     register(&app, "dana@acme.example").await;
-    let mail = sink.mail("dana@acme.example", "Verify").await;
+    let mail = sink.wait_for_email("dana@acme.example", "Verify").await;
     assert_eq!(mail["from"], "auth@acme.example");
     assert_eq!(mail["type"], "multipart/alternative");
     assert!(mail["id"].as_str().unwrap().ends_with("@acme.example>"), "{mail:#}");
@@ -48,7 +48,7 @@ async fn deferred_email_is_retried_and_rejected_email_is_not() {
     register(&app, "deferred@acme.example").await;
     register(&app, "refused@acme.example").await;
     register(&app, "dana@acme.example").await;
-    sink.mail("dana@acme.example", "Verify").await;
+    sink.wait_for_email("dana@acme.example", "Verify").await;
     eventually("the rejected email is deleted", async || {
         (outbox_size(&app).await == 1).then_some(())
     })
@@ -93,7 +93,7 @@ async fn link_deferred_eight_times_arrives_and_works() {
         })
         .await;
     }
-    let mail = sink.mail("stubborn@acme.example", "Reset").await;
+    let mail = sink.wait_for_email("stubborn@acme.example", "Reset").await;
     let body = json!({ "token": link_token(&mail), "new_password": "a walk in the old park" });
     assert_eq!(app.post("/v1/auth/password/reset").json(body).send().await.status, 204);
     let mut connection = app.database.connect().await;
@@ -132,7 +132,7 @@ async fn email_waits_for_unreachable_server() {
     let sink = SmtpSink::start();
     let app = TestApp::start_on(database, &[("mail.url", &sink.url())]).await;
     make_retries_due(&app).await;
-    sink.mail("dana@acme.example", "Verify").await;
+    sink.wait_for_email("dana@acme.example", "Verify").await;
     wait_for_empty_outbox(&app).await;
 }
 
@@ -147,7 +147,7 @@ async fn several_nodes_send_each_email_once() {
         register(if n % 2 == 0 { &one } else { &two }, email).await;
     }
     for email in &addresses {
-        sink.mail(email, "Verify").await;
+        sink.wait_for_email(email, "Verify").await;
     }
     wait_for_empty_outbox(&one).await;
     for email in &addresses {
@@ -178,7 +178,7 @@ async fn stored_email_contains_no_usable_token() {
                 .json(body)
                 .send()
                 .await
-                .refused(422, "validation_failed");
+                .assert_error(422, "validation_failed");
         }
     }
 }
@@ -191,11 +191,11 @@ async fn sign_in_from_new_network_or_browser_is_mailed() {
     let sign_in = async |ip: &str, user_agent: &str| {
         let body = json!({ "email": "dana@acme.example", "password": PASSWORD });
         let request = app.post("/v1/auth/login").header("x-forwarded-for", ip);
-        request.header("user-agent", user_agent).json(body).send().await.expect(200);
+        request.header("user-agent", user_agent).json(body).send().await.expect_status(200);
     };
     let body = json!({ "email": "dana@acme.example", "password": PASSWORD });
     let register = app.post("/v1/auth/register").header("x-forwarded-for", "203.0.113.9");
-    register.header("user-agent", "Browser/1.0").json(body).send().await.expect(201);
+    register.header("user-agent", "Browser/1.0").json(body).send().await.expect_status(201);
     // Another address in the same network and a newer version of the browser: no email.
     sign_in("203.0.113.77", "Browser/2.5.1").await;
     sign_in("198.51.100.7", "Browser/2.5.1").await;
@@ -221,11 +221,12 @@ async fn owners_are_notified_of_admin_keys_only() {
     let sink = SmtpSink::start();
     let app = TestApp::start_with(&[("mail.url", &sink.url())]).await;
     let dana = app.register("acme").await;
-    let [owner, admin] = [app.join(&dana, "owner").await, app.join(&dana, "admin").await];
-    app.mint(&admin, "harmless", "write").await;
-    app.mint(&admin, "terraform https://evil.example", "admin").await;
+    let [owner, admin] =
+        [app.add_member(&dana, "owner").await, app.add_member(&dana, "admin").await];
+    app.create_key(&admin, "harmless", "write").await;
+    app.create_key(&admin, "terraform https://evil.example", "admin").await;
     for user in [&dana, &owner] {
-        let mail = sink.mail(&user.email, "An admin API key was made in acme").await;
+        let mail = sink.wait_for_email(&user.email, "An admin API key was made in acme").await;
         let text = mail["text"].as_str().unwrap();
         assert!(text.contains("the API key terraform https//evilexample"), "{text}");
     }

@@ -15,16 +15,16 @@ async fn metrics_count_requests_lookups_and_revocations() {
     let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
     let app = TestApp::start_with(&[("server.metrics_address", &address)]).await;
     let dana = app.register("acme").await;
-    let key = app.mint(&dana, "reader", "read-only").await;
+    let key = app.create_key(&dana, "reader", "read-only").await;
     for _ in 0..3 {
-        app.get("/v1/agents").bearer(&key.secret).send().await.expect(200);
+        app.get("/v1/agents").bearer(&key.secret).send().await.expect_status(200);
     }
-    app.post("/v1/agents").bearer(&key.secret).send().await.refused(403, "insufficient_scope");
+    app.post("/v1/agents").bearer(&key.secret).send().await.assert_error(403, "insufficient_scope");
     app.delete(&format!("/v1/api-keys/{}", key.id))
         .bearer(&dana.access_token)
         .send()
         .await
-        .expect(204);
+        .expect_status(204);
     let scrape = async || {
         let response = app.http.get(format!("http://{address}/metrics")).send().await.unwrap();
         response.text().await.unwrap()
@@ -59,5 +59,5 @@ async fn metrics_count_requests_lookups_and_revocations() {
     assert!(metric_value::<f64>(&text, "lease_seconds") > 0.0);
     assert!(text.ends_with("# EOF\n"));
     // The public listener does not serve metrics.
-    app.get("/metrics").send().await.refused(404, "not_found");
+    app.get("/metrics").send().await.assert_error(404, "not_found");
 }

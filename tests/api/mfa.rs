@@ -7,10 +7,10 @@ use call2me_auth::env::Clock as _;
 use data_encoding::BASE32_NOPAD;
 use serde_json::{Value, json};
 
-use crate::fixture::{Answer, PASSWORD, Person, SmtpSink, TestApp, link_token};
+use crate::fixture::{PASSWORD, SmtpSink, TestApp, TestResponse, TestUser, link_token};
 
 /// Computes a TOTP code according to RFC 6238, without code of the service.
-pub fn code(secret: &str, unix_seconds: i64) -> String {
+pub fn compute_totp_code(secret: &str, unix_seconds: i64) -> String {
     let key = BASE32_NOPAD.decode(secret.as_bytes()).unwrap();
     let key = hmac::Key::new(hmac::HMAC_SHA1_FOR_LEGACY_USE_ONLY, &key);
     let mac = hmac::sign(&key, &(unix_seconds / 30).to_be_bytes());
@@ -19,42 +19,44 @@ pub fn code(secret: &str, unix_seconds: i64) -> String {
     format!("{:06}", (u32::from_be_bytes(word) & 0x7fff_ffff) % 1_000_000)
 }
 
-pub fn now(app: &TestApp) -> i64 {
+pub fn unix_now(app: &TestApp) -> i64 {
     app.clock.now().unix_timestamp()
 }
 
-pub async fn login(app: &TestApp, user: &Person, password: &str) -> Answer {
+pub async fn sign_in_with_password(app: &TestApp, user: &TestUser, password: &str) -> TestResponse {
     let body = json!({ "email": user.email, "password": password });
     app.post("/v1/auth/login").json(body).send().await
 }
 
 /// Signs in with the password and returns the `mfa_token` for the second step.
-async fn start_sign_in(app: &TestApp, user: &Person) -> String {
-    let response = login(app, user, PASSWORD).await;
-    response.refused(401, "mfa_required");
+async fn start_sign_in(app: &TestApp, user: &TestUser) -> String {
+    let response = sign_in_with_password(app, user, PASSWORD).await;
+    response.assert_error(401, "mfa_required");
     response.body["mfa_token"].as_str().unwrap().to_owned()
 }
 
-async fn verify_code(app: &TestApp, token: &str, code: &str) -> Answer {
+async fn verify_code(app: &TestApp, token: &str, code: &str) -> TestResponse {
     let body = json!({ "mfa_token": token, "code": code });
     app.post("/v1/auth/mfa/verify").json(body).send().await
 }
 
-pub async fn enrol(app: &TestApp, user: &Person, body: Value) -> Answer {
-    app.by(&user.access_token, "POST", "/v1/auth/mfa/totp").json(body).send().await
+pub async fn enroll_totp(app: &TestApp, user: &TestUser, body: Value) -> TestResponse {
+    app.request_as(&user.access_token, "POST", "/v1/auth/mfa/totp").json(body).send().await
 }
 
-pub async fn confirm(app: &TestApp, user: &Person, code: &str) -> Answer {
+pub async fn confirm_totp(app: &TestApp, user: &TestUser, code: &str) -> TestResponse {
     let body = json!({ "code": code });
-    app.by(&user.access_token, "POST", "/v1/auth/mfa/totp/confirm").json(body).send().await
+    app.request_as(&user.access_token, "POST", "/v1/auth/mfa/totp/confirm").json(body).send().await
 }
 
 /// Enrolls TOTP and returns its secret and the recovery codes. The code of the current time step is
 /// used up.
-pub async fn enable_totp(app: &TestApp, user: &Person) -> (String, Vec<String>) {
-    let enrollment = enrol(app, user, json!({})).await.expect(200);
+pub async fn enable_totp(app: &TestApp, user: &TestUser) -> (String, Vec<String>) {
+    let enrollment = enroll_totp(app, user, json!({})).await.expect_status(200);
     let secret = enrollment["secret"].as_str().unwrap().to_owned();
-    let codes = confirm(app, user, &code(&secret, now(app))).await.expect(200);
+    let codes = confirm_totp(app, user, &compute_totp_code(&secret, unix_now(app)))
+        .await
+        .expect_status(200);
     let codes = serde_json::from_value(codes["recovery_codes"].clone()).unwrap();
     (secret, codes)
 }
@@ -64,8 +66,8 @@ async fn sign_in_needs_code_once_totp_is_confirmed() {
     let sink = SmtpSink::start();
     let app = TestApp::start_with(&[("mail.url", &sink.url())]).await;
     let dana = app.register("acme").await;
-    let key = app.mint(&dana, "server", "write").await;
-    let enrollment = enrol(&app, &dana, json!({})).await.expect(200);
+    let key = app.create_key(&dana, "server", "write").await;
+    let enrollment = enroll_totp(&app, &dana, json!({})).await.expect_status(200);
     let uri = enrollment["otpauth_uri"].as_str().unwrap();
     let secret = enrollment["secret"].as_str().unwrap();
     assert!(
@@ -74,46 +76,55 @@ async fn sign_in_needs_code_once_totp_is_confirmed() {
     );
     assert!(uri.contains("owner%40acme%2Eexample"), "{uri}");
     // Not before TOTP is confirmed: a secret that was never scanned must not lock the user out.
-    login(&app, &dana, PASSWORD).await.expect(200);
-    confirm(&app, &dana, "000000").await.refused(422, "validation_failed").blames("code");
+    sign_in_with_password(&app, &dana, PASSWORD).await.expect_status(200);
+    confirm_totp(&app, &dana, "000000")
+        .await
+        .assert_error(422, "validation_failed")
+        .assert_field("code");
     let (secret, codes) = enable_totp(&app, &dana).await;
     assert_eq!(codes.len(), 10);
-    sink.mail(&dana.email, "Two-factor sign-in is on").await;
-    enrol(&app, &dana, json!({})).await.refused(409, "conflict");
-    confirm(&app, &dana, &code(&secret, now(&app))).await.refused(409, "conflict");
+    sink.wait_for_email(&dana.email, "Two-factor sign-in is on").await;
+    enroll_totp(&app, &dana, json!({})).await.assert_error(409, "conflict");
+    confirm_totp(&app, &dana, &compute_totp_code(&secret, unix_now(&app)))
+        .await
+        .assert_error(409, "conflict");
 
-    login(&app, &dana, "not this one at all").await.refused(401, "invalid_credentials");
+    sign_in_with_password(&app, &dana, "not this one at all")
+        .await
+        .assert_error(401, "invalid_credentials");
     let token = start_sign_in(&app, &dana).await;
     // The code that confirmed TOTP is used up.
-    verify_code(&app, &token, &code(&secret, now(&app))).await.refused(401, "invalid_credentials");
-    let next = code(&secret, now(&app) + 30);
-    let pair = verify_code(&app, &token, &next).await.expect(200);
-    let me = app.by(pair["access_token"].as_str().unwrap(), "GET", "/v1/auth/me");
-    assert_eq!(me.send().await.expect(200)["workspace"]["id"], dana.workspace_id);
+    verify_code(&app, &token, &compute_totp_code(&secret, unix_now(&app)))
+        .await
+        .assert_error(401, "invalid_credentials");
+    let next = compute_totp_code(&secret, unix_now(&app) + 30);
+    let pair = verify_code(&app, &token, &next).await.expect_status(200);
+    let me = app.request_as(pair["access_token"].as_str().unwrap(), "GET", "/v1/auth/me");
+    assert_eq!(me.send().await.expect_status(200)["workspace"]["id"], dana.workspace_id);
     // A challenge works only once, and so does a code.
     app.clock.advance(Duration::from_secs(30));
-    verify_code(&app, &token, &code(&secret, now(&app) + 30))
+    verify_code(&app, &token, &compute_totp_code(&secret, unix_now(&app) + 30))
         .await
-        .refused(401, "invalid_credentials");
+        .assert_error(401, "invalid_credentials");
     let token = start_sign_in(&app, &dana).await;
-    verify_code(&app, &token, &next).await.refused(401, "invalid_credentials");
+    verify_code(&app, &token, &next).await.assert_error(401, "invalid_credentials");
     // API keys are not affected.
-    app.get("/v1/agents").bearer(&key.secret).send().await.expect(200);
+    app.get("/v1/agents").bearer(&key.secret).send().await.expect_status(200);
     app.wait_for_event_count(&dana.access_token, "action=member.mfa_enabled", 1).await;
-    app.events(&dana.access_token, "action=login.failed", |event| {
+    app.wait_for_event(&dana.access_token, "action=login.failed", |event| {
         event["metadata"]["reason"] == "wrong_code"
     })
     .await;
 
     let disable_totp = async |body: Value| {
-        app.by(&dana.access_token, "DELETE", "/v1/auth/mfa/totp").json(body).send().await
+        app.request_as(&dana.access_token, "DELETE", "/v1/auth/mfa/totp").json(body).send().await
     };
     let wrong = disable_totp(json!({ "password": "not this one at all" })).await;
-    wrong.refused(422, "validation_failed").blames("password");
+    wrong.assert_error(422, "validation_failed").assert_field("password");
     assert_eq!(disable_totp(json!({ "password": PASSWORD })).await.status, 204);
-    sink.mail(&dana.email, "Two-factor sign-in is off").await;
-    login(&app, &dana, PASSWORD).await.expect(200);
-    disable_totp(json!({ "password": PASSWORD })).await.refused(404, "not_found");
+    sink.wait_for_email(&dana.email, "Two-factor sign-in is off").await;
+    sign_in_with_password(&app, &dana, PASSWORD).await.expect_status(200);
+    disable_totp(json!({ "password": PASSWORD })).await.assert_error(404, "not_found");
 }
 
 #[tokio::test]
@@ -123,18 +134,18 @@ async fn recovery_code_works_once_and_only_for_its_authenticator() {
     let (secret, codes) = enable_totp(&app, &dana).await;
     for code in [codes[0].to_uppercase(), codes[9].replace('-', "")] {
         let token = start_sign_in(&app, &dana).await;
-        verify_code(&app, &token, &code).await.expect(200);
+        verify_code(&app, &token, &code).await.expect_status(200);
         let token = start_sign_in(&app, &dana).await;
-        verify_code(&app, &token, &code).await.refused(401, "invalid_credentials");
+        verify_code(&app, &token, &code).await.assert_error(401, "invalid_credentials");
     }
     // The codes of a removed authenticator do not work with the next one.
-    let disable_totp = app.by(&dana.access_token, "DELETE", "/v1/auth/mfa/totp");
+    let disable_totp = app.request_as(&dana.access_token, "DELETE", "/v1/auth/mfa/totp");
     assert_eq!(disable_totp.json(json!({ "password": PASSWORD })).send().await.status, 204);
     let (new_secret, new_codes) = enable_totp(&app, &dana).await;
     assert!(new_secret != secret && new_codes.iter().all(|code| !codes.contains(code)));
     let token = start_sign_in(&app, &dana).await;
-    verify_code(&app, &token, &codes[1]).await.refused(401, "invalid_credentials");
-    verify_code(&app, &token, &new_codes[0]).await.expect(200);
+    verify_code(&app, &token, &codes[1]).await.assert_error(401, "invalid_credentials");
+    verify_code(&app, &token, &new_codes[0]).await.expect_status(200);
 }
 
 #[tokio::test]
@@ -146,20 +157,20 @@ async fn code_guesses_are_limited_per_challenge_and_user() {
     let [first, second] = [start_sign_in(&app, &dana).await, start_sign_in(&app, &dana).await];
     for token in [&first, &second] {
         for _ in 0..5 {
-            verify_code(&app, token, "0000000").await.refused(401, "invalid_credentials");
+            verify_code(&app, token, "0000000").await.assert_error(401, "invalid_credentials");
         }
     }
     // The sixth attempt is rejected without a check, even with a valid code.
-    verify_code(&app, &first, &codes[0]).await.refused(401, "invalid_credentials");
+    verify_code(&app, &first, &codes[0]).await.assert_error(401, "invalid_credentials");
     let token = start_sign_in(&app, &dana).await;
     let limited = verify_code(&app, &token, &codes[0]).await;
-    limited.refused(429, "rate_limited");
-    let wait = limited.number("retry-after");
+    limited.assert_error(429, "rate_limited");
+    let wait = limited.header_number("retry-after");
     assert!((1..=3600).contains(&wait), "{wait}");
-    verify_code(&app, &other_token, &codes[0]).await.refused(401, "invalid_credentials");
+    verify_code(&app, &other_token, &codes[0]).await.assert_error(401, "invalid_credentials");
     app.clock.advance(Duration::from_secs(wait.unsigned_abs()));
     let token = start_sign_in(&app, &dana).await;
-    verify_code(&app, &token, &code(&secret, now(&app))).await.expect(200);
+    verify_code(&app, &token, &compute_totp_code(&secret, unix_now(&app))).await.expect_status(200);
 }
 
 #[tokio::test]
@@ -168,18 +179,21 @@ async fn mfa_challenge_expires_and_is_no_other_token() {
     let dana = app.register("acme").await;
     let (secret, _) = enable_totp(&app, &dana).await;
     let token = start_sign_in(&app, &dana).await;
-    app.get("/v1/agents").bearer(&token).send().await.refused(401, "unauthorized");
+    app.get("/v1/agents").bearer(&token).send().await.assert_error(401, "unauthorized");
     let refresh = app.post("/v1/auth/refresh").json(json!({ "refresh_token": token }));
-    refresh.send().await.refused(401, "invalid_refresh_token");
+    refresh.send().await.assert_error(401, "invalid_refresh_token");
     let reset = json!({ "token": token, "new_password": "a walk in the old park" });
     let reset = app.post("/v1/auth/password/reset").json(reset).send().await;
-    reset.refused(422, "validation_failed").blames("token");
+    reset.assert_error(422, "validation_failed").assert_field("token");
     for bad in ["", "x", &dana.access_token, &dana.refresh_token] {
-        let response = verify_code(&app, bad, &code(&secret, now(&app) + 30)).await;
-        response.refused(401, "invalid_credentials");
+        let response =
+            verify_code(&app, bad, &compute_totp_code(&secret, unix_now(&app) + 30)).await;
+        response.assert_error(401, "invalid_credentials");
     }
     app.clock.advance(Duration::from_secs(301));
-    verify_code(&app, &token, &code(&secret, now(&app))).await.refused(401, "invalid_credentials");
+    verify_code(&app, &token, &compute_totp_code(&secret, unix_now(&app)))
+        .await
+        .assert_error(401, "invalid_credentials");
 }
 
 /// The code of an unconfirmed enrollment cannot be guessed.
@@ -187,17 +201,24 @@ async fn mfa_challenge_expires_and_is_no_other_token() {
 async fn totp_enrollment_expires_and_limits_guesses() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
-    let enrollment = enrol(&app, &dana, json!({})).await.expect(200);
+    let enrollment = enroll_totp(&app, &dana, json!({})).await.expect_status(200);
     let secret = enrollment["secret"].as_str().unwrap();
     for _ in 0..5 {
-        confirm(&app, &dana, "0000000").await.refused(422, "validation_failed").blames("code");
+        confirm_totp(&app, &dana, "0000000")
+            .await
+            .assert_error(422, "validation_failed")
+            .assert_field("code");
     }
-    confirm(&app, &dana, &code(secret, now(&app))).await.refused(409, "conflict");
-    let enrollment = enrol(&app, &dana, json!({})).await.expect(200);
+    confirm_totp(&app, &dana, &compute_totp_code(secret, unix_now(&app)))
+        .await
+        .assert_error(409, "conflict");
+    let enrollment = enroll_totp(&app, &dana, json!({})).await.expect_status(200);
     app.clock.advance(Duration::from_mins(15));
     let secret = enrollment["secret"].as_str().unwrap();
-    confirm(&app, &dana, &code(secret, now(&app))).await.refused(409, "conflict");
-    login(&app, &dana, PASSWORD).await.expect(200);
+    confirm_totp(&app, &dana, &compute_totp_code(secret, unix_now(&app)))
+        .await
+        .assert_error(409, "conflict");
+    sign_in_with_password(&app, &dana, PASSWORD).await.expect_status(200);
 }
 
 /// An attacker that registers the email address of another person cannot lock that person out.
@@ -206,28 +227,28 @@ async fn password_reset_removes_totp_of_unverified_email() {
     let sink = SmtpSink::start();
     let app = TestApp::start_with(&[("mail.url", &sink.url())]).await;
     let new_password = "a walk in the old park";
-    let reset = async |user: &Person| {
+    let reset = async |user: &TestUser| {
         let forgot = app.post("/v1/auth/password/forgot").json(json!({ "email": user.email }));
         assert_eq!(forgot.send().await.status, 202);
-        let token = link_token(&sink.mail(&user.email, "Reset your password").await);
+        let token = link_token(&sink.wait_for_email(&user.email, "Reset your password").await);
         let body = json!({ "token": token, "new_password": new_password });
         assert_eq!(app.post("/v1/auth/password/reset").json(body).send().await.status, 204);
     };
     let claimed = app.register("claimed").await;
     enable_totp(&app, &claimed).await;
     reset(&claimed).await;
-    login(&app, &claimed, new_password).await.expect(200);
+    sign_in_with_password(&app, &claimed, new_password).await.expect_status(200);
     // With a verified address, TOTP stays: access to the mailbox alone is not a second factor.
     let dana = app.register("acme").await;
-    let token = link_token(&sink.mail(&dana.email, "Verify your e-mail address").await);
+    let token = link_token(&sink.wait_for_email(&dana.email, "Verify your e-mail address").await);
     let verify = app.post("/v1/auth/verify-email").json(json!({ "token": token }));
     assert_eq!(verify.send().await.status, 204);
     enable_totp(&app, &dana).await;
     reset(&dana).await;
-    login(&app, &dana, new_password).await.refused(401, "mfa_required");
+    sign_in_with_password(&app, &dana, new_password).await.assert_error(401, "mfa_required");
     // The operator can remove a lost factor.
     app.app.auth.remove_factors_as_operator(&dana.email).await.unwrap();
-    login(&app, &dana, new_password).await.expect(200);
+    sign_in_with_password(&app, &dana, new_password).await.expect_status(200);
 }
 
 /// A sign-in that started with the old password cannot be completed.
@@ -238,10 +259,10 @@ async fn password_change_ends_pending_sign_ins() {
     let (secret, _) = enable_totp(&app, &dana).await;
     let token = start_sign_in(&app, &dana).await;
     let body = json!({ "current_password": PASSWORD, "new_password": "a walk in the old park" });
-    let change = app.by(&dana.access_token, "POST", "/v1/auth/password/change").json(body);
+    let change = app.request_as(&dana.access_token, "POST", "/v1/auth/password/change").json(body);
     assert_eq!(change.send().await.status, 204);
-    let late = verify_code(&app, &token, &code(&secret, now(&app) + 30)).await;
-    late.refused(401, "invalid_credentials");
+    let late = verify_code(&app, &token, &compute_totp_code(&secret, unix_now(&app) + 30)).await;
+    late.assert_error(401, "invalid_credentials");
 }
 
 #[tokio::test]
@@ -254,7 +275,7 @@ async fn concurrent_uses_of_one_code_sign_in_once() {
     for _ in 0..4 {
         tokens.push(start_sign_in(&a, &dana).await);
     }
-    let valid_code = code(&secret, now(&a) + 30);
+    let valid_code = compute_totp_code(&secret, unix_now(&a) + 30);
     let nodes = [&a, &b, &a, &b];
     let attempts =
         tokens.iter().zip(nodes).map(|(token, node)| verify_code(node, token, &valid_code));
@@ -269,13 +290,13 @@ async fn totp_enrollment_needs_recent_sign_in_or_password() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
     app.clock.advance(Duration::from_mins(16));
-    enrol(&app, &dana, json!({})).await.refused(403, "forbidden");
-    let wrong = enrol(&app, &dana, json!({ "password": "not this one at all" })).await;
-    wrong.refused(422, "validation_failed").blames("password");
-    enrol(&app, &dana, json!({ "password": PASSWORD })).await.expect(200);
-    let key = app.mint(&dana, "k", "admin").await;
-    let by_key = app.by(&key.secret, "POST", "/v1/auth/mfa/totp").send().await;
-    by_key.refused(403, "forbidden");
+    enroll_totp(&app, &dana, json!({})).await.assert_error(403, "forbidden");
+    let wrong = enroll_totp(&app, &dana, json!({ "password": "not this one at all" })).await;
+    wrong.assert_error(422, "validation_failed").assert_field("password");
+    enroll_totp(&app, &dana, json!({ "password": PASSWORD })).await.expect_status(200);
+    let key = app.create_key(&dana, "k", "admin").await;
+    let by_key = app.request_as(&key.secret, "POST", "/v1/auth/mfa/totp").send().await;
+    by_key.assert_error(403, "forbidden");
 }
 
 #[tokio::test]
@@ -285,33 +306,33 @@ async fn renewed_recovery_codes_replace_the_old_ones() {
     let dana = app.register("acme").await;
     let path = "/v1/auth/mfa/recovery-codes";
     let renew = async |password: &str| {
-        let call = app.by(&dana.access_token, "POST", path);
+        let call = app.request_as(&dana.access_token, "POST", path);
         call.json(json!({ "password": password })).send().await
     };
-    renew(PASSWORD).await.refused(404, "not_found");
+    renew(PASSWORD).await.assert_error(404, "not_found");
     let (secret, old) = enable_totp(&app, &dana).await;
-    renew("wrong").await.refused(422, "validation_failed").blames("password");
+    renew("wrong").await.assert_error(422, "validation_failed").assert_field("password");
     // One code is used. The new set is complete.
     let token = start_sign_in(&app, &dana).await;
-    verify_code(&app, &token, &old[0]).await.expect(200);
+    verify_code(&app, &token, &old[0]).await.expect_status(200);
     let mut code_sets = vec![old];
     for _ in 0..2 {
-        let renewed = renew(PASSWORD).await.expect(200);
+        let renewed = renew(PASSWORD).await.expect_status(200);
         code_sets.push(serde_json::from_value(renewed["recovery_codes"].clone()).unwrap());
     }
     let newest = code_sets.pop().unwrap();
     assert_eq!(newest.len(), 10);
     let token = start_sign_in(&app, &dana).await;
     for stale in code_sets.iter().map(|codes| &codes[1]) {
-        verify_code(&app, &token, stale).await.refused(401, "invalid_credentials");
+        verify_code(&app, &token, stale).await.assert_error(401, "invalid_credentials");
     }
-    verify_code(&app, &token, &newest[0]).await.expect(200);
+    verify_code(&app, &token, &newest[0]).await.expect_status(200);
     let token = start_sign_in(&app, &dana).await;
-    verify_code(&app, &token, &newest[0]).await.refused(401, "invalid_credentials");
+    verify_code(&app, &token, &newest[0]).await.assert_error(401, "invalid_credentials");
     app.clock.advance(Duration::from_mins(1));
     let token = start_sign_in(&app, &dana).await;
-    verify_code(&app, &token, &code(&secret, now(&app))).await.expect(200);
-    sink.mail(&dana.email, "recovery codes").await;
-    let key = app.mint(&dana, "log", "admin").await.secret;
+    verify_code(&app, &token, &compute_totp_code(&secret, unix_now(&app))).await.expect_status(200);
+    sink.wait_for_email(&dana.email, "recovery codes").await;
+    let key = app.create_key(&dana, "log", "admin").await.secret;
     app.wait_for_event_count(&key, "action=member.recovery_codes_renewed", 2).await;
 }

@@ -2,13 +2,13 @@
 
 use std::collections::BTreeSet;
 
-use call2me_auth::http::{extract::Rule, routes};
+use call2me_auth::http::{extract::AccessRule, routes};
 use serde_json::Value;
 
 use crate::fixture::TestApp;
 
 async fn document() -> Value {
-    TestApp::start().await.get("/openapi.json").send().await.expect(200)
+    TestApp::start().await.get("/openapi.json").send().await.expect_status(200)
 }
 
 const METHODS: [&str; 8] = ["get", "put", "post", "delete", "patch", "head", "options", "trace"];
@@ -57,7 +57,7 @@ async fn each_operation_documents_security_and_errors() {
                     && route.method.as_ref().is_none_or(|m| m.as_str() == method)
             })
             .unwrap();
-        let protected = matches!(route.rule, Rule::Protected(_));
+        let protected = matches!(route.access_rule, AccessRule::Protected(_));
         assert_eq!(operation["security"].is_array(), protected, "{name}");
         assert!(operation["summary"].as_str().is_some_and(|text| !text.is_empty()), "{name}");
         assert!(operation["operationId"].is_string(), "{name}");
@@ -149,14 +149,14 @@ async fn docs_page_uses_only_embedded_assets() {
 async fn gateway_headers_match_openapi_document() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
-    let key = app.mint(&dana, "k", "write").await;
+    let key = app.create_key(&dana, "k", "write").await;
     let response = app.get("/v1/auth/verify").bearer(&key.secret).send().await;
     let names = |names: Vec<String>| -> BTreeSet<String> {
         names.into_iter().filter(|name| name.starts_with("x-auth-")).collect()
     };
     let sent = names(response.headers.keys().map(ToString::to_string).collect());
     assert_eq!(sent.len(), 4, "{sent:?}");
-    let document = app.get("/openapi.json").send().await.expect(200);
+    let document = app.get("/openapi.json").send().await.expect_status(200);
     for path in ["/v1/auth/verify", "/v1/auth/verify/", "/v1/auth/verify/{path}"] {
         let documented = &document["paths"][path]["get"]["responses"]["200"]["headers"];
         let documented = documented.as_object().unwrap().keys().map(|name| name.to_lowercase());

@@ -11,7 +11,7 @@ use crate::{
     mfa,
 };
 
-pub const SESSION: &str = "call2me_session";
+pub const SESSION_COOKIE: &str = "call2me_session";
 const DAY: Duration = Duration::from_hours(24);
 const NEW_PASSWORD: &str = "another horse, another battery";
 
@@ -21,7 +21,7 @@ pub async fn is_signed_in(browser: &mut Browser<'_>) -> bool {
     match page.status {
         200 => true,
         303 => {
-            assert_eq!(page.leads_to(), Some("/sign-in?next=%2Fsessions"));
+            assert_eq!(page.redirect_target(), Some("/sign-in?next=%2Fsessions"));
             false
         }
         _ => panic!("{page:#?}"),
@@ -40,13 +40,14 @@ async fn user_signs_in_lists_sessions_and_signs_out() {
     let dana = app.register("acme").await;
     let mut browser = Browser::new(&app);
     let start_page = browser.get("/").await;
-    assert_eq!(start_page.leads_to(), Some("/api-keys"));
+    assert_eq!(start_page.redirect_target(), Some("/api-keys"));
     assert!(!is_signed_in(&mut browser).await);
 
     let done =
         sign_in(&mut browser, "/sign-in?next=%2Fsessions%3Flimit%3D5", &dana.email, PASSWORD);
-    assert_eq!(done.await.leads_to(), Some("/sessions?limit=5"));
-    let cookie = browser.set.iter().find(|cookie| cookie.starts_with(SESSION)).unwrap();
+    assert_eq!(done.await.redirect_target(), Some("/sessions?limit=5"));
+    let cookie =
+        browser.set_cookies.iter().find(|cookie| cookie.starts_with(SESSION_COOKIE)).unwrap();
     for attribute in ["; HttpOnly", "; SameSite=Lax", "; Path=/", "; Max-Age=7776000"] {
         assert!(cookie.contains(attribute), "{cookie}");
     }
@@ -54,16 +55,16 @@ async fn user_signs_in_lists_sessions_and_signs_out() {
     let page = browser.get("/sessions").await;
     assert!(page.text.contains("Dana Meyer") && page.text.contains("this one</span>"));
     // The sign-in page redirects a signed-in user.
-    assert_eq!(browser.get("/sign-in?next=/sessions").await.leads_to(), Some("/sessions"));
+    assert_eq!(browser.get("/sign-in?next=/sessions").await.redirect_target(), Some("/sessions"));
 
     let old_cookies = browser.cookies.clone();
     let signed_out = browser.submit(&page, "/sign-out", &[]).await;
-    assert_eq!(signed_out.leads_to(), Some("/sign-in"));
-    assert!(!browser.cookies.contains_key(SESSION));
+    assert_eq!(signed_out.redirect_target(), Some("/sign-in"));
+    assert!(!browser.cookies.contains_key(SESSION_COOKIE));
     browser.cookies = old_cookies;
     assert!(!is_signed_in(&mut browser).await, "the session has ended on the server");
     // Page views are in the audit log with the user as actor.
-    let key = app.mint(&dana, "log", "admin").await.secret;
+    let key = app.create_key(&dana, "log", "admin").await.secret;
     let query = format!("method=GET&status=200&actor_id={}", dana.user_id);
     let events = app.wait_for_event_count(&key, &query, 1).await;
     assert_eq!(events[0]["request"]["path"], "/sessions", "{events:#?}");
@@ -85,7 +86,7 @@ async fn failed_sign_in_shows_error_and_escapes_input() {
         assert!(page.text.contains("e-mail address or the password is wrong"));
         assert!(!page.text.contains("<script"), "{}", page.text);
         assert!(!page.text.contains(PASSWORD), "{}", page.text);
-        assert!(!browser.cookies.contains_key(SESSION));
+        assert!(!browser.cookies.contains_key(SESSION_COOKIE));
     }
     // Further attempts are throttled, and the response says for how long.
     for _ in 0..6 {
@@ -103,14 +104,14 @@ async fn second_factor_is_requested_on_next_page() {
     let (secret, recovery) = mfa::enable_totp(&app, &dana).await;
     let mut browser = Browser::new(&app);
     let page = sign_in(&mut browser, "/sign-in?next=/sessions", &dana.email, PASSWORD).await;
-    assert!(page.status == 200 && !browser.cookies.contains_key(SESSION), "{page:#?}");
+    assert!(page.status == 200 && !browser.cookies.contains_key(SESSION_COOKIE), "{page:#?}");
     let path = "/sign-in/second-factor";
     let wrong = browser.submit(&page, path, &[("code", "000000")]).await;
     assert!(wrong.status == 422 && wrong.text.contains("code is wrong"), "{wrong:#?}");
     app.clock.advance(Duration::from_secs(30));
-    let code = mfa::code(&secret, app.clock.now().unix_timestamp());
+    let code = mfa::compute_totp_code(&secret, app.clock.now().unix_timestamp());
     let done = browser.submit(&wrong, path, &[("code", &format!(" {code} "))]).await;
-    assert_eq!(done.leads_to(), Some("/sessions"));
+    assert_eq!(done.redirect_target(), Some("/sessions"));
     assert!(is_signed_in(&mut browser).await);
     // The form works only once and only in its own browser.
     let again = browser.submit(&wrong, path, &[("code", &recovery[0])]).await;
@@ -119,21 +120,25 @@ async fn second_factor_is_requested_on_next_page() {
     let page = sign_in(&mut other, "/sign-in", &dana.email, PASSWORD).await;
     assert_eq!(browser.submit(&page, path, &[("code", &recovery[0])]).await.status, 403);
     let done = other.submit(&page, path, &[("code", &recovery[0])]).await;
-    assert_eq!(done.leads_to(), Some("/api-keys"));
+    assert_eq!(done.redirect_target(), Some("/api-keys"));
 }
 
 #[tokio::test]
 async fn member_without_required_second_factor_enrolls_it() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
-    let member = app.join(&dana, "member").await;
+    let member = app.add_member(&dana, "member").await;
     mfa::enable_totp(&app, &dana).await;
     let body = json!({ "require_second_factor": true });
-    app.by(&dana.access_token, "PATCH", "/v1/workspace").json(body).send().await.expect(200);
-    let mut browser = Browser::of(&app, &member.email).await;
+    app.request_as(&dana.access_token, "PATCH", "/v1/workspace")
+        .json(body)
+        .send()
+        .await
+        .expect_status(200);
+    let mut browser = Browser::signed_in(&app, &member.email).await;
     // Pages of the workspace redirect to the enrollment.
-    assert_eq!(browser.get("/api-keys").await.leads_to(), Some("/second-factor"));
-    let enrollment_path = browser.get("/sessions").await.link("Set one up");
+    assert_eq!(browser.get("/api-keys").await.redirect_target(), Some("/second-factor"));
+    let enrollment_path = browser.get("/sessions").await.link_target("Set one up");
     let page = browser.get(&enrollment_path).await;
     assert!(page.text.contains("Set one up to go on"), "{page:#?}");
     assert!(
@@ -149,14 +154,15 @@ async fn member_without_required_second_factor_enrolls_it() {
     let page = browser.submit(&page, "/second-factor/set-up", &fields).await;
     assert!(page.text.contains("<svg") && !page.text.contains(" style="), "{page:#?}");
     let path = "/second-factor/confirm";
-    let secret = page.hidden(path).iter().find(|(name, _)| name == "secret").unwrap().1.clone();
+    let secret =
+        page.hidden_fields(path).iter().find(|(name, _)| name == "secret").unwrap().1.clone();
     let wrong = browser.submit(&page, path, &[("code", "000000")]).await;
     assert!(wrong.status == 422 && wrong.text.contains(&secret), "{wrong:#?}");
-    let code = mfa::code(&secret, app.clock.now().unix_timestamp());
+    let code = mfa::compute_totp_code(&secret, app.clock.now().unix_timestamp());
     let done = browser.submit(&wrong, path, &[("code", &code)]).await;
     assert_eq!(done.text.matches("<li><code>").count(), 10, "{done:#?}");
-    let agents = app.by(&member.access_token, "GET", "/v1/agents");
-    agents.send().await.refused(401, "unauthorized");
+    let agents = app.request_as(&member.access_token, "GET", "/v1/agents");
+    agents.send().await.assert_error(401, "unauthorized");
     assert!(!browser.get("/sessions").await.text.contains("Set one up"));
 
     let page = browser.get("/second-factor").await;
@@ -167,7 +173,7 @@ async fn member_without_required_second_factor_enrolls_it() {
     let path = "/second-factor/remove";
     assert_eq!(browser.submit(&page, path, &[("password", "wrong")]).await.status, 422);
     let removed = browser.submit(&page, path, &fields).await;
-    assert_eq!(removed.leads_to(), Some("/second-factor"));
+    assert_eq!(removed.redirect_target(), Some("/second-factor"));
     assert!(browser.get("/second-factor").await.text.contains("Set one up to go on"));
 }
 
@@ -176,7 +182,7 @@ async fn forgotten_password_is_reset_by_mailed_link() {
     let sink = SmtpSink::start();
     let app = TestApp::start_with(&[("mail.url", &sink.url())]).await;
     let dana = app.register("acme").await;
-    let mut signed_in = Browser::of(&app, &dana.email).await;
+    let mut signed_in = Browser::signed_in(&app, &dana.email).await;
     let mut browser = Browser::new(&app);
     let page = browser.get("/forgot-password").await;
     let bad = browser.submit(&page, "/forgot-password", &[("email", "no address")]).await;
@@ -185,7 +191,7 @@ async fn forgotten_password_is_reset_by_mailed_link() {
     let unknown = browser.submit(&page, "/forgot-password", &[("email", "x@y.example")]).await;
     assert_eq!((sent.status, &sent.text), (200, &unknown.text));
 
-    let mail = sink.mail(&dana.email, "Reset").await;
+    let mail = sink.wait_for_email(&dana.email, "Reset").await;
     let path = format!("/reset-password?token={}", link_token(&mail));
     assert!(mail["text"].as_str().unwrap().contains(&format!("{}{path}", app.url)), "{mail:#}");
     // Mail scanners open links too: a GET request changes nothing.
@@ -204,7 +210,7 @@ async fn forgotten_password_is_reset_by_mailed_link() {
     assert_eq!(again.status, 422);
     assert_eq!(sign_in(&mut browser, "/sign-in", &dana.email, PASSWORD).await.status, 422);
     let done = sign_in(&mut browser, "/sign-in", &dana.email, NEW_PASSWORD).await;
-    assert_eq!(done.leads_to(), Some("/api-keys"));
+    assert_eq!(done.redirect_target(), Some("/api-keys"));
 }
 
 #[tokio::test]
@@ -212,9 +218,16 @@ async fn email_is_verified_by_button_behind_mailed_link() {
     let sink = SmtpSink::start();
     let app = TestApp::start_with(&[("mail.url", &sink.url())]).await;
     let dana = app.register("acme").await;
-    let path = format!("/verify-email?token={}", link_token(&sink.mail(&dana.email, "Verify").await));
+    let path = format!(
+        "/verify-email?token={}",
+        link_token(&sink.wait_for_email(&dana.email, "Verify").await)
+    );
     let is_verified = async || {
-        let me = app.by(&dana.access_token, "GET", "/v1/auth/me").send().await.expect(200);
+        let me = app
+            .request_as(&dana.access_token, "GET", "/v1/auth/me")
+            .send()
+            .await
+            .expect_status(200);
         me["user"]["email_verified"] == true
     };
     let mut browser = Browser::new(&app);
@@ -233,9 +246,12 @@ async fn invitation_is_accepted_by_new_or_existing_user() {
     let lee = app.register("lee").await;
     let invite = async |email: &str| {
         let body = json!({ "email": email, "role": "member" });
-        let request = app.by(&dana.access_token, "POST", "/v1/invitations").json(body);
-        request.send().await.expect(201);
-        format!("/accept-invitation?token={}", link_token(&sink.mail(email, "Invitation").await))
+        let request = app.request_as(&dana.access_token, "POST", "/v1/invitations").json(body);
+        request.send().await.expect_status(201);
+        format!(
+            "/accept-invitation?token={}",
+            link_token(&sink.wait_for_email(email, "Invitation").await)
+        )
     };
     let action = "/accept-invitation";
 
@@ -248,7 +264,7 @@ async fn invitation_is_accepted_by_new_or_existing_user() {
     assert!(weak.status == 422 && !weak.text.contains("<b>Lee"), "{weak:#?}");
     let fields = [("full_name", "Sam Lee"), ("password", PASSWORD)];
     let done = sam.submit(&page, action, &fields).await;
-    assert_eq!(done.leads_to(), Some("/"), "{done:#?}");
+    assert_eq!(done.redirect_target(), Some("/"), "{done:#?}");
     assert!(is_signed_in(&mut sam).await);
     assert_eq!(sam.get(&path).await.status, 422, "the link works only once");
 
@@ -257,18 +273,19 @@ async fn invitation_is_accepted_by_new_or_existing_user() {
     let mut browser = Browser::new(&app);
     let page = browser.get(&path).await;
     assert!(!page.text.contains("name=\"password\""), "{page:#?}");
-    let sign_in_path = page.link("Sign in to join");
+    let sign_in_path = page.link_target("Sign in to join");
     let done = sign_in(&mut browser, &sign_in_path, &lee.email, PASSWORD).await;
-    assert_eq!(done.leads_to(), Some(path.as_str()));
+    assert_eq!(done.redirect_target(), Some(path.as_str()));
     // The session of another user cannot accept the invitation.
-    let mut other = Browser::of(&app, &dana.email).await;
+    let mut other = Browser::signed_in(&app, &dana.email).await;
     let page = other.get(&path).await;
     let refused = other.submit(&page, action, &[]).await;
     assert!(refused.status == 403 && refused.text.contains("another address"), "{refused:#?}");
     let page = browser.get(&path).await;
     assert!(page.text.contains("You are signed in as"), "{page:#?}");
-    assert_eq!(browser.submit(&page, action, &[]).await.leads_to(), Some("/"));
-    let members = app.by(&dana.access_token, "GET", "/v1/members").send().await.expect(200);
+    assert_eq!(browser.submit(&page, action, &[]).await.redirect_target(), Some("/"));
+    let members =
+        app.request_as(&dana.access_token, "GET", "/v1/members").send().await.expect_status(200);
     assert_eq!(members["members"].as_array().unwrap().len(), 3, "{members:#}");
 }
 
@@ -277,14 +294,14 @@ async fn cookie_of_ended_session_is_rejected_on_every_node() {
     let app = TestApp::start().await;
     let node = app.another_node().await;
     let dana = app.register("acme").await;
-    let mut first = Browser::of(&app, &dana.email).await;
+    let mut first = Browser::signed_in(&app, &dana.email).await;
     let mut second = Browser::new(&node);
     second.cookies.clone_from(&first.cookies);
     assert!(is_signed_in(&mut second).await);
     let page = first.get("/sessions").await;
     let action = page.text.split("this one</span>").nth(1).unwrap();
     let action = action.split("action=\"").nth(1).unwrap().split('"').next().unwrap().to_owned();
-    assert_eq!(first.submit(&page, &action, &[]).await.leads_to(), Some("/sign-in"));
+    assert_eq!(first.submit(&page, &action, &[]).await.redirect_target(), Some("/sign-in"));
     assert!(!is_signed_in(&mut second).await);
 
     for (method, path, body) in [
@@ -295,8 +312,8 @@ async fn cookie_of_ended_session_is_rejected_on_every_node() {
             json!({ "current_password": PASSWORD, "new_password": NEW_PASSWORD }),
         ),
     ] {
-        let mut browser = Browser::of(&node, &dana.email).await;
-        app.by(&dana.access_token, method, path).json(body).send().await.expect(204);
+        let mut browser = Browser::signed_in(&node, &dana.email).await;
+        app.request_as(&dana.access_token, method, path).json(body).send().await.expect_status(204);
         assert!(!is_signed_in(&mut browser).await, "{path}");
     }
 }
@@ -306,7 +323,7 @@ async fn browser_session_lasts_ninety_days_or_thirty_idle() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
     let (mut active, mut idle) =
-        (Browser::of(&app, &dana.email).await, Browser::of(&app, &dana.email).await);
+        (Browser::signed_in(&app, &dana.email).await, Browser::signed_in(&app, &dana.email).await);
     for _ in 0..4 {
         app.clock.advance(DAY * 20);
         assert!(is_signed_in(&mut active).await);
@@ -320,10 +337,10 @@ async fn browser_session_lasts_ninety_days_or_thirty_idle() {
 async fn removed_member_must_sign_in_again() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
-    let viewer = app.join(&dana, "viewer").await;
-    let mut browser = Browser::of(&app, &viewer.email).await;
+    let viewer = app.add_member(&dana, "viewer").await;
+    let mut browser = Browser::signed_in(&app, &viewer.email).await;
     assert!(is_signed_in(&mut browser).await);
     let path = format!("/v1/members/{}", viewer.user_id);
-    app.by(&dana.access_token, "DELETE", &path).send().await.expect(204);
+    app.request_as(&dana.access_token, "DELETE", &path).send().await.expect_status(204);
     assert!(!is_signed_in(&mut browser).await);
 }

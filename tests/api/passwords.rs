@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use sqlx::Connection;
 
-use crate::fixture::{Answer, PASSWORD, Person, SmtpSink, TestApp, link_token};
+use crate::fixture::{PASSWORD, SmtpSink, TestApp, TestResponse, TestUser, link_token};
 
 const NEW_PASSWORD: &str = "a walk in the old park";
 
@@ -15,7 +15,7 @@ async fn start_with_mail() -> (TestApp, SmtpSink) {
     (app, sink)
 }
 
-async fn sign_in(app: &TestApp, email: &str, password: &str) -> Answer {
+async fn sign_in(app: &TestApp, email: &str, password: &str) -> TestResponse {
     let body = json!({ "email": email, "password": password });
     app.post("/v1/auth/login").json(body).send().await
 }
@@ -24,80 +24,83 @@ async fn is_accepted(app: &TestApp, credential: &str) -> bool {
     app.get("/v1/agents").bearer(credential).send().await.status == 200
 }
 
-async fn change_password(app: &TestApp, user: &Person, current: &str, new: &str) -> Answer {
+async fn change_password(app: &TestApp, user: &TestUser, current: &str, new: &str) -> TestResponse {
     let body = json!({ "current_password": current, "new_password": new });
-    app.by(&user.access_token, "POST", "/v1/auth/password/change").json(body).send().await
+    app.request_as(&user.access_token, "POST", "/v1/auth/password/change").json(body).send().await
 }
 
-async fn forgot_password(app: &TestApp, email: &str) -> Answer {
+async fn forgot_password(app: &TestApp, email: &str) -> TestResponse {
     app.post("/v1/auth/password/forgot").json(json!({ "email": email })).send().await
 }
 
-async fn reset_password(app: &TestApp, token: &str, new: &str) -> Answer {
+async fn reset_password(app: &TestApp, token: &str, new: &str) -> TestResponse {
     let body = json!({ "token": token, "new_password": new });
     app.post("/v1/auth/password/reset").json(body).send().await
 }
 
-async fn verify_email(app: &TestApp, token: &str) -> Answer {
+async fn verify_email(app: &TestApp, token: &str) -> TestResponse {
     app.post("/v1/auth/verify-email").json(json!({ "token": token })).send().await
 }
 
-async fn me(app: &TestApp, user: &Person) -> Value {
-    app.by(&user.access_token, "GET", "/v1/auth/me").send().await.expect(200)
+async fn me(app: &TestApp, user: &TestUser) -> Value {
+    app.request_as(&user.access_token, "GET", "/v1/auth/me").send().await.expect_status(200)
 }
 
 #[tokio::test]
 async fn password_change_ends_other_sessions_and_is_mailed() {
     let (app, sink) = start_with_mail().await;
     let dana = app.register("acme").await;
-    let key = app.mint(&dana, "server", "write").await;
-    let other = sign_in(&app, &dana.email, PASSWORD).await.expect(200);
+    let key = app.create_key(&dana, "server", "write").await;
+    let other = sign_in(&app, &dana.email, PASSWORD).await.expect_status(200);
     let other = other["access_token"].as_str().unwrap();
     assert!(is_accepted(&app, other).await);
 
     let wrong = change_password(&app, &dana, "not this one at all", NEW_PASSWORD).await;
-    wrong.refused(422, "validation_failed").blames("current_password");
+    wrong.assert_error(422, "validation_failed").assert_field("current_password");
     let weak = change_password(&app, &dana, PASSWORD, "password1234").await;
-    weak.refused(422, "validation_failed").blames("new_password");
+    weak.assert_error(422, "validation_failed").assert_field("new_password");
     assert!(is_accepted(&app, other).await);
 
     assert_eq!(change_password(&app, &dana, PASSWORD, NEW_PASSWORD).await.status, 204);
     assert!(!is_accepted(&app, other).await);
     assert!(is_accepted(&app, &dana.access_token).await && is_accepted(&app, &key.secret).await);
-    sign_in(&app, &dana.email, PASSWORD).await.refused(401, "invalid_credentials");
+    sign_in(&app, &dana.email, PASSWORD).await.assert_error(401, "invalid_credentials");
     assert_eq!(sign_in(&app, &dana.email, NEW_PASSWORD).await.status, 200);
     app.wait_for_event_count(&dana.access_token, "action=member.password_changed", 1).await;
     let ended = app.wait_for_event_count(&dana.access_token, "action=session.ended", 1).await;
     assert_eq!(ended[0]["metadata"]["reason"], "password_changed");
-    let mail = sink.mail(&dana.email, "password was changed").await;
+    let mail = sink.wait_for_email(&dana.email, "password was changed").await;
     assert!(mail["text"].as_str().unwrap().contains("127.0.0.1"), "{mail:#}");
-    app.by(&key.secret, "POST", "/v1/auth/password/change").send().await.refused(403, "forbidden");
+    app.request_as(&key.secret, "POST", "/v1/auth/password/change")
+        .send()
+        .await
+        .assert_error(403, "forbidden");
 }
 
 #[tokio::test]
 async fn forgotten_password_is_reset_once_by_mailed_link() {
     let (app, sink) = start_with_mail().await;
     let dana = app.register("acme").await;
-    let key = app.mint(&dana, "server", "write").await;
+    let key = app.create_key(&dana, "server", "write").await;
     assert_eq!(forgot_password(&app, "OWNER@acme.example").await.status, 202);
-    let mail = sink.mail("OWNER@acme.example", "Reset").await;
+    let mail = sink.wait_for_email("OWNER@acme.example", "Reset").await;
     let link = format!("{}/reset-password?token=", app.url);
     assert!(mail["text"].as_str().unwrap().contains(&link), "{mail:#}");
     assert!(mail["html"].as_str().unwrap().contains(&link), "{mail:#}");
     let token = link_token(&mail);
 
     let weak = reset_password(&app, &token, "password1234").await;
-    weak.refused(422, "validation_failed").blames("new_password");
+    weak.assert_error(422, "validation_failed").assert_field("new_password");
     assert_eq!(reset_password(&app, &token, NEW_PASSWORD).await.status, 204);
     assert!(!is_accepted(&app, &dana.access_token).await, "a reset ends every session");
     assert!(is_accepted(&app, &key.secret).await);
-    sign_in(&app, &dana.email, PASSWORD).await.refused(401, "invalid_credentials");
+    sign_in(&app, &dana.email, PASSWORD).await.assert_error(401, "invalid_credentials");
     let mut again = dana.clone();
-    again.take(&sign_in(&app, &dana.email, NEW_PASSWORD).await.expect(200));
+    again.set_tokens(&sign_in(&app, &dana.email, NEW_PASSWORD).await.expect_status(200));
     assert_eq!(me(&app, &again).await["user"]["email_verified"], true);
-    sink.mail(&dana.email, "password was changed").await;
+    sink.wait_for_email(&dana.email, "password was changed").await;
     let twice = reset_password(&app, &token, "yet another good one").await;
-    twice.refused(422, "validation_failed").blames("token");
+    twice.assert_error(422, "validation_failed").assert_field("token");
     assert_eq!(sign_in(&app, &dana.email, NEW_PASSWORD).await.status, 200);
 }
 
@@ -110,18 +113,18 @@ async fn reset_for_unknown_email_looks_the_same_and_sends_nothing() {
     assert_eq!(unknown.status, 202);
     assert_eq!(known.status, 202);
     assert_eq!(unknown.text, known.text);
-    sink.mail(&dana.email, "Reset").await;
+    sink.wait_for_email(&dana.email, "Reset").await;
     assert!(sink.emails_to("nobody@acme.example").is_empty());
-    forgot_password(&app, "no address").await.refused(422, "validation_failed");
+    forgot_password(&app, "no address").await.assert_error(422, "validation_failed");
 }
 
 #[tokio::test]
 async fn mailed_link_expires_and_serves_one_purpose() {
     let (app, sink) = start_with_mail().await;
     let dana = app.register("acme").await;
-    let verification = link_token(&sink.mail(&dana.email, "Verify").await);
+    let verification = link_token(&sink.wait_for_email(&dana.email, "Verify").await);
     forgot_password(&app, &dana.email).await;
-    let reset_token = link_token(&sink.mail(&dana.email, "Reset").await);
+    let reset_token = link_token(&sink.wait_for_email(&dana.email, "Reset").await);
     for invalid in [
         &verification,
         &reset_token[..reset_token.len() - 1],
@@ -135,7 +138,7 @@ async fn mailed_link_expires_and_serves_one_purpose() {
         &"A".repeat(100_000),
     ] {
         let response = reset_password(&app, invalid, NEW_PASSWORD).await;
-        response.refused(422, "validation_failed").blames("token");
+        response.assert_error(422, "validation_failed").assert_field("token");
     }
     assert_eq!(verify_email(&app, &reset_token).await.status, 422);
     app.clock.advance(Duration::from_hours(1));
@@ -149,7 +152,7 @@ async fn used_reset_link_invalidates_the_others() {
     let (app, sink) = start_with_mail().await;
     let dana = app.register("acme").await;
     forgot_password(&app, &dana.email).await;
-    let first = link_token(&sink.mail(&dana.email, "Reset").await);
+    let first = link_token(&sink.wait_for_email(&dana.email, "Reset").await);
     forgot_password(&app, &dana.email).await;
     let second = crate::fixture::eventually("the second email arrives", async || {
         let mails = sink.emails_to(&dana.email);
@@ -165,7 +168,7 @@ async fn concurrent_uses_of_reset_link_succeed_once() {
     let (app, sink) = start_with_mail().await;
     let dana = app.register("acme").await;
     forgot_password(&app, &dana.email).await;
-    let token = link_token(&sink.mail(&dana.email, "Reset").await);
+    let token = link_token(&sink.wait_for_email(&dana.email, "Reset").await);
     let passwords: Vec<_> = (0..10).map(|n| format!("the good password no {n}")).collect();
     let calls = passwords.iter().map(|new| reset_password(&app, &token, new));
     let statuses: Vec<_> = futures_util::future::join_all(calls)
@@ -183,13 +186,13 @@ async fn email_is_verified_once_by_mailed_link() {
     let (app, sink) = start_with_mail().await;
     let dana = app.register("acme").await;
     assert_eq!(me(&app, &dana).await["user"]["email_verified"], false);
-    let token = link_token(&sink.mail(&dana.email, "Verify").await);
-    let send = || app.by(&dana.access_token, "POST", "/v1/auth/verify-email/send");
+    let token = link_token(&sink.wait_for_email(&dana.email, "Verify").await);
+    let send = || app.request_as(&dana.access_token, "POST", "/v1/auth/verify-email/send");
     assert_eq!(send().send().await.status, 202);
     assert_eq!(verify_email(&app, &token).await.status, 204);
     assert_eq!(me(&app, &dana).await["user"]["email_verified"], true);
     assert_eq!(verify_email(&app, &token).await.status, 422, "the link works only once");
-    send().send().await.refused(409, "conflict");
+    send().send().await.assert_error(409, "conflict");
     app.wait_for_event_count(&dana.access_token, "action=member.email_verified", 1).await;
 }
 
@@ -199,7 +202,7 @@ async fn mailed_links_to_one_user_are_limited() {
     let dana = app.register("acme").await;
     for _ in 0..8 {
         assert_eq!(forgot_password(&app, &dana.email).await.status, 202);
-        let send = app.by(&dana.access_token, "POST", "/v1/auth/verify-email/send");
+        let send = app.request_as(&dana.access_token, "POST", "/v1/auth/verify-email/send");
         assert_eq!(send.send().await.status, 202);
     }
     crate::fixture::eventually("the outbox is empty", async || {
@@ -223,11 +226,13 @@ async fn refresh_token_reuse_is_mailed() {
     let refresh = async |token: &str| {
         app.post("/v1/auth/refresh").json(json!({ "refresh_token": token })).send().await
     };
-    let rotated = refresh(&dana.refresh_token).await.expect(200);
+    let rotated = refresh(&dana.refresh_token).await.expect_status(200);
     app.clock.advance(Duration::from_secs(11));
-    refresh(&dana.refresh_token).await.refused(401, "invalid_refresh_token");
-    refresh(rotated["refresh_token"].as_str().unwrap()).await.refused(401, "invalid_refresh_token");
-    let mail = sink.mail(&dana.email, "ended one of your sessions").await;
+    refresh(&dana.refresh_token).await.assert_error(401, "invalid_refresh_token");
+    refresh(rotated["refresh_token"].as_str().unwrap())
+        .await
+        .assert_error(401, "invalid_refresh_token");
+    let mail = sink.wait_for_email(&dana.email, "ended one of your sessions").await;
     assert!(mail["html"].as_str().unwrap().contains("/sessions"), "{mail:#}");
 }
 
@@ -246,5 +251,5 @@ async fn sign_in_in_flight_fails_after_password_change() {
         tx.commit().await.unwrap();
     };
     let (response, ()) = tokio::join!(sign_in(&app, &dana.email, PASSWORD), change);
-    response.refused(401, "invalid_credentials");
+    response.assert_error(401, "invalid_credentials");
 }

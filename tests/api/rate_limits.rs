@@ -4,22 +4,26 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use crate::fixture::{Answer, TestApp};
+use crate::fixture::{TestApp, TestResponse};
 
 /// Returns the limit, the remaining requests and the seconds until the reset, from the headers.
-fn limit_headers(app: &TestApp, response: &Answer) -> (i64, i64, i64) {
+fn limit_headers(app: &TestApp, response: &TestResponse) -> (i64, i64, i64) {
     use call2me_auth::env::Clock;
     // The test clock started at a whole second and has advanced a little. Both times are rounded
     // up.
-    let reset = response.number("x-ratelimit-reset") - app.clock.now().unix_timestamp() - 1;
-    (response.number("x-ratelimit-limit"), response.number("x-ratelimit-remaining"), reset)
+    let reset = response.header_number("x-ratelimit-reset") - app.clock.now().unix_timestamp() - 1;
+    (
+        response.header_number("x-ratelimit-limit"),
+        response.header_number("x-ratelimit-remaining"),
+        reset,
+    )
 }
 
 #[tokio::test]
 async fn request_over_limit_is_429_until_retry_after() {
     let app = TestApp::start_with(&[("rate_limit.per_key_per_minute", "6")]).await;
     let dana = app.register("acme").await;
-    let key = app.mint(&dana, "prod", "read-only").await;
+    let key = app.create_key(&dana, "prod", "read-only").await;
     let send = || app.get("/v1/agents").bearer(&key.secret).send();
     for remaining in (0..6).rev() {
         let response = send().await;
@@ -27,12 +31,12 @@ async fn request_over_limit_is_429_until_retry_after() {
         assert_eq!(limit_headers(&app, &response), (6, remaining, (6 - remaining) * 10));
     }
     let refused = send().await;
-    refused.refused(429, "rate_limited");
+    refused.assert_error(429, "rate_limited");
     assert_eq!(limit_headers(&app, &refused), (6, 0, 60));
-    let wait = refused.number("retry-after");
+    let wait = refused.header_number("retry-after");
     assert!((1..=10).contains(&wait));
     app.clock.advance(Duration::from_secs(wait.unsigned_abs() - 1));
-    send().await.refused(429, "rate_limited");
+    send().await.assert_error(429, "rate_limited");
     app.clock.advance(Duration::from_secs(1));
     assert_eq!(send().await.status, 200);
 }
@@ -41,15 +45,18 @@ async fn request_over_limit_is_429_until_retry_after() {
 async fn each_key_and_session_has_its_own_bucket() {
     let app = TestApp::start_with(&[("rate_limit.per_key_per_minute", "4")]).await;
     let dana = app.register("acme").await;
-    let [a, b] = [app.mint(&dana, "a", "read-only").await, app.mint(&dana, "b", "read-only").await];
+    let [a, b] = [
+        app.create_key(&dana, "a", "read-only").await,
+        app.create_key(&dana, "b", "read-only").await,
+    ];
     for _ in 0..4 {
-        app.get("/v1/agents").bearer(&a.secret).send().await.expect(200);
+        app.get("/v1/agents").bearer(&a.secret).send().await.expect_status(200);
     }
-    app.get("/v1/agents").bearer(&a.secret).send().await.refused(429, "rate_limited");
-    app.get("/v1/agents").bearer(&b.secret).send().await.expect(200);
-    app.get("/v1/agents").bearer(&dana.access_token).send().await.expect(200);
-    app.get("/v1/agents").bearer(&dana.access_token).send().await.expect(200);
-    app.get("/v1/agents").bearer(&dana.access_token).send().await.refused(429, "rate_limited");
+    app.get("/v1/agents").bearer(&a.secret).send().await.assert_error(429, "rate_limited");
+    app.get("/v1/agents").bearer(&b.secret).send().await.expect_status(200);
+    app.get("/v1/agents").bearer(&dana.access_token).send().await.expect_status(200);
+    app.get("/v1/agents").bearer(&dana.access_token).send().await.expect_status(200);
+    app.get("/v1/agents").bearer(&dana.access_token).send().await.assert_error(429, "rate_limited");
 }
 
 #[tokio::test]
@@ -63,26 +70,26 @@ async fn workspace_limit_overrides_the_default() {
         .unwrap();
     let response = app.get("/v1/workspace").bearer(&dana.access_token).send().await;
     assert_eq!(limit_headers(&app, &response).0, 2);
-    assert_eq!(response.expect(200)["rate_limit_per_minute"], 2);
+    assert_eq!(response.expect_status(200)["rate_limit_per_minute"], 2);
 }
 
 #[tokio::test]
 async fn address_limit_does_not_apply_to_valid_keys() {
     let app = TestApp::start_with(&[("rate_limit.per_address_per_minute", "5")]).await;
     let dana = app.register("acme").await;
-    let key = app.mint(&dana, "prod", "read-only").await;
+    let key = app.create_key(&dana, "prod", "read-only").await;
     for credential in ["", "nonsense", "sk_call2me_live_x"] {
-        app.get("/v1/agents").bearer(credential).send().await.refused(401, "unauthorized");
+        app.get("/v1/agents").bearer(credential).send().await.assert_error(401, "unauthorized");
     }
     let last = app.get("/v1/nope").send().await;
     assert_eq!(limit_headers(&app, &last), (5, 0, 60));
     let refused = app.get("/v1/agents").bearer("nonsense").send().await;
-    refused.refused(429, "rate_limited");
-    assert_eq!(refused.number("retry-after"), 12);
+    refused.assert_error(429, "rate_limited");
+    assert_eq!(refused.header_number("retry-after"), 12);
     let refresh =
         |token: &str| app.post("/v1/auth/refresh").json(json!({ "refresh_token": token })).send();
-    refresh("rt_call2me_x").await.refused(429, "rate_limited");
-    refresh(&dana.refresh_token).await.expect(200);
+    refresh("rt_call2me_x").await.assert_error(429, "rate_limited");
+    refresh(&dana.refresh_token).await.expect_status(200);
     let response = app.get("/v1/agents").bearer(&key.secret).send().await;
     assert_eq!((response.status.as_u16(), limit_headers(&app, &response).0), (200, 10_000));
 }
@@ -95,19 +102,19 @@ async fn addresses_are_distinguished_only_behind_trusted_proxy() {
         app.get("/v1/agents").header("x-forwarded-for", address).send()
     };
     let app = TestApp::start_with(&proxied).await;
-    send(&app, "203.0.113.1").await.refused(401, "unauthorized");
-    send(&app, "203.0.113.1").await.refused(429, "rate_limited");
-    send(&app, "203.0.113.2").await.refused(401, "unauthorized");
+    send(&app, "203.0.113.1").await.assert_error(401, "unauthorized");
+    send(&app, "203.0.113.1").await.assert_error(429, "rate_limited");
+    send(&app, "203.0.113.2").await.assert_error(401, "unauthorized");
     // An IPv6 /64 network counts as one address.
-    send(&app, "2001:db8::1").await.refused(401, "unauthorized");
-    send(&app, "2001:db8::ffff:1").await.refused(429, "rate_limited");
-    send(&app, "2001:db8:0:1::1").await.refused(401, "unauthorized");
+    send(&app, "2001:db8::1").await.assert_error(401, "unauthorized");
+    send(&app, "2001:db8::ffff:1").await.assert_error(429, "rate_limited");
+    send(&app, "2001:db8:0:1::1").await.assert_error(401, "unauthorized");
     // Entries that the client adds itself are further left and have no effect.
-    send(&app, "198.51.100.9, 203.0.113.1").await.refused(429, "rate_limited");
+    send(&app, "198.51.100.9, 203.0.113.1").await.assert_error(429, "rate_limited");
 
     let app = TestApp::start_with(&limits).await;
-    send(&app, "203.0.113.1").await.refused(401, "unauthorized");
-    send(&app, "203.0.113.2").await.refused(429, "rate_limited");
+    send(&app, "203.0.113.1").await.assert_error(401, "unauthorized");
+    send(&app, "203.0.113.2").await.assert_error(429, "rate_limited");
 }
 
 #[tokio::test]
@@ -117,16 +124,16 @@ async fn sign_in_has_a_lower_rate_limit() {
     let sign_in = || app.post("/v1/auth/login").json(body.clone()).send();
     for remaining in (0..3).rev() {
         let response = sign_in().await;
-        response.refused(401, "invalid_credentials");
+        response.assert_error(401, "invalid_credentials");
         assert_eq!(limit_headers(&app, &response), (3, remaining, (3 - remaining) * 20));
     }
     let refused = sign_in().await;
-    refused.refused(429, "rate_limited");
+    refused.assert_error(429, "rate_limited");
     assert_eq!(limit_headers(&app, &refused).1, 0);
-    assert!((1..=21).contains(&refused.number("retry-after")));
+    assert!((1..=21).contains(&refused.header_number("retry-after")));
     // Registration shares this limit. The rest of the API does not.
-    app.post("/v1/auth/register").json(json!({})).send().await.refused(429, "rate_limited");
-    app.get("/v1/agents").send().await.refused(401, "unauthorized");
+    app.post("/v1/auth/register").json(json!({})).send().await.assert_error(429, "rate_limited");
+    app.get("/v1/agents").send().await.assert_error(401, "unauthorized");
 }
 
 #[tokio::test]
@@ -134,10 +141,10 @@ async fn idle_bucket_is_evicted() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
     for _ in 0..5 {
-        app.get("/v1/agents").bearer(&dana.access_token).send().await.expect(200);
+        app.get("/v1/agents").bearer(&dana.access_token).send().await.expect_status(200);
     }
-    assert_eq!(app.app.limits.buckets(), 2);
+    assert_eq!(app.app.limits.bucket_count(), 2);
     app.clock.advance(Duration::from_mins(1));
     app.app.limits.evict_full();
-    assert_eq!(app.app.limits.buckets(), 0);
+    assert_eq!(app.app.limits.bucket_count(), 0);
 }

@@ -14,15 +14,19 @@ async fn knowledge_base_accepts_either_name_field() {
         "knowledge_base_name": "Hours", "knowledge_base_texts": [{ "title": "t", "text": "x" }],
         "knowledge_base_urls": ["https://acme.example"],
     });
-    let created = create(sources).await.expect(201);
+    let created = create(sources).await.expect_status(201);
     assert!(created["id"].as_str().unwrap().starts_with("kb_"));
     assert_eq!((&created["name"], &created["sources_count"]), (&json!("Hours"), &json!(2)));
     assert_eq!(
-        create(json!({ "name": "Prices" })).await.expect(201)["knowledge_base_name"],
+        create(json!({ "name": "Prices" })).await.expect_status(201)["knowledge_base_name"],
         "Prices"
     );
-    create(json!({})).await.refused(422, "validation_failed").blames("knowledge_base_name");
-    let list = app.get("/v1/knowledge-base").bearer(&dana.access_token).send().await.expect(200);
+    create(json!({}))
+        .await
+        .assert_error(422, "validation_failed")
+        .assert_field("knowledge_base_name");
+    let list =
+        app.get("/v1/knowledge-base").bearer(&dana.access_token).send().await.expect_status(200);
     assert_eq!(list["knowledge_bases"].as_array().unwrap().len(), 2);
 }
 
@@ -36,26 +40,32 @@ async fn campaign_requires_name_and_agent() {
         .json(json!({ "agent_name": "a" }))
         .send()
         .await
-        .expect(201);
+        .expect_status(201);
     let create =
         |body: Value| app.post("/v1/campaigns").bearer(&dana.access_token).json(body).send();
     let creation = create(
         json!({ "name": "Spring", "agent_id": agent["agent_id"], "from_number": "+14155550199" }),
     );
-    assert!(creation.await.expect(201)["campaign_id"].as_str().unwrap().starts_with("campaign_"));
+    assert!(
+        creation.await.expect_status(201)["campaign_id"].as_str().unwrap().starts_with("campaign_")
+    );
     create(json!({ "agent_id": agent["agent_id"] }))
         .await
-        .refused(422, "validation_failed")
-        .blames("name");
-    create(json!({ "name": "Spring" })).await.refused(422, "validation_failed").blames("agent_id");
+        .assert_error(422, "validation_failed")
+        .assert_field("name");
+    create(json!({ "name": "Spring" }))
+        .await
+        .assert_error(422, "validation_failed")
+        .assert_field("agent_id");
 }
 
 #[tokio::test]
 async fn wallet_balance_is_sum_of_transactions() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
-    let balance =
-        async || app.get("/v1/wallet/balance").bearer(&dana.access_token).send().await.expect(200);
+    let balance = async || {
+        app.get("/v1/wallet/balance").bearer(&dana.access_token).send().await.expect_status(200)
+    };
     assert_eq!(balance().await, json!({ "balance_usd": 0.0 }));
     let workspace = call2me_auth::model::id::parse("ws", &dana.workspace_id).unwrap();
     let mut connection = app.database.connect().await;
@@ -76,7 +86,7 @@ async fn wallet_balance_is_sum_of_transactions() {
         .bearer(&dana.access_token)
         .send()
         .await
-        .expect(200);
+        .expect_status(200);
     assert_eq!(list["transactions"][0]["amount_usd"], -12.34);
     assert_eq!((&list["total"], list["next_cursor"].is_string()), (&json!(2), true));
 }
@@ -85,29 +95,32 @@ async fn wallet_balance_is_sum_of_transactions() {
 async fn user_changes_profile_but_not_email() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
-    let key = app.mint(&dana, "k", "write").await;
+    let key = app.create_key(&dana, "k", "write").await;
     let patch = |body: Value| app.patch("/v1/users/me").bearer(&key.secret).json(body).send();
     let changed =
         patch(json!({ "full_name": "Dana M.", "timezone": "Europe/Berlin", "id": "user_x" }))
             .await
-            .expect(200);
+            .expect_status(200);
     assert_eq!(
         (&changed["full_name"], &changed["timezone"]),
         (&json!("Dana M."), &json!("Europe/Berlin"))
     );
     assert_eq!(changed["id"], dana.user_id);
-    let me = app.get("/v1/users/me").bearer(&dana.access_token).send().await.expect(200);
+    let me = app.get("/v1/users/me").bearer(&dana.access_token).send().await.expect_status(200);
     assert_eq!(me, changed);
     patch(json!({ "email": "x@y.example" }))
         .await
-        .refused(422, "validation_failed")
-        .blames("email");
+        .assert_error(422, "validation_failed")
+        .assert_field("email");
     patch(json!({ "password": PASSWORD }))
         .await
-        .refused(422, "validation_failed")
-        .blames("password");
-    patch(json!({ "full_name": 7 })).await.refused(422, "validation_failed").blames("full_name");
-    patch(json!({ "notes": "x".repeat(70_000) })).await.refused(422, "validation_failed");
+        .assert_error(422, "validation_failed")
+        .assert_field("password");
+    patch(json!({ "full_name": 7 }))
+        .await
+        .assert_error(422, "validation_failed")
+        .assert_field("full_name");
+    patch(json!({ "notes": "x".repeat(70_000) })).await.assert_error(422, "validation_failed");
 }
 
 #[tokio::test]
@@ -115,10 +128,10 @@ async fn branding_is_replaced_as_a_whole() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
     let path = "/v1/users/me/branding";
-    let put = |body: Value| app.call("PUT", path).bearer(&dana.access_token).json(body).send();
-    put(json!({ "brand_name": "Acme Voice", "primary_color": "#0b7285" })).await.expect(200);
-    put(json!({ "brand_name": "Acme" })).await.expect(200);
-    let branding = app.get(path).bearer(&dana.access_token).send().await.expect(200);
+    let put = |body: Value| app.request("PUT", path).bearer(&dana.access_token).json(body).send();
+    put(json!({ "brand_name": "Acme Voice", "primary_color": "#0b7285" })).await.expect_status(200);
+    put(json!({ "brand_name": "Acme" })).await.expect_status(200);
+    let branding = app.get(path).bearer(&dana.access_token).send().await.expect_status(200);
     assert_eq!(branding, json!({ "brand_name": "Acme" }));
-    put(json!(["a"])).await.refused(422, "validation_failed");
+    put(json!(["a"])).await.assert_error(422, "validation_failed");
 }

@@ -6,42 +6,43 @@ use std::time::Duration;
 use futures_util::StreamExt as _;
 use serde_json::{Value, json};
 
-use crate::fixture::{Key, Person, TestApp, eventually};
+use crate::fixture::{Key, TestApp, TestUser, eventually};
 
 /// Rotates a key. Returns the successor and the whole response.
-async fn rotate(app: &TestApp, owner: &Person, key: &Key, body: Value) -> (Key, Value) {
+async fn rotate(app: &TestApp, owner: &TestUser, key: &Key, body: Value) -> (Key, Value) {
     let path = format!("/v1/api-keys/{}/rotate", key.id);
-    let response = app.post(&path).bearer(&owner.access_token).json(body).send().await.expect(201);
+    let response =
+        app.post(&path).bearer(&owner.access_token).json(body).send().await.expect_status(201);
     let text = |field: &str| response[field].as_str().unwrap().to_owned();
     (Key { id: text("id"), secret: text("key") }, response)
 }
 
 /// Returns the user with an API key as access token, which does not expire when the clock advances.
-async fn with_api_key(app: &TestApp, owner: &Person) -> Person {
-    let key = app.mint(owner, "watcher", "admin").await;
-    Person { access_token: key.secret, ..owner.clone() }
+async fn with_api_key(app: &TestApp, owner: &TestUser) -> TestUser {
+    let key = app.create_key(owner, "watcher", "admin").await;
+    TestUser { access_token: key.secret, ..owner.clone() }
 }
 
-async fn fetch_report(app: &TestApp, owner: &Person, key: &Key) -> Value {
+async fn fetch_report(app: &TestApp, owner: &TestUser, key: &Key) -> Value {
     let path = format!("/v1/api-keys/{}/rotation", key.id);
-    app.get(&path).bearer(&owner.access_token).send().await.expect(200)
+    app.get(&path).bearer(&owner.access_token).send().await.expect_status(200)
 }
 
-async fn fetch_usage(app: &TestApp, owner: &Person, key: &Key) -> Value {
+async fn fetch_usage(app: &TestApp, owner: &TestUser, key: &Key) -> Value {
     let path = format!("/v1/api-keys/{}/usage", key.id);
-    app.get(&path).bearer(&owner.access_token).send().await.expect(200)
+    app.get(&path).bearer(&owner.access_token).send().await.expect_status(200)
 }
 
 /// Sends requests with a key and this user agent.
 async fn send_requests(app: &TestApp, key: &Key, user_agent: &str, count: usize) {
     for _ in 0..count {
         let request = app.get("/v1/agents").bearer(&key.secret).header("user-agent", user_agent);
-        request.send().await.expect(200);
+        request.send().await.expect_status(200);
     }
 }
 
 /// Waits until the report has these request counts of the old and the new key, and returns it.
-async fn wait_for_counts(app: &TestApp, owner: &Person, key: &Key, old: i64, new: i64) -> Value {
+async fn wait_for_counts(app: &TestApp, owner: &TestUser, key: &Key, old: i64, new: i64) -> Value {
     eventually("the requests are counted", async || {
         let report = fetch_report(app, owner, key).await;
         let counts = ["old", "new"].map(|age| report[age]["requests_last_hour"].as_i64());
@@ -50,7 +51,11 @@ async fn wait_for_counts(app: &TestApp, owner: &Person, key: &Key, old: i64, new
     .await
 }
 
-async fn revoke_if_quiet(app: &TestApp, owner: &Person, key: &Key) -> crate::fixture::Answer {
+async fn revoke_if_quiet(
+    app: &TestApp,
+    owner: &TestUser,
+    key: &Key,
+) -> crate::fixture::TestResponse {
     let path = format!("/v1/api-keys/{}?if_quiet=true", key.id);
     app.delete(&path).bearer(&owner.access_token).send().await
 }
@@ -62,7 +67,7 @@ async fn rotation_report_follows_key_from_creation_to_revocation() {
     let body = json!({ "name": "prod-2026-q2", "scope": "write", "description": "The booking server",
                        "allowed_ips": ["127.0.0.0/8"] });
     let created = app.post("/v1/api-keys").bearer(&dana.access_token).json(body).send().await;
-    let created = created.expect(201);
+    let created = created.expect_status(201);
     let text = |field: &str| created[field].as_str().unwrap().to_owned();
     let old = Key { id: text("id"), secret: text("key") };
     send_requests(&app, &old, "booking/1", 3).await;
@@ -74,9 +79,9 @@ async fn rotation_report_follows_key_from_creation_to_revocation() {
         assert_eq!(rotated[field], created[field], "{field}");
     }
     let first = app.get(&format!("/v1/api-keys/{}", old.id)).bearer(&dana.access_token);
-    let first = first.send().await.expect(200);
+    let first = first.send().await.expect_status(200);
     assert_eq!((&first["status"], &first["rotated_to"]), (&json!("active"), &json!(new.id)));
-    let events = app.events(&dana.access_token, "action=api_key.rotated", |_| true).await;
+    let events = app.wait_for_event(&dana.access_token, "action=api_key.rotated", |_| true).await;
     assert_eq!(events[0]["target"]["id"], old.id.as_str());
     assert_eq!(events[0]["metadata"]["rotated_to"], new.id.as_str());
 
@@ -87,7 +92,7 @@ async fn rotation_report_follows_key_from_creation_to_revocation() {
     assert_eq!(unused["reason"], "the new key has not been used yet");
     assert_eq!(unused["new"]["first_used_at"], Value::Null);
     let refused = revoke_if_quiet(&app, &dana, &old).await;
-    refused.refused(409, "key_in_use");
+    refused.assert_error(409, "key_in_use");
     assert_eq!(refused.body["rotation"]["old"]["id"], old.id.as_str());
     assert_eq!(refused.body["rotation"]["reason"], unused["reason"]);
 
@@ -122,7 +127,7 @@ async fn rotation_report_follows_key_from_creation_to_revocation() {
     };
     assert_eq!(listed, [client("forgotten-cron/1"), client("booking/1")]);
     assert_eq!(draining["old"]["addresses_last_hour"], json!(["127.0.0.1"]));
-    revoke_if_quiet(&app, &dana, &old).await.refused(409, "key_in_use");
+    revoke_if_quiet(&app, &dana, &old).await.assert_error(409, "key_in_use");
     send_requests(&app, &old, "forgotten-cron/1", 1).await;
 
     // The old key has been quiet for long enough.
@@ -135,7 +140,7 @@ async fn rotation_report_follows_key_from_creation_to_revocation() {
     assert_eq!(quiet["state"], "quiet");
     assert_eq!(quiet["reason"], "the new key serves, and the old one has been quiet for 900 s");
     assert_eq!(revoke_if_quiet(&app, &dana, &old).await.status, 204);
-    app.get("/v1/agents").bearer(&old.secret).send().await.refused(401, "unauthorized");
+    app.get("/v1/agents").bearer(&old.secret).send().await.assert_error(401, "unauthorized");
     send_requests(&app, &new, "booking/2", 1).await;
     // A retry, as after a lost response.
     assert_eq!(revoke_if_quiet(&app, &dana, &old).await.status, 204);
@@ -145,33 +150,33 @@ async fn rotation_report_follows_key_from_creation_to_revocation() {
 async fn key_is_rotated_once_unless_successor_is_revoked() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
-    let key = app.mint(&dana, "prod", "read-only").await;
+    let key = app.create_key(&dana, "prod", "read-only").await;
     let rotate_again = async || {
         let path = format!("/v1/api-keys/{}/rotate", key.id);
         app.post(&path).bearer(&dana.access_token).json(json!({})).send().await
     };
     let path = format!("/v1/api-keys/{}/rotation", key.id);
-    app.get(&path).bearer(&dana.access_token).send().await.refused(404, "not_found");
+    app.get(&path).bearer(&dana.access_token).send().await.assert_error(404, "not_found");
     let (successor, response) = rotate(&app, &dana, &key, json!({})).await;
     assert_eq!((&response["name"], &response["scope"]), (&json!("prod"), &json!("read-only")));
-    rotate_again().await.refused(409, "conflict");
+    rotate_again().await.assert_error(409, "conflict");
     let revoke = format!("/v1/api-keys/{}", successor.id);
-    app.delete(&revoke).bearer(&dana.access_token).send().await.expect(204);
-    app.get(&path).bearer(&dana.access_token).send().await.refused(404, "not_found");
+    app.delete(&revoke).bearer(&dana.access_token).send().await.expect_status(204);
+    app.get(&path).bearer(&dana.access_token).send().await.assert_error(404, "not_found");
     // Of several concurrent rotations, one creates a key.
     let responses = futures_util::future::join_all((0..8).map(|_| rotate_again())).await;
     let created = responses.iter().filter(|response| response.status == 201).count();
-    let refused = responses.iter().filter(|response| response.code() == "conflict").count();
+    let refused = responses.iter().filter(|response| response.error_code() == "conflict").count();
     assert_eq!((created, refused), (1, 7));
     let revoke = format!("/v1/api-keys/{}", key.id);
-    app.delete(&revoke).bearer(&dana.access_token).send().await.expect(204);
-    rotate_again().await.refused(409, "conflict");
+    app.delete(&revoke).bearer(&dana.access_token).send().await.expect_status(204);
+    rotate_again().await.assert_error(409, "conflict");
     let unknown = "/v1/api-keys/key_01jd0zt8q7f7qvs4p2k6x3m9ab/rotate";
-    app.post(unknown).bearer(&dana.access_token).send().await.refused(404, "not_found");
+    app.post(unknown).bearer(&dana.access_token).send().await.assert_error(404, "not_found");
     let with_scope = json!({ "name": "x", "scope": "admin" });
     let path = format!("/v1/api-keys/{}/rotate", successor.id);
     let refused = app.post(&path).bearer(&dana.access_token).json(with_scope).send().await;
-    refused.refused(422, "validation_failed").blames("scope");
+    refused.assert_error(422, "validation_failed").assert_field("scope");
 }
 
 /// A script can rotate the admin key that it uses.
@@ -179,7 +184,7 @@ async fn key_is_rotated_once_unless_successor_is_revoked() {
 async fn admin_key_rotates_itself() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
-    let key = app.mint(&dana, "ci", "admin").await;
+    let key = app.create_key(&dana, "ci", "admin").await;
     let path = format!("/v1/api-keys/{}/rotate", key.id);
     let responses = (0..4).map(|_| app.post(&path).bearer(&key.secret).json(json!({})).send());
     let responses = futures_util::future::join_all(responses).await;
@@ -192,14 +197,14 @@ async fn admin_key_rotates_itself() {
 async fn key_without_successor_is_revoked_only_if_quiet() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
-    let key = app.mint(&dana, "prod", "write").await;
+    let key = app.create_key(&dana, "prod", "write").await;
     send_requests(&app, &key, "x", 1).await;
     let refused = revoke_if_quiet(&app, &dana, &key).await;
-    refused.refused(409, "key_in_use");
+    refused.assert_error(409, "key_in_use");
     assert_eq!(refused.body["rotation"]["new"], Value::Null);
     let path = format!("/v1/api-keys/{}?if_quiet=perhaps", key.id);
     let refused = app.delete(&path).bearer(&dana.access_token).send().await;
-    refused.refused(422, "validation_failed").blames("if_quiet");
+    refused.assert_error(422, "validation_failed").assert_field("if_quiet");
     app.clock.advance(Duration::from_secs(901));
     // A key is not quiet while requests wait to be counted.
     eventually("safe to revoke", async || {
@@ -213,7 +218,7 @@ async fn key_without_successor_is_revoked_only_if_quiet() {
 async fn unwritten_requests_keep_key_from_being_quiet() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
-    let key = app.mint(&dana, "prod", "write").await;
+    let key = app.create_key(&dana, "prod", "write").await;
     let dana = with_api_key(&app, &dana).await;
     let (new, _) = rotate(&app, &dana, &key, json!({})).await;
     send_requests(&app, &key, "x", 1).await;
@@ -229,7 +234,7 @@ async fn unwritten_requests_keep_key_from_being_quiet() {
     let mut held = sqlx::Connection::begin(&mut connection).await.unwrap();
     sqlx::query("LOCK TABLE audit_events IN SHARE MODE").execute(&mut *held).await.unwrap();
     let request = other.get("/v1/agents").bearer(&key.secret).header("user-agent", "late");
-    request.send().await.expect(200);
+    request.send().await.expect_status(200);
     // By the clock of this node, the key has been quiet for long. The other node has written
     // nothing since.
     app.clock.advance(Duration::from_hours(2));
@@ -253,7 +258,7 @@ async fn concurrent_requests_on_two_nodes_are_counted_exactly() {
     let app = TestApp::start().await;
     let other = app.another_node().await;
     let dana = app.register("acme").await;
-    let key = app.mint(&dana, "prod", "write").await;
+    let key = app.create_key(&dana, "prod", "write").await;
     app.raise_rate_limits().await;
     app.database.wait_for_invalidation().await;
     let requests = (0..3000).map(|number| {
@@ -294,14 +299,14 @@ async fn concurrent_requests_on_two_nodes_are_counted_exactly() {
 async fn usage_series_cover_the_requested_hours() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
-    let key = app.mint(&dana, "prod", "write").await;
+    let key = app.create_key(&dana, "prod", "write").await;
     let dana = with_api_key(&app, &dana).await;
     let empty = fetch_usage(&app, &dana, &key).await;
     assert_eq!(empty["total_requests"], 0);
     assert_eq!((&empty["first_used_at"], &empty["by_hour"]), (&Value::Null, &json!([])));
     for _ in 0..3 {
         send_requests(&app, &key, "x", 2).await;
-        app.database.all_is_sealed().await;
+        app.database.wait_until_sealed().await;
         app.clock.advance(Duration::from_hours(1));
     }
     let usage = eventually("all requests are counted", async || {
@@ -314,12 +319,14 @@ async fn usage_series_cover_the_requested_hours() {
     assert!(hours.iter().all(|hour| hour["start"].as_str().unwrap().ends_with(":00:00.000000Z")));
     assert!(usage["first_used_at"].as_str() < usage["last_used_at"].as_str());
     let path = format!("/v1/api-keys/{}/usage?hours=2&days=1", key.id);
-    let recent = app.get(&path).bearer(&dana.access_token).send().await.expect(200);
+    let recent = app.get(&path).bearer(&dana.access_token).send().await.expect_status(200);
     assert_eq!(recent["by_hour"].as_array().unwrap().len(), 1, "{recent:#}");
     for invalid in ["hours=0", "hours=745", "days=x"] {
         let path = format!("/v1/api-keys/{}/usage?{invalid}", key.id);
         let refused = app.get(&path).bearer(&dana.access_token).send().await;
-        refused.refused(422, "validation_failed").blames(invalid.split('=').next().unwrap());
+        refused
+            .assert_error(422, "validation_failed")
+            .assert_field(invalid.split('=').next().unwrap());
     }
 }
 
@@ -328,15 +335,15 @@ async fn hygiene_reports_unused_and_over_scoped_keys() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
     let [idle, reader, writer, boss, gateway] = [
-        app.mint(&dana, "idle", "read-only").await,
-        app.mint(&dana, "reader", "admin").await,
-        app.mint(&dana, "writer", "write").await,
-        app.mint(&dana, "boss", "admin").await,
-        app.mint(&dana, "gateway", "admin").await,
+        app.create_key(&dana, "idle", "read-only").await,
+        app.create_key(&dana, "reader", "admin").await,
+        app.create_key(&dana, "writer", "write").await,
+        app.create_key(&dana, "boss", "admin").await,
+        app.create_key(&dana, "gateway", "admin").await,
     ];
     let hygiene = async || {
         let request = app.get("/v1/api-keys/hygiene").bearer(&dana.access_token);
-        request.send().await.expect(200)
+        request.send().await.expect_status(200)
     };
     assert_eq!(hygiene().await, json!({ "unused": [], "over_scoped": [] }));
     let later = app.app.env.clock.now() + time::Duration::days(91);
@@ -346,15 +353,15 @@ async fn hygiene_reports_unused_and_over_scoped_keys() {
     send_requests(&app, &reader, "x", 1).await;
     // A rejected request does not count as use of a scope.
     let refused = app.get("/v1/api-keys/key_x").bearer(&reader.secret).send().await;
-    refused.refused(404, "not_found");
+    refused.assert_error(404, "not_found");
     let body = json!({ "agent_name": "a" });
-    app.post("/v1/agents").bearer(&writer.secret).json(body).send().await.expect(201);
-    app.get("/v1/wallet/balance").bearer(&boss.secret).send().await.expect(200);
+    app.post("/v1/agents").bearer(&writer.secret).json(body).send().await.expect_status(201);
+    app.get("/v1/wallet/balance").bearer(&boss.secret).send().await.expect_status(200);
     let forward_auth = app.get("/v1/auth/verify?scope=write").bearer(&gateway.secret);
-    forward_auth.send().await.expect(200);
+    forward_auth.send().await.expect_status(200);
     let report = eventually("all requests are counted", async || {
         let request = app.get("/v1/api-keys/hygiene").bearer(&dana.access_token);
-        let report = request.send().await.expect(200);
+        let report = request.send().await.expect_status(200);
         (report["over_scoped"].as_array().unwrap().len() == 2
             && report["unused"].as_array().unwrap().len() == 1)
             .then_some(report)
@@ -375,7 +382,7 @@ async fn hygiene_reports_unused_and_over_scoped_keys() {
 async fn key_usage_keeps_the_last_thousand_clients() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
-    let key = app.mint(&dana, "prod", "write").await;
+    let key = app.create_key(&dana, "prod", "write").await;
     app.raise_rate_limits().await;
     let requests = (0..1100).map(|number| {
         let request = app.get("/v1/agents").bearer(&key.secret);

@@ -77,7 +77,7 @@ fn old_rust_is_rejected_with_required_version() {
 #[test]
 fn missing_packages_are_reported_in_one_line() {
     let machine = bare_machine();
-    let script = ". scripts/needs; need nowhere-1 one; need bash bash; need nowhere-2 two three; install_needs";
+    let script = ". scripts/requirements; need nowhere-1 one; need bash bash; need nowhere-2 two three; install_needs";
     let output = run_on(machine.path(), &["-c", script]);
     assert_failure(&output, 1, "as root: apt-get install one two three");
 }

@@ -4,8 +4,8 @@ use std::{sync::Arc, time::Duration};
 
 use axum::{Router, routing::get};
 use call2me_auth::http::{
-    extract::Rule,
-    middleware::{Frame, SignInLimit, guarded},
+    extract::AccessRule,
+    middleware::{HttpService, SignInLimit, protect_route},
     routes::Route,
 };
 use serde_json::json;
@@ -15,7 +15,7 @@ use tokio::{
     net::TcpStream,
 };
 
-use crate::fixture::{TestApp, within};
+use crate::fixture::{TestApp, with_timeout};
 
 async fn connect(app: &TestApp) -> TcpStream {
     TcpStream::connect(app.url.strip_prefix("http://").unwrap()).await.unwrap()
@@ -32,7 +32,7 @@ async fn slow_or_idle_connection_is_closed() {
     for stream in [&mut slow, &mut idle, silent] {
         let mut response = Vec::new();
         let read = stream.read_to_end(&mut response);
-        within("the connection is closed", read).await.ok();
+        with_timeout("the connection is closed", read).await.ok();
     }
 }
 
@@ -79,7 +79,7 @@ async fn client_that_does_not_read_is_disconnected() {
     stalled.write_all(request.repeat(20).as_bytes()).await.unwrap();
     // The only connection is free again for another client.
     let other = app.get("/livez").send();
-    let other = within("another client is served", other).await;
+    let other = with_timeout("another client is served", other).await;
     assert_eq!(other.status, 200);
     drop(stalled);
 }
@@ -105,10 +105,10 @@ async fn slow_handler_is_503() {
     let mut tx = connection.begin().await.unwrap();
     tx.execute("LOCK TABLE documents").await.unwrap();
     let response = app.get("/v1/agents").bearer(&dana.access_token).send().await;
-    response.refused(503, "unavailable");
+    response.assert_error(503, "unavailable");
     tx.rollback().await.unwrap();
-    app.get("/v1/agents").bearer(&dana.access_token).send().await.expect(200);
-    let events = app.events(&dana.access_token, "status=503", |_| true).await;
+    app.get("/v1/agents").bearer(&dana.access_token).send().await.expect_status(200);
+    let events = app.wait_for_event(&dana.access_token, "status=503", |_| true).await;
     assert_eq!(events.len(), 1);
 }
 
@@ -119,14 +119,18 @@ async fn panic_is_500_with_usual_error_body() {
     }
     let app = TestApp::start().await;
     let mut route = call2me_auth::http::routes::table().into_iter().next().unwrap();
-    route =
-        Route { rule: Rule::Open, handler: get(panicking_handler), path: "/v1/panics", ..route };
+    route = Route {
+        access_rule: AccessRule::Open,
+        handler: get(panicking_handler),
+        path: "/v1/panics",
+        ..route
+    };
     let limit = SignInLimit::new(1.try_into().unwrap());
     let router = Router::new()
-        .route("/v1/panics", guarded(route, &app.app, &limit))
+        .route("/v1/panics", protect_route(route, &app.app, &limit))
         .with_state(Arc::clone(&app.app));
     let request = axum::http::Request::get("/v1/panics").body(axum::body::Body::empty()).unwrap();
-    let service = Frame::new(Arc::clone(&app.app), router);
+    let service = HttpService::new(Arc::clone(&app.app), router);
     let response = service.call([127, 0, 0, 1].into(), request).await;
     assert_eq!(response.status(), 500);
     let body = axum::body::to_bytes(response.into_body(), 10_000).await.unwrap();
@@ -154,7 +158,7 @@ async fn graceful_shutdown_finishes_requests_and_writes_log() {
         tokio::task::yield_now().await;
     }
     tx.commit().await.unwrap();
-    in_flight.await.unwrap().expect(201);
+    in_flight.await.unwrap().expect_status(201);
     let database = stopping.await.unwrap();
     let written: i64 = sqlx::query_scalar(
         "SELECT count(*) FROM audit_events WHERE action = 'request' AND status = 201 AND path = '/v1/agents'",
@@ -169,7 +173,7 @@ async fn graceful_shutdown_finishes_requests_and_writes_log() {
 async fn restart_keeps_sessions_keys_and_signing_key() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
-    let key = app.mint(&dana, "prod", "write").await;
+    let key = app.create_key(&dana, "prod", "write").await;
     let jwks = app.get("/.well-known/jwks.json").send().await.text;
     let address = app.url.strip_prefix("http://").unwrap().to_owned();
     let url = app.url.clone();
@@ -177,10 +181,10 @@ async fn restart_keeps_sessions_keys_and_signing_key() {
     let app = TestApp::start_on(database, &[("server.public_url", &url)]).await;
     drop(address);
     assert_eq!(app.get("/.well-known/jwks.json").send().await.text, jwks);
-    app.get("/v1/agents").bearer(&key.secret).send().await.expect(200);
-    app.get("/v1/agents").bearer(&dana.access_token).send().await.expect(200);
+    app.get("/v1/agents").bearer(&key.secret).send().await.expect_status(200);
+    app.get("/v1/agents").bearer(&dana.access_token).send().await.expect_status(200);
     let refresh = json!({ "refresh_token": dana.refresh_token });
-    app.post("/v1/auth/refresh").json(refresh).send().await.expect(200);
+    app.post("/v1/auth/refresh").json(refresh).send().await.expect_status(200);
 }
 
 #[tokio::test]

@@ -15,7 +15,7 @@ use call2me_auth::{
 };
 use redis::{AsyncCommands, aio::MultiplexedConnection};
 
-use crate::fixture::{Answer, TestApp, TestClock, Valkey, eventually};
+use crate::fixture::{TestApp, TestClock, TestResponse, Valkey, eventually};
 
 /// Starts two nodes with one database and one rate limit.
 async fn start_two_nodes(url: &str, limit: (&str, &str)) -> [TestApp; 2] {
@@ -26,7 +26,7 @@ async fn start_two_nodes(url: &str, limit: (&str, &str)) -> [TestApp; 2] {
 }
 
 /// Sends requests to both nodes in turn.
-async fn send_requests(nodes: [&TestApp; 2], credential: &str, count: usize) -> Vec<Answer> {
+async fn send_requests(nodes: [&TestApp; 2], credential: &str, count: usize) -> Vec<TestResponse> {
     let mut responses = Vec::new();
     for index in 0..count {
         responses.push(nodes[index % 2].get("/v1/agents").bearer(credential).send().await);
@@ -34,14 +34,14 @@ async fn send_requests(nodes: [&TestApp; 2], credential: &str, count: usize) -> 
     responses
 }
 
-fn statuses(responses: &[Answer]) -> Vec<u16> {
+fn statuses(responses: &[TestResponse]) -> Vec<u16> {
     responses.iter().map(|response| response.status.as_u16()).collect()
 }
 
 /// Waits until both nodes share limits, or until neither does.
 async fn wait_until_shared(nodes: [&TestApp; 2], is_shared: bool) {
     eventually("both nodes change their state", async || {
-        nodes.iter().all(|node| node.app.limits.are_shared() == is_shared).then_some(())
+        nodes.iter().all(|node| node.app.limits.is_shared() == is_shared).then_some(())
     })
     .await;
 }
@@ -51,22 +51,26 @@ async fn two_nodes_share_one_rate_limit() {
     let valkey = Valkey::start().await;
     let nodes = start_two_nodes(&valkey.url(), ("rate_limit.per_key_per_minute", "6")).await;
     let dana = nodes[0].register("acme").await;
-    let key = nodes[0].mint(&dana, "prod", "read-only").await;
+    let key = nodes[0].create_key(&dana, "prod", "read-only").await;
     let responses = send_requests([&nodes[0], &nodes[1]], &key.secret, 16).await;
     let (passed, refused) = responses.split_at(6);
     for (response, remaining) in passed.iter().zip((0..6).rev()) {
         assert_eq!(response.status, 200);
-        assert_eq!(response.number("x-ratelimit-remaining"), remaining);
-        assert_eq!(response.number("x-ratelimit-limit"), 6);
+        assert_eq!(response.header_number("x-ratelimit-remaining"), remaining);
+        assert_eq!(response.header_number("x-ratelimit-limit"), 6);
     }
     for response in refused {
-        response.refused(429, "rate_limited");
-        assert_eq!(response.number("x-ratelimit-remaining"), 0);
-        assert!((1..=10).contains(&response.number("retry-after")), "{:?}", response.headers);
+        response.assert_error(429, "rate_limited");
+        assert_eq!(response.header_number("x-ratelimit-remaining"), 0);
+        assert!(
+            (1..=10).contains(&response.header_number("retry-after")),
+            "{:?}",
+            response.headers
+        );
     }
     for node in &nodes {
         // Neither node stores a local bucket: it is only used in an outage, so it is still full.
-        assert_eq!(node.app.limits.buckets(), 0);
+        assert_eq!(node.app.limits.bucket_count(), 0);
         assert!(node.app.limits.counts().shared_decisions.load(Relaxed) >= 8);
         assert_eq!(node.app.limits.counts().local_decisions.load(Relaxed), 0);
         assert_eq!(node.app.limits.counts().fallbacks.load(Relaxed), 0);
@@ -84,7 +88,12 @@ async fn address_limits_are_shared_within_one_deployment_only() {
     let other_deployment =
         [limit, ("rate_limit.store", "redis"), ("redis.url", &*url), ("redis.prefix", "elsewhere")];
     let other_deployment = TestApp::start_with(&other_deployment).await;
-    other_deployment.get("/v1/agents").bearer("nonsense").send().await.refused(401, "unauthorized");
+    other_deployment
+        .get("/v1/agents")
+        .bearer("nonsense")
+        .send()
+        .await
+        .assert_error(401, "unauthorized");
     let mut connection = connect(&valkey).await;
     let keys: HashSet<String> = connection.keys("*:address:*").await.unwrap();
     let expected = ["call2me", "elsewhere"].map(|p| format!("{p}:limit:address:127.0.0.1/32"));
@@ -97,7 +106,7 @@ async fn nodes_use_local_limits_until_valkey_is_back() {
     let [first, second] =
         start_two_nodes(&valkey.url(), ("rate_limit.per_key_per_minute", "3")).await;
     let dana = first.register("acme").await;
-    let key = first.mint(&dana, "prod", "read-only").await;
+    let key = first.create_key(&dana, "prod", "read-only").await;
     let nodes = [&first, &second];
     assert_eq!(statuses(&send_requests(nodes, &key.secret, 4).await), [200, 200, 200, 429]);
 
@@ -106,12 +115,12 @@ async fn nodes_use_local_limits_until_valkey_is_back() {
     let observed = statuses(&send_requests(nodes, &key.secret, 8).await);
     assert_eq!(observed, [200, 200, 200, 200, 200, 200, 429, 429]);
     for node in nodes {
-        assert!(!node.app.limits.are_shared());
+        assert!(!node.app.limits.is_shared());
         assert_eq!(node.app.limits.counts().fallbacks.load(Relaxed), 1);
         assert_eq!(node.app.limits.counts().local_decisions.load(Relaxed), 4);
     }
 
-    valkey.start_again().await;
+    valkey.restart().await;
     wait_until_shared(nodes, true).await;
     let observed = statuses(&send_requests(nodes, &key.secret, 4).await);
     assert_eq!(observed, [200, 200, 200, 429], "Valkey is used again, and has lost its data");
@@ -123,8 +132,8 @@ async fn unresponsive_valkey_does_not_delay_requests() {
     let [first, second] =
         start_two_nodes(&valkey.url(), ("rate_limit.per_key_per_minute", "50")).await;
     let dana = first.register("acme").await;
-    let key = first.mint(&dana, "prod", "read-only").await;
-    valkey.hang();
+    let key = first.create_key(&dana, "prod", "read-only").await;
+    valkey.pause();
     // A request that waits would hit the timeout of the client. None waits, and none is rejected.
     let observed = statuses(&send_requests([&first, &second], &key.secret, 60).await);
     assert_eq!(observed, [200; 60]);
@@ -132,7 +141,7 @@ async fn unresponsive_valkey_does_not_delay_requests() {
         let counts = node.app.limits.counts();
         assert_eq!((counts.failed_calls.load(Relaxed), counts.fallbacks.load(Relaxed)), (1, 1));
     }
-    valkey.go_on();
+    valkey.resume();
     wait_until_shared([&first, &second], true).await;
 }
 
@@ -144,7 +153,7 @@ async fn service_starts_without_valkey_and_connects_later() {
         start_two_nodes(&valkey.url(), ("rate_limit.per_address_per_minute", "2")).await;
     let observed = statuses(&send_requests([&first, &second], "nonsense", 4).await);
     assert_eq!(observed, [401; 4]);
-    valkey.start_again().await;
+    valkey.restart().await;
     wait_until_shared([&first, &second], true).await;
     let observed = statuses(&send_requests([&first, &second], "nonsense", 3).await);
     assert_eq!(observed, [401, 401, 429]);
@@ -159,8 +168,8 @@ async fn failed_tls_handshake_with_valkey_is_an_outage() {
     let server = tokio::spawn(async move { while listener.accept().await.is_ok() {} });
     let app =
         TestApp::start_with(&[("rate_limit.store", "redis"), ("redis.url", url.as_str())]).await;
-    app.get("/v1/agents").send().await.refused(401, "unauthorized");
-    assert!(!app.app.limits.are_shared());
+    app.get("/v1/agents").send().await.assert_error(401, "unauthorized");
+    assert!(!app.app.limits.is_shared());
     server.abort();
 }
 

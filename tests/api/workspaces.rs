@@ -8,31 +8,43 @@ use crate::fixture::{PASSWORD, TestApp};
 async fn user_creates_switches_and_renames_workspaces() {
     let app = TestApp::start().await;
     let mut dana = app.register("acme").await;
-    let creation =
-        app.by(&dana.access_token, "POST", "/v1/workspaces").json(json!({ "name": "labs" }));
-    let labs = creation.send().await.expect(201);
+    let creation = app
+        .request_as(&dana.access_token, "POST", "/v1/workspaces")
+        .json(json!({ "name": "labs" }));
+    let labs = creation.send().await.expect_status(201);
     assert_eq!((&labs["name"], &labs["role"]), (&json!("labs"), &json!("owner")));
-    let own = app.by(&dana.access_token, "GET", "/v1/workspaces").send().await.expect(200);
+    let own =
+        app.request_as(&dana.access_token, "GET", "/v1/workspaces").send().await.expect_status(200);
     assert_eq!(own["total"], 2);
     assert_eq!(own["workspaces"][0]["id"], labs["id"]);
     assert_eq!(own["workspaces"][1]["id"], dana.workspace_id);
 
     // The session stays in its workspace until it switches.
-    let here = app.by(&dana.access_token, "GET", "/v1/workspace").send().await.expect(200);
+    let here =
+        app.request_as(&dana.access_token, "GET", "/v1/workspace").send().await.expect_status(200);
     assert_eq!(here["id"], dana.workspace_id);
     let switch = json!({ "workspace_id": labs["id"] });
-    let switch = app.by(&dana.access_token, "POST", "/v1/auth/switch-workspace").json(switch);
-    dana.take(&switch.send().await.expect(200));
+    let switch =
+        app.request_as(&dana.access_token, "POST", "/v1/auth/switch-workspace").json(switch);
+    dana.set_tokens(&switch.send().await.expect_status(200));
     app.wait_for_event_count(&dana.access_token, "action=workspace.created", 1).await;
 
     let rename = |token: &str, name: &str| {
-        app.by(token, "PATCH", "/v1/workspace").json(json!({ "name": name }))
+        app.request_as(token, "PATCH", "/v1/workspace").json(json!({ "name": name }))
     };
-    assert_eq!(rename(&dana.access_token, "lab").send().await.expect(200)["name"], "lab");
-    rename(&dana.access_token, "").send().await.refused(422, "validation_failed").blames("name");
-    let member = app.join(&dana, "member").await;
-    rename(&member.access_token, "mine").send().await.refused(403, "insufficient_scope");
-    let listed = app.by(&member.access_token, "GET", "/v1/workspaces").send().await.expect(200);
+    assert_eq!(rename(&dana.access_token, "lab").send().await.expect_status(200)["name"], "lab");
+    rename(&dana.access_token, "")
+        .send()
+        .await
+        .assert_error(422, "validation_failed")
+        .assert_field("name");
+    let member = app.add_member(&dana, "member").await;
+    rename(&member.access_token, "mine").send().await.assert_error(403, "insufficient_scope");
+    let listed = app
+        .request_as(&member.access_token, "GET", "/v1/workspaces")
+        .send()
+        .await
+        .expect_status(200);
     assert_eq!(listed["total"], 2, "the own workspace and this one: {listed:#}");
 }
 
@@ -40,30 +52,31 @@ async fn user_creates_switches_and_renames_workspaces() {
 async fn deleted_workspace_rejects_credentials_and_keeps_its_log() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
-    let (admin, widgets) = (app.join(&dana, "admin").await, app.register("widgets-inc").await);
-    let key = app.mint(&dana, "server", "admin").await;
+    let (admin, widgets) =
+        (app.add_member(&dana, "admin").await, app.register("widgets-inc").await);
+    let key = app.create_key(&dana, "server", "admin").await;
     let agent = app.post("/v1/agents").bearer(&key.secret).json(json!({ "agent_name": "a" }));
-    agent.send().await.expect(201);
+    agent.send().await.expect_status(201);
     let delete = |token: &str, password: &str| {
-        app.by(token, "DELETE", "/v1/workspace").json(json!({ "password": password }))
+        app.request_as(token, "DELETE", "/v1/workspace").json(json!({ "password": password }))
     };
-    delete(&key.secret, PASSWORD).send().await.refused(403, "forbidden");
-    delete(&admin.access_token, PASSWORD).send().await.refused(403, "forbidden");
+    delete(&key.secret, PASSWORD).send().await.assert_error(403, "forbidden");
+    delete(&admin.access_token, PASSWORD).send().await.assert_error(403, "forbidden");
     let wrong = delete(&dana.access_token, "not this one at all").send().await;
-    wrong.refused(422, "validation_failed").blames("password");
+    wrong.assert_error(422, "validation_failed").assert_field("password");
     assert_eq!(app.get("/v1/agents").bearer(&key.secret).send().await.status, 200);
 
     assert_eq!(delete(&dana.access_token, PASSWORD).send().await.status, 204);
     for credential in [&key.secret, &dana.access_token, &admin.access_token] {
-        app.get("/v1/agents").bearer(credential).send().await.refused(401, "unauthorized");
+        app.get("/v1/agents").bearer(credential).send().await.assert_error(401, "unauthorized");
     }
     assert_eq!(app.get("/v1/agents").bearer(&widgets.access_token).send().await.status, 200);
     // The admin signs in to another workspace. Dana had no other and gets a new one.
     for user in [&admin, &dana] {
         let body = json!({ "email": user.email, "password": PASSWORD });
-        let pair = app.post("/v1/auth/login").json(body).send().await.expect(200);
+        let pair = app.post("/v1/auth/login").json(body).send().await.expect_status(200);
         let token = pair["access_token"].as_str().unwrap();
-        let own = app.by(token, "GET", "/v1/workspaces").send().await.expect(200);
+        let own = app.request_as(token, "GET", "/v1/workspaces").send().await.expect_status(200);
         assert_eq!(own["total"], 1, "{own:#}");
         assert_ne!(own["workspaces"][0]["id"], dana.workspace_id);
     }

@@ -2,22 +2,22 @@
 
 use serde_json::json;
 
-use super::fixture::{Cluster, Node, certificate, turn, until};
+use super::fixture::{Cluster, Node, acquire_test_lock, issue_certificate, wait_until};
 use crate::fixture::{PASSWORD, SmtpSink};
 
 const LOGIN: &str = "auth:p/w";
 
 async fn register(node: &Node, email: &str) {
     let body = json!({ "email": email, "password": PASSWORD });
-    node.call("POST", "/v1/auth/register").json(body).send().await.expect(201);
+    node.request("POST", "/v1/auth/register").json(body).send().await.expect_status(201);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn email_is_sent_over_tls_only_to_trusted_server() {
-    let _turn = turn().await;
+    let _turn = acquire_test_lock().await;
     let folder = tempfile::tempdir().unwrap();
-    let [authority, trusted_certificate, key] = certificate(folder.path(), "good");
-    let [_, untrusted_certificate, untrusted_key] = certificate(folder.path(), "unknown");
+    let [authority, trusted_certificate, key] = issue_certificate(folder.path(), "good");
+    let [_, untrusted_certificate, untrusted_key] = issue_certificate(folder.path(), "unknown");
     for (mode, url) in
         [("starttls", "smtp://auth:p%2Fw@HOST?tls=required"), ("tls", "smtps://auth:p%2Fw@HOST")]
     {
@@ -35,20 +35,20 @@ async fn email_is_sent_over_tls_only_to_trusted_server() {
             let mut node = node("distrustful", host, port).await;
             let email = format!("{port}@acme.example");
             register(&node, &email).await;
-            node.told("certificate").await;
+            node.wait_for_log("certificate").await;
             assert!(untrusted.emails_to(&email).is_empty() && trusted.emails_to(&email).is_empty());
             node.stop().await;
         }
         let node = node("trusting", "localhost", trusted.port).await;
         register(&node, "dana@acme.example").await;
-        trusted.mail("dana@acme.example", "Verify").await;
+        trusted.wait_for_email("dana@acme.example", "Verify").await;
         // The waiting emails are sent once they are due.
         let mut connection = cluster.connect().await;
         let sql = "UPDATE mail_outbox SET next_attempt_at = now()";
         sqlx::query(sql).execute(&mut connection).await.unwrap();
         for port in [untrusted.port, trusted.port] {
             let email = format!("{port}@acme.example");
-            until("the waiting email is sent", || !trusted.emails_to(&email).is_empty()).await;
+            wait_until("the waiting email is sent", || !trusted.emails_to(&email).is_empty()).await;
         }
         drop(node);
     }

@@ -4,16 +4,16 @@
 //! These tests measure no times. They wait for a condition and fail after a timeout that no machine
 //! needs.
 
-mod client_documents;
-mod cut_off;
+mod client_metadata_documents;
 mod fixture;
-mod flood;
-mod ledger;
-mod lost_answers;
+mod lost_commit_responses;
 mod mail_tls;
+mod network_partition;
+mod node_loss;
 mod outage;
 mod revocation;
-mod sign_ins;
+mod sign_in_burst;
 mod signing_keys;
+mod unknown_key_flood;
 
-pub use fixture::admin;
+pub use fixture::run_admin_command;

@@ -11,7 +11,7 @@ use tokio::{
 };
 use uuid::Uuid;
 
-use super::fixture::{Cluster, Load, Node, Outcome, TEST_TIMEOUT, turn};
+use super::fixture::{Cluster, Load, Node, RequestOutcome, TEST_TIMEOUT, acquire_test_lock};
 use crate::fixture::Key;
 
 const CLIENTS: usize = 8;
@@ -34,20 +34,25 @@ async fn acknowledged_requests_survive_postgresql_kill_if_strict() {
 }
 
 async fn kill_postgresql_under_load(durability: &str, times: usize) {
-    let _turn = turn().await;
+    let _turn = acquire_test_lock().await;
     let mut cluster = Cluster::start(true).await;
     let settings = [ACQUIRE, ("audit.durability", durability)];
     let mut node = Node::start("node", &cluster.node_url(), &settings).await;
     let owner = node.register("acme").await;
-    let key = node.mint(&owner, "load").await;
+    let key = node.create_key(&owner, "load").await;
     let load = Load::start(&node, &key.secret, CLIENTS);
-    load.more("requests succeed", STEADY_REQUESTS, Outcome::is_acknowledged).await;
+    load.wait_for_more("requests succeed", STEADY_REQUESTS, RequestOutcome::is_acknowledged).await;
     for _ in 0..times {
         cluster.kill().await;
-        load.more("clients get 503", CLIENTS, |outcome| outcome.is(503)).await;
+        load.wait_for_more("clients get 503", CLIENTS, |outcome| outcome.has_status(503)).await;
         cluster.restart().await;
         let began = Instant::now();
-        load.more("requests succeed again", STEADY_REQUESTS, Outcome::is_acknowledged).await;
+        load.wait_for_more(
+            "requests succeed again",
+            STEADY_REQUESTS,
+            RequestOutcome::is_acknowledged,
+        )
+        .await;
         println!(
             "{STEADY_REQUESTS} requests acknowledged within {:?} of the restart",
             began.elapsed()
@@ -55,7 +60,7 @@ async fn kill_postgresql_under_load(durability: &str, times: usize) {
     }
     let outcomes = load.finish().await;
     for outcome in &outcomes {
-        let allowed = matches!(outcome.answer, Ok((200 | 201, _) | (503, true)));
+        let allowed = matches!(outcome.response, Ok((200 | 201, _) | (503, true)));
         assert!(allowed, "a client saw something other than a 503 with Retry-After: {outcome:?}");
     }
     assert!(node.stop().await.success(), "the node exits successfully and with the log written");
@@ -66,17 +71,18 @@ async fn kill_postgresql_under_load(durability: &str, times: usize) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn acknowledged_requests_survive_service_kill() {
-    let _turn = turn().await;
+    let _turn = acquire_test_lock().await;
     let cluster = Cluster::start(true).await;
     let settings = [("audit.durability", "strict")];
     let mut node = Node::start("first", &cluster.node_url(), &settings).await;
     let owner = node.register("acme").await;
-    let key = node.mint(&owner, "load").await;
+    let key = node.create_key(&owner, "load").await;
     let load = Load::start(&node, &key.secret, CLIENTS);
-    load.more("requests succeed", 2 * STEADY_REQUESTS, Outcome::is_acknowledged).await;
+    load.wait_for_more("requests succeed", 2 * STEADY_REQUESTS, RequestOutcome::is_acknowledged)
+        .await;
     node.kill().await;
     let outcomes = load.finish().await;
-    let disconnected = outcomes.iter().filter(|outcome| outcome.answer.is_err()).count();
+    let disconnected = outcomes.iter().filter(|outcome| outcome.response.is_err()).count();
     assert_eq!(disconnected, CLIENTS, "each client lost its connection once, at the end");
     let mut connection = cluster.connect().await;
     assert_written(&mut connection, &outcomes).await;
@@ -84,12 +90,13 @@ async fn acknowledged_requests_survive_service_kill() {
 
     let node = Node::start("second", &cluster.node_url(), &settings).await;
     let load = Load::start(&node, &key.secret, CLIENTS);
-    load.more("the next node serves", STEADY_REQUESTS, Outcome::is_acknowledged).await;
+    load.wait_for_more("the next node serves", STEADY_REQUESTS, RequestOutcome::is_acknowledged)
+        .await;
     let outcomes: Vec<_> = outcomes.into_iter().chain(load.finish().await).collect();
     assert_logged(&mut connection, &key, &outcomes).await;
     // The killed node did not deregister, so the revocation waits until its lease has expired.
-    node.revoke(&owner, &key).await;
-    node.verify(&key.secret).send().await.refused(401, "unauthorized");
+    node.revoke_key(&owner, &key).await;
+    node.verify(&key.secret).send().await.assert_error(401, "unauthorized");
 }
 
 /// A killed postmaster leaves child processes, which run for a while with its log file open. The
@@ -97,7 +104,7 @@ async fn acknowledged_requests_survive_service_kill() {
 /// own.
 #[tokio::test(flavor = "multi_thread")]
 async fn postgresql_restarts_despite_orphaned_child_processes() {
-    let _turn = turn().await;
+    let _turn = acquire_test_lock().await;
     let mut cluster = Cluster::start(false).await;
     let mut work = JoinSet::new();
     for number in 1..=RUNNING_STATEMENTS {
@@ -130,14 +137,15 @@ async fn wait_until_all_started(mut count_started: impl AsyncFnMut() -> i64) {
 
 /// Checks that every agent in a response exists. Another agent may exist only for a request that
 /// was not acknowledged.
-async fn assert_written(connection: &mut PgConnection, outcomes: &[Outcome]) {
+async fn assert_written(connection: &mut PgConnection, outcomes: &[RequestOutcome]) {
     let stored: HashSet<Uuid> = sqlx::query_scalar("SELECT id FROM documents WHERE kind = 'agent'")
         .fetch_all(connection)
         .await
         .unwrap()
         .into_iter()
         .collect();
-    let acknowledged: HashSet<Uuid> = outcomes.iter().filter_map(|outcome| outcome.agent).collect();
+    let acknowledged: HashSet<Uuid> =
+        outcomes.iter().filter_map(|outcome| outcome.agent_id).collect();
     let lost: Vec<_> = acknowledged.difference(&stored).collect();
     assert!(lost.is_empty(), "acknowledged but not stored: {lost:?}");
     let extra = stored.difference(&acknowledged).count();
@@ -148,7 +156,7 @@ async fn assert_written(connection: &mut PgConnection, outcomes: &[Outcome]) {
 
 /// Checks that every acknowledged request is in the log exactly once, with its status. Any other
 /// request has at most one event, and every event belongs to a request.
-async fn assert_logged(connection: &mut PgConnection, key: &Key, outcomes: &[Outcome]) {
+async fn assert_logged(connection: &mut PgConnection, key: &Key, outcomes: &[RequestOutcome]) {
     let rows: Vec<(Uuid, i16)> = sqlx::query_as(
         "SELECT request_id, status FROM audit_events WHERE action = 'request' AND actor_id = $1",
     )
@@ -163,8 +171,8 @@ async fn assert_logged(connection: &mut PgConnection, key: &Key, outcomes: &[Out
     }
     let (mut acknowledged, mut extra) = (0, 0);
     for outcome in outcomes {
-        let events = logged.remove(&outcome.request).unwrap_or_default();
-        if let Ok((status @ 200..=299, _)) = outcome.answer {
+        let events = logged.remove(&outcome.request_id).unwrap_or_default();
+        if let Ok((status @ 200..=299, _)) = outcome.response {
             assert_eq!(events, [i16::try_from(status).unwrap()], "{outcome:?}");
             acknowledged += 1;
         } else {

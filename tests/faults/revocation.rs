@@ -11,7 +11,7 @@ use tokio::{
     time::{Duration, Instant, sleep},
 };
 
-use super::fixture::{Cluster, Node, turn, until};
+use super::fixture::{Cluster, Node, acquire_test_lock, wait_until};
 use crate::fixture::Key;
 
 /// Keys that are revoked without any other fault.
@@ -67,7 +67,7 @@ impl Race {
         let created = (0..WORKERS).map(async |worker| {
             let mut created = Vec::new();
             for number in (worker..keys).step_by(WORKERS) {
-                created.push(nodes[0].mint(&owner, &format!("key {number}")).await);
+                created.push(nodes[0].create_key(&owner, &format!("key {number}")).await);
             }
             created
         });
@@ -97,7 +97,8 @@ impl Race {
                 loop {
                     let next = race.next.fetch_add(1, SeqCst);
                     let Some(key) = race.keys.get(next) else { break };
-                    until("the key may be revoked", || next < race.allowed_keys.load(SeqCst)).await;
+                    wait_until("the key may be revoked", || next < race.allowed_keys.load(SeqCst))
+                        .await;
                     race.revoke_under_load(key).await;
                 }
             });
@@ -106,7 +107,7 @@ impl Race {
         workers.join_all().await;
         for (key, node) in self.keys.iter().flat_map(|key| self.nodes.each_ref().map(|n| (key, n)))
         {
-            node.verify(&key.secret).send().await.refused(401, "unauthorized");
+            node.verify(&key.secret).send().await.assert_error(401, "unauthorized");
         }
     }
 
@@ -115,11 +116,11 @@ impl Race {
         let early_successes = [AtomicUsize::new(0), AtomicUsize::new(0)];
         let [a, b] = &self.nodes;
         let revoke = async {
-            until("both nodes have accepted the key", || {
+            wait_until("both nodes have accepted the key", || {
                 early_successes.iter().all(|count| count.load(SeqCst) >= 2)
             })
             .await;
-            self.failed_revocations.fetch_add(a.revoke(&self.owner, key).await, SeqCst);
+            self.failed_revocations.fetch_add(a.revoke_key(&self.owner, key).await, SeqCst);
             revoked.store(true, SeqCst);
         };
         tokio::join!(
@@ -183,7 +184,7 @@ impl Race {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn revoked_key_is_rejected_on_every_node_under_load() {
-    let _turn = turn().await;
+    let _turn = acquire_test_lock().await;
     let cluster = Cluster::start(false).await;
     let race = Race::prepare(&cluster, KEYS, false, &[]).await;
     race.run().await;
@@ -193,7 +194,7 @@ async fn revoked_key_is_rejected_on_every_node_under_load() {
 /// A lookup that overlaps the revocation must not be cached.
 #[tokio::test(flavor = "multi_thread")]
 async fn revoked_key_is_rejected_with_small_cache() {
-    let _turn = turn().await;
+    let _turn = acquire_test_lock().await;
     let cluster = Cluster::start(false).await;
     let race = Race::prepare(&cluster, KEYS_WITH_SMALL_CACHE, false, &[("cache.keys", "4")]).await;
     race.run().await;
@@ -202,7 +203,7 @@ async fn revoked_key_is_rejected_with_small_cache() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn revoked_key_is_rejected_while_listeners_are_killed() {
-    let _turn = turn().await;
+    let _turn = acquire_test_lock().await;
     let cluster = Cluster::start(false).await;
     let race = Race::prepare(&cluster, KEYS_WITH_LOST_LISTENERS, true, &[]).await;
     race.allowed_keys.store(0, SeqCst);
@@ -213,7 +214,7 @@ async fn revoked_key_is_rejected_while_listeners_are_killed() {
     }
     let killed = killed.load(SeqCst);
     let [a, b] = &race.nodes;
-    let losses = [a, b].map(|node| node.logged("cannot hear what other nodes change"));
+    let losses = [a, b].map(|node| node.count_log_lines("cannot hear what other nodes change"));
     println!("{killed} listeners were killed; nodes lost their listener {losses:?} times");
     assert!(killed >= 10 && losses.iter().all(|times| *times > 0), "too few listeners were killed");
     race.assert_all_rejected();
@@ -241,20 +242,21 @@ async fn kill_listeners(
 /// Acknowledgements of nodes may be lost with PostgreSQL, but revocations may not.
 #[tokio::test(flavor = "multi_thread")]
 async fn revoked_key_is_rejected_while_postgresql_is_killed() {
-    let _turn = turn().await;
+    let _turn = acquire_test_lock().await;
     let mut cluster = Cluster::start(true).await;
     let race =
         Race::prepare(&cluster, KEYS_PER_POSTGRESQL_KILL * (POSTGRESQL_KILLS + 1), true, &[]).await;
     let kill_repeatedly = async {
         for kill in 1..=POSTGRESQL_KILLS {
             let revoked_so_far = || race.next.load(SeqCst);
-            until("keys are revoked", || revoked_so_far() >= kill * KEYS_PER_POSTGRESQL_KILL).await;
+            wait_until("keys are revoked", || revoked_so_far() >= kill * KEYS_PER_POSTGRESQL_KILL)
+                .await;
             let started = Instant::now();
             cluster.kill().await;
             cluster.restart().await;
             let (downtime, restarted) = (started.elapsed(), Instant::now());
             let before = revoked_so_far();
-            until("further keys are revoked", || revoked_so_far() > before).await;
+            wait_until("further keys are revoked", || revoked_so_far() > before).await;
             println!(
                 "PostgreSQL was down for {downtime:?}; the next key was revoked {:?} later",
                 restarted.elapsed()

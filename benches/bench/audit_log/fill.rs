@@ -5,8 +5,8 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::{
-    seed::execute,
-    stats::{float, number},
+    seed::execute_sql,
+    stats::{format_number, to_f64},
 };
 
 /// Rows per statement.
@@ -16,7 +16,7 @@ pub(super) const RARE_ADDRESS: &str = "203.0.113.99";
 
 /// The content of the log. Unless stated otherwise, the fields describe the workspace that is
 /// queried.
-pub(super) struct Filled {
+pub(super) struct FilledLog {
     /// All rows of all workspaces.
     pub(super) rows: i64,
     /// Rows of the workspace.
@@ -112,9 +112,12 @@ const DESCRIBE: &str = "
     FROM mix";
 
 /// Fills the audit log of a database with one workspace and one user.
-pub(super) async fn fill(connection: &mut PgConnection, rows: i64) -> Result<Filled, String> {
+pub(super) async fn fill_log(
+    connection: &mut PgConnection,
+    rows: i64,
+) -> Result<FilledLog, String> {
     let start = Instant::now();
-    execute(connection, PREPARE).await?;
+    execute_sql(connection, PREPARE).await?;
     for first in (1..=rows).step_by(usize::try_from(BATCH).unwrap_or(1)) {
         let last = rows.min(first + BATCH - 1);
         sqlx::query(INSERT)
@@ -124,20 +127,20 @@ pub(super) async fn fill(connection: &mut PgConnection, rows: i64) -> Result<Fil
             .execute(&mut *connection)
             .await
             .map_err(|error| format!("cannot write events: {error}"))?;
-        let done = u64::try_from(last).map(float).unwrap_or_default();
-        eprintln!("{} events written", number(done, 0));
+        let done = u64::try_from(last).map(to_f64).unwrap_or_default();
+        eprintln!("{} events written", format_number(done, 0));
     }
     // Vacuums as autovacuum would do later, so that it does not start during the measurements.
-    execute(connection, "VACUUM (ANALYZE) audit_events").await?;
-    execute(connection, "CHECKPOINT").await?;
+    execute_sql(connection, "VACUUM (ANALYZE) audit_events").await?;
+    execute_sql(connection, "CHECKPOINT").await?;
     let seconds = start.elapsed().as_secs_f64();
     let description = describe(connection, seconds).await;
     description.map_err(|error| format!("cannot read the events: {error}"))
 }
 
-async fn describe(connection: &mut PgConnection, seconds: f64) -> Result<Filled, sqlx::Error> {
+async fn describe(connection: &mut PgConnection, seconds: f64) -> Result<FilledLog, sqlx::Error> {
     let row = sqlx::query(DESCRIBE).fetch_one(connection).await?;
-    Ok(Filled {
+    Ok(FilledLog {
         rows: row.try_get("rows")?,
         own_rows: row.try_get("own_rows")?,
         partitions: row.try_get("partitions")?,

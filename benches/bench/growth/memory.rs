@@ -4,18 +4,18 @@ use call2me_auth::model::api_key::ApiKeySecret;
 use tokio::time::{Duration, interval};
 
 use crate::{
-    client::{self, request},
+    client::{self, format_request},
+    environment::{BenchEnvironment, Server},
     keys,
     options::Options,
     process::{free_port, resident_kilobytes},
     seed::{self, Account},
-    stats::{float, number},
+    stats::{format_number, to_f64},
     table::Table,
-    world::{Server, World},
-    wrk::{self, Outcome, Traffic},
+    wrk::{self, Traffic, WrkResult},
 };
 
-use super::VERIFY;
+use super::VERIFY_PATH;
 
 /// Connections of the load.
 const CONNECTIONS: usize = 48;
@@ -29,13 +29,13 @@ struct Memory {
     cached: Option<u64>,
     /// The maximum resident memory, in kilobytes.
     kilobytes: u64,
-    load: Option<Outcome>,
+    load: Option<WrkResult>,
 }
 
 /// Starts a new service on a database, lets it cache the keys and prints the table.
 pub(super) async fn measure(
     options: &Options,
-    world: &World,
+    world: &BenchEnvironment,
     database: &str,
     account: &Account,
     known: &[ApiKeySecret],
@@ -43,24 +43,25 @@ pub(super) async fn measure(
     let metrics = free_port()?;
     let address = format!("127.0.0.1:{metrics}");
     let variables = [("CALL2ME_AUTH__SERVER__METRICS_ADDRESS", &*address)];
-    let server = world.service(database, "memory", &variables).await?;
+    let server = world.start_another_service(database, "memory", &variables).await?;
     let mut all = Vec::new();
     eprintln!("memory, with few keys");
     let kilobytes = resident_kilobytes(server.process.pid()).unwrap_or_default();
     let cached = read_cached_keys(metrics).await;
     all.push(Memory { label: "idle, after the start".to_owned(), cached, kilobytes, load: None });
 
-    let one = Traffic::Same { path: VERIFY, bearer: account.key.clone() };
+    let one = Traffic::SameRequest { path: VERIFY_PATH, bearer: account.key.clone() };
     let (load, kilobytes) = run_and_watch_memory(world, &server, &one, options.seconds()).await?;
     let cached_now = self::read_cached_keys(metrics).await;
     let label = "one key, under load".to_owned();
     all.push(Memory { label, cached: cached_now, kilobytes, load: Some(load) });
 
     eprintln!("memory, with {} keys", known.len());
-    let verify_request = |key: &ApiKeySecret| request("GET", VERIFY, Some(key.reveal()), None);
-    keys::pass(server.port, known.iter().map(verify_request).collect()).await?;
+    let verify_request =
+        |key: &ApiKeySecret| format_request("GET", VERIFY_PATH, Some(key.reveal()), None);
+    keys::send_each_once(server.port, known.iter().map(verify_request).collect()).await?;
     let kilobytes = resident_kilobytes(server.process.pid()).unwrap_or_default();
-    let label = format!("{} keys used once", number(float(known.len() as u64), 0));
+    let label = format!("{} keys used once", format_number(to_f64(known.len() as u64), 0));
     all.push(Memory {
         label,
         cached: self::read_cached_keys(metrics).await,
@@ -82,13 +83,13 @@ pub(super) async fn measure(
 /// Uses all keys once more in the same order, with as many runs of `wrk` as necessary.
 async fn second_pass(
     options: &Options,
-    world: &World,
+    world: &BenchEnvironment,
     server: &Server,
     known: &[ApiKeySecret],
-) -> Result<(Outcome, u64), String> {
+) -> Result<(WrkResult, u64), String> {
     let file = world.folder().join("memory.keys");
     seed::write_keys(&file, known)?;
-    let (mut all, mut maximum) = (Outcome::default(), 0);
+    let (mut all, mut maximum) = (WrkResult::default(), 0);
     loop {
         let first = usize::try_from(all.requests).unwrap_or(usize::MAX);
         let keys = known.len().saturating_sub(first);
@@ -104,18 +105,18 @@ async fn second_pass(
         maximum = maximum.max(kilobytes);
         all.requests += load.requests;
         all.micros += load.micros;
-        all.refused += load.refused;
-        all.broken += load.broken;
+        all.error_responses += load.error_responses;
+        all.connection_errors += load.connection_errors;
     }
 }
 
 /// Runs a load. Also returns the maximum resident memory meanwhile, in kilobytes.
 async fn run_and_watch_memory(
-    world: &World,
+    world: &BenchEnvironment,
     server: &Server,
     traffic: &Traffic,
     seconds: u64,
-) -> Result<(Outcome, u64), String> {
+) -> Result<(WrkResult, u64), String> {
     let pid = server.process.pid();
     let mut load =
         std::pin::pin!(wrk::run(world.folder(), server.port, traffic, CONNECTIONS, seconds));
@@ -130,7 +131,8 @@ async fn run_and_watch_memory(
 
 /// Reads the number of cached keys from the service's metrics.
 async fn read_cached_keys(metrics: u16) -> Option<u64> {
-    let answer = client::once(metrics, &request("GET", "/metrics", None, None)).await.ok()?;
+    let answer =
+        client::send_once(metrics, &format_request("GET", "/metrics", None, None)).await.ok()?;
     let text = String::from_utf8(answer.body).ok()?;
     let name = "call2me_auth_cache_entries{cache=\"keys\"} ";
     let value = text.lines().find_map(|line| line.strip_prefix(name))?;
@@ -148,17 +150,18 @@ fn print(all: &[Memory]) {
         "failed",
     ]);
     let idle = all.first().map_or(0, |first| first.kilobytes);
-    let mib = |kilobytes| float(kilobytes) / 1024.0;
+    let mib = |kilobytes| to_f64(kilobytes) / 1024.0;
     for Memory { label, cached, kilobytes, load } in all {
-        let of = |value: fn(&Outcome) -> f64| number(load.as_ref().map_or(f64::NAN, value), 0);
-        table.row([
+        let of =
+            |value: fn(&WrkResult) -> f64| format_number(load.as_ref().map_or(f64::NAN, value), 0);
+        table.push_row([
             label.clone(),
-            number(cached.map_or(f64::NAN, float), 0),
-            number(mib(*kilobytes), 1),
-            number(mib(*kilobytes) - mib(idle), 1),
-            of(|load| float(load.requests)),
-            of(|load| float(load.requests) / float(load.micros) * 1e6),
-            of(|load| float(load.refused + load.broken)),
+            format_number(cached.map_or(f64::NAN, to_f64), 0),
+            format_number(mib(*kilobytes), 1),
+            format_number(mib(*kilobytes) - mib(idle), 1),
+            of(|load| to_f64(load.requests)),
+            of(|load| to_f64(load.requests) / to_f64(load.micros) * 1e6),
+            of(|load| to_f64(load.error_responses + load.connection_errors)),
         ]);
     }
     table.print("Memory of the service");

@@ -40,11 +40,11 @@ impl FakeSource {
     }
 }
 
-impl Source for FakeSource {
+impl CredentialSource for FakeSource {
     type Key = u32;
-    type Known = u32;
+    type Record = u32;
 
-    async fn fetch(&mut self, keys: &[u32]) -> Result<Found<Self>, StoreError> {
+    async fn fetch(&mut self, keys: &[u32]) -> Result<FetchedRecords<Self>, StoreError> {
         let read: Vec<_> = {
             let values = self.values.lock().unwrap();
             keys.iter().filter_map(|key| Some((*key, *values.get(key)?))).collect()
@@ -93,7 +93,7 @@ async fn record_read_before_an_invalidation_is_not_cached() {
     });
     source.wait_for_fetches(1).await;
     source.set(1, 11);
-    cache.forget(&1);
+    cache.invalidate(&1);
     source.answers.add_permits(1);
     assert_eq!(early.await.unwrap(), Some(10), "the query started before the change");
     source.answers.add_permits(1);
@@ -189,15 +189,15 @@ proptest! {
                     }
                     Step::Change(key, value) => {
                         source.set(key, value);
-                        cache.forget(&key);
+                        cache.invalidate(&key);
                     }
                     Step::Remove(key) => {
                         source.values.lock().unwrap().remove(&key);
-                        cache.forget(&key);
+                        cache.invalidate(&key);
                     }
                     Step::LoseLease => lease.extend(Duration::ZERO),
                     Step::ForgetAll => {
-                        cache.forget_all();
+                        cache.invalidate_all();
                         lease.extend(NOW + Duration::from_secs(5));
                     }
                 }

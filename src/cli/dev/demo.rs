@@ -12,11 +12,11 @@ use super::folder::DataFolder;
 use crate::{
     app::Application,
     env::{Clock, Env},
-    http::Api,
+    http::AppState,
     model::{
         api_key::{ApiKeySecret, Environment, NewApiKey},
         audit::{Action, Actor, NewEvent, RequestInfo},
-        document::{Document, Kind},
+        document::{Document, DocumentKind},
         email::Email,
         fields::Fields,
         id::{AgentId, ApiKeyId, WorkspaceId},
@@ -24,10 +24,10 @@ use crate::{
         scope::{Role, Scope},
         usage::RouteUse,
         user::User,
-        wallet::Transaction,
+        wallet::WalletTransaction,
         workspace::Workspace,
     },
-    store::{self, Line, Store, StoreError, Tx},
+    store::{self, DedicatedConnection, Store, StoreError, Tx},
 };
 
 const FILE: &str = "demo.toml";
@@ -67,7 +67,7 @@ impl Demo {
         let email = Email::parse(&demo.email).map_err(|error| error.to_string())?;
         // `None` if the environment label of keys was changed since.
         let key = ApiKeySecret::parse(demo.api_key.expose_secret(), environment).ok();
-        let Some(account) = app.store.find_sign_in(&email).await.map_err(describe)? else {
+        let Some(account) = app.store.find_account(&email).await.map_err(describe)? else {
             let password = Password::new(demo.password.expose_secret().to_owned());
             let hash =
                 app.auth.hash_password(&password).await.map_err(|error| error.to_string())?;
@@ -79,14 +79,14 @@ impl Demo {
             return Ok(demo);
         };
         let record = match key {
-            Some(key) => Line::new(app.store.clone())
+            Some(key) => DedicatedConnection::new(app.store.clone())
                 .find_api_keys(&[key.digest()])
                 .await
                 .map_err(describe)?
                 .pop(),
             None => None,
         };
-        if record.is_none_or(|(_, key)| key.revoked) {
+        if record.is_none_or(|(_, key)| key.is_revoked) {
             let workspace = account.last_workspace_id.ok_or("the demo workspace was deleted")?;
             let key = fresh_key();
             let seed = Seed::new(app, env);
@@ -138,7 +138,7 @@ struct Seed<'a> {
 }
 
 impl<'a> Seed<'a> {
-    fn new(app: &'a Api, env: &'a Env) -> Self {
+    fn new(app: &'a AppState, env: &'a Env) -> Self {
         let environment = app.auth.environment();
         Self { store: &app.store, env, environment, now: env.clock.now() }
     }
@@ -191,7 +191,7 @@ impl<'a> Seed<'a> {
         store::api_keys::revoke(&mut tx, workspace.id, legacy, revoked_at, Some(&by)).await?;
         self.insert_members(&mut tx, workspace.id, hash).await?;
         tx.commit().await?;
-        Line::new(self.store.clone())
+        DedicatedConnection::new(self.store.clone())
             .append_audit_events(self.traffic_events(workspace.id, &keys[..2]).iter(), false)
             .await
     }
@@ -206,7 +206,7 @@ impl<'a> Seed<'a> {
         store::api_keys::insert(&mut tx, workspace, &key).await?;
         let event =
             NewEvent::new(self.env.new_id(), workspace, Action::ApiKeyCreated, Actor::system())
-                .on(key.id, key.name);
+                .with_target(key.id, key.name);
         store::audit::insert(&mut tx, workspace, &event).await?;
         tx.commit().await
     }
@@ -246,7 +246,7 @@ impl<'a> Seed<'a> {
             description: None,
             scope,
             digest: secret.digest(),
-            shown: secret.shown(),
+            display_ends: secret.display_ends(),
             allowed_ips: Vec::new(),
             created_at: then.clock.now(),
             created_by: owner.map(|owner| owner.id.to_string()),
@@ -272,8 +272,8 @@ impl<'a> Seed<'a> {
         let event_env = self.env_before_now(Duration::days(days.min(20)));
         let event =
             NewEvent::new(event_env.new_id(), workspace, Action::ApiKeyCreated, Actor::user(owner))
-                .on(key.id, key.name)
-                .with(json!({ "scope": scope }));
+                .with_target(key.id, key.name)
+                .with_metadata(json!({ "scope": scope }));
         store::audit::insert(tx, workspace, &event).await?;
         Ok(key.id)
     }
@@ -296,8 +296,9 @@ impl<'a> Seed<'a> {
                 "response_engine": { "type": "call2me-llm", "llm_model": "openrouter/auto" },
                 "status": "active",
             });
-            let id =
-                self.insert_document(tx, workspace, Kind::Agent, None, body, days * 24).await?;
+            let id = self
+                .insert_document(tx, workspace, DocumentKind::Agent, None, body, days * 24)
+                .await?;
             agents.push(AgentId::from(id));
         }
         let knowledge = json!({
@@ -307,15 +308,23 @@ impl<'a> Seed<'a> {
             "knowledge_base_urls": ["https://acme.example/prices"],
             "sources_count": 2,
         });
-        self.insert_document(tx, workspace, Kind::KnowledgeBase, None, knowledge, 84 * 24).await?;
+        self.insert_document(tx, workspace, DocumentKind::KnowledgeBase, None, knowledge, 84 * 24)
+            .await?;
         let campaign = json!({
             "name": "Spring reminders",
             "agent_id": agents[1],
             "from_number": "+14155550199",
             "status": "draft",
         });
-        self.insert_document(tx, workspace, Kind::Campaign, Some(agents[1]), campaign, 6 * 24)
-            .await?;
+        self.insert_document(
+            tx,
+            workspace,
+            DocumentKind::Campaign,
+            Some(agents[1]),
+            campaign,
+            6 * 24,
+        )
+        .await?;
         Ok(agents)
     }
 
@@ -336,8 +345,15 @@ impl<'a> Seed<'a> {
                 "duration_ms": 40_000 + number * 7_300,
                 "topic": "Appointment reminder",
             });
-            self.insert_document(tx, workspace, Kind::Call, Some(agent), body, 1 + number * 7)
-                .await?;
+            self.insert_document(
+                tx,
+                workspace,
+                DocumentKind::Call,
+                Some(agent),
+                body,
+                1 + number * 7,
+            )
+            .await?;
         }
         Ok(())
     }
@@ -346,7 +362,7 @@ impl<'a> Seed<'a> {
         &self,
         tx: &mut Tx,
         workspace: WorkspaceId,
-        kind: Kind,
+        kind: DocumentKind,
         agent_id: Option<AgentId>,
         body: Value,
         hours: i64,
@@ -373,7 +389,7 @@ impl<'a> Seed<'a> {
             (1, "charge", -1_230, "Calls of the week"),
         ] {
             let then = self.env_before_now(Duration::days(days));
-            let transaction = Transaction {
+            let transaction = WalletTransaction {
                 id: then.new_id(),
                 kind: kind.to_owned(),
                 amount_cents,
@@ -408,7 +424,7 @@ impl<'a> Seed<'a> {
                 path: path.to_owned(),
                 ip: Ipv4Addr::new(203, 0, 113, 10 + u8::try_from(index % 3).unwrap_or(0)).into(),
                 user_agent: Some(clients[index % clients.len()].to_owned()),
-                began: std::time::Duration::ZERO,
+                started_at: std::time::Duration::ZERO,
             };
             let latency =
                 std::time::Duration::from_micros(400 + (number.unsigned_abs() * 97) % 2_000);

@@ -16,8 +16,8 @@ use secrecy::ExposeSecret;
 use toml::Value;
 
 use self::{demo::Demo, folder::DataFolder, postgres::Postgres};
-use super::serve::listen;
-use crate::{app::Application, config::Raw, env::Env, store};
+use super::serve::bind;
+use crate::{app::Application, config::RawConfig, env::Env, store};
 
 /// Name of the database in the private PostgreSQL.
 const DATABASE: &str = "call2me";
@@ -33,9 +33,9 @@ pub struct DevArgs {
     data_dir: PathBuf,
 }
 
-pub(super) async fn run(args: DevArgs, mut raw: Raw) -> Result<(), String> {
+pub(super) async fn run(args: DevArgs, mut raw: RawConfig) -> Result<(), String> {
     let env = Env::system();
-    let listener = listen((Ipv4Addr::LOCALHOST, args.port).into(), "--port").await?;
+    let listener = bind((Ipv4Addr::LOCALHOST, args.port).into(), "--port").await?;
     let address = listener.local_addr().map_err(|error| error.to_string())?;
     let folder = DataFolder::open(&args.data_dir, &env)?;
     let postgres = {
@@ -61,7 +61,7 @@ pub(super) async fn run(args: DevArgs, mut raw: Raw) -> Result<(), String> {
     ] {
         raw.set(key, Value::String(value.to_owned()), "call2me-auth dev");
     }
-    let application = Application::build(super::checked(&raw)?, env.clone()).await?;
+    let application = Application::build(super::validate_settings(&raw)?, env.clone()).await?;
     let demo = Demo::prepare(&application, &folder, &env).await?;
     let stop = super::stop_signal()?;
     super::print(&welcome(&public_url, &demo, owner.expose_secret(), &folder));

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 use utoipa::ToSchema;
 
-use crate::model::{document::Kind, id::AgentId};
+use crate::model::{document::DocumentKind, id::AgentId};
 
 /// A voice agent to create. All other fields are stored too, except those that the service
 /// sets itself, such as `created_at`.
@@ -18,7 +18,7 @@ pub struct CreateAgent {
     /// Any other fields, such as `voice_id`, `language` and `response_engine`.
     #[schema(additional_properties)]
     #[serde(flatten)]
-    pub further: BTreeMap<String, Value>,
+    pub additional_fields: BTreeMap<String, Value>,
 }
 
 /// A voice agent with all its stored fields.
@@ -37,7 +37,7 @@ pub struct Agent {
     pub updated_at: String,
     /// All other stored fields.
     #[serde(flatten)]
-    pub further: BTreeMap<String, Value>,
+    pub additional_fields: BTreeMap<String, Value>,
 }
 
 /// A page of agents.
@@ -53,7 +53,7 @@ pub struct Agents {
 }
 
 super::documents::document_routes! {
-    kind: Kind::Agent, id: AgentId, plural: "agents",
+    kind: DocumentKind::Agent, id: AgentId, plural: "agents",
     path: "/v1/agents", item: "/v1/agents/{id}",
     create: CreateAgent, body: Agent, page: Agents,
     parameters: (),

@@ -10,14 +10,16 @@ use serde::{Deserialize, Deserializer, Serialize};
 use time::OffsetDateTime;
 use utoipa::ToSchema;
 
-use super::{Answer, IdempotentCreated, Creating, json};
+use super::{ApiResult, CreationOutcome, IdempotentCreated, to_json};
 use crate::{
-    auth::keys::{UpdateKeyParams, CreateKeyParams, Minted},
+    auth::api_keys::{CreateKeyParams, CreatedKey, UpdateKeyParams},
     http::{
         ApiError, App,
-        extract::{self, Admin, Authorized, Creation, FirstPartyAdmin, PathId, Query, ReadOnly},
+        extract::{
+            self, Admin, Authorized, FirstPartyAdmin, IdempotentJson, PathId, Query, ReadOnly,
+        },
     },
-    idempotency::Work,
+    idempotency::IdempotentTransaction,
     model::{
         api_key::{ApiKey, KeyStatus},
         id::{ApiKeyId, Id},
@@ -134,29 +136,34 @@ pub struct CreatedKeyBody {
 pub async fn create(
     caller: Authorized<FirstPartyAdmin>,
     State(app): State<App>,
-    Creation { body, attempt }: Creation<CreateKeyRequest>,
-) -> Answer<IdempotentCreated> {
+    IdempotentJson { body, attempt }: IdempotentJson<CreateKeyRequest>,
+) -> ApiResult<IdempotentCreated> {
     let mut transaction = match IdempotentCreated::begin(&app, &caller, attempt).await? {
-        Creating::Work(transaction) => transaction,
-        Creating::Done(response) => return Ok(response),
+        CreationOutcome::New(transaction) => transaction,
+        CreationOutcome::Replayed(response) => return Ok(response),
     };
     let CreateKeyRequest { name, scope, description, allowed_ips } = body;
     let new_key =
         CreateKeyParams { name, scope, description, allowed_ips: allowed_ips.unwrap_or_default() };
-    let created = app.auth.mint_key(transaction.tx(), &caller, new_key).await?;
+    let created = app.auth.create_key(transaction.tx(), &caller, new_key).await?;
     commit_created_key(&app, transaction, created).await
 }
 
 /// Commits the creation of a key and returns the response with its secret.
 pub(super) async fn commit_created_key(
     app: &App,
-    transaction: Work,
-    created: Minted,
-) -> Answer<IdempotentCreated> {
+    transaction: IdempotentTransaction,
+    created: CreatedKey,
+) -> ApiResult<IdempotentCreated> {
     let location = format!("/v1/api-keys/{}", created.key.id);
     let key = created.secret.reveal().to_owned();
     let key_resource = ApiKeyBody::new(app, created.key);
-    IdempotentCreated::finish(transaction, location, json(&CreatedKeyBody { key_resource, key })?).await
+    IdempotentCreated::finish(
+        transaction,
+        location,
+        to_json(&CreatedKeyBody { key_resource, key })?,
+    )
+    .await
 }
 
 /// A page of API keys.
@@ -180,7 +187,7 @@ pub async fn list(
     caller: Authorized<ReadOnly>,
     State(app): State<App>,
     query: Query,
-) -> Answer<Json<ApiKeysBody>> {
+) -> ApiResult<Json<ApiKeysBody>> {
     let filter = KeyFilter {
         status: query.parse_as("status", "active or revoked")?,
         name: query.text("name")?.map(filter_name).transpose()?,
@@ -191,8 +198,8 @@ pub async fn list(
     Ok(Json(ApiKeysBody { api_keys, total, next_cursor }))
 }
 
-fn filter_name(name: &str) -> Answer<String> {
-    text::name("name", name).map_err(|why| ApiError::invalid("name", why.0))
+fn filter_name(name: &str) -> ApiResult<String> {
+    text::validate_name("name", name).map_err(|why| ApiError::invalid("name", why.0))
 }
 
 /// Get an API key
@@ -202,7 +209,7 @@ pub async fn get(
     caller: Authorized<ReadOnly>,
     State(app): State<App>,
     PathId(id): PathId<ApiKeyId>,
-) -> Answer<Json<ApiKeyBody>> {
+) -> ApiResult<Json<ApiKeyBody>> {
     let key = app.auth.get_key(&caller, id).await?;
     Ok(Json(ApiKeyBody::new(&app, key)))
 }
@@ -242,10 +249,12 @@ pub async fn update(
     State(app): State<App>,
     PathId(id): PathId<ApiKeyId>,
     extract::Json(body): extract::Json<UpdateKeyRequest>,
-) -> Answer<Json<ApiKeyBody>> {
+) -> ApiResult<Json<ApiKeyBody>> {
     let UpdateKeyRequest { name, description, allowed_ips } = body;
-    let key =
-        app.auth.update_key(&caller, id, UpdateKeyParams { name, description, allowed_ips }).await?;
+    let key = app
+        .auth
+        .update_key(&caller, id, UpdateKeyParams { name, description, allowed_ips })
+        .await?;
     Ok(Json(ApiKeyBody::new(&app, key)))
 }
 
@@ -264,7 +273,7 @@ pub async fn revoke(
     State(app): State<App>,
     PathId(id): PathId<ApiKeyId>,
     query: Query,
-) -> Answer<StatusCode> {
+) -> ApiResult<StatusCode> {
     let only_if_quiet = query.parse_as("if_quiet", "true or false")?.unwrap_or(false);
     app.auth.revoke_key(&caller, id, only_if_quiet).await?;
     Ok(StatusCode::NO_CONTENT)

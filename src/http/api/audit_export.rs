@@ -16,12 +16,12 @@ use futures_util::stream;
 use serde::Serialize;
 use uuid::Uuid;
 
-use super::Answer;
+use super::ApiResult;
 use crate::{
     http::{
         ApiError, App,
-        error::Code,
-        extract::{Authorized, EVENT_FILTERS, Query, ReadOnly, Standing},
+        error::ErrorCode,
+        extract::{Authorized, EVENT_FILTERS, LiveAuthorization, Query, ReadOnly},
     },
     model::{
         audit::{ChainHash, Event, EventFilter},
@@ -29,7 +29,7 @@ use crate::{
         principal::Caller,
         timestamp,
     },
-    store::{StoreError, chains::Sealed},
+    store::{StoreError, audit_chains::SealedEvent},
 };
 
 /// The columns of the CSV format.
@@ -108,12 +108,12 @@ pub async fn export(
     caller: Authorized<ReadOnly>,
     State(app): State<App>,
     query: Query,
-    authorization: Standing<ReadOnly>,
+    authorization: LiveAuthorization<ReadOnly>,
     version: Version,
-) -> Answer<Response> {
+) -> ApiResult<Response> {
     // In HTTP/1.0, only the end of the connection ends a body: half an export would look complete.
     if version == Version::HTTP_10 {
-        return Err(ApiError::new(Code::BadRequest, "an export requires HTTP/1.1"));
+        return Err(ApiError::new(ErrorCode::BadRequest, "an export requires HTTP/1.1"));
     }
     let format = query.parse_as("format", "ndjson or csv")?.unwrap_or(Format::Ndjson);
     let is_proof = query.parse_as("proof", "true or false")?.unwrap_or(false);
@@ -138,7 +138,7 @@ pub async fn export(
         if format != Format::Ndjson {
             return Err(ApiError::invalid("format", "format must be ndjson for a proof"));
         }
-        Source::Chain { after: after.unwrap_or(0), until: app.audit_log.end(&caller).await? }
+        Source::Chain { after: after.unwrap_or(0), until: app.audit_log.chain_end(&caller).await? }
     } else {
         Source::Filtered { filter: Box::new(filter), before: None }
     };
@@ -175,7 +175,7 @@ pub async fn export(
 struct Export {
     app: App,
     caller: Caller,
-    authorization: Standing<ReadOnly>,
+    authorization: LiveAuthorization<ReadOnly>,
     format: Format,
     source: Source,
     has_started: bool,
@@ -225,31 +225,32 @@ impl Export {
         let mut chunk = Vec::new();
         match &mut self.source {
             Source::Filtered { filter, before } => {
-                let page = log.export(&self.caller, filter, *before).await?;
-                self.is_finished = !page.more;
+                let page = log.export_page(&self.caller, filter, *before).await?;
+                self.is_finished = !page.has_more;
                 *before = page.items.last().map(|event| event.id.uuid());
-                let matching = page.items.iter().filter(|event| filter.passes(event));
+                let matching = page.items.iter().filter(|event| filter.matches(event));
                 match self.format {
                     Format::Ndjson => write_ndjson(&mut chunk, matching),
                     Format::Csv => write_csv(&mut chunk, matching, !self.has_started),
                 }
             }
             Source::Chain { after, until } => {
-                let sealed = log.sealed(&self.caller, *after, *until).await?;
+                let sealed = log.list_sealed_events(&self.caller, *after, *until).await?;
                 *after = sealed.last().map_or(*until, |last| last.sequence);
                 self.is_finished = *after >= *until;
-                let lines = sealed.iter().map(|Sealed { sequence, id, hash, event }| ProofLine {
-                    event: event.as_ref(),
-                    event_id: *id,
-                    hash: *hash,
-                    sequence: *sequence,
-                });
+                let lines =
+                    sealed.iter().map(|SealedEvent { sequence, id, hash, event }| ProofLine {
+                        event: event.as_ref(),
+                        event_id: *id,
+                        hash: *hash,
+                        sequence: *sequence,
+                    });
                 write_ndjson(&mut chunk, lines);
             }
         }
         self.has_started = true;
         // Check after the read: the credential may have been revoked meanwhile.
-        if !self.authorization.holds().await {
+        if !self.authorization.is_valid().await {
             return Err(StoreError::Aborted);
         }
         Ok(chunk)

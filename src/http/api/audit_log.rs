@@ -6,7 +6,7 @@ use axum::{Json, extract::State};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::Answer;
+use super::ApiResult;
 use crate::{
     http::{
         App,
@@ -36,7 +36,7 @@ pub async fn list(
     caller: Authorized<ReadOnly>,
     State(app): State<App>,
     query: Query,
-) -> Answer<Json<EventsBody>> {
+) -> ApiResult<Json<EventsBody>> {
     let filter = query.event_filter()?;
     let page = app.audit_log.list(&caller, &filter, query.page()?).await?;
     let next_cursor = page.next_cursor(|event| event.id.uuid());
@@ -54,6 +54,6 @@ pub async fn list(
 pub async fn checkpoint(
     caller: Authorized<ReadOnly>,
     State(app): State<App>,
-) -> Answer<Json<SignedCheckpoint>> {
-    Ok(Json(app.auth.checkpoint(&caller).await?))
+) -> ApiResult<Json<SignedCheckpoint>> {
+    Ok(Json(app.auth.create_checkpoint(&caller).await?))
 }

@@ -2,7 +2,7 @@
 //!
 //! The id of an event is its sequence number in the workspace's hash chain. Sequence numbers have
 //! no gaps and never change. So a client that reconnects with its last id, to any node, misses no
-//! event and gets none twice. New events come from [`crate::audit::Follower`].
+//! event and gets none twice. New events come from [`crate::audit::StreamSubscription`].
 
 use std::{convert::Infallible, fmt::Write as _, time::Duration};
 
@@ -18,12 +18,12 @@ use tokio::{
     time::{Instant, Interval, MissedTickBehavior, interval_at},
 };
 
-use super::Answer;
+use super::ApiResult;
 use crate::{
-    audit::{self, Follower},
+    audit::{self, StreamSubscription},
     http::{
         ApiError, App,
-        extract::{Authorized, Query, ReadOnly, Standing},
+        extract::{Authorized, LiveAuthorization, Query, ReadOnly},
     },
     model::{
         audit::{Action, Event, EventFilter},
@@ -31,7 +31,7 @@ use crate::{
         scope::Scope,
         usage::RouteUse,
     },
-    store::chains::Sealed,
+    store::audit_chains::SealedEvent,
 };
 
 /// Interval of the comments that keep the connection open.
@@ -64,30 +64,32 @@ pub async fn stream(
     caller: Authorized<ReadOnly>,
     State(app): State<App>,
     query: Query,
-    authorization: Standing<ReadOnly>,
+    authorization: LiveAuthorization<ReadOnly>,
     headers: HeaderMap,
-) -> Answer<Response> {
-    follow(caller, app, &query, authorization, &headers, |event| serde_json::to_string(event).ok())
-        .await
+) -> ApiResult<Response> {
+    stream_events(caller, app, &query, authorization, &headers, |event| {
+        serde_json::to_string(event).ok()
+    })
+    .await
 }
 
 /// Formats an event as the data of a Server-Sent Event. `None` skips the event.
-pub(in crate::http) type Tell = fn(&Event<'static>) -> Option<String>;
+pub(in crate::http) type EventFormatter = fn(&Event<'static>) -> Option<String>;
 
 /// Streams the events that match the filter of the query.
-pub(in crate::http) async fn follow(
+pub(in crate::http) async fn stream_events(
     caller: Authorized<ReadOnly>,
     app: App,
     query: &Query,
-    authorization: Standing<ReadOnly>,
+    authorization: LiveAuthorization<ReadOnly>,
     headers: &HeaderMap,
-    format: Tell,
-) -> Answer<Response> {
+    format: EventFormatter,
+) -> ApiResult<Response> {
     let filter = query.event_filter()?;
-    let end = app.audit_log.end(&caller).await?;
+    let end = app.audit_log.chain_end(&caller).await?;
     // An id beyond the end is from another deployment, or from before a backup was restored.
     let sequence = last_event_id(headers)?.unwrap_or(end).min(end);
-    let follower = app.audit_log.followers().join(&caller, end);
+    let follower = app.audit_log.subscriptions().subscribe(&caller, end);
     let follower = follower.ok_or_else(|| ApiError::rate_limited(RETRY_AFTER_SECONDS))?;
     let tail = Tail {
         caller: Caller::clone(&caller),
@@ -96,7 +98,7 @@ pub(in crate::http) async fn follow(
         format,
         follower,
         sequence,
-        shutdown: app.stopping.subscribe(),
+        shutdown: app.shutdown.subscribe(),
         heartbeat: interval(HEARTBEAT_INTERVAL),
         check: interval(CHECK_INTERVAL),
         app,
@@ -117,7 +119,7 @@ pub(in crate::http) fn sse_response(body: Body) -> Response {
     ([content_type, UNBUFFERED], body).into_response()
 }
 
-fn last_event_id(headers: &HeaderMap) -> Answer<Option<i64>> {
+fn last_event_id(headers: &HeaderMap) -> ApiResult<Option<i64>> {
     let Some(value) = headers.get(LAST_EVENT_ID) else { return Ok(None) };
     let text = value.to_str().unwrap_or_default();
     if text.is_empty() {
@@ -155,10 +157,10 @@ enum Wake {
 struct Tail {
     app: App,
     caller: Caller,
-    authorization: Standing<ReadOnly>,
+    authorization: LiveAuthorization<ReadOnly>,
     filter: EventFilter,
-    format: Tell,
-    follower: Follower,
+    format: EventFormatter,
+    follower: StreamSubscription,
     /// Sequence number of the last event that was sent or skipped.
     sequence: i64,
     shutdown: watch::Receiver<bool>,
@@ -176,24 +178,27 @@ impl Tail {
                 () = shutdown_started(&mut self.shutdown) => return None,
                 _ = self.heartbeat.tick() => Wake::Heartbeat,
                 _ = self.check.tick() => Wake::Check,
-                end = self.follower.behind(self.sequence) => Wake::NewEvents(end),
+                end = self.follower.wait_for_events_after(self.sequence) => Wake::NewEvents(end),
             };
             let end = match wake {
                 Wake::NewEvents(end) => end,
-                Wake::Heartbeat | Wake::Check if !self.authorization.holds().await => return None,
+                Wake::Heartbeat | Wake::Check if !self.authorization.is_valid().await => {
+                    return None;
+                }
                 Wake::Heartbeat => {
                     self.record_stream_usage().await;
                     return Some(": \n\n".to_owned());
                 }
                 Wake::Check => continue,
             };
-            let Ok(sealed) = self.app.audit_log.sealed(&self.caller, self.sequence, end).await
+            let Ok(sealed) =
+                self.app.audit_log.list_sealed_events(&self.caller, self.sequence, end).await
             else {
                 // The client reconnects and resumes after its last id.
                 return None;
             };
             // Check after the read: events sealed after the credential ended must not be sent.
-            if !self.authorization.holds().await {
+            if !self.authorization.is_valid().await {
                 return None;
             }
             self.sequence = sealed.last().map_or(end, |last| last.sequence);
@@ -215,10 +220,10 @@ impl Tail {
     }
 
     /// Formats the events that match the filter.
-    fn format_events(&self, sealed: &[Sealed]) -> String {
+    fn format_events(&self, sealed: &[SealedEvent]) -> String {
         let mut text = String::new();
-        for Sealed { sequence, event, .. } in sealed {
-            let Some(event) = event.as_ref().filter(|event| self.filter.passes(event)) else {
+        for SealedEvent { sequence, event, .. } in sealed {
+            let Some(event) = event.as_ref().filter(|event| self.filter.matches(event)) else {
                 continue;
             };
             if let Some(data) = (self.format)(event) {

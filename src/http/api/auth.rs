@@ -8,12 +8,12 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use utoipa::ToSchema;
 
-use super::{Answer, Created, api_keys::ApiKeyBody, workspace::WorkspaceBody};
+use super::{ApiResult, Created, api_keys::ApiKeyBody, workspace::WorkspaceBody};
 use crate::{
-    auth::login::{NewAccount, TokenPair},
+    auth::sign_in::{NewAccount, TokenPair},
     http::{
         App,
-        extract::{self, Authorized, UserSession, Public, ReadOnly},
+        extract::{self, Authorized, Public, ReadOnly, UserSession},
     },
     model::{
         id::{UserId, WorkspaceId},
@@ -110,8 +110,8 @@ pub struct RegisteredBody {
 pub async fn register(
     public: Public,
     State(app): State<App>,
-    body: Answer<extract::Json<RegisterRequest>>,
-) -> Answer<Created<Json<RegisteredBody>>> {
+    body: ApiResult<extract::Json<RegisterRequest>>,
+) -> ApiResult<Created<Json<RegisteredBody>>> {
     app.auth.require_open_registration()?;
     let extract::Json(body) = body?;
     let RegisterRequest { email, password, full_name, workspace_name } = body;
@@ -149,9 +149,9 @@ pub async fn login(
     public: Public,
     State(app): State<App>,
     extract::Json(body): extract::Json<LoginRequest>,
-) -> Answer<Json<TokenBody>> {
+) -> ApiResult<Json<TokenBody>> {
     let LoginRequest { email, password, workspace_id } = body;
-    let pair = app.auth.login(&email, &password, workspace_id, &public.request).await?;
+    let pair = app.auth.sign_in(&email, &password, workspace_id, &public.request).await?;
     Ok(Json(TokenBody::new(&app, &pair)))
 }
 
@@ -174,7 +174,7 @@ pub async fn refresh(
     public: Public,
     State(app): State<App>,
     extract::Json(body): extract::Json<RefreshRequest>,
-) -> Answer<Json<TokenBody>> {
+) -> ApiResult<Json<TokenBody>> {
     let pair = app.auth.refresh(body.refresh_token.expose_secret(), &public.request).await?;
     Ok(Json(TokenBody::new(&app, &pair)))
 }
@@ -183,8 +183,11 @@ pub async fn refresh(
 ///
 /// Ends the session. Its access and refresh tokens stop working at once.
 #[utoipa::path(post, path = "/v1/auth/logout", tag = "Sessions", responses((status = 204)))]
-pub async fn logout(caller: Authorized<UserSession>, State(app): State<App>) -> Answer<StatusCode> {
-    app.auth.logout(&caller).await?;
+pub async fn logout(
+    caller: Authorized<UserSession>,
+    State(app): State<App>,
+) -> ApiResult<StatusCode> {
+    app.auth.sign_out(&caller).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -224,7 +227,7 @@ pub struct MeBody {
 ///
 /// Returns the identity, workspace and scope of the credential.
 #[utoipa::path(get, path = "/v1/auth/me", tag = "Sessions", responses((status = 200, body = MeBody)))]
-pub async fn me(caller: Authorized<ReadOnly>, State(app): State<App>) -> Answer<Json<MeBody>> {
+pub async fn me(caller: Authorized<ReadOnly>, State(app): State<App>) -> ApiResult<Json<MeBody>> {
     let workspace = app.resources.workspace(&caller).await?;
     let (kind, user, role, key) = match &caller.principal.credential {
         Credential::ApiKey { id, .. } => {
@@ -232,12 +235,15 @@ pub async fn me(caller: Authorized<ReadOnly>, State(app): State<App>) -> Answer<
             ("api_key", None, None, Some(ApiKeyBody::new(&app, key)))
         }
         Credential::Session { role, .. } => {
-            ("user", Some(app.resources.person(&caller).await?.into()), Some(*role), None)
+            ("user", Some(app.resources.current_user(&caller).await?.into()), Some(*role), None)
         }
-        Credential::Grant { person: Some((_, role)), .. } => {
-            ("oauth_client", Some(app.resources.person(&caller).await?.into()), Some(*role), None)
-        }
-        Credential::Grant { person: None, .. } => ("oauth_client", None, None, None),
+        Credential::Grant { user: Some((_, role)), .. } => (
+            "oauth_client",
+            Some(app.resources.current_user(&caller).await?.into()),
+            Some(*role),
+            None,
+        ),
+        Credential::Grant { user: None, .. } => ("oauth_client", None, None, None),
     };
     let id = match &caller.principal.credential {
         Credential::Grant { client_id, .. } => client_id.to_string(),

@@ -2,7 +2,7 @@
 
 use axum::{Json, extract::State};
 
-use super::Answer;
+use super::ApiResult;
 use crate::{
     http::{
         App,
@@ -14,7 +14,7 @@ use crate::{
 /// Get the white-label settings
 #[utoipa::path(get, path = "/v1/users/me/branding", tag = "Resources",
     responses((status = 200, body = Object)))]
-pub async fn get(caller: Authorized<Admin>, State(app): State<App>) -> Answer<Json<Fields>> {
+pub async fn get(caller: Authorized<Admin>, State(app): State<App>) -> ApiResult<Json<Fields>> {
     Ok(Json(app.resources.branding(&caller).await?))
 }
 
@@ -28,7 +28,7 @@ pub async fn replace(
     caller: Authorized<Admin>,
     State(app): State<App>,
     extract::Json(body): extract::Json<Fields>,
-) -> Answer<Json<Fields>> {
+) -> ApiResult<Json<Fields>> {
     app.resources.set_branding(&caller, &body).await?;
     Ok(Json(body))
 }

@@ -7,14 +7,14 @@ use axum::extract::State;
 use serde_json::Value;
 use utoipa::ToSchema;
 
-use super::{Answer, documents::RawJson};
+use super::{ApiResult, documents::RawJson};
 use crate::{
     http::{
         App,
         extract::{Authorized, PathId, Write},
     },
     model::{
-        document::Kind,
+        document::DocumentKind,
         id::{AgentId, CallId, Id},
     },
 };
@@ -30,7 +30,7 @@ pub struct CreateCall {
     pub to_number: String,
     /// Any other fields, such as `topic` and `metadata`.
     #[serde(flatten)]
-    pub further: BTreeMap<String, Value>,
+    pub additional_fields: BTreeMap<String, Value>,
 }
 
 /// A call with all its stored fields.
@@ -54,7 +54,7 @@ pub struct Call {
     pub updated_at: String,
     /// All other stored fields.
     #[serde(flatten)]
-    pub further: BTreeMap<String, Value>,
+    pub additional_fields: BTreeMap<String, Value>,
 }
 
 /// A page of calls.
@@ -70,7 +70,7 @@ pub struct Calls {
 }
 
 super::documents::document_routes! {
-    kind: Kind::Call, id: CallId, plural: "calls",
+    kind: DocumentKind::Call, id: CallId, plural: "calls",
     path: "/v1/calls", item: "/v1/calls/{id}",
     create: CreateCall, body: Call, page: Calls,
     parameters: (("agent_id" = Option<AgentId>, Query, description = "Only calls of this agent")),
@@ -86,7 +86,7 @@ pub async fn end(
     caller: Authorized<Write>,
     State(app): State<App>,
     PathId(id): PathId<CallId>,
-) -> Answer<RawJson> {
+) -> ApiResult<RawJson> {
     let call = app.resources.end_call(&caller, id.uuid()).await?;
-    Ok(RawJson::of(Kind::Call, &call))
+    Ok(RawJson::from_document(DocumentKind::Call, &call))
 }

@@ -7,7 +7,7 @@ use serde_json::Value;
 use utoipa::ToSchema;
 
 use crate::model::{
-    document::Kind,
+    document::DocumentKind,
     id::{AgentId, CampaignId},
 };
 
@@ -22,7 +22,7 @@ pub struct CreateCampaign {
     pub agent_id: AgentId,
     /// Any other fields, such as `from_number`.
     #[serde(flatten)]
-    pub further: BTreeMap<String, Value>,
+    pub additional_fields: BTreeMap<String, Value>,
 }
 
 /// A campaign with all its stored fields.
@@ -43,7 +43,7 @@ pub struct Campaign {
     pub updated_at: String,
     /// All other stored fields.
     #[serde(flatten)]
-    pub further: BTreeMap<String, Value>,
+    pub additional_fields: BTreeMap<String, Value>,
 }
 
 /// A page of campaigns.
@@ -59,7 +59,7 @@ pub struct Campaigns {
 }
 
 super::documents::document_routes! {
-    kind: Kind::Campaign, id: CampaignId, plural: "campaigns",
+    kind: DocumentKind::Campaign, id: CampaignId, plural: "campaigns",
     path: "/v1/campaigns", item: "/v1/campaigns/{id}",
     create: CreateCampaign, body: Campaign, page: Campaigns,
     parameters: (),

@@ -11,14 +11,14 @@ use axum::{
 };
 use uuid::Uuid;
 
-use super::{Answer, IdempotentCreated, Creating};
+use super::{ApiResult, CreationOutcome, IdempotentCreated};
 use crate::{
     http::{
         App,
-        extract::{Creation, Query},
+        extract::{IdempotentJson, Query},
     },
     model::{
-        document::{Document, Kind},
+        document::{Document, DocumentKind},
         fields::Fields,
         id,
         principal::Caller,
@@ -30,7 +30,7 @@ use crate::{
 pub struct RawJson(String);
 
 impl RawJson {
-    pub(super) fn of(kind: Kind, document: &Document) -> Self {
+    pub(super) fn from_document(kind: DocumentKind, document: &Document) -> Self {
         Self(render(kind, document))
     }
 }
@@ -47,12 +47,12 @@ impl IntoResponse for RawJson {
 pub(super) async fn list(
     app: &App,
     caller: &Caller,
-    kind: Kind,
+    kind: DocumentKind,
     plural: &str,
     query: &Query,
-) -> Answer<RawJson> {
+) -> ApiResult<RawJson> {
     let agent = match kind {
-        Kind::Call => query.parse_as("agent_id", "the id of an agent")?,
+        DocumentKind::Call => query.parse_as("agent_id", "the id of an agent")?,
         _ => None,
     };
     let (page, total) = app.resources.list(caller, kind, agent, query.page()?).await?;
@@ -66,31 +66,36 @@ pub(super) async fn list(
 pub(super) async fn create(
     app: &App,
     caller: &Caller,
-    kind: Kind,
+    kind: DocumentKind,
     path: &str,
-    Creation { body, attempt }: Creation<Fields>,
-) -> Answer<IdempotentCreated> {
+    IdempotentJson { body, attempt }: IdempotentJson<Fields>,
+) -> ApiResult<IdempotentCreated> {
     let mut transaction = match IdempotentCreated::begin(app, caller, attempt).await? {
-        Creating::Work(transaction) => transaction,
-        Creating::Done(response) => return Ok(response),
+        CreationOutcome::New(transaction) => transaction,
+        CreationOutcome::Replayed(response) => return Ok(response),
     };
     let document = app.resources.create(transaction.tx(), caller, kind, body).await?;
     let location = format!("{path}/{}", id::format(kind.prefix(), document.id));
     IdempotentCreated::finish(transaction, location, render(kind, &document)).await
 }
 
-pub(super) async fn get(app: &App, caller: &Caller, kind: Kind, id: Uuid) -> Answer<RawJson> {
-    Ok(RawJson::of(kind, &app.resources.get(caller, kind, id).await?))
+pub(super) async fn get(
+    app: &App,
+    caller: &Caller,
+    kind: DocumentKind,
+    id: Uuid,
+) -> ApiResult<RawJson> {
+    Ok(RawJson::from_document(kind, &app.resources.get(caller, kind, id).await?))
 }
 
 pub(super) async fn update(
     app: &App,
     caller: &Caller,
-    kind: Kind,
+    kind: DocumentKind,
     id: Uuid,
     body: Fields,
-) -> Answer<RawJson> {
-    Ok(RawJson::of(kind, &app.resources.change(caller, kind, id, body).await?))
+) -> ApiResult<RawJson> {
+    Ok(RawJson::from_document(kind, &app.resources.update(caller, kind, id, body).await?))
 }
 
 /// Defines the handlers `list`, `create`, `get`, `update` and `delete` of a kind of document.
@@ -115,7 +120,7 @@ macro_rules! document_routes {
             caller: crate::http::extract::Authorized<crate::http::extract::ReadOnly>,
             axum::extract::State(app): axum::extract::State<crate::http::App>,
             query: crate::http::extract::Query,
-        ) -> super::Answer<super::documents::RawJson> {
+        ) -> super::ApiResult<super::documents::RawJson> {
             super::documents::list(&app, &caller, $kind, $plural, &query).await
         }
 
@@ -126,8 +131,8 @@ macro_rules! document_routes {
         pub async fn create(
             caller: crate::http::extract::Authorized<crate::http::extract::Write>,
             axum::extract::State(app): axum::extract::State<crate::http::App>,
-            creation: crate::http::extract::Creation<crate::model::fields::Fields>,
-        ) -> super::Answer<super::IdempotentCreated> {
+            creation: crate::http::extract::IdempotentJson<crate::model::fields::Fields>,
+        ) -> super::ApiResult<super::IdempotentCreated> {
             super::documents::create(&app, &caller, $kind, $path, creation).await
         }
 
@@ -138,7 +143,7 @@ macro_rules! document_routes {
             caller: crate::http::extract::Authorized<crate::http::extract::ReadOnly>,
             axum::extract::State(app): axum::extract::State<crate::http::App>,
             crate::http::extract::PathId(id): crate::http::extract::PathId<$id>,
-        ) -> super::Answer<super::documents::RawJson> {
+        ) -> super::ApiResult<super::documents::RawJson> {
             use crate::model::id::Id as _;
             super::documents::get(&app, &caller, $kind, id.uuid()).await
         }
@@ -154,7 +159,7 @@ macro_rules! document_routes {
             crate::http::extract::Json(body): crate::http::extract::Json<
                 crate::model::fields::Fields,
             >,
-        ) -> super::Answer<super::documents::RawJson> {
+        ) -> super::ApiResult<super::documents::RawJson> {
             use crate::model::id::Id as _;
             super::documents::update(&app, &caller, $kind, id.uuid(), body).await
         }
@@ -166,7 +171,7 @@ macro_rules! document_routes {
             caller: crate::http::extract::Authorized<crate::http::extract::Write>,
             axum::extract::State(app): axum::extract::State<crate::http::App>,
             crate::http::extract::PathId(id): crate::http::extract::PathId<$id>,
-        ) -> super::Answer<axum::http::StatusCode> {
+        ) -> super::ApiResult<axum::http::StatusCode> {
             use crate::model::id::Id as _;
             app.resources.delete(&caller, $kind, id.uuid()).await?;
             Ok(axum::http::StatusCode::NO_CONTENT)

@@ -9,13 +9,14 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use utoipa::ToSchema;
 
-use super::{Answer, Created, IdempotentCreated, Creating, auth::TokenBody, json};
+use super::{ApiResult, Created, CreationOutcome, IdempotentCreated, auth::TokenBody, to_json};
 use crate::{
     auth::invitations::NewMember,
     http::{
         App,
         extract::{
-            self, Admin, Authorized, Creation, FirstPartyAdmin, PathId, Public, Query, Visitor,
+            self, Admin, Authorized, FirstPartyAdmin, IdempotentJson, OptionalCaller, PathId,
+            Public, Query,
         },
     },
     model::{
@@ -82,18 +83,19 @@ pub struct InviteRequest {
 pub async fn create(
     caller: Authorized<FirstPartyAdmin>,
     State(app): State<App>,
-    Creation { body, attempt }: Creation<InviteRequest>,
-) -> Answer<IdempotentCreated> {
+    IdempotentJson { body, attempt }: IdempotentJson<InviteRequest>,
+) -> ApiResult<IdempotentCreated> {
     // Before the transaction begins: password verification is slow.
-    let is_confirmed = app.auth.is_confirmed(&caller, body.password.as_ref()).await?;
+    let is_confirmed = app.auth.has_reauthenticated(&caller, body.password.as_ref()).await?;
     let mut transaction = match IdempotentCreated::begin(&app, &caller, attempt).await? {
-        Creating::Work(transaction) => transaction,
-        Creating::Done(response) => return Ok(response),
+        CreationOutcome::New(transaction) => transaction,
+        CreationOutcome::Replayed(response) => return Ok(response),
     };
     let (email, role) = (&body.email, body.role);
     let invitation = app.auth.invite(transaction.tx(), &caller, email, role, is_confirmed).await?;
     let location = format!("/v1/invitations/{}", invitation.id);
-    IdempotentCreated::finish(transaction, location, json(&InvitationBody::from(invitation))?).await
+    IdempotentCreated::finish(transaction, location, to_json(&InvitationBody::from(invitation))?)
+        .await
 }
 
 /// List open invitations
@@ -103,8 +105,8 @@ pub async fn list(
     caller: Authorized<Admin>,
     State(app): State<App>,
     query: Query,
-) -> Answer<Json<InvitationsBody>> {
-    let (page, total) = app.auth.invitations(&caller, query.page()?).await?;
+) -> ApiResult<Json<InvitationsBody>> {
+    let (page, total) = app.auth.list_invitations(&caller, query.page()?).await?;
     let next_cursor = page.next_cursor(|invitation| invitation.id.uuid());
     let invitations = page.items.into_iter().map(InvitationBody::from).collect();
     Ok(Json(InvitationsBody { invitations, total, next_cursor }))
@@ -117,7 +119,7 @@ pub async fn withdraw(
     caller: Authorized<FirstPartyAdmin>,
     State(app): State<App>,
     PathId(id): PathId<InvitationId>,
-) -> Answer<StatusCode> {
+) -> ApiResult<StatusCode> {
     app.auth.revoke_invitation(&caller, id).await?;
     Ok(StatusCode::NO_CONTENT)
 }
@@ -146,10 +148,10 @@ pub struct AcceptInvitationRequest {
     responses((status = 201, body = TokenBody), (status = 401), (status = 403), (status = 409)))]
 pub async fn accept(
     public: Public,
-    Visitor(caller): Visitor,
+    OptionalCaller(caller): OptionalCaller,
     State(app): State<App>,
     extract::Json(body): extract::Json<AcceptInvitationRequest>,
-) -> Answer<Created<Json<TokenBody>>> {
+) -> ApiResult<Created<Json<TokenBody>>> {
     let AcceptInvitationRequest { token, password, full_name } = body;
     let token = token.expose_secret();
     let pair = if let Some(caller) = caller {

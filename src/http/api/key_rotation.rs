@@ -11,13 +11,13 @@ use time::OffsetDateTime;
 use utoipa::ToSchema;
 
 use super::{
-    Answer, IdempotentCreated, Creating,
+    ApiResult, CreationOutcome, IdempotentCreated,
     api_keys::{CreatedKeyBody, commit_created_key},
 };
 use crate::{
     http::{
         App,
-        extract::{Authorized, Creation, FirstPartyAdmin, PathId, ReadOnly},
+        extract::{Authorized, FirstPartyAdmin, IdempotentJson, PathId, ReadOnly},
     },
     model::{
         id::ApiKeyId,
@@ -47,11 +47,11 @@ pub async fn rotate(
     caller: Authorized<FirstPartyAdmin>,
     State(app): State<App>,
     PathId(id): PathId<ApiKeyId>,
-    Creation { body, attempt }: Creation<RotateKeyRequest>,
-) -> Answer<IdempotentCreated> {
+    IdempotentJson { body, attempt }: IdempotentJson<RotateKeyRequest>,
+) -> ApiResult<IdempotentCreated> {
     let mut transaction = match IdempotentCreated::begin(&app, &caller, attempt).await? {
-        Creating::Work(transaction) => transaction,
-        Creating::Done(response) => return Ok(response),
+        CreationOutcome::New(transaction) => transaction,
+        CreationOutcome::Replayed(response) => return Ok(response),
     };
     let created = app.auth.rotate_key(transaction.tx(), &caller, id, body.name).await?;
     commit_created_key(&app, transaction, created).await
@@ -173,7 +173,7 @@ pub async fn rotation(
     caller: Authorized<ReadOnly>,
     State(app): State<App>,
     PathId(id): PathId<ApiKeyId>,
-) -> Answer<Json<RotationBody>> {
-    let report = app.auth.rotation(&caller, id).await?;
+) -> ApiResult<Json<RotationBody>> {
+    let report = app.auth.rotation_status(&caller, id).await?;
     Ok(Json(RotationBody::from(&report)))
 }

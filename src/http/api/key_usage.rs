@@ -1,6 +1,6 @@
 //! Routes of the usage of API keys, and of the key hygiene report.
 //!
-//! All numbers are exact counts over all nodes. The rules are in [`crate::auth::usage`].
+//! All numbers are exact counts over all nodes. The rules are in [`crate::auth::key_usage`].
 
 use std::{collections::BTreeMap, net::IpAddr};
 
@@ -9,9 +9,9 @@ use serde::Serialize;
 use time::OffsetDateTime;
 use utoipa::ToSchema;
 
-use super::Answer;
+use super::ApiResult;
 use crate::{
-    auth::usage::Reach,
+    auth::key_usage::UsageWindow,
     http::{
         ApiError, App,
         extract::{Authorized, PathId, Query, ReadOnly},
@@ -19,7 +19,7 @@ use crate::{
     model::{
         id::ApiKeyId,
         scope::Scope,
-        usage::{Hygiene, KeyAddress, KeyUsage, OverScopedKey, Spell, UnusedKey},
+        usage::{KeyAddress, KeyHygiene, KeyUsage, OverScopedKey, UnusedKey, UsageBucket},
     },
 };
 
@@ -43,14 +43,14 @@ pub struct UsageBucketBody {
     by_route: BTreeMap<String, i64>,
 }
 
-fn by_status(bucket: &Spell) -> BTreeMap<String, i64> {
+fn by_status(bucket: &UsageBucket) -> BTreeMap<String, i64> {
     bucket.by_status.iter().map(|(class, requests)| (format!("{class}xx"), *requests)).collect()
 }
 
-impl From<Spell> for UsageBucketBody {
-    fn from(bucket: Spell) -> Self {
+impl From<UsageBucket> for UsageBucketBody {
+    fn from(bucket: UsageBucket) -> Self {
         let by_status = by_status(&bucket);
-        let Spell { start, requests, by_route, .. } = bucket;
+        let UsageBucket { start, requests, by_route, .. } = bucket;
         Self { start, requests, by_status, by_route }
     }
 }
@@ -129,12 +129,13 @@ pub async fn usage(
     State(app): State<App>,
     PathId(id): PathId<ApiKeyId>,
     query: Query,
-) -> Answer<Json<KeyUsageBody>> {
-    let reach = Reach { hours: count(&query, "hours", HOURS)?, days: count(&query, "days", DAYS)? };
+) -> ApiResult<Json<KeyUsageBody>> {
+    let reach =
+        UsageWindow { hours: count(&query, "hours", HOURS)?, days: count(&query, "days", DAYS)? };
     Ok(Json(app.auth.key_usage(&caller, id, reach).await?.into()))
 }
 
-fn count(query: &Query, name: &'static str, (default, max): (u32, u32)) -> Answer<u32> {
+fn count(query: &Query, name: &'static str, (default, max): (u32, u32)) -> ApiResult<u32> {
     let expected = format!("a whole number from 1 to {max}");
     let count = query.parse_as(name, &expected)?.unwrap_or(default);
     if (1..=max).contains(&count) {
@@ -196,8 +197,8 @@ pub struct HygieneBody {
     over_scoped: Vec<OverScopedKeyBody>,
 }
 
-impl From<Hygiene> for HygieneBody {
-    fn from(hygiene: Hygiene) -> Self {
+impl From<KeyHygiene> for HygieneBody {
+    fn from(hygiene: KeyHygiene) -> Self {
         Self {
             unused: hygiene.unused.into_iter().map(UnusedKeyBody::from).collect(),
             over_scoped: hygiene.over_scoped.into_iter().map(OverScopedKeyBody::from).collect(),
@@ -214,6 +215,6 @@ impl From<Hygiene> for HygieneBody {
 pub async fn hygiene(
     caller: Authorized<ReadOnly>,
     State(app): State<App>,
-) -> Answer<Json<HygieneBody>> {
+) -> ApiResult<Json<HygieneBody>> {
     Ok(Json(app.auth.key_hygiene(&caller).await?.into()))
 }

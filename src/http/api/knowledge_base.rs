@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 use utoipa::ToSchema;
 
-use crate::model::{document::Kind, id::KnowledgeBaseId};
+use crate::model::{document::DocumentKind, id::KnowledgeBaseId};
 
 /// A knowledge base to create. One of the two names is required. All other fields are stored
 /// too, except those that the service sets itself, such as `created_at`.
@@ -21,7 +21,7 @@ pub struct CreateKnowledgeBase {
     pub name: Option<String>,
     /// Any other fields, such as `knowledge_base_texts` and `knowledge_base_urls`.
     #[serde(flatten)]
-    pub further: BTreeMap<String, Value>,
+    pub additional_fields: BTreeMap<String, Value>,
 }
 
 /// A knowledge base with all its stored fields.
@@ -43,7 +43,7 @@ pub struct KnowledgeBase {
     pub updated_at: String,
     /// All other stored fields.
     #[serde(flatten)]
-    pub further: BTreeMap<String, Value>,
+    pub additional_fields: BTreeMap<String, Value>,
 }
 
 /// A page of knowledge bases.
@@ -59,7 +59,7 @@ pub struct KnowledgeBases {
 }
 
 super::documents::document_routes! {
-    kind: Kind::KnowledgeBase, id: KnowledgeBaseId, plural: "knowledge_bases",
+    kind: DocumentKind::KnowledgeBase, id: KnowledgeBaseId, plural: "knowledge_bases",
     path: "/v1/knowledge-base", item: "/v1/knowledge-base/{id}",
     create: CreateKnowledgeBase, body: KnowledgeBase, page: KnowledgeBases,
     parameters: (),

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use utoipa::ToSchema;
 
-use super::Answer;
+use super::ApiResult;
 use crate::{
     http::{
         ApiError, App,
@@ -16,7 +16,7 @@ use crate::{
     },
     model::{
         id::{Id, UserId},
-        page::Page,
+        page::PageRequest,
         password::Password,
         scope::Role,
         user::Member,
@@ -59,8 +59,8 @@ pub async fn list(
     caller: Authorized<Admin>,
     State(app): State<App>,
     query: Query,
-) -> Answer<Json<MembersBody>> {
-    let (page, total) = app.resources.members(&caller, query.page()?).await?;
+) -> ApiResult<Json<MembersBody>> {
+    let (page, total) = app.resources.list_members(&caller, query.page()?).await?;
     let next_cursor = page.next_cursor(|member| member.user_id.uuid());
     let members = page.items.into_iter().map(MemberBody::from).collect();
     Ok(Json(MembersBody { members, total, next_cursor }))
@@ -90,7 +90,7 @@ pub async fn update(
     State(app): State<App>,
     PathId(user): PathId<UserId>,
     extract::Json(body): extract::Json<UpdateMemberRequest>,
-) -> Answer<Json<MemberBody>> {
+) -> ApiResult<Json<MemberBody>> {
     let member = app.auth.change_role(&caller, user, body.role, body.password.as_ref()).await?;
     Ok(Json(member.into()))
 }
@@ -106,7 +106,7 @@ pub async fn remove(
     caller: Authorized<FirstPartyAdmin>,
     State(app): State<App>,
     PathId(user): PathId<UserId>,
-) -> Answer<StatusCode> {
+) -> ApiResult<StatusCode> {
     app.auth.remove_member(&caller, user).await?;
     Ok(StatusCode::NO_CONTENT)
 }
@@ -131,12 +131,12 @@ pub async fn tenant_members(
     caller: Authorized<Admin>,
     State(app): State<App>,
     query: Query,
-) -> Answer<Json<TenantMembersBody>> {
+) -> ApiResult<Json<TenantMembersBody>> {
     let page = number(&query, "page", 1, 1_000_000)?;
     let per_page = number(&query, "per_page", 20, 100)?;
     let offset = i64::from(page - 1) * i64::from(per_page);
-    let requested = Page { limit: per_page.into(), before: None, offset };
-    let (result, total) = app.resources.members(&caller, requested).await?;
+    let requested = PageRequest { limit: per_page.into(), before: None, offset };
+    let (result, total) = app.resources.list_members(&caller, requested).await?;
     let members = result.items.into_iter().map(MemberBody::from).collect();
     Ok(Json(TenantMembersBody { members, total, page, per_page }))
 }

@@ -8,11 +8,11 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{Answer, auth::TokenBody};
+use super::{ApiResult, auth::TokenBody};
 use crate::{
     http::{
         App,
-        extract::{self, Authorized, UserSession, Public},
+        extract::{self, Authorized, Public, UserSession},
     },
     model::password::Password,
 };
@@ -38,10 +38,10 @@ pub async fn verify(
     public: Public,
     State(app): State<App>,
     extract::Json(body): extract::Json<VerifyMfaRequest>,
-) -> Answer<Json<TokenBody>> {
+) -> ApiResult<Json<TokenBody>> {
     let VerifyMfaRequest { mfa_token, code } = body;
     let (token, code) = (mfa_token.expose_secret(), code.expose_secret());
-    let pair = app.auth.meet_challenge(token, code, &public.request).await?;
+    let pair = app.auth.complete_mfa_challenge(token, code, &public.request).await?;
     Ok(Json(TokenBody::new(&app, &pair)))
 }
 
@@ -74,7 +74,7 @@ pub async fn enrol(
     caller: Authorized<UserSession>,
     State(app): State<App>,
     extract::Json(body): extract::Json<EnrollTotpRequest>,
-) -> Answer<Json<TotpEnrollmentBody>> {
+) -> ApiResult<Json<TotpEnrollmentBody>> {
     let enrolment = app.auth.enroll_totp(&caller, body.password.as_ref()).await?;
     Ok(Json(TotpEnrollmentBody {
         secret: enrolment.secret.expose_secret().to_owned(),
@@ -116,7 +116,7 @@ pub async fn confirm(
     caller: Authorized<UserSession>,
     State(app): State<App>,
     extract::Json(body): extract::Json<ConfirmTotpRequest>,
-) -> Answer<Json<RecoveryCodesBody>> {
+) -> ApiResult<Json<RecoveryCodesBody>> {
     let codes = app.auth.confirm_totp(&caller, body.code.expose_secret()).await?;
     Ok(Json(RecoveryCodesBody::from(codes)))
 }
@@ -131,7 +131,7 @@ pub async fn renew_recovery_codes(
     caller: Authorized<UserSession>,
     State(app): State<App>,
     extract::Json(body): extract::Json<PasswordConfirmation>,
-) -> Answer<Json<RecoveryCodesBody>> {
+) -> ApiResult<Json<RecoveryCodesBody>> {
     let codes = app.auth.renew_recovery_codes(&caller, &body.password).await?;
     Ok(Json(RecoveryCodesBody::from(codes)))
 }
@@ -154,7 +154,7 @@ pub async fn remove(
     caller: Authorized<UserSession>,
     State(app): State<App>,
     extract::Json(body): extract::Json<PasswordConfirmation>,
-) -> Answer<StatusCode> {
+) -> ApiResult<StatusCode> {
     app.auth.remove_totp(&caller, &body.password).await?;
     Ok(StatusCode::NO_CONTENT)
 }

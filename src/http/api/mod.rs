@@ -45,12 +45,12 @@ use serde::Serialize;
 
 use super::{ApiError, App};
 use crate::{
-    idempotency::{Attempt, Begun, StoredResponse, Work},
+    idempotency::{IdempotencyOutcome, IdempotentRequest, IdempotentTransaction, StoredResponse},
     model::principal::Caller,
 };
 
 /// The result of a handler.
-type Answer<T> = Result<T, ApiError>;
+type ApiResult<T> = Result<T, ApiError>;
 
 /// A 201 response with the `Location` of the new resource.
 pub struct Created<T> {
@@ -78,32 +78,42 @@ pub struct IdempotentCreated {
 }
 
 /// The outcome of [`IdempotentCreated::begin`].
-enum Creating {
+enum CreationOutcome {
     /// The request is new. Its changes go into this transaction.
-    Work(Work),
+    New(IdempotentTransaction),
     /// The request is a retry. This is the stored response.
-    Done(IdempotentCreated),
+    Replayed(IdempotentCreated),
 }
 
 impl IdempotentCreated {
     /// Begins the transaction of a request, or returns the stored response of an earlier attempt.
-    async fn begin(app: &App, caller: &Caller, attempt: Attempt) -> Answer<Creating> {
+    async fn begin(
+        app: &App,
+        caller: &Caller,
+        attempt: IdempotentRequest,
+    ) -> ApiResult<CreationOutcome> {
         Ok(match app.idempotency.begin(caller, attempt).await? {
-            Begun::Work(transaction) => Creating::Work(transaction),
-            Begun::Answered(response) => Creating::Done(Self { response, is_replayed: true }),
+            IdempotencyOutcome::New(transaction) => CreationOutcome::New(transaction),
+            IdempotencyOutcome::Replayed(response) => {
+                CreationOutcome::Replayed(Self { response, is_replayed: true })
+            }
         })
     }
 
     /// Commits the transaction together with the response. `body` is the JSON of the new resource.
-    async fn finish(transaction: Work, location: String, body: String) -> Answer<Self> {
+    async fn finish(
+        transaction: IdempotentTransaction,
+        location: String,
+        body: String,
+    ) -> ApiResult<Self> {
         let response = StoredResponse { status: StatusCode::CREATED.as_u16(), location, body };
-        transaction.finish(&response).await?;
+        transaction.commit(&response).await?;
         Ok(Self { response, is_replayed: false })
     }
 }
 
 /// Serializes a response body.
-fn json(body: &impl Serialize) -> Answer<String> {
+fn to_json(body: &impl Serialize) -> ApiResult<String> {
     serde_json::to_string(body).map_err(|error| ApiError::internal(&error.to_string()))
 }
 

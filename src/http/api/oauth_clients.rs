@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use utoipa::ToSchema;
 
-use super::{Answer, Created};
+use super::{ApiResult, Created};
 use crate::{
     http::{
         ApiError, App,
@@ -18,10 +18,10 @@ use crate::{
     },
     model::{
         id::{ClientId, Id},
-        oauth::client::{ClientAuthMethod, Client, GrantType},
+        oauth::client::{Client, ClientAuthMethod, GrantType},
         scope::Scope,
     },
-    oauth::workspace_clients::{UpdateClientParams, MAX_SECRET_OVERLAP, CreateClientParams},
+    oauth::workspace_clients::{CreateClientParams, MAX_SECRET_OVERLAP, UpdateClientParams},
 };
 
 /// Default time for which previous secrets stay valid after a rotation.
@@ -85,7 +85,8 @@ pub struct CreateClientRequest {
     /// `urn:ietf:params:oauth:grant-type:device_code`.
     #[schema(default = json!(["authorization_code", "refresh_token"]))]
     grant_types: Option<Vec<String>>,
-    /// The maximum scope of its grants, and the default for authorization requests without `scope`.
+    /// The maximum scope of its grants, and the default for authorization requests without
+    /// `scope`.
     #[schema(default = "write")]
     scope: Option<Scope>,
     client_uri: Option<String>,
@@ -142,7 +143,7 @@ pub async fn create(
     caller: Authorized<FirstPartyAdmin>,
     State(app): State<App>,
     extract::Json(body): extract::Json<CreateClientRequest>,
-) -> Answer<Created<Json<CreatedClientBody>>> {
+) -> ApiResult<Created<Json<CreatedClientBody>>> {
     let created = app.oauth.create_client(&caller, body.into_new_client()?).await?;
     let location = format!("/v1/oauth/clients/{}", created.client.id);
     let client_secret = created.secret.map(|secret| secret.reveal().to_owned());
@@ -166,8 +167,8 @@ pub async fn list(
     caller: Authorized<Admin>,
     State(app): State<App>,
     query: Query,
-) -> Answer<Json<ClientsBody>> {
-    let (page, total) = app.oauth.clients(&caller, query.page()?).await?;
+) -> ApiResult<Json<ClientsBody>> {
+    let (page, total) = app.oauth.list_clients(&caller, query.page()?).await?;
     let next_cursor = page.next_cursor(|client| client.id.uuid());
     let clients = page.items.into_iter().map(ClientBody::from).collect();
     Ok(Json(ClientsBody { clients, total, next_cursor }))
@@ -180,8 +181,8 @@ pub async fn get(
     caller: Authorized<Admin>,
     State(app): State<App>,
     PathId(id): PathId<ClientId>,
-) -> Answer<Json<ClientBody>> {
-    Ok(Json(app.oauth.client(&caller, id).await?.into()))
+) -> ApiResult<Json<ClientBody>> {
+    Ok(Json(app.oauth.get_client(&caller, id).await?.into()))
 }
 
 /// A change of an OAuth client. Absent fields keep their value.
@@ -205,7 +206,7 @@ pub async fn update(
     State(app): State<App>,
     PathId(id): PathId<ClientId>,
     extract::Json(body): extract::Json<UpdateClientRequest>,
-) -> Answer<Json<ClientBody>> {
+) -> ApiResult<Json<ClientBody>> {
     let UpdateClientRequest { name, redirect_uris } = body;
     let change = UpdateClientParams { name, redirect_uris };
     Ok(Json(app.oauth.update_client(&caller, id, change).await?.into()))
@@ -220,7 +221,7 @@ pub async fn delete(
     caller: Authorized<FirstPartyAdmin>,
     State(app): State<App>,
     PathId(id): PathId<ClientId>,
-) -> Answer<StatusCode> {
+) -> ApiResult<StatusCode> {
     app.oauth.delete_client(&caller, id).await?;
     Ok(StatusCode::NO_CONTENT)
 }
@@ -260,7 +261,7 @@ pub async fn rotate_secret(
     State(app): State<App>,
     PathId(id): PathId<ClientId>,
     extract::Json(body): extract::Json<RotateSecretRequest>,
-) -> Answer<Created<Json<RotatedSecretBody>>> {
+) -> ApiResult<Created<Json<RotatedSecretBody>>> {
     let overlap = body.overlap_seconds.map_or(DEFAULT_OVERLAP, Duration::from_secs);
     if overlap > MAX_SECRET_OVERLAP {
         let (field, max) = ("overlap_seconds", MAX_SECRET_OVERLAP.as_secs());

@@ -5,11 +5,11 @@ use serde::Serialize;
 use time::OffsetDateTime;
 use utoipa::ToSchema;
 
-use super::Answer;
+use super::ApiResult;
 use crate::{
     http::{
         ApiError, App,
-        extract::{Authorized, UserSession, PathId, Query},
+        extract::{Authorized, PathId, Query, UserSession},
     },
     model::{
         id::{ClientId, GrantId, Id, UserId, WorkspaceId},
@@ -80,7 +80,7 @@ pub async fn list(
     caller: Authorized<UserSession>,
     State(app): State<App>,
     query: Query,
-) -> Answer<Json<GrantsBody>> {
+) -> ApiResult<Json<GrantsBody>> {
     let (page, total) = match query.text("of")? {
         None | Some("me") => app.oauth.list_user_grants(&caller, query.page()?).await?,
         Some("workspace") => app.oauth.list_workspace_grants(&caller, query.page()?).await?,
@@ -101,7 +101,7 @@ pub async fn end(
     caller: Authorized<UserSession>,
     State(app): State<App>,
     PathId(id): PathId<GrantId>,
-) -> Answer<StatusCode> {
+) -> ApiResult<StatusCode> {
     app.oauth.end_grant(&caller, id).await?;
     Ok(StatusCode::NO_CONTENT)
 }

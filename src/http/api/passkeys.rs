@@ -10,12 +10,12 @@ use serde_json::Value;
 use time::OffsetDateTime;
 use utoipa::ToSchema;
 
-use super::{Answer, Created, auth::TokenBody};
+use super::{ApiResult, Created, auth::TokenBody};
 use crate::{
-    auth::passkeys::{RegistrationCredential, AuthenticationCredential},
+    auth::passkeys::{AuthenticationCredential, RegistrationCredential},
     http::{
         App,
-        extract::{self, Authorized, UserSession, PathId, Public},
+        extract::{self, Authorized, PathId, Public, UserSession},
     },
     model::{
         id::{PasskeyId, WorkspaceId},
@@ -77,7 +77,7 @@ pub async fn options(
     caller: Authorized<UserSession>,
     State(app): State<App>,
     extract::Json(body): extract::Json<PasskeyRequest>,
-) -> Answer<Json<OptionsBody>> {
+) -> ApiResult<Json<OptionsBody>> {
     let options = app.auth.passkey_registration_options(&caller, body.password.as_ref()).await?;
     Ok(Json(OptionsBody { options }))
 }
@@ -104,7 +104,7 @@ pub async fn add(
     caller: Authorized<UserSession>,
     State(app): State<App>,
     extract::Json(body): extract::Json<AddPasskeyRequest>,
-) -> Answer<Created<Json<PasskeyBody>>> {
+) -> ApiResult<Created<Json<PasskeyBody>>> {
     let passkey = app.auth.register_passkey(&caller, &body.name, &body.credential).await?;
     Ok(Created::at("/v1/auth/passkeys".to_owned(), Json(passkey.into())))
 }
@@ -115,8 +115,9 @@ pub async fn add(
 pub async fn list(
     caller: Authorized<UserSession>,
     State(app): State<App>,
-) -> Answer<Json<PasskeysBody>> {
-    let passkeys = app.auth.passkeys(&caller).await?.into_iter().map(PasskeyBody::from).collect();
+) -> ApiResult<Json<PasskeysBody>> {
+    let passkeys =
+        app.auth.list_passkeys(&caller).await?.into_iter().map(PasskeyBody::from).collect();
     Ok(Json(PasskeysBody { passkeys }))
 }
 
@@ -132,7 +133,7 @@ pub async fn remove(
     State(app): State<App>,
     PathId(id): PathId<PasskeyId>,
     extract::Json(body): extract::Json<PasskeyRequest>,
-) -> Answer<StatusCode> {
+) -> ApiResult<StatusCode> {
     app.auth.remove_passkey(&caller, id, body.password.as_ref()).await?;
     Ok(StatusCode::NO_CONTENT)
 }
@@ -140,7 +141,10 @@ pub async fn remove(
 /// Get the options to sign in with a passkey
 #[utoipa::path(post, path = "/v1/auth/login/passkey/options", tag = "Passkeys",
     responses((status = 200, body = OptionsBody), (status = 409)))]
-pub async fn login_options(_public: Public, State(app): State<App>) -> Answer<Json<OptionsBody>> {
+pub async fn login_options(
+    _public: Public,
+    State(app): State<App>,
+) -> ApiResult<Json<OptionsBody>> {
     Ok(Json(OptionsBody { options: app.auth.passkey_authentication_options()? }))
 }
 
@@ -165,7 +169,7 @@ pub async fn login(
     public: Public,
     State(app): State<App>,
     extract::Json(body): extract::Json<PasskeyLoginRequest>,
-) -> Answer<Json<TokenBody>> {
+) -> ApiResult<Json<TokenBody>> {
     let PasskeyLoginRequest { credential, workspace_id } = body;
     let pair = app.auth.sign_in_with_passkey(&credential, workspace_id, &public.request).await?;
     Ok(Json(TokenBody::new(&app, &pair)))

@@ -7,11 +7,11 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use utoipa::ToSchema;
 
-use super::Answer;
+use super::ApiResult;
 use crate::{
     http::{
         App,
-        extract::{self, Authorized, UserSession, Public},
+        extract::{self, Authorized, Public, UserSession},
     },
     model::password::Password,
 };
@@ -37,7 +37,7 @@ pub async fn change(
     caller: Authorized<UserSession>,
     State(app): State<App>,
     extract::Json(body): extract::Json<ChangePasswordRequest>,
-) -> Answer<StatusCode> {
+) -> ApiResult<StatusCode> {
     app.auth.change_password(&caller, &body.current_password, &body.new_password).await?;
     Ok(StatusCode::NO_CONTENT)
 }
@@ -62,8 +62,8 @@ pub async fn forgot(
     _public: Public,
     State(app): State<App>,
     extract::Json(body): extract::Json<ForgotPasswordRequest>,
-) -> Answer<StatusCode> {
-    app.auth.forgot_password(&body.email).await?;
+) -> ApiResult<StatusCode> {
+    app.auth.request_password_reset(&body.email).await?;
     Ok(StatusCode::ACCEPTED)
 }
 
@@ -89,7 +89,7 @@ pub async fn reset(
     public: Public,
     State(app): State<App>,
     extract::Json(body): extract::Json<ResetPasswordRequest>,
-) -> Answer<StatusCode> {
+) -> ApiResult<StatusCode> {
     let ResetPasswordRequest { token, new_password } = body;
     app.auth.reset_password(token.expose_secret(), &new_password, &public.request).await?;
     Ok(StatusCode::NO_CONTENT)
@@ -113,7 +113,7 @@ pub async fn verify_email(
     public: Public,
     State(app): State<App>,
     extract::Json(body): extract::Json<VerifyEmailRequest>,
-) -> Answer<StatusCode> {
+) -> ApiResult<StatusCode> {
     app.auth.verify_email(body.token.expose_secret(), &public.request).await?;
     Ok(StatusCode::NO_CONTENT)
 }
@@ -126,7 +126,7 @@ pub async fn verify_email(
 pub async fn send_verification(
     caller: Authorized<UserSession>,
     State(app): State<App>,
-) -> Answer<StatusCode> {
+) -> ApiResult<StatusCode> {
     app.auth.resend_email_verification(&caller).await?;
     Ok(StatusCode::ACCEPTED)
 }

@@ -5,12 +5,12 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use utoipa::ToSchema;
 
-use super::{Answer, auth::TokenBody};
+use super::{ApiResult, auth::TokenBody};
 use crate::{
     auth::sessions::require_user_session,
     http::{
         App,
-        extract::{self, Authorized, UserSession, PathId, Query},
+        extract::{self, Authorized, PathId, Query, UserSession},
     },
     model::{
         id::{Id, SessionId, WorkspaceId},
@@ -64,9 +64,9 @@ pub async fn list(
     caller: Authorized<UserSession>,
     State(app): State<App>,
     query: Query,
-) -> Answer<Json<SessionsBody>> {
+) -> ApiResult<Json<SessionsBody>> {
     let (own, _) = require_user_session(&caller)?;
-    let (page, total) = app.auth.sessions(&caller, query.page()?).await?;
+    let (page, total) = app.auth.list_sessions(&caller, query.page()?).await?;
     let next_cursor = page.next_cursor(|session| session.id.uuid());
     let sessions = page.items.into_iter().map(|session| SessionBody::new(session, own)).collect();
     Ok(Json(SessionsBody { sessions, total, next_cursor }))
@@ -81,7 +81,7 @@ pub async fn end(
     caller: Authorized<UserSession>,
     State(app): State<App>,
     PathId(id): PathId<SessionId>,
-) -> Answer<StatusCode> {
+) -> ApiResult<StatusCode> {
     app.auth.end_session(&caller, id).await?;
     Ok(StatusCode::NO_CONTENT)
 }
@@ -91,7 +91,7 @@ pub async fn end(
 pub async fn end_others(
     caller: Authorized<UserSession>,
     State(app): State<App>,
-) -> Answer<StatusCode> {
+) -> ApiResult<StatusCode> {
     app.auth.end_other_sessions(&caller).await?;
     Ok(StatusCode::NO_CONTENT)
 }
@@ -114,7 +114,7 @@ pub async fn switch_workspace(
     caller: Authorized<UserSession>,
     State(app): State<App>,
     extract::Json(body): extract::Json<SwitchWorkspaceRequest>,
-) -> Answer<Json<TokenBody>> {
+) -> ApiResult<Json<TokenBody>> {
     let pair = app.auth.switch_workspace(&caller, body.workspace_id).await?;
     Ok(Json(TokenBody::new(&app, &pair)))
 }

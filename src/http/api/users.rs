@@ -7,11 +7,11 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use utoipa::ToSchema;
 
-use super::Answer;
+use super::ApiResult;
 use crate::{
     http::{
         App,
-        extract::{self, Authorized, FirstPartyWrite, UserSession, ReadOnly},
+        extract::{self, Authorized, FirstPartyWrite, ReadOnly, UserSession},
     },
     model::{
         fields::Fields,
@@ -52,8 +52,8 @@ impl ProfileBody {
 pub async fn get(
     caller: Authorized<ReadOnly>,
     State(app): State<App>,
-) -> Answer<Json<ProfileBody>> {
-    let user = app.resources.person(&caller).await?;
+) -> ApiResult<Json<ProfileBody>> {
+    let user = app.resources.current_user(&caller).await?;
     Ok(Json(ProfileBody::new(user, caller.workspace())))
 }
 
@@ -68,7 +68,7 @@ pub async fn update(
     caller: Authorized<FirstPartyWrite>,
     State(app): State<App>,
     extract::Json(body): extract::Json<Fields>,
-) -> Answer<Json<ProfileBody>> {
+) -> ApiResult<Json<ProfileBody>> {
     let user = app.resources.update_current_user(&caller, body).await?;
     Ok(Json(ProfileBody::new(user, caller.workspace())))
 }
@@ -93,7 +93,7 @@ pub async fn delete(
     caller: Authorized<UserSession>,
     State(app): State<App>,
     extract::Json(body): extract::Json<DeleteUserRequest>,
-) -> Answer<StatusCode> {
+) -> ApiResult<StatusCode> {
     app.auth.delete_account(&caller, &body.password).await?;
     Ok(StatusCode::NO_CONTENT)
 }

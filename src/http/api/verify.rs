@@ -16,7 +16,7 @@ use axum::{
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::Answer;
+use super::ApiResult;
 use crate::{
     auth::check_scope::{self, AccessRequirement},
     http::{
@@ -75,7 +75,7 @@ pub struct ForwardAuthBody {
     responses((status = 200, body = ForwardAuthBody,
         headers(("X-Auth-Subject" = String), ("X-Auth-Workspace-Id" = String),
                 ("X-Auth-Scope" = String), ("X-Auth-Key-Id" = String)))))]
-pub async fn verify(caller: Authorized<ReadOnly>, query: Query) -> Answer<Response> {
+pub async fn verify(caller: Authorized<ReadOnly>, query: Query) -> ApiResult<Response> {
     check(&caller, &query)
 }
 
@@ -90,7 +90,7 @@ pub async fn verify(caller: Authorized<ReadOnly>, query: Query) -> Answer<Respon
     responses((status = 200, body = ForwardAuthBody,
         headers(("X-Auth-Subject" = String), ("X-Auth-Workspace-Id" = String),
                 ("X-Auth-Scope" = String), ("X-Auth-Key-Id" = String)))))]
-pub async fn verify_path(caller: Authorized<ReadOnly>, query: Query) -> Answer<Response> {
+pub async fn verify_path(caller: Authorized<ReadOnly>, query: Query) -> ApiResult<Response> {
     check(&caller, &query)
 }
 
@@ -104,7 +104,7 @@ pub async fn verify_path(caller: Authorized<ReadOnly>, query: Query) -> Answer<R
     responses((status = 200, body = ForwardAuthBody,
         headers(("X-Auth-Subject" = String), ("X-Auth-Workspace-Id" = String),
                 ("X-Auth-Scope" = String), ("X-Auth-Key-Id" = String)))))]
-pub async fn verify_root(caller: Authorized<ReadOnly>, query: Query) -> Answer<Response> {
+pub async fn verify_root(caller: Authorized<ReadOnly>, query: Query) -> ApiResult<Response> {
     check(&caller, &query)
 }
 
@@ -128,7 +128,7 @@ impl<'a> OriginalRequest<'a> {
     /// Reads the original request from the headers or the path of a forward-auth request. Without
     /// either, the forward-auth request itself counts as the original one.
     #[must_use]
-    pub fn of(request: &'a Request) -> Self {
+    pub fn from_forward_auth(request: &'a Request) -> Self {
         let forwarded = forwarded_request(request.headers());
         let path = request.uri().path();
         let method = Cow::Borrowed(request.method());
@@ -192,11 +192,15 @@ fn path_of(uri: &str) -> &str {
     path.split(['?', '#']).next().unwrap_or_default()
 }
 
-fn check(caller: &Authorized<ReadOnly>, query: &Query) -> Answer<Response> {
+fn check(caller: &Authorized<ReadOnly>, query: &Query) -> ApiResult<Response> {
     let requested: Option<Scope> = query.parse_as("scope", "read-only, write or admin")?;
     // A gateway may forward the client's query string, so `scope` can only raise the requirement.
     let required = required_scope(&caller.request.method).max(requested.unwrap_or(Scope::ReadOnly));
-    check_scope::check(AccessRequirement::Scope(required), &caller.principal, caller.request.ip)?;
+    check_scope::check_access(
+        AccessRequirement::Scope(required),
+        &caller.principal,
+        caller.request.ip,
+    )?;
     let mut response = verified_response(&caller.principal)?;
     if requested == Some(required) {
         response.extensions_mut().insert(RequestedScope(required));
@@ -216,7 +220,7 @@ pub(in crate::http) fn requested_scope(method: &str, response: &Response) -> Sco
 }
 
 /// Builds the response without `Json`: this is the most frequent response of the service.
-fn verified_response(principal: &Principal) -> Answer<Response> {
+fn verified_response(principal: &Principal) -> ApiResult<Response> {
     let verified = ForwardAuthBody {
         subject: principal.subject(),
         workspace_id: principal.workspace_id,

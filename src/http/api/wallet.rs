@@ -5,7 +5,7 @@ use serde::Serialize;
 use time::OffsetDateTime;
 use utoipa::ToSchema;
 
-use super::Answer;
+use super::ApiResult;
 use crate::{
     http::{
         App,
@@ -13,7 +13,7 @@ use crate::{
     },
     model::{
         id::{Id, TransactionId},
-        wallet::Transaction,
+        wallet::WalletTransaction,
     },
 };
 
@@ -30,7 +30,7 @@ pub struct BalanceBody {
 pub async fn balance(
     caller: Authorized<Admin>,
     State(app): State<App>,
-) -> Answer<Json<BalanceBody>> {
+) -> ApiResult<Json<BalanceBody>> {
     let cents = app.resources.balance_cents(&caller).await?;
     Ok(Json(BalanceBody { balance_usd: dollars(cents) }))
 }
@@ -52,9 +52,9 @@ pub struct TransactionBody {
     created_at: OffsetDateTime,
 }
 
-impl From<Transaction> for TransactionBody {
-    fn from(transaction: Transaction) -> Self {
-        let Transaction { id, kind, amount_cents, description, created_at } = transaction;
+impl From<WalletTransaction> for TransactionBody {
+    fn from(transaction: WalletTransaction) -> Self {
+        let WalletTransaction { id, kind, amount_cents, description, created_at } = transaction;
         Self { id, kind, amount_usd: dollars(amount_cents), description, created_at }
     }
 }
@@ -75,8 +75,8 @@ pub async fn transactions(
     caller: Authorized<Admin>,
     State(app): State<App>,
     query: Query,
-) -> Answer<Json<TransactionsBody>> {
-    let (page, total) = app.resources.transactions(&caller, query.page()?).await?;
+) -> ApiResult<Json<TransactionsBody>> {
+    let (page, total) = app.resources.list_transactions(&caller, query.page()?).await?;
     let next_cursor = page.next_cursor(|transaction| transaction.id.uuid());
     let transactions = page.items.into_iter().map(TransactionBody::from).collect();
     Ok(Json(TransactionsBody { transactions, total, next_cursor }))

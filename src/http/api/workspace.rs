@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use utoipa::ToSchema;
 
-use super::Answer;
+use super::ApiResult;
 use crate::{
     http::{
         App,
@@ -39,7 +39,7 @@ impl WorkspaceBody {
     pub(super) fn new(app: &App, workspace: Workspace) -> Self {
         let Workspace { id, name, rate_limit_per_minute, require_second_factor, created_at } =
             workspace;
-        let rate_limit_per_minute = app.limits.effective(rate_limit_per_minute);
+        let rate_limit_per_minute = app.limits.effective_limit(rate_limit_per_minute);
         Self { id, name, rate_limit_per_minute, require_second_factor, created_at }
     }
 }
@@ -50,7 +50,7 @@ impl WorkspaceBody {
 pub async fn get(
     caller: Authorized<ReadOnly>,
     State(app): State<App>,
-) -> Answer<Json<WorkspaceBody>> {
+) -> ApiResult<Json<WorkspaceBody>> {
     let workspace = app.resources.workspace(&caller).await?;
     Ok(Json(WorkspaceBody::new(&app, workspace)))
 }
@@ -62,11 +62,12 @@ pub struct UpdateWorkspaceRequest {
     /// The new name of the workspace.
     #[schema(example = "acme")]
     name: Option<String>,
-    /// Requires a second factor from all members. Only an owner with a second factor can change it.
-    /// Members without a second factor can do nothing but set one up. API keys are not affected.
+    /// Requires a second factor from all members. Only an owner with a second factor can change
+    /// it. Members without a second factor can do nothing but set one up. API keys are not
+    /// affected.
     require_second_factor: Option<bool>,
-    /// The owner's password. Required to change `require_second_factor`, unless the owner signed in
-    /// within the last 15 minutes.
+    /// The owner's password. Required to change `require_second_factor`, unless the owner signed
+    /// in within the last 15 minutes.
     #[schema(value_type = Option<String>, format = Password)]
     password: Option<Password>,
 }
@@ -78,7 +79,7 @@ pub async fn update(
     caller: Authorized<Admin>,
     State(app): State<App>,
     extract::Json(body): extract::Json<UpdateWorkspaceRequest>,
-) -> Answer<Json<WorkspaceBody>> {
+) -> ApiResult<Json<WorkspaceBody>> {
     let UpdateWorkspaceRequest { name, require_second_factor, password } = body;
     let change = WorkspaceChange { name, require_second_factor };
     let workspace = app.auth.update_workspace(&caller, change, password.as_ref()).await?;
@@ -105,7 +106,7 @@ pub async fn delete(
     caller: Authorized<Admin>,
     State(app): State<App>,
     extract::Json(body): extract::Json<DeleteWorkspaceRequest>,
-) -> Answer<StatusCode> {
+) -> ApiResult<StatusCode> {
     app.auth.delete_workspace(&caller, &body.password).await?;
     Ok(StatusCode::NO_CONTENT)
 }

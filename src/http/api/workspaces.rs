@@ -6,11 +6,11 @@ use axum::{Json, extract::State, http::StatusCode};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{Answer, IdempotentCreated, Creating, json, workspace::WorkspaceBody};
+use super::{ApiResult, CreationOutcome, IdempotentCreated, to_json, workspace::WorkspaceBody};
 use crate::{
     http::{
         App,
-        extract::{Authorized, Creation, UserSession, PathId, Query},
+        extract::{Authorized, IdempotentJson, PathId, Query, UserSession},
     },
     model::{
         id::{Id, WorkspaceId},
@@ -50,7 +50,7 @@ pub async fn list(
     caller: Authorized<UserSession>,
     State(app): State<App>,
     query: Query,
-) -> Answer<Json<WorkspacesBody>> {
+) -> ApiResult<Json<WorkspacesBody>> {
     let (page, total) = app.auth.list_own_workspaces(&caller, query.page()?).await?;
     let next_cursor = page.next_cursor(|own| own.workspace.id.uuid());
     let workspaces = page.items.into_iter().map(|own| OwnWorkspaceBody::new(&app, own)).collect();
@@ -76,14 +76,14 @@ pub struct CreateWorkspaceRequest {
 pub async fn create(
     caller: Authorized<UserSession>,
     State(app): State<App>,
-    Creation { body, attempt }: Creation<CreateWorkspaceRequest>,
-) -> Answer<IdempotentCreated> {
+    IdempotentJson { body, attempt }: IdempotentJson<CreateWorkspaceRequest>,
+) -> ApiResult<IdempotentCreated> {
     let mut transaction = match IdempotentCreated::begin(&app, &caller, attempt).await? {
-        Creating::Work(transaction) => transaction,
-        Creating::Done(response) => return Ok(response),
+        CreationOutcome::New(transaction) => transaction,
+        CreationOutcome::Replayed(response) => return Ok(response),
     };
-    let own = app.auth.found_workspace(transaction.tx(), &caller, &body.name).await?;
-    let body = json(&OwnWorkspaceBody::new(&app, own))?;
+    let own = app.auth.create_workspace(transaction.tx(), &caller, &body.name).await?;
+    let body = to_json(&OwnWorkspaceBody::new(&app, own))?;
     IdempotentCreated::finish(transaction, "/v1/workspaces".to_owned(), body).await
 }
 
@@ -96,7 +96,7 @@ pub async fn leave(
     caller: Authorized<UserSession>,
     State(app): State<App>,
     PathId(id): PathId<WorkspaceId>,
-) -> Answer<StatusCode> {
+) -> ApiResult<StatusCode> {
     app.auth.leave_workspace(&caller, id).await?;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -11,22 +11,22 @@ use axum::{
 use serde_json::Value;
 
 use super::{
-    layout::{Desk, Layout},
+    layout::{DashboardContext, Layout},
     live,
-    page::{PAGE_SIZE, encoded, for_people},
+    page::{PAGE_SIZE, encode_query_value, user_message},
 };
 use crate::{
     http::{
         ApiError, App,
         api::audit_stream,
-        error::Code,
-        extract::{Authorized, EVENT_FILTERS, PathId, Query, ReadOnly, Standing},
+        error::ErrorCode,
+        extract::{Authorized, EVENT_FILTERS, LiveAuthorization, PathId, Query, ReadOnly},
     },
     model::{
         api_key::KeyStatus,
         audit::{Action, ActorType, Event},
         id::{EventId, Id, WorkspaceId},
-        page::Page,
+        page::PageRequest,
         timestamp,
     },
     store::api_keys::KeyFilter,
@@ -53,25 +53,25 @@ struct LogPage {
 
 impl LogPage {
     /// Returns the value of a filter; empty if the filter is not active.
-    fn set(&self, name: &str) -> &str {
+    fn filter_value(&self, name: &str) -> &str {
         self.filters.iter().find(|(filter, _)| *filter == name).map_or("", |(_, value)| value)
     }
 
     /// Returns the active filters as a query string that starts with `prefix`; empty if no filter
     /// is active.
-    fn query(&self, prefix: &str) -> String {
-        let pair = |(name, value): &(&str, String)| format!("{name}={}", encoded(value));
+    fn filter_query(&self, prefix: &str) -> String {
+        let pair = |(name, value): &(&str, String)| format!("{name}={}", encode_query_value(value));
         let pairs: Vec<_> = self.filters.iter().map(pair).collect();
         if pairs.is_empty() { String::new() } else { format!("{prefix}{}", pairs.join("&")) }
     }
 
     /// Returns a time filter as the value of a `datetime-local` field.
-    fn local(&self, name: &str) -> &str {
-        self.set(name).get(.."2026-01-31T12:00".len()).unwrap_or_default()
+    fn datetime_local(&self, name: &str) -> &str {
+        self.filter_value(name).get(.."2026-01-31T12:00".len()).unwrap_or_default()
     }
 
     /// Returns true if the active filters are not one of the quick filters.
-    fn is_chosen(&self) -> bool {
+    fn has_custom_filters(&self) -> bool {
         let quick_filters = [
             ("changes", "true"),
             ("action", "request"),
@@ -80,11 +80,11 @@ impl LogPage {
             ("status", "429"),
         ];
         !self.filters.is_empty()
-            && !quick_filters.iter().any(|(name, value)| self.shows(name, value))
+            && !quick_filters.iter().any(|(name, value)| self.is_only_filter(name, value))
     }
 
     /// Returns true if this is the only active filter; with an empty name: if no filter is active.
-    fn shows(&self, name: &str, value: &str) -> bool {
+    fn is_only_filter(&self, name: &str, value: &str) -> bool {
         match self.filters.as_slice() {
             [] => name.is_empty(),
             [(filter, current)] => *filter == name && current == value,
@@ -95,7 +95,7 @@ impl LogPage {
 
 /// An event in the list. Actor, verb and object read as a sentence.
 #[derive(Template)]
-#[template(path = "audit_line.html")]
+#[template(path = "audit_event_row.html")]
 struct EventRow {
     id: EventId,
     at: String,
@@ -104,13 +104,13 @@ struct EventRow {
     actor: String,
     actor_kind: &'static str,
     /// The verb of the sentence, such as "created the key".
-    what: &'static str,
+    verb: &'static str,
     /// The method and path of a request, or the name of the target.
     object: Option<String>,
     is_request: bool,
     status: Option<i16>,
     ip: Option<String>,
-    took: Option<String>,
+    latency: Option<String>,
 }
 
 impl askama::filters::HtmlSafe for EventRow {}
@@ -123,7 +123,11 @@ impl EventRow {
         let request = &event.request;
         let request_line = || {
             let (method, path) = (request.method.as_deref()?, request.path.as_deref()?);
-            Some(if event.is_page() { path.to_owned() } else { format!("{method} {path}") })
+            Some(if event.is_browser_request() {
+                path.to_owned()
+            } else {
+                format!("{method} {path}")
+            })
         };
         let target = event.target.as_ref();
         // The id of a session or a workspace without a name is of no use to readers.
@@ -140,13 +144,13 @@ impl EventRow {
             time: time.trim_end_matches(" UTC").to_owned(),
             actor: actor_name(event),
             actor_kind: actor_label(event),
-            what: if is_request { request_verb(event) } else { action_verb(&event.action) },
+            verb: if is_request { request_verb(event) } else { action_verb(&event.action) },
             object: if is_request { request_line() } else { target_name }
                 .map(|text| truncate(text, 160)),
             is_request,
             status: request.status,
             ip: request.ip.map(|ip| ip.addr().to_string()),
-            took: request.latency_us.map(|micros| match micros {
+            latency: request.latency_us.map(|micros| match micros {
                 ..1000 => format!("{micros} µs"),
                 _ => format!("{} ms", micros / 1000),
             }),
@@ -154,7 +158,7 @@ impl EventRow {
     }
 
     /// Returns the CSS class for the status of the response.
-    fn tone(&self) -> &'static str {
+    fn status_class(&self) -> &'static str {
         match self.status {
             Some(..400) => "good",
             Some(400..500) => "warn",
@@ -192,7 +196,7 @@ fn actor_label(event: &Event<'_>) -> &'static str {
 /// Returns the verb for a request, in a sentence that starts with the actor.
 fn request_verb(event: &Event<'_>) -> &'static str {
     match event.request.method.as_deref() {
-        _ if !event.is_page() => "called",
+        _ if !event.is_browser_request() => "called",
         Some("GET" | "HEAD") => "opened",
         _ => "submitted the form",
     }
@@ -252,7 +256,7 @@ fn action_verb(action: &str) -> &'static str {
 pub(super) async fn show(
     caller: Authorized<ReadOnly>,
     State(app): State<App>,
-    desk: Desk,
+    desk: DashboardContext,
     query: Query,
 ) -> Result<Response, ApiError> {
     let query = query.normalize_form_values();
@@ -272,7 +276,7 @@ pub(super) async fn show(
     }
     // Page views are hidden by default.
     let query = query.with_default("pages", "false");
-    let parsed = match (query.event_filter(), query.page_of(PAGE_SIZE)) {
+    let parsed = match (query.event_filter(), query.page_with_limit(PAGE_SIZE)) {
         (Ok(filter), Ok(page)) => Ok((filter, page)),
         (Err(error), _) | (_, Err(error)) => Err(error),
     };
@@ -282,10 +286,10 @@ pub(super) async fn show(
             let is_newest = page.before.is_none() && page.offset == 0 && filter.until.is_none();
             (200, None, Some(events), is_newest)
         }
-        Err(error) => (422, Some(for_people(error.message())), None, false),
+        Err(error) => (422, Some(user_message(error.message())), None, false),
     };
     let key_filter = KeyFilter { status: None, name: None };
-    let key_page = Page { limit: MAX_FILTER_KEYS, before: None, offset: 0 };
+    let key_page = PageRequest { limit: MAX_FILTER_KEYS, before: None, offset: 0 };
     let (keys, _) = app.auth.list_keys(&caller, &key_filter, key_page).await?;
     let key = |key: &crate::model::api_key::ApiKey| {
         let revoked = if key.status() == KeyStatus::Revoked { " (revoked)" } else { "" };
@@ -301,7 +305,7 @@ pub(super) async fn show(
         next: page.as_ref().and_then(|page| page.next_cursor(|event| event.id.uuid())),
         events: page.iter().flat_map(|page| &page.items).map(EventRow::new).collect(),
     };
-    Ok(desk.page(status, &page))
+    Ok(desk.render_page(status, &page))
 }
 
 /// Streams new events as Server-Sent Events: the data of each is the HTML of a row.
@@ -309,7 +313,7 @@ pub(super) async fn stream(
     caller: Authorized<ReadOnly>,
     State(app): State<App>,
     query: Query,
-    standing: Standing<ReadOnly>,
+    standing: LiveAuthorization<ReadOnly>,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
     if live::is_other_workspace(&caller, &query)? {
@@ -317,14 +321,14 @@ pub(super) async fn stream(
     }
     let render = |event: &Event<'static>| EventRow::new(event).render().ok();
     let query = query.normalize_form_values().with_default("pages", "false");
-    audit_stream::follow(caller, app, &query, standing, &headers, render).await
+    audit_stream::stream_events(caller, app, &query, standing, &headers, render).await
 }
 
 #[derive(Template)]
 #[template(path = "audit_event.html")]
 struct EventPage<'a> {
     layout: Layout,
-    line: EventRow,
+    row: EventRow,
     event: &'a Event<'a>,
     /// The event as the API returns it.
     json: String,
@@ -334,17 +338,18 @@ struct EventPage<'a> {
 pub(super) async fn details(
     caller: Authorized<ReadOnly>,
     State(app): State<App>,
-    desk: Desk,
+    desk: DashboardContext,
     PathId(id): PathId<EventId>,
 ) -> Result<Response, ApiError> {
-    let event = app.audit_log.event(&caller, id).await?;
-    let event = event.ok_or_else(|| ApiError::new(Code::NotFound, "there is no such event"))?;
+    let event = app.audit_log.find_event(&caller, id).await?;
+    let event =
+        event.ok_or_else(|| ApiError::new(ErrorCode::NotFound, "there is no such event"))?;
     let json: Value = serde_json::to_value(&event).unwrap_or_default();
     let page = EventPage {
         layout: desk.layout(),
-        line: EventRow::new(&event),
+        row: EventRow::new(&event),
         event: &event,
         json: format!("{json:#}"),
     };
-    Ok(desk.page(200, &page))
+    Ok(desk.render_page(200, &page))
 }

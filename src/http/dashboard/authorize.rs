@@ -15,28 +15,28 @@ use super::{
     browser::Browser,
     form::Form,
     layout::Layout,
-    page::{encoded, explained, message},
+    page::{encode_query_value, form_error, message_page},
 };
 use crate::{
     http::{
         ApiError, App,
-        error::Code,
-        extract::{self, Authorized, UserSession, Public, Query},
+        error::ErrorCode,
+        extract::{self, Authorized, Public, Query, UserSession},
     },
     model::{
         id::WorkspaceId,
-        oauth::{client::Origin, parameters::Parameters, redirect_uri},
+        oauth::{client::ClientOrigin, parameters::Parameters, redirect_uri},
         principal::Caller,
         scope::{Role, Scope},
     },
     oauth::{
-        Code as OAuthCode, OAuthError,
-        authorize::{AuthorizationRequest, AuthorizationError, Prompt},
+        OAuthError, OAuthErrorCode as OAuthCode,
+        authorize::{AuthorizationError, AuthorizationRequest, Prompt},
     },
 };
 
 /// The path of the authorization endpoint.
-pub(super) const HERE: &str = "/oauth/authorize";
+pub(super) const PATH: &str = "/oauth/authorize";
 
 /// The maximum size of a request by POST, in bytes. It becomes the query of a redirect.
 const MAX_QUERY: usize = 16 * 1024;
@@ -49,22 +49,22 @@ pub(super) struct ConsentPage<'a> {
     /// The action of the form.
     pub(super) action: &'static str,
     /// The names and values of the hidden fields.
-    pub(super) hidden: Vec<(String, String)>,
+    pub(super) hidden_fields: Vec<(String, String)>,
     /// The name that the client states.
-    pub(super) client: &'a str,
+    pub(super) client_name: &'a str,
     /// A sentence on the origin of the client's registration.
-    pub(super) known_by: String,
+    pub(super) client_origin: String,
     pub(super) destination: Destination,
     /// The display name of the user.
-    pub(super) person: &'a str,
-    pub(super) workspaces: Vec<Choice>,
+    pub(super) user_name: &'a str,
+    pub(super) workspaces: Vec<WorkspaceChoice>,
     pub(super) scopes: Vec<ScopeChoice>,
     /// The resources of the access tokens; empty if it is this service only.
-    pub(super) elsewhere: String,
+    pub(super) other_resources: String,
     /// True if the workspace requires a second factor and the user has none.
-    pub(super) is_incomplete: bool,
+    pub(super) is_second_factor_missing: bool,
     /// The URL of the sign-in for another user, which leads back here.
-    pub(super) sign_in: String,
+    pub(super) sign_in_url: String,
     pub(super) problem: Option<String>,
 }
 
@@ -74,28 +74,28 @@ pub(super) enum Destination {
     /// A web server, with its host.
     Host(String),
     /// A program on the user's machine, with its loopback host or URI scheme.
-    Program(String),
+    LocalProgram(String),
     /// A device, with its user code.
     Device(String),
 }
 
 /// A workspace that the user can select.
-pub(super) struct Choice {
+pub(super) struct WorkspaceChoice {
     id: WorkspaceId,
     name: String,
     role: Role,
-    is_chosen: bool,
+    is_selected: bool,
 }
 
 /// A scope that the user can select.
 pub(super) struct ScopeChoice {
     scope: Scope,
-    is_chosen: bool,
+    is_selected: bool,
 }
 
 impl ScopeChoice {
     /// Returns a description of the scope for users.
-    fn words(&self) -> &'static str {
+    fn description(&self) -> &'static str {
         match self.scope {
             Scope::ReadOnly => {
                 "View agents, calls, knowledge bases, campaigns, API keys (without their secrets), the audit log, and your name and email address"
@@ -131,7 +131,7 @@ pub(super) async fn show(
 ) -> Result<Response, ApiError> {
     // A HEAD request must not create a grant.
     if method != Method::GET {
-        return Err(ApiError::new(Code::MethodNotAllowed, "use GET or POST"));
+        return Err(ApiError::new(ErrorCode::MethodNotAllowed, "use GET or POST"));
     }
     let pairs = query.into_pairs();
     let query = &*query_of(&pairs);
@@ -147,7 +147,11 @@ pub(super) async fn show(
         }
         return Ok(redirect_to_sign_in(&request, query, false));
     };
-    let may_grant = app.oauth.may_grant(&caller, &request).await.map_err(failure)?;
+    let may_grant = app
+        .oauth
+        .can_grant_without_reauthentication(&caller, &request)
+        .await
+        .map_err(to_api_error)?;
     match request.prompt {
         Prompt::None if !may_grant => {
             let description = "the user must sign in again";
@@ -156,11 +160,12 @@ pub(super) async fn show(
         _ if !may_grant => return Ok(redirect_to_sign_in(&request, query, true)),
         Prompt::Login => return Ok(redirect_to_sign_in(&request, query, true)),
         Prompt::Consent => {}
-        Prompt::None | Prompt::Unsaid => {
-            if app.oauth.has_prior_consent(&caller, &request).await.map_err(failure)? {
+        Prompt::None | Prompt::Unspecified => {
+            if app.oauth.has_prior_consent(&caller, &request).await.map_err(to_api_error)? {
                 let (workspace, scope) = (caller.workspace(), request.scope);
-                let answer = app.oauth.consent(&caller, &request, workspace, scope).await;
-                return answer.map(|to| redirect_to_client(&to)).map_err(failure);
+                let answer =
+                    app.oauth.approve_authorization(&caller, &request, workspace, scope).await;
+                return answer.map(|to| redirect_to_client(&to)).map_err(to_api_error);
             }
             if request.prompt == Prompt::None {
                 let description = "the user must consent";
@@ -184,9 +189,9 @@ pub(super) async fn post(
     let query = query_of(&fields.into_pairs());
     if query.len() > MAX_QUERY {
         let what = format!("the request must be at most {MAX_QUERY} bytes");
-        return Err(ApiError::new(Code::PayloadTooLarge, what));
+        return Err(ApiError::new(ErrorCode::PayloadTooLarge, what));
     }
-    Ok(Redirect::to(&format!("{HERE}?{query}")).into_response())
+    Ok(Redirect::to(&format!("{PATH}?{query}")).into_response())
 }
 
 /// Grants or denies an authorization request, and redirects to the client.
@@ -201,16 +206,16 @@ pub(super) async fn decide(
         Ok(request) => request,
         Err(answer) => return Ok(*answer),
     };
-    let decided = match Decision::of(&form)? {
-        Decision::Deny => app.oauth.deny(&caller, &request).await,
+    let decided = match Decision::from_form(&form)? {
+        Decision::Deny => app.oauth.deny_authorization(&caller, &request).await,
         Decision::Allow(workspace, scope) => {
-            app.oauth.consent(&caller, &request, workspace, scope).await
+            app.oauth.approve_authorization(&caller, &request, workspace, scope).await
         }
     };
     match decided {
         Ok(to) => Ok(redirect_to_client(&to)),
         Err(error) => {
-            let (status, problem) = explained(failure(error))?;
+            let (status, problem) = form_error(to_api_error(error))?;
             let problem = Some((status, problem));
             page(&app, form.browser, &caller, &request, &query, problem).await
         }
@@ -227,7 +232,7 @@ pub(super) enum Decision {
 
 impl Decision {
     /// Reads the decision of a form. Any value except `allow` denies access.
-    pub(super) fn of(form: &Form) -> Result<Self, ApiError> {
+    pub(super) fn from_form(form: &Form) -> Result<Self, ApiError> {
         if form.text("decision")? != "allow" {
             return Ok(Self::Deny);
         }
@@ -249,13 +254,13 @@ async fn parse_request(
     match app.oauth.validate_authorization_request(parameters).await {
         Ok(request) => Ok(Ok(request)),
         Err(AuthorizationError::Redirect(to)) => Ok(Err(Box::new(redirect_error(&to)))),
-        Err(AuthorizationError::Stay(OAuthError::Failed(error))) => Err(error.into()),
-        Err(AuthorizationError::Stay(refused)) => {
+        Err(AuthorizationError::Page(OAuthError::Service(error))) => Err(error.into()),
+        Err(AuthorizationError::Page(refused)) => {
             let (title, reason) = ("This link does not work", refused.to_string());
             let text = format!(
                 "The app that sent you here made an invalid request, so we cannot send you back to it: {reason}."
             );
-            Ok(Err(Box::new(message(400, title, &text, ("/", "Go to the dashboard")))))
+            Ok(Err(Box::new(message_page(400, title, &text, ("/", "Go to the dashboard")))))
         }
     }
 }
@@ -268,34 +273,37 @@ async fn page(
     query: &str,
     problem: Option<(u16, String)>,
 ) -> Result<Response, ApiError> {
-    browser.leads_to(&request.redirect_uri);
-    browser.brand(app.resources.workspace_brand(caller.workspace()).await?);
+    browser.allow_redirect_uri(&request.redirect_uri);
+    browser.set_brand(app.resources.workspace_brand(caller.workspace()).await?);
     let (status, problem) = problem.unzip();
     let host = redirect_uri::destination(&request.redirect_uri);
     let is_web = request.redirect_uri.starts_with("https://");
     let page = ConsentPage {
         layout: browser.layout(),
         action: "/oauth/consent",
-        hidden: vec![("query".to_owned(), query.to_owned())],
-        client: &request.client.name,
-        known_by: known_by(&request.client.origin),
-        destination: if is_web { Destination::Host(host) } else { Destination::Program(host) },
-        person: caller.principal.name(),
-        workspaces: workspaces(app, caller).await?,
-        scopes: scopes(request.scope),
-        elsewhere: elsewhere(app, &request.resources),
-        is_incomplete: caller.principal.lacks_second_factor,
-        sign_in: sign_in_path(query, request.login_hint.as_deref(), true),
+        hidden_fields: vec![("query".to_owned(), query.to_owned())],
+        client_name: &request.client.name,
+        client_origin: describe_origin(&request.client.origin),
+        destination: if is_web { Destination::Host(host) } else { Destination::LocalProgram(host) },
+        user_name: caller.principal.name(),
+        workspaces: workspace_choices(app, caller).await?,
+        scopes: scope_choices(request.scope),
+        other_resources: other_resources(app, &request.resources),
+        is_second_factor_missing: caller.principal.lacks_second_factor,
+        sign_in_url: sign_in_path(query, request.login_hint.as_deref(), true),
         problem,
     };
-    Ok(browser.page(status.unwrap_or(200), &page))
+    Ok(browser.render_page(status.unwrap_or(200), &page))
 }
 
 /// Returns the workspaces that the user can select. The current workspace is preselected.
-pub(super) async fn workspaces(app: &App, caller: &Caller) -> Result<Vec<Choice>, ApiError> {
-    let own = app.oauth.selectable_workspaces(caller).await.map_err(failure)?;
-    let choice = |own: crate::model::workspace::WorkspaceWithRole| Choice {
-        is_chosen: own.workspace.id == caller.workspace(),
+pub(super) async fn workspace_choices(
+    app: &App,
+    caller: &Caller,
+) -> Result<Vec<WorkspaceChoice>, ApiError> {
+    let own = app.oauth.selectable_workspaces(caller).await.map_err(to_api_error)?;
+    let choice = |own: crate::model::workspace::WorkspaceWithRole| WorkspaceChoice {
+        is_selected: own.workspace.id == caller.workspace(),
         id: own.workspace.id,
         name: own.workspace.name,
         role: own.role,
@@ -304,28 +312,32 @@ pub(super) async fn workspaces(app: &App, caller: &Caller) -> Result<Vec<Choice>
 }
 
 /// Returns the scopes that the user can select: the requested one and lesser ones.
-pub(super) fn scopes(requested: Scope) -> Vec<ScopeChoice> {
+pub(super) fn scope_choices(requested: Scope) -> Vec<ScopeChoice> {
     let choices = Scope::ALL.into_iter().filter(|scope| *scope <= requested);
     // The admin scope is never preselected: the user must select it.
     let is_chosen = |scope| scope == requested && scope < Scope::Admin;
-    choices.map(|scope| ScopeChoice { scope, is_chosen: is_chosen(scope) }).collect()
+    choices.map(|scope| ScopeChoice { scope, is_selected: is_chosen(scope) }).collect()
 }
 
 /// Returns the resources of the access tokens; empty if it is this service only.
-pub(super) fn elsewhere(app: &App, resources: &[String]) -> String {
-    if resources == [app.oauth.resources().own()] { String::new() } else { resources.join(", ") }
+pub(super) fn other_resources(app: &App, resources: &[String]) -> String {
+    if resources == [app.oauth.resources().own_api()] {
+        String::new()
+    } else {
+        resources.join(", ")
+    }
 }
 
 /// Returns a sentence on the origin of a client's registration.
-pub(super) fn known_by(origin: &Origin) -> String {
+pub(super) fn describe_origin(origin: &ClientOrigin) -> String {
     match origin {
-        Origin::Registered => {
+        ClientOrigin::SelfRegistered => {
             "It registered itself under this name; we have not verified it.".to_owned()
         }
-        Origin::Document(url) => {
+        ClientOrigin::MetadataDocument(url) => {
             format!("It is identified by the website {}.", redirect_uri::destination(url))
         }
-        Origin::Workspace(_) => {
+        ClientOrigin::Workspace(_) => {
             "A customer of this service registered it under this name; we have not verified it."
                 .to_owned()
         }
@@ -351,11 +363,11 @@ fn sign_in_path(query: &str, login_hint: Option<&str>, again: bool) -> String {
         }
         pairs.retain(|(name, value)| name != "prompt" || !value.is_empty());
     }
-    let next = format!("{HERE}?{}", query_of(&pairs));
-    let mut path = format!("/sign-in?next={}", encoded(&next));
+    let next = format!("{PATH}?{}", query_of(&pairs));
+    let mut path = format!("/sign-in?next={}", encode_query_value(&next));
     if let Some(hint) = login_hint {
         path.push_str("&email=");
-        path.extend(encoded(hint));
+        path.extend(encode_query_value(hint));
     }
     if again {
         path.push_str("&again=1");
@@ -364,7 +376,9 @@ fn sign_in_path(query: &str, login_hint: Option<&str>, again: bool) -> String {
 }
 
 fn query_of(pairs: &[(String, String)]) -> String {
-    let pair = |(name, value): &(String, String)| format!("{}={}", encoded(name), encoded(value));
+    let pair = |(name, value): &(String, String)| {
+        format!("{}={}", encode_query_value(name), encode_query_value(value))
+    };
     pairs.iter().map(pair).collect::<Vec<_>>().join("&")
 }
 
@@ -387,21 +401,23 @@ fn redirect_error(to: &str) -> Response {
     }
     let (title, text) =
         ("Something went wrong", "The app that sent you here made an invalid request.");
-    message(400, title, text, (to, "Back to the app"))
+    message_page(400, title, text, (to, "Back to the app"))
 }
 
 /// Redirects to the client with 303, so that browsers do not post a form again (RFC 9700, section
 /// 4.12).
 fn redirect_to_client(to: &str) -> Response {
     let mut response = Redirect::to(to).into_response();
-    super::page::conceal(&mut response);
+    super::page::set_private_headers(&mut response);
     response
 }
 
 /// Converts an OAuth error for display on a page.
-pub(super) fn failure(error: OAuthError) -> ApiError {
+pub(super) fn to_api_error(error: OAuthError) -> ApiError {
     match error {
-        OAuthError::Failed(error) => error.into(),
-        OAuthError::Refused { description, .. } => ApiError::new(Code::BadRequest, description),
+        OAuthError::Service(error) => error.into(),
+        OAuthError::Protocol { description, .. } => {
+            ApiError::new(ErrorCode::BadRequest, description)
+        }
     }
 }

@@ -18,7 +18,7 @@ use uuid::Uuid;
 
 use super::{authorize, layout::Layout, page};
 use crate::{
-    auth::{AuthError, browser::CsrfBinding},
+    auth::{AuthError, browser_sessions::CsrfBinding},
     http::{ApiError, App, extract::Query},
     model::{
         audit::RequestInfo,
@@ -76,14 +76,14 @@ impl FromRequestParts<App> for Browser {
 impl Browser {
     /// Returns the layout of its pages, with fresh CSRF tokens and a fresh idempotency key.
     pub(super) fn layout(&self) -> Layout {
-        let form_token = self.app.auth.form_token(self.form_binding);
-        let user_form_token = self.app.auth.form_token(self.user_form_binding());
+        let form_token = self.app.auth.csrf_token(self.form_binding);
+        let user_form_token = self.app.auth.csrf_token(self.user_form_binding());
         let attempt = Uuid::from_bytes(self.app.env.entropy.bytes()).to_string();
         Layout::new(form_token, user_form_token, attempt.into(), self.brand.clone())
     }
 
     /// Sets the branding of its pages.
-    pub(super) fn brand(&mut self, brand: Brand) {
+    pub(super) fn set_brand(&mut self, brand: Brand) {
         self.brand = brand;
     }
 
@@ -100,7 +100,7 @@ impl Browser {
     /// Returns the binding of forms about the user's account: the session, in any workspace.
     fn user_form_binding(&self) -> CsrfBinding {
         match self.form_binding {
-            CsrfBinding::Session(id, _) => CsrfBinding::Person(id),
+            CsrfBinding::SessionInWorkspace(id, _) => CsrfBinding::Session(id),
             other => other,
         }
     }
@@ -125,22 +125,22 @@ impl Browser {
     }
 
     /// Lets the forms of the following pages lead to this redirect URI.
-    pub(super) fn leads_to(&mut self, redirect_uri: &str) {
+    pub(super) fn allow_redirect_uri(&mut self, redirect_uri: &str) {
         self.form_action = redirect_uri::csp_source(redirect_uri);
     }
 
     /// Lets the forms of the following pages lead to the redirect URI of the authorization request
     /// in `next`, if `next` is one.
     pub(super) async fn allow_form_action(&mut self, next: &str) {
-        let query = next.strip_prefix(authorize::HERE).and_then(|rest| rest.strip_prefix('?'));
+        let query = next.strip_prefix(authorize::PATH).and_then(|rest| rest.strip_prefix('?'));
         let Some(pairs) = query.and_then(Query::parse).map(Query::into_pairs) else { return };
         if let Some(uri) = self.app.oauth.validated_redirect_uri(&Parameters::new(pairs)).await {
-            self.leads_to(&uri);
+            self.allow_redirect_uri(&uri);
         }
     }
 
     /// Renders a page for this browser. A new browser gets its cookie.
-    pub fn page<T: askama::Template>(&self, status: u16, template: &T) -> Response {
+    pub fn render_page<T: askama::Template>(&self, status: u16, template: &T) -> Response {
         let mut response = match &self.form_action {
             Some(source) => page::render_with_form_action(status, template, &self.brand, source),
             None => page::render(status, template, &self.brand),
@@ -153,11 +153,11 @@ impl Browser {
 
     /// Redirects to a page and sets the cookie of a new session.
     #[must_use]
-    pub fn signed_in(&self, session: SessionId, next: &str) -> Response {
+    pub fn sign_in_redirect(&self, session: SessionId, next: &str) -> Response {
         let mut response = Redirect::to(next).into_response();
         let lifetime = self.app.auth.session_lifetime().as_secs();
         let max_age = Duration::seconds(i64::try_from(lifetime).unwrap_or(i64::MAX));
-        let value = self.app.auth.cookie_of(session);
+        let value = self.app.auth.session_cookie(session);
         let value = value.expose_secret().to_owned();
         set_cookie(&self.app, &mut response, SESSION_COOKIE, value, Some(max_age));
         response
@@ -165,7 +165,7 @@ impl Browser {
 
     /// Redirects to a page and deletes the session cookie.
     #[must_use]
-    pub fn signed_out(&self, next: &str) -> Response {
+    pub fn sign_out_redirect(&self, next: &str) -> Response {
         let mut response = Redirect::to(next).into_response();
         set_cookie(&self.app, &mut response, SESSION_COOKIE, String::new(), Some(Duration::ZERO));
         response
@@ -175,7 +175,9 @@ impl Browser {
 /// Returns the binding of forms of a signed-in user: the session in its workspace.
 fn session_form_binding(caller: &Caller) -> Option<CsrfBinding> {
     match &caller.principal.credential {
-        Credential::Session { id, .. } => Some(CsrfBinding::Session(*id, caller.workspace())),
+        Credential::Session { id, .. } => {
+            Some(CsrfBinding::SessionInWorkspace(*id, caller.workspace()))
+        }
         _ => None,
     }
 }

@@ -3,7 +3,7 @@
 
 use askama::{Template, filters::HtmlSafe};
 
-use super::words::{Count, Requests};
+use super::format::{Count, RequestCount};
 
 /// A small bar chart in one line of text.
 #[derive(Debug, Template)]
@@ -46,7 +46,7 @@ impl Sparkline {
                 title: String::new(),
             }
         });
-        let label = format!("{} in {} hours", Requests(hours.iter().sum()), hours.len());
+        let label = format!("{} in {} hours", RequestCount(hours.iter().sum()), hours.len());
         Self { label, bars: bars.collect() }
     }
 }
@@ -58,9 +58,9 @@ pub(super) struct Chart {
     label: String,
     rects: Vec<Rect>,
     /// The total of the highest bar.
-    most: String,
+    max_label: String,
     /// The labels of the time axis, with their x coordinates.
-    times: Vec<(usize, String)>,
+    axis_labels: Vec<(usize, String)>,
     /// The CSS class and the name of each segment.
     legend: Vec<(&'static str, &'static str)>,
 }
@@ -69,11 +69,11 @@ impl HtmlSafe for Chart {}
 
 /// The stacked bar of one period.
 #[derive(Debug)]
-pub(super) struct Pile {
+pub(super) struct StackedBar {
     /// The start of the period, as a label.
-    pub(super) time: String,
+    pub(super) label: String,
     /// The values of the segments from the bottom up, in the order of the legend.
-    pub(super) parts: Vec<i64>,
+    pub(super) segments: Vec<i64>,
 }
 
 impl Chart {
@@ -85,19 +85,20 @@ impl Chart {
     pub(super) fn new(
         label: String,
         legend: Vec<(&'static str, &'static str)>,
-        piles: &[Pile],
+        piles: &[StackedBar],
     ) -> Self {
-        let max = piles.iter().map(|pile| pile.parts.iter().sum()).max().unwrap_or(0);
+        let max = piles.iter().map(|pile| pile.segments.iter().sum()).max().unwrap_or(0);
         let step = Self::WIDTH / piles.len().max(1);
         let mut rects = Vec::new();
         for (index, pile) in piles.iter().enumerate() {
             let segments: Vec<_> =
-                legend.iter().zip(&pile.parts).filter(|(_, part)| **part > 0).collect();
+                legend.iter().zip(&pile.segments).filter(|(_, part)| **part > 0).collect();
             let texts =
                 segments.iter().map(|((_, name), part)| format!("{} {name}", Count(**part)));
-            let title = format!("{}: {}", pile.time, texts.collect::<Vec<_>>().join(", "));
+            let title = format!("{}: {}", pile.label, texts.collect::<Vec<_>>().join(", "));
             let mut top = 0;
-            for ((class, _), part) in legend.iter().zip(&pile.parts).filter(|(_, part)| **part > 0)
+            for ((class, _), part) in
+                legend.iter().zip(&pile.segments).filter(|(_, part)| **part > 0)
             {
                 let height = scale(*part, max.max(1), Self::HEIGHT);
                 top = (top + height).min(Self::HEIGHT);
@@ -108,8 +109,8 @@ impl Chart {
         }
         let label_interval = (piles.len() / 6).max(1);
         let times = piles.iter().enumerate().step_by(label_interval);
-        let times = times.map(|(index, pile)| (index * step, pile.time.clone())).collect();
-        Self { label, rects, most: Count(max).to_string(), times, legend }
+        let axis_labels = times.map(|(index, pile)| (index * step, pile.label.clone())).collect();
+        Self { label, rects, max_label: Count(max).to_string(), axis_labels, legend }
     }
 }
 
@@ -135,8 +136,10 @@ mod tests {
 
     #[test]
     fn bar_title_contains_its_numbers() {
-        let pile =
-            |time: &str, parts: &[i64]| Pile { time: time.to_owned(), parts: parts.to_vec() };
+        let pile = |time: &str, parts: &[i64]| StackedBar {
+            label: time.to_owned(),
+            segments: parts.to_vec(),
+        };
         let legend = vec![("ok", "succeeded"), ("refused", "refused")];
         let piles = [pile("08:00", &[1200, 3]), pile("09:00", &[0, 0])];
         let drawn = Chart::new("Requests".to_owned(), legend.clone(), &piles).to_string();

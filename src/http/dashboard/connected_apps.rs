@@ -5,13 +5,13 @@ use axum::{extract::State, response::Response};
 
 use super::{
     form::UserForm,
-    layout::{Desk, Done, Layout},
+    layout::{DashboardContext, FlashMessage, Layout},
     page::PAGE_SIZE,
 };
 use crate::{
     http::{
         ApiError, App,
-        extract::{Authorized, UserSession, PathId, Query},
+        extract::{Authorized, PathId, Query, UserSession},
     },
     model::{
         id::{GrantId, Id},
@@ -40,13 +40,13 @@ struct AppRow {
 
 impl From<Grant> for AppRow {
     fn from(grant: Grant) -> Self {
-        let last_used = grant.last_used_at.map_or_else(String::new, timestamp::for_people);
+        let last_used = grant.last_used_at.map_or_else(String::new, timestamp::format_to_minute);
         Self {
             id: grant.id,
             name: grant.client_name,
             workspace: grant.workspace_name,
             scope: grant.scope.as_str(),
-            since: timestamp::for_people(grant.created_at),
+            since: timestamp::format_to_minute(grant.created_at),
             last_used,
         }
     }
@@ -56,22 +56,22 @@ impl From<Grant> for AppRow {
 pub(super) async fn show(
     caller: Authorized<UserSession>,
     State(app): State<App>,
-    desk: Desk,
+    desk: DashboardContext,
     query: Query,
 ) -> Result<Response, ApiError> {
-    let (page, _) = app.oauth.list_user_grants(&caller, query.page_of(PAGE_SIZE)?).await?;
+    let (page, _) = app.oauth.list_user_grants(&caller, query.page_with_limit(PAGE_SIZE)?).await?;
     let next = page.next_cursor(|grant| grant.id.uuid());
     let apps = page.items.into_iter().map(AppRow::from).collect();
-    Ok(desk.page(200, &AppsPage { layout: desk.layout(), apps, next }))
+    Ok(desk.render_page(200, &AppsPage { layout: desk.layout(), apps, next }))
 }
 
 /// Disconnects an app: revokes its grant.
-pub(super) async fn end(
+pub(super) async fn disconnect(
     caller: Authorized<UserSession>,
     State(app): State<App>,
     PathId(id): PathId<GrantId>,
     _form: UserForm,
 ) -> Result<Response, ApiError> {
     app.oauth.end_grant(&caller, id).await?;
-    Ok(Done::AppDisconnected.at("/connected-apps"))
+    Ok(FlashMessage::AppDisconnected.redirect_to("/connected-apps"))
 }

@@ -12,12 +12,13 @@ use axum::{
 
 use super::{
     authorize::{
-        ConsentPage, Decision, Destination, elsewhere, failure, known_by, scopes, workspaces,
+        ConsentPage, Decision, Destination, describe_origin, other_resources, scope_choices,
+        to_api_error, workspace_choices,
     },
     browser::Browser,
     form::Form,
     layout::Layout,
-    page::{Message, encoded, explained},
+    page::{MessagePage, encode_query_value, form_error},
 };
 use crate::{
     http::{
@@ -49,13 +50,13 @@ pub(super) async fn show(
         return Ok(redirect_to_sign_in(user_code));
     }
     let layout = browser.layout();
-    Ok(browser.page(200, &DevicePage { layout, user_code, problem: None }))
+    Ok(browser.render_page(200, &DevicePage { layout, user_code, problem: None }))
 }
 
 /// Redirects to the sign-in, which leads back to this user code.
 fn redirect_to_sign_in(user_code: &str) -> Response {
-    let next = format!("/device?user_code={}", encoded(user_code));
-    Redirect::to(&format!("/sign-in?next={}", encoded(&next))).into_response()
+    let next = format!("/device?user_code={}", encode_query_value(user_code));
+    Redirect::to(&format!("/sign-in?next={}", encode_query_value(&next))).into_response()
 }
 
 /// Looks up the user code and displays the consent page.
@@ -71,7 +72,7 @@ pub(super) async fn submit(
         Ok(device) => {
             consent_page(&app, &caller, &mut form.browser, user_code, &device, None).await
         }
-        Err(error) => code_page(&form, user_code, failure(error)),
+        Err(error) => code_page(&form, user_code, to_api_error(error)),
     }
 }
 
@@ -86,9 +87,9 @@ pub(super) async fn decide(
     let Some(caller) = caller else { return Ok(redirect_to_sign_in(user_code)) };
     let device = match app.oauth.find_device_request(user_code).await {
         Ok(device) => device,
-        Err(error) => return code_page(&form, user_code, failure(error)),
+        Err(error) => return code_page(&form, user_code, to_api_error(error)),
     };
-    let (decided, title, text) = match Decision::of(&form)? {
+    let (decided, title, text) = match Decision::from_form(&form)? {
         Decision::Deny => {
             let denied = app.oauth.deny_device(&caller, &device).await;
             (denied, "Not connected", "The device does not get access. You can close this page.")
@@ -99,11 +100,12 @@ pub(super) async fn decide(
         }
     };
     match decided {
-        Ok(()) => Ok(form
-            .browser
-            .page(200, &Message { layout: form.browser.layout(), title, text, link: None })),
+        Ok(()) => Ok(form.browser.render_page(
+            200,
+            &MessagePage { layout: form.browser.layout(), title, text, link: None },
+        )),
         Err(error) => {
-            let problem = Some(explained(failure(error))?);
+            let problem = Some(form_error(to_api_error(error))?);
             consent_page(&app, &caller, &mut form.browser, user_code, &device, problem).await
         }
     }
@@ -111,9 +113,9 @@ pub(super) async fn decide(
 
 /// Returns the form for the user code with an error.
 fn code_page(form: &Form, user_code: &str, error: ApiError) -> Result<Response, ApiError> {
-    let (status, problem) = explained(error)?;
+    let (status, problem) = form_error(error)?;
     let (layout, problem) = (form.browser.layout(), Some(problem));
-    Ok(form.browser.page(status, &DevicePage { layout, user_code, problem }))
+    Ok(form.browser.render_page(status, &DevicePage { layout, user_code, problem }))
 }
 
 async fn consent_page(
@@ -124,22 +126,22 @@ async fn consent_page(
     device: &DeviceRequest,
     problem: Option<(u16, String)>,
 ) -> Result<Response, ApiError> {
-    browser.brand(app.resources.workspace_brand(caller.workspace()).await?);
+    browser.set_brand(app.resources.workspace_brand(caller.workspace()).await?);
     let (status, problem) = problem.unzip();
     let page = ConsentPage {
         layout: browser.layout(),
         action: "/device/consent",
-        hidden: vec![("user_code".to_owned(), user_code.to_owned())],
-        client: &device.client.name,
-        known_by: known_by(&device.client.origin),
+        hidden_fields: vec![("user_code".to_owned(), user_code.to_owned())],
+        client_name: &device.client.name,
+        client_origin: describe_origin(&device.client.origin),
         destination: Destination::Device(user_code.to_owned()),
-        person: caller.principal.name(),
-        workspaces: workspaces(app, caller).await?,
-        scopes: scopes(device.scope),
-        elsewhere: elsewhere(app, device.resources()),
-        is_incomplete: caller.principal.lacks_second_factor,
-        sign_in: format!("/sign-in?again=1&next={}", encoded("/device")),
+        user_name: caller.principal.name(),
+        workspaces: workspace_choices(app, caller).await?,
+        scopes: scope_choices(device.scope),
+        other_resources: other_resources(app, device.resources()),
+        is_second_factor_missing: caller.principal.lacks_second_factor,
+        sign_in_url: format!("/sign-in?again=1&next={}", encode_query_value("/device")),
         problem,
     };
-    Ok(browser.page(status.unwrap_or(200), &page))
+    Ok(browser.render_page(status.unwrap_or(200), &page))
 }

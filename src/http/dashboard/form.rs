@@ -15,8 +15,8 @@ use secrecy::SecretString;
 
 use super::{browser::Browser, sign_in::same_origin_path};
 use crate::{
-    http::{ApiError, App, error::Code, extract},
-    idempotency::Attempt,
+    http::{ApiError, App, error::ErrorCode, extract},
+    idempotency::IdempotentRequest,
     model::password::Password,
 };
 
@@ -61,24 +61,28 @@ impl FromRequest<App> for UserForm {
 
     async fn from_request(request: Request, app: &App) -> Result<Self, ApiError> {
         let form = read_form(request, app).await?;
-        if form.browser.verify_user_csrf_token(form.token()?) { Ok(Self(form)) } else { Err(invalid_token()) }
+        if form.browser.verify_user_csrf_token(form.token()?) {
+            Ok(Self(form))
+        } else {
+            Err(invalid_token())
+        }
     }
 }
 
 fn invalid_token() -> ApiError {
     let message = "this form belongs to another session or workspace, or your browser blocks cookies; go back and reload the page";
-    ApiError::new(Code::Forbidden, message)
+    ApiError::new(ErrorCode::Forbidden, message)
 }
 
 /// A form with a file.
-pub struct Upload {
+pub struct UploadForm {
     /// The other fields.
     pub form: Form,
     /// The file; `None` if the user chose none.
     pub file: Option<Bytes>,
 }
 
-impl FromRequest<App> for Upload {
+impl FromRequest<App> for UploadForm {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, app: &App) -> Result<Self, ApiError> {
@@ -113,10 +117,10 @@ impl Form {
     ///
     /// # Errors
     /// `validation_failed` if the field `attempt` is repeated or contains NUL.
-    pub fn attempt(&self) -> Result<Attempt, ApiError> {
-        let key = self.filled("attempt")?.map(SecretString::from);
+    pub fn attempt(&self) -> Result<IdempotentRequest, ApiError> {
+        let key = self.non_empty_text("attempt")?.map(SecretString::from);
         let body: Vec<_> = self.fields.pairs().flat_map(|(name, value)| [name, value]).collect();
-        Ok(Attempt::new(key, serde_json::to_string(&body).unwrap_or_default().as_bytes()))
+        Ok(IdempotentRequest::new(key, serde_json::to_string(&body).unwrap_or_default().as_bytes()))
     }
 
     /// Returns a field's text; empty if the field is missing.
@@ -131,7 +135,7 @@ impl Form {
     ///
     /// # Errors
     /// `validation_failed` if the field is repeated or contains NUL.
-    pub fn given(&self, name: &'static str) -> Result<Option<&str>, ApiError> {
+    pub fn optional_text(&self, name: &'static str) -> Result<Option<&str>, ApiError> {
         self.fields.text(name)
     }
 
@@ -154,14 +158,18 @@ impl Form {
         name: &'static str,
         what: &str,
     ) -> Result<Option<T>, ApiError> {
-        if self.filled(name)?.is_none() { Ok(None) } else { self.fields.parse_as(name, what) }
+        if self.non_empty_text(name)?.is_none() {
+            Ok(None)
+        } else {
+            self.fields.parse_as(name, what)
+        }
     }
 
     /// Returns a field's trimmed text; `None` if the field is empty.
     ///
     /// # Errors
     /// `validation_failed` if the field is repeated or contains NUL.
-    pub fn filled(&self, name: &'static str) -> Result<Option<&str>, ApiError> {
+    pub fn non_empty_text(&self, name: &'static str) -> Result<Option<&str>, ApiError> {
         Ok(Some(self.text(name)?.trim()).filter(|text| !text.is_empty()))
     }
 }
@@ -180,7 +188,7 @@ fn check_origin(headers: &HeaderMap, public_url: &str) -> Result<(), ApiError> {
         return Ok(());
     }
     let message = format!("forms are only accepted from pages at {public_url}");
-    Err(ApiError::new(Code::Forbidden, message))
+    Err(ApiError::new(ErrorCode::Forbidden, message))
 }
 
 #[cfg(test)]

@@ -10,12 +10,12 @@ use super::{
     browser::Browser,
     form::Form,
     layout::Layout,
-    page::{Message, encoded, explained},
+    page::{MessagePage, encode_query_value, form_error},
 };
 use crate::{
     auth::{
         AuthError,
-        invitations::{Invited, NewMember},
+        invitations::{InvitationPreview, NewMember},
     },
     http::{
         ApiError, App,
@@ -28,12 +28,12 @@ use crate::{
 struct AcceptPage<'a> {
     layout: Layout,
     token: &'a str,
-    invited: &'a Invited,
+    invitation: &'a InvitationPreview,
     /// The display name of the signed-in user.
-    person: Option<&'a str>,
+    user_name: Option<&'a str>,
     full_name: &'a str,
     /// The URL of the sign-in, which leads back to the invitation.
-    sign_in: String,
+    sign_in_url: String,
     problem: Option<String>,
 }
 
@@ -48,26 +48,26 @@ pub(super) async fn show(
     let invited = match app.auth.preview_invitation(token).await {
         Ok(invited) => invited,
         Err(error) => {
-            let (status, text) = explained(error.into())?;
+            let (status, text) = form_error(error.into())?;
             let title = "This invitation link does not work";
-            return Ok(browser.page(
+            return Ok(browser.render_page(
                 status,
-                &Message { layout: browser.layout(), title, text: &text, link: None },
+                &MessagePage { layout: browser.layout(), title, text: &text, link: None },
             ));
         }
     };
     let caller = browser.caller(&public.request).await?;
-    browser.brand(app.resources.workspace_brand(invited.workspace_id).await?);
+    browser.set_brand(app.resources.workspace_brand(invited.workspace_id).await?);
     let page = AcceptPage {
         layout: browser.layout(),
         token,
-        invited: &invited,
-        person: caller.as_ref().map(|caller| &**caller.principal.name()),
+        invitation: &invited,
+        user_name: caller.as_ref().map(|caller| &**caller.principal.name()),
         full_name: "",
-        sign_in: sign_in_url(&invited, token),
+        sign_in_url: sign_in_url(&invited, token),
         problem: None,
     };
-    Ok(browser.page(200, &page))
+    Ok(browser.render_page(200, &page))
 }
 
 /// Accepts the invitation and signs in to its workspace.
@@ -82,34 +82,38 @@ pub(super) async fn accept(
         app.auth.accept_invitation(caller, token).await
     } else {
         let password = form.password("password")?;
-        let full_name = form.filled("full_name")?.map(str::to_owned);
+        let full_name = form.non_empty_text("full_name")?.map(str::to_owned);
         let new = NewMember { password, full_name };
         app.auth.accept_invitation_with_new_account(token, &new, &public.request).await
     };
     let error = match accepted {
-        Ok(pair) => return Ok(browser.signed_in(pair.session, "/")),
+        Ok(pair) => return Ok(browser.sign_in_redirect(pair.session, "/")),
         Err(error) => error,
     };
     if matches!(error, AuthError::SignInRequired) {
         let invited = app.auth.preview_invitation(token).await?;
         return Ok(Redirect::to(&sign_in_url(&invited, token)).into_response());
     }
-    let (status, problem) = explained(error.into())?;
+    let (status, problem) = form_error(error.into())?;
     // The invitation may have become invalid: then this fails, too.
     let invited = app.auth.preview_invitation(token).await?;
     let page = AcceptPage {
         layout: browser.layout(),
         token,
-        invited: &invited,
-        person: caller.as_ref().map(|caller| &**caller.principal.name()),
+        invitation: &invited,
+        user_name: caller.as_ref().map(|caller| &**caller.principal.name()),
         full_name: form.text("full_name")?,
-        sign_in: sign_in_url(&invited, token),
+        sign_in_url: sign_in_url(&invited, token),
         problem: Some(problem),
     };
-    Ok(browser.page(status, &page))
+    Ok(browser.render_page(status, &page))
 }
 
-fn sign_in_url(invited: &Invited, token: &str) -> String {
-    let next = format!("/accept-invitation?token={}", encoded(token));
-    format!("/sign-in?next={}&email={}", encoded(&next), encoded(&invited.email))
+fn sign_in_url(invited: &InvitationPreview, token: &str) -> String {
+    let next = format!("/accept-invitation?token={}", encode_query_value(token));
+    format!(
+        "/sign-in?next={}&email={}",
+        encode_query_value(&next),
+        encode_query_value(&invited.email)
+    )
 }

@@ -1,7 +1,7 @@
 //! The layout of pages: branding, CSRF tokens and, for signed-in users, the navigation.
 //!
-//! Handlers of signed-in pages take a [`Desk`]; it loads the branding and the navigation. Pages
-//! without a session use the layout of a [`Browser`].
+//! Handlers of signed-in pages take a [`DashboardContext`]; it loads the branding and the
+//! navigation. Pages without a session use the layout of a [`Browser`].
 
 use axum::{
     extract::FromRequestParts,
@@ -32,12 +32,12 @@ pub(super) struct Layout {
     attempt: SecretString,
     pub(super) brand: Brand,
     /// The navigation; `None` on pages that need no session.
-    pub(super) shell: Option<Shell>,
+    pub(super) navigation: Option<Navigation>,
 }
 
 /// A success message on the page that follows a form.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Done {
+pub(super) enum FlashMessage {
     Saved,
     KeyRevoked,
     RoleChanged,
@@ -47,10 +47,10 @@ pub(super) enum Done {
     OtherSessionsEnded,
     AppDisconnected,
     VerificationEmailSent,
-    Invited,
+    InvitationSent,
 }
 
-impl Done {
+impl FlashMessage {
     const ALL: [(Self, &'static str, &'static str); 10] = [
         (Self::Saved, "saved", "Changes saved."),
         (Self::KeyRevoked, "revoked", "Key revoked. It no longer works on any server."),
@@ -59,13 +59,13 @@ impl Done {
         (Self::InvitationWithdrawn, "withdrawn", "Invitation withdrawn."),
         (Self::SessionEnded, "ended", "Session signed out."),
         (Self::OtherSessionsEnded, "others-ended", "All other sessions signed out."),
-        (Self::Invited, "invited", "Invitation sent."),
+        (Self::InvitationSent, "invited", "Invitation sent."),
         (Self::VerificationEmailSent, "link", "Verification email sent. Check your inbox."),
         (Self::AppDisconnected, "disconnected", "App disconnected. It no longer has access."),
     ];
 
     /// Redirects to a page that displays the message.
-    pub(super) fn at(self, path: &str) -> Response {
+    pub(super) fn redirect_to(self, path: &str) -> Response {
         let known = Self::ALL.into_iter().find(|(message, ..)| *message == self);
         let name = known.map_or("", |(_, name, _)| name);
         Redirect::to(&format!("{path}?done={name}")).into_response()
@@ -81,13 +81,13 @@ impl Done {
 
 /// The header and the navigation of a signed-in page.
 #[derive(Debug, Clone)]
-pub(super) struct Shell {
+pub(super) struct Navigation {
     /// The success message.
-    pub(super) done: Option<&'static str>,
+    pub(super) flash_message: Option<&'static str>,
     /// The user's display name.
-    pub(super) person: String,
+    pub(super) user_name: String,
     /// The name of the workspace.
-    pub(super) workspace: String,
+    pub(super) workspace_name: String,
     /// The user's role in the workspace.
     pub(super) role: Role,
     /// The section of the current page.
@@ -169,16 +169,16 @@ impl Layout {
         attempt: SecretString,
         brand: Brand,
     ) -> Self {
-        Self { form_token, user_form_token, attempt, brand, shell: None }
+        Self { form_token, user_form_token, attempt, brand, navigation: None }
     }
 
     /// Returns the CSRF token of forms that act in the workspace.
-    pub(super) fn token(&self) -> &str {
+    pub(super) fn form_token(&self) -> &str {
         self.form_token.expose_secret()
     }
 
     /// Returns the CSRF token of forms about the user's account.
-    pub(super) fn own(&self) -> &str {
+    pub(super) fn user_form_token(&self) -> &str {
         self.user_form_token.expose_secret()
     }
 
@@ -196,10 +196,10 @@ impl Layout {
 /// Returns the style sheet of a brand; `None` if the brand has no colour.
 pub(super) fn style(brand: &Brand) -> Option<String> {
     let color = brand.color?;
-    Some(format!(":root{{--brand:{color};--on-brand:{}}}", color.ink()))
+    Some(format!(":root{{--brand:{color};--on-brand:{}}}", color.text_color()))
 }
 
-impl Shell {
+impl Navigation {
     /// Returns the sections that the user may see, each with true if the page belongs to it.
     pub(super) fn sections(&self) -> impl Iterator<Item = (Section, bool)> {
         let scope = self.role.scope();
@@ -210,13 +210,13 @@ impl Shell {
 }
 
 /// The browser, the layout and the role of a signed-in user: an extractor for handlers of pages.
-pub(super) struct Desk {
+pub(super) struct DashboardContext {
     pub(super) browser: Browser,
     layout: Layout,
     role: Role,
 }
 
-impl FromRequestParts<App> for Desk {
+impl FromRequestParts<App> for DashboardContext {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiError> {
@@ -226,28 +226,28 @@ impl FromRequestParts<App> for Desk {
         let Credential::Session { role, .. } = &caller.principal.credential else {
             return Err(ApiError::internal("dashboard page without a session"));
         };
-        let (workspace, brand) = app.resources.appearance(caller).await?;
-        let shell = Shell {
-            done: Done::text_for(&parts.uri),
-            person: caller.principal.name().to_string(),
-            workspace,
+        let (workspace, brand) = app.resources.name_and_brand(caller).await?;
+        let shell = Navigation {
+            flash_message: FlashMessage::text_for(&parts.uri),
+            user_name: caller.principal.name().to_string(),
+            workspace_name: workspace,
             role: *role,
             current: Section::of_uri(&parts.uri),
         };
-        browser.brand(brand);
-        let layout = Layout { shell: Some(shell), ..browser.layout() };
+        browser.set_brand(brand);
+        let layout = Layout { navigation: Some(shell), ..browser.layout() };
         Ok(Self { browser, layout, role: *role })
     }
 }
 
-impl Desk {
+impl DashboardContext {
     /// Returns the layout with branding and navigation.
     pub(super) fn layout(&self) -> Layout {
         self.layout.clone()
     }
 
     /// True if the user's role has this scope.
-    pub(super) fn may(&self, scope: Scope) -> bool {
+    pub(super) fn has_scope(&self, scope: Scope) -> bool {
         self.role.scope() >= scope
     }
 
@@ -257,7 +257,7 @@ impl Desk {
     }
 
     /// Renders a page.
-    pub(super) fn page<T: askama::Template>(&self, status: u16, template: &T) -> Response {
-        self.browser.page(status, template)
+    pub(super) fn render_page<T: askama::Template>(&self, status: u16, template: &T) -> Response {
+        self.browser.render_page(status, template)
     }
 }

@@ -18,11 +18,11 @@ use tokio::{
 };
 
 use crate::{
-    audit::Follower,
+    audit::StreamSubscription,
     http::{
         ApiError, App,
         api::audit_stream::sse_response,
-        extract::{Access, Query, Standing},
+        extract::{Access, LiveAuthorization, Query},
     },
     model::{id::WorkspaceId, principal::Caller},
 };
@@ -48,9 +48,9 @@ pub(super) fn is_other_workspace(caller: &Caller, query: &Query) -> Result<bool,
 }
 
 /// A part of a page that is updated while the page is open.
-pub(super) trait Part: Send + 'static {
+pub(super) trait LiveFragment: Send + 'static {
     /// Renders the current HTML. `None` ends the stream, and the browser reloads the page.
-    fn now(
+    fn render(
         &self,
         app: &App,
         caller: &Caller,
@@ -63,14 +63,14 @@ pub(super) trait Part: Send + 'static {
 ///
 /// # Errors
 /// `rate_limited` if too many streams are open.
-pub(super) async fn part<A: Access, P: Part>(
+pub(super) async fn stream_fragment<A: Access, P: LiveFragment>(
     app: App,
     caller: &Caller,
-    standing: Standing<A>,
+    standing: LiveAuthorization<A>,
     fragment: P,
 ) -> Result<Response, ApiError> {
-    let end = app.audit_log.end(caller).await?;
-    let follower = app.audit_log.followers().join(caller, end);
+    let end = app.audit_log.chain_end(caller).await?;
+    let follower = app.audit_log.subscriptions().subscribe(caller, end);
     let follower = follower.ok_or_else(|| ApiError::rate_limited(RETRY_AFTER_SECONDS))?;
     let mut poll_interval = interval(POLL_INTERVAL);
     poll_interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -80,7 +80,7 @@ pub(super) async fn part<A: Access, P: Part>(
         fragment,
         follower,
         end,
-        stopping: app.stopping.subscribe(),
+        stopping: app.shutdown.subscribe(),
         poll_interval,
         polls_until_render: 0,
         is_over: false,
@@ -96,9 +96,9 @@ pub(super) async fn part<A: Access, P: Part>(
 struct FragmentStream<A, P> {
     app: App,
     caller: Caller,
-    standing: Standing<A>,
+    standing: LiveAuthorization<A>,
     fragment: P,
-    follower: Follower,
+    follower: StreamSubscription,
     /// The end of the workspace's hash chain at the last poll.
     end: i64,
     stopping: watch::Receiver<bool>,
@@ -108,7 +108,7 @@ struct FragmentStream<A, P> {
     is_over: bool,
 }
 
-impl<A: Access, P: Part> FragmentStream<A, P> {
+impl<A: Access, P: LiveFragment> FragmentStream<A, P> {
     /// Returns the next event; `None` ends the stream.
     async fn next_event(&mut self) -> Option<String> {
         while !self.is_over {
@@ -117,18 +117,18 @@ impl<A: Access, P: Part> FragmentStream<A, P> {
                 _ = self.stopping.wait_for(|stopping| *stopping) => return None,
                 _ = self.poll_interval.tick() => {}
             }
-            if !self.standing.holds().await {
+            if !self.standing.is_valid().await {
                 return None;
             }
-            let end = self.follower.end();
+            let end = self.follower.chain_end();
             if end == self.end && self.polls_until_render > 0 {
                 self.polls_until_render -= 1;
                 continue;
             }
             (self.end, self.polls_until_render) = (end, POLLS_PER_RENDER);
             // Fragments share the concurrency limit of all queries on the audit log.
-            let permit = self.app.audit_log.place().await.ok()?;
-            let rendered = self.fragment.now(&self.app, &self.caller).await;
+            let permit = self.app.audit_log.acquire_query_permit().await.ok()?;
+            let rendered = self.fragment.render(&self.app, &self.caller).await;
             drop(permit);
             let html = match rendered {
                 Ok(Some(html)) => html,

@@ -5,8 +5,8 @@ use axum::{extract::State, response::Response};
 
 use super::{
     form::Form,
-    layout::{Desk, Done, Layout},
-    page::{PAGE_SIZE, explained},
+    layout::{DashboardContext, FlashMessage, Layout},
+    page::{PAGE_SIZE, form_error},
 };
 use crate::{
     auth::sessions::require_user_session,
@@ -14,11 +14,11 @@ use crate::{
         ApiError, App,
         extract::{Admin, Authorized, FirstPartyAdmin, PathId, Query},
     },
-    idempotency::{Begun, StoredResponse},
+    idempotency::{IdempotencyOutcome, StoredResponse},
     model::{
         id::{Id, InvitationId, UserId},
         invitation::Invitation,
-        page::Page,
+        page::PageRequest,
         principal::Caller,
         scope::Role,
         timestamp,
@@ -31,18 +31,18 @@ const PATH: &str = "/members";
 /// The maximum number of open invitations on the page.
 const MAX_INVITATIONS: i64 = 50;
 /// The first page of members, displayed after a form.
-const FIRST_PAGE: Page = Page { limit: PAGE_SIZE, before: None, offset: 0 };
+const FIRST_PAGE: PageRequest = PageRequest { limit: PAGE_SIZE, before: None, offset: 0 };
 
 #[derive(Template)]
 #[template(path = "members.html")]
 struct MembersPage<'a> {
     layout: Layout,
     /// The id of the signed-in user.
-    own: UserId,
+    current_user: UserId,
     /// The role of the signed-in user.
     role: Role,
     /// True if the sign-in is too long ago, so that changes of ownership require the password.
-    must_confirm: bool,
+    is_password_required: bool,
     members: Vec<Member>,
     next: Option<String>,
     invitations: Vec<Invitation>,
@@ -53,14 +53,14 @@ struct MembersPage<'a> {
 
 impl MembersPage<'_> {
     /// Returns the roles that the user may assign: up to the user's own.
-    fn roles(&self) -> Vec<Role> {
+    fn assignable_roles(&self) -> Vec<Role> {
         let roles = [Role::Viewer, Role::Member, Role::Admin, Role::Owner];
         roles.into_iter().filter(|role| *role <= self.role).collect()
     }
 }
 
 /// Returns a short description of a role.
-pub(super) const fn meaning(role: Role) -> &'static str {
+pub(super) const fn role_description(role: Role) -> &'static str {
     match role {
         Role::Viewer => "can view everything and change nothing",
         Role::Member => "can also change agents, calls, knowledge bases and campaigns",
@@ -83,23 +83,23 @@ struct RejectedForm<'a> {
 pub(super) async fn show(
     caller: Authorized<Admin>,
     State(app): State<App>,
-    desk: Desk,
+    desk: DashboardContext,
     query: Query,
 ) -> Result<Response, ApiError> {
-    page(&app, &desk, &caller, query.page_of(PAGE_SIZE)?, RejectedForm::default()).await
+    page(&app, &desk, &caller, query.page_with_limit(PAGE_SIZE)?, RejectedForm::default()).await
 }
 
 /// Changes the role of a member.
 pub(super) async fn change_role(
     caller: Authorized<FirstPartyAdmin>,
     State(app): State<App>,
-    desk: Desk,
+    desk: DashboardContext,
     PathId(user): PathId<UserId>,
     form: Form,
 ) -> Result<Response, ApiError> {
     let password = form.password("password")?;
     let changed = app.auth.change_role(&caller, user, parse_role(&form)?, password.as_ref()).await;
-    let changed = changed.map(|_| Done::RoleChanged).map_err(ApiError::from);
+    let changed = changed.map(|_| FlashMessage::RoleChanged).map_err(ApiError::from);
     redirect_or_error(&app, &desk, &caller, changed).await
 }
 
@@ -107,12 +107,12 @@ pub(super) async fn change_role(
 pub(super) async fn remove(
     caller: Authorized<FirstPartyAdmin>,
     State(app): State<App>,
-    desk: Desk,
+    desk: DashboardContext,
     PathId(user): PathId<UserId>,
     _form: Form,
 ) -> Result<Response, ApiError> {
     let removed = app.auth.remove_member(&caller, user).await;
-    let removed = removed.map(|()| Done::MemberRemoved).map_err(ApiError::from);
+    let removed = removed.map(|()| FlashMessage::MemberRemoved).map_err(ApiError::from);
     redirect_or_error(&app, &desk, &caller, removed).await
 }
 
@@ -120,14 +120,14 @@ pub(super) async fn remove(
 pub(super) async fn invite(
     caller: Authorized<FirstPartyAdmin>,
     State(app): State<App>,
-    desk: Desk,
+    desk: DashboardContext,
     form: Form,
 ) -> Result<Response, ApiError> {
     let (email, role) = (form.text("email")?.trim(), parse_role(&form)?);
     match send_invitation(&app, &caller, &form, email, role).await {
-        Ok(()) => Ok(Done::Invited.at(PATH)),
+        Ok(()) => Ok(FlashMessage::InvitationSent.redirect_to(PATH)),
         Err(error) => {
-            let problem = Some(explained(error)?);
+            let problem = Some(form_error(error)?);
             let rejected = RejectedForm { email, role: Some(role), problem };
             page(&app, &desk, &caller, FIRST_PAGE, rejected).await
         }
@@ -142,26 +142,27 @@ async fn send_invitation(
     role: Role,
 ) -> Result<(), ApiError> {
     // Before the transaction starts, since the check of a password is slow.
-    let confirmed = app.auth.is_confirmed(caller, form.password("password")?.as_ref()).await?;
+    let confirmed =
+        app.auth.has_reauthenticated(caller, form.password("password")?.as_ref()).await?;
     let mut work = match app.idempotency.begin(caller, form.attempt()?).await? {
-        Begun::Work(work) => work,
-        Begun::Answered(_) => return Ok(()),
+        IdempotencyOutcome::New(work) => work,
+        IdempotencyOutcome::Replayed(_) => return Ok(()),
     };
     app.auth.invite(work.tx(), caller, email, role, confirmed).await?;
     let answer = StoredResponse { status: 200, location: PATH.to_owned(), body: String::new() };
-    Ok(work.finish(&answer).await?)
+    Ok(work.commit(&answer).await?)
 }
 
 /// Withdraws an invitation.
 pub(super) async fn withdraw(
     caller: Authorized<FirstPartyAdmin>,
     State(app): State<App>,
-    desk: Desk,
+    desk: DashboardContext,
     PathId(id): PathId<InvitationId>,
     _form: Form,
 ) -> Result<Response, ApiError> {
     let withdrawn = app.auth.revoke_invitation(&caller, id).await;
-    let withdrawn = withdrawn.map(|()| Done::InvitationWithdrawn).map_err(ApiError::from);
+    let withdrawn = withdrawn.map(|()| FlashMessage::InvitationWithdrawn).map_err(ApiError::from);
     redirect_or_error(&app, &desk, &caller, withdrawn).await
 }
 
@@ -174,14 +175,14 @@ fn parse_role(form: &Form) -> Result<Role, ApiError> {
 /// Redirects to the page with a success message, or displays the error.
 async fn redirect_or_error(
     app: &App,
-    desk: &Desk,
+    desk: &DashboardContext,
     caller: &Caller,
-    outcome: Result<Done, ApiError>,
+    outcome: Result<FlashMessage, ApiError>,
 ) -> Result<Response, ApiError> {
     match outcome {
-        Ok(message) => Ok(message.at(PATH)),
+        Ok(message) => Ok(message.redirect_to(PATH)),
         Err(error) => {
-            let problem = Some(explained(error)?);
+            let problem = Some(form_error(error)?);
             let rejected = RejectedForm { problem, ..RejectedForm::default() };
             page(app, desk, caller, FIRST_PAGE, rejected).await
         }
@@ -190,23 +191,23 @@ async fn redirect_or_error(
 
 async fn page(
     app: &App,
-    desk: &Desk,
+    desk: &DashboardContext,
     caller: &Caller,
-    wanted: Page,
+    wanted: PageRequest,
     rejected: RejectedForm<'_>,
 ) -> Result<Response, ApiError> {
     let (_, own) = require_user_session(caller)?;
-    let (members, _) = app.resources.members(caller, wanted).await?;
+    let (members, _) = app.resources.list_members(caller, wanted).await?;
     let next = members.next_cursor(|member| member.user_id.uuid());
-    let open = Page { limit: MAX_INVITATIONS, ..Page::default() };
-    let (invitations, _) = app.auth.invitations(caller, open).await?;
+    let open = PageRequest { limit: MAX_INVITATIONS, ..PageRequest::default() };
+    let (invitations, _) = app.auth.list_invitations(caller, open).await?;
     let RejectedForm { email, role, problem } = rejected;
     let (status, problem) = problem.map_or((200, None), |(status, text)| (status, Some(text)));
     let page = MembersPage {
         layout: desk.layout(),
-        own,
+        current_user: own,
         role: desk.role(),
-        must_confirm: !app.auth.is_confirmed(caller, None).await?,
+        is_password_required: !app.auth.has_reauthenticated(caller, None).await?,
         members: members.items,
         next,
         invitations: invitations.items,
@@ -215,5 +216,5 @@ async fn page(
         invited_role: role.unwrap_or(Role::Viewer),
         problem,
     };
-    Ok(desk.page(status, &page))
+    Ok(desk.render_page(status, &page))
 }

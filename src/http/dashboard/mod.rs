@@ -14,6 +14,7 @@ mod charts;
 mod connected_apps;
 mod device;
 pub mod form;
+mod format;
 mod invitations;
 mod layout;
 mod live;
@@ -26,7 +27,6 @@ mod sessions;
 mod settings;
 mod sign_in;
 mod sign_up;
-mod words;
 mod workspaces;
 
 use axum::{
@@ -38,8 +38,10 @@ use axum::{
 use super::{
     App,
     api::audit_export,
-    extract::{Access, Admin, FirstPartyAdmin, Open, UserSession, Public, ReadOnly, Rule, SignIn},
-    routes::guarded_by,
+    extract::{
+        Access, AccessRule, Admin, FirstPartyAdmin, Open, Public, ReadOnly, SignIn, UserSession,
+    },
+    routes::assert_extractor,
 };
 
 /// A route of the dashboard: a page, or the target of a form.
@@ -49,7 +51,7 @@ pub struct PageRoute {
     /// The path, in axum's syntax.
     pub path: &'static str,
     /// The access rule.
-    pub rule: Rule,
+    pub rule: AccessRule,
     /// The handler.
     pub handler: MethodRouter<App>,
 }
@@ -57,7 +59,7 @@ pub struct PageRoute {
 macro_rules! pages {
     ($($method:ident $path:literal $access:ty => $handler:path;)*) => {
         vec![$({
-            guarded_by::<$access, _, _>(&$handler);
+            assert_extractor::<$access, _, _>(&$handler);
             PageRoute {
                 method: Method::$method,
                 path: $path,
@@ -71,7 +73,7 @@ macro_rules! pages {
 /// The route table of all pages. Forms that allow guessing have the rate limit of sign-ins.
 #[must_use]
 #[rustfmt::skip]
-pub fn table() -> Vec<PageRoute> {
+pub fn route_table() -> Vec<PageRoute> {
     pages! {
         GET    "/"                              Open       => redirect_home;
         GET    "/assets/dashboard.js"           Open       => dashboard_script;
@@ -85,9 +87,9 @@ pub fn table() -> Vec<PageRoute> {
         POST   "/sign-up"                       SignIn     => sign_up::submit;
         GET    "/workspaces"                    UserSession => workspaces::show;
         POST   "/workspaces"                    UserSession => workspaces::create;
-        POST   "/workspaces/{id}/enter"         UserSession => workspaces::enter;
+        POST   "/workspaces/{id}/enter"         UserSession => workspaces::switch;
         GET    "/forgot-password"               Open       => passwords::show_forgot;
-        POST   "/forgot-password"               SignIn     => passwords::forgot;
+        POST   "/forgot-password"               SignIn     => passwords::request_reset;
         GET    "/reset-password"                Open       => passwords::show_reset;
         POST   "/reset-password"                SignIn     => passwords::reset;
         GET    "/verify-email"                  Open       => passwords::show_verify;
@@ -98,10 +100,10 @@ pub fn table() -> Vec<PageRoute> {
         POST   "/oauth/authorize"               Open       => authorize::post;
         POST   "/oauth/consent"                 UserSession => authorize::decide;
         GET    "/api-keys"                      ReadOnly   => api_keys::list;
-        GET    "/api-keys/new"                  FirstPartyAdmin => api_keys::mint::show;
-        POST   "/api-keys"                      FirstPartyAdmin => api_keys::mint::mint;
+        GET    "/api-keys/new"                  FirstPartyAdmin => api_keys::create::show;
+        POST   "/api-keys"                      FirstPartyAdmin => api_keys::create::create;
         GET    "/api-keys/{id}"                 ReadOnly   => api_keys::details::show;
-        POST   "/api-keys/{id}"                 Admin      => api_keys::details::change;
+        POST   "/api-keys/{id}"                 Admin      => api_keys::details::update;
         GET    "/api-keys/{id}/rotation"        ReadOnly   => api_keys::rotation::show;
         GET    "/api-keys/{id}/rotation/stream" ReadOnly   => api_keys::rotation::stream;
         POST   "/api-keys/{id}/rotate"          FirstPartyAdmin => api_keys::rotation::rotate;
@@ -112,7 +114,7 @@ pub fn table() -> Vec<PageRoute> {
         GET    "/audit-log/export"              ReadOnly   => audit_export::export;
         GET    "/audit-log/{id}"                ReadOnly   => audit_log::details;
         GET    "/connected-apps"                UserSession => connected_apps::show;
-        POST   "/connected-apps/{id}/end"       UserSession => connected_apps::end;
+        POST   "/connected-apps/{id}/end"       UserSession => connected_apps::disconnect;
         GET    "/device"                        Open       => device::show;
         POST   "/device"                        SignIn     => device::submit;
         POST   "/device/consent"                SignIn     => device::decide;
@@ -123,7 +125,7 @@ pub fn table() -> Vec<PageRoute> {
         POST   "/members/invitations/{id}/withdraw" FirstPartyAdmin => members::withdraw;
         GET    "/settings"                      ReadOnly   => settings::show;
         POST   "/settings/profile"              UserSession => settings::change_profile;
-        POST   "/settings/verify-email"         UserSession => settings::verify_email;
+        POST   "/settings/verify-email"         UserSession => settings::resend_verification;
         POST   "/settings/workspace"            Admin      => settings::change_workspace;
         POST   "/settings/second-factor"        Admin      => settings::require_second_factor;
         POST   "/settings/brand"                Admin      => settings::change_brand;
@@ -136,7 +138,7 @@ pub fn table() -> Vec<PageRoute> {
         POST   "/second-factor/recovery-codes"  UserSession => second_factor::renew_recovery_codes;
         POST   "/second-factor/password"        UserSession => second_factor::change_password;
         POST   "/second-factor/remove"          UserSession => second_factor::remove;
-        POST   "/second-factor/passkeys/new"    UserSession => passkeys::begin;
+        POST   "/second-factor/passkeys/new"    UserSession => passkeys::start_registration;
         POST   "/second-factor/passkeys"        UserSession => passkeys::add;
         POST   "/second-factor/passkeys/{id}/remove" UserSession => passkeys::remove;
         GET    "/sessions"                      UserSession => sessions::show;

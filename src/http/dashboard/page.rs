@@ -16,12 +16,12 @@ use sha2::{Digest as _, Sha256};
 use tracing::error;
 
 use super::{
+    format::Sentence,
     layout::{self, Layout},
     second_factor,
-    words::Sentence,
 };
 use crate::{
-    http::{ApiError, error::Code},
+    http::{ApiError, error::ErrorCode},
     model::brand::Brand,
 };
 
@@ -58,14 +58,14 @@ pub(super) const PAGE_SIZE: i64 = 20;
 const QUERY_ENCODE_SET: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_');
 
 /// Percent-encodes a text as a parameter of a query string.
-pub(super) fn encoded(text: &str) -> PercentEncode<'_> {
+pub(super) fn encode_query_value(text: &str) -> PercentEncode<'_> {
     utf8_percent_encode(text, QUERY_ENCODE_SET)
 }
 
 /// A page with a title, one paragraph and an optional link.
 #[derive(Template)]
 #[template(path = "message.html")]
-pub(super) struct Message<'a> {
+pub(super) struct MessagePage<'a> {
     pub(super) layout: Layout,
     pub(super) title: &'a str,
     pub(super) text: &'a str,
@@ -74,8 +74,8 @@ pub(super) struct Message<'a> {
 }
 
 /// Returns a message page without branding and navigation.
-pub(super) fn message(status: u16, title: &str, text: &str, link: (&str, &str)) -> Response {
-    let message = Message { layout: Layout::default(), title, text, link: Some(link) };
+pub(super) fn message_page(status: u16, title: &str, text: &str, link: (&str, &str)) -> Response {
+    let message = MessagePage { layout: Layout::default(), title, text, link: Some(link) };
     render(status, &message, &Brand::default())
 }
 
@@ -103,7 +103,7 @@ pub(super) fn render_with_form_action<T: Template>(
 }
 
 /// Forbids caches to store a response, and its target to see the referrer.
-pub(super) fn conceal(response: &mut Response) {
+pub(super) fn set_private_headers(response: &mut Response) {
     let headers = response.headers_mut();
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
@@ -139,8 +139,12 @@ fn render_with_policy<T: Template>(status: u16, template: &T, policy: &str) -> R
 /// Converts an API error response into a page; returns other responses unchanged.
 ///
 /// A user without a session is redirected to the sign-in, and from there back to `wanted`.
-pub(in crate::http) fn of_refusal(response: Response, method: &Method, wanted: &str) -> Response {
-    let Some(error) = ApiError::of(&response) else { return response };
+pub(in crate::http) fn convert_error_response(
+    response: Response,
+    method: &Method,
+    wanted: &str,
+) -> Response {
+    let Some(error) = ApiError::from_response(&response) else { return response };
     let mut page = error_page(error, method, wanted);
     // Keep the rate limit headers of the access layer.
     for (name, value) in response.headers() {
@@ -157,36 +161,49 @@ pub(in crate::http) fn of_refusal(response: Response, method: &Method, wanted: &
 /// Returns the page for an unknown path, or for a path that has no such method.
 pub(in crate::http) fn not_found_page(error: &ApiError) -> Response {
     let text = "Check the address. If you came from a form, go back to it and send it again.";
-    message(error.code().status().as_u16(), "Page not found", text, ("/", "Go to the dashboard"))
+    message_page(
+        error.code().status().as_u16(),
+        "Page not found",
+        text,
+        ("/", "Go to the dashboard"),
+    )
 }
 
 fn error_page(error: &ApiError, method: &Method, wanted: &str) -> Response {
-    if error.code() == Code::Unauthorized {
+    if error.code() == ErrorCode::Unauthorized {
         let is_page = [Method::GET, Method::HEAD].contains(method);
         let next = if is_page { wanted } else { "/" };
-        return Redirect::to(&format!("/sign-in?next={}", encoded(next))).into_response();
+        return Redirect::to(&format!("/sign-in?next={}", encode_query_value(next)))
+            .into_response();
     }
-    if error.lacks_second_factor() {
-        return Redirect::to(second_factor::HERE).into_response();
+    if error.is_second_factor_missing() {
+        return Redirect::to(second_factor::PATH).into_response();
     }
     let title = match error.code() {
-        Code::NotFound => "Page not found",
-        Code::RateLimited => "Too many attempts",
+        ErrorCode::NotFound => "Page not found",
+        ErrorCode::RateLimited => "Too many attempts",
         _ => "Something went wrong",
     };
-    message(error.code().status().as_u16(), title, error.message(), ("/", "Go to the dashboard"))
+    message_page(
+        error.code().status().as_u16(),
+        title,
+        error.message(),
+        ("/", "Go to the dashboard"),
+    )
 }
 
 /// Returns the status and the message that a form displays for an error.
 ///
 /// # Errors
 /// Returns `error` itself if it does not belong on the page of the form: it gets a page of its own.
-pub(super) fn explained(error: ApiError) -> Result<(u16, String), ApiError> {
+pub(super) fn form_error(error: ApiError) -> Result<(u16, String), ApiError> {
     match error.code() {
         // Not 401: that status would ask the browser for a credential.
-        Code::InvalidCredentials | Code::ValidationFailed => Ok((422, for_people(error.message()))),
-        Code::Forbidden | Code::Conflict | Code::NotFound => {
-            Ok((error.code().status().as_u16(), for_people(error.message())))
+        ErrorCode::InvalidCredentials | ErrorCode::ValidationFailed => {
+            Ok((422, user_message(error.message())))
+        }
+        ErrorCode::Forbidden | ErrorCode::Conflict | ErrorCode::NotFound => {
+            Ok((error.code().status().as_u16(), user_message(error.message())))
         }
         _ => Err(error),
     }
@@ -194,7 +211,7 @@ pub(super) fn explained(error: ApiError) -> Result<(u16, String), ApiError> {
 
 /// Rewrites an API error message for users: replaces the field name by its label, and makes the
 /// message a sentence.
-pub(super) fn for_people(message: &str) -> String {
+pub(super) fn user_message(message: &str) -> String {
     const FIELDS: [(&str, &str); 11] = [
         ("current_password ", "your current password "),
         ("new_password ", "the new password "),
@@ -226,7 +243,7 @@ mod tests {
             ("there is no such event", "There is no such event."),
             ("", ""),
         ] {
-            assert_eq!(for_people(api_message), expected);
+            assert_eq!(user_message(api_message), expected);
         }
     }
 }

@@ -10,16 +10,16 @@ use axum::{
 
 use super::{
     form::{Form, UserForm},
-    layout::{Desk, Layout},
-    page::explained,
+    layout::{DashboardContext, Layout},
+    page::form_error,
     second_factor,
     sign_in::{self, same_origin_path},
 };
 use crate::{
     http::{
         ApiError, App,
-        error::Code,
-        extract::{Authorized, UserSession, PathId, Public},
+        error::ErrorCode,
+        extract::{Authorized, PathId, Public, UserSession},
     },
     model::id::PasskeyId,
 };
@@ -33,19 +33,19 @@ struct NewPasskeyPage {
 }
 
 /// Starts the registration of a passkey.
-pub(super) async fn begin(
+pub(super) async fn start_registration(
     caller: Authorized<UserSession>,
     State(app): State<App>,
-    desk: Desk,
+    desk: DashboardContext,
     UserForm(form): UserForm,
 ) -> Result<Response, ApiError> {
     let password = form.password("password")?;
     match app.auth.passkey_registration_options(&caller, password.as_ref()).await {
         Ok(options) => {
             let page = NewPasskeyPage { layout: desk.layout(), options: options.to_string() };
-            Ok(desk.page(200, &page))
+            Ok(desk.render_page(200, &page))
         }
-        Err(error) => second_factor::settings(&caller, &app, &desk, Some(error.into())).await,
+        Err(error) => second_factor::settings_page(&caller, &app, &desk, Some(error.into())).await,
     }
 }
 
@@ -53,7 +53,7 @@ pub(super) async fn begin(
 pub(super) async fn add(
     caller: Authorized<UserSession>,
     State(app): State<App>,
-    desk: Desk,
+    desk: DashboardContext,
     UserForm(form): UserForm,
 ) -> Result<Response, ApiError> {
     let name = form.text("name")?;
@@ -64,8 +64,8 @@ pub(super) async fn add(
         Err(error) => Err(error),
     };
     match added {
-        Ok(_) => Ok(Redirect::to(second_factor::HERE).into_response()),
-        Err(error) => second_factor::settings(&caller, &app, &desk, Some(error)).await,
+        Ok(_) => Ok(Redirect::to(second_factor::PATH).into_response()),
+        Err(error) => second_factor::settings_page(&caller, &app, &desk, Some(error)).await,
     }
 }
 
@@ -73,14 +73,14 @@ pub(super) async fn add(
 pub(super) async fn remove(
     caller: Authorized<UserSession>,
     State(app): State<App>,
-    desk: Desk,
+    desk: DashboardContext,
     PathId(id): PathId<PasskeyId>,
     UserForm(form): UserForm,
 ) -> Result<Response, ApiError> {
     let password = form.password("password")?;
     match app.auth.remove_passkey(&caller, id, password.as_ref()).await {
-        Ok(()) => Ok(Redirect::to(second_factor::HERE).into_response()),
-        Err(error) => second_factor::settings(&caller, &app, &desk, Some(error.into())).await,
+        Ok(()) => Ok(Redirect::to(second_factor::PATH).into_response()),
+        Err(error) => second_factor::settings_page(&caller, &app, &desk, Some(error.into())).await,
     }
 }
 
@@ -100,9 +100,9 @@ pub(super) async fn sign_in(
         Err(error) => Err(error),
     };
     match tokens {
-        Ok(pair) => Ok(form.browser.signed_in(pair.session, next)),
+        Ok(pair) => Ok(form.browser.sign_in_redirect(pair.session, next)),
         Err(error) => {
-            let (status, problem) = explained(error)?;
+            let (status, problem) = form_error(error)?;
             Ok(sign_in::page(&app, &form.browser, status, next, "", Some(problem)))
         }
     }
@@ -111,6 +111,6 @@ pub(super) async fn sign_in(
 fn parse_credential<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, ApiError> {
     let credential = serde_json::from_str(text);
     credential.map_err(|_| {
-        ApiError::new(Code::ValidationFailed, "the response of the passkey is malformed")
+        ApiError::new(ErrorCode::ValidationFailed, "the response of the passkey is malformed")
     })
 }

@@ -9,7 +9,7 @@ use super::{
     browser::Browser,
     form::Form,
     layout::Layout,
-    page::{Message, explained},
+    page::{MessagePage, form_error},
 };
 use crate::{
     auth::AuthError,
@@ -47,29 +47,29 @@ struct VerifyPage<'a> {
 /// Displays the form that requests a password reset.
 pub(super) async fn show_forgot(_public: Public, browser: Browser) -> Response {
     let page = ForgotPage { layout: browser.layout(), email: "", problem: None };
-    browser.page(200, &page)
+    browser.render_page(200, &page)
 }
 
 /// Sends a reset link if the email address has an account. The response is the same if it has none.
-pub(super) async fn forgot(
+pub(super) async fn request_reset(
     _public: Public,
     State(app): State<App>,
     form: Form,
 ) -> Result<Response, ApiError> {
     let (browser, email) = (&form.browser, form.text("email")?);
-    if let Err(error) = app.auth.forgot_password(email).await {
-        let (status, problem) = explained(error.into())?;
+    if let Err(error) = app.auth.request_password_reset(email).await {
+        let (status, problem) = form_error(error.into())?;
         let page = ForgotPage { layout: browser.layout(), email, problem: Some(problem) };
-        return Ok(browser.page(status, &page));
+        return Ok(browser.render_page(status, &page));
     }
-    let message = Message {
+    let message = MessagePage {
         layout: browser.layout(),
         title: "Check your email",
         text: "If an account with this email address exists, we sent a link to choose a new password. \
                The link works once and expires in an hour.",
         link: Some(("/sign-in", "Back to sign-in")),
     };
-    Ok(browser.page(200, &message))
+    Ok(browser.render_page(200, &message))
 }
 
 /// Displays the form for a new password.
@@ -80,7 +80,7 @@ pub(super) async fn show_reset(
 ) -> Result<Response, ApiError> {
     let token = query.text("token")?.unwrap_or_default();
     let page = ResetPage { layout: browser.layout(), token, problem: None };
-    Ok(browser.page(200, &page))
+    Ok(browser.render_page(200, &page))
 }
 
 /// Sets the new password and ends all sessions of the user.
@@ -92,17 +92,17 @@ pub(super) async fn reset(
     let (browser, token) = (&form.browser, form.text("token")?);
     let new = Password::new(form.text("new_password")?.to_owned());
     if let Err(error) = app.auth.reset_password(token, &new, &public.request).await {
-        let (status, problem) = explained(error.into())?;
+        let (status, problem) = form_error(error.into())?;
         let page = ResetPage { layout: browser.layout(), token, problem: Some(problem) };
-        return Ok(browser.page(status, &page));
+        return Ok(browser.render_page(status, &page));
     }
-    let message = Message {
+    let message = MessagePage {
         layout: browser.layout(),
         title: "Password changed",
         text: "You are signed out everywhere. Sign in with your new password.",
         link: Some(("/sign-in", "Sign in")),
     };
-    Ok(browser.page(200, &message))
+    Ok(browser.render_page(200, &message))
 }
 
 /// Displays the form that confirms the email address.
@@ -113,7 +113,7 @@ pub(super) async fn show_verify(
 ) -> Result<Response, ApiError> {
     let token = query.text("token")?.unwrap_or_default();
     let page = VerifyPage { layout: browser.layout(), token, problem: None };
-    Ok(browser.page(200, &page))
+    Ok(browser.render_page(200, &page))
 }
 
 /// Verifies the email address.
@@ -125,15 +125,15 @@ pub(super) async fn verify(
     let (browser, token) = (&form.browser, form.text("token")?);
     let verified: Result<(), AuthError> = app.auth.verify_email(token, &public.request).await;
     if let Err(error) = verified {
-        let (status, problem) = explained(error.into())?;
+        let (status, problem) = form_error(error.into())?;
         let page = VerifyPage { layout: browser.layout(), token, problem: Some(problem) };
-        return Ok(browser.page(status, &page));
+        return Ok(browser.render_page(status, &page));
     }
-    let message = Message {
+    let message = MessagePage {
         layout: browser.layout(),
         title: "Email address verified",
         text: "Thank you. You are all set.",
         link: Some(("/", "Continue")),
     };
-    Ok(browser.page(200, &message))
+    Ok(browser.render_page(200, &message))
 }

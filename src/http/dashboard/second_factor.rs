@@ -15,8 +15,8 @@ use secrecy::{ExposeSecret, SecretString};
 
 use super::{
     form::UserForm,
-    layout::{Desk, Layout},
-    page::{Message, explained},
+    layout::{DashboardContext, Layout},
+    page::{MessagePage, form_error},
 };
 use crate::{
     http::{
@@ -26,15 +26,15 @@ use crate::{
     model::{passkey::Passkey, password::Password, timestamp},
 };
 
-pub(super) const HERE: &str = "/second-factor";
+pub(super) const PATH: &str = "/second-factor";
 
 /// A second factor that the session lacks.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Lack {
+enum MissingFactor {
     /// The workspace requires a second factor and the user has none.
-    Factor,
+    NotEnrolled,
     /// The user has a passkey but did not sign in with it.
-    Passkey,
+    PasskeyNotUsed,
 }
 
 #[derive(Template)]
@@ -42,10 +42,10 @@ enum Lack {
 struct SettingsPage {
     layout: Layout,
     is_totp_enabled: bool,
-    lack: Option<Lack>,
+    missing_factor: Option<MissingFactor>,
     passkeys: Vec<Passkey>,
     /// True if the sign-in is too long ago, so that changes require the password.
-    must_confirm: bool,
+    is_password_required: bool,
     /// True if the service supports passkeys: they need https and a host name.
     is_passkey_supported: bool,
     problem: Option<String>,
@@ -73,25 +73,25 @@ struct CodesPage {
 pub(super) async fn show(
     caller: Authorized<UserSession>,
     State(app): State<App>,
-    desk: Desk,
+    desk: DashboardContext,
 ) -> Result<Response, ApiError> {
-    settings(&caller, &app, &desk, None).await
+    settings_page(&caller, &app, &desk, None).await
 }
 
 /// Starts the enrolment of an authenticator app (TOTP).
 pub(super) async fn set_up(
     caller: Authorized<UserSession>,
     State(app): State<App>,
-    desk: Desk,
+    desk: DashboardContext,
     UserForm(form): UserForm,
 ) -> Result<Response, ApiError> {
     let password = form.password("password")?;
     match app.auth.enroll_totp(&caller, password.as_ref()).await {
         Ok(enrolment) => {
             let (secret, uri) = (enrolment.secret.expose_secret(), enrolment.uri.expose_secret());
-            Ok(desk.page(200, &SetUpPage::new(&desk, secret, uri, None)))
+            Ok(desk.render_page(200, &SetUpPage::new(&desk, secret, uri, None)))
         }
-        Err(error) => settings(&caller, &app, &desk, Some(error.into())).await,
+        Err(error) => settings_page(&caller, &app, &desk, Some(error.into())).await,
     }
 }
 
@@ -99,17 +99,17 @@ pub(super) async fn set_up(
 pub(super) async fn confirm(
     caller: Authorized<UserSession>,
     State(app): State<App>,
-    desk: Desk,
+    desk: DashboardContext,
     UserForm(form): UserForm,
 ) -> Result<Response, ApiError> {
     match app.auth.confirm_totp(&caller, form.text("code")?.trim()).await {
-        Ok(codes) => Ok(desk.page(200, &CodesPage { layout: desk.layout(), codes })),
+        Ok(codes) => Ok(desk.render_page(200, &CodesPage { layout: desk.layout(), codes })),
         Err(error) => {
-            let (status, problem) = explained(error.into())?;
+            let (status, problem) = form_error(error.into())?;
             // Display the same secret again. Only this browser has it: the form sends it back.
             let (secret, uri) = (form.text("secret")?, form.text("uri")?);
             let page = SetUpPage::new(&desk, secret, uri, Some(problem));
-            Ok(desk.page(status, &page))
+            Ok(desk.render_page(status, &page))
         }
     }
 }
@@ -118,13 +118,13 @@ pub(super) async fn confirm(
 pub(super) async fn renew_recovery_codes(
     caller: Authorized<UserSession>,
     State(app): State<App>,
-    desk: Desk,
+    desk: DashboardContext,
     UserForm(form): UserForm,
 ) -> Result<Response, ApiError> {
     let password = Password::new(form.text("password")?.to_owned());
     match app.auth.renew_recovery_codes(&caller, &password).await {
-        Ok(codes) => Ok(desk.page(200, &CodesPage { layout: desk.layout(), codes })),
-        Err(error) => settings(&caller, &app, &desk, Some(error.into())).await,
+        Ok(codes) => Ok(desk.render_page(200, &CodesPage { layout: desk.layout(), codes })),
+        Err(error) => settings_page(&caller, &app, &desk, Some(error.into())).await,
     }
 }
 
@@ -132,22 +132,22 @@ pub(super) async fn renew_recovery_codes(
 pub(super) async fn change_password(
     caller: Authorized<UserSession>,
     State(app): State<App>,
-    desk: Desk,
+    desk: DashboardContext,
     UserForm(form): UserForm,
 ) -> Result<Response, ApiError> {
     let password = |name| Ok::<_, ApiError>(Password::new(form.text(name)?.to_owned()));
     let (current, new) = (password("current_password")?, password("new_password")?);
     match app.auth.change_password(&caller, &current, &new).await {
         Ok(()) => {
-            let message = Message {
+            let message = MessagePage {
                 layout: desk.layout(),
                 title: "Password changed",
                 text: "You are signed out of all other sessions.",
-                link: Some((HERE, "Back to security settings")),
+                link: Some((PATH, "Back to security settings")),
             };
-            Ok(desk.page(200, &message))
+            Ok(desk.render_page(200, &message))
         }
-        Err(error) => settings(&caller, &app, &desk, Some(error.into())).await,
+        Err(error) => settings_page(&caller, &app, &desk, Some(error.into())).await,
     }
 }
 
@@ -155,46 +155,51 @@ pub(super) async fn change_password(
 pub(super) async fn remove(
     caller: Authorized<UserSession>,
     State(app): State<App>,
-    desk: Desk,
+    desk: DashboardContext,
     UserForm(form): UserForm,
 ) -> Result<Response, ApiError> {
     let password = Password::new(form.text("password")?.to_owned());
     match app.auth.remove_totp(&caller, &password).await {
-        Ok(()) => Ok(Redirect::to(HERE).into_response()),
-        Err(error) => settings(&caller, &app, &desk, Some(error.into())).await,
+        Ok(()) => Ok(Redirect::to(PATH).into_response()),
+        Err(error) => settings_page(&caller, &app, &desk, Some(error.into())).await,
     }
 }
 
 /// Returns the page of the security settings, with the message of an error.
-pub(super) async fn settings(
+pub(super) async fn settings_page(
     caller: &Authorized<UserSession>,
     app: &App,
-    desk: &Desk,
+    desk: &DashboardContext,
     error: Option<ApiError>,
 ) -> Result<Response, ApiError> {
-    let (status, problem) = match error.map(explained).transpose()? {
+    let (status, problem) = match error.map(form_error).transpose()? {
         Some((status, problem)) => (status, Some(problem)),
         None => (200, None),
     };
     let lack = if app.auth.can_change_factors(caller).await? {
-        caller.principal.lacks_second_factor.then_some(Lack::Factor)
+        caller.principal.lacks_second_factor.then_some(MissingFactor::NotEnrolled)
     } else {
-        Some(Lack::Passkey)
+        Some(MissingFactor::PasskeyNotUsed)
     };
     let page = SettingsPage {
         layout: desk.layout(),
         is_totp_enabled: app.auth.has_totp(caller).await?,
-        lack,
-        must_confirm: !app.auth.is_confirmed(caller, None).await?,
-        passkeys: app.auth.passkeys(caller).await?,
+        missing_factor: lack,
+        is_password_required: !app.auth.has_reauthenticated(caller, None).await?,
+        passkeys: app.auth.list_passkeys(caller).await?,
         is_passkey_supported: app.auth.passkey_authentication_options().is_ok(),
         problem,
     };
-    Ok(desk.page(status, &page))
+    Ok(desk.render_page(status, &page))
 }
 
 impl<'a> SetUpPage<'a> {
-    fn new(desk: &Desk, secret: &'a str, uri: &'a str, problem: Option<String>) -> Self {
+    fn new(
+        desk: &DashboardContext,
+        secret: &'a str,
+        uri: &'a str,
+        problem: Option<String>,
+    ) -> Self {
         let qr = QRBuilder::new(uri).build().ok();
         let qr = qr.map(|qr| SvgBuilder::default().shape(Shape::Square).to_str(&qr));
         Self { layout: desk.layout(), secret, uri, qr, problem }

@@ -5,14 +5,14 @@ use axum::{extract::State, response::Response};
 
 use super::{
     form::UserForm,
-    layout::{Desk, Done, Layout},
+    layout::{DashboardContext, FlashMessage, Layout},
     page::PAGE_SIZE,
 };
 use crate::{
     auth::sessions::require_user_session,
     http::{
         ApiError, App,
-        extract::{Authorized, UserSession, PathId, Query},
+        extract::{Authorized, PathId, Query, UserSession},
     },
     model::{
         id::{Id, SessionId},
@@ -26,7 +26,7 @@ use crate::{
 struct SessionsPage {
     layout: Layout,
     /// True if the workspace requires a second factor and the user has none.
-    is_incomplete: bool,
+    is_second_factor_missing: bool,
     sessions: Vec<SessionRow>,
     next: Option<String>,
 }
@@ -47,8 +47,8 @@ impl SessionRow {
             id: session.id,
             client: session.user_agent.unwrap_or_else(|| "Unknown browser".to_owned()),
             ip: session.ip.map_or_else(|| "unknown address".to_owned(), |ip| ip.to_string()),
-            since: timestamp::for_people(session.created_at),
-            last_seen: timestamp::for_people(session.last_seen_at),
+            since: timestamp::format_to_minute(session.created_at),
+            last_seen: timestamp::format_to_minute(session.last_seen_at),
             is_current: session.id == own,
         }
     }
@@ -58,19 +58,19 @@ impl SessionRow {
 pub(super) async fn show(
     caller: Authorized<UserSession>,
     State(app): State<App>,
-    desk: Desk,
+    desk: DashboardContext,
     query: Query,
 ) -> Result<Response, ApiError> {
     let (own, _) = require_user_session(&caller)?;
-    let (page, _) = app.auth.sessions(&caller, query.page_of(PAGE_SIZE)?).await?;
+    let (page, _) = app.auth.list_sessions(&caller, query.page_with_limit(PAGE_SIZE)?).await?;
     let next = page.next_cursor(|session| session.id.uuid());
     let page = SessionsPage {
         layout: desk.layout(),
-        is_incomplete: caller.principal.lacks_second_factor,
+        is_second_factor_missing: caller.principal.lacks_second_factor,
         sessions: page.items.into_iter().map(|session| SessionRow::new(session, own)).collect(),
         next,
     };
-    Ok(desk.page(200, &page))
+    Ok(desk.render_page(200, &page))
 }
 
 /// Ends one session. If it is the current one, also deletes the cookie.
@@ -83,9 +83,9 @@ pub(super) async fn end(
     app.auth.end_session(&caller, id).await?;
     let (own, _) = require_user_session(&caller)?;
     if id == own {
-        return Ok(form.browser.signed_out("/sign-in"));
+        return Ok(form.browser.sign_out_redirect("/sign-in"));
     }
-    Ok(Done::SessionEnded.at("/sessions"))
+    Ok(FlashMessage::SessionEnded.redirect_to("/sessions"))
 }
 
 /// Ends all sessions except the current one.
@@ -95,7 +95,7 @@ pub(super) async fn end_others(
     _form: UserForm,
 ) -> Result<Response, ApiError> {
     app.auth.end_other_sessions(&caller).await?;
-    Ok(Done::OtherSessionsEnded.at("/sessions"))
+    Ok(FlashMessage::OtherSessionsEnded.redirect_to("/sessions"))
 }
 
 /// Ends the current session.
@@ -104,6 +104,6 @@ pub(super) async fn sign_out(
     State(app): State<App>,
     UserForm(form): UserForm,
 ) -> Result<Response, ApiError> {
-    app.auth.logout(&caller).await?;
-    Ok(form.browser.signed_out("/sign-in"))
+    app.auth.sign_out(&caller).await?;
+    Ok(form.browser.sign_out_redirect("/sign-in"))
 }

@@ -4,14 +4,14 @@ use askama::Template;
 use axum::{extract::State, response::Response};
 
 use super::{
-    form::{Form, UserForm, Upload},
-    layout::{Desk, Done, Layout},
-    page::explained,
+    form::{Form, UploadForm, UserForm},
+    layout::{DashboardContext, FlashMessage, Layout},
+    page::form_error,
 };
 use crate::{
     http::{
         ApiError, App,
-        extract::{Admin, Authorized, UserSession, ReadOnly},
+        extract::{Admin, Authorized, ReadOnly, UserSession},
     },
     model::{
         brand::{Brand, Color, Logo},
@@ -32,13 +32,13 @@ const PATH: &str = "/settings";
 #[template(path = "settings.html")]
 struct SettingsPage {
     layout: Layout,
-    person: User,
+    user: User,
     workspace: Workspace,
     rate_limit: u32,
     role: Role,
-    may_change: bool,
+    can_edit: bool,
     /// True if the sign-in is too long ago, so that changes require the password.
-    must_confirm: bool,
+    is_password_required: bool,
     /// The branding: the stored values, or those of a rejected form.
     brand_name: String,
     color: String,
@@ -50,7 +50,7 @@ struct SettingsPage {
 pub(super) async fn show(
     caller: Authorized<ReadOnly>,
     State(app): State<App>,
-    desk: Desk,
+    desk: DashboardContext,
 ) -> Result<Response, ApiError> {
     page(&app, &desk, &caller, None, None).await
 }
@@ -59,24 +59,24 @@ pub(super) async fn show(
 pub(super) async fn change_profile(
     caller: Authorized<UserSession>,
     State(app): State<App>,
-    desk: Desk,
+    desk: DashboardContext,
     UserForm(form): UserForm,
 ) -> Result<Response, ApiError> {
     let mut change = Fields::default();
-    change.set("full_name", &form.filled("full_name")?);
+    change.set("full_name", &form.non_empty_text("full_name")?);
     let changed = app.resources.update_current_user(&caller, change).await;
     saved_or_error(&app, &desk, &caller, changed.map(drop).map_err(ApiError::from)).await
 }
 
 /// Sends the verification email again.
-pub(super) async fn verify_email(
+pub(super) async fn resend_verification(
     caller: Authorized<UserSession>,
     State(app): State<App>,
-    desk: Desk,
+    desk: DashboardContext,
     UserForm(_form): UserForm,
 ) -> Result<Response, ApiError> {
     match app.auth.resend_email_verification(&caller).await {
-        Ok(()) => Ok(Done::VerificationEmailSent.at(PATH)),
+        Ok(()) => Ok(FlashMessage::VerificationEmailSent.redirect_to(PATH)),
         Err(error) => page(&app, &desk, &caller, Some(error.into()), None).await,
     }
 }
@@ -85,7 +85,7 @@ pub(super) async fn verify_email(
 pub(super) async fn change_workspace(
     caller: Authorized<Admin>,
     State(app): State<App>,
-    desk: Desk,
+    desk: DashboardContext,
     form: Form,
 ) -> Result<Response, ApiError> {
     let name = Some(form.text("name")?.to_owned());
@@ -98,7 +98,7 @@ pub(super) async fn change_workspace(
 pub(super) async fn require_second_factor(
     caller: Authorized<Admin>,
     State(app): State<App>,
-    desk: Desk,
+    desk: DashboardContext,
     form: Form,
 ) -> Result<Response, ApiError> {
     let require_second_factor = form.parse_as("require", "true or false")?;
@@ -113,12 +113,13 @@ pub(super) async fn require_second_factor(
 pub(super) async fn change_brand(
     caller: Authorized<Admin>,
     State(app): State<App>,
-    desk: Desk,
-    Upload { form, file }: Upload,
+    desk: DashboardContext,
+    UploadForm { form, file }: UploadForm,
 ) -> Result<Response, ApiError> {
     let changed = async {
         let mut settings = app.resources.branding(&caller).await?;
-        let name = form.filled(Brand::NAME)?.map(|name| text::name(Brand::NAME, name));
+        let name =
+            form.non_empty_text(Brand::NAME)?.map(|name| text::validate_name(Brand::NAME, name));
         let name = name.transpose().map_err(|why| ApiError::invalid(Brand::NAME, why.0))?;
         set_or_remove(&mut settings, Brand::NAME, name.as_deref());
         let color = form.parse_as::<Color>(Brand::COLOR, "a colour, such as #0b7285")?;
@@ -127,13 +128,13 @@ pub(super) async fn change_brand(
             let logo = Logo::from_file(&bytes);
             let logo = logo.map_err(|why| ApiError::invalid(Brand::LOGO, format!("logo {why}")))?;
             set_or_remove(&mut settings, Brand::LOGO, Some(logo.as_str()));
-        } else if form.filled("remove_logo")?.is_some() {
+        } else if form.non_empty_text("remove_logo")?.is_some() {
             set_or_remove(&mut settings, Brand::LOGO, None);
         }
         Ok(app.resources.set_branding(&caller, &settings).await?)
     };
     match changed.await {
-        Ok(()) => Ok(Done::Saved.at(PATH)),
+        Ok(()) => Ok(FlashMessage::Saved.redirect_to(PATH)),
         Err(error) => page(&app, &desk, &caller, Some(error), Some(&form)).await,
     }
 }
@@ -149,7 +150,7 @@ fn set_or_remove(settings: &mut Fields, name: &str, value: Option<&str>) {
 pub(super) async fn leave(
     caller: Authorized<UserSession>,
     State(app): State<App>,
-    desk: Desk,
+    desk: DashboardContext,
     form: Form,
 ) -> Result<Response, ApiError> {
     let left = app.auth.leave_workspace(&caller, caller.workspace()).await;
@@ -160,7 +161,7 @@ pub(super) async fn leave(
 pub(super) async fn delete_workspace(
     caller: Authorized<Admin>,
     State(app): State<App>,
-    desk: Desk,
+    desk: DashboardContext,
     form: Form,
 ) -> Result<Response, ApiError> {
     let password = Password::new(form.text("password")?.to_owned());
@@ -172,7 +173,7 @@ pub(super) async fn delete_workspace(
 pub(super) async fn delete_account(
     caller: Authorized<UserSession>,
     State(app): State<App>,
-    desk: Desk,
+    desk: DashboardContext,
     UserForm(form): UserForm,
 ) -> Result<Response, ApiError> {
     let password = Password::new(form.text("password")?.to_owned());
@@ -183,32 +184,32 @@ pub(super) async fn delete_account(
 /// Signs out after a leave or a deletion, or displays the error.
 async fn sign_out_or_error(
     app: &App,
-    desk: &Desk,
+    desk: &DashboardContext,
     caller: &Caller,
     form: &Form,
     outcome: Result<(), ApiError>,
 ) -> Result<Response, ApiError> {
     match outcome {
-        Ok(()) => Ok(form.browser.signed_out("/sign-in")),
+        Ok(()) => Ok(form.browser.sign_out_redirect("/sign-in")),
         Err(error) => page(app, desk, caller, Some(error), None).await,
     }
 }
 
 async fn saved_or_error(
     app: &App,
-    desk: &Desk,
+    desk: &DashboardContext,
     caller: &Caller,
     outcome: Result<(), ApiError>,
 ) -> Result<Response, ApiError> {
     match outcome {
-        Ok(()) => Ok(Done::Saved.at(PATH)),
+        Ok(()) => Ok(FlashMessage::Saved.redirect_to(PATH)),
         Err(error) => page(app, desk, caller, Some(error), None).await,
     }
 }
 
 async fn page(
     app: &App,
-    desk: &Desk,
+    desk: &DashboardContext,
     caller: &Caller,
     error: Option<ApiError>,
     rejected_form: Option<&Form>,
@@ -216,19 +217,19 @@ async fn page(
     let error = match error {
         // Without the required second factor, the user may not see this page.
         Some(error) if caller.principal.lacks_second_factor => return Err(error),
-        Some(error) => Some(explained(error)?),
+        Some(error) => Some(form_error(error)?),
         None => None,
     };
     let (status, problem) = error.map_or((200, None), |(status, text)| (status, Some(text)));
     let workspace = app.resources.workspace(caller).await?;
     let layout = desk.layout();
     let mut page = SettingsPage {
-        person: app.resources.person(caller).await?,
-        rate_limit: app.limits.effective(workspace.rate_limit_per_minute),
+        user: app.resources.current_user(caller).await?,
+        rate_limit: app.limits.effective_limit(workspace.rate_limit_per_minute),
         workspace,
         role: desk.role(),
-        must_confirm: !app.auth.is_confirmed(caller, None).await?,
-        may_change: desk.may(Scope::Admin),
+        is_password_required: !app.auth.has_reauthenticated(caller, None).await?,
+        can_edit: desk.has_scope(Scope::Admin),
         brand_name: layout.brand.name.clone().unwrap_or_default(),
         color: layout.brand.color.map(|color| color.to_string()).unwrap_or_default(),
         has_logo: layout.brand.logo.is_some(),
@@ -239,5 +240,5 @@ async fn page(
         form.text(Brand::NAME)?.clone_into(&mut page.brand_name);
         form.text(Brand::COLOR)?.clone_into(&mut page.color);
     }
-    Ok(desk.page(status, &page))
+    Ok(desk.render_page(status, &page))
 }

@@ -10,7 +10,7 @@ use axum::{
 };
 use secrecy::ExposeSecret;
 
-use super::{browser::Browser, form::Form, layout::Layout, page::explained};
+use super::{browser::Browser, form::Form, layout::Layout, page::form_error};
 use crate::{
     auth::AuthError,
     http::{
@@ -29,8 +29,9 @@ struct SignInPage<'a> {
     layout: Layout,
     next: &'a str,
     email: &'a str,
-    /// The options of the Web Authentication request as JSON; `None` if passkeys are not available.
-    passkey: Option<String>,
+    /// The options of the Web Authentication request as JSON; `None` if passkeys are not
+    /// available.
+    passkey_options: Option<String>,
     /// True if registration is open.
     can_sign_up: bool,
     problem: Option<String>,
@@ -59,7 +60,7 @@ pub(super) async fn show(
     }
     browser.allow_form_action(next).await;
     if let Some(workspace) = query.parse_as("workspace", "a workspace id")? {
-        browser.brand(app.resources.workspace_brand(workspace).await?);
+        browser.set_brand(app.resources.workspace_brand(workspace).await?);
     }
     let email = query.text("email")?.unwrap_or_default();
     Ok(page(&app, &browser, 200, next, email, None))
@@ -74,15 +75,15 @@ pub(super) async fn submit(
     form.allow_next_form_action().await?;
     let (browser, next) = (&form.browser, same_origin_path(form.text("next")?));
     let (email, password) = (form.text("email")?, Password::new(form.text("password")?.to_owned()));
-    match app.auth.login(email, &password, None, &public.request).await {
-        Ok(pair) => Ok(browser.signed_in(pair.session, next)),
+    match app.auth.sign_in(email, &password, None, &public.request).await {
+        Ok(pair) => Ok(browser.sign_in_redirect(pair.session, next)),
         Err(AuthError::MfaRequired(token)) => {
             let (layout, mfa_token) = (browser.layout(), token.expose_secret());
             let page = SecondFactorPage { layout, next, mfa_token, problem: None };
-            Ok(browser.page(200, &page))
+            Ok(browser.render_page(200, &page))
         }
         Err(error) => {
-            let (status, problem) = explained(error.into())?;
+            let (status, problem) = form_error(error.into())?;
             Ok(page(&app, browser, status, next, email, Some(problem)))
         }
     }
@@ -100,8 +101,8 @@ pub(super) fn page(
     let passkey = app.auth.passkey_authentication_options().ok().map(|options| options.to_string());
     let layout = browser.layout();
     let can_sign_up = app.auth.require_open_registration().is_ok();
-    let page = SignInPage { layout, next, email, passkey, can_sign_up, problem };
-    browser.page(status, &page)
+    let page = SignInPage { layout, next, email, passkey_options: passkey, can_sign_up, problem };
+    browser.render_page(status, &page)
 }
 
 /// Completes the sign-in with a TOTP code or a recovery code.
@@ -113,12 +114,12 @@ pub(super) async fn submit_code(
     form.allow_next_form_action().await?;
     let (browser, next) = (&form.browser, same_origin_path(form.text("next")?));
     let (mfa_token, code) = (form.text("mfa_token")?, form.text("code")?.trim());
-    match app.auth.meet_challenge(mfa_token, code, &public.request).await {
-        Ok(pair) => Ok(browser.signed_in(pair.session, next)),
+    match app.auth.complete_mfa_challenge(mfa_token, code, &public.request).await {
+        Ok(pair) => Ok(browser.sign_in_redirect(pair.session, next)),
         Err(error) => {
-            let (status, problem) = explained(error.into())?;
+            let (status, problem) = form_error(error.into())?;
             let (layout, problem) = (browser.layout(), Some(problem));
-            Ok(browser.page(status, &SecondFactorPage { layout, next, mfa_token, problem }))
+            Ok(browser.render_page(status, &SecondFactorPage { layout, next, mfa_token, problem }))
         }
     }
 }

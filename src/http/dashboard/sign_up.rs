@@ -10,14 +10,14 @@ use super::{
     browser::Browser,
     form::Form,
     layout::Layout,
-    page::{Message, explained},
+    page::{MessagePage, form_error},
     sign_in::same_origin_path,
 };
 use crate::{
-    auth::login::NewAccount,
+    auth::sign_in::NewAccount,
     http::{
         ApiError, App,
-        error::Code,
+        error::ErrorCode,
         extract::{Public, Query},
     },
     model::password::Password,
@@ -32,7 +32,7 @@ struct SignUpPage<'a> {
     email: &'a str,
     workspace_name: &'a str,
     /// True if a user with this email address exists.
-    is_known: bool,
+    is_registered: bool,
     problem: Option<String>,
 }
 
@@ -57,10 +57,10 @@ pub(super) async fn show(
         full_name: "",
         email: query.text("email")?.unwrap_or_default(),
         workspace_name: "",
-        is_known: false,
+        is_registered: false,
         problem: None,
     };
-    Ok(browser.page(200, &page))
+    Ok(browser.render_page(200, &page))
 }
 
 /// Creates the user and signs in.
@@ -77,34 +77,34 @@ pub(super) async fn submit(
     let account = NewAccount {
         email: form.text("email")?.trim().to_owned(),
         password: Password::new(form.text("password")?.to_owned()),
-        full_name: form.filled("full_name")?.map(str::to_owned),
-        workspace_name: form.filled("workspace_name")?.map(str::to_owned),
+        full_name: form.non_empty_text("full_name")?.map(str::to_owned),
+        workspace_name: form.non_empty_text("workspace_name")?.map(str::to_owned),
     };
     let error = match app.auth.register(account, &public.request).await {
-        Ok(registered) => return Ok(browser.signed_in(registered.tokens.session, next)),
+        Ok(registered) => return Ok(browser.sign_in_redirect(registered.tokens.session, next)),
         Err(error) => ApiError::from(error),
     };
-    let is_known = error.code() == Code::Conflict;
-    let (status, problem) = explained(error)?;
+    let is_known = error.code() == ErrorCode::Conflict;
+    let (status, problem) = form_error(error)?;
     let page = SignUpPage {
         layout: browser.layout(),
         next,
         full_name: form.text("full_name")?,
         email: form.text("email")?,
         workspace_name: form.text("workspace_name")?,
-        is_known,
+        is_registered: is_known,
         problem: Some(problem),
     };
-    Ok(browser.page(status, &page))
+    Ok(browser.render_page(status, &page))
 }
 
 fn registration_closed_page(browser: &Browser, closed: ApiError) -> Result<Response, ApiError> {
-    let (status, reason) = explained(closed)?;
-    let message = Message {
+    let (status, reason) = form_error(closed)?;
+    let message = MessagePage {
         layout: browser.layout(),
         title: "Sign-up is not open",
         text: &format!("{reason} Ask an administrator of a workspace to invite you."),
         link: Some(("/sign-in", "Sign in")),
     };
-    Ok(browser.page(status, &message))
+    Ok(browser.render_page(status, &message))
 }

@@ -8,16 +8,16 @@ use axum::{
 
 use super::{
     form::{Form, UserForm},
-    layout::{Desk, Layout},
-    page::{PAGE_SIZE, explained},
+    layout::{DashboardContext, Layout},
+    page::{PAGE_SIZE, form_error},
     sign_in::HOME,
 };
 use crate::{
     http::{
         ApiError, App,
-        extract::{Authorized, UserSession, PathId, Query},
+        extract::{Authorized, PathId, Query, UserSession},
     },
-    idempotency::{Begun, StoredResponse},
+    idempotency::{IdempotencyOutcome, StoredResponse},
     model::{
         id::{Id, WorkspaceId},
         workspace::WorkspaceWithRole,
@@ -30,7 +30,7 @@ struct WorkspacesPage<'a> {
     layout: Layout,
     workspaces: Vec<WorkspaceWithRole>,
     /// The session's current workspace.
-    here: WorkspaceId,
+    current_workspace: WorkspaceId,
     next: Option<String>,
     name: &'a str,
     problem: Option<String>,
@@ -40,7 +40,7 @@ struct WorkspacesPage<'a> {
 pub(super) async fn show(
     caller: Authorized<UserSession>,
     State(app): State<App>,
-    desk: Desk,
+    desk: DashboardContext,
     query: Query,
 ) -> Result<Response, ApiError> {
     page(&caller, &app, &desk, &query, ("", None)).await
@@ -50,15 +50,15 @@ pub(super) async fn show(
 pub(super) async fn create(
     caller: Authorized<UserSession>,
     State(app): State<App>,
-    desk: Desk,
+    desk: DashboardContext,
     query: Query,
     form: Form,
 ) -> Result<Response, ApiError> {
     let name = form.text("name")?;
     let mut work = match app.idempotency.begin(&caller, form.attempt()?).await? {
-        Begun::Work(work) => work,
+        IdempotencyOutcome::New(work) => work,
         // The form was sent twice: the workspace exists, but the session may not have switched yet.
-        Begun::Answered(answer) => {
+        IdempotencyOutcome::Replayed(answer) => {
             let id = answer
                 .body
                 .parse()
@@ -67,24 +67,24 @@ pub(super) async fn create(
             return Ok(Redirect::to(HOME).into_response());
         }
     };
-    match app.auth.found_workspace(work.tx(), &caller, name).await {
+    match app.auth.create_workspace(work.tx(), &caller, name).await {
         Ok(created) => {
             let body = created.workspace.id.to_string();
             let answer = StoredResponse { status: 303, location: HOME.to_owned(), body };
-            work.finish(&answer).await?;
+            work.commit(&answer).await?;
             app.auth.switch_workspace(&caller, created.workspace.id).await?;
             Ok(Redirect::to(HOME).into_response())
         }
         Err(error) => {
             drop(work);
-            let problem = explained(error.into())?;
+            let problem = form_error(error.into())?;
             page(&caller, &app, &desk, &query, (name, Some(problem))).await
         }
     }
 }
 
 /// Switches the session to another workspace.
-pub(super) async fn enter(
+pub(super) async fn switch(
     caller: Authorized<UserSession>,
     State(app): State<App>,
     PathId(id): PathId<WorkspaceId>,
@@ -99,13 +99,16 @@ pub(super) async fn enter(
 async fn page(
     caller: &Authorized<UserSession>,
     app: &App,
-    desk: &Desk,
+    desk: &DashboardContext,
     query: &Query,
     (name, problem): (&str, Option<(u16, String)>),
 ) -> Result<Response, ApiError> {
-    let (page, _) = app.auth.list_own_workspaces(caller, query.page_of(PAGE_SIZE)?).await?;
+    let (page, _) = app.auth.list_own_workspaces(caller, query.page_with_limit(PAGE_SIZE)?).await?;
     let next = page.next_cursor(|own| own.workspace.id.uuid());
     let (status, problem) = problem.map_or((200, None), |(status, text)| (status, Some(text)));
     let (layout, here, workspaces) = (desk.layout(), caller.workspace(), page.items);
-    Ok(desk.page(status, &WorkspacesPage { layout, workspaces, here, next, name, problem }))
+    Ok(desk.render_page(
+        status,
+        &WorkspacesPage { layout, workspaces, current_workspace: here, next, name, problem },
+    ))
 }

@@ -22,18 +22,18 @@ use crate::{
     auth::AuthError,
     http::api::key_rotation::RotationBody,
     idempotency::IdempotencyError,
-    model::{Invalid, id::RequestId, rotation::RotationReport, scope::Scope},
+    model::{ValidationError, id::RequestId, rotation::RotationReport, scope::Scope},
     resources::ResourceError,
     store::StoreError,
 };
 
 pub use oauth::{OAuthErrorBody, OAuthErrorResponse};
-pub(in crate::http) use oauth::{Patient, of_refusal as oauth_refusal};
+pub(in crate::http) use oauth::{RateLimitExempt, render_oauth_error as oauth_refusal};
 
 /// Error codes. Clients decide by them what to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
-pub enum Code {
+pub enum ErrorCode {
     /// Malformed JSON or query string, or more than one `Authorization` header.
     BadRequest,
     /// The credential is missing, malformed, unknown or revoked.
@@ -77,7 +77,7 @@ pub enum Code {
     Unavailable,
 }
 
-impl Code {
+impl ErrorCode {
     /// The HTTP status of the code.
     #[must_use]
     pub const fn status(self) -> StatusCode {
@@ -108,7 +108,7 @@ impl Code {
 /// An error response of the API.
 #[derive(Debug, Clone)]
 pub struct ApiError {
-    code: Code,
+    code: ErrorCode,
     /// Text for the client.
     message: Cow<'static, str>,
     field: Option<Cow<'static, str>>,
@@ -131,7 +131,7 @@ pub struct ApiError {
 
 impl ApiError {
     /// Creates an error with a message for the client.
-    pub fn new(code: Code, message: impl Into<Cow<'static, str>>) -> Self {
+    pub fn new(code: ErrorCode, message: impl Into<Cow<'static, str>>) -> Self {
         Self {
             code,
             message: message.into(),
@@ -151,12 +151,12 @@ impl ApiError {
     #[must_use]
     pub fn missing_credential() -> Self {
         let message = "an API key or access token is required; send Authorization: Bearer …";
-        Self { has_credential: false, ..Self::new(Code::Unauthorized, message) }
+        Self { has_credential: false, ..Self::new(ErrorCode::Unauthorized, message) }
     }
 
     /// Sets the required scope that the challenge of a 401 names (RFC 6750, section 3).
     #[must_use]
-    pub fn wanting(self, scope: Option<Scope>) -> Self {
+    pub fn with_challenge_scope(self, scope: Option<Scope>) -> Self {
         Self { challenge_scope: scope, ..self }
     }
 
@@ -165,7 +165,7 @@ impl ApiError {
         field: impl Into<Cow<'static, str>>,
         message: impl Into<Cow<'static, str>>,
     ) -> Self {
-        Self { field: Some(field.into()), ..Self::new(Code::ValidationFailed, message) }
+        Self { field: Some(field.into()), ..Self::new(ErrorCode::ValidationFailed, message) }
     }
 
     /// Too many requests. `retry_after` is in seconds.
@@ -173,7 +173,10 @@ impl ApiError {
     pub fn rate_limited(retry_after: u64) -> Self {
         Self {
             retry_after: Some(retry_after),
-            ..Self::new(Code::RateLimited, format!("too many requests; retry in {retry_after} s"))
+            ..Self::new(
+                ErrorCode::RateLimited,
+                format!("too many requests; retry in {retry_after} s"),
+            )
         }
     }
 
@@ -183,7 +186,10 @@ impl ApiError {
         Self {
             retry_after: Some(1),
             cause: Some(cause.into()),
-            ..Self::new(Code::Unavailable, "the service is temporarily unavailable; please retry")
+            ..Self::new(
+                ErrorCode::Unavailable,
+                "the service is temporarily unavailable; please retry",
+            )
         }
     }
 
@@ -193,7 +199,7 @@ impl ApiError {
         Self {
             cause: Some(cause.into()),
             ..Self::new(
-                Code::Internal,
+                ErrorCode::Internal,
                 "an internal error occurred; quote the request_id when you contact support",
             )
         }
@@ -201,13 +207,13 @@ impl ApiError {
 
     /// Returns the error that a response was made from, if any.
     #[must_use]
-    pub fn of(response: &Response) -> Option<&Self> {
+    pub fn from_response(response: &Response) -> Option<&Self> {
         response.extensions().get::<Self>()
     }
 
     /// The error code.
     #[must_use]
-    pub fn code(&self) -> Code {
+    pub fn code(&self) -> ErrorCode {
         self.code
     }
 
@@ -219,14 +225,14 @@ impl ApiError {
 
     /// True if the request failed only because the session lacks a second factor.
     #[must_use]
-    pub fn lacks_second_factor(&self) -> bool {
+    pub fn is_second_factor_missing(&self) -> bool {
         self.is_second_factor_missing
     }
 
     /// True if the request had a credential and it was rejected.
     #[must_use]
     pub fn is_unknown_credential(&self) -> bool {
-        self.code == Code::Unauthorized && self.has_credential
+        self.code == ErrorCode::Unauthorized && self.has_credential
     }
 
     /// Seconds to wait before a retry.
@@ -251,26 +257,26 @@ impl ApiError {
             None => metadata,
         };
         match self.code {
-            Code::Unauthorized if !self.has_credential => {
+            ErrorCode::Unauthorized if !self.has_credential => {
                 Some(format!("Bearer realm=\"call2me\", {metadata}"))
             }
-            Code::Unauthorized | Code::TokenExpired => {
+            ErrorCode::Unauthorized | ErrorCode::TokenExpired => {
                 let description = sanitize_description(&self.message);
                 Some(format!(
                     "Bearer realm=\"call2me\", error=\"invalid_token\", \
                      error_description=\"{description}\", {metadata}"
                 ))
             }
-            Code::InsufficientScope => {
+            ErrorCode::InsufficientScope => {
                 let scope = self.required_scope.map_or("", Scope::oauth_name);
                 Some(format!(
                     "Bearer realm=\"call2me\", error=\"insufficient_scope\", scope=\"{scope}\", \
                      {metadata}"
                 ))
             }
-            Code::InvalidCredentials | Code::MfaRequired | Code::InvalidRefreshToken => {
-                Some("Bearer realm=\"call2me\"".to_owned())
-            }
+            ErrorCode::InvalidCredentials
+            | ErrorCode::MfaRequired
+            | ErrorCode::InvalidRefreshToken => Some("Bearer realm=\"call2me\"".to_owned()),
             _ => None,
         }
     }
@@ -313,7 +319,7 @@ pub struct ErrorBody {
 #[derive(Debug, Serialize, utoipa::ToSchema)]
 pub struct ErrorDetails {
     /// A stable code for programs.
-    pub code: Code,
+    pub code: ErrorCode,
     /// A text for developers and users. It may change.
     #[schema(example = "name must be 1 to 100 characters")]
     pub message: String,
@@ -364,33 +370,34 @@ impl From<AuthError> for ApiError {
         let message = error.to_string();
         match error {
             AuthError::InvalidCredential(_) | AuthError::MalformedApiKey(_) => {
-                Self::new(Code::Unauthorized, message)
+                Self::new(ErrorCode::Unauthorized, message)
             }
-            AuthError::TokenExpired => Self::new(Code::TokenExpired, message),
+            AuthError::TokenExpired => Self::new(ErrorCode::TokenExpired, message),
             AuthError::SignInRequired => {
-                Self { has_credential: false, ..Self::new(Code::Unauthorized, message) }
+                Self { has_credential: false, ..Self::new(ErrorCode::Unauthorized, message) }
             }
             AuthError::WrongEmailOrPassword | AuthError::InvalidSecondFactor(_) => {
-                Self::new(Code::InvalidCredentials, message)
+                Self::new(ErrorCode::InvalidCredentials, message)
             }
             AuthError::MfaRequired(token) => {
-                Self { mfa_token: Some(token), ..Self::new(Code::MfaRequired, message) }
+                Self { mfa_token: Some(token), ..Self::new(ErrorCode::MfaRequired, message) }
             }
             AuthError::TooManyAttempts(seconds) => Self::rate_limited(seconds),
-            AuthError::InvalidRefreshToken => Self::new(Code::InvalidRefreshToken, message),
+            AuthError::InvalidRefreshToken => Self::new(ErrorCode::InvalidRefreshToken, message),
             AuthError::InsufficientScope { required, .. } => Self {
                 required_scope: Some(required),
-                ..Self::new(Code::InsufficientScope, message)
+                ..Self::new(ErrorCode::InsufficientScope, message)
             },
-            AuthError::Forbidden(_) => Self::new(Code::Forbidden, message),
+            AuthError::Forbidden(_) => Self::new(ErrorCode::Forbidden, message),
             AuthError::MissingSecondFactor => {
-                Self { is_second_factor_missing: true, ..Self::new(Code::Forbidden, message) }
+                Self { is_second_factor_missing: true, ..Self::new(ErrorCode::Forbidden, message) }
             }
-            AuthError::NotFound(_) => Self::new(Code::NotFound, message),
-            AuthError::Conflict(_) => Self::new(Code::Conflict, message),
-            AuthError::KeyInUse(report) => {
-                Self { rotation: Some(Arc::from(report)), ..Self::new(Code::KeyInUse, message) }
-            }
+            AuthError::NotFound(_) => Self::new(ErrorCode::NotFound, message),
+            AuthError::Conflict(_) => Self::new(ErrorCode::Conflict, message),
+            AuthError::KeyInUse(report) => Self {
+                rotation: Some(Arc::from(report)),
+                ..Self::new(ErrorCode::KeyInUse, message)
+            },
             AuthError::Invalid { field, .. } => Self::invalid(field, message),
             AuthError::PasswordQueueFull => Self::unavailable("the password hashing queue is full"),
             AuthError::AuditQueueFull => Self::unavailable("the audit event queue is full"),
@@ -404,10 +411,11 @@ impl From<IdempotencyError> for ApiError {
     fn from(error: IdempotencyError) -> Self {
         let message = error.to_string();
         match error {
-            IdempotencyError::Conflict => Self::new(Code::IdempotencyConflict, message),
-            IdempotencyError::InProgress => {
-                Self { retry_after: Some(1), ..Self::new(Code::IdempotencyInProgress, message) }
-            }
+            IdempotencyError::Conflict => Self::new(ErrorCode::IdempotencyConflict, message),
+            IdempotencyError::InProgress => Self {
+                retry_after: Some(1),
+                ..Self::new(ErrorCode::IdempotencyInProgress, message)
+            },
             IdempotencyError::Store(error) => error.into(),
             IdempotencyError::Internal(cause) => Self::internal(cause),
         }
@@ -418,9 +426,9 @@ impl From<ResourceError> for ApiError {
     fn from(error: ResourceError) -> Self {
         let message = error.to_string();
         match error {
-            ResourceError::NotFound(_) => Self::new(Code::NotFound, message),
+            ResourceError::NotFound(_) => Self::new(ErrorCode::NotFound, message),
             ResourceError::Invalid { field, .. } => Self::invalid(field, message),
-            ResourceError::TooLarge(_) => Self::new(Code::ValidationFailed, message),
+            ResourceError::TooLarge(_) => Self::new(ErrorCode::ValidationFailed, message),
             ResourceError::Internal(cause) => Self::internal(cause),
             ResourceError::Store(error) => error.into(),
         }
@@ -433,11 +441,13 @@ impl From<StoreError> for ApiError {
             StoreError::Unavailable(cause) => Self::unavailable(&cause.to_string()),
             StoreError::Aborted => Self::unavailable("the service is shutting down"),
             StoreError::UnstorableText => Self::new(
-                Code::ValidationFailed,
+                ErrorCode::ValidationFailed,
                 "a text contains a character that cannot be stored",
             ),
             // Callers map the constraints that a client can violate; one that gets here is a bug.
-            StoreError::Violated(constraint) => Self::internal(&format!("{constraint:?}")),
+            StoreError::ConstraintViolated(constraint) => {
+                Self::internal(&format!("{constraint:?}"))
+            }
             StoreError::Internal(cause) => Self::internal(&cause.to_string()),
         }
     }
@@ -446,7 +456,7 @@ impl From<StoreError> for ApiError {
 impl ApiError {
     /// The value of a query parameter is invalid.
     #[must_use]
-    pub fn invalid_parameter(name: &'static str, why: Invalid) -> Self {
+    pub fn invalid_parameter(name: &'static str, why: ValidationError) -> Self {
         Self::invalid(name, why.0)
     }
 }

@@ -10,8 +10,8 @@ use axum::{
 };
 use serde::Serialize;
 
-use super::{ApiError, Code as ApiCode, sanitize_description};
-use crate::oauth::{Code, OAuthError};
+use super::{ApiError, ErrorCode as ApiCode, sanitize_description};
+use crate::oauth::{OAuthError, OAuthErrorCode};
 
 /// The body of every error of the OAuth endpoints.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
@@ -28,9 +28,9 @@ pub struct OAuthErrorBody {
 #[derive(Debug)]
 pub enum OAuthErrorResponse {
     /// An error that the RFCs define, with its description.
-    Told(Code, String),
+    Protocol(OAuthErrorCode, String),
     /// A general error of the service. The middleware converts it to the format of the RFCs.
-    Failed(ApiError),
+    Service(ApiError),
 }
 
 /// `Retry-After` of an OAuth error with status 503. Such an error waits for an action of a user,
@@ -41,41 +41,43 @@ const RETRY_AFTER: HeaderValue = HeaderValue::from_static("60");
 /// Devices that poll as often as they are allowed get it: other clients behind the same address
 /// must not use up their limit.
 #[derive(Debug, Clone, Copy)]
-pub(in crate::http) struct Patient;
+pub(in crate::http) struct RateLimitExempt;
 
 impl From<OAuthError> for OAuthErrorResponse {
     fn from(error: OAuthError) -> Self {
         match error {
-            OAuthError::Refused { code, description } => Self::Told(code, description.into_owned()),
-            OAuthError::Failed(error) => Self::Failed(error.into()),
+            OAuthError::Protocol { code, description } => {
+                Self::Protocol(code, description.into_owned())
+            }
+            OAuthError::Service(error) => Self::Service(error.into()),
         }
     }
 }
 
 impl From<ApiError> for OAuthErrorResponse {
     fn from(error: ApiError) -> Self {
-        Self::Failed(error)
+        Self::Service(error)
     }
 }
 
 impl IntoResponse for OAuthErrorResponse {
     fn into_response(self) -> Response {
         let (code, description) = match self {
-            Self::Told(code, description) => (code, description),
-            Self::Failed(error) => return error.into_response(),
+            Self::Protocol(code, description) => (code, description),
+            Self::Service(error) => return error.into_response(),
         };
         let status = match code {
-            Code::InvalidClient => StatusCode::UNAUTHORIZED,
-            Code::ServerError => StatusCode::INTERNAL_SERVER_ERROR,
-            Code::TemporarilyUnavailable => StatusCode::SERVICE_UNAVAILABLE,
+            OAuthErrorCode::InvalidClient => StatusCode::UNAUTHORIZED,
+            OAuthErrorCode::ServerError => StatusCode::INTERNAL_SERVER_ERROR,
+            OAuthErrorCode::TemporarilyUnavailable => StatusCode::SERVICE_UNAVAILABLE,
             _ => StatusCode::BAD_REQUEST,
         };
         let mut response = error_response(status, code, &description);
         if status == StatusCode::SERVICE_UNAVAILABLE {
             response.headers_mut().insert(header::RETRY_AFTER, RETRY_AFTER);
         }
-        if matches!(code, Code::AuthorizationPending | Code::SlowDown) {
-            response.extensions_mut().insert(Patient);
+        if matches!(code, OAuthErrorCode::AuthorizationPending | OAuthErrorCode::SlowDown) {
+            response.extensions_mut().insert(RateLimitExempt);
         }
         if status == StatusCode::UNAUTHORIZED {
             let scheme = HeaderValue::from_static("Basic realm=\"call2me\"");
@@ -85,7 +87,7 @@ impl IntoResponse for OAuthErrorResponse {
     }
 }
 
-fn error_response(status: StatusCode, code: Code, description: &str) -> Response {
+fn error_response(status: StatusCode, code: OAuthErrorCode, description: &str) -> Response {
     let error_description = sanitize_description(description);
     (status, Json(OAuthErrorBody { error: code.as_str(), error_description })).into_response()
 }
@@ -93,15 +95,21 @@ fn error_response(status: StatusCode, code: Code, description: &str) -> Response
 /// Converts a general error response of the service to the format of RFC 6749, and returns all
 /// other responses unchanged. Temporary failures become `temporarily_unavailable`, which ends no
 /// grant.
-pub(in crate::http) fn of_refusal(response: Response) -> Response {
-    let Some(error) = ApiError::of(&response) else { return response };
+pub(in crate::http) fn render_oauth_error(response: Response) -> Response {
+    let Some(error) = ApiError::from_response(&response) else { return response };
     let (status, code) = match error.code() {
-        ApiCode::RateLimited => (StatusCode::TOO_MANY_REQUESTS, Code::TemporarilyUnavailable),
-        ApiCode::Unavailable => (StatusCode::SERVICE_UNAVAILABLE, Code::TemporarilyUnavailable),
-        ApiCode::Internal => (StatusCode::INTERNAL_SERVER_ERROR, Code::ServerError),
-        ApiCode::PayloadTooLarge => (StatusCode::PAYLOAD_TOO_LARGE, Code::InvalidRequest),
-        ApiCode::UnsupportedMediaType => (StatusCode::UNSUPPORTED_MEDIA_TYPE, Code::InvalidRequest),
-        _ => (StatusCode::BAD_REQUEST, Code::InvalidRequest),
+        ApiCode::RateLimited => {
+            (StatusCode::TOO_MANY_REQUESTS, OAuthErrorCode::TemporarilyUnavailable)
+        }
+        ApiCode::Unavailable => {
+            (StatusCode::SERVICE_UNAVAILABLE, OAuthErrorCode::TemporarilyUnavailable)
+        }
+        ApiCode::Internal => (StatusCode::INTERNAL_SERVER_ERROR, OAuthErrorCode::ServerError),
+        ApiCode::PayloadTooLarge => (StatusCode::PAYLOAD_TOO_LARGE, OAuthErrorCode::InvalidRequest),
+        ApiCode::UnsupportedMediaType => {
+            (StatusCode::UNSUPPORTED_MEDIA_TYPE, OAuthErrorCode::InvalidRequest)
+        }
+        _ => (StatusCode::BAD_REQUEST, OAuthErrorCode::InvalidRequest),
     };
     let mut oauth_response = error_response(status, code, error.message());
     for (name, value) in response.headers() {

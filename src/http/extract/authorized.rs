@@ -11,7 +11,7 @@ use crate::{
 
 /// An access rule: the condition that a route requires of its caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Rule {
+pub enum AccessRule {
     /// No credential.
     Open,
     /// No credential, but a low rate limit: sign-in and similar routes.
@@ -26,7 +26,7 @@ pub enum Rule {
 /// If table and handler disagree, the crate does not compile.
 pub trait Access: Send + Sync + 'static {
     /// The rule.
-    const RULE: Rule;
+    const RULE: AccessRule;
     /// The type of the handler's first parameter.
     type Guard;
 }
@@ -38,7 +38,7 @@ macro_rules! access_types {
         pub struct $name;
 
         impl Access for $name {
-            const RULE: Rule = $rule;
+            const RULE: AccessRule = $rule;
             type Guard = $guard;
         }
     )*};
@@ -46,23 +46,23 @@ macro_rules! access_types {
 
 access_types! {
     /// No credential.
-    Open = Rule::Open, Public;
+    Open = AccessRule::Open, Public;
     /// No credential, with the low rate limit of sign-in.
-    SignIn = Rule::SignIn, Public;
+    SignIn = AccessRule::SignIn, Public;
     /// Any valid credential.
-    ReadOnly = Rule::Protected(AccessRequirement::Scope(Scope::ReadOnly)), Authorized<ReadOnly>;
+    ReadOnly = AccessRule::Protected(AccessRequirement::Scope(Scope::ReadOnly)), Authorized<ReadOnly>;
     /// A credential with the scope `write`.
-    Write = Rule::Protected(AccessRequirement::Scope(Scope::Write)), Authorized<Write>;
+    Write = AccessRule::Protected(AccessRequirement::Scope(Scope::Write)), Authorized<Write>;
     /// A credential with the scope `admin`.
-    Admin = Rule::Protected(AccessRequirement::Scope(Scope::Admin)), Authorized<Admin>;
+    Admin = AccessRule::Protected(AccessRequirement::Scope(Scope::Admin)), Authorized<Admin>;
     /// An API key or a session with the scope `write`; an OAuth grant is rejected, whatever its
     /// scope.
-    FirstPartyWrite = Rule::Protected(AccessRequirement::FirstParty(Scope::Write)), Authorized<FirstPartyWrite>;
+    FirstPartyWrite = AccessRule::Protected(AccessRequirement::FirstParty(Scope::Write)), Authorized<FirstPartyWrite>;
     /// An API key or a session with the scope `admin`; an OAuth grant is rejected, whatever its
     /// scope.
-    FirstPartyAdmin = Rule::Protected(AccessRequirement::FirstParty(Scope::Admin)), Authorized<FirstPartyAdmin>;
+    FirstPartyAdmin = AccessRule::Protected(AccessRequirement::FirstParty(Scope::Admin)), Authorized<FirstPartyAdmin>;
     /// A session of a user, with any role.
-    UserSession = Rule::Protected(AccessRequirement::UserSession), Authorized<UserSession>;
+    UserSession = AccessRule::Protected(AccessRequirement::UserSession), Authorized<UserSession>;
 }
 
 /// A caller that meets the access rule `A`.
@@ -90,11 +90,11 @@ impl<A: Access> FromRequestParts<App> for Authorized<A> {
         let caller = caller.ok_or_else(|| {
             ApiError::internal("a protected route is not wrapped by the access layer")
         })?;
-        let Rule::Protected(requirement) = A::RULE else {
+        let AccessRule::Protected(requirement) = A::RULE else {
             return Err(ApiError::internal("an open route uses the Authorized extractor"));
         };
-        check_scope::check(requirement, &caller.principal, caller.request.ip)?;
-        Query::of(&parts.uri)?;
+        check_scope::check_access(requirement, &caller.principal, caller.request.ip)?;
+        Query::from_uri(&parts.uri)?;
         Ok(Self { caller, access: PhantomData })
     }
 }
@@ -113,7 +113,7 @@ impl FromRequestParts<App> for Public {
         let request = parts.extensions.get::<Arc<RequestInfo>>().cloned();
         let request =
             request.ok_or_else(|| ApiError::internal("the request has no RequestInfo"))?;
-        Query::of(&parts.uri)?;
+        Query::from_uri(&parts.uri)?;
         Ok(Self { request })
     }
 }

@@ -6,22 +6,23 @@ use axum::{
 use tokio::time::timeout;
 
 use super::Query;
-use crate::http::{ApiError, App, error::Code};
+use crate::http::{ApiError, App, error::ErrorCode};
 
 /// Reads a request body of any content type, up to `server.max_body_bytes`, within the body
 /// timeout.
 ///
 /// # Errors
-/// [`Code::PayloadTooLarge`] if it is too large, [`Code::UnsupportedMediaType`] if it is
-/// compressed, [`Code::BadRequest`] if it does not arrive in time or the connection fails.
-pub async fn read(headers: &HeaderMap, body: Body, app: &App) -> Result<Bytes, ApiError> {
+/// [`ErrorCode::PayloadTooLarge`] if it is too large, [`ErrorCode::UnsupportedMediaType`] if it is
+/// compressed, [`ErrorCode::BadRequest`] if it does not arrive in time or the connection fails.
+pub async fn read_body(headers: &HeaderMap, body: Body, app: &App) -> Result<Bytes, ApiError> {
     if headers.get(header::CONTENT_ENCODING).is_some_and(|coding| coding != "identity") {
         let message = "the body must not be compressed";
-        return Err(ApiError::new(Code::UnsupportedMediaType, message));
+        return Err(ApiError::new(ErrorCode::UnsupportedMediaType, message));
     }
     let max = app.settings.max_body_bytes;
-    let too_large =
-        || ApiError::new(Code::PayloadTooLarge, format!("the body must be at most {max} bytes"));
+    let too_large = || {
+        ApiError::new(ErrorCode::PayloadTooLarge, format!("the body must be at most {max} bytes"))
+    };
     let declared = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok());
     let declared = declared.and_then(|length| length.parse::<usize>().ok());
     if declared.is_some_and(|length| length > max) {
@@ -29,7 +30,7 @@ pub async fn read(headers: &HeaderMap, body: Body, app: &App) -> Result<Bytes, A
     }
     let read = timeout(app.settings.body_timeout, to_bytes(body, max)).await;
     let Ok(read) = read else {
-        return Err(ApiError::new(Code::BadRequest, "the body took too long to arrive"));
+        return Err(ApiError::new(ErrorCode::BadRequest, "the body took too long to arrive"));
     };
     read.map_err(|error| {
         let mut cause: Option<&dyn std::error::Error> = Some(&error);
@@ -39,7 +40,7 @@ pub async fn read(headers: &HeaderMap, body: Body, app: &App) -> Result<Bytes, A
             }
             cause = error.source();
         }
-        ApiError::new(Code::BadRequest, "the body could not be read")
+        ApiError::new(ErrorCode::BadRequest, "the body could not be read")
     })
 }
 
@@ -49,19 +50,19 @@ const MAX_FIELDS: usize = 50;
 /// Reads a multipart form (RFC 7578): its text fields, and its file if the user chose one.
 ///
 /// # Errors
-/// As [`read`]; [`Code::UnsupportedMediaType`] if the body is not `multipart/form-data`,
-/// [`Code::BadRequest`] if it is malformed or has two files.
+/// As [`read_body`]; [`ErrorCode::UnsupportedMediaType`] if the body is not `multipart/form-data`,
+/// [`ErrorCode::BadRequest`] if it is malformed or has two files.
 pub async fn read_multipart_form(
     parts: Parts,
     body: Body,
     app: &App,
 ) -> Result<(Query, Option<Bytes>), ApiError> {
-    let bytes = read(&parts.headers, body, app).await?;
-    let malformed = || ApiError::new(Code::BadRequest, "the form is malformed");
+    let bytes = read_body(&parts.headers, body, app).await?;
+    let malformed = || ApiError::new(ErrorCode::BadRequest, "the form is malformed");
     let request = Request::from_parts(parts, Body::from(bytes));
     let form = Multipart::from_request(request, app).await;
     let mut form = form.map_err(|_| {
-        ApiError::new(Code::UnsupportedMediaType, "the body must be multipart/form-data")
+        ApiError::new(ErrorCode::UnsupportedMediaType, "the body must be multipart/form-data")
     })?;
     let (mut fields, mut file) = (Vec::new(), None);
     while let Some(field) = form.next_field().await.map_err(|_| malformed())? {
@@ -85,18 +86,22 @@ pub async fn read_multipart_form(
 /// Reads an HTML form, which is encoded like a query string.
 ///
 /// # Errors
-/// As [`read`]; [`Code::UnsupportedMediaType`] if the body is not
-/// `application/x-www-form-urlencoded`, [`Code::BadRequest`] if it is malformed.
-pub async fn read_urlencoded_form(headers: &HeaderMap, body: Body, app: &App) -> Result<Query, ApiError> {
-    let bytes = read(headers, body, app).await?;
+/// As [`read_body`]; [`ErrorCode::UnsupportedMediaType`] if the body is not
+/// `application/x-www-form-urlencoded`, [`ErrorCode::BadRequest`] if it is malformed.
+pub async fn read_urlencoded_form(
+    headers: &HeaderMap,
+    body: Body,
+    app: &App,
+) -> Result<Query, ApiError> {
+    let bytes = read_body(headers, body, app).await?;
     let media_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
     let essence = media_type.and_then(|text| text.split(';').next()).unwrap_or_default();
     if !essence.trim().eq_ignore_ascii_case("application/x-www-form-urlencoded") {
         return Err(ApiError::new(
-            Code::UnsupportedMediaType,
+            ErrorCode::UnsupportedMediaType,
             "the body must be application/x-www-form-urlencoded",
         ));
     }
     let text = std::str::from_utf8(&bytes).ok().and_then(Query::parse);
-    text.ok_or_else(|| ApiError::new(Code::BadRequest, "the form is malformed"))
+    text.ok_or_else(|| ApiError::new(ErrorCode::BadRequest, "the form is malformed"))
 }

@@ -36,7 +36,7 @@ impl Query {
         }
         Ok(EventFilter {
             excludes_browser_requests: !self.parse_as("pages", "true or false")?.unwrap_or(true),
-            changes: self.parse_as("changes", "true or false")?.unwrap_or(false),
+            excludes_requests: self.parse_as("changes", "true or false")?.unwrap_or(false),
             key_id: self.parse_as("key_id", "the id of a key")?,
             actor_id: self.text("actor_id")?.map(actor_id).transpose()?,
             action: self.text("action")?.map(action).transpose()?,

@@ -9,10 +9,10 @@ use secrecy::SecretString;
 use serde::de::{DeserializeOwned, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use serde_json::error::Category;
 
-use super::body::read;
+use super::body::read_body;
 use crate::{
-    http::{ApiError, App, error::Code},
-    idempotency::Attempt,
+    http::{ApiError, App, error::ErrorCode},
+    idempotency::IdempotentRequest,
 };
 
 /// A JSON body. An empty body counts as `{}`.
@@ -30,20 +30,20 @@ impl<T: DeserializeOwned> FromRequest<App> for Json<T> {
 }
 
 /// The JSON body of a request that creates something, with its idempotency key.
-pub struct Creation<T> {
+pub struct IdempotentJson<T> {
     /// The parsed body.
     pub body: T,
     /// Identifies a retry: the `Idempotency-Key` header, if any, and the body.
-    pub attempt: Attempt,
+    pub attempt: IdempotentRequest,
 }
 
-impl<T: DeserializeOwned> FromRequest<App> for Creation<T> {
+impl<T: DeserializeOwned> FromRequest<App> for IdempotentJson<T> {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, app: &App) -> Result<Self, ApiError> {
         let (parts, body) = request.into_parts();
         let bytes = json_bytes(&parts.headers, body, app).await?;
-        let attempt = Attempt::new(idempotency_key(&parts.headers)?, &bytes);
+        let attempt = IdempotentRequest::new(idempotency_key(&parts.headers)?, &bytes);
         Ok(Self { body: parse(&bytes)?, attempt })
     }
 }
@@ -67,13 +67,13 @@ fn idempotency_key(headers: &HeaderMap) -> Result<Option<SecretString>, ApiError
 
 /// Reads a body with a JSON content type; an empty body counts as `{}`.
 async fn json_bytes(headers: &HeaderMap, body: Body, app: &App) -> Result<Bytes, ApiError> {
-    let bytes = read(headers, body, app).await?;
+    let bytes = read_body(headers, body, app).await?;
     if bytes.is_empty() {
         return Ok(Bytes::from_static(b"{}"));
     }
     if !is_json(headers) {
         let message = "the body must be JSON, with Content-Type: application/json";
-        return Err(ApiError::new(Code::UnsupportedMediaType, message));
+        return Err(ApiError::new(ErrorCode::UnsupportedMediaType, message));
     }
     Ok(bytes)
 }
@@ -117,7 +117,7 @@ fn explain(path: &str, error: &serde_json::Error) -> ApiError {
             _ => "is not valid JSON",
         };
         let message = format!("the body {problem}, at line {line} column {column}");
-        return ApiError::new(Code::BadRequest, message);
+        return ApiError::new(ErrorCode::BadRequest, message);
     }
     let text = error.to_string();
     let quoted = |start: &str| {
@@ -139,7 +139,7 @@ fn explain(path: &str, error: &serde_json::Error) -> ApiError {
     let expected = text.rsplit_once(", expected ").map(|(_, expected)| expected);
     let expected = expected.and_then(|expected| expected.split(" at line ").next());
     match (path, expected) {
-        (".", _) => ApiError::new(Code::ValidationFailed, "the body must be a JSON object"),
+        (".", _) => ApiError::new(ErrorCode::ValidationFailed, "the body must be a JSON object"),
         (field, Some(expected)) => ApiError::invalid(
             field.to_owned(),
             format!("{field} must be {}", without_rust_types(expected)),

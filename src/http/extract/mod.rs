@@ -10,20 +10,20 @@ mod body;
 mod client_ip;
 mod event_filter;
 mod json;
+mod live_authorization;
+mod optional_caller;
 mod path;
 mod query;
-mod standing;
-mod visitor;
 
 pub use authorized::{
-    Access, Admin, Authorized, FirstPartyAdmin, FirstPartyWrite, RequiresAccess, Open, UserSession,
-    Public, ReadOnly, Rule, SignIn, Write,
+    Access, AccessRule, Admin, Authorized, FirstPartyAdmin, FirstPartyWrite, Open, Public,
+    ReadOnly, RequiresAccess, SignIn, UserSession, Write,
 };
-pub use body::{read_urlencoded_form, read_multipart_form, read as body_of};
+pub use body::{read_body as body_of, read_multipart_form, read_urlencoded_form};
 pub use client_ip::client_ip;
 pub use event_filter::EVENT_FILTERS;
-pub use json::{Creation, Json};
+pub use json::{IdempotentJson, Json};
+pub use live_authorization::LiveAuthorization;
+pub use optional_caller::OptionalCaller;
 pub use path::PathId;
 pub use query::Query;
-pub use standing::Standing;
-pub use visitor::Visitor;

@@ -8,8 +8,8 @@ use percent_encoding::percent_decode_str;
 use time::{OffsetDateTime, UtcOffset, format_description::well_known::Rfc3339};
 
 use crate::{
-    http::{ApiError, error::Code},
-    model::page::{DEFAULT_LIMIT, MAX_LIMIT, MAX_OFFSET, Page, decode_cursor},
+    http::{ApiError, error::ErrorCode},
+    model::page::{DEFAULT_LIMIT, MAX_LIMIT, MAX_OFFSET, PageRequest, decode_cursor},
 };
 
 /// The parameters of a query string or form. Handlers read those that they know; others are
@@ -27,7 +27,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Query {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
-        Self::of(&parts.uri)
+        Self::from_uri(&parts.uri)
     }
 }
 
@@ -35,10 +35,10 @@ impl Query {
     /// Parses the query string of a URI.
     ///
     /// # Errors
-    /// [`Code::BadRequest`] if it is malformed.
-    pub(super) fn of(uri: &Uri) -> Result<Self, ApiError> {
+    /// [`ErrorCode::BadRequest`] if it is malformed.
+    pub(super) fn from_uri(uri: &Uri) -> Result<Self, ApiError> {
         Self::parse(uri.query().unwrap_or_default())
-            .ok_or_else(|| ApiError::new(Code::BadRequest, "the query string is malformed"))
+            .ok_or_else(|| ApiError::new(ErrorCode::BadRequest, "the query string is malformed"))
     }
 
     /// Parses the text of a query string or form; `None` if it is malformed.
@@ -149,15 +149,15 @@ impl Query {
     ///
     /// # Errors
     /// As [`Self::page`].
-    pub fn page_of(&self, limit: i64) -> Result<Page, ApiError> {
-        Ok(Page { limit, ..self.page()? })
+    pub fn page_with_limit(&self, limit: i64) -> Result<PageRequest, ApiError> {
+        Ok(PageRequest { limit, ..self.page()? })
     }
 
     /// Reads the page of a list from `limit`, `cursor` and `offset`.
     ///
     /// # Errors
     /// [`ApiError::invalid`] if one of them is invalid, or `cursor` and `offset` are combined.
-    pub fn page(&self) -> Result<Page, ApiError> {
+    pub fn page(&self) -> Result<PageRequest, ApiError> {
         let limit = self.parse_as::<i64>("limit", "a whole number from 1 to 100")?;
         let limit = limit.unwrap_or(DEFAULT_LIMIT);
         if !(1..=MAX_LIMIT).contains(&limit) {
@@ -173,7 +173,7 @@ impl Query {
         if before.is_some() && offset.is_some() {
             return Err(ApiError::invalid("offset", "offset cannot be combined with cursor"));
         }
-        Ok(Page { limit, before, offset: i64::from(offset.unwrap_or(0)) })
+        Ok(PageRequest { limit, before, offset: i64::from(offset.unwrap_or(0)) })
     }
 }
 

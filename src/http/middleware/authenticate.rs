@@ -4,7 +4,7 @@ use axum::http::{HeaderMap, header};
 
 use crate::{
     auth::authenticate::AuthenticationOutcome,
-    http::{ApiError, App, dashboard::browser::session_cookie, error::Code},
+    http::{ApiError, App, dashboard::browser::session_cookie, error::ErrorCode},
 };
 
 /// Maximum length of a credential, in bytes; longer than any that this service issues.
@@ -13,13 +13,14 @@ const MAX_LEN: usize = 4096;
 /// Verifies the bearer credential of a request.
 ///
 /// # Errors
-/// [`Code::Unauthorized`] if there is no credential or it is not valid, and as [`bearer`].
+/// [`ErrorCode::Unauthorized`] if there is no credential or it is not valid, and as
+/// [`bearer_credential`].
 pub(super) async fn authenticate(
     app: &App,
     headers: &HeaderMap,
     began: Duration,
 ) -> Result<AuthenticationOutcome, ApiError> {
-    let credential = bearer(headers)?.ok_or_else(ApiError::missing_credential)?;
+    let credential = bearer_credential(headers)?.ok_or_else(ApiError::missing_credential)?;
     Ok(app.auth.authenticate(credential, began).await?)
 }
 
@@ -29,7 +30,7 @@ pub(super) async fn authenticate(
 /// site makes a browser send (CSRF) never reaches the API with credentials.
 ///
 /// # Errors
-/// [`Code::Unauthorized`] if there is no session cookie or it is not valid.
+/// [`ErrorCode::Unauthorized`] if there is no session cookie or it is not valid.
 pub(super) async fn authenticate_cookie(
     app: &App,
     headers: &HeaderMap,
@@ -42,11 +43,11 @@ pub(super) async fn authenticate_cookie(
 /// would.
 ///
 /// # Errors
-/// [`Code::BadRequest`] if there are two or more.
+/// [`ErrorCode::BadRequest`] if there are two or more.
 pub(super) fn check_single_authorization(headers: &HeaderMap) -> Result<(), ApiError> {
     if headers.get_all(header::AUTHORIZATION).iter().count() > 1 {
         let message = "send exactly one Authorization header";
-        return Err(ApiError::new(Code::BadRequest, message));
+        return Err(ApiError::new(ErrorCode::BadRequest, message));
     }
     Ok(())
 }
@@ -57,14 +58,14 @@ pub(super) fn check_single_authorization(headers: &HeaderMap) -> Result<(), ApiE
 /// header is absent, has another scheme or is empty.
 ///
 /// # Errors
-/// [`Code::BadRequest`] if the header is repeated, [`Code::Unauthorized`] if its value cannot be a
-/// credential.
-pub(in crate::http) fn bearer(headers: &HeaderMap) -> Result<Option<&str>, ApiError> {
+/// [`ErrorCode::BadRequest`] if the header is repeated, [`ErrorCode::Unauthorized`] if its value
+/// cannot be a credential.
+pub(in crate::http) fn bearer_credential(headers: &HeaderMap) -> Result<Option<&str>, ApiError> {
     check_single_authorization(headers)?;
     let Some(value) = headers.get(header::AUTHORIZATION) else { return Ok(None) };
     let malformed = || {
         ApiError::new(
-            Code::Unauthorized,
+            ErrorCode::Unauthorized,
             "the Authorization header must have the form: Bearer <credential>",
         )
     };
@@ -86,12 +87,12 @@ mod tests {
 
     use super::*;
 
-    fn read_bearer(values: &[&[u8]]) -> Result<Option<String>, Code> {
+    fn read_bearer(values: &[&[u8]]) -> Result<Option<String>, ErrorCode> {
         let mut headers = HeaderMap::new();
         for value in values {
             headers.append(header::AUTHORIZATION, HeaderValue::from_bytes(value).unwrap());
         }
-        bearer(&headers)
+        bearer_credential(&headers)
             .map(|credential| credential.map(str::to_owned))
             .map_err(|error| error.code())
     }
@@ -109,12 +110,12 @@ mod tests {
         for value in ["", "Bearer", "Bearer ", "Basic abc", "abc", "Bearer\tabc"] {
             assert_eq!(read_bearer(&[value.as_bytes()]), Ok(None), "{value}");
         }
-        assert_eq!(read_bearer(&[b"Bearer a b"]), Err(Code::Unauthorized));
-        assert_eq!(read_bearer(&[b"Bearer \xff"]), Err(Code::Unauthorized));
+        assert_eq!(read_bearer(&[b"Bearer a b"]), Err(ErrorCode::Unauthorized));
+        assert_eq!(read_bearer(&[b"Bearer \xff"]), Err(ErrorCode::Unauthorized));
         assert_eq!(
             read_bearer(&[format!("Bearer {}", "a".repeat(4097)).as_bytes()]),
-            Err(Code::Unauthorized)
+            Err(ErrorCode::Unauthorized)
         );
-        assert_eq!(read_bearer(&[b"Bearer a", b"Bearer a"]), Err(Code::BadRequest));
+        assert_eq!(read_bearer(&[b"Bearer a", b"Bearer a"]), Err(ErrorCode::BadRequest));
     }
 }

@@ -9,7 +9,7 @@ use axum::{
 
 use super::rate_limit;
 use crate::{
-    http::{ApiError, App, dashboard::page, error::Code},
+    http::{ApiError, App, dashboard::page, error::ErrorCode},
     model::audit::RequestInfo,
 };
 
@@ -23,7 +23,7 @@ pub async fn not_found(
     uri: Uri,
     headers: HeaderMap,
 ) -> Response {
-    let error = ApiError::new(Code::NotFound, "route not found");
+    let error = ApiError::new(ErrorCode::NotFound, "route not found");
     with_rate_limit(&app, &info, &uri, error_response(&uri, &headers, error)).await
 }
 
@@ -35,7 +35,7 @@ pub async fn method_not_allowed(
     headers: HeaderMap,
 ) -> Response {
     let error = ApiError::new(
-        Code::MethodNotAllowed,
+        ErrorCode::MethodNotAllowed,
         "method not allowed; the Allow header lists the methods of this route",
     );
     with_rate_limit(&app, &info, &uri, error_response(&uri, &headers, error)).await
@@ -46,7 +46,7 @@ pub async fn method_not_allowed(
 fn error_response(uri: &Uri, headers: &HeaderMap, error: ApiError) -> Response {
     let accepted = headers.get(header::ACCEPT).and_then(|accepted| accepted.to_str().ok());
     let accepts_html = accepted.is_some_and(|accepted| accepted.contains("text/html"));
-    if accepts_html && !is_v1(uri.path()) {
+    if accepts_html && !is_api_path(uri.path()) {
         page::not_found_page(&error)
     } else {
         error.into_response()
@@ -59,14 +59,14 @@ async fn with_rate_limit(
     uri: &Uri,
     mut response: Response,
 ) -> Response {
-    if is_v1(uri.path()) {
+    if is_api_path(uri.path()) {
         let decision = app.limits.charge_address(info.ip).await;
-        rate_limit::describe(&decision, &app.env, response.headers_mut());
+        rate_limit::set_headers(&decision, &app.env, response.headers_mut());
     }
     response
 }
 
 /// True if the path belongs to the API, which has rate limits and `Cache-Control: no-store`.
-pub(super) fn is_v1(path: &str) -> bool {
+pub(super) fn is_api_path(path: &str) -> bool {
     path == "/v1" || path.starts_with("/v1/")
 }

@@ -31,12 +31,12 @@ const REMAINING: HeaderName = HeaderName::from_static("x-ratelimit-remaining");
 const RESET: HeaderName = HeaderName::from_static("x-ratelimit-reset");
 
 /// The 429 error for a decision that does not allow the request.
-pub(super) fn refusal(decision: &Decision) -> Option<ApiError> {
+pub(super) fn rejection(decision: &Decision) -> Option<ApiError> {
     (!decision.allowed).then(|| ApiError::rate_limited(whole_seconds(decision.retry_in).max(1)))
 }
 
 /// Sets the `X-RateLimit-*` headers of a response.
-pub(super) fn describe(decision: &Decision, env: &Env, headers: &mut HeaderMap) {
+pub(super) fn set_headers(decision: &Decision, env: &Env, headers: &mut HeaderMap) {
     let now = env.clock.now();
     let fraction = Duration::from_nanos(now.nanosecond().into());
     let reset =
@@ -134,6 +134,6 @@ impl KeyExtractor for BySubnet {
 
     fn extract<T>(&self, request: &Request<T>) -> Result<IpNet, GovernorError> {
         let info = request.extensions().get::<Arc<RequestInfo>>();
-        info.map(|info| address::subnet(info.ip)).ok_or(GovernorError::UnableToExtractKey)
+        info.map(|info| address::client_subnet(info.ip)).ok_or(GovernorError::UnableToExtractKey)
     }
 }

@@ -11,7 +11,7 @@ use crate::{
         api::verify::{OriginalRequest, is_forward_auth_path},
         extract::client_ip,
     },
-    model::{audit::RequestInfo, id::RequestId, text::shorten},
+    model::{audit::RequestInfo, id::RequestId, text::truncate_bytes},
 };
 
 /// Maximum length of a path or a `User-Agent` in the audit log, in bytes.
@@ -21,9 +21,13 @@ const MAX_LOGGED_BYTES: usize = 512;
 ///
 /// Runs before anything else. For a forward-auth request, method and path are those of the original
 /// request, whatever the response will be.
-pub(super) fn note(app: &App, peer: IpAddr, request: &mut Request) -> Arc<RequestInfo> {
+pub(super) fn attach_request_info(
+    app: &App,
+    peer: IpAddr,
+    request: &mut Request,
+) -> Arc<RequestInfo> {
     let OriginalRequest { method, path } = if is_forward_auth_path(request.uri().path()) {
-        OriginalRequest::of(request)
+        OriginalRequest::from_forward_auth(request)
     } else {
         OriginalRequest { method: Cow::Borrowed(request.method()), path: request.uri().path() }
     };
@@ -31,10 +35,10 @@ pub(super) fn note(app: &App, peer: IpAddr, request: &mut Request) -> Arc<Reques
     let info = Arc::new(RequestInfo {
         id: request_id(headers).unwrap_or_else(|| app.env.new_id()),
         method: method_name(&method),
-        path: redacted(shorten(path, MAX_LOGGED_BYTES)),
+        path: redacted(truncate_bytes(path, MAX_LOGGED_BYTES)),
         ip: client_ip(peer, headers, &app.settings.trusted_proxies),
         user_agent: user_agent(headers),
-        began: app.env.clock.monotonic(),
+        started_at: app.env.clock.monotonic(),
     });
     request.extensions_mut().insert(Arc::clone(&info));
     info
@@ -48,13 +52,13 @@ fn request_id(headers: &HeaderMap) -> Option<RequestId> {
 fn user_agent(headers: &HeaderMap) -> Option<String> {
     let value = headers.get(header::USER_AGENT)?;
     let text = String::from_utf8_lossy(value.as_bytes());
-    Some(redacted(shorten(&text, MAX_LOGGED_BYTES)))
+    Some(redacted(truncate_bytes(&text, MAX_LOGGED_BYTES)))
 }
 
 /// The method as the audit log shows it; an unknown one is shortened and redacted.
 fn method_name(method: &Method) -> Cow<'static, str> {
     match method_label(method) {
-        "" => Cow::Owned(redacted(shorten(method.as_str(), 32))),
+        "" => Cow::Owned(redacted(truncate_bytes(method.as_str(), 32))),
         known => Cow::Borrowed(known),
     }
 }

@@ -15,7 +15,7 @@ use crate::{
         audit::RequestInfo,
         oauth::{client::Client, parameters::Parameters},
     },
-    oauth::{Code, clients::BasicCredentials},
+    oauth::{OAuthErrorCode, clients::BasicCredentials},
 };
 
 /// The form parameters and client credentials of a request to an OAuth endpoint.
@@ -23,21 +23,22 @@ pub struct OAuthForm {
     /// The form parameters.
     pub parameters: Parameters,
     /// The client credentials of the `Authorization: Basic` header.
-    pub basic: Option<BasicCredentials>,
+    pub basic_credentials: Option<BasicCredentials>,
 }
 
 impl OAuthForm {
     /// Authenticates the client.
     ///
     /// # Errors
-    /// [`Code::InvalidClient`] for an unknown client or wrong credentials, [`Code::InvalidRequest`]
-    /// for credentials that are sent in two ways (RFC 6749, section 5.2).
-    pub async fn client(
+    /// [`OAuthErrorCode::InvalidClient`] for an unknown client or wrong credentials,
+    /// [`OAuthErrorCode::InvalidRequest`] for credentials that are sent in two ways (RFC 6749,
+    /// section 5.2).
+    pub async fn authenticate_client(
         &self,
         app: &App,
         request: &Arc<RequestInfo>,
     ) -> Result<Client, OAuthErrorResponse> {
-        let (basic, parameters) = (self.basic.as_ref(), &self.parameters);
+        let (basic, parameters) = (self.basic_credentials.as_ref(), &self.parameters);
         Ok(app.oauth.authenticate_client(basic, parameters, request).await?)
     }
 }
@@ -49,7 +50,7 @@ impl FromRequest<App> for OAuthForm {
         let (parts, body) = request.into_parts();
         let basic = basic_credentials(&parts.headers)?;
         let fields = extract::read_urlencoded_form(&parts.headers, body, app).await?;
-        Ok(Self { parameters: Parameters::new(fields.into_pairs()), basic })
+        Ok(Self { parameters: Parameters::new(fields.into_pairs()), basic_credentials: basic })
     }
 }
 
@@ -59,7 +60,8 @@ impl FromRequest<App> for OAuthForm {
 /// client ids and secrets use, so clients that forget it work too.
 fn basic_credentials(headers: &HeaderMap) -> Result<Option<BasicCredentials>, OAuthErrorResponse> {
     let Some(value) = headers.get(header::AUTHORIZATION) else { return Ok(None) };
-    let refuse = |why: &str| OAuthErrorResponse::Told(Code::InvalidClient, why.to_owned());
+    let refuse =
+        |why: &str| OAuthErrorResponse::Protocol(OAuthErrorCode::InvalidClient, why.to_owned());
     let text = value.to_str().map_err(|_| refuse("the Authorization header is malformed"))?;
     let (scheme, encoded) = text.split_once(' ').unwrap_or((text, ""));
     if !scheme.eq_ignore_ascii_case("basic") {

@@ -30,10 +30,10 @@ use super::{
 use crate::{
     model::oauth::client::GrantType,
     oauth::{
-        Code,
+        OAuthErrorCode,
         introspect::Introspection,
         metadata::{ResourceMetadata, ServerMetadata},
-        registration::{ClientMetadata, Registered},
+        registration::{ClientMetadata, RegisteredClient},
         token::Tokens,
     },
 };
@@ -130,8 +130,8 @@ pub async fn token(
     State(app): State<App>,
     form: OAuthForm,
 ) -> OAuthResult<Json<OAuthTokenBody>> {
-    let client = form.client(&app, &public.request).await?;
-    let tokens = app.oauth.token(&client, &form.parameters, &public.request).await?;
+    let client = form.authenticate_client(&app, &public.request).await?;
+    let tokens = app.oauth.handle_token_request(&client, &form.parameters, &public.request).await?;
     Ok(Json(tokens.into()))
 }
 
@@ -157,9 +157,9 @@ pub struct RegisteredClientBody {
     scope: Option<String>,
 }
 
-impl From<Registered> for RegisteredClientBody {
-    fn from(Registered { client, secret }: Registered) -> Self {
-        let codes = client.may(GrantType::AuthorizationCode);
+impl From<RegisteredClient> for RegisteredClientBody {
+    fn from(RegisteredClient { client, secret }: RegisteredClient) -> Self {
+        let codes = client.allows_grant_type(GrantType::AuthorizationCode);
         Self {
             client_id: client.client_id(),
             client_id_issued_at: client.created_at.unix_timestamp(),
@@ -206,9 +206,9 @@ pub async fn register(
     let body = extract::body_of(&parts.headers, body, &app).await?;
     let metadata: ClientMetadata = serde_json::from_slice(&body).map_err(|_| {
         let message = "the body must be a JSON object of client metadata";
-        OAuthErrorResponse::Told(Code::InvalidClientMetadata, message.to_owned())
+        OAuthErrorResponse::Protocol(OAuthErrorCode::InvalidClientMetadata, message.to_owned())
     })?;
-    let registered = app.oauth.register(&metadata, &public.request).await?;
+    let registered = app.oauth.register_client(&metadata, &public.request).await?;
     Ok((StatusCode::CREATED, Json(registered.into())))
 }
 
@@ -236,8 +236,8 @@ pub async fn revoke(
     State(app): State<App>,
     form: OAuthForm,
 ) -> OAuthResult<Response> {
-    let client = form.client(&app, &public.request).await?;
-    app.oauth.revoke(&client, &form.parameters, &public.request).await?;
+    let client = form.authenticate_client(&app, &public.request).await?;
+    app.oauth.revoke_token(&client, &form.parameters, &public.request).await?;
     Ok(StatusCode::OK.into_response())
 }
 
@@ -253,8 +253,8 @@ pub async fn introspect(
     State(app): State<App>,
     form: OAuthForm,
 ) -> OAuthResult<Json<Introspection>> {
-    let client = form.client(&app, &public.request).await?;
-    Ok(Json(app.oauth.introspect(&client, &form.parameters, &public.request).await?))
+    let client = form.authenticate_client(&app, &public.request).await?;
+    Ok(Json(app.oauth.introspect_token(&client, &form.parameters, &public.request).await?))
 }
 
 /// A device authorization response (RFC 8628, section 3.2).
@@ -275,7 +275,7 @@ pub struct DeviceAuthorizationBody {
 /// A device authorization request (RFC 8628, section 3.1).
 #[derive(ToSchema)]
 #[expect(dead_code, reason = "read by OAuthForm; here for the document")]
-pub struct DeviceRequest {
+pub struct DeviceAuthorizationRequest {
     client_id: Option<String>,
     client_secret: Option<String>,
     scope: Option<String>,
@@ -284,7 +284,7 @@ pub struct DeviceRequest {
 
 /// Start a device authorization (RFC 8628)
 #[utoipa::path(post, path = "/oauth/device_authorization", tag = "OAuth",
-    request_body(content = DeviceRequest, content_type = "application/x-www-form-urlencoded"),
+    request_body(content = DeviceAuthorizationRequest, content_type = "application/x-www-form-urlencoded"),
     responses((status = 200, body = DeviceAuthorizationBody), (status = 400, body = OAuthErrorBody),
               (status = 401, body = OAuthErrorBody), (status = 429, body = OAuthErrorBody),
               (status = 503, body = OAuthErrorBody)))]
@@ -293,9 +293,10 @@ pub async fn device_authorization(
     State(app): State<App>,
     form: OAuthForm,
 ) -> OAuthResult<Json<DeviceAuthorizationBody>> {
-    let client = form.client(&app, &public.request).await?;
-    let device = app.oauth.start_device(&client, &form.parameters, &public.request).await?;
-    let (uri, code) = (device.verification_uri, device.user_code.shown());
+    let client = form.authenticate_client(&app, &public.request).await?;
+    let device =
+        app.oauth.start_device_authorization(&client, &form.parameters, &public.request).await?;
+    let (uri, code) = (device.verification_uri, device.user_code.to_display_string());
     Ok(Json(DeviceAuthorizationBody {
         device_code: device.device_code.expose_secret().to_owned(),
         verification_uri_complete: format!("{uri}?user_code={code}"),

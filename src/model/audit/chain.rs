@@ -69,7 +69,7 @@ impl ChainHash {
 
     /// Returns the hash after one more event.
     #[must_use]
-    pub fn then(self, event: EventDigest) -> Self {
+    pub fn append(self, event: EventDigest) -> Self {
         Self(Sha256::new().chain_update(self.0).chain_update(event.0).finalize().into())
     }
 
@@ -115,45 +115,45 @@ impl fmt::Debug for ChainHash {
 
 /// A segment of a workspace's chain: consecutive events that are sealed together.
 #[derive(Debug, Clone)]
-pub struct Run {
+pub struct ChainSegment {
     /// The workspace of the chain.
     pub workspace_id: WorkspaceId,
     /// The sequence number of the segment's first event; a chain's first event has 1.
-    pub first: i64,
+    pub first_sequence: i64,
     /// The chain's hash before the segment.
-    pub previous: ChainHash,
+    pub previous_hash: ChainHash,
     /// The events, each with the chain's hash after it.
     pub events: Vec<(EventId, ChainHash)>,
 }
 
-impl Run {
+impl ChainSegment {
     /// Creates an empty segment after the end of a chain, which has this sequence number and hash.
     #[must_use]
-    pub fn behind(workspace_id: WorkspaceId, sequence: i64, hash: ChainHash) -> Self {
-        Self { workspace_id, first: sequence + 1, previous: hash, events: Vec::new() }
+    pub fn after(workspace_id: WorkspaceId, sequence: i64, hash: ChainHash) -> Self {
+        Self { workspace_id, first_sequence: sequence + 1, previous_hash: hash, events: Vec::new() }
     }
 
     /// Creates an empty segment at the start of a chain.
     #[must_use]
     pub fn genesis(workspace_id: WorkspaceId) -> Self {
-        Self::behind(workspace_id, 0, ChainHash::genesis(workspace_id))
+        Self::after(workspace_id, 0, ChainHash::genesis(workspace_id))
     }
 
     /// Appends an event.
     pub fn push(&mut self, id: EventId, digest: EventDigest) {
-        self.events.push((id, self.hash().then(digest)));
+        self.events.push((id, self.hash().append(digest)));
     }
 
     /// Returns the chain's hash after the segment.
     #[must_use]
     pub fn hash(&self) -> ChainHash {
-        self.events.last().map_or(self.previous, |(_, hash)| *hash)
+        self.events.last().map_or(self.previous_hash, |(_, hash)| *hash)
     }
 
     /// Returns the sequence number of the segment's last event.
     #[must_use]
-    pub fn last(&self) -> i64 {
-        self.first - 1 + i64::try_from(self.events.len()).unwrap_or(i64::MAX)
+    pub fn last_sequence(&self) -> i64 {
+        self.first_sequence - 1 + i64::try_from(self.events.len()).unwrap_or(i64::MAX)
     }
 }
 
@@ -172,11 +172,11 @@ mod tests {
             genesis.to_string(),
             "b0eb6c69f3745c0a0f9326420724a754238ef0d9470722277e59fa40e9c64829"
         );
-        let first = genesis.then(EventDigest::of(b"{}"));
+        let first = genesis.append(EventDigest::of(b"{}"));
         assert_eq!(
             first.to_string(),
             "67a4208295d23cd8eea0a9702817bccbb5f912161ca596d8c868e8182b19762a"
         );
-        assert_ne!(first, genesis.then(EventDigest::of(b"[]")));
+        assert_ne!(first, genesis.append(EventDigest::of(b"[]")));
     }
 }

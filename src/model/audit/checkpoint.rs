@@ -29,15 +29,15 @@ pub struct SignedCheckpoint {
     /// The checkpoint.
     #[serde(flatten)]
     pub checkpoint: Checkpoint,
-    /// A JWS in compact form (RFC 7515, section 3.1) whose payload is the checkpoint. Its key is in
-    /// the JWKS and stays there.
+    /// A JWS in compact form (RFC 7515, section 3.1) whose payload is the checkpoint. Its key is
+    /// in the JWKS and stays there.
     pub signature: String,
 }
 
 /// The metadata of the event [`super::Action::LogPruned`], by which retention records that it
 /// dropped events.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Pruned {
+pub struct PruneRecord {
     /// All events before this time were dropped.
     #[serde(serialize_with = "timestamp::serialize", deserialize_with = "timestamp::deserialize")]
     pub before: OffsetDateTime,

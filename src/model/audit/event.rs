@@ -44,7 +44,7 @@ pub struct Event<'a> {
 impl Event<'_> {
     /// Returns true if the event is a browser's request for a page, or with a form.
     #[must_use]
-    pub fn is_page(&self) -> bool {
+    pub fn is_browser_request(&self) -> bool {
         self.action == Action::Request.as_str()
             && self.actor.kind == ActorType::User.as_str()
             && self.request.path.as_deref().is_some_and(|path| !path.starts_with("/v1/"))
@@ -150,7 +150,7 @@ impl Event<'_> {
     ///
     /// # Errors
     /// None in practice: an event contains only texts and numbers.
-    pub fn canonical(&self) -> Result<Vec<u8>, serde_json::Error> {
+    pub fn canonical_bytes(&self) -> Result<Vec<u8>, serde_json::Error> {
         // Most events fit in this capacity.
         let mut bytes = Vec::with_capacity(640);
         serde_json::to_writer(&mut bytes, self)?;
@@ -160,14 +160,14 @@ impl Event<'_> {
     /// Returns the SHA-256 of the canonical form.
     #[must_use]
     pub fn digest(&self) -> EventDigest {
-        EventDigest::of(&self.canonical().unwrap_or_default())
+        EventDigest::of(&self.canonical_bytes().unwrap_or_default())
     }
 }
 
 impl NewEvent {
     /// Returns the event as clients will read it.
     #[must_use]
-    pub fn public(&self) -> Event<'_> {
+    pub fn to_event(&self) -> Event<'_> {
         let Self { id, action, actor, target, request, metadata, .. } = self;
         let request = request.as_ref().map(|(request, outcome)| EventRequest {
             id: Some(request.id),
@@ -185,7 +185,7 @@ impl NewEvent {
                 name: actor.name.as_deref().map(Cow::from),
                 kind: actor.kind.as_str().into(),
             },
-            at: id::moment(id.uuid()),
+            at: id::creation_time(id.uuid()),
             id: *id,
             metadata: Cow::Borrowed(metadata),
             request: request.unwrap_or_default(),
@@ -225,15 +225,15 @@ mod tests {
             path: "/v1/\u{1}\"é\u{7f}\n".into(),
             ip: "203.0.113.9".parse().unwrap(),
             user_agent: Some("curl/8".into()),
-            began: Duration::ZERO,
+            started_at: Duration::ZERO,
         };
         let id = Uuid::from_u128(0x0190_0000_0000_7000_8000_0000_0000_0001);
         let actor = Actor::api_key(Uuid::from_u128(3).into(), &"prod".into());
         let event = NewEvent::new(id.into(), Uuid::nil().into(), Action::ApiKeyCreated, actor)
             .with_request(&Arc::new(request), 201, Duration::from_micros(412))
-            .on(crate::model::id::ApiKeyId::from(Uuid::from_u128(4)), "new".to_owned())
-            .with(json!({ "z": { "b": 1, "a": [{ "d": 2, "c": 3 }] }, "a": "x" }));
-        let bytes = event.public().canonical().unwrap();
+            .with_target(crate::model::id::ApiKeyId::from(Uuid::from_u128(4)), "new".to_owned())
+            .with_metadata(json!({ "z": { "b": 1, "a": [{ "d": 2, "c": 3 }] }, "a": "x" }));
+        let bytes = event.to_event().canonical_bytes().unwrap();
         let text = String::from_utf8(bytes).unwrap();
         let value: Value = serde_json::from_str(&text).unwrap();
         assert_eq!(text, serde_json::to_string(&sorted(&value)).unwrap());

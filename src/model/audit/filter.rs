@@ -12,7 +12,7 @@ use crate::model::id::{ApiKeyId, Id, RequestId};
 #[derive(Debug, Clone, Default)]
 pub struct EventFilter {
     /// Excludes requests: only changes match.
-    pub changes: bool,
+    pub excludes_requests: bool,
     /// Excludes requests of browsers for pages and with forms. Requests to the API match.
     pub excludes_browser_requests: bool,
     /// The API key that acted.
@@ -39,12 +39,12 @@ impl EventFilter {
     /// Returns true if an event matches. The query of `store::audit::list` implements the same
     /// conditions in SQL; keep both equal.
     #[must_use]
-    pub fn passes(&self, event: &Event<'_>) -> bool {
+    pub fn matches(&self, event: &Event<'_>) -> bool {
         let actor = event.actor.id.as_ref().map(|id| id.id);
         let is_key = event.actor.kind == ActorType::ApiKey.as_str();
         let request = &event.request;
-        (!self.changes || event.action != Action::Request.as_str())
-            && !(self.excludes_browser_requests && event.is_page())
+        (!self.excludes_requests || event.action != Action::Request.as_str())
+            && !(self.excludes_browser_requests && event.is_browser_request())
             && self.key_id.is_none_or(|key| is_key && actor == Some(key.uuid()))
             && self.actor_id.is_none_or(|id| actor == Some(id))
             && self.action.as_deref().is_none_or(|action| event.action == action)

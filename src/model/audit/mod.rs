@@ -1,7 +1,7 @@
 //! Events of the audit log: their types, their canonical form and their hash chain.
 //!
 //! A [`NewEvent`] is written, an [`Event`] is read. Both have the same canonical form, whose digest
-//! the hash chain covers: see [`Event::canonical`] and [`ChainHash`].
+//! the hash chain covers: see [`Event::canonical_bytes`] and [`ChainHash`].
 
 mod chain;
 mod checkpoint;
@@ -21,8 +21,8 @@ use super::{
     user::User,
 };
 
-pub use chain::{ChainHash, EventDigest, Run};
-pub use checkpoint::{Checkpoint, Pruned, SignedCheckpoint};
+pub use chain::{ChainHash, ChainSegment, EventDigest};
+pub use checkpoint::{Checkpoint, PruneRecord, SignedCheckpoint};
 pub use event::{Event, EventActor, EventRequest, EventTarget, PublicId};
 pub use filter::EventFilter;
 
@@ -222,12 +222,12 @@ impl Actor {
     /// Returns the actor for a user.
     #[must_use]
     pub fn user(user: &User) -> Self {
-        Self::person(user.id, user.display_name())
+        Self::user_with_name(user.id, user.display_name())
     }
 
     /// Returns the actor for a user with this id and name.
     #[must_use]
-    pub fn person(id: UserId, name: &str) -> Self {
+    pub fn user_with_name(id: UserId, name: &str) -> Self {
         Self { kind: ActorType::User, id: Some(id.uuid()), name: Some(name.into()) }
     }
 
@@ -296,7 +296,7 @@ pub struct RequestInfo {
     /// The `User-Agent` header.
     pub user_agent: Option<String>,
     /// The time at which the request's head was read, on the monotonic clock.
-    pub began: Duration,
+    pub started_at: Duration,
 }
 
 /// The response to the request of an event.
@@ -341,13 +341,13 @@ pub enum Metadata {
     None,
     /// A gateway asked about the request (forward-auth). The request itself is not proven: a holder
     /// of a key can ask about requests that were never made.
-    Gateway,
+    ForwardAuth,
     /// An OAuth client acted under a grant.
-    OnBehalf {
+    Grant {
         /// The grant.
         grant: GrantId,
         /// The user that granted it; `None` for a client credentials grant.
-        person: Option<UserId>,
+        user: Option<UserId>,
     },
     /// A JSON object; create it with [`Metadata::object`].
     Object(Value),
@@ -359,7 +359,7 @@ impl Metadata {
     pub fn is_none(&self) -> bool {
         match self {
             Self::None => true,
-            Self::Gateway | Self::OnBehalf { .. } => false,
+            Self::ForwardAuth | Self::Grant { .. } => false,
             Self::Object(object) => object.as_object().is_some_and(serde_json::Map::is_empty),
         }
     }
@@ -376,8 +376,8 @@ impl Serialize for Metadata {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match self {
             Self::None => serializer.collect_map::<&str, &str, _>([]),
-            Self::Gateway => serializer.collect_map([("via", "verify")]),
-            Self::OnBehalf { grant, person } => {
+            Self::ForwardAuth => serializer.collect_map([("via", "verify")]),
+            Self::Grant { grant, user: person } => {
                 let person = person.map(|person| ("user_id", person.to_string()));
                 serializer.collect_map([("grant_id", grant.to_string())].into_iter().chain(person))
             }
@@ -397,7 +397,7 @@ impl NewEvent {
 
     /// Sets the target.
     #[must_use]
-    pub fn on<T: Id>(mut self, id: T, name: impl Into<Option<String>>) -> Self {
+    pub fn with_target<T: Id>(mut self, id: T, name: impl Into<Option<String>>) -> Self {
         self.target = Some(Target { kind: T::PREFIX, id: id.uuid(), name: name.into() });
         self
     }
@@ -405,7 +405,7 @@ impl NewEvent {
     /// Sets the request and the response status. `now` is the time on the monotonic clock.
     #[must_use]
     pub fn with_request(mut self, request: &Arc<RequestInfo>, status: u16, now: Duration) -> Self {
-        let latency = now.saturating_sub(request.began).as_micros();
+        let latency = now.saturating_sub(request.started_at).as_micros();
         let outcome = Outcome { status, latency_us: i64::try_from(latency).unwrap_or(i64::MAX) };
         self.request = Some((Arc::clone(request), outcome));
         self
@@ -413,7 +413,7 @@ impl NewEvent {
 
     /// Sets the metadata to a JSON object.
     #[must_use]
-    pub fn with(mut self, metadata: Value) -> Self {
+    pub fn with_metadata(mut self, metadata: Value) -> Self {
         self.metadata = Metadata::object(metadata);
         self
     }

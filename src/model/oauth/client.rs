@@ -12,7 +12,7 @@ use time::OffsetDateTime;
 use zeroize::Zeroizing;
 
 use crate::model::{
-    Invalid,
+    ValidationError,
     id::{ClientId, Id, WorkspaceId},
     scope::Scope,
 };
@@ -91,11 +91,11 @@ impl ClientAuthMethod {
 
 /// The way in which a client became known to this service.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Origin {
+pub enum ClientOrigin {
     /// The client registered itself (dynamic client registration, RFC 7591).
-    Registered,
+    SelfRegistered,
     /// The client metadata document at this URL.
-    Document(String),
+    MetadataDocument(String),
     /// An administrator of this workspace registered the client.
     Workspace(WorkspaceId),
 }
@@ -106,7 +106,7 @@ pub struct Client {
     /// The client's id.
     pub id: ClientId,
     /// The way in which the client became known.
-    pub origin: Origin,
+    pub origin: ClientOrigin,
     /// The name that the client declares.
     pub name: String,
     /// The registered redirect URIs.
@@ -132,8 +132,8 @@ impl Client {
     #[must_use]
     pub fn client_id(&self) -> String {
         match &self.origin {
-            Origin::Document(url) => url.clone(),
-            Origin::Registered | Origin::Workspace(_) => self.id.to_string(),
+            ClientOrigin::MetadataDocument(url) => url.clone(),
+            ClientOrigin::SelfRegistered | ClientOrigin::Workspace(_) => self.id.to_string(),
         }
     }
 
@@ -145,7 +145,7 @@ impl Client {
 
     /// Returns true if the client may use this grant type.
     #[must_use]
-    pub fn may(&self, grant: GrantType) -> bool {
+    pub fn allows_grant_type(&self, grant: GrantType) -> bool {
         self.grant_types.contains(&grant)
     }
 
@@ -154,10 +154,10 @@ impl Client {
     /// Only workspace clients are limited to their registered scope. A self-registered client may
     /// request more later, because the consenting user decides.
     #[must_use]
-    pub fn scope_of(&self, requested: Option<Scope>) -> Scope {
+    pub fn effective_scope(&self, requested: Option<Scope>) -> Scope {
         let requested = requested.or(self.scope).unwrap_or(Scope::ReadOnly);
         match (&self.origin, self.scope) {
-            (Origin::Workspace(_), Some(max)) => requested.min(max),
+            (ClientOrigin::Workspace(_), Some(max)) => requested.min(max),
             _ => requested,
         }
     }
@@ -175,7 +175,7 @@ pub struct ClientWithSecrets {
 impl ClientWithSecrets {
     /// Returns true if this is a valid secret of the client. The comparison takes constant time.
     #[must_use]
-    pub fn has(&self, secret: &str) -> bool {
+    pub fn has_secret(&self, secret: &str) -> bool {
         let presented = SecretDigest::of(secret);
         let is_equal = |known: &SecretDigest| bool::from(known.0.ct_eq(&presented.0));
         // Compare with all secrets, so that the time does not depend on which one matches.
@@ -246,10 +246,10 @@ impl fmt::Debug for ClientSecret {
 /// Parses the `client_id` of a request.
 ///
 /// # Errors
-/// [`Invalid`] if the text is neither an https URL nor a client id.
-pub fn parse_client_id(text: &str) -> Result<ClientRef, Invalid> {
+/// [`ValidationError`] if the text is neither an https URL nor a client id.
+pub fn parse_client_id(text: &str) -> Result<ClientRef, ValidationError> {
     if text.starts_with("https://") {
-        return Ok(ClientRef::Document(text.to_owned()));
+        return Ok(ClientRef::MetadataDocument(text.to_owned()));
     }
     crate::model::id::parse(ClientId::PREFIX, text).map(|id| ClientRef::Id(id.into()))
 }
@@ -260,14 +260,14 @@ pub enum ClientRef {
     /// The id of a registered client.
     Id(ClientId),
     /// The URL of a client metadata document.
-    Document(String),
+    MetadataDocument(String),
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn client(origin: Origin, scope: Option<Scope>) -> Client {
+    fn client(origin: ClientOrigin, scope: Option<Scope>) -> Client {
         Client {
             id: uuid::Uuid::nil().into(),
             origin,
@@ -286,19 +286,19 @@ mod tests {
     #[test]
     fn requested_scope_is_limited_for_workspace_clients_only() {
         use Scope::{Admin, ReadOnly, Write};
-        let workspace = Origin::Workspace(uuid::Uuid::nil().into());
+        let workspace = ClientOrigin::Workspace(uuid::Uuid::nil().into());
         for (origin, registered, requested, scope) in [
-            (&Origin::Registered, None, None, ReadOnly),
-            (&Origin::Registered, None, Some(Admin), Admin),
-            (&Origin::Registered, Some(Write), None, Write),
-            (&Origin::Registered, Some(Write), Some(Admin), Admin),
+            (&ClientOrigin::SelfRegistered, None, None, ReadOnly),
+            (&ClientOrigin::SelfRegistered, None, Some(Admin), Admin),
+            (&ClientOrigin::SelfRegistered, Some(Write), None, Write),
+            (&ClientOrigin::SelfRegistered, Some(Write), Some(Admin), Admin),
             (&workspace, Some(Write), None, Write),
             (&workspace, Some(Write), Some(Admin), Write),
             (&workspace, Some(Write), Some(ReadOnly), ReadOnly),
         ] {
             let client = client(origin.clone(), registered);
             assert_eq!(
-                client.scope_of(requested),
+                client.effective_scope(requested),
                 scope,
                 "{origin:?} {registered:?} {requested:?}"
             );
@@ -311,9 +311,14 @@ mod tests {
         assert!(secret.reveal().starts_with("cs_call2me_") && secret.reveal().len() == 54);
         let (old, other) = (ClientSecret::new([8; 32]), ClientSecret::new([9; 32]));
         let secrets = vec![old.digest(), secret.digest()];
-        let known = ClientWithSecrets { client: client(Origin::Registered, None), secrets };
-        assert!(known.has(secret.reveal()) && known.has(old.reveal()));
-        assert!(!known.has(other.reveal()) && !known.has("") && !known.has("cs_call2me_"));
+        let known =
+            ClientWithSecrets { client: client(ClientOrigin::SelfRegistered, None), secrets };
+        assert!(known.has_secret(secret.reveal()) && known.has_secret(old.reveal()));
+        assert!(
+            !known.has_secret(other.reveal())
+                && !known.has_secret("")
+                && !known.has_secret("cs_call2me_")
+        );
         let debug = format!("{secret:?} {known:?}");
         assert!(!debug.contains(secret.reveal()), "{debug}");
     }

@@ -28,7 +28,7 @@ pub struct NewGrant {
     /// The workspace to which the client gets access.
     pub workspace_id: WorkspaceId,
     /// The consenting user and session; `None` for a client credentials grant.
-    pub by: Option<(UserId, SessionId)>,
+    pub granted_by: Option<(UserId, SessionId)>,
     /// The granted scope.
     pub scope: Scope,
     /// The protected resources for which tokens may be issued.
@@ -38,7 +38,7 @@ pub struct NewGrant {
     /// Time of creation.
     pub created_at: OffsetDateTime,
     /// Deadline for issuing the first tokens.
-    pub begin_by: OffsetDateTime,
+    pub redeem_by: OffsetDateTime,
     /// The seed of the grant's refresh tokens.
     pub seed: RefreshSeed,
 }
@@ -53,11 +53,11 @@ pub struct GrantRecord {
     /// The workspace to which the client has access.
     pub workspace_id: WorkspaceId,
     /// The user that consented; `None` for a client credentials grant.
-    pub person: Option<Holder>,
+    pub user: Option<GrantUser>,
     /// The granted scope.
     pub scope: Scope,
     /// True if the grant was ended.
-    pub ended: bool,
+    pub is_ended: bool,
     /// The ids of access tokens that were revoked individually.
     pub revoked_tokens: Vec<Uuid>,
     /// The workspace's own rate limit in requests per minute; `None` is the configured default.
@@ -68,7 +68,7 @@ pub struct GrantRecord {
 
 /// The user that consented to a grant.
 #[derive(Debug, Clone)]
-pub struct Holder {
+pub struct GrantUser {
     /// The user's id.
     pub user_id: UserId,
     /// The user's name or, if there is none, address.
@@ -89,9 +89,9 @@ pub struct GrantState {
     /// The redirect URI and the PKCE challenge of the authorization code, if there is a code.
     pub code: Option<(String, CodeChallenge)>,
     /// Deadline for issuing the first tokens.
-    pub begin_by: OffsetDateTime,
+    pub redeem_by: OffsetDateTime,
     /// Time at which the first tokens were issued.
-    pub begun_at: Option<OffsetDateTime>,
+    pub redeemed_at: Option<OffsetDateTime>,
     /// Time at which tokens were last issued.
     pub last_used_at: Option<OffsetDateTime>,
     /// The seed of the grant's refresh tokens.
@@ -99,7 +99,7 @@ pub struct GrantState {
     /// The generation of the last issued refresh token.
     pub generation: u32,
     /// True if the grant was ended.
-    pub ended: bool,
+    pub is_ended: bool,
 }
 
 /// A grant in lists of connected apps.
@@ -129,19 +129,19 @@ pub struct Grant {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum GrantEndReason {
     /// The client revoked it (RFC 7009).
-    Client,
+    RevokedByClient,
     /// The user or an administrator of the workspace revoked it.
-    Person,
+    RevokedByUser,
     /// The authorization code was reused.
     CodeReuse,
     /// A refresh token was reused.
     RefreshTokenReuse,
     /// The account's unverified address was claimed by its real owner with a password reset.
-    Disowned,
+    EmailReclaimed,
     /// The client was deleted.
     ClientDeleted,
     /// The user is no longer a member of the workspace.
-    Removed,
+    MembershipRemoved,
     /// The user has too many grants of the same client; this was an old one.
     Superseded,
 }
@@ -151,20 +151,20 @@ impl GrantEndReason {
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
-            Self::Client => "client",
-            Self::Person => "person",
+            Self::RevokedByClient => "client",
+            Self::RevokedByUser => "person",
             Self::CodeReuse => "code_reuse",
             Self::RefreshTokenReuse => "refresh_reuse",
-            Self::Disowned => "disowned",
+            Self::EmailReclaimed => "disowned",
             Self::ClientDeleted => "client_deleted",
-            Self::Removed => "removed",
+            Self::MembershipRemoved => "removed",
             Self::Superseded => "superseded",
         }
     }
 
     /// Returns the metadata of the audit event: the reason, the client and the user that consented.
     #[must_use]
-    pub fn told(self, client: ClientId, user: Option<UserId>) -> serde_json::Value {
+    pub fn audit_metadata(self, client: ClientId, user: Option<UserId>) -> serde_json::Value {
         json!({ "reason": self.as_str(), "oauth_client": client, "user_id": user })
     }
 }

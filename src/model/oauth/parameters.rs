@@ -44,7 +44,7 @@ impl Parameters {
     /// Returns a description of the first error if the parameters are malformed: too many,
     /// repeated, too long, or with control characters.
     #[must_use]
-    pub fn fault(&self) -> Option<String> {
+    pub fn validation_error(&self) -> Option<String> {
         // The count is checked first, to bound the work below.
         if self.0.len() > MAX_COUNT {
             return Some(format!("a request must have at most {MAX_COUNT} parameters"));
@@ -98,17 +98,27 @@ mod tests {
             parameters_of(&[("a", ""), ("a", "1"), ("resource", "x"), ("resource", "y")]);
         assert_eq!(parameters.get("a"), Some("1"));
         assert_eq!(parameters.all("resource").collect::<Vec<_>>(), ["x", "y"]);
-        assert_eq!(parameters.fault(), None);
+        assert_eq!(parameters.validation_error(), None);
         let twice = parameters_of(&[("state", "1"), ("state", "1")]);
-        assert_eq!(twice.fault().as_deref(), Some("state must not be repeated"));
+        assert_eq!(twice.validation_error().as_deref(), Some("state must not be repeated"));
         assert!(twice.is_repeated("state"));
-        assert!(parameters_of(&[("state", "a\0b")]).fault().unwrap().contains("control"));
         assert!(
-            parameters_of(&[("state", &"x".repeat(5000))]).fault().unwrap().contains("at most")
+            parameters_of(&[("state", "a\0b")]).validation_error().unwrap().contains("control")
+        );
+        assert!(
+            parameters_of(&[("state", &"x".repeat(5000))])
+                .validation_error()
+                .unwrap()
+                .contains("at most")
         );
         let many: Vec<_> = (0..65).map(|n| (format!("p{n}"), "x".to_owned())).collect();
-        assert!(Parameters::new(many[..64].to_vec()).fault().is_none());
-        assert!(Parameters::new(many).fault().unwrap().contains("at most 64"));
-        assert!(parameters_of(&[("\"><script>", "a\nb")]).fault().unwrap().starts_with("script"));
+        assert!(Parameters::new(many[..64].to_vec()).validation_error().is_none());
+        assert!(Parameters::new(many).validation_error().unwrap().contains("at most 64"));
+        assert!(
+            parameters_of(&[("\"><script>", "a\nb")])
+                .validation_error()
+                .unwrap()
+                .starts_with("script")
+        );
     }
 }

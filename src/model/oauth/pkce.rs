@@ -81,8 +81,9 @@ mod tests {
 
     #[test]
     fn verifier_of_wrong_length_or_alphabet_is_rejected() {
-        let accepts =
-            |verifier: &str| CodeChallenge(Sha256::digest(verifier).into()).matches_verifier(verifier);
+        let accepts = |verifier: &str| {
+            CodeChallenge(Sha256::digest(verifier).into()).matches_verifier(verifier)
+        };
         assert!(accepts(&"a".repeat(43)) && accepts(&"~".repeat(128)));
         assert!(!accepts(&"a".repeat(42)) && !accepts(&"a".repeat(129)));
         assert!(!accepts(&" ".repeat(50)));

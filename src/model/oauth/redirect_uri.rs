@@ -5,7 +5,7 @@
 
 use url::{Host, Url};
 
-use crate::model::Invalid;
+use crate::model::ValidationError;
 
 /// Maximum length of a redirect URI in bytes.
 const MAX_LEN: usize = 2000;
@@ -15,7 +15,7 @@ const RESPONSE_PARAMETERS: [&str; 5] = ["code", "state", "iss", "error", "error_
 
 /// The kind of a redirect URI, by its recipient.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub enum RedirectUriKind {
     /// A web server, which its TLS certificate authenticates.
     Web,
     /// Any program that listens on the user's machine (RFC 8252, section 7.3).
@@ -28,9 +28,9 @@ pub enum Kind {
 /// although they have no dot.
 ///
 /// # Errors
-/// [`Invalid`] with the violated rule.
-pub fn check(uri: &str, native_schemes: &[String]) -> Result<Kind, Invalid> {
-    let refuse = |why: &str| Err(Invalid::new(format!("a redirect URI {why}")));
+/// [`ValidationError`] with the violated rule.
+pub fn validate(uri: &str, native_schemes: &[String]) -> Result<RedirectUriKind, ValidationError> {
+    let refuse = |why: &str| Err(ValidationError::new(format!("a redirect URI {why}")));
     // Excludes characters that browsers reinterpret, and those that a header cannot contain.
     let is_plain = |byte: u8| byte.is_ascii_graphic() && !b"\\\"<>^`{|}*".contains(&byte);
     if uri.len() > MAX_LEN || !uri.bytes().all(is_plain) {
@@ -48,12 +48,12 @@ pub fn check(uri: &str, native_schemes: &[String]) -> Result<Kind, Invalid> {
         return refuse("must not have response parameters in its query: code, state, iss or error");
     }
     match url.scheme() {
-        "https" if uri.starts_with("https://") && url.host().is_some() => Ok(Kind::Web),
-        "http" if split_loopback_host(uri).is_some() => Ok(Kind::Loopback),
+        "https" if uri.starts_with("https://") && url.host().is_some() => Ok(RedirectUriKind::Web),
+        "http" if split_loopback_host(uri).is_some() => Ok(RedirectUriKind::Loopback),
         "http" | "https" => refuse("must use https, or http on a loopback address"),
         // Dangerous schemes such as javascript: and data: have no dot.
         scheme if scheme.contains('.') || native_schemes.iter().any(|native| native == scheme) => {
-            Ok(Kind::Native)
+            Ok(RedirectUriKind::Native)
         }
         _ => refuse("must use https, http on a loopback address, or a scheme with a dot"),
     }
@@ -102,7 +102,7 @@ fn without_port(after: &str) -> &str {
 
 /// Returns true if the host of a URI is the user's machine, for any scheme.
 #[must_use]
-pub fn is_here(uri: &str) -> bool {
+pub fn is_loopback(uri: &str) -> bool {
     match uri.parse::<Url>().ok().as_ref().and_then(Url::host) {
         Some(Host::Domain(name)) => name == "localhost" || name.ends_with(".localhost"),
         Some(Host::Ipv4(address)) => address.is_loopback(),
@@ -142,22 +142,22 @@ mod tests {
 
     use super::*;
 
-    fn kind(uri: &str) -> Option<Kind> {
-        check(uri, &["cursor".to_owned()]).ok()
+    fn kind(uri: &str) -> Option<RedirectUriKind> {
+        validate(uri, &["cursor".to_owned()]).ok()
     }
 
     #[test]
     fn https_loopback_and_native_uris_are_accepted() {
         for (uri, expected) in [
-            ("https://zapier.com/dashboard/auth/oauth/return/App1/", Kind::Web),
-            ("https://client.example:8443/cb?a=b", Kind::Web),
-            ("http://127.0.0.1/cb", Kind::Loopback),
-            ("http://127.0.0.1:3000/cb", Kind::Loopback),
-            ("http://[::1]:3000/cb", Kind::Loopback),
-            ("http://localhost:3000", Kind::Loopback),
-            ("com.example.app:/cb", Kind::Native),
-            ("com.example.app://cb", Kind::Native),
-            ("cursor://anysphere.cursor-mcp/oauth/callback", Kind::Native),
+            ("https://zapier.com/dashboard/auth/oauth/return/App1/", RedirectUriKind::Web),
+            ("https://client.example:8443/cb?a=b", RedirectUriKind::Web),
+            ("http://127.0.0.1/cb", RedirectUriKind::Loopback),
+            ("http://127.0.0.1:3000/cb", RedirectUriKind::Loopback),
+            ("http://[::1]:3000/cb", RedirectUriKind::Loopback),
+            ("http://localhost:3000", RedirectUriKind::Loopback),
+            ("com.example.app:/cb", RedirectUriKind::Native),
+            ("com.example.app://cb", RedirectUriKind::Native),
+            ("cursor://anysphere.cursor-mcp/oauth/callback", RedirectUriKind::Native),
         ] {
             assert_eq!(kind(uri), Some(expected), "{uri}");
         }
@@ -257,9 +257,9 @@ mod tests {
             "http://[::1]/",
             "https://a.localhost/",
         ] {
-            assert!(is_here(local), "{local}");
+            assert!(is_loopback(local), "{local}");
         }
-        assert!(!is_here("https://client.example/cb") && !is_here("com.example.app:/cb"));
+        assert!(!is_loopback("https://client.example/cb") && !is_loopback("com.example.app:/cb"));
     }
 
     #[test]

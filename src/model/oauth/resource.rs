@@ -4,16 +4,18 @@ use url::Url;
 
 /// The protected resources of this deployment. The first one is this service's own API.
 #[derive(Debug, Clone)]
-pub struct Resources(Vec<(String, String)>);
+pub struct ProtectedResources(Vec<(String, String)>);
 
-impl Resources {
+impl ProtectedResources {
     /// Creates the list from the URL of this service and the URLs of other resources.
     #[must_use]
     pub fn new(own: &str, others: &[String]) -> Self {
         let all = std::iter::once(own).chain(others.iter().map(String::as_str));
         Self(
-            all.map(|text| (canonical(text).unwrap_or_else(|| text.to_owned()), text.to_owned()))
-                .collect(),
+            all.map(|text| {
+                (canonicalize(text).unwrap_or_else(|| text.to_owned()), text.to_owned())
+            })
+            .collect(),
         )
     }
 
@@ -21,13 +23,13 @@ impl Resources {
     /// because clients write URLs with and without it.
     #[must_use]
     pub fn find(&self, resource: &str) -> Option<&str> {
-        let resource = canonical(resource)?;
+        let resource = canonicalize(resource)?;
         self.0.iter().find(|(known, _)| *known == resource).map(|(_, text)| &**text)
     }
 
     /// Returns the URL of this service's own API.
     #[must_use]
-    pub fn own(&self) -> &str {
+    pub fn own_api(&self) -> &str {
         self.0.first().map_or("", |(_, text)| text)
     }
 
@@ -40,7 +42,7 @@ impl Resources {
 /// Returns the canonical form of a resource's URL, for comparison. `None` if the text is not an
 /// absolute `http` or `https` URL without a fragment, user name and password.
 #[must_use]
-pub fn canonical(text: &str) -> Option<String> {
+pub fn canonicalize(text: &str) -> Option<String> {
     let url = text.parse::<Url>().ok()?;
     let is_resource = ["http", "https"].contains(&url.scheme())
         && url.host().is_some()
@@ -58,7 +60,7 @@ mod tests {
     #[test]
     fn equivalent_urls_find_the_same_resource() {
         let others = ["https://mcp.example/mcp".to_owned()];
-        let resources = Resources::new("https://auth.example", &others);
+        let resources = ProtectedResources::new("https://auth.example", &others);
         for own in ["https://auth.example", "https://auth.example/", "HTTPS://AUTH.example:443/"] {
             assert_eq!(resources.find(own), Some("https://auth.example"), "{own}");
         }
@@ -79,6 +81,6 @@ mod tests {
         ] {
             assert_eq!(resources.find(none), None, "{none}");
         }
-        assert_eq!(resources.own(), "https://auth.example");
+        assert_eq!(resources.own_api(), "https://auth.example");
     }
 }

@@ -48,7 +48,7 @@ impl UserCode {
 
     /// Returns the code for display, in two halves: `BCDF-GHJK`.
     #[must_use]
-    pub fn shown(&self) -> String {
+    pub fn to_display_string(&self) -> String {
         let (first, second) = self.0.split_at(LEN / 2);
         format!("{first}-{second}")
     }
@@ -71,8 +71,8 @@ mod tests {
         fn displayed_code_parses_back(bytes in proptest::collection::vec(0_u8..240, 8)) {
             let mut bytes = bytes.into_iter();
             let code = UserCode::generate(|| bytes.next().unwrap());
-            prop_assert_eq!(UserCode::parse(&code.shown()), Some(code.clone()));
-            let respelled = code.shown().to_lowercase().replace('-', " ");
+            prop_assert_eq!(UserCode::parse(&code.to_display_string()), Some(code.clone()));
+            let respelled = code.to_display_string().to_lowercase().replace('-', " ");
             prop_assert_eq!(UserCode::parse(&respelled), Some(code));
         }
     }

@@ -69,7 +69,7 @@ impl PublicKey {
 
     /// Returns true if the key can verify signatures: its point is on the curve, or its modulus has
     /// an allowed size.
-    pub(super) fn is_good(&self) -> bool {
+    pub(super) fn is_valid(&self) -> bool {
         match self {
             Self::Es256(point) => ParsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, point).is_ok(),
             Self::Ed25519(point) => ParsedPublicKey::new(&ED25519, point).is_ok(),

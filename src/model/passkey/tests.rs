@@ -11,7 +11,7 @@ use super::{public_key::ES256, *};
 const CLIENT_DATA: &[u8] = b"{}";
 
 fn party() -> RelyingParty {
-    RelyingParty::of("https://auth.example").unwrap()
+    RelyingParty::from_public_url("https://auth.example").unwrap()
 }
 
 /// Returns the authenticator data of a device with signature counter 5, and the bytes that it
@@ -26,7 +26,7 @@ fn signed_data() -> (Vec<u8>, Vec<u8>) {
 fn check(key: &[u8], signature: &[u8]) {
     let (data, _) = signed_data();
     let asserted = |key: &[u8], signature: &[u8]| {
-        super::asserted(&party(), key, CLIENT_DATA, &data, signature)
+        super::verify_assertion(&party(), key, CLIENT_DATA, &data, signature)
     };
     let expected = Assertion { sign_count: 5, is_backup_eligible: false };
     assert_eq!(asserted(key, signature), Ok(expected));
@@ -84,7 +84,7 @@ fn inconsistent_key_is_rejected() {
 
 #[test]
 fn relying_party_requires_a_host_name_with_https_or_localhost() {
-    let of = |url| RelyingParty::of(url).map(|party| (party.id, party.origin));
+    let of = |url| RelyingParty::from_public_url(url).map(|party| (party.id, party.origin));
     let some = |id: &str, origin: &str| Some((id.to_owned(), origin.to_owned()));
     assert_eq!(of("https://auth.example"), some("auth.example", "https://auth.example"));
     assert_eq!(of("https://a.example:8443"), some("a.example", "https://a.example:8443"));
@@ -100,11 +100,11 @@ proptest! {
         let hash = digest(&SHA256, b"auth.example");
         let data = [hash.as_ref(), &[flags], &[0; 4], &rest].concat();
         for bytes in [&bytes, &data] {
-            prop_assert!(registered(&party(), bytes).is_err());
+            prop_assert!(verify_registration(&party(), bytes).is_err());
             prop_assert!(PublicKey::parse(bytes).is_err());
-            prop_assert!(asserted(&party(), bytes, bytes, bytes, bytes).is_err());
+            prop_assert!(verify_assertion(&party(), bytes, bytes, bytes, bytes).is_err());
             AuthenticatorData::parse(bytes).ok();
-            challenge(&party(), Ceremony::Registration, bytes).ok();
+            verify_client_data(&party(), Ceremony::Registration, bytes).ok();
         }
     }
 }

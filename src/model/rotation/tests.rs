@@ -26,7 +26,7 @@ fn traffic(first: Option<i64>, last: Option<i64>, has_served: bool, requests: i6
 }
 
 fn report(old: KeyTraffic, new: KeyTraffic, until: i64, lost: Option<i64>) -> RotationReport {
-    let known = Known { until: at(until), doubtful_at: lost.map(at) };
+    let known = UsageWatermark { counted_until: at(until), usage_gap_at: lost.map(at) };
     RotationReport::new(old, Some(new), known, None, QUIET)
 }
 
@@ -65,30 +65,30 @@ fn state_and_reason_follow_the_counts() {
 #[test]
 fn confirmation_holds_until_the_old_key_is_used() {
     let quiet = QuietPeriod { since: at(100), until: at(1000) };
-    let confirmed = Confirmation { successor: Some(Uuid::nil().into()), quiet };
+    let confirmed = QuietEvidence { successor: Some(Uuid::nil().into()), quiet };
     let old = |last| traffic(Some(10), Some(last), true, 1);
     let new = |served| traffic(Some(50), Some(60), served, 1);
     let judge = |last, served, until, lost: Option<i64>| {
-        let known = Known { until: at(until), doubtful_at: lost.map(at) };
+        let known = UsageWatermark { counted_until: at(until), usage_gap_at: lost.map(at) };
         RotationReport::new(old(last), Some(new(served)), known, Some(confirmed), QUIET)
     };
     // A node with older counts, a lost node, and pruned counts of the successor.
     assert!(judge(100, true, 500, None).safe_to_revoke);
     assert!(judge(100, true, 1100, Some(1050)).safe_to_revoke);
     assert!(judge(100, false, 1100, None).safe_to_revoke);
-    assert_eq!(judge(100, true, 1100, None).confirms, None, "it is stored already");
+    assert_eq!(judge(100, true, 1100, None).new_evidence, None, "it is stored already");
     // A use of the old key invalidates the confirmation.
     assert!(!judge(101, true, 1000, None).safe_to_revoke);
     let again = judge(101, true, 1001, None);
     let quiet = QuietPeriod { since: at(101), until: at(1001) };
-    assert_eq!(again.confirms, Some(Confirmation { quiet, ..confirmed }));
+    assert_eq!(again.new_evidence, Some(QuietEvidence { quiet, ..confirmed }));
 }
 
 #[test]
 fn confirmation_with_another_successor_proves_idle_time_only() {
     let quiet = QuietPeriod { since: at(100), until: at(1000) };
-    let confirmed = Confirmation { successor: None, quiet };
-    let known = Known { until: at(500), doubtful_at: None };
+    let confirmed = QuietEvidence { successor: None, quiet };
+    let known = UsageWatermark { counted_until: at(500), usage_gap_at: None };
     let judge = |served| {
         let old = traffic(Some(10), Some(100), true, 1);
         let new = traffic(Some(50), Some(60), served, 1);
@@ -98,7 +98,7 @@ fn confirmation_with_another_successor_proves_idle_time_only() {
     let report = judge(true);
     assert!(report.safe_to_revoke);
     let successor = Some(Uuid::nil().into());
-    assert_eq!(report.confirms, Some(Confirmation { successor, quiet }));
+    assert_eq!(report.new_evidence, Some(QuietEvidence { successor, quiet }));
 }
 
 /// A model of the cluster: nodes that use a key, write, publish, report and crash, and the state
@@ -110,7 +110,7 @@ struct World {
     outbox: Vec<i64>,
     last_counted: Option<i64>,
     doubtful_at: Option<i64>,
-    stored: Option<Confirmation>,
+    stored: Option<QuietEvidence>,
 }
 
 #[derive(Default)]
@@ -170,11 +170,12 @@ impl World {
         let published = others.map(|(_, state)| state.published).min().unwrap_or(own);
         let uncounted = self.outbox.iter().copied().min().unwrap_or(own);
         let until = own.min(published).min(uncounted);
-        let known = Known { until: at(until), doubtful_at: self.doubtful_at.map(at) };
+        let known =
+            UsageWatermark { counted_until: at(until), usage_gap_at: self.doubtful_at.map(at) };
         let old = traffic(self.last_counted, self.last_counted, true, 1);
         let new = traffic(Some(0), Some(0), true, 1);
         let report = RotationReport::new(old, Some(new), known, self.stored, QUIET);
-        self.stored = report.confirms.or(self.stored);
+        self.stored = report.new_evidence.or(self.stored);
         report
     }
 

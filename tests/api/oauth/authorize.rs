@@ -6,24 +6,24 @@ use serde_json::json;
 
 use crate::fixture::{
     Browser, PASSWORD, TestApp,
-    oauth::{CALLBACK, CHALLENGE, OAuth, CODE_VERIFIER, claims, form, told},
+    oauth::{CALLBACK, CODE_CHALLENGE, CODE_VERIFIER, OAuthExt, decode_claims, encode_form, told},
 };
 
 #[tokio::test]
 async fn user_signs_in_and_consents_and_client_gets_tokens() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
-    let client = app.oauth_client(json!({})).await;
+    let client = app.register_client(json!({})).await;
     let mut browser = Browser::new(&app);
 
-    let request = client.authorize(&[("scope", "call2me:read call2me:write")]);
+    let request = client.authorization_url(&[("scope", "call2me:read call2me:write")]);
     let page = browser.get(&request).await;
-    let sign_in = page.leads_to().unwrap().to_owned();
+    let sign_in = page.redirect_target().unwrap().to_owned();
     assert!(sign_in.starts_with("/sign-in?next=%2Foauth%2Fauthorize%3F"), "{sign_in}");
     let page = browser.get(&sign_in).await;
     let fields = [("email", &*dana.email), ("password", PASSWORD)];
     let page = browser.submit(&page, "/sign-in", &fields).await;
-    let continue_url = page.leads_to().unwrap().to_owned();
+    let continue_url = page.redirect_target().unwrap().to_owned();
     assert!(continue_url.starts_with("/oauth/authorize?"), "{continue_url}");
 
     let page = browser.get(&continue_url).await;
@@ -31,17 +31,17 @@ async fn user_signs_in_and_consents_and_client_gets_tokens() {
         assert!(page.text.contains(text), "{text}: {}", page.text);
     }
     assert!(!page.text.contains("Administer"), "scopes that were not requested are not offered");
-    let (redirect_uri, params) = told(&browser.consent(&page, &[]).await);
+    let (redirect_uri, params) = told(&browser.submit_consent(&page, &[]).await);
     assert_eq!(redirect_uri, CALLBACK);
     assert_eq!((&*params["state"], &*params["iss"], params.len()), ("xyz", &*app.url, 3));
 
-    let answer = app.redeem(&client, &params["code"]).await;
+    let answer = app.redeem_code(&client, &params["code"]).await;
     assert_eq!(answer.header("cache-control"), "no-store");
-    let tokens = answer.expect(200);
+    let tokens = answer.expect_status(200);
     assert_eq!((&tokens["token_type"], &tokens["expires_in"]), (&json!("Bearer"), &json!(3600)));
     assert_eq!(tokens["scope"], "call2me:read call2me:write");
     let token = tokens["access_token"].as_str().unwrap();
-    let claims = claims(token);
+    let claims = decode_claims(token);
     assert_eq!((&claims["iss"], &claims["aud"]), (&json!(app.url), &json!(app.url)));
     assert_eq!((&claims["client_id"], &claims["sub"]), (&json!(client.id), &json!(dana.user_id)));
     assert_eq!(claims["workspace_id"], dana.workspace_id);
@@ -49,19 +49,21 @@ async fn user_signs_in_and_consents_and_client_gets_tokens() {
 
     // The access token works, and requests are logged with the client's name.
     let body = json!({ "agent_name": "Front desk" });
-    app.by(token, "POST", "/v1/agents").json(body).send().await.expect(201);
-    let me = app.by(token, "GET", "/v1/auth/me").send().await.expect(200);
+    app.request_as(token, "POST", "/v1/agents").json(body).send().await.expect_status(201);
+    let me = app.request_as(token, "GET", "/v1/auth/me").send().await.expect_status(200);
     assert_eq!(
         me["subject"],
         json!({ "type": "oauth_client", "id": client.id, "name": "Example app" })
     );
     assert_eq!((&me["user"]["id"], &me["scope"]), (&json!(dana.user_id), &json!("write")));
-    let events = app.wait_for_event_count(&dana.access_token, &format!("actor_id={}", client.id), 3).await;
+    let events =
+        app.wait_for_event_count(&dana.access_token, &format!("actor_id={}", client.id), 3).await;
     let actions: Vec<_> = events.iter().map(|event| &event["action"]).collect();
     assert_eq!(actions, ["request", "request", "oauth.token_issued"]);
     assert!(events.iter().all(|event| event["actor"]["name"] == "Example app"));
     assert_eq!(events[0]["metadata"]["user_id"], dana.user_id);
-    let granted = app.wait_for_event_count(&dana.access_token, "action=oauth.granted", 1).await.remove(0);
+    let granted =
+        app.wait_for_event_count(&dana.access_token, "action=oauth.granted", 1).await.remove(0);
     assert_eq!(
         granted["target"],
         json!({ "type": "oauth_client", "id": client.id, "name": "Example app" })
@@ -73,18 +75,18 @@ async fn user_signs_in_and_consents_and_client_gets_tokens() {
 async fn minimal_request_is_granted_read_scope_only() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
-    let client = app.oauth_client(json!({})).await;
-    let mut browser = Browser::of(&app, &dana.email).await;
+    let client = app.register_client(json!({})).await;
+    let mut browser = Browser::signed_in(&app, &dana.email).await;
     // A client with one redirect URI may omit it, and the state is optional.
     let fields = [("redirect_uri", ""), ("state", "")];
-    let page = browser.get(&client.authorize(&fields)).await;
-    let (redirect_uri, params) = told(&browser.consent(&page, &[]).await);
+    let page = browser.get(&client.authorization_url(&fields)).await;
+    let (redirect_uri, params) = told(&browser.submit_consent(&page, &[]).await);
     assert_eq!((&*redirect_uri, params.contains_key("state")), (CALLBACK, false));
-    let tokens = app.redeem(&client, &params["code"]).await.expect(200);
+    let tokens = app.redeem_code(&client, &params["code"]).await.expect_status(200);
     assert_eq!(tokens["scope"], "call2me:read");
     let token = tokens["access_token"].as_str().unwrap();
-    let response = app.by(token, "POST", "/v1/agents").json(json!({})).send().await;
-    response.refused(403, "insufficient_scope");
+    let response = app.request_as(token, "POST", "/v1/agents").json(json!({})).send().await;
+    response.assert_error(403, "insufficient_scope");
     let challenge = response.header("www-authenticate");
     assert!(
         challenge.contains("scope=\"call2me:write\"") && challenge.contains("resource_metadata=")
@@ -95,19 +97,24 @@ async fn minimal_request_is_granted_read_scope_only() {
 async fn state_is_returned_unchanged() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
-    let client =
-        app.oauth_client(json!({ "redirect_uris": ["https://client.example/cb?a=b%20c"] })).await;
+    let client = app
+        .register_client(json!({ "redirect_uris": ["https://client.example/cb?a=b%20c"] }))
+        .await;
     let mut browser = Browser::new(&app);
     let long = "é&=+ %<script>\"".repeat(150);
     // The state also survives the sign-in page.
-    let sign_in =
-        browser.get(&client.authorize(&[("state", &long)])).await.leads_to().unwrap().to_owned();
+    let sign_in = browser
+        .get(&client.authorization_url(&[("state", &long)]))
+        .await
+        .redirect_target()
+        .unwrap()
+        .to_owned();
     let page = browser.get(&sign_in).await;
     let fields = [("email", &*dana.email), ("password", PASSWORD)];
     let page = browser.submit(&page, "/sign-in", &fields).await;
-    let page = browser.get(page.leads_to().unwrap()).await;
+    let page = browser.get(page.redirect_target().unwrap()).await;
     assert!(!page.text.contains("<script>"));
-    let (redirect_uri, params) = told(&browser.consent(&page, &[]).await);
+    let (redirect_uri, params) = told(&browser.submit_consent(&page, &[]).await);
     assert_eq!(
         (&*redirect_uri, &params["a"], &params["state"]),
         (CALLBACK, &"b c".to_owned(), &long)
@@ -118,28 +125,29 @@ async fn state_is_returned_unchanged() {
 async fn granted_scope_is_limited_by_request_and_role() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
-    let client = app.oauth_client(json!({})).await;
+    let client = app.register_client(json!({})).await;
     let admin = [("scope", "call2me:admin")];
-    let mut browser = Browser::of(&app, &dana.email).await;
-    let page = browser.get(&client.authorize(&admin)).await;
-    let (_, params) = told(&browser.consent(&page, &[("scope", "read-only")]).await);
-    let tokens = app.redeem(&client, &params["code"]).await.expect(200);
+    let mut browser = Browser::signed_in(&app, &dana.email).await;
+    let page = browser.get(&client.authorization_url(&admin)).await;
+    let (_, params) = told(&browser.submit_consent(&page, &[("scope", "read-only")]).await);
+    let tokens = app.redeem_code(&client, &params["code"]).await.expect_status(200);
     assert_eq!(tokens["scope"], "call2me:read");
 
-    let viewer = app.join(&dana, "viewer").await;
-    let mut browser = Browser::of(&app, &viewer.email).await;
-    let page = browser.get(&client.authorize(&admin)).await;
+    let viewer = app.add_member(&dana, "viewer").await;
+    let mut browser = Browser::signed_in(&app, &viewer.email).await;
+    let page = browser.get(&client.authorization_url(&admin)).await;
     let choices = [("workspace", &*dana.workspace_id), ("scope", "admin")];
-    let (_, viewer_params) = told(&browser.consent(&page, &choices).await);
-    let tokens = app.redeem(&client, &viewer_params["code"]).await.expect(200);
+    let (_, viewer_params) = told(&browser.submit_consent(&page, &choices).await);
+    let tokens = app.redeem_code(&client, &viewer_params["code"]).await.expect_status(200);
     assert_eq!(tokens["scope"], "call2me:read");
 
     // A forged form cannot exceed the requested scope.
-    let mut browser = Browser::of(&app, &dana.email).await;
-    let page =
-        browser.get(&client.authorize(&[("scope", "call2me:read"), ("prompt", "consent")])).await;
-    let (_, forged_params) = told(&browser.consent(&page, &[("scope", "admin")]).await);
-    let tokens = app.redeem(&client, &forged_params["code"]).await.expect(200);
+    let mut browser = Browser::signed_in(&app, &dana.email).await;
+    let page = browser
+        .get(&client.authorization_url(&[("scope", "call2me:read"), ("prompt", "consent")]))
+        .await;
+    let (_, forged_params) = told(&browser.submit_consent(&page, &[("scope", "admin")]).await);
+    let tokens = app.redeem_code(&client, &forged_params["code"]).await.expect_status(200);
     assert_eq!(tokens["scope"], "call2me:read");
 }
 
@@ -148,21 +156,21 @@ async fn consent_is_limited_to_own_workspaces() {
     let app = TestApp::start().await;
     let (dana, stranger) = (app.register("acme").await, app.register("widgets-inc").await);
     let body = json!({ "name": "labs" });
-    let labs = app.by(&dana.access_token, "POST", "/v1/workspaces").json(body).send().await;
-    let labs = labs.expect(201)["id"].as_str().unwrap().to_owned();
-    let client = app.oauth_client(json!({})).await;
-    let mut browser = Browser::of(&app, &dana.email).await;
-    let page = browser.get(&client.authorize(&[])).await;
+    let labs = app.request_as(&dana.access_token, "POST", "/v1/workspaces").json(body).send().await;
+    let labs = labs.expect_status(201)["id"].as_str().unwrap().to_owned();
+    let client = app.register_client(json!({})).await;
+    let mut browser = Browser::signed_in(&app, &dana.email).await;
+    let page = browser.get(&client.authorization_url(&[])).await;
     assert!(page.text.contains("labs (you are owner)"), "{}", page.text);
-    let (_, params) = told(&browser.consent(&page, &[("workspace", &labs)]).await);
-    let tokens = app.redeem(&client, &params["code"]).await.expect(200);
+    let (_, params) = told(&browser.submit_consent(&page, &[("workspace", &labs)]).await);
+    let tokens = app.redeem_code(&client, &params["code"]).await.expect_status(200);
     let token = tokens["access_token"].as_str().unwrap();
-    assert_eq!(claims(token)["workspace_id"], labs);
-    let own = app.by(token, "GET", "/v1/workspace").send().await.expect(200);
+    assert_eq!(decode_claims(token)["workspace_id"], labs);
+    let own = app.request_as(token, "GET", "/v1/workspace").send().await.expect_status(200);
     assert_eq!(own["id"], labs);
 
-    let page = browser.get(&client.authorize(&[])).await;
-    let response = browser.consent(&page, &[("workspace", &stranger.workspace_id)]).await;
+    let page = browser.get(&client.authorization_url(&[])).await;
+    let response = browser.submit_consent(&page, &[("workspace", &stranger.workspace_id)]).await;
     assert_eq!(response.status, 403);
     assert!(response.text.contains("are no member of this workspace"), "{}", response.text);
 }
@@ -171,9 +179,9 @@ async fn consent_is_limited_to_own_workspaces() {
 async fn denied_consent_redirects_with_access_denied() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
-    let client = app.oauth_client(json!({})).await;
-    let mut browser = Browser::of(&app, &dana.email).await;
-    let page = browser.get(&client.authorize(&[])).await;
+    let client = app.register_client(json!({})).await;
+    let mut browser = Browser::signed_in(&app, &dana.email).await;
+    let page = browser.get(&client.authorization_url(&[])).await;
     let (redirect_uri, params) =
         told(&browser.submit(&page, "/oauth/consent", &[("decision", "deny")]).await);
     assert_eq!(
@@ -189,12 +197,12 @@ async fn consent_is_remembered_for_same_scope_and_https_redirect() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
     let uris = json!([CALLBACK, "http://127.0.0.1/cb"]);
-    let client = app.oauth_client(json!({ "redirect_uris": uris })).await;
-    let mut browser = Browser::of(&app, &dana.email).await;
+    let client = app.register_client(json!({ "redirect_uris": uris })).await;
+    let mut browser = Browser::signed_in(&app, &dana.email).await;
     let write = [("scope", "call2me:write")];
     let first = app.obtain_tokens(&mut browser, &client, &write).await;
 
-    let again = browser.get(&client.authorize(&write)).await;
+    let again = browser.get(&client.authorization_url(&write)).await;
     let (_, again) = told(&again);
     assert!(again.contains_key("code"), "consent is not requested again: {again:?}");
     for fields in [
@@ -202,17 +210,17 @@ async fn consent_is_remembered_for_same_scope_and_https_redirect() {
         &[("scope", "call2me:write"), ("prompt", "consent")],
         &[("scope", "call2me:write"), ("redirect_uri", "http://127.0.0.1:4711/cb")],
     ] {
-        let page = browser.get(&client.authorize(fields)).await;
+        let page = browser.get(&client.authorization_url(fields)).await;
         assert!(page.status == 200 && page.text.contains("Let Example app in?"), "{fields:?}");
     }
     // `prompt=none` succeeds if the earlier consent covers the request.
     let none = |scope| [("scope", scope), ("prompt", "none")];
-    let (_, covered) = told(&browser.get(&client.authorize(&none("call2me:read"))).await);
+    let (_, covered) = told(&browser.get(&client.authorization_url(&none("call2me:read"))).await);
     assert!(covered.contains_key("code"), "{covered:?}");
-    let (_, wider) = told(&browser.get(&client.authorize(&none("call2me:admin"))).await);
+    let (_, wider) = told(&browser.get(&client.authorization_url(&none("call2me:admin"))).await);
     assert_eq!(wider["error"], "consent_required");
     let (_, signed_out) =
-        told(&Browser::new(&app).get(&client.authorize(&none("call2me:read"))).await);
+        told(&Browser::new(&app).get(&client.authorization_url(&none("call2me:read"))).await);
     assert_eq!(signed_out["error"], "login_required");
 
     // The consent does not cover a redirect URI that was registered later.
@@ -220,18 +228,22 @@ async fn consent_is_remembered_for_same_scope_and_https_redirect() {
     let add_uri = "UPDATE oauth_clients SET redirect_uris = redirect_uris || '{https://client.example/other}'";
     sqlx::query(add_uri).execute(&mut connection).await.unwrap();
     let other = [("scope", "call2me:write"), ("redirect_uri", "https://client.example/other")];
-    assert_eq!(browser.get(&client.authorize(&other)).await.status, 200);
+    assert_eq!(browser.get(&client.authorization_url(&other)).await.status, 200);
 
     // The consent ends with its grants.
     let token = first["refresh_token"].as_str().unwrap();
     for token in [
         token,
-        app.redeem(&client, &again["code"]).await.expect(200)["refresh_token"].as_str().unwrap(),
+        app.redeem_code(&client, &again["code"]).await.expect_status(200)["refresh_token"]
+            .as_str()
+            .unwrap(),
     ] {
-        let revoked = app.oauth("/oauth/revoke", &client.shows(&[("token", token)])).await;
-        revoked.expect(200);
+        let revoked = app
+            .post_form("/oauth/revoke", &client.with_client_credentials(&[("token", token)]))
+            .await;
+        revoked.expect_status(200);
     }
-    let page = browser.get(&client.authorize(&write)).await;
+    let page = browser.get(&client.authorization_url(&write)).await;
     assert!(page.text.contains("Let Example app in?"));
 }
 
@@ -239,33 +251,34 @@ async fn consent_is_remembered_for_same_scope_and_https_redirect() {
 async fn prompt_login_requires_new_sign_in() {
     let app = TestApp::start().await;
     let (dana, sam) = (app.register("acme").await, app.register("widgets-inc").await);
-    let client = app.oauth_client(json!({})).await;
-    let mut browser = Browser::of(&app, &dana.email).await;
+    let client = app.register_client(json!({})).await;
+    let mut browser = Browser::signed_in(&app, &dana.email).await;
     let fields = [("prompt", "login"), ("login_hint", &*sam.email)];
-    let page = browser.get(&client.authorize(&fields)).await;
-    let sign_in = page.leads_to().unwrap().to_owned();
+    let page = browser.get(&client.authorization_url(&fields)).await;
+    let sign_in = page.redirect_target().unwrap().to_owned();
     let page = browser.get(&sign_in).await;
     assert!(page.text.contains(&sam.email) && page.text.contains("Password"), "{}", page.text);
     let fields = [("email", &*sam.email), ("password", PASSWORD)];
     let page = browser.submit(&page, "/sign-in", &fields).await;
-    let page = browser.get(page.leads_to().unwrap()).await;
+    let page = browser.get(page.redirect_target().unwrap()).await;
     assert!(page.text.contains("widgets-inc") && page.text.contains("Let Example app in?"));
     // `prompt=login consent` requires both.
-    assert!(told(&browser.consent(&page, &[]).await).1.contains_key("code"));
-    let page = browser.get(&client.authorize(&[("prompt", "login consent")])).await;
-    assert!(page.leads_to().unwrap().contains("prompt%3Dconsent"), "{page:#?}");
+    assert!(told(&browser.submit_consent(&page, &[]).await).1.contains_key("code"));
+    let page = browser.get(&client.authorization_url(&[("prompt", "login consent")])).await;
+    assert!(page.redirect_target().unwrap().contains("prompt%3Dconsent"), "{page:#?}");
 }
 
 #[tokio::test]
 async fn head_request_grants_nothing() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
-    let client = app.oauth_client(json!({})).await;
-    let mut browser = Browser::of(&app, &dana.email).await;
+    let client = app.register_client(json!({})).await;
+    let mut browser = Browser::signed_in(&app, &dana.email).await;
     app.obtain_tokens(&mut browser, &client, &[]).await;
     let cookies: Vec<_> =
         browser.cookies.iter().map(|(name, value)| format!("{name}={value}")).collect();
-    let head = app.call("HEAD", &client.authorize(&[])).header("cookie", &cookies.join("; "));
+    let head =
+        app.request("HEAD", &client.authorization_url(&[])).header("cookie", &cookies.join("; "));
     let head = head.send().await;
     assert_eq!((head.status.as_u16(), head.header("location")), (405, ""));
 }
@@ -274,28 +287,30 @@ async fn head_request_grants_nothing() {
 async fn admin_scope_requires_recent_sign_in() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
-    let client = app.oauth_client(json!({})).await;
-    let mut browser = Browser::of(&app, &dana.email).await;
-    let admin = client.authorize(&[("scope", "call2me:admin")]);
+    let client = app.register_client(json!({})).await;
+    let mut browser = Browser::signed_in(&app, &dana.email).await;
+    let admin = client.authorization_url(&[("scope", "call2me:admin")]);
     let page = browser.get(&admin).await;
     assert!(
         page.status == 200 && !page.text.contains("\" checked"),
         "the admin scope is not preselected"
     );
     app.clock.advance(Duration::from_mins(16));
-    let response = browser.consent(&page, &[("scope", "admin")]).await;
+    let response = browser.submit_consent(&page, &[("scope", "admin")]).await;
     assert!(response.status == 403 && response.text.contains("signs in anew"), "{response:#?}");
     // A lower scope does not require a recent sign-in.
-    let lower = browser.consent(&page, &[("scope", "write")]).await;
+    let lower = browser.submit_consent(&page, &[("scope", "write")]).await;
     assert!(told(&lower).1.contains_key("code"));
-    let silent = client.authorize(&[("scope", "call2me:admin"), ("prompt", "none")]);
+    let silent = client.authorization_url(&[("scope", "call2me:admin"), ("prompt", "none")]);
     assert_eq!(told(&browser.get(&silent).await).1["error"], "login_required");
-    let sign_in = browser.get(&admin).await.leads_to().unwrap().to_owned();
+    let sign_in = browser.get(&admin).await.redirect_target().unwrap().to_owned();
     let page = browser.get(&sign_in).await;
     let fields = [("email", &*dana.email), ("password", PASSWORD)];
     let page = browser.submit(&page, "/sign-in", &fields).await;
-    let page = browser.get(page.leads_to().unwrap()).await;
-    assert!(told(&browser.consent(&page, &[("scope", "admin")]).await).1.contains_key("code"));
+    let page = browser.get(page.redirect_target().unwrap()).await;
+    assert!(
+        told(&browser.submit_consent(&page, &[("scope", "admin")]).await).1.contains_key("code")
+    );
 }
 
 #[tokio::test]
@@ -303,25 +318,25 @@ async fn redirect_to_custom_scheme_requires_consent() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
     let uri = "vscode://vscode.git/clone?url=https://evil.example/x.git";
-    let client = app.oauth_client(json!({ "redirect_uris": [uri] })).await;
-    let mut browser = Browser::of(&app, &dana.email).await;
+    let client = app.register_client(json!({ "redirect_uris": [uri] })).await;
+    let mut browser = Browser::signed_in(&app, &dana.email).await;
     for fields in [("response_type", ""), ("prompt", "none")] {
-        let page = browser.get(&client.authorize(&[fields])).await;
+        let page = browser.get(&client.authorization_url(&[fields])).await;
         assert!(page.status == 400 && !page.headers.contains_key("location"), "{page:#?}");
         assert!(page.text.contains("Back to the program"));
     }
     // After consent, the redirect goes to the custom scheme.
-    let page = browser.get(&client.authorize(&[])).await;
+    let page = browser.get(&client.authorization_url(&[])).await;
     let policy = page.headers["content-security-policy"].to_str().unwrap();
     assert!(policy.ends_with("form-action 'self' vscode:"), "{policy}");
-    assert!(told(&browser.consent(&page, &[]).await).1.contains_key("code"));
+    assert!(told(&browser.submit_consent(&page, &[]).await).1.contains_key("code"));
 }
 
 #[tokio::test]
 async fn invalid_client_or_redirect_uri_is_never_redirected() {
     let app = TestApp::start().await;
     let uris = json!([CALLBACK, "https://client.example/other?x=1"]);
-    let client = app.oauth_client(json!({ "redirect_uris": uris })).await;
+    let client = app.register_client(json!({ "redirect_uris": uris })).await;
     let mut browser = Browser::new(&app);
     let similar_uris = [
         "https://client.example/cb/",
@@ -345,14 +360,14 @@ async fn invalid_client_or_redirect_uri_is_never_redirected() {
         "data:text/html,x",
     ];
     let mut requests: Vec<_> =
-        similar_uris.iter().map(|uri| client.authorize(&[("redirect_uri", uri)])).collect();
+        similar_uris.iter().map(|uri| client.authorization_url(&[("redirect_uri", uri)])).collect();
     requests.extend([
-        client.authorize(&[("redirect_uri", "")]),
-        client.authorize(&[("client_id", "")]),
-        client.authorize(&[("client_id", "client_01jd0zt8q7f7qvs4p2k6x3m9ab")]),
-        client.authorize(&[("client_id", "call2me-dashboard")]),
-        client.authorize(&[]) + "&redirect_uri=https%3A%2F%2Fclient.example%2Fcb",
-        client.authorize(&[]) + &format!("&client_id={}", client.id),
+        client.authorization_url(&[("redirect_uri", "")]),
+        client.authorization_url(&[("client_id", "")]),
+        client.authorization_url(&[("client_id", "client_01jd0zt8q7f7qvs4p2k6x3m9ab")]),
+        client.authorization_url(&[("client_id", "call2me-dashboard")]),
+        client.authorization_url(&[]) + "&redirect_uri=https%3A%2F%2Fclient.example%2Fcb",
+        client.authorization_url(&[]) + &format!("&client_id={}", client.id),
         "/oauth/authorize".to_owned(),
     ]);
     for request in requests {
@@ -366,59 +381,66 @@ async fn invalid_client_or_redirect_uri_is_never_redirected() {
 #[tokio::test]
 async fn other_errors_redirect_to_client_before_sign_in() {
     let app = TestApp::start().await;
-    let client = app.oauth_client(json!({})).await;
+    let client = app.register_client(json!({})).await;
     let mut browser = Browser::new(&app);
     let long = "x".repeat(5000);
     let resource = [("resource", "https://elsewhere.example")];
     for (request, error) in [
-        (client.authorize(&[("response_type", "token")]), "unsupported_response_type"),
-        (client.authorize(&[("response_type", "code token")]), "unsupported_response_type"),
-        (client.authorize(&[("response_type", "")]), "invalid_request"),
-        (client.authorize(&[("response_mode", "fragment")]), "invalid_request"),
-        (client.authorize(&[("code_challenge", "")]), "invalid_request"),
+        (client.authorization_url(&[("response_type", "token")]), "unsupported_response_type"),
+        (client.authorization_url(&[("response_type", "code token")]), "unsupported_response_type"),
+        (client.authorization_url(&[("response_type", "")]), "invalid_request"),
+        (client.authorization_url(&[("response_mode", "fragment")]), "invalid_request"),
+        (client.authorization_url(&[("code_challenge", "")]), "invalid_request"),
         (
-            client.authorize(&[("code_challenge", CODE_VERIFIER), ("code_challenge_method", "plain")]),
+            client.authorization_url(&[
+                ("code_challenge", CODE_VERIFIER),
+                ("code_challenge_method", "plain"),
+            ]),
             "invalid_request",
         ),
-        (client.authorize(&[("code_challenge_method", "")]), "invalid_request"),
-        (client.authorize(&[("code_challenge", "short")]), "invalid_request"),
-        (client.authorize(&[("scope", "openid profile")]), "invalid_scope"),
-        (client.authorize(&[("scope", "CALL2ME:READ")]), "invalid_scope"),
-        (client.authorize(&resource), "invalid_target"),
-        (client.authorize(&[("prompt", "none login")]), "invalid_request"),
-        (client.authorize(&[("request", "eyJ")]), "invalid_request"),
-        (client.authorize(&[("request_uri", "https://evil.example")]), "invalid_request"),
-        (client.authorize(&[("login_hint", &long)]), "invalid_request"),
-        (client.authorize(&[("login_hint", "a\u{0}b")]), "invalid_request"),
+        (client.authorization_url(&[("code_challenge_method", "")]), "invalid_request"),
+        (client.authorization_url(&[("code_challenge", "short")]), "invalid_request"),
+        (client.authorization_url(&[("scope", "openid profile")]), "invalid_scope"),
+        (client.authorization_url(&[("scope", "CALL2ME:READ")]), "invalid_scope"),
+        (client.authorization_url(&resource), "invalid_target"),
+        (client.authorization_url(&[("prompt", "none login")]), "invalid_request"),
+        (client.authorization_url(&[("request", "eyJ")]), "invalid_request"),
+        (client.authorization_url(&[("request_uri", "https://evil.example")]), "invalid_request"),
+        (client.authorization_url(&[("login_hint", &long)]), "invalid_request"),
+        (client.authorization_url(&[("login_hint", "a\u{0}b")]), "invalid_request"),
         (
-            client.authorize(&[("scope", "call2me:read")]) + "&scope=call2me%3Aadmin",
+            client.authorization_url(&[("scope", "call2me:read")]) + "&scope=call2me%3Aadmin",
             "invalid_request",
         ),
-        (client.authorize(&[]) + &format!("&code_challenge={CHALLENGE}"), "invalid_request"),
+        (
+            client.authorization_url(&[]) + &format!("&code_challenge={CODE_CHALLENGE}"),
+            "invalid_request",
+        ),
     ] {
         let (redirect_uri, params) = told(&browser.get(&request).await);
         assert_eq!((&*redirect_uri, &*params["error"]), (CALLBACK, error), "{request}");
         assert_eq!((&*params["state"], &*params["iss"]), ("xyz", &*app.url), "{request}");
     }
     // A repeated state is ambiguous, so it is not returned.
-    let (_, params) = told(&browser.get(&(client.authorize(&[]) + "&state=abc")).await);
+    let (_, params) = told(&browser.get(&(client.authorization_url(&[]) + "&state=abc")).await);
     assert_eq!((&*params["error"], params.contains_key("state")), ("invalid_request", false));
     // Unknown parameters are ignored.
-    let page =
-        browser.get(&client.authorize(&[("audience", "x"), ("nonce", "n"), ("x", "y")])).await;
-    assert!(page.leads_to().unwrap().starts_with("/sign-in"));
+    let page = browser
+        .get(&client.authorization_url(&[("audience", "x"), ("nonce", "n"), ("x", "y")]))
+        .await;
+    assert!(page.redirect_target().unwrap().starts_with("/sign-in"));
 }
 
 #[tokio::test]
 async fn loopback_redirect_takes_any_port_and_warns_user() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
-    let client = app.oauth_client(json!({ "redirect_uris": ["http://127.0.0.1/cb"] })).await;
-    let mut browser = Browser::of(&app, &dana.email).await;
+    let client = app.register_client(json!({ "redirect_uris": ["http://127.0.0.1/cb"] })).await;
+    let mut browser = Browser::signed_in(&app, &dana.email).await;
     let fields = [("redirect_uri", "http://127.0.0.1:51004/cb")];
-    let page = browser.get(&client.authorize(&fields)).await;
+    let page = browser.get(&client.authorization_url(&fields)).await;
     assert!(page.text.contains("a program on this machine"), "{}", page.text);
-    let (redirect_uri, params) = told(&browser.consent(&page, &[]).await);
+    let (redirect_uri, params) = told(&browser.submit_consent(&page, &[]).await);
     assert_eq!(redirect_uri, "http://127.0.0.1:51004/cb");
     // The token request must repeat the redirect URI with its port.
     let fields = [
@@ -427,24 +449,24 @@ async fn loopback_redirect_takes_any_port_and_warns_user() {
         ("code_verifier", CODE_VERIFIER),
         ("redirect_uri", "http://127.0.0.1/cb"),
     ];
-    app.token(&client.shows(&fields)).await.told(400, "invalid_grant");
+    app.request_token(&client.with_client_credentials(&fields)).await.told(400, "invalid_grant");
     let mut fields = fields;
     fields[3].1 = "http://127.0.0.1:51004/cb";
-    app.token(&client.shows(&fields)).await.expect(200);
+    app.request_token(&client.with_client_credentials(&fields)).await.expect_status(200);
 }
 
 #[tokio::test]
 async fn posted_authorization_request_is_accepted() {
     let app = TestApp::start().await;
-    let client = app.oauth_client(json!({})).await;
-    let request = client.authorize(&[("state", "a b&c")]);
+    let client = app.register_client(json!({})).await;
+    let request = client.authorization_url(&[("state", "a b&c")]);
     let (path, query) = request.split_once('?').unwrap();
     // A cross-site POST of a browser carries no cookies.
     let post = app.post(path).body("application/x-www-form-urlencoded", query.to_owned());
     let answer = post.header("sec-fetch-site", "cross-site").send().await;
     assert_eq!(answer.status, 303);
     let page = Browser::new(&app).get(answer.header("location")).await;
-    let sign_in = page.leads_to().unwrap();
+    let sign_in = page.redirect_target().unwrap();
     assert!(sign_in.contains("state%3Da%2520b%2526c"), "{sign_in}");
     let long = format!("{query}&x={}", "x".repeat(20_000));
     let post = app.post(path).body("application/x-www-form-urlencoded", long);
@@ -455,15 +477,16 @@ async fn posted_authorization_request_is_accepted() {
 async fn forged_consent_is_rejected() {
     let app = TestApp::start().await;
     let (dana, mallory) = (app.register("acme").await, app.register("mallory").await);
-    let client = app.oauth_client(json!({})).await;
-    let mut browser = Browser::of(&app, &dana.email).await;
-    let mut foreign_browser = Browser::of(&app, &mallory.email).await;
-    let page = browser.get(&client.authorize(&[])).await;
-    let foreign_page = foreign_browser.get(&client.authorize(&[])).await;
+    let client = app.register_client(json!({})).await;
+    let mut browser = Browser::signed_in(&app, &dana.email).await;
+    let mut foreign_browser = Browser::signed_in(&app, &mallory.email).await;
+    let page = browser.get(&client.authorization_url(&[])).await;
+    let foreign_page = foreign_browser.get(&client.authorization_url(&[])).await;
     // Mallory's form in Dana's browser, and Dana's form from another site.
-    let response = browser.consent(&foreign_page, &[("workspace", &dana.workspace_id)]).await;
+    let response =
+        browser.submit_consent(&foreign_page, &[("workspace", &dana.workspace_id)]).await;
     assert_eq!(response.status, 403, "{response:#?}");
-    let mut fields = page.hidden("/oauth/consent");
+    let mut fields = page.hidden_fields("/oauth/consent");
     for (name, value) in
         [("workspace", &*dana.workspace_id), ("scope", "read-only"), ("decision", "allow")]
     {
@@ -490,13 +513,13 @@ async fn forged_consent_is_rejected() {
 #[tokio::test]
 async fn sign_in_page_allows_redirect_to_client_only() {
     let app = TestApp::start().await;
-    let client = app.oauth_client(json!({})).await;
+    let client = app.register_client(json!({})).await;
     let mut browser = Browser::new(&app);
-    let path = |request: &str| format!("/sign-in?{}", form(&[("next", request)]));
-    let page = browser.get(&path(&client.authorize(&[]))).await;
+    let path = |request: &str| format!("/sign-in?{}", encode_form(&[("next", request)]));
+    let page = browser.get(&path(&client.authorization_url(&[]))).await;
     let policy = page.headers["content-security-policy"].to_str().unwrap();
     assert!(policy.ends_with("form-action 'self' https://client.example"), "{policy}");
-    let foreign_redirect = client.authorize(&[("redirect_uri", "https://evil.example/cb")]);
+    let foreign_redirect = client.authorization_url(&[("redirect_uri", "https://evil.example/cb")]);
     for next in
         [&*foreign_redirect, "/sessions", "/oauth/authorizes?redirect_uri=https://evil.example"]
     {
@@ -510,8 +533,8 @@ async fn sign_in_page_allows_redirect_to_client_only() {
 async fn consent_is_rejected_without_required_second_factor() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
-    let client = app.oauth_client(json!({})).await;
-    let mut browser = Browser::of(&app, &dana.email).await;
+    let client = app.register_client(json!({})).await;
+    let mut browser = Browser::signed_in(&app, &dana.email).await;
     let tokens = app.obtain_tokens(&mut browser, &client, &[]).await;
     let mut connection = app.database.connect().await;
     sqlx::query("UPDATE workspaces SET require_second_factor = true")
@@ -519,10 +542,10 @@ async fn consent_is_rejected_without_required_second_factor() {
         .await
         .unwrap();
     app.database.wait_for_invalidation().await;
-    let page = browser.get(&client.authorize(&[])).await;
+    let page = browser.get(&client.authorization_url(&[])).await;
     assert!(page.text.contains("asks for a second factor"), "{}", page.text);
-    let response = browser.consent(&page, &[]).await;
+    let response = browser.submit_consent(&page, &[]).await;
     assert_eq!(response.status, 403, "{response:#?}");
     let token = tokens["access_token"].as_str().unwrap();
-    app.by(token, "GET", "/v1/agents").send().await.refused(403, "forbidden");
+    app.request_as(token, "GET", "/v1/agents").send().await.assert_error(403, "forbidden");
 }

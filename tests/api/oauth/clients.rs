@@ -6,48 +6,49 @@ use serde_json::json;
 
 use crate::fixture::{
     Browser, PASSWORD, TestApp,
-    oauth::{CALLBACK, DEVICE_GRANT, OAuth, OAuthClient, CODE_VERIFIER, told},
+    oauth::{CALLBACK, CODE_VERIFIER, DEVICE_GRANT, OAuthClient, OAuthExt, told},
 };
 
 #[tokio::test]
 async fn admin_creates_updates_and_deletes_clients() {
     let app = TestApp::start().await;
     let (dana, sam) = (app.register("acme").await, app.register("widgets-inc").await);
-    let by = |method: &str, path: &str| app.by(&dana.access_token, method, path);
+    let by = |method: &str, path: &str| app.request_as(&dana.access_token, method, path);
     let body = json!({ "name": "Booking", "redirect_uris": [CALLBACK], "scope": "write" });
     let created = by("POST", "/v1/oauth/clients").json(body).send().await;
     let path = created.header("location").to_owned();
-    let created = created.expect(201);
-    let client = OAuthClient::of(&created);
+    let created = created.expect_status(201);
+    let client = OAuthClient::from_registration(&created);
     assert_eq!(path, format!("/v1/oauth/clients/{}", client.id));
-    let listed = by("GET", "/v1/oauth/clients").send().await.expect(200);
+    let listed = by("GET", "/v1/oauth/clients").send().await.expect_status(200);
     assert_eq!((&listed["total"], listed["clients"][0].get("client_secret")), (&json!(1), None));
 
     // Users of other workspaces may authorize the client, for at most the client's own scope.
-    let mut browser = Browser::of(&app, &sam.email).await;
-    let page = browser.get(&client.authorize(&[("scope", "call2me:admin")])).await;
+    let mut browser = Browser::signed_in(&app, &sam.email).await;
+    let page = browser.get(&client.authorization_url(&[("scope", "call2me:admin")])).await;
     assert!(page.text.contains("Booking") && !page.text.contains("Administer"), "{}", page.text);
-    let (_, params) = told(&browser.consent(&page, &[]).await);
-    let tokens = app.redeem(&client, &params["code"]).await.expect(200);
+    let (_, params) = told(&browser.submit_consent(&page, &[]).await);
+    let tokens = app.redeem_code(&client, &params["code"]).await.expect_status(200);
     assert_eq!(tokens["scope"], "call2me:read call2me:write");
 
     let change = json!({ "name": "Bookings", "redirect_uris": ["https://client.example/new"] });
-    let changed = by("PATCH", &path).json(change).send().await.expect(200);
+    let changed = by("PATCH", &path).json(change).send().await.expect_status(200);
     assert_eq!(
         (&changed["name"], &changed["redirect_uris"][0]),
         (&json!("Bookings"), &json!("https://client.example/new"))
     );
-    assert_eq!(browser.get(&client.authorize(&[])).await.status, 400);
+    assert_eq!(browser.get(&client.authorization_url(&[])).await.status, 400);
     let token = tokens["access_token"].as_str().unwrap();
-    let me = app.by(token, "GET", "/v1/auth/me").send().await.expect(200);
+    let me = app.request_as(token, "GET", "/v1/auth/me").send().await.expect_status(200);
     assert_eq!(me["subject"]["name"], "Bookings");
 
-    app.by(&sam.access_token, "DELETE", &path).send().await.refused(404, "not_found");
-    by("DELETE", &path).send().await.expect(204);
-    by("DELETE", &path).send().await.refused(404, "not_found");
-    app.by(token, "GET", "/v1/agents").send().await.refused(401, "unauthorized");
-    let events =
-        app.events(&dana.access_token, "", |event| event["action"] == "oauth.client_deleted").await;
+    app.request_as(&sam.access_token, "DELETE", &path).send().await.assert_error(404, "not_found");
+    by("DELETE", &path).send().await.expect_status(204);
+    by("DELETE", &path).send().await.assert_error(404, "not_found");
+    app.request_as(token, "GET", "/v1/agents").send().await.assert_error(401, "unauthorized");
+    let events = app
+        .wait_for_event(&dana.access_token, "", |event| event["action"] == "oauth.client_deleted")
+        .await;
     let actions: Vec<_> = events
         .iter()
         .filter_map(|event| event["action"].as_str())
@@ -63,28 +64,32 @@ async fn workspace_deletion_ends_grants_of_its_clients_elsewhere() {
     let node = app.another_node().await;
     let (dana, sam) = (app.register("acme").await, app.register("widgets-inc").await);
     let mut tokens = Vec::new();
-    let mut browser = Browser::of(&app, &sam.email).await;
+    let mut browser = Browser::signed_in(&app, &sam.email).await;
     for n in 0..2 {
         let body = json!({ "name": format!("Booking {n}"), "redirect_uris": [CALLBACK] });
         let created =
-            app.by(&dana.access_token, "POST", "/v1/oauth/clients").json(body).send().await;
-        let client = OAuthClient::of(&created.expect(201));
+            app.request_as(&dana.access_token, "POST", "/v1/oauth/clients").json(body).send().await;
+        let client = OAuthClient::from_registration(&created.expect_status(201));
         let issued = app.obtain_tokens(&mut browser, &client, &[]).await;
         tokens.push((client, issued["access_token"].as_str().unwrap().to_owned()));
     }
     for node in [&app, &node] {
         for (_, token) in &tokens {
-            node.by(token, "GET", "/v1/agents").send().await.expect(200);
+            node.request_as(token, "GET", "/v1/agents").send().await.expect_status(200);
         }
     }
     let path = format!("/v1/oauth/clients/{}", tokens[0].0.id);
-    app.by(&dana.access_token, "DELETE", &path).send().await.expect(204);
+    app.request_as(&dana.access_token, "DELETE", &path).send().await.expect_status(204);
     let body = json!({ "password": PASSWORD });
-    let deleted = app.by(&dana.access_token, "DELETE", "/v1/workspace").json(body).send().await;
-    deleted.expect(204);
+    let deleted =
+        app.request_as(&dana.access_token, "DELETE", "/v1/workspace").json(body).send().await;
+    deleted.expect_status(204);
     for node in [&app, &node] {
         for (_, token) in &tokens {
-            node.by(token, "GET", "/v1/agents").send().await.refused(401, "unauthorized");
+            node.request_as(token, "GET", "/v1/agents")
+                .send()
+                .await
+                .assert_error(401, "unauthorized");
         }
     }
     // The events are in the log of the workspace that had granted access.
@@ -98,17 +103,23 @@ async fn workspace_deletion_ends_grants_of_its_clients_elsewhere() {
 async fn client_secret_is_rotated_without_downtime() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
-    let by = |method: &str, path: &str| app.by(&dana.access_token, method, path);
+    let by = |method: &str, path: &str| app.request_as(&dana.access_token, method, path);
     let body = json!({ "name": "Robot", "grant_types": ["client_credentials"] });
-    let old = OAuthClient::of(&by("POST", "/v1/oauth/clients").json(body).send().await.expect(201));
+    let old = OAuthClient::from_registration(
+        &by("POST", "/v1/oauth/clients").json(body).send().await.expect_status(201),
+    );
     let path = format!("/v1/oauth/clients/{}/secret", old.id);
     let is_accepted = async |client: &OAuthClient| {
-        let answer = app.token(&client.shows(&[("grant_type", "client_credentials")])).await;
+        let answer = app
+            .request_token(&client.with_client_credentials(&[("grant_type", "client_credentials")]))
+            .await;
         answer.status == 200
     };
     let rotate = async |seconds: u64| {
         let body = json!({ "overlap_seconds": seconds });
-        OAuthClient::of(&by("POST", &path).json(body).send().await.expect(201))
+        OAuthClient::from_registration(
+            &by("POST", &path).json(body).send().await.expect_status(201),
+        )
     };
     let new = rotate(60).await;
     assert!(is_accepted(&old).await && is_accepted(&new).await);
@@ -121,7 +132,7 @@ async fn client_secret_is_rotated_without_downtime() {
         rotate(60).await;
     }
     let body = json!({ "overlap_seconds": 60 });
-    by("POST", &path).json(body).send().await.refused(409, "conflict");
+    by("POST", &path).json(body).send().await.assert_error(409, "conflict");
     assert!(is_accepted(&newest).await);
     let only = rotate(0).await;
     assert!(!is_accepted(&newest).await && is_accepted(&only).await);
@@ -130,8 +141,8 @@ async fn client_secret_is_rotated_without_downtime() {
         .json(body)
         .send()
         .await
-        .refused(422, "validation_failed")
-        .blames("overlap_seconds");
+        .assert_error(422, "validation_failed")
+        .assert_field("overlap_seconds");
 }
 
 /// No table contains a code, a token, a client secret or a user code as plain text.
@@ -141,9 +152,12 @@ async fn database_contains_no_plaintext_oauth_secret() {
     let dana = app.register("acme").await;
     let client = app.register_confidential_client().await;
     let grants = json!({ "grant_types": [DEVICE_GRANT], "redirect_uris": [] });
-    let device = app.oauth_client(grants).await;
-    let device = app.oauth("/oauth/device_authorization", &device.shows(&[])).await.expect(200);
-    let mut browser = Browser::of(&app, &dana.email).await;
+    let device = app.register_client(grants).await;
+    let device = app
+        .post_form("/oauth/device_authorization", &device.with_client_credentials(&[]))
+        .await
+        .expect_status(200);
+    let mut browser = Browser::signed_in(&app, &dana.email).await;
     let code = app.obtain_code(&mut browser, &client, &[]).await;
     let tokens = app.obtain_tokens(&mut browser, &client, &[("prompt", "consent")]).await;
     let text = |value: &serde_json::Value| value.as_str().unwrap().to_owned();
@@ -179,8 +193,8 @@ async fn database_contains_no_plaintext_oauth_secret() {
 async fn invalid_client_fields_are_rejected_by_name() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
-    let member = app.join(&dana, "member").await;
-    let key = app.mint(&dana, "k", "admin").await;
+    let member = app.add_member(&dana, "member").await;
+    let key = app.create_key(&dana, "k", "admin").await;
     for (body, field) in [
         (json!({ "redirect_uris": [CALLBACK] }), "name"),
         (json!({ "name": "", "redirect_uris": [CALLBACK] }), "name"),
@@ -203,11 +217,16 @@ async fn invalid_client_fields_are_rejected_by_name() {
         (json!({ "name": "x", "redirect_uris": [CALLBACK], "client_uri": "x" }), "client_uri"),
         (json!({ "name": "x", "redirect_uris": [CALLBACK], "expires_at": 1 }), "expires_at"),
     ] {
-        let call = app.by(&dana.access_token, "POST", "/v1/oauth/clients").json(body.clone());
-        call.send().await.refused(422, "validation_failed").blames(field);
+        let call =
+            app.request_as(&dana.access_token, "POST", "/v1/oauth/clients").json(body.clone());
+        call.send().await.assert_error(422, "validation_failed").assert_field(field);
     }
     let body = json!({ "name": "x", "redirect_uris": [CALLBACK] });
-    let call = app.by(&member.access_token, "POST", "/v1/oauth/clients").json(body.clone());
-    call.send().await.refused(403, "insufficient_scope");
-    app.by(&key.secret, "POST", "/v1/oauth/clients").json(body).send().await.expect(201);
+    let call = app.request_as(&member.access_token, "POST", "/v1/oauth/clients").json(body.clone());
+    call.send().await.assert_error(403, "insufficient_scope");
+    app.request_as(&key.secret, "POST", "/v1/oauth/clients")
+        .json(body)
+        .send()
+        .await
+        .expect_status(201);
 }

@@ -5,13 +5,16 @@ use call2me_auth::env::Clock as _;
 use serde_json::{Value, json};
 
 use crate::fixture::{
-    Browser, PASSWORD, SmtpSink, TestApp,
-    oauth::{OAuth, OAuthClient},
-    link_token,
+    Browser, PASSWORD, SmtpSink, TestApp, link_token,
+    oauth::{OAuthClient, OAuthExt},
 };
 
 async fn list_grants(app: &TestApp, token: &str, query: &str) -> Vec<Value> {
-    let body = app.by(token, "GET", &format!("/v1/oauth/grants{query}")).send().await.expect(200);
+    let body = app
+        .request_as(token, "GET", &format!("/v1/oauth/grants{query}"))
+        .send()
+        .await
+        .expect_status(200);
     let grants = body["grants"].as_array().unwrap().clone();
     assert_eq!(body["total"], grants.len());
     grants
@@ -26,8 +29,8 @@ async fn ended_grant_is_rejected_on_every_node() {
     let app = TestApp::start().await;
     let node = app.another_node().await;
     let dana = app.register("acme").await;
-    let client = app.oauth_client(json!({})).await;
-    let mut browser = Browser::of(&app, &dana.email).await;
+    let client = app.register_client(json!({})).await;
+    let mut browser = Browser::signed_in(&app, &dana.email).await;
     // A code that is not redeemed yet is no connected app.
     app.obtain_code(&mut browser, &client, &[]).await;
     assert!(list_grants(&app, &dana.access_token, "").await.is_empty());
@@ -38,21 +41,22 @@ async fn ended_grant_is_rejected_on_every_node() {
     assert!(grants[0]["created_at"].is_string() && grants[0]["last_used_at"].is_string());
 
     for node in [&app, &node] {
-        node.by(access_token(&tokens), "GET", "/v1/agents").send().await.expect(200);
+        node.request_as(access_token(&tokens), "GET", "/v1/agents").send().await.expect_status(200);
     }
     let path = format!("/v1/oauth/grants/{}", grants[0]["id"].as_str().unwrap());
     for _ in 0..2 {
-        app.by(&dana.access_token, "DELETE", &path).send().await.expect(204);
+        app.request_as(&dana.access_token, "DELETE", &path).send().await.expect_status(204);
         for node in [&app, &node] {
-            let rejected = node.by(access_token(&tokens), "GET", "/v1/agents").send().await;
-            rejected.refused(401, "unauthorized");
+            let rejected = node.request_as(access_token(&tokens), "GET", "/v1/agents").send().await;
+            rejected.assert_error(401, "unauthorized");
         }
     }
-    app.refresh(&client, tokens["refresh_token"].as_str().unwrap())
+    app.refresh_token(&client, tokens["refresh_token"].as_str().unwrap())
         .await
         .told(400, "invalid_grant");
     assert!(list_grants(&app, &dana.access_token, "").await.is_empty());
-    let event = app.wait_for_event_count(&dana.access_token, "action=oauth.grant_ended", 1).await.remove(0);
+    let event =
+        app.wait_for_event_count(&dana.access_token, "action=oauth.grant_ended", 1).await.remove(0);
     assert_eq!(event["target"]["type"], "oauth_grant");
 }
 
@@ -60,8 +64,8 @@ async fn ended_grant_is_rejected_on_every_node() {
 async fn user_disconnects_app_on_page() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
-    let client = app.oauth_client(json!({})).await;
-    let mut browser = Browser::of(&app, &dana.email).await;
+    let client = app.register_client(json!({})).await;
+    let mut browser = Browser::signed_in(&app, &dana.email).await;
     let page = browser.get("/connected-apps").await;
     assert!(page.text.contains("No app is connected"), "{}", page.text);
     let tokens = app.obtain_tokens(&mut browser, &client, &[]).await;
@@ -75,8 +79,11 @@ async fn user_disconnects_app_on_page() {
     let grants = list_grants(&app, &dana.access_token, "").await;
     let action = format!("/connected-apps/{}/end", grants[0]["id"].as_str().unwrap());
     let result = browser.submit(&page, &action, &[]).await;
-    assert_eq!(result.leads_to(), Some("/connected-apps?done=disconnected"));
-    app.by(access_token(&tokens), "GET", "/v1/agents").send().await.refused(401, "unauthorized");
+    assert_eq!(result.redirect_target(), Some("/connected-apps?done=disconnected"));
+    app.request_as(access_token(&tokens), "GET", "/v1/agents")
+        .send()
+        .await
+        .assert_error(401, "unauthorized");
     assert!(browser.get("/connected-apps").await.text.contains("No app is connected"));
 }
 
@@ -84,32 +91,38 @@ async fn user_disconnects_app_on_page() {
 async fn admin_manages_all_grants_and_members_only_their_own() {
     let app = TestApp::start().await;
     let (dana, stranger) = (app.register("acme").await, app.register("widgets-inc").await);
-    let member = app.join(&dana, "member").await;
-    let client = app.oauth_client(json!({})).await;
-    let mut browser = Browser::of(&app, &member.email).await;
-    let page = browser.get(&client.authorize(&[])).await;
-    let answer = browser.consent(&page, &[("workspace", &dana.workspace_id)]).await;
+    let member = app.add_member(&dana, "member").await;
+    let client = app.register_client(json!({})).await;
+    let mut browser = Browser::signed_in(&app, &member.email).await;
+    let page = browser.get(&client.authorization_url(&[])).await;
+    let answer = browser.submit_consent(&page, &[("workspace", &dana.workspace_id)]).await;
     let (_, params) = crate::fixture::oauth::told(&answer);
-    let tokens = app.redeem(&client, &params["code"]).await.expect(200);
+    let tokens = app.redeem_code(&client, &params["code"]).await.expect_status(200);
 
     assert!(list_grants(&app, &dana.access_token, "").await.is_empty());
     let all = list_grants(&app, &dana.access_token, "?of=workspace").await;
     assert_eq!(all[0]["user_id"], member.user_id);
     let response =
-        app.by(&member.access_token, "GET", "/v1/oauth/grants?of=workspace").send().await;
-    response.refused(403, "insufficient_scope");
-    app.by(&dana.access_token, "GET", "/v1/oauth/grants?of=all")
+        app.request_as(&member.access_token, "GET", "/v1/oauth/grants?of=workspace").send().await;
+    response.assert_error(403, "insufficient_scope");
+    app.request_as(&dana.access_token, "GET", "/v1/oauth/grants?of=all")
         .send()
         .await
-        .refused(422, "validation_failed");
+        .assert_error(422, "validation_failed");
     let path = format!("/v1/oauth/grants/{}", all[0]["id"].as_str().unwrap());
-    let other = app.join(&dana, "member").await;
+    let other = app.add_member(&dana, "member").await;
     for caller in [&stranger, &other] {
-        app.by(&caller.access_token, "DELETE", &path).send().await.refused(404, "not_found");
+        app.request_as(&caller.access_token, "DELETE", &path)
+            .send()
+            .await
+            .assert_error(404, "not_found");
     }
-    app.by(access_token(&tokens), "GET", "/v1/agents").send().await.expect(200);
-    app.by(&dana.access_token, "DELETE", &path).send().await.expect(204);
-    app.by(access_token(&tokens), "GET", "/v1/agents").send().await.refused(401, "unauthorized");
+    app.request_as(access_token(&tokens), "GET", "/v1/agents").send().await.expect_status(200);
+    app.request_as(&dana.access_token, "DELETE", &path).send().await.expect_status(204);
+    app.request_as(access_token(&tokens), "GET", "/v1/agents")
+        .send()
+        .await
+        .assert_error(401, "unauthorized");
 }
 
 #[tokio::test]
@@ -117,57 +130,68 @@ async fn grant_follows_role_and_membership_of_user() {
     let app = TestApp::start().await;
     let node = app.another_node().await;
     let dana = app.register("acme").await;
-    let member = app.join(&dana, "admin").await;
+    let member = app.add_member(&dana, "admin").await;
     let client = app.register_confidential_client().await;
     let tokens =
         obtain_tokens_in(&app, &member.email, &client, &dana.workspace_id, "call2me:admin").await;
     assert_eq!(tokens["scope"], "call2me:read call2me:write call2me:admin");
     for node in [&app, &node] {
-        node.by(access_token(&tokens), "GET", "/v1/members").send().await.expect(200);
-    }
-    let path = format!("/v1/members/{}", member.user_id);
-    let demote = app.by(&dana.access_token, "PATCH", &path).json(json!({ "role": "viewer" }));
-    demote.send().await.expect(200);
-    for node in [&app, &node] {
-        let response = node.by(access_token(&tokens), "GET", "/v1/members").send().await;
-        response.refused(403, "insufficient_scope");
-        node.by(access_token(&tokens), "GET", "/v1/agents").send().await.expect(200);
-    }
-    let refresh = tokens["refresh_token"].as_str().unwrap();
-    let narrowed = app.refresh(&client, refresh).await.expect(200);
-    assert_eq!(narrowed["scope"], "call2me:read");
-    // A promotion takes effect at the next refresh.
-    let promote = app.by(&dana.access_token, "PATCH", &path).json(json!({ "role": "member" }));
-    promote.send().await.expect(200);
-    let widened = app.refresh(&client, refresh).await.expect(200);
-    assert_eq!(widened["scope"], "call2me:read call2me:write");
-
-    app.by(&dana.access_token, "DELETE", &path).send().await.expect(204);
-    for node in [&app, &node] {
-        node.by(access_token(&widened), "GET", "/v1/agents")
+        node.request_as(access_token(&tokens), "GET", "/v1/members")
             .send()
             .await
-            .refused(401, "unauthorized");
+            .expect_status(200);
     }
-    app.refresh(&client, refresh).await.told(400, "invalid_grant");
+    let path = format!("/v1/members/{}", member.user_id);
+    let demote =
+        app.request_as(&dana.access_token, "PATCH", &path).json(json!({ "role": "viewer" }));
+    demote.send().await.expect_status(200);
+    for node in [&app, &node] {
+        let response = node.request_as(access_token(&tokens), "GET", "/v1/members").send().await;
+        response.assert_error(403, "insufficient_scope");
+        node.request_as(access_token(&tokens), "GET", "/v1/agents").send().await.expect_status(200);
+    }
+    let refresh = tokens["refresh_token"].as_str().unwrap();
+    let narrowed = app.refresh_token(&client, refresh).await.expect_status(200);
+    assert_eq!(narrowed["scope"], "call2me:read");
+    // A promotion takes effect at the next refresh.
+    let promote =
+        app.request_as(&dana.access_token, "PATCH", &path).json(json!({ "role": "member" }));
+    promote.send().await.expect_status(200);
+    let widened = app.refresh_token(&client, refresh).await.expect_status(200);
+    assert_eq!(widened["scope"], "call2me:read call2me:write");
+
+    app.request_as(&dana.access_token, "DELETE", &path).send().await.expect_status(204);
+    for node in [&app, &node] {
+        node.request_as(access_token(&widened), "GET", "/v1/agents")
+            .send()
+            .await
+            .assert_error(401, "unauthorized");
+    }
+    app.refresh_token(&client, refresh).await.told(400, "invalid_grant");
     // The grant stays ended if the user becomes a member again.
-    app.admit(&member, &dana, "member").await;
+    app.insert_membership(&member, &dana, "member").await;
     app.database.wait_for_invalidation().await;
-    app.by(access_token(&widened), "GET", "/v1/agents").send().await.refused(401, "unauthorized");
-    app.refresh(&client, refresh).await.told(400, "invalid_grant");
+    app.request_as(access_token(&widened), "GET", "/v1/agents")
+        .send()
+        .await
+        .assert_error(401, "unauthorized");
+    app.refresh_token(&client, refresh).await.told(400, "invalid_grant");
 }
 
 #[tokio::test]
 async fn grants_per_user_and_client_are_limited_to_fifty() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
-    let client = app.oauth_client(json!({})).await;
-    let mut browser = Browser::of(&app, &dana.email).await;
+    let client = app.register_client(json!({})).await;
+    let mut browser = Browser::signed_in(&app, &dana.email).await;
     let first = app.obtain_tokens(&mut browser, &client, &[]).await;
     for _ in 0..50 {
         app.obtain_tokens(&mut browser, &client, &[]).await;
     }
-    app.by(access_token(&first), "GET", "/v1/agents").send().await.refused(401, "unauthorized");
+    app.request_as(access_token(&first), "GET", "/v1/agents")
+        .send()
+        .await
+        .assert_error(401, "unauthorized");
     assert_eq!(list_grants(&app, &dana.access_token, "?limit=100").await.len(), 50);
 }
 
@@ -175,8 +199,8 @@ async fn grants_per_user_and_client_are_limited_to_fifty() {
 async fn unused_grant_ends_after_ninety_days() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
-    let client = app.oauth_client(json!({})).await;
-    let mut browser = Browser::of(&app, &dana.email).await;
+    let client = app.register_client(json!({})).await;
+    let mut browser = Browser::signed_in(&app, &dana.email).await;
     let tokens = app.obtain_tokens(&mut browser, &client, &[]).await;
     let mut connection = app.database.connect().await;
     for (days, remaining) in [(90, 1), (92, 0)] {
@@ -186,7 +210,10 @@ async fn unused_grant_ends_after_ninety_days() {
         assert_eq!(list_grants(&app, &dana.access_token, "").await.len(), remaining, "{days}");
     }
     app.database.wait_for_invalidation().await;
-    app.by(access_token(&tokens), "GET", "/v1/agents").send().await.refused(401, "unauthorized");
+    app.request_as(access_token(&tokens), "GET", "/v1/agents")
+        .send()
+        .await
+        .assert_error(401, "unauthorized");
 }
 
 /// A password reset lists the connected apps. It ends them if the email address was unverified,
@@ -195,20 +222,21 @@ async fn unused_grant_ends_after_ninety_days() {
 async fn password_reset_ends_apps_of_unverified_user() {
     let smtp = SmtpSink::start();
     let app = TestApp::start_with(&[("mail.url", &smtp.url())]).await;
-    let client = app.oauth_client(json!({})).await;
+    let client = app.register_client(json!({})).await;
     let (dana, sam) = (app.register_verified("acme").await, app.register("widgets-inc").await);
     for (user, is_verified) in [(&dana, true), (&sam, false)] {
-        let mut browser = Browser::of(&app, &user.email).await;
+        let mut browser = Browser::signed_in(&app, &user.email).await;
         let tokens = app.obtain_tokens(&mut browser, &client, &[]).await;
         let body = json!({ "email": user.email });
-        app.post("/v1/auth/password/forgot").json(body).send().await.expect(202);
-        let email = smtp.mail(&user.email, "password").await;
-        let body = json!({ "token": link_token(&email), "new_password": "another walk in the park" });
-        app.post("/v1/auth/password/reset").json(body).send().await.expect(204);
-        let email = smtp.mail(&user.email, "Your password was changed").await;
+        app.post("/v1/auth/password/forgot").json(body).send().await.expect_status(202);
+        let email = smtp.wait_for_email(&user.email, "password").await;
+        let body =
+            json!({ "token": link_token(&email), "new_password": "another walk in the park" });
+        app.post("/v1/auth/password/reset").json(body).send().await.expect_status(204);
+        let email = smtp.wait_for_email(&user.email, "Your password was changed").await;
         let lists_app = email["text"].as_str().unwrap().contains("Example app");
         let is_accepted =
-            app.by(access_token(&tokens), "GET", "/v1/agents").send().await.status == 200;
+            app.request_as(access_token(&tokens), "GET", "/v1/agents").send().await.status == 200;
         assert_eq!((lists_app, is_accepted), (is_verified, is_verified), "{}", user.email);
     }
 }
@@ -217,14 +245,18 @@ async fn password_reset_ends_apps_of_unverified_user() {
 async fn oauth_token_is_rejected_after_account_deletion() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
-    let client = app.oauth_client(json!({})).await;
-    let mut browser = Browser::of(&app, &dana.email).await;
+    let client = app.register_client(json!({})).await;
+    let mut browser = Browser::signed_in(&app, &dana.email).await;
     let tokens = app.obtain_tokens(&mut browser, &client, &[]).await;
-    app.by(access_token(&tokens), "GET", "/v1/agents").send().await.expect(200);
+    app.request_as(access_token(&tokens), "GET", "/v1/agents").send().await.expect_status(200);
     let body = json!({ "password": PASSWORD });
-    let deleted = app.by(&dana.access_token, "DELETE", "/v1/users/me").json(body).send().await;
-    deleted.expect(204);
-    app.by(access_token(&tokens), "GET", "/v1/agents").send().await.refused(401, "unauthorized");
+    let deleted =
+        app.request_as(&dana.access_token, "DELETE", "/v1/users/me").json(body).send().await;
+    deleted.expect_status(204);
+    app.request_as(access_token(&tokens), "GET", "/v1/agents")
+        .send()
+        .await
+        .assert_error(401, "unauthorized");
 }
 
 async fn obtain_tokens_in(
@@ -234,9 +266,9 @@ async fn obtain_tokens_in(
     workspace: &str,
     scope: &str,
 ) -> Value {
-    let mut browser = Browser::of(app, email).await;
-    let page = browser.get(&client.authorize(&[("scope", scope)])).await;
-    let answer = browser.consent(&page, &[("workspace", workspace)]).await;
+    let mut browser = Browser::signed_in(app, email).await;
+    let page = browser.get(&client.authorization_url(&[("scope", scope)])).await;
+    let answer = browser.submit_consent(&page, &[("workspace", workspace)]).await;
     let (_, params) = crate::fixture::oauth::told(&answer);
-    app.redeem(client, &params["code"]).await.expect(200)
+    app.redeem_code(client, &params["code"]).await.expect_status(200)
 }

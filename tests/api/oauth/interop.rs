@@ -7,10 +7,10 @@ use std::net::TcpListener;
 use serde_json::{Value, json};
 use url::Url;
 
-use crate::faults::admin;
+use crate::faults::run_admin_command;
 use crate::fixture::{
-    Browser, Chromium, PASSWORD, Person, Script, TestApp,
-    oauth::{CALLBACK, OAuth, OAuthClient},
+    Browser, Chromium, PASSWORD, Script, TestApp, TestUser,
+    oauth::{CALLBACK, OAuthClient, OAuthExt},
 };
 
 /// Returns a free port, for programs that take the port as an argument.
@@ -19,9 +19,9 @@ fn free_port() -> u16 {
 }
 
 /// Opens the page to which a client sends the user, and signs in.
-async fn sign_in(chromium: &Chromium, url: &str, person: &Person) {
+async fn sign_in(chromium: &Chromium, url: &str, person: &TestUser) {
     chromium.open(url).await;
-    chromium.shows("/sign-in", "Sign in").await;
+    chromium.wait_for_text("/sign-in", "Sign in").await;
     chromium.fill("form[action='/sign-in'] input[name=email]", &person.email).await;
     chromium.fill("form[action='/sign-in'] input[name=password]", PASSWORD).await;
     chromium.click("form[action='/sign-in'] button").await;
@@ -29,15 +29,16 @@ async fn sign_in(chromium: &Chromium, url: &str, person: &Person) {
 
 /// Authorizes the client on the consent page.
 async fn authorize_client(chromium: &Chromium, client: &str) {
-    chromium.shows("/oauth/authorize", &format!("Let {client} in?")).await;
+    chromium.wait_for_text("/oauth/authorize", &format!("Let {client} in?")).await;
     chromium.click("button[value=allow]").await;
-    chromium.shows("/callback", "You can close this window.").await;
+    chromium.wait_for_text("/callback", "You can close this window.").await;
 }
 
-async fn create_robot_client(app: &TestApp, owner: &Person) -> OAuthClient {
+async fn create_robot_client(app: &TestApp, owner: &TestUser) -> OAuthClient {
     let body = json!({ "name": "Robot", "grant_types": ["client_credentials"] });
-    let created = app.by(&owner.access_token, "POST", "/v1/oauth/clients").json(body).send().await;
-    OAuthClient::of(&created.expect(201))
+    let created =
+        app.request_as(&owner.access_token, "POST", "/v1/oauth/clients").json(body).send().await;
+    OAuthClient::from_registration(&created.expect_status(201))
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -49,14 +50,14 @@ async fn oauth4webapi_completes_all_flows() {
     let variables = [("ROBOT_ID", &*robot.id), ("ROBOT_SECRET", &*secret)];
     let mut script = Script::node("oauth4webapi.mjs", &[&app.url], &variables);
     let chromium = Chromium::start().await;
-    sign_in(&chromium, &script.says("AUTHORIZE").await, &dana).await;
+    sign_in(&chromium, &script.read_line_after("AUTHORIZE").await, &dana).await;
     authorize_client(&chromium, "oauth4webapi").await;
-    chromium.open(&script.says("DEVICE").await).await;
-    chromium.shows("/device", "Connect a device").await;
+    chromium.open(&script.read_line_after("DEVICE").await).await;
+    chromium.wait_for_text("/device", "Connect a device").await;
     chromium.click("form[action='/device'] button").await;
-    chromium.shows("/device", "on another device").await;
+    chromium.wait_for_text("/device", "on another device").await;
     chromium.click("button[value=allow]").await;
-    chromium.shows("/device/consent", "Connected").await;
+    chromium.wait_for_text("/device/consent", "Connected").await;
     script.expect_success().await;
 }
 
@@ -69,12 +70,12 @@ async fn mcp_sdk_clients_connect_to_mcp_server() {
     let app = TestApp::start_at_system_time(&[("oauth.resources", &resource)]).await;
     let dana = app.register("acme").await;
     let mut server = Script::node("mcp_server.mjs", &[&app.url, &port], &[]);
-    server.says("READY").await;
+    server.read_line_after("READY").await;
     let chromium = Chromium::start().await;
     for version in ["1", "2"] {
         let name = format!("An assistant, version {version}");
         let mut client = Script::node("mcp_client.mjs", &[version, &resource], &[]);
-        let url = client.says("AUTHORIZE").await;
+        let url = client.read_line_after("AUTHORIZE").await;
         assert!(url.contains("scope=call2me%3Aread"), "{url}");
         if version == "1" {
             sign_in(&chromium, &url, &dana).await;
@@ -82,18 +83,23 @@ async fn mcp_sdk_clients_connect_to_mcp_server() {
             chromium.open(&url).await;
         }
         authorize_client(&chromium, &name).await;
-        let identity: Value = serde_json::from_str(&client.says("WHOAMI").await).unwrap();
+        let identity: Value =
+            serde_json::from_str(&client.read_line_after("WHOAMI").await).unwrap();
         let expected = json!({
             "scopes": ["call2me:read"], "sub": dana.user_id, "workspace_id": dana.workspace_id,
         });
         assert_eq!(identity, expected);
-        client.says("REFRESHED").await;
-        chromium.open(&client.says("AUTHORIZE").await).await;
+        client.read_line_after("REFRESHED").await;
+        chromium.open(&client.read_line_after("AUTHORIZE").await).await;
         authorize_client(&chromium, &name).await;
-        assert_eq!(client.says("STEPPED").await, "written");
+        assert_eq!(client.read_line_after("STEPPED").await, "written");
         client.expect_success().await;
     }
-    let grants = app.by(&dana.access_token, "GET", "/v1/oauth/grants").send().await.expect(200);
+    let grants = app
+        .request_as(&dana.access_token, "GET", "/v1/oauth/grants")
+        .send()
+        .await
+        .expect_status(200);
     assert_eq!(grants["total"], 4);
 }
 
@@ -109,17 +115,17 @@ async fn introspecting_resource_rejects_ended_grant_at_once() {
         ["oauth-clients", "create", "--workspace", &operator.workspace_id, "--name", "MCP"];
     let settings = [("oauth.resources", &*resource)];
     let unknown = [&create[..], &["--resource", "https://elsewhere.example"]].concat();
-    let error = admin(&app.database.url, &unknown, &settings).await.unwrap_err();
+    let error = run_admin_command(&app.database.url, &unknown, &settings).await.unwrap_err();
     assert!(error.contains("resource must be one of oauth.resources"), "{error}");
     let create = [&create[..], &["--resource", &resource]].concat();
-    let created = admin(&app.database.url, &create, &settings).await.unwrap();
+    let created = run_admin_command(&app.database.url, &create, &settings).await.unwrap();
     let [id, secret] = ["client_id", "client_secret"].map(|name| created[name].as_str().unwrap());
     let variables = [("CLIENT_ID", id), ("CLIENT_SECRET", secret)];
     let mut server = Script::node("mcp_server.mjs", &[&app.url, &port], &variables);
-    server.says("READY").await;
+    server.read_line_after("READY").await;
 
-    let client = app.oauth_client(json!({})).await;
-    let mut browser = Browser::of(&app, &dana.email).await;
+    let client = app.register_client(json!({})).await;
+    let mut browser = Browser::signed_in(&app, &dana.email).await;
     let tokens = app.obtain_tokens(&mut browser, &client, &[("resource", &resource)]).await;
     let list = json!({ "jsonrpc": "2.0", "id": 1, "method": "tools/list" });
     let list_tools = async || {
@@ -129,9 +135,13 @@ async fn introspecting_resource_rejects_ended_grant_at_once() {
         request.send().await.unwrap().status().as_u16()
     };
     assert_eq!(list_tools().await, 200);
-    let grants = app.by(&dana.access_token, "GET", "/v1/oauth/grants").send().await.expect(200);
+    let grants = app
+        .request_as(&dana.access_token, "GET", "/v1/oauth/grants")
+        .send()
+        .await
+        .expect_status(200);
     let path = format!("/v1/oauth/grants/{}", grants["grants"][0]["id"].as_str().unwrap());
-    app.by(&dana.access_token, "DELETE", &path).send().await.expect(204);
+    app.request_as(&dana.access_token, "DELETE", &path).send().await.expect_status(204);
     assert_eq!(list_tools().await, 401);
 }
 
@@ -140,13 +150,13 @@ async fn mcp_conformance_tests_pass() {
     let app = TestApp::start_at_system_time(&[]).await;
     let dana = app.register("acme").await;
     let uris = json!({ "redirect_uris": ["http://127.0.0.1/callback"] });
-    let client = app.oauth_client(uris).await;
+    let client = app.register_client(uris).await;
     let port = free_port().to_string();
     let variables = [("CLIENT_ID", &*client.id)];
     let mut script = Script::node("conformance.mjs", &[&app.url, &port], &variables);
     let chromium = Chromium::start().await;
-    sign_in(&chromium, &script.says("AUTHORIZE").await, &dana).await;
-    chromium.shows("/oauth/authorize", "Let Example app in?").await;
+    sign_in(&chromium, &script.read_line_after("AUTHORIZE").await, &dana).await;
+    chromium.wait_for_text("/oauth/authorize", "Let Example app in?").await;
     chromium.click("button[value=allow]").await;
     script.expect_success().await;
 }
@@ -155,7 +165,8 @@ async fn mcp_conformance_tests_pass() {
 async fn authlib_completes_all_flows() {
     let app = TestApp::start_at_system_time(&[]).await;
     let dana = app.register("acme").await;
-    let (public, secret) = (app.oauth_client(json!({})).await, app.register_confidential_client().await);
+    let (public, secret) =
+        (app.register_client(json!({})).await, app.register_confidential_client().await);
     let robot = create_robot_client(&app, &dana).await;
     let variables = [
         ("PUBLIC_ID", &*public.id),
@@ -165,12 +176,13 @@ async fn authlib_completes_all_flows() {
         ("ROBOT_SECRET", robot.secret.as_deref().unwrap()),
     ];
     let mut script = Script::python("drive_authlib.py", &[&app.url, CALLBACK], &variables);
-    let mut browser = Browser::of(&app, &dana.email).await;
+    let mut browser = Browser::signed_in(&app, &dana.email).await;
     for _ in 0..6 {
-        let url: Url = script.says("AUTHORIZE").await.parse().unwrap();
+        let url: Url = script.read_line_after("AUTHORIZE").await.parse().unwrap();
         let page = browser.get(&url[url::Position::BeforePath..]).await;
-        let answer = if page.status == 303 { page } else { browser.consent(&page, &[]).await };
-        script.hears(answer.leads_to().unwrap()).await;
+        let answer =
+            if page.status == 303 { page } else { browser.submit_consent(&page, &[]).await };
+        script.send_line(answer.redirect_target().unwrap()).await;
     }
     script.expect_success().await;
 }

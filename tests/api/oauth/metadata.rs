@@ -16,10 +16,10 @@ async fn challenge_leads_to_resource_and_server_metadata() {
             "Bearer realm=\"call2me\", resource_metadata=\"{metadata}\", scope=\"call2me:read\""
         )
     );
-    let resource = app.get("/.well-known/oauth-protected-resource").send().await.expect(200);
+    let resource = app.get("/.well-known/oauth-protected-resource").send().await.expect_status(200);
     assert_eq!(resource["resource"], *url);
     assert_eq!(resource["authorization_servers"], json!([url]));
-    let server = app.get("/.well-known/oauth-authorization-server").send().await.expect(200);
+    let server = app.get("/.well-known/oauth-authorization-server").send().await.expect_status(200);
     assert_eq!(server["issuer"], *url);
     for (field, path) in [
         ("authorization_endpoint", "/oauth/authorize"),
@@ -40,14 +40,14 @@ async fn challenge_leads_to_resource_and_server_metadata() {
     for fields in [&server, &resource] {
         assert!(fields.as_object().unwrap().values().all(|value| !value.is_null()), "{fields}");
     }
-    app.get("/.well-known/openid-configuration").send().await.refused(404, "not_found");
+    app.get("/.well-known/openid-configuration").send().await.assert_error(404, "not_found");
 }
 
 #[tokio::test]
 async fn disabled_features_are_absent_from_metadata() {
     let off = [("oauth.registration", "closed"), ("oauth.metadata_documents", "off")];
     let app = TestApp::start_with(&off).await;
-    let server = app.get("/.well-known/oauth-authorization-server").send().await.expect(200);
+    let server = app.get("/.well-known/oauth-authorization-server").send().await.expect_status(200);
     assert!(server.get("registration_endpoint").is_none());
     assert_eq!(server["client_id_metadata_document_supported"], false);
     let request =
@@ -62,7 +62,7 @@ async fn cors_allows_browser_clients_only_what_they_need() {
     let allowed_origin = "https://app.example";
     let app = TestApp::start_with(&[("server.allowed_origins", allowed_origin)]).await;
     let preflight = |path: &str, origin: &str| {
-        app.call("OPTIONS", path)
+        app.request("OPTIONS", path)
             .header("origin", origin)
             .header("access-control-request-method", "POST")
             .header(
@@ -113,6 +113,6 @@ async fn cors_allows_browser_clients_only_what_they_need() {
         }
     }
     // CORS does not change the response to other methods.
-    app.call("PUT", "/oauth/token").send().await.refused(405, "method_not_allowed");
-    app.call("OPTIONS", "/oauth/authorize").send().await.refused(405, "method_not_allowed");
+    app.request("PUT", "/oauth/token").send().await.assert_error(405, "method_not_allowed");
+    app.request("OPTIONS", "/oauth/authorize").send().await.assert_error(405, "method_not_allowed");
 }

@@ -3,7 +3,7 @@
 use call2me_auth::env::Clock as _;
 use serde_json::json;
 
-use crate::fixture::{Browser, TestApp, oauth::OAuth};
+use crate::fixture::{Browser, TestApp, oauth::OAuthExt};
 
 #[tokio::test]
 async fn registration_response_contains_registered_metadata() {
@@ -17,7 +17,7 @@ async fn registration_response_contains_registered_metadata() {
     });
     let answer = app.post("/oauth/register").json(body).send().await;
     assert_eq!(answer.header("cache-control"), "no-store");
-    let client = answer.expect(201);
+    let client = answer.expect_status(201);
     assert!(client["client_id"].as_str().unwrap().starts_with("client_"));
     // The default method is `client_secret_basic` (RFC 7591, section 2).
     assert_eq!(client["token_endpoint_auth_method"], "client_secret_basic");
@@ -28,7 +28,7 @@ async fn registration_response_contains_registered_metadata() {
     assert!(client["client_id_issued_at"].is_i64());
     let public =
         json!({ "redirect_uris": ["https://a.example/"], "token_endpoint_auth_method": "none" });
-    let public = app.post("/oauth/register").json(public).send().await.expect(201);
+    let public = app.post("/oauth/register").json(public).send().await.expect_status(201);
     assert!(
         public.get("client_secret").is_none() && public.get("client_secret_expires_at").is_none()
     );
@@ -103,11 +103,11 @@ async fn invalid_registration_metadata_is_rejected() {
 async fn client_without_refresh_grant_gets_no_refresh_token() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
-    let client = app.oauth_client(json!({ "grant_types": ["authorization_code"] })).await;
-    let mut browser = Browser::of(&app, &dana.email).await;
+    let client = app.register_client(json!({ "grant_types": ["authorization_code"] })).await;
+    let mut browser = Browser::signed_in(&app, &dana.email).await;
     let tokens = app.obtain_tokens(&mut browser, &client, &[]).await;
     assert!(tokens.get("refresh_token").is_none(), "{tokens}");
-    app.refresh(&client, "rt_call2me_x").await.told(400, "unauthorized_client");
+    app.refresh_token(&client, "rt_call2me_x").await.told(400, "unauthorized_client");
 }
 
 #[tokio::test]
@@ -115,15 +115,15 @@ async fn number_of_registrations_is_limited() {
     let app = TestApp::start_with(&[("rate_limit.sign_in_per_minute", "3")]).await;
     let body = json!({ "redirect_uris": ["https://a.example/"] });
     for _ in 0..3 {
-        app.post("/oauth/register").json(body.clone()).send().await.expect(201);
+        app.post("/oauth/register").json(body.clone()).send().await.expect_status(201);
     }
     let response = app.post("/oauth/register").json(body.clone()).send().await;
     response.told(429, "temporarily_unavailable");
-    assert!(response.number("retry-after") >= 1);
+    assert!(response.header_number("retry-after") >= 1);
     // One address may have 200 registrations that no user has authorized, at any rate of requests.
     let app = TestApp::start().await;
     for _ in 0..200 {
-        app.post("/oauth/register").json(body.clone()).send().await.expect(201);
+        app.post("/oauth/register").json(body.clone()).send().await.expect_status(201);
     }
     let response = app.post("/oauth/register").json(body.clone()).send().await;
     response.told(503, "temporarily_unavailable");
@@ -139,7 +139,7 @@ async fn number_of_registrations_is_limited() {
     response.told(503, "temporarily_unavailable");
     let make_older = "UPDATE oauth_clients SET created_at = created_at - interval '2 hours'";
     sqlx::query(make_older).execute(&mut connection).await.unwrap();
-    app.post("/oauth/register").json(body.clone()).send().await.expect(201);
+    app.post("/oauth/register").json(body.clone()).send().await.expect_status(201);
     let count = "SELECT count(*) FROM oauth_clients";
     let remaining: i64 = sqlx::query_scalar(count).fetch_one(&mut connection).await.unwrap();
     assert_eq!(remaining, 10_000 - 100 + 1);

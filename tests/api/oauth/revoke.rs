@@ -4,12 +4,12 @@ use serde_json::{Value, json};
 
 use crate::fixture::{
     Browser, TestApp,
-    oauth::{OAuth, OAuthClient, claims},
+    oauth::{OAuthClient, OAuthExt, decode_claims},
 };
 
 async fn issue_tokens(app: &TestApp, client: &OAuthClient) -> (String, Value) {
     let dana = app.register("acme").await;
-    let mut browser = Browser::of(app, &dana.email).await;
+    let mut browser = Browser::signed_in(app, &dana.email).await;
     let tokens = app.obtain_tokens(&mut browser, client, &[("scope", "call2me:write")]).await;
     (dana.access_token, tokens)
 }
@@ -25,35 +25,43 @@ async fn access_token_is_revoked_alone_and_refresh_token_with_grant() {
     let client = app.register_confidential_client().await;
     let (dana, tokens) = issue_tokens(&app, &client).await;
     let refresh = text_field(&tokens, "refresh_token");
-    let other = app.refresh(&client, refresh).await.expect(200);
+    let other = app.refresh_token(&client, refresh).await.expect_status(200);
     let revoke = |token: &str| {
         let fields = [("token", token.to_owned()), ("token_type_hint", "refresh_token".to_owned())];
         let (app, client) = (&app, client.clone());
         async move {
             let fields = fields.each_ref().map(|(name, value)| (*name, &**value));
-            app.oauth("/oauth/revoke", &client.shows(&fields)).await
+            app.post_form("/oauth/revoke", &client.with_client_credentials(&fields)).await
         }
     };
     for node in [&app, &node] {
-        node.by(text_field(&tokens, "access_token"), "GET", "/v1/agents").send().await.expect(200);
+        node.request_as(text_field(&tokens, "access_token"), "GET", "/v1/agents")
+            .send()
+            .await
+            .expect_status(200);
     }
     assert_eq!(revoke(text_field(&tokens, "access_token")).await.status, 200);
     for node in [&app, &node] {
         let response =
-            node.by(text_field(&tokens, "access_token"), "GET", "/v1/agents").send().await;
-        response.refused(401, "unauthorized");
-        node.by(text_field(&other, "access_token"), "GET", "/v1/agents").send().await.expect(200);
+            node.request_as(text_field(&tokens, "access_token"), "GET", "/v1/agents").send().await;
+        response.assert_error(401, "unauthorized");
+        node.request_as(text_field(&other, "access_token"), "GET", "/v1/agents")
+            .send()
+            .await
+            .expect_status(200);
     }
-    let third = app.refresh(&client, refresh).await.expect(200);
+    let third = app.refresh_token(&client, refresh).await.expect_status(200);
     for _ in 0..2 {
         assert_eq!(revoke(refresh).await.status, 200);
     }
     for token in [&other, &third] {
-        let response = node.by(text_field(token, "access_token"), "GET", "/v1/agents").send().await;
-        response.refused(401, "unauthorized");
+        let response =
+            node.request_as(text_field(token, "access_token"), "GET", "/v1/agents").send().await;
+        response.assert_error(401, "unauthorized");
     }
-    app.refresh(&client, refresh).await.told(400, "invalid_grant");
-    let events = app.events(&dana, "", |event| event["action"] == "oauth.grant_ended").await;
+    app.refresh_token(&client, refresh).await.told(400, "invalid_grant");
+    let events =
+        app.wait_for_event(&dana, "", |event| event["action"] == "oauth.grant_ended").await;
     let ended = events.iter().find(|event| event["action"] == "oauth.grant_ended").unwrap();
     assert_eq!(
         (&ended["actor"]["id"], &ended["metadata"]["reason"]),
@@ -64,11 +72,14 @@ async fn access_token_is_revoked_alone_and_refresh_token_with_grant() {
 #[tokio::test]
 async fn revoking_unknown_token_succeeds_and_foreign_token_fails() {
     let app = TestApp::start().await;
-    let (client, other) = (app.oauth_client(json!({})).await, app.register_confidential_client().await);
+    let (client, other) =
+        (app.register_client(json!({})).await, app.register_confidential_client().await);
     let (dana, tokens) = issue_tokens(&app, &client).await;
     let revoke = |by: &OAuthClient, token: &str| {
         let (app, by, token) = (&app, by.clone(), token.to_owned());
-        async move { app.oauth("/oauth/revoke", &by.shows(&[("token", &token)])).await }
+        async move {
+            app.post_form("/oauth/revoke", &by.with_client_credentials(&[("token", &token)])).await
+        }
     };
     for unknown in ["x", "rt_call2me_x", "a.b.c", &text_field(&tokens, "refresh_token")[..80]] {
         assert_eq!(revoke(&client, unknown).await.status, 200, "{unknown}");
@@ -78,28 +89,43 @@ async fn revoking_unknown_token_succeeds_and_foreign_token_fails() {
     }
     revoke(&client, &dana).await.told(400, "invalid_grant");
     revoke(&client, "sk_call2me_live_x").await.told(400, "unsupported_token_type");
-    app.oauth("/oauth/revoke", &client.shows(&[])).await.told(400, "invalid_request");
-    app.oauth("/oauth/revoke", &[("token", "x")]).await.told(401, "invalid_client");
-    app.by(text_field(&tokens, "access_token"), "GET", "/v1/agents").send().await.expect(200);
-    app.refresh(&client, text_field(&tokens, "refresh_token")).await.expect(200);
+    app.post_form("/oauth/revoke", &client.with_client_credentials(&[]))
+        .await
+        .told(400, "invalid_request");
+    app.post_form("/oauth/revoke", &[("token", "x")]).await.told(401, "invalid_client");
+    app.request_as(text_field(&tokens, "access_token"), "GET", "/v1/agents")
+        .send()
+        .await
+        .expect_status(200);
+    app.refresh_token(&client, text_field(&tokens, "refresh_token")).await.expect_status(200);
 }
 
 #[tokio::test]
 async fn introspection_is_limited_to_related_clients() {
     let app = TestApp::start().await;
-    let (client, stranger) = (app.register_confidential_client().await, app.register_confidential_client().await);
-    let public = app.oauth_client(json!({})).await;
+    let (client, stranger) =
+        (app.register_confidential_client().await, app.register_confidential_client().await);
+    let public = app.register_client(json!({})).await;
     let (dana, tokens) = issue_tokens(&app, &client).await;
     let body = json!({ "name": "api", "grant_types": ["client_credentials"] });
-    let made = app.by(&dana, "POST", "/v1/oauth/clients").json(body).send().await.expect(201);
-    let (neighbour, token) = (OAuthClient::of(&made), text_field(&tokens, "access_token"));
+    let made = app
+        .request_as(&dana, "POST", "/v1/oauth/clients")
+        .json(body)
+        .send()
+        .await
+        .expect_status(201);
+    let (neighbour, token) =
+        (OAuthClient::from_registration(&made), text_field(&tokens, "access_token"));
     let introspect = |by: &OAuthClient, token: &str| {
         let (app, by, token) = (&app, by.clone(), token.to_owned());
-        async move { app.oauth("/oauth/introspect", &by.shows(&[("token", &token)])).await }
+        async move {
+            app.post_form("/oauth/introspect", &by.with_client_credentials(&[("token", &token)]))
+                .await
+        }
     };
-    let claims = claims(token);
+    let claims = decode_claims(token);
     for by in [&client, &neighbour] {
-        let introspected = introspect(by, token).await.expect(200);
+        let introspected = introspect(by, token).await.expect_status(200);
         assert_eq!(introspected["active"], true);
         assert_eq!(introspected["scope"], "call2me:read call2me:write");
         for name in ["client_id", "sub", "aud", "iss", "exp", "iat", "jti", "workspace_id"] {
@@ -107,7 +133,8 @@ async fn introspection_is_limited_to_related_clients() {
         }
         assert_eq!(introspected["token_type"], "Bearer");
     }
-    let refresh = introspect(&client, text_field(&tokens, "refresh_token")).await.expect(200);
+    let refresh =
+        introspect(&client, text_field(&tokens, "refresh_token")).await.expect_status(200);
     assert_eq!((&refresh["active"], &refresh["sub"]), (&json!(true), &claims["sub"]));
     let inactive = json!({ "active": false });
     for (by, presented) in [
@@ -119,16 +146,21 @@ async fn introspection_is_limited_to_related_clients() {
         (&client, "a.b.c"),
         (&client, "rt_call2me_x"),
     ] {
-        assert_eq!(introspect(by, presented).await.expect(200), inactive, "{presented}");
+        assert_eq!(introspect(by, presented).await.expect_status(200), inactive, "{presented}");
     }
     introspect(&public, token).await.told(401, "invalid_client");
-    app.oauth("/oauth/introspect", &[("token", token)]).await.told(401, "invalid_client");
-    app.oauth("/oauth/introspect", &client.shows(&[])).await.told(400, "invalid_request");
-    // Tokens of an ended grant are inactive.
-    app.oauth("/oauth/revoke", &client.shows(&[("token", text_field(&tokens, "refresh_token"))]))
+    app.post_form("/oauth/introspect", &[("token", token)]).await.told(401, "invalid_client");
+    app.post_form("/oauth/introspect", &client.with_client_credentials(&[]))
         .await
-        .expect(200);
+        .told(400, "invalid_request");
+    // Tokens of an ended grant are inactive.
+    app.post_form(
+        "/oauth/revoke",
+        &client.with_client_credentials(&[("token", text_field(&tokens, "refresh_token"))]),
+    )
+    .await
+    .expect_status(200);
     for token in [token, text_field(&tokens, "refresh_token")] {
-        assert_eq!(introspect(&client, token).await.expect(200), inactive);
+        assert_eq!(introspect(&client, token).await.expect_status(200), inactive);
     }
 }

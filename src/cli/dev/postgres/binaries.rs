@@ -9,7 +9,7 @@ use std::{
 
 use secrecy::{ExposeSecret, SecretString};
 
-use super::{SUPERUSER, identity::Identity};
+use super::{SUPERUSER, process_user::ProcessUser};
 use crate::cli::dev::files::write_private;
 
 /// The folder of `postgres` and `initdb`.
@@ -38,11 +38,11 @@ impl Binaries {
         }
     }
 
-    pub(super) fn initialize(
+    pub(super) fn init_cluster(
         &self,
         folder: &Path,
         data: &Path,
-        identity: &Identity,
+        identity: &ProcessUser,
         password: &SecretString,
         durable: bool,
     ) -> Result<(), String> {
@@ -58,7 +58,7 @@ impl Binaries {
         fs::set_permissions(&fresh, fs::Permissions::from_mode(0o700)).map_err(io)?;
         write_private(&password_file, password.expose_secret()).map_err(io)?;
         for path in [&fresh, &password_file] {
-            identity.give(path).map_err(io)?;
+            identity.chown_to_user(path).map_err(io)?;
         }
         let mut command = identity.command(&self.0.join("initdb"));
         command
@@ -85,11 +85,11 @@ impl Binaries {
         fs::rename(&fresh, data).map_err(io)
     }
 
-    pub(super) fn server(
+    pub(super) fn server_command(
         &self,
         data: &Path,
         port: u16,
-        identity: &Identity,
+        identity: &ProcessUser,
         durable: bool,
     ) -> Command {
         let mut command = identity.command_with_parent_death_signal(&self.0.join("postgres"));

@@ -6,7 +6,7 @@
 //! sends it the signal of a fast shutdown.
 
 mod binaries;
-mod identity;
+mod process_user;
 
 use std::{
     fs,
@@ -21,7 +21,7 @@ use std::{
 use rustix::process::{Pid, Signal, kill_process};
 use secrecy::{ExposeSecret, SecretString};
 
-use self::{binaries::Binaries, identity::Identity};
+use self::{binaries::Binaries, process_user::ProcessUser};
 use super::files::private_file;
 
 /// The superuser of the cluster.
@@ -59,7 +59,7 @@ impl Postgres {
     ///
     /// # Errors
     /// As [`Self::start`].
-    pub fn start_on(
+    pub fn start_on_port(
         folder: &Path,
         password: &SecretString,
         durable: bool,
@@ -76,9 +76,9 @@ impl Postgres {
     ) -> Result<Self, String> {
         let data = folder.join("postgres");
         let binaries = Binaries::find(&data)?;
-        let identity = Identity::for_folder(folder)?;
+        let identity = ProcessUser::for_folder(folder)?;
         if !data.join("PG_VERSION").exists() {
-            binaries.initialize(folder, &data, &identity, password, durable)?;
+            binaries.init_cluster(folder, &data, &identity, password, durable)?;
         }
         identity.check_owner(&data)?;
         let log = folder.join("postgres.log");
@@ -87,7 +87,7 @@ impl Postgres {
         let mut last_error = String::new();
         for _ in 0..40 {
             let port = choose_port()?;
-            let command = binaries.server(&data, port, &identity, durable);
+            let command = binaries.server_command(&data, port, &identity, durable);
             match Self::launch(command, port, password, &log) {
                 Ok(postgres) => return Ok(postgres),
                 Err(line) if is_transient(&line) => last_error = line,

@@ -6,17 +6,17 @@ use askama::Template;
 use axum::{extract::State, response::Response};
 use time::{Duration, OffsetDateTime};
 
-use super::mint::{networks, page_of};
+use super::create::{key_path, parse_networks};
 use crate::{
-    auth::{keys::UpdateKeyParams, usage::Reach},
+    auth::{api_keys::UpdateKeyParams, key_usage::UsageWindow},
     http::{
         ApiError, App,
         dashboard::{
-            charts::{Chart, Pile},
+            charts::{Chart, StackedBar},
             form::Form,
-            layout::{Desk, Done, Layout},
-            page::explained,
-            words::{Count, Requests, When},
+            format::{Count, RelativeTime, RequestCount},
+            layout::{DashboardContext, FlashMessage, Layout},
+            page::form_error,
         },
         extract::{Admin, Authorized, PathId, ReadOnly},
     },
@@ -27,12 +27,12 @@ use crate::{
         rotation::RotationReport,
         scope::Scope,
         timestamp,
-        usage::{KeyUsage, Spell},
+        usage::{KeyUsage, UsageBucket},
     },
 };
 
 /// The period of the charts.
-const CHART_RANGE: Reach = Reach { hours: 48, days: 30 };
+const CHART_RANGE: UsageWindow = UsageWindow { hours: 48, days: 30 };
 /// The CSS class and the name of each segment of a bar: responses 1xx to 3xx, 4xx, and 5xx.
 const LEGEND: [(&str, &str); 3] =
     [("ok", "succeeded"), ("refused", "client errors"), ("failed", "server errors")];
@@ -45,13 +45,13 @@ struct KeyPage<'a> {
     key: &'a ApiKey,
     redacted: String,
     usage: KeyUsage,
-    hours: Chart,
-    days: Chart,
+    hourly_chart: Chart,
+    daily_chart: Chart,
     /// The progress of the rotation, if the key has a successor.
     rotation: Option<RotationReport>,
     /// The predecessor, if it is still active.
     predecessor: Option<ApiKey>,
-    may_change: bool,
+    can_edit: bool,
     name: String,
     description: String,
     allowed_ips: String,
@@ -60,12 +60,12 @@ struct KeyPage<'a> {
 
 impl KeyPage<'_> {
     /// Returns the allowed networks, one a line.
-    fn networks(&self) -> String {
+    fn allowed_networks(&self) -> String {
         networks_text(self.key)
     }
 
-    fn when(&self, moment: &OffsetDateTime) -> When {
-        When::new(*moment, self.now)
+    fn relative_time(&self, moment: &OffsetDateTime) -> RelativeTime {
+        RelativeTime::new(*moment, self.now)
     }
 }
 
@@ -73,17 +73,17 @@ impl KeyPage<'_> {
 pub(in crate::http::dashboard) async fn show(
     caller: Authorized<ReadOnly>,
     State(app): State<App>,
-    desk: Desk,
+    desk: DashboardContext,
     PathId(id): PathId<ApiKeyId>,
 ) -> Result<Response, ApiError> {
     page(&app, &desk, &caller, id, None).await
 }
 
 /// Changes the name, the description and the allowed networks of the key.
-pub(in crate::http::dashboard) async fn change(
+pub(in crate::http::dashboard) async fn update(
     caller: Authorized<Admin>,
     State(app): State<App>,
-    desk: Desk,
+    desk: DashboardContext,
     PathId(id): PathId<ApiKeyId>,
     form: Form,
 ) -> Result<Response, ApiError> {
@@ -92,11 +92,13 @@ pub(in crate::http::dashboard) async fn change(
         name: changed_field(&form, "name", "was_name")?,
         description: description.map(|text| Some(text).filter(|text| !text.trim().is_empty())),
         allowed_ips: changed_field(&form, "allowed_ips", "was_allowed_ips")?
-            .map(|text| networks(&text)),
+            .map(|text| parse_networks(&text)),
     };
     match app.auth.update_key(&caller, id, change).await {
-        Ok(_) => Ok(Done::Saved.at(&page_of(id))),
-        Err(error) => page(&app, &desk, &caller, id, Some((explained(error.into())?, &form))).await,
+        Ok(_) => Ok(FlashMessage::Saved.redirect_to(&key_path(id))),
+        Err(error) => {
+            page(&app, &desk, &caller, id, Some((form_error(error.into())?, &form))).await
+        }
     }
 }
 
@@ -116,14 +118,14 @@ fn changed_field(
 ) -> Result<Option<String>, ApiError> {
     // Browsers send line breaks as CR LF.
     let normalize = |text: &str| text.replace("\r\n", "\n");
-    let new = form.given(name)?.map(normalize);
-    let old = form.given(old_name)?.map(normalize);
+    let new = form.optional_text(name)?.map(normalize);
+    let old = form.optional_text(old_name)?.map(normalize);
     Ok(new.filter(|new| old.is_none_or(|old| old.trim() != new.trim())))
 }
 
 async fn page(
     app: &App,
-    desk: &Desk,
+    desk: &DashboardContext,
     caller: &Caller,
     id: ApiKeyId,
     rejected: Option<((u16, String), &Form)>,
@@ -151,18 +153,18 @@ async fn page(
         now,
         redacted: key.redacted(app.auth.environment()),
         usage,
-        hours,
-        days,
+        hourly_chart: hours,
+        daily_chart: days,
         rotation,
         predecessor: predecessor.filter(|key| key.status() == KeyStatus::Active),
-        may_change: is_active && desk.may(Scope::Admin),
+        can_edit: is_active && desk.has_scope(Scope::Admin),
         name: field("name", &|| key.name.clone())?,
         description: field("description", &|| key.description.clone().unwrap_or_default())?,
         allowed_ips: field("allowed_ips", &|| networks_text(&key))?,
         problem: rejected.as_ref().map(|((_, problem), _)| problem.clone()),
         key: &key,
     };
-    Ok(desk.page(rejected.map_or(200, |((status, _), _)| status), &page))
+    Ok(desk.render_page(rejected.map_or(200, |((status, _), _)| status), &page))
 }
 
 /// Returns the charts of the requests per hour and per day.
@@ -181,9 +183,13 @@ fn charts(usage: &KeyUsage, now: OffsetDateTime) -> (Chart, Chart) {
         CHART_RANGE.days,
         timestamp::format_day_and_month,
     );
-    let chart = |spells: &[Spell], bars: &[Pile], period: &str| {
+    let chart = |spells: &[UsageBucket], bars: &[StackedBar], period: &str| {
         let requests = spells.iter().map(|spell| spell.requests).sum();
-        Chart::new(format!("{} in the last {period}", Requests(requests)), LEGEND.to_vec(), bars)
+        Chart::new(
+            format!("{} in the last {period}", RequestCount(requests)),
+            LEGEND.to_vec(),
+            bars,
+        )
     };
     (
         chart(&usage.by_hour, &hours, &format!("{} hours", CHART_RANGE.hours)),
@@ -193,12 +199,12 @@ fn charts(usage: &KeyUsage, now: OffsetDateTime) -> (Chart, Chart) {
 
 /// Returns a bar for each period, including periods without requests.
 fn stacked_bars(
-    spells: &[Spell],
+    spells: &[UsageBucket],
     now: OffsetDateTime,
     period: Duration,
     count: u32,
     label: impl Fn(OffsetDateTime) -> String,
-) -> Vec<Pile> {
+) -> Vec<StackedBar> {
     let by_start: HashMap<_, _> = spells.iter().map(|spell| (spell.start, spell)).collect();
     let elapsed = now.unix_timestamp().rem_euclid(period.whole_seconds());
     let last_start = now.unix_timestamp() - elapsed;
@@ -212,7 +218,7 @@ fn stacked_bars(
             counts.sum::<i64>()
         };
         let parts = vec![requests(&[1, 2, 3]), requests(&[4]), requests(&[5])];
-        Pile { time: label(start), parts }
+        StackedBar { label: label(start), segments: parts }
     };
     starts.map(bar).collect()
 }

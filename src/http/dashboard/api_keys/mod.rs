@@ -1,7 +1,7 @@
 //! API keys: the list, and the pages to create, view, rotate and revoke a key.
 
+pub(super) mod create;
 pub(super) mod details;
-pub(super) mod mint;
 pub(super) mod revocation;
 pub(super) mod rotation;
 
@@ -11,9 +11,9 @@ use time::OffsetDateTime;
 
 use super::{
     charts::Sparkline,
-    layout::{Desk, Layout},
+    format::RelativeTime,
+    layout::{DashboardContext, Layout},
     page::PAGE_SIZE,
-    words::When,
 };
 use crate::{
     http::{
@@ -49,10 +49,10 @@ struct KeyRow {
     redacted: String,
     scope: Scope,
     status: KeyStatus,
-    created: When,
-    last_used: Option<When>,
+    created: RelativeTime,
+    last_used: Option<RelativeTime>,
     is_rotating: bool,
-    uses: Sparkline,
+    sparkline: Sparkline,
     /// True if the key has been idle for longer than [`UNUSED_AFTER`].
     is_unused: bool,
     /// The highest scope that requests needed, if the key has a higher one.
@@ -74,10 +74,10 @@ impl KeyRow {
             redacted: key.redacted(app.auth.environment()),
             scope: key.scope,
             status: key.status(),
-            created: When::new(key.created_at, now),
-            last_used: key.last_used_at.map(|used| When::new(used, now)),
+            created: RelativeTime::new(key.created_at, now),
+            last_used: key.last_used_at.map(|used| RelativeTime::new(used, now)),
             is_rotating: key.revoked_at.is_none() && key.rotated_to.is_some(),
-            uses: Sparkline::new(uses.unwrap_or(&no_uses)),
+            sparkline: Sparkline::new(uses.unwrap_or(&no_uses)),
             is_unused: key.revoked_at.is_none() && now - idle_since > UNUSED_AFTER,
             highest_used_scope,
             name: key.name,
@@ -89,37 +89,38 @@ impl KeyRow {
 pub(super) async fn list(
     caller: Authorized<ReadOnly>,
     State(app): State<App>,
-    desk: Desk,
+    desk: DashboardContext,
     query: Query,
 ) -> Result<Response, ApiError> {
     let status = match query.text("status")? {
         Some("all") => None,
         _ => Some(query.parse_as("status", "active, revoked or all")?.unwrap_or(KeyStatus::Active)),
     };
-    let wanted = query.page_of(PAGE_SIZE)?;
+    let wanted = query.page_with_limit(PAGE_SIZE)?;
     let filter = KeyFilter { status, name: None };
     let (page, _) = app.auth.list_keys(&caller, &filter, wanted).await?;
     let next = page.next_cursor(|key| key.id.uuid());
     let ids: Vec<_> = page.items.iter().map(|key| key.id).collect();
     let uses = app.auth.usage_by_hour(&caller, &ids, SPARKLINE_HOURS).await?;
-    let highest_used_scope = app.auth.over_scoped(&caller, &ids).await?;
+    let highest_used_scope = app.auth.over_scoped_keys(&caller, &ids).await?;
     let now = app.env.clock.now();
     let row = |key: ApiKey| {
-        let (uses, highest_used_scope) = (uses.get(&key.id), highest_used_scope.get(&key.id).copied());
+        let (uses, highest_used_scope) =
+            (uses.get(&key.id), highest_used_scope.get(&key.id).copied());
         KeyRow::new(&app, key, uses, highest_used_scope, now)
     };
     let page = KeysPage {
         layout: desk.layout(),
-        can_create: desk.may(Scope::Admin),
+        can_create: desk.has_scope(Scope::Admin),
         status,
         keys: page.items.into_iter().map(row).collect(),
         next,
     };
-    Ok(desk.page(200, &page))
+    Ok(desk.render_page(200, &page))
 }
 
 /// Returns a description of what a key with a scope can do.
-pub(super) const fn meaning(scope: Scope) -> &'static str {
+pub(super) const fn scope_description(scope: Scope) -> &'static str {
     match scope {
         Scope::ReadOnly => {
             "Can read agents, calls, knowledge bases, campaigns, key metadata and the audit log. Cannot change anything."

@@ -7,16 +7,16 @@ use axum::{
 };
 use time::{Duration, OffsetDateTime};
 
-use super::{mint::page_of, rotation::why};
+use super::{create::key_path, rotation::why};
 use crate::{
     http::{
         ApiError, App,
         dashboard::{
             form::Form,
-            layout::{Desk, Done, Layout},
-            words::{Requests, When},
+            format::{RelativeTime, RequestCount},
+            layout::{DashboardContext, FlashMessage, Layout},
         },
-        error::Code,
+        error::ErrorCode,
         extract::{Admin, Authorized, PathId},
     },
     model::{
@@ -36,13 +36,13 @@ struct RevokePage<'a> {
     redacted: String,
     report: RotationReport,
     /// The time that a key must be idle before it is safe to revoke.
-    quiet: Duration,
+    required_quiet: Duration,
     problem: Option<String>,
 }
 
 impl RevokePage<'_> {
-    fn why(&self) -> String {
-        why(&self.report, self.now, self.quiet)
+    fn explanation(&self) -> String {
+        why(&self.report, self.now, self.required_quiet)
     }
 
     /// Returns true if no client can depend on the key.
@@ -50,8 +50,8 @@ impl RevokePage<'_> {
         self.report.old.last_used_at.is_none()
     }
 
-    fn when(&self, moment: &OffsetDateTime) -> When {
-        When::new(*moment, self.now)
+    fn relative_time(&self, moment: &OffsetDateTime) -> RelativeTime {
+        RelativeTime::new(*moment, self.now)
     }
 }
 
@@ -59,7 +59,7 @@ impl RevokePage<'_> {
 pub(in crate::http::dashboard) async fn show(
     caller: Authorized<Admin>,
     State(app): State<App>,
-    desk: Desk,
+    desk: DashboardContext,
     PathId(id): PathId<ApiKeyId>,
 ) -> Result<Response, ApiError> {
     page(&app, &desk, &caller, id, None).await
@@ -69,11 +69,11 @@ pub(in crate::http::dashboard) async fn show(
 pub(in crate::http::dashboard) async fn revoke(
     caller: Authorized<Admin>,
     State(app): State<App>,
-    desk: Desk,
+    desk: DashboardContext,
     PathId(id): PathId<ApiKeyId>,
     form: Form,
 ) -> Result<Response, ApiError> {
-    let is_confirmed = match form.filled("anyway")? {
+    let is_confirmed = match form.non_empty_text("anyway")? {
         // The page said that the key was never used; it may have been used since.
         Some("unused") => app.auth.get_key(&caller, id).await?.last_used_at.is_none(),
         anyway => anyway.is_some(),
@@ -81,10 +81,10 @@ pub(in crate::http::dashboard) async fn revoke(
     match app.auth.revoke_key(&caller, id, !is_confirmed).await.map_err(ApiError::from) {
         Ok(()) => {
             let key = app.auth.get_key(&caller, id).await?;
-            let rotation = key.rotated_to.map(|_| format!("{}/rotation", page_of(id)));
-            Ok(Done::KeyRevoked.at(&rotation.unwrap_or_else(|| page_of(id))))
+            let rotation = key.rotated_to.map(|_| format!("{}/rotation", key_path(id)));
+            Ok(FlashMessage::KeyRevoked.redirect_to(&rotation.unwrap_or_else(|| key_path(id))))
         }
-        Err(error) if error.code() == Code::KeyInUse => {
+        Err(error) if error.code() == ErrorCode::KeyInUse => {
             let problem = "The key was not revoked because it may be in use.".to_owned();
             page(&app, &desk, &caller, id, Some((409, problem))).await
         }
@@ -94,14 +94,14 @@ pub(in crate::http::dashboard) async fn revoke(
 
 async fn page(
     app: &App,
-    desk: &Desk,
+    desk: &DashboardContext,
     caller: &Caller,
     id: ApiKeyId,
     error: Option<(u16, String)>,
 ) -> Result<Response, ApiError> {
     let key = app.auth.get_key(caller, id).await?;
     if key.status() == KeyStatus::Revoked {
-        return Ok(Redirect::to(&page_of(id)).into_response());
+        return Ok(Redirect::to(&key_path(id)).into_response());
     }
     let report = app.auth.rotation_report(caller, id).await?;
     let (status, problem) = error.map_or((200, None), |(status, text)| (status, Some(text)));
@@ -111,8 +111,8 @@ async fn page(
         redacted: key.redacted(app.auth.environment()),
         key: &key,
         report,
-        quiet: app.auth.required_quiet_period(),
+        required_quiet: app.auth.required_quiet_period(),
         problem,
     };
-    Ok(desk.page(status, &page))
+    Ok(desk.render_page(status, &page))
 }

@@ -11,22 +11,22 @@ use axum::{
 };
 use time::{Duration, OffsetDateTime};
 
-use super::mint::{again, finish};
+use super::create::{commit_and_display, display_again};
 use crate::{
     auth::AuthError,
     http::{
         ApiError, App,
         dashboard::{
-            charts::{Chart, Pile},
+            charts::{Chart, StackedBar},
             form::Form,
-            layout::{Desk, Layout},
-            live::{self, Part},
-            page::explained,
-            words::{Count, Length, Requests, Sentence, When},
+            format::{Count, HumanDuration, RelativeTime, RequestCount, Sentence},
+            layout::{DashboardContext, Layout},
+            live::{self, LiveFragment},
+            page::form_error,
         },
-        extract::{Authorized, FirstPartyAdmin, PathId, Query, ReadOnly, Standing},
+        extract::{Authorized, FirstPartyAdmin, LiveAuthorization, PathId, Query, ReadOnly},
     },
-    idempotency::Begun,
+    idempotency::IdempotencyOutcome,
     model::{
         api_key::{ApiKey, KeyStatus},
         id::ApiKeyId,
@@ -78,25 +78,25 @@ struct Progress {
     chart: Chart,
     can_revoke: bool,
     /// The time that the old key must be idle before it is safe to revoke.
-    quiet: Duration,
+    required_quiet: Duration,
 }
 
 impl Progress {
-    fn when(&self, moment: &OffsetDateTime) -> When {
-        When::new(*moment, self.now)
+    fn relative_time(&self, moment: &OffsetDateTime) -> RelativeTime {
+        RelativeTime::new(*moment, self.now)
     }
 
-    fn why(&self) -> String {
-        why(&self.report, self.now, self.quiet)
+    fn explanation(&self) -> String {
+        why(&self.report, self.now, self.required_quiet)
     }
 
     /// Returns the adoption: the new key's share of the requests of the last hour, in percent.
-    fn percent(&self) -> f64 {
+    fn adoption_percent(&self) -> f64 {
         (self.report.adoption() * 100.0).round()
     }
 
     /// Returns the CSS class of a step: `was` if it is done, `now` if it is current.
-    fn step(&self, number: u8) -> &'static str {
+    fn step_class(&self, number: u8) -> &'static str {
         let current = match self.report.state {
             RotationState::Minted => 2,
             RotationState::Adopted | RotationState::Draining => 3,
@@ -112,14 +112,14 @@ impl Progress {
 
 /// Explains why it is safe or not yet safe to revoke a key.
 pub(super) fn why(report: &RotationReport, now: OffsetDateTime, quiet: Duration) -> String {
-    let quiet = Length(quiet);
+    let quiet = HumanDuration(quiet);
     match (report.safe_to_revoke, report.old.last_used_at) {
         (true, _) => {
             let finding = match report.new {
                 Some(_) => "The new key is in use. The old key has been idle",
                 None => "The key has been idle",
             };
-            format!("{finding} for {}.", Length(report.quiet_for))
+            format!("{finding} for {}.", HumanDuration(report.quiet_for))
         }
         (false, _) if report.new.as_ref().is_some_and(|new| new.last_used_at.is_none()) => {
             "The new key has not been used yet. Deploy it first.".to_owned()
@@ -127,7 +127,7 @@ pub(super) fn why(report: &RotationReport, now: OffsetDateTime, quiet: Duration)
         (false, Some(used)) if now - used < report.quiet_for + Duration::seconds(5) => {
             format!(
                 "The key was last used {} ago. It must be idle for {quiet}.",
-                Length(now - used)
+                HumanDuration(now - used)
             )
         }
         // Another reason, such as a gap in the usage counts.
@@ -139,7 +139,7 @@ pub(super) fn why(report: &RotationReport, now: OffsetDateTime, quiet: Duration)
 pub(in crate::http::dashboard) async fn show(
     caller: Authorized<ReadOnly>,
     State(app): State<App>,
-    desk: Desk,
+    desk: DashboardContext,
     PathId(id): PathId<ApiKeyId>,
 ) -> Result<Response, ApiError> {
     page(&app, &desk, &caller, id, None).await
@@ -149,20 +149,22 @@ pub(in crate::http::dashboard) async fn show(
 pub(in crate::http::dashboard) async fn rotate(
     caller: Authorized<FirstPartyAdmin>,
     State(app): State<App>,
-    desk: Desk,
+    desk: DashboardContext,
     PathId(id): PathId<ApiKeyId>,
     form: Form,
 ) -> Result<Response, ApiError> {
-    let name = form.filled("name")?.map(str::to_owned);
+    let name = form.non_empty_text("name")?.map(str::to_owned);
     let mut work = match app.idempotency.begin(&caller, form.attempt()?).await? {
-        Begun::Work(work) => work,
-        Begun::Answered(answer) => return again(&app, &desk, &caller, &answer).await,
+        IdempotencyOutcome::New(work) => work,
+        IdempotencyOutcome::Replayed(answer) => {
+            return display_again(&app, &desk, &caller, &answer).await;
+        }
     };
     match app.auth.rotate_key(work.tx(), &caller, id, name).await {
-        Ok(minted) => finish(&app, &desk, &caller, work, minted).await,
+        Ok(minted) => commit_and_display(&app, &desk, &caller, work, minted).await,
         Err(error) => {
             drop(work);
-            page(&app, &desk, &caller, id, Some(explained(error.into())?)).await
+            page(&app, &desk, &caller, id, Some(form_error(error.into())?)).await
         }
     }
 }
@@ -171,21 +173,21 @@ pub(in crate::http::dashboard) async fn rotate(
 pub(in crate::http::dashboard) async fn stream(
     caller: Authorized<ReadOnly>,
     State(app): State<App>,
-    standing: Standing<ReadOnly>,
+    standing: LiveAuthorization<ReadOnly>,
     PathId(id): PathId<ApiKeyId>,
     query: Query,
 ) -> Result<Response, ApiError> {
     if live::is_other_workspace(&caller, &query)? {
         return Ok(StatusCode::NO_CONTENT.into_response());
     }
-    live::part(app, &caller, standing, ProgressFragment(id)).await
+    live::stream_fragment(app, &caller, standing, ProgressFragment(id)).await
 }
 
 /// The progress of a key's rotation, as a live fragment.
 struct ProgressFragment(ApiKeyId);
 
-impl Part for ProgressFragment {
-    async fn now(&self, app: &App, caller: &Caller) -> Result<Option<String>, ApiError> {
+impl LiveFragment for ProgressFragment {
+    async fn render(&self, app: &App, caller: &Caller) -> Result<Option<String>, ApiError> {
         let can_revoke = caller.principal.scope >= Scope::Admin;
         let key = match app.auth.get_key(caller, self.0).await {
             Ok(key) => key,
@@ -199,18 +201,18 @@ impl Part for ProgressFragment {
 
 async fn page(
     app: &App,
-    desk: &Desk,
+    desk: &DashboardContext,
     caller: &Caller,
     id: ApiKeyId,
     error: Option<(u16, String)>,
 ) -> Result<Response, ApiError> {
     let key = app.auth.get_key(caller, id).await?;
-    let can_rotate = desk.may(Scope::Admin);
+    let can_rotate = desk.has_scope(Scope::Admin);
     let progress = progress(app, caller, &key, can_rotate).await?;
     let (status, problem) = error.map_or((200, None), |(status, text)| (status, Some(text)));
     let layout = desk.layout();
     let page = RotationPage { layout, key: &key, can_rotate, progress, problem };
-    Ok(desk.page(status, &page))
+    Ok(desk.render_page(status, &page))
 }
 
 /// Returns the progress; `None` without a successor, or if the old key is revoked.
@@ -234,16 +236,16 @@ async fn progress(
         let index = usize::try_from(minute).unwrap_or_default();
         let start = now - Duration::minutes(i64::from(MINUTES - 1 - minute));
         let parts = vec![requests(id, index).unwrap_or(0), requests(new.id, index).unwrap_or(0)];
-        Pile { time: timestamp::format_time_of_day(start), parts }
+        StackedBar { label: timestamp::format_time_of_day(start), segments: parts }
     };
     let bars: Vec<_> = (0..MINUTES).map(bar).collect();
     let legend = vec![("old", "old key"), ("new", "new key")];
     let label = format!(
         "{} with the old key and {} with the new key in the last hour",
-        Requests(report.old.requests_last_hour),
-        Requests(new.requests_last_hour),
+        RequestCount(report.old.requests_last_hour),
+        RequestCount(new.requests_last_hour),
     );
     let chart = Chart::new(label, legend, &bars);
     let quiet = app.auth.required_quiet_period();
-    Ok(Some(Progress { now, report, chart, can_revoke, quiet }))
+    Ok(Some(Progress { now, report, chart, can_revoke, required_quiet: quiet }))
 }

@@ -1,0 +1,365 @@
+//! Issues and verifies access tokens: JWTs by RFC 9068 and RFC 8725.
+//!
+//! A token's header selects one of our own keys and nothing else. The algorithm is fixed, keys come
+//! only from the database, and a header with any other parameter is rejected.
+//!
+//! The signature proves that a token was issued here; its session or grant is looked up on every
+//! use, so a token ends with them.
+
+use std::{collections::HashSet, sync::Arc, time::Duration};
+
+use data_encoding::BASE64URL_NOPAD;
+use jsonwebtoken::{Algorithm, Validation};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::{Auth, AuthError, caches::VerifiedTokenCache, signing_keys::ACCESS_TOKEN_TYPE};
+use crate::model::{
+    id::{GrantId, SessionId, UserId, WorkspaceId},
+    oauth::grant::GrantRecord,
+    principal::{Credential, Principal},
+    scope::{Role, Scope},
+    session::SessionRecord,
+};
+
+/// The `client_id` in access tokens of direct sign-ins, without an OAuth client.
+const DASHBOARD_CLIENT_ID: &str = "call2me-dashboard";
+
+/// Maximum length of a token in bytes. Longer than any token issued here, and as long as the header
+/// that carries one.
+const MAX_TOKEN_LEN: usize = 4096;
+
+/// The claims of an access token (RFC 9068, section 2.2).
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Claims {
+    pub(crate) iss: String,
+    pub(crate) sub: Subject,
+    pub(crate) aud: Audience,
+    pub(crate) exp: i64,
+    pub(crate) iat: i64,
+    pub(crate) jti: Uuid,
+    pub(crate) client_id: String,
+    pub(crate) scope: String,
+    pub(crate) workspace_id: WorkspaceId,
+    pub(crate) sid: TokenBinding,
+}
+
+/// The `sub` claim: the user or client that a token represents.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Subject {
+    /// A user.
+    User(UserId),
+    /// An OAuth client that acts for itself, by its `client_id`.
+    Client(String),
+}
+
+/// The `aud` claim: the resources that accept a token.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Audience {
+    /// One resource.
+    One(String),
+    /// Several resources.
+    Many(Vec<String>),
+}
+
+/// The `sid` claim: the session or grant that a token ends with. The prefix of the id distinguishes
+/// them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum TokenBinding {
+    /// A user's session.
+    Session(SessionId),
+    /// An OAuth grant.
+    Grant(GrantId),
+}
+
+/// The parameters of an access token for an OAuth client.
+pub struct GrantTokenParams<'a> {
+    /// The client's id, as the client sends it in requests.
+    pub client_id: &'a str,
+    /// The user that authorized the client; `None` if the client acts for itself.
+    pub user: Option<UserId>,
+    /// The workspace in which the grant is valid.
+    pub workspace: WorkspaceId,
+    /// The grant.
+    pub grant: GrantId,
+    /// The scope of the token.
+    pub scope: Scope,
+    /// The resources that become the token's audience.
+    pub resources: &'a [String],
+}
+
+/// The claims that differ between kinds of tokens; the rest is the same for all.
+struct TokenSpec {
+    sub: Subject,
+    aud: Audience,
+    client_id: String,
+    scope: Scope,
+    workspace_id: WorkspaceId,
+    sid: TokenBinding,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TokenHeader {
+    alg: String,
+    typ: String,
+    kid: String,
+}
+
+const INVALID_TOKEN: AuthError = AuthError::InvalidCredential("the access token is invalid");
+const SESSION_ENDED: AuthError = AuthError::InvalidCredential("the session has ended");
+const GRANT_REVOKED: AuthError =
+    AuthError::InvalidCredential("access was revoked; request authorization again");
+
+impl Auth {
+    /// Issues an access token for a session.
+    pub(super) fn issue_session_token(
+        &self,
+        user: UserId,
+        workspace: WorkspaceId,
+        session: SessionId,
+        role: Role,
+    ) -> Result<String, AuthError> {
+        self.issue_token(TokenSpec {
+            sub: Subject::User(user),
+            aud: Audience::One(self.issuer.to_string()),
+            client_id: DASHBOARD_CLIENT_ID.to_owned(),
+            scope: role.scope(),
+            workspace_id: workspace,
+            sid: TokenBinding::Session(session),
+        })
+    }
+
+    /// Issues an access token for an OAuth grant.
+    ///
+    /// # Errors
+    /// [`AuthError::Internal`] if signing fails.
+    pub fn issue_grant_token(&self, token: &GrantTokenParams<'_>) -> Result<String, AuthError> {
+        let sub = match token.user {
+            Some(person) => Subject::User(person),
+            None => Subject::Client(token.client_id.to_owned()),
+        };
+        let aud = match token.resources {
+            [one] => Audience::One(one.clone()),
+            several => Audience::Many(several.to_vec()),
+        };
+        self.issue_token(TokenSpec {
+            sub,
+            aud,
+            client_id: token.client_id.to_owned(),
+            scope: token.scope,
+            workspace_id: token.workspace,
+            sid: TokenBinding::Grant(token.grant),
+        })
+    }
+
+    fn issue_token(&self, spec: TokenSpec) -> Result<String, AuthError> {
+        let TokenSpec { sub, aud, client_id, scope, workspace_id, sid } = spec;
+        let now = self.env.clock.now().unix_timestamp();
+        let lifetime = i64::try_from(self.lifetimes.access_token.as_secs()).unwrap_or(i64::MAX);
+        let claims = Claims {
+            iss: self.issuer.to_string(),
+            sub,
+            aud,
+            exp: now.saturating_add(lifetime),
+            iat: now,
+            jti: self.env.new_uuid(),
+            client_id,
+            scope: scope.oauth_scope(),
+            workspace_id,
+            sid,
+        };
+        let signed = self.signing_keys.current().sign_access_token(&claims);
+        signed.map_err(|_| AuthError::Internal("cannot sign an access token"))
+    }
+
+    /// Verifies an access token for this service and resolves it to its principal. The session or
+    /// grant is looked up on every use, so a token stops working when that ends.
+    pub(super) async fn verify_access_token(
+        &self,
+        token: &str,
+        began: Duration,
+    ) -> Result<Arc<Principal>, AuthError> {
+        if token.len() > MAX_TOKEN_LEN {
+            return Err(INVALID_TOKEN);
+        }
+        let digest = VerifiedTokenCache::digest(token);
+        let claims = if let Some(claims) = self.caches.tokens.get(&digest) {
+            claims
+        } else {
+            let claims = Arc::new(self.verify_claims(token, Some(&self.issuer)).await?);
+            self.caches.tokens.insert(digest, Arc::clone(&claims));
+            claims
+        };
+        if self.env.clock.now().unix_timestamp() >= claims.exp {
+            return Err(AuthError::TokenExpired);
+        }
+        match claims.sid {
+            TokenBinding::Session(id) => {
+                let session = self.caches.sessions.find(id, began).await?.ok_or(SESSION_ENDED)?;
+                self.token_principal(&claims, id, &session).map(Arc::new)
+            }
+            TokenBinding::Grant(id) => {
+                let grant = self.caches.grants.find(id, began).await?.ok_or(GRANT_REVOKED)?;
+                grant_principal(&claims, id, &grant).map(Arc::new)
+            }
+        }
+    }
+
+    /// Introspects an access token for any resource (RFC 7662). Returns its claims and its
+    /// effective scope, which may be lower than the scope claim by now; `None` if the token is not
+    /// active.
+    ///
+    /// # Errors
+    /// [`AuthError::Store`] if the query fails.
+    pub async fn introspect_token(
+        &self,
+        token: &str,
+        began: Duration,
+    ) -> Result<Option<(Claims, Scope)>, AuthError> {
+        let Some(claims) = self.decode_access_token(token).await? else { return Ok(None) };
+        let principal = match claims.sid {
+            TokenBinding::Session(id) => match self.caches.sessions.find(id, began).await? {
+                Some(session) => self.token_principal(&claims, id, &session),
+                None => return Ok(None),
+            },
+            TokenBinding::Grant(id) => match self.caches.grants.find(id, began).await? {
+                Some(grant) => grant_principal(&claims, id, &grant),
+                None => return Ok(None),
+            },
+        };
+        Ok(principal
+            .ok()
+            .filter(|principal| !principal.lacks_second_factor)
+            .map(|principal| (claims, principal.scope)))
+    }
+
+    /// Decodes a token for any resource: returns its claims if the signature is valid and the token
+    /// has not expired. Does not check that the session or grant is still active.
+    ///
+    /// # Errors
+    /// [`AuthError::Store`] if the query fails.
+    pub async fn decode_access_token(&self, token: &str) -> Result<Option<Claims>, AuthError> {
+        if token.len() > MAX_TOKEN_LEN {
+            return Ok(None);
+        }
+        let claims = match self.verify_claims(token, None).await {
+            Ok(claims) => claims,
+            Err(AuthError::InvalidCredential(_)) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let is_unexpired = self.env.clock.now().unix_timestamp() < claims.exp;
+        Ok(Some(claims).filter(|_| is_unexpired))
+    }
+
+    /// Checks a token's signature, issuer and, if `resource` is `Some`, audience. Does not check
+    /// its expiry.
+    async fn verify_claims(
+        &self,
+        token: &str,
+        resource: Option<&str>,
+    ) -> Result<Claims, AuthError> {
+        let header = token.split('.').next().unwrap_or_default();
+        let header = BASE64URL_NOPAD.decode(header.as_bytes()).map_err(|_| INVALID_TOKEN)?;
+        let header: TokenHeader = serde_json::from_slice(&header).map_err(|_| INVALID_TOKEN)?;
+        if header.alg != "EdDSA" || !header.typ.eq_ignore_ascii_case(ACCESS_TOKEN_TYPE) {
+            return Err(INVALID_TOKEN);
+        }
+        let keys = self.key_set_for(&header.kid).await?;
+        let key = keys.token_verifying_key(&header.kid).ok_or(INVALID_TOKEN)?;
+        let mut validation = Validation::new(Algorithm::EdDSA);
+        validation.iss = Some(HashSet::from([self.issuer.to_string()]));
+        match resource {
+            Some(resource) => validation.aud = Some(HashSet::from([resource.to_owned()])),
+            None => validation.validate_aud = false,
+        }
+        validation.set_required_spec_claims(&["iss", "sub", "aud", "exp"]);
+        // Callers check the expiry: by the service's own clock, and without leeway.
+        validation.validate_exp = false;
+        let token = jsonwebtoken::decode::<Claims>(token, key, &validation);
+        Ok(token.map_err(|_| INVALID_TOKEN)?.claims)
+    }
+
+    fn token_principal(
+        &self,
+        claims: &Claims,
+        id: SessionId,
+        session: &SessionRecord,
+    ) -> Result<Principal, AuthError> {
+        let is_same_user = claims.sub == Subject::User(session.user_id);
+        if !is_same_user || session.workspace_id != claims.workspace_id {
+            return Err(SESSION_ENDED);
+        }
+        let principal = self.session_principal(id, session)?;
+        let granted = Scope::from_oauth_scope(&claims.scope).ok_or(INVALID_TOKEN)?;
+        // A demotion applies at once, a promotion with the next token.
+        Ok(Principal { scope: granted.min(principal.scope), ..principal })
+    }
+
+    /// The principal of a session, with all rights of the user's role.
+    pub(super) fn session_principal(
+        &self,
+        id: SessionId,
+        session: &SessionRecord,
+    ) -> Result<Principal, AuthError> {
+        if session.is_ended || self.env.clock.now() >= session.expires_at {
+            return Err(SESSION_ENDED);
+        }
+        let role = session.role.ok_or(AuthError::InvalidCredential(
+            "the user is no longer a member of the workspace",
+        ))?;
+        Ok(Principal {
+            workspace_id: session.workspace_id,
+            scope: role.scope(),
+            rate_limit_per_minute: session.rate_limit_per_minute,
+            lacks_second_factor: session.lacks_second_factor,
+            credential: Credential::Session {
+                id,
+                user_id: session.user_id,
+                name: Arc::clone(&session.name),
+                role,
+            },
+        })
+    }
+}
+
+/// The principal of a grant's access token. Its scope is the lowest of the token's, the grant's and
+/// the user's own.
+fn grant_principal(
+    claims: &Claims,
+    id: GrantId,
+    grant: &GrantRecord,
+) -> Result<Principal, AuthError> {
+    if grant.is_ended
+        || grant.workspace_id != claims.workspace_id
+        || grant.revoked_tokens.contains(&claims.jti)
+    {
+        return Err(GRANT_REVOKED);
+    }
+    let granted = Scope::from_oauth_scope(&claims.scope).ok_or(INVALID_TOKEN)?.min(grant.scope);
+    let (person, max_scope) = match (&grant.user, &claims.sub) {
+        (Some(holder), Subject::User(sub)) if holder.user_id == *sub => {
+            let role = holder.role.ok_or(AuthError::InvalidCredential(
+                "the user who authorized this app is no longer a member of the workspace",
+            ))?;
+            (Some((holder.user_id, role)), role.scope())
+        }
+        (None, Subject::Client(_)) => (None, Scope::Admin),
+        _ => return Err(GRANT_REVOKED),
+    };
+    Ok(Principal {
+        workspace_id: grant.workspace_id,
+        scope: granted.min(max_scope),
+        rate_limit_per_minute: grant.rate_limit_per_minute,
+        lacks_second_factor: grant.lacks_second_factor,
+        credential: Credential::Grant {
+            id,
+            client_id: grant.client_id,
+            name: Arc::clone(&grant.client_name),
+            user: person,
+        },
+    })
+}

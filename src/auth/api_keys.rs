@@ -1,0 +1,324 @@
+//! The lifecycle of API keys: create, update, revoke.
+//!
+//! No caller creates a key with a scope above its own, and a secret is returned only once, at
+//! creation. [`super::key_rotation`] creates successors; [`super::verify_key`] verifies keys.
+
+use ipnet::IpNet;
+use serde_json::json;
+
+use super::{Auth, AuthError};
+use crate::{
+    audit,
+    cache_invalidation::AuditWatermark as _,
+    model::{
+        api_key::{ApiKey, ApiKeyChange, ApiKeySecret, NewApiKey, parse_networks},
+        audit::{Action, Actor, NewEvent},
+        id::{ApiKeyId, WorkspaceId},
+        mail::EmailKind,
+        page::{ListPage, PageRequest},
+        principal::Caller,
+        scope::Scope,
+        text,
+        workspace::Workspace,
+    },
+    store::{self, DedicatedConnection, Tx, api_keys::KeyFilter},
+};
+
+/// The parameters of a new API key.
+#[derive(Debug)]
+pub struct CreateKeyParams {
+    /// The display name.
+    pub name: String,
+    /// The purpose of the key, for its readers.
+    pub description: Option<String>,
+    /// The scope.
+    pub scope: Scope,
+    /// The networks that the key may be used from; empty means any.
+    pub allowed_ips: Vec<String>,
+}
+
+/// Changes to an API key; `None` leaves a field as it is.
+#[derive(Debug, Default)]
+pub struct UpdateKeyParams {
+    /// The new name.
+    pub name: Option<String>,
+    /// The new description; an inner `None` removes it.
+    pub description: Option<Option<String>>,
+    /// The new networks; empty means any.
+    pub allowed_ips: Option<Vec<String>>,
+}
+
+/// A new key with its secret.
+#[derive(Debug)]
+pub struct CreatedKey {
+    /// The key.
+    pub key: ApiKey,
+    /// The secret. Only its digest is stored, so this is the only copy.
+    pub secret: ApiKeySecret,
+}
+
+/// A key with its workspace and the owners to notify.
+#[derive(Debug)]
+pub struct KeyOwner {
+    /// The key.
+    pub key: ApiKey,
+    /// The key's workspace.
+    pub workspace: Workspace,
+    /// The email addresses of the workspace's owners.
+    pub owners: Vec<String>,
+}
+
+impl Auth {
+    /// Identifies the workspace and owners of a leaked key. Returns `None` if the key does not
+    /// exist.
+    ///
+    /// # Errors
+    /// [`AuthError::MalformedApiKey`] if the text is not a key of this deployment.
+    pub async fn find_key_owner(&self, text: &str) -> Result<Option<KeyOwner>, AuthError> {
+        let secret = ApiKeySecret::parse(text, &self.environment)?;
+        let known =
+            DedicatedConnection::new(self.store.clone()).find_api_keys(&[secret.digest()]).await?;
+        let Some((_, record)) = known.into_iter().next() else { return Ok(None) };
+        let mut tx = self.store.begin(record.workspace_id, None).await?;
+        let key = store::api_keys::get(&mut tx, record.workspace_id, record.id).await?;
+        let workspace = store::workspaces::get(&mut tx, record.workspace_id).await?;
+        let owners = store::members::list_owner_emails(&mut tx, record.workspace_id).await?;
+        Ok(key.zip(workspace).map(|(key, workspace)| KeyOwner { key, workspace, owners }))
+    }
+
+    /// Creates a key, in the request's transaction.
+    ///
+    /// # Errors
+    /// [`AuthError::Invalid`] for invalid values; [`AuthError::Forbidden`] for a scope above the
+    /// caller's.
+    pub async fn create_key(
+        &self,
+        tx: &mut Tx,
+        caller: &Caller,
+        params: CreateKeyParams,
+    ) -> Result<CreatedKey, AuthError> {
+        // Validate before taking any lock.
+        let new = self.prepare_key(&params)?;
+        // Check the role again: the caller may have lost it since authentication.
+        self.lock_members_as_admin(tx, caller).await?;
+        self.create_prepared_key(tx, caller, new).await
+    }
+
+    /// Creates a key, after the caller's right to manage the workspace was checked. Emails the
+    /// owners if the key has the admin scope.
+    pub(super) async fn create_prepared_key(
+        &self,
+        tx: &mut Tx,
+        caller: &Caller,
+        (secret, mut new): (ApiKeySecret, NewApiKey),
+    ) -> Result<CreatedKey, AuthError> {
+        if new.scope > caller.principal.scope {
+            return Err(AuthError::Forbidden(
+                "you cannot create a key with a scope above your own",
+            ));
+        }
+        new.created_by = Some(caller.principal.subject());
+        new.creator = caller.principal.user_id();
+        if new.scope == Scope::Admin {
+            self.email_owners(tx, caller, &new.name).await?;
+        }
+        let event = audit::event(&self.env, caller, Action::ApiKeyCreated, 201);
+        self.insert_key(tx, caller.workspace(), secret, new, event).await
+    }
+
+    /// Emails the workspace's owners that there is a new key with the admin scope.
+    async fn email_owners(&self, tx: &mut Tx, caller: &Caller, key: &str) -> Result<(), AuthError> {
+        let id = caller.workspace();
+        let workspace = store::workspaces::get(tx, id).await?;
+        let workspace = workspace.ok_or(AuthError::NotFound("workspace"))?.name;
+        for owner in store::members::list_owner_emails(tx, id).await? {
+            let (by, origin) =
+                (caller.principal.name().to_string(), self.request_origin(&caller.request));
+            let (key, workspace) = (key.to_owned(), workspace.clone());
+            let subject = EmailKind::AdminKey { key, workspace, by, origin };
+            self.enqueue_email(tx, owner, subject).await?;
+        }
+        Ok(())
+    }
+
+    /// Creates a key on behalf of the operator, from the command line.
+    ///
+    /// # Errors
+    /// [`AuthError::Invalid`] for invalid values; [`AuthError::NotFound`] for an unknown workspace.
+    pub async fn create_key_as_operator(
+        &self,
+        workspace: WorkspaceId,
+        params: CreateKeyParams,
+    ) -> Result<CreatedKey, AuthError> {
+        let (secret, new) = self.prepare_key(&params)?;
+        let mut tx = self.store.begin(workspace, None).await?;
+        let known = store::workspaces::get(&mut tx, workspace).await?;
+        known.ok_or(AuthError::NotFound("workspace"))?;
+        let id = self.env.new_id();
+        let event = NewEvent::new(id, workspace, Action::ApiKeyCreated, Actor::system());
+        let minted = self.insert_key(&mut tx, workspace, secret, new, event).await?;
+        tx.commit().await?;
+        Ok(minted)
+    }
+
+    pub(super) fn prepare_key(
+        &self,
+        params: &CreateKeyParams,
+    ) -> Result<(ApiKeySecret, NewApiKey), AuthError> {
+        let secret =
+            ApiKeySecret::generate(&self.environment, |bytes| self.env.entropy.fill(bytes));
+        let new = NewApiKey {
+            id: self.env.new_id(),
+            name: check_name(&params.name)?,
+            description: params.description.as_deref().map(check_description).transpose()?,
+            scope: params.scope,
+            digest: secret.digest(),
+            display_ends: secret.display_ends(),
+            allowed_ips: check_networks(&params.allowed_ips)?,
+            created_at: self.env.clock.now(),
+            created_by: None,
+            creator: None,
+            rotated_from: None,
+        };
+        Ok((secret, new))
+    }
+
+    async fn insert_key(
+        &self,
+        tx: &mut Tx,
+        workspace: WorkspaceId,
+        secret: ApiKeySecret,
+        new: NewApiKey,
+        event: NewEvent,
+    ) -> Result<CreatedKey, AuthError> {
+        store::api_keys::insert(tx, workspace, &new).await?;
+        let mut details = json!({ "scope": new.scope });
+        if let Some(old) = new.rotated_from {
+            details["rotated_from"] = json!(old);
+        }
+        let event = event.with_target(new.id, new.name.clone()).with_metadata(details);
+        store::audit::insert(tx, workspace, &event).await?;
+        let key = store::api_keys::get(tx, workspace, new.id).await?;
+        let key = key.ok_or(AuthError::Internal("a key is missing right after its insert"))?;
+        Ok(CreatedKey { key, secret })
+    }
+
+    /// Lists the keys of the caller's workspace that match a filter, and counts them.
+    ///
+    /// # Errors
+    /// [`AuthError::Store`] if the query fails.
+    pub async fn list_keys(
+        &self,
+        caller: &Caller,
+        filter: &KeyFilter,
+        page: PageRequest,
+    ) -> Result<(ListPage<ApiKey>, i64), AuthError> {
+        let mut tx = self.store.begin(caller.workspace(), None).await?;
+        let items = store::api_keys::list(&mut tx, caller.workspace(), filter, page).await?;
+        let total = store::api_keys::count(&mut tx, caller.workspace(), filter).await?;
+        Ok((items, total))
+    }
+
+    /// Returns a key of the caller's workspace.
+    ///
+    /// # Errors
+    /// [`AuthError::NotFound`] if the workspace has no such key.
+    pub async fn get_key(&self, caller: &Caller, id: ApiKeyId) -> Result<ApiKey, AuthError> {
+        let mut tx = self.store.begin(caller.workspace(), None).await?;
+        let key = store::api_keys::get(&mut tx, caller.workspace(), id).await?;
+        key.ok_or(AuthError::NotFound("API key"))
+    }
+
+    /// Updates a key's name, description or networks, and waits until every node applies them.
+    ///
+    /// # Errors
+    /// [`AuthError::NotFound`] if the workspace has no such key; [`AuthError::Invalid`] for invalid
+    /// values.
+    pub async fn update_key(
+        &self,
+        caller: &Caller,
+        id: ApiKeyId,
+        params: UpdateKeyParams,
+    ) -> Result<ApiKey, AuthError> {
+        let change = ApiKeyChange {
+            name: params.name.as_deref().map(check_name).transpose()?,
+            description: match params.description {
+                Some(text) => Some(text.as_deref().map(check_description).transpose()?),
+                None => None,
+            },
+            allowed_ips: params.allowed_ips.as_deref().map(check_networks).transpose()?,
+        };
+        let mut tx = self.store.begin(caller.workspace(), None).await?;
+        if !store::api_keys::update(&mut tx, caller.workspace(), id, &change).await? {
+            return Err(AuthError::NotFound("API key"));
+        }
+        let key = store::api_keys::get(&mut tx, caller.workspace(), id).await?;
+        let key = key.ok_or(AuthError::NotFound("API key"))?;
+        let mut fields = Vec::new();
+        fields.extend(change.name.as_ref().map(|_| "name"));
+        fields.extend(change.description.as_ref().map(|_| "description"));
+        fields.extend(change.allowed_ips.as_ref().map(|_| "allowed_ips"));
+        let event = audit::event(&self.env, caller, Action::ApiKeyUpdated, 200)
+            .with_target(id, key.name.clone())
+            .with_metadata(json!({ "fields": fields }));
+        store::audit::insert(&mut tx, caller.workspace(), &event).await?;
+        tx.commit().await?;
+        self.fence.wait().await?;
+        Ok(key)
+    }
+
+    /// Revokes a key for good, and waits until every node rejects it. Revoking it again has no
+    /// effect.
+    ///
+    /// # Errors
+    /// [`AuthError::NotFound`] if the workspace has no such key; with `only_if_quiet`,
+    /// [`AuthError::KeyInUse`] if it is not yet safe to revoke.
+    pub async fn revoke_key(
+        &self,
+        caller: &Caller,
+        id: ApiKeyId,
+        only_if_quiet: bool,
+    ) -> Result<(), AuthError> {
+        let workspace = caller.workspace();
+        let mut tx = self.store.begin(workspace, None).await?;
+        if only_if_quiet {
+            store::api_keys::lock(&mut tx, workspace, id).await?;
+            let key = store::api_keys::get(&mut tx, workspace, id).await?;
+            let is_live = key.ok_or(AuthError::NotFound("API key"))?.revoked_at.is_none();
+            if is_live {
+                let own_until = self.audit.written_until();
+                let report = self.build_rotation_report(&mut tx, workspace, id, own_until).await?;
+                if !report.safe_to_revoke {
+                    return Err(AuthError::KeyInUse(Box::new(report)));
+                }
+            }
+        }
+        let by = caller.principal.subject();
+        let now = self.env.clock.now();
+        let revoked = store::api_keys::revoke(&mut tx, workspace, id, now, Some(&by)).await?;
+        let key = store::api_keys::get(&mut tx, workspace, id).await?;
+        let key = key.ok_or(AuthError::NotFound("API key"))?;
+        if revoked {
+            let event = audit::event(&self.env, caller, Action::ApiKeyRevoked, 204)
+                .with_target(id, key.name);
+            store::audit::insert(&mut tx, workspace, &event).await?;
+            tx.commit().await?;
+        }
+        // Wait even if the key was revoked before: the first client may have disconnected before
+        // the fence was passed.
+        Ok(self.fence.wait().await?)
+    }
+}
+
+fn check_name(name: &str) -> Result<String, AuthError> {
+    text::validate_name("name", name).map_err(|reason| AuthError::invalid("name", reason))
+}
+
+fn check_description(description: &str) -> Result<String, AuthError> {
+    text::validate_description("description", description)
+        .map_err(|reason| AuthError::invalid("description", reason))
+}
+
+fn check_networks(networks: impl AsRef<[String]>) -> Result<Vec<IpNet>, AuthError> {
+    parse_networks(networks.as_ref()).map_err(|reason| AuthError::invalid("allowed_ips", reason))
+}

@@ -1,0 +1,151 @@
+//! Rotation of API keys without downtime: create a successor, deploy it, watch the remaining use of
+//! the predecessor, and revoke that once it is idle.
+//!
+//! [`RotationReport`] decides when that is. A key is never reported safe to revoke before the uses
+//! on all nodes are counted.
+
+use serde_json::json;
+use time::{Duration, OffsetDateTime};
+
+use super::{
+    Auth, AuthError,
+    api_keys::{CreateKeyParams, CreatedKey},
+};
+use crate::{
+    audit,
+    cache_invalidation::AuditWatermark,
+    model::{
+        api_key::NewApiKey,
+        audit::Action,
+        id::{ApiKeyId, WorkspaceId},
+        principal::Caller,
+        rotation::{KeyTraffic, RotationReport},
+    },
+    store::{self, Tx},
+};
+
+impl Auth {
+    /// Creates a successor with the same scope, in the request's transaction. The predecessor stays
+    /// valid. The successor gets the predecessor's name unless `name` is given.
+    ///
+    /// # Errors
+    /// [`AuthError::NotFound`] if the workspace has no such key; [`AuthError::Conflict`] if the key
+    /// is revoked or has an active successor; [`AuthError::Forbidden`] for a scope above the
+    /// caller's.
+    pub async fn rotate_key(
+        &self,
+        tx: &mut Tx,
+        caller: &Caller,
+        id: ApiKeyId,
+        name: Option<String>,
+    ) -> Result<CreatedKey, AuthError> {
+        let workspace = caller.workspace();
+        self.lock_members_as_admin(tx, caller).await?;
+        store::api_keys::lock(tx, workspace, id).await?;
+        let old = store::api_keys::get(tx, workspace, id).await?;
+        let old = old.ok_or(AuthError::NotFound("API key"))?;
+        if old.revoked_at.is_some() {
+            return Err(AuthError::Conflict("the key is revoked: create a new one"));
+        }
+        let params = CreateKeyParams {
+            name: name.unwrap_or_else(|| old.name.clone()),
+            description: old.description,
+            scope: old.scope,
+            allowed_ips: old.allowed_ips.iter().map(ToString::to_string).collect(),
+        };
+        let rotated = audit::event(&self.env, caller, Action::ApiKeyRotated, 201);
+        let (secret, new) = self.prepare_key(&params)?;
+        let minted = self
+            .create_prepared_key(tx, caller, (secret, NewApiKey { rotated_from: Some(id), ..new }))
+            .await?;
+        let successor = &minted.key;
+        let event = rotated
+            .with_target(id, old.name)
+            .with_metadata(json!({ "rotated_to": successor.id, "name": successor.name }));
+        store::audit::insert(tx, workspace, &event).await?;
+        Ok(minted)
+    }
+
+    /// Reports the progress of a key's rotation.
+    ///
+    /// # Errors
+    /// [`AuthError::NotFound`] if the workspace has no such key, or the key has no active
+    /// successor.
+    pub async fn rotation_status(
+        &self,
+        caller: &Caller,
+        id: ApiKeyId,
+    ) -> Result<RotationReport, AuthError> {
+        let report = self.rotation_report(caller, id).await?;
+        if report.new.is_none() {
+            return Err(AuthError::NotFound("rotation: the key has no active successor"));
+        }
+        Ok(report)
+    }
+
+    /// The required idle time of a predecessor before it is safe to revoke.
+    #[must_use]
+    pub fn required_quiet_period(&self) -> Duration {
+        self.rotation_quiet_period
+    }
+
+    /// Reports the clients that revoking a key would break. As [`Self::rotation_status`], but also
+    /// for a key that was not rotated.
+    ///
+    /// # Errors
+    /// [`AuthError::NotFound`] if the workspace has no such key.
+    pub async fn rotation_report(
+        &self,
+        caller: &Caller,
+        id: ApiKeyId,
+    ) -> Result<RotationReport, AuthError> {
+        // One snapshot, so that a page never shows a key both as unused and as in use.
+        let own_until = self.audit.written_until();
+        let workspace = caller.workspace();
+        let mut tx = self.store.begin_snapshot(workspace).await?;
+        let report = self.build_rotation_report(&mut tx, workspace, id, own_until).await?;
+        drop(tx);
+        if let Some(confirmation) = report.new_evidence {
+            // Store the evidence before returning the verdict: reports of other nodes rely on it
+            // from then on.
+            let mut tx = self.store.begin(workspace, None).await?;
+            store::usage::store_quiet_confirmation(&mut tx, workspace, id, confirmation).await?;
+            tx.commit().await?;
+        }
+        Ok(report)
+    }
+
+    /// Builds a report on a key and its active successor from the counts of all nodes. `own_until`
+    /// is this node's audit watermark, read before the transaction started: this node has written
+    /// all uses before it.
+    pub(super) async fn build_rotation_report(
+        &self,
+        tx: &mut Tx,
+        workspace: WorkspaceId,
+        id: ApiKeyId,
+        own_until: OffsetDateTime,
+    ) -> Result<RotationReport, AuthError> {
+        // Read this first: everything read after it contains at least the uses up to that time.
+        let coverage = store::usage::usage_watermark(tx, self.node_id, own_until).await?;
+        let key = store::api_keys::get(tx, workspace, id).await?;
+        let key = key.ok_or(AuthError::NotFound("API key"))?;
+        let old =
+            self.key_traffic(tx, workspace, id).await?.ok_or(AuthError::NotFound("API key"))?;
+        let new = match key.rotated_to {
+            Some(successor) => self.key_traffic(tx, workspace, successor).await?,
+            None => None,
+        };
+        let confirmed = store::usage::get_quiet_confirmation(tx, workspace, id).await?;
+        Ok(RotationReport::new(old, new, coverage, confirmed, self.rotation_quiet_period))
+    }
+
+    async fn key_traffic(
+        &self,
+        tx: &mut Tx,
+        workspace: WorkspaceId,
+        id: ApiKeyId,
+    ) -> Result<Option<KeyTraffic>, AuthError> {
+        let hour_ago = self.env.clock.now() - Duration::HOUR;
+        Ok(store::usage::get_traffic(tx, workspace, id, hour_ago).await?)
+    }
+}

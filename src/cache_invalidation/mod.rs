@@ -1,0 +1,38 @@
+//! Cache invalidation: keeps the credential caches of all nodes consistent with PostgreSQL.
+//!
+//! Once the response to a revocation is sent, no node accepts the revoked credential any more. A
+//! node uses its cache only while it holds a [`Lease`], which it renews in PostgreSQL; its [`Node`]
+//! task receives the invalidations. A request that revokes something waits at the [`Fence`] until
+//! every node has acknowledged the invalidation, or its lease has expired. A cached credential is
+//! therefore as current as one that was just read, on any number of nodes. A node that is cut off
+//! loses its lease: it then reads every credential from PostgreSQL, or answers 503.
+//!
+//! The node's loop is in `node.rs`, the SQL in [`crate::store::cache_invalidation`].
+
+mod fence;
+mod lease;
+mod node;
+
+use time::OffsetDateTime;
+
+use crate::model::invalidation::Invalidation;
+
+pub use fence::Fence;
+pub use lease::Lease;
+pub use node::{Node, NodeDependencies, NodeTask};
+
+/// The watermark of this node's audit events.
+pub trait AuditWatermark: Send + Sync + 'static {
+    /// Returns the time up to which this node has written all its audit events.
+    fn written_until(&self) -> OffsetDateTime;
+}
+
+/// Receives invalidations: the node's credential caches.
+pub trait InvalidationSink: Send + Sync + 'static {
+    /// Removes the named credentials from the cache, and keeps lookups in flight from being cached:
+    /// they may have read the state before the change.
+    fn invalidate(&self, invalidations: &[Invalidation]);
+
+    /// Clears the cache; lookups in flight are not cached either.
+    fn invalidate_all(&self);
+}

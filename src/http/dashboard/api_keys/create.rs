@@ -1,0 +1,205 @@
+//! The creation of an API key. Its secret is displayed once.
+//!
+//! The same form sent twice creates one key. The second response displays the secret again, unless
+//! the key has been used or revoked.
+
+use askama::Template;
+use axum::{
+    extract::State,
+    response::{IntoResponse as _, Redirect, Response},
+};
+use secrecy::{ExposeSecret as _, SecretString};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    auth::api_keys::{CreateKeyParams, CreatedKey},
+    http::{
+        ApiError, App,
+        dashboard::{
+            form::Form,
+            layout::{DashboardContext, Layout},
+            page::form_error,
+        },
+        error::ErrorCode,
+        extract::{Authorized, FirstPartyAdmin},
+    },
+    idempotency::{IdempotencyError, IdempotencyOutcome, IdempotentTransaction, StoredResponse},
+    model::{
+        api_key::{ApiKey, KeyStatus},
+        id::ApiKeyId,
+        principal::Caller,
+        scope::Scope,
+    },
+};
+
+#[derive(Template)]
+#[template(path = "new_api_key.html")]
+struct NewKeyPage<'a> {
+    layout: Layout,
+    name: &'a str,
+    description: &'a str,
+    allowed_ips: &'a str,
+    scope: Scope,
+    problem: Option<String>,
+}
+
+/// The page of a new key with its secret.
+#[derive(Template)]
+#[template(path = "created_api_key.html")]
+struct CreatedKeyPage<'a> {
+    layout: Layout,
+    key: &'a ApiKey,
+    secret: &'a str,
+    public_url: &'a str,
+    /// The name of the predecessor in a rotation.
+    predecessor_name: Option<String>,
+}
+
+/// The stored response of a form that created a key, for a retry.
+#[derive(Serialize, Deserialize)]
+struct StoredKey {
+    id: ApiKeyId,
+    secret: String,
+}
+
+/// Displays the form for a new key.
+pub(in crate::http::dashboard) async fn show(
+    _caller: Authorized<FirstPartyAdmin>,
+    desk: DashboardContext,
+) -> Response {
+    let page = NewKeyPage {
+        layout: desk.layout(),
+        name: "",
+        description: "",
+        allowed_ips: "",
+        // The scope with the fewest rights is preselected.
+        scope: Scope::ReadOnly,
+        problem: None,
+    };
+    desk.render_page(200, &page)
+}
+
+/// Creates the key.
+pub(in crate::http::dashboard) async fn create(
+    caller: Authorized<FirstPartyAdmin>,
+    State(app): State<App>,
+    desk: DashboardContext,
+    form: Form,
+) -> Result<Response, ApiError> {
+    let scope = form.parse_as("scope", "read-only, write or admin")?.unwrap_or(Scope::ReadOnly);
+    let allowed_ips = form.text("allowed_ips")?;
+    let new_key = CreateKeyParams {
+        name: form.text("name")?.to_owned(),
+        scope,
+        description: form.non_empty_text("description")?.map(str::to_owned),
+        allowed_ips: parse_networks(allowed_ips),
+    };
+    let minted = match app.idempotency.begin(&caller, form.attempt()?).await {
+        Ok(IdempotencyOutcome::New(mut work)) => {
+            let minted = app.auth.create_key(work.tx(), &caller, new_key).await;
+            minted.map(|minted| (work, minted)).map_err(ApiError::from)
+        }
+        Ok(IdempotencyOutcome::Replayed(answer)) => {
+            return display_again(&app, &desk, &caller, &answer).await;
+        }
+        Err(IdempotencyError::Conflict) => Err(ApiError::new(
+            ErrorCode::Conflict,
+            "you already created a key with this form; submit it again to create another one",
+        )),
+        Err(error) => Err(error.into()),
+    };
+    match minted {
+        Ok((work, minted)) => commit_and_display(&app, &desk, &caller, work, minted).await,
+        Err(error) => {
+            let (status, problem) = form_error(error)?;
+            let page = NewKeyPage {
+                layout: desk.layout(),
+                name: form.text("name")?,
+                description: form.text("description")?,
+                allowed_ips,
+                scope,
+                problem: Some(problem),
+            };
+            Ok(desk.render_page(status, &page))
+        }
+    }
+}
+
+/// Splits a text into networks, separated by commas, spaces or line breaks.
+pub(super) fn parse_networks(text: &str) -> Vec<String> {
+    let networks = text.split([',', '\n', '\r', ' ', '\t']);
+    networks.filter(|network| !network.is_empty()).map(str::to_owned).collect()
+}
+
+/// Commits a new key and displays it with its secret.
+pub(super) async fn commit_and_display(
+    app: &App,
+    desk: &DashboardContext,
+    caller: &Caller,
+    work: IdempotentTransaction,
+    minted: CreatedKey,
+) -> Result<Response, ApiError> {
+    let secret = SecretString::from(minted.secret.reveal());
+    let stored = StoredKey { id: minted.key.id, secret: secret.expose_secret().to_owned() };
+    let body = serde_json::to_string(&stored);
+    let body = body.map_err(|_| ApiError::internal("failed to serialize a new key"))?;
+    work.commit(&StoredResponse { status: 201, location: key_path(stored.id), body }).await?;
+    created_key_page(app, desk, caller, &minted.key, &secret).await
+}
+
+/// Displays a created key again if its form was sent twice.
+pub(super) async fn display_again(
+    app: &App,
+    desk: &DashboardContext,
+    caller: &Caller,
+    answer: &StoredResponse,
+) -> Result<Response, ApiError> {
+    let stored: StoredKey = serde_json::from_str(&answer.body)
+        .map_err(|_| ApiError::internal("invalid stored response of a key"))?;
+    let key = app.auth.get_key(caller, stored.id).await?;
+    // A used key has been copied, so its secret need not be displayed again.
+    if key.status() == KeyStatus::Revoked || key.last_used_at.is_some() {
+        return Ok(Redirect::to(&key_path(key.id)).into_response());
+    }
+    created_key_page(app, desk, caller, &key, &stored.secret.into()).await
+}
+
+async fn created_key_page(
+    app: &App,
+    desk: &DashboardContext,
+    caller: &Caller,
+    key: &ApiKey,
+    secret: &SecretString,
+) -> Result<Response, ApiError> {
+    let succeeds = match key.rotated_from {
+        Some(predecessor) => Some(app.auth.get_key(caller, predecessor).await?.name),
+        None => None,
+    };
+    let page = CreatedKeyPage {
+        layout: desk.layout(),
+        key,
+        secret: secret.expose_secret(),
+        public_url: &app.settings.public_url,
+        predecessor_name: succeeds,
+    };
+    Ok(desk.render_page(201, &page))
+}
+
+/// Returns the path of a key's page.
+pub(super) fn key_path(id: ApiKeyId) -> String {
+    format!("/api-keys/{id}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn networks_may_be_separated_by_commas_or_line_breaks() {
+        assert!(parse_networks(" \r\n").is_empty());
+        assert_eq!(
+            parse_networks("10.0.0.0/8, 203.0.113.9\r\n2001:db8::/32"),
+            ["10.0.0.0/8", "203.0.113.9", "2001:db8::/32"]
+        );
+    }
+}

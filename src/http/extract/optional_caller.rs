@@ -1,0 +1,35 @@
+use std::sync::Arc;
+
+use axum::{extract::FromRequestParts, http::request::Parts};
+
+use crate::{
+    auth::authenticate::AuthenticationOutcome,
+    http::{ApiError, App, error::ErrorCode, middleware},
+    model::{audit::RequestInfo, principal::Caller},
+};
+
+/// The caller of an open route that accepts an optional credential: `None` if none was sent. An
+/// invalid credential is rejected.
+#[derive(Debug)]
+pub struct OptionalCaller(pub Option<Caller>);
+
+impl FromRequestParts<App> for OptionalCaller {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiError> {
+        let request = parts.extensions.get::<Arc<RequestInfo>>().cloned();
+        let request =
+            request.ok_or_else(|| ApiError::internal("the request has no RequestInfo"))?;
+        let Some(credential) = middleware::bearer_credential(&parts.headers)? else {
+            return Ok(Self(None));
+        };
+        match app.auth.authenticate(credential, request.started_at).await? {
+            AuthenticationOutcome::Principal(principal) => {
+                Ok(Self(Some(Caller { principal, request })))
+            }
+            AuthenticationOutcome::RevokedKey(_) => {
+                Err(ApiError::new(ErrorCode::Unauthorized, "the API key has been revoked"))
+            }
+        }
+    }
+}

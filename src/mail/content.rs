@@ -1,0 +1,322 @@
+//! The content of emails.
+//!
+//! Recipients may never have heard of the service. Each email says what happened, what to do, and
+//! what to do if it was not them. Text that users chose (names, user agents) is sanitized, so that
+//! an email never carries a foreign link.
+
+use askama::Template;
+use secrecy::{ExposeSecret, SecretString};
+
+use crate::model::mail::RequestOrigin;
+
+/// The content of an email: a subject, paragraphs, an optional link, and a closing note.
+pub(super) struct EmailContent {
+    pub(super) subject: String,
+    paragraphs: Vec<String>,
+    link: Option<Link>,
+    note: String,
+}
+
+struct Link {
+    label: &'static str,
+    url: String,
+}
+
+#[derive(Template)]
+#[template(path = "email.txt", escape = "none")]
+struct TextBody<'a> {
+    content: &'a EmailContent,
+}
+
+#[derive(Template)]
+#[template(path = "email.html")]
+struct HtmlBody<'a> {
+    content: &'a EmailContent,
+}
+
+/// Advice for an action that the user did not take; the link below it leads to a new password.
+const NEW_PASSWORD_ADVICE: &str =
+    "If this was not you, choose a new password immediately with the link below.";
+const NO_ACTION_NEEDED: &str = "If this was you, no action is needed.";
+
+/// Returns the URL of a page with a one-time token.
+pub(super) fn link_with_token(public_url: &str, page: &str, token: &SecretString) -> String {
+    format!("{public_url}/{page}?token={}", token.expose_secret())
+}
+
+impl EmailContent {
+    pub(super) fn text(&self) -> askama::Result<String> {
+        TextBody { content: self }.render()
+    }
+
+    pub(super) fn html(&self) -> askama::Result<String> {
+        HtmlBody { content: self }.render()
+    }
+
+    pub(super) fn reset_password(url: String) -> Self {
+        Self {
+            subject: "Reset your password".to_owned(),
+            paragraphs: vec![
+                "We received a request to reset the password of your Call2Me account.".to_owned(),
+                "To choose a new password, open the link below. It works once, within one hour. \
+                 Choosing a new password signs you out on all devices."
+                    .to_owned(),
+            ],
+            link: Some(Link { label: "Choose a new password", url }),
+            note: "If this was not you, ignore this email. Your password does not change."
+                .to_owned(),
+        }
+    }
+
+    pub(super) fn verify_email(url: String) -> Self {
+        Self {
+            subject: "Verify your email address".to_owned(),
+            paragraphs: vec![
+                "This email address was used to sign up for Call2Me, a voice AI platform."
+                    .to_owned(),
+                "To confirm that the address is yours, open the link below. It works once, within \
+                 one week."
+                    .to_owned(),
+            ],
+            link: Some(Link { label: "Verify your email address", url }),
+            note: "If this was not you, ignore this email and do not open the link.".to_owned(),
+        }
+    }
+
+    pub(super) fn invitation(url: String, workspace: &str) -> Self {
+        let workspace = sanitize(workspace);
+        Self {
+            subject: format!("Invitation to join {workspace} on Call2Me"),
+            paragraphs: vec![
+                format!(
+                    "You are invited to join the workspace {workspace} on Call2Me, a voice AI \
+                     platform."
+                ),
+                "To join, accept the invitation with the link below. It works once, within one \
+                 week. You do not need an account yet."
+                    .to_owned(),
+            ],
+            link: Some(Link { label: "Accept the invitation", url }),
+            note: "If you did not expect this invitation, ignore this email.".to_owned(),
+        }
+    }
+
+    pub(super) fn password_changed(
+        public_url: &str,
+        origin: &RequestOrigin,
+        passkeys: &[String],
+        apps: &[String],
+    ) -> Self {
+        let changed = "The password of your Call2Me account was changed. All other sessions were \
+                       signed out.";
+        let mut paragraphs = vec![changed.to_owned(), origin_line(origin)];
+        if !passkeys.is_empty() {
+            let names: Vec<String> = passkeys.iter().map(|name| sanitize(name)).collect();
+            paragraphs.push(format!(
+                "Your passkeys can still sign in: {}. If you do not recognize one of them, remove \
+                 it at {public_url}/second-factor, or contact your administrator.",
+                names.join(", "),
+            ));
+        }
+        if !apps.is_empty() {
+            let names: Vec<String> = apps.iter().map(|name| sanitize(name)).collect();
+            paragraphs.push(format!(
+                "Your connected apps keep their access: {}. If you do not recognize one of them, \
+                 disconnect it at {public_url}/connected-apps.",
+                names.join(", "),
+            ));
+        }
+        paragraphs.push(NEW_PASSWORD_ADVICE.to_owned());
+        Self {
+            subject: "Your password was changed".to_owned(),
+            paragraphs,
+            link: Some(Link {
+                label: "Choose a new password",
+                url: format!("{public_url}/forgot-password"),
+            }),
+            note: NO_ACTION_NEEDED.to_owned(),
+        }
+    }
+
+    pub(super) fn second_factor_changed(
+        public_url: &str,
+        is_totp_enabled: bool,
+        origin: &RequestOrigin,
+    ) -> Self {
+        let (subject, paragraph) = if is_totp_enabled {
+            (
+                "Two-factor sign-in is on",
+                "Two-factor sign-in was turned on for your Call2Me account. From now on, signing \
+                 in requires a code from your authenticator app.",
+            )
+        } else {
+            (
+                "Two-factor sign-in is off",
+                "Two-factor sign-in was turned off for your Call2Me account. From now on, your \
+                 password alone is enough to sign in.",
+            )
+        };
+        Self {
+            subject: subject.to_owned(),
+            paragraphs: vec![
+                paragraph.to_owned(),
+                origin_line(origin),
+                NEW_PASSWORD_ADVICE.to_owned(),
+            ],
+            link: Some(Link {
+                label: "Choose a new password",
+                url: format!("{public_url}/forgot-password"),
+            }),
+            note: NO_ACTION_NEEDED.to_owned(),
+        }
+    }
+
+    pub(super) fn factors_removed() -> Self {
+        Self {
+            subject: "Your authenticator and passkeys were removed".to_owned(),
+            paragraphs: vec![
+                "The operator of this service removed the authenticator and the passkeys from your \
+                 Call2Me account and signed you out on all devices."
+                    .to_owned(),
+                "From now on, your password alone is enough to sign in. We recommend that you set \
+                 up a second factor again."
+                    .to_owned(),
+            ],
+            link: None,
+            note: "If you did not request this, contact your administrator.".to_owned(),
+        }
+    }
+
+    pub(super) fn passkey_changed(public_url: &str, is_new: bool, origin: &RequestOrigin) -> Self {
+        let (subject, paragraph) = if is_new {
+            (
+                "Your account has a new passkey",
+                "A passkey was added to your Call2Me account. It can sign in without your \
+                 password.",
+            )
+        } else {
+            (
+                "A passkey was removed from your account",
+                "A passkey was removed from your Call2Me account. It can no longer sign in.",
+            )
+        };
+        Self {
+            subject: subject.to_owned(),
+            paragraphs: vec![paragraph.to_owned(), origin_line(origin)],
+            link: Some(Link {
+                label: "Review your passkeys",
+                url: format!("{public_url}/second-factor"),
+            }),
+            note: "If this was not you, change your password and remove every passkey that you \
+                   do not recognize. If you cannot remove it, contact your administrator."
+                .to_owned(),
+        }
+    }
+
+    pub(super) fn recovery_codes_renewed(public_url: &str, origin: &RequestOrigin) -> Self {
+        Self {
+            subject: "You have new recovery codes".to_owned(),
+            paragraphs: vec![
+                "New recovery codes were created for your Call2Me account. The previous codes no \
+                 longer work."
+                    .to_owned(),
+                origin_line(origin),
+                NEW_PASSWORD_ADVICE.to_owned(),
+            ],
+            link: Some(Link {
+                label: "Choose a new password",
+                url: format!("{public_url}/forgot-password"),
+            }),
+            note: NO_ACTION_NEEDED.to_owned(),
+        }
+    }
+
+    pub(super) fn new_sign_in(public_url: &str, origin: &RequestOrigin) -> Self {
+        Self {
+            subject: "New sign-in to your account".to_owned(),
+            paragraphs: vec![
+                "Your Call2Me account was used to sign in from a new location or with a new \
+                 browser or program."
+                    .to_owned(),
+                origin_line(origin),
+                "If this was not you, sign out that session and change your password.".to_owned(),
+            ],
+            link: Some(Link {
+                label: "Review your sessions",
+                url: format!("{public_url}/sessions"),
+            }),
+            note: NO_ACTION_NEEDED.to_owned(),
+        }
+    }
+
+    pub(super) fn admin_key_created(
+        key: &str,
+        workspace: &str,
+        by: &str,
+        origin: &RequestOrigin,
+    ) -> Self {
+        let [key, workspace, by] = [key, workspace, by].map(sanitize);
+        Self {
+            subject: format!("An admin API key was created in {workspace}"),
+            paragraphs: vec![
+                format!("{by} created the API key {key} in the workspace {workspace} on Call2Me."),
+                "The key has full administrator access and does not expire.".to_owned(),
+                origin_line(origin),
+                "All owners of the workspace receive this email.".to_owned(),
+            ],
+            link: None,
+            note: "If you expected this key, no action is needed. Otherwise, revoke it on the API \
+                   keys page of the dashboard."
+                .to_owned(),
+        }
+    }
+
+    pub(super) fn account_deleted(origin: &RequestOrigin) -> Self {
+        Self {
+            subject: "Your account was deleted".to_owned(),
+            paragraphs: vec![
+                "Your Call2Me account was deleted, and with it all workspaces in which you were \
+                 the only member."
+                    .to_owned(),
+                origin_line(origin),
+            ],
+            link: None,
+            note: "If this was you, no action is needed. If this was not you, contact support \
+                   immediately."
+                .to_owned(),
+        }
+    }
+
+    pub(super) fn session_ended(public_url: &str, origin: &RequestOrigin) -> Self {
+        Self {
+            subject: "We ended one of your sessions".to_owned(),
+            paragraphs: vec![
+                "A sign-in token of your Call2Me account was used twice. Either the token was \
+                 stolen, or one of your programs kept an old copy."
+                    .to_owned(),
+                "As a precaution, we ended the session. To continue, sign in again.".to_owned(),
+                origin_line(origin),
+            ],
+            link: Some(Link {
+                label: "Review your sessions",
+                url: format!("{public_url}/sessions"),
+            }),
+            note: "If you do not recognize this device, change your password.".to_owned(),
+        }
+    }
+}
+
+/// Returns the time, IP address and client of an action.
+fn origin_line(origin: &RequestOrigin) -> String {
+    let client = origin.user_agent.as_deref().unwrap_or("unknown");
+    // Fractions of a second do not help a reader.
+    let at = origin.at.split('.').next().unwrap_or_default().replace('T', " ");
+    format!("Time: {at} UTC. IP address: {}. Browser or program: {}.", origin.ip, sanitize(client))
+}
+
+/// Limits foreign text to 80 characters and removes those from which mail programs could make a
+/// link.
+fn sanitize(text: &str) -> String {
+    let is_allowed = |c: &char| c.is_alphanumeric() || " /()_;,'&-".contains(*c);
+    text.chars().filter(is_allowed).take(80).collect()
+}

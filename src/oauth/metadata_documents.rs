@@ -1,0 +1,414 @@
+//! Client ID metadata documents: the `client_id` is the URL of a document with the client's
+//! metadata (draft-ietf-oauth-client-id-metadata-document).
+//!
+//! Any authorization request can make this service fetch a URL. To prevent server-side request
+//! forgery (SSRF), it connects only to public addresses, connects to exactly the addresses that it
+//! has checked, follows no redirects, and reads at most 5 KB.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::{Arc, LazyLock},
+    time::Duration,
+};
+
+use ipnet::IpNet;
+use quick_cache::sync::Cache;
+use reqwest::{
+    StatusCode,
+    dns::{Addrs, Name, Resolve, Resolving},
+    header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE, HeaderMap},
+};
+use tokio::{sync::Semaphore, time::timeout};
+use url::{Host, Url};
+
+use super::{
+    OAuthError, OAuthErrorCode,
+    registration::{ClientMetadata, client_from_metadata},
+};
+use crate::{
+    config::MetadataDocuments,
+    env::Env,
+    model::oauth::client::{Client, ClientAuthMethod, ClientOrigin},
+};
+
+/// Maximum size of a document, in bytes.
+const MAX_BYTES: usize = 5 * 1024;
+/// Timeout of one fetch.
+const FETCH_TIMEOUT: Duration = Duration::from_secs(4);
+/// Maximum number of concurrent fetches: more than one address can cause within its rate limit.
+const MAX_FETCHES: usize = 64;
+/// Maximum number of cached documents.
+const CACHE_CAPACITY: usize = 1000;
+/// Maximum length of a `client_id` that is a URL, in bytes.
+const MAX_URL: usize = 500;
+/// Cache lifetime of a document without `max-age`, and the maximum cache lifetime.
+const DEFAULT_MAX_AGE: Duration = Duration::from_mins(5);
+const LONGEST_MAX_AGE: Duration = Duration::from_hours(24);
+
+/// Fetches client metadata documents and caches them according to their `Cache-Control` header.
+/// Cheap to clone.
+#[derive(Clone)]
+pub struct MetadataDocumentFetcher {
+    mode: MetadataDocuments,
+    env: Env,
+    http: reqwest::Client,
+    fetch_permits: Arc<Semaphore>,
+    native_schemes: Arc<[String]>,
+    /// Clients by URL, each with its expiry on the monotonic clock.
+    cache: Arc<Cache<String, (Arc<Client>, Duration)>>,
+}
+
+impl MetadataDocumentFetcher {
+    /// Creates a fetcher with an empty cache.
+    ///
+    /// # Errors
+    /// A message if TLS cannot be set up.
+    pub fn new(
+        mode: MetadataDocuments,
+        native_schemes: &[String],
+        env: Env,
+    ) -> Result<Self, String> {
+        let http = reqwest::Client::builder()
+            .https_only(true)
+            .redirect(reqwest::redirect::Policy::none())
+            // A proxy would resolve names itself and so bypass the address check.
+            .no_proxy()
+            .dns_resolver(Arc::new(Resolver { mode }))
+            .timeout(FETCH_TIMEOUT)
+            .user_agent(concat!("call2me-auth/", env!("CARGO_PKG_VERSION")))
+            .pool_max_idle_per_host(0)
+            .build()
+            .map_err(|error| format!("cannot set up the HTTP client: {error}"))?;
+        Ok(Self {
+            mode,
+            env,
+            http,
+            fetch_permits: Arc::new(Semaphore::new(MAX_FETCHES)),
+            native_schemes: native_schemes.into(),
+            cache: Arc::new(Cache::new(CACHE_CAPACITY)),
+        })
+    }
+
+    /// Returns true if clients with metadata documents are accepted.
+    #[must_use]
+    pub fn is_enabled(&self) -> bool {
+        self.mode != MetadataDocuments::Off
+    }
+
+    /// Returns the client that the document at a URL describes, from the cache or the network. The
+    /// client has a new id.
+    ///
+    /// # Errors
+    /// [`OAuthErrorCode::InvalidClient`] if the document cannot be fetched or is not valid; a 503
+    /// if too many fetches are in progress.
+    pub(super) async fn fetch_client(&self, url: &str) -> Result<Client, OAuthError> {
+        check_url(url, self.mode)?;
+        let now = self.env.clock.monotonic();
+        if let Some((client, expires_at)) = self.cache.get(url)
+            && now < expires_at
+        {
+            return Ok((*client).clone());
+        }
+        let permit = timeout(FETCH_TIMEOUT, self.fetch_permits.acquire()).await;
+        let _permit = permit.ok().and_then(Result::ok).ok_or_else(OAuthError::unavailable)?;
+        let (metadata, max_age) = self.fetch(url).await?;
+        let client = self.parse_client(url, &metadata)?;
+        // Errors are not cached, so that a corrected document works at once.
+        if !max_age.is_zero() {
+            let expires_at = self.env.clock.monotonic() + max_age;
+            self.cache.insert(url.to_owned(), (Arc::new(client.clone()), expires_at));
+        }
+        Ok(client)
+    }
+
+    async fn fetch(&self, url: &str) -> Result<(ClientMetadata, Duration), OAuthError> {
+        let failed = |error: reqwest::Error| {
+            tracing::info!(%error, "cannot fetch a client metadata document");
+            invalid_client("cannot fetch the client metadata document")
+        };
+        let request = self.http.get(url).header(ACCEPT, "application/json");
+        let mut response = request.send().await.map_err(failed)?;
+        if response.status() != StatusCode::OK {
+            return Err(invalid_client(
+                "the URL of the client metadata document must return status 200",
+            ));
+        }
+        if !is_json(response.headers()) {
+            return Err(invalid_client("the client metadata document must be application/json"));
+        }
+        let max_age = cache_lifetime(response.headers());
+        let mut body = Vec::new();
+        while let Some(chunk) = response.chunk().await.map_err(failed)? {
+            if body.len() + chunk.len() > MAX_BYTES {
+                return Err(invalid_client("the client metadata document is larger than 5 KB"));
+            }
+            body.extend_from_slice(&chunk);
+        }
+        let metadata = serde_json::from_slice(&body);
+        let metadata =
+            metadata.map_err(|_| invalid_client("the client metadata document is malformed"))?;
+        Ok((metadata, max_age))
+    }
+
+    fn parse_client(&self, url: &str, metadata: &ClientMetadata) -> Result<Client, OAuthError> {
+        if metadata.client_id.as_deref() != Some(url) {
+            return Err(invalid_client(
+                "client_id in the client metadata document must be its own URL",
+            ));
+        }
+        if metadata.client_secret.is_some() {
+            return Err(invalid_client("a client metadata document must not contain a secret"));
+        }
+        let keys = metadata.jwks.iter().filter_map(|set| set["keys"].as_array()).flatten();
+        if keys.into_iter().any(|key| key.get("d").is_some() || key.get("k").is_some()) {
+            return Err(invalid_client("a client metadata document must not contain private keys"));
+        }
+        // Such a client has no shared secret. A client that declares private_key_jwt is refused
+        // instead of accepted without authentication, because this server does not support it.
+        let method = metadata.token_endpoint_auth_method.as_deref().unwrap_or("none");
+        if ClientAuthMethod::from_name(method) != Some(ClientAuthMethod::None) {
+            return Err(invalid_client(
+                "token_endpoint_auth_method in a client metadata document must be none",
+            ));
+        }
+        let origin = ClientOrigin::MetadataDocument(url.to_owned());
+        let client = client_from_metadata(
+            &self.env,
+            metadata,
+            origin,
+            ClientAuthMethod::None,
+            &self.native_schemes,
+        );
+        client.map_err(|error| match error {
+            OAuthError::Protocol { description, .. } => {
+                OAuthError::new(OAuthErrorCode::InvalidClient, description)
+            }
+            failed @ OAuthError::Service(_) => failed,
+        })
+    }
+}
+
+/// Checks a `client_id` that is a URL. It must be in normalized form, so that the compared text is
+/// exactly the URL that is fetched.
+fn check_url(text: &str, mode: MetadataDocuments) -> Result<(), OAuthError> {
+    if mode == MetadataDocuments::Off {
+        return Err(invalid_client("this server does not accept client metadata documents"));
+    }
+    let url = Url::parse(text).ok().filter(|url| {
+        url.as_str() == text
+            && text.len() <= MAX_URL
+            && url.scheme() == "https"
+            && url.username().is_empty()
+            && url.password().is_none()
+            && url.fragment().is_none()
+    });
+    // The resolver checks the addresses of names; an address literal never reaches the resolver.
+    let address = match url.as_ref().and_then(Url::host) {
+        Some(Host::Domain(_)) => None,
+        Some(Host::Ipv4(address)) => Some(IpAddr::from(address)),
+        Some(Host::Ipv6(address)) => Some(IpAddr::from(address)),
+        None => {
+            return Err(invalid_client(
+                "a client_id that is a URL must be https and normalized, without user and fragment",
+            ));
+        }
+    };
+    if mode == MetadataDocuments::Public && address.is_some_and(|address| !is_public(address)) {
+        return Err(invalid_client("the client metadata document is not at a public address"));
+    }
+    Ok(())
+}
+
+/// A DNS resolver that returns only public addresses. The HTTP client connects to exactly these, so
+/// that a second lookup (DNS rebinding) cannot change the target.
+struct Resolver {
+    mode: MetadataDocuments,
+}
+
+impl Resolve for Resolver {
+    fn resolve(&self, name: Name) -> Resolving {
+        let mode = self.mode;
+        Box::pin(async move {
+            let addresses: Vec<SocketAddr> =
+                tokio::net::lookup_host((name.as_str(), 0)).await?.collect();
+            // Refuse a name with any other address: mixed results indicate an attack.
+            let is_allowed = mode == MetadataDocuments::Any
+                || addresses.iter().all(|address| is_public(address.ip()));
+            if !is_allowed {
+                return Err("the name resolves to an address that is not public".into());
+            }
+            Ok(Box::new(addresses.into_iter()) as Addrs)
+        })
+    }
+}
+
+/// Special-purpose address blocks (IANA registries, RFC 6890): all of IPv4, and those of IPv6 that
+/// are within global unicast space.
+static SPECIAL: LazyLock<Vec<IpNet>> = LazyLock::new(|| {
+    let nets = [
+        "0.0.0.0/8",
+        "10.0.0.0/8",
+        "100.64.0.0/10",
+        "127.0.0.0/8",
+        "169.254.0.0/16",
+        "172.16.0.0/12",
+        "192.0.0.0/24",
+        "192.0.2.0/24",
+        "192.31.196.0/24",
+        "192.52.193.0/24",
+        "192.88.99.0/24",
+        "192.168.0.0/16",
+        "192.175.48.0/24",
+        "198.18.0.0/15",
+        "198.51.100.0/24",
+        "203.0.113.0/24",
+        "224.0.0.0/3",
+        "2001::/23",
+        "2001:db8::/32",
+        "2002::/16",
+        "2620:4f:8000::/48",
+        "3fff::/20",
+    ];
+    nets.iter().filter_map(|net| net.parse().ok()).collect()
+});
+
+/// Returns true for an address that is reachable on the public Internet.
+fn is_public(address: IpAddr) -> bool {
+    let is_assigned = match address {
+        IpAddr::V4(_) => true,
+        // Global unicast (2000::/3). IPv4-mapped and similar addresses are outside of it.
+        IpAddr::V6(address) => address.segments()[0] & 0xe000 == 0x2000,
+    };
+    is_assigned && !SPECIAL.iter().any(|net| net.contains(&address))
+}
+
+fn is_json(headers: &HeaderMap) -> bool {
+    let media_type = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    let essence = media_type.and_then(|text| text.split(';').next()).unwrap_or_default();
+    let essence = essence.trim().to_ascii_lowercase();
+    essence == "application/json"
+        || (essence.starts_with("application/") && essence.ends_with("+json"))
+}
+
+/// Returns the cache lifetime of a response (RFC 9111, section 5.2.2); zero: do not cache.
+fn cache_lifetime(headers: &HeaderMap) -> Duration {
+    let texts = headers.get_all(CACHE_CONTROL).iter().filter_map(|value| value.to_str().ok());
+    let mut max_age = DEFAULT_MAX_AGE;
+    for directive in texts.flat_map(|text| text.split(',')) {
+        let directive = directive.trim().to_ascii_lowercase();
+        if ["no-store", "no-cache"].contains(&&*directive) {
+            return Duration::ZERO;
+        }
+        if let Some(seconds) = directive.strip_prefix("max-age=") {
+            let seconds = seconds.trim_matches('"').parse().unwrap_or(0);
+            max_age = Duration::from_secs(seconds).min(LONGEST_MAX_AGE);
+        }
+    }
+    max_age
+}
+
+fn invalid_client(why: &'static str) -> OAuthError {
+    OAuthError::new(OAuthErrorCode::InvalidClient, why)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn special_purpose_addresses_are_not_public() {
+        for public in ["1.1.1.1", "93.184.216.34", "2606:4700::1111", "2a00:1450:4001::200e"] {
+            assert!(is_public(public.parse().unwrap()), "{public}");
+        }
+        for special in [
+            "0.0.0.0",
+            "10.1.2.3",
+            "100.64.0.1",
+            "127.0.0.1",
+            "127.255.255.254",
+            "169.254.169.254",
+            "172.31.0.1",
+            "192.168.1.1",
+            "198.18.0.1",
+            "224.0.0.1",
+            "240.0.0.1",
+            "255.255.255.255",
+            "::",
+            "::1",
+            "::ffff:127.0.0.1",
+            "::ffff:1.1.1.1",
+            "::127.0.0.1",
+            "64:ff9b::7f00:1",
+            "fe80::1",
+            "fc00::1",
+            "fd00:ec2::254",
+            "ff02::1",
+            "2001:db8::1",
+            "2002:7f00:1::1",
+            "2001:0:7f00:1::",
+        ] {
+            assert!(!is_public(special.parse().unwrap()), "{special}");
+        }
+    }
+
+    #[test]
+    fn url_that_is_not_normalized_or_public_is_rejected() {
+        let check = |url: &str| check_url(url, MetadataDocuments::Public).is_ok();
+        for good in [
+            "https://client.example/",
+            "https://client.example/oauth/metadata.json",
+            "https://client.example:8443/m?v=1",
+            "https://1.1.1.1/m",
+        ] {
+            assert!(check(good), "{good}");
+        }
+        for bad in [
+            "https://client.example",
+            "http://client.example/m",
+            "https://user@client.example/m",
+            "https://client.example/m#x",
+            "https://client.example/a/../m",
+            "https://client.example/./m",
+            "https://client.example/%2e%2e/m",
+            "https://CLIENT.example/m",
+            "https://client.example:443/m",
+            "https://client.example\\@evil.example/m",
+            "https://127.0.0.1/m",
+            "https://2130706433/m",
+            "https://0x7f.1/m",
+            "https://[::1]/m",
+            "https://[::ffff:127.0.0.1]/m",
+            "https://169.254.169.254/latest/meta-data",
+            "https:///m",
+            " https://client.example/m",
+        ] {
+            assert!(!check(bad), "{bad}");
+        }
+        assert!(check_url("https://client.example/m", MetadataDocuments::Off).is_err());
+        assert!(check_url("https://127.0.0.1/m", MetadataDocuments::Any).is_ok());
+    }
+
+    #[tokio::test]
+    async fn local_name_is_resolved_only_in_mode_any() {
+        let resolver = Resolver { mode: MetadataDocuments::Public };
+        assert!(resolver.resolve("localhost".parse().unwrap()).await.is_err());
+        let resolver = Resolver { mode: MetadataDocuments::Any };
+        assert!(resolver.resolve("localhost".parse().unwrap()).await.is_ok());
+    }
+
+    #[test]
+    fn cache_lifetime_follows_cache_control() {
+        let seconds = |value: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(CACHE_CONTROL, value.parse().unwrap());
+            cache_lifetime(&headers).as_secs()
+        };
+        assert_eq!(cache_lifetime(&HeaderMap::new()).as_secs(), 300);
+        assert_eq!(seconds("public, max-age=60"), 60);
+        assert_eq!(seconds("max-age=99999999"), 86_400);
+        assert_eq!(seconds("max-age=60, no-cache"), 0);
+        assert_eq!(seconds("No-Store"), 0);
+        assert_eq!(seconds("max-age=soon"), 0);
+        assert_eq!(seconds("public"), 300);
+    }
+}

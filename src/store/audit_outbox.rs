@@ -1,0 +1,187 @@
+//! The audit outbox: events that are stored and not yet sealed into a hash chain.
+//!
+//! One transaction seals events, counts the key usage in them and deletes their outbox entries, so
+//! each event is sealed once and counted once. [`crate::audit`] runs the sealer.
+
+use ipnet::IpNet;
+use serde_json::Value;
+use sqlx::{Postgres, Transaction, types::Json};
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use super::{Store, StoreError, audit::EventRow};
+use crate::model::{
+    audit::{ChainHash, ChainSegment, Event, EventDigest},
+    id::{EventId, Id, RequestId, WorkspaceId},
+};
+
+/// The idle timeout of a sealing transaction, in milliseconds. A sealer that hangs must not block
+/// the sealers of other nodes.
+const IDLE_TIMEOUT_MS: &str = "3000";
+
+/// Events that were written together.
+#[derive(Debug)]
+pub struct OutboxEntry {
+    /// The entry's position in the outbox.
+    pub id: i64,
+    /// The time of the oldest event.
+    pub oldest_event_at: OffsetDateTime,
+    /// The workspace and the id of each event.
+    pub events: Vec<(WorkspaceId, EventId)>,
+    /// The digest of each event. `None` if the sealer must compute them from the stored events.
+    pub digests: Option<Vec<EventDigest>>,
+}
+
+/// A transaction that holds the sealing lock: no other node seals meanwhile.
+#[derive(Debug)]
+pub struct SealingTransaction {
+    tx: Transaction<'static, Postgres>,
+}
+
+impl Store {
+    /// Begins a sealing transaction. `None` if another node is sealing.
+    ///
+    /// # Errors
+    /// [`StoreError`] if the query fails.
+    pub async fn begin_sealing(&self) -> Result<Option<SealingTransaction>, StoreError> {
+        let mut tx = self.pools.background().begin().await?;
+        let is_ours = sqlx::query_scalar!(
+            r#"SELECT pg_try_advisory_xact_lock(hashtext('seal')) AS "is!"
+               FROM set_config('idle_in_transaction_session_timeout', $1, true)"#,
+            IDLE_TIMEOUT_MS,
+        )
+        .fetch_one(&mut *tx)
+        .await?;
+        Ok(is_ours.then_some(SealingTransaction { tx }))
+    }
+}
+
+impl SealingTransaction {
+    /// Returns the oldest entries after `entry`: at most `limit` of them, and no more once they
+    /// hold `max_events` events.
+    ///
+    /// # Errors
+    /// [`StoreError`] if the query fails.
+    pub async fn list_entries_after(
+        &mut self,
+        entry: i64,
+        limit: i32,
+        max_events: i32,
+    ) -> Result<Vec<OutboxEntry>, StoreError> {
+        let rows = sqlx::query!(
+            r#"SELECT id AS "id!", since AS "since!", workspace_ids AS "workspace_ids!: Vec<WorkspaceId>",
+                      event_ids AS "event_ids!: Vec<EventId>", digests
+               FROM ledger_behind($1, $2, $3)"#,
+            entry,
+            limit,
+            max_events,
+        )
+        .fetch_all(&mut *self.tx)
+        .await?;
+        let digests = |bytes: Vec<u8>| {
+            let (digests, _) = bytes.as_chunks();
+            digests.iter().map(|digest| EventDigest::from(*digest)).collect()
+        };
+        let entries = rows.into_iter().map(|row| OutboxEntry {
+            id: row.id,
+            oldest_event_at: row.since,
+            events: row.workspace_ids.into_iter().zip(row.event_ids).collect(),
+            digests: row.digests.map(digests),
+        });
+        Ok(entries.collect())
+    }
+
+    /// Returns those of these events that are stored.
+    ///
+    /// # Errors
+    /// [`StoreError`] if the query fails.
+    pub async fn load_events(
+        &mut self,
+        events: &[(WorkspaceId, EventId)],
+    ) -> Result<Vec<Event<'static>>, StoreError> {
+        let workspaces: Vec<_> = events.iter().map(|(workspace, _)| workspace.uuid()).collect();
+        let ids: Vec<_> = events.iter().map(|(_, id)| id.uuid()).collect();
+        let rows = sqlx::query_as!(
+            EventRow,
+            r#"SELECT id AS "id!: EventId", action AS "action!", actor_type AS "actor_type!", actor_id,
+                      actor_name, target_type, target_id, target_name,
+                      request_id AS "request_id: RequestId", method, path, status, ip AS "ip: IpNet",
+                      user_agent, latency_us, metadata AS "metadata!: Json<Value>"
+               FROM events_to_seal($1, $2)"#,
+            &workspaces,
+            &ids,
+        )
+        .fetch_all(&mut *self.tx)
+        .await?;
+        Ok(rows.into_iter().map(Event::from).collect())
+    }
+
+    /// Returns an empty segment at the end of each of these workspaces' chains. A workspace without
+    /// a chain is left out.
+    ///
+    /// # Errors
+    /// [`StoreError`] if the query fails.
+    pub async fn open_segments(
+        &mut self,
+        workspaces: impl IntoIterator<Item = WorkspaceId>,
+    ) -> Result<Vec<ChainSegment>, StoreError> {
+        let workspaces: Vec<_> = workspaces.into_iter().map(Id::uuid).collect();
+        let rows = sqlx::query!(
+            r#"SELECT workspace_id AS "workspace_id!: WorkspaceId", sequence AS "sequence!",
+                      hash AS "hash!"
+               FROM chain_heads_of($1)"#,
+            &workspaces,
+        )
+        .fetch_all(&mut *self.tx)
+        .await?;
+        let segments = rows.into_iter().map(|row| {
+            let hash: [u8; 32] =
+                row.hash.try_into().map_err(|_| StoreError::corrupt("a chain hash"))?;
+            Ok(ChainSegment::after(row.workspace_id, row.sequence, hash.into()))
+        });
+        segments.collect()
+    }
+
+    /// Appends the segments to their chains, counts the key usage in the entries, deletes the
+    /// entries and commits.
+    ///
+    /// # Errors
+    /// [`StoreError`] if the query fails, or if an entry or the end of a chain has changed since it
+    /// was read.
+    pub async fn seal(
+        mut self,
+        now: OffsetDateTime,
+        entries: &[OutboxEntry],
+        segments: &[ChainSegment],
+    ) -> Result<(), StoreError> {
+        let entries: Vec<_> = entries.iter().map(|entry| entry.id).collect();
+        let workspaces: Vec<_> =
+            segments.iter().map(|segment| segment.workspace_id.uuid()).collect();
+        let firsts: Vec<_> = segments.iter().map(|segment| segment.first_sequence).collect();
+        let lasts: Vec<_> = segments.iter().map(ChainSegment::last_sequence).collect();
+        let previous: Vec<_> =
+            segments.iter().map(|segment| &segment.previous_hash.as_bytes()[..]).collect();
+        let hashes: Vec<Vec<u8>> =
+            segments.iter().map(|segment| concat_hashes(&segment.events)).collect();
+        let ids: Vec<Uuid> =
+            segments.iter().flat_map(|segment| &segment.events).map(|(id, _)| id.uuid()).collect();
+        sqlx::query!(
+            r#"SELECT seal($1, $2, $3, $4, $5, $6, $7, $8) AS "done""#,
+            now,
+            &entries,
+            &workspaces,
+            &firsts,
+            &lasts,
+            &previous as _,
+            &hashes,
+            &ids,
+        )
+        .fetch_one(&mut *self.tx)
+        .await?;
+        Ok(self.tx.commit().await?)
+    }
+}
+
+fn concat_hashes(events: &[(EventId, ChainHash)]) -> Vec<u8> {
+    events.iter().flat_map(|(_, hash)| *hash.as_bytes()).collect()
+}

@@ -1,0 +1,110 @@
+//! The email outbox: emails that are stored and not yet sent.
+//!
+//! A node claims an email for a limited time, so that no two nodes send it at once.
+//! [`crate::mail`] renders and sends the emails.
+
+use std::time::Duration;
+
+use sqlx::{postgres::types::PgInterval, types::Json};
+use uuid::Uuid;
+
+use super::{Store, StoreError, Tx};
+use crate::model::mail::OutgoingEmail;
+
+/// An email that this node has claimed for sending.
+#[derive(Debug)]
+pub struct ClaimedMail {
+    /// The email's id.
+    pub id: Uuid,
+    /// The email. `None` if a newer version of this service stored a kind that this version does
+    /// not know.
+    pub mail: Option<OutgoingEmail>,
+    /// The number of claims, including this one.
+    pub attempts: u32,
+}
+
+/// Adds an email to the outbox. It is sent only if the transaction commits.
+///
+/// # Errors
+/// [`StoreError`] if the query fails.
+pub async fn insert(tx: &mut Tx, id: Uuid, mail: &OutgoingEmail) -> Result<(), StoreError> {
+    sqlx::query!("INSERT INTO mail_outbox (id, mail) VALUES ($1, $2)", id, Json(mail) as _)
+        .execute(tx.conn())
+        .await?;
+    Ok(())
+}
+
+impl Store {
+    /// Adds an email to the outbox, in a transaction of its own.
+    ///
+    /// # Errors
+    /// [`StoreError`] if the query fails.
+    pub async fn insert_mail(&self, id: Uuid, mail: &OutgoingEmail) -> Result<(), StoreError> {
+        sqlx::query!("INSERT INTO mail_outbox (id, mail) VALUES ($1, $2)", id, Json(mail) as _)
+            .execute(&self.pools.requests())
+            .await?;
+        Ok(())
+    }
+
+    /// Claims up to `limit` emails that are due. No other node sends them until `lease` ends.
+    ///
+    /// # Errors
+    /// [`StoreError`] if the query fails.
+    pub async fn claim_mails(
+        &self,
+        limit: u32,
+        lease: Duration,
+    ) -> Result<Vec<ClaimedMail>, StoreError> {
+        let rows = sqlx::query!(
+            r#"SELECT id AS "id!", mail AS "mail!: Json<serde_json::Value>", attempts AS "attempts!"
+               FROM claim_mails($1, $2)"#,
+            i32::try_from(limit).unwrap_or(i32::MAX),
+            interval(lease),
+        )
+        .fetch_all(&self.pools.background())
+        .await?;
+        let claimed = rows.into_iter().map(|row| ClaimedMail {
+            id: row.id,
+            mail: serde_json::from_value(row.mail.0).ok(),
+            attempts: row.attempts.try_into().unwrap_or_default(),
+        });
+        Ok(claimed.collect())
+    }
+
+    /// Releases a claimed email, to be retried after `pause`.
+    ///
+    /// # Errors
+    /// [`StoreError`] if the query fails.
+    pub async fn postpone_mail(&self, id: Uuid, pause: Duration) -> Result<(), StoreError> {
+        sqlx::query!(r#"SELECT put_mail_off($1, $2) AS "done""#, id, interval(pause))
+            .fetch_one(&self.pools.background())
+            .await?;
+        Ok(())
+    }
+
+    /// Deletes emails that have waited for longer than `older_than`. Returns their number.
+    ///
+    /// # Errors
+    /// [`StoreError`] if the query fails.
+    pub async fn prune_mails(&self, older_than: Duration) -> Result<i64, StoreError> {
+        let deleted =
+            sqlx::query_scalar!(r#"SELECT prune_mails($1) AS "gone!""#, interval(older_than));
+        Ok(deleted.fetch_one(&self.pools.background()).await?)
+    }
+
+    /// Deletes an email that was sent, or that cannot be delivered.
+    ///
+    /// # Errors
+    /// [`StoreError`] if the query fails.
+    pub async fn remove_mail(&self, id: Uuid) -> Result<(), StoreError> {
+        sqlx::query!(r#"SELECT remove_mail($1) AS "done""#, id)
+            .fetch_one(&self.pools.background())
+            .await?;
+        Ok(())
+    }
+}
+
+fn interval(duration: Duration) -> PgInterval {
+    let microseconds = duration.as_micros().try_into().unwrap_or(i64::MAX);
+    PgInterval { months: 0, days: 0, microseconds }
+}

@@ -1,0 +1,105 @@
+//! Sign-in throttling: counts of wrong passwords, by account and by subnet of the caller.
+//!
+//! Counting by subnet keeps a stranger from locking the owner out. An account is stored as the
+//! SHA-256 digest of the entered address, whether or not such an account exists.
+
+use std::{net::IpAddr, time::Duration};
+
+use sha2::{Digest, Sha256};
+use time::OffsetDateTime;
+
+use super::{Store, StoreError, users::SignInAccount};
+use crate::model::{
+    address::client_subnet,
+    email::Email,
+    id::{UserId, WorkspaceId},
+};
+
+impl Store {
+    /// Finds the account with an address, and the pause before the next attempt at its password.
+    /// The pause does not depend on the existence of the account. It is `None` if no recent attempt
+    /// was wrong.
+    ///
+    /// # Errors
+    /// [`StoreError`] if the query fails.
+    pub async fn find_account_and_pause(
+        &self,
+        email: &Email,
+        ip: IpAddr,
+        now: OffsetDateTime,
+    ) -> Result<(Option<SignInAccount>, Option<Duration>), StoreError> {
+        let row = sqlx::query!(
+            r#"SELECT password_pause($2, $3, $4) AS pause, user_id AS "user_id?: UserId",
+                      email AS "email?", full_name AS "full_name?", password_hash AS "password_hash?",
+                      last_workspace_id AS "last_workspace_id?: WorkspaceId"
+               FROM (VALUES (1)) one LEFT JOIN find_sign_in($1) ON true"#,
+            email.normalized(),
+            account_digest(email),
+            client_subnet(ip),
+            now,
+        )
+        .fetch_one(&self.pools.requests())
+        .await?;
+        let account = row.user_id.zip(row.email).map(|(user_id, email)| SignInAccount {
+            user_id,
+            email,
+            full_name: row.full_name,
+            password_hash: row.password_hash.map(Into::into),
+            last_workspace_id: row.last_workspace_id,
+        });
+        let pause = row.pause;
+        let pause = pause.map(|seconds| Duration::try_from_secs_f64(seconds).unwrap_or_default());
+        Ok((account, pause))
+    }
+
+    /// Counts a wrong password.
+    ///
+    /// # Errors
+    /// [`StoreError`] if the query fails.
+    pub async fn record_wrong_password(
+        &self,
+        email: &Email,
+        ip: IpAddr,
+        now: OffsetDateTime,
+    ) -> Result<(), StoreError> {
+        sqlx::query!(
+            r#"SELECT count_wrong_password($1, $2, $3) AS "done""#,
+            account_digest(email),
+            client_subnet(ip),
+            now,
+        )
+        .fetch_one(&self.pools.requests())
+        .await?;
+        Ok(())
+    }
+
+    /// Resets the count of an account and subnet after a correct password.
+    ///
+    /// # Errors
+    /// [`StoreError`] if the query fails.
+    pub async fn reset_wrong_passwords(&self, email: &Email, ip: IpAddr) -> Result<(), StoreError> {
+        sqlx::query!(
+            r#"SELECT forget_wrong_passwords($1, $2) AS "done""#,
+            account_digest(email),
+            client_subnet(ip)
+        )
+        .fetch_one(&self.pools.requests())
+        .await?;
+        Ok(())
+    }
+
+    /// Deletes counts that no longer cause a pause.
+    ///
+    /// # Errors
+    /// [`StoreError`] if the query fails.
+    pub async fn prune_wrong_passwords(&self, now: OffsetDateTime) -> Result<(), StoreError> {
+        sqlx::query!(r#"SELECT prune_wrong_passwords($1) AS "done""#, now)
+            .fetch_one(&self.pools.background())
+            .await?;
+        Ok(())
+    }
+}
+
+fn account_digest(email: &Email) -> Vec<u8> {
+    Sha256::digest(email.normalized()).to_vec()
+}
