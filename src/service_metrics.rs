@@ -38,8 +38,8 @@ impl Collector for ServiceCollector {
         let states = [
             (["requests", "busy"], ConstGauge::new(f64::from(requests.open - requests.idle))),
             (["requests", "idle"], ConstGauge::new(f64::from(requests.idle))),
-            (["own", "busy"], ConstGauge::new(f64::from(background.open - background.idle))),
-            (["own", "idle"], ConstGauge::new(f64::from(background.idle))),
+            (["background", "busy"], ConstGauge::new(f64::from(background.open - background.idle))),
+            (["background", "idle"], ConstGauge::new(f64::from(background.idle))),
         ];
         let help = "Connections to PostgreSQL by pool and state";
         writer.family("database_connections", help, ["pool", "state"], &states)?;

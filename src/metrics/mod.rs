@@ -113,11 +113,11 @@ impl Default for Metrics {
             "Time that revocations and other changes waited until every node had applied them",
             fence_wait_duration.clone(),
         );
-        let fence_waiting = Gauge::default();
+        let revocations_pending = Gauge::default();
         registry.register(
-            "fence_waiting",
+            "revocations_pending",
             "Revocations and other changes that are waiting for other nodes",
-            fence_waiting.clone(),
+            revocations_pending.clone(),
         );
         let revocation_lag = histogram();
         let name = "revocation_lag_seconds";
@@ -128,7 +128,7 @@ impl Default for Metrics {
         Self {
             requests,
             fence_wait_duration,
-            revocations_pending: fence_waiting,
+            revocations_pending,
             revocation_lag,
             registry,
         }

@@ -134,7 +134,7 @@ fn dev_start_failure_is_one_clear_line() {
 
     let empty = tempfile::tempdir().unwrap();
     let output = run(dev(folder.path()).env("PG_BIN_DIR", empty.path()));
-    assert_refused(&output, "PostgreSQL's server is not installed");
+    assert_refused(&output, "the PostgreSQL server is not installed");
 
     let file = folder.path().join("file");
     fs::write(&file, "").unwrap();
@@ -153,7 +153,7 @@ fn dev_start_failure_is_one_clear_line() {
     fs::write(data.join("PG_VERSION"), "7").unwrap();
     assert_refused(
         &run(&mut dev(foreign.path())),
-        "was made by PostgreSQL 7, which is not installed",
+        "was created by PostgreSQL 7, which is not installed",
     );
 
     let readonly = tempfile::tempdir().unwrap();
@@ -259,7 +259,7 @@ async fn serve_migrates_empty_database_and_rejects_other_key() {
     let output = run(serve()
         .env("DATABASE_URL", &database.url)
         .env("CALL2ME_AUTH__KEYS__ENCRYPTION_KEY", other_key));
-    assert_refused(&output, "keys.encryption_key is not the one");
+    assert_refused(&output, "keys.encryption_key is not the key that encrypted");
 }
 
 #[tokio::test]
@@ -336,7 +336,7 @@ async fn admin_command_creates_users_workspaces_and_keys() {
         .assert_error(404, "not_found");
     let login = serde_json::json!({ "email": "ops@acme.example", "password": user["password"] });
     app.post("/v1/auth/login").json(login).send().await.expect_status(200);
-    assert_refused(&admin(&["users", "create", "--email", "ops@acme.example"]), "exists already");
+    assert_refused(&admin(&["users", "create", "--email", "ops@acme.example"]), "already exists");
     assert_refused(&admin(&["users", "create", "--email", "nonsense"]), "email must be");
     let missing_id = "ws_01jd0zt8q7f7qvs4p2k6x3m9ab";
     assert_refused(

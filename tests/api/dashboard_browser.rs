@@ -57,7 +57,7 @@ async fn new_user_signs_up_calls_api_and_rotates_key() {
     browser.wait_for_text("/api-keys", "No keys yet").await;
     browser.take_screenshot("no-keys").await;
     browser.click("main a[href='/api-keys/new']").await;
-    browser.wait_for_text("/api-keys/new", "What it may do").await;
+    browser.wait_for_text("/api-keys/new", "Choose the lowest scope that works").await;
     browser.fill("[name=name]", "prod-2026-q2").await;
     browser.click("[name=scope][value=write]").await;
     browser.take_screenshot("create-a-key").await;
@@ -129,11 +129,11 @@ async fn new_user_signs_up_calls_api_and_rotates_key() {
     browser.wait_for_count("button.danger", 1).await;
     browser.take_screenshot("revoke").await;
     browser.click("main form button.danger").await;
-    browser.wait_for_text(&format!("{key}/rotation"), "The key is revoked.").await;
+    browser.wait_for_text(&format!("{key}/rotation"), "Key revoked.").await;
     assert_eq!(run_in_shell(&agents(&old)).await, "401");
     assert_eq!(run_in_shell(&agents(&new)).await, "200");
     browser.open(&format!("{}/audit-log?changes=true", app.url)).await;
-    browser.wait_for_text("/audit-log", "is revoked, and was used all the same").await;
+    browser.wait_for_text("/audit-log", "was used after it was revoked").await;
     // The browser logged no violation of the content security policy.
     let console = browser.post("/se/log", json!({ "type": "browser" })).await;
     let console: Vec<_> =
@@ -144,13 +144,13 @@ async fn new_user_signs_up_calls_api_and_rotates_key() {
 /// Paths, and the text that each page shows when it is complete.
 const PAGES: [(&str, &str); 12] = [
     ("/api-keys", "API keys"),
-    ("/api-keys/new", "What it may do"),
+    ("/api-keys/new", "Choose the lowest scope that works"),
     ("KEY", "Last 48 hours"),
-    ("KEY/rotation", "Who still uses the old key"),
-    ("KEY/revoke", "Who used it within the last hour"),
+    ("KEY/rotation", "Clients still using the old key"),
+    ("KEY/revoke", "Clients in the last hour"),
     ("/audit-log", "Everything that happens"),
     ("EVENT", "JSON"),
-    ("/members", "Invite somebody"),
+    ("/members", "Invite a member"),
     ("/connected-apps", "Connected apps"),
     ("/sessions", "Your sessions"),
     ("/second-factor", "Passkeys"),
@@ -242,7 +242,7 @@ async fn every_page_is_accessible_to_owner_and_viewer() {
             let path = page.replace("KEY", &key).replace("EVENT", &event);
             let is_refused =
                 role == "viewer" && ["/api-keys/new", "KEY/revoke", "/members"].contains(&page);
-            let expected_text = if is_refused { "scope admin" } else { expected_text };
+            let expected_text = if is_refused { "admin scope" } else { expected_text };
             let name = page.replace("KEY", "/key").replace("EVENT", "/event").replace('/', "-");
             let view = PageView { path: &path, expected_text, name: format!("{role}{name}") };
             slowest = slowest.max(check_page(&browser, &app, view).await);
@@ -279,11 +279,11 @@ async fn every_page_before_sign_in_is_accessible() {
         ("/sign-in", "Forgot your password?", "sign-in"),
         (&*branded, "Acme Voice on Call2Me", "sign-in-branded"),
         ("/sign-up", "Create your account", "sign-up"),
-        ("/forgot-password", "Mail the link", "forgot-password"),
+        ("/forgot-password", "Send reset link", "forgot-password"),
         ("/reset-password?token=x", "Choose a new password", "reset-password"),
-        ("/verify-email?token=x", "Verify your address", "verify-email"),
+        ("/verify-email?token=x", "Verify your email address", "verify-email"),
         (&*invitation, "Join acme", "accept-invitation"),
-        ("/nothing-is-here", "There is no such page", "no-page"),
+        ("/nothing-is-here", "Page not found", "no-page"),
     ];
     for (path, expected_text, name) in pages {
         check_page(&browser, &app, PageView { path, expected_text, name: name.to_owned() }).await;
@@ -291,7 +291,7 @@ async fn every_page_before_sign_in_is_accessible() {
     browser.set_viewport(WIDE, false).await;
     sign_in(&browser, &app, &dana).await;
     let pages = [
-        (&*consent, "Let Example app in?", "consent"),
+        (&*consent, "Authorize Example app?", "consent"),
         ("/device", "Connect a device", "device"),
         ("/workspaces", "New workspace", "workspaces"),
     ];
@@ -351,11 +351,14 @@ async fn key_is_created_by_keyboard_alone() {
     );
     browser.type_keys(ENTER).await;
     browser.type_keys(TAB).await;
-    assert_eq!(browser.run_script("return document.activeElement.textContent").await, "Create key");
+    assert_eq!(
+        browser.run_script("return document.activeElement.textContent").await,
+        "Create API key"
+    );
     let ring = "return getComputedStyle(document.activeElement).outlineStyle";
     assert_eq!(browser.run_script(ring).await, "solid", "the focused element has an outline");
     browser.type_keys(ENTER).await;
-    browser.wait_for_text("/api-keys/new", "What it may do").await;
+    browser.wait_for_text("/api-keys/new", "Choose the lowest scope that works").await;
     browser.type_keys(&format!("by-keyboard{TAB}{DOWN}{ENTER}")).await;
     browser.wait_for_text("/api-keys", "Copy it now").await;
     let me = app

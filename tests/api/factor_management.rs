@@ -375,7 +375,7 @@ async fn password_reset_mail_lists_remaining_passkeys() {
     let body = json!({ "token": token, "new_password": "another horse, another battery" });
     app.post("/v1/auth/password/reset").json(body).send().await.expect_status(204);
     let mail = sink.wait_for_email(&dana.email, "Your password was changed").await;
-    assert!(mail["text"].as_str().unwrap().contains("go on signing in: phone."), "{mail}");
+    assert!(mail["text"].as_str().unwrap().contains("can still sign in: phone."), "{mail}");
     let pair = sign_in_with_passkey(
         &app,
         &device.assertion_response(&fetch_authentication_options(&app).await),
@@ -402,7 +402,7 @@ async fn password_reset_mail_lists_remaining_passkeys() {
         .expect_status(200);
     let key = app.create_key(&dana.with_tokens(&pair), "log", "admin").await.secret;
     app.wait_for_event_count(&key, "action=member.passkey_removed", 1).await;
-    sink.wait_for_email(&dana.email, "Your authenticator and passkeys were taken away").await;
+    sink.wait_for_email(&dana.email, "Your authenticator and passkeys were removed").await;
     // An unconfirmed authenticator does not count as a factor.
     enroll_totp(&app, &dana.with_tokens(&pair), json!({})).await.expect_status(200);
     auth.remove_factors_as_operator(&dana.email).await.unwrap_err();

@@ -1,4 +1,4 @@
-//! Forward-auth with a real nginx in front of a real upstream, configured as in the README.
+//! Forward-auth with a real nginx in front of a real upstream, configured as in docs/gateways.md.
 
 use std::{
     fs,
@@ -21,9 +21,9 @@ impl Nginx {
     async fn start(auth: &str, upstream: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        // The two locations of the README, with the addresses of the test.
-        let readme = include_str!("../../README.md");
-        let snippet = readme.split("```nginx\n").nth(1).unwrap().split("```").next().unwrap();
+        // The two locations of docs/gateways.md, with the addresses of the test.
+        let page = include_str!("../../docs/gateways.md");
+        let snippet = page.split("```nginx\n").nth(1).unwrap().split("```").next().unwrap();
         let snippet = snippet.replace("http://auth:8080", auth).replace("http://api", upstream);
         let path = folder.path().display();
         let config = format!(

@@ -263,7 +263,7 @@ async fn login_without_service_role_is_rejected() {
         statement_timeout: std::time::Duration::from_secs(2),
     };
     let error = call2me_auth::store::Store::connect(&url, &options).await.unwrap_err();
-    assert!(error.contains("GRANT call2me_auth_app TO it"), "{error}");
+    assert!(error.contains("GRANT call2me_auth_app TO <user>"), "{error}");
 }
 
 #[tokio::test]

@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, fs, path::Path};
 /// Layers of modules from the top down. A module may import from its own layer and lower ones.
 const LAYERS: [&[&str]; 10] = [
     &["main", "cli"],
-    &["app", "server", "observe"],
+    &["app", "server", "service_metrics"],
     &["http"],
     &["oauth"],
     &["auth", "resources", "audit", "idempotency", "limit", "mail"],

@@ -226,10 +226,12 @@ async fn owners_are_notified_of_admin_keys_only() {
     app.create_key(&admin, "harmless", "write").await;
     app.create_key(&admin, "terraform https://evil.example", "admin").await;
     for user in [&dana, &owner] {
-        let mail = sink.wait_for_email(&user.email, "An admin API key was made in acme").await;
+        let mail = sink.wait_for_email(&user.email, "An admin API key was created in acme").await;
         let text = mail["text"].as_str().unwrap();
         assert!(text.contains("the API key terraform https//evilexample"), "{text}");
     }
     let admin_mails = sink.emails_to(&admin.email);
-    assert!(admin_mails.iter().all(|mail| mail["subject"] != "An admin API key was made in acme"));
+    assert!(
+        admin_mails.iter().all(|mail| mail["subject"] != "An admin API key was created in acme")
+    );
 }

@@ -37,6 +37,7 @@ mod gateway;
 mod idempotency;
 mod invitations;
 mod isolation;
+mod language;
 mod layering;
 mod leaked_keys;
 mod mail;

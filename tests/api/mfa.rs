@@ -240,7 +240,7 @@ async fn password_reset_removes_totp_of_unverified_email() {
     sign_in_with_password(&app, &claimed, new_password).await.expect_status(200);
     // With a verified address, TOTP stays: access to the mailbox alone is not a second factor.
     let dana = app.register("acme").await;
-    let token = link_token(&sink.wait_for_email(&dana.email, "Verify your e-mail address").await);
+    let token = link_token(&sink.wait_for_email(&dana.email, "Verify your email address").await);
     let verify = app.post("/v1/auth/verify-email").json(json!({ "token": token }));
     assert_eq!(verify.send().await.status, 204);
     enable_totp(&app, &dana).await;

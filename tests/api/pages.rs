@@ -53,7 +53,7 @@ async fn user_signs_in_lists_sessions_and_signs_out() {
     }
     assert!(!cookie.contains("Domain"), "{cookie}");
     let page = browser.get("/sessions").await;
-    assert!(page.text.contains("Dana Meyer") && page.text.contains("this one</span>"));
+    assert!(page.text.contains("Dana Meyer") && page.text.contains("this session</span>"));
     // The sign-in page redirects a signed-in user.
     assert_eq!(browser.get("/sign-in?next=/sessions").await.redirect_target(), Some("/sessions"));
 
@@ -83,7 +83,7 @@ async fn failed_sign_in_shows_error_and_escapes_input() {
     ] {
         let page = sign_in(&mut browser, "/sign-in", email, password).await;
         assert_eq!(page.status, 422, "{page:#?}");
-        assert!(page.text.contains("e-mail address or the password is wrong"));
+        assert!(page.text.contains("email address or password is wrong"));
         assert!(!page.text.contains("<script"), "{}", page.text);
         assert!(!page.text.contains(PASSWORD), "{}", page.text);
         assert!(!browser.cookies.contains_key(SESSION_COOKIE));
@@ -138,9 +138,9 @@ async fn member_without_required_second_factor_enrolls_it() {
     let mut browser = Browser::signed_in(&app, &member.email).await;
     // Pages of the workspace redirect to the enrollment.
     assert_eq!(browser.get("/api-keys").await.redirect_target(), Some("/second-factor"));
-    let enrollment_path = browser.get("/sessions").await.link_target("Set one up");
+    let enrollment_path = browser.get("/sessions").await.link_target("Set it up");
     let page = browser.get(&enrollment_path).await;
-    assert!(page.text.contains("Set one up to go on"), "{page:#?}");
+    assert!(page.text.contains("Set it up to continue"), "{page:#?}");
     assert!(
         !page.text.contains("name=\"password\""),
         "no password is needed after a recent sign-in"
@@ -163,7 +163,7 @@ async fn member_without_required_second_factor_enrolls_it() {
     assert_eq!(done.text.matches("<li><code>").count(), 10, "{done:#?}");
     let agents = app.request_as(&member.access_token, "GET", "/v1/agents");
     agents.send().await.assert_error(401, "unauthorized");
-    assert!(!browser.get("/sessions").await.text.contains("Set one up"));
+    assert!(!browser.get("/sessions").await.text.contains("Set it up"));
 
     let page = browser.get("/second-factor").await;
     let path = "/second-factor/recovery-codes";
@@ -174,7 +174,7 @@ async fn member_without_required_second_factor_enrolls_it() {
     assert_eq!(browser.submit(&page, path, &[("password", "wrong")]).await.status, 422);
     let removed = browser.submit(&page, path, &fields).await;
     assert_eq!(removed.redirect_target(), Some("/second-factor"));
-    assert!(browser.get("/second-factor").await.text.contains("Set one up to go on"));
+    assert!(browser.get("/second-factor").await.text.contains("Set it up to continue"));
 }
 
 #[tokio::test]
@@ -204,7 +204,7 @@ async fn forgotten_password_is_reset_by_mailed_link() {
     assert!(weak.status == 422 && weak.text.contains("common"), "{weak:#?}");
     let fields = [("new_password", NEW_PASSWORD)];
     let done = browser.submit(&weak, "/reset-password", &fields).await;
-    assert!(done.status == 200 && done.text.contains("was changed"), "{done:#?}");
+    assert!(done.status == 200 && done.text.contains("Password changed"), "{done:#?}");
     assert!(!is_signed_in(&mut signed_in).await, "all sessions have ended");
     let again = browser.submit(&weak, "/reset-password", &fields).await;
     assert_eq!(again.status, 422);
@@ -280,7 +280,10 @@ async fn invitation_is_accepted_by_new_or_existing_user() {
     let mut other = Browser::signed_in(&app, &dana.email).await;
     let page = other.get(&path).await;
     let refused = other.submit(&page, action, &[]).await;
-    assert!(refused.status == 403 && refused.text.contains("another address"), "{refused:#?}");
+    assert!(
+        refused.status == 403 && refused.text.contains("another email address"),
+        "{refused:#?}"
+    );
     let page = browser.get(&path).await;
     assert!(page.text.contains("You are signed in as"), "{page:#?}");
     assert_eq!(browser.submit(&page, action, &[]).await.redirect_target(), Some("/"));
@@ -299,7 +302,7 @@ async fn cookie_of_ended_session_is_rejected_on_every_node() {
     second.cookies.clone_from(&first.cookies);
     assert!(is_signed_in(&mut second).await);
     let page = first.get("/sessions").await;
-    let action = page.text.split("this one</span>").nth(1).unwrap();
+    let action = page.text.split("this session</span>").nth(1).unwrap();
     let action = action.split("action=\"").nth(1).unwrap().split('"').next().unwrap().to_owned();
     assert_eq!(first.submit(&page, &action, &[]).await.redirect_target(), Some("/sign-in"));
     assert!(!is_signed_in(&mut second).await);

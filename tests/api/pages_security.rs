@@ -230,7 +230,7 @@ async fn real_browser_signs_in_and_blocks_other_sites() {
     browser.fill("[name=email]", &dana.email).await;
     browser.fill("[name=password]", "wrong").await;
     browser.click("button").await;
-    browser.wait_for_text("/sign-in", "e-mail address or the password is wrong").await;
+    browser.wait_for_text("/sign-in", "email address or password is wrong").await;
     browser.fill("[name=password]", PASSWORD).await;
     browser.click("button").await;
     browser.wait_for_text("/api-keys", "No keys yet").await;

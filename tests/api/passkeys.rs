@@ -108,7 +108,7 @@ async fn passkey_signs_in_alone_until_it_is_removed() {
     .await;
     refused.assert_error(401, "invalid_credentials");
     sink.wait_for_email(&dana.email, "new passkey").await;
-    sink.wait_for_email(&dana.email, "taken away").await;
+    sink.wait_for_email(&dana.email, "passkey was removed").await;
     let key =
         app.create_key(&TestUser { access_token: token, ..dana }, "log", "admin").await.secret;
     app.wait_for_event_count(&key, "action=member.passkey_added", 1).await;
@@ -429,9 +429,9 @@ async fn real_browser_creates_passkey_and_signs_in() {
     browser.fill("[name=email]", &dana.email).await;
     browser.fill("[name=password]", PASSWORD).await;
     browser.click("form[action='/sign-in'] button").await;
-    browser.wait_for_text("/second-factor", "A passkey signs in by itself").await;
+    browser.wait_for_text("/second-factor", "Sign in with a passkey instead").await;
     browser.click("form[action='/second-factor/passkeys/new'] button").await;
-    browser.wait_for_text("/second-factor/passkeys/new", "What you call it").await;
+    browser.wait_for_text("/second-factor/passkeys/new", "Passkey name").await;
     browser.wait_for_count("[data-without-passkeys]:not([hidden])", 0).await;
     browser.click("form[action='/second-factor/passkeys'] button").await;
     browser.wait_for_text("/second-factor", "My passkey").await;
@@ -465,7 +465,7 @@ async fn passkey_pages_report_errors_without_javascript() {
     let mut browser = Browser::signed_in(&app, &dana.email).await;
     let page = browser.get("/second-factor").await;
     let page = browser.submit(&page, "/second-factor/passkeys/new", &[]).await;
-    assert!(page.text.contains("Passkeys take JavaScript"), "{page:#?}");
+    assert!(page.text.contains("Passkeys require JavaScript"), "{page:#?}");
     let form_token = page.text.split("form_token\" value=\"").nth(1).unwrap();
     let form_token = form_token.split('"').next().unwrap();
     for credential in ["", "{}", "null", "[1"] {

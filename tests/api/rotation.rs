@@ -138,7 +138,7 @@ async fn rotation_report_follows_key_from_creation_to_revocation() {
     })
     .await;
     assert_eq!(quiet["state"], "quiet");
-    assert_eq!(quiet["reason"], "the new key serves, and the old one has been quiet for 900 s");
+    assert_eq!(quiet["reason"], "the new key is in use, and the old key has been idle for 900 s");
     assert_eq!(revoke_if_quiet(&app, &dana, &old).await.status, 204);
     app.get("/v1/agents").bearer(&old.secret).send().await.assert_error(401, "unauthorized");
     send_requests(&app, &new, "booking/2", 1).await;

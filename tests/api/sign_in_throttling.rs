@@ -36,7 +36,7 @@ async fn sign_in_pauses_grow_for_the_guessing_address_only() {
         early.assert_error(429, "rate_limited");
         assert!((1..=2).contains(&early.header_number("retry-after")));
     }
-    // During the pause, the correct password is rejected too. From another address, it works.
+    // During the pause, the correct password is rejected too. From another email address, it works.
     sign_in_from(&app, "203.0.113.9", &dana.email, PASSWORD)
         .await
         .assert_error(429, "rate_limited");

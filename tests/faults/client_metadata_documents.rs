@@ -68,7 +68,9 @@ async fn client_is_authorized_by_its_metadata_document() {
     let client = documents.client("good.json");
     let mut browser = Browser::signed_in(&node, "owner@acme.example").await;
     let page = browser.get(&client.authorization_url(&[])).await;
-    for text in ["Example assistant", "assistant.example", "It is known by localhost."] {
+    for text in
+        ["Example assistant", "assistant.example", "It is identified by the website localhost."]
+    {
         assert!(page.text.contains(text), "{text}: {}", page.text);
     }
     let (redirect_uri, params) = told(&browser.submit_consent(&page, &[]).await);
@@ -90,7 +92,7 @@ async fn client_is_authorized_by_its_metadata_document() {
 
     // A client name is optional.
     let page = browser.get(&documents.client("bare.json").authorization_url(&[])).await;
-    assert!(page.text.contains("Let assistant.example in?"), "{}", page.text);
+    assert!(page.text.contains("Authorize assistant.example?"), "{}", page.text);
     // Errors are not cached.
     let fragile = documents.client("fragile.json");
     assert_eq!(browser.get(&fragile.authorization_url(&[])).await.status, 400);

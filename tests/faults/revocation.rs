@@ -214,7 +214,7 @@ async fn revoked_key_is_rejected_while_listeners_are_killed() {
     }
     let killed = killed.load(SeqCst);
     let [a, b] = &race.nodes;
-    let losses = [a, b].map(|node| node.count_log_lines("cannot hear what other nodes change"));
+    let losses = [a, b].map(|node| node.count_log_lines("cannot receive cache invalidations"));
     println!("{killed} listeners were killed; nodes lost their listener {losses:?} times");
     assert!(killed >= 10 && losses.iter().all(|times| *times > 0), "too few listeners were killed");
     race.assert_all_rejected();

@@ -41,7 +41,7 @@ async fn rotated_key_signs_and_retired_key_is_rejected_everywhere() {
     assert_eq!(kid(&other_old), first);
     let error =
         run_admin_command(&url, &["signing-keys", "retire", &first], &[]).await.unwrap_err();
-    assert!(error.contains("this key signs"), "{error}");
+    assert!(error.contains("this key is in use for signing"), "{error}");
 
     let rotated = run_admin_command(&url, &["signing-keys", "rotate"], &[]).await.unwrap();
     let (second, started) = (rotated["id"].as_str().unwrap().to_owned(), Instant::now());

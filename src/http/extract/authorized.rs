@@ -28,7 +28,7 @@ pub trait Access: Send + Sync + 'static {
     /// The rule.
     const RULE: AccessRule;
     /// The type of the handler's first parameter.
-    type Guard;
+    type Extractor;
 }
 
 macro_rules! access_types {
@@ -39,7 +39,7 @@ macro_rules! access_types {
 
         impl Access for $name {
             const RULE: AccessRule = $rule;
-            type Guard = $guard;
+            type Extractor = $guard;
         }
     )*};
 }
@@ -126,7 +126,7 @@ macro_rules! impl_for_handlers {
         impl<A, F, Fut, $($arg),*> RequiresAccess<A, (Fut, $($arg,)*)> for F
         where
             A: Access,
-            F: Fn(A::Guard, $($arg),*) -> Fut,
+            F: Fn(A::Extractor, $($arg),*) -> Fut,
         {
         }
     };

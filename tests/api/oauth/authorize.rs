@@ -161,7 +161,7 @@ async fn consent_is_limited_to_own_workspaces() {
     let client = app.register_client(json!({})).await;
     let mut browser = Browser::signed_in(&app, &dana.email).await;
     let page = browser.get(&client.authorization_url(&[])).await;
-    assert!(page.text.contains("labs (you are owner)"), "{}", page.text);
+    assert!(page.text.contains("labs (owner)"), "{}", page.text);
     let (_, params) = told(&browser.submit_consent(&page, &[("workspace", &labs)]).await);
     let tokens = app.redeem_code(&client, &params["code"]).await.expect_status(200);
     let token = tokens["access_token"].as_str().unwrap();
@@ -172,7 +172,7 @@ async fn consent_is_limited_to_own_workspaces() {
     let page = browser.get(&client.authorization_url(&[])).await;
     let response = browser.submit_consent(&page, &[("workspace", &stranger.workspace_id)]).await;
     assert_eq!(response.status, 403);
-    assert!(response.text.contains("are no member of this workspace"), "{}", response.text);
+    assert!(response.text.contains("are not a member of this workspace"), "{}", response.text);
 }
 
 #[tokio::test]
@@ -211,7 +211,7 @@ async fn consent_is_remembered_for_same_scope_and_https_redirect() {
         &[("scope", "call2me:write"), ("redirect_uri", "http://127.0.0.1:4711/cb")],
     ] {
         let page = browser.get(&client.authorization_url(fields)).await;
-        assert!(page.status == 200 && page.text.contains("Let Example app in?"), "{fields:?}");
+        assert!(page.status == 200 && page.text.contains("Authorize Example app?"), "{fields:?}");
     }
     // `prompt=none` succeeds if the earlier consent covers the request.
     let none = |scope| [("scope", scope), ("prompt", "none")];
@@ -244,7 +244,7 @@ async fn consent_is_remembered_for_same_scope_and_https_redirect() {
         revoked.expect_status(200);
     }
     let page = browser.get(&client.authorization_url(&write)).await;
-    assert!(page.text.contains("Let Example app in?"));
+    assert!(page.text.contains("Authorize Example app?"));
 }
 
 #[tokio::test]
@@ -261,7 +261,7 @@ async fn prompt_login_requires_new_sign_in() {
     let fields = [("email", &*sam.email), ("password", PASSWORD)];
     let page = browser.submit(&page, "/sign-in", &fields).await;
     let page = browser.get(page.redirect_target().unwrap()).await;
-    assert!(page.text.contains("widgets-inc") && page.text.contains("Let Example app in?"));
+    assert!(page.text.contains("widgets-inc") && page.text.contains("Authorize Example app?"));
     // `prompt=login consent` requires both.
     assert!(told(&browser.submit_consent(&page, &[]).await).1.contains_key("code"));
     let page = browser.get(&client.authorization_url(&[("prompt", "login consent")])).await;
@@ -323,7 +323,7 @@ async fn redirect_to_custom_scheme_requires_consent() {
     for fields in [("response_type", ""), ("prompt", "none")] {
         let page = browser.get(&client.authorization_url(&[fields])).await;
         assert!(page.status == 400 && !page.headers.contains_key("location"), "{page:#?}");
-        assert!(page.text.contains("Back to the program"));
+        assert!(page.text.contains("Back to the app"));
     }
     // After consent, the redirect goes to the custom scheme.
     let page = browser.get(&client.authorization_url(&[])).await;
@@ -543,7 +543,7 @@ async fn consent_is_rejected_without_required_second_factor() {
         .unwrap();
     app.database.wait_for_invalidation().await;
     let page = browser.get(&client.authorization_url(&[])).await;
-    assert!(page.text.contains("asks for a second factor"), "{}", page.text);
+    assert!(page.text.contains("requires two-factor authentication"), "{}", page.text);
     let response = browser.submit_consent(&page, &[]).await;
     assert_eq!(response.status, 403, "{response:#?}");
     let token = tokens["access_token"].as_str().unwrap();

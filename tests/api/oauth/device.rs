@@ -70,7 +70,10 @@ async fn device_gets_tokens_after_user_enters_code() {
     app.request_as(token, "GET", "/v1/agents").send().await.expect_status(200);
     let page = browser.get("/device").await;
     let again = browser.submit(&page, "/device", &[("user_code", code)]).await;
-    assert!(again.status == 422 && again.text.contains("o device shows this code"), "{again:#?}");
+    assert!(
+        again.status == 422 && again.text.contains("his code is wrong or has expired"),
+        "{again:#?}"
+    );
 }
 
 #[tokio::test]

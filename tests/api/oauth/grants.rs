@@ -67,7 +67,7 @@ async fn user_disconnects_app_on_page() {
     let client = app.register_client(json!({})).await;
     let mut browser = Browser::signed_in(&app, &dana.email).await;
     let page = browser.get("/connected-apps").await;
-    assert!(page.text.contains("No app is connected"), "{}", page.text);
+    assert!(page.text.contains("No connected apps"), "{}", page.text);
     let tokens = app.obtain_tokens(&mut browser, &client, &[]).await;
     let page = browser.get("/connected-apps").await;
     assert!(
@@ -84,7 +84,7 @@ async fn user_disconnects_app_on_page() {
         .send()
         .await
         .assert_error(401, "unauthorized");
-    assert!(browser.get("/connected-apps").await.text.contains("No app is connected"));
+    assert!(browser.get("/connected-apps").await.text.contains("No connected apps"));
 }
 
 #[tokio::test]

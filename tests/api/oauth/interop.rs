@@ -29,7 +29,7 @@ async fn sign_in(chromium: &Chromium, url: &str, person: &TestUser) {
 
 /// Authorizes the client on the consent page.
 async fn authorize_client(chromium: &Chromium, client: &str) {
-    chromium.wait_for_text("/oauth/authorize", &format!("Let {client} in?")).await;
+    chromium.wait_for_text("/oauth/authorize", &format!("Authorize {client}?")).await;
     chromium.click("button[value=allow]").await;
     chromium.wait_for_text("/callback", "You can close this window.").await;
 }
@@ -156,7 +156,7 @@ async fn mcp_conformance_tests_pass() {
     let mut script = Script::node("conformance.mjs", &[&app.url, &port], &variables);
     let chromium = Chromium::start().await;
     sign_in(&chromium, &script.read_line_after("AUTHORIZE").await, &dana).await;
-    chromium.wait_for_text("/oauth/authorize", "Let Example app in?").await;
+    chromium.wait_for_text("/oauth/authorize", "Authorize Example app?").await;
     chromium.click("button[value=allow]").await;
     script.expect_success().await;
 }

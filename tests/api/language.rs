@@ -1,0 +1,199 @@
+//! The language rules that CONTRIBUTING.md states, as far as a test can check them: pronouns in
+//! place of roles, comments that open with a question word, long lines and old metaphors.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+/// Pronouns that stand for a role, such as "user" or "client".
+const PRONOUNS: [&str; 12] = [
+    "who",
+    "whoever",
+    "whom",
+    "whose",
+    "somebody",
+    "someone",
+    "nobody",
+    "anybody",
+    "anyone",
+    "everybody",
+    "everyone",
+    "oneself",
+];
+
+/// Words that make a comment open like a question.
+const QUESTION_WORDS: [&str; 9] =
+    ["What", "Who", "Whether", "Whose", "Which", "How", "When", "Where", "Why"];
+
+/// Phrases that have a plain or standard equivalent.
+const PHRASES: [&str; 12] = [
+    "what is there",
+    "what was",
+    "let in",
+    "taken out",
+    "made anew",
+    "of one's own",
+    "one's own",
+    "as may be",
+    "worth nothing",
+    "no longer believed",
+    "the one before",
+    "its own doings",
+];
+
+/// Columns of a line, comments included.
+const MAX_COLUMNS: usize = 100;
+
+/// Returns all files in a folder of the repository whose names end in `.extension`.
+fn files_in(folder: &str, extension: &str) -> Vec<PathBuf> {
+    fn collect(folder: &Path, extension: &str, files: &mut Vec<PathBuf>) {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                collect(&path, extension, files);
+            } else if path.extension().is_some_and(|ending| ending == extension) {
+                files.push(path);
+            }
+        }
+    }
+    let mut files = Vec::new();
+    collect(&Path::new(env!("CARGO_MANIFEST_DIR")).join(folder), extension, &mut files);
+    files
+}
+
+/// Returns the comment blocks of a Rust file: consecutive comment lines, without their markers.
+fn comment_blocks(text: &str) -> Vec<String> {
+    let mut blocks = vec![String::new()];
+    for line in text.lines().map(str::trim_start) {
+        let comment = ["///", "//!", "//"].iter().find_map(|marker| line.strip_prefix(marker));
+        match comment {
+            Some(comment) => {
+                let block = blocks.last_mut().unwrap();
+                block.push_str(comment);
+                block.push('\n');
+            }
+            None if blocks.last().is_some_and(|block| !block.is_empty()) => {
+                blocks.push(String::new());
+            }
+            None => {}
+        }
+    }
+    blocks.retain(|block| !block.is_empty());
+    blocks
+}
+
+/// Returns the text of a Markdown file without code.
+fn prose(text: &str) -> String {
+    let without_blocks = text.split("```").step_by(2).collect::<String>();
+    without_blocks.split('`').step_by(2).collect()
+}
+
+fn words(text: &str) -> impl Iterator<Item = String> {
+    text.split(|c: char| !c.is_alphanumeric() && c != '\'')
+        .filter(|word| !word.is_empty())
+        .map(str::to_lowercase)
+}
+
+/// Returns the pronouns for each 1,000 words.
+fn pronouns_per_thousand(texts: &[String]) -> f64 {
+    let all = texts.iter().flat_map(|text| words(text)).collect::<Vec<_>>();
+    let odd = all.iter().filter(|word| PRONOUNS.contains(&word.as_str())).count();
+    let count = |number: usize| f64::from(u32::try_from(number).unwrap());
+    count(odd) * 1000.0 / count(all.len())
+}
+
+fn comments_in(folders: &[&str]) -> Vec<(String, String)> {
+    let files = folders.iter().flat_map(|folder| files_in(folder, "rs"));
+    files
+        .filter(|path| !path.ends_with("language.rs"))
+        .flat_map(|path| {
+            let text = fs::read_to_string(&path).unwrap();
+            let blocks = comment_blocks(&text).into_iter();
+            let path = path.display().to_string();
+            blocks.map(move |block| (path.clone(), block)).collect::<Vec<_>>()
+        })
+        .collect()
+}
+
+fn check_phrases(texts: &[(String, String)]) {
+    for (path, text) in texts {
+        let text = words(text).collect::<Vec<_>>().join(" ");
+        for phrase in PHRASES {
+            assert!(
+                !format!(" {text} ").contains(&format!(" {phrase} ")),
+                "{path}: “{phrase}” in “{text}”"
+            );
+        }
+    }
+}
+
+#[test]
+fn comments_use_names_of_roles_instead_of_pronouns() {
+    for (folders, limit) in [(&["src"][..], 3.0), (&["tests", "benches"], 4.0)] {
+        let comments = comments_in(folders);
+        check_phrases(&comments);
+        let texts = comments.iter().map(|(_, text)| text.clone()).collect::<Vec<_>>();
+        let found = pronouns_per_thousand(&texts);
+        assert!(found <= limit, "{folders:?}: {found:.1} pronouns per 1,000 words");
+        let opened = texts.iter().filter(|text| {
+            let first = text.split_whitespace().next().unwrap_or_default();
+            QUESTION_WORDS.contains(&first)
+        });
+        let share = opened.count() * 100 / texts.len();
+        assert!(share <= 6, "{folders:?}: {share} % of comments open with a question word");
+    }
+}
+
+#[test]
+fn documents_use_names_of_roles_instead_of_pronouns() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut files = files_in("docs", "md");
+    files.extend(
+        ["README.md", "CHANGELOG.md", "SECURITY.md", "CONTRIBUTING.md"].map(|name| root.join(name)),
+    );
+    for path in files {
+        let text = prose(&fs::read_to_string(&path).unwrap());
+        let name = path.display().to_string();
+        // The glossary and the style rules name the words that they advise against.
+        if name.ends_with("glossary.md") || name.ends_with("CONTRIBUTING.md") {
+            continue;
+        }
+        check_phrases(&[(name.clone(), text.clone())]);
+        let found = pronouns_per_thousand(&[text]);
+        assert!(found <= 4.0, "{name}: {found:.1} pronouns per 1,000 words");
+    }
+}
+
+#[test]
+fn pages_and_emails_use_plain_phrases() {
+    let mut files = files_in("src", "html");
+    files.extend(files_in("src", "txt"));
+    assert!(files.len() > 30);
+    let texts =
+        files.iter().map(|path| (path.display().to_string(), fs::read_to_string(path).unwrap()));
+    check_phrases(&texts.collect::<Vec<_>>());
+}
+
+#[test]
+fn comments_fit_into_a_line() {
+    for folder in ["src", "tests", "benches"] {
+        for path in files_in(folder, "rs") {
+            for (number, line) in fs::read_to_string(&path).unwrap().lines().enumerate() {
+                let is_comment = line.trim_start().starts_with("//");
+                assert!(
+                    !is_comment || line.chars().count() <= MAX_COLUMNS,
+                    "{}:{}: more than {MAX_COLUMNS} columns",
+                    path.display(),
+                    number + 1,
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn comment_blocks_are_read() {
+    let text = "//! A.\n//! B.\n\n/// C.\nfn c() {} // not read\n    // D.\n";
+    assert_eq!(comment_blocks(text), [" A.\n B.\n", " C.\n", " D.\n"]);
+}
