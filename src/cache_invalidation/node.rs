@@ -28,8 +28,9 @@ use crate::{
 const MIN_PAUSE: Duration = Duration::from_millis(10);
 /// Maximum pause between attempts; the pause doubles up to this.
 const MAX_PAUSE: Duration = Duration::from_millis(500);
-/// Timeout of the deregistration at shutdown.
-const UNREGISTER_TIMEOUT: Duration = Duration::from_secs(2);
+/// Longest time that a stopping node waits for its deregistration. Other nodes wait no longer than
+/// its lease, so neither does this one.
+const MAX_DEREGISTER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The dependencies and settings of a node.
 pub struct NodeDependencies {
@@ -83,8 +84,8 @@ impl NodeTask {
     ///
     /// A node that does not deregister is treated as crashed: other nodes wait until its lease has
     /// expired, and assume that some of its audit events may be lost.
-    pub async fn finish(self, should_unregister: bool) {
-        self.stop.send(should_unregister).ok();
+    pub async fn finish(self, should_deregister: bool) {
+        self.stop.send(should_deregister).ok();
         self.task.await.ok();
     }
 }
@@ -100,16 +101,17 @@ impl Node {
     }
 
     async fn run(mut self, stopped: oneshot::Receiver<bool>) {
-        let should_unregister = tokio::select! {
+        let should_deregister = tokio::select! {
             () = self.run_with_retry() => true,
-            should_unregister = stopped => should_unregister.unwrap_or(true),
+            should_deregister = stopped => should_deregister.unwrap_or(true),
         };
         self.deps.lease.end();
-        if !should_unregister {
+        if !should_deregister {
             return;
         }
         // Otherwise other nodes would wait until the lease expires.
-        timeout(UNREGISTER_TIMEOUT, self.deps.store.unregister_node(self.deps.id)).await.ok();
+        let limit = self.deps.lease_duration.min(MAX_DEREGISTER_TIMEOUT);
+        timeout(limit, self.deps.store.unregister_node(self.deps.id)).await.ok();
     }
 
     /// Runs the node; after an error, pauses and starts over.

@@ -489,7 +489,8 @@ async fn check_retention(app: &TestApp) {
     let total = count().await;
     // No event of this log is that old. Only empty partitions of earlier months may be dropped.
     retention(365).prune().await.unwrap();
-    assert_eq!(count().await, total);
+    // The event of the checkpoint request may be written only now.
+    assert!(count().await >= total);
     let dropped = retention(30).prune().await.unwrap();
     assert!(dropped.iter().any(|name| name.starts_with("audit_events_")), "{dropped:?}");
     assert!(dropped.iter().any(|name| name.starts_with("audit_seals_")), "{dropped:?}");

@@ -114,8 +114,13 @@ async fn revocation_waits_for_lease_of_unresponsive_node() {
 }
 
 #[tokio::test]
-async fn stopped_node_is_deregistered() {
-    let (one, other, dana, key) = two_nodes().await;
+async fn stopped_node_is_deregistered_before_its_lease_ends() {
+    let one = TestApp::start().await;
+    let settings = [("server.public_url", &*one.url), ("cache.lease_seconds", "60")];
+    let other = TestApp::start_on(one.database.clone(), &settings).await;
+    let dana = one.register("acme").await;
+    let key = one.create_key(&dana, "prod", "write").await;
+    other.get("/v1/agents").bearer(&key.secret).send().await.expect_status(200);
     other.stop().await;
     let mut sql = one.database.connect().await;
     let nodes = sqlx::query_scalar::<_, i64>("SELECT count(*) FROM nodes");

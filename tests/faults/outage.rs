@@ -11,7 +11,9 @@ use tokio::{
 };
 use uuid::Uuid;
 
-use super::fixture::{Cluster, Load, Node, RequestOutcome, TEST_TIMEOUT, acquire_test_lock};
+use super::fixture::{
+    Cluster, Load, Node, RequestOutcome, TEST_TIMEOUT, acquire_test_lock, wait_until,
+};
 use crate::fixture::Key;
 
 const CLIENTS: usize = 8;
@@ -81,9 +83,10 @@ async fn acknowledged_requests_survive_service_kill() {
     load.wait_for_more("requests succeed", 2 * STEADY_REQUESTS, RequestOutcome::is_acknowledged)
         .await;
     node.kill().await;
+    // A client that pauses notices it with its next request.
+    let disconnected = || load.count(|outcome| outcome.response.is_err());
+    wait_until("each client lost its connection", || disconnected() == CLIENTS).await;
     let outcomes = load.finish().await;
-    let disconnected = outcomes.iter().filter(|outcome| outcome.response.is_err()).count();
-    assert_eq!(disconnected, CLIENTS, "each client lost its connection once, at the end");
     let mut connection = cluster.connect().await;
     assert_written(&mut connection, &outcomes).await;
     assert_logged(&mut connection, &key, &outcomes).await;
