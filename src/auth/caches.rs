@@ -185,7 +185,7 @@ impl InvalidationSink for CredentialCaches {
                 }
                 Invalidation::Grant(id) => self.grants.invalidate(&id),
                 Invalidation::Client(id) => {
-                    self.grants.invalidate_where(|grant| grant.client_id == id)
+                    self.grants.invalidate_where(|grant| grant.client_id == id);
                 }
             }
         }

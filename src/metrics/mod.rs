@@ -125,13 +125,7 @@ impl Default for Metrics {
             "Time from the announcement of a cache invalidation until this node had applied it";
         registry.register(name, help, revocation_lag.clone());
         let registry = Arc::new(Mutex::new(registry));
-        Self {
-            requests,
-            fence_wait_duration,
-            revocations_pending,
-            revocation_lag,
-            registry,
-        }
+        Self { requests, fence_wait_duration, revocations_pending, revocation_lag, registry }
     }
 }
 

@@ -45,7 +45,7 @@ pub struct Color([u8; 3]);
 
 impl Color {
     /// Returns the text color for this background: black or white, whichever has the higher
-    /// contrast_ratio ratio (WCAG 2.2).
+    /// contrast ratio (WCAG 2.2).
     #[must_use]
     pub fn text_color(self) -> Self {
         let [black, white] = [Self([0; 3]), Self([255; 3])];
@@ -63,7 +63,7 @@ impl Color {
     }
 }
 
-/// Returns the contrast_ratio ratio of two colors (WCAG 2.2), from 1 to 21.
+/// Returns the contrast ratio of two colors (WCAG 2.2), from 1 to 21.
 fn contrast_ratio(one: Color, other: Color) -> f64 {
     let (one, other) = (one.luminance(), other.luminance());
     (one.max(other) + 0.05) / (one.min(other) + 0.05)

@@ -55,6 +55,12 @@ impl Tenant {
         let create = async |collection: &str, body: Value| {
             app.post(collection).bearer(token).json(body).send().await.expect_status(201)
         };
+        let list_in_new_session = async |collection: &str| {
+            let login = json!({ "email": self.owner.email, "password": PASSWORD });
+            let pair = app.post("/v1/auth/login").json(login).send().await.expect_status(200);
+            let list = app.get(collection).bearer(pair["access_token"].as_str().unwrap());
+            list.send().await.expect_status(200)
+        };
         let agent =
             async || create("/v1/agents", json!({ "agent_name": "a" })).await["agent_id"].clone();
         let collection = path.split("/{id}").next().unwrap();
@@ -80,10 +86,7 @@ impl Tenant {
                 (create(collection, body.clone()).await["id"].clone(), body)
             }
             "/v1/auth/sessions" if path.ends_with("{id}") => {
-                let login = json!({ "email": self.owner.email, "password": PASSWORD });
-                let pair = app.post("/v1/auth/login").json(login).send().await.expect_status(200);
-                let call = app.get(collection).bearer(pair["access_token"].as_str().unwrap());
-                let sessions = call.send().await.expect_status(200)["sessions"].clone();
+                let sessions = list_in_new_session(collection).await["sessions"].clone();
                 let own = sessions.as_array().unwrap().iter().find(|own| own["current"] == true);
                 (own.unwrap()["id"].clone(), json!({}))
             }
@@ -121,24 +124,19 @@ impl Tenant {
             "/v1/workspaces" => (Value::Null, json!({ "name": "another" })),
             "/v1/oauth/clients" => {
                 let body = json!({ "name": "app", "redirect_uris": ["https://app.example/cb"] });
-                if path.contains("{id}") {
-                    let id = create(collection, body).await["id"].clone();
-                    let change =
-                        if path.ends_with("secret") { json!({}) } else { json!({ "name": "b" }) };
-                    (id, change)
-                } else {
-                    (Value::Null, body)
+                match path.contains("{id}") {
+                    true if path.ends_with("secret") => {
+                        (create(collection, body).await["id"].clone(), json!({}))
+                    }
+                    true => (create(collection, body).await["id"].clone(), json!({ "name": "b" })),
+                    false => (Value::Null, body),
                 }
             }
             "/v1/oauth/grants" if path.contains("{id}") => {
                 let client = app.register_client(json!({})).await;
                 let mut browser = Browser::signed_in(app, &self.owner.email).await;
                 app.obtain_tokens(&mut browser, &client, &[]).await;
-                let pair = app.post("/v1/auth/login");
-                let login = json!({ "email": self.owner.email, "password": PASSWORD });
-                let pair = pair.json(login).send().await.expect_status(200);
-                let call = app.get(collection).bearer(pair["access_token"].as_str().unwrap());
-                (call.send().await.expect_status(200)["grants"][0]["id"].clone(), json!({}))
+                (list_in_new_session(collection).await["grants"][0]["id"].clone(), json!({}))
             }
             "/v1/auth/switch-workspace" => {
                 (Value::Null, json!({ "workspace_id": self.owner.workspace_id }))

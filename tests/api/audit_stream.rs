@@ -125,7 +125,7 @@ async fn stream_ends_with_its_credential() {
         match key_stream.next_block().await {
             StreamBlock::End => break,
             StreamBlock::Event(_, event) => {
-                assert_ne!(event["request"]["id"], later_request.as_str())
+                assert_ne!(event["request"]["id"], later_request.as_str());
             }
             StreamBlock::Comment => {}
         }

@@ -27,9 +27,8 @@ const QUESTION_WORDS: [&str; 9] =
     ["What", "Who", "Whether", "Whose", "Which", "How", "When", "Where", "Why"];
 
 /// Phrases that have a plain or standard equivalent.
-const PHRASES: [&str; 12] = [
+const PHRASES: [&str; 11] = [
     "what is there",
-    "what was",
     "let in",
     "taken out",
     "made anew",

@@ -152,7 +152,7 @@ async fn form_without_csrf_token_is_rejected() {
         let page = anonymous.post(&path, &[], &headers).await;
         match route.rule {
             AccessRule::Protected(_) => {
-                assert_eq!(page.redirect_target(), Some("/sign-in?next=%2F"), "{path}")
+                assert_eq!(page.redirect_target(), Some("/sign-in?next=%2F"), "{path}");
             }
             _ => assert_eq!(page.status, 403, "{path}"),
         }

@@ -297,7 +297,10 @@ async fn admin_scope_requires_recent_sign_in() {
     );
     app.clock.advance(Duration::from_mins(16));
     let response = browser.submit_consent(&page, &[("scope", "admin")]).await;
-    assert!(response.status == 403 && response.text.contains("signs in anew"), "{response:#?}");
+    assert!(
+        response.status == 403 && response.text.contains("requires a recent sign-in"),
+        "{response:#?}"
+    );
     // A lower scope does not require a recent sign-in.
     let lower = browser.submit_consent(&page, &[("scope", "write")]).await;
     assert!(told(&lower).1.contains_key("code"));
