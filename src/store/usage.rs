@@ -391,7 +391,8 @@ pub async fn list_over_scoped_keys(
                           max(array_position(ARRAY['read-only', 'write', 'admin'], h.scope))] AS scope,
                       min(h.hour) AS first
                FROM key_usage_hours h WHERE h.key_id = k.id AND h.hour >= $2 AND h.status_class < 4
-           ) used ON used.scope IS NOT NULL AND used.scope <> k.scope
+           ) used ON array_position(ARRAY['read-only', 'write', 'admin'], used.scope)
+                   < array_position(ARRAY['read-only', 'write', 'admin'], k.scope)
            WHERE k.workspace_id = $1 AND k.revoked_at IS NULL
              AND ($4::uuid[] IS NULL OR k.id = ANY ($4))
            ORDER BY k.id DESC LIMIT $3"#,

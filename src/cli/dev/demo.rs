@@ -415,8 +415,8 @@ impl<'a> Seed<'a> {
             let index = usize::try_from(number).unwrap_or(0);
             let then = self.env_before_now(Duration::minutes(3 + number * 25));
             let (id, name) = keys[index % keys.len()];
-            // Mostly reads, and a few rejected requests.
-            let kind = [0, 1, 2, 0, 2, 0, 1, 0, 2, 0, 3, 0, 2, 4][index % 14];
+            // Mostly reads, and a few rejected requests. The read-only key has the odd numbers.
+            let kind = [0, 0, 1, 0, 2, 0, 1, 0, 2, 0, 3, 0, 2, 4][index % 14];
             let (method, path, group, scope, status) = requests[kind];
             let request = RequestInfo {
                 id: then.new_id(),
