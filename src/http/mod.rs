@@ -9,15 +9,26 @@
 //! 4. the handler: its first parameter, [`extract::Authorized`], checks the scope.
 //!
 //! Routes are in [`routes`], pages in [`dashboard`], the mapping of errors in [`error`].
+//!
+//! Imports inside this module run in one direction as well: from the tables of [`routes`] and
+//! [`dashboard`] over [`api`] and [`oauth`], [`middleware`] and [`extract`] to [`error`], [`dto`],
+//! cookies, bearer credentials and the original requests of gateways.
 
 pub mod api;
+mod bearer;
+mod cookies;
 pub mod dashboard;
+pub mod dto;
 pub mod error;
 pub mod extract;
+mod fallback;
+mod forward_auth;
 pub mod middleware;
 pub mod oauth;
 pub mod openapi;
+pub mod route;
 pub mod routes;
+mod surface;
 pub mod well_known;
 
 use std::{num::NonZeroU32, sync::Arc, time::Duration};
@@ -142,11 +153,14 @@ pub fn build_service(app: &App) -> middleware::HttpService {
         }
     }
     for page in dashboard::route_table() {
-        pages = pages.route(page.path, middleware::protect_page(page, app, &sign_in));
+        pages = pages.route(
+            page.path,
+            middleware::protect_page(page, dashboard::page::convert_error_response, app, &sign_in),
+        );
     }
     // The 405 fallback must be inside the CORS layers, which answer preflight requests.
     let with_405 =
-        |router: Router<App>| router.method_not_allowed_fallback(middleware::method_not_allowed);
+        |router: Router<App>| router.method_not_allowed_fallback(fallback::method_not_allowed);
     let (api, any_origin) =
         (with_405(api), with_405(any_origin).layer(middleware::cors_for_any_origin()));
     let api = match middleware::cors_for_origins(&app.settings.allowed_origins) {
@@ -157,7 +171,7 @@ pub fn build_service(app: &App) -> middleware::HttpService {
         .merge(any_origin)
         .merge(with_405(pages))
         .merge(openapi::swagger_ui(app))
-        .fallback(middleware::not_found)
+        .fallback(fallback::not_found)
         .with_state(Arc::clone(app));
     middleware::HttpService::new(Arc::clone(app), router)
 }

@@ -5,12 +5,6 @@
 //! without such an extractor. Tests compare the table with the OpenAPI document and try every route
 //! with every kind of credential. The rules are in [`super::extract`].
 
-use axum::{
-    http::Method,
-    routing::{MethodFilter, MethodRouter},
-};
-use utoipa::openapi::{RefOr, path::Paths, schema::Schema};
-
 use super::{
     App,
     api::{
@@ -19,33 +13,16 @@ use super::{
         oauth_grants, passkeys, passwords, sessions, users, verify, wallet, workspace, workspaces,
     },
     extract::{
-        Access, AccessRule, Admin, FirstPartyAdmin, FirstPartyWrite, Open, ReadOnly,
-        RequiresAccess, SignIn, UserSession, Write,
+        Access, Admin, FirstPartyAdmin, FirstPartyWrite, Open, ReadOnly, SignIn, UserSession, Write,
     },
-    oauth, well_known,
+    oauth,
+    route::{Route, assert_extractor},
+    well_known,
 };
-
-/// A row of the route table.
-pub struct Route {
-    /// The HTTP method, or `None` for all methods.
-    pub method: Option<Method>,
-    /// The operation id in the OpenAPI document, `module_handler`.
-    pub operation_id: String,
-    /// The path in axum's syntax.
-    pub path: &'static str,
-    /// The access rule.
-    pub access_rule: AccessRule,
-    /// The handler.
-    pub handler: MethodRouter<App>,
-    /// The route's part of the OpenAPI document.
-    pub paths: Paths,
-    /// The schemas that `paths` refers to.
-    pub schemas: Vec<(String, RefOr<Schema>)>,
-}
-
-/// Checks at compile time that the first parameter of a handler is the extractor of the access
-/// rule `A`.
-pub(super) const fn assert_extractor<A: Access, Args, H: RequiresAccess<A, Args>>(_: &H) {}
+use axum::{
+    http::Method,
+    routing::{MethodFilter, MethodRouter},
+};
 
 macro_rules! routes {
     (@method ANY) => { None };

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use call2me_auth::http::{dashboard, extract::AccessRule};
+use call2me_auth::http::{dashboard, extract::AccessRule, route::PageRoute};
 use serde_json::json;
 
 use crate::{
@@ -145,8 +145,7 @@ async fn form_without_csrf_token_is_rejected() {
     let mut checked = 0;
     // The POST of an OAuth client to the authorization endpoint is not a form of the service: it
     // only redirects to the same endpoint by GET.
-    let is_form =
-        |route: &&dashboard::PageRoute| route.method == "POST" && route.path != "/oauth/authorize";
+    let is_form = |route: &&PageRoute| route.method == "POST" && route.path != "/oauth/authorize";
     for route in dashboard::route_table().iter().filter(is_form) {
         let path = route.path.replace("{id}", "session_01jd0zt8q7f7qvs4p2k6x3m9ab");
         let page = anonymous.post(&path, &[], &headers).await;

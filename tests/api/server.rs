@@ -6,7 +6,7 @@ use axum::{Router, routing::get};
 use call2me_auth::http::{
     extract::AccessRule,
     middleware::{HttpService, SignInLimit, protect_route},
-    routes::Route,
+    route::Route,
 };
 use serde_json::json;
 use sqlx::{Connection, Executor};

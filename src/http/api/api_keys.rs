@@ -131,7 +131,7 @@ pub struct CreatedKeyBody {
 ///
 /// Only this response contains the secret. Store it: it cannot be retrieved again.
 #[utoipa::path(post, path = "/v1/api-keys", tag = "API keys", request_body = CreateKeyRequest,
-    params(crate::http::openapi::IdempotencyKeyHeader),
+    params(crate::http::dto::parameters::IdempotencyKeyHeader),
     responses((status = 201, body = CreatedKeyBody), (status = 409)))]
 pub async fn create(
     caller: Authorized<FirstPartyAdmin>,
@@ -179,7 +179,7 @@ pub struct ApiKeysBody {
 ///
 /// Newest first. Revoked keys stay in the list.
 #[utoipa::path(get, path = "/v1/api-keys", tag = "API keys",
-    params(crate::http::openapi::PageParams,
+    params(crate::http::dto::parameters::PageParams,
            ("status" = Option<KeyStatus>, Query, description = "Only keys with this status"),
            ("name" = Option<String>, Query, description = "Only keys with exactly this name")),
     responses((status = 200, body = ApiKeysBody)))]

@@ -98,7 +98,7 @@ impl Format {
 ///
 /// An export that fails is cut off: the response has no regular end (HTTP/1.1 chunked encoding).
 #[utoipa::path(get, path = "/v1/audit-log/export", tag = "Audit log",
-    params(crate::http::openapi::EventFilterParams,
+    params(crate::http::dto::parameters::EventFilterParams,
         ("format" = Option<String>, Query, pattern = "^(ndjson|csv)$", description = "The format. The default is ndjson"),
         ("proof" = Option<bool>, Query, description = "Export the whole log with its hash chain"),
         ("after_sequence" = Option<i64>, Query, minimum = 0,

@@ -30,7 +30,7 @@ pub struct EventsBody {
 ///
 /// Newest first. Changes are listed at once, other requests within a second.
 #[utoipa::path(get, path = "/v1/audit-log", tag = "Audit log",
-    params(crate::http::openapi::PageParams, crate::http::openapi::EventFilterParams),
+    params(crate::http::dto::parameters::PageParams, crate::http::dto::parameters::EventFilterParams),
     responses((status = 200, body = EventsBody)))]
 pub async fn list(
     caller: Authorized<ReadOnly>,

@@ -56,7 +56,7 @@ const UNBUFFERED: (HeaderName, HeaderValue) =
 /// next event. A comment every 15 seconds keeps the connection open. The stream ends when the
 /// credential expires or is revoked.
 #[utoipa::path(get, path = "/v1/audit-log/stream", tag = "Audit log",
-    params(crate::http::openapi::EventFilterParams,
+    params(crate::http::dto::parameters::EventFilterParams,
         ("Last-Event-ID" = Option<i64>, Header, minimum = 0,
          description = "The id of the last event that the client received")),
     responses((status = 200, body = String, content_type = "text/event-stream")))]

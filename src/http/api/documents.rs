@@ -114,7 +114,7 @@ macro_rules! document_routes {
     ) => {
         #[doc = $list_summary]
         #[utoipa::path(get, path = $path, tag = "Resources", summary = $list_summary,
-            params(crate::http::openapi::PageParams, $($parameter)*),
+            params(crate::http::dto::parameters::PageParams, $($parameter)*),
             responses((status = 200, body = $page)))]
         pub async fn list(
             caller: crate::http::extract::Authorized<crate::http::extract::ReadOnly>,
@@ -126,7 +126,7 @@ macro_rules! document_routes {
 
         #[doc = $create_summary]
         #[utoipa::path(post, path = $path, tag = "Resources", summary = $create_summary,
-            request_body = $create, params(crate::http::openapi::IdempotencyKeyHeader),
+            request_body = $create, params(crate::http::dto::parameters::IdempotencyKeyHeader),
             responses((status = 201, body = $body), (status = 409)))]
         pub async fn create(
             caller: crate::http::extract::Authorized<crate::http::extract::Write>,

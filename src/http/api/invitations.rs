@@ -78,7 +78,7 @@ pub struct InviteRequest {
 ///
 /// Sends an email with a link that works once, within one week.
 #[utoipa::path(post, path = "/v1/invitations", tag = "Workspaces", request_body = InviteRequest,
-    params(crate::http::openapi::IdempotencyKeyHeader),
+    params(crate::http::dto::parameters::IdempotencyKeyHeader),
     responses((status = 201, body = InvitationBody), (status = 409)))]
 pub async fn create(
     caller: Authorized<FirstPartyAdmin>,
@@ -100,7 +100,7 @@ pub async fn create(
 
 /// List open invitations
 #[utoipa::path(get, path = "/v1/invitations", tag = "Workspaces",
-    params(crate::http::openapi::PageParams), responses((status = 200, body = InvitationsBody)))]
+    params(crate::http::dto::parameters::PageParams), responses((status = 200, body = InvitationsBody)))]
 pub async fn list(
     caller: Authorized<Admin>,
     State(app): State<App>,

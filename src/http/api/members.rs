@@ -54,7 +54,7 @@ pub struct MembersBody {
 
 /// List members
 #[utoipa::path(get, path = "/v1/members", tag = "Workspaces",
-    params(crate::http::openapi::PageParams), responses((status = 200, body = MembersBody)))]
+    params(crate::http::dto::parameters::PageParams), responses((status = 200, body = MembersBody)))]
 pub async fn list(
     caller: Authorized<Admin>,
     State(app): State<App>,

@@ -162,7 +162,7 @@ pub struct ClientsBody {
 
 /// List OAuth clients
 #[utoipa::path(get, path = "/v1/oauth/clients", tag = "OAuth",
-    params(crate::http::openapi::PageParams), responses((status = 200, body = ClientsBody)))]
+    params(crate::http::dto::parameters::PageParams), responses((status = 200, body = ClientsBody)))]
 pub async fn list(
     caller: Authorized<Admin>,
     State(app): State<App>,

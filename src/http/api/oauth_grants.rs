@@ -73,7 +73,7 @@ pub struct GrantsBody {
 /// Lists your own grants in all workspaces. With `of=workspace`, lists all grants in the current
 /// workspace; this requires the role `admin` or `owner`.
 #[utoipa::path(get, path = "/v1/oauth/grants", tag = "OAuth",
-    params(crate::http::openapi::PageParams,
+    params(crate::http::dto::parameters::PageParams,
         ("of" = Option<String>, Query, description = "`me` (the default) or `workspace`")),
     responses((status = 200, body = GrantsBody)))]
 pub async fn list(

@@ -59,7 +59,7 @@ pub struct SessionsBody {
 ///
 /// Lists your active sessions in all workspaces.
 #[utoipa::path(get, path = "/v1/auth/sessions", tag = "Sessions",
-    params(crate::http::openapi::PageParams), responses((status = 200, body = SessionsBody)))]
+    params(crate::http::dto::parameters::PageParams), responses((status = 200, body = SessionsBody)))]
 pub async fn list(
     caller: Authorized<UserSession>,
     State(app): State<App>,

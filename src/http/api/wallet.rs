@@ -70,7 +70,7 @@ pub struct TransactionsBody {
 
 /// List wallet transactions
 #[utoipa::path(get, path = "/v1/wallet/transactions", tag = "Resources",
-    params(crate::http::openapi::PageParams), responses((status = 200, body = TransactionsBody)))]
+    params(crate::http::dto::parameters::PageParams), responses((status = 200, body = TransactionsBody)))]
 pub async fn transactions(
     caller: Authorized<Admin>,
     State(app): State<App>,

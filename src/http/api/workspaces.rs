@@ -45,7 +45,7 @@ pub struct WorkspacesBody {
 
 /// List your workspaces
 #[utoipa::path(get, path = "/v1/workspaces", tag = "Workspaces",
-    params(crate::http::openapi::PageParams), responses((status = 200, body = WorkspacesBody)))]
+    params(crate::http::dto::parameters::PageParams), responses((status = 200, body = WorkspacesBody)))]
 pub async fn list(
     caller: Authorized<UserSession>,
     State(app): State<App>,
@@ -71,7 +71,7 @@ pub struct CreateWorkspaceRequest {
 /// The caller becomes its owner. The session stays in its current workspace; switch with
 /// `POST /v1/auth/switch-workspace`.
 #[utoipa::path(post, path = "/v1/workspaces", tag = "Workspaces",
-    request_body = CreateWorkspaceRequest, params(crate::http::openapi::IdempotencyKeyHeader),
+    request_body = CreateWorkspaceRequest, params(crate::http::dto::parameters::IdempotencyKeyHeader),
     responses((status = 201, body = OwnWorkspaceBody), (status = 409)))]
 pub async fn create(
     caller: Authorized<UserSession>,

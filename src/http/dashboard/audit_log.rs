@@ -11,7 +11,8 @@ use axum::{
 use serde_json::Value;
 
 use super::{
-    layout::{DashboardContext, Layout},
+    context::DashboardContext,
+    layout::Layout,
     live,
     page::{PAGE_SIZE, encode_query_value, user_message},
 };

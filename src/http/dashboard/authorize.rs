@@ -16,6 +16,7 @@ use super::{
     form::Form,
     layout::Layout,
     page::{encode_query_value, form_error, message_page},
+    paths::AUTHORIZE,
 };
 use crate::{
     http::{
@@ -34,9 +35,6 @@ use crate::{
         authorize::{AuthorizationError, AuthorizationRequest, Prompt},
     },
 };
-
-/// The path of the authorization endpoint.
-pub(super) const PATH: &str = "/oauth/authorize";
 
 /// The maximum size of a request by POST, in bytes. It becomes the query of a redirect.
 const MAX_QUERY: usize = 16 * 1024;
@@ -191,7 +189,7 @@ pub(super) async fn post(
         let what = format!("the request must be at most {MAX_QUERY} bytes");
         return Err(ApiError::new(ErrorCode::PayloadTooLarge, what));
     }
-    Ok(Redirect::to(&format!("{PATH}?{query}")).into_response())
+    Ok(Redirect::to(&format!("{AUTHORIZE}?{query}")).into_response())
 }
 
 /// Grants or denies an authorization request, and redirects to the client.
@@ -363,7 +361,7 @@ fn sign_in_path(query: &str, login_hint: Option<&str>, again: bool) -> String {
         }
         pairs.retain(|(name, value)| name != "prompt" || !value.is_empty());
     }
-    let next = format!("{PATH}?{}", query_of(&pairs));
+    let next = format!("{AUTHORIZE}?{}", query_of(&pairs));
     let mut path = format!("/sign-in?next={}", encode_query_value(&next));
     if let Some(hint) = login_hint {
         path.push_str("&email=");

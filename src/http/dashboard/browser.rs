@@ -9,17 +9,21 @@ use std::{convert::Infallible, sync::Arc};
 
 use axum::{
     extract::FromRequestParts,
-    http::{HeaderMap, HeaderValue, header, request::Parts},
+    http::request::Parts,
     response::{IntoResponse, Redirect, Response},
 };
-use cookie::{Cookie, SameSite, time::Duration};
+use cookie::time::Duration;
 use secrecy::ExposeSecret;
 use uuid::Uuid;
 
-use super::{authorize, layout::Layout, page};
+use super::{layout::Layout, page, paths};
 use crate::{
     auth::{AuthError, browser_sessions::CsrfBinding},
-    http::{ApiError, App, extract::Query},
+    http::{
+        ApiError, App,
+        cookies::{BROWSER_COOKIE, SESSION_COOKIE, read_cookie, set_cookie},
+        extract::Query,
+    },
     model::{
         audit::RequestInfo,
         brand::Brand,
@@ -28,9 +32,6 @@ use crate::{
         principal::{Caller, Credential},
     },
 };
-
-const SESSION_COOKIE: &str = "call2me_session";
-const BROWSER_COOKIE: &str = "call2me_browser";
 
 /// The browser that sent the request, as its cookies identify it.
 pub struct Browser {
@@ -132,7 +133,7 @@ impl Browser {
     /// Lets the forms of the following pages lead to the redirect URI of the authorization request
     /// in `next`, if `next` is one.
     pub(super) async fn allow_form_action(&mut self, next: &str) {
-        let query = next.strip_prefix(authorize::PATH).and_then(|rest| rest.strip_prefix('?'));
+        let query = next.strip_prefix(paths::AUTHORIZE).and_then(|rest| rest.strip_prefix('?'));
         let Some(pairs) = query.and_then(Query::parse).map(Query::into_pairs) else { return };
         if let Some(uri) = self.app.oauth.validated_redirect_uri(&Parameters::new(pairs)).await {
             self.allow_redirect_uri(&uri);
@@ -179,50 +180,5 @@ fn session_form_binding(caller: &Caller) -> Option<CsrfBinding> {
             Some(CsrfBinding::SessionInWorkspace(*id, caller.workspace()))
         }
         _ => None,
-    }
-}
-
-/// Returns the value of the session cookie.
-pub fn session_cookie(app: &App, headers: &HeaderMap) -> Option<String> {
-    read_cookie(app, headers, SESSION_COOKIE)
-}
-
-fn is_secure(app: &App) -> bool {
-    app.settings.public_url.starts_with("https://")
-}
-
-fn cookie_name(app: &App, name: &str) -> String {
-    if is_secure(app) { format!("__Host-{name}") } else { name.to_owned() }
-}
-
-/// Returns the value of a cookie; `None` if there are several, since any of them may be planted.
-fn read_cookie(app: &App, headers: &HeaderMap, name: &str) -> Option<String> {
-    let name = cookie_name(app, name);
-    let texts = headers.get_all(header::COOKIE).iter().filter_map(|value| value.to_str().ok());
-    let cookies = texts.flat_map(Cookie::split_parse).filter_map(Result::ok);
-    let mut values = cookies.filter(|cookie| cookie.name() == name);
-    match (values.next(), values.next()) {
-        (Some(only), None) => Some(only.value().to_owned()),
-        _ => None,
-    }
-}
-
-/// Adds a cookie to a response; without `max_age` it lasts until the browser is closed.
-fn set_cookie(
-    app: &App,
-    response: &mut Response,
-    name: &str,
-    value: String,
-    max_age: Option<Duration>,
-) {
-    let mut cookie = Cookie::build((cookie_name(app, name), value))
-        .path("/")
-        .http_only(true)
-        .same_site(SameSite::Lax)
-        .secure(is_secure(app))
-        .build();
-    cookie.set_max_age(max_age);
-    if let Ok(value) = HeaderValue::try_from(cookie.to_string()) {
-        response.headers_mut().append(header::SET_COOKIE, value);
     }
 }

@@ -13,7 +13,7 @@ use axum::{
 };
 use secrecy::SecretString;
 
-use super::{browser::Browser, sign_in::same_origin_path};
+use super::{browser::Browser, paths::same_origin_path};
 use crate::{
     http::{ApiError, App, error::ErrorCode, extract},
     idempotency::IdempotentRequest,

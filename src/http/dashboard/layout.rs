@@ -1,21 +1,19 @@
 //! The layout of pages: branding, CSRF tokens and, for signed-in users, the navigation.
 //!
-//! Handlers of signed-in pages take a [`DashboardContext`]; it loads the branding and the
-//! navigation. Pages without a session use the layout of a [`Browser`].
+//! Handlers of signed-in pages take a [`DashboardContext`](super::context::DashboardContext), which
+//! loads the branding and the navigation. Other pages use the layout of a
+//! [`Browser`](super::browser::Browser).
 
 use axum::{
-    extract::FromRequestParts,
-    http::{Uri, request::Parts},
+    http::Uri,
     response::{IntoResponse as _, Redirect, Response},
 };
 use secrecy::{ExposeSecret as _, SecretString};
 
-use super::browser::Browser;
 use crate::{
-    http::{ApiError, App, extract::Query},
+    http::extract::Query,
     model::{
         brand::Brand,
-        principal::{Caller, Credential},
         scope::{Role, Scope},
     },
 };
@@ -72,7 +70,7 @@ impl FlashMessage {
     }
 
     /// Returns the text that the `done` parameter of a URI selects. Texts never come from the URI.
-    fn text_for(uri: &Uri) -> Option<&'static str> {
+    pub(super) fn text_for(uri: &Uri) -> Option<&'static str> {
         let query = Query::parse(uri.query()?)?;
         let name = query.text("done").ok()??;
         Self::ALL.into_iter().find(|(_, known, _)| *known == name).map(|(.., text)| text)
@@ -91,7 +89,7 @@ pub(super) struct Navigation {
     /// The user's role in the workspace.
     pub(super) role: Role,
     /// The section of the current page.
-    current: Option<Section>,
+    pub(super) current: Option<Section>,
 }
 
 /// An entry of the navigation.
@@ -153,7 +151,7 @@ impl Section {
     }
 
     /// Returns the section of a page.
-    fn of_uri(uri: &Uri) -> Option<Self> {
+    pub(super) fn of_uri(uri: &Uri) -> Option<Self> {
         Self::ALL.into_iter().find(|section| {
             let rest = uri.path().strip_prefix(section.path());
             rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
@@ -189,12 +187,12 @@ impl Layout {
 
     /// Returns the style sheet of the brand.
     pub(super) fn style(&self) -> Option<String> {
-        style(&self.brand)
+        brand_style(&self.brand)
     }
 }
 
-/// Returns the style sheet of a brand; `None` if the brand has no colour.
-pub(super) fn style(brand: &Brand) -> Option<String> {
+/// Returns the style sheet of a brand; `None` if the brand has no color.
+pub(super) fn brand_style(brand: &Brand) -> Option<String> {
     let color = brand.color?;
     Some(format!(":root{{--brand:{color};--on-brand:{}}}", color.text_color()))
 }
@@ -206,58 +204,5 @@ impl Navigation {
         let visible =
             Section::ALL.into_iter().filter(move |section| section.required_scope() <= scope);
         visible.map(|section| (section, self.current == Some(section)))
-    }
-}
-
-/// The browser, the layout and the role of a signed-in user: an extractor for handlers of pages.
-pub(super) struct DashboardContext {
-    pub(super) browser: Browser,
-    layout: Layout,
-    role: Role,
-}
-
-impl FromRequestParts<App> for DashboardContext {
-    type Rejection = ApiError;
-
-    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiError> {
-        let Ok(mut browser) = Browser::from_request_parts(parts, app).await;
-        let caller = parts.extensions.get::<Caller>();
-        let caller = caller.ok_or_else(|| ApiError::internal("dashboard page without a caller"))?;
-        let Credential::Session { role, .. } = &caller.principal.credential else {
-            return Err(ApiError::internal("dashboard page without a session"));
-        };
-        let (workspace, brand) = app.resources.name_and_brand(caller).await?;
-        let shell = Navigation {
-            flash_message: FlashMessage::text_for(&parts.uri),
-            user_name: caller.principal.name().to_string(),
-            workspace_name: workspace,
-            role: *role,
-            current: Section::of_uri(&parts.uri),
-        };
-        browser.set_brand(brand);
-        let layout = Layout { navigation: Some(shell), ..browser.layout() };
-        Ok(Self { browser, layout, role: *role })
-    }
-}
-
-impl DashboardContext {
-    /// Returns the layout with branding and navigation.
-    pub(super) fn layout(&self) -> Layout {
-        self.layout.clone()
-    }
-
-    /// True if the user's role has this scope.
-    pub(super) fn has_scope(&self, scope: Scope) -> bool {
-        self.role.scope() >= scope
-    }
-
-    /// Returns the user's role in the workspace.
-    pub(super) fn role(&self) -> Role {
-        self.role
-    }
-
-    /// Renders a page.
-    pub(super) fn render_page<T: askama::Template>(&self, status: u16, template: &T) -> Response {
-        self.browser.render_page(status, template)
     }
 }

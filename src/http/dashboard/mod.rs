@@ -12,6 +12,7 @@ mod authorize;
 pub mod browser;
 mod charts;
 mod connected_apps;
+mod context;
 mod device;
 pub mod form;
 mod format;
@@ -22,6 +23,7 @@ mod members;
 pub mod page;
 mod passkeys;
 mod passwords;
+mod paths;
 mod second_factor;
 mod sessions;
 mod settings;
@@ -32,29 +34,14 @@ mod workspaces;
 use axum::{
     http::{HeaderValue, Method, header},
     response::{IntoResponse, Redirect, Response},
-    routing::{MethodFilter, MethodRouter},
+    routing::MethodFilter,
 };
 
 use super::{
-    App,
     api::audit_export,
-    extract::{
-        Access, AccessRule, Admin, FirstPartyAdmin, Open, Public, ReadOnly, SignIn, UserSession,
-    },
-    routes::assert_extractor,
+    extract::{Access, Admin, FirstPartyAdmin, Open, Public, ReadOnly, SignIn, UserSession},
+    route::{PageRoute, assert_extractor},
 };
-
-/// A route of the dashboard: a page, or the target of a form.
-pub struct PageRoute {
-    /// The HTTP method.
-    pub method: Method,
-    /// The path, in axum's syntax.
-    pub path: &'static str,
-    /// The access rule.
-    pub rule: AccessRule,
-    /// The handler.
-    pub handler: MethodRouter<App>,
-}
 
 macro_rules! pages {
     ($($method:ident $path:literal $access:ty => $handler:path;)*) => {
@@ -148,7 +135,7 @@ pub fn route_table() -> Vec<PageRoute> {
 }
 
 async fn redirect_home(_public: Public) -> Redirect {
-    Redirect::to(sign_in::HOME)
+    Redirect::to(paths::HOME)
 }
 
 async fn dashboard_script(_public: Public) -> Response {

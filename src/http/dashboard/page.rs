@@ -18,7 +18,7 @@ use tracing::error;
 use super::{
     format::Sentence,
     layout::{self, Layout},
-    second_factor,
+    paths,
 };
 use crate::{
     http::{ApiError, error::ErrorCode},
@@ -39,7 +39,7 @@ fn csp_hash(text: &str) -> String {
 /// Returns the Content-Security-Policy of a page: nothing from other origins, no inline content
 /// except our style sheets, no framing. `form_action` is an additional target of forms.
 fn content_security_policy(brand: &Brand, form_action: Option<&str>) -> String {
-    let styles = match layout::style(brand) {
+    let styles = match layout::brand_style(brand) {
         Some(style) => format!("{} {}", *STYLE_HASH, csp_hash(&style)),
         None => STYLE_HASH.clone(),
     };
@@ -177,7 +177,7 @@ fn error_page(error: &ApiError, method: &Method, wanted: &str) -> Response {
             .into_response();
     }
     if error.is_second_factor_missing() {
-        return Redirect::to(second_factor::PATH).into_response();
+        return Redirect::to(paths::SECOND_FACTOR).into_response();
     }
     let title = match error.code() {
         ErrorCode::NotFound => "Page not found",

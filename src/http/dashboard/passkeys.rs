@@ -9,11 +9,12 @@ use axum::{
 };
 
 use super::{
+    context::DashboardContext,
     form::{Form, UserForm},
-    layout::{DashboardContext, Layout},
+    layout::Layout,
     page::form_error,
-    second_factor,
-    sign_in::{self, same_origin_path},
+    paths::{SECOND_FACTOR, same_origin_path},
+    second_factor, sign_in,
 };
 use crate::{
     http::{
@@ -64,7 +65,7 @@ pub(super) async fn add(
         Err(error) => Err(error),
     };
     match added {
-        Ok(_) => Ok(Redirect::to(second_factor::PATH).into_response()),
+        Ok(_) => Ok(Redirect::to(SECOND_FACTOR).into_response()),
         Err(error) => second_factor::settings_page(&caller, &app, &desk, Some(error)).await,
     }
 }
@@ -79,7 +80,7 @@ pub(super) async fn remove(
 ) -> Result<Response, ApiError> {
     let password = form.password("password")?;
     match app.auth.remove_passkey(&caller, id, password.as_ref()).await {
-        Ok(()) => Ok(Redirect::to(second_factor::PATH).into_response()),
+        Ok(()) => Ok(Redirect::to(SECOND_FACTOR).into_response()),
         Err(error) => second_factor::settings_page(&caller, &app, &desk, Some(error.into())).await,
     }
 }

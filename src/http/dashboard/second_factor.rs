@@ -14,9 +14,11 @@ use fast_qr::{
 use secrecy::{ExposeSecret, SecretString};
 
 use super::{
+    context::DashboardContext,
     form::UserForm,
-    layout::{DashboardContext, Layout},
+    layout::Layout,
     page::{MessagePage, form_error},
+    paths::SECOND_FACTOR,
 };
 use crate::{
     http::{
@@ -25,8 +27,6 @@ use crate::{
     },
     model::{passkey::Passkey, password::Password, timestamp},
 };
-
-pub(super) const PATH: &str = "/second-factor";
 
 /// A second factor that the session lacks.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -143,7 +143,7 @@ pub(super) async fn change_password(
                 layout: desk.layout(),
                 title: "Password changed",
                 text: "You are signed out of all other sessions.",
-                link: Some((PATH, "Back to security settings")),
+                link: Some((SECOND_FACTOR, "Back to security settings")),
             };
             Ok(desk.render_page(200, &message))
         }
@@ -160,7 +160,7 @@ pub(super) async fn remove(
 ) -> Result<Response, ApiError> {
     let password = Password::new(form.text("password")?.to_owned());
     match app.auth.remove_totp(&caller, &password).await {
-        Ok(()) => Ok(Redirect::to(PATH).into_response()),
+        Ok(()) => Ok(Redirect::to(SECOND_FACTOR).into_response()),
         Err(error) => settings_page(&caller, &app, &desk, Some(error.into())).await,
     }
 }

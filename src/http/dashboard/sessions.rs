@@ -4,8 +4,9 @@ use askama::Template;
 use axum::{extract::State, response::Response};
 
 use super::{
+    context::DashboardContext,
     form::UserForm,
-    layout::{DashboardContext, FlashMessage, Layout},
+    layout::{FlashMessage, Layout},
     page::PAGE_SIZE,
 };
 use crate::{

@@ -5,12 +5,13 @@
 use askama::Template;
 use axum::{
     extract::State,
-    http::Uri,
     response::{IntoResponse, Redirect, Response},
 };
 use secrecy::ExposeSecret;
 
-use super::{browser::Browser, form::Form, layout::Layout, page::form_error};
+use super::{
+    browser::Browser, form::Form, layout::Layout, page::form_error, paths::same_origin_path,
+};
 use crate::{
     auth::AuthError,
     http::{
@@ -19,9 +20,6 @@ use crate::{
     },
     model::password::Password,
 };
-
-/// The page after the sign-in if the user asked for no other.
-pub(super) const HOME: &str = "/api-keys";
 
 #[derive(Template)]
 #[template(path = "sign_in.html")]
@@ -120,40 +118,6 @@ pub(super) async fn submit_code(
             let (status, problem) = form_error(error.into())?;
             let (layout, problem) = (browser.layout(), Some(problem));
             Ok(browser.render_page(status, &SecondFactorPage { layout, next, mfa_token, problem }))
-        }
-    }
-}
-
-/// Returns `next` if it is a path on our origin, otherwise [`HOME`]: there is no open redirect.
-pub(super) fn same_origin_path(next: &str) -> &str {
-    let is_path = next.starts_with('/') && !next.starts_with("//");
-    let is_uri = next.parse::<Uri>().is_ok_and(|uri| uri.authority().is_none());
-    // Browsers treat a backslash as a slash.
-    if is_path && is_uri && !next.contains('\\') { next } else { HOME }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn foreign_next_page_is_replaced_by_home() {
-        for own in ["/", "/sessions", "/accept-invitation?token=a-b_c", "/a//b"] {
-            assert_eq!(same_origin_path(own), own);
-        }
-        for foreign in [
-            "",
-            "//evil.example",
-            "///evil.example",
-            "/\\evil.example",
-            "/\t/evil.example",
-            "https://evil.example",
-            "javascript:alert(1)",
-            "evil.example",
-            "\\\\evil.example",
-            "/\r\nSet-Cookie: a=b",
-        ] {
-            assert_eq!(same_origin_path(foreign), HOME, "{foreign:?}");
         }
     }
 }

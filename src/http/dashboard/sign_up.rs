@@ -11,7 +11,7 @@ use super::{
     form::Form,
     layout::Layout,
     page::{MessagePage, form_error},
-    sign_in::same_origin_path,
+    paths::same_origin_path,
 };
 use crate::{
     auth::sign_in::NewAccount,

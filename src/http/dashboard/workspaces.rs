@@ -7,10 +7,11 @@ use axum::{
 };
 
 use super::{
+    context::DashboardContext,
     form::{Form, UserForm},
-    layout::{DashboardContext, Layout},
+    layout::Layout,
     page::{PAGE_SIZE, form_error},
-    sign_in::HOME,
+    paths::HOME,
 };
 use crate::{
     http::{

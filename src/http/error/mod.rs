@@ -20,7 +20,7 @@ use serde::Serialize;
 
 use crate::{
     auth::AuthError,
-    http::api::key_rotation::RotationBody,
+    http::dto::rotation::RotationBody,
     idempotency::IdempotencyError,
     model::{ValidationError, id::RequestId, rotation::RotationReport, scope::Scope},
     resources::ResourceError,

@@ -8,8 +8,8 @@ use crate::{
     auth::{authenticate::AuthenticationOutcome, check_scope},
     http::{
         ApiError, App,
-        dashboard::browser::session_cookie,
-        middleware::{self, CookieAuthenticated},
+        bearer::bearer_credential,
+        cookies::{CookieAuthenticated, session_cookie},
     },
     model::principal::Caller,
 };
@@ -40,7 +40,7 @@ impl<A: Access> FromRequestParts<App> for LiveAuthorization<A> {
         let credential = match parts.extensions.get::<CookieAuthenticated>() {
             Some(CookieAuthenticated) => session_cookie(app, &parts.headers)
                 .map(|cookie| PresentedCredential::Cookie(cookie.into())),
-            None => middleware::bearer_credential(&parts.headers)?
+            None => bearer_credential(&parts.headers)?
                 .map(|token| PresentedCredential::Bearer(token.into())),
         };
         let credential = credential.ok_or_else(ApiError::missing_credential)?;

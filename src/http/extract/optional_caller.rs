@@ -4,7 +4,7 @@ use axum::{extract::FromRequestParts, http::request::Parts};
 
 use crate::{
     auth::authenticate::AuthenticationOutcome,
-    http::{ApiError, App, error::ErrorCode, middleware},
+    http::{ApiError, App, bearer::bearer_credential, error::ErrorCode},
     model::{audit::RequestInfo, principal::Caller},
 };
 
@@ -20,7 +20,7 @@ impl FromRequestParts<App> for OptionalCaller {
         let request = parts.extensions.get::<Arc<RequestInfo>>().cloned();
         let request =
             request.ok_or_else(|| ApiError::internal("the request has no RequestInfo"))?;
-        let Some(credential) = middleware::bearer_credential(&parts.headers)? else {
+        let Some(credential) = bearer_credential(&parts.headers)? else {
             return Ok(Self(None));
         };
         match app.auth.authenticate(credential, request.started_at).await? {

@@ -21,7 +21,7 @@ use tracing::{error, warn};
 
 use super::{
     SignInLimit,
-    authenticate::{self, authenticate, authenticate_cookie},
+    authenticate::{authenticate, authenticate_cookie},
     rate_limit,
     request_info::method_label,
 };
@@ -29,13 +29,13 @@ use crate::{
     audit::{self, AuditPermit},
     auth::authenticate::AuthenticationOutcome,
     http::{
-        ApiError, App,
-        api::verify::{is_forward_auth_path, requested_scope},
-        dashboard::{self, PageRoute},
+        ApiError, App, bearer,
+        cookies::CookieAuthenticated,
         error::{ErrorCode, RateLimitExempt, oauth_refusal},
         extract::AccessRule,
-        oauth::is_oauth_path,
-        routes::Route,
+        forward_auth::{is_forward_auth_path, requested_scope},
+        route::{PageRoute, Route},
+        surface::{AuthSurface, RenderPageError},
     },
     limit::Decision,
     metrics::RouteMetrics,
@@ -75,23 +75,14 @@ struct AccessLayer {
     surface: AuthSurface,
 }
 
-/// The kind of client that a route serves: selects the credential and the form of errors.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum AuthSurface {
-    /// The API: a bearer credential, JSON errors.
-    Api,
-    /// The dashboard: a session cookie, HTML errors.
-    Page,
-    /// OAuth endpoints: the handler authenticates the client; errors are those of RFC 6749.
-    OAuth,
-}
-
-/// Request extension: the caller was authenticated by the session cookie.
-#[derive(Clone, Copy)]
-pub struct CookieAuthenticated;
-
-/// Wraps a dashboard page's handler with the access layer.
-pub fn protect_page(page: PageRoute, app: &App, sign_in: &SignInLimit) -> MethodRouter<App> {
+/// Wraps a dashboard page's handler with the access layer. `render_error` turns its errors into
+/// pages.
+pub fn protect_page(
+    page: PageRoute,
+    render_error: RenderPageError,
+    app: &App,
+    sign_in: &SignInLimit,
+) -> MethodRouter<App> {
     let PageRoute { method, path, rule, handler } = page;
     // Assets are cheap, and belong to a page that is counted.
     if path.starts_with("/assets/") {
@@ -100,7 +91,7 @@ pub fn protect_page(page: PageRoute, app: &App, sign_in: &SignInLimit) -> Method
     let handler = if rule == AccessRule::SignIn { sign_in.limit(handler) } else { handler };
     let metrics = app.metrics.route(method_label(&method), path);
     let (app, sign_in) = (Arc::clone(app), sign_in.clone());
-    let (route_use, surface) = (route_use_of(path, rule), AuthSurface::Page);
+    let (route_use, surface) = (route_use_of(path, rule), AuthSurface::Page(render_error));
     let layer = AccessLayer {
         app,
         rule,
@@ -119,12 +110,7 @@ pub fn protect_page(page: PageRoute, app: &App, sign_in: &SignInLimit) -> Method
 /// Health and discovery routes are returned as they are, without rate limit or audit log.
 pub fn protect_route(route: Route, app: &App, sign_in: &SignInLimit) -> MethodRouter<App> {
     let Route { method, access_rule: rule, path, handler, .. } = route;
-    let surface = match path {
-        path if path.starts_with("/v1/") => AuthSurface::Api,
-        path if is_oauth_path(path) => AuthSurface::OAuth,
-        // Health and discovery: read by the operator's machines.
-        _ => return handler,
-    };
+    let Some(surface) = AuthSurface::of_route(path) else { return handler };
     let handler = if rule == AccessRule::SignIn { sign_in.limit(handler) } else { handler };
     let metrics = app.metrics.route(method.as_ref().map_or("ANY", method_label), path);
     let (app, sign_in, is_forward_auth) =
@@ -203,12 +189,11 @@ impl AccessLayer {
         match self.surface {
             AuthSurface::Api => self.serve(request, next).await,
             AuthSurface::OAuth => oauth_refusal(self.serve(request, next).await),
-            AuthSurface::Page => {
+            AuthSurface::Page(render_error) => {
                 let (method, uri) = (request.method().clone(), request.uri().clone());
                 let path_and_query = uri.path_and_query().map_or("/", PathAndQuery::as_str);
                 let response = self.serve(request, next).await;
-                let mut response =
-                    dashboard::page::convert_error_response(response, &method, path_and_query);
+                let mut response = render_error(response, &method, path_and_query);
                 // Streams and exports too: no cache may store the content of a page.
                 let no_store = HeaderValue::from_static("no-store");
                 response.headers_mut().insert(header::CACHE_CONTROL, no_store);
@@ -250,7 +235,7 @@ impl AccessLayer {
         next: impl Handler,
     ) -> Response {
         let decision = self.app.limits.charge_address(info.ip).await;
-        if let Err(error) = authenticate::check_single_authorization(request.headers()) {
+        if let Err(error) = bearer::check_single_authorization(request.headers()) {
             return self.with_rate_limit_headers(error.into_response(), decision);
         }
         let refusal = rate_limit::rejection(&decision);
@@ -265,7 +250,7 @@ impl AccessLayer {
                 self.with_rate_limit_headers(response, decision)
             }
             // So is a page, before it is rendered.
-            (AccessRule::Open, Some(refusal)) if self.surface == AuthSurface::Page => {
+            (AccessRule::Open, Some(refusal)) if self.is_page() => {
                 self.with_rate_limit_headers(refusal.into_response(), decision)
             }
             // Other open routes, such as token refresh, carry a credential in the request. A valid
@@ -289,7 +274,9 @@ impl AccessLayer {
                 response.status().is_client_error()
                     && response.extensions().get::<RateLimitExempt>().is_none()
             }
-            AuthSurface::Api | AuthSurface::Page => response.status() == StatusCode::UNAUTHORIZED,
+            AuthSurface::Api | AuthSurface::Page(_) => {
+                response.status() == StatusCode::UNAUTHORIZED
+            }
         }
     }
 
@@ -304,7 +291,7 @@ impl AccessLayer {
         // Has timeouts of its own.
         let authenticated = match self.surface {
             AuthSurface::Api => authenticate(&self.app, request.headers(), info.started_at).await,
-            AuthSurface::Page => authenticate_cookie(&self.app, request.headers()).await,
+            AuthSurface::Page(_) => authenticate_cookie(&self.app, request.headers()).await,
             AuthSurface::OAuth => Err(ApiError::missing_credential()),
         };
         let principal = match authenticated {
@@ -331,7 +318,7 @@ impl AccessLayer {
             refusal.into_response()
         } else {
             request.extensions_mut().insert(caller.clone());
-            if self.surface == AuthSurface::Page {
+            if self.is_page() {
                 request.extensions_mut().insert(CookieAuthenticated);
             }
             self.run_handler(&caller.request, request, next).await
@@ -355,6 +342,10 @@ impl AccessLayer {
         let error = error.with_challenge_scope(self.scope());
         let response = rate_limit::rejection(&decision).unwrap_or(error).into_response();
         self.with_rate_limit_headers(response, decision)
+    }
+
+    fn is_page(&self) -> bool {
+        matches!(self.surface, AuthSurface::Page(_))
     }
 
     /// The scope that the route requires.

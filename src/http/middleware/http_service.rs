@@ -9,8 +9,11 @@ use axum::{
 use futures_util::FutureExt;
 use tower::ServiceExt;
 
-use super::{fallback::is_api_path, request_info::attach_request_info};
-use crate::http::{ApiError, App, HEADER_CAPACITY, error, oauth::is_oauth_path};
+use super::request_info::attach_request_info;
+use crate::http::{
+    ApiError, App, HEADER_CAPACITY, error,
+    surface::{is_api_path, is_oauth_path},
+};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 

@@ -8,14 +8,11 @@
 mod access_layer;
 mod authenticate;
 mod cors;
-mod fallback;
 mod http_service;
-mod rate_limit;
+pub(super) mod rate_limit;
 mod request_info;
 
-pub use access_layer::{CookieAuthenticated, protect_page, protect_route};
-pub(in crate::http) use authenticate::bearer_credential;
+pub use access_layer::{protect_page, protect_route};
 pub use cors::{cors_for_any_origin, cors_for_origins, is_open_to_any_origin};
-pub use fallback::{method_not_allowed, not_found};
 pub use http_service::HttpService;
 pub use rate_limit::SignInLimit;

@@ -36,7 +36,7 @@ pub(super) fn rejection(decision: &Decision) -> Option<ApiError> {
 }
 
 /// Sets the `X-RateLimit-*` headers of a response.
-pub(super) fn set_headers(decision: &Decision, env: &Env, headers: &mut HeaderMap) {
+pub(in crate::http) fn set_headers(decision: &Decision, env: &Env, headers: &mut HeaderMap) {
     let now = env.clock.now();
     let fraction = Duration::from_nanos(now.nanosecond().into());
     let reset =

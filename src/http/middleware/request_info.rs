@@ -8,8 +8,8 @@ use axum::{
 use crate::{
     http::{
         App,
-        api::verify::{OriginalRequest, is_forward_auth_path},
         extract::client_ip,
+        forward_auth::{OriginalRequest, is_forward_auth_path},
     },
     model::{audit::RequestInfo, id::RequestId, text::truncate_bytes},
 };

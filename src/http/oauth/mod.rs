@@ -43,12 +43,6 @@ pub use form::OAuthForm;
 /// The result of a handler.
 type OAuthResult<T> = Result<T, OAuthErrorResponse>;
 
-/// True for the paths of these endpoints. Their errors have the format of RFC 6749.
-#[must_use]
-pub fn is_oauth_path(path: &str) -> bool {
-    path.starts_with("/oauth/")
-}
-
 /// Get the authorization server metadata (RFC 8414)
 #[utoipa::path(get, path = "/.well-known/oauth-authorization-server", tag = "Discovery",
     responses((status = 200, body = ServerMetadata)))]

@@ -15,11 +15,7 @@ use crate::{
     auth::api_keys::{CreateKeyParams, CreatedKey},
     http::{
         ApiError, App,
-        dashboard::{
-            form::Form,
-            layout::{DashboardContext, Layout},
-            page::form_error,
-        },
+        dashboard::{context::DashboardContext, form::Form, layout::Layout, page::form_error},
         error::ErrorCode,
         extract::{Authorized, FirstPartyAdmin},
     },

@@ -13,9 +13,10 @@ use crate::{
         ApiError, App,
         dashboard::{
             charts::{Chart, StackedBar},
+            context::DashboardContext,
             form::Form,
             format::{Count, RelativeTime, RequestCount},
-            layout::{DashboardContext, FlashMessage, Layout},
+            layout::{FlashMessage, Layout},
             page::form_error,
         },
         extract::{Admin, Authorized, PathId, ReadOnly},

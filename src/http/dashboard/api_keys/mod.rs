@@ -10,9 +10,7 @@ use axum::{extract::State, response::Response};
 use time::OffsetDateTime;
 
 use super::{
-    charts::Sparkline,
-    format::RelativeTime,
-    layout::{DashboardContext, Layout},
+    charts::Sparkline, context::DashboardContext, format::RelativeTime, layout::Layout,
     page::PAGE_SIZE,
 };
 use crate::{

@@ -12,9 +12,10 @@ use crate::{
     http::{
         ApiError, App,
         dashboard::{
+            context::DashboardContext,
             form::Form,
             format::{RelativeTime, RequestCount},
-            layout::{DashboardContext, FlashMessage, Layout},
+            layout::{FlashMessage, Layout},
         },
         error::ErrorCode,
         extract::{Admin, Authorized, PathId},

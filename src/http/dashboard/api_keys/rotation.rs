@@ -18,9 +18,10 @@ use crate::{
         ApiError, App,
         dashboard::{
             charts::{Chart, StackedBar},
+            context::DashboardContext,
             form::Form,
             format::{Count, HumanDuration, RelativeTime, RequestCount, Sentence},
-            layout::{DashboardContext, Layout},
+            layout::Layout,
             live::{self, LiveFragment},
             page::form_error,
         },

@@ -1,3 +1,5 @@
+//! Responses to requests that no route serves.
+
 use std::sync::Arc;
 
 use axum::{
@@ -7,17 +9,16 @@ use axum::{
     response::{IntoResponse, Response},
 };
 
-use super::rate_limit;
-use crate::{
-    http::{ApiError, App, dashboard::page, error::ErrorCode},
-    model::audit::RequestInfo,
+use super::{
+    ApiError, App, dashboard::page, error::ErrorCode, middleware::rate_limit, surface::is_api_path,
 };
+use crate::model::audit::RequestInfo;
 
 /// Answers 404 to a path that no route has.
 ///
 /// Under `/v1` the request counts against the client's address: a client that scans for routes has
 /// no valid credential.
-pub async fn not_found(
+pub(super) async fn not_found(
     State(app): State<App>,
     Extension(info): Extension<Arc<RequestInfo>>,
     uri: Uri,
@@ -28,7 +29,7 @@ pub async fn not_found(
 }
 
 /// Answers 405 to a method that the route does not have; the router adds `Allow`.
-pub async fn method_not_allowed(
+pub(super) async fn method_not_allowed(
     State(app): State<App>,
     Extension(info): Extension<Arc<RequestInfo>>,
     uri: Uri,
@@ -64,9 +65,4 @@ async fn with_rate_limit(
         rate_limit::set_headers(&decision, &app.env, response.headers_mut());
     }
     response
-}
-
-/// True if the path belongs to the API, which has rate limits and `Cache-Control: no-store`.
-pub(super) fn is_api_path(path: &str) -> bool {
-    path == "/v1" || path.starts_with("/v1/")
 }

@@ -1,0 +1,43 @@
+//! Routes: how the route tables of the API and the dashboard describe them.
+
+use axum::{http::Method, routing::MethodRouter};
+use utoipa::openapi::{RefOr, path::Paths, schema::Schema};
+
+use super::{
+    App,
+    extract::{Access, AccessRule, RequiresAccess},
+};
+
+/// A row of the route table.
+pub struct Route {
+    /// The HTTP method, or `None` for all methods.
+    pub method: Option<Method>,
+    /// The operation id in the OpenAPI document, `module_handler`.
+    pub operation_id: String,
+    /// The path in axum's syntax.
+    pub path: &'static str,
+    /// The access rule.
+    pub access_rule: AccessRule,
+    /// The handler.
+    pub handler: MethodRouter<App>,
+    /// The route's part of the OpenAPI document.
+    pub paths: Paths,
+    /// The schemas that `paths` refers to.
+    pub schemas: Vec<(String, RefOr<Schema>)>,
+}
+
+/// Checks at compile time that the first parameter of a handler is the extractor of the access
+/// rule `A`.
+pub(super) const fn assert_extractor<A: Access, Args, H: RequiresAccess<A, Args>>(_: &H) {}
+
+/// A route of the dashboard: a page, or the target of a form.
+pub struct PageRoute {
+    /// The HTTP method.
+    pub method: Method,
+    /// The path, in axum's syntax.
+    pub path: &'static str,
+    /// The access rule.
+    pub rule: AccessRule,
+    /// The handler.
+    pub handler: MethodRouter<App>,
+}
