@@ -6,7 +6,7 @@
 //!
 //! # Modules
 //!
-//! Imports run in one direction, from the top of this table to its bottom; a test checks the `use`
+//! Imports run in one direction, from the top of this table to its bottom; tests check the `use`
 //! lines. Only [`store`] uses sqlx; only [`http`], [`app`], [`server`] and [`config`] use axum.
 //!
 //! | module | purpose |

@@ -28,115 +28,17 @@ pub mod oauth;
 pub mod openapi;
 pub mod route;
 pub mod routes;
+mod state;
 mod surface;
 pub mod well_known;
 
-use std::{num::NonZeroU32, sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use axum::Router;
-use ipnet::IpNet;
-use tokio::sync::{Mutex, Semaphore, watch};
-
-use crate::{
-    audit::{AuditLog, AuditWriter, SealCounts},
-    auth::Auth,
-    cache_invalidation::Lease,
-    config::Settings,
-    env::Env,
-    idempotency::Idempotency,
-    limit::Limits,
-    metrics::Metrics,
-    oauth::OAuth,
-    resources::Resources,
-    store::Store,
-};
 
 pub use error::ApiError;
-
-/// The application state in a cheap-to-clone handle.
-pub type App = Arc<AppState>;
-
-/// Capacity that is reserved for the headers of a response. Most responses fit, so that the map
-/// is allocated once.
-const HEADER_CAPACITY: usize = 16;
-
-/// The maximum number of requests with large bodies in progress. It bounds their memory.
-pub const MAX_CONCURRENT_LARGE_BODIES: usize = 128;
-
-/// The application state that handlers and middleware share.
-pub struct AppState {
-    /// Authentication, sessions, API keys and members.
-    pub auth: Auth,
-    /// The OAuth authorization server.
-    pub oauth: OAuth,
-    /// Idempotency keys and their stored responses.
-    pub idempotency: Idempotency,
-    /// The platform's resources, such as agents and calls.
-    pub resources: Resources,
-    /// Read access to the audit log.
-    pub audit_log: AuditLog,
-    /// Write access to the audit log.
-    pub audit: AuditWriter,
-    /// Counters of the events that this node has sealed.
-    pub seal_counts: Arc<SealCounts>,
-    /// True as soon as the graceful shutdown begins. Endless responses, such as event streams,
-    /// watch it and end.
-    pub shutdown: watch::Sender<bool>,
-    /// Rate limits.
-    pub limits: Limits,
-    /// The database, for health checks.
-    pub store: Store,
-    /// Clock and source of randomness.
-    pub env: Env,
-    /// HTTP settings.
-    pub settings: HttpSettings,
-    /// Time (monotonic) and result of the last health check of the database.
-    pub last_database_ping: Mutex<Option<(Duration, bool)>>,
-    /// Permits for requests with large bodies, [`MAX_CONCURRENT_LARGE_BODIES`] of them.
-    pub large_body_permits: Semaphore,
-    /// The OpenAPI document as JSON.
-    pub openapi: String,
-    /// Metrics for the operator.
-    pub metrics: Metrics,
-    /// The node's right to serve from its cache.
-    pub lease: Lease,
-}
-
-/// HTTP settings.
-#[derive(Debug, Clone)]
-pub struct HttpSettings {
-    /// The base URL of the service for clients, without a trailing slash.
-    pub public_url: String,
-    /// Origins of web pages that may call the API from a browser (CORS).
-    pub allowed_origins: Vec<String>,
-    /// Trusted proxies: only their `X-Forwarded-For` header is used.
-    pub trusted_proxies: Vec<IpNet>,
-    /// Maximum size of a request body in bytes.
-    pub max_body_bytes: usize,
-    /// Maximum run time of a handler.
-    pub handler_timeout: Duration,
-    /// Maximum time for a request body to arrive.
-    pub body_timeout: Duration,
-    /// Requests that take longer than this are logged.
-    pub slow_request: Duration,
-    /// Sign-in attempts per minute for each client address.
-    pub sign_in_per_minute: NonZeroU32,
-}
-
-impl From<&Settings> for HttpSettings {
-    fn from(settings: &Settings) -> Self {
-        Self {
-            public_url: settings.server.public_url.clone(),
-            allowed_origins: settings.server.allowed_origins.clone(),
-            trusted_proxies: settings.server.trusted_proxies.clone(),
-            max_body_bytes: settings.server.max_body_bytes,
-            handler_timeout: settings.server.handler_timeout,
-            body_timeout: settings.server.header_timeout,
-            slow_request: settings.log.slow_request,
-            sign_in_per_minute: settings.rate_limit.sign_in_per_minute,
-        }
-    }
-}
+use state::HEADER_CAPACITY;
+pub use state::{App, AppState, HttpSettings, MAX_CONCURRENT_LARGE_BODIES};
 
 /// Builds the HTTP service: the routes of API, OAuth and dashboard with their middleware.
 #[must_use]

@@ -2,29 +2,22 @@
 
 use std::{collections::BTreeMap, fs, path::Path};
 
+use crate::fixture::files_in;
+
 /// Returns the names of the functions in each module of the crate and the tests.
 fn functions_by_module() -> BTreeMap<String, Vec<String>> {
-    fn collect_functions(folder: &Path, by_module: &mut BTreeMap<String, Vec<String>>) {
-        for entry in fs::read_dir(folder).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                collect_functions(&path, by_module);
-            } else if path.extension().is_some_and(|ending| ending == "rs") {
-                let (file, folder) = (path.file_stem().unwrap(), path.parent().unwrap());
-                let is_folder = ["mod", "tests"].contains(&file.to_str().unwrap());
-                let module = if is_folder { folder.file_name().unwrap() } else { file };
-                let module = module.to_str().unwrap().to_owned();
-                let text = fs::read_to_string(&path).unwrap();
-                let names = text.split("fn ").skip(1).map(|rest| {
-                    rest.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect()
-                });
-                by_module.entry(module).or_default().extend(names.collect::<Vec<String>>());
-            }
-        }
-    }
-    let mut by_module = BTreeMap::new();
-    for folder in ["src", "tests"] {
-        collect_functions(&Path::new(env!("CARGO_MANIFEST_DIR")).join(folder), &mut by_module);
+    let mut by_module = BTreeMap::<_, Vec<String>>::new();
+    for path in files_in("src", "rs").into_iter().chain(files_in("tests", "rs")) {
+        let (file, folder) = (path.file_stem().unwrap(), path.parent().unwrap());
+        let is_folder = ["mod", "tests"].contains(&file.to_str().unwrap());
+        let module = if is_folder { folder.file_name().unwrap() } else { file };
+        let module = module.to_str().unwrap().to_owned();
+        let text = fs::read_to_string(&path).unwrap();
+        let names = text
+            .split("fn ")
+            .skip(1)
+            .map(|rest| rest.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect());
+        by_module.entry(module).or_default().extend(names);
     }
     by_module
 }

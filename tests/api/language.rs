@@ -1,13 +1,14 @@
 //! The language rules that CONTRIBUTING.md states, as far as a test can check them: pronouns in
 //! place of roles, comments that open with a question word, long lines and old metaphors.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::{fs, path::Path};
+
+use crate::fixture::files_in;
 
 /// Pronouns that stand for a role, such as "user" or "client".
-const PRONOUNS: [&str; 12] = [
+const PRONOUNS: [&str; 14] = [
+    "whatever",
+    "whichever",
     "who",
     "whoever",
     "whom",
@@ -43,23 +44,6 @@ const PHRASES: [&str; 11] = [
 
 /// Columns of a line, comments included.
 const MAX_COLUMNS: usize = 100;
-
-/// Returns all files in a folder of the repository whose names end in `.extension`.
-fn files_in(folder: &str, extension: &str) -> Vec<PathBuf> {
-    fn collect(folder: &Path, extension: &str, files: &mut Vec<PathBuf>) {
-        for entry in fs::read_dir(folder).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                collect(&path, extension, files);
-            } else if path.extension().is_some_and(|ending| ending == extension) {
-                files.push(path);
-            }
-        }
-    }
-    let mut files = Vec::new();
-    collect(&Path::new(env!("CARGO_MANIFEST_DIR")).join(folder), extension, &mut files);
-    files
-}
 
 /// Returns the comment blocks of a Rust file: consecutive comment lines, without their markers.
 fn comment_blocks(text: &str) -> Vec<String> {

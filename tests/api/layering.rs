@@ -1,7 +1,13 @@
 //! Architecture rules: the modules that each module may import, and the modules that may use each
 //! library.
 
-use std::{collections::BTreeMap, fs, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::Path,
+};
+
+use crate::fixture::files_in;
 
 /// Layers of modules from the top down. A module may import from its own layer and lower ones.
 const LAYERS: [&[&str]; 10] = [
@@ -22,61 +28,72 @@ fn layer_index(module: &str) -> usize {
     index.unwrap_or_else(|| panic!("the module {module} is in no layer"))
 }
 
+/// Returns the text of each file in src, by its path below src.
 fn read_sources() -> BTreeMap<String, String> {
-    fn collect_sources(folder: &Path, files: &mut BTreeMap<String, String>) {
-        for entry in fs::read_dir(folder).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                collect_sources(&path, files);
-            } else if path.extension().is_some_and(|extension| extension == "rs") {
-                files.insert(path.display().to_string(), fs::read_to_string(&path).unwrap());
-            }
-        }
-    }
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-    let mut sources = BTreeMap::new();
-    collect_sources(&root, &mut sources);
-    let strip =
-        |path: String| path.strip_prefix(&format!("{}/", root.display())).unwrap().to_owned();
-    sources.into_iter().map(|(path, text)| (strip(path), text)).collect()
+    let files = files_in("src", "rs").into_iter().map(|path| {
+        let text = fs::read_to_string(&path).unwrap();
+        (path.strip_prefix(&root).unwrap().display().to_string(), text)
+    });
+    files.collect()
 }
 
 fn top_level_module(path: &str) -> &str {
     path.split('/').next().unwrap().trim_end_matches(".rs")
 }
 
-/// Returns the top-level modules of this crate that the code of a file refers to.
-fn imported_modules(text: &str) -> Vec<String> {
-    let lines = text.lines().filter(|line| !line.trim_start().starts_with("//"));
-    let code = lines.collect::<Vec<_>>().join("\n");
-    let mut modules = Vec::new();
-    for (position, _) in code.match_indices("crate::") {
-        let rest = &code[position + "crate::".len()..];
-        if let Some(group) = rest.strip_prefix('{') {
-            // The first identifier after the brace and after each comma of the outermost level.
-            let (mut depth, mut expects_identifier) = (0, true);
-            for (index, character) in group.char_indices() {
-                match character {
-                    '{' => depth += 1,
-                    '}' if depth == 0 => break,
-                    '}' => depth -= 1,
-                    ',' if depth == 0 => expects_identifier = true,
-                    character if expects_identifier && character.is_alphabetic() => {
-                        modules.push(leading_identifier(&group[index..]));
-                        expects_identifier = false;
-                    }
-                    _ => {}
-                }
-            }
-        } else {
-            modules.push(leading_identifier(rest));
-        }
-    }
-    modules
+/// Returns the module that a file defines, as the segments of its path.
+fn module_path(path: &str) -> Vec<&str> {
+    let path = path.trim_end_matches(".rs").trim_end_matches("/mod");
+    if path == "lib" { Vec::new() } else { path.split('/').collect() }
 }
 
-fn leading_identifier(text: &str) -> String {
-    text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect()
+/// Returns the paths that the code of a file uses: with groups expanded, and beginning with
+/// `crate`. Paths that begin with another crate are left out.
+fn used_paths(path: &str, text: &str) -> Vec<String> {
+    let lines = text.lines().filter(|line| !line.trim_start().starts_with("//"));
+    let code = lines.collect::<Vec<_>>().join("\n");
+    let module = module_path(path);
+    let parent = &module[..module.len().saturating_sub(1)];
+    let own = [&["crate"], parent, &[""]].concat().join("::");
+    let mut paths = Vec::new();
+    for (prefix, base) in [("crate::", "crate::"), ("super::", own.as_str())] {
+        for (position, _) in code.match_indices(prefix) {
+            let is_start = !code[..position].ends_with(|c: char| c.is_alphanumeric() || c == ':');
+            if is_start {
+                expand(base, &code[position + prefix.len()..], &mut paths);
+            }
+        }
+    }
+    paths
+}
+
+/// Adds the paths of a use tree after `prefix`: `a::{b, c::d}` gives two. Returns the rest.
+fn expand<'a>(prefix: &str, tree: &'a str, paths: &mut Vec<String>) -> &'a str {
+    let end = tree.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(tree.len());
+    let (name, rest) = tree.split_at(end);
+    if let Some(rest) = rest.strip_prefix("::") {
+        return expand(&format!("{prefix}{name}::"), rest, paths);
+    }
+    if !name.is_empty() {
+        paths.push(format!("{prefix}{name}"));
+        return rest;
+    }
+    let Some(mut group) = rest.strip_prefix('{') else { return rest };
+    while let Some(start) = group.find(|c: char| c.is_alphabetic() || c == '{' || c == '}') {
+        if group[start..].starts_with('}') {
+            return &group[start + 1..];
+        }
+        let rest = expand(prefix, &group[start..], paths);
+        // Skips `as name`.
+        group = rest.find([',', '}']).map_or("", |end| &rest[end..]);
+    }
+    group
+}
+
+/// Returns the top-level module of a path that begins with `crate`.
+fn target_module(path: &str) -> Option<&str> {
+    path.split("::").nth(1).filter(|name| name.starts_with(|c: char| c.is_lowercase()))
 }
 
 #[test]
@@ -86,15 +103,88 @@ fn imports_stay_in_same_or_lower_layer() {
         if path == "lib.rs" || path == "main.rs" {
             continue;
         }
-        for target in imported_modules(&text) {
+        for target in used_paths(&path, &text) {
+            let Some(target) = target_module(&target) else { continue };
             assert!(
-                layer_index(top_level_module(&path)) <= layer_index(&target),
+                layer_index(top_level_module(&path)) <= layer_index(target),
                 "{path} imports {target}, which is in a higher layer"
             );
             checked += 1;
         }
     }
     assert!(checked > 200, "{checked}");
+}
+
+/// Layers of modules inside `http`, from the top down.
+const HTTP_LAYERS: [&[&str]; 6] = [
+    &["mod", "openapi", "routes", "fallback"],
+    &["api", "oauth", "dashboard", "well_known"],
+    &["middleware"],
+    &["route"],
+    &["extract"],
+    &["bearer", "cookies", "dto", "error", "forward_auth", "state", "surface"],
+];
+
+#[test]
+fn imports_inside_http_stay_in_same_or_lower_layer() {
+    let layer = |name: &str| HTTP_LAYERS.iter().position(|modules| modules.contains(&name));
+    let mut checked = 0;
+    for (path, text) in read_sources() {
+        let Some(inner) = path.strip_prefix("http/") else { continue };
+        let own = top_level_module(inner);
+        let own = layer(own).unwrap_or_else(|| panic!("the module http::{own} is in no layer"));
+        for target in used_paths(&path, &text) {
+            let Some(target) = target.strip_prefix("crate::http::") else { continue };
+            // Names that `http` re-exports are in no layer.
+            let Some(index) = layer(target.split("::").next().unwrap()) else { continue };
+            assert!(own <= index, "{path} imports {target}, which is in a higher layer");
+            checked += 1;
+        }
+    }
+    assert!(checked > 200, "{checked}");
+}
+
+/// Returns the file that defines what a path names. `None` for a module's `mod.rs`, whose
+/// re-exports are not followed.
+fn defining_file<'a>(sources: &'a BTreeMap<String, String>, path: &str) -> Option<&'a str> {
+    let names: Vec<_> = path.split("::").skip(1).collect();
+    (1..=names.len()).rev().find_map(|count| {
+        let file = format!("{}.rs", names[..count].join("/"));
+        sources.get_key_value(&file).map(|(file, _)| file.as_str())
+    })
+}
+
+#[test]
+fn circles_of_imports_have_at_most_three_files() {
+    let sources = read_sources();
+    let imports: BTreeMap<_, BTreeSet<_>> = sources
+        .iter()
+        .map(|(path, text)| {
+            let used = used_paths(path, text).into_iter();
+            (path.as_str(), used.filter_map(|used| defining_file(&sources, &used)).collect())
+        })
+        .collect();
+    let reachable = |start: &str| {
+        let (mut seen, mut open) = (BTreeSet::new(), vec![start.to_owned()]);
+        while let Some(file) = open.pop() {
+            for next in &imports[file.as_str()] {
+                if seen.insert(*next) {
+                    open.push((*next).to_owned());
+                }
+            }
+        }
+        seen
+    };
+    let reachable: BTreeMap<_, _> = imports.keys().map(|file| (*file, reachable(file))).collect();
+    let mut circles = 0;
+    for (file, seen) in &reachable {
+        let circle = seen.iter().filter(|other| reachable[*other].contains(file));
+        let circle: Vec<_> = circle.collect();
+        assert!(circle.len() <= 3, "{file} is in a circle: {circle:?}");
+        circles += usize::from(circle.len() > 1);
+    }
+    // The circles that are known: without any, the test would prove nothing about itself.
+    assert!(circles > 0 && imports.values().map(BTreeSet::len).sum::<usize>() > 500);
 }
 
 #[test]
@@ -132,7 +222,20 @@ fn main_file_has_at_most_50_lines() {
 }
 
 #[test]
-fn import_parser_reads_groups() {
-    let text = "use crate::{\n    auth::{a, b},\n    store::x,\n    model,\n};\ncrate::env::y();\n// crate::http";
-    assert_eq!(imported_modules(text), ["auth", "store", "model", "env"]);
+fn used_paths_are_read_with_groups_and_parents() {
+    let text = "use crate::{\n    auth::{a as x, b::{self, C}},\n    model,\n};\nuse super::{d, e::F};\n\
+                fn f() { crate::env::y(); }\n// crate::http";
+    assert_eq!(
+        used_paths("http/api/keys.rs", text),
+        [
+            "crate::auth::a",
+            "crate::auth::b::self",
+            "crate::auth::b::C",
+            "crate::model",
+            "crate::env::y",
+            "crate::http::api::d",
+            "crate::http::api::e::F",
+        ]
+    );
+    assert_eq!(used_paths("http/mod.rs", "use super::g;"), ["crate::g"]);
 }

@@ -16,7 +16,7 @@ use crate::fixture::{
     Browser, ENCRYPTION_KEY, PASSWORD, TestApp, eventually, oauth::OAuthExt as _,
 };
 
-fn run_git(folder: &Path, arguments: &[&str]) {
+pub fn run_git(folder: &Path, arguments: &[&str]) {
     let status = Command::new("git")
         .args(["-c", "user.name=x", "-c", "user.email=x@example.com", "-c", "commit.gpgsign=false"])
         .args(arguments)

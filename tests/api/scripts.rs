@@ -9,7 +9,7 @@ use std::{
     process::{Command, Output, Stdio},
 };
 
-use crate::fixture::TestApp;
+use crate::{fixture::TestApp, leaked_keys::run_git};
 
 fn project_path(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
@@ -152,4 +152,33 @@ fn forbidden_or_unused_dependency_is_reported() {
         ]
     );
     assert_eq!(output.status.code(), Some(1));
+}
+
+#[test]
+fn bad_commit_message_is_reported() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    fs::create_dir(folder.join("scripts")).unwrap();
+    let script = folder.join("scripts/commit-messages");
+    fs::copy(project_path("scripts/commit-messages"), &script).unwrap();
+    // Without a repository, such as in an archive of the sources, there is nothing to check.
+    let outside =
+        run(Command::new(&script).env("GIT_CEILING_DIRECTORIES", folder.parent().unwrap()));
+    assert!(outside.status.success(), "{outside:?}");
+    run_git(folder, &["init", "-q", "-b", "main"]);
+    for (subject, body, reason) in [
+        ("docs: say why", "A reason.", None),
+        ("docs: say why", "", Some("the body is missing")),
+        ("Say why", "A reason.", Some("the subject must be: area: imperative")),
+        ("docs: Say why", "A reason.", Some("the subject must be: area: imperative")),
+        (&format!("docs: {}", "a".repeat(67)), "A reason.", Some("73 characters")),
+    ] {
+        let message = format!("{subject}\n\n{body}");
+        run_git(folder, &["commit", "-q", "--allow-empty", "-m", &message]);
+        let output = run(Command::new(&script).current_dir(folder));
+        match reason {
+            Some(reason) => assert_failure(&output, 1, reason),
+            None => assert!(output.status.success(), "{output:?}"),
+        }
+    }
 }
