@@ -279,8 +279,8 @@ impl Auth {
     /// unlocking.
     ///
     /// # Errors
-    /// [`AuthError::InvalidSecondFactor`] for an assertion that is not accepted, whatever is wrong
-    /// with it; [`AuthError::Invalid`] for a malformed one; [`AuthError::Forbidden`] if the user is
+    /// [`AuthError::InvalidSecondFactor`] for an assertion that is not accepted; it does not say
+    /// why. [`AuthError::Invalid`] for a malformed one; [`AuthError::Forbidden`] if the user is
     /// not a member of the requested workspace.
     pub async fn sign_in_with_passkey(
         &self,

@@ -26,7 +26,7 @@ use crate::{
 /// Lifetime of an email verification link.
 const VERIFICATION_LIFETIME: Duration = Duration::from_hours(7 * 24);
 
-/// The error for a link's token, whatever is wrong with it.
+/// The error for an invalid token of a link. It does not say what is wrong.
 pub(super) fn invalid_link() -> AuthError {
     AuthError::Invalid {
         field: "token",

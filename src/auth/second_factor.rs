@@ -42,7 +42,7 @@ const MAX_WRONG_CODES: i32 = 5;
 const MAX_WRONG_CODES_IN_PERIOD: i64 = 10;
 const PERIOD: Duration = Duration::from_hours(1);
 
-/// The error for an invalid challenge token, whatever is wrong with it.
+/// The error for an invalid challenge token. It does not say what is wrong.
 const SIGN_IN_AGAIN: AuthError = AuthError::InvalidSecondFactor("sign in again, then enter a code");
 const PASSKEY_REQUIRED: AuthError = AuthError::Forbidden(
     "you have a passkey: sign in with it to change your sign-in methods; if you lost it, contact your administrator",

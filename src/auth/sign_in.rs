@@ -91,14 +91,7 @@ impl Auth {
         request: &Arc<RequestInfo>,
     ) -> Result<RegisteredAccount, AuthError> {
         self.require_open_registration()?;
-        let (user, email, workspace) = self.validate_account(&account)?;
-        let name = user.full_name.as_deref();
-        let hash = self
-            .password_hasher
-            .hash_new_password("password", &account.password, &email, name)
-            .await?;
-        let mut tx = self.store.begin(workspace.id, Some(user.id)).await?;
-        store::users::insert(&mut tx, &user, &email, &hash, workspace.id).await?;
+        let (mut tx, user, email, workspace) = self.insert_account(&account).await?;
         let (action, actor) = (Action::WorkspaceCreated, Actor::user(&user));
         let event = self.audit_event(request, workspace.id, action, actor, 201);
         self.insert_workspace(&mut tx, &workspace, user.id, event).await?;
@@ -120,7 +113,21 @@ impl Auth {
         &self,
         account: NewAccount,
     ) -> Result<(User, Workspace), AuthError> {
-        let (user, email, workspace) = self.validate_account(&account)?;
+        let (mut tx, user, _, workspace) = self.insert_account(&account).await?;
+        let (action, id) = (Action::WorkspaceCreated, self.env.new_id());
+        let event = NewEvent::new(id, workspace.id, action, Actor::system());
+        self.insert_workspace(&mut tx, &workspace, user.id, event).await?;
+        tx.commit().await?;
+        Ok((user, workspace))
+    }
+
+    /// Inserts a new user, in a new transaction of the user and the first workspace. The workspace
+    /// is not inserted yet.
+    async fn insert_account(
+        &self,
+        account: &NewAccount,
+    ) -> Result<(Tx, User, Email, Workspace), AuthError> {
+        let (user, email, workspace) = self.validate_account(account)?;
         let name = user.full_name.as_deref();
         let hash = self
             .password_hasher
@@ -128,11 +135,7 @@ impl Auth {
             .await?;
         let mut tx = self.store.begin(workspace.id, Some(user.id)).await?;
         store::users::insert(&mut tx, &user, &email, &hash, workspace.id).await?;
-        let (action, id) = (Action::WorkspaceCreated, self.env.new_id());
-        let event = NewEvent::new(id, workspace.id, action, Actor::system());
-        self.insert_workspace(&mut tx, &workspace, user.id, event).await?;
-        tx.commit().await?;
-        Ok((user, workspace))
+        Ok((tx, user, email, workspace))
     }
 
     fn validate_account(

@@ -22,6 +22,13 @@ struct Link {
     url: String,
 }
 
+impl Link {
+    /// The page on which a user requests a link to reset the password.
+    fn to_new_password(public_url: &str) -> Self {
+        Self { label: "Choose a new password", url: format!("{public_url}/forgot-password") }
+    }
+}
+
 #[derive(Template)]
 #[template(path = "email.txt", escape = "none")]
 struct TextBody<'a> {
@@ -130,10 +137,7 @@ impl EmailContent {
         Self {
             subject: "Your password was changed".to_owned(),
             paragraphs,
-            link: Some(Link {
-                label: "Choose a new password",
-                url: format!("{public_url}/forgot-password"),
-            }),
+            link: Some(Link::to_new_password(public_url)),
             note: NO_ACTION_NEEDED.to_owned(),
         }
     }
@@ -163,10 +167,7 @@ impl EmailContent {
                 origin_line(origin),
                 NEW_PASSWORD_ADVICE.to_owned(),
             ],
-            link: Some(Link {
-                label: "Choose a new password",
-                url: format!("{public_url}/forgot-password"),
-            }),
+            link: Some(Link::to_new_password(public_url)),
             note: NO_ACTION_NEEDED.to_owned(),
         }
     }
@@ -223,10 +224,7 @@ impl EmailContent {
                 origin_line(origin),
                 NEW_PASSWORD_ADVICE.to_owned(),
             ],
-            link: Some(Link {
-                label: "Choose a new password",
-                url: format!("{public_url}/forgot-password"),
-            }),
+            link: Some(Link::to_new_password(public_url)),
             note: NO_ACTION_NEEDED.to_owned(),
         }
     }

@@ -44,8 +44,8 @@ impl Brand {
 pub struct Color([u8; 3]);
 
 impl Color {
-    /// Returns the text color for this background: black or white, whichever has the higher
-    /// contrast ratio (WCAG 2.2).
+    /// Returns the text color for this background: black or white. The one with the
+    /// higher contrast ratio is used (WCAG 2.2).
     #[must_use]
     pub fn text_color(self) -> Self {
         let [black, white] = [Self([0; 3]), Self([255; 3])];

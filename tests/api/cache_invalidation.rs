@@ -51,7 +51,7 @@ async fn allowed_ips_apply_on_every_node() {
     other.get("/v1/agents").bearer(&key.secret).send().await.assert_error(403, "forbidden");
 }
 
-/// Database triggers announce every change, whichever tool makes it.
+/// Database triggers announce every change, also one that is made with psql.
 #[tokio::test]
 async fn manual_database_change_invalidates_caches() {
     let (one, other, dana, key) = two_nodes().await;

@@ -88,7 +88,7 @@ async fn existing_account_joins_only_with_own_session() {
     let [sam, eve] = [app.register("widgets-inc").await, app.register("evil").await];
     invite(&app, &dana.access_token, &sam.email, "admin").await.expect_status(201);
     let token = invitation_token(&sink, &sam.email).await;
-    // The link gives no access to an existing account, whatever password is sent with it.
+    // The link gives no access to an existing account, with any password.
     let body = json!({ "token": token, "password": "another long password", "full_name": "Eve" });
     accept(&app, None, body).await.assert_error(401, "unauthorized");
     let body = json!({ "token": token });

@@ -3,7 +3,7 @@
 use super::fixture::{Cluster, Node, acquire_test_lock, issue_certificate};
 use crate::fixture::{
     Browser, Script,
-    oauth::{OAuthClient, OAuthExt, decode_claims, told},
+    oauth::{OAuthClient, OAuthExt, decode_claims, redirect_parameters},
 };
 
 const CALLBACK: &str = "https://assistant.example/cb";
@@ -73,7 +73,7 @@ async fn client_is_authorized_by_its_metadata_document() {
     {
         assert!(page.text.contains(text), "{text}: {}", page.text);
     }
-    let (redirect_uri, params) = told(&browser.submit_consent(&page, &[]).await);
+    let (redirect_uri, params) = redirect_parameters(&browser.submit_consent(&page, &[]).await);
     assert_eq!(redirect_uri, CALLBACK);
     let tokens = node.redeem_code(&client, &params["code"]).await.expect_status(200);
     let token = tokens["access_token"].as_str().unwrap();
@@ -101,7 +101,7 @@ async fn client_is_authorized_by_its_metadata_document() {
     let changing = documents.client("changing.json");
     let page = browser.get(&changing.authorization_url(&[])).await;
     assert_eq!(page.status, 200);
-    assert!(told(&browser.submit_consent(&page, &[]).await).1.contains_key("code"));
+    assert!(redirect_parameters(&browser.submit_consent(&page, &[]).await).1.contains_key("code"));
     let response = browser.get(&changing.authorization_url(&[])).await;
     assert_eq!(response.status, 400, "the document no longer contains the redirect URI");
     let response = browser.submit_consent(&page, &[]).await;
@@ -126,7 +126,7 @@ async fn invalid_client_metadata_document_is_rejected() {
     assert_eq!(documents.count_requests("good.json").await, 0, "redirects are not followed");
     // A client that no user has authorized has no tokens, so its document is not fetched.
     let client = documents.client("good.json");
-    node.refresh_token(&client, "rt_call2me_x").await.told(401, "invalid_client");
+    node.refresh_token(&client, "rt_call2me_x").await.assert_oauth_error(401, "invalid_client");
     assert_eq!(documents.count_requests("good.json").await, 0);
 
     // With `public`, documents are fetched only from public addresses, so never from this machine.

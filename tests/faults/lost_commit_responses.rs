@@ -30,7 +30,9 @@ async fn connected_app_survives_lost_commit_responses() {
     let mut current = refresh_token_of(&node.obtain_tokens(&mut browser, &client, &[]).await);
     for _ in 0..ROUNDS {
         proxy.set_mode(ProxyMode::DropCommitResponses);
-        node.refresh_token(&client, &current).await.told(503, "temporarily_unavailable");
+        node.refresh_token(&client, &current)
+            .await
+            .assert_oauth_error(503, "temporarily_unavailable");
         proxy.set_mode(ProxyMode::Pass);
         let retried = node.refresh_token(&client, &current).await.expect_status(200);
         let again = node.refresh_token(&client, &current).await.expect_status(200);

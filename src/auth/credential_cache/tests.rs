@@ -168,8 +168,8 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 proptest! {
-    /// Compares the cache with its source: whatever happens in between, a lookup after a change
-    /// returns the new state.
+    /// Compares the cache with its source: after any sequence of events, a lookup after a
+    /// change returns the new state.
     #[test]
     fn lookup_after_a_change_returns_the_new_state(steps in prop::collection::vec(step(), 1..60)) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();

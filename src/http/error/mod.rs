@@ -28,7 +28,7 @@ use crate::{
 };
 
 pub use oauth::{OAuthErrorBody, OAuthErrorResponse};
-pub(in crate::http) use oauth::{RateLimitExempt, render_oauth_error as oauth_refusal};
+pub(in crate::http) use oauth::{RateLimitExempt, render_oauth_error};
 
 /// Error codes. Clients decide by them what to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, utoipa::ToSchema)]

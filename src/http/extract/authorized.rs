@@ -55,10 +55,10 @@ access_types! {
     Write = AccessRule::Protected(AccessRequirement::Scope(Scope::Write)), Authorized<Write>;
     /// A credential with the scope `admin`.
     Admin = AccessRule::Protected(AccessRequirement::Scope(Scope::Admin)), Authorized<Admin>;
-    /// An API key or a session with the scope `write`; an OAuth grant is rejected, whatever its
+    /// An API key or a session with the scope `write`; an OAuth grant is rejected with any
     /// scope.
     FirstPartyWrite = AccessRule::Protected(AccessRequirement::FirstParty(Scope::Write)), Authorized<FirstPartyWrite>;
-    /// An API key or a session with the scope `admin`; an OAuth grant is rejected, whatever its
+    /// An API key or a session with the scope `admin`; an OAuth grant is rejected with any
     /// scope.
     FirstPartyAdmin = AccessRule::Protected(AccessRequirement::FirstParty(Scope::Admin)), Authorized<FirstPartyAdmin>;
     /// A session of a user, with any role.

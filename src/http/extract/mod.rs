@@ -19,7 +19,7 @@ pub use authorized::{
     Access, AccessRule, Admin, Authorized, FirstPartyAdmin, FirstPartyWrite, Open, Public,
     ReadOnly, RequiresAccess, SignIn, UserSession, Write,
 };
-pub use body::{read_body as body_of, read_multipart_form, read_urlencoded_form};
+pub use body::{read_body, read_multipart_form, read_urlencoded_form};
 pub use client_ip::client_ip;
 pub use event_filter::EVENT_FILTERS;
 pub use json::{IdempotentJson, Json};

@@ -31,7 +31,7 @@ use crate::{
     http::{
         ApiError, App, bearer,
         cookies::CookieAuthenticated,
-        error::{ErrorCode, RateLimitExempt, oauth_refusal},
+        error::{ErrorCode, RateLimitExempt, render_oauth_error},
         extract::AccessRule,
         forward_auth::{is_forward_auth_path, requested_scope},
         route::{PageRoute, Route},
@@ -188,7 +188,7 @@ impl AccessLayer {
     async fn dispatch(&self, request: Request, next: impl Handler) -> Response {
         match self.surface {
             AuthSurface::Api => self.serve(request, next).await,
-            AuthSurface::OAuth => oauth_refusal(self.serve(request, next).await),
+            AuthSurface::OAuth => render_oauth_error(self.serve(request, next).await),
             AuthSurface::Page(render_error) => {
                 let (method, uri) = (request.method().clone(), request.uri().clone());
                 let path_and_query = uri.path_and_query().map_or("/", PathAndQuery::as_str);
@@ -254,8 +254,8 @@ impl AccessLayer {
                 self.with_rate_limit_headers(refusal.into_response(), decision)
             }
             // Other open routes, such as token refresh, carry a credential in the request. A valid
-            // one passes, whatever other clients behind the same address do: only an error response
-            // is replaced by the 429.
+            // one passes even if other clients behind the same address exceed the limit: only an
+            // error response is replaced by the 429.
             (_, refusal) => {
                 let response = self.run_handler(info, request, next).await;
                 let response = match refusal {
@@ -435,8 +435,8 @@ fn event_not_committed() -> Response {
     ApiError::unavailable("the audit event was not committed in time").into_response()
 }
 
-/// The audit event of a request in flight. It is recorded whatever the outcome: if the client
-/// disconnects and the handler is dropped, with status 499.
+/// The audit event of a request in flight. It is always recorded. If the client disconnects
+/// and the handler is dropped, the status is 499.
 struct PendingEvent<'a> {
     app: &'a App,
     caller: &'a Caller,

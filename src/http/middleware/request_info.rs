@@ -20,7 +20,7 @@ const MAX_LOGGED_BYTES: usize = 512;
 /// Attaches the [`RequestInfo`] to a request, for the audit log and the handler.
 ///
 /// Runs before anything else. For a forward-auth request, method and path are those of the original
-/// request, whatever the response will be.
+/// request, also if the response is an error.
 pub(super) fn attach_request_info(
     app: &App,
     peer: IpAddr,

@@ -197,7 +197,7 @@ pub async fn register(
     request: Request<Body>,
 ) -> OAuthResult<(StatusCode, Json<RegisteredClientBody>)> {
     let (parts, body) = request.into_parts();
-    let body = extract::body_of(&parts.headers, body, &app).await?;
+    let body = extract::read_body(&parts.headers, body, &app).await?;
     let metadata: ClientMetadata = serde_json::from_slice(&body).map_err(|_| {
         let message = "the body must be a JSON object of client metadata";
         OAuthErrorResponse::Protocol(OAuthErrorCode::InvalidClientMetadata, message.to_owned())

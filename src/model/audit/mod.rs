@@ -59,7 +59,7 @@ macro_rules! actions {
 }
 
 actions! {
-    /// An authenticated API request, whatever its result.
+    /// An authenticated API request, successful or not.
     Request = "request";
     /// An API key was created.
     ApiKeyCreated = "api_key.created";

@@ -6,7 +6,10 @@ use serde_json::json;
 
 use crate::fixture::{
     Browser, PASSWORD, TestApp,
-    oauth::{CALLBACK, CODE_CHALLENGE, CODE_VERIFIER, OAuthExt, decode_claims, encode_form, told},
+    oauth::{
+        CALLBACK, CODE_CHALLENGE, CODE_VERIFIER, OAuthExt, decode_claims, encode_form,
+        redirect_parameters,
+    },
 };
 
 #[tokio::test]
@@ -31,7 +34,7 @@ async fn user_signs_in_and_consents_and_client_gets_tokens() {
         assert!(page.text.contains(text), "{text}: {}", page.text);
     }
     assert!(!page.text.contains("Administer"), "scopes that were not requested are not offered");
-    let (redirect_uri, params) = told(&browser.submit_consent(&page, &[]).await);
+    let (redirect_uri, params) = redirect_parameters(&browser.submit_consent(&page, &[]).await);
     assert_eq!(redirect_uri, CALLBACK);
     assert_eq!((&*params["state"], &*params["iss"], params.len()), ("xyz", &*app.url, 3));
 
@@ -80,7 +83,7 @@ async fn minimal_request_is_granted_read_scope_only() {
     // A client with one redirect URI may omit it, and the state is optional.
     let fields = [("redirect_uri", ""), ("state", "")];
     let page = browser.get(&client.authorization_url(&fields)).await;
-    let (redirect_uri, params) = told(&browser.submit_consent(&page, &[]).await);
+    let (redirect_uri, params) = redirect_parameters(&browser.submit_consent(&page, &[]).await);
     assert_eq!((&*redirect_uri, params.contains_key("state")), (CALLBACK, false));
     let tokens = app.redeem_code(&client, &params["code"]).await.expect_status(200);
     assert_eq!(tokens["scope"], "call2me:read");
@@ -114,7 +117,7 @@ async fn state_is_returned_unchanged() {
     let page = browser.submit(&page, "/sign-in", &fields).await;
     let page = browser.get(page.redirect_target().unwrap()).await;
     assert!(!page.text.contains("<script>"));
-    let (redirect_uri, params) = told(&browser.submit_consent(&page, &[]).await);
+    let (redirect_uri, params) = redirect_parameters(&browser.submit_consent(&page, &[]).await);
     assert_eq!(
         (&*redirect_uri, &params["a"], &params["state"]),
         (CALLBACK, &"b c".to_owned(), &long)
@@ -129,7 +132,8 @@ async fn granted_scope_is_limited_by_request_and_role() {
     let admin = [("scope", "call2me:admin")];
     let mut browser = Browser::signed_in(&app, &dana.email).await;
     let page = browser.get(&client.authorization_url(&admin)).await;
-    let (_, params) = told(&browser.submit_consent(&page, &[("scope", "read-only")]).await);
+    let (_, params) =
+        redirect_parameters(&browser.submit_consent(&page, &[("scope", "read-only")]).await);
     let tokens = app.redeem_code(&client, &params["code"]).await.expect_status(200);
     assert_eq!(tokens["scope"], "call2me:read");
 
@@ -137,7 +141,7 @@ async fn granted_scope_is_limited_by_request_and_role() {
     let mut browser = Browser::signed_in(&app, &viewer.email).await;
     let page = browser.get(&client.authorization_url(&admin)).await;
     let choices = [("workspace", &*dana.workspace_id), ("scope", "admin")];
-    let (_, viewer_params) = told(&browser.submit_consent(&page, &choices).await);
+    let (_, viewer_params) = redirect_parameters(&browser.submit_consent(&page, &choices).await);
     let tokens = app.redeem_code(&client, &viewer_params["code"]).await.expect_status(200);
     assert_eq!(tokens["scope"], "call2me:read");
 
@@ -146,7 +150,8 @@ async fn granted_scope_is_limited_by_request_and_role() {
     let page = browser
         .get(&client.authorization_url(&[("scope", "call2me:read"), ("prompt", "consent")]))
         .await;
-    let (_, forged_params) = told(&browser.submit_consent(&page, &[("scope", "admin")]).await);
+    let (_, forged_params) =
+        redirect_parameters(&browser.submit_consent(&page, &[("scope", "admin")]).await);
     let tokens = app.redeem_code(&client, &forged_params["code"]).await.expect_status(200);
     assert_eq!(tokens["scope"], "call2me:read");
 }
@@ -162,7 +167,8 @@ async fn consent_is_limited_to_own_workspaces() {
     let mut browser = Browser::signed_in(&app, &dana.email).await;
     let page = browser.get(&client.authorization_url(&[])).await;
     assert!(page.text.contains("labs (owner)"), "{}", page.text);
-    let (_, params) = told(&browser.submit_consent(&page, &[("workspace", &labs)]).await);
+    let (_, params) =
+        redirect_parameters(&browser.submit_consent(&page, &[("workspace", &labs)]).await);
     let tokens = app.redeem_code(&client, &params["code"]).await.expect_status(200);
     let token = tokens["access_token"].as_str().unwrap();
     assert_eq!(decode_claims(token)["workspace_id"], labs);
@@ -182,8 +188,9 @@ async fn denied_consent_redirects_with_access_denied() {
     let client = app.register_client(json!({})).await;
     let mut browser = Browser::signed_in(&app, &dana.email).await;
     let page = browser.get(&client.authorization_url(&[])).await;
-    let (redirect_uri, params) =
-        told(&browser.submit(&page, "/oauth/consent", &[("decision", "deny")]).await);
+    let (redirect_uri, params) = redirect_parameters(
+        &browser.submit(&page, "/oauth/consent", &[("decision", "deny")]).await,
+    );
     assert_eq!(
         (&*redirect_uri, &*params["error"], &*params["state"]),
         (CALLBACK, "access_denied", "xyz")
@@ -203,7 +210,7 @@ async fn consent_is_remembered_for_same_scope_and_https_redirect() {
     let first = app.obtain_tokens(&mut browser, &client, &write).await;
 
     let again = browser.get(&client.authorization_url(&write)).await;
-    let (_, again) = told(&again);
+    let (_, again) = redirect_parameters(&again);
     assert!(again.contains_key("code"), "consent is not requested again: {again:?}");
     for fields in [
         &[("scope", "call2me:admin")][..],
@@ -215,12 +222,15 @@ async fn consent_is_remembered_for_same_scope_and_https_redirect() {
     }
     // `prompt=none` succeeds if the earlier consent covers the request.
     let none = |scope| [("scope", scope), ("prompt", "none")];
-    let (_, covered) = told(&browser.get(&client.authorization_url(&none("call2me:read"))).await);
+    let (_, covered) =
+        redirect_parameters(&browser.get(&client.authorization_url(&none("call2me:read"))).await);
     assert!(covered.contains_key("code"), "{covered:?}");
-    let (_, wider) = told(&browser.get(&client.authorization_url(&none("call2me:admin"))).await);
+    let (_, wider) =
+        redirect_parameters(&browser.get(&client.authorization_url(&none("call2me:admin"))).await);
     assert_eq!(wider["error"], "consent_required");
-    let (_, signed_out) =
-        told(&Browser::new(&app).get(&client.authorization_url(&none("call2me:read"))).await);
+    let (_, signed_out) = redirect_parameters(
+        &Browser::new(&app).get(&client.authorization_url(&none("call2me:read"))).await,
+    );
     assert_eq!(signed_out["error"], "login_required");
 
     // The consent does not cover a redirect URI that was registered later.
@@ -263,7 +273,7 @@ async fn prompt_login_requires_new_sign_in() {
     let page = browser.get(page.redirect_target().unwrap()).await;
     assert!(page.text.contains("widgets-inc") && page.text.contains("Authorize Example app?"));
     // `prompt=login consent` requires both.
-    assert!(told(&browser.submit_consent(&page, &[]).await).1.contains_key("code"));
+    assert!(redirect_parameters(&browser.submit_consent(&page, &[]).await).1.contains_key("code"));
     let page = browser.get(&client.authorization_url(&[("prompt", "login consent")])).await;
     assert!(page.redirect_target().unwrap().contains("prompt%3Dconsent"), "{page:#?}");
 }
@@ -303,16 +313,18 @@ async fn admin_scope_requires_recent_sign_in() {
     );
     // A lower scope does not require a recent sign-in.
     let lower = browser.submit_consent(&page, &[("scope", "write")]).await;
-    assert!(told(&lower).1.contains_key("code"));
+    assert!(redirect_parameters(&lower).1.contains_key("code"));
     let silent = client.authorization_url(&[("scope", "call2me:admin"), ("prompt", "none")]);
-    assert_eq!(told(&browser.get(&silent).await).1["error"], "login_required");
+    assert_eq!(redirect_parameters(&browser.get(&silent).await).1["error"], "login_required");
     let sign_in = browser.get(&admin).await.redirect_target().unwrap().to_owned();
     let page = browser.get(&sign_in).await;
     let fields = [("email", &*dana.email), ("password", PASSWORD)];
     let page = browser.submit(&page, "/sign-in", &fields).await;
     let page = browser.get(page.redirect_target().unwrap()).await;
     assert!(
-        told(&browser.submit_consent(&page, &[("scope", "admin")]).await).1.contains_key("code")
+        redirect_parameters(&browser.submit_consent(&page, &[("scope", "admin")]).await)
+            .1
+            .contains_key("code")
     );
 }
 
@@ -332,7 +344,7 @@ async fn redirect_to_custom_scheme_requires_consent() {
     let page = browser.get(&client.authorization_url(&[])).await;
     let policy = page.headers["content-security-policy"].to_str().unwrap();
     assert!(policy.ends_with("form-action 'self' vscode:"), "{policy}");
-    assert!(told(&browser.submit_consent(&page, &[]).await).1.contains_key("code"));
+    assert!(redirect_parameters(&browser.submit_consent(&page, &[]).await).1.contains_key("code"));
 }
 
 #[tokio::test]
@@ -420,12 +432,13 @@ async fn other_errors_redirect_to_client_before_sign_in() {
             "invalid_request",
         ),
     ] {
-        let (redirect_uri, params) = told(&browser.get(&request).await);
+        let (redirect_uri, params) = redirect_parameters(&browser.get(&request).await);
         assert_eq!((&*redirect_uri, &*params["error"]), (CALLBACK, error), "{request}");
         assert_eq!((&*params["state"], &*params["iss"]), ("xyz", &*app.url), "{request}");
     }
     // A repeated state is ambiguous, so it is not returned.
-    let (_, params) = told(&browser.get(&(client.authorization_url(&[]) + "&state=abc")).await);
+    let (_, params) =
+        redirect_parameters(&browser.get(&(client.authorization_url(&[]) + "&state=abc")).await);
     assert_eq!((&*params["error"], params.contains_key("state")), ("invalid_request", false));
     // Unknown parameters are ignored.
     let page = browser
@@ -443,7 +456,7 @@ async fn loopback_redirect_takes_any_port_and_warns_user() {
     let fields = [("redirect_uri", "http://127.0.0.1:51004/cb")];
     let page = browser.get(&client.authorization_url(&fields)).await;
     assert!(page.text.contains("a program on this machine"), "{}", page.text);
-    let (redirect_uri, params) = told(&browser.submit_consent(&page, &[]).await);
+    let (redirect_uri, params) = redirect_parameters(&browser.submit_consent(&page, &[]).await);
     assert_eq!(redirect_uri, "http://127.0.0.1:51004/cb");
     // The token request must repeat the redirect URI with its port.
     let fields = [
@@ -452,7 +465,9 @@ async fn loopback_redirect_takes_any_port_and_warns_user() {
         ("code_verifier", CODE_VERIFIER),
         ("redirect_uri", "http://127.0.0.1/cb"),
     ];
-    app.request_token(&client.with_client_credentials(&fields)).await.told(400, "invalid_grant");
+    app.request_token(&client.with_client_credentials(&fields))
+        .await
+        .assert_oauth_error(400, "invalid_grant");
     let mut fields = fields;
     fields[3].1 = "http://127.0.0.1:51004/cb";
     app.request_token(&client.with_client_credentials(&fields)).await.expect_status(200);
@@ -510,7 +525,7 @@ async fn forged_consent_is_rejected() {
     fields.retain(|(name, _)| name != "decision");
     let answer =
         browser.post("/oauth/consent", &fields, &[("sec-fetch-site", "same-origin")]).await;
-    assert_eq!(told(&answer).1["error"], "access_denied");
+    assert_eq!(redirect_parameters(&answer).1["error"], "access_denied");
 }
 
 #[tokio::test]

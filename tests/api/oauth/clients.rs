@@ -6,7 +6,7 @@ use serde_json::json;
 
 use crate::fixture::{
     Browser, PASSWORD, TestApp,
-    oauth::{CALLBACK, CODE_VERIFIER, DEVICE_GRANT, OAuthClient, OAuthExt, told},
+    oauth::{CALLBACK, CODE_VERIFIER, DEVICE_GRANT, OAuthClient, OAuthExt, redirect_parameters},
 };
 
 #[tokio::test]
@@ -27,7 +27,7 @@ async fn admin_creates_updates_and_deletes_clients() {
     let mut browser = Browser::signed_in(&app, &sam.email).await;
     let page = browser.get(&client.authorization_url(&[("scope", "call2me:admin")])).await;
     assert!(page.text.contains("Booking") && !page.text.contains("Administer"), "{}", page.text);
-    let (_, params) = told(&browser.submit_consent(&page, &[]).await);
+    let (_, params) = redirect_parameters(&browser.submit_consent(&page, &[]).await);
     let tokens = app.redeem_code(&client, &params["code"]).await.expect_status(200);
     assert_eq!(tokens["scope"], "call2me:read call2me:write");
 

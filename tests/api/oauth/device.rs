@@ -37,7 +37,7 @@ async fn device_gets_tokens_after_user_enters_code() {
     assert_eq!(device["verification_uri"], format!("{}/device", app.url));
     let code = device["user_code"].as_str().unwrap();
     let complete_uri = device["verification_uri_complete"].as_str().unwrap();
-    poll(&app, &client, &device).await.told(400, "authorization_pending");
+    poll(&app, &client, &device).await.assert_oauth_error(400, "authorization_pending");
 
     let mut browser = Browser::new(&app);
     let page = browser.get(complete_uri.strip_prefix(&app.url).unwrap()).await;
@@ -53,7 +53,7 @@ async fn device_gets_tokens_after_user_enters_code() {
         assert!(page.text.contains(text), "{text}: {}", page.text);
     }
     app.clock.advance(Duration::from_secs(5));
-    poll(&app, &client, &device).await.told(400, "authorization_pending");
+    poll(&app, &client, &device).await.assert_oauth_error(400, "authorization_pending");
     let result = browser.submit_consent(&page, &[]).await;
     assert!(result.status == 200 && result.text.contains("Connected"), "{result:#?}");
 
@@ -63,7 +63,7 @@ async fn device_gets_tokens_after_user_enters_code() {
     app.request_as(token, "GET", "/v1/agents").send().await.expect_status(200);
     app.refresh_token(&client, tokens["refresh_token"].as_str().unwrap()).await.expect_status(200);
     // A device code works once. The event of a second attempt names the user.
-    poll(&app, &client, &device).await.told(400, "invalid_grant");
+    poll(&app, &client, &device).await.assert_oauth_error(400, "invalid_grant");
     let refused = "action=oauth.token_refused";
     let event = app.wait_for_event_count(&dana.access_token, refused, 1).await.remove(0);
     assert_eq!(event["metadata"]["user_id"], json!(dana.user_id), "{event}");
@@ -81,15 +81,15 @@ async fn too_frequent_polling_is_slowed_down() {
     let app = TestApp::start().await;
     let client = register_device_client(&app).await;
     let device = start_authorization(&app, &client).await;
-    poll(&app, &client, &device).await.told(400, "authorization_pending");
-    poll(&app, &client, &device).await.told(400, "slow_down");
+    poll(&app, &client, &device).await.assert_oauth_error(400, "authorization_pending");
+    poll(&app, &client, &device).await.assert_oauth_error(400, "slow_down");
     // Each `slow_down` adds five seconds to the interval.
     app.clock.advance(Duration::from_secs(6));
-    poll(&app, &client, &device).await.told(400, "slow_down");
+    poll(&app, &client, &device).await.assert_oauth_error(400, "slow_down");
     app.clock.advance(Duration::from_secs(16));
-    poll(&app, &client, &device).await.told(400, "authorization_pending");
+    poll(&app, &client, &device).await.assert_oauth_error(400, "authorization_pending");
     app.clock.advance(Duration::from_mins(15));
-    poll(&app, &client, &device).await.told(400, "expired_token");
+    poll(&app, &client, &device).await.assert_oauth_error(400, "expired_token");
 }
 
 #[tokio::test]
@@ -111,7 +111,7 @@ async fn approval_before_expiry_can_be_redeemed_shortly_after() {
     poll(&app, &client, &early).await.expect_status(200);
     // An approval that is never redeemed expires, too.
     app.clock.advance(Duration::from_mins(15));
-    poll(&app, &client, &late).await.told(400, "invalid_grant");
+    poll(&app, &client, &late).await.assert_oauth_error(400, "invalid_grant");
 }
 
 #[tokio::test]
@@ -120,14 +120,14 @@ async fn denial_is_reported_and_device_code_is_bound_to_client() {
     let dana = app.register("acme").await;
     let (client, other) = (register_device_client(&app).await, register_device_client(&app).await);
     let device = start_authorization(&app, &client).await;
-    poll(&app, &other, &device).await.told(400, "invalid_grant");
+    poll(&app, &other, &device).await.assert_oauth_error(400, "invalid_grant");
     let mut browser = Browser::signed_in(&app, &dana.email).await;
     let page = browser.get("/device").await;
     let code = device["user_code"].as_str().unwrap();
     let page = browser.submit(&page, "/device", &[("user_code", code)]).await;
     let result = browser.submit(&page, "/device/consent", &[("decision", "deny")]).await;
     assert!(result.text.contains("Not connected"), "{result:#?}");
-    poll(&app, &client, &device).await.told(400, "access_denied");
+    poll(&app, &client, &device).await.assert_oauth_error(400, "access_denied");
     // A decision is final.
     let late_decision = browser.submit_consent(&page, &[]).await;
     assert_eq!(late_decision.status, 422, "{late_decision:#?}");
@@ -135,13 +135,17 @@ async fn denial_is_reported_and_device_code_is_bound_to_client() {
     let response = app
         .post_form("/oauth/device_authorization", &web_client.with_client_credentials(&[]))
         .await;
-    response.told(400, "unauthorized_client");
-    app.post_form("/oauth/device_authorization", &[]).await.told(401, "invalid_client");
+    response.assert_oauth_error(400, "unauthorized_client");
+    app.post_form("/oauth/device_authorization", &[])
+        .await
+        .assert_oauth_error(401, "invalid_client");
     let scope = client.with_client_credentials(&[("scope", "openid")]);
-    app.post_form("/oauth/device_authorization", &scope).await.told(400, "invalid_scope");
+    app.post_form("/oauth/device_authorization", &scope)
+        .await
+        .assert_oauth_error(400, "invalid_scope");
     app.request_token(&client.with_client_credentials(&[("grant_type", DEVICE_GRANT)]))
         .await
-        .told(400, "invalid_request");
+        .assert_oauth_error(400, "invalid_request");
 }
 
 #[tokio::test]
@@ -154,13 +158,15 @@ async fn pending_device_codes_are_limited_per_address() {
     }
     let response =
         app.post_form("/oauth/device_authorization", &client.with_client_credentials(&[])).await;
-    response.told(503, "temporarily_unavailable");
+    response.assert_oauth_error(503, "temporarily_unavailable");
     // A device that polls at its interval is served even if its address is rate-limited.
     for _ in 0..20 {
         app.refresh_token(&client, "rt_call2me_guess").await;
     }
-    app.refresh_token(&client, "rt_call2me_guess").await.told(429, "temporarily_unavailable");
-    poll(&app, &client, &device.unwrap()).await.told(400, "authorization_pending");
+    app.refresh_token(&client, "rt_call2me_guess")
+        .await
+        .assert_oauth_error(429, "temporarily_unavailable");
+    poll(&app, &client, &device.unwrap()).await.assert_oauth_error(400, "authorization_pending");
     app.clock.advance(Duration::from_mins(15));
     start_authorization(&app, &client).await;
 }

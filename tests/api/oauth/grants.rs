@@ -53,7 +53,7 @@ async fn ended_grant_is_rejected_on_every_node() {
     }
     app.refresh_token(&client, tokens["refresh_token"].as_str().unwrap())
         .await
-        .told(400, "invalid_grant");
+        .assert_oauth_error(400, "invalid_grant");
     assert!(list_grants(&app, &dana.access_token, "").await.is_empty());
     let event =
         app.wait_for_event_count(&dana.access_token, "action=oauth.grant_ended", 1).await.remove(0);
@@ -96,7 +96,7 @@ async fn admin_manages_all_grants_and_members_only_their_own() {
     let mut browser = Browser::signed_in(&app, &member.email).await;
     let page = browser.get(&client.authorization_url(&[])).await;
     let answer = browser.submit_consent(&page, &[("workspace", &dana.workspace_id)]).await;
-    let (_, params) = crate::fixture::oauth::told(&answer);
+    let (_, params) = crate::fixture::oauth::redirect_parameters(&answer);
     let tokens = app.redeem_code(&client, &params["code"]).await.expect_status(200);
 
     assert!(list_grants(&app, &dana.access_token, "").await.is_empty());
@@ -167,7 +167,7 @@ async fn grant_follows_role_and_membership_of_user() {
             .await
             .assert_error(401, "unauthorized");
     }
-    app.refresh_token(&client, refresh).await.told(400, "invalid_grant");
+    app.refresh_token(&client, refresh).await.assert_oauth_error(400, "invalid_grant");
     // The grant stays ended if the user becomes a member again.
     app.insert_membership(&member, &dana, "member").await;
     app.database.wait_for_invalidation().await;
@@ -175,7 +175,7 @@ async fn grant_follows_role_and_membership_of_user() {
         .send()
         .await
         .assert_error(401, "unauthorized");
-    app.refresh_token(&client, refresh).await.told(400, "invalid_grant");
+    app.refresh_token(&client, refresh).await.assert_oauth_error(400, "invalid_grant");
 }
 
 #[tokio::test]
@@ -269,6 +269,6 @@ async fn obtain_tokens_in(
     let mut browser = Browser::signed_in(app, email).await;
     let page = browser.get(&client.authorization_url(&[("scope", scope)])).await;
     let answer = browser.submit_consent(&page, &[("workspace", workspace)]).await;
-    let (_, params) = crate::fixture::oauth::told(&answer);
+    let (_, params) = crate::fixture::oauth::redirect_parameters(&answer);
     app.redeem_code(client, &params["code"]).await.expect_status(200)
 }

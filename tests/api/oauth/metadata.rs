@@ -52,7 +52,7 @@ async fn disabled_features_are_absent_from_metadata() {
     assert_eq!(server["client_id_metadata_document_supported"], false);
     let request =
         app.post("/oauth/register").json(json!({ "redirect_uris": ["https://a.example"] }));
-    request.send().await.told(400, "access_denied");
+    request.send().await.assert_oauth_error(400, "access_denied");
     let page = app.get("/oauth/authorize?client_id=https%3A%2F%2Fa.example%2Fm").send().await;
     assert_eq!(page.status, 400);
 }

@@ -66,11 +66,13 @@ async fn invalid_registration_metadata_is_rejected() {
         "/cb",
     ] {
         let response = register(json!({ "redirect_uris": ["https://a.example/", uri] })).await;
-        response.told(400, "invalid_redirect_uri");
+        response.assert_oauth_error(400, "invalid_redirect_uri");
     }
-    register(json!({})).await.told(400, "invalid_redirect_uri");
+    register(json!({})).await.assert_oauth_error(400, "invalid_redirect_uri");
     let too_many: Vec<_> = (0..21).map(|n| format!("https://a.example/{n}")).collect();
-    register(json!({ "redirect_uris": too_many })).await.told(400, "invalid_redirect_uri");
+    register(json!({ "redirect_uris": too_many }))
+        .await
+        .assert_oauth_error(400, "invalid_redirect_uri");
     let with_fields = |fields: serde_json::Value| {
         let mut body = json!({ "redirect_uris": ["https://a.example/"] });
         body.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
@@ -90,13 +92,13 @@ async fn invalid_registration_metadata_is_rejected() {
         json!({ "client_uri": "javascript:alert(1)" }),
         json!({ "redirect_uris": "https://a.example/" }),
     ] {
-        register(with_fields(fields)).await.told(400, "invalid_client_metadata");
+        register(with_fields(fields)).await.assert_oauth_error(400, "invalid_client_metadata");
     }
     let register_text =
         |text: &str| app.post("/oauth/register").body("application/json", text.to_owned()).send();
-    register_text("").await.told(400, "invalid_client_metadata");
-    register_text("[]").await.told(400, "invalid_client_metadata");
-    register_text("{").await.told(400, "invalid_client_metadata");
+    register_text("").await.assert_oauth_error(400, "invalid_client_metadata");
+    register_text("[]").await.assert_oauth_error(400, "invalid_client_metadata");
+    register_text("{").await.assert_oauth_error(400, "invalid_client_metadata");
 }
 
 #[tokio::test]
@@ -107,7 +109,7 @@ async fn client_without_refresh_grant_gets_no_refresh_token() {
     let mut browser = Browser::signed_in(&app, &dana.email).await;
     let tokens = app.obtain_tokens(&mut browser, &client, &[]).await;
     assert!(tokens.get("refresh_token").is_none(), "{tokens}");
-    app.refresh_token(&client, "rt_call2me_x").await.told(400, "unauthorized_client");
+    app.refresh_token(&client, "rt_call2me_x").await.assert_oauth_error(400, "unauthorized_client");
 }
 
 #[tokio::test]
@@ -118,7 +120,7 @@ async fn number_of_registrations_is_limited() {
         app.post("/oauth/register").json(body.clone()).send().await.expect_status(201);
     }
     let response = app.post("/oauth/register").json(body.clone()).send().await;
-    response.told(429, "temporarily_unavailable");
+    response.assert_oauth_error(429, "temporarily_unavailable");
     assert!(response.header_number("retry-after") >= 1);
     // One address may have 200 registrations that no user has authorized, at any rate of requests.
     let app = TestApp::start().await;
@@ -126,7 +128,7 @@ async fn number_of_registrations_is_limited() {
         app.post("/oauth/register").json(body.clone()).send().await.expect_status(201);
     }
     let response = app.post("/oauth/register").json(body.clone()).send().await;
-    response.told(503, "temporarily_unavailable");
+    response.assert_oauth_error(503, "temporarily_unavailable");
     // The total is limited, too. Then the oldest registrations make room, so that a flood does not
     // keep others out.
     let app = TestApp::start().await;
@@ -136,7 +138,7 @@ async fn number_of_registrations_is_limited() {
                 FROM generate_series(1, 10000)";
     sqlx::query(fill).bind(app.clock.now()).execute(&mut connection).await.unwrap();
     let response = app.post("/oauth/register").json(body.clone()).send().await;
-    response.told(503, "temporarily_unavailable");
+    response.assert_oauth_error(503, "temporarily_unavailable");
     let make_older = "UPDATE oauth_clients SET created_at = created_at - interval '2 hours'";
     sqlx::query(make_older).execute(&mut connection).await.unwrap();
     app.post("/oauth/register").json(body.clone()).send().await.expect_status(201);

@@ -59,7 +59,7 @@ async fn access_token_is_revoked_alone_and_refresh_token_with_grant() {
             node.request_as(text_field(token, "access_token"), "GET", "/v1/agents").send().await;
         response.assert_error(401, "unauthorized");
     }
-    app.refresh_token(&client, refresh).await.told(400, "invalid_grant");
+    app.refresh_token(&client, refresh).await.assert_oauth_error(400, "invalid_grant");
     let events =
         app.wait_for_event(&dana, "", |event| event["action"] == "oauth.grant_ended").await;
     let ended = events.iter().find(|event| event["action"] == "oauth.grant_ended").unwrap();
@@ -85,14 +85,16 @@ async fn revoking_unknown_token_succeeds_and_foreign_token_fails() {
         assert_eq!(revoke(&client, unknown).await.status, 200, "{unknown}");
     }
     for name in ["access_token", "refresh_token"] {
-        revoke(&other, text_field(&tokens, name)).await.told(400, "invalid_grant");
+        revoke(&other, text_field(&tokens, name)).await.assert_oauth_error(400, "invalid_grant");
     }
-    revoke(&client, &dana).await.told(400, "invalid_grant");
-    revoke(&client, "sk_call2me_live_x").await.told(400, "unsupported_token_type");
+    revoke(&client, &dana).await.assert_oauth_error(400, "invalid_grant");
+    revoke(&client, "sk_call2me_live_x").await.assert_oauth_error(400, "unsupported_token_type");
     app.post_form("/oauth/revoke", &client.with_client_credentials(&[]))
         .await
-        .told(400, "invalid_request");
-    app.post_form("/oauth/revoke", &[("token", "x")]).await.told(401, "invalid_client");
+        .assert_oauth_error(400, "invalid_request");
+    app.post_form("/oauth/revoke", &[("token", "x")])
+        .await
+        .assert_oauth_error(401, "invalid_client");
     app.request_as(text_field(&tokens, "access_token"), "GET", "/v1/agents")
         .send()
         .await
@@ -148,11 +150,13 @@ async fn introspection_is_limited_to_related_clients() {
     ] {
         assert_eq!(introspect(by, presented).await.expect_status(200), inactive, "{presented}");
     }
-    introspect(&public, token).await.told(401, "invalid_client");
-    app.post_form("/oauth/introspect", &[("token", token)]).await.told(401, "invalid_client");
+    introspect(&public, token).await.assert_oauth_error(401, "invalid_client");
+    app.post_form("/oauth/introspect", &[("token", token)])
+        .await
+        .assert_oauth_error(401, "invalid_client");
     app.post_form("/oauth/introspect", &client.with_client_credentials(&[]))
         .await
-        .told(400, "invalid_request");
+        .assert_oauth_error(400, "invalid_request");
     // Tokens of an ended grant are inactive.
     app.post_form(
         "/oauth/revoke",

@@ -24,22 +24,22 @@ async fn code_works_once_and_reuse_with_verifier_ends_grant() {
     // A request that does not match the code leaves it valid.
     app.request_token(&client.with_client_credentials(&redeem_fields(wrong_verifier)))
         .await
-        .told(400, "invalid_grant");
+        .assert_oauth_error(400, "invalid_grant");
     app.request_token(&client.with_client_credentials(&redeem_fields("short")))
         .await
-        .told(400, "invalid_grant");
+        .assert_oauth_error(400, "invalid_grant");
     app.request_token(&client.with_client_credentials(&redeem_fields("")))
         .await
-        .told(400, "invalid_request");
+        .assert_oauth_error(400, "invalid_request");
     app.request_token(&other.with_client_credentials(&redeem_fields(CODE_VERIFIER)))
         .await
-        .told(400, "invalid_grant");
+        .assert_oauth_error(400, "invalid_grant");
     let other_redirect =
         [&redeem_fields(CODE_VERIFIER)[..], &[("redirect_uri", "https://client.example/x")]]
             .concat();
     app.request_token(&client.with_client_credentials(&other_redirect))
         .await
-        .told(400, "invalid_grant");
+        .assert_oauth_error(400, "invalid_grant");
 
     let tokens = app
         .request_token(&client.with_client_credentials(&redeem_fields(CODE_VERIFIER)))
@@ -51,17 +51,17 @@ async fn code_works_once_and_reuse_with_verifier_ends_grant() {
     // An attacker with the code alone cannot end the grant by replaying it.
     app.request_token(&client.with_client_credentials(&redeem_fields(wrong_verifier)))
         .await
-        .told(400, "invalid_grant");
+        .assert_oauth_error(400, "invalid_grant");
     app.request_token(&other.with_client_credentials(&redeem_fields(CODE_VERIFIER)))
         .await
-        .told(400, "invalid_grant");
+        .assert_oauth_error(400, "invalid_grant");
     app.request_as(access, "GET", "/v1/agents").send().await.expect_status(200);
 
     app.request_token(&client.with_client_credentials(&redeem_fields(CODE_VERIFIER)))
         .await
-        .told(400, "invalid_grant");
+        .assert_oauth_error(400, "invalid_grant");
     app.request_as(access, "GET", "/v1/agents").send().await.assert_error(401, "unauthorized");
-    app.refresh_token(&client, refresh).await.told(400, "invalid_grant");
+    app.refresh_token(&client, refresh).await.assert_oauth_error(400, "invalid_grant");
     let reuse = app
         .wait_for_event_count(&dana.access_token, "action=oauth.reuse_detected", 1)
         .await
@@ -83,10 +83,10 @@ async fn code_expires_after_one_minute() {
     app.clock.advance(Duration::from_secs(59));
     app.redeem_code(&client, &code).await.expect_status(200);
     app.clock.advance(Duration::from_secs(1));
-    app.redeem_code(&client, &late).await.told(400, "invalid_grant");
+    app.redeem_code(&client, &late).await.assert_oauth_error(400, "invalid_grant");
     for code in ["", "x", &code[1..], &late.to_lowercase()] {
         let error = if code.is_empty() { "invalid_request" } else { "invalid_grant" };
-        app.redeem_code(&client, code).await.told(400, error);
+        app.redeem_code(&client, code).await.assert_oauth_error(400, error);
     }
 }
 
@@ -129,8 +129,8 @@ async fn public_client_refresh_token_rotates_and_can_be_retried() {
     // Once the successor is used, its predecessor counts as reused.
     let third = text(&app.refresh_token(&client, &second).await.expect_status(200));
     assert_eq!(text(&app.refresh_token(&client, &second).await.expect_status(200)), third);
-    app.refresh_token(&client, first).await.told(400, "invalid_grant");
-    app.refresh_token(&client, &third).await.told(400, "invalid_grant");
+    app.refresh_token(&client, first).await.assert_oauth_error(400, "invalid_grant");
+    app.refresh_token(&client, &third).await.assert_oauth_error(400, "invalid_grant");
     let dana = app.add_member(&dana, "admin").await;
     let reuse =
         app.wait_for_event_count(&dana.access_token, "action=oauth.reuse_detected", 1).await;
@@ -182,12 +182,12 @@ async fn confidential_client_refresh_token_does_not_rotate() {
     // Without the client secret, the refresh token is rejected.
     let mut stolen = client.clone();
     stolen.secret = None;
-    app.refresh_token(&stolen, token).await.told(401, "invalid_client");
+    app.refresh_token(&stolen, token).await.assert_oauth_error(401, "invalid_client");
     // A grant expires after ninety days without use.
     advance_clock(&app, Duration::from_hours(89 * 24)).await;
     app.refresh_token(&client, token).await.expect_status(200);
     advance_clock(&app, Duration::from_hours(90 * 24)).await;
-    app.refresh_token(&client, token).await.told(400, "invalid_grant");
+    app.refresh_token(&client, token).await.assert_oauth_error(400, "invalid_grant");
 }
 
 #[tokio::test]
@@ -224,15 +224,15 @@ async fn foreign_refresh_token_is_rejected() {
     let mut browser = Browser::signed_in(&app, &dana.email).await;
     let tokens = app.obtain_tokens(&mut browser, &client, &[]).await;
     let token = tokens["refresh_token"].as_str().unwrap();
-    app.refresh_token(&other, token).await.told(400, "invalid_grant");
+    app.refresh_token(&other, token).await.assert_oauth_error(400, "invalid_grant");
     // Refresh tokens of sessions and of grants are not interchangeable.
-    app.refresh_token(&client, &dana.refresh_token).await.told(400, "invalid_grant");
+    app.refresh_token(&client, &dana.refresh_token).await.assert_oauth_error(400, "invalid_grant");
     let body = json!({ "refresh_token": token });
     app.post("/v1/auth/refresh").json(body).send().await.assert_error(401, "invalid_refresh_token");
     app.request_as(token, "GET", "/v1/agents").send().await.assert_error(401, "unauthorized");
     for forged in ["", "rt_call2me_x", &dana.access_token, &token[..token.len() - 1]] {
         let error = if forged.is_empty() { "invalid_request" } else { "invalid_grant" };
-        app.refresh_token(&client, forged).await.told(400, error);
+        app.refresh_token(&client, forged).await.assert_oauth_error(400, error);
     }
     app.refresh_token(&client, token).await.expect_status(200);
 }
@@ -269,36 +269,40 @@ async fn client_authenticates_with_exactly_one_method() {
         .expect_status(200);
 
     let wrong = refresh_with(basic_authorization(&confidential.id, "cs_call2me_x"), &[]).await;
-    wrong.told(401, "invalid_client");
+    wrong.assert_oauth_error(401, "invalid_client");
     assert!(wrong.header("www-authenticate").starts_with("Basic "));
-    refresh_with(basic_authorization(&confidential.id, ""), &[]).await.told(401, "invalid_client");
+    refresh_with(basic_authorization(&confidential.id, ""), &[])
+        .await
+        .assert_oauth_error(401, "invalid_client");
     refresh_with(basic_authorization("client_01jd0zt8q7f7qvs4p2k6x3m9ab", client_secret), &[])
         .await
-        .told(401, "invalid_client");
-    refresh_with("Basic !!!".to_owned(), &[]).await.told(401, "invalid_client");
-    refresh_with(format!("Bearer {}", dana.access_token), &[]).await.told(401, "invalid_client");
+        .assert_oauth_error(401, "invalid_client");
+    refresh_with("Basic !!!".to_owned(), &[]).await.assert_oauth_error(401, "invalid_client");
+    refresh_with(format!("Bearer {}", dana.access_token), &[])
+        .await
+        .assert_oauth_error(401, "invalid_client");
     refresh_with(
         basic_authorization(&confidential.id, client_secret),
         &[("client_secret", client_secret)],
     )
     .await
-    .told(400, "invalid_request");
+    .assert_oauth_error(400, "invalid_request");
     refresh_with(
         basic_authorization(&confidential.id, client_secret),
         &[("client_id", &public.id)],
     )
     .await
-    .told(400, "invalid_request");
+    .assert_oauth_error(400, "invalid_request");
 
-    app.request_token(&refresh).await.told(401, "invalid_client");
+    app.request_token(&refresh).await.assert_oauth_error(401, "invalid_client");
     let mut repeated = confidential.with_client_credentials(&refresh);
     repeated.push(("client_id", &confidential.id));
-    app.request_token(&repeated).await.told(400, "invalid_request");
+    app.request_token(&repeated).await.assert_oauth_error(400, "invalid_request");
     let mut impostor = public.clone();
     impostor.secret = confidential.secret.clone();
     app.request_token(&impostor.with_client_credentials(&refresh))
         .await
-        .told(401, "invalid_client");
+        .assert_oauth_error(401, "invalid_client");
 }
 
 #[tokio::test]
@@ -310,37 +314,39 @@ async fn malformed_token_request_gets_rfc_6749_error() {
         let (app, client) = (&app, &client);
         async move { app.request_token(&client.with_client_credentials(&fields)).await }
     };
-    send(&[]).await.told(400, "invalid_request");
+    send(&[]).await.assert_oauth_error(400, "invalid_request");
     send(&[("grant_type", "password"), ("username", "a")])
         .await
-        .told(400, "unsupported_grant_type");
-    send(&[("grant_type", "implicit")]).await.told(400, "unsupported_grant_type");
-    send(&[("grant_type", "client_credentials")]).await.told(400, "unauthorized_client");
+        .assert_oauth_error(400, "unsupported_grant_type");
+    send(&[("grant_type", "implicit")]).await.assert_oauth_error(400, "unsupported_grant_type");
+    send(&[("grant_type", "client_credentials")])
+        .await
+        .assert_oauth_error(400, "unauthorized_client");
     let repeated = [("grant_type", "refresh_token"), ("grant_type", "refresh_token")];
-    send(&repeated).await.told(400, "invalid_request");
+    send(&repeated).await.assert_oauth_error(400, "invalid_request");
     let long: &'static str = Box::leak("x".repeat(5000).into_boxed_str());
     send(&[("grant_type", "refresh_token"), ("refresh_token", long)])
         .await
-        .told(400, "invalid_request");
+        .assert_oauth_error(400, "invalid_request");
     let send_body = |kind: &str, text: String| app.post("/oauth/token").body(kind, text).send();
-    send_body("application/json", "{}".to_owned()).await.told(415, "invalid_request");
+    send_body("application/json", "{}".to_owned()).await.assert_oauth_error(415, "invalid_request");
     send_body("application/x-www-form-urlencoded", "a=%zz".to_owned())
         .await
-        .told(400, "invalid_request");
+        .assert_oauth_error(400, "invalid_request");
     send_body("application/x-www-form-urlencoded", "x".repeat(30_000))
         .await
-        .told(413, "invalid_request");
+        .assert_oauth_error(413, "invalid_request");
     let many_fields = (0..20_000).map(|n| format!("{n}=1")).collect::<Vec<_>>().join("&");
     send_body("application/x-www-form-urlencoded", many_fields[..19_000].to_owned())
         .await
-        .told(400, "invalid_request");
+        .assert_oauth_error(400, "invalid_request");
     // Credentials in the URL are ignored.
     let query = encode_form(
         &client.with_client_credentials(&[("grant_type", "refresh_token"), ("refresh_token", "x")]),
     );
     let in_url = app.post(&format!("/oauth/token?{query}"));
     let in_url = in_url.body("application/x-www-form-urlencoded", "grant_type=refresh_token");
-    in_url.send().await.told(401, "invalid_client");
+    in_url.send().await.assert_oauth_error(401, "invalid_client");
     app.get("/oauth/token").send().await.assert_error(405, "method_not_allowed");
     app.get("/oauth/nothing").send().await.assert_error(404, "not_found");
 }
@@ -356,7 +362,7 @@ async fn database_outage_is_never_reported_as_invalid_grant() {
     let token = tokens["refresh_token"].as_str().unwrap();
     app.database.allow_connections(false).await;
     for answer in [app.refresh_token(&client, token).await, app.redeem_code(&client, &code).await] {
-        answer.told(503, "temporarily_unavailable");
+        answer.assert_oauth_error(503, "temporarily_unavailable");
         assert!(answer.header_number("retry-after") >= 1);
     }
     let page = browser.get(&client.authorization_url(&[])).await;
@@ -381,7 +387,7 @@ async fn flood_is_rate_limited_and_valid_token_passes() {
         last = Some(app.refresh_token(&client, "rt_call2me_guess").await);
     }
     let last = last.unwrap();
-    last.told(429, "temporarily_unavailable");
+    last.assert_oauth_error(429, "temporarily_unavailable");
     assert!(last.header_number("retry-after") >= 1);
     // A flood from the same address does not block valid tokens.
     app.refresh_token(&client, token).await.expect_status(200);
@@ -406,7 +412,7 @@ async fn missing_second_factor_suspends_tokens_and_ends_no_grant() {
     };
     require_second_factor(true).await;
     let response = app.refresh_token(&client, refresh).await;
-    response.told(503, "temporarily_unavailable");
+    response.assert_oauth_error(503, "temporarily_unavailable");
     assert_eq!(response.header_number("retry-after"), 60);
     let fields = client.with_client_credentials(&[("token", refresh)]);
     assert_eq!(
@@ -434,12 +440,12 @@ async fn rejected_token_request_is_logged_with_client_name() {
     let code = app.obtain_code(&mut browser, &client, &[]).await;
     let mut impostor = client.clone();
     impostor.secret = Some("cs_call2me_wrong".to_owned());
-    app.redeem_code(&impostor, &code).await.told(401, "invalid_client");
+    app.redeem_code(&impostor, &code).await.assert_oauth_error(401, "invalid_client");
     let rejected =
         app.wait_for_event_count(&dana.access_token, "action=oauth.client_rejected", 1).await;
     assert_eq!(rejected[0]["target"]["name"], "Booking");
     app.clock.advance(Duration::from_mins(2));
-    app.redeem_code(&client, &code).await.told(400, "invalid_grant");
+    app.redeem_code(&client, &code).await.assert_oauth_error(400, "invalid_grant");
     let event = app
         .wait_for_event_count(&dana.access_token, "action=oauth.token_refused", 1)
         .await
@@ -463,7 +469,7 @@ async fn tokens_per_grant_are_rate_limited() {
         app.refresh_token(&client, token).await.expect_status(200);
     }
     let limited = app.refresh_token(&client, token).await;
-    limited.told(429, "temporarily_unavailable");
+    limited.assert_oauth_error(429, "temporarily_unavailable");
     app.clock.advance(Duration::from_secs(limited.header_number("retry-after").unsigned_abs()));
     app.refresh_token(&client, token).await.expect_status(200);
 }
@@ -502,7 +508,9 @@ async fn client_credentials_act_in_workspace_of_client() {
     let path = format!("/v1/oauth/clients/{}", client.id);
     app.request_as(&dana.access_token, "DELETE", &path).send().await.expect_status(204);
     app.request_as(token, "GET", "/v1/agents").send().await.assert_error(401, "unauthorized");
-    app.request_token(&client.with_client_credentials(&fields)).await.told(401, "invalid_client");
+    app.request_token(&client.with_client_credentials(&fields))
+        .await
+        .assert_oauth_error(401, "invalid_client");
 }
 
 #[tokio::test]
@@ -556,12 +564,16 @@ async fn token_audience_is_the_requested_resource() {
         }
     };
     let refresh_token = tokens["refresh_token"].as_str().unwrap().to_owned();
-    refresh(refresh_token.clone(), "https://elsewhere.example").await.told(400, "invalid_target");
-    refresh(refresh_token.clone(), "https://mcp.example").await.told(400, "invalid_target");
+    refresh(refresh_token.clone(), "https://elsewhere.example")
+        .await
+        .assert_oauth_error(400, "invalid_target");
+    refresh(refresh_token.clone(), "https://mcp.example")
+        .await
+        .assert_oauth_error(400, "invalid_target");
     let own_url = app.url.clone();
     refresh(refresh_token.clone(), Box::leak(own_url.into_boxed_str()))
         .await
-        .told(400, "invalid_target");
+        .assert_oauth_error(400, "invalid_target");
     let again = refresh(refresh_token, mcp).await.expect_status(200);
     assert_eq!(decode_claims(again["access_token"].as_str().unwrap())["aud"], mcp);
 
@@ -569,7 +581,8 @@ async fn token_audience_is_the_requested_resource() {
     let both = client.authorization_url(&[("resource", mcp), ("prompt", "consent")])
         + &format!("&resource={}", encode_form(&[("x", &app.url)]).trim_start_matches("x="));
     let page = browser.get(&both).await;
-    let (_, params) = crate::fixture::oauth::told(&browser.submit_consent(&page, &[]).await);
+    let (_, params) =
+        crate::fixture::oauth::redirect_parameters(&browser.submit_consent(&page, &[]).await);
     let tokens = app.redeem_code(&client, &params["code"]).await.expect_status(200);
     let token = tokens["access_token"].as_str().unwrap();
     assert_eq!(decode_claims(token)["aud"], json!([mcp, app.url]));

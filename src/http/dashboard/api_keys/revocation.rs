@@ -7,7 +7,7 @@ use axum::{
 };
 use time::{Duration, OffsetDateTime};
 
-use super::{create::key_path, rotation::why};
+use super::{create::key_path, rotation::explain_verdict};
 use crate::{
     http::{
         ApiError, App,
@@ -43,7 +43,7 @@ struct RevokePage<'a> {
 
 impl RevokePage<'_> {
     fn explanation(&self) -> String {
-        why(&self.report, self.now, self.required_quiet)
+        explain_verdict(&self.report, self.now, self.required_quiet)
     }
 
     /// Returns true if no client can depend on the key.

@@ -88,7 +88,7 @@ impl Progress {
     }
 
     fn explanation(&self) -> String {
-        why(&self.report, self.now, self.required_quiet)
+        explain_verdict(&self.report, self.now, self.required_quiet)
     }
 
     /// Returns the adoption: the new key's share of the requests of the last hour, in percent.
@@ -112,7 +112,11 @@ impl Progress {
 }
 
 /// Explains why it is safe or not yet safe to revoke a key.
-pub(super) fn why(report: &RotationReport, now: OffsetDateTime, quiet: Duration) -> String {
+pub(super) fn explain_verdict(
+    report: &RotationReport,
+    now: OffsetDateTime,
+    quiet: Duration,
+) -> String {
     let quiet = HumanDuration(quiet);
     match (report.safe_to_revoke, report.old.last_used_at) {
         (true, _) => {
