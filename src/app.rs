@@ -175,7 +175,8 @@ impl Application {
         // of these tasks.
         self.app.limits.connect().await;
         self.background_tasks.push(tokio::spawn(self.app.limits.clone().keep_connected()));
-        self.background_tasks.push(tokio::spawn(self.app.auth.clone().run_signing_key_reload()));
+        self.background_tasks
+            .push(tokio::spawn(Arc::clone(&self.app.auth.signing_keys).run_reload()));
         self.background_tasks.push(tokio::spawn(self.sealer().run()));
         if let Some(retention) = self.retention()? {
             self.background_tasks.push(tokio::spawn(retention.run()));
@@ -241,7 +242,7 @@ impl Application {
             self.app.env.clone(),
             &self.settings.mail,
             &self.settings.server.public_url,
-            self.app.auth.token_key().clone(),
+            self.app.auth.context.token_key.clone(),
         )?;
         Ok((metrics, mail))
     }

@@ -31,7 +31,7 @@
 //!
 //! # Entry points
 //!
-//! - Verification of an API key: [`auth::verify_key`]
+//! - Verification of an API key: [`auth::authenticator`]
 //! - Check of the scope: [`auth::check_scope`], called by the handler's first parameter,
 //!   [`http::extract::Authorized`]
 //! - Mapping of errors to responses: [`http::error`]

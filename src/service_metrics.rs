@@ -43,14 +43,14 @@ impl Collector for ServiceCollector {
         ];
         let help = "Connections to PostgreSQL by pool and state";
         writer.family("database_connections", help, ["pool", "state"], &states)?;
-        let waiting = app.auth.pending_password_hashes();
+        let waiting = app.auth.passwords.pending_hashes();
         writer.gauge("password_queue", "Password hashes queued or in progress", number(waiting))?;
         limits(writer, &app)
     }
 }
 
 fn caches(writer: &mut MetricWriter<'_, '_>, app: &AppState) -> fmt::Result {
-    let caches = app.auth.caches();
+    let caches = &app.auth.caches;
     let caches = [
         ("keys", caches.key_cache_stats()),
         ("sessions", caches.session_cache_stats()),

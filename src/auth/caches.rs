@@ -10,8 +10,8 @@ use quick_cache::sync::Cache;
 use sha2::{Digest, Sha256};
 
 use super::{
-    access_tokens::Claims,
     credential_cache::{CacheCounters, CredentialCache, CredentialSource, FetchedRecords},
+    token_issuer::Claims,
 };
 use crate::{
     cache_invalidation::{InvalidationSink, Lease},
@@ -204,7 +204,7 @@ impl InvalidationSink for CredentialCaches {
 /// true until the token expires; the session or grant is checked in its own cache. The cache is
 /// cleared when a signing key is retired.
 #[derive(Clone)]
-pub(super) struct VerifiedTokenCache(Arc<Cache<[u8; 32], Arc<Claims>>>);
+pub struct VerifiedTokenCache(Arc<Cache<[u8; 32], Arc<Claims>>>);
 
 impl VerifiedTokenCache {
     pub(super) fn digest(token: &str) -> [u8; 32] {

@@ -8,11 +8,13 @@ use std::{sync::Arc, time::Duration};
 use serde_json::json;
 
 use super::{
-    Auth, AuthError,
-    passwords::{invalid_link, parse_stored_email},
-    reauthentication::REAUTHENTICATION_REQUIRED,
-    sessions::require_user_session,
-    sign_in::TokenPair,
+    AuthError,
+    accounts::Accounts,
+    context::ServiceContext,
+    members::Members,
+    passwords::Passwords,
+    passwords::{REAUTHENTICATION_REQUIRED, invalid_link, parse_stored_email},
+    sessions::{Sessions, TokenPair, require_user_session},
 };
 use crate::{
     audit,
@@ -35,8 +37,10 @@ use crate::{
 
 /// Lifetime of an invitation.
 const INVITATION_LIFETIME: Duration = Duration::from_hours(7 * 24);
+
 /// Maximum number of open invitations of a workspace.
 const MAX_OPEN_INVITATIONS: i64 = 200;
+
 /// Maximum number of invitations to one address per day, from all workspaces.
 const MAX_PER_ADDRESS_AND_DAY: i64 = 10;
 
@@ -62,7 +66,18 @@ pub struct NewMember {
     pub full_name: Option<String>,
 }
 
-impl Auth {
+/// Invitations to workspaces. Cheap to clone.
+#[derive(Clone)]
+pub struct Invitations {
+    pub(super) context: ServiceContext,
+    pub(super) passwords: Passwords,
+    pub(super) registration: Registration,
+    pub(super) accounts: Accounts,
+    pub(super) members: Members,
+    pub(super) sessions: Sessions,
+}
+
+impl Invitations {
     /// Invites an email address to the caller's workspace, in the request's transaction.
     /// `is_confirmed` says that the caller has reauthenticated, which inviting an owner requires.
     ///
@@ -70,7 +85,7 @@ impl Auth {
     /// [`AuthError::Forbidden`] for a role above the caller's, or for an owner without
     /// confirmation; [`AuthError::Conflict`] if the user is already a member or invited, or if
     /// there are too many invitations.
-    pub async fn invite(
+    pub async fn create(
         &self,
         tx: &mut Tx,
         caller: &Caller,
@@ -79,8 +94,8 @@ impl Auth {
         is_confirmed: bool,
     ) -> Result<Invitation, AuthError> {
         let email = Email::parse(email).map_err(|reason| AuthError::invalid("email", reason))?;
-        let (workspace, now) = (caller.workspace(), self.env.clock.now());
-        if role > self.lock_members_as_admin(tx, caller).await? {
+        let (workspace, now) = (caller.workspace(), self.context.env.clock.now());
+        if role > self.members.lock_as_admin(tx, caller).await? {
             return Err(AuthError::Forbidden("you cannot invite to a role above your own"));
         }
         if role == Role::Owner && !is_confirmed {
@@ -100,7 +115,7 @@ impl Auth {
             ));
         }
         let invitation = Invitation {
-            id: self.env.new_id(),
+            id: self.context.env.new_id(),
             email: email.as_str().to_owned(),
             role,
             invited_by: caller.principal.subject(),
@@ -108,14 +123,14 @@ impl Auth {
             expires_at: now + INVITATION_LIFETIME,
         };
         store::invitations::insert(tx, workspace, &invitation, &email).await?;
-        let event = audit::event(&self.env, caller, Action::InvitationCreated, 201)
+        let event = audit::event(&self.context.env, caller, Action::InvitationCreated, 201)
             .with_target(invitation.id, invitation.email.clone())
             .with_metadata(json!({ "role": role }));
         store::audit::insert(tx, workspace, &event).await?;
         let row = store::workspaces::get(tx, workspace).await?;
         let workspace = row.ok_or(AuthError::NotFound("workspace"))?.name;
         let subject = EmailKind::Invitation { token: invitation.id.uuid(), workspace };
-        self.enqueue_email(tx, invitation.email.clone(), subject).await?;
+        self.context.enqueue_email(tx, invitation.email.clone(), subject).await?;
         Ok(invitation)
     }
 
@@ -123,13 +138,13 @@ impl Auth {
     ///
     /// # Errors
     /// [`AuthError::Store`] if the query fails.
-    pub async fn list_invitations(
+    pub async fn list(
         &self,
         caller: &Caller,
         page: PageRequest,
     ) -> Result<(ListPage<Invitation>, i64), AuthError> {
-        let (workspace, now) = (caller.workspace(), self.env.clock.now());
-        let mut tx = self.store.begin(workspace, None).await?;
+        let (workspace, now) = (caller.workspace(), self.context.env.clock.now());
+        let mut tx = self.context.store.begin(workspace, None).await?;
         let items = store::invitations::list(&mut tx, workspace, now, page).await?;
         let total = store::invitations::count(&mut tx, workspace, now).await?;
         Ok((items, total))
@@ -140,14 +155,10 @@ impl Auth {
     /// # Errors
     /// [`AuthError::NotFound`] if it is not open; [`AuthError::Forbidden`] if its role is above the
     /// caller's.
-    pub async fn revoke_invitation(
-        &self,
-        caller: &Caller,
-        id: InvitationId,
-    ) -> Result<(), AuthError> {
-        let (workspace, now) = (caller.workspace(), self.env.clock.now());
-        let mut tx = self.store.begin(workspace, None).await?;
-        let caller_role = self.lock_members_as_admin(&mut tx, caller).await?;
+    pub async fn revoke(&self, caller: &Caller, id: InvitationId) -> Result<(), AuthError> {
+        let (workspace, now) = (caller.workspace(), self.context.env.clock.now());
+        let mut tx = self.context.store.begin(workspace, None).await?;
+        let caller_role = self.members.lock_as_admin(&mut tx, caller).await?;
         let invitation = store::invitations::get(&mut tx, workspace, id, now).await?;
         let invitation = invitation.ok_or(AuthError::NotFound("invitation"))?;
         if invitation.role > caller_role {
@@ -158,7 +169,7 @@ impl Auth {
         if !store::invitations::close(&mut tx, workspace, id, now).await? {
             return Err(AuthError::NotFound("invitation"));
         }
-        let event = audit::event(&self.env, caller, Action::InvitationRevoked, 204)
+        let event = audit::event(&self.context.env, caller, Action::InvitationRevoked, 204)
             .with_target(id, invitation.email);
         store::audit::insert(&mut tx, workspace, &event).await?;
         Ok(tx.commit().await?)
@@ -169,16 +180,12 @@ impl Auth {
     /// # Errors
     /// [`AuthError::Invalid`] for an invalid token; [`AuthError::Forbidden`] if the invitation is
     /// for another address; [`AuthError::Conflict`] if the user is already a member.
-    pub async fn accept_invitation(
-        &self,
-        caller: &Caller,
-        token: &str,
-    ) -> Result<TokenPair, AuthError> {
+    pub async fn accept(&self, caller: &Caller, token: &str) -> Result<TokenPair, AuthError> {
         let (_, user_id) = require_user_session(caller)?;
-        let user = self.get_user(user_id).await?;
-        let (workspace, id) = self.verify_invitation_token(token).await?;
-        let mut tx = self.store.begin(workspace, Some(user_id)).await?;
-        let invitation = self.lock_and_close_invitation(&mut tx, workspace, id).await?;
+        let user = self.context.user(user_id).await?;
+        let (workspace, id) = self.verify_token(token).await?;
+        let mut tx = self.context.store.begin(workspace, Some(user_id)).await?;
+        let invitation = self.lock_and_close(&mut tx, workspace, id).await?;
         if parse_stored_email(&invitation.email)?.normalized()
             != parse_stored_email(&user.email)?.normalized()
         {
@@ -188,9 +195,9 @@ impl Auth {
             return Err(AuthError::Conflict("you are already a member of this workspace"));
         }
         self.add_member(&mut tx, workspace, &user, &invitation, &caller.request).await?;
-        let pair = self.move_session(&mut tx, caller, workspace, invitation.role).await?;
+        let pair = self.sessions.move_to(&mut tx, caller, workspace, invitation.role).await?;
         tx.commit().await?;
-        self.fence.wait().await?;
+        self.context.fence.wait().await?;
         Ok(pair)
     }
 
@@ -201,39 +208,39 @@ impl Auth {
     /// [`AuthError::Invalid`] for an invalid token or invalid values; [`AuthError::SignInRequired`]
     /// if the address is already registered; [`AuthError::Forbidden`] if registration is
     /// closed.
-    pub async fn accept_invitation_with_new_account(
+    pub async fn accept_with_new_account(
         &self,
         token: &str,
         new: &NewMember,
         request: &Arc<RequestInfo>,
     ) -> Result<TokenPair, AuthError> {
-        let (workspace, id) = self.verify_invitation_token(token).await?;
-        let mut tx = self.store.begin(workspace, None).await?;
-        let now = self.env.clock.now();
+        let (workspace, id) = self.verify_token(token).await?;
+        let mut tx = self.context.store.begin(workspace, None).await?;
+        let now = self.context.env.clock.now();
         let invitation = store::invitations::get(&mut tx, workspace, id, now).await?;
         let email = parse_stored_email(&invitation.ok_or_else(invalid_link)?.email)?;
         drop(tx);
-        if self.store.find_account(&email).await?.is_some() {
+        if self.context.store.find_account(&email).await?.is_some() {
             return Err(AuthError::SignInRequired);
         }
         if self.registration == Registration::Closed {
             return Err(AuthError::Forbidden("registration is closed"));
         }
-        let user = self.build_user(&email, new.full_name.as_deref())?;
+        let user = self.accounts.build(&email, new.full_name.as_deref())?;
         let password = new.password.as_ref().ok_or_else(|| AuthError::Invalid {
             field: "password",
             reason: "password is required: this email address has no account yet".to_owned(),
         })?;
         let name = user.full_name.as_deref();
         let hash =
-            self.password_hasher.hash_new_password("password", password, &email, name).await?;
-        let mut tx = self.store.begin(workspace, Some(user.id)).await?;
-        let invitation = self.lock_and_close_invitation(&mut tx, workspace, id).await?;
+            self.passwords.hasher.hash_new_password("password", password, &email, name).await?;
+        let mut tx = self.context.store.begin(workspace, Some(user.id)).await?;
+        let invitation = self.lock_and_close(&mut tx, workspace, id).await?;
         store::users::insert(&mut tx, &user, &email, &hash, workspace).await?;
         self.add_member(&mut tx, workspace, &user, &invitation, request).await?;
         let (actor, role) = (Actor::user(&user), invitation.role);
         let member = Membership { workspace_id: workspace, role };
-        let pair = self.create_session(&mut tx, user.id, actor, member, request, 201).await?;
+        let pair = self.sessions.create(&mut tx, user.id, actor, member, request, 201).await?;
         tx.commit().await?;
         Ok(pair)
     }
@@ -242,38 +249,40 @@ impl Auth {
     ///
     /// # Errors
     /// [`AuthError::Invalid`] for an invalid token.
-    pub async fn preview_invitation(&self, token: &str) -> Result<InvitationPreview, AuthError> {
-        let (workspace, id) = self.verify_invitation_token(token).await?;
-        let mut tx = self.store.begin(workspace, None).await?;
-        let now = self.env.clock.now();
+    pub async fn preview(&self, token: &str) -> Result<InvitationPreview, AuthError> {
+        let (workspace, id) = self.verify_token(token).await?;
+        let mut tx = self.context.store.begin(workspace, None).await?;
+        let now = self.context.env.clock.now();
         let invitation = store::invitations::get(&mut tx, workspace, id, now).await?;
         let email = invitation.ok_or_else(invalid_link)?.email;
         let workspace =
             store::workspaces::get(&mut tx, workspace).await?.ok_or_else(invalid_link)?;
         drop(tx);
-        let account = self.store.find_account(&parse_stored_email(&email)?).await?;
+        let account = self.context.store.find_account(&parse_stored_email(&email)?).await?;
         let (workspace_id, workspace) = (workspace.id, workspace.name);
         Ok(InvitationPreview { email, workspace_id, workspace, has_account: account.is_some() })
     }
 
-    async fn verify_invitation_token(
-        &self,
-        token: &str,
-    ) -> Result<(WorkspaceId, InvitationId), AuthError> {
-        let id = self.token_key.verify(TokenPurpose::Invitation, token).ok_or_else(invalid_link)?;
+    async fn verify_token(&self, token: &str) -> Result<(WorkspaceId, InvitationId), AuthError> {
+        let id = self
+            .context
+            .token_key
+            .verify(TokenPurpose::Invitation, token)
+            .ok_or_else(invalid_link)?;
         let id = InvitationId::from(id);
-        let workspace = self.store.find_invitation_workspace(id).await?.ok_or_else(invalid_link)?;
+        let workspace =
+            self.context.store.find_invitation_workspace(id).await?.ok_or_else(invalid_link)?;
         Ok((workspace, id))
     }
 
     /// Locks the workspace's members and closes the invitation, in the caller's transaction.
-    async fn lock_and_close_invitation(
+    async fn lock_and_close(
         &self,
         tx: &mut Tx,
         workspace: WorkspaceId,
         id: InvitationId,
     ) -> Result<Invitation, AuthError> {
-        let now = self.env.clock.now();
+        let now = self.context.env.clock.now();
         store::members::lock_workspace(tx, workspace).await?;
         let invitation =
             store::invitations::get(tx, workspace, id, now).await?.ok_or_else(invalid_link)?;
@@ -292,10 +301,11 @@ impl Auth {
         invitation: &Invitation,
         request: &Arc<RequestInfo>,
     ) -> Result<(), AuthError> {
-        let now = self.env.clock.now();
+        let now = self.context.env.clock.now();
         store::members::insert(tx, workspace, user.id, invitation.role, now).await?;
         store::users::set_email_verified(tx, user.id, now).await?;
         let event = self
+            .context
             .audit_event(request, workspace, Action::MemberJoined, Actor::user(user), 201)
             .with_target(user.id, user.email.clone())
             .with_metadata(json!({ "role": invitation.role, "invitation_id": invitation.id }));

@@ -6,7 +6,12 @@
 
 use serde_json::json;
 
-use super::{Auth, AuthError, reauthentication::REAUTHENTICATION_REQUIRED};
+use super::{
+    AuthError,
+    context::ServiceContext,
+    passwords::{Passwords, REAUTHENTICATION_REQUIRED},
+    sessions::{Sessions, require_user_session},
+};
 use crate::{
     audit,
     model::{
@@ -28,7 +33,44 @@ const MAX_LISTED_KEYS: i64 = 100;
 const NO_LONGER_A_MEMBER: AuthError =
     AuthError::InvalidCredential("the user is no longer a member of the workspace");
 
-impl Auth {
+/// The members of workspaces and their roles. Cheap to clone.
+#[derive(Clone)]
+pub struct Members {
+    pub(super) context: ServiceContext,
+    pub(super) passwords: Passwords,
+    pub(super) sessions: Sessions,
+}
+
+impl Members {
+    /// Removes the caller's user from a workspace, and ends the user's sessions in it.
+    ///
+    /// # Errors
+    /// [`AuthError::NotFound`] if the user is not a member; [`AuthError::Forbidden`] for the last
+    /// owner.
+    pub async fn leave(&self, caller: &Caller, workspace: WorkspaceId) -> Result<(), AuthError> {
+        let (_, user) = require_user_session(caller)?;
+        let mut tx = self.context.store.begin(workspace, Some(user)).await?;
+        let member = self.lock_own(&mut tx, caller, workspace).await?;
+        let member = member.ok_or(AuthError::NotFound("workspace"))?;
+        self.remove_membership(&mut tx, caller, workspace, &member).await?;
+        tx.commit().await?;
+        Ok(self.context.fence.wait().await?)
+    }
+
+    /// Locks a workspace's members until the transaction ends, and returns the caller's membership.
+    pub(super) async fn lock_own(
+        &self,
+        tx: &mut Tx,
+        caller: &Caller,
+        workspace: WorkspaceId,
+    ) -> Result<Option<Member>, AuthError> {
+        let (_, user) = require_user_session(caller)?;
+        if !store::members::lock_workspace(tx, workspace).await? {
+            return Ok(None);
+        }
+        Ok(store::members::get(tx, workspace, user).await?)
+    }
+
     /// Changes a member's role.
     ///
     /// # Errors
@@ -43,9 +85,9 @@ impl Auth {
         password: Option<&Password>,
     ) -> Result<Member, AuthError> {
         let workspace = caller.workspace();
-        let confirmed = self.has_reauthenticated(caller, password).await?;
-        let mut tx = self.store.begin(workspace, Some(user)).await?;
-        let (member, caller_role) = self.lock_member(&mut tx, caller, user).await?;
+        let confirmed = self.passwords.has_reauthenticated(caller, password).await?;
+        let mut tx = self.context.store.begin(workspace, Some(user)).await?;
+        let (member, caller_role) = self.lock(&mut tx, caller, user).await?;
         require_another_owner(&mut tx, workspace, &member).await?;
         if role > caller_role {
             return Err(AuthError::Forbidden("you cannot assign a role above your own"));
@@ -60,12 +102,12 @@ impl Auth {
         if role < member.role {
             self.close_invitations_by(&mut tx, workspace, user).await?;
         }
-        let event = audit::event(&self.env, caller, Action::MemberRoleChanged, 200)
+        let event = audit::event(&self.context.env, caller, Action::MemberRoleChanged, 200)
             .with_target(user, member.email.clone())
             .with_metadata(json!({ "from": member.role, "to": role }));
         store::audit::insert(&mut tx, workspace, &event).await?;
         tx.commit().await?;
-        self.fence.wait().await?;
+        self.context.fence.wait().await?;
         Ok(Member { role, ..member })
     }
 
@@ -74,29 +116,29 @@ impl Auth {
     ///
     /// # Errors
     /// As [`Self::change_role`].
-    pub async fn remove_member(&self, caller: &Caller, user: UserId) -> Result<(), AuthError> {
+    pub async fn remove(&self, caller: &Caller, user: UserId) -> Result<(), AuthError> {
         let workspace = caller.workspace();
-        let confirmed = self.has_reauthenticated(caller, None).await?;
-        let mut tx = self.store.begin(workspace, Some(user)).await?;
-        let (member, _) = self.lock_member(&mut tx, caller, user).await?;
+        let confirmed = self.passwords.has_reauthenticated(caller, None).await?;
+        let mut tx = self.context.store.begin(workspace, Some(user)).await?;
+        let (member, _) = self.lock(&mut tx, caller, user).await?;
         if member.role == Role::Owner && !confirmed {
             return Err(REAUTHENTICATION_REQUIRED);
         }
         self.remove_membership(&mut tx, caller, workspace, &member).await?;
         tx.commit().await?;
-        Ok(self.fence.wait().await?)
+        Ok(self.context.fence.wait().await?)
     }
 
     /// Returns a member and the caller's role, both locked until the transaction ends. Refuses a
     /// member with a role above the caller's.
-    async fn lock_member(
+    async fn lock(
         &self,
         tx: &mut Tx,
         caller: &Caller,
         user: UserId,
     ) -> Result<(Member, Role), AuthError> {
         let workspace = caller.workspace();
-        let caller_role = self.lock_members_as_admin(tx, caller).await?;
+        let caller_role = self.lock_as_admin(tx, caller).await?;
         let member = store::members::get(tx, workspace, user).await?;
         let member = member.ok_or(AuthError::NotFound("member"))?;
         if member.role > caller_role {
@@ -112,7 +154,7 @@ impl Auth {
     /// [`AuthError::InsufficientScope`] if that role lacks the admin scope;
     /// [`AuthError::InvalidCredential`] if the membership or API key has ended;
     /// [`AuthError::Forbidden`] for OAuth clients.
-    pub(crate) async fn lock_members_as_admin(
+    pub(crate) async fn lock_as_admin(
         &self,
         tx: &mut Tx,
         caller: &Caller,
@@ -162,7 +204,7 @@ impl Auth {
         let keys: Vec<_> =
             created.items.iter().map(|(id, name)| json!({ "id": id, "name": name })).collect();
         let event = audit::event_in_workspace(
-            &self.env,
+            &self.context.env,
             caller,
             workspace,
             Action::MemberRemoved,
@@ -179,11 +221,13 @@ impl Auth {
         // End the user's grants: they must not revive if the user joins again.
         let actor = Actor::from(&*caller.principal);
         let (workspace_filter, reason) = (Some(workspace), GrantEndReason::MembershipRemoved);
-        self.end_grants(tx, user, workspace_filter, reason, &actor, &caller.request).await?;
+        self.sessions
+            .end_grants(tx, user, workspace_filter, reason, &actor, &caller.request)
+            .await?;
         store::users::lock(tx, user).await?;
         let (sessions, reason) =
             (SessionSelector::InWorkspace(workspace), SessionEndReason::MembershipRemoved);
-        self.end_sessions(tx, user, sessions, reason, &actor, &caller.request).await
+        self.sessions.end_selected(tx, user, sessions, reason, &actor, &caller.request).await
     }
 
     /// Revokes a user's open invitations, after the user has lost the right to invite.
@@ -193,7 +237,7 @@ impl Auth {
         workspace: WorkspaceId,
         user: UserId,
     ) -> Result<(), AuthError> {
-        let (inviter, now) = (user.to_string(), self.env.clock.now());
+        let (inviter, now) = (user.to_string(), self.context.env.clock.now());
         Ok(store::invitations::close_all_by_inviter(tx, workspace, &inviter, now).await?)
     }
 }

@@ -11,8 +11,12 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::{
-    Auth, AuthError, passwords::parse_stored_email, reauthentication::REAUTHENTICATION_REQUIRED,
-    sessions::require_user_session, sign_in::TokenPair,
+    AuthError,
+    context::ServiceContext,
+    passwords::{Passwords, REAUTHENTICATION_REQUIRED, parse_stored_email},
+    second_factors::SecondFactors,
+    sessions::{Sessions, TokenPair, require_user_session},
+    sign_in::SignIn,
 };
 use crate::{
     model::{
@@ -20,7 +24,8 @@ use crate::{
         id::{Id, PasskeyId, WorkspaceId},
         mail::EmailKind,
         one_time_token::TokenPurpose,
-        passkey::{self, Ceremony, Passkey, PasskeyError, RelyingParty},
+        passkey,
+        passkey::{Ceremony, Passkey, PasskeyError, RelyingParty},
         password::Password,
         principal::Caller,
         session::{SessionEndReason, SessionSelector},
@@ -32,22 +37,28 @@ use crate::{
 
 /// Lifetime of a sign-in challenge. Long, because a sign-in page may stay open for a while.
 const SIGN_IN_CHALLENGE_LIFETIME: Duration = Duration::from_mins(30);
+
 /// Lifetime of a registration challenge, which follows a reauthentication. Longer than
 /// [`BROWSER_TIMEOUT_MS`]; otherwise a device could keep a passkey that is refused here.
 const REGISTRATION_CHALLENGE_LIFETIME: Duration = Duration::from_mins(10);
+
 /// The time that a browser gives the user for the ceremony, in milliseconds (section 15.1).
 const BROWSER_TIMEOUT_MS: u32 = 300_000;
+
 /// Maximum number of passkeys of a user.
 const MAX_PASSKEYS: usize = 20;
 
 const TOO_MANY_PASSKEYS: AuthError =
     AuthError::Conflict("you have too many passkeys: remove one first");
+
 const EMAIL_NOT_VERIFIED: AuthError = AuthError::Conflict(
     "passkeys require a verified email address: verify it first (POST /v1/auth/verify-email/send)",
 );
+
 const PASSKEYS_UNAVAILABLE: AuthError = AuthError::Conflict(
     "passkeys require that this service is reached over HTTPS and under a host name",
 );
+
 const PASSKEY_REJECTED: AuthError = AuthError::InvalidSecondFactor(
     "the passkey does not work here; try again, or sign in another way",
 );
@@ -92,9 +103,19 @@ impl From<PasskeyError> for AuthError {
     }
 }
 
-impl Auth {
+/// Registers passkeys, and signs users in with them. Cheap to clone.
+#[derive(Clone)]
+pub struct Passkeys {
+    pub(super) context: ServiceContext,
+    pub(super) passwords: Passwords,
+    pub(super) second_factors: SecondFactors,
+    pub(super) sessions: Sessions,
+    pub(super) sign_in: SignIn,
+}
+
+impl Passkeys {
     fn relying_party(&self) -> Result<RelyingParty, AuthError> {
-        RelyingParty::from_public_url(&self.issuer).ok_or(PASSKEYS_UNAVAILABLE)
+        RelyingParty::from_public_url(&self.context.issuer).ok_or(PASSKEYS_UNAVAILABLE)
     }
 
     /// Returns the options for a browser to create a passkey
@@ -104,18 +125,18 @@ impl Auth {
     /// [`AuthError::Forbidden`] if the user neither signed in recently nor gave the password, or
     /// has not used an existing passkey as required; [`AuthError::Conflict`] if there are too many
     /// passkeys, the email address is not verified, or this deployment cannot have passkeys.
-    pub async fn passkey_registration_options(
+    pub async fn registration_options(
         &self,
         caller: &Caller,
         password: Option<&Password>,
     ) -> Result<Value, AuthError> {
         let (session, user_id) = require_user_session(caller)?;
         let party = self.relying_party()?;
-        if !self.has_reauthenticated(caller, password).await? {
+        if !self.passwords.has_reauthenticated(caller, password).await? {
             return Err(REAUTHENTICATION_REQUIRED);
         }
-        let mut tx = self.store.begin_for_user(user_id).await?;
-        let (user, known) = self.lock_user_to_add_passkey(&mut tx, caller).await?;
+        let mut tx = self.context.store.begin_for_user(user_id).await?;
+        let (user, known) = self.lock_user_to_add(&mut tx, caller).await?;
         let known = known.iter().map(|(_, credential)| descriptor(credential));
         let algorithms = passkey::ALGORITHMS.iter();
         Ok(json!({
@@ -126,8 +147,8 @@ impl Auth {
             },
             // The challenge is bound to this session; it is not valid in another one.
             "challenge": self
-                .token_key
-                .derive_for(session.uuid(), TokenPurpose::PasskeyRegistration, self.env.new_uuid())
+                .context.token_key
+                .derive_for(session.uuid(), TokenPurpose::PasskeyRegistration, self.context.env.new_uuid())
                 .expose_secret(),
             "pubKeyCredParams": algorithms
                 .map(|algorithm| json!({ "type": "public-key", "alg": algorithm }))
@@ -143,12 +164,12 @@ impl Auth {
 
     /// Locks the caller's user, checks that another passkey may be added, and returns the existing
     /// ones.
-    async fn lock_user_to_add_passkey(
+    async fn lock_user_to_add(
         &self,
         tx: &mut Tx,
         caller: &Caller,
     ) -> Result<(User, Vec<(Passkey, Vec<u8>)>), AuthError> {
-        let user = self.lock_user_for_factor_change(tx, caller).await?;
+        let user = self.second_factors.lock_user_for_change(tx, caller).await?;
         // A stranger that registered this address must not keep access after its owner has verified
         // it.
         if user.email_verified_at.is_none() {
@@ -166,8 +187,8 @@ impl Auth {
     ///
     /// # Errors
     /// [`AuthError::Invalid`] for an invalid credential; [`AuthError::Conflict`] if it is already
-    /// registered; otherwise as [`Self::passkey_registration_options`].
-    pub async fn register_passkey(
+    /// registered; otherwise as [`Self::registration_options`].
+    pub async fn register(
         &self,
         caller: &Caller,
         name: &str,
@@ -180,7 +201,7 @@ impl Auth {
         let response = &credential.response;
         let client_data = passkey::decode_base64url(&response.client_data)?;
         let challenge = passkey::verify_client_data(&party, Ceremony::Registration, &client_data)?;
-        let challenge = self.token_key.verify_for(
+        let challenge = self.context.token_key.verify_for(
             session.uuid(),
             TokenPurpose::PasskeyRegistration,
             &challenge,
@@ -190,25 +211,28 @@ impl Auth {
             &party,
             &passkey::decode_base64url(&response.attestation_object)?,
         )?;
-        let mut tx = self.store.begin_for_user(user_id).await?;
-        let (user, _) = self.lock_user_to_add_passkey(&mut tx, caller).await?;
+        let mut tx = self.context.store.begin_for_user(user_id).await?;
+        let (user, _) = self.lock_user_to_add(&mut tx, caller).await?;
         if !store::passkeys::mark_challenge_used(&mut tx, challenge).await? {
             return Err(PasskeyError("the response was already used").into());
         }
         let added = Passkey {
-            id: self.env.new_id(),
+            id: self.context.env.new_id(),
             name,
-            created_at: self.env.clock.now(),
+            created_at: self.context.env.clock.now(),
             last_used_at: None,
         };
         store::passkeys::insert(&mut tx, user_id, &new, &added).await?;
         store::sessions::record_passkey(&mut tx, user_id, session, added.id).await?;
-        let subject = EmailKind::PasskeyAdded { origin: self.request_origin(&caller.request) };
-        self.enqueue_email(&mut tx, user.email.clone(), subject).await?;
-        self.audit_in_all_workspaces(&mut tx, &user, Action::PasskeyAdded, &caller.request).await?;
+        let subject =
+            EmailKind::PasskeyAdded { origin: self.context.request_origin(&caller.request) };
+        self.context.enqueue_email(&mut tx, user.email.clone(), subject).await?;
+        self.context
+            .audit_in_all_workspaces(&mut tx, &user, Action::PasskeyAdded, &caller.request)
+            .await?;
         tx.commit().await?;
         // Ignore a fence error: the passkey is committed.
-        self.fence.wait().await.ok();
+        self.context.fence.wait().await.ok();
         Ok(added)
     }
 
@@ -216,9 +240,9 @@ impl Auth {
     ///
     /// # Errors
     /// [`AuthError::Forbidden`] if the caller is not a user session.
-    pub async fn list_passkeys(&self, caller: &Caller) -> Result<Vec<Passkey>, AuthError> {
+    pub async fn list(&self, caller: &Caller) -> Result<Vec<Passkey>, AuthError> {
         let (_, user_id) = require_user_session(caller)?;
-        let mut tx = self.store.begin_for_user(user_id).await?;
+        let mut tx = self.context.store.begin_for_user(user_id).await?;
         let passkeys = store::passkeys::list(&mut tx, user_id).await?;
         Ok(passkeys.into_iter().map(|(passkey, _)| passkey).collect())
     }
@@ -230,33 +254,37 @@ impl Auth {
     ///
     /// # Errors
     /// [`AuthError::NotFound`] if the user has no such passkey; [`AuthError::Forbidden`] as for
-    /// [`Self::passkey_registration_options`].
-    pub async fn remove_passkey(
+    /// [`Self::registration_options`].
+    pub async fn remove(
         &self,
         caller: &Caller,
         id: PasskeyId,
         password: Option<&Password>,
     ) -> Result<(), AuthError> {
         let (session, user_id) = require_user_session(caller)?;
-        if !self.has_reauthenticated(caller, password).await? {
+        if !self.passwords.has_reauthenticated(caller, password).await? {
             return Err(REAUTHENTICATION_REQUIRED);
         }
-        let mut tx = self.store.begin_for_user(user_id).await?;
-        let user = self.lock_user_for_factor_change(&mut tx, caller).await?;
+        let mut tx = self.context.store.begin_for_user(user_id).await?;
+        let user = self.second_factors.lock_user_for_change(&mut tx, caller).await?;
         if !store::passkeys::remove(&mut tx, user_id, id).await? {
             return Err(AuthError::NotFound("passkey"));
         }
-        let subject = EmailKind::PasskeyRemoved { origin: self.request_origin(&caller.request) };
-        self.enqueue_email(&mut tx, user.email.clone(), subject).await?;
-        self.audit_in_all_workspaces(&mut tx, &user, Action::PasskeyRemoved, &caller.request)
+        let subject =
+            EmailKind::PasskeyRemoved { origin: self.context.request_origin(&caller.request) };
+        self.context.enqueue_email(&mut tx, user.email.clone(), subject).await?;
+        self.context
+            .audit_in_all_workspaces(&mut tx, &user, Action::PasskeyRemoved, &caller.request)
             .await?;
         // The device's holder may have signed in with the passkey and added others.
         let (others, reason) =
             (SessionSelector::AllExcept(session), SessionEndReason::PasskeyRemoved);
         let actor = Actor::from(&*caller.principal);
-        self.end_sessions(&mut tx, user_id, others, reason, &actor, &caller.request).await?;
+        self.sessions
+            .end_selected(&mut tx, user_id, others, reason, &actor, &caller.request)
+            .await?;
         tx.commit().await?;
-        Ok(self.fence.wait().await?)
+        Ok(self.context.fence.wait().await?)
     }
 
     /// Returns the options for a browser to sign in any user
@@ -264,10 +292,10 @@ impl Auth {
     ///
     /// # Errors
     /// [`AuthError::Conflict`] if this deployment cannot have passkeys.
-    pub fn passkey_authentication_options(&self) -> Result<Value, AuthError> {
+    pub fn authentication_options(&self) -> Result<Value, AuthError> {
         Ok(json!({
             "challenge":
-                self.token_key.derive(TokenPurpose::PasskeyAuthentication, self.env.new_uuid()).expose_secret(),
+                self.context.token_key.derive(TokenPurpose::PasskeyAuthentication, self.context.env.new_uuid()).expose_secret(),
             "rpId": self.relying_party()?.id,
             "timeout": BROWSER_TIMEOUT_MS,
             "userVerification": "required",
@@ -282,7 +310,7 @@ impl Auth {
     /// [`AuthError::InvalidSecondFactor`] for an assertion that is not accepted; it does not say
     /// why. [`AuthError::Invalid`] for a malformed one; [`AuthError::Forbidden`] if the user is
     /// not a member of the requested workspace.
-    pub async fn sign_in_with_passkey(
+    pub async fn sign_in(
         &self,
         credential: &AuthenticationCredential,
         requested: Option<WorkspaceId>,
@@ -299,16 +327,17 @@ impl Auth {
         let user_handle = passkey::decode_base64url(&response.user_handle)?;
         let challenge =
             passkey::verify_client_data(&party, Ceremony::Authentication, &client_data)?;
-        let challenge = self.token_key.verify(TokenPurpose::PasskeyAuthentication, &challenge);
+        let challenge =
+            self.context.token_key.verify(TokenPurpose::PasskeyAuthentication, &challenge);
         let challenge = self.check_challenge_age(challenge, SIGN_IN_CHALLENGE_LIFETIME)?;
-        let user_id = self.store.find_passkey_user(&id).await?.ok_or(PASSKEY_REJECTED)?;
+        let user_id = self.context.store.find_passkey_user(&id).await?.ok_or(PASSKEY_REJECTED)?;
         if user_handle != user_id.uuid().as_bytes() {
             return Err(PASSKEY_REJECTED);
         }
-        let user = self.get_user(user_id).await?;
-        let account = self.store.find_account(&parse_stored_email(&user.email)?).await?;
+        let user = self.context.user(user_id).await?;
+        let account = self.context.store.find_account(&parse_stored_email(&user.email)?).await?;
         let account = account.ok_or(PASSKEY_REJECTED)?;
-        let mut tx = self.store.begin_for_user(user_id).await?;
+        let mut tx = self.context.store.begin_for_user(user_id).await?;
         // Lock the user's row first, as account deletion and password reset do.
         store::users::lock(&mut tx, user_id).await?.ok_or(PASSKEY_REJECTED)?;
         let known = store::passkeys::lock(&mut tx, user_id, &id).await?.ok_or(PASSKEY_REJECTED)?;
@@ -330,15 +359,15 @@ impl Auth {
         let Some(assertion) = assertion else {
             // Release the user's row first: the audit queue may be slow.
             drop(tx);
-            self.record_failed_sign_in(&account, request, "bad_passkey", 401).await?;
+            self.sign_in.record_failure(&account, request, "bad_passkey", 401).await?;
             return Err(PASSKEY_REJECTED);
         };
         if !store::passkeys::mark_challenge_used(&mut tx, challenge).await? {
             return Err(PASSKEY_REJECTED);
         }
-        let now = self.env.clock.now();
+        let now = self.context.env.clock.now();
         store::passkeys::record_use(&mut tx, user_id, known.id, assertion.sign_count, now).await?;
-        let pair = self.complete_sign_in(&mut tx, &account, requested, request).await?;
+        let pair = self.sign_in.complete(&mut tx, &account, requested, request).await?;
         store::sessions::record_passkey(&mut tx, user_id, pair.session, known.id).await?;
         tx.commit().await?;
         Ok(pair)
@@ -353,7 +382,7 @@ impl Auth {
     ) -> Result<Uuid, AuthError> {
         let id = challenge.ok_or(PasskeyError("the challenge is not one of this service"))?;
         let created_at = id.get_timestamp().map_or(0, |time| time.to_unix().0);
-        let age = self.env.clock.now().unix_timestamp().saturating_sub_unsigned(created_at);
+        let age = self.context.env.clock.now().unix_timestamp().saturating_sub_unsigned(created_at);
         if u64::try_from(age).is_ok_and(|age| age > lifetime.as_secs()) {
             return Err(PasskeyError("the challenge has expired").into());
         }

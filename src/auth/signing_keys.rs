@@ -21,7 +21,7 @@ use tokio::{sync::Mutex, time::interval};
 use tracing::{error, info, warn};
 use zeroize::Zeroizing;
 
-use super::{Auth, AuthError, master_key::MasterKey};
+use super::{AuthError, caches::VerifiedTokenCache, master_key::MasterKey};
 use crate::{
     env::Env,
     model::{
@@ -51,6 +51,7 @@ pub struct SigningKeys {
     store: Store,
     master_key: MasterKey,
     env: Env,
+    verified_tokens: VerifiedTokenCache,
     current: RwLock<Arc<KeySet>>,
     /// The last reload that a token with an unknown key id caused.
     last_reload: Mutex<Reload>,
@@ -105,6 +106,7 @@ impl SigningKeys {
         store: Store,
         master_key: MasterKey,
         env: Env,
+        verified_tokens: VerifiedTokenCache,
     ) -> Result<Self, String> {
         let load_error = |error| format!("cannot load the signing keys: {error}");
         let mut stored = store.list_active_signing_keys().await.map_err(load_error)?;
@@ -117,7 +119,8 @@ impl SigningKeys {
         }
         let current = Arc::new(KeySet::decrypt(&stored, &master_key, env.clock.now())?);
         let last_reload = Mutex::new(Reload { at: env.clock.monotonic(), succeeded: true });
-        Ok(Self { store, master_key, env, current: RwLock::new(current), last_reload })
+        let current = RwLock::new(current);
+        Ok(Self { store, master_key, env, verified_tokens, current, last_reload })
     }
 
     /// The keys as of the last reload.
@@ -127,87 +130,42 @@ impl SigningKeys {
     }
 
     /// Returns the current keys. If `kid` is not among them, reloads them first, but at most once a
-    /// second for all tokens together. The flag is true if the reload found that a key for access
-    /// tokens was retired.
+    /// second for all tokens together.
     ///
     /// # Errors
     /// [`StoreError`] if the reload fails: the key may exist.
-    async fn key_set_with(&self, kid: &str) -> Result<(Arc<KeySet>, bool), StoreError> {
+    pub(super) async fn key_set_for(&self, kid: &str) -> Result<Arc<KeySet>, StoreError> {
         let current = self.current();
         if current.token_verifying_key(kid).is_some() {
-            return Ok((current, false));
+            return Ok(current);
         }
-        let mut has_retired_key = false;
         let mut last = self.last_reload.lock().await;
         if self.env.clock.monotonic() >= last.at + MIN_RELOAD_INTERVAL {
             let outcome = self.reload().await;
             *last = Reload { at: self.env.clock.monotonic(), succeeded: outcome.is_ok() };
-            has_retired_key = outcome?;
+            outcome?;
         }
         // Requests that waited for the lock use the reload that just finished.
-        if last.succeeded {
-            Ok((self.current(), has_retired_key))
-        } else {
-            Err(StoreError::timed_out())
-        }
+        if last.succeeded { Ok(self.current()) } else { Err(StoreError::timed_out()) }
     }
 
-    /// Reloads the keys. Returns true if a key for access tokens was retired.
-    async fn reload(&self) -> Result<bool, StoreError> {
-        let stored =
-            Store::with_timeout(RELOAD_TIMEOUT, self.store.list_active_signing_keys()).await?;
-        let fresh = match KeySet::decrypt(&stored, &self.master_key, self.env.clock.now()) {
-            Ok(fresh) => Arc::new(fresh),
-            Err(reason) => {
-                error!(reason, "cannot use the signing keys; keeping the previous ones");
-                return Ok(false);
-            }
-        };
-        let previous = self.current();
-        if fresh.tokens.header.kid != previous.tokens.header.kid {
-            info!(kid = fresh.tokens.header.kid, "access tokens are signed with another key now");
-        }
-        let has_retired_key = previous
-            .tokens
-            .verifiers
-            .iter()
-            .any(|old| fresh.token_verifying_key(&old.kid).is_none());
-        *self.current.write().unwrap_or_else(PoisonError::into_inner) = fresh;
-        Ok(has_retired_key)
-    }
-}
-
-impl Auth {
-    /// Reloads the signing keys periodically, forever. When a key is retired, drops the cache of
-    /// verified tokens, since that key may have signed some.
-    pub async fn run_signing_key_reload(self) {
+    /// Reloads the keys periodically, forever.
+    pub async fn run_reload(self: Arc<Self>) {
         let mut ticks = interval(RELOAD_INTERVAL);
         loop {
             ticks.tick().await;
-            match self.signing_keys.reload().await {
-                Ok(true) => self.caches.tokens.clear(),
-                Ok(false) => {}
-                Err(error) => warn!(%error, "cannot reload the signing keys"),
+            if let Err(error) = self.reload().await {
+                warn!(%error, "cannot reload the signing keys");
             }
         }
-    }
-
-    /// The current keys, reloaded if `kid` is unknown; see [`SigningKeys`].
-    pub(super) async fn key_set_for(&self, kid: &str) -> Result<Arc<KeySet>, AuthError> {
-        let (keys, has_retired_key) = self.signing_keys.key_set_with(kid).await?;
-        if has_retired_key {
-            self.caches.tokens.clear();
-        }
-        Ok(keys)
     }
 
     /// Creates a new signing key. Every node signs with it within ten seconds.
     ///
     /// # Errors
     /// [`AuthError::Internal`] if the key cannot be generated.
-    pub async fn rotate_signing_key(&self, purpose: KeyPurpose) -> Result<SigningKeyId, AuthError> {
-        let keys = &self.signing_keys;
-        let new_key = generate_key(purpose, &keys.master_key, &self.env);
+    pub async fn rotate(&self, purpose: KeyPurpose) -> Result<SigningKeyId, AuthError> {
+        let new_key = generate_key(purpose, &self.master_key, &self.env);
         let new_key = new_key.map_err(|_| AuthError::Internal("cannot create a signing key"))?;
         self.store.insert_signing_key(&new_key).await?;
         Ok(new_key.id)
@@ -218,8 +176,8 @@ impl Auth {
     /// # Errors
     /// [`AuthError::NotFound`] if no such key verifies; [`AuthError::Conflict`] if the key
     /// currently signs.
-    pub async fn retire_signing_key(&self, id: SigningKeyId) -> Result<(), AuthError> {
-        if self.signing_keys.current().is_signing(&id.to_string()) {
+    pub async fn retire(&self, id: SigningKeyId) -> Result<(), AuthError> {
+        if self.current().is_signing(&id.to_string()) {
             return Err(AuthError::Conflict(
                 "this key is in use for signing: rotate first, then wait ten seconds",
             ));
@@ -235,11 +193,37 @@ impl Auth {
     ///
     /// # Errors
     /// [`AuthError::Store`] if the query fails.
-    pub async fn list_signing_keys(
-        &self,
-    ) -> Result<(Vec<SigningKeyMetadata>, Arc<KeySet>), AuthError> {
+    pub async fn list(&self) -> Result<(Vec<SigningKeyMetadata>, Arc<KeySet>), AuthError> {
         let keys = self.store.list_all_signing_keys().await?;
-        Ok((keys, self.signing_keys.current()))
+        Ok((keys, self.current()))
+    }
+
+    /// Reloads the keys. If a key for access tokens was retired, drops the cache of verified tokens,
+    /// since that key may have signed some.
+    async fn reload(&self) -> Result<(), StoreError> {
+        let stored =
+            Store::with_timeout(RELOAD_TIMEOUT, self.store.list_active_signing_keys()).await?;
+        let fresh = match KeySet::decrypt(&stored, &self.master_key, self.env.clock.now()) {
+            Ok(fresh) => Arc::new(fresh),
+            Err(reason) => {
+                error!(reason, "cannot use the signing keys; keeping the previous ones");
+                return Ok(());
+            }
+        };
+        let previous = self.current();
+        if fresh.tokens.header.kid != previous.tokens.header.kid {
+            info!(kid = fresh.tokens.header.kid, "access tokens are signed with another key now");
+        }
+        let has_retired_key = previous
+            .tokens
+            .verifiers
+            .iter()
+            .any(|old| fresh.token_verifying_key(&old.kid).is_none());
+        *self.current.write().unwrap_or_else(PoisonError::into_inner) = fresh;
+        if has_retired_key {
+            self.verified_tokens.clear();
+        }
+        Ok(())
     }
 }
 

@@ -3,17 +3,24 @@
 //! Only an owner deletes a workspace or changes whether it requires a second factor.
 //! [`super::members`] manages the members.
 
+use std::sync::Arc;
+
 use serde_json::json;
 
 use super::{
-    Auth, AuthError, reauthentication::REAUTHENTICATION_REQUIRED, sessions::require_user_session,
+    AuthError,
+    context::ServiceContext,
+    members::Members,
+    passwords::{Passwords, REAUTHENTICATION_REQUIRED},
+    sessions::require_user_session,
 };
 use crate::{
     audit,
     model::{
-        audit::{Action, Actor, NewEvent},
+        audit::{Action, Actor, NewEvent, RequestInfo},
         email::Email,
-        id::UserId,
+        id::{UserId, WorkspaceId},
+        oauth::grant::GrantEndReason,
         page::{ListPage, PageRequest},
         password::Password,
         principal::Caller,
@@ -21,26 +28,81 @@ use crate::{
         text,
         workspace::{Workspace, WorkspaceChange, WorkspaceWithRole},
     },
-    store::{self, Tx},
+    store::{self, Tx, oauth_clients::ExternalGrants},
 };
 
 /// Maximum number of workspaces that a user may be a member of when creating another.
 const MAX_WORKSPACES: i64 = 100;
+
 const OWNER_REQUIRED: AuthError =
     AuthError::Forbidden("only a signed-in owner can change whether a second factor is required");
 
-impl Auth {
+/// Creates, updates and deletes workspaces. Cheap to clone.
+#[derive(Clone)]
+pub struct Workspaces {
+    pub(super) context: ServiceContext,
+    pub(super) members: Members,
+    pub(super) passwords: Passwords,
+}
+
+impl Workspaces {
+    /// Deletes the transaction's workspace and everything in it except its audit log.
+    pub(super) async fn delete_in_tx(
+        &self,
+        tx: &mut Tx,
+        caller: &Caller,
+        workspace: WorkspaceId,
+    ) -> Result<(), AuthError> {
+        let row = store::workspaces::get(tx, workspace).await?;
+        let row = row.ok_or(AuthError::NotFound("workspace"))?;
+        let event = audit::event_in_workspace(
+            &self.context.env,
+            caller,
+            workspace,
+            Action::WorkspaceDeleted,
+            204,
+        )
+        .with_target(workspace, row.name);
+        store::audit::insert(tx, workspace, &event).await?;
+        let external_grants = store::oauth_clients::list_external_grants(tx, None).await?;
+        store::workspaces::delete(tx).await?;
+        self.audit_deleted_clients(tx, &caller.request, external_grants).await
+    }
+
+    /// Records in other workspaces that a deleted client's grants there have ended. The actor is
+    /// the system: the one that deleted the client may be unknown to those workspaces.
+    pub(crate) async fn audit_deleted_clients(
+        &self,
+        tx: &mut Tx,
+        request: &Arc<RequestInfo>,
+        external_grants: Vec<ExternalGrants>,
+    ) -> Result<(), AuthError> {
+        for ExternalGrants { client_id, client_name, workspace_id, grants } in external_grants {
+            let id = self.context.env.new_id();
+            let event = NewEvent::new(id, workspace_id, Action::GrantEnded, Actor::system())
+                .with_target(client_id, client_name)
+                .with_metadata(json!({
+                    "reason": GrantEndReason::ClientDeleted.as_str(),
+                    "grants": grants,
+                    "request_id": request.id,
+                }));
+            tx.set_workspace(workspace_id).await?;
+            store::audit::insert(tx, workspace_id, &event).await?;
+        }
+        Ok(())
+    }
+
     /// Lists the workspaces of the caller's user, and counts them.
     ///
     /// # Errors
     /// [`AuthError::Forbidden`] if the caller is not a user session.
-    pub async fn list_own_workspaces(
+    pub async fn list_own(
         &self,
         caller: &Caller,
         page: PageRequest,
     ) -> Result<(ListPage<WorkspaceWithRole>, i64), AuthError> {
         let (_, user) = require_user_session(caller)?;
-        let mut tx = self.store.begin_for_user(user).await?;
+        let mut tx = self.context.store.begin_for_user(user).await?;
         let items = store::workspaces::list_by_user(&mut tx, user, page).await?;
         let total = store::workspaces::count_by_user(&mut tx, user).await?;
         Ok((items, total))
@@ -51,7 +113,7 @@ impl Auth {
     /// # Errors
     /// [`AuthError::Invalid`] for an invalid name; [`AuthError::Conflict`] if the user has too many
     /// workspaces.
-    pub async fn create_workspace(
+    pub async fn create(
         &self,
         tx: &mut Tx,
         caller: &Caller,
@@ -60,14 +122,14 @@ impl Auth {
         let (_, user) = require_user_session(caller)?;
         let name = text::validate_name("name", name)
             .map_err(|reason| AuthError::invalid("name", reason))?;
-        let workspace = self.build_workspace(name);
+        let workspace = self.build(name);
         tx.set_workspace(workspace.id).await?;
         if store::workspaces::count_by_user(tx, user).await? >= MAX_WORKSPACES {
             return Err(AuthError::Conflict("you are a member of too many workspaces"));
         }
         let action = Action::WorkspaceCreated;
-        let event = audit::event_in_workspace(&self.env, caller, workspace.id, action, 201);
-        self.insert_workspace(tx, &workspace, user, event).await?;
+        let event = audit::event_in_workspace(&self.context.env, caller, workspace.id, action, 201);
+        self.insert(tx, &workspace, user, event).await?;
         Ok(WorkspaceWithRole { workspace, role: Role::Owner })
     }
 
@@ -76,7 +138,7 @@ impl Auth {
     /// # Errors
     /// [`AuthError::NotFound`] for an unknown email address; [`AuthError::Invalid`] for invalid
     /// values.
-    pub async fn create_workspace_as_operator(
+    pub async fn create_as_operator(
         &self,
         name: &str,
         owner_email: &str,
@@ -85,20 +147,20 @@ impl Auth {
             .map_err(|reason| AuthError::invalid("name", reason))?;
         let email =
             Email::parse(owner_email).map_err(|reason| AuthError::invalid("owner", reason))?;
-        let owner = self.store.find_account(&email).await?;
+        let owner = self.context.store.find_account(&email).await?;
         let owner = owner.ok_or(AuthError::NotFound("account"))?.user_id;
-        let workspace = self.build_workspace(name);
-        let mut tx = self.store.begin(workspace.id, Some(owner)).await?;
-        let (action, id) = (Action::WorkspaceCreated, self.env.new_id());
+        let workspace = self.build(name);
+        let mut tx = self.context.store.begin(workspace.id, Some(owner)).await?;
+        let (action, id) = (Action::WorkspaceCreated, self.context.env.new_id());
         let event = NewEvent::new(id, workspace.id, action, Actor::system());
-        self.insert_workspace(&mut tx, &workspace, owner, event).await?;
+        self.insert(&mut tx, &workspace, owner, event).await?;
         tx.commit().await?;
         Ok(workspace)
     }
 
     /// Builds a new workspace, without storing it.
-    pub(super) fn build_workspace(&self, name: String) -> Workspace {
-        let (id, created_at) = (self.env.new_id(), self.env.clock.now());
+    pub(super) fn build(&self, name: String) -> Workspace {
+        let (id, created_at) = (self.context.env.new_id(), self.context.env.clock.now());
         Workspace {
             id,
             name,
@@ -110,7 +172,7 @@ impl Auth {
 
     /// Stores a workspace, its first owner and its audit event, in a transaction of workspace and
     /// owner.
-    pub(super) async fn insert_workspace(
+    pub(super) async fn insert(
         &self,
         tx: &mut Tx,
         workspace: &Workspace,
@@ -130,7 +192,7 @@ impl Auth {
     /// # Errors
     /// [`AuthError::Invalid`] for an invalid name or a wrong password; [`AuthError::Forbidden`] if
     /// those conditions are not met.
-    pub async fn update_workspace(
+    pub async fn update(
         &self,
         caller: &Caller,
         change: WorkspaceChange,
@@ -140,20 +202,20 @@ impl Auth {
         let name = name.map_err(|reason| AuthError::invalid("name", reason))?;
         let change = WorkspaceChange { name, ..change };
         if change.require_second_factor.is_some()
-            && !self.has_reauthenticated(caller, password).await?
+            && !self.passwords.has_reauthenticated(caller, password).await?
         {
             return Err(
                 require_user_session(caller).map_or(OWNER_REQUIRED, |_| REAUTHENTICATION_REQUIRED)
             );
         }
         let workspace = caller.workspace();
-        let mut tx = self.store.begin(workspace, caller.principal.user_id()).await?;
+        let mut tx = self.context.store.begin(workspace, caller.principal.user_id()).await?;
         if change.require_second_factor.is_some() {
             self.check_can_require_second_factor(&mut tx, caller).await?;
         }
         if change != WorkspaceChange::default() {
             store::workspaces::update(&mut tx, workspace, &change).await?;
-            let mut event = audit::event(&self.env, caller, Action::WorkspaceUpdated, 200)
+            let mut event = audit::event(&self.context.env, caller, Action::WorkspaceUpdated, 200)
                 .with_target(workspace, change.name.clone());
             if let Some(required) = change.require_second_factor {
                 event = event.with_metadata(json!({ "require_second_factor": required }));
@@ -163,7 +225,7 @@ impl Auth {
         let updated = store::workspaces::get(&mut tx, workspace).await?;
         tx.commit().await?;
         if change.require_second_factor.is_some() {
-            self.fence.wait().await?;
+            self.context.fence.wait().await?;
         }
         updated.ok_or(AuthError::NotFound("workspace"))
     }
@@ -175,7 +237,7 @@ impl Auth {
         caller: &Caller,
     ) -> Result<(), AuthError> {
         let (_, user) = require_user_session(caller)?;
-        if self.lock_members_as_admin(tx, caller).await? != Role::Owner {
+        if self.members.lock_as_admin(tx, caller).await? != Role::Owner {
             return Err(OWNER_REQUIRED);
         }
         // Otherwise the requirement would lock out the owner first.
@@ -191,23 +253,24 @@ impl Auth {
     /// # Errors
     /// [`AuthError::Forbidden`] unless the caller is an owner's session; [`AuthError::Invalid`] for
     /// a wrong password.
-    pub async fn delete_workspace(
-        &self,
-        caller: &Caller,
-        password: &Password,
-    ) -> Result<(), AuthError> {
+    pub async fn delete(&self, caller: &Caller, password: &Password) -> Result<(), AuthError> {
         const OWNER_REQUIRED_TO_DELETE: AuthError =
             AuthError::Forbidden("only a signed-in owner can delete the workspace");
         let (_, user_id) = require_user_session(caller).map_err(|_| OWNER_REQUIRED_TO_DELETE)?;
-        let user = self.get_user(user_id).await?;
-        self.require_password(&user, "password", password, &caller.request).await?;
+        let user = self.context.user(user_id).await?;
+        self.passwords.require(&user, "password", password, &caller.request).await?;
         let workspace = caller.workspace();
-        let mut tx = self.store.begin(workspace, Some(user_id)).await?;
-        if self.lock_members_as_admin(&mut tx, caller).await? != Role::Owner {
+        let mut tx = self.context.store.begin(workspace, Some(user_id)).await?;
+        if self.members.lock_as_admin(&mut tx, caller).await? != Role::Owner {
             return Err(OWNER_REQUIRED_TO_DELETE);
         }
-        self.delete_workspace_in_tx(&mut tx, caller, workspace).await?;
+        self.delete_in_tx(&mut tx, caller, workspace).await?;
         tx.commit().await?;
-        Ok(self.fence.wait().await?)
+        Ok(self.context.fence.wait().await?)
     }
+}
+
+/// The default name of a user's first workspace.
+pub(super) fn default_workspace_name(user_name: &str) -> String {
+    format!("{}'s workspace", text::truncate_bytes(user_name, 80))
 }

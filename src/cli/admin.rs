@@ -13,8 +13,8 @@ use crate::{
     audit::verifier,
     auth::{
         Auth,
+        accounts::NewAccount,
         api_keys::{CreateKeyParams, KeyOwner},
-        sign_in::NewAccount,
     },
     config::Settings,
     env::Env,
@@ -218,7 +218,7 @@ async fn execute(
             let (password, generated) = password(env, password_stdin)?;
             let account = NewAccount { email, password, full_name, workspace_name };
             let (user, workspace) =
-                auth.create_account_as_operator(account).await.map_err(describe)?;
+                auth.accounts.create_as_operator(account).await.map_err(describe)?;
             let mut output = json!({
                 "user": { "id": user.id, "email": user.email, "full_name": user.full_name },
                 "workspace": { "id": workspace.id, "name": workspace.name },
@@ -229,12 +229,12 @@ async fn execute(
             Ok(output)
         }
         AdminCommand::Users(UsersCommand::RemoveSecondFactor { email }) => {
-            auth.remove_factors_as_operator(&email).await.map_err(describe)?;
+            auth.second_factors.remove_all_as_operator(&email).await.map_err(describe)?;
             Ok(json!({ "email": email, "second_factor": null }))
         }
         AdminCommand::Workspaces(WorkspacesCommand::Create { name, owner }) => {
             let workspace =
-                auth.create_workspace_as_operator(&name, &owner).await.map_err(describe)?;
+                auth.workspaces.create_as_operator(&name, &owner).await.map_err(describe)?;
             Ok(json!({ "workspace": { "id": workspace.id, "name": workspace.name } }))
         }
         AdminCommand::SigningKeys(command) => signing_keys(auth, command).await,
@@ -244,7 +244,8 @@ async fn execute(
         AdminCommand::Keys(KeysCommand::Create { workspace, name, scope }) => {
             let request =
                 CreateKeyParams { name, description: None, scope, allowed_ips: Vec::new() };
-            let minted = auth.create_key_as_operator(workspace, request).await.map_err(describe)?;
+            let minted =
+                auth.api_keys.create_as_operator(workspace, request).await.map_err(describe)?;
             Ok(json!({
                 "id": minted.key.id,
                 "name": minted.key.name,
@@ -260,7 +261,7 @@ async fn execute(
 /// Finds the workspace and owners of a leaked key.
 async fn reveal_owner(auth: &Auth) -> Result<CommandOutput, String> {
     let line = Zeroizing::new(read_line("the key")?);
-    let owner = auth.find_key_owner(line.trim()).await.map_err(describe)?;
+    let owner = auth.api_keys.find_owner(line.trim()).await.map_err(describe)?;
     let Some(KeyOwner { key, workspace, owners }) = owner else {
         let problem = Some("no API key matches".to_owned());
         return Ok(CommandOutput { value: json!({ "found": false }), problem });
@@ -272,7 +273,7 @@ async fn reveal_owner(auth: &Auth) -> Result<CommandOutput, String> {
             "name": key.name,
             "scope": key.scope,
             "status": key.status(),
-            "redacted": key.redacted(auth.environment()),
+            "redacted": key.redacted(auth.api_keys.environment()),
             "created_at": timestamp::format(key.created_at),
             "created_by": key.created_by,
             "last_used_at": key.last_used_at.map(timestamp::format),
@@ -295,7 +296,7 @@ async fn audit(application: &Application, command: AuditCommand) -> Result<Comma
         let signed: SignedCheckpoint = serde_json::from_slice(&text)
             .map_err(|error| format!("{at} is not a checkpoint: {error}"))?;
         let checkpoint =
-            app.auth.verify_checkpoint(&signed).map_err(|error| format!("{at}: {error}"))?;
+            app.auth.checkpoints.verify(&signed).map_err(|error| format!("{at}: {error}"))?;
         checkpoints_by_workspace.entry(checkpoint.workspace_id).or_default().push(checkpoint);
     }
     let read_error = |error| format!("cannot read the audit log: {}", describe(error));
@@ -375,7 +376,7 @@ async fn create_client(oauth: &OAuth, command: OAuthClientsCommand) -> Result<Va
 async fn signing_keys(auth: &Auth, command: SigningKeysCommand) -> Result<Value, String> {
     match command {
         SigningKeysCommand::List => {
-            let (keys, current) = auth.list_signing_keys().await.map_err(describe)?;
+            let (keys, current) = auth.signing_keys.list().await.map_err(describe)?;
             let keys = keys.iter().map(|key| {
                 let state = match key.retired_at {
                     Some(_) => "retired",
@@ -395,10 +396,10 @@ async fn signing_keys(auth: &Auth, command: SigningKeysCommand) -> Result<Value,
         SigningKeysCommand::Rotate { checkpoints } => {
             let purpose =
                 if checkpoints { KeyPurpose::Checkpoints } else { KeyPurpose::AccessTokens };
-            Ok(json!({ "id": auth.rotate_signing_key(purpose).await.map_err(describe)? }))
+            Ok(json!({ "id": auth.signing_keys.rotate(purpose).await.map_err(describe)? }))
         }
         SigningKeysCommand::Retire { id } => {
-            auth.retire_signing_key(id).await.map_err(describe)?;
+            auth.signing_keys.retire(id).await.map_err(describe)?;
             Ok(json!({ "id": id, "state": "retired" }))
         }
     }

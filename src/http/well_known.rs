@@ -114,7 +114,7 @@ pub async fn readyz(_: Public, State(app): State<App>) -> Response {
 pub async fn jwks(_: Public, State(app): State<App>) -> Response {
     // A short cache time is safe: clients fetch the set again for an unknown `kid`.
     let cache = [(header::CACHE_CONTROL, HeaderValue::from_static("public, max-age=300"))];
-    (cache, Json(app.auth.jwks())).into_response()
+    (cache, Json(app.auth.signing_keys.current().jwks())).into_response()
 }
 
 /// Get this OpenAPI document

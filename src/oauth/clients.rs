@@ -85,9 +85,10 @@ impl OAuth {
         }
         let event = self
             .auth
+            .context
             .audit_event(request, workspace, Action::ClientRejected, Actor::anonymous(), 401)
             .with_target(client.id, client.name.clone());
-        Ok(self.auth.queue_audit_event(event).await?)
+        Ok(self.auth.context.queue_audit_event(event).await?)
     }
 
     /// Finds a stored client: a registered one, a workspace client, or one of a metadata document

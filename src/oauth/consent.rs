@@ -110,7 +110,7 @@ impl OAuth {
         request: &AuthorizationRequest,
     ) -> Result<bool, OAuthError> {
         let wanted = request.scope.min(caller.principal.scope);
-        Ok(wanted < Scope::Admin || self.auth.has_reauthenticated(caller, None).await?)
+        Ok(wanted < Scope::Admin || self.auth.passwords.has_reauthenticated(caller, None).await?)
     }
 
     /// Authorizes a client for a workspace, with at most this scope. Returns the redirect URL with
@@ -136,9 +136,10 @@ impl OAuth {
         let (tx, grant, has_ended) = self.create_grant(caller, workspace, wanted).await?;
         tx.commit().await?;
         if has_ended {
-            self.auth.fence().wait().await?;
+            self.auth.context.fence.wait().await?;
         }
-        let code = self.auth.token_key().derive(TokenPurpose::AuthorizationCode, grant.uuid());
+        let code =
+            self.auth.context.token_key.derive(TokenPurpose::AuthorizationCode, grant.uuid());
         Ok(self.authorization_response(request).redirect_url(&[("code", code.expose_secret())]))
     }
 
@@ -185,7 +186,7 @@ impl OAuth {
         let CreateGrantParams { client, scope, resources, code, redeem_by: begin_by } = wanted;
         let (session, user) = require_user_session(caller)?;
         let is_confirmed =
-            scope < Scope::Admin || self.auth.has_reauthenticated(caller, None).await?;
+            scope < Scope::Admin || self.auth.passwords.has_reauthenticated(caller, None).await?;
         let mut tx = self.store.begin(workspace, Some(user)).await?;
         let role = store::members::lock_role_for_share(&mut tx, workspace, user).await?;
         let role = role.ok_or(AuthError::Forbidden("you are not a member of this workspace"))?;

@@ -103,7 +103,7 @@ impl OAuth {
             let device = NewDeviceAuthorization {
                 id,
                 client_id: client.id,
-                user_code: self.auth.token_key().user_code_mac(user_code.letters()),
+                user_code: self.auth.context.token_key.user_code_mac(user_code.letters()),
                 scope,
                 resources: &resources,
                 created_at,
@@ -114,7 +114,11 @@ impl OAuth {
             match self.store.start_device_authorization(&device, limits).await? {
                 StartOutcome::Stored => {
                     return Ok(DeviceAuthorization {
-                        device_code: self.auth.token_key().derive(TokenPurpose::DeviceCode, id),
+                        device_code: self
+                            .auth
+                            .context
+                            .token_key
+                            .derive(TokenPurpose::DeviceCode, id),
                         user_code,
                         verification_uri: format!("{}/device", self.issuer),
                         expires_in: LIFETIME.as_secs(),
@@ -138,7 +142,7 @@ impl OAuth {
             AuthError::Invalid { field: "user_code", reason: reason.to_owned() }
         };
         let code = UserCode::parse(user_code).ok_or_else(unknown)?;
-        let code = self.auth.token_key().user_code_mac(code.letters());
+        let code = self.auth.context.token_key.user_code_mac(code.letters());
         let now = self.env.clock.now();
         let waiting =
             self.store.find_device_authorization(&code, now).await?.ok_or_else(unknown)?;
@@ -174,7 +178,7 @@ impl OAuth {
         }
         tx.commit().await?;
         if has_ended {
-            self.auth.fence().wait().await?;
+            self.auth.context.fence.wait().await?;
         }
         Ok(())
     }

@@ -103,6 +103,6 @@ impl OAuth {
             tx.commit().await?;
         }
         // Wait also if it had already ended: an earlier call may have been aborted before its wait.
-        Ok(self.auth.fence().wait().await?)
+        Ok(self.auth.context.fence.wait().await?)
     }
 }

@@ -13,7 +13,7 @@ use super::{
     token::{LockedGrant, required_parameter},
 };
 use crate::{
-    auth::access_tokens::{Audience, Claims, Subject, TokenBinding},
+    auth::token_issuer::{Audience, Claims, Subject, TokenBinding},
     model::{
         audit::RequestInfo,
         id::{GrantId, WorkspaceId},
@@ -74,7 +74,7 @@ impl OAuth {
         if let Some(refresh) = PresentedToken::parse(token) {
             return self.introspect_refresh_token(client, &refresh).await;
         }
-        let verified = self.auth.introspect_token(token, request.started_at).await?;
+        let verified = self.auth.authenticator.introspect(token, request.started_at).await?;
         let visible = verified.filter(|(claims, _)| can_introspect(client, claims));
         Ok(visible.map_or_else(Introspection::default, |(claims, scope)| {
             active_introspection(claims, scope)
@@ -95,7 +95,7 @@ impl OAuth {
         let Some(LockedGrant { grant, role_scope: Some(role_scope), .. }) = opened else {
             return Ok(Introspection::default());
         };
-        let generation = token.verify(self.auth.grant_refresh_key(), &grant.seed);
+        let generation = token.verify(&self.auth.grant_refresh_key, &grant.seed);
         let expires_at = grant.last_used_at.map(|used| used + self.grant_idle_timeout);
         let is_active = !grant.is_ended
             && generation.is_some_and(|it| it <= grant.generation && it + 1 >= grant.generation)

@@ -158,7 +158,7 @@ impl OAuth {
         status: u16,
     ) -> NewEvent {
         let actor = Actor::client(client.id, &client.name);
-        self.auth.audit_event(request, workspace, action, actor, status)
+        self.auth.context.audit_event(request, workspace, action, actor, status)
     }
 }
 

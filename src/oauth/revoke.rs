@@ -12,7 +12,7 @@ use super::{
     token::{LockedGrant, required_parameter},
 };
 use crate::{
-    auth::access_tokens::TokenBinding,
+    auth::token_issuer::TokenBinding,
     model::{
         api_key::KEY_PREFIX,
         audit::{Action, RequestInfo},
@@ -60,7 +60,7 @@ impl OAuth {
         let Some(parties) = self.store.find_grant_parties(token.id()).await? else { return Ok(()) };
         let opened = self.lock_grant(parties).await?;
         let Some(LockedGrant { mut tx, parties, grant, .. }) = opened else { return Ok(()) };
-        if token.verify(self.auth.grant_refresh_key(), &grant.seed).is_none() {
+        if token.verify(&self.auth.grant_refresh_key, &grant.seed).is_none() {
             return Ok(());
         }
         if grant.client_id != client.id {
@@ -69,7 +69,7 @@ impl OAuth {
         self.end_grant_for_client(&mut tx, client, parties, request).await?;
         tx.commit().await?;
         // Wait also if it had already ended: an earlier call may have been aborted before its wait.
-        Ok(self.auth.fence().wait().await?)
+        Ok(self.auth.context.fence.wait().await?)
     }
 
     /// Ends a grant at the request of its client, unless it has already ended.
@@ -102,7 +102,9 @@ impl OAuth {
     ) -> Result<(), OAuthError> {
         // Revoke the token even if it is not valid at the moment: it could become valid again
         // later.
-        let Some(claims) = self.auth.decode_access_token(token).await? else { return Ok(()) };
+        let Some(claims) = self.auth.authenticator.decode_access_token(token).await? else {
+            return Ok(());
+        };
         let TokenBinding::Grant(id) = claims.sid else { return Err(not_issued_to_client()) };
         if claims.client_id != client.client_id() {
             return Err(not_issued_to_client());
@@ -110,7 +112,7 @@ impl OAuth {
         let Some(parties) = self.store.find_grant_parties(id).await? else { return Ok(()) };
         let workspace = parties.workspace_id;
         let mut tx = self.store.begin(workspace, parties.user_id).await?;
-        let since = self.env.clock.now() - self.auth.access_token_lifetime();
+        let since = self.env.clock.now() - self.auth.token_issuer.access_token_lifetime();
         let revoked =
             store::oauth_grants::revoke_token(&mut tx, workspace, id, claims.jti, since).await?;
         let event = self
@@ -122,7 +124,7 @@ impl OAuth {
             self.end_grant_for_client(&mut tx, client, parties, request).await?;
         }
         tx.commit().await?;
-        Ok(self.auth.fence().wait().await?)
+        Ok(self.auth.context.fence.wait().await?)
     }
 }
 

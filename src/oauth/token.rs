@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use super::{OAuth, OAuthError, OAuthErrorCode, requested_scope, unknown_resource};
 use crate::{
-    auth::{AuthError, access_tokens::GrantTokenParams},
+    auth::{AuthError, token_issuer::GrantTokenParams},
     model::{
         audit::{Action, RequestInfo},
         id::{GrantId, Id},
@@ -109,7 +109,7 @@ impl OAuth {
         let bad = || OAuthError::invalid_grant(BAD_CODE);
         let code = required_parameter(parameters, "code")?;
         let verifier = required_parameter(parameters, "code_verifier")?;
-        let id = self.auth.token_key().verify(TokenPurpose::AuthorizationCode, code);
+        let id = self.auth.context.token_key.verify(TokenPurpose::AuthorizationCode, code);
         let opened = self.open_user_grant(id.ok_or_else(bad)?.into()).await?.ok_or_else(bad)?;
         let grant = &opened.grant;
         let is_match = grant.client_id == client.id
@@ -142,7 +142,7 @@ impl OAuth {
         let token = PresentedToken::<GrantId>::parse(token).ok_or_else(bad)?;
         let opened = self.open_user_grant(token.id()).await?.ok_or_else(bad)?;
         let grant = &opened.grant;
-        let generation = token.verify(self.auth.grant_refresh_key(), &grant.seed);
+        let generation = token.verify(&self.auth.grant_refresh_key, &grant.seed);
         let generation = generation.ok_or_else(bad)?;
         if grant.client_id != client.id || generation > grant.generation {
             return Err(self.record_refusal(context, opened, BAD_REFRESH).await);
@@ -216,7 +216,7 @@ impl OAuth {
         let bad = || OAuthError::invalid_grant(BAD_DEVICE_CODE);
         let code = required_parameter(context.parameters, "device_code")?;
         let device =
-            self.auth.token_key().verify(TokenPurpose::DeviceCode, code).ok_or_else(bad)?;
+            self.auth.context.token_key.verify(TokenPurpose::DeviceCode, code).ok_or_else(bad)?;
         let id = self.approved_device_grant(device, context.client).await?;
         let opened = self.open_user_grant(id).await?.ok_or_else(bad)?;
         if opened.grant.redeemed_at.is_some() {
@@ -351,7 +351,7 @@ impl OAuth {
                 json!({ "scope": scope, "user_id": parties.user_id, "resources": resources }),
             );
         store::audit::insert(&mut tx, workspace, &event).await?;
-        let access_token = self.auth.issue_grant_token(&GrantTokenParams {
+        let access_token = self.auth.token_issuer.issue_grant_token(&GrantTokenParams {
             client_id: &client.client_id(),
             user: parties.user_id,
             workspace,
@@ -360,10 +360,10 @@ impl OAuth {
             resources: &resources,
         })?;
         tx.commit().await?;
-        let key = self.auth.grant_refresh_key();
+        let key = &self.auth.grant_refresh_key;
         Ok(Tokens {
             access_token: access_token.into(),
-            expires_in: self.auth.access_token_lifetime().as_secs(),
+            expires_in: self.auth.token_issuer.access_token_lifetime().as_secs(),
             scope,
             refresh_token: refresh.map(|(generation, seed)| key.derive(id, generation, seed)),
         })
@@ -382,7 +382,7 @@ impl OAuth {
             .client_event(request, parties.workspace_id, Action::TokenRefused, client, 400)
             .with_target(parties.id, None)
             .with_metadata(json!({ "user_id": parties.user_id, "description": why }));
-        match self.auth.queue_audit_event(event).await {
+        match self.auth.context.queue_audit_event(event).await {
             Ok(()) => OAuthError::invalid_grant(why),
             Err(failed) => failed.into(),
         }
@@ -404,7 +404,7 @@ impl OAuth {
             store::audit::insert(&mut tx, workspace, &event).await?;
         }
         tx.commit().await?;
-        Ok(self.auth.fence().wait().await?)
+        Ok(self.auth.context.fence.wait().await?)
     }
 }
 

@@ -84,7 +84,7 @@ impl OAuth {
         client.created_by = Some(caller.principal.subject());
         let event = audit::event(&self.env, caller, Action::ClientCreated, 201);
         let mut tx = self.store.begin(workspace, caller.principal.user_id()).await?;
-        self.auth.lock_members_as_admin(&mut tx, caller).await?;
+        self.auth.members.lock_as_admin(&mut tx, caller).await?;
         if store::oauth_clients::count(&mut tx, workspace).await? >= MAX_CLIENTS {
             return Err(AuthError::Conflict("the workspace already has 100 OAuth clients"));
         }
@@ -231,7 +231,7 @@ impl OAuth {
         let name = wanted.name.as_deref().map(|name| text::validate_name("name", name)).transpose();
         let name = name.map_err(|why| AuthError::invalid("name", why))?;
         let mut tx = self.store.begin(workspace, caller.principal.user_id()).await?;
-        self.auth.lock_members_as_admin(&mut tx, caller).await?;
+        self.auth.members.lock_as_admin(&mut tx, caller).await?;
         let known = store::oauth_clients::get(&mut tx, workspace, id).await?.ok_or(NOT_FOUND)?;
         let uris = wanted.redirect_uris.as_deref();
         if let Some(uris) = uris {
@@ -244,7 +244,7 @@ impl OAuth {
             .with_metadata(json!({ "redirect_uris": client.redirect_uris }));
         store::audit::insert(&mut tx, workspace, &event).await?;
         tx.commit().await?;
-        self.auth.fence().wait().await?;
+        self.auth.context.fence.wait().await?;
         Ok(client)
     }
 
@@ -262,7 +262,7 @@ impl OAuth {
     ) -> Result<(Client, ClientSecret, OffsetDateTime), AuthError> {
         let workspace = caller.workspace();
         let mut tx = self.store.begin(workspace, caller.principal.user_id()).await?;
-        self.auth.lock_members_as_admin(&mut tx, caller).await?;
+        self.auth.members.lock_as_admin(&mut tx, caller).await?;
         let client = store::oauth_clients::get(&mut tx, workspace, id).await?.ok_or(NOT_FOUND)?;
         if !client.is_confidential() {
             return Err(AuthError::Conflict("this is a public client: it has no secret"));
@@ -293,15 +293,15 @@ impl OAuth {
     pub async fn delete_client(&self, caller: &Caller, id: ClientId) -> Result<(), AuthError> {
         let workspace = caller.workspace();
         let mut tx = self.store.begin(workspace, caller.principal.user_id()).await?;
-        self.auth.lock_members_as_admin(&mut tx, caller).await?;
+        self.auth.members.lock_as_admin(&mut tx, caller).await?;
         let client = store::oauth_clients::get(&mut tx, workspace, id).await?.ok_or(NOT_FOUND)?;
         let abroad = store::oauth_clients::list_external_grants(&mut tx, Some(id)).await?;
         store::oauth_clients::delete(&mut tx, workspace, id).await?;
         let event = audit::event(&self.env, caller, Action::ClientDeleted, 204)
             .with_target(id, client.name);
         store::audit::insert(&mut tx, workspace, &event).await?;
-        self.auth.audit_deleted_clients(&mut tx, &caller.request, abroad).await?;
+        self.auth.workspaces.audit_deleted_clients(&mut tx, &caller.request, abroad).await?;
         tx.commit().await?;
-        Ok(self.auth.fence().wait().await?)
+        Ok(self.auth.context.fence.wait().await?)
     }
 }

@@ -69,7 +69,7 @@ impl SealedLog {
     /// Verifies the chain and these checkpoints.
     async fn check(&self, app: &TestApp, checkpoints: &[&SignedCheckpoint]) -> VerificationReport {
         let known =
-            checkpoints.iter().map(|signed| app.app.auth.verify_checkpoint(signed).unwrap());
+            checkpoints.iter().map(|signed| app.app.auth.checkpoints.verify(signed).unwrap());
         verify(&app.app.store, self.id, &known.collect::<Vec<_>>()).await.unwrap()
     }
 
@@ -389,18 +389,18 @@ async fn checkpoint_is_accepted_only_as_signed() {
     let log = SealedLog::new(&app, "acme").await;
     let signed = log.checkpoint(&app).await;
     let auth = &app.app.auth;
-    assert_eq!(auth.verify_checkpoint(&signed).unwrap(), signed.checkpoint);
+    assert_eq!(auth.checkpoints.verify(&signed).unwrap(), signed.checkpoint);
     let mut forged = signed.clone();
     forged.checkpoint.sequence += 1;
-    assert!(auth.verify_checkpoint(&forged).is_err());
+    assert!(auth.checkpoints.verify(&forged).is_err());
     // An access token is not accepted as a checkpoint.
     let forged = SignedCheckpoint { signature: log.owner.access_token.clone(), ..signed.clone() };
-    assert!(auth.verify_checkpoint(&forged).is_err());
+    assert!(auth.checkpoints.verify(&forged).is_err());
     // A checkpoint is not accepted as an access token.
     app.get("/v1/agents").bearer(&signed.signature).send().await.assert_error(401, "unauthorized");
     // A new key signs from now on. The previous key is still published and accepted.
     let new_key =
-        auth.rotate_signing_key(call2me_auth::model::signing_key::KeyPurpose::Checkpoints);
+        auth.signing_keys.rotate(call2me_auth::model::signing_key::KeyPurpose::Checkpoints);
     let new_key = new_key.await.unwrap();
     app.clock.advance(std::time::Duration::from_secs(10));
     let kid = |signed: &SignedCheckpoint| {
@@ -412,13 +412,13 @@ async fn checkpoint_is_accepted_only_as_signed() {
     })
     .await;
     for signed in [&signed, &new_checkpoint] {
-        auth.verify_checkpoint(signed).unwrap();
+        auth.checkpoints.verify(signed).unwrap();
         let jwks = app.get("/.well-known/jwks.json").send().await.expect_status(200);
         let keys = jwks["keys"].as_array().unwrap();
         assert!(keys.iter().any(|key| key["kid"] == kid(signed)), "{jwks:#}");
     }
     // A key that signs checkpoints cannot be retired.
-    assert!(auth.retire_signing_key(kid(&signed).parse().unwrap()).await.is_err());
+    assert!(auth.signing_keys.retire(kid(&signed).parse().unwrap()).await.is_err());
 }
 
 /// Returns noon on the first day of the next month.

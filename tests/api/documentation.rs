@@ -1,6 +1,10 @@
 //! Every test that the documentation refers to exists.
 
-use std::{collections::BTreeMap, fs, path::Path};
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+};
 
 use crate::fixture::files_in;
 
@@ -37,6 +41,14 @@ fn test_references(text: &str) -> Vec<(String, String)> {
     tests.collect()
 }
 
+/// Returns the documents for users and contributors.
+fn documents() -> Vec<PathBuf> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut paths = files_in("docs", "md");
+    paths.extend(["README.md", "CONTRIBUTING.md", "SECURITY.md"].map(|name| root.join(name)));
+    paths
+}
+
 #[test]
 fn documented_tests_exist() {
     let functions = functions_by_module();
@@ -60,4 +72,23 @@ fn documented_tests_exist() {
         }
     }
     assert!(checked > 150, "{checked}");
+}
+
+#[test]
+fn documented_files_exist() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut checked = 0;
+    for path in documents() {
+        let text = fs::read_to_string(&path).unwrap();
+        for name in text.split('`').skip(1).step_by(2) {
+            let is_source = ["src/", "tests/", "migrations/", "config/", "scripts/", "docs/"]
+                .iter()
+                .any(|folder| name.starts_with(folder));
+            if is_source && !name.contains(['*', '{', '<', ' ', '…']) {
+                assert!(root.join(name).exists(), "{} names {name}", path.display());
+                checked += 1;
+            }
+        }
+    }
+    assert!(checked > 50, "{checked}");
 }

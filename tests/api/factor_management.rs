@@ -385,8 +385,8 @@ async fn password_reset_mail_lists_remaining_passkeys() {
     let by_passkey = dana.with_tokens(&pair);
     // The operator removes the factors of a user without a device.
     let auth = &app.app.auth;
-    auth.remove_factors_as_operator(&dana.email).await.unwrap();
-    auth.remove_factors_as_operator(&dana.email).await.unwrap_err();
+    auth.second_factors.remove_all_as_operator(&dana.email).await.unwrap();
+    auth.second_factors.remove_all_as_operator(&dana.email).await.unwrap_err();
     let device = TestAuthenticator { sign_count: 2, ..device };
     let answer: TestResponse = sign_in_with_passkey(
         &app,
@@ -405,6 +405,6 @@ async fn password_reset_mail_lists_remaining_passkeys() {
     sink.wait_for_email(&dana.email, "Your authenticator and passkeys were removed").await;
     // An unconfirmed authenticator does not count as a factor.
     enroll_totp(&app, &dana.with_tokens(&pair), json!({})).await.expect_status(200);
-    auth.remove_factors_as_operator(&dana.email).await.unwrap_err();
+    auth.second_factors.remove_all_as_operator(&dana.email).await.unwrap_err();
     app.request_as(&key, "GET", "/v1/auth/verify").send().await.expect_status(200);
 }

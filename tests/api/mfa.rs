@@ -247,7 +247,7 @@ async fn password_reset_removes_totp_of_unverified_email() {
     reset(&dana).await;
     sign_in_with_password(&app, &dana, new_password).await.assert_error(401, "mfa_required");
     // The operator can remove a lost factor.
-    app.app.auth.remove_factors_as_operator(&dana.email).await.unwrap();
+    app.app.auth.second_factors.remove_all_as_operator(&dana.email).await.unwrap();
     sign_in_with_password(&app, &dana, new_password).await.expect_status(200);
 }
 

@@ -2,14 +2,14 @@
 
 use std::time::Duration;
 
-use call2me_auth::auth::{AuthError, authenticate::AuthenticationOutcome};
+use call2me_auth::auth::{AuthError, authenticator::AuthenticationOutcome};
 use wycheproof_ng_kdf_jose::json_web;
 
 use crate::fixture::TestApp;
 
 /// Authenticates a token without HTTP, which would reject some tokens for their form alone.
 async fn verify(app: &TestApp, token: &str) -> Result<AuthenticationOutcome, AuthError> {
-    app.app.auth.authenticate(token, Duration::ZERO).await
+    app.app.auth.authenticator.authenticate(token, Duration::ZERO).await
 }
 
 /// Valid vectors are rejected too, because the service does not know their keys. So are

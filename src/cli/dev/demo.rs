@@ -49,7 +49,7 @@ impl Demo {
         env: &Env,
     ) -> Result<Self, String> {
         let app = application.app();
-        let environment = app.auth.environment();
+        let environment = app.auth.api_keys.environment();
         let fresh_key = || ApiKeySecret::generate(environment, |bytes| env.entropy.fill(bytes));
         // Write the file first: if the process is killed before the rest, the next start uses the
         // same secrets.
@@ -70,7 +70,7 @@ impl Demo {
         let Some(account) = app.store.find_account(&email).await.map_err(describe)? else {
             let password = Password::new(demo.password.expose_secret().to_owned());
             let hash =
-                app.auth.hash_password(&password).await.map_err(|error| error.to_string())?;
+                app.auth.passwords.hash(&password).await.map_err(|error| error.to_string())?;
             let seed = Seed::new(app, env);
             let key = key.unwrap_or_else(fresh_key);
             demo.api_key = key.reveal().to_owned().into();
@@ -139,7 +139,7 @@ struct Seed<'a> {
 
 impl<'a> Seed<'a> {
     fn new(app: &'a AppState, env: &'a Env) -> Self {
-        let environment = app.auth.environment();
+        let environment = app.auth.api_keys.environment();
         Self { store: &app.store, env, environment, now: env.clock.now() }
     }
 

@@ -75,7 +75,7 @@ impl ApiKeyBody {
         Self {
             id: key.id,
             status: key.status(),
-            redacted: key.redacted(app.auth.environment()),
+            redacted: key.redacted(app.auth.api_keys.environment()),
             name: key.name,
             description: key.description,
             scope: key.scope,
@@ -145,7 +145,7 @@ pub async fn create(
     let CreateKeyRequest { name, scope, description, allowed_ips } = body;
     let new_key =
         CreateKeyParams { name, scope, description, allowed_ips: allowed_ips.unwrap_or_default() };
-    let created = app.auth.create_key(transaction.tx(), &caller, new_key).await?;
+    let created = app.auth.api_keys.create(transaction.tx(), &caller, new_key).await?;
     commit_created_key(&app, transaction, created).await
 }
 
@@ -192,7 +192,7 @@ pub async fn list(
         status: query.parse_as("status", "active or revoked")?,
         name: query.text("name")?.map(filter_name).transpose()?,
     };
-    let (page, total) = app.auth.list_keys(&caller, &filter, query.page()?).await?;
+    let (page, total) = app.auth.api_keys.list(&caller, &filter, query.page()?).await?;
     let next_cursor = page.next_cursor(|key| key.id.uuid());
     let api_keys = page.items.into_iter().map(|key| ApiKeyBody::new(&app, key)).collect();
     Ok(Json(ApiKeysBody { api_keys, total, next_cursor }))
@@ -210,7 +210,7 @@ pub async fn get(
     State(app): State<App>,
     PathId(id): PathId<ApiKeyId>,
 ) -> ApiResult<Json<ApiKeyBody>> {
-    let key = app.auth.get_key(&caller, id).await?;
+    let key = app.auth.api_keys.get(&caller, id).await?;
     Ok(Json(ApiKeyBody::new(&app, key)))
 }
 
@@ -253,7 +253,8 @@ pub async fn update(
     let UpdateKeyRequest { name, description, allowed_ips } = body;
     let key = app
         .auth
-        .update_key(&caller, id, UpdateKeyParams { name, description, allowed_ips })
+        .api_keys
+        .update(&caller, id, UpdateKeyParams { name, description, allowed_ips })
         .await?;
     Ok(Json(ApiKeyBody::new(&app, key)))
 }
@@ -275,6 +276,6 @@ pub async fn revoke(
     query: Query,
 ) -> ApiResult<StatusCode> {
     let only_if_quiet = query.parse_as("if_quiet", "true or false")?.unwrap_or(false);
-    app.auth.revoke_key(&caller, id, only_if_quiet).await?;
+    app.auth.api_keys.revoke(&caller, id, only_if_quiet).await?;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -55,5 +55,5 @@ pub async fn checkpoint(
     caller: Authorized<ReadOnly>,
     State(app): State<App>,
 ) -> ApiResult<Json<SignedCheckpoint>> {
-    Ok(Json(app.auth.create_checkpoint(&caller).await?))
+    Ok(Json(app.auth.checkpoints.create(&caller).await?))
 }

@@ -10,7 +10,7 @@ use utoipa::ToSchema;
 
 use super::{ApiResult, Created, api_keys::ApiKeyBody, workspace::WorkspaceBody};
 use crate::{
-    auth::sign_in::{NewAccount, TokenPair},
+    auth::{accounts::NewAccount, sessions::TokenPair},
     http::{
         App,
         extract::{self, Authorized, Public, ReadOnly, UserSession},
@@ -46,7 +46,7 @@ impl TokenBody {
         Self {
             access_token: pair.access_token.expose_secret().to_owned(),
             refresh_token: pair.refresh_token.expose_secret().to_owned(),
-            expires_in: app.auth.access_token_lifetime().as_secs(),
+            expires_in: app.auth.token_issuer.access_token_lifetime().as_secs(),
             token_type: "Bearer",
         }
     }
@@ -112,11 +112,11 @@ pub async fn register(
     State(app): State<App>,
     body: ApiResult<extract::Json<RegisterRequest>>,
 ) -> ApiResult<Created<Json<RegisteredBody>>> {
-    app.auth.require_open_registration()?;
+    app.auth.accounts.require_open_registration()?;
     let extract::Json(body) = body?;
     let RegisterRequest { email, password, full_name, workspace_name } = body;
     let account = NewAccount { email, password, full_name, workspace_name };
-    let registered = app.auth.register(account, &public.request).await?;
+    let registered = app.auth.accounts.register(account, &public.request).await?;
     let body = RegisteredBody {
         tokens: TokenBody::new(&app, &registered.tokens),
         user: registered.user.into(),
@@ -151,7 +151,8 @@ pub async fn login(
     extract::Json(body): extract::Json<LoginRequest>,
 ) -> ApiResult<Json<TokenBody>> {
     let LoginRequest { email, password, workspace_id } = body;
-    let pair = app.auth.sign_in(&email, &password, workspace_id, &public.request).await?;
+    let pair =
+        app.auth.sign_in.with_password(&email, &password, workspace_id, &public.request).await?;
     Ok(Json(TokenBody::new(&app, &pair)))
 }
 
@@ -175,7 +176,8 @@ pub async fn refresh(
     State(app): State<App>,
     extract::Json(body): extract::Json<RefreshRequest>,
 ) -> ApiResult<Json<TokenBody>> {
-    let pair = app.auth.refresh(body.refresh_token.expose_secret(), &public.request).await?;
+    let pair =
+        app.auth.sessions.refresh(body.refresh_token.expose_secret(), &public.request).await?;
     Ok(Json(TokenBody::new(&app, &pair)))
 }
 
@@ -187,7 +189,7 @@ pub async fn logout(
     caller: Authorized<UserSession>,
     State(app): State<App>,
 ) -> ApiResult<StatusCode> {
-    app.auth.sign_out(&caller).await?;
+    app.auth.sessions.sign_out(&caller).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -231,7 +233,7 @@ pub async fn me(caller: Authorized<ReadOnly>, State(app): State<App>) -> ApiResu
     let workspace = app.resources.workspace(&caller).await?;
     let (kind, user, role, key) = match &caller.principal.credential {
         Credential::ApiKey { id, .. } => {
-            let key = app.auth.get_key(&caller, *id).await?;
+            let key = app.auth.api_keys.get(&caller, *id).await?;
             ("api_key", None, None, Some(ApiKeyBody::new(&app, key)))
         }
         Credential::Session { role, .. } => {

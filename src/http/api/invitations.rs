@@ -86,13 +86,15 @@ pub async fn create(
     IdempotentJson { body, attempt }: IdempotentJson<InviteRequest>,
 ) -> ApiResult<IdempotentCreated> {
     // Before the transaction begins: password verification is slow.
-    let is_confirmed = app.auth.has_reauthenticated(&caller, body.password.as_ref()).await?;
+    let is_confirmed =
+        app.auth.passwords.has_reauthenticated(&caller, body.password.as_ref()).await?;
     let mut transaction = match IdempotentCreated::begin(&app, &caller, attempt).await? {
         CreationOutcome::New(transaction) => transaction,
         CreationOutcome::Replayed(response) => return Ok(response),
     };
     let (email, role) = (&body.email, body.role);
-    let invitation = app.auth.invite(transaction.tx(), &caller, email, role, is_confirmed).await?;
+    let invitation =
+        app.auth.invitations.create(transaction.tx(), &caller, email, role, is_confirmed).await?;
     let location = format!("/v1/invitations/{}", invitation.id);
     IdempotentCreated::finish(transaction, location, to_json(&InvitationBody::from(invitation))?)
         .await
@@ -106,7 +108,7 @@ pub async fn list(
     State(app): State<App>,
     query: Query,
 ) -> ApiResult<Json<InvitationsBody>> {
-    let (page, total) = app.auth.list_invitations(&caller, query.page()?).await?;
+    let (page, total) = app.auth.invitations.list(&caller, query.page()?).await?;
     let next_cursor = page.next_cursor(|invitation| invitation.id.uuid());
     let invitations = page.items.into_iter().map(InvitationBody::from).collect();
     Ok(Json(InvitationsBody { invitations, total, next_cursor }))
@@ -120,7 +122,7 @@ pub async fn withdraw(
     State(app): State<App>,
     PathId(id): PathId<InvitationId>,
 ) -> ApiResult<StatusCode> {
-    app.auth.revoke_invitation(&caller, id).await?;
+    app.auth.invitations.revoke(&caller, id).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -155,10 +157,10 @@ pub async fn accept(
     let AcceptInvitationRequest { token, password, full_name } = body;
     let token = token.expose_secret();
     let pair = if let Some(caller) = caller {
-        app.auth.accept_invitation(&caller, token).await?
+        app.auth.invitations.accept(&caller, token).await?
     } else {
         let new = NewMember { password, full_name };
-        app.auth.accept_invitation_with_new_account(token, &new, &public.request).await?
+        app.auth.invitations.accept_with_new_account(token, &new, &public.request).await?
     };
     Ok(Created::at("/v1/auth/me".to_owned(), Json(TokenBody::new(&app, &pair))))
 }

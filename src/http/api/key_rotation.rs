@@ -48,7 +48,7 @@ pub async fn rotate(
         CreationOutcome::New(transaction) => transaction,
         CreationOutcome::Replayed(response) => return Ok(response),
     };
-    let created = app.auth.rotate_key(transaction.tx(), &caller, id, body.name).await?;
+    let created = app.auth.api_keys.rotate(transaction.tx(), &caller, id, body.name).await?;
     commit_created_key(&app, transaction, created).await
 }
 
@@ -64,6 +64,6 @@ pub async fn rotation(
     State(app): State<App>,
     PathId(id): PathId<ApiKeyId>,
 ) -> ApiResult<Json<RotationBody>> {
-    let report = app.auth.rotation_status(&caller, id).await?;
+    let report = app.auth.api_keys.rotation_status(&caller, id).await?;
     Ok(Json(RotationBody::from(&report)))
 }

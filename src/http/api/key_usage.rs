@@ -1,6 +1,6 @@
 //! Routes of the usage of API keys, and of the key hygiene report.
 //!
-//! All numbers are exact counts over all nodes. The rules are in [`crate::auth::key_usage`].
+//! All numbers are exact counts over all nodes. The rules are in [`crate::auth::api_keys::usage`].
 
 use std::{collections::BTreeMap, net::IpAddr};
 
@@ -11,7 +11,7 @@ use utoipa::ToSchema;
 
 use super::ApiResult;
 use crate::{
-    auth::key_usage::UsageWindow,
+    auth::api_keys::usage::UsageWindow,
     http::{
         ApiError, App,
         extract::{Authorized, PathId, Query, ReadOnly},
@@ -132,7 +132,7 @@ pub async fn usage(
 ) -> ApiResult<Json<KeyUsageBody>> {
     let reach =
         UsageWindow { hours: count(&query, "hours", HOURS)?, days: count(&query, "days", DAYS)? };
-    Ok(Json(app.auth.key_usage(&caller, id, reach).await?.into()))
+    Ok(Json(app.auth.api_keys.usage(&caller, id, reach).await?.into()))
 }
 
 fn count(query: &Query, name: &'static str, (default, max): (u32, u32)) -> ApiResult<u32> {
@@ -216,5 +216,5 @@ pub async fn hygiene(
     caller: Authorized<ReadOnly>,
     State(app): State<App>,
 ) -> ApiResult<Json<HygieneBody>> {
-    Ok(Json(app.auth.key_hygiene(&caller).await?.into()))
+    Ok(Json(app.auth.api_keys.hygiene(&caller).await?.into()))
 }

@@ -91,7 +91,8 @@ pub async fn update(
     PathId(user): PathId<UserId>,
     extract::Json(body): extract::Json<UpdateMemberRequest>,
 ) -> ApiResult<Json<MemberBody>> {
-    let member = app.auth.change_role(&caller, user, body.role, body.password.as_ref()).await?;
+    let member =
+        app.auth.members.change_role(&caller, user, body.role, body.password.as_ref()).await?;
     Ok(Json(member.into()))
 }
 
@@ -107,7 +108,7 @@ pub async fn remove(
     State(app): State<App>,
     PathId(user): PathId<UserId>,
 ) -> ApiResult<StatusCode> {
-    app.auth.remove_member(&caller, user).await?;
+    app.auth.members.remove(&caller, user).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

@@ -41,7 +41,7 @@ pub async fn verify(
 ) -> ApiResult<Json<TokenBody>> {
     let VerifyMfaRequest { mfa_token, code } = body;
     let (token, code) = (mfa_token.expose_secret(), code.expose_secret());
-    let pair = app.auth.complete_mfa_challenge(token, code, &public.request).await?;
+    let pair = app.auth.sign_in.complete_mfa_challenge(token, code, &public.request).await?;
     Ok(Json(TokenBody::new(&app, &pair)))
 }
 
@@ -75,7 +75,7 @@ pub async fn enrol(
     State(app): State<App>,
     extract::Json(body): extract::Json<EnrollTotpRequest>,
 ) -> ApiResult<Json<TotpEnrollmentBody>> {
-    let enrolment = app.auth.enroll_totp(&caller, body.password.as_ref()).await?;
+    let enrolment = app.auth.second_factors.enroll_totp(&caller, body.password.as_ref()).await?;
     Ok(Json(TotpEnrollmentBody {
         secret: enrolment.secret.expose_secret().to_owned(),
         otpauth_uri: enrolment.uri.expose_secret().to_owned(),
@@ -117,7 +117,7 @@ pub async fn confirm(
     State(app): State<App>,
     extract::Json(body): extract::Json<ConfirmTotpRequest>,
 ) -> ApiResult<Json<RecoveryCodesBody>> {
-    let codes = app.auth.confirm_totp(&caller, body.code.expose_secret()).await?;
+    let codes = app.auth.second_factors.confirm_totp(&caller, body.code.expose_secret()).await?;
     Ok(Json(RecoveryCodesBody::from(codes)))
 }
 
@@ -132,7 +132,7 @@ pub async fn renew_recovery_codes(
     State(app): State<App>,
     extract::Json(body): extract::Json<PasswordConfirmation>,
 ) -> ApiResult<Json<RecoveryCodesBody>> {
-    let codes = app.auth.renew_recovery_codes(&caller, &body.password).await?;
+    let codes = app.auth.second_factors.renew_recovery_codes(&caller, &body.password).await?;
     Ok(Json(RecoveryCodesBody::from(codes)))
 }
 
@@ -155,6 +155,6 @@ pub async fn remove(
     State(app): State<App>,
     extract::Json(body): extract::Json<PasswordConfirmation>,
 ) -> ApiResult<StatusCode> {
-    app.auth.remove_totp(&caller, &body.password).await?;
+    app.auth.second_factors.remove_totp(&caller, &body.password).await?;
     Ok(StatusCode::NO_CONTENT)
 }

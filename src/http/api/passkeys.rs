@@ -78,7 +78,7 @@ pub async fn options(
     State(app): State<App>,
     extract::Json(body): extract::Json<PasskeyRequest>,
 ) -> ApiResult<Json<OptionsBody>> {
-    let options = app.auth.passkey_registration_options(&caller, body.password.as_ref()).await?;
+    let options = app.auth.passkeys.registration_options(&caller, body.password.as_ref()).await?;
     Ok(Json(OptionsBody { options }))
 }
 
@@ -105,7 +105,7 @@ pub async fn add(
     State(app): State<App>,
     extract::Json(body): extract::Json<AddPasskeyRequest>,
 ) -> ApiResult<Created<Json<PasskeyBody>>> {
-    let passkey = app.auth.register_passkey(&caller, &body.name, &body.credential).await?;
+    let passkey = app.auth.passkeys.register(&caller, &body.name, &body.credential).await?;
     Ok(Created::at("/v1/auth/passkeys".to_owned(), Json(passkey.into())))
 }
 
@@ -117,7 +117,7 @@ pub async fn list(
     State(app): State<App>,
 ) -> ApiResult<Json<PasskeysBody>> {
     let passkeys =
-        app.auth.list_passkeys(&caller).await?.into_iter().map(PasskeyBody::from).collect();
+        app.auth.passkeys.list(&caller).await?.into_iter().map(PasskeyBody::from).collect();
     Ok(Json(PasskeysBody { passkeys }))
 }
 
@@ -134,7 +134,7 @@ pub async fn remove(
     PathId(id): PathId<PasskeyId>,
     extract::Json(body): extract::Json<PasskeyRequest>,
 ) -> ApiResult<StatusCode> {
-    app.auth.remove_passkey(&caller, id, body.password.as_ref()).await?;
+    app.auth.passkeys.remove(&caller, id, body.password.as_ref()).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -145,7 +145,7 @@ pub async fn login_options(
     _public: Public,
     State(app): State<App>,
 ) -> ApiResult<Json<OptionsBody>> {
-    Ok(Json(OptionsBody { options: app.auth.passkey_authentication_options()? }))
+    Ok(Json(OptionsBody { options: app.auth.passkeys.authentication_options()? }))
 }
 
 /// A sign-in with a passkey.
@@ -171,6 +171,6 @@ pub async fn login(
     extract::Json(body): extract::Json<PasskeyLoginRequest>,
 ) -> ApiResult<Json<TokenBody>> {
     let PasskeyLoginRequest { credential, workspace_id } = body;
-    let pair = app.auth.sign_in_with_passkey(&credential, workspace_id, &public.request).await?;
+    let pair = app.auth.passkeys.sign_in(&credential, workspace_id, &public.request).await?;
     Ok(Json(TokenBody::new(&app, &pair)))
 }

@@ -38,7 +38,7 @@ pub async fn change(
     State(app): State<App>,
     extract::Json(body): extract::Json<ChangePasswordRequest>,
 ) -> ApiResult<StatusCode> {
-    app.auth.change_password(&caller, &body.current_password, &body.new_password).await?;
+    app.auth.passwords.change(&caller, &body.current_password, &body.new_password).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -63,7 +63,7 @@ pub async fn forgot(
     State(app): State<App>,
     extract::Json(body): extract::Json<ForgotPasswordRequest>,
 ) -> ApiResult<StatusCode> {
-    app.auth.request_password_reset(&body.email).await?;
+    app.auth.passwords.request_reset(&body.email).await?;
     Ok(StatusCode::ACCEPTED)
 }
 
@@ -91,7 +91,7 @@ pub async fn reset(
     extract::Json(body): extract::Json<ResetPasswordRequest>,
 ) -> ApiResult<StatusCode> {
     let ResetPasswordRequest { token, new_password } = body;
-    app.auth.reset_password(token.expose_secret(), &new_password, &public.request).await?;
+    app.auth.passwords.reset(token.expose_secret(), &new_password, &public.request).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -114,7 +114,7 @@ pub async fn verify_email(
     State(app): State<App>,
     extract::Json(body): extract::Json<VerifyEmailRequest>,
 ) -> ApiResult<StatusCode> {
-    app.auth.verify_email(body.token.expose_secret(), &public.request).await?;
+    app.auth.email_verification.verify(body.token.expose_secret(), &public.request).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -127,6 +127,6 @@ pub async fn send_verification(
     caller: Authorized<UserSession>,
     State(app): State<App>,
 ) -> ApiResult<StatusCode> {
-    app.auth.resend_email_verification(&caller).await?;
+    app.auth.email_verification.resend(&caller).await?;
     Ok(StatusCode::ACCEPTED)
 }

@@ -66,7 +66,7 @@ pub async fn list(
     query: Query,
 ) -> ApiResult<Json<SessionsBody>> {
     let (own, _) = require_user_session(&caller)?;
-    let (page, total) = app.auth.list_sessions(&caller, query.page()?).await?;
+    let (page, total) = app.auth.sessions.list(&caller, query.page()?).await?;
     let next_cursor = page.next_cursor(|session| session.id.uuid());
     let sessions = page.items.into_iter().map(|session| SessionBody::new(session, own)).collect();
     Ok(Json(SessionsBody { sessions, total, next_cursor }))
@@ -82,7 +82,7 @@ pub async fn end(
     State(app): State<App>,
     PathId(id): PathId<SessionId>,
 ) -> ApiResult<StatusCode> {
-    app.auth.end_session(&caller, id).await?;
+    app.auth.sessions.end(&caller, id).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -92,7 +92,7 @@ pub async fn end_others(
     caller: Authorized<UserSession>,
     State(app): State<App>,
 ) -> ApiResult<StatusCode> {
-    app.auth.end_other_sessions(&caller).await?;
+    app.auth.sessions.end_others(&caller).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -115,6 +115,6 @@ pub async fn switch_workspace(
     State(app): State<App>,
     extract::Json(body): extract::Json<SwitchWorkspaceRequest>,
 ) -> ApiResult<Json<TokenBody>> {
-    let pair = app.auth.switch_workspace(&caller, body.workspace_id).await?;
+    let pair = app.auth.sessions.switch_workspace(&caller, body.workspace_id).await?;
     Ok(Json(TokenBody::new(&app, &pair)))
 }

@@ -94,6 +94,6 @@ pub async fn delete(
     State(app): State<App>,
     extract::Json(body): extract::Json<DeleteUserRequest>,
 ) -> ApiResult<StatusCode> {
-    app.auth.delete_account(&caller, &body.password).await?;
+    app.auth.accounts.delete(&caller, &body.password).await?;
     Ok(StatusCode::NO_CONTENT)
 }

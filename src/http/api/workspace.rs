@@ -82,7 +82,7 @@ pub async fn update(
 ) -> ApiResult<Json<WorkspaceBody>> {
     let UpdateWorkspaceRequest { name, require_second_factor, password } = body;
     let change = WorkspaceChange { name, require_second_factor };
-    let workspace = app.auth.update_workspace(&caller, change, password.as_ref()).await?;
+    let workspace = app.auth.workspaces.update(&caller, change, password.as_ref()).await?;
     Ok(Json(WorkspaceBody::new(&app, workspace)))
 }
 
@@ -107,6 +107,6 @@ pub async fn delete(
     State(app): State<App>,
     extract::Json(body): extract::Json<DeleteWorkspaceRequest>,
 ) -> ApiResult<StatusCode> {
-    app.auth.delete_workspace(&caller, &body.password).await?;
+    app.auth.workspaces.delete(&caller, &body.password).await?;
     Ok(StatusCode::NO_CONTENT)
 }

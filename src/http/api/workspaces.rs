@@ -51,7 +51,7 @@ pub async fn list(
     State(app): State<App>,
     query: Query,
 ) -> ApiResult<Json<WorkspacesBody>> {
-    let (page, total) = app.auth.list_own_workspaces(&caller, query.page()?).await?;
+    let (page, total) = app.auth.workspaces.list_own(&caller, query.page()?).await?;
     let next_cursor = page.next_cursor(|own| own.workspace.id.uuid());
     let workspaces = page.items.into_iter().map(|own| OwnWorkspaceBody::new(&app, own)).collect();
     Ok(Json(WorkspacesBody { workspaces, total, next_cursor }))
@@ -82,7 +82,7 @@ pub async fn create(
         CreationOutcome::New(transaction) => transaction,
         CreationOutcome::Replayed(response) => return Ok(response),
     };
-    let own = app.auth.create_workspace(transaction.tx(), &caller, &body.name).await?;
+    let own = app.auth.workspaces.create(transaction.tx(), &caller, &body.name).await?;
     let body = to_json(&OwnWorkspaceBody::new(&app, own))?;
     IdempotentCreated::finish(transaction, "/v1/workspaces".to_owned(), body).await
 }
@@ -97,6 +97,6 @@ pub async fn leave(
     State(app): State<App>,
     PathId(id): PathId<WorkspaceId>,
 ) -> ApiResult<StatusCode> {
-    app.auth.leave_workspace(&caller, id).await?;
+    app.auth.members.leave(&caller, id).await?;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -291,7 +291,7 @@ pub(super) async fn show(
     };
     let key_filter = KeyFilter { status: None, name: None };
     let key_page = PageRequest { limit: MAX_FILTER_KEYS, before: None, offset: 0 };
-    let (keys, _) = app.auth.list_keys(&caller, &key_filter, key_page).await?;
+    let (keys, _) = app.auth.api_keys.list(&caller, &key_filter, key_page).await?;
     let key = |key: &crate::model::api_key::ApiKey| {
         let revoked = if key.status() == KeyStatus::Revoked { " (revoked)" } else { "" };
         (key.id.to_string(), format!("{}{revoked}", truncate(key.name.clone(), 40)))

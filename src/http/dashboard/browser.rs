@@ -77,8 +77,8 @@ impl FromRequestParts<App> for Browser {
 impl Browser {
     /// Returns the layout of its pages, with fresh CSRF tokens and a fresh idempotency key.
     pub(super) fn layout(&self) -> Layout {
-        let form_token = self.app.auth.csrf_token(self.form_binding);
-        let user_form_token = self.app.auth.csrf_token(self.user_form_binding());
+        let form_token = self.app.auth.browser_sessions.csrf_token(self.form_binding);
+        let user_form_token = self.app.auth.browser_sessions.csrf_token(self.user_form_binding());
         let attempt = Uuid::from_bytes(self.app.env.entropy.bytes()).to_string();
         Layout::new(form_token, user_form_token, attempt.into(), self.brand.clone())
     }
@@ -90,12 +90,14 @@ impl Browser {
 
     /// Returns true if a CSRF token is valid for this browser, or for its session and workspace.
     pub(super) fn verify_csrf_token(&self, token: &str) -> bool {
-        self.new_id.is_none() && self.app.auth.is_valid_csrf_token(self.form_binding, token)
+        self.new_id.is_none()
+            && self.app.auth.browser_sessions.is_valid_csrf_token(self.form_binding, token)
     }
 
     /// Returns true if a CSRF token is valid for forms about the user's account.
     pub(super) fn verify_user_csrf_token(&self, token: &str) -> bool {
-        self.new_id.is_none() && self.app.auth.is_valid_csrf_token(self.user_form_binding(), token)
+        self.new_id.is_none()
+            && self.app.auth.browser_sessions.is_valid_csrf_token(self.user_form_binding(), token)
     }
 
     /// Returns the binding of forms about the user's account: the session, in any workspace.
@@ -113,7 +115,7 @@ impl Browser {
     /// `unavailable` if the lookup of the session fails.
     pub async fn caller(&self, request: &Arc<RequestInfo>) -> Result<Option<Caller>, ApiError> {
         let Some(cookie) = &self.session else { return Ok(None) };
-        match self.app.auth.authenticate_cookie(cookie).await {
+        match self.app.auth.authenticator.authenticate_cookie(cookie).await {
             Ok(principal) => Ok(Some(Caller { principal, request: Arc::clone(request) })),
             Err(AuthError::InvalidCredential(_)) => Ok(None),
             Err(error) => Err(error.into()),
@@ -156,9 +158,9 @@ impl Browser {
     #[must_use]
     pub fn sign_in_redirect(&self, session: SessionId, next: &str) -> Response {
         let mut response = Redirect::to(next).into_response();
-        let lifetime = self.app.auth.session_lifetime().as_secs();
+        let lifetime = self.app.auth.sessions.lifetime().as_secs();
         let max_age = Duration::seconds(i64::try_from(lifetime).unwrap_or(i64::MAX));
-        let value = self.app.auth.session_cookie(session);
+        let value = self.app.auth.browser_sessions.cookie(session);
         let value = value.expose_secret().to_owned();
         set_cookie(&self.app, &mut response, SESSION_COOKIE, value, Some(max_age));
         response

@@ -45,7 +45,7 @@ pub(super) async fn show(
     query: Query,
 ) -> Result<Response, ApiError> {
     let token = query.text("token")?.unwrap_or_default();
-    let invited = match app.auth.preview_invitation(token).await {
+    let invited = match app.auth.invitations.preview(token).await {
         Ok(invited) => invited,
         Err(error) => {
             let (status, text) = form_error(error.into())?;
@@ -79,24 +79,24 @@ pub(super) async fn accept(
     let (browser, token) = (&form.browser, form.text("token")?);
     let caller = browser.caller(&public.request).await?;
     let accepted = if let Some(caller) = &caller {
-        app.auth.accept_invitation(caller, token).await
+        app.auth.invitations.accept(caller, token).await
     } else {
         let password = form.password("password")?;
         let full_name = form.non_empty_text("full_name")?.map(str::to_owned);
         let new = NewMember { password, full_name };
-        app.auth.accept_invitation_with_new_account(token, &new, &public.request).await
+        app.auth.invitations.accept_with_new_account(token, &new, &public.request).await
     };
     let error = match accepted {
         Ok(pair) => return Ok(browser.sign_in_redirect(pair.session, "/")),
         Err(error) => error,
     };
     if matches!(error, AuthError::SignInRequired) {
-        let invited = app.auth.preview_invitation(token).await?;
+        let invited = app.auth.invitations.preview(token).await?;
         return Ok(Redirect::to(&sign_in_url(&invited, token)).into_response());
     }
     let (status, problem) = form_error(error.into())?;
     // The invitation may have become invalid: then this fails, too.
-    let invited = app.auth.preview_invitation(token).await?;
+    let invited = app.auth.invitations.preview(token).await?;
     let page = AcceptPage {
         layout: browser.layout(),
         token,

@@ -99,7 +99,8 @@ pub(super) async fn change_role(
     form: Form,
 ) -> Result<Response, ApiError> {
     let password = form.password("password")?;
-    let changed = app.auth.change_role(&caller, user, parse_role(&form)?, password.as_ref()).await;
+    let changed =
+        app.auth.members.change_role(&caller, user, parse_role(&form)?, password.as_ref()).await;
     let changed = changed.map(|_| FlashMessage::RoleChanged).map_err(ApiError::from);
     redirect_or_error(&app, &desk, &caller, changed).await
 }
@@ -112,7 +113,7 @@ pub(super) async fn remove(
     PathId(user): PathId<UserId>,
     _form: Form,
 ) -> Result<Response, ApiError> {
-    let removed = app.auth.remove_member(&caller, user).await;
+    let removed = app.auth.members.remove(&caller, user).await;
     let removed = removed.map(|()| FlashMessage::MemberRemoved).map_err(ApiError::from);
     redirect_or_error(&app, &desk, &caller, removed).await
 }
@@ -144,12 +145,12 @@ async fn send_invitation(
 ) -> Result<(), ApiError> {
     // Before the transaction starts, since the check of a password is slow.
     let confirmed =
-        app.auth.has_reauthenticated(caller, form.password("password")?.as_ref()).await?;
+        app.auth.passwords.has_reauthenticated(caller, form.password("password")?.as_ref()).await?;
     let mut work = match app.idempotency.begin(caller, form.attempt()?).await? {
         IdempotencyOutcome::New(work) => work,
         IdempotencyOutcome::Replayed(_) => return Ok(()),
     };
-    app.auth.invite(work.tx(), caller, email, role, confirmed).await?;
+    app.auth.invitations.create(work.tx(), caller, email, role, confirmed).await?;
     let answer = StoredResponse { status: 200, location: PATH.to_owned(), body: String::new() };
     Ok(work.commit(&answer).await?)
 }
@@ -162,7 +163,7 @@ pub(super) async fn withdraw(
     PathId(id): PathId<InvitationId>,
     _form: Form,
 ) -> Result<Response, ApiError> {
-    let withdrawn = app.auth.revoke_invitation(&caller, id).await;
+    let withdrawn = app.auth.invitations.revoke(&caller, id).await;
     let withdrawn = withdrawn.map(|()| FlashMessage::InvitationWithdrawn).map_err(ApiError::from);
     redirect_or_error(&app, &desk, &caller, withdrawn).await
 }
@@ -201,14 +202,14 @@ async fn page(
     let (members, _) = app.resources.list_members(caller, wanted).await?;
     let next = members.next_cursor(|member| member.user_id.uuid());
     let open = PageRequest { limit: MAX_INVITATIONS, ..PageRequest::default() };
-    let (invitations, _) = app.auth.list_invitations(caller, open).await?;
+    let (invitations, _) = app.auth.invitations.list(caller, open).await?;
     let RejectedForm { email, role, problem } = rejected;
     let (status, problem) = problem.map_or((200, None), |(status, text)| (status, Some(text)));
     let page = MembersPage {
         layout: desk.layout(),
         current_user: own,
         role: desk.role(),
-        is_password_required: !app.auth.has_reauthenticated(caller, None).await?,
+        is_password_required: !app.auth.passwords.has_reauthenticated(caller, None).await?,
         members: members.items,
         next,
         invitations: invitations.items,

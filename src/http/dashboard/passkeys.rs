@@ -41,7 +41,7 @@ pub(super) async fn start_registration(
     UserForm(form): UserForm,
 ) -> Result<Response, ApiError> {
     let password = form.password("password")?;
-    match app.auth.passkey_registration_options(&caller, password.as_ref()).await {
+    match app.auth.passkeys.registration_options(&caller, password.as_ref()).await {
         Ok(options) => {
             let page = NewPasskeyPage { layout: desk.layout(), options: options.to_string() };
             Ok(desk.render_page(200, &page))
@@ -60,7 +60,7 @@ pub(super) async fn add(
     let name = form.text("name")?;
     let added = match parse_credential(form.text("credential")?) {
         Ok(credential) => {
-            app.auth.register_passkey(&caller, name, &credential).await.map_err(ApiError::from)
+            app.auth.passkeys.register(&caller, name, &credential).await.map_err(ApiError::from)
         }
         Err(error) => Err(error),
     };
@@ -79,7 +79,7 @@ pub(super) async fn remove(
     UserForm(form): UserForm,
 ) -> Result<Response, ApiError> {
     let password = form.password("password")?;
-    match app.auth.remove_passkey(&caller, id, password.as_ref()).await {
+    match app.auth.passkeys.remove(&caller, id, password.as_ref()).await {
         Ok(()) => Ok(Redirect::to(SECOND_FACTOR).into_response()),
         Err(error) => second_factor::settings_page(&caller, &app, &desk, Some(error.into())).await,
     }
@@ -95,7 +95,7 @@ pub(super) async fn sign_in(
     let next = same_origin_path(form.text("next")?);
     let tokens = match parse_credential(form.text("credential")?) {
         Ok(credential) => {
-            let tokens = app.auth.sign_in_with_passkey(&credential, None, &public.request).await;
+            let tokens = app.auth.passkeys.sign_in(&credential, None, &public.request).await;
             tokens.map_err(ApiError::from)
         }
         Err(error) => Err(error),

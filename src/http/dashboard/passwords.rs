@@ -57,7 +57,7 @@ pub(super) async fn request_reset(
     form: Form,
 ) -> Result<Response, ApiError> {
     let (browser, email) = (&form.browser, form.text("email")?);
-    if let Err(error) = app.auth.request_password_reset(email).await {
+    if let Err(error) = app.auth.passwords.request_reset(email).await {
         let (status, problem) = form_error(error.into())?;
         let page = ForgotPage { layout: browser.layout(), email, problem: Some(problem) };
         return Ok(browser.render_page(status, &page));
@@ -91,7 +91,7 @@ pub(super) async fn reset(
 ) -> Result<Response, ApiError> {
     let (browser, token) = (&form.browser, form.text("token")?);
     let new = Password::new(form.text("new_password")?.to_owned());
-    if let Err(error) = app.auth.reset_password(token, &new, &public.request).await {
+    if let Err(error) = app.auth.passwords.reset(token, &new, &public.request).await {
         let (status, problem) = form_error(error.into())?;
         let page = ResetPage { layout: browser.layout(), token, problem: Some(problem) };
         return Ok(browser.render_page(status, &page));
@@ -123,7 +123,8 @@ pub(super) async fn verify(
     form: Form,
 ) -> Result<Response, ApiError> {
     let (browser, token) = (&form.browser, form.text("token")?);
-    let verified: Result<(), AuthError> = app.auth.verify_email(token, &public.request).await;
+    let verified: Result<(), AuthError> =
+        app.auth.email_verification.verify(token, &public.request).await;
     if let Err(error) = verified {
         let (status, problem) = form_error(error.into())?;
         let page = VerifyPage { layout: browser.layout(), token, problem: Some(problem) };

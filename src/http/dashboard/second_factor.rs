@@ -86,7 +86,7 @@ pub(super) async fn set_up(
     UserForm(form): UserForm,
 ) -> Result<Response, ApiError> {
     let password = form.password("password")?;
-    match app.auth.enroll_totp(&caller, password.as_ref()).await {
+    match app.auth.second_factors.enroll_totp(&caller, password.as_ref()).await {
         Ok(enrolment) => {
             let (secret, uri) = (enrolment.secret.expose_secret(), enrolment.uri.expose_secret());
             Ok(desk.render_page(200, &SetUpPage::new(&desk, secret, uri, None)))
@@ -102,7 +102,7 @@ pub(super) async fn confirm(
     desk: DashboardContext,
     UserForm(form): UserForm,
 ) -> Result<Response, ApiError> {
-    match app.auth.confirm_totp(&caller, form.text("code")?.trim()).await {
+    match app.auth.second_factors.confirm_totp(&caller, form.text("code")?.trim()).await {
         Ok(codes) => Ok(desk.render_page(200, &CodesPage { layout: desk.layout(), codes })),
         Err(error) => {
             let (status, problem) = form_error(error.into())?;
@@ -122,7 +122,7 @@ pub(super) async fn renew_recovery_codes(
     UserForm(form): UserForm,
 ) -> Result<Response, ApiError> {
     let password = Password::new(form.text("password")?.to_owned());
-    match app.auth.renew_recovery_codes(&caller, &password).await {
+    match app.auth.second_factors.renew_recovery_codes(&caller, &password).await {
         Ok(codes) => Ok(desk.render_page(200, &CodesPage { layout: desk.layout(), codes })),
         Err(error) => settings_page(&caller, &app, &desk, Some(error.into())).await,
     }
@@ -137,7 +137,7 @@ pub(super) async fn change_password(
 ) -> Result<Response, ApiError> {
     let password = |name| Ok::<_, ApiError>(Password::new(form.text(name)?.to_owned()));
     let (current, new) = (password("current_password")?, password("new_password")?);
-    match app.auth.change_password(&caller, &current, &new).await {
+    match app.auth.passwords.change(&caller, &current, &new).await {
         Ok(()) => {
             let message = MessagePage {
                 layout: desk.layout(),
@@ -159,7 +159,7 @@ pub(super) async fn remove(
     UserForm(form): UserForm,
 ) -> Result<Response, ApiError> {
     let password = Password::new(form.text("password")?.to_owned());
-    match app.auth.remove_totp(&caller, &password).await {
+    match app.auth.second_factors.remove_totp(&caller, &password).await {
         Ok(()) => Ok(Redirect::to(SECOND_FACTOR).into_response()),
         Err(error) => settings_page(&caller, &app, &desk, Some(error.into())).await,
     }
@@ -176,18 +176,18 @@ pub(super) async fn settings_page(
         Some((status, problem)) => (status, Some(problem)),
         None => (200, None),
     };
-    let lack = if app.auth.can_change_factors(caller).await? {
+    let lack = if app.auth.second_factors.can_change(caller).await? {
         caller.principal.lacks_second_factor.then_some(MissingFactor::NotEnrolled)
     } else {
         Some(MissingFactor::PasskeyNotUsed)
     };
     let page = SettingsPage {
         layout: desk.layout(),
-        is_totp_enabled: app.auth.has_totp(caller).await?,
+        is_totp_enabled: app.auth.second_factors.has_totp(caller).await?,
         missing_factor: lack,
-        is_password_required: !app.auth.has_reauthenticated(caller, None).await?,
-        passkeys: app.auth.list_passkeys(caller).await?,
-        is_passkey_supported: app.auth.passkey_authentication_options().is_ok(),
+        is_password_required: !app.auth.passwords.has_reauthenticated(caller, None).await?,
+        passkeys: app.auth.passkeys.list(caller).await?,
+        is_passkey_supported: app.auth.passkeys.authentication_options().is_ok(),
         problem,
     };
     Ok(desk.render_page(status, &page))

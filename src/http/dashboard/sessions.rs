@@ -63,7 +63,7 @@ pub(super) async fn show(
     query: Query,
 ) -> Result<Response, ApiError> {
     let (own, _) = require_user_session(&caller)?;
-    let (page, _) = app.auth.list_sessions(&caller, query.page_with_limit(PAGE_SIZE)?).await?;
+    let (page, _) = app.auth.sessions.list(&caller, query.page_with_limit(PAGE_SIZE)?).await?;
     let next = page.next_cursor(|session| session.id.uuid());
     let page = SessionsPage {
         layout: desk.layout(),
@@ -81,7 +81,7 @@ pub(super) async fn end(
     PathId(id): PathId<SessionId>,
     UserForm(form): UserForm,
 ) -> Result<Response, ApiError> {
-    app.auth.end_session(&caller, id).await?;
+    app.auth.sessions.end(&caller, id).await?;
     let (own, _) = require_user_session(&caller)?;
     if id == own {
         return Ok(form.browser.sign_out_redirect("/sign-in"));
@@ -95,7 +95,7 @@ pub(super) async fn end_others(
     State(app): State<App>,
     _form: UserForm,
 ) -> Result<Response, ApiError> {
-    app.auth.end_other_sessions(&caller).await?;
+    app.auth.sessions.end_others(&caller).await?;
     Ok(FlashMessage::OtherSessionsEnded.redirect_to("/sessions"))
 }
 
@@ -105,6 +105,6 @@ pub(super) async fn sign_out(
     State(app): State<App>,
     UserForm(form): UserForm,
 ) -> Result<Response, ApiError> {
-    app.auth.sign_out(&caller).await?;
+    app.auth.sessions.sign_out(&caller).await?;
     Ok(form.browser.sign_out_redirect("/sign-in"))
 }

@@ -76,7 +76,7 @@ pub(super) async fn resend_verification(
     desk: DashboardContext,
     UserForm(_form): UserForm,
 ) -> Result<Response, ApiError> {
-    match app.auth.resend_email_verification(&caller).await {
+    match app.auth.email_verification.resend(&caller).await {
         Ok(()) => Ok(FlashMessage::VerificationEmailSent.redirect_to(PATH)),
         Err(error) => page(&app, &desk, &caller, Some(error.into()), None).await,
     }
@@ -91,7 +91,7 @@ pub(super) async fn change_workspace(
 ) -> Result<Response, ApiError> {
     let name = Some(form.text("name")?.to_owned());
     let change = WorkspaceChange { name, ..WorkspaceChange::default() };
-    let changed = app.auth.update_workspace(&caller, change, None).await;
+    let changed = app.auth.workspaces.update(&caller, change, None).await;
     saved_or_error(&app, &desk, &caller, changed.map(drop).map_err(ApiError::from)).await
 }
 
@@ -105,7 +105,7 @@ pub(super) async fn require_second_factor(
     let require_second_factor = form.parse_as("require", "true or false")?;
     let change = WorkspaceChange { require_second_factor, ..WorkspaceChange::default() };
     let password = form.password("password")?;
-    let changed = app.auth.update_workspace(&caller, change, password.as_ref()).await;
+    let changed = app.auth.workspaces.update(&caller, change, password.as_ref()).await;
     saved_or_error(&app, &desk, &caller, changed.map(drop).map_err(ApiError::from)).await
 }
 
@@ -154,7 +154,7 @@ pub(super) async fn leave(
     desk: DashboardContext,
     form: Form,
 ) -> Result<Response, ApiError> {
-    let left = app.auth.leave_workspace(&caller, caller.workspace()).await;
+    let left = app.auth.members.leave(&caller, caller.workspace()).await;
     sign_out_or_error(&app, &desk, &caller, &form, left.map_err(ApiError::from)).await
 }
 
@@ -166,7 +166,7 @@ pub(super) async fn delete_workspace(
     form: Form,
 ) -> Result<Response, ApiError> {
     let password = Password::new(form.text("password")?.to_owned());
-    let deleted = app.auth.delete_workspace(&caller, &password).await;
+    let deleted = app.auth.workspaces.delete(&caller, &password).await;
     sign_out_or_error(&app, &desk, &caller, &form, deleted.map_err(ApiError::from)).await
 }
 
@@ -178,7 +178,7 @@ pub(super) async fn delete_account(
     UserForm(form): UserForm,
 ) -> Result<Response, ApiError> {
     let password = Password::new(form.text("password")?.to_owned());
-    let deleted = app.auth.delete_account(&caller, &password).await;
+    let deleted = app.auth.accounts.delete(&caller, &password).await;
     sign_out_or_error(&app, &desk, &caller, &form, deleted.map_err(ApiError::from)).await
 }
 
@@ -229,7 +229,7 @@ async fn page(
         rate_limit: app.limits.effective_limit(workspace.rate_limit_per_minute),
         workspace,
         role: desk.role(),
-        is_password_required: !app.auth.has_reauthenticated(caller, None).await?,
+        is_password_required: !app.auth.passwords.has_reauthenticated(caller, None).await?,
         can_edit: desk.has_scope(Scope::Admin),
         brand_name: layout.brand.name.clone().unwrap_or_default(),
         color: layout.brand.color.map(|color| color.to_string()).unwrap_or_default(),

@@ -73,7 +73,7 @@ pub(super) async fn submit(
     form.allow_next_form_action().await?;
     let (browser, next) = (&form.browser, same_origin_path(form.text("next")?));
     let (email, password) = (form.text("email")?, Password::new(form.text("password")?.to_owned()));
-    match app.auth.sign_in(email, &password, None, &public.request).await {
+    match app.auth.sign_in.with_password(email, &password, None, &public.request).await {
         Ok(pair) => Ok(browser.sign_in_redirect(pair.session, next)),
         Err(AuthError::MfaRequired(token)) => {
             let (layout, mfa_token) = (browser.layout(), token.expose_secret());
@@ -96,9 +96,10 @@ pub(super) fn page(
     email: &str,
     problem: Option<String>,
 ) -> Response {
-    let passkey = app.auth.passkey_authentication_options().ok().map(|options| options.to_string());
+    let passkey =
+        app.auth.passkeys.authentication_options().ok().map(|options| options.to_string());
     let layout = browser.layout();
-    let can_sign_up = app.auth.require_open_registration().is_ok();
+    let can_sign_up = app.auth.accounts.require_open_registration().is_ok();
     let page = SignInPage { layout, next, email, passkey_options: passkey, can_sign_up, problem };
     browser.render_page(status, &page)
 }
@@ -112,7 +113,7 @@ pub(super) async fn submit_code(
     form.allow_next_form_action().await?;
     let (browser, next) = (&form.browser, same_origin_path(form.text("next")?));
     let (mfa_token, code) = (form.text("mfa_token")?, form.text("code")?.trim());
-    match app.auth.complete_mfa_challenge(mfa_token, code, &public.request).await {
+    match app.auth.sign_in.complete_mfa_challenge(mfa_token, code, &public.request).await {
         Ok(pair) => Ok(browser.sign_in_redirect(pair.session, next)),
         Err(error) => {
             let (status, problem) = form_error(error.into())?;

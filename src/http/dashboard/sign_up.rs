@@ -14,7 +14,7 @@ use super::{
     paths::same_origin_path,
 };
 use crate::{
-    auth::sign_in::NewAccount,
+    auth::accounts::NewAccount,
     http::{
         ApiError, App,
         error::ErrorCode,
@@ -48,7 +48,7 @@ pub(super) async fn show(
         return Ok(Redirect::to(next).into_response());
     }
     browser.allow_form_action(next).await;
-    if let Err(closed) = app.auth.require_open_registration() {
+    if let Err(closed) = app.auth.accounts.require_open_registration() {
         return registration_closed_page(&browser, closed.into());
     }
     let page = SignUpPage {
@@ -71,7 +71,7 @@ pub(super) async fn submit(
 ) -> Result<Response, ApiError> {
     form.allow_next_form_action().await?;
     let (browser, next) = (&form.browser, same_origin_path(form.text("next")?));
-    if let Err(closed) = app.auth.require_open_registration() {
+    if let Err(closed) = app.auth.accounts.require_open_registration() {
         return registration_closed_page(browser, closed.into());
     }
     let account = NewAccount {
@@ -80,7 +80,7 @@ pub(super) async fn submit(
         full_name: form.non_empty_text("full_name")?.map(str::to_owned),
         workspace_name: form.non_empty_text("workspace_name")?.map(str::to_owned),
     };
-    let error = match app.auth.register(account, &public.request).await {
+    let error = match app.auth.accounts.register(account, &public.request).await {
         Ok(registered) => return Ok(browser.sign_in_redirect(registered.tokens.session, next)),
         Err(error) => ApiError::from(error),
     };

@@ -64,16 +64,16 @@ pub(super) async fn create(
                 .body
                 .parse()
                 .map_err(|_| ApiError::internal("invalid stored workspace id"))?;
-            app.auth.switch_workspace(&caller, id).await?;
+            app.auth.sessions.switch_workspace(&caller, id).await?;
             return Ok(Redirect::to(HOME).into_response());
         }
     };
-    match app.auth.create_workspace(work.tx(), &caller, name).await {
+    match app.auth.workspaces.create(work.tx(), &caller, name).await {
         Ok(created) => {
             let body = created.workspace.id.to_string();
             let answer = StoredResponse { status: 303, location: HOME.to_owned(), body };
             work.commit(&answer).await?;
-            app.auth.switch_workspace(&caller, created.workspace.id).await?;
+            app.auth.sessions.switch_workspace(&caller, created.workspace.id).await?;
             Ok(Redirect::to(HOME).into_response())
         }
         Err(error) => {
@@ -92,7 +92,7 @@ pub(super) async fn switch(
     _form: UserForm,
 ) -> Result<Response, ApiError> {
     if id != caller.workspace() {
-        app.auth.switch_workspace(&caller, id).await?;
+        app.auth.sessions.switch_workspace(&caller, id).await?;
     }
     Ok(Redirect::to(HOME).into_response())
 }
@@ -104,7 +104,7 @@ async fn page(
     query: &Query,
     (name, problem): (&str, Option<(u16, String)>),
 ) -> Result<Response, ApiError> {
-    let (page, _) = app.auth.list_own_workspaces(caller, query.page_with_limit(PAGE_SIZE)?).await?;
+    let (page, _) = app.auth.workspaces.list_own(caller, query.page_with_limit(PAGE_SIZE)?).await?;
     let next = page.next_cursor(|own| own.workspace.id.uuid());
     let (status, problem) = problem.map_or((200, None), |(status, text)| (status, Some(text)));
     let (layout, here, workspaces) = (desk.layout(), caller.workspace(), page.items);

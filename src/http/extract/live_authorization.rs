@@ -5,7 +5,7 @@ use secrecy::{ExposeSecret, SecretString};
 
 use super::{Access, AccessRule};
 use crate::{
-    auth::{authenticate::AuthenticationOutcome, check_scope},
+    auth::{authenticator::AuthenticationOutcome, check_scope},
     http::{
         ApiError, App,
         bearer::bearer_credential,
@@ -56,14 +56,16 @@ impl<A: Access> LiveAuthorization<A> {
         let (auth, now) = (&self.app.auth, self.app.env.clock.monotonic());
         let principal = match &self.credential {
             PresentedCredential::Bearer(token) => {
-                match auth.authenticate(token.expose_secret(), now).await {
+                match auth.authenticator.authenticate(token.expose_secret(), now).await {
                     Ok(AuthenticationOutcome::Principal(principal)) => principal,
                     _ => return false,
                 }
             }
             PresentedCredential::Cookie(cookie) => {
-                let principal =
-                    auth.authenticate_cookie_from_cache(cookie.expose_secret(), now).await;
+                let principal = auth
+                    .authenticator
+                    .authenticate_cookie_from_cache(cookie.expose_secret(), now)
+                    .await;
                 let Ok(principal) = principal else { return false };
                 principal
             }

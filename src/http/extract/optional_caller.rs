@@ -3,7 +3,7 @@ use std::sync::Arc;
 use axum::{extract::FromRequestParts, http::request::Parts};
 
 use crate::{
-    auth::authenticate::AuthenticationOutcome,
+    auth::authenticator::AuthenticationOutcome,
     http::{ApiError, App, bearer::bearer_credential, error::ErrorCode},
     model::{audit::RequestInfo, principal::Caller},
 };
@@ -23,7 +23,7 @@ impl FromRequestParts<App> for OptionalCaller {
         let Some(credential) = bearer_credential(&parts.headers)? else {
             return Ok(Self(None));
         };
-        match app.auth.authenticate(credential, request.started_at).await? {
+        match app.auth.authenticator.authenticate(credential, request.started_at).await? {
             AuthenticationOutcome::Principal(principal) => {
                 Ok(Self(Some(Caller { principal, request })))
             }

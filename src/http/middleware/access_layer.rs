@@ -27,7 +27,7 @@ use super::{
 };
 use crate::{
     audit::{self, AuditPermit},
-    auth::authenticate::AuthenticationOutcome,
+    auth::authenticator::AuthenticationOutcome,
     http::{
         ApiError, App, bearer,
         cookies::CookieAuthenticated,

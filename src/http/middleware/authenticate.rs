@@ -3,7 +3,7 @@ use std::time::Duration;
 use axum::http::HeaderMap;
 
 use crate::{
-    auth::authenticate::AuthenticationOutcome,
+    auth::authenticator::AuthenticationOutcome,
     http::{ApiError, App, bearer::bearer_credential, cookies::session_cookie},
 };
 
@@ -17,7 +17,7 @@ pub(super) async fn authenticate(
     began: Duration,
 ) -> Result<AuthenticationOutcome, ApiError> {
     let credential = bearer_credential(headers)?.ok_or_else(ApiError::missing_credential)?;
-    Ok(app.auth.authenticate(credential, began).await?)
+    Ok(app.auth.authenticator.authenticate(credential, began).await?)
 }
 
 /// Verifies the session cookie of a request.
@@ -32,5 +32,5 @@ pub(super) async fn authenticate_cookie(
     headers: &HeaderMap,
 ) -> Result<AuthenticationOutcome, ApiError> {
     let cookie = session_cookie(app, headers).ok_or_else(ApiError::missing_credential)?;
-    Ok(AuthenticationOutcome::Principal(app.auth.authenticate_cookie(&cookie).await?))
+    Ok(AuthenticationOutcome::Principal(app.auth.authenticator.authenticate_cookie(&cookie).await?))
 }

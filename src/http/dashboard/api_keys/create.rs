@@ -92,7 +92,7 @@ pub(in crate::http::dashboard) async fn create(
     };
     let minted = match app.idempotency.begin(&caller, form.attempt()?).await {
         Ok(IdempotencyOutcome::New(mut work)) => {
-            let minted = app.auth.create_key(work.tx(), &caller, new_key).await;
+            let minted = app.auth.api_keys.create(work.tx(), &caller, new_key).await;
             minted.map(|minted| (work, minted)).map_err(ApiError::from)
         }
         Ok(IdempotencyOutcome::Replayed(answer)) => {
@@ -152,7 +152,7 @@ pub(super) async fn display_again(
 ) -> Result<Response, ApiError> {
     let stored: StoredKey = serde_json::from_str(&answer.body)
         .map_err(|_| ApiError::internal("invalid stored response of a key"))?;
-    let key = app.auth.get_key(caller, stored.id).await?;
+    let key = app.auth.api_keys.get(caller, stored.id).await?;
     // A used key has been copied, so its secret need not be displayed again.
     if key.status() == KeyStatus::Revoked || key.last_used_at.is_some() {
         return Ok(Redirect::to(&key_path(key.id)).into_response());
@@ -168,7 +168,7 @@ async fn created_key_page(
     secret: &SecretString,
 ) -> Result<Response, ApiError> {
     let succeeds = match key.rotated_from {
-        Some(predecessor) => Some(app.auth.get_key(caller, predecessor).await?.name),
+        Some(predecessor) => Some(app.auth.api_keys.get(caller, predecessor).await?.name),
         None => None,
     };
     let page = CreatedKeyPage {

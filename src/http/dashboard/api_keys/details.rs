@@ -8,7 +8,7 @@ use time::{Duration, OffsetDateTime};
 
 use super::create::{key_path, parse_networks};
 use crate::{
-    auth::{api_keys::UpdateKeyParams, key_usage::UsageWindow},
+    auth::{api_keys::UpdateKeyParams, api_keys::usage::UsageWindow},
     http::{
         ApiError, App,
         dashboard::{
@@ -95,7 +95,7 @@ pub(in crate::http::dashboard) async fn update(
         allowed_ips: changed_field(&form, "allowed_ips", "was_allowed_ips")?
             .map(|text| parse_networks(&text)),
     };
-    match app.auth.update_key(&caller, id, change).await {
+    match app.auth.api_keys.update(&caller, id, change).await {
         Ok(_) => Ok(FlashMessage::Saved.redirect_to(&key_path(id))),
         Err(error) => {
             page(&app, &desk, &caller, id, Some((form_error(error.into())?, &form))).await
@@ -131,15 +131,15 @@ async fn page(
     id: ApiKeyId,
     rejected: Option<((u16, String), &Form)>,
 ) -> Result<Response, ApiError> {
-    let key = app.auth.get_key(caller, id).await?;
-    let usage = app.auth.key_usage(caller, id, CHART_RANGE).await?;
+    let key = app.auth.api_keys.get(caller, id).await?;
+    let usage = app.auth.api_keys.usage(caller, id, CHART_RANGE).await?;
     let is_active = key.status() == KeyStatus::Active;
     let rotation = match key.rotated_to {
-        Some(_) if is_active => Some(app.auth.rotation_report(caller, id).await?),
+        Some(_) if is_active => Some(app.auth.api_keys.rotation_report(caller, id).await?),
         _ => None,
     };
     let predecessor = match key.rotated_from {
-        Some(id) => Some(app.auth.get_key(caller, id).await?),
+        Some(id) => Some(app.auth.api_keys.get(caller, id).await?),
         None => None,
     };
     let now = app.env.clock.now();
@@ -152,7 +152,7 @@ async fn page(
     let page = KeyPage {
         layout: desk.layout(),
         now,
-        redacted: key.redacted(app.auth.environment()),
+        redacted: key.redacted(app.auth.api_keys.environment()),
         usage,
         hourly_chart: hours,
         daily_chart: days,

@@ -69,7 +69,7 @@ impl KeyRow {
         let no_uses = vec![0; usize::try_from(SPARKLINE_HOURS).unwrap_or_default()];
         Self {
             id: key.id,
-            redacted: key.redacted(app.auth.environment()),
+            redacted: key.redacted(app.auth.api_keys.environment()),
             scope: key.scope,
             status: key.status(),
             created: RelativeTime::new(key.created_at, now),
@@ -96,11 +96,11 @@ pub(super) async fn list(
     };
     let wanted = query.page_with_limit(PAGE_SIZE)?;
     let filter = KeyFilter { status, name: None };
-    let (page, _) = app.auth.list_keys(&caller, &filter, wanted).await?;
+    let (page, _) = app.auth.api_keys.list(&caller, &filter, wanted).await?;
     let next = page.next_cursor(|key| key.id.uuid());
     let ids: Vec<_> = page.items.iter().map(|key| key.id).collect();
-    let uses = app.auth.usage_by_hour(&caller, &ids, SPARKLINE_HOURS).await?;
-    let highest_used_scope = app.auth.over_scoped_keys(&caller, &ids).await?;
+    let uses = app.auth.api_keys.usage_by_hour(&caller, &ids, SPARKLINE_HOURS).await?;
+    let highest_used_scope = app.auth.api_keys.over_scoped(&caller, &ids).await?;
     let now = app.env.clock.now();
     let row = |key: ApiKey| {
         let (uses, highest_used_scope) =

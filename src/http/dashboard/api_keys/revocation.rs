@@ -76,12 +76,12 @@ pub(in crate::http::dashboard) async fn revoke(
 ) -> Result<Response, ApiError> {
     let is_confirmed = match form.non_empty_text("anyway")? {
         // The page said that the key was never used; it may have been used since.
-        Some("unused") => app.auth.get_key(&caller, id).await?.last_used_at.is_none(),
+        Some("unused") => app.auth.api_keys.get(&caller, id).await?.last_used_at.is_none(),
         anyway => anyway.is_some(),
     };
-    match app.auth.revoke_key(&caller, id, !is_confirmed).await.map_err(ApiError::from) {
+    match app.auth.api_keys.revoke(&caller, id, !is_confirmed).await.map_err(ApiError::from) {
         Ok(()) => {
-            let key = app.auth.get_key(&caller, id).await?;
+            let key = app.auth.api_keys.get(&caller, id).await?;
             let rotation = key.rotated_to.map(|_| format!("{}/rotation", key_path(id)));
             Ok(FlashMessage::KeyRevoked.redirect_to(&rotation.unwrap_or_else(|| key_path(id))))
         }
@@ -100,19 +100,19 @@ async fn page(
     id: ApiKeyId,
     error: Option<(u16, String)>,
 ) -> Result<Response, ApiError> {
-    let key = app.auth.get_key(caller, id).await?;
+    let key = app.auth.api_keys.get(caller, id).await?;
     if key.status() == KeyStatus::Revoked {
         return Ok(Redirect::to(&key_path(id)).into_response());
     }
-    let report = app.auth.rotation_report(caller, id).await?;
+    let report = app.auth.api_keys.rotation_report(caller, id).await?;
     let (status, problem) = error.map_or((200, None), |(status, text)| (status, Some(text)));
     let page = RevokePage {
         layout: desk.layout(),
         now: app.env.clock.now(),
-        redacted: key.redacted(app.auth.environment()),
+        redacted: key.redacted(app.auth.api_keys.environment()),
         key: &key,
         report,
-        required_quiet: app.auth.required_quiet_period(),
+        required_quiet: app.auth.api_keys.required_quiet_period(),
         problem,
     };
     Ok(desk.render_page(status, &page))

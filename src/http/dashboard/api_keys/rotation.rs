@@ -165,7 +165,7 @@ pub(in crate::http::dashboard) async fn rotate(
             return display_again(&app, &desk, &caller, &answer).await;
         }
     };
-    match app.auth.rotate_key(work.tx(), &caller, id, name).await {
+    match app.auth.api_keys.rotate(work.tx(), &caller, id, name).await {
         Ok(minted) => commit_and_display(&app, &desk, &caller, work, minted).await,
         Err(error) => {
             drop(work);
@@ -194,7 +194,7 @@ struct ProgressFragment(ApiKeyId);
 impl LiveFragment for ProgressFragment {
     async fn render(&self, app: &App, caller: &Caller) -> Result<Option<String>, ApiError> {
         let can_revoke = caller.principal.scope >= Scope::Admin;
-        let key = match app.auth.get_key(caller, self.0).await {
+        let key = match app.auth.api_keys.get(caller, self.0).await {
             Ok(key) => key,
             Err(AuthError::NotFound(_)) => return Ok(None),
             Err(error) => return Err(error.into()),
@@ -211,7 +211,7 @@ async fn page(
     id: ApiKeyId,
     error: Option<(u16, String)>,
 ) -> Result<Response, ApiError> {
-    let key = app.auth.get_key(caller, id).await?;
+    let key = app.auth.api_keys.get(caller, id).await?;
     let can_rotate = desk.has_scope(Scope::Admin);
     let progress = progress(app, caller, &key, can_rotate).await?;
     let (status, problem) = error.map_or((200, None), |(status, text)| (status, Some(text)));
@@ -231,9 +231,9 @@ async fn progress(
         return Ok(None);
     }
     let id = key.id;
-    let report = app.auth.rotation_report(caller, id).await?;
+    let report = app.auth.api_keys.rotation_report(caller, id).await?;
     let Some(new) = &report.new else { return Ok(None) };
-    let uses = app.auth.usage_by_minute(caller, &[id, new.id], MINUTES).await?;
+    let uses = app.auth.api_keys.usage_by_minute(caller, &[id, new.id], MINUTES).await?;
     let now = app.env.clock.now();
     let requests =
         |key: ApiKeyId, minute: usize| uses.get(&key).and_then(|row| row.get(minute)).copied();
@@ -251,6 +251,6 @@ async fn progress(
         RequestCount(new.requests_last_hour),
     );
     let chart = Chart::new(label, legend, &bars);
-    let quiet = app.auth.required_quiet_period();
+    let quiet = app.auth.api_keys.required_quiet_period();
     Ok(Some(Progress { now, report, chart, can_revoke, required_quiet: quiet }))
 }

@@ -1,4 +1,4 @@
-//! Issues and verifies access tokens: JWTs by RFC 9068 and RFC 8725.
+//! Verification of access tokens: JWTs by RFC 9068 and RFC 8725.
 //!
 //! A token's header selects one of our own keys and nothing else. The algorithm is fixed, keys come
 //! only from the database, and a header with any other parameter is rejected.
@@ -10,96 +10,35 @@ use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use data_encoding::BASE64URL_NOPAD;
 use jsonwebtoken::{Algorithm, Validation};
-use serde::{Deserialize, Serialize};
-use uuid::Uuid;
+use serde::Deserialize;
 
-use super::{Auth, AuthError, caches::VerifiedTokenCache, signing_keys::ACCESS_TOKEN_TYPE};
-use crate::model::{
-    id::{GrantId, SessionId, UserId, WorkspaceId},
-    oauth::grant::GrantRecord,
-    principal::{Credential, Principal},
-    scope::{Role, Scope},
-    session::SessionRecord,
+use crate::{
+    auth::{
+        AuthError,
+        authenticator::Authenticator,
+        caches::VerifiedTokenCache,
+        signing_keys::ACCESS_TOKEN_TYPE,
+        token_issuer::{Claims, Subject, TokenBinding},
+    },
+    model::{
+        id::{GrantId, SessionId},
+        oauth::grant::GrantRecord,
+        principal::{Credential, Principal},
+        scope::Scope,
+        session::SessionRecord,
+    },
 };
-
-/// The `client_id` in access tokens of direct sign-ins, without an OAuth client.
-const DASHBOARD_CLIENT_ID: &str = "call2me-dashboard";
 
 /// Maximum length of a token in bytes. Longer than any token issued here, and as long as the header
 /// that carries one.
 const MAX_TOKEN_LEN: usize = 4096;
 
-/// The claims of an access token (RFC 9068, section 2.2).
-#[derive(Debug, Serialize, Deserialize)]
-pub struct Claims {
-    pub(crate) iss: String,
-    pub(crate) sub: Subject,
-    pub(crate) aud: Audience,
-    pub(crate) exp: i64,
-    pub(crate) iat: i64,
-    pub(crate) jti: Uuid,
-    pub(crate) client_id: String,
-    pub(crate) scope: String,
-    pub(crate) workspace_id: WorkspaceId,
-    pub(crate) sid: TokenBinding,
-}
+const INVALID_TOKEN: AuthError = AuthError::InvalidCredential("the access token is invalid");
 
-/// The `sub` claim: the user or client that a token represents.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(untagged)]
-pub enum Subject {
-    /// A user.
-    User(UserId),
-    /// An OAuth client that acts for itself, by its `client_id`.
-    Client(String),
-}
+const SESSION_ENDED: AuthError = AuthError::InvalidCredential("the session has ended");
 
-/// The `aud` claim: the resources that accept a token.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(untagged)]
-pub enum Audience {
-    /// One resource.
-    One(String),
-    /// Several resources.
-    Many(Vec<String>),
-}
-
-/// The `sid` claim: the session or grant that a token ends with. The prefix of the id distinguishes
-/// them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(untagged)]
-pub enum TokenBinding {
-    /// A user's session.
-    Session(SessionId),
-    /// An OAuth grant.
-    Grant(GrantId),
-}
-
-/// The parameters of an access token for an OAuth client.
-pub struct GrantTokenParams<'a> {
-    /// The client's id, as the client sends it in requests.
-    pub client_id: &'a str,
-    /// The user that authorized the client; `None` if the client acts for itself.
-    pub user: Option<UserId>,
-    /// The workspace in which the grant is valid.
-    pub workspace: WorkspaceId,
-    /// The grant.
-    pub grant: GrantId,
-    /// The scope of the token.
-    pub scope: Scope,
-    /// The resources that become the token's audience.
-    pub resources: &'a [String],
-}
-
-/// The claims that differ between kinds of tokens; the rest is the same for all.
-struct TokenSpec {
-    sub: Subject,
-    aud: Audience,
-    client_id: String,
-    scope: Scope,
-    workspace_id: WorkspaceId,
-    sid: TokenBinding,
-}
+const GRANT_REVOKED: AuthError =
+    AuthError::InvalidCredential("access was revoked; request authorization again");
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -109,76 +48,10 @@ struct TokenHeader {
     kid: String,
 }
 
-const INVALID_TOKEN: AuthError = AuthError::InvalidCredential("the access token is invalid");
-const SESSION_ENDED: AuthError = AuthError::InvalidCredential("the session has ended");
-const GRANT_REVOKED: AuthError =
-    AuthError::InvalidCredential("access was revoked; request authorization again");
-
-impl Auth {
-    /// Issues an access token for a session.
-    pub(super) fn issue_session_token(
-        &self,
-        user: UserId,
-        workspace: WorkspaceId,
-        session: SessionId,
-        role: Role,
-    ) -> Result<String, AuthError> {
-        self.issue_token(TokenSpec {
-            sub: Subject::User(user),
-            aud: Audience::One(self.issuer.to_string()),
-            client_id: DASHBOARD_CLIENT_ID.to_owned(),
-            scope: role.scope(),
-            workspace_id: workspace,
-            sid: TokenBinding::Session(session),
-        })
-    }
-
-    /// Issues an access token for an OAuth grant.
-    ///
-    /// # Errors
-    /// [`AuthError::Internal`] if signing fails.
-    pub fn issue_grant_token(&self, token: &GrantTokenParams<'_>) -> Result<String, AuthError> {
-        let sub = match token.user {
-            Some(person) => Subject::User(person),
-            None => Subject::Client(token.client_id.to_owned()),
-        };
-        let aud = match token.resources {
-            [one] => Audience::One(one.clone()),
-            several => Audience::Many(several.to_vec()),
-        };
-        self.issue_token(TokenSpec {
-            sub,
-            aud,
-            client_id: token.client_id.to_owned(),
-            scope: token.scope,
-            workspace_id: token.workspace,
-            sid: TokenBinding::Grant(token.grant),
-        })
-    }
-
-    fn issue_token(&self, spec: TokenSpec) -> Result<String, AuthError> {
-        let TokenSpec { sub, aud, client_id, scope, workspace_id, sid } = spec;
-        let now = self.env.clock.now().unix_timestamp();
-        let lifetime = i64::try_from(self.lifetimes.access_token.as_secs()).unwrap_or(i64::MAX);
-        let claims = Claims {
-            iss: self.issuer.to_string(),
-            sub,
-            aud,
-            exp: now.saturating_add(lifetime),
-            iat: now,
-            jti: self.env.new_uuid(),
-            client_id,
-            scope: scope.oauth_scope(),
-            workspace_id,
-            sid,
-        };
-        let signed = self.signing_keys.current().sign_access_token(&claims);
-        signed.map_err(|_| AuthError::Internal("cannot sign an access token"))
-    }
-
+impl Authenticator {
     /// Verifies an access token for this service and resolves it to its principal. The session or
     /// grant is looked up on every use, so a token stops working when that ends.
-    pub(super) async fn verify_access_token(
+    pub(in crate::auth) async fn verify_access_token(
         &self,
         token: &str,
         began: Duration,
@@ -190,11 +63,11 @@ impl Auth {
         let claims = if let Some(claims) = self.caches.tokens.get(&digest) {
             claims
         } else {
-            let claims = Arc::new(self.verify_claims(token, Some(&self.issuer)).await?);
+            let claims = Arc::new(self.verify_claims(token, Some(&self.context.issuer)).await?);
             self.caches.tokens.insert(digest, Arc::clone(&claims));
             claims
         };
-        if self.env.clock.now().unix_timestamp() >= claims.exp {
+        if self.context.env.clock.now().unix_timestamp() >= claims.exp {
             return Err(AuthError::TokenExpired);
         }
         match claims.sid {
@@ -215,7 +88,7 @@ impl Auth {
     ///
     /// # Errors
     /// [`AuthError::Store`] if the query fails.
-    pub async fn introspect_token(
+    pub async fn introspect(
         &self,
         token: &str,
         began: Duration,
@@ -251,7 +124,7 @@ impl Auth {
             Err(AuthError::InvalidCredential(_)) => return Ok(None),
             Err(error) => return Err(error),
         };
-        let is_unexpired = self.env.clock.now().unix_timestamp() < claims.exp;
+        let is_unexpired = self.context.env.clock.now().unix_timestamp() < claims.exp;
         Ok(Some(claims).filter(|_| is_unexpired))
     }
 
@@ -268,10 +141,10 @@ impl Auth {
         if header.alg != "EdDSA" || !header.typ.eq_ignore_ascii_case(ACCESS_TOKEN_TYPE) {
             return Err(INVALID_TOKEN);
         }
-        let keys = self.key_set_for(&header.kid).await?;
+        let keys = self.signing_keys.key_set_for(&header.kid).await?;
         let key = keys.token_verifying_key(&header.kid).ok_or(INVALID_TOKEN)?;
         let mut validation = Validation::new(Algorithm::EdDSA);
-        validation.iss = Some(HashSet::from([self.issuer.to_string()]));
+        validation.iss = Some(HashSet::from([self.context.issuer.to_string()]));
         match resource {
             Some(resource) => validation.aud = Some(HashSet::from([resource.to_owned()])),
             None => validation.validate_aud = false,
@@ -297,32 +170,6 @@ impl Auth {
         let granted = Scope::from_oauth_scope(&claims.scope).ok_or(INVALID_TOKEN)?;
         // A demotion applies at once, a promotion with the next token.
         Ok(Principal { scope: granted.min(principal.scope), ..principal })
-    }
-
-    /// The principal of a session, with all rights of the user's role.
-    pub(super) fn session_principal(
-        &self,
-        id: SessionId,
-        session: &SessionRecord,
-    ) -> Result<Principal, AuthError> {
-        if session.is_ended || self.env.clock.now() >= session.expires_at {
-            return Err(SESSION_ENDED);
-        }
-        let role = session.role.ok_or(AuthError::InvalidCredential(
-            "the user is no longer a member of the workspace",
-        ))?;
-        Ok(Principal {
-            workspace_id: session.workspace_id,
-            scope: role.scope(),
-            rate_limit_per_minute: session.rate_limit_per_minute,
-            lacks_second_factor: session.lacks_second_factor,
-            credential: Credential::Session {
-                id,
-                user_id: session.user_id,
-                name: Arc::clone(&session.name),
-                role,
-            },
-        })
     }
 }
 

@@ -4,18 +4,16 @@ use std::collections::HashMap;
 
 use time::{Duration, OffsetDateTime};
 
-use super::{Auth, AuthError};
 use crate::{
+    auth::{AuthError, api_keys::ApiKeys},
     model::{
         id::ApiKeyId,
         principal::Caller,
         scope::Scope,
         usage::{KeyHygiene, KeyUsage, UNUSED_AFTER, UsageBucket},
     },
-    store::{
-        self,
-        usage::{BucketLength, RequestCount},
-    },
+    store,
+    store::usage::{BucketLength, RequestCount},
 };
 
 /// Maximum number of keys of each kind in a report.
@@ -30,22 +28,22 @@ pub struct UsageWindow {
     pub days: u32,
 }
 
-impl Auth {
+impl ApiKeys {
     /// Returns the usage of a key, from one snapshot.
     ///
     /// # Errors
     /// [`AuthError::NotFound`] if the workspace has no such key.
-    pub async fn key_usage(
+    pub async fn usage(
         &self,
         caller: &Caller,
         id: ApiKeyId,
         reach: UsageWindow,
     ) -> Result<KeyUsage, AuthError> {
         let workspace = caller.workspace();
-        let mut tx = self.store.begin_snapshot(workspace).await?;
+        let mut tx = self.context.store.begin_snapshot(workspace).await?;
         let key = store::api_keys::get(&mut tx, workspace, id).await?;
         key.ok_or(AuthError::NotFound("API key"))?;
-        let now = self.env.clock.now();
+        let now = self.context.env.clock.now();
         let hours = series_start(now, Duration::HOUR, reach.hours);
         let days = series_start(now, Duration::DAY, reach.days);
         let totals = store::usage::get_totals(&mut tx, workspace, id).await?;
@@ -75,8 +73,8 @@ impl Auth {
         ids: &[ApiKeyId],
         hours: u32,
     ) -> Result<HashMap<ApiKeyId, Vec<i64>>, AuthError> {
-        let since = series_start(self.env.clock.now(), Duration::HOUR, hours);
-        let mut tx = self.store.begin(caller.workspace(), None).await?;
+        let since = series_start(self.context.env.clock.now(), Duration::HOUR, hours);
+        let mut tx = self.context.store.begin(caller.workspace(), None).await?;
         let uses =
             store::usage::list_hourly_counts(&mut tx, caller.workspace(), ids, since).await?;
         Ok(series_by_key(uses, since, Duration::HOUR, hours))
@@ -92,8 +90,8 @@ impl Auth {
         ids: &[ApiKeyId],
         minutes: u32,
     ) -> Result<HashMap<ApiKeyId, Vec<i64>>, AuthError> {
-        let since = series_start(self.env.clock.now(), Duration::MINUTE, minutes);
-        let mut tx = self.store.begin(caller.workspace(), None).await?;
+        let since = series_start(self.context.env.clock.now(), Duration::MINUTE, minutes);
+        let mut tx = self.context.store.begin(caller.workspace(), None).await?;
         let uses =
             store::usage::list_minute_counts(&mut tx, caller.workspace(), ids, since).await?;
         Ok(series_by_key(uses, since, Duration::MINUTE, minutes))
@@ -104,13 +102,13 @@ impl Auth {
     ///
     /// # Errors
     /// [`AuthError::Store`] if the query fails.
-    pub async fn over_scoped_keys(
+    pub async fn over_scoped(
         &self,
         caller: &Caller,
         ids: &[ApiKeyId],
     ) -> Result<HashMap<ApiKeyId, Scope>, AuthError> {
-        let (workspace, since) = (caller.workspace(), self.env.clock.now() - UNUSED_AFTER);
-        let mut tx = self.store.begin(workspace, None).await?;
+        let (workspace, since) = (caller.workspace(), self.context.env.clock.now() - UNUSED_AFTER);
+        let mut tx = self.context.store.begin(workspace, None).await?;
         let keys =
             store::usage::list_over_scoped_keys(&mut tx, workspace, since, Some(ids), MAX_KEYS);
         Ok(keys.await?.into_iter().map(|key| (key.id, key.used_scope)).collect())
@@ -120,10 +118,10 @@ impl Auth {
     ///
     /// # Errors
     /// [`AuthError::Store`] if the query fails.
-    pub async fn key_hygiene(&self, caller: &Caller) -> Result<KeyHygiene, AuthError> {
+    pub async fn hygiene(&self, caller: &Caller) -> Result<KeyHygiene, AuthError> {
         let workspace = caller.workspace();
-        let since = self.env.clock.now() - UNUSED_AFTER;
-        let mut tx = self.store.begin(workspace, None).await?;
+        let since = self.context.env.clock.now() - UNUSED_AFTER;
+        let mut tx = self.context.store.begin(workspace, None).await?;
         let unused = store::usage::list_unused_keys(&mut tx, workspace, since, MAX_KEYS).await?;
         let over_scoped =
             store::usage::list_over_scoped_keys(&mut tx, workspace, since, None, MAX_KEYS).await?;

@@ -6,23 +6,22 @@ use std::time::Duration;
 
 use secrecy::SecretString;
 
-use super::{
-    Auth, AuthError, password_hashing::PasswordVerification, passwords::parse_stored_email,
-    sessions::require_user_session,
-};
 use crate::{
+    auth::{
+        AuthError,
+        password_hashing::PasswordVerification,
+        passwords::{Passwords, parse_stored_email},
+        sessions::require_user_session,
+    },
     model::{audit::RequestInfo, email::Email, password::Password, principal::Caller, user::User},
-    store::{self, users::SignInAccount},
+    store,
+    store::users::SignInAccount,
 };
-
-/// The error for an action that requires the password or a recent sign-in.
-pub(super) const REAUTHENTICATION_REQUIRED: AuthError =
-    AuthError::Forbidden("confirm your password or sign in again");
 
 /// A sign-in counts as recent for this long; the password is not required again.
 const RECENT_SIGN_IN: Duration = Duration::from_mins(15);
 
-impl Auth {
+impl Passwords {
     /// Looks up a user by email address and verifies the password.
     ///
     /// Failed attempts cause growing pauses, counted per address and network of the client, so that
@@ -31,25 +30,26 @@ impl Auth {
     ///
     /// # Errors
     /// [`AuthError::TooManyAttempts`] during a pause.
-    pub(super) async fn verify_password(
+    pub(in crate::auth) async fn verify(
         &self,
         email: &Email,
         password: &Password,
         request: &RequestInfo,
     ) -> Result<(Option<SignInAccount>, PasswordVerification), AuthError> {
-        let now = self.env.clock.now();
-        let (account, pause) = self.store.find_account_and_pause(email, request.ip, now).await?;
+        let now = self.context.env.clock.now();
+        let (account, pause) =
+            self.context.store.find_account_and_pause(email, request.ip, now).await?;
         if let Some(pause) = pause.filter(|pause| !pause.is_zero()) {
             // Round up, so that waiting this long is enough.
             return Err(AuthError::TooManyAttempts(pause.as_secs() + 1));
         }
         let hash = account.as_ref().and_then(|account| account.password_hash.clone());
-        let verified = self.password_hasher.verify(password, hash).await?;
+        let verified = self.hasher.verify(password, hash).await?;
         if verified == PasswordVerification::Wrong {
-            let now = self.env.clock.now();
-            self.store.record_wrong_password(email, request.ip, now).await?;
+            let now = self.context.env.clock.now();
+            self.context.store.record_wrong_password(email, request.ip, now).await?;
         } else if pause.is_some() {
-            self.store.reset_wrong_passwords(email, request.ip).await?;
+            self.context.store.reset_wrong_passwords(email, request.ip).await?;
         }
         Ok((account, verified))
     }
@@ -58,8 +58,8 @@ impl Auth {
     ///
     /// # Errors
     /// [`AuthError::Invalid`] for `field` if the password is wrong; otherwise as
-    /// [`Self::verify_password`].
-    pub(super) async fn require_password(
+    /// [`Self::verify`].
+    pub(in crate::auth) async fn require(
         &self,
         user: &User,
         field: &'static str,
@@ -67,7 +67,7 @@ impl Auth {
         request: &RequestInfo,
     ) -> Result<SecretString, AuthError> {
         let email = parse_stored_email(&user.email)?;
-        let (account, verified) = self.verify_password(&email, password, request).await?;
+        let (account, verified) = self.verify(&email, password, request).await?;
         if verified == PasswordVerification::Wrong {
             return Err(AuthError::Invalid { field, reason: format!("{field} is wrong") });
         }
@@ -86,12 +86,13 @@ impl Auth {
     ) -> Result<bool, AuthError> {
         let Ok((session, user)) = require_user_session(caller) else { return Ok(false) };
         if let Some(password) = password {
-            let user = self.get_user(user).await?;
-            self.require_password(&user, "password", password, &caller.request).await?;
+            let user = self.context.user(user).await?;
+            self.require(&user, "password", password, &caller.request).await?;
             return Ok(true);
         }
-        let mut tx = self.store.begin_for_user(user).await?;
+        let mut tx = self.context.store.begin_for_user(user).await?;
         let created_at = store::sessions::active_since(&mut tx, user, session).await?;
-        Ok(created_at.is_some_and(|created_at| self.env.clock.now() < created_at + RECENT_SIGN_IN))
+        Ok(created_at
+            .is_some_and(|created_at| self.context.env.clock.now() < created_at + RECENT_SIGN_IN))
     }
 }

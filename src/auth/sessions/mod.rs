@@ -1,13 +1,16 @@
 //! Sessions of users: list them, end them, move them to another workspace.
 //!
 //! Every end and move of a session is recorded in the audit log of each workspace concerned, in the
-//! same transaction. [`super::refresh`] renews a session's tokens.
+//! same transaction. `refresh` renews a session's tokens.
 
-use std::sync::Arc;
+mod refresh;
 
+use std::{sync::Arc, time::Duration};
+
+use secrecy::SecretString;
 use serde_json::json;
 
-use super::{Auth, AuthError, sign_in::TokenPair};
+use super::{AuthError, context::ServiceContext, token_issuer::TokenIssuer};
 use crate::{
     audit,
     model::{
@@ -16,8 +19,10 @@ use crate::{
         oauth::grant::GrantEndReason,
         page::{ListPage, PageRequest},
         principal::{Caller, Credential},
+        refresh_token::{RefreshKey, RefreshSeed},
         scope::Role,
-        session::{Session, SessionEndReason, SessionSelector},
+        session::{NewSession, Session, SessionEndReason, SessionSelector},
+        user::Membership,
     },
     store::{self, Tx},
 };
@@ -25,32 +30,41 @@ use crate::{
 /// The error for a session that has ended.
 pub(super) const SESSION_ENDED: AuthError = AuthError::InvalidCredential("the session has ended");
 
-/// Returns the session and user of a caller that is a user session.
-///
-/// # Errors
-/// [`AuthError::Forbidden`] if the caller is an API key or an OAuth client.
-pub fn require_user_session(caller: &Caller) -> Result<(SessionId, UserId), AuthError> {
-    match &caller.principal.credential {
-        Credential::Session { id, user_id, .. } => Ok((*id, *user_id)),
-        Credential::ApiKey { .. } | Credential::Grant { .. } => {
-            Err(AuthError::Forbidden("this requires a user session"))
-        }
-    }
+/// The tokens of a session.
+#[derive(Debug)]
+pub struct TokenPair {
+    /// The access token. Valid for one hour by default.
+    pub access_token: SecretString,
+    /// The refresh token. Works once, for the next pair.
+    pub refresh_token: SecretString,
+    /// The session of both tokens.
+    pub session: SessionId,
 }
 
-impl Auth {
+/// The sessions of users and their refresh tokens. Cheap to clone.
+#[derive(Clone)]
+pub struct Sessions {
+    pub(super) context: ServiceContext,
+    pub(super) refresh_key: RefreshKey<SessionId>,
+    pub(super) lifetime: Duration,
+    pub(super) idle_timeout: Duration,
+    pub(super) refresh_retry_window: Duration,
+    pub(super) token_issuer: TokenIssuer,
+}
+
+impl Sessions {
     /// Lists the caller's active sessions in all workspaces, and counts them.
     ///
     /// # Errors
     /// [`AuthError::Forbidden`] if the caller is not a user session.
-    pub async fn list_sessions(
+    pub async fn list(
         &self,
         caller: &Caller,
         page: PageRequest,
     ) -> Result<(ListPage<Session>, i64), AuthError> {
         let (_, user) = require_user_session(caller)?;
-        let (now, idle) = (self.env.clock.now(), self.lifetimes.refresh_token);
-        let mut tx = self.store.begin_for_user(user).await?;
+        let (now, idle) = (self.context.env.clock.now(), self.idle_timeout);
+        let mut tx = self.context.store.begin_for_user(user).await?;
         let items = store::sessions::list(&mut tx, user, now, idle, page).await?;
         let total = store::sessions::count(&mut tx, user, now, idle).await?;
         Ok((items, total))
@@ -62,40 +76,34 @@ impl Auth {
     /// [`AuthError::Forbidden`] if the caller is not a user session.
     pub async fn sign_out(&self, caller: &Caller) -> Result<(), AuthError> {
         let (id, user) = require_user_session(caller)?;
-        let tx = self.store.begin_for_user(user).await?;
-        self.end_own_sessions(tx, caller, SessionSelector::One(id), SessionEndReason::SignedOut)
-            .await
+        let tx = self.context.store.begin_for_user(user).await?;
+        self.end_own(tx, caller, SessionSelector::One(id), SessionEndReason::SignedOut).await
     }
 
     /// Ends one of the caller's sessions. Ending it again has no effect.
     ///
     /// # Errors
     /// [`AuthError::NotFound`] if the user has no such session.
-    pub async fn end_session(&self, caller: &Caller, id: SessionId) -> Result<(), AuthError> {
+    pub async fn end(&self, caller: &Caller, id: SessionId) -> Result<(), AuthError> {
         let (own, user) = require_user_session(caller)?;
         let reason =
             if id == own { SessionEndReason::SignedOut } else { SessionEndReason::EndedByUser };
-        let mut tx = self.store.begin_for_user(user).await?;
+        let mut tx = self.context.store.begin_for_user(user).await?;
         if !store::sessions::exists(&mut tx, user, id).await? {
             return Err(AuthError::NotFound("session"));
         }
-        self.end_own_sessions(tx, caller, SessionSelector::One(id), reason).await
+        self.end_own(tx, caller, SessionSelector::One(id), reason).await
     }
 
     /// Ends all of the caller's sessions except the one that made the request.
     ///
     /// # Errors
     /// [`AuthError::Forbidden`] if the caller is not a user session.
-    pub async fn end_other_sessions(&self, caller: &Caller) -> Result<(), AuthError> {
+    pub async fn end_others(&self, caller: &Caller) -> Result<(), AuthError> {
         let (own, user) = require_user_session(caller)?;
-        let tx = self.store.begin_for_user(user).await?;
-        self.end_own_sessions(
-            tx,
-            caller,
-            SessionSelector::AllExcept(own),
-            SessionEndReason::EndedByUser,
-        )
-        .await
+        let tx = self.context.store.begin_for_user(user).await?;
+        self.end_own(tx, caller, SessionSelector::AllExcept(own), SessionEndReason::EndedByUser)
+            .await
     }
 
     /// Moves the caller's session to another workspace of the user, and issues a new token pair.
@@ -109,19 +117,19 @@ impl Auth {
         workspace: WorkspaceId,
     ) -> Result<TokenPair, AuthError> {
         let (_, user) = require_user_session(caller)?;
-        let mut tx = self.store.begin(workspace, Some(user)).await?;
+        let mut tx = self.context.store.begin(workspace, Some(user)).await?;
         let role = store::members::lock_role_for_share(&mut tx, workspace, user)
             .await?
             .ok_or(AuthError::Forbidden("you are not a member of this workspace"))?;
-        let pair = self.move_session(&mut tx, caller, workspace, role).await?;
+        let pair = self.move_to(&mut tx, caller, workspace, role).await?;
         tx.commit().await?;
-        self.fence.wait().await?;
+        self.context.fence.wait().await?;
         Ok(pair)
     }
 
     /// Moves the caller's session to a workspace of the user, in a transaction of both. The caller
     /// must commit the transaction, then wait at the fence.
-    pub(super) async fn move_session(
+    pub(in crate::auth) async fn move_to(
         &self,
         tx: &mut Tx,
         caller: &Caller,
@@ -133,13 +141,13 @@ impl Auth {
         store::users::set_last_workspace(tx, user, workspace).await?;
         let state = store::sessions::lock_refresh_state(tx, user, id).await?;
         let state = state.filter(|state| !state.is_ended).ok_or(SESSION_ENDED)?;
-        let now = self.env.clock.now();
+        let now = self.context.env.clock.now();
         store::sessions::set_workspace(tx, user, id, workspace).await?;
         store::sessions::advance_refresh_token(tx, user, id, now).await?;
-        let entered = self.session_switched_event(caller, id, workspace, "entered");
+        let entered = self.switched_event(caller, id, workspace, "entered");
         store::audit::insert(tx, workspace, &entered).await?;
         if caller.workspace() != workspace {
-            let left = self.session_switched_event(caller, id, caller.workspace(), "left");
+            let left = self.switched_event(caller, id, caller.workspace(), "left");
             tx.set_workspace(caller.workspace()).await?;
             store::audit::insert(tx, caller.workspace(), &left).await?;
         }
@@ -149,20 +157,26 @@ impl Auth {
 
     /// The audit event for a session that entered or left a workspace. It does not name the other
     /// workspace, so that workspaces learn nothing about each other.
-    fn session_switched_event(
+    fn switched_event(
         &self,
         caller: &Caller,
         id: SessionId,
         workspace: WorkspaceId,
         direction: &str,
     ) -> NewEvent {
-        audit::event_in_workspace(&self.env, caller, workspace, Action::SessionSwitched, 200)
-            .with_target(id, None)
-            .with_metadata(json!({ "direction": direction }))
+        audit::event_in_workspace(
+            &self.context.env,
+            caller,
+            workspace,
+            Action::SessionSwitched,
+            200,
+        )
+        .with_target(id, None)
+        .with_metadata(json!({ "direction": direction }))
     }
 
     /// Ends sessions of a user, with an audit event in the workspace of each.
-    pub(super) async fn end_sessions(
+    pub(in crate::auth) async fn end_selected(
         &self,
         tx: &mut Tx,
         user: UserId,
@@ -171,11 +185,12 @@ impl Auth {
         actor: &Actor,
         request: &Arc<RequestInfo>,
     ) -> Result<(), AuthError> {
-        let now = self.env.clock.now();
+        let now = self.context.env.clock.now();
         for (id, workspace) in
             store::sessions::end_for_user(tx, user, selector, now, reason).await?
         {
             let event = self
+                .context
                 .audit_event(request, workspace, Action::SessionEnded, actor.clone(), 204)
                 .with_target(id, None)
                 .with_metadata(json!({ "reason": reason.as_str() }));
@@ -187,7 +202,7 @@ impl Auth {
 
     /// Ends grants that a user gave, in one workspace or in all, with an audit event in the
     /// workspace of each.
-    pub(super) async fn end_grants(
+    pub(in crate::auth) async fn end_grants(
         &self,
         tx: &mut Tx,
         user: UserId,
@@ -196,11 +211,12 @@ impl Auth {
         actor: &Actor,
         request: &Arc<RequestInfo>,
     ) -> Result<(), AuthError> {
-        let now = self.env.clock.now();
+        let now = self.context.env.clock.now();
         let ended =
             store::oauth_grants::end_for_user(tx, workspace_filter, user, now, reason).await?;
         for (id, client, workspace) in ended {
             let event = self
+                .context
                 .audit_event(request, workspace, Action::GrantEnded, actor.clone(), 204)
                 .with_target(id, None)
                 .with_metadata(reason.audit_metadata(client, Some(user)));
@@ -211,7 +227,7 @@ impl Auth {
     }
 
     /// Ends sessions of the caller, commits, and waits until they are ended on every node.
-    async fn end_own_sessions(
+    async fn end_own(
         &self,
         mut tx: Tx,
         caller: &Caller,
@@ -220,10 +236,78 @@ impl Auth {
     ) -> Result<(), AuthError> {
         let (_, user) = require_user_session(caller)?;
         let actor = Actor::from(&*caller.principal);
-        self.end_sessions(&mut tx, user, selector, reason, &actor, &caller.request).await?;
+        self.end_selected(&mut tx, user, selector, reason, &actor, &caller.request).await?;
         tx.commit().await?;
         // Wait even if nothing was ended: an earlier request may have ended the session, and its
         // client may have disconnected before the fence was passed.
-        Ok(self.fence.wait().await?)
+        Ok(self.context.fence.wait().await?)
+    }
+
+    /// Stores a session and its audit event, and issues its first token pair.
+    pub(in crate::auth) async fn create(
+        &self,
+        tx: &mut Tx,
+        user: UserId,
+        actor: Actor,
+        Membership { workspace_id, role }: Membership,
+        request: &Arc<RequestInfo>,
+        status: u16,
+    ) -> Result<TokenPair, AuthError> {
+        let now = self.context.env.clock.now();
+        let session = NewSession {
+            id: self.context.env.new_id(),
+            user_id: user,
+            workspace_id,
+            created_at: now,
+            expires_at: now + self.lifetime,
+            ip: request.ip,
+            user_agent: request.user_agent.clone(),
+            seed: RefreshSeed::new(self.context.env.entropy.bytes()),
+        };
+        store::sessions::insert(tx, &session).await?;
+        let event = self
+            .context
+            .audit_event(request, workspace_id, Action::SessionCreated, actor, status)
+            .with_target(session.id, None);
+        store::audit::insert(tx, workspace_id, &event).await?;
+        self.issue_token_pair(user, workspace_id, session.id, role, 0, &session.seed)
+    }
+
+    pub(in crate::auth) fn issue_token_pair(
+        &self,
+        user: UserId,
+        workspace: WorkspaceId,
+        session: SessionId,
+        role: Role,
+        generation: u32,
+        seed: &RefreshSeed,
+    ) -> Result<TokenPair, AuthError> {
+        Ok(TokenPair {
+            access_token: self
+                .token_issuer
+                .issue_session_token(user, workspace, session, role)?
+                .into(),
+            refresh_token: self.refresh_key.derive(session, generation, seed),
+            session,
+        })
+    }
+
+    /// Maximum lifetime of a session.
+    #[must_use]
+    pub fn lifetime(&self) -> Duration {
+        self.lifetime
+    }
+}
+
+/// Returns the session and user of a caller that is a user session.
+///
+/// # Errors
+/// [`AuthError::Forbidden`] if the caller is an API key or an OAuth client.
+pub fn require_user_session(caller: &Caller) -> Result<(SessionId, UserId), AuthError> {
+    match &caller.principal.credential {
+        Credential::Session { id, user_id, .. } => Ok((*id, *user_id)),
+        Credential::ApiKey { .. } | Credential::Grant { .. } => {
+            Err(AuthError::Forbidden("this requires a user session"))
+        }
     }
 }

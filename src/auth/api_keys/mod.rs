@@ -1,17 +1,22 @@
 //! The lifecycle of API keys: create, update, revoke.
 //!
 //! No caller creates a key with a scope above its own, and a secret is returned only once, at
-//! creation. [`super::key_rotation`] creates successors; [`super::verify_key`] verifies keys.
+//! creation. [`rotation`] creates successors and [`usage`] reports the use of keys;
+//! [`super::authenticator`] verifies them.
+
+pub mod rotation;
+pub mod usage;
 
 use ipnet::IpNet;
 use serde_json::json;
+use uuid::Uuid;
 
-use super::{Auth, AuthError};
+use super::{AuthError, context::ServiceContext, members::Members};
 use crate::{
     audit,
     cache_invalidation::AuditWatermark as _,
     model::{
-        api_key::{ApiKey, ApiKeyChange, ApiKeySecret, NewApiKey, parse_networks},
+        api_key::{ApiKey, ApiKeyChange, ApiKeySecret, Environment, NewApiKey, parse_networks},
         audit::{Action, Actor, NewEvent},
         id::{ApiKeyId, WorkspaceId},
         mail::EmailKind,
@@ -68,18 +73,35 @@ pub struct KeyOwner {
     pub owners: Vec<String>,
 }
 
-impl Auth {
+/// Creates, rotates and revokes API keys, and reports their usage. Cheap to clone.
+#[derive(Clone)]
+pub struct ApiKeys {
+    pub(super) context: ServiceContext,
+    pub(super) environment: Environment,
+    pub(super) quiet_period: time::Duration,
+    pub(super) node_id: Uuid,
+    pub(super) members: Members,
+}
+
+impl ApiKeys {
+    /// The environment label in this deployment's API keys.
+    #[must_use]
+    pub fn environment(&self) -> &Environment {
+        &self.environment
+    }
+
     /// Identifies the workspace and owners of a leaked key. Returns `None` if the key does not
     /// exist.
     ///
     /// # Errors
     /// [`AuthError::MalformedApiKey`] if the text is not a key of this deployment.
-    pub async fn find_key_owner(&self, text: &str) -> Result<Option<KeyOwner>, AuthError> {
+    pub async fn find_owner(&self, text: &str) -> Result<Option<KeyOwner>, AuthError> {
         let secret = ApiKeySecret::parse(text, &self.environment)?;
-        let known =
-            DedicatedConnection::new(self.store.clone()).find_api_keys(&[secret.digest()]).await?;
+        let known = DedicatedConnection::new(self.context.store.clone())
+            .find_api_keys(&[secret.digest()])
+            .await?;
         let Some((_, record)) = known.into_iter().next() else { return Ok(None) };
-        let mut tx = self.store.begin(record.workspace_id, None).await?;
+        let mut tx = self.context.store.begin(record.workspace_id, None).await?;
         let key = store::api_keys::get(&mut tx, record.workspace_id, record.id).await?;
         let workspace = store::workspaces::get(&mut tx, record.workspace_id).await?;
         let owners = store::members::list_owner_emails(&mut tx, record.workspace_id).await?;
@@ -91,22 +113,22 @@ impl Auth {
     /// # Errors
     /// [`AuthError::Invalid`] for invalid values; [`AuthError::Forbidden`] for a scope above the
     /// caller's.
-    pub async fn create_key(
+    pub async fn create(
         &self,
         tx: &mut Tx,
         caller: &Caller,
         params: CreateKeyParams,
     ) -> Result<CreatedKey, AuthError> {
         // Validate before taking any lock.
-        let new = self.prepare_key(&params)?;
+        let new = self.prepare(&params)?;
         // Check the role again: the caller may have lost it since authentication.
-        self.lock_members_as_admin(tx, caller).await?;
-        self.create_prepared_key(tx, caller, new).await
+        self.members.lock_as_admin(tx, caller).await?;
+        self.create_prepared(tx, caller, new).await
     }
 
     /// Creates a key, after the caller's right to manage the workspace was checked. Emails the
     /// owners if the key has the admin scope.
-    pub(super) async fn create_prepared_key(
+    pub(in crate::auth) async fn create_prepared(
         &self,
         tx: &mut Tx,
         caller: &Caller,
@@ -122,8 +144,8 @@ impl Auth {
         if new.scope == Scope::Admin {
             self.email_owners(tx, caller, &new.name).await?;
         }
-        let event = audit::event(&self.env, caller, Action::ApiKeyCreated, 201);
-        self.insert_key(tx, caller.workspace(), secret, new, event).await
+        let event = audit::event(&self.context.env, caller, Action::ApiKeyCreated, 201);
+        self.insert(tx, caller.workspace(), secret, new, event).await
     }
 
     /// Emails the workspace's owners that there is a new key with the admin scope.
@@ -133,10 +155,10 @@ impl Auth {
         let workspace = workspace.ok_or(AuthError::NotFound("workspace"))?.name;
         for owner in store::members::list_owner_emails(tx, id).await? {
             let (by, origin) =
-                (caller.principal.name().to_string(), self.request_origin(&caller.request));
+                (caller.principal.name().to_string(), self.context.request_origin(&caller.request));
             let (key, workspace) = (key.to_owned(), workspace.clone());
             let subject = EmailKind::AdminKey { key, workspace, by, origin };
-            self.enqueue_email(tx, owner, subject).await?;
+            self.context.enqueue_email(tx, owner, subject).await?;
         }
         Ok(())
     }
@@ -145,37 +167,37 @@ impl Auth {
     ///
     /// # Errors
     /// [`AuthError::Invalid`] for invalid values; [`AuthError::NotFound`] for an unknown workspace.
-    pub async fn create_key_as_operator(
+    pub async fn create_as_operator(
         &self,
         workspace: WorkspaceId,
         params: CreateKeyParams,
     ) -> Result<CreatedKey, AuthError> {
-        let (secret, new) = self.prepare_key(&params)?;
-        let mut tx = self.store.begin(workspace, None).await?;
+        let (secret, new) = self.prepare(&params)?;
+        let mut tx = self.context.store.begin(workspace, None).await?;
         let known = store::workspaces::get(&mut tx, workspace).await?;
         known.ok_or(AuthError::NotFound("workspace"))?;
-        let id = self.env.new_id();
+        let id = self.context.env.new_id();
         let event = NewEvent::new(id, workspace, Action::ApiKeyCreated, Actor::system());
-        let minted = self.insert_key(&mut tx, workspace, secret, new, event).await?;
+        let minted = self.insert(&mut tx, workspace, secret, new, event).await?;
         tx.commit().await?;
         Ok(minted)
     }
 
-    pub(super) fn prepare_key(
+    pub(in crate::auth) fn prepare(
         &self,
         params: &CreateKeyParams,
     ) -> Result<(ApiKeySecret, NewApiKey), AuthError> {
         let secret =
-            ApiKeySecret::generate(&self.environment, |bytes| self.env.entropy.fill(bytes));
+            ApiKeySecret::generate(&self.environment, |bytes| self.context.env.entropy.fill(bytes));
         let new = NewApiKey {
-            id: self.env.new_id(),
+            id: self.context.env.new_id(),
             name: check_name(&params.name)?,
             description: params.description.as_deref().map(check_description).transpose()?,
             scope: params.scope,
             digest: secret.digest(),
             display_ends: secret.display_ends(),
             allowed_ips: check_networks(&params.allowed_ips)?,
-            created_at: self.env.clock.now(),
+            created_at: self.context.env.clock.now(),
             created_by: None,
             creator: None,
             rotated_from: None,
@@ -183,7 +205,7 @@ impl Auth {
         Ok((secret, new))
     }
 
-    async fn insert_key(
+    async fn insert(
         &self,
         tx: &mut Tx,
         workspace: WorkspaceId,
@@ -207,13 +229,13 @@ impl Auth {
     ///
     /// # Errors
     /// [`AuthError::Store`] if the query fails.
-    pub async fn list_keys(
+    pub async fn list(
         &self,
         caller: &Caller,
         filter: &KeyFilter,
         page: PageRequest,
     ) -> Result<(ListPage<ApiKey>, i64), AuthError> {
-        let mut tx = self.store.begin(caller.workspace(), None).await?;
+        let mut tx = self.context.store.begin(caller.workspace(), None).await?;
         let items = store::api_keys::list(&mut tx, caller.workspace(), filter, page).await?;
         let total = store::api_keys::count(&mut tx, caller.workspace(), filter).await?;
         Ok((items, total))
@@ -223,8 +245,8 @@ impl Auth {
     ///
     /// # Errors
     /// [`AuthError::NotFound`] if the workspace has no such key.
-    pub async fn get_key(&self, caller: &Caller, id: ApiKeyId) -> Result<ApiKey, AuthError> {
-        let mut tx = self.store.begin(caller.workspace(), None).await?;
+    pub async fn get(&self, caller: &Caller, id: ApiKeyId) -> Result<ApiKey, AuthError> {
+        let mut tx = self.context.store.begin(caller.workspace(), None).await?;
         let key = store::api_keys::get(&mut tx, caller.workspace(), id).await?;
         key.ok_or(AuthError::NotFound("API key"))
     }
@@ -234,7 +256,7 @@ impl Auth {
     /// # Errors
     /// [`AuthError::NotFound`] if the workspace has no such key; [`AuthError::Invalid`] for invalid
     /// values.
-    pub async fn update_key(
+    pub async fn update(
         &self,
         caller: &Caller,
         id: ApiKeyId,
@@ -248,7 +270,7 @@ impl Auth {
             },
             allowed_ips: params.allowed_ips.as_deref().map(check_networks).transpose()?,
         };
-        let mut tx = self.store.begin(caller.workspace(), None).await?;
+        let mut tx = self.context.store.begin(caller.workspace(), None).await?;
         if !store::api_keys::update(&mut tx, caller.workspace(), id, &change).await? {
             return Err(AuthError::NotFound("API key"));
         }
@@ -258,12 +280,12 @@ impl Auth {
         fields.extend(change.name.as_ref().map(|_| "name"));
         fields.extend(change.description.as_ref().map(|_| "description"));
         fields.extend(change.allowed_ips.as_ref().map(|_| "allowed_ips"));
-        let event = audit::event(&self.env, caller, Action::ApiKeyUpdated, 200)
+        let event = audit::event(&self.context.env, caller, Action::ApiKeyUpdated, 200)
             .with_target(id, key.name.clone())
             .with_metadata(json!({ "fields": fields }));
         store::audit::insert(&mut tx, caller.workspace(), &event).await?;
         tx.commit().await?;
-        self.fence.wait().await?;
+        self.context.fence.wait().await?;
         Ok(key)
     }
 
@@ -273,20 +295,20 @@ impl Auth {
     /// # Errors
     /// [`AuthError::NotFound`] if the workspace has no such key; with `only_if_quiet`,
     /// [`AuthError::KeyInUse`] if it is not yet safe to revoke.
-    pub async fn revoke_key(
+    pub async fn revoke(
         &self,
         caller: &Caller,
         id: ApiKeyId,
         only_if_quiet: bool,
     ) -> Result<(), AuthError> {
         let workspace = caller.workspace();
-        let mut tx = self.store.begin(workspace, None).await?;
+        let mut tx = self.context.store.begin(workspace, None).await?;
         if only_if_quiet {
             store::api_keys::lock(&mut tx, workspace, id).await?;
             let key = store::api_keys::get(&mut tx, workspace, id).await?;
             let is_live = key.ok_or(AuthError::NotFound("API key"))?.revoked_at.is_none();
             if is_live {
-                let own_until = self.audit.written_until();
+                let own_until = self.context.audit.written_until();
                 let report = self.build_rotation_report(&mut tx, workspace, id, own_until).await?;
                 if !report.safe_to_revoke {
                     return Err(AuthError::KeyInUse(Box::new(report)));
@@ -294,19 +316,19 @@ impl Auth {
             }
         }
         let by = caller.principal.subject();
-        let now = self.env.clock.now();
+        let now = self.context.env.clock.now();
         let revoked = store::api_keys::revoke(&mut tx, workspace, id, now, Some(&by)).await?;
         let key = store::api_keys::get(&mut tx, workspace, id).await?;
         let key = key.ok_or(AuthError::NotFound("API key"))?;
         if revoked {
-            let event = audit::event(&self.env, caller, Action::ApiKeyRevoked, 204)
+            let event = audit::event(&self.context.env, caller, Action::ApiKeyRevoked, 204)
                 .with_target(id, key.name);
             store::audit::insert(&mut tx, workspace, &event).await?;
             tx.commit().await?;
         }
         // Wait even if the key was revoked before: the first client may have disconnected before
         // the fence was passed.
-        Ok(self.fence.wait().await?)
+        Ok(self.context.fence.wait().await?)
     }
 }
 

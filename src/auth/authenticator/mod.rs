@@ -1,10 +1,17 @@
-//! Verifies a bearer credential of any kind and resolves it to a principal.
+//! Verifies credentials and resolves them to principals: API keys, access tokens and session
+//! cookies.
+
+mod access_token;
+mod api_key;
+mod session;
 
 use std::{sync::Arc, time::Duration};
 
-use super::{Auth, AuthError};
+use super::{
+    AuthError, caches::CredentialCaches, context::ServiceContext, signing_keys::SigningKeys,
+};
 use crate::model::{
-    api_key::{KEY_PREFIX, KeyRecord},
+    api_key::{Environment, KEY_PREFIX, KeyRecord},
     principal::Principal,
 };
 
@@ -18,7 +25,17 @@ pub enum AuthenticationOutcome {
     RevokedKey(Arc<KeyRecord>),
 }
 
-impl Auth {
+/// Verifies credentials and resolves them to principals. Cheap to clone.
+#[derive(Clone)]
+pub struct Authenticator {
+    pub(super) context: ServiceContext,
+    pub(super) caches: CredentialCaches,
+    pub(super) environment: Environment,
+    pub(super) signing_keys: Arc<SigningKeys>,
+    pub(super) session_idle_timeout: Duration,
+}
+
+impl Authenticator {
     /// Verifies a bearer credential: an API key or an access token, as it follows `Bearer` in the
     /// `Authorization` header.
     ///
@@ -35,7 +52,7 @@ impl Auth {
         began: Duration,
     ) -> Result<AuthenticationOutcome, AuthError> {
         if credential.starts_with(KEY_PREFIX) {
-            return self.verify_key(credential, began).await;
+            return self.verify_api_key(credential, began).await;
         }
         // A JWS in compact form has three parts (RFC 7515, section 3.1).
         if credential.bytes().filter(|byte| *byte == b'.').count() == 2 {

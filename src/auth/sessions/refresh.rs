@@ -6,8 +6,11 @@
 
 use std::sync::Arc;
 
-use super::{Auth, AuthError, sign_in::TokenPair};
 use crate::{
+    auth::{
+        AuthError,
+        sessions::{Sessions, TokenPair},
+    },
     model::{
         audit::{Action, Actor, ActorType, RequestInfo},
         id::{Id, SessionId},
@@ -31,7 +34,7 @@ enum TokenStatus {
     Invalid,
 }
 
-impl Auth {
+impl Sessions {
     /// Exchanges a refresh token for the next token pair of its session.
     ///
     /// # Errors
@@ -45,15 +48,15 @@ impl Auth {
         let invalid = || AuthError::InvalidRefreshToken;
         let token = PresentedToken::parse(refresh_token).ok_or_else(invalid)?;
         let id = token.id();
-        let session = self.store.find_session(id).await?.ok_or_else(invalid)?;
+        let session = self.context.store.find_session(id).await?.ok_or_else(invalid)?;
         let role = session.role.ok_or_else(invalid)?;
         let (user, workspace) = (session.user_id, session.workspace_id);
-        let mut tx = self.store.begin(workspace, Some(user)).await?;
+        let mut tx = self.context.store.begin(workspace, Some(user)).await?;
         let state =
             store::sessions::lock_refresh_state(&mut tx, user, id).await?.ok_or_else(invalid)?;
         let generation = match self.refresh_token_status(&token, &state) {
             TokenStatus::Current => {
-                let now = self.env.clock.now();
+                let now = self.context.env.clock.now();
                 store::sessions::advance_refresh_token(&mut tx, user, id, now).await?;
                 let event =
                     self.session_event(&session, id, Action::SessionRefreshed, request, 200);
@@ -62,9 +65,9 @@ impl Auth {
             }
             TokenStatus::Retry => state.generation,
             TokenStatus::Reused => {
-                self.end_reused_session(&mut tx, &session, id, request).await?;
+                self.end_reused(&mut tx, &session, id, request).await?;
                 tx.commit().await?;
-                self.fence.wait().await?;
+                self.context.fence.wait().await?;
                 return Err(AuthError::InvalidRefreshToken);
             }
             TokenStatus::Invalid => return Err(AuthError::InvalidRefreshToken),
@@ -79,8 +82,8 @@ impl Auth {
         token: &PresentedToken<SessionId>,
         state: &RefreshState,
     ) -> TokenStatus {
-        let now = self.env.clock.now();
-        let Some(generation) = token.verify(&self.session_refresh_key, &state.seed) else {
+        let now = self.context.env.clock.now();
+        let Some(generation) = token.verify(&self.refresh_key, &state.seed) else {
             return TokenStatus::Invalid;
         };
         let since_refresh = now - state.refreshed_at;
@@ -88,25 +91,25 @@ impl Auth {
             return TokenStatus::Invalid;
         }
         if generation == state.generation {
-            let is_active = since_refresh < self.lifetimes.refresh_token;
+            let is_active = since_refresh < self.idle_timeout;
             return if is_active { TokenStatus::Current } else { TokenStatus::Invalid };
         }
         let is_predecessor = generation + 1 == state.generation;
-        if is_predecessor && since_refresh <= self.lifetimes.refresh_retry_window {
+        if is_predecessor && since_refresh <= self.refresh_retry_window {
             TokenStatus::Retry
         } else {
             TokenStatus::Reused
         }
     }
 
-    async fn end_reused_session(
+    async fn end_reused(
         &self,
         tx: &mut Tx,
         session: &SessionRecord,
         id: SessionId,
         request: &Arc<RequestInfo>,
     ) -> Result<(), AuthError> {
-        let now = self.env.clock.now();
+        let now = self.context.env.clock.now();
         let user = session.user_id;
         store::sessions::end_for_user(
             tx,
@@ -119,8 +122,8 @@ impl Auth {
         let event = self.session_event(session, id, Action::SessionReuseDetected, request, 401);
         store::audit::insert(tx, session.workspace_id, &event).await?;
         let account = store::users::get(tx, user).await?.ok_or(AuthError::InvalidRefreshToken)?;
-        let subject = EmailKind::SessionReuse { origin: self.request_origin(request) };
-        self.enqueue_email(tx, account.email, subject).await
+        let subject = EmailKind::SessionReuse { origin: self.context.request_origin(request) };
+        self.context.enqueue_email(tx, account.email, subject).await
     }
 
     fn session_event(
@@ -136,6 +139,8 @@ impl Auth {
             id: Some(session.user_id.uuid()),
             name: Some(Arc::clone(&session.name)),
         };
-        self.audit_event(request, session.workspace_id, action, actor, status).with_target(id, None)
+        self.context
+            .audit_event(request, session.workspace_id, action, actor, status)
+            .with_target(id, None)
     }
 }

@@ -7,12 +7,12 @@
 use serde_json::json;
 use time::{Duration, OffsetDateTime};
 
-use super::{
-    Auth, AuthError,
-    api_keys::{CreateKeyParams, CreatedKey},
-};
 use crate::{
     audit,
+    auth::{
+        AuthError,
+        api_keys::{ApiKeys, CreateKeyParams, CreatedKey},
+    },
     cache_invalidation::AuditWatermark,
     model::{
         api_key::NewApiKey,
@@ -24,7 +24,7 @@ use crate::{
     store::{self, Tx},
 };
 
-impl Auth {
+impl ApiKeys {
     /// Creates a successor with the same scope, in the request's transaction. The predecessor stays
     /// valid. The successor gets the predecessor's name unless `name` is given.
     ///
@@ -32,7 +32,7 @@ impl Auth {
     /// [`AuthError::NotFound`] if the workspace has no such key; [`AuthError::Conflict`] if the key
     /// is revoked or has an active successor; [`AuthError::Forbidden`] for a scope above the
     /// caller's.
-    pub async fn rotate_key(
+    pub async fn rotate(
         &self,
         tx: &mut Tx,
         caller: &Caller,
@@ -40,7 +40,7 @@ impl Auth {
         name: Option<String>,
     ) -> Result<CreatedKey, AuthError> {
         let workspace = caller.workspace();
-        self.lock_members_as_admin(tx, caller).await?;
+        self.members.lock_as_admin(tx, caller).await?;
         store::api_keys::lock(tx, workspace, id).await?;
         let old = store::api_keys::get(tx, workspace, id).await?;
         let old = old.ok_or(AuthError::NotFound("API key"))?;
@@ -53,10 +53,10 @@ impl Auth {
             scope: old.scope,
             allowed_ips: old.allowed_ips.iter().map(ToString::to_string).collect(),
         };
-        let rotated = audit::event(&self.env, caller, Action::ApiKeyRotated, 201);
-        let (secret, new) = self.prepare_key(&params)?;
+        let rotated = audit::event(&self.context.env, caller, Action::ApiKeyRotated, 201);
+        let (secret, new) = self.prepare(&params)?;
         let minted = self
-            .create_prepared_key(tx, caller, (secret, NewApiKey { rotated_from: Some(id), ..new }))
+            .create_prepared(tx, caller, (secret, NewApiKey { rotated_from: Some(id), ..new }))
             .await?;
         let successor = &minted.key;
         let event = rotated
@@ -86,7 +86,7 @@ impl Auth {
     /// The required idle time of a predecessor before it is safe to revoke.
     #[must_use]
     pub fn required_quiet_period(&self) -> Duration {
-        self.rotation_quiet_period
+        self.quiet_period
     }
 
     /// Reports the clients that revoking a key would break. As [`Self::rotation_status`], but also
@@ -100,15 +100,15 @@ impl Auth {
         id: ApiKeyId,
     ) -> Result<RotationReport, AuthError> {
         // One snapshot, so that a page never shows a key both as unused and as in use.
-        let own_until = self.audit.written_until();
+        let own_until = self.context.audit.written_until();
         let workspace = caller.workspace();
-        let mut tx = self.store.begin_snapshot(workspace).await?;
+        let mut tx = self.context.store.begin_snapshot(workspace).await?;
         let report = self.build_rotation_report(&mut tx, workspace, id, own_until).await?;
         drop(tx);
         if let Some(confirmation) = report.new_evidence {
             // Store the evidence before returning the verdict: reports of other nodes rely on it
             // from then on.
-            let mut tx = self.store.begin(workspace, None).await?;
+            let mut tx = self.context.store.begin(workspace, None).await?;
             store::usage::store_quiet_confirmation(&mut tx, workspace, id, confirmation).await?;
             tx.commit().await?;
         }
@@ -118,7 +118,7 @@ impl Auth {
     /// Builds a report on a key and its active successor from the counts of all nodes. `own_until`
     /// is this node's audit watermark, read before the transaction started: this node has written
     /// all uses before it.
-    pub(super) async fn build_rotation_report(
+    pub(in crate::auth) async fn build_rotation_report(
         &self,
         tx: &mut Tx,
         workspace: WorkspaceId,
@@ -136,7 +136,7 @@ impl Auth {
             None => None,
         };
         let confirmed = store::usage::get_quiet_confirmation(tx, workspace, id).await?;
-        Ok(RotationReport::new(old, new, coverage, confirmed, self.rotation_quiet_period))
+        Ok(RotationReport::new(old, new, coverage, confirmed, self.quiet_period))
     }
 
     async fn key_traffic(
@@ -145,7 +145,7 @@ impl Auth {
         workspace: WorkspaceId,
         id: ApiKeyId,
     ) -> Result<Option<KeyTraffic>, AuthError> {
-        let hour_ago = self.env.clock.now() - Duration::HOUR;
+        let hour_ago = self.context.env.clock.now() - Duration::HOUR;
         Ok(store::usage::get_traffic(tx, workspace, id, hour_ago).await?)
     }
 }

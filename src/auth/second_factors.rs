@@ -3,51 +3,42 @@
 //! Attempts are limited: five per challenge, and ten per hour and user. A challenge exists only
 //! after a correct password, so a stranger cannot use up a user's attempts.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::json;
 
 use super::{
-    Auth, AuthError,
-    passwords::parse_stored_email,
-    reauthentication::REAUTHENTICATION_REQUIRED,
-    sessions::{SESSION_ENDED, require_user_session},
-    sign_in::TokenPair,
+    AuthError,
+    context::ServiceContext,
+    passwords::{Passwords, REAUTHENTICATION_REQUIRED},
+    sessions::{SESSION_ENDED, Sessions, require_user_session},
 };
 use crate::{
     model::{
-        audit::{Action, Actor, NewEvent, RequestInfo},
+        audit::{Action, Actor, NewEvent},
         email::Email,
-        id::{UserId, WorkspaceId},
+        id::UserId,
         mail::EmailKind,
-        one_time_token::TokenPurpose,
         password::Password,
         principal::Caller,
-        second_factor::STEP_SECONDS,
+        second_factor::{STEP_SECONDS, SecondFactorKey},
         session::{SessionEndReason, SessionSelector},
         user::User,
     },
     store::{self, Tx, second_factor::TotpFactor},
 };
 
-/// Lifetime of a sign-in challenge.
-const CHALLENGE_LIFETIME: Duration = Duration::from_mins(5);
 /// Time in which a new authenticator app must be confirmed with its first code.
 const ENROLLMENT_LIFETIME: Duration = Duration::from_mins(15);
-/// Maximum number of wrong codes per challenge, and for the first code of a new authenticator app.
-const MAX_WRONG_CODES: i32 = 5;
-/// Maximum number of wrong codes of a user within [`PERIOD`].
-const MAX_WRONG_CODES_IN_PERIOD: i64 = 10;
-const PERIOD: Duration = Duration::from_hours(1);
 
-/// The error for an invalid challenge token. It does not say what is wrong.
-const SIGN_IN_AGAIN: AuthError = AuthError::InvalidSecondFactor("sign in again, then enter a code");
+/// Maximum number of wrong codes per challenge, and for the first code of a new authenticator app.
+pub(super) const MAX_WRONG_CODES: i32 = 5;
+
 const PASSKEY_REQUIRED: AuthError = AuthError::Forbidden(
     "you have a passkey: sign in with it to change your sign-in methods; if you lost it, contact your administrator",
 );
-const WRONG_CODE: AuthError = AuthError::InvalidSecondFactor("the code is wrong");
 
 /// The secret of a new authenticator app. It is returned only once.
 #[derive(Debug)]
@@ -58,7 +49,16 @@ pub struct TotpEnrollment {
     pub uri: SecretString,
 }
 
-impl Auth {
+/// Authenticator apps and recovery codes of users. Cheap to clone.
+#[derive(Clone)]
+pub struct SecondFactors {
+    pub(super) context: ServiceContext,
+    pub(super) key: SecondFactorKey,
+    pub(super) passwords: Passwords,
+    pub(super) sessions: Sessions,
+}
+
+impl SecondFactors {
     /// Locks the caller's user row until the transaction ends, and checks that the caller may
     /// change the user's sign-in methods.
     ///
@@ -69,7 +69,7 @@ impl Auth {
     /// # Errors
     /// [`AuthError::Forbidden`] if the caller is not a user session, or has not used the required
     /// passkey; [`AuthError::InvalidCredential`] if the session has ended.
-    pub(super) async fn lock_user_for_factor_change(
+    pub(super) async fn lock_user_for_change(
         &self,
         tx: &mut Tx,
         caller: &Caller,
@@ -88,9 +88,9 @@ impl Auth {
     ///
     /// # Errors
     /// [`AuthError::Forbidden`] if the caller is not a user session.
-    pub async fn can_change_factors(&self, caller: &Caller) -> Result<bool, AuthError> {
+    pub async fn can_change(&self, caller: &Caller) -> Result<bool, AuthError> {
         let (session, user) = require_user_session(caller)?;
-        let mut tx = self.store.begin_for_user(user).await?;
+        let mut tx = self.context.store.begin_for_user(user).await?;
         Ok(store::second_factor::is_satisfied(&mut tx, user, session).await?)
     }
 
@@ -107,18 +107,18 @@ impl Auth {
         password: Option<&Password>,
     ) -> Result<TotpEnrollment, AuthError> {
         let (_, user_id) = require_user_session(caller)?;
-        if !self.has_reauthenticated(caller, password).await? {
+        if !self.passwords.has_reauthenticated(caller, password).await? {
             return Err(REAUTHENTICATION_REQUIRED);
         }
-        let (factor, now) = (self.env.new_uuid(), self.env.clock.now());
-        let mut tx = self.store.begin_for_user(user_id).await?;
-        let user = self.lock_user_for_factor_change(&mut tx, caller).await?;
+        let (factor, now) = (self.context.env.new_uuid(), self.context.env.clock.now());
+        let mut tx = self.context.store.begin_for_user(user_id).await?;
+        let user = self.lock_user_for_change(&mut tx, caller).await?;
         if !store::second_factor::start_enrollment(&mut tx, user_id, factor, now).await? {
             return Err(AuthError::Conflict("an authenticator app is already set up"));
         }
         tx.commit().await?;
-        let secret = self.second_factor_key.totp_secret(factor).to_base32();
-        let uri = otpauth_uri(&self.issuer, &user.email, &secret);
+        let secret = self.key.totp_secret(factor).to_base32();
+        let uri = otpauth_uri(&self.context.issuer, &user.email, &secret);
         Ok(TotpEnrollment { secret, uri })
     }
 
@@ -134,10 +134,10 @@ impl Auth {
         code: &str,
     ) -> Result<Vec<SecretString>, AuthError> {
         let (session, user_id) = require_user_session(caller)?;
-        let now = self.env.clock.now();
-        let mut tx = self.store.begin_for_user(user_id).await?;
+        let now = self.context.env.clock.now();
+        let mut tx = self.context.store.begin_for_user(user_id).await?;
         // The lock orders this with concurrent sign-ins: each ends before this, or sees the factor.
-        let user = self.lock_user_for_factor_change(&mut tx, caller).await?;
+        let user = self.lock_user_for_change(&mut tx, caller).await?;
         let factor = store::second_factor::lock(&mut tx, user_id).await?;
         let factor = factor
             .filter(|factor| !factor.confirmed && now < factor.created_at + ENROLLMENT_LIFETIME)
@@ -145,7 +145,7 @@ impl Auth {
             .ok_or(AuthError::Conflict(
                 "there is no authenticator app to confirm: set one up first",
             ))?;
-        let secret = self.second_factor_key.totp_secret(factor.id);
+        let secret = self.key.totp_secret(factor.id);
         let step = secret.matching_step(code, now.unix_timestamp(), factor.last_step);
         let Some(step) = step else {
             store::second_factor::record_wrong_enrollment_code(&mut tx, user_id).await?;
@@ -153,20 +153,23 @@ impl Auth {
             return Err(AuthError::Invalid { field: "code", reason: "code is wrong".to_owned() });
         };
         store::second_factor::record_accepted_code(&mut tx, user_id, step, now).await?;
-        let origin = self.request_origin(&caller.request);
+        let origin = self.context.request_origin(&caller.request);
         let subject = EmailKind::SecondFactorAdded { origin };
-        self.enqueue_email(&mut tx, user.email.clone(), subject).await?;
-        self.audit_in_all_workspaces(&mut tx, &user, Action::SecondFactorAdded, &caller.request)
+        self.context.enqueue_email(&mut tx, user.email.clone(), subject).await?;
+        self.context
+            .audit_in_all_workspaces(&mut tx, &user, Action::SecondFactorAdded, &caller.request)
             .await?;
         // End the other sessions: they started without a second factor, and may be an attacker's.
         let (others, reason) =
             (SessionSelector::AllExcept(session), SessionEndReason::SecondFactorAdded);
         let actor = Actor::from(&*caller.principal);
-        self.end_sessions(&mut tx, user_id, others, reason, &actor, &caller.request).await?;
+        self.sessions
+            .end_selected(&mut tx, user_id, others, reason, &actor, &caller.request)
+            .await?;
         tx.commit().await?;
         // Ignore a fence error: the change is committed, and the codes are shown only now.
-        self.fence.wait().await.ok();
-        Ok(self.second_factor_key.recovery_codes(factor.id, 0))
+        self.context.fence.wait().await.ok();
+        Ok(self.key.recovery_codes(factor.id, 0))
     }
 
     /// Replaces the recovery codes; the previous ones become invalid. Returns the new codes, which
@@ -181,19 +184,20 @@ impl Auth {
         password: &Password,
     ) -> Result<Vec<SecretString>, AuthError> {
         let (_, user_id) = require_user_session(caller)?;
-        let user = self.get_user(user_id).await?;
-        self.require_password(&user, "password", password, &caller.request).await?;
-        let mut tx = self.store.begin_for_user(user_id).await?;
-        self.lock_user_for_factor_change(&mut tx, caller).await?;
+        let user = self.context.user(user_id).await?;
+        self.passwords.require(&user, "password", password, &caller.request).await?;
+        let mut tx = self.context.store.begin_for_user(user_id).await?;
+        self.lock_user_for_change(&mut tx, caller).await?;
         let renewed = store::second_factor::regenerate_recovery_codes(&mut tx, user_id).await?;
         let (factor, round) = renewed.ok_or(AuthError::NotFound("authenticator app"))?;
-        let origin = self.request_origin(&caller.request);
+        let origin = self.context.request_origin(&caller.request);
         let subject = EmailKind::RecoveryCodesRenewed { origin };
-        self.enqueue_email(&mut tx, user.email.clone(), subject).await?;
-        self.audit_in_all_workspaces(&mut tx, &user, Action::RecoveryCodesRenewed, &caller.request)
+        self.context.enqueue_email(&mut tx, user.email.clone(), subject).await?;
+        self.context
+            .audit_in_all_workspaces(&mut tx, &user, Action::RecoveryCodesRenewed, &caller.request)
             .await?;
         tx.commit().await?;
-        Ok(self.second_factor_key.recovery_codes(factor, round.unsigned_abs()))
+        Ok(self.key.recovery_codes(factor, round.unsigned_abs()))
     }
 
     /// True if the caller's user has an authenticator app.
@@ -202,7 +206,7 @@ impl Auth {
     /// [`AuthError::Forbidden`] if the caller is not a user session.
     pub async fn has_totp(&self, caller: &Caller) -> Result<bool, AuthError> {
         let (_, user_id) = require_user_session(caller)?;
-        let mut tx = self.store.begin_for_user(user_id).await?;
+        let mut tx = self.context.store.begin_for_user(user_id).await?;
         Ok(store::second_factor::has_totp(&mut tx, user_id).await?)
     }
 
@@ -213,10 +217,10 @@ impl Auth {
     /// [`AuthError::Conflict`] if the user has passkeys and this session has used none of them.
     pub async fn remove_totp(&self, caller: &Caller, password: &Password) -> Result<(), AuthError> {
         let (session, user_id) = require_user_session(caller)?;
-        let user = self.get_user(user_id).await?;
-        self.require_password(&user, "password", password, &caller.request).await?;
-        let mut tx = self.store.begin_for_user(user_id).await?;
-        self.lock_user_for_factor_change(&mut tx, caller).await?;
+        let user = self.context.user(user_id).await?;
+        self.passwords.require(&user, "password", password, &caller.request).await?;
+        let mut tx = self.context.store.begin_for_user(user_id).await?;
+        self.lock_user_for_change(&mut tx, caller).await?;
         if !store::second_factor::remove(&mut tx, user_id).await? {
             return Err(AuthError::NotFound("authenticator app"));
         }
@@ -227,15 +231,16 @@ impl Auth {
                 "you have passkeys: sign in with one first, or remove them",
             ));
         }
-        let now = self.env.clock.now();
+        let now = self.context.env.clock.now();
         store::second_factor::discard_challenges(&mut tx, user_id, now).await?;
-        let origin = self.request_origin(&caller.request);
+        let origin = self.context.request_origin(&caller.request);
         let subject = EmailKind::SecondFactorRemoved { origin };
-        self.enqueue_email(&mut tx, user.email.clone(), subject).await?;
-        self.audit_in_all_workspaces(&mut tx, &user, Action::SecondFactorRemoved, &caller.request)
+        self.context.enqueue_email(&mut tx, user.email.clone(), subject).await?;
+        self.context
+            .audit_in_all_workspaces(&mut tx, &user, Action::SecondFactorRemoved, &caller.request)
             .await?;
         tx.commit().await?;
-        Ok(self.fence.wait().await?)
+        Ok(self.context.fence.wait().await?)
     }
 
     /// Removes a user's authenticator app and passkeys and ends all sessions, on behalf of the
@@ -244,14 +249,14 @@ impl Auth {
     /// # Errors
     /// [`AuthError::NotFound`] if the user does not exist or has no factors; [`AuthError::Invalid`]
     /// for a malformed email address.
-    pub async fn remove_factors_as_operator(&self, email: &str) -> Result<(), AuthError> {
+    pub async fn remove_all_as_operator(&self, email: &str) -> Result<(), AuthError> {
         let email = Email::parse(email).map_err(|why| AuthError::invalid("email", why))?;
-        let account = self.store.find_account(&email).await?;
+        let account = self.context.store.find_account(&email).await?;
         let user = account.ok_or(AuthError::NotFound("account"))?.user_id;
-        let mut tx = self.store.begin_for_user(user).await?;
+        let mut tx = self.context.store.begin_for_user(user).await?;
         let user_row = store::users::lock(&mut tx, user).await?;
         let user_row = user_row.ok_or(AuthError::NotFound("account"))?;
-        let now = self.env.clock.now();
+        let now = self.context.env.clock.now();
         // The lost device may be in use by a thief, signed in with it.
         let (all, reason) = (SessionSelector::All, SessionEndReason::SecondFactorRemoved);
         let ended = store::sessions::end_for_user(&mut tx, user, all, now, reason).await?;
@@ -266,9 +271,11 @@ impl Auth {
         if removed.is_empty() {
             return Err(AuthError::NotFound("second factor"));
         }
-        self.enqueue_email(&mut tx, user_row.email.clone(), EmailKind::FactorsTakenAway).await?;
+        self.context
+            .enqueue_email(&mut tx, user_row.email.clone(), EmailKind::FactorsTakenAway)
+            .await?;
         let event = |workspace, action| {
-            NewEvent::new(self.env.new_id(), workspace, action, Actor::system())
+            NewEvent::new(self.context.env.new_id(), workspace, action, Actor::system())
         };
         for (id, workspace) in ended {
             let event = event(workspace, Action::SessionEnded).with_target(id, None);
@@ -285,91 +292,27 @@ impl Auth {
             }
         }
         tx.commit().await?;
-        Ok(self.fence.wait().await?)
-    }
-
-    /// Stores a challenge for a sign-in that requires a code, and returns its token.
-    pub(super) async fn create_mfa_challenge(
-        &self,
-        tx: &mut Tx,
-        user: UserId,
-        wanted: Option<WorkspaceId>,
-    ) -> Result<SecretString, AuthError> {
-        let (id, now) = (self.env.new_uuid(), self.env.clock.now());
-        let expires_at = now + CHALLENGE_LIFETIME;
-        store::second_factor::insert_challenge(tx, user, id, wanted, now, expires_at).await?;
-        Ok(self.token_key.derive(TokenPurpose::SecondFactor, id))
-    }
-
-    /// Completes a sign-in with a TOTP code or a recovery code.
-    ///
-    /// # Errors
-    /// [`AuthError::InvalidSecondFactor`] for a wrong code or an invalid token;
-    /// [`AuthError::TooManyAttempts`] after too many wrong codes.
-    pub async fn complete_mfa_challenge(
-        &self,
-        token: &str,
-        code: &str,
-        request: &Arc<RequestInfo>,
-    ) -> Result<TokenPair, AuthError> {
-        let id = self.token_key.verify(TokenPurpose::SecondFactor, token).ok_or(SIGN_IN_AGAIN)?;
-        let user_id = self.store.find_mfa_challenge_user(id).await?.ok_or(SIGN_IN_AGAIN)?;
-        let user = self.get_user(user_id).await?;
-        let account = self.store.find_account(&parse_stored_email(&user.email)?).await?;
-        let account = account.ok_or(SIGN_IN_AGAIN)?;
-        let now = self.env.clock.now();
-        let mut tx = self.store.begin_for_user(user_id).await?;
-        // Lock the user's row first, as a password change does. It also serializes all attempts of
-        // a user across challenges, so that they cannot exceed the limit together.
-        store::users::lock(&mut tx, user_id).await?.ok_or(SIGN_IN_AGAIN)?;
-        let factor = store::second_factor::lock(&mut tx, user_id).await?;
-        // The challenged app may have been removed since; an unconfirmed new one must not be
-        // accepted in its place.
-        let factor = factor.filter(|factor| factor.confirmed).ok_or(SIGN_IN_AGAIN)?;
-        let challenge = store::second_factor::lock_challenge(&mut tx, user_id, id, now).await?;
-        let challenge = challenge
-            .filter(|challenge| challenge.wrong_codes < MAX_WRONG_CODES)
-            .ok_or(SIGN_IN_AGAIN)?;
-        let (wrong, first) =
-            store::second_factor::count_wrong_codes(&mut tx, user_id, now - PERIOD).await?;
-        if wrong >= MAX_WRONG_CODES_IN_PERIOD {
-            let remaining = first.map_or(time::Duration::ZERO, |first| first + PERIOD - now);
-            let seconds = u64::try_from(remaining.whole_seconds()).unwrap_or_default() + 1;
-            return Err(AuthError::TooManyAttempts(seconds));
-        }
-        if !self.use_code(&mut tx, user_id, &factor, code).await? {
-            store::second_factor::record_wrong_code(&mut tx, user_id, id).await?;
-            tx.commit().await?;
-            self.record_failed_sign_in(&account, request, "wrong_code", 401).await?;
-            return Err(WRONG_CODE);
-        }
-        store::second_factor::use_challenge(&mut tx, user_id, id, now).await?;
-        let pair = self.complete_sign_in(&mut tx, &account, challenge.workspace, request).await?;
-        tx.commit().await?;
-        Ok(pair)
+        Ok(self.context.fence.wait().await?)
     }
 
     /// Checks a TOTP or recovery code and marks it as used. Returns false for a wrong code.
-    async fn use_code(
+    pub(super) async fn use_code(
         &self,
         tx: &mut Tx,
         user: UserId,
         factor: &TotpFactor,
         code: &str,
     ) -> Result<bool, AuthError> {
-        let now = self.env.clock.now();
-        let secret = self.second_factor_key.totp_secret(factor.id);
+        let now = self.context.env.clock.now();
+        let secret = self.key.totp_secret(factor.id);
         let code = code.trim();
         let step = secret.matching_step(code, now.unix_timestamp(), factor.last_step);
         if let Some(step) = step {
             store::second_factor::record_accepted_code(tx, user, step, now).await?;
             return Ok(true);
         }
-        let recovery = self.second_factor_key.find_recovery_code(
-            factor.id,
-            factor.recovery_round.unsigned_abs(),
-            code,
-        );
+        let recovery =
+            self.key.find_recovery_code(factor.id, factor.recovery_round.unsigned_abs(), code);
         let unused = |number: &u8| factor.used_recovery_codes & (1 << number) == 0;
         match recovery.filter(unused) {
             Some(number) => {

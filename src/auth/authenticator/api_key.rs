@@ -6,12 +6,18 @@
 
 use std::time::Duration;
 
-use super::{Auth, AuthError, authenticate::AuthenticationOutcome, caches::CachedKey};
-use crate::model::api_key::ApiKeySecret;
+use crate::{
+    auth::{
+        AuthError,
+        authenticator::{AuthenticationOutcome, Authenticator},
+        caches::CachedKey,
+    },
+    model::api_key::ApiKeySecret,
+};
 
-impl Auth {
+impl Authenticator {
     /// Resolves an API key to its principal, or to its record if it is revoked.
-    pub(super) async fn verify_key(
+    pub(in crate::auth) async fn verify_api_key(
         &self,
         text: &str,
         began: Duration,

@@ -4,11 +4,16 @@
 //! The owner keeps a checkpoint; a chain that is altered later no longer contains it.
 //! [`super::signing_keys`] has a separate key for this purpose.
 
+use std::sync::Arc;
+
 use jsonwebtoken::{Algorithm, Validation};
 
-use super::{Auth, AuthError};
+use super::{
+    AuthError,
+    context::ServiceContext,
+    signing_keys::{CHECKPOINT_TYPE, SigningKeys},
+};
 use crate::{
-    auth::signing_keys::CHECKPOINT_TYPE,
     model::{
         audit::{ChainHash, Checkpoint, SignedCheckpoint},
         principal::Caller,
@@ -16,15 +21,22 @@ use crate::{
     store,
 };
 
-impl Auth {
+/// Signs and verifies checkpoints of audit logs. Cheap to clone.
+#[derive(Clone)]
+pub struct Checkpoints {
+    pub(super) context: ServiceContext,
+    pub(super) signing_keys: Arc<SigningKeys>,
+}
+
+impl Checkpoints {
     /// Signs the current end of the hash chain of the caller's workspace. An empty chain has
     /// sequence 0 and the workspace's genesis hash.
     ///
     /// # Errors
     /// [`AuthError::Internal`] if signing fails.
-    pub async fn create_checkpoint(&self, caller: &Caller) -> Result<SignedCheckpoint, AuthError> {
+    pub async fn create(&self, caller: &Caller) -> Result<SignedCheckpoint, AuthError> {
         let workspace_id = caller.workspace();
-        let mut tx = self.store.begin(workspace_id, None).await?;
+        let mut tx = self.context.store.begin(workspace_id, None).await?;
         let head = store::audit_chains::get_head(&mut tx, workspace_id).await?;
         let checkpoint = match head {
             Some(head) => Checkpoint {
@@ -37,7 +49,7 @@ impl Auth {
                 workspace_id,
                 sequence: 0,
                 hash: ChainHash::genesis(workspace_id),
-                at: self.env.clock.now(),
+                at: self.context.env.clock.now(),
             },
         };
         let signature = self.signing_keys.current().sign_checkpoint(&checkpoint);
@@ -49,7 +61,7 @@ impl Auth {
     ///
     /// # Errors
     /// [`AuthError::Invalid`] for the field `signature` if it did not.
-    pub fn verify_checkpoint(&self, signed: &SignedCheckpoint) -> Result<Checkpoint, AuthError> {
+    pub fn verify(&self, signed: &SignedCheckpoint) -> Result<Checkpoint, AuthError> {
         let invalid =
             |reason| AuthError::invalid("signature", crate::model::ValidationError::new(reason));
         let header = jsonwebtoken::decode_header(&signed.signature)

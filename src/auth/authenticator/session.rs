@@ -1,0 +1,89 @@
+//! Verification of session cookies, and the principal of a session.
+//!
+//! A cookie's session is read from PostgreSQL on each request and needs no cache invalidation; only
+//! [`Authenticator::authenticate_cookie_from_cache`] uses the cache.
+
+use std::{sync::Arc, time::Duration};
+
+use super::Authenticator;
+use crate::{
+    auth::{AuthError, sessions::SESSION_ENDED},
+    model::{
+        id::SessionId,
+        one_time_token::TokenPurpose,
+        principal::{Credential, Principal},
+        session::SessionRecord,
+    },
+    store::Store,
+};
+
+/// Timeout of the query for a cookie's session.
+const QUERY_TIMEOUT: Duration = Duration::from_secs(5);
+
+const NOT_SIGNED_IN: AuthError = AuthError::InvalidCredential("sign in first");
+
+impl Authenticator {
+    /// Authenticates a session cookie, and extends the session's idle time.
+    ///
+    /// # Errors
+    /// [`AuthError::InvalidCredential`] if the session has ended.
+    pub async fn authenticate_cookie(&self, cookie: &str) -> Result<Arc<Principal>, AuthError> {
+        let id = self
+            .context
+            .token_key
+            .verify(TokenPurpose::SessionCookie, cookie)
+            .ok_or(NOT_SIGNED_IN)?;
+        let (id, now) = (SessionId::from(id), self.context.env.clock.now());
+        let lookup = self.context.store.touch_session(id, now, self.session_idle_timeout);
+        let session = Store::with_timeout(QUERY_TIMEOUT, lookup).await?;
+        let session = session.ok_or(NOT_SIGNED_IN)?;
+        self.session_principal(id, &session).map(Arc::new)
+    }
+
+    /// Authenticates a session cookie without extending the session, for requests that a page
+    /// repeats by itself. Answered from the cache, with the same freshness as an access token.
+    /// `began` is the start of the request on the monotonic clock.
+    ///
+    /// # Errors
+    /// As [`Self::authenticate_cookie`].
+    pub async fn authenticate_cookie_from_cache(
+        &self,
+        cookie: &str,
+        began: Duration,
+    ) -> Result<Arc<Principal>, AuthError> {
+        let id = self
+            .context
+            .token_key
+            .verify(TokenPurpose::SessionCookie, cookie)
+            .ok_or(NOT_SIGNED_IN)?;
+        let id = SessionId::from(id);
+        let session = self.caches.sessions.find(id, began).await?.ok_or(NOT_SIGNED_IN)?;
+        self.session_principal(id, &session).map(Arc::new)
+    }
+
+    /// The principal of a session, with all rights of the user's role.
+    pub(super) fn session_principal(
+        &self,
+        id: SessionId,
+        session: &SessionRecord,
+    ) -> Result<Principal, AuthError> {
+        if session.is_ended || self.context.env.clock.now() >= session.expires_at {
+            return Err(SESSION_ENDED);
+        }
+        let role = session.role.ok_or(AuthError::InvalidCredential(
+            "the user is no longer a member of the workspace",
+        ))?;
+        Ok(Principal {
+            workspace_id: session.workspace_id,
+            scope: role.scope(),
+            rate_limit_per_minute: session.rate_limit_per_minute,
+            lacks_second_factor: session.lacks_second_factor,
+            credential: Credential::Session {
+                id,
+                user_id: session.user_id,
+                name: Arc::clone(&session.name),
+                role,
+            },
+        })
+    }
+}

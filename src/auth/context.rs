@@ -1,0 +1,105 @@
+//! The parts that every service of this module needs, and what they do together: audit events, emails
+//! and lookups of users.
+
+use std::sync::Arc;
+
+use super::AuthError;
+use crate::{
+    audit::AuditWriter,
+    cache_invalidation::Fence,
+    env::Env,
+    model::{
+        audit::{Action, Actor, NewEvent, RequestInfo},
+        id::{UserId, WorkspaceId},
+        mail::{EmailKind, OutgoingEmail, RequestOrigin},
+        one_time_token::TokenKey,
+        timestamp,
+        user::User,
+    },
+    store::{self, Store, Tx},
+};
+
+/// The parts that every service needs. Cheap to clone.
+#[derive(Clone)]
+pub struct ServiceContext {
+    pub(crate) store: Store,
+    pub(crate) env: Env,
+    pub(crate) audit: AuditWriter,
+    pub(crate) fence: Fence,
+    /// The MAC key of one-time tokens: mailed links, session cookies, CSRF tokens, OAuth codes.
+    pub(crate) token_key: TokenKey,
+    /// The issuer of tokens: the service's public URL, without a trailing slash.
+    pub(crate) issuer: Arc<str>,
+}
+
+impl ServiceContext {
+    /// Records an action that concerns a user, not one workspace, in the audit logs of all
+    /// workspaces of the user.
+    pub(super) async fn audit_in_all_workspaces(
+        &self,
+        tx: &mut Tx,
+        user: &User,
+        action: Action,
+        request: &Arc<RequestInfo>,
+    ) -> Result<(), AuthError> {
+        for membership in store::members::list_by_user(tx, user.id).await? {
+            let workspace = membership.workspace_id;
+            let event = self
+                .audit_event(request, workspace, action, Actor::user(user), 204)
+                .with_target(user.id, user.email.clone());
+            tx.set_workspace(workspace).await?;
+            store::audit::insert(tx, workspace, &event).await?;
+        }
+        Ok(())
+    }
+
+    /// Adds an email to the outbox; it is sent after the transaction commits.
+    pub(super) async fn enqueue_email(
+        &self,
+        tx: &mut Tx,
+        to: String,
+        subject: EmailKind,
+    ) -> Result<(), AuthError> {
+        let mail = OutgoingEmail { to, subject };
+        Ok(store::email_outbox::insert(tx, self.env.new_uuid(), &mail).await?)
+    }
+
+    /// The time and origin of a request, for emails.
+    pub(super) fn request_origin(&self, request: &RequestInfo) -> RequestOrigin {
+        RequestOrigin {
+            at: timestamp::format(self.env.clock.now()),
+            ip: request.ip.to_string(),
+            user_agent: request.user_agent.clone(),
+        }
+    }
+
+    pub(super) async fn user(&self, id: UserId) -> Result<User, AuthError> {
+        let mut tx = self.store.begin_for_user(id).await?;
+        store::users::get(&mut tx, id).await?.ok_or(AuthError::NotFound("account"))
+    }
+
+    /// Queues an audit event that is not part of a transaction.
+    ///
+    /// # Errors
+    /// [`AuthError::AuditQueueFull`] if the queue is full.
+    pub(crate) async fn queue_audit_event(&self, event: NewEvent) -> Result<(), AuthError> {
+        self.audit.reserve().await.ok_or(AuthError::AuditQueueFull)?.send(event);
+        Ok(())
+    }
+
+    /// Creates an audit event for a request.
+    pub(crate) fn audit_event(
+        &self,
+        request: &Arc<RequestInfo>,
+        workspace: WorkspaceId,
+        action: Action,
+        actor: Actor,
+        status: u16,
+    ) -> NewEvent {
+        NewEvent::new(self.env.new_id(), workspace, action, actor).with_request(
+            request,
+            status,
+            self.env.clock.monotonic(),
+        )
+    }
+}
