@@ -10,10 +10,11 @@ use super::{
     email_verification::EmailVerification,
     members::Members,
     passwords::Passwords,
-    sessions::{Sessions, TokenPair, require_user_session},
+    sessions::{Sessions, TokenPair},
     workspaces::{Workspaces, default_workspace_name},
 };
 use crate::{
+    auth::caller::SessionCaller,
     config::Registration,
     model::{
         audit::{Action, Actor, NewEvent, RequestInfo},
@@ -21,7 +22,6 @@ use crate::{
         fields::Fields,
         mail::EmailKind,
         password::Password,
-        principal::Caller,
         scope::Role,
         text,
         user::{Membership, User},
@@ -54,16 +54,15 @@ pub struct RegisteredAccount {
     pub workspace: Workspace,
 }
 
-/// Creates and deletes user accounts. Cheap to clone.
-#[derive(Clone)]
+/// Creates and deletes user accounts.
 pub struct Accounts {
-    pub(super) context: ServiceContext,
+    pub(super) context: Arc<ServiceContext>,
     pub(super) registration: Registration,
-    pub(super) email_verification: EmailVerification,
-    pub(super) members: Members,
-    pub(super) passwords: Passwords,
-    pub(super) sessions: Sessions,
-    pub(super) workspaces: Workspaces,
+    pub(super) email_verification: Arc<EmailVerification>,
+    pub(super) members: Arc<Members>,
+    pub(super) passwords: Arc<Passwords>,
+    pub(super) sessions: Arc<Sessions>,
+    pub(super) workspaces: Arc<Workspaces>,
 }
 
 impl Accounts {
@@ -73,8 +72,12 @@ impl Accounts {
     /// [`AuthError::Invalid`] for a wrong password; [`AuthError::Forbidden`] for the last owner of
     /// a workspace with other members; [`AuthError::Conflict`] if the user joined a workspace
     /// concurrently.
-    pub async fn delete(&self, caller: &Caller, password: &Password) -> Result<(), AuthError> {
-        let (_, user_id) = require_user_session(caller)?;
+    pub async fn delete(
+        &self,
+        caller: &SessionCaller,
+        password: &Password,
+    ) -> Result<(), AuthError> {
+        let user_id = caller.user();
         let user = self.context.user(user_id).await?;
         self.passwords.require(&user, "password", password, &caller.request).await?;
         let mut tx = self.context.store.begin_for_user(user_id).await?;

@@ -3,6 +3,8 @@
 //! A cookie is derived from a session id, as the tokens of mailed links are from theirs, so the
 //! database holds nothing that opens a session. [`super::authenticator`] verifies cookies.
 
+use std::sync::Arc;
+
 use secrecy::SecretString;
 use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
@@ -41,10 +43,9 @@ impl CsrfBinding {
     }
 }
 
-/// Session cookies and CSRF tokens of the dashboard. Cheap to clone.
-#[derive(Clone)]
+/// Session cookies and CSRF tokens of the dashboard.
 pub struct BrowserSessions {
-    pub(super) context: ServiceContext,
+    pub(super) context: Arc<ServiceContext>,
 }
 
 impl BrowserSessions {

@@ -11,6 +11,10 @@ use crate::model::{
     scope::Scope,
 };
 
+/// The error for an OAuth client where an API key or a user session is required.
+pub const FIRST_PARTY_REQUIRED: AuthError =
+    AuthError::Forbidden("OAuth clients may not do this; use an API key or a user session");
+
 /// The access that a route requires of its caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AccessRequirement {
@@ -21,6 +25,8 @@ pub enum AccessRequirement {
     FirstParty(Scope),
     /// A user session with any role: for what users do with their own account.
     UserSession,
+    /// A user session with the admin scope.
+    AdminSession,
 }
 
 impl AccessRequirement {
@@ -29,6 +35,7 @@ impl AccessRequirement {
     pub const fn scope(self) -> Option<Scope> {
         match self {
             Self::Scope(scope) | Self::FirstParty(scope) => Some(scope),
+            Self::AdminSession => Some(Scope::Admin),
             Self::UserSession => None,
         }
     }
@@ -51,17 +58,27 @@ pub fn check_access(
         AccessRequirement::Scope(scope) => scope,
         AccessRequirement::FirstParty(scope) => {
             if matches!(principal.credential, Credential::Grant { .. }) {
-                return Err(AuthError::Forbidden(
-                    "OAuth clients may not do this; use an API key or a user session",
-                ));
+                return Err(FIRST_PARTY_REQUIRED);
             }
             scope
         }
         AccessRequirement::UserSession => return check_user_session(principal),
+        AccessRequirement::AdminSession => {
+            check_user_session(principal)?;
+            Scope::Admin
+        }
     };
     if principal.lacks_second_factor {
         return Err(AuthError::MissingSecondFactor);
     }
+    check_scope(principal, required)
+}
+
+/// Checks that a principal has a scope.
+///
+/// # Errors
+/// [`AuthError::InsufficientScope`] if it has not.
+pub fn check_scope(principal: &Principal, required: Scope) -> Result<(), AuthError> {
     if principal.scope < required {
         return Err(AuthError::InsufficientScope { required, held: principal.scope });
     }
@@ -132,17 +149,32 @@ mod tests {
         }
     }
 
+    fn session(role: Role) -> Principal {
+        let credential = Credential::Session {
+            id: Uuid::nil().into(),
+            user_id: Uuid::nil().into(),
+            name: "Dana".into(),
+            role,
+        };
+        Principal { credential, ..key(role.scope(), &[]) }
+    }
+
     #[test]
     fn session_of_any_role_passes_where_a_user_session_is_required() {
         for role in [Role::Viewer, Role::Member, Role::Admin, Role::Owner] {
-            let mut session = key(role.scope(), &[]);
-            session.credential = Credential::Session {
-                id: Uuid::nil().into(),
-                user_id: Uuid::nil().into(),
-                name: "Dana".into(),
-                role,
-            };
-            assert!(check_access(AccessRequirement::UserSession, &session, ADDRESS).is_ok());
+            let checked = check_access(AccessRequirement::UserSession, &session(role), ADDRESS);
+            assert!(checked.is_ok());
         }
+    }
+
+    #[test]
+    fn admin_session_requires_both_a_session_and_the_scope() {
+        let check = |principal| check_access(AccessRequirement::AdminSession, &principal, ADDRESS);
+        assert!(check(session(Role::Admin)).is_ok());
+        let insufficient = check(session(Role::Member));
+        assert!(matches!(insufficient, Err(AuthError::InsufficientScope { .. })));
+        assert!(matches!(check(key(Scope::Admin, &[])), Err(AuthError::Forbidden(_))));
+        let lacking = Principal { lacks_second_factor: true, ..session(Role::Owner) };
+        assert!(matches!(check(lacking), Err(AuthError::MissingSecondFactor)));
     }
 }

@@ -21,10 +21,9 @@ use crate::{
     store,
 };
 
-/// Signs and verifies checkpoints of audit logs. Cheap to clone.
-#[derive(Clone)]
+/// Signs and verifies checkpoints of audit logs.
 pub struct Checkpoints {
-    pub(super) context: ServiceContext,
+    pub(super) context: Arc<ServiceContext>,
     pub(super) signing_keys: Arc<SigningKeys>,
 }
 

@@ -19,8 +19,7 @@ use crate::{
     store::{self, Store, Tx},
 };
 
-/// The parts that every service needs. Cheap to clone.
-#[derive(Clone)]
+/// The parts that every service needs.
 pub struct ServiceContext {
     pub(crate) store: Store,
     pub(crate) env: Env,

@@ -6,15 +6,14 @@ use super::{
     AuthError,
     context::ServiceContext,
     passwords::{invalid_link, parse_stored_email},
-    sessions::require_user_session,
 };
 use crate::{
+    auth::caller::SessionCaller,
     model::{
         audit::{Action, RequestInfo},
         email::Email,
         mail::EmailKind,
         one_time_token::TokenPurpose,
-        principal::Caller,
         user::User,
     },
     store::{self, Tx},
@@ -23,10 +22,9 @@ use crate::{
 /// Lifetime of an email verification link.
 const VERIFICATION_LIFETIME: Duration = Duration::from_hours(7 * 24);
 
-/// Verifies email addresses with mailed links. Cheap to clone.
-#[derive(Clone)]
+/// Verifies email addresses with mailed links.
 pub struct EmailVerification {
-    pub(super) context: ServiceContext,
+    pub(super) context: Arc<ServiceContext>,
 }
 
 impl EmailVerification {
@@ -62,8 +60,8 @@ impl EmailVerification {
     ///
     /// # Errors
     /// [`AuthError::Conflict`] if the address is already verified.
-    pub async fn resend(&self, caller: &Caller) -> Result<(), AuthError> {
-        let (_, user_id) = require_user_session(caller)?;
+    pub async fn resend(&self, caller: &SessionCaller) -> Result<(), AuthError> {
+        let user_id = caller.user();
         let user = self.context.user(user_id).await?;
         if user.email_verified_at.is_some() {
             return Err(AuthError::Conflict("the email address is already verified"));

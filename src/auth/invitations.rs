@@ -12,12 +12,12 @@ use super::{
     accounts::Accounts,
     context::ServiceContext,
     members::Members,
-    passwords::Passwords,
-    passwords::{REAUTHENTICATION_REQUIRED, invalid_link, parse_stored_email},
-    sessions::{Sessions, TokenPair, require_user_session},
+    passwords::{Passwords, REAUTHENTICATION_REQUIRED, invalid_link, parse_stored_email},
+    sessions::{Sessions, TokenPair},
 };
 use crate::{
     audit,
+    auth::caller::{AdminCaller, SessionCaller},
     config::Registration,
     model::{
         audit::{Action, Actor, RequestInfo},
@@ -66,15 +66,14 @@ pub struct NewMember {
     pub full_name: Option<String>,
 }
 
-/// Invitations to workspaces. Cheap to clone.
-#[derive(Clone)]
+/// Invitations to workspaces.
 pub struct Invitations {
-    pub(super) context: ServiceContext,
-    pub(super) passwords: Passwords,
+    pub(super) context: Arc<ServiceContext>,
+    pub(super) passwords: Arc<Passwords>,
     pub(super) registration: Registration,
-    pub(super) accounts: Accounts,
-    pub(super) members: Members,
-    pub(super) sessions: Sessions,
+    pub(super) accounts: Arc<Accounts>,
+    pub(super) members: Arc<Members>,
+    pub(super) sessions: Arc<Sessions>,
 }
 
 impl Invitations {
@@ -88,14 +87,14 @@ impl Invitations {
     pub async fn create(
         &self,
         tx: &mut Tx,
-        caller: &Caller,
+        caller: &AdminCaller,
         email: &str,
         role: Role,
         is_confirmed: bool,
     ) -> Result<Invitation, AuthError> {
         let email = Email::parse(email).map_err(|reason| AuthError::invalid("email", reason))?;
         let (workspace, now) = (caller.workspace(), self.context.env.clock.now());
-        if role > self.members.lock_as_admin(tx, caller).await? {
+        if role > self.members.lock_as_admin(tx, caller.workspace(), caller.credential()).await? {
             return Err(AuthError::Forbidden("you cannot invite to a role above your own"));
         }
         if role == Role::Owner && !is_confirmed {
@@ -155,10 +154,11 @@ impl Invitations {
     /// # Errors
     /// [`AuthError::NotFound`] if it is not open; [`AuthError::Forbidden`] if its role is above the
     /// caller's.
-    pub async fn revoke(&self, caller: &Caller, id: InvitationId) -> Result<(), AuthError> {
+    pub async fn revoke(&self, caller: &AdminCaller, id: InvitationId) -> Result<(), AuthError> {
         let (workspace, now) = (caller.workspace(), self.context.env.clock.now());
         let mut tx = self.context.store.begin(workspace, None).await?;
-        let caller_role = self.members.lock_as_admin(&mut tx, caller).await?;
+        let caller_role =
+            self.members.lock_as_admin(&mut tx, caller.workspace(), caller.credential()).await?;
         let invitation = store::invitations::get(&mut tx, workspace, id, now).await?;
         let invitation = invitation.ok_or(AuthError::NotFound("invitation"))?;
         if invitation.role > caller_role {
@@ -180,8 +180,12 @@ impl Invitations {
     /// # Errors
     /// [`AuthError::Invalid`] for an invalid token; [`AuthError::Forbidden`] if the invitation is
     /// for another address; [`AuthError::Conflict`] if the user is already a member.
-    pub async fn accept(&self, caller: &Caller, token: &str) -> Result<TokenPair, AuthError> {
-        let (_, user_id) = require_user_session(caller)?;
+    pub async fn accept(
+        &self,
+        caller: &SessionCaller,
+        token: &str,
+    ) -> Result<TokenPair, AuthError> {
+        let user_id = caller.user();
         let user = self.context.user(user_id).await?;
         let (workspace, id) = self.verify_token(token).await?;
         let mut tx = self.context.store.begin(workspace, Some(user_id)).await?;

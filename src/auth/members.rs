@@ -4,22 +4,25 @@
 //! caller's own role is read again under that lock, and no caller can assign, change or remove a
 //! role above it.
 
+use std::sync::Arc;
+
 use serde_json::json;
 
 use super::{
     AuthError,
     context::ServiceContext,
     passwords::{Passwords, REAUTHENTICATION_REQUIRED},
-    sessions::{Sessions, require_user_session},
+    sessions::Sessions,
 };
 use crate::{
     audit,
+    auth::caller::{AdminCaller, AdminCredential, SessionCaller},
     model::{
         audit::{Action, Actor},
         id::{UserId, WorkspaceId},
         oauth::grant::GrantEndReason,
         password::Password,
-        principal::{Caller, Credential},
+        principal::Caller,
         scope::{Role, Scope},
         session::{SessionEndReason, SessionSelector},
         user::Member,
@@ -33,12 +36,11 @@ const MAX_LISTED_KEYS: i64 = 100;
 const NO_LONGER_A_MEMBER: AuthError =
     AuthError::InvalidCredential("the user is no longer a member of the workspace");
 
-/// The members of workspaces and their roles. Cheap to clone.
-#[derive(Clone)]
+/// The members of workspaces and their roles.
 pub struct Members {
-    pub(super) context: ServiceContext,
-    pub(super) passwords: Passwords,
-    pub(super) sessions: Sessions,
+    pub(super) context: Arc<ServiceContext>,
+    pub(super) passwords: Arc<Passwords>,
+    pub(super) sessions: Arc<Sessions>,
 }
 
 impl Members {
@@ -47,8 +49,12 @@ impl Members {
     /// # Errors
     /// [`AuthError::NotFound`] if the user is not a member; [`AuthError::Forbidden`] for the last
     /// owner.
-    pub async fn leave(&self, caller: &Caller, workspace: WorkspaceId) -> Result<(), AuthError> {
-        let (_, user) = require_user_session(caller)?;
+    pub async fn leave(
+        &self,
+        caller: &SessionCaller,
+        workspace: WorkspaceId,
+    ) -> Result<(), AuthError> {
+        let user = caller.user();
         let mut tx = self.context.store.begin(workspace, Some(user)).await?;
         let member = self.lock_own(&mut tx, caller, workspace).await?;
         let member = member.ok_or(AuthError::NotFound("workspace"))?;
@@ -61,10 +67,10 @@ impl Members {
     pub(super) async fn lock_own(
         &self,
         tx: &mut Tx,
-        caller: &Caller,
+        caller: &SessionCaller,
         workspace: WorkspaceId,
     ) -> Result<Option<Member>, AuthError> {
-        let (_, user) = require_user_session(caller)?;
+        let user = caller.user();
         if !store::members::lock_workspace(tx, workspace).await? {
             return Ok(None);
         }
@@ -79,7 +85,7 @@ impl Members {
     /// or the password; [`AuthError::NotFound`] if the user is not a member.
     pub async fn change_role(
         &self,
-        caller: &Caller,
+        caller: &AdminCaller,
         user: UserId,
         role: Role,
         password: Option<&Password>,
@@ -116,7 +122,7 @@ impl Members {
     ///
     /// # Errors
     /// As [`Self::change_role`].
-    pub async fn remove(&self, caller: &Caller, user: UserId) -> Result<(), AuthError> {
+    pub async fn remove(&self, caller: &AdminCaller, user: UserId) -> Result<(), AuthError> {
         let workspace = caller.workspace();
         let confirmed = self.passwords.has_reauthenticated(caller, None).await?;
         let mut tx = self.context.store.begin(workspace, Some(user)).await?;
@@ -134,11 +140,11 @@ impl Members {
     async fn lock(
         &self,
         tx: &mut Tx,
-        caller: &Caller,
+        caller: &AdminCaller,
         user: UserId,
     ) -> Result<(Member, Role), AuthError> {
         let workspace = caller.workspace();
-        let caller_role = self.lock_as_admin(tx, caller).await?;
+        let caller_role = self.lock_as_admin(tx, caller.workspace(), caller.credential()).await?;
         let member = store::members::get(tx, workspace, user).await?;
         let member = member.ok_or(AuthError::NotFound("member"))?;
         if member.role > caller_role {
@@ -147,36 +153,32 @@ impl Members {
         Ok((member, caller_role))
     }
 
-    /// Locks the members of the caller's workspace until the transaction ends. Returns the caller's
-    /// current role; for an API key, admin.
+    /// Locks the members of a workspace until the transaction ends. Returns the current role of the
+    /// credential's user; for an API key, admin.
     ///
     /// # Errors
     /// [`AuthError::InsufficientScope`] if that role lacks the admin scope;
-    /// [`AuthError::InvalidCredential`] if the membership or API key has ended;
-    /// [`AuthError::Forbidden`] for OAuth clients.
+    /// [`AuthError::InvalidCredential`] if the membership or API key has ended.
     pub(crate) async fn lock_as_admin(
         &self,
         tx: &mut Tx,
-        caller: &Caller,
+        workspace: WorkspaceId,
+        credential: AdminCredential,
     ) -> Result<Role, AuthError> {
-        let workspace = caller.workspace();
         if !store::members::lock_workspace(tx, workspace).await? {
             return Err(NO_LONGER_A_MEMBER);
         }
-        let role = match &caller.principal.credential {
+        let role = match credential {
             // A key's scope never changes, but the key may have been revoked since authentication.
-            Credential::ApiKey { id, .. } => {
-                if !store::api_keys::lock_for_share(tx, workspace, *id).await? {
+            AdminCredential::ApiKey(id) => {
+                if !store::api_keys::lock_for_share(tx, workspace, id).await? {
                     return Err(AuthError::InvalidCredential("the API key has been revoked"));
                 }
                 Role::Admin
             }
-            Credential::Session { user_id, .. } => {
-                let role = store::members::lock_role_for_share(tx, workspace, *user_id).await?;
+            AdminCredential::Session(user) => {
+                let role = store::members::lock_role_for_share(tx, workspace, user).await?;
                 role.ok_or(NO_LONGER_A_MEMBER)?
-            }
-            Credential::Grant { .. } => {
-                return Err(AuthError::Forbidden("OAuth clients may not do this"));
             }
         };
         match role.scope() {

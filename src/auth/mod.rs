@@ -23,6 +23,7 @@ pub mod api_keys;
 pub mod authenticator;
 pub mod browser_sessions;
 pub mod caches;
+pub mod caller;
 pub mod check_scope;
 pub mod checkpoints;
 mod context;
@@ -43,21 +44,6 @@ pub mod token_issuer;
 pub mod workspaces;
 
 use std::sync::Arc;
-
-use uuid::Uuid;
-
-use crate::{
-    audit::AuditWriter,
-    cache_invalidation::Fence,
-    config::Settings,
-    env::Env,
-    model::{
-        id::{GrantId, SessionId},
-        refresh_token::RefreshKey,
-        second_factor::SecondFactorKey,
-    },
-    store::Store,
-};
 
 use accounts::Accounts;
 use api_keys::ApiKeys;
@@ -80,45 +66,59 @@ use sessions::Sessions;
 use sign_in::SignIn;
 use signing_keys::SigningKeys;
 use token_issuer::TokenIssuer;
+use uuid::Uuid;
 use workspaces::Workspaces;
+
+use crate::{
+    audit::AuditWriter,
+    cache_invalidation::Fence,
+    config::Settings,
+    env::Env,
+    model::{
+        id::{GrantId, SessionId},
+        refresh_token::RefreshKey,
+        second_factor::SecondFactorKey,
+    },
+    store::Store,
+};
 
 /// The services of this module. Cheap to clone.
 #[derive(Clone)]
 pub struct Auth {
     /// What every service needs.
-    pub(crate) context: ServiceContext,
+    pub(crate) context: Arc<ServiceContext>,
     /// The keys that sign access tokens and checkpoints.
     pub signing_keys: Arc<SigningKeys>,
     /// Checkpoints of audit logs.
-    pub checkpoints: Checkpoints,
+    pub checkpoints: Arc<Checkpoints>,
     /// Verification of credentials.
-    pub authenticator: Authenticator,
+    pub authenticator: Arc<Authenticator>,
     /// Session cookies and CSRF tokens.
-    pub browser_sessions: BrowserSessions,
+    pub browser_sessions: Arc<BrowserSessions>,
     /// Access tokens.
-    pub token_issuer: TokenIssuer,
+    pub token_issuer: Arc<TokenIssuer>,
     /// Sessions and their refresh tokens.
-    pub sessions: Sessions,
+    pub sessions: Arc<Sessions>,
     /// Passwords.
-    pub passwords: Passwords,
+    pub passwords: Arc<Passwords>,
     /// Verification of email addresses.
-    pub email_verification: EmailVerification,
+    pub email_verification: Arc<EmailVerification>,
     /// Authenticator apps and recovery codes.
-    pub second_factors: SecondFactors,
+    pub second_factors: Arc<SecondFactors>,
     /// Members of workspaces.
-    pub members: Members,
+    pub members: Arc<Members>,
     /// Workspaces.
-    pub workspaces: Workspaces,
+    pub workspaces: Arc<Workspaces>,
     /// Accounts of users.
-    pub accounts: Accounts,
+    pub accounts: Arc<Accounts>,
     /// Invitations to workspaces.
-    pub invitations: Invitations,
+    pub invitations: Arc<Invitations>,
     /// API keys.
-    pub api_keys: ApiKeys,
+    pub api_keys: Arc<ApiKeys>,
     /// Sign-in with a password and a code.
-    pub sign_in: SignIn,
+    pub sign_in: Arc<SignIn>,
     /// Passkeys, and sign-in with them.
-    pub passkeys: Passkeys,
+    pub passkeys: Arc<Passkeys>,
     /// This node's credential caches, for metrics.
     pub caches: CredentialCaches,
     /// The MAC key of refresh tokens of OAuth grants.
@@ -149,14 +149,14 @@ impl Auth {
         node_id: Uuid,
     ) -> Result<Self, String> {
         let master_key = MasterKey::new(&settings.keys.encryption_key);
-        let context = ServiceContext {
+        let context = Arc::new(ServiceContext {
             store,
             env,
             audit,
             fence,
             token_key: master_key.token_key()?,
             issuer: settings.server.public_url.as_str().into(),
-        };
+        });
         let hasher = PasswordHasher::start(settings.passwords, &context.env)?;
         let keys = DerivedKeys {
             session_refresh: master_key.refresh_key()?,
@@ -176,9 +176,10 @@ impl Auth {
     }
 
     /// Creates the services in the order of their dependencies.
+    #[expect(clippy::too_many_lines, reason = "a few lines for each service")]
     fn connect(
         settings: &Settings,
-        context: ServiceContext,
+        context: Arc<ServiceContext>,
         caches: CredentialCaches,
         signing_keys: Arc<SigningKeys>,
         keys: DerivedKeys,
@@ -186,89 +187,95 @@ impl Auth {
         node_id: Uuid,
     ) -> Self {
         let registration = settings.sessions.registration;
-        let token_issuer = TokenIssuer {
-            context: context.clone(),
+        let token_issuer = Arc::new(TokenIssuer {
+            context: Arc::clone(&context),
             signing_keys: Arc::clone(&signing_keys),
             lifetime: settings.sessions.access_token_lifetime,
-        };
-        let sessions = Sessions {
-            context: context.clone(),
+        });
+        let sessions = Arc::new(Sessions {
+            context: Arc::clone(&context),
             refresh_key: keys.session_refresh,
             lifetime: settings.sessions.absolute_lifetime,
             idle_timeout: settings.sessions.refresh_token_lifetime,
             refresh_retry_window: settings.sessions.refresh_reuse_window,
-            token_issuer: token_issuer.clone(),
-        };
-        let passwords = Passwords { context: context.clone(), hasher, sessions: sessions.clone() };
-        let email_verification = EmailVerification { context: context.clone() };
-        let second_factors = SecondFactors {
-            context: context.clone(),
+            token_issuer: Arc::clone(&token_issuer),
+        });
+        let passwords = Arc::new(Passwords {
+            context: Arc::clone(&context),
+            hasher,
+            sessions: Arc::clone(&sessions),
+        });
+        let email_verification = Arc::new(EmailVerification { context: Arc::clone(&context) });
+        let second_factors = Arc::new(SecondFactors {
+            context: Arc::clone(&context),
             key: keys.second_factor,
-            passwords: passwords.clone(),
-            sessions: sessions.clone(),
-        };
-        let members = Members {
-            context: context.clone(),
-            passwords: passwords.clone(),
-            sessions: sessions.clone(),
-        };
-        let workspaces = Workspaces {
-            context: context.clone(),
-            members: members.clone(),
-            passwords: passwords.clone(),
-        };
-        let accounts = Accounts {
-            context: context.clone(),
+            passwords: Arc::clone(&passwords),
+            sessions: Arc::clone(&sessions),
+        });
+        let members = Arc::new(Members {
+            context: Arc::clone(&context),
+            passwords: Arc::clone(&passwords),
+            sessions: Arc::clone(&sessions),
+        });
+        let workspaces = Arc::new(Workspaces {
+            context: Arc::clone(&context),
+            members: Arc::clone(&members),
+            passwords: Arc::clone(&passwords),
+        });
+        let accounts = Arc::new(Accounts {
+            context: Arc::clone(&context),
             registration,
-            email_verification: email_verification.clone(),
-            members: members.clone(),
-            passwords: passwords.clone(),
-            sessions: sessions.clone(),
-            workspaces: workspaces.clone(),
-        };
-        let sign_in = SignIn {
-            context: context.clone(),
-            passwords: passwords.clone(),
-            second_factors: second_factors.clone(),
-            sessions: sessions.clone(),
-            workspaces: workspaces.clone(),
-        };
-        let passkeys = Passkeys {
-            context: context.clone(),
-            passwords: passwords.clone(),
-            second_factors: second_factors.clone(),
-            sessions: sessions.clone(),
-            sign_in: sign_in.clone(),
-        };
-        let invitations = Invitations {
-            context: context.clone(),
-            passwords: passwords.clone(),
+            email_verification: Arc::clone(&email_verification),
+            members: Arc::clone(&members),
+            passwords: Arc::clone(&passwords),
+            sessions: Arc::clone(&sessions),
+            workspaces: Arc::clone(&workspaces),
+        });
+        let sign_in = Arc::new(SignIn {
+            context: Arc::clone(&context),
+            passwords: Arc::clone(&passwords),
+            second_factors: Arc::clone(&second_factors),
+            sessions: Arc::clone(&sessions),
+            workspaces: Arc::clone(&workspaces),
+        });
+        let passkeys = Arc::new(Passkeys {
+            context: Arc::clone(&context),
+            passwords: Arc::clone(&passwords),
+            second_factors: Arc::clone(&second_factors),
+            sessions: Arc::clone(&sessions),
+            sign_in: Arc::clone(&sign_in),
+        });
+        let invitations = Arc::new(Invitations {
+            context: Arc::clone(&context),
+            passwords: Arc::clone(&passwords),
             registration,
-            accounts: accounts.clone(),
-            members: members.clone(),
-            sessions: sessions.clone(),
-        };
-        let api_keys = ApiKeys {
-            context: context.clone(),
+            accounts: Arc::clone(&accounts),
+            members: Arc::clone(&members),
+            sessions: Arc::clone(&sessions),
+        });
+        let api_keys = Arc::new(ApiKeys {
+            context: Arc::clone(&context),
             environment: settings.keys.environment.clone(),
             quiet_period: settings.rotation.quiet_period.try_into().unwrap_or(time::Duration::MAX),
             node_id,
-            members: members.clone(),
-        };
-        let authenticator = Authenticator {
-            context: context.clone(),
+            members: Arc::clone(&members),
+        });
+        let authenticator = Arc::new(Authenticator {
+            context: Arc::clone(&context),
             caches: caches.clone(),
             environment: settings.keys.environment.clone(),
             signing_keys: Arc::clone(&signing_keys),
             session_idle_timeout: settings.sessions.refresh_token_lifetime,
-        };
-        let checkpoints =
-            Checkpoints { context: context.clone(), signing_keys: Arc::clone(&signing_keys) };
+        });
+        let checkpoints = Arc::new(Checkpoints {
+            context: Arc::clone(&context),
+            signing_keys: Arc::clone(&signing_keys),
+        });
         Self {
             signing_keys,
             checkpoints,
             authenticator,
-            browser_sessions: BrowserSessions { context: context.clone() },
+            browser_sessions: Arc::new(BrowserSessions { context: Arc::clone(&context) }),
             token_issuer,
             sessions,
             passwords,

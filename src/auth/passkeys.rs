@@ -15,10 +15,11 @@ use super::{
     context::ServiceContext,
     passwords::{Passwords, REAUTHENTICATION_REQUIRED, parse_stored_email},
     second_factors::SecondFactors,
-    sessions::{Sessions, TokenPair, require_user_session},
+    sessions::{Sessions, TokenPair},
     sign_in::SignIn,
 };
 use crate::{
+    auth::caller::SessionCaller,
     model::{
         audit::{Action, Actor, RequestInfo},
         id::{Id, PasskeyId, WorkspaceId},
@@ -27,7 +28,6 @@ use crate::{
         passkey,
         passkey::{Ceremony, Passkey, PasskeyError, RelyingParty},
         password::Password,
-        principal::Caller,
         session::{SessionEndReason, SessionSelector},
         text,
         user::User,
@@ -103,14 +103,13 @@ impl From<PasskeyError> for AuthError {
     }
 }
 
-/// Registers passkeys, and signs users in with them. Cheap to clone.
-#[derive(Clone)]
+/// Registers passkeys, and signs users in with them.
 pub struct Passkeys {
-    pub(super) context: ServiceContext,
-    pub(super) passwords: Passwords,
-    pub(super) second_factors: SecondFactors,
-    pub(super) sessions: Sessions,
-    pub(super) sign_in: SignIn,
+    pub(super) context: Arc<ServiceContext>,
+    pub(super) passwords: Arc<Passwords>,
+    pub(super) second_factors: Arc<SecondFactors>,
+    pub(super) sessions: Arc<Sessions>,
+    pub(super) sign_in: Arc<SignIn>,
 }
 
 impl Passkeys {
@@ -127,10 +126,10 @@ impl Passkeys {
     /// passkeys, the email address is not verified, or this deployment cannot have passkeys.
     pub async fn registration_options(
         &self,
-        caller: &Caller,
+        caller: &SessionCaller,
         password: Option<&Password>,
     ) -> Result<Value, AuthError> {
-        let (session, user_id) = require_user_session(caller)?;
+        let (session, user_id) = (caller.session(), caller.user());
         let party = self.relying_party()?;
         if !self.passwords.has_reauthenticated(caller, password).await? {
             return Err(REAUTHENTICATION_REQUIRED);
@@ -167,7 +166,7 @@ impl Passkeys {
     async fn lock_user_to_add(
         &self,
         tx: &mut Tx,
-        caller: &Caller,
+        caller: &SessionCaller,
     ) -> Result<(User, Vec<(Passkey, Vec<u8>)>), AuthError> {
         let user = self.second_factors.lock_user_for_change(tx, caller).await?;
         // A stranger that registered this address must not keep access after its owner has verified
@@ -190,11 +189,11 @@ impl Passkeys {
     /// registered; otherwise as [`Self::registration_options`].
     pub async fn register(
         &self,
-        caller: &Caller,
+        caller: &SessionCaller,
         name: &str,
         credential: &RegistrationCredential,
     ) -> Result<Passkey, AuthError> {
-        let (session, user_id) = require_user_session(caller)?;
+        let (session, user_id) = (caller.session(), caller.user());
         let party = self.relying_party()?;
         let name = text::validate_name("name", name)
             .map_err(|reason| AuthError::invalid("name", reason))?;
@@ -240,8 +239,8 @@ impl Passkeys {
     ///
     /// # Errors
     /// [`AuthError::Forbidden`] if the caller is not a user session.
-    pub async fn list(&self, caller: &Caller) -> Result<Vec<Passkey>, AuthError> {
-        let (_, user_id) = require_user_session(caller)?;
+    pub async fn list(&self, caller: &SessionCaller) -> Result<Vec<Passkey>, AuthError> {
+        let user_id = caller.user();
         let mut tx = self.context.store.begin_for_user(user_id).await?;
         let passkeys = store::passkeys::list(&mut tx, user_id).await?;
         Ok(passkeys.into_iter().map(|(passkey, _)| passkey).collect())
@@ -257,11 +256,11 @@ impl Passkeys {
     /// [`Self::registration_options`].
     pub async fn remove(
         &self,
-        caller: &Caller,
+        caller: &SessionCaller,
         id: PasskeyId,
         password: Option<&Password>,
     ) -> Result<(), AuthError> {
-        let (session, user_id) = require_user_session(caller)?;
+        let (session, user_id) = (caller.session(), caller.user());
         if !self.passwords.has_reauthenticated(caller, password).await? {
             return Err(REAUTHENTICATION_REQUIRED);
         }

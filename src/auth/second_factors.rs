@@ -3,7 +3,7 @@
 //! Attempts are limited: five per challenge, and ten per hour and user. A challenge exists only
 //! after a correct password, so a stranger cannot use up a user's attempts.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use secrecy::{ExposeSecret, SecretString};
@@ -13,16 +13,16 @@ use super::{
     AuthError,
     context::ServiceContext,
     passwords::{Passwords, REAUTHENTICATION_REQUIRED},
-    sessions::{SESSION_ENDED, Sessions, require_user_session},
+    sessions::{SESSION_ENDED, Sessions},
 };
 use crate::{
+    auth::caller::SessionCaller,
     model::{
         audit::{Action, Actor, NewEvent},
         email::Email,
         id::UserId,
         mail::EmailKind,
         password::Password,
-        principal::Caller,
         second_factor::{STEP_SECONDS, SecondFactorKey},
         session::{SessionEndReason, SessionSelector},
         user::User,
@@ -49,13 +49,12 @@ pub struct TotpEnrollment {
     pub uri: SecretString,
 }
 
-/// Authenticator apps and recovery codes of users. Cheap to clone.
-#[derive(Clone)]
+/// Authenticator apps and recovery codes of users.
 pub struct SecondFactors {
-    pub(super) context: ServiceContext,
+    pub(super) context: Arc<ServiceContext>,
     pub(super) key: SecondFactorKey,
-    pub(super) passwords: Passwords,
-    pub(super) sessions: Sessions,
+    pub(super) passwords: Arc<Passwords>,
+    pub(super) sessions: Arc<Sessions>,
 }
 
 impl SecondFactors {
@@ -72,9 +71,9 @@ impl SecondFactors {
     pub(super) async fn lock_user_for_change(
         &self,
         tx: &mut Tx,
-        caller: &Caller,
+        caller: &SessionCaller,
     ) -> Result<User, AuthError> {
-        let (session, user) = require_user_session(caller)?;
+        let (session, user) = (caller.session(), caller.user());
         let user_row = store::users::lock(tx, user).await?.ok_or(SESSION_ENDED)?;
         store::sessions::active_since(tx, user, session).await?.ok_or(SESSION_ENDED)?;
         if !store::second_factor::is_satisfied(tx, user, session).await? {
@@ -88,8 +87,8 @@ impl SecondFactors {
     ///
     /// # Errors
     /// [`AuthError::Forbidden`] if the caller is not a user session.
-    pub async fn can_change(&self, caller: &Caller) -> Result<bool, AuthError> {
-        let (session, user) = require_user_session(caller)?;
+    pub async fn can_change(&self, caller: &SessionCaller) -> Result<bool, AuthError> {
+        let (session, user) = (caller.session(), caller.user());
         let mut tx = self.context.store.begin_for_user(user).await?;
         Ok(store::second_factor::is_satisfied(&mut tx, user, session).await?)
     }
@@ -103,10 +102,10 @@ impl SecondFactors {
     /// [`AuthError::Invalid`] for a wrong password.
     pub async fn enroll_totp(
         &self,
-        caller: &Caller,
+        caller: &SessionCaller,
         password: Option<&Password>,
     ) -> Result<TotpEnrollment, AuthError> {
-        let (_, user_id) = require_user_session(caller)?;
+        let user_id = caller.user();
         if !self.passwords.has_reauthenticated(caller, password).await? {
             return Err(REAUTHENTICATION_REQUIRED);
         }
@@ -130,10 +129,10 @@ impl SecondFactors {
     /// [`AuthError::Forbidden`] if the session has not used the required passkey.
     pub async fn confirm_totp(
         &self,
-        caller: &Caller,
+        caller: &SessionCaller,
         code: &str,
     ) -> Result<Vec<SecretString>, AuthError> {
-        let (session, user_id) = require_user_session(caller)?;
+        let (session, user_id) = (caller.session(), caller.user());
         let now = self.context.env.clock.now();
         let mut tx = self.context.store.begin_for_user(user_id).await?;
         // The lock orders this with concurrent sign-ins: each ends before this, or sees the factor.
@@ -180,10 +179,10 @@ impl SecondFactors {
     /// authenticator app.
     pub async fn renew_recovery_codes(
         &self,
-        caller: &Caller,
+        caller: &SessionCaller,
         password: &Password,
     ) -> Result<Vec<SecretString>, AuthError> {
-        let (_, user_id) = require_user_session(caller)?;
+        let user_id = caller.user();
         let user = self.context.user(user_id).await?;
         self.passwords.require(&user, "password", password, &caller.request).await?;
         let mut tx = self.context.store.begin_for_user(user_id).await?;
@@ -204,8 +203,8 @@ impl SecondFactors {
     ///
     /// # Errors
     /// [`AuthError::Forbidden`] if the caller is not a user session.
-    pub async fn has_totp(&self, caller: &Caller) -> Result<bool, AuthError> {
-        let (_, user_id) = require_user_session(caller)?;
+    pub async fn has_totp(&self, caller: &SessionCaller) -> Result<bool, AuthError> {
+        let user_id = caller.user();
         let mut tx = self.context.store.begin_for_user(user_id).await?;
         Ok(store::second_factor::has_totp(&mut tx, user_id).await?)
     }
@@ -215,8 +214,12 @@ impl SecondFactors {
     /// # Errors
     /// [`AuthError::Invalid`] for a wrong password; [`AuthError::NotFound`] if there is none;
     /// [`AuthError::Conflict`] if the user has passkeys and this session has used none of them.
-    pub async fn remove_totp(&self, caller: &Caller, password: &Password) -> Result<(), AuthError> {
-        let (session, user_id) = require_user_session(caller)?;
+    pub async fn remove_totp(
+        &self,
+        caller: &SessionCaller,
+        password: &Password,
+    ) -> Result<(), AuthError> {
+        let (session, user_id) = (caller.session(), caller.user());
         let user = self.context.user(user_id).await?;
         self.passwords.require(&user, "password", password, &caller.request).await?;
         let mut tx = self.context.store.begin_for_user(user_id).await?;

@@ -12,10 +12,10 @@ use super::{
     context::ServiceContext,
     members::Members,
     passwords::{Passwords, REAUTHENTICATION_REQUIRED},
-    sessions::require_user_session,
 };
 use crate::{
     audit,
+    auth::caller::{AdminCredential, SessionCaller},
     model::{
         audit::{Action, Actor, NewEvent, RequestInfo},
         email::Email,
@@ -37,12 +37,11 @@ const MAX_WORKSPACES: i64 = 100;
 const OWNER_REQUIRED: AuthError =
     AuthError::Forbidden("only a signed-in owner can change whether a second factor is required");
 
-/// Creates, updates and deletes workspaces. Cheap to clone.
-#[derive(Clone)]
+/// Creates, updates and deletes workspaces.
 pub struct Workspaces {
-    pub(super) context: ServiceContext,
-    pub(super) members: Members,
-    pub(super) passwords: Passwords,
+    pub(super) context: Arc<ServiceContext>,
+    pub(super) members: Arc<Members>,
+    pub(super) passwords: Arc<Passwords>,
 }
 
 impl Workspaces {
@@ -98,10 +97,10 @@ impl Workspaces {
     /// [`AuthError::Forbidden`] if the caller is not a user session.
     pub async fn list_own(
         &self,
-        caller: &Caller,
+        caller: &SessionCaller,
         page: PageRequest,
     ) -> Result<(ListPage<WorkspaceWithRole>, i64), AuthError> {
-        let (_, user) = require_user_session(caller)?;
+        let user = caller.user();
         let mut tx = self.context.store.begin_for_user(user).await?;
         let items = store::workspaces::list_by_user(&mut tx, user, page).await?;
         let total = store::workspaces::count_by_user(&mut tx, user).await?;
@@ -116,10 +115,10 @@ impl Workspaces {
     pub async fn create(
         &self,
         tx: &mut Tx,
-        caller: &Caller,
+        caller: &SessionCaller,
         name: &str,
     ) -> Result<WorkspaceWithRole, AuthError> {
-        let (_, user) = require_user_session(caller)?;
+        let user = caller.user();
         let name = text::validate_name("name", name)
             .map_err(|reason| AuthError::invalid("name", reason))?;
         let workspace = self.build(name);
@@ -201,17 +200,14 @@ impl Workspaces {
         let name = change.name.map(|name| text::validate_name("name", &name)).transpose();
         let name = name.map_err(|reason| AuthError::invalid("name", reason))?;
         let change = WorkspaceChange { name, ..change };
-        if change.require_second_factor.is_some()
-            && !self.passwords.has_reauthenticated(caller, password).await?
-        {
-            return Err(
-                require_user_session(caller).map_or(OWNER_REQUIRED, |_| REAUTHENTICATION_REQUIRED)
-            );
-        }
+        let owner = match change.require_second_factor {
+            Some(_) => Some(self.require_recent_session(caller, password).await?),
+            None => None,
+        };
         let workspace = caller.workspace();
         let mut tx = self.context.store.begin(workspace, caller.principal.user_id()).await?;
-        if change.require_second_factor.is_some() {
-            self.check_can_require_second_factor(&mut tx, caller).await?;
+        if let Some(owner) = &owner {
+            self.check_can_require_second_factor(&mut tx, owner).await?;
         }
         if change != WorkspaceChange::default() {
             store::workspaces::update(&mut tx, workspace, &change).await?;
@@ -230,14 +226,33 @@ impl Workspaces {
         updated.ok_or(AuthError::NotFound("workspace"))
     }
 
+    /// Requires that the caller is a user session that has reauthenticated.
+    async fn require_recent_session(
+        &self,
+        caller: &Caller,
+        password: Option<&Password>,
+    ) -> Result<SessionCaller, AuthError> {
+        let session = SessionCaller::new(caller.clone()).map_err(|_| OWNER_REQUIRED)?;
+        if self.passwords.has_reauthenticated(caller, password).await? {
+            Ok(session)
+        } else {
+            Err(REAUTHENTICATION_REQUIRED)
+        }
+    }
+
     /// Checks that the caller may change whether the workspace requires a second factor.
     async fn check_can_require_second_factor(
         &self,
         tx: &mut Tx,
-        caller: &Caller,
+        caller: &SessionCaller,
     ) -> Result<(), AuthError> {
-        let (_, user) = require_user_session(caller)?;
-        if self.members.lock_as_admin(tx, caller).await? != Role::Owner {
+        let user = caller.user();
+        if self
+            .members
+            .lock_as_admin(tx, caller.workspace(), AdminCredential::Session(caller.user()))
+            .await?
+            != Role::Owner
+        {
             return Err(OWNER_REQUIRED);
         }
         // Otherwise the requirement would lock out the owner first.
@@ -253,16 +268,23 @@ impl Workspaces {
     /// # Errors
     /// [`AuthError::Forbidden`] unless the caller is an owner's session; [`AuthError::Invalid`] for
     /// a wrong password.
-    pub async fn delete(&self, caller: &Caller, password: &Password) -> Result<(), AuthError> {
-        const OWNER_REQUIRED_TO_DELETE: AuthError =
-            AuthError::Forbidden("only a signed-in owner can delete the workspace");
-        let (_, user_id) = require_user_session(caller).map_err(|_| OWNER_REQUIRED_TO_DELETE)?;
+    pub async fn delete(
+        &self,
+        caller: &SessionCaller,
+        password: &Password,
+    ) -> Result<(), AuthError> {
+        let user_id = caller.user();
         let user = self.context.user(user_id).await?;
         self.passwords.require(&user, "password", password, &caller.request).await?;
         let workspace = caller.workspace();
         let mut tx = self.context.store.begin(workspace, Some(user_id)).await?;
-        if self.members.lock_as_admin(&mut tx, caller).await? != Role::Owner {
-            return Err(OWNER_REQUIRED_TO_DELETE);
+        if self
+            .members
+            .lock_as_admin(&mut tx, caller.workspace(), AdminCredential::Session(caller.user()))
+            .await?
+            != Role::Owner
+        {
+            return Err(AuthError::Forbidden("only an owner can delete the workspace"));
         }
         self.delete_in_tx(&mut tx, caller, workspace).await?;
         tx.commit().await?;

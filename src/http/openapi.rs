@@ -128,7 +128,7 @@ fn add_access_and_errors(operation: &mut Operation, rule: AccessRule, is_v1: boo
             AccessRequirement::Scope(_) | AccessRequirement::FirstParty(_) => {
                 &[API_KEY, ACCESS_TOKEN][..]
             }
-            AccessRequirement::UserSession => &[ACCESS_TOKEN],
+            AccessRequirement::UserSession | AccessRequirement::AdminSession => &[ACCESS_TOKEN],
         };
         let requirement = |name: &&str| SecurityRequirement::new(*name, Vec::<String>::new());
         operation.security = Some(schemes.iter().map(requirement).collect());

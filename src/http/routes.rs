@@ -5,6 +5,11 @@
 //! without such an extractor. Tests compare the table with the OpenAPI document and try every route
 //! with every kind of credential. The rules are in [`super::extract`].
 
+use axum::{
+    http::Method,
+    routing::{MethodFilter, MethodRouter},
+};
+
 use super::{
     App,
     api::{
@@ -19,10 +24,7 @@ use super::{
     route::{Route, assert_extractor},
     well_known,
 };
-use axum::{
-    http::Method,
-    routing::{MethodFilter, MethodRouter},
-};
+use crate::http::extract::AdminSession;
 
 macro_rules! routes {
     (@method ANY) => { None };
@@ -87,7 +89,7 @@ pub fn table() -> Vec<Route> {
 
         GET    "/v1/workspace"                  ReadOnly   => workspace::get;
         PATCH  "/v1/workspace"                  Admin      => workspace::update;
-        DELETE "/v1/workspace"                  Admin      => workspace::delete;
+        DELETE "/v1/workspace"                  AdminSession => workspace::delete;
         GET    "/v1/workspaces"                 UserSession => workspaces::list;
         POST   "/v1/workspaces"                 UserSession => workspaces::create;
         POST   "/v1/workspaces/{id}/leave"      UserSession => workspaces::leave;

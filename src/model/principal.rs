@@ -93,6 +93,15 @@ impl Principal {
         }
     }
 
+    /// Returns the session and its user if the credential is a session.
+    #[must_use]
+    pub fn session(&self) -> Option<(SessionId, UserId)> {
+        match &self.credential {
+            Credential::Session { id, user_id, .. } => Some((*id, *user_id)),
+            Credential::ApiKey { .. } | Credential::Grant { .. } => None,
+        }
+    }
+
     /// Returns the id of the API key if the credential is one.
     #[must_use]
     pub fn api_key(&self) -> Option<ApiKeyId> {

@@ -11,7 +11,7 @@ use time::OffsetDateTime;
 use super::{OAuth, OAuthError, OAuthErrorCode, authorize::AuthorizationRequest};
 use crate::{
     audit,
-    auth::{AuthError, sessions::require_user_session},
+    auth::{AuthError, caller::SessionCaller},
     model::{
         audit::Action,
         id::{ClientId, GrantId, Id, UserId, WorkspaceId},
@@ -58,9 +58,9 @@ impl OAuth {
     /// [`AuthError::Forbidden`] if the caller is not a session.
     pub async fn selectable_workspaces(
         &self,
-        caller: &Caller,
+        caller: &SessionCaller,
     ) -> Result<Vec<WorkspaceWithRole>, OAuthError> {
-        let (_, user) = require_user_session(caller)?;
+        let user = caller.user();
         let mut tx = self.store.begin_for_user(user).await?;
         let page = PageRequest { limit: MAX_CHOICES, before: None, offset: 0 };
         Ok(store::workspaces::list_by_user(&mut tx, user, page).await?.items)
@@ -76,7 +76,7 @@ impl OAuth {
     /// [`OAuthError::Service`] if the query fails.
     pub async fn has_prior_consent(
         &self,
-        caller: &Caller,
+        caller: &SessionCaller,
         request: &AuthorizationRequest,
     ) -> Result<bool, OAuthError> {
         let kind = redirect_uri::validate(&request.redirect_uri, &self.native_schemes);
@@ -85,7 +85,7 @@ impl OAuth {
         if !is_remote || caller.principal.lacks_second_factor {
             return Ok(false);
         }
-        let (_, user) = require_user_session(caller)?;
+        let user = caller.user();
         let workspace = caller.workspace();
         let wanted = request.scope.min(caller.principal.scope);
         let mut tx = self.store.begin(workspace, Some(user)).await?;
@@ -121,7 +121,7 @@ impl OAuth {
     /// factor that it requires, or grants the admin scope without a recent sign-in.
     pub async fn approve_authorization(
         &self,
-        caller: &Caller,
+        caller: &SessionCaller,
         request: &AuthorizationRequest,
         workspace: WorkspaceId,
         scope: Scope,
@@ -179,12 +179,12 @@ impl OAuth {
     /// the grant's id, and true if older grants ended: then wait for the fence after the commit.
     pub(super) async fn create_grant(
         &self,
-        caller: &Caller,
+        caller: &SessionCaller,
         workspace: WorkspaceId,
         wanted: CreateGrantParams<'_>,
     ) -> Result<(Tx, GrantId, bool), OAuthError> {
         let CreateGrantParams { client, scope, resources, code, redeem_by: begin_by } = wanted;
-        let (session, user) = require_user_session(caller)?;
+        let (session, user) = (caller.session(), caller.user());
         let is_confirmed =
             scope < Scope::Admin || self.auth.passwords.has_reauthenticated(caller, None).await?;
         let mut tx = self.store.begin(workspace, Some(user)).await?;

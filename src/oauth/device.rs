@@ -10,7 +10,7 @@ use secrecy::SecretString;
 
 use super::{OAuth, OAuthError, OAuthErrorCode, consent::CreateGrantParams, requested_scope};
 use crate::{
-    auth::AuthError,
+    auth::{AuthError, caller::SessionCaller},
     model::{
         address,
         audit::RequestInfo,
@@ -158,7 +158,7 @@ impl OAuth {
     /// [`AuthError::Conflict`] if the request was already approved or denied.
     pub async fn approve_device(
         &self,
-        caller: &Caller,
+        caller: &SessionCaller,
         device: &DeviceRequest,
         workspace: WorkspaceId,
         scope: Scope,

@@ -6,7 +6,7 @@
 use super::OAuth;
 use crate::{
     audit,
-    auth::{AuthError, sessions::require_user_session},
+    auth::{AuthError, caller::SessionCaller},
     model::{
         audit::Action,
         id::GrantId,
@@ -27,24 +27,22 @@ impl OAuth {
     /// [`AuthError::Forbidden`] if the caller is not a session.
     pub async fn list_user_grants(
         &self,
-        caller: &Caller,
+        caller: &SessionCaller,
         page: PageRequest,
     ) -> Result<(ListPage<Grant>, i64), AuthError> {
-        let (_, user) = require_user_session(caller)?;
+        let user = caller.user();
         self.list_grants(caller, GrantOwner::User(user), page).await
     }
 
     /// Lists all grants in the caller's workspace, with their total number.
     ///
     /// # Errors
-    /// [`AuthError::Forbidden`] if the caller is not a session, [`AuthError::InsufficientScope`] if
-    /// it lacks the admin scope.
+    /// [`AuthError::InsufficientScope`] if the caller lacks the admin scope.
     pub async fn list_workspace_grants(
         &self,
-        caller: &Caller,
+        caller: &SessionCaller,
         page: PageRequest,
     ) -> Result<(ListPage<Grant>, i64), AuthError> {
-        require_user_session(caller)?;
         let held = caller.principal.scope;
         if held < Scope::Admin {
             return Err(AuthError::InsufficientScope { required: Scope::Admin, held });
@@ -75,8 +73,8 @@ impl OAuth {
     ///
     /// # Errors
     /// [`AuthError::NotFound`] if the caller has no right to the grant.
-    pub async fn end_grant(&self, caller: &Caller, id: GrantId) -> Result<(), AuthError> {
-        let (_, user) = require_user_session(caller)?;
+    pub async fn end_grant(&self, caller: &SessionCaller, id: GrantId) -> Result<(), AuthError> {
+        let user = caller.user();
         let mut tx = self.store.begin(caller.workspace(), Some(user)).await?;
         let grant = store::connected_apps::get(&mut tx, id).await?.ok_or(NOT_FOUND)?;
         if grant.user_id != Some(user) {

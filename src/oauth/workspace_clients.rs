@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     audit,
-    auth::AuthError,
+    auth::{AuthError, caller::AdminCaller},
     model::{
         audit::{Action, Actor, NewEvent},
         id::{ClientId, WorkspaceId},
@@ -73,7 +73,7 @@ impl OAuth {
     /// caller's, [`AuthError::Conflict`] if the workspace already has 100 clients.
     pub async fn create_client(
         &self,
-        caller: &Caller,
+        caller: &AdminCaller,
         wanted: CreateClientParams,
     ) -> Result<RegisteredClient, AuthError> {
         if wanted.scope > caller.principal.scope {
@@ -84,7 +84,7 @@ impl OAuth {
         client.created_by = Some(caller.principal.subject());
         let event = audit::event(&self.env, caller, Action::ClientCreated, 201);
         let mut tx = self.store.begin(workspace, caller.principal.user_id()).await?;
-        self.auth.members.lock_as_admin(&mut tx, caller).await?;
+        self.auth.members.lock_as_admin(&mut tx, caller.workspace(), caller.credential()).await?;
         if store::oauth_clients::count(&mut tx, workspace).await? >= MAX_CLIENTS {
             return Err(AuthError::Conflict("the workspace already has 100 OAuth clients"));
         }
@@ -223,7 +223,7 @@ impl OAuth {
     /// values.
     pub async fn update_client(
         &self,
-        caller: &Caller,
+        caller: &AdminCaller,
         id: ClientId,
         wanted: UpdateClientParams,
     ) -> Result<Client, AuthError> {
@@ -231,7 +231,7 @@ impl OAuth {
         let name = wanted.name.as_deref().map(|name| text::validate_name("name", name)).transpose();
         let name = name.map_err(|why| AuthError::invalid("name", why))?;
         let mut tx = self.store.begin(workspace, caller.principal.user_id()).await?;
-        self.auth.members.lock_as_admin(&mut tx, caller).await?;
+        self.auth.members.lock_as_admin(&mut tx, caller.workspace(), caller.credential()).await?;
         let known = store::oauth_clients::get(&mut tx, workspace, id).await?.ok_or(NOT_FOUND)?;
         let uris = wanted.redirect_uris.as_deref();
         if let Some(uris) = uris {
@@ -256,13 +256,13 @@ impl OAuth {
     /// client is public or already has ten valid secrets.
     pub async fn rotate_client_secret(
         &self,
-        caller: &Caller,
+        caller: &AdminCaller,
         id: ClientId,
         overlap: Duration,
     ) -> Result<(Client, ClientSecret, OffsetDateTime), AuthError> {
         let workspace = caller.workspace();
         let mut tx = self.store.begin(workspace, caller.principal.user_id()).await?;
-        self.auth.members.lock_as_admin(&mut tx, caller).await?;
+        self.auth.members.lock_as_admin(&mut tx, caller.workspace(), caller.credential()).await?;
         let client = store::oauth_clients::get(&mut tx, workspace, id).await?.ok_or(NOT_FOUND)?;
         if !client.is_confidential() {
             return Err(AuthError::Conflict("this is a public client: it has no secret"));
@@ -290,10 +290,10 @@ impl OAuth {
     ///
     /// # Errors
     /// [`AuthError::NotFound`] if the workspace has no such client.
-    pub async fn delete_client(&self, caller: &Caller, id: ClientId) -> Result<(), AuthError> {
+    pub async fn delete_client(&self, caller: &AdminCaller, id: ClientId) -> Result<(), AuthError> {
         let workspace = caller.workspace();
         let mut tx = self.store.begin(workspace, caller.principal.user_id()).await?;
-        self.auth.members.lock_as_admin(&mut tx, caller).await?;
+        self.auth.members.lock_as_admin(&mut tx, caller.workspace(), caller.credential()).await?;
         let client = store::oauth_clients::get(&mut tx, workspace, id).await?.ok_or(NOT_FOUND)?;
         let abroad = store::oauth_clients::list_external_grants(&mut tx, Some(id)).await?;
         store::oauth_clients::delete(&mut tx, workspace, id).await?;

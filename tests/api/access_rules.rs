@@ -197,7 +197,7 @@ async fn every_route_enforces_its_access_rule() {
                     assert!(answer.header("www-authenticate").contains(&scope), "{route_name}");
                 }
             }
-            AccessRequirement::UserSession => {
+            AccessRequirement::UserSession | AccessRequirement::AdminSession => {
                 let answer = call(Some(acme.key(Scope::Admin))).send().await;
                 answer.assert_error(403, "forbidden");
             }
@@ -237,7 +237,7 @@ async fn every_route_enforces_its_access_rule() {
             AccessRequirement::Scope(required) | AccessRequirement::FirstParty(required) => {
                 call(Some(acme.key(required))).send().await
             }
-            AccessRequirement::UserSession => {
+            AccessRequirement::UserSession | AccessRequirement::AdminSession => {
                 let login = json!({ "email": acme.owner.email, "password": PASSWORD });
                 let pair = app.post("/v1/auth/login").json(login).send().await.expect_status(200);
                 call(Some(pair["access_token"].as_str().unwrap())).send().await

@@ -7,6 +7,8 @@
 pub mod rotation;
 pub mod usage;
 
+use std::sync::Arc;
+
 use ipnet::IpNet;
 use serde_json::json;
 use uuid::Uuid;
@@ -14,6 +16,7 @@ use uuid::Uuid;
 use super::{AuthError, context::ServiceContext, members::Members};
 use crate::{
     audit,
+    auth::caller::AdminCaller,
     cache_invalidation::AuditWatermark as _,
     model::{
         api_key::{ApiKey, ApiKeyChange, ApiKeySecret, Environment, NewApiKey, parse_networks},
@@ -73,14 +76,13 @@ pub struct KeyOwner {
     pub owners: Vec<String>,
 }
 
-/// Creates, rotates and revokes API keys, and reports their usage. Cheap to clone.
-#[derive(Clone)]
+/// Creates, rotates and revokes API keys, and reports their usage.
 pub struct ApiKeys {
-    pub(super) context: ServiceContext,
+    pub(super) context: Arc<ServiceContext>,
     pub(super) environment: Environment,
     pub(super) quiet_period: time::Duration,
     pub(super) node_id: Uuid,
-    pub(super) members: Members,
+    pub(super) members: Arc<Members>,
 }
 
 impl ApiKeys {
@@ -116,13 +118,13 @@ impl ApiKeys {
     pub async fn create(
         &self,
         tx: &mut Tx,
-        caller: &Caller,
+        caller: &AdminCaller,
         params: CreateKeyParams,
     ) -> Result<CreatedKey, AuthError> {
         // Validate before taking any lock.
         let new = self.prepare(&params)?;
         // Check the role again: the caller may have lost it since authentication.
-        self.members.lock_as_admin(tx, caller).await?;
+        self.members.lock_as_admin(tx, caller.workspace(), caller.credential()).await?;
         self.create_prepared(tx, caller, new).await
     }
 

@@ -12,6 +12,7 @@ use crate::{
     auth::{
         AuthError,
         api_keys::{ApiKeys, CreateKeyParams, CreatedKey},
+        caller::AdminCaller,
     },
     cache_invalidation::AuditWatermark,
     model::{
@@ -35,12 +36,12 @@ impl ApiKeys {
     pub async fn rotate(
         &self,
         tx: &mut Tx,
-        caller: &Caller,
+        caller: &AdminCaller,
         id: ApiKeyId,
         name: Option<String>,
     ) -> Result<CreatedKey, AuthError> {
         let workspace = caller.workspace();
-        self.members.lock_as_admin(tx, caller).await?;
+        self.members.lock_as_admin(tx, caller.workspace(), caller.credential()).await?;
         store::api_keys::lock(tx, workspace, id).await?;
         let old = store::api_keys::get(tx, workspace, id).await?;
         let old = old.ok_or(AuthError::NotFound("API key"))?;

@@ -8,12 +8,10 @@ mod reauthentication;
 use std::sync::Arc;
 
 use super::{
-    AuthError,
-    context::ServiceContext,
-    password_hashing::PasswordHasher,
-    sessions::{Sessions, require_user_session},
+    AuthError, context::ServiceContext, password_hashing::PasswordHasher, sessions::Sessions,
 };
 use crate::{
+    auth::caller::SessionCaller,
     model::{
         audit::{Action, Actor, RequestInfo},
         email::Email,
@@ -21,7 +19,6 @@ use crate::{
         oauth::grant::GrantEndReason,
         one_time_token::TokenPurpose,
         password::Password,
-        principal::Caller,
         session::{SessionEndReason, SessionSelector},
         user::User,
     },
@@ -31,12 +28,11 @@ use crate::{
 /// Maximum number of connected apps that an email lists.
 const MAX_LISTED_APPS: i64 = 20;
 
-/// Verifies, changes and resets passwords. Cheap to clone.
-#[derive(Clone)]
+/// Verifies, changes and resets passwords.
 pub struct Passwords {
-    pub(super) context: ServiceContext,
+    pub(super) context: Arc<ServiceContext>,
     pub(super) hasher: PasswordHasher,
-    pub(super) sessions: Sessions,
+    pub(super) sessions: Arc<Sessions>,
 }
 
 impl Passwords {
@@ -47,11 +43,11 @@ impl Passwords {
     /// [`AuthError::Conflict`] if the password was changed concurrently.
     pub async fn change(
         &self,
-        caller: &Caller,
+        caller: &SessionCaller,
         current: &Password,
         new: &Password,
     ) -> Result<(), AuthError> {
-        let (session, user_id) = require_user_session(caller)?;
+        let (session, user_id) = (caller.session(), caller.user());
         let user = self.context.user(user_id).await?;
         let current_hash =
             self.require(&user, "current_password", current, &caller.request).await?;

@@ -11,7 +11,6 @@ use crate::{
         AuthError,
         password_hashing::PasswordVerification,
         passwords::{Passwords, parse_stored_email},
-        sessions::require_user_session,
     },
     model::{audit::RequestInfo, email::Email, password::Password, principal::Caller, user::User},
     store,
@@ -84,7 +83,7 @@ impl Passwords {
         caller: &Caller,
         password: Option<&Password>,
     ) -> Result<bool, AuthError> {
-        let Ok((session, user)) = require_user_session(caller) else { return Ok(false) };
+        let Some((session, user)) = caller.principal.session() else { return Ok(false) };
         if let Some(password) = password {
             let user = self.context.user(user).await?;
             self.require(&user, "password", password, &caller.request).await?;

@@ -13,12 +13,13 @@ use serde_json::json;
 use super::{AuthError, context::ServiceContext, token_issuer::TokenIssuer};
 use crate::{
     audit,
+    auth::caller::SessionCaller,
     model::{
         audit::{Action, Actor, NewEvent, RequestInfo},
         id::{SessionId, UserId, WorkspaceId},
         oauth::grant::GrantEndReason,
         page::{ListPage, PageRequest},
-        principal::{Caller, Credential},
+        principal::Caller,
         refresh_token::{RefreshKey, RefreshSeed},
         scope::Role,
         session::{NewSession, Session, SessionEndReason, SessionSelector},
@@ -41,15 +42,14 @@ pub struct TokenPair {
     pub session: SessionId,
 }
 
-/// The sessions of users and their refresh tokens. Cheap to clone.
-#[derive(Clone)]
+/// The sessions of users and their refresh tokens.
 pub struct Sessions {
-    pub(super) context: ServiceContext,
+    pub(super) context: Arc<ServiceContext>,
     pub(super) refresh_key: RefreshKey<SessionId>,
     pub(super) lifetime: Duration,
     pub(super) idle_timeout: Duration,
     pub(super) refresh_retry_window: Duration,
-    pub(super) token_issuer: TokenIssuer,
+    pub(super) token_issuer: Arc<TokenIssuer>,
 }
 
 impl Sessions {
@@ -59,10 +59,10 @@ impl Sessions {
     /// [`AuthError::Forbidden`] if the caller is not a user session.
     pub async fn list(
         &self,
-        caller: &Caller,
+        caller: &SessionCaller,
         page: PageRequest,
     ) -> Result<(ListPage<Session>, i64), AuthError> {
-        let (_, user) = require_user_session(caller)?;
+        let user = caller.user();
         let (now, idle) = (self.context.env.clock.now(), self.idle_timeout);
         let mut tx = self.context.store.begin_for_user(user).await?;
         let items = store::sessions::list(&mut tx, user, now, idle, page).await?;
@@ -74,8 +74,8 @@ impl Sessions {
     ///
     /// # Errors
     /// [`AuthError::Forbidden`] if the caller is not a user session.
-    pub async fn sign_out(&self, caller: &Caller) -> Result<(), AuthError> {
-        let (id, user) = require_user_session(caller)?;
+    pub async fn sign_out(&self, caller: &SessionCaller) -> Result<(), AuthError> {
+        let (id, user) = (caller.session(), caller.user());
         let tx = self.context.store.begin_for_user(user).await?;
         self.end_own(tx, caller, SessionSelector::One(id), SessionEndReason::SignedOut).await
     }
@@ -84,8 +84,8 @@ impl Sessions {
     ///
     /// # Errors
     /// [`AuthError::NotFound`] if the user has no such session.
-    pub async fn end(&self, caller: &Caller, id: SessionId) -> Result<(), AuthError> {
-        let (own, user) = require_user_session(caller)?;
+    pub async fn end(&self, caller: &SessionCaller, id: SessionId) -> Result<(), AuthError> {
+        let (own, user) = (caller.session(), caller.user());
         let reason =
             if id == own { SessionEndReason::SignedOut } else { SessionEndReason::EndedByUser };
         let mut tx = self.context.store.begin_for_user(user).await?;
@@ -99,8 +99,8 @@ impl Sessions {
     ///
     /// # Errors
     /// [`AuthError::Forbidden`] if the caller is not a user session.
-    pub async fn end_others(&self, caller: &Caller) -> Result<(), AuthError> {
-        let (own, user) = require_user_session(caller)?;
+    pub async fn end_others(&self, caller: &SessionCaller) -> Result<(), AuthError> {
+        let (own, user) = (caller.session(), caller.user());
         let tx = self.context.store.begin_for_user(user).await?;
         self.end_own(tx, caller, SessionSelector::AllExcept(own), SessionEndReason::EndedByUser)
             .await
@@ -113,10 +113,10 @@ impl Sessions {
     /// [`AuthError::Forbidden`] if the user is not a member of the workspace.
     pub async fn switch_workspace(
         &self,
-        caller: &Caller,
+        caller: &SessionCaller,
         workspace: WorkspaceId,
     ) -> Result<TokenPair, AuthError> {
-        let (_, user) = require_user_session(caller)?;
+        let user = caller.user();
         let mut tx = self.context.store.begin(workspace, Some(user)).await?;
         let role = store::members::lock_role_for_share(&mut tx, workspace, user)
             .await?
@@ -132,11 +132,11 @@ impl Sessions {
     pub(in crate::auth) async fn move_to(
         &self,
         tx: &mut Tx,
-        caller: &Caller,
+        caller: &SessionCaller,
         workspace: WorkspaceId,
         role: Role,
     ) -> Result<TokenPair, AuthError> {
-        let (id, user) = require_user_session(caller)?;
+        let (id, user) = (caller.session(), caller.user());
         // Lock the user's row before the session's: a password change locks them in this order.
         store::users::set_last_workspace(tx, user, workspace).await?;
         let state = store::sessions::lock_refresh_state(tx, user, id).await?;
@@ -230,11 +230,11 @@ impl Sessions {
     async fn end_own(
         &self,
         mut tx: Tx,
-        caller: &Caller,
+        caller: &SessionCaller,
         selector: SessionSelector,
         reason: SessionEndReason,
     ) -> Result<(), AuthError> {
-        let (_, user) = require_user_session(caller)?;
+        let user = caller.user();
         let actor = Actor::from(&*caller.principal);
         self.end_selected(&mut tx, user, selector, reason, &actor, &caller.request).await?;
         tx.commit().await?;
@@ -296,18 +296,5 @@ impl Sessions {
     #[must_use]
     pub fn lifetime(&self) -> Duration {
         self.lifetime
-    }
-}
-
-/// Returns the session and user of a caller that is a user session.
-///
-/// # Errors
-/// [`AuthError::Forbidden`] if the caller is an API key or an OAuth client.
-pub fn require_user_session(caller: &Caller) -> Result<(SessionId, UserId), AuthError> {
-    match &caller.principal.credential {
-        Credential::Session { id, user_id, .. } => Ok((*id, *user_id)),
-        Credential::ApiKey { .. } | Credential::Grant { .. } => {
-            Err(AuthError::Forbidden("this requires a user session"))
-        }
     }
 }

@@ -33,14 +33,13 @@ use crate::{
     store::{self, Tx, users::SignInAccount},
 };
 
-/// Signs users in with a password and, if required, a code. Cheap to clone.
-#[derive(Clone)]
+/// Signs users in with a password and, if required, a code.
 pub struct SignIn {
-    pub(super) context: ServiceContext,
-    pub(super) passwords: Passwords,
-    pub(super) second_factors: SecondFactors,
-    pub(super) sessions: Sessions,
-    pub(super) workspaces: Workspaces,
+    pub(super) context: Arc<ServiceContext>,
+    pub(super) passwords: Arc<Passwords>,
+    pub(super) second_factors: Arc<SecondFactors>,
+    pub(super) sessions: Arc<Sessions>,
+    pub(super) workspaces: Arc<Workspaces>,
 }
 
 impl SignIn {

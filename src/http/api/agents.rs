@@ -13,7 +13,7 @@ use crate::model::{document::DocumentKind, id::AgentId};
 #[derive(ToSchema)]
 pub struct CreateAgent {
     /// 1 to 100 characters.
-    #[schema(min_length = 1, max_length = 100, example = "Front desk")]
+    #[schema(min_length = 1, max_length = 100, example = "Front context")]
     pub agent_name: String,
     /// Any other fields, such as `voice_id`, `language` and `response_engine`.
     #[schema(additional_properties)]
@@ -27,7 +27,7 @@ pub struct Agent {
     /// The id of the agent.
     pub agent_id: AgentId,
     /// The name of the agent.
-    #[schema(example = "Front desk")]
+    #[schema(example = "Front context")]
     pub agent_name: String,
     /// Time of creation.
     #[schema(format = DateTime)]

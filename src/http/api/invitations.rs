@@ -15,7 +15,7 @@ use crate::{
     http::{
         App,
         extract::{
-            self, Admin, Authorized, FirstPartyAdmin, IdempotentJson, OptionalCaller, PathId,
+            self, Admin, Authorized, FirstPartyAdmin, IdempotentJson, OptionalSession, PathId,
             Public, Query,
         },
     },
@@ -150,7 +150,7 @@ pub struct AcceptInvitationRequest {
     responses((status = 201, body = TokenBody), (status = 401), (status = 403), (status = 409)))]
 pub async fn accept(
     public: Public,
-    OptionalCaller(caller): OptionalCaller,
+    OptionalSession(caller): OptionalSession,
     State(app): State<App>,
     extract::Json(body): extract::Json<AcceptInvitationRequest>,
 ) -> ApiResult<Created<Json<TokenBody>>> {

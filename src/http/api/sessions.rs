@@ -7,7 +7,6 @@ use utoipa::ToSchema;
 
 use super::{ApiResult, auth::TokenBody};
 use crate::{
-    auth::sessions::require_user_session,
     http::{
         App,
         extract::{self, Authorized, PathId, Query, UserSession},
@@ -65,7 +64,7 @@ pub async fn list(
     State(app): State<App>,
     query: Query,
 ) -> ApiResult<Json<SessionsBody>> {
-    let (own, _) = require_user_session(&caller)?;
+    let own = caller.session();
     let (page, total) = app.auth.sessions.list(&caller, query.page()?).await?;
     let next_cursor = page.next_cursor(|session| session.id.uuid());
     let sessions = page.items.into_iter().map(|session| SessionBody::new(session, own)).collect();

@@ -11,7 +11,7 @@ use super::ApiResult;
 use crate::{
     http::{
         App,
-        extract::{self, Admin, Authorized, ReadOnly},
+        extract::{self, Admin, AdminSession, Authorized, ReadOnly},
     },
     model::{
         id::WorkspaceId,
@@ -103,7 +103,7 @@ pub struct DeleteWorkspaceRequest {
 #[utoipa::path(delete, path = "/v1/workspace", tag = "Workspaces",
     request_body = DeleteWorkspaceRequest, responses((status = 204)))]
 pub async fn delete(
-    caller: Authorized<Admin>,
+    caller: Authorized<AdminSession>,
     State(app): State<App>,
     extract::Json(body): extract::Json<DeleteWorkspaceRequest>,
 ) -> ApiResult<StatusCode> {

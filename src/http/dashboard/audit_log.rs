@@ -257,7 +257,7 @@ fn action_verb(action: &str) -> &'static str {
 pub(super) async fn show(
     caller: Authorized<ReadOnly>,
     State(app): State<App>,
-    desk: DashboardContext,
+    context: DashboardContext,
     query: Query,
 ) -> Result<Response, ApiError> {
     let query = query.normalize_form_values();
@@ -297,7 +297,7 @@ pub(super) async fn show(
         (key.id.to_string(), format!("{}{revoked}", truncate(key.name.clone(), 40)))
     };
     let page = LogPage {
-        layout: desk.layout(),
+        layout: context.layout(),
         filters,
         keys: keys.items.iter().map(key).collect(),
         problem,
@@ -306,7 +306,7 @@ pub(super) async fn show(
         next: page.as_ref().and_then(|page| page.next_cursor(|event| event.id.uuid())),
         events: page.iter().flat_map(|page| &page.items).map(EventRow::new).collect(),
     };
-    Ok(desk.render_page(status, &page))
+    Ok(context.render_page(status, &page))
 }
 
 /// Streams new events as Server-Sent Events: the data of each is the HTML of a row.
@@ -314,7 +314,7 @@ pub(super) async fn stream(
     caller: Authorized<ReadOnly>,
     State(app): State<App>,
     query: Query,
-    standing: LiveAuthorization<ReadOnly>,
+    authorization: LiveAuthorization<ReadOnly>,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
     if live::is_other_workspace(&caller, &query)? {
@@ -322,7 +322,7 @@ pub(super) async fn stream(
     }
     let render = |event: &Event<'static>| EventRow::new(event).render().ok();
     let query = query.normalize_form_values().with_default("pages", "false");
-    audit_stream::stream_events(caller, app, &query, standing, &headers, render).await
+    audit_stream::stream_events(caller, app, &query, authorization, &headers, render).await
 }
 
 #[derive(Template)]
@@ -339,7 +339,7 @@ struct EventPage<'a> {
 pub(super) async fn details(
     caller: Authorized<ReadOnly>,
     State(app): State<App>,
-    desk: DashboardContext,
+    context: DashboardContext,
     PathId(id): PathId<EventId>,
 ) -> Result<Response, ApiError> {
     let event = app.audit_log.find_event(&caller, id).await?;
@@ -347,10 +347,10 @@ pub(super) async fn details(
         event.ok_or_else(|| ApiError::new(ErrorCode::NotFound, "there is no such event"))?;
     let json: Value = serde_json::to_value(&event).unwrap_or_default();
     let page = EventPage {
-        layout: desk.layout(),
+        layout: context.layout(),
         row: EventRow::new(&event),
         event: &event,
         json: format!("{json:#}"),
     };
-    Ok(desk.render_page(200, &page))
+    Ok(context.render_page(200, &page))
 }

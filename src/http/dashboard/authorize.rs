@@ -19,6 +19,7 @@ use super::{
     paths::AUTHORIZE,
 };
 use crate::{
+    auth::caller::SessionCaller,
     http::{
         ApiError, App,
         error::ErrorCode,
@@ -27,7 +28,6 @@ use crate::{
     model::{
         id::WorkspaceId,
         oauth::{client::ClientOrigin, parameters::Parameters, redirect_uri},
-        principal::Caller,
         scope::{Role, Scope},
     },
     oauth::{
@@ -266,7 +266,7 @@ async fn parse_request(
 async fn page(
     app: &App,
     mut browser: Browser,
-    caller: &Caller,
+    caller: &SessionCaller,
     request: &AuthorizationRequest,
     query: &str,
     problem: Option<(u16, String)>,
@@ -297,7 +297,7 @@ async fn page(
 /// Returns the workspaces that the user can select. The current workspace is preselected.
 pub(super) async fn workspace_choices(
     app: &App,
-    caller: &Caller,
+    caller: &SessionCaller,
 ) -> Result<Vec<WorkspaceChoice>, ApiError> {
     let own = app.oauth.selectable_workspaces(caller).await.map_err(to_api_error)?;
     let choice = |own: crate::model::workspace::WorkspaceWithRole| WorkspaceChoice {

@@ -18,7 +18,7 @@ use uuid::Uuid;
 
 use super::{layout::Layout, page, paths};
 use crate::{
-    auth::{AuthError, browser_sessions::CsrfBinding},
+    auth::{AuthError, browser_sessions::CsrfBinding, caller::SessionCaller},
     http::{
         ApiError, App,
         cookies::{BROWSER_COOKIE, SESSION_COOKIE, read_cookie, set_cookie},
@@ -29,7 +29,7 @@ use crate::{
         brand::Brand,
         id::SessionId,
         oauth::{parameters::Parameters, redirect_uri},
-        principal::{Caller, Credential},
+        principal::Caller,
     },
 };
 
@@ -113,18 +113,24 @@ impl Browser {
     ///
     /// # Errors
     /// `unavailable` if the lookup of the session fails.
-    pub async fn caller(&self, request: &Arc<RequestInfo>) -> Result<Option<Caller>, ApiError> {
+    pub async fn caller(
+        &self,
+        request: &Arc<RequestInfo>,
+    ) -> Result<Option<SessionCaller>, ApiError> {
         let Some(cookie) = &self.session else { return Ok(None) };
         match self.app.auth.authenticator.authenticate_cookie(cookie).await {
-            Ok(principal) => Ok(Some(Caller { principal, request: Arc::clone(request) })),
+            Ok(principal) => {
+                let caller = Caller { principal, request: Arc::clone(request) };
+                Ok(Some(SessionCaller::new(caller)?))
+            }
             Err(AuthError::InvalidCredential(_)) => Ok(None),
             Err(error) => Err(error.into()),
         }
     }
 
     /// Binds the following forms to the session of the caller, on a page that requires no session.
-    pub(super) fn bind_forms_to_session(&mut self, caller: &Caller) {
-        self.form_binding = session_form_binding(caller).unwrap_or(self.form_binding);
+    pub(super) fn bind_forms_to_session(&mut self, caller: &SessionCaller) {
+        self.form_binding = CsrfBinding::SessionInWorkspace(caller.session(), caller.workspace());
     }
 
     /// Lets the forms of the following pages lead to this redirect URI.
@@ -177,10 +183,6 @@ impl Browser {
 
 /// Returns the binding of forms of a signed-in user: the session in its workspace.
 fn session_form_binding(caller: &Caller) -> Option<CsrfBinding> {
-    match &caller.principal.credential {
-        Credential::Session { id, .. } => {
-            Some(CsrfBinding::SessionInWorkspace(*id, caller.workspace()))
-        }
-        _ => None,
-    }
+    let (session, _) = caller.principal.session()?;
+    Some(CsrfBinding::SessionInWorkspace(session, caller.workspace()))
 }

@@ -57,13 +57,13 @@ impl From<Grant> for AppRow {
 pub(super) async fn show(
     caller: Authorized<UserSession>,
     State(app): State<App>,
-    desk: DashboardContext,
+    context: DashboardContext,
     query: Query,
 ) -> Result<Response, ApiError> {
     let (page, _) = app.oauth.list_user_grants(&caller, query.page_with_limit(PAGE_SIZE)?).await?;
     let next = page.next_cursor(|grant| grant.id.uuid());
     let apps = page.items.into_iter().map(AppRow::from).collect();
-    Ok(desk.render_page(200, &AppsPage { layout: desk.layout(), apps, next }))
+    Ok(context.render_page(200, &AppsPage { layout: context.layout(), apps, next }))
 }
 
 /// Disconnects an app: revokes its grant.

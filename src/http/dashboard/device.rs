@@ -21,11 +21,11 @@ use super::{
     page::{MessagePage, encode_query_value, form_error},
 };
 use crate::{
+    auth::caller::SessionCaller,
     http::{
         ApiError, App,
         extract::{Public, Query},
     },
-    model::principal::Caller,
     oauth::device::DeviceRequest,
 };
 
@@ -120,7 +120,7 @@ fn code_page(form: &Form, user_code: &str, error: ApiError) -> Result<Response, 
 
 async fn consent_page(
     app: &App,
-    caller: &Caller,
+    caller: &SessionCaller,
     browser: &mut Browser,
     user_code: &str,
     device: &DeviceRequest,

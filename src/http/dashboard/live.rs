@@ -22,7 +22,7 @@ use crate::{
     http::{
         ApiError, App,
         api::audit_stream::sse_response,
-        extract::{Access, LiveAuthorization, Query},
+        extract::{LiveAuthorization, ProtectedAccess, Query},
     },
     model::{id::WorkspaceId, principal::Caller},
 };
@@ -63,10 +63,10 @@ pub(super) trait LiveFragment: Send + 'static {
 ///
 /// # Errors
 /// `rate_limited` if too many streams are open.
-pub(super) async fn stream_fragment<A: Access, P: LiveFragment>(
+pub(super) async fn stream_fragment<A: ProtectedAccess, P: LiveFragment>(
     app: App,
     caller: &Caller,
-    standing: LiveAuthorization<A>,
+    authorization: LiveAuthorization<A>,
     fragment: P,
 ) -> Result<Response, ApiError> {
     let end = app.audit_log.chain_end(caller).await?;
@@ -76,7 +76,7 @@ pub(super) async fn stream_fragment<A: Access, P: LiveFragment>(
     poll_interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let fragment_stream = FragmentStream {
         caller: caller.clone(),
-        standing,
+        authorization,
         fragment,
         follower,
         end,
@@ -96,7 +96,7 @@ pub(super) async fn stream_fragment<A: Access, P: LiveFragment>(
 struct FragmentStream<A, P> {
     app: App,
     caller: Caller,
-    standing: LiveAuthorization<A>,
+    authorization: LiveAuthorization<A>,
     fragment: P,
     follower: StreamSubscription,
     /// The end of the workspace's hash chain at the last poll.
@@ -108,7 +108,7 @@ struct FragmentStream<A, P> {
     is_over: bool,
 }
 
-impl<A: Access, P: LiveFragment> FragmentStream<A, P> {
+impl<A: ProtectedAccess, P: LiveFragment> FragmentStream<A, P> {
     /// Returns the next event; `None` ends the stream.
     async fn next_event(&mut self) -> Option<String> {
         while !self.is_over {
@@ -117,7 +117,7 @@ impl<A: Access, P: LiveFragment> FragmentStream<A, P> {
                 _ = self.stopping.wait_for(|stopping| *stopping) => return None,
                 _ = self.poll_interval.tick() => {}
             }
-            if !self.standing.is_valid().await {
+            if !self.authorization.is_valid().await {
                 return None;
             }
             let end = self.follower.chain_end();

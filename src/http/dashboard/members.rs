@@ -10,7 +10,7 @@ use super::{
     page::{PAGE_SIZE, form_error},
 };
 use crate::{
-    auth::sessions::require_user_session,
+    auth::caller::AdminCaller,
     http::{
         ApiError, App,
         extract::{Admin, Authorized, FirstPartyAdmin, PathId, Query},
@@ -39,7 +39,7 @@ const FIRST_PAGE: PageRequest = PageRequest { limit: PAGE_SIZE, before: None, of
 struct MembersPage<'a> {
     layout: Layout,
     /// The id of the signed-in user.
-    current_user: UserId,
+    current_user: Option<UserId>,
     /// The role of the signed-in user.
     role: Role,
     /// True if the sign-in is too long ago, so that changes of ownership require the password.
@@ -50,6 +50,12 @@ struct MembersPage<'a> {
     email: &'a str,
     invited_role: Role,
     problem: Option<String>,
+}
+
+impl MembersPage<'_> {
+    fn is_current_user(&self, id: &UserId) -> bool {
+        self.current_user == Some(*id)
+    }
 }
 
 impl MembersPage<'_> {
@@ -84,17 +90,17 @@ struct RejectedForm<'a> {
 pub(super) async fn show(
     caller: Authorized<Admin>,
     State(app): State<App>,
-    desk: DashboardContext,
+    context: DashboardContext,
     query: Query,
 ) -> Result<Response, ApiError> {
-    page(&app, &desk, &caller, query.page_with_limit(PAGE_SIZE)?, RejectedForm::default()).await
+    page(&app, &context, &caller, query.page_with_limit(PAGE_SIZE)?, RejectedForm::default()).await
 }
 
 /// Changes the role of a member.
 pub(super) async fn change_role(
     caller: Authorized<FirstPartyAdmin>,
     State(app): State<App>,
-    desk: DashboardContext,
+    context: DashboardContext,
     PathId(user): PathId<UserId>,
     form: Form,
 ) -> Result<Response, ApiError> {
@@ -102,27 +108,27 @@ pub(super) async fn change_role(
     let changed =
         app.auth.members.change_role(&caller, user, parse_role(&form)?, password.as_ref()).await;
     let changed = changed.map(|_| FlashMessage::RoleChanged).map_err(ApiError::from);
-    redirect_or_error(&app, &desk, &caller, changed).await
+    redirect_or_error(&app, &context, &caller, changed).await
 }
 
 /// Removes a member.
 pub(super) async fn remove(
     caller: Authorized<FirstPartyAdmin>,
     State(app): State<App>,
-    desk: DashboardContext,
+    context: DashboardContext,
     PathId(user): PathId<UserId>,
     _form: Form,
 ) -> Result<Response, ApiError> {
     let removed = app.auth.members.remove(&caller, user).await;
     let removed = removed.map(|()| FlashMessage::MemberRemoved).map_err(ApiError::from);
-    redirect_or_error(&app, &desk, &caller, removed).await
+    redirect_or_error(&app, &context, &caller, removed).await
 }
 
 /// Sends an invitation.
 pub(super) async fn invite(
     caller: Authorized<FirstPartyAdmin>,
     State(app): State<App>,
-    desk: DashboardContext,
+    context: DashboardContext,
     form: Form,
 ) -> Result<Response, ApiError> {
     let (email, role) = (form.text("email")?.trim(), parse_role(&form)?);
@@ -131,14 +137,14 @@ pub(super) async fn invite(
         Err(error) => {
             let problem = Some(form_error(error)?);
             let rejected = RejectedForm { email, role: Some(role), problem };
-            page(&app, &desk, &caller, FIRST_PAGE, rejected).await
+            page(&app, &context, &caller, FIRST_PAGE, rejected).await
         }
     }
 }
 
 async fn send_invitation(
     app: &App,
-    caller: &Caller,
+    caller: &AdminCaller,
     form: &Form,
     email: &str,
     role: Role,
@@ -159,13 +165,13 @@ async fn send_invitation(
 pub(super) async fn withdraw(
     caller: Authorized<FirstPartyAdmin>,
     State(app): State<App>,
-    desk: DashboardContext,
+    context: DashboardContext,
     PathId(id): PathId<InvitationId>,
     _form: Form,
 ) -> Result<Response, ApiError> {
     let withdrawn = app.auth.invitations.revoke(&caller, id).await;
     let withdrawn = withdrawn.map(|()| FlashMessage::InvitationWithdrawn).map_err(ApiError::from);
-    redirect_or_error(&app, &desk, &caller, withdrawn).await
+    redirect_or_error(&app, &context, &caller, withdrawn).await
 }
 
 fn parse_role(form: &Form) -> Result<Role, ApiError> {
@@ -177,7 +183,7 @@ fn parse_role(form: &Form) -> Result<Role, ApiError> {
 /// Redirects to the page with a success message, or displays the error.
 async fn redirect_or_error(
     app: &App,
-    desk: &DashboardContext,
+    context: &DashboardContext,
     caller: &Caller,
     outcome: Result<FlashMessage, ApiError>,
 ) -> Result<Response, ApiError> {
@@ -186,19 +192,19 @@ async fn redirect_or_error(
         Err(error) => {
             let problem = Some(form_error(error)?);
             let rejected = RejectedForm { problem, ..RejectedForm::default() };
-            page(app, desk, caller, FIRST_PAGE, rejected).await
+            page(app, context, caller, FIRST_PAGE, rejected).await
         }
     }
 }
 
 async fn page(
     app: &App,
-    desk: &DashboardContext,
+    context: &DashboardContext,
     caller: &Caller,
     wanted: PageRequest,
     rejected: RejectedForm<'_>,
 ) -> Result<Response, ApiError> {
-    let (_, own) = require_user_session(caller)?;
+    let own = caller.principal.user_id();
     let (members, _) = app.resources.list_members(caller, wanted).await?;
     let next = members.next_cursor(|member| member.user_id.uuid());
     let open = PageRequest { limit: MAX_INVITATIONS, ..PageRequest::default() };
@@ -206,9 +212,9 @@ async fn page(
     let RejectedForm { email, role, problem } = rejected;
     let (status, problem) = problem.map_or((200, None), |(status, text)| (status, Some(text)));
     let page = MembersPage {
-        layout: desk.layout(),
+        layout: context.layout(),
         current_user: own,
-        role: desk.role(),
+        role: context.role(),
         is_password_required: !app.auth.passwords.has_reauthenticated(caller, None).await?,
         members: members.items,
         next,
@@ -218,5 +224,5 @@ async fn page(
         invited_role: role.unwrap_or(Role::Viewer),
         problem,
     };
-    Ok(desk.render_page(status, &page))
+    Ok(context.render_page(status, &page))
 }

@@ -42,6 +42,7 @@ use super::{
     extract::{Access, Admin, FirstPartyAdmin, Open, Public, ReadOnly, SignIn, UserSession},
     route::{PageRoute, assert_extractor},
 };
+use crate::http::extract::AdminSession;
 
 macro_rules! pages {
     ($($method:ident $path:literal $access:ty => $handler:path;)*) => {
@@ -117,7 +118,7 @@ pub fn route_table() -> Vec<PageRoute> {
         POST   "/settings/second-factor"        Admin      => settings::require_second_factor;
         POST   "/settings/brand"                Admin      => settings::change_brand;
         POST   "/settings/leave"                UserSession => settings::leave;
-        POST   "/settings/delete-workspace"     Admin      => settings::delete_workspace;
+        POST   "/settings/delete-workspace"     AdminSession => settings::delete_workspace;
         POST   "/settings/delete-account"       UserSession => settings::delete_account;
         GET    "/second-factor"                 UserSession => second_factor::show;
         POST   "/second-factor/set-up"          UserSession => second_factor::set_up;

@@ -37,16 +37,18 @@ struct NewPasskeyPage {
 pub(super) async fn start_registration(
     caller: Authorized<UserSession>,
     State(app): State<App>,
-    desk: DashboardContext,
+    context: DashboardContext,
     UserForm(form): UserForm,
 ) -> Result<Response, ApiError> {
     let password = form.password("password")?;
     match app.auth.passkeys.registration_options(&caller, password.as_ref()).await {
         Ok(options) => {
-            let page = NewPasskeyPage { layout: desk.layout(), options: options.to_string() };
-            Ok(desk.render_page(200, &page))
+            let page = NewPasskeyPage { layout: context.layout(), options: options.to_string() };
+            Ok(context.render_page(200, &page))
         }
-        Err(error) => second_factor::settings_page(&caller, &app, &desk, Some(error.into())).await,
+        Err(error) => {
+            second_factor::settings_page(&caller, &app, &context, Some(error.into())).await
+        }
     }
 }
 
@@ -54,7 +56,7 @@ pub(super) async fn start_registration(
 pub(super) async fn add(
     caller: Authorized<UserSession>,
     State(app): State<App>,
-    desk: DashboardContext,
+    context: DashboardContext,
     UserForm(form): UserForm,
 ) -> Result<Response, ApiError> {
     let name = form.text("name")?;
@@ -66,7 +68,7 @@ pub(super) async fn add(
     };
     match added {
         Ok(_) => Ok(Redirect::to(SECOND_FACTOR).into_response()),
-        Err(error) => second_factor::settings_page(&caller, &app, &desk, Some(error)).await,
+        Err(error) => second_factor::settings_page(&caller, &app, &context, Some(error)).await,
     }
 }
 
@@ -74,14 +76,16 @@ pub(super) async fn add(
 pub(super) async fn remove(
     caller: Authorized<UserSession>,
     State(app): State<App>,
-    desk: DashboardContext,
+    context: DashboardContext,
     PathId(id): PathId<PasskeyId>,
     UserForm(form): UserForm,
 ) -> Result<Response, ApiError> {
     let password = form.password("password")?;
     match app.auth.passkeys.remove(&caller, id, password.as_ref()).await {
         Ok(()) => Ok(Redirect::to(SECOND_FACTOR).into_response()),
-        Err(error) => second_factor::settings_page(&caller, &app, &desk, Some(error.into())).await,
+        Err(error) => {
+            second_factor::settings_page(&caller, &app, &context, Some(error.into())).await
+        }
     }
 }
 

@@ -73,25 +73,25 @@ struct CodesPage {
 pub(super) async fn show(
     caller: Authorized<UserSession>,
     State(app): State<App>,
-    desk: DashboardContext,
+    context: DashboardContext,
 ) -> Result<Response, ApiError> {
-    settings_page(&caller, &app, &desk, None).await
+    settings_page(&caller, &app, &context, None).await
 }
 
 /// Starts the enrolment of an authenticator app (TOTP).
 pub(super) async fn set_up(
     caller: Authorized<UserSession>,
     State(app): State<App>,
-    desk: DashboardContext,
+    context: DashboardContext,
     UserForm(form): UserForm,
 ) -> Result<Response, ApiError> {
     let password = form.password("password")?;
     match app.auth.second_factors.enroll_totp(&caller, password.as_ref()).await {
         Ok(enrolment) => {
             let (secret, uri) = (enrolment.secret.expose_secret(), enrolment.uri.expose_secret());
-            Ok(desk.render_page(200, &SetUpPage::new(&desk, secret, uri, None)))
+            Ok(context.render_page(200, &SetUpPage::new(&context, secret, uri, None)))
         }
-        Err(error) => settings_page(&caller, &app, &desk, Some(error.into())).await,
+        Err(error) => settings_page(&caller, &app, &context, Some(error.into())).await,
     }
 }
 
@@ -99,17 +99,17 @@ pub(super) async fn set_up(
 pub(super) async fn confirm(
     caller: Authorized<UserSession>,
     State(app): State<App>,
-    desk: DashboardContext,
+    context: DashboardContext,
     UserForm(form): UserForm,
 ) -> Result<Response, ApiError> {
     match app.auth.second_factors.confirm_totp(&caller, form.text("code")?.trim()).await {
-        Ok(codes) => Ok(desk.render_page(200, &CodesPage { layout: desk.layout(), codes })),
+        Ok(codes) => Ok(context.render_page(200, &CodesPage { layout: context.layout(), codes })),
         Err(error) => {
             let (status, problem) = form_error(error.into())?;
             // Display the same secret again. Only this browser has it: the form sends it back.
             let (secret, uri) = (form.text("secret")?, form.text("uri")?);
-            let page = SetUpPage::new(&desk, secret, uri, Some(problem));
-            Ok(desk.render_page(status, &page))
+            let page = SetUpPage::new(&context, secret, uri, Some(problem));
+            Ok(context.render_page(status, &page))
         }
     }
 }
@@ -118,13 +118,13 @@ pub(super) async fn confirm(
 pub(super) async fn renew_recovery_codes(
     caller: Authorized<UserSession>,
     State(app): State<App>,
-    desk: DashboardContext,
+    context: DashboardContext,
     UserForm(form): UserForm,
 ) -> Result<Response, ApiError> {
     let password = Password::new(form.text("password")?.to_owned());
     match app.auth.second_factors.renew_recovery_codes(&caller, &password).await {
-        Ok(codes) => Ok(desk.render_page(200, &CodesPage { layout: desk.layout(), codes })),
-        Err(error) => settings_page(&caller, &app, &desk, Some(error.into())).await,
+        Ok(codes) => Ok(context.render_page(200, &CodesPage { layout: context.layout(), codes })),
+        Err(error) => settings_page(&caller, &app, &context, Some(error.into())).await,
     }
 }
 
@@ -132,7 +132,7 @@ pub(super) async fn renew_recovery_codes(
 pub(super) async fn change_password(
     caller: Authorized<UserSession>,
     State(app): State<App>,
-    desk: DashboardContext,
+    context: DashboardContext,
     UserForm(form): UserForm,
 ) -> Result<Response, ApiError> {
     let password = |name| Ok::<_, ApiError>(Password::new(form.text(name)?.to_owned()));
@@ -140,14 +140,14 @@ pub(super) async fn change_password(
     match app.auth.passwords.change(&caller, &current, &new).await {
         Ok(()) => {
             let message = MessagePage {
-                layout: desk.layout(),
+                layout: context.layout(),
                 title: "Password changed",
                 text: "You are signed out of all other sessions.",
                 link: Some((SECOND_FACTOR, "Back to security settings")),
             };
-            Ok(desk.render_page(200, &message))
+            Ok(context.render_page(200, &message))
         }
-        Err(error) => settings_page(&caller, &app, &desk, Some(error.into())).await,
+        Err(error) => settings_page(&caller, &app, &context, Some(error.into())).await,
     }
 }
 
@@ -155,13 +155,13 @@ pub(super) async fn change_password(
 pub(super) async fn remove(
     caller: Authorized<UserSession>,
     State(app): State<App>,
-    desk: DashboardContext,
+    context: DashboardContext,
     UserForm(form): UserForm,
 ) -> Result<Response, ApiError> {
     let password = Password::new(form.text("password")?.to_owned());
     match app.auth.second_factors.remove_totp(&caller, &password).await {
         Ok(()) => Ok(Redirect::to(SECOND_FACTOR).into_response()),
-        Err(error) => settings_page(&caller, &app, &desk, Some(error.into())).await,
+        Err(error) => settings_page(&caller, &app, &context, Some(error.into())).await,
     }
 }
 
@@ -169,7 +169,7 @@ pub(super) async fn remove(
 pub(super) async fn settings_page(
     caller: &Authorized<UserSession>,
     app: &App,
-    desk: &DashboardContext,
+    context: &DashboardContext,
     error: Option<ApiError>,
 ) -> Result<Response, ApiError> {
     let (status, problem) = match error.map(form_error).transpose()? {
@@ -182,7 +182,7 @@ pub(super) async fn settings_page(
         Some(MissingFactor::PasskeyNotUsed)
     };
     let page = SettingsPage {
-        layout: desk.layout(),
+        layout: context.layout(),
         is_totp_enabled: app.auth.second_factors.has_totp(caller).await?,
         missing_factor: lack,
         is_password_required: !app.auth.passwords.has_reauthenticated(caller, None).await?,
@@ -190,18 +190,18 @@ pub(super) async fn settings_page(
         is_passkey_supported: app.auth.passkeys.authentication_options().is_ok(),
         problem,
     };
-    Ok(desk.render_page(status, &page))
+    Ok(context.render_page(status, &page))
 }
 
 impl<'a> SetUpPage<'a> {
     fn new(
-        desk: &DashboardContext,
+        context: &DashboardContext,
         secret: &'a str,
         uri: &'a str,
         problem: Option<String>,
     ) -> Self {
         let qr = QRBuilder::new(uri).build().ok();
         let qr = qr.map(|qr| SvgBuilder::default().shape(Shape::Square).to_str(&qr));
-        Self { layout: desk.layout(), secret, uri, qr, problem }
+        Self { layout: context.layout(), secret, uri, qr, problem }
     }
 }

@@ -10,7 +10,6 @@ use super::{
     page::PAGE_SIZE,
 };
 use crate::{
-    auth::sessions::require_user_session,
     http::{
         ApiError, App,
         extract::{Authorized, PathId, Query, UserSession},
@@ -59,19 +58,19 @@ impl SessionRow {
 pub(super) async fn show(
     caller: Authorized<UserSession>,
     State(app): State<App>,
-    desk: DashboardContext,
+    context: DashboardContext,
     query: Query,
 ) -> Result<Response, ApiError> {
-    let (own, _) = require_user_session(&caller)?;
+    let own = caller.session();
     let (page, _) = app.auth.sessions.list(&caller, query.page_with_limit(PAGE_SIZE)?).await?;
     let next = page.next_cursor(|session| session.id.uuid());
     let page = SessionsPage {
-        layout: desk.layout(),
+        layout: context.layout(),
         is_second_factor_missing: caller.principal.lacks_second_factor,
         sessions: page.items.into_iter().map(|session| SessionRow::new(session, own)).collect(),
         next,
     };
-    Ok(desk.render_page(200, &page))
+    Ok(context.render_page(200, &page))
 }
 
 /// Ends one session. If it is the current one, also deletes the cookie.
@@ -82,7 +81,7 @@ pub(super) async fn end(
     UserForm(form): UserForm,
 ) -> Result<Response, ApiError> {
     app.auth.sessions.end(&caller, id).await?;
-    let (own, _) = require_user_session(&caller)?;
+    let own = caller.session();
     if id == own {
         return Ok(form.browser.sign_out_redirect("/sign-in"));
     }

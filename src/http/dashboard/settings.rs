@@ -12,7 +12,7 @@ use super::{
 use crate::{
     http::{
         ApiError, App,
-        extract::{Admin, Authorized, ReadOnly, UserSession},
+        extract::{Admin, AdminSession, Authorized, ReadOnly, UserSession},
     },
     model::{
         brand::{Brand, Color, Logo},
@@ -51,34 +51,34 @@ struct SettingsPage {
 pub(super) async fn show(
     caller: Authorized<ReadOnly>,
     State(app): State<App>,
-    desk: DashboardContext,
+    context: DashboardContext,
 ) -> Result<Response, ApiError> {
-    page(&app, &desk, &caller, None, None).await
+    page(&app, &context, &caller, None, None).await
 }
 
 /// Changes the user's name.
 pub(super) async fn change_profile(
     caller: Authorized<UserSession>,
     State(app): State<App>,
-    desk: DashboardContext,
+    context: DashboardContext,
     UserForm(form): UserForm,
 ) -> Result<Response, ApiError> {
     let mut change = Fields::default();
     change.set("full_name", &form.non_empty_text("full_name")?);
     let changed = app.resources.update_current_user(&caller, change).await;
-    saved_or_error(&app, &desk, &caller, changed.map(drop).map_err(ApiError::from)).await
+    saved_or_error(&app, &context, &caller, changed.map(drop).map_err(ApiError::from)).await
 }
 
 /// Sends the verification email again.
 pub(super) async fn resend_verification(
     caller: Authorized<UserSession>,
     State(app): State<App>,
-    desk: DashboardContext,
+    context: DashboardContext,
     UserForm(_form): UserForm,
 ) -> Result<Response, ApiError> {
     match app.auth.email_verification.resend(&caller).await {
         Ok(()) => Ok(FlashMessage::VerificationEmailSent.redirect_to(PATH)),
-        Err(error) => page(&app, &desk, &caller, Some(error.into()), None).await,
+        Err(error) => page(&app, &context, &caller, Some(error.into()), None).await,
     }
 }
 
@@ -86,27 +86,27 @@ pub(super) async fn resend_verification(
 pub(super) async fn change_workspace(
     caller: Authorized<Admin>,
     State(app): State<App>,
-    desk: DashboardContext,
+    context: DashboardContext,
     form: Form,
 ) -> Result<Response, ApiError> {
     let name = Some(form.text("name")?.to_owned());
     let change = WorkspaceChange { name, ..WorkspaceChange::default() };
     let changed = app.auth.workspaces.update(&caller, change, None).await;
-    saved_or_error(&app, &desk, &caller, changed.map(drop).map_err(ApiError::from)).await
+    saved_or_error(&app, &context, &caller, changed.map(drop).map_err(ApiError::from)).await
 }
 
 /// Sets whether the workspace requires a second factor of all members.
 pub(super) async fn require_second_factor(
     caller: Authorized<Admin>,
     State(app): State<App>,
-    desk: DashboardContext,
+    context: DashboardContext,
     form: Form,
 ) -> Result<Response, ApiError> {
     let require_second_factor = form.parse_as("require", "true or false")?;
     let change = WorkspaceChange { require_second_factor, ..WorkspaceChange::default() };
     let password = form.password("password")?;
     let changed = app.auth.workspaces.update(&caller, change, password.as_ref()).await;
-    saved_or_error(&app, &desk, &caller, changed.map(drop).map_err(ApiError::from)).await
+    saved_or_error(&app, &context, &caller, changed.map(drop).map_err(ApiError::from)).await
 }
 
 /// Changes the name, the colour and the logo of the branding. Other branding fields, which API
@@ -114,7 +114,7 @@ pub(super) async fn require_second_factor(
 pub(super) async fn change_brand(
     caller: Authorized<Admin>,
     State(app): State<App>,
-    desk: DashboardContext,
+    context: DashboardContext,
     UploadForm { form, file }: UploadForm,
 ) -> Result<Response, ApiError> {
     let changed = async {
@@ -136,7 +136,7 @@ pub(super) async fn change_brand(
     };
     match changed.await {
         Ok(()) => Ok(FlashMessage::Saved.redirect_to(PATH)),
-        Err(error) => page(&app, &desk, &caller, Some(error), Some(&form)).await,
+        Err(error) => page(&app, &context, &caller, Some(error), Some(&form)).await,
     }
 }
 
@@ -151,66 +151,66 @@ fn set_or_remove(settings: &mut Fields, name: &str, value: Option<&str>) {
 pub(super) async fn leave(
     caller: Authorized<UserSession>,
     State(app): State<App>,
-    desk: DashboardContext,
+    context: DashboardContext,
     form: Form,
 ) -> Result<Response, ApiError> {
     let left = app.auth.members.leave(&caller, caller.workspace()).await;
-    sign_out_or_error(&app, &desk, &caller, &form, left.map_err(ApiError::from)).await
+    sign_out_or_error(&app, &context, &caller, &form, left.map_err(ApiError::from)).await
 }
 
 /// Deletes the workspace.
 pub(super) async fn delete_workspace(
-    caller: Authorized<Admin>,
+    caller: Authorized<AdminSession>,
     State(app): State<App>,
-    desk: DashboardContext,
+    context: DashboardContext,
     form: Form,
 ) -> Result<Response, ApiError> {
     let password = Password::new(form.text("password")?.to_owned());
     let deleted = app.auth.workspaces.delete(&caller, &password).await;
-    sign_out_or_error(&app, &desk, &caller, &form, deleted.map_err(ApiError::from)).await
+    sign_out_or_error(&app, &context, &caller, &form, deleted.map_err(ApiError::from)).await
 }
 
 /// Deletes the user's account.
 pub(super) async fn delete_account(
     caller: Authorized<UserSession>,
     State(app): State<App>,
-    desk: DashboardContext,
+    context: DashboardContext,
     UserForm(form): UserForm,
 ) -> Result<Response, ApiError> {
     let password = Password::new(form.text("password")?.to_owned());
     let deleted = app.auth.accounts.delete(&caller, &password).await;
-    sign_out_or_error(&app, &desk, &caller, &form, deleted.map_err(ApiError::from)).await
+    sign_out_or_error(&app, &context, &caller, &form, deleted.map_err(ApiError::from)).await
 }
 
 /// Signs out after a leave or a deletion, or displays the error.
 async fn sign_out_or_error(
     app: &App,
-    desk: &DashboardContext,
+    context: &DashboardContext,
     caller: &Caller,
     form: &Form,
     outcome: Result<(), ApiError>,
 ) -> Result<Response, ApiError> {
     match outcome {
         Ok(()) => Ok(form.browser.sign_out_redirect("/sign-in")),
-        Err(error) => page(app, desk, caller, Some(error), None).await,
+        Err(error) => page(app, context, caller, Some(error), None).await,
     }
 }
 
 async fn saved_or_error(
     app: &App,
-    desk: &DashboardContext,
+    context: &DashboardContext,
     caller: &Caller,
     outcome: Result<(), ApiError>,
 ) -> Result<Response, ApiError> {
     match outcome {
         Ok(()) => Ok(FlashMessage::Saved.redirect_to(PATH)),
-        Err(error) => page(app, desk, caller, Some(error), None).await,
+        Err(error) => page(app, context, caller, Some(error), None).await,
     }
 }
 
 async fn page(
     app: &App,
-    desk: &DashboardContext,
+    context: &DashboardContext,
     caller: &Caller,
     error: Option<ApiError>,
     rejected_form: Option<&Form>,
@@ -223,14 +223,14 @@ async fn page(
     };
     let (status, problem) = error.map_or((200, None), |(status, text)| (status, Some(text)));
     let workspace = app.resources.workspace(caller).await?;
-    let layout = desk.layout();
+    let layout = context.layout();
     let mut page = SettingsPage {
         user: app.resources.current_user(caller).await?,
         rate_limit: app.limits.effective_limit(workspace.rate_limit_per_minute),
         workspace,
-        role: desk.role(),
+        role: context.role(),
         is_password_required: !app.auth.passwords.has_reauthenticated(caller, None).await?,
-        can_edit: desk.has_scope(Scope::Admin),
+        can_edit: context.has_scope(Scope::Admin),
         brand_name: layout.brand.name.clone().unwrap_or_default(),
         color: layout.brand.color.map(|color| color.to_string()).unwrap_or_default(),
         has_logo: layout.brand.logo.is_some(),
@@ -241,5 +241,5 @@ async fn page(
         form.text(Brand::NAME)?.clone_into(&mut page.brand_name);
         form.text(Brand::COLOR)?.clone_into(&mut page.color);
     }
-    Ok(desk.render_page(status, &page))
+    Ok(context.render_page(status, &page))
 }

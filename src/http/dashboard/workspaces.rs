@@ -41,17 +41,17 @@ struct WorkspacesPage<'a> {
 pub(super) async fn show(
     caller: Authorized<UserSession>,
     State(app): State<App>,
-    desk: DashboardContext,
+    context: DashboardContext,
     query: Query,
 ) -> Result<Response, ApiError> {
-    page(&caller, &app, &desk, &query, ("", None)).await
+    page(&caller, &app, &context, &query, ("", None)).await
 }
 
 /// Creates a workspace and switches the session to it.
 pub(super) async fn create(
     caller: Authorized<UserSession>,
     State(app): State<App>,
-    desk: DashboardContext,
+    context: DashboardContext,
     query: Query,
     form: Form,
 ) -> Result<Response, ApiError> {
@@ -79,7 +79,7 @@ pub(super) async fn create(
         Err(error) => {
             drop(work);
             let problem = form_error(error.into())?;
-            page(&caller, &app, &desk, &query, (name, Some(problem))).await
+            page(&caller, &app, &context, &query, (name, Some(problem))).await
         }
     }
 }
@@ -100,15 +100,15 @@ pub(super) async fn switch(
 async fn page(
     caller: &Authorized<UserSession>,
     app: &App,
-    desk: &DashboardContext,
+    context: &DashboardContext,
     query: &Query,
     (name, problem): (&str, Option<(u16, String)>),
 ) -> Result<Response, ApiError> {
     let (page, _) = app.auth.workspaces.list_own(caller, query.page_with_limit(PAGE_SIZE)?).await?;
     let next = page.next_cursor(|own| own.workspace.id.uuid());
     let (status, problem) = problem.map_or((200, None), |(status, text)| (status, Some(text)));
-    let (layout, here, workspaces) = (desk.layout(), caller.workspace(), page.items);
-    Ok(desk.render_page(
+    let (layout, here, workspaces) = (context.layout(), caller.workspace(), page.items);
+    Ok(context.render_page(
         status,
         &WorkspacesPage { layout, workspaces, current_workspace: here, next, name, problem },
     ))

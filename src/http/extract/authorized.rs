@@ -1,10 +1,14 @@
-use std::{marker::PhantomData, ops::Deref, sync::Arc};
+use std::{ops::Deref, sync::Arc};
 
 use axum::{extract::FromRequestParts, http::request::Parts};
 
 use super::Query;
 use crate::{
-    auth::check_scope::{self, AccessRequirement},
+    auth::{
+        AuthError,
+        caller::{AdminCaller, SessionCaller},
+        check_scope::{self, AccessRequirement},
+    },
     http::{ApiError, App},
     model::{audit::RequestInfo, principal::Caller, scope::Scope},
 };
@@ -31,58 +35,125 @@ pub trait Access: Send + Sync + 'static {
     type Extractor;
 }
 
-macro_rules! access_types {
-    ($($(#[$doc:meta])* $name:ident = $rule:expr, $guard:ty;)*) => {$(
+/// The access rule of a route that requires a credential.
+pub trait ProtectedAccess: Access {
+    /// The requirement.
+    const REQUIREMENT: AccessRequirement;
+    /// What the check proves about the caller.
+    type Caller: Narrow;
+}
+
+/// A caller type that a [`Caller`] becomes once the requirement is met.
+pub trait Narrow: Deref<Target = Caller> + Sized {
+    /// Converts a caller that meets the requirement.
+    ///
+    /// # Errors
+    /// [`AuthError`] if the caller is of another kind.
+    fn narrow(caller: Caller) -> Result<Self, AuthError>;
+}
+
+/// A caller with some scope; nothing is known about the kind of its credential.
+#[derive(Debug)]
+pub struct AnyCaller(Caller);
+
+impl Deref for AnyCaller {
+    type Target = Caller;
+
+    fn deref(&self) -> &Caller {
+        &self.0
+    }
+}
+
+impl Narrow for AnyCaller {
+    fn narrow(caller: Caller) -> Result<Self, AuthError> {
+        Ok(Self(caller))
+    }
+}
+
+impl Narrow for SessionCaller {
+    fn narrow(caller: Caller) -> Result<Self, AuthError> {
+        Self::new(caller)
+    }
+}
+
+impl Narrow for AdminCaller {
+    fn narrow(caller: Caller) -> Result<Self, AuthError> {
+        Self::new(caller)
+    }
+}
+
+macro_rules! open_access {
+    ($($(#[$doc:meta])* $name:ident = $rule:expr;)*) => {$(
         $(#[$doc])*
         #[derive(Debug, Clone, Copy)]
         pub struct $name;
 
         impl Access for $name {
             const RULE: AccessRule = $rule;
-            type Extractor = $guard;
+            type Extractor = Public;
         }
     )*};
 }
 
-access_types! {
+macro_rules! protected_access {
+    ($($(#[$doc:meta])* $name:ident = $requirement:expr => $caller:ty;)*) => {$(
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy)]
+        pub struct $name;
+
+        impl Access for $name {
+            const RULE: AccessRule = AccessRule::Protected(Self::REQUIREMENT);
+            type Extractor = Authorized<$name>;
+        }
+
+        impl ProtectedAccess for $name {
+            const REQUIREMENT: AccessRequirement = $requirement;
+            type Caller = $caller;
+        }
+    )*};
+}
+
+open_access! {
     /// No credential.
-    Open = AccessRule::Open, Public;
+    Open = AccessRule::Open;
     /// No credential, with the low rate limit of sign-in.
-    SignIn = AccessRule::SignIn, Public;
+    SignIn = AccessRule::SignIn;
+}
+
+protected_access! {
     /// Any valid credential.
-    ReadOnly = AccessRule::Protected(AccessRequirement::Scope(Scope::ReadOnly)), Authorized<ReadOnly>;
+    ReadOnly = AccessRequirement::Scope(Scope::ReadOnly) => AnyCaller;
     /// A credential with the scope `write`.
-    Write = AccessRule::Protected(AccessRequirement::Scope(Scope::Write)), Authorized<Write>;
+    Write = AccessRequirement::Scope(Scope::Write) => AnyCaller;
     /// A credential with the scope `admin`.
-    Admin = AccessRule::Protected(AccessRequirement::Scope(Scope::Admin)), Authorized<Admin>;
-    /// An API key or a session with the scope `write`; an OAuth grant is rejected with any
-    /// scope.
-    FirstPartyWrite = AccessRule::Protected(AccessRequirement::FirstParty(Scope::Write)), Authorized<FirstPartyWrite>;
-    /// An API key or a session with the scope `admin`; an OAuth grant is rejected with any
-    /// scope.
-    FirstPartyAdmin = AccessRule::Protected(AccessRequirement::FirstParty(Scope::Admin)), Authorized<FirstPartyAdmin>;
+    Admin = AccessRequirement::Scope(Scope::Admin) => AnyCaller;
+    /// An API key or a session with the scope `write`; an OAuth grant is rejected with any scope.
+    FirstPartyWrite = AccessRequirement::FirstParty(Scope::Write) => AnyCaller;
+    /// An API key or a session with the scope `admin`; an OAuth grant is rejected with any scope.
+    FirstPartyAdmin = AccessRequirement::FirstParty(Scope::Admin) => AdminCaller;
     /// A session of a user, with any role.
-    UserSession = AccessRule::Protected(AccessRequirement::UserSession), Authorized<UserSession>;
+    UserSession = AccessRequirement::UserSession => SessionCaller;
+    /// A session of a user with the scope `admin`.
+    AdminSession = AccessRequirement::AdminSession => SessionCaller;
 }
 
 /// A caller that meets the access rule `A`.
 ///
-/// The fields are private, so a value proves that the check ran.
+/// The field is private, so a value proves that the check ran.
 #[derive(Debug)]
-pub struct Authorized<A> {
-    caller: Caller,
-    access: PhantomData<A>,
+pub struct Authorized<A: ProtectedAccess> {
+    caller: A::Caller,
 }
 
-impl<A> Deref for Authorized<A> {
-    type Target = Caller;
+impl<A: ProtectedAccess> Deref for Authorized<A> {
+    type Target = A::Caller;
 
-    fn deref(&self) -> &Caller {
+    fn deref(&self) -> &A::Caller {
         &self.caller
     }
 }
 
-impl<A: Access> FromRequestParts<App> for Authorized<A> {
+impl<A: ProtectedAccess> FromRequestParts<App> for Authorized<A> {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, _: &App) -> Result<Self, ApiError> {
@@ -90,12 +161,9 @@ impl<A: Access> FromRequestParts<App> for Authorized<A> {
         let caller = caller.ok_or_else(|| {
             ApiError::internal("a protected route is not wrapped by the access layer")
         })?;
-        let AccessRule::Protected(requirement) = A::RULE else {
-            return Err(ApiError::internal("an open route uses the Authorized extractor"));
-        };
-        check_scope::check_access(requirement, &caller.principal, caller.request.ip)?;
+        check_scope::check_access(A::REQUIREMENT, &caller.principal, caller.request.ip)?;
         Query::from_uri(&parts.uri)?;
-        Ok(Self { caller, access: PhantomData })
+        Ok(Self { caller: A::Caller::narrow(caller)? })
     }
 }
 

@@ -3,7 +3,7 @@ use std::{marker::PhantomData, sync::Arc};
 use axum::{extract::FromRequestParts, http::request::Parts};
 use secrecy::{ExposeSecret, SecretString};
 
-use super::{Access, AccessRule};
+use super::ProtectedAccess;
 use crate::{
     auth::{authenticator::AuthenticationOutcome, check_scope},
     http::{
@@ -29,7 +29,7 @@ enum PresentedCredential {
     Cookie(SecretString),
 }
 
-impl<A: Access> FromRequestParts<App> for LiveAuthorization<A> {
+impl<A: ProtectedAccess> FromRequestParts<App> for LiveAuthorization<A> {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiError> {
@@ -48,7 +48,7 @@ impl<A: Access> FromRequestParts<App> for LiveAuthorization<A> {
     }
 }
 
-impl<A: Access> LiveAuthorization<A> {
+impl<A: ProtectedAccess> LiveAuthorization<A> {
     /// True if the credential is still valid, meets the rule and belongs to the same workspace.
     ///
     /// The check is as fresh as that of a new request.
@@ -70,8 +70,7 @@ impl<A: Access> LiveAuthorization<A> {
                 principal
             }
         };
-        let AccessRule::Protected(requirement) = A::RULE else { return false };
         principal.workspace_id == self.caller.workspace()
-            && check_scope::check_access(requirement, &principal, self.caller.request.ip).is_ok()
+            && check_scope::check_access(A::REQUIREMENT, &principal, self.caller.request.ip).is_ok()
     }
 }

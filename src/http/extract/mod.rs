@@ -11,19 +11,19 @@ mod client_ip;
 mod event_filter;
 mod json;
 mod live_authorization;
-mod optional_caller;
+mod optional_session;
 mod path;
 mod query;
 
 pub use authorized::{
-    Access, AccessRule, Admin, Authorized, FirstPartyAdmin, FirstPartyWrite, Open, Public,
-    ReadOnly, RequiresAccess, SignIn, UserSession, Write,
+    Access, AccessRule, Admin, AdminSession, Authorized, FirstPartyAdmin, FirstPartyWrite, Open,
+    ProtectedAccess, Public, ReadOnly, RequiresAccess, SignIn, UserSession, Write,
 };
 pub use body::{read_body, read_multipart_form, read_urlencoded_form};
 pub use client_ip::client_ip;
 pub use event_filter::EVENT_FILTERS;
 pub use json::{IdempotentJson, Json};
 pub use live_authorization::LiveAuthorization;
-pub use optional_caller::OptionalCaller;
+pub use optional_session::OptionalSession;
 pub use path::PathId;
 pub use query::Query;

@@ -61,10 +61,10 @@ struct StoredKey {
 /// Displays the form for a new key.
 pub(in crate::http::dashboard) async fn show(
     _caller: Authorized<FirstPartyAdmin>,
-    desk: DashboardContext,
+    context: DashboardContext,
 ) -> Response {
     let page = NewKeyPage {
-        layout: desk.layout(),
+        layout: context.layout(),
         name: "",
         description: "",
         allowed_ips: "",
@@ -72,14 +72,14 @@ pub(in crate::http::dashboard) async fn show(
         scope: Scope::ReadOnly,
         problem: None,
     };
-    desk.render_page(200, &page)
+    context.render_page(200, &page)
 }
 
 /// Creates the key.
 pub(in crate::http::dashboard) async fn create(
     caller: Authorized<FirstPartyAdmin>,
     State(app): State<App>,
-    desk: DashboardContext,
+    context: DashboardContext,
     form: Form,
 ) -> Result<Response, ApiError> {
     let scope = form.parse_as("scope", "read-only, write or admin")?.unwrap_or(Scope::ReadOnly);
@@ -96,7 +96,7 @@ pub(in crate::http::dashboard) async fn create(
             minted.map(|minted| (work, minted)).map_err(ApiError::from)
         }
         Ok(IdempotencyOutcome::Replayed(answer)) => {
-            return display_again(&app, &desk, &caller, &answer).await;
+            return display_again(&app, &context, &caller, &answer).await;
         }
         Err(IdempotencyError::Conflict) => Err(ApiError::new(
             ErrorCode::Conflict,
@@ -105,18 +105,18 @@ pub(in crate::http::dashboard) async fn create(
         Err(error) => Err(error.into()),
     };
     match minted {
-        Ok((work, minted)) => commit_and_display(&app, &desk, &caller, work, minted).await,
+        Ok((work, minted)) => commit_and_display(&app, &context, &caller, work, minted).await,
         Err(error) => {
             let (status, problem) = form_error(error)?;
             let page = NewKeyPage {
-                layout: desk.layout(),
+                layout: context.layout(),
                 name: form.text("name")?,
                 description: form.text("description")?,
                 allowed_ips,
                 scope,
                 problem: Some(problem),
             };
-            Ok(desk.render_page(status, &page))
+            Ok(context.render_page(status, &page))
         }
     }
 }
@@ -130,7 +130,7 @@ pub(super) fn parse_networks(text: &str) -> Vec<String> {
 /// Commits a new key and displays it with its secret.
 pub(super) async fn commit_and_display(
     app: &App,
-    desk: &DashboardContext,
+    context: &DashboardContext,
     caller: &Caller,
     work: IdempotentTransaction,
     minted: CreatedKey,
@@ -140,13 +140,13 @@ pub(super) async fn commit_and_display(
     let body = serde_json::to_string(&stored);
     let body = body.map_err(|_| ApiError::internal("failed to serialize a new key"))?;
     work.commit(&StoredResponse { status: 201, location: key_path(stored.id), body }).await?;
-    created_key_page(app, desk, caller, &minted.key, &secret).await
+    created_key_page(app, context, caller, &minted.key, &secret).await
 }
 
 /// Displays a created key again if its form was sent twice.
 pub(super) async fn display_again(
     app: &App,
-    desk: &DashboardContext,
+    context: &DashboardContext,
     caller: &Caller,
     answer: &StoredResponse,
 ) -> Result<Response, ApiError> {
@@ -157,12 +157,12 @@ pub(super) async fn display_again(
     if key.status() == KeyStatus::Revoked || key.last_used_at.is_some() {
         return Ok(Redirect::to(&key_path(key.id)).into_response());
     }
-    created_key_page(app, desk, caller, &key, &stored.secret.into()).await
+    created_key_page(app, context, caller, &key, &stored.secret.into()).await
 }
 
 async fn created_key_page(
     app: &App,
-    desk: &DashboardContext,
+    context: &DashboardContext,
     caller: &Caller,
     key: &ApiKey,
     secret: &SecretString,
@@ -172,13 +172,13 @@ async fn created_key_page(
         None => None,
     };
     let page = CreatedKeyPage {
-        layout: desk.layout(),
+        layout: context.layout(),
         key,
         secret: secret.expose_secret(),
         public_url: &app.settings.public_url,
         predecessor_name: succeeds,
     };
-    Ok(desk.render_page(201, &page))
+    Ok(context.render_page(201, &page))
 }
 
 /// Returns the path of a key's page.

@@ -74,17 +74,17 @@ impl KeyPage<'_> {
 pub(in crate::http::dashboard) async fn show(
     caller: Authorized<ReadOnly>,
     State(app): State<App>,
-    desk: DashboardContext,
+    context: DashboardContext,
     PathId(id): PathId<ApiKeyId>,
 ) -> Result<Response, ApiError> {
-    page(&app, &desk, &caller, id, None).await
+    page(&app, &context, &caller, id, None).await
 }
 
 /// Changes the name, the description and the allowed networks of the key.
 pub(in crate::http::dashboard) async fn update(
     caller: Authorized<Admin>,
     State(app): State<App>,
-    desk: DashboardContext,
+    context: DashboardContext,
     PathId(id): PathId<ApiKeyId>,
     form: Form,
 ) -> Result<Response, ApiError> {
@@ -98,7 +98,7 @@ pub(in crate::http::dashboard) async fn update(
     match app.auth.api_keys.update(&caller, id, change).await {
         Ok(_) => Ok(FlashMessage::Saved.redirect_to(&key_path(id))),
         Err(error) => {
-            page(&app, &desk, &caller, id, Some((form_error(error.into())?, &form))).await
+            page(&app, &context, &caller, id, Some((form_error(error.into())?, &form))).await
         }
     }
 }
@@ -126,7 +126,7 @@ fn changed_field(
 
 async fn page(
     app: &App,
-    desk: &DashboardContext,
+    context: &DashboardContext,
     caller: &Caller,
     id: ApiKeyId,
     rejected: Option<((u16, String), &Form)>,
@@ -150,7 +150,7 @@ async fn page(
         None => Ok(stored()),
     };
     let page = KeyPage {
-        layout: desk.layout(),
+        layout: context.layout(),
         now,
         redacted: key.redacted(app.auth.api_keys.environment()),
         usage,
@@ -158,14 +158,14 @@ async fn page(
         daily_chart: days,
         rotation,
         predecessor: predecessor.filter(|key| key.status() == KeyStatus::Active),
-        can_edit: is_active && desk.has_scope(Scope::Admin),
+        can_edit: is_active && context.has_scope(Scope::Admin),
         name: field("name", &|| key.name.clone())?,
         description: field("description", &|| key.description.clone().unwrap_or_default())?,
         allowed_ips: field("allowed_ips", &|| networks_text(&key))?,
         problem: rejected.as_ref().map(|((_, problem), _)| problem.clone()),
         key: &key,
     };
-    Ok(desk.render_page(rejected.map_or(200, |((status, _), _)| status), &page))
+    Ok(context.render_page(rejected.map_or(200, |((status, _), _)| status), &page))
 }
 
 /// Returns the charts of the requests per hour and per day.

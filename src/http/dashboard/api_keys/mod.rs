@@ -87,7 +87,7 @@ impl KeyRow {
 pub(super) async fn list(
     caller: Authorized<ReadOnly>,
     State(app): State<App>,
-    desk: DashboardContext,
+    context: DashboardContext,
     query: Query,
 ) -> Result<Response, ApiError> {
     let status = match query.text("status")? {
@@ -108,13 +108,13 @@ pub(super) async fn list(
         KeyRow::new(&app, key, uses, highest_used_scope, now)
     };
     let page = KeysPage {
-        layout: desk.layout(),
-        can_create: desk.has_scope(Scope::Admin),
+        layout: context.layout(),
+        can_create: context.has_scope(Scope::Admin),
         status,
         keys: page.items.into_iter().map(row).collect(),
         next,
     };
-    Ok(desk.render_page(200, &page))
+    Ok(context.render_page(200, &page))
 }
 
 /// Returns a description of what a key with a scope can do.

@@ -60,17 +60,17 @@ impl RevokePage<'_> {
 pub(in crate::http::dashboard) async fn show(
     caller: Authorized<Admin>,
     State(app): State<App>,
-    desk: DashboardContext,
+    context: DashboardContext,
     PathId(id): PathId<ApiKeyId>,
 ) -> Result<Response, ApiError> {
-    page(&app, &desk, &caller, id, None).await
+    page(&app, &context, &caller, id, None).await
 }
 
 /// Revokes the key. If it may be in use, the form must confirm that with the field `anyway`.
 pub(in crate::http::dashboard) async fn revoke(
     caller: Authorized<Admin>,
     State(app): State<App>,
-    desk: DashboardContext,
+    context: DashboardContext,
     PathId(id): PathId<ApiKeyId>,
     form: Form,
 ) -> Result<Response, ApiError> {
@@ -87,7 +87,7 @@ pub(in crate::http::dashboard) async fn revoke(
         }
         Err(error) if error.code() == ErrorCode::KeyInUse => {
             let problem = "The key was not revoked because it may be in use.".to_owned();
-            page(&app, &desk, &caller, id, Some((409, problem))).await
+            page(&app, &context, &caller, id, Some((409, problem))).await
         }
         Err(error) => Err(error),
     }
@@ -95,7 +95,7 @@ pub(in crate::http::dashboard) async fn revoke(
 
 async fn page(
     app: &App,
-    desk: &DashboardContext,
+    context: &DashboardContext,
     caller: &Caller,
     id: ApiKeyId,
     error: Option<(u16, String)>,
@@ -107,7 +107,7 @@ async fn page(
     let report = app.auth.api_keys.rotation_report(caller, id).await?;
     let (status, problem) = error.map_or((200, None), |(status, text)| (status, Some(text)));
     let page = RevokePage {
-        layout: desk.layout(),
+        layout: context.layout(),
         now: app.env.clock.now(),
         redacted: key.redacted(app.auth.api_keys.environment()),
         key: &key,
@@ -115,5 +115,5 @@ async fn page(
         required_quiet: app.auth.api_keys.required_quiet_period(),
         problem,
     };
-    Ok(desk.render_page(status, &page))
+    Ok(context.render_page(status, &page))
 }

@@ -144,17 +144,17 @@ pub(super) fn explain_verdict(
 pub(in crate::http::dashboard) async fn show(
     caller: Authorized<ReadOnly>,
     State(app): State<App>,
-    desk: DashboardContext,
+    context: DashboardContext,
     PathId(id): PathId<ApiKeyId>,
 ) -> Result<Response, ApiError> {
-    page(&app, &desk, &caller, id, None).await
+    page(&app, &context, &caller, id, None).await
 }
 
 /// Creates the successor.
 pub(in crate::http::dashboard) async fn rotate(
     caller: Authorized<FirstPartyAdmin>,
     State(app): State<App>,
-    desk: DashboardContext,
+    context: DashboardContext,
     PathId(id): PathId<ApiKeyId>,
     form: Form,
 ) -> Result<Response, ApiError> {
@@ -162,14 +162,14 @@ pub(in crate::http::dashboard) async fn rotate(
     let mut work = match app.idempotency.begin(&caller, form.attempt()?).await? {
         IdempotencyOutcome::New(work) => work,
         IdempotencyOutcome::Replayed(answer) => {
-            return display_again(&app, &desk, &caller, &answer).await;
+            return display_again(&app, &context, &caller, &answer).await;
         }
     };
     match app.auth.api_keys.rotate(work.tx(), &caller, id, name).await {
-        Ok(minted) => commit_and_display(&app, &desk, &caller, work, minted).await,
+        Ok(minted) => commit_and_display(&app, &context, &caller, work, minted).await,
         Err(error) => {
             drop(work);
-            page(&app, &desk, &caller, id, Some(form_error(error.into())?)).await
+            page(&app, &context, &caller, id, Some(form_error(error.into())?)).await
         }
     }
 }
@@ -178,14 +178,14 @@ pub(in crate::http::dashboard) async fn rotate(
 pub(in crate::http::dashboard) async fn stream(
     caller: Authorized<ReadOnly>,
     State(app): State<App>,
-    standing: LiveAuthorization<ReadOnly>,
+    authorization: LiveAuthorization<ReadOnly>,
     PathId(id): PathId<ApiKeyId>,
     query: Query,
 ) -> Result<Response, ApiError> {
     if live::is_other_workspace(&caller, &query)? {
         return Ok(StatusCode::NO_CONTENT.into_response());
     }
-    live::stream_fragment(app, &caller, standing, ProgressFragment(id)).await
+    live::stream_fragment(app, &caller, authorization, ProgressFragment(id)).await
 }
 
 /// The progress of a key's rotation, as a live fragment.
@@ -206,18 +206,18 @@ impl LiveFragment for ProgressFragment {
 
 async fn page(
     app: &App,
-    desk: &DashboardContext,
+    context: &DashboardContext,
     caller: &Caller,
     id: ApiKeyId,
     error: Option<(u16, String)>,
 ) -> Result<Response, ApiError> {
     let key = app.auth.api_keys.get(caller, id).await?;
-    let can_rotate = desk.has_scope(Scope::Admin);
+    let can_rotate = context.has_scope(Scope::Admin);
     let progress = progress(app, caller, &key, can_rotate).await?;
     let (status, problem) = error.map_or((200, None), |(status, text)| (status, Some(text)));
-    let layout = desk.layout();
+    let layout = context.layout();
     let page = RotationPage { layout, key: &key, can_rotate, progress, problem };
-    Ok(desk.render_page(status, &page))
+    Ok(context.render_page(status, &page))
 }
 
 /// Returns the progress; `None` without a successor, or if the old key is revoked.

@@ -3,17 +3,17 @@ use std::sync::Arc;
 use axum::{extract::FromRequestParts, http::request::Parts};
 
 use crate::{
-    auth::authenticator::AuthenticationOutcome,
+    auth::{authenticator::AuthenticationOutcome, caller::SessionCaller},
     http::{ApiError, App, bearer::bearer_credential, error::ErrorCode},
     model::{audit::RequestInfo, principal::Caller},
 };
 
-/// The caller of an open route that accepts an optional credential: `None` if none was sent. An
-/// invalid credential is rejected.
+/// The caller of an open route that accepts the access token of a session: `None` if no credential
+/// was sent. Any other credential is rejected.
 #[derive(Debug)]
-pub struct OptionalCaller(pub Option<Caller>);
+pub struct OptionalSession(pub Option<SessionCaller>);
 
-impl FromRequestParts<App> for OptionalCaller {
+impl FromRequestParts<App> for OptionalSession {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiError> {
@@ -25,7 +25,7 @@ impl FromRequestParts<App> for OptionalCaller {
         };
         match app.auth.authenticator.authenticate(credential, request.started_at).await? {
             AuthenticationOutcome::Principal(principal) => {
-                Ok(Self(Some(Caller { principal, request })))
+                Ok(Self(Some(SessionCaller::new(Caller { principal, request })?)))
             }
             AuthenticationOutcome::RevokedKey(_) => {
                 Err(ApiError::new(ErrorCode::Unauthorized, "the API key has been revoked"))
