@@ -51,11 +51,8 @@ impl Collector for ServiceCollector {
 
 fn caches(writer: &mut MetricWriter<'_, '_>, app: &AppState) -> fmt::Result {
     let caches = &app.auth.caches;
-    let caches = [
-        ("keys", caches.key_cache_stats()),
-        ("sessions", caches.session_cache_stats()),
-        ("grants", caches.grant_cache_stats()),
-    ];
+    let caches =
+        [("keys", caches.key_cache_stats()), ("sessions_and_grants", caches.binding_cache_stats())];
     let lookups = caches.iter().flat_map(|(cache, (counts, _))| {
         let outcomes =
             [("hit", &counts.hits), ("unknown", &counts.negative_hits), ("miss", &counts.misses)];

@@ -1,4 +1,4 @@
-//! The credential caches of a node: API keys, sessions, OAuth grants and verified access tokens.
+//! The credential caches of a node: API keys, sessions and OAuth grants, and verified access tokens.
 //!
 //! Cached records are used only while the node holds its lease, and are dropped when a cache
 //! invalidation names them; see [`crate::cache_invalidation`]. Loading and expiry are in
@@ -11,16 +11,16 @@ use sha2::{Digest, Sha256};
 
 use super::{
     credential_cache::{CacheCounters, CredentialCache, CredentialSource, FetchedRecords},
-    token_issuer::Claims,
+    token_issuer::{Claims, TokenBinding},
 };
 use crate::{
     cache_invalidation::{InvalidationSink, Lease},
     env::Env,
     model::{
         api_key::{KeyDigest, KeyRecord},
-        id::{GrantId, SessionId, WorkspaceId},
+        id::{ClientId, UserId, WorkspaceId},
         invalidation::Invalidation,
-        oauth::grant::{GrantRecord, GrantUser},
+        oauth::grant::GrantRecord,
         principal::{Credential, Principal},
         session::SessionRecord,
     },
@@ -78,29 +78,67 @@ impl CachedKey {
     }
 }
 
-/// Loads sessions from PostgreSQL by id.
-pub(super) struct SessionSource(DedicatedConnection);
+/// The state of the session or grant that an access token is bound to.
+#[derive(Debug, Clone)]
+pub(super) enum BindingRecord {
+    /// A user's session.
+    Session(Arc<SessionRecord>),
+    /// An OAuth grant.
+    Grant(Arc<GrantRecord>),
+}
 
-impl CredentialSource for SessionSource {
-    type Key = SessionId;
-    type Record = Arc<SessionRecord>;
+impl BindingRecord {
+    fn workspace(&self) -> WorkspaceId {
+        match self {
+            Self::Session(session) => session.workspace_id,
+            Self::Grant(grant) => grant.workspace_id,
+        }
+    }
 
-    async fn fetch(&mut self, ids: &[SessionId]) -> Result<FetchedRecords<Self>, StoreError> {
-        let found = self.0.find_sessions(ids).await?;
-        Ok(found.into_iter().map(|(id, record)| (id, Arc::new(record))).collect())
+    fn user(&self) -> Option<UserId> {
+        match self {
+            Self::Session(session) => Some(session.user_id),
+            Self::Grant(grant) => grant.user.as_ref().map(|user| user.user_id),
+        }
+    }
+
+    fn client(&self) -> Option<ClientId> {
+        match self {
+            Self::Session(_) => None,
+            Self::Grant(grant) => Some(grant.client_id),
+        }
     }
 }
 
-/// Loads OAuth grants from PostgreSQL by id.
-pub(super) struct GrantSource(DedicatedConnection);
+/// Loads sessions and OAuth grants from PostgreSQL by id.
+pub(super) struct BindingSource(DedicatedConnection);
 
-impl CredentialSource for GrantSource {
-    type Key = GrantId;
-    type Record = Arc<GrantRecord>;
+impl CredentialSource for BindingSource {
+    type Key = TokenBinding;
+    type Record = BindingRecord;
 
-    async fn fetch(&mut self, ids: &[GrantId]) -> Result<FetchedRecords<Self>, StoreError> {
-        let found = self.0.find_grants(ids).await?;
-        Ok(found.into_iter().map(|(id, record)| (id, Arc::new(record))).collect())
+    async fn fetch(&mut self, keys: &[TokenBinding]) -> Result<FetchedRecords<Self>, StoreError> {
+        let (mut sessions, mut grants) = (Vec::new(), Vec::new());
+        for key in keys {
+            match key {
+                TokenBinding::Session(id) => sessions.push(*id),
+                TokenBinding::Grant(id) => grants.push(*id),
+            }
+        }
+        let mut records = FetchedRecords::<Self>::new();
+        if !sessions.is_empty() {
+            let found = self.0.find_sessions(&sessions).await?.into_iter();
+            records.extend(found.map(|(id, session)| {
+                (TokenBinding::Session(id), BindingRecord::Session(Arc::new(session)))
+            }));
+        }
+        if !grants.is_empty() {
+            let found = self.0.find_grants(&grants).await?.into_iter();
+            records.extend(found.map(|(id, grant)| {
+                (TokenBinding::Grant(id), BindingRecord::Grant(Arc::new(grant)))
+            }));
+        }
+        Ok(records)
     }
 }
 
@@ -108,17 +146,15 @@ impl CredentialSource for GrantSource {
 #[derive(Clone)]
 pub struct CredentialCaches {
     pub(super) keys: CredentialCache<ApiKeySource>,
-    pub(super) sessions: CredentialCache<SessionSource>,
-    pub(super) grants: CredentialCache<GrantSource>,
+    pub(super) bindings: CredentialCache<BindingSource>,
     pub(super) tokens: VerifiedTokenCache,
 }
 
 impl CredentialCaches {
-    /// Starts empty caches. `capacity` is the number of API keys; the caches of sessions, grants
-    /// and tokens hold a quarter of it each.
+    /// Starts empty caches. `capacity` is the number of API keys; half as many sessions and grants
+    /// are cached, and a quarter as many verified tokens.
     #[must_use]
     pub fn start(store: &Store, env: &Env, lease: &Lease, capacity: usize) -> Self {
-        let smaller = (capacity / 4).max(1);
         Self {
             keys: CredentialCache::start(
                 ApiKeySource(DedicatedConnection::new(store.clone())),
@@ -126,19 +162,13 @@ impl CredentialCaches {
                 lease.clone(),
                 capacity,
             ),
-            sessions: CredentialCache::start(
-                SessionSource(DedicatedConnection::new(store.clone())),
+            bindings: CredentialCache::start(
+                BindingSource(DedicatedConnection::new(store.clone())),
                 env.clone(),
                 lease.clone(),
-                smaller,
+                (capacity / 2).max(1),
             ),
-            grants: CredentialCache::start(
-                GrantSource(DedicatedConnection::new(store.clone())),
-                env.clone(),
-                lease.clone(),
-                smaller,
-            ),
-            tokens: VerifiedTokenCache(Arc::new(Cache::new(smaller))),
+            tokens: VerifiedTokenCache(Arc::new(Cache::new((capacity / 4).max(1)))),
         }
     }
 
@@ -148,16 +178,10 @@ impl CredentialCaches {
         (self.keys.counters(), self.keys.len())
     }
 
-    /// Counters of the OAuth grant cache, and its number of entries.
+    /// Counters of the cache of sessions and grants, and its number of entries.
     #[must_use]
-    pub fn grant_cache_stats(&self) -> (&CacheCounters, usize) {
-        (self.grants.counters(), self.grants.len())
-    }
-
-    /// Counters of the session cache, and its number of entries.
-    #[must_use]
-    pub fn session_cache_stats(&self) -> (&CacheCounters, usize) {
-        (self.sessions.counters(), self.sessions.len())
+    pub fn binding_cache_stats(&self) -> (&CacheCounters, usize) {
+        (self.bindings.counters(), self.bindings.len())
     }
 }
 
@@ -166,26 +190,23 @@ impl InvalidationSink for CredentialCaches {
         for invalidation in invalidations {
             match *invalidation {
                 Invalidation::Key(digest) => self.keys.invalidate(&digest),
-                Invalidation::Session(id) => self.sessions.invalidate(&id),
+                Invalidation::Session(id) => {
+                    self.bindings.invalidate(&TokenBinding::Session(id));
+                }
+                Invalidation::Grant(id) => self.bindings.invalidate(&TokenBinding::Grant(id)),
                 Invalidation::User { user, workspace } => {
                     let is_affected =
                         |id: WorkspaceId| workspace.is_none_or(|workspace| id == workspace);
-                    self.sessions.invalidate_where(|session| {
-                        session.user_id == user && is_affected(session.workspace_id)
-                    });
-                    self.grants.invalidate_where(|grant| {
-                        let is_user = |holder: &GrantUser| holder.user_id == user;
-                        grant.user.as_ref().is_some_and(is_user) && is_affected(grant.workspace_id)
+                    self.bindings.invalidate_where(|record| {
+                        record.user() == Some(user) && is_affected(record.workspace())
                     });
                 }
                 Invalidation::Workspace(workspace) => {
                     self.keys.invalidate_where(|key| key.workspace() == workspace);
-                    self.sessions.invalidate_where(|session| session.workspace_id == workspace);
-                    self.grants.invalidate_where(|grant| grant.workspace_id == workspace);
+                    self.bindings.invalidate_where(|record| record.workspace() == workspace);
                 }
-                Invalidation::Grant(id) => self.grants.invalidate(&id),
                 Invalidation::Client(id) => {
-                    self.grants.invalidate_where(|grant| grant.client_id == id);
+                    self.bindings.invalidate_where(|record| record.client() == Some(id));
                 }
             }
         }
@@ -193,8 +214,7 @@ impl InvalidationSink for CredentialCaches {
 
     fn invalidate_all(&self) {
         self.keys.invalidate_all();
-        self.sessions.invalidate_all();
-        self.grants.invalidate_all();
+        self.bindings.invalidate_all();
     }
 }
 

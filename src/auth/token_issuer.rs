@@ -51,7 +51,7 @@ pub enum Audience {
 
 /// The `sid` claim: the session or grant that a token ends with. The prefix of the id distinguishes
 /// them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum TokenBinding {
     /// A user's session.
@@ -86,10 +86,9 @@ struct TokenSpec {
     sid: TokenBinding,
 }
 
-/// Issues access tokens. Cheap to clone.
-#[derive(Clone)]
+/// Issues access tokens.
 pub struct TokenIssuer {
-    pub(super) context: ServiceContext,
+    pub(super) context: Arc<ServiceContext>,
     pub(super) signing_keys: Arc<SigningKeys>,
     pub(super) lifetime: Duration,
 }

@@ -16,7 +16,7 @@ use crate::{
     auth::{
         AuthError,
         authenticator::Authenticator,
-        caches::VerifiedTokenCache,
+        caches::{BindingRecord, VerifiedTokenCache},
         signing_keys::ACCESS_TOKEN_TYPE,
         token_issuer::{Claims, Subject, TokenBinding},
     },
@@ -70,16 +70,9 @@ impl Authenticator {
         if self.context.env.clock.now().unix_timestamp() >= claims.exp {
             return Err(AuthError::TokenExpired);
         }
-        match claims.sid {
-            TokenBinding::Session(id) => {
-                let session = self.caches.sessions.find(id, began).await?.ok_or(SESSION_ENDED)?;
-                self.token_principal(&claims, id, &session).map(Arc::new)
-            }
-            TokenBinding::Grant(id) => {
-                let grant = self.caches.grants.find(id, began).await?.ok_or(GRANT_REVOKED)?;
-                grant_principal(&claims, id, &grant).map(Arc::new)
-            }
-        }
+        let record = self.caches.bindings.find(claims.sid, began).await?;
+        let record = record.ok_or_else(|| binding_ended(claims.sid))?;
+        self.token_principal(&claims, &record).map(Arc::new)
     }
 
     /// Introspects an access token for any resource (RFC 7662). Returns its claims and its
@@ -94,16 +87,9 @@ impl Authenticator {
         began: Duration,
     ) -> Result<Option<(Claims, Scope)>, AuthError> {
         let Some(claims) = self.decode_access_token(token).await? else { return Ok(None) };
-        let principal = match claims.sid {
-            TokenBinding::Session(id) => match self.caches.sessions.find(id, began).await? {
-                Some(session) => self.token_principal(&claims, id, &session),
-                None => return Ok(None),
-            },
-            TokenBinding::Grant(id) => match self.caches.grants.find(id, began).await? {
-                Some(grant) => grant_principal(&claims, id, &grant),
-                None => return Ok(None),
-            },
-        };
+        let record = self.caches.bindings.find(claims.sid, began).await?;
+        let Some(record) = record else { return Ok(None) };
+        let principal = self.token_principal(&claims, &record);
         Ok(principal
             .ok()
             .filter(|principal| !principal.lacks_second_factor)
@@ -159,6 +145,22 @@ impl Authenticator {
     fn token_principal(
         &self,
         claims: &Claims,
+        record: &BindingRecord,
+    ) -> Result<Principal, AuthError> {
+        match (claims.sid, record) {
+            (TokenBinding::Session(id), BindingRecord::Session(session)) => {
+                self.session_token_principal(claims, id, session)
+            }
+            (TokenBinding::Grant(id), BindingRecord::Grant(grant)) => {
+                grant_principal(claims, id, grant)
+            }
+            _ => Err(binding_ended(claims.sid)),
+        }
+    }
+
+    fn session_token_principal(
+        &self,
+        claims: &Claims,
         id: SessionId,
         session: &SessionRecord,
     ) -> Result<Principal, AuthError> {
@@ -170,6 +172,14 @@ impl Authenticator {
         let granted = Scope::from_oauth_scope(&claims.scope).ok_or(INVALID_TOKEN)?;
         // A demotion applies at once, a promotion with the next token.
         Ok(Principal { scope: granted.min(principal.scope), ..principal })
+    }
+}
+
+/// The error for a token whose session or grant does not exist.
+fn binding_ended(binding: TokenBinding) -> AuthError {
+    match binding {
+        TokenBinding::Session(_) => SESSION_ENDED,
+        TokenBinding::Grant(_) => GRANT_REVOKED,
     }
 }
 

@@ -25,10 +25,9 @@ pub enum AuthenticationOutcome {
     RevokedKey(Arc<KeyRecord>),
 }
 
-/// Verifies credentials and resolves them to principals. Cheap to clone.
-#[derive(Clone)]
+/// Verifies credentials and resolves them to principals.
 pub struct Authenticator {
-    pub(super) context: ServiceContext,
+    pub(super) context: Arc<ServiceContext>,
     pub(super) caches: CredentialCaches,
     pub(super) environment: Environment,
     pub(super) signing_keys: Arc<SigningKeys>,

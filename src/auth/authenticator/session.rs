@@ -7,7 +7,7 @@ use std::{sync::Arc, time::Duration};
 
 use super::Authenticator;
 use crate::{
-    auth::{AuthError, sessions::SESSION_ENDED},
+    auth::{AuthError, caches::BindingRecord, sessions::SESSION_ENDED, token_issuer::TokenBinding},
     model::{
         id::SessionId,
         one_time_token::TokenPurpose,
@@ -57,7 +57,8 @@ impl Authenticator {
             .verify(TokenPurpose::SessionCookie, cookie)
             .ok_or(NOT_SIGNED_IN)?;
         let id = SessionId::from(id);
-        let session = self.caches.sessions.find(id, began).await?.ok_or(NOT_SIGNED_IN)?;
+        let record = self.caches.bindings.find(TokenBinding::Session(id), began).await?;
+        let Some(BindingRecord::Session(session)) = record else { return Err(NOT_SIGNED_IN) };
         self.session_principal(id, &session).map(Arc::new)
     }
 
