@@ -1,4 +1,4 @@
-//! The credential caches of a node: API keys, sessions and OAuth grants, and verified access tokens.
+//! The credential caches of a node: API keys, sessions and OAuth grants, verified access tokens.
 //!
 //! Cached records are used only while the node holds its lease, and are dropped when a cache
 //! invalidation names them; see [`crate::cache_invalidation`]. Loading and expiry are in

@@ -1,5 +1,5 @@
-//! The parts that every service of this module needs, and what they do together: audit events, emails
-//! and lookups of users.
+//! The parts that every service of this module needs, and what they do together: audit events,
+//! emails and lookups of users.
 
 use std::sync::Arc;
 

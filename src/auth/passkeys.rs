@@ -138,17 +138,19 @@ impl Passkeys {
         let (user, known) = self.lock_user_to_add(&mut tx, caller).await?;
         let known = known.iter().map(|(_, credential)| descriptor(credential));
         let algorithms = passkey::ALGORITHMS.iter();
+        // The challenge is bound to this session; it is not valid in another one.
+        let challenge = self.context.token_key.derive_for(
+            session.uuid(),
+            TokenPurpose::PasskeyRegistration,
+            self.context.env.new_uuid(),
+        );
         Ok(json!({
             "rp": { "id": party.id, "name": party.id },
             "user": {
                 "id": passkey::encode_base64url(user_id.uuid().as_bytes()), "name": user.email,
                 "displayName": user.display_name(),
             },
-            // The challenge is bound to this session; it is not valid in another one.
-            "challenge": self
-                .context.token_key
-                .derive_for(session.uuid(), TokenPurpose::PasskeyRegistration, self.context.env.new_uuid())
-                .expose_secret(),
+            "challenge": challenge.expose_secret(),
             "pubKeyCredParams": algorithms
                 .map(|algorithm| json!({ "type": "public-key", "alg": algorithm }))
                 .collect::<Vec<_>>(),
@@ -292,9 +294,10 @@ impl Passkeys {
     /// # Errors
     /// [`AuthError::Conflict`] if this deployment cannot have passkeys.
     pub fn authentication_options(&self) -> Result<Value, AuthError> {
+        let id = self.context.env.new_uuid();
+        let challenge = self.context.token_key.derive(TokenPurpose::PasskeyAuthentication, id);
         Ok(json!({
-            "challenge":
-                self.context.token_key.derive(TokenPurpose::PasskeyAuthentication, self.context.env.new_uuid()).expose_secret(),
+            "challenge": challenge.expose_secret(),
             "rpId": self.relying_party()?.id,
             "timeout": BROWSER_TIMEOUT_MS,
             "userVerification": "required",

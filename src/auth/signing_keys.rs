@@ -198,8 +198,8 @@ impl SigningKeys {
         Ok((keys, self.current()))
     }
 
-    /// Reloads the keys. If a key for access tokens was retired, drops the cache of verified tokens,
-    /// since that key may have signed some.
+    /// Reloads the keys. If a key for access tokens was retired, drops the cache of verified
+    /// tokens, since that key may have signed some.
     async fn reload(&self) -> Result<(), StoreError> {
         let stored =
             Store::with_timeout(RELOAD_TIMEOUT, self.store.list_active_signing_keys()).await?;
