@@ -306,7 +306,7 @@ pub(super) async fn show(
         next: page.as_ref().and_then(|page| page.next_cursor(|event| event.id.uuid())),
         events: page.iter().flat_map(|page| &page.items).map(EventRow::new).collect(),
     };
-    Ok(context.render_page(status, &page))
+    context.render_page(status, &page)
 }
 
 /// Streams new events as Server-Sent Events: the data of each is the HTML of a row.
@@ -352,5 +352,5 @@ pub(super) async fn details(
         event: &event,
         json: format!("{json:#}"),
     };
-    Ok(context.render_page(200, &page))
+    context.render_page(200, &page)
 }

@@ -141,7 +141,7 @@ pub(super) async fn show(
     let Some(caller) = caller else {
         if request.prompt == Prompt::None {
             let description = "the user is not signed in";
-            return Ok(error_response(&app, &request, OAuthCode::LoginRequired, description));
+            return error_response(&app, &request, OAuthCode::LoginRequired, description);
         }
         return Ok(redirect_to_sign_in(&request, query, false));
     };
@@ -153,7 +153,7 @@ pub(super) async fn show(
     match request.prompt {
         Prompt::None if !may_grant => {
             let description = "the user must sign in again";
-            return Ok(error_response(&app, &request, OAuthCode::LoginRequired, description));
+            return error_response(&app, &request, OAuthCode::LoginRequired, description);
         }
         _ if !may_grant => return Ok(redirect_to_sign_in(&request, query, true)),
         Prompt::Login => return Ok(redirect_to_sign_in(&request, query, true)),
@@ -167,7 +167,7 @@ pub(super) async fn show(
             }
             if request.prompt == Prompt::None {
                 let description = "the user must consent";
-                return Ok(error_response(&app, &request, OAuthCode::ConsentRequired, description));
+                return error_response(&app, &request, OAuthCode::ConsentRequired, description);
             }
         }
     }
@@ -251,14 +251,14 @@ async fn parse_request(
 ) -> Result<Result<AuthorizationRequest, Box<Response>>, ApiError> {
     match app.oauth.validate_authorization_request(parameters).await {
         Ok(request) => Ok(Ok(request)),
-        Err(AuthorizationError::Redirect(to)) => Ok(Err(Box::new(redirect_error(&to)))),
+        Err(AuthorizationError::Redirect(to)) => Ok(Err(Box::new(redirect_error(&to)?))),
         Err(AuthorizationError::Page(OAuthError::Service(error))) => Err(error.into()),
         Err(AuthorizationError::Page(refused)) => {
             let (title, reason) = ("This link does not work", refused.to_string());
             let text = format!(
                 "The app that sent you here made an invalid request, so we cannot send you back to it: {reason}."
             );
-            Ok(Err(Box::new(message_page(400, title, &text, ("/", "Go to the dashboard")))))
+            Ok(Err(Box::new(message_page(400, title, &text, ("/", "Go to the dashboard"))?)))
         }
     }
 }
@@ -291,7 +291,7 @@ async fn page(
         sign_in_url: sign_in_path(query, request.login_hint.as_deref(), true),
         problem,
     };
-    Ok(browser.render_page(status.unwrap_or(200), &page))
+    browser.render_page(status.unwrap_or(200), &page)
 }
 
 /// Returns the workspaces that the user can select. The current workspace is preselected.
@@ -385,7 +385,7 @@ fn error_response(
     request: &AuthorizationRequest,
     code: OAuthCode,
     description: &str,
-) -> Response {
+) -> Result<Response, ApiError> {
     redirect_error(&app.oauth.error_redirect_url(request, code, description))
 }
 
@@ -393,9 +393,9 @@ fn error_response(
 ///
 /// A program on the user's machine is started only by a click: any website can link to this
 /// endpoint, and the browser would ask in our name to start the program.
-fn redirect_error(to: &str) -> Response {
+fn redirect_error(to: &str) -> Result<Response, ApiError> {
     if to.starts_with("https://") || to.starts_with("http://") {
-        return redirect_to_client(to);
+        return Ok(redirect_to_client(to));
     }
     let (title, text) =
         ("Something went wrong", "The app that sent you here made an invalid request.");

@@ -149,15 +149,22 @@ impl Browser {
     }
 
     /// Renders a page for this browser. A new browser gets its cookie.
-    pub fn render_page<T: askama::Template>(&self, status: u16, template: &T) -> Response {
+    ///
+    /// # Errors
+    /// `internal` if the template fails.
+    pub fn render_page<T: askama::Template>(
+        &self,
+        status: u16,
+        template: &T,
+    ) -> Result<Response, ApiError> {
         let mut response = match &self.form_action {
-            Some(source) => page::render_with_form_action(status, template, &self.brand, source),
-            None => page::render(status, template, &self.brand),
+            Some(source) => page::render_with_form_action(status, template, &self.brand, source)?,
+            None => page::render(status, template, &self.brand)?,
         };
         if let Some(id) = self.new_id {
             set_cookie(&self.app, &mut response, BROWSER_COOKIE, id.to_string(), None);
         }
-        response
+        Ok(response)
     }
 
     /// Redirects to a page and sets the cookie of a new session.

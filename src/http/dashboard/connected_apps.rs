@@ -63,7 +63,7 @@ pub(super) async fn show(
     let (page, _) = app.oauth.list_user_grants(&caller, query.page_with_limit(PAGE_SIZE)?).await?;
     let next = page.next_cursor(|grant| grant.id.uuid());
     let apps = page.items.into_iter().map(AppRow::from).collect();
-    Ok(context.render_page(200, &AppsPage { layout: context.layout(), apps, next }))
+    context.render_page(200, &AppsPage { layout: context.layout(), apps, next })
 }
 
 /// Disconnects an app: revokes its grant.

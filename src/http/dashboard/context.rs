@@ -63,7 +63,14 @@ impl DashboardContext {
     }
 
     /// Renders a page.
-    pub(super) fn render_page<T: askama::Template>(&self, status: u16, template: &T) -> Response {
+    ///
+    /// # Errors
+    /// As [`Browser::render_page`].
+    pub(super) fn render_page<T: askama::Template>(
+        &self,
+        status: u16,
+        template: &T,
+    ) -> Result<Response, ApiError> {
         self.browser.render_page(status, template)
     }
 }

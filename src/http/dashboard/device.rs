@@ -50,7 +50,7 @@ pub(super) async fn show(
         return Ok(redirect_to_sign_in(user_code));
     }
     let layout = browser.layout();
-    Ok(browser.render_page(200, &DevicePage { layout, user_code, problem: None }))
+    browser.render_page(200, &DevicePage { layout, user_code, problem: None })
 }
 
 /// Redirects to the sign-in, which leads back to this user code.
@@ -100,10 +100,10 @@ pub(super) async fn decide(
         }
     };
     match decided {
-        Ok(()) => Ok(form.browser.render_page(
+        Ok(()) => form.browser.render_page(
             200,
             &MessagePage { layout: form.browser.layout(), title, text, link: None },
-        )),
+        ),
         Err(error) => {
             let problem = Some(form_error(to_api_error(error))?);
             consent_page(&app, &caller, &mut form.browser, user_code, &device, problem).await
@@ -115,7 +115,7 @@ pub(super) async fn decide(
 fn code_page(form: &Form, user_code: &str, error: ApiError) -> Result<Response, ApiError> {
     let (status, problem) = form_error(error)?;
     let (layout, problem) = (form.browser.layout(), Some(problem));
-    Ok(form.browser.render_page(status, &DevicePage { layout, user_code, problem }))
+    form.browser.render_page(status, &DevicePage { layout, user_code, problem })
 }
 
 async fn consent_page(
@@ -143,5 +143,5 @@ async fn consent_page(
         sign_in_url: format!("/sign-in?again=1&next={}", encode_query_value("/device")),
         problem,
     };
-    Ok(browser.render_page(status.unwrap_or(200), &page))
+    browser.render_page(status.unwrap_or(200), &page)
 }

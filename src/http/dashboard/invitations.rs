@@ -50,10 +50,10 @@ pub(super) async fn show(
         Err(error) => {
             let (status, text) = form_error(error.into())?;
             let title = "This invitation link does not work";
-            return Ok(browser.render_page(
+            return browser.render_page(
                 status,
                 &MessagePage { layout: browser.layout(), title, text: &text, link: None },
-            ));
+            );
         }
     };
     let caller = browser.caller(&public.request).await?;
@@ -67,7 +67,7 @@ pub(super) async fn show(
         sign_in_url: sign_in_url(&invited, token),
         problem: None,
     };
-    Ok(browser.render_page(200, &page))
+    browser.render_page(200, &page)
 }
 
 /// Accepts the invitation and signs in to its workspace.
@@ -106,7 +106,7 @@ pub(super) async fn accept(
         sign_in_url: sign_in_url(&invited, token),
         problem: Some(problem),
     };
-    Ok(browser.render_page(status, &page))
+    browser.render_page(status, &page)
 }
 
 fn sign_in_url(invited: &InvitationPreview, token: &str) -> String {

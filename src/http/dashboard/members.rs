@@ -224,5 +224,5 @@ async fn page(
         invited_role: role.unwrap_or(Role::Viewer),
         problem,
     };
-    Ok(context.render_page(status, &page))
+    context.render_page(status, &page)
 }

@@ -13,7 +13,6 @@ use axum::{
 use data_encoding::BASE64;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, PercentEncode, utf8_percent_encode};
 use sha2::{Digest as _, Sha256};
-use tracing::error;
 
 use super::{
     format::Sentence,
@@ -74,18 +73,30 @@ pub(super) struct MessagePage<'a> {
 }
 
 /// Returns a message page without branding and navigation.
-pub(super) fn message_page(status: u16, title: &str, text: &str, link: (&str, &str)) -> Response {
+pub(super) fn message_page(
+    status: u16,
+    title: &str,
+    text: &str,
+    link: (&str, &str),
+) -> Result<Response, ApiError> {
     let message = MessagePage { layout: Layout::default(), title, text, link: Some(link) };
     render(status, &message, &Brand::default())
 }
 
 /// Renders a page with the headers of all pages.
-pub(super) fn render<T: Template>(status: u16, template: &T, brand: &Brand) -> Response {
+///
+/// # Errors
+/// [`ErrorCode::Internal`] if the template fails.
+pub(super) fn render<T: Template>(
+    status: u16,
+    template: &T,
+    brand: &Brand,
+) -> Result<Response, ApiError> {
     let policy = content_security_policy(brand, None);
-    let mut response = render_with_policy(status, template, &policy);
+    let mut response = render_with_policy(status, template, &policy)?;
     let opener = HeaderName::from_static("cross-origin-opener-policy");
     response.headers_mut().insert(opener, HeaderValue::from_static("same-origin"));
-    response
+    Ok(response)
 }
 
 /// Renders a page of a flow that ends with a redirect to an OAuth client.
@@ -98,7 +109,7 @@ pub(super) fn render_with_form_action<T: Template>(
     template: &T,
     brand: &Brand,
     to: &str,
-) -> Response {
+) -> Result<Response, ApiError> {
     render_with_policy(status, template, &content_security_policy(brand, Some(to)))
 }
 
@@ -109,17 +120,16 @@ pub(super) fn set_private_headers(response: &mut Response) {
     headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
 }
 
-fn render_with_policy<T: Template>(status: u16, template: &T, policy: &str) -> Response {
-    let Ok(policy) = HeaderValue::try_from(policy) else {
-        return ApiError::internal("invalid Content-Security-Policy").into_response();
-    };
-    let text = match template.render() {
-        Ok(text) => text,
-        Err(reason) => {
-            error!(%reason, "failed to render a page");
-            return ApiError::internal("failed to render a page").into_response();
-        }
-    };
+fn render_with_policy<T: Template>(
+    status: u16,
+    template: &T,
+    policy: &str,
+) -> Result<Response, ApiError> {
+    let policy = HeaderValue::try_from(policy)
+        .map_err(|_| ApiError::internal("invalid Content-Security-Policy"))?;
+    let text = template
+        .render()
+        .map_err(|error| ApiError::internal(&format!("failed to render a page: {error}")))?;
     let mut response = Html(text).into_response();
     *response.status_mut() = StatusCode::from_u16(status).unwrap_or_default();
     let headers = response.headers_mut();
@@ -133,7 +143,7 @@ fn render_with_policy<T: Template>(status: u16, template: &T, policy: &str) -> R
         headers.insert(name, HeaderValue::from_static(value));
     }
     headers.insert(header::CONTENT_SECURITY_POLICY, policy);
-    response
+    Ok(response)
 }
 
 /// Converts an API error response into a page; returns other responses unchanged.
@@ -167,6 +177,7 @@ pub(in crate::http) fn not_found_page(error: &ApiError) -> Response {
         text,
         ("/", "Go to the dashboard"),
     )
+    .unwrap_or_else(IntoResponse::into_response)
 }
 
 fn error_page(error: &ApiError, method: &Method, wanted: &str) -> Response {
@@ -190,6 +201,7 @@ fn error_page(error: &ApiError, method: &Method, wanted: &str) -> Response {
         error.message(),
         ("/", "Go to the dashboard"),
     )
+    .unwrap_or_else(IntoResponse::into_response)
 }
 
 /// Returns the status and the message that a form displays for an error.

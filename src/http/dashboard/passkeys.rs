@@ -44,7 +44,7 @@ pub(super) async fn start_registration(
     match app.auth.passkeys.registration_options(&caller, password.as_ref()).await {
         Ok(options) => {
             let page = NewPasskeyPage { layout: context.layout(), options: options.to_string() };
-            Ok(context.render_page(200, &page))
+            context.render_page(200, &page)
         }
         Err(error) => {
             second_factor::settings_page(&caller, &app, &context, Some(error.into())).await
@@ -108,7 +108,7 @@ pub(super) async fn sign_in(
         Ok(pair) => Ok(form.browser.sign_in_redirect(pair.session, next)),
         Err(error) => {
             let (status, problem) = form_error(error)?;
-            Ok(sign_in::page(&app, &form.browser, status, next, "", Some(problem)))
+            sign_in::page(&app, &form.browser, status, next, "", Some(problem))
         }
     }
 }

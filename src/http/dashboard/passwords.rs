@@ -45,7 +45,7 @@ struct VerifyPage<'a> {
 }
 
 /// Displays the form that requests a password reset.
-pub(super) async fn show_forgot(_public: Public, browser: Browser) -> Response {
+pub(super) async fn show_forgot(_public: Public, browser: Browser) -> Result<Response, ApiError> {
     let page = ForgotPage { layout: browser.layout(), email: "", problem: None };
     browser.render_page(200, &page)
 }
@@ -60,7 +60,7 @@ pub(super) async fn request_reset(
     if let Err(error) = app.auth.passwords.request_reset(email).await {
         let (status, problem) = form_error(error.into())?;
         let page = ForgotPage { layout: browser.layout(), email, problem: Some(problem) };
-        return Ok(browser.render_page(status, &page));
+        return browser.render_page(status, &page);
     }
     let message = MessagePage {
         layout: browser.layout(),
@@ -69,7 +69,7 @@ pub(super) async fn request_reset(
                The link works once and expires in an hour.",
         link: Some(("/sign-in", "Back to sign-in")),
     };
-    Ok(browser.render_page(200, &message))
+    browser.render_page(200, &message)
 }
 
 /// Displays the form for a new password.
@@ -80,7 +80,7 @@ pub(super) async fn show_reset(
 ) -> Result<Response, ApiError> {
     let token = query.text("token")?.unwrap_or_default();
     let page = ResetPage { layout: browser.layout(), token, problem: None };
-    Ok(browser.render_page(200, &page))
+    browser.render_page(200, &page)
 }
 
 /// Sets the new password and ends all sessions of the user.
@@ -94,7 +94,7 @@ pub(super) async fn reset(
     if let Err(error) = app.auth.passwords.reset(token, &new, &public.request).await {
         let (status, problem) = form_error(error.into())?;
         let page = ResetPage { layout: browser.layout(), token, problem: Some(problem) };
-        return Ok(browser.render_page(status, &page));
+        return browser.render_page(status, &page);
     }
     let message = MessagePage {
         layout: browser.layout(),
@@ -102,7 +102,7 @@ pub(super) async fn reset(
         text: "You are signed out everywhere. Sign in with your new password.",
         link: Some(("/sign-in", "Sign in")),
     };
-    Ok(browser.render_page(200, &message))
+    browser.render_page(200, &message)
 }
 
 /// Displays the form that confirms the email address.
@@ -113,7 +113,7 @@ pub(super) async fn show_verify(
 ) -> Result<Response, ApiError> {
     let token = query.text("token")?.unwrap_or_default();
     let page = VerifyPage { layout: browser.layout(), token, problem: None };
-    Ok(browser.render_page(200, &page))
+    browser.render_page(200, &page)
 }
 
 /// Verifies the email address.
@@ -128,7 +128,7 @@ pub(super) async fn verify(
     if let Err(error) = verified {
         let (status, problem) = form_error(error.into())?;
         let page = VerifyPage { layout: browser.layout(), token, problem: Some(problem) };
-        return Ok(browser.render_page(status, &page));
+        return browser.render_page(status, &page);
     }
     let message = MessagePage {
         layout: browser.layout(),
@@ -136,5 +136,5 @@ pub(super) async fn verify(
         text: "Thank you. You are all set.",
         link: Some(("/", "Continue")),
     };
-    Ok(browser.render_page(200, &message))
+    browser.render_page(200, &message)
 }

@@ -89,7 +89,7 @@ pub(super) async fn set_up(
     match app.auth.second_factors.enroll_totp(&caller, password.as_ref()).await {
         Ok(enrolment) => {
             let (secret, uri) = (enrolment.secret.expose_secret(), enrolment.uri.expose_secret());
-            Ok(context.render_page(200, &SetUpPage::new(&context, secret, uri, None)))
+            context.render_page(200, &SetUpPage::new(&context, secret, uri, None))
         }
         Err(error) => settings_page(&caller, &app, &context, Some(error.into())).await,
     }
@@ -103,13 +103,13 @@ pub(super) async fn confirm(
     UserForm(form): UserForm,
 ) -> Result<Response, ApiError> {
     match app.auth.second_factors.confirm_totp(&caller, form.text("code")?.trim()).await {
-        Ok(codes) => Ok(context.render_page(200, &CodesPage { layout: context.layout(), codes })),
+        Ok(codes) => context.render_page(200, &CodesPage { layout: context.layout(), codes }),
         Err(error) => {
             let (status, problem) = form_error(error.into())?;
             // Display the same secret again. Only this browser has it: the form sends it back.
             let (secret, uri) = (form.text("secret")?, form.text("uri")?);
             let page = SetUpPage::new(&context, secret, uri, Some(problem));
-            Ok(context.render_page(status, &page))
+            context.render_page(status, &page)
         }
     }
 }
@@ -123,7 +123,7 @@ pub(super) async fn renew_recovery_codes(
 ) -> Result<Response, ApiError> {
     let password = Password::new(form.text("password")?.to_owned());
     match app.auth.second_factors.renew_recovery_codes(&caller, &password).await {
-        Ok(codes) => Ok(context.render_page(200, &CodesPage { layout: context.layout(), codes })),
+        Ok(codes) => context.render_page(200, &CodesPage { layout: context.layout(), codes }),
         Err(error) => settings_page(&caller, &app, &context, Some(error.into())).await,
     }
 }
@@ -145,7 +145,7 @@ pub(super) async fn change_password(
                 text: "You are signed out of all other sessions.",
                 link: Some((SECOND_FACTOR, "Back to security settings")),
             };
-            Ok(context.render_page(200, &message))
+            context.render_page(200, &message)
         }
         Err(error) => settings_page(&caller, &app, &context, Some(error.into())).await,
     }
@@ -190,7 +190,7 @@ pub(super) async fn settings_page(
         is_passkey_supported: app.auth.passkeys.authentication_options().is_ok(),
         problem,
     };
-    Ok(context.render_page(status, &page))
+    context.render_page(status, &page)
 }
 
 impl<'a> SetUpPage<'a> {

@@ -70,7 +70,7 @@ pub(super) async fn show(
         sessions: page.items.into_iter().map(|session| SessionRow::new(session, own)).collect(),
         next,
     };
-    Ok(context.render_page(200, &page))
+    context.render_page(200, &page)
 }
 
 /// Ends one session. If it is the current one, also deletes the cookie.

@@ -241,5 +241,5 @@ async fn page(
         form.text(Brand::NAME)?.clone_into(&mut page.brand_name);
         form.text(Brand::COLOR)?.clone_into(&mut page.color);
     }
-    Ok(context.render_page(status, &page))
+    context.render_page(status, &page)
 }

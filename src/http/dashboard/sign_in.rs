@@ -61,7 +61,7 @@ pub(super) async fn show(
         browser.set_brand(app.resources.workspace_brand(workspace).await?);
     }
     let email = query.text("email")?.unwrap_or_default();
-    Ok(page(&app, &browser, 200, next, email, None))
+    page(&app, &browser, 200, next, email, None)
 }
 
 /// Signs in with email address and password. If a second factor is due, displays its form.
@@ -78,11 +78,11 @@ pub(super) async fn submit(
         Err(AuthError::MfaRequired(token)) => {
             let (layout, mfa_token) = (browser.layout(), token.expose_secret());
             let page = SecondFactorPage { layout, next, mfa_token, problem: None };
-            Ok(browser.render_page(200, &page))
+            browser.render_page(200, &page)
         }
         Err(error) => {
             let (status, problem) = form_error(error.into())?;
-            Ok(page(&app, browser, status, next, email, Some(problem)))
+            page(&app, browser, status, next, email, Some(problem))
         }
     }
 }
@@ -95,7 +95,7 @@ pub(super) fn page(
     next: &str,
     email: &str,
     problem: Option<String>,
-) -> Response {
+) -> Result<Response, ApiError> {
     let passkey =
         app.auth.passkeys.authentication_options().ok().map(|options| options.to_string());
     let layout = browser.layout();
@@ -118,7 +118,7 @@ pub(super) async fn submit_code(
         Err(error) => {
             let (status, problem) = form_error(error.into())?;
             let (layout, problem) = (browser.layout(), Some(problem));
-            Ok(browser.render_page(status, &SecondFactorPage { layout, next, mfa_token, problem }))
+            browser.render_page(status, &SecondFactorPage { layout, next, mfa_token, problem })
         }
     }
 }

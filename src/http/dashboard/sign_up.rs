@@ -60,7 +60,7 @@ pub(super) async fn show(
         is_registered: false,
         problem: None,
     };
-    Ok(browser.render_page(200, &page))
+    browser.render_page(200, &page)
 }
 
 /// Creates the user and signs in.
@@ -95,7 +95,7 @@ pub(super) async fn submit(
         is_registered: is_known,
         problem: Some(problem),
     };
-    Ok(browser.render_page(status, &page))
+    browser.render_page(status, &page)
 }
 
 fn registration_closed_page(browser: &Browser, closed: ApiError) -> Result<Response, ApiError> {
@@ -106,5 +106,5 @@ fn registration_closed_page(browser: &Browser, closed: ApiError) -> Result<Respo
         text: &format!("{reason} Ask an administrator of a workspace to invite you."),
         link: Some(("/sign-in", "Sign in")),
     };
-    Ok(browser.render_page(status, &message))
+    browser.render_page(status, &message)
 }

@@ -108,8 +108,8 @@ async fn page(
     let next = page.next_cursor(|own| own.workspace.id.uuid());
     let (status, problem) = problem.map_or((200, None), |(status, text)| (status, Some(text)));
     let (layout, here, workspaces) = (context.layout(), caller.workspace(), page.items);
-    Ok(context.render_page(
+    context.render_page(
         status,
         &WorkspacesPage { layout, workspaces, current_workspace: here, next, name, problem },
-    ))
+    )
 }

@@ -62,7 +62,7 @@ struct StoredKey {
 pub(in crate::http::dashboard) async fn show(
     _caller: Authorized<FirstPartyAdmin>,
     context: DashboardContext,
-) -> Response {
+) -> Result<Response, ApiError> {
     let page = NewKeyPage {
         layout: context.layout(),
         name: "",
@@ -116,7 +116,7 @@ pub(in crate::http::dashboard) async fn create(
                 scope,
                 problem: Some(problem),
             };
-            Ok(context.render_page(status, &page))
+            context.render_page(status, &page)
         }
     }
 }
@@ -178,7 +178,7 @@ async fn created_key_page(
         public_url: &app.settings.public_url,
         predecessor_name: succeeds,
     };
-    Ok(context.render_page(201, &page))
+    context.render_page(201, &page)
 }
 
 /// Returns the path of a key's page.

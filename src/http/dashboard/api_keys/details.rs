@@ -165,7 +165,7 @@ async fn page(
         problem: rejected.as_ref().map(|((_, problem), _)| problem.clone()),
         key: &key,
     };
-    Ok(context.render_page(rejected.map_or(200, |((status, _), _)| status), &page))
+    context.render_page(rejected.map_or(200, |((status, _), _)| status), &page)
 }
 
 /// Returns the charts of the requests per hour and per day.

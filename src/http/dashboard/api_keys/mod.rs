@@ -114,7 +114,7 @@ pub(super) async fn list(
         keys: page.items.into_iter().map(row).collect(),
         next,
     };
-    Ok(context.render_page(200, &page))
+    context.render_page(200, &page)
 }
 
 /// Returns a description of what a key with a scope can do.

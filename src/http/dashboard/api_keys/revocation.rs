@@ -115,5 +115,5 @@ async fn page(
         required_quiet: app.auth.api_keys.required_quiet_period(),
         problem,
     };
-    Ok(context.render_page(status, &page))
+    context.render_page(status, &page)
 }

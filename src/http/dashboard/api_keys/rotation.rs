@@ -217,7 +217,7 @@ async fn page(
     let (status, problem) = error.map_or((200, None), |(status, text)| (status, Some(text)));
     let layout = context.layout();
     let page = RotationPage { layout, key: &key, can_rotate, progress, problem };
-    Ok(context.render_page(status, &page))
+    context.render_page(status, &page)
 }
 
 /// Returns the progress; `None` without a successor, or if the old key is revoked.
