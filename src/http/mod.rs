@@ -43,11 +43,10 @@ pub use state::{App, AppState, HttpSettings, MAX_CONCURRENT_LARGE_BODIES};
 /// Builds the HTTP service: the routes of API, OAuth and dashboard with their middleware.
 #[must_use]
 pub fn build_service(app: &App) -> middleware::HttpService {
-    let sign_in = middleware::SignInLimit::new(app.settings.sign_in_per_minute);
     let (mut api, mut any_origin, mut pages) = (Router::new(), Router::new(), Router::new());
     for route in routes::table() {
         let (path, is_open) = (route.path, middleware::is_open_to_any_origin(route.path));
-        let guarded = middleware::protect_route(route, app, &sign_in);
+        let guarded = middleware::protect_route(route, app);
         if is_open {
             any_origin = any_origin.route(path, guarded);
         } else {
@@ -57,7 +56,7 @@ pub fn build_service(app: &App) -> middleware::HttpService {
     for page in dashboard::route_table() {
         pages = pages.route(
             page.path,
-            middleware::protect_page(page, dashboard::page::convert_error_response, app, &sign_in),
+            middleware::protect_page(page, dashboard::page::convert_error_response, app),
         );
     }
     // The 405 fallback must be inside the CORS layers, which answer preflight requests.

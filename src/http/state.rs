@@ -1,6 +1,6 @@
 //! The state that handlers and middleware share.
 
-use std::{num::NonZeroU32, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use ipnet::IpNet;
 use tokio::sync::{Mutex, Semaphore, watch};
@@ -85,8 +85,6 @@ pub struct HttpSettings {
     pub body_timeout: Duration,
     /// Requests that take longer than this are logged.
     pub slow_request: Duration,
-    /// Sign-in attempts per minute for each client address.
-    pub sign_in_per_minute: NonZeroU32,
 }
 
 impl From<&Settings> for HttpSettings {
@@ -99,7 +97,6 @@ impl From<&Settings> for HttpSettings {
             handler_timeout: settings.server.handler_timeout,
             body_timeout: settings.server.header_timeout,
             slow_request: settings.log.slow_request,
-            sign_in_per_minute: settings.rate_limit.sign_in_per_minute,
         }
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! Each credential has its own bucket, with the quota of its workspace. Requests without a valid
 //! credential share the bucket of their address, so a noisy client behind an address never
-//! throttles a valid key behind the same address. A bucket returns a [`Decision`], from which the
+//! throttles a valid key behind the same address. Sign-in routes have a lower limit of their own,
+//! always on this node. A bucket returns a [`Decision`], from which the
 //! HTTP side makes the `X-RateLimit-*` headers.
 //!
 //! With `rate_limit.store = "redis"` the buckets are on a Valkey or Redis server that all nodes
@@ -49,6 +50,9 @@ pub struct Limits {
     /// over its request limit can still refresh its token.
     grants: Arc<Buckets<Uuid>>,
     addresses: Arc<Buckets<IpNet>>,
+    /// Buckets of sign-in and similar routes, by address. Their limit is far lower, so that
+    /// passwords cannot be guessed.
+    sign_ins: Arc<Buckets<IpNet>>,
     shared: Option<Arc<SharedBuckets>>,
     counts: Arc<LimitCounts>,
 }
@@ -68,6 +72,7 @@ impl Limits {
             credentials: Arc::new(Buckets::new()),
             grants: Arc::new(Buckets::new()),
             addresses: Arc::new(Buckets::new()),
+            sign_ins: Arc::new(Buckets::new()),
             shared: shared.transpose()?.map(Arc::new),
             counts,
         })
@@ -99,6 +104,13 @@ impl Limits {
     #[must_use]
     pub fn charge_grant(&self, id: Uuid) -> Decision {
         self.grants.charge(&id, self.quota(None), self.env.clock.monotonic())
+    }
+
+    /// Charges one request to the sign-in bucket of an address, always on this node.
+    #[must_use]
+    pub fn charge_sign_in(&self, ip: IpAddr) -> Decision {
+        let (subnet, quota) = (address::client_subnet(ip), self.settings.sign_in_per_minute);
+        self.sign_ins.charge(&subnet, quota, self.env.clock.monotonic())
     }
 
     /// Returns the limit of each credential of a workspace, in requests per minute; `own` is the
@@ -176,9 +188,10 @@ impl Limits {
         self.credentials.evict_full(now);
         self.grants.evict_full(now);
         self.addresses.evict_full(now);
+        self.sign_ins.evict_full(now);
     }
 
-    /// Returns the number of buckets on this node.
+    /// Returns the number of buckets on this node, without those of sign-ins.
     #[must_use]
     pub fn bucket_count(&self) -> usize {
         self.credentials.len() + self.grants.len() + self.addresses.len()

@@ -20,7 +20,6 @@ use tower::{Layer, Service, ServiceExt};
 use tracing::{error, warn};
 
 use super::{
-    SignInLimit,
     authenticate::{authenticate, authenticate_cookie},
     rate_limit,
     request_info::method_label,
@@ -66,7 +65,6 @@ struct AccessLayer {
     rule: AccessRule,
     /// The route's path pattern, which contains no ids, for the operator's log.
     path: &'static str,
-    sign_in: SignInLimit,
     metrics: RouteMetrics,
     /// The kind of usage that a request of this route counts as.
     route_use: RouteUse,
@@ -81,43 +79,30 @@ pub fn protect_page(
     page: PageRoute,
     render_error: RenderPageError,
     app: &App,
-    sign_in: &SignInLimit,
 ) -> MethodRouter<App> {
     let PageRoute { method, path, rule, handler } = page;
     // Assets are cheap, and belong to a page that is counted.
     if path.starts_with("/assets/") {
         return handler;
     }
-    let handler = if rule == AccessRule::SignIn { sign_in.limit(handler) } else { handler };
     let metrics = app.metrics.route(method_label(&method), path);
-    let (app, sign_in) = (Arc::clone(app), sign_in.clone());
+    let app = Arc::clone(app);
     let (route_use, surface) = (route_use_of(path, rule), AuthSurface::Page(render_error));
-    let layer = AccessLayer {
-        app,
-        rule,
-        path,
-        sign_in,
-        metrics,
-        route_use,
-        is_forward_auth: false,
-        surface,
-    };
+    let is_forward_auth = false;
+    let layer = AccessLayer { app, rule, path, metrics, route_use, is_forward_auth, surface };
     handler.route_layer(layer)
 }
 
 /// Wraps a route's handler with the access layer.
 ///
 /// Health and discovery routes are returned as they are, without rate limit or audit log.
-pub fn protect_route(route: Route, app: &App, sign_in: &SignInLimit) -> MethodRouter<App> {
+pub fn protect_route(route: Route, app: &App) -> MethodRouter<App> {
     let Route { method, access_rule: rule, path, handler, .. } = route;
     let Some(surface) = AuthSurface::of_route(path) else { return handler };
-    let handler = if rule == AccessRule::SignIn { sign_in.limit(handler) } else { handler };
     let metrics = app.metrics.route(method.as_ref().map_or("ANY", method_label), path);
-    let (app, sign_in, is_forward_auth) =
-        (Arc::clone(app), sign_in.clone(), is_forward_auth_path(path));
+    let (app, is_forward_auth) = (Arc::clone(app), is_forward_auth_path(path));
     let route_use = route_use_of(path, rule);
-    let layer =
-        AccessLayer { app, rule, path, sign_in, metrics, route_use, is_forward_auth, surface };
+    let layer = AccessLayer { app, rule, path, metrics, route_use, is_forward_auth, surface };
     match method {
         Some(_) => handler.route_layer(layer),
         // axum treats a route of any method as a fallback, which only `layer` wraps.
@@ -245,8 +230,13 @@ impl AccessLayer {
                 self.with_rate_limit_headers(refusal.into_response(), decision)
             }
             (AccessRule::SignIn, None) => {
-                let response = self.run_handler(info, request, next).await;
-                let decision = self.sign_in.decision(&response);
+                // Responses report this bucket and not the address's general one, since this one
+                // rejects first.
+                let decision = self.app.limits.charge_sign_in(info.ip);
+                let response = match rate_limit::rejection(&decision) {
+                    Some(refusal) => refusal.into_response(),
+                    None => self.run_handler(info, request, next).await,
+                };
                 self.with_rate_limit_headers(response, decision)
             }
             // So is a page, before it is rendered.
