@@ -4,65 +4,59 @@ use std::sync::Arc;
 
 use axum::{
     Extension,
-    extract::State,
-    http::{HeaderMap, Uri, header},
-    response::{IntoResponse, Response},
+    extract::{Request, State},
+    http::header,
+    response::Response,
 };
 
 use super::{
-    ApiError, App, dashboard::page, error::ErrorCode, middleware::rate_limit, surface::is_api_path,
+    ApiError, App,
+    dashboard::page,
+    middleware::rate_limit,
+    surface::{Surface, is_api_path},
 };
 use crate::model::audit::RequestInfo;
 
 /// Answers 404 to a path that no route has.
-///
-/// Under `/v1` the request counts against the client's address: a client that scans for routes has
-/// no valid credential.
 pub(super) async fn not_found(
     State(app): State<App>,
     Extension(info): Extension<Arc<RequestInfo>>,
-    uri: Uri,
-    headers: HeaderMap,
+    request: Request,
 ) -> Response {
-    let error = ApiError::new(ErrorCode::NotFound, "route not found");
-    with_rate_limit(&app, &info, &uri, error_response(&uri, &headers, error)).await
+    respond(&app, &info, request, ApiError::route_not_found()).await
 }
 
 /// Answers 405 to a method that the route does not have; the router adds `Allow`.
 pub(super) async fn method_not_allowed(
     State(app): State<App>,
     Extension(info): Extension<Arc<RequestInfo>>,
-    uri: Uri,
-    headers: HeaderMap,
+    request: Request,
 ) -> Response {
-    let error = ApiError::new(
-        ErrorCode::MethodNotAllowed,
-        "method not allowed; the Allow header lists the methods of this route",
-    );
-    with_rate_limit(&app, &info, &uri, error_response(&uri, &headers, error)).await
+    respond(&app, &info, request, ApiError::method_not_allowed()).await
 }
 
-/// An HTML page if the client accepts HTML and the path is not under `/v1`, else the JSON error
-/// body.
-fn error_response(uri: &Uri, headers: &HeaderMap, error: ApiError) -> Response {
-    let accepted = headers.get(header::ACCEPT).and_then(|accepted| accepted.to_str().ok());
-    let accepts_html = accepted.is_some_and(|accepted| accepted.contains("text/html"));
-    if accepts_html && !is_api_path(uri.path()) {
-        page::not_found_page(&error)
-    } else {
-        error.into_response()
-    }
-}
-
-async fn with_rate_limit(
-    app: &App,
-    info: &RequestInfo,
-    uri: &Uri,
-    mut response: Response,
-) -> Response {
-    if is_api_path(uri.path()) {
+/// Renders the error. Under `/v1` the request counts against the client's address: a client that
+/// scans for routes has no valid credential.
+async fn respond(app: &App, info: &RequestInfo, request: Request, error: ApiError) -> Response {
+    let format = surface_of(&request).error_format(&request);
+    let is_limited = is_api_path(request.uri().path());
+    drop(request);
+    let mut response = format.render(error.into(), info.id, &app.settings.public_url);
+    if is_limited {
         let decision = app.limits.charge_address(info.ip).await;
         rate_limit::set_headers(&decision, &app.env, response.headers_mut());
     }
     response
+}
+
+/// A page if the client accepts HTML and the path is not under `/v1`, else the API.
+fn surface_of(request: &Request) -> Surface {
+    let accepted = request.headers().get(header::ACCEPT);
+    let accepted = accepted.and_then(|accepted| accepted.to_str().ok());
+    let accepts_html = accepted.is_some_and(|accepted| accepted.contains("text/html"));
+    if accepts_html && !is_api_path(request.uri().path()) {
+        Surface::Page(page::render_error)
+    } else {
+        Surface::Api
+    }
 }

@@ -9,7 +9,6 @@ use std::borrow::Cow;
 use axum::{
     extract::Request,
     http::{HeaderMap, HeaderName, Method},
-    response::Response,
 };
 
 use crate::model::scope::Scope;
@@ -107,17 +106,6 @@ fn path_of(uri: &str) -> &str {
         None => uri,
     };
     path.split(['?', '#']).next().unwrap_or_default()
-}
-
-/// A response extension: the scope that the query string of a forward-auth request required.
-#[derive(Clone, Copy)]
-pub(super) struct RequestedScope(pub(super) Scope);
-
-/// Returns the scope that a forward-auth request required, from the original method and the
-/// response.
-pub(super) fn requested_scope(method: &str, response: &Response) -> Scope {
-    let requested = response.extensions().get::<RequestedScope>();
-    requested.map_or(required_scope(method), |requested| requested.0)
 }
 
 #[cfg(test)]

@@ -2,23 +2,28 @@
 //!
 //! A request passes these layers, from the outside in:
 //!
-//! 1. [`middleware::HttpService`]: request id, error bodies and the headers of every response;
+//! 1. [`middleware::HttpService`]: request id and the headers of every response;
 //! 2. the router: 404 and 405 need no credential;
 //! 3. for `/v1`, OAuth and page routes, [`middleware::protect_route`]: credential, rate limit,
-//!    request timeout, panic handling and the audit event;
-//! 4. the handler: its first parameter, [`extract::Authorized`], checks the scope.
+//!    request timeout, panic handling, the audit event, and the rendering of errors;
+//! 4. the [`endpoint`]: it runs the extractors, of which the first checks the scope, and then the
+//!    handler.
 //!
-//! Routes are in [`routes`], pages in [`dashboard`], the mapping of errors in [`error`].
+//! An error is a value from the endpoint to the end of step 3, where the surface of the route
+//! renders it. Response extensions carry nothing.
+//!
+//! Routes are in [`routes`], pages in [`dashboard`], errors in [`error`].
 //!
 //! Imports inside this module run in one direction as well: from the tables of [`routes`] and
-//! [`dashboard`] over [`api`] and [`oauth`], [`middleware`] and [`extract`] to [`error`], [`dto`],
-//! cookies, bearer credentials and the original requests of gateways.
+//! [`dashboard`] over [`api`] and [`oauth`], [`middleware`], [`endpoint`] and [`extract`] to
+//! [`error`], [`dto`], cookies, bearer credentials and the original requests of gateways.
 
 pub mod api;
 mod bearer;
 mod cookies;
 pub mod dashboard;
 pub mod dto;
+pub mod endpoint;
 pub mod error;
 pub mod extract;
 mod fallback;
@@ -54,10 +59,8 @@ pub fn build_service(app: &App) -> middleware::HttpService {
         }
     }
     for page in dashboard::route_table() {
-        pages = pages.route(
-            page.path,
-            middleware::protect_page(page, dashboard::page::convert_error_response, app),
-        );
+        pages = pages
+            .route(page.path, middleware::protect_page(page, dashboard::page::render_error, app));
     }
     // The 405 fallback must be inside the CORS layers, which answer preflight requests.
     let with_405 =

@@ -21,7 +21,7 @@ use utoipa::openapi::{
 use utoipa_swagger_ui::{Config, SwaggerUi};
 
 use super::{App, error::ErrorBody, extract::AccessRule, route::Route, routes::table};
-use crate::auth::check_scope::AccessRequirement;
+use crate::{auth::check_scope::AccessRequirement, model::scope::Scope};
 
 const API_KEY: &str = "api_key";
 const ACCESS_TOKEN: &str = "access_token";
@@ -132,7 +132,7 @@ fn add_access_and_errors(operation: &mut Operation, rule: AccessRule, is_v1: boo
         };
         let requirement = |name: &&str| SecurityRequirement::new(*name, Vec::<String>::new());
         operation.security = Some(schemes.iter().map(requirement).collect());
-        let access = match required_scope(rule) {
+        let access = match rule.scope().map(Scope::as_str) {
             Some(scope) => format!("Requires a credential with the `{scope}` scope."),
             None => "Requires the access token of a user's session.".to_owned(),
         };
@@ -160,15 +160,6 @@ fn add_access_and_errors(operation: &mut Operation, rule: AccessRule, is_v1: boo
         if let RefOr::T(response) = response {
             add_body_and_headers(status, response, is_v1);
         }
-    }
-}
-
-fn required_scope(rule: AccessRule) -> Option<&'static str> {
-    match rule {
-        AccessRule::Protected(requirement) => {
-            requirement.scope().map(crate::model::scope::Scope::as_str)
-        }
-        AccessRule::Open | AccessRule::SignIn => None,
     }
 }
 

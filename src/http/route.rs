@@ -1,12 +1,9 @@
 //! Routes: how the route tables of the API and the dashboard describe them.
 
-use axum::{http::Method, routing::MethodRouter};
+use axum::http::Method;
 use utoipa::openapi::{RefOr, path::Paths, schema::Schema};
 
-use super::{
-    App,
-    extract::{Access, AccessRule, RequiresAccess},
-};
+use super::{endpoint::Endpoint, extract::AccessRule};
 
 /// A row of the route table.
 pub struct Route {
@@ -19,16 +16,12 @@ pub struct Route {
     /// The access rule.
     pub access_rule: AccessRule,
     /// The handler.
-    pub handler: MethodRouter<App>,
+    pub endpoint: Endpoint,
     /// The route's part of the OpenAPI document.
     pub paths: Paths,
     /// The schemas that `paths` refers to.
     pub schemas: Vec<(String, RefOr<Schema>)>,
 }
-
-/// Checks at compile time that the first parameter of a handler is the extractor of the access
-/// rule `A`.
-pub(super) const fn assert_extractor<A: Access, Args, H: RequiresAccess<A, Args>>(_: &H) {}
 
 /// A route of the dashboard: a page, or the target of a form.
 pub struct PageRoute {
@@ -39,5 +32,5 @@ pub struct PageRoute {
     /// The access rule.
     pub rule: AccessRule,
     /// The handler.
-    pub handler: MethodRouter<App>,
+    pub endpoint: Endpoint,
 }

@@ -2,13 +2,11 @@
 //!
 //! The access rule is a type, and the handler's first parameter must be the extractor of that
 //! type. A table whose rule differs from the handler does not compile, and neither does a handler
-//! without such an extractor. Tests compare the table with the OpenAPI document and try every route
-//! with every kind of credential. The rules are in [`super::extract`].
+//! without such an extractor: see [`Endpoint::new`]. Tests compare the table with the OpenAPI
+//! document and try every route with every kind of credential. The rules are in
+//! [`super::extract`].
 
-use axum::{
-    http::Method,
-    routing::{MethodFilter, MethodRouter},
-};
+use axum::{http::Method, routing::MethodRouter};
 
 use super::{
     App,
@@ -17,34 +15,30 @@ use super::{
         invitations, key_rotation, key_usage, knowledge_base, members, mfa, oauth_clients,
         oauth_grants, passkeys, passwords, sessions, users, verify, wallet, workspace, workspaces,
     },
+    endpoint::Endpoint,
     extract::{
-        Access, Admin, FirstPartyAdmin, FirstPartyWrite, Open, ReadOnly, SignIn, UserSession, Write,
+        Access, Admin, AdminSession, FirstPartyAdmin, FirstPartyWrite, Open, ReadOnly, SignIn,
+        UserSession, Write,
     },
     oauth,
-    route::{Route, assert_extractor},
+    route::Route,
     well_known,
 };
-use crate::http::extract::AdminSession;
 
 macro_rules! routes {
     (@method ANY) => { None };
     (@method $method:ident) => { Some(Method::$method) };
-    (@handler ANY $handler:path) => { axum::routing::any($handler) };
-    (@handler $method:ident $handler:path) => {
-        axum::routing::on(MethodFilter::$method, $handler)
-    };
     ($($method:ident $path:literal $access:ty => $handler:path;)*) => {
         vec![$({
-            assert_extractor::<$access, _, _>(&$handler);
             let (schemas, paths, _) = utoipa_axum::routes!($handler);
             // `utoipa_axum::routes!` also builds a router. This fixes the type of its state.
-            let _: &MethodRouter<App> = &axum::routing::on(MethodFilter::GET, $handler);
+            let _: &MethodRouter<App> = &axum::routing::get($handler);
             Route {
                 method: routes!(@method $method),
                 operation_id: stringify!($handler).replace("::", "_").replace(' ', ""),
                 path: $path,
                 access_rule: <$access as Access>::RULE,
-                handler: routes!(@handler $method $handler),
+                endpoint: Endpoint::new::<$access, _>($handler),
                 paths,
                 schemas,
             }

@@ -2,9 +2,10 @@
 
 use std::{sync::Arc, time::Duration};
 
-use axum::{Router, routing::get};
+use axum::Router;
 use call2me_auth::http::{
-    extract::AccessRule,
+    endpoint::Endpoint,
+    extract::{AccessRule, Open, Public},
     middleware::{HttpService, protect_route},
     route::Route,
 };
@@ -114,14 +115,14 @@ async fn slow_handler_is_503() {
 
 #[tokio::test]
 async fn panic_is_500_with_usual_error_body() {
-    async fn panicking_handler() -> &'static str {
+    async fn panicking_handler(_: Public) -> &'static str {
         panic!("as a test")
     }
     let app = TestApp::start().await;
     let mut route = call2me_auth::http::routes::table().into_iter().next().unwrap();
     route = Route {
         access_rule: AccessRule::Open,
-        handler: get(panicking_handler),
+        endpoint: Endpoint::new::<Open, _>(panicking_handler),
         path: "/v1/panics",
         ..route
     };

@@ -15,6 +15,7 @@ use super::{ApiResult, CreationOutcome, IdempotentCreated};
 use crate::{
     http::{
         App,
+        endpoint::HandlerResponse,
         extract::{IdempotentJson, Query},
     },
     model::{
@@ -41,6 +42,8 @@ impl IntoResponse for RawJson {
         (content_type, Body::from(self.0)).into_response()
     }
 }
+
+impl HandlerResponse for RawJson {}
 
 /// Lists a page of documents in a field with the name `plural`. Calls can be filtered by
 /// `agent_id`.

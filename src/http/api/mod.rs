@@ -43,7 +43,7 @@ use axum::{
 };
 use serde::Serialize;
 
-use super::{ApiError, App};
+use super::{ApiError, App, endpoint::HandlerResponse};
 use crate::{
     idempotency::{IdempotencyOutcome, IdempotentRequest, IdempotentTransaction, StoredResponse},
     model::principal::Caller,
@@ -70,6 +70,8 @@ impl<T: IntoResponse> IntoResponse for Created<T> {
         (StatusCode::CREATED, location, self.body).into_response()
     }
 }
+
+impl<T: IntoResponse> HandlerResponse for Created<T> {}
 
 /// A 201 response that is stored for retries with the same idempotency key.
 pub struct IdempotentCreated {
@@ -134,3 +136,5 @@ impl IntoResponse for IdempotentCreated {
         response
     }
 }
+
+impl HandlerResponse for IdempotentCreated {}

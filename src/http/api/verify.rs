@@ -6,7 +6,7 @@
 use axum::{
     body::Body,
     http::{HeaderName, HeaderValue, header},
-    response::Response,
+    response::{IntoResponse, Response},
 };
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -16,8 +16,9 @@ use crate::{
     auth::check_scope::{self, AccessRequirement},
     http::{
         ApiError, HEADER_CAPACITY,
+        endpoint::HandlerResponse,
         extract::{Authorized, Query, ReadOnly},
-        forward_auth::{RequestedScope, required_scope},
+        forward_auth::required_scope,
     },
     model::{
         id::{ApiKeyId, WorkspaceId},
@@ -47,6 +48,24 @@ pub struct ForwardAuthBody {
     key_id: Option<ApiKeyId>,
 }
 
+/// The response to a request that may pass, and the scope that the request required.
+pub struct Verified {
+    response: Response,
+    required_scope: Scope,
+}
+
+impl IntoResponse for Verified {
+    fn into_response(self) -> Response {
+        self.response
+    }
+}
+
+impl HandlerResponse for Verified {
+    fn required_scope(&self) -> Option<Scope> {
+        Some(self.required_scope)
+    }
+}
+
 /// Check a request for a gateway
 ///
 /// Send the original method and URI in `X-Forwarded-Method` and `X-Forwarded-Uri`, or in
@@ -58,7 +77,7 @@ pub struct ForwardAuthBody {
     responses((status = 200, body = ForwardAuthBody,
         headers(("X-Auth-Subject" = String), ("X-Auth-Workspace-Id" = String),
                 ("X-Auth-Scope" = String), ("X-Auth-Key-Id" = String)))))]
-pub async fn verify(caller: Authorized<ReadOnly>, query: Query) -> ApiResult<Response> {
+pub async fn verify(caller: Authorized<ReadOnly>, query: Query) -> ApiResult<Verified> {
     check(&caller, &query)
 }
 
@@ -73,7 +92,7 @@ pub async fn verify(caller: Authorized<ReadOnly>, query: Query) -> ApiResult<Res
     responses((status = 200, body = ForwardAuthBody,
         headers(("X-Auth-Subject" = String), ("X-Auth-Workspace-Id" = String),
                 ("X-Auth-Scope" = String), ("X-Auth-Key-Id" = String)))))]
-pub async fn verify_path(caller: Authorized<ReadOnly>, query: Query) -> ApiResult<Response> {
+pub async fn verify_path(caller: Authorized<ReadOnly>, query: Query) -> ApiResult<Verified> {
     check(&caller, &query)
 }
 
@@ -87,11 +106,11 @@ pub async fn verify_path(caller: Authorized<ReadOnly>, query: Query) -> ApiResul
     responses((status = 200, body = ForwardAuthBody,
         headers(("X-Auth-Subject" = String), ("X-Auth-Workspace-Id" = String),
                 ("X-Auth-Scope" = String), ("X-Auth-Key-Id" = String)))))]
-pub async fn verify_root(caller: Authorized<ReadOnly>, query: Query) -> ApiResult<Response> {
+pub async fn verify_root(caller: Authorized<ReadOnly>, query: Query) -> ApiResult<Verified> {
     check(&caller, &query)
 }
 
-fn check(caller: &Authorized<ReadOnly>, query: &Query) -> ApiResult<Response> {
+fn check(caller: &Authorized<ReadOnly>, query: &Query) -> ApiResult<Verified> {
     let requested: Option<Scope> = query.parse_as("scope", "read-only, write or admin")?;
     // A gateway may forward the client's query string, so `scope` can only raise the requirement.
     let required = required_scope(&caller.request.method).max(requested.unwrap_or(Scope::ReadOnly));
@@ -100,11 +119,7 @@ fn check(caller: &Authorized<ReadOnly>, query: &Query) -> ApiResult<Response> {
         &caller.principal,
         caller.request.ip,
     )?;
-    let mut response = verified_response(&caller.principal)?;
-    if requested == Some(required) {
-        response.extensions_mut().insert(RequestedScope(required));
-    }
-    Ok(response)
+    Ok(Verified { response: verified_response(&caller.principal)?, required_scope: required })
 }
 
 /// Builds the response without `Json`: this is the most frequent response of the service.

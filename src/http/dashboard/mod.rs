@@ -34,26 +34,23 @@ mod workspaces;
 use axum::{
     http::{HeaderValue, Method, header},
     response::{IntoResponse, Redirect, Response},
-    routing::MethodFilter,
 };
 
 use super::{
     api::audit_export,
+    endpoint::Endpoint,
     extract::{Access, Admin, FirstPartyAdmin, Open, Public, ReadOnly, SignIn, UserSession},
-    route::{PageRoute, assert_extractor},
+    route::PageRoute,
 };
 use crate::http::extract::AdminSession;
 
 macro_rules! pages {
     ($($method:ident $path:literal $access:ty => $handler:path;)*) => {
-        vec![$({
-            assert_extractor::<$access, _, _>(&$handler);
-            PageRoute {
-                method: Method::$method,
-                path: $path,
-                rule: <$access as Access>::RULE,
-                handler: axum::routing::on(MethodFilter::$method, $handler),
-            }
+        vec![$(PageRoute {
+            method: Method::$method,
+            path: $path,
+            rule: <$access as Access>::RULE,
+            endpoint: Endpoint::new::<$access, _>($handler),
         }),*]
     };
 }

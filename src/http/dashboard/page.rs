@@ -146,38 +146,15 @@ fn render_with_policy<T: Template>(
     Ok(response)
 }
 
-/// Converts an API error response into a page; returns other responses unchanged.
+/// Renders an error as a page.
 ///
 /// A user without a session is redirected to the sign-in, and from there back to `wanted`.
-pub(in crate::http) fn convert_error_response(
-    response: Response,
-    method: &Method,
-    wanted: &str,
-) -> Response {
-    let Some(error) = ApiError::from_response(&response) else { return response };
-    let mut page = error_page(error, method, wanted);
-    // Keep the rate limit headers of the access layer.
-    for (name, value) in response.headers() {
-        if !page.headers().contains_key(name) && name != header::CONTENT_LENGTH {
-            page.headers_mut().append(name, value.clone());
-        }
-    }
+pub(in crate::http) fn render_error(error: &ApiError, method: &Method, wanted: &str) -> Response {
+    let mut response = error_page(error, method, wanted);
     if let Some(seconds) = error.retry_after() {
-        page.headers_mut().insert(header::RETRY_AFTER, seconds.into());
+        response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
     }
-    page
-}
-
-/// Returns the page for an unknown path, or for a path that has no such method.
-pub(in crate::http) fn not_found_page(error: &ApiError) -> Response {
-    let text = "Check the address. If you came from a form, go back to it and send it again.";
-    message_page(
-        error.code().status().as_u16(),
-        "Page not found",
-        text,
-        ("/", "Go to the dashboard"),
-    )
-    .unwrap_or_else(IntoResponse::into_response)
+    response
 }
 
 fn error_page(error: &ApiError, method: &Method, wanted: &str) -> Response {
@@ -190,18 +167,18 @@ fn error_page(error: &ApiError, method: &Method, wanted: &str) -> Response {
     if error.is_second_factor_missing() {
         return Redirect::to(paths::SECOND_FACTOR).into_response();
     }
-    let title = match error.code() {
-        ErrorCode::NotFound => "Page not found",
-        ErrorCode::RateLimited => "Too many attempts",
-        _ => "Something went wrong",
+    let (title, text) = match error.code() {
+        _ if error.is_route_missing() => (
+            "Page not found",
+            "Check the address. If you came from a form, go back to it and send it again.",
+        ),
+        ErrorCode::NotFound => ("Page not found", error.message()),
+        ErrorCode::RateLimited => ("Too many attempts", error.message()),
+        _ => ("Something went wrong", error.message()),
     };
-    message_page(
-        error.code().status().as_u16(),
-        title,
-        error.message(),
-        ("/", "Go to the dashboard"),
-    )
-    .unwrap_or_else(IntoResponse::into_response)
+    let status = error.code().status();
+    message_page(status.as_u16(), title, text, ("/", "Go to the dashboard"))
+        .unwrap_or_else(|_| status.into_response())
 }
 
 /// Returns the status and the message that a form displays for an error.

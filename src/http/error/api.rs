@@ -49,13 +49,12 @@ pub struct ErrorDetails {
     pub request_id: RequestId,
 }
 
-/// Writes the body and the headers of an error response.
-pub(in crate::http) fn render(
+/// Renders an error of the API.
+pub(in crate::http) fn render_api_error(
     error: &ApiError,
-    response: &mut Response,
     id: RequestId,
     public_url: &str,
-) {
+) -> Response {
     let body = ErrorBody {
         error: ErrorDetails {
             code: error.code,
@@ -68,9 +67,10 @@ pub(in crate::http) fn render(
         mfa_token: error.mfa_token.as_ref().map(|token| token.expose_secret().to_owned()),
         rotation: error.rotation.as_deref().map(RotationBody::from),
     };
-    *response.body_mut() = Body::from(serde_json::to_vec(&body).unwrap_or_default());
+    let body = Body::from(serde_json::to_vec(&body).unwrap_or_default());
+    let mut response = Response::new(body);
+    *response.status_mut() = error.code.status();
     let headers = response.headers_mut();
-    headers.remove(header::CONTENT_LENGTH);
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     let mut set = |name: HeaderName, value: String| {
         if let Ok(value) = HeaderValue::from_str(&value) {
@@ -83,6 +83,7 @@ pub(in crate::http) fn render(
     if let Some(seconds) = error.retry_after {
         set(header::RETRY_AFTER, seconds.to_string());
     }
+    response
 }
 
 /// Returns the `WWW-Authenticate` header of a 401 or a missing scope (RFC 6750, section 3;

@@ -1,10 +1,11 @@
 //! Conversions of the errors of the services.
 
-use std::sync::Arc;
+use std::convert::Infallible;
 
-use super::{ApiError, ErrorCode};
+use super::{ApiError, EndpointError, ErrorCode};
 use crate::{
-    auth::AuthError, idempotency::IdempotencyError, resources::ResourceError, store::StoreError,
+    auth::AuthError, idempotency::IdempotencyError, oauth::OAuthError, resources::ResourceError,
+    store::StoreError,
 };
 
 impl From<AuthError> for ApiError {
@@ -36,10 +37,9 @@ impl From<AuthError> for ApiError {
             }
             AuthError::NotFound(_) => Self::new(ErrorCode::NotFound, message),
             AuthError::Conflict(_) => Self::new(ErrorCode::Conflict, message),
-            AuthError::KeyInUse(report) => Self {
-                rotation: Some(Arc::from(report)),
-                ..Self::new(ErrorCode::KeyInUse, message)
-            },
+            AuthError::KeyInUse(report) => {
+                Self { rotation: Some(report), ..Self::new(ErrorCode::KeyInUse, message) }
+            }
             AuthError::Invalid { field, .. } => Self::invalid(field, message),
             AuthError::PasswordQueueFull => Self::unavailable("the password hashing queue is full"),
             AuthError::AuditQueueFull => Self::unavailable("the audit event queue is full"),
@@ -92,5 +92,28 @@ impl From<StoreError> for ApiError {
             }
             StoreError::Internal(cause) => Self::internal(&cause.to_string()),
         }
+    }
+}
+
+impl From<ApiError> for EndpointError {
+    fn from(error: ApiError) -> Self {
+        Self::Service(error)
+    }
+}
+
+impl From<OAuthError> for EndpointError {
+    fn from(error: OAuthError) -> Self {
+        match error {
+            OAuthError::Protocol { code, description } => {
+                Self::Protocol(code, description.into_owned())
+            }
+            OAuthError::Service(error) => Self::Service(error.into()),
+        }
+    }
+}
+
+impl From<Infallible> for EndpointError {
+    fn from(never: Infallible) -> Self {
+        match never {}
     }
 }

@@ -1,31 +1,33 @@
-//! Maps every error of the service to an HTTP response.
+//! The errors of endpoints, and their format on each surface.
 //!
-//! Every error becomes an [`ApiError`]. The outermost middleware knows the request id, so it writes
-//! the body of all errors, with `render`. The message for the client and the cause for the operator
+//! A handler fails with an [`ApiError`] or, at an OAuth endpoint, with an [`EndpointError`]. It
+//! stays a value until the surface of the route renders it: `api` as JSON, `oauth` in the format of
+//! RFC 6749, and the dashboard as a page. The message for the client and the cause for the operator
 //! are separate fields: no message holds SQL, a secret or a backtrace. Messages start in lower case
-//! and have no final period, since pages turn them into sentences. Errors of OAuth endpoints have
-//! the format of RFC 6749; see [`OAuthErrorResponse`].
+//! and have no final period, since pages turn them into sentences.
 
 mod api;
 mod code;
 mod convert;
+mod endpoint;
 mod oauth;
 
-use std::{borrow::Cow, sync::Arc};
+use std::borrow::Cow;
 
 use axum::response::{IntoResponse, Response};
 use secrecy::SecretString;
 
 use crate::model::{ValidationError, rotation::RotationReport, scope::Scope};
 
-pub(in crate::http) use api::render;
+pub(in crate::http) use api::render_api_error;
 pub use api::{ErrorBody, ErrorDetails};
 pub use code::ErrorCode;
-pub use oauth::{OAuthErrorBody, OAuthErrorResponse};
-pub(in crate::http) use oauth::{RateLimitExempt, render_oauth_error};
+pub use endpoint::EndpointError;
+pub use oauth::OAuthErrorBody;
+pub(in crate::http) use oauth::render_oauth_error;
 
-/// An error response of the API.
-#[derive(Debug, Clone)]
+/// An error of the service.
+#[derive(Debug)]
 pub struct ApiError {
     code: ErrorCode,
     /// Text for the client.
@@ -40,12 +42,14 @@ pub struct ApiError {
     /// The scope in the challenge of a 401.
     challenge_scope: Option<Scope>,
     is_second_factor_missing: bool,
+    /// True if no route serves the path or the method.
+    is_route_missing: bool,
     /// In seconds.
     retry_after: Option<u64>,
     /// Evidence that a key may still be in use.
-    rotation: Option<Arc<RotationReport>>,
+    rotation: Option<Box<RotationReport>>,
     /// Text for the operator's log.
-    cause: Option<Arc<str>>,
+    cause: Option<Box<str>>,
 }
 
 impl ApiError {
@@ -60,6 +64,7 @@ impl ApiError {
             has_credential: true,
             challenge_scope: None,
             is_second_factor_missing: false,
+            is_route_missing: false,
             retry_after: None,
             rotation: None,
             cause: None,
@@ -77,6 +82,19 @@ impl ApiError {
     #[must_use]
     pub fn with_challenge_scope(self, scope: Option<Scope>) -> Self {
         Self { challenge_scope: scope, ..self }
+    }
+
+    /// No route has this path.
+    #[must_use]
+    pub fn route_not_found() -> Self {
+        Self { is_route_missing: true, ..Self::new(ErrorCode::NotFound, "route not found") }
+    }
+
+    /// The route does not have this method.
+    #[must_use]
+    pub fn method_not_allowed() -> Self {
+        let message = "method not allowed; the Allow header lists the methods of this route";
+        Self { is_route_missing: true, ..Self::new(ErrorCode::MethodNotAllowed, message) }
     }
 
     /// The value of a field is invalid.
@@ -130,12 +148,6 @@ impl ApiError {
         }
     }
 
-    /// Returns the error that a response was made from, if any.
-    #[must_use]
-    pub fn from_response(response: &Response) -> Option<&Self> {
-        response.extensions().get::<Self>()
-    }
-
     /// The error code.
     #[must_use]
     pub fn code(&self) -> ErrorCode {
@@ -152,6 +164,12 @@ impl ApiError {
     #[must_use]
     pub fn is_second_factor_missing(&self) -> bool {
         self.is_second_factor_missing
+    }
+
+    /// True if no route serves the path or the method of the request.
+    #[must_use]
+    pub fn is_route_missing(&self) -> bool {
+        self.is_route_missing
     }
 
     /// True if the request had a credential and it was rejected.
@@ -181,11 +199,9 @@ fn sanitize_description(text: &str) -> String {
 }
 
 impl IntoResponse for ApiError {
-    /// Sets only the status and stores the error in the response. `render` adds the body later,
-    /// since only the outermost middleware knows the request id.
+    /// Returns the status without a body. axum requires this of the rejections of extractors, but
+    /// an endpoint returns the error as it is, and its surface renders it.
     fn into_response(self) -> Response {
-        let mut response = self.code.status().into_response();
-        response.extensions_mut().insert(self);
-        response
+        self.code.status().into_response()
     }
 }

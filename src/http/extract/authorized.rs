@@ -24,15 +24,27 @@ pub enum AccessRule {
     Protected(AccessRequirement),
 }
 
+impl AccessRule {
+    /// The scope that the rule requires; `None` if it requires no particular one.
+    #[must_use]
+    pub const fn scope(self) -> Option<Scope> {
+        match self {
+            Self::Protected(requirement) => requirement.scope(),
+            Self::Open | Self::SignIn => None,
+        }
+    }
+}
+
 /// An access rule as a type.
 ///
 /// The route table names the type, and the handler's first parameter must be the type's extractor.
-/// If table and handler disagree, the crate does not compile.
+/// If table and handler disagree, the crate does not compile: an
+/// [`Endpoint`](crate::http::endpoint::Endpoint) cannot be made of them.
 pub trait Access: Send + Sync + 'static {
     /// The rule.
     const RULE: AccessRule;
     /// The type of the handler's first parameter.
-    type Extractor;
+    type Extractor: FromRequestParts<App, Rejection = ApiError> + Send;
 }
 
 /// The access rule of a route that requires a credential.
@@ -185,23 +197,3 @@ impl FromRequestParts<App> for Public {
         Ok(Self { request })
     }
 }
-
-/// Implemented by handlers with the extractor of `A` as their first parameter.
-pub trait RequiresAccess<A, Args> {}
-
-macro_rules! impl_for_handlers {
-    ($($arg:ident)*) => {
-        impl<A, F, Fut, $($arg),*> RequiresAccess<A, (Fut, $($arg,)*)> for F
-        where
-            A: Access,
-            F: Fn(A::Extractor, $($arg),*) -> Fut,
-        {
-        }
-    };
-}
-
-impl_for_handlers!();
-impl_for_handlers!(T1);
-impl_for_handlers!(T1 T2);
-impl_for_handlers!(T1 T2 T3);
-impl_for_handlers!(T1 T2 T3 T4);

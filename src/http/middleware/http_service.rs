@@ -4,22 +4,22 @@ use axum::{
     Router,
     extract::Request,
     http::{HeaderName, HeaderValue, header},
-    response::{IntoResponse, Response},
+    response::Response,
 };
 use futures_util::FutureExt;
 use tower::ServiceExt;
 
 use super::request_info::attach_request_info;
 use crate::http::{
-    ApiError, App, HEADER_CAPACITY, error,
-    surface::{is_api_path, is_oauth_path},
+    ApiError, App,
+    surface::{ErrorFormat, is_api_path, is_oauth_path},
 };
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// The HTTP service around all routes.
 ///
-/// Attaches the request id, renders error bodies and sets the headers that every response has.
+/// Attaches the request's information and sets the headers that every response has.
 #[derive(Clone)]
 pub struct HttpService {
     app: App,
@@ -45,12 +45,11 @@ impl HttpService {
         let mut response = match handled.await {
             Ok(Ok(response)) => response,
             Ok(Err(never)) => match never {},
-            Err(_) => ApiError::internal("a middleware panicked").into_response(),
+            Err(_) => {
+                let error = ApiError::internal("a middleware panicked").into();
+                ErrorFormat::Json.render(error, info.id, &app.settings.public_url)
+            }
         };
-        response.headers_mut().reserve(HEADER_CAPACITY);
-        if let Some(error) = ApiError::from_response(&response).cloned() {
-            error::render(&error, &mut response, info.id, &app.settings.public_url);
-        }
         let headers = response.headers_mut();
         if let Ok(id) = HeaderValue::try_from(info.id.to_string()) {
             headers.insert(REQUEST_ID, id);

@@ -6,7 +6,6 @@
 //! order of the steps.
 
 mod access_layer;
-mod authenticate;
 mod cors;
 mod http_service;
 pub(super) mod rate_limit;

@@ -10,7 +10,7 @@ use data_encoding::BASE64;
 use percent_encoding::percent_decode_str;
 
 use crate::{
-    http::{App, error::OAuthErrorResponse, extract},
+    http::{App, error::EndpointError, extract},
     model::{
         audit::RequestInfo,
         oauth::{client::Client, parameters::Parameters},
@@ -37,16 +37,16 @@ impl OAuthForm {
         &self,
         app: &App,
         request: &Arc<RequestInfo>,
-    ) -> Result<Client, OAuthErrorResponse> {
+    ) -> Result<Client, EndpointError> {
         let (basic, parameters) = (self.basic_credentials.as_ref(), &self.parameters);
         Ok(app.oauth.authenticate_client(basic, parameters, request).await?)
     }
 }
 
 impl FromRequest<App> for OAuthForm {
-    type Rejection = OAuthErrorResponse;
+    type Rejection = EndpointError;
 
-    async fn from_request(request: Request, app: &App) -> Result<Self, OAuthErrorResponse> {
+    async fn from_request(request: Request, app: &App) -> Result<Self, EndpointError> {
         let (parts, body) = request.into_parts();
         let basic = basic_credentials(&parts.headers)?;
         let fields = extract::read_urlencoded_form(&parts.headers, body, app).await?;
@@ -58,10 +58,9 @@ impl FromRequest<App> for OAuthForm {
 ///
 /// Both parts are form-encoded (RFC 6749, section 2.3.1). Encoding changes no character that our
 /// client ids and secrets use, so clients that forget it work too.
-fn basic_credentials(headers: &HeaderMap) -> Result<Option<BasicCredentials>, OAuthErrorResponse> {
+fn basic_credentials(headers: &HeaderMap) -> Result<Option<BasicCredentials>, EndpointError> {
     let Some(value) = headers.get(header::AUTHORIZATION) else { return Ok(None) };
-    let refuse =
-        |why: &str| OAuthErrorResponse::Protocol(OAuthErrorCode::InvalidClient, why.to_owned());
+    let refuse = |why: &str| EndpointError::Protocol(OAuthErrorCode::InvalidClient, why.to_owned());
     let text = value.to_str().map_err(|_| refuse("the Authorization header is malformed"))?;
     let (scheme, encoded) = text.split_once(' ').unwrap_or((text, ""));
     if !scheme.eq_ignore_ascii_case("basic") {

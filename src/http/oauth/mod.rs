@@ -24,7 +24,7 @@ use utoipa::ToSchema;
 
 use super::{
     App,
-    error::{OAuthErrorBody, OAuthErrorResponse},
+    error::{EndpointError, OAuthErrorBody},
     extract::{self, Public},
 };
 use crate::{
@@ -41,7 +41,7 @@ use crate::{
 pub use form::OAuthForm;
 
 /// The result of a handler.
-type OAuthResult<T> = Result<T, OAuthErrorResponse>;
+type OAuthResult<T> = Result<T, EndpointError>;
 
 /// Get the authorization server metadata (RFC 8414)
 #[utoipa::path(get, path = "/.well-known/oauth-authorization-server", tag = "Discovery",
@@ -200,7 +200,7 @@ pub async fn register(
     let body = extract::read_body(&parts.headers, body, &app).await?;
     let metadata: ClientMetadata = serde_json::from_slice(&body).map_err(|_| {
         let message = "the body must be a JSON object of client metadata";
-        OAuthErrorResponse::Protocol(OAuthErrorCode::InvalidClientMetadata, message.to_owned())
+        EndpointError::Protocol(OAuthErrorCode::InvalidClientMetadata, message.to_owned())
     })?;
     let registered = app.oauth.register_client(&metadata, &public.request).await?;
     Ok((StatusCode::CREATED, Json(registered.into())))

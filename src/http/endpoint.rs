@@ -1,0 +1,184 @@
+//! Endpoints: the handlers of routes, and their result on its way to the surface that renders it.
+//!
+//! A handler is an async function whose parameters are axum's extractors. Its first parameter must
+//! be the extractor of the route's access rule. An [`Endpoint`] runs the extractors and the handler
+//! and returns an [`EndpointResult`]. The caller, which is the access layer, decides on errors as
+//! values: it counts, audits and logs them, and renders them at the end.
+
+use std::{future::Future, marker::PhantomData, sync::Arc};
+
+use axum::{
+    Json,
+    extract::{FromRequest, FromRequestParts, Request},
+    http::StatusCode,
+    response::{IntoResponse, Redirect, Response},
+};
+use futures_util::future::BoxFuture;
+
+use super::{App, error::EndpointError, extract::Access};
+use crate::model::scope::Scope;
+
+/// The result of an endpoint.
+pub type EndpointResult = Result<EndpointResponse, EndpointError>;
+
+/// The response of an endpoint that did not fail.
+#[derive(Debug)]
+pub struct EndpointResponse {
+    /// The response.
+    pub response: Response,
+    /// The scope that the request required, if it depends on the request and not on the route.
+    pub required_scope: Option<Scope>,
+}
+
+/// Returns the status of a result, as metrics and the audit log count it. A surface may render an
+/// error with another one: pages redirect a client without a session to the sign-in.
+pub(super) fn status_of(result: &EndpointResult) -> StatusCode {
+    match result {
+        Ok(endpoint) => endpoint.response.status(),
+        Err(error) => error.status(),
+    }
+}
+
+/// The value that a handler returns if it does not fail.
+pub trait HandlerResponse: IntoResponse {
+    /// See [`EndpointResponse::required_scope`].
+    fn required_scope(&self) -> Option<Scope> {
+        None
+    }
+}
+
+impl HandlerResponse for Response {}
+impl HandlerResponse for Redirect {}
+impl HandlerResponse for StatusCode {}
+impl HandlerResponse for &'static str {}
+impl<T> HandlerResponse for Json<T> where Json<T>: IntoResponse {}
+impl<T> HandlerResponse for (StatusCode, Json<T>) where Json<T>: IntoResponse {}
+
+/// The return value of a handler: a [`HandlerResponse`], or a `Result` of one.
+pub trait HandlerResult {
+    /// Converts it to the result of the endpoint.
+    ///
+    /// # Errors
+    /// The error of the handler.
+    fn into_result(self) -> EndpointResult;
+}
+
+impl<T: HandlerResponse> HandlerResult for T {
+    fn into_result(self) -> EndpointResult {
+        let required_scope = self.required_scope();
+        Ok(EndpointResponse { response: self.into_response(), required_scope })
+    }
+}
+
+impl<T: HandlerResponse, E: Into<EndpointError>> HandlerResult for Result<T, E> {
+    fn into_result(self) -> EndpointResult {
+        self.map_err(Into::into).and_then(T::into_result)
+    }
+}
+
+/// A handler whose first parameter is the extractor of the access rule `A`.
+///
+/// `Args` are the types of the other parameters. As in axum, the last one may consume the body.
+pub trait Handler<A, Args>: Send + Sync + 'static {
+    /// Extracts the parameters and runs the handler.
+    fn run(&self, app: &App, request: Request) -> impl Future<Output = EndpointResult> + Send;
+}
+
+impl<A, F, Fut> Handler<A, ()> for F
+where
+    A: Access,
+    F: Fn(A::Extractor) -> Fut + Send + Sync + 'static,
+    Fut: Future<Output: HandlerResult> + Send,
+{
+    async fn run(&self, app: &App, request: Request) -> EndpointResult {
+        let (mut parts, _) = request.into_parts();
+        let access = A::Extractor::from_request_parts(&mut parts, app).await?;
+        self(access).await.into_result()
+    }
+}
+
+macro_rules! impl_handler {
+    ($($part:ident)* | $last:ident) => {
+        #[expect(non_snake_case, reason = "a parameter has the name of its type")]
+        impl<A, F, Fut, Via, $($part,)* $last> Handler<A, (Via, $($part,)* $last)> for F
+        where
+            A: Access,
+            F: Fn(A::Extractor, $($part,)* $last) -> Fut + Send + Sync + 'static,
+            Fut: Future<Output: HandlerResult> + Send,
+            $($part: FromRequestParts<App, Rejection: Into<EndpointError>> + Send,)*
+            $last: FromRequest<App, Via, Rejection: Into<EndpointError>> + Send,
+        {
+            async fn run(&self, app: &App, request: Request) -> EndpointResult {
+                let (mut parts, body) = request.into_parts();
+                let access = A::Extractor::from_request_parts(&mut parts, app).await?;
+                $(
+                    let $part = $part::from_request_parts(&mut parts, app)
+                        .await
+                        .map_err(Into::<EndpointError>::into)?;
+                )*
+                let request = Request::from_parts(parts, body);
+                let $last = $last::from_request(request, app)
+                    .await
+                    .map_err(Into::<EndpointError>::into)?;
+                self(access, $($part,)* $last).await.into_result()
+            }
+        }
+    };
+}
+
+impl_handler!(| T1);
+impl_handler!(T1 | T2);
+impl_handler!(T1 T2 | T3);
+impl_handler!(T1 T2 T3 | T4);
+
+/// The handler of a route, as the access layer runs it.
+#[derive(Clone)]
+pub struct Endpoint(Arc<dyn ErasedHandler>);
+
+impl Endpoint {
+    /// Wraps a handler whose first parameter is the extractor of `A`. Any other handler does not
+    /// compile:
+    ///
+    /// ```
+    /// use call2me_auth::http::{endpoint::Endpoint, extract::{Authorized, Write}};
+    ///
+    /// async fn create(_caller: Authorized<Write>) -> &'static str { "created" }
+    /// Endpoint::new::<Write, _>(create);
+    /// ```
+    ///
+    /// ```compile_fail,E0277
+    /// use call2me_auth::http::{endpoint::Endpoint, extract::{Authorized, ReadOnly, Write}};
+    ///
+    /// async fn create(_caller: Authorized<ReadOnly>) -> &'static str { "created" }
+    /// Endpoint::new::<Write, _>(create);
+    /// ```
+    #[must_use]
+    pub fn new<A: Access, Args: 'static>(handler: impl Handler<A, Args>) -> Self {
+        Self(Arc::new(TypedHandler { handler, types: PhantomData::<fn(A, Args)> }))
+    }
+
+    /// Extracts the parameters of the handler and runs it.
+    pub(super) fn run<'a>(
+        &'a self,
+        app: &'a App,
+        request: Request,
+    ) -> BoxFuture<'a, EndpointResult> {
+        self.0.run(app, request)
+    }
+}
+
+/// A [`Handler`] without type parameters, so that the access layer is compiled once.
+trait ErasedHandler: Send + Sync {
+    fn run<'a>(&'a self, app: &'a App, request: Request) -> BoxFuture<'a, EndpointResult>;
+}
+
+struct TypedHandler<H, A, Args> {
+    handler: H,
+    types: PhantomData<fn(A, Args)>,
+}
+
+impl<A: Access, Args: 'static, H: Handler<A, Args>> ErasedHandler for TypedHandler<H, A, Args> {
+    fn run<'a>(&'a self, app: &'a App, request: Request) -> BoxFuture<'a, EndpointResult> {
+        Box::pin(self.handler.run(app, request))
+    }
+}

@@ -1,0 +1,131 @@
+//! Routes that need a credential. From a valid credential on, every result is audited, 429
+//! included.
+
+use std::sync::Arc;
+
+use axum::{extract::Request, http::HeaderMap};
+
+use super::{
+    AccessLayer, LimitedResult,
+    pending_event::{PendingEvent, event_not_committed},
+};
+use crate::{
+    auth::authenticator::AuthenticationOutcome,
+    http::{
+        ApiError,
+        bearer::bearer_credential,
+        cookies::{CookieAuthenticated, session_cookie},
+        error::{EndpointError, ErrorCode},
+        middleware::rate_limit,
+        surface::Surface,
+    },
+    model::{
+        api_key::KeyRecord,
+        audit::{Action, Actor, NewEvent, RequestInfo},
+        principal::Caller,
+    },
+};
+
+impl AccessLayer {
+    /// Serves a request to a route that needs a credential.
+    pub(super) async fn serve_authenticated(
+        &self,
+        info: &Arc<RequestInfo>,
+        mut request: Request,
+    ) -> LimitedResult {
+        // Has timeouts of its own.
+        let principal = match self.authenticate(request.headers(), info).await {
+            Ok(AuthenticationOutcome::Principal(principal)) => principal,
+            Ok(AuthenticationOutcome::RevokedKey(key)) => {
+                return self.reject_revoked_key(&key, info).await;
+            }
+            Err(error) => return self.reject_credential(error, info).await,
+        };
+        let permit = self.app.audit.reserve().await;
+        let caller = Caller { principal, request: Arc::clone(info) };
+        // Created before the bucket is charged, which takes a moment if buckets are shared: a
+        // client that disconnects meanwhile is still in the audit log.
+        let event = permit.map(|permit| PendingEvent::new(self, &caller, permit));
+        let decision = self.app.limits.charge_credential(&caller.principal).await;
+        let Some(event) = event else { return (Err(audit_queue_full()), decision) };
+        let result = if let Some(refusal) = rate_limit::rejection(&decision) {
+            Err(refusal.into())
+        } else {
+            request.extensions_mut().insert(caller.clone());
+            if self.is_page() {
+                request.extensions_mut().insert(CookieAuthenticated);
+            }
+            self.run_endpoint(info, request).await
+        };
+        (event.complete(result).await, decision)
+    }
+
+    /// Verifies the credential of a request: the session cookie of a page, or the bearer
+    /// credential.
+    ///
+    /// Pages accept no other credential and the API accepts no cookie, so that a request which
+    /// another site makes a browser send (CSRF) never reaches the API with credentials.
+    async fn authenticate(
+        &self,
+        headers: &HeaderMap,
+        info: &RequestInfo,
+    ) -> Result<AuthenticationOutcome, ApiError> {
+        let authenticator = &self.app.auth.authenticator;
+        match self.surface {
+            Surface::Api | Surface::Gateway => {
+                let credential = bearer_credential(headers)?;
+                let credential = credential.ok_or_else(ApiError::missing_credential)?;
+                Ok(authenticator.authenticate(credential, info.started_at).await?)
+            }
+            Surface::Page(_) => {
+                let cookie = session_cookie(&self.app, headers);
+                let cookie = cookie.ok_or_else(ApiError::missing_credential)?;
+                let principal = authenticator.authenticate_cookie(&cookie).await?;
+                Ok(AuthenticationOutcome::Principal(principal))
+            }
+            Surface::OAuth => Err(ApiError::missing_credential()),
+        }
+    }
+
+    /// Rejects a missing or invalid credential; the request counts against the client's address.
+    async fn reject_credential(&self, error: ApiError, info: &RequestInfo) -> LimitedResult {
+        // The credential could not be checked: a server error, which must not cost the client.
+        if error.cause().is_some() {
+            let error = EndpointError::from(error);
+            self.log_server_error(&error, info);
+            return (Err(error), self.app.limits.peek_address(info.ip).await);
+        }
+        if error.is_unknown_credential() {
+            self.app.audit.unknown_credentials().count(info.ip, self.app.env.clock.now());
+        }
+        let decision = self.app.limits.charge_address(info.ip).await;
+        let error = error.with_challenge_scope(self.rule.scope());
+        (Err(rate_limit::rejection(&decision).unwrap_or(error).into()), decision)
+    }
+
+    /// Rejects a revoked key and audits it in the key's workspace, which should learn that the key
+    /// is still in use.
+    async fn reject_revoked_key(&self, key: &KeyRecord, info: &Arc<RequestInfo>) -> LimitedResult {
+        let decision = self.app.limits.charge_address(info.ip).await;
+        if let Some(refusal) = rate_limit::rejection(&decision) {
+            return (Err(refusal.into()), decision);
+        }
+        let Some(permit) = self.app.audit.reserve().await else {
+            return (Err(audit_queue_full()), decision);
+        };
+        let env = &self.app.env;
+        let actor = Actor::api_key(key.id, &key.name);
+        let error = ApiError::new(ErrorCode::Unauthorized, "the API key has been revoked");
+        let error = error.with_challenge_scope(self.rule.scope());
+        let status = error.code().status().as_u16();
+        let event = NewEvent::new(env.new_id(), key.workspace_id, Action::ApiKeyRejected, actor)
+            .with_request(info, status, env.clock.monotonic());
+        let is_recorded = permit.record(event).await;
+        (Err(if is_recorded { error.into() } else { event_not_committed() }), decision)
+    }
+}
+
+/// Answers 503: a request that cannot be audited must not be served.
+fn audit_queue_full() -> EndpointError {
+    ApiError::unavailable("the audit event queue is full").into()
+}

@@ -1,0 +1,232 @@
+//! The access layer: applies the access rule of a route around its endpoint.
+//!
+//! In this order it authenticates the caller, reserves a slot in the audit queue, charges the rate
+//! limit, runs the endpoint with a timeout and a panic handler, and records the audit event. A
+//! protected endpoint runs only if its audit event has a slot in the queue. Each step decides on an
+//! [`EndpointResult`]; an error becomes a response at the end, in the format of the surface.
+
+mod authenticated;
+mod pending_event;
+mod public;
+
+use std::{convert::Infallible, panic::AssertUnwindSafe, sync::Arc};
+
+use axum::{
+    extract::Request,
+    http::{HeaderValue, Method, StatusCode, header},
+    response::{IntoResponse, Response},
+    routing::{MethodFilter, MethodRouter, any_service, on_service},
+};
+use futures_util::FutureExt;
+use hyper::body::Body as _;
+use tokio::time::timeout;
+use tower::service_fn;
+use tracing::{error, warn};
+
+use super::{rate_limit, request_info::method_label};
+use crate::{
+    http::{
+        ApiError, App, HEADER_CAPACITY,
+        endpoint::{Endpoint, EndpointResult, status_of},
+        error::EndpointError,
+        extract::AccessRule,
+        route::{PageRoute, Route},
+        surface::{ErrorFormat, RenderErrorPage, Surface},
+    },
+    limit::Decision,
+    metrics::RouteMetrics,
+    model::{audit::RequestInfo, scope::Scope, usage::RouteUse},
+};
+
+/// Bodies up to this size, in bytes, need no permit of `large_body_permits`.
+const SMALL_BODY: u64 = 16 * 1024;
+
+/// The result of a request, and the state of the bucket that its response reports.
+type LimitedResult = (EndpointResult, Decision);
+
+/// The access layer of one route.
+struct AccessLayer {
+    app: App,
+    rule: AccessRule,
+    /// The route's path pattern, which contains no ids, for the operator's log.
+    path: &'static str,
+    endpoint: Endpoint,
+    metrics: RouteMetrics,
+    /// The kind of usage that a request of this route counts as.
+    route_use: RouteUse,
+    surface: Surface,
+}
+
+/// Serves a dashboard page. `render_error` turns its errors into pages.
+pub fn protect_page(
+    page: PageRoute,
+    render_error: RenderErrorPage,
+    app: &App,
+) -> MethodRouter<App> {
+    let PageRoute { method, path, rule, endpoint } = page;
+    // Assets are cheap, and belong to a page that is counted.
+    if path.starts_with("/assets/") {
+        return serve_unprotected(Some(method), endpoint, app);
+    }
+    let surface = Surface::Page(render_error);
+    AccessLayer::new(app, Some(&method), path, rule, surface, endpoint).into_router(Some(method))
+}
+
+/// Serves a route of the route table.
+///
+/// Health and discovery routes have no rate limit, timeout and audit log.
+pub fn protect_route(route: Route, app: &App) -> MethodRouter<App> {
+    let Route { method, access_rule: rule, path, endpoint, .. } = route;
+    let Some(surface) = Surface::of_route(path) else {
+        return serve_unprotected(method, endpoint, app);
+    };
+    AccessLayer::new(app, method.as_ref(), path, rule, surface, endpoint).into_router(method)
+}
+
+/// Serves an endpoint without the access layer. Its errors have the format of the API.
+fn serve_unprotected(method: Option<Method>, endpoint: Endpoint, app: &App) -> MethodRouter<App> {
+    let app = Arc::clone(app);
+    route_to(method, move |request| {
+        let (app, endpoint) = (Arc::clone(&app), endpoint.clone());
+        async move {
+            let info = match request_info(&request) {
+                Ok(info) => info,
+                Err(error) => return error.into_response(),
+            };
+            match endpoint.run(&app, request).await {
+                Ok(endpoint) => endpoint.response,
+                Err(error) => ErrorFormat::Json.render(error, info.id, &app.settings.public_url),
+            }
+        }
+    })
+}
+
+/// Routes requests with this method, or with any, to a function.
+///
+/// axum boxes the future of the function. It must not be boxed here too.
+fn route_to<F, Fut>(method: Option<Method>, respond: F) -> MethodRouter<App>
+where
+    F: Fn(Request) -> Fut + Clone + Send + Sync + 'static,
+    Fut: Future<Output = Response> + Send + 'static,
+{
+    let service = service_fn(move |request| respond(request).map(Ok::<_, Infallible>));
+    match method.and_then(|method| MethodFilter::try_from(method).ok()) {
+        Some(filter) => on_service(filter, service),
+        None => any_service(service),
+    }
+}
+
+/// The kind of usage that requests of a route count as.
+///
+/// The group is the first path segment after `/v1`, `gateway` for forward-auth, and `pages` for
+/// everything else. The scope is the required one, or read-only.
+fn route_use_of(path: &'static str, rule: AccessRule, surface: Surface) -> RouteUse {
+    let segment = path.strip_prefix("/v1/").and_then(|rest| rest.split('/').next());
+    let group = match surface {
+        Surface::Gateway => "gateway",
+        _ => segment.unwrap_or("pages"),
+    };
+    RouteUse { group, scope: rule.scope().unwrap_or(Scope::ReadOnly) }
+}
+
+fn request_info(request: &Request) -> Result<Arc<RequestInfo>, ApiError> {
+    let info = request.extensions().get::<Arc<RequestInfo>>().cloned();
+    info.ok_or_else(|| ApiError::internal("the request has no RequestInfo"))
+}
+
+impl AccessLayer {
+    fn new(
+        app: &App,
+        method: Option<&Method>,
+        path: &'static str,
+        rule: AccessRule,
+        surface: Surface,
+        endpoint: Endpoint,
+    ) -> Self {
+        let metrics = app.metrics.route(method.map_or("ANY", method_label), path);
+        let route_use = route_use_of(path, rule, surface);
+        Self { app: Arc::clone(app), rule, path, endpoint, metrics, route_use, surface }
+    }
+
+    fn into_router(self, method: Option<Method>) -> MethodRouter<App> {
+        let layer = Arc::new(self);
+        route_to(method, move |request| {
+            let layer = Arc::clone(&layer);
+            async move { layer.respond(request).await }
+        })
+    }
+
+    /// Responds to a request. An error of any step is rendered here.
+    async fn respond(&self, request: Request) -> Response {
+        let info = match request_info(&request) {
+            Ok(info) => info,
+            Err(error) => return error.into_response(),
+        };
+        let error_format = self.surface.error_format(&request);
+        let (result, decision) = match self.rule {
+            AccessRule::Open | AccessRule::SignIn => self.serve_public(&info, request).await,
+            AccessRule::Protected(_) => self.serve_authenticated(&info, request).await,
+        };
+        self.observe(&info, status_of(&result));
+        let mut response = match result {
+            Ok(endpoint) => endpoint.response,
+            Err(error) => error_format.render(error, info.id, &self.app.settings.public_url),
+        };
+        let headers = response.headers_mut();
+        if headers.capacity() < HEADER_CAPACITY {
+            headers.reserve(HEADER_CAPACITY - headers.len());
+        }
+        rate_limit::set_headers(&decision, &self.app.env, headers);
+        if self.is_page() {
+            // Streams and exports too: no cache may store the content of a page.
+            headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        }
+        response
+    }
+
+    /// Counts a request, and logs a slow one.
+    fn observe(&self, info: &RequestInfo, status: StatusCode) {
+        let took = self.app.env.clock.monotonic().saturating_sub(info.started_at);
+        self.metrics.observe(status.as_u16(), took);
+        if took > self.app.settings.slow_request {
+            let (request_id, method, route) = (info.id, &*info.method, self.path);
+            warn!(%request_id, method, route, ?took, "slow request");
+        }
+    }
+
+    /// Runs the endpoint with a timeout and catches its panics.
+    async fn run_endpoint(&self, info: &RequestInfo, request: Request) -> EndpointResult {
+        let app = &self.app;
+        let run = async {
+            // A large body holds a permit until the handler is done with it, so that the memory of
+            // all bodies is bounded.
+            let _permit = match request.body().size_hint().upper() {
+                Some(bytes) if bytes <= SMALL_BODY => None,
+                _ => app.large_body_permits.acquire().await.ok(),
+            };
+            self.endpoint.run(app, request).await
+        };
+        let run = AssertUnwindSafe(run).catch_unwind();
+        let result = match timeout(app.settings.handler_timeout, run).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(_)) => Err(ApiError::internal("the handler panicked").into()),
+            Err(_) => Err(ApiError::unavailable("the handler timed out").into()),
+        };
+        if let Err(error) = &result {
+            self.log_server_error(error, info);
+        }
+        result
+    }
+
+    /// Logs a server error; errors of clients are in the audit log.
+    fn log_server_error(&self, error: &EndpointError, info: &RequestInfo) {
+        if let Some(cause) = error.cause() {
+            let status = error.status().as_u16();
+            error!(request_id = %info.id, method = &*info.method, route = self.path, status, cause);
+        }
+    }
+
+    fn is_page(&self) -> bool {
+        matches!(self.surface, Surface::Page(_))
+    }
+}

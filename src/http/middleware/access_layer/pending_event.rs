@@ -1,0 +1,77 @@
+use super::AccessLayer;
+use crate::{
+    audit::{self, AuditPermit},
+    http::{
+        ApiError,
+        endpoint::{EndpointResult, status_of},
+        error::EndpointError,
+        forward_auth::required_scope,
+        surface::Surface,
+    },
+    model::{
+        audit::{Action, Metadata, NewEvent},
+        principal::{Caller, Credential},
+        usage::RouteUse,
+    },
+};
+
+/// Status in the audit log if the client disconnected before the response (nginx's convention). It
+/// is never sent.
+const CLIENT_CLOSED_REQUEST: u16 = 499;
+
+/// The audit event of a request in flight. It is always recorded. If the client disconnects
+/// and the handler is dropped, the status is 499.
+pub(super) struct PendingEvent<'a> {
+    layer: &'a AccessLayer,
+    caller: &'a Caller,
+    permit: Option<AuditPermit>,
+}
+
+impl<'a> PendingEvent<'a> {
+    pub(super) fn new(layer: &'a AccessLayer, caller: &'a Caller, permit: AuditPermit) -> Self {
+        Self { layer, caller, permit: Some(permit) }
+    }
+
+    /// Records the event and returns the result, or 503 if the event could not be committed.
+    pub(super) async fn complete(mut self, result: EndpointResult) -> EndpointResult {
+        let Some(permit) = self.permit.take() else { return result };
+        let mut event = self.event(status_of(&result).as_u16());
+        if self.is_forward_auth() {
+            let scope = result.as_ref().ok().and_then(|endpoint| endpoint.required_scope);
+            let scope = scope.unwrap_or_else(|| required_scope(&self.caller.request.method));
+            event.route = Some(RouteUse { scope, ..self.layer.route_use });
+        }
+        if permit.record(event).await { result } else { Err(event_not_committed()) }
+    }
+
+    /// True for forward-auth: the event describes the request that the gateway received.
+    fn is_forward_auth(&self) -> bool {
+        matches!(self.layer.surface, Surface::Gateway)
+    }
+
+    fn event(&self, status: u16) -> NewEvent {
+        let mut event = audit::event(&self.layer.app.env, self.caller, Action::Request, status);
+        event.route = Some(self.layer.route_use);
+        if self.is_forward_auth() {
+            event.metadata = Metadata::ForwardAuth;
+        } else if let Credential::Grant { id, user: person, .. } = &self.caller.principal.credential
+        {
+            let person = person.map(|(user_id, _)| user_id);
+            event.metadata = Metadata::Grant { grant: *id, user: person };
+        }
+        event
+    }
+}
+
+impl Drop for PendingEvent<'_> {
+    fn drop(&mut self) {
+        if let Some(permit) = self.permit.take() {
+            permit.send(self.event(CLIENT_CLOSED_REQUEST));
+        }
+    }
+}
+
+/// Answers 503: the change was made, but its audit event is not committed yet.
+pub(super) fn event_not_committed() -> EndpointError {
+    ApiError::unavailable("the audit event was not committed in time").into()
+}

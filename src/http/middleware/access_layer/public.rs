@@ -1,0 +1,67 @@
+//! Routes that need no credential; their requests count against the client's address.
+
+use axum::{extract::Request, http::StatusCode};
+
+use super::{AccessLayer, LimitedResult};
+use crate::{
+    http::{
+        ApiError, bearer::check_single_authorization, endpoint::EndpointResult,
+        extract::AccessRule, middleware::rate_limit, surface::Surface,
+    },
+    limit::Decision,
+    model::audit::RequestInfo,
+};
+
+impl AccessLayer {
+    /// Serves a request to a route that needs no credential.
+    pub(super) async fn serve_public(&self, info: &RequestInfo, request: Request) -> LimitedResult {
+        let decision = self.app.limits.charge_address(info.ip).await;
+        if let Err(error) = check_single_authorization(request.headers()) {
+            return (Err(error.into()), decision);
+        }
+        match rate_limit::rejection(&decision) {
+            None if self.rule == AccessRule::SignIn => self.serve_sign_in(info, request).await,
+            None => (self.run_endpoint(info, request).await, decision),
+            // Nothing is done for a sign-in over the limit, and no page is rendered.
+            Some(refusal) if self.rule == AccessRule::SignIn || self.is_page() => {
+                (Err(refusal.into()), decision)
+            }
+            Some(refusal) => self.serve_over_limit(info, request, refusal, decision).await,
+        }
+    }
+
+    /// Serves a sign-in or similar request. Its response reports the sign-in bucket and not the
+    /// address's general one, since the former rejects first.
+    async fn serve_sign_in(&self, info: &RequestInfo, request: Request) -> LimitedResult {
+        let decision = self.app.limits.charge_sign_in(info.ip);
+        let result = match rate_limit::rejection(&decision) {
+            Some(refusal) => Err(refusal.into()),
+            None => self.run_endpoint(info, request).await,
+        };
+        (result, decision)
+    }
+
+    /// Serves a request from an address over its limit. Open routes, such as token refresh, carry a
+    /// credential in the request. A valid one passes even if other clients behind the same address
+    /// exceed the limit: only an error is replaced by the 429.
+    async fn serve_over_limit(
+        &self,
+        info: &RequestInfo,
+        request: Request,
+        refusal: ApiError,
+        decision: Decision,
+    ) -> LimitedResult {
+        let result = self.run_endpoint(info, request).await;
+        let is_rejected = has_no_valid_credential(&result, self.surface);
+        (if is_rejected { Err(refusal.into()) } else { result }, decision)
+    }
+}
+
+/// True if the result of an open route shows that the client had no valid credential.
+fn has_no_valid_credential(result: &EndpointResult, surface: Surface) -> bool {
+    let Err(error) = result else { return false };
+    match surface {
+        Surface::OAuth => error.status().is_client_error() && !error.is_rate_limit_exempt(),
+        _ => error.status() == StatusCode::UNAUTHORIZED,
+    }
+}
