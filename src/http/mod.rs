@@ -49,9 +49,10 @@ pub use state::{App, AppState, HttpSettings, MAX_CONCURRENT_LARGE_BODIES};
 #[must_use]
 pub fn build_service(app: &App) -> middleware::HttpService {
     let (mut api, mut any_origin, mut pages) = (Router::new(), Router::new(), Router::new());
+    let ceiling = middleware::OpenRouteCeiling::new(app.settings.per_address_per_minute);
     for route in routes::table() {
         let (path, is_open) = (route.path, middleware::is_open_to_any_origin(route.path));
-        let guarded = middleware::protect_route(route, app);
+        let guarded = middleware::protect_route(route, app, &ceiling);
         if is_open {
             any_origin = any_origin.route(path, guarded);
         } else {
@@ -59,8 +60,8 @@ pub fn build_service(app: &App) -> middleware::HttpService {
         }
     }
     for page in dashboard::route_table() {
-        pages = pages
-            .route(page.path, middleware::protect_page(page, dashboard::page::render_error, app));
+        let (path, render_error) = (page.path, dashboard::page::render_error);
+        pages = pages.route(path, middleware::protect_page(page, render_error, app, &ceiling));
     }
     // The 405 fallback must be inside the CORS layers, which answer preflight requests.
     let with_405 =

@@ -1,6 +1,6 @@
 //! The state that handlers and middleware share.
 
-use std::{sync::Arc, time::Duration};
+use std::{num::NonZeroU32, sync::Arc, time::Duration};
 
 use ipnet::IpNet;
 use tokio::sync::{Mutex, Semaphore, watch};
@@ -85,6 +85,8 @@ pub struct HttpSettings {
     pub body_timeout: Duration,
     /// Requests that take longer than this are logged.
     pub slow_request: Duration,
+    /// Requests per minute from an address without a valid credential.
+    pub per_address_per_minute: NonZeroU32,
 }
 
 impl From<&Settings> for HttpSettings {
@@ -97,6 +99,7 @@ impl From<&Settings> for HttpSettings {
             handler_timeout: settings.server.handler_timeout,
             body_timeout: settings.server.header_timeout,
             slow_request: settings.log.slow_request,
+            per_address_per_minute: settings.rate_limit.per_address_per_minute,
         }
     }
 }

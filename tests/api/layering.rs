@@ -196,7 +196,7 @@ fn library_is_used_only_in_its_modules() {
         ("clap::", &["cli"]),
         ("argon2::", &["auth"]),
         ("jsonwebtoken::", &["auth"]),
-        ("governor::", &["limit"]),
+        ("governor::", &["limit", "http"]),
         ("redis::", &["limit"]),
         ("reqwest::", &["oauth"]),
         ("tower_http::", &["http"]),

@@ -137,6 +137,25 @@ async fn sign_in_has_a_lower_rate_limit() {
 }
 
 #[tokio::test]
+async fn open_routes_have_a_ceiling_for_addresses_over_their_limit() {
+    let app = TestApp::start_with(&[("rate_limit.per_address_per_minute", "1")]).await;
+    let dana = app.register("acme").await;
+    let refresh =
+        |token: &str| app.post("/v1/auth/refresh").json(json!({ "refresh_token": token })).send();
+    // The address is over its limit, but a valid token passes.
+    refresh("unknown").await;
+    let pair = refresh(&dana.refresh_token).await.expect_status(200);
+    // At the ceiling nothing is done for a request: the token stays unused.
+    let token = pair["refresh_token"].as_str().unwrap();
+    for _ in 0..60 {
+        refresh("unknown").await.assert_error(429, "rate_limited");
+    }
+    let refused = refresh(token).await;
+    refused.assert_error(429, "rate_limited");
+    assert!(refused.header_number("retry-after") >= 1);
+}
+
+#[tokio::test]
 async fn idle_bucket_is_evicted() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;

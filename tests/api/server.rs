@@ -6,7 +6,7 @@ use axum::Router;
 use call2me_auth::http::{
     endpoint::Endpoint,
     extract::{AccessRule, Open, Public},
-    middleware::{HttpService, protect_route},
+    middleware::{HttpService, OpenRouteCeiling, protect_route},
     route::Route,
 };
 use serde_json::json;
@@ -126,8 +126,9 @@ async fn panic_is_500_with_usual_error_body() {
         path: "/v1/panics",
         ..route
     };
+    let ceiling = OpenRouteCeiling::new(1.try_into().unwrap());
     let router = Router::new()
-        .route("/v1/panics", protect_route(route, &app.app))
+        .route("/v1/panics", protect_route(route, &app.app, &ceiling))
         .with_state(Arc::clone(&app.app));
     let request = axum::http::Request::get("/v1/panics").body(axum::body::Body::empty()).unwrap();
     let service = HttpService::new(Arc::clone(&app.app), router);

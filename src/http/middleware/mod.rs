@@ -14,3 +14,4 @@ mod request_info;
 pub use access_layer::{protect_page, protect_route};
 pub use cors::{cors_for_any_origin, cors_for_origins, is_open_to_any_origin};
 pub use http_service::HttpService;
+pub use rate_limit::OpenRouteCeiling;

@@ -23,7 +23,7 @@ use tokio::time::timeout;
 use tower::service_fn;
 use tracing::{error, warn};
 
-use super::{rate_limit, request_info::method_label};
+use super::{OpenRouteCeiling, rate_limit, request_info::method_label};
 use crate::{
     http::{
         ApiError, App, HEADER_CAPACITY,
@@ -55,6 +55,7 @@ struct AccessLayer {
     /// The kind of usage that a request of this route counts as.
     route_use: RouteUse,
     surface: Surface,
+    ceiling: OpenRouteCeiling,
 }
 
 /// Serves a dashboard page. `render_error` turns its errors into pages.
@@ -62,6 +63,7 @@ pub fn protect_page(
     page: PageRoute,
     render_error: RenderErrorPage,
     app: &App,
+    ceiling: &OpenRouteCeiling,
 ) -> MethodRouter<App> {
     let PageRoute { method, path, rule, endpoint } = page;
     // Assets are cheap, and belong to a page that is counted.
@@ -69,18 +71,20 @@ pub fn protect_page(
         return serve_unprotected(Some(method), endpoint, app);
     }
     let surface = Surface::Page(render_error);
-    AccessLayer::new(app, Some(&method), path, rule, surface, endpoint).into_router(Some(method))
+    let layer = AccessLayer::new(app, Some(&method), path, rule, surface, endpoint, ceiling);
+    layer.into_router(Some(method))
 }
 
 /// Serves a route of the route table.
 ///
 /// Health and discovery routes have no rate limit, timeout and audit log.
-pub fn protect_route(route: Route, app: &App) -> MethodRouter<App> {
+pub fn protect_route(route: Route, app: &App, ceiling: &OpenRouteCeiling) -> MethodRouter<App> {
     let Route { method, access_rule: rule, path, endpoint, .. } = route;
     let Some(surface) = Surface::of_route(path) else {
         return serve_unprotected(method, endpoint, app);
     };
-    AccessLayer::new(app, method.as_ref(), path, rule, surface, endpoint).into_router(method)
+    let layer = AccessLayer::new(app, method.as_ref(), path, rule, surface, endpoint, ceiling);
+    layer.into_router(method)
 }
 
 /// Serves an endpoint without the access layer. Its errors have the format of the API.
@@ -142,10 +146,12 @@ impl AccessLayer {
         rule: AccessRule,
         surface: Surface,
         endpoint: Endpoint,
+        ceiling: &OpenRouteCeiling,
     ) -> Self {
         let metrics = app.metrics.route(method.map_or("ANY", method_label), path);
         let route_use = route_use_of(path, rule, surface);
-        Self { app: Arc::clone(app), rule, path, endpoint, metrics, route_use, surface }
+        let (app, ceiling) = (Arc::clone(app), ceiling.clone());
+        Self { app, rule, path, endpoint, metrics, route_use, surface, ceiling }
     }
 
     fn into_router(self, method: Option<Method>) -> MethodRouter<App> {

@@ -26,6 +26,7 @@ impl AccessLayer {
             Some(refusal) if self.rule == AccessRule::SignIn || self.is_page() => {
                 (Err(refusal.into()), decision)
             }
+            Some(refusal) if !self.ceiling.charge(&request) => (Err(refusal.into()), decision),
             Some(refusal) => self.serve_over_limit(info, request, refusal, decision).await,
         }
     }
