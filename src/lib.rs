@@ -35,7 +35,8 @@
 //! - Check of the scope: [`auth::check_scope`], called by the handler's first parameter,
 //!   [`http::extract::Authorized`]
 //! - Mapping of errors to responses: [`http::error`]
-//! - Authorization and tokens of an OAuth client: [`oauth::authorize`], then [`oauth::token`]
+//! - Authorization and tokens of an OAuth client: [`oauth::authorization`], then
+//!   [`oauth::token_endpoint`]
 //! - Routes and their access rules: [`http::routes`]
 //! - Order of the steps that a request passes: [`http`]
 //! - Hash chain of the audit log: [`audit::Sealer`]; its verification: [`audit::verifier`]

@@ -27,7 +27,10 @@ use crate::{
         signing_key::KeyPurpose,
         timestamp,
     },
-    oauth::{OAuth, registration::RegisteredClient, workspace_clients::CreateClientParams},
+    oauth::{
+        OAuth,
+        clients::{registration::RegisteredClient, workspace_clients::CreateClientParams},
+    },
 };
 
 /// The `admin` commands.

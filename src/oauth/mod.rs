@@ -5,27 +5,22 @@
 //! same cache invalidation and fence as for API keys.
 //!
 //! - [`metadata`]: discovery documents (RFC 8414, RFC 9728).
-//! - [`clients`]: client lookup and authentication. Clients come from three sources:
-//!   [`registration`] (dynamic registration, RFC 7591), [`metadata_documents`] (client ID metadata
-//!   documents) and [`workspace_clients`] (created by an administrator).
-//! - [`authorize`]: the authorization request and response. [`consent`]: the user's decision.
-//!   [`device`]: the device flow for clients without a browser (RFC 8628).
-//! - [`token`]: the token endpoint and its four grant types.
-//! - [`revoke`] (RFC 7009), [`introspect`] (RFC 7662), [`grants`] (list and end connected apps).
+//! - [`clients`]: lookup, authentication and registration of clients.
+//! - [`authorization`]: the authorization request and response, and the user's decision.
+//!   [`devices`]: the device flow for clients without a browser (RFC 8628).
+//! - [`token_endpoint`]: the token endpoint and its four grant types.
+//! - [`revocation`] (RFC 7009), [`introspection`] (RFC 7662).
+//! - [`grants`]: creates, lists and ends grants.
 
-pub mod authorize;
+pub mod authorization;
 pub mod clients;
-pub mod consent;
-pub mod device;
+pub mod devices;
 mod error;
 pub mod grants;
-pub mod introspect;
+pub mod introspection;
 pub mod metadata;
-pub mod metadata_documents;
-pub mod registration;
-pub mod revoke;
-pub mod token;
-pub mod workspace_clients;
+pub mod revocation;
+pub mod token_endpoint;
 
 use std::{sync::Arc, time::Duration};
 
@@ -51,7 +46,7 @@ use crate::{
 
 pub use error::{OAuthError, OAuthErrorCode};
 
-use metadata_documents::MetadataDocumentFetcher;
+use clients::metadata_documents::MetadataDocumentFetcher;
 
 /// The authorization server. Cheap to clone.
 #[derive(Clone)]
@@ -185,4 +180,12 @@ fn requested_scope(parameters: &Parameters) -> Result<Option<Scope>, OAuthError>
         )
     };
     known.ok_or_else(unknown).map(Some)
+}
+
+/// Returns a required parameter, or `invalid_request` if it is missing.
+fn required_parameter<'a>(
+    parameters: &'a Parameters,
+    name: &'static str,
+) -> Result<&'a str, OAuthError> {
+    parameters.get(name).ok_or_else(|| OAuthError::invalid_request(format!("{name} is missing")))
 }

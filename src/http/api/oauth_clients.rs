@@ -21,7 +21,9 @@ use crate::{
         oauth::client::{Client, ClientAuthMethod, GrantType},
         scope::Scope,
     },
-    oauth::workspace_clients::{CreateClientParams, MAX_SECRET_OVERLAP, UpdateClientParams},
+    oauth::clients::workspace_clients::{
+        CreateClientParams, MAX_SECRET_OVERLAP, UpdateClientParams,
+    },
 };
 
 /// Default time for which previous secrets stay valid after a rotation.

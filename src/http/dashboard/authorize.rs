@@ -32,7 +32,7 @@ use crate::{
     },
     oauth::{
         OAuthError, OAuthErrorCode as OAuthCode,
-        authorize::{AuthorizationError, AuthorizationRequest, Prompt},
+        authorization::{AuthorizationError, AuthorizationRequest, Prompt},
     },
 };
 

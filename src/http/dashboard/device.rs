@@ -26,7 +26,7 @@ use crate::{
         ApiError, App,
         extract::{Public, Query},
     },
-    oauth::device::DeviceRequest,
+    oauth::devices::DeviceRequest,
 };
 
 #[derive(Template)]

@@ -15,7 +15,7 @@ use crate::{
         audit::RequestInfo,
         oauth::{client::Client, parameters::Parameters},
     },
-    oauth::{OAuthErrorCode, clients::BasicCredentials},
+    oauth::{OAuthErrorCode, clients::authentication::BasicCredentials},
 };
 
 /// The form parameters and client credentials of a request to an OAuth endpoint.

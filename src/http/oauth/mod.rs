@@ -31,10 +31,10 @@ use crate::{
     model::oauth::client::GrantType,
     oauth::{
         OAuthErrorCode,
-        introspect::Introspection,
+        clients::registration::{ClientMetadata, RegisteredClient},
+        introspection::Introspection,
         metadata::{ResourceMetadata, ServerMetadata},
-        registration::{ClientMetadata, RegisteredClient},
-        token::Tokens,
+        token_endpoint::Tokens,
     },
 };
 

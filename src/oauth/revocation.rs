@@ -7,10 +7,7 @@ use std::sync::Arc;
 
 use serde_json::json;
 
-use super::{
-    OAuth, OAuthError, OAuthErrorCode,
-    token::{LockedGrant, required_parameter},
-};
+use super::{OAuth, OAuthError, OAuthErrorCode, grants::LockedGrant, required_parameter};
 use crate::{
     auth::token_issuer::TokenBinding,
     model::{

@@ -5,7 +5,6 @@
 
 use serde::Deserialize;
 
-use super::{OAuth, OAuthError, OAuthErrorCode};
 use crate::{
     env::Env,
     model::{
@@ -18,6 +17,7 @@ use crate::{
         scope::Scope,
         text,
     },
+    oauth::{OAuth, OAuthError, OAuthErrorCode},
 };
 
 /// Maximum number of redirect URIs of a client.

@@ -8,10 +8,7 @@ use std::sync::Arc;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::{
-    OAuth, OAuthError, OAuthErrorCode,
-    token::{LockedGrant, required_parameter},
-};
+use super::{OAuth, OAuthError, OAuthErrorCode, grants::LockedGrant, required_parameter};
 use crate::{
     auth::token_issuer::{Audience, Claims, Subject, TokenBinding},
     model::{

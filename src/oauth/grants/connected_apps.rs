@@ -3,7 +3,6 @@
 //! A user sees and ends only their own grants; an administrator also those of the workspace. Ending
 //! a grant takes effect on all nodes before the call returns.
 
-use super::OAuth;
 use crate::{
     audit,
     auth::{AuthError, caller::SessionCaller},
@@ -15,6 +14,7 @@ use crate::{
         principal::Caller,
         scope::Scope,
     },
+    oauth::OAuth,
     store::{self, connected_apps::GrantOwner},
 };
 
@@ -24,7 +24,7 @@ impl OAuth {
     /// Lists the caller's grants in all workspaces, with their total number.
     ///
     /// # Errors
-    /// [`AuthError::Forbidden`] if the caller is not a session.
+    /// [`AuthError::Store`] if the query fails.
     pub async fn list_user_grants(
         &self,
         caller: &SessionCaller,

@@ -8,10 +8,7 @@ use std::time::Duration;
 use serde_json::json;
 use time::OffsetDateTime;
 
-use super::{
-    OAuth, OAuthError,
-    registration::{RegisteredClient, check_redirect_uris, is_web_url},
-};
+use super::registration::{RegisteredClient, check_redirect_uris, is_web_url};
 use crate::{
     audit,
     auth::{AuthError, caller::AdminCaller},
@@ -24,6 +21,7 @@ use crate::{
         scope::Scope,
         text,
     },
+    oauth::{OAuth, OAuthError},
     store::{self, Tx},
 };
 

@@ -2,13 +2,13 @@
 //! on another device.
 //!
 //! The number of waiting devices is limited, overall and per address. The device fetches its tokens
-//! from [`token`](super::token).
+//! from the [token endpoint](super::token_endpoint).
 
 use std::time::Duration;
 
 use secrecy::SecretString;
 
-use super::{OAuth, OAuthError, OAuthErrorCode, consent::CreateGrantParams, requested_scope};
+use super::{OAuth, OAuthError, OAuthErrorCode, grants::CreateGrantParams, requested_scope};
 use crate::{
     auth::{AuthError, caller::SessionCaller},
     model::{

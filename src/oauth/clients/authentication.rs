@@ -1,4 +1,4 @@
-//! Client lookup and authentication (OAuth 2.1, section 2.4).
+//! Client authentication (OAuth 2.1, section 2.4).
 //!
 //! A confidential client always needs its secret; a public client must not send one.
 
@@ -6,13 +6,16 @@ use std::sync::Arc;
 
 use secrecy::{ExposeSecret, SecretString};
 
-use super::{OAuth, OAuthError, OAuthErrorCode};
-use crate::model::{
-    audit::{Action, Actor, RequestInfo},
-    oauth::{
-        client::{Client, ClientOrigin, ClientRef, ClientWithSecrets, parse_client_id},
-        parameters::Parameters,
+use super::invalid_client;
+use crate::{
+    model::{
+        audit::{Action, Actor, RequestInfo},
+        oauth::{
+            client::{Client, ClientOrigin, ClientWithSecrets},
+            parameters::Parameters,
+        },
     },
+    oauth::{OAuth, OAuthError},
 };
 
 /// A client id and secret from an `Authorization: Basic` header, form-decoded (RFC 6749,
@@ -30,8 +33,9 @@ impl OAuth {
     /// client only names itself.
     ///
     /// # Errors
-    /// [`OAuthErrorCode::InvalidClient`] if authentication fails,
-    /// [`OAuthErrorCode::InvalidRequest`] if the request uses two authentication methods.
+    /// [`InvalidClient`](crate::oauth::OAuthErrorCode::InvalidClient) if authentication fails,
+    /// [`InvalidRequest`](crate::oauth::OAuthErrorCode::InvalidRequest) if the request uses two
+    /// authentication methods.
     pub async fn authenticate_client(
         &self,
         basic: Option<&BasicCredentials>,
@@ -90,39 +94,4 @@ impl OAuth {
             .with_target(client.id, client.name.clone());
         Ok(self.auth.context.queue_audit_event(event).await?)
     }
-
-    /// Finds a stored client: a registered one, a workspace client, or one of a metadata document
-    /// that a user has authorized before.
-    async fn find_client(&self, client_id: &str) -> Result<ClientWithSecrets, OAuthError> {
-        let unknown = || invalid_client("unknown client");
-        let client = parse_client_id(client_id).map_err(|_| unknown())?;
-        let known = self.store.find_client(&client, self.env.clock.now()).await?;
-        known.ok_or_else(unknown)
-    }
-
-    /// Returns the client of an authorization request: a stored client, or one from its metadata
-    /// document, which may be fetched for this.
-    ///
-    /// # Errors
-    /// [`OAuthErrorCode::InvalidClient`] if the client is unknown or its document is not valid.
-    pub(super) async fn resolve_client(&self, client_id: &str) -> Result<Client, OAuthError> {
-        let unknown = || invalid_client("unknown client");
-        let client = parse_client_id(client_id).map_err(|_| unknown())?;
-        let known = self.store.find_client(&client, self.env.clock.now());
-        match &client {
-            ClientRef::Id(_) => Ok(known.await?.ok_or_else(unknown)?.client),
-            ClientRef::MetadataDocument(url) => {
-                let mut client = self.documents.fetch_client(url).await?;
-                // A client that was authorized before keeps its id.
-                if let Some(known) = known.await? {
-                    client.id = known.client.id;
-                }
-                Ok(client)
-            }
-        }
-    }
-}
-
-fn invalid_client(description: &'static str) -> OAuthError {
-    OAuthError::new(OAuthErrorCode::InvalidClient, description)
 }

@@ -1,0 +1,132 @@
+//! Creation of grants.
+//!
+//! A grant never exceeds the user's own role. The admin scope requires a recent sign-in.
+
+use serde_json::json;
+use time::OffsetDateTime;
+
+use crate::{
+    audit,
+    auth::{AuthError, caller::SessionCaller},
+    model::{
+        audit::Action,
+        id::{ClientId, GrantId, UserId, WorkspaceId},
+        oauth::{
+            client::Client,
+            grant::{GrantEndReason, NewGrant},
+            pkce::CodeChallenge,
+        },
+        principal::Caller,
+        refresh_token::RefreshSeed,
+        scope::Scope,
+    },
+    oauth::{OAuth, OAuthError},
+    store::{self, Tx},
+};
+
+/// Maximum number of used grants of one user to one client in one workspace. A further grant ends
+/// the oldest one.
+const MAX_GRANTS: i64 = 50;
+
+const SESSION_ENDED: AuthError = AuthError::InvalidCredential("the session has ended");
+
+/// The parameters of a new grant.
+pub(in crate::oauth) struct CreateGrantParams<'a> {
+    pub(in crate::oauth) client: &'a Client,
+    pub(in crate::oauth) scope: Scope,
+    pub(in crate::oauth) resources: &'a [String],
+    /// The redirect URI and PKCE challenge of the authorization code; `None` in the device flow.
+    pub(in crate::oauth) code: Option<(String, CodeChallenge)>,
+    /// Deadline for the first token request.
+    pub(in crate::oauth) redeem_by: OffsetDateTime,
+}
+
+impl OAuth {
+    /// Creates a grant with at most the scope of the caller's role. Returns the open transaction,
+    /// the grant's id, and true if older grants ended: then wait for the fence after the commit.
+    pub(in crate::oauth) async fn create_grant(
+        &self,
+        caller: &SessionCaller,
+        workspace: WorkspaceId,
+        wanted: CreateGrantParams<'_>,
+    ) -> Result<(Tx, GrantId, bool), OAuthError> {
+        let CreateGrantParams { client, scope, resources, code, redeem_by: begin_by } = wanted;
+        let (session, user) = (caller.session(), caller.user());
+        let is_confirmed =
+            scope < Scope::Admin || self.auth.passwords.has_reauthenticated(caller, None).await?;
+        let mut tx = self.store.begin(workspace, Some(user)).await?;
+        let role = store::members::lock_role_for_share(&mut tx, workspace, user).await?;
+        let role = role.ok_or(AuthError::Forbidden("you are not a member of this workspace"))?;
+        // The session may have ended since the request was authenticated.
+        let is_active = store::sessions::active_since(&mut tx, user, session).await?.is_some();
+        if !is_active {
+            return Err(SESSION_ENDED.into());
+        }
+        let scope = scope.min(role.scope());
+        if scope == Scope::Admin && !is_confirmed {
+            return Err(AuthError::Forbidden(
+                "authorizing administrator access requires a recent sign-in: sign in again, then \
+                 authorize the app",
+            )
+            .into());
+        }
+        let now = self.env.clock.now();
+        let client_id = store::oauth_clients::store_metadata_document(&mut tx, client, now).await?;
+        let grant = NewGrant {
+            id: self.env.new_id(),
+            client_id,
+            workspace_id: workspace,
+            granted_by: Some((user, session)),
+            scope,
+            resources: resources.to_vec(),
+            code,
+            created_at: now,
+            redeem_by: begin_by,
+            seed: RefreshSeed::new(self.env.entropy.bytes()),
+        };
+        store::oauth_grants::insert(&mut tx, &grant).await?;
+        if store::oauth_grants::lacks_second_factor(&mut tx, grant.id).await? {
+            return Err(AuthError::Forbidden(
+                "this workspace requires a second factor: set one up first",
+            )
+            .into());
+        }
+        let ended = self.end_oldest_grants(&mut tx, caller, &grant, user).await?;
+        let event =
+            audit::event_in_workspace(&self.env, caller, workspace, Action::GrantCreated, 303)
+                .with_target(client_id, client.name.clone())
+                .with_metadata(json!({
+                    "client_id": client.client_id(),
+                    "grant_id": grant.id,
+                    "scope": grant.scope,
+                    "resources": grant.resources,
+                    "redirect_uri": grant.code.as_ref().map(|(uri, _)| uri),
+                }));
+        store::audit::insert(&mut tx, workspace, &event).await?;
+        Ok((tx, grant.id, ended))
+    }
+
+    /// Ends the user's oldest grants to the same client above the maximum. Returns true if any
+    /// ended.
+    async fn end_oldest_grants(
+        &self,
+        tx: &mut Tx,
+        caller: &Caller,
+        grant: &NewGrant,
+        user: UserId,
+    ) -> Result<bool, OAuthError> {
+        let (workspace, client): (_, ClientId) = (grant.workspace_id, grant.client_id);
+        let now = self.env.clock.now();
+        let ended =
+            store::oauth_grants::end_excess(tx, workspace, user, client, MAX_GRANTS - 1, now)
+                .await?;
+        for id in &ended {
+            let event =
+                audit::event_in_workspace(&self.env, caller, workspace, Action::GrantEnded, 303)
+                    .with_target(*id, None)
+                    .with_metadata(GrantEndReason::Superseded.audit_metadata(client, Some(user)));
+            store::audit::insert(tx, workspace, &event).await?;
+        }
+        Ok(!ended.is_empty())
+    }
+}

@@ -1,0 +1,53 @@
+//! The device code grant (RFC 8628, section 3.4).
+
+use uuid::Uuid;
+
+use super::{TokenContext, Tokens};
+use crate::{
+    model::{id::GrantId, oauth::client::Client, one_time_token::TokenPurpose},
+    oauth::{OAuth, OAuthError, OAuthErrorCode, required_parameter},
+    store::oauth_devices::DeviceState,
+};
+
+const BAD_DEVICE_CODE: &str = "the device code is unknown, used or issued to another client";
+
+impl OAuth {
+    pub(super) async fn redeem_device_code(
+        &self,
+        context: TokenContext<'_>,
+    ) -> Result<Tokens, OAuthError> {
+        let bad = || OAuthError::invalid_grant(BAD_DEVICE_CODE);
+        let code = required_parameter(context.parameters, "device_code")?;
+        let device =
+            self.auth.context.token_key.verify(TokenPurpose::DeviceCode, code).ok_or_else(bad)?;
+        let id = self.approved_device_grant(device, context.client).await?;
+        let opened = self.open_user_grant(id).await?.ok_or_else(bad)?;
+        if opened.grant.redeemed_at.is_some() {
+            return Err(self.record_refusal(context, opened, BAD_DEVICE_CODE).await);
+        }
+        self.issue_first_tokens(context, opened, BAD_DEVICE_CODE).await
+    }
+
+    /// Polls a device authorization; returns the grant if the user approved it.
+    async fn approved_device_grant(
+        &self,
+        device: Uuid,
+        client: &Client,
+    ) -> Result<GrantId, OAuthError> {
+        let state =
+            self.store.poll_device_authorization(device, client.id, self.env.clock.now()).await?;
+        let (code, why) = match state {
+            DeviceState::Approved(grant) => return Ok(grant),
+            DeviceState::Unknown => (OAuthErrorCode::InvalidGrant, BAD_DEVICE_CODE),
+            DeviceState::Expired => (OAuthErrorCode::ExpiredToken, "the device code has expired"),
+            DeviceState::Denied => (OAuthErrorCode::AccessDenied, "the user denied the request"),
+            DeviceState::Pending => {
+                (OAuthErrorCode::AuthorizationPending, "the user has not approved the request yet")
+            }
+            DeviceState::SlowDown => {
+                (OAuthErrorCode::SlowDown, "poll less often: add five seconds to the interval")
+            }
+        };
+        Err(OAuthError::new(code, why))
+    }
+}

@@ -1,0 +1,98 @@
+//! The token endpoint (OAuth 2.1, section 3.2): authorization codes, refresh tokens, device codes
+//! and client credentials.
+//!
+//! `invalid_grant` means that a code or token is not valid, and nothing else. While PostgreSQL is
+//! unavailable the response is a 503, because integration platforms treat any other error of a
+//! refresh as the end of the connection.
+
+mod authorization_code;
+mod client_credentials;
+mod device_code;
+mod issuance;
+mod refresh_token;
+mod reuse;
+
+use std::sync::Arc;
+
+use secrecy::SecretString;
+
+use super::{OAuth, OAuthError, OAuthErrorCode, grants::LockedGrant, required_parameter};
+use crate::model::{
+    audit::RequestInfo,
+    id::{GrantId, Id},
+    oauth::{
+        client::{Client, GrantType},
+        parameters::Parameters,
+    },
+    scope::Scope,
+};
+
+/// The tokens of a successful response (RFC 6749, section 5.1).
+#[derive(Debug)]
+pub struct Tokens {
+    /// The access token, a JWT that lives one hour.
+    pub access_token: SecretString,
+    /// The lifetime of the access token, in seconds.
+    pub expires_in: u64,
+    /// The scope of the access token.
+    pub scope: Scope,
+    /// The refresh token, if the client may use one.
+    pub refresh_token: Option<SecretString>,
+}
+
+/// A token request of an authenticated client.
+#[derive(Clone, Copy)]
+struct TokenContext<'a> {
+    client: &'a Client,
+    parameters: &'a Parameters,
+    request: &'a Arc<RequestInfo>,
+}
+
+impl OAuth {
+    /// Handles a token request of an authenticated client.
+    ///
+    /// # Errors
+    /// The error codes of RFC 6749, section 5.2 and, for device codes, of RFC 8628, section 3.5.
+    pub async fn handle_token_request(
+        &self,
+        client: &Client,
+        parameters: &Parameters,
+        request: &Arc<RequestInfo>,
+    ) -> Result<Tokens, OAuthError> {
+        let name = required_parameter(parameters, "grant_type")?;
+        let grant = GrantType::from_name(name).ok_or_else(|| {
+            OAuthError::new(
+                OAuthErrorCode::UnsupportedGrantType,
+                "this grant_type is not supported",
+            )
+        })?;
+        if !client.allows_grant_type(grant) {
+            let message = format!("the client is not registered for {}", grant.as_str());
+            return Err(OAuthError::new(OAuthErrorCode::UnauthorizedClient, message));
+        }
+        let context = TokenContext { client, parameters, request };
+        match grant {
+            GrantType::AuthorizationCode => self.redeem_code(context).await,
+            GrantType::RefreshToken => self.refresh(context).await,
+            GrantType::ClientCredentials => self.client_credentials_grant(context).await,
+            GrantType::DeviceCode => self.redeem_device_code(context).await,
+        }
+    }
+
+    /// Locks a user's grant in order to issue tokens; `None` if there is no such grant. Charges the
+    /// rate limit of the grant.
+    async fn open_user_grant(&self, id: GrantId) -> Result<Option<LockedGrant>, OAuthError> {
+        let parties = self.store.find_grant_parties(id).await?;
+        let parties = parties.filter(|parties| parties.user_id.is_some());
+        let Some(parties) = parties else { return Ok(None) };
+        self.charge_token_request(id.uuid())?;
+        if parties.lacks_second_factor {
+            // Temporary: the grant works again after the user has set up a second factor.
+            return Err(OAuthError::new(
+                OAuthErrorCode::TemporarilyUnavailable,
+                "the workspace requires a second factor, which the user must set up first",
+            ));
+        }
+        self.lock_grant(parties).await
+    }
+}
