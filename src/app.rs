@@ -96,8 +96,7 @@ impl Application {
             Auth::new(&settings, store.clone(), env.clone(), audit.clone(), caches, fence, node_id)
                 .await?;
         let limits = Limits::new(settings.rate_limit, settings.redis.as_ref(), &env)?;
-        let (a, s, e) = (auth.clone(), store.clone(), env.clone());
-        let oauth = OAuth::new(&settings, a, s, e, limits.clone())?;
+        let oauth = OAuth::new(&settings, &auth, &limits)?;
         let public_url = &settings.server.public_url;
         let openapi = http::openapi::build_document(public_url)
             .to_json()
@@ -107,7 +106,7 @@ impl Application {
             tokio::spawn(run_maintenance(
                 store.clone(),
                 env.clone(),
-                oauth.grant_idle_timeout(),
+                oauth.grants.idle_timeout(),
                 settings.audit.usage_retention,
             )),
             tokio::spawn(run_frequent_pruning(store.clone(), env.clone())),

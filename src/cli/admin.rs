@@ -27,9 +27,9 @@ use crate::{
         signing_key::KeyPurpose,
         timestamp,
     },
-    oauth::{
-        OAuth,
-        clients::{registration::RegisteredClient, workspace_clients::CreateClientParams},
+    oauth::clients::{
+        RegisteredClient,
+        workspace_clients::{CreateClientParams, WorkspaceClients},
     },
 };
 
@@ -242,7 +242,7 @@ async fn execute(
         }
         AdminCommand::SigningKeys(command) => signing_keys(auth, command).await,
         AdminCommand::OauthClients(command) => {
-            create_client(&application.app().oauth, command).await
+            create_client(&application.app().oauth.workspace_clients, command).await
         }
         AdminCommand::Keys(KeysCommand::Create { workspace, name, scope }) => {
             let request =
@@ -340,7 +340,10 @@ async fn audit(application: &Application, command: AuditCommand) -> Result<Comma
     })
 }
 
-async fn create_client(oauth: &OAuth, command: OAuthClientsCommand) -> Result<Value, String> {
+async fn create_client(
+    clients: &WorkspaceClients,
+    command: OAuthClientsCommand,
+) -> Result<Value, String> {
     let OAuthClientsCommand::Create { workspace, name, redirect_uris, scope, resource, public } =
         command;
     let grant_types = if redirect_uris.is_empty() {
@@ -358,7 +361,7 @@ async fn create_client(oauth: &OAuth, command: OAuthClientsCommand) -> Result<Va
         scope,
         client_uri: None,
     };
-    let registered = oauth.create_client_as_operator(workspace, client, resource.as_deref()).await;
+    let registered = clients.create_as_operator(workspace, client, resource.as_deref()).await;
     let RegisteredClient { client, secret } = registered.map_err(describe)?;
     let grants = client.grant_types.iter().map(|grant| grant.as_str());
     let mut output = json!({

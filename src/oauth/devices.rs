@@ -4,20 +4,25 @@
 //! The number of waiting devices is limited, overall and per address. The device fetches its tokens
 //! from the [token endpoint](super::token_endpoint).
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use secrecy::SecretString;
 
-use super::{OAuth, OAuthError, OAuthErrorCode, grants::CreateGrantParams, requested_scope};
+use super::{
+    OAuthError, OAuthErrorCode,
+    clients::AuthenticatedClient,
+    grants::{CreateGrantParams, Grants},
+    request::{requested_resources, requested_scope},
+};
 use crate::{
-    auth::{AuthError, caller::SessionCaller},
+    auth::{AuthError, ServiceContext, caller::SessionCaller},
     model::{
         address,
-        audit::RequestInfo,
         id::WorkspaceId,
         oauth::{
             client::{Client, ClientRef, GrantType},
             parameters::Parameters,
+            resource::ProtectedResources,
             user_code::UserCode,
         },
         one_time_token::TokenPurpose,
@@ -76,51 +81,53 @@ impl DeviceRequest {
     }
 }
 
-impl OAuth {
+/// Handles device authorizations.
+pub struct Devices {
+    pub(super) context: Arc<ServiceContext>,
+    pub(super) grants: Arc<Grants>,
+    pub(super) resources: Arc<ProtectedResources>,
+}
+
+impl Devices {
     /// Starts a device authorization for an authenticated client.
     ///
     /// # Errors
     /// The error codes of RFC 6749, section 5.2; a 503 if too many devices wait.
-    pub async fn start_device_authorization(
+    pub async fn start(
         &self,
-        client: &Client,
+        client: &AuthenticatedClient,
         parameters: &Parameters,
-        request: &RequestInfo,
     ) -> Result<DeviceAuthorization, OAuthError> {
         if !client.allows_grant_type(GrantType::DeviceCode) {
             let message = "the client is not registered for the device grant";
             return Err(OAuthError::new(OAuthErrorCode::UnauthorizedClient, message));
         }
         let scope = client.effective_scope(requested_scope(parameters)?);
-        let resources = self.requested_resources(parameters)?;
-        let id = self.env.new_uuid();
-        let created_at = self.env.clock.now();
+        let resources = requested_resources(parameters, &self.resources)?;
+        let id = self.context.env.new_uuid();
+        let created_at = self.context.env.clock.now();
         for _ in 0..CODE_ATTEMPTS {
             let user_code = UserCode::generate(|| {
-                let [byte] = self.env.entropy.bytes();
+                let [byte] = self.context.env.entropy.bytes();
                 byte
             });
             let device = NewDeviceAuthorization {
                 id,
                 client_id: client.id,
-                user_code: self.auth.context.token_key.user_code_mac(user_code.letters()),
+                user_code: self.context.token_key.user_code_mac(user_code.letters()),
                 scope,
                 resources: &resources,
                 created_at,
                 expires_at: created_at + LIFETIME,
-                subnet: address::client_subnet(request.ip),
+                subnet: address::client_subnet(client.request().ip),
             };
             let limits = [MAX_WAITING, MAX_WAITING_PER_ADDRESS];
-            match self.store.start_device_authorization(&device, limits).await? {
+            match self.context.store.start_device_authorization(&device, limits).await? {
                 StartOutcome::Stored => {
                     return Ok(DeviceAuthorization {
-                        device_code: self
-                            .auth
-                            .context
-                            .token_key
-                            .derive(TokenPurpose::DeviceCode, id),
+                        device_code: self.context.token_key.derive(TokenPurpose::DeviceCode, id),
                         user_code,
-                        verification_uri: format!("{}/device", self.issuer),
+                        verification_uri: format!("{}/device", self.context.issuer),
                         expires_in: LIFETIME.as_secs(),
                         interval: INTERVAL,
                     });
@@ -136,17 +143,17 @@ impl OAuth {
     ///
     /// # Errors
     /// [`AuthError::Invalid`] if the code is unknown, expired or already used.
-    pub async fn find_device_request(&self, user_code: &str) -> Result<DeviceRequest, OAuthError> {
+    pub async fn find(&self, user_code: &str) -> Result<DeviceRequest, OAuthError> {
         let unknown = || {
             let reason = "this code is wrong or has expired: check it, or start over on the device";
             AuthError::Invalid { field: "user_code", reason: reason.to_owned() }
         };
         let code = UserCode::parse(user_code).ok_or_else(unknown)?;
-        let code = self.auth.context.token_key.user_code_mac(code.letters());
-        let now = self.env.clock.now();
+        let code = self.context.token_key.user_code_mac(code.letters());
+        let now = self.context.env.clock.now();
         let waiting =
-            self.store.find_device_authorization(&code, now).await?.ok_or_else(unknown)?;
-        let client = self.store.find_client(&ClientRef::Id(waiting.client_id), now).await?;
+            self.context.store.find_device_authorization(&code, now).await?.ok_or_else(unknown)?;
+        let client = self.context.store.find_client(&ClientRef::Id(waiting.client_id), now).await?;
         let client = client.ok_or_else(unknown)?.client;
         Ok(DeviceRequest { client, scope: waiting.scope, waiting })
     }
@@ -154,16 +161,16 @@ impl OAuth {
     /// Authorizes a device for a workspace, with at most this scope.
     ///
     /// # Errors
-    /// [`AuthError::Forbidden`] for the same reasons as [`OAuth::approve_authorization`],
+    /// [`AuthError::Forbidden`] for the same reasons as [`Consent::approve`](super::authorization::consent::Consent::approve),
     /// [`AuthError::Conflict`] if the request was already approved or denied.
-    pub async fn approve_device(
+    pub async fn approve(
         &self,
         caller: &SessionCaller,
         device: &DeviceRequest,
         workspace: WorkspaceId,
         scope: Scope,
     ) -> Result<(), OAuthError> {
-        let now = self.env.clock.now();
+        let now = self.context.env.clock.now();
         let wanted = CreateGrantParams {
             client: &device.client,
             scope: scope.min(device.scope),
@@ -171,15 +178,12 @@ impl OAuth {
             code: None,
             redeem_by: now + FETCH_WITHIN,
         };
-        let (mut tx, grant, has_ended) = self.create_grant(caller, workspace, wanted).await?;
-        let id = device.waiting.id;
-        if !store::oauth_devices::record_decision(&mut tx, id, Some(grant), now).await? {
+        let mut created = self.grants.create(caller, workspace, wanted).await?;
+        let (tx, id, grant) = (&mut created.tx, device.waiting.id, Some(created.id));
+        if !store::oauth_devices::record_decision(tx, id, grant, now).await? {
             return Err(AuthError::Conflict("this code has already been used").into());
         }
-        tx.commit().await?;
-        if has_ended {
-            self.auth.context.fence.wait().await?;
-        }
+        self.grants.commit(created).await?;
         Ok(())
     }
 
@@ -187,17 +191,13 @@ impl OAuth {
     ///
     /// # Errors
     /// [`AuthError::Conflict`] if the request was already approved or denied.
-    pub async fn deny_device(
-        &self,
-        caller: &Caller,
-        device: &DeviceRequest,
-    ) -> Result<(), OAuthError> {
-        let mut tx = self.store.begin(caller.workspace(), None).await?;
-        let now = self.env.clock.now();
+    pub async fn deny(&self, caller: &Caller, device: &DeviceRequest) -> Result<(), OAuthError> {
+        let mut tx = self.context.store.begin(caller.workspace(), None).await?;
+        let now = self.context.env.clock.now();
         if !store::oauth_devices::record_decision(&mut tx, device.waiting.id, None, now).await? {
             return Err(AuthError::Conflict("this code has already been used").into());
         }
-        self.record_denial(&mut tx, caller, &device.client).await?;
+        self.grants.record_denial(&mut tx, caller, &device.client).await?;
         Ok(tx.commit().await?)
     }
 }

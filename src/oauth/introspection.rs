@@ -8,11 +8,19 @@ use std::sync::Arc;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::{OAuth, OAuthError, OAuthErrorCode, grants::LockedGrant, required_parameter};
+use super::{
+    OAuthError, OAuthErrorCode,
+    clients::AuthenticatedClient,
+    grants::{Grants, LockedGrant},
+    request::required_parameter,
+};
 use crate::{
-    auth::token_issuer::{Audience, Claims, Subject, TokenBinding},
+    auth::{
+        ServiceContext,
+        authenticator::Authenticator,
+        token_issuer::{Audience, Claims, Subject, TokenBinding},
+    },
     model::{
-        audit::RequestInfo,
         id::{GrantId, WorkspaceId},
         oauth::{
             client::{Client, ClientOrigin},
@@ -26,7 +34,8 @@ use crate::{
 /// The introspection response (RFC 7662, section 2.2). For a token that is not active it contains
 /// only `active: false`.
 #[derive(Debug, Default, Serialize, ToSchema)]
-pub struct Introspection {
+#[schema(as = Introspection)]
+pub struct IntrospectionResponse {
     active: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(example = "call2me:read call2me:write")]
@@ -52,17 +61,23 @@ pub struct Introspection {
     workspace_id: Option<WorkspaceId>,
 }
 
-impl OAuth {
+/// Returns the state of tokens to clients and resources.
+pub struct Introspection {
+    pub(super) context: Arc<ServiceContext>,
+    pub(super) authenticator: Arc<Authenticator>,
+    pub(super) grants: Arc<Grants>,
+}
+
+impl Introspection {
     /// Returns the current state of a token to an authenticated client.
     ///
     /// # Errors
     /// [`OAuthErrorCode::InvalidClient`] for a public client.
-    pub async fn introspect_token(
+    pub async fn introspect(
         &self,
-        client: &Client,
+        client: &AuthenticatedClient,
         parameters: &Parameters,
-        request: &Arc<RequestInfo>,
-    ) -> Result<Introspection, OAuthError> {
+    ) -> Result<IntrospectionResponse, OAuthError> {
         if !client.is_confidential() {
             let message = "introspection requires a client with a secret";
             return Err(OAuthError::new(OAuthErrorCode::InvalidClient, message));
@@ -71,9 +86,9 @@ impl OAuth {
         if let Some(refresh) = PresentedToken::parse(token) {
             return self.introspect_refresh_token(client, &refresh).await;
         }
-        let verified = self.auth.authenticator.introspect(token, request.started_at).await?;
+        let verified = self.authenticator.introspect(token, client.request().started_at).await?;
         let visible = verified.filter(|(claims, _)| can_introspect(client, claims));
-        Ok(visible.map_or_else(Introspection::default, |(claims, scope)| {
+        Ok(visible.map_or_else(IntrospectionResponse::default, |(claims, scope)| {
             active_introspection(claims, scope)
         }))
     }
@@ -83,32 +98,32 @@ impl OAuth {
         &self,
         client: &Client,
         token: &PresentedToken<GrantId>,
-    ) -> Result<Introspection, OAuthError> {
-        let parties = self.store.find_grant_parties(token.id()).await?;
+    ) -> Result<IntrospectionResponse, OAuthError> {
+        let parties = self.context.store.find_grant_parties(token.id()).await?;
         let parties = parties.filter(|parties| parties.client_id == client.id);
         let parties = parties.filter(|parties| !parties.lacks_second_factor);
-        let Some(parties) = parties else { return Ok(Introspection::default()) };
-        let opened = self.lock_grant(parties).await?;
+        let Some(parties) = parties else { return Ok(IntrospectionResponse::default()) };
+        let opened = self.grants.lock(parties).await?;
         let Some(LockedGrant { grant, role_scope: Some(role_scope), .. }) = opened else {
-            return Ok(Introspection::default());
+            return Ok(IntrospectionResponse::default());
         };
-        let generation = token.verify(&self.auth.grant_refresh_key, &grant.seed);
-        let expires_at = grant.last_used_at.map(|used| used + self.grant_idle_timeout);
+        let generation = self.grants.verify_refresh_token(token, &grant);
+        let expires_at = grant.last_used_at.map(|used| used + self.grants.idle_timeout());
         let is_active = !grant.is_ended
             && generation.is_some_and(|it| it <= grant.generation && it + 1 >= grant.generation)
-            && expires_at.is_some_and(|expires_at| self.env.clock.now() < expires_at);
+            && expires_at.is_some_and(|expires_at| self.context.env.clock.now() < expires_at);
         if !is_active {
-            return Ok(Introspection::default());
+            return Ok(IntrospectionResponse::default());
         }
-        Ok(Introspection {
+        Ok(IntrospectionResponse {
             active: true,
             scope: Some(grant.scope.min(role_scope).oauth_scope()),
             client_id: Some(client.client_id()),
             exp: expires_at.map(time::OffsetDateTime::unix_timestamp),
             sub: parties.user_id.map(|user| user.to_string()),
-            iss: Some(self.issuer.to_string()),
+            iss: Some(self.context.issuer.to_string()),
             workspace_id: Some(parties.workspace_id),
-            ..Introspection::default()
+            ..IntrospectionResponse::default()
         })
     }
 }
@@ -128,8 +143,8 @@ fn can_introspect(client: &Client, claims: &Claims) -> bool {
         || client.resource.as_ref().is_some_and(is_for)
 }
 
-fn active_introspection(claims: Claims, scope: Scope) -> Introspection {
-    Introspection {
+fn active_introspection(claims: Claims, scope: Scope) -> IntrospectionResponse {
+    IntrospectionResponse {
         active: true,
         scope: Some(scope.oauth_scope()),
         client_id: Some(claims.client_id),

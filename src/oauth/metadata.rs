@@ -2,12 +2,16 @@
 //!
 //! Both are built from the settings, so that clients need no other configuration.
 
+use std::sync::Arc;
+
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::OAuth;
 use crate::model::{
-    oauth::client::{ClientAuthMethod, GrantType},
+    oauth::{
+        client::{ClientAuthMethod, GrantType},
+        resource::ProtectedResources,
+    },
     scope::Scope,
 };
 
@@ -57,10 +61,24 @@ pub struct ResourceMetadata {
     resource_documentation: String,
 }
 
-impl OAuth {
+/// Creates the discovery documents.
+pub struct Metadata {
+    pub(super) issuer: Arc<str>,
+    pub(super) resources: Arc<ProtectedResources>,
+    pub(super) is_registration_enabled: bool,
+    pub(super) accepts_metadata_documents: bool,
+}
+
+impl Metadata {
+    /// Returns true if these resources are this service's own API and nothing else.
+    #[must_use]
+    pub fn is_own_api(&self, resources: &[String]) -> bool {
+        resources == [self.resources.own_api()]
+    }
+
     /// Returns the metadata of the authorization server (RFC 8414).
     #[must_use]
-    pub fn server_metadata(&self) -> ServerMetadata {
+    pub fn server(&self) -> ServerMetadata {
         let at = |path: &str| format!("{}{path}", self.issuer);
         let methods = [
             ClientAuthMethod::ClientSecretBasic,
@@ -88,14 +106,14 @@ impl OAuth {
             code_challenge_methods_supported: ["S256"],
             device_authorization_endpoint: at("/oauth/device_authorization"),
             authorization_response_iss_parameter_supported: true,
-            client_id_metadata_document_supported: self.documents.is_enabled(),
+            client_id_metadata_document_supported: self.accepts_metadata_documents,
             protected_resources: self.resources.iter().map(str::to_owned).collect(),
         }
     }
 
     /// Returns the metadata of this service's API (RFC 9728).
     #[must_use]
-    pub fn resource_metadata(&self) -> ResourceMetadata {
+    pub fn resource(&self) -> ResourceMetadata {
         ResourceMetadata {
             resource: self.issuer.to_string(),
             authorization_servers: [self.issuer.to_string()],

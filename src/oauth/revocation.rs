@@ -7,14 +7,23 @@ use std::sync::Arc;
 
 use serde_json::json;
 
-use super::{OAuth, OAuthError, OAuthErrorCode, grants::LockedGrant, required_parameter};
+use super::{
+    OAuthError, OAuthErrorCode,
+    clients::AuthenticatedClient,
+    grants::{Grants, LockedGrant},
+    request::required_parameter,
+};
 use crate::{
-    auth::token_issuer::TokenBinding,
+    auth::{
+        ServiceContext,
+        authenticator::Authenticator,
+        token_issuer::{TokenBinding, TokenIssuer},
+    },
     model::{
         api_key::KEY_PREFIX,
-        audit::{Action, RequestInfo},
+        audit::Action,
         id::GrantId,
-        oauth::{client::Client, grant::GrantEndReason, parameters::Parameters},
+        oauth::{grant::GrantEndReason, parameters::Parameters},
         refresh_token::PresentedToken,
     },
     store::{self, Tx, oauth_grants::GrantParties},
@@ -24,18 +33,25 @@ use crate::{
 /// the grant.
 const MAX_REVOKED: i32 = 100;
 
-impl OAuth {
+/// Revokes tokens at the request of their clients.
+pub struct Revocation {
+    pub(super) context: Arc<ServiceContext>,
+    pub(super) authenticator: Arc<Authenticator>,
+    pub(super) token_issuer: Arc<TokenIssuer>,
+    pub(super) grants: Arc<Grants>,
+}
+
+impl Revocation {
     /// Revokes a token of an authenticated client. An unknown token needs no revocation and
     /// succeeds (RFC 7009, section 2.2).
     ///
     /// # Errors
     /// [`OAuthErrorCode::InvalidGrant`] for a token of another client,
     /// [`OAuthErrorCode::UnsupportedTokenType`] for an API key.
-    pub async fn revoke_token(
+    pub async fn revoke(
         &self,
-        client: &Client,
+        client: &AuthenticatedClient,
         parameters: &Parameters,
-        request: &Arc<RequestInfo>,
     ) -> Result<(), OAuthError> {
         let token = required_parameter(parameters, "token")?;
         if token.starts_with(KEY_PREFIX) {
@@ -43,45 +59,45 @@ impl OAuth {
             return Err(OAuthError::new(OAuthErrorCode::UnsupportedTokenType, message));
         }
         match PresentedToken::parse(token) {
-            Some(refresh) => self.revoke_refresh_token(client, &refresh, request).await,
-            None => self.revoke_access_token(client, token, request).await,
+            Some(refresh) => self.revoke_refresh_token(client, &refresh).await,
+            None => self.revoke_access_token(client, token).await,
         }
     }
 
     async fn revoke_refresh_token(
         &self,
-        client: &Client,
+        client: &AuthenticatedClient,
         token: &PresentedToken<GrantId>,
-        request: &Arc<RequestInfo>,
     ) -> Result<(), OAuthError> {
-        let Some(parties) = self.store.find_grant_parties(token.id()).await? else { return Ok(()) };
-        let opened = self.lock_grant(parties).await?;
+        let Some(parties) = self.context.store.find_grant_parties(token.id()).await? else {
+            return Ok(());
+        };
+        let opened = self.grants.lock(parties).await?;
         let Some(LockedGrant { mut tx, parties, grant, .. }) = opened else { return Ok(()) };
-        if token.verify(&self.auth.grant_refresh_key, &grant.seed).is_none() {
+        if self.grants.verify_refresh_token(token, &grant).is_none() {
             return Ok(());
         }
         if grant.client_id != client.id {
             return Err(not_issued_to_client());
         }
-        self.end_grant_for_client(&mut tx, client, parties, request).await?;
+        self.end_grant(&mut tx, client, parties).await?;
         tx.commit().await?;
         // Wait also if it had already ended: an earlier call may have been aborted before its wait.
-        Ok(self.auth.context.fence.wait().await?)
+        Ok(self.context.fence.wait().await?)
     }
 
     /// Ends a grant at the request of its client, unless it has already ended.
-    async fn end_grant_for_client(
+    async fn end_grant(
         &self,
         tx: &mut Tx,
-        client: &Client,
+        client: &AuthenticatedClient,
         parties: GrantParties,
-        request: &Arc<RequestInfo>,
     ) -> Result<(), OAuthError> {
-        let (id, workspace, now) = (parties.id, parties.workspace_id, self.env.clock.now());
+        let (id, workspace, now) = (parties.id, parties.workspace_id, self.context.env.clock.now());
         if store::oauth_grants::end(tx, workspace, id, now, GrantEndReason::RevokedByClient).await?
         {
-            let event = self
-                .client_event(request, workspace, Action::GrantEnded, client, 200)
+            let event = client
+                .audit_event(&self.context, workspace, Action::GrantEnded, 200)
                 .with_target(id, None)
                 .with_metadata(
                     GrantEndReason::RevokedByClient.audit_metadata(client.id, parties.user_id),
@@ -93,35 +109,34 @@ impl OAuth {
 
     async fn revoke_access_token(
         &self,
-        client: &Client,
+        client: &AuthenticatedClient,
         token: &str,
-        request: &Arc<RequestInfo>,
     ) -> Result<(), OAuthError> {
         // Revoke the token even if it is not valid at the moment: it could become valid again
         // later.
-        let Some(claims) = self.auth.authenticator.decode_access_token(token).await? else {
+        let Some(claims) = self.authenticator.decode_access_token(token).await? else {
             return Ok(());
         };
         let TokenBinding::Grant(id) = claims.sid else { return Err(not_issued_to_client()) };
         if claims.client_id != client.client_id() {
             return Err(not_issued_to_client());
         }
-        let Some(parties) = self.store.find_grant_parties(id).await? else { return Ok(()) };
+        let Some(parties) = self.context.store.find_grant_parties(id).await? else { return Ok(()) };
         let workspace = parties.workspace_id;
-        let mut tx = self.store.begin(workspace, parties.user_id).await?;
-        let since = self.env.clock.now() - self.auth.token_issuer.access_token_lifetime();
+        let mut tx = self.context.store.begin(workspace, parties.user_id).await?;
+        let since = self.context.env.clock.now() - self.token_issuer.access_token_lifetime();
         let revoked =
             store::oauth_grants::revoke_token(&mut tx, workspace, id, claims.jti, since).await?;
-        let event = self
-            .client_event(request, workspace, Action::TokenRevoked, client, 200)
+        let event = client
+            .audit_event(&self.context, workspace, Action::TokenRevoked, 200)
             .with_target(id, None)
             .with_metadata(json!({ "user_id": parties.user_id }));
         store::audit::insert(&mut tx, workspace, &event).await?;
         if revoked > MAX_REVOKED {
-            self.end_grant_for_client(&mut tx, client, parties, request).await?;
+            self.end_grant(&mut tx, client, parties).await?;
         }
         tx.commit().await?;
-        Ok(self.auth.context.fence.wait().await?)
+        Ok(self.context.fence.wait().await?)
     }
 }
 

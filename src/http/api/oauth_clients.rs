@@ -146,7 +146,7 @@ pub async fn create(
     State(app): State<App>,
     extract::Json(body): extract::Json<CreateClientRequest>,
 ) -> ApiResult<Created<Json<CreatedClientBody>>> {
-    let created = app.oauth.create_client(&caller, body.into_new_client()?).await?;
+    let created = app.oauth.workspace_clients.create(&caller, body.into_new_client()?).await?;
     let location = format!("/v1/oauth/clients/{}", created.client.id);
     let client_secret = created.secret.map(|secret| secret.reveal().to_owned());
     let client = created.client.into();
@@ -170,7 +170,7 @@ pub async fn list(
     State(app): State<App>,
     query: Query,
 ) -> ApiResult<Json<ClientsBody>> {
-    let (page, total) = app.oauth.list_clients(&caller, query.page()?).await?;
+    let (page, total) = app.oauth.workspace_clients.list(&caller, query.page()?).await?;
     let next_cursor = page.next_cursor(|client| client.id.uuid());
     let clients = page.items.into_iter().map(ClientBody::from).collect();
     Ok(Json(ClientsBody { clients, total, next_cursor }))
@@ -184,7 +184,7 @@ pub async fn get(
     State(app): State<App>,
     PathId(id): PathId<ClientId>,
 ) -> ApiResult<Json<ClientBody>> {
-    Ok(Json(app.oauth.get_client(&caller, id).await?.into()))
+    Ok(Json(app.oauth.workspace_clients.get(&caller, id).await?.into()))
 }
 
 /// A change of an OAuth client. Absent fields keep their value.
@@ -211,7 +211,7 @@ pub async fn update(
 ) -> ApiResult<Json<ClientBody>> {
     let UpdateClientRequest { name, redirect_uris } = body;
     let change = UpdateClientParams { name, redirect_uris };
-    Ok(Json(app.oauth.update_client(&caller, id, change).await?.into()))
+    Ok(Json(app.oauth.workspace_clients.update(&caller, id, change).await?.into()))
 }
 
 /// Delete an OAuth client
@@ -224,7 +224,7 @@ pub async fn delete(
     State(app): State<App>,
     PathId(id): PathId<ClientId>,
 ) -> ApiResult<StatusCode> {
-    app.oauth.delete_client(&caller, id).await?;
+    app.oauth.workspace_clients.delete(&caller, id).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -270,7 +270,7 @@ pub async fn rotate_secret(
         return Err(ApiError::invalid(field, format!("{field} must be at most {max}")));
     }
     let (client, secret, others_until) =
-        app.oauth.rotate_client_secret(&caller, id, overlap).await?;
+        app.oauth.workspace_clients.rotate_secret(&caller, id, overlap).await?;
     let location = format!("/v1/oauth/clients/{id}");
     let body = RotatedSecretBody {
         client: client.into(),

@@ -82,8 +82,8 @@ pub async fn list(
     query: Query,
 ) -> ApiResult<Json<GrantsBody>> {
     let (page, total) = match query.text("of")? {
-        None | Some("me") => app.oauth.list_user_grants(&caller, query.page()?).await?,
-        Some("workspace") => app.oauth.list_workspace_grants(&caller, query.page()?).await?,
+        None | Some("me") => app.oauth.grants.list_by_user(&caller, query.page()?).await?,
+        Some("workspace") => app.oauth.grants.list_by_workspace(&caller, query.page()?).await?,
         Some(_) => return Err(ApiError::invalid("of", "of must be me or workspace")),
     };
     let next_cursor = page.next_cursor(|grant| grant.id.uuid());
@@ -102,6 +102,6 @@ pub async fn end(
     State(app): State<App>,
     PathId(id): PathId<GrantId>,
 ) -> ApiResult<StatusCode> {
-    app.oauth.end_grant(&caller, id).await?;
+    app.oauth.grants.end(&caller, id).await?;
     Ok(StatusCode::NO_CONTENT)
 }

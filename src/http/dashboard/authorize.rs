@@ -141,33 +141,33 @@ pub(super) async fn show(
     let Some(caller) = caller else {
         if request.prompt == Prompt::None {
             let description = "the user is not signed in";
-            return error_response(&app, &request, OAuthCode::LoginRequired, description);
+            return error_response(&request, OAuthCode::LoginRequired, description);
         }
         return Ok(redirect_to_sign_in(&request, query, false));
     };
     let may_grant = app
         .oauth
+        .consent
         .can_grant_without_reauthentication(&caller, &request)
         .await
         .map_err(to_api_error)?;
     match request.prompt {
         Prompt::None if !may_grant => {
             let description = "the user must sign in again";
-            return error_response(&app, &request, OAuthCode::LoginRequired, description);
+            return error_response(&request, OAuthCode::LoginRequired, description);
         }
         _ if !may_grant => return Ok(redirect_to_sign_in(&request, query, true)),
         Prompt::Login => return Ok(redirect_to_sign_in(&request, query, true)),
         Prompt::Consent => {}
         Prompt::None | Prompt::Unspecified => {
-            if app.oauth.has_prior_consent(&caller, &request).await.map_err(to_api_error)? {
+            if app.oauth.consent.has_prior_consent(&caller, &request).await.map_err(to_api_error)? {
                 let (workspace, scope) = (caller.workspace(), request.scope);
-                let answer =
-                    app.oauth.approve_authorization(&caller, &request, workspace, scope).await;
+                let answer = app.oauth.consent.approve(&caller, &request, workspace, scope).await;
                 return answer.map(|to| redirect_to_client(&to)).map_err(to_api_error);
             }
             if request.prompt == Prompt::None {
                 let description = "the user must consent";
-                return error_response(&app, &request, OAuthCode::ConsentRequired, description);
+                return error_response(&request, OAuthCode::ConsentRequired, description);
             }
         }
     }
@@ -205,9 +205,9 @@ pub(super) async fn decide(
         Err(answer) => return Ok(*answer),
     };
     let decided = match Decision::from_form(&form)? {
-        Decision::Deny => app.oauth.deny_authorization(&caller, &request).await,
+        Decision::Deny => app.oauth.consent.deny(&caller, &request).await,
         Decision::Allow(workspace, scope) => {
-            app.oauth.approve_authorization(&caller, &request, workspace, scope).await
+            app.oauth.consent.approve(&caller, &request, workspace, scope).await
         }
     };
     match decided {
@@ -249,7 +249,7 @@ async fn parse_request(
     app: &App,
     parameters: &Parameters,
 ) -> Result<Result<AuthorizationRequest, Box<Response>>, ApiError> {
-    match app.oauth.validate_authorization_request(parameters).await {
+    match app.oauth.authorization.validate(parameters).await {
         Ok(request) => Ok(Ok(request)),
         Err(AuthorizationError::Redirect(to)) => Ok(Err(Box::new(redirect_error(&to)?))),
         Err(AuthorizationError::Page(OAuthError::Service(error))) => Err(error.into()),
@@ -299,7 +299,7 @@ pub(super) async fn workspace_choices(
     app: &App,
     caller: &SessionCaller,
 ) -> Result<Vec<WorkspaceChoice>, ApiError> {
-    let own = app.oauth.selectable_workspaces(caller).await.map_err(to_api_error)?;
+    let own = app.oauth.consent.selectable_workspaces(caller).await.map_err(to_api_error)?;
     let choice = |own: crate::model::workspace::WorkspaceWithRole| WorkspaceChoice {
         is_selected: own.workspace.id == caller.workspace(),
         id: own.workspace.id,
@@ -319,11 +319,7 @@ pub(super) fn scope_choices(requested: Scope) -> Vec<ScopeChoice> {
 
 /// Returns the resources of the access tokens; empty if it is this service only.
 pub(super) fn other_resources(app: &App, resources: &[String]) -> String {
-    if resources == [app.oauth.resources().own_api()] {
-        String::new()
-    } else {
-        resources.join(", ")
-    }
+    if app.oauth.metadata.is_own_api(resources) { String::new() } else { resources.join(", ") }
 }
 
 /// Returns a sentence on the origin of a client's registration.
@@ -381,12 +377,11 @@ fn query_of(pairs: &[(String, String)]) -> String {
 }
 
 fn error_response(
-    app: &App,
     request: &AuthorizationRequest,
     code: OAuthCode,
     description: &str,
 ) -> Result<Response, ApiError> {
-    redirect_error(&app.oauth.error_redirect_url(request, code, description))
+    redirect_error(&request.error_redirect_url(code, description))
 }
 
 /// Returns an error to the client without interaction of the user.

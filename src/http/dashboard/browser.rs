@@ -143,7 +143,9 @@ impl Browser {
     pub(super) async fn allow_form_action(&mut self, next: &str) {
         let query = next.strip_prefix(paths::AUTHORIZE).and_then(|rest| rest.strip_prefix('?'));
         let Some(pairs) = query.and_then(Query::parse).map(Query::into_pairs) else { return };
-        if let Some(uri) = self.app.oauth.validated_redirect_uri(&Parameters::new(pairs)).await {
+        if let Some(uri) =
+            self.app.oauth.authorization.validated_redirect_uri(&Parameters::new(pairs)).await
+        {
             self.allow_redirect_uri(&uri);
         }
     }

@@ -60,7 +60,8 @@ pub(super) async fn show(
     context: DashboardContext,
     query: Query,
 ) -> Result<Response, ApiError> {
-    let (page, _) = app.oauth.list_user_grants(&caller, query.page_with_limit(PAGE_SIZE)?).await?;
+    let (page, _) =
+        app.oauth.grants.list_by_user(&caller, query.page_with_limit(PAGE_SIZE)?).await?;
     let next = page.next_cursor(|grant| grant.id.uuid());
     let apps = page.items.into_iter().map(AppRow::from).collect();
     context.render_page(200, &AppsPage { layout: context.layout(), apps, next })
@@ -73,6 +74,6 @@ pub(super) async fn disconnect(
     PathId(id): PathId<GrantId>,
     _form: UserForm,
 ) -> Result<Response, ApiError> {
-    app.oauth.end_grant(&caller, id).await?;
+    app.oauth.grants.end(&caller, id).await?;
     Ok(FlashMessage::AppDisconnected.redirect_to("/connected-apps"))
 }

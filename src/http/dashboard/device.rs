@@ -68,7 +68,7 @@ pub(super) async fn submit(
     let user_code = &*form.text("user_code")?.trim().to_owned();
     let caller = form.browser.caller(&public.request).await?;
     let Some(caller) = caller else { return Ok(redirect_to_sign_in(user_code)) };
-    match app.oauth.find_device_request(user_code).await {
+    match app.oauth.devices.find(user_code).await {
         Ok(device) => {
             consent_page(&app, &caller, &mut form.browser, user_code, &device, None).await
         }
@@ -85,17 +85,17 @@ pub(super) async fn decide(
     let user_code = &*form.text("user_code")?.to_owned();
     let caller = form.browser.caller(&public.request).await?;
     let Some(caller) = caller else { return Ok(redirect_to_sign_in(user_code)) };
-    let device = match app.oauth.find_device_request(user_code).await {
+    let device = match app.oauth.devices.find(user_code).await {
         Ok(device) => device,
         Err(error) => return code_page(&form, user_code, to_api_error(error)),
     };
     let (decided, title, text) = match Decision::from_form(&form)? {
         Decision::Deny => {
-            let denied = app.oauth.deny_device(&caller, &device).await;
+            let denied = app.oauth.devices.deny(&caller, &device).await;
             (denied, "Not connected", "The device does not get access. You can close this page.")
         }
         Decision::Allow(workspace, scope) => {
-            let approved = app.oauth.approve_device(&caller, &device, workspace, scope).await;
+            let approved = app.oauth.devices.approve(&caller, &device, workspace, scope).await;
             (approved, "Connected", "Continue on your device. You can close this page.")
         }
     };

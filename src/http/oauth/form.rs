@@ -11,11 +11,11 @@ use percent_encoding::percent_decode_str;
 
 use crate::{
     http::{App, error::EndpointError, extract},
-    model::{
-        audit::RequestInfo,
-        oauth::{client::Client, parameters::Parameters},
+    model::{audit::RequestInfo, oauth::parameters::Parameters},
+    oauth::{
+        OAuthErrorCode,
+        clients::{AuthenticatedClient, authentication::BasicCredentials},
     },
-    oauth::{OAuthErrorCode, clients::authentication::BasicCredentials},
 };
 
 /// The form parameters and client credentials of a request to an OAuth endpoint.
@@ -37,9 +37,9 @@ impl OAuthForm {
         &self,
         app: &App,
         request: &Arc<RequestInfo>,
-    ) -> Result<Client, EndpointError> {
+    ) -> Result<AuthenticatedClient, EndpointError> {
         let (basic, parameters) = (self.basic_credentials.as_ref(), &self.parameters);
-        Ok(app.oauth.authenticate_client(basic, parameters, request).await?)
+        Ok(app.oauth.clients.authenticate(basic, parameters, request).await?)
     }
 }
 

@@ -31,8 +31,8 @@ use crate::{
     model::oauth::client::GrantType,
     oauth::{
         OAuthErrorCode,
-        clients::registration::{ClientMetadata, RegisteredClient},
-        introspection::Introspection,
+        clients::{RegisteredClient, client_metadata::ClientMetadata},
+        introspection::IntrospectionResponse,
         metadata::{ResourceMetadata, ServerMetadata},
         token_endpoint::Tokens,
     },
@@ -47,14 +47,14 @@ type OAuthResult<T> = Result<T, EndpointError>;
 #[utoipa::path(get, path = "/.well-known/oauth-authorization-server", tag = "Discovery",
     responses((status = 200, body = ServerMetadata)))]
 pub async fn server_metadata(_: Public, State(app): State<App>) -> Json<ServerMetadata> {
-    Json(app.oauth.server_metadata())
+    Json(app.oauth.metadata.server())
 }
 
 /// Get the protected resource metadata (RFC 9728)
 #[utoipa::path(get, path = "/.well-known/oauth-protected-resource", tag = "Discovery",
     responses((status = 200, body = ResourceMetadata)))]
 pub async fn resource_metadata(_: Public, State(app): State<App>) -> Json<ResourceMetadata> {
-    Json(app.oauth.resource_metadata())
+    Json(app.oauth.metadata.resource())
 }
 
 /// A token response (RFC 6749, section 5.1).
@@ -125,7 +125,7 @@ pub async fn token(
     form: OAuthForm,
 ) -> OAuthResult<Json<OAuthTokenBody>> {
     let client = form.authenticate_client(&app, &public.request).await?;
-    let tokens = app.oauth.handle_token_request(&client, &form.parameters, &public.request).await?;
+    let tokens = app.oauth.token_endpoint.issue_tokens(&client, &form.parameters).await?;
     Ok(Json(tokens.into()))
 }
 
@@ -202,7 +202,7 @@ pub async fn register(
         let message = "the body must be a JSON object of client metadata";
         EndpointError::Protocol(OAuthErrorCode::InvalidClientMetadata, message.to_owned())
     })?;
-    let registered = app.oauth.register_client(&metadata, &public.request).await?;
+    let registered = app.oauth.registration.register(&metadata, &public.request).await?;
     Ok((StatusCode::CREATED, Json(registered.into())))
 }
 
@@ -231,7 +231,7 @@ pub async fn revoke(
     form: OAuthForm,
 ) -> OAuthResult<Response> {
     let client = form.authenticate_client(&app, &public.request).await?;
-    app.oauth.revoke_token(&client, &form.parameters, &public.request).await?;
+    app.oauth.revocation.revoke(&client, &form.parameters).await?;
     Ok(StatusCode::OK.into_response())
 }
 
@@ -240,15 +240,15 @@ pub async fn revoke(
 /// Requires a client with a secret.
 #[utoipa::path(post, path = "/oauth/introspect", tag = "OAuth",
     request_body(content = TokenOperationRequest, content_type = "application/x-www-form-urlencoded"),
-    responses((status = 200, body = Introspection), (status = 400, body = OAuthErrorBody),
+    responses((status = 200, body = IntrospectionResponse), (status = 400, body = OAuthErrorBody),
               (status = 401, body = OAuthErrorBody), (status = 503, body = OAuthErrorBody)))]
 pub async fn introspect(
     public: Public,
     State(app): State<App>,
     form: OAuthForm,
-) -> OAuthResult<Json<Introspection>> {
+) -> OAuthResult<Json<IntrospectionResponse>> {
     let client = form.authenticate_client(&app, &public.request).await?;
-    Ok(Json(app.oauth.introspect_token(&client, &form.parameters, &public.request).await?))
+    Ok(Json(app.oauth.introspection.introspect(&client, &form.parameters).await?))
 }
 
 /// A device authorization response (RFC 8628, section 3.2).
@@ -288,8 +288,7 @@ pub async fn device_authorization(
     form: OAuthForm,
 ) -> OAuthResult<Json<DeviceAuthorizationBody>> {
     let client = form.authenticate_client(&app, &public.request).await?;
-    let device =
-        app.oauth.start_device_authorization(&client, &form.parameters, &public.request).await?;
+    let device = app.oauth.devices.start(&client, &form.parameters).await?;
     let (uri, code) = (device.verification_uri, device.user_code.to_display_string());
     Ok(Json(DeviceAuthorizationBody {
         device_code: device.device_code.expose_secret().to_owned(),

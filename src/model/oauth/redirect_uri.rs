@@ -100,6 +100,13 @@ fn without_port(after: &str) -> &str {
     }
 }
 
+/// Returns true if a URI leads to a web server on another machine. On the user's own machine, any
+/// program could receive the response (RFC 8252, section 8.6).
+#[must_use]
+pub fn is_remote(uri: &str) -> bool {
+    validate(uri, &[]) == Ok(RedirectUriKind::Web) && !is_loopback(uri)
+}
+
 /// Returns true if the host of a URI is the user's machine, for any scheme.
 #[must_use]
 pub fn is_loopback(uri: &str) -> bool {

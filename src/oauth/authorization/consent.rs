@@ -3,35 +3,40 @@
 //! The request comes from [`authorization`](super); the client redeems the grant at the
 //! [token endpoint](crate::oauth::token_endpoint).
 
+use std::sync::Arc;
+
 use secrecy::ExposeSecret;
-use serde_json::json;
 
 use super::AuthorizationRequest;
 use crate::{
-    audit,
-    auth::caller::SessionCaller,
+    auth::{ServiceContext, caller::SessionCaller, passwords::Passwords},
     model::{
-        audit::Action,
         id::{Id, WorkspaceId},
-        oauth::{
-            client::Client,
-            grant::CODE_LIFETIME,
-            redirect_uri::{self, RedirectUriKind},
-        },
+        oauth::{grant::CODE_LIFETIME, redirect_uri},
         one_time_token::TokenPurpose,
         page::PageRequest,
         principal::Caller,
         scope::Scope,
         workspace::WorkspaceWithRole,
     },
-    oauth::{OAuth, OAuthError, OAuthErrorCode, grants::CreateGrantParams},
-    store::{self, Tx},
+    oauth::{
+        OAuthError, OAuthErrorCode,
+        grants::{CreateGrantParams, Grants},
+    },
+    store,
 };
 
 /// Maximum number of workspaces to choose from.
 const MAX_CHOICES: i64 = 100;
 
-impl OAuth {
+/// Records the decisions of users about authorization requests.
+pub struct Consent {
+    pub(in crate::oauth) context: Arc<ServiceContext>,
+    pub(in crate::oauth) passwords: Arc<Passwords>,
+    pub(in crate::oauth) grants: Arc<Grants>,
+}
+
+impl Consent {
     /// Lists the workspaces for which the caller can authorize a client, at most 100.
     ///
     /// # Errors
@@ -41,7 +46,7 @@ impl OAuth {
         caller: &SessionCaller,
     ) -> Result<Vec<WorkspaceWithRole>, OAuthError> {
         let user = caller.user();
-        let mut tx = self.store.begin_for_user(user).await?;
+        let mut tx = self.context.store.begin_for_user(user).await?;
         let page = PageRequest { limit: MAX_CHOICES, before: None, offset: 0 };
         Ok(store::workspaces::list_by_user(&mut tx, user, page).await?.items)
     }
@@ -59,18 +64,15 @@ impl OAuth {
         caller: &SessionCaller,
         request: &AuthorizationRequest,
     ) -> Result<bool, OAuthError> {
-        let kind = redirect_uri::validate(&request.redirect_uri, &self.native_schemes);
-        let is_remote =
-            kind == Ok(RedirectUriKind::Web) && !redirect_uri::is_loopback(&request.redirect_uri);
-        if !is_remote || caller.principal.lacks_second_factor {
+        if !redirect_uri::is_remote(&request.redirect_uri) || caller.principal.lacks_second_factor {
             return Ok(false);
         }
         let user = caller.user();
         let workspace = caller.workspace();
         let wanted = request.scope.min(caller.principal.scope);
-        let mut tx = self.store.begin(workspace, Some(user)).await?;
+        let mut tx = self.context.store.begin(workspace, Some(user)).await?;
         let (client, uri) = (request.client.id, &request.redirect_uri);
-        let since = self.env.clock.now() - self.grant_idle_timeout;
+        let since = self.context.env.clock.now() - self.grants.idle_timeout();
         let granted =
             store::oauth_grants::list_prior_consents(&mut tx, workspace, user, client, uri, since)
                 .await?;
@@ -90,7 +92,7 @@ impl OAuth {
         request: &AuthorizationRequest,
     ) -> Result<bool, OAuthError> {
         let wanted = request.scope.min(caller.principal.scope);
-        Ok(wanted < Scope::Admin || self.auth.passwords.has_reauthenticated(caller, None).await?)
+        Ok(wanted < Scope::Admin || self.passwords.has_reauthenticated(caller, None).await?)
     }
 
     /// Authorizes a client for a workspace, with at most this scope. Returns the redirect URL with
@@ -100,7 +102,7 @@ impl OAuth {
     /// [`AuthError::Forbidden`](crate::auth::AuthError::Forbidden) if the caller is not a member of
     /// the workspace, lacks the second factor that it requires, or grants the admin scope without a
     /// recent sign-in.
-    pub async fn approve_authorization(
+    pub async fn approve(
         &self,
         caller: &SessionCaller,
         request: &AuthorizationRequest,
@@ -112,47 +114,27 @@ impl OAuth {
             scope: scope.min(request.scope),
             resources: &request.resources,
             code: Some((request.redirect_uri.clone(), request.challenge)),
-            redeem_by: self.env.clock.now() + CODE_LIFETIME,
+            redeem_by: self.context.env.clock.now() + CODE_LIFETIME,
         };
-        let (tx, grant, has_ended) = self.create_grant(caller, workspace, wanted).await?;
-        tx.commit().await?;
-        if has_ended {
-            self.auth.context.fence.wait().await?;
-        }
-        let code =
-            self.auth.context.token_key.derive(TokenPurpose::AuthorizationCode, grant.uuid());
-        Ok(self.authorization_response(request).redirect_url(&[("code", code.expose_secret())]))
+        let created = self.grants.create(caller, workspace, wanted).await?;
+        let grant = self.grants.commit(created).await?;
+        let code = self.context.token_key.derive(TokenPurpose::AuthorizationCode, grant.uuid());
+        Ok(request.code_redirect_url(code.expose_secret()))
     }
 
     /// Denies a request. Returns the redirect URL with the error `access_denied`.
     ///
     /// # Errors
     /// [`OAuthError::Service`] if the query fails.
-    pub async fn deny_authorization(
+    pub async fn deny(
         &self,
         caller: &Caller,
         request: &AuthorizationRequest,
     ) -> Result<String, OAuthError> {
-        let mut tx = self.store.begin(caller.workspace(), None).await?;
-        self.record_denial(&mut tx, caller, &request.client).await?;
+        let mut tx = self.context.store.begin(caller.workspace(), None).await?;
+        self.grants.record_denial(&mut tx, caller, &request.client).await?;
         tx.commit().await?;
-        Ok(self.error_redirect_url(
-            request,
-            OAuthErrorCode::AccessDenied,
-            "the user denied the request",
-        ))
-    }
-
-    /// Records in the audit log that the caller denied a client's request.
-    pub(in crate::oauth) async fn record_denial(
-        &self,
-        tx: &mut Tx,
-        caller: &Caller,
-        client: &Client,
-    ) -> Result<(), OAuthError> {
-        let event = audit::event(&self.env, caller, Action::GrantDenied, 303)
-            .with_target(client.id, client.name.clone())
-            .with_metadata(json!({ "client_id": client.client_id() }));
-        Ok(store::audit::insert(tx, caller.workspace(), &event).await?)
+        let why = "the user denied the request";
+        Ok(request.error_redirect_url(OAuthErrorCode::AccessDenied, why))
     }
 }

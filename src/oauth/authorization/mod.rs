@@ -7,13 +7,20 @@ pub mod consent;
 mod request;
 mod response;
 
-use super::{OAuth, OAuthError, OAuthErrorCode, requested_scope};
+use std::sync::Arc;
+
+use super::{
+    OAuthError, OAuthErrorCode,
+    clients::Clients,
+    request::{requested_resources, requested_scope},
+};
 use crate::model::{
     oauth::{
         client::{Client, GrantType},
         parameters::Parameters,
         pkce::CodeChallenge,
         redirect_uri,
+        resource::ProtectedResources,
     },
     scope::Scope,
 };
@@ -23,13 +30,20 @@ pub use request::{AuthorizationRequest, Prompt};
 pub use response::AuthorizationError;
 use response::AuthorizationResponse;
 
-impl OAuth {
+/// Validates authorization requests.
+pub struct Authorization {
+    pub(super) clients: Arc<Clients>,
+    pub(super) resources: Arc<ProtectedResources>,
+    pub(super) issuer: Arc<str>,
+}
+
+impl Authorization {
     /// Validates an authorization request.
     ///
     /// # Errors
     /// [`AuthorizationError::Page`] if the client or its redirect URI is not valid, else
     /// [`AuthorizationError::Redirect`].
-    pub async fn validate_authorization_request(
+    pub async fn validate(
         &self,
         parameters: &Parameters,
     ) -> Result<AuthorizationRequest, AuthorizationError> {
@@ -41,6 +55,7 @@ impl OAuth {
         match self.check_request(&client, parameters) {
             Ok((scope, resources, challenge, prompt)) => Ok(AuthorizationRequest {
                 state: state.map(str::to_owned),
+                issuer: Arc::clone(&self.issuer),
                 login_hint: parameters.get("login_hint").map(str::to_owned),
                 client,
                 redirect_uri,
@@ -67,7 +82,7 @@ impl OAuth {
         let client_id = parameters.get("client_id");
         let client_id =
             client_id.ok_or_else(|| OAuthError::invalid_request("client_id is missing"))?;
-        let client = self.resolve_client(client_id).await?;
+        let client = self.clients.resolve(client_id).await?;
         let uri = match (parameters.get("redirect_uri"), client.redirect_uris.as_slice()) {
             (Some(requested), known) => {
                 let is_known =
@@ -121,31 +136,8 @@ impl OAuth {
             )
         })?;
         let scope = client.effective_scope(requested_scope(parameters)?);
-        let resources = self.requested_resources(parameters)?;
+        let resources = requested_resources(parameters, &self.resources)?;
         Ok((scope, resources, challenge, parse_prompt(parameters)?))
-    }
-
-    /// Returns the redirect URL that carries an error to the client.
-    #[must_use]
-    pub fn error_redirect_url(
-        &self,
-        request: &AuthorizationRequest,
-        code: OAuthErrorCode,
-        why: &str,
-    ) -> String {
-        self.authorization_response(request)
-            .redirect_url(&[("error", code.as_str()), ("error_description", why)])
-    }
-
-    fn authorization_response<'a>(
-        &'a self,
-        request: &'a AuthorizationRequest,
-    ) -> AuthorizationResponse<'a> {
-        AuthorizationResponse {
-            redirect_uri: &request.redirect_uri,
-            state: request.state.as_deref(),
-            issuer: &self.issuer,
-        }
     }
 
     /// Returns the validated redirect URI of a request, even if its other parameters are not valid.

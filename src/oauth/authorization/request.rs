@@ -1,11 +1,14 @@
 //! The authorization request (OAuth 2.1, section 4.1.1).
 
+use std::sync::Arc;
+
+use super::AuthorizationResponse;
 use crate::{
     model::{
         oauth::{client::Client, parameters::Parameters, pkce::CodeChallenge},
         scope::Scope,
     },
-    oauth::OAuthError,
+    oauth::{OAuthError, OAuthErrorCode},
 };
 
 /// The `prompt` parameter (`OpenID` Connect Core, section 3.1.2.1).
@@ -40,6 +43,29 @@ pub struct AuthorizationRequest {
     pub prompt: Prompt,
     /// The email address with which the user probably signs in.
     pub login_hint: Option<String>,
+    /// The issuer of the response (RFC 9207).
+    pub(super) issuer: Arc<str>,
+}
+
+impl AuthorizationRequest {
+    /// Returns the redirect URL that carries an error to the client.
+    #[must_use]
+    pub fn error_redirect_url(&self, code: OAuthErrorCode, why: &str) -> String {
+        self.response().redirect_url(&[("error", code.as_str()), ("error_description", why)])
+    }
+
+    /// Returns the redirect URL that carries an authorization code to the client.
+    pub(super) fn code_redirect_url(&self, code: &str) -> String {
+        self.response().redirect_url(&[("code", code)])
+    }
+
+    fn response(&self) -> AuthorizationResponse<'_> {
+        AuthorizationResponse {
+            redirect_uri: &self.redirect_uri,
+            state: self.state.as_deref(),
+            issuer: &self.issuer,
+        }
+    }
 }
 
 pub(super) fn parse_prompt(parameters: &Parameters) -> Result<Prompt, OAuthError> {

@@ -2,20 +2,22 @@
 //!
 //! A confidential client always needs its secret; a public client must not send one.
 
-use std::sync::Arc;
+use std::{ops::Deref, sync::Arc};
 
 use secrecy::{ExposeSecret, SecretString};
 
-use super::invalid_client;
+use super::{Clients, invalid_client};
 use crate::{
+    auth::ServiceContext,
     model::{
-        audit::{Action, Actor, RequestInfo},
+        audit::{Action, Actor, NewEvent, RequestInfo},
+        id::WorkspaceId,
         oauth::{
             client::{Client, ClientOrigin, ClientWithSecrets},
             parameters::Parameters,
         },
     },
-    oauth::{OAuth, OAuthError},
+    oauth::OAuthError,
 };
 
 /// A client id and secret from an `Authorization: Basic` header, form-decoded (RFC 6749,
@@ -28,7 +30,43 @@ pub struct BasicCredentials {
     pub secret: SecretString,
 }
 
-impl OAuth {
+/// A client that has proved its identity, or a public client that named itself, in a request.
+///
+/// Only [`Clients::authenticate`] creates it, so a value proves that the check ran.
+#[derive(Debug)]
+pub struct AuthenticatedClient {
+    client: Client,
+    request: Arc<RequestInfo>,
+}
+
+impl Deref for AuthenticatedClient {
+    type Target = Client;
+
+    fn deref(&self) -> &Client {
+        &self.client
+    }
+}
+
+impl AuthenticatedClient {
+    /// The request with which the client authenticated.
+    pub(in crate::oauth) fn request(&self) -> &RequestInfo {
+        &self.request
+    }
+
+    /// Creates an audit event whose actor is the client; `status` is that of the response.
+    pub(in crate::oauth) fn audit_event(
+        &self,
+        context: &ServiceContext,
+        workspace: WorkspaceId,
+        action: Action,
+        status: u16,
+    ) -> NewEvent {
+        let actor = Actor::client(self.client.id, &self.client.name);
+        context.audit_event(&self.request, workspace, action, actor, status)
+    }
+}
+
+impl Clients {
     /// Authenticates the client of a request to the token endpoint and similar endpoints. A public
     /// client only names itself.
     ///
@@ -36,12 +74,12 @@ impl OAuth {
     /// [`InvalidClient`](crate::oauth::OAuthErrorCode::InvalidClient) if authentication fails,
     /// [`InvalidRequest`](crate::oauth::OAuthErrorCode::InvalidRequest) if the request uses two
     /// authentication methods.
-    pub async fn authenticate_client(
+    pub async fn authenticate(
         &self,
         basic: Option<&BasicCredentials>,
         parameters: &Parameters,
         request: &Arc<RequestInfo>,
-    ) -> Result<Client, OAuthError> {
+    ) -> Result<AuthenticatedClient, OAuthError> {
         if let Some(fault) = parameters.validation_error() {
             return Err(OAuthError::invalid_request(fault));
         }
@@ -61,14 +99,17 @@ impl OAuth {
             (None, Some(named), posted) => (named, posted),
             (None, None, _) => return Err(invalid_client("client_id is missing")),
         };
-        let known = self.find_client(client_id).await?;
+        let known = self.find(client_id).await?;
         let ClientWithSecrets { client, .. } = &known;
+        let is_confidential = client.is_confidential();
         let why = match secret.filter(|secret| !secret.is_empty()) {
-            Some(secret) if client.is_confidential() && known.has_secret(secret) => {
-                return Ok(known.client);
+            Some(secret) if is_confidential && known.has_secret(secret) => {
+                return Ok(AuthenticatedClient { client: known.client, request: request.clone() });
             }
-            None if !client.is_confidential() => return Ok(known.client),
-            Some(_) if client.is_confidential() => "the client secret is wrong",
+            None if !is_confidential => {
+                return Ok(AuthenticatedClient { client: known.client, request: request.clone() });
+            }
+            Some(_) if is_confidential => "the client secret is wrong",
             Some(_) => "the client has no secret: do not send one",
             None => "the client secret is missing",
         };
@@ -88,10 +129,9 @@ impl OAuth {
             return Ok(());
         }
         let event = self
-            .auth
             .context
             .audit_event(request, workspace, Action::ClientRejected, Actor::anonymous(), 401)
             .with_target(client.id, client.name.clone());
-        Ok(self.auth.context.queue_audit_event(event).await?)
+        Ok(self.context.queue_audit_event(event).await?)
     }
 }

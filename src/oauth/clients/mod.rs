@@ -2,23 +2,49 @@
 //!
 //! Clients come from three sources: [`registration`] (dynamic registration, RFC 7591),
 //! [`metadata_documents`] (client ID metadata documents) and [`workspace_clients`] (created by an
-//! administrator). [`authentication`] verifies the secret of a client.
+//! administrator). [`Clients`] finds them, and [`authentication`] verifies their secrets.
 
 pub mod authentication;
+pub mod client_metadata;
 pub mod metadata_documents;
 pub mod registration;
 pub mod workspace_clients;
 
-use super::{OAuth, OAuthError, OAuthErrorCode};
-use crate::model::oauth::client::{Client, ClientRef, ClientWithSecrets, parse_client_id};
+use std::sync::Arc;
 
-impl OAuth {
+use super::{OAuthError, OAuthErrorCode};
+use crate::{
+    auth::ServiceContext,
+    limit::Limits,
+    model::oauth::client::{Client, ClientRef, ClientSecret, ClientWithSecrets, parse_client_id},
+};
+
+pub use authentication::AuthenticatedClient;
+use metadata_documents::MetadataDocumentFetcher;
+
+/// A new client and its secret, which is returned only this once.
+#[derive(Debug)]
+pub struct RegisteredClient {
+    /// The client.
+    pub client: Client,
+    /// The secret; `None` for a public client.
+    pub secret: Option<ClientSecret>,
+}
+
+/// Finds and authenticates clients.
+pub struct Clients {
+    pub(super) context: Arc<ServiceContext>,
+    pub(super) limits: Limits,
+    pub(super) documents: MetadataDocumentFetcher,
+}
+
+impl Clients {
     /// Finds a stored client: a registered one, a workspace client, or one of a metadata document
     /// that a user has authorized before.
-    async fn find_client(&self, client_id: &str) -> Result<ClientWithSecrets, OAuthError> {
+    async fn find(&self, client_id: &str) -> Result<ClientWithSecrets, OAuthError> {
         let unknown = || invalid_client("unknown client");
         let client = parse_client_id(client_id).map_err(|_| unknown())?;
-        let known = self.store.find_client(&client, self.env.clock.now()).await?;
+        let known = self.context.store.find_client(&client, self.context.env.clock.now()).await?;
         known.ok_or_else(unknown)
     }
 
@@ -27,13 +53,10 @@ impl OAuth {
     ///
     /// # Errors
     /// [`OAuthErrorCode::InvalidClient`] if the client is unknown or its document is not valid.
-    pub(in crate::oauth) async fn resolve_client(
-        &self,
-        client_id: &str,
-    ) -> Result<Client, OAuthError> {
+    pub(in crate::oauth) async fn resolve(&self, client_id: &str) -> Result<Client, OAuthError> {
         let unknown = || invalid_client("unknown client");
         let client = parse_client_id(client_id).map_err(|_| unknown())?;
-        let known = self.store.find_client(&client, self.env.clock.now());
+        let known = self.context.store.find_client(&client, self.context.env.clock.now());
         match &client {
             ClientRef::Id(_) => Ok(known.await?.ok_or_else(unknown)?.client),
             ClientRef::MetadataDocument(url) => {

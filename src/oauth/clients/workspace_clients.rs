@@ -3,25 +3,33 @@
 //! They are integrations, servers that use client credentials, or resources that introspect tokens.
 //! A client never has more scope than its creator.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use serde_json::json;
 use time::OffsetDateTime;
 
-use super::registration::{RegisteredClient, check_redirect_uris, is_web_url};
+use super::{
+    RegisteredClient,
+    client_metadata::{check_redirect_uris, is_web_url},
+};
 use crate::{
     audit,
-    auth::{AuthError, caller::AdminCaller},
+    auth::{
+        AuthError, ServiceContext, caller::AdminCaller, members::Members, workspaces::Workspaces,
+    },
     model::{
         audit::{Action, Actor, NewEvent},
         id::{ClientId, WorkspaceId},
-        oauth::client::{Client, ClientAuthMethod, ClientOrigin, ClientSecret, GrantType},
+        oauth::{
+            client::{Client, ClientAuthMethod, ClientOrigin, ClientSecret, GrantType},
+            resource::ProtectedResources,
+        },
         page::{ListPage, PageRequest},
         principal::Caller,
         scope::Scope,
         text,
     },
-    oauth::{OAuth, OAuthError},
+    oauth::OAuthError,
     store::{self, Tx},
 };
 
@@ -63,13 +71,23 @@ pub struct UpdateClientParams {
     pub redirect_uris: Option<Vec<String>>,
 }
 
-impl OAuth {
+/// Manages the OAuth clients of workspaces.
+pub struct WorkspaceClients {
+    pub(in crate::oauth) context: Arc<ServiceContext>,
+    pub(in crate::oauth) members: Arc<Members>,
+    pub(in crate::oauth) workspaces: Arc<Workspaces>,
+    /// Schemes that redirect URIs may have although they have no dot.
+    pub(in crate::oauth) native_schemes: Arc<[String]>,
+    pub(in crate::oauth) resources: Arc<ProtectedResources>,
+}
+
+impl WorkspaceClients {
     /// Creates a client in the caller's workspace.
     ///
     /// # Errors
     /// [`AuthError::Invalid`] for bad values, [`AuthError::Forbidden`] for a scope above the
     /// caller's, [`AuthError::Conflict`] if the workspace already has 100 clients.
-    pub async fn create_client(
+    pub async fn create(
         &self,
         caller: &AdminCaller,
         wanted: CreateClientParams,
@@ -78,15 +96,15 @@ impl OAuth {
             return Err(AuthError::Forbidden("the scope of a client cannot exceed your own"));
         }
         let workspace = caller.workspace();
-        let mut client = self.new_client(workspace, wanted)?;
+        let mut client = self.build(workspace, wanted)?;
         client.created_by = Some(caller.principal.subject());
-        let event = audit::event(&self.env, caller, Action::ClientCreated, 201);
-        let mut tx = self.store.begin(workspace, caller.principal.user_id()).await?;
-        self.auth.members.lock_as_admin(&mut tx, caller.workspace(), caller.credential()).await?;
+        let event = audit::event(&self.context.env, caller, Action::ClientCreated, 201);
+        let mut tx = self.context.store.begin(workspace, caller.principal.user_id()).await?;
+        self.members.lock_as_admin(&mut tx, caller.workspace(), caller.credential()).await?;
         if store::oauth_clients::count(&mut tx, workspace).await? >= MAX_CLIENTS {
             return Err(AuthError::Conflict("the workspace already has 100 OAuth clients"));
         }
-        self.store_client(tx, workspace, client, event).await
+        self.insert(tx, workspace, client, event).await
     }
 
     /// Creates a client on behalf of the operator. With a `resource`, the client is that protected
@@ -94,13 +112,13 @@ impl OAuth {
     ///
     /// # Errors
     /// [`AuthError::Invalid`] for bad values, [`AuthError::NotFound`] for an unknown workspace.
-    pub async fn create_client_as_operator(
+    pub async fn create_as_operator(
         &self,
         workspace: WorkspaceId,
         wanted: CreateClientParams,
         resource: Option<&str>,
     ) -> Result<RegisteredClient, AuthError> {
-        let mut client = self.new_client(workspace, wanted)?;
+        let mut client = self.build(workspace, wanted)?;
         if let Some(resource) = resource {
             let known = self.resources.find(resource).ok_or_else(|| AuthError::Invalid {
                 field: "resource",
@@ -108,15 +126,15 @@ impl OAuth {
             })?;
             client.resource = Some(known.to_owned());
         }
-        let mut tx = self.store.begin(workspace, None).await?;
+        let mut tx = self.context.store.begin(workspace, None).await?;
         let known = store::workspaces::get(&mut tx, workspace).await?;
         known.ok_or(AuthError::NotFound("workspace"))?;
-        let id = self.env.new_id();
+        let id = self.context.env.new_id();
         let event = NewEvent::new(id, workspace, Action::ClientCreated, Actor::system());
-        self.store_client(tx, workspace, client, event).await
+        self.insert(tx, workspace, client, event).await
     }
 
-    fn new_client(
+    fn build(
         &self,
         workspace: WorkspaceId,
         wanted: CreateClientParams,
@@ -140,7 +158,7 @@ impl OAuth {
             return Err(invalid("client_uri", "client_uri must be an http or https URL"));
         }
         Ok(Client {
-            id: self.env.new_id(),
+            id: self.context.env.new_id(),
             origin: ClientOrigin::Workspace(workspace),
             name,
             redirect_uris,
@@ -149,7 +167,7 @@ impl OAuth {
             scope: Some(scope),
             client_uri,
             resource: None,
-            created_at: self.env.clock.now(),
+            created_at: self.context.env.clock.now(),
             created_by: None,
         })
     }
@@ -164,7 +182,7 @@ impl OAuth {
         }
     }
 
-    async fn store_client(
+    async fn insert(
         &self,
         mut tx: Tx,
         workspace: WorkspaceId,
@@ -174,7 +192,7 @@ impl OAuth {
         store::oauth_clients::insert(&mut tx, workspace, &client).await?;
         let secret = client.is_confidential().then(|| self.new_secret());
         if let Some(secret) = &secret {
-            let (id, now) = (self.env.new_uuid(), self.env.clock.now());
+            let (id, now) = (self.context.env.new_uuid(), self.context.env.clock.now());
             store::oauth_clients::add_secret(&mut tx, client.id, id, secret.digest(), now, now)
                 .await?;
         }
@@ -187,19 +205,19 @@ impl OAuth {
     }
 
     fn new_secret(&self) -> ClientSecret {
-        ClientSecret::new(self.env.entropy.bytes())
+        ClientSecret::new(self.context.env.entropy.bytes())
     }
 
     /// Lists the clients of the caller's workspace, with their total number.
     ///
     /// # Errors
     /// [`AuthError::Store`] if the query fails.
-    pub async fn list_clients(
+    pub async fn list(
         &self,
         caller: &Caller,
         page: PageRequest,
     ) -> Result<(ListPage<Client>, i64), AuthError> {
-        let mut tx = self.store.begin(caller.workspace(), None).await?;
+        let mut tx = self.context.store.begin(caller.workspace(), None).await?;
         let items = store::oauth_clients::list(&mut tx, caller.workspace(), page).await?;
         let total = store::oauth_clients::count(&mut tx, caller.workspace()).await?;
         Ok((items, total))
@@ -209,8 +227,8 @@ impl OAuth {
     ///
     /// # Errors
     /// [`AuthError::NotFound`] if the workspace has no such client.
-    pub async fn get_client(&self, caller: &Caller, id: ClientId) -> Result<Client, AuthError> {
-        let mut tx = self.store.begin(caller.workspace(), None).await?;
+    pub async fn get(&self, caller: &Caller, id: ClientId) -> Result<Client, AuthError> {
+        let mut tx = self.context.store.begin(caller.workspace(), None).await?;
         store::oauth_clients::get(&mut tx, caller.workspace(), id).await?.ok_or(NOT_FOUND)
     }
 
@@ -219,7 +237,7 @@ impl OAuth {
     /// # Errors
     /// [`AuthError::NotFound`] if the workspace has no such client, [`AuthError::Invalid`] for bad
     /// values.
-    pub async fn update_client(
+    pub async fn update(
         &self,
         caller: &AdminCaller,
         id: ClientId,
@@ -228,8 +246,8 @@ impl OAuth {
         let workspace = caller.workspace();
         let name = wanted.name.as_deref().map(|name| text::validate_name("name", name)).transpose();
         let name = name.map_err(|why| AuthError::invalid("name", why))?;
-        let mut tx = self.store.begin(workspace, caller.principal.user_id()).await?;
-        self.auth.members.lock_as_admin(&mut tx, caller.workspace(), caller.credential()).await?;
+        let mut tx = self.context.store.begin(workspace, caller.principal.user_id()).await?;
+        self.members.lock_as_admin(&mut tx, caller.workspace(), caller.credential()).await?;
         let known = store::oauth_clients::get(&mut tx, workspace, id).await?.ok_or(NOT_FOUND)?;
         let uris = wanted.redirect_uris.as_deref();
         if let Some(uris) = uris {
@@ -237,12 +255,12 @@ impl OAuth {
         }
         store::oauth_clients::update(&mut tx, workspace, id, name.as_deref(), uris).await?;
         let client = store::oauth_clients::get(&mut tx, workspace, id).await?.ok_or(NOT_FOUND)?;
-        let event = audit::event(&self.env, caller, Action::ClientUpdated, 200)
+        let event = audit::event(&self.context.env, caller, Action::ClientUpdated, 200)
             .with_target(id, client.name.clone())
             .with_metadata(json!({ "redirect_uris": client.redirect_uris }));
         store::audit::insert(&mut tx, workspace, &event).await?;
         tx.commit().await?;
-        self.auth.context.fence.wait().await?;
+        self.context.fence.wait().await?;
         Ok(client)
     }
 
@@ -252,22 +270,22 @@ impl OAuth {
     /// # Errors
     /// [`AuthError::NotFound`] if the workspace has no such client, [`AuthError::Conflict`] if the
     /// client is public or already has ten valid secrets.
-    pub async fn rotate_client_secret(
+    pub async fn rotate_secret(
         &self,
         caller: &AdminCaller,
         id: ClientId,
         overlap: Duration,
     ) -> Result<(Client, ClientSecret, OffsetDateTime), AuthError> {
         let workspace = caller.workspace();
-        let mut tx = self.store.begin(workspace, caller.principal.user_id()).await?;
-        self.auth.members.lock_as_admin(&mut tx, caller.workspace(), caller.credential()).await?;
+        let mut tx = self.context.store.begin(workspace, caller.principal.user_id()).await?;
+        self.members.lock_as_admin(&mut tx, caller.workspace(), caller.credential()).await?;
         let client = store::oauth_clients::get(&mut tx, workspace, id).await?.ok_or(NOT_FOUND)?;
         if !client.is_confidential() {
             return Err(AuthError::Conflict("this is a public client: it has no secret"));
         }
-        let (secret, now) = (self.new_secret(), self.env.clock.now());
+        let (secret, now) = (self.new_secret(), self.context.env.clock.now());
         let until = now + overlap.min(MAX_SECRET_OVERLAP);
-        let key = self.env.new_uuid();
+        let key = self.context.env.new_uuid();
         store::oauth_clients::add_secret(&mut tx, id, key, secret.digest(), now, until).await?;
         if store::oauth_clients::count_secrets(&mut tx, id, now).await? > MAX_SECRETS {
             return Err(AuthError::Conflict(
@@ -275,7 +293,7 @@ impl OAuth {
                  overlap_seconds to 0 to end them all",
             ));
         }
-        let event = audit::event(&self.env, caller, Action::ClientSecretRotated, 201)
+        let event = audit::event(&self.context.env, caller, Action::ClientSecretRotated, 201)
             .with_target(id, client.name.clone())
             .with_metadata(json!({ "others_until_unix": until.unix_timestamp() }));
         store::audit::insert(&mut tx, workspace, &event).await?;
@@ -288,18 +306,18 @@ impl OAuth {
     ///
     /// # Errors
     /// [`AuthError::NotFound`] if the workspace has no such client.
-    pub async fn delete_client(&self, caller: &AdminCaller, id: ClientId) -> Result<(), AuthError> {
+    pub async fn delete(&self, caller: &AdminCaller, id: ClientId) -> Result<(), AuthError> {
         let workspace = caller.workspace();
-        let mut tx = self.store.begin(workspace, caller.principal.user_id()).await?;
-        self.auth.members.lock_as_admin(&mut tx, caller.workspace(), caller.credential()).await?;
+        let mut tx = self.context.store.begin(workspace, caller.principal.user_id()).await?;
+        self.members.lock_as_admin(&mut tx, caller.workspace(), caller.credential()).await?;
         let client = store::oauth_clients::get(&mut tx, workspace, id).await?.ok_or(NOT_FOUND)?;
         let abroad = store::oauth_clients::list_external_grants(&mut tx, Some(id)).await?;
         store::oauth_clients::delete(&mut tx, workspace, id).await?;
-        let event = audit::event(&self.env, caller, Action::ClientDeleted, 204)
+        let event = audit::event(&self.context.env, caller, Action::ClientDeleted, 204)
             .with_target(id, client.name);
         store::audit::insert(&mut tx, workspace, &event).await?;
-        self.auth.workspaces.audit_deleted_clients(&mut tx, &caller.request, abroad).await?;
+        self.workspaces.audit_deleted_clients(&mut tx, &caller.request, abroad).await?;
         tx.commit().await?;
-        Ok(self.auth.context.fence.wait().await?)
+        Ok(self.context.fence.wait().await?)
     }
 }

@@ -3,6 +3,7 @@
 //! A user sees and ends only their own grants; an administrator also those of the workspace. Ending
 //! a grant takes effect on all nodes before the call returns.
 
+use super::Grants;
 use crate::{
     audit,
     auth::{AuthError, caller::SessionCaller},
@@ -14,31 +15,30 @@ use crate::{
         principal::Caller,
         scope::Scope,
     },
-    oauth::OAuth,
     store::{self, connected_apps::GrantOwner},
 };
 
 const NOT_FOUND: AuthError = AuthError::NotFound("connected app");
 
-impl OAuth {
+impl Grants {
     /// Lists the caller's grants in all workspaces, with their total number.
     ///
     /// # Errors
     /// [`AuthError::Store`] if the query fails.
-    pub async fn list_user_grants(
+    pub async fn list_by_user(
         &self,
         caller: &SessionCaller,
         page: PageRequest,
     ) -> Result<(ListPage<Grant>, i64), AuthError> {
         let user = caller.user();
-        self.list_grants(caller, GrantOwner::User(user), page).await
+        self.list(caller, GrantOwner::User(user), page).await
     }
 
     /// Lists all grants in the caller's workspace, with their total number.
     ///
     /// # Errors
     /// [`AuthError::InsufficientScope`] if the caller lacks the admin scope.
-    pub async fn list_workspace_grants(
+    pub async fn list_by_workspace(
         &self,
         caller: &SessionCaller,
         page: PageRequest,
@@ -47,20 +47,20 @@ impl OAuth {
         if held < Scope::Admin {
             return Err(AuthError::InsufficientScope { required: Scope::Admin, held });
         }
-        self.list_grants(caller, GrantOwner::Workspace(caller.workspace()), page).await
+        self.list(caller, GrantOwner::Workspace(caller.workspace()), page).await
     }
 
-    async fn list_grants(
+    async fn list(
         &self,
         caller: &Caller,
         owner: GrantOwner,
         page: PageRequest,
     ) -> Result<(ListPage<Grant>, i64), AuthError> {
-        let used_since = self.env.clock.now() - self.grant_idle_timeout;
+        let used_since = self.context.env.clock.now() - self.idle_timeout;
         let mut tx = match owner {
-            GrantOwner::User(user) => self.store.begin_for_user(user).await?,
+            GrantOwner::User(user) => self.context.store.begin_for_user(user).await?,
             GrantOwner::Workspace(workspace) => {
-                self.store.begin(workspace, caller.principal.user_id()).await?
+                self.context.store.begin(workspace, caller.principal.user_id()).await?
             }
         };
         let items = store::connected_apps::list(&mut tx, owner, used_since, page).await?;
@@ -73,9 +73,9 @@ impl OAuth {
     ///
     /// # Errors
     /// [`AuthError::NotFound`] if the caller has no right to the grant.
-    pub async fn end_grant(&self, caller: &SessionCaller, id: GrantId) -> Result<(), AuthError> {
+    pub async fn end(&self, caller: &SessionCaller, id: GrantId) -> Result<(), AuthError> {
         let user = caller.user();
-        let mut tx = self.store.begin(caller.workspace(), Some(user)).await?;
+        let mut tx = self.context.store.begin(caller.workspace(), Some(user)).await?;
         let grant = store::connected_apps::get(&mut tx, id).await?.ok_or(NOT_FOUND)?;
         if grant.user_id != Some(user) {
             let role =
@@ -85,22 +85,26 @@ impl OAuth {
                 return Err(NOT_FOUND);
             }
         }
-        let (workspace, now) = (grant.workspace_id, self.env.clock.now());
+        let (workspace, now) = (grant.workspace_id, self.context.env.clock.now());
         if store::oauth_grants::end(&mut tx, workspace, id, now, GrantEndReason::RevokedByUser)
             .await?
         {
-            let event =
-                audit::event_in_workspace(&self.env, caller, workspace, Action::GrantEnded, 204)
-                    .with_target(id, grant.client_name)
-                    .with_metadata(
-                        GrantEndReason::RevokedByUser
-                            .audit_metadata(grant.client_id, grant.user_id),
-                    );
+            let event = audit::event_in_workspace(
+                &self.context.env,
+                caller,
+                workspace,
+                Action::GrantEnded,
+                204,
+            )
+            .with_target(id, grant.client_name)
+            .with_metadata(
+                GrantEndReason::RevokedByUser.audit_metadata(grant.client_id, grant.user_id),
+            );
             tx.set_workspace(workspace).await?;
             store::audit::insert(&mut tx, workspace, &event).await?;
             tx.commit().await?;
         }
         // Wait also if it had already ended: an earlier call may have been aborted before its wait.
-        Ok(self.auth.context.fence.wait().await?)
+        Ok(self.context.fence.wait().await?)
     }
 }

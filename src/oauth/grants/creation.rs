@@ -5,6 +5,7 @@
 use serde_json::json;
 use time::OffsetDateTime;
 
+use super::Grants;
 use crate::{
     audit,
     auth::{AuthError, caller::SessionCaller},
@@ -20,7 +21,7 @@ use crate::{
         refresh_token::RefreshSeed,
         scope::Scope,
     },
-    oauth::{OAuth, OAuthError},
+    oauth::OAuthError,
     store::{self, Tx},
 };
 
@@ -41,20 +42,31 @@ pub(in crate::oauth) struct CreateGrantParams<'a> {
     pub(in crate::oauth) redeem_by: OffsetDateTime,
 }
 
-impl OAuth {
-    /// Creates a grant with at most the scope of the caller's role. Returns the open transaction,
-    /// the grant's id, and true if older grants ended: then wait for the fence after the commit.
-    pub(in crate::oauth) async fn create_grant(
+/// A new grant in an open transaction. [`Grants::commit`] completes it.
+pub(in crate::oauth) struct CreatedGrant {
+    pub(in crate::oauth) tx: Tx,
+    pub(in crate::oauth) id: GrantId,
+    /// True if older grants ended, which must take effect on all nodes.
+    has_ended_others: bool,
+}
+
+impl Grants {
+    /// Creates a grant with at most the scope of the caller's role.
+    ///
+    /// # Errors
+    /// [`AuthError::Forbidden`] if the caller is not a member of the workspace, lacks the second
+    /// factor that it requires, or grants the admin scope without a recent sign-in.
+    pub(in crate::oauth) async fn create(
         &self,
         caller: &SessionCaller,
         workspace: WorkspaceId,
         wanted: CreateGrantParams<'_>,
-    ) -> Result<(Tx, GrantId, bool), OAuthError> {
-        let CreateGrantParams { client, scope, resources, code, redeem_by: begin_by } = wanted;
+    ) -> Result<CreatedGrant, OAuthError> {
+        let CreateGrantParams { client, scope, resources, code, redeem_by } = wanted;
         let (session, user) = (caller.session(), caller.user());
         let is_confirmed =
-            scope < Scope::Admin || self.auth.passwords.has_reauthenticated(caller, None).await?;
-        let mut tx = self.store.begin(workspace, Some(user)).await?;
+            scope < Scope::Admin || self.passwords.has_reauthenticated(caller, None).await?;
+        let mut tx = self.context.store.begin(workspace, Some(user)).await?;
         let role = store::members::lock_role_for_share(&mut tx, workspace, user).await?;
         let role = role.ok_or(AuthError::Forbidden("you are not a member of this workspace"))?;
         // The session may have ended since the request was authenticated.
@@ -70,10 +82,10 @@ impl OAuth {
             )
             .into());
         }
-        let now = self.env.clock.now();
+        let now = self.context.env.clock.now();
         let client_id = store::oauth_clients::store_metadata_document(&mut tx, client, now).await?;
         let grant = NewGrant {
-            id: self.env.new_id(),
+            id: self.context.env.new_id(),
             client_id,
             workspace_id: workspace,
             granted_by: Some((user, session)),
@@ -81,8 +93,8 @@ impl OAuth {
             resources: resources.to_vec(),
             code,
             created_at: now,
-            redeem_by: begin_by,
-            seed: RefreshSeed::new(self.env.entropy.bytes()),
+            redeem_by,
+            seed: RefreshSeed::new(self.context.env.entropy.bytes()),
         };
         store::oauth_grants::insert(&mut tx, &grant).await?;
         if store::oauth_grants::lacks_second_factor(&mut tx, grant.id).await? {
@@ -91,24 +103,55 @@ impl OAuth {
             )
             .into());
         }
-        let ended = self.end_oldest_grants(&mut tx, caller, &grant, user).await?;
-        let event =
-            audit::event_in_workspace(&self.env, caller, workspace, Action::GrantCreated, 303)
-                .with_target(client_id, client.name.clone())
-                .with_metadata(json!({
-                    "client_id": client.client_id(),
-                    "grant_id": grant.id,
-                    "scope": grant.scope,
-                    "resources": grant.resources,
-                    "redirect_uri": grant.code.as_ref().map(|(uri, _)| uri),
-                }));
+        let has_ended_others = self.end_oldest(&mut tx, caller, &grant, user).await?;
+        let event = audit::event_in_workspace(
+            &self.context.env,
+            caller,
+            workspace,
+            Action::GrantCreated,
+            303,
+        )
+        .with_target(client_id, client.name.clone())
+        .with_metadata(json!({
+            "client_id": client.client_id(),
+            "grant_id": grant.id,
+            "scope": grant.scope,
+            "resources": grant.resources,
+            "redirect_uri": grant.code.as_ref().map(|(uri, _)| uri),
+        }));
         store::audit::insert(&mut tx, workspace, &event).await?;
-        Ok((tx, grant.id, ended))
+        Ok(CreatedGrant { tx, id: grant.id, has_ended_others })
+    }
+
+    /// Commits a new grant, and waits until the end of older grants has taken effect on all nodes.
+    /// Returns the id of the new grant.
+    pub(in crate::oauth) async fn commit(
+        &self,
+        CreatedGrant { tx, id, has_ended_others }: CreatedGrant,
+    ) -> Result<GrantId, OAuthError> {
+        tx.commit().await?;
+        if has_ended_others {
+            self.context.fence.wait().await?;
+        }
+        Ok(id)
+    }
+
+    /// Records in the audit log that the caller denied a client's request.
+    pub(in crate::oauth) async fn record_denial(
+        &self,
+        tx: &mut Tx,
+        caller: &Caller,
+        client: &Client,
+    ) -> Result<(), OAuthError> {
+        let event = audit::event(&self.context.env, caller, Action::GrantDenied, 303)
+            .with_target(client.id, client.name.clone())
+            .with_metadata(json!({ "client_id": client.client_id() }));
+        Ok(store::audit::insert(tx, caller.workspace(), &event).await?)
     }
 
     /// Ends the user's oldest grants to the same client above the maximum. Returns true if any
     /// ended.
-    async fn end_oldest_grants(
+    async fn end_oldest(
         &self,
         tx: &mut Tx,
         caller: &Caller,
@@ -116,15 +159,20 @@ impl OAuth {
         user: UserId,
     ) -> Result<bool, OAuthError> {
         let (workspace, client): (_, ClientId) = (grant.workspace_id, grant.client_id);
-        let now = self.env.clock.now();
+        let now = self.context.env.clock.now();
         let ended =
             store::oauth_grants::end_excess(tx, workspace, user, client, MAX_GRANTS - 1, now)
                 .await?;
         for id in &ended {
-            let event =
-                audit::event_in_workspace(&self.env, caller, workspace, Action::GrantEnded, 303)
-                    .with_target(*id, None)
-                    .with_metadata(GrantEndReason::Superseded.audit_metadata(client, Some(user)));
+            let event = audit::event_in_workspace(
+                &self.context.env,
+                caller,
+                workspace,
+                Action::GrantEnded,
+                303,
+            )
+            .with_target(*id, None)
+            .with_metadata(GrantEndReason::Superseded.audit_metadata(client, Some(user)));
             store::audit::insert(tx, workspace, &event).await?;
         }
         Ok(!ended.is_empty())

@@ -1,15 +1,15 @@
 //! The authorization code grant (OAuth 2.1, section 4.1.3).
 
-use super::{TokenContext, Tokens};
+use super::{TokenContext, TokenEndpoint, Tokens};
 use crate::{
     model::{oauth::grant::GrantEndReason, one_time_token::TokenPurpose},
-    oauth::{OAuth, OAuthError, required_parameter},
+    oauth::{OAuthError, request::required_parameter},
 };
 
 const BAD_CODE: &str = "the code is unknown, expired, used or issued to another client, or does \
                         not match code_verifier or redirect_uri";
 
-impl OAuth {
+impl TokenEndpoint {
     pub(super) async fn redeem_code(
         &self,
         context: TokenContext<'_>,
@@ -18,7 +18,7 @@ impl OAuth {
         let bad = || OAuthError::invalid_grant(BAD_CODE);
         let code = required_parameter(parameters, "code")?;
         let verifier = required_parameter(parameters, "code_verifier")?;
-        let id = self.auth.context.token_key.verify(TokenPurpose::AuthorizationCode, code);
+        let id = self.context.token_key.verify(TokenPurpose::AuthorizationCode, code);
         let opened = self.open_user_grant(id.ok_or_else(bad)?.into()).await?.ok_or_else(bad)?;
         let grant = &opened.grant;
         let is_match = grant.client_id == client.id

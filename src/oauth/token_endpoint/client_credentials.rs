@@ -1,6 +1,6 @@
 //! The client credentials grant (OAuth 2.1, section 4.2): a workspace client acts for itself.
 
-use super::{TokenContext, Tokens, issuance::TokenIssuance};
+use super::{TokenContext, TokenEndpoint, Tokens, issuance::TokenIssuance};
 use crate::{
     model::{
         audit::Action,
@@ -8,11 +8,14 @@ use crate::{
         oauth::{client::ClientOrigin, grant::NewGrant},
         refresh_token::RefreshSeed,
     },
-    oauth::{OAuth, OAuthError, OAuthErrorCode, requested_scope},
+    oauth::{
+        OAuthError, OAuthErrorCode,
+        request::{requested_resources, requested_scope},
+    },
     store::{self, oauth_grants::GrantParties},
 };
 
-impl OAuth {
+impl TokenEndpoint {
     pub(super) async fn client_credentials_grant(
         &self,
         context: TokenContext<'_>,
@@ -26,10 +29,10 @@ impl OAuth {
             }
         };
         let scope = client.effective_scope(requested_scope(parameters)?);
-        let resources = self.requested_resources(parameters)?;
-        let now = self.env.clock.now();
+        let resources = requested_resources(parameters, &self.resources)?;
+        let now = self.context.env.clock.now();
         let new = NewGrant {
-            id: self.env.new_id(),
+            id: self.context.env.new_id(),
             client_id: client.id,
             workspace_id: workspace,
             granted_by: None,
@@ -38,9 +41,9 @@ impl OAuth {
             code: None,
             created_at: now,
             redeem_by: now,
-            seed: RefreshSeed::new(self.env.entropy.bytes()),
+            seed: RefreshSeed::new(self.context.env.entropy.bytes()),
         };
-        let mut tx = self.store.begin(workspace, None).await?;
+        let mut tx = self.context.store.begin(workspace, None).await?;
         let id = store::oauth_grants::get_or_create_own_grant(&mut tx, &new).await?;
         self.charge_token_request(id.uuid())?;
         let parties = GrantParties {
@@ -51,6 +54,6 @@ impl OAuth {
             lacks_second_factor: false,
         };
         let issuance = TokenIssuance { parties, scope, resources, refresh: None };
-        self.issue_tokens(context, tx, issuance, Action::TokenIssued).await
+        self.commit_tokens(context, tx, issuance, Action::TokenIssued).await
     }
 }

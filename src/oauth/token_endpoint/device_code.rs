@@ -2,16 +2,18 @@
 
 use uuid::Uuid;
 
-use super::{TokenContext, Tokens};
+use super::{TokenContext, TokenEndpoint, Tokens};
 use crate::{
-    model::{id::GrantId, oauth::client::Client, one_time_token::TokenPurpose},
-    oauth::{OAuth, OAuthError, OAuthErrorCode, required_parameter},
+    model::{id::GrantId, one_time_token::TokenPurpose},
+    oauth::{
+        OAuthError, OAuthErrorCode, clients::AuthenticatedClient, request::required_parameter,
+    },
     store::oauth_devices::DeviceState,
 };
 
 const BAD_DEVICE_CODE: &str = "the device code is unknown, used or issued to another client";
 
-impl OAuth {
+impl TokenEndpoint {
     pub(super) async fn redeem_device_code(
         &self,
         context: TokenContext<'_>,
@@ -19,7 +21,7 @@ impl OAuth {
         let bad = || OAuthError::invalid_grant(BAD_DEVICE_CODE);
         let code = required_parameter(context.parameters, "device_code")?;
         let device =
-            self.auth.context.token_key.verify(TokenPurpose::DeviceCode, code).ok_or_else(bad)?;
+            self.context.token_key.verify(TokenPurpose::DeviceCode, code).ok_or_else(bad)?;
         let id = self.approved_device_grant(device, context.client).await?;
         let opened = self.open_user_grant(id).await?.ok_or_else(bad)?;
         if opened.grant.redeemed_at.is_some() {
@@ -32,10 +34,13 @@ impl OAuth {
     async fn approved_device_grant(
         &self,
         device: Uuid,
-        client: &Client,
+        client: &AuthenticatedClient,
     ) -> Result<GrantId, OAuthError> {
-        let state =
-            self.store.poll_device_authorization(device, client.id, self.env.clock.now()).await?;
+        let state = self
+            .context
+            .store
+            .poll_device_authorization(device, client.id, self.context.env.clock.now())
+            .await?;
         let (code, why) = match state {
             DeviceState::Approved(grant) => return Ok(grant),
             DeviceState::Unknown => (OAuthErrorCode::InvalidGrant, BAD_DEVICE_CODE),

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::{TokenContext, Tokens};
+use super::{TokenContext, TokenEndpoint, Tokens};
 use crate::{
     auth::token_issuer::GrantTokenParams,
     model::{
@@ -14,7 +14,11 @@ use crate::{
         refresh_token::RefreshSeed,
         scope::Scope,
     },
-    oauth::{OAuth, OAuthError, grants::LockedGrant, unknown_resource},
+    oauth::{
+        OAuthError,
+        grants::LockedGrant,
+        request::{requested_resources, unknown_resource},
+    },
     store::{self, Tx, oauth_grants::GrantParties},
 };
 
@@ -27,7 +31,7 @@ pub(super) struct TokenIssuance<'a> {
     pub(super) refresh: Option<(u32, &'a RefreshSeed)>,
 }
 
-impl OAuth {
+impl TokenEndpoint {
     /// Returns the requested resources, which must be a subset of the granted ones. Without a
     /// `resource` parameter these are all granted resources.
     fn narrow_resources(
@@ -38,7 +42,7 @@ impl OAuth {
         if parameters.get(RESOURCE).is_none() {
             return Ok(granted.to_vec());
         }
-        let named = self.requested_resources(parameters)?;
+        let named = requested_resources(parameters, &self.resources)?;
         if named.iter().all(|named| granted.contains(named)) {
             Ok(named)
         } else {
@@ -53,7 +57,8 @@ impl OAuth {
         opened: LockedGrant,
         bad: &'static str,
     ) -> Result<Tokens, OAuthError> {
-        let is_active = !opened.grant.is_ended && self.env.clock.now() < opened.grant.redeem_by;
+        let is_active =
+            !opened.grant.is_ended && self.context.env.clock.now() < opened.grant.redeem_by;
         let Some(max_scope) = opened.role_scope.filter(|_| is_active) else {
             return Err(self.record_refusal(context, opened, bad).await);
         };
@@ -77,29 +82,29 @@ impl OAuth {
             resources: self.narrow_resources(&grant.resources, context.parameters)?,
             refresh: generation.map(|generation| (generation, &grant.seed)),
         };
-        self.issue_tokens(context, tx, issuance, action).await
+        self.commit_tokens(context, tx, issuance, action).await
     }
 
     /// Creates tokens and commits the grant's new state together with the audit event.
-    pub(super) async fn issue_tokens(
+    pub(super) async fn commit_tokens(
         &self,
-        TokenContext { client, request, .. }: TokenContext<'_>,
+        TokenContext { client, .. }: TokenContext<'_>,
         mut tx: Tx,
         TokenIssuance { parties, scope, resources, refresh }: TokenIssuance<'_>,
         action: Action,
     ) -> Result<Tokens, OAuthError> {
-        let now = self.env.clock.now();
+        let now = self.context.env.clock.now();
         let (id, workspace) = (parties.id, parties.workspace_id);
         let generation = refresh.map_or(0, |(generation, _)| generation);
         store::oauth_grants::record_token_issuance(&mut tx, workspace, id, generation, now).await?;
-        let event = self
-            .client_event(request, workspace, action, client, 200)
+        let event = client
+            .audit_event(&self.context, workspace, action, 200)
             .with_target(id, None)
             .with_metadata(
                 json!({ "scope": scope, "user_id": parties.user_id, "resources": resources }),
             );
         store::audit::insert(&mut tx, workspace, &event).await?;
-        let access_token = self.auth.token_issuer.issue_grant_token(&GrantTokenParams {
+        let access_token = self.token_issuer.issue_grant_token(&GrantTokenParams {
             client_id: &client.client_id(),
             user: parties.user_id,
             workspace,
@@ -108,12 +113,12 @@ impl OAuth {
             resources: &resources,
         })?;
         tx.commit().await?;
-        let key = &self.auth.grant_refresh_key;
         Ok(Tokens {
             access_token: access_token.into(),
-            expires_in: self.auth.token_issuer.access_token_lifetime().as_secs(),
+            expires_in: self.token_issuer.access_token_lifetime().as_secs(),
             scope,
-            refresh_token: refresh.map(|(generation, seed)| key.derive(id, generation, seed)),
+            refresh_token: refresh
+                .map(|(generation, seed)| self.grants.refresh_token(id, generation, seed)),
         })
     }
 }

@@ -16,15 +16,22 @@ use std::sync::Arc;
 
 use secrecy::SecretString;
 
-use super::{OAuth, OAuthError, OAuthErrorCode, grants::LockedGrant, required_parameter};
-use crate::model::{
-    audit::RequestInfo,
-    id::{GrantId, Id},
-    oauth::{
-        client::{Client, GrantType},
-        parameters::Parameters,
+use uuid::Uuid;
+
+use super::{
+    OAuthError, OAuthErrorCode,
+    clients::AuthenticatedClient,
+    grants::{Grants, LockedGrant},
+    request::required_parameter,
+};
+use crate::{
+    auth::{AuthError, ServiceContext, token_issuer::TokenIssuer},
+    limit::Limits,
+    model::{
+        id::{GrantId, Id},
+        oauth::{client::GrantType, parameters::Parameters, resource::ProtectedResources},
+        scope::Scope,
     },
-    scope::Scope,
 };
 
 /// The tokens of a successful response (RFC 6749, section 5.1).
@@ -43,21 +50,28 @@ pub struct Tokens {
 /// A token request of an authenticated client.
 #[derive(Clone, Copy)]
 struct TokenContext<'a> {
-    client: &'a Client,
+    client: &'a AuthenticatedClient,
     parameters: &'a Parameters,
-    request: &'a Arc<RequestInfo>,
 }
 
-impl OAuth {
+/// Issues tokens.
+pub struct TokenEndpoint {
+    pub(super) context: Arc<ServiceContext>,
+    pub(super) token_issuer: Arc<TokenIssuer>,
+    pub(super) grants: Arc<Grants>,
+    pub(super) resources: Arc<ProtectedResources>,
+    pub(super) limits: Limits,
+}
+
+impl TokenEndpoint {
     /// Handles a token request of an authenticated client.
     ///
     /// # Errors
     /// The error codes of RFC 6749, section 5.2 and, for device codes, of RFC 8628, section 3.5.
-    pub async fn handle_token_request(
+    pub async fn issue_tokens(
         &self,
-        client: &Client,
+        client: &AuthenticatedClient,
         parameters: &Parameters,
-        request: &Arc<RequestInfo>,
     ) -> Result<Tokens, OAuthError> {
         let name = required_parameter(parameters, "grant_type")?;
         let grant = GrantType::from_name(name).ok_or_else(|| {
@@ -70,7 +84,7 @@ impl OAuth {
             let message = format!("the client is not registered for {}", grant.as_str());
             return Err(OAuthError::new(OAuthErrorCode::UnauthorizedClient, message));
         }
-        let context = TokenContext { client, parameters, request };
+        let context = TokenContext { client, parameters };
         match grant {
             GrantType::AuthorizationCode => self.redeem_code(context).await,
             GrantType::RefreshToken => self.refresh(context).await,
@@ -82,7 +96,7 @@ impl OAuth {
     /// Locks a user's grant in order to issue tokens; `None` if there is no such grant. Charges the
     /// rate limit of the grant.
     async fn open_user_grant(&self, id: GrantId) -> Result<Option<LockedGrant>, OAuthError> {
-        let parties = self.store.find_grant_parties(id).await?;
+        let parties = self.context.store.find_grant_parties(id).await?;
         let parties = parties.filter(|parties| parties.user_id.is_some());
         let Some(parties) = parties else { return Ok(None) };
         self.charge_token_request(id.uuid())?;
@@ -93,6 +107,19 @@ impl OAuth {
                 "the workspace requires a second factor, which the user must set up first",
             ));
         }
-        self.lock_grant(parties).await
+        self.grants.lock(parties).await
+    }
+
+    /// Charges one token request to the rate limit of a grant or client, on this node.
+    ///
+    /// # Errors
+    /// [`AuthError::TooManyAttempts`] if the limit is exceeded.
+    fn charge_token_request(&self, id: Uuid) -> Result<(), OAuthError> {
+        let decision = self.limits.charge_grant(id);
+        if decision.allowed {
+            return Ok(());
+        }
+        // Round up, so that a client that waits this long succeeds.
+        Err(AuthError::TooManyAttempts(decision.retry_in.as_secs() + 1).into())
     }
 }

@@ -1,16 +1,19 @@
 //! The refresh token grant (OAuth 2.1, section 4.3).
 
-use super::{TokenContext, Tokens};
+use super::{TokenContext, TokenEndpoint, Tokens};
 use crate::{
     model::{
         audit::Action, id::GrantId, oauth::grant::GrantEndReason, refresh_token::PresentedToken,
     },
-    oauth::{OAuth, OAuthError, requested_scope, required_parameter},
+    oauth::{
+        OAuthError,
+        request::{requested_scope, required_parameter},
+    },
 };
 
 const BAD_REFRESH: &str = "the refresh token is unknown, expired or revoked";
 
-impl OAuth {
+impl TokenEndpoint {
     /// Handles `grant_type=refresh_token`.
     ///
     /// The refresh token of a public client rotates. The previous token still returns the same
@@ -24,7 +27,7 @@ impl OAuth {
         let token = PresentedToken::<GrantId>::parse(token).ok_or_else(bad)?;
         let opened = self.open_user_grant(token.id()).await?.ok_or_else(bad)?;
         let grant = &opened.grant;
-        let generation = token.verify(&self.auth.grant_refresh_key, &grant.seed);
+        let generation = self.grants.verify_refresh_token(&token, grant);
         let generation = generation.ok_or_else(bad)?;
         if grant.client_id != client.id || generation > grant.generation {
             return Err(self.record_refusal(context, opened, BAD_REFRESH).await);
@@ -41,9 +44,9 @@ impl OAuth {
                 return Err(bad());
             }
         };
-        let now = self.env.clock.now();
+        let now = self.context.env.clock.now();
         let is_active = !grant.is_ended
-            && grant.last_used_at.is_some_and(|used| now - used < self.grant_idle_timeout);
+            && grant.last_used_at.is_some_and(|used| now - used < self.grants.idle_timeout());
         let Some(max_scope) = opened.role_scope.filter(|_| is_active) else {
             return Err(self.record_refusal(context, opened, BAD_REFRESH).await);
         };

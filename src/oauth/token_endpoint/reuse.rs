@@ -2,29 +2,29 @@
 
 use serde_json::json;
 
-use super::TokenContext;
+use super::{TokenContext, TokenEndpoint};
 use crate::{
     auth::AuthError,
     model::{audit::Action, oauth::grant::GrantEndReason},
-    oauth::{OAuth, OAuthError, grants::LockedGrant},
+    oauth::{OAuthError, grants::LockedGrant},
     store,
 };
 
-impl OAuth {
+impl TokenEndpoint {
     /// Records in the audit log that a genuine code or token was refused; returns `invalid_grant`.
     pub(super) async fn record_refusal(
         &self,
-        TokenContext { client, request, .. }: TokenContext<'_>,
+        TokenContext { client, .. }: TokenContext<'_>,
         LockedGrant { tx, parties, .. }: LockedGrant,
         why: &'static str,
     ) -> OAuthError {
         // Release the locks before waiting for the audit queue.
         drop(tx);
-        let event = self
-            .client_event(request, parties.workspace_id, Action::TokenRefused, client, 400)
+        let event = client
+            .audit_event(&self.context, parties.workspace_id, Action::TokenRefused, 400)
             .with_target(parties.id, None)
             .with_metadata(json!({ "user_id": parties.user_id, "description": why }));
-        match self.auth.context.queue_audit_event(event).await {
+        match self.context.queue_audit_event(event).await {
             Ok(()) => OAuthError::invalid_grant(why),
             Err(failed) => failed.into(),
         }
@@ -33,19 +33,19 @@ impl OAuth {
     /// Ends a grant whose code or refresh token was reused, on all nodes before it returns.
     pub(super) async fn end_reused_grant(
         &self,
-        TokenContext { client, request, .. }: TokenContext<'_>,
+        TokenContext { client, .. }: TokenContext<'_>,
         LockedGrant { mut tx, parties, .. }: LockedGrant,
         reason: GrantEndReason,
     ) -> Result<(), AuthError> {
-        let (id, workspace, now) = (parties.id, parties.workspace_id, self.env.clock.now());
+        let (id, workspace, now) = (parties.id, parties.workspace_id, self.context.env.clock.now());
         if store::oauth_grants::end(&mut tx, workspace, id, now, reason).await? {
-            let event = self
-                .client_event(request, workspace, Action::GrantReuseDetected, client, 400)
+            let event = client
+                .audit_event(&self.context, workspace, Action::GrantReuseDetected, 400)
                 .with_target(id, None)
                 .with_metadata(reason.audit_metadata(client.id, parties.user_id));
             store::audit::insert(&mut tx, workspace, &event).await?;
         }
         tx.commit().await?;
-        Ok(self.auth.context.fence.wait().await?)
+        Ok(self.context.fence.wait().await?)
     }
 }

@@ -18,8 +18,8 @@ use tokio::{sync::Semaphore, time::timeout};
 use url::{Host, Url};
 
 use super::{
+    client_metadata::{ClientMetadata, client_from_metadata},
     invalid_client,
-    registration::{ClientMetadata, client_from_metadata},
 };
 use crate::{
     config::MetadataDocuments,
@@ -64,7 +64,7 @@ impl MetadataDocumentFetcher {
     /// A message if TLS cannot be set up.
     pub fn new(
         mode: MetadataDocuments,
-        native_schemes: &[String],
+        native_schemes: &Arc<[String]>,
         env: Env,
     ) -> Result<Self, String> {
         let http = reqwest::Client::builder()
@@ -83,7 +83,7 @@ impl MetadataDocumentFetcher {
             env,
             http,
             fetch_permits: Arc::new(Semaphore::new(MAX_FETCHES)),
-            native_schemes: native_schemes.into(),
+            native_schemes: Arc::clone(native_schemes),
             cache: Arc::new(Cache::new(CACHE_CAPACITY)),
         })
     }
