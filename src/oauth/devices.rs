@@ -9,10 +9,10 @@ use std::{sync::Arc, time::Duration};
 use secrecy::SecretString;
 
 use super::{
-    OAuthError, OAuthErrorCode,
+    OAuthError, OAuthErrorCode, ProtocolError,
     clients::AuthenticatedClient,
     grants::{CreateGrantParams, Grants},
-    request::{requested_resources, requested_scope},
+    request::{RequestedResources, RequestedScope},
 };
 use crate::{
     auth::{AuthError, ServiceContext, caller::SessionCaller},
@@ -47,6 +47,24 @@ const MAX_WAITING: i32 = 100_000;
 const MAX_WAITING_PER_ADDRESS: i32 = 50;
 /// Maximum number of attempts to generate a user code that is not in use.
 const CODE_ATTEMPTS: usize = 5;
+
+/// A device authorization request (RFC 8628, section 3.1).
+#[derive(Debug)]
+pub struct DeviceAuthorizationRequest {
+    scope: RequestedScope,
+    resources: RequestedResources,
+}
+
+impl DeviceAuthorizationRequest {
+    /// Parses a device authorization request. Every parameter is optional.
+    #[must_use]
+    pub fn parse(parameters: &Parameters) -> Self {
+        Self {
+            scope: RequestedScope::parse(parameters),
+            resources: RequestedResources::parse(parameters),
+        }
+    }
+}
 
 /// The device authorization response (RFC 8628, section 3.2).
 #[derive(Debug)]
@@ -96,14 +114,14 @@ impl Devices {
     pub async fn start(
         &self,
         client: &AuthenticatedClient,
-        parameters: &Parameters,
+        request: &DeviceAuthorizationRequest,
     ) -> Result<DeviceAuthorization, OAuthError> {
         if !client.allows_grant_type(GrantType::DeviceCode) {
             let message = "the client is not registered for the device grant";
-            return Err(OAuthError::new(OAuthErrorCode::UnauthorizedClient, message));
+            return Err(ProtocolError::new(OAuthErrorCode::UnauthorizedClient, message).into());
         }
-        let scope = client.effective_scope(requested_scope(parameters)?);
-        let resources = requested_resources(parameters, &self.resources)?;
+        let scope = client.effective_scope(request.scope.known()?);
+        let resources = request.resources.resolve(&self.resources)?;
         let id = self.context.env.new_uuid();
         let created_at = self.context.env.clock.now();
         for _ in 0..CODE_ATTEMPTS {

@@ -5,11 +5,12 @@
 
 use std::sync::Arc;
 
+use secrecy::{ExposeSecret, SecretString};
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::{
-    OAuthError, OAuthErrorCode,
+    OAuthError, ProtocolError,
     clients::AuthenticatedClient,
     grants::{Grants, LockedGrant},
     request::required_parameter,
@@ -61,6 +62,40 @@ pub struct IntrospectionResponse {
     workspace_id: Option<WorkspaceId>,
 }
 
+/// An introspection request (RFC 7662, section 2.1) of a client with a secret.
+#[derive(Debug)]
+pub struct IntrospectionRequest<'a> {
+    client: &'a AuthenticatedClient,
+    token: IntrospectedToken,
+}
+
+#[derive(Debug)]
+enum IntrospectedToken {
+    Refresh(PresentedToken<GrantId>),
+    /// The token can only be an access token.
+    Access(SecretString),
+}
+
+impl<'a> IntrospectionRequest<'a> {
+    /// Parses the introspection request of a client.
+    ///
+    /// # Errors
+    /// `invalid_client` for a public client, `invalid_request` without a token.
+    pub fn parse(
+        parameters: &Parameters,
+        client: &'a AuthenticatedClient,
+    ) -> Result<Self, ProtocolError> {
+        if !client.is_confidential() {
+            let message = "introspection requires a client with a secret";
+            return Err(ProtocolError::invalid_client(message));
+        }
+        let token = required_parameter(parameters, "token")?;
+        let refresh_token = PresentedToken::parse(token).map(IntrospectedToken::Refresh);
+        let token = refresh_token.unwrap_or_else(|| IntrospectedToken::Access(token.into()));
+        Ok(Self { client, token })
+    }
+}
+
 /// Returns the state of tokens to clients and resources.
 pub struct Introspection {
     pub(super) context: Arc<ServiceContext>,
@@ -69,23 +104,28 @@ pub struct Introspection {
 }
 
 impl Introspection {
-    /// Returns the current state of a token to an authenticated client.
+    /// Returns the current state of a token.
     ///
     /// # Errors
-    /// [`OAuthErrorCode::InvalidClient`] for a public client.
+    /// [`OAuthError::Service`] if a query fails.
     pub async fn introspect(
         &self,
-        client: &AuthenticatedClient,
-        parameters: &Parameters,
+        IntrospectionRequest { client, token }: &IntrospectionRequest<'_>,
     ) -> Result<IntrospectionResponse, OAuthError> {
-        if !client.is_confidential() {
-            let message = "introspection requires a client with a secret";
-            return Err(OAuthError::new(OAuthErrorCode::InvalidClient, message));
+        match token {
+            IntrospectedToken::Refresh(token) => self.introspect_refresh_token(client, token).await,
+            IntrospectedToken::Access(token) => {
+                self.introspect_access_token(client, token.expose_secret()).await
+            }
         }
-        let token = required_parameter(parameters, "token")?;
-        if let Some(refresh) = PresentedToken::parse(token) {
-            return self.introspect_refresh_token(client, &refresh).await;
-        }
+    }
+
+    /// Introspects an access token, for the clients that [`can_introspect`] names.
+    async fn introspect_access_token(
+        &self,
+        client: &AuthenticatedClient,
+        token: &str,
+    ) -> Result<IntrospectionResponse, OAuthError> {
         let verified = self.authenticator.introspect(token, client.request().started_at).await?;
         let visible = verified.filter(|(claims, _)| can_introspect(client, claims));
         Ok(visible.map_or_else(IntrospectionResponse::default, |(claims, scope)| {

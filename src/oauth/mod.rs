@@ -21,7 +21,7 @@ mod error;
 pub mod grants;
 pub mod introspection;
 pub mod metadata;
-mod request;
+pub mod request;
 pub mod revocation;
 pub mod token_endpoint;
 
@@ -31,7 +31,10 @@ use crate::{
     auth::Auth, config::Settings, limit::Limits, model::oauth::resource::ProtectedResources,
 };
 
-pub use error::{OAuthError, OAuthErrorCode};
+pub use error::{
+    CodeFault, DeviceCodeFault, InactiveGrant, InvalidGrant, OAuthError, OAuthErrorCode,
+    ProtocolError, RefreshTokenFault,
+};
 
 use authorization::{Authorization, consent::Consent};
 use clients::{

@@ -1,8 +1,13 @@
-//! Parameters that several requests of clients have in common.
+//! Parameters that several kinds of requests have in common.
+//!
+//! Each kind of request has a type in the module of its service. Handlers parse it once; services
+//! take only the typed request. An error that must not be reported before another check, such as
+//! an unknown scope, is a value of the type.
 
-use super::{OAuthError, OAuthErrorCode};
+use super::{OAuthErrorCode, ProtocolError};
 use crate::model::{
     oauth::{
+        client::{Client, GrantType},
         parameters::{Parameters, RESOURCE},
         resource::ProtectedResources,
     },
@@ -13,54 +18,161 @@ use crate::model::{
 pub(super) fn required_parameter<'a>(
     parameters: &'a Parameters,
     name: &'static str,
-) -> Result<&'a str, OAuthError> {
-    parameters.get(name).ok_or_else(|| OAuthError::invalid_request(format!("{name} is missing")))
+) -> Result<&'a str, ProtocolError> {
+    let value = parameters.get(name);
+    value.ok_or_else(|| ProtocolError::invalid_request(format!("{name} is missing")))
 }
 
-/// Returns the highest known scope that a request names, or `None` without a `scope` parameter.
-/// Unknown scopes such as `offline_access` are ignored.
+/// Checks that a client is registered for a grant type.
 ///
 /// # Errors
-/// [`OAuthErrorCode::InvalidScope`] if the request names only unknown scopes.
-pub(super) fn requested_scope(parameters: &Parameters) -> Result<Option<Scope>, OAuthError> {
-    let Some(requested) = parameters.get("scope") else { return Ok(None) };
-    let known = Scope::from_oauth_scope(requested);
-    let unknown = || {
-        let names = Scope::ALL.map(Scope::oauth_name).join(", ");
-        OAuthError::new(
-            OAuthErrorCode::InvalidScope,
-            format!("none of the requested scopes is known; supported scopes: {names}"),
-        )
-    };
-    known.ok_or_else(unknown).map(Some)
+/// [`OAuthErrorCode::UnauthorizedClient`] if it is not.
+pub(super) fn require_grant_type(client: &Client, grant: GrantType) -> Result<(), ProtocolError> {
+    if client.allows_grant_type(grant) {
+        return Ok(());
+    }
+    let message = format!("the client is not registered for {}", grant.as_str());
+    Err(ProtocolError::new(OAuthErrorCode::UnauthorizedClient, message))
 }
 
-/// Returns the resources that a request names, in the form that tokens use (RFC 8707). Without a
-/// `resource` parameter this is the service's own API.
-///
-/// # Errors
-/// [`OAuthErrorCode::InvalidTarget`] for a resource that is not configured.
-pub(super) fn requested_resources(
-    parameters: &Parameters,
-    resources: &ProtectedResources,
-) -> Result<Vec<String>, OAuthError> {
-    let mut named: Vec<String> = Vec::new();
-    for requested in parameters.all(RESOURCE) {
-        let known = resources.find(requested).ok_or_else(unknown_resource)?;
-        if !named.iter().any(|named| named == known) {
-            named.push(known.to_owned());
+/// The `scope` parameter of a request (RFC 6749, section 3.3).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RequestedScope {
+    /// The request has no `scope` parameter.
+    Default,
+    /// The highest known scope that the request names. Others, such as `offline_access`, are
+    /// ignored.
+    Known(Scope),
+    /// The request names only unknown scopes.
+    Unknown,
+}
+
+impl RequestedScope {
+    /// Reads the `scope` parameter.
+    pub(super) fn parse(parameters: &Parameters) -> Self {
+        match parameters.get("scope") {
+            None => Self::Default,
+            Some(names) => Scope::from_oauth_scope(names).map_or(Self::Unknown, Self::Known),
         }
     }
-    if named.is_empty() {
-        named.push(resources.own_api().to_owned());
+
+    /// Returns the requested scope, or `None` if the request names none.
+    ///
+    /// # Errors
+    /// [`OAuthErrorCode::InvalidScope`] if the request names only unknown scopes.
+    pub(super) fn known(self) -> Result<Option<Scope>, ProtocolError> {
+        match self {
+            Self::Default => Ok(None),
+            Self::Known(scope) => Ok(Some(scope)),
+            Self::Unknown => {
+                let names = Scope::ALL.map(Scope::oauth_name).join(", ");
+                Err(ProtocolError::new(
+                    OAuthErrorCode::InvalidScope,
+                    format!("none of the requested scopes is known; supported scopes: {names}"),
+                ))
+            }
+        }
     }
-    Ok(named)
 }
 
-/// Creates the error for a resource for which the client gets no tokens.
-pub(super) fn unknown_resource() -> OAuthError {
-    OAuthError::new(
+/// The `resource` parameters of a request (RFC 8707), as the client sent them.
+#[derive(Debug, Clone)]
+pub struct RequestedResources(Vec<String>);
+
+impl RequestedResources {
+    /// Reads the `resource` parameters.
+    pub(super) fn parse(parameters: &Parameters) -> Self {
+        Self(parameters.all(RESOURCE).map(str::to_owned).collect())
+    }
+
+    /// Returns the requested resources, each once and in the form that tokens use. If the request
+    /// names none, this is the service's own API.
+    ///
+    /// # Errors
+    /// [`OAuthErrorCode::InvalidTarget`] for a resource that is not configured.
+    pub(super) fn resolve(
+        &self,
+        resources: &ProtectedResources,
+    ) -> Result<Vec<String>, ProtocolError> {
+        let mut named: Vec<String> = Vec::new();
+        for requested in &self.0 {
+            let known = resources.find(requested).ok_or_else(unknown_resource)?;
+            if !named.iter().any(|named| named == known) {
+                named.push(known.to_owned());
+            }
+        }
+        if named.is_empty() {
+            named.push(resources.own_api().to_owned());
+        }
+        Ok(named)
+    }
+
+    /// Returns the requested resources, which must be a subset of the granted ones. If the request
+    /// names none, these are all granted resources.
+    ///
+    /// # Errors
+    /// [`OAuthErrorCode::InvalidTarget`] for a resource that is not configured or not granted.
+    pub(super) fn narrow(
+        &self,
+        granted: &[String],
+        resources: &ProtectedResources,
+    ) -> Result<Vec<String>, ProtocolError> {
+        if self.0.is_empty() {
+            return Ok(granted.to_vec());
+        }
+        let named = self.resolve(resources)?;
+        if named.iter().all(|named| granted.contains(named)) {
+            Ok(named)
+        } else {
+            Err(unknown_resource())
+        }
+    }
+}
+
+fn unknown_resource() -> ProtocolError {
+    ProtocolError::new(
         OAuthErrorCode::InvalidTarget,
         "this server does not issue tokens for this resource",
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parameters(pairs: &[(&str, &str)]) -> Parameters {
+        let pairs = pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        Parameters::new(pairs.collect())
+    }
+
+    #[test]
+    fn scope_parameter_is_absent_known_or_unknown() {
+        let parse = |scope| RequestedScope::parse(&parameters(&[("scope", scope)]));
+        assert_eq!(parse(""), RequestedScope::Default);
+        let known = parse("offline_access call2me:read call2me:write");
+        assert_eq!(known, RequestedScope::Known(Scope::Write));
+        let unknown = parse("offline_access");
+        assert_eq!(unknown, RequestedScope::Unknown);
+        assert_eq!(unknown.known().unwrap_err().code, OAuthErrorCode::InvalidScope);
+    }
+
+    #[test]
+    fn resources_are_resolved_once_each_and_narrowed_to_granted_ones() {
+        let (own, mcp) = ("https://auth.example".to_owned(), "https://mcp.example".to_owned());
+        let known = ProtectedResources::new(&own, std::slice::from_ref(&mcp));
+        let parse = |values: &[&str]| {
+            let pairs: Vec<_> = values.iter().map(|value| (RESOURCE, *value)).collect();
+            RequestedResources::parse(&parameters(&pairs))
+        };
+        let twice = parse(&["https://mcp.example/", "https://mcp.example"]);
+        assert_eq!(twice.resolve(&known).unwrap(), [mcp.clone()]);
+        assert_eq!(parse(&[]).resolve(&known).unwrap(), [own.clone()]);
+        let granted = [own.clone(), mcp.clone()];
+        assert_eq!(parse(&[]).narrow(&granted, &known).unwrap(), granted);
+        assert_eq!(twice.narrow(&granted, &known).unwrap(), [mcp]);
+        for refused in [twice.narrow(&[own], &known), parse(&["https://x.example"]).resolve(&known)]
+        {
+            assert_eq!(refused.unwrap_err().code, OAuthErrorCode::InvalidTarget);
+        }
+    }
 }

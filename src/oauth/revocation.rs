@@ -5,10 +5,11 @@
 
 use std::sync::Arc;
 
+use secrecy::{ExposeSecret, SecretString};
 use serde_json::json;
 
 use super::{
-    OAuthError, OAuthErrorCode,
+    OAuthError, OAuthErrorCode, ProtocolError,
     clients::AuthenticatedClient,
     grants::{Grants, LockedGrant},
     request::required_parameter,
@@ -33,6 +34,33 @@ use crate::{
 /// the grant.
 const MAX_REVOKED: i32 = 100;
 
+/// A revocation request (RFC 7009, section 2.1). `token_type_hint` is ignored, because the type is
+/// evident from the token.
+#[derive(Debug)]
+pub enum RevocationRequest {
+    /// The token is a refresh token.
+    RefreshToken(PresentedToken<GrantId>),
+    /// The token can only be an access token.
+    AccessToken(SecretString),
+}
+
+impl RevocationRequest {
+    /// Parses a revocation request.
+    ///
+    /// # Errors
+    /// [`OAuthErrorCode::InvalidRequest`] without a token,
+    /// [`OAuthErrorCode::UnsupportedTokenType`] for an API key.
+    pub fn parse(parameters: &Parameters) -> Result<Self, ProtocolError> {
+        let token = required_parameter(parameters, "token")?;
+        if token.starts_with(KEY_PREFIX) {
+            let message = "this is an API key; revoke it at /v1/api-keys";
+            return Err(ProtocolError::new(OAuthErrorCode::UnsupportedTokenType, message));
+        }
+        let refresh_token = PresentedToken::parse(token).map(Self::RefreshToken);
+        Ok(refresh_token.unwrap_or_else(|| Self::AccessToken(token.into())))
+    }
+}
+
 /// Revokes tokens at the request of their clients.
 pub struct Revocation {
     pub(super) context: Arc<ServiceContext>,
@@ -46,21 +74,19 @@ impl Revocation {
     /// succeeds (RFC 7009, section 2.2).
     ///
     /// # Errors
-    /// [`OAuthErrorCode::InvalidGrant`] for a token of another client,
-    /// [`OAuthErrorCode::UnsupportedTokenType`] for an API key.
+    /// [`OAuthErrorCode::InvalidGrant`] for a token of another client.
     pub async fn revoke(
         &self,
         client: &AuthenticatedClient,
-        parameters: &Parameters,
+        request: &RevocationRequest,
     ) -> Result<(), OAuthError> {
-        let token = required_parameter(parameters, "token")?;
-        if token.starts_with(KEY_PREFIX) {
-            let message = "this is an API key; revoke it at /v1/api-keys";
-            return Err(OAuthError::new(OAuthErrorCode::UnsupportedTokenType, message));
-        }
-        match PresentedToken::parse(token) {
-            Some(refresh) => self.revoke_refresh_token(client, &refresh).await,
-            None => self.revoke_access_token(client, token).await,
+        match request {
+            RevocationRequest::RefreshToken(token) => {
+                self.revoke_refresh_token(client, token).await
+            }
+            RevocationRequest::AccessToken(token) => {
+                self.revoke_access_token(client, token.expose_secret()).await
+            }
         }
     }
 
@@ -78,7 +104,7 @@ impl Revocation {
             return Ok(());
         }
         if grant.client_id != client.id {
-            return Err(not_issued_to_client());
+            return Err(not_issued_to_client().into());
         }
         self.end_grant(&mut tx, client, parties).await?;
         tx.commit().await?;
@@ -117,9 +143,11 @@ impl Revocation {
         let Some(claims) = self.authenticator.decode_access_token(token).await? else {
             return Ok(());
         };
-        let TokenBinding::Grant(id) = claims.sid else { return Err(not_issued_to_client()) };
+        let TokenBinding::Grant(id) = claims.sid else {
+            return Err(not_issued_to_client().into());
+        };
         if claims.client_id != client.client_id() {
-            return Err(not_issued_to_client());
+            return Err(not_issued_to_client().into());
         }
         let Some(parties) = self.context.store.find_grant_parties(id).await? else { return Ok(()) };
         let workspace = parties.workspace_id;
@@ -140,6 +168,7 @@ impl Revocation {
     }
 }
 
-fn not_issued_to_client() -> OAuthError {
-    OAuthError::invalid_grant("the token was not issued to this client")
+fn not_issued_to_client() -> ProtocolError {
+    let message = "the token was not issued to this client";
+    ProtocolError::new(OAuthErrorCode::InvalidGrant, message)
 }

@@ -32,7 +32,7 @@ use crate::{
     },
     oauth::{
         OAuthError, OAuthErrorCode as OAuthCode,
-        authorization::{AuthorizationError, AuthorizationRequest, Prompt},
+        authorization::{AuthorizationError, AuthorizationRequest, Prompt, ValidatedRequest},
     },
 };
 
@@ -133,7 +133,7 @@ pub(super) async fn show(
     }
     let pairs = query.into_pairs();
     let query = &*query_of(&pairs);
-    let request = match parse_request(&app, &Parameters::new(pairs)).await? {
+    let request = match validate(&app, pairs).await? {
         Ok(request) => request,
         Err(answer) => return Ok(*answer),
     };
@@ -200,7 +200,7 @@ pub(super) async fn decide(
 ) -> Result<Response, ApiError> {
     let query = form.text("query")?.to_owned();
     let pairs = Query::parse(&query).map(Query::into_pairs).unwrap_or_default();
-    let request = match parse_request(&app, &Parameters::new(pairs)).await? {
+    let request = match validate(&app, pairs).await? {
         Ok(request) => request,
         Err(answer) => return Ok(*answer),
     };
@@ -245,16 +245,20 @@ impl Decision {
 }
 
 /// Validates an authorization request. The inner error is the response to an invalid request.
-async fn parse_request(
+async fn validate(
     app: &App,
-    parameters: &Parameters,
-) -> Result<Result<AuthorizationRequest, Box<Response>>, ApiError> {
-    match app.oauth.authorization.validate(parameters).await {
+    pairs: Vec<(String, String)>,
+) -> Result<Result<ValidatedRequest, Box<Response>>, ApiError> {
+    let validated = match AuthorizationRequest::parse(&Parameters::new(pairs)) {
+        Ok(request) => app.oauth.authorization.validate(request).await,
+        Err(error) => Err(error.into()),
+    };
+    match validated {
         Ok(request) => Ok(Ok(request)),
         Err(AuthorizationError::Redirect(to)) => Ok(Err(Box::new(redirect_error(&to)?))),
-        Err(AuthorizationError::Page(OAuthError::Service(error))) => Err(error.into()),
-        Err(AuthorizationError::Page(refused)) => {
-            let (title, reason) = ("This link does not work", refused.to_string());
+        Err(AuthorizationError::Page(error)) => {
+            let refused = error.for_client()?;
+            let (title, reason) = ("This link does not work", refused.description);
             let text = format!(
                 "The app that sent you here made an invalid request, so we cannot send you back to it: {reason}."
             );
@@ -267,15 +271,15 @@ async fn page(
     app: &App,
     mut browser: Browser,
     caller: &SessionCaller,
-    request: &AuthorizationRequest,
+    request: &ValidatedRequest,
     query: &str,
     problem: Option<(u16, String)>,
 ) -> Result<Response, ApiError> {
-    browser.allow_redirect_uri(&request.redirect_uri);
+    browser.allow_redirect_uri(request.redirect_uri());
     browser.set_brand(app.resources.workspace_brand(caller.workspace()).await?);
     let (status, problem) = problem.unzip();
-    let host = redirect_uri::destination(&request.redirect_uri);
-    let is_web = request.redirect_uri.starts_with("https://");
+    let host = redirect_uri::destination(request.redirect_uri());
+    let is_web = request.redirect_uri().starts_with("https://");
     let page = ConsentPage {
         layout: browser.layout(),
         action: "/oauth/consent",
@@ -338,7 +342,7 @@ pub(super) fn describe_origin(origin: &ClientOrigin) -> String {
     }
 }
 
-fn redirect_to_sign_in(request: &AuthorizationRequest, query: &str, again: bool) -> Response {
+fn redirect_to_sign_in(request: &ValidatedRequest, query: &str, again: bool) -> Response {
     let path = sign_in_path(query, request.login_hint.as_deref(), again);
     Redirect::to(&path).into_response()
 }
@@ -377,11 +381,11 @@ fn query_of(pairs: &[(String, String)]) -> String {
 }
 
 fn error_response(
-    request: &AuthorizationRequest,
+    request: &ValidatedRequest,
     code: OAuthCode,
     description: &str,
 ) -> Result<Response, ApiError> {
-    redirect_error(&request.error_redirect_url(code, description))
+    redirect_error(&request.error_url(code, description))
 }
 
 /// Returns an error to the client without interaction of the user.
@@ -407,10 +411,8 @@ fn redirect_to_client(to: &str) -> Response {
 
 /// Converts an OAuth error for display on a page.
 pub(super) fn to_api_error(error: OAuthError) -> ApiError {
-    match error {
-        OAuthError::Service(error) => error.into(),
-        OAuthError::Protocol { description, .. } => {
-            ApiError::new(ErrorCode::BadRequest, description)
-        }
+    match error.for_client() {
+        Ok(error) => ApiError::new(ErrorCode::BadRequest, error.description),
+        Err(error) => error.into(),
     }
 }

@@ -31,6 +31,7 @@ use crate::{
         oauth::{parameters::Parameters, redirect_uri},
         principal::Caller,
     },
+    oauth::authorization::AuthorizationRequest,
 };
 
 /// The browser that sent the request, as its cookies identify it.
@@ -143,9 +144,8 @@ impl Browser {
     pub(super) async fn allow_form_action(&mut self, next: &str) {
         let query = next.strip_prefix(paths::AUTHORIZE).and_then(|rest| rest.strip_prefix('?'));
         let Some(pairs) = query.and_then(Query::parse).map(Query::into_pairs) else { return };
-        if let Some(uri) =
-            self.app.oauth.authorization.validated_redirect_uri(&Parameters::new(pairs)).await
-        {
+        let Ok(request) = AuthorizationRequest::parse(&Parameters::new(pairs)) else { return };
+        if let Some(uri) = self.app.oauth.authorization.validated_redirect_uri(&request).await {
             self.allow_redirect_uri(&uri);
         }
     }

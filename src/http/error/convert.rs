@@ -4,7 +4,7 @@ use std::convert::Infallible;
 
 use super::{ApiError, EndpointError, ErrorCode};
 use crate::{
-    auth::AuthError, idempotency::IdempotencyError, oauth::OAuthError, resources::ResourceError,
+    auth::AuthError, idempotency::IdempotencyError, oauth::{OAuthError, ProtocolError}, resources::ResourceError,
     store::StoreError,
 };
 
@@ -103,12 +103,16 @@ impl From<ApiError> for EndpointError {
 
 impl From<OAuthError> for EndpointError {
     fn from(error: OAuthError) -> Self {
-        match error {
-            OAuthError::Protocol { code, description } => {
-                Self::Protocol(code, description.into_owned())
-            }
-            OAuthError::Service(error) => Self::Service(error.into()),
+        match error.for_client() {
+            Ok(error) => Self::Protocol(error),
+            Err(error) => Self::Service(error.into()),
         }
+    }
+}
+
+impl From<ProtocolError> for EndpointError {
+    fn from(error: ProtocolError) -> Self {
+        Self::Protocol(error)
     }
 }
 

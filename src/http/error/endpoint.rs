@@ -4,15 +4,15 @@ use axum::{
 };
 
 use super::{ApiError, ErrorCode, oauth::protocol_status};
-use crate::oauth::OAuthErrorCode;
+use crate::oauth::{OAuthErrorCode, ProtocolError};
 
 /// The error of an endpoint.
 #[derive(Debug)]
 pub enum EndpointError {
     /// An error of the service.
     Service(ApiError),
-    /// An error that the OAuth RFCs define, with its description. Only OAuth endpoints return it.
-    Protocol(OAuthErrorCode, String),
+    /// An error that the OAuth RFCs define. Only OAuth endpoints return it.
+    Protocol(ProtocolError),
 }
 
 impl EndpointError {
@@ -21,7 +21,7 @@ impl EndpointError {
     pub fn status(&self) -> StatusCode {
         match self {
             Self::Service(error) => error.code().status(),
-            Self::Protocol(code, _) => protocol_status(*code),
+            Self::Protocol(error) => protocol_status(error.code),
         }
     }
 
@@ -40,7 +40,7 @@ impl EndpointError {
     #[must_use]
     pub fn is_rate_limit_exempt(&self) -> bool {
         let polling = [OAuthErrorCode::AuthorizationPending, OAuthErrorCode::SlowDown];
-        matches!(self, Self::Protocol(code, _) if polling.contains(code))
+        matches!(self, Self::Protocol(error) if polling.contains(&error.code))
     }
 
     /// Converts it for a surface that does not have the errors of OAuth.
@@ -48,7 +48,7 @@ impl EndpointError {
     pub fn into_api_error(self) -> ApiError {
         match self {
             Self::Service(error) => error,
-            Self::Protocol(_, description) => ApiError::new(ErrorCode::BadRequest, description),
+            Self::Protocol(error) => ApiError::new(ErrorCode::BadRequest, error.description),
         }
     }
 }

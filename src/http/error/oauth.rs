@@ -11,7 +11,7 @@ use axum::{
 use serde::Serialize;
 
 use super::{EndpointError, ErrorCode as ApiCode, sanitize_description};
-use crate::oauth::OAuthErrorCode;
+use crate::oauth::{OAuthErrorCode, ProtocolError};
 
 /// The body of every error of the OAuth endpoints.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
@@ -60,7 +60,7 @@ pub(in crate::http) fn render_oauth_error(error: &EndpointError) -> Response {
             let (status, code) = service_status(error.code());
             (status, code, error.message(), error.retry_after())
         }
-        EndpointError::Protocol(code, description) => {
+        EndpointError::Protocol(ProtocolError { code, description }) => {
             let status = protocol_status(*code);
             let is_unavailable = status == StatusCode::SERVICE_UNAVAILABLE;
             (status, *code, &**description, is_unavailable.then_some(RETRY_AFTER_SECONDS))

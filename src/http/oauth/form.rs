@@ -13,33 +13,30 @@ use crate::{
     http::{App, error::EndpointError, extract},
     model::{audit::RequestInfo, oauth::parameters::Parameters},
     oauth::{
-        OAuthErrorCode,
-        clients::{AuthenticatedClient, authentication::BasicCredentials},
+        ProtocolError,
+        clients::{AuthenticatedClient, ClientCredentials, authentication::BasicCredentials},
     },
 };
 
-/// The form parameters and client credentials of a request to an OAuth endpoint.
+/// A form that a client sent to an OAuth endpoint, with its credentials.
 pub struct OAuthForm {
-    /// The form parameters.
+    /// The form parameters. They are well-formed, and only `resource` is repeated.
     pub parameters: Parameters,
-    /// The client credentials of the `Authorization: Basic` header.
-    pub basic_credentials: Option<BasicCredentials>,
+    credentials: ClientCredentials,
 }
 
 impl OAuthForm {
     /// Authenticates the client.
     ///
     /// # Errors
-    /// [`OAuthErrorCode::InvalidClient`] for an unknown client or wrong credentials,
-    /// [`OAuthErrorCode::InvalidRequest`] for credentials that are sent in two ways (RFC 6749,
-    /// section 5.2).
+    /// [`OAuthErrorCode::InvalidClient`](crate::oauth::OAuthErrorCode::InvalidClient) for an
+    /// unknown client or wrong credentials.
     pub async fn authenticate_client(
         &self,
         app: &App,
         request: &Arc<RequestInfo>,
     ) -> Result<AuthenticatedClient, EndpointError> {
-        let (basic, parameters) = (self.basic_credentials.as_ref(), &self.parameters);
-        Ok(app.oauth.clients.authenticate(basic, parameters, request).await?)
+        Ok(app.oauth.clients.authenticate(&self.credentials, request).await?)
     }
 }
 
@@ -50,7 +47,9 @@ impl FromRequest<App> for OAuthForm {
         let (parts, body) = request.into_parts();
         let basic = basic_credentials(&parts.headers)?;
         let fields = extract::read_urlencoded_form(&parts.headers, body, app).await?;
-        Ok(Self { parameters: Parameters::new(fields.into_pairs()), basic_credentials: basic })
+        let parameters = Parameters::new(fields.into_pairs());
+        let credentials = ClientCredentials::parse(basic, &parameters)?;
+        Ok(Self { parameters, credentials })
     }
 }
 
@@ -58,9 +57,9 @@ impl FromRequest<App> for OAuthForm {
 ///
 /// Both parts are form-encoded (RFC 6749, section 2.3.1). Encoding changes no character that our
 /// client ids and secrets use, so clients that forget it work too.
-fn basic_credentials(headers: &HeaderMap) -> Result<Option<BasicCredentials>, EndpointError> {
+fn basic_credentials(headers: &HeaderMap) -> Result<Option<BasicCredentials>, ProtocolError> {
     let Some(value) = headers.get(header::AUTHORIZATION) else { return Ok(None) };
-    let refuse = |why: &str| EndpointError::Protocol(OAuthErrorCode::InvalidClient, why.to_owned());
+    let refuse = |why: &'static str| ProtocolError::invalid_client(why);
     let text = value.to_str().map_err(|_| refuse("the Authorization header is malformed"))?;
     let (scheme, encoded) = text.split_once(' ').unwrap_or((text, ""));
     if !scheme.eq_ignore_ascii_case("basic") {

@@ -30,11 +30,13 @@ use super::{
 use crate::{
     model::oauth::client::GrantType,
     oauth::{
-        OAuthErrorCode,
+        OAuthErrorCode, ProtocolError,
         clients::{RegisteredClient, client_metadata::ClientMetadata},
-        introspection::IntrospectionResponse,
+        devices::DeviceAuthorizationRequest,
+        introspection::{IntrospectionRequest, IntrospectionResponse},
         metadata::{ResourceMetadata, ServerMetadata},
-        token_endpoint::Tokens,
+        revocation::RevocationRequest,
+        token_endpoint::{TokenRequest, Tokens},
     },
 };
 
@@ -88,8 +90,9 @@ impl From<Tokens> for OAuthTokenBody {
 
 /// A token request (RFC 6749). The other parameters depend on `grant_type`.
 #[derive(ToSchema)]
-#[expect(dead_code, reason = "read by OAuthForm; here for the document")]
-pub struct TokenRequest {
+#[schema(as = TokenRequest)]
+#[expect(dead_code, reason = "read as TokenRequest; here for the document")]
+pub struct TokenForm {
     #[schema(example = "authorization_code")]
     grant_type: String,
     /// Required unless the `Authorization` header holds the client credentials.
@@ -115,7 +118,7 @@ pub struct TokenRequest {
 
 /// Request tokens (RFC 6749)
 #[utoipa::path(post, path = "/oauth/token", tag = "OAuth",
-    request_body(content = TokenRequest, content_type = "application/x-www-form-urlencoded"),
+    request_body(content = TokenForm, content_type = "application/x-www-form-urlencoded"),
     responses((status = 200, body = OAuthTokenBody), (status = 400, body = OAuthErrorBody),
               (status = 401, body = OAuthErrorBody), (status = 429, body = OAuthErrorBody),
               (status = 503, body = OAuthErrorBody)))]
@@ -125,8 +128,8 @@ pub async fn token(
     form: OAuthForm,
 ) -> OAuthResult<Json<OAuthTokenBody>> {
     let client = form.authenticate_client(&app, &public.request).await?;
-    let tokens = app.oauth.token_endpoint.issue_tokens(&client, &form.parameters).await?;
-    Ok(Json(tokens.into()))
+    let request = TokenRequest::parse(&form.parameters, &client)?;
+    Ok(Json(app.oauth.token_endpoint.issue_tokens(&client, &request).await?.into()))
 }
 
 /// A registered client (RFC 7591, section 3.2.1).
@@ -200,7 +203,7 @@ pub async fn register(
     let body = extract::read_body(&parts.headers, body, &app).await?;
     let metadata: ClientMetadata = serde_json::from_slice(&body).map_err(|_| {
         let message = "the body must be a JSON object of client metadata";
-        EndpointError::Protocol(OAuthErrorCode::InvalidClientMetadata, message.to_owned())
+        ProtocolError::new(OAuthErrorCode::InvalidClientMetadata, message)
     })?;
     let registered = app.oauth.registration.register(&metadata, &public.request).await?;
     Ok((StatusCode::CREATED, Json(registered.into())))
@@ -208,7 +211,7 @@ pub async fn register(
 
 /// A token to revoke or introspect.
 #[derive(ToSchema)]
-#[expect(dead_code, reason = "read by OAuthForm; here for the document")]
+#[expect(dead_code, reason = "read as another type; here for the document")]
 pub struct TokenOperationRequest {
     token: String,
     /// Optional and ignored: the type is evident from the token.
@@ -231,7 +234,8 @@ pub async fn revoke(
     form: OAuthForm,
 ) -> OAuthResult<Response> {
     let client = form.authenticate_client(&app, &public.request).await?;
-    app.oauth.revocation.revoke(&client, &form.parameters).await?;
+    let request = RevocationRequest::parse(&form.parameters)?;
+    app.oauth.revocation.revoke(&client, &request).await?;
     Ok(StatusCode::OK.into_response())
 }
 
@@ -248,7 +252,8 @@ pub async fn introspect(
     form: OAuthForm,
 ) -> OAuthResult<Json<IntrospectionResponse>> {
     let client = form.authenticate_client(&app, &public.request).await?;
-    Ok(Json(app.oauth.introspection.introspect(&client, &form.parameters).await?))
+    let request = IntrospectionRequest::parse(&form.parameters, &client)?;
+    Ok(Json(app.oauth.introspection.introspect(&request).await?))
 }
 
 /// A device authorization response (RFC 8628, section 3.2).
@@ -268,8 +273,9 @@ pub struct DeviceAuthorizationBody {
 
 /// A device authorization request (RFC 8628, section 3.1).
 #[derive(ToSchema)]
-#[expect(dead_code, reason = "read by OAuthForm; here for the document")]
-pub struct DeviceAuthorizationRequest {
+#[schema(as = DeviceAuthorizationRequest)]
+#[expect(dead_code, reason = "read as DeviceAuthorizationRequest; here for the document")]
+pub struct DeviceAuthorizationForm {
     client_id: Option<String>,
     client_secret: Option<String>,
     scope: Option<String>,
@@ -278,7 +284,7 @@ pub struct DeviceAuthorizationRequest {
 
 /// Start a device authorization (RFC 8628)
 #[utoipa::path(post, path = "/oauth/device_authorization", tag = "OAuth",
-    request_body(content = DeviceAuthorizationRequest, content_type = "application/x-www-form-urlencoded"),
+    request_body(content = DeviceAuthorizationForm, content_type = "application/x-www-form-urlencoded"),
     responses((status = 200, body = DeviceAuthorizationBody), (status = 400, body = OAuthErrorBody),
               (status = 401, body = OAuthErrorBody), (status = 429, body = OAuthErrorBody),
               (status = 503, body = OAuthErrorBody)))]
@@ -288,7 +294,8 @@ pub async fn device_authorization(
     form: OAuthForm,
 ) -> OAuthResult<Json<DeviceAuthorizationBody>> {
     let client = form.authenticate_client(&app, &public.request).await?;
-    let device = app.oauth.devices.start(&client, &form.parameters).await?;
+    let request = DeviceAuthorizationRequest::parse(&form.parameters);
+    let device = app.oauth.devices.start(&client, &request).await?;
     let (uri, code) = (device.verification_uri, device.user_code.to_display_string());
     Ok(Json(DeviceAuthorizationBody {
         device_code: device.device_code.expose_secret().to_owned(),

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use secrecy::ExposeSecret;
 
-use super::AuthorizationRequest;
+use super::ValidatedRequest;
 use crate::{
     auth::{ServiceContext, caller::SessionCaller, passwords::Passwords},
     model::{
@@ -62,16 +62,17 @@ impl Consent {
     pub async fn has_prior_consent(
         &self,
         caller: &SessionCaller,
-        request: &AuthorizationRequest,
+        request: &ValidatedRequest,
     ) -> Result<bool, OAuthError> {
-        if !redirect_uri::is_remote(&request.redirect_uri) || caller.principal.lacks_second_factor {
+        if !redirect_uri::is_remote(request.redirect_uri()) || caller.principal.lacks_second_factor
+        {
             return Ok(false);
         }
         let user = caller.user();
         let workspace = caller.workspace();
         let wanted = request.scope.min(caller.principal.scope);
         let mut tx = self.context.store.begin(workspace, Some(user)).await?;
-        let (client, uri) = (request.client.id, &request.redirect_uri);
+        let (client, uri) = (request.client.id, request.redirect_uri());
         let since = self.context.env.clock.now() - self.grants.idle_timeout();
         let granted =
             store::oauth_grants::list_prior_consents(&mut tx, workspace, user, client, uri, since)
@@ -89,7 +90,7 @@ impl Consent {
     pub async fn can_grant_without_reauthentication(
         &self,
         caller: &Caller,
-        request: &AuthorizationRequest,
+        request: &ValidatedRequest,
     ) -> Result<bool, OAuthError> {
         let wanted = request.scope.min(caller.principal.scope);
         Ok(wanted < Scope::Admin || self.passwords.has_reauthenticated(caller, None).await?)
@@ -105,7 +106,7 @@ impl Consent {
     pub async fn approve(
         &self,
         caller: &SessionCaller,
-        request: &AuthorizationRequest,
+        request: &ValidatedRequest,
         workspace: WorkspaceId,
         scope: Scope,
     ) -> Result<String, OAuthError> {
@@ -113,13 +114,13 @@ impl Consent {
             client: &request.client,
             scope: scope.min(request.scope),
             resources: &request.resources,
-            code: Some((request.redirect_uri.clone(), request.challenge)),
+            code: Some((request.redirect_uri().to_owned(), request.challenge)),
             redeem_by: self.context.env.clock.now() + CODE_LIFETIME,
         };
         let created = self.grants.create(caller, workspace, wanted).await?;
         let grant = self.grants.commit(created).await?;
         let code = self.context.token_key.derive(TokenPurpose::AuthorizationCode, grant.uuid());
-        Ok(request.code_redirect_url(code.expose_secret()))
+        Ok(request.target.code_url(code.expose_secret()))
     }
 
     /// Denies a request. Returns the redirect URL with the error `access_denied`.
@@ -129,12 +130,12 @@ impl Consent {
     pub async fn deny(
         &self,
         caller: &Caller,
-        request: &AuthorizationRequest,
+        request: &ValidatedRequest,
     ) -> Result<String, OAuthError> {
         let mut tx = self.context.store.begin(caller.workspace(), None).await?;
         self.grants.record_denial(&mut tx, caller, &request.client).await?;
         tx.commit().await?;
         let why = "the user denied the request";
-        Ok(request.error_redirect_url(OAuthErrorCode::AccessDenied, why))
+        Ok(request.error_url(OAuthErrorCode::AccessDenied, why))
     }
 }

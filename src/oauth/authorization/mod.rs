@@ -10,14 +10,11 @@ mod response;
 use std::sync::Arc;
 
 use super::{
-    OAuthError, OAuthErrorCode,
-    clients::Clients,
-    request::{requested_resources, requested_scope},
+    OAuthError, OAuthErrorCode, ProtocolError, clients::Clients, request::require_grant_type,
 };
 use crate::model::{
     oauth::{
         client::{Client, GrantType},
-        parameters::Parameters,
         pkce::CodeChallenge,
         redirect_uri,
         resource::ProtectedResources,
@@ -25,10 +22,62 @@ use crate::model::{
     scope::Scope,
 };
 
-use request::parse_prompt;
 pub use request::{AuthorizationRequest, Prompt};
-pub use response::AuthorizationError;
-use response::AuthorizationResponse;
+use response::ResponseTarget;
+
+/// A valid authorization request: the client is known and the redirect URI belongs to it.
+#[derive(Debug)]
+pub struct ValidatedRequest {
+    /// The client.
+    pub client: Client,
+    /// The requested scope.
+    pub scope: Scope,
+    /// The requested resources (RFC 8707).
+    pub resources: Vec<String>,
+    /// The PKCE challenge, which binds the code to the client that requested it (RFC 7636).
+    pub challenge: CodeChallenge,
+    /// The requested interaction with the user.
+    pub prompt: Prompt,
+    /// The email address with which the user probably signs in.
+    pub login_hint: Option<String>,
+    target: ResponseTarget,
+}
+
+impl ValidatedRequest {
+    /// Returns the redirect URI of the response.
+    #[must_use]
+    pub fn redirect_uri(&self) -> &str {
+        &self.target.redirect_uri
+    }
+
+    /// Returns the redirect URL that carries an error to the client.
+    #[must_use]
+    pub fn error_url(&self, code: OAuthErrorCode, description: &str) -> String {
+        self.target.error_url(code, description)
+    }
+}
+
+/// The error of an authorization request that does not lead to the consent page.
+#[derive(Debug)]
+pub enum AuthorizationError {
+    /// The redirect URI is unknown or not trusted: show the error to the user.
+    Page(OAuthError),
+    /// Redirect to this URL, which carries the error to the client.
+    Redirect(String),
+}
+
+impl From<OAuthError> for AuthorizationError {
+    /// An error is for the user unless the redirect URI has been validated.
+    fn from(error: OAuthError) -> Self {
+        Self::Page(error)
+    }
+}
+
+impl From<ProtocolError> for AuthorizationError {
+    fn from(error: ProtocolError) -> Self {
+        Self::Page(error.into())
+    }
+}
 
 /// Validates authorization requests.
 pub struct Authorization {
@@ -45,103 +94,57 @@ impl Authorization {
     /// [`AuthorizationError::Redirect`].
     pub async fn validate(
         &self,
-        parameters: &Parameters,
-    ) -> Result<AuthorizationRequest, AuthorizationError> {
-        let (client, redirect_uri) =
-            self.resolve_redirect_uri(parameters).await.map_err(AuthorizationError::Page)?;
-        let state = parameters.get("state").filter(|_| !parameters.is_repeated("state"));
-        let answer =
-            AuthorizationResponse { redirect_uri: &redirect_uri, state, issuer: &self.issuer };
-        match self.check_request(&client, parameters) {
-            Ok((scope, resources, challenge, prompt)) => Ok(AuthorizationRequest {
-                state: state.map(str::to_owned),
-                issuer: Arc::clone(&self.issuer),
-                login_hint: parameters.get("login_hint").map(str::to_owned),
-                client,
-                redirect_uri,
-                scope,
-                resources,
-                challenge,
-                prompt,
-            }),
-            Err(error) => Err(answer.authorization_error(error)),
-        }
+        request: AuthorizationRequest,
+    ) -> Result<ValidatedRequest, AuthorizationError> {
+        let (client, redirect_uri) = self.resolve_redirect_uri(&request).await?;
+        let issuer = Arc::clone(&self.issuer);
+        let target = ResponseTarget { redirect_uri, state: request.state.clone(), issuer };
+        let redirect = |error: ProtocolError| {
+            AuthorizationError::Redirect(target.error_url(error.code, &error.description))
+        };
+        let (scope, resources, challenge, prompt) =
+            self.check_parameters(&client, &request).map_err(redirect)?;
+        let login_hint = request.login_hint;
+        Ok(ValidatedRequest { client, scope, resources, challenge, prompt, login_hint, target })
+    }
+
+    /// Returns the validated redirect URI of a request, even if its other parameters are not valid.
+    pub async fn validated_redirect_uri(&self, request: &AuthorizationRequest) -> Option<String> {
+        self.resolve_redirect_uri(request).await.ok().map(|(_, uri)| uri)
     }
 
     /// Returns the client and the redirect URI of the response. Without a `redirect_uri` parameter
     /// the client must have exactly one redirect URI.
     async fn resolve_redirect_uri(
         &self,
-        parameters: &Parameters,
+        request: &AuthorizationRequest,
     ) -> Result<(Client, String), OAuthError> {
-        for name in ["client_id", "redirect_uri"] {
-            if parameters.is_repeated(name) {
-                return Err(OAuthError::invalid_request(format!("{name} must not be repeated")));
-            }
-        }
-        let client_id = parameters.get("client_id");
-        let client_id =
-            client_id.ok_or_else(|| OAuthError::invalid_request("client_id is missing"))?;
-        let client = self.clients.resolve(client_id).await?;
-        let uri = match (parameters.get("redirect_uri"), client.redirect_uris.as_slice()) {
+        let client = self.clients.resolve(&request.client_id).await?;
+        let uri = match (&request.redirect_uri, client.redirect_uris.as_slice()) {
             (Some(requested), known) => {
                 let is_known =
                     known.iter().any(|known| redirect_uri::matches_registered(known, requested));
-                is_known.then(|| requested.to_owned())
+                is_known.then(|| requested.clone())
             }
             (None, [only]) => Some(only.clone()),
             (None, _) => None,
         };
         let uri = uri.ok_or_else(|| {
-            OAuthError::invalid_request("redirect_uri is not registered for this client")
+            ProtocolError::invalid_request("redirect_uri is not registered for this client")
         })?;
         Ok((client, uri))
     }
 
-    fn check_request(
+    fn check_parameters(
         &self,
         client: &Client,
-        parameters: &Parameters,
-    ) -> Result<(Scope, Vec<String>, CodeChallenge, Prompt), OAuthError> {
-        if let Some(fault) = parameters.validation_error() {
-            return Err(OAuthError::invalid_request(fault));
-        }
-        for name in ["request", "request_uri"] {
-            if parameters.get(name).is_some() {
-                return Err(OAuthError::invalid_request(format!("{name} is not supported")));
-            }
-        }
-        match parameters.get("response_type") {
-            Some("code") => {}
-            Some(_) => {
-                let message = "response_type must be code";
-                return Err(OAuthError::new(OAuthErrorCode::UnsupportedResponseType, message));
-            }
-            None => return Err(OAuthError::invalid_request("response_type is missing")),
-        }
-        if parameters.get("response_mode").is_some_and(|mode| mode != "query") {
-            return Err(OAuthError::invalid_request("response_mode must be query"));
-        }
-        if !client.allows_grant_type(GrantType::AuthorizationCode) {
-            let message = "the client is not registered for authorization_code";
-            return Err(OAuthError::new(OAuthErrorCode::UnauthorizedClient, message));
-        }
-        if parameters.get("code_challenge_method") != Some("S256") {
-            return Err(OAuthError::invalid_request("code_challenge_method must be S256"));
-        }
-        let challenge = parameters.get("code_challenge").and_then(CodeChallenge::parse);
-        let challenge = challenge.ok_or_else(|| {
-            OAuthError::invalid_request(
-                "code_challenge must be a SHA-256 hash in base64url (RFC 7636)",
-            )
-        })?;
-        let scope = client.effective_scope(requested_scope(parameters)?);
-        let resources = requested_resources(parameters, &self.resources)?;
-        Ok((scope, resources, challenge, parse_prompt(parameters)?))
-    }
-
-    /// Returns the validated redirect URI of a request, even if its other parameters are not valid.
-    pub async fn validated_redirect_uri(&self, parameters: &Parameters) -> Option<String> {
-        self.resolve_redirect_uri(parameters).await.ok().map(|(_, uri)| uri)
+        request: &AuthorizationRequest,
+    ) -> Result<(Scope, Vec<String>, CodeChallenge, Prompt), ProtocolError> {
+        request.support.clone()?;
+        require_grant_type(client, GrantType::AuthorizationCode)?;
+        let challenge = request.challenge.clone()?;
+        let scope = client.effective_scope(request.scope.known()?);
+        let resources = request.resources.resolve(&self.resources)?;
+        Ok((scope, resources, challenge, request.prompt.clone()?))
     }
 }

@@ -1,14 +1,11 @@
 //! The authorization request (OAuth 2.1, section 4.1.1).
 
-use std::sync::Arc;
-
-use super::AuthorizationResponse;
 use crate::{
-    model::{
-        oauth::{client::Client, parameters::Parameters, pkce::CodeChallenge},
-        scope::Scope,
+    model::oauth::{parameters::Parameters, pkce::CodeChallenge},
+    oauth::{
+        OAuthErrorCode, ProtocolError,
+        request::{RequestedResources, RequestedScope, required_parameter},
     },
-    oauth::{OAuthError, OAuthErrorCode},
 };
 
 /// The `prompt` parameter (`OpenID` Connect Core, section 3.1.2.1).
@@ -24,57 +21,91 @@ pub enum Prompt {
     Consent,
 }
 
-/// A valid authorization request: the client is known and the redirect URI belongs to it.
+/// An authorization request as a client sent it.
+///
+/// Errors of the parameters are sent to the redirect URI. They are kept here until the redirect URI
+/// has been validated.
 #[derive(Debug)]
 pub struct AuthorizationRequest {
-    /// The client.
-    pub client: Client,
-    /// The redirect URI of the response.
-    pub redirect_uri: String,
-    /// The `state` parameter, returned unchanged in the response.
-    pub state: Option<String>,
-    /// The requested scope.
-    pub scope: Scope,
-    /// The requested resources (RFC 8707).
-    pub resources: Vec<String>,
-    /// The PKCE challenge, which binds the code to the client that requested it (RFC 7636).
-    pub challenge: CodeChallenge,
-    /// The requested interaction with the user.
-    pub prompt: Prompt,
-    /// The email address with which the user probably signs in.
-    pub login_hint: Option<String>,
-    /// The issuer of the response (RFC 9207).
-    pub(super) issuer: Arc<str>,
+    pub(super) client_id: String,
+    pub(super) redirect_uri: Option<String>,
+    /// `None` also if the parameter is repeated: the response could contain only one of the values.
+    pub(super) state: Option<String>,
+    pub(super) login_hint: Option<String>,
+    /// The error if the request is malformed, or needs a feature that this server does not have.
+    pub(super) support: Result<(), ProtocolError>,
+    pub(super) challenge: Result<CodeChallenge, ProtocolError>,
+    pub(super) scope: RequestedScope,
+    pub(super) resources: RequestedResources,
+    pub(super) prompt: Result<Prompt, ProtocolError>,
 }
 
 impl AuthorizationRequest {
-    /// Returns the redirect URL that carries an error to the client.
-    #[must_use]
-    pub fn error_redirect_url(&self, code: OAuthErrorCode, why: &str) -> String {
-        self.response().redirect_url(&[("error", code.as_str()), ("error_description", why)])
-    }
-
-    /// Returns the redirect URL that carries an authorization code to the client.
-    pub(super) fn code_redirect_url(&self, code: &str) -> String {
-        self.response().redirect_url(&[("code", code)])
-    }
-
-    fn response(&self) -> AuthorizationResponse<'_> {
-        AuthorizationResponse {
-            redirect_uri: &self.redirect_uri,
-            state: self.state.as_deref(),
-            issuer: &self.issuer,
+    /// Parses an authorization request.
+    ///
+    /// # Errors
+    /// [`OAuthErrorCode::InvalidRequest`] if the request does not name one client, or names several
+    /// redirect URIs. This error must not be sent to a redirect URI.
+    pub fn parse(parameters: &Parameters) -> Result<Self, ProtocolError> {
+        for name in ["client_id", "redirect_uri"] {
+            if parameters.is_repeated(name) {
+                let message = format!("{name} must not be repeated");
+                return Err(ProtocolError::invalid_request(message));
+            }
         }
+        let owned = |name| parameters.get(name).map(str::to_owned);
+        Ok(Self {
+            client_id: required_parameter(parameters, "client_id")?.to_owned(),
+            redirect_uri: owned("redirect_uri"),
+            state: owned("state").filter(|_| !parameters.is_repeated("state")),
+            login_hint: owned("login_hint"),
+            support: check_support(parameters),
+            challenge: parse_challenge(parameters),
+            scope: RequestedScope::parse(parameters),
+            resources: RequestedResources::parse(parameters),
+            prompt: parse_prompt(parameters),
+        })
     }
 }
 
-pub(super) fn parse_prompt(parameters: &Parameters) -> Result<Prompt, OAuthError> {
+fn check_support(parameters: &Parameters) -> Result<(), ProtocolError> {
+    if let Some(fault) = parameters.validation_error() {
+        return Err(ProtocolError::invalid_request(fault));
+    }
+    for name in ["request", "request_uri"] {
+        if parameters.get(name).is_some() {
+            return Err(ProtocolError::invalid_request(format!("{name} is not supported")));
+        }
+    }
+    if required_parameter(parameters, "response_type")? != "code" {
+        let message = "response_type must be code";
+        return Err(ProtocolError::new(OAuthErrorCode::UnsupportedResponseType, message));
+    }
+    if parameters.get("response_mode").is_some_and(|mode| mode != "query") {
+        return Err(ProtocolError::invalid_request("response_mode must be query"));
+    }
+    Ok(())
+}
+
+fn parse_challenge(parameters: &Parameters) -> Result<CodeChallenge, ProtocolError> {
+    if parameters.get("code_challenge_method") != Some("S256") {
+        return Err(ProtocolError::invalid_request("code_challenge_method must be S256"));
+    }
+    let challenge = parameters.get("code_challenge").and_then(CodeChallenge::parse);
+    challenge.ok_or_else(|| {
+        let message = "code_challenge must be a SHA-256 hash in base64url (RFC 7636)";
+        ProtocolError::invalid_request(message)
+    })
+}
+
+fn parse_prompt(parameters: &Parameters) -> Result<Prompt, ProtocolError> {
     let values: Vec<_> = parameters.get("prompt").unwrap_or_default().split(' ').collect();
     let has = |name: &str| values.contains(&name);
     match values.as_slice() {
         ["none"] => Ok(Prompt::None),
         _ if has("none") => {
-            Err(OAuthError::invalid_request("prompt=none cannot be combined with other values"))
+            let message = "prompt=none cannot be combined with other values";
+            Err(ProtocolError::invalid_request(message))
         }
         _ if has("login") || has("select_account") => Ok(Prompt::Login),
         _ if has("consent") => Ok(Prompt::Consent),
@@ -86,17 +117,33 @@ pub(super) fn parse_prompt(parameters: &Parameters) -> Result<Prompt, OAuthError
 mod tests {
     use super::*;
 
+    fn parse(pairs: &[(&str, &str)]) -> Result<AuthorizationRequest, ProtocolError> {
+        let pairs = pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        AuthorizationRequest::parse(&Parameters::new(pairs.collect()))
+    }
+
     #[test]
     fn prompt_values_are_parsed_or_rejected() {
-        let parse = |prompt: &str| {
-            parse_prompt(&Parameters::new(vec![("prompt".to_owned(), prompt.to_owned())])).ok()
-        };
-        assert_eq!(parse(""), Some(Prompt::Unspecified));
-        assert_eq!(parse("create"), Some(Prompt::Unspecified));
-        assert_eq!(parse("none"), Some(Prompt::None));
-        assert_eq!(parse("none login"), None);
-        assert_eq!(parse("consent login"), Some(Prompt::Login));
-        assert_eq!(parse("select_account"), Some(Prompt::Login));
-        assert_eq!(parse("consent"), Some(Prompt::Consent));
+        let parse = |prompt: &str| parse(&[("client_id", "c"), ("prompt", prompt)]).unwrap().prompt;
+        assert_eq!(parse(""), Ok(Prompt::Unspecified));
+        assert_eq!(parse("create"), Ok(Prompt::Unspecified));
+        assert_eq!(parse("none"), Ok(Prompt::None));
+        assert!(parse("none login").is_err());
+        assert_eq!(parse("consent login"), Ok(Prompt::Login));
+        assert_eq!(parse("select_account"), Ok(Prompt::Login));
+        assert_eq!(parse("consent"), Ok(Prompt::Consent));
+    }
+
+    #[test]
+    fn only_errors_of_client_and_redirect_uri_are_reported_at_once() {
+        assert!(parse(&[]).is_err());
+        assert!(parse(&[("client_id", "c"), ("client_id", "c")]).is_err());
+        let two = [("client_id", "c"), ("redirect_uri", "x:"), ("redirect_uri", "x:")];
+        assert!(parse(&two).is_err());
+        let request = parse(&[("client_id", "c"), ("state", "1"), ("state", "2")]).unwrap();
+        assert_eq!(request.state, None);
+        let message = "state must not be repeated".to_owned();
+        assert_eq!(request.support, Err(ProtocolError::invalid_request(message)));
+        assert!(request.challenge.is_err());
     }
 }

@@ -1,44 +1,40 @@
 //! The authorization response (OAuth 2.1, section 4.1.2).
 
+use std::sync::Arc;
+
 use url::form_urlencoded;
 
-use crate::oauth::OAuthError;
+use crate::oauth::OAuthErrorCode;
 
-/// The error of an authorization request that does not lead to the consent page.
+/// The recipient of an authorization response: a validated redirect URI.
 #[derive(Debug)]
-pub enum AuthorizationError {
-    /// The redirect URI is unknown or not trusted: show the error to the user.
-    Page(OAuthError),
-    /// Redirect to this URL, which carries the error to the client.
-    Redirect(String),
+pub(super) struct ResponseTarget {
+    pub(super) redirect_uri: String,
+    /// The `state` parameter of the request, returned unchanged in the response.
+    pub(super) state: Option<String>,
+    pub(super) issuer: Arc<str>,
 }
 
-/// Builds the redirect that carries a response to the client.
-pub(super) struct AuthorizationResponse<'a> {
-    pub(super) redirect_uri: &'a str,
-    pub(super) state: Option<&'a str>,
-    pub(super) issuer: &'a str,
-}
-
-impl AuthorizationResponse<'_> {
-    /// Returns the redirect URL with these parameters, `state` and `iss` (RFC 6749, section 4.1.2;
-    /// RFC 9207, section 2).
-    pub(super) fn redirect_url(&self, pairs: &[(&str, &str)]) -> String {
-        let mut query = form_urlencoded::Serializer::new(String::new());
-        query.extend_pairs(pairs).extend_pairs(self.state.map(|state| ("state", state)));
-        let query = query.append_pair("iss", self.issuer).finish();
-        let (uri, separator) =
-            (self.redirect_uri, if self.redirect_uri.contains('?') { '&' } else { '?' });
-        format!("{uri}{separator}{query}")
+impl ResponseTarget {
+    /// Returns the redirect URL that carries an authorization code to the client.
+    pub(super) fn code_url(&self, code: &str) -> String {
+        self.url(&[("code", code)])
     }
 
-    pub(super) fn authorization_error(&self, error: OAuthError) -> AuthorizationError {
-        match error {
-            OAuthError::Protocol { code, description } => AuthorizationError::Redirect(
-                self.redirect_url(&[("error", code.as_str()), ("error_description", &description)]),
-            ),
-            failed @ OAuthError::Service(_) => AuthorizationError::Page(failed),
-        }
+    /// Returns the redirect URL that carries an error to the client.
+    pub(super) fn error_url(&self, code: OAuthErrorCode, description: &str) -> String {
+        self.url(&[("error", code.as_str()), ("error_description", description)])
+    }
+
+    /// Returns the redirect URL with these parameters, `state` and `iss` (RFC 6749, section 4.1.2;
+    /// RFC 9207, section 2).
+    fn url(&self, pairs: &[(&str, &str)]) -> String {
+        let mut query = form_urlencoded::Serializer::new(String::new());
+        let state = self.state.as_deref().map(|state| ("state", state));
+        query.extend_pairs(pairs).extend_pairs(state);
+        let query = query.append_pair("iss", &self.issuer).finish();
+        let separator = if self.redirect_uri.contains('?') { '&' } else { '?' };
+        format!("{}{separator}{query}", self.redirect_uri)
     }
 }
 
@@ -48,9 +44,10 @@ mod tests {
 
     #[test]
     fn redirect_url_keeps_query_of_redirect_uri() {
-        let redirect_url = |redirect_uri, state| {
-            AuthorizationResponse { redirect_uri, state, issuer: "https://a.example" }
-                .redirect_url(&[("code", "x&y")])
+        let redirect_url = |redirect_uri: &str, state: Option<&str>| {
+            let (redirect_uri, state) = (redirect_uri.to_owned(), state.map(str::to_owned));
+            let issuer = "https://a.example".into();
+            ResponseTarget { redirect_uri, state, issuer }.code_url("x&y")
         };
         let iss = "iss=https%3A%2F%2Fa.example";
         assert_eq!(

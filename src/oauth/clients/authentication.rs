@@ -6,7 +6,7 @@ use std::{ops::Deref, sync::Arc};
 
 use secrecy::{ExposeSecret, SecretString};
 
-use super::{Clients, invalid_client};
+use super::Clients;
 use crate::{
     auth::ServiceContext,
     model::{
@@ -17,7 +17,7 @@ use crate::{
             parameters::Parameters,
         },
     },
-    oauth::OAuthError,
+    oauth::{OAuthError, ProtocolError},
 };
 
 /// A client id and secret from an `Authorization: Basic` header, form-decoded (RFC 6749,
@@ -28,6 +28,48 @@ pub struct BasicCredentials {
     pub client_id: String,
     /// The client secret.
     pub secret: SecretString,
+}
+
+/// The id of a client, and the secret that proves it.
+#[derive(Debug)]
+pub struct ClientCredentials {
+    client_id: String,
+    secret: Option<SecretString>,
+}
+
+impl ClientCredentials {
+    /// Reads the credentials of a request: from the `Authorization` header or the parameters. All
+    /// parameters of the request are validated first.
+    ///
+    /// # Errors
+    /// `invalid_request` if a parameter is malformed or repeated, or the request uses two
+    /// authentication methods; `invalid_client` if it names no client.
+    pub fn parse(
+        basic: Option<BasicCredentials>,
+        parameters: &Parameters,
+    ) -> Result<Self, ProtocolError> {
+        if let Some(fault) = parameters.validation_error() {
+            return Err(ProtocolError::invalid_request(fault));
+        }
+        let (named, posted) = (parameters.get("client_id"), parameters.get("client_secret"));
+        match (basic, named, posted) {
+            (Some(_), _, Some(_)) => Err(ProtocolError::invalid_request(
+                "send the client secret either in the Authorization header or in the body",
+            )),
+            (Some(basic), Some(named), None) if basic.client_id != named => {
+                Err(ProtocolError::invalid_request("client_id and the Authorization header differ"))
+            }
+            (Some(BasicCredentials { client_id, secret }), _, None) => {
+                // An empty secret in the header counts as absent, like an empty parameter.
+                let secret = Some(secret).filter(|secret| !secret.expose_secret().is_empty());
+                Ok(Self { client_id, secret })
+            }
+            (None, Some(named), posted) => {
+                Ok(Self { client_id: named.to_owned(), secret: posted.map(Into::into) })
+            }
+            (None, None, _) => Err(ProtocolError::invalid_client("client_id is missing")),
+        }
+    }
 }
 
 /// A client that has proved its identity, or a public client that named itself, in a request.
@@ -71,50 +113,19 @@ impl Clients {
     /// client only names itself.
     ///
     /// # Errors
-    /// [`InvalidClient`](crate::oauth::OAuthErrorCode::InvalidClient) if authentication fails,
-    /// [`InvalidRequest`](crate::oauth::OAuthErrorCode::InvalidRequest) if the request uses two
-    /// authentication methods.
+    /// `invalid_client` if the client is unknown or authentication fails.
     pub async fn authenticate(
         &self,
-        basic: Option<&BasicCredentials>,
-        parameters: &Parameters,
+        credentials: &ClientCredentials,
         request: &Arc<RequestInfo>,
     ) -> Result<AuthenticatedClient, OAuthError> {
-        if let Some(fault) = parameters.validation_error() {
-            return Err(OAuthError::invalid_request(fault));
+        let known = self.find(&credentials.client_id).await?;
+        let secret = credentials.secret.as_ref().map(ExposeSecret::expose_secret);
+        if let Err(why) = verify_secret(&known, secret) {
+            self.record_rejection(&known.client, request).await?;
+            return Err(ProtocolError::invalid_client(why).into());
         }
-        let (named, posted) = (parameters.get("client_id"), parameters.get("client_secret"));
-        let (client_id, secret) = match (basic, named, posted) {
-            (Some(_), _, Some(_)) => {
-                return Err(OAuthError::invalid_request(
-                    "send the client secret either in the Authorization header or in the body",
-                ));
-            }
-            (Some(basic), Some(named), None) if basic.client_id != named => {
-                return Err(OAuthError::invalid_request(
-                    "client_id and the Authorization header differ",
-                ));
-            }
-            (Some(basic), _, None) => (&*basic.client_id, Some(basic.secret.expose_secret())),
-            (None, Some(named), posted) => (named, posted),
-            (None, None, _) => return Err(invalid_client("client_id is missing")),
-        };
-        let known = self.find(client_id).await?;
-        let ClientWithSecrets { client, .. } = &known;
-        let is_confidential = client.is_confidential();
-        let why = match secret.filter(|secret| !secret.is_empty()) {
-            Some(secret) if is_confidential && known.has_secret(secret) => {
-                return Ok(AuthenticatedClient { client: known.client, request: request.clone() });
-            }
-            None if !is_confidential => {
-                return Ok(AuthenticatedClient { client: known.client, request: request.clone() });
-            }
-            Some(_) if is_confidential => "the client secret is wrong",
-            Some(_) => "the client has no secret: do not send one",
-            None => "the client secret is missing",
-        };
-        self.record_rejection(client, request).await?;
-        Err(invalid_client(why))
+        Ok(AuthenticatedClient { client: known.client, request: Arc::clone(request) })
     }
 
     /// Records failed client authentication in the audit log of the client's workspace. Nothing is
@@ -133,5 +144,16 @@ impl Clients {
             .audit_event(request, workspace, Action::ClientRejected, Actor::anonymous(), 401)
             .with_target(client.id, client.name.clone());
         Ok(self.context.queue_audit_event(event).await?)
+    }
+}
+
+/// Verifies the secret of a client. The error is for the developer of the client.
+fn verify_secret(known: &ClientWithSecrets, secret: Option<&str>) -> Result<(), &'static str> {
+    match (known.client.is_confidential(), secret) {
+        (true, Some(secret)) if known.has_secret(secret) => Ok(()),
+        (true, Some(_)) => Err("the client secret is wrong"),
+        (true, None) => Err("the client secret is missing"),
+        (false, Some(_)) => Err("the client has no secret: do not send one"),
+        (false, None) => Ok(()),
     }
 }

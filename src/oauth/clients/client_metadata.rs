@@ -1,10 +1,13 @@
 //! Validation of client metadata (RFC 7591, section 2), of registrations and metadata documents.
 
+use std::borrow::Cow;
+
 use serde::Deserialize;
 
 use crate::{
     env::Env,
     model::{
+        ValidationError,
         oauth::{
             client::{Client, ClientAuthMethod, ClientOrigin, GrantType},
             redirect_uri,
@@ -12,7 +15,7 @@ use crate::{
         scope::Scope,
         text,
     },
-    oauth::{OAuthError, OAuthErrorCode},
+    oauth::{OAuthErrorCode, ProtocolError},
 };
 
 /// Maximum number of redirect URIs of a client.
@@ -50,10 +53,11 @@ pub(super) fn client_from_metadata(
     origin: ClientOrigin,
     auth_method: ClientAuthMethod,
     native_schemes: &[String],
-) -> Result<Client, OAuthError> {
+) -> Result<Client, ProtocolError> {
     let grant_types = grant_types(metadata)?;
     let redirect_uris = metadata.redirect_uris.clone().unwrap_or_default();
-    check_redirect_uris(&redirect_uris, &grant_types, native_schemes)?;
+    check_redirect_uris(&redirect_uris, &grant_types, native_schemes)
+        .map_err(|why| ProtocolError::new(OAuthErrorCode::InvalidRedirectUri, why.0))?;
     let name = match &metadata.client_name {
         Some(name) => {
             text::validate_name("client_name", name).map_err(|why| invalid_metadata(why.0))?
@@ -83,7 +87,7 @@ pub(super) fn client_from_metadata(
 }
 
 /// Returns the supported grant types in the metadata; others are ignored (RFC 7591, section 2).
-fn grant_types(metadata: &ClientMetadata) -> Result<Vec<GrantType>, OAuthError> {
+fn grant_types(metadata: &ClientMetadata) -> Result<Vec<GrantType>, ProtocolError> {
     let mut grants: Vec<_> = match &metadata.grant_types {
         None => vec![GrantType::AuthorizationCode],
         Some(named) => named.iter().filter_map(|name| GrantType::from_name(name)).collect(),
@@ -112,14 +116,14 @@ fn grant_types(metadata: &ClientMetadata) -> Result<Vec<GrantType>, OAuthError> 
 /// Checks a client's redirect URIs.
 ///
 /// # Errors
-/// [`OAuthErrorCode::InvalidRedirectUri`] if one is not allowed, if there are more than 20, or if
+/// The violated rule, if one URI is not allowed, if there are more than 20, or if
 /// `authorization_code` has none.
 pub(super) fn check_redirect_uris(
     uris: &[String],
     grants: &[GrantType],
     native_schemes: &[String],
-) -> Result<(), OAuthError> {
-    let refuse = |why: String| Err(OAuthError::new(OAuthErrorCode::InvalidRedirectUri, why));
+) -> Result<(), ValidationError> {
+    let refuse = |why: String| Err(ValidationError::new(why));
     if uris.len() > MAX_REDIRECT_URIS {
         return refuse(format!("redirect_uris must contain at most {MAX_REDIRECT_URIS} URIs"));
     }
@@ -127,9 +131,7 @@ pub(super) fn check_redirect_uris(
         return refuse("redirect_uris must contain at least one URI".to_owned());
     }
     for uri in uris {
-        if let Err(why) = redirect_uri::validate(uri, native_schemes) {
-            return refuse(why.0);
-        }
+        redirect_uri::validate(uri, native_schemes)?;
     }
     Ok(())
 }
@@ -141,6 +143,6 @@ pub(super) fn is_web_url(text: &str) -> bool {
         && url.is_some_and(|url| ["http", "https"].contains(&url.scheme()) && url.host().is_some())
 }
 
-pub(super) fn invalid_metadata(why: impl Into<std::borrow::Cow<'static, str>>) -> OAuthError {
-    OAuthError::new(OAuthErrorCode::InvalidClientMetadata, why)
+pub(super) fn invalid_metadata(why: impl Into<Cow<'static, str>>) -> ProtocolError {
+    ProtocolError::new(OAuthErrorCode::InvalidClientMetadata, why)
 }

@@ -12,14 +12,14 @@ pub mod workspace_clients;
 
 use std::sync::Arc;
 
-use super::{OAuthError, OAuthErrorCode};
+use super::{OAuthError, ProtocolError};
 use crate::{
     auth::ServiceContext,
     limit::Limits,
     model::oauth::client::{Client, ClientRef, ClientSecret, ClientWithSecrets, parse_client_id},
 };
 
-pub use authentication::AuthenticatedClient;
+pub use authentication::{AuthenticatedClient, ClientCredentials};
 use metadata_documents::MetadataDocumentFetcher;
 
 /// A new client and its secret, which is returned only this once.
@@ -42,19 +42,19 @@ impl Clients {
     /// Finds a stored client: a registered one, a workspace client, or one of a metadata document
     /// that a user has authorized before.
     async fn find(&self, client_id: &str) -> Result<ClientWithSecrets, OAuthError> {
-        let unknown = || invalid_client("unknown client");
+        let unknown = || ProtocolError::invalid_client("unknown client");
         let client = parse_client_id(client_id).map_err(|_| unknown())?;
         let known = self.context.store.find_client(&client, self.context.env.clock.now()).await?;
-        known.ok_or_else(unknown)
+        Ok(known.ok_or_else(unknown)?)
     }
 
     /// Returns the client of an authorization request: a stored client, or one from its metadata
     /// document, which may be fetched for this.
     ///
     /// # Errors
-    /// [`OAuthErrorCode::InvalidClient`] if the client is unknown or its document is not valid.
+    /// `invalid_client` if the client is unknown or its document is not valid.
     pub(in crate::oauth) async fn resolve(&self, client_id: &str) -> Result<Client, OAuthError> {
-        let unknown = || invalid_client("unknown client");
+        let unknown = || ProtocolError::invalid_client("unknown client");
         let client = parse_client_id(client_id).map_err(|_| unknown())?;
         let known = self.context.store.find_client(&client, self.context.env.clock.now());
         match &client {
@@ -69,8 +69,4 @@ impl Clients {
             }
         }
     }
-}
-
-fn invalid_client(description: &'static str) -> OAuthError {
-    OAuthError::new(OAuthErrorCode::InvalidClient, description)
 }

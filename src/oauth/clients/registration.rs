@@ -16,7 +16,7 @@ use crate::{
         audit::RequestInfo,
         oauth::client::{ClientAuthMethod, ClientOrigin, ClientSecret},
     },
-    oauth::{OAuthError, OAuthErrorCode},
+    oauth::{OAuthError, OAuthErrorCode, ProtocolError},
 };
 
 /// Maximum number of clients that registered within a week and have no grant yet.
@@ -46,7 +46,7 @@ impl Registration {
     ) -> Result<RegisteredClient, OAuthError> {
         if !self.is_enabled {
             let message = "client registration is turned off; contact the operator";
-            return Err(OAuthError::new(OAuthErrorCode::AccessDenied, message));
+            return Err(ProtocolError::new(OAuthErrorCode::AccessDenied, message).into());
         }
         // The default is HTTP Basic (RFC 7591, section 2).
         let method = metadata.token_endpoint_auth_method.as_deref();

@@ -29,7 +29,6 @@ use crate::{
         scope::Scope,
         text,
     },
-    oauth::OAuthError,
     store::{self, Tx},
 };
 
@@ -173,13 +172,8 @@ impl WorkspaceClients {
     }
 
     fn check_uris(&self, uris: &[String], grants: &[GrantType]) -> Result<(), AuthError> {
-        match check_redirect_uris(uris, grants, &self.native_schemes) {
-            Err(OAuthError::Protocol { description, .. }) => {
-                Err(AuthError::Invalid { field: "redirect_uris", reason: description.into_owned() })
-            }
-            Err(OAuthError::Service(error)) => Err(error),
-            Ok(()) => Ok(()),
-        }
+        let checked = check_redirect_uris(uris, grants, &self.native_schemes);
+        checked.map_err(|why| AuthError::invalid("redirect_uris", why))
     }
 
     async fn insert(

@@ -1,40 +1,61 @@
 //! The authorization code grant (OAuth 2.1, section 4.1.3).
 
-use super::{TokenContext, TokenEndpoint, Tokens};
-use crate::{
-    model::{oauth::grant::GrantEndReason, one_time_token::TokenPurpose},
-    oauth::{OAuthError, request::required_parameter},
-};
+use secrecy::ExposeSecret;
 
-const BAD_CODE: &str = "the code is unknown, expired, used or issued to another client, or does \
-                        not match code_verifier or redirect_uri";
+use super::{AuthorizationCodeRequest, TokenEndpoint, Tokens};
+use crate::{
+    model::{
+        oauth::{
+            client::Client,
+            grant::{GrantEndReason, GrantState},
+        },
+        one_time_token::TokenPurpose,
+    },
+    oauth::{CodeFault, InvalidGrant, OAuthError, clients::AuthenticatedClient},
+};
 
 impl TokenEndpoint {
     pub(super) async fn redeem_code(
         &self,
-        context: TokenContext<'_>,
+        client: &AuthenticatedClient,
+        request: &AuthorizationCodeRequest,
     ) -> Result<Tokens, OAuthError> {
-        let TokenContext { client, parameters, .. } = context;
-        let bad = || OAuthError::invalid_grant(BAD_CODE);
-        let code = required_parameter(parameters, "code")?;
-        let verifier = required_parameter(parameters, "code_verifier")?;
+        let invalid = InvalidGrant::AuthorizationCode;
+        let code = request.code.expose_secret();
         let id = self.context.token_key.verify(TokenPurpose::AuthorizationCode, code);
-        let opened = self.open_user_grant(id.ok_or_else(bad)?.into()).await?.ok_or_else(bad)?;
-        let grant = &opened.grant;
-        let is_match = grant.client_id == client.id
-            && grant.code.as_ref().is_some_and(|(redirect_uri, challenge)| {
-                // OAuth 2.1 (section 10.2) no longer requires redirect_uri in the token request.
-                parameters.get("redirect_uri").is_none_or(|uri| uri == redirect_uri)
-                    && challenge.matches_verifier(verifier)
-            });
-        if !is_match {
-            return Err(self.record_refusal(context, opened, BAD_CODE).await);
+        let id = id.ok_or(invalid(CodeFault::NotGenuine))?;
+        let locked = self.lock_user_grant(id.into()).await?;
+        let locked = locked.ok_or(invalid(CodeFault::UnknownGrant))?;
+        if let Err(fault) = check_binding(client, &locked.grant, request) {
+            return Err(self.record_refusal(client, locked, invalid(fault)).await);
         }
-        if grant.redeemed_at.is_some() {
+        if locked.grant.redeemed_at.is_some() {
             // Two parties presented both the code and its verifier: one of them stole them.
-            self.end_reused_grant(context, opened, GrantEndReason::CodeReuse).await?;
-            return Err(bad());
+            self.end_reused_grant(client, locked, GrantEndReason::CodeReuse).await?;
+            return Err(invalid(CodeFault::Redeemed).into());
         }
-        self.issue_first_tokens(context, opened, BAD_CODE).await
+        match self.redeemable_scope(&locked) {
+            Ok(scope) => self.issue_first_tokens(client, locked, scope, &request.resources).await,
+            Err(cause) => Err(self.record_refusal(client, locked, invalid(cause.into())).await),
+        }
     }
+}
+
+/// Checks that a code was issued to this client, for this redirect URI and this verifier.
+fn check_binding(
+    client: &Client,
+    grant: &GrantState,
+    request: &AuthorizationCodeRequest,
+) -> Result<(), CodeFault> {
+    if grant.client_id != client.id {
+        return Err(CodeFault::OtherClient);
+    }
+    let (redirect_uri, challenge) = grant.code.as_ref().ok_or(CodeFault::OtherFlow)?;
+    if request.redirect_uri.as_ref().is_some_and(|uri| uri != redirect_uri) {
+        return Err(CodeFault::RedirectUriMismatch);
+    }
+    if !challenge.matches_verifier(request.code_verifier.expose_secret()) {
+        return Err(CodeFault::VerifierMismatch);
+    }
+    Ok(())
 }

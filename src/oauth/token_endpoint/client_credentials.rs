@@ -1,6 +1,6 @@
 //! The client credentials grant (OAuth 2.1, section 4.2): a workspace client acts for itself.
 
-use super::{TokenContext, TokenEndpoint, Tokens, issuance::TokenIssuance};
+use super::{ClientCredentialsRequest, TokenEndpoint, Tokens, issuance::TokenIssuance};
 use crate::{
     model::{
         audit::Action,
@@ -8,28 +8,25 @@ use crate::{
         oauth::{client::ClientOrigin, grant::NewGrant},
         refresh_token::RefreshSeed,
     },
-    oauth::{
-        OAuthError, OAuthErrorCode,
-        request::{requested_resources, requested_scope},
-    },
+    oauth::{OAuthError, OAuthErrorCode, ProtocolError, clients::AuthenticatedClient},
     store::{self, oauth_grants::GrantParties},
 };
 
 impl TokenEndpoint {
-    pub(super) async fn client_credentials_grant(
+    pub(super) async fn grant_to_client(
         &self,
-        context: TokenContext<'_>,
+        client: &AuthenticatedClient,
+        request: &ClientCredentialsRequest,
     ) -> Result<Tokens, OAuthError> {
-        let TokenContext { client, parameters, .. } = context;
         let workspace = match client.origin {
             ClientOrigin::Workspace(workspace) if client.is_confidential() => workspace,
             _ => {
                 let message = "client_credentials requires a workspace client with a secret";
-                return Err(OAuthError::new(OAuthErrorCode::UnauthorizedClient, message));
+                return Err(ProtocolError::new(OAuthErrorCode::UnauthorizedClient, message).into());
             }
         };
-        let scope = client.effective_scope(requested_scope(parameters)?);
-        let resources = requested_resources(parameters, &self.resources)?;
+        let scope = client.effective_scope(request.scope.known()?);
+        let resources = request.resources.resolve(&self.resources)?;
         let now = self.context.env.clock.now();
         let new = NewGrant {
             id: self.context.env.new_id(),
@@ -54,6 +51,6 @@ impl TokenEndpoint {
             lacks_second_factor: false,
         };
         let issuance = TokenIssuance { parties, scope, resources, refresh: None };
-        self.commit_tokens(context, tx, issuance, Action::TokenIssued).await
+        self.commit_tokens(client, tx, issuance, Action::TokenIssued).await
     }
 }

@@ -1,33 +1,39 @@
 //! The device code grant (RFC 8628, section 3.4).
 
+use secrecy::ExposeSecret;
 use uuid::Uuid;
 
-use super::{TokenContext, TokenEndpoint, Tokens};
+use super::{DeviceCodeRequest, TokenEndpoint, Tokens};
 use crate::{
     model::{id::GrantId, one_time_token::TokenPurpose},
     oauth::{
-        OAuthError, OAuthErrorCode, clients::AuthenticatedClient, request::required_parameter,
+        DeviceCodeFault, InvalidGrant, OAuthError, OAuthErrorCode, ProtocolError,
+        clients::AuthenticatedClient,
     },
     store::oauth_devices::DeviceState,
 };
 
-const BAD_DEVICE_CODE: &str = "the device code is unknown, used or issued to another client";
-
 impl TokenEndpoint {
     pub(super) async fn redeem_device_code(
         &self,
-        context: TokenContext<'_>,
+        client: &AuthenticatedClient,
+        request: &DeviceCodeRequest,
     ) -> Result<Tokens, OAuthError> {
-        let bad = || OAuthError::invalid_grant(BAD_DEVICE_CODE);
-        let code = required_parameter(context.parameters, "device_code")?;
-        let device =
-            self.context.token_key.verify(TokenPurpose::DeviceCode, code).ok_or_else(bad)?;
-        let id = self.approved_device_grant(device, context.client).await?;
-        let opened = self.open_user_grant(id).await?.ok_or_else(bad)?;
-        if opened.grant.redeemed_at.is_some() {
-            return Err(self.record_refusal(context, opened, BAD_DEVICE_CODE).await);
+        let invalid = InvalidGrant::DeviceCode;
+        let code = request.device_code.expose_secret();
+        let device = self.context.token_key.verify(TokenPurpose::DeviceCode, code);
+        let device = device.ok_or(invalid(DeviceCodeFault::NotGenuine))?;
+        let id = self.approved_device_grant(device, client).await?;
+        let locked = self.lock_user_grant(id).await?;
+        let locked = locked.ok_or(invalid(DeviceCodeFault::UnknownGrant))?;
+        if locked.grant.redeemed_at.is_some() {
+            let fault = invalid(DeviceCodeFault::Redeemed);
+            return Err(self.record_refusal(client, locked, fault).await);
         }
-        self.issue_first_tokens(context, opened, BAD_DEVICE_CODE).await
+        match self.redeemable_scope(&locked) {
+            Ok(scope) => self.issue_first_tokens(client, locked, scope, &request.resources).await,
+            Err(cause) => Err(self.record_refusal(client, locked, invalid(cause.into())).await),
+        }
     }
 
     /// Polls a device authorization; returns the grant if the user approved it.
@@ -36,14 +42,12 @@ impl TokenEndpoint {
         device: Uuid,
         client: &AuthenticatedClient,
     ) -> Result<GrantId, OAuthError> {
-        let state = self
-            .context
-            .store
-            .poll_device_authorization(device, client.id, self.context.env.clock.now())
-            .await?;
-        let (code, why) = match state {
+        let (store, now) = (&self.context.store, self.context.env.clock.now());
+        let (code, why) = match store.poll_device_authorization(device, client.id, now).await? {
             DeviceState::Approved(grant) => return Ok(grant),
-            DeviceState::Unknown => (OAuthErrorCode::InvalidGrant, BAD_DEVICE_CODE),
+            DeviceState::Unknown => {
+                return Err(InvalidGrant::DeviceCode(DeviceCodeFault::Unknown).into());
+            }
             DeviceState::Expired => (OAuthErrorCode::ExpiredToken, "the device code has expired"),
             DeviceState::Denied => (OAuthErrorCode::AccessDenied, "the user denied the request"),
             DeviceState::Pending => {
@@ -53,6 +57,6 @@ impl TokenEndpoint {
                 (OAuthErrorCode::SlowDown, "poll less often: add five seconds to the interval")
             }
         };
-        Err(OAuthError::new(code, why))
+        Err(ProtocolError::new(code, why).into())
     }
 }

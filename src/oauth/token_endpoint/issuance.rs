@@ -2,25 +2,26 @@
 
 use serde_json::json;
 
-use super::{TokenContext, TokenEndpoint, Tokens};
+use super::{TokenEndpoint, Tokens};
 use crate::{
     auth::token_issuer::GrantTokenParams,
-    model::{
-        audit::Action,
-        oauth::{
-            client::GrantType,
-            parameters::{Parameters, RESOURCE},
-        },
-        refresh_token::RefreshSeed,
-        scope::Scope,
-    },
+    model::{audit::Action, oauth::client::GrantType, refresh_token::RefreshSeed, scope::Scope},
     oauth::{
-        OAuthError,
-        grants::LockedGrant,
-        request::{requested_resources, unknown_resource},
+        InactiveGrant, OAuthError, clients::AuthenticatedClient, grants::LockedGrant,
+        request::RequestedResources,
     },
     store::{self, Tx, oauth_grants::GrantParties},
 };
+
+/// The terms on which a user's grant gives tokens.
+pub(super) struct TokenTerms<'a> {
+    /// The maximum scope of the access token.
+    pub(super) max_scope: Scope,
+    pub(super) resources: &'a RequestedResources,
+    /// The generation of the refresh token, if the client may have one.
+    pub(super) generation: Option<u32>,
+    pub(super) action: Action,
+}
 
 /// The parameters of the tokens to issue.
 pub(super) struct TokenIssuance<'a> {
@@ -32,63 +33,50 @@ pub(super) struct TokenIssuance<'a> {
 }
 
 impl TokenEndpoint {
-    /// Returns the requested resources, which must be a subset of the granted ones. Without a
-    /// `resource` parameter these are all granted resources.
-    fn narrow_resources(
-        &self,
-        granted: &[String],
-        parameters: &Parameters,
-    ) -> Result<Vec<String>, OAuthError> {
-        if parameters.get(RESOURCE).is_none() {
-            return Ok(granted.to_vec());
+    /// Returns the maximum scope of the user, if the deadline of a new grant has not passed.
+    pub(super) fn redeemable_scope(&self, locked: &LockedGrant) -> Result<Scope, InactiveGrant> {
+        if locked.grant.is_ended {
+            return Err(InactiveGrant::Ended);
         }
-        let named = requested_resources(parameters, &self.resources)?;
-        if named.iter().all(|named| granted.contains(named)) {
-            Ok(named)
-        } else {
-            Err(unknown_resource())
+        if self.context.env.clock.now() >= locked.grant.redeem_by {
+            return Err(InactiveGrant::NotRedeemedInTime);
         }
+        locked.role_scope.ok_or(InactiveGrant::NotAMember)
     }
 
-    /// Issues the first tokens of a grant, unless its deadline has passed.
+    /// Issues the first tokens of a user's grant, with at most `max_scope`.
     pub(super) async fn issue_first_tokens(
         &self,
-        context: TokenContext<'_>,
-        opened: LockedGrant,
-        bad: &'static str,
+        client: &AuthenticatedClient,
+        locked: LockedGrant,
+        max_scope: Scope,
+        resources: &RequestedResources,
     ) -> Result<Tokens, OAuthError> {
-        let is_active =
-            !opened.grant.is_ended && self.context.env.clock.now() < opened.grant.redeem_by;
-        let Some(max_scope) = opened.role_scope.filter(|_| is_active) else {
-            return Err(self.record_refusal(context, opened, bad).await);
-        };
-        let refresh = context.client.allows_grant_type(GrantType::RefreshToken).then_some(0);
-        self.issue_from_grant(context, opened, max_scope, refresh, Action::TokenIssued).await
+        let generation = client.allows_grant_type(GrantType::RefreshToken).then_some(0);
+        let terms = TokenTerms { max_scope, resources, generation, action: Action::TokenIssued };
+        self.issue_from_grant(client, locked, terms).await
     }
 
-    /// Issues tokens of a user's grant, with at most `max_scope`. With a generation, the response
-    /// includes that refresh token.
+    /// Issues tokens of a user's grant.
     pub(super) async fn issue_from_grant(
         &self,
-        context: TokenContext<'_>,
+        client: &AuthenticatedClient,
         LockedGrant { tx, parties, grant, .. }: LockedGrant,
-        max_scope: Scope,
-        generation: Option<u32>,
-        action: Action,
+        TokenTerms { max_scope, resources, generation, action }: TokenTerms<'_>,
     ) -> Result<Tokens, OAuthError> {
         let issuance = TokenIssuance {
             parties,
             scope: grant.scope.min(max_scope),
-            resources: self.narrow_resources(&grant.resources, context.parameters)?,
+            resources: resources.narrow(&grant.resources, &self.resources)?,
             refresh: generation.map(|generation| (generation, &grant.seed)),
         };
-        self.commit_tokens(context, tx, issuance, action).await
+        self.commit_tokens(client, tx, issuance, action).await
     }
 
     /// Creates tokens and commits the grant's new state together with the audit event.
     pub(super) async fn commit_tokens(
         &self,
-        TokenContext { client, .. }: TokenContext<'_>,
+        client: &AuthenticatedClient,
         mut tx: Tx,
         TokenIssuance { parties, scope, resources, refresh }: TokenIssuance<'_>,
         action: Action,

@@ -10,28 +10,32 @@ mod client_credentials;
 mod device_code;
 mod issuance;
 mod refresh_token;
-mod reuse;
+mod refusal;
+mod request;
 
 use std::sync::Arc;
 
 use secrecy::SecretString;
-
 use uuid::Uuid;
 
 use super::{
-    OAuthError, OAuthErrorCode,
+    OAuthError, OAuthErrorCode, ProtocolError,
     clients::AuthenticatedClient,
     grants::{Grants, LockedGrant},
-    request::required_parameter,
 };
 use crate::{
     auth::{AuthError, ServiceContext, token_issuer::TokenIssuer},
     limit::Limits,
     model::{
         id::{GrantId, Id},
-        oauth::{client::GrantType, parameters::Parameters, resource::ProtectedResources},
+        oauth::resource::ProtectedResources,
         scope::Scope,
     },
+};
+
+pub use request::{
+    AuthorizationCodeRequest, ClientCredentialsRequest, DeviceCodeRequest, RefreshTokenRequest,
+    TokenRequest,
 };
 
 /// The tokens of a successful response (RFC 6749, section 5.1).
@@ -47,13 +51,6 @@ pub struct Tokens {
     pub refresh_token: Option<SecretString>,
 }
 
-/// A token request of an authenticated client.
-#[derive(Clone, Copy)]
-struct TokenContext<'a> {
-    client: &'a AuthenticatedClient,
-    parameters: &'a Parameters,
-}
-
 /// Issues tokens.
 pub struct TokenEndpoint {
     pub(super) context: Arc<ServiceContext>,
@@ -64,48 +61,35 @@ pub struct TokenEndpoint {
 }
 
 impl TokenEndpoint {
-    /// Handles a token request of an authenticated client.
+    /// Issues the tokens that a client requests.
     ///
     /// # Errors
     /// The error codes of RFC 6749, section 5.2 and, for device codes, of RFC 8628, section 3.5.
     pub async fn issue_tokens(
         &self,
         client: &AuthenticatedClient,
-        parameters: &Parameters,
+        request: &TokenRequest,
     ) -> Result<Tokens, OAuthError> {
-        let name = required_parameter(parameters, "grant_type")?;
-        let grant = GrantType::from_name(name).ok_or_else(|| {
-            OAuthError::new(
-                OAuthErrorCode::UnsupportedGrantType,
-                "this grant_type is not supported",
-            )
-        })?;
-        if !client.allows_grant_type(grant) {
-            let message = format!("the client is not registered for {}", grant.as_str());
-            return Err(OAuthError::new(OAuthErrorCode::UnauthorizedClient, message));
-        }
-        let context = TokenContext { client, parameters };
-        match grant {
-            GrantType::AuthorizationCode => self.redeem_code(context).await,
-            GrantType::RefreshToken => self.refresh(context).await,
-            GrantType::ClientCredentials => self.client_credentials_grant(context).await,
-            GrantType::DeviceCode => self.redeem_device_code(context).await,
+        match request {
+            TokenRequest::AuthorizationCode(request) => self.redeem_code(client, request).await,
+            TokenRequest::RefreshToken(request) => self.refresh(client, request).await,
+            TokenRequest::ClientCredentials(request) => self.grant_to_client(client, request).await,
+            TokenRequest::DeviceCode(request) => self.redeem_device_code(client, request).await,
         }
     }
 
     /// Locks a user's grant in order to issue tokens; `None` if there is no such grant. Charges the
     /// rate limit of the grant.
-    async fn open_user_grant(&self, id: GrantId) -> Result<Option<LockedGrant>, OAuthError> {
+    async fn lock_user_grant(&self, id: GrantId) -> Result<Option<LockedGrant>, OAuthError> {
         let parties = self.context.store.find_grant_parties(id).await?;
         let parties = parties.filter(|parties| parties.user_id.is_some());
         let Some(parties) = parties else { return Ok(None) };
         self.charge_token_request(id.uuid())?;
         if parties.lacks_second_factor {
             // Temporary: the grant works again after the user has set up a second factor.
-            return Err(OAuthError::new(
-                OAuthErrorCode::TemporarilyUnavailable,
-                "the workspace requires a second factor, which the user must set up first",
-            ));
+            let message =
+                "the workspace requires a second factor, which the user must set up first";
+            return Err(ProtocolError::new(OAuthErrorCode::TemporarilyUnavailable, message).into());
         }
         self.grants.lock(parties).await
     }

@@ -17,15 +17,12 @@ use reqwest::{
 use tokio::{sync::Semaphore, time::timeout};
 use url::{Host, Url};
 
-use super::{
-    client_metadata::{ClientMetadata, client_from_metadata},
-    invalid_client,
-};
+use super::client_metadata::{ClientMetadata, client_from_metadata};
 use crate::{
     config::MetadataDocuments,
     env::Env,
     model::oauth::client::{Client, ClientAuthMethod, ClientOrigin},
-    oauth::{OAuthError, OAuthErrorCode},
+    oauth::{OAuthError, ProtocolError},
 };
 
 use public_addresses::{PublicAddressResolver, is_public};
@@ -98,7 +95,7 @@ impl MetadataDocumentFetcher {
     /// client has a new id.
     ///
     /// # Errors
-    /// [`OAuthErrorCode::InvalidClient`] if the document cannot be fetched or is not valid; a 503
+    /// `invalid_client` if the document cannot be fetched or is not valid; a 503
     /// if too many fetches are in progress.
     pub(in crate::oauth) async fn fetch_client(&self, url: &str) -> Result<Client, OAuthError> {
         check_url(url, self.mode)?;
@@ -120,53 +117,62 @@ impl MetadataDocumentFetcher {
         Ok(client)
     }
 
-    async fn fetch(&self, url: &str) -> Result<(ClientMetadata, Duration), OAuthError> {
+    async fn fetch(&self, url: &str) -> Result<(ClientMetadata, Duration), ProtocolError> {
         let failed = |error: reqwest::Error| {
             tracing::info!(%error, "cannot fetch a client metadata document");
-            invalid_client("cannot fetch the client metadata document")
+            ProtocolError::invalid_client("cannot fetch the client metadata document")
         };
         let request = self.http.get(url).header(ACCEPT, "application/json");
         let mut response = request.send().await.map_err(failed)?;
         if response.status() != StatusCode::OK {
-            return Err(invalid_client(
+            return Err(ProtocolError::invalid_client(
                 "the URL of the client metadata document must return status 200",
             ));
         }
         if !is_json(response.headers()) {
-            return Err(invalid_client("the client metadata document must be application/json"));
+            return Err(ProtocolError::invalid_client(
+                "the client metadata document must be application/json",
+            ));
         }
         let max_age = cache_lifetime(response.headers());
         let mut body = Vec::new();
         while let Some(chunk) = response.chunk().await.map_err(failed)? {
             if body.len() + chunk.len() > MAX_BYTES {
-                return Err(invalid_client("the client metadata document is larger than 5 KB"));
+                return Err(ProtocolError::invalid_client(
+                    "the client metadata document is larger than 5 KB",
+                ));
             }
             body.extend_from_slice(&chunk);
         }
         let metadata = serde_json::from_slice(&body);
-        let metadata =
-            metadata.map_err(|_| invalid_client("the client metadata document is malformed"))?;
+        let metadata = metadata.map_err(|_| {
+            ProtocolError::invalid_client("the client metadata document is malformed")
+        })?;
         Ok((metadata, max_age))
     }
 
-    fn parse_client(&self, url: &str, metadata: &ClientMetadata) -> Result<Client, OAuthError> {
+    fn parse_client(&self, url: &str, metadata: &ClientMetadata) -> Result<Client, ProtocolError> {
         if metadata.client_id.as_deref() != Some(url) {
-            return Err(invalid_client(
+            return Err(ProtocolError::invalid_client(
                 "client_id in the client metadata document must be its own URL",
             ));
         }
         if metadata.client_secret.is_some() {
-            return Err(invalid_client("a client metadata document must not contain a secret"));
+            return Err(ProtocolError::invalid_client(
+                "a client metadata document must not contain a secret",
+            ));
         }
         let keys = metadata.jwks.iter().filter_map(|set| set["keys"].as_array()).flatten();
         if keys.into_iter().any(|key| key.get("d").is_some() || key.get("k").is_some()) {
-            return Err(invalid_client("a client metadata document must not contain private keys"));
+            return Err(ProtocolError::invalid_client(
+                "a client metadata document must not contain private keys",
+            ));
         }
         // Such a client has no shared secret. A client that declares private_key_jwt is refused
         // instead of accepted without authentication, because this server does not support it.
         let method = metadata.token_endpoint_auth_method.as_deref().unwrap_or("none");
         if ClientAuthMethod::from_name(method) != Some(ClientAuthMethod::None) {
-            return Err(invalid_client(
+            return Err(ProtocolError::invalid_client(
                 "token_endpoint_auth_method in a client metadata document must be none",
             ));
         }
@@ -178,20 +184,17 @@ impl MetadataDocumentFetcher {
             ClientAuthMethod::None,
             &self.native_schemes,
         );
-        client.map_err(|error| match error {
-            OAuthError::Protocol { description, .. } => {
-                OAuthError::new(OAuthErrorCode::InvalidClient, description)
-            }
-            failed @ OAuthError::Service(_) => failed,
-        })
+        client.map_err(|error| ProtocolError::invalid_client(error.description))
     }
 }
 
 /// Checks a `client_id` that is a URL. It must be in normalized form, so that the compared text is
 /// exactly the URL that is fetched.
-fn check_url(text: &str, mode: MetadataDocuments) -> Result<(), OAuthError> {
+fn check_url(text: &str, mode: MetadataDocuments) -> Result<(), ProtocolError> {
     if mode == MetadataDocuments::Off {
-        return Err(invalid_client("this server does not accept client metadata documents"));
+        return Err(ProtocolError::invalid_client(
+            "this server does not accept client metadata documents",
+        ));
     }
     let url = Url::parse(text).ok().filter(|url| {
         url.as_str() == text
@@ -207,13 +210,15 @@ fn check_url(text: &str, mode: MetadataDocuments) -> Result<(), OAuthError> {
         Some(Host::Ipv4(address)) => Some(IpAddr::from(address)),
         Some(Host::Ipv6(address)) => Some(IpAddr::from(address)),
         None => {
-            return Err(invalid_client(
+            return Err(ProtocolError::invalid_client(
                 "a client_id that is a URL must be https and normalized, without user and fragment",
             ));
         }
     };
     if mode == MetadataDocuments::Public && address.is_some_and(|address| !is_public(address)) {
-        return Err(invalid_client("the client metadata document is not at a public address"));
+        return Err(ProtocolError::invalid_client(
+            "the client metadata document is not at a public address",
+        ));
     }
     Ok(())
 }

@@ -1,10 +1,19 @@
 //! The errors of the OAuth endpoints, with the error codes of the RFCs.
+//!
+//! Inward and outward texts are apart: the log may name the cause of an `invalid_grant`, the
+//! response does not.
+
+mod invalid_grant;
 
 use std::borrow::Cow;
 
 use crate::{
     auth::AuthError,
     store::{Constraint, StoreError},
+};
+
+pub use invalid_grant::{
+    CodeFault, DeviceCodeFault, InactiveGrant, InvalidGrant, RefreshTokenFault,
 };
 
 /// The `error` code of a response, on which clients act.
@@ -78,26 +87,20 @@ impl OAuthErrorCode {
     }
 }
 
-/// An error of an OAuth endpoint. Its texts are for developers of clients.
-#[derive(Debug, thiserror::Error)]
-pub enum OAuthError {
-    /// An error that the RFCs define.
-    #[error("{description}")]
-    Protocol {
-        /// The code for programs.
-        code: OAuthErrorCode,
-        /// The description for developers.
-        description: Cow<'static, str>,
-    },
-    /// An error that any endpoint can have, such as an unavailable database or a rate limit.
-    #[error(transparent)]
-    Service(#[from] AuthError),
+/// An error that the RFCs define. The description is for developers of clients.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{description}")]
+pub struct ProtocolError {
+    /// The code for programs.
+    pub code: OAuthErrorCode,
+    /// The description for developers.
+    pub description: Cow<'static, str>,
 }
 
-impl OAuthError {
+impl ProtocolError {
     /// Creates an error with a code and a description.
     pub fn new(code: OAuthErrorCode, description: impl Into<Cow<'static, str>>) -> Self {
-        Self::Protocol { code, description: description.into() }
+        Self { code, description: description.into() }
     }
 
     /// Creates an `invalid_request` error.
@@ -105,15 +108,47 @@ impl OAuthError {
         Self::new(OAuthErrorCode::InvalidRequest, description)
     }
 
-    /// Creates an `invalid_grant` error.
-    pub fn invalid_grant(description: impl Into<Cow<'static, str>>) -> Self {
-        Self::new(OAuthErrorCode::InvalidGrant, description)
+    /// Creates an `invalid_client` error.
+    pub fn invalid_client(description: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(OAuthErrorCode::InvalidClient, description)
     }
+}
 
+/// An error of an OAuth endpoint.
+///
+/// Its text is for logs. [`Self::for_client`] returns the text for clients.
+#[derive(Debug, thiserror::Error)]
+pub enum OAuthError {
+    /// An error that the RFCs define.
+    #[error(transparent)]
+    Protocol(#[from] ProtocolError),
+    /// A code or token is not valid.
+    #[error(transparent)]
+    InvalidGrant(#[from] InvalidGrant),
+    /// An error that any endpoint can have, such as an unavailable database or a rate limit.
+    #[error(transparent)]
+    Service(#[from] AuthError),
+}
+
+impl OAuthError {
     /// Creates a temporary error: the response is a 503.
     #[must_use]
     pub fn unavailable() -> Self {
         Self::Service(AuthError::Store(StoreError::timed_out()))
+    }
+
+    /// Returns the error as the client may see it.
+    ///
+    /// # Errors
+    /// The error of the service if it is not one that the RFCs define.
+    pub fn for_client(self) -> Result<ProtocolError, AuthError> {
+        match self {
+            Self::Protocol(error) => Ok(error),
+            Self::InvalidGrant(cause) => {
+                Ok(ProtocolError::new(OAuthErrorCode::InvalidGrant, cause.description()))
+            }
+            Self::Service(error) => Err(error),
+        }
     }
 }
 
@@ -121,7 +156,7 @@ impl From<StoreError> for OAuthError {
     fn from(error: StoreError) -> Self {
         match error {
             StoreError::ConstraintViolated(Constraint::ClientDeleted) => {
-                Self::new(OAuthErrorCode::InvalidClient, "the client no longer exists")
+                ProtocolError::invalid_client("the client no longer exists").into()
             }
             other => Self::Service(other.into()),
         }

@@ -1,31 +1,34 @@
-//! Refused and reused codes and tokens.
+//! Refused and reused codes and tokens, in the audit log and in the state of their grant.
 
 use serde_json::json;
 
-use super::{TokenContext, TokenEndpoint};
+use super::TokenEndpoint;
 use crate::{
     auth::AuthError,
     model::{audit::Action, oauth::grant::GrantEndReason},
-    oauth::{OAuthError, grants::LockedGrant},
+    oauth::{InvalidGrant, OAuthError, clients::AuthenticatedClient, grants::LockedGrant},
     store,
 };
 
 impl TokenEndpoint {
-    /// Records in the audit log that a genuine code or token was refused; returns `invalid_grant`.
+    /// Records in the audit log that a genuine code or token was refused. Returns the error for the
+    /// client.
     pub(super) async fn record_refusal(
         &self,
-        TokenContext { client, .. }: TokenContext<'_>,
+        client: &AuthenticatedClient,
         LockedGrant { tx, parties, .. }: LockedGrant,
-        why: &'static str,
+        cause: InvalidGrant,
     ) -> OAuthError {
         // Release the locks before waiting for the audit queue.
         drop(tx);
         let event = client
             .audit_event(&self.context, parties.workspace_id, Action::TokenRefused, 400)
             .with_target(parties.id, None)
-            .with_metadata(json!({ "user_id": parties.user_id, "description": why }));
+            .with_metadata(
+                json!({ "user_id": parties.user_id, "description": cause.description() }),
+            );
         match self.context.queue_audit_event(event).await {
-            Ok(()) => OAuthError::invalid_grant(why),
+            Ok(()) => cause.into(),
             Err(failed) => failed.into(),
         }
     }
@@ -33,7 +36,7 @@ impl TokenEndpoint {
     /// Ends a grant whose code or refresh token was reused, on all nodes before it returns.
     pub(super) async fn end_reused_grant(
         &self,
-        TokenContext { client, .. }: TokenContext<'_>,
+        client: &AuthenticatedClient,
         LockedGrant { mut tx, parties, .. }: LockedGrant,
         reason: GrantEndReason,
     ) -> Result<(), AuthError> {
