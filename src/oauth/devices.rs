@@ -7,6 +7,7 @@
 use std::{sync::Arc, time::Duration};
 
 use secrecy::SecretString;
+use time::OffsetDateTime;
 
 use super::{
     OAuthError, OAuthErrorCode, ProtocolError,
@@ -21,6 +22,7 @@ use crate::{
         id::WorkspaceId,
         oauth::{
             client::{Client, ClientRef, GrantType},
+            grant::GrantFlow,
             parameters::Parameters,
             resource::ProtectedResources,
             user_code::UserCode,
@@ -30,8 +32,10 @@ use crate::{
         scope::Scope,
     },
     store::{
-        self,
-        oauth_devices::{NewDeviceAuthorization, PendingDeviceAuthorization, StartOutcome},
+        self, Tx,
+        oauth_devices::{
+            DeviceDecision, NewDeviceAuthorization, PendingDeviceAuthorization, StartOutcome,
+        },
     },
 };
 
@@ -193,14 +197,12 @@ impl Devices {
             client: &device.client,
             scope: scope.min(device.scope),
             resources: &device.waiting.resources,
-            code: None,
+            flow: GrantFlow::Device,
             redeem_by: now + FETCH_WITHIN,
         };
         let mut created = self.grants.create(caller, workspace, wanted).await?;
-        let (tx, id, grant) = (&mut created.tx, device.waiting.id, Some(created.id));
-        if !store::oauth_devices::record_decision(tx, id, grant, now).await? {
-            return Err(AuthError::Conflict("this code has already been used").into());
-        }
+        let decision = DeviceDecision::Approved(created.id);
+        record_decision(&mut created.tx, device, decision, now).await?;
         self.grants.commit(created).await?;
         Ok(())
     }
@@ -212,10 +214,21 @@ impl Devices {
     pub async fn deny(&self, caller: &Caller, device: &DeviceRequest) -> Result<(), OAuthError> {
         let mut tx = self.context.store.begin(caller.workspace(), None).await?;
         let now = self.context.env.clock.now();
-        if !store::oauth_devices::record_decision(&mut tx, device.waiting.id, None, now).await? {
-            return Err(AuthError::Conflict("this code has already been used").into());
-        }
+        record_decision(&mut tx, device, DeviceDecision::Denied, now).await?;
         self.grants.record_denial(&mut tx, caller, &device.client).await?;
         Ok(tx.commit().await?)
+    }
+}
+
+async fn record_decision(
+    tx: &mut Tx,
+    device: &DeviceRequest,
+    decision: DeviceDecision,
+    now: OffsetDateTime,
+) -> Result<(), AuthError> {
+    if store::oauth_devices::record_decision(tx, device.waiting.id, decision, now).await? {
+        Ok(())
+    } else {
+        Err(AuthError::Conflict("this code has already been used"))
     }
 }

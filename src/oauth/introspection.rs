@@ -25,6 +25,7 @@ use crate::{
         id::{GrantId, WorkspaceId},
         oauth::{
             client::{Client, ClientOrigin},
+            grant::GrantStage,
             parameters::Parameters,
         },
         refresh_token::PresentedToken,
@@ -147,11 +148,14 @@ impl Introspection {
         let Some(LockedGrant { grant, role_scope: Some(role_scope), .. }) = opened else {
             return Ok(IntrospectionResponse::default());
         };
-        let generation = self.grants.verify_refresh_token(token, &grant);
-        let expires_at = grant.last_used_at.map(|used| used + self.grants.idle_timeout());
-        let is_active = !grant.is_ended
-            && generation.is_some_and(|it| it <= grant.generation && it + 1 >= grant.generation)
-            && expires_at.is_some_and(|expires_at| self.context.env.clock.now() < expires_at);
+        let GrantStage::Redeemed { last_used_at, generation } = grant.stage else {
+            return Ok(IntrospectionResponse::default());
+        };
+        let presented = self.grants.verify_refresh_token(token, &grant);
+        let expires_at = last_used_at + self.grants.idle_timeout();
+        // The last token is valid, and so is its predecessor, for a retry.
+        let is_active = presented.is_some_and(|it| it <= generation && it + 1 >= generation)
+            && self.context.env.clock.now() < expires_at;
         if !is_active {
             return Ok(IntrospectionResponse::default());
         }
@@ -159,7 +163,7 @@ impl Introspection {
             active: true,
             scope: Some(grant.scope.min(role_scope).oauth_scope()),
             client_id: Some(client.client_id()),
-            exp: expires_at.map(time::OffsetDateTime::unix_timestamp),
+            exp: Some(expires_at.unix_timestamp()),
             sub: parties.user_id.map(|user| user.to_string()),
             iss: Some(self.context.issuer.to_string()),
             workspace_id: Some(parties.workspace_id),

@@ -158,17 +158,29 @@ impl Store {
     }
 }
 
-/// Records the user's decision: a grant, or `None` to deny. False if it was decided before or has
-/// expired.
+/// A user's decision about a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DeviceDecision {
+    /// The device gets the tokens of this grant.
+    Approved(GrantId),
+    /// The device gets no access.
+    Denied,
+}
+
+/// Records the user's decision. False if it was decided before or has expired.
 ///
 /// # Errors
 /// [`StoreError`] if the query fails.
 pub async fn record_decision(
     tx: &mut Tx,
     id: Uuid,
-    grant: Option<GrantId>,
+    decision: DeviceDecision,
     now: OffsetDateTime,
 ) -> Result<bool, StoreError> {
+    let grant = match decision {
+        DeviceDecision::Approved(grant) => Some(grant),
+        DeviceDecision::Denied => None,
+    };
     Ok(sqlx::query_scalar!(
         r#"SELECT answer_device_code($1, $2, $3) AS "answered!""#,
         id,

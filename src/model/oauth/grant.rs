@@ -1,6 +1,7 @@
 //! Grants: the access of a client to a workspace, from consent until revocation.
 //!
-//! A grant is redeemed when its first tokens are issued. It must be redeemed before a deadline.
+//! A grant is redeemed when its first tokens are issued. It must be redeemed before a deadline; see
+//! [`GrantStage`].
 
 use std::{sync::Arc, time::Duration};
 
@@ -18,7 +19,63 @@ use crate::model::{
 /// Lifetime of an authorization code (RFC 6749, section 4.1.2).
 pub const CODE_LIFETIME: Duration = Duration::from_mins(1);
 
-/// A new grant, to be stored.
+/// The flow in which a user gives a grant, which determines the proof for its first tokens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum GrantFlow {
+    /// The client redeems an authorization code.
+    AuthorizationCode {
+        /// The redirect URI that got the code.
+        redirect_uri: String,
+        /// The PKCE challenge of the code.
+        challenge: CodeChallenge,
+    },
+    /// The client polls with a device code.
+    Device,
+}
+
+impl GrantFlow {
+    /// Returns the redirect URI that got the code, if there is a code.
+    #[must_use]
+    pub fn redirect_uri(&self) -> Option<&str> {
+        match self {
+            Self::AuthorizationCode { redirect_uri, .. } => Some(redirect_uri),
+            Self::Device => None,
+        }
+    }
+
+    /// Returns the PKCE challenge of the code, if there is a code.
+    #[must_use]
+    pub fn challenge(&self) -> Option<&CodeChallenge> {
+        match self {
+            Self::AuthorizationCode { challenge, .. } => Some(challenge),
+            Self::Device => None,
+        }
+    }
+}
+
+/// The stage of a user's grant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GrantStage {
+    /// The user approved it, and no tokens were issued yet.
+    Approved {
+        /// Deadline for the first tokens.
+        redeem_by: OffsetDateTime,
+    },
+    /// Its code or device code was exchanged for tokens.
+    Redeemed {
+        /// Time at which tokens were last issued.
+        last_used_at: OffsetDateTime,
+        /// The generation of the last issued refresh token.
+        generation: u32,
+    },
+    /// It was ended, and its tokens with it.
+    Ended {
+        /// True if tokens were issued before.
+        was_redeemed: bool,
+    },
+}
+
+/// A new grant of a user, to be stored.
 #[derive(Debug)]
 pub struct NewGrant {
     /// The grant's id.
@@ -27,19 +84,40 @@ pub struct NewGrant {
     pub client_id: ClientId,
     /// The workspace to which the client gets access.
     pub workspace_id: WorkspaceId,
-    /// The consenting user and session; `None` for a client credentials grant.
-    pub granted_by: Option<(UserId, SessionId)>,
+    /// The consenting user.
+    pub user_id: UserId,
+    /// The session in which the user consented.
+    pub session_id: SessionId,
     /// The granted scope.
     pub scope: Scope,
     /// The protected resources for which tokens may be issued.
     pub resources: Vec<String>,
-    /// The redirect URI and the PKCE challenge of the authorization code, if there is a code.
-    pub code: Option<(String, CodeChallenge)>,
+    /// The flow in which the user gives the grant.
+    pub flow: GrantFlow,
     /// Time of creation.
     pub created_at: OffsetDateTime,
     /// Deadline for issuing the first tokens.
     pub redeem_by: OffsetDateTime,
     /// The seed of the grant's refresh tokens.
+    pub seed: RefreshSeed,
+}
+
+/// A new grant of a client that acts for itself (client credentials), to be stored.
+#[derive(Debug)]
+pub struct NewOwnGrant {
+    /// The grant's id.
+    pub id: GrantId,
+    /// The client.
+    pub client_id: ClientId,
+    /// The client's workspace.
+    pub workspace_id: WorkspaceId,
+    /// The maximum scope of the client's tokens.
+    pub scope: Scope,
+    /// The protected resources for which tokens may be issued.
+    pub resources: Vec<String>,
+    /// Time of creation, at which its first tokens are issued.
+    pub created_at: OffsetDateTime,
+    /// The seed, which every grant has. This one has no refresh tokens.
     pub seed: RefreshSeed,
 }
 
@@ -77,7 +155,7 @@ pub struct GrantUser {
     pub role: Option<Role>,
 }
 
-/// The state of a grant at the token endpoint, read under a row lock.
+/// The state of a user's grant at the token endpoint, read under a row lock.
 #[derive(Debug)]
 pub struct GrantState {
     /// The client's id.
@@ -86,20 +164,12 @@ pub struct GrantState {
     pub scope: Scope,
     /// The protected resources for which tokens may be issued.
     pub resources: Vec<String>,
-    /// The redirect URI and the PKCE challenge of the authorization code, if there is a code.
-    pub code: Option<(String, CodeChallenge)>,
-    /// Deadline for issuing the first tokens.
-    pub redeem_by: OffsetDateTime,
-    /// Time at which the first tokens were issued.
-    pub redeemed_at: Option<OffsetDateTime>,
-    /// Time at which tokens were last issued.
-    pub last_used_at: Option<OffsetDateTime>,
+    /// The flow in which the user gave the grant.
+    pub flow: GrantFlow,
+    /// The stage of the grant.
+    pub stage: GrantStage,
     /// The seed of the grant's refresh tokens.
     pub seed: RefreshSeed,
-    /// The generation of the last issued refresh token.
-    pub generation: u32,
-    /// True if the grant was ended.
-    pub is_ended: bool,
 }
 
 /// A grant in lists of connected apps.

@@ -12,7 +12,10 @@ use crate::{
     auth::{ServiceContext, caller::SessionCaller, passwords::Passwords},
     model::{
         id::{Id, WorkspaceId},
-        oauth::{grant::CODE_LIFETIME, redirect_uri},
+        oauth::{
+            grant::{CODE_LIFETIME, GrantFlow},
+            redirect_uri,
+        },
         one_time_token::TokenPurpose,
         page::PageRequest,
         principal::Caller,
@@ -114,7 +117,10 @@ impl Consent {
             client: &request.client,
             scope: scope.min(request.scope),
             resources: &request.resources,
-            code: Some((request.redirect_uri().to_owned(), request.challenge)),
+            flow: GrantFlow::AuthorizationCode {
+                redirect_uri: request.redirect_uri().to_owned(),
+                challenge: request.challenge,
+            },
             redeem_by: self.context.env.clock.now() + CODE_LIFETIME,
         };
         let created = self.grants.create(caller, workspace, wanted).await?;

@@ -54,9 +54,6 @@ pub enum CodeFault {
     /// `code_verifier` does not have the challenge of the authorization request (RFC 7636).
     #[error("code_verifier does not match the challenge")]
     VerifierMismatch,
-    /// The code was redeemed before.
-    #[error("it was redeemed before")]
-    Redeemed,
     /// The grant gives no tokens.
     #[error(transparent)]
     Inactive(#[from] InactiveGrant),
@@ -100,9 +97,6 @@ pub enum DeviceCodeFault {
     /// The grant of the device was deleted.
     #[error("its grant does not exist")]
     UnknownGrant,
-    /// The code was redeemed before.
-    #[error("it was redeemed before")]
-    Redeemed,
     /// The grant gives no tokens.
     #[error(transparent)]
     Inactive(#[from] InactiveGrant),
@@ -114,6 +108,9 @@ pub enum InactiveGrant {
     /// The grant was ended.
     #[error("the grant has ended")]
     Ended,
+    /// The code of the grant was redeemed before.
+    #[error("the grant was redeemed before")]
+    Redeemed,
     /// The grant was not redeemed before its deadline.
     #[error("the grant was not redeemed in time")]
     NotRedeemedInTime,

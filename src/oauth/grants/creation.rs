@@ -11,11 +11,10 @@ use crate::{
     auth::{AuthError, caller::SessionCaller},
     model::{
         audit::Action,
-        id::{ClientId, GrantId, UserId, WorkspaceId},
+        id::{GrantId, WorkspaceId},
         oauth::{
             client::Client,
-            grant::{GrantEndReason, NewGrant},
-            pkce::CodeChallenge,
+            grant::{GrantEndReason, GrantFlow, NewGrant},
         },
         principal::Caller,
         refresh_token::RefreshSeed,
@@ -36,8 +35,7 @@ pub(in crate::oauth) struct CreateGrantParams<'a> {
     pub(in crate::oauth) client: &'a Client,
     pub(in crate::oauth) scope: Scope,
     pub(in crate::oauth) resources: &'a [String],
-    /// The redirect URI and PKCE challenge of the authorization code; `None` in the device flow.
-    pub(in crate::oauth) code: Option<(String, CodeChallenge)>,
+    pub(in crate::oauth) flow: GrantFlow,
     /// Deadline for the first token request.
     pub(in crate::oauth) redeem_by: OffsetDateTime,
 }
@@ -62,7 +60,7 @@ impl Grants {
         workspace: WorkspaceId,
         wanted: CreateGrantParams<'_>,
     ) -> Result<CreatedGrant, OAuthError> {
-        let CreateGrantParams { client, scope, resources, code, redeem_by } = wanted;
+        let CreateGrantParams { client, scope, resources, flow, redeem_by } = wanted;
         let (session, user) = (caller.session(), caller.user());
         let is_confirmed =
             scope < Scope::Admin || self.passwords.has_reauthenticated(caller, None).await?;
@@ -88,10 +86,11 @@ impl Grants {
             id: self.context.env.new_id(),
             client_id,
             workspace_id: workspace,
-            granted_by: Some((user, session)),
+            user_id: user,
+            session_id: session,
             scope,
             resources: resources.to_vec(),
-            code,
+            flow,
             created_at: now,
             redeem_by,
             seed: RefreshSeed::new(self.context.env.entropy.bytes()),
@@ -103,7 +102,7 @@ impl Grants {
             )
             .into());
         }
-        let has_ended_others = self.end_oldest(&mut tx, caller, &grant, user).await?;
+        let has_ended_others = self.end_oldest(&mut tx, caller, &grant).await?;
         let event = audit::event_in_workspace(
             &self.context.env,
             caller,
@@ -117,7 +116,7 @@ impl Grants {
             "grant_id": grant.id,
             "scope": grant.scope,
             "resources": grant.resources,
-            "redirect_uri": grant.code.as_ref().map(|(uri, _)| uri),
+            "redirect_uri": grant.flow.redirect_uri(),
         }));
         store::audit::insert(&mut tx, workspace, &event).await?;
         Ok(CreatedGrant { tx, id: grant.id, has_ended_others })
@@ -156,9 +155,8 @@ impl Grants {
         tx: &mut Tx,
         caller: &Caller,
         grant: &NewGrant,
-        user: UserId,
     ) -> Result<bool, OAuthError> {
-        let (workspace, client): (_, ClientId) = (grant.workspace_id, grant.client_id);
+        let (workspace, user, client) = (grant.workspace_id, grant.user_id, grant.client_id);
         let now = self.context.env.clock.now();
         let ended =
             store::oauth_grants::end_excess(tx, workspace, user, client, MAX_GRANTS - 1, now)

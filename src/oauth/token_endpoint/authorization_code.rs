@@ -7,11 +7,11 @@ use crate::{
     model::{
         oauth::{
             client::Client,
-            grant::{GrantEndReason, GrantState},
+            grant::{GrantEndReason, GrantFlow, GrantState},
         },
         one_time_token::TokenPurpose,
     },
-    oauth::{CodeFault, InvalidGrant, OAuthError, clients::AuthenticatedClient},
+    oauth::{CodeFault, InactiveGrant, InvalidGrant, OAuthError, clients::AuthenticatedClient},
 };
 
 impl TokenEndpoint {
@@ -29,13 +29,13 @@ impl TokenEndpoint {
         if let Err(fault) = check_binding(client, &locked.grant, request) {
             return Err(self.record_refusal(client, locked, invalid(fault)).await);
         }
-        if locked.grant.redeemed_at.is_some() {
-            // Two parties presented both the code and its verifier: one of them stole them.
-            self.end_reused_grant(client, locked, GrantEndReason::CodeReuse).await?;
-            return Err(invalid(CodeFault::Redeemed).into());
-        }
         match self.redeemable_scope(&locked) {
             Ok(scope) => self.issue_first_tokens(client, locked, scope, &request.resources).await,
+            Err(cause @ InactiveGrant::Redeemed) => {
+                // Two parties presented both the code and its verifier: one of them stole them.
+                self.end_reused_grant(client, locked, GrantEndReason::CodeReuse).await?;
+                Err(invalid(cause.into()).into())
+            }
             Err(cause) => Err(self.record_refusal(client, locked, invalid(cause.into())).await),
         }
     }
@@ -50,7 +50,9 @@ fn check_binding(
     if grant.client_id != client.id {
         return Err(CodeFault::OtherClient);
     }
-    let (redirect_uri, challenge) = grant.code.as_ref().ok_or(CodeFault::OtherFlow)?;
+    let GrantFlow::AuthorizationCode { redirect_uri, challenge } = &grant.flow else {
+        return Err(CodeFault::OtherFlow);
+    };
     if request.redirect_uri.as_ref().is_some_and(|uri| uri != redirect_uri) {
         return Err(CodeFault::RedirectUriMismatch);
     }

@@ -5,7 +5,7 @@ use crate::{
     model::{
         audit::Action,
         id::Id,
-        oauth::{client::ClientOrigin, grant::NewGrant},
+        oauth::{client::ClientOrigin, grant::NewOwnGrant},
         refresh_token::RefreshSeed,
     },
     oauth::{OAuthError, OAuthErrorCode, ProtocolError, clients::AuthenticatedClient},
@@ -27,17 +27,13 @@ impl TokenEndpoint {
         };
         let scope = client.effective_scope(request.scope.known()?);
         let resources = request.resources.resolve(&self.resources)?;
-        let now = self.context.env.clock.now();
-        let new = NewGrant {
+        let new = NewOwnGrant {
             id: self.context.env.new_id(),
             client_id: client.id,
             workspace_id: workspace,
-            granted_by: None,
             scope: client.effective_scope(client.scope),
             resources: self.resources.iter().map(str::to_owned).collect(),
-            code: None,
-            created_at: now,
-            redeem_by: now,
+            created_at: self.context.env.clock.now(),
             seed: RefreshSeed::new(self.context.env.entropy.bytes()),
         };
         let mut tx = self.context.store.begin(workspace, None).await?;

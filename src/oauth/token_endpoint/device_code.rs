@@ -26,10 +26,6 @@ impl TokenEndpoint {
         let id = self.approved_device_grant(device, client).await?;
         let locked = self.lock_user_grant(id).await?;
         let locked = locked.ok_or(invalid(DeviceCodeFault::UnknownGrant))?;
-        if locked.grant.redeemed_at.is_some() {
-            let fault = invalid(DeviceCodeFault::Redeemed);
-            return Err(self.record_refusal(client, locked, fault).await);
-        }
         match self.redeemable_scope(&locked) {
             Ok(scope) => self.issue_first_tokens(client, locked, scope, &request.resources).await,
             Err(cause) => Err(self.record_refusal(client, locked, invalid(cause.into())).await),

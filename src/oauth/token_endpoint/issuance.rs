@@ -5,7 +5,12 @@ use serde_json::json;
 use super::{TokenEndpoint, Tokens};
 use crate::{
     auth::token_issuer::GrantTokenParams,
-    model::{audit::Action, oauth::client::GrantType, refresh_token::RefreshSeed, scope::Scope},
+    model::{
+        audit::Action,
+        oauth::{client::GrantType, grant::GrantStage},
+        refresh_token::RefreshSeed,
+        scope::Scope,
+    },
     oauth::{
         InactiveGrant, OAuthError, clients::AuthenticatedClient, grants::LockedGrant,
         request::RequestedResources,
@@ -33,15 +38,19 @@ pub(super) struct TokenIssuance<'a> {
 }
 
 impl TokenEndpoint {
-    /// Returns the maximum scope of the user, if the deadline of a new grant has not passed.
+    /// Returns the maximum scope of the user, if the grant may give its first tokens.
     pub(super) fn redeemable_scope(&self, locked: &LockedGrant) -> Result<Scope, InactiveGrant> {
-        if locked.grant.is_ended {
-            return Err(InactiveGrant::Ended);
+        let now = self.context.env.clock.now();
+        match locked.grant.stage {
+            GrantStage::Redeemed { .. } | GrantStage::Ended { was_redeemed: true } => {
+                Err(InactiveGrant::Redeemed)
+            }
+            GrantStage::Ended { was_redeemed: false } => Err(InactiveGrant::Ended),
+            GrantStage::Approved { redeem_by } if now >= redeem_by => {
+                Err(InactiveGrant::NotRedeemedInTime)
+            }
+            GrantStage::Approved { .. } => locked.role_scope.ok_or(InactiveGrant::NotAMember),
         }
-        if self.context.env.clock.now() >= locked.grant.redeem_by {
-            return Err(InactiveGrant::NotRedeemedInTime);
-        }
-        locked.role_scope.ok_or(InactiveGrant::NotAMember)
     }
 
     /// Issues the first tokens of a user's grant, with at most `max_scope`.

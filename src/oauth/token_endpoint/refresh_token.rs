@@ -11,7 +11,7 @@ use crate::{
         audit::Action,
         oauth::{
             client::Client,
-            grant::{GrantEndReason, GrantState},
+            grant::{GrantEndReason, GrantStage},
         },
         scope::Scope,
     },
@@ -32,61 +32,51 @@ impl TokenEndpoint {
         let locked = locked.ok_or(invalid(RefreshTokenFault::UnknownGrant))?;
         let presented = self.grants.verify_refresh_token(&request.token, &locked.grant);
         let presented = presented.ok_or(invalid(RefreshTokenFault::NotGenuine))?;
-        let next = match next_generation(client, &locked.grant, presented) {
-            Ok(next) => next,
-            Err(RefreshTokenFault::Reused) => {
+        let (generation, max_scope) = match self.check_renewal(client, &locked, presented) {
+            Ok(renewal) => renewal,
+            Err(fault @ RefreshTokenFault::Reused) => {
                 self.end_reused_grant(client, locked, GrantEndReason::RefreshTokenReuse).await?;
-                return Err(invalid(RefreshTokenFault::Reused).into());
+                return Err(invalid(fault).into());
             }
             Err(fault) => return Err(self.record_refusal(client, locked, invalid(fault)).await),
-        };
-        let max_scope = match self.renewable_scope(&locked) {
-            Ok(scope) => scope,
-            Err(cause) => {
-                return Err(self.record_refusal(client, locked, invalid(cause.into())).await);
-            }
         };
         // Reduce an excessive scope instead of refusing it: some clients always request all scopes.
         let max_scope = request.scope.known()?.map_or(max_scope, |wanted| wanted.min(max_scope));
         let terms = TokenTerms {
             max_scope,
             resources: &request.resources,
-            generation: Some(next),
+            generation: Some(generation),
             action: Action::TokenRefreshed,
         };
         self.issue_from_grant(client, locked, terms).await
     }
 
-    /// Returns the maximum scope of the user, if the grant is in use.
-    fn renewable_scope(&self, locked: &LockedGrant) -> Result<Scope, InactiveGrant> {
-        let (now, grant) = (self.context.env.clock.now(), &locked.grant);
-        if grant.is_ended {
-            return Err(InactiveGrant::Ended);
+    /// Returns the generation of the next refresh token, after a genuine one of the generation
+    /// `presented`, and the maximum scope of the user.
+    fn check_renewal(
+        &self,
+        client: &Client,
+        locked: &LockedGrant,
+        presented: u32,
+    ) -> Result<(u32, Scope), RefreshTokenFault> {
+        if locked.grant.client_id != client.id {
+            return Err(RefreshTokenFault::OtherClient);
         }
-        let idle_timeout = self.grants.idle_timeout();
-        if !grant.last_used_at.is_some_and(|used| now - used < idle_timeout) {
-            return Err(InactiveGrant::Idle);
+        let (last_used_at, current) = match locked.grant.stage {
+            GrantStage::Redeemed { last_used_at, generation } => (last_used_at, generation),
+            GrantStage::Approved { .. } => return Err(RefreshTokenFault::NotIssued),
+            GrantStage::Ended { .. } => return Err(InactiveGrant::Ended.into()),
+        };
+        let next = match current.checked_sub(presented) {
+            None => return Err(RefreshTokenFault::NotIssued),
+            Some(0) if client.is_confidential() => presented,
+            Some(0) => presented.saturating_add(1),
+            Some(1) => current,
+            Some(_) => return Err(RefreshTokenFault::Reused),
+        };
+        if self.context.env.clock.now() - last_used_at >= self.grants.idle_timeout() {
+            return Err(InactiveGrant::Idle.into());
         }
-        locked.role_scope.ok_or(InactiveGrant::NotAMember)
-    }
-}
-
-/// Returns the generation of the next refresh token of a grant, after a genuine token of the
-/// generation `presented`.
-fn next_generation(
-    client: &Client,
-    grant: &GrantState,
-    presented: u32,
-) -> Result<u32, RefreshTokenFault> {
-    if grant.client_id != client.id {
-        return Err(RefreshTokenFault::OtherClient);
-    }
-    let age = grant.generation.checked_sub(presented).ok_or(RefreshTokenFault::NotIssued)?;
-    match age {
-        0 if client.is_confidential() => Ok(presented),
-        0 => Ok(presented.saturating_add(1)),
-        1 => Ok(grant.generation),
-        _ if grant.is_ended => Err(InactiveGrant::Ended.into()),
-        _ => Err(RefreshTokenFault::Reused),
+        Ok((next, locked.role_scope.ok_or(InactiveGrant::NotAMember)?))
     }
 }

@@ -3,6 +3,8 @@
 //! Authorization codes and refresh tokens are derived from a grant and are not stored. Ending a
 //! grant therefore ends all its tokens.
 
+mod state;
+
 use std::time::Duration;
 
 use sqlx::postgres::types::PgInterval;
@@ -13,12 +15,13 @@ use super::{DedicatedConnection, Store, StoreError, Tx};
 use crate::model::{
     id::{ClientId, GrantId, Id, UserId, WorkspaceId},
     oauth::{
-        grant::{GrantEndReason, GrantRecord, GrantState, GrantUser, NewGrant},
+        grant::{GrantEndReason, GrantRecord, GrantUser, NewGrant, NewOwnGrant},
         pkce::CodeChallenge,
     },
-    refresh_token::RefreshSeed,
     scope::{Role, Scope},
 };
+
+pub use state::lock;
 
 /// The parties of a grant, which determine the transaction to begin for it.
 #[derive(Debug, Clone, Copy)]
@@ -115,14 +118,12 @@ impl Store {
     }
 }
 
-/// Inserts a grant. `tx` must belong to its workspace and user. The grant records the passkey that
-/// the user's session was verified with, if any.
+/// Inserts a grant of a user. `tx` must belong to its workspace and user. The grant records the
+/// passkey that the user's session was verified with, if any.
 ///
 /// # Errors
 /// [`StoreError`] if the query fails.
 pub async fn insert(tx: &mut Tx, grant: &NewGrant) -> Result<(), StoreError> {
-    let (user, session) = grant.granted_by.unzip();
-    let (redirect_uri, challenge) = grant.code.as_ref().map(|(uri, code)| (uri, code)).unzip();
     sqlx::query!(
         "INSERT INTO oauth_grants (id, client_id, workspace_id, user_id, scope, resources, passkey_id,
                                    created_at, redirect_uri, code_challenge, begin_by, refresh_seed)
@@ -132,13 +133,13 @@ pub async fn insert(tx: &mut Tx, grant: &NewGrant) -> Result<(), StoreError> {
         grant.id.uuid(),
         grant.client_id.uuid(),
         grant.workspace_id.uuid(),
-        user.map(Id::uuid),
+        grant.user_id.uuid(),
         grant.scope.as_str(),
         &grant.resources,
-        session.map(Id::uuid),
+        grant.session_id.uuid(),
         grant.created_at,
-        redirect_uri,
-        challenge.map(CodeChallenge::as_bytes),
+        grant.flow.redirect_uri(),
+        grant.flow.challenge().map(CodeChallenge::as_bytes),
         grant.redeem_by,
         grant.seed.as_bytes(),
     )
@@ -164,7 +165,10 @@ pub async fn lacks_second_factor(tx: &mut Tx, id: GrantId) -> Result<bool, Store
 ///
 /// # Errors
 /// [`StoreError`] if the query fails.
-pub async fn get_or_create_own_grant(tx: &mut Tx, grant: &NewGrant) -> Result<GrantId, StoreError> {
+pub async fn get_or_create_own_grant(
+    tx: &mut Tx,
+    grant: &NewOwnGrant,
+) -> Result<GrantId, StoreError> {
     Ok(sqlx::query_scalar!(
         r#"INSERT INTO oauth_grants (id, client_id, workspace_id, scope, resources, created_at,
                                      begin_by, refresh_seed)
@@ -178,47 +182,11 @@ pub async fn get_or_create_own_grant(tx: &mut Tx, grant: &NewGrant) -> Result<Gr
         grant.scope.as_str(),
         &grant.resources,
         grant.created_at,
-        grant.redeem_by,
+        grant.created_at,
         grant.seed.as_bytes(),
     )
     .fetch_one(tx.conn())
     .await?)
-}
-
-/// Returns a grant and locks it until the transaction ends, so that requests about it take turns.
-///
-/// # Errors
-/// [`StoreError`] if the query fails.
-pub async fn lock(
-    tx: &mut Tx,
-    workspace: WorkspaceId,
-    id: GrantId,
-) -> Result<Option<GrantState>, StoreError> {
-    let row = sqlx::query!(
-        r#"SELECT client_id AS "client_id: ClientId", scope AS "scope: Scope", resources,
-                  redirect_uri, code_challenge, begin_by, begun_at, last_used_at, refresh_seed,
-                  refresh_generation, ended_at
-           FROM oauth_grants WHERE id = $1 AND workspace_id = $2 FOR UPDATE"#,
-        id.uuid(),
-        workspace.uuid(),
-    )
-    .fetch_optional(tx.conn())
-    .await?;
-    Ok(row.and_then(|row| {
-        let challenge = row.code_challenge.and_then(|bytes| bytes.try_into().ok());
-        Some(GrantState {
-            client_id: row.client_id,
-            scope: row.scope,
-            resources: row.resources,
-            code: row.redirect_uri.zip(challenge.map(CodeChallenge::new)),
-            redeem_by: row.begin_by,
-            redeemed_at: row.begun_at,
-            last_used_at: row.last_used_at,
-            seed: RefreshSeed::new(row.refresh_seed.try_into().ok()?),
-            generation: row.refresh_generation.try_into().ok()?,
-            is_ended: row.ended_at.is_some(),
-        })
-    }))
 }
 
 /// Records that tokens were issued for a grant. `generation` is that of its newest refresh token.
