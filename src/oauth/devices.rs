@@ -115,6 +115,13 @@ impl Devices {
     ///
     /// # Errors
     /// The error codes of RFC 6749, section 5.2; a 503 if too many devices wait.
+    #[tracing::instrument(
+        name = "oauth.devices.start",
+        level = "debug",
+        skip_all,
+        fields(client = %client.id),
+        err(level = "debug")
+    )]
     pub async fn start(
         &self,
         client: &AuthenticatedClient,
@@ -165,6 +172,12 @@ impl Devices {
     ///
     /// # Errors
     /// [`AuthError::Invalid`] if the code is unknown, expired or already used.
+    #[tracing::instrument(
+        name = "oauth.devices.find",
+        level = "debug",
+        skip_all,
+        err(level = "debug")
+    )]
     pub async fn find(&self, user_code: &str) -> Result<DeviceRequest, OAuthError> {
         let unknown = || {
             let reason = "this code is wrong or has expired: check it, or start over on the device";
@@ -183,8 +196,15 @@ impl Devices {
     /// Authorizes a device for a workspace, with at most this scope.
     ///
     /// # Errors
-    /// [`AuthError::Forbidden`] for the same reasons as [`Consent::approve`](super::authorization::consent::Consent::approve),
+    /// [`AuthError::Forbidden`] for the same reasons as for an authorization request,
     /// [`AuthError::Conflict`] if the request was already approved or denied.
+    #[tracing::instrument(
+        name = "oauth.devices.approve",
+        level = "debug",
+        skip_all,
+        fields(client = %device.client.id, %workspace),
+        err(level = "debug")
+    )]
     pub async fn approve(
         &self,
         caller: &SessionCaller,
@@ -211,6 +231,13 @@ impl Devices {
     ///
     /// # Errors
     /// [`AuthError::Conflict`] if the request was already approved or denied.
+    #[tracing::instrument(
+        name = "oauth.devices.deny",
+        level = "debug",
+        skip_all,
+        fields(client = %device.client.id),
+        err(level = "debug")
+    )]
     pub async fn deny(&self, caller: &Caller, device: &DeviceRequest) -> Result<(), OAuthError> {
         let mut tx = self.context.store.begin(caller.workspace(), None).await?;
         let now = self.context.env.clock.now();

@@ -109,6 +109,13 @@ impl Introspection {
     ///
     /// # Errors
     /// [`OAuthError::Service`] if a query fails.
+    #[tracing::instrument(
+        name = "oauth.introspection.introspect",
+        level = "debug",
+        skip_all,
+        fields(client = %client.id),
+        err(level = "debug")
+    )]
     pub async fn introspect(
         &self,
         IntrospectionRequest { client, token }: &IntrospectionRequest<'_>,

@@ -13,6 +13,9 @@
 //! - [`token_endpoint`]: the token endpoint and its four grant types.
 //! - [`revocation`] (RFC 7009), [`introspection`] (RFC 7662).
 //! - [`metadata`]: discovery documents (RFC 8414, RFC 9728).
+//!
+//! Their public methods have spans at the level `debug`, which carry only ids. An error is logged
+//! at the same level, with its cause.
 
 pub mod authorization;
 pub mod clients;

@@ -75,6 +75,13 @@ impl Revocation {
     ///
     /// # Errors
     /// [`OAuthErrorCode::InvalidGrant`] for a token of another client.
+    #[tracing::instrument(
+        name = "oauth.revocation.revoke",
+        level = "debug",
+        skip_all,
+        fields(client = %client.id),
+        err(level = "debug")
+    )]
     pub async fn revoke(
         &self,
         client: &AuthenticatedClient,

@@ -255,7 +255,7 @@ async fn validate(
     };
     match validated {
         Ok(request) => Ok(Ok(request)),
-        Err(AuthorizationError::Redirect(to)) => Ok(Err(Box::new(redirect_error(&to)?))),
+        Err(AuthorizationError::Redirect { url, .. }) => Ok(Err(Box::new(redirect_error(&url)?))),
         Err(AuthorizationError::Page(error)) => {
             let refused = error.for_client()?;
             let (title, reason) = ("This link does not work", refused.description);

@@ -44,6 +44,12 @@ impl Consent {
     ///
     /// # Errors
     /// [`OAuthError::Service`] if the query fails.
+    #[tracing::instrument(
+        name = "oauth.consent.selectable_workspaces",
+        level = "debug",
+        skip_all,
+        err(level = "debug")
+    )]
     pub async fn selectable_workspaces(
         &self,
         caller: &SessionCaller,
@@ -62,6 +68,13 @@ impl Consent {
     ///
     /// # Errors
     /// [`OAuthError::Service`] if the query fails.
+    #[tracing::instrument(
+        name = "oauth.consent.has_prior_consent",
+        level = "debug",
+        skip_all,
+        fields(client = %request.client.id),
+        err(level = "debug")
+    )]
     pub async fn has_prior_consent(
         &self,
         caller: &SessionCaller,
@@ -90,6 +103,13 @@ impl Consent {
     ///
     /// # Errors
     /// [`OAuthError::Service`] if the query fails.
+    #[tracing::instrument(
+        name = "oauth.consent.can_grant_without_reauthentication",
+        level = "debug",
+        skip_all,
+        fields(client = %request.client.id),
+        err(level = "debug")
+    )]
     pub async fn can_grant_without_reauthentication(
         &self,
         caller: &Caller,
@@ -106,6 +126,13 @@ impl Consent {
     /// [`AuthError::Forbidden`](crate::auth::AuthError::Forbidden) if the caller is not a member of
     /// the workspace, lacks the second factor that it requires, or grants the admin scope without a
     /// recent sign-in.
+    #[tracing::instrument(
+        name = "oauth.consent.approve",
+        level = "debug",
+        skip_all,
+        fields(client = %request.client.id, %workspace),
+        err(level = "debug")
+    )]
     pub async fn approve(
         &self,
         caller: &SessionCaller,
@@ -133,6 +160,13 @@ impl Consent {
     ///
     /// # Errors
     /// [`OAuthError::Service`] if the query fails.
+    #[tracing::instrument(
+        name = "oauth.consent.deny",
+        level = "debug",
+        skip_all,
+        fields(client = %request.client.id),
+        err(level = "debug")
+    )]
     pub async fn deny(
         &self,
         caller: &Caller,

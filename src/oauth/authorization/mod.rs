@@ -58,22 +58,23 @@ impl ValidatedRequest {
 }
 
 /// The error of an authorization request that does not lead to the consent page.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub enum AuthorizationError {
     /// The redirect URI is unknown or not trusted: show the error to the user.
-    Page(OAuthError),
-    /// Redirect to this URL, which carries the error to the client.
-    Redirect(String),
-}
-
-impl From<OAuthError> for AuthorizationError {
-    /// An error is for the user unless the redirect URI has been validated.
-    fn from(error: OAuthError) -> Self {
-        Self::Page(error)
-    }
+    #[error(transparent)]
+    Page(#[from] OAuthError),
+    /// The redirect URI is valid: send the error to the client.
+    #[error("{error}")]
+    Redirect {
+        /// The error.
+        error: ProtocolError,
+        /// The redirect URL, which carries the error.
+        url: String,
+    },
 }
 
 impl From<ProtocolError> for AuthorizationError {
+    /// An error is for the user unless the redirect URI has been validated.
     fn from(error: ProtocolError) -> Self {
         Self::Page(error.into())
     }
@@ -92,6 +93,12 @@ impl Authorization {
     /// # Errors
     /// [`AuthorizationError::Page`] if the client or its redirect URI is not valid, else
     /// [`AuthorizationError::Redirect`].
+    #[tracing::instrument(
+        name = "oauth.authorization.validate",
+        level = "debug",
+        skip_all,
+        err(level = "debug")
+    )]
     pub async fn validate(
         &self,
         request: AuthorizationRequest,
@@ -100,7 +107,8 @@ impl Authorization {
         let issuer = Arc::clone(&self.issuer);
         let target = ResponseTarget { redirect_uri, state: request.state.clone(), issuer };
         let redirect = |error: ProtocolError| {
-            AuthorizationError::Redirect(target.error_url(error.code, &error.description))
+            let url = target.error_url(error.code, &error.description);
+            AuthorizationError::Redirect { error, url }
         };
         let (scope, resources, challenge, prompt) =
             self.check_parameters(&client, &request).map_err(redirect)?;
@@ -109,6 +117,11 @@ impl Authorization {
     }
 
     /// Returns the validated redirect URI of a request, even if its other parameters are not valid.
+    #[tracing::instrument(
+        name = "oauth.authorization.validated_redirect_uri",
+        level = "debug",
+        skip_all
+    )]
     pub async fn validated_redirect_uri(&self, request: &AuthorizationRequest) -> Option<String> {
         self.resolve_redirect_uri(request).await.ok().map(|(_, uri)| uri)
     }

@@ -114,6 +114,13 @@ impl Clients {
     ///
     /// # Errors
     /// `invalid_client` if the client is unknown or authentication fails.
+    #[tracing::instrument(
+        name = "oauth.clients.authenticate",
+        level = "debug",
+        skip_all,
+        fields(request = %request.id),
+        err(level = "debug")
+    )]
     pub async fn authenticate(
         &self,
         credentials: &ClientCredentials,

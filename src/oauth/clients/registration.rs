@@ -39,6 +39,13 @@ impl Registration {
     /// [`OAuthErrorCode::InvalidRedirectUri`] or [`OAuthErrorCode::InvalidClientMetadata`] for bad
     /// metadata, [`OAuthErrorCode::AccessDenied`] if registration is turned off, and a 503 if
     /// there are too many unused clients.
+    #[tracing::instrument(
+        name = "oauth.registration.register",
+        level = "debug",
+        skip_all,
+        fields(request = %request.id),
+        err(level = "debug")
+    )]
     pub async fn register(
         &self,
         metadata: &ClientMetadata,

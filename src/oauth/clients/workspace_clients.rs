@@ -86,6 +86,13 @@ impl WorkspaceClients {
     /// # Errors
     /// [`AuthError::Invalid`] for bad values, [`AuthError::Forbidden`] for a scope above the
     /// caller's, [`AuthError::Conflict`] if the workspace already has 100 clients.
+    #[tracing::instrument(
+        name = "oauth.workspace_clients.create",
+        level = "debug",
+        skip_all,
+        fields(workspace = %caller.workspace()),
+        err(level = "debug")
+    )]
     pub async fn create(
         &self,
         caller: &AdminCaller,
@@ -111,6 +118,13 @@ impl WorkspaceClients {
     ///
     /// # Errors
     /// [`AuthError::Invalid`] for bad values, [`AuthError::NotFound`] for an unknown workspace.
+    #[tracing::instrument(
+        name = "oauth.workspace_clients.create_as_operator",
+        level = "debug",
+        skip_all,
+        fields(%workspace),
+        err(level = "debug")
+    )]
     pub async fn create_as_operator(
         &self,
         workspace: WorkspaceId,
@@ -206,6 +220,13 @@ impl WorkspaceClients {
     ///
     /// # Errors
     /// [`AuthError::Store`] if the query fails.
+    #[tracing::instrument(
+        name = "oauth.workspace_clients.list",
+        level = "debug",
+        skip_all,
+        fields(workspace = %caller.workspace()),
+        err(level = "debug")
+    )]
     pub async fn list(
         &self,
         caller: &Caller,
@@ -221,6 +242,13 @@ impl WorkspaceClients {
     ///
     /// # Errors
     /// [`AuthError::NotFound`] if the workspace has no such client.
+    #[tracing::instrument(
+        name = "oauth.workspace_clients.get",
+        level = "debug",
+        skip_all,
+        fields(client = %id),
+        err(level = "debug")
+    )]
     pub async fn get(&self, caller: &Caller, id: ClientId) -> Result<Client, AuthError> {
         let mut tx = self.context.store.begin(caller.workspace(), None).await?;
         store::oauth_clients::get(&mut tx, caller.workspace(), id).await?.ok_or(NOT_FOUND)
@@ -231,6 +259,13 @@ impl WorkspaceClients {
     /// # Errors
     /// [`AuthError::NotFound`] if the workspace has no such client, [`AuthError::Invalid`] for bad
     /// values.
+    #[tracing::instrument(
+        name = "oauth.workspace_clients.update",
+        level = "debug",
+        skip_all,
+        fields(client = %id),
+        err(level = "debug")
+    )]
     pub async fn update(
         &self,
         caller: &AdminCaller,
@@ -264,6 +299,13 @@ impl WorkspaceClients {
     /// # Errors
     /// [`AuthError::NotFound`] if the workspace has no such client, [`AuthError::Conflict`] if the
     /// client is public or already has ten valid secrets.
+    #[tracing::instrument(
+        name = "oauth.workspace_clients.rotate_secret",
+        level = "debug",
+        skip_all,
+        fields(client = %id),
+        err(level = "debug")
+    )]
     pub async fn rotate_secret(
         &self,
         caller: &AdminCaller,
@@ -300,6 +342,13 @@ impl WorkspaceClients {
     ///
     /// # Errors
     /// [`AuthError::NotFound`] if the workspace has no such client.
+    #[tracing::instrument(
+        name = "oauth.workspace_clients.delete",
+        level = "debug",
+        skip_all,
+        fields(client = %id),
+        err(level = "debug")
+    )]
     pub async fn delete(&self, caller: &AdminCaller, id: ClientId) -> Result<(), AuthError> {
         let workspace = caller.workspace();
         let mut tx = self.context.store.begin(workspace, caller.principal.user_id()).await?;

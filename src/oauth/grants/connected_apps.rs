@@ -25,6 +25,12 @@ impl Grants {
     ///
     /// # Errors
     /// [`AuthError::Store`] if the query fails.
+    #[tracing::instrument(
+        name = "oauth.grants.list_by_user",
+        level = "debug",
+        skip_all,
+        err(level = "debug")
+    )]
     pub async fn list_by_user(
         &self,
         caller: &SessionCaller,
@@ -38,6 +44,13 @@ impl Grants {
     ///
     /// # Errors
     /// [`AuthError::InsufficientScope`] if the caller lacks the admin scope.
+    #[tracing::instrument(
+        name = "oauth.grants.list_by_workspace",
+        level = "debug",
+        skip_all,
+        fields(workspace = %caller.workspace()),
+        err(level = "debug")
+    )]
     pub async fn list_by_workspace(
         &self,
         caller: &SessionCaller,
@@ -73,6 +86,13 @@ impl Grants {
     ///
     /// # Errors
     /// [`AuthError::NotFound`] if the caller has no right to the grant.
+    #[tracing::instrument(
+        name = "oauth.grants.end",
+        level = "debug",
+        skip_all,
+        fields(grant = %id),
+        err(level = "debug")
+    )]
     pub async fn end(&self, caller: &SessionCaller, id: GrantId) -> Result<(), AuthError> {
         let user = caller.user();
         let mut tx = self.context.store.begin(caller.workspace(), Some(user)).await?;

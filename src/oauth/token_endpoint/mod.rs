@@ -65,6 +65,13 @@ impl TokenEndpoint {
     ///
     /// # Errors
     /// The error codes of RFC 6749, section 5.2 and, for device codes, of RFC 8628, section 3.5.
+    #[tracing::instrument(
+        name = "oauth.token_endpoint.issue_tokens",
+        level = "debug",
+        skip_all,
+        fields(client = %client.id),
+        err(level = "debug")
+    )]
     pub async fn issue_tokens(
         &self,
         client: &AuthenticatedClient,

@@ -42,16 +42,14 @@ const DEFAULT_MAX_AGE: Duration = Duration::from_mins(5);
 const LONGEST_MAX_AGE: Duration = Duration::from_hours(24);
 
 /// Fetches client metadata documents and caches them according to their `Cache-Control` header.
-/// Cheap to clone.
-#[derive(Clone)]
 pub struct MetadataDocumentFetcher {
     mode: MetadataDocuments,
     env: Env,
     http: reqwest::Client,
-    fetch_permits: Arc<Semaphore>,
+    fetch_permits: Semaphore,
     native_schemes: Arc<[String]>,
     /// Clients by URL, each with its expiry on the monotonic clock.
-    cache: Arc<Cache<String, (Arc<Client>, Duration)>>,
+    cache: Cache<String, (Arc<Client>, Duration)>,
 }
 
 impl MetadataDocumentFetcher {
@@ -79,9 +77,9 @@ impl MetadataDocumentFetcher {
             mode,
             env,
             http,
-            fetch_permits: Arc::new(Semaphore::new(MAX_FETCHES)),
+            fetch_permits: Semaphore::new(MAX_FETCHES),
             native_schemes: Arc::clone(native_schemes),
-            cache: Arc::new(Cache::new(CACHE_CAPACITY)),
+            cache: Cache::new(CACHE_CAPACITY),
         })
     }
 
