@@ -41,7 +41,7 @@
 //! - Order of the steps that a request passes: [`http`]
 //! - Hash chain of the audit log: [`audit::Sealer`]; its verification: [`audit::verifier`]
 //! - Decision that a rotated key is safe to revoke: [`model::rotation`]
-//! - Isolation of workspaces: [`store`], and the policies of `migrations/0001_foundation.sql`
+//! - Isolation of workspaces: [`store`], and the policies in `migrations/`
 
 pub mod app;
 pub mod audit;

@@ -1,36 +1,44 @@
--- How often somebody was wrong about a password.
+-- Counts of wrong passwords, for sign-in throttling.
 
--- By account and by who guesses, so that no stranger keeps its owner out. The account by the digest of
--- an address, whether or not anybody has it: what people type in its place is nobody's business.
+-- The service counts by account and by the client's subnet, so that a stranger cannot lock the owner
+-- out. The role has no rights on the table, so it cannot list the accounts under attack.
 CREATE TABLE wrong_passwords (
+    -- SHA-256 of the entered address, whether or not such an account exists. Addresses are not
+    -- stored: users enter other secrets in this field by mistake.
     account bytea NOT NULL CHECK (octet_length(account) = 32),
     subnet inet NOT NULL,
-    -- Since the last right one, or an hour in peace.
     times integer NOT NULL,
     last_at timestamptz NOT NULL,
     PRIMARY KEY (account, subnet)
 );
 CREATE INDEX wrong_passwords_last_at_idx ON wrong_passwords (last_at);
 
--- How many seconds are to pass until the next attempt; nothing where none was wrong. Five are free; then
--- each waits twice as long as the one before, up to a quarter of an hour.
 CREATE FUNCTION password_pause(of_account bytea, by_subnet inet, moment timestamptz)
     RETURNS double precision
-    LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp
+    LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = public, pg_temp
+    SET plan_cache_mode = force_generic_plan
     AS $$
-        SELECT CASE WHEN w.times < 5 THEN 0
-                    ELSE greatest(0, least(900, 1 << least(w.times - 5, 10))
-                                     - extract(epoch FROM moment - w.last_at)::double precision) END
-        FROM wrong_passwords w
+    DECLARE
+        wrong wrong_passwords;
+    BEGIN
+        SELECT * INTO wrong FROM wrong_passwords w
         WHERE w.account = of_account AND w.subnet = by_subnet
-          AND w.last_at > moment - interval '1 hour'
+          AND w.last_at > moment - interval '1 hour';
+        IF NOT FOUND THEN
+            RETURN NULL;
+        ELSIF wrong.times < 5 THEN
+            RETURN 0;
+        END IF;
+        RETURN greatest(0, least(900, 1 << least(wrong.times - 5, 10))
+                               - extract(epoch FROM moment - wrong.last_at)::double precision);
+    END
     $$;
 
 CREATE FUNCTION count_wrong_password(of_account bytea, by_subnet inet, moment timestamptz) RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp
     AS $$
     BEGIN
-        -- Should a crash take the count back, some guesses are free.
+        -- A crash may lose the count of the last attempts, which is acceptable.
         PERFORM set_config('synchronous_commit', 'off', true);
         INSERT INTO wrong_passwords AS w (account, subnet, times, last_at)
         VALUES (of_account, by_subnet, 1, moment)
@@ -41,7 +49,6 @@ CREATE FUNCTION count_wrong_password(of_account bytea, by_subnet inet, moment ti
     END
     $$;
 
--- The password was right.
 CREATE FUNCTION forget_wrong_passwords(of_account bytea, by_subnet inet) RETURNS void
     LANGUAGE sql SECURITY DEFINER SET search_path = public, pg_temp
     AS $$ DELETE FROM wrong_passwords WHERE account = of_account AND subnet = by_subnet $$;

@@ -1,12 +1,13 @@
--- OAuth 2.1: clients that people let into their workspaces, and what they let them do.
+-- OAuth 2.1: clients, their grants in workspaces, and device authorizations.
 --
--- A grant is one authorization: its row is made when somebody consents (or a client asks for itself), its
--- tokens name it, and with it they end. Codes and refresh tokens are derived from it, not stored.
+-- A grant is one authorization of a client. Its row is created when a user consents, or when a client
+-- requests tokens for itself. Authorization codes and refresh tokens are derived from the grant and
+-- not stored, so ending the grant ends all its tokens.
 
 CREATE TABLE oauth_clients (
     id uuid PRIMARY KEY,
-    -- registered: by itself (RFC 7591); document: by a client ID metadata document, whose URL is its
-    -- client_id; workspace: by an admin.
+    -- `registered`: registered itself (RFC 7591). `document`: described by a client ID metadata
+    -- document, whose URL is its client_id. `workspace`: registered by an administrator.
     kind text NOT NULL CHECK (kind IN ('registered', 'document', 'workspace')),
     workspace_id uuid REFERENCES workspaces ON DELETE CASCADE,
     document_url text,
@@ -14,16 +15,16 @@ CREATE TABLE oauth_clients (
     redirect_uris text[] NOT NULL,
     auth_method text NOT NULL CHECK (auth_method IN ('none', 'client_secret_basic', 'client_secret_post')),
     grant_types text[] NOT NULL,
-    -- The most that it is ever granted, and what it asks for unless it says; NULL: it did not say.
+    -- The maximum scope of its grants, and the default of its requests. NULL: not registered.
     scope text CHECK (scope IN ('read-only', 'write', 'admin')),
     client_uri text,
-    -- The protected resource that it is (RFC 8707), which may then introspect tokens for it. The operator's
-    -- to say.
+    -- The protected resource (RFC 8707) that the client is. It may introspect tokens for this
+    -- resource. Only the operator sets it.
     resource text,
     created_at timestamptz NOT NULL,
-    -- Who made it, as a public id; NULL: it registered itself, or the operator did.
+    -- The creator's public id. NULL: the client registered itself, or the operator created it.
     created_by text,
-    -- From where it registered itself, as far as clients are told apart.
+    -- The subnet from which the client registered itself.
     subnet inet,
     CHECK ((kind = 'workspace') = (workspace_id IS NOT NULL)),
     CHECK ((kind = 'document') = (document_url IS NOT NULL)),
@@ -36,10 +37,10 @@ CREATE INDEX oauth_clients_subnet_idx ON oauth_clients (subnet, created_at) WHER
 CREATE TABLE oauth_client_secrets (
     id uuid PRIMARY KEY,
     client_id uuid NOT NULL REFERENCES oauth_clients ON DELETE CASCADE,
-    -- SHA-256 of the whole secret: 256 random bits need no slow hash.
+    -- SHA-256 of the whole secret. A secret has 256 random bits, so it needs no slow hash.
     digest bytea NOT NULL CHECK (octet_length(digest) = 32),
     created_at timestamptz NOT NULL,
-    -- When it was superseded and its overlap is over; NULL: the current one.
+    -- The end of its overlap with its successor. NULL: the current secret.
     expires_at timestamptz
 );
 CREATE INDEX oauth_client_secrets_client_idx ON oauth_client_secrets (client_id, id);
@@ -48,24 +49,24 @@ CREATE TABLE oauth_grants (
     id uuid PRIMARY KEY,
     client_id uuid NOT NULL REFERENCES oauth_clients ON DELETE CASCADE,
     workspace_id uuid NOT NULL REFERENCES workspaces ON DELETE CASCADE,
-    -- Who consented; NULL: the client acts for itself.
+    -- The user that consented. NULL: the client acts for itself (client credentials).
     user_id uuid REFERENCES users ON DELETE CASCADE,
     scope text NOT NULL CHECK (scope IN ('read-only', 'write', 'admin')),
-    -- What its access tokens are for; the first unless a client asks for fewer.
+    -- The audiences of its access tokens (RFC 8707). A token is for the first one by default.
     resources text[] NOT NULL CHECK (cardinality(resources) > 0),
-    -- The passkey that the session showed in which somebody consented.
+    -- The passkey that the consenting session was verified with.
     passkey_id uuid REFERENCES passkeys ON DELETE SET NULL,
     created_at timestamptz NOT NULL,
-    -- Of the authorization code: where it was sent, and the PKCE challenge (S256) that binds it.
+    -- The redirect URI and the PKCE challenge (S256) of the authorization code.
     redirect_uri text,
     code_challenge bytea CHECK (octet_length(code_challenge) = 32),
-    -- Until when it must begin, and when it did: when it gave its first tokens.
+    -- The expiry of the authorization code, and the time of the first tokens.
     begin_by timestamptz NOT NULL,
     begun_at timestamptz,
     last_used_at timestamptz,
     refresh_seed bytea NOT NULL CHECK (octet_length(refresh_seed) = 32),
     refresh_generation integer NOT NULL DEFAULT 0,
-    -- Access tokens that were revoked one by one, by their `jti`; those that live still.
+    -- The `jti` of access tokens that were revoked one by one and have not expired.
     revoked_tokens uuid[] NOT NULL DEFAULT '{}',
     ended_at timestamptz,
     end_reason text
@@ -74,26 +75,27 @@ CREATE INDEX oauth_grants_user_idx ON oauth_grants (user_id, id) WHERE user_id I
 CREATE INDEX oauth_grants_workspace_idx ON oauth_grants (workspace_id, id);
 CREATE INDEX oauth_grants_client_idx ON oauth_grants (client_id, user_id, id);
 CREATE INDEX oauth_grants_passkey_idx ON oauth_grants (passkey_id) WHERE passkey_id IS NOT NULL;
--- A client has one grant for itself.
+-- A client has at most one active grant of its own.
 CREATE UNIQUE INDEX oauth_grants_own_key ON oauth_grants (client_id)
     WHERE user_id IS NULL AND ended_at IS NULL;
 CREATE TRIGGER oauth_grants_stay_ended BEFORE UPDATE ON oauth_grants FOR EACH ROW
     WHEN (OLD.ended_at IS NOT NULL AND NEW.ended_at IS DISTINCT FROM OLD.ended_at)
     EXECUTE FUNCTION stay_ended('the ended grant');
 
--- Device authorizations under way (RFC 8628), of nobody yet: seen through the functions below alone.
+-- Pending device authorizations (RFC 8628). They belong to no workspace yet, so the role has no
+-- rights on the table and uses the functions below.
 CREATE TABLE oauth_device_codes (
     id uuid PRIMARY KEY,
     client_id uuid NOT NULL REFERENCES oauth_clients ON DELETE CASCADE,
-    -- What the person types in, as a MAC under a key that the database does not hold.
+    -- A MAC of the code that the user enters, under a key that the database does not hold.
     user_code bytea NOT NULL CHECK (octet_length(user_code) = 32),
     scope text NOT NULL CHECK (scope IN ('read-only', 'write', 'admin')),
     resources text[] NOT NULL,
     created_at timestamptz NOT NULL,
     expires_at timestamptz NOT NULL,
-    -- From where it was asked for, as far as clients are told apart.
+    -- The subnet of the request, for the limit on pending authorizations.
     subnet inet NOT NULL,
-    -- Seconds between two polls, which grow with each that comes too early.
+    -- The minimum time between two polls, in seconds. It grows when the client polls too often.
     poll_interval integer NOT NULL DEFAULT 5,
     polled_at timestamptz,
     denied_at timestamptz,
@@ -104,70 +106,46 @@ CREATE INDEX oauth_device_codes_expires_idx ON oauth_device_codes (expires_at);
 CREATE INDEX oauth_device_codes_subnet_idx ON oauth_device_codes (subnet, expires_at);
 
 ------------------------------------------------------------------------------------------------
--- Nodes are told what to believe no more
+-- Rights of the role
 
-ALTER TABLE invalidations ADD COLUMN grant_id uuid, ADD COLUMN client_id uuid;
-ALTER TABLE invalidations DROP CONSTRAINT invalidations_check;
-ALTER TABLE invalidations ADD CONSTRAINT invalidations_check
-    CHECK (num_nonnulls(key_digest, session_id, user_id, workspace_id, grant_id, client_id) > 0);
+GRANT SELECT, INSERT, UPDATE (name, redirect_uris), DELETE ON oauth_clients TO call2me_auth_app;
+ALTER TABLE oauth_clients ENABLE ROW LEVEL SECURITY;
+-- The clients of the workspace, and those with a grant that the transaction sees.
+CREATE POLICY oauth_clients_visible ON oauth_clients FOR SELECT TO call2me_auth_app
+    USING (workspace_id = current_workspace()
+           OR EXISTS (SELECT FROM oauth_grants g WHERE g.client_id = oauth_clients.id));
+CREATE POLICY oauth_clients_make ON oauth_clients FOR INSERT TO call2me_auth_app
+    WITH CHECK (workspace_id = current_workspace());
+CREATE POLICY oauth_clients_change ON oauth_clients FOR UPDATE TO call2me_auth_app
+    USING (workspace_id = current_workspace());
+CREATE POLICY oauth_clients_remove ON oauth_clients FOR DELETE TO call2me_auth_app
+    USING (workspace_id = current_workspace());
 
-DROP FUNCTION invalidations_since(bigint);
-CREATE FUNCTION invalidations_since(applied bigint)
-    RETURNS TABLE (head bigint, generation bigint, key_digest bytea, session_id uuid, user_id uuid,
-                   workspace_id uuid, grant_id uuid, client_id uuid, age double precision)
-    LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp
-    AS $$
-        SELECT h.generation, i.generation, i.key_digest, i.session_id, i.user_id, i.workspace_id,
-               i.grant_id, i.client_id, extract(epoch FROM clock_timestamp() - i.at)::double precision
-        FROM invalidation_head h LEFT JOIN invalidations i ON i.generation > applied
-    $$;
+GRANT SELECT (id, client_id, created_at, expires_at), INSERT, UPDATE (expires_at), DELETE
+    ON oauth_client_secrets TO call2me_auth_app;
+ALTER TABLE oauth_client_secrets ENABLE ROW LEVEL SECURITY;
+CREATE POLICY oauth_client_secrets_workspace ON oauth_client_secrets TO call2me_auth_app
+    USING (EXISTS (SELECT FROM oauth_clients c
+                   WHERE c.id = client_id AND c.workspace_id = current_workspace()))
+    WITH CHECK (EXISTS (SELECT FROM oauth_clients c
+                        WHERE c.id = client_id AND c.workspace_id = current_workspace()));
 
-CREATE FUNCTION announce_oauth() RETURNS trigger
-    LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp
-    AS $$
-    DECLARE
-        next bigint;
-    BEGIN
-        -- A grant that goes with something greater is announced with that. A client is always announced: its
-        -- grants may be in other workspaces than its own.
-        IF TG_OP = 'DELETE' AND TG_TABLE_NAME = 'oauth_grants' THEN
-            IF NOT EXISTS (SELECT FROM workspaces WHERE id = OLD.workspace_id)
-               OR NOT EXISTS (SELECT FROM oauth_clients WHERE id = OLD.client_id)
-               OR (OLD.user_id IS NOT NULL AND NOT EXISTS (SELECT FROM users WHERE id = OLD.user_id))
-            THEN
-                RETURN NULL;
-            END IF;
-        END IF;
-        UPDATE invalidation_head SET generation = generation + 1 RETURNING generation INTO next;
-        IF TG_TABLE_NAME = 'oauth_grants' THEN
-            INSERT INTO invalidations (generation, grant_id) VALUES (next, OLD.id);
-        ELSE
-            INSERT INTO invalidations (generation, client_id) VALUES (next, OLD.id);
-        END IF;
-        PERFORM pg_notify('call2me_invalidations', '');
-        RETURN NULL;
-    END
-    $$;
-
-CREATE CONSTRAINT TRIGGER oauth_grants_announce AFTER UPDATE ON oauth_grants
-    DEFERRABLE INITIALLY DEFERRED FOR EACH ROW
-    WHEN ((OLD.client_id, OLD.workspace_id, OLD.user_id, OLD.scope, OLD.passkey_id, OLD.revoked_tokens, OLD.ended_at)
-          IS DISTINCT FROM
-          (NEW.client_id, NEW.workspace_id, NEW.user_id, NEW.scope, NEW.passkey_id, NEW.revoked_tokens, NEW.ended_at))
-    EXECUTE FUNCTION announce_oauth();
-CREATE CONSTRAINT TRIGGER oauth_grants_announce_delete AFTER DELETE ON oauth_grants
-    DEFERRABLE INITIALLY DEFERRED FOR EACH ROW WHEN (OLD.ended_at IS NULL AND OLD.begun_at IS NOT NULL)
-    EXECUTE FUNCTION announce_oauth();
-CREATE CONSTRAINT TRIGGER oauth_clients_announce AFTER UPDATE ON oauth_clients
-    DEFERRABLE INITIALLY DEFERRED FOR EACH ROW WHEN (OLD.name IS DISTINCT FROM NEW.name)
-    EXECUTE FUNCTION announce_oauth();
-CREATE CONSTRAINT TRIGGER oauth_clients_announce_delete AFTER DELETE ON oauth_clients
-    DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION announce_oauth();
+GRANT SELECT, INSERT,
+    UPDATE (begun_at, last_used_at, refresh_generation, revoked_tokens, ended_at, end_reason)
+    ON oauth_grants TO call2me_auth_app;
+ALTER TABLE oauth_grants ENABLE ROW LEVEL SECURITY;
+CREATE POLICY oauth_grants_visible ON oauth_grants FOR SELECT TO call2me_auth_app
+    USING (workspace_id = current_workspace() OR user_id = current_person());
+CREATE POLICY oauth_grants_make ON oauth_grants FOR INSERT TO call2me_auth_app
+    WITH CHECK (workspace_id = current_workspace() AND (user_id IS NULL OR user_id = current_person()));
+CREATE POLICY oauth_grants_change ON oauth_grants FOR UPDATE TO call2me_auth_app
+    USING (workspace_id = current_workspace() OR user_id = current_person());
 
 ------------------------------------------------------------------------------------------------
--- Look-ups before anybody is known
+-- Lookups before the caller is authenticated
 
--- A client by its id or the URL of its document, with the digests of the secrets that it may show.
+-- Returns a client by its id or by the URL of its metadata document, with the digests of its valid
+-- secrets.
 CREATE FUNCTION find_oauth_client(client uuid, url text, moment timestamptz)
     RETURNS TABLE (id uuid, kind text, workspace_id uuid, document_url text, name text,
                    redirect_uris text[], auth_method text, grant_types text[], scope text,
@@ -187,7 +165,8 @@ CREATE FUNCTION find_oauth_client(client uuid, url text, moment timestamptz)
     END
     $$;
 
--- Grants as their tokens are believed.
+-- Returns grants by their ids, to verify their tokens. `role` is NULL if the user is no longer a
+-- member of the workspace.
 CREATE FUNCTION find_oauth_grants(grant_ids uuid[])
     RETURNS TABLE (id uuid, client_id uuid, client_name text, workspace_id uuid, user_id uuid,
                    email text, full_name text, role text, scope text, ended_at timestamptz,
@@ -207,10 +186,11 @@ CREATE FUNCTION find_oauth_grants(grant_ids uuid[])
     $$;
 
 ------------------------------------------------------------------------------------------------
--- Clients that belong to no workspace
+-- Clients without a workspace
 
--- False: too many from there that nobody has let in yet. Where there are too many over all, the oldest of
--- them make room: nobody keeps others from registering.
+-- Stores a client that registers itself. Returns false if too many clients from its subnet have no
+-- grant. At the overall limit, the oldest clients without a grant are deleted to make room, so that
+-- no subnet can keep others from registering.
 CREATE FUNCTION register_oauth_client(
     client uuid, client_name text, uris text[], method text, grants text[], max_scope text, uri text,
     moment timestamptz, secret uuid, secret_digest bytea, registered_from inet,
@@ -258,7 +238,8 @@ CREATE FUNCTION register_oauth_client(
     END
     $$;
 
--- What a client ID metadata document says now, of a client that somebody lets in.
+-- Stores the current metadata document of a client that a user authorizes. Returns the client's id,
+-- which never changes.
 CREATE FUNCTION store_oauth_document(
     client uuid, url text, client_name text, uris text[], grants text[], max_scope text, uri text,
     moment timestamptz
@@ -281,9 +262,10 @@ CREATE FUNCTION store_oauth_document(
     $$;
 
 ------------------------------------------------------------------------------------------------
--- Devices
+-- Device authorizations
 
--- False: the code is taken; NULL: too many are under way.
+-- Stores a device authorization. Returns false if its user code exists, NULL if too many
+-- authorizations are pending.
 CREATE FUNCTION start_device_code(
     device uuid, client uuid, code bytea, wanted text, audiences text[], moment timestamptz,
     expires timestamptz, asked_from inet, at_most integer, at_most_from_there integer
@@ -304,7 +286,7 @@ CREATE FUNCTION start_device_code(
     END
     $$;
 
--- What a code is for that somebody typed in, while it waits for an answer.
+-- Returns the pending authorization with a user code.
 CREATE FUNCTION find_device_code(code bytea, moment timestamptz)
     RETURNS TABLE (id uuid, client_id uuid, scope text, resources text[])
     LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp
@@ -313,7 +295,8 @@ CREATE FUNCTION find_device_code(code bytea, moment timestamptz)
         WHERE d.user_code = code AND d.expires_at > moment AND d.denied_at IS NULL AND d.grant_id IS NULL
     $$;
 
--- Answers it: with a grant, or with none. False: it was answered before, or is over.
+-- Records the user's decision: a grant, or NULL to deny. Returns false if the authorization is
+-- decided or has expired.
 CREATE FUNCTION answer_device_code(device uuid, answer uuid, moment timestamptz) RETURNS boolean
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp
     AS $$
@@ -325,7 +308,8 @@ CREATE FUNCTION answer_device_code(device uuid, answer uuid, moment timestamptz)
     END
     $$;
 
--- How it stands, for the device that asks: unknown, expired, denied, approved, pending or slow_down.
+-- Returns the state of an authorization for the polling client: unknown, expired, denied, approved,
+-- pending or slow_down.
 CREATE FUNCTION poll_device_code(device uuid, client uuid, moment timestamptz)
     RETURNS TABLE (state text, answer uuid)
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp
@@ -340,12 +324,10 @@ CREATE FUNCTION poll_device_code(device uuid, client uuid, moment timestamptz)
         ELSIF code.denied_at IS NOT NULL THEN
             RETURN QUERY SELECT 'denied', NULL::uuid;
         ELSIF code.grant_id IS NOT NULL THEN
-            -- However often and late it asks: the grant says until when.
             RETURN QUERY SELECT 'approved', code.grant_id;
         ELSIF code.expires_at <= moment THEN
             RETURN QUERY SELECT 'expired', NULL::uuid;
         ELSIF code.polled_at + make_interval(secs => code.poll_interval) > moment THEN
-            -- Five seconds more, and not without an end (RFC 8628, section 3.5).
             UPDATE oauth_device_codes
             SET polled_at = moment, poll_interval = least(poll_interval + 5, 60) WHERE id = device;
             RETURN QUERY SELECT 'slow_down', NULL::uuid;
@@ -357,10 +339,11 @@ CREATE FUNCTION poll_device_code(device uuid, client uuid, moment timestamptz)
     $$;
 
 ------------------------------------------------------------------------------------------------
--- What is of no use any more
+-- Maintenance
 
--- Where a client of the transaction's workspace is let in, and how often; of all of its clients where none is
--- named. For the logs there, when it goes.
+-- Counts the active grants of a client of the transaction's workspace, by the workspace that they are
+-- for. Without a client, counts those of all its clients, in other workspaces only. The deletion of
+-- the client is recorded in the audit logs of these workspaces.
 CREATE FUNCTION oauth_clients_abroad(client uuid)
     RETURNS TABLE (client_id uuid, client_name text, workspace_id uuid, grants bigint)
     LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp
@@ -373,8 +356,8 @@ CREATE FUNCTION oauth_clients_abroad(client uuid)
         GROUP BY c.id, c.name, g.workspace_id ORDER BY g.workspace_id, c.id
     $$;
 
--- Codes that nobody redeemed; grants that nobody uses, and that ended long ago; clients that nobody lets in; old
--- secrets.
+-- Ends idle grants. Deletes codes that were never redeemed, grants that ended long ago, clients
+-- without a grant, and expired secrets.
 CREATE FUNCTION prune_oauth(moment timestamptz, idle interval) RETURNS void
     LANGUAGE sql SECURITY DEFINER SET search_path = public, pg_temp
     AS $$
@@ -389,43 +372,9 @@ CREATE FUNCTION prune_oauth(moment timestamptz, idle interval) RETURNS void
           AND NOT EXISTS (SELECT FROM oauth_grants g WHERE g.client_id = c.id);
     $$;
 
-REVOKE ALL ON FUNCTION announce_oauth, invalidations_since, find_oauth_client, find_oauth_grants,
-    register_oauth_client, store_oauth_document, start_device_code, find_device_code, answer_device_code,
-    poll_device_code, oauth_clients_abroad, prune_oauth FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION invalidations_since, find_oauth_client, find_oauth_grants,
-    register_oauth_client, store_oauth_document, start_device_code, find_device_code, answer_device_code,
-    poll_device_code, oauth_clients_abroad, prune_oauth TO call2me_auth_app;
-
-GRANT SELECT, INSERT, UPDATE (name, redirect_uris), DELETE ON oauth_clients TO call2me_auth_app;
-GRANT SELECT (id, client_id, created_at, expires_at), INSERT, UPDATE (expires_at), DELETE
-    ON oauth_client_secrets TO call2me_auth_app;
-GRANT SELECT, INSERT,
-    UPDATE (begun_at, last_used_at, refresh_generation, revoked_tokens, ended_at, end_reason)
-    ON oauth_grants TO call2me_auth_app;
-
-ALTER TABLE oauth_grants ENABLE ROW LEVEL SECURITY;
-CREATE POLICY oauth_grants_visible ON oauth_grants FOR SELECT TO call2me_auth_app
-    USING (workspace_id = current_workspace() OR user_id = current_person());
-CREATE POLICY oauth_grants_make ON oauth_grants FOR INSERT TO call2me_auth_app
-    WITH CHECK (workspace_id = current_workspace() AND (user_id IS NULL OR user_id = current_person()));
-CREATE POLICY oauth_grants_change ON oauth_grants FOR UPDATE TO call2me_auth_app
-    USING (workspace_id = current_workspace() OR user_id = current_person());
-
-ALTER TABLE oauth_clients ENABLE ROW LEVEL SECURITY;
--- A workspace's own, and those that have been let in.
-CREATE POLICY oauth_clients_visible ON oauth_clients FOR SELECT TO call2me_auth_app
-    USING (workspace_id = current_workspace()
-           OR EXISTS (SELECT FROM oauth_grants g WHERE g.client_id = oauth_clients.id));
-CREATE POLICY oauth_clients_make ON oauth_clients FOR INSERT TO call2me_auth_app
-    WITH CHECK (workspace_id = current_workspace());
-CREATE POLICY oauth_clients_change ON oauth_clients FOR UPDATE TO call2me_auth_app
-    USING (workspace_id = current_workspace());
-CREATE POLICY oauth_clients_remove ON oauth_clients FOR DELETE TO call2me_auth_app
-    USING (workspace_id = current_workspace());
-
-ALTER TABLE oauth_client_secrets ENABLE ROW LEVEL SECURITY;
-CREATE POLICY oauth_client_secrets_workspace ON oauth_client_secrets TO call2me_auth_app
-    USING (EXISTS (SELECT FROM oauth_clients c
-                   WHERE c.id = client_id AND c.workspace_id = current_workspace()))
-    WITH CHECK (EXISTS (SELECT FROM oauth_clients c
-                        WHERE c.id = client_id AND c.workspace_id = current_workspace()));
+REVOKE ALL ON FUNCTION find_oauth_client, find_oauth_grants, register_oauth_client,
+    store_oauth_document, start_device_code, find_device_code, answer_device_code, poll_device_code,
+    oauth_clients_abroad, prune_oauth FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION find_oauth_client, find_oauth_grants, register_oauth_client,
+    store_oauth_document, start_device_code, find_device_code, answer_device_code, poll_device_code,
+    oauth_clients_abroad, prune_oauth TO call2me_auth_app;

@@ -1,0 +1,93 @@
+-- The role of the service, and functions that all areas of the schema use.
+--
+-- Every query of the service names its workspace. Row-level security is the second barrier: a
+-- transaction of the role `call2me_auth_app` sees one workspace and one user, those of the settings
+-- `call2me.workspace_id` and `call2me.user_id`. The role owns nothing, so the policies apply to it.
+--
+-- SECURITY DEFINER functions run as the owner of the tables, to whom the policies do not apply. They
+-- are for lookups before the caller is authenticated, for work on several workspaces, and for tables
+-- that the role must not read as a whole.
+
+------------------------------------------------------------------------------------------------
+-- Role
+
+DO $$
+BEGIN
+    IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'call2me_auth_app') THEN
+        CREATE ROLE call2me_auth_app NOLOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE NOBYPASSRLS;
+    END IF;
+EXCEPTION
+    -- Roles are shared by all databases of a cluster, and another migration may run concurrently.
+    WHEN duplicate_object OR unique_violation THEN NULL;
+END
+$$;
+
+-- A service whose login is the owner of the tables works as the role by SET ROLE.
+DO $$
+BEGIN
+    IF NOT pg_has_role(current_user, 'call2me_auth_app', 'MEMBER') THEN
+        EXECUTE format('GRANT call2me_auth_app TO %I', current_user);
+    END IF;
+EXCEPTION
+    -- The service must then log in as the role itself. It checks this when it starts.
+    WHEN insufficient_privilege THEN NULL;
+END
+$$;
+
+GRANT USAGE ON SCHEMA public TO call2me_auth_app;
+-- SECURITY DEFINER functions look up names in this schema, so no other role may create objects in it.
+REVOKE CREATE ON SCHEMA public FROM PUBLIC;
+
+-- A node without the right to migrate reads the version of the schema. The table does not exist if
+-- the files are applied with psql.
+DO $$
+BEGIN
+    IF to_regclass('_sqlx_migrations') IS NOT NULL THEN
+        GRANT SELECT ON _sqlx_migrations TO call2me_auth_app;
+    END IF;
+END
+$$;
+
+------------------------------------------------------------------------------------------------
+-- Workspace and user of a transaction
+
+-- After the end of a SET LOCAL a custom setting is empty instead of NULL, hence NULLIF.
+CREATE FUNCTION current_workspace() RETURNS uuid
+    LANGUAGE sql STABLE PARALLEL SAFE
+    AS $$ SELECT NULLIF(current_setting('call2me.workspace_id', true), '')::uuid $$;
+
+CREATE FUNCTION current_person() RETURNS uuid
+    LANGUAGE sql STABLE PARALLEL SAFE
+    AS $$ SELECT NULLIF(current_setting('call2me.user_id', true), '')::uuid $$;
+
+------------------------------------------------------------------------------------------------
+-- UUIDv7: the first 48 bits are the time in milliseconds
+
+-- Returns the smallest UUIDv7 of a time: ids that are created from then on are not smaller.
+CREATE FUNCTION uuid_at(moment timestamptz) RETURNS uuid
+    LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+    AS $$
+        SELECT (lpad(to_hex(floor(extract(epoch FROM moment) * 1000)::bigint), 12, '0')
+                || repeat('0', 20))::uuid
+    $$;
+
+-- Returns the time at which a UUIDv7 was created.
+CREATE FUNCTION uuid_moment(id uuid) RETURNS timestamptz
+    LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+    AS $$
+        SELECT to_timestamp(('x' || lpad(left(replace(id::text, '-', ''), 12), 16, '0'))::bit(64)::bigint
+                            / 1000.0)
+    $$;
+
+------------------------------------------------------------------------------------------------
+-- Irreversible ends
+
+-- Trigger function: a revoked or ended credential stays so. Not even the owner can undo it.
+CREATE FUNCTION stay_ended() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+    BEGIN
+        RAISE EXCEPTION '% of % does not come back', TG_ARGV[0], OLD.id
+            USING ERRCODE = 'insufficient_privilege';
+    END
+    $$;

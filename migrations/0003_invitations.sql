@@ -1,0 +1,44 @@
+-- Invitations to workspaces.
+
+-- The token in the emailed link is a MAC of the id, under a key that the database does not hold.
+CREATE TABLE invitations (
+    id uuid PRIMARY KEY,
+    workspace_id uuid NOT NULL REFERENCES workspaces ON DELETE CASCADE,
+    email text NOT NULL,
+    -- The address in lower case. Addresses are compared in this form.
+    email_key text NOT NULL,
+    role text NOT NULL CHECK (role IN ('owner', 'admin', 'member', 'viewer')),
+    -- The inviter's public id (`user_…`, `key_…`).
+    invited_by text NOT NULL,
+    created_at timestamptz NOT NULL,
+    expires_at timestamptz NOT NULL,
+    -- The time at which the invitation was accepted, withdrawn or replaced.
+    closed_at timestamptz
+);
+CREATE UNIQUE INDEX invitations_open_key ON invitations (workspace_id, email_key)
+    WHERE closed_at IS NULL;
+CREATE INDEX invitations_email_key_idx ON invitations (email_key, created_at);
+
+GRANT SELECT, INSERT, UPDATE (closed_at) ON invitations TO call2me_auth_app;
+ALTER TABLE invitations ENABLE ROW LEVEL SECURITY;
+CREATE POLICY invitations_workspace ON invitations TO call2me_auth_app
+    USING (workspace_id = current_workspace()) WITH CHECK (workspace_id = current_workspace());
+
+-- Returns the workspace of an invitation, before the caller is authenticated.
+CREATE FUNCTION find_invitation(invitation_id uuid) RETURNS uuid
+    LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp
+    AS $$ SELECT workspace_id FROM invitations WHERE id = invitation_id $$;
+
+-- Counts the invitations to an address, from all workspaces. The limit on them protects an address
+-- from emails that strangers cause.
+CREATE FUNCTION count_invitations(address text, since timestamptz) RETURNS bigint
+    LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp
+    AS $$ SELECT count(*) FROM invitations WHERE email_key = address AND created_at > since $$;
+
+CREATE FUNCTION prune_invitations(moment timestamptz) RETURNS void
+    LANGUAGE sql SECURITY DEFINER SET search_path = public, pg_temp
+    AS $$ DELETE FROM invitations WHERE expires_at < moment - interval '7 days' $$;
+
+REVOKE ALL ON FUNCTION find_invitation, count_invitations, prune_invitations FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION find_invitation, count_invitations, prune_invitations
+    TO call2me_auth_app;

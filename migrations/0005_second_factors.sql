@@ -1,0 +1,121 @@
+-- Second factors: authenticators (TOTP, RFC 6238) with recovery codes, and passkeys (WebAuthn).
+
+-- The TOTP secret and the recovery codes are MACs of the factor's id, under a key that the database
+-- does not hold. A database dump therefore contains no usable code.
+CREATE TABLE totp_factors (
+    user_id uuid PRIMARY KEY REFERENCES users ON DELETE CASCADE,
+    factor_id uuid NOT NULL,
+    created_at timestamptz NOT NULL,
+    -- The time of the first valid code. Sign-in requires a code from then on.
+    confirmed_at timestamptz,
+    -- The number of wrong codes during enrollment.
+    wrong_codes integer NOT NULL DEFAULT 0,
+    -- The time step of the last accepted code. No code works twice.
+    last_step bigint NOT NULL DEFAULT 0,
+    -- A bit set: one bit for each recovery code.
+    used_recovery_codes integer NOT NULL DEFAULT 0,
+    -- The number of times that the recovery codes were regenerated. Each set is derived from it.
+    recovery_round integer NOT NULL DEFAULT 0
+);
+
+-- Sign-ins with a correct password that wait for a second factor.
+CREATE TABLE mfa_challenges (
+    id uuid PRIMARY KEY,
+    user_id uuid NOT NULL REFERENCES users ON DELETE CASCADE,
+    -- The workspace that the sign-in requested.
+    workspace_id uuid,
+    created_at timestamptz NOT NULL,
+    expires_at timestamptz NOT NULL,
+    wrong_codes integer NOT NULL DEFAULT 0,
+    used_at timestamptz
+);
+CREATE INDEX mfa_challenges_user_id_idx ON mfa_challenges (user_id, created_at);
+
+CREATE TABLE passkeys (
+    id uuid PRIMARY KEY,
+    user_id uuid NOT NULL REFERENCES users ON DELETE CASCADE,
+    -- The authenticator's id of the passkey, unique among all users.
+    credential_id bytea NOT NULL CHECK (octet_length(credential_id) BETWEEN 1 AND 1023),
+    -- In COSE encoding.
+    public_key bytea NOT NULL CHECK (octet_length(public_key) <= 2048),
+    -- The signature counter at the last use. A copied passkey would count separately.
+    sign_count bigint NOT NULL,
+    backup_eligible boolean NOT NULL,
+    name text NOT NULL,
+    created_at timestamptz NOT NULL,
+    last_used_at timestamptz,
+    CONSTRAINT passkeys_credential_id_key UNIQUE (credential_id)
+);
+CREATE INDEX passkeys_user_idx ON passkeys (user_id, id);
+
+-- Challenges are derived from their ids, which contain their time. Only used ones are stored.
+CREATE TABLE passkey_challenges_met (
+    id uuid PRIMARY KEY
+);
+
+------------------------------------------------------------------------------------------------
+-- Rights of the role
+
+GRANT SELECT, INSERT, UPDATE, DELETE ON totp_factors TO call2me_auth_app;
+ALTER TABLE totp_factors ENABLE ROW LEVEL SECURITY;
+CREATE POLICY totp_factors_own ON totp_factors TO call2me_auth_app
+    USING (user_id = current_person()) WITH CHECK (user_id = current_person());
+
+GRANT SELECT, INSERT, UPDATE (wrong_codes, used_at) ON mfa_challenges TO call2me_auth_app;
+ALTER TABLE mfa_challenges ENABLE ROW LEVEL SECURITY;
+CREATE POLICY mfa_challenges_own ON mfa_challenges TO call2me_auth_app
+    USING (user_id = current_person()) WITH CHECK (user_id = current_person());
+
+GRANT SELECT, INSERT, DELETE, UPDATE (sign_count, last_used_at) ON passkeys TO call2me_auth_app;
+ALTER TABLE passkeys ENABLE ROW LEVEL SECURITY;
+CREATE POLICY passkeys_own ON passkeys TO call2me_auth_app
+    USING (user_id = current_person()) WITH CHECK (user_id = current_person());
+
+------------------------------------------------------------------------------------------------
+-- Functions
+
+-- Returns true if a second factor is required and the user has no authenticator. For use in
+-- SECURITY DEFINER functions: the role must not ask this about other users.
+CREATE FUNCTION lacks_second_factor(required boolean, person uuid) RETURNS boolean
+    LANGUAGE sql STABLE
+    AS $$
+        SELECT required AND NOT EXISTS (
+            SELECT FROM totp_factors WHERE user_id = person AND confirmed_at IS NOT NULL)
+    $$;
+
+-- Returns the user of a challenge, before the caller is authenticated.
+CREATE FUNCTION find_mfa_challenge(challenge_id uuid) RETURNS uuid
+    LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp
+    AS $$ SELECT user_id FROM mfa_challenges WHERE id = challenge_id $$;
+
+CREATE FUNCTION prune_mfa_challenges(moment timestamptz) RETURNS void
+    LANGUAGE sql SECURITY DEFINER SET search_path = public, pg_temp
+    AS $$ DELETE FROM mfa_challenges WHERE created_at < moment - interval '1 day' $$;
+
+-- Returns the user of a passkey, before the caller is authenticated.
+CREATE FUNCTION find_passkey(credential bytea) RETURNS uuid
+    LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = public, pg_temp
+    AS $$
+    BEGIN
+        RETURN (SELECT user_id FROM passkeys WHERE credential_id = credential);
+    END
+    $$;
+
+-- Marks a challenge as used. Returns false if it was used before.
+CREATE FUNCTION meet_passkey_challenge(challenge uuid) RETURNS boolean
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp
+    AS $$
+    BEGIN
+        INSERT INTO passkey_challenges_met VALUES (challenge) ON CONFLICT DO NOTHING;
+        RETURN FOUND;
+    END
+    $$;
+
+CREATE FUNCTION prune_passkey_challenges(moment timestamptz) RETURNS void
+    LANGUAGE sql SECURITY DEFINER SET search_path = public, pg_temp
+    AS $$ DELETE FROM passkey_challenges_met WHERE id < uuid_at(moment - interval '1 day') $$;
+
+REVOKE ALL ON FUNCTION lacks_second_factor, find_mfa_challenge, prune_mfa_challenges, find_passkey,
+    meet_passkey_challenge, prune_passkey_challenges FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION find_mfa_challenge, prune_mfa_challenges, find_passkey,
+    meet_passkey_challenge, prune_passkey_challenges TO call2me_auth_app;
