@@ -4,9 +4,12 @@
 -- transaction of the role `call2me_auth_app` sees one workspace and one user, those of the settings
 -- `call2me.workspace_id` and `call2me.user_id`. The role owns nothing, so the policies apply to it.
 --
--- SECURITY DEFINER functions run as the owner of the tables, to whom the policies do not apply. They
--- are for lookups before the caller is authenticated, for work on several workspaces, and for tables
--- that the role must not read as a whole.
+-- SECURITY DEFINER functions run as the owner of the tables, to whom the policies do not apply.
+-- They are for lookups before the caller is authenticated, for work on several workspaces, and for
+-- tables that the role must not read as a whole.
+--
+-- Parameters of functions have the prefix `p_`: in SQL functions, a column takes precedence over a
+-- parameter of the same name.
 
 ------------------------------------------------------------------------------------------------
 -- Role
@@ -35,7 +38,7 @@ END
 $$;
 
 GRANT USAGE ON SCHEMA public TO call2me_auth_app;
--- SECURITY DEFINER functions look up names in this schema, so no other role may create objects in it.
+-- SECURITY DEFINER functions look up names in this schema. No other role may create objects here.
 REVOKE CREATE ON SCHEMA public FROM PUBLIC;
 
 -- A node without the right to migrate reads the version of the schema. The table does not exist if
@@ -52,11 +55,11 @@ $$;
 -- Workspace and user of a transaction
 
 -- After the end of a SET LOCAL a custom setting is empty instead of NULL, hence NULLIF.
-CREATE FUNCTION current_workspace() RETURNS uuid
+CREATE FUNCTION current_workspace_id() RETURNS uuid
     LANGUAGE sql STABLE PARALLEL SAFE
     AS $$ SELECT NULLIF(current_setting('call2me.workspace_id', true), '')::uuid $$;
 
-CREATE FUNCTION current_person() RETURNS uuid
+CREATE FUNCTION current_user_id() RETURNS uuid
     LANGUAGE sql STABLE PARALLEL SAFE
     AS $$ SELECT NULLIF(current_setting('call2me.user_id', true), '')::uuid $$;
 
@@ -64,30 +67,31 @@ CREATE FUNCTION current_person() RETURNS uuid
 -- UUIDv7: the first 48 bits are the time in milliseconds
 
 -- Returns the smallest UUIDv7 of a time: ids that are created from then on are not smaller.
-CREATE FUNCTION uuid_at(moment timestamptz) RETURNS uuid
+CREATE FUNCTION uuidv7_lower_bound(p_time timestamptz) RETURNS uuid
     LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
     AS $$
-        SELECT (lpad(to_hex(floor(extract(epoch FROM moment) * 1000)::bigint), 12, '0')
+        SELECT (lpad(to_hex(floor(extract(epoch FROM p_time) * 1000)::bigint), 12, '0')
                 || repeat('0', 20))::uuid
     $$;
 
 -- Returns the time at which a UUIDv7 was created.
-CREATE FUNCTION uuid_moment(id uuid) RETURNS timestamptz
+CREATE FUNCTION uuidv7_timestamp(p_id uuid) RETURNS timestamptz
     LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
     AS $$
-        SELECT to_timestamp(('x' || lpad(left(replace(id::text, '-', ''), 12), 16, '0'))::bit(64)::bigint
-                            / 1000.0)
+        SELECT to_timestamp(
+            ('x' || lpad(left(replace(p_id::text, '-', ''), 12), 16, '0'))::bit(64)::bigint
+            / 1000.0)
     $$;
 
 ------------------------------------------------------------------------------------------------
 -- Irreversible ends
 
 -- Trigger function: a revoked or ended credential stays so. Not even the owner can undo it.
-CREATE FUNCTION stay_ended() RETURNS trigger
+CREATE FUNCTION reject_reactivation() RETURNS trigger
     LANGUAGE plpgsql
     AS $$
     BEGIN
-        RAISE EXCEPTION '% of % does not come back', TG_ARGV[0], OLD.id
+        RAISE EXCEPTION '% % cannot become active again', TG_ARGV[0], OLD.id
             USING ERRCODE = 'insufficient_privilege';
     END
     $$;

@@ -4,7 +4,7 @@ CREATE TABLE users (
     id uuid PRIMARY KEY,
     email text NOT NULL,
     -- The address in lower case. Addresses are compared in this form.
-    email_key text NOT NULL,
+    normalized_email text NOT NULL,
     full_name text,
     -- A PHC string (argon2id). The role may write it but not read it.
     password_hash text,
@@ -14,7 +14,7 @@ CREATE TABLE users (
     last_workspace_id uuid,
     created_at timestamptz NOT NULL,
     email_verified_at timestamptz,
-    CONSTRAINT users_email_key_key UNIQUE (email_key)
+    CONSTRAINT users_normalized_email_key UNIQUE (normalized_email)
 );
 
 CREATE TABLE workspaces (
@@ -39,7 +39,7 @@ CREATE INDEX memberships_user_id_idx ON memberships (user_id);
 ------------------------------------------------------------------------------------------------
 -- Rights of the role
 
-GRANT SELECT (id, email, email_key, full_name, profile, last_workspace_id, created_at,
+GRANT SELECT (id, email, normalized_email, full_name, profile, last_workspace_id, created_at,
               email_verified_at),
     INSERT,
     UPDATE (full_name, profile, password_hash, last_workspace_id, email_verified_at)
@@ -49,100 +49,106 @@ GRANT SELECT, INSERT (id, name, created_at), UPDATE (name, branding, require_sec
 GRANT SELECT, INSERT, UPDATE (role), DELETE ON memberships TO call2me_auth_app;
 
 ALTER TABLE users ENABLE ROW LEVEL SECURITY;
-CREATE POLICY users_visible ON users FOR SELECT TO call2me_auth_app
-    USING (id = current_person() OR EXISTS (
-        SELECT FROM memberships m WHERE m.workspace_id = current_workspace() AND m.user_id = users.id));
-CREATE POLICY users_join ON users FOR INSERT TO call2me_auth_app WITH CHECK (id = current_person());
-CREATE POLICY users_change ON users FOR UPDATE TO call2me_auth_app USING (id = current_person());
+CREATE POLICY users_select ON users FOR SELECT TO call2me_auth_app
+    USING (id = current_user_id() OR EXISTS (
+        SELECT FROM memberships m
+        WHERE m.workspace_id = current_workspace_id() AND m.user_id = users.id));
+CREATE POLICY users_insert ON users FOR INSERT TO call2me_auth_app
+    WITH CHECK (id = current_user_id());
+CREATE POLICY users_update ON users FOR UPDATE TO call2me_auth_app
+    USING (id = current_user_id());
 
 ALTER TABLE workspaces ENABLE ROW LEVEL SECURITY;
-CREATE POLICY workspaces_visible ON workspaces FOR SELECT TO call2me_auth_app
-    USING (id = current_workspace() OR EXISTS (
-        SELECT FROM memberships m WHERE m.workspace_id = workspaces.id AND m.user_id = current_person()));
-CREATE POLICY workspaces_found ON workspaces FOR INSERT TO call2me_auth_app
-    WITH CHECK (id = current_workspace());
-CREATE POLICY workspaces_change ON workspaces FOR UPDATE TO call2me_auth_app
-    USING (id = current_workspace());
+CREATE POLICY workspaces_select ON workspaces FOR SELECT TO call2me_auth_app
+    USING (id = current_workspace_id() OR EXISTS (
+        SELECT FROM memberships m
+        WHERE m.workspace_id = workspaces.id AND m.user_id = current_user_id()));
+CREATE POLICY workspaces_insert ON workspaces FOR INSERT TO call2me_auth_app
+    WITH CHECK (id = current_workspace_id());
+CREATE POLICY workspaces_update ON workspaces FOR UPDATE TO call2me_auth_app
+    USING (id = current_workspace_id());
 
 ALTER TABLE memberships ENABLE ROW LEVEL SECURITY;
-CREATE POLICY memberships_visible ON memberships FOR SELECT TO call2me_auth_app
-    USING (workspace_id = current_workspace() OR user_id = current_person());
-CREATE POLICY memberships_join ON memberships FOR INSERT TO call2me_auth_app
-    WITH CHECK (workspace_id = current_workspace());
-CREATE POLICY memberships_change ON memberships FOR UPDATE TO call2me_auth_app
-    USING (workspace_id = current_workspace());
-CREATE POLICY memberships_leave ON memberships FOR DELETE TO call2me_auth_app
-    USING (workspace_id = current_workspace());
+CREATE POLICY memberships_select ON memberships FOR SELECT TO call2me_auth_app
+    USING (workspace_id = current_workspace_id() OR user_id = current_user_id());
+CREATE POLICY memberships_insert ON memberships FOR INSERT TO call2me_auth_app
+    WITH CHECK (workspace_id = current_workspace_id());
+CREATE POLICY memberships_update ON memberships FOR UPDATE TO call2me_auth_app
+    USING (workspace_id = current_workspace_id());
+CREATE POLICY memberships_delete ON memberships FOR DELETE TO call2me_auth_app
+    USING (workspace_id = current_workspace_id());
 
 ------------------------------------------------------------------------------------------------
 -- Functions
 
 -- Returns the account with an address, for sign-in.
 --
--- The function is in PL/pgSQL, which caches its plan for each connection. An SQL function is planned
--- at each call, which took ten times as long as the query. A generic plan is used from the first
--- call on: by default PostgreSQL makes five custom plans first, at half a millisecond each.
-CREATE FUNCTION find_sign_in(address text)
-    RETURNS TABLE (user_id uuid, email text, full_name text, password_hash text, last_workspace_id uuid)
+-- The function is in PL/pgSQL, which caches its plan for each connection. An SQL function is
+-- planned at each call, which took ten times as long as the query. A generic plan is used from the
+-- first call on: by default PostgreSQL makes five custom plans first, at half a millisecond each.
+CREATE FUNCTION find_account_by_email(p_normalized_email text)
+    RETURNS TABLE (user_id uuid, email text, full_name text, password_hash text,
+                   last_workspace_id uuid)
     LANGUAGE plpgsql STABLE ROWS 1 SECURITY DEFINER SET search_path = public, pg_temp
     SET plan_cache_mode = force_generic_plan
     AS $$
     BEGIN
         RETURN QUERY
             SELECT u.id, u.email, u.full_name, u.password_hash, u.last_workspace_id
-            FROM users u WHERE u.email_key = address;
+            FROM users u WHERE u.normalized_email = p_normalized_email;
     END
     $$;
 
 -- Returns true if this is the password hash of the transaction's user, and locks it until the
 -- transaction ends.
-CREATE FUNCTION pin_password_hash(hash text) RETURNS boolean
+CREATE FUNCTION lock_password_hash(p_hash text) RETURNS boolean
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp
     SET plan_cache_mode = force_generic_plan
     AS $$
     BEGIN
-        PERFORM FROM users WHERE id = current_person() AND password_hash = hash FOR NO KEY UPDATE;
+        PERFORM FROM users WHERE id = current_user_id() AND password_hash = p_hash
+        FOR NO KEY UPDATE;
         RETURN FOUND;
     END
     $$;
 
 -- Replaces the password hash of the transaction's user. Returns false if the hash is no longer
 -- `old_hash`: a sign-in that renews the hash of an old password must not undo a password change.
-CREATE FUNCTION replace_password_hash(old_hash text, new_hash text) RETURNS boolean
+CREATE FUNCTION replace_password_hash(p_old_hash text, p_new_hash text) RETURNS boolean
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp
     AS $$
     BEGIN
-        UPDATE users SET password_hash = new_hash
-        WHERE id = current_person() AND password_hash = old_hash;
+        UPDATE users SET password_hash = p_new_hash
+        WHERE id = current_user_id() AND password_hash = p_old_hash;
         RETURN FOUND;
     END
     $$;
 
 -- Deletes the transaction's user and all data that belongs to this user alone. API keys that the
 -- user created remain.
-CREATE FUNCTION delete_person() RETURNS boolean
+CREATE FUNCTION delete_current_user() RETURNS boolean
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp
     AS $$
     BEGIN
-        DELETE FROM users WHERE id = current_person();
+        DELETE FROM users WHERE id = current_user_id();
         RETURN FOUND;
     END
     $$;
 
 -- Deletes the transaction's workspace and all its data except the audit log, which remains for its
 -- retention period.
-CREATE FUNCTION delete_workspace() RETURNS boolean
+CREATE FUNCTION delete_current_workspace() RETURNS boolean
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp
     AS $$
     BEGIN
-        UPDATE users SET last_workspace_id = NULL WHERE last_workspace_id = current_workspace()
-            AND id IN (SELECT user_id FROM memberships WHERE workspace_id = current_workspace());
-        DELETE FROM workspaces WHERE id = current_workspace();
+        UPDATE users SET last_workspace_id = NULL WHERE last_workspace_id = current_workspace_id()
+            AND id IN (SELECT user_id FROM memberships WHERE workspace_id = current_workspace_id());
+        DELETE FROM workspaces WHERE id = current_workspace_id();
         RETURN FOUND;
     END
     $$;
 
-REVOKE ALL ON FUNCTION find_sign_in, pin_password_hash, replace_password_hash, delete_person,
-    delete_workspace FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION find_sign_in, pin_password_hash, replace_password_hash, delete_person,
-    delete_workspace TO call2me_auth_app;
+REVOKE ALL ON FUNCTION find_account_by_email, lock_password_hash, replace_password_hash,
+    delete_current_user, delete_current_workspace FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION find_account_by_email, lock_password_hash, replace_password_hash,
+    delete_current_user, delete_current_workspace TO call2me_auth_app;

@@ -6,7 +6,7 @@ CREATE TABLE invitations (
     workspace_id uuid NOT NULL REFERENCES workspaces ON DELETE CASCADE,
     email text NOT NULL,
     -- The address in lower case. Addresses are compared in this form.
-    email_key text NOT NULL,
+    normalized_email text NOT NULL,
     role text NOT NULL CHECK (role IN ('owner', 'admin', 'member', 'viewer')),
     -- The inviter's public id (`user_…`, `key_…`).
     invited_by text NOT NULL,
@@ -15,30 +15,36 @@ CREATE TABLE invitations (
     -- The time at which the invitation was accepted, withdrawn or replaced.
     closed_at timestamptz
 );
-CREATE UNIQUE INDEX invitations_open_key ON invitations (workspace_id, email_key)
+CREATE UNIQUE INDEX invitations_open_key ON invitations (workspace_id, normalized_email)
     WHERE closed_at IS NULL;
-CREATE INDEX invitations_email_key_idx ON invitations (email_key, created_at);
+CREATE INDEX invitations_normalized_email_idx ON invitations (normalized_email, created_at);
 
 GRANT SELECT, INSERT, UPDATE (closed_at) ON invitations TO call2me_auth_app;
 ALTER TABLE invitations ENABLE ROW LEVEL SECURITY;
-CREATE POLICY invitations_workspace ON invitations TO call2me_auth_app
-    USING (workspace_id = current_workspace()) WITH CHECK (workspace_id = current_workspace());
+CREATE POLICY invitations_by_workspace ON invitations TO call2me_auth_app
+    USING (workspace_id = current_workspace_id())
+    WITH CHECK (workspace_id = current_workspace_id());
 
 -- Returns the workspace of an invitation, before the caller is authenticated.
-CREATE FUNCTION find_invitation(invitation_id uuid) RETURNS uuid
+CREATE FUNCTION find_invitation_workspace(p_id uuid) RETURNS uuid
     LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp
-    AS $$ SELECT workspace_id FROM invitations WHERE id = invitation_id $$;
+    AS $$ SELECT workspace_id FROM invitations WHERE id = p_id $$;
 
 -- Counts the invitations to an address, from all workspaces. The limit on them protects an address
 -- from emails that strangers cause.
-CREATE FUNCTION count_invitations(address text, since timestamptz) RETURNS bigint
+CREATE FUNCTION count_invitations_to_email(p_normalized_email text, p_since timestamptz)
+    RETURNS bigint
     LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp
-    AS $$ SELECT count(*) FROM invitations WHERE email_key = address AND created_at > since $$;
+    AS $$
+        SELECT count(*) FROM invitations
+        WHERE normalized_email = p_normalized_email AND created_at > p_since
+    $$;
 
-CREATE FUNCTION prune_invitations(moment timestamptz) RETURNS void
+CREATE FUNCTION prune_invitations(p_now timestamptz) RETURNS void
     LANGUAGE sql SECURITY DEFINER SET search_path = public, pg_temp
-    AS $$ DELETE FROM invitations WHERE expires_at < moment - interval '7 days' $$;
+    AS $$ DELETE FROM invitations WHERE expires_at < p_now - interval '7 days' $$;
 
-REVOKE ALL ON FUNCTION find_invitation, count_invitations, prune_invitations FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION find_invitation, count_invitations, prune_invitations
+REVOKE ALL ON FUNCTION find_invitation_workspace, count_invitations_to_email, prune_invitations
+    FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION find_invitation_workspace, count_invitations_to_email, prune_invitations
     TO call2me_auth_app;

@@ -13,7 +13,7 @@ CREATE TABLE api_keys (
     display_end text NOT NULL,
     allowed_ips cidr[] NOT NULL DEFAULT '{}',
     created_at timestamptz NOT NULL,
-    -- The creator's public id (`user_…`, `key_…`). NULL: created by the operator on the command line.
+    -- The creator's public id (`user_…`, `key_…`). NULL: created by the operator.
     created_by text,
     -- The user that `/v1/users/me` returns to the key.
     creator_user_id uuid REFERENCES users ON DELETE SET NULL,
@@ -24,19 +24,21 @@ CREATE TABLE api_keys (
 );
 CREATE INDEX api_keys_workspace_id_idx ON api_keys (workspace_id, id);
 -- A key has at most one active successor.
-CREATE UNIQUE INDEX api_keys_live_successor_key ON api_keys (rotated_from) WHERE revoked_at IS NULL;
-CREATE TRIGGER api_keys_stay_revoked BEFORE UPDATE ON api_keys FOR EACH ROW
+CREATE UNIQUE INDEX api_keys_active_successor_key ON api_keys (rotated_from)
+    WHERE revoked_at IS NULL;
+CREATE TRIGGER api_keys_reject_reactivation BEFORE UPDATE ON api_keys FOR EACH ROW
     WHEN (OLD.revoked_at IS NOT NULL AND NEW.revoked_at IS DISTINCT FROM OLD.revoked_at)
-    EXECUTE FUNCTION stay_ended('the revoked key');
+    EXECUTE FUNCTION reject_reactivation('revoked API key');
 
 GRANT SELECT, INSERT,
     UPDATE (name, description, allowed_ips, revoked_at, revoked_by) ON api_keys TO call2me_auth_app;
 ALTER TABLE api_keys ENABLE ROW LEVEL SECURITY;
-CREATE POLICY api_keys_workspace ON api_keys TO call2me_auth_app
-    USING (workspace_id = current_workspace()) WITH CHECK (workspace_id = current_workspace());
+CREATE POLICY api_keys_by_workspace ON api_keys TO call2me_auth_app
+    USING (workspace_id = current_workspace_id())
+    WITH CHECK (workspace_id = current_workspace_id());
 
 -- Returns keys by their digests, before the caller is authenticated.
-CREATE FUNCTION find_api_keys(digests bytea[])
+CREATE FUNCTION find_api_keys(p_digests bytea[])
     RETURNS TABLE (digest bytea, id uuid, workspace_id uuid, name text, scope text,
                    allowed_ips cidr[], creator_user_id uuid, revoked_at timestamptz,
                    rate_limit_per_minute integer)
@@ -45,7 +47,7 @@ CREATE FUNCTION find_api_keys(digests bytea[])
         SELECT k.digest, k.id, k.workspace_id, k.name, k.scope, k.allowed_ips, k.creator_user_id,
                k.revoked_at, w.rate_limit_per_minute
         FROM api_keys k JOIN workspaces w ON w.id = k.workspace_id
-        WHERE k.digest = ANY (digests)
+        WHERE k.digest = ANY (p_digests)
     $$;
 
 REVOKE ALL ON FUNCTION find_api_keys FROM PUBLIC;

@@ -11,11 +11,11 @@ CREATE TABLE totp_factors (
     -- The number of wrong codes during enrollment.
     wrong_codes integer NOT NULL DEFAULT 0,
     -- The time step of the last accepted code. No code works twice.
-    last_step bigint NOT NULL DEFAULT 0,
+    last_accepted_step bigint NOT NULL DEFAULT 0,
     -- A bit set: one bit for each recovery code.
     used_recovery_codes integer NOT NULL DEFAULT 0,
     -- The number of times that the recovery codes were regenerated. Each set is derived from it.
-    recovery_round integer NOT NULL DEFAULT 0
+    recovery_code_generation integer NOT NULL DEFAULT 0
 );
 
 -- Sign-ins with a correct password that wait for a second factor.
@@ -49,7 +49,7 @@ CREATE TABLE passkeys (
 CREATE INDEX passkeys_user_idx ON passkeys (user_id, id);
 
 -- Challenges are derived from their ids, which contain their time. Only used ones are stored.
-CREATE TABLE passkey_challenges_met (
+CREATE TABLE used_webauthn_challenges (
     id uuid PRIMARY KEY
 );
 
@@ -58,64 +58,67 @@ CREATE TABLE passkey_challenges_met (
 
 GRANT SELECT, INSERT, UPDATE, DELETE ON totp_factors TO call2me_auth_app;
 ALTER TABLE totp_factors ENABLE ROW LEVEL SECURITY;
-CREATE POLICY totp_factors_own ON totp_factors TO call2me_auth_app
-    USING (user_id = current_person()) WITH CHECK (user_id = current_person());
+CREATE POLICY totp_factors_by_user ON totp_factors TO call2me_auth_app
+    USING (user_id = current_user_id()) WITH CHECK (user_id = current_user_id());
 
 GRANT SELECT, INSERT, UPDATE (wrong_codes, used_at) ON mfa_challenges TO call2me_auth_app;
 ALTER TABLE mfa_challenges ENABLE ROW LEVEL SECURITY;
-CREATE POLICY mfa_challenges_own ON mfa_challenges TO call2me_auth_app
-    USING (user_id = current_person()) WITH CHECK (user_id = current_person());
+CREATE POLICY mfa_challenges_by_user ON mfa_challenges TO call2me_auth_app
+    USING (user_id = current_user_id()) WITH CHECK (user_id = current_user_id());
 
 GRANT SELECT, INSERT, DELETE, UPDATE (sign_count, last_used_at) ON passkeys TO call2me_auth_app;
 ALTER TABLE passkeys ENABLE ROW LEVEL SECURITY;
-CREATE POLICY passkeys_own ON passkeys TO call2me_auth_app
-    USING (user_id = current_person()) WITH CHECK (user_id = current_person());
+CREATE POLICY passkeys_by_user ON passkeys TO call2me_auth_app
+    USING (user_id = current_user_id()) WITH CHECK (user_id = current_user_id());
 
 ------------------------------------------------------------------------------------------------
 -- Functions
 
 -- Returns true if a second factor is required and the user has no authenticator. For use in
 -- SECURITY DEFINER functions: the role must not ask this about other users.
-CREATE FUNCTION lacks_second_factor(required boolean, person uuid) RETURNS boolean
+CREATE FUNCTION lacks_second_factor(p_is_required boolean, p_user_id uuid) RETURNS boolean
     LANGUAGE sql STABLE
     AS $$
-        SELECT required AND NOT EXISTS (
-            SELECT FROM totp_factors WHERE user_id = person AND confirmed_at IS NOT NULL)
+        SELECT p_is_required AND NOT EXISTS (
+            SELECT FROM totp_factors WHERE user_id = p_user_id AND confirmed_at IS NOT NULL)
     $$;
 
 -- Returns the user of a challenge, before the caller is authenticated.
-CREATE FUNCTION find_mfa_challenge(challenge_id uuid) RETURNS uuid
+CREATE FUNCTION find_mfa_challenge_user(p_id uuid) RETURNS uuid
     LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp
-    AS $$ SELECT user_id FROM mfa_challenges WHERE id = challenge_id $$;
+    AS $$ SELECT user_id FROM mfa_challenges WHERE id = p_id $$;
 
-CREATE FUNCTION prune_mfa_challenges(moment timestamptz) RETURNS void
+CREATE FUNCTION prune_mfa_challenges(p_now timestamptz) RETURNS void
     LANGUAGE sql SECURITY DEFINER SET search_path = public, pg_temp
-    AS $$ DELETE FROM mfa_challenges WHERE created_at < moment - interval '1 day' $$;
+    AS $$ DELETE FROM mfa_challenges WHERE created_at < p_now - interval '1 day' $$;
 
 -- Returns the user of a passkey, before the caller is authenticated.
-CREATE FUNCTION find_passkey(credential bytea) RETURNS uuid
+CREATE FUNCTION find_passkey_user(p_credential_id bytea) RETURNS uuid
     LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = public, pg_temp
     AS $$
     BEGIN
-        RETURN (SELECT user_id FROM passkeys WHERE credential_id = credential);
+        RETURN (SELECT user_id FROM passkeys WHERE credential_id = p_credential_id);
     END
     $$;
 
 -- Marks a challenge as used. Returns false if it was used before.
-CREATE FUNCTION meet_passkey_challenge(challenge uuid) RETURNS boolean
+CREATE FUNCTION use_webauthn_challenge(p_id uuid) RETURNS boolean
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp
     AS $$
     BEGIN
-        INSERT INTO passkey_challenges_met VALUES (challenge) ON CONFLICT DO NOTHING;
+        INSERT INTO used_webauthn_challenges VALUES (p_id) ON CONFLICT DO NOTHING;
         RETURN FOUND;
     END
     $$;
 
-CREATE FUNCTION prune_passkey_challenges(moment timestamptz) RETURNS void
+CREATE FUNCTION prune_used_webauthn_challenges(p_now timestamptz) RETURNS void
     LANGUAGE sql SECURITY DEFINER SET search_path = public, pg_temp
-    AS $$ DELETE FROM passkey_challenges_met WHERE id < uuid_at(moment - interval '1 day') $$;
+    AS $$
+        DELETE FROM used_webauthn_challenges
+        WHERE id < uuidv7_lower_bound(p_now - interval '1 day')
+    $$;
 
-REVOKE ALL ON FUNCTION lacks_second_factor, find_mfa_challenge, prune_mfa_challenges, find_passkey,
-    meet_passkey_challenge, prune_passkey_challenges FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION find_mfa_challenge, prune_mfa_challenges, find_passkey,
-    meet_passkey_challenge, prune_passkey_challenges TO call2me_auth_app;
+REVOKE ALL ON FUNCTION lacks_second_factor, find_mfa_challenge_user, prune_mfa_challenges,
+    find_passkey_user, use_webauthn_challenge, prune_used_webauthn_challenges FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION find_mfa_challenge_user, prune_mfa_challenges, find_passkey_user,
+    use_webauthn_challenge, prune_used_webauthn_challenges TO call2me_auth_app;

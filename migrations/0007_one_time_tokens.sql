@@ -7,7 +7,7 @@ CREATE TABLE one_time_tokens (
     purpose text NOT NULL CHECK (purpose IN ('reset_password', 'verify_email')),
     user_id uuid NOT NULL REFERENCES users ON DELETE CASCADE,
     -- The address in lower case that the link was sent to. It proves the control of no other.
-    email_key text NOT NULL,
+    normalized_email text NOT NULL,
     created_at timestamptz NOT NULL,
     expires_at timestamptz NOT NULL,
     used_at timestamptz
@@ -16,30 +16,30 @@ CREATE INDEX one_time_tokens_user_id_idx ON one_time_tokens (user_id);
 
 GRANT SELECT, INSERT, UPDATE (used_at) ON one_time_tokens TO call2me_auth_app;
 ALTER TABLE one_time_tokens ENABLE ROW LEVEL SECURITY;
-CREATE POLICY one_time_tokens_own ON one_time_tokens TO call2me_auth_app
-    USING (user_id = current_person()) WITH CHECK (user_id = current_person());
+CREATE POLICY one_time_tokens_by_user ON one_time_tokens TO call2me_auth_app
+    USING (user_id = current_user_id()) WITH CHECK (user_id = current_user_id());
 
 -- Returns the user and the purpose of a token, before the caller is authenticated.
-CREATE FUNCTION find_one_time_token(token_id uuid)
+CREATE FUNCTION find_one_time_token_user(p_id uuid)
     RETURNS TABLE (user_id uuid, purpose text)
     LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp
-    AS $$ SELECT t.user_id, t.purpose FROM one_time_tokens t WHERE t.id = token_id $$;
+    AS $$ SELECT t.user_id, t.purpose FROM one_time_tokens t WHERE t.id = p_id $$;
 
 -- Stores a token for the account with an address. Returns false if there is no such account, if it
 -- has too many recent tokens, or if the token was used. The limit protects an address from emails
 -- that strangers cause.
 CREATE FUNCTION start_password_reset(
-    token_id uuid, address text, created timestamptz, expires timestamptz
+    p_id uuid, p_normalized_email text, p_created_at timestamptz, p_expires_at timestamptz
 ) RETURNS boolean
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp
     AS $$
     BEGIN
-        INSERT INTO one_time_tokens (id, purpose, user_id, email_key, created_at, expires_at)
-        SELECT token_id, 'reset_password', u.id, u.email_key, created, expires
-        FROM users u WHERE email_key = address AND (
+        INSERT INTO one_time_tokens (id, purpose, user_id, normalized_email, created_at, expires_at)
+        SELECT p_id, 'reset_password', u.id, u.normalized_email, p_created_at, p_expires_at
+        FROM users u WHERE normalized_email = p_normalized_email AND (
             SELECT count(*) FROM one_time_tokens t
-            WHERE t.user_id = u.id AND t.purpose = 'reset_password' AND t.id <> token_id
-              AND t.created_at > created - interval '1 hour') < 5
+            WHERE t.user_id = u.id AND t.purpose = 'reset_password' AND t.id <> p_id
+              AND t.created_at > p_created_at - interval '1 hour') < 5
         -- The email is sent again: the lifetime of its link starts again.
         ON CONFLICT (id) DO UPDATE
             SET created_at = excluded.created_at, expires_at = excluded.expires_at
@@ -48,10 +48,11 @@ CREATE FUNCTION start_password_reset(
     END
     $$;
 
-CREATE FUNCTION prune_one_time_tokens(moment timestamptz) RETURNS void
+CREATE FUNCTION prune_one_time_tokens(p_now timestamptz) RETURNS void
     LANGUAGE sql SECURITY DEFINER SET search_path = public, pg_temp
-    AS $$ DELETE FROM one_time_tokens WHERE expires_at < moment - interval '7 days' $$;
+    AS $$ DELETE FROM one_time_tokens WHERE expires_at < p_now - interval '7 days' $$;
 
-REVOKE ALL ON FUNCTION find_one_time_token, start_password_reset, prune_one_time_tokens FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION find_one_time_token, start_password_reset, prune_one_time_tokens
+REVOKE ALL ON FUNCTION find_one_time_token_user, start_password_reset, prune_one_time_tokens
+    FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION find_one_time_token_user, start_password_reset, prune_one_time_tokens
     TO call2me_auth_app;

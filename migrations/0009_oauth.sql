@@ -1,8 +1,8 @@
 -- OAuth 2.1: clients, their grants in workspaces, and device authorizations.
 --
--- A grant is one authorization of a client. Its row is created when a user consents, or when a client
--- requests tokens for itself. Authorization codes and refresh tokens are derived from the grant and
--- not stored, so ending the grant ends all its tokens.
+-- A grant is one authorization of a client. Its row is created when a user consents, or when a
+-- client requests tokens for itself. Authorization codes and refresh tokens are derived from the
+-- grant and not stored, so ending the grant ends all its tokens.
 
 CREATE TABLE oauth_clients (
     id uuid PRIMARY KEY,
@@ -13,7 +13,8 @@ CREATE TABLE oauth_clients (
     document_url text,
     name text NOT NULL,
     redirect_uris text[] NOT NULL,
-    auth_method text NOT NULL CHECK (auth_method IN ('none', 'client_secret_basic', 'client_secret_post')),
+    auth_method text NOT NULL
+        CHECK (auth_method IN ('none', 'client_secret_basic', 'client_secret_post')),
     grant_types text[] NOT NULL,
     -- The maximum scope of its grants, and the default of its requests. NULL: not registered.
     scope text CHECK (scope IN ('read-only', 'write', 'admin')),
@@ -30,9 +31,11 @@ CREATE TABLE oauth_clients (
     CHECK ((kind = 'document') = (document_url IS NOT NULL)),
     CONSTRAINT oauth_clients_document_url_key UNIQUE (document_url)
 );
-CREATE INDEX oauth_clients_workspace_idx ON oauth_clients (workspace_id, id) WHERE workspace_id IS NOT NULL;
+CREATE INDEX oauth_clients_workspace_idx ON oauth_clients (workspace_id, id)
+    WHERE workspace_id IS NOT NULL;
 CREATE INDEX oauth_clients_registered_idx ON oauth_clients (created_at) WHERE kind <> 'workspace';
-CREATE INDEX oauth_clients_subnet_idx ON oauth_clients (subnet, created_at) WHERE subnet IS NOT NULL;
+CREATE INDEX oauth_clients_subnet_idx ON oauth_clients (subnet, created_at)
+    WHERE subnet IS NOT NULL;
 
 CREATE TABLE oauth_client_secrets (
     id uuid PRIMARY KEY,
@@ -61,8 +64,8 @@ CREATE TABLE oauth_grants (
     redirect_uri text,
     code_challenge bytea CHECK (octet_length(code_challenge) = 32),
     -- The expiry of the authorization code, and the time of the first tokens.
-    begin_by timestamptz NOT NULL,
-    begun_at timestamptz,
+    redeem_by timestamptz NOT NULL,
+    redeemed_at timestamptz,
     last_used_at timestamptz,
     refresh_seed bytea NOT NULL CHECK (octet_length(refresh_seed) = 32),
     refresh_generation integer NOT NULL DEFAULT 0,
@@ -76,19 +79,19 @@ CREATE INDEX oauth_grants_workspace_idx ON oauth_grants (workspace_id, id);
 CREATE INDEX oauth_grants_client_idx ON oauth_grants (client_id, user_id, id);
 CREATE INDEX oauth_grants_passkey_idx ON oauth_grants (passkey_id) WHERE passkey_id IS NOT NULL;
 -- A client has at most one active grant of its own.
-CREATE UNIQUE INDEX oauth_grants_own_key ON oauth_grants (client_id)
+CREATE UNIQUE INDEX oauth_grants_client_credentials_key ON oauth_grants (client_id)
     WHERE user_id IS NULL AND ended_at IS NULL;
-CREATE TRIGGER oauth_grants_stay_ended BEFORE UPDATE ON oauth_grants FOR EACH ROW
+CREATE TRIGGER oauth_grants_reject_reactivation BEFORE UPDATE ON oauth_grants FOR EACH ROW
     WHEN (OLD.ended_at IS NOT NULL AND NEW.ended_at IS DISTINCT FROM OLD.ended_at)
-    EXECUTE FUNCTION stay_ended('the ended grant');
+    EXECUTE FUNCTION reject_reactivation('ended grant');
 
 -- Pending device authorizations (RFC 8628). They belong to no workspace yet, so the role has no
 -- rights on the table and uses the functions below.
-CREATE TABLE oauth_device_codes (
+CREATE TABLE oauth_device_authorizations (
     id uuid PRIMARY KEY,
     client_id uuid NOT NULL REFERENCES oauth_clients ON DELETE CASCADE,
     -- A MAC of the code that the user enters, under a key that the database does not hold.
-    user_code bytea NOT NULL CHECK (octet_length(user_code) = 32),
+    user_code_mac bytea NOT NULL CHECK (octet_length(user_code_mac) = 32),
     scope text NOT NULL CHECK (scope IN ('read-only', 'write', 'admin')),
     resources text[] NOT NULL,
     created_at timestamptz NOT NULL,
@@ -97,13 +100,14 @@ CREATE TABLE oauth_device_codes (
     subnet inet NOT NULL,
     -- The minimum time between two polls, in seconds. It grows when the client polls too often.
     poll_interval integer NOT NULL DEFAULT 5,
-    polled_at timestamptz,
+    last_polled_at timestamptz,
     denied_at timestamptz,
     grant_id uuid REFERENCES oauth_grants ON DELETE CASCADE,
-    CONSTRAINT oauth_device_codes_user_code_key UNIQUE (user_code)
+    CONSTRAINT oauth_device_authorizations_user_code_mac_key UNIQUE (user_code_mac)
 );
-CREATE INDEX oauth_device_codes_expires_idx ON oauth_device_codes (expires_at);
-CREATE INDEX oauth_device_codes_subnet_idx ON oauth_device_codes (subnet, expires_at);
+CREATE INDEX oauth_device_authorizations_expires_idx ON oauth_device_authorizations (expires_at);
+CREATE INDEX oauth_device_authorizations_subnet_idx
+    ON oauth_device_authorizations (subnet, expires_at);
 
 ------------------------------------------------------------------------------------------------
 -- Rights of the role
@@ -111,66 +115,71 @@ CREATE INDEX oauth_device_codes_subnet_idx ON oauth_device_codes (subnet, expire
 GRANT SELECT, INSERT, UPDATE (name, redirect_uris), DELETE ON oauth_clients TO call2me_auth_app;
 ALTER TABLE oauth_clients ENABLE ROW LEVEL SECURITY;
 -- The clients of the workspace, and those with a grant that the transaction sees.
-CREATE POLICY oauth_clients_visible ON oauth_clients FOR SELECT TO call2me_auth_app
-    USING (workspace_id = current_workspace()
+CREATE POLICY oauth_clients_select ON oauth_clients FOR SELECT TO call2me_auth_app
+    USING (workspace_id = current_workspace_id()
            OR EXISTS (SELECT FROM oauth_grants g WHERE g.client_id = oauth_clients.id));
-CREATE POLICY oauth_clients_make ON oauth_clients FOR INSERT TO call2me_auth_app
-    WITH CHECK (workspace_id = current_workspace());
-CREATE POLICY oauth_clients_change ON oauth_clients FOR UPDATE TO call2me_auth_app
-    USING (workspace_id = current_workspace());
-CREATE POLICY oauth_clients_remove ON oauth_clients FOR DELETE TO call2me_auth_app
-    USING (workspace_id = current_workspace());
+CREATE POLICY oauth_clients_insert ON oauth_clients FOR INSERT TO call2me_auth_app
+    WITH CHECK (workspace_id = current_workspace_id());
+CREATE POLICY oauth_clients_update ON oauth_clients FOR UPDATE TO call2me_auth_app
+    USING (workspace_id = current_workspace_id());
+CREATE POLICY oauth_clients_delete ON oauth_clients FOR DELETE TO call2me_auth_app
+    USING (workspace_id = current_workspace_id());
 
 GRANT SELECT (id, client_id, created_at, expires_at), INSERT, UPDATE (expires_at), DELETE
     ON oauth_client_secrets TO call2me_auth_app;
 ALTER TABLE oauth_client_secrets ENABLE ROW LEVEL SECURITY;
-CREATE POLICY oauth_client_secrets_workspace ON oauth_client_secrets TO call2me_auth_app
+CREATE POLICY oauth_client_secrets_by_workspace ON oauth_client_secrets TO call2me_auth_app
     USING (EXISTS (SELECT FROM oauth_clients c
-                   WHERE c.id = client_id AND c.workspace_id = current_workspace()))
+                   WHERE c.id = client_id AND c.workspace_id = current_workspace_id()))
     WITH CHECK (EXISTS (SELECT FROM oauth_clients c
-                        WHERE c.id = client_id AND c.workspace_id = current_workspace()));
+                        WHERE c.id = client_id AND c.workspace_id = current_workspace_id()));
 
 GRANT SELECT, INSERT,
-    UPDATE (begun_at, last_used_at, refresh_generation, revoked_tokens, ended_at, end_reason)
+    UPDATE (redeemed_at, last_used_at, refresh_generation, revoked_tokens, ended_at, end_reason)
     ON oauth_grants TO call2me_auth_app;
 ALTER TABLE oauth_grants ENABLE ROW LEVEL SECURITY;
-CREATE POLICY oauth_grants_visible ON oauth_grants FOR SELECT TO call2me_auth_app
-    USING (workspace_id = current_workspace() OR user_id = current_person());
-CREATE POLICY oauth_grants_make ON oauth_grants FOR INSERT TO call2me_auth_app
-    WITH CHECK (workspace_id = current_workspace() AND (user_id IS NULL OR user_id = current_person()));
-CREATE POLICY oauth_grants_change ON oauth_grants FOR UPDATE TO call2me_auth_app
-    USING (workspace_id = current_workspace() OR user_id = current_person());
+CREATE POLICY oauth_grants_select ON oauth_grants FOR SELECT TO call2me_auth_app
+    USING (workspace_id = current_workspace_id() OR user_id = current_user_id());
+CREATE POLICY oauth_grants_insert ON oauth_grants FOR INSERT TO call2me_auth_app
+    WITH CHECK (workspace_id = current_workspace_id()
+                AND (user_id IS NULL OR user_id = current_user_id()));
+CREATE POLICY oauth_grants_update ON oauth_grants FOR UPDATE TO call2me_auth_app
+    USING (workspace_id = current_workspace_id() OR user_id = current_user_id());
 
 ------------------------------------------------------------------------------------------------
 -- Lookups before the caller is authenticated
 
 -- Returns a client by its id or by the URL of its metadata document, with the digests of its valid
 -- secrets.
-CREATE FUNCTION find_oauth_client(client uuid, url text, moment timestamptz)
+CREATE FUNCTION find_oauth_client(p_id uuid, p_document_url text, p_now timestamptz)
     RETURNS TABLE (id uuid, kind text, workspace_id uuid, document_url text, name text,
                    redirect_uris text[], auth_method text, grant_types text[], scope text,
-                   client_uri text, resource text, created_at timestamptz, created_by text, secrets bytea[])
+                   client_uri text, resource text, created_at timestamptz, created_by text,
+                   secrets bytea[])
     LANGUAGE plpgsql STABLE ROWS 1 SECURITY DEFINER SET search_path = public, pg_temp
     SET plan_cache_mode = force_generic_plan
     AS $$
     BEGIN
         RETURN QUERY
-            SELECT c.id, c.kind, c.workspace_id, c.document_url, c.name, c.redirect_uris, c.auth_method,
-                   c.grant_types, c.scope, c.client_uri, c.resource, c.created_at, c.created_by,
+            SELECT c.id, c.kind, c.workspace_id, c.document_url, c.name, c.redirect_uris,
+                   c.auth_method, c.grant_types, c.scope, c.client_uri, c.resource, c.created_at,
+                   c.created_by,
                    ARRAY(SELECT s.digest FROM oauth_client_secrets s
-                         WHERE s.client_id = c.id AND (s.expires_at IS NULL OR s.expires_at > moment))
+                         WHERE s.client_id = c.id
+                           AND (s.expires_at IS NULL OR s.expires_at > p_now))
             FROM oauth_clients c
-            WHERE CASE WHEN url IS NULL THEN c.id = client AND c.kind <> 'document'
-                       ELSE c.document_url = url END;
+            WHERE CASE WHEN p_document_url IS NULL THEN c.id = p_id AND c.kind <> 'document'
+                       ELSE c.document_url = p_document_url END;
     END
     $$;
 
 -- Returns grants by their ids, to verify their tokens. `role` is NULL if the user is no longer a
 -- member of the workspace.
-CREATE FUNCTION find_oauth_grants(grant_ids uuid[])
+CREATE FUNCTION find_oauth_grants(p_ids uuid[])
     RETURNS TABLE (id uuid, client_id uuid, client_name text, workspace_id uuid, user_id uuid,
                    email text, full_name text, role text, scope text, ended_at timestamptz,
-                   revoked_tokens uuid[], rate_limit_per_minute integer, lacks_second_factor boolean)
+                   revoked_tokens uuid[], rate_limit_per_minute integer,
+                   lacks_second_factor boolean)
     LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp
     AS $$
         SELECT g.id, g.client_id, c.name, g.workspace_id, g.user_id, u.email, u.full_name, m.role,
@@ -182,7 +191,7 @@ CREATE FUNCTION find_oauth_grants(grant_ids uuid[])
         JOIN workspaces w ON w.id = g.workspace_id
         LEFT JOIN users u ON u.id = g.user_id
         LEFT JOIN memberships m ON m.workspace_id = g.workspace_id AND m.user_id = g.user_id
-        WHERE g.id = ANY (grant_ids)
+        WHERE g.id = ANY (p_ids)
     $$;
 
 ------------------------------------------------------------------------------------------------
@@ -192,33 +201,33 @@ CREATE FUNCTION find_oauth_grants(grant_ids uuid[])
 -- grant. At the overall limit, the oldest clients without a grant are deleted to make room, so that
 -- no subnet can keep others from registering.
 CREATE FUNCTION register_oauth_client(
-    client uuid, client_name text, uris text[], method text, grants text[], max_scope text, uri text,
-    moment timestamptz, secret uuid, secret_digest bytea, registered_from inet,
-    at_most integer, at_most_from_there integer
+    p_id uuid, p_name text, p_redirect_uris text[], p_auth_method text, p_grant_types text[],
+    p_scope text, p_client_uri text, p_now timestamptz, p_secret_id uuid, p_secret_digest bytea,
+    p_subnet inet, p_max_total integer, p_max_from_subnet integer
 ) RETURNS boolean
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp
     AS $$
     DECLARE
         unused bigint;
     BEGIN
-        IF at_most_from_there <= (
+        IF p_max_from_subnet <= (
             SELECT count(*) FROM (
                 SELECT FROM oauth_clients c
-                WHERE c.subnet = registered_from AND c.created_at > moment - interval '7 days'
+                WHERE c.subnet = p_subnet AND c.created_at > p_now - interval '7 days'
                   AND NOT EXISTS (SELECT FROM oauth_grants g WHERE g.client_id = c.id)
-                LIMIT at_most_from_there) from_there
+                LIMIT p_max_from_subnet) of_subnet
         ) THEN
             RETURN false;
         END IF;
         SELECT count(*) INTO unused FROM (
             SELECT FROM oauth_clients c
-            WHERE c.kind = 'registered' AND c.created_at > moment - interval '7 days'
+            WHERE c.kind = 'registered' AND c.created_at > p_now - interval '7 days'
               AND NOT EXISTS (SELECT FROM oauth_grants g WHERE g.client_id = c.id)
-            LIMIT at_most) over_all;
-        IF unused >= at_most THEN
+            LIMIT p_max_total) overall;
+        IF unused >= p_max_total THEN
             DELETE FROM oauth_clients WHERE id IN (
                 SELECT c.id FROM oauth_clients c
-                WHERE c.kind = 'registered' AND c.created_at < moment - interval '1 hour'
+                WHERE c.kind = 'registered' AND c.created_at < p_now - interval '1 hour'
                   AND NOT EXISTS (SELECT FROM oauth_grants g WHERE g.client_id = c.id)
                 ORDER BY c.created_at LIMIT 100
                 FOR UPDATE SKIP LOCKED);
@@ -228,11 +237,11 @@ CREATE FUNCTION register_oauth_client(
         END IF;
         INSERT INTO oauth_clients (id, kind, name, redirect_uris, auth_method, grant_types, scope,
                                    client_uri, created_at, subnet)
-        VALUES (client, 'registered', client_name, uris, method, grants, max_scope, uri, moment,
-                registered_from);
-        IF secret IS NOT NULL THEN
+        VALUES (p_id, 'registered', p_name, p_redirect_uris, p_auth_method, p_grant_types, p_scope,
+                p_client_uri, p_now, p_subnet);
+        IF p_secret_id IS NOT NULL THEN
             INSERT INTO oauth_client_secrets (id, client_id, digest, created_at)
-            VALUES (secret, client, secret_digest, moment);
+            VALUES (p_secret_id, p_id, p_secret_digest, p_now);
         END IF;
         RETURN true;
     END
@@ -240,24 +249,25 @@ CREATE FUNCTION register_oauth_client(
 
 -- Stores the current metadata document of a client that a user authorizes. Returns the client's id,
 -- which never changes.
-CREATE FUNCTION store_oauth_document(
-    client uuid, url text, client_name text, uris text[], grants text[], max_scope text, uri text,
-    moment timestamptz
+CREATE FUNCTION store_oauth_metadata_document(
+    p_id uuid, p_document_url text, p_name text, p_redirect_uris text[], p_grant_types text[],
+    p_scope text, p_client_uri text, p_now timestamptz
 ) RETURNS uuid
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp
     AS $$
     DECLARE
-        stored uuid;
+        stored_id uuid;
     BEGIN
         INSERT INTO oauth_clients AS c (id, kind, document_url, name, redirect_uris, auth_method,
                                         grant_types, scope, client_uri, created_at)
-        VALUES (client, 'document', url, client_name, uris, 'none', grants, max_scope, uri, moment)
+        VALUES (p_id, 'document', p_document_url, p_name, p_redirect_uris, 'none', p_grant_types,
+                p_scope, p_client_uri, p_now)
         ON CONFLICT (document_url) DO UPDATE
             SET name = excluded.name, redirect_uris = excluded.redirect_uris,
                 grant_types = excluded.grant_types, scope = excluded.scope,
                 client_uri = excluded.client_uri
-        RETURNING c.id INTO stored;
-        RETURN stored;
+        RETURNING c.id INTO stored_id;
+        RETURN stored_id;
     END
     $$;
 
@@ -266,73 +276,79 @@ CREATE FUNCTION store_oauth_document(
 
 -- Stores a device authorization. Returns false if its user code exists, NULL if too many
 -- authorizations are pending.
-CREATE FUNCTION start_device_code(
-    device uuid, client uuid, code bytea, wanted text, audiences text[], moment timestamptz,
-    expires timestamptz, asked_from inet, at_most integer, at_most_from_there integer
+CREATE FUNCTION start_device_authorization(
+    p_id uuid, p_client_id uuid, p_user_code_mac bytea, p_scope text, p_resources text[],
+    p_now timestamptz, p_expires_at timestamptz, p_subnet inet, p_max_total integer,
+    p_max_from_subnet integer
 ) RETURNS boolean
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp
     AS $$
     BEGIN
-        IF at_most <= (SELECT count(*) FROM (SELECT FROM oauth_device_codes
-                                             WHERE expires_at > moment LIMIT at_most) under_way)
-           OR at_most_from_there <= (SELECT count(*) FROM oauth_device_codes
-                                     WHERE subnet = asked_from AND expires_at > moment) THEN
+        IF p_max_total <= (SELECT count(*) FROM (SELECT FROM oauth_device_authorizations
+                                             WHERE expires_at > p_now LIMIT p_max_total) pending)
+           OR p_max_from_subnet <= (SELECT count(*) FROM oauth_device_authorizations
+                                     WHERE subnet = p_subnet AND expires_at > p_now) THEN
             RETURN NULL;
         END IF;
-        INSERT INTO oauth_device_codes (id, client_id, user_code, scope, resources, created_at, expires_at, subnet)
-        VALUES (device, client, code, wanted, audiences, moment, expires, asked_from)
-        ON CONFLICT (user_code) DO NOTHING;
+        INSERT INTO oauth_device_authorizations (id, client_id, user_code_mac, scope, resources,
+                                                 created_at, expires_at, subnet)
+        VALUES (p_id, p_client_id, p_user_code_mac, p_scope, p_resources, p_now, p_expires_at,
+                p_subnet)
+        ON CONFLICT (user_code_mac) DO NOTHING;
         RETURN FOUND;
     END
     $$;
 
 -- Returns the pending authorization with a user code.
-CREATE FUNCTION find_device_code(code bytea, moment timestamptz)
+CREATE FUNCTION find_device_authorization(p_user_code_mac bytea, p_now timestamptz)
     RETURNS TABLE (id uuid, client_id uuid, scope text, resources text[])
     LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp
     AS $$
-        SELECT d.id, d.client_id, d.scope, d.resources FROM oauth_device_codes d
-        WHERE d.user_code = code AND d.expires_at > moment AND d.denied_at IS NULL AND d.grant_id IS NULL
+        SELECT d.id, d.client_id, d.scope, d.resources FROM oauth_device_authorizations d
+        WHERE d.user_code_mac = p_user_code_mac AND d.expires_at > p_now
+          AND d.denied_at IS NULL AND d.grant_id IS NULL
     $$;
 
 -- Records the user's decision: a grant, or NULL to deny. Returns false if the authorization is
 -- decided or has expired.
-CREATE FUNCTION answer_device_code(device uuid, answer uuid, moment timestamptz) RETURNS boolean
+CREATE FUNCTION decide_device_authorization(p_id uuid, p_grant_id uuid, p_now timestamptz)
+    RETURNS boolean
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp
     AS $$
     BEGIN
-        UPDATE oauth_device_codes
-        SET grant_id = answer, denied_at = CASE WHEN answer IS NULL THEN moment END
-        WHERE id = device AND expires_at > moment AND denied_at IS NULL AND grant_id IS NULL;
+        UPDATE oauth_device_authorizations
+        SET grant_id = p_grant_id, denied_at = CASE WHEN p_grant_id IS NULL THEN p_now END
+        WHERE id = p_id AND expires_at > p_now AND denied_at IS NULL AND grant_id IS NULL;
         RETURN FOUND;
     END
     $$;
 
 -- Returns the state of an authorization for the polling client: unknown, expired, denied, approved,
 -- pending or slow_down.
-CREATE FUNCTION poll_device_code(device uuid, client uuid, moment timestamptz)
-    RETURNS TABLE (state text, answer uuid)
+CREATE FUNCTION poll_device_authorization(p_id uuid, p_client_id uuid, p_now timestamptz)
+    RETURNS TABLE (state text, approved_grant_id uuid)
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp
     AS $$
     DECLARE
-        code oauth_device_codes;
+        device oauth_device_authorizations;
     BEGIN
-        SELECT * INTO code FROM oauth_device_codes d
-        WHERE d.id = device AND d.client_id = client FOR UPDATE;
+        SELECT * INTO device FROM oauth_device_authorizations d
+        WHERE d.id = p_id AND d.client_id = p_client_id FOR UPDATE;
         IF NOT FOUND THEN
             RETURN QUERY SELECT 'unknown', NULL::uuid;
-        ELSIF code.denied_at IS NOT NULL THEN
+        ELSIF device.denied_at IS NOT NULL THEN
             RETURN QUERY SELECT 'denied', NULL::uuid;
-        ELSIF code.grant_id IS NOT NULL THEN
-            RETURN QUERY SELECT 'approved', code.grant_id;
-        ELSIF code.expires_at <= moment THEN
+        ELSIF device.grant_id IS NOT NULL THEN
+            RETURN QUERY SELECT 'approved', device.grant_id;
+        ELSIF device.expires_at <= p_now THEN
             RETURN QUERY SELECT 'expired', NULL::uuid;
-        ELSIF code.polled_at + make_interval(secs => code.poll_interval) > moment THEN
-            UPDATE oauth_device_codes
-            SET polled_at = moment, poll_interval = least(poll_interval + 5, 60) WHERE id = device;
+        ELSIF device.last_polled_at + make_interval(secs => device.poll_interval) > p_now THEN
+            UPDATE oauth_device_authorizations
+            SET last_polled_at = p_now, poll_interval = least(poll_interval + 5, 60)
+            WHERE id = p_id;
             RETURN QUERY SELECT 'slow_down', NULL::uuid;
         ELSE
-            UPDATE oauth_device_codes SET polled_at = moment WHERE id = device;
+            UPDATE oauth_device_authorizations SET last_polled_at = p_now WHERE id = p_id;
             RETURN QUERY SELECT 'pending', NULL::uuid;
         END IF;
     END
@@ -341,40 +357,43 @@ CREATE FUNCTION poll_device_code(device uuid, client uuid, moment timestamptz)
 ------------------------------------------------------------------------------------------------
 -- Maintenance
 
--- Counts the active grants of a client of the transaction's workspace, by the workspace that they are
--- for. Without a client, counts those of all its clients, in other workspaces only. The deletion of
--- the client is recorded in the audit logs of these workspaces.
-CREATE FUNCTION oauth_clients_abroad(client uuid)
+-- Counts the active grants of a client of the transaction's workspace, by the workspace that they
+-- are for. Without a client, counts those of all its clients, in other workspaces only. The
+-- deletion of the client is recorded in the audit logs of these workspaces.
+CREATE FUNCTION list_external_oauth_grants(p_client_id uuid)
     RETURNS TABLE (client_id uuid, client_name text, workspace_id uuid, grants bigint)
     LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp
     AS $$
         SELECT c.id, c.name, g.workspace_id, count(*)
         FROM oauth_clients c JOIN oauth_grants g ON g.client_id = c.id
-        WHERE c.workspace_id = current_workspace() AND (client IS NULL OR c.id = client)
-          AND g.ended_at IS NULL AND g.begun_at IS NOT NULL
-          AND (client IS NOT NULL OR g.workspace_id <> c.workspace_id)
+        WHERE c.workspace_id = current_workspace_id()
+          AND (p_client_id IS NULL OR c.id = p_client_id)
+          AND g.ended_at IS NULL AND g.redeemed_at IS NOT NULL
+          AND (p_client_id IS NOT NULL OR g.workspace_id <> c.workspace_id)
         GROUP BY c.id, c.name, g.workspace_id ORDER BY g.workspace_id, c.id
     $$;
 
 -- Ends idle grants. Deletes codes that were never redeemed, grants that ended long ago, clients
 -- without a grant, and expired secrets.
-CREATE FUNCTION prune_oauth(moment timestamptz, idle interval) RETURNS void
+CREATE FUNCTION prune_oauth(p_now timestamptz, p_idle interval) RETURNS void
     LANGUAGE sql SECURITY DEFINER SET search_path = public, pg_temp
     AS $$
-        DELETE FROM oauth_device_codes WHERE expires_at < moment - interval '1 day';
-        DELETE FROM oauth_grants WHERE begun_at IS NULL AND begin_by < moment - interval '1 day';
-        UPDATE oauth_grants SET ended_at = moment, end_reason = 'idle'
-        WHERE ended_at IS NULL AND last_used_at < moment - idle - interval '1 day';
-        DELETE FROM oauth_grants WHERE ended_at < moment - interval '90 days';
-        DELETE FROM oauth_client_secrets WHERE expires_at < moment - interval '1 day';
+        DELETE FROM oauth_device_authorizations WHERE expires_at < p_now - interval '1 day';
+        DELETE FROM oauth_grants WHERE redeemed_at IS NULL AND redeem_by < p_now - interval '1 day';
+        UPDATE oauth_grants SET ended_at = p_now, end_reason = 'idle'
+        WHERE ended_at IS NULL AND last_used_at < p_now - p_idle - interval '1 day';
+        DELETE FROM oauth_grants WHERE ended_at < p_now - interval '90 days';
+        DELETE FROM oauth_client_secrets WHERE expires_at < p_now - interval '1 day';
         DELETE FROM oauth_clients c
-        WHERE kind <> 'workspace' AND created_at < moment - interval '7 days'
+        WHERE kind <> 'workspace' AND created_at < p_now - interval '7 days'
           AND NOT EXISTS (SELECT FROM oauth_grants g WHERE g.client_id = c.id);
     $$;
 
 REVOKE ALL ON FUNCTION find_oauth_client, find_oauth_grants, register_oauth_client,
-    store_oauth_document, start_device_code, find_device_code, answer_device_code, poll_device_code,
-    oauth_clients_abroad, prune_oauth FROM PUBLIC;
+    store_oauth_metadata_document, start_device_authorization, find_device_authorization,
+    decide_device_authorization, poll_device_authorization, list_external_oauth_grants, prune_oauth
+    FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION find_oauth_client, find_oauth_grants, register_oauth_client,
-    store_oauth_document, start_device_code, find_device_code, answer_device_code, poll_device_code,
-    oauth_clients_abroad, prune_oauth TO call2me_auth_app;
+    store_oauth_metadata_document, start_device_authorization, find_device_authorization,
+    decide_device_authorization, poll_device_authorization, list_external_oauth_grants, prune_oauth
+    TO call2me_auth_app;

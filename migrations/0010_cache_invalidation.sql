@@ -7,17 +7,17 @@
 
 -- The newest generation, in one row. A change locks the row until its commit, so generations become
 -- visible in order and without gaps. Those of a sequence do not.
-CREATE TABLE invalidation_head (
-    only_one boolean PRIMARY KEY DEFAULT true CHECK (only_one),
+CREATE TABLE invalidation_generation (
+    is_singleton boolean PRIMARY KEY DEFAULT true CHECK (is_singleton),
     generation bigint NOT NULL
 );
-INSERT INTO invalidation_head (generation) VALUES (0);
+INSERT INTO invalidation_generation (generation) VALUES (0);
 
 CREATE TABLE invalidations (
     generation bigint PRIMARY KEY,
-    at timestamptz NOT NULL DEFAULT clock_timestamp(),
-    -- The credentials to drop: an API key, a session, a grant, all grants of a client, all credentials
-    -- of a user (in one workspace, if that is set too), or all credentials of a workspace.
+    created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    -- The credentials to drop: an API key, a session, a grant, all grants of a client, all
+    -- credentials of a user (in one workspace, if that is set too), or all those of a workspace.
     key_digest bytea,
     session_id uuid,
     user_id uuid,
@@ -26,40 +26,43 @@ CREATE TABLE invalidations (
     client_id uuid,
     CHECK (num_nonnulls(key_digest, session_id, user_id, workspace_id, grant_id, client_id) > 0)
 );
-CREATE INDEX invalidations_at_idx ON invalidations (at);
+CREATE INDEX invalidations_created_at_idx ON invalidations (created_at);
 
 -- Nodes that may have cached credentials. The table is not UNLOGGED: a crash would empty it, and
 -- leases outlast a crash.
 CREATE TABLE nodes (
     id uuid PRIMARY KEY,
-    acknowledged bigint NOT NULL,
-    -- By PostgreSQL's clock, from the arrival of the renewal. The node counts from the sending, so the
-    -- lease ends earlier for the node.
+    acknowledged_generation bigint NOT NULL,
+    -- By PostgreSQL's clock, from the arrival of the renewal. The node counts from the sending, so
+    -- the lease ends earlier for the node.
     lease_until timestamptz NOT NULL,
     -- The node's watermark: it has written all its audit events from before.
-    written_until timestamptz NOT NULL,
+    events_written_until timestamptz NOT NULL,
     -- The last time that the node renewed an expired lease. In between it may have served requests
     -- whose events were not written.
-    interrupted_at timestamptz
+    reconnected_at timestamptz
 );
 
 ------------------------------------------------------------------------------------------------
 -- Triggers
 
-CREATE FUNCTION invalidate(digest bytea, session uuid, person uuid, workspace uuid) RETURNS void
+CREATE FUNCTION add_invalidation(
+    p_key_digest bytea, p_session_id uuid, p_user_id uuid, p_workspace_id uuid
+) RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp
     AS $$
     DECLARE
-        next bigint;
+        next_generation bigint;
     BEGIN
-        UPDATE invalidation_head SET generation = generation + 1 RETURNING generation INTO next;
+        UPDATE invalidation_generation SET generation = generation + 1
+        RETURNING generation INTO next_generation;
         INSERT INTO invalidations (generation, key_digest, session_id, user_id, workspace_id)
-        VALUES (next, digest, session, person, workspace);
+        VALUES (next_generation, p_key_digest, p_session_id, p_user_id, p_workspace_id);
         PERFORM pg_notify('call2me_invalidations', '');
     END
     $$;
 
-CREATE FUNCTION announce() RETURNS trigger
+CREATE FUNCTION notify_invalidation() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp
     AS $$
     BEGIN
@@ -69,28 +72,28 @@ CREATE FUNCTION announce() RETURNS trigger
             END IF;
         END IF;
         CASE TG_TABLE_NAME
-            WHEN 'api_keys' THEN PERFORM invalidate(OLD.digest, NULL, NULL, NULL);
-            WHEN 'sessions' THEN PERFORM invalidate(NULL, OLD.id, NULL, NULL);
+            WHEN 'api_keys' THEN PERFORM add_invalidation(OLD.digest, NULL, NULL, NULL);
+            WHEN 'sessions' THEN PERFORM add_invalidation(NULL, OLD.id, NULL, NULL);
             WHEN 'memberships' THEN
-                PERFORM invalidate(NULL, NULL, coalesce(OLD.user_id, NEW.user_id),
+                PERFORM add_invalidation(NULL, NULL, coalesce(OLD.user_id, NEW.user_id),
                                    coalesce(OLD.workspace_id, NEW.workspace_id));
-            WHEN 'users' THEN PERFORM invalidate(NULL, NULL, OLD.id, NULL);
-            WHEN 'workspaces' THEN PERFORM invalidate(NULL, NULL, NULL, OLD.id);
+            WHEN 'users' THEN PERFORM add_invalidation(NULL, NULL, OLD.id, NULL);
+            WHEN 'workspaces' THEN PERFORM add_invalidation(NULL, NULL, NULL, OLD.id);
         END CASE;
         RETURN NULL;
     END
     $$;
 
-CREATE FUNCTION announce_factor() RETURNS trigger
+CREATE FUNCTION notify_factor_invalidation() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp
     AS $$
     BEGIN
-        PERFORM invalidate(NULL, NULL, OLD.user_id, NULL);
+        PERFORM add_invalidation(NULL, NULL, OLD.user_id, NULL);
         RETURN NULL;
     END
     $$;
 
-CREATE FUNCTION announce_oauth() RETURNS trigger
+CREATE FUNCTION notify_oauth_invalidation() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp
     AS $$
     DECLARE
@@ -104,7 +107,7 @@ CREATE FUNCTION announce_oauth() RETURNS trigger
                 RETURN NULL;
             END IF;
         END IF;
-        UPDATE invalidation_head SET generation = generation + 1 RETURNING generation INTO next;
+        UPDATE invalidation_generation SET generation = generation + 1 RETURNING generation INTO next;
         IF TG_TABLE_NAME = 'oauth_grants' THEN
             INSERT INTO invalidations (generation, grant_id) VALUES (next, OLD.id);
         ELSE
@@ -115,70 +118,79 @@ CREATE FUNCTION announce_oauth() RETURNS trigger
     END
     $$;
 
-REVOKE ALL ON FUNCTION invalidate, announce, announce_factor, announce_oauth FROM PUBLIC;
+REVOKE ALL ON FUNCTION add_invalidation, notify_invalidation, notify_factor_invalidation,
+    notify_oauth_invalidation FROM PUBLIC;
 
 -- The triggers are deferred: the generation is locked last and only for the commit, so that changes
 -- wait for each other as little as possible and cannot deadlock.
 
-CREATE CONSTRAINT TRIGGER api_keys_announce AFTER UPDATE ON api_keys
+CREATE CONSTRAINT TRIGGER api_keys_notify_invalidation AFTER UPDATE ON api_keys
     DEFERRABLE INITIALLY DEFERRED FOR EACH ROW
-    WHEN ((OLD.digest, OLD.name, OLD.scope, OLD.allowed_ips, OLD.creator_user_id, OLD.revoked_at, OLD.workspace_id)
-          IS DISTINCT FROM (NEW.digest, NEW.name, NEW.scope, NEW.allowed_ips, NEW.creator_user_id, NEW.revoked_at, NEW.workspace_id))
-    EXECUTE FUNCTION announce();
-CREATE CONSTRAINT TRIGGER api_keys_announce_delete AFTER DELETE ON api_keys
-    DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION announce();
+    WHEN ((OLD.digest, OLD.name, OLD.scope, OLD.allowed_ips, OLD.creator_user_id, OLD.revoked_at,
+           OLD.workspace_id)
+          IS DISTINCT FROM
+          (NEW.digest, NEW.name, NEW.scope, NEW.allowed_ips, NEW.creator_user_id, NEW.revoked_at,
+           NEW.workspace_id))
+    EXECUTE FUNCTION notify_invalidation();
+CREATE CONSTRAINT TRIGGER api_keys_notify_invalidation_on_delete AFTER DELETE ON api_keys
+    DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION notify_invalidation();
 
-CREATE CONSTRAINT TRIGGER sessions_announce AFTER UPDATE ON sessions
+CREATE CONSTRAINT TRIGGER sessions_notify_invalidation AFTER UPDATE ON sessions
     DEFERRABLE INITIALLY DEFERRED FOR EACH ROW
     WHEN ((OLD.user_id, OLD.workspace_id, OLD.expires_at, OLD.ended_at, OLD.passkey_id)
-          IS DISTINCT FROM (NEW.user_id, NEW.workspace_id, NEW.expires_at, NEW.ended_at, NEW.passkey_id))
-    EXECUTE FUNCTION announce();
-CREATE CONSTRAINT TRIGGER sessions_announce_delete AFTER DELETE ON sessions
-    DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION announce();
+          IS DISTINCT FROM
+          (NEW.user_id, NEW.workspace_id, NEW.expires_at, NEW.ended_at, NEW.passkey_id))
+    EXECUTE FUNCTION notify_invalidation();
+CREATE CONSTRAINT TRIGGER sessions_notify_invalidation_on_delete AFTER DELETE ON sessions
+    DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION notify_invalidation();
 
 -- Also for a new member: a session may be cached as that of a user who is no member.
-CREATE CONSTRAINT TRIGGER memberships_announce AFTER INSERT OR UPDATE OR DELETE ON memberships
-    DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION announce();
+CREATE CONSTRAINT TRIGGER memberships_notify_invalidation
+    AFTER INSERT OR UPDATE OR DELETE ON memberships
+    DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION notify_invalidation();
 
-CREATE CONSTRAINT TRIGGER users_announce AFTER UPDATE ON users
+CREATE CONSTRAINT TRIGGER users_notify_invalidation AFTER UPDATE ON users
     DEFERRABLE INITIALLY DEFERRED FOR EACH ROW
     WHEN ((OLD.email, OLD.full_name) IS DISTINCT FROM (NEW.email, NEW.full_name))
-    EXECUTE FUNCTION announce();
-CREATE CONSTRAINT TRIGGER users_announce_delete AFTER DELETE ON users
-    DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION announce();
+    EXECUTE FUNCTION notify_invalidation();
+CREATE CONSTRAINT TRIGGER users_notify_invalidation_on_delete AFTER DELETE ON users
+    DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION notify_invalidation();
 
-CREATE CONSTRAINT TRIGGER workspaces_announce AFTER UPDATE ON workspaces
+CREATE CONSTRAINT TRIGGER workspaces_notify_invalidation AFTER UPDATE ON workspaces
     DEFERRABLE INITIALLY DEFERRED FOR EACH ROW
     WHEN ((OLD.rate_limit_per_minute, OLD.require_second_factor)
           IS DISTINCT FROM (NEW.rate_limit_per_minute, NEW.require_second_factor))
-    EXECUTE FUNCTION announce();
-CREATE CONSTRAINT TRIGGER workspaces_announce_delete AFTER DELETE ON workspaces
-    DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION announce();
+    EXECUTE FUNCTION notify_invalidation();
+CREATE CONSTRAINT TRIGGER workspaces_notify_invalidation_on_delete AFTER DELETE ON workspaces
+    DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION notify_invalidation();
 
-CREATE CONSTRAINT TRIGGER totp_factors_announce AFTER UPDATE ON totp_factors
+CREATE CONSTRAINT TRIGGER totp_factors_notify_invalidation AFTER UPDATE ON totp_factors
     DEFERRABLE INITIALLY DEFERRED FOR EACH ROW
     WHEN (OLD.confirmed_at IS DISTINCT FROM NEW.confirmed_at)
-    EXECUTE FUNCTION announce_factor();
-CREATE CONSTRAINT TRIGGER totp_factors_announce_delete AFTER DELETE ON totp_factors
+    EXECUTE FUNCTION notify_factor_invalidation();
+CREATE CONSTRAINT TRIGGER totp_factors_notify_invalidation_on_delete AFTER DELETE ON totp_factors
     DEFERRABLE INITIALLY DEFERRED FOR EACH ROW
     WHEN (OLD.confirmed_at IS NOT NULL)
-    EXECUTE FUNCTION announce_factor();
+    EXECUTE FUNCTION notify_factor_invalidation();
 
-CREATE CONSTRAINT TRIGGER oauth_grants_announce AFTER UPDATE ON oauth_grants
+CREATE CONSTRAINT TRIGGER oauth_grants_notify_invalidation AFTER UPDATE ON oauth_grants
     DEFERRABLE INITIALLY DEFERRED FOR EACH ROW
-    WHEN ((OLD.client_id, OLD.workspace_id, OLD.user_id, OLD.scope, OLD.passkey_id, OLD.revoked_tokens, OLD.ended_at)
+    WHEN ((OLD.client_id, OLD.workspace_id, OLD.user_id, OLD.scope, OLD.passkey_id,
+           OLD.revoked_tokens, OLD.ended_at)
           IS DISTINCT FROM
-          (NEW.client_id, NEW.workspace_id, NEW.user_id, NEW.scope, NEW.passkey_id, NEW.revoked_tokens, NEW.ended_at))
-    EXECUTE FUNCTION announce_oauth();
-CREATE CONSTRAINT TRIGGER oauth_grants_announce_delete AFTER DELETE ON oauth_grants
-    DEFERRABLE INITIALLY DEFERRED FOR EACH ROW WHEN (OLD.ended_at IS NULL AND OLD.begun_at IS NOT NULL)
-    EXECUTE FUNCTION announce_oauth();
+          (NEW.client_id, NEW.workspace_id, NEW.user_id, NEW.scope, NEW.passkey_id,
+           NEW.revoked_tokens, NEW.ended_at))
+    EXECUTE FUNCTION notify_oauth_invalidation();
+CREATE CONSTRAINT TRIGGER oauth_grants_notify_invalidation_on_delete AFTER DELETE ON oauth_grants
+    DEFERRABLE INITIALLY DEFERRED FOR EACH ROW
+    WHEN (OLD.ended_at IS NULL AND OLD.redeemed_at IS NOT NULL)
+    EXECUTE FUNCTION notify_oauth_invalidation();
 
-CREATE CONSTRAINT TRIGGER oauth_clients_announce AFTER UPDATE ON oauth_clients
+CREATE CONSTRAINT TRIGGER oauth_clients_notify_invalidation AFTER UPDATE ON oauth_clients
     DEFERRABLE INITIALLY DEFERRED FOR EACH ROW WHEN (OLD.name IS DISTINCT FROM NEW.name)
-    EXECUTE FUNCTION announce_oauth();
-CREATE CONSTRAINT TRIGGER oauth_clients_announce_delete AFTER DELETE ON oauth_clients
-    DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION announce_oauth();
+    EXECUTE FUNCTION notify_oauth_invalidation();
+CREATE CONSTRAINT TRIGGER oauth_clients_notify_invalidation_on_delete AFTER DELETE ON oauth_clients
+    DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION notify_oauth_invalidation();
 
 ------------------------------------------------------------------------------------------------
 -- Nodes
@@ -186,34 +198,39 @@ CREATE CONSTRAINT TRIGGER oauth_clients_announce_delete AFTER DELETE ON oauth_cl
 -- Registers a node with an empty cache. Returns the generation after which it must apply
 -- invalidations. Deletes nodes whose lease expired long ago. They are kept until then because they
 -- may have lost audit events.
-CREATE FUNCTION register_node(node uuid, lease interval, written timestamptz) RETURNS bigint
+CREATE FUNCTION register_node(p_id uuid, p_lease interval, p_events_written_until timestamptz)
+    RETURNS bigint
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp
     AS $$
     DECLARE
-        head bigint;
+        newest bigint;
     BEGIN
         DELETE FROM nodes WHERE lease_until < clock_timestamp() - interval '1 day';
-        SELECT generation INTO head FROM invalidation_head;
-        INSERT INTO nodes (id, acknowledged, lease_until, written_until)
-        VALUES (node, head, clock_timestamp() + lease, written)
+        SELECT generation INTO newest FROM invalidation_generation;
+        INSERT INTO nodes (id, acknowledged_generation, lease_until, events_written_until)
+        VALUES (p_id, newest, clock_timestamp() + p_lease, p_events_written_until)
         ON CONFLICT (id) DO UPDATE
-            SET acknowledged = excluded.acknowledged, lease_until = excluded.lease_until,
-                written_until = excluded.written_until, interrupted_at = clock_timestamp();
-        RETURN head;
+            SET acknowledged_generation = excluded.acknowledged_generation,
+                lease_until = excluded.lease_until,
+                events_written_until = excluded.events_written_until,
+                reconnected_at = clock_timestamp();
+        RETURN newest;
     END
     $$;
 
 -- Renews a node's lease. Returns false if the node is not registered any more.
-CREATE FUNCTION renew_lease(node uuid, applied bigint, lease interval, written timestamptz)
-    RETURNS boolean
+CREATE FUNCTION renew_lease(
+    p_id uuid, p_generation bigint, p_lease interval, p_events_written_until timestamptz
+) RETURNS boolean
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp
     AS $$
     BEGIN
-        UPDATE nodes SET acknowledged = applied, lease_until = clock_timestamp() + lease,
-                         written_until = written,
-                         interrupted_at = CASE WHEN lease_until < clock_timestamp() THEN clock_timestamp()
-                                               ELSE interrupted_at END
-        WHERE id = node;
+        UPDATE nodes
+        SET acknowledged_generation = p_generation, lease_until = clock_timestamp() + p_lease,
+            events_written_until = p_events_written_until,
+            reconnected_at = CASE WHEN lease_until < clock_timestamp() THEN clock_timestamp()
+                                  ELSE reconnected_at END
+        WHERE id = p_id;
         IF NOT FOUND THEN
             RETURN false;
         END IF;
@@ -225,20 +242,20 @@ CREATE FUNCTION renew_lease(node uuid, applied bigint, lease interval, written t
 
 -- Records that a node has applied all invalidations up to a generation. The commit is asynchronous:
 -- if a crash loses it, the next renewal repeats it.
-CREATE FUNCTION acknowledge(node uuid, applied bigint) RETURNS void
+CREATE FUNCTION acknowledge_generation(p_id uuid, p_generation bigint) RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp
     AS $$
     BEGIN
         PERFORM set_config('synchronous_commit', 'off', true);
-        UPDATE nodes SET acknowledged = applied WHERE id = node;
+        UPDATE nodes SET acknowledged_generation = p_generation WHERE id = p_id;
         PERFORM pg_notify('call2me_acknowledgements', '');
     END
     $$;
 
-CREATE FUNCTION unregister_node(node uuid) RETURNS void
+CREATE FUNCTION unregister_node(p_id uuid) RETURNS void
     LANGUAGE sql SECURITY DEFINER SET search_path = public, pg_temp
     AS $$
-        DELETE FROM nodes WHERE id = node;
+        DELETE FROM nodes WHERE id = p_id;
         SELECT pg_notify('call2me_acknowledgements', '');
     $$;
 
@@ -247,38 +264,42 @@ CREATE FUNCTION unregister_node(node uuid) RETURNS void
 
 CREATE FUNCTION newest_generation() RETURNS bigint
     LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp
-    AS $$ SELECT generation FROM invalidation_head $$;
+    AS $$ SELECT generation FROM invalidation_generation $$;
 
 -- Returns the invalidations after a generation with their age in seconds, each together with the
 -- newest generation of the same snapshot. If there are none, returns one row with that alone.
-CREATE FUNCTION invalidations_since(applied bigint)
-    RETURNS TABLE (head bigint, generation bigint, key_digest bytea, session_id uuid, user_id uuid,
-                   workspace_id uuid, grant_id uuid, client_id uuid, age double precision)
+CREATE FUNCTION invalidations_since(p_generation bigint)
+    RETURNS TABLE (newest_generation bigint, generation bigint, key_digest bytea, session_id uuid,
+                   user_id uuid, workspace_id uuid, grant_id uuid, client_id uuid,
+                   age_seconds double precision)
     LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp
     AS $$
-        SELECT h.generation, i.generation, i.key_digest, i.session_id, i.user_id, i.workspace_id,
-               i.grant_id, i.client_id, extract(epoch FROM clock_timestamp() - i.at)::double precision
-        FROM invalidation_head h LEFT JOIN invalidations i ON i.generation > applied
+        SELECT newest.generation, i.generation, i.key_digest, i.session_id, i.user_id,
+               i.workspace_id, i.grant_id, i.client_id,
+               extract(epoch FROM clock_timestamp() - i.created_at)::double precision
+        FROM invalidation_generation newest LEFT JOIN invalidations i ON i.generation > p_generation
     $$;
 
--- Returns true if every node that may have cached credentials has acknowledged a generation. A lease
--- counts for one second longer, because clocks run at different speeds.
-CREATE FUNCTION is_acknowledged(wanted bigint) RETURNS boolean
+-- Returns true if every node that may have cached credentials has acknowledged a generation. A
+-- lease counts for one second longer, because clocks run at different speeds.
+CREATE FUNCTION is_generation_acknowledged(p_generation bigint) RETURNS boolean
     LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp
     AS $$
         SELECT NOT EXISTS (
             SELECT FROM nodes
-            WHERE acknowledged < wanted AND lease_until + interval '1 second' > clock_timestamp())
+            WHERE acknowledged_generation < p_generation
+              AND lease_until + interval '1 second' > clock_timestamp())
     $$;
 
 -- Deletes old invalidations. A node that was disconnected for longer detects the gap and clears its
 -- cache.
 CREATE FUNCTION prune_invalidations() RETURNS void
     LANGUAGE sql SECURITY DEFINER SET search_path = public, pg_temp
-    AS $$ DELETE FROM invalidations WHERE at < clock_timestamp() - interval '10 minutes' $$;
+    AS $$ DELETE FROM invalidations WHERE created_at < clock_timestamp() - interval '10 minutes' $$;
 
-REVOKE ALL ON FUNCTION register_node, renew_lease, acknowledge, unregister_node, newest_generation,
-    invalidations_since, is_acknowledged, prune_invalidations FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION register_node, renew_lease, acknowledge, unregister_node,
-    newest_generation, invalidations_since, is_acknowledged, prune_invalidations
+REVOKE ALL ON FUNCTION register_node, renew_lease, acknowledge_generation, unregister_node,
+    newest_generation, invalidations_since, is_generation_acknowledged, prune_invalidations
+    FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION register_node, renew_lease, acknowledge_generation, unregister_node,
+    newest_generation, invalidations_since, is_generation_acknowledged, prune_invalidations
     TO call2me_auth_app;

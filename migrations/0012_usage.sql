@@ -3,8 +3,8 @@
 -- The sealer adds up the usage in outbox entries, in the transaction that deletes the entries, so
 -- each request is counted once.
 
--- The total usage of a key. It is not part of `api_keys`: each batch of events updates it, and must not
--- contend with a revocation for the key's row.
+-- The total usage of a key. It is not part of `api_keys`: each batch of events updates it, and must
+-- not contend with a revocation for the key's row.
 CREATE TABLE api_key_activity (
     key_id uuid PRIMARY KEY REFERENCES api_keys ON DELETE CASCADE,
     workspace_id uuid NOT NULL,
@@ -55,9 +55,9 @@ CREATE TABLE key_usage_clients (
 ) WITH (fillfactor = 70);
 
 -- The evidence of rotation reports that called a key safe to revoke: a period in which the key was
--- certainly not used. Later reports on any node read it, so the verdict changes back only after a use
--- of the key.
-CREATE TABLE quiet_keys (
+-- certainly not used. Later reports on any node read it, so the verdict changes back only after a
+-- use of the key.
+CREATE TABLE quiet_confirmations (
     key_id uuid PRIMARY KEY REFERENCES api_keys ON DELETE CASCADE,
     workspace_id uuid NOT NULL,
     -- The successor that had served requests at that time. NULL if the key had no active successor.
@@ -74,132 +74,142 @@ CREATE TABLE quiet_keys (
 GRANT SELECT ON api_key_activity, key_usage_hours, key_usage_minutes, key_usage_clients
     TO call2me_auth_app;
 ALTER TABLE api_key_activity ENABLE ROW LEVEL SECURITY;
-CREATE POLICY api_key_activity_workspace ON api_key_activity TO call2me_auth_app
-    USING (workspace_id = current_workspace()) WITH CHECK (workspace_id = current_workspace());
+CREATE POLICY api_key_activity_by_workspace ON api_key_activity TO call2me_auth_app
+    USING (workspace_id = current_workspace_id())
+    WITH CHECK (workspace_id = current_workspace_id());
 ALTER TABLE key_usage_hours ENABLE ROW LEVEL SECURITY;
-CREATE POLICY key_usage_hours_workspace ON key_usage_hours TO call2me_auth_app
-    USING (workspace_id = current_workspace());
+CREATE POLICY key_usage_hours_by_workspace ON key_usage_hours TO call2me_auth_app
+    USING (workspace_id = current_workspace_id());
 ALTER TABLE key_usage_minutes ENABLE ROW LEVEL SECURITY;
-CREATE POLICY key_usage_minutes_workspace ON key_usage_minutes TO call2me_auth_app
-    USING (workspace_id = current_workspace());
+CREATE POLICY key_usage_minutes_by_workspace ON key_usage_minutes TO call2me_auth_app
+    USING (workspace_id = current_workspace_id());
 ALTER TABLE key_usage_clients ENABLE ROW LEVEL SECURITY;
-CREATE POLICY key_usage_clients_workspace ON key_usage_clients TO call2me_auth_app
-    USING (workspace_id = current_workspace());
+CREATE POLICY key_usage_clients_by_workspace ON key_usage_clients TO call2me_auth_app
+    USING (workspace_id = current_workspace_id());
 
-GRANT SELECT, INSERT, UPDATE ON quiet_keys TO call2me_auth_app;
-ALTER TABLE quiet_keys ENABLE ROW LEVEL SECURITY;
-CREATE POLICY quiet_keys_workspace ON quiet_keys TO call2me_auth_app
-    USING (workspace_id = current_workspace()) WITH CHECK (workspace_id = current_workspace());
+GRANT SELECT, INSERT, UPDATE ON quiet_confirmations TO call2me_auth_app;
+ALTER TABLE quiet_confirmations ENABLE ROW LEVEL SECURITY;
+CREATE POLICY quiet_confirmations_by_workspace ON quiet_confirmations TO call2me_auth_app
+    USING (workspace_id = current_workspace_id())
+    WITH CHECK (workspace_id = current_workspace_id());
 
 ------------------------------------------------------------------------------------------------
 -- Functions
 
--- Adds the usage in outbox entries to the counts. Only `seal` calls it, as the owner of the tables.
-CREATE FUNCTION count_uses(entries bigint[]) RETURNS void
+-- Adds the usage in outbox entries to the counts. Only `append_chain_segments` calls it, as the
+-- owner of the tables.
+CREATE FUNCTION add_key_usage(p_entry_ids bigint[]) RETURNS void
     LANGUAGE plpgsql
     AS $$
     DECLARE
-        grown uuid[];
+        grown_keys uuid[];
     BEGIN
-        WITH uses AS MATERIALIZED (
+        WITH usage AS MATERIALIZED (
             -- The workspace of a key is that of its row.
-            SELECT u.*, k.workspace_id, uuid_moment(u.first) AS first_used_at,
-                   uuid_moment(u.last) AS last_used_at
-            FROM ledger l
+            SELECT u.*, k.workspace_id, uuidv7_timestamp(u.first) AS first_used_at,
+                   uuidv7_timestamp(u.last) AS last_used_at
+            FROM audit_outbox entry
             CROSS JOIN unnest(
-                l.use_key_ids, l.use_route_groups, l.use_scopes, l.use_status_classes, l.use_ips,
-                l.use_user_agents, l.use_methods, l.use_paths, l.use_firsts, l.use_lasts, l.use_requests
-            ) AS u (key_id, route_group, scope, status_class, ip, user_agent, method, path, first, last, requests)
+                entry.usage_key_ids, entry.usage_route_groups, entry.usage_scopes,
+                entry.usage_status_classes, entry.usage_ips, entry.usage_user_agents,
+                entry.usage_last_methods, entry.usage_last_paths, entry.usage_first_event_ids,
+                entry.usage_last_event_ids, entry.usage_requests
+            ) AS u (key_id, route_group, scope, status_class, ip, user_agent, method, path, first,
+                    last, requests)
             JOIN api_keys k ON k.id = u.key_id
-            WHERE l.id = ANY (entries)
+            WHERE entry.id = ANY (p_entry_ids)
         ), activity AS (
-            INSERT INTO api_key_activity AS known
+            INSERT INTO api_key_activity AS stored
                 (key_id, workspace_id, first_used_at, last_used_at, last_used_ip, total_requests)
             SELECT key_id, workspace_id, min(first_used_at), max(last_used_at),
                    (array_agg(ip ORDER BY last DESC))[1], sum(requests)
-            FROM uses GROUP BY key_id, workspace_id
+            FROM usage GROUP BY key_id, workspace_id
             ON CONFLICT (key_id) DO UPDATE SET
-                first_used_at = least(known.first_used_at, excluded.first_used_at),
-                last_used_ip = CASE WHEN excluded.last_used_at >= known.last_used_at
-                                    THEN excluded.last_used_ip ELSE known.last_used_ip END,
-                last_used_at = greatest(known.last_used_at, excluded.last_used_at),
-                total_requests = known.total_requests + excluded.total_requests
+                first_used_at = least(stored.first_used_at, excluded.first_used_at),
+                last_used_ip = CASE WHEN excluded.last_used_at >= stored.last_used_at
+                                    THEN excluded.last_used_ip ELSE stored.last_used_ip END,
+                last_used_at = greatest(stored.last_used_at, excluded.last_used_at),
+                total_requests = stored.total_requests + excluded.total_requests
         ), hours AS (
-            INSERT INTO key_usage_hours AS known
-            SELECT key_id, workspace_id, date_trunc('hour', first_used_at, 'UTC'), route_group, scope,
-                   status_class, sum(requests)
-            FROM uses GROUP BY 1, 2, 3, 4, 5, 6
+            INSERT INTO key_usage_hours AS stored
+            SELECT key_id, workspace_id, date_trunc('hour', first_used_at, 'UTC'), route_group,
+                   scope, status_class, sum(requests)
+            FROM usage GROUP BY 1, 2, 3, 4, 5, 6
             ON CONFLICT (key_id, hour, route_group, scope, status_class)
-                DO UPDATE SET requests = known.requests + excluded.requests
+                DO UPDATE SET requests = stored.requests + excluded.requests
         ), minutes AS (
-            INSERT INTO key_usage_minutes AS known
+            INSERT INTO key_usage_minutes AS stored
             SELECT key_id, workspace_id, date_trunc('minute', first_used_at, 'UTC'), sum(requests)
-            FROM uses GROUP BY 1, 2, 3
-            ON CONFLICT (key_id, minute) DO UPDATE SET requests = known.requests + excluded.requests
+            FROM usage GROUP BY 1, 2, 3
+            ON CONFLICT (key_id, minute)
+                DO UPDATE SET requests = stored.requests + excluded.requests
         ), clients AS (
-            INSERT INTO key_usage_clients AS known
+            INSERT INTO key_usage_clients AS stored
             SELECT key_id, workspace_id, ip, user_agent, min(first_used_at), max(last_used_at),
-                   (array_agg(method ORDER BY last DESC))[1], (array_agg(path ORDER BY last DESC))[1],
-                   sum(requests)
-            FROM uses GROUP BY 1, 2, 3, 4
+                   (array_agg(method ORDER BY last DESC))[1],
+                   (array_agg(path ORDER BY last DESC))[1], sum(requests)
+            FROM usage GROUP BY 1, 2, 3, 4
             ON CONFLICT (key_id, ip, user_agent) DO UPDATE SET
-                first_used_at = least(known.first_used_at, excluded.first_used_at),
-                last_used_at = greatest(known.last_used_at, excluded.last_used_at),
-                last_method = CASE WHEN excluded.last_used_at >= known.last_used_at
-                                   THEN excluded.last_method ELSE known.last_method END,
-                last_path = CASE WHEN excluded.last_used_at >= known.last_used_at
-                                 THEN excluded.last_path ELSE known.last_path END,
-                requests = known.requests + excluded.requests
+                first_used_at = least(stored.first_used_at, excluded.first_used_at),
+                last_used_at = greatest(stored.last_used_at, excluded.last_used_at),
+                last_method = CASE WHEN excluded.last_used_at >= stored.last_used_at
+                                   THEN excluded.last_method ELSE stored.last_method END,
+                last_path = CASE WHEN excluded.last_used_at >= stored.last_used_at
+                                 THEN excluded.last_path ELSE stored.last_path END,
+                requests = stored.requests + excluded.requests
             -- xmax is 0 for a row that was inserted and not updated.
-            RETURNING known.key_id, xmax = 0 AS is_new
+            RETURNING stored.key_id, xmax = 0 AS is_new
         )
         -- A few keys in each call: those that continue to grow appear again.
-        SELECT array_agg(key_id) INTO grown
-        FROM (SELECT DISTINCT key_id FROM clients WHERE is_new LIMIT 20) AS few;
+        SELECT array_agg(key_id) INTO grown_keys
+        FROM (SELECT DISTINCT key_id FROM clients WHERE is_new LIMIT 20) AS sample;
         DELETE FROM key_usage_clients c USING (
             SELECT key_id, ip, user_agent,
-                   row_number() OVER (PARTITION BY key_id ORDER BY last_used_at DESC) AS place
-            FROM key_usage_clients WHERE key_id = ANY (grown)
-        ) known
-        WHERE known.place > 1000 AND c.key_id = known.key_id AND c.ip = known.ip
-          AND c.user_agent = known.user_agent;
+                   row_number() OVER (PARTITION BY key_id ORDER BY last_used_at DESC) AS position
+            FROM key_usage_clients WHERE key_id = ANY (grown_keys)
+        ) stored
+        WHERE stored.position > 1000 AND c.key_id = stored.key_id AND c.ip = stored.ip
+          AND c.user_agent = stored.user_agent;
     END
     $$;
 
--- Returns the time up to which every use of a key that other nodes served is counted (NULL: no other
--- node is registered and the outbox is empty), and the last time at which uses may have been lost: a
--- node stopped without unregistering, or was disconnected.
-CREATE FUNCTION uses_known(own uuid) RETURNS TABLE (until timestamptz, doubtful_at timestamptz)
+-- Returns the time up to which every use of a key that other nodes served is counted (NULL: no
+-- other node is registered and the outbox is empty), and the last time at which uses may have been
+-- lost: a node stopped without unregistering, or was disconnected.
+CREATE FUNCTION usage_watermark(p_own_node_id uuid)
+    RETURNS TABLE (counted_until timestamptz, usage_gap_at timestamptz)
     LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp
     AS $$
         SELECT least(
-                   (SELECT min(written_until) FROM nodes
-                    WHERE id <> own AND lease_until > clock_timestamp()),
-                   (SELECT min(since) FROM ledger WHERE cardinality(use_key_ids) > 0)),
+                   (SELECT min(events_written_until) FROM nodes
+                    WHERE id <> p_own_node_id AND lease_until > clock_timestamp()),
+                   (SELECT min(oldest_event_at) FROM audit_outbox
+                    WHERE cardinality(usage_key_ids) > 0)),
                greatest(
                    (SELECT max(lease_until) FROM nodes WHERE lease_until <= clock_timestamp()),
-                   (SELECT max(interrupted_at) FROM nodes))
+                   (SELECT max(reconnected_at) FROM nodes))
     $$;
 
 -- Deletes old counts by minute, a limited number at a time: it runs often.
-CREATE FUNCTION prune_usage_minutes(moment timestamptz) RETURNS void
+CREATE FUNCTION prune_usage_minutes(p_now timestamptz) RETURNS void
     LANGUAGE sql SECURITY DEFINER SET search_path = public, pg_temp
     AS $$
         DELETE FROM key_usage_minutes WHERE (key_id, minute) IN (
-            SELECT m.key_id, m.minute FROM key_usage_minutes m WHERE m.minute < moment - interval '2 hours'
-            LIMIT 50000)
+            SELECT m.key_id, m.minute FROM key_usage_minutes m
+            WHERE m.minute < p_now - interval '2 hours' LIMIT 50000)
     $$;
 
--- Deletes old counts by hour, a limited number at a time, and the clients of keys without a use since
--- then.
-CREATE FUNCTION prune_key_usage(oldest timestamptz) RETURNS void
+-- Deletes old counts by hour, a limited number at a time, and the clients of keys without a use
+-- since then.
+CREATE FUNCTION prune_key_usage(p_oldest timestamptz) RETURNS void
     LANGUAGE sql SECURITY DEFINER SET search_path = public, pg_temp
     AS $$
         DELETE FROM key_usage_hours WHERE ctid = ANY (ARRAY(
-            SELECT h.ctid FROM key_usage_hours h WHERE h.hour < oldest LIMIT 50000));
+            SELECT h.ctid FROM key_usage_hours h WHERE h.hour < p_oldest LIMIT 50000));
         DELETE FROM key_usage_clients c USING api_key_activity a
-        WHERE a.last_used_at < oldest AND c.key_id = a.key_id;
+        WHERE a.last_used_at < p_oldest AND c.key_id = a.key_id;
     $$;
 
-REVOKE ALL ON FUNCTION count_uses, uses_known, prune_usage_minutes, prune_key_usage FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION uses_known, prune_usage_minutes, prune_key_usage TO call2me_auth_app;
+REVOKE ALL ON FUNCTION add_key_usage, usage_watermark, prune_usage_minutes, prune_key_usage
+    FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION usage_watermark, prune_usage_minutes, prune_key_usage TO call2me_auth_app;

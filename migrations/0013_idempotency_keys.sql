@@ -2,47 +2,54 @@
 
 -- The role has no rights on the table. A caller of the functions below needs the id of a row, a MAC
 -- that only the service can compute.
-CREATE TABLE kept_answers (
+CREATE TABLE idempotency_keys (
     -- A MAC of the caller, the route and the Idempotency-Key.
     id bytea PRIMARY KEY CHECK (octet_length(id) = 32),
     -- A MAC of the request's body.
-    request bytea NOT NULL CHECK (octet_length(request) = 32),
+    request_mac bytea NOT NULL CHECK (octet_length(request_mac) = 32),
     -- Encrypted under a key that is derived from the Idempotency-Key.
-    answer bytea NOT NULL,
-    kept_until timestamptz NOT NULL
+    sealed_response bytea NOT NULL,
+    expires_at timestamptz NOT NULL
 );
-CREATE INDEX kept_answers_kept_until_idx ON kept_answers (kept_until);
+CREATE INDEX idempotency_keys_expires_at_idx ON idempotency_keys (expires_at);
 
 -- Locks an idempotency key for this transaction and returns the stored response, if there is one.
--- `is_ours` is false if another transaction holds the lock.
-CREATE FUNCTION find_answer(wanted bytea, moment timestamptz)
-    RETURNS TABLE (is_ours boolean, request bytea, answer bytea)
+-- `has_lock` is false if another transaction holds the lock.
+CREATE FUNCTION lock_idempotency_key(p_id bytea, p_now timestamptz)
+    RETURNS TABLE (has_lock boolean, request_mac bytea, sealed_response bytea)
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp
     AS $$
     BEGIN
-        is_ours := pg_try_advisory_xact_lock(('x' || encode(substring(wanted FOR 8), 'hex'))::bit(64)::bigint);
-        IF is_ours THEN
+        has_lock := pg_try_advisory_xact_lock(
+            ('x' || encode(substring(p_id FOR 8), 'hex'))::bit(64)::bigint);
+        IF has_lock THEN
             -- A separate statement sees all that was committed before it got the lock.
-            SELECT kept.request, kept.answer INTO request, answer
-            FROM kept_answers kept WHERE kept.id = wanted AND kept.kept_until > moment;
+            SELECT stored.request_mac, stored.sealed_response INTO request_mac, sealed_response
+            FROM idempotency_keys stored WHERE stored.id = p_id AND stored.expires_at > p_now;
         END IF;
         RETURN NEXT;
     END
     $$;
 
 -- Stores a response, in the transaction of the work.
-CREATE FUNCTION keep_answer(wanted bytea, asked bytea, given bytea, until timestamptz) RETURNS void
+CREATE FUNCTION store_idempotent_response(
+    p_id bytea, p_request_mac bytea, p_sealed_response bytea, p_expires_at timestamptz
+) RETURNS void
     LANGUAGE sql SECURITY DEFINER SET search_path = public, pg_temp
     AS $$
-        INSERT INTO kept_answers (id, request, answer, kept_until) VALUES (wanted, asked, given, until)
+        INSERT INTO idempotency_keys (id, request_mac, sealed_response, expires_at)
+        VALUES (p_id, p_request_mac, p_sealed_response, p_expires_at)
         -- Only an expired response can exist: the transaction holds the lock.
-        ON CONFLICT (id) DO UPDATE SET request = excluded.request, answer = excluded.answer,
-                                       kept_until = excluded.kept_until
+        ON CONFLICT (id) DO UPDATE
+            SET request_mac = excluded.request_mac, sealed_response = excluded.sealed_response,
+                expires_at = excluded.expires_at
     $$;
 
-CREATE FUNCTION prune_answers(moment timestamptz) RETURNS void
+CREATE FUNCTION prune_idempotency_keys(p_now timestamptz) RETURNS void
     LANGUAGE sql SECURITY DEFINER SET search_path = public, pg_temp
-    AS $$ DELETE FROM kept_answers WHERE kept_until < moment $$;
+    AS $$ DELETE FROM idempotency_keys WHERE expires_at < p_now $$;
 
-REVOKE ALL ON FUNCTION find_answer, keep_answer, prune_answers FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION find_answer, keep_answer, prune_answers TO call2me_auth_app;
+REVOKE ALL ON FUNCTION lock_idempotency_key, store_idempotent_response, prune_idempotency_keys
+    FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION lock_idempotency_key, store_idempotent_response, prune_idempotency_keys
+    TO call2me_auth_app;

@@ -15,10 +15,12 @@ CREATE TABLE documents (
 CREATE INDEX documents_workspace_id_idx ON documents (workspace_id, kind, id);
 CREATE INDEX documents_agent_id_idx ON documents (agent_id, id) WHERE agent_id IS NOT NULL;
 
-GRANT SELECT, INSERT, UPDATE (agent_id, body, body_bytes, updated_at), DELETE ON documents TO call2me_auth_app;
+GRANT SELECT, INSERT, UPDATE (agent_id, body, body_bytes, updated_at), DELETE ON documents
+    TO call2me_auth_app;
 ALTER TABLE documents ENABLE ROW LEVEL SECURITY;
-CREATE POLICY documents_workspace ON documents TO call2me_auth_app
-    USING (workspace_id = current_workspace()) WITH CHECK (workspace_id = current_workspace());
+CREATE POLICY documents_by_workspace ON documents TO call2me_auth_app
+    USING (workspace_id = current_workspace_id())
+    WITH CHECK (workspace_id = current_workspace_id());
 
 CREATE TABLE wallet_transactions (
     id uuid PRIMARY KEY,
@@ -33,5 +35,6 @@ CREATE INDEX wallet_transactions_workspace_id_idx ON wallet_transactions (worksp
 
 GRANT SELECT, INSERT ON wallet_transactions TO call2me_auth_app;
 ALTER TABLE wallet_transactions ENABLE ROW LEVEL SECURITY;
-CREATE POLICY wallet_transactions_workspace ON wallet_transactions TO call2me_auth_app
-    USING (workspace_id = current_workspace()) WITH CHECK (workspace_id = current_workspace());
+CREATE POLICY wallet_transactions_by_workspace ON wallet_transactions TO call2me_auth_app
+    USING (workspace_id = current_workspace_id())
+    WITH CHECK (workspace_id = current_workspace_id());

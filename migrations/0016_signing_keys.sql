@@ -1,5 +1,5 @@
--- Signing keys of access tokens and of audit checkpoints. They belong to the deployment, so there is no
--- row-level security.
+-- Signing keys of access tokens and of audit checkpoints. They belong to the deployment, so there
+-- is no row-level security.
 
 CREATE TABLE signing_keys (
     -- The `kid`.
@@ -10,7 +10,8 @@ CREATE TABLE signing_keys (
     sealed_private_key bytea NOT NULL,
     created_at timestamptz NOT NULL,
     retired_at timestamptz,
-    purpose text NOT NULL DEFAULT 'access tokens' CHECK (purpose IN ('access tokens', 'checkpoints')),
+    purpose text NOT NULL DEFAULT 'access tokens'
+        CHECK (purpose IN ('access tokens', 'checkpoints')),
     -- Customers keep checkpoints for years, so the keys that sign them stay published.
     CHECK (purpose <> 'checkpoints' OR retired_at IS NULL)
 );

@@ -34,7 +34,7 @@ use crate::{
     wrk::{self, Traffic},
 };
 
-const DATABASE: &str = "ledger";
+const DATABASE: &str = "sealing";
 /// Events in a batch, about as many as gather at full load.
 const BATCH: usize = 600;
 /// The number of times that a batch is processed for one sample.

@@ -84,7 +84,7 @@ async fn run(options: &Options) -> Result<(), String> {
     if options.includes(BenchmarkPart::Log) {
         audit_log::measure(options, &world).await?;
     }
-    if options.includes(BenchmarkPart::Ledger) {
+    if options.includes(BenchmarkPart::Sealing) {
         Box::pin(audit_sealing::measure(options, &world)).await?;
     }
     Ok(())

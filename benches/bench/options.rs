@@ -42,7 +42,7 @@ pub(crate) enum BenchmarkPart {
     /// Reading a long audit log.
     Log,
     /// Sealing and verifying the audit log, and usage counts.
-    Ledger,
+    Sealing,
 }
 
 impl Options {

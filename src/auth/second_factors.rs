@@ -145,7 +145,7 @@ impl SecondFactors {
                 "there is no authenticator app to confirm: set one up first",
             ))?;
         let secret = self.key.totp_secret(factor.id);
-        let step = secret.matching_step(code, now.unix_timestamp(), factor.last_step);
+        let step = secret.matching_step(code, now.unix_timestamp(), factor.last_accepted_step);
         let Some(step) = step else {
             store::second_factor::record_wrong_enrollment_code(&mut tx, user_id).await?;
             tx.commit().await?;
@@ -309,13 +309,16 @@ impl SecondFactors {
         let now = self.context.env.clock.now();
         let secret = self.key.totp_secret(factor.id);
         let code = code.trim();
-        let step = secret.matching_step(code, now.unix_timestamp(), factor.last_step);
+        let step = secret.matching_step(code, now.unix_timestamp(), factor.last_accepted_step);
         if let Some(step) = step {
             store::second_factor::record_accepted_code(tx, user, step, now).await?;
             return Ok(true);
         }
-        let recovery =
-            self.key.find_recovery_code(factor.id, factor.recovery_round.unsigned_abs(), code);
+        let recovery = self.key.find_recovery_code(
+            factor.id,
+            factor.recovery_code_generation.unsigned_abs(),
+            code,
+        );
         let unused = |number: &u8| factor.used_recovery_codes & (1 << number) == 0;
         match recovery.filter(unused) {
             Some(number) => {

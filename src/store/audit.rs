@@ -156,7 +156,7 @@ pub async fn insert(
                  id, workspace_id, action, actor_type, actor_id, actor_name, target_type, target_id,
                  target_name, request_id, method, path, status, ip, user_agent, latency_us, metadata)
              VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17))
-         INSERT INTO ledger (since, workspace_ids, event_ids, digests)
+         INSERT INTO audit_outbox (oldest_event_at, workspace_ids, event_ids, digests)
          VALUES ($18, ARRAY[$2::uuid], ARRAY[$1::uuid], $19)",
         event.id.uuid(),
         workspace.uuid(),
@@ -217,8 +217,8 @@ pub async fn list(
              AND ($6::text IS NULL OR method = $6)
              AND ($7::smallint IS NULL OR status = $7)
              AND ($8::inet IS NULL OR ip = $8)
-             AND ($9::timestamptz IS NULL OR id >= uuid_at($9))
-             AND ($10::timestamptz IS NULL OR id < uuid_at($10))
+             AND ($9::timestamptz IS NULL OR id >= uuidv7_lower_bound($9))
+             AND ($10::timestamptz IS NULL OR id < uuidv7_lower_bound($10))
              AND ($11::uuid IS NULL OR request_id = $11)
              AND (NOT $12::boolean OR action <> 'request')
              AND NOT ($13::boolean AND action = 'request' AND actor_type = 'user'

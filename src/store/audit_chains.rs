@@ -36,7 +36,7 @@ pub async fn get_head(
     workspace: WorkspaceId,
 ) -> Result<Option<ChainHead>, StoreError> {
     let row = sqlx::query!(
-        "SELECT sequence, hash, sealed_at FROM chain_heads WHERE workspace_id = $1",
+        "SELECT sequence, hash, sealed_at FROM audit_chain_heads WHERE workspace_id = $1",
         workspace.uuid(),
     )
     .fetch_optional(tx.conn())
@@ -60,10 +60,10 @@ pub async fn list_segments_after(
 ) -> Result<Vec<ChainSegment>, StoreError> {
     let rows = sqlx::query!(
         r#"SELECT first_sequence, previous_hash, event_ids AS "event_ids: Vec<EventId>", hashes
-           FROM audit_seals
+           FROM audit_chain_segments
            WHERE workspace_id = $1 AND last_sequence > $2
              AND last_sequence <= greatest($2 + $3, (
-                 SELECT last_sequence FROM audit_seals WHERE workspace_id = $1 AND last_sequence > $2
+                 SELECT last_sequence FROM audit_chain_segments WHERE workspace_id = $1 AND last_sequence > $2
                  ORDER BY last_sequence LIMIT 1))
            ORDER BY last_sequence"#,
         workspace.uuid(),
@@ -179,7 +179,7 @@ pub async fn list_unsealed_events(
     workspace: WorkspaceId,
 ) -> Result<Vec<EventId>, StoreError> {
     let ids = sqlx::query_scalar!(
-        r#"SELECT event AS "event!: EventId" FROM unsealed_events($1) AS event"#,
+        r#"SELECT event AS "event!: EventId" FROM list_unsealed_event_ids($1) AS event"#,
         workspace.uuid(),
     );
     Ok(ids.fetch_all(tx.conn()).await?)
@@ -197,7 +197,7 @@ impl Store {
         let workspaces: Vec<_> = workspaces.iter().map(|id| id.uuid()).collect();
         let rows = sqlx::query!(
             r#"SELECT workspace_id AS "workspace_id!: WorkspaceId", sequence AS "sequence!"
-               FROM chain_heads_of($1)"#,
+               FROM find_chain_heads($1)"#,
             &workspaces,
         )
         .fetch_all(&self.pools.background())
@@ -211,7 +211,7 @@ impl Store {
     /// [`StoreError`] if the query fails.
     pub async fn audited_workspaces(&self) -> Result<Vec<WorkspaceId>, StoreError> {
         let ids = sqlx::query_scalar!(
-            r#"SELECT workspace AS "workspace!: WorkspaceId" FROM audited_workspaces() AS workspace"#,
+            r#"SELECT workspace AS "workspace!: WorkspaceId" FROM list_audited_workspaces() AS workspace"#,
         );
         Ok(ids.fetch_all(&self.pools.background()).await?)
     }

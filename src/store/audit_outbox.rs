@@ -69,9 +69,10 @@ impl SealingTransaction {
         max_events: i32,
     ) -> Result<Vec<OutboxEntry>, StoreError> {
         let rows = sqlx::query!(
-            r#"SELECT id AS "id!", since AS "since!", workspace_ids AS "workspace_ids!: Vec<WorkspaceId>",
+            r#"SELECT id AS "id!", oldest_event_at AS "oldest_event_at!",
+                      workspace_ids AS "workspace_ids!: Vec<WorkspaceId>",
                       event_ids AS "event_ids!: Vec<EventId>", digests
-               FROM ledger_behind($1, $2, $3)"#,
+               FROM list_outbox_entries_after($1, $2, $3)"#,
             entry,
             limit,
             max_events,
@@ -84,7 +85,7 @@ impl SealingTransaction {
         };
         let entries = rows.into_iter().map(|row| OutboxEntry {
             id: row.id,
-            oldest_event_at: row.since,
+            oldest_event_at: row.oldest_event_at,
             events: row.workspace_ids.into_iter().zip(row.event_ids).collect(),
             digests: row.digests.map(digests),
         });
@@ -107,7 +108,7 @@ impl SealingTransaction {
                       actor_name, target_type, target_id, target_name,
                       request_id AS "request_id: RequestId", method, path, status, ip AS "ip: IpNet",
                       user_agent, latency_us, metadata AS "metadata!: Json<Value>"
-               FROM events_to_seal($1, $2)"#,
+               FROM find_audit_events($1, $2)"#,
             &workspaces,
             &ids,
         )
@@ -129,7 +130,7 @@ impl SealingTransaction {
         let rows = sqlx::query!(
             r#"SELECT workspace_id AS "workspace_id!: WorkspaceId", sequence AS "sequence!",
                       hash AS "hash!"
-               FROM chain_heads_of($1)"#,
+               FROM find_chain_heads($1)"#,
             &workspaces,
         )
         .fetch_all(&mut *self.tx)
@@ -166,7 +167,7 @@ impl SealingTransaction {
         let ids: Vec<Uuid> =
             segments.iter().flat_map(|segment| &segment.events).map(|(id, _)| id.uuid()).collect();
         sqlx::query!(
-            r#"SELECT seal($1, $2, $3, $4, $5, $6, $7, $8) AS "done""#,
+            r#"SELECT append_chain_segments($1, $2, $3, $4, $5, $6, $7, $8) AS "done""#,
             now,
             &entries,
             &workspaces,

@@ -123,7 +123,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`] if the query fails.
     pub async fn acknowledge_generation(&self, node: Uuid, applied: i64) -> Result<(), StoreError> {
-        sqlx::query!(r#"SELECT acknowledge($1, $2) AS "done""#, node, applied)
+        sqlx::query!(r#"SELECT acknowledge_generation($1, $2) AS "done""#, node, applied)
             .fetch_one(&self.pools.background())
             .await?;
         Ok(())
@@ -146,23 +146,25 @@ impl Store {
     /// [`StoreError`] if the query fails.
     pub async fn invalidations_since(&self, applied: i64) -> Result<InvalidationBatch, StoreError> {
         let rows = sqlx::query!(
-            r#"SELECT head AS "head!", generation, key_digest, session_id AS "session: SessionId",
+            r#"SELECT newest_generation AS "newest!", generation, key_digest, session_id AS "session: SessionId",
                       user_id AS "user: UserId", workspace_id AS "workspace: WorkspaceId",
-                      grant_id AS "grant: GrantId", client_id AS "client: ClientId", age
+                      grant_id AS "grant: GrantId", client_id AS "client: ClientId", age_seconds
                FROM invalidations_since($1)"#,
             applied,
         )
         .fetch_all(&self.pools.background())
         .await?;
-        let head = rows.first().map_or(applied, |row| row.head);
+        let head = rows.first().map_or(applied, |row| row.newest);
         let count = rows.iter().filter(|row| row.generation.is_some()).count();
         // Rows are missing if they were pruned, or if a restored backup set the generation back. It
         // is then unknown which.
         if i64::try_from(count).ok() != Some(head - applied) {
             return Ok(InvalidationBatch { head, invalidations: None, lags: Vec::new() });
         }
-        let lags =
-            rows.iter().filter_map(|row| Duration::try_from_secs_f64(row.age?).ok()).collect();
+        let lags = rows
+            .iter()
+            .filter_map(|row| Duration::try_from_secs_f64(row.age_seconds?).ok())
+            .collect();
         let invalidations = rows.into_iter().filter_map(|row| {
             let digest = row.key_digest.and_then(|digest| digest.try_into().ok());
             let key = digest.map(KeyDigest::new).map(Invalidation::Key);
@@ -192,7 +194,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`] if the query fails.
     pub async fn is_acknowledged(&self, generation: i64) -> Result<bool, StoreError> {
-        Ok(sqlx::query_scalar!(r#"SELECT is_acknowledged($1) AS "is!""#, generation)
+        Ok(sqlx::query_scalar!(r#"SELECT is_generation_acknowledged($1) AS "is!""#, generation)
             .fetch_one(&self.pools.requests())
             .await?)
     }

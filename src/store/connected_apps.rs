@@ -25,7 +25,7 @@ pub async fn list_names_by_user(
 ) -> Result<Vec<String>, StoreError> {
     Ok(sqlx::query_scalar!(
         "SELECT DISTINCT c.name FROM oauth_grants g JOIN oauth_clients c ON c.id = g.client_id
-         WHERE g.user_id = $1 AND g.ended_at IS NULL AND g.begun_at IS NOT NULL ORDER BY 1 LIMIT $2",
+         WHERE g.user_id = $1 AND g.ended_at IS NULL AND g.redeemed_at IS NOT NULL ORDER BY 1 LIMIT $2",
         user.uuid(),
         limit,
     )

@@ -28,7 +28,7 @@ pub struct ClaimedMail {
 /// # Errors
 /// [`StoreError`] if the query fails.
 pub async fn insert(tx: &mut Tx, id: Uuid, mail: &OutgoingEmail) -> Result<(), StoreError> {
-    sqlx::query!("INSERT INTO mail_outbox (id, mail) VALUES ($1, $2)", id, Json(mail) as _)
+    sqlx::query!("INSERT INTO email_outbox (id, message) VALUES ($1, $2)", id, Json(mail) as _)
         .execute(tx.conn())
         .await?;
     Ok(())
@@ -40,7 +40,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`] if the query fails.
     pub async fn insert_mail(&self, id: Uuid, mail: &OutgoingEmail) -> Result<(), StoreError> {
-        sqlx::query!("INSERT INTO mail_outbox (id, mail) VALUES ($1, $2)", id, Json(mail) as _)
+        sqlx::query!("INSERT INTO email_outbox (id, message) VALUES ($1, $2)", id, Json(mail) as _)
             .execute(&self.pools.requests())
             .await?;
         Ok(())
@@ -56,8 +56,8 @@ impl Store {
         lease: Duration,
     ) -> Result<Vec<ClaimedMail>, StoreError> {
         let rows = sqlx::query!(
-            r#"SELECT id AS "id!", mail AS "mail!: Json<serde_json::Value>", attempts AS "attempts!"
-               FROM claim_mails($1, $2)"#,
+            r#"SELECT id AS "id!", message AS "message!: Json<serde_json::Value>", attempts AS "attempts!"
+               FROM claim_emails($1, $2)"#,
             i32::try_from(limit).unwrap_or(i32::MAX),
             interval(lease),
         )
@@ -65,7 +65,7 @@ impl Store {
         .await?;
         let claimed = rows.into_iter().map(|row| ClaimedMail {
             id: row.id,
-            mail: serde_json::from_value(row.mail.0).ok(),
+            mail: serde_json::from_value(row.message.0).ok(),
             attempts: row.attempts.try_into().unwrap_or_default(),
         });
         Ok(claimed.collect())
@@ -76,7 +76,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`] if the query fails.
     pub async fn postpone_mail(&self, id: Uuid, pause: Duration) -> Result<(), StoreError> {
-        sqlx::query!(r#"SELECT put_mail_off($1, $2) AS "done""#, id, interval(pause))
+        sqlx::query!(r#"SELECT postpone_email($1, $2) AS "done""#, id, interval(pause))
             .fetch_one(&self.pools.background())
             .await?;
         Ok(())
@@ -88,7 +88,7 @@ impl Store {
     /// [`StoreError`] if the query fails.
     pub async fn prune_mails(&self, older_than: Duration) -> Result<i64, StoreError> {
         let deleted =
-            sqlx::query_scalar!(r#"SELECT prune_mails($1) AS "gone!""#, interval(older_than));
+            sqlx::query_scalar!(r#"SELECT prune_emails($1) AS "deleted!""#, interval(older_than));
         Ok(deleted.fetch_one(&self.pools.background()).await?)
     }
 
@@ -97,7 +97,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`] if the query fails.
     pub async fn remove_mail(&self, id: Uuid) -> Result<(), StoreError> {
-        sqlx::query!(r#"SELECT remove_mail($1) AS "done""#, id)
+        sqlx::query!(r#"SELECT delete_email($1) AS "done""#, id)
             .fetch_one(&self.pools.background())
             .await?;
         Ok(())

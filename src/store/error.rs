@@ -36,13 +36,13 @@ pub enum Constraint {
 impl Constraint {
     fn from_name(name: &str) -> Option<Self> {
         match name {
-            "users_email_key_key" => Some(Self::EmailTaken),
+            "users_normalized_email_key" => Some(Self::EmailTaken),
             "passkeys_credential_id_key" => Some(Self::PasskeyRegistered),
             "invitations_open_key" => Some(Self::OpenInvitation),
-            "oauth_grants_client_id_fkey" | "oauth_device_codes_client_id_fkey" => {
+            "oauth_grants_client_id_fkey" | "oauth_device_authorizations_client_id_fkey" => {
                 Some(Self::ClientDeleted)
             }
-            "api_keys_live_successor_key" => Some(Self::SuccessorExists),
+            "api_keys_active_successor_key" => Some(Self::SuccessorExists),
             _ => None,
         }
     }

@@ -34,36 +34,42 @@ pub async fn find_and_lock(
     now: OffsetDateTime,
 ) -> Result<IdempotencyRecord, StoreError> {
     let row = sqlx::query!(
-        r#"SELECT is_ours AS "is_ours!", request, answer FROM find_answer($1, $2)"#,
+        r#"SELECT has_lock AS "has_lock!", request_mac, sealed_response
+           FROM lock_idempotency_key($1, $2)"#,
         id,
         now
     )
     .fetch_one(tx.conn())
     .await?;
-    Ok(match (row.is_ours, row.request, row.answer) {
+    Ok(match (row.has_lock, row.request_mac, row.sealed_response) {
         (false, ..) => IdempotencyRecord::InProgress,
-        (true, Some(request), Some(answer)) => {
-            IdempotencyRecord::Completed { request_mac: request, sealed_response: answer }
+        (true, Some(request_mac), Some(sealed_response)) => {
+            IdempotencyRecord::Completed { request_mac, sealed_response }
         }
         (true, ..) => IdempotencyRecord::New,
     })
 }
 
-/// Stores a response until `until`. `request` is the MAC of the request body, `answer` the sealed
-/// response.
+/// Stores a sealed response until `until`, with the MAC of the request body.
 ///
 /// # Errors
 /// [`StoreError`] if the query fails.
 pub async fn store_response(
     tx: &mut Tx,
     id: &[u8],
-    request: &[u8],
-    answer: &[u8],
+    request_mac: &[u8],
+    sealed_response: &[u8],
     until: OffsetDateTime,
 ) -> Result<(), StoreError> {
-    sqlx::query!(r#"SELECT keep_answer($1, $2, $3, $4) AS "done""#, id, request, answer, until)
-        .fetch_one(tx.conn())
-        .await?;
+    sqlx::query!(
+        r#"SELECT store_idempotent_response($1, $2, $3, $4) AS "done""#,
+        id,
+        request_mac,
+        sealed_response,
+        until
+    )
+    .fetch_one(tx.conn())
+    .await?;
     Ok(())
 }
 
@@ -73,7 +79,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`] if the query fails.
     pub async fn prune_idempotency_keys(&self, now: OffsetDateTime) -> Result<(), StoreError> {
-        sqlx::query!(r#"SELECT prune_answers($1) AS "done""#, now)
+        sqlx::query!(r#"SELECT prune_idempotency_keys($1) AS "done""#, now)
             .fetch_one(&self.pools.background())
             .await?;
         Ok(())

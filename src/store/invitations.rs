@@ -24,7 +24,7 @@ impl Store {
         id: InvitationId,
     ) -> Result<Option<WorkspaceId>, StoreError> {
         Ok(sqlx::query_scalar!(
-            r#"SELECT find_invitation($1) AS "workspace: WorkspaceId""#,
+            r#"SELECT find_invitation_workspace($1) AS "workspace: WorkspaceId""#,
             id.uuid()
         )
         .fetch_one(&self.pools.requests())
@@ -56,7 +56,7 @@ pub async fn insert(
 ) -> Result<(), StoreError> {
     sqlx::query!(
         "UPDATE invitations SET closed_at = $3
-         WHERE workspace_id = $1 AND email_key = $2 AND closed_at IS NULL AND expires_at <= $3",
+         WHERE workspace_id = $1 AND normalized_email = $2 AND closed_at IS NULL AND expires_at <= $3",
         workspace.uuid(),
         email.normalized(),
         invitation.created_at,
@@ -65,7 +65,7 @@ pub async fn insert(
     .await?;
     sqlx::query!(
         "INSERT INTO invitations
-             (id, workspace_id, email, email_key, role, invited_by, created_at, expires_at)
+             (id, workspace_id, email, normalized_email, role, invited_by, created_at, expires_at)
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
         invitation.id.uuid(),
         workspace.uuid(),
@@ -91,7 +91,7 @@ pub async fn count_by_email(
     since: OffsetDateTime,
 ) -> Result<i64, StoreError> {
     Ok(sqlx::query_scalar!(
-        r#"SELECT count_invitations($1, $2) AS "count!""#,
+        r#"SELECT count_invitations_to_email($1, $2) AS "count!""#,
         email.normalized(),
         since
     )

@@ -173,7 +173,7 @@ pub async fn has_member_with_email(
 ) -> Result<bool, StoreError> {
     Ok(sqlx::query_scalar!(
         r#"SELECT EXISTS (SELECT FROM memberships m JOIN users u ON u.id = m.user_id
-                          WHERE m.workspace_id = $1 AND u.email_key = $2) AS "is!""#,
+                          WHERE m.workspace_id = $1 AND u.normalized_email = $2) AS "is!""#,
         workspace.uuid(),
         email.normalized(),
     )

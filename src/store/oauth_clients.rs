@@ -162,7 +162,7 @@ pub async fn store_metadata_document(
 ) -> Result<ClientId, StoreError> {
     let ClientOrigin::MetadataDocument(url) = &client.origin else { return Ok(client.id) };
     Ok(sqlx::query_scalar!(
-        r#"SELECT store_oauth_document($1, $2, $3, $4, $5, $6, $7, $8) AS "id!: ClientId""#,
+        r#"SELECT store_oauth_metadata_document($1, $2, $3, $4, $5, $6, $7, $8) AS "id!: ClientId""#,
         client.id.uuid(),
         url,
         client.name,
@@ -325,7 +325,7 @@ pub async fn list_external_grants(
         ExternalGrants,
         r#"SELECT client_id AS "client_id!: ClientId", client_name AS "client_name!",
                   workspace_id AS "workspace_id!: WorkspaceId", grants AS "grants!"
-           FROM oauth_clients_abroad($1)"#,
+           FROM list_external_oauth_grants($1)"#,
         client.map(Id::uuid),
     )
     .fetch_all(tx.conn())

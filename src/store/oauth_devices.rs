@@ -87,7 +87,7 @@ impl Store {
         [max_total, max_from_subnet]: [i32; 2],
     ) -> Result<StartOutcome, StoreError> {
         let started = sqlx::query_scalar!(
-            r#"SELECT start_device_code($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) AS "started""#,
+            r#"SELECT start_device_authorization($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) AS "started""#,
             device.id,
             device.client_id.uuid(),
             &device.user_code,
@@ -121,7 +121,7 @@ impl Store {
             PendingDeviceAuthorization,
             r#"SELECT id AS "id!", client_id AS "client_id!: ClientId", scope AS "scope!: Scope",
                       resources AS "resources!"
-               FROM find_device_code($1, $2)"#,
+               FROM find_device_authorization($1, $2)"#,
             user_code,
             now,
         )
@@ -140,14 +140,15 @@ impl Store {
         now: OffsetDateTime,
     ) -> Result<DeviceState, StoreError> {
         let row = sqlx::query!(
-            r#"SELECT state AS "state!", answer AS "answer: GrantId" FROM poll_device_code($1, $2, $3)"#,
+            r#"SELECT state AS "state!", approved_grant_id AS "grant: GrantId"
+               FROM poll_device_authorization($1, $2, $3)"#,
             id,
             client.uuid(),
             now,
         )
         .fetch_one(&self.pools.requests())
         .await?;
-        Ok(match (&*row.state, row.answer) {
+        Ok(match (&*row.state, row.grant) {
             ("approved", Some(grant)) => DeviceState::Approved(grant),
             ("pending", _) => DeviceState::Pending,
             ("slow_down", _) => DeviceState::SlowDown,
@@ -182,7 +183,7 @@ pub async fn record_decision(
         DeviceDecision::Denied => None,
     };
     Ok(sqlx::query_scalar!(
-        r#"SELECT answer_device_code($1, $2, $3) AS "answered!""#,
+        r#"SELECT decide_device_authorization($1, $2, $3) AS "decided!""#,
         id,
         grant.map(Id::uuid),
         now,

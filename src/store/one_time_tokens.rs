@@ -24,7 +24,7 @@ impl Store {
         id: Uuid,
     ) -> Result<Option<UserId>, StoreError> {
         let row = sqlx::query!(
-            r#"SELECT user_id AS "user_id!: UserId", purpose AS "purpose!" FROM find_one_time_token($1)"#,
+            r#"SELECT user_id AS "user_id!: UserId", purpose AS "purpose!" FROM find_one_time_token_user($1)"#,
             id,
         )
         .fetch_optional(&self.pools.requests())
@@ -82,7 +82,7 @@ pub async fn insert(
     expires_at: OffsetDateTime,
 ) -> Result<bool, StoreError> {
     let result = sqlx::query!(
-        "INSERT INTO one_time_tokens (id, purpose, user_id, email_key, created_at, expires_at)
+        "INSERT INTO one_time_tokens (id, purpose, user_id, normalized_email, created_at, expires_at)
          SELECT $1::uuid, $2::text, $3::uuid, $4::text, $5::timestamptz, $6::timestamptz
          WHERE (SELECT count(*) FROM one_time_tokens
                 WHERE user_id = $3 AND purpose = $2 AND created_at > $5 - interval '1 hour') < 5",
@@ -114,7 +114,7 @@ pub async fn redeem(
         "UPDATE one_time_tokens t SET used_at = $4
          FROM users u
          WHERE t.id = $1 AND t.user_id = $2 AND t.purpose = $3 AND t.used_at IS NULL
-           AND t.expires_at > $4 AND u.id = t.user_id AND u.email_key = t.email_key",
+           AND t.expires_at > $4 AND u.id = t.user_id AND u.normalized_email = t.normalized_email",
         id,
         user.uuid(),
         purpose.as_str(),

@@ -34,7 +34,7 @@ impl Store {
         &self,
         credential_id: &[u8],
     ) -> Result<Option<UserId>, StoreError> {
-        Ok(sqlx::query_scalar!(r#"SELECT find_passkey($1) AS "user: UserId""#, credential_id)
+        Ok(sqlx::query_scalar!(r#"SELECT find_passkey_user($1) AS "user: UserId""#, credential_id)
             .fetch_one(&self.pools.requests())
             .await?)
     }
@@ -44,7 +44,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`] if the query fails.
     pub async fn prune_passkey_challenges(&self, now: OffsetDateTime) -> Result<(), StoreError> {
-        sqlx::query!(r#"SELECT prune_passkey_challenges($1) AS "done""#, now)
+        sqlx::query!(r#"SELECT prune_used_webauthn_challenges($1) AS "done""#, now)
             .fetch_one(&self.pools.background())
             .await?;
         Ok(())
@@ -56,7 +56,7 @@ impl Store {
 /// # Errors
 /// [`StoreError`] if the query fails.
 pub async fn mark_challenge_used(tx: &mut Tx, challenge: Uuid) -> Result<bool, StoreError> {
-    Ok(sqlx::query_scalar!(r#"SELECT meet_passkey_challenge($1) AS "first!""#, challenge)
+    Ok(sqlx::query_scalar!(r#"SELECT use_webauthn_challenge($1) AS "is_first_use!""#, challenge)
         .fetch_one(tx.conn())
         .await?)
 }

@@ -14,7 +14,7 @@ use crate::model::{
 };
 
 /// The tables that are partitioned by month.
-const PARENTS: [&str; 2] = ["audit_events", "audit_seals"];
+const PARENTS: [&str; 2] = ["audit_events", "audit_chain_segments"];
 
 /// A connection as the owner of the tables. It holds the pruning lock: no other node prunes
 /// meanwhile.
@@ -155,7 +155,7 @@ impl Store {
             .await?;
         let rows = sqlx::query!(
             r#"SELECT workspace_id AS "workspace_id!: WorkspaceId", sequence AS "sequence!", hash
-               FROM losing_workspaces($1, $2)"#,
+               FROM list_pending_prune_events($1, $2)"#,
             events_before,
             seals_before,
         )
@@ -181,7 +181,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`] if the query fails.
     pub async fn outbox_bounds(&self) -> Result<Option<(i64, i64)>, StoreError> {
-        let row = sqlx::query!("SELECT first, last FROM ledger_bounds()")
+        let row = sqlx::query!("SELECT first, last FROM outbox_bounds()")
             .fetch_one(&self.pools.background())
             .await?;
         Ok(row.first.zip(row.last))

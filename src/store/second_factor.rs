@@ -21,11 +21,11 @@ pub struct TotpFactor {
     /// True once the user has entered a first valid code.
     pub confirmed: bool,
     /// The time step of the last accepted code. No code works twice.
-    pub last_step: i64,
+    pub last_accepted_step: i64,
     /// A bit set of the used recovery codes.
     pub used_recovery_codes: i32,
     /// The number of times that the recovery codes were regenerated. It determines the valid set.
-    pub recovery_round: i32,
+    pub recovery_code_generation: i32,
 }
 
 /// A sign-in whose password was correct and that waits for a second factor. Read under a lock.
@@ -43,7 +43,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`] if the query fails.
     pub async fn find_mfa_challenge_user(&self, id: Uuid) -> Result<Option<UserId>, StoreError> {
-        Ok(sqlx::query_scalar!(r#"SELECT find_mfa_challenge($1) AS "user: UserId""#, id)
+        Ok(sqlx::query_scalar!(r#"SELECT find_mfa_challenge_user($1) AS "user: UserId""#, id)
             .fetch_one(&self.pools.requests())
             .await?)
     }
@@ -68,8 +68,8 @@ impl Store {
 pub async fn lock(tx: &mut Tx, user: UserId) -> Result<Option<TotpFactor>, StoreError> {
     Ok(sqlx::query_as!(
         TotpFactor,
-        r#"SELECT factor_id AS id, created_at, wrong_codes, confirmed_at IS NOT NULL AS "confirmed!", last_step,
-                  used_recovery_codes, recovery_round
+        r#"SELECT factor_id AS id, created_at, wrong_codes, confirmed_at IS NOT NULL AS "confirmed!", last_accepted_step,
+                  used_recovery_codes, recovery_code_generation
            FROM totp_factors WHERE user_id = $1 FOR UPDATE"#,
         user.uuid(),
     )
@@ -114,8 +114,8 @@ pub async fn start_enrollment(
     let result = sqlx::query!(
         "INSERT INTO totp_factors AS f (user_id, factor_id, created_at) VALUES ($1, $2, $3)
          ON CONFLICT (user_id) DO UPDATE
-             SET factor_id = excluded.factor_id, created_at = excluded.created_at, last_step = 0,
-                 wrong_codes = 0, recovery_round = 0
+             SET factor_id = excluded.factor_id, created_at = excluded.created_at, last_accepted_step = 0,
+                 wrong_codes = 0, recovery_code_generation = 0
              WHERE f.confirmed_at IS NULL",
         user.uuid(),
         factor,
@@ -138,7 +138,7 @@ pub async fn record_accepted_code(
     now: OffsetDateTime,
 ) -> Result<(), StoreError> {
     sqlx::query!(
-        "UPDATE totp_factors SET last_step = $2, confirmed_at = coalesce(confirmed_at, $3)
+        "UPDATE totp_factors SET last_accepted_step = $2, confirmed_at = coalesce(confirmed_at, $3)
          WHERE user_id = $1",
         user.uuid(),
         step,
@@ -189,13 +189,13 @@ pub async fn regenerate_recovery_codes(
     user: UserId,
 ) -> Result<Option<(Uuid, i32)>, StoreError> {
     let row = sqlx::query!(
-        "UPDATE totp_factors SET recovery_round = recovery_round + 1, used_recovery_codes = 0
-         WHERE user_id = $1 AND confirmed_at IS NOT NULL RETURNING factor_id, recovery_round",
+        "UPDATE totp_factors SET recovery_code_generation = recovery_code_generation + 1, used_recovery_codes = 0
+         WHERE user_id = $1 AND confirmed_at IS NOT NULL RETURNING factor_id, recovery_code_generation",
         user.uuid(),
     )
     .fetch_optional(tx.conn())
     .await?;
-    Ok(row.map(|row| (row.factor_id, row.recovery_round)))
+    Ok(row.map(|row| (row.factor_id, row.recovery_code_generation)))
 }
 
 /// Returns true if the user has a confirmed authenticator.

@@ -60,7 +60,7 @@ impl Store {
                       email AS "email!", full_name, role AS "role: Role", expires_at AS "expires_at!",
                       ended_at, rate_limit_per_minute,
                       lacks_second_factor AS "lacks_second_factor!"
-               FROM use_session($1, $2, make_interval(secs => $3))"#,
+               FROM touch_session($1, $2, make_interval(secs => $3))"#,
             id.uuid(),
             now,
             idle.as_secs_f64(),
@@ -388,7 +388,7 @@ pub async fn set_workspace_and_check_device(
     user_agent: Option<&str>,
 ) -> Result<bool, StoreError> {
     Ok(sqlx::query_scalar!(
-        r#"SELECT enter_workspace($1, $2, $3) AS "is_new_device!""#,
+        r#"SELECT set_workspace_and_check_device($1, $2, $3) AS "is_new_device!""#,
         workspace.uuid(),
         network as _,
         user_agent,

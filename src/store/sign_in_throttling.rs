@@ -29,10 +29,10 @@ impl Store {
         now: OffsetDateTime,
     ) -> Result<(Option<SignInAccount>, Option<Duration>), StoreError> {
         let row = sqlx::query!(
-            r#"SELECT password_pause($2, $3, $4) AS pause, user_id AS "user_id?: UserId",
+            r#"SELECT sign_in_pause($2, $3, $4) AS pause, user_id AS "user_id?: UserId",
                       email AS "email?", full_name AS "full_name?", password_hash AS "password_hash?",
                       last_workspace_id AS "last_workspace_id?: WorkspaceId"
-               FROM (VALUES (1)) one LEFT JOIN find_sign_in($1) ON true"#,
+               FROM (VALUES (1)) one LEFT JOIN find_account_by_email($1) ON true"#,
             email.normalized(),
             account_digest(email),
             client_subnet(ip),
@@ -63,7 +63,7 @@ impl Store {
         now: OffsetDateTime,
     ) -> Result<(), StoreError> {
         sqlx::query!(
-            r#"SELECT count_wrong_password($1, $2, $3) AS "done""#,
+            r#"SELECT record_sign_in_failure($1, $2, $3) AS "done""#,
             account_digest(email),
             client_subnet(ip),
             now,
@@ -79,7 +79,7 @@ impl Store {
     /// [`StoreError`] if the query fails.
     pub async fn reset_wrong_passwords(&self, email: &Email, ip: IpAddr) -> Result<(), StoreError> {
         sqlx::query!(
-            r#"SELECT forget_wrong_passwords($1, $2) AS "done""#,
+            r#"SELECT reset_sign_in_failures($1, $2) AS "done""#,
             account_digest(email),
             client_subnet(ip)
         )
@@ -93,7 +93,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`] if the query fails.
     pub async fn prune_wrong_passwords(&self, now: OffsetDateTime) -> Result<(), StoreError> {
-        sqlx::query!(r#"SELECT prune_wrong_passwords($1) AS "done""#, now)
+        sqlx::query!(r#"SELECT prune_sign_in_failures($1) AS "done""#, now)
             .fetch_one(&self.pools.background())
             .await?;
         Ok(())

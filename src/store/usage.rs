@@ -29,11 +29,11 @@ pub async fn usage_watermark(
     own_node: Uuid,
     own_until: OffsetDateTime,
 ) -> Result<UsageWatermark, StoreError> {
-    let row = sqlx::query!("SELECT until, doubtful_at FROM uses_known($1)", own_node)
+    let row = sqlx::query!("SELECT counted_until, usage_gap_at FROM usage_watermark($1)", own_node)
         .fetch_one(tx.conn())
         .await?;
-    let until = row.until.map_or(own_until, |until| until.min(own_until));
-    Ok(UsageWatermark { counted_until: until, usage_gap_at: row.doubtful_at })
+    let until = row.counted_until.map_or(own_until, |until| until.min(own_until));
+    Ok(UsageWatermark { counted_until: until, usage_gap_at: row.usage_gap_at })
 }
 
 /// Returns the evidence of the last verdict that a key is safe to revoke, if there is one.
@@ -46,7 +46,7 @@ pub async fn get_quiet_confirmation(
     id: ApiKeyId,
 ) -> Result<Option<QuietEvidence>, StoreError> {
     let row = sqlx::query!(
-        r#"SELECT successor_id AS "successor: ApiKeyId", quiet_since, quiet_until FROM quiet_keys
+        r#"SELECT successor_id AS "successor: ApiKeyId", quiet_since, quiet_until FROM quiet_confirmations
            WHERE workspace_id = $1 AND key_id = $2"#,
         workspace.uuid(),
         id.uuid(),
@@ -71,12 +71,12 @@ pub async fn store_quiet_confirmation(
     confirmation: QuietEvidence,
 ) -> Result<(), StoreError> {
     sqlx::query!(
-        "INSERT INTO quiet_keys AS kept (workspace_id, key_id, successor_id, quiet_since, quiet_until)
+        "INSERT INTO quiet_confirmations AS stored (workspace_id, key_id, successor_id, quiet_since, quiet_until)
          VALUES ($1, $2, $3, $4, $5)
          ON CONFLICT (key_id) DO UPDATE SET
              successor_id = excluded.successor_id, quiet_since = excluded.quiet_since,
              quiet_until = excluded.quiet_until
-         WHERE kept.quiet_since <= excluded.quiet_since",
+         WHERE stored.quiet_since <= excluded.quiet_since",
         workspace.uuid(),
         id.uuid(),
         confirmation.successor.map(Id::uuid),

@@ -47,7 +47,7 @@ impl Store {
         let row = sqlx::query!(
             r#"SELECT user_id AS "user_id!: UserId", email AS "email!", full_name, password_hash,
                       last_workspace_id AS "last_workspace_id: WorkspaceId"
-               FROM find_sign_in($1)"#,
+               FROM find_account_by_email($1)"#,
             email.normalized(),
         )
         .fetch_optional(&self.pools.requests())
@@ -74,7 +74,7 @@ pub async fn insert(
     workspace: WorkspaceId,
 ) -> Result<(), StoreError> {
     sqlx::query!(
-        "INSERT INTO users (id, email, email_key, full_name, password_hash, profile,
+        "INSERT INTO users (id, email, normalized_email, full_name, password_hash, profile,
                             last_workspace_id, created_at)
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
         user.id.uuid(),
@@ -192,7 +192,7 @@ pub async fn lock_password_hash(
     renewed: Option<&SecretString>,
 ) -> Result<bool, StoreError> {
     Ok(sqlx::query_scalar!(
-        r#"SELECT CASE WHEN $2::text IS NULL THEN pin_password_hash($1)
+        r#"SELECT CASE WHEN $2::text IS NULL THEN lock_password_hash($1)
                        ELSE replace_password_hash($1, $2) END AS "is!""#,
         verified.expose_secret(),
         renewed.map(ExposeSecret::expose_secret),
@@ -227,7 +227,9 @@ pub async fn set_email_verified(
 /// # Errors
 /// [`StoreError`] if the query fails.
 pub async fn delete(tx: &mut Tx) -> Result<bool, StoreError> {
-    Ok(sqlx::query_scalar!(r#"SELECT delete_person() AS "deleted!""#).fetch_one(tx.conn()).await?)
+    Ok(sqlx::query_scalar!(r#"SELECT delete_current_user() AS "deleted!""#)
+        .fetch_one(tx.conn())
+        .await?)
 }
 
 struct UserRow {

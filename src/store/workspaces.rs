@@ -128,7 +128,7 @@ pub async fn update(
 /// # Errors
 /// [`StoreError`] if the query fails.
 pub async fn delete(tx: &mut Tx) -> Result<bool, StoreError> {
-    Ok(sqlx::query_scalar!(r#"SELECT delete_workspace() AS "deleted!""#)
+    Ok(sqlx::query_scalar!(r#"SELECT delete_current_workspace() AS "deleted!""#)
         .fetch_one(tx.conn())
         .await?)
 }

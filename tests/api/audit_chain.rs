@@ -96,8 +96,7 @@ fn to_uuid<T: call2me_auth::model::id::Id>(id: T) -> Uuid {
 
 /// Reads the events and hashes of a chain from its seals.
 async fn read_chain(connection: &mut PgConnection, id: WorkspaceId) -> Vec<(EventId, [u8; 32])> {
-    let sql =
-        "SELECT event_ids, hashes FROM audit_seals WHERE workspace_id = $1 ORDER BY last_sequence";
+    let sql = "SELECT event_ids, hashes FROM audit_chain_segments WHERE workspace_id = $1 ORDER BY last_sequence";
     let rows = sqlx::query(sql).bind(to_uuid(id)).fetch_all(connection).await.unwrap();
     let entries = |row: &sqlx::postgres::PgRow| {
         let (ids, hashes): (Vec<Uuid>, Vec<u8>) = (row.get(0), row.get(1));
@@ -237,23 +236,23 @@ async fn truncated_log_is_detected_by_head_or_checkpoint() {
     let log = SealedLog::new(&app, "seals").await;
     let checkpoint = log.checkpoint(&app).await;
     let mut connection = app.database.connect().await;
-    let sql = "SELECT previous_hash, first_sequence, event_ids[1] FROM audit_seals
+    let sql = "SELECT previous_hash, first_sequence, event_ids[1] FROM audit_chain_segments
                WHERE workspace_id = $1 AND last_sequence <= $2 ORDER BY last_sequence DESC LIMIT 1";
     let query = sqlx::query(sql).bind(to_uuid(log.id)).bind(checkpoint.checkpoint.sequence);
     let row = query.fetch_one(&mut connection).await.unwrap();
     let (hash, first, event): (Vec<u8>, i64, Uuid) = (row.get(0), row.get(1), row.get(2));
     app.database.wait_until_sealed().await;
     for sql in [
-        "DELETE FROM audit_events e USING audit_seals s WHERE s.workspace_id = $1 AND e.workspace_id = $1
+        "DELETE FROM audit_events e USING audit_chain_segments s WHERE s.workspace_id = $1 AND e.workspace_id = $1
              AND s.last_sequence >= $2 AND e.id = ANY (s.event_ids)",
-        "DELETE FROM audit_seals WHERE workspace_id = $1 AND last_sequence >= $2",
+        "DELETE FROM audit_chain_segments WHERE workspace_id = $1 AND last_sequence >= $2",
     ] {
         let query = sqlx::query(sql).bind(to_uuid(log.id)).bind(first);
         assert!(query.execute(&mut connection).await.unwrap().rows_affected() > 0, "{event}");
     }
     let cut_off = Problem::CutOff { sequence: first };
     assert_eq!(log.check(&app, &[]).await.problem, Some(cut_off), "the chain head has the end");
-    let sql = "UPDATE chain_heads SET sequence = $2, hash = $3 WHERE workspace_id = $1";
+    let sql = "UPDATE audit_chain_heads SET sequence = $2, hash = $3 WHERE workspace_id = $1";
     let query = sqlx::query(sql).bind(to_uuid(log.id)).bind(first - 1).bind(hash);
     query.execute(&mut connection).await.unwrap();
     assert_eq!(log.check(&app, &[]).await.problem, None, "not detectable without a checkpoint");
@@ -300,7 +299,7 @@ async fn reseal(app: &TestApp, connection: &mut PgConnection, id: WorkspaceId) {
     let digests: std::collections::HashMap<EventId, EventDigest> =
         events.unwrap().iter().map(|event| (event.id, event.digest())).collect();
     let mut hash = ChainHash::genesis(id);
-    let sql = "SELECT last_sequence, event_ids FROM audit_seals WHERE workspace_id = $1 ORDER BY 1";
+    let sql = "SELECT last_sequence, event_ids FROM audit_chain_segments WHERE workspace_id = $1 ORDER BY 1";
     for row in sqlx::query(sql).bind(to_uuid(id)).fetch_all(&mut *connection).await.unwrap() {
         let (last, ids): (i64, Vec<Uuid>) = (row.get(0), row.get(1));
         let previous = hash;
@@ -309,12 +308,12 @@ async fn reseal(app: &TestApp, connection: &mut PgConnection, id: WorkspaceId) {
             hash = hash.append(digests[&event.into()]);
             hashes.extend(hash.as_bytes());
         }
-        let sql = "UPDATE audit_seals SET previous_hash = $3, hashes = $4
+        let sql = "UPDATE audit_chain_segments SET previous_hash = $3, hashes = $4
                    WHERE workspace_id = $1 AND last_sequence = $2";
         let query = sqlx::query(sql).bind(to_uuid(id)).bind(last);
         let query = query.bind(&previous.as_bytes()[..]).bind(hashes);
         query.execute(&mut *connection).await.unwrap();
-        let sql = "UPDATE chain_heads SET hash = $2 WHERE workspace_id = $1";
+        let sql = "UPDATE audit_chain_heads SET hash = $2 WHERE workspace_id = $1";
         let query = sqlx::query(sql).bind(to_uuid(id)).bind(&hash.as_bytes()[..]);
         query.execute(&mut *connection).await.unwrap();
     }
@@ -323,37 +322,42 @@ async fn reseal(app: &TestApp, connection: &mut PgConnection, id: WorkspaceId) {
 #[tokio::test]
 async fn changed_or_removed_seal_is_detected() {
     let app = TestApp::start().await;
-    let middle = "last_sequence = (SELECT last_sequence FROM audit_seals WHERE workspace_id = $1
+    let middle =
+        "last_sequence = (SELECT last_sequence FROM audit_chain_segments WHERE workspace_id = $1
                   ORDER BY last_sequence LIMIT 1 OFFSET 2)";
     for (name, sql) in [
-        ("removed", format!("DELETE FROM audit_seals WHERE workspace_id = $1 AND {middle}")),
+        (
+            "removed",
+            format!("DELETE FROM audit_chain_segments WHERE workspace_id = $1 AND {middle}"),
+        ),
         (
             "previous",
             format!(
-                "UPDATE audit_seals SET previous_hash = sha256('x') WHERE workspace_id = $1 AND {middle}"
+                "UPDATE audit_chain_segments SET previous_hash = sha256('x') WHERE workspace_id = $1 AND {middle}"
             ),
         ),
         (
             "hashes",
             format!(
-                "UPDATE audit_seals SET hashes = set_byte(hashes, 0, get_byte(hashes, 0) # 1) WHERE workspace_id = $1 AND {middle}"
+                "UPDATE audit_chain_segments SET hashes = set_byte(hashes, 0, get_byte(hashes, 0) # 1) WHERE workspace_id = $1 AND {middle}"
             ),
         ),
         (
             "ids",
             format!(
-                "UPDATE audit_seals SET event_ids[1] = gen_random_uuid() WHERE workspace_id = $1 AND {middle}"
+                "UPDATE audit_chain_segments SET event_ids[1] = gen_random_uuid() WHERE workspace_id = $1 AND {middle}"
             ),
         ),
         (
             "first",
-            "DELETE FROM audit_seals WHERE workspace_id = $1 AND first_sequence = 1".to_owned(),
+            "DELETE FROM audit_chain_segments WHERE workspace_id = $1 AND first_sequence = 1"
+                .to_owned(),
         ),
-        ("all", "DELETE FROM audit_seals WHERE workspace_id = $1".to_owned()),
+        ("all", "DELETE FROM audit_chain_segments WHERE workspace_id = $1".to_owned()),
     ] {
         let log = SealedLog::new(&app, name).await;
         let mut connection = app.database.connect().await;
-        let query = "SELECT first_sequence FROM audit_seals WHERE workspace_id = $1 ORDER BY 1 OFFSET 2 LIMIT 1";
+        let query = "SELECT first_sequence FROM audit_chain_segments WHERE workspace_id = $1 ORDER BY 1 OFFSET 2 LIMIT 1";
         let third: i64 = sqlx::query_scalar(query)
             .bind(to_uuid(log.id))
             .fetch_one(&mut connection)
@@ -374,7 +378,7 @@ async fn changed_or_removed_seal_is_detected() {
     }
     // Only the events are left.
     let log = SealedLog::new(&app, "nothing").await;
-    for table in ["audit_seals", "chain_heads"] {
+    for table in ["audit_chain_segments", "audit_chain_heads"] {
         log.tamper(&app, &format!("DELETE FROM {table} WHERE workspace_id = $1"), &[]).await;
     }
     let all = app.app.store.audited_workspaces().await.unwrap();
@@ -491,7 +495,7 @@ async fn check_retention(app: &TestApp) {
     assert!(count().await >= total);
     let dropped = retention(30).prune().await.unwrap();
     assert!(dropped.iter().any(|name| name.starts_with("audit_events_")), "{dropped:?}");
-    assert!(dropped.iter().any(|name| name.starts_with("audit_seals_")), "{dropped:?}");
+    assert!(dropped.iter().any(|name| name.starts_with("audit_chain_segments_")), "{dropped:?}");
     assert!(count().await < total - MIN_EVENTS / 2);
     let result = log.check(app, &[&checkpoint]).await;
     assert_eq!(result.problem, None, "{result:#?}");
@@ -581,7 +585,7 @@ async fn events_older_than_the_audit_outbox_are_sealed() {
                SELECT $3, workspace_id, 'request', 'user', 'somebody', '/v1/agents', '{\"b\": 1, \"a\": {}}'
                FROM audit_events WHERE workspace_id = $1 AND id = $2";
     log.tamper(&app, sql, &[log.events[5], old]).await;
-    let sql = "INSERT INTO ledger (id, since, workspace_ids, event_ids) VALUES (-7, now(), ARRAY[$1], ARRAY[$2])";
+    let sql = "INSERT INTO audit_outbox (id, oldest_event_at, workspace_ids, event_ids) VALUES (-7, now(), ARRAY[$1], ARRAY[$2])";
     log.tamper(&app, sql, &[old]).await;
     // A node looks for such events when it starts.
     let _upgraded = app.another_node().await;

@@ -184,12 +184,12 @@ async fn service_role_can_only_insert_events() {
         "UPDATE audit_events SET action = 'x'",
         "DELETE FROM audit_events",
         "TRUNCATE audit_events",
-        "INSERT INTO audit_seals SELECT * FROM audit_seals",
-        "UPDATE audit_seals SET first_sequence = 1",
-        "DELETE FROM audit_seals",
-        "TRUNCATE audit_seals",
-        "UPDATE chain_heads SET sequence = 0",
-        "DELETE FROM ledger",
+        "INSERT INTO audit_chain_segments SELECT * FROM audit_chain_segments",
+        "UPDATE audit_chain_segments SET first_sequence = 1",
+        "DELETE FROM audit_chain_segments",
+        "TRUNCATE audit_chain_segments",
+        "UPDATE audit_chain_heads SET sequence = 0",
+        "DELETE FROM audit_outbox",
         "DROP TABLE audit_events",
         "ALTER TABLE audit_events DISABLE ROW LEVEL SECURITY",
     ] {
@@ -201,7 +201,8 @@ async fn service_role_can_only_insert_events() {
         "SELECT count(*) FROM information_schema.role_table_grants
          WHERE grantee = 'call2me_auth_app' AND table_name LIKE 'audit%'
            AND NOT (table_name = 'audit_events' AND privilege_type IN ('SELECT', 'INSERT'))
-           AND NOT (table_name = 'audit_seals' AND privilege_type = 'SELECT')",
+           AND NOT (table_name IN ('audit_chain_segments', 'audit_chain_heads')
+                    AND privilege_type = 'SELECT')",
     )
     .fetch_one(&mut connection)
     .await

@@ -87,7 +87,8 @@ async fn restored_member_is_accepted_again() {
 async fn unresponsive_node(app: &TestApp, seconds: i32) -> Uuid {
     let node = app.app.env.new_uuid();
     let mut sql = app.database.connect().await;
-    let insert = "INSERT INTO nodes (id, acknowledged, lease_until, written_until)
+    let insert =
+        "INSERT INTO nodes (id, acknowledged_generation, lease_until, events_written_until)
                   VALUES ($1, 0, clock_timestamp() + make_interval(secs => $2), now())";
     sqlx::query(insert).bind(node).bind(f64::from(seconds)).execute(&mut sql).await.unwrap();
     node

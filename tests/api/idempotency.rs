@@ -139,7 +139,8 @@ async fn rejected_or_failed_request_is_not_replayed() {
 
     // If PostgreSQL refuses to store the response, the work is rolled back as well.
     let mut connection = app.database.connect().await;
-    let sql = "ALTER TABLE kept_answers ADD CONSTRAINT never CHECK (kept_until IS NULL) NOT VALID";
+    let sql =
+        "ALTER TABLE idempotency_keys ADD CONSTRAINT never CHECK (expires_at IS NULL) NOT VALID";
     sqlx::query(sql).execute(&mut connection).await.unwrap();
     let create_key = async || {
         let call = app.post("/v1/api-keys").bearer(&dana.access_token);
@@ -151,7 +152,7 @@ async fn rejected_or_failed_request_is_not_replayed() {
         call.send().await.expect_status(200)["total"].clone()
     };
     assert_eq!(total().await, 0);
-    sqlx::query("ALTER TABLE kept_answers DROP CONSTRAINT never")
+    sqlx::query("ALTER TABLE idempotency_keys DROP CONSTRAINT never")
         .execute(&mut connection)
         .await
         .unwrap();
@@ -229,7 +230,7 @@ async fn stored_response_contains_no_plaintext() {
         .await
         .expect_status(201);
     let mut connection = app.database.connect().await;
-    let sql = "SELECT id || request || answer FROM kept_answers";
+    let sql = "SELECT id || request_mac || sealed_response FROM idempotency_keys";
     let stored: Vec<u8> = sqlx::query_scalar(sql).fetch_one(&mut connection).await.unwrap();
     let secret = created["key"].as_str().unwrap();
     for text in ["a-key-of-the-client", secret, &secret[20..30], "redacted"] {

@@ -58,7 +58,7 @@ async fn populate(app: &TestApp, person: &TestUser) {
     for (sql, id) in [
         ("INSERT INTO wallet_transactions VALUES ($2, $1, 'top_up', 1, 'x', now())", workspace),
         (
-            "INSERT INTO quiet_keys (workspace_id, key_id, quiet_since, quiet_until)
+            "INSERT INTO quiet_confirmations (workspace_id, key_id, quiet_since, quiet_until)
              VALUES ($1, $2, now(), now())",
             key,
         ),
@@ -87,9 +87,8 @@ async fn every_readable_table_has_row_level_security() {
         readable.iter().filter(|(_, is_secured)| !is_secured).map(|(name, _)| name).collect();
     assert_eq!(unsecured, SHARED);
     assert!(
-        readable.iter().all(
-            |(name, _)| !name.starts_with("audit_events_") && !name.starts_with("audit_seals_")
-        ),
+        readable.iter().all(|(name, _)| !name.starts_with("audit_events_")
+            && !name.starts_with("audit_chain_segments_")),
         "partitions must not be readable directly"
     );
 }
@@ -120,12 +119,12 @@ async fn service_role_sees_only_its_workspace() {
         ("api_keys", "workspace_id"),
         ("api_key_activity", "workspace_id"),
         ("audit_events", "workspace_id"),
-        ("audit_seals", "workspace_id"),
-        ("chain_heads", "workspace_id"),
+        ("audit_chain_segments", "workspace_id"),
+        ("audit_chain_heads", "workspace_id"),
         ("key_usage_hours", "workspace_id"),
         ("key_usage_minutes", "workspace_id"),
         ("key_usage_clients", "workspace_id"),
-        ("quiet_keys", "workspace_id"),
+        ("quiet_confirmations", "workspace_id"),
         ("documents", "workspace_id"),
         ("wallet_transactions", "workspace_id"),
         ("oauth_clients", "workspace_id"),
@@ -216,15 +215,15 @@ async fn writes_to_other_workspace_fail_or_change_nothing() {
         "INSERT INTO documents VALUES ($1, $1, 'agent', NULL, '{}', 2, now(), now())",
         "INSERT INTO wallet_transactions VALUES (gen_random_uuid(), $1, 'top_up', 1, 'x', now())",
         "INSERT INTO audit_events (id, workspace_id, action, actor_type)
-         VALUES (uuid_at(now()), $1, 'request', 'system')",
-        "INSERT INTO ledger (since, workspace_ids, event_ids, digests)
+         VALUES (uuidv7_lower_bound(now()), $1, 'request', 'system')",
+        "INSERT INTO audit_outbox (oldest_event_at, workspace_ids, event_ids, digests)
          VALUES (now(), ARRAY[$1], ARRAY[$1], sha256('x'))",
         "INSERT INTO memberships SELECT $1, user_id, 'owner', now() FROM memberships",
         "INSERT INTO invitations VALUES
              ($1, $1, 'a@b.example', 'a@b.example', 'owner', 'x', now(), now(), NULL)",
         "INSERT INTO oauth_clients (id, kind, workspace_id, name, redirect_uris, auth_method, grant_types, created_at)
          VALUES ($1, 'workspace', $1, 'x', '{}', 'none', '{}', now())",
-        "INSERT INTO oauth_grants (id, client_id, workspace_id, scope, resources, created_at, begin_by, refresh_seed)
+        "INSERT INTO oauth_grants (id, client_id, workspace_id, scope, resources, created_at, redeem_by, refresh_seed)
          SELECT $1, client_id, $1, 'admin', resources, now(), now(), sha256('x') FROM oauth_grants",
         "INSERT INTO api_keys (id, workspace_id, name, scope, digest, display_start, display_end, created_at)
          VALUES ($1, $1, 'x', 'admin', sha256('x'), 'a', 'b', now())",

@@ -217,7 +217,7 @@ async fn database_dump_contains_no_secret() {
     .await;
     app.database.wait_until_sealed().await;
     let dump = dump_database(&app);
-    assert!(dump.contains("COPY public.kept_answers") && dump.contains("api_key.rejected"));
+    assert!(dump.contains("COPY public.idempotency_keys") && dump.contains("api_key.rejected"));
     for (name, secret) in secrets {
         assert!(!dump.contains(&secret), "{name}");
         // Nor in hexadecimal, the form of bytea columns in a dump.

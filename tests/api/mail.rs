@@ -11,13 +11,16 @@ async fn register(app: &TestApp, email: &str) {
 
 async fn outbox_size(app: &TestApp) -> i64 {
     let mut connection = app.database.connect().await;
-    sqlx::query_scalar("SELECT count(*) FROM mail_outbox").fetch_one(&mut connection).await.unwrap()
+    sqlx::query_scalar("SELECT count(*) FROM email_outbox")
+        .fetch_one(&mut connection)
+        .await
+        .unwrap()
 }
 
 /// Makes all deferred emails due now.
 async fn make_retries_due(app: &TestApp) {
     let mut connection = app.database.connect().await;
-    let sql = "UPDATE mail_outbox SET next_attempt_at = now()";
+    let sql = "UPDATE email_outbox SET next_attempt_at = now()";
     sqlx::query(sql).execute(&mut connection).await.unwrap();
 }
 
@@ -68,7 +71,7 @@ async fn deferred_email_is_retried_and_rejected_email_is_not() {
 /// empty.
 async fn delivery_attempts(app: &TestApp) -> Option<i32> {
     let mut connection = app.database.connect().await;
-    let sql = "SELECT attempts FROM mail_outbox";
+    let sql = "SELECT attempts FROM email_outbox";
     sqlx::query_scalar(sql).fetch_optional(&mut connection).await.unwrap()
 }
 
@@ -78,7 +81,7 @@ async fn link_deferred_eight_times_arrives_and_works() {
     let app = TestApp::start().await;
     register(&app, "stubborn@acme.example").await;
     let mut connection = app.database.connect().await;
-    sqlx::query("DELETE FROM mail_outbox").execute(&mut connection).await.unwrap();
+    sqlx::query("DELETE FROM email_outbox").execute(&mut connection).await.unwrap();
     drop(connection);
     let sink = SmtpSink::start();
     let app = TestApp::start_on(app.stop().await, &[("mail.url", &sink.url())]).await;
@@ -162,7 +165,7 @@ async fn stored_email_contains_no_usable_token() {
     let body = json!({ "email": "dana@acme.example" });
     app.post("/v1/auth/password/forgot").json(body).send().await;
     let mut connection = app.database.connect().await;
-    let sql = "SELECT string_agg(mail::text, ' ') FROM mail_outbox";
+    let sql = "SELECT string_agg(message::text, ' ') FROM email_outbox";
     let mails: String = sqlx::query_scalar(sql).fetch_one(&mut connection).await.unwrap();
     assert!(mails.contains("verify_email") && mails.contains("forgot_password"), "{mails}");
     // The outbox has the id of the token. Deriving the token from it requires the encryption key.

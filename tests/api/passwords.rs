@@ -207,7 +207,7 @@ async fn mailed_links_to_one_user_are_limited() {
     }
     crate::fixture::eventually("the outbox is empty", async || {
         let mut connection = app.database.connect().await;
-        let sql = "SELECT count(*) FROM mail_outbox";
+        let sql = "SELECT count(*) FROM email_outbox";
         let waiting: i64 = sqlx::query_scalar(sql).fetch_one(&mut connection).await.unwrap();
         (waiting == 0).then_some(())
     })

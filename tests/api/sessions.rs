@@ -278,7 +278,7 @@ async fn interrupted_refresh_is_safe_to_retry() {
     refresh(&app, &stolen).await.assert_error(401, "invalid_refresh_token");
     assert!(!is_accepted(&app, &dana).await);
     // The emails of rolled-back transactions are not sent.
-    let sql = "SELECT count(*) FROM mail_outbox WHERE mail ->> 'kind' = 'session_reuse'";
+    let sql = "SELECT count(*) FROM email_outbox WHERE message ->> 'kind' = 'session_reuse'";
     let mails: i64 = sqlx::query_scalar(sql).fetch_one(&mut connection).await.unwrap();
     assert_eq!(mails, 1);
     refresh(&app, &dana.refresh_token).await.assert_error(401, "invalid_refresh_token");

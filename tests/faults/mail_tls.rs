@@ -44,7 +44,7 @@ async fn email_is_sent_over_tls_only_to_trusted_server() {
         trusted.wait_for_email("dana@acme.example", "Verify").await;
         // The waiting emails are sent once they are due.
         let mut connection = cluster.connect().await;
-        let sql = "UPDATE mail_outbox SET next_attempt_at = now()";
+        let sql = "UPDATE email_outbox SET next_attempt_at = now()";
         sqlx::query(sql).execute(&mut connection).await.unwrap();
         for port in [untrusted.port, trusted.port] {
             let email = format!("{port}@acme.example");

@@ -30,7 +30,7 @@ const MAX_EXPORT_KILOBYTES: u64 = 64 * 1024;
 
 /// Waits until every event is sealed.
 async fn wait_until_sealed(connection: &mut PgConnection) {
-    let is_sealed = "SELECT NOT EXISTS (SELECT FROM ledger)";
+    let is_sealed = "SELECT NOT EXISTS (SELECT FROM audit_outbox)";
     let wait = async {
         while !sqlx::query_scalar::<_, bool>(is_sealed).fetch_one(&mut *connection).await.unwrap() {
             sleep(Duration::from_millis(20)).await;
@@ -150,7 +150,7 @@ async fn insert_long_log(connection: &mut PgConnection, workspace: &str) {
     let sql = "INSERT INTO audit_events (
                    id, workspace_id, action, actor_type, actor_id, actor_name, request_id, method, path,
                    status, ip, user_agent, latency_us)
-               SELECT (substring(uuid_at(now() - interval '1 second')::text FOR 14) || '7' ||
+               SELECT (substring(uuidv7_lower_bound(now() - interval '1 second')::text FOR 14) || '7' ||
                        substring(lpad(to_hex(number), 3, '0') FROM 1 FOR 3) || '-8' ||
                        substring(md5(number::text) FOR 3) || '-' ||
                        substring(md5('x' || number) FOR 12))::uuid,

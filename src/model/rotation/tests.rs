@@ -109,7 +109,7 @@ struct World {
     /// Uses that are written and not yet counted.
     outbox: Vec<i64>,
     last_counted: Option<i64>,
-    doubtful_at: Option<i64>,
+    usage_gap_at: Option<i64>,
     stored: Option<QuietEvidence>,
 }
 
@@ -150,7 +150,7 @@ impl World {
     fn new() -> Self {
         let nodes = std::iter::repeat_with(ModelNode::default).take(3).collect();
         let (outbox, stored) = (Vec::new(), None);
-        Self { now: 0, nodes, outbox, last_counted: None, doubtful_at: None, stored }
+        Self { now: 0, nodes, outbox, last_counted: None, usage_gap_at: None, stored }
     }
 
     /// Models `AuditWriter::written_until`.
@@ -162,7 +162,7 @@ impl World {
         node.watermark
     }
 
-    /// Models `uses_known`, `RotationReport` and `quiet_keys` together.
+    /// Models `usage_watermark`, `RotationReport` and `quiet_confirmations` together.
     fn report(&mut self, node: usize) -> RotationReport {
         let own = self.written_until(node);
         let others = self.nodes.iter().enumerate();
@@ -171,7 +171,7 @@ impl World {
         let uncounted = self.outbox.iter().copied().min().unwrap_or(own);
         let until = own.min(published).min(uncounted);
         let known =
-            UsageWatermark { counted_until: at(until), usage_gap_at: self.doubtful_at.map(at) };
+            UsageWatermark { counted_until: at(until), usage_gap_at: self.usage_gap_at.map(at) };
         let old = traffic(self.last_counted, self.last_counted, true, 1);
         let new = traffic(Some(0), Some(0), true, 1);
         let report = RotationReport::new(old, Some(new), known, self.stored, QUIET);
@@ -205,7 +205,7 @@ impl World {
             }
             Step::Lose(node) => {
                 self.nodes[node] = ModelNode { is_lost: true, ..ModelNode::default() };
-                self.doubtful_at = Some(self.now);
+                self.usage_gap_at = Some(self.now);
             }
             Step::Report(node) if !self.nodes[node].is_lost => return Some(self.report(node)),
             _ => {}

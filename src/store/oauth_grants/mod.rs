@@ -126,7 +126,7 @@ impl Store {
 pub async fn insert(tx: &mut Tx, grant: &NewGrant) -> Result<(), StoreError> {
     sqlx::query!(
         "INSERT INTO oauth_grants (id, client_id, workspace_id, user_id, scope, resources, passkey_id,
-                                   created_at, redirect_uri, code_challenge, begin_by, refresh_seed)
+                                   created_at, redirect_uri, code_challenge, redeem_by, refresh_seed)
          VALUES ($1, $2, $3, $4, $5, $6,
                  (SELECT passkey_id FROM sessions WHERE id = $7 AND user_id = $4),
                  $8, $9, $10, $11, $12)",
@@ -171,7 +171,7 @@ pub async fn get_or_create_own_grant(
 ) -> Result<GrantId, StoreError> {
     Ok(sqlx::query_scalar!(
         r#"INSERT INTO oauth_grants (id, client_id, workspace_id, scope, resources, created_at,
-                                     begin_by, refresh_seed)
+                                     redeem_by, refresh_seed)
            VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
            ON CONFLICT (client_id) WHERE user_id IS NULL AND ended_at IS NULL
                DO UPDATE SET last_used_at = excluded.created_at
@@ -201,7 +201,7 @@ pub async fn record_token_issuance(
     now: OffsetDateTime,
 ) -> Result<(), StoreError> {
     sqlx::query!(
-        "UPDATE oauth_grants SET begun_at = coalesce(begun_at, $4), last_used_at = $4,
+        "UPDATE oauth_grants SET redeemed_at = coalesce(redeemed_at, $4), last_used_at = $4,
                                  refresh_generation = $3
          WHERE id = $1 AND workspace_id = $2",
         id.uuid(),
@@ -282,7 +282,7 @@ pub async fn end_excess(
         r#"UPDATE oauth_grants SET ended_at = $5, end_reason = $6
            WHERE id IN (SELECT id FROM oauth_grants
                         WHERE client_id = $3 AND user_id = $2 AND workspace_id = $1
-                          AND ended_at IS NULL AND begun_at IS NOT NULL
+                          AND ended_at IS NULL AND redeemed_at IS NOT NULL
                         ORDER BY id DESC OFFSET $4)
            RETURNING id AS "id: GrantId""#,
         workspace.uuid(),
@@ -310,7 +310,7 @@ pub async fn revoke_token(
 ) -> Result<i32, StoreError> {
     let count = sqlx::query_scalar!(
         r#"UPDATE oauth_grants SET revoked_tokens = ARRAY(
-               SELECT revoked FROM unnest(revoked_tokens) AS revoked WHERE revoked >= uuid_at($4)
+               SELECT revoked FROM unnest(revoked_tokens) AS revoked WHERE revoked >= uuidv7_lower_bound($4)
                UNION SELECT $3)
            WHERE id = $1 AND workspace_id = $2
            RETURNING cardinality(revoked_tokens) AS "count!""#,

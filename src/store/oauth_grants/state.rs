@@ -27,7 +27,7 @@ pub async fn lock(
 ) -> Result<Option<GrantState>, StoreError> {
     let row = sqlx::query!(
         r#"SELECT client_id AS "client_id: ClientId", scope AS "scope: Scope", resources,
-                  redirect_uri, code_challenge, begin_by, begun_at, last_used_at, refresh_seed,
+                  redirect_uri, code_challenge, redeem_by, redeemed_at, last_used_at, refresh_seed,
                   refresh_generation, ended_at
            FROM oauth_grants WHERE id = $1 AND workspace_id = $2 FOR UPDATE"#,
         id.uuid(),
@@ -37,8 +37,8 @@ pub async fn lock(
     .await?;
     Ok(row.and_then(|row| {
         let columns = StageColumns {
-            begin_by: row.begin_by,
-            begun_at: row.begun_at,
+            redeem_by: row.redeem_by,
+            redeemed_at: row.redeemed_at,
             last_used_at: row.last_used_at,
             refresh_generation: row.refresh_generation,
             ended_at: row.ended_at,
@@ -68,8 +68,8 @@ fn decode_flow(redirect_uri: Option<String>, challenge: Option<Vec<u8>>) -> Opti
 
 /// The columns that hold the stage of a grant.
 struct StageColumns {
-    begin_by: OffsetDateTime,
-    begun_at: Option<OffsetDateTime>,
+    redeem_by: OffsetDateTime,
+    redeemed_at: Option<OffsetDateTime>,
     last_used_at: Option<OffsetDateTime>,
     refresh_generation: i32,
     ended_at: Option<OffsetDateTime>,
@@ -77,9 +77,9 @@ struct StageColumns {
 
 impl StageColumns {
     /// Decodes the stage. `None` for columns that no change of a grant leaves: the first tokens set
-    /// both `begun_at` and `last_used_at`.
+    /// both `redeemed_at` and `last_used_at`.
     fn decode(self) -> Option<GrantStage> {
-        let was_redeemed = self.begun_at.is_some();
+        let was_redeemed = self.redeemed_at.is_some();
         match (self.ended_at, self.last_used_at) {
             (Some(_), _) => Some(GrantStage::Ended { was_redeemed }),
             (None, Some(last_used_at)) if was_redeemed => {
@@ -87,7 +87,7 @@ impl StageColumns {
                 Some(GrantStage::Redeemed { last_used_at, generation })
             }
             (None, None) if !was_redeemed => {
-                Some(GrantStage::Approved { redeem_by: self.begin_by })
+                Some(GrantStage::Approved { redeem_by: self.redeem_by })
             }
             _ => None,
         }
@@ -101,10 +101,10 @@ mod tests {
     #[test]
     fn stage_is_decoded_or_refused() {
         let time = OffsetDateTime::UNIX_EPOCH;
-        let decode = |is_begun: bool, is_used: bool, is_ended: bool| {
+        let decode = |is_redeemed: bool, is_used: bool, is_ended: bool| {
             let columns = StageColumns {
-                begin_by: time,
-                begun_at: is_begun.then_some(time),
+                redeem_by: time,
+                redeemed_at: is_redeemed.then_some(time),
                 last_used_at: is_used.then_some(time),
                 refresh_generation: 3,
                 ended_at: is_ended.then_some(time),
