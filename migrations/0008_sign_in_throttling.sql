@@ -1,4 +1,5 @@
--- Counts of wrong passwords, for sign-in throttling.
+-- Counts of wrong passwords, for sign-in throttling. The policy, which pause they cause, is in
+-- `src/model/sign_in_throttling.rs`.
 
 -- The service counts by account and by the client's subnet, so that a stranger cannot lock the
 -- owner out. The role has no rights on the table, so it cannot list the accounts under attack.
@@ -13,29 +14,24 @@ CREATE TABLE sign_in_failures (
 );
 CREATE INDEX sign_in_failures_last_failed_at_idx ON sign_in_failures (last_failed_at);
 
-CREATE FUNCTION sign_in_pause(p_account_digest bytea, p_subnet inet, p_now timestamptz)
-    RETURNS double precision
-    LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = public, pg_temp
+-- Returns the counter of an account and subnet. See `find_account_by_email` for its kind of plan.
+CREATE FUNCTION find_sign_in_failures(p_account_digest bytea, p_subnet inet)
+    RETURNS TABLE (failed_attempts integer, last_failed_at timestamptz)
+    LANGUAGE plpgsql STABLE ROWS 1 SECURITY DEFINER SET search_path = public, pg_temp
     SET plan_cache_mode = force_generic_plan
     AS $$
-    DECLARE
-        failures sign_in_failures;
     BEGIN
-        SELECT * INTO failures FROM sign_in_failures f
-        WHERE f.account_digest = p_account_digest AND f.subnet = p_subnet
-          AND f.last_failed_at > p_now - interval '1 hour';
-        IF NOT FOUND THEN
-            RETURN NULL;
-        ELSIF failures.failed_attempts < 5 THEN
-            RETURN 0;
-        END IF;
-        RETURN greatest(0, least(900, 1 << least(failures.failed_attempts - 5, 10))
-                           - extract(epoch FROM p_now - failures.last_failed_at)::double precision);
+        RETURN QUERY
+            SELECT f.failed_attempts, f.last_failed_at FROM sign_in_failures f
+            WHERE f.account_digest = p_account_digest AND f.subnet = p_subnet;
     END
     $$;
 
-CREATE FUNCTION record_sign_in_failure(p_account_digest bytea, p_subnet inet, p_now timestamptz)
-    RETURNS void
+-- Counts a failed attempt, in one statement, so that concurrent attempts on several nodes all
+-- count. The counter starts again at 1 if the last failed attempt was not after `p_expired_until`.
+CREATE FUNCTION record_sign_in_failure(
+    p_account_digest bytea, p_subnet inet, p_now timestamptz, p_expired_until timestamptz
+) RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp
     AS $$
     BEGIN
@@ -44,8 +40,8 @@ CREATE FUNCTION record_sign_in_failure(p_account_digest bytea, p_subnet inet, p_
         INSERT INTO sign_in_failures AS f (account_digest, subnet, failed_attempts, last_failed_at)
         VALUES (p_account_digest, p_subnet, 1, p_now)
         ON CONFLICT (account_digest, subnet) DO UPDATE
-            SET failed_attempts = CASE WHEN f.last_failed_at <= p_now - interval '1 hour' THEN 1
-                                       ELSE least(f.failed_attempts + 1, 1000) END,
+            SET failed_attempts = CASE WHEN f.last_failed_at <= p_expired_until THEN 1
+                                       ELSE f.failed_attempts + 1 END,
                 last_failed_at = greatest(f.last_failed_at, p_now);
     END
     $$;
@@ -56,11 +52,11 @@ CREATE FUNCTION reset_sign_in_failures(p_account_digest bytea, p_subnet inet) RE
         DELETE FROM sign_in_failures WHERE account_digest = p_account_digest AND subnet = p_subnet
     $$;
 
-CREATE FUNCTION prune_sign_in_failures(p_now timestamptz) RETURNS void
+CREATE FUNCTION prune_sign_in_failures(p_expired_until timestamptz) RETURNS void
     LANGUAGE sql SECURITY DEFINER SET search_path = public, pg_temp
-    AS $$ DELETE FROM sign_in_failures WHERE last_failed_at < p_now - interval '1 hour' $$;
+    AS $$ DELETE FROM sign_in_failures WHERE last_failed_at <= p_expired_until $$;
 
-REVOKE ALL ON FUNCTION sign_in_pause, record_sign_in_failure, reset_sign_in_failures,
+REVOKE ALL ON FUNCTION find_sign_in_failures, record_sign_in_failure, reset_sign_in_failures,
     prune_sign_in_failures FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION sign_in_pause, record_sign_in_failure, reset_sign_in_failures,
+GRANT EXECUTE ON FUNCTION find_sign_in_failures, record_sign_in_failure, reset_sign_in_failures,
     prune_sign_in_failures TO call2me_auth_app;

@@ -1,9 +1,10 @@
 //! Sign-in throttling: counts of wrong passwords, by account and by subnet of the caller.
 //!
 //! Counting by subnet keeps a stranger from locking the owner out. An account is stored as the
-//! SHA-256 digest of the entered address, whether or not such an account exists.
+//! SHA-256 digest of the entered address, whether or not such an account exists. The policy is in
+//! [`crate::model::sign_in_throttling`].
 
-use std::{net::IpAddr, time::Duration};
+use std::net::IpAddr;
 
 use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
@@ -13,30 +14,31 @@ use crate::model::{
     address::client_subnet,
     email::Email,
     id::{UserId, WorkspaceId},
+    sign_in_throttling::{FailedAttempts, expiry_cutoff},
 };
 
 impl Store {
-    /// Finds the account with an address, and the pause before the next attempt at its password.
-    /// The pause does not depend on the existence of the account. It is `None` if no recent attempt
-    /// was wrong.
+    /// Finds the account with an address, and the failed attempts at its password from the caller's
+    /// subnet. The failed attempts do not depend on the existence of the account. They may be
+    /// expired.
     ///
     /// # Errors
     /// [`StoreError`] if the query fails.
-    pub async fn find_account_and_pause(
+    pub async fn find_account_and_failed_attempts(
         &self,
         email: &Email,
         ip: IpAddr,
-        now: OffsetDateTime,
-    ) -> Result<(Option<SignInAccount>, Option<Duration>), StoreError> {
+    ) -> Result<(Option<SignInAccount>, Option<FailedAttempts>), StoreError> {
         let row = sqlx::query!(
-            r#"SELECT sign_in_pause($2, $3, $4) AS pause, user_id AS "user_id?: UserId",
-                      email AS "email?", full_name AS "full_name?", password_hash AS "password_hash?",
+            r#"SELECT failed_attempts AS "failed_attempts?", last_failed_at AS "last_failed_at?",
+                      user_id AS "user_id?: UserId", email AS "email?", full_name AS "full_name?",
+                      password_hash AS "password_hash?",
                       last_workspace_id AS "last_workspace_id?: WorkspaceId"
-               FROM (VALUES (1)) one LEFT JOIN find_account_by_email($1) ON true"#,
+               FROM (VALUES (1)) one LEFT JOIN find_account_by_email($1) ON true
+                                     LEFT JOIN find_sign_in_failures($2, $3) ON true"#,
             email.normalized(),
             account_digest(email),
             client_subnet(ip),
-            now,
         )
         .fetch_one(&self.pools.requests())
         .await?;
@@ -47,12 +49,13 @@ impl Store {
             password_hash: row.password_hash.map(Into::into),
             last_workspace_id: row.last_workspace_id,
         });
-        let pause = row.pause;
-        let pause = pause.map(|seconds| Duration::try_from_secs_f64(seconds).unwrap_or_default());
-        Ok((account, pause))
+        let failed = row.failed_attempts.zip(row.last_failed_at).map(|(count, last_at)| {
+            FailedAttempts { count: count.try_into().unwrap_or_default(), last_at }
+        });
+        Ok((account, failed))
     }
 
-    /// Counts a wrong password.
+    /// Counts a wrong password. Concurrent attempts on several nodes all count.
     ///
     /// # Errors
     /// [`StoreError`] if the query fails.
@@ -63,10 +66,11 @@ impl Store {
         now: OffsetDateTime,
     ) -> Result<(), StoreError> {
         sqlx::query!(
-            r#"SELECT record_sign_in_failure($1, $2, $3) AS "done""#,
+            r#"SELECT record_sign_in_failure($1, $2, $3, $4) AS "done""#,
             account_digest(email),
             client_subnet(ip),
             now,
+            expiry_cutoff(now),
         )
         .fetch_one(&self.pools.requests())
         .await?;
@@ -93,7 +97,8 @@ impl Store {
     /// # Errors
     /// [`StoreError`] if the query fails.
     pub async fn prune_wrong_passwords(&self, now: OffsetDateTime) -> Result<(), StoreError> {
-        sqlx::query!(r#"SELECT prune_sign_in_failures($1) AS "done""#, now)
+        let cutoff = expiry_cutoff(now);
+        sqlx::query!(r#"SELECT prune_sign_in_failures($1) AS "done""#, cutoff)
             .fetch_one(&self.pools.background())
             .await?;
         Ok(())

@@ -74,6 +74,25 @@ async fn sign_in_pauses_grow_for_the_guessing_address_only() {
     }
 }
 
+/// Attempts that run at the same time, on different nodes, increment one counter.
+#[tokio::test]
+async fn concurrent_wrong_passwords_on_two_nodes_all_count() {
+    let app = TestApp::start().await;
+    let node = TestApp::start_on(app.database.clone(), &[("server.public_url", &app.url)]).await;
+    let dana = app.register("acme").await;
+    let guess = async |node: &TestApp| {
+        let body = json!({ "email": dana.email, "password": "not this one at all" });
+        node.post("/v1/auth/login").json(body).send().await
+    };
+    let guesses = tokio::join!(guess(&app), guess(&node), guess(&app), guess(&node), guess(&app));
+    for guess in <[TestResponse; 5]>::from(guesses) {
+        guess.assert_error(401, "invalid_credentials");
+    }
+    for node in [&app, &node] {
+        guess(node).await.assert_error(429, "rate_limited");
+    }
+}
+
 /// A session does not prove that its bearer knows the password.
 #[tokio::test]
 async fn session_cannot_guess_password_faster() {

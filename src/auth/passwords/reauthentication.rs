@@ -36,9 +36,11 @@ impl Passwords {
         request: &RequestInfo,
     ) -> Result<(Option<SignInAccount>, PasswordVerification), AuthError> {
         let now = self.context.env.clock.now();
-        let (account, pause) =
-            self.context.store.find_account_and_pause(email, request.ip, now).await?;
-        if let Some(pause) = pause.filter(|pause| !pause.is_zero()) {
+        let (account, failed) =
+            self.context.store.find_account_and_failed_attempts(email, request.ip).await?;
+        let failed = failed.filter(|failed| !failed.are_expired(now));
+        let pause = failed.map(|failed| failed.remaining_pause(now)).unwrap_or_default();
+        if !pause.is_zero() {
             // Round up, so that waiting this long is enough.
             return Err(AuthError::TooManyAttempts(pause.as_secs() + 1));
         }
@@ -47,7 +49,7 @@ impl Passwords {
         if verified == PasswordVerification::Wrong {
             let now = self.context.env.clock.now();
             self.context.store.record_wrong_password(email, request.ip, now).await?;
-        } else if pause.is_some() {
+        } else if failed.is_some() {
             self.context.store.reset_wrong_passwords(email, request.ip).await?;
         }
         Ok((account, verified))
