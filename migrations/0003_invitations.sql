@@ -40,9 +40,9 @@ CREATE FUNCTION count_invitations_to_email(p_normalized_email text, p_since time
         WHERE normalized_email = p_normalized_email AND created_at > p_since
     $$;
 
-CREATE FUNCTION prune_invitations(p_now timestamptz) RETURNS void
+CREATE FUNCTION prune_invitations(p_expired_before timestamptz) RETURNS void
     LANGUAGE sql SECURITY DEFINER SET search_path = public, pg_temp
-    AS $$ DELETE FROM invitations WHERE expires_at < p_now - interval '7 days' $$;
+    AS $$ DELETE FROM invitations WHERE expires_at < p_expired_before $$;
 
 REVOKE ALL ON FUNCTION find_invitation_workspace, count_invitations_to_email, prune_invitations
     FROM PUBLIC;

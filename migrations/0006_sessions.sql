@@ -57,9 +57,12 @@ CREATE FUNCTION find_sessions(p_ids uuid[])
         WHERE s.id = ANY (p_ids)
     $$;
 
--- Returns the session of a cookie and restarts its idle time. No row if the session was unused for
--- longer than `idle`.
-CREATE FUNCTION touch_session(p_id uuid, p_now timestamptz, p_idle_timeout interval)
+-- Returns the session of a cookie and restarts its idle time. No row if the session was last used
+-- before `p_idle_since`. The use is recorded only if the last recorded one is from before
+-- `p_recorded_before`: otherwise each page would be a write.
+CREATE FUNCTION touch_session(
+    p_id uuid, p_now timestamptz, p_idle_since timestamptz, p_recorded_before timestamptz
+)
     RETURNS TABLE (user_id uuid, workspace_id uuid, email text, full_name text, role text,
                    expires_at timestamptz, ended_at timestamptz, rate_limit_per_minute integer,
                    lacks_second_factor boolean)
@@ -67,11 +70,9 @@ CREATE FUNCTION touch_session(p_id uuid, p_now timestamptz, p_idle_timeout inter
     SET plan_cache_mode = force_generic_plan
     AS $$
     BEGIN
-        -- Not for each page: that would be one write per page.
         UPDATE sessions s SET refreshed_at = p_now, last_seen_at = p_now
         WHERE s.id = p_id AND s.ended_at IS NULL AND s.expires_at > p_now
-          AND s.refreshed_at > p_now - p_idle_timeout
-          AND s.refreshed_at < p_now - interval '5 minutes';
+          AND s.refreshed_at > p_idle_since AND s.refreshed_at < p_recorded_before;
         RETURN QUERY
             SELECT s.user_id, s.workspace_id, u.email, u.full_name, m.role, s.expires_at,
                    s.ended_at, w.rate_limit_per_minute,
@@ -80,7 +81,7 @@ CREATE FUNCTION touch_session(p_id uuid, p_now timestamptz, p_idle_timeout inter
             JOIN users u ON u.id = s.user_id
             JOIN workspaces w ON w.id = s.workspace_id
             LEFT JOIN memberships m ON m.workspace_id = s.workspace_id AND m.user_id = s.user_id
-            WHERE s.id = p_id AND s.refreshed_at > p_now - p_idle_timeout;
+            WHERE s.id = p_id AND s.refreshed_at > p_idle_since;
     END
     $$;
 

@@ -26,10 +26,11 @@ CREATE FUNCTION find_one_time_token_user(p_id uuid)
     AS $$ SELECT t.user_id, t.purpose FROM one_time_tokens t WHERE t.id = p_id $$;
 
 -- Stores a token for the account with an address. Returns false if there is no such account, if it
--- has too many recent tokens, or if the token was used. The limit protects an address from emails
--- that strangers cause.
+-- has `p_max_recent` tokens that were created after `p_recent_since`, or if the token was used. The
+-- limit protects an address from emails that strangers cause.
 CREATE FUNCTION start_password_reset(
-    p_id uuid, p_normalized_email text, p_created_at timestamptz, p_expires_at timestamptz
+    p_id uuid, p_normalized_email text, p_created_at timestamptz, p_expires_at timestamptz,
+    p_recent_since timestamptz, p_max_recent bigint
 ) RETURNS boolean
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp
     AS $$
@@ -39,7 +40,7 @@ CREATE FUNCTION start_password_reset(
         FROM users u WHERE normalized_email = p_normalized_email AND (
             SELECT count(*) FROM one_time_tokens t
             WHERE t.user_id = u.id AND t.purpose = 'reset_password' AND t.id <> p_id
-              AND t.created_at > p_created_at - interval '1 hour') < 5
+              AND t.created_at > p_recent_since) < p_max_recent
         -- The email is sent again: the lifetime of its link starts again.
         ON CONFLICT (id) DO UPDATE
             SET created_at = excluded.created_at, expires_at = excluded.expires_at
@@ -48,9 +49,9 @@ CREATE FUNCTION start_password_reset(
     END
     $$;
 
-CREATE FUNCTION prune_one_time_tokens(p_now timestamptz) RETURNS void
+CREATE FUNCTION prune_one_time_tokens(p_expired_before timestamptz) RETURNS void
     LANGUAGE sql SECURITY DEFINER SET search_path = public, pg_temp
-    AS $$ DELETE FROM one_time_tokens WHERE expires_at < p_now - interval '7 days' $$;
+    AS $$ DELETE FROM one_time_tokens WHERE expires_at < p_expired_before $$;
 
 REVOKE ALL ON FUNCTION find_one_time_token_user, start_password_reset, prune_one_time_tokens
     FROM PUBLIC;

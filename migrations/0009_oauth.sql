@@ -99,7 +99,7 @@ CREATE TABLE oauth_device_authorizations (
     -- The subnet of the request, for the limit on pending authorizations.
     subnet inet NOT NULL,
     -- The minimum time between two polls, in seconds. It grows when the client polls too often.
-    poll_interval integer NOT NULL DEFAULT 5,
+    poll_interval integer NOT NULL,
     last_polled_at timestamptz,
     denied_at timestamptz,
     grant_id uuid REFERENCES oauth_grants ON DELETE CASCADE,
@@ -198,12 +198,14 @@ CREATE FUNCTION find_oauth_grants(p_ids uuid[])
 -- Clients without a workspace
 
 -- Stores a client that registers itself. Returns false if too many clients from its subnet have no
--- grant. At the overall limit, the oldest clients without a grant are deleted to make room, so that
--- no subnet can keep others from registering.
+-- grant. Counts clients that were created after `p_counted_since`. At the overall limit, the oldest
+-- clients without a grant are deleted to make room, so that no subnet can keep others from
+-- registering. Clients that were created after `p_protected_since` are not deleted.
 CREATE FUNCTION register_oauth_client(
     p_id uuid, p_name text, p_redirect_uris text[], p_auth_method text, p_grant_types text[],
     p_scope text, p_client_uri text, p_now timestamptz, p_secret_id uuid, p_secret_digest bytea,
-    p_subnet inet, p_max_total integer, p_max_from_subnet integer
+    p_subnet inet, p_max_total integer, p_max_from_subnet integer, p_counted_since timestamptz,
+    p_protected_since timestamptz
 ) RETURNS boolean
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp
     AS $$
@@ -213,7 +215,7 @@ CREATE FUNCTION register_oauth_client(
         IF p_max_from_subnet <= (
             SELECT count(*) FROM (
                 SELECT FROM oauth_clients c
-                WHERE c.subnet = p_subnet AND c.created_at > p_now - interval '7 days'
+                WHERE c.subnet = p_subnet AND c.created_at > p_counted_since
                   AND NOT EXISTS (SELECT FROM oauth_grants g WHERE g.client_id = c.id)
                 LIMIT p_max_from_subnet) of_subnet
         ) THEN
@@ -221,13 +223,13 @@ CREATE FUNCTION register_oauth_client(
         END IF;
         SELECT count(*) INTO unused FROM (
             SELECT FROM oauth_clients c
-            WHERE c.kind = 'registered' AND c.created_at > p_now - interval '7 days'
+            WHERE c.kind = 'registered' AND c.created_at > p_counted_since
               AND NOT EXISTS (SELECT FROM oauth_grants g WHERE g.client_id = c.id)
             LIMIT p_max_total) overall;
         IF unused >= p_max_total THEN
             DELETE FROM oauth_clients WHERE id IN (
                 SELECT c.id FROM oauth_clients c
-                WHERE c.kind = 'registered' AND c.created_at < p_now - interval '1 hour'
+                WHERE c.kind = 'registered' AND c.created_at < p_protected_since
                   AND NOT EXISTS (SELECT FROM oauth_grants g WHERE g.client_id = c.id)
                 ORDER BY c.created_at LIMIT 100
                 FOR UPDATE SKIP LOCKED);
@@ -278,8 +280,8 @@ CREATE FUNCTION store_oauth_metadata_document(
 -- authorizations are pending.
 CREATE FUNCTION start_device_authorization(
     p_id uuid, p_client_id uuid, p_user_code_mac bytea, p_scope text, p_resources text[],
-    p_now timestamptz, p_expires_at timestamptz, p_subnet inet, p_max_total integer,
-    p_max_from_subnet integer
+    p_now timestamptz, p_expires_at timestamptz, p_subnet inet, p_poll_interval integer,
+    p_max_total integer, p_max_from_subnet integer
 ) RETURNS boolean
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp
     AS $$
@@ -291,9 +293,9 @@ CREATE FUNCTION start_device_authorization(
             RETURN NULL;
         END IF;
         INSERT INTO oauth_device_authorizations (id, client_id, user_code_mac, scope, resources,
-                                                 created_at, expires_at, subnet)
+                                                 created_at, expires_at, subnet, poll_interval)
         VALUES (p_id, p_client_id, p_user_code_mac, p_scope, p_resources, p_now, p_expires_at,
-                p_subnet)
+                p_subnet, p_poll_interval)
         ON CONFLICT (user_code_mac) DO NOTHING;
         RETURN FOUND;
     END
@@ -323,35 +325,25 @@ CREATE FUNCTION decide_device_authorization(p_id uuid, p_grant_id uuid, p_now ti
     END
     $$;
 
--- Returns the state of an authorization for the polling client: unknown, expired, denied, approved,
--- pending or slow_down.
-CREATE FUNCTION poll_device_authorization(p_id uuid, p_client_id uuid, p_now timestamptz)
-    RETURNS TABLE (state text, approved_grant_id uuid)
-    LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp
+-- Returns an authorization to the client that polls it, and locks it until the transaction ends, so
+-- that concurrent polls take turns.
+CREATE FUNCTION lock_device_authorization(p_id uuid, p_client_id uuid)
+    RETURNS TABLE (expires_at timestamptz, poll_interval integer, last_polled_at timestamptz,
+                   denied_at timestamptz, grant_id uuid)
+    LANGUAGE sql SECURITY DEFINER SET search_path = public, pg_temp
     AS $$
-    DECLARE
-        device oauth_device_authorizations;
-    BEGIN
-        SELECT * INTO device FROM oauth_device_authorizations d
-        WHERE d.id = p_id AND d.client_id = p_client_id FOR UPDATE;
-        IF NOT FOUND THEN
-            RETURN QUERY SELECT 'unknown', NULL::uuid;
-        ELSIF device.denied_at IS NOT NULL THEN
-            RETURN QUERY SELECT 'denied', NULL::uuid;
-        ELSIF device.grant_id IS NOT NULL THEN
-            RETURN QUERY SELECT 'approved', device.grant_id;
-        ELSIF device.expires_at <= p_now THEN
-            RETURN QUERY SELECT 'expired', NULL::uuid;
-        ELSIF device.last_polled_at + make_interval(secs => device.poll_interval) > p_now THEN
-            UPDATE oauth_device_authorizations
-            SET last_polled_at = p_now, poll_interval = least(poll_interval + 5, 60)
-            WHERE id = p_id;
-            RETURN QUERY SELECT 'slow_down', NULL::uuid;
-        ELSE
-            UPDATE oauth_device_authorizations SET last_polled_at = p_now WHERE id = p_id;
-            RETURN QUERY SELECT 'pending', NULL::uuid;
-        END IF;
-    END
+        SELECT d.expires_at, d.poll_interval, d.last_polled_at, d.denied_at, d.grant_id
+        FROM oauth_device_authorizations d WHERE d.id = p_id AND d.client_id = p_client_id
+        FOR UPDATE
+    $$;
+
+-- Records a poll of an authorization that this transaction has locked.
+CREATE FUNCTION record_device_poll(p_id uuid, p_now timestamptz, p_poll_interval integer)
+    RETURNS void
+    LANGUAGE sql SECURITY DEFINER SET search_path = public, pg_temp
+    AS $$
+        UPDATE oauth_device_authorizations
+        SET last_polled_at = p_now, poll_interval = p_poll_interval WHERE id = p_id
     $$;
 
 ------------------------------------------------------------------------------------------------
@@ -373,27 +365,44 @@ CREATE FUNCTION list_external_oauth_grants(p_client_id uuid)
         GROUP BY c.id, c.name, g.workspace_id ORDER BY g.workspace_id, c.id
     $$;
 
--- Ends idle grants. Deletes codes that were never redeemed, grants that ended long ago, clients
--- without a grant, and expired secrets.
-CREATE FUNCTION prune_oauth(p_now timestamptz, p_idle interval) RETURNS void
+-- Deletes expired device authorizations, authorization codes that were never redeemed, and expired
+-- client secrets.
+CREATE FUNCTION prune_expired_oauth_codes(p_expired_before timestamptz) RETURNS void
     LANGUAGE sql SECURITY DEFINER SET search_path = public, pg_temp
     AS $$
-        DELETE FROM oauth_device_authorizations WHERE expires_at < p_now - interval '1 day';
-        DELETE FROM oauth_grants WHERE redeemed_at IS NULL AND redeem_by < p_now - interval '1 day';
+        DELETE FROM oauth_device_authorizations WHERE expires_at < p_expired_before;
+        DELETE FROM oauth_grants WHERE redeemed_at IS NULL AND redeem_by < p_expired_before;
+        DELETE FROM oauth_client_secrets WHERE expires_at < p_expired_before;
+    $$;
+
+-- Ends grants that were last used before `p_idle_since`. Deletes those that ended before
+-- `p_ended_before`.
+CREATE FUNCTION prune_oauth_grants(
+    p_now timestamptz, p_idle_since timestamptz, p_ended_before timestamptz
+) RETURNS void
+    LANGUAGE sql SECURITY DEFINER SET search_path = public, pg_temp
+    AS $$
         UPDATE oauth_grants SET ended_at = p_now, end_reason = 'idle'
-        WHERE ended_at IS NULL AND last_used_at < p_now - p_idle - interval '1 day';
-        DELETE FROM oauth_grants WHERE ended_at < p_now - interval '90 days';
-        DELETE FROM oauth_client_secrets WHERE expires_at < p_now - interval '1 day';
+        WHERE ended_at IS NULL AND last_used_at < p_idle_since;
+        DELETE FROM oauth_grants WHERE ended_at < p_ended_before;
+    $$;
+
+-- Deletes clients without a grant that belong to no workspace.
+CREATE FUNCTION prune_oauth_clients(p_created_before timestamptz) RETURNS void
+    LANGUAGE sql SECURITY DEFINER SET search_path = public, pg_temp
+    AS $$
         DELETE FROM oauth_clients c
-        WHERE kind <> 'workspace' AND created_at < p_now - interval '7 days'
+        WHERE kind <> 'workspace' AND created_at < p_created_before
           AND NOT EXISTS (SELECT FROM oauth_grants g WHERE g.client_id = c.id);
     $$;
 
 REVOKE ALL ON FUNCTION find_oauth_client, find_oauth_grants, register_oauth_client,
     store_oauth_metadata_document, start_device_authorization, find_device_authorization,
-    decide_device_authorization, poll_device_authorization, list_external_oauth_grants, prune_oauth
+    decide_device_authorization, lock_device_authorization, record_device_poll,
+    list_external_oauth_grants, prune_expired_oauth_codes, prune_oauth_grants, prune_oauth_clients
     FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION find_oauth_client, find_oauth_grants, register_oauth_client,
     store_oauth_metadata_document, start_device_authorization, find_device_authorization,
-    decide_device_authorization, poll_device_authorization, list_external_oauth_grants, prune_oauth
+    decide_device_authorization, lock_device_authorization, record_device_poll,
+    list_external_oauth_grants, prune_expired_oauth_codes, prune_oauth_grants, prune_oauth_clients
     TO call2me_auth_app;

@@ -196,16 +196,17 @@ CREATE CONSTRAINT TRIGGER oauth_clients_notify_invalidation_on_delete AFTER DELE
 -- Nodes
 
 -- Registers a node with an empty cache. Returns the generation after which it must apply
--- invalidations. Deletes nodes whose lease expired long ago. They are kept until then because they
--- may have lost audit events.
-CREATE FUNCTION register_node(p_id uuid, p_lease interval, p_events_written_until timestamptz)
-    RETURNS bigint
+-- invalidations. Deletes nodes whose lease expired more than `p_kept_after_lease` ago. They are
+-- kept until then because they may have lost audit events.
+CREATE FUNCTION register_node(
+    p_id uuid, p_lease interval, p_events_written_until timestamptz, p_kept_after_lease interval
+) RETURNS bigint
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp
     AS $$
     DECLARE
         newest bigint;
     BEGIN
-        DELETE FROM nodes WHERE lease_until < clock_timestamp() - interval '1 day';
+        DELETE FROM nodes WHERE lease_until < clock_timestamp() - p_kept_after_lease;
         SELECT generation INTO newest FROM invalidation_generation;
         INSERT INTO nodes (id, acknowledged_generation, lease_until, events_written_until)
         VALUES (p_id, newest, clock_timestamp() + p_lease, p_events_written_until)
@@ -281,21 +282,22 @@ CREATE FUNCTION invalidations_since(p_generation bigint)
     $$;
 
 -- Returns true if every node that may have cached credentials has acknowledged a generation. A
--- lease counts for one second longer, because clocks run at different speeds.
-CREATE FUNCTION is_generation_acknowledged(p_generation bigint) RETURNS boolean
+-- lease counts for `p_tolerance` longer, because clocks run at different speeds.
+CREATE FUNCTION is_generation_acknowledged(p_generation bigint, p_tolerance interval)
+    RETURNS boolean
     LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp
     AS $$
         SELECT NOT EXISTS (
             SELECT FROM nodes
             WHERE acknowledged_generation < p_generation
-              AND lease_until + interval '1 second' > clock_timestamp())
+              AND lease_until + p_tolerance > clock_timestamp())
     $$;
 
 -- Deletes old invalidations. A node that was disconnected for longer detects the gap and clears its
 -- cache.
-CREATE FUNCTION prune_invalidations() RETURNS void
+CREATE FUNCTION prune_invalidations(p_max_age interval) RETURNS void
     LANGUAGE sql SECURITY DEFINER SET search_path = public, pg_temp
-    AS $$ DELETE FROM invalidations WHERE created_at < clock_timestamp() - interval '10 minutes' $$;
+    AS $$ DELETE FROM invalidations WHERE created_at < clock_timestamp() - p_max_age $$;
 
 REVOKE ALL ON FUNCTION register_node, renew_lease, acknowledge_generation, unregister_node,
     newest_generation, invalidations_since, is_generation_acknowledged, prune_invalidations

@@ -235,9 +235,9 @@ CREATE FUNCTION append_audit_events(
     END
     $$;
 
-CREATE FUNCTION prune_unknown_credential_counts() RETURNS void
+CREATE FUNCTION prune_unknown_credential_counts(p_max_age interval) RETURNS void
     LANGUAGE sql SECURITY DEFINER SET search_path = public, pg_temp
-    AS $$ DELETE FROM unknown_credential_counts WHERE minute < now() - interval '30 days' $$;
+    AS $$ DELETE FROM unknown_credential_counts WHERE minute < now() - p_max_age $$;
 
 ------------------------------------------------------------------------------------------------
 -- Sealing

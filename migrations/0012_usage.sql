@@ -190,24 +190,24 @@ CREATE FUNCTION usage_watermark(p_own_node_id uuid)
                    (SELECT max(reconnected_at) FROM nodes))
     $$;
 
--- Deletes old counts by minute, a limited number at a time: it runs often.
-CREATE FUNCTION prune_usage_minutes(p_now timestamptz) RETURNS void
+-- Deletes old counts by minute, a limited number at a time.
+CREATE FUNCTION prune_usage_minutes(p_before timestamptz) RETURNS void
     LANGUAGE sql SECURITY DEFINER SET search_path = public, pg_temp
     AS $$
         DELETE FROM key_usage_minutes WHERE (key_id, minute) IN (
             SELECT m.key_id, m.minute FROM key_usage_minutes m
-            WHERE m.minute < p_now - interval '2 hours' LIMIT 50000)
+            WHERE m.minute < p_before LIMIT 50000)
     $$;
 
 -- Deletes old counts by hour, a limited number at a time, and the clients of keys without a use
 -- since then.
-CREATE FUNCTION prune_key_usage(p_oldest timestamptz) RETURNS void
+CREATE FUNCTION prune_key_usage(p_before timestamptz) RETURNS void
     LANGUAGE sql SECURITY DEFINER SET search_path = public, pg_temp
     AS $$
         DELETE FROM key_usage_hours WHERE ctid = ANY (ARRAY(
-            SELECT h.ctid FROM key_usage_hours h WHERE h.hour < p_oldest LIMIT 50000));
+            SELECT h.ctid FROM key_usage_hours h WHERE h.hour < p_before LIMIT 50000));
         DELETE FROM key_usage_clients c USING api_key_activity a
-        WHERE a.last_used_at < p_oldest AND c.key_id = a.key_id;
+        WHERE a.last_used_at < p_before AND c.key_id = a.key_id;
     $$;
 
 REVOKE ALL ON FUNCTION add_key_usage, usage_watermark, prune_usage_minutes, prune_key_usage

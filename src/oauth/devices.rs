@@ -22,6 +22,7 @@ use crate::{
         id::WorkspaceId,
         oauth::{
             client::{Client, ClientRef, GrantType},
+            device::{DeviceDecision, INITIAL_POLL_SECONDS},
             grant::GrantFlow,
             parameters::Parameters,
             resource::ProtectedResources,
@@ -34,7 +35,7 @@ use crate::{
     store::{
         self, Tx,
         oauth_devices::{
-            DeviceDecision, NewDeviceAuthorization, PendingDeviceAuthorization, StartOutcome,
+            NewDeviceAuthorization, PendingDeviceAuthorization, StartOutcome,
         },
     },
 };
@@ -43,8 +44,6 @@ use crate::{
 const LIFETIME: Duration = Duration::from_mins(15);
 /// Time after the approval within which the device must fetch its tokens.
 const FETCH_WITHIN: Duration = Duration::from_mins(15);
-/// Polling interval, in seconds.
-const INTERVAL: u32 = 5;
 /// Maximum number of devices that wait for approval.
 const MAX_WAITING: i32 = 100_000;
 /// Maximum number of such devices from one IPv4 address or IPv6 /64.
@@ -158,7 +157,7 @@ impl Devices {
                         user_code,
                         verification_uri: format!("{}/device", self.context.issuer),
                         expires_in: LIFETIME.as_secs(),
-                        interval: INTERVAL,
+                        interval: INITIAL_POLL_SECONDS,
                     });
                 }
                 StartOutcome::CodeTaken => {}

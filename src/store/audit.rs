@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use serde_json::Value;
 use sqlx::{
     Postgres,
-    postgres::{PgArguments, PgBindIterExt as _},
+    postgres::{PgArguments, PgBindIterExt as _, types::PgInterval},
     query::Query,
     types::Json,
 };
@@ -103,7 +103,8 @@ impl Store {
     /// # Errors
     /// [`StoreError`] if the query fails.
     pub async fn prune_unknown_credential_counts(&self) -> Result<(), StoreError> {
-        sqlx::query!(r#"SELECT prune_unknown_credential_counts() AS "done""#)
+        let month = PgInterval { months: 0, days: 30, microseconds: 0 };
+        sqlx::query!(r#"SELECT prune_unknown_credential_counts($1) AS "done""#, month)
             .fetch_one(&self.pools.background())
             .await?;
         Ok(())

@@ -42,6 +42,15 @@ pub enum Notification {
     Acknowledgements,
 }
 
+/// The time for which a node that stopped without unregistering is remembered: it may have lost
+/// audit events.
+const LOST_NODE_RETENTION: Duration = Duration::from_hours(24);
+/// The time for which an expired lease still counts, because clocks run at different speeds.
+const LEASE_TOLERANCE: Duration = Duration::from_secs(1);
+/// The time for which an invalidation is kept. A node that was disconnected for longer clears its
+/// cache.
+const INVALIDATION_RETENTION: Duration = Duration::from_mins(10);
+
 const INVALIDATIONS: &str = "call2me_invalidations";
 const ACKNOWLEDGEMENTS: &str = "call2me_acknowledgements";
 
@@ -86,10 +95,11 @@ impl Store {
         written_until: OffsetDateTime,
     ) -> Result<i64, StoreError> {
         Ok(sqlx::query_scalar!(
-            r#"SELECT register_node($1, $2, $3) AS "head!""#,
+            r#"SELECT register_node($1, $2, $3, $4) AS "head!""#,
             node,
             interval(lease),
             written_until,
+            interval(LOST_NODE_RETENTION),
         )
         .fetch_one(&self.pools.background())
         .await?)
@@ -194,9 +204,13 @@ impl Store {
     /// # Errors
     /// [`StoreError`] if the query fails.
     pub async fn is_acknowledged(&self, generation: i64) -> Result<bool, StoreError> {
-        Ok(sqlx::query_scalar!(r#"SELECT is_generation_acknowledged($1) AS "is!""#, generation)
-            .fetch_one(&self.pools.requests())
-            .await?)
+        Ok(sqlx::query_scalar!(
+            r#"SELECT is_generation_acknowledged($1, $2) AS "is!""#,
+            generation,
+            interval(LEASE_TOLERANCE),
+        )
+        .fetch_one(&self.pools.requests())
+        .await?)
     }
 
     /// Deletes invalidations that are older than ten minutes. A node that was away for longer
@@ -205,7 +219,8 @@ impl Store {
     /// # Errors
     /// [`StoreError`] if the query fails.
     pub async fn prune_invalidations(&self) -> Result<(), StoreError> {
-        sqlx::query!(r#"SELECT prune_invalidations() AS "done""#)
+        let max_age = interval(INVALIDATION_RETENTION);
+        sqlx::query!(r#"SELECT prune_invalidations($1) AS "done""#, max_age)
             .fetch_one(&self.pools.background())
             .await?;
         Ok(())

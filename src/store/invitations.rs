@@ -3,7 +3,7 @@
 //! A workspace has at most one open invitation to an address. An invitation is closed when it is
 //! accepted, withdrawn or replaced.
 
-use time::OffsetDateTime;
+use time::{Duration, OffsetDateTime};
 
 use super::{Store, StoreError, Tx};
 use crate::model::{
@@ -13,6 +13,9 @@ use crate::model::{
     page::{ListPage, PageRequest},
     scope::Role,
 };
+
+/// The time for which an expired invitation is kept.
+const KEPT_AFTER_EXPIRY: Duration = Duration::days(7);
 
 impl Store {
     /// Returns the workspace of an invitation, before the caller is authenticated.
@@ -36,7 +39,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`] if the query fails.
     pub async fn prune_invitations(&self, now: OffsetDateTime) -> Result<(), StoreError> {
-        sqlx::query!(r#"SELECT prune_invitations($1) AS "done""#, now)
+        sqlx::query!(r#"SELECT prune_invitations($1) AS "done""#, now - KEPT_AFTER_EXPIRY)
             .fetch_one(&self.pools.background())
             .await?;
         Ok(())

@@ -5,7 +5,7 @@
 //! schema write them.
 
 use ipnet::IpNet;
-use time::OffsetDateTime;
+use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
 
 use super::{Store, StoreError, Tx};
@@ -18,6 +18,11 @@ use crate::model::{
     page::{ListPage, PageRequest},
     scope::Scope,
 };
+
+/// The time after which a client without a grant is deleted, unless it belongs to a workspace.
+pub(super) const UNUSED_CLIENT_LIFETIME: Duration = Duration::days(7);
+/// The time for which a new client is not deleted to make room for others.
+const PROTECTED_AFTER_REGISTRATION: Duration = Duration::hours(1);
 
 struct ClientRow {
     id: ClientId,
@@ -129,8 +134,8 @@ impl Store {
     ) -> Result<bool, StoreError> {
         let (secret, digest) = secret.unzip();
         Ok(sqlx::query_scalar!(
-            r#"SELECT register_oauth_client($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
-                      AS "registered!""#,
+            r#"SELECT register_oauth_client($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13,
+                                            $14, $15) AS "registered!""#,
             client.id.uuid(),
             client.name,
             &client.redirect_uris,
@@ -144,6 +149,8 @@ impl Store {
             subnet as _,
             max_total,
             max_from_subnet,
+            client.created_at - UNUSED_CLIENT_LIFETIME,
+            client.created_at - PROTECTED_AFTER_REGISTRATION,
         )
         .fetch_one(&self.pools.requests())
         .await?)

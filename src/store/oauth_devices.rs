@@ -10,6 +10,7 @@ use uuid::Uuid;
 use super::{Store, StoreError, Tx};
 use crate::model::{
     id::{ClientId, GrantId, Id},
+    oauth::device::{DeviceDecision, DeviceState, INITIAL_POLL_SECONDS, PolledAuthorization},
     scope::Scope,
 };
 
@@ -58,23 +59,6 @@ pub struct PendingDeviceAuthorization {
     pub resources: Vec<String>,
 }
 
-/// The state of a device authorization, for the client that polls it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum DeviceState {
-    /// It does not exist, or belongs to another client.
-    Unknown,
-    /// It expired without a decision.
-    Expired,
-    /// The user denied it.
-    Denied,
-    /// The user approved it with this grant.
-    Approved(GrantId),
-    /// The user has not decided yet.
-    Pending,
-    /// The user has not decided yet, and the client polls too often (RFC 8628, section 3.5).
-    SlowDown,
-}
-
 impl Store {
     /// Stores a device authorization, unless `max_total` are pending overall or `max_from_subnet`
     /// from the same subnet.
@@ -87,7 +71,8 @@ impl Store {
         [max_total, max_from_subnet]: [i32; 2],
     ) -> Result<StartOutcome, StoreError> {
         let started = sqlx::query_scalar!(
-            r#"SELECT start_device_authorization($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) AS "started""#,
+            r#"SELECT start_device_authorization($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
+               AS "started""#,
             device.id,
             device.client_id.uuid(),
             &device.user_code,
@@ -96,6 +81,7 @@ impl Store {
             device.created_at,
             device.expires_at,
             device.subnet as _,
+            stored_seconds(INITIAL_POLL_SECONDS),
             max_total,
             max_from_subnet,
         )
@@ -129,7 +115,8 @@ impl Store {
         .await?)
     }
 
-    /// Returns the state of an authorization for a client that polls with its device code.
+    /// Returns the state of an authorization for a client that polls with its device code, and
+    /// records the poll. Concurrent polls take turns.
     ///
     /// # Errors
     /// [`StoreError`] if the query fails.
@@ -139,33 +126,64 @@ impl Store {
         client: ClientId,
         now: OffsetDateTime,
     ) -> Result<DeviceState, StoreError> {
-        let row = sqlx::query!(
-            r#"SELECT state AS "state!", approved_grant_id AS "grant: GrantId"
-               FROM poll_device_authorization($1, $2, $3)"#,
-            id,
-            client.uuid(),
-            now,
-        )
-        .fetch_one(&self.pools.requests())
-        .await?;
-        Ok(match (&*row.state, row.grant) {
-            ("approved", Some(grant)) => DeviceState::Approved(grant),
-            ("pending", _) => DeviceState::Pending,
-            ("slow_down", _) => DeviceState::SlowDown,
-            ("denied", _) => DeviceState::Denied,
-            ("expired", _) => DeviceState::Expired,
-            _ => DeviceState::Unknown,
-        })
+        let mut tx = self.begin_for(None, None).await?;
+        let Some(device) = lock(&mut tx, id, client).await? else {
+            return Ok(DeviceState::Unknown);
+        };
+        let state = device.state(now);
+        if let Some(seconds) = device.next_poll_seconds(state) {
+            record_poll(&mut tx, id, now, seconds).await?;
+            tx.commit().await?;
+        }
+        Ok(state)
     }
 }
 
-/// A user's decision about a device.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum DeviceDecision {
-    /// The device gets the tokens of this grant.
-    Approved(GrantId),
-    /// The device gets no access.
-    Denied,
+async fn lock(
+    tx: &mut Tx,
+    id: Uuid,
+    client: ClientId,
+) -> Result<Option<PolledAuthorization>, StoreError> {
+    let row = sqlx::query!(
+        r#"SELECT expires_at AS "expires_at!", poll_interval AS "poll_interval!", last_polled_at,
+                  denied_at, grant_id AS "grant: GrantId"
+           FROM lock_device_authorization($1, $2)"#,
+        id,
+        client.uuid(),
+    )
+    .fetch_optional(tx.conn())
+    .await?;
+    Ok(row.map(|row| PolledAuthorization {
+        expires_at: row.expires_at,
+        poll_seconds: row.poll_interval.unsigned_abs(),
+        last_polled_at: row.last_polled_at,
+        decision: match (row.denied_at, row.grant) {
+            (Some(_), _) => Some(DeviceDecision::Denied),
+            (None, Some(grant)) => Some(DeviceDecision::Approved(grant)),
+            (None, None) => None,
+        },
+    }))
+}
+
+async fn record_poll(
+    tx: &mut Tx,
+    id: Uuid,
+    now: OffsetDateTime,
+    seconds: u32,
+) -> Result<(), StoreError> {
+    sqlx::query!(
+        r#"SELECT record_device_poll($1, $2, $3) AS "done""#,
+        id,
+        now,
+        stored_seconds(seconds),
+    )
+    .fetch_one(tx.conn())
+    .await?;
+    Ok(())
+}
+
+fn stored_seconds(seconds: u32) -> i32 {
+    seconds.try_into().unwrap_or(i32::MAX)
 }
 
 /// Records the user's decision. False if it was decided before or has expired.

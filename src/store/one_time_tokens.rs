@@ -3,7 +3,7 @@
 //! A token is a MAC over its purpose and id under a key that is not in the database, so a database
 //! dump contains no usable token.
 
-use time::OffsetDateTime;
+use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
 
 use super::{Store, StoreError, Tx};
@@ -12,6 +12,13 @@ use crate::model::{
     id::{Id, UserId},
     one_time_token::TokenPurpose,
 };
+
+/// The maximum number of tokens of one purpose that a user gets within [`LIMIT_WINDOW`].
+const MAX_RECENT_TOKENS: i64 = 5;
+/// The period over which tokens are counted for the limit.
+const LIMIT_WINDOW: Duration = Duration::hours(1);
+/// The time for which an expired token is kept.
+const KEPT_AFTER_EXPIRY: Duration = Duration::days(7);
 
 impl Store {
     /// Returns the user of a token, before the caller is authenticated.
@@ -46,11 +53,13 @@ impl Store {
         expires_at: OffsetDateTime,
     ) -> Result<bool, StoreError> {
         let started = sqlx::query_scalar!(
-            r#"SELECT start_password_reset($1, $2, $3, $4) AS "started!""#,
+            r#"SELECT start_password_reset($1, $2, $3, $4, $5, $6) AS "started!""#,
             id,
             email.normalized(),
             created_at,
             expires_at,
+            created_at - LIMIT_WINDOW,
+            MAX_RECENT_TOKENS,
         );
         Ok(started.fetch_one(&self.pools.background()).await?)
     }
@@ -60,7 +69,8 @@ impl Store {
     /// # Errors
     /// [`StoreError`] if the query fails.
     pub async fn prune_one_time_tokens(&self, now: OffsetDateTime) -> Result<(), StoreError> {
-        sqlx::query!(r#"SELECT prune_one_time_tokens($1) AS "done""#, now)
+        let cutoff = now - KEPT_AFTER_EXPIRY;
+        sqlx::query!(r#"SELECT prune_one_time_tokens($1) AS "done""#, cutoff)
             .fetch_one(&self.pools.background())
             .await?;
         Ok(())
@@ -85,13 +95,15 @@ pub async fn insert(
         "INSERT INTO one_time_tokens (id, purpose, user_id, normalized_email, created_at, expires_at)
          SELECT $1::uuid, $2::text, $3::uuid, $4::text, $5::timestamptz, $6::timestamptz
          WHERE (SELECT count(*) FROM one_time_tokens
-                WHERE user_id = $3 AND purpose = $2 AND created_at > $5 - interval '1 hour') < 5",
+                WHERE user_id = $3 AND purpose = $2 AND created_at > $7) < $8",
         id,
         purpose.as_str(),
         user.uuid(),
         email.normalized(),
         created_at,
         expires_at,
+        created_at - LIMIT_WINDOW,
+        MAX_RECENT_TOKENS,
     )
     .execute(tx.conn())
     .await?;

@@ -3,7 +3,7 @@
 //! The TOTP secret and the recovery codes are derived from the authenticator's id under a key that
 //! is not in the database.
 
-use time::OffsetDateTime;
+use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
 
 use super::{Store, StoreError, Tx};
@@ -37,6 +37,9 @@ pub struct MfaChallenge {
     pub wrong_codes: i32,
 }
 
+/// The time for which a challenge is kept. Wrong codes are counted over a part of it.
+const CHALLENGE_RETENTION: Duration = Duration::days(1);
+
 impl Store {
     /// Returns the user of a challenge, before the caller is authenticated.
     ///
@@ -53,7 +56,8 @@ impl Store {
     /// # Errors
     /// [`StoreError`] if the query fails.
     pub async fn prune_mfa_challenges(&self, now: OffsetDateTime) -> Result<(), StoreError> {
-        sqlx::query!(r#"SELECT prune_mfa_challenges($1) AS "done""#, now)
+        let cutoff = now - CHALLENGE_RETENTION;
+        sqlx::query!(r#"SELECT prune_mfa_challenges($1) AS "done""#, cutoff)
             .fetch_one(&self.pools.background())
             .await?;
         Ok(())

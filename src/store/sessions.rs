@@ -20,6 +20,9 @@ use crate::model::{
     },
 };
 
+/// The minimum time between two recorded uses of a browser session.
+const TOUCH_INTERVAL: Duration = Duration::from_mins(5);
+
 impl DedicatedConnection {
     /// Finds sessions, before the caller is authenticated. Includes ended sessions.
     ///
@@ -60,10 +63,11 @@ impl Store {
                       email AS "email!", full_name, role AS "role: Role", expires_at AS "expires_at!",
                       ended_at, rate_limit_per_minute,
                       lacks_second_factor AS "lacks_second_factor!"
-               FROM touch_session($1, $2, make_interval(secs => $3))"#,
+               FROM touch_session($1, $2, $3, $4)"#,
             id.uuid(),
             now,
-            idle.as_secs_f64(),
+            now - idle,
+            now - TOUCH_INTERVAL,
         )
         .fetch_optional(&self.pools.requests())
         .await?;

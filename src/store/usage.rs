@@ -5,7 +5,7 @@
 //! safe to revoke.
 
 use ipnet::IpNet;
-use time::OffsetDateTime;
+use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
 
 use super::{Store, StoreError, Tx};
@@ -18,6 +18,8 @@ use crate::model::{
 
 /// The maximum number of clients or addresses in one result.
 const MAX_CLIENTS: i64 = 100;
+/// The time for which counts by minute are kept.
+const MINUTE_RETENTION: Duration = Duration::hours(2);
 
 /// Returns the time up to which every use of a key is counted, on all nodes. `own_until` is the
 /// watermark of this node; those of the other nodes are in the database.
@@ -412,7 +414,8 @@ impl Store {
     /// # Errors
     /// [`StoreError`] if the query fails.
     pub async fn prune_usage_minutes(&self, now: OffsetDateTime) -> Result<(), StoreError> {
-        sqlx::query!(r#"SELECT prune_usage_minutes($1) AS "done""#, now)
+        let cutoff = now - MINUTE_RETENTION;
+        sqlx::query!(r#"SELECT prune_usage_minutes($1) AS "done""#, cutoff)
             .fetch_one(&self.pools.background())
             .await?;
         Ok(())

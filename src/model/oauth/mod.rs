@@ -3,6 +3,7 @@
 //! The authorization server itself is in `crate::oauth`.
 
 pub mod client;
+pub mod device;
 pub mod grant;
 pub mod parameters;
 pub mod pkce;

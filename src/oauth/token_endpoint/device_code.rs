@@ -5,12 +5,11 @@ use uuid::Uuid;
 
 use super::{DeviceCodeRequest, TokenEndpoint, Tokens};
 use crate::{
-    model::{id::GrantId, one_time_token::TokenPurpose},
+    model::{id::GrantId, oauth::device::DeviceState, one_time_token::TokenPurpose},
     oauth::{
         DeviceCodeFault, InvalidGrant, OAuthError, OAuthErrorCode, ProtocolError,
         clients::AuthenticatedClient,
     },
-    store::oauth_devices::DeviceState,
 };
 
 impl TokenEndpoint {

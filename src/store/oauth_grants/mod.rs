@@ -5,13 +5,10 @@
 
 mod state;
 
-use std::time::Duration;
-
-use sqlx::postgres::types::PgInterval;
-use time::OffsetDateTime;
+use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
 
-use super::{DedicatedConnection, Store, StoreError, Tx};
+use super::{DedicatedConnection, Store, StoreError, Tx, oauth_clients::UNUSED_CLIENT_LIFETIME};
 use crate::model::{
     id::{ClientId, GrantId, Id, UserId, WorkspaceId},
     oauth::{
@@ -22,6 +19,12 @@ use crate::model::{
 };
 
 pub use state::lock;
+
+/// The time for which expired codes and secrets are kept, and by which the end of an idle grant may
+/// be late.
+const KEPT_AFTER_EXPIRY: Duration = Duration::days(1);
+/// The time for which an ended grant is kept.
+const ENDED_GRANT_RETENTION: Duration = Duration::days(90);
 
 /// The parties of a grant, which determine the transaction to begin for it.
 #[derive(Debug, Clone, Copy)]
@@ -109,11 +112,23 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`] if the query fails.
-    pub async fn prune_oauth(&self, now: OffsetDateTime, idle: Duration) -> Result<(), StoreError> {
-        let idle = PgInterval::try_from(idle).unwrap_or_default();
-        sqlx::query!(r#"SELECT prune_oauth($1, $2) AS "done""#, now, idle)
-            .fetch_one(&self.pools.background())
-            .await?;
+    pub async fn prune_oauth(
+        &self,
+        now: OffsetDateTime,
+        idle: std::time::Duration,
+    ) -> Result<(), StoreError> {
+        let expired_before = now - KEPT_AFTER_EXPIRY;
+        sqlx::query!(
+            r#"SELECT prune_expired_oauth_codes($1) AS codes, prune_oauth_grants($2, $3, $4) AS grants,
+                      prune_oauth_clients($5) AS clients"#,
+            expired_before,
+            now,
+            expired_before - idle,
+            now - ENDED_GRANT_RETENTION,
+            now - UNUSED_CLIENT_LIFETIME,
+        )
+        .fetch_one(&self.pools.background())
+        .await?;
         Ok(())
     }
 }

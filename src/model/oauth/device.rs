@@ -1,0 +1,138 @@
+//! The state of a device authorization, as its client polls it (RFC 8628, section 3.5).
+
+use time::{Duration, OffsetDateTime};
+
+use crate::model::id::GrantId;
+
+/// The minimum time between the first two polls, in seconds.
+pub const INITIAL_POLL_SECONDS: u32 = 5;
+/// The increase of the minimum time, in seconds, after a poll that came too early.
+const SLOW_DOWN_SECONDS: u32 = 5;
+/// The longest minimum time between two polls, in seconds.
+const MAX_POLL_SECONDS: u32 = 60;
+
+/// The user's decision about a device authorization.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DeviceDecision {
+    /// The user denied it.
+    Denied,
+    /// The user approved it with this grant.
+    Approved(GrantId),
+}
+
+/// A stored device authorization, read under a lock.
+#[derive(Debug, Clone, Copy)]
+pub struct PolledAuthorization {
+    /// The time after which it can no longer be approved or denied.
+    pub expires_at: OffsetDateTime,
+    /// The minimum time between two polls, in seconds.
+    pub poll_seconds: u32,
+    /// The time of the last poll.
+    pub last_polled_at: Option<OffsetDateTime>,
+    /// The user's decision. `None` if the user has not decided yet.
+    pub decision: Option<DeviceDecision>,
+}
+
+/// The state of a device authorization, for the client that polls it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DeviceState {
+    /// It does not exist, or belongs to another client.
+    Unknown,
+    /// It expired without a decision.
+    Expired,
+    /// The user denied it.
+    Denied,
+    /// The user approved it with this grant.
+    Approved(GrantId),
+    /// The user has not decided yet.
+    Pending,
+    /// The user has not decided yet, and the client polls too often.
+    SlowDown,
+}
+
+impl PolledAuthorization {
+    /// Returns the state at a poll. An approval has no deadline here: the grant has its own.
+    #[must_use]
+    pub fn state(&self, now: OffsetDateTime) -> DeviceState {
+        let is_early = |last| now < last + Duration::seconds(self.poll_seconds.into());
+        match self.decision {
+            Some(DeviceDecision::Denied) => DeviceState::Denied,
+            Some(DeviceDecision::Approved(grant)) => DeviceState::Approved(grant),
+            None if self.expires_at <= now => DeviceState::Expired,
+            None if self.last_polled_at.is_some_and(is_early) => DeviceState::SlowDown,
+            None => DeviceState::Pending,
+        }
+    }
+
+    /// Returns the minimum time until the next poll, in seconds. `None` if the client need not poll
+    /// again, because `state` is final.
+    #[must_use]
+    pub fn next_poll_seconds(&self, state: DeviceState) -> Option<u32> {
+        match state {
+            DeviceState::Pending => Some(self.poll_seconds),
+            DeviceState::SlowDown => {
+                Some(self.poll_seconds.saturating_add(SLOW_DOWN_SECONDS).min(MAX_POLL_SECONDS))
+            }
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use time::macros::datetime;
+    use uuid::Uuid;
+
+    use super::*;
+
+    const START: OffsetDateTime = datetime!(2026-01-01 12:00 UTC);
+
+    fn pending() -> PolledAuthorization {
+        PolledAuthorization {
+            expires_at: START + Duration::minutes(15),
+            poll_seconds: INITIAL_POLL_SECONDS,
+            last_polled_at: None,
+            decision: None,
+        }
+    }
+
+    #[test]
+    fn first_poll_is_never_too_early() {
+        assert_eq!(pending().state(START), DeviceState::Pending);
+    }
+
+    #[test]
+    fn poll_within_interval_is_slowed_down() {
+        let polled = PolledAuthorization { last_polled_at: Some(START), ..pending() };
+        let at = |seconds| polled.state(START + Duration::seconds(seconds));
+        assert_eq!([0, 4].map(at), [DeviceState::SlowDown; 2]);
+        assert_eq!([5, 6].map(at), [DeviceState::Pending; 2]);
+    }
+
+    #[test]
+    fn authorization_expires_unless_it_was_decided() {
+        let (end, grant) = (pending().expires_at, GrantId::from(Uuid::from_u128(1)));
+        assert_eq!(pending().state(end - Duration::NANOSECOND), DeviceState::Pending);
+        assert_eq!(pending().state(end), DeviceState::Expired);
+        let decided = |decision| {
+            let decision = Some(decision);
+            PolledAuthorization { decision, last_polled_at: Some(end), ..pending() }.state(end)
+        };
+        assert_eq!(decided(DeviceDecision::Denied), DeviceState::Denied);
+        assert_eq!(decided(DeviceDecision::Approved(grant)), DeviceState::Approved(grant));
+    }
+
+    proptest! {
+        #[test]
+        fn interval_grows_by_five_seconds_up_to_a_minute(early_polls in 0_u32..40) {
+            let mut device = pending();
+            for _ in 0..early_polls {
+                device.poll_seconds = device.next_poll_seconds(DeviceState::SlowDown).unwrap();
+            }
+            prop_assert_eq!(device.poll_seconds, (5 + 5 * early_polls).min(60));
+            prop_assert_eq!(device.next_poll_seconds(DeviceState::Pending), Some(device.poll_seconds));
+            prop_assert_eq!(device.next_poll_seconds(DeviceState::Expired), None);
+        }
+    }
+}
