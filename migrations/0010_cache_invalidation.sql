@@ -46,8 +46,11 @@ CREATE TABLE nodes (
 ------------------------------------------------------------------------------------------------
 -- Triggers
 
+-- Adds an invalidation under the next generation and wakes the nodes up. The notification is only a
+-- hint: nodes read the table.
 CREATE FUNCTION add_invalidation(
-    p_key_digest bytea, p_session_id uuid, p_user_id uuid, p_workspace_id uuid
+    p_key_digest bytea DEFAULT NULL, p_session_id uuid DEFAULT NULL, p_user_id uuid DEFAULT NULL,
+    p_workspace_id uuid DEFAULT NULL, p_grant_id uuid DEFAULT NULL, p_client_id uuid DEFAULT NULL
 ) RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp
     AS $$
@@ -56,70 +59,55 @@ CREATE FUNCTION add_invalidation(
     BEGIN
         UPDATE invalidation_generation SET generation = generation + 1
         RETURNING generation INTO next_generation;
-        INSERT INTO invalidations (generation, key_digest, session_id, user_id, workspace_id)
-        VALUES (next_generation, p_key_digest, p_session_id, p_user_id, p_workspace_id);
+        INSERT INTO invalidations (generation, key_digest, session_id, user_id, workspace_id,
+                                   grant_id, client_id)
+        VALUES (next_generation, p_key_digest, p_session_id, p_user_id, p_workspace_id, p_grant_id,
+                p_client_id);
         PERFORM pg_notify('call2me_invalidations', '');
     END
     $$;
 
+-- Trigger function: adds the invalidation of a changed or deleted row.
 CREATE FUNCTION notify_invalidation() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp
     AS $$
     BEGIN
-        IF TG_OP = 'DELETE' AND TG_TABLE_NAME IN ('api_keys', 'sessions', 'memberships') THEN
-            IF NOT EXISTS (SELECT FROM workspaces WHERE id = OLD.workspace_id) THEN
-                RETURN NULL;
-            END IF;
+        -- A row that is deleted together with its workspace, client or user needs no invalidation
+        -- of its own. A client always does: its grants may be in other workspaces.
+        IF TG_OP = 'DELETE' THEN
+            CASE TG_TABLE_NAME
+                WHEN 'api_keys', 'sessions', 'memberships' THEN
+                    IF NOT EXISTS (SELECT FROM workspaces WHERE id = OLD.workspace_id) THEN
+                        RETURN NULL;
+                    END IF;
+                WHEN 'oauth_grants' THEN
+                    IF NOT EXISTS (SELECT FROM workspaces WHERE id = OLD.workspace_id)
+                        OR NOT EXISTS (SELECT FROM oauth_clients WHERE id = OLD.client_id)
+                        OR (OLD.user_id IS NOT NULL
+                            AND NOT EXISTS (SELECT FROM users WHERE id = OLD.user_id)) THEN
+                        RETURN NULL;
+                    END IF;
+                ELSE NULL;
+            END CASE;
         END IF;
         CASE TG_TABLE_NAME
-            WHEN 'api_keys' THEN PERFORM add_invalidation(OLD.digest, NULL, NULL, NULL);
-            WHEN 'sessions' THEN PERFORM add_invalidation(NULL, OLD.id, NULL, NULL);
+            WHEN 'api_keys' THEN PERFORM add_invalidation(p_key_digest => OLD.digest);
+            WHEN 'sessions' THEN PERFORM add_invalidation(p_session_id => OLD.id);
             WHEN 'memberships' THEN
-                PERFORM add_invalidation(NULL, NULL, coalesce(OLD.user_id, NEW.user_id),
-                                   coalesce(OLD.workspace_id, NEW.workspace_id));
-            WHEN 'users' THEN PERFORM add_invalidation(NULL, NULL, OLD.id, NULL);
-            WHEN 'workspaces' THEN PERFORM add_invalidation(NULL, NULL, NULL, OLD.id);
+                PERFORM add_invalidation(
+                    p_user_id => coalesce(OLD.user_id, NEW.user_id),
+                    p_workspace_id => coalesce(OLD.workspace_id, NEW.workspace_id));
+            WHEN 'users' THEN PERFORM add_invalidation(p_user_id => OLD.id);
+            WHEN 'workspaces' THEN PERFORM add_invalidation(p_workspace_id => OLD.id);
+            WHEN 'totp_factors' THEN PERFORM add_invalidation(p_user_id => OLD.user_id);
+            WHEN 'oauth_grants' THEN PERFORM add_invalidation(p_grant_id => OLD.id);
+            WHEN 'oauth_clients' THEN PERFORM add_invalidation(p_client_id => OLD.id);
         END CASE;
         RETURN NULL;
     END
     $$;
 
-CREATE FUNCTION notify_factor_invalidation() RETURNS trigger
-    LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp
-    AS $$
-    BEGIN
-        PERFORM add_invalidation(NULL, NULL, OLD.user_id, NULL);
-        RETURN NULL;
-    END
-    $$;
-
-CREATE FUNCTION notify_oauth_invalidation() RETURNS trigger
-    LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp
-    AS $$
-    DECLARE
-        next bigint;
-    BEGIN
-        IF TG_OP = 'DELETE' AND TG_TABLE_NAME = 'oauth_grants' THEN
-            IF NOT EXISTS (SELECT FROM workspaces WHERE id = OLD.workspace_id)
-               OR NOT EXISTS (SELECT FROM oauth_clients WHERE id = OLD.client_id)
-               OR (OLD.user_id IS NOT NULL AND NOT EXISTS (SELECT FROM users WHERE id = OLD.user_id))
-            THEN
-                RETURN NULL;
-            END IF;
-        END IF;
-        UPDATE invalidation_generation SET generation = generation + 1 RETURNING generation INTO next;
-        IF TG_TABLE_NAME = 'oauth_grants' THEN
-            INSERT INTO invalidations (generation, grant_id) VALUES (next, OLD.id);
-        ELSE
-            INSERT INTO invalidations (generation, client_id) VALUES (next, OLD.id);
-        END IF;
-        PERFORM pg_notify('call2me_invalidations', '');
-        RETURN NULL;
-    END
-    $$;
-
-REVOKE ALL ON FUNCTION add_invalidation, notify_invalidation, notify_factor_invalidation,
-    notify_oauth_invalidation FROM PUBLIC;
+REVOKE ALL ON FUNCTION add_invalidation, notify_invalidation FROM PUBLIC;
 
 -- The triggers are deferred: the generation is locked last and only for the commit, so that changes
 -- wait for each other as little as possible and cannot deadlock.
@@ -167,11 +155,11 @@ CREATE CONSTRAINT TRIGGER workspaces_notify_invalidation_on_delete AFTER DELETE 
 CREATE CONSTRAINT TRIGGER totp_factors_notify_invalidation AFTER UPDATE ON totp_factors
     DEFERRABLE INITIALLY DEFERRED FOR EACH ROW
     WHEN (OLD.confirmed_at IS DISTINCT FROM NEW.confirmed_at)
-    EXECUTE FUNCTION notify_factor_invalidation();
+    EXECUTE FUNCTION notify_invalidation();
 CREATE CONSTRAINT TRIGGER totp_factors_notify_invalidation_on_delete AFTER DELETE ON totp_factors
     DEFERRABLE INITIALLY DEFERRED FOR EACH ROW
     WHEN (OLD.confirmed_at IS NOT NULL)
-    EXECUTE FUNCTION notify_factor_invalidation();
+    EXECUTE FUNCTION notify_invalidation();
 
 CREATE CONSTRAINT TRIGGER oauth_grants_notify_invalidation AFTER UPDATE ON oauth_grants
     DEFERRABLE INITIALLY DEFERRED FOR EACH ROW
@@ -180,17 +168,17 @@ CREATE CONSTRAINT TRIGGER oauth_grants_notify_invalidation AFTER UPDATE ON oauth
           IS DISTINCT FROM
           (NEW.client_id, NEW.workspace_id, NEW.user_id, NEW.scope, NEW.passkey_id,
            NEW.revoked_tokens, NEW.ended_at))
-    EXECUTE FUNCTION notify_oauth_invalidation();
+    EXECUTE FUNCTION notify_invalidation();
 CREATE CONSTRAINT TRIGGER oauth_grants_notify_invalidation_on_delete AFTER DELETE ON oauth_grants
     DEFERRABLE INITIALLY DEFERRED FOR EACH ROW
     WHEN (OLD.ended_at IS NULL AND OLD.redeemed_at IS NOT NULL)
-    EXECUTE FUNCTION notify_oauth_invalidation();
+    EXECUTE FUNCTION notify_invalidation();
 
 CREATE CONSTRAINT TRIGGER oauth_clients_notify_invalidation AFTER UPDATE ON oauth_clients
     DEFERRABLE INITIALLY DEFERRED FOR EACH ROW WHEN (OLD.name IS DISTINCT FROM NEW.name)
-    EXECUTE FUNCTION notify_oauth_invalidation();
+    EXECUTE FUNCTION notify_invalidation();
 CREATE CONSTRAINT TRIGGER oauth_clients_notify_invalidation_on_delete AFTER DELETE ON oauth_clients
-    DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION notify_oauth_invalidation();
+    DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION notify_invalidation();
 
 ------------------------------------------------------------------------------------------------
 -- Nodes
