@@ -4,7 +4,7 @@
 -- transaction of the role `call2me_auth_app` sees one workspace and one user, those of the settings
 -- `call2me.workspace_id` and `call2me.user_id`. The role owns nothing, so the policies apply to it.
 --
--- SECURITY DEFINER functions run as the owner of the tables, to whom the policies do not apply.
+-- SECURITY DEFINER functions run as the owner of the tables, and policies do not apply to owners.
 -- They are for lookups before the caller is authenticated, for work on several workspaces, and for
 -- tables that the role must not read as a whole.
 --
@@ -25,14 +25,21 @@ EXCEPTION
 END
 $$;
 
--- A service whose login is the owner of the tables works as the role by SET ROLE.
+-- If the service logs in as the owner of the tables, it works as the role by SET ROLE. Since
+-- PostgreSQL 16 the creator of a role is a member with ADMIN OPTION only, and must grant itself the
+-- right to SET ROLE. Older versions do not know the privilege SET: there, every member has it.
 DO $$
 BEGIN
-    IF NOT pg_has_role(current_user, 'call2me_auth_app', 'MEMBER') THEN
+    IF NOT pg_has_role(
+        current_user, 'call2me_auth_app',
+        CASE WHEN current_setting('server_version_num')::integer >= 160000 THEN 'SET'
+             ELSE 'MEMBER' END)
+    THEN
         EXECUTE format('GRANT call2me_auth_app TO %I', current_user);
     END IF;
 EXCEPTION
-    -- The service must then log in as the role itself. It checks this when it starts.
+    -- The login may not grant the role. The service must then log in as the role itself, which it
+    -- checks when it starts.
     WHEN insufficient_privilege THEN NULL;
 END
 $$;

@@ -9,16 +9,24 @@ use super::{APP_ROLE, Store, StoreError, brief, parse_url};
 /// All migrations, compiled into the binary.
 static MIGRATOR: Migrator = sqlx::migrate!();
 
+/// The error for a schema that the migrations of this version cannot extend.
+const PRE_RELEASE_SCHEMA: &str = "this database has the schema of a pre-release version of \
+                                  call2me-auth, which cannot be migrated; create a new database";
+
 /// Applies pending migrations. Nodes that start at the same time take turns.
 ///
 /// # Errors
 /// A one-line message for the operator.
 pub async fn migrate(owner_url: &str) -> Result<(), String> {
-    let mut connection = PgConnection::connect_with(&parse_url(owner_url)?)
-        .await
-        .map_err(|error| format!("cannot connect to PostgreSQL: {}", brief(&error)))?;
-    let outcome = MIGRATOR.run_direct(None, &mut connection, false).await;
+    let mut connection = connect(owner_url).await?;
+    let outcome = apply_migrations(&mut connection).await;
     connection.close().await.ok();
+    outcome
+}
+
+async fn apply_migrations(connection: &mut PgConnection) -> Result<(), String> {
+    check_schema_origin(connection).await?;
+    let outcome = MIGRATOR.run_direct(None, connection, false).await;
     outcome.map_err(|error| format!("cannot migrate the database: {error}"))
 }
 
@@ -27,9 +35,7 @@ pub async fn migrate(owner_url: &str) -> Result<(), String> {
 /// # Errors
 /// A one-line message for the operator.
 pub async fn create_database(maintenance_url: &str, name: &str) -> Result<(), String> {
-    let mut connection = PgConnection::connect_with(&parse_url(maintenance_url)?)
-        .await
-        .map_err(|error| format!("cannot connect to PostgreSQL: {}", brief(&error)))?;
+    let mut connection = connect(maintenance_url).await?;
     // The name is a constant of this service, not user input, and is quoted.
     let create = sqlx::AssertSqlSafe(format!("CREATE DATABASE \"{name}\""));
     let created = sqlx::raw_sql(create).execute(&mut connection).await;
@@ -46,9 +52,7 @@ pub async fn create_database(maintenance_url: &str, name: &str) -> Result<(), St
 /// # Errors
 /// A one-line message for the operator.
 pub async fn enable_app_role_login(owner_url: &str, password: &SecretString) -> Result<(), String> {
-    let mut connection = PgConnection::connect_with(&parse_url(owner_url)?)
-        .await
-        .map_err(|error| format!("cannot connect to PostgreSQL: {}", brief(&error)))?;
+    let mut connection = connect(owner_url).await?;
     let password = password.expose_secret().replace('\'', "''");
     let alter = sqlx::AssertSqlSafe(format!("ALTER ROLE {APP_ROLE} LOGIN PASSWORD '{password}'"));
     let altered = sqlx::raw_sql(alter).execute(&mut connection).await;
@@ -71,25 +75,52 @@ pub fn login_name(url: &str) -> Result<String, String> {
 /// # Errors
 /// A one-line message for the operator.
 pub async fn is_schema_current(url: &str) -> Result<bool, String> {
-    let mut connection = PgConnection::connect_with(&parse_url(url)?)
-        .await
-        .map_err(|error| format!("cannot connect to PostgreSQL: {}", brief(&error)))?;
-    let latest = MIGRATOR.iter().map(|migration| migration.version).max();
-    let applied =
-        sqlx::query_scalar!(r#"SELECT to_regclass('_sqlx_migrations') IS NOT NULL AS "any!""#)
-            .fetch_one(&mut connection)
-            .await
-            .map_err(|error| format!("cannot query PostgreSQL: {}", brief(&error)))?;
-    let version = if applied { schema_version(&mut connection).await? } else { None };
+    let mut connection = connect(url).await?;
+    let version = schema_version(&mut connection).await;
     connection.close().await.ok();
-    Ok(version >= latest)
+    let latest = MIGRATOR.iter().map(|migration| migration.version).max();
+    Ok(version? >= latest)
 }
 
 async fn schema_version(connection: &mut PgConnection) -> Result<Option<i64>, String> {
+    if !check_schema_origin(connection).await? {
+        return Ok(None);
+    }
     sqlx::query_scalar("SELECT max(version) FROM _sqlx_migrations WHERE success")
         .fetch_one(connection)
         .await
         .map_err(|error| format!("cannot read the schema version: {}", brief(&error)))
+}
+
+/// Checks that the first migration was that of this version. Released migrations never change, so
+/// another one belongs to a pre-release version. Returns false if no migration was applied yet.
+async fn check_schema_origin(connection: &mut PgConnection) -> Result<bool, String> {
+    let is_migrated =
+        sqlx::query_scalar!(r#"SELECT to_regclass('_sqlx_migrations') IS NOT NULL AS "any!""#)
+            .fetch_one(&mut *connection)
+            .await
+            .map_err(|error| format!("cannot query PostgreSQL: {}", brief(&error)))?;
+    if !is_migrated {
+        return Ok(false);
+    }
+    let applied: Option<Vec<u8>> =
+        sqlx::query_scalar("SELECT checksum FROM _sqlx_migrations ORDER BY version LIMIT 1")
+            .fetch_optional(connection)
+            .await
+            .map_err(|error| format!("cannot read the schema version: {}", brief(&error)))?;
+    let first = MIGRATOR.iter().min_by_key(|migration| migration.version);
+    match (applied, first) {
+        (Some(applied), Some(first)) if applied != *first.checksum => {
+            Err(PRE_RELEASE_SCHEMA.to_owned())
+        }
+        (applied, _) => Ok(applied.is_some()),
+    }
+}
+
+async fn connect(url: &str) -> Result<PgConnection, String> {
+    PgConnection::connect_with(&parse_url(url)?)
+        .await
+        .map_err(|error| format!("cannot connect to PostgreSQL: {}", brief(&error)))
 }
 
 impl Store {

@@ -44,6 +44,7 @@ mod mail;
 mod members;
 mod metrics;
 mod mfa;
+mod migrations;
 mod oauth;
 mod openapi;
 mod pages;
