@@ -45,11 +45,16 @@ const PHRASES: [&str; 11] = [
 /// Columns of a line, comments included.
 const MAX_COLUMNS: usize = 100;
 
-/// Returns the comment blocks of a Rust file: consecutive comment lines, without their markers.
-fn comment_blocks(text: &str) -> Vec<String> {
+/// Markers of comments in Rust files. The first one that fits counts.
+const RUST_MARKERS: &[&str] = &["///", "//!", "//"];
+/// Markers of comments in SQL files. A line of hyphens is a separator.
+const SQL_MARKERS: &[&str] = &["-- "];
+
+/// Returns the comment blocks of a file: consecutive comment lines, without their markers.
+fn comment_blocks(text: &str, markers: &[&str]) -> Vec<String> {
     let mut blocks = vec![String::new()];
     for line in text.lines().map(str::trim_start) {
-        let comment = ["///", "//!", "//"].iter().find_map(|marker| line.strip_prefix(marker));
+        let comment = markers.iter().find_map(|marker| line.strip_prefix(marker));
         match comment {
             Some(comment) => {
                 let block = blocks.last_mut().unwrap();
@@ -87,12 +92,14 @@ fn pronouns_per_thousand(texts: &[String]) -> f64 {
 }
 
 fn comments_in(folders: &[&str]) -> Vec<(String, String)> {
-    let files = folders.iter().flat_map(|folder| files_in(folder, "rs"));
-    files
-        .filter(|path| !path.ends_with("language.rs"))
-        .flat_map(|path| {
+    let files_with = |extension| folders.iter().flat_map(move |folder| files_in(folder, extension));
+    let rust = files_with("rs").map(|path| (path, RUST_MARKERS));
+    let sql = files_with("sql").map(|path| (path, SQL_MARKERS));
+    rust.chain(sql)
+        .filter(|(path, _)| !path.ends_with("language.rs"))
+        .flat_map(|(path, markers)| {
             let text = fs::read_to_string(&path).unwrap();
-            let blocks = comment_blocks(&text).into_iter();
+            let blocks = comment_blocks(&text, markers).into_iter();
             let path = path.display().to_string();
             blocks.map(move |block| (path.clone(), block)).collect::<Vec<_>>()
         })
@@ -113,8 +120,11 @@ fn check_phrases(texts: &[(String, String)]) {
 
 #[test]
 fn comments_use_names_of_roles_instead_of_pronouns() {
-    for (folders, limit) in [(&["src"][..], 3.0), (&["tests", "benches"], 4.0)] {
+    for (folders, limit) in
+        [(&["src"][..], 3.0), (&["tests", "benches"], 4.0), (&["migrations"], 3.0)]
+    {
         let comments = comments_in(folders);
+        assert!(comments.len() > 100, "{folders:?}");
         check_phrases(&comments);
         let texts = comments.iter().map(|(_, text)| text.clone()).collect::<Vec<_>>();
         let found = pronouns_per_thousand(&texts);
@@ -160,10 +170,15 @@ fn pages_and_emails_use_plain_phrases() {
 
 #[test]
 fn comments_fit_into_a_line() {
-    for folder in ["src", "tests", "benches"] {
-        for path in files_in(folder, "rs") {
+    for (folder, extension, marker) in [
+        ("src", "rs", "//"),
+        ("tests", "rs", "//"),
+        ("benches", "rs", "//"),
+        ("migrations", "sql", "--"),
+    ] {
+        for path in files_in(folder, extension) {
             for (number, line) in fs::read_to_string(&path).unwrap().lines().enumerate() {
-                let is_comment = line.trim_start().starts_with("//");
+                let is_comment = line.trim_start().starts_with(marker);
                 assert!(
                     !is_comment || line.chars().count() <= MAX_COLUMNS,
                     "{}:{}: more than {MAX_COLUMNS} columns",
@@ -178,5 +193,7 @@ fn comments_fit_into_a_line() {
 #[test]
 fn comment_blocks_are_read() {
     let text = "//! A.\n//! B.\n\n/// C.\nfn c() {} // not read\n    // D.\n";
-    assert_eq!(comment_blocks(text), [" A.\n B.\n", " C.\n", " D.\n"]);
+    assert_eq!(comment_blocks(text, RUST_MARKERS), [" A.\n B.\n", " C.\n", " D.\n"]);
+    let text = "-- A.\n-- B.\n\n------\n-- C.\nSELECT 1; -- not read\n    -- D.\n";
+    assert_eq!(comment_blocks(text, SQL_MARKERS), ["A.\nB.\n", "C.\n", "D.\n"]);
 }
