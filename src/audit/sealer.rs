@@ -8,7 +8,7 @@
 //! work at a time.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::BTreeMap,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -22,10 +22,7 @@ use tracing::warn;
 
 use crate::{
     env::Env,
-    model::{
-        audit::{ChainSegment, EventDigest},
-        id::{EventId, WorkspaceId},
-    },
+    model::{audit::ChainSegment, id::WorkspaceId},
     store::{
         Store, StoreError,
         audit_outbox::{OutboxEntry, SealingTransaction},
@@ -60,8 +57,6 @@ pub struct Sealer {
     cursor: OutboxCursor,
     /// The current batch size: halved after a failure, doubled after a success.
     batch_size: BatchSize,
-    /// True if events from before the outbox existed may still be unsealed.
-    has_backlog: bool,
 }
 
 /// The maximum size of a batch.
@@ -118,7 +113,7 @@ impl Sealer {
     #[must_use]
     pub fn new(store: Store, env: Env, counts: Arc<SealCounts>) -> Self {
         let cursor = OutboxCursor::default();
-        Self { store, env, counts, cursor, batch_size: BatchSize::FULL, has_backlog: true }
+        Self { store, env, counts, cursor, batch_size: BatchSize::FULL }
     }
 
     /// Seals events until the future is dropped.
@@ -140,29 +135,18 @@ impl Sealer {
     /// # Errors
     /// [`StoreError`] if a query fails; the next call then uses half the batch size.
     pub async fn seal_all(&mut self) -> Result<(), StoreError> {
-        // Events from before the outbox existed are sealed after everything else.
-        let mut is_backlog = false;
         loop {
-            let after =
-                if is_backlog { i64::MIN } else { self.cursor.next(self.env.clock.monotonic()) };
-            let progress = match self.seal_batch(after).await {
-                Ok(Some(progress)) => progress,
-                Ok(None) => return Ok(()),
+            let after = self.cursor.next(self.env.clock.monotonic());
+            match self.seal_batch(after).await {
+                Ok(Some(SealProgress::FullBatch)) => {}
+                // Entries that arrived meanwhile wait for the next scan and form a larger batch.
+                Ok(_) => return Ok(()),
                 Err(error) => {
                     // The batch may have been too large.
                     self.batch_size = self.batch_size.half();
                     return Err(error);
                 }
-            };
-            self.has_backlog &= !(is_backlog && progress == SealProgress::Empty);
-            is_backlog = match progress {
-                SealProgress::FullBatch => false,
-                // Entries that arrived meanwhile wait for the next scan and form a larger batch.
-                SealProgress::Complete | SealProgress::Empty if is_backlog || !self.has_backlog => {
-                    return Ok(());
-                }
-                SealProgress::Complete | SealProgress::Empty => true,
-            };
+            }
         }
     }
 
@@ -208,7 +192,7 @@ async fn seal_entries(
         return Ok(SealProgress::Empty);
     };
     let mut segments: BTreeMap<WorkspaceId, ChainSegment> = BTreeMap::new();
-    for (workspace, _) in entries.iter().flat_map(|entry| &entry.events) {
+    for (workspace, ..) in entries.iter().flat_map(|entry| &entry.events) {
         segments.entry(*workspace).or_insert_with(|| ChainSegment::genesis(*workspace));
     }
     for end in sealing.open_segments(segments.keys().copied()).await? {
@@ -216,13 +200,9 @@ async fn seal_entries(
     }
     let mut sealed: u64 = 0;
     for entry in &entries {
-        let digests = match &entry.digests {
-            Some(digests) => digests.clone(),
-            None => digests_of(&mut sealing, &entry.events).await?,
-        };
-        for ((workspace, id), digest) in entry.events.iter().zip(digests) {
+        for (workspace, id, digest) in &entry.events {
             if let Some(segment) = segments.get_mut(workspace) {
-                segment.push(*id, digest);
+                segment.push(*id, *digest);
                 sealed += 1;
             }
         }
@@ -236,17 +216,6 @@ async fn seal_entries(
     let is_full = i32::try_from(entries.len()).is_ok_and(|entries| entries >= size.entries)
         || i32::try_from(sealed).is_ok_and(|events| events >= size.events);
     Ok(if is_full { SealProgress::FullBatch } else { SealProgress::Complete })
-}
-
-/// Computes the digests of events from their stored form. A missing event has the digest `MISSING`.
-async fn digests_of(
-    sealing: &mut SealingTransaction,
-    events: &[(WorkspaceId, EventId)],
-) -> Result<Vec<EventDigest>, StoreError> {
-    let stored = sealing.load_events(events).await?;
-    let digests: HashMap<_, _> = stored.iter().map(|event| (event.id, event.digest())).collect();
-    let digest = |id: &EventId| digests.get(id).copied().unwrap_or(EventDigest::MISSING);
-    Ok(events.iter().map(|(_, id)| digest(id)).collect())
 }
 
 fn lag(entries: &[OutboxEntry], now: OffsetDateTime) -> u64 {

@@ -3,16 +3,14 @@
 //! One transaction seals events, counts the key usage in them and deletes their outbox entries, so
 //! each event is sealed once and counted once. [`crate::audit`] runs the sealer.
 
-use ipnet::IpNet;
-use serde_json::Value;
-use sqlx::{Postgres, Transaction, types::Json};
+use sqlx::{Postgres, Transaction};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::{Store, StoreError, audit::EventRow};
+use super::{Store, StoreError};
 use crate::model::{
-    audit::{ChainHash, ChainSegment, Event, EventDigest},
-    id::{EventId, Id, RequestId, WorkspaceId},
+    audit::{ChainHash, ChainSegment, EventDigest},
+    id::{EventId, Id, WorkspaceId},
 };
 
 /// The idle timeout of a sealing transaction, in milliseconds. A sealer that hangs must not block
@@ -26,10 +24,8 @@ pub struct OutboxEntry {
     pub id: i64,
     /// The time of the oldest event.
     pub oldest_event_at: OffsetDateTime,
-    /// The workspace and the id of each event.
-    pub events: Vec<(WorkspaceId, EventId)>,
-    /// The digest of each event. `None` if the sealer must compute them from the stored events.
-    pub digests: Option<Vec<EventDigest>>,
+    /// The workspace, the id and the digest of each event.
+    pub events: Vec<(WorkspaceId, EventId, EventDigest)>,
 }
 
 /// A transaction that holds the sealing lock: no other node seals meanwhile.
@@ -71,7 +67,7 @@ impl SealingTransaction {
         let rows = sqlx::query!(
             r#"SELECT id AS "id!", oldest_event_at AS "oldest_event_at!",
                       workspace_ids AS "workspace_ids!: Vec<WorkspaceId>",
-                      event_ids AS "event_ids!: Vec<EventId>", digests
+                      event_ids AS "event_ids!: Vec<EventId>", digests AS "digests!"
                FROM list_outbox_entries_after($1, $2, $3)"#,
             entry,
             limit,
@@ -79,42 +75,18 @@ impl SealingTransaction {
         )
         .fetch_all(&mut *self.tx)
         .await?;
-        let digests = |bytes: Vec<u8>| {
-            let (digests, _) = bytes.as_chunks();
-            digests.iter().map(|digest| EventDigest::from(*digest)).collect()
-        };
-        let entries = rows.into_iter().map(|row| OutboxEntry {
-            id: row.id,
-            oldest_event_at: row.oldest_event_at,
-            events: row.workspace_ids.into_iter().zip(row.event_ids).collect(),
-            digests: row.digests.map(digests),
+        let entries = rows.into_iter().map(|row| {
+            let (digests, _) = row.digests.as_chunks();
+            let digests = digests.iter().map(|digest| EventDigest::from(*digest));
+            let ids = row.workspace_ids.into_iter().zip(row.event_ids);
+            let events = ids.zip(digests).map(|((workspace, id), digest)| (workspace, id, digest));
+            OutboxEntry {
+                id: row.id,
+                oldest_event_at: row.oldest_event_at,
+                events: events.collect(),
+            }
         });
         Ok(entries.collect())
-    }
-
-    /// Returns those of these events that are stored.
-    ///
-    /// # Errors
-    /// [`StoreError`] if the query fails.
-    pub async fn load_events(
-        &mut self,
-        events: &[(WorkspaceId, EventId)],
-    ) -> Result<Vec<Event<'static>>, StoreError> {
-        let workspaces: Vec<_> = events.iter().map(|(workspace, _)| workspace.uuid()).collect();
-        let ids: Vec<_> = events.iter().map(|(_, id)| id.uuid()).collect();
-        let rows = sqlx::query_as!(
-            EventRow,
-            r#"SELECT id AS "id!: EventId", action AS "action!", actor_type AS "actor_type!", actor_id,
-                      actor_name, target_type, target_id, target_name,
-                      request_id AS "request_id: RequestId", method, path, status, ip AS "ip: IpNet",
-                      user_agent, latency_us, metadata AS "metadata!: Json<Value>"
-               FROM find_audit_events($1, $2)"#,
-            &workspaces,
-            &ids,
-        )
-        .fetch_all(&mut *self.tx)
-        .await?;
-        Ok(rows.into_iter().map(Event::from).collect())
     }
 
     /// Returns an empty segment at the end of each of these workspaces' chains. A workspace without

@@ -574,26 +574,3 @@ async fn all_checkpoints_of_one_sequence_are_verified() {
         assert_eq!(result.problem, Some(Problem::Rewritten { sequence: genuine.sequence }));
     }
 }
-
-/// An upgrade leaves such events without digests, and they are sealed after all newer ones.
-#[tokio::test]
-async fn events_older_than_the_audit_outbox_are_sealed() {
-    let app = TestApp::start().await;
-    let log = SealedLog::new(&app, "acme").await;
-    let old = EventId::from(Uuid::from_u128(to_uuid(log.events[5]).as_u128() + 1));
-    let sql = "INSERT INTO audit_events (id, workspace_id, action, actor_type, actor_name, path, metadata)
-               SELECT $3, workspace_id, 'request', 'user', 'somebody', '/v1/agents', '{\"b\": 1, \"a\": {}}'
-               FROM audit_events WHERE workspace_id = $1 AND id = $2";
-    log.tamper(&app, sql, &[log.events[5], old]).await;
-    let sql = "INSERT INTO audit_outbox (id, oldest_event_at, workspace_ids, event_ids) VALUES (-7, now(), ARRAY[$1], ARRAY[$2])";
-    log.tamper(&app, sql, &[old]).await;
-    // A node looks for such events when it starts.
-    let _upgraded = app.another_node().await;
-    eventually("the event is sealed", async || {
-        let result = log.check(&app, &[]).await;
-        (result.problem.is_none() && result.unsealed == 0).then_some(())
-    })
-    .await;
-    let mut connection = app.database.connect().await;
-    assert!(read_chain(&mut connection, log.id).await.iter().any(|(event, _)| *event == old));
-}

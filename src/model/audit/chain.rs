@@ -38,12 +38,6 @@ impl EventDigest {
     }
 }
 
-impl EventDigest {
-    /// The digest of an event that disappeared before it was sealed. The chain proves that there
-    /// was an event.
-    pub const MISSING: Self = Self([0; HASH_LEN]);
-}
-
 impl From<[u8; HASH_LEN]> for EventDigest {
     fn from(bytes: [u8; HASH_LEN]) -> Self {
         Self(bytes)
