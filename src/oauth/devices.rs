@@ -34,9 +34,7 @@ use crate::{
     },
     store::{
         self, Tx,
-        oauth_devices::{
-            NewDeviceAuthorization, PendingDeviceAuthorization, StartOutcome,
-        },
+        oauth_devices::{NewDeviceAuthorization, PendingDeviceAuthorization, StartOutcome},
     },
 };
 

@@ -4,7 +4,10 @@ use std::convert::Infallible;
 
 use super::{ApiError, EndpointError, ErrorCode};
 use crate::{
-    auth::AuthError, idempotency::IdempotencyError, oauth::{OAuthError, ProtocolError}, resources::ResourceError,
+    auth::AuthError,
+    idempotency::IdempotencyError,
+    oauth::{OAuthError, ProtocolError},
+    resources::ResourceError,
     store::StoreError,
 };
 
