@@ -165,8 +165,8 @@ mod tests {
             RequestedResources::parse(&parameters(&pairs))
         };
         let twice = parse(&["https://mcp.example/", "https://mcp.example"]);
-        assert_eq!(twice.resolve(&known).unwrap(), [mcp.clone()]);
-        assert_eq!(parse(&[]).resolve(&known).unwrap(), [own.clone()]);
+        assert_eq!(twice.resolve(&known).unwrap(), std::slice::from_ref(&mcp));
+        assert_eq!(parse(&[]).resolve(&known).unwrap(), std::slice::from_ref(&own));
         let granted = [own.clone(), mcp.clone()];
         assert_eq!(parse(&[]).narrow(&granted, &known).unwrap(), granted);
         assert_eq!(twice.narrow(&granted, &known).unwrap(), [mcp]);
