@@ -25,7 +25,7 @@
 //! | [`cache_invalidation`] | cache invalidation: leases, and the fence that revocations wait at |
 //! | [`store`] | PostgreSQL: all SQL, one file for each group of tables |
 //! | [`config`], [`telemetry`] | validated settings; logging with secrets redacted |
-//! | [`metrics`] | Prometheus metrics |
+//! | [`metrics`], [`tasks`] | Prometheus metrics; background tasks, stopped group by group |
 //! | [`model`] | plain types that are valid by construction |
 //! | [`env`](mod@env) | time and randomness, injected |
 //!
@@ -61,4 +61,5 @@ pub mod resources;
 pub mod server;
 mod service_metrics;
 pub mod store;
+pub mod tasks;
 pub mod telemetry;

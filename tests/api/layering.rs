@@ -19,7 +19,7 @@ const LAYERS: [&[&str]; 10] = [
     &["cache_invalidation"],
     &["store"],
     &["config", "telemetry"],
-    &["metrics"],
+    &["metrics", "tasks"],
     &["model", "env"],
 ];
 
