@@ -1,10 +1,18 @@
 //! The composition root: creates the components, connects them, starts and stops them.
 //!
 //! The order of shutdown matters: requests finish, then the audit events are written and sealed,
-//! then the node deregisters. Until then other nodes must wait for its lease.
+//! then the node deregisters. Until then other nodes must wait for its lease. Each phase has a
+//! token that begins it and a timeout:
+//!
+//! 1. [`AppState::shutdown`] ends streams, and the server waits for requests in flight;
+//! 2. background tasks stop, the metrics listener among them;
+//! 3. the audit writer writes its queue, and the events are sealed;
+//! 4. the node ends its lease and deregisters.
+//!
+//! The failure of a critical task begins the same shutdown.
 
 use std::{
-    future::{Future, Ready, pending, ready},
+    future::{Future, Ready, ready},
     net::IpAddr,
     sync::Arc,
     time::Duration,
@@ -15,14 +23,14 @@ use axum::{
     http::{StatusCode, header},
     response::{IntoResponse, Response},
 };
-
+use futures_util::FutureExt as _;
 use secrecy::ExposeSecret;
 use tokio::{
     net::TcpListener,
-    sync::{Mutex, Notify, Semaphore, watch},
-    task::JoinHandle,
-    time::{interval, timeout},
+    sync::{Mutex, Notify, Semaphore},
+    time::timeout,
 };
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     audit::{AuditLog, AuditWriterTask, Retention, SealCounts, Sealer},
@@ -35,26 +43,28 @@ use crate::{
     },
     idempotency::Idempotency,
     limit::Limits,
-    mail::MailTask,
+    mail::Mailer,
+    maintenance::Maintenance,
     metrics::{self, Metrics},
     oauth::OAuth,
     resources::Resources,
     server::Server,
     service_metrics,
-    store::{APP_ROLE, Store, StoreError, migrate},
+    store::{APP_ROLE, Store, migrate},
+    tasks::{CriticalFailure, TaskGroup},
 };
 
+/// Timeout of stopping background tasks at shutdown: time to finish the current email.
+const BACKGROUND_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// Timeout of writing queued audit events at shutdown.
-const FLUSH_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(20);
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Timeout of sealing written audit events at shutdown.
-const SEAL_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(2);
+const SEAL_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Interval of maintenance: partitions of the audit log, and expired rows.
-const MAINTENANCE_INTERVAL: std::time::Duration = std::time::Duration::from_hours(1);
-
-/// Interval of pruning tables that grow fast.
-const PRUNE_INTERVAL: std::time::Duration = std::time::Duration::from_mins(1);
+/// Timeout of closing the database connections at shutdown. One of them may hang forever.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A service with all its components, ready to serve.
 pub struct Application {
@@ -62,9 +72,11 @@ pub struct Application {
     service: HttpService,
     settings: Settings,
     store: Store,
+    /// The second phase of the shutdown; the next ones stop `writer` and `node`.
+    background: TaskGroup,
     writer: AuditWriterTask,
     node: NodeTask,
-    background_tasks: Vec<JoinHandle<()>>,
+    failure: CriticalFailure,
 }
 
 impl Application {
@@ -84,11 +96,15 @@ impl Application {
         let store = Store::connect(url, &settings.database.pool).await?;
         let describe = |error| format!("cannot prepare the audit log: {error}");
         store.create_audit_partitions(env.clock.now()).await.map_err(describe)?;
-        let (audit, writer) = AuditWriterTask::start(store.clone(), env.clone(), settings.audit);
+        let failure = CriticalFailure::default();
+        let background = TaskGroup::new(&failure);
+        let (audit, writer) =
+            AuditWriterTask::start(store.clone(), env.clone(), settings.audit, &failure);
         let metrics = Metrics::default();
         let node_id = env.new_uuid();
         let lease = Lease::default();
-        let caches = CredentialCaches::start(&store, &env, &lease, settings.cache.max_keys);
+        let max_keys = settings.cache.max_keys;
+        let caches = CredentialCaches::start(&store, &env, &lease, max_keys, &background);
         let acknowledged = Arc::new(Notify::new());
         let fence = Fence::new(store.clone(), Arc::clone(&acknowledged), &env, metrics.clone());
         let invalidation_sink = Arc::new(caches.clone());
@@ -101,16 +117,6 @@ impl Application {
         let openapi = http::openapi::build_document(public_url)
             .to_json()
             .map_err(|error| format!("cannot create the OpenAPI document: {error}"))?;
-        let background_tasks = vec![
-            tokio::spawn(limits.clone().run_eviction()),
-            tokio::spawn(run_maintenance(
-                store.clone(),
-                env.clone(),
-                oauth.grants.idle_timeout(),
-                settings.audit.usage_retention,
-            )),
-            tokio::spawn(run_frequent_pruning(store.clone(), env.clone())),
-        ];
         let app = Arc::new(AppState {
             auth,
             oauth,
@@ -123,7 +129,7 @@ impl Application {
             audit_log: AuditLog::new(store.clone(), &settings.database.pool),
             audit,
             seal_counts: Arc::<SealCounts>::default(),
-            shutdown: watch::Sender::new(false),
+            shutdown: CancellationToken::new(),
             limits,
             store: store.clone(),
             env,
@@ -138,7 +144,7 @@ impl Application {
         let service = http::build_service(&app);
         // Last: if an earlier step fails, no other node waits for the lease of this one.
         let lease_duration = settings.cache.lease_duration;
-        let mut node = Node::start(NodeDependencies {
+        let deps = NodeDependencies {
             id: node_id,
             store: store.clone(),
             env: app.env.clone(),
@@ -148,10 +154,11 @@ impl Application {
             lease_duration,
             acknowledged,
             metrics: app.metrics.clone(),
-        });
+        };
+        let mut node = Node::start(deps, &failure);
         // Without a lease the node serves anyway, and reads every credential from PostgreSQL.
         node.wait_until_joined(lease_duration).await;
-        Ok(Self { app, service, settings, store, writer, node, background_tasks })
+        Ok(Self { app, service, settings, store, background, writer, node, failure })
     }
 
     /// Returns the state that handlers share, for commands that use it without HTTP.
@@ -161,55 +168,90 @@ impl Application {
     }
 
     /// Serves until `stop` completes, then shuts down gracefully: requests in flight finish and
-    /// queued audit events are written.
+    /// queued audit events are written. A critical task that fails has the same effect.
     ///
     /// # Errors
-    /// A message for the operator if a component cannot start, or the listener fails.
+    /// A message for the operator if a component cannot start, the listener fails, or a critical
+    /// task has failed.
     pub async fn serve(
-        mut self,
+        self,
         listener: TcpListener,
         stop: impl Future<Output = ()>,
     ) -> Result<(), String> {
-        // Not in `build`: admin commands build the components too, but need no rate limits and none
-        // of these tasks.
-        self.app.limits.connect().await;
-        self.background_tasks.push(tokio::spawn(self.app.limits.clone().keep_connected()));
-        self.background_tasks
-            .push(tokio::spawn(Arc::clone(&self.app.auth.signing_keys).run_reload()));
-        self.background_tasks.push(tokio::spawn(self.sealer().run()));
-        if let Some(retention) = self.retention()? {
-            self.background_tasks.push(tokio::spawn(retention.run()));
+        let failure = self.failure.clone();
+        let outcome = self.run_server(listener, stop).await;
+        self.shut_down().await;
+        match failure.task() {
+            Some(task) => Err(format!("the task \"{task}\" failed: see the log")),
+            None => outcome,
         }
-        let followers = self.app.audit_log.subscriptions().clone();
-        self.background_tasks.push(tokio::spawn(followers.run(self.store.clone())));
+    }
+
+    /// Starts the background tasks, and serves until `stop` completes or a critical task fails.
+    async fn run_server(
+        &self,
+        listener: TcpListener,
+        stop: impl Future<Output = ()>,
+    ) -> Result<(), String> {
+        self.app.limits.connect().await;
+        self.start_background_tasks().await?;
         let service = self.service.clone();
         let handle = move |peer, request| service.clone().call(peer, request);
-        let server = Server::new(&self.settings.server, handle);
-        let (metrics, mail) = match self.start_metrics_and_mail().await {
-            Ok(started) => started,
-            Err(error) => {
-                self.shut_down().await;
-                return Err(error);
+        let stop = async {
+            tokio::select! {
+                () = stop => {}
+                () = self.failure.wait() => {}
             }
+            self.app.shutdown.cancel();
         };
-        let metrics = metrics.map(|listener| {
-            let server = Server::new(&self.settings.server, metrics_service(&self.app.metrics));
-            tokio::spawn(server.run(listener, pending()))
-        });
-        let app = Arc::clone(&self.app);
-        let stop = async move {
-            stop.await;
-            // Ends streamed responses, which would never end by themselves.
-            app.shutdown.send_replace(true);
-        };
-        let outcome = server.run(listener, stop).await;
-        // After the API, so that the shutdown can be monitored too.
-        if let Some(metrics) = metrics {
-            metrics.abort();
+        let served = Server::new(&self.settings.server, handle).run(listener, stop).await;
+        served.map_err(|error| format!("cannot accept connections: {error}"))
+    }
+
+    /// Starts the background tasks of a serving node. Commands that only build the components need
+    /// none of them.
+    async fn start_background_tasks(&self) -> Result<(), String> {
+        let (metrics, mailer, retention) =
+            (self.bind_metrics().await?, Arc::new(self.mailer()?), self.retention()?);
+        let tasks = &self.background;
+        tasks.spawn("email", move |stopping| Arc::clone(&mailer).run(stopping));
+        if let Some(retention) = retention {
+            tasks.spawn("retention", move |stopping| retention.clone().run(stopping));
         }
-        mail.finish().await;
-        self.shut_down().await;
-        outcome.map_err(|error| format!("cannot accept connections: {error}"))
+        if let Some(listener) = metrics {
+            // Stops after the API, so that the shutdown can be monitored too.
+            let server = Server::new(&self.settings.server, metrics_service(&self.app.metrics));
+            tasks.spawn_critical("metrics listener", |stopping| {
+                server.run(listener, stopping.cancelled_owned()).map(drop)
+            });
+        }
+        self.start_periodic_tasks();
+        Ok(())
+    }
+
+    fn start_periodic_tasks(&self) {
+        let (tasks, limits) = (&self.background, self.app.limits.clone());
+        tasks.spawn("rate limits", move |stopping| limits.clone().run_eviction(stopping));
+        let limits = self.app.limits.clone();
+        tasks.spawn("shared rate limits", move |stopping| limits.clone().keep_connected(stopping));
+        let keys = Arc::clone(&self.app.auth.signing_keys);
+        tasks.spawn("signing keys", move |stopping| {
+            stopping.run_until_cancelled_owned(Arc::clone(&keys).run_reload()).map(drop)
+        });
+        let sealer = self.sealer();
+        tasks.spawn("sealer", move |stopping| sealer.clone().run(stopping));
+        let (streams, store) = (self.app.audit_log.subscriptions().clone(), self.store.clone());
+        tasks.spawn("event streams", move |stopping| streams.clone().run(store.clone(), stopping));
+        let maintenance = self.maintenance();
+        tasks.spawn("maintenance", move |stopping| maintenance.clone().run(stopping));
+        let maintenance = self.maintenance();
+        tasks.spawn("pruning", move |stopping| maintenance.clone().run_frequent_pruning(stopping));
+    }
+
+    fn maintenance(&self) -> Maintenance {
+        let (store, env) = (self.store.clone(), self.app.env.clone());
+        let usage_retention = self.settings.audit.usage_retention;
+        Maintenance::new(store, env, self.app.oauth.grants.idle_timeout(), usage_retention)
     }
 
     /// The task that deletes old audit events, if `audit.retention_days` is set.
@@ -233,17 +275,14 @@ impl Application {
         Sealer::new(self.store.clone(), self.app.env.clone(), Arc::clone(&self.app.seal_counts))
     }
 
-    /// Binds the metrics listener and starts sending email.
-    async fn start_metrics_and_mail(&self) -> Result<(Option<TcpListener>, MailTask), String> {
-        let metrics = self.bind_metrics().await?;
-        let mail = MailTask::start(
+    fn mailer(&self) -> Result<Mailer, String> {
+        Mailer::new(
             self.store.clone(),
             self.app.env.clone(),
             &self.settings.mail,
             &self.settings.server.public_url,
             self.app.auth.context.token_key.clone(),
-        )?;
-        Ok((metrics, mail))
+        )
     }
 
     /// Binds `server.metrics_address`, if it is set.
@@ -256,18 +295,16 @@ impl Application {
     /// Stops background tasks, writes queued audit events, deregisters the node and closes the
     /// database connections.
     pub async fn shut_down(self) {
-        for task in &self.background_tasks {
-            task.abort();
-        }
+        self.background.stop(BACKGROUND_TIMEOUT).await;
         let mut sealer = self.sealer();
         drop((self.app, self.service));
         let has_written_all = self.writer.finish(FLUSH_TIMEOUT).await;
         // If this times out, another node seals the events.
-        timeout(SEAL_TIMEOUT, sealer.seal_all()).await.ok();
+        timeout(SEAL_TIMEOUT, sealer.seal_all(&CancellationToken::new())).await.ok();
         // After the writer: until then the events of this node are not all visible to others. If
         // some were lost, the node does not deregister, so that others treat it as crashed.
         self.node.finish(has_written_all).await;
-        self.store.close().await;
+        timeout(CLOSE_TIMEOUT, self.store.close()).await.ok();
     }
 }
 
@@ -296,47 +333,5 @@ async fn prepare_schema(settings: &Settings) -> Result<(), String> {
             "the database schema is not up to date, and the role {APP_ROLE} may not change it: \
              set database.owner_url, or run `call2me-auth migrate` with it"
         )),
-    }
-}
-
-async fn run_frequent_pruning(store: Store, env: Env) {
-    let mut ticks = interval(PRUNE_INTERVAL);
-    loop {
-        ticks.tick().await;
-        if let Err(error) = store.prune_invalidations().await {
-            tracing::warn!(%error, "cannot delete old cache invalidations");
-        }
-        if let Err(error) = store.prune_usage_minutes(env.clock.now()).await {
-            tracing::warn!(%error, "cannot delete old key usage by the minute");
-        }
-    }
-}
-
-async fn run_maintenance(store: Store, env: Env, grant_idle: Duration, usage_retention: Duration) {
-    let mut ticks = interval(MAINTENANCE_INTERVAL);
-    loop {
-        ticks.tick().await;
-        let now = env.clock.now();
-        let log_error = |action: &str, result: Result<(), StoreError>| {
-            if let Err(error) = result {
-                tracing::warn!(%error, "cannot {action}");
-            }
-        };
-        log_error("create partitions of the audit log", store.create_audit_partitions(now).await);
-        log_error(
-            "delete old counts of unknown credentials",
-            store.prune_unknown_credential_counts().await,
-        );
-        log_error("delete old one-time tokens", store.prune_one_time_tokens(now).await);
-        log_error("delete old counts of failed sign-ins", store.prune_wrong_passwords(now).await);
-        log_error("delete old second-factor challenges", store.prune_mfa_challenges(now).await);
-        log_error("delete old passkey challenges", store.prune_passkey_challenges(now).await);
-        log_error("delete old idempotency keys", store.prune_idempotency_keys(now).await);
-        log_error("delete old key usage", store.prune_key_usage(now - usage_retention).await);
-        log_error("delete old invitations", store.prune_invitations(now).await);
-        log_error(
-            "delete old grants and unused OAuth clients",
-            store.prune_oauth(now, grant_idle).await,
-        );
     }
 }

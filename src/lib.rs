@@ -54,6 +54,7 @@ pub mod http;
 pub mod idempotency;
 pub mod limit;
 pub mod mail;
+mod maintenance;
 pub mod metrics;
 pub mod model;
 pub mod oauth;

@@ -167,7 +167,7 @@ mod tests {
         let signal = DropSignal(Some(dropped));
         tasks.spawn_critical("endless", |_| async move {
             let _signal = signal;
-            std::future::pending().await
+            std::future::pending::<()>().await;
         });
         tasks.stop(Duration::ZERO).await;
         is_dropped.await.unwrap();

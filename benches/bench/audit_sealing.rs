@@ -24,6 +24,7 @@ use call2me_auth::{
 use secrecy::ExposeSecret as _;
 use serde_json::Value;
 use sqlx::{Arguments as _, Execute as _};
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     environment::{BenchEnvironment, ENCRYPTION_KEY, SERVICE, create_database},
@@ -188,8 +189,10 @@ async fn measure_sealing(
 ) -> Result<Measurement, String> {
     let counts = Arc::<SealCounts>::default();
     let mut sealer = Sealer::new(store.clone(), world.env.clone(), Arc::clone(&counts));
-    let work =
-        async { sealer.seal_all().await.map_err(|error| format!("cannot seal events: {error}")) };
+    let running = CancellationToken::new();
+    let work = async {
+        sealer.seal_all(&running).await.map_err(|error| format!("cannot seal events: {error}"))
+    };
     let measurement = Box::pin(measure_work(world, (events / BATCH * BATCH) as u64, work)).await?;
     let count = counts.sealed.load(std::sync::atomic::Ordering::Relaxed);
     if count == measurement.events {

@@ -10,6 +10,7 @@ use secrecy::SecretString;
 use serde_json::json;
 use time::OffsetDateTime;
 use tokio::time::{interval, sleep};
+use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::{
@@ -27,6 +28,7 @@ const RUN_INTERVAL: Duration = Duration::from_hours(1);
 const SEAL_TIMEOUT: Duration = Duration::from_mins(1);
 
 /// Drops audit events that are older than the retention period.
+#[derive(Clone)]
 pub struct Retention {
     store: Store,
     env: Env,
@@ -42,33 +44,37 @@ impl Retention {
         Self { store, env, owner, period }
     }
 
-    /// Drops old events every hour, until the future is dropped.
-    pub async fn run(self) {
+    /// Drops old events every hour, until `stopping` is cancelled.
+    pub async fn run(self, stopping: CancellationToken) {
         let mut runs = interval(RUN_INTERVAL);
-        loop {
-            runs.tick().await;
-            if let Err(error) = self.prune().await {
+        while stopping.run_until_cancelled(runs.tick()).await.is_some() {
+            if let Err(error) = self.prune(&stopping).await {
                 warn!(?error, "cannot drop old audit events; retrying in an hour");
             }
         }
     }
 
     /// Drops the months that are completely older than the retention period. Returns the names of
-    /// the dropped partitions; none if another node is doing this.
+    /// the dropped partitions; none if another node is doing this. Ends early, between two steps,
+    /// if `stopping` is cancelled.
     ///
     /// # Errors
     /// [`StoreError`] if a query fails, also if a long-running reader holds a lock. A later call
     /// continues.
-    pub async fn prune(&self) -> Result<Vec<String>, StoreError> {
+    pub async fn prune(&self, stopping: &CancellationToken) -> Result<Vec<String>, StoreError> {
         let Some(mut owner) = RetentionConnection::connect(&self.owner).await? else {
             return Ok(Vec::new());
         };
-        let dropped = self.prune_as(&mut owner).await;
+        let dropped = self.prune_as(&mut owner, stopping).await;
         owner.close().await;
         dropped
     }
 
-    async fn prune_as(&self, owner: &mut RetentionConnection) -> Result<Vec<String>, StoreError> {
+    async fn prune_as(
+        &self,
+        owner: &mut RetentionConnection,
+        stopping: &CancellationToken,
+    ) -> Result<Vec<String>, StoreError> {
         let cutoff = self.env.clock.now() - self.period;
         let partitions = owner.list_partitions().await?;
         let old = partitions.iter().filter(|month| month.has_events() && month.end <= cutoff);
@@ -78,6 +84,9 @@ impl Retention {
         let seals_before = previous_month(before);
         let losing = self.store.list_pending_prune_events(before, seals_before).await?;
         for (workspace, pruned) in losing {
+            if stopping.is_cancelled() {
+                break;
+            }
             let metadata = json!({
                 "before": timestamp::format(pruned.before),
                 "sequence": pruned.sequence,
@@ -92,11 +101,11 @@ impl Retention {
         }
         // Both the dropped events and the events that record the drop must be sealed before the
         // drop.
-        self.wait_until_sealed().await?;
+        stopping.run_until_cancelled(self.wait_until_sealed()).await.transpose()?;
         let mut dropped = Vec::new();
         for month in partitions {
             let limit = if month.has_events() { before } else { seals_before };
-            if month.end <= limit {
+            if month.end <= limit && !stopping.is_cancelled() {
                 owner.drop_partition(&month).await?;
                 info!(partition = month.name(), "dropped old audit events");
                 dropped.push(month.name().to_owned());

@@ -18,6 +18,7 @@ use std::{
 
 use time::OffsetDateTime;
 use tokio::time::{MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use crate::{
@@ -50,6 +51,7 @@ pub struct SealCounts {
 }
 
 /// The sealer of a node.
+#[derive(Clone)]
 pub struct Sealer {
     store: Store,
     env: Env,
@@ -83,7 +85,7 @@ impl BatchSize {
 ///
 /// Starting at 0 each time would be slow: PostgreSQL steps over settled entries until it vacuums
 /// them, which an old transaction (a backup) may delay for hours.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 struct OutboxCursor {
     after: i64,
     /// The last settled entry.
@@ -116,13 +118,12 @@ impl Sealer {
         Self { store, env, counts, cursor, batch_size: BatchSize::FULL }
     }
 
-    /// Seals events until the future is dropped.
-    pub async fn run(mut self) {
+    /// Seals events until `stopping` is cancelled.
+    pub async fn run(mut self, stopping: CancellationToken) {
         let mut scans = interval(SCAN_INTERVAL);
         scans.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        loop {
-            scans.tick().await;
-            if let Err(error) = self.seal_all().await {
+        while stopping.run_until_cancelled(scans.tick()).await.is_some() {
+            if let Err(error) = self.seal_all(&stopping).await {
                 warn!(%error, "cannot seal audit events; retrying");
                 // The likely reason is that a new month has no partition yet.
                 self.store.create_audit_partitions(self.env.clock.now()).await.ok();
@@ -130,12 +131,13 @@ impl Sealer {
         }
     }
 
-    /// Seals all pending events, unless another node is sealing.
+    /// Seals all pending events, unless another node is sealing. Ends early, between two batches,
+    /// if `stopping` is cancelled.
     ///
     /// # Errors
     /// [`StoreError`] if a query fails; the next call then uses half the batch size.
-    pub async fn seal_all(&mut self) -> Result<(), StoreError> {
-        loop {
+    pub async fn seal_all(&mut self, stopping: &CancellationToken) -> Result<(), StoreError> {
+        while !stopping.is_cancelled() {
             let after = self.cursor.next(self.env.clock.monotonic());
             match self.seal_batch(after).await {
                 Ok(Some(SealProgress::FullBatch)) => {}
@@ -148,6 +150,7 @@ impl Sealer {
                 }
             }
         }
+        Ok(())
     }
 
     /// Seals a batch of the oldest entries after this one. `None` if another node is sealing.

@@ -13,6 +13,7 @@ use tokio::{
     sync::watch,
     time::{MissedTickBehavior, interval},
 };
+use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use crate::{
@@ -94,12 +95,11 @@ impl StreamSubscriptions {
         chains.values().map(|followed| followed.count).sum()
     }
 
-    /// Polls the ends of the followed chains until the future is dropped.
-    pub async fn run(self, store: Store) {
+    /// Polls the ends of the followed chains until `stopping` is cancelled.
+    pub async fn run(self, store: Store, stopping: CancellationToken) {
         let mut polls = interval(POLL_INTERVAL);
         polls.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        loop {
-            polls.tick().await;
+        while stopping.run_until_cancelled(polls.tick()).await.is_some() {
             if let Err(error) = self.poll(&store).await {
                 warn!(%error, "cannot poll for new audit events; retrying");
             }

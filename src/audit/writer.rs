@@ -20,6 +20,7 @@ use tokio::{
     sync::{mpsc, oneshot},
     time::{MissedTickBehavior, interval, sleep, timeout},
 };
+use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
 use super::UnknownCredentialCounts;
@@ -29,6 +30,7 @@ use crate::{
     env::Env,
     model::audit::NewEvent,
     store::{DedicatedConnection, Store, StoreError},
+    tasks::{CriticalFailure, TaskGroup},
 };
 
 /// Maximum number of events in one statement.
@@ -170,19 +172,23 @@ impl AuditWatermark for AuditWriter {
 /// The task that writes queued events.
 #[derive(Debug)]
 pub struct AuditWriterTask {
-    stop: oneshot::Sender<()>,
-    done: tokio::task::JoinHandle<()>,
+    tasks: TaskGroup,
     counts: Arc<AuditCounts>,
 }
 
 impl AuditWriterTask {
-    /// Starts the task; returns the entrance to its queue and a handle to stop it.
+    /// Starts the task; returns the entrance to its queue and a handle to stop it. The service
+    /// cannot run without the task, so `failure` reports its panic.
     #[must_use]
-    pub fn start(store: Store, env: Env, settings: config::Audit) -> (AuditWriter, Self) {
+    pub fn start(
+        store: Store,
+        env: Env,
+        settings: config::Audit,
+        failure: &CriticalFailure,
+    ) -> (AuditWriter, Self) {
         let (queue, events) = mpsc::channel(settings.queue_capacity);
         let unknown = UnknownCredentialCounts::default();
         let counts = Arc::<AuditCounts>::default();
-        let (stop, stopped) = oneshot::channel();
         let writer = Writer {
             connection: DedicatedConnection::new(store.clone()),
             store,
@@ -192,22 +198,23 @@ impl AuditWriterTask {
             counts: Arc::clone(&counts),
             unknown: unknown.clone(),
         };
-        let done = tokio::spawn(writer.run(stopped));
+        let tasks = TaskGroup::new(failure);
+        tasks.spawn_critical("audit writer", |stopping| writer.run(stopping));
         let durability = settings.durability;
-        let task = Self { stop, done, counts: Arc::clone(&counts) };
+        let task = Self { tasks, counts: Arc::clone(&counts) };
         (AuditWriter { queue, durability, counts, unknown, env }, task)
     }
 
     /// Writes the queued events and stops the task, within this time. No event may be queued any
     /// more. Returns false if events were lost, now or earlier.
     pub async fn finish(self, within: Duration) -> bool {
-        self.stop.send(()).ok();
-        if timeout(within, self.done).await.is_err() {
-            let accepted = self.counts.accepted.load(Relaxed);
-            let done = self.counts.written.load(Relaxed) + self.counts.lost.load(Relaxed);
-            let lost = accepted.saturating_sub(done);
+        self.tasks.stop(within).await;
+        let accepted = self.counts.accepted.load(Acquire);
+        let done = self.counts.written.load(Acquire) + self.counts.lost.load(Acquire);
+        let lost = accepted.saturating_sub(done);
+        if lost > 0 {
             self.counts.lost.fetch_add(lost, Relaxed);
-            error!(lost, "audit events were lost: PostgreSQL did not write them in time");
+            error!(lost, "audit events were lost: they were not written before the stop");
         }
         self.counts.lost.load(Relaxed) == 0
     }
@@ -224,7 +231,7 @@ struct Writer {
 }
 
 impl Writer {
-    async fn run(mut self, mut stopped: oneshot::Receiver<()>) {
+    async fn run(mut self, stopping: CancellationToken) {
         let mut batch = Vec::with_capacity(BATCH);
         let mut counts = interval(COUNTS_INTERVAL);
         counts.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -249,7 +256,7 @@ impl Writer {
                     }
                 }
                 _ = counts.tick() => self.write_counts().await,
-                _ = &mut stopped, if !closing => {
+                () = stopping.cancelled(), if !closing => {
                     closing = true;
                     self.events.close();
                 }
@@ -332,5 +339,22 @@ impl Writer {
         if let Err(error) = self.store.add_unknown_credential_counts(&counts).await {
             warn!(%error, "cannot write the counts of unknown credentials; they are lost");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn events_of_an_ended_task_are_lost() {
+        let counts = Arc::<AuditCounts>::default();
+        counts.accepted.store(3, Relaxed);
+        counts.written.store(1, Relaxed);
+        let task = || AuditWriterTask { tasks: TaskGroup::default(), counts: Arc::clone(&counts) };
+        assert!(!task().finish(Duration::ZERO).await);
+        assert_eq!(counts.lost.load(Relaxed), 2);
+        assert!(!task().finish(Duration::ZERO).await, "events were lost earlier");
+        assert_eq!(counts.lost.load(Relaxed), 2);
     }
 }

@@ -25,6 +25,7 @@ use crate::{
         session::SessionRecord,
     },
     store::{DedicatedConnection, Store, StoreError},
+    tasks::TaskGroup,
 };
 
 /// The cached state of an API key.
@@ -152,21 +153,29 @@ pub struct CredentialCaches {
 
 impl CredentialCaches {
     /// Starts empty caches. `capacity` is the number of API keys; half as many sessions and grants
-    /// are cached, and a quarter as many verified tokens.
+    /// are cached, and a quarter as many verified tokens. Lookups run in `tasks`.
     #[must_use]
-    pub fn start(store: &Store, env: &Env, lease: &Lease, capacity: usize) -> Self {
+    pub fn start(
+        store: &Store,
+        env: &Env,
+        lease: &Lease,
+        capacity: usize,
+        tasks: &TaskGroup,
+    ) -> Self {
         Self {
             keys: CredentialCache::start(
                 ApiKeySource(DedicatedConnection::new(store.clone())),
                 env.clone(),
                 lease.clone(),
                 capacity,
+                tasks,
             ),
             bindings: CredentialCache::start(
                 BindingSource(DedicatedConnection::new(store.clone())),
                 env.clone(),
                 lease.clone(),
                 (capacity / 2).max(1),
+                tasks,
             ),
             tokens: VerifiedTokenCache(Arc::new(Cache::new((capacity / 4).max(1)))),
         }

@@ -23,6 +23,7 @@ use crate::{
     cache_invalidation::Lease,
     env::Env,
     store::{Store, StoreError},
+    tasks::TaskGroup,
 };
 
 /// Maximum number of credentials in one query.
@@ -105,7 +106,14 @@ impl<S: CredentialSource> Clone for CredentialCache<S> {
 
 impl<S: CredentialSource> CredentialCache<S> {
     /// Starts an empty cache. `capacity` bounds the records, and separately the negative entries.
-    pub(super) fn start(source: S, env: Env, lease: Lease, capacity: usize) -> Self {
+    /// Lookups run in `tasks`.
+    pub(super) fn start(
+        source: S,
+        env: Env,
+        lease: Lease,
+        capacity: usize,
+        tasks: &TaskGroup,
+    ) -> Self {
         let state = Arc::new(CacheState {
             known: Cache::new(capacity),
             unknown: Cache::new(capacity),
@@ -113,7 +121,11 @@ impl<S: CredentialSource> CredentialCache<S> {
             counts: CacheCounters::default(),
         });
         let (queue, lookups) = mpsc::channel(MAX_QUEUED);
-        tokio::spawn(run_lookups(source, env, Arc::clone(&state), lookups));
+        let run = run_lookups(source, env, Arc::clone(&state), lookups);
+        tasks.spawn_critical("credential lookups", |stopping| async move {
+            // A lookup only reads, so it can end anywhere.
+            stopping.run_until_cancelled(run).await;
+        });
         Self { state, lease, queue }
     }
 

@@ -7,10 +7,10 @@
 use std::{future::Future, sync::Arc, time::Duration};
 
 use tokio::{
-    sync::{Notify, oneshot, watch},
-    task::JoinHandle,
+    sync::{Notify, watch},
     time::{Instant, sleep, timeout, timeout_at},
 };
+use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use uuid::Uuid;
 
@@ -22,15 +22,16 @@ use crate::{
         Store, StoreError,
         cache_invalidation::{Listener, Notification},
     },
+    tasks::{CriticalFailure, TaskGroup},
 };
 
 /// Minimum pause between attempts while PostgreSQL is unavailable.
 const MIN_PAUSE: Duration = Duration::from_millis(10);
 /// Maximum pause between attempts; the pause doubles up to this.
 const MAX_PAUSE: Duration = Duration::from_millis(500);
-/// Longest time that a stopping node waits for its deregistration. Other nodes wait no longer than
-/// its lease, so neither does this one.
-const MAX_DEREGISTER_TIMEOUT: Duration = Duration::from_secs(10);
+/// Maximum time to stop and deregister. Other nodes wait no longer than the lease, so neither does
+/// this one.
+const MAX_STOP_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The dependencies and settings of a node.
 pub struct NodeDependencies {
@@ -65,13 +66,19 @@ pub struct Node {
     silent_intervals: u32,
     /// True once the node has a lease.
     joined: watch::Sender<bool>,
+    /// Cancelled when the node is to stop.
+    stopping: CancellationToken,
 }
 
 /// Handle of a running node.
 pub struct NodeTask {
-    stop: oneshot::Sender<bool>,
-    task: JoinHandle<()>,
+    tasks: TaskGroup,
     joined: watch::Receiver<bool>,
+    id: Uuid,
+    store: Store,
+    lease: Lease,
+    /// Timeout of stopping and deregistering.
+    stop_timeout: Duration,
 }
 
 impl NodeTask {
@@ -85,40 +92,37 @@ impl NodeTask {
     /// A node that does not deregister is treated as crashed: other nodes wait until its lease has
     /// expired, and assume that some of its audit events may be lost.
     pub async fn finish(self, should_deregister: bool) {
-        self.stop.send(should_deregister).ok();
-        self.task.await.ok();
+        let deadline = Instant::now() + self.stop_timeout;
+        // Before the deregistration: a renewal that is still in progress must not follow it.
+        self.tasks.stop(self.stop_timeout).await;
+        self.lease.end();
+        if should_deregister {
+            // Otherwise other nodes would wait until the lease expires.
+            timeout_at(deadline, self.store.unregister_node(self.id)).await.ok();
+        }
     }
 }
 
 impl Node {
-    /// Starts the node's background task.
+    /// Starts the node's background task. The service cannot run without it, so `failure` reports
+    /// its panic.
     #[must_use]
-    pub fn start(deps: NodeDependencies) -> NodeTask {
-        let (stop, stopped) = oneshot::channel();
+    pub fn start(deps: NodeDependencies, failure: &CriticalFailure) -> NodeTask {
+        let tasks = TaskGroup::new(failure);
         let (joined, wait_until_joined) = watch::channel(false);
-        let node = Self { deps, applied: -1, renewed_at: None, silent_intervals: 0, joined };
-        NodeTask { stop, task: tokio::spawn(node.run(stopped)), joined: wait_until_joined }
+        let (id, store, lease) = (deps.id, deps.store.clone(), deps.lease.clone());
+        let stop_timeout = deps.lease_duration.min(MAX_STOP_TIMEOUT);
+        tasks.spawn_critical("node", |stopping| {
+            Self { deps, applied: -1, renewed_at: None, silent_intervals: 0, joined, stopping }
+                .run()
+        });
+        NodeTask { tasks, joined: wait_until_joined, id, store, lease, stop_timeout }
     }
 
-    async fn run(mut self, stopped: oneshot::Receiver<bool>) {
-        let should_deregister = tokio::select! {
-            () = self.run_with_retry() => true,
-            should_deregister = stopped => should_deregister.unwrap_or(true),
-        };
-        self.deps.lease.end();
-        if !should_deregister {
-            return;
-        }
-        // Otherwise other nodes would wait until the lease expires.
-        let limit = self.deps.lease_duration.min(MAX_DEREGISTER_TIMEOUT);
-        timeout(limit, self.deps.store.unregister_node(self.deps.id)).await.ok();
-    }
-
-    /// Runs the node; after an error, pauses and starts over.
-    async fn run_with_retry(&mut self) {
+    /// Runs the node until it is stopped; after an error, pauses and starts over.
+    async fn run(mut self) {
         let mut pause = MIN_PAUSE;
-        loop {
-            let Err(error) = self.run_until_error().await else { return };
+        while let Err(error) = self.run_until_error().await {
             // The lease is still valid for a while, so the cache may still be in use.
             warn!(%error, "cannot receive cache invalidations; retrying");
             if self.renewed_at.is_none() {
@@ -128,16 +132,18 @@ impl Node {
             } else {
                 pause = MIN_PAUSE;
             }
-            sleep(pause).await;
+            if self.stopping.run_until_cancelled(sleep(pause)).await.is_none() {
+                return;
+            }
         }
     }
 
-    /// Receives invalidations and renews the lease until an error occurs.
+    /// Receives invalidations and renews the lease until the node is stopped.
     async fn run_until_error(&mut self) -> Result<(), StoreError> {
         (self.silent_intervals, self.renewed_at) = (0, None);
         // Listen before the first read: earlier invalidations are read, later ones are notified.
         let mut listener = self.with_timeout(self.deps.store.listen()).await?;
-        loop {
+        while !self.stopping.is_cancelled() {
             let has_advanced = self.apply_invalidations().await?;
             if self.renewed_at.is_none_or(|at| at.elapsed() >= self.renew_interval()) {
                 let now = Instant::now();
@@ -151,6 +157,7 @@ impl Node {
             }
             self.wait_for_work(&mut listener).await?;
         }
+        Ok(())
     }
 
     /// Reads the invalidations since the last generation and applies them. True if there were any.
@@ -210,7 +217,7 @@ impl Node {
         Ok(sent)
     }
 
-    /// Waits for invalidations, at most until the next renewal is due.
+    /// Waits for invalidations or the stop, at most until the next renewal is due.
     ///
     /// Every renewal notifies all nodes, this one included. Several intervals without a
     /// notification therefore mean that the listener's connection is dead.
@@ -218,7 +225,9 @@ impl Node {
         let until = Instant::now() + self.renew_interval();
         self.silent_intervals += 1;
         loop {
-            let Ok(wake) = timeout_at(until, listener.next()).await else { break };
+            let wake = self.stopping.run_until_cancelled(timeout_at(until, listener.next())).await;
+            let Some(wake) = wake else { return Ok(()) };
+            let Ok(wake) = wake else { break };
             self.silent_intervals = 0;
             match wake? {
                 Notification::Acknowledgements => self.deps.acknowledged.notify_waiters(),

@@ -3,7 +3,8 @@
 use std::{num::NonZeroU32, sync::Arc, time::Duration};
 
 use ipnet::IpNet;
-use tokio::sync::{Mutex, Semaphore, watch};
+use tokio::sync::{Mutex, Semaphore};
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     audit::{AuditLog, AuditWriter, SealCounts},
@@ -45,9 +46,9 @@ pub struct AppState {
     pub audit: AuditWriter,
     /// Counters of the events that this node has sealed.
     pub seal_counts: Arc<SealCounts>,
-    /// True as soon as the graceful shutdown begins. Endless responses, such as event streams,
-    /// watch it and end.
-    pub shutdown: watch::Sender<bool>,
+    /// Cancelled when the graceful shutdown begins. It ends responses that would never end by
+    /// themselves, such as event streams.
+    pub shutdown: CancellationToken,
     /// Rate limits.
     pub limits: Limits,
     /// The database, for health checks.

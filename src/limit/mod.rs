@@ -22,6 +22,7 @@ use std::{
 };
 
 use ipnet::IpNet;
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::{
@@ -163,10 +164,10 @@ impl Limits {
         }
     }
 
-    /// Reconnects whenever the connection to the server is lost; runs until the process ends.
-    pub async fn keep_connected(self) {
+    /// Reconnects whenever the connection to the server is lost, until `stopping` is cancelled.
+    pub async fn keep_connected(self, stopping: CancellationToken) {
         if let Some(shared) = &self.shared {
-            shared.keep_connected().await;
+            stopping.run_until_cancelled(shared.keep_connected()).await;
         }
     }
 
@@ -197,11 +198,10 @@ impl Limits {
         self.credentials.len() + self.grants.len() + self.addresses.len()
     }
 
-    /// Evicts full buckets every 30 seconds; runs until the process ends.
-    pub async fn run_eviction(self) {
+    /// Evicts full buckets every 30 seconds, until `stopping` is cancelled.
+    pub async fn run_eviction(self, stopping: CancellationToken) {
         let mut ticks = tokio::time::interval(Duration::from_secs(30));
-        loop {
-            ticks.tick().await;
+        while stopping.run_until_cancelled(ticks.tick()).await.is_some() {
             self.evict_full();
         }
     }

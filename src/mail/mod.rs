@@ -15,10 +15,8 @@ use lettre::{
     Message,
     message::{Mailbox, MultiPart},
 };
-use tokio::{
-    sync::oneshot,
-    time::{MissedTickBehavior, interval, timeout},
-};
+use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 use uuid::Uuid;
 
@@ -51,52 +49,9 @@ const MAX_PAUSE: Duration = Duration::from_mins(30);
 const MAX_AGE: Duration = Duration::from_hours(24);
 /// Lifetime of a password reset link.
 const RESET_LIFETIME: Duration = Duration::from_hours(1);
-/// Maximum time to finish the current email when the service stops.
-const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The task that sends emails.
-#[derive(Debug)]
-pub struct MailTask {
-    stop: oneshot::Sender<()>,
-    done: tokio::task::JoinHandle<()>,
-}
-
-impl MailTask {
-    /// Starts the task.
-    ///
-    /// # Errors
-    /// A one-line message for the operator if a mail setting is not valid or TLS cannot be set up.
-    pub fn start(
-        store: Store,
-        env: Env,
-        settings: &config::Mail,
-        public_url: &str,
-        token_key: TokenKey,
-    ) -> Result<Self, String> {
-        let from: Mailbox =
-            settings.from.parse().map_err(|_| "mail.from must be an email address")?;
-        let transport = Transport::new(&settings.transport, &from)?;
-        if transport.is_none() {
-            warn!("mail.url is not set: no emails are sent, so users cannot reset their passwords");
-        }
-        let public_url = public_url.into();
-        let mailer = Mailer { store, env, from, transport, public_url, token_key };
-        let (stop, stopped) = oneshot::channel();
-        let done = tokio::spawn(mailer.run(stopped));
-        Ok(Self { stop, done })
-    }
-
-    /// Finishes the current email and stops the task, within 5 seconds.
-    pub async fn finish(self) {
-        self.stop.send(()).ok();
-        let abort = self.done.abort_handle();
-        if timeout(SHUTDOWN_TIMEOUT, self.done).await.is_err() {
-            abort.abort();
-        }
-    }
-}
-
-struct Mailer {
+/// Sends the emails in the email outbox.
+pub struct Mailer {
     store: Store,
     env: Env,
     from: Mailbox,
@@ -129,17 +84,38 @@ impl From<StoreError> for SendError {
 }
 
 impl Mailer {
-    async fn run(self, mut stopped: oneshot::Receiver<()>) {
+    /// Creates the mailer; [`Self::run`] sends.
+    ///
+    /// # Errors
+    /// A one-line message for the operator if a mail setting is not valid or TLS cannot be set up.
+    pub fn new(
+        store: Store,
+        env: Env,
+        settings: &config::Mail,
+        public_url: &str,
+        token_key: TokenKey,
+    ) -> Result<Self, String> {
+        let from: Mailbox =
+            settings.from.parse().map_err(|_| "mail.from must be an email address")?;
+        let transport = Transport::new(&settings.transport, &from)?;
+        if transport.is_none() {
+            warn!("mail.url is not set: no emails are sent, so users cannot reset their passwords");
+        }
+        Ok(Self { store, env, from, transport, public_url: public_url.into(), token_key })
+    }
+
+    /// Sends emails until `stopping` is cancelled; then finishes the current one.
+    pub async fn run(self: Arc<Self>, stopping: CancellationToken) {
         let mut polls = interval(POLL_INTERVAL);
         polls.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut prunings = interval(PRUNE_INTERVAL);
         loop {
             let done = tokio::select! {
                 biased;
-                _ = &mut stopped => return,
+                () = stopping.cancelled() => return,
                 _ = prunings.tick() => self.prune().await,
                 _ = polls.tick(), if self.transport.is_some() => {
-                    self.send_pending(&mut stopped).await
+                    self.send_pending(&stopping).await
                 }
             };
             if let Err(error) = done {
@@ -156,8 +132,8 @@ impl Mailer {
         Ok(())
     }
 
-    /// Sends all emails that are due, or until the task is stopped.
-    async fn send_pending(&self, stopped: &mut oneshot::Receiver<()>) -> Result<(), StoreError> {
+    /// Sends all emails that are due, or until `stopping` is cancelled.
+    async fn send_pending(&self, stopping: &CancellationToken) -> Result<(), StoreError> {
         loop {
             let claimed = self.store.claim_mails(BATCH, LEASE).await?;
             let has_more = claimed.len() == BATCH as usize;
@@ -165,7 +141,7 @@ impl Mailer {
             for mail in claimed.by_ref() {
                 self.handle(mail).await?;
                 // Release the rest, so that another node can send it before the lease ends.
-                if !matches!(stopped.try_recv(), Err(oneshot::error::TryRecvError::Empty)) {
+                if stopping.is_cancelled() {
                     for left in claimed {
                         self.store.postpone_mail(left.id, Duration::ZERO).await?;
                     }

@@ -20,6 +20,7 @@ use time::{
     OffsetDateTime,
     macros::{datetime, time},
 };
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::fixture::{TestApp, TestClock, TestUser, eventually};
@@ -479,6 +480,7 @@ async fn check_retention(app: &TestApp) {
         let period = std::time::Duration::from_hours(24 * days);
         Retention::new(store, env, app.database.url.clone().into(), period)
     };
+    let running = CancellationToken::new();
     let mut connection = app.database.connect().await;
     let count = "SELECT count(*) FROM audit_events WHERE workspace_id = $1";
     let mut count = async || {
@@ -490,10 +492,10 @@ async fn check_retention(app: &TestApp) {
     };
     let total = count().await;
     // No event of this log is that old. Only empty partitions of earlier months may be dropped.
-    retention(365).prune().await.unwrap();
+    retention(365).prune(&running).await.unwrap();
     // The event of the checkpoint request may be written only now.
     assert!(count().await >= total);
-    let dropped = retention(30).prune().await.unwrap();
+    let dropped = retention(30).prune(&running).await.unwrap();
     assert!(dropped.iter().any(|name| name.starts_with("audit_events_")), "{dropped:?}");
     assert!(dropped.iter().any(|name| name.starts_with("audit_chain_segments_")), "{dropped:?}");
     assert!(count().await < total - MIN_EVENTS / 2);
@@ -506,7 +508,7 @@ async fn check_retention(app: &TestApp) {
     assert_eq!(pruned["events"][0]["metadata"]["sequence"], result.first_sequence - 1);
     assert_eq!(pruned["events"][0]["actor"]["type"], "system");
     // A second run drops nothing and logs nothing.
-    assert_eq!(retention(30).prune().await.unwrap(), Vec::<String>::new());
+    assert_eq!(retention(30).prune(&running).await.unwrap(), Vec::<String>::new());
     let again = app.get(list).bearer(&owner.access_token).send().await.expect_status(200);
     assert_eq!(
         again["events"].as_array().unwrap().len(),

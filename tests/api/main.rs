@@ -59,6 +59,7 @@ mod server;
 mod sessions;
 mod shared_limits;
 mod sign_in_throttling;
+mod tasks;
 mod third_party_clients;
 mod workspaces;
 mod wycheproof;

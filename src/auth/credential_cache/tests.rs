@@ -60,7 +60,8 @@ const NOW: Duration = Duration::from_secs(100);
 fn cache(source: &FakeSource, capacity: usize) -> (CredentialCache<FakeSource>, Lease) {
     let lease = Lease::default();
     lease.extend(NOW + Duration::from_secs(5));
-    let cache = CredentialCache::start(source.clone(), Env::system(), lease.clone(), capacity);
+    let (source, env, tasks) = (source.clone(), Env::system(), TaskGroup::default());
+    let cache = CredentialCache::start(source, env, lease.clone(), capacity, &tasks);
     (cache, lease)
 }
 

@@ -13,10 +13,8 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use futures_util::stream;
-use tokio::{
-    sync::watch,
-    time::{Instant, Interval, MissedTickBehavior, interval_at},
-};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
+use tokio_util::sync::CancellationToken;
 
 use super::ApiResult;
 use crate::{
@@ -98,7 +96,7 @@ pub(in crate::http) async fn stream_events(
         format,
         follower,
         sequence,
-        shutdown: app.shutdown.subscribe(),
+        shutdown: app.shutdown.clone(),
         heartbeat: interval(HEARTBEAT_INTERVAL),
         check: interval(CHECK_INTERVAL),
         app,
@@ -139,10 +137,6 @@ fn interval(period: Duration) -> Interval {
     ticks
 }
 
-async fn shutdown_started(shutdown: &mut watch::Receiver<bool>) {
-    shutdown.wait_for(|has_started| *has_started).await.map(drop).ok();
-}
-
 /// The reason to wake up a stream.
 enum Wake {
     /// Send a comment that keeps the connection open.
@@ -163,7 +157,7 @@ struct Tail {
     follower: StreamSubscription,
     /// Sequence number of the last event that was sent or skipped.
     sequence: i64,
-    shutdown: watch::Receiver<bool>,
+    shutdown: CancellationToken,
     heartbeat: Interval,
     check: Interval,
 }
@@ -175,7 +169,7 @@ impl Tail {
         loop {
             let wake = tokio::select! {
                 biased;
-                () = shutdown_started(&mut self.shutdown) => return None,
+                () = self.shutdown.cancelled() => return None,
                 _ = self.heartbeat.tick() => Wake::Heartbeat,
                 _ = self.check.tick() => Wake::Check,
                 end = self.follower.wait_for_events_after(self.sequence) => Wake::NewEvents(end),

@@ -12,10 +12,8 @@ use axum::{
     response::Response,
 };
 use futures_util::stream;
-use tokio::{
-    sync::watch,
-    time::{Interval, MissedTickBehavior, interval},
-};
+use tokio::time::{Interval, MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     audit::StreamSubscription,
@@ -80,7 +78,7 @@ pub(super) async fn stream_fragment<A: ProtectedAccess, P: LiveFragment>(
         fragment,
         follower,
         end,
-        stopping: app.shutdown.subscribe(),
+        shutdown: app.shutdown.clone(),
         poll_interval,
         polls_until_render: 0,
         is_over: false,
@@ -101,7 +99,7 @@ struct FragmentStream<A, P> {
     follower: StreamSubscription,
     /// The end of the workspace's hash chain at the last poll.
     end: i64,
-    stopping: watch::Receiver<bool>,
+    shutdown: CancellationToken,
     poll_interval: Interval,
     /// The number of polls until the fragment is rendered even without new events.
     polls_until_render: u32,
@@ -114,7 +112,7 @@ impl<A: ProtectedAccess, P: LiveFragment> FragmentStream<A, P> {
         while !self.is_over {
             tokio::select! {
                 biased;
-                _ = self.stopping.wait_for(|stopping| *stopping) => return None,
+                () = self.shutdown.cancelled() => return None,
                 _ = self.poll_interval.tick() => {}
             }
             if !self.authorization.is_valid().await {
