@@ -14,27 +14,34 @@ use std::{
 
 use axum::{body::Body, extract::Request, response::Response};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    server::graceful::{GracefulConnection, GracefulShutdown},
+};
 use ipnet::IpNet;
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::{Semaphore, watch},
+    sync::Semaphore,
+    task::{JoinError, JoinSet},
     time::{sleep, timeout},
 };
 use tokio_io_timeout::TimeoutStream;
-use tracing::{debug, warn};
+use tracing::{debug, error, warn};
 
 use crate::{config, model::address};
 
 /// Maximum size of a request's head, in bytes.
 const MAX_HEAD_BYTES: usize = 32 * 1024;
 
+/// Maximum time to drop the requests that are aborted at shutdown.
+const ABORT_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// An HTTP server that calls a function with the peer's address and the request.
 pub struct Server<F> {
     service: F,
     http: http1::Builder,
-    connections: Arc<Semaphore>,
-    max_connections: u32,
+    /// One for each connection.
+    permits: Arc<Semaphore>,
     clients: ConnectionCounts,
     write_timeout: Duration,
     shutdown_timeout: Duration,
@@ -59,8 +66,7 @@ where
         Self {
             service,
             http,
-            connections: Arc::new(Semaphore::new(settings.max_connections)),
-            max_connections: settings.max_connections.try_into().unwrap_or(u32::MAX),
+            permits: Arc::new(Semaphore::new(settings.max_connections)),
             clients: ConnectionCounts::new(settings),
             write_timeout: settings.write_timeout,
             shutdown_timeout: settings.shutdown_timeout,
@@ -68,7 +74,7 @@ where
     }
 
     /// Accepts connections until `stop` completes, then waits for requests in flight, at most for
-    /// `server.shutdown_timeout_seconds`.
+    /// `server.shutdown_timeout_seconds`. Those that take longer are dropped.
     ///
     /// # Errors
     /// None at present: after a failed accept the loop pauses and tries again.
@@ -77,49 +83,62 @@ where
         listener: TcpListener,
         stop: impl Future<Output = ()>,
     ) -> io::Result<()> {
-        let (stopping, _) = watch::channel(false);
+        let (shutdown, mut connections) = (GracefulShutdown::new(), JoinSet::new());
         let mut stop = pin!(stop);
         loop {
-            // Acquire the permit first: beyond the limit, connections wait in the kernel's queue.
-            let permit = tokio::select! {
-                permit = Arc::clone(&self.connections).acquire_owned() => permit,
+            let (stream, peer, permits) = tokio::select! {
                 () = &mut stop => break,
+                Some(ended) = connections.join_next() => {
+                    log_panic(ended);
+                    continue;
+                }
+                accepted = self.accept(&listener) => accepted,
             };
-            let (stream, peer) = tokio::select! {
-                accepted = listener.accept() => match accepted {
-                    Ok(accepted) => accepted,
-                    Err(error) => {
-                        // Most likely out of file descriptors, which is temporary.
-                        warn!(%error, "cannot accept a connection");
-                        sleep(Duration::from_millis(50)).await;
-                        continue;
-                    }
-                },
-                () = &mut stop => break,
-            };
-            // A single client must not take all connections.
-            let Some(client_permit) = self.clients.admit(peer.ip()) else { continue };
-            let connection = self.serve(stream, peer.ip(), stopping.subscribe());
-            tokio::spawn(async move {
-                connection.await;
-                drop((permit, client_permit));
+            let connection = shutdown.watch(self.connection(stream, peer));
+            connections.spawn(async move {
+                if let Err(error) = connection.await {
+                    debug!(%error, "a connection failed");
+                }
+                drop(permits);
             });
         }
         drop(listener);
-        stopping.send_replace(true);
-        let all_done = self.connections.acquire_many(self.max_connections);
-        if timeout(self.shutdown_timeout, all_done).await.is_err() {
+        if timeout(self.shutdown_timeout, shutdown.shutdown()).await.is_err() {
             warn!("requests in flight were aborted");
         }
+        // For a request that is aborted this is the same as a client that disconnects: its
+        // transaction ends, and its audit event is queued.
+        timeout(ABORT_TIMEOUT, connections.shutdown()).await.ok();
         Ok(())
     }
 
-    fn serve(
+    /// Accepts a connection; returns it with its permits, to hold until it is closed.
+    async fn accept(&self, listener: &TcpListener) -> (TcpStream, IpAddr, impl Send + use<F, A>) {
+        loop {
+            // Acquire the permit first: beyond the limit, connections wait in the kernel's queue.
+            let permit = Arc::clone(&self.permits).acquire_owned().await;
+            let (stream, peer) = match listener.accept().await {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    // Most likely out of file descriptors, which is temporary.
+                    warn!(%error, "cannot accept a connection");
+                    sleep(Duration::from_millis(50)).await;
+                    continue;
+                }
+            };
+            // A single client must not take all connections.
+            if let Some(client_permit) = self.clients.admit(peer.ip()) {
+                return (stream, peer.ip(), (permit, client_permit));
+            }
+        }
+    }
+
+    /// Serves a connection. The future ends when the connection is closed.
+    fn connection(
         &self,
         stream: TcpStream,
         peer: IpAddr,
-        mut stopping: watch::Receiver<bool>,
-    ) -> impl Future<Output = ()> + use<F, A> {
+    ) -> impl GracefulConnection<Error = hyper::Error> + use<F, A> {
         stream.set_nodelay(true).ok();
         let service = self.service.clone();
         let service = service_fn(move |request: hyper::Request<Incoming>| {
@@ -130,22 +149,14 @@ where
         // A client that does not read its response would otherwise hold the connection forever.
         let mut stream = TimeoutStream::new(stream);
         stream.set_write_timeout(Some(self.write_timeout));
-        let stream = Box::pin(stream);
-        let connection = self.http.serve_connection(TokioIo::new(stream), service);
-        async move {
-            let mut connection = pin!(connection);
-            let stopped = async move { stopping.wait_for(|stopping| *stopping).await.is_ok() };
-            let outcome = tokio::select! {
-                outcome = connection.as_mut() => outcome,
-                _ = stopped => {
-                    connection.as_mut().graceful_shutdown();
-                    connection.await
-                }
-            };
-            if let Err(error) = outcome {
-                debug!(%error, "a connection failed");
-            }
-        }
+        self.http.serve_connection(TokioIo::new(Box::pin(stream)), service)
+    }
+}
+
+/// Logs the panic of a connection. Those of handlers are caught before.
+fn log_panic(ended: Result<(), JoinError>) {
+    if let Err(error) = ended {
+        error!(%error, "a connection panicked");
     }
 }
 

@@ -170,6 +170,29 @@ async fn graceful_shutdown_finishes_requests_and_writes_log() {
     assert_eq!(written, 1);
 }
 
+/// The request's audit event is still written, and other nodes need not wait for this one.
+#[tokio::test]
+async fn request_over_shutdown_timeout_is_aborted_and_logged() {
+    let app = TestApp::start_with(&[("server.shutdown_timeout_seconds", "1")]).await;
+    let dana = app.register("acme").await;
+    let mut connection = app.database.connect().await;
+    let mut tx = connection.begin().await.unwrap();
+    tx.execute("LOCK TABLE documents IN ACCESS EXCLUSIVE MODE").await.unwrap();
+    let in_flight = tokio::spawn(app.get("/v1/agents").bearer(&dana.access_token).try_send());
+    app.database.wait_for_blocked_statement().await;
+    let database = with_timeout("the service stops", app.stop()).await;
+    assert!(in_flight.await.unwrap().is_err());
+    let counts: (i64, i64) = sqlx::query_as(
+        "SELECT (SELECT count(*) FROM audit_events WHERE status = 499 AND path = '/v1/agents'),
+                (SELECT count(*) FROM nodes)",
+    )
+    .fetch_one(&mut database.connect().await)
+    .await
+    .unwrap();
+    assert_eq!(counts, (1, 0));
+    tx.rollback().await.unwrap();
+}
+
 #[tokio::test]
 async fn restart_keeps_sessions_keys_and_signing_key() {
     let app = TestApp::start().await;
