@@ -52,6 +52,42 @@ async fn stream_delivers_events_as_listed() {
     assert_eq!(events[0]["request"]["path"], STREAM);
 }
 
+/// Reads a response until its text has this many blocks, each of which ends with an empty line.
+async fn read_blocks(response: &mut reqwest::Response, count: usize) -> Vec<String> {
+    let mut text = String::new();
+    while text.matches("\n\n").count() < count {
+        let chunk = with_timeout("the next block", response.chunk()).await.unwrap().unwrap();
+        text.push_str(str::from_utf8(&chunk).unwrap());
+    }
+    text.split_terminator("\n\n").map(str::to_owned).collect()
+}
+
+/// The bytes on the wire, for clients that parse less than the HTML Standard allows.
+#[tokio::test]
+async fn stream_has_plain_lines_and_unbuffered_headers() {
+    let app = TestApp::start().await;
+    let (_, busy, watcher) = create_actors(&app).await;
+    let request = app.http.get(format!("{}{}", app.url, stream_of(&busy)));
+    let mut response = request.bearer_auth(&watcher.secret).send().await.unwrap();
+    let headers = ["content-type", "cache-control", "x-accel-buffering"];
+    assert_eq!(
+        headers.map(|name| response.headers().get_all(name).iter().collect::<Vec<_>>()),
+        [vec!["text/event-stream"], vec!["no-store"], vec!["no"]]
+    );
+    let start = read_blocks(&mut response, 1).await.remove(0);
+    let id = start.rsplit_once("id: ").unwrap().1;
+    assert_eq!(start, format!(": from {id}\nretry: 1000\nid: {id}"));
+    for number in 0..3 {
+        create_agent(&app, &busy, number).await;
+    }
+    for event in read_blocks(&mut response, 3).await {
+        let (id, data) = event.split_once('\n').unwrap();
+        assert!(id.strip_prefix("id: ").is_some_and(|id| id.parse::<i64>().is_ok()), "{event}");
+        let data: Value = serde_json::from_str(data.strip_prefix("data: ").unwrap()).unwrap();
+        assert_eq!(data["request"]["path"], "/v1/agents");
+    }
+}
+
 /// Two nodes create events while a reader follows them. It reconnects after every 37 events,
 /// alternating between the nodes.
 #[tokio::test]

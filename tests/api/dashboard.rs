@@ -284,7 +284,7 @@ async fn page_shows_nothing_of_other_workspaces() {
     }
     // A stream reveals nothing and ends.
     let stream = browser.get(&format!("{details}/rotation/stream")).await;
-    assert!(stream.text.contains("event: over") && !stream.text.contains("prod"), "{stream:#?}");
+    assert_eq!(stream.text, "event: over\ndata: over\n\n", "{stream:#?}");
     for path in [
         details.clone(),
         format!("{details}/rotate"),

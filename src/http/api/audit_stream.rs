@@ -4,15 +4,17 @@
 //! no gaps and never change. So a client that reconnects with its last id, to any node, misses no
 //! event and gets none twice. New events come from [`crate::audit::StreamSubscription`].
 
-use std::{convert::Infallible, fmt::Write as _, time::Duration};
+use std::{convert::Infallible, future::ready, time::Duration, vec};
 
 use axum::{
-    body::{Body, Bytes},
     extract::State,
-    http::{HeaderMap, HeaderName, HeaderValue, header},
-    response::{IntoResponse, Response},
+    http::{HeaderMap, HeaderName, HeaderValue},
+    response::{
+        IntoResponse, Response,
+        sse::{self, Sse},
+    },
 };
-use futures_util::stream;
+use futures_util::{Stream, StreamExt as _, stream};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 use tokio_util::sync::CancellationToken;
 
@@ -36,8 +38,8 @@ use crate::{
 const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(15);
 /// Interval of the checks that the credential is still valid.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
-/// Delay in milliseconds before a client reconnects.
-const RECONNECT_MS: u32 = 1000;
+/// Delay before a client reconnects.
+const RECONNECT_DELAY: Duration = Duration::from_secs(1);
 /// `Retry-After` in seconds while the limit of concurrent streams is reached.
 const RETRY_AFTER_SECONDS: u64 = 10;
 
@@ -96,25 +98,26 @@ pub(in crate::http) async fn stream_events(
         format,
         follower,
         sequence,
+        unsent: Vec::new().into_iter(),
         shutdown: app.shutdown.clone(),
         heartbeat: interval(HEARTBEAT_INTERVAL),
         check: interval(CHECK_INTERVAL),
         app,
     };
     // Send the id at once: a client that loses the connection before the first event can resume.
-    let start = format!(": from {sequence}\nretry: {RECONNECT_MS}\nid: {sequence}\n\n");
-    let start = stream::iter([Ok::<_, Infallible>(Bytes::from(start))]);
-    let rest = stream::unfold(tail, async |mut tail| {
-        let text = tail.next().await?;
-        Some((Ok(Bytes::from(text)), tail))
-    });
-    Ok(sse_response(Body::from_stream(stream::StreamExt::chain(start, rest))))
+    let start = sse::Event::default()
+        .comment(format!("from {sequence}"))
+        .retry(RECONNECT_DELAY)
+        .id(sequence.to_string());
+    let rest = stream::unfold(tail, async |mut tail| Some((tail.next().await?, tail)));
+    Ok(sse_response(stream::once(ready(start)).chain(rest)))
 }
 
 /// Builds a response of Server-Sent Events.
-pub(in crate::http) fn sse_response(body: Body) -> Response {
-    let content_type = (header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
-    ([content_type, UNBUFFERED], body).into_response()
+pub(in crate::http) fn sse_response(
+    events: impl Stream<Item = sse::Event> + Send + 'static,
+) -> Response {
+    ([UNBUFFERED], Sse::new(events.map(Ok::<_, Infallible>))).into_response()
 }
 
 fn last_event_id(headers: &HeaderMap) -> ApiResult<Option<i64>> {
@@ -143,6 +146,8 @@ enum Wake {
     Heartbeat,
     /// Check the credential.
     Check,
+    /// Send the next event that was read.
+    Unsent,
     /// Read new events up to this sequence number.
     NewEvents(i64),
 }
@@ -155,52 +160,74 @@ struct Tail {
     filter: EventFilter,
     format: EventFormatter,
     follower: StreamSubscription,
-    /// Sequence number of the last event that was sent or skipped.
+    /// Sequence number of the last event that was read.
     sequence: i64,
+    /// Events that were read and not sent yet: a page of them at most.
+    unsent: vec::IntoIter<SealedEvent>,
     shutdown: CancellationToken,
     heartbeat: Interval,
     check: Interval,
 }
 
 impl Tail {
-    /// Returns the next text to send, or `None` to end the stream. Polled only when the client can
+    /// Returns the next event to send, or `None` to end the stream. Polled only when the client can
     /// take more (back-pressure).
-    async fn next(&mut self) -> Option<String> {
+    async fn next(&mut self) -> Option<sse::Event> {
         loop {
-            let wake = tokio::select! {
-                biased;
-                () = self.shutdown.cancelled() => return None,
-                _ = self.heartbeat.tick() => Wake::Heartbeat,
-                _ = self.check.tick() => Wake::Check,
-                end = self.follower.wait_for_events_after(self.sequence) => Wake::NewEvents(end),
-            };
-            let end = match wake {
-                Wake::NewEvents(end) => end,
+            match self.wait().await? {
                 Wake::Heartbeat | Wake::Check if !self.authorization.is_valid().await => {
                     return None;
                 }
+                // Not axum's `KeepAlive`, which sends a comment only if there are no events.
                 Wake::Heartbeat => {
                     self.record_stream_usage().await;
-                    return Some(": \n\n".to_owned());
+                    return Some(sse::Event::DEFAULT_KEEP_ALIVE);
                 }
-                Wake::Check => continue,
-            };
-            let Ok(sealed) =
-                self.app.audit_log.list_sealed_events(&self.caller, self.sequence, end).await
-            else {
-                // The client reconnects and resumes after its last id.
-                return None;
-            };
-            // Check after the read: events sealed after the credential ended must not be sent.
-            if !self.authorization.is_valid().await {
-                return None;
-            }
-            self.sequence = sealed.last().map_or(end, |last| last.sequence);
-            let text = self.format_events(&sealed);
-            if !text.is_empty() {
-                return Some(text);
+                Wake::Check => {}
+                Wake::Unsent => {
+                    if let Some(event) = self.next_unsent() {
+                        return Some(event);
+                    }
+                }
+                Wake::NewEvents(end) => self.read_events(end).await?,
             }
         }
+    }
+
+    /// Waits for a reason to wake up; `None` if the service stops.
+    async fn wait(&mut self) -> Option<Wake> {
+        let has_unsent = !self.unsent.as_slice().is_empty();
+        Some(tokio::select! {
+            biased;
+            () = self.shutdown.cancelled() => return None,
+            _ = self.heartbeat.tick() => Wake::Heartbeat,
+            _ = self.check.tick() => Wake::Check,
+            () = ready(()), if has_unsent => Wake::Unsent,
+            end = self.follower.wait_for_events_after(self.sequence) => Wake::NewEvents(end),
+        })
+    }
+
+    /// Reads the events after the last one, up to `end`. `None` ends the stream.
+    async fn read_events(&mut self, end: i64) -> Option<()> {
+        let (log, last) = (&self.app.audit_log, self.sequence);
+        // After an error the client reconnects and resumes after its last id.
+        let sealed = log.list_sealed_events(&self.caller, last, end).await.ok()?;
+        // Check after the read: events sealed after the credential ended must not be sent.
+        if !self.authorization.is_valid().await {
+            return None;
+        }
+        self.sequence = sealed.last().map_or(end, |last| last.sequence);
+        self.unsent = sealed.into_iter();
+        Some(())
+    }
+
+    /// Takes the unsent events up to the next one that matches the filter.
+    fn next_unsent(&mut self) -> Option<sse::Event> {
+        let Self { unsent, filter, format, .. } = self;
+        unsent.find_map(|SealedEvent { sequence, event, .. }| {
+            let event = event.filter(|event| filter.matches(event))?;
+            Some(sse::Event::default().id(sequence.to_string()).data(format(&event)?))
+        })
     }
 
     /// Records that the key is in use, without counting a request. Otherwise a key with an open
@@ -211,24 +238,5 @@ impl Tail {
         event.route = Some(RouteUse { group: "audit-log", scope: Scope::ReadOnly });
         event.is_usage_only = true;
         permit.send(event);
-    }
-
-    /// Formats the events that match the filter.
-    fn format_events(&self, sealed: &[SealedEvent]) -> String {
-        let mut text = String::new();
-        for SealedEvent { sequence, event, .. } in sealed {
-            let Some(event) = event.as_ref().filter(|event| self.filter.matches(event)) else {
-                continue;
-            };
-            if let Some(data) = (self.format)(event) {
-                writeln!(text, "id: {sequence}").ok();
-                // JSON is one line; HTML may have several.
-                for line in data.split(['\r', '\n']) {
-                    writeln!(text, "data: {line}").ok();
-                }
-                text.push('\n');
-            }
-        }
-        text
     }
 }

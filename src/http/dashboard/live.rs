@@ -5,12 +5,9 @@
 //! It ends when the session ends, the session switches to another workspace, or the node shuts
 //! down.
 
-use std::{convert::Infallible, time::Duration};
+use std::time::Duration;
 
-use axum::{
-    body::{Body, Bytes},
-    response::Response,
-};
+use axum::response::{Response, sse};
 use futures_util::stream;
 use tokio::time::{Interval, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
@@ -85,10 +82,9 @@ pub(super) async fn stream_fragment<A: ProtectedAccess, P: LiveFragment>(
         app,
     };
     let events = stream::unfold(fragment_stream, async |mut fragment_stream| {
-        let event = fragment_stream.next_event().await?;
-        Some((Ok::<_, Infallible>(Bytes::from(event)), fragment_stream))
+        Some((fragment_stream.next_event().await?, fragment_stream))
     });
-    Ok(sse_response(Body::from_stream(events)))
+    Ok(sse_response(events))
 }
 
 struct FragmentStream<A, P> {
@@ -108,7 +104,7 @@ struct FragmentStream<A, P> {
 
 impl<A: ProtectedAccess, P: LiveFragment> FragmentStream<A, P> {
     /// Returns the next event; `None` ends the stream.
-    async fn next_event(&mut self) -> Option<String> {
+    async fn next_event(&mut self) -> Option<sse::Event> {
         while !self.is_over {
             tokio::select! {
                 biased;
@@ -128,18 +124,16 @@ impl<A: ProtectedAccess, P: LiveFragment> FragmentStream<A, P> {
             let permit = self.app.audit_log.acquire_query_permit().await.ok()?;
             let rendered = self.fragment.render(&self.app, &self.caller).await;
             drop(permit);
-            let html = match rendered {
-                Ok(Some(html)) => html,
+            return match rendered {
+                Ok(Some(html)) => Some(sse::Event::default().data(html)),
                 Ok(None) => {
                     self.is_over = true;
-                    return Some("event: over\ndata:\n\n".to_owned());
+                    // Browsers ignore an event without data.
+                    Some(sse::Event::default().event("over").data("over"))
                 }
                 // The browser reconnects.
-                Err(_) => return None,
+                Err(_) => None,
             };
-            let lines = html.split(['\r', '\n']);
-            let lines: Vec<_> = lines.map(|line| format!("data: {line}\n")).collect();
-            return Some(format!("{}\n", lines.concat()));
         }
         None
     }
