@@ -138,3 +138,26 @@ async fn disconnected_node_never_accepts_revoked_key() {
 async fn node_with_hanging_connections_never_accepts_revoked_key() {
     check_revocation_while_disconnected(ProxyMode::Hang).await;
 }
+
+/// The shutdown does not wait for PostgreSQL forever. Without deregistering, other nodes treat the
+/// node as crashed, because it may have lost events.
+#[tokio::test(flavor = "multi_thread")]
+async fn node_with_hanging_connections_stops_and_reports_lost_events() {
+    let _turn = acquire_test_lock().await;
+    let cluster = Cluster::start(false).await;
+    let proxy = Proxy::start(cluster.port()).await;
+    let url = proxy.url(&cluster.node_url(), cluster.port());
+    let mut node = Node::start("node", &url, &[ACQUIRE]).await;
+    let owner = node.register("acme").await;
+    let key = node.create_key(&owner, "valid").await;
+    node.verify(&key.secret).send().await.expect_status(200);
+    proxy.set_mode(ProxyMode::Hang);
+    // The lease is still valid, so the node answers and queues the event.
+    node.verify(&key.secret).send().await.expect_status(200);
+    let started = Instant::now();
+    assert!(node.stop().await.success());
+    println!("stopped in {:?}", started.elapsed());
+    assert_eq!(node.count_log_lines("audit events were lost"), 1);
+    let nodes = sqlx::query_scalar::<_, i64>("SELECT count(*) FROM nodes");
+    assert_eq!(nodes.fetch_one(&mut cluster.connect().await).await.unwrap(), 1);
+}
