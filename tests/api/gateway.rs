@@ -1,64 +1,17 @@
 //! Forward-auth with a real nginx in front of a real upstream, configured as in docs/gateways.md.
 
-use std::{
-    fs,
-    path::Path,
-    process::{Child, Command, Stdio},
-};
-
 use axum::{Router, extract::Request, routing::any};
 
-use crate::fixture::{TestApp, TestRequest, TestResponse, eventually};
+use crate::fixture::{Gateway, TestApp, TestRequest, TestResponse, free_port};
 
-/// An nginx process with a temporary folder. Dropping it stops the process.
-struct Nginx {
-    process: Child,
-    url: String,
-    _folder: tempfile::TempDir,
-}
-
-impl Nginx {
-    async fn start(auth: &str, upstream: &str) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        // The two locations of docs/gateways.md, with the addresses of the test.
-        let page = include_str!("../../docs/gateways.md");
-        let snippet = page.split("```nginx\n").nth(1).unwrap().split("```").next().unwrap();
-        let snippet = snippet.replace("http://auth:8080", auth).replace("http://api", upstream);
-        let path = folder.path().display();
-        let config = format!(
-            "daemon off; pid {path}/pid; error_log {path}/error.log;
-             events {{}}
-             http {{
-                 access_log off;
-                 client_body_temp_path {path}/body; proxy_temp_path {path}/proxy;
-                 fastcgi_temp_path {path}/f; uwsgi_temp_path {path}/u; scgi_temp_path {path}/s;
-                 server {{ listen 127.0.0.1:{port}; {snippet} }}
-             }}"
-        );
-        fs::write(folder.path().join("nginx.conf"), config).unwrap();
-        let program =
-            if Path::new("/usr/sbin/nginx").exists() { "/usr/sbin/nginx" } else { "nginx" };
-        let process = Command::new(program)
-            .args(["-e", "stderr", "-p"])
-            .arg(folder.path())
-            .arg("-c")
-            .arg(folder.path().join("nginx.conf"))
-            .stdin(Stdio::null())
-            .spawn()
-            .unwrap_or_else(|_| panic!("nginx is missing: run ./scripts/test"));
-        let address = format!("127.0.0.1:{port}");
-        eventually("nginx", async || tokio::net::TcpStream::connect(&address).await.ok()).await;
-        Self { process, url: format!("http://{address}"), _folder: folder }
-    }
-}
-
-impl Drop for Nginx {
-    fn drop(&mut self) {
-        let pid = rustix::process::Pid::from_raw(self.process.id().try_into().unwrap()).unwrap();
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).ok();
-        self.process.wait().ok();
-    }
+/// Starts nginx with the two locations of docs/gateways.md and returns it with its URL.
+async fn start_nginx(auth: &str, upstream: &str) -> (Gateway, String) {
+    let page = include_str!("../../docs/gateways.md");
+    let snippet = page.split("```nginx\n").nth(1).unwrap().split("```").next().unwrap();
+    let snippet = snippet.replace("http://auth:8080", auth).replace("http://api", upstream);
+    let port = free_port();
+    let server = format!("server {{ listen 127.0.0.1:{port}; {snippet} }}");
+    (Gateway::nginx(port, &server).await, format!("http://127.0.0.1:{port}"))
 }
 
 /// Starts an API that returns the request line and the workspace that nginx passes on.
@@ -82,9 +35,9 @@ async fn nginx_forwards_only_authorized_requests() {
         app.create_key(&dana, "writer", "write").await,
         app.create_key(&dana, "reader", "read-only").await,
     ];
-    let nginx = Nginx::start(&app.url, &start_upstream().await).await;
+    let (_nginx, url) = start_nginx(&app.url, &start_upstream().await).await;
     let send = async |method: &str, key: &str, extra: &[(&str, &str)]| -> TestResponse {
-        let mut call = TestRequest::new(&app.http, &nginx.url, method, "/v1/things?secret=1");
+        let mut call = TestRequest::new(&app.http, &url, method, "/v1/things?secret=1");
         for (name, value) in extra {
             call = call.header(name, value);
         }

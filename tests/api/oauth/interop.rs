@@ -2,21 +2,14 @@
 //! conformance tests of the Model Context Protocol (MCP), and Authlib. Where a client sends the
 //! user to a page, a real browser opens it.
 
-use std::net::TcpListener;
-
 use serde_json::{Value, json};
 use url::Url;
 
 use crate::faults::run_admin_command;
 use crate::fixture::{
-    Browser, Chromium, PASSWORD, Script, TestApp, TestUser,
+    Browser, Chromium, PASSWORD, Script, TestApp, TestUser, free_port,
     oauth::{CALLBACK, OAuthClient, OAuthExt},
 };
-
-/// Returns a free port, for programs that take the port as an argument.
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
 
 /// Opens the page to which a client sends the user, and signs in.
 async fn sign_in(chromium: &Chromium, url: &str, person: &TestUser) {
