@@ -29,6 +29,7 @@ mod contract;
 mod dashboard;
 mod dashboard_browser;
 mod documentation;
+mod documented_commands;
 mod factor_management;
 #[path = "../faults/mod.rs"]
 mod faults;

@@ -19,7 +19,8 @@ struct DocumentServer {
 impl DocumentServer {
     async fn start() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let [authority, server_certificate, key] = issue_certificate(folder.path(), "documents");
+        let [authority, server_certificate, key] =
+            issue_certificate(folder.path(), "documents", &["localhost"]);
         let mut script = Script::python("document_server.py", &[&server_certificate, &key], &[]);
         let url = format!("https://localhost:{}", script.read_line_after("").await);
         Self { script, url, authority, _folder: folder }

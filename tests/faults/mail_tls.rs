@@ -16,8 +16,10 @@ async fn register(node: &Node, email: &str) {
 async fn email_is_sent_over_tls_only_to_trusted_server() {
     let _turn = acquire_test_lock().await;
     let folder = tempfile::tempdir().unwrap();
-    let [authority, trusted_certificate, key] = issue_certificate(folder.path(), "good");
-    let [_, untrusted_certificate, untrusted_key] = issue_certificate(folder.path(), "unknown");
+    let [authority, trusted_certificate, key] =
+        issue_certificate(folder.path(), "good", &["localhost"]);
+    let [_, untrusted_certificate, untrusted_key] =
+        issue_certificate(folder.path(), "unknown", &["localhost"]);
     for (mode, url) in
         [("starttls", "smtp://auth:p%2Fw@HOST?tls=required"), ("tls", "smtps://auth:p%2Fw@HOST")]
     {

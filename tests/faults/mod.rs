@@ -16,4 +16,4 @@ mod sign_in_burst;
 mod signing_keys;
 mod unknown_key_flood;
 
-pub use fixture::run_admin_command;
+pub use fixture::{issue_certificate, run_admin_command};
