@@ -187,6 +187,33 @@ fn circles_of_imports_have_at_most_three_files() {
     assert!(circles > 0 && imports.values().map(BTreeSet::len).sum::<usize>() > 500);
 }
 
+/// Returns the name of the type if a line starts an inherent `impl` of it.
+fn implemented_type(line: &str) -> Option<&str> {
+    let name = line.strip_prefix("impl ")?.strip_suffix(" {")?;
+    name.chars().all(char::is_alphanumeric).then_some(name)
+}
+
+#[test]
+fn service_is_implemented_in_one_file_or_its_folder() {
+    let mut files: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for (path, text) in read_sources() {
+        if ["auth", "oauth"].contains(&top_level_module(&path)) {
+            for name in text.lines().filter_map(implemented_type) {
+                files.entry(name.to_owned()).or_default().insert(path.clone());
+            }
+        }
+    }
+    let mut in_folders = 0;
+    for (name, paths) in files.into_iter().filter(|(_, paths)| paths.len() > 1) {
+        let folders: BTreeSet<_> =
+            paths.iter().map(|path| path.rsplit_once('/').unwrap().0).collect();
+        let is_one = folders.len() == 1 && folders.iter().all(|folder| folder.contains('/'));
+        assert!(is_one, "{name} is implemented in {paths:?}");
+        in_folders += 1;
+    }
+    assert!(in_folders >= 5, "{in_folders}");
+}
+
 #[test]
 fn library_is_used_only_in_its_modules() {
     for (library, allowed_modules) in [

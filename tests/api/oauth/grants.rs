@@ -1,6 +1,8 @@
 //! Connected apps: users list and end them, on every node at once, and their rights follow those of
 //! the user.
 
+use std::time::Duration;
+
 use call2me_auth::env::Clock as _;
 use serde_json::{Value, json};
 
@@ -202,11 +204,9 @@ async fn unused_grant_ends_after_ninety_days() {
     let client = app.register_client(json!({})).await;
     let mut browser = Browser::signed_in(&app, &dana.email).await;
     let tokens = app.obtain_tokens(&mut browser, &client, &[]).await;
-    let mut connection = app.database.connect().await;
     for (days, remaining) in [(90, 1), (92, 0)] {
         let later = app.clock.now() + time::Duration::days(days);
-        let prune = sqlx::query("SELECT prune_oauth($1, interval '90 days')").bind(later);
-        prune.execute(&mut connection).await.unwrap();
+        app.app.store.prune_oauth(later, Duration::from_hours(90 * 24)).await.unwrap();
         assert_eq!(list_grants(&app, &dana.access_token, "").await.len(), remaining, "{days}");
     }
     app.database.wait_for_invalidation().await;
