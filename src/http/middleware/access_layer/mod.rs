@@ -17,7 +17,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{MethodFilter, MethodRouter, any_service, on_service},
 };
-use futures_util::FutureExt;
+use futures_util::{FutureExt, future::BoxFuture};
 use hyper::body::Body as _;
 use tokio::time::timeout;
 use tower::service_fn;
@@ -92,7 +92,7 @@ fn serve_unprotected(method: Option<Method>, endpoint: Endpoint, app: &App) -> M
     let app = Arc::clone(app);
     route_to(method, move |request| {
         let (app, endpoint) = (Arc::clone(&app), endpoint.clone());
-        async move {
+        Box::pin(async move {
             let info = match request_info(&request) {
                 Ok(info) => info,
                 Err(error) => return error.into_response(),
@@ -101,17 +101,17 @@ fn serve_unprotected(method: Option<Method>, endpoint: Endpoint, app: &App) -> M
                 Ok(endpoint) => endpoint.response,
                 Err(error) => ErrorFormat::Json.render(error, info.id, &app.settings.public_url),
             }
-        }
+        })
     })
 }
 
 /// Routes requests with this method, or with any, to a function.
 ///
-/// axum boxes the future of the function. It must not be boxed here too.
-fn route_to<F, Fut>(method: Option<Method>, respond: F) -> MethodRouter<App>
+/// The future has three kilobytes. It is boxed at once, so that axum, which wraps and boxes it
+/// again, moves a pointer.
+fn route_to<F>(method: Option<Method>, respond: F) -> MethodRouter<App>
 where
-    F: Fn(Request) -> Fut + Clone + Send + Sync + 'static,
-    Fut: Future<Output = Response> + Send + 'static,
+    F: Fn(Request) -> BoxFuture<'static, Response> + Clone + Send + Sync + 'static,
 {
     let service = service_fn(move |request| respond(request).map(Ok::<_, Infallible>));
     match method.and_then(|method| MethodFilter::try_from(method).ok()) {
@@ -158,7 +158,7 @@ impl AccessLayer {
         let layer = Arc::new(self);
         route_to(method, move |request| {
             let layer = Arc::clone(&layer);
-            async move { layer.respond(request).await }
+            Box::pin(async move { layer.respond(request).await })
         })
     }
 
