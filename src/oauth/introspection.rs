@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use secrecy::{ExposeSecret, SecretString};
+use secrecy::ExposeSecret;
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -13,7 +13,7 @@ use super::{
     OAuthError, ProtocolError,
     clients::AuthenticatedClient,
     grants::{Grants, LockedGrant},
-    request::required_parameter,
+    request::{TokenParameter, required_parameter},
 };
 use crate::{
     auth::{
@@ -67,14 +67,7 @@ pub struct IntrospectionResponse {
 #[derive(Debug)]
 pub struct IntrospectionRequest<'a> {
     client: &'a AuthenticatedClient,
-    token: IntrospectedToken,
-}
-
-#[derive(Debug)]
-enum IntrospectedToken {
-    Refresh(PresentedToken<GrantId>),
-    /// The token can only be an access token.
-    Access(SecretString),
+    token: TokenParameter,
 }
 
 impl<'a> IntrospectionRequest<'a> {
@@ -91,9 +84,7 @@ impl<'a> IntrospectionRequest<'a> {
             return Err(ProtocolError::invalid_client(message));
         }
         let token = required_parameter(parameters, "token")?;
-        let refresh_token = PresentedToken::parse(token).map(IntrospectedToken::Refresh);
-        let token = refresh_token.unwrap_or_else(|| IntrospectedToken::Access(token.into()));
-        Ok(Self { client, token })
+        Ok(Self { client, token: TokenParameter::parse(token) })
     }
 }
 
@@ -121,8 +112,8 @@ impl Introspection {
         IntrospectionRequest { client, token }: &IntrospectionRequest<'_>,
     ) -> Result<IntrospectionResponse, OAuthError> {
         match token {
-            IntrospectedToken::Refresh(token) => self.introspect_refresh_token(client, token).await,
-            IntrospectedToken::Access(token) => {
+            TokenParameter::Refresh(token) => self.introspect_refresh_token(client, token).await,
+            TokenParameter::Access(token) => {
                 self.introspect_access_token(client, token.expose_secret()).await
             }
         }

@@ -24,7 +24,7 @@ mod error;
 pub mod grants;
 pub mod introspection;
 pub mod metadata;
-pub mod request;
+mod request;
 pub mod revocation;
 pub mod token_endpoint;
 

@@ -4,13 +4,17 @@
 //! take only the typed request. An error that must not be reported before another check, such as
 //! an unknown scope, is a value of the type.
 
+use secrecy::SecretString;
+
 use super::{OAuthErrorCode, ProtocolError};
 use crate::model::{
+    id::GrantId,
     oauth::{
         client::{Client, GrantType},
         parameters::{Parameters, RESOURCE},
         resource::ProtectedResources,
     },
+    refresh_token::PresentedToken,
     scope::Scope,
 };
 
@@ -35,9 +39,28 @@ pub(super) fn require_grant_type(client: &Client, grant: GrantType) -> Result<()
     Err(ProtocolError::new(OAuthErrorCode::UnauthorizedClient, message))
 }
 
+/// The `token` parameter of a revocation or introspection request. `token_type_hint` is ignored,
+/// because the type is evident from the token.
+#[derive(Debug)]
+pub(super) enum TokenParameter {
+    Refresh(PresentedToken<GrantId>),
+    /// The token can only be an access token.
+    Access(SecretString),
+}
+
+impl TokenParameter {
+    /// Recognizes the type of a token. Does not verify it.
+    pub(super) fn parse(token: &str) -> Self {
+        match PresentedToken::parse(token) {
+            Some(refresh_token) => Self::Refresh(refresh_token),
+            None => Self::Access(token.into()),
+        }
+    }
+}
+
 /// The `scope` parameter of a request (RFC 6749, section 3.3).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum RequestedScope {
+pub(super) enum RequestedScope {
     /// The request has no `scope` parameter.
     Default,
     /// The highest known scope that the request names. Others, such as `offline_access`, are
@@ -77,7 +100,7 @@ impl RequestedScope {
 
 /// The `resource` parameters of a request (RFC 8707), as the client sent them.
 #[derive(Debug, Clone)]
-pub struct RequestedResources(Vec<String>);
+pub(super) struct RequestedResources(Vec<String>);
 
 impl RequestedResources {
     /// Reads the `resource` parameters.

@@ -5,14 +5,14 @@
 
 use std::sync::Arc;
 
-use secrecy::{ExposeSecret, SecretString};
+use secrecy::ExposeSecret;
 use serde_json::json;
 
 use super::{
     OAuthError, OAuthErrorCode, ProtocolError,
     clients::AuthenticatedClient,
     grants::{Grants, LockedGrant},
-    request::required_parameter,
+    request::{TokenParameter, required_parameter},
 };
 use crate::{
     auth::{
@@ -34,14 +34,10 @@ use crate::{
 /// the grant.
 const MAX_REVOKED: i32 = 100;
 
-/// A revocation request (RFC 7009, section 2.1). `token_type_hint` is ignored, because the type is
-/// evident from the token.
+/// A revocation request (RFC 7009, section 2.1).
 #[derive(Debug)]
-pub enum RevocationRequest {
-    /// The token is a refresh token.
-    RefreshToken(PresentedToken<GrantId>),
-    /// The token can only be an access token.
-    AccessToken(SecretString),
+pub struct RevocationRequest {
+    token: TokenParameter,
 }
 
 impl RevocationRequest {
@@ -56,8 +52,7 @@ impl RevocationRequest {
             let message = "this is an API key; revoke it at /v1/api-keys";
             return Err(ProtocolError::new(OAuthErrorCode::UnsupportedTokenType, message));
         }
-        let refresh_token = PresentedToken::parse(token).map(Self::RefreshToken);
-        Ok(refresh_token.unwrap_or_else(|| Self::AccessToken(token.into())))
+        Ok(Self { token: TokenParameter::parse(token) })
     }
 }
 
@@ -87,11 +82,9 @@ impl Revocation {
         client: &AuthenticatedClient,
         request: &RevocationRequest,
     ) -> Result<(), OAuthError> {
-        match request {
-            RevocationRequest::RefreshToken(token) => {
-                self.revoke_refresh_token(client, token).await
-            }
-            RevocationRequest::AccessToken(token) => {
+        match &request.token {
+            TokenParameter::Refresh(token) => self.revoke_refresh_token(client, token).await,
+            TokenParameter::Access(token) => {
                 self.revoke_access_token(client, token.expose_secret()).await
             }
         }
