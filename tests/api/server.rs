@@ -121,6 +121,7 @@ async fn panic_is_500_with_usual_error_body() {
     let app = TestApp::start().await;
     let mut route = call2me_auth::http::routes::table().into_iter().next().unwrap();
     route = Route {
+        method: Some(axum::http::Method::GET),
         access_rule: AccessRule::Open,
         endpoint: Endpoint::new::<Open, _>(panicking_handler),
         path: "/v1/panics",

@@ -1,5 +1,7 @@
 //! Dynamic client registration (RFC 7591).
 
+use std::time::Duration;
+
 use call2me_auth::env::Clock as _;
 use serde_json::json;
 
@@ -146,8 +148,8 @@ async fn number_of_registrations_is_limited() {
     let remaining: i64 = sqlx::query_scalar(count).fetch_one(&mut connection).await.unwrap();
     assert_eq!(remaining, 10_000 - 100 + 1);
     // Unused registrations are deleted after a week.
-    let prune = "SELECT prune_oauth($1 + interval '8 days', interval '90 days')";
-    sqlx::query(prune).bind(app.clock.now()).execute(&mut connection).await.unwrap();
+    let later = app.clock.now() + Duration::from_hours(8 * 24);
+    app.app.store.prune_oauth(later, Duration::from_hours(90 * 24)).await.unwrap();
     let remaining: i64 = sqlx::query_scalar(count).fetch_one(&mut connection).await.unwrap();
     assert_eq!(remaining, 0);
 }
