@@ -24,8 +24,8 @@ pub struct OAuthErrorBody {
     error_description: String,
 }
 
-/// `Retry-After` of an error of the protocol with status 503, in seconds. Such an error waits for an
-/// action of a user, such as enrolling a second factor, so clients need not retry more often.
+/// `Retry-After` of an error of the protocol with status 503, in seconds. Such an error waits for
+/// an action of a user, such as enrolling a second factor, so clients need not retry more often.
 const RETRY_AFTER_SECONDS: u64 = 60;
 
 /// The status of an error that the RFCs define.
