@@ -22,7 +22,7 @@ use crate::{
     env::Env,
     model::{audit::Actor, id::Id, principal::Caller},
     store::{
-        Store, StoreError, Tx,
+        Committed, Store, StoreError, Tx,
         idempotency_keys::{self, IdempotencyRecord},
     },
 };
@@ -225,7 +225,10 @@ impl IdempotentTransaction {
     /// # Errors
     /// [`IdempotencyError::Store`] if the commit fails. Its result may then be unknown; the
     /// resource and the response both exist, or neither.
-    pub async fn commit(mut self, response: &StoredResponse) -> Result<(), IdempotencyError> {
+    pub async fn commit(
+        mut self,
+        response: &StoredResponse,
+    ) -> Result<Committed, IdempotencyError> {
         if let Some(PendingResponse { id, request, key, secrets, env }) = self.pending {
             let encrypted = encrypt(&secrets.encryption_key(&key)?, &env, &id, response)?;
             let until = env.clock.now() + RETENTION;

@@ -97,7 +97,7 @@ impl Retention {
                 .with_metadata(metadata);
             let mut tx = self.store.begin(workspace, None).await?;
             store::audit::insert(&mut tx, workspace, &event).await?;
-            tx.commit().await?;
+            tx.commit().await?.unfenced("an audit event changes no access");
         }
         // Both the dropped events and the events that record the drop must be sealed before the
         // drop.

@@ -111,8 +111,7 @@ impl Accounts {
             EmailKind::AccountDeleted { origin: self.context.request_origin(&caller.request) };
         self.context.enqueue_email(&mut tx, user.email, subject).await?;
         store::users::delete(&mut tx).await?;
-        tx.commit().await?;
-        Ok(self.context.fence.wait().await?)
+        Ok(self.context.fence.wait(tx.commit().await?).await?)
     }
 
     /// Checks that registration is open to everyone.
@@ -148,7 +147,7 @@ impl Accounts {
         let tokens =
             self.sessions.create(&mut tx, user.id, Actor::user(&user), owner, request, 201).await?;
         self.email_verification.send(&mut tx, &user, &email).await?;
-        tx.commit().await?;
+        tx.commit().await?.unfenced("a new account, which no node has cached");
         Ok(RegisteredAccount { tokens, user, workspace })
     }
 
@@ -166,7 +165,7 @@ impl Accounts {
         let (action, id) = (Action::WorkspaceCreated, self.context.env.new_id());
         let event = NewEvent::new(id, workspace.id, action, Actor::system());
         self.workspaces.insert(&mut tx, &workspace, user.id, event).await?;
-        tx.commit().await?;
+        tx.commit().await?.unfenced("a new account, which no node has cached");
         Ok((user, workspace))
     }
 

@@ -172,7 +172,8 @@ impl Invitations {
         let event = audit::event(&self.context.env, caller, Action::InvitationRevoked, 204)
             .with_target(id, invitation.email);
         store::audit::insert(&mut tx, workspace, &event).await?;
-        Ok(tx.commit().await?)
+        tx.commit().await?.unfenced("no node caches invitations");
+        Ok(())
     }
 
     /// Accepts an invitation as the caller's user, and moves the caller's session to the workspace.
@@ -200,8 +201,7 @@ impl Invitations {
         }
         self.add_member(&mut tx, workspace, &user, &invitation, &caller.request).await?;
         let pair = self.sessions.move_to(&mut tx, caller, workspace, invitation.role).await?;
-        tx.commit().await?;
-        self.context.fence.wait().await?;
+        self.context.fence.wait(tx.commit().await?).await?;
         Ok(pair)
     }
 
@@ -245,7 +245,7 @@ impl Invitations {
         let (actor, role) = (Actor::user(&user), invitation.role);
         let member = Membership { workspace_id: workspace, role };
         let pair = self.sessions.create(&mut tx, user.id, actor, member, request, 201).await?;
-        tx.commit().await?;
+        tx.commit().await?.unfenced("a new session, which no node has cached");
         Ok(pair)
     }
 

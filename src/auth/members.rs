@@ -59,8 +59,7 @@ impl Members {
         let member = self.lock_own(&mut tx, caller, workspace).await?;
         let member = member.ok_or(AuthError::NotFound("workspace"))?;
         self.remove_membership(&mut tx, caller, workspace, &member).await?;
-        tx.commit().await?;
-        Ok(self.context.fence.wait().await?)
+        Ok(self.context.fence.wait(tx.commit().await?).await?)
     }
 
     /// Locks a workspace's members until the transaction ends, and returns the caller's membership.
@@ -112,8 +111,7 @@ impl Members {
             .with_target(user, member.email.clone())
             .with_metadata(json!({ "from": member.role, "to": role }));
         store::audit::insert(&mut tx, workspace, &event).await?;
-        tx.commit().await?;
-        self.context.fence.wait().await?;
+        self.context.fence.wait(tx.commit().await?).await?;
         Ok(Member { role, ..member })
     }
 
@@ -131,8 +129,7 @@ impl Members {
             return Err(REAUTHENTICATION_REQUIRED);
         }
         self.remove_membership(&mut tx, caller, workspace, &member).await?;
-        tx.commit().await?;
-        Ok(self.context.fence.wait().await?)
+        Ok(self.context.fence.wait(tx.commit().await?).await?)
     }
 
     /// Returns a member and the caller's role, both locked until the transaction ends. Refuses a

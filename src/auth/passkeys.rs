@@ -231,9 +231,9 @@ impl Passkeys {
         self.context
             .audit_in_all_workspaces(&mut tx, &user, Action::PasskeyAdded, &caller.request)
             .await?;
-        tx.commit().await?;
+        let committed = tx.commit().await?;
         // Ignore a fence error: the passkey is committed.
-        self.context.fence.wait().await.ok();
+        self.context.fence.wait(committed).await.ok();
         Ok(added)
     }
 
@@ -284,8 +284,7 @@ impl Passkeys {
         self.sessions
             .end_selected(&mut tx, user_id, others, reason, &actor, &caller.request)
             .await?;
-        tx.commit().await?;
-        Ok(self.context.fence.wait().await?)
+        Ok(self.context.fence.wait(tx.commit().await?).await?)
     }
 
     /// Returns the options for a browser to sign in any user
@@ -371,7 +370,7 @@ impl Passkeys {
         store::passkeys::record_use(&mut tx, user_id, known.id, assertion.sign_count, now).await?;
         let pair = self.sign_in.complete(&mut tx, &account, requested, request).await?;
         store::sessions::record_passkey(&mut tx, user_id, pair.session, known.id).await?;
-        tx.commit().await?;
+        tx.commit().await?.unfenced("a new session, which no node has cached");
         Ok(pair)
     }
 

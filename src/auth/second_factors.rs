@@ -115,7 +115,7 @@ impl SecondFactors {
         if !store::second_factor::start_enrollment(&mut tx, user_id, factor, now).await? {
             return Err(AuthError::Conflict("an authenticator app is already set up"));
         }
-        tx.commit().await?;
+        tx.commit().await?.unfenced("a factor that is not confirmed has no effect");
         let secret = self.key.totp_secret(factor).to_base32();
         let uri = otpauth_uri(&self.context.issuer, &user.email, &secret);
         Ok(TotpEnrollment { secret, uri })
@@ -148,7 +148,7 @@ impl SecondFactors {
         let step = secret.matching_step(code, now.unix_timestamp(), factor.last_accepted_step);
         let Some(step) = step else {
             store::second_factor::record_wrong_enrollment_code(&mut tx, user_id).await?;
-            tx.commit().await?;
+            tx.commit().await?.unfenced("a counter, which no node caches");
             return Err(AuthError::Invalid { field: "code", reason: "code is wrong".to_owned() });
         };
         store::second_factor::record_accepted_code(&mut tx, user_id, step, now).await?;
@@ -165,9 +165,9 @@ impl SecondFactors {
         self.sessions
             .end_selected(&mut tx, user_id, others, reason, &actor, &caller.request)
             .await?;
-        tx.commit().await?;
+        let committed = tx.commit().await?;
         // Ignore a fence error: the change is committed, and the codes are shown only now.
-        self.context.fence.wait().await.ok();
+        self.context.fence.wait(committed).await.ok();
         Ok(self.key.recovery_codes(factor.id, 0))
     }
 
@@ -195,7 +195,7 @@ impl SecondFactors {
         self.context
             .audit_in_all_workspaces(&mut tx, &user, Action::RecoveryCodesRenewed, &caller.request)
             .await?;
-        tx.commit().await?;
+        tx.commit().await?.unfenced("no node caches recovery codes");
         Ok(self.key.recovery_codes(factor, round.unsigned_abs()))
     }
 
@@ -242,8 +242,7 @@ impl SecondFactors {
         self.context
             .audit_in_all_workspaces(&mut tx, &user, Action::SecondFactorRemoved, &caller.request)
             .await?;
-        tx.commit().await?;
-        Ok(self.context.fence.wait().await?)
+        Ok(self.context.fence.wait(tx.commit().await?).await?)
     }
 
     /// Removes a user's authenticator app and passkeys and ends all sessions, on behalf of the
@@ -294,8 +293,7 @@ impl SecondFactors {
                 store::audit::insert(&mut tx, workspace, &event).await?;
             }
         }
-        tx.commit().await?;
-        Ok(self.context.fence.wait().await?)
+        Ok(self.context.fence.wait(tx.commit().await?).await?)
     }
 
     /// Checks a TOTP or recovery code and marks it as used. Returns false for a wrong code.

@@ -153,7 +153,7 @@ impl Workspaces {
         let (action, id) = (Action::WorkspaceCreated, self.context.env.new_id());
         let event = NewEvent::new(id, workspace.id, action, Actor::system());
         self.insert(&mut tx, &workspace, owner, event).await?;
-        tx.commit().await?;
+        tx.commit().await?.unfenced("a new workspace, which no node has cached");
         Ok(workspace)
     }
 
@@ -219,9 +219,11 @@ impl Workspaces {
             store::audit::insert(&mut tx, workspace, &event).await?;
         }
         let updated = store::workspaces::get(&mut tx, workspace).await?;
-        tx.commit().await?;
+        let committed = tx.commit().await?;
         if change.require_second_factor.is_some() {
-            self.context.fence.wait().await?;
+            self.context.fence.wait(committed).await?;
+        } else {
+            committed.unfenced("a name restricts no access");
         }
         updated.ok_or(AuthError::NotFound("workspace"))
     }
@@ -287,8 +289,7 @@ impl Workspaces {
             return Err(AuthError::Forbidden("only an owner can delete the workspace"));
         }
         self.delete_in_tx(&mut tx, caller, workspace).await?;
-        tx.commit().await?;
-        Ok(self.context.fence.wait().await?)
+        Ok(self.context.fence.wait(tx.commit().await?).await?)
     }
 }
 

@@ -5,7 +5,7 @@ use tokio::{sync::Notify, time::timeout};
 use crate::{
     env::{Clock, Env},
     metrics::{GaugeGuard, Metrics},
-    store::{Store, StoreError},
+    store::{Committed, Store, StoreError},
 };
 
 /// Interval of polling, in case a wake-up is lost.
@@ -28,14 +28,14 @@ impl Fence {
         Self { store, acknowledged, metrics, clock: Arc::clone(&env.clock) }
     }
 
-    /// Waits until every node has applied everything that was committed before this call.
+    /// Waits until every node has applied a change, and everything that was committed before it.
     ///
     /// If a node does not acknowledge, this waits until its lease has expired.
     ///
     /// # Errors
     /// [`StoreError`] if a query fails: the change is committed, but nodes may not have applied it
     /// yet.
-    pub async fn wait(&self) -> Result<(), StoreError> {
+    pub async fn wait(&self, _: Committed) -> Result<(), StoreError> {
         let began = self.clock.monotonic();
         // Decremented on drop, also if the client disconnects while waiting.
         let _pending = GaugeGuard::new(&self.metrics.revocations_pending);

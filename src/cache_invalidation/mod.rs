@@ -7,6 +7,9 @@
 //! therefore as current as one that was just read, on any number of nodes. A node that is cut off
 //! loses its lease: it then reads every credential from PostgreSQL, or answers 503.
 //!
+//! A commit returns a [`Committed`](crate::store::Committed), which only the fence or the reason
+//! not to wait there consumes. So a forgotten fence does not compile.
+//!
 //! The node's loop is in `node.rs`, the SQL in [`crate::store::cache_invalidation`].
 
 mod fence;

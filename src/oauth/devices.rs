@@ -240,7 +240,8 @@ impl Devices {
         let now = self.context.env.clock.now();
         record_decision(&mut tx, device, DeviceDecision::Denied, now).await?;
         self.grants.record_denial(&mut tx, caller, &device.client).await?;
-        Ok(tx.commit().await?)
+        tx.commit().await?.unfenced("a denial creates no grant");
+        Ok(())
     }
 }
 

@@ -107,9 +107,8 @@ impl Revocation {
             return Err(not_issued_to_client().into());
         }
         self.end_grant(&mut tx, client, parties).await?;
-        tx.commit().await?;
         // Wait also if it had already ended: an earlier call may have been aborted before its wait.
-        Ok(self.context.fence.wait().await?)
+        Ok(self.context.fence.wait(tx.commit().await?).await?)
     }
 
     /// Ends a grant at the request of its client, unless it has already ended.
@@ -163,8 +162,7 @@ impl Revocation {
         if revoked > MAX_REVOKED {
             self.end_grant(&mut tx, client, parties).await?;
         }
-        tx.commit().await?;
-        Ok(self.context.fence.wait().await?)
+        Ok(self.context.fence.wait(tx.commit().await?).await?)
     }
 }
 

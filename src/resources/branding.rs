@@ -63,7 +63,7 @@ impl Resources {
         let event = audit::event(&self.env, caller, Action::BrandingUpdated, 200)
             .with_target(workspace, None);
         store::audit::insert(&mut tx, workspace, &event).await?;
-        tx.commit().await?;
+        tx.commit().await?.unfenced("branding restricts no access");
         Ok(())
     }
 }

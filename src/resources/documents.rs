@@ -135,7 +135,7 @@ impl Resources {
         }
         document.updated_at = self.env.clock.now();
         store::documents::update(&mut tx, workspace, kind, &document).await?;
-        tx.commit().await?;
+        tx.commit().await?.unfenced("documents grant no access");
         Ok(document)
     }
 
@@ -159,7 +159,7 @@ impl Resources {
         if !store::documents::delete(&mut tx, caller.workspace(), kind, id).await? {
             return Err(not_found(kind));
         }
-        tx.commit().await?;
+        tx.commit().await?.unfenced("documents grant no access");
         Ok(())
     }
 }

@@ -115,7 +115,7 @@ impl Resources {
         let event = audit::event(&self.env, caller, Action::ProfileUpdated, 200)
             .with_target(user.id, user.display_name().to_owned());
         store::audit::insert(&mut tx, workspace, &event).await?;
-        tx.commit().await?;
+        tx.commit().await?.unfenced("a profile restricts no access");
         Ok(user)
     }
 }

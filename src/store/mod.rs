@@ -5,6 +5,9 @@
 //! workspace and the user of a transaction in PostgreSQL, and row-level security hides all other
 //! rows from it.
 //!
+//! [`Tx::commit`] returns a [`Committed`]: a commit ends at the fence, or with the reason why the
+//! change restricts no access.
+//!
 //! Some functions say that `tx` must belong to a user or a workspace. Such a transaction must have
 //! been begun for it, because row-level security hides the rows from all others.
 //!
@@ -24,6 +27,7 @@ pub mod audit;
 pub mod audit_chains;
 pub mod audit_outbox;
 pub mod cache_invalidation;
+mod committed;
 pub mod connected_apps;
 mod decode;
 mod dedicated_connection;
@@ -64,6 +68,7 @@ use crate::{
     model::id::{Id, UserId, WorkspaceId},
 };
 
+pub use committed::Committed;
 pub use dedicated_connection::DedicatedConnection;
 pub use error::{Constraint, StoreError};
 pub use pools::PoolUsage;
@@ -240,13 +245,14 @@ pub struct Tx {
 }
 
 impl Tx {
-    /// Commits the transaction.
+    /// Commits the transaction. The caller then waits at the fence, or states why it need not.
     ///
     /// # Errors
     /// [`StoreError`] if the commit fails. If the connection is lost meanwhile, the transaction may
     /// or may not be committed.
-    pub async fn commit(self) -> Result<(), StoreError> {
-        Ok(self.inner.commit().await?)
+    pub async fn commit(self) -> Result<Committed, StoreError> {
+        self.inner.commit().await?;
+        Ok(Committed::new())
     }
 
     /// Sets the workspace of a transaction that began with a user only.

@@ -554,7 +554,7 @@ async fn forged_retention_event_explains_only_ended_months() {
         call2me_auth::store::audit::insert(&mut tx, log.id, &event.with_metadata(metadata))
             .await
             .unwrap();
-        tx.commit().await.unwrap();
+        tx.commit().await.unwrap().unfenced("an audit event changes no access");
         app.database.wait_until_sealed().await;
         let removed_event = log.events[4];
         let sql = "DELETE FROM audit_events WHERE workspace_id = $1 AND id = $2";

@@ -181,7 +181,7 @@ impl ApiKeys {
         let id = self.context.env.new_id();
         let event = NewEvent::new(id, workspace, Action::ApiKeyCreated, Actor::system());
         let minted = self.insert(&mut tx, workspace, secret, new, event).await?;
-        tx.commit().await?;
+        tx.commit().await?.unfenced("a new key, which no node has cached");
         Ok(minted)
     }
 
@@ -286,8 +286,7 @@ impl ApiKeys {
             .with_target(id, key.name.clone())
             .with_metadata(json!({ "fields": fields }));
         store::audit::insert(&mut tx, caller.workspace(), &event).await?;
-        tx.commit().await?;
-        self.context.fence.wait().await?;
+        self.context.fence.wait(tx.commit().await?).await?;
         Ok(key)
     }
 
@@ -326,11 +325,10 @@ impl ApiKeys {
             let event = audit::event(&self.context.env, caller, Action::ApiKeyRevoked, 204)
                 .with_target(id, key.name);
             store::audit::insert(&mut tx, workspace, &event).await?;
-            tx.commit().await?;
         }
         // Wait even if the key was revoked before: the first client may have disconnected before
         // the fence was passed.
-        Ok(self.context.fence.wait().await?)
+        Ok(self.context.fence.wait(tx.commit().await?).await?)
     }
 }
 

@@ -111,7 +111,7 @@ impl ApiKeys {
             // from then on.
             let mut tx = self.context.store.begin(workspace, None).await?;
             store::usage::store_quiet_confirmation(&mut tx, workspace, id, confirmation).await?;
-            tx.commit().await?;
+            tx.commit().await?.unfenced("a report, which changes no key");
         }
         Ok(report)
     }

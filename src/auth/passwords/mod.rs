@@ -60,8 +60,7 @@ impl Passwords {
         }
         let other_sessions = SessionSelector::AllExcept(session);
         self.apply_change(&mut tx, &user, other_sessions, &caller.request).await?;
-        tx.commit().await?;
-        Ok(self.context.fence.wait().await?)
+        Ok(self.context.fence.wait(tx.commit().await?).await?)
     }
 
     /// Sends a password reset link, if the address is registered. That is checked later, by the
@@ -113,8 +112,7 @@ impl Passwords {
             self.sessions.end_grants(&mut tx, user_id, None, reason, &actor, request).await?;
         }
         self.apply_change(&mut tx, &user, SessionSelector::All, request).await?;
-        tx.commit().await?;
-        Ok(self.context.fence.wait().await?)
+        Ok(self.context.fence.wait(tx.commit().await?).await?)
     }
 
     /// Applies the consequences of a new password: ends sessions, invalidates reset links and

@@ -122,8 +122,7 @@ impl Sessions {
             .await?
             .ok_or(AuthError::Forbidden("you are not a member of this workspace"))?;
         let pair = self.move_to(&mut tx, caller, workspace, role).await?;
-        tx.commit().await?;
-        self.context.fence.wait().await?;
+        self.context.fence.wait(tx.commit().await?).await?;
         Ok(pair)
     }
 
@@ -237,10 +236,9 @@ impl Sessions {
         let user = caller.user();
         let actor = Actor::from(&*caller.principal);
         self.end_selected(&mut tx, user, selector, reason, &actor, &caller.request).await?;
-        tx.commit().await?;
         // Wait even if nothing was ended: an earlier request may have ended the session, and its
         // client may have disconnected before the fence was passed.
-        Ok(self.context.fence.wait().await?)
+        Ok(self.context.fence.wait(tx.commit().await?).await?)
     }
 
     /// Stores a session and its audit event, and issues its first token pair.

@@ -66,14 +66,13 @@ impl Sessions {
             TokenStatus::Retry => state.generation,
             TokenStatus::Reused => {
                 self.end_reused(&mut tx, &session, id, request).await?;
-                tx.commit().await?;
-                self.context.fence.wait().await?;
+                self.context.fence.wait(tx.commit().await?).await?;
                 return Err(AuthError::InvalidRefreshToken);
             }
             TokenStatus::Invalid => return Err(AuthError::InvalidRefreshToken),
         };
         let pair = self.issue_token_pair(user, workspace, id, role, generation, &state.seed)?;
-        tx.commit().await?;
+        tx.commit().await?.unfenced("no node caches refresh tokens");
         Ok(pair)
     }
 

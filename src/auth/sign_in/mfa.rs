@@ -89,13 +89,13 @@ impl SignIn {
         }
         if !self.second_factors.use_code(&mut tx, user_id, &factor, code).await? {
             store::second_factor::record_wrong_code(&mut tx, user_id, id).await?;
-            tx.commit().await?;
+            tx.commit().await?.unfenced("a counter, which no node caches");
             self.record_failure(&account, request, "wrong_code", 401).await?;
             return Err(WRONG_CODE);
         }
         store::second_factor::use_challenge(&mut tx, user_id, id, now).await?;
         let pair = self.complete(&mut tx, &account, challenge.workspace, request).await?;
-        tx.commit().await?;
+        tx.commit().await?.unfenced("a new session, which no node has cached");
         Ok(pair)
     }
 }

@@ -96,11 +96,11 @@ impl SignIn {
         // second factor, and would not see it.
         if store::second_factor::has_totp(&mut tx, account.user_id).await? {
             let token = self.create_mfa_challenge(&mut tx, account.user_id, requested).await?;
-            tx.commit().await?;
+            tx.commit().await?.unfenced("a challenge, which grants no access yet");
             return Err(AuthError::MfaRequired(token));
         }
         let pair = self.complete(&mut tx, account, requested, request).await?;
-        tx.commit().await?;
+        tx.commit().await?.unfenced("a new session, which no node has cached");
         Ok(pair)
     }
 

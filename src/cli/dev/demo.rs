@@ -190,7 +190,7 @@ impl<'a> Seed<'a> {
         let by = owner.id.to_string();
         store::api_keys::revoke(&mut tx, workspace.id, legacy, revoked_at, Some(&by)).await?;
         self.insert_members(&mut tx, workspace.id, hash).await?;
-        tx.commit().await?;
+        tx.commit().await?.unfenced("the service has not started");
         DedicatedConnection::new(self.store.clone())
             .append_audit_events(self.traffic_events(workspace.id, &keys[..2]).iter(), false)
             .await
@@ -208,7 +208,8 @@ impl<'a> Seed<'a> {
             NewEvent::new(self.env.new_id(), workspace, Action::ApiKeyCreated, Actor::system())
                 .with_target(key.id, key.name);
         store::audit::insert(&mut tx, workspace, &event).await?;
-        tx.commit().await
+        tx.commit().await?.unfenced("a new key, which no node has cached");
+        Ok(())
     }
 
     async fn insert_members(

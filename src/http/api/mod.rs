@@ -109,7 +109,7 @@ impl IdempotentCreated {
         body: String,
     ) -> ApiResult<Self> {
         let response = StoredResponse { status: StatusCode::CREATED.as_u16(), location, body };
-        transaction.commit(&response).await?;
+        transaction.commit(&response).await?.unfenced("a new resource, which no node has cached");
         Ok(Self { response, is_replayed: false })
     }
 }

@@ -72,7 +72,7 @@ pub(super) async fn create(
         Ok(created) => {
             let body = created.workspace.id.to_string();
             let answer = StoredResponse { status: 303, location: HOME.to_owned(), body };
-            work.commit(&answer).await?;
+            work.commit(&answer).await?.unfenced("a new workspace, which no node has cached");
             app.auth.sessions.switch_workspace(&caller, created.workspace.id).await?;
             Ok(Redirect::to(HOME).into_response())
         }

@@ -174,7 +174,7 @@ impl Consent {
     ) -> Result<String, OAuthError> {
         let mut tx = self.context.store.begin(caller.workspace(), None).await?;
         self.grants.record_denial(&mut tx, caller, &request.client).await?;
-        tx.commit().await?;
+        tx.commit().await?.unfenced("a denial creates no grant");
         let why = "the user denied the request";
         Ok(request.error_url(OAuthErrorCode::AccessDenied, why))
     }

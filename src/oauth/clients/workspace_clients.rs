@@ -208,7 +208,7 @@ impl WorkspaceClients {
             .with_target(client.id, client.name.clone())
             .with_metadata(json!({ "scope": client.scope, "redirect_uris": client.redirect_uris }));
         store::audit::insert(&mut tx, workspace, &event).await?;
-        tx.commit().await?;
+        tx.commit().await?.unfenced("a new client, which no node has cached");
         Ok(RegisteredClient { client, secret })
     }
 
@@ -288,8 +288,7 @@ impl WorkspaceClients {
             .with_target(id, client.name.clone())
             .with_metadata(json!({ "redirect_uris": client.redirect_uris }));
         store::audit::insert(&mut tx, workspace, &event).await?;
-        tx.commit().await?;
-        self.context.fence.wait().await?;
+        self.context.fence.wait(tx.commit().await?).await?;
         Ok(client)
     }
 
@@ -333,7 +332,7 @@ impl WorkspaceClients {
             .with_target(id, client.name.clone())
             .with_metadata(json!({ "others_until_unix": until.unix_timestamp() }));
         store::audit::insert(&mut tx, workspace, &event).await?;
-        tx.commit().await?;
+        tx.commit().await?.unfenced("no node caches client secrets");
         Ok((client, secret, until))
     }
 
@@ -360,7 +359,6 @@ impl WorkspaceClients {
             .with_target(id, client.name);
         store::audit::insert(&mut tx, workspace, &event).await?;
         self.workspaces.audit_deleted_clients(&mut tx, &caller.request, abroad).await?;
-        tx.commit().await?;
-        Ok(self.context.fence.wait().await?)
+        Ok(self.context.fence.wait(tx.commit().await?).await?)
     }
 }

@@ -122,9 +122,8 @@ impl Grants {
             );
             tx.set_workspace(workspace).await?;
             store::audit::insert(&mut tx, workspace, &event).await?;
-            tx.commit().await?;
         }
         // Wait also if it had already ended: an earlier call may have been aborted before its wait.
-        Ok(self.context.fence.wait().await?)
+        Ok(self.context.fence.wait(tx.commit().await?).await?)
     }
 }

@@ -128,9 +128,11 @@ impl Grants {
         &self,
         CreatedGrant { tx, id, has_ended_others }: CreatedGrant,
     ) -> Result<GrantId, OAuthError> {
-        tx.commit().await?;
+        let committed = tx.commit().await?;
         if has_ended_others {
-            self.context.fence.wait().await?;
+            self.context.fence.wait(committed).await?;
+        } else {
+            committed.unfenced("a new grant, which no node has cached");
         }
         Ok(id)
     }

@@ -109,7 +109,7 @@ impl TokenEndpoint {
             scope,
             resources: &resources,
         })?;
-        tx.commit().await?;
+        tx.commit().await?.unfenced("new tokens, which no node has cached");
         Ok(Tokens {
             access_token: access_token.into(),
             expires_in: self.token_issuer.access_token_lifetime().as_secs(),

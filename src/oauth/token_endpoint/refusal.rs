@@ -48,7 +48,6 @@ impl TokenEndpoint {
                 .with_metadata(reason.audit_metadata(client.id, parties.user_id));
             store::audit::insert(&mut tx, workspace, &event).await?;
         }
-        tx.commit().await?;
-        Ok(self.context.fence.wait().await?)
+        Ok(self.context.fence.wait(tx.commit().await?).await?)
     }
 }

@@ -139,7 +139,8 @@ pub(super) async fn commit_and_display(
     let stored = StoredKey { id: minted.key.id, secret: secret.expose_secret().to_owned() };
     let body = serde_json::to_string(&stored);
     let body = body.map_err(|_| ApiError::internal("failed to serialize a new key"))?;
-    work.commit(&StoredResponse { status: 201, location: key_path(stored.id), body }).await?;
+    let answer = StoredResponse { status: 201, location: key_path(stored.id), body };
+    work.commit(&answer).await?.unfenced("a new key, which no node has cached");
     created_key_page(app, context, caller, &minted.key, &secret).await
 }
 
