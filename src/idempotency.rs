@@ -22,7 +22,7 @@ use crate::{
     env::Env,
     model::{audit::Actor, id::Id, principal::Caller},
     store::{
-        Committed, Store, StoreError, Tx,
+        Audited, Committed, Store, StoreError, Tx,
         idempotency_keys::{self, IdempotencyRecord},
     },
 };
@@ -220,7 +220,7 @@ impl IdempotentTransaction {
         &mut self.tx
     }
 
-    /// Stores the response and commits the transaction.
+    /// Stores the response and commits the transaction with the audit event of its change.
     ///
     /// # Errors
     /// [`IdempotencyError::Store`] if the commit fails. Its result may then be unknown; the
@@ -228,6 +228,7 @@ impl IdempotentTransaction {
     pub async fn commit(
         mut self,
         response: &StoredResponse,
+        audited: Audited,
     ) -> Result<Committed, IdempotencyError> {
         if let Some(PendingResponse { id, request, key, secrets, env }) = self.pending {
             let encrypted = encrypt(&secrets.encryption_key(&key)?, &env, &id, response)?;
@@ -235,7 +236,7 @@ impl IdempotentTransaction {
             idempotency_keys::store_response(&mut self.tx, &id, &request, &encrypted, until)
                 .await?;
         }
-        Ok(self.tx.commit().await?)
+        Ok(self.tx.commit(audited).await?)
     }
 }
 

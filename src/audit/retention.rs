@@ -96,8 +96,8 @@ impl Retention {
             let event = NewEvent::new(id, workspace, Action::LogPruned, Actor::system())
                 .with_metadata(metadata);
             let mut tx = self.store.begin(workspace, None).await?;
-            store::audit::insert(&mut tx, workspace, &event).await?;
-            tx.commit().await?.unfenced("an audit event changes no access");
+            let audited = store::audit::insert(&mut tx, workspace, &event).await?;
+            tx.commit(audited).await?.unfenced("an audit event changes no access");
         }
         // Both the dropped events and the events that record the drop must be sealed before the
         // drop.

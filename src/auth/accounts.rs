@@ -27,7 +27,7 @@ use crate::{
         user::{Membership, User},
         workspace::Workspace,
     },
-    store::{self, Tx},
+    store::{self, Audited, Tx},
 };
 
 /// The details of a new user.
@@ -93,13 +93,14 @@ impl Accounts {
             let member = self.members.lock_own(&mut tx, caller, workspace).await?;
             locked.extend(member.map(|member| (workspace, member)));
         }
+        let mut audited = Audited::exempt("the user is in no workspace");
         for (workspace, member) in locked {
             tx.set_workspace(workspace).await?;
-            if store::members::count(&mut tx, workspace).await? == 1 {
-                self.workspaces.delete_in_tx(&mut tx, caller, workspace).await?;
+            audited = if store::members::count(&mut tx, workspace).await? == 1 {
+                self.workspaces.delete_in_tx(&mut tx, caller, workspace).await?
             } else {
-                self.members.remove_membership(&mut tx, caller, workspace, &member).await?;
-            }
+                self.members.remove_membership(&mut tx, caller, workspace, &member).await?
+            };
         }
         // With the user's row locked, the user can join no workspace. A workspace that was joined
         // since the list above was read would lose its member without an audit event.
@@ -111,7 +112,7 @@ impl Accounts {
             EmailKind::AccountDeleted { origin: self.context.request_origin(&caller.request) };
         self.context.enqueue_email(&mut tx, user.email, subject).await?;
         store::users::delete(&mut tx).await?;
-        Ok(self.context.fence.wait(tx.commit().await?).await?)
+        Ok(self.context.fence.wait(tx.commit(audited).await?).await?)
     }
 
     /// Checks that registration is open to everyone.
@@ -144,10 +145,10 @@ impl Accounts {
         let event = self.context.audit_event(request, workspace.id, action, actor, 201);
         self.workspaces.insert(&mut tx, &workspace, user.id, event).await?;
         let owner = Membership { workspace_id: workspace.id, role: Role::Owner };
-        let tokens =
+        let (tokens, audited) =
             self.sessions.create(&mut tx, user.id, Actor::user(&user), owner, request, 201).await?;
         self.email_verification.send(&mut tx, &user, &email).await?;
-        tx.commit().await?.unfenced("a new account, which no node has cached");
+        tx.commit(audited).await?.unfenced("a new account, which no node has cached");
         Ok(RegisteredAccount { tokens, user, workspace })
     }
 
@@ -164,8 +165,8 @@ impl Accounts {
         let (mut tx, user, _, workspace) = self.insert(&account).await?;
         let (action, id) = (Action::WorkspaceCreated, self.context.env.new_id());
         let event = NewEvent::new(id, workspace.id, action, Actor::system());
-        self.workspaces.insert(&mut tx, &workspace, user.id, event).await?;
-        tx.commit().await?.unfenced("a new account, which no node has cached");
+        let audited = self.workspaces.insert(&mut tx, &workspace, user.id, event).await?;
+        tx.commit(audited).await?.unfenced("a new account, which no node has cached");
         Ok((user, workspace))
     }
 

@@ -16,7 +16,7 @@ use crate::{
         timestamp,
         user::User,
     },
-    store::{self, Store, Tx},
+    store::{self, Audited, Store, Tx},
 };
 
 /// The parts that every service needs.
@@ -40,16 +40,17 @@ impl ServiceContext {
         user: &User,
         action: Action,
         request: &Arc<RequestInfo>,
-    ) -> Result<(), AuthError> {
+    ) -> Result<Audited, AuthError> {
+        let mut audited = Audited::exempt("the user is in no workspace");
         for membership in store::members::list_by_user(tx, user.id).await? {
             let workspace = membership.workspace_id;
             let event = self
                 .audit_event(request, workspace, action, Actor::user(user), 204)
                 .with_target(user.id, user.email.clone());
             tx.set_workspace(workspace).await?;
-            store::audit::insert(tx, workspace, &event).await?;
+            audited = store::audit::insert(tx, workspace, &event).await?;
         }
-        Ok(())
+        Ok(audited)
     }
 
     /// Adds an email to the outbox; it is sent after the transaction commits.

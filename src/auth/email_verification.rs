@@ -16,7 +16,7 @@ use crate::{
         one_time_token::TokenPurpose,
         user::User,
     },
-    store::{self, Tx},
+    store::{self, Audited, Tx},
 };
 
 /// Lifetime of an email verification link.
@@ -48,12 +48,14 @@ impl EmailVerification {
             return Err(invalid_link());
         }
         store::one_time_tokens::discard(&mut tx, user_id, purpose, now).await?;
-        if store::users::set_email_verified(&mut tx, user_id, now).await? {
+        let audited = if store::users::set_email_verified(&mut tx, user_id, now).await? {
             self.context
                 .audit_in_all_workspaces(&mut tx, &user, Action::EmailVerified, request)
-                .await?;
-        }
-        tx.commit().await?.unfenced("a verified address restricts no access");
+                .await?
+        } else {
+            Audited::exempt("the address was verified before")
+        };
+        tx.commit(audited).await?.unfenced("a verified address restricts no access");
         Ok(())
     }
 
@@ -70,7 +72,8 @@ impl EmailVerification {
         let email = parse_stored_email(&user.email)?;
         let mut tx = self.context.store.begin_for_user(user_id).await?;
         self.send(&mut tx, &user, &email).await?;
-        tx.commit().await?.unfenced("an email, which changes no access");
+        let audited = Audited::exempt("an email is no change");
+        tx.commit(audited).await?.unfenced("an email, which changes no access");
         Ok(())
     }
 

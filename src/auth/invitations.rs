@@ -32,7 +32,7 @@ use crate::{
         scope::Role,
         user::{Membership, User},
     },
-    store::{self, Tx},
+    store::{self, Audited, Tx},
 };
 
 /// Lifetime of an invitation.
@@ -91,7 +91,7 @@ impl Invitations {
         email: &str,
         role: Role,
         is_confirmed: bool,
-    ) -> Result<Invitation, AuthError> {
+    ) -> Result<(Invitation, Audited), AuthError> {
         let email = Email::parse(email).map_err(|reason| AuthError::invalid("email", reason))?;
         let (workspace, now) = (caller.workspace(), self.context.env.clock.now());
         if role > self.members.lock_as_admin(tx, caller.workspace(), caller.credential()).await? {
@@ -125,12 +125,12 @@ impl Invitations {
         let event = audit::event(&self.context.env, caller, Action::InvitationCreated, 201)
             .with_target(invitation.id, invitation.email.clone())
             .with_metadata(json!({ "role": role }));
-        store::audit::insert(tx, workspace, &event).await?;
+        let audited = store::audit::insert(tx, workspace, &event).await?;
         let row = store::workspaces::get(tx, workspace).await?;
         let workspace = row.ok_or(AuthError::NotFound("workspace"))?.name;
         let subject = EmailKind::Invitation { token: invitation.id.uuid(), workspace };
         self.context.enqueue_email(tx, invitation.email.clone(), subject).await?;
-        Ok(invitation)
+        Ok((invitation, audited))
     }
 
     /// Lists the open invitations to the caller's workspace, and counts them.
@@ -171,8 +171,8 @@ impl Invitations {
         }
         let event = audit::event(&self.context.env, caller, Action::InvitationRevoked, 204)
             .with_target(id, invitation.email);
-        store::audit::insert(&mut tx, workspace, &event).await?;
-        tx.commit().await?.unfenced("no node caches invitations");
+        let audited = store::audit::insert(&mut tx, workspace, &event).await?;
+        tx.commit(audited).await?.unfenced("no node caches invitations");
         Ok(())
     }
 
@@ -199,9 +199,10 @@ impl Invitations {
         if store::members::lock_role_for_share(&mut tx, workspace, user_id).await?.is_some() {
             return Err(AuthError::Conflict("you are already a member of this workspace"));
         }
-        self.add_member(&mut tx, workspace, &user, &invitation, &caller.request).await?;
-        let pair = self.sessions.move_to(&mut tx, caller, workspace, invitation.role).await?;
-        self.context.fence.wait(tx.commit().await?).await?;
+        let audited =
+            self.add_member(&mut tx, workspace, &user, &invitation, &caller.request).await?;
+        let (pair, _) = self.sessions.move_to(&mut tx, caller, workspace, invitation.role).await?;
+        self.context.fence.wait(tx.commit(audited).await?).await?;
         Ok(pair)
     }
 
@@ -241,11 +242,11 @@ impl Invitations {
         let mut tx = self.context.store.begin(workspace, Some(user.id)).await?;
         let invitation = self.lock_and_close(&mut tx, workspace, id).await?;
         store::users::insert(&mut tx, &user, &email, &hash, workspace).await?;
-        self.add_member(&mut tx, workspace, &user, &invitation, request).await?;
+        let audited = self.add_member(&mut tx, workspace, &user, &invitation, request).await?;
         let (actor, role) = (Actor::user(&user), invitation.role);
         let member = Membership { workspace_id: workspace, role };
-        let pair = self.sessions.create(&mut tx, user.id, actor, member, request, 201).await?;
-        tx.commit().await?.unfenced("a new session, which no node has cached");
+        let (pair, _) = self.sessions.create(&mut tx, user.id, actor, member, request, 201).await?;
+        tx.commit(audited).await?.unfenced("a new session, which no node has cached");
         Ok(pair)
     }
 
@@ -304,7 +305,7 @@ impl Invitations {
         user: &User,
         invitation: &Invitation,
         request: &Arc<RequestInfo>,
-    ) -> Result<(), AuthError> {
+    ) -> Result<Audited, AuthError> {
         let now = self.context.env.clock.now();
         store::members::insert(tx, workspace, user.id, invitation.role, now).await?;
         store::users::set_email_verified(tx, user.id, now).await?;

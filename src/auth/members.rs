@@ -27,7 +27,7 @@ use crate::{
         session::{SessionEndReason, SessionSelector},
         user::Member,
     },
-    store::{self, Tx},
+    store::{self, Audited, Tx},
 };
 
 /// Maximum number of API keys that the audit event of a removal lists.
@@ -58,8 +58,8 @@ impl Members {
         let mut tx = self.context.store.begin(workspace, Some(user)).await?;
         let member = self.lock_own(&mut tx, caller, workspace).await?;
         let member = member.ok_or(AuthError::NotFound("workspace"))?;
-        self.remove_membership(&mut tx, caller, workspace, &member).await?;
-        Ok(self.context.fence.wait(tx.commit().await?).await?)
+        let audited = self.remove_membership(&mut tx, caller, workspace, &member).await?;
+        Ok(self.context.fence.wait(tx.commit(audited).await?).await?)
     }
 
     /// Locks a workspace's members until the transaction ends, and returns the caller's membership.
@@ -110,8 +110,8 @@ impl Members {
         let event = audit::event(&self.context.env, caller, Action::MemberRoleChanged, 200)
             .with_target(user, member.email.clone())
             .with_metadata(json!({ "from": member.role, "to": role }));
-        store::audit::insert(&mut tx, workspace, &event).await?;
-        self.context.fence.wait(tx.commit().await?).await?;
+        let audited = store::audit::insert(&mut tx, workspace, &event).await?;
+        self.context.fence.wait(tx.commit(audited).await?).await?;
         Ok(Member { role, ..member })
     }
 
@@ -128,8 +128,8 @@ impl Members {
         if member.role == Role::Owner && !confirmed {
             return Err(REAUTHENTICATION_REQUIRED);
         }
-        self.remove_membership(&mut tx, caller, workspace, &member).await?;
-        Ok(self.context.fence.wait(tx.commit().await?).await?)
+        let audited = self.remove_membership(&mut tx, caller, workspace, &member).await?;
+        Ok(self.context.fence.wait(tx.commit(audited).await?).await?)
     }
 
     /// Returns a member and the caller's role, both locked until the transaction ends. Refuses a
@@ -195,7 +195,7 @@ impl Members {
         caller: &Caller,
         workspace: WorkspaceId,
         member: &Member,
-    ) -> Result<(), AuthError> {
+    ) -> Result<Audited, AuthError> {
         require_another_owner(tx, workspace, member).await?;
         let user = member.user_id;
         let created =
@@ -213,7 +213,7 @@ impl Members {
         .with_metadata(
             json!({ "role": member.role, "api_keys": keys, "more_api_keys": created.has_more }),
         );
-        store::audit::insert(tx, workspace, &event).await?;
+        let audited = store::audit::insert(tx, workspace, &event).await?;
         self.close_invitations_by(tx, workspace, user).await?;
         // Lock order everywhere: membership, user, session.
         store::members::remove(tx, workspace, user).await?;
@@ -226,7 +226,8 @@ impl Members {
         store::users::lock(tx, user).await?;
         let (sessions, reason) =
             (SessionSelector::InWorkspace(workspace), SessionEndReason::MembershipRemoved);
-        self.sessions.end_selected(tx, user, sessions, reason, &actor, &caller.request).await
+        self.sessions.end_selected(tx, user, sessions, reason, &actor, &caller.request).await?;
+        Ok(audited)
     }
 
     /// Revokes a user's open invitations, after the user has lost the right to invite.

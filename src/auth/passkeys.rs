@@ -228,10 +228,11 @@ impl Passkeys {
         let subject =
             EmailKind::PasskeyAdded { origin: self.context.request_origin(&caller.request) };
         self.context.enqueue_email(&mut tx, user.email.clone(), subject).await?;
-        self.context
+        let audited = self
+            .context
             .audit_in_all_workspaces(&mut tx, &user, Action::PasskeyAdded, &caller.request)
             .await?;
-        let committed = tx.commit().await?;
+        let committed = tx.commit(audited).await?;
         // Ignore a fence error: the passkey is committed.
         self.context.fence.wait(committed).await.ok();
         Ok(added)
@@ -274,7 +275,8 @@ impl Passkeys {
         let subject =
             EmailKind::PasskeyRemoved { origin: self.context.request_origin(&caller.request) };
         self.context.enqueue_email(&mut tx, user.email.clone(), subject).await?;
-        self.context
+        let audited = self
+            .context
             .audit_in_all_workspaces(&mut tx, &user, Action::PasskeyRemoved, &caller.request)
             .await?;
         // The device's holder may have signed in with the passkey and added others.
@@ -284,7 +286,7 @@ impl Passkeys {
         self.sessions
             .end_selected(&mut tx, user_id, others, reason, &actor, &caller.request)
             .await?;
-        Ok(self.context.fence.wait(tx.commit().await?).await?)
+        Ok(self.context.fence.wait(tx.commit(audited).await?).await?)
     }
 
     /// Returns the options for a browser to sign in any user
@@ -368,9 +370,9 @@ impl Passkeys {
         }
         let now = self.context.env.clock.now();
         store::passkeys::record_use(&mut tx, user_id, known.id, assertion.sign_count, now).await?;
-        let pair = self.sign_in.complete(&mut tx, &account, requested, request).await?;
+        let (pair, audited) = self.sign_in.complete(&mut tx, &account, requested, request).await?;
         store::sessions::record_passkey(&mut tx, user_id, pair.session, known.id).await?;
-        tx.commit().await?.unfenced("a new session, which no node has cached");
+        tx.commit(audited).await?.unfenced("a new session, which no node has cached");
         Ok(pair)
     }
 

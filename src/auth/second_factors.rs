@@ -27,7 +27,7 @@ use crate::{
         session::{SessionEndReason, SessionSelector},
         user::User,
     },
-    store::{self, Tx, second_factor::TotpFactor},
+    store::{self, Audited, Tx, second_factor::TotpFactor},
 };
 
 /// Time in which a new authenticator app must be confirmed with its first code.
@@ -115,7 +115,8 @@ impl SecondFactors {
         if !store::second_factor::start_enrollment(&mut tx, user_id, factor, now).await? {
             return Err(AuthError::Conflict("an authenticator app is already set up"));
         }
-        tx.commit().await?.unfenced("a factor that is not confirmed has no effect");
+        let audited = Audited::exempt("a factor that is not confirmed has no effect");
+        tx.commit(audited).await?.unfenced("a factor that is not confirmed has no effect");
         let secret = self.key.totp_secret(factor).to_base32();
         let uri = otpauth_uri(&self.context.issuer, &user.email, &secret);
         Ok(TotpEnrollment { secret, uri })
@@ -148,14 +149,16 @@ impl SecondFactors {
         let step = secret.matching_step(code, now.unix_timestamp(), factor.last_accepted_step);
         let Some(step) = step else {
             store::second_factor::record_wrong_enrollment_code(&mut tx, user_id).await?;
-            tx.commit().await?.unfenced("a counter, which no node caches");
+            let audited = Audited::exempt("a wrong code of a factor that is not confirmed");
+            tx.commit(audited).await?.unfenced("a counter, which no node caches");
             return Err(AuthError::Invalid { field: "code", reason: "code is wrong".to_owned() });
         };
         store::second_factor::record_accepted_code(&mut tx, user_id, step, now).await?;
         let origin = self.context.request_origin(&caller.request);
         let subject = EmailKind::SecondFactorAdded { origin };
         self.context.enqueue_email(&mut tx, user.email.clone(), subject).await?;
-        self.context
+        let audited = self
+            .context
             .audit_in_all_workspaces(&mut tx, &user, Action::SecondFactorAdded, &caller.request)
             .await?;
         // End the other sessions: they started without a second factor, and may be an attacker's.
@@ -165,7 +168,7 @@ impl SecondFactors {
         self.sessions
             .end_selected(&mut tx, user_id, others, reason, &actor, &caller.request)
             .await?;
-        let committed = tx.commit().await?;
+        let committed = tx.commit(audited).await?;
         // Ignore a fence error: the change is committed, and the codes are shown only now.
         self.context.fence.wait(committed).await.ok();
         Ok(self.key.recovery_codes(factor.id, 0))
@@ -192,10 +195,11 @@ impl SecondFactors {
         let origin = self.context.request_origin(&caller.request);
         let subject = EmailKind::RecoveryCodesRenewed { origin };
         self.context.enqueue_email(&mut tx, user.email.clone(), subject).await?;
-        self.context
+        let audited = self
+            .context
             .audit_in_all_workspaces(&mut tx, &user, Action::RecoveryCodesRenewed, &caller.request)
             .await?;
-        tx.commit().await?.unfenced("no node caches recovery codes");
+        tx.commit(audited).await?.unfenced("no node caches recovery codes");
         Ok(self.key.recovery_codes(factor, round.unsigned_abs()))
     }
 
@@ -239,10 +243,11 @@ impl SecondFactors {
         let origin = self.context.request_origin(&caller.request);
         let subject = EmailKind::SecondFactorRemoved { origin };
         self.context.enqueue_email(&mut tx, user.email.clone(), subject).await?;
-        self.context
+        let audited = self
+            .context
             .audit_in_all_workspaces(&mut tx, &user, Action::SecondFactorRemoved, &caller.request)
             .await?;
-        Ok(self.context.fence.wait(tx.commit().await?).await?)
+        Ok(self.context.fence.wait(tx.commit(audited).await?).await?)
     }
 
     /// Removes a user's authenticator app and passkeys and ends all sessions, on behalf of the
@@ -285,15 +290,16 @@ impl SecondFactors {
             tx.set_workspace(workspace).await?;
             store::audit::insert(&mut tx, workspace, &event).await?;
         }
+        let mut audited = Audited::exempt("the user is in no workspace");
         for membership in store::members::list_by_user(&mut tx, user).await? {
             let workspace = membership.workspace_id;
             tx.set_workspace(workspace).await?;
             for action in &removed {
                 let event = event(workspace, *action).with_target(user, user_row.email.clone());
-                store::audit::insert(&mut tx, workspace, &event).await?;
+                audited = store::audit::insert(&mut tx, workspace, &event).await?;
             }
         }
-        Ok(self.context.fence.wait(tx.commit().await?).await?)
+        Ok(self.context.fence.wait(tx.commit(audited).await?).await?)
     }
 
     /// Checks a TOTP or recovery code and marks it as used. Returns false for a wrong code.

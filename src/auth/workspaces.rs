@@ -28,7 +28,7 @@ use crate::{
         text,
         workspace::{Workspace, WorkspaceChange, WorkspaceWithRole},
     },
-    store::{self, Tx, oauth_clients::ExternalGrants},
+    store::{self, Audited, Tx, oauth_clients::ExternalGrants},
 };
 
 /// Maximum number of workspaces that a user may be a member of when creating another.
@@ -51,7 +51,7 @@ impl Workspaces {
         tx: &mut Tx,
         caller: &Caller,
         workspace: WorkspaceId,
-    ) -> Result<(), AuthError> {
+    ) -> Result<Audited, AuthError> {
         let row = store::workspaces::get(tx, workspace).await?;
         let row = row.ok_or(AuthError::NotFound("workspace"))?;
         let event = audit::event_in_workspace(
@@ -62,10 +62,11 @@ impl Workspaces {
             204,
         )
         .with_target(workspace, row.name);
-        store::audit::insert(tx, workspace, &event).await?;
+        let audited = store::audit::insert(tx, workspace, &event).await?;
         let external_grants = store::oauth_clients::list_external_grants(tx, None).await?;
         store::workspaces::delete(tx).await?;
-        self.audit_deleted_clients(tx, &caller.request, external_grants).await
+        self.audit_deleted_clients(tx, &caller.request, external_grants).await?;
+        Ok(audited)
     }
 
     /// Records in other workspaces that a deleted client's grants there have ended. The actor is
@@ -117,7 +118,7 @@ impl Workspaces {
         tx: &mut Tx,
         caller: &SessionCaller,
         name: &str,
-    ) -> Result<WorkspaceWithRole, AuthError> {
+    ) -> Result<(WorkspaceWithRole, Audited), AuthError> {
         let user = caller.user();
         let name = text::validate_name("name", name)
             .map_err(|reason| AuthError::invalid("name", reason))?;
@@ -128,8 +129,8 @@ impl Workspaces {
         }
         let action = Action::WorkspaceCreated;
         let event = audit::event_in_workspace(&self.context.env, caller, workspace.id, action, 201);
-        self.insert(tx, &workspace, user, event).await?;
-        Ok(WorkspaceWithRole { workspace, role: Role::Owner })
+        let audited = self.insert(tx, &workspace, user, event).await?;
+        Ok((WorkspaceWithRole { workspace, role: Role::Owner }, audited))
     }
 
     /// Creates a workspace for an existing user, on behalf of the operator.
@@ -152,8 +153,8 @@ impl Workspaces {
         let mut tx = self.context.store.begin(workspace.id, Some(owner)).await?;
         let (action, id) = (Action::WorkspaceCreated, self.context.env.new_id());
         let event = NewEvent::new(id, workspace.id, action, Actor::system());
-        self.insert(&mut tx, &workspace, owner, event).await?;
-        tx.commit().await?.unfenced("a new workspace, which no node has cached");
+        let audited = self.insert(&mut tx, &workspace, owner, event).await?;
+        tx.commit(audited).await?.unfenced("a new workspace, which no node has cached");
         Ok(workspace)
     }
 
@@ -177,7 +178,7 @@ impl Workspaces {
         workspace: &Workspace,
         owner: UserId,
         event: NewEvent,
-    ) -> Result<(), AuthError> {
+    ) -> Result<Audited, AuthError> {
         store::workspaces::insert(tx, workspace).await?;
         let since = workspace.created_at;
         store::members::insert(tx, workspace.id, owner, Role::Owner, since).await?;
@@ -209,17 +210,19 @@ impl Workspaces {
         if let Some(owner) = &owner {
             self.check_can_require_second_factor(&mut tx, owner).await?;
         }
-        if change != WorkspaceChange::default() {
+        let audited = if change == WorkspaceChange::default() {
+            Audited::exempt("nothing changed")
+        } else {
             store::workspaces::update(&mut tx, workspace, &change).await?;
             let mut event = audit::event(&self.context.env, caller, Action::WorkspaceUpdated, 200)
                 .with_target(workspace, change.name.clone());
             if let Some(required) = change.require_second_factor {
                 event = event.with_metadata(json!({ "require_second_factor": required }));
             }
-            store::audit::insert(&mut tx, workspace, &event).await?;
-        }
+            store::audit::insert(&mut tx, workspace, &event).await?
+        };
         let updated = store::workspaces::get(&mut tx, workspace).await?;
-        let committed = tx.commit().await?;
+        let committed = tx.commit(audited).await?;
         if change.require_second_factor.is_some() {
             self.context.fence.wait(committed).await?;
         } else {
@@ -288,8 +291,8 @@ impl Workspaces {
         {
             return Err(AuthError::Forbidden("only an owner can delete the workspace"));
         }
-        self.delete_in_tx(&mut tx, caller, workspace).await?;
-        Ok(self.context.fence.wait(tx.commit().await?).await?)
+        let audited = self.delete_in_tx(&mut tx, caller, workspace).await?;
+        Ok(self.context.fence.wait(tx.commit(audited).await?).await?)
     }
 }
 

@@ -239,8 +239,8 @@ impl Devices {
         let mut tx = self.context.store.begin(caller.workspace(), None).await?;
         let now = self.context.env.clock.now();
         record_decision(&mut tx, device, DeviceDecision::Denied, now).await?;
-        self.grants.record_denial(&mut tx, caller, &device.client).await?;
-        tx.commit().await?.unfenced("a denial creates no grant");
+        let audited = self.grants.record_denial(&mut tx, caller, &device.client).await?;
+        tx.commit(audited).await?.unfenced("a denial creates no grant");
         Ok(())
     }
 }

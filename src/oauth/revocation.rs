@@ -27,7 +27,7 @@ use crate::{
         oauth::{grant::GrantEndReason, parameters::Parameters},
         refresh_token::PresentedToken,
     },
-    store::{self, Tx, oauth_grants::GrantParties},
+    store::{self, Audited, Tx, oauth_grants::GrantParties},
 };
 
 /// Maximum number of unexpired access tokens of a grant that are revoked one by one. One more ends
@@ -106,9 +106,9 @@ impl Revocation {
         if grant.client_id != client.id {
             return Err(not_issued_to_client().into());
         }
-        self.end_grant(&mut tx, client, parties).await?;
+        let audited = self.end_grant(&mut tx, client, parties).await?;
         // Wait also if it had already ended: an earlier call may have been aborted before its wait.
-        Ok(self.context.fence.wait(tx.commit().await?).await?)
+        Ok(self.context.fence.wait(tx.commit(audited).await?).await?)
     }
 
     /// Ends a grant at the request of its client, unless it has already ended.
@@ -117,19 +117,17 @@ impl Revocation {
         tx: &mut Tx,
         client: &AuthenticatedClient,
         parties: GrantParties,
-    ) -> Result<(), OAuthError> {
+    ) -> Result<Audited, OAuthError> {
         let (id, workspace, now) = (parties.id, parties.workspace_id, self.context.env.clock.now());
-        if store::oauth_grants::end(tx, workspace, id, now, GrantEndReason::RevokedByClient).await?
-        {
-            let event = client
-                .audit_event(&self.context, workspace, Action::GrantEnded, 200)
-                .with_target(id, None)
-                .with_metadata(
-                    GrantEndReason::RevokedByClient.audit_metadata(client.id, parties.user_id),
-                );
-            store::audit::insert(tx, workspace, &event).await?;
+        let reason = GrantEndReason::RevokedByClient;
+        if !store::oauth_grants::end(tx, workspace, id, now, reason).await? {
+            return Ok(Audited::exempt("the grant had already ended"));
         }
-        Ok(())
+        let event = client
+            .audit_event(&self.context, workspace, Action::GrantEnded, 200)
+            .with_target(id, None)
+            .with_metadata(reason.audit_metadata(client.id, parties.user_id));
+        Ok(store::audit::insert(tx, workspace, &event).await?)
     }
 
     async fn revoke_access_token(
@@ -158,11 +156,11 @@ impl Revocation {
             .audit_event(&self.context, workspace, Action::TokenRevoked, 200)
             .with_target(id, None)
             .with_metadata(json!({ "user_id": parties.user_id }));
-        store::audit::insert(&mut tx, workspace, &event).await?;
+        let audited = store::audit::insert(&mut tx, workspace, &event).await?;
         if revoked > MAX_REVOKED {
             self.end_grant(&mut tx, client, parties).await?;
         }
-        Ok(self.context.fence.wait(tx.commit().await?).await?)
+        Ok(self.context.fence.wait(tx.commit(audited).await?).await?)
     }
 }
 

@@ -62,8 +62,8 @@ impl Resources {
         }
         let event = audit::event(&self.env, caller, Action::BrandingUpdated, 200)
             .with_target(workspace, None);
-        store::audit::insert(&mut tx, workspace, &event).await?;
-        tx.commit().await?.unfenced("branding restricts no access");
+        let audited = store::audit::insert(&mut tx, workspace, &event).await?;
+        tx.commit(audited).await?.unfenced("branding restricts no access");
         Ok(())
     }
 }

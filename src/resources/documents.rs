@@ -16,11 +16,14 @@ use crate::{
         principal::Caller,
         timestamp,
     },
-    store::{self, Tx},
+    store::{self, Audited, Tx},
 };
 
 /// Maximum size of a page of documents, in bytes. The number of documents does not limit the size.
 const MAX_PAGE_BYTES: i64 = 4 << 20;
+
+/// The reason why a change to a document has no audit event of its own.
+const NO_OWN_EVENT: &str = "documents are data of clients: only the requests are recorded";
 
 impl Resources {
     /// Stores a new document in the caller's transaction, which the caller commits.
@@ -34,7 +37,7 @@ impl Resources {
         caller: &Caller,
         kind: DocumentKind,
         body: Fields,
-    ) -> Result<Document, ResourceError> {
+    ) -> Result<(Document, Audited), ResourceError> {
         let body = rules::complete_document(kind, body)?;
         let now = self.env.clock.now();
         let mut document = Document {
@@ -46,7 +49,7 @@ impl Resources {
         };
         document.agent_id = lock_agent(tx, caller, kind, &body).await?;
         store::documents::insert(tx, caller.workspace(), kind, &document).await?;
-        Ok(document)
+        Ok((document, Audited::exempt(NO_OWN_EVENT)))
     }
 
     /// Returns a document of the caller's workspace.
@@ -135,7 +138,8 @@ impl Resources {
         }
         document.updated_at = self.env.clock.now();
         store::documents::update(&mut tx, workspace, kind, &document).await?;
-        tx.commit().await?.unfenced("documents grant no access");
+        let audited = Audited::exempt(NO_OWN_EVENT);
+        tx.commit(audited).await?.unfenced("documents grant no access");
         Ok(document)
     }
 
@@ -159,7 +163,8 @@ impl Resources {
         if !store::documents::delete(&mut tx, caller.workspace(), kind, id).await? {
             return Err(not_found(kind));
         }
-        tx.commit().await?.unfenced("documents grant no access");
+        let audited = Audited::exempt(NO_OWN_EVENT);
+        tx.commit(audited).await?.unfenced("documents grant no access");
         Ok(())
     }
 }

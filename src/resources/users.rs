@@ -114,8 +114,8 @@ impl Resources {
         users::update_profile(&mut tx, &user).await?;
         let event = audit::event(&self.env, caller, Action::ProfileUpdated, 200)
             .with_target(user.id, user.display_name().to_owned());
-        store::audit::insert(&mut tx, workspace, &event).await?;
-        tx.commit().await?.unfenced("a profile restricts no access");
+        let audited = store::audit::insert(&mut tx, workspace, &event).await?;
+        tx.commit(audited).await?.unfenced("a profile restricts no access");
         Ok(user)
     }
 }

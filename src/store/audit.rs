@@ -16,7 +16,7 @@ use sqlx::{
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::{DedicatedConnection, Store, StoreError, Tx};
+use super::{Audited, DedicatedConnection, Store, StoreError, Tx};
 use crate::model::{
     audit::{
         ActorType, Event, EventActor, EventFilter, EventRequest, EventTarget, Metadata, NewEvent,
@@ -146,7 +146,7 @@ pub async fn insert(
     tx: &mut Tx,
     workspace: WorkspaceId,
     event: &NewEvent,
-) -> Result<(), StoreError> {
+) -> Result<Audited, StoreError> {
     let request = event.request.as_ref().map(|(request, _)| request);
     let outcome = event.request.as_ref().map(|(_, outcome)| outcome);
     let target = event.target.as_ref();
@@ -181,7 +181,7 @@ pub async fn insert(
     )
     .execute(tx.conn())
     .await?;
-    Ok(())
+    Ok(Audited::new())
 }
 
 /// Lists the events of a workspace that match the filter, newest first.

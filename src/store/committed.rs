@@ -7,11 +7,11 @@
 /// #![deny(unused_must_use)]
 /// use call2me_auth::{
 ///     cache_invalidation::Fence,
-///     store::{StoreError, Tx},
+///     store::{Audited, StoreError, Tx},
 /// };
 ///
-/// async fn restrict(tx: Tx, fence: &Fence) -> Result<(), StoreError> {
-///     fence.wait(tx.commit().await?).await
+/// async fn restrict(tx: Tx, audited: Audited, fence: &Fence) -> Result<(), StoreError> {
+///     fence.wait(tx.commit(audited).await?).await
 /// }
 /// ```
 ///
@@ -21,16 +21,16 @@
 /// #![deny(unused_must_use)]
 /// use call2me_auth::{
 ///     cache_invalidation::Fence,
-///     store::{StoreError, Tx},
+///     store::{Audited, StoreError, Tx},
 /// };
 ///
-/// async fn restrict(tx: Tx, fence: &Fence) -> Result<(), StoreError> {
-///     tx.commit().await?;
+/// async fn restrict(tx: Tx, audited: Audited, fence: &Fence) -> Result<(), StoreError> {
+///     tx.commit(audited).await?;
 ///     Ok(())
 /// }
 /// ```
 #[derive(Debug)]
-#[must_use = "wait at the fence with it, or state with `unfenced` why the change restricts no access"]
+#[must_use = "wait at the fence with it, or state why not with `unfenced`"]
 pub struct Committed(());
 
 impl Committed {

@@ -5,8 +5,9 @@
 //! workspace and the user of a transaction in PostgreSQL, and row-level security hides all other
 //! rows from it.
 //!
-//! [`Tx::commit`] returns a [`Committed`]: a commit ends at the fence, or with the reason why the
-//! change restricts no access.
+//! [`Tx::commit`] requires an [`Audited`], so a change commits with its audit event, or with the
+//! reason why it has none. It returns a [`Committed`]: a commit ends at the fence, or with the reason
+//! why the change restricts no access.
 //!
 //! Some functions say that `tx` must belong to a user or a workspace. Such a transaction must have
 //! been begun for it, because row-level security hides the rows from all others.
@@ -26,6 +27,7 @@ pub mod api_keys;
 pub mod audit;
 pub mod audit_chains;
 pub mod audit_outbox;
+mod audited;
 pub mod cache_invalidation;
 mod committed;
 pub mod connected_apps;
@@ -68,6 +70,7 @@ use crate::{
     model::id::{Id, UserId, WorkspaceId},
 };
 
+pub use audited::Audited;
 pub use committed::Committed;
 pub use dedicated_connection::DedicatedConnection;
 pub use error::{Constraint, StoreError};
@@ -245,12 +248,13 @@ pub struct Tx {
 }
 
 impl Tx {
-    /// Commits the transaction. The caller then waits at the fence, or states why it need not.
+    /// Commits the transaction, which contains the audit event of its change. The caller then waits
+    /// at the fence, or states why it need not.
     ///
     /// # Errors
     /// [`StoreError`] if the commit fails. If the connection is lost meanwhile, the transaction may
     /// or may not be committed.
-    pub async fn commit(self) -> Result<Committed, StoreError> {
+    pub async fn commit(self, _: Audited) -> Result<Committed, StoreError> {
         self.inner.commit().await?;
         Ok(Committed::new())
     }

@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::{Store, StoreError, Tx};
+use super::{Audited, Store, StoreError, Tx};
 use crate::model::{
     id::{ClientId, GrantId, Id},
     oauth::device::{DeviceDecision, DeviceState, INITIAL_POLL_SECONDS, PolledAuthorization},
@@ -133,7 +133,9 @@ impl Store {
         let state = device.state(now);
         if let Some(seconds) = device.next_poll_seconds(state) {
             record_poll(&mut tx, id, now, seconds).await?;
-            tx.commit().await?.unfenced("a poll, which no node caches");
+            tx.commit(Audited::exempt("polls are not audited"))
+                .await?
+                .unfenced("a poll, which no node caches");
         }
         Ok(state)
     }

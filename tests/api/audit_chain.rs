@@ -551,10 +551,9 @@ async fn forged_retention_event_explains_only_ended_months() {
         });
         let event = NewEvent::new(app.app.env.new_id(), log.id, Action::LogPruned, Actor::system());
         let mut tx = app.app.store.begin(log.id, None).await.unwrap();
-        call2me_auth::store::audit::insert(&mut tx, log.id, &event.with_metadata(metadata))
-            .await
-            .unwrap();
-        tx.commit().await.unwrap().unfenced("an audit event changes no access");
+        let event = event.with_metadata(metadata);
+        let audited = call2me_auth::store::audit::insert(&mut tx, log.id, &event).await.unwrap();
+        tx.commit(audited).await.unwrap().unfenced("an audit event changes no access");
         app.database.wait_until_sealed().await;
         let removed_event = log.events[4];
         let sql = "DELETE FROM audit_events WHERE workspace_id = $1 AND id = $2";

@@ -29,7 +29,7 @@ use crate::{
         text,
         workspace::Workspace,
     },
-    store::{self, DedicatedConnection, Tx, api_keys::KeyFilter},
+    store::{self, Audited, DedicatedConnection, Tx, api_keys::KeyFilter},
 };
 
 /// The parameters of a new API key.
@@ -120,7 +120,7 @@ impl ApiKeys {
         tx: &mut Tx,
         caller: &AdminCaller,
         params: CreateKeyParams,
-    ) -> Result<CreatedKey, AuthError> {
+    ) -> Result<(CreatedKey, Audited), AuthError> {
         // Validate before taking any lock.
         let new = self.prepare(&params)?;
         // Check the role again: the caller may have lost it since authentication.
@@ -135,7 +135,7 @@ impl ApiKeys {
         tx: &mut Tx,
         caller: &Caller,
         (secret, mut new): (ApiKeySecret, NewApiKey),
-    ) -> Result<CreatedKey, AuthError> {
+    ) -> Result<(CreatedKey, Audited), AuthError> {
         if new.scope > caller.principal.scope {
             return Err(AuthError::Forbidden(
                 "you cannot create a key with a scope above your own",
@@ -180,8 +180,8 @@ impl ApiKeys {
         known.ok_or(AuthError::NotFound("workspace"))?;
         let id = self.context.env.new_id();
         let event = NewEvent::new(id, workspace, Action::ApiKeyCreated, Actor::system());
-        let minted = self.insert(&mut tx, workspace, secret, new, event).await?;
-        tx.commit().await?.unfenced("a new key, which no node has cached");
+        let (minted, audited) = self.insert(&mut tx, workspace, secret, new, event).await?;
+        tx.commit(audited).await?.unfenced("a new key, which no node has cached");
         Ok(minted)
     }
 
@@ -214,17 +214,17 @@ impl ApiKeys {
         secret: ApiKeySecret,
         new: NewApiKey,
         event: NewEvent,
-    ) -> Result<CreatedKey, AuthError> {
+    ) -> Result<(CreatedKey, Audited), AuthError> {
         store::api_keys::insert(tx, workspace, &new).await?;
         let mut details = json!({ "scope": new.scope });
         if let Some(old) = new.rotated_from {
             details["rotated_from"] = json!(old);
         }
         let event = event.with_target(new.id, new.name.clone()).with_metadata(details);
-        store::audit::insert(tx, workspace, &event).await?;
+        let audited = store::audit::insert(tx, workspace, &event).await?;
         let key = store::api_keys::get(tx, workspace, new.id).await?;
         let key = key.ok_or(AuthError::Internal("a key is missing right after its insert"))?;
-        Ok(CreatedKey { key, secret })
+        Ok((CreatedKey { key, secret }, audited))
     }
 
     /// Lists the keys of the caller's workspace that match a filter, and counts them.
@@ -285,8 +285,8 @@ impl ApiKeys {
         let event = audit::event(&self.context.env, caller, Action::ApiKeyUpdated, 200)
             .with_target(id, key.name.clone())
             .with_metadata(json!({ "fields": fields }));
-        store::audit::insert(&mut tx, caller.workspace(), &event).await?;
-        self.context.fence.wait(tx.commit().await?).await?;
+        let audited = store::audit::insert(&mut tx, caller.workspace(), &event).await?;
+        self.context.fence.wait(tx.commit(audited).await?).await?;
         Ok(key)
     }
 
@@ -321,14 +321,16 @@ impl ApiKeys {
         let revoked = store::api_keys::revoke(&mut tx, workspace, id, now, Some(&by)).await?;
         let key = store::api_keys::get(&mut tx, workspace, id).await?;
         let key = key.ok_or(AuthError::NotFound("API key"))?;
-        if revoked {
+        let audited = if revoked {
             let event = audit::event(&self.context.env, caller, Action::ApiKeyRevoked, 204)
                 .with_target(id, key.name);
-            store::audit::insert(&mut tx, workspace, &event).await?;
-        }
+            store::audit::insert(&mut tx, workspace, &event).await?
+        } else {
+            Audited::exempt("the key was revoked before")
+        };
         // Wait even if the key was revoked before: the first client may have disconnected before
         // the fence was passed.
-        Ok(self.context.fence.wait(tx.commit().await?).await?)
+        Ok(self.context.fence.wait(tx.commit(audited).await?).await?)
     }
 }
 

@@ -22,7 +22,7 @@ use crate::{
         principal::Caller,
         rotation::{KeyTraffic, RotationReport},
     },
-    store::{self, Tx},
+    store::{self, Audited, Tx},
 };
 
 impl ApiKeys {
@@ -39,7 +39,7 @@ impl ApiKeys {
         caller: &AdminCaller,
         id: ApiKeyId,
         name: Option<String>,
-    ) -> Result<CreatedKey, AuthError> {
+    ) -> Result<(CreatedKey, Audited), AuthError> {
         let workspace = caller.workspace();
         self.members.lock_as_admin(tx, caller.workspace(), caller.credential()).await?;
         store::api_keys::lock(tx, workspace, id).await?;
@@ -56,15 +56,15 @@ impl ApiKeys {
         };
         let rotated = audit::event(&self.context.env, caller, Action::ApiKeyRotated, 201);
         let (secret, new) = self.prepare(&params)?;
-        let minted = self
+        let (minted, _) = self
             .create_prepared(tx, caller, (secret, NewApiKey { rotated_from: Some(id), ..new }))
             .await?;
         let successor = &minted.key;
         let event = rotated
             .with_target(id, old.name)
             .with_metadata(json!({ "rotated_to": successor.id, "name": successor.name }));
-        store::audit::insert(tx, workspace, &event).await?;
-        Ok(minted)
+        let audited = store::audit::insert(tx, workspace, &event).await?;
+        Ok((minted, audited))
     }
 
     /// Reports the progress of a key's rotation.
@@ -111,7 +111,8 @@ impl ApiKeys {
             // from then on.
             let mut tx = self.context.store.begin(workspace, None).await?;
             store::usage::store_quiet_confirmation(&mut tx, workspace, id, confirmation).await?;
-            tx.commit().await?.unfenced("a report, which changes no key");
+            let audited = Audited::exempt("the evidence of a report is no change");
+            tx.commit(audited).await?.unfenced("a report, which changes no key");
         }
         Ok(report)
     }

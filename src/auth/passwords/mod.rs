@@ -22,7 +22,7 @@ use crate::{
         session::{SessionEndReason, SessionSelector},
         user::User,
     },
-    store::{self, Tx},
+    store::{self, Audited, Tx},
 };
 
 /// Maximum number of connected apps that an email lists.
@@ -59,8 +59,8 @@ impl Passwords {
             return Err(AuthError::Conflict("the password was changed in the meantime; try again"));
         }
         let other_sessions = SessionSelector::AllExcept(session);
-        self.apply_change(&mut tx, &user, other_sessions, &caller.request).await?;
-        Ok(self.context.fence.wait(tx.commit().await?).await?)
+        let audited = self.apply_change(&mut tx, &user, other_sessions, &caller.request).await?;
+        Ok(self.context.fence.wait(tx.commit(audited).await?).await?)
     }
 
     /// Sends a password reset link, if the address is registered. That is checked later, by the
@@ -111,8 +111,8 @@ impl Passwords {
             let (reason, actor) = (GrantEndReason::EmailReclaimed, Actor::user(&user));
             self.sessions.end_grants(&mut tx, user_id, None, reason, &actor, request).await?;
         }
-        self.apply_change(&mut tx, &user, SessionSelector::All, request).await?;
-        Ok(self.context.fence.wait(tx.commit().await?).await?)
+        let audited = self.apply_change(&mut tx, &user, SessionSelector::All, request).await?;
+        Ok(self.context.fence.wait(tx.commit(audited).await?).await?)
     }
 
     /// Applies the consequences of a new password: ends sessions, invalidates reset links and
@@ -124,7 +124,7 @@ impl Passwords {
         user: &User,
         sessions: SessionSelector,
         request: &Arc<RequestInfo>,
-    ) -> Result<(), AuthError> {
+    ) -> Result<Audited, AuthError> {
         let (now, actor) = (self.context.env.clock.now(), Actor::user(user));
         store::one_time_tokens::discard(tx, user.id, TokenPurpose::PasswordReset, now).await?;
         store::second_factor::discard_challenges(tx, user.id, now).await?;
@@ -137,9 +137,13 @@ impl Passwords {
             apps,
         };
         self.context.enqueue_email(tx, user.email.clone(), subject).await?;
-        self.context.audit_in_all_workspaces(tx, user, Action::PasswordChanged, request).await?;
+        let audited = self
+            .context
+            .audit_in_all_workspaces(tx, user, Action::PasswordChanged, request)
+            .await?;
         let reason = SessionEndReason::PasswordChanged;
-        self.sessions.end_selected(tx, user.id, sessions, reason, &actor, request).await
+        self.sessions.end_selected(tx, user.id, sessions, reason, &actor, request).await?;
+        Ok(audited)
     }
 
     /// Hashes a password for a user that is created outside of this module. Returns a PHC string.

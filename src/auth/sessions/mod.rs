@@ -25,7 +25,7 @@ use crate::{
         session::{NewSession, Session, SessionEndReason, SessionSelector},
         user::Membership,
     },
-    store::{self, Tx},
+    store::{self, Audited, Tx},
 };
 
 /// The error for a session that has ended.
@@ -121,8 +121,8 @@ impl Sessions {
         let role = store::members::lock_role_for_share(&mut tx, workspace, user)
             .await?
             .ok_or(AuthError::Forbidden("you are not a member of this workspace"))?;
-        let pair = self.move_to(&mut tx, caller, workspace, role).await?;
-        self.context.fence.wait(tx.commit().await?).await?;
+        let (pair, audited) = self.move_to(&mut tx, caller, workspace, role).await?;
+        self.context.fence.wait(tx.commit(audited).await?).await?;
         Ok(pair)
     }
 
@@ -134,7 +134,7 @@ impl Sessions {
         caller: &SessionCaller,
         workspace: WorkspaceId,
         role: Role,
-    ) -> Result<TokenPair, AuthError> {
+    ) -> Result<(TokenPair, Audited), AuthError> {
         let (id, user) = (caller.session(), caller.user());
         // Lock the user's row before the session's: a password change locks them in this order.
         store::users::set_last_workspace(tx, user, workspace).await?;
@@ -144,14 +144,15 @@ impl Sessions {
         store::sessions::set_workspace(tx, user, id, workspace).await?;
         store::sessions::advance_refresh_token(tx, user, id, now).await?;
         let entered = self.switched_event(caller, id, workspace, "entered");
-        store::audit::insert(tx, workspace, &entered).await?;
+        let audited = store::audit::insert(tx, workspace, &entered).await?;
         if caller.workspace() != workspace {
             let left = self.switched_event(caller, id, caller.workspace(), "left");
             tx.set_workspace(caller.workspace()).await?;
             store::audit::insert(tx, caller.workspace(), &left).await?;
         }
         let generation = state.generation.saturating_add(1);
-        self.issue_token_pair(user, workspace, id, role, generation, &state.seed)
+        let pair = self.issue_token_pair(user, workspace, id, role, generation, &state.seed)?;
+        Ok((pair, audited))
     }
 
     /// The audit event for a session that entered or left a workspace. It does not name the other
@@ -183,8 +184,9 @@ impl Sessions {
         reason: SessionEndReason,
         actor: &Actor,
         request: &Arc<RequestInfo>,
-    ) -> Result<(), AuthError> {
+    ) -> Result<Audited, AuthError> {
         let now = self.context.env.clock.now();
+        let mut audited = Audited::exempt("no session has ended");
         for (id, workspace) in
             store::sessions::end_for_user(tx, user, selector, now, reason).await?
         {
@@ -194,9 +196,9 @@ impl Sessions {
                 .with_target(id, None)
                 .with_metadata(json!({ "reason": reason.as_str() }));
             tx.set_workspace(workspace).await?;
-            store::audit::insert(tx, workspace, &event).await?;
+            audited = store::audit::insert(tx, workspace, &event).await?;
         }
-        Ok(())
+        Ok(audited)
     }
 
     /// Ends grants that a user gave, in one workspace or in all, with an audit event in the
@@ -235,10 +237,11 @@ impl Sessions {
     ) -> Result<(), AuthError> {
         let user = caller.user();
         let actor = Actor::from(&*caller.principal);
-        self.end_selected(&mut tx, user, selector, reason, &actor, &caller.request).await?;
+        let audited =
+            self.end_selected(&mut tx, user, selector, reason, &actor, &caller.request).await?;
         // Wait even if nothing was ended: an earlier request may have ended the session, and its
         // client may have disconnected before the fence was passed.
-        Ok(self.context.fence.wait(tx.commit().await?).await?)
+        Ok(self.context.fence.wait(tx.commit(audited).await?).await?)
     }
 
     /// Stores a session and its audit event, and issues its first token pair.
@@ -250,7 +253,7 @@ impl Sessions {
         Membership { workspace_id, role }: Membership,
         request: &Arc<RequestInfo>,
         status: u16,
-    ) -> Result<TokenPair, AuthError> {
+    ) -> Result<(TokenPair, Audited), AuthError> {
         let now = self.context.env.clock.now();
         let session = NewSession {
             id: self.context.env.new_id(),
@@ -267,8 +270,9 @@ impl Sessions {
             .context
             .audit_event(request, workspace_id, Action::SessionCreated, actor, status)
             .with_target(session.id, None);
-        store::audit::insert(tx, workspace_id, &event).await?;
-        self.issue_token_pair(user, workspace_id, session.id, role, 0, &session.seed)
+        let audited = store::audit::insert(tx, workspace_id, &event).await?;
+        let pair = self.issue_token_pair(user, workspace_id, session.id, role, 0, &session.seed)?;
+        Ok((pair, audited))
     }
 
     pub(in crate::auth) fn issue_token_pair(

@@ -18,7 +18,7 @@ use crate::{
         refresh_token::PresentedToken,
         session::{RefreshState, SessionEndReason, SessionRecord, SessionSelector},
     },
-    store::{self, Tx},
+    store::{self, Audited, Tx},
 };
 
 /// The status of a presented refresh token.
@@ -54,25 +54,25 @@ impl Sessions {
         let mut tx = self.context.store.begin(workspace, Some(user)).await?;
         let state =
             store::sessions::lock_refresh_state(&mut tx, user, id).await?.ok_or_else(invalid)?;
-        let generation = match self.refresh_token_status(&token, &state) {
+        let (generation, audited) = match self.refresh_token_status(&token, &state) {
             TokenStatus::Current => {
                 let now = self.context.env.clock.now();
                 store::sessions::advance_refresh_token(&mut tx, user, id, now).await?;
                 let event =
                     self.session_event(&session, id, Action::SessionRefreshed, request, 200);
-                store::audit::insert(&mut tx, workspace, &event).await?;
-                state.generation.saturating_add(1)
+                let audited = store::audit::insert(&mut tx, workspace, &event).await?;
+                (state.generation.saturating_add(1), audited)
             }
-            TokenStatus::Retry => state.generation,
+            TokenStatus::Retry => (state.generation, Audited::exempt("a retry changes nothing")),
             TokenStatus::Reused => {
-                self.end_reused(&mut tx, &session, id, request).await?;
-                self.context.fence.wait(tx.commit().await?).await?;
+                let audited = self.end_reused(&mut tx, &session, id, request).await?;
+                self.context.fence.wait(tx.commit(audited).await?).await?;
                 return Err(AuthError::InvalidRefreshToken);
             }
             TokenStatus::Invalid => return Err(AuthError::InvalidRefreshToken),
         };
         let pair = self.issue_token_pair(user, workspace, id, role, generation, &state.seed)?;
-        tx.commit().await?.unfenced("no node caches refresh tokens");
+        tx.commit(audited).await?.unfenced("no node caches refresh tokens");
         Ok(pair)
     }
 
@@ -107,7 +107,7 @@ impl Sessions {
         session: &SessionRecord,
         id: SessionId,
         request: &Arc<RequestInfo>,
-    ) -> Result<(), AuthError> {
+    ) -> Result<Audited, AuthError> {
         let now = self.context.env.clock.now();
         let user = session.user_id;
         store::sessions::end_for_user(
@@ -119,10 +119,11 @@ impl Sessions {
         )
         .await?;
         let event = self.session_event(session, id, Action::SessionReuseDetected, request, 401);
-        store::audit::insert(tx, session.workspace_id, &event).await?;
+        let audited = store::audit::insert(tx, session.workspace_id, &event).await?;
         let account = store::users::get(tx, user).await?.ok_or(AuthError::InvalidRefreshToken)?;
         let subject = EmailKind::SessionReuse { origin: self.context.request_origin(request) };
-        self.context.enqueue_email(tx, account.email, subject).await
+        self.context.enqueue_email(tx, account.email, subject).await?;
+        Ok(audited)
     }
 
     fn session_event(

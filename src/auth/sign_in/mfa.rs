@@ -17,7 +17,7 @@ use crate::{
         id::{UserId, WorkspaceId},
         one_time_token::TokenPurpose,
     },
-    store::{self, Tx},
+    store::{self, Audited, Tx},
 };
 
 /// Lifetime of a sign-in challenge.
@@ -89,13 +89,15 @@ impl SignIn {
         }
         if !self.second_factors.use_code(&mut tx, user_id, &factor, code).await? {
             store::second_factor::record_wrong_code(&mut tx, user_id, id).await?;
-            tx.commit().await?.unfenced("a counter, which no node caches");
+            let audited = Audited::exempt("the event is queued after the commit");
+            tx.commit(audited).await?.unfenced("a counter, which no node caches");
             self.record_failure(&account, request, "wrong_code", 401).await?;
             return Err(WRONG_CODE);
         }
         store::second_factor::use_challenge(&mut tx, user_id, id, now).await?;
-        let pair = self.complete(&mut tx, &account, challenge.workspace, request).await?;
-        tx.commit().await?.unfenced("a new session, which no node has cached");
+        let (pair, audited) =
+            self.complete(&mut tx, &account, challenge.workspace, request).await?;
+        tx.commit(audited).await?.unfenced("a new session, which no node has cached");
         Ok(pair)
     }
 }

@@ -30,7 +30,7 @@ use crate::{
         scope::Role,
         user::Membership,
     },
-    store::{self, Tx, users::SignInAccount},
+    store::{self, Audited, Tx, users::SignInAccount},
 };
 
 /// Signs users in with a password and, if required, a code.
@@ -96,11 +96,12 @@ impl SignIn {
         // second factor, and would not see it.
         if store::second_factor::has_totp(&mut tx, account.user_id).await? {
             let token = self.create_mfa_challenge(&mut tx, account.user_id, requested).await?;
-            tx.commit().await?.unfenced("a challenge, which grants no access yet");
+            let audited = Audited::exempt("the sign-in is not complete");
+            tx.commit(audited).await?.unfenced("a challenge, which grants no access yet");
             return Err(AuthError::MfaRequired(token));
         }
-        let pair = self.complete(&mut tx, account, requested, request).await?;
-        tx.commit().await?.unfenced("a new session, which no node has cached");
+        let (pair, audited) = self.complete(&mut tx, account, requested, request).await?;
+        tx.commit(audited).await?.unfenced("a new session, which no node has cached");
         Ok(pair)
     }
 
@@ -112,7 +113,7 @@ impl SignIn {
         account: &SignInAccount,
         requested: Option<WorkspaceId>,
         request: &Arc<RequestInfo>,
-    ) -> Result<TokenPair, AuthError> {
+    ) -> Result<(TokenPair, Audited), AuthError> {
         let memberships = store::members::list_by_user(tx, account.user_id).await?;
         let membership_in =
             |id: WorkspaceId| memberships.iter().find(move |m| m.workspace_id == id);

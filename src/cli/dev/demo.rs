@@ -27,7 +27,7 @@ use crate::{
         wallet::WalletTransaction,
         workspace::Workspace,
     },
-    store::{self, DedicatedConnection, Store, StoreError, Tx},
+    store::{self, Audited, DedicatedConnection, Store, StoreError, Tx},
 };
 
 const FILE: &str = "demo.toml";
@@ -171,7 +171,8 @@ impl<'a> Seed<'a> {
         let agents = self.insert_resources(&mut tx, workspace.id).await?;
         self.insert_calls(&mut tx, workspace.id, &agents).await?;
         self.insert_wallet(&mut tx, workspace.id).await?;
-        self.insert_key(&mut tx, workspace.id, &owner, "demo", Scope::Admin, key, 0).await?;
+        let (_, audited) =
+            self.insert_key(&mut tx, workspace.id, &owner, "demo", Scope::Admin, key, 0).await?;
         let mut keys = Vec::new();
         for (name, scope, days) in [
             ("zapier-production", Scope::Write, 60),
@@ -181,7 +182,7 @@ impl<'a> Seed<'a> {
             // These secrets are never shown.
             let secret =
                 ApiKeySecret::generate(self.environment, |bytes| self.env.entropy.fill(bytes));
-            let id =
+            let (id, _) =
                 self.insert_key(&mut tx, workspace.id, &owner, name, scope, &secret, days).await?;
             keys.push((id, name));
         }
@@ -190,7 +191,7 @@ impl<'a> Seed<'a> {
         let by = owner.id.to_string();
         store::api_keys::revoke(&mut tx, workspace.id, legacy, revoked_at, Some(&by)).await?;
         self.insert_members(&mut tx, workspace.id, hash).await?;
-        tx.commit().await?.unfenced("the service has not started");
+        tx.commit(audited).await?.unfenced("the service has not started");
         DedicatedConnection::new(self.store.clone())
             .append_audit_events(self.traffic_events(workspace.id, &keys[..2]).iter(), false)
             .await
@@ -207,8 +208,8 @@ impl<'a> Seed<'a> {
         let event =
             NewEvent::new(self.env.new_id(), workspace, Action::ApiKeyCreated, Actor::system())
                 .with_target(key.id, key.name);
-        store::audit::insert(&mut tx, workspace, &event).await?;
-        tx.commit().await?.unfenced("a new key, which no node has cached");
+        let audited = store::audit::insert(&mut tx, workspace, &event).await?;
+        tx.commit(audited).await?.unfenced("a new key, which no node has cached");
         Ok(())
     }
 
@@ -266,7 +267,7 @@ impl<'a> Seed<'a> {
         scope: Scope,
         secret: &ApiKeySecret,
         days: i64,
-    ) -> Result<ApiKeyId, StoreError> {
+    ) -> Result<(ApiKeyId, Audited), StoreError> {
         let key = self.new_key(Some(owner), name, scope, secret, days);
         store::api_keys::insert(tx, workspace, &key).await?;
         // The partitions of the audit log do not reach back for months.
@@ -275,8 +276,8 @@ impl<'a> Seed<'a> {
             NewEvent::new(event_env.new_id(), workspace, Action::ApiKeyCreated, Actor::user(owner))
                 .with_target(key.id, key.name)
                 .with_metadata(json!({ "scope": scope }));
-        store::audit::insert(tx, workspace, &event).await?;
-        Ok(key.id)
+        let audited = store::audit::insert(tx, workspace, &event).await?;
+        Ok((key.id, audited))
     }
 
     async fn insert_resources(

@@ -26,7 +26,7 @@ use crate::{
         scope::Scope,
         text,
     },
-    store::api_keys::KeyFilter,
+    store::{Audited, api_keys::KeyFilter},
 };
 
 /// An API key without its secret.
@@ -153,13 +153,14 @@ pub async fn create(
 pub(super) async fn commit_created_key(
     app: &App,
     transaction: IdempotentTransaction,
-    created: CreatedKey,
+    (created, audited): (CreatedKey, Audited),
 ) -> ApiResult<IdempotentCreated> {
     let location = format!("/v1/api-keys/{}", created.key.id);
     let key = created.secret.reveal().to_owned();
     let key_resource = ApiKeyBody::new(app, created.key);
     IdempotentCreated::finish(
         transaction,
+        audited,
         location,
         to_json(&CreatedKeyBody { key_resource, key })?,
     )

@@ -77,9 +77,9 @@ pub(super) async fn create(
         CreationOutcome::New(transaction) => transaction,
         CreationOutcome::Replayed(response) => return Ok(response),
     };
-    let document = app.resources.create(transaction.tx(), caller, kind, body).await?;
+    let (document, audited) = app.resources.create(transaction.tx(), caller, kind, body).await?;
     let location = format!("{path}/{}", id::format(kind.prefix(), document.id));
-    IdempotentCreated::finish(transaction, location, render(kind, &document)).await
+    IdempotentCreated::finish(transaction, audited, location, render(kind, &document)).await
 }
 
 pub(super) async fn get(

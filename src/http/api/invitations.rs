@@ -93,11 +93,16 @@ pub async fn create(
         CreationOutcome::Replayed(response) => return Ok(response),
     };
     let (email, role) = (&body.email, body.role);
-    let invitation =
+    let (invitation, audited) =
         app.auth.invitations.create(transaction.tx(), &caller, email, role, is_confirmed).await?;
     let location = format!("/v1/invitations/{}", invitation.id);
-    IdempotentCreated::finish(transaction, location, to_json(&InvitationBody::from(invitation))?)
-        .await
+    IdempotentCreated::finish(
+        transaction,
+        audited,
+        location,
+        to_json(&InvitationBody::from(invitation))?,
+    )
+    .await
 }
 
 /// List open invitations

@@ -47,6 +47,7 @@ use super::{ApiError, App, endpoint::HandlerResponse};
 use crate::{
     idempotency::{IdempotencyOutcome, IdempotentRequest, IdempotentTransaction, StoredResponse},
     model::principal::Caller,
+    store::Audited,
 };
 
 /// The result of a handler.
@@ -105,11 +106,15 @@ impl IdempotentCreated {
     /// Commits the transaction together with the response. `body` is the JSON of the new resource.
     async fn finish(
         transaction: IdempotentTransaction,
+        audited: Audited,
         location: String,
         body: String,
     ) -> ApiResult<Self> {
         let response = StoredResponse { status: StatusCode::CREATED.as_u16(), location, body };
-        transaction.commit(&response).await?.unfenced("a new resource, which no node has cached");
+        transaction
+            .commit(&response, audited)
+            .await?
+            .unfenced("a new resource, which no node has cached");
         Ok(Self { response, is_replayed: false })
     }
 }

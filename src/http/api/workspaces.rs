@@ -82,9 +82,9 @@ pub async fn create(
         CreationOutcome::New(transaction) => transaction,
         CreationOutcome::Replayed(response) => return Ok(response),
     };
-    let own = app.auth.workspaces.create(transaction.tx(), &caller, &body.name).await?;
+    let (own, audited) = app.auth.workspaces.create(transaction.tx(), &caller, &body.name).await?;
     let body = to_json(&OwnWorkspaceBody::new(&app, own))?;
-    IdempotentCreated::finish(transaction, "/v1/workspaces".to_owned(), body).await
+    IdempotentCreated::finish(transaction, audited, "/v1/workspaces".to_owned(), body).await
 }
 
 /// Leave a workspace

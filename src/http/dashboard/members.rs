@@ -156,9 +156,10 @@ async fn send_invitation(
         IdempotencyOutcome::New(work) => work,
         IdempotencyOutcome::Replayed(_) => return Ok(()),
     };
-    app.auth.invitations.create(work.tx(), caller, email, role, confirmed).await?;
+    let (_, audited) =
+        app.auth.invitations.create(work.tx(), caller, email, role, confirmed).await?;
     let answer = StoredResponse { status: 200, location: PATH.to_owned(), body: String::new() };
-    work.commit(&answer).await?.unfenced("no node caches invitations");
+    work.commit(&answer, audited).await?.unfenced("no node caches invitations");
     Ok(())
 }
 

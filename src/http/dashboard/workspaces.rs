@@ -69,10 +69,12 @@ pub(super) async fn create(
         }
     };
     match app.auth.workspaces.create(work.tx(), &caller, name).await {
-        Ok(created) => {
+        Ok((created, audited)) => {
             let body = created.workspace.id.to_string();
             let answer = StoredResponse { status: 303, location: HOME.to_owned(), body };
-            work.commit(&answer).await?.unfenced("a new workspace, which no node has cached");
+            work.commit(&answer, audited)
+                .await?
+                .unfenced("a new workspace, which no node has cached");
             app.auth.sessions.switch_workspace(&caller, created.workspace.id).await?;
             Ok(Redirect::to(HOME).into_response())
         }

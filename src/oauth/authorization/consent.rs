@@ -173,8 +173,8 @@ impl Consent {
         request: &ValidatedRequest,
     ) -> Result<String, OAuthError> {
         let mut tx = self.context.store.begin(caller.workspace(), None).await?;
-        self.grants.record_denial(&mut tx, caller, &request.client).await?;
-        tx.commit().await?.unfenced("a denial creates no grant");
+        let audited = self.grants.record_denial(&mut tx, caller, &request.client).await?;
+        tx.commit(audited).await?.unfenced("a denial creates no grant");
         let why = "the user denied the request";
         Ok(request.error_url(OAuthErrorCode::AccessDenied, why))
     }

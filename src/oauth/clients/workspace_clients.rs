@@ -207,8 +207,8 @@ impl WorkspaceClients {
         let event = event
             .with_target(client.id, client.name.clone())
             .with_metadata(json!({ "scope": client.scope, "redirect_uris": client.redirect_uris }));
-        store::audit::insert(&mut tx, workspace, &event).await?;
-        tx.commit().await?.unfenced("a new client, which no node has cached");
+        let audited = store::audit::insert(&mut tx, workspace, &event).await?;
+        tx.commit(audited).await?.unfenced("a new client, which no node has cached");
         Ok(RegisteredClient { client, secret })
     }
 
@@ -287,8 +287,8 @@ impl WorkspaceClients {
         let event = audit::event(&self.context.env, caller, Action::ClientUpdated, 200)
             .with_target(id, client.name.clone())
             .with_metadata(json!({ "redirect_uris": client.redirect_uris }));
-        store::audit::insert(&mut tx, workspace, &event).await?;
-        self.context.fence.wait(tx.commit().await?).await?;
+        let audited = store::audit::insert(&mut tx, workspace, &event).await?;
+        self.context.fence.wait(tx.commit(audited).await?).await?;
         Ok(client)
     }
 
@@ -331,8 +331,8 @@ impl WorkspaceClients {
         let event = audit::event(&self.context.env, caller, Action::ClientSecretRotated, 201)
             .with_target(id, client.name.clone())
             .with_metadata(json!({ "others_until_unix": until.unix_timestamp() }));
-        store::audit::insert(&mut tx, workspace, &event).await?;
-        tx.commit().await?.unfenced("no node caches client secrets");
+        let audited = store::audit::insert(&mut tx, workspace, &event).await?;
+        tx.commit(audited).await?.unfenced("no node caches client secrets");
         Ok((client, secret, until))
     }
 
@@ -357,8 +357,8 @@ impl WorkspaceClients {
         store::oauth_clients::delete(&mut tx, workspace, id).await?;
         let event = audit::event(&self.context.env, caller, Action::ClientDeleted, 204)
             .with_target(id, client.name);
-        store::audit::insert(&mut tx, workspace, &event).await?;
+        let audited = store::audit::insert(&mut tx, workspace, &event).await?;
         self.workspaces.audit_deleted_clients(&mut tx, &caller.request, abroad).await?;
-        Ok(self.context.fence.wait(tx.commit().await?).await?)
+        Ok(self.context.fence.wait(tx.commit(audited).await?).await?)
     }
 }

@@ -15,7 +15,7 @@ use crate::{
         principal::Caller,
         scope::Scope,
     },
-    store::{self, connected_apps::GrantOwner},
+    store::{self, Audited, connected_apps::GrantOwner},
 };
 
 const NOT_FOUND: AuthError = AuthError::NotFound("connected app");
@@ -106,9 +106,8 @@ impl Grants {
             }
         }
         let (workspace, now) = (grant.workspace_id, self.context.env.clock.now());
-        if store::oauth_grants::end(&mut tx, workspace, id, now, GrantEndReason::RevokedByUser)
-            .await?
-        {
+        let reason = GrantEndReason::RevokedByUser;
+        let audited = if store::oauth_grants::end(&mut tx, workspace, id, now, reason).await? {
             let event = audit::event_in_workspace(
                 &self.context.env,
                 caller,
@@ -117,13 +116,13 @@ impl Grants {
                 204,
             )
             .with_target(id, grant.client_name)
-            .with_metadata(
-                GrantEndReason::RevokedByUser.audit_metadata(grant.client_id, grant.user_id),
-            );
+            .with_metadata(reason.audit_metadata(grant.client_id, grant.user_id));
             tx.set_workspace(workspace).await?;
-            store::audit::insert(&mut tx, workspace, &event).await?;
-        }
+            store::audit::insert(&mut tx, workspace, &event).await?
+        } else {
+            Audited::exempt("the grant had already ended")
+        };
         // Wait also if it had already ended: an earlier call may have been aborted before its wait.
-        Ok(self.context.fence.wait(tx.commit().await?).await?)
+        Ok(self.context.fence.wait(tx.commit(audited).await?).await?)
     }
 }

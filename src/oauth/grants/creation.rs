@@ -21,7 +21,7 @@ use crate::{
         scope::Scope,
     },
     oauth::OAuthError,
-    store::{self, Tx},
+    store::{self, Audited, Tx},
 };
 
 /// Maximum number of used grants of one user to one client in one workspace. A further grant ends
@@ -44,6 +44,7 @@ pub(in crate::oauth) struct CreateGrantParams<'a> {
 pub(in crate::oauth) struct CreatedGrant {
     pub(in crate::oauth) tx: Tx,
     pub(in crate::oauth) id: GrantId,
+    audited: Audited,
     /// True if older grants ended, which must take effect on all nodes.
     has_ended_others: bool,
 }
@@ -118,17 +119,17 @@ impl Grants {
             "resources": grant.resources,
             "redirect_uri": grant.flow.redirect_uri(),
         }));
-        store::audit::insert(&mut tx, workspace, &event).await?;
-        Ok(CreatedGrant { tx, id: grant.id, has_ended_others })
+        let audited = store::audit::insert(&mut tx, workspace, &event).await?;
+        Ok(CreatedGrant { tx, id: grant.id, audited, has_ended_others })
     }
 
     /// Commits a new grant, and waits until the end of older grants has taken effect on all nodes.
     /// Returns the id of the new grant.
     pub(in crate::oauth) async fn commit(
         &self,
-        CreatedGrant { tx, id, has_ended_others }: CreatedGrant,
+        CreatedGrant { tx, id, audited, has_ended_others }: CreatedGrant,
     ) -> Result<GrantId, OAuthError> {
-        let committed = tx.commit().await?;
+        let committed = tx.commit(audited).await?;
         if has_ended_others {
             self.context.fence.wait(committed).await?;
         } else {
@@ -143,7 +144,7 @@ impl Grants {
         tx: &mut Tx,
         caller: &Caller,
         client: &Client,
-    ) -> Result<(), OAuthError> {
+    ) -> Result<Audited, OAuthError> {
         let event = audit::event(&self.context.env, caller, Action::GrantDenied, 303)
             .with_target(client.id, client.name.clone())
             .with_metadata(json!({ "client_id": client.client_id() }));

@@ -100,7 +100,7 @@ impl TokenEndpoint {
             .with_metadata(
                 json!({ "scope": scope, "user_id": parties.user_id, "resources": resources }),
             );
-        store::audit::insert(&mut tx, workspace, &event).await?;
+        let audited = store::audit::insert(&mut tx, workspace, &event).await?;
         let access_token = self.token_issuer.issue_grant_token(&GrantTokenParams {
             client_id: &client.client_id(),
             user: parties.user_id,
@@ -109,7 +109,7 @@ impl TokenEndpoint {
             scope,
             resources: &resources,
         })?;
-        tx.commit().await?.unfenced("new tokens, which no node has cached");
+        tx.commit(audited).await?.unfenced("new tokens, which no node has cached");
         Ok(Tokens {
             access_token: access_token.into(),
             expires_in: self.token_issuer.access_token_lifetime().as_secs(),

@@ -7,7 +7,7 @@ use crate::{
     auth::AuthError,
     model::{audit::Action, oauth::grant::GrantEndReason},
     oauth::{InvalidGrant, OAuthError, clients::AuthenticatedClient, grants::LockedGrant},
-    store,
+    store::{self, Audited},
 };
 
 impl TokenEndpoint {
@@ -41,13 +41,15 @@ impl TokenEndpoint {
         reason: GrantEndReason,
     ) -> Result<(), AuthError> {
         let (id, workspace, now) = (parties.id, parties.workspace_id, self.context.env.clock.now());
-        if store::oauth_grants::end(&mut tx, workspace, id, now, reason).await? {
+        let audited = if store::oauth_grants::end(&mut tx, workspace, id, now, reason).await? {
             let event = client
                 .audit_event(&self.context, workspace, Action::GrantReuseDetected, 400)
                 .with_target(id, None)
                 .with_metadata(reason.audit_metadata(client.id, parties.user_id));
-            store::audit::insert(&mut tx, workspace, &event).await?;
-        }
-        Ok(self.context.fence.wait(tx.commit().await?).await?)
+            store::audit::insert(&mut tx, workspace, &event).await?
+        } else {
+            Audited::exempt("the grant had already ended")
+        };
+        Ok(self.context.fence.wait(tx.commit(audited).await?).await?)
     }
 }

@@ -26,6 +26,7 @@ use crate::{
         principal::Caller,
         scope::Scope,
     },
+    store::Audited,
 };
 
 #[derive(Template)]
@@ -133,14 +134,14 @@ pub(super) async fn commit_and_display(
     context: &DashboardContext,
     caller: &Caller,
     work: IdempotentTransaction,
-    minted: CreatedKey,
+    (minted, audited): (CreatedKey, Audited),
 ) -> Result<Response, ApiError> {
     let secret = SecretString::from(minted.secret.reveal());
     let stored = StoredKey { id: minted.key.id, secret: secret.expose_secret().to_owned() };
     let body = serde_json::to_string(&stored);
     let body = body.map_err(|_| ApiError::internal("failed to serialize a new key"))?;
     let answer = StoredResponse { status: 201, location: key_path(stored.id), body };
-    work.commit(&answer).await?.unfenced("a new key, which no node has cached");
+    work.commit(&answer, audited).await?.unfenced("a new key, which no node has cached");
     created_key_page(app, context, caller, &minted.key, &secret).await
 }
 
