@@ -177,6 +177,7 @@ impl Invitations {
     }
 
     /// Accepts an invitation as the caller's user, and moves the caller's session to the workspace.
+    /// This verifies the email address, since the token was sent there.
     ///
     /// # Errors
     /// [`AuthError::Invalid`] for an invalid token; [`AuthError::Forbidden`] if the invitation is
@@ -201,6 +202,12 @@ impl Invitations {
         }
         let audited =
             self.add_member(&mut tx, workspace, &user, &invitation, &caller.request).await?;
+        if store::users::set_email_verified(&mut tx, user_id, self.context.env.clock.now()).await? {
+            self.context
+                .audit_in_all_workspaces(&mut tx, &user, Action::EmailVerified, &caller.request)
+                .await?;
+            tx.set_workspace(workspace).await?;
+        }
         let (pair, _) = self.sessions.move_to(&mut tx, caller, workspace, invitation.role).await?;
         self.context.fence.wait(tx.commit(audited).await?).await?;
         Ok(pair)
@@ -243,6 +250,7 @@ impl Invitations {
         let invitation = self.lock_and_close(&mut tx, workspace, id).await?;
         store::users::insert(&mut tx, &user, &email, &hash, workspace).await?;
         let audited = self.add_member(&mut tx, workspace, &user, &invitation, request).await?;
+        store::users::set_email_verified(&mut tx, user.id, now).await?;
         let (actor, role) = (Actor::user(&user), invitation.role);
         let member = Membership { workspace_id: workspace, role };
         let (pair, _) = self.sessions.create(&mut tx, user.id, actor, member, request, 201).await?;
@@ -308,7 +316,6 @@ impl Invitations {
     ) -> Result<Audited, AuthError> {
         let now = self.context.env.clock.now();
         store::members::insert(tx, workspace, user.id, invitation.role, now).await?;
-        store::users::set_email_verified(tx, user.id, now).await?;
         let event = self
             .context
             .audit_event(request, workspace, Action::MemberJoined, Actor::user(user), 201)

@@ -101,6 +101,8 @@ async fn existing_account_joins_only_with_own_session() {
     let token = pair["access_token"].as_str().unwrap();
     let me = app.request_as(token, "GET", "/v1/auth/me").send().await.expect_status(200);
     assert_eq!((&me["workspace"]["id"], &me["role"]), (&json!(dana.workspace_id), &json!("admin")));
+    assert_eq!(me["user"]["email_verified"], true);
+    app.wait_for_event_count(token, "action=member.email_verified", 1).await;
     // The session has switched workspaces: its tokens for the previous one are invalid.
     app.get("/v1/agents").bearer(&sam.access_token).send().await.assert_error(401, "unauthorized");
     let second_attempt = accept(&app, Some(token), body).await;

@@ -237,7 +237,11 @@ async fn password_reset_removes_totp_of_unverified_email() {
     let claimed = app.register("claimed").await;
     enable_totp(&app, &claimed).await;
     reset(&claimed).await;
-    sign_in_with_password(&app, &claimed, new_password).await.expect_status(200);
+    let pair = sign_in_with_password(&app, &claimed, new_password).await.expect_status(200);
+    let bearer = pair["access_token"].as_str().unwrap();
+    for action in ["email_verified", "mfa_disabled"] {
+        app.wait_for_event_count(bearer, &format!("action=member.{action}"), 1).await;
+    }
     // With a verified address, TOTP stays: access to the mailbox alone is not a second factor.
     let dana = app.register("acme").await;
     let token = link_token(&sink.wait_for_email(&dana.email, "Verify your email address").await);

@@ -104,9 +104,16 @@ impl Passwords {
         }
         store::users::set_password_hash(&mut tx, user_id, &hash).await?;
         if store::users::set_email_verified(&mut tx, user_id, now).await? {
+            self.context
+                .audit_in_all_workspaces(&mut tx, &user, Action::EmailVerified, request)
+                .await?;
             // Until now the address was only claimed. A stranger may have registered it; the
             // stranger's authenticator app must not lock the owner out.
-            store::second_factor::remove(&mut tx, user_id).await?;
+            if store::second_factor::remove(&mut tx, user_id).await? {
+                self.context
+                    .audit_in_all_workspaces(&mut tx, &user, Action::SecondFactorRemoved, request)
+                    .await?;
+            }
             // End grants for the same reason.
             let (reason, actor) = (GrantEndReason::EmailReclaimed, Actor::user(&user));
             self.sessions.end_grants(&mut tx, user_id, None, reason, &actor, request).await?;
