@@ -241,7 +241,7 @@ CREATE FUNCTION acknowledge_generation(p_id uuid, p_generation bigint) RETURNS v
     END
     $$;
 
-CREATE FUNCTION unregister_node(p_id uuid) RETURNS void
+CREATE FUNCTION deregister_node(p_id uuid) RETURNS void
     LANGUAGE sql SECURITY DEFINER SET search_path = public, pg_temp
     AS $$
         DELETE FROM nodes WHERE id = p_id;
@@ -287,9 +287,9 @@ CREATE FUNCTION prune_invalidations(p_max_age interval) RETURNS void
     LANGUAGE sql SECURITY DEFINER SET search_path = public, pg_temp
     AS $$ DELETE FROM invalidations WHERE created_at < clock_timestamp() - p_max_age $$;
 
-REVOKE ALL ON FUNCTION register_node, renew_lease, acknowledge_generation, unregister_node,
+REVOKE ALL ON FUNCTION register_node, renew_lease, acknowledge_generation, deregister_node,
     newest_generation, invalidations_since, is_generation_acknowledged, prune_invalidations
     FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION register_node, renew_lease, acknowledge_generation, unregister_node,
+GRANT EXECUTE ON FUNCTION register_node, renew_lease, acknowledge_generation, deregister_node,
     newest_generation, invalidations_since, is_generation_acknowledged, prune_invalidations
     TO call2me_auth_app;

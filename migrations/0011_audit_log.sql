@@ -124,7 +124,7 @@ CREATE POLICY audit_events_by_workspace ON audit_events TO call2me_auth_app
 GRANT INSERT (oldest_event_at, workspace_ids, event_ids, digests) ON audit_outbox
     TO call2me_auth_app;
 ALTER TABLE audit_outbox ENABLE ROW LEVEL SECURITY;
-CREATE POLICY ledger_by_workspace ON audit_outbox FOR INSERT TO call2me_auth_app
+CREATE POLICY audit_outbox_by_workspace ON audit_outbox FOR INSERT TO call2me_auth_app
     WITH CHECK (workspace_ids = ARRAY[current_workspace_id()]);
 
 GRANT SELECT ON audit_chain_segments TO call2me_auth_app;
@@ -134,7 +134,7 @@ CREATE POLICY audit_chain_segments_by_workspace ON audit_chain_segments TO call2
 
 GRANT SELECT ON audit_chain_heads TO call2me_auth_app;
 ALTER TABLE audit_chain_heads ENABLE ROW LEVEL SECURITY;
-CREATE POLICY chain_heads_by_workspace ON audit_chain_heads TO call2me_auth_app
+CREATE POLICY audit_chain_heads_by_workspace ON audit_chain_heads TO call2me_auth_app
     USING (workspace_id = current_workspace_id());
 
 GRANT SELECT, INSERT, UPDATE (attempts) ON unknown_credential_counts TO call2me_auth_app;
@@ -142,7 +142,7 @@ GRANT SELECT, INSERT, UPDATE (attempts) ON unknown_credential_counts TO call2me_
 ------------------------------------------------------------------------------------------------
 -- Partitions
 
--- Creates the partitions of events and of segments for the month of `moment`, unless they exist.
+-- Creates the partitions of events and of segments for the month of `p_time`, unless they exist.
 CREATE FUNCTION create_audit_partition(p_time timestamptz) RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp
     AS $$

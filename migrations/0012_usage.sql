@@ -175,7 +175,7 @@ CREATE FUNCTION add_key_usage(p_entry_ids bigint[]) RETURNS void
 
 -- Returns the time up to which every use of a key that other nodes served is counted (NULL: no
 -- other node is registered and the outbox is empty), and the last time at which uses may have been
--- lost: a node stopped without unregistering, or was disconnected.
+-- lost: a node stopped without deregistering, or was disconnected.
 CREATE FUNCTION usage_watermark(p_own_node_id uuid)
     RETURNS TABLE (counted_until timestamptz, usage_gap_at timestamptz)
     LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp

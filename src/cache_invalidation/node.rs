@@ -98,7 +98,7 @@ impl NodeTask {
         self.lease.end();
         if should_deregister {
             // Otherwise other nodes would wait until the lease expires.
-            timeout_at(deadline, self.store.unregister_node(self.id)).await.ok();
+            timeout_at(deadline, self.store.deregister_node(self.id)).await.ok();
         }
     }
 }

@@ -42,7 +42,7 @@ pub enum Notification {
     Acknowledgements,
 }
 
-/// The time for which a node that stopped without unregistering is remembered: it may have lost
+/// The time for which a node that stopped without deregistering is remembered: it may have lost
 /// audit events.
 const LOST_NODE_RETENTION: Duration = Duration::from_hours(24);
 /// The time for which an expired lease still counts, because clocks run at different speeds.
@@ -143,8 +143,8 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`] if the query fails.
-    pub async fn unregister_node(&self, node: Uuid) -> Result<(), StoreError> {
-        sqlx::query!(r#"SELECT unregister_node($1) AS "done""#, node)
+    pub async fn deregister_node(&self, node: Uuid) -> Result<(), StoreError> {
+        sqlx::query!(r#"SELECT deregister_node($1) AS "done""#, node)
             .fetch_one(&self.pools.background())
             .await?;
         Ok(())
