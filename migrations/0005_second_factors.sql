@@ -1,4 +1,4 @@
--- Second factors: authenticators (TOTP, RFC 6238) with recovery codes, and passkeys (WebAuthn).
+-- Second factors: authenticator apps (TOTP, RFC 6238) with recovery codes, and passkeys (WebAuthn).
 
 -- The TOTP secret and the recovery codes are MACs of the factor's id, under a key that the database
 -- does not hold. A database dump therefore contains no usable code.
@@ -34,7 +34,7 @@ CREATE INDEX mfa_challenges_user_id_idx ON mfa_challenges (user_id, created_at);
 CREATE TABLE passkeys (
     id uuid PRIMARY KEY,
     user_id uuid NOT NULL REFERENCES users ON DELETE CASCADE,
-    -- The authenticator's id of the passkey, unique among all users.
+    -- The id that the passkey device chose for the passkey, unique among all users.
     credential_id bytea NOT NULL CHECK (octet_length(credential_id) BETWEEN 1 AND 1023),
     -- In COSE encoding.
     public_key bytea NOT NULL CHECK (octet_length(public_key) <= 2048),
@@ -74,7 +74,7 @@ CREATE POLICY passkeys_by_user ON passkeys TO call2me_auth_app
 ------------------------------------------------------------------------------------------------
 -- Functions
 
--- Returns true if a second factor is required and the user has no authenticator. For use in
+-- Returns true if a second factor is required and the user has no authenticator app. For use in
 -- SECURITY DEFINER functions: the role must not ask this about other users.
 CREATE FUNCTION lacks_second_factor(p_is_required boolean, p_user_id uuid) RETURNS boolean
     LANGUAGE sql STABLE

@@ -353,7 +353,7 @@ impl Passkeys {
         );
         let counter_advanced = |assertion: &passkey::Assertion| {
             let (count, before) = (i64::from(assertion.sign_count), known.sign_count);
-            // A counter that does not increase indicates a cloned authenticator (section 6.1.1).
+            // A counter that does not increase indicates a cloned device (section 6.1.1).
             (count == 0 && before == 0) || count > before
         };
         let assertion = assertion.ok().filter(counter_advanced);

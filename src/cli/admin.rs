@@ -93,8 +93,8 @@ pub enum UsersCommand {
         #[arg(long)]
         password_stdin: bool,
     },
-    /// Remove a user's authenticator and passkeys after they were lost, and end all sessions. The
-    /// user can then sign in with the password alone.
+    /// Remove a user's authenticator app and passkeys after they were lost, and end all sessions.
+    /// The user can then sign in with the password alone.
     RemoveSecondFactor {
         /// Email address of the user.
         #[arg(long)]

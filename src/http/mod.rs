@@ -4,13 +4,14 @@
 //!
 //! 1. [`middleware::HttpService`]: request id and the headers of every response;
 //! 2. the router: 404 and 405 need no credential;
-//! 3. for `/v1`, OAuth and page routes, [`middleware::protect_route`]: credential, rate limit,
-//!    request timeout, panic handling, the audit event, and the rendering of errors;
+//! 3. for `/v1` and OAuth routes, [`middleware::protect_route`], and for pages,
+//!    [`middleware::protect_page`]: credential, rate limit, request timeout, panic handling, the
+//!    audit event, and the rendering of errors;
 //! 4. the [`endpoint`]: it runs the extractors, of which the first checks the scope, and then the
 //!    handler.
 //!
-//! An error is a value from the endpoint to the end of step 3, where the surface of the route
-//! renders it. Response extensions carry nothing.
+//! An error is rendered only at the end of step 3, by the surface of the route. Until then it is a
+//! value. Response extensions carry nothing.
 //!
 //! Routes are in [`routes`], pages in [`dashboard`], errors in [`error`].
 //!
@@ -50,13 +51,13 @@ pub use state::{App, AppState, HttpSettings, MAX_CONCURRENT_LARGE_BODIES};
 pub fn build_service(app: &App) -> middleware::HttpService {
     let (mut api, mut any_origin, mut pages) = (Router::new(), Router::new(), Router::new());
     let ceiling = middleware::OpenRouteCeiling::new(app.settings.per_address_per_minute);
-    for route in routes::table() {
+    for route in routes::route_table() {
         let (path, is_open) = (route.path, middleware::is_open_to_any_origin(route.path));
-        let guarded = middleware::protect_route(route, app, &ceiling);
+        let protected = middleware::protect_route(route, app, &ceiling);
         if is_open {
-            any_origin = any_origin.route(path, guarded);
+            any_origin = any_origin.route(path, protected);
         } else {
-            api = api.route(path, guarded);
+            api = api.route(path, protected);
         }
     }
     for page in dashboard::route_table() {

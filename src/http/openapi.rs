@@ -20,7 +20,7 @@ use utoipa::openapi::{
 };
 use utoipa_swagger_ui::{Config, SwaggerUi};
 
-use super::{App, error::ErrorBody, extract::AccessRule, route::Route, routes::table};
+use super::{App, error::ErrorBody, extract::AccessRule, route::Route, routes::route_table};
 use crate::{auth::check_scope::AccessRequirement, model::scope::Scope};
 
 const API_KEY: &str = "api_key";
@@ -34,7 +34,7 @@ pub fn build_document(public_url: &str) -> OpenApi {
     let mut schemas = Vec::new();
     <ErrorBody as utoipa::ToSchema>::schemas(&mut schemas);
     schemas.push(("ErrorBody".to_owned(), <ErrorBody as utoipa::PartialSchema>::schema()));
-    for mut route in table() {
+    for mut route in route_table() {
         schemas.append(&mut route.schemas);
         add_route(&mut paths, route);
     }

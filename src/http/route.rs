@@ -30,7 +30,7 @@ pub struct PageRoute {
     /// The path, in axum's syntax.
     pub path: &'static str,
     /// The access rule.
-    pub rule: AccessRule,
+    pub access_rule: AccessRule,
     /// The handler.
     pub endpoint: Endpoint,
 }

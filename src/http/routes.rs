@@ -46,11 +46,12 @@ macro_rules! routes {
     };
 }
 
-/// Returns all routes of the API, OAuth and health checks. Pages are in `dashboard::table`.
+/// Returns all routes of the API, OAuth and health checks. Pages are in
+/// [`dashboard::route_table`](super::dashboard::route_table).
 #[must_use]
 #[rustfmt::skip]
 #[expect(clippy::too_many_lines, reason = "a line for each route")]
-pub fn table() -> Vec<Route> {
+pub fn route_table() -> Vec<Route> {
     routes! {
         POST   "/v1/auth/register"              SignIn     => auth::register;
         POST   "/v1/auth/login"                 SignIn     => auth::login;
@@ -66,7 +67,7 @@ pub fn table() -> Vec<Route> {
         POST   "/v1/auth/verify-email"          SignIn     => passwords::verify_email;
         POST   "/v1/auth/verify-email/send"     UserSession => passwords::send_verification;
         POST   "/v1/auth/mfa/verify"            SignIn     => mfa::verify;
-        POST   "/v1/auth/mfa/totp"              UserSession => mfa::enrol;
+        POST   "/v1/auth/mfa/totp"              UserSession => mfa::enroll;
         POST   "/v1/auth/mfa/totp/confirm"      UserSession => mfa::confirm;
         DELETE "/v1/auth/mfa/totp"              UserSession => mfa::remove;
         POST   "/v1/auth/mfa/recovery-codes"    UserSession => mfa::renew_recovery_codes;

@@ -174,10 +174,10 @@ impl EmailContent {
 
     pub(super) fn factors_removed() -> Self {
         Self {
-            subject: "Your authenticator and passkeys were removed".to_owned(),
+            subject: "Your authenticator app and passkeys were removed".to_owned(),
             paragraphs: vec![
-                "The operator of this service removed the authenticator and the passkeys from your \
-                 Call2Me account and signed you out on all devices."
+                "The operator of this service removed the authenticator app and the passkeys from \
+                 your Call2Me account and signed you out on all devices."
                     .to_owned(),
                 "From now on, your password alone is enough to sign in. We recommend that you set \
                  up a second factor again."

@@ -1,7 +1,8 @@
-//! Second factors: TOTP authenticators, recovery codes, and sign-ins that wait for a second factor.
+//! Second factors: TOTP authenticator apps, recovery codes, and sign-ins that wait for a second
+//! factor.
 //!
-//! The TOTP secret and the recovery codes are derived from the authenticator's id under a key that
-//! is not in the database.
+//! The TOTP secret and the recovery codes are derived from the factor's id under a key that is not
+//! in the database.
 
 use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
@@ -9,7 +10,7 @@ use uuid::Uuid;
 use super::{Store, StoreError, Tx};
 use crate::model::id::{Id, SessionId, UserId, WorkspaceId};
 
-/// A user's authenticator, read under a lock.
+/// A user's authenticator app, read under a lock.
 #[derive(Debug)]
 pub struct TotpFactor {
     /// The id that its secret is derived from.
@@ -64,8 +65,8 @@ impl Store {
     }
 }
 
-/// Returns a user's authenticator and locks it until the transaction ends, so that code checks take
-/// turns.
+/// Returns a user's authenticator app and locks it until the transaction ends, so that code checks
+/// take turns.
 ///
 /// # Errors
 /// [`StoreError`] if the query fails.
@@ -81,9 +82,9 @@ pub async fn lock(tx: &mut Tx, user: UserId) -> Result<Option<TotpFactor>, Store
     .await?)
 }
 
-/// Returns true if the user has no passkey, has a confirmed authenticator, or verified this session
-/// with a passkey. Enrolling an authenticator ends all other sessions, so every session of a
-/// user with an authenticator has passed it.
+/// Returns true if the user has no passkey, has a confirmed authenticator app, or verified this
+/// session with a passkey. Enrolling an authenticator app ends all other sessions, so every session
+/// of a user with an authenticator app has passed it.
 ///
 /// # Errors
 /// [`StoreError`] if the query fails.
@@ -104,8 +105,8 @@ pub async fn is_satisfied(
     .await?)
 }
 
-/// Starts the enrollment of a new authenticator, which replaces an unconfirmed one. False if the
-/// user has a confirmed one.
+/// Starts the enrollment of a new authenticator app, which replaces an unconfirmed one. False if
+/// the user has a confirmed one.
 ///
 /// # Errors
 /// [`StoreError`] if the query fails.
@@ -130,8 +131,8 @@ pub async fn start_enrollment(
     Ok(result.rows_affected() == 1)
 }
 
-/// Records the time step of an accepted code. The first accepted code confirms the authenticator;
-/// from then on, sign-in requires a code.
+/// Records the time step of an accepted code. The first accepted code confirms the authenticator
+/// app; from then on, sign-in requires a code.
 ///
 /// # Errors
 /// [`StoreError`] if the query fails.
@@ -183,8 +184,8 @@ pub async fn use_recovery_code(tx: &mut Tx, user: UserId, number: u8) -> Result<
     Ok(())
 }
 
-/// Invalidates all recovery codes. Returns the authenticator's id and the round of the new codes.
-/// `None` if there is no confirmed authenticator.
+/// Invalidates all recovery codes. Returns the factor's id and the round of the new codes. `None`
+/// if there is no confirmed authenticator app.
 ///
 /// # Errors
 /// [`StoreError`] if the query fails.
@@ -202,7 +203,7 @@ pub async fn regenerate_recovery_codes(
     Ok(row.map(|row| (row.factor_id, row.recovery_code_generation)))
 }
 
-/// Returns true if the user has a confirmed authenticator.
+/// Returns true if the user has a confirmed authenticator app.
 ///
 /// # Errors
 /// [`StoreError`] if the query fails.
@@ -216,7 +217,7 @@ pub async fn has_totp(tx: &mut Tx, user: UserId) -> Result<bool, StoreError> {
     .await?)
 }
 
-/// Deletes a user's authenticator. False if none was confirmed.
+/// Deletes a user's authenticator app. False if none was confirmed.
 ///
 /// # Errors
 /// [`StoreError`] if the query fails.

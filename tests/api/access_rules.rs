@@ -158,7 +158,7 @@ async fn every_route_enforces_its_access_rule() {
     let acme = Tenant::new(&app, "acme").await;
     let widgets = Tenant::new(&app, "widgets-inc").await;
     let mut checked = 0;
-    for route in routes::table() {
+    for route in routes::route_table() {
         let AccessRule::Protected(requirement) = route.access_rule else { continue };
         let method = route.method.as_ref().map_or("GET", |method| method.as_str());
         let route_name = format!("{method} {}", route.path);
@@ -261,7 +261,7 @@ async fn every_route_enforces_its_access_rule() {
 #[tokio::test]
 async fn public_route_needs_no_credential() {
     let app = TestApp::start().await;
-    for route in routes::table() {
+    for route in routes::route_table() {
         let is_get = route.method.as_ref().is_some_and(|method| method == "GET");
         if route.access_rule != AccessRule::Open || route.path.starts_with("/v1/") || !is_get {
             continue;

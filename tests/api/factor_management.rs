@@ -109,8 +109,8 @@ async fn workspace_can_require_second_factor() {
 async fn session_that_ends_meanwhile_changes_no_factor() {
     let app = TestApp::start_with(&[("server.public_url", LOCALHOST)]).await;
     let [dana, lee] = [app.register("acme").await, app.register_verified("lee").await];
-    let enrolment = enroll_totp(&app, &dana, json!({})).await.expect_status(200);
-    let code = compute_totp_code(enrolment["secret"].as_str().unwrap(), unix_now(&app));
+    let enrollment = enroll_totp(&app, &dana, json!({})).await.expect_status(200);
+    let code = compute_totp_code(enrollment["secret"].as_str().unwrap(), unix_now(&app));
     let passkey =
         json!({ "name": "phone", "credential": create_attestation_response(&app, &lee).await });
     let [kim, sam] = [app.register("kim").await, app.register("sam").await];
@@ -200,7 +200,7 @@ async fn password_alone_does_not_bypass_passkey() {
     // Started while the password was the only credential.
     let stolen =
         lee.with_tokens(&sign_in_with_password(&app, &lee, PASSWORD).await.expect_status(200));
-    let enrolment = enroll_totp(&app, &stolen, json!({})).await.expect_status(200);
+    let enrollment = enroll_totp(&app, &stolen, json!({})).await.expect_status(200);
     let attacker_passkey = create_attestation_response(&app, &stolen).await;
     assert_eq!(agents(&app, &lee).await, 403);
     let device = TestAuthenticator { sign_count: 1, ..register_authenticator(&app, &lee).await };
@@ -209,7 +209,7 @@ async fn password_alone_does_not_bypass_passkey() {
         assert_eq!(agents(app, &stolen).await, 403);
     }
     let passkey = first_passkey_id(&app, &lee).await;
-    let totp_code = compute_totp_code(enrolment["secret"].as_str().unwrap(), unix_now(&app));
+    let totp_code = compute_totp_code(enrollment["secret"].as_str().unwrap(), unix_now(&app));
     confirm_totp(&app, &stolen, &totp_code).await.assert_error(403, "forbidden");
     add_passkey(&app, &stolen, &attacker_passkey).await.assert_error(403, "forbidden");
     assert_cannot_change_factors(&app, &stolen, &passkey).await;
@@ -272,9 +272,9 @@ async fn mfa_challenge_is_bound_to_its_authenticator() {
     disable_totp.json(json!({ "password": PASSWORD })).send().await.expect_status(204);
     let stolen =
         dana.with_tokens(&sign_in_with_password(&app, &dana, PASSWORD).await.expect_status(200));
-    let enrolment = enroll_totp(&app, &stolen, json!({})).await.expect_status(200);
+    let enrollment = enroll_totp(&app, &stolen, json!({})).await.expect_status(200);
     register_authenticator(&app, &dana).await;
-    let code = compute_totp_code(enrolment["secret"].as_str().unwrap(), unix_now(&app));
+    let code = compute_totp_code(enrollment["secret"].as_str().unwrap(), unix_now(&app));
     let body = json!({ "mfa_token": token, "code": code });
     let answer = app.post("/v1/auth/mfa/verify").json(body.clone()).send().await;
     answer.assert_error(401, "invalid_credentials");
@@ -402,7 +402,7 @@ async fn password_reset_mail_lists_remaining_passkeys() {
         .expect_status(200);
     let key = app.create_key(&dana.with_tokens(&pair), "log", "admin").await.secret;
     app.wait_for_event_count(&key, "action=member.passkey_removed", 1).await;
-    sink.wait_for_email(&dana.email, "Your authenticator and passkeys were removed").await;
+    sink.wait_for_email(&dana.email, "Your authenticator app and passkeys were removed").await;
     // An unconfirmed authenticator does not count as a factor.
     enroll_totp(&app, &dana.with_tokens(&pair), json!({})).await.expect_status(200);
     auth.second_factors.remove_all_as_operator(&dana.email).await.unwrap_err();

@@ -28,7 +28,7 @@ async fn openapi_document_lists_exactly_the_routes() {
     let documented: BTreeSet<_> =
         operations(&document).map(|(method, path, _)| (method, path.clone())).collect();
     let mut expected = BTreeSet::new();
-    for route in routes::table() {
+    for route in routes::route_table() {
         let path = route.path.replace("{*path}", "{path}");
         match route.method {
             Some(method) => {
@@ -47,7 +47,7 @@ async fn openapi_document_lists_exactly_the_routes() {
 #[tokio::test]
 async fn each_operation_documents_security_and_errors() {
     let document = document().await;
-    let table = routes::table();
+    let table = routes::route_table();
     for (method, path, operation) in operations(&document) {
         let name = format!("{method} {path}");
         let route = table
@@ -88,7 +88,7 @@ async fn each_operation_documents_security_and_errors() {
 #[test]
 fn schema_names_are_unique() {
     let mut known = std::collections::BTreeMap::new();
-    for (name, schema) in routes::table().into_iter().flat_map(|route| route.schemas) {
+    for (name, schema) in routes::route_table().into_iter().flat_map(|route| route.schemas) {
         let schema = serde_json::to_string(&schema).unwrap();
         let first = known.entry(name.clone()).or_insert_with(|| schema.clone());
         assert_eq!(*first, schema, "{name}");

@@ -102,7 +102,7 @@ async fn every_page_has_security_headers_and_no_inline_code() {
     let mut checked = 0;
     for route in dashboard::route_table().iter().filter(|route| route.method == "GET") {
         let mut anonymous = Browser::new(&app);
-        let browser = match route.rule {
+        let browser = match route.access_rule {
             AccessRule::Protected(_) => &mut signed_in,
             _ => &mut anonymous,
         };
@@ -149,7 +149,7 @@ async fn form_without_csrf_token_is_rejected() {
     for route in dashboard::route_table().iter().filter(is_form) {
         let path = route.path.replace("{id}", "session_01jd0zt8q7f7qvs4p2k6x3m9ab");
         let page = anonymous.post(&path, &[], &headers).await;
-        match route.rule {
+        match route.access_rule {
             AccessRule::Protected(_) => {
                 assert_eq!(page.redirect_target(), Some("/sign-in?next=%2F"), "{path}");
             }

@@ -119,7 +119,7 @@ async fn panic_is_500_with_usual_error_body() {
         panic!("as a test")
     }
     let app = TestApp::start().await;
-    let mut route = call2me_auth::http::routes::table().into_iter().next().unwrap();
+    let mut route = call2me_auth::http::routes::route_table().into_iter().next().unwrap();
     route = Route {
         method: Some(axum::http::Method::GET),
         access_rule: AccessRule::Open,

@@ -70,15 +70,15 @@ pub struct TotpEnrollmentBody {
 /// Nothing changes until `POST /v1/auth/mfa/totp/confirm` confirms a first code, within 15 minutes.
 #[utoipa::path(post, path = "/v1/auth/mfa/totp", tag = "Sessions", request_body = EnrollTotpRequest,
     responses((status = 200, body = TotpEnrollmentBody), (status = 403), (status = 409)))]
-pub async fn enrol(
+pub async fn enroll(
     caller: Authorized<UserSession>,
     State(app): State<App>,
     extract::Json(body): extract::Json<EnrollTotpRequest>,
 ) -> ApiResult<Json<TotpEnrollmentBody>> {
-    let enrolment = app.auth.second_factors.enroll_totp(&caller, body.password.as_ref()).await?;
+    let enrollment = app.auth.second_factors.enroll_totp(&caller, body.password.as_ref()).await?;
     Ok(Json(TotpEnrollmentBody {
-        secret: enrolment.secret.expose_secret().to_owned(),
-        otpauth_uri: enrolment.uri.expose_secret().to_owned(),
+        secret: enrollment.secret.expose_secret().to_owned(),
+        otpauth_uri: enrollment.uri.expose_secret().to_owned(),
     }))
 }
 

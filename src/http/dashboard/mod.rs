@@ -49,7 +49,7 @@ macro_rules! pages {
         vec![$(PageRoute {
             method: Method::$method,
             path: $path,
-            rule: <$access as Access>::RULE,
+            access_rule: <$access as Access>::RULE,
             endpoint: Endpoint::new::<$access, _>($handler),
         }),*]
     };

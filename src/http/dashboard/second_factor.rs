@@ -78,7 +78,7 @@ pub(super) async fn show(
     settings_page(&caller, &app, &context, None).await
 }
 
-/// Starts the enrolment of an authenticator app (TOTP).
+/// Starts the enrollment of an authenticator app (TOTP).
 pub(super) async fn set_up(
     caller: Authorized<UserSession>,
     State(app): State<App>,
@@ -87,8 +87,8 @@ pub(super) async fn set_up(
 ) -> Result<Response, ApiError> {
     let password = form.password("password")?;
     match app.auth.second_factors.enroll_totp(&caller, password.as_ref()).await {
-        Ok(enrolment) => {
-            let (secret, uri) = (enrolment.secret.expose_secret(), enrolment.uri.expose_secret());
+        Ok(enrollment) => {
+            let (secret, uri) = (enrollment.secret.expose_secret(), enrollment.uri.expose_secret());
             context.render_page(200, &SetUpPage::new(&context, secret, uri, None))
         }
         Err(error) => settings_page(&caller, &app, &context, Some(error.into())).await,

@@ -65,7 +65,7 @@ pub fn protect_page(
     app: &App,
     ceiling: &OpenRouteCeiling,
 ) -> MethodRouter<App> {
-    let PageRoute { method, path, rule, endpoint } = page;
+    let PageRoute { method, path, access_rule: rule, endpoint } = page;
     // Assets are cheap, and belong to a page that is counted.
     if path.starts_with("/assets/") {
         return serve_unprotected(Some(method), endpoint, app);
