@@ -113,7 +113,7 @@ CREATE FUNCTION lock_password_hash(p_hash text) RETURNS boolean
     $$;
 
 -- Replaces the password hash of the transaction's user. Returns false if the hash is no longer
--- `old_hash`: a sign-in that renews the hash of an old password must not undo a password change.
+-- `p_old_hash`: a sign-in that renews the hash of an old password must not undo a password change.
 CREATE FUNCTION replace_password_hash(p_old_hash text, p_new_hash text) RETURNS boolean
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp
     AS $$

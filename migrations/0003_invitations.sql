@@ -1,6 +1,6 @@
 -- Invitations to workspaces.
 
--- The token in the emailed link is a MAC of the id, under a key that the database does not hold.
+-- The token in the mailed link is a MAC of the id, under a key that the database does not hold.
 CREATE TABLE invitations (
     id uuid PRIMARY KEY,
     workspace_id uuid NOT NULL REFERENCES workspaces ON DELETE CASCADE,
@@ -31,7 +31,7 @@ CREATE FUNCTION find_invitation_workspace(p_id uuid) RETURNS uuid
     AS $$ SELECT workspace_id FROM invitations WHERE id = p_id $$;
 
 -- Counts the invitations to an address, from all workspaces. The limit on them protects an address
--- from emails that strangers cause.
+-- from unwanted emails.
 CREATE FUNCTION count_invitations_to_email(p_normalized_email text, p_since timestamptz)
     RETURNS bigint
     LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp

@@ -87,7 +87,7 @@ CREATE FUNCTION touch_session(
 
 -- Sets the workspace of a transaction that has a user, and records it as the user's last workspace.
 -- Returns true for a new device: none of the user's newest 100 sessions is from this network, or
--- none has this user agent, version numbers aside. A user's first session is not a new device.
+-- none has this user agent, ignoring version numbers. A user's first session is not a new device.
 --
 -- It runs at each sign-in, so it compares in the database instead of transferring 100 rows.
 CREATE FUNCTION set_workspace_and_check_device(

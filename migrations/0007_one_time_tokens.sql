@@ -1,4 +1,4 @@
--- One-time tokens of emailed links, for password reset and email verification.
+-- One-time tokens of mailed links, for password reset and email verification.
 
 -- The token in a link is a MAC of purpose and id, under a key that the database does not hold. A
 -- database dump therefore contains no usable token.
@@ -6,7 +6,8 @@ CREATE TABLE one_time_tokens (
     id uuid PRIMARY KEY,
     purpose text NOT NULL CHECK (purpose IN ('reset_password', 'verify_email')),
     user_id uuid NOT NULL REFERENCES users ON DELETE CASCADE,
-    -- The address in lower case that the link was sent to. It proves the control of no other.
+    -- The address in lower case that the link was sent to. The link proves control of this
+    -- address only.
     normalized_email text NOT NULL,
     created_at timestamptz NOT NULL,
     expires_at timestamptz NOT NULL,
@@ -27,7 +28,7 @@ CREATE FUNCTION find_one_time_token_user(p_id uuid)
 
 -- Stores a token for the account with an address. Returns false if there is no such account, if it
 -- has `p_max_recent` tokens that were created after `p_recent_since`, or if the token was used. The
--- limit protects an address from emails that strangers cause.
+-- limit protects an address from unwanted emails.
 CREATE FUNCTION start_password_reset(
     p_id uuid, p_normalized_email text, p_created_at timestamptz, p_expires_at timestamptz,
     p_recent_since timestamptz, p_max_recent bigint

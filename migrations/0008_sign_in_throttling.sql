@@ -1,4 +1,4 @@
--- Counts of wrong passwords, for sign-in throttling. The policy, which pause they cause, is in
+-- Counts of wrong passwords, for sign-in throttling. The pause is decided in
 -- `src/model/sign_in_throttling.rs`.
 
 -- The service counts by account and by the client's subnet, so that a stranger cannot lock the

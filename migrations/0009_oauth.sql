@@ -349,9 +349,9 @@ CREATE FUNCTION record_device_poll(p_id uuid, p_now timestamptz, p_poll_interval
 ------------------------------------------------------------------------------------------------
 -- Maintenance
 
--- Counts the active grants of a client of the transaction's workspace, by the workspace that they
--- are for. Without a client, counts those of all its clients, in other workspaces only. The
--- deletion of the client is recorded in the audit logs of these workspaces.
+-- Counts the active grants of clients of the transaction's workspace, for each workspace that they
+-- give access to. With a client: its grants in all workspaces. Without: the grants of all clients
+-- in other workspaces. The deletion of a client is recorded in the audit logs of these workspaces.
 CREATE FUNCTION list_external_oauth_grants(p_client_id uuid)
     RETURNS TABLE (client_id uuid, client_name text, workspace_id uuid, grants bigint)
     LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp

@@ -14,7 +14,7 @@ CREATE INDEX email_outbox_next_attempt_at_idx ON email_outbox (next_attempt_at);
 -- The role may add emails. The functions below read and delete those of all workspaces.
 GRANT INSERT ON email_outbox TO call2me_auth_app;
 
--- Claims emails that are due. No other node claims them until `lease` ends.
+-- Claims emails that are due. No other node claims them until `p_lease` ends.
 CREATE FUNCTION claim_emails(p_limit integer, p_lease interval)
     RETURNS TABLE (id uuid, message jsonb, attempts integer)
     LANGUAGE sql SECURITY DEFINER SET search_path = public, pg_temp

@@ -32,9 +32,16 @@
 //! # Entry points
 //!
 //! - Verification of an API key: [`auth::authenticator`]
-//! - Check of the scope: [`auth::check_scope`], called by the handler's first parameter,
-//!   [`http::extract::Authorized`]
-//! - Mapping of errors to responses: [`http::error`]
+//! - Check of the scope: [`auth::check_scope::check_access`], called by the handler's first
+//!   parameter, [`http::extract::Authorized`]
+//! - Rate limit of a request: [`limit::Limits`]
+//! - Audit event of a request: `http::middleware::access_layer`; of a change:
+//!   [`store::audit::insert`]
+//! - Mapping of errors to responses: [`http::error`], then `http::surface`
+//! - Revocation that all nodes apply: [`cache_invalidation::Fence::wait`]
+//! - Refresh of tokens: [`auth::sessions`]; of those of OAuth clients: [`oauth::token_endpoint`]
+//! - CSRF tokens of forms: [`http::dashboard::form`]
+//! - Email: [`mail`](mod@mail)
 //! - Authorization and tokens of an OAuth client: [`oauth::authorization`], then
 //!   [`oauth::token_endpoint`]
 //! - Routes and their access rules: [`http::routes`]

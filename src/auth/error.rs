@@ -1,3 +1,5 @@
+//! The error of authentication and of the services of this module.
+
 use secrecy::SecretString;
 
 use crate::{

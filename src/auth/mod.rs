@@ -1,7 +1,7 @@
 //! Authentication, and the management of users, credentials and workspaces.
 //!
-//! Every change that ends or restricts access waits at [`Fence::wait`] before it is answered, so
-//! that no node grants the old access from its cache afterwards.
+//! Every change that ends or restricts access waits at [`Fence::wait`] before the response, so that
+//! no node accepts the old credential afterwards.
 //!
 //! Each service is a struct in the file or folder of its name; [`Auth`] connects them. A service
 //! uses only services above it in that struct.
@@ -9,7 +9,7 @@
 //! - Verifying credentials: [`authenticator`] turns a credential into a
 //!   [`Principal`](crate::model::principal::Principal). [`caches`] holds the records that it looks
 //!   up.
-//! - Authorization: [`check_scope`] decides what a principal may do, in one pure function.
+//! - Authorization: [`check_scope::check_access`] decides what a principal may do.
 //! - Signing in: [`sign_in`] (password and code), [`passkeys`], [`second_factors`]; [`sessions`]
 //!   and their refresh tokens; [`browser_sessions`] (cookies and CSRF tokens).
 //! - Users: [`accounts`], [`passwords`], [`email_verification`].
@@ -85,7 +85,7 @@ use crate::{
 /// The services of this module. Cheap to clone.
 #[derive(Clone)]
 pub struct Auth {
-    /// What every service needs.
+    /// Store, clock, audit writer and fence, shared by all services.
     pub(crate) context: Arc<ServiceContext>,
     /// The keys that sign access tokens and checkpoints.
     pub signing_keys: Arc<SigningKeys>,

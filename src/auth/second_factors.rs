@@ -1,4 +1,4 @@
-//! The second factor of a sign-in: TOTP codes from an authenticator app, and recovery codes.
+//! Authenticator apps (TOTP) and recovery codes: set up, confirm, renew, remove.
 //!
 //! Attempts are limited: five per challenge, and ten per hour and user. A challenge exists only
 //! after a correct password, so a stranger cannot use up a user's attempts.

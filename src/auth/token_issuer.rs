@@ -118,7 +118,7 @@ impl TokenIssuer {
     /// [`AuthError::Internal`] if signing fails.
     pub fn issue_grant_token(&self, token: &GrantTokenParams<'_>) -> Result<String, AuthError> {
         let sub = match token.user {
-            Some(person) => Subject::User(person),
+            Some(user) => Subject::User(user),
             None => Subject::Client(token.client_id.to_owned()),
         };
         let aud = match token.resources {

@@ -1,3 +1,5 @@
+//! The fence: waits until every node has applied the committed invalidations.
+
 use std::{pin::pin, sync::Arc, time::Duration};
 
 use tokio::{sync::Notify, time::timeout};

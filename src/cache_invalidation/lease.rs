@@ -1,3 +1,5 @@
+//! The lease: a node's right to serve from its cache, until it expires.
+
 use std::{
     sync::{
         Arc,

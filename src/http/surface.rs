@@ -74,7 +74,8 @@ pub(super) enum ErrorFormat {
 }
 
 impl ErrorFormat {
-    /// Renders an error. This is the only way from an error to a response.
+    /// Renders an error. Only a request without `RequestInfo`, which is a bug, gets an error that
+    /// this function did not render: a status without a body.
     pub(super) fn render(
         &self,
         error: EndpointError,

@@ -1,3 +1,5 @@
+//! Rate limit buckets in memory (GCRA). `governor` decides; the state of a bucket is one number.
+
 use std::{
     cell::Cell,
     collections::HashMap,

@@ -1,6 +1,6 @@
 //! Passwords in plain text, and the policy for new ones.
 //!
-//! A password is never printed or stored; `auth::password` hashes it.
+//! A password is never printed or stored; `auth::password_hashing` hashes it.
 
 use std::fmt;
 

@@ -89,7 +89,7 @@ impl Principal {
         match &self.credential {
             Credential::ApiKey { creator, .. } => *creator,
             Credential::Session { user_id, .. } => Some(*user_id),
-            Credential::Grant { user: person, .. } => person.map(|(user_id, _)| user_id),
+            Credential::Grant { user, .. } => user.map(|(user_id, _)| user_id),
         }
     }
 

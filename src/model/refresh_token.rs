@@ -9,7 +9,8 @@
 //! - a forged token fails the MAC and therefore cannot end a session;
 //! - a dump of the database reveals no tokens.
 //!
-//! The rotation and the reuse detection are in `auth::refresh` and `oauth::token_endpoint`.
+//! The rotation and the reuse detection are in `auth::sessions::refresh` and
+//! `oauth::token_endpoint`.
 
 use std::{fmt, marker::PhantomData};
 

@@ -3,7 +3,7 @@
 //! Invariant: a key becomes safe to revoke only after an idle period in which all uses on all nodes
 //! are counted. Later reports keep this verdict until the key is used again.
 //!
-//! `auth::rotation` collects the counts and stores the evidence.
+//! `auth::api_keys::rotation` collects the counts and stores the evidence.
 
 use std::net::IpAddr;
 

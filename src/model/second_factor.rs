@@ -1,8 +1,8 @@
 //! Second factors: TOTP codes of an authenticator app (RFC 6238, RFC 4226) and recovery codes.
 //!
 //! TOTP secrets and recovery codes are derived from the factor's id under a key that is not in the
-//! database. Sign-in and throttling are in `auth::second_factor`; passkeys are in
-//! [`super::passkey`].
+//! database. Their management is in `auth::second_factors`, and their use at a sign-in in
+//! `auth::sign_in`; passkeys are in [`super::passkey`].
 
 use std::fmt;
 

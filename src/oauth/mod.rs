@@ -1,8 +1,8 @@
 //! The OAuth 2.1 authorization server.
 //!
 //! A user authorizes a client once for a workspace; the decision is stored as a grant. All tokens
-//! of a grant name its row. Ending the grant therefore ends its tokens on every node, through the
-//! same cache invalidation and fence as for API keys.
+//! of a grant contain the grant's id. Ending the grant therefore ends its tokens on every node,
+//! through the same cache invalidation and fence as for API keys.
 //!
 //! [`OAuth`] holds one service for each job, in the order in which they depend on each other:
 //!

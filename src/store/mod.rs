@@ -6,11 +6,11 @@
 //! rows from it.
 //!
 //! [`Tx::commit`] requires an [`Audited`], so a change commits with its audit event, or with the
-//! reason why it has none. It returns a [`Committed`]: a commit ends at the fence, or with the reason
-//! why the change restricts no access.
+//! reason why it has none. It returns a [`Committed`]: a commit ends at the fence, or with the
+//! reason why the change restricts no access.
 //!
-//! Some functions say that `tx` must belong to a user or a workspace. Such a transaction must have
-//! been begun for it, because row-level security hides the rows from all others.
+//! Some functions say that `tx` must belong to a user or a workspace: they need a transaction that
+//! was opened with it. Otherwise row-level security hides the rows.
 //!
 //! A lookup that runs before the caller is authenticated is a method of [`Store`] or
 //! [`DedicatedConnection`]. It calls a `SECURITY DEFINER` function, to which row-level security
@@ -166,8 +166,8 @@ impl Store {
     /// # Errors
     /// As [`Self::begin`].
     pub async fn begin_snapshot(&self, workspace: WorkspaceId) -> Result<Tx, StoreError> {
-        let how = "BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY";
-        self.open_transaction(how, Some(workspace), None).await
+        let begin_statement = "BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY";
+        self.open_transaction(begin_statement, Some(workspace), None).await
     }
 
     async fn begin_for(
@@ -180,7 +180,7 @@ impl Store {
 
     async fn open_transaction(
         &self,
-        how: &str,
+        begin_statement: &str,
         workspace: Option<WorkspaceId>,
         user: Option<UserId>,
     ) -> Result<Tx, StoreError> {
@@ -188,7 +188,7 @@ impl Store {
         // One message carries `BEGIN` and both settings. Formatting them is safe: a UUID contains
         // no quotes.
         let begin = format!(
-            "{how}; SELECT set_config('call2me.workspace_id', '{}', true), \
+            "{begin_statement}; SELECT set_config('call2me.workspace_id', '{}', true), \
              set_config('call2me.user_id', '{}', true)",
             text(workspace.map(Id::uuid)),
             text(user.map(Id::uuid)),
@@ -259,7 +259,7 @@ impl Tx {
         Ok(Committed::new())
     }
 
-    /// Sets the workspace of a transaction that began with a user only.
+    /// Changes the workspace of the transaction.
     ///
     /// # Errors
     /// [`StoreError`] if the query fails.

@@ -1,4 +1,4 @@
-//! One-time tokens of emailed links, for password reset and email verification.
+//! One-time tokens of mailed links, for password reset and email verification.
 //!
 //! A token is a MAC over its purpose and id under a key that is not in the database, so a database
 //! dump contains no usable token.

@@ -197,7 +197,7 @@ fn grant_principal(
         return Err(GRANT_REVOKED);
     }
     let granted = Scope::from_oauth_scope(&claims.scope).ok_or(INVALID_TOKEN)?.min(grant.scope);
-    let (person, max_scope) = match (&grant.user, &claims.sub) {
+    let (user, max_scope) = match (&grant.user, &claims.sub) {
         (Some(holder), Subject::User(sub)) if holder.user_id == *sub => {
             let role = holder.role.ok_or(AuthError::InvalidCredential(
                 "the user who authorized this app is no longer a member of the workspace",
@@ -216,7 +216,7 @@ fn grant_principal(
             id,
             client_id: grant.client_id,
             name: Arc::clone(&grant.client_name),
-            user: person,
+            user,
         },
     })
 }

@@ -1,7 +1,7 @@
-//! Passwords and email addresses of users: change, reset and verify them.
+//! Passwords: change, reset and check them.
 //!
 //! A new password invalidates reset links, sign-in challenges and sessions, in the same
-//! transaction. This module also writes to the email outbox, for the other modules.
+//! transaction.
 
 mod reauthentication;
 

@@ -1,6 +1,6 @@
 //! Password checks: at sign-in, and again before irreversible actions of an open session.
 //!
-//! Failed attempts are throttled; see `Auth::verify_password`.
+//! Failed attempts are throttled; see [`Passwords::verify`].
 
 use std::time::Duration;
 

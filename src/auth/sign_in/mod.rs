@@ -1,4 +1,4 @@
-//! Registration, and sign-in with a password.
+//! Sign-in with a password.
 //!
 //! A sign-in never reveals whether an email address is registered: not by the error and not by the
 //! response time. `mfa` completes sign-ins that require a code;

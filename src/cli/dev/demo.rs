@@ -287,7 +287,7 @@ impl<'a> Seed<'a> {
     ) -> Result<Vec<AgentId>, StoreError> {
         let mut agents = Vec::new();
         for (name, language, days) in [
-            ("Front context", "en-US", 85),
+            ("Front desk", "en-US", 85),
             ("Randevu asistanı", "tr-TR", 60),
             ("Delivery updates", "de-DE", 12),
         ] {

@@ -1,5 +1,7 @@
-//! Routes of voice agents: JSON documents with a few known fields. The handlers
-//! are in the `documents` module.
+//! Routes of voice agents: JSON documents with a few known fields.
+//!
+//! `document_routes!` below defines `list`, `create`, `get`, `update` and `delete`; the logic is in
+//! `documents.rs`.
 
 use std::collections::BTreeMap;
 
@@ -13,7 +15,7 @@ use crate::model::{document::DocumentKind, id::AgentId};
 #[derive(ToSchema)]
 pub struct CreateAgent {
     /// 1 to 100 characters.
-    #[schema(min_length = 1, max_length = 100, example = "Front context")]
+    #[schema(min_length = 1, max_length = 100, example = "Front desk")]
     pub agent_name: String,
     /// Any other fields, such as `voice_id`, `language` and `response_engine`.
     #[schema(additional_properties)]
@@ -27,7 +29,7 @@ pub struct Agent {
     /// The id of the agent.
     pub agent_id: AgentId,
     /// The name of the agent.
-    #[schema(example = "Front context")]
+    #[schema(example = "Front desk")]
     pub agent_name: String,
     /// Time of creation.
     #[schema(format = DateTime)]

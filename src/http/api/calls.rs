@@ -1,5 +1,7 @@
-//! Routes of phone calls: JSON documents with a few known fields, which can also be ended. The
-//! handlers are in the `documents` module.
+//! Routes of phone calls: JSON documents with a few known fields, which can also be ended.
+//!
+//! `document_routes!` below defines `list`, `create`, `get`, `update` and `delete`; the logic is in
+//! `documents.rs`.
 
 use std::collections::BTreeMap;
 

@@ -135,7 +135,7 @@ pub async fn withdraw(
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct AcceptInvitationRequest {
-    /// The token of the emailed link.
+    /// The token of the mailed link.
     #[schema(value_type = String)]
     token: SecretString,
     /// The password of a new user: 12 to 256 characters of any kind.

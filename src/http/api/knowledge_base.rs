@@ -1,5 +1,7 @@
-//! Routes of knowledge bases: JSON documents with a few known fields. The handlers
-//! are in the `documents` module.
+//! Routes of knowledge bases: JSON documents with a few known fields.
+//!
+//! `document_routes!` below defines `list`, `create`, `get`, `update` and `delete`; the logic is in
+//! `documents.rs`.
 
 use std::collections::BTreeMap;
 

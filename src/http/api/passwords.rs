@@ -71,7 +71,7 @@ pub async fn forgot(
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ResetPasswordRequest {
-    /// The token of the emailed link.
+    /// The token of the mailed link.
     #[schema(value_type = String)]
     token: SecretString,
     /// 12 to 256 characters of any kind.
@@ -81,7 +81,7 @@ pub struct ResetPasswordRequest {
 
 /// Reset a password
 ///
-/// Sets a new password with the token of an emailed link. The link works once, for one hour. Ends
+/// Sets a new password with the token of a mailed link. The link works once, for one hour. Ends
 /// all sessions of the user.
 #[utoipa::path(post, path = "/v1/auth/password/reset", tag = "Passwords",
     request_body = ResetPasswordRequest, responses((status = 204)))]
@@ -99,14 +99,14 @@ pub async fn reset(
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct VerifyEmailRequest {
-    /// The token of the emailed link.
+    /// The token of the mailed link.
     #[schema(value_type = String)]
     token: SecretString,
 }
 
 /// Verify an email address
 ///
-/// Takes the token of an emailed link.
+/// Takes the token of a mailed link.
 #[utoipa::path(post, path = "/v1/auth/verify-email", tag = "Passwords",
     request_body = VerifyEmailRequest, responses((status = 204)))]
 pub async fn verify_email(

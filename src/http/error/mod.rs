@@ -1,10 +1,15 @@
 //! The errors of endpoints, and their format on each surface.
 //!
-//! A handler fails with an [`ApiError`] or, at an OAuth endpoint, with an [`EndpointError`]. It
-//! stays a value until the surface of the route renders it: `api` as JSON, `oauth` in the format of
-//! RFC 6749, and the dashboard as a page. The message for the client and the cause for the operator
-//! are separate fields: no message holds SQL, a secret or a backtrace. Messages start in lower case
-//! and have no final period, since pages turn them into sentences.
+//! An error takes three steps:
+//!
+//! 1. `convert.rs` turns the error of a service into an [`ApiError`], or at an OAuth endpoint into
+//!    an [`EndpointError`], with which the handler fails. It stays a value until step 2.
+//! 2. `ErrorFormat::render` in `surface.rs` selects the format of the route.
+//! 3. `api.rs` renders JSON, `oauth.rs` the format of RFC 6749, and `dashboard::page` a page.
+//!
+//! The message for the client and the cause for the operator are separate fields: no message holds
+//! SQL, a secret or a backtrace. Messages start in lower case and have no final period, since pages
+//! turn them into sentences.
 
 mod api;
 mod code;

@@ -1,3 +1,5 @@
+//! Access rules as types, and the extractors that check them.
+
 use std::{ops::Deref, sync::Arc};
 
 use axum::{extract::FromRequestParts, http::request::Parts};

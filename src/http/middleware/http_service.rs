@@ -1,3 +1,5 @@
+//! The outermost layer: request id, common response headers, panics outside of handlers.
+
 use std::{net::IpAddr, panic::AssertUnwindSafe};
 
 use axum::{

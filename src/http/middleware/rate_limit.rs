@@ -1,3 +1,5 @@
+//! The HTTP side of rate limits: the 429 error, the headers, and the ceiling of open routes.
+
 use std::{
     num::NonZeroU32,
     sync::{Arc, Weak},

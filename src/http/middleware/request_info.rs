@@ -1,3 +1,5 @@
+//! Collects the information about a request for the audit log, with credentials redacted.
+
 use std::{borrow::Cow, net::IpAddr, sync::Arc};
 
 use axum::{

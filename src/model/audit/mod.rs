@@ -377,9 +377,9 @@ impl Serialize for Metadata {
         match self {
             Self::None => serializer.collect_map::<&str, &str, _>([]),
             Self::ForwardAuth => serializer.collect_map([("via", "verify")]),
-            Self::Grant { grant, user: person } => {
-                let person = person.map(|person| ("user_id", person.to_string()));
-                serializer.collect_map([("grant_id", grant.to_string())].into_iter().chain(person))
+            Self::Grant { grant, user } => {
+                let user = user.map(|user| ("user_id", user.to_string()));
+                serializer.collect_map([("grant_id", grant.to_string())].into_iter().chain(user))
             }
             Self::Object(object) => object.serialize(serializer),
         }

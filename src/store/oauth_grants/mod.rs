@@ -63,7 +63,7 @@ impl DedicatedConnection {
         let rows = self.run(async move |connection| find.fetch_all(connection).await).await?;
         let records = rows.into_iter().map(|row| {
             let (name, role) = (row.full_name.or(row.email), row.role);
-            let person = row.user_id.map(|user_id| GrantUser {
+            let user = row.user_id.map(|user_id| GrantUser {
                 user_id,
                 name: name.unwrap_or_default().into(),
                 role,
@@ -72,7 +72,7 @@ impl DedicatedConnection {
                 client_id: row.client_id,
                 client_name: row.client_name.into(),
                 workspace_id: row.workspace_id,
-                user: person,
+                user,
                 scope: row.scope,
                 is_ended: row.ended_at.is_some(),
                 revoked_tokens: row.revoked_tokens,

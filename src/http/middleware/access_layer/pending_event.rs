@@ -1,3 +1,5 @@
+//! The audit event of a request in flight, recorded also if the client disconnects.
+
 use super::AccessLayer;
 use crate::{
     audit::{self, AuditPermit},
@@ -54,10 +56,9 @@ impl<'a> PendingEvent<'a> {
         event.route = Some(self.layer.route_use);
         if self.is_forward_auth() {
             event.metadata = Metadata::ForwardAuth;
-        } else if let Credential::Grant { id, user: person, .. } = &self.caller.principal.credential
-        {
-            let person = person.map(|(user_id, _)| user_id);
-            event.metadata = Metadata::Grant { grant: *id, user: person };
+        } else if let Credential::Grant { id, user, .. } = &self.caller.principal.credential {
+            let user = user.map(|(user_id, _)| user_id);
+            event.metadata = Metadata::Grant { grant: *id, user };
         }
         event
     }
