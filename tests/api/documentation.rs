@@ -1,4 +1,4 @@
-//! Every test that the documentation refers to exists.
+//! The tests, files and modules that documents and comments refer to exist.
 
 use std::{
     collections::BTreeMap,
@@ -91,4 +91,52 @@ fn documented_files_exist() {
         }
     }
     assert!(checked > 50, "{checked}");
+}
+
+/// Returns the paths in backquotes in the comments of a source file, such as `auth::sessions`.
+fn module_references(text: &str) -> Vec<Vec<String>> {
+    let is_segment = |segment: &str| {
+        !segment.is_empty()
+            && segment.chars().all(|c| c.is_ascii_lowercase() || c.is_numeric() || c == '_')
+    };
+    let comments = text.lines().map(str::trim_start).filter(|line| line.starts_with("//"));
+    let spans = comments.flat_map(|line| line.split('`').skip(1).step_by(2));
+    let paths =
+        spans.map(|span| span.trim_start_matches("crate::").split("::").collect::<Vec<_>>());
+    paths
+        .filter(|path| path.len() > 1 && path.iter().all(|segment| is_segment(segment)))
+        .map(|path| path.into_iter().map(str::to_owned).collect())
+        .collect()
+}
+
+/// True if the path names a module of the crate, or a function in one.
+fn module_path_exists(path: &[String]) -> bool {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let module = path.iter().fold(source, |parent, name| parent.join(name));
+    let is_module =
+        |path: &Path| path.join("mod.rs").exists() || path.with_extension("rs").exists();
+    let has_function = || {
+        let parent = module.parent().unwrap();
+        let files = [parent.join("mod.rs"), parent.with_extension("rs")];
+        let texts = files.iter().filter_map(|file| fs::read_to_string(file).ok());
+        let definition = format!("fn {}(", path.last().unwrap());
+        texts.into_iter().any(|text| text.contains(&definition))
+    };
+    is_module(&module) || has_function()
+}
+
+#[test]
+fn modules_in_comments_exist() {
+    let mut checked = 0;
+    for file in files_in("src", "rs") {
+        for path in module_references(&fs::read_to_string(&file).unwrap()) {
+            // Paths of other crates, and relative ones, are not checked here.
+            if module_path_exists(&path[..1]) {
+                let name = path.join("::");
+                assert!(module_path_exists(&path), "{} names {name}", file.display());
+                checked += 1;
+            }
+        }
+    }
+    assert!(checked > 30, "{checked}");
 }
