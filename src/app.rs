@@ -34,7 +34,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     audit::{AuditLog, AuditWriterTask, Retention, SealCounts, Sealer},
-    auth::{Auth, caches::CredentialCaches, master_key::MasterKey},
+    auth::{Auth, credential_caches::CredentialCaches, master_key::MasterKey},
     cache_invalidation::{Fence, Lease, Node, NodeDependencies, NodeTask},
     config::Settings,
     env::Env,

@@ -7,8 +7,8 @@
 //! uses only services above it in that struct.
 //!
 //! - Verifying credentials: [`authenticator`] turns a credential into a
-//!   [`Principal`](crate::model::principal::Principal). [`caches`] holds the records that it looks
-//!   up.
+//!   [`Principal`](crate::model::principal::Principal). [`credential_caches`] holds the records
+//!   that it looks up.
 //! - Authorization: [`check_scope::check_access`] decides what a principal may do.
 //! - Signing in: [`sign_in`] (password and code), [`passkeys`], [`second_factors`]; [`sessions`]
 //!   and their refresh tokens; [`browser_sessions`] (cookies and CSRF tokens).
@@ -22,12 +22,11 @@ pub mod accounts;
 pub mod api_keys;
 pub mod authenticator;
 pub mod browser_sessions;
-pub mod caches;
 pub mod caller;
 pub mod check_scope;
 pub mod checkpoints;
 mod context;
-mod credential_cache;
+pub mod credential_caches;
 pub mod email_verification;
 mod error;
 pub mod invitations;
@@ -49,10 +48,10 @@ use accounts::Accounts;
 use api_keys::ApiKeys;
 use authenticator::Authenticator;
 use browser_sessions::BrowserSessions;
-use caches::CredentialCaches;
 use checkpoints::Checkpoints;
 pub use context::ServiceContext;
-pub use credential_cache::CacheCounters;
+pub use credential_caches::CacheCounters;
+use credential_caches::CredentialCaches;
 use email_verification::EmailVerification;
 pub use error::AuthError;
 use invitations::Invitations;

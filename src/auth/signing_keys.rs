@@ -21,7 +21,7 @@ use tokio::{sync::Mutex, time::interval};
 use tracing::{error, info, warn};
 use zeroize::Zeroizing;
 
-use super::{AuthError, caches::VerifiedTokenCache, master_key::MasterKey};
+use super::{AuthError, credential_caches::VerifiedTokenCache, master_key::MasterKey};
 use crate::{
     env::Env,
     model::{

@@ -16,7 +16,7 @@ use crate::{
     auth::{
         AuthError,
         authenticator::Authenticator,
-        caches::{BindingRecord, VerifiedTokenCache},
+        credential_caches::{BindingRecord, VerifiedTokenCache},
         signing_keys::ACCESS_TOKEN_TYPE,
         token_issuer::{Claims, Subject, TokenBinding},
     },

@@ -8,8 +8,8 @@ use std::{sync::Arc, time::Duration};
 
 use super::{
     AuthError,
-    caches::{CachedKey, CredentialCaches},
     context::ServiceContext,
+    credential_caches::{CachedKey, CredentialCaches},
     signing_keys::SigningKeys,
 };
 use crate::model::{

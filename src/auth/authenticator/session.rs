@@ -7,7 +7,10 @@ use std::{sync::Arc, time::Duration};
 
 use super::Authenticator;
 use crate::{
-    auth::{AuthError, caches::BindingRecord, sessions::SESSION_ENDED, token_issuer::TokenBinding},
+    auth::{
+        AuthError, credential_caches::BindingRecord, sessions::SESSION_ENDED,
+        token_issuer::TokenBinding,
+    },
     model::{
         id::SessionId,
         one_time_token::TokenPurpose,

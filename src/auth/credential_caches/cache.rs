@@ -2,7 +2,7 @@
 //!
 //! Invariant: a request sees every invalidation that was confirmed before the request started. A
 //! cached record is used only while the node's [`Lease`] holds, and no request joins a query that
-//! started before it. Cache invalidations arrive through [`super::caches`].
+//! started before it. Cache invalidations arrive through [`super`].
 
 use std::{
     collections::HashMap,
@@ -36,7 +36,7 @@ const NEGATIVE_TTL: Duration = Duration::from_secs(10);
 const QUERY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Loads credential records that are not cached.
-pub(super) trait CredentialSource: Send + Sync + 'static {
+pub(in crate::auth) trait CredentialSource: Send + Sync + 'static {
     /// The identifier of a credential.
     type Key: Copy + Eq + Hash + Send + Sync + 'static;
     /// The record of a credential.
@@ -50,7 +50,7 @@ pub(super) trait CredentialSource: Send + Sync + 'static {
 }
 
 /// The loaded records, with their keys.
-pub(super) type FetchedRecords<S> =
+pub(in crate::auth) type FetchedRecords<S> =
     Vec<(<S as CredentialSource>::Key, <S as CredentialSource>::Record)>;
 
 /// Counters of cache lookups, by outcome.
@@ -70,7 +70,7 @@ pub struct CacheCounters {
 /// requests gather for the next one, which contains each credential once. Therefore a request sees
 /// everything that was revoked before it arrived, and a flood of unknown credentials costs
 /// PostgreSQL one query for hundreds of them.
-pub(super) struct CredentialCache<S: CredentialSource> {
+pub(in crate::auth) struct CredentialCache<S: CredentialSource> {
     state: Arc<CacheState<S>>,
     lease: Lease,
     queue: mpsc::Sender<Lookup<S>>,
@@ -107,7 +107,7 @@ impl<S: CredentialSource> Clone for CredentialCache<S> {
 impl<S: CredentialSource> CredentialCache<S> {
     /// Starts an empty cache. `capacity` bounds the records, and separately the negative entries.
     /// Lookups run in `tasks`.
-    pub(super) fn start(
+    pub(in crate::auth) fn start(
         source: S,
         env: Env,
         lease: Lease,
@@ -134,7 +134,7 @@ impl<S: CredentialSource> CredentialCache<S> {
     ///
     /// # Errors
     /// [`StoreError`] if the record must be looked up and the query fails or the queue is full.
-    pub(super) async fn find(
+    pub(in crate::auth) async fn find(
         &self,
         key: S::Key,
         now: Duration,
@@ -161,7 +161,7 @@ impl<S: CredentialSource> CredentialCache<S> {
     }
 
     /// Removes one credential from the cache.
-    pub(super) fn invalidate(&self, key: &S::Key) {
+    pub(in crate::auth) fn invalidate(&self, key: &S::Key) {
         let mut epoch = self.state.lock_epoch();
         *epoch += 1;
         self.state.known.remove(key);
@@ -169,14 +169,14 @@ impl<S: CredentialSource> CredentialCache<S> {
     }
 
     /// Removes all records for which `predicate` is true.
-    pub(super) fn invalidate_where(&self, predicate: impl Fn(&S::Record) -> bool) {
+    pub(in crate::auth) fn invalidate_where(&self, predicate: impl Fn(&S::Record) -> bool) {
         let mut epoch = self.state.lock_epoch();
         *epoch += 1;
         self.state.known.retain(|_, known| !predicate(known));
     }
 
     /// Removes all entries.
-    pub(super) fn invalidate_all(&self) {
+    pub(in crate::auth) fn invalidate_all(&self) {
         let mut epoch = self.state.lock_epoch();
         *epoch += 1;
         self.state.known.clear();
@@ -184,12 +184,12 @@ impl<S: CredentialSource> CredentialCache<S> {
     }
 
     /// Number of cached records.
-    pub(super) fn len(&self) -> usize {
+    pub(in crate::auth) fn len(&self) -> usize {
         self.state.known.len()
     }
 
     /// Counters of this cache.
-    pub(super) fn counters(&self) -> &CacheCounters {
+    pub(in crate::auth) fn counters(&self) -> &CacheCounters {
         &self.state.counts
     }
 }

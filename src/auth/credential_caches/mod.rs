@@ -2,17 +2,19 @@
 //!
 //! Cached records are used only while the node holds its lease, and are dropped when a cache
 //! invalidation names them; see [`crate::cache_invalidation`]. Loading and expiry are in
-//! `credential_cache`.
+//! `cache.rs`.
+
+mod cache;
 
 use std::sync::Arc;
 
 use quick_cache::sync::Cache;
 use sha2::{Digest, Sha256};
 
-use super::{
-    credential_cache::{CacheCounters, CredentialCache, CredentialSource, FetchedRecords},
-    token_issuer::{Claims, TokenBinding},
-};
+pub use cache::CacheCounters;
+use cache::{CredentialCache, CredentialSource, FetchedRecords};
+
+use super::token_issuer::{Claims, TokenBinding};
 use crate::{
     cache_invalidation::{InvalidationSink, Lease},
     env::Env,
