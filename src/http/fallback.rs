@@ -12,7 +12,7 @@ use axum::{
 use super::{
     ApiError, App,
     dashboard::page,
-    middleware::rate_limit,
+    middleware::rate_limit_response,
     surface::{Surface, is_api_path},
 };
 use crate::model::audit::RequestInfo;
@@ -44,7 +44,7 @@ async fn respond(app: &App, info: &RequestInfo, request: Request, error: ApiErro
     let mut response = format.render(error.into(), info.id, &app.settings.public_url);
     if is_limited {
         let decision = app.limits.charge_address(info.ip).await;
-        rate_limit::set_headers(&decision, &app.env, response.headers_mut());
+        rate_limit_response::set_headers(&decision, &app.env, response.headers_mut());
     }
     response
 }

@@ -1,4 +1,4 @@
--- GCRA on one bucket, in the same way as `decide` in limiter.rs.
+-- GCRA on one bucket, in the same way as `decide` in buckets.rs.
 --
 -- KEYS[1] is the bucket: the time at which it is full again, in nanoseconds since 1970, as decimal
 -- digits. ARGV[1] is the cost of this request in nanoseconds, 0 to only read the bucket. ARGV[2] is

@@ -8,10 +8,10 @@
 //!
 //! With `rate_limit.store = "redis"` the buckets are on a Valkey or Redis server that all nodes
 //! share (`shared.rs`). While the server is unavailable, each node uses its local buckets
-//! (`limiter.rs`). Those were not charged before, so they start full: an outage allows every client
+//! (`buckets.rs`). Those were not charged before, so they start full: an outage allows every client
 //! at most one extra burst for each node, and then the limit on each node.
 
-mod limiter;
+mod buckets;
 mod shared;
 
 use std::{
@@ -35,8 +35,8 @@ use crate::{
     },
 };
 
-use limiter::Buckets;
-pub use limiter::Decision;
+use buckets::Buckets;
+pub use buckets::Decision;
 pub use shared::LimitCounts;
 use shared::{BucketOperation, SharedBuckets};
 

@@ -30,7 +30,7 @@ use tokio::{
 };
 use tracing::{debug, info, warn};
 
-use super::limiter::{Decision, decide, peek_decision, refill_interval};
+use super::buckets::{Decision, decide, peek_decision, refill_interval};
 use crate::config::Redis;
 
 /// Timeout of a call to the server, for a request.

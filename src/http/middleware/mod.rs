@@ -8,10 +8,11 @@
 mod access_layer;
 mod cors;
 mod http_service;
-pub(super) mod rate_limit;
+mod open_route_ceiling;
+pub(super) mod rate_limit_response;
 mod request_info;
 
 pub use access_layer::{protect_page, protect_route};
 pub use cors::{cors_for_any_origin, cors_for_origins, is_open_to_any_origin};
 pub use http_service::HttpService;
-pub use rate_limit::OpenRouteCeiling;
+pub use open_route_ceiling::OpenRouteCeiling;

@@ -16,7 +16,7 @@ use crate::{
         bearer::bearer_credential,
         cookies::{CookieAuthenticated, session_cookie},
         error::{EndpointError, ErrorCode},
-        middleware::rate_limit,
+        middleware::rate_limit_response,
         surface::Surface,
     },
     model::{
@@ -48,7 +48,7 @@ impl AccessLayer {
         let event = permit.map(|permit| PendingEvent::new(self, &caller, permit));
         let decision = self.app.limits.charge_credential(&caller.principal).await;
         let Some(event) = event else { return (Err(audit_queue_full()), decision) };
-        let result = if let Some(refusal) = rate_limit::rejection(&decision) {
+        let result = if let Some(refusal) = rate_limit_response::rejection(&decision) {
             Err(refusal.into())
         } else {
             request.extensions_mut().insert(caller.clone());
@@ -100,14 +100,14 @@ impl AccessLayer {
         }
         let decision = self.app.limits.charge_address(info.ip).await;
         let error = error.with_challenge_scope(self.rule.scope());
-        (Err(rate_limit::rejection(&decision).unwrap_or(error).into()), decision)
+        (Err(rate_limit_response::rejection(&decision).unwrap_or(error).into()), decision)
     }
 
     /// Rejects a revoked key and audits it in the key's workspace, which should learn that the key
     /// is still in use.
     async fn reject_revoked_key(&self, key: &KeyRecord, info: &Arc<RequestInfo>) -> LimitedResult {
         let decision = self.app.limits.charge_address(info.ip).await;
-        if let Some(refusal) = rate_limit::rejection(&decision) {
+        if let Some(refusal) = rate_limit_response::rejection(&decision) {
             return (Err(refusal.into()), decision);
         }
         let Some(permit) = self.app.audit.reserve().await else {

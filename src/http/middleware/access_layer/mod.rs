@@ -23,7 +23,7 @@ use tokio::time::timeout;
 use tower::service_fn;
 use tracing::{error, warn};
 
-use super::{OpenRouteCeiling, rate_limit, request_info::method_label};
+use super::{OpenRouteCeiling, rate_limit_response, request_info::method_label};
 use crate::{
     http::{
         ApiError, App, HEADER_CAPACITY,
@@ -182,7 +182,7 @@ impl AccessLayer {
         if headers.capacity() < HEADER_CAPACITY {
             headers.reserve(HEADER_CAPACITY - headers.len());
         }
-        rate_limit::set_headers(&decision, &self.app.env, headers);
+        rate_limit_response::set_headers(&decision, &self.app.env, headers);
         if self.is_page() {
             // Streams and exports too: no cache may store the content of a page.
             headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));

@@ -6,7 +6,7 @@ use super::{AccessLayer, LimitedResult};
 use crate::{
     http::{
         ApiError, bearer::check_single_authorization, endpoint::EndpointResult,
-        extract::AccessRule, middleware::rate_limit, surface::Surface,
+        extract::AccessRule, middleware::rate_limit_response, surface::Surface,
     },
     limit::Decision,
     model::audit::RequestInfo,
@@ -19,7 +19,7 @@ impl AccessLayer {
         if let Err(error) = check_single_authorization(request.headers()) {
             return (Err(error.into()), decision);
         }
-        match rate_limit::rejection(&decision) {
+        match rate_limit_response::rejection(&decision) {
             None if self.rule == AccessRule::SignIn => self.serve_sign_in(info, request).await,
             None => (self.run_endpoint(info, request).await, decision),
             // Nothing is done for a sign-in over the limit, and no page is rendered.
@@ -35,7 +35,7 @@ impl AccessLayer {
     /// address's general one, since the former rejects first.
     async fn serve_sign_in(&self, info: &RequestInfo, request: Request) -> LimitedResult {
         let decision = self.app.limits.charge_sign_in(info.ip);
-        let result = match rate_limit::rejection(&decision) {
+        let result = match rate_limit_response::rejection(&decision) {
             Some(refusal) => Err(refusal.into()),
             None => self.run_endpoint(info, request).await,
         };

@@ -1,4 +1,4 @@
-//! The HTTP side of rate limits: the 429 error, the headers, and the ceiling of open routes.
+//! The ceiling of open routes: bounds the work for an address over its rate limit.
 
 use std::{
     num::NonZeroU32,
@@ -6,10 +6,7 @@ use std::{
     time::Duration,
 };
 
-use axum::{
-    extract::Request,
-    http::{HeaderMap, HeaderName},
-};
+use axum::extract::Request;
 use governor::middleware::NoOpMiddleware;
 use ipnet::IpNet;
 use tower_governor::{
@@ -18,37 +15,7 @@ use tower_governor::{
     key_extractor::KeyExtractor,
 };
 
-use crate::{
-    env::Env,
-    http::ApiError,
-    limit::Decision,
-    model::{address, audit::RequestInfo},
-};
-
-const LIMIT: HeaderName = HeaderName::from_static("x-ratelimit-limit");
-const REMAINING: HeaderName = HeaderName::from_static("x-ratelimit-remaining");
-const RESET: HeaderName = HeaderName::from_static("x-ratelimit-reset");
-
-/// The 429 error for a decision that does not allow the request.
-pub(super) fn rejection(decision: &Decision) -> Option<ApiError> {
-    (!decision.allowed).then(|| ApiError::rate_limited(whole_seconds(decision.retry_in).max(1)))
-}
-
-/// Sets the `X-RateLimit-*` headers of a response.
-pub(in crate::http) fn set_headers(decision: &Decision, env: &Env, headers: &mut HeaderMap) {
-    let now = env.clock.now();
-    let fraction = Duration::from_nanos(now.nanosecond().into());
-    let reset =
-        now.unix_timestamp().saturating_add_unsigned(whole_seconds(decision.full_in + fraction));
-    headers.insert(LIMIT, decision.limit.into());
-    headers.insert(REMAINING, decision.remaining.into());
-    headers.insert(RESET, reset.into());
-}
-
-/// Whole seconds, rounded up, so that waiting that long is enough.
-fn whole_seconds(duration: Duration) -> u64 {
-    duration.as_secs() + u64::from(duration.subsec_nanos() > 0)
-}
+use crate::model::{address, audit::RequestInfo};
 
 /// The ceiling of requests over the rate limit of their address, for each client subnet.
 ///
