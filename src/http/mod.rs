@@ -32,7 +32,7 @@ mod forward_auth;
 pub mod middleware;
 pub mod oauth;
 pub mod openapi;
-pub mod route;
+pub mod route_types;
 pub mod routes;
 mod state;
 mod surface;

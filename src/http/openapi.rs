@@ -20,7 +20,7 @@ use utoipa::openapi::{
 };
 use utoipa_swagger_ui::{Config, SwaggerUi};
 
-use super::{App, error::ErrorBody, extract::AccessRule, route::Route, routes::route_table};
+use super::{App, error::ErrorBody, extract::AccessRule, route_types::Route, routes::route_table};
 use crate::{auth::check_scope::AccessRequirement, model::scope::Scope};
 
 const API_KEY: &str = "api_key";

@@ -21,7 +21,7 @@ use super::{
         UserSession, Write,
     },
     oauth,
-    route::Route,
+    route_types::Route,
     well_known,
 };
 

@@ -120,7 +120,7 @@ const HTTP_LAYERS: [&[&str]; 6] = [
     &["mod", "openapi", "routes", "fallback"],
     &["api", "oauth", "dashboard", "well_known"],
     &["middleware"],
-    &["route", "endpoint"],
+    &["route_types", "endpoint"],
     &["extract"],
     &["bearer", "cookies", "dto", "error", "forward_auth", "state", "surface"],
 ];

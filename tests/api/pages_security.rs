@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use call2me_auth::http::{dashboard, extract::AccessRule, route::PageRoute};
+use call2me_auth::http::{dashboard, extract::AccessRule, route_types::PageRoute};
 use serde_json::json;
 
 use crate::{

@@ -7,7 +7,7 @@ use call2me_auth::http::{
     endpoint::Endpoint,
     extract::{AccessRule, Open, Public},
     middleware::{HttpService, OpenRouteCeiling, protect_route},
-    route::Route,
+    route_types::Route,
 };
 use serde_json::json;
 use sqlx::{Connection, Executor};

@@ -40,7 +40,7 @@ use super::{
     api::audit_export,
     endpoint::Endpoint,
     extract::{Access, Admin, FirstPartyAdmin, Open, Public, ReadOnly, SignIn, UserSession},
-    route::PageRoute,
+    route_types::PageRoute,
 };
 use crate::http::extract::AdminSession;
 

@@ -30,7 +30,7 @@ use crate::{
         endpoint::{Endpoint, EndpointResult, status_of},
         error::EndpointError,
         extract::AccessRule,
-        route::{PageRoute, Route},
+        route_types::{PageRoute, Route},
         surface::{ErrorFormat, RenderErrorPage, Surface},
     },
     limit::Decision,
