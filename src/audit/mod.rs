@@ -1,8 +1,8 @@
 //! The audit log: writes, seals, reads and verifies audit events.
 //!
-//! A change and its event share one transaction: [`insert`](crate::store::audit::insert) returns the
-//! [`Audited`](crate::store::Audited) that the commit requires. All other events (reads, refusals,
-//! failed sign-ins) go through [`AuditWriter`]: a bounded queue, from which one task
+//! A change and its event share one transaction: [`insert`](crate::store::audit::insert) returns
+//! the [`Audited`](crate::store::Audited) that the commit requires. All other events (reads,
+//! refusals, failed sign-ins) go through [`AuditWriter`]: a bounded queue, from which one task
 //! writes in batches. An event gets its id before it is queued, so a retried batch never duplicates
 //! it.
 //!

@@ -32,7 +32,7 @@ macro_rules! routes {
         vec![$({
             let (schemas, paths, _) = utoipa_axum::routes!($handler);
             // `utoipa_axum::routes!` also builds a router. This fixes the type of its state.
-            let _: &MethodRouter<App> = &axum::routing::get($handler);
+            drop::<MethodRouter<App>>(axum::routing::get($handler));
             Route {
                 method: routes!(@method $method),
                 operation_id: stringify!($handler).replace("::", "_").replace(' ', ""),
