@@ -16,36 +16,21 @@ use axum::{
 use futures_util::future::BoxFuture;
 
 use super::{App, error::EndpointError, extract::Access};
-use crate::model::scope::Scope;
 
 /// The result of an endpoint.
-pub type EndpointResult = Result<EndpointResponse, EndpointError>;
-
-/// The response of an endpoint that did not fail.
-#[derive(Debug)]
-pub struct EndpointResponse {
-    /// The response.
-    pub response: Response,
-    /// The scope that the request required, if it depends on the request and not on the route.
-    pub required_scope: Option<Scope>,
-}
+pub type EndpointResult = Result<Response, EndpointError>;
 
 /// Returns the status of a result, as metrics and the audit log count it. A surface may render an
 /// error with another one: pages redirect a client without a session to the sign-in.
 pub(super) fn status_of(result: &EndpointResult) -> StatusCode {
     match result {
-        Ok(endpoint) => endpoint.response.status(),
+        Ok(response) => response.status(),
         Err(error) => error.status(),
     }
 }
 
 /// The value that a handler returns if it does not fail.
-pub trait HandlerResponse: IntoResponse {
-    /// See [`EndpointResponse::required_scope`].
-    fn required_scope(&self) -> Option<Scope> {
-        None
-    }
-}
+pub trait HandlerResponse: IntoResponse {}
 
 impl HandlerResponse for Response {}
 impl HandlerResponse for Redirect {}
@@ -65,8 +50,7 @@ pub trait HandlerResult {
 
 impl<T: HandlerResponse> HandlerResult for T {
     fn into_result(self) -> EndpointResult {
-        let required_scope = self.required_scope();
-        Ok(EndpointResponse { response: self.into_response(), required_scope })
+        Ok(self.into_response())
     }
 }
 

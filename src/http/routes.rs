@@ -81,6 +81,9 @@ pub fn route_table() -> Vec<Route> {
         ANY    "/v1/auth/verify"                ReadOnly   => verify::verify;
         ANY    "/v1/auth/verify/"               ReadOnly   => verify::verify_root;
         ANY    "/v1/auth/verify/{*path}"        ReadOnly   => verify::verify_path;
+        ANY    "/v1/auth/require/{scope}"       ReadOnly   => verify::require;
+        ANY    "/v1/auth/require/{scope}/"      ReadOnly   => verify::require_root;
+        ANY    "/v1/auth/require/{scope}/{*path}" ReadOnly => verify::require_path;
 
         GET    "/v1/workspace"                  ReadOnly   => workspace::get;
         PATCH  "/v1/workspace"                  Admin      => workspace::update;

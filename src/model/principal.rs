@@ -111,6 +111,15 @@ impl Principal {
         }
     }
 
+    /// Returns the id of the OAuth client if the credential is a token of one.
+    #[must_use]
+    pub fn client(&self) -> Option<ClientId> {
+        match &self.credential {
+            Credential::Grant { client_id, .. } => Some(*client_id),
+            Credential::ApiKey { .. } | Credential::Session { .. } => None,
+        }
+    }
+
     /// Returns the name of the key, user or client, for display and audit events.
     #[must_use]
     pub fn name(&self) -> &Arc<str> {

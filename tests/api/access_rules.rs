@@ -63,6 +63,7 @@ impl Tenant {
         };
         let agent =
             async || create("/v1/agents", json!({ "agent_name": "a" })).await["agent_id"].clone();
+        let oauth_client = json!({ "name": "app", "redirect_uris": ["https://app.example/cb"] });
         let collection = path.split("/{id}").next().unwrap();
         let (id, body) = match collection {
             "/v1/api-keys" => {
@@ -122,16 +123,11 @@ impl Tenant {
                 (Value::from(host.workspace_id), json!({}))
             }
             "/v1/workspaces" => (Value::Null, json!({ "name": "another" })),
-            "/v1/oauth/clients" => {
-                let body = json!({ "name": "app", "redirect_uris": ["https://app.example/cb"] });
-                match path.contains("{id}") {
-                    true if path.ends_with("secret") => {
-                        (create(collection, body).await["id"].clone(), json!({}))
-                    }
-                    true => (create(collection, body).await["id"].clone(), json!({ "name": "b" })),
-                    false => (Value::Null, body),
-                }
+            "/v1/oauth/clients" if path.contains("{id}") => {
+                let id = create(collection, oauth_client).await["id"].clone();
+                (id, if path.ends_with("secret") { json!({}) } else { json!({ "name": "b" }) })
             }
+            "/v1/oauth/clients" => (Value::Null, oauth_client),
             "/v1/oauth/grants" if path.contains("{id}") => {
                 let client = app.register_client(json!({})).await;
                 let mut browser = Browser::signed_in(app, &self.owner.email).await;
@@ -148,6 +144,7 @@ impl Tenant {
         };
         let id = id.as_str().unwrap_or("");
         let path = path.replace("{id}", id).replace("{user_id}", id).replace("{*path}", "v1/x");
+        let path = path.replace("{scope}", "read-only");
         (path, body)
     }
 }

@@ -1,81 +1,200 @@
-//! /v1/auth/verify: forward-auth.
+//! /v1/auth/verify and /v1/auth/require: forward-auth.
 
-use serde_json::json;
+use serde_json::{Value, json};
 
-use crate::fixture::TestApp;
+use crate::fixture::{
+    Key, TestApp, TestResponse,
+    oauth::{OAuthClient, OAuthExt},
+};
+
+/// The identity headers of a 200.
+const IDENTITY: [&str; 5] =
+    ["x-auth-subject", "x-auth-workspace-id", "x-auth-scope", "x-auth-key-id", "x-auth-client-id"];
+
+/// Sends a forward-auth request with a key and these headers.
+async fn verify(
+    app: &TestApp,
+    key: &Key,
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+) -> TestResponse {
+    let request = app.request_as(&key.secret, method, path);
+    headers.iter().fold(request, |request, (name, value)| request.header(name, value)).send().await
+}
+
+/// Checks that a response has each identity header once, and the same values in its body.
+fn assert_identity(response: TestResponse, expected: [&str; 5]) {
+    for (name, value) in IDENTITY.iter().zip(expected) {
+        let values: Vec<_> = response.headers.get_all(*name).iter().collect();
+        assert_eq!(values, [value], "{name}");
+    }
+    let or_null = |text: &str| if text.is_empty() { Value::Null } else { text.into() };
+    let [subject, workspace_id, scope, key_id, client_id] = expected.map(or_null);
+    let body = json!({
+        "subject": subject, "workspace_id": workspace_id, "scope": scope, "key_id": key_id,
+        "client_id": client_id,
+    });
+    assert_eq!(response.expect_status(200), body);
+}
 
 #[tokio::test]
-async fn valid_key_passes_with_identity_headers() {
+async fn accepted_request_has_all_identity_headers() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
+    let workspace = dana.workspace_id.as_str();
     let key = app.create_key(&dana, "prod", "read-only").await;
-    let response = app.get("/v1/auth/verify").bearer(&key.secret).send().await;
-    assert_eq!(response.header("x-auth-subject"), key.id);
-    assert_eq!(response.header("x-auth-workspace-id"), dana.workspace_id);
-    assert_eq!(response.header("x-auth-scope"), "read-only");
-    assert_eq!(response.header("x-auth-key-id"), key.id);
-    assert_eq!(
-        response.expect_status(200),
-        json!({
-            "subject": key.id, "workspace_id": dana.workspace_id, "scope": "read-only",
-            "key_id": key.id,
-        })
-    );
-    let session = app.get("/v1/auth/verify").bearer(&dana.access_token).send().await;
-    assert_eq!(session.header("x-auth-subject"), dana.user_id);
-    assert_eq!(session.header("x-auth-key-id"), "");
+    for path in ["/v1/auth/verify", "/v1/auth/verify/", "/v1/auth/verify/a/b"] {
+        let response = app.get(path).bearer(&key.secret).send().await;
+        assert_identity(response, [&key.id, workspace, "read-only", &key.id, ""]);
+    }
+    let response = app.get("/v1/auth/verify").bearer(&dana.access_token).send().await;
+    assert_identity(response, [&dana.user_id, workspace, "admin", "", ""]);
     app.get("/v1/auth/verify").send().await.assert_error(401, "unauthorized");
 }
 
 #[tokio::test]
-async fn original_method_determines_required_scope() {
+async fn oauth_token_has_client_id_in_identity_headers() {
+    let app = TestApp::start().await;
+    let dana = app.register("acme").await;
+    let workspace = dana.workspace_id.as_str();
+    let body = json!({ "name": "Robot", "grant_types": ["client_credentials"] });
+    let create = app.post("/v1/oauth/clients").bearer(&dana.access_token).json(body);
+    let robot = OAuthClient::from_registration(&create.send().await.expect_status(201));
+    let fields = [("grant_type", "client_credentials")];
+    let tokens = app.request_token(&robot.with_client_credentials(&fields)).await;
+    let token = tokens.expect_status(200)["access_token"].as_str().unwrap().to_owned();
+    let response = app.get("/v1/auth/verify").bearer(&token).send().await;
+    let scope = response.body["scope"].as_str().unwrap().to_owned();
+    assert_identity(response, [&robot.id, workspace, &scope, "", &robot.id]);
+}
+
+#[tokio::test]
+async fn most_demanding_method_determines_required_scope() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
     let key = app.create_key(&dana, "prod", "read-only").await;
-    let verify = async |method: &str, path: &str, headers: &[(&str, &str)]| {
-        let mut request = app.request_as(&key.secret, method, path);
-        for (name, value) in headers {
-            request = request.header(name, value);
-        }
-        request.send().await
-    };
     for headers in [
         &[("x-forwarded-method", "POST"), ("x-forwarded-uri", "/v1/calls?x=1")][..],
         &[("x-original-method", "DELETE"), ("x-original-uri", "/v1/calls")],
         &[("x-forwarded-method", "BREW")],
+        // A URI without its method does not say that the method is a read.
+        &[("x-original-uri", "/v1/calls")],
+        &[("x-original-url", "https://api.example/v1/calls")],
+        &[("x-forwarded-uri", "/v1/calls")],
+        &[("x-original-uri", "")],
+        // A method of the client does not belong to the URI of the gateway.
+        &[("x-original-uri", "/v1/calls"), ("x-forwarded-method", "GET")],
+        &[("x-forwarded-uri", "/v1/calls"), ("x-original-method", "HEAD")],
         // A client gains nothing by headers that it adds before or after those of its gateway.
         &[("x-forwarded-method", "POST"), ("x-original-method", "GET")],
         &[("x-forwarded-method", "GET"), ("x-forwarded-uri", "/x"), ("x-original-method", "POST")],
         &[("x-forwarded-method", "GET"), ("x-forwarded-method", "POST")],
         &[("x-forwarded-method", "GET"), ("x-forwarded-method", "GET")],
         &[("x-forwarded-method", "( )")],
+        &[("x-forwarded-method", "get")],
+        &[("x-forwarded-method", "GET, GET")],
         &[("x-forwarded-method", "")],
+        // An API behind the gateway may act on these.
+        &[("x-http-method-override", "DELETE")],
+        &[("x-http-method", "PUT"), ("x-original-method", "GET")],
+        &[("x-method-override", "post")],
     ] {
-        let response = verify("GET", "/v1/auth/verify", headers).await;
-        response.assert_error(403, "insufficient_scope");
-        assert_eq!(response.body["error"]["required_scope"], "write");
+        for path in ["/v1/auth/verify", "/v1/auth/verify/v1/calls", "/v1/auth/require/read-only"] {
+            let response = verify(&app, &key, "GET", path, headers).await;
+            response.assert_error(403, "insufficient_scope");
+            assert_eq!(response.body["error"]["required_scope"], "write", "{path} {headers:?}");
+        }
     }
-    for method in ["POST", "PUT", "PATCH", "DELETE", "OPTIONS"] {
-        verify(method, "/v1/auth/verify", &[]).await.assert_error(403, "insufficient_scope");
-        verify(method, "/v1/auth/verify/v1/calls", &[])
-            .await
-            .assert_error(403, "insufficient_scope");
-        let read_method = [("x-forwarded-method", "HEAD")];
-        verify(method, "/v1/auth/verify", &read_method).await.expect_status(200);
-        // If the path is the original one, the method is too.
-        let rejected = verify(method, "/v1/auth/verify/v1/calls", &read_method).await;
-        rejected.assert_error(403, "insufficient_scope");
+    for headers in [
+        &[][..],
+        &[("x-original-method", "GET"), ("x-original-uri", "/v1/calls")],
+        &[("x-forwarded-method", "HEAD"), ("x-forwarded-uri", "/v1/calls")],
+        &[("x-http-method-override", "GET")],
+    ] {
+        let response = verify(&app, &key, "GET", "/v1/auth/verify", headers).await;
+        assert_eq!(response.status, 200, "{headers:?}: {}", response.text);
     }
-    assert_eq!(verify("HEAD", "/v1/auth/verify", &[]).await.status, 200);
-    // The query can raise the required scope, but not lower it.
-    verify("GET", "/v1/auth/verify?scope=admin", &[]).await.assert_error(403, "insufficient_scope");
-    verify("POST", "/v1/auth/verify?scope=read-only", &[])
-        .await
-        .assert_error(403, "insufficient_scope");
-    verify("GET", "/v1/auth/verify?scope=root", &[])
-        .await
-        .assert_error(422, "validation_failed")
-        .assert_field("scope");
+    assert_eq!(verify(&app, &key, "HEAD", "/v1/auth/verify", &[]).await.status, 200);
+}
+
+/// Some gateways repeat the client's method: then a header of the client must not lower it.
+#[tokio::test]
+async fn own_method_counts_beside_any_stated_one() {
+    let app = TestApp::start().await;
+    let dana = app.register("acme").await;
+    let key = app.create_key(&dana, "prod", "read-only").await;
+    for method in ["POST", "PUT", "PATCH", "DELETE", "OPTIONS", "BREW"] {
+        for path in ["/v1/auth/verify", "/v1/auth/verify/v1/calls", "/v1/auth/require/read-only/x"]
+        {
+            for headers in [
+                &[][..],
+                &[("x-forwarded-method", "GET")],
+                &[("x-original-uri", "/")],
+                &[("x-original-method", "HEAD"), ("x-original-uri", "/harmless")],
+                &[("x-http-method-override", "GET")],
+            ] {
+                let response = verify(&app, &key, method, path, headers).await;
+                response.assert_error(403, "insufficient_scope");
+            }
+        }
+    }
+}
+
+/// The query string is that of the original request: gateways such as Caddy and Envoy append it.
+#[tokio::test]
+async fn query_string_is_never_read() {
+    let app = TestApp::start().await;
+    let dana = app.register("acme").await;
+    let key = app.create_key(&dana, "prod", "read-only").await;
+    for query in ["scope=openid", "scope=admin", "scope=a&scope=b", "x=%zz", "%ff", "a=%00"] {
+        for path in ["/v1/auth/verify", "/v1/auth/verify/v1/calls", "/v1/auth/require/read-only"] {
+            let response = verify(&app, &key, "GET", &format!("{path}?{query}"), &[]).await;
+            assert_eq!(response.status, 200, "{path}?{query}: {}", response.text);
+        }
+        let path = format!("/v1/auth/verify?{query}");
+        verify(&app, &key, "POST", &path, &[]).await.assert_error(403, "insufficient_scope");
+    }
+}
+
+#[tokio::test]
+async fn required_scope_in_path_is_the_least_that_is_accepted() {
+    let app = TestApp::start().await;
+    let dana = app.register("acme").await;
+    let scopes = ["read-only", "write", "admin"];
+    for (level, held) in scopes.into_iter().enumerate() {
+        let key = app.create_key(&dana, held, held).await;
+        for (required_level, required) in scopes.into_iter().enumerate() {
+            for suffix in ["", "/", "/v1/agents?scope=x"] {
+                let path = format!("/v1/auth/require/{required}{suffix}");
+                let response = verify(&app, &key, "GET", &path, &[]).await;
+                if level >= required_level {
+                    assert_eq!(response.status, 200, "{held} {path}");
+                    continue;
+                }
+                response.assert_error(403, "insufficient_scope");
+                assert_eq!(response.body["error"]["required_scope"], required);
+            }
+        }
+        // It raises the requirement of the method, and does not lower it.
+        let post = verify(&app, &key, "POST", "/v1/auth/require/read-only", &[]).await;
+        assert_eq!(post.status == 200, level >= 1, "{}", post.text);
+    }
+}
+
+#[tokio::test]
+async fn unknown_scope_in_path_is_not_found() {
+    let app = TestApp::start().await;
+    let dana = app.register("acme").await;
+    let key = app.create_key(&dana, "prod", "admin").await;
+    for scope in ["root", "Admin", "call2me:read", "read%2Donly", "openid"] {
+        for suffix in ["", "/", "/v1/agents"] {
+            let path = format!("/v1/auth/require/{scope}{suffix}");
+            verify(&app, &key, "GET", &path, &[]).await.assert_error(404, "not_found");
+            app.get(&path).send().await.assert_error(401, "unauthorized");
+        }
+    }
+    verify(&app, &key, "GET", "/v1/auth/require", &[]).await.assert_error(404, "not_found");
 }
 
 #[tokio::test]
@@ -99,6 +218,23 @@ async fn original_request_is_logged() {
         ("PUT", "/v1/auth/verify/v1/c/d", vec![], ("PUT", "/v1/c/d")),
         ("GET", "/v1/auth/verify", vec![], ("GET", "/v1/auth/verify")),
         ("GET", "/v1/auth/verify/", vec![], ("GET", "/")),
+        ("PUT", "/v1/auth/require/write", vec![], ("PUT", "/v1/auth/require/write")),
+        ("PUT", "/v1/auth/require/write/v1/c/d?x=1", vec![], ("PUT", "/v1/c/d")),
+        // The gateway repeats the client's method and adds the URI.
+        ("DELETE", "/v1/auth/verify", vec![("x-original-uri", "/v1/e")], ("DELETE", "/v1/e")),
+        // The path that the gateway appended counts more than a header of the client.
+        (
+            "GET",
+            "/v1/auth/verify/v1/f",
+            vec![("x-forwarded-method", "GET"), ("x-forwarded-uri", "/forged")],
+            ("GET", "/v1/f"),
+        ),
+        (
+            "GET",
+            "/v1/auth/verify",
+            vec![("x-original-method", "PUT"), ("x-original-uri", "/caf\u{e9}?q=\u{e9}")],
+            ("PUT", "/caf\u{e9}"),
+        ),
         (
             "GET",
             "/v1/auth/verify",
@@ -136,8 +272,8 @@ async fn rejected_request_is_logged_as_original_request() {
         app.create_key(&dana, "prod", "read-only").await,
         app.create_key(&dana, "reader", "read-only").await,
     ];
-    for status in [403, 422, 429] {
-        let path = if status == 422 { "/v1/auth/verify?scope=x" } else { "/v1/auth/verify" };
+    for status in [403, 404, 429] {
+        let path = if status == 404 { "/v1/auth/require/x" } else { "/v1/auth/verify?x=%zz" };
         let forward_auth = app.request_as(&key.secret, "GET", path);
         let forward_auth =
             forward_auth.header("x-original-method", "DELETE").header("x-original-uri", "/v1/a");
@@ -148,5 +284,28 @@ async fn rejected_request_is_logged_as_original_request() {
     for event in events {
         let request = &event["request"];
         assert_eq!((&request["method"], &request["path"]), (&json!("DELETE"), &json!("/v1/a")));
+    }
+}
+
+/// Bytes that are not UTF-8 are percent-encoded in the event, and the method is kept.
+#[tokio::test]
+async fn invalid_utf8_in_original_uri_is_percent_encoded() {
+    let app = TestApp::start().await;
+    let dana = app.register("acme").await;
+    let key = app.create_key(&dana, "prod", "write").await;
+    for (header, uri, path) in [
+        ("x-original-uri", &b"/caf\xe9/a"[..], "/caf%E9/a"),
+        ("x-forwarded-uri", b"http://api.example/\xff\xfe?\xff", "/%FF%FE"),
+        ("x-original-url", b"/\xc3\xa9\xc3", "/\u{e9}%C3"),
+    ] {
+        let method_header = header.replace("-uri", "-method").replace("-url", "-method");
+        let request = app.request_as(&key.secret, "GET", "/v1/auth/verify");
+        let request = request.header(&method_header, "DELETE").header_bytes(header, uri);
+        let response = request.send().await;
+        assert_eq!(response.status, 200, "{}", response.text);
+        let query = format!("request_id={}", response.header("x-request-id"));
+        let events = app.wait_for_event(&dana.access_token, &query, |_| true).await;
+        let request = &events[0]["request"];
+        assert_eq!((&request["method"], &request["path"]), (&json!("DELETE"), &json!(path)));
     }
 }

@@ -155,9 +155,16 @@ async fn gateway_headers_match_openapi_document() {
         names.into_iter().filter(|name| name.starts_with("x-auth-")).collect()
     };
     let sent = names(response.headers.keys().map(ToString::to_string).collect());
-    assert_eq!(sent.len(), 4, "{sent:?}");
+    assert_eq!(sent.len(), 5, "{sent:?}");
     let document = app.get("/openapi.json").send().await.expect_status(200);
-    for path in ["/v1/auth/verify", "/v1/auth/verify/", "/v1/auth/verify/{path}"] {
+    for path in [
+        "/v1/auth/verify",
+        "/v1/auth/verify/",
+        "/v1/auth/verify/{path}",
+        "/v1/auth/require/{scope}",
+        "/v1/auth/require/{scope}/",
+        "/v1/auth/require/{scope}/{path}",
+    ] {
         let documented = &document["paths"][path]["get"]["responses"]["200"]["headers"];
         let documented = documented.as_object().unwrap().keys().map(|name| name.to_lowercase());
         assert_eq!(names(documented.collect()), sent, "{path}");

@@ -357,7 +357,7 @@ async fn hygiene_reports_unused_and_over_scoped_keys() {
     let body = json!({ "agent_name": "a" });
     app.post("/v1/agents").bearer(&writer.secret).json(body).send().await.expect_status(201);
     app.get("/v1/wallet/balance").bearer(&boss.secret).send().await.expect_status(200);
-    let forward_auth = app.get("/v1/auth/verify?scope=write").bearer(&gateway.secret);
+    let forward_auth = app.get("/v1/auth/require/write").bearer(&gateway.secret);
     forward_auth.send().await.expect_status(200);
     let report = eventually("all requests are counted", async || {
         let request = app.get("/v1/api-keys/hygiene").bearer(&dana.access_token);

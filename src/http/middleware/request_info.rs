@@ -11,7 +11,7 @@ use crate::{
     http::{
         App,
         extract::client_ip,
-        forward_auth::{OriginalRequest, is_forward_auth_path},
+        forward_auth::{OriginalRequest, is_forward_auth_path, remove_query},
     },
     model::{audit::RequestInfo, id::RequestId, text::truncate_bytes},
 };
@@ -22,28 +22,43 @@ const MAX_LOGGED_BYTES: usize = 512;
 /// Attaches the [`RequestInfo`] to a request, for the audit log and the handler.
 ///
 /// Runs before anything else. For a forward-auth request, method and path are those of the original
-/// request, also if the response is an error.
+/// request, also if the response is an error, and the required scope is attached too.
 pub(super) fn attach_request_info(
     app: &App,
     peer: IpAddr,
     request: &mut Request,
 ) -> Arc<RequestInfo> {
-    let OriginalRequest { method, path } = if is_forward_auth_path(request.uri().path()) {
-        OriginalRequest::from_forward_auth(request)
-    } else {
-        OriginalRequest { method: Cow::Borrowed(request.method()), path: request.uri().path() }
-    };
+    if !is_forward_auth_path(request.uri().path()) {
+        let info = request_info(app, peer, request, request.method(), request.uri().path());
+        request.extensions_mut().insert(Arc::clone(&info));
+        return info;
+    }
+    let original = OriginalRequest::from_forward_auth(request);
+    let info = request_info(app, peer, request, &original.method, &original.path);
+    let required_scope = original.required_scope;
+    remove_query(request.uri_mut());
+    let extensions = request.extensions_mut();
+    extensions.insert(required_scope);
+    extensions.insert(Arc::clone(&info));
+    info
+}
+
+fn request_info(
+    app: &App,
+    peer: IpAddr,
+    request: &Request,
+    method: &Method,
+    path: &str,
+) -> Arc<RequestInfo> {
     let headers = request.headers();
-    let info = Arc::new(RequestInfo {
+    Arc::new(RequestInfo {
         id: request_id(headers).unwrap_or_else(|| app.env.new_id()),
-        method: method_name(&method),
+        method: method_name(method),
         path: redacted(truncate_bytes(path, MAX_LOGGED_BYTES)),
         ip: client_ip(peer, headers, &app.settings.trusted_proxies),
         user_agent: user_agent(headers),
         started_at: app.env.clock.monotonic(),
-    });
-    request.extensions_mut().insert(Arc::clone(&info));
-    info
+    })
 }
 
 /// The request id that the client sent, if it is valid.

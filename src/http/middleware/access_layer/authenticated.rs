@@ -16,6 +16,7 @@ use crate::{
         bearer::bearer_credential,
         cookies::{CookieAuthenticated, session_cookie},
         error::{EndpointError, ErrorCode},
+        forward_auth::RequiredScope,
         middleware::rate_limit_response,
         surface::Surface,
     },
@@ -23,6 +24,7 @@ use crate::{
         api_key::KeyRecord,
         audit::{Action, Actor, NewEvent, RequestInfo},
         principal::Caller,
+        usage::RouteUse,
     },
 };
 
@@ -45,7 +47,8 @@ impl AccessLayer {
         let caller = Caller { principal, request: Arc::clone(info) };
         // Created before the bucket is charged, which takes a moment if buckets are shared: a
         // client that disconnects meanwhile is still in the audit log.
-        let event = permit.map(|permit| PendingEvent::new(self, &caller, permit));
+        let route_use = self.route_use_for(&request);
+        let event = permit.map(|permit| PendingEvent::new(self, &caller, route_use, permit));
         let decision = self.app.limits.charge_credential(&caller.principal).await;
         let Some(event) = event else { return (Err(audit_queue_full()), decision) };
         let result = if let Some(refusal) = rate_limit_response::rejection(&decision) {
@@ -58,6 +61,14 @@ impl AccessLayer {
             self.run_endpoint(info, request).await
         };
         (event.complete(result).await, decision)
+    }
+
+    /// The kind of usage that a request counts as. Of forward-auth, each request requires its own
+    /// scope.
+    fn route_use_for(&self, request: &Request) -> RouteUse {
+        let required = request.extensions().get::<RequiredScope>();
+        let scope = required.map_or(self.route_use.scope, |required| required.used());
+        RouteUse { scope, ..self.route_use }
     }
 
     /// Verifies the credential of a request: the session cookie of a page, or the bearer

@@ -98,7 +98,7 @@ fn serve_unprotected(method: Option<Method>, endpoint: Endpoint, app: &App) -> M
                 Err(error) => return error.into_response(),
             };
             match endpoint.run(&app, request).await {
-                Ok(endpoint) => endpoint.response,
+                Ok(response) => response,
                 Err(error) => ErrorFormat::Json.render(error, info.id, &app.settings.public_url),
             }
         })
@@ -175,7 +175,7 @@ impl AccessLayer {
         };
         self.observe(&info, status_of(&result));
         let mut response = match result {
-            Ok(endpoint) => endpoint.response,
+            Ok(response) => response,
             Err(error) => error_format.render(error, info.id, &self.app.settings.public_url),
         };
         let headers = response.headers_mut();

@@ -7,7 +7,6 @@ use crate::{
         ApiError,
         endpoint::{EndpointResult, status_of},
         error::EndpointError,
-        forward_auth::required_scope,
         surface::Surface,
     },
     model::{
@@ -26,35 +25,32 @@ const CLIENT_CLOSED_REQUEST: u16 = 499;
 pub(super) struct PendingEvent<'a> {
     layer: &'a AccessLayer,
     caller: &'a Caller,
+    route_use: RouteUse,
     permit: Option<AuditPermit>,
 }
 
 impl<'a> PendingEvent<'a> {
-    pub(super) fn new(layer: &'a AccessLayer, caller: &'a Caller, permit: AuditPermit) -> Self {
-        Self { layer, caller, permit: Some(permit) }
+    pub(super) fn new(
+        layer: &'a AccessLayer,
+        caller: &'a Caller,
+        route_use: RouteUse,
+        permit: AuditPermit,
+    ) -> Self {
+        Self { layer, caller, route_use, permit: Some(permit) }
     }
 
     /// Records the event and returns the result, or 503 if the event could not be committed.
     pub(super) async fn complete(mut self, result: EndpointResult) -> EndpointResult {
         let Some(permit) = self.permit.take() else { return result };
-        let mut event = self.event(status_of(&result).as_u16());
-        if self.is_forward_auth() {
-            let scope = result.as_ref().ok().and_then(|endpoint| endpoint.required_scope);
-            let scope = scope.unwrap_or_else(|| required_scope(&self.caller.request.method));
-            event.route = Some(RouteUse { scope, ..self.layer.route_use });
-        }
+        let event = self.event(status_of(&result).as_u16());
         if permit.record(event).await { result } else { Err(event_not_committed()) }
-    }
-
-    /// True for forward-auth: the event describes the request that the gateway received.
-    fn is_forward_auth(&self) -> bool {
-        matches!(self.layer.surface, Surface::Gateway)
     }
 
     fn event(&self, status: u16) -> NewEvent {
         let mut event = audit::event(&self.layer.app.env, self.caller, Action::Request, status);
-        event.route = Some(self.layer.route_use);
-        if self.is_forward_auth() {
+        event.route = Some(self.route_use);
+        // Of forward-auth, the event describes the request that the gateway received.
+        if matches!(self.layer.surface, Surface::Gateway) {
             event.metadata = Metadata::ForwardAuth;
         } else if let Credential::Grant { id, user, .. } = &self.caller.principal.credential {
             let user = user.map(|(user_id, _)| user_id);
