@@ -187,14 +187,13 @@ async fn full_audit_queue_delays_requests_without_loss() {
     let app = TestApp::start_with(&[("audit.queue", "2")]).await;
     let dana = app.register("acme").await;
     let key = app.create_key(&dana, "prod", "write").await;
-    let calls: Vec<_> = (0..100)
-        .map(|_| tokio::spawn(app.get("/v1/auth/verify").bearer(&key.secret).send()))
-        .collect();
+    let calls: Vec<_> =
+        (0..100).map(|_| tokio::spawn(app.get("/v1/auth/me").bearer(&key.secret).send())).collect();
     for call in calls {
         call.await.unwrap().expect_status(200);
     }
     let database = app.stop().await;
-    let written = "SELECT count(*) FROM audit_events WHERE path = '/v1/auth/verify'";
+    let written = "SELECT count(*) FROM audit_events WHERE path = '/v1/auth/me'";
     let mut sql = database.connect().await;
     assert_eq!(sqlx::query_scalar::<_, i64>(written).fetch_one(&mut sql).await.unwrap(), 100);
 }

@@ -1,11 +1,12 @@
 //! Production faults, caused on purpose: real `serve` processes on a real PostgreSQL that is
 //! killed, disconnected or suspended. Clients must see nothing worse than a 503.
 //!
-//! These tests measure no times. They wait for a condition and fail after a timeout that no machine
-//! needs.
+//! These tests measure no times, except for the deadline of `forward_auth.rs`. They wait for a
+//! condition and fail after a timeout that no machine needs.
 
 mod client_metadata_documents;
 mod fixture;
+mod forward_auth;
 mod lost_commit_responses;
 mod mail_tls;
 mod network_partition;

@@ -1,9 +1,17 @@
 //! Routes that need a credential. From a valid credential on, every result is audited, 429
 //! included.
 
-use std::sync::Arc;
+use std::{
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use axum::{extract::Request, http::HeaderMap};
+use tokio::time::timeout;
 
 use super::{
     AccessLayer, LimitedResult,
@@ -28,12 +36,37 @@ use crate::{
     },
 };
 
+/// The time in which forward-auth answers, with some of the promised second left for the network.
+/// Gateways give up soon, and some of them then answer 403 (Envoy after 2 s).
+const FORWARD_AUTH_DEADLINE: Duration = Duration::from_millis(800);
+
 impl AccessLayer {
-    /// Serves a request to a route that needs a credential.
+    /// Serves a request to a route that needs a credential, for forward-auth with a deadline.
     pub(super) async fn serve_authenticated(
         &self,
         info: &Arc<RequestInfo>,
+        request: Request,
+    ) -> LimitedResult {
+        let is_late = AtomicBool::new(false);
+        let mut work = pin!(self.authenticate_and_serve(info, request, &is_late));
+        if !matches!(self.surface, Surface::Gateway) {
+            return work.await;
+        }
+        if let Ok(result) = timeout(FORWARD_AUTH_DEADLINE, &mut work).await {
+            return result;
+        }
+        // The request is dropped only when this function returns, so its event gets this status.
+        is_late.store(true, Relaxed);
+        let error = ApiError::unavailable("the deadline of forward-auth has passed").into();
+        self.log_server_error(&error, info);
+        (Err(error), self.app.limits.peek_address(info.ip).await)
+    }
+
+    async fn authenticate_and_serve(
+        &self,
+        info: &Arc<RequestInfo>,
         mut request: Request,
+        is_late: &AtomicBool,
     ) -> LimitedResult {
         // Has timeouts of its own.
         let principal = match self.authenticate(request.headers(), info).await {
@@ -48,7 +81,8 @@ impl AccessLayer {
         // Created before the bucket is charged, which takes a moment if buckets are shared: a
         // client that disconnects meanwhile is still in the audit log.
         let route_use = self.route_use_for(&request);
-        let event = permit.map(|permit| PendingEvent::new(self, &caller, route_use, permit));
+        let event =
+            permit.map(|permit| PendingEvent::new(self, &caller, route_use, is_late, permit));
         let decision = self.app.limits.charge_credential(&caller.principal).await;
         let Some(event) = event else { return (Err(audit_queue_full()), decision) };
         let result = if let Some(refusal) = rate_limit_response::rejection(&decision) {

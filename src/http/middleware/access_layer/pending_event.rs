@@ -1,5 +1,7 @@
 //! The audit event of a request in flight, recorded also if the client disconnects.
 
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
 use super::AccessLayer;
 use crate::{
     audit::{self, AuditPermit},
@@ -19,13 +21,15 @@ use crate::{
 /// Status in the audit log if the client disconnected before the response (nginx's convention). It
 /// is never sent.
 const CLIENT_CLOSED_REQUEST: u16 = 499;
+const SERVICE_UNAVAILABLE: u16 = 503;
 
-/// The audit event of a request in flight. It is always recorded. If the client disconnects
-/// and the handler is dropped, the status is 499.
+/// The audit event of a request in flight. It is always recorded. If the request is dropped, the
+/// status is 499, or 503 if its deadline has passed.
 pub(super) struct PendingEvent<'a> {
     layer: &'a AccessLayer,
     caller: &'a Caller,
     route_use: RouteUse,
+    is_late: &'a AtomicBool,
     permit: Option<AuditPermit>,
 }
 
@@ -34,9 +38,10 @@ impl<'a> PendingEvent<'a> {
         layer: &'a AccessLayer,
         caller: &'a Caller,
         route_use: RouteUse,
+        is_late: &'a AtomicBool,
         permit: AuditPermit,
     ) -> Self {
-        Self { layer, caller, route_use, permit: Some(permit) }
+        Self { layer, caller, route_use, is_late, permit: Some(permit) }
     }
 
     /// Records the event and returns the result, or 503 if the event could not be committed.
@@ -63,7 +68,9 @@ impl<'a> PendingEvent<'a> {
 impl Drop for PendingEvent<'_> {
     fn drop(&mut self) {
         if let Some(permit) = self.permit.take() {
-            permit.send(self.event(CLIENT_CLOSED_REQUEST));
+            let is_late = self.is_late.load(Relaxed);
+            let status = if is_late { SERVICE_UNAVAILABLE } else { CLIENT_CLOSED_REQUEST };
+            permit.send(self.event(status));
         }
     }
 }
