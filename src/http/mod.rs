@@ -2,7 +2,7 @@
 //!
 //! A request passes these layers, from the outside in:
 //!
-//! 1. [`middleware::HttpService`]: request id and the headers of every response;
+//! 1. [`middleware::HttpService`]: request id, CORS, and the headers of every response;
 //! 2. the router: 404 and 405 need no credential;
 //! 3. for `/v1` and OAuth routes, [`middleware::protect_route`], and for pages,
 //!    [`middleware::protect_page`]: credential, rate limit, request timeout, panic handling, the
@@ -49,33 +49,18 @@ pub use state::{App, AppState, HttpSettings, MAX_CONCURRENT_LARGE_BODIES};
 /// Builds the HTTP service: the routes of API, OAuth and dashboard with their middleware.
 #[must_use]
 pub fn build_service(app: &App) -> middleware::HttpService {
-    let (mut api, mut any_origin, mut pages) = (Router::new(), Router::new(), Router::new());
     let ceiling = middleware::OpenRouteCeiling::new(app.settings.per_address_per_minute);
+    let mut router = Router::new();
     for route in routes::route_table() {
-        let (path, is_open) = (route.path, middleware::is_open_to_any_origin(route.path));
-        let protected = middleware::protect_route(route, app, &ceiling);
-        if is_open {
-            any_origin = any_origin.route(path, protected);
-        } else {
-            api = api.route(path, protected);
-        }
+        let path = route.path;
+        router = router.route(path, middleware::protect_route(route, app, &ceiling));
     }
     for page in dashboard::route_table() {
         let (path, render_error) = (page.path, dashboard::page::render_error);
-        pages = pages.route(path, middleware::protect_page(page, render_error, app, &ceiling));
+        router = router.route(path, middleware::protect_page(page, render_error, app, &ceiling));
     }
-    // The 405 fallback must be inside the CORS layers, which answer preflight requests.
-    let with_405 =
-        |router: Router<App>| router.method_not_allowed_fallback(fallback::method_not_allowed);
-    let (api, any_origin) =
-        (with_405(api), with_405(any_origin).layer(middleware::cors_for_any_origin()));
-    let api = match middleware::cors_for_origins(&app.settings.allowed_origins) {
-        Some(cors) => api.layer(cors),
-        None => api,
-    };
-    let router = api
-        .merge(any_origin)
-        .merge(with_405(pages))
+    let router = router
+        .method_not_allowed_fallback(fallback::method_not_allowed)
         .merge(openapi::swagger_ui(app))
         .fallback(fallback::not_found)
         .with_state(Arc::clone(app));

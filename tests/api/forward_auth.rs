@@ -197,6 +197,33 @@ async fn unknown_scope_in_path_is_not_found() {
     verify(&app, &key, "GET", "/v1/auth/require", &[]).await.assert_error(404, "not_found");
 }
 
+/// A gateway that repeats the client's method must not let `OPTIONS` through.
+#[tokio::test]
+async fn options_is_checked_like_other_methods() {
+    let origin = "https://app.example";
+    let app = TestApp::start_with(&[("server.allowed_origins", origin)]).await;
+    let dana = app.register("acme").await;
+    let key = app.create_key(&dana, "prod", "read-only").await;
+    let preflight = [("origin", origin), ("access-control-request-method", "POST")];
+    for path in [
+        "/v1/auth/verify",
+        "/v1/auth/verify/",
+        "/v1/auth/verify/v1/calls",
+        "/v1/auth/require/read-only",
+        "/v1/auth/require/write/v1/calls",
+    ] {
+        for headers in [&[][..], &preflight[..1], &preflight[..]] {
+            let request = app.request("OPTIONS", path).header("x-auth-subject", "forged");
+            let request = headers.iter().fold(request, |it, (name, value)| it.header(name, value));
+            let anonymous = request.send().await;
+            anonymous.assert_error(401, "unauthorized");
+            assert_eq!(anonymous.header("access-control-allow-origin"), "");
+            let response = verify(&app, &key, "OPTIONS", path, headers).await;
+            response.assert_error(403, "insufficient_scope");
+        }
+    }
+}
+
 #[tokio::test]
 async fn original_request_is_logged() {
     let app = TestApp::start().await;

@@ -26,6 +26,7 @@ mod cache_invalidation;
 mod calls;
 mod cli;
 mod contract;
+mod cors;
 mod dashboard;
 mod dashboard_browser;
 mod documentation;

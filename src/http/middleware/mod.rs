@@ -1,6 +1,7 @@
 //! Middleware around the handlers: few layers, each of which does one complete job.
 //!
-//! Every request passes [`HttpService`], which sets the request id and the common response headers.
+//! Every request passes [`HttpService`], which sets the request id and the common response headers,
+//! and answers the preflight requests of CORS.
 //! Every route of the API, OAuth and the dashboard is wrapped by [`protect_route`] or
 //! [`protect_page`], which authenticate, rate-limit, time and audit it. [`crate::http`] lists the
 //! order of the steps.
@@ -13,6 +14,5 @@ pub(super) mod rate_limit_response;
 mod request_info;
 
 pub use access_layer::{protect_page, protect_route};
-pub use cors::{cors_for_any_origin, cors_for_origins, is_open_to_any_origin};
 pub use http_service::HttpService;
 pub use open_route_ceiling::OpenRouteCeiling;
