@@ -4,14 +4,16 @@ use axum::{Router, extract::Request, routing::any};
 
 use crate::fixture::{Gateway, TestApp, TestRequest, TestResponse, free_port};
 
-/// Starts nginx with the two locations of docs/gateways.md and returns it with its URL.
+/// Starts nginx as in docs/gateways.md and returns it with its URL.
 async fn start_nginx(auth: &str, upstream: &str) -> (Gateway, String) {
     let page = include_str!("../../docs/gateways.md");
-    let snippet = page.split("```nginx\n").nth(1).unwrap().split("```").next().unwrap();
-    let snippet = snippet.replace("http://auth:8080", auth).replace("http://api", upstream);
+    let http = page.split("```nginx\n").nth(1).unwrap().split("```").next().unwrap();
     let port = free_port();
-    let server = format!("server {{ listen 127.0.0.1:{port}; {snippet} }}");
-    (Gateway::nginx(port, &server).await, format!("http://127.0.0.1:{port}"))
+    let http = http
+        .replace("http://auth:8080", auth)
+        .replace("http://api:8080", upstream)
+        .replace("listen 80;", &format!("listen 127.0.0.1:{port};"));
+    (Gateway::nginx(port, &http).await, format!("http://127.0.0.1:{port}"))
 }
 
 /// Starts an API that returns the request line and the workspace that nginx passes on.

@@ -1,113 +1,126 @@
 //! Forward-auth configurations, with real gateways in front of a real upstream.
 
-use axum::{Router, extract::Request, routing::any};
+use super::{
+    demo_service::DemoService,
+    gateway_checks::{
+        check_http2, check_limits, check_outage, check_requests, check_web_socket, start_upstream,
+    },
+    page::Page,
+    shell::Shell,
+};
+use crate::fixture::{Gateway, TestApp, free_port};
 
-use super::{demo_service::DemoService, page::Page, shell::Shell};
-use crate::fixture::{Gateway, TestApp, TestRequest, TestResponse, free_port};
+/// The addresses of the service and of the API behind a gateway, in place of those in the document.
+struct Addresses {
+    auth: String,
+    api: String,
+}
 
-/// Identity headers that clients make up.
-const FORGED: [(&str, &str); 4] = [
-    ("x-auth-subject", "forged"),
-    ("x-auth-workspace-id", "forged"),
-    ("x-auth-scope", "forged"),
-    ("x-auth-key-id", "forged"),
-];
-
-/// Starts an API that returns its identity headers. Returns its address.
-async fn start_upstream() -> String {
-    async fn echo(request: Request) -> String {
-        let headers = request.headers().iter();
-        let identity = headers.filter(|(name, _)| name.as_str().starts_with("x-auth-"));
-        let line = |(name, value)| format!("{name}: {value:?}\n");
-        identity.map(line).collect()
+impl Addresses {
+    fn localize(&self, configuration: &str) -> String {
+        configuration.replace("auth:8080", &self.auth).replace("api:8080", &self.api)
     }
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap().to_string();
-    let router = Router::new().fallback(any(echo));
-    tokio::spawn(async move { axum::serve(listener, router).await });
-    address
+
+    /// Replaces the addresses in a configuration of Envoy, which has hosts and ports apart.
+    fn localize_envoy(&self, configuration: &str) -> String {
+        [("auth", &self.auth), ("api", &self.api)].iter().fold(
+            configuration.to_owned(),
+            |text, (name, address)| {
+                let port = address.rsplit(':').next().unwrap();
+                text.replace(
+                    &format!("address: {name}, port_value: 8080"),
+                    &format!("address: 127.0.0.1, port_value: {port}"),
+                )
+            },
+        )
+    }
 }
 
-async fn send(app: &TestApp, url: &str, method: &str, path: &str, key: &str) -> TestResponse {
-    let request = TestRequest::new(&app.http, url, method, path).bearer(key);
-    FORGED.iter().fold(request, |request, (name, value)| request.header(name, value)).send().await
+/// A running gateway, with its URL and, if it is another one, its URL for HTTP/2.
+struct RunningGateway {
+    _process: Gateway,
+    url: String,
+    http2_url: Option<String>,
+    has_web_sockets: bool,
 }
 
-/// Checks what a gateway passes to the API and to the client. `identity` are the headers that the
-/// API gets, with `{workspace}` and `{key}`.
-async fn check_gateway(app: &TestApp, url: &str, identity: &[&str]) {
-    let owner = app.register(&format!("gateway-{}", url.rsplit(':').next().unwrap())).await;
-    let writer = app.create_key(&owner, "writer", "write").await;
-    let reader = app.create_key(&owner, "reader", "read-only").await;
-    let passed = send(app, url, "POST", "/v1/things", &writer.secret).await;
-    assert_eq!(passed.status, 200, "{}", passed.text);
-    let mut headers: Vec<&str> = passed.text.lines().collect();
-    headers.sort_unstable();
-    let expected = identity.iter().map(|header| {
-        header.replace("{workspace}", &owner.workspace_id).replace("{key}", &writer.id)
-    });
-    assert_eq!(headers, expected.collect::<Vec<_>>());
-    // The client's query string does not change what is required.
-    let read = send(app, url, "GET", "/v1/things?scope=admin", &reader.secret).await;
-    assert_eq!(read.status, 200, "{}", read.text);
-    assert_eq!(send(app, url, "POST", "/v1/things", &reader.secret).await.status, 403);
-    let unknown = send(app, url, "GET", "/v1/things", "nonsense").await;
-    assert_eq!(
-        (unknown.status.as_u16(), unknown.headers.contains_key("www-authenticate")),
-        (401, true)
-    );
-    // A limited key gets a 429 with a time to wait.
-    let limited = app.create_key(&owner, "limited", "write").await;
-    let mut connection = app.database.connect().await;
-    let sql = "UPDATE workspaces SET rate_limit_per_minute = 1 WHERE name LIKE 'gateway-%'";
-    sqlx::query(sql).execute(&mut connection).await.unwrap();
-    assert_eq!(send(app, url, "GET", "/v1/things", &limited.secret).await.status, 200);
-    let refused = send(app, url, "GET", "/v1/things", &limited.secret).await;
-    assert_eq!(refused.status, 429, "{}", refused.text);
-    assert!(refused.headers.contains_key("retry-after"));
-}
+impl RunningGateway {
+    fn new(process: Gateway, port: u16) -> Self {
+        let url = format!("http://127.0.0.1:{port}");
+        Self { _process: process, url, http2_url: None, has_web_sockets: false }
+    }
 
-/// Runs the variant of the nginx configuration together with the rest of the first one.
-async fn check_nginx(
-    app: &TestApp,
-    first: &str,
-    variant: &str,
-    upstream: &str,
-) -> (Gateway, String) {
-    let auth = &first[first.find("location = /_auth").unwrap()..];
-    let locations = format!("{variant}{auth}")
-        .replace("http://auth:8080", &app.url)
-        .replace("http://api", &format!("http://{upstream}"));
-    let port = free_port();
-    let server = format!("server {{ listen 127.0.0.1:{port}; {locations} }}");
-    let nginx = Gateway::nginx(port, &server).await;
-    let url = format!("http://127.0.0.1:{port}");
-    check_gateway(app, &url, &["x-auth-workspace-id: \"{workspace}\""]).await;
-    (nginx, url)
-}
+    async fn nginx(configuration: &str, addresses: &Addresses) -> Self {
+        let (port, http2_port) = (free_port(), free_port());
+        // Without TLS, a port of nginx has one version of HTTP.
+        let listen = format!("listen 127.0.0.1:{port}; listen 127.0.0.1:{http2_port} http2;");
+        let http = addresses.localize(configuration).replace("listen 80;", &listen);
+        let http2_url = Some(format!("http://127.0.0.1:{http2_port}"));
+        let process = Gateway::nginx(port, &http).await;
+        Self { http2_url, has_web_sockets: true, ..Self::new(process, port) }
+    }
 
-async fn check_caddy(app: &TestApp, caddyfile: &str, upstream: &str) {
-    let port = free_port();
-    let caddyfile = caddyfile
-        .replace("api.example.com", &format!("http://127.0.0.1:{port}"))
-        .replace("auth:8080", app.url.strip_prefix("http://").unwrap())
-        .replace("api:8080", upstream);
-    let _caddy = Gateway::caddy(port, &caddyfile).await;
-    let identity = [
-        "x-auth-scope: \"write\"",
-        "x-auth-subject: \"{key}\"",
-        "x-auth-workspace-id: \"{workspace}\"",
-    ];
-    check_gateway(app, &format!("http://127.0.0.1:{port}"), &identity).await;
+    async fn caddy(configuration: &str, addresses: &Addresses) -> Self {
+        let port = free_port();
+        let url = format!("http://127.0.0.1:{port}");
+        let caddyfile = addresses.localize(configuration).replace("api.example.com", &url);
+        let process = Gateway::caddy(port, &caddyfile).await;
+        Self { http2_url: Some(url), has_web_sockets: true, ..Self::new(process, port) }
+    }
+
+    async fn envoy(configuration: &str, addresses: &Addresses) -> Self {
+        let port = free_port();
+        let configuration = addresses
+            .localize_envoy(configuration)
+            .replace("0.0.0.0, port_value: 80 ", &format!("127.0.0.1, port_value: {port} "));
+        let gateway = Self::new(Gateway::envoy(port, &configuration).await, port);
+        Self { http2_url: Some(gateway.url.clone()), has_web_sockets: true, ..gateway }
+    }
+
+    async fn haproxy(configuration: &str, script: &str, addresses: &Addresses) -> Self {
+        let port = free_port();
+        let configuration = addresses
+            .localize(configuration)
+            .replace("bind :80", &format!("bind 127.0.0.1:{port}"))
+            .replace("/etc/haproxy/", "{folder}/");
+        let process = Gateway::haproxy(port, &configuration, &addresses.localize(script)).await;
+        Self { has_web_sockets: true, ..Self::new(process, port) }
+    }
+
+    async fn apache(configuration: &str, script: &str, addresses: &Addresses) -> Self {
+        let port = free_port();
+        let configuration = addresses.localize(configuration).replace("/etc/apache2/", "{folder}/");
+        let process = Gateway::apache(port, &configuration, &addresses.localize(script)).await;
+        Self::new(process, port)
+    }
+
+    async fn check(&self, app: &TestApp) {
+        let tenant = check_requests(app, &self.url).await;
+        if self.has_web_sockets {
+            check_web_socket(&self.url, &tenant).await;
+        }
+        if let Some(url) = &self.http2_url {
+            check_http2(url, &tenant).await;
+        }
+        check_limits(app, &self.url, &tenant).await;
+    }
 }
 
 /// Debian has no package of Traefik. So the configuration is parsed, and the service is asked as
-/// Traefik asks it: each header that Traefik copies is in the response.
+/// Traefik asks it: each header that Traefik copies is in the response, and each one is removed
+/// from preflight requests.
 async fn check_traefik(shell: &mut Shell, configuration: &str) {
     std::fs::write(shell.path().join("traefik.yml"), configuration).unwrap();
-    let program = "import yaml; http = yaml.safe_load(open('traefik.yml')).pop('http'); \
-                   auth = http['middlewares']['call2me-auth'].pop('forwardAuth'); \
-                   print(auth.pop('address'), *auth.pop('authResponseHeaders')); assert not auth";
+    let program = "import yaml; http = yaml.safe_load(open('traefik.yml'))['http']; \
+                   routers = http['routers']; names = http['middlewares']; \
+                   auth = names['call2me-auth'].pop('forwardAuth'); \
+                   removed = names['anonymous'].pop('headers').pop('customRequestHeaders'); \
+                   assert routers['api']['middlewares'] == ['call2me-auth']; \
+                   assert routers['api-preflight']['middlewares'] == ['anonymous']; \
+                   assert removed.pop('Authorization') == '' and not any(removed.values()); \
+                   headers = auth.pop('authResponseHeaders'); assert headers == list(removed); \
+                   print(auth.pop('address'), *headers); \
+                   assert auth == {'trustForwardHeader': False}";
     let values = shell.run(&format!("python3 -c \"{program}\"")).await;
     let mut values = values.split_whitespace();
     let address = values.next().unwrap().replace("http://auth:8080", "$URL");
@@ -117,9 +130,12 @@ async fn check_traefik(shell: &mut Shell, configuration: &str) {
     );
     let response = shell.run(&request).await.to_lowercase();
     assert!(response.starts_with("http/1.1 200"), "{response}");
+    let mut copied = 0;
     for header in values {
         assert!(response.contains(&format!("\n{}:", header.to_lowercase())), "{response}");
+        copied += 1;
     }
+    assert_eq!(copied, 5);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -127,18 +143,24 @@ async fn gateways_commands_work() {
     let settings = [("server.trusted_proxies", "127.0.0.1")];
     let DemoService { app, mut shell } = DemoService::start(&settings).await;
     let mut page = Page::read("docs/gateways.md");
-    // `gateway::…` runs the first configuration of nginx alone.
-    let [first, variant] = [page.take("nginx"), page.take("nginx")];
-    let (traefik, caddy) = (page.take("yaml"), page.take("caddyfile"));
+    let [nginx, caddy] = [page.take("nginx"), page.take("caddyfile")];
+    let [traefik, envoy] = [page.take("yaml"), page.take("yaml")];
+    let [haproxy_script, apache_script] = [page.take("lua"), page.take("lua")];
+    let [haproxy, apache] = [page.take("haproxy"), page.take("apache")];
     page.run(&mut shell).await;
     check_traefik(&mut shell, &traefik).await;
-    let upstream = start_upstream().await;
-    check_caddy(&app, &caddy, &upstream).await;
-    let (_nginx, url) = check_nginx(&app, &first, &variant, &upstream).await;
-    // An outage lets no request pass.
-    let owner = app.register("outage").await;
-    let key = app.create_key(&owner, "unused", "write").await;
-    app.database.allow_connections(false).await;
-    let refused = send(&app, &url, "GET", "/v1/things", &key.secret).await;
-    assert_eq!((refused.status.as_u16(), refused.headers.contains_key("retry-after")), (503, true));
+    let auth = app.url.strip_prefix("http://").unwrap().to_owned();
+    let addresses = Addresses { auth, api: start_upstream().await };
+    let gateways = [
+        RunningGateway::nginx(&nginx, &addresses).await,
+        RunningGateway::caddy(&caddy, &addresses).await,
+        RunningGateway::envoy(&envoy, &addresses).await,
+        RunningGateway::haproxy(&haproxy, &haproxy_script, &addresses).await,
+        RunningGateway::apache(&apache, &apache_script, &addresses).await,
+    ];
+    for gateway in &gateways {
+        gateway.check(&app).await;
+    }
+    let urls: Vec<_> = gateways.iter().map(|gateway| gateway.url.as_str()).collect();
+    check_outage(&app, &urls).await;
 }

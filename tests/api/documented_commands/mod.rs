@@ -16,6 +16,7 @@
 mod container;
 mod demo_service;
 mod deployment;
+mod gateway_checks;
 mod gateways;
 mod inline;
 mod markdown;

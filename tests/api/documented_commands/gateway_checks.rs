@@ -1,0 +1,249 @@
+//! Checks of a gateway that asks the service: its responses to clients, and its requests to the
+//! API.
+
+use axum::{
+    Router,
+    body::Body,
+    extract::Request,
+    http::{Method, StatusCode, header},
+    response::Response,
+    routing::any,
+};
+use hyper_util::rt::TokioIo;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    process::Command,
+};
+
+use crate::fixture::{Key, TestApp, TestRequest, TestResponse, TestUser, with_timeout};
+
+/// Identity headers that clients make up.
+const FORGED: [(&str, &str); 5] = [
+    ("x-auth-subject", "forged"),
+    ("x-auth-workspace-id", "forged"),
+    ("x-auth-scope", "forged"),
+    ("x-auth-key-id", "forged"),
+    ("x-auth-client-id", "forged"),
+];
+
+/// Headers with which clients pretend to read.
+const FORGED_REQUEST: [(&str, &str); 6] = [
+    ("x-forwarded-method", "GET"),
+    ("x-forwarded-uri", "/harmless"),
+    ("x-original-method", "GET"),
+    ("x-original-uri", "/harmless"),
+    ("x-original-url", "/harmless"),
+    ("x-http-method-override", "GET"),
+];
+
+const PREFLIGHT: [(&str, &str); 2] =
+    [("origin", "https://app.example"), ("access-control-request-method", "POST")];
+
+/// The key of a handshake and its response (RFC 6455, section 1.3).
+const WEB_SOCKET_KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
+const WEB_SOCKET_ACCEPT: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
+
+const PATH: &str = "/v1/things?scope=openid";
+
+/// A workspace with keys.
+pub struct Tenant {
+    owner: TestUser,
+    writer: Key,
+    reader: Key,
+}
+
+/// Starts an API that returns the method and the credentials of a request. It upgrades connections
+/// and then echoes each byte. Returns its address.
+pub async fn start_upstream() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let router = Router::new().fallback(any(respond));
+    tokio::spawn(async move { axum::serve(listener, router).await });
+    address
+}
+
+async fn respond(mut request: Request) -> Response {
+    if request.headers().contains_key(header::UPGRADE) && request.method() == Method::GET {
+        let upgrade = hyper::upgrade::on(&mut request);
+        tokio::spawn(async move {
+            let mut stream = TokioIo::new(upgrade.await.unwrap());
+            let mut byte = [0];
+            while stream.read_exact(&mut byte).await.is_ok() {
+                stream.write_all(&byte).await.unwrap();
+            }
+        });
+        let response = Response::builder().status(StatusCode::SWITCHING_PROTOCOLS);
+        let response = response.header(header::UPGRADE, "websocket");
+        let response = response.header(header::SEC_WEBSOCKET_ACCEPT, WEB_SOCKET_ACCEPT);
+        return response.header(header::CONNECTION, "Upgrade").body(Body::empty()).unwrap();
+    }
+    let mut lines = vec![request.method().to_string()];
+    // Some gateways drop empty headers.
+    let headers = request.headers().iter().filter(|(_, value)| !value.is_empty());
+    let is_identity = |name: &str| name.starts_with("x-auth-") || name.starts_with("x_auth_");
+    for (name, value) in headers.filter(|(name, _)| is_identity(name.as_str())) {
+        lines.push(format!("{name}: {}", value.to_str().unwrap()));
+    }
+    if request.method() == Method::OPTIONS && request.headers().contains_key("authorization") {
+        lines.push("authorization".to_owned());
+    }
+    lines[1..].sort_unstable();
+    Response::new(lines.join("\n").into())
+}
+
+async fn send(
+    app: &TestApp,
+    url: &str,
+    method: &str,
+    key: Option<&str>,
+    headers: &[(&str, &str)],
+) -> TestResponse {
+    let request = TestRequest::new(&app.http, url, method, PATH);
+    let request = key.into_iter().fold(request, TestRequest::bearer);
+    let headers = FORGED.iter().chain(headers);
+    headers.fold(request, |request, (name, value)| request.header(name, value)).send().await
+}
+
+/// Checks which requests pass, and the identity headers that the API gets.
+pub async fn check_requests(app: &TestApp, url: &str) -> Tenant {
+    let owner = app.register(&format!("gateway-{}", url.rsplit(':').next().unwrap())).await;
+    let writer = app.create_key(&owner, "writer", "write").await;
+    let reader = app.create_key(&owner, "reader", "read-only").await;
+    let tenant = Tenant { owner, writer, reader };
+    check_identity(app, url, &tenant).await;
+    let (reader, get) = (Some(tenant.reader.secret.as_str()), "GET");
+    for method in ["GET", "HEAD"] {
+        assert_eq!(send(app, url, method, reader, &[]).await.status, 200, "{url} {method}");
+    }
+    for method in ["POST", "PUT", "PATCH", "DELETE", "OPTIONS", "PROPFIND"] {
+        for headers in [&[][..], &FORGED_REQUEST] {
+            let refused = send(app, url, method, reader, headers).await;
+            assert_eq!(refused.status, 403, "{url} {method} {headers:?}: {}", refused.text);
+        }
+    }
+    let hidden = [("x-http-method-override", "DELETE")];
+    assert_eq!(send(app, url, get, reader, &hidden).await.status, 403, "{url}");
+    for key in [None, Some("nonsense")] {
+        let refused = send(app, url, get, key, &FORGED_REQUEST).await;
+        assert_eq!(refused.status, 401, "{url}: {}", refused.text);
+        assert!(refused.headers.contains_key("www-authenticate"), "{url}");
+    }
+    let revoked = app.create_key(&tenant.owner, "revoked", "write").await;
+    assert_eq!(send(app, url, get, Some(&revoked.secret), &[]).await.status, 200, "{url}");
+    let revoke = app.delete(&format!("/v1/api-keys/{}", revoked.id));
+    revoke.bearer(&tenant.owner.access_token).send().await.expect_status(204);
+    assert_eq!(send(app, url, get, Some(&revoked.secret), &[]).await.status, 401, "{url}");
+    check_preflight(app, url, &tenant).await;
+    tenant
+}
+
+/// Headers of the client are replaced, also those for which the credential has no value.
+async fn check_identity(app: &TestApp, url: &str, tenant: &Tenant) {
+    let Tenant { owner, writer, .. } = tenant;
+    let workspace = &owner.workspace_id;
+    let passed = send(app, url, "POST", Some(&writer.secret), &[]).await;
+    let key = &writer.id;
+    let expected = format!(
+        "POST\nx-auth-key-id: {key}\nx-auth-scope: write\nx-auth-subject: {key}\n\
+         x-auth-workspace-id: {workspace}"
+    );
+    assert_eq!((passed.status.as_u16(), passed.text), (200, expected), "{url}");
+    let passed = send(app, url, "DELETE", Some(&owner.access_token), &[]).await;
+    let user = &owner.user_id;
+    let expected = format!(
+        "DELETE\nx-auth-scope: admin\nx-auth-subject: {user}\nx-auth-workspace-id: {workspace}"
+    );
+    assert_eq!((passed.status.as_u16(), passed.text), (200, expected), "{url}");
+}
+
+/// A preflight request reaches the API without credentials, and no other request does.
+async fn check_preflight(app: &TestApp, url: &str, tenant: &Tenant) {
+    for key in [None, Some(tenant.writer.secret.as_str()), Some("nonsense")] {
+        let passed = send(app, url, "OPTIONS", key, &PREFLIGHT).await;
+        assert_eq!((passed.status.as_u16(), passed.text.as_str()), (200, "OPTIONS"), "{url}");
+    }
+    for (method, headers) in [
+        ("OPTIONS", &PREFLIGHT[..1]),
+        ("OPTIONS", &PREFLIGHT[1..]),
+        ("OPTIONS", &[]),
+        ("GET", &PREFLIGHT[..]),
+        ("POST", &PREFLIGHT[..]),
+    ] {
+        let refused = send(app, url, method, None, headers).await;
+        assert_eq!(refused.status, 401, "{url} {method} {headers:?}: {}", refused.text);
+    }
+}
+
+/// A WebSocket is opened with a good credential only, and carries data in both directions.
+pub async fn check_web_socket(url: &str, tenant: &Tenant) {
+    let address = url.strip_prefix("http://").unwrap();
+    for (key, status) in [(tenant.reader.secret.as_str(), "101"), ("nonsense", "401")] {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let request = format!(
+            "GET /v1/stream HTTP/1.1\r\nHost: {address}\r\nAuthorization: Bearer {key}\r\n\
+             Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
+             Sec-WebSocket-Key: {WEB_SOCKET_KEY}\r\n\r\n"
+        );
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let exchange = async {
+            let head = read_head(&mut stream).await;
+            assert!(head.starts_with(&format!("HTTP/1.1 {status}")), "{url}: {head}");
+            if status == "101" {
+                stream.write_all(b"ping").await.unwrap();
+                let mut echo = [0; 4];
+                stream.read_exact(&mut echo).await.unwrap();
+                assert_eq!(&echo, b"ping");
+            }
+        };
+        with_timeout("the WebSocket answers", exchange).await;
+    }
+}
+
+/// Reads the head of a response.
+async fn read_head(stream: &mut TcpStream) -> String {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(stream.read_u8().await.unwrap());
+    }
+    String::from_utf8(head).unwrap()
+}
+
+pub async fn check_http2(url: &str, tenant: &Tenant) {
+    for (method, key, expected) in [
+        ("GET", &tenant.reader, "2 200"),
+        ("DELETE", &tenant.reader, "2 403"),
+        ("DELETE", &tenant.writer, "2 200"),
+    ] {
+        let mut curl = Command::new("curl");
+        curl.args(["-s", "--http2-prior-knowledge", "-o", "/dev/null", "-X", method]);
+        curl.args(["-w", "%{http_version} %{http_code}", "-H"]);
+        curl.arg(format!("Authorization: Bearer {}", key.secret)).arg(format!("{url}{PATH}"));
+        let output = curl.output().await.unwrap();
+        assert_eq!(String::from_utf8(output.stdout).unwrap(), expected, "{url} {method}");
+    }
+}
+
+/// A client over its limit gets a 429 with a time to wait.
+pub async fn check_limits(app: &TestApp, url: &str, tenant: &Tenant) {
+    let limited = app.create_key(&tenant.owner, "limited", "write").await;
+    let mut connection = app.database.connect().await;
+    let sql = "UPDATE workspaces SET rate_limit_per_minute = 1 WHERE name LIKE 'gateway-%'";
+    sqlx::query(sql).execute(&mut connection).await.unwrap();
+    assert_eq!(send(app, url, "GET", Some(&limited.secret), &[]).await.status, 200);
+    let refused = send(app, url, "GET", Some(&limited.secret), &[]).await;
+    assert_eq!(refused.status, 429, "{url}: {}", refused.text);
+    assert!(refused.header_number("retry-after") >= 1, "{url}");
+}
+
+/// During an outage, no request passes.
+pub async fn check_outage(app: &TestApp, urls: &[&str]) {
+    let owner = app.register("outage").await;
+    let key = app.create_key(&owner, "unused", "write").await;
+    app.database.allow_connections(false).await;
+    for url in urls {
+        let refused = send(app, url, "GET", Some(&key.secret), &[]).await;
+        assert_eq!(refused.status, 503, "{url}: {}", refused.text);
+        assert!(refused.header_number("retry-after") >= 1, "{url}");
+    }
+}
