@@ -1,7 +1,10 @@
 //! Password hashing with argon2id, on dedicated threads.
 //!
 //! A hash takes 19 MiB and tens of milliseconds. A few low-priority threads behind a bounded queue
-//! keep a burst of sign-ins from slowing down API requests or exhausting memory.
+//! keep a burst of sign-ins from slowing down API requests or exhausting memory. New passwords are
+//! checked against the policy by a thread of their own, so that sign-ins never wait for that.
+//!
+//! Callers hash one password of an account at a time: see [`PasswordHasher::lock_account`].
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -25,6 +28,7 @@ use super::AuthError;
 use crate::{
     config::Passwords,
     env::Env,
+    limit::{KeyedPermit, KeyedSemaphores},
     model::{email::Email, password::Password},
 };
 
@@ -43,7 +47,10 @@ type Job = Box<dyn FnOnce(&Argon2<'static>) + Send>;
 /// Hashes and verifies passwords. Cheap to clone.
 #[derive(Clone)]
 pub struct PasswordHasher {
-    jobs: mpsc::SyncSender<Job>,
+    hashes: mpsc::SyncSender<Job>,
+    policy_checks: mpsc::SyncSender<Job>,
+    /// One permit for each account, by the digest of its address.
+    accounts: KeyedSemaphores<[u8; 32]>,
     env: Env,
     pending: Arc<AtomicUsize>,
     /// The hash that passwords of unknown addresses are verified against, so that they take the
@@ -97,25 +104,26 @@ impl PasswordHasher {
         let salt: [u8; 16] = env.entropy.bytes();
         let password: [u8; 16] = env.entropy.bytes();
         let dummy_hash = hash(&argon2, &password, &salt).ok_or("cannot hash passwords")?;
-        let (jobs, queue) = mpsc::sync_channel::<Job>(settings.queue_capacity);
-        let queue = Arc::new(std::sync::Mutex::new(queue));
-        for number in 0..thread_count(settings) {
-            let (queue, argon2) = (Arc::clone(&queue), argon2.clone());
-            thread::Builder::new()
-                .name(format!("argon2-{number}"))
-                .spawn(move || run_worker(&queue, &argon2))
-                .map_err(|error| format!("cannot start a thread: {error}"))?;
-        }
+        let capacity = settings.queue_capacity;
         Ok(Self {
-            jobs,
+            hashes: start_workers("argon2", thread_count(settings), capacity, &argon2)?,
+            policy_checks: start_workers("password-policy", 1, capacity, &argon2)?,
+            accounts: KeyedSemaphores::new(1),
             env: env.clone(),
             pending: Arc::default(),
             dummy_hash: Arc::new(dummy_hash),
         })
     }
 
-    /// Checks a newly chosen password against the policy and hashes it. Returns a PHC string.
-    /// `field` names the request field in errors.
+    /// Waits until no other password of this account is hashed, and keeps others waiting until the
+    /// permit is dropped. So requests for one account never fill the queue. The account need not
+    /// exist.
+    pub async fn lock_account(&self, email: &Email) -> KeyedPermit<[u8; 32]> {
+        self.accounts.acquire(email.digest()).await
+    }
+
+    /// Checks a newly chosen password against the policy and hashes it, one at a time for each
+    /// account. Returns a PHC string. `field` names the request field in errors.
     ///
     /// # Errors
     /// [`AuthError::Invalid`] if the policy rejects the password; [`AuthError::PasswordQueueFull`]
@@ -127,10 +135,11 @@ impl PasswordHasher {
         email: &Email,
         full_name: Option<&str>,
     ) -> Result<SecretString, AuthError> {
+        let _permit = self.lock_account(email).await;
         let (chosen, email) = (password.clone(), email.clone());
         let full_name = full_name.map(str::to_owned);
-        // On the hashing threads too: the lookup among common passwords takes its time.
-        let checked = self.run(move |_| chosen.check_policy(&email, full_name.as_deref())).await?;
+        let check = move |_: &_| chosen.check_policy(&email, full_name.as_deref());
+        let checked = self.run(&self.policy_checks, check).await?;
         checked.map_err(|reason| AuthError::invalid(field, reason))?;
         self.hash(password).await
     }
@@ -142,7 +151,7 @@ impl PasswordHasher {
     pub async fn hash(&self, password: &Password) -> Result<SecretString, AuthError> {
         let salt: [u8; 16] = self.env.entropy.bytes();
         let password = password.clone();
-        self.run(move |argon2| hash(argon2, password.expose().as_bytes(), &salt))
+        self.run(&self.hashes, move |argon2| hash(argon2, password.expose().as_bytes(), &salt))
             .await?
             .ok_or(AuthError::Internal("cannot hash a password"))
     }
@@ -163,7 +172,8 @@ impl PasswordHasher {
         // same time.
         let password =
             if password.is_hashable() { password.clone() } else { Password::new(String::new()) };
-        let verified = self.run(move |argon2| verify(argon2, &password, &hash)).await?;
+        let verify = move |argon2: &_| verify(argon2, &password, &hash);
+        let verified = self.run(&self.hashes, verify).await?;
         Ok(if has_hash { verified } else { PasswordVerification::Wrong })
     }
 
@@ -174,6 +184,7 @@ impl PasswordHasher {
 
     async fn run<T: Send + 'static>(
         &self,
+        queue: &mpsc::SyncSender<Job>,
         job: impl FnOnce(&Argon2<'static>) -> T + Send + 'static,
     ) -> Result<T, AuthError> {
         let (reply, result) = oneshot::channel();
@@ -185,7 +196,7 @@ impl PasswordHasher {
                 reply.send(job(argon2)).ok();
             }
         });
-        self.jobs.try_send(job).map_err(|_| AuthError::PasswordQueueFull)?;
+        queue.try_send(job).map_err(|_| AuthError::PasswordQueueFull)?;
         result.await.map_err(|_| AuthError::Internal("a hashing thread has stopped"))
     }
 }
@@ -194,6 +205,25 @@ impl std::fmt::Debug for PasswordHasher {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("PasswordHasher(…)")
     }
+}
+
+/// Starts the threads of one queue. They end when the queue is dropped.
+fn start_workers(
+    name: &str,
+    count: usize,
+    capacity: usize,
+    argon2: &Argon2<'static>,
+) -> Result<mpsc::SyncSender<Job>, String> {
+    let (jobs, queue) = mpsc::sync_channel::<Job>(capacity);
+    let queue = Arc::new(std::sync::Mutex::new(queue));
+    for number in 0..count {
+        let (queue, argon2) = (Arc::clone(&queue), argon2.clone());
+        thread::Builder::new()
+            .name(format!("{name}-{number}"))
+            .spawn(move || run_worker(&queue, &argon2))
+            .map_err(|error| format!("cannot start a thread: {error}"))?;
+    }
+    Ok(jobs)
 }
 
 fn run_worker(queue: &std::sync::Mutex<mpsc::Receiver<Job>>, argon2: &Argon2<'static>) {
@@ -289,15 +319,34 @@ mod tests {
         let (release, held) = mpsc::channel::<()>();
         let (started, running) = oneshot::channel();
         hasher
-            .jobs
+            .hashes
             .send(Box::new(move |_| {
                 started.send(()).ok();
                 held.recv().ok();
             }))
             .unwrap();
         running.await.unwrap();
-        hasher.jobs.send(Box::new(|_| ())).unwrap();
+        hasher.hashes.send(Box::new(|_| ())).unwrap();
         assert!(matches!(hasher.hash(&password("x")).await, Err(AuthError::PasswordQueueFull)));
         release.send(()).unwrap();
+    }
+
+    /// A policy check neither waits for a hash nor delays one.
+    #[tokio::test]
+    async fn policy_check_runs_beside_hashes() {
+        let hasher = hasher(1);
+        let (release, held) = mpsc::channel::<()>();
+        hasher
+            .policy_checks
+            .send(Box::new(move |_| {
+                held.recv().ok();
+            }))
+            .unwrap();
+        hasher.hash(&password("x")).await.unwrap();
+        release.send(()).unwrap();
+        let email = Email::parse("dana@acme.example").unwrap();
+        let weak = password("passwordpassword");
+        let weak = hasher.hash_new_password("password", &weak, &email, None).await;
+        assert!(matches!(weak, Err(AuthError::Invalid { .. })));
     }
 }

@@ -14,6 +14,7 @@
 mod buckets;
 mod shared;
 
+mod keyed_semaphores;
 use std::{
     net::IpAddr,
     num::NonZeroU32,
@@ -40,6 +41,7 @@ pub use buckets::Decision;
 pub use shared::LimitCounts;
 use shared::{BucketOperation, SharedBuckets};
 
+pub use keyed_semaphores::{KeyedPermit, KeyedSemaphores};
 /// The rate limits: the local buckets of this node and the connection to the shared ones. Cheap to
 /// clone.
 #[derive(Clone)]

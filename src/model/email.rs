@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use sha2::{Digest, Sha256};
+
 use super::ValidationError;
 
 /// An email address, with its original spelling and its normalized form for comparison.
@@ -43,6 +45,13 @@ impl Email {
     #[must_use]
     pub fn normalized(&self) -> &str {
         &self.normalized
+    }
+
+    /// Returns the SHA-256 digest of the address in lower case, for counters and locks of accounts:
+    /// users enter other secrets in this field by mistake.
+    #[must_use]
+    pub fn digest(&self) -> [u8; 32] {
+        Sha256::digest(&self.normalized).into()
     }
 }
 
