@@ -38,9 +38,7 @@ use crate::{
     cache_invalidation::{Fence, Lease, Node, NodeDependencies, NodeTask},
     config::Settings,
     env::Env,
-    http::{
-        self, App, AppState, HttpSettings, MAX_CONCURRENT_LARGE_BODIES, middleware::HttpService,
-    },
+    http::{self, App, AppState, HttpSettings, MAX_CONCURRENT_LARGE_BODIES, middleware::HttpService},
     idempotency::Idempotency,
     limit::Limits,
     mail::Mailer,
@@ -108,10 +106,18 @@ impl Application {
         let acknowledged = Arc::new(Notify::new());
         let fence = Fence::new(store.clone(), Arc::clone(&acknowledged), &env, metrics.clone());
         let invalidation_sink = Arc::new(caches.clone());
-        let auth =
-            Auth::new(&settings, store.clone(), env.clone(), audit.clone(), caches, fence, node_id)
-                .await?;
         let limits = Limits::new(settings.rate_limit, settings.redis.as_ref(), &env)?;
+        let auth = Auth::new(
+            &settings,
+            store.clone(),
+            env.clone(),
+            audit.clone(),
+            caches,
+            fence,
+            limits.clone(),
+            node_id,
+        )
+        .await?;
         let oauth = OAuth::new(&settings, &auth, &limits)?;
         let public_url = &settings.server.public_url;
         let openapi = http::openapi::build_document(public_url)

@@ -8,6 +8,7 @@ use crate::{
     audit::AuditWriter,
     cache_invalidation::Fence,
     env::Env,
+    limit::Limits,
     model::{
         audit::{Action, Actor, NewEvent, RequestInfo},
         id::{UserId, WorkspaceId},
@@ -25,6 +26,7 @@ pub struct ServiceContext {
     pub(crate) env: Env,
     pub(crate) audit: AuditWriter,
     pub(crate) fence: Fence,
+    pub(crate) limits: Limits,
     /// The MAC key of one-time tokens: mailed links, session cookies, CSRF tokens, OAuth codes.
     pub(crate) token_key: TokenKey,
     /// The issuer of tokens: the service's public URL, without a trailing slash.

@@ -73,6 +73,7 @@ use crate::{
     cache_invalidation::Fence,
     config::Settings,
     env::Env,
+    limit::Limits,
     model::{
         id::{GrantId, SessionId},
         refresh_token::RefreshKey,
@@ -138,6 +139,7 @@ impl Auth {
     /// # Errors
     /// A message for the operator, if the database is unreachable or `keys.encryption_key` is not
     /// the key that its signing keys were encrypted with.
+    #[expect(clippy::too_many_arguments, reason = "one for each component that services use")]
     pub async fn new(
         settings: &Settings,
         store: Store,
@@ -145,6 +147,7 @@ impl Auth {
         audit: AuditWriter,
         caches: CredentialCaches,
         fence: Fence,
+        limits: Limits,
         node_id: Uuid,
     ) -> Result<Self, String> {
         let master_key = MasterKey::new(&settings.keys.encryption_key);
@@ -153,6 +156,7 @@ impl Auth {
             env,
             audit,
             fence,
+            limits,
             token_key: master_key.token_key()?,
             issuer: settings.server.public_url.as_str().into(),
         });

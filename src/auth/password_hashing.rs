@@ -49,14 +49,30 @@ type Job = Box<dyn FnOnce(&Argon2<'static>) + Send>;
 pub struct PasswordHasher {
     hashes: mpsc::SyncSender<Job>,
     policy_checks: mpsc::SyncSender<Job>,
-    /// One permit for each account, by the digest of its address.
-    accounts: KeyedSemaphores<[u8; 32]>,
+    /// One permit for each account, by the digest of its address, and kind of work.
+    accounts: KeyedSemaphores<([u8; 32], AccountWork)>,
     env: Env,
     pending: Arc<AtomicUsize>,
     /// The hash that passwords of unknown addresses are verified against, so that they take the
     /// same time.
     dummy_hash: Arc<SecretString>,
 }
+
+/// Work for an account of which only one request does each kind at a time: so requests for one
+/// account fill neither the queue nor the connection pool.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum AccountWork {
+    /// Look up the state of the account before a sign-in.
+    Lookup,
+    /// Hash a password.
+    Password,
+    /// Hash a password for a request from a network that is new to the account. The account's owner
+    /// does not wait for it.
+    StrangersPassword,
+}
+
+/// Permits work for one account: see [`PasswordHasher::lock_account`].
+pub type AccountPermit = KeyedPermit<([u8; 32], AccountWork)>;
 
 /// Counts a job as pending until it is dropped.
 struct PendingJob(Arc<AtomicUsize>);
@@ -115,11 +131,10 @@ impl PasswordHasher {
         })
     }
 
-    /// Waits until no other password of this account is hashed, and keeps others waiting until the
-    /// permit is dropped. So requests for one account never fill the queue. The account need not
-    /// exist.
-    pub async fn lock_account(&self, email: &Email) -> KeyedPermit<[u8; 32]> {
-        self.accounts.acquire(email.digest()).await
+    /// Waits until no other request does this work for the account, and keeps others waiting until
+    /// the permit is dropped. The account need not exist.
+    pub async fn lock_account(&self, email: &Email, work: AccountWork) -> AccountPermit {
+        self.accounts.acquire((email.digest(), work)).await
     }
 
     /// Checks a newly chosen password against the policy and hashes it, one at a time for each
@@ -135,7 +150,7 @@ impl PasswordHasher {
         email: &Email,
         full_name: Option<&str>,
     ) -> Result<SecretString, AuthError> {
-        let _permit = self.lock_account(email).await;
+        let _permit = self.lock_account(email, AccountWork::Password).await;
         let (chosen, email) = (password.clone(), email.clone());
         let full_name = full_name.map(str::to_owned);
         let check = move |_: &_| chosen.check_policy(&email, full_name.as_deref());

@@ -2,9 +2,12 @@
 //!
 //! Each credential has its own bucket, with the quota of its workspace. Requests without a valid
 //! credential share the bucket of their address, so a noisy client behind an address never
-//! throttles a valid key behind the same address. Sign-in routes have a lower limit of their own,
-//! always on this node. A bucket returns a [`Decision`], from which the
+//! throttles a valid key behind the same address. A bucket returns a [`Decision`], from which the
 //! HTTP side makes the `X-RateLimit-*` headers.
+//!
+//! Sign-in routes have lower limits of their own: per address, per network of the address, and per
+//! account over all addresses. Networks from which an account has signed in before have a budget of
+//! their own, so that strangers do not lock its owner out.
 //!
 //! With `rate_limit.store = "redis"` the buckets are on a Valkey or Redis server that all nodes
 //! share (`shared.rs`). While the server is unavailable, each node uses its local buckets
@@ -12,9 +15,9 @@
 //! at most one extra burst for each node, and then the limit on each node.
 
 mod buckets;
+mod keyed_semaphores;
 mod shared;
 
-mod keyed_semaphores;
 use std::{
     net::IpAddr,
     num::NonZeroU32,
@@ -22,6 +25,7 @@ use std::{
     time::Duration,
 };
 
+use data_encoding::HEXLOWER;
 use ipnet::IpNet;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -31,6 +35,7 @@ use crate::{
     env::Env,
     model::{
         address,
+        email::Email,
         id::Id,
         principal::{Credential, Principal},
     },
@@ -38,10 +43,29 @@ use crate::{
 
 use buckets::Buckets;
 pub use buckets::Decision;
+pub use keyed_semaphores::{KeyedPermit, KeyedSemaphores};
 pub use shared::LimitCounts;
 use shared::{BucketOperation, SharedBuckets};
 
-pub use keyed_semaphores::{KeyedPermit, KeyedSemaphores};
+/// The kind of routes whose requests share sign-in buckets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum SignInKind {
+    /// Routes that sign users in or register them, or that send links for that.
+    SignIn,
+    /// Registration of OAuth clients and of devices.
+    OAuth,
+}
+
+impl SignInKind {
+    /// The kind of the shared buckets.
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::SignIn => "sign-in",
+            Self::OAuth => "oauth",
+        }
+    }
+}
+
 /// The rate limits: the local buckets of this node and the connection to the shared ones. Cheap to
 /// clone.
 #[derive(Clone)]
@@ -53,9 +77,11 @@ pub struct Limits {
     /// over its request limit can still refresh its token.
     grants: Arc<Buckets<Uuid>>,
     addresses: Arc<Buckets<IpNet>>,
-    /// Buckets of sign-in and similar routes, by address. Their limit is far lower, so that
+    /// Buckets of sign-in and similar routes, by network. Their limit is far lower, so that
     /// passwords cannot be guessed.
-    sign_ins: Arc<Buckets<IpNet>>,
+    sign_ins: Arc<Buckets<(SignInKind, IpNet)>>,
+    /// Buckets of password checks, by account, and by account and known network.
+    accounts: Arc<Buckets<([u8; 32], Option<IpNet>)>>,
     shared: Option<Arc<SharedBuckets>>,
     counts: Arc<LimitCounts>,
 }
@@ -76,6 +102,7 @@ impl Limits {
             grants: Arc::new(Buckets::new()),
             addresses: Arc::new(Buckets::new()),
             sign_ins: Arc::new(Buckets::new()),
+            accounts: Arc::new(Buckets::new()),
             shared: shared.transpose()?.map(Arc::new),
             counts,
         })
@@ -109,11 +136,56 @@ impl Limits {
         self.grants.charge(&id, self.quota(None), self.env.clock.monotonic())
     }
 
-    /// Charges one request to the sign-in bucket of an address, always on this node.
-    #[must_use]
-    pub fn charge_sign_in(&self, ip: IpAddr) -> Decision {
-        let (subnet, quota) = (address::client_subnet(ip), self.settings.sign_in_per_minute);
-        self.sign_ins.charge(&subnet, quota, self.env.clock.monotonic())
+    /// Charges one request to the sign-in buckets of an address and of its networks. Returns the
+    /// decision of the address, or that of a network that is over its limit.
+    pub async fn charge_sign_in(&self, kind: SignInKind, ip: IpAddr) -> Decision {
+        let per_minute = self.settings.sign_in_per_minute;
+        let own = self.charge_sign_in_subnet(kind, address::client_subnet(ip), per_minute).await;
+        if !own.allowed {
+            return own;
+        }
+        for (network, factor) in address::enclosing_networks(ip) {
+            let quota = per_minute.saturating_mul(factor);
+            let decision = self.charge_sign_in_subnet(kind, network, quota).await;
+            if !decision.allowed {
+                return decision;
+            }
+        }
+        own
+    }
+
+    async fn charge_sign_in_subnet(
+        &self,
+        kind: SignInKind,
+        network: IpNet,
+        quota: NonZeroU32,
+    ) -> Decision {
+        if let Some(shared) = &self.shared {
+            let id = network.to_string();
+            let charge = shared.apply(BucketOperation::Charge, kind.as_str(), &id, quota);
+            if let Some(decision) = Box::pin(charge).await {
+                return decision;
+            }
+        }
+        self.sign_ins.charge(&(kind, network), quota, self.env.clock.monotonic())
+    }
+
+    /// Charges one check of an account's password, whether or not the account exists. A known
+    /// network, from which the account has signed in before, has a bucket of its own; all others
+    /// share one.
+    pub async fn charge_account(&self, email: &Email, known_network: Option<IpNet>) -> Decision {
+        let (digest, quota) = (email.digest(), self.settings.sign_in_per_minute);
+        if let Some(shared) = &self.shared {
+            let mut id = HEXLOWER.encode(&digest);
+            if let Some(network) = known_network {
+                id = format!("{id}:{network}");
+            }
+            let charge = shared.apply(BucketOperation::Charge, "account", &id, quota);
+            if let Some(decision) = Box::pin(charge).await {
+                return decision;
+            }
+        }
+        self.accounts.charge(&(digest, known_network), quota, self.env.clock.monotonic())
     }
 
     /// Returns the limit of each credential of a workspace, in requests per minute; `own` is the
@@ -192,6 +264,7 @@ impl Limits {
         self.grants.evict_full(now);
         self.addresses.evict_full(now);
         self.sign_ins.evict_full(now);
+        self.accounts.evict_full(now);
     }
 
     /// Returns the number of buckets on this node, without those of sign-ins.

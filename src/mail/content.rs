@@ -270,6 +270,28 @@ impl EmailContent {
     }
 
     pub(super) fn account_deleted(origin: &RequestOrigin) -> Self {
+    pub(super) fn password_guesses(public_url: &str, origin: &RequestOrigin) -> Self {
+        Self {
+            subject: "Attempts to guess your password".to_owned(),
+            paragraphs: vec![
+                "There were many attempts to sign in to your Call2Me account with a wrong \
+                 password, from networks that you have not used before. They did not succeed, and \
+                 further attempts are slowed down."
+                    .to_owned(),
+                format!("The last attempt: {}", origin_line(origin)),
+                "If this was not you, choose a password that you use nowhere else, and set up \
+                 two-factor authentication or a passkey."
+                    .to_owned(),
+            ],
+            link: Some(Link {
+                label: "Review your sign-in methods",
+                url: format!("{public_url}/second-factor"),
+            }),
+            note: "If this was you, no action is needed. You get this email at most once a day."
+                .to_owned(),
+        }
+    }
+
         Self {
             subject: "Your account was deleted".to_owned(),
             paragraphs: vec![

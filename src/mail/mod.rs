@@ -221,6 +221,13 @@ impl Mailer {
                     token,
                 ))
             }
+            EmailKind::PasswordGuesses { origin } => {
+                let email = Email::parse(&mail.to).map_err(|why| SendError::Permanent(why.0))?;
+                if self.store.find_account(&email).await?.is_none() {
+                    return Ok(None);
+                }
+                EmailContent::password_guesses(&self.public_url, origin)
+            }
             EmailKind::VerifyEmail { token } => EmailContent::verify_email(link(
                 "verify-email",
                 TokenPurpose::EmailVerification,

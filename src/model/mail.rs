@@ -98,6 +98,12 @@ pub enum EmailKind {
         /// The request that created the key.
         origin: RequestOrigin,
     },
+    /// Many wrong passwords from networks that the account never signed in from. The account is
+    /// looked up when the email is sent, as for [`Self::ForgotPassword`].
+    PasswordGuesses {
+        /// The last such request.
+        origin: RequestOrigin,
+    },
     /// The account was deleted.
     AccountDeleted {
         /// The request that deleted it.
@@ -127,6 +133,7 @@ impl EmailKind {
             Self::FactorsTakenAway => "factors_taken_away",
             Self::NewDeviceAuthorization { .. } => "new_device",
             Self::AdminKey { .. } => "admin_key",
+            Self::PasswordGuesses { .. } => "password_guesses",
             Self::AccountDeleted { .. } => "account_deleted",
             Self::SessionReuse { .. } => "session_reuse",
         }

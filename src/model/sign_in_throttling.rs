@@ -1,6 +1,8 @@
-//! The policy of sign-in throttling: the pause that wrong passwords cause.
+//! The policy of sign-in throttling: the pause that wrong passwords cause, and when an account's
+//! owner is notified of guesses.
 //!
-//! Failed attempts are counted per account and subnet of the client. This module has no state: the
+//! Failed attempts are counted per account and subnet of the client, and those from networks that
+//! the account never signed in from also per account. This module has no state: the
 //! database counts, so that concurrent attempts on several nodes all count.
 
 use std::time::Duration;
@@ -13,6 +15,12 @@ const FREE_ATTEMPTS: u32 = 5;
 const MAX_PAUSE: Duration = Duration::from_mins(15);
 /// The time without a failed attempt after which earlier ones no longer count.
 const RESET_AFTER: Duration = Duration::from_hours(1);
+
+/// The number of failed attempts from foreign networks, without a break of `RESET_AFTER`, that
+/// cause a notification of the account's owner.
+pub const NOTIFIED_FOREIGN_ATTEMPTS: u32 = 20;
+/// The minimum time between two notifications.
+pub const NOTIFICATION_INTERVAL: Duration = Duration::from_hours(24);
 
 /// The failed attempts to sign in to one account from one subnet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

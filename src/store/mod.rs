@@ -49,7 +49,7 @@ mod pools;
 pub mod retention;
 pub mod second_factor;
 pub mod sessions;
-mod sign_in_throttling;
+pub mod sign_in_throttling;
 pub mod signing_keys;
 pub mod usage;
 pub mod users;

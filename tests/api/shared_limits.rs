@@ -255,3 +255,22 @@ async fn clock_set_back_costs_at_most_one_minute() {
     let expires: i64 = connection.pttl(bucket).await.unwrap();
     assert!((1..=60_001).contains(&expires), "{expires}");
 }
+
+#[tokio::test]
+async fn sign_in_limits_are_shared() {
+    let valkey = Valkey::start().await;
+    let nodes = start_two_nodes(&valkey.url(), ("rate_limit.sign_in_per_minute", "4")).await;
+    let mut observed = Vec::new();
+    for index in 0..8 {
+        let body = serde_json::json!({ "email": "dana@acme.example", "password": "not this one" });
+        let sign_in = nodes[index % 2].post("/v1/auth/login").json(body).send().await;
+        observed.push(sign_in.status.as_u16());
+    }
+    assert_eq!(observed, [401, 401, 401, 401, 429, 429, 429, 429]);
+    let mut connection = connect(&valkey).await;
+    let accounts: Vec<String> = connection.keys("call2me:limit:account:*").await.unwrap();
+    assert_eq!(accounts.len(), 1);
+    assert!(!accounts[0].contains("dana"), "{accounts:?}");
+    let networks: Vec<String> = connection.keys("call2me:limit:sign-in:*").await.unwrap();
+    assert_eq!(networks.len(), 2, "{networks:?}");
+}

@@ -8,7 +8,7 @@ use crate::{
         ApiError, bearer::check_single_authorization, endpoint::EndpointResult,
         extract::AccessRule, middleware::rate_limit_response, surface::Surface,
     },
-    limit::Decision,
+    limit::{Decision, SignInKind},
     model::audit::RequestInfo,
 };
 
@@ -34,7 +34,12 @@ impl AccessLayer {
     /// Serves a sign-in or similar request. Its response reports the sign-in bucket and not the
     /// address's general one, since the former rejects first.
     async fn serve_sign_in(&self, info: &RequestInfo, request: Request) -> LimitedResult {
-        let decision = self.app.limits.charge_sign_in(info.ip);
+        // Registration of clients and devices does not use up the sign-ins of an address.
+        let kind = match self.surface {
+            Surface::OAuth => SignInKind::OAuth,
+            _ => SignInKind::SignIn,
+        };
+        let decision = self.app.limits.charge_sign_in(kind, info.ip).await;
         let result = match rate_limit_response::rejection(&decision) {
             Some(refusal) => Err(refusal.into()),
             None => self.run_endpoint(info, request).await,
