@@ -1,19 +1,22 @@
 //! Reads the audit log: lists, exports, and the events of the hash chain.
 //!
-//! Only a few of these queries run at a time, because a selective filter may read many rows. The
-//! others wait here instead of occupying the connections that authentication needs.
+//! Only a few of these queries run at a time, because a filter may read many rows. The others wait
+//! here instead of occupying the connections that authentication needs. Each workspace has its own
+//! share, so the queries of one never keep those of another waiting for long. One query reads a
+//! bounded number of rows, and its page may be the start of the search only.
 
 use std::sync::Arc;
 
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use uuid::Uuid;
 
 use super::StreamSubscriptions;
 use crate::{
     config::Pool,
+    limit::{KeyedPermit, KeyedSemaphores},
     model::{
         audit::{Event, EventFilter},
-        id::{EventId, Id as _},
+        id::{EventId, Id as _, WorkspaceId},
         page::{ListPage, PageRequest},
         principal::Caller,
     },
@@ -30,27 +33,49 @@ const SEALED_PAGE: usize = 500;
 pub struct AuditLog {
     store: Store,
     query_permits: Arc<Semaphore>,
+    workspace_permits: KeyedSemaphores<WorkspaceId>,
     subscriptions: StreamSubscriptions,
 }
 
+/// The permit to run a query, until it is dropped.
+#[derive(Debug)]
+pub struct QueryPermit {
+    _of_node: OwnedSemaphorePermit,
+    _of_workspace: KeyedPermit<WorkspaceId>,
+}
+
 impl AuditLog {
-    /// Creates a reader that uses at most a quarter of the pool's connections.
+    /// Creates a reader that uses at most a quarter of the pool's connections, and a quarter of
+    /// those for one workspace.
     #[must_use]
     pub fn new(store: Store, pool: &Pool) -> Self {
         let permits = usize::try_from(pool.max_connections / 4).unwrap_or(1).max(1);
-        let subscriptions = StreamSubscriptions::default();
-        Self { store, query_permits: Arc::new(Semaphore::new(permits)), subscriptions }
+        Self {
+            store,
+            query_permits: Arc::new(Semaphore::new(permits)),
+            workspace_permits: KeyedSemaphores::new((permits / 4).max(1)),
+            subscriptions: StreamSubscriptions::default(),
+        }
     }
 
-    /// Waits for the permit to run a query that may read many rows.
+    /// Waits for the permit to run a query on the log of this workspace.
     ///
     /// # Errors
     /// [`StoreError::Aborted`] if the service stops.
-    pub async fn acquire_query_permit(&self) -> Result<SemaphorePermit<'_>, StoreError> {
-        self.query_permits.acquire().await.map_err(|_| StoreError::Aborted)
+    pub async fn acquire_query_permit(
+        &self,
+        workspace: WorkspaceId,
+    ) -> Result<QueryPermit, StoreError> {
+        // First the one of the workspace: its queries wait for each other without a permit of the
+        // node.
+        let of_workspace = self.workspace_permits.acquire(workspace).await;
+        let of_node = Arc::clone(&self.query_permits).acquire_owned().await;
+        let of_node = of_node.map_err(|_| StoreError::Aborted)?;
+        Ok(QueryPermit { _of_node: of_node, _of_workspace: of_workspace })
     }
 
-    /// Lists events of the caller's workspace, newest first.
+    /// Lists events of the caller's workspace, newest first. A page may have fewer items than the
+    /// limit, or none, although another page follows.
     ///
     /// # Errors
     /// [`StoreError`] if the query fails.
@@ -60,7 +85,7 @@ impl AuditLog {
         filter: &EventFilter,
         page: PageRequest,
     ) -> Result<ListPage<Event<'static>>, StoreError> {
-        let _permit = self.acquire_query_permit().await?;
+        let _permit = self.acquire_query_permit(caller.workspace()).await?;
         let mut tx = self.store.begin(caller.workspace(), None).await?;
         store::audit::list(&mut tx, caller.workspace(), filter, page).await
     }
@@ -93,7 +118,7 @@ impl AuditLog {
         filter: &EventFilter,
         before: Option<Uuid>,
     ) -> Result<ListPage<Event<'static>>, StoreError> {
-        let _permit = self.acquire_query_permit().await?;
+        let _permit = self.acquire_query_permit(caller.workspace()).await?;
         let mut tx = self.store.begin(caller.workspace(), None).await?;
         let times =
             EventFilter { since: filter.since, until: filter.until, ..EventFilter::default() };
@@ -123,7 +148,7 @@ impl AuditLog {
         behind: i64,
         until: i64,
     ) -> Result<Vec<SealedEvent>, StoreError> {
-        let _permit = self.acquire_query_permit().await?;
+        let _permit = self.acquire_query_permit(caller.workspace()).await?;
         let mut tx = self.store.begin(caller.workspace(), None).await?;
         store::audit_chains::list_sealed_events_after(
             &mut tx,

@@ -37,6 +37,9 @@ pub struct ListPage<T> {
     pub items: Vec<T>,
     /// True if another page follows.
     pub has_more: bool,
+    /// The id of the last item that was searched, if the search ended there and not with an item of
+    /// this page.
+    pub searched_to: Option<Uuid>,
 }
 
 impl<T> ListPage<T> {
@@ -47,12 +50,13 @@ impl<T> ListPage<T> {
         let limit = usize::try_from(limit).unwrap_or_default();
         let has_more = items.len() > limit;
         items.truncate(limit);
-        Self { items, has_more }
+        Self { items, has_more, searched_to: None }
     }
 
     /// Returns the cursor of the next page, or `None` on the last page.
     pub fn next_cursor(&self, id: impl Fn(&T) -> Uuid) -> Option<String> {
-        self.items.last().filter(|_| self.has_more).map(|last| encode_cursor(id(last)))
+        let last = self.searched_to.or_else(|| self.items.last().map(id));
+        last.filter(|_| self.has_more).map(encode_cursor)
     }
 }
 

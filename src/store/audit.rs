@@ -19,8 +19,8 @@ use uuid::Uuid;
 use super::{Audited, DedicatedConnection, Store, StoreError, Tx};
 use crate::model::{
     audit::{
-        ActorType, Event, EventActor, EventFilter, EventRequest, EventTarget, Metadata, NewEvent,
-        Outcome, PublicId, Target,
+        Action, ActorType, Event, EventActor, EventFilter, EventRequest, EventTarget, Metadata,
+        NewEvent, Outcome, PublicId, Target,
     },
     id::{self, EventId, Id, RequestId, WorkspaceId},
     page::{ListPage, PageRequest},
@@ -184,7 +184,13 @@ pub async fn insert(
     Ok(Audited::new())
 }
 
+/// Maximum number of events that a list with a filter searches for its page.
+const MAX_SEARCHED: i64 = 20_000;
+
 /// Lists the events of a workspace that match the filter, newest first.
+///
+/// If no index has the events that match, it searches only the next `MAX_SEARCHED` ones. The next
+/// page continues there.
 ///
 /// # Errors
 /// [`StoreError`] if the query fails.
@@ -204,6 +210,7 @@ pub async fn list(
     )
     .fetch_one(tx.conn())
     .await?;
+    let searched_to = find_search_end(tx, workspace, filter, page).await?;
     let rows = sqlx::query_as!(
         EventRow,
         r#"SELECT id AS "id: EventId", action, actor_type, actor_id, actor_name, target_type,
@@ -224,6 +231,7 @@ pub async fn list(
              AND (NOT $12::boolean OR action <> 'request')
              AND NOT ($13::boolean AND action = 'request' AND actor_type = 'user'
                       AND path IS NOT NULL AND path NOT LIKE '/v1/%')
+             AND ($16::uuid IS NULL OR id >= $16)
            ORDER BY id DESC LIMIT $14 OFFSET $15"#,
         workspace.uuid(),
         page.before,
@@ -240,10 +248,53 @@ pub async fn list(
         filter.excludes_browser_requests,
         page.limit + 1,
         page.offset,
+        searched_to,
     )
     .fetch_all(tx.conn())
     .await?;
-    Ok(ListPage::from_overfetch(rows.into_iter().map(Event::from).collect(), page.limit))
+    let events = ListPage::from_overfetch(rows.into_iter().map(Event::from).collect(), page.limit);
+    Ok(match searched_to {
+        Some(_) if !events.has_more => ListPage { has_more: true, searched_to, ..events },
+        _ => events,
+    })
+}
+
+/// Returns the id of the event at which the search for a page ends, or `None` if it needs no end:
+/// without a filter, or if fewer events are left.
+///
+/// It counts the events that PostgreSQL reads: those of the actor or, if requests are excluded, the
+/// changes, which have an index, otherwise all.
+async fn find_search_end(
+    tx: &mut Tx,
+    workspace: WorkspaceId,
+    filter: &EventFilter,
+    page: PageRequest,
+) -> Result<Option<Uuid>, StoreError> {
+    if !filter.may_search() {
+        return Ok(None);
+    }
+    let actor = filter.key_id.map(Id::uuid).or(filter.actor_id);
+    let is_change = filter.excludes_requests
+        || filter.action.as_deref().is_some_and(|action| action != Action::Request.as_str());
+    Ok(sqlx::query_scalar!(
+        r#"SELECT id FROM audit_events
+           WHERE workspace_id = $1
+             AND ($2::uuid IS NULL OR id < $2)
+             AND ($3::uuid IS NULL OR actor_id = $3)
+             AND (NOT $4::boolean OR action <> 'request')
+             AND ($5::timestamptz IS NULL OR id >= uuidv7_lower_bound($5))
+             AND ($6::timestamptz IS NULL OR id < uuidv7_lower_bound($6))
+           ORDER BY id DESC LIMIT 1 OFFSET $7"#,
+        workspace.uuid(),
+        page.before,
+        actor,
+        is_change,
+        filter.since,
+        filter.until,
+        MAX_SEARCHED + page.offset,
+    )
+    .fetch_optional(tx.conn())
+    .await?)
 }
 
 /// A row of `audit_events`.

@@ -161,7 +161,7 @@ pub async fn list(
         })
         .collect();
     let more = available > i64::try_from(items.len()).unwrap_or(i64::MAX);
-    Ok(ListPage { items, has_more: more })
+    Ok(ListPage { items, has_more: more, searched_to: None })
 }
 
 /// Counts the documents of a kind, and of one agent if `agent` is set.

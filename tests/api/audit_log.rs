@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::fixture::{TestApp, with_placeholders};
+use crate::fixture::{TestApp, TestUser, with_placeholders, with_timeout};
 
 fn is_request_to(path: &'static str) -> impl Fn(&Value) -> bool {
     move |event| event["action"] == "request" && event["request"]["path"] == path
@@ -244,4 +244,83 @@ async fn credential_in_path_is_redacted_in_log() {
         .wait_for_event(&dana.access_token, "status=404", is_request_to("/v1/agents/[redacted]"))
         .await;
     assert_eq!(events[0]["request"]["user_agent"], "[redacted]");
+}
+
+/// Inserts API requests into the log of a workspace, a millisecond apart, before its first event.
+async fn insert_old_requests(app: &TestApp, owner: &TestUser, count: i32) {
+    let workspace = call2me_auth::model::id::parse("ws", &owner.workspace_id).unwrap();
+    let sql =
+        "INSERT INTO audit_events (id, workspace_id, action, actor_type, method, path, status,
+                                         ip)
+               SELECT uuidv7_lower_bound(oldest - n * interval '1 ms'), $1, 'request', 'anonymous',
+                      CASE n WHEN $2 THEN 'PUT' ELSE 'GET' END, '/v1/agents',
+                      CASE n WHEN $2 THEN 418 ELSE 200 END,
+                      CASE n WHEN $2 THEN inet '192.0.2.7' ELSE inet '192.0.2.1' END
+               FROM generate_series(1, $2) n,
+                    (SELECT uuidv7_timestamp(min(id::text)::uuid) AS oldest FROM audit_events
+                     WHERE workspace_id = $1) first";
+    let mut connection = app.database.connect().await;
+    let insert = sqlx::query(sql).bind(workspace).bind(count);
+    assert_eq!(
+        insert.execute(&mut connection).await.unwrap().rows_affected(),
+        u64::from(count.unsigned_abs())
+    );
+}
+
+/// A page ends after 20000 searched events, and its cursor continues the search.
+#[tokio::test]
+async fn search_for_rare_events_is_divided_into_pages() {
+    let app = TestApp::start().await;
+    let dana = app.register("acme").await;
+    let key = app.create_key(&dana, "reader", "read-only").await;
+    insert_old_requests(&app, &dana, 45_000).await;
+    for (filter, matches) in
+        [("ip=192.0.2.7", 1), ("status=418", 1), ("method=PUT", 1), ("ip=192.0.2.9", 0)]
+    {
+        let (mut found, mut pages, mut cursor) = (0, 0, None);
+        loop {
+            let cursor_query = cursor.map(|cursor: String| format!("&cursor={cursor}"));
+            let path = format!("/v1/audit-log?{filter}{}", cursor_query.unwrap_or_default());
+            let page = app.get(&path).bearer(&key.secret).send().await.expect_status(200);
+            found += page["events"].as_array().unwrap().len();
+            pages += 1;
+            cursor = page["next_cursor"].as_str().map(str::to_owned);
+            if cursor.is_none() {
+                break;
+            }
+        }
+        assert_eq!((found, pages), (matches, 3), "{filter}");
+    }
+    // Pages of common events neither skip nor repeat any.
+    let (mut ids, mut cursor) = (std::collections::HashSet::new(), String::new());
+    for _ in 0..3 {
+        let path = format!("/v1/audit-log?status=200&ip=192.0.2.1&limit=100{cursor}");
+        let page = app.get(&path).bearer(&key.secret).send().await.expect_status(200);
+        let events = page["events"].as_array().unwrap();
+        ids.extend(events.iter().map(|event| event["id"].as_str().unwrap().to_owned()));
+        cursor = format!("&cursor={}", page["next_cursor"].as_str().unwrap());
+    }
+    assert_eq!(ids.len(), 300);
+}
+
+#[tokio::test]
+async fn queries_of_one_workspace_do_not_hold_up_others() {
+    let app = TestApp::start_with(&[("database.max_connections", "16")]).await;
+    let [acme, widgets] = [app.register("acme").await, app.register("widgets-inc").await];
+    let id =
+        |user: &TestUser| call2me_auth::model::id::parse("ws", &user.workspace_id).unwrap().into();
+    let log = &app.app.audit_log;
+    let held = log.acquire_query_permit(id(&acme)).await.unwrap();
+    let waiting: Vec<_> =
+        (0..60).map(|_| app.get("/v1/audit-log").bearer(&acme.access_token).send()).collect();
+    let waiting = tokio::spawn(futures_util::future::join_all(waiting));
+    let read = async |user: &TestUser| {
+        app.get("/v1/audit-log").bearer(&user.access_token).send().await.expect_status(200)
+    };
+    with_timeout("the log of the other workspace", read(&widgets)).await;
+    assert!(!waiting.is_finished());
+    drop(held);
+    for response in with_timeout("the waiting queries", waiting).await.unwrap() {
+        response.expect_status(200);
+    }
 }

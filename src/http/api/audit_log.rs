@@ -29,6 +29,9 @@ pub struct EventsBody {
 /// List audit events
 ///
 /// Newest first. Changes are listed at once, other requests within a second.
+///
+/// A search for rare events ends after 20,000 searched events: the page then has fewer events than
+/// the limit, or none, and its `next_cursor` continues the search.
 #[utoipa::path(get, path = "/v1/audit-log", tag = "Audit log",
     params(crate::http::dto::parameters::PageParams, crate::http::dto::parameters::EventFilterParams),
     responses((status = 200, body = EventsBody)))]

@@ -121,7 +121,8 @@ impl<A: ProtectedAccess, P: LiveFragment> FragmentStream<A, P> {
             }
             (self.end, self.polls_until_render) = (end, POLLS_PER_RENDER);
             // Fragments share the concurrency limit of all queries on the audit log.
-            let permit = self.app.audit_log.acquire_query_permit().await.ok()?;
+            let permit =
+                self.app.audit_log.acquire_query_permit(self.caller.workspace()).await.ok()?;
             let rendered = self.fragment.render(&self.app, &self.caller).await;
             drop(permit);
             return match rendered {

@@ -36,6 +36,24 @@ pub struct EventFilter {
 }
 
 impl EventFilter {
+    /// Returns true unless an index has just the events that match: then a query may have to search
+    /// many events for few matches.
+    #[must_use]
+    pub fn may_search(&self) -> bool {
+        let indexed = [
+            self.key_id.is_some() || self.actor_id.is_some(),
+            self.excludes_requests,
+            self.action.as_deref().is_some_and(|action| action != Action::Request.as_str()),
+        ];
+        indexed.into_iter().filter(|is_used| *is_used).count() > 1
+            || (self.action.is_some() && !indexed[2])
+            || self.excludes_browser_requests
+            || self.method.is_some()
+            || self.status.is_some()
+            || self.ip.is_some()
+            || self.request_id.is_some()
+    }
+
     /// Returns true if an event matches. The query of `store::audit::list` implements the same
     /// conditions in SQL; keep both equal.
     #[must_use]
