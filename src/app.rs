@@ -27,7 +27,7 @@ use futures_util::FutureExt as _;
 use secrecy::ExposeSecret;
 use tokio::{
     net::TcpListener,
-    sync::{Mutex, Notify, Semaphore},
+    sync::{Mutex, Notify},
     time::timeout,
 };
 use tokio_util::sync::CancellationToken;
@@ -38,7 +38,7 @@ use crate::{
     cache_invalidation::{Fence, Lease, Node, NodeDependencies, NodeTask},
     config::Settings,
     env::Env,
-    http::{self, App, AppState, HttpSettings, MAX_CONCURRENT_LARGE_BODIES, middleware::HttpService},
+    http::{self, App, AppState, HttpSettings, LargeBodyPermits, middleware::HttpService},
     idempotency::Idempotency,
     limit::Limits,
     mail::Mailer,
@@ -141,7 +141,7 @@ impl Application {
             env,
             settings: HttpSettings::from(&settings),
             last_database_ping: Mutex::default(),
-            large_body_permits: Semaphore::new(MAX_CONCURRENT_LARGE_BODIES),
+            large_body_permits: LargeBodyPermits::default(),
             openapi,
             metrics,
             lease,

@@ -29,6 +29,7 @@ pub mod error;
 pub mod extract;
 mod fallback;
 mod forward_auth;
+mod large_body;
 pub mod middleware;
 pub mod oauth;
 pub mod openapi;
@@ -43,8 +44,9 @@ use std::sync::Arc;
 use axum::Router;
 
 pub use error::ApiError;
+pub use large_body::LargeBodyPermits;
 use state::HEADER_CAPACITY;
-pub use state::{App, AppState, HttpSettings, MAX_CONCURRENT_LARGE_BODIES};
+pub use state::{App, AppState, HttpSettings};
 
 /// Builds the HTTP service: the routes of API, OAuth and dashboard with their middleware.
 #[must_use]

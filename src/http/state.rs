@@ -3,9 +3,10 @@
 use std::{num::NonZeroU32, sync::Arc, time::Duration};
 
 use ipnet::IpNet;
-use tokio::sync::{Mutex, Semaphore};
+use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
+use super::large_body::LargeBodyPermits;
 use crate::{
     audit::{AuditLog, AuditWriter, SealCounts},
     auth::Auth,
@@ -26,9 +27,6 @@ pub type App = Arc<AppState>;
 /// Capacity that is reserved for the headers of a response. Most responses fit, so that the map
 /// is allocated once.
 pub(super) const HEADER_CAPACITY: usize = 16;
-
-/// The maximum number of requests with large bodies in progress. It bounds their memory.
-pub const MAX_CONCURRENT_LARGE_BODIES: usize = 128;
 
 /// The application state that handlers and middleware share.
 pub struct AppState {
@@ -59,8 +57,8 @@ pub struct AppState {
     pub settings: HttpSettings,
     /// Time (monotonic) and result of the last health check of the database.
     pub last_database_ping: Mutex<Option<(Duration, bool)>>,
-    /// Permits for requests with large bodies, [`MAX_CONCURRENT_LARGE_BODIES`] of them.
-    pub large_body_permits: Semaphore,
+    /// Permits for requests with large bodies.
+    pub large_body_permits: LargeBodyPermits,
     /// The OpenAPI document as JSON.
     pub openapi: String,
     /// Metrics for the operator.

@@ -122,7 +122,7 @@ const HTTP_LAYERS: [&[&str]; 6] = [
     &["middleware"],
     &["route_types", "endpoint"],
     &["extract"],
-    &["bearer", "cookies", "dto", "error", "forward_auth", "state", "surface"],
+    &["bearer", "cookies", "dto", "error", "forward_auth", "large_body", "state", "surface"],
 ];
 
 #[test]

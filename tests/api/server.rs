@@ -224,3 +224,30 @@ async fn concurrently_started_nodes_share_one_signing_key() {
     assert_eq!(key_sets[0], key_sets[1]);
     assert_eq!(key_sets[1], key_sets[2]);
 }
+
+/// Clients that announce a body of any size and send one byte hold up no large body.
+#[tokio::test]
+async fn stalled_bodies_do_not_hold_up_large_ones() {
+    let app = TestApp::start_with(&[
+        ("server.header_timeout_seconds", "3600"),
+        ("server.handler_timeout_seconds", "3600"),
+    ])
+    .await;
+    let dana = app.register("acme").await;
+    let mut stalled = Vec::new();
+    for path in ["/oauth/token", "/v1/auth/login", "/v1/agents"] {
+        for _ in 0..140 {
+            let mut stream = connect(&app).await;
+            let head = format!(
+                "POST {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {}\r\n\
+                 content-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n1\r\na\r\n",
+                dana.access_token
+            );
+            stream.write_all(head.as_bytes()).await.unwrap();
+            stalled.push(stream);
+        }
+    }
+    let body = json!({ "agent_name": "a", "notes": "x".repeat(100_000) });
+    let create = app.post("/v1/agents").bearer(&dana.access_token).json(body).send();
+    with_timeout("a large body is read", create).await.expect_status(201);
+}

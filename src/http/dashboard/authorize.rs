@@ -183,7 +183,9 @@ pub(super) async fn post(
     request: Request,
 ) -> Result<Response, ApiError> {
     let (parts, body) = request.into_parts();
-    let fields = extract::read_urlencoded_form(&parts.headers, body, &app).await?;
+    let fields =
+        extract::read_urlencoded_form(&parts.headers, body, &app, app.settings.max_body_bytes)
+            .await?;
     let query = query_of(&fields.into_pairs());
     if query.len() > MAX_QUERY {
         let what = format!("the request must be at most {MAX_QUERY} bytes");

@@ -42,7 +42,9 @@ impl FromRequest<App> for Form {
 /// Reads a form from a page of our origin. The caller must still verify its CSRF token.
 async fn read_form(request: Request, app: &App) -> Result<Form, ApiError> {
     let (browser, parts, body) = check_request(request, app).await?;
-    let fields = extract::read_urlencoded_form(&parts.headers, body, app).await?;
+    let fields =
+        extract::read_urlencoded_form(&parts.headers, body, app, app.settings.max_body_bytes)
+            .await?;
     Ok(Form { browser, fields })
 }
 

@@ -15,11 +15,19 @@ use crate::http::{ApiError, App, error::ErrorCode};
 /// [`ErrorCode::PayloadTooLarge`] if it is too large, [`ErrorCode::UnsupportedMediaType`] if it is
 /// compressed, [`ErrorCode::BadRequest`] if it does not arrive in time or the connection fails.
 pub async fn read_body(headers: &HeaderMap, body: Body, app: &App) -> Result<Bytes, ApiError> {
+    read_body_up_to(headers, body, app, app.settings.max_body_bytes).await
+}
+
+async fn read_body_up_to(
+    headers: &HeaderMap,
+    body: Body,
+    app: &App,
+    max: usize,
+) -> Result<Bytes, ApiError> {
     if headers.get(header::CONTENT_ENCODING).is_some_and(|coding| coding != "identity") {
         let message = "the body must not be compressed";
         return Err(ApiError::new(ErrorCode::UnsupportedMediaType, message));
     }
-    let max = app.settings.max_body_bytes;
     let too_large = || {
         ApiError::new(ErrorCode::PayloadTooLarge, format!("the body must be at most {max} bytes"))
     };
@@ -83,7 +91,7 @@ pub async fn read_multipart_form(
     Ok((Query::from_pairs(fields), file))
 }
 
-/// Reads an HTML form, which is encoded like a query string.
+/// Reads an HTML form of up to `max` bytes, which is encoded like a query string.
 ///
 /// # Errors
 /// As [`read_body`]; [`ErrorCode::UnsupportedMediaType`] if the body is not
@@ -92,8 +100,9 @@ pub async fn read_urlencoded_form(
     headers: &HeaderMap,
     body: Body,
     app: &App,
+    max: usize,
 ) -> Result<Query, ApiError> {
-    let bytes = read_body(headers, body, app).await?;
+    let bytes = read_body_up_to(headers, body, app, max.min(app.settings.max_body_bytes)).await?;
     let media_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
     let essence = media_type.and_then(|text| text.split(';').next()).unwrap_or_default();
     if !essence.trim().eq_ignore_ascii_case("application/x-www-form-urlencoded") {

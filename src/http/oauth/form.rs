@@ -18,6 +18,9 @@ use crate::{
     },
 };
 
+/// Maximum size of a form, in bytes: several times that of the longest valid one.
+const MAX_FORM: usize = 16 * 1024;
+
 /// A form that a client sent to an OAuth endpoint, with its credentials.
 pub struct OAuthForm {
     /// The form parameters. They are well-formed, and only `resource` is repeated.
@@ -46,7 +49,7 @@ impl FromRequest<App> for OAuthForm {
     async fn from_request(request: Request, app: &App) -> Result<Self, EndpointError> {
         let (parts, body) = request.into_parts();
         let basic = basic_credentials(&parts.headers)?;
-        let fields = extract::read_urlencoded_form(&parts.headers, body, app).await?;
+        let fields = extract::read_urlencoded_form(&parts.headers, body, app, MAX_FORM).await?;
         let parameters = Parameters::new(fields.into_pairs());
         let credentials = ClientCredentials::parse(basic, &parameters)?;
         Ok(Self { parameters, credentials })

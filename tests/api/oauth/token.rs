@@ -337,7 +337,7 @@ async fn malformed_token_request_gets_rfc_6749_error() {
         .await
         .assert_oauth_error(413, "invalid_request");
     let many_fields = (0..20_000).map(|n| format!("{n}=1")).collect::<Vec<_>>().join("&");
-    send_body("application/x-www-form-urlencoded", many_fields[..19_000].to_owned())
+    send_body("application/x-www-form-urlencoded", many_fields[..16_000].to_owned())
         .await
         .assert_oauth_error(400, "invalid_request");
     // Credentials in the URL are ignored.
@@ -620,4 +620,18 @@ async fn oauth_token_cannot_manage_keys_clients_or_members() {
     let key = app.create_key(&dana, "old", "write").await;
     let path = format!("/v1/api-keys/{}", key.id);
     app.request_as(token, "DELETE", &path).send().await.expect_status(204);
+}
+
+#[tokio::test]
+async fn form_above_16_kib_is_rejected() {
+    let app = TestApp::start().await;
+    for path in ["/oauth/token", "/oauth/revoke", "/oauth/introspect"] {
+        let form = format!("client_id=x&token={}", "a".repeat(16 * 1024));
+        let post = app.post(path).body("application/x-www-form-urlencoded", form.clone());
+        post.send().await.assert_oauth_error(413, "invalid_request");
+        let stream = futures_util::stream::iter([Ok::<_, std::io::Error>(form)]);
+        let chunked = reqwest::Body::wrap_stream(stream);
+        let post = app.post(path).body("application/x-www-form-urlencoded", chunked);
+        post.send().await.assert_oauth_error(413, "invalid_request");
+    }
 }

@@ -30,6 +30,7 @@ use crate::{
         endpoint::{Endpoint, EndpointResult, status_of},
         error::EndpointError,
         extract::AccessRule,
+        large_body::{PermitSlot, SMALL_BODY},
         route_types::{PageRoute, Route},
         surface::{ErrorFormat, RenderErrorPage, Surface},
     },
@@ -37,9 +38,6 @@ use crate::{
     metrics::RouteMetrics,
     model::{audit::RequestInfo, scope::Scope, usage::RouteUse},
 };
-
-/// Bodies up to this size, in bytes, need no permit of `large_body_permits`.
-const SMALL_BODY: u64 = 16 * 1024;
 
 /// The result of a request, and the state of the bucket that its response reports.
 type LimitedResult = (EndpointResult, Decision);
@@ -204,12 +202,7 @@ impl AccessLayer {
     async fn run_endpoint(&self, info: &RequestInfo, request: Request) -> EndpointResult {
         let app = &self.app;
         let run = async {
-            // A large body holds a permit until the handler is done with it, so that the memory of
-            // all bodies is bounded.
-            let _permit = match request.body().size_hint().upper() {
-                Some(bytes) if bytes <= SMALL_BODY => None,
-                _ => app.large_body_permits.acquire().await.ok(),
-            };
+            let (request, _permit) = self.guard_body(info, request);
             self.endpoint.run(app, request).await
         };
         let run = AssertUnwindSafe(run).catch_unwind();
@@ -222,6 +215,18 @@ impl AccessLayer {
             self.log_server_error(error, info);
         }
         result
+    }
+
+    /// Makes a body that may be large wait for a permit. The request holds it until its slot is
+    /// dropped.
+    fn guard_body(&self, info: &RequestInfo, request: Request) -> (Request, Option<PermitSlot>) {
+        if request.body().size_hint().upper().is_some_and(|bytes| bytes <= SMALL_BODY) {
+            return (request, None);
+        }
+        let is_authenticated = matches!(self.rule, AccessRule::Protected(_));
+        let (parts, body) = request.into_parts();
+        let (body, slot) = self.app.large_body_permits.guard(body, info.ip, is_authenticated);
+        (Request::from_parts(parts, body), Some(slot))
     }
 
     /// Logs a server error; errors of clients are in the audit log.
