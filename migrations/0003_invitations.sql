@@ -18,6 +18,8 @@ CREATE TABLE invitations (
 CREATE UNIQUE INDEX invitations_open_key ON invitations (workspace_id, normalized_email)
     WHERE closed_at IS NULL;
 CREATE INDEX invitations_normalized_email_idx ON invitations (normalized_email, created_at);
+CREATE INDEX invitations_workspace_idx ON invitations (workspace_id, created_at);
+CREATE INDEX invitations_invited_by_idx ON invitations (invited_by, created_at);
 
 GRANT SELECT, INSERT, UPDATE (closed_at) ON invitations TO call2me_auth_app;
 ALTER TABLE invitations ENABLE ROW LEVEL SECURITY;
@@ -40,11 +42,20 @@ CREATE FUNCTION count_invitations_to_email(p_normalized_email text, p_since time
         WHERE normalized_email = p_normalized_email AND created_at > p_since
     $$;
 
+-- Counts the invitations of an inviter, to all workspaces.
+CREATE FUNCTION count_invitations_by_inviter(p_invited_by text, p_since timestamptz)
+    RETURNS bigint
+    LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp
+    AS $$
+        SELECT count(*) FROM invitations
+        WHERE invited_by = p_invited_by AND created_at > p_since
+    $$;
+
 CREATE FUNCTION prune_invitations(p_expired_before timestamptz) RETURNS void
     LANGUAGE sql SECURITY DEFINER SET search_path = public, pg_temp
     AS $$ DELETE FROM invitations WHERE expires_at < p_expired_before $$;
 
-REVOKE ALL ON FUNCTION find_invitation_workspace, count_invitations_to_email, prune_invitations
-    FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION find_invitation_workspace, count_invitations_to_email, prune_invitations
-    TO call2me_auth_app;
+REVOKE ALL ON FUNCTION find_invitation_workspace, count_invitations_to_email,
+    count_invitations_by_inviter, prune_invitations FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION find_invitation_workspace, count_invitations_to_email,
+    count_invitations_by_inviter, prune_invitations TO call2me_auth_app;

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     audit,
-    auth::caller::{AdminCaller, SessionCaller},
+    auth::caller::{AdminCaller, AdminCredential, SessionCaller},
     config::Registration,
     model::{
         audit::{Action, Actor, RequestInfo},
@@ -40,6 +40,12 @@ const INVITATION_LIFETIME: Duration = Duration::from_hours(7 * 24);
 
 /// Maximum number of open invitations of a workspace.
 const MAX_OPEN_INVITATIONS: i64 = 200;
+
+/// Maximum number of invitations of a workspace per day, also if they are revoked.
+const MAX_PER_WORKSPACE_AND_DAY: i64 = 100;
+
+/// Maximum number of invitations of a user or API key per day, to all workspaces.
+const MAX_PER_INVITER_AND_DAY: i64 = 50;
 
 /// Maximum number of invitations to one address per day, from all workspaces.
 const MAX_PER_ADDRESS_AND_DAY: i64 = 10;
@@ -81,9 +87,9 @@ impl Invitations {
     /// `is_confirmed` says that the caller has reauthenticated, which inviting an owner requires.
     ///
     /// # Errors
-    /// [`AuthError::Forbidden`] for a role above the caller's, or for an owner without
-    /// confirmation; [`AuthError::Conflict`] if the user is already a member or invited, or if
-    /// there are too many invitations.
+    /// [`AuthError::Forbidden`] for a role above the caller's, for an owner without confirmation,
+    /// or without a verified address; [`AuthError::Conflict`] if the user is already a member or
+    /// invited, or if there are too many invitations.
     pub async fn create(
         &self,
         tx: &mut Tx,
@@ -100,6 +106,7 @@ impl Invitations {
         if role == Role::Owner && !is_confirmed {
             return Err(REAUTHENTICATION_REQUIRED);
         }
+        self.require_verified_inviter(tx, caller).await?;
         if store::members::has_member_with_email(tx, workspace, &email).await? {
             return Err(AuthError::Conflict("this user is already a member"));
         }
@@ -107,6 +114,16 @@ impl Invitations {
             return Err(AuthError::Conflict("this workspace has too many open invitations"));
         }
         let day_ago = now - Duration::from_hours(24);
+        let inviter = caller.principal.subject();
+        if store::invitations::count_since(tx, workspace, day_ago).await?
+            >= MAX_PER_WORKSPACE_AND_DAY
+            || store::invitations::count_by_inviter(tx, &inviter, day_ago).await?
+                >= MAX_PER_INVITER_AND_DAY
+        {
+            return Err(AuthError::Conflict(
+                "too many invitations were sent today; try again tomorrow",
+            ));
+        }
         if store::invitations::count_by_email(tx, &email, day_ago).await? >= MAX_PER_ADDRESS_AND_DAY
         {
             return Err(AuthError::Conflict(
@@ -117,7 +134,7 @@ impl Invitations {
             id: self.context.env.new_id(),
             email: email.as_str().to_owned(),
             role,
-            invited_by: caller.principal.subject(),
+            invited_by: inviter,
             created_at: now,
             expires_at: now + INVITATION_LIFETIME,
         };
@@ -131,6 +148,28 @@ impl Invitations {
         let subject = EmailKind::Invitation { token: invitation.id.uuid(), workspace };
         self.context.enqueue_email(tx, invitation.email.clone(), subject).await?;
         Ok((invitation, audited))
+    }
+
+    /// Requires that the address of the caller's user is verified or, for an API key, that of an
+    /// owner of the workspace: others must not make the service send emails to strangers.
+    async fn require_verified_inviter(
+        &self,
+        tx: &mut Tx,
+        caller: &AdminCaller,
+    ) -> Result<(), AuthError> {
+        let is_verified = match caller.credential() {
+            AdminCredential::Session(user) => {
+                let user = store::users::get(tx, user).await?;
+                user.is_some_and(|user| user.email_verified_at.is_some())
+            }
+            AdminCredential::ApiKey(_) => {
+                store::members::has_verified_owner(tx, caller.workspace()).await?
+            }
+        };
+        if is_verified {
+            return Ok(());
+        }
+        Err(AuthError::Forbidden("verify your email address before you invite others"))
     }
 
     /// Lists the open invitations to the caller's workspace, and counts them.

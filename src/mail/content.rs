@@ -93,7 +93,8 @@ impl EmailContent {
     pub(super) fn invitation(url: String, workspace: &str) -> Self {
         let workspace = sanitize(workspace);
         Self {
-            subject: format!("Invitation to join {workspace} on Call2Me"),
+            // Not the name: an attacker would choose the subject of emails to strangers.
+            subject: "Invitation to a workspace on Call2Me".to_owned(),
             paragraphs: vec![
                 format!(
                     "You are invited to join the workspace {workspace} on Call2Me, a voice AI \
@@ -269,7 +270,6 @@ impl EmailContent {
         }
     }
 
-    pub(super) fn account_deleted(origin: &RequestOrigin) -> Self {
     pub(super) fn password_guesses(public_url: &str, origin: &RequestOrigin) -> Self {
         Self {
             subject: "Attempts to guess your password".to_owned(),
@@ -292,6 +292,7 @@ impl EmailContent {
         }
     }
 
+    pub(super) fn account_deleted(origin: &RequestOrigin) -> Self {
         Self {
             subject: "Your account was deleted".to_owned(),
             paragraphs: vec![

@@ -102,6 +102,43 @@ pub async fn count_by_email(
     .await?)
 }
 
+/// Counts the invitations of a workspace since `since`, also closed ones.
+///
+/// # Errors
+/// [`StoreError`] if the query fails.
+pub async fn count_since(
+    tx: &mut Tx,
+    workspace: WorkspaceId,
+    since: OffsetDateTime,
+) -> Result<i64, StoreError> {
+    Ok(sqlx::query_scalar!(
+        r#"SELECT count(*) AS "count!" FROM invitations
+           WHERE workspace_id = $1 AND created_at > $2"#,
+        workspace.uuid(),
+        since,
+    )
+    .fetch_one(tx.conn())
+    .await?)
+}
+
+/// Counts the invitations of an inviter, given by its public id, since `since`, to all workspaces.
+///
+/// # Errors
+/// [`StoreError`] if the query fails.
+pub async fn count_by_inviter(
+    tx: &mut Tx,
+    inviter: &str,
+    since: OffsetDateTime,
+) -> Result<i64, StoreError> {
+    Ok(sqlx::query_scalar!(
+        r#"SELECT count_invitations_by_inviter($1, $2) AS "count!""#,
+        inviter,
+        since
+    )
+    .fetch_one(tx.conn())
+    .await?)
+}
+
 /// Lists the open invitations of a workspace, newest first.
 ///
 /// # Errors

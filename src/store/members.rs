@@ -54,6 +54,22 @@ pub async fn lock_role_for_share(
     .await?)
 }
 
+/// True if an owner of the workspace has a verified email address.
+///
+/// # Errors
+/// [`StoreError`] if the query fails.
+pub async fn has_verified_owner(tx: &mut Tx, workspace: WorkspaceId) -> Result<bool, StoreError> {
+    Ok(sqlx::query_scalar!(
+        r#"SELECT EXISTS (
+               SELECT FROM memberships m JOIN users u ON u.id = m.user_id
+               WHERE m.workspace_id = $1 AND m.role = 'owner' AND u.email_verified_at IS NOT NULL
+           ) AS "has_one!""#,
+        workspace.uuid(),
+    )
+    .fetch_one(tx.conn())
+    .await?)
+}
+
 /// Lists the memberships of a user, oldest first. `tx` must belong to that user.
 ///
 /// # Errors

@@ -103,6 +103,7 @@ impl Tenant {
                 (json!("passkey_01jd0zt8q7f7qvs4p2k6x3m9ab"), json!({}))
             }
             "/v1/invitations" => {
+                app.set_verified(&self.owner, true).await;
                 let body = json!({
                     "email": format!("{}@new.example", SEQUENCE.fetch_add(1, Relaxed)),
                     "role": "viewer"

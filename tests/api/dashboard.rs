@@ -138,7 +138,7 @@ async fn sign_up_to_key_revocation_works_without_javascript() {
 #[tokio::test]
 async fn form_submitted_twice_creates_one_key() {
     let app = TestApp::start().await;
-    let dana = app.register("acme").await;
+    let dana = app.register_verified("acme").await;
     let mut browser = Browser::signed_in(&app, &dana.email).await;
     let page = browser.get("/api-keys/new").await;
     let fields = [("name", "twice"), ("scope", "read-only")];
@@ -464,7 +464,7 @@ async fn log_page_is_filtered_by_url_and_exported() {
 async fn members_are_invited_promoted_and_removed() {
     let sink = SmtpSink::start();
     let app = TestApp::start_with(&[("mail.url", &sink.url())]).await;
-    let dana = app.register("acme").await;
+    let dana = app.register_verified("acme").await;
     let mut browser = Browser::signed_in(&app, &dana.email).await;
     let page = browser.get("/members").await;
     let invalid =

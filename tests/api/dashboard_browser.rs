@@ -160,7 +160,7 @@ const PAGES: [(&str, &str); 12] = [
 /// Creates a workspace with keys, requests and an invitation, with long and hostile names. Returns
 /// its owner, a viewer, the path of a key and the path of an event.
 async fn create_busy_workspace(app: &TestApp) -> (TestUser, TestUser, String, String) {
-    let dana = app.register("acme").await;
+    let dana = app.register_verified("acme").await;
     let long = format!("<b>{}</b>", "verylongname".repeat(7));
     let key = app.create_key(&dana, &long, "write").await;
     app.request_as(&dana.access_token, "POST", &format!("/v1/api-keys/{}/rotate", key.id))
@@ -256,7 +256,7 @@ async fn every_page_is_accessible_to_owner_and_viewer() {
 async fn every_page_before_sign_in_is_accessible() {
     let sink = SmtpSink::start();
     let app = TestApp::start_with(&[("mail.url", &sink.url())]).await;
-    let dana = app.register("acme").await;
+    let dana = app.register_verified("acme").await;
     let branding = json!({ "brand_name": "Acme Voice", "primary_color": "#ffd43b" });
     app.request_as(&dana.access_token, "PUT", "/v1/users/me/branding")
         .json(branding)

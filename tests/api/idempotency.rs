@@ -63,7 +63,7 @@ async fn retried_key_creation_returns_same_secret() {
 #[tokio::test]
 async fn every_creating_route_is_safe_to_retry() {
     let app = TestApp::start().await;
-    let dana = app.register("acme").await;
+    let dana = app.register_verified("acme").await;
     let old = app.create_key(&dana, "old", "write").await;
     let agent =
         app.post("/v1/agents").bearer(&dana.access_token).json(json!({ "agent_name": "a" }));

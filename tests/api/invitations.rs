@@ -9,7 +9,7 @@ use crate::fixture::{PASSWORD, SmtpSink, TestApp, TestResponse, TestUser, link_t
 async fn app_with_mail() -> (TestApp, SmtpSink, TestUser) {
     let sink = SmtpSink::start();
     let app = TestApp::start_with(&[("mail.url", &sink.url())]).await;
-    let dana = app.register("acme").await;
+    let dana = app.register_verified("acme").await;
     (app, sink, dana)
 }
 
@@ -113,6 +113,7 @@ async fn existing_account_joins_only_with_own_session() {
 async fn withdrawn_expired_or_excessive_invitation_is_rejected() {
     let (app, sink, dana) = app_with_mail().await;
     let admin = app.add_member(&dana, "admin").await;
+    app.set_verified(&admin, true).await;
     let key = app.create_key(&dana, "k", "admin").await;
     for by in [&admin.access_token, &key.secret] {
         invite(&app, by, "a@new.example", "owner").await.assert_error(403, "forbidden");
@@ -194,8 +195,75 @@ async fn invitations_to_one_address_are_limited_per_day() {
     invite(&app, &dana.access_token, "sam@new.example", "viewer")
         .await
         .assert_error(409, "conflict");
-    let eve = app.register("evil").await;
+    let eve = app.register_verified("evil").await;
     invite(&app, &eve.access_token, "SAM@new.example", "viewer")
         .await
         .assert_error(409, "conflict");
+}
+
+#[tokio::test]
+async fn unverified_user_invites_nobody() {
+    let (app, sink, _) = app_with_mail().await;
+    let eve = app.register("evil").await;
+    let key = app.create_key(&eve, "k", "admin").await;
+    for by in [&eve.access_token, &key.secret] {
+        invite(&app, by, "sam@new.example", "member").await.assert_error(403, "forbidden");
+    }
+    // An admin with a verified address invites, and one without does not.
+    let [admin, other] = [app.add_member(&eve, "admin").await, app.add_member(&eve, "admin").await];
+    app.set_verified(&admin, true).await;
+    invite(&app, &other.access_token, "a@new.example", "member")
+        .await
+        .assert_error(403, "forbidden");
+    invite(&app, &admin.access_token, "a@new.example", "member").await.expect_status(201);
+    sink.wait_for_email("a@new.example", "Invitation").await;
+    assert!(sink.emails_to("sam@new.example").is_empty());
+}
+
+/// Invitations that are withdrawn again count too.
+#[tokio::test]
+async fn invitations_per_day_are_limited() {
+    let app = TestApp::start().await;
+    let dana = app.register_verified("acme").await;
+    let other = app.add_member(&dana, "admin").await;
+    app.set_verified(&other, true).await;
+    let key = app.create_key(&dana, "k", "admin").await;
+    let invite_many = async |by: &str, name: &str| {
+        let mut sent = 0;
+        for n in 0..60 {
+            let response = invite(&app, by, &format!("{name}{n}@new.example"), "member").await;
+            if response.status != 201 {
+                response.assert_error(409, "conflict");
+                break;
+            }
+            let path = format!("/v1/invitations/{}", response.body["id"].as_str().unwrap());
+            assert_eq!(app.request_as(by, "DELETE", &path).send().await.status, 204);
+            sent += 1;
+        }
+        sent
+    };
+    assert_eq!(invite_many(&dana.access_token, "a").await, 50);
+    assert_eq!(invite_many(&other.access_token, "b").await, 50);
+    assert_eq!(invite_many(&key.secret, "c").await, 0, "the workspace has sent 100");
+    app.clock.advance(Duration::from_hours(24));
+    assert_eq!(invite_many(&key.secret, "d").await, 50);
+}
+
+#[tokio::test]
+async fn subject_of_invitation_contains_no_text_of_the_inviter() {
+    let (app, sink, _) = app_with_mail().await;
+    for (n, name) in ["Your bank account", "Prize: 1000 EUR", "Call 0900 123"].iter().enumerate() {
+        let mut user = app.register(&format!("w{n}")).await;
+        app.set_verified(&user, true).await;
+        let body = json!({ "name": name });
+        app.request_as(&user.access_token, "PATCH", "/v1/workspace")
+            .json(body)
+            .send()
+            .await
+            .expect_status(200);
+        user.email = format!("victim{n}@new.example");
+        invite(&app, &user.access_token, &user.email, "viewer").await.expect_status(201);
+        let email = sink.wait_for_email(&user.email, "Invitation").await;
+        assert_eq!(email["subject"], "Invitation to a workspace on Call2Me");
+    }
 }

@@ -26,6 +26,7 @@ impl TwoWorkspaces {
     async fn new(app: &TestApp) -> Self {
         let [acme, widgets] = [app.register("acme").await, app.register("widgets-inc").await];
         for person in [&acme, &widgets] {
+            app.set_verified(person, true).await;
             populate(app, person).await;
         }
         let [acme, widgets] = [&acme, &widgets].map(|p| id::parse("ws", &p.workspace_id).unwrap());

@@ -242,7 +242,7 @@ async fn email_is_verified_by_button_behind_mailed_link() {
 async fn invitation_is_accepted_by_new_or_existing_user() {
     let sink = SmtpSink::start();
     let app = TestApp::start_with(&[("mail.url", &sink.url())]).await;
-    let dana = app.register("acme").await;
+    let dana = app.register_verified("acme").await;
     let lee = app.register("lee").await;
     let invite = async |email: &str| {
         let body = json!({ "email": email, "role": "member" });

@@ -165,6 +165,8 @@ impl<'a> Seed<'a> {
         let owner = new_user(&created, email, "Dana Demo");
         let mut tx = self.store.begin(workspace.id, Some(owner.id)).await?;
         store::users::insert(&mut tx, &owner, email, hash, workspace.id).await?;
+        // Invitations and passkeys require it.
+        store::users::set_email_verified(&mut tx, owner.id, owner.created_at).await?;
         store::workspaces::insert(&mut tx, &workspace).await?;
         let joined = owner.created_at;
         store::members::insert(&mut tx, workspace.id, owner.id, Role::Owner, joined).await?;
