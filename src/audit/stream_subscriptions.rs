@@ -15,10 +15,11 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
+use uuid::Uuid;
 
 use crate::{
     model::{
-        id::{SessionId, WorkspaceId},
+        id::{Id as _, WorkspaceId},
         principal::{Caller, Credential},
     },
     store::{Store, StoreError},
@@ -30,8 +31,9 @@ const POLL_INTERVAL: Duration = Duration::from_millis(250);
 const POLL_TIMEOUT: Duration = Duration::from_secs(5);
 /// Maximum number of subscriptions to one workspace's log on a node.
 const MAX_PER_WORKSPACE: usize = 50;
-/// Maximum number of these for one session, so that its browser windows do not exclude other users.
-const MAX_PER_SESSION: usize = 10;
+/// Maximum number of these for one credential, so that one key, or the browser windows of one
+/// session, do not exclude others.
+const MAX_PER_CREDENTIAL: usize = 10;
 
 type Chains = Arc<Mutex<HashMap<WorkspaceId, FollowedChain>>>;
 
@@ -41,8 +43,8 @@ struct FollowedChain {
     end: watch::Sender<i64>,
     /// Number of subscriptions.
     count: usize,
-    /// Number of subscriptions by session.
-    sessions: HashMap<SessionId, usize>,
+    /// Number of subscriptions by key, session or grant.
+    credentials: HashMap<Uuid, usize>,
 }
 
 /// All subscriptions on this node, and the last known ends of their chains. Cheap to clone.
@@ -55,37 +57,36 @@ pub struct StreamSubscriptions {
 #[derive(Debug)]
 pub struct StreamSubscription {
     workspace: WorkspaceId,
-    session: Option<SessionId>,
+    credential: Uuid,
     end: watch::Receiver<i64>,
     chains: Chains,
 }
 
 impl StreamSubscriptions {
     /// Subscribes to the log of the caller's workspace; `end` is the current end of its chain.
-    /// Returns `None` if the workspace or the caller's session has too many subscriptions.
+    /// Returns `None` if the workspace or the caller's credential has too many subscriptions.
     #[must_use]
     pub fn subscribe(&self, caller: &Caller, end: i64) -> Option<StreamSubscription> {
         let workspace = caller.workspace();
-        let session = match &caller.principal.credential {
-            Credential::Session { id, .. } => Some(*id),
-            Credential::ApiKey { .. } | Credential::Grant { .. } => None,
+        let credential = match &caller.principal.credential {
+            Credential::ApiKey { id, .. } => id.uuid(),
+            Credential::Session { id, .. } => id.uuid(),
+            Credential::Grant { id, .. } => id.uuid(),
         };
         let mut chains = self.chains.lock().unwrap_or_else(PoisonError::into_inner);
         let followed = chains.entry(workspace).or_insert_with(|| FollowedChain {
             end: watch::Sender::new(end),
             count: 0,
-            sessions: HashMap::new(),
+            credentials: HashMap::new(),
         });
-        let own = session.and_then(|session| followed.sessions.get(&session)).copied();
-        if followed.count >= MAX_PER_WORKSPACE || own.is_some_and(|own| own >= MAX_PER_SESSION) {
+        let own = followed.credentials.get(&credential).copied().unwrap_or_default();
+        if followed.count >= MAX_PER_WORKSPACE || own >= MAX_PER_CREDENTIAL {
             return None;
         }
         followed.count += 1;
-        if let Some(session) = session {
-            *followed.sessions.entry(session).or_default() += 1;
-        }
+        followed.credentials.insert(credential, own + 1);
         let (end, chains) = (followed.end.subscribe(), Arc::clone(&self.chains));
-        Some(StreamSubscription { workspace, session, end, chains })
+        Some(StreamSubscription { workspace, credential, end, chains })
     }
 
     /// Returns the number of subscriptions on this node.
@@ -152,12 +153,10 @@ impl Drop for StreamSubscription {
         followed.count -= 1;
         if followed.count == 0 {
             chains.remove(&self.workspace);
-        } else if let Some(session) = self.session
-            && let Some(own) = followed.sessions.get_mut(&session)
-        {
+        } else if let Some(own) = followed.credentials.get_mut(&self.credential) {
             *own -= 1;
             if *own == 0 {
-                followed.sessions.remove(&session);
+                followed.credentials.remove(&self.credential);
             }
         }
     }
@@ -165,8 +164,6 @@ impl Drop for StreamSubscription {
 
 #[cfg(test)]
 mod tests {
-    use uuid::Uuid;
-
     use super::*;
     use crate::model::{
         audit::RequestInfo,
@@ -174,7 +171,14 @@ mod tests {
         scope::{Role, Scope},
     };
 
-    fn caller(workspace: u128, session: Option<u128>) -> Caller {
+    #[derive(Clone, Copy)]
+    enum Kind {
+        Key,
+        Session,
+        Grant,
+    }
+
+    fn caller(workspace: u128, kind: Kind, id: u128) -> Caller {
         let request = RequestInfo {
             id: Uuid::nil().into(),
             method: "GET".into(),
@@ -184,19 +188,20 @@ mod tests {
             started_at: Duration::ZERO,
         };
         let name = Arc::from("n");
-        let credential = match session {
-            Some(id) => Credential::Session {
-                id: Uuid::from_u128(id).into(),
+        let id = Uuid::from_u128(id);
+        let credential = match kind {
+            Kind::Session => Credential::Session {
+                id: id.into(),
                 user_id: Uuid::nil().into(),
                 name,
                 role: Role::Viewer,
             },
-            None => Credential::ApiKey {
-                id: Uuid::nil().into(),
-                name,
-                allowed_ips: Vec::new(),
-                creator: None,
-            },
+            Kind::Key => {
+                Credential::ApiKey { id: id.into(), name, allowed_ips: Vec::new(), creator: None }
+            }
+            Kind::Grant => {
+                Credential::Grant { id: id.into(), client_id: Uuid::nil().into(), name, user: None }
+            }
         };
         let principal = Principal {
             workspace_id: Uuid::from_u128(workspace).into(),
@@ -211,35 +216,40 @@ mod tests {
     #[tokio::test]
     async fn subscriptions_are_woken_counted_and_limited() {
         let followers = StreamSubscriptions::default();
-        let key = caller(1, None);
-        let mut many: Vec<_> =
-            (0..MAX_PER_WORKSPACE).map(|_| followers.subscribe(&key, 5).unwrap()).collect();
-        assert!(followers.subscribe(&key, 5).is_none());
-        assert!(followers.subscribe(&caller(2, None), 5).is_some());
+        let key = caller(1, Kind::Key, 0);
+        let subscribe = |n: usize| {
+            let key = caller(1, Kind::Key, u128::try_from(n / MAX_PER_CREDENTIAL).unwrap());
+            followers.subscribe(&key, 5)
+        };
+        let mut many: Vec<_> = (0..MAX_PER_WORKSPACE).map(|n| subscribe(n).unwrap()).collect();
+        assert!(subscribe(MAX_PER_WORKSPACE).is_none());
+        assert!(followers.subscribe(&caller(2, Kind::Key, 0), 5).is_some());
         assert_eq!(followers.count(), MAX_PER_WORKSPACE);
         assert_eq!(many[0].wait_for_events_after(4).await, 5);
         followers.chains.lock().unwrap()[&key.workspace()].end.send_replace(9);
         assert_eq!((many[0].wait_for_events_after(5).await, many[0].chain_end()), (9, 9));
         many.pop();
-        assert!(followers.subscribe(&key, 5).is_some());
+        assert!(subscribe(MAX_PER_WORKSPACE).is_some());
         drop(many);
         assert_eq!(followers.count(), 0);
         assert!(followers.chains.lock().unwrap().is_empty());
     }
 
     #[test]
-    fn session_limit_does_not_affect_other_sessions() {
-        let followers = StreamSubscriptions::default();
-        let [one, other] = [7, 8].map(|session| caller(1, Some(session)));
-        let mut own: Vec<_> =
-            (0..MAX_PER_SESSION).map(|_| followers.subscribe(&one, 5).unwrap()).collect();
-        assert!(followers.subscribe(&one, 5).is_none());
-        let others = followers.subscribe(&other, 5).unwrap();
-        own.pop();
-        own.push(followers.subscribe(&one, 5).unwrap());
-        drop(own);
-        assert_eq!(followers.count(), 1);
-        drop(others);
-        assert!(followers.chains.lock().unwrap().is_empty());
+    fn credential_limit_does_not_affect_other_credentials() {
+        for kind in [Kind::Key, Kind::Session, Kind::Grant] {
+            let followers = StreamSubscriptions::default();
+            let [one, other] = [7, 8].map(|id| caller(1, kind, id));
+            let mut own: Vec<_> =
+                (0..MAX_PER_CREDENTIAL).map(|_| followers.subscribe(&one, 5).unwrap()).collect();
+            assert!(followers.subscribe(&one, 5).is_none());
+            let others = followers.subscribe(&other, 5).unwrap();
+            own.pop();
+            own.push(followers.subscribe(&one, 5).unwrap());
+            drop(own);
+            assert_eq!(followers.count(), 1);
+            drop(others);
+            assert!(followers.chains.lock().unwrap().is_empty());
+        }
     }
 }

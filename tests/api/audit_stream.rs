@@ -226,13 +226,19 @@ async fn invalid_parameters_and_excess_streams_are_rejected() {
     // An id beyond the newest event is of another log: the stream starts with the next event.
     let call = app.get(STREAM).bearer(&watcher.secret).header("last-event-id", "999999999");
     assert_ne!(call.open_stream().await.last_event_id, "999999999");
+    // Ten streams of one credential, 50 of a workspace.
     let mut streams = Vec::new();
-    for _ in 0..50 {
-        streams.push(app.get(STREAM).bearer(&watcher.secret).open_stream().await);
+    for number in 0..5 {
+        let key = app.create_key(&dana, &format!("watcher {number}"), "read-only").await;
+        for _ in 0..10 {
+            streams.push(app.get(STREAM).bearer(&key.secret).open_stream().await);
+        }
+        let rejected = app.get(STREAM).bearer(&key.secret).send().await;
+        rejected.assert_error(429, "rate_limited");
+        assert!(rejected.header_number("retry-after") >= 1);
     }
     let rejected = app.get(STREAM).bearer(&watcher.secret).send().await;
     rejected.assert_error(429, "rate_limited");
-    assert!(rejected.header_number("retry-after") >= 1);
     // Other workspaces are not affected, and closing a stream frees a slot.
     let widgets = app.register("widgets").await;
     app.get(STREAM).bearer(&widgets.access_token).open_stream().await;
