@@ -42,7 +42,7 @@ pub use error::{
 use authorization::{Authorization, consent::Consent};
 use clients::{
     Clients, metadata_documents::MetadataDocumentFetcher, registration::Registration,
-    workspace_clients::WorkspaceClients,
+    unknown_clients::UnknownClients, workspace_clients::WorkspaceClients,
 };
 use devices::Devices;
 use grants::Grants;
@@ -99,8 +99,13 @@ impl OAuth {
             is_registration_enabled: settings.is_registration_open,
             accepts_metadata_documents: documents.is_enabled(),
         };
-        let clients =
-            Arc::new(Clients { context: Arc::clone(context), limits: limits.clone(), documents });
+        let unknown = Arc::new(UnknownClients::new());
+        let clients = Arc::new(Clients {
+            context: Arc::clone(context),
+            limits: limits.clone(),
+            documents,
+            unknown: Arc::clone(&unknown),
+        });
         let grants = Arc::new(Grants {
             context: Arc::clone(context),
             passwords: Arc::clone(&auth.passwords),
@@ -112,6 +117,7 @@ impl OAuth {
                 context: Arc::clone(context),
                 native_schemes: Arc::clone(&native_schemes),
                 is_enabled: settings.is_registration_open,
+                unknown: Arc::clone(&unknown),
             },
             workspace_clients: WorkspaceClients {
                 context: Arc::clone(context),
@@ -119,6 +125,7 @@ impl OAuth {
                 workspaces: Arc::clone(&auth.workspaces),
                 native_schemes,
                 resources: Arc::clone(&resources),
+                unknown,
             },
             authorization: Authorization {
                 clients: Arc::clone(&clients),

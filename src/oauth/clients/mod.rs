@@ -8,6 +8,7 @@ pub mod authentication;
 pub mod client_metadata;
 pub mod metadata_documents;
 pub mod registration;
+pub mod unknown_clients;
 pub mod workspace_clients;
 
 use std::sync::Arc;
@@ -21,6 +22,7 @@ use crate::{
 
 pub use authentication::{AuthenticatedClient, ClientCredentials};
 use metadata_documents::MetadataDocumentFetcher;
+use unknown_clients::UnknownClients;
 
 /// A new client and its secret, which is returned only this once.
 #[derive(Debug)]
@@ -36,6 +38,7 @@ pub struct Clients {
     pub(super) context: Arc<ServiceContext>,
     pub(super) limits: Limits,
     pub(super) documents: MetadataDocumentFetcher,
+    pub(super) unknown: Arc<UnknownClients>,
 }
 
 impl Clients {
@@ -44,8 +47,25 @@ impl Clients {
     async fn find(&self, client_id: &str) -> Result<ClientWithSecrets, OAuthError> {
         let unknown = || ProtocolError::invalid_client("unknown client");
         let client = parse_client_id(client_id).map_err(|_| unknown())?;
-        let known = self.context.store.find_client(&client, self.context.env.clock.now()).await?;
-        Ok(known.ok_or_else(unknown)?)
+        Ok(self.look_up(&client).await?.ok_or_else(unknown)?)
+    }
+
+    /// Looks a client up, unless it did not exist a moment ago.
+    async fn look_up(&self, client: &ClientRef) -> Result<Option<ClientWithSecrets>, OAuthError> {
+        let clock = &self.context.env.clock;
+        // A metadata document is stored by a consent, possibly on another node.
+        let ClientRef::Id(id) = client else {
+            return Ok(self.context.store.find_client(client, clock.now()).await?);
+        };
+        let (epoch, started_at) = (self.unknown.epoch(), clock.monotonic());
+        if self.unknown.contains(*id, started_at) {
+            return Ok(None);
+        }
+        let known = self.context.store.find_client(client, clock.now()).await?;
+        if known.is_none() {
+            self.unknown.insert(*id, epoch, started_at);
+        }
+        Ok(known)
     }
 
     /// Returns the client of an authorization request: a stored client, or one from its metadata
@@ -56,7 +76,7 @@ impl Clients {
     pub(in crate::oauth) async fn resolve(&self, client_id: &str) -> Result<Client, OAuthError> {
         let unknown = || ProtocolError::invalid_client("unknown client");
         let client = parse_client_id(client_id).map_err(|_| unknown())?;
-        let known = self.context.store.find_client(&client, self.context.env.clock.now());
+        let known = self.look_up(&client);
         match &client {
             ClientRef::Id(_) => Ok(known.await?.ok_or_else(unknown)?.client),
             ClientRef::MetadataDocument(url) => {

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use super::{
     RegisteredClient,
     client_metadata::{ClientMetadata, client_from_metadata, invalid_metadata},
+    unknown_clients::UnknownClients,
 };
 use crate::{
     auth::ServiceContext,
@@ -30,6 +31,7 @@ pub struct Registration {
     /// Schemes that redirect URIs may have although they have no dot.
     pub(in crate::oauth) native_schemes: Arc<[String]>,
     pub(in crate::oauth) is_enabled: bool,
+    pub(in crate::oauth) unknown: Arc<UnknownClients>,
 }
 
 impl Registration {
@@ -80,6 +82,7 @@ impl Registration {
         if !self.context.store.register_client(&client, digest, subnet, limits).await? {
             return Err(OAuthError::unavailable());
         }
+        self.unknown.invalidate(client.id);
         tracing::info!(client = %client.id, "registered an OAuth client");
         Ok(RegisteredClient { client, secret })
     }

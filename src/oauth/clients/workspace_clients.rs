@@ -11,6 +11,7 @@ use time::OffsetDateTime;
 use super::{
     RegisteredClient,
     client_metadata::{check_redirect_uris, is_web_url},
+    unknown_clients::UnknownClients,
 };
 use crate::{
     audit,
@@ -78,6 +79,7 @@ pub struct WorkspaceClients {
     /// Schemes that redirect URIs may have although they have no dot.
     pub(in crate::oauth) native_schemes: Arc<[String]>,
     pub(in crate::oauth) resources: Arc<ProtectedResources>,
+    pub(in crate::oauth) unknown: Arc<UnknownClients>,
 }
 
 impl WorkspaceClients {
@@ -209,6 +211,7 @@ impl WorkspaceClients {
             .with_metadata(json!({ "scope": client.scope, "redirect_uris": client.redirect_uris }));
         let audited = store::audit::insert(&mut tx, workspace, &event).await?;
         tx.commit(audited).await?.unfenced("a new client, which no node has cached");
+        self.unknown.invalidate(client.id);
         Ok(RegisteredClient { client, secret })
     }
 
