@@ -167,3 +167,35 @@ async fn idle_bucket_is_evicted() {
     app.app.limits.evict_full();
     assert_eq!(app.app.limits.bucket_count(), 0);
 }
+
+#[tokio::test]
+async fn absent_route_is_charged_to_the_credential() {
+    let settings =
+        [("rate_limit.per_address_per_minute", "5"), ("rate_limit.per_key_per_minute", "50")];
+    let app = TestApp::start_with(&settings).await;
+    let dana = app.register("acme").await;
+    let key = app.create_key(&dana, "prod", "read-only").await;
+    let address_before = app.app.limits.peek_address([127, 0, 0, 1].into()).await.remaining;
+    for credential in [&key.secret, &dana.access_token] {
+        for (method, path, status) in
+            [("GET", "/v1/nope", 404), ("GET", "/v1/agents/a/b/c", 404), ("PUT", "/v1/agents", 405)]
+        {
+            let before = app.get("/v1/agents").bearer(credential).send().await;
+            let absent = app.request_as(credential, method, path).send().await;
+            assert_eq!(absent.status, status);
+            assert_eq!(limit_headers(&app, &absent).0, 50);
+            let spent = limit_headers(&app, &before).1 - limit_headers(&app, &absent).1;
+            assert_eq!(spent, 1, "{method} {path}");
+        }
+    }
+    let address_after = app.app.limits.peek_address([127, 0, 0, 1].into()).await.remaining;
+    assert_eq!(address_after, address_before);
+    // A key that is used from a foreign address is charged to the address.
+    let body = json!({ "name": "far", "allowed_ips": ["192.0.2.0/24"] });
+    let far = app.request_as(&dana.access_token, "POST", "/v1/api-keys").json(body).send().await;
+    let far = far.expect_status(201)["key"].as_str().unwrap().to_owned();
+    for credential in [&*far, "nonsense"] {
+        let absent = app.get("/v1/nope").bearer(credential).send().await;
+        assert_eq!(limit_headers(&app, &absent).0, 5);
+    }
+}
