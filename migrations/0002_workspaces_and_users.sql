@@ -32,6 +32,10 @@ CREATE TABLE memberships (
     user_id uuid NOT NULL REFERENCES users ON DELETE CASCADE,
     role text NOT NULL CHECK (role IN ('owner', 'admin', 'member', 'viewer')),
     joined_at timestamptz NOT NULL,
+    -- The name and profile of the user that API keys of this workspace store and read. Those in
+    -- `users` belong to the user's own sessions.
+    full_name text,
+    profile json NOT NULL DEFAULT '{}',
     PRIMARY KEY (workspace_id, user_id)
 );
 CREATE INDEX memberships_user_id_idx ON memberships (user_id);
@@ -46,7 +50,7 @@ GRANT SELECT (id, email, normalized_email, full_name, profile, last_workspace_id
     ON users TO call2me_auth_app;
 GRANT SELECT, INSERT (id, name, created_at), UPDATE (name, branding, require_second_factor)
     ON workspaces TO call2me_auth_app;
-GRANT SELECT, INSERT, UPDATE (role), DELETE ON memberships TO call2me_auth_app;
+GRANT SELECT, INSERT, UPDATE (role, full_name, profile), DELETE ON memberships TO call2me_auth_app;
 
 ALTER TABLE users ENABLE ROW LEVEL SECURITY;
 CREATE POLICY users_select ON users FOR SELECT TO call2me_auth_app

@@ -53,6 +53,9 @@ impl Resources {
 
     /// Returns the user of a session or grant, or the user who created the API key.
     ///
+    /// A session sees the user's own profile. Other credentials belong to the workspace, and see
+    /// the one that this workspace stored.
+    ///
     /// # Errors
     /// [`ResourceError::NotFound`] for a credential without a user, such as a key that the operator
     /// created, or if the user is no longer a member.
@@ -60,11 +63,16 @@ impl Resources {
         let user = caller.principal.user_id().ok_or(ResourceError::NotFound("user"))?;
         // A transaction without a user sees only members of the workspace, not users who have left.
         let mut tx = self.store.begin(caller.workspace(), None).await?;
-        users::get(&mut tx, user).await?.ok_or(ResourceError::NotFound("user"))
+        let found = if caller.principal.session().is_some() {
+            users::get(&mut tx, user).await?
+        } else {
+            members::get_profile(&mut tx, caller.workspace(), user).await?
+        };
+        found.ok_or(ResourceError::NotFound("user"))
     }
 
-    /// Changes the name and profile fields of that user that `change` contains. The email address
-    /// cannot be changed here.
+    /// Changes the name and profile fields of that user that `change` contains, in the same profile
+    /// that [`Resources::current_user`] returns. The email address cannot be changed here.
     ///
     /// # Errors
     /// [`ResourceError::NotFound`] as for [`Resources::current_user`], [`ResourceError::Invalid`]
@@ -99,7 +107,10 @@ impl Resources {
         // A key still works after its creator has left, but it can no longer change that user.
         let member = members::lock_role_for_share(&mut tx, workspace, user_id).await?;
         member.ok_or(ResourceError::NotFound("user"))?;
-        let user = users::lock(&mut tx, user_id).await?;
+        let own = users::lock(&mut tx, user_id).await?;
+        let is_own = caller.principal.session().is_some();
+        let user =
+            if is_own { own } else { members::get_profile(&mut tx, workspace, user_id).await? };
         let mut user = user.ok_or(ResourceError::NotFound("user"))?;
         match change.remove("email") {
             FieldValue::Absent => {}
@@ -111,7 +122,11 @@ impl Resources {
         if user.profile.to_json().len() > MAX_PROFILE_BYTES {
             return Err(ResourceError::TooLarge(MAX_PROFILE_BYTES));
         }
-        users::update_profile(&mut tx, &user).await?;
+        if is_own {
+            users::update_profile(&mut tx, &user).await?;
+        } else {
+            members::update_profile(&mut tx, workspace, &user).await?;
+        }
         let event = audit::event(&self.env, caller, Action::ProfileUpdated, 200)
             .with_target(user.id, user.display_name().to_owned());
         let audited = store::audit::insert(&mut tx, workspace, &event).await?;

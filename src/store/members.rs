@@ -1,14 +1,16 @@
 //! Memberships of users in workspaces, with their roles.
 
+use sqlx::types::Json;
 use time::OffsetDateTime;
 
 use super::{StoreError, Tx};
 use crate::model::{
     email::Email,
+    fields::Fields,
     id::{Id, UserId, WorkspaceId},
     page::{ListPage, PageRequest},
     scope::Role,
-    user::{Member, Membership},
+    user::{Member, Membership, User},
 };
 
 /// Adds a user to a workspace.
@@ -68,6 +70,58 @@ pub async fn has_verified_owner(tx: &mut Tx, workspace: WorkspaceId) -> Result<b
     )
     .fetch_one(tx.conn())
     .await?)
+}
+
+/// Returns a member of a workspace as its API keys see the user: with the profile that they stored,
+/// and with the name that they stored or, without one, the user's own.
+///
+/// # Errors
+/// [`StoreError`] if the query fails.
+pub async fn get_profile(
+    tx: &mut Tx,
+    workspace: WorkspaceId,
+    user: UserId,
+) -> Result<Option<User>, StoreError> {
+    let row = sqlx::query!(
+        r#"SELECT u.email, coalesce(m.full_name, u.full_name) AS full_name,
+                  m.profile AS "profile: Json<Fields>", u.created_at, u.email_verified_at
+           FROM memberships m JOIN users u ON u.id = m.user_id
+           WHERE m.workspace_id = $1 AND m.user_id = $2"#,
+        workspace.uuid(),
+        user.uuid(),
+    )
+    .fetch_optional(tx.conn())
+    .await?;
+    Ok(row.map(|row| User {
+        id: user,
+        email: row.email,
+        full_name: row.full_name,
+        profile: row.profile.0,
+        created_at: row.created_at,
+        email_verified_at: row.email_verified_at,
+    }))
+}
+
+/// Changes the name and profile of a member that API keys of the workspace see.
+///
+/// # Errors
+/// [`StoreError`] if the query fails.
+pub async fn update_profile(
+    tx: &mut Tx,
+    workspace: WorkspaceId,
+    user: &User,
+) -> Result<(), StoreError> {
+    sqlx::query!(
+        "UPDATE memberships SET full_name = $3, profile = $4
+         WHERE workspace_id = $1 AND user_id = $2",
+        workspace.uuid(),
+        user.id.uuid(),
+        user.full_name,
+        Json(&user.profile) as _,
+    )
+    .execute(tx.conn())
+    .await?;
+    Ok(())
 }
 
 /// Lists the memberships of a user, oldest first. `tx` must belong to that user.

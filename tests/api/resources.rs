@@ -106,8 +106,13 @@ async fn user_changes_profile_but_not_email() {
         (&json!("Dana M."), &json!("Europe/Berlin"))
     );
     assert_eq!(changed["id"], dana.user_id);
-    let me = app.get("/v1/users/me").bearer(&dana.access_token).send().await.expect_status(200);
+    let me = app.get("/v1/users/me").bearer(&key.secret).send().await.expect_status(200);
     assert_eq!(me, changed);
+    let session = || app.request_as(&dana.access_token, "PATCH", "/v1/users/me");
+    let own = session().json(json!({ "full_name": "Dana N.", "locale": "de" })).send().await;
+    let own = own.expect_status(200);
+    let me = app.get("/v1/users/me").bearer(&dana.access_token).send().await.expect_status(200);
+    assert_eq!(me, own);
     patch(json!({ "email": "x@y.example" }))
         .await
         .assert_error(422, "validation_failed")
@@ -134,4 +139,42 @@ async fn branding_is_replaced_as_a_whole() {
     let branding = app.get(path).bearer(&dana.access_token).send().await.expect_status(200);
     assert_eq!(branding, json!({ "brand_name": "Acme" }));
     put(json!(["a"])).await.assert_error(422, "validation_failed");
+}
+
+/// A key neither reads nor changes what another workspace, or the user, has stored.
+#[tokio::test]
+async fn key_reads_and_changes_profile_of_its_workspace_only() {
+    let app = TestApp::start().await;
+    let dana = app.register("acme").await;
+    let body = json!({ "name": "widgets-inc" });
+    let call = app.request_as(&dana.access_token, "POST", "/v1/workspaces").json(body);
+    let other = call.send().await.expect_status(201)["id"].as_str().unwrap().to_owned();
+    let body = json!({ "email": dana.email, "password": PASSWORD, "workspace_id": other });
+    let pair = app.post("/v1/auth/login").json(body).send().await.expect_status(200);
+    let in_other = dana.with_tokens(&pair);
+    let [acme, widgets] =
+        [app.create_key(&dana, "a", "write").await, app.create_key(&in_other, "b", "write").await];
+    let patch = async |credential: &str, body: Value| {
+        app.request_as(credential, "PATCH", "/v1/users/me")
+            .json(body)
+            .send()
+            .await
+            .expect_status(200)
+    };
+    let get = async |credential: &str| {
+        app.get("/v1/users/me").bearer(credential).send().await.expect_status(200)
+    };
+    patch(&acme.secret, json!({ "full_name": "Eve", "phone": "+1 555 0100" })).await;
+    patch(&dana.access_token, json!({ "birthday": "2000-01-01" })).await;
+    let seen = get(&acme.secret).await;
+    assert_eq!((&seen["full_name"], &seen["phone"]), (&json!("Eve"), &json!("+1 555 0100")));
+    assert!(seen.get("birthday").is_none(), "{seen:#}");
+    for credential in [&widgets.secret, &in_other.access_token, &dana.access_token] {
+        let seen = get(credential).await;
+        assert_eq!(seen["full_name"], "Dana Meyer");
+        assert!(seen.get("phone").is_none(), "{seen:#}");
+    }
+    assert_eq!(get(&in_other.access_token).await["birthday"], "2000-01-01");
+    let me = app.request_as(&in_other.access_token, "GET", "/v1/auth/me").send().await;
+    assert_eq!(me.expect_status(200)["user"]["full_name"], "Dana Meyer");
 }

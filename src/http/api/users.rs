@@ -46,7 +46,9 @@ impl ProfileBody {
 
 /// Get the current user
 ///
-/// Returns the user of the session, or the user that created the API key.
+/// Returns the user of the session, or the user that created the API key. An API key or an OAuth
+/// client sees the name and fields that API keys of its workspace stored; the user's own ones are
+/// for the user's sessions.
 #[utoipa::path(get, path = "/v1/users/me", tag = "Resources",
     responses((status = 200, body = ProfileBody), (status = 404)))]
 pub async fn get(
@@ -60,7 +62,7 @@ pub async fn get(
 /// Update the current user
 ///
 /// Changes the name or stores any other fields. Absent fields keep their value. The email address
-/// cannot be changed here.
+/// cannot be changed here. What an API key changes is stored in its workspace only.
 #[utoipa::path(patch, path = "/v1/users/me", tag = "Resources",
     request_body(content = Object, example = json!({"full_name": "Dana Meyer", "timezone": "Europe/Berlin"})),
     responses((status = 200, body = ProfileBody), (status = 404)))]
