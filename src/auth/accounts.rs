@@ -72,6 +72,13 @@ impl Accounts {
     /// [`AuthError::Invalid`] for a wrong password; [`AuthError::Forbidden`] for the last owner of
     /// a workspace with other members; [`AuthError::Conflict`] if the user joined a workspace
     /// concurrently.
+    #[tracing::instrument(
+        name = "auth.accounts.delete",
+        level = "debug",
+        skip_all,
+        fields(workspace = %caller.workspace()),
+        err(level = "debug")
+    )]
     pub async fn delete(
         &self,
         caller: &SessionCaller,
@@ -134,6 +141,12 @@ impl Accounts {
     /// # Errors
     /// [`AuthError::Forbidden`] if registration is not open; [`AuthError::Conflict`] if the address
     /// is already registered; [`AuthError::Invalid`] for invalid values.
+    #[tracing::instrument(
+        name = "auth.accounts.register",
+        level = "debug",
+        skip_all,
+        err(level = "debug")
+    )]
     pub async fn register(
         &self,
         account: NewAccount,
@@ -158,6 +171,12 @@ impl Accounts {
     /// # Errors
     /// [`AuthError::Conflict`] if the address is already registered; [`AuthError::Invalid`] for
     /// invalid values.
+    #[tracing::instrument(
+        name = "auth.accounts.create_as_operator",
+        level = "debug",
+        skip_all,
+        err(level = "debug")
+    )]
     pub async fn create_as_operator(
         &self,
         account: NewAccount,

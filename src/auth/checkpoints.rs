@@ -33,6 +33,13 @@ impl Checkpoints {
     ///
     /// # Errors
     /// [`AuthError::Internal`] if signing fails.
+    #[tracing::instrument(
+        name = "auth.checkpoints.create",
+        level = "debug",
+        skip_all,
+        fields(workspace = %caller.workspace()),
+        err(level = "debug")
+    )]
     pub async fn create(&self, caller: &Caller) -> Result<SignedCheckpoint, AuthError> {
         let workspace_id = caller.workspace();
         let mut tx = self.context.store.begin(workspace_id, None).await?;

@@ -32,6 +32,12 @@ impl EmailVerification {
     ///
     /// # Errors
     /// [`AuthError::Invalid`] if the token is not valid.
+    #[tracing::instrument(
+        name = "auth.email_verification.verify",
+        level = "debug",
+        skip_all,
+        err(level = "debug")
+    )]
     pub async fn verify(&self, token: &str, request: &Arc<RequestInfo>) -> Result<(), AuthError> {
         let purpose = TokenPurpose::EmailVerification;
         let id = self.context.token_key.verify(purpose, token).ok_or_else(invalid_link)?;
@@ -63,6 +69,13 @@ impl EmailVerification {
     ///
     /// # Errors
     /// [`AuthError::Conflict`] if the address is already verified.
+    #[tracing::instrument(
+        name = "auth.email_verification.resend",
+        level = "debug",
+        skip_all,
+        fields(workspace = %caller.workspace()),
+        err(level = "debug")
+    )]
     pub async fn resend(&self, caller: &SessionCaller) -> Result<(), AuthError> {
         let user_id = caller.user();
         let user = self.context.user(user_id).await?;

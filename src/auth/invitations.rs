@@ -90,6 +90,13 @@ impl Invitations {
     /// [`AuthError::Forbidden`] for a role above the caller's, for an owner without confirmation,
     /// or without a verified address; [`AuthError::Conflict`] if the user is already a member or
     /// invited, or if there are too many invitations.
+    #[tracing::instrument(
+        name = "auth.invitations.create",
+        level = "debug",
+        skip_all,
+        fields(workspace = %caller.workspace()),
+        err(level = "debug")
+    )]
     pub async fn create(
         &self,
         tx: &mut Tx,
@@ -176,6 +183,13 @@ impl Invitations {
     ///
     /// # Errors
     /// [`AuthError::Store`] if the query fails.
+    #[tracing::instrument(
+        name = "auth.invitations.list",
+        level = "debug",
+        skip_all,
+        fields(workspace = %caller.workspace()),
+        err(level = "debug")
+    )]
     pub async fn list(
         &self,
         caller: &Caller,
@@ -193,6 +207,13 @@ impl Invitations {
     /// # Errors
     /// [`AuthError::NotFound`] if it is not open; [`AuthError::Forbidden`] if its role is above the
     /// caller's.
+    #[tracing::instrument(
+        name = "auth.invitations.revoke",
+        level = "debug",
+        skip_all,
+        fields(workspace = %caller.workspace()),
+        err(level = "debug")
+    )]
     pub async fn revoke(&self, caller: &AdminCaller, id: InvitationId) -> Result<(), AuthError> {
         let (workspace, now) = (caller.workspace(), self.context.env.clock.now());
         let mut tx = self.context.store.begin(workspace, None).await?;
@@ -221,6 +242,13 @@ impl Invitations {
     /// # Errors
     /// [`AuthError::Invalid`] for an invalid token; [`AuthError::Forbidden`] if the invitation is
     /// for another address; [`AuthError::Conflict`] if the user is already a member.
+    #[tracing::instrument(
+        name = "auth.invitations.accept",
+        level = "debug",
+        skip_all,
+        fields(workspace = %caller.workspace()),
+        err(level = "debug")
+    )]
     pub async fn accept(
         &self,
         caller: &SessionCaller,
@@ -259,6 +287,12 @@ impl Invitations {
     /// [`AuthError::Invalid`] for an invalid token or invalid values; [`AuthError::SignInRequired`]
     /// if the address is already registered; [`AuthError::Forbidden`] if registration is
     /// closed.
+    #[tracing::instrument(
+        name = "auth.invitations.accept_with_new_account",
+        level = "debug",
+        skip_all,
+        err(level = "debug")
+    )]
     pub async fn accept_with_new_account(
         &self,
         token: &str,
@@ -301,6 +335,12 @@ impl Invitations {
     ///
     /// # Errors
     /// [`AuthError::Invalid`] for an invalid token.
+    #[tracing::instrument(
+        name = "auth.invitations.preview",
+        level = "debug",
+        skip_all,
+        err(level = "debug")
+    )]
     pub async fn preview(&self, token: &str) -> Result<InvitationPreview, AuthError> {
         let (workspace, id) = self.verify_token(token).await?;
         let mut tx = self.context.store.begin(workspace, None).await?;

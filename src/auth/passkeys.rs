@@ -124,6 +124,13 @@ impl Passkeys {
     /// [`AuthError::Forbidden`] if the user neither signed in recently nor gave the password, or
     /// has not used an existing passkey as required; [`AuthError::Conflict`] if there are too many
     /// passkeys, the email address is not verified, or this deployment cannot have passkeys.
+    #[tracing::instrument(
+        name = "auth.passkeys.registration_options",
+        level = "debug",
+        skip_all,
+        fields(workspace = %caller.workspace()),
+        err(level = "debug")
+    )]
     pub async fn registration_options(
         &self,
         caller: &SessionCaller,
@@ -189,6 +196,13 @@ impl Passkeys {
     /// # Errors
     /// [`AuthError::Invalid`] for an invalid credential; [`AuthError::Conflict`] if it is already
     /// registered; otherwise as [`Self::registration_options`].
+    #[tracing::instrument(
+        name = "auth.passkeys.register",
+        level = "debug",
+        skip_all,
+        fields(workspace = %caller.workspace()),
+        err(level = "debug")
+    )]
     pub async fn register(
         &self,
         caller: &SessionCaller,
@@ -242,6 +256,13 @@ impl Passkeys {
     ///
     /// # Errors
     /// [`AuthError::Forbidden`] if the caller is not a user session.
+    #[tracing::instrument(
+        name = "auth.passkeys.list",
+        level = "debug",
+        skip_all,
+        fields(workspace = %caller.workspace()),
+        err(level = "debug")
+    )]
     pub async fn list(&self, caller: &SessionCaller) -> Result<Vec<Passkey>, AuthError> {
         let user_id = caller.user();
         let mut tx = self.context.store.begin_for_user(user_id).await?;
@@ -257,6 +278,13 @@ impl Passkeys {
     /// # Errors
     /// [`AuthError::NotFound`] if the user has no such passkey; [`AuthError::Forbidden`] as for
     /// [`Self::registration_options`].
+    #[tracing::instrument(
+        name = "auth.passkeys.remove",
+        level = "debug",
+        skip_all,
+        fields(workspace = %caller.workspace()),
+        err(level = "debug")
+    )]
     pub async fn remove(
         &self,
         caller: &SessionCaller,
@@ -313,6 +341,12 @@ impl Passkeys {
     /// [`AuthError::InvalidSecondFactor`] for an assertion that is not accepted; it does not say
     /// why. [`AuthError::Invalid`] for a malformed one; [`AuthError::Forbidden`] if the user is
     /// not a member of the requested workspace.
+    #[tracing::instrument(
+        name = "auth.passkeys.sign_in",
+        level = "debug",
+        skip_all,
+        err(level = "debug")
+    )]
     pub async fn sign_in(
         &self,
         credential: &AuthenticationCredential,

@@ -87,6 +87,13 @@ impl SecondFactors {
     ///
     /// # Errors
     /// [`AuthError::Forbidden`] if the caller is not a user session.
+    #[tracing::instrument(
+        name = "auth.second_factors.can_change",
+        level = "debug",
+        skip_all,
+        fields(workspace = %caller.workspace()),
+        err(level = "debug")
+    )]
     pub async fn can_change(&self, caller: &SessionCaller) -> Result<bool, AuthError> {
         let (session, user) = (caller.session(), caller.user());
         let mut tx = self.context.store.begin_for_user(user).await?;
@@ -100,6 +107,13 @@ impl SecondFactors {
     /// [`AuthError::Conflict`] if one is already set up; [`AuthError::Forbidden`] if the user
     /// neither signed in recently nor gave the password, or has not used the required passkey;
     /// [`AuthError::Invalid`] for a wrong password.
+    #[tracing::instrument(
+        name = "auth.second_factors.enroll_totp",
+        level = "debug",
+        skip_all,
+        fields(workspace = %caller.workspace()),
+        err(level = "debug")
+    )]
     pub async fn enroll_totp(
         &self,
         caller: &SessionCaller,
@@ -128,6 +142,13 @@ impl SecondFactors {
     /// # Errors
     /// [`AuthError::Invalid`] for a wrong code; [`AuthError::Conflict`] if no setup is pending;
     /// [`AuthError::Forbidden`] if the session has not used the required passkey.
+    #[tracing::instrument(
+        name = "auth.second_factors.confirm_totp",
+        level = "debug",
+        skip_all,
+        fields(workspace = %caller.workspace()),
+        err(level = "debug")
+    )]
     pub async fn confirm_totp(
         &self,
         caller: &SessionCaller,
@@ -180,6 +201,13 @@ impl SecondFactors {
     /// # Errors
     /// [`AuthError::Invalid`] for a wrong password; [`AuthError::NotFound`] without an
     /// authenticator app.
+    #[tracing::instrument(
+        name = "auth.second_factors.renew_recovery_codes",
+        level = "debug",
+        skip_all,
+        fields(workspace = %caller.workspace()),
+        err(level = "debug")
+    )]
     pub async fn renew_recovery_codes(
         &self,
         caller: &SessionCaller,
@@ -207,6 +235,13 @@ impl SecondFactors {
     ///
     /// # Errors
     /// [`AuthError::Forbidden`] if the caller is not a user session.
+    #[tracing::instrument(
+        name = "auth.second_factors.has_totp",
+        level = "debug",
+        skip_all,
+        fields(workspace = %caller.workspace()),
+        err(level = "debug")
+    )]
     pub async fn has_totp(&self, caller: &SessionCaller) -> Result<bool, AuthError> {
         let user_id = caller.user();
         let mut tx = self.context.store.begin_for_user(user_id).await?;
@@ -218,6 +253,13 @@ impl SecondFactors {
     /// # Errors
     /// [`AuthError::Invalid`] for a wrong password; [`AuthError::NotFound`] if there is none;
     /// [`AuthError::Conflict`] if the user has passkeys and this session has used none of them.
+    #[tracing::instrument(
+        name = "auth.second_factors.remove_totp",
+        level = "debug",
+        skip_all,
+        fields(workspace = %caller.workspace()),
+        err(level = "debug")
+    )]
     pub async fn remove_totp(
         &self,
         caller: &SessionCaller,
@@ -256,6 +298,12 @@ impl SecondFactors {
     /// # Errors
     /// [`AuthError::NotFound`] if the user does not exist or has no factors; [`AuthError::Invalid`]
     /// for a malformed email address.
+    #[tracing::instrument(
+        name = "auth.second_factors.remove_all_as_operator",
+        level = "debug",
+        skip_all,
+        err(level = "debug")
+    )]
     pub async fn remove_all_as_operator(&self, email: &str) -> Result<(), AuthError> {
         let email = Email::parse(email).map_err(|why| AuthError::invalid("email", why))?;
         let account = self.context.store.find_account(&email).await?;

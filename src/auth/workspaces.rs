@@ -96,6 +96,13 @@ impl Workspaces {
     ///
     /// # Errors
     /// [`AuthError::Forbidden`] if the caller is not a user session.
+    #[tracing::instrument(
+        name = "auth.workspaces.list_own",
+        level = "debug",
+        skip_all,
+        fields(workspace = %caller.workspace()),
+        err(level = "debug")
+    )]
     pub async fn list_own(
         &self,
         caller: &SessionCaller,
@@ -113,6 +120,13 @@ impl Workspaces {
     /// # Errors
     /// [`AuthError::Invalid`] for an invalid name; [`AuthError::Conflict`] if the user has too many
     /// workspaces.
+    #[tracing::instrument(
+        name = "auth.workspaces.create",
+        level = "debug",
+        skip_all,
+        fields(workspace = %caller.workspace()),
+        err(level = "debug")
+    )]
     pub async fn create(
         &self,
         tx: &mut Tx,
@@ -138,6 +152,12 @@ impl Workspaces {
     /// # Errors
     /// [`AuthError::NotFound`] for an unknown email address; [`AuthError::Invalid`] for invalid
     /// values.
+    #[tracing::instrument(
+        name = "auth.workspaces.create_as_operator",
+        level = "debug",
+        skip_all,
+        err(level = "debug")
+    )]
     pub async fn create_as_operator(
         &self,
         name: &str,
@@ -192,6 +212,13 @@ impl Workspaces {
     /// # Errors
     /// [`AuthError::Invalid`] for an invalid name or a wrong password; [`AuthError::Forbidden`] if
     /// those conditions are not met.
+    #[tracing::instrument(
+        name = "auth.workspaces.update",
+        level = "debug",
+        skip_all,
+        fields(workspace = %caller.workspace()),
+        err(level = "debug")
+    )]
     pub async fn update(
         &self,
         caller: &Caller,
@@ -273,6 +300,13 @@ impl Workspaces {
     /// # Errors
     /// [`AuthError::Forbidden`] unless the caller is an owner's session; [`AuthError::Invalid`] for
     /// a wrong password.
+    #[tracing::instrument(
+        name = "auth.workspaces.delete",
+        level = "debug",
+        skip_all,
+        fields(workspace = %caller.workspace()),
+        err(level = "debug")
+    )]
     pub async fn delete(
         &self,
         caller: &SessionCaller,

@@ -97,6 +97,12 @@ impl ApiKeys {
     ///
     /// # Errors
     /// [`AuthError::MalformedApiKey`] if the text is not a key of this deployment.
+    #[tracing::instrument(
+        name = "auth.api_keys.find_owner",
+        level = "debug",
+        skip_all,
+        err(level = "debug")
+    )]
     pub async fn find_owner(&self, text: &str) -> Result<Option<KeyOwner>, AuthError> {
         let secret = ApiKeySecret::parse(text, &self.environment)?;
         let known = DedicatedConnection::new(self.context.store.clone())
@@ -115,6 +121,13 @@ impl ApiKeys {
     /// # Errors
     /// [`AuthError::Invalid`] for invalid values; [`AuthError::Forbidden`] for a scope above the
     /// caller's.
+    #[tracing::instrument(
+        name = "auth.api_keys.create",
+        level = "debug",
+        skip_all,
+        fields(workspace = %caller.workspace()),
+        err(level = "debug")
+    )]
     pub async fn create(
         &self,
         tx: &mut Tx,
@@ -169,6 +182,12 @@ impl ApiKeys {
     ///
     /// # Errors
     /// [`AuthError::Invalid`] for invalid values; [`AuthError::NotFound`] for an unknown workspace.
+    #[tracing::instrument(
+        name = "auth.api_keys.create_as_operator",
+        level = "debug",
+        skip_all,
+        err(level = "debug")
+    )]
     pub async fn create_as_operator(
         &self,
         workspace: WorkspaceId,
@@ -231,6 +250,13 @@ impl ApiKeys {
     ///
     /// # Errors
     /// [`AuthError::Store`] if the query fails.
+    #[tracing::instrument(
+        name = "auth.api_keys.list",
+        level = "debug",
+        skip_all,
+        fields(workspace = %caller.workspace()),
+        err(level = "debug")
+    )]
     pub async fn list(
         &self,
         caller: &Caller,
@@ -247,6 +273,13 @@ impl ApiKeys {
     ///
     /// # Errors
     /// [`AuthError::NotFound`] if the workspace has no such key.
+    #[tracing::instrument(
+        name = "auth.api_keys.get",
+        level = "debug",
+        skip_all,
+        fields(workspace = %caller.workspace()),
+        err(level = "debug")
+    )]
     pub async fn get(&self, caller: &Caller, id: ApiKeyId) -> Result<ApiKey, AuthError> {
         let mut tx = self.context.store.begin(caller.workspace(), None).await?;
         let key = store::api_keys::get(&mut tx, caller.workspace(), id).await?;
@@ -258,6 +291,13 @@ impl ApiKeys {
     /// # Errors
     /// [`AuthError::NotFound`] if the workspace has no such key; [`AuthError::Invalid`] for invalid
     /// values.
+    #[tracing::instrument(
+        name = "auth.api_keys.update",
+        level = "debug",
+        skip_all,
+        fields(workspace = %caller.workspace()),
+        err(level = "debug")
+    )]
     pub async fn update(
         &self,
         caller: &Caller,
@@ -296,6 +336,13 @@ impl ApiKeys {
     /// # Errors
     /// [`AuthError::NotFound`] if the workspace has no such key; with `only_if_quiet`,
     /// [`AuthError::KeyInUse`] if it is not yet safe to revoke.
+    #[tracing::instrument(
+        name = "auth.api_keys.revoke",
+        level = "debug",
+        skip_all,
+        fields(workspace = %caller.workspace()),
+        err(level = "debug")
+    )]
     pub async fn revoke(
         &self,
         caller: &Caller,

@@ -33,6 +33,13 @@ impl ApiKeys {
     /// [`AuthError::NotFound`] if the workspace has no such key; [`AuthError::Conflict`] if the key
     /// is revoked or has an active successor; [`AuthError::Forbidden`] for a scope above the
     /// caller's.
+    #[tracing::instrument(
+        name = "auth.api_keys.rotate",
+        level = "debug",
+        skip_all,
+        fields(workspace = %caller.workspace()),
+        err(level = "debug")
+    )]
     pub async fn rotate(
         &self,
         tx: &mut Tx,
@@ -72,6 +79,13 @@ impl ApiKeys {
     /// # Errors
     /// [`AuthError::NotFound`] if the workspace has no such key, or the key has no active
     /// successor.
+    #[tracing::instrument(
+        name = "auth.api_keys.rotation_status",
+        level = "debug",
+        skip_all,
+        fields(workspace = %caller.workspace()),
+        err(level = "debug")
+    )]
     pub async fn rotation_status(
         &self,
         caller: &Caller,
@@ -95,6 +109,13 @@ impl ApiKeys {
     ///
     /// # Errors
     /// [`AuthError::NotFound`] if the workspace has no such key.
+    #[tracing::instrument(
+        name = "auth.api_keys.rotation_report",
+        level = "debug",
+        skip_all,
+        fields(workspace = %caller.workspace()),
+        err(level = "debug")
+    )]
     pub async fn rotation_report(
         &self,
         caller: &Caller,

@@ -33,6 +33,13 @@ impl ApiKeys {
     ///
     /// # Errors
     /// [`AuthError::NotFound`] if the workspace has no such key.
+    #[tracing::instrument(
+        name = "auth.api_keys.usage",
+        level = "debug",
+        skip_all,
+        fields(workspace = %caller.workspace()),
+        err(level = "debug")
+    )]
     pub async fn usage(
         &self,
         caller: &Caller,
@@ -67,6 +74,13 @@ impl ApiKeys {
     ///
     /// # Errors
     /// [`AuthError::Store`] if the query fails.
+    #[tracing::instrument(
+        name = "auth.api_keys.usage_by_hour",
+        level = "debug",
+        skip_all,
+        fields(workspace = %caller.workspace()),
+        err(level = "debug")
+    )]
     pub async fn usage_by_hour(
         &self,
         caller: &Caller,
@@ -84,6 +98,13 @@ impl ApiKeys {
     ///
     /// # Errors
     /// [`AuthError::Store`] if the query fails.
+    #[tracing::instrument(
+        name = "auth.api_keys.usage_by_minute",
+        level = "debug",
+        skip_all,
+        fields(workspace = %caller.workspace()),
+        err(level = "debug")
+    )]
     pub async fn usage_by_minute(
         &self,
         caller: &Caller,
@@ -102,6 +123,13 @@ impl ApiKeys {
     ///
     /// # Errors
     /// [`AuthError::Store`] if the query fails.
+    #[tracing::instrument(
+        name = "auth.api_keys.over_scoped",
+        level = "debug",
+        skip_all,
+        fields(workspace = %caller.workspace()),
+        err(level = "debug")
+    )]
     pub async fn over_scoped(
         &self,
         caller: &Caller,
@@ -118,6 +146,13 @@ impl ApiKeys {
     ///
     /// # Errors
     /// [`AuthError::Store`] if the query fails.
+    #[tracing::instrument(
+        name = "auth.api_keys.hygiene",
+        level = "debug",
+        skip_all,
+        fields(workspace = %caller.workspace()),
+        err(level = "debug")
+    )]
     pub async fn hygiene(&self, caller: &Caller) -> Result<KeyHygiene, AuthError> {
         let workspace = caller.workspace();
         let since = self.context.env.clock.now() - UNUSED_AFTER;

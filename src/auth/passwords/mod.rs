@@ -41,6 +41,13 @@ impl Passwords {
     /// # Errors
     /// [`AuthError::Invalid`] if the current password is wrong or the new one violates the policy;
     /// [`AuthError::Conflict`] if the password was changed concurrently.
+    #[tracing::instrument(
+        name = "auth.passwords.change",
+        level = "debug",
+        skip_all,
+        fields(workspace = %caller.workspace()),
+        err(level = "debug")
+    )]
     pub async fn change(
         &self,
         caller: &SessionCaller,
@@ -68,6 +75,12 @@ impl Passwords {
     ///
     /// # Errors
     /// [`AuthError::Invalid`] for a malformed address.
+    #[tracing::instrument(
+        name = "auth.passwords.request_reset",
+        level = "debug",
+        skip_all,
+        err(level = "debug")
+    )]
     pub async fn request_reset(&self, email: &str) -> Result<(), AuthError> {
         let email = Email::parse(email).map_err(|reason| AuthError::invalid("email", reason))?;
         let mail =
@@ -80,6 +93,12 @@ impl Passwords {
     ///
     /// # Errors
     /// [`AuthError::Invalid`] if the token is not valid or the password violates the policy.
+    #[tracing::instrument(
+        name = "auth.passwords.reset",
+        level = "debug",
+        skip_all,
+        err(level = "debug")
+    )]
     pub async fn reset(
         &self,
         token: &str,

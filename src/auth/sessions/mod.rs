@@ -57,6 +57,13 @@ impl Sessions {
     ///
     /// # Errors
     /// [`AuthError::Forbidden`] if the caller is not a user session.
+    #[tracing::instrument(
+        name = "auth.sessions.list",
+        level = "debug",
+        skip_all,
+        fields(workspace = %caller.workspace()),
+        err(level = "debug")
+    )]
     pub async fn list(
         &self,
         caller: &SessionCaller,
@@ -74,6 +81,13 @@ impl Sessions {
     ///
     /// # Errors
     /// [`AuthError::Forbidden`] if the caller is not a user session.
+    #[tracing::instrument(
+        name = "auth.sessions.sign_out",
+        level = "debug",
+        skip_all,
+        fields(workspace = %caller.workspace()),
+        err(level = "debug")
+    )]
     pub async fn sign_out(&self, caller: &SessionCaller) -> Result<(), AuthError> {
         let (id, user) = (caller.session(), caller.user());
         let tx = self.context.store.begin_for_user(user).await?;
@@ -84,6 +98,13 @@ impl Sessions {
     ///
     /// # Errors
     /// [`AuthError::NotFound`] if the user has no such session.
+    #[tracing::instrument(
+        name = "auth.sessions.end",
+        level = "debug",
+        skip_all,
+        fields(workspace = %caller.workspace()),
+        err(level = "debug")
+    )]
     pub async fn end(&self, caller: &SessionCaller, id: SessionId) -> Result<(), AuthError> {
         let (own, user) = (caller.session(), caller.user());
         let reason =
@@ -99,6 +120,13 @@ impl Sessions {
     ///
     /// # Errors
     /// [`AuthError::Forbidden`] if the caller is not a user session.
+    #[tracing::instrument(
+        name = "auth.sessions.end_others",
+        level = "debug",
+        skip_all,
+        fields(workspace = %caller.workspace()),
+        err(level = "debug")
+    )]
     pub async fn end_others(&self, caller: &SessionCaller) -> Result<(), AuthError> {
         let (own, user) = (caller.session(), caller.user());
         let tx = self.context.store.begin_for_user(user).await?;
@@ -111,6 +139,13 @@ impl Sessions {
     ///
     /// # Errors
     /// [`AuthError::Forbidden`] if the user is not a member of the workspace.
+    #[tracing::instrument(
+        name = "auth.sessions.switch_workspace",
+        level = "debug",
+        skip_all,
+        fields(workspace = %caller.workspace()),
+        err(level = "debug")
+    )]
     pub async fn switch_workspace(
         &self,
         caller: &SessionCaller,

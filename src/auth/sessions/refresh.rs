@@ -40,6 +40,12 @@ impl Sessions {
     /// # Errors
     /// [`AuthError::InvalidRefreshToken`]. If the token was reused, the session is ended as well,
     /// and the user gets an email.
+    #[tracing::instrument(
+        name = "auth.sessions.refresh",
+        level = "debug",
+        skip_all,
+        err(level = "debug")
+    )]
     pub async fn refresh(
         &self,
         refresh_token: &str,

@@ -52,6 +52,12 @@ impl SignIn {
     /// # Errors
     /// [`AuthError::InvalidSecondFactor`] for a wrong code or an invalid token;
     /// [`AuthError::TooManyAttempts`] after too many wrong codes.
+    #[tracing::instrument(
+        name = "auth.sign_in.complete_mfa_challenge",
+        level = "debug",
+        skip_all,
+        err(level = "debug")
+    )]
     pub async fn complete_mfa_challenge(
         &self,
         token: &str,

@@ -50,6 +50,12 @@ impl SignIn {
     /// [`AuthError::WrongEmailOrPassword`] for an unknown address or a wrong password;
     /// [`AuthError::TooManyAttempts`] after failed attempts; [`AuthError::MfaRequired`] if a code
     /// is required; [`AuthError::Forbidden`] if the user is not a member of the given workspace.
+    #[tracing::instrument(
+        name = "auth.sign_in.with_password",
+        level = "debug",
+        skip_all,
+        err(level = "debug")
+    )]
     pub async fn with_password(
         &self,
         email: &str,
