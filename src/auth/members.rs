@@ -49,6 +49,13 @@ impl Members {
     /// # Errors
     /// [`AuthError::NotFound`] if the user is not a member; [`AuthError::Forbidden`] for the last
     /// owner.
+    #[tracing::instrument(
+        name = "auth.members.leave",
+        level = "debug",
+        skip_all,
+        fields(workspace = %caller.workspace()),
+        err(level = "debug")
+    )]
     pub async fn leave(
         &self,
         caller: &SessionCaller,
@@ -82,6 +89,13 @@ impl Members {
     /// [`AuthError::Forbidden`] if the old or new role is above the caller's, if the workspace
     /// would lose its last owner, or if ownership is assigned or removed without a recent sign-in
     /// or the password; [`AuthError::NotFound`] if the user is not a member.
+    #[tracing::instrument(
+        name = "auth.members.change_role",
+        level = "debug",
+        skip_all,
+        fields(workspace = %caller.workspace()),
+        err(level = "debug")
+    )]
     pub async fn change_role(
         &self,
         caller: &AdminCaller,
@@ -98,6 +112,9 @@ impl Members {
             return Err(AuthError::Forbidden("you cannot assign a role above your own"));
         }
         if role == member.role {
+            // The request that demoted the member may have been cut off before its wait.
+            let audited = Audited::exempt("the role is unchanged");
+            self.context.fence.wait(tx.commit(audited).await?).await?;
             return Ok(member);
         }
         if role.max(member.role) == Role::Owner && !confirmed {
@@ -120,6 +137,13 @@ impl Members {
     ///
     /// # Errors
     /// As [`Self::change_role`].
+    #[tracing::instrument(
+        name = "auth.members.remove",
+        level = "debug",
+        skip_all,
+        fields(workspace = %caller.workspace()),
+        err(level = "debug")
+    )]
     pub async fn remove(&self, caller: &AdminCaller, user: UserId) -> Result<(), AuthError> {
         let workspace = caller.workspace();
         let confirmed = self.passwords.has_reauthenticated(caller, None).await?;
