@@ -125,11 +125,11 @@ impl SessionEndReason {
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
-            Self::SignedOut => "logout",
-            Self::RefreshTokenReuse => "reuse",
-            Self::EndedByUser => "ended",
+            Self::SignedOut => "signed_out",
+            Self::RefreshTokenReuse => "refresh_token_reuse",
+            Self::EndedByUser => "ended_by_user",
             Self::PasswordChanged => "password_changed",
-            Self::MembershipRemoved => "removed",
+            Self::MembershipRemoved => "membership_removed",
             Self::SecondFactorAdded => "second_factor_added",
             Self::SecondFactorRemoved => "second_factor_removed",
             Self::PasskeyRemoved => "passkey_removed",

@@ -92,7 +92,7 @@ async fn session_is_ended_from_another_session() {
     assert!(is_accepted(&app, &dana).await);
     let events = app.wait_for_event_count(&dana.access_token, "action=session.ended", 1).await;
     assert_eq!(events[0]["target"]["id"], json!(id));
-    assert_eq!(events[0]["metadata"]["reason"], "ended");
+    assert_eq!(events[0]["metadata"]["reason"], "ended_by_user");
     // Ending the current session signs it out.
     let current_path = format!("/v1/auth/sessions/{}", current_session_id(&app, &dana).await);
     assert_eq!(

@@ -222,12 +222,12 @@ impl GrantEndReason {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::RevokedByClient => "client",
-            Self::RevokedByUser => "person",
+            Self::RevokedByUser => "user",
             Self::CodeReuse => "code_reuse",
-            Self::RefreshTokenReuse => "refresh_reuse",
-            Self::EmailReclaimed => "disowned",
+            Self::RefreshTokenReuse => "refresh_token_reuse",
+            Self::EmailReclaimed => "email_reclaimed",
             Self::ClientDeleted => "client_deleted",
-            Self::MembershipRemoved => "removed",
+            Self::MembershipRemoved => "membership_removed",
             Self::Superseded => "superseded",
         }
     }

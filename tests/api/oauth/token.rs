@@ -134,7 +134,7 @@ async fn public_client_refresh_token_rotates_and_can_be_retried() {
     let dana = app.add_member(&dana, "admin").await;
     let reuse =
         app.wait_for_event_count(&dana.access_token, "action=oauth.reuse_detected", 1).await;
-    assert_eq!(reuse[0]["metadata"]["reason"], "refresh_reuse");
+    assert_eq!(reuse[0]["metadata"]["reason"], "refresh_token_reuse");
 }
 
 #[tokio::test]
