@@ -7,13 +7,24 @@ use std::{
     future::Future,
     io,
     net::IpAddr,
-    pin::pin,
+    pin::{Pin, pin},
     sync::{Arc, Mutex, PoisonError},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
-use axum::{body::Body, extract::Request, response::Response};
-use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use axum::{
+    body::Body,
+    extract::Request,
+    http::{HeaderValue, header},
+    response::Response,
+};
+use http_body_util::BodyExt;
+use hyper::{
+    body::{Body as _, Bytes, Frame, Incoming, SizeHint},
+    server::conn::http1,
+    service::service_fn,
+};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
     server::graceful::{GracefulConnection, GracefulShutdown},
@@ -21,7 +32,7 @@ use hyper_util::{
 use ipnet::IpNet;
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::Semaphore,
+    sync::{Semaphore, oneshot},
     task::{JoinError, JoinSet},
     time::{sleep, timeout},
 };
@@ -32,6 +43,12 @@ use crate::{config, model::address};
 
 /// Maximum size of a request's head, in bytes.
 const MAX_HEAD_BYTES: usize = 32 * 1024;
+
+/// Maximum number of bytes of a request body that are read after the response is known.
+const MAX_UNREAD_BYTES: usize = 256 * 1024;
+
+/// Maximum time to read the rest of a request body.
+const UNREAD_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Maximum time to drop the requests that are aborted at shutdown.
 const ABORT_TIMEOUT: Duration = Duration::from_secs(1);
@@ -142,15 +159,97 @@ where
         stream.set_nodelay(true).ok();
         let service = self.service.clone();
         let service = service_fn(move |request: hyper::Request<Incoming>| {
-            let request: Request = request.map(Body::new);
+            // Such a client waits for the response before it sends the body.
+            let expects_continue = request.headers().contains_key(header::EXPECT);
+            let (body_return, mut unread) = oneshot::channel();
+            let request: Request = request.map(|body| ReturningBody::wrap(body, body_return));
             let response = service(peer, request);
-            async { Ok::<_, Infallible>(response.await) }
+            async move {
+                let mut response = response.await;
+                if let Ok(body) = unread.try_recv()
+                    && (expects_continue || !read_rest(body).await)
+                {
+                    let close = HeaderValue::from_static("close");
+                    response.headers_mut().insert(header::CONNECTION, close);
+                }
+                Ok::<_, Infallible>(response)
+            }
         });
         // A client that does not read its response would otherwise hold the connection forever.
         let mut stream = TimeoutStream::new(stream);
         stream.set_write_timeout(Some(self.write_timeout));
         self.http.serve_connection(TokioIo::new(Box::pin(stream)), service)
     }
+}
+
+/// A request body that returns itself to the server if it is dropped before its end.
+///
+/// A request that is refused early has a body that nobody has read. hyper closes such a connection
+/// after the response, without telling the client; the next request on it then fails.
+struct ReturningBody {
+    body: Option<Incoming>,
+    body_return: Option<oneshot::Sender<Incoming>>,
+}
+
+impl ReturningBody {
+    fn wrap(body: Incoming, body_return: oneshot::Sender<Incoming>) -> Body {
+        if body.is_end_stream() {
+            return Body::empty();
+        }
+        Body::new(Self { body: Some(body), body_return: Some(body_return) })
+    }
+}
+
+impl hyper::body::Body for ReturningBody {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let Some(body) = &mut self.body else { return Poll::Ready(None) };
+        let frame = ready!(Pin::new(body).poll_frame(context));
+        if !matches!(frame, Some(Ok(_))) {
+            self.body = None;
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.as_ref().is_none_or(Incoming::is_end_stream)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.as_ref().map_or_else(|| SizeHint::with_exact(0), Incoming::size_hint)
+    }
+}
+
+impl Drop for ReturningBody {
+    fn drop(&mut self) {
+        if let (Some(body), Some(body_return)) = (self.body.take(), self.body_return.take())
+            && !body.is_end_stream()
+        {
+            body_return.send(body).ok();
+        }
+    }
+}
+
+/// Reads a request body to its end, so that the connection can be used again. Returns false if it
+/// is too long or too slow.
+async fn read_rest(mut body: Incoming) -> bool {
+    let read = async {
+        let mut bytes = 0;
+        while bytes <= MAX_UNREAD_BYTES {
+            match body.frame().await {
+                Some(Ok(frame)) => bytes += frame.data_ref().map_or(0, Bytes::len),
+                Some(Err(_)) => return false,
+                None => return true,
+            }
+        }
+        false
+    };
+    timeout(UNREAD_TIMEOUT, read).await.unwrap_or(false)
 }
 
 /// Logs the panic of a connection. Those of handlers are caught before.

@@ -22,6 +22,18 @@ async fn connect(app: &TestApp) -> TcpStream {
     TcpStream::connect(app.url.strip_prefix("http://").unwrap()).await.unwrap()
 }
 
+/// Reads a response with a `Content-Length`. Returns its head.
+async fn read_head(stream: &mut TcpStream) -> String {
+    let mut head = String::new();
+    while !head.ends_with("\r\n\r\n") {
+        head.push(char::from(stream.read_u8().await.unwrap()));
+    }
+    let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
+    let mut body = vec![0; length.map_or(0, |length| length.parse().unwrap())];
+    stream.read_exact(&mut body).await.unwrap();
+    head
+}
+
 #[tokio::test]
 async fn slow_or_idle_connection_is_closed() {
     let app = TestApp::start_with(&[("server.header_timeout_seconds", "1")]).await;
@@ -223,6 +235,47 @@ async fn concurrently_started_nodes_share_one_signing_key() {
     }
     assert_eq!(key_sets[0], key_sets[1]);
     assert_eq!(key_sets[1], key_sets[2]);
+}
+
+/// A client that sends the body after the head finds its connection open for the next request, also
+/// if the first was refused by its head.
+#[tokio::test]
+async fn connection_survives_request_that_is_refused_before_its_body() {
+    let app = TestApp::start().await;
+    for (path, status, encoding, body) in [
+        ("/v1/agents", 401, "content-length: 2", "{}"),
+        ("/v1/agents", 401, "transfer-encoding: chunked", "2\r\n{}\r\n0\r\n\r\n"),
+        ("/v1/nowhere", 404, "content-length: 2", "{}"),
+        ("/livez", 405, "content-length: 2", "{}"),
+        ("/oauth/token", 415, "content-type: text/plain\r\ncontent-length: 2", "{}"),
+    ] {
+        let mut stream = connect(&app).await;
+        for _ in 0..2 {
+            let head = format!("POST {path} HTTP/1.1\r\nhost: x\r\n{encoding}\r\n\r\n");
+            stream.write_all(head.as_bytes()).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            stream.write_all(body.as_bytes()).await.unwrap();
+            let response = with_timeout(path, read_head(&mut stream)).await;
+            assert!(response.starts_with(&format!("HTTP/1.1 {status}")), "{path}: {response}");
+            assert!(!response.contains("connection: close"), "{path}: {response}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn client_is_told_of_close_if_body_is_not_read() {
+    let app = TestApp::start().await;
+    for header in ["", "expect: 100-continue\r\n"] {
+        let mut stream = connect(&app).await;
+        let head =
+            format!("POST /v1/agents HTTP/1.1\r\nhost: x\r\n{header}content-length: 9\r\n\r\n");
+        stream.write_all(head.as_bytes()).await.unwrap();
+        let mut response = String::new();
+        let read = stream.read_to_string(&mut response);
+        with_timeout("the connection is closed", read).await.unwrap();
+        assert!(response.starts_with("HTTP/1.1 401"), "{response}");
+        assert!(response.contains("connection: close"), "{response}");
+    }
 }
 
 /// Clients that announce a body of any size and send one byte hold up no large body.
