@@ -14,6 +14,12 @@ CREATE TABLE sessions (
     refresh_seed bytea NOT NULL CHECK (octet_length(refresh_seed) = 32),
     refresh_generation integer NOT NULL DEFAULT 0,
     refreshed_at timestamptz NOT NULL,
+    -- SHA-256 of the secret in the session cookie. The secret has 256 random bits, so it needs no
+    -- slow hash.
+    cookie_digest bytea NOT NULL CHECK (octet_length(cookie_digest) = 32),
+    -- The number of times that the cookie, the access tokens and the refresh token were replaced
+    -- together. An access token of an earlier generation is not valid.
+    credential_generation integer NOT NULL DEFAULT 0,
     -- The absolute expiry. A refresh does not extend it.
     expires_at timestamptz NOT NULL,
     ended_at timestamptz,
@@ -29,8 +35,8 @@ CREATE TRIGGER sessions_reject_reactivation BEFORE UPDATE ON sessions FOR EACH R
     EXECUTE FUNCTION reject_reactivation('ended session');
 
 GRANT SELECT, INSERT,
-    UPDATE (workspace_id, last_seen_at, refresh_generation, refreshed_at, ended_at, end_reason,
-            passkey_id)
+    UPDATE (workspace_id, last_seen_at, refresh_seed, refresh_generation, refreshed_at,
+            cookie_digest, credential_generation, ended_at, end_reason, passkey_id)
     ON sessions TO call2me_auth_app;
 ALTER TABLE sessions ENABLE ROW LEVEL SECURITY;
 CREATE POLICY sessions_by_user ON sessions TO call2me_auth_app
@@ -44,12 +50,13 @@ CREATE POLICY sessions_by_user ON sessions TO call2me_auth_app
 CREATE FUNCTION find_sessions(p_ids uuid[])
     RETURNS TABLE (id uuid, user_id uuid, workspace_id uuid, email text, full_name text, role text,
                    expires_at timestamptz, ended_at timestamptz, rate_limit_per_minute integer,
-                   lacks_second_factor boolean)
+                   lacks_second_factor boolean, cookie_digest bytea, credential_generation integer)
     LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp
     AS $$
         SELECT s.id, s.user_id, s.workspace_id, u.email, u.full_name, m.role, s.expires_at,
                s.ended_at, w.rate_limit_per_minute,
-               lacks_second_factor(w.require_second_factor AND s.passkey_id IS NULL, u.id)
+               lacks_second_factor(w.require_second_factor AND s.passkey_id IS NULL, u.id),
+               s.cookie_digest, s.credential_generation
         FROM sessions s
         JOIN users u ON u.id = s.user_id
         JOIN workspaces w ON w.id = s.workspace_id
@@ -57,31 +64,36 @@ CREATE FUNCTION find_sessions(p_ids uuid[])
         WHERE s.id = ANY (p_ids)
     $$;
 
--- Returns the session of a cookie and restarts its idle time. No row if the session was last used
--- before `p_idle_since`. The use is recorded only if the last recorded one is from before
--- `p_recorded_before`: otherwise each page would be a write.
+-- Returns the session of a cookie and restarts its idle time. No row if the digest is not that of
+-- the session's cookie, or if the session was last used before `p_idle_since`. The use is recorded
+-- only if the last recorded one is from before `p_recorded_before`: otherwise each page would be a
+-- write.
 CREATE FUNCTION touch_session(
-    p_id uuid, p_now timestamptz, p_idle_since timestamptz, p_recorded_before timestamptz
+    p_id uuid, p_cookie_digest bytea, p_now timestamptz, p_idle_since timestamptz,
+    p_recorded_before timestamptz
 )
     RETURNS TABLE (user_id uuid, workspace_id uuid, email text, full_name text, role text,
                    expires_at timestamptz, ended_at timestamptz, rate_limit_per_minute integer,
-                   lacks_second_factor boolean)
+                   lacks_second_factor boolean, cookie_digest bytea, credential_generation integer)
     LANGUAGE plpgsql ROWS 1 SECURITY DEFINER SET search_path = public, pg_temp
     SET plan_cache_mode = force_generic_plan
     AS $$
     BEGIN
         UPDATE sessions s SET refreshed_at = p_now, last_seen_at = p_now
-        WHERE s.id = p_id AND s.ended_at IS NULL AND s.expires_at > p_now
-          AND s.refreshed_at > p_idle_since AND s.refreshed_at < p_recorded_before;
+        WHERE s.id = p_id AND s.cookie_digest = p_cookie_digest AND s.ended_at IS NULL
+          AND s.expires_at > p_now AND s.refreshed_at > p_idle_since
+          AND s.refreshed_at < p_recorded_before;
         RETURN QUERY
             SELECT s.user_id, s.workspace_id, u.email, u.full_name, m.role, s.expires_at,
                    s.ended_at, w.rate_limit_per_minute,
-                   lacks_second_factor(w.require_second_factor AND s.passkey_id IS NULL, u.id)
+                   lacks_second_factor(w.require_second_factor AND s.passkey_id IS NULL, u.id),
+                   s.cookie_digest, s.credential_generation
             FROM sessions s
             JOIN users u ON u.id = s.user_id
             JOIN workspaces w ON w.id = s.workspace_id
             LEFT JOIN memberships m ON m.workspace_id = s.workspace_id AND m.user_id = s.user_id
-            WHERE s.id = p_id AND s.refreshed_at > p_idle_since;
+            WHERE s.id = p_id AND s.cookie_digest = p_cookie_digest
+              AND s.refreshed_at > p_idle_since;
     END
     $$;
 

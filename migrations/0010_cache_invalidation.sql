@@ -125,9 +125,11 @@ CREATE CONSTRAINT TRIGGER api_keys_notify_invalidation_on_delete AFTER DELETE ON
 
 CREATE CONSTRAINT TRIGGER sessions_notify_invalidation AFTER UPDATE ON sessions
     DEFERRABLE INITIALLY DEFERRED FOR EACH ROW
-    WHEN ((OLD.user_id, OLD.workspace_id, OLD.expires_at, OLD.ended_at, OLD.passkey_id)
+    WHEN ((OLD.user_id, OLD.workspace_id, OLD.expires_at, OLD.ended_at, OLD.passkey_id,
+           OLD.cookie_digest, OLD.credential_generation)
           IS DISTINCT FROM
-          (NEW.user_id, NEW.workspace_id, NEW.expires_at, NEW.ended_at, NEW.passkey_id))
+          (NEW.user_id, NEW.workspace_id, NEW.expires_at, NEW.ended_at, NEW.passkey_id,
+           NEW.cookie_digest, NEW.credential_generation))
     EXECUTE FUNCTION notify_invalidation();
 CREATE CONSTRAINT TRIGGER sessions_notify_invalidation_on_delete AFTER DELETE ON sessions
     DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION notify_invalidation();

@@ -210,7 +210,7 @@ async fn end_session(
                     Some(requesting_token),
                     Some(&new),
                 ),
-                204,
+                200,
             )
         }
         Ending::Reuse => {

@@ -10,7 +10,7 @@ use super::{
     email_verification::EmailVerification,
     members::Members,
     passwords::Passwords,
-    sessions::{Sessions, TokenPair},
+    sessions::{SessionCredentials, Sessions},
     workspaces::{Workspaces, default_workspace_name},
 };
 use crate::{
@@ -46,8 +46,8 @@ pub struct NewAccount {
 /// The result of a registration.
 #[derive(Debug)]
 pub struct RegisteredAccount {
-    /// The tokens of the user's first session.
-    pub tokens: TokenPair,
+    /// The credentials of the user's first session.
+    pub credentials: SessionCredentials,
     /// The user.
     pub user: User,
     /// The user's first workspace.
@@ -158,11 +158,11 @@ impl Accounts {
         let event = self.context.audit_event(request, workspace.id, action, actor, 201);
         self.workspaces.insert(&mut tx, &workspace, user.id, event).await?;
         let owner = Membership { workspace_id: workspace.id, role: Role::Owner };
-        let (tokens, audited) =
+        let (credentials, audited) =
             self.sessions.create(&mut tx, user.id, Actor::user(&user), owner, request, 201).await?;
         self.email_verification.send(&mut tx, &user, &email).await?;
         tx.commit(audited).await?.unfenced("a new account, which no node has cached");
-        Ok(RegisteredAccount { tokens, user, workspace })
+        Ok(RegisteredAccount { credentials, user, workspace })
     }
 
     /// Creates a user with a first workspace, without a session, on behalf of the operator. Works

@@ -1,7 +1,7 @@
-//! Browser sessions: session cookies and CSRF tokens.
+//! CSRF tokens of the dashboard's forms.
 //!
-//! A cookie is derived from a session id, as the tokens of mailed links are from theirs, so the
-//! database holds nothing that opens a session. [`super::authenticator`] verifies cookies.
+//! A token is derived from what it is bound to, and not stored. Session cookies are in
+//! [`session_cookie`](crate::model::session_cookie); [`super::authenticator`] verifies them.
 
 use std::sync::Arc;
 
@@ -43,18 +43,12 @@ impl CsrfBinding {
     }
 }
 
-/// Session cookies and CSRF tokens of the dashboard.
+/// CSRF tokens of the dashboard.
 pub struct BrowserSessions {
     pub(super) context: Arc<ServiceContext>,
 }
 
 impl BrowserSessions {
-    /// The value of the session cookie.
-    #[must_use]
-    pub fn cookie(&self, session: SessionId) -> SecretString {
-        self.context.token_key.derive(TokenPurpose::SessionCookie, session.uuid())
-    }
-
     /// The CSRF token of a form. Other sites cannot know it (OWASP, signed double-submit cookie).
     #[must_use]
     pub fn csrf_token(&self, binding: CsrfBinding) -> SecretString {

@@ -9,7 +9,7 @@ use super::{AuthError, check_scope};
 use crate::model::{
     id::{ApiKeyId, SessionId, UserId},
     principal::{Caller, Credential},
-    scope::Scope,
+    scope::{Role, Scope},
 };
 
 /// A caller that is a user's session.
@@ -18,6 +18,7 @@ pub struct SessionCaller {
     caller: Caller,
     session: SessionId,
     user: UserId,
+    role: Role,
 }
 
 impl SessionCaller {
@@ -25,9 +26,9 @@ impl SessionCaller {
     /// [`AuthError::Forbidden`] if the caller is an API key or an OAuth client.
     pub fn new(caller: Caller) -> Result<Self, AuthError> {
         match &caller.principal.credential {
-            Credential::Session { id, user_id, .. } => {
-                let (session, user) = (*id, *user_id);
-                Ok(Self { caller, session, user })
+            Credential::Session { id, user_id, role, .. } => {
+                let (session, user, role) = (*id, *user_id, *role);
+                Ok(Self { caller, session, user, role })
             }
             Credential::ApiKey { .. } | Credential::Grant { .. } => {
                 Err(AuthError::Forbidden("this requires a user session"))
@@ -45,6 +46,12 @@ impl SessionCaller {
     #[must_use]
     pub fn user(&self) -> UserId {
         self.user
+    }
+
+    /// The user's role in the session's workspace.
+    #[must_use]
+    pub fn role(&self) -> Role {
+        self.role
     }
 }
 

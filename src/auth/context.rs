@@ -27,7 +27,7 @@ pub struct ServiceContext {
     pub(crate) audit: AuditWriter,
     pub(crate) fence: Fence,
     pub(crate) limits: Limits,
-    /// The MAC key of one-time tokens: mailed links, session cookies, CSRF tokens, OAuth codes.
+    /// The MAC key of one-time tokens: mailed links, CSRF tokens, OAuth codes.
     pub(crate) token_key: TokenKey,
     /// The issuer of tokens: the service's public URL, without a trailing slash.
     pub(crate) issuer: Arc<str>,

@@ -13,7 +13,7 @@ use super::{
     context::ServiceContext,
     members::Members,
     passwords::{Passwords, REAUTHENTICATION_REQUIRED, invalid_link, parse_stored_email},
-    sessions::{Sessions, TokenPair},
+    sessions::{SessionCredentials, Sessions, TokenPair},
 };
 use crate::{
     audit,
@@ -298,7 +298,7 @@ impl Invitations {
         token: &str,
         new: &NewMember,
         request: &Arc<RequestInfo>,
-    ) -> Result<TokenPair, AuthError> {
+    ) -> Result<SessionCredentials, AuthError> {
         let (workspace, id) = self.verify_token(token).await?;
         let mut tx = self.context.store.begin(workspace, None).await?;
         let now = self.context.env.clock.now();
@@ -326,9 +326,10 @@ impl Invitations {
         store::users::set_email_verified(&mut tx, user.id, now).await?;
         let (actor, role) = (Actor::user(&user), invitation.role);
         let member = Membership { workspace_id: workspace, role };
-        let (pair, _) = self.sessions.create(&mut tx, user.id, actor, member, request, 201).await?;
+        let (credentials, _) =
+            self.sessions.create(&mut tx, user.id, actor, member, request, 201).await?;
         tx.commit(audited).await?.unfenced("a new session, which no node has cached");
-        Ok(pair)
+        Ok(credentials)
     }
 
     /// Returns the content of an invitation, for the page that a mailed link opens.

@@ -11,8 +11,8 @@
 //!   that it looks up.
 //! - Authorization: [`check_scope::check_access`] decides what a principal may do.
 //! - Signing in: [`sign_in`] (password and code), [`passkeys`], [`second_factors`]; [`sessions`]
-//!   and their refresh tokens; [`browser_sessions`] (cookies and CSRF tokens).
-//! - Users: [`accounts`], [`passwords`], [`email_verification`].
+//!   and their refresh tokens; [`browser_sessions`] (CSRF tokens).
+//! - Users: [`accounts`], [`passwords`], [`email_verification`], [`account_reclaim`].
 //! - Workspaces: [`workspaces`], [`members`], [`invitations`].
 //! - API keys: [`api_keys`], with their rotation and usage.
 //! - Cryptography: [`password_hashing`], [`token_issuer`], [`signing_keys`] (JWTs and
@@ -93,7 +93,7 @@ pub struct Auth {
     pub checkpoints: Arc<Checkpoints>,
     /// Verification of credentials.
     pub authenticator: Arc<Authenticator>,
-    /// Session cookies and CSRF tokens.
+    /// CSRF tokens of forms.
     pub browser_sessions: Arc<BrowserSessions>,
     /// Access tokens.
     pub token_issuer: Arc<TokenIssuer>,

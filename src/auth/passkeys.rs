@@ -21,14 +21,14 @@ use super::{
 use crate::{
     auth::caller::SessionCaller,
     model::{
-        audit::{Action, Actor, RequestInfo},
+        audit::{Action, RequestInfo},
         id::{Id, PasskeyId, WorkspaceId},
         mail::EmailKind,
         one_time_token::TokenPurpose,
         passkey,
         passkey::{Ceremony, Passkey, PasskeyError, RelyingParty},
         password::Password,
-        session::{SessionEndReason, SessionSelector},
+        session::SessionEndReason,
         text,
         user::User,
     },
@@ -178,8 +178,6 @@ impl Passkeys {
         caller: &SessionCaller,
     ) -> Result<(User, Vec<(Passkey, Vec<u8>)>), AuthError> {
         let user = self.second_factors.lock_user_for_change(tx, caller).await?;
-        // A stranger that registered this address must not keep access after its owner has verified
-        // it.
         if user.email_verified_at.is_none() {
             return Err(EMAIL_NOT_VERIFIED);
         }
@@ -191,7 +189,7 @@ impl Passkeys {
     }
 
     /// Registers a passkey that a browser created. The caller's session counts as signed in with
-    /// it.
+    /// it, and gets the returned credentials.
     ///
     /// # Errors
     /// [`AuthError::Invalid`] for an invalid credential; [`AuthError::Conflict`] if it is already
@@ -208,7 +206,7 @@ impl Passkeys {
         caller: &SessionCaller,
         name: &str,
         credential: &RegistrationCredential,
-    ) -> Result<Passkey, AuthError> {
+    ) -> Result<(Passkey, SessionCredentials), AuthError> {
         let (session, user_id) = (caller.session(), caller.user());
         let party = self.relying_party()?;
         let name = text::validate_name("name", name)
@@ -246,10 +244,13 @@ impl Passkeys {
             .context
             .audit_in_all_workspaces(&mut tx, &user, Action::PasskeyAdded, &caller.request)
             .await?;
+        // The other sessions stay: one of them may be the owner's, if a thief adds the passkey, and
+        // the only one that can remove it.
+        let credentials = self.sessions.replace_credentials(&mut tx, caller).await?;
         let committed = tx.commit(audited).await?;
         // Ignore a fence error: the passkey is committed.
         self.context.fence.wait(committed).await.ok();
-        Ok(added)
+        Ok((added, credentials))
     }
 
     /// Lists the passkeys of the caller's user, newest first.
@@ -270,7 +271,8 @@ impl Passkeys {
         Ok(passkeys.into_iter().map(|(passkey, _)| passkey).collect())
     }
 
-    /// Removes a passkey, and ends the user's other sessions.
+    /// Removes a passkey, and ends the user's other sessions. The caller's session gets the
+    /// returned credentials.
     ///
     /// If this session was signed in with that passkey and others remain, the user must sign in
     /// with one of them before changing the sign-in methods again.
@@ -290,8 +292,8 @@ impl Passkeys {
         caller: &SessionCaller,
         id: PasskeyId,
         password: Option<&Password>,
-    ) -> Result<(), AuthError> {
-        let (session, user_id) = (caller.session(), caller.user());
+    ) -> Result<SessionCredentials, AuthError> {
+        let user_id = caller.user();
         if !self.passwords.has_reauthenticated(caller, password).await? {
             return Err(REAUTHENTICATION_REQUIRED);
         }
@@ -308,13 +310,10 @@ impl Passkeys {
             .audit_in_all_workspaces(&mut tx, &user, Action::PasskeyRemoved, &caller.request)
             .await?;
         // The device's holder may have signed in with the passkey and added others.
-        let (others, reason) =
-            (SessionSelector::AllExcept(session), SessionEndReason::PasskeyRemoved);
-        let actor = Actor::from(&*caller.principal);
-        self.sessions
-            .end_selected(&mut tx, user_id, others, reason, &actor, &caller.request)
-            .await?;
-        Ok(self.context.fence.wait(tx.commit(audited).await?).await?)
+        let reason = SessionEndReason::PasskeyRemoved;
+        let credentials = self.sessions.renew_after_change(&mut tx, caller, reason).await?;
+        self.context.fence.wait(tx.commit(audited).await?).await?;
+        Ok(credentials)
     }
 
     /// Returns the options for a browser to sign in any user
@@ -352,7 +351,7 @@ impl Passkeys {
         credential: &AuthenticationCredential,
         requested: Option<WorkspaceId>,
         request: &Arc<RequestInfo>,
-    ) -> Result<TokenPair, AuthError> {
+    ) -> Result<SessionCredentials, AuthError> {
         let party = self.relying_party()?;
         let response = &credential.response;
         // Decode everything before looking up a user, so that malformed input is always refused in
@@ -404,10 +403,12 @@ impl Passkeys {
         }
         let now = self.context.env.clock.now();
         store::passkeys::record_use(&mut tx, user_id, known.id, assertion.sign_count, now).await?;
-        let (pair, audited) = self.sign_in.complete(&mut tx, &account, requested, request).await?;
-        store::sessions::record_passkey(&mut tx, user_id, pair.session, known.id).await?;
+        let (credentials, audited) =
+            self.sign_in.complete(&mut tx, &account, requested, request).await?;
+        let session = credentials.tokens.session;
+        store::sessions::record_passkey(&mut tx, user_id, session, known.id).await?;
         tx.commit(audited).await?.unfenced("a new session, which no node has cached");
-        Ok(pair)
+        Ok(credentials)
     }
 
     /// Checks that a challenge was issued here and has not expired. Its id, a UUIDv7, holds its

@@ -13,7 +13,7 @@ use super::{
     AuthError,
     context::ServiceContext,
     passwords::{Passwords, REAUTHENTICATION_REQUIRED},
-    sessions::{SESSION_ENDED, Sessions},
+    sessions::{SESSION_ENDED, SessionCredentials, Sessions},
 };
 use crate::{
     auth::caller::SessionCaller,
@@ -47,6 +47,16 @@ pub struct TotpEnrollment {
     pub secret: SecretString,
     /// The same as an `otpauth://` URI, for a QR code.
     pub uri: SecretString,
+}
+
+/// New recovery codes. They are returned only once, with the new credentials of the session that
+/// requested them.
+#[derive(Debug)]
+pub struct NewRecoveryCodes {
+    /// The recovery codes.
+    pub codes: Vec<SecretString>,
+    /// The credentials that replace those of the session.
+    pub credentials: SessionCredentials,
 }
 
 /// Authenticator apps and recovery codes of users.
@@ -153,8 +163,8 @@ impl SecondFactors {
         &self,
         caller: &SessionCaller,
         code: &str,
-    ) -> Result<Vec<SecretString>, AuthError> {
-        let (session, user_id) = (caller.session(), caller.user());
+    ) -> Result<NewRecoveryCodes, AuthError> {
+        let user_id = caller.user();
         let now = self.context.env.clock.now();
         let mut tx = self.context.store.begin_for_user(user_id).await?;
         // The lock orders this with concurrent sign-ins: each ends before this, or sees the factor.
@@ -183,20 +193,16 @@ impl SecondFactors {
             .audit_in_all_workspaces(&mut tx, &user, Action::SecondFactorAdded, &caller.request)
             .await?;
         // End the other sessions: they started without a second factor, and may be an attacker's.
-        let (others, reason) =
-            (SessionSelector::AllExcept(session), SessionEndReason::SecondFactorAdded);
-        let actor = Actor::from(&*caller.principal);
-        self.sessions
-            .end_selected(&mut tx, user_id, others, reason, &actor, &caller.request)
-            .await?;
+        let reason = SessionEndReason::SecondFactorAdded;
+        let credentials = self.sessions.renew_after_change(&mut tx, caller, reason).await?;
         let committed = tx.commit(audited).await?;
         // Ignore a fence error: the change is committed, and the codes are shown only now.
         self.context.fence.wait(committed).await.ok();
-        Ok(self.key.recovery_codes(factor.id, 0))
+        Ok(NewRecoveryCodes { codes: self.key.recovery_codes(factor.id, 0), credentials })
     }
 
-    /// Replaces the recovery codes; the previous ones become invalid. Returns the new codes, which
-    /// cannot be read again.
+    /// Replaces the recovery codes; the previous ones become invalid, and the user's other sessions
+    /// end. Returns the new codes, which cannot be read again.
     ///
     /// # Errors
     /// [`AuthError::Invalid`] for a wrong password; [`AuthError::NotFound`] without an
@@ -212,7 +218,7 @@ impl SecondFactors {
         &self,
         caller: &SessionCaller,
         password: &Password,
-    ) -> Result<Vec<SecretString>, AuthError> {
+    ) -> Result<NewRecoveryCodes, AuthError> {
         let user_id = caller.user();
         let user = self.context.user(user_id).await?;
         self.passwords.require(&user, "password", password, &caller.request).await?;
@@ -227,8 +233,13 @@ impl SecondFactors {
             .context
             .audit_in_all_workspaces(&mut tx, &user, Action::RecoveryCodesRenewed, &caller.request)
             .await?;
-        tx.commit(audited).await?.unfenced("no node caches recovery codes");
-        Ok(self.key.recovery_codes(factor, round.unsigned_abs()))
+        let reason = SessionEndReason::RecoveryCodesRenewed;
+        let credentials = self.sessions.renew_after_change(&mut tx, caller, reason).await?;
+        let committed = tx.commit(audited).await?;
+        // Ignore a fence error: the change is committed, and the codes are shown only now.
+        self.context.fence.wait(committed).await.ok();
+        let codes = self.key.recovery_codes(factor, round.unsigned_abs());
+        Ok(NewRecoveryCodes { codes, credentials })
     }
 
     /// True if the caller's user has an authenticator app.
@@ -248,7 +259,8 @@ impl SecondFactors {
         Ok(store::second_factor::has_totp(&mut tx, user_id).await?)
     }
 
-    /// Removes the caller's authenticator app.
+    /// Removes the caller's authenticator app, and ends the user's other sessions. The caller's
+    /// session gets the returned credentials.
     ///
     /// # Errors
     /// [`AuthError::Invalid`] for a wrong password; [`AuthError::NotFound`] if there is none;
@@ -264,7 +276,7 @@ impl SecondFactors {
         &self,
         caller: &SessionCaller,
         password: &Password,
-    ) -> Result<(), AuthError> {
+    ) -> Result<SessionCredentials, AuthError> {
         let (session, user_id) = (caller.session(), caller.user());
         let user = self.context.user(user_id).await?;
         self.passwords.require(&user, "password", password, &caller.request).await?;
@@ -289,7 +301,10 @@ impl SecondFactors {
             .context
             .audit_in_all_workspaces(&mut tx, &user, Action::SecondFactorRemoved, &caller.request)
             .await?;
-        Ok(self.context.fence.wait(tx.commit(audited).await?).await?)
+        let reason = SessionEndReason::SecondFactorRemoved;
+        let credentials = self.sessions.renew_after_change(&mut tx, caller, reason).await?;
+        self.context.fence.wait(tx.commit(audited).await?).await?;
+        Ok(credentials)
     }
 
     /// Removes a user's authenticator app and passkeys and ends all sessions, on behalf of the

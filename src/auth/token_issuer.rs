@@ -27,6 +27,10 @@ pub struct Claims {
     pub(crate) scope: String,
     pub(crate) workspace_id: WorkspaceId,
     pub(crate) sid: TokenBinding,
+    /// The credential generation of the session. A change of the password or of a factor advances
+    /// it, which invalidates the session's earlier tokens. Absent in tokens of OAuth grants.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) session_generation: Option<u32>,
 }
 
 /// The `sub` claim: the user or client that a token represents.
@@ -84,6 +88,7 @@ struct TokenSpec {
     scope: Scope,
     workspace_id: WorkspaceId,
     sid: TokenBinding,
+    session_generation: Option<u32>,
 }
 
 /// Issues access tokens.
@@ -94,12 +99,13 @@ pub struct TokenIssuer {
 }
 
 impl TokenIssuer {
-    /// Issues an access token for a session.
+    /// Issues an access token for a session. `generation` is the session's credential generation.
     pub(super) fn issue_session_token(
         &self,
         user: UserId,
         workspace: WorkspaceId,
         session: SessionId,
+        generation: u32,
         role: Role,
     ) -> Result<String, AuthError> {
         self.issue(TokenSpec {
@@ -109,6 +115,7 @@ impl TokenIssuer {
             scope: role.scope(),
             workspace_id: workspace,
             sid: TokenBinding::Session(session),
+            session_generation: Some(generation),
         })
     }
 
@@ -132,11 +139,12 @@ impl TokenIssuer {
             scope: token.scope,
             workspace_id: token.workspace,
             sid: TokenBinding::Grant(token.grant),
+            session_generation: None,
         })
     }
 
     fn issue(&self, spec: TokenSpec) -> Result<String, AuthError> {
-        let TokenSpec { sub, aud, client_id, scope, workspace_id, sid } = spec;
+        let TokenSpec { sub, aud, client_id, scope, workspace_id, sid, session_generation } = spec;
         let now = self.context.env.clock.now().unix_timestamp();
         let lifetime = i64::try_from(self.lifetime.as_secs()).unwrap_or(i64::MAX);
         let claims = Claims {
@@ -150,6 +158,7 @@ impl TokenIssuer {
             scope: scope.oauth_scope(),
             workspace_id,
             sid,
+            session_generation,
         };
         let signed = self.signing_keys.current().sign_access_token(&claims);
         signed.map_err(|_| AuthError::Internal("cannot sign an access token"))

@@ -27,6 +27,7 @@ pub mod rotation;
 pub mod scope;
 pub mod second_factor;
 pub mod session;
+pub mod session_cookie;
 pub mod sign_in_throttling;
 pub mod signing_key;
 pub mod text;

@@ -1,5 +1,4 @@
-//! Tokens that are derived from an id and not stored: in mailed links, cookies, forms and OAuth
-//! codes.
+//! Tokens that are derived from an id and not stored: in mailed links, forms and OAuth codes.
 //!
 //! A token is base64url of (id, MAC). The MAC is HMAC-SHA-256 over the purpose and the id, under a
 //! key that is not in the database. A dump of the database, or an email in its outbox, therefore
@@ -32,8 +31,6 @@ pub enum TokenPurpose {
     PasskeyAuthentication,
     /// Challenge for the registration of a passkey.
     PasskeyRegistration,
-    /// Session cookie; its id is the session's.
-    SessionCookie,
     /// CSRF token of a form before sign-in; its id is the browser's.
     BrowserCsrf,
     /// CSRF token of a form after sign-in; its id is derived from the session.
@@ -55,7 +52,6 @@ impl TokenPurpose {
             Self::SecondFactor => "second_factor",
             Self::PasskeyAuthentication => "passkey",
             Self::PasskeyRegistration => "new_passkey",
-            Self::SessionCookie => "cookie",
             Self::BrowserCsrf => "form",
             Self::SessionCsrf => "session_form",
             Self::AuthorizationCode => "authorization_code",

@@ -10,6 +10,7 @@ use super::{
     id::{SessionId, UserId, WorkspaceId},
     refresh_token::RefreshSeed,
     scope::Role,
+    session_cookie::CookieDigest,
 };
 
 /// A new session, to be stored.
@@ -31,6 +32,19 @@ pub struct NewSession {
     pub user_agent: Option<String>,
     /// The seed of the session's refresh tokens.
     pub seed: RefreshSeed,
+    /// The digest of the session's cookie.
+    pub cookie_digest: CookieDigest,
+}
+
+/// The credentials of a session that replace its earlier ones, all of which become invalid.
+#[derive(Debug)]
+pub struct ReplacedCredentials {
+    /// The workspace in which the session acts.
+    pub workspace_id: WorkspaceId,
+    /// The generation of the new refresh token.
+    pub refresh_generation: u32,
+    /// The generation of the new access token.
+    pub credential_generation: u32,
 }
 
 /// The state of a session's refresh tokens, read under a row lock.
@@ -40,6 +54,8 @@ pub struct RefreshState {
     pub seed: RefreshSeed,
     /// The generation of the last issued token.
     pub generation: u32,
+    /// The generation of valid access tokens.
+    pub credential_generation: u32,
     /// Time at which that token was issued.
     pub refreshed_at: OffsetDateTime,
     /// The session ends at this time at the latest.
@@ -67,6 +83,10 @@ pub struct SessionRecord {
     pub rate_limit_per_minute: Option<u32>,
     /// True if the workspace requires a second factor that the user has not set up.
     pub lacks_second_factor: bool,
+    /// The digest of the session's cookie.
+    pub cookie_digest: CookieDigest,
+    /// The generation of the session's valid access tokens.
+    pub credential_generation: u32,
 }
 
 /// A session in the list of its user.
@@ -114,8 +134,10 @@ pub enum SessionEndReason {
     MembershipRemoved,
     /// The user enrolled TOTP in another session.
     SecondFactorAdded,
-    /// The operator removed the user's second factor and passkeys.
+    /// The user removed TOTP in another session, or the operator removed all factors.
     SecondFactorRemoved,
+    /// The user renewed the recovery codes in another session.
+    RecoveryCodesRenewed,
     /// The user removed a passkey in another session.
     PasskeyRemoved,
 }
@@ -132,6 +154,7 @@ impl SessionEndReason {
             Self::MembershipRemoved => "membership_removed",
             Self::SecondFactorAdded => "second_factor_added",
             Self::SecondFactorRemoved => "second_factor_removed",
+            Self::RecoveryCodesRenewed => "recovery_codes_renewed",
             Self::PasskeyRemoved => "passkey_removed",
         }
     }

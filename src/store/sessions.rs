@@ -16,8 +16,10 @@ use crate::model::{
     refresh_token::RefreshSeed,
     scope::Role,
     session::{
-        NewSession, RefreshState, Session, SessionEndReason, SessionRecord, SessionSelector,
+        NewSession, RefreshState, ReplacedCredentials, Session, SessionEndReason, SessionRecord,
+        SessionSelector,
     },
+    session_cookie::{CookieDigest, SessionCookie},
 };
 
 /// The minimum time between two recorded uses of a browser session.
@@ -46,32 +48,36 @@ impl Store {
         Ok(find(&mut connection, &[id]).await?.pop().map(|(_, session)| session))
     }
 
-    /// Finds one session and records its use, which restarts its idle time. `None` if it was unused
-    /// for longer than `idle`.
+    /// Finds the session of a cookie and records its use, which restarts its idle time. `None` if
+    /// the session does not exist, has another cookie, or was unused for longer than `idle`.
     ///
     /// # Errors
     /// [`StoreError`] if the query fails.
     pub async fn touch_session(
         &self,
-        id: SessionId,
+        cookie: &SessionCookie,
         now: OffsetDateTime,
         idle: Duration,
     ) -> Result<Option<SessionRecord>, StoreError> {
+        let digest = cookie.digest();
         let row = sqlx::query_as!(
             SessionRow,
             r#"SELECT user_id AS "user_id!: UserId", workspace_id AS "workspace_id!: WorkspaceId",
                       email AS "email!", full_name, role AS "role: Role", expires_at AS "expires_at!",
                       ended_at, rate_limit_per_minute,
-                      lacks_second_factor AS "lacks_second_factor!"
-               FROM touch_session($1, $2, $3, $4)"#,
-            id.uuid(),
+                      lacks_second_factor AS "lacks_second_factor!",
+                      cookie_digest AS "cookie_digest!",
+                      credential_generation AS "credential_generation!"
+               FROM touch_session($1, $2, $3, $4, $5)"#,
+            cookie.session().uuid(),
+            digest.as_bytes(),
             now,
             now - idle,
             now - TOUCH_INTERVAL,
         )
         .fetch_optional(&self.pools.requests())
         .await?;
-        Ok(row.map(SessionRecord::from))
+        Ok(row.and_then(SessionRow::into_record))
     }
 }
 
@@ -84,13 +90,15 @@ async fn find(
         r#"SELECT id AS "id!: SessionId", user_id AS "user_id!: UserId",
                   workspace_id AS "workspace_id!: WorkspaceId", email AS "email!", full_name,
                   role AS "role: Role", expires_at AS "expires_at!", ended_at,
-                  rate_limit_per_minute, lacks_second_factor AS "lacks_second_factor!"
+                  rate_limit_per_minute, lacks_second_factor AS "lacks_second_factor!",
+                  cookie_digest AS "cookie_digest!",
+                  credential_generation AS "credential_generation!"
            FROM find_sessions($1)"#,
         &ids,
     )
     .fetch_all(connection)
     .await?;
-    let found = rows.into_iter().map(|row| {
+    let found = rows.into_iter().filter_map(|row| {
         let record = SessionRow {
             user_id: row.user_id,
             workspace_id: row.workspace_id,
@@ -101,8 +109,10 @@ async fn find(
             ended_at: row.ended_at,
             rate_limit_per_minute: row.rate_limit_per_minute,
             lacks_second_factor: row.lacks_second_factor,
+            cookie_digest: row.cookie_digest,
+            credential_generation: row.credential_generation,
         };
-        (row.id, record.into())
+        Some((row.id, record.into_record()?))
     });
     Ok(found.collect())
 }
@@ -117,20 +127,25 @@ struct SessionRow {
     ended_at: Option<OffsetDateTime>,
     rate_limit_per_minute: Option<i32>,
     lacks_second_factor: bool,
+    cookie_digest: Vec<u8>,
+    credential_generation: i32,
 }
 
-impl From<SessionRow> for SessionRecord {
-    fn from(row: SessionRow) -> Self {
-        Self {
-            user_id: row.user_id,
-            workspace_id: row.workspace_id,
-            name: row.full_name.unwrap_or(row.email).into(),
-            role: row.role,
-            expires_at: row.expires_at,
-            is_ended: row.ended_at.is_some(),
-            rate_limit_per_minute: row.rate_limit_per_minute.and_then(|n| n.try_into().ok()),
-            lacks_second_factor: row.lacks_second_factor,
-        }
+impl SessionRow {
+    /// Converts the row. `None` if the schema's constraints do not allow such a row.
+    fn into_record(self) -> Option<SessionRecord> {
+        Some(SessionRecord {
+            user_id: self.user_id,
+            workspace_id: self.workspace_id,
+            name: self.full_name.unwrap_or(self.email).into(),
+            role: self.role,
+            expires_at: self.expires_at,
+            is_ended: self.ended_at.is_some(),
+            rate_limit_per_minute: self.rate_limit_per_minute.and_then(|n| n.try_into().ok()),
+            lacks_second_factor: self.lacks_second_factor,
+            cookie_digest: CookieDigest::new(self.cookie_digest.try_into().ok()?),
+            credential_generation: self.credential_generation.try_into().ok()?,
+        })
     }
 }
 
@@ -141,8 +156,8 @@ impl From<SessionRow> for SessionRecord {
 pub async fn insert(tx: &mut Tx, session: &NewSession) -> Result<(), StoreError> {
     sqlx::query!(
         "INSERT INTO sessions (id, user_id, workspace_id, created_at, last_seen_at, ip, user_agent,
-                               refresh_seed, refreshed_at, expires_at)
-         VALUES ($1, $2, $3, $4, $4, $5, $6, $7, $4, $8)",
+                               refresh_seed, refreshed_at, expires_at, cookie_digest)
+         VALUES ($1, $2, $3, $4, $4, $5, $6, $7, $4, $8, $9)",
         session.id.uuid(),
         session.user_id.uuid(),
         session.workspace_id.uuid(),
@@ -151,10 +166,49 @@ pub async fn insert(tx: &mut Tx, session: &NewSession) -> Result<(), StoreError>
         session.user_agent,
         session.seed.as_bytes(),
         session.expires_at,
+        session.cookie_digest.as_bytes(),
     )
     .execute(tx.conn())
     .await?;
     Ok(())
+}
+
+/// Replaces the cookie, the refresh token and the access tokens of an active session. `None` if the
+/// session has ended.
+///
+/// # Errors
+/// [`StoreError`] if the query fails.
+pub async fn replace_credentials(
+    tx: &mut Tx,
+    user: UserId,
+    id: SessionId,
+    seed: &RefreshSeed,
+    cookie: CookieDigest,
+    now: OffsetDateTime,
+) -> Result<Option<ReplacedCredentials>, StoreError> {
+    let row = sqlx::query!(
+        r#"UPDATE sessions
+           SET refresh_seed = $3, cookie_digest = $4, refreshed_at = $5, last_seen_at = $5,
+               refresh_generation = refresh_generation + 1,
+               credential_generation = credential_generation + 1
+           WHERE id = $1 AND user_id = $2 AND ended_at IS NULL
+           RETURNING workspace_id AS "workspace_id: WorkspaceId", refresh_generation,
+                     credential_generation"#,
+        id.uuid(),
+        user.uuid(),
+        seed.as_bytes(),
+        cookie.as_bytes(),
+        now,
+    )
+    .fetch_optional(tx.conn())
+    .await?;
+    Ok(row.and_then(|row| {
+        Some(ReplacedCredentials {
+            workspace_id: row.workspace_id,
+            refresh_generation: row.refresh_generation.try_into().ok()?,
+            credential_generation: row.credential_generation.try_into().ok()?,
+        })
+    }))
 }
 
 /// Records the passkey that a session was last verified with.
@@ -189,7 +243,8 @@ pub async fn lock_refresh_state(
     id: SessionId,
 ) -> Result<Option<RefreshState>, StoreError> {
     let row = sqlx::query!(
-        "SELECT refresh_seed, refresh_generation, refreshed_at, expires_at, ended_at
+        "SELECT refresh_seed, refresh_generation, credential_generation, refreshed_at, expires_at,
+                ended_at
          FROM sessions WHERE id = $1 AND user_id = $2 FOR UPDATE",
         id.uuid(),
         user.uuid(),
@@ -200,6 +255,7 @@ pub async fn lock_refresh_state(
         Some(RefreshState {
             seed: RefreshSeed::new(row.refresh_seed.try_into().ok()?),
             generation: row.refresh_generation.try_into().ok()?,
+            credential_generation: row.credential_generation.try_into().ok()?,
             refreshed_at: row.refreshed_at,
             expires_at: row.expires_at,
             is_ended: row.ended_at.is_some(),

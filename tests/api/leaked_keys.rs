@@ -12,8 +12,9 @@ use data_encoding::HEXLOWER;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
-use crate::fixture::{
-    Browser, ENCRYPTION_KEY, PASSWORD, TestApp, eventually, oauth::OAuthExt as _,
+use crate::{
+    fixture::{Browser, ENCRYPTION_KEY, PASSWORD, TestApp, eventually, oauth::OAuthExt as _},
+    pages::SESSION_COOKIE,
 };
 
 pub fn run_git(folder: &Path, arguments: &[&str]) {
@@ -190,12 +191,14 @@ async fn database_dump_contains_no_secret() {
     let successor = successor.json(json!({})).send().await.expect_status(201);
     secrets
         .push(("the successor of the key", successor["key"].as_str().unwrap()[16..46].to_owned()));
+    app.set_verified(&dana, true).await;
     let enrollment = app.post("/v1/auth/mfa/totp").bearer(&dana.access_token);
     let enrollment =
         enrollment.json(json!({ "password": PASSWORD })).send().await.expect_status(200);
     secrets.push(("the TOTP secret", enrollment["secret"].as_str().unwrap().to_owned()));
     let client = app.register_client(json!({ "client_name": "App" })).await;
     let mut browser = Browser::signed_in(&app, &dana.email).await;
+    secrets.push(("the session cookie", browser.cookies[SESSION_COOKIE].clone()));
     let tokens = app.obtain_tokens(&mut browser, &client, &[]).await;
     for (name, field) in [
         ("an access token of a client", "access_token"),

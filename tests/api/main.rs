@@ -27,6 +27,7 @@ mod calls;
 mod cli;
 mod contract;
 mod cors;
+mod credential_replacement;
 mod dashboard;
 mod dashboard_browser;
 mod documentation;

@@ -49,23 +49,32 @@ pub async fn confirm_totp(app: &TestApp, user: &TestUser, code: &str) -> TestRes
     app.request_as(&user.access_token, "POST", "/v1/auth/mfa/totp/confirm").json(body).send().await
 }
 
-/// Enrolls TOTP and returns its secret and the recovery codes. The code of the current time step is
-/// used up.
-pub async fn enable_totp(app: &TestApp, user: &TestUser) -> (String, Vec<String>) {
+/// Verifies the user's address, enrolls TOTP and stores the new tokens of the session. Returns the
+/// secret and the recovery codes. The code of the current time step is used up.
+pub async fn enable_totp(app: &TestApp, user: &mut TestUser) -> (String, Vec<String>) {
+    app.set_verified(user, true).await;
     let enrollment = enroll_totp(app, user, json!({})).await.expect_status(200);
     let secret = enrollment["secret"].as_str().unwrap().to_owned();
-    let codes = confirm_totp(app, user, &compute_totp_code(&secret, unix_now(app)))
+    let confirmed = confirm_totp(app, user, &compute_totp_code(&secret, unix_now(app)))
         .await
         .expect_status(200);
-    let codes = serde_json::from_value(codes["recovery_codes"].clone()).unwrap();
+    user.set_tokens(&confirmed);
+    let codes = serde_json::from_value(confirmed["recovery_codes"].clone()).unwrap();
     (secret, codes)
+}
+
+/// Turns TOTP off and stores the new tokens of the session.
+pub async fn disable_totp(app: &TestApp, user: &mut TestUser) {
+    let call = app.request_as(&user.access_token, "DELETE", "/v1/auth/mfa/totp");
+    let answer = call.json(json!({ "password": PASSWORD })).send().await.expect_status(200);
+    user.set_tokens(&answer);
 }
 
 #[tokio::test]
 async fn sign_in_needs_code_once_totp_is_confirmed() {
     let sink = SmtpSink::start();
     let app = TestApp::start_with(&[("mail.url", &sink.url())]).await;
-    let dana = app.register("acme").await;
+    let mut dana = app.register_verified("acme").await;
     let key = app.create_key(&dana, "server", "write").await;
     let enrollment = enroll_totp(&app, &dana, json!({})).await.expect_status(200);
     let uri = enrollment["otpauth_uri"].as_str().unwrap();
@@ -81,7 +90,7 @@ async fn sign_in_needs_code_once_totp_is_confirmed() {
         .await
         .assert_error(422, "validation_failed")
         .assert_field("code");
-    let (secret, codes) = enable_totp(&app, &dana).await;
+    let (secret, codes) = enable_totp(&app, &mut dana).await;
     assert_eq!(codes.len(), 10);
     sink.wait_for_email(&dana.email, "Two-factor sign-in is on").await;
     enroll_totp(&app, &dana, json!({})).await.assert_error(409, "conflict");
@@ -116,22 +125,23 @@ async fn sign_in_needs_code_once_totp_is_confirmed() {
     })
     .await;
 
-    let disable_totp = async |body: Value| {
-        app.request_as(&dana.access_token, "DELETE", "/v1/auth/mfa/totp").json(body).send().await
+    let remove_totp = async |user: &TestUser, password: &str| {
+        let call = app.request_as(&user.access_token, "DELETE", "/v1/auth/mfa/totp");
+        call.json(json!({ "password": password })).send().await
     };
-    let wrong = disable_totp(json!({ "password": "not this one at all" })).await;
+    let wrong = remove_totp(&dana, "not this one at all").await;
     wrong.assert_error(422, "validation_failed").assert_field("password");
-    assert_eq!(disable_totp(json!({ "password": PASSWORD })).await.status, 204);
+    disable_totp(&app, &mut dana).await;
     sink.wait_for_email(&dana.email, "Two-factor sign-in is off").await;
     sign_in_with_password(&app, &dana, PASSWORD).await.expect_status(200);
-    disable_totp(json!({ "password": PASSWORD })).await.assert_error(404, "not_found");
+    remove_totp(&dana, PASSWORD).await.assert_error(404, "not_found");
 }
 
 #[tokio::test]
 async fn recovery_code_works_once_and_only_for_its_authenticator() {
     let app = TestApp::start().await;
-    let dana = app.register("acme").await;
-    let (secret, codes) = enable_totp(&app, &dana).await;
+    let mut dana = app.register_verified("acme").await;
+    let (secret, codes) = enable_totp(&app, &mut dana).await;
     for code in [codes[0].to_uppercase(), codes[9].replace('-', "")] {
         let token = start_sign_in(&app, &dana).await;
         verify_code(&app, &token, &code).await.expect_status(200);
@@ -139,9 +149,8 @@ async fn recovery_code_works_once_and_only_for_its_authenticator() {
         verify_code(&app, &token, &code).await.assert_error(401, "invalid_credentials");
     }
     // The codes of a removed authenticator do not work with the next one.
-    let disable_totp = app.request_as(&dana.access_token, "DELETE", "/v1/auth/mfa/totp");
-    assert_eq!(disable_totp.json(json!({ "password": PASSWORD })).send().await.status, 204);
-    let (new_secret, new_codes) = enable_totp(&app, &dana).await;
+    disable_totp(&app, &mut dana).await;
+    let (new_secret, new_codes) = enable_totp(&app, &mut dana).await;
     assert!(new_secret != secret && new_codes.iter().all(|code| !codes.contains(code)));
     let token = start_sign_in(&app, &dana).await;
     verify_code(&app, &token, &codes[1]).await.assert_error(401, "invalid_credentials");
@@ -151,8 +160,10 @@ async fn recovery_code_works_once_and_only_for_its_authenticator() {
 #[tokio::test]
 async fn code_guesses_are_limited_per_challenge_and_user() {
     let app = TestApp::start().await;
-    let [dana, sam] = [app.register("acme").await, app.register("widgets-inc").await];
-    let ((secret, codes), _) = (enable_totp(&app, &dana).await, enable_totp(&app, &sam).await);
+    let [mut dana, mut sam] =
+        [app.register_verified("acme").await, app.register_verified("widgets-inc").await];
+    let ((secret, codes), _) =
+        (enable_totp(&app, &mut dana).await, enable_totp(&app, &mut sam).await);
     let other_token = start_sign_in(&app, &sam).await;
     let [first, second] = [start_sign_in(&app, &dana).await, start_sign_in(&app, &dana).await];
     for token in [&first, &second] {
@@ -176,8 +187,8 @@ async fn code_guesses_are_limited_per_challenge_and_user() {
 #[tokio::test]
 async fn mfa_challenge_expires_and_is_no_other_token() {
     let app = TestApp::start().await;
-    let dana = app.register("acme").await;
-    let (secret, _) = enable_totp(&app, &dana).await;
+    let mut dana = app.register_verified("acme").await;
+    let (secret, _) = enable_totp(&app, &mut dana).await;
     let token = start_sign_in(&app, &dana).await;
     app.get("/v1/agents").bearer(&token).send().await.assert_error(401, "unauthorized");
     let refresh = app.post("/v1/auth/refresh").json(json!({ "refresh_token": token }));
@@ -200,7 +211,7 @@ async fn mfa_challenge_expires_and_is_no_other_token() {
 #[tokio::test]
 async fn totp_enrollment_expires_and_limits_guesses() {
     let app = TestApp::start().await;
-    let dana = app.register("acme").await;
+    let dana = app.register_verified("acme").await;
     let enrollment = enroll_totp(&app, &dana, json!({})).await.expect_status(200);
     let secret = enrollment["secret"].as_str().unwrap();
     for _ in 0..5 {
@@ -223,32 +234,17 @@ async fn totp_enrollment_expires_and_limits_guesses() {
 
 /// An attacker that registers the email address of another person cannot lock that person out.
 #[tokio::test]
-async fn password_reset_removes_totp_of_unverified_email() {
+async fn password_reset_keeps_factors_of_verified_email() {
     let sink = SmtpSink::start();
     let app = TestApp::start_with(&[("mail.url", &sink.url())]).await;
     let new_password = "a walk in the old park";
-    let reset = async |user: &TestUser| {
-        let forgot = app.post("/v1/auth/password/forgot").json(json!({ "email": user.email }));
-        assert_eq!(forgot.send().await.status, 202);
-        let token = link_token(&sink.wait_for_email(&user.email, "Reset your password").await);
-        let body = json!({ "token": token, "new_password": new_password });
-        assert_eq!(app.post("/v1/auth/password/reset").json(body).send().await.status, 204);
-    };
-    let claimed = app.register("claimed").await;
-    enable_totp(&app, &claimed).await;
-    reset(&claimed).await;
-    let pair = sign_in_with_password(&app, &claimed, new_password).await.expect_status(200);
-    let bearer = pair["access_token"].as_str().unwrap();
-    for action in ["email_verified", "mfa_disabled"] {
-        app.wait_for_event_count(bearer, &format!("action=member.{action}"), 1).await;
-    }
-    // With a verified address, TOTP stays: access to the mailbox alone is not a second factor.
-    let dana = app.register("acme").await;
-    let token = link_token(&sink.wait_for_email(&dana.email, "Verify your email address").await);
-    let verify = app.post("/v1/auth/verify-email").json(json!({ "token": token }));
-    assert_eq!(verify.send().await.status, 204);
-    enable_totp(&app, &dana).await;
-    reset(&dana).await;
+    let mut dana = app.register("acme").await;
+    enable_totp(&app, &mut dana).await;
+    let forgot = app.post("/v1/auth/password/forgot").json(json!({ "email": dana.email }));
+    assert_eq!(forgot.send().await.status, 202);
+    let token = link_token(&sink.wait_for_email(&dana.email, "Reset your password").await);
+    let body = json!({ "token": token, "new_password": new_password });
+    assert_eq!(app.post("/v1/auth/password/reset").json(body).send().await.status, 204);
     sign_in_with_password(&app, &dana, new_password).await.assert_error(401, "mfa_required");
     // The operator can remove a lost factor.
     app.app.auth.second_factors.remove_all_as_operator(&dana.email).await.unwrap();
@@ -259,12 +255,12 @@ async fn password_reset_removes_totp_of_unverified_email() {
 #[tokio::test]
 async fn password_change_ends_pending_sign_ins() {
     let app = TestApp::start().await;
-    let dana = app.register("acme").await;
-    let (secret, _) = enable_totp(&app, &dana).await;
+    let mut dana = app.register_verified("acme").await;
+    let (secret, _) = enable_totp(&app, &mut dana).await;
     let token = start_sign_in(&app, &dana).await;
     let body = json!({ "current_password": PASSWORD, "new_password": "a walk in the old park" });
     let change = app.request_as(&dana.access_token, "POST", "/v1/auth/password/change").json(body);
-    assert_eq!(change.send().await.status, 204);
+    assert_eq!(change.send().await.status, 200);
     let late = verify_code(&app, &token, &compute_totp_code(&secret, unix_now(&app) + 30)).await;
     late.assert_error(401, "invalid_credentials");
 }
@@ -273,8 +269,8 @@ async fn password_change_ends_pending_sign_ins() {
 async fn concurrent_uses_of_one_code_sign_in_once() {
     let a = TestApp::start().await;
     let b = a.another_node().await;
-    let dana = a.register("acme").await;
-    let (secret, _) = enable_totp(&a, &dana).await;
+    let mut dana = a.register_verified("acme").await;
+    let (secret, _) = enable_totp(&a, &mut dana).await;
     let mut tokens = Vec::new();
     for _ in 0..4 {
         tokens.push(start_sign_in(&a, &dana).await);
@@ -292,7 +288,7 @@ async fn concurrent_uses_of_one_code_sign_in_once() {
 #[tokio::test]
 async fn totp_enrollment_needs_recent_sign_in_or_password() {
     let app = TestApp::start().await;
-    let dana = app.register("acme").await;
+    let dana = app.register_verified("acme").await;
     app.clock.advance(Duration::from_mins(16));
     enroll_totp(&app, &dana, json!({})).await.assert_error(403, "forbidden");
     let wrong = enroll_totp(&app, &dana, json!({ "password": "not this one at all" })).await;
@@ -307,21 +303,22 @@ async fn totp_enrollment_needs_recent_sign_in_or_password() {
 async fn renewed_recovery_codes_replace_the_old_ones() {
     let sink = SmtpSink::start();
     let app = TestApp::start_with(&[("mail.url", &sink.url())]).await;
-    let dana = app.register("acme").await;
+    let mut dana = app.register_verified("acme").await;
     let path = "/v1/auth/mfa/recovery-codes";
-    let renew = async |password: &str| {
-        let call = app.request_as(&dana.access_token, "POST", path);
+    let renew = async |user: &TestUser, password: &str| {
+        let call = app.request_as(&user.access_token, "POST", path);
         call.json(json!({ "password": password })).send().await
     };
-    renew(PASSWORD).await.assert_error(404, "not_found");
-    let (secret, old) = enable_totp(&app, &dana).await;
-    renew("wrong").await.assert_error(422, "validation_failed").assert_field("password");
+    renew(&dana, PASSWORD).await.assert_error(404, "not_found");
+    let (secret, old) = enable_totp(&app, &mut dana).await;
+    renew(&dana, "wrong").await.assert_error(422, "validation_failed").assert_field("password");
     // One code is used. The new set is complete.
     let token = start_sign_in(&app, &dana).await;
     verify_code(&app, &token, &old[0]).await.expect_status(200);
     let mut code_sets = vec![old];
     for _ in 0..2 {
-        let renewed = renew(PASSWORD).await.expect_status(200);
+        let renewed = renew(&dana, PASSWORD).await.expect_status(200);
+        dana.set_tokens(&renewed);
         code_sets.push(serde_json::from_value(renewed["recovery_codes"].clone()).unwrap());
     }
     let newest = code_sets.pop().unwrap();

@@ -38,8 +38,9 @@ async fn reset_password(app: &TestApp, token: &str, new: &str) -> TestResponse {
     app.post("/v1/auth/password/reset").json(body).send().await
 }
 
-async fn verify_email(app: &TestApp, token: &str) -> TestResponse {
-    app.post("/v1/auth/verify-email").json(json!({ "token": token })).send().await
+async fn verify_email(app: &TestApp, user: &TestUser, token: &str) -> TestResponse {
+    let body = json!({ "token": token });
+    app.request_as(&user.access_token, "POST", "/v1/auth/verify-email").json(body).send().await
 }
 
 async fn me(app: &TestApp, user: &TestUser) -> Value {
@@ -49,7 +50,7 @@ async fn me(app: &TestApp, user: &TestUser) -> Value {
 #[tokio::test]
 async fn password_change_ends_other_sessions_and_is_mailed() {
     let (app, sink) = start_with_mail().await;
-    let dana = app.register("acme").await;
+    let mut dana = app.register("acme").await;
     let key = app.create_key(&dana, "server", "write").await;
     let other = sign_in(&app, &dana.email, PASSWORD).await.expect_status(200);
     let other = other["access_token"].as_str().unwrap();
@@ -61,8 +62,10 @@ async fn password_change_ends_other_sessions_and_is_mailed() {
     weak.assert_error(422, "validation_failed").assert_field("new_password");
     assert!(is_accepted(&app, other).await);
 
-    assert_eq!(change_password(&app, &dana, PASSWORD, NEW_PASSWORD).await.status, 204);
-    assert!(!is_accepted(&app, other).await);
+    let changed = change_password(&app, &dana, PASSWORD, NEW_PASSWORD).await.expect_status(200);
+    let stolen = dana.access_token.clone();
+    dana.set_tokens(&changed);
+    assert!(!is_accepted(&app, other).await && !is_accepted(&app, &stolen).await);
     assert!(is_accepted(&app, &dana.access_token).await && is_accepted(&app, &key.secret).await);
     sign_in(&app, &dana.email, PASSWORD).await.assert_error(401, "invalid_credentials");
     assert_eq!(sign_in(&app, &dana.email, NEW_PASSWORD).await.status, 200);
@@ -80,7 +83,7 @@ async fn password_change_ends_other_sessions_and_is_mailed() {
 #[tokio::test]
 async fn forgotten_password_is_reset_once_by_mailed_link() {
     let (app, sink) = start_with_mail().await;
-    let dana = app.register("acme").await;
+    let dana = app.register_verified("acme").await;
     let key = app.create_key(&dana, "server", "write").await;
     assert_eq!(forgot_password(&app, "OWNER@acme.example").await.status, 202);
     let mail = sink.wait_for_email("OWNER@acme.example", "Reset").await;
@@ -140,10 +143,12 @@ async fn mailed_link_expires_and_serves_one_purpose() {
         let response = reset_password(&app, invalid, NEW_PASSWORD).await;
         response.assert_error(422, "validation_failed").assert_field("token");
     }
-    assert_eq!(verify_email(&app, &reset_token).await.status, 422);
+    assert_eq!(verify_email(&app, &dana, &reset_token).await.status, 422);
     app.clock.advance(Duration::from_hours(1));
     assert_eq!(reset_password(&app, &reset_token, NEW_PASSWORD).await.status, 422);
-    assert_eq!(verify_email(&app, &verification).await.status, 204);
+    let pair = sign_in(&app, &dana.email, PASSWORD).await.expect_status(200);
+    let dana = dana.with_tokens(&pair);
+    assert_eq!(verify_email(&app, &dana, &verification).await.status, 204);
     assert_eq!(sign_in(&app, &dana.email, PASSWORD).await.status, 200);
 }
 
@@ -189,9 +194,9 @@ async fn email_is_verified_once_by_mailed_link() {
     let token = link_token(&sink.wait_for_email(&dana.email, "Verify").await);
     let send = || app.request_as(&dana.access_token, "POST", "/v1/auth/verify-email/send");
     assert_eq!(send().send().await.status, 202);
-    assert_eq!(verify_email(&app, &token).await.status, 204);
+    assert_eq!(verify_email(&app, &dana, &token).await.status, 204);
     assert_eq!(me(&app, &dana).await["user"]["email_verified"], true);
-    assert_eq!(verify_email(&app, &token).await.status, 422, "the link works only once");
+    assert_eq!(verify_email(&app, &dana, &token).await.status, 422, "the link works only once");
     send().send().await.assert_error(409, "conflict");
     app.wait_for_event_count(&dana.access_token, "action=member.email_verified", 1).await;
 }

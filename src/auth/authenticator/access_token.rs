@@ -37,6 +37,10 @@ const INVALID_TOKEN: AuthError = AuthError::InvalidCredential("the access token 
 
 const SESSION_ENDED: AuthError = AuthError::InvalidCredential("the session has ended");
 
+const CREDENTIALS_REPLACED: AuthError = AuthError::InvalidCredential(
+    "the password or a second factor was changed: use the tokens of that response, or sign in again",
+);
+
 const GRANT_REVOKED: AuthError =
     AuthError::InvalidCredential("access was revoked; request authorization again");
 
@@ -169,6 +173,9 @@ impl Authenticator {
             return Err(SESSION_ENDED);
         }
         let principal = self.session_principal(id, session)?;
+        if claims.session_generation != Some(session.credential_generation) {
+            return Err(CREDENTIALS_REPLACED);
+        }
         let granted = Scope::from_oauth_scope(&claims.scope).ok_or(INVALID_TOKEN)?;
         // A demotion applies at once, a promotion with the next token.
         Ok(Principal { scope: granted.min(principal.scope), ..principal })

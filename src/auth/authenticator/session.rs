@@ -13,9 +13,9 @@ use crate::{
     },
     model::{
         id::SessionId,
-        one_time_token::TokenPurpose,
         principal::{Credential, Principal},
         session::SessionRecord,
+        session_cookie::SessionCookie,
     },
     store::Store,
 };
@@ -31,16 +31,12 @@ impl Authenticator {
     /// # Errors
     /// [`AuthError::InvalidCredential`] if the session has ended.
     pub async fn authenticate_cookie(&self, cookie: &str) -> Result<Arc<Principal>, AuthError> {
-        let id = self
-            .context
-            .token_key
-            .verify(TokenPurpose::SessionCookie, cookie)
-            .ok_or(NOT_SIGNED_IN)?;
-        let (id, now) = (SessionId::from(id), self.context.env.clock.now());
-        let lookup = self.context.store.touch_session(id, now, self.session_idle_timeout);
+        let cookie = SessionCookie::parse(cookie).ok_or(NOT_SIGNED_IN)?;
+        let now = self.context.env.clock.now();
+        let lookup = self.context.store.touch_session(&cookie, now, self.session_idle_timeout);
         let session = Store::with_timeout(QUERY_TIMEOUT, lookup).await?;
         let session = session.ok_or(NOT_SIGNED_IN)?;
-        self.session_principal(id, &session).map(Arc::new)
+        self.session_principal(cookie.session(), &session).map(Arc::new)
     }
 
     /// Authenticates a session cookie without extending the session, for requests that a page
@@ -54,14 +50,13 @@ impl Authenticator {
         cookie: &str,
         began: Duration,
     ) -> Result<Arc<Principal>, AuthError> {
-        let id = self
-            .context
-            .token_key
-            .verify(TokenPurpose::SessionCookie, cookie)
-            .ok_or(NOT_SIGNED_IN)?;
-        let id = SessionId::from(id);
+        let cookie = SessionCookie::parse(cookie).ok_or(NOT_SIGNED_IN)?;
+        let id = cookie.session();
         let record = self.caches.bindings.find(TokenBinding::Session(id), began).await?;
         let Some(BindingRecord::Session(session)) = record else { return Err(NOT_SIGNED_IN) };
+        if !session.cookie_digest.matches(cookie.digest()) {
+            return Err(NOT_SIGNED_IN);
+        }
         self.session_principal(id, &session).map(Arc::new)
     }
 

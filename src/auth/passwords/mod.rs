@@ -36,7 +36,8 @@ pub struct Passwords {
 }
 
 impl Passwords {
-    /// Changes the caller's password, and ends the user's other sessions.
+    /// Changes the caller's password, and ends the user's other sessions. The caller's session gets
+    /// the returned credentials.
     ///
     /// # Errors
     /// [`AuthError::Invalid`] if the current password is wrong or the new one violates the policy;
@@ -53,7 +54,7 @@ impl Passwords {
         caller: &SessionCaller,
         current: &Password,
         new: &Password,
-    ) -> Result<(), AuthError> {
+    ) -> Result<SessionCredentials, AuthError> {
         let (session, user_id) = (caller.session(), caller.user());
         let user = self.context.user(user_id).await?;
         let current_hash =

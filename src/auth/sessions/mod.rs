@@ -1,7 +1,8 @@
 //! Sessions of users: list them, end them, move them to another workspace.
 //!
 //! Every end and move of a session is recorded in the audit log of each workspace concerned, in the
-//! same transaction. `refresh` renews a session's tokens.
+//! same transaction. `refresh` renews a session's tokens; [`Sessions::renew_after_change`] replaces
+//! its credentials after a change of the password or of a factor.
 
 mod refresh;
 
@@ -23,6 +24,7 @@ use crate::{
         refresh_token::{RefreshKey, RefreshSeed},
         scope::Role,
         session::{NewSession, Session, SessionEndReason, SessionSelector},
+        session_cookie::SessionCookie,
         user::Membership,
     },
     store::{self, Audited, Tx},
@@ -40,6 +42,26 @@ pub struct TokenPair {
     pub refresh_token: SecretString,
     /// The session of both tokens.
     pub session: SessionId,
+}
+
+/// All credentials of a session: those of a new one, or those that replace the earlier ones.
+#[derive(Debug)]
+pub struct SessionCredentials {
+    /// The tokens, for API clients.
+    pub tokens: TokenPair,
+    /// The cookie, for browsers.
+    pub cookie: SessionCookie,
+}
+
+/// The session and the generations of a new token pair.
+struct TokenPairParams<'a> {
+    user: UserId,
+    workspace: WorkspaceId,
+    session: SessionId,
+    role: Role,
+    refresh_generation: u32,
+    credential_generation: u32,
+    seed: &'a RefreshSeed,
 }
 
 /// The sessions of users and their refresh tokens.
@@ -185,9 +207,69 @@ impl Sessions {
             tx.set_workspace(caller.workspace()).await?;
             store::audit::insert(tx, caller.workspace(), &left).await?;
         }
-        let generation = state.generation.saturating_add(1);
-        let pair = self.issue_token_pair(user, workspace, id, role, generation, &state.seed)?;
+        let pair = self.issue_token_pair(&TokenPairParams {
+            user,
+            workspace,
+            session: id,
+            role,
+            refresh_generation: state.generation.saturating_add(1),
+            credential_generation: state.credential_generation,
+            seed: &state.seed,
+        })?;
         Ok((pair, audited))
+    }
+
+    /// Applies a change of the user's password or factors to the user's sessions: ends the others,
+    /// and replaces the credentials of the caller's own. A thief of either session loses access.
+    ///
+    /// `tx` must be of the user and have locked the user's row. The caller must commit it and wait
+    /// at the fence.
+    ///
+    /// # Errors
+    /// As [`Self::replace_credentials`].
+    pub(in crate::auth) async fn renew_after_change(
+        &self,
+        tx: &mut Tx,
+        caller: &SessionCaller,
+        reason: SessionEndReason,
+    ) -> Result<SessionCredentials, AuthError> {
+        let others = SessionSelector::AllExcept(caller.session());
+        let actor = Actor::from(&*caller.principal);
+        self.end_selected(tx, caller.user(), others, reason, &actor, &caller.request).await?;
+        self.replace_credentials(tx, caller).await
+    }
+
+    /// Replaces the cookie and all tokens of the caller's session. The earlier ones become invalid.
+    ///
+    /// # Errors
+    /// [`SESSION_ENDED`] if the session has ended; [`AuthError::Conflict`] if it has switched to
+    /// another workspace meanwhile.
+    pub(in crate::auth) async fn replace_credentials(
+        &self,
+        tx: &mut Tx,
+        caller: &SessionCaller,
+    ) -> Result<SessionCredentials, AuthError> {
+        let (session, user, workspace) = (caller.session(), caller.user(), caller.workspace());
+        let (entropy, now) = (&self.context.env.entropy, self.context.env.clock.now());
+        let seed = RefreshSeed::new(entropy.bytes());
+        let cookie = SessionCookie::new(session, entropy.bytes());
+        let digest = cookie.digest();
+        let replaced =
+            store::sessions::replace_credentials(tx, user, session, &seed, digest, now).await?;
+        let replaced = replaced.ok_or(SESSION_ENDED)?;
+        if replaced.workspace_id != workspace {
+            return Err(AuthError::Conflict("the session has switched to another workspace"));
+        }
+        let tokens = self.issue_token_pair(&TokenPairParams {
+            user,
+            workspace,
+            session,
+            role: caller.role(),
+            refresh_generation: replaced.refresh_generation,
+            credential_generation: replaced.credential_generation,
+            seed: &seed,
+        })?;
+        Ok(SessionCredentials { tokens, cookie })
     }
 
     /// The audit event for a session that entered or left a workspace. It does not name the other
@@ -288,10 +370,12 @@ impl Sessions {
         Membership { workspace_id, role }: Membership,
         request: &Arc<RequestInfo>,
         status: u16,
-    ) -> Result<(TokenPair, Audited), AuthError> {
+    ) -> Result<(SessionCredentials, Audited), AuthError> {
         let now = self.context.env.clock.now();
+        let id = self.context.env.new_id();
+        let cookie = SessionCookie::new(id, self.context.env.entropy.bytes());
         let session = NewSession {
-            id: self.context.env.new_id(),
+            id,
             user_id: user,
             workspace_id,
             created_at: now,
@@ -299,6 +383,7 @@ impl Sessions {
             ip: request.ip,
             user_agent: request.user_agent.clone(),
             seed: RefreshSeed::new(self.context.env.entropy.bytes()),
+            cookie_digest: cookie.digest(),
         };
         store::sessions::insert(tx, &session).await?;
         let event = self
@@ -306,27 +391,26 @@ impl Sessions {
             .audit_event(request, workspace_id, Action::SessionCreated, actor, status)
             .with_target(session.id, None);
         let audited = store::audit::insert(tx, workspace_id, &event).await?;
-        let pair = self.issue_token_pair(user, workspace_id, session.id, role, 0, &session.seed)?;
-        Ok((pair, audited))
+        let tokens = self.issue_token_pair(&TokenPairParams {
+            user,
+            workspace: workspace_id,
+            session: id,
+            role,
+            refresh_generation: 0,
+            credential_generation: 0,
+            seed: &session.seed,
+        })?;
+        Ok((SessionCredentials { tokens, cookie }, audited))
     }
 
-    pub(in crate::auth) fn issue_token_pair(
-        &self,
-        user: UserId,
-        workspace: WorkspaceId,
-        session: SessionId,
-        role: Role,
-        generation: u32,
-        seed: &RefreshSeed,
-    ) -> Result<TokenPair, AuthError> {
-        Ok(TokenPair {
-            access_token: self
-                .token_issuer
-                .issue_session_token(user, workspace, session, role)?
-                .into(),
-            refresh_token: self.refresh_key.derive(session, generation, seed),
-            session,
-        })
+    fn issue_token_pair(&self, params: &TokenPairParams<'_>) -> Result<TokenPair, AuthError> {
+        let TokenPairParams { user, workspace, session, role, .. } = *params;
+        let generation = params.credential_generation;
+        let access_token =
+            self.token_issuer.issue_session_token(user, workspace, session, generation, role)?;
+        let refresh_token =
+            self.refresh_key.derive(session, params.refresh_generation, params.seed);
+        Ok(TokenPair { access_token: access_token.into(), refresh_token, session })
     }
 
     /// Maximum lifetime of a session.

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use crate::{
     auth::{
         AuthError,
-        sessions::{Sessions, TokenPair},
+        sessions::{Sessions, TokenPair, TokenPairParams},
     },
     model::{
         audit::{Action, Actor, ActorType, RequestInfo},
@@ -77,7 +77,15 @@ impl Sessions {
             }
             TokenStatus::Invalid => return Err(AuthError::InvalidRefreshToken),
         };
-        let pair = self.issue_token_pair(user, workspace, id, role, generation, &state.seed)?;
+        let pair = self.issue_token_pair(&TokenPairParams {
+            user,
+            workspace,
+            session: id,
+            role,
+            refresh_generation: generation,
+            credential_generation: state.credential_generation,
+            seed: &state.seed,
+        })?;
         tx.commit(audited).await?.unfenced("no node caches refresh tokens");
         Ok(pair)
     }

@@ -10,7 +10,7 @@ use secrecy::SecretString;
 use crate::{
     auth::{
         AuthError, passwords::parse_stored_email, second_factors::MAX_WRONG_CODES,
-        sessions::TokenPair, sign_in::SignIn,
+        sessions::SessionCredentials, sign_in::SignIn,
     },
     model::{
         audit::RequestInfo,
@@ -63,7 +63,7 @@ impl SignIn {
         token: &str,
         code: &str,
         request: &Arc<RequestInfo>,
-    ) -> Result<TokenPair, AuthError> {
+    ) -> Result<SessionCredentials, AuthError> {
         let id = self
             .context
             .token_key
@@ -101,9 +101,9 @@ impl SignIn {
             return Err(WRONG_CODE);
         }
         store::second_factor::use_challenge(&mut tx, user_id, id, now).await?;
-        let (pair, audited) =
+        let (credentials, audited) =
             self.complete(&mut tx, &account, challenge.workspace, request).await?;
         tx.commit(audited).await?.unfenced("a new session, which no node has cached");
-        Ok(pair)
+        Ok(credentials)
     }
 }

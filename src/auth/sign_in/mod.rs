@@ -16,7 +16,7 @@ use super::{
     password_hashing::PasswordVerification,
     passwords::Passwords,
     second_factors::SecondFactors,
-    sessions::{Sessions, TokenPair},
+    sessions::{SessionCredentials, Sessions},
     workspaces::{Workspaces, default_workspace_name},
 };
 use crate::{
@@ -62,7 +62,7 @@ impl SignIn {
         password: &Password,
         workspace: Option<WorkspaceId>,
         request: &Arc<RequestInfo>,
-    ) -> Result<TokenPair, AuthError> {
+    ) -> Result<SessionCredentials, AuthError> {
         let Ok(email) = Email::parse(email) else {
             // No user can have this address. Hash all the same, to take the same time.
             self.passwords.hasher.verify(password, None).await?;
@@ -84,7 +84,7 @@ impl SignIn {
         verified: PasswordVerification,
         requested: Option<WorkspaceId>,
         request: &Arc<RequestInfo>,
-    ) -> Result<TokenPair, AuthError> {
+    ) -> Result<SessionCredentials, AuthError> {
         let new_hash = match verified {
             PasswordVerification::CorrectNeedsRehash => {
                 Some(self.passwords.hasher.hash(password).await?)
@@ -106,9 +106,9 @@ impl SignIn {
             tx.commit(audited).await?.unfenced("a challenge, which grants no access yet");
             return Err(AuthError::MfaRequired(token));
         }
-        let (pair, audited) = self.complete(&mut tx, account, requested, request).await?;
+        let (credentials, audited) = self.complete(&mut tx, account, requested, request).await?;
         tx.commit(audited).await?.unfenced("a new session, which no node has cached");
-        Ok(pair)
+        Ok(credentials)
     }
 
     /// Starts a session for an authenticated user, in a transaction of that user which the caller
@@ -119,7 +119,7 @@ impl SignIn {
         account: &SignInAccount,
         requested: Option<WorkspaceId>,
         request: &Arc<RequestInfo>,
-    ) -> Result<(TokenPair, Audited), AuthError> {
+    ) -> Result<(SessionCredentials, Audited), AuthError> {
         let memberships = store::members::list_by_user(tx, account.user_id).await?;
         let membership_in =
             |id: WorkspaceId| memberships.iter().find(move |m| m.workspace_id == id);

@@ -118,7 +118,7 @@ pub async fn register(
     let account = NewAccount { email, password, full_name, workspace_name };
     let registered = app.auth.accounts.register(account, &public.request).await?;
     let body = RegisteredBody {
-        tokens: TokenBody::new(&app, &registered.tokens),
+        tokens: TokenBody::new(&app, &registered.credentials.tokens),
         user: registered.user.into(),
         workspace: WorkspaceBody::new(&app, registered.workspace),
     };
@@ -151,9 +151,9 @@ pub async fn login(
     extract::Json(body): extract::Json<LoginRequest>,
 ) -> ApiResult<Json<TokenBody>> {
     let LoginRequest { email, password, workspace_id } = body;
-    let pair =
+    let credentials =
         app.auth.sign_in.with_password(&email, &password, workspace_id, &public.request).await?;
-    Ok(Json(TokenBody::new(&app, &pair)))
+    Ok(Json(TokenBody::new(&app, &credentials.tokens)))
 }
 
 /// A token refresh.

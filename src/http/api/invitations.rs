@@ -165,7 +165,7 @@ pub async fn accept(
         app.auth.invitations.accept(&caller, token).await?
     } else {
         let new = NewMember { password, full_name };
-        app.auth.invitations.accept_with_new_account(token, &new, &public.request).await?
+        app.auth.invitations.accept_with_new_account(token, &new, &public.request).await?.tokens
     };
     Ok(Created::at("/v1/auth/me".to_owned(), Json(TokenBody::new(&app, &pair))))
 }

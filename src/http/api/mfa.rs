@@ -3,13 +3,14 @@
 //!
 //! Passkeys are in [`super::passkeys`].
 
-use axum::{Json, extract::State, http::StatusCode};
+use axum::{Json, extract::State};
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::{ApiResult, auth::TokenBody};
 use crate::{
+    auth::second_factors::NewRecoveryCodes,
     http::{
         App,
         extract::{self, Authorized, Public, UserSession},
@@ -41,8 +42,8 @@ pub async fn verify(
 ) -> ApiResult<Json<TokenBody>> {
     let VerifyMfaRequest { mfa_token, code } = body;
     let (token, code) = (mfa_token.expose_secret(), code.expose_secret());
-    let pair = app.auth.sign_in.complete_mfa_challenge(token, code, &public.request).await?;
-    Ok(Json(TokenBody::new(&app, &pair)))
+    let credentials = app.auth.sign_in.complete_mfa_challenge(token, code, &public.request).await?;
+    Ok(Json(TokenBody::new(&app, &credentials.tokens)))
 }
 
 /// An authenticator app to enroll.
@@ -68,6 +69,7 @@ pub struct TotpEnrollmentBody {
 /// Enroll an authenticator app
 ///
 /// Nothing changes until `POST /v1/auth/mfa/totp/confirm` confirms a first code, within 15 minutes.
+/// The caller's email address must be verified.
 #[utoipa::path(post, path = "/v1/auth/mfa/totp", tag = "Sessions", request_body = EnrollTotpRequest,
     responses((status = 200, body = TotpEnrollmentBody), (status = 403), (status = 409)))]
 pub async fn enroll(
@@ -91,24 +93,28 @@ pub struct ConfirmTotpRequest {
     code: SecretString,
 }
 
-/// Recovery codes, to sign in without the authenticator app.
+/// Recovery codes, to sign in without the authenticator app, and the new tokens of the session.
 #[derive(Serialize, ToSchema)]
 pub struct RecoveryCodesBody {
     /// Each code works once. Only this response contains the codes.
     recovery_codes: Vec<String>,
+    #[serde(flatten)]
+    tokens: TokenBody,
 }
 
-impl From<Vec<SecretString>> for RecoveryCodesBody {
-    fn from(codes: Vec<SecretString>) -> Self {
-        let codes = codes.iter().map(|code| code.expose_secret().to_owned());
-        Self { recovery_codes: codes.collect() }
+impl RecoveryCodesBody {
+    fn new(app: &App, new: &NewRecoveryCodes) -> Self {
+        let codes = new.codes.iter().map(|code| code.expose_secret().to_owned());
+        let tokens = TokenBody::new(app, &new.credentials.tokens);
+        Self { recovery_codes: codes.collect(), tokens }
     }
 }
 
 /// Confirm an authenticator app
 ///
-/// From now on, each sign-in with a password requires a code. Ends the user's other sessions. API
-/// keys are not affected.
+/// From now on, each sign-in with a password requires a code. Ends the user's other sessions, and
+/// returns new tokens for this one; its earlier tokens stop working at once. API keys are not
+/// affected.
 #[utoipa::path(post, path = "/v1/auth/mfa/totp/confirm", tag = "Sessions",
     request_body = ConfirmTotpRequest,
     responses((status = 200, body = RecoveryCodesBody), (status = 403), (status = 409)))]
@@ -117,13 +123,14 @@ pub async fn confirm(
     State(app): State<App>,
     extract::Json(body): extract::Json<ConfirmTotpRequest>,
 ) -> ApiResult<Json<RecoveryCodesBody>> {
-    let codes = app.auth.second_factors.confirm_totp(&caller, body.code.expose_secret()).await?;
-    Ok(Json(RecoveryCodesBody::from(codes)))
+    let new = app.auth.second_factors.confirm_totp(&caller, body.code.expose_secret()).await?;
+    Ok(Json(RecoveryCodesBody::new(&app, &new)))
 }
 
 /// Create new recovery codes
 ///
-/// The previous recovery codes stop working.
+/// The previous recovery codes stop working. Ends the user's other sessions, and returns new tokens
+/// for this one; its earlier tokens stop working at once.
 #[utoipa::path(post, path = "/v1/auth/mfa/recovery-codes", tag = "Sessions",
     request_body = PasswordConfirmation,
     responses((status = 200, body = RecoveryCodesBody), (status = 403), (status = 404)))]
@@ -132,8 +139,8 @@ pub async fn renew_recovery_codes(
     State(app): State<App>,
     extract::Json(body): extract::Json<PasswordConfirmation>,
 ) -> ApiResult<Json<RecoveryCodesBody>> {
-    let codes = app.auth.second_factors.renew_recovery_codes(&caller, &body.password).await?;
-    Ok(Json(RecoveryCodesBody::from(codes)))
+    let new = app.auth.second_factors.renew_recovery_codes(&caller, &body.password).await?;
+    Ok(Json(RecoveryCodesBody::new(&app, &new)))
 }
 
 /// A confirmation with the caller's password.
@@ -147,14 +154,16 @@ pub struct PasswordConfirmation {
 
 /// Remove the authenticator app
 ///
-/// A user with passkeys must have signed in with one of them, or remove the passkeys first.
+/// A user with passkeys must have signed in with one of them, or remove the passkeys first. Ends
+/// the user's other sessions, and returns new tokens for this one; its earlier tokens stop working
+/// at once.
 #[utoipa::path(delete, path = "/v1/auth/mfa/totp", tag = "Sessions", request_body = PasswordConfirmation,
-    responses((status = 204), (status = 403), (status = 404), (status = 409)))]
+    responses((status = 200, body = TokenBody), (status = 403), (status = 404), (status = 409)))]
 pub async fn remove(
     caller: Authorized<UserSession>,
     State(app): State<App>,
     extract::Json(body): extract::Json<PasswordConfirmation>,
-) -> ApiResult<StatusCode> {
-    app.auth.second_factors.remove_totp(&caller, &body.password).await?;
-    Ok(StatusCode::NO_CONTENT)
+) -> ApiResult<Json<TokenBody>> {
+    let credentials = app.auth.second_factors.remove_totp(&caller, &body.password).await?;
+    Ok(Json(TokenBody::new(&app, &credentials.tokens)))
 }

@@ -4,7 +4,7 @@
 //! Adding and signing in take two requests each: one for the options that the browser needs, one
 //! with its result.
 
-use axum::{Json, extract::State, http::StatusCode};
+use axum::{Json, extract::State};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use time::OffsetDateTime;
@@ -53,6 +53,15 @@ impl From<Passkey> for PasskeyBody {
     }
 }
 
+/// A new passkey, and the new tokens of the session.
+#[derive(Serialize, ToSchema)]
+pub struct AddedPasskeyBody {
+    #[serde(flatten)]
+    passkey: PasskeyBody,
+    #[serde(flatten)]
+    tokens: TokenBody,
+}
+
 /// The caller's passkeys, at most 20.
 #[derive(Serialize, ToSchema)]
 pub struct PasskeysBody {
@@ -97,16 +106,20 @@ pub struct AddPasskeyRequest {
 /// Add a passkey
 ///
 /// Stores the passkey that a browser created with the options of `POST /v1/auth/passkeys/options`.
-/// The session then counts as signed in with it.
+/// The session then counts as signed in with it. Returns new tokens for the session; its earlier
+/// tokens stop working at once.
 #[utoipa::path(post, path = "/v1/auth/passkeys", tag = "Passkeys", request_body = AddPasskeyRequest,
-    responses((status = 201, body = PasskeyBody), (status = 409)))]
+    responses((status = 201, body = AddedPasskeyBody), (status = 403), (status = 409)))]
 pub async fn add(
     caller: Authorized<UserSession>,
     State(app): State<App>,
     extract::Json(body): extract::Json<AddPasskeyRequest>,
-) -> ApiResult<Created<Json<PasskeyBody>>> {
-    let passkey = app.auth.passkeys.register(&caller, &body.name, &body.credential).await?;
-    Ok(Created::at("/v1/auth/passkeys".to_owned(), Json(passkey.into())))
+) -> ApiResult<Created<Json<AddedPasskeyBody>>> {
+    let (passkey, credentials) =
+        app.auth.passkeys.register(&caller, &body.name, &body.credential).await?;
+    let tokens = TokenBody::new(&app, &credentials.tokens);
+    let body = AddedPasskeyBody { passkey: passkey.into(), tokens };
+    Ok(Created::at("/v1/auth/passkeys".to_owned(), Json(body)))
 }
 
 /// List your passkeys
@@ -123,19 +136,20 @@ pub async fn list(
 
 /// Remove a passkey
 ///
-/// The passkey no longer signs in, and your other sessions end. A user without an authenticator app
-/// must have signed in with a passkey.
+/// The passkey no longer signs in, and your other sessions end. Returns new tokens for this
+/// session; its earlier tokens stop working at once. A user without an authenticator app must have
+/// signed in with a passkey.
 #[utoipa::path(delete, path = "/v1/auth/passkeys/{id}", tag = "Passkeys",
     params(("id" = PasskeyId, Path)), request_body = PasskeyRequest,
-    responses((status = 204), (status = 403), (status = 404)))]
+    responses((status = 200, body = TokenBody), (status = 403), (status = 404)))]
 pub async fn remove(
     caller: Authorized<UserSession>,
     State(app): State<App>,
     PathId(id): PathId<PasskeyId>,
     extract::Json(body): extract::Json<PasskeyRequest>,
-) -> ApiResult<StatusCode> {
-    app.auth.passkeys.remove(&caller, id, body.password.as_ref()).await?;
-    Ok(StatusCode::NO_CONTENT)
+) -> ApiResult<Json<TokenBody>> {
+    let credentials = app.auth.passkeys.remove(&caller, id, body.password.as_ref()).await?;
+    Ok(Json(TokenBody::new(&app, &credentials.tokens)))
 }
 
 /// Get the options to sign in with a passkey
@@ -171,6 +185,6 @@ pub async fn login(
     extract::Json(body): extract::Json<PasskeyLoginRequest>,
 ) -> ApiResult<Json<TokenBody>> {
     let PasskeyLoginRequest { credential, workspace_id } = body;
-    let pair = app.auth.passkeys.sign_in(&credential, workspace_id, &public.request).await?;
-    Ok(Json(TokenBody::new(&app, &pair)))
+    let credentials = app.auth.passkeys.sign_in(&credential, workspace_id, &public.request).await?;
+    Ok(Json(TokenBody::new(&app, &credentials.tokens)))
 }

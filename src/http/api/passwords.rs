@@ -2,12 +2,12 @@
 //!
 //! No response reveals whether an email address has an account.
 
-use axum::{extract::State, http::StatusCode};
+use axum::{Json, extract::State, http::StatusCode};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use utoipa::ToSchema;
 
-use super::ApiResult;
+use super::{ApiResult, auth::TokenBody};
 use crate::{
     http::{
         App,
@@ -30,16 +30,19 @@ pub struct ChangePasswordRequest {
 
 /// Change your password
 ///
-/// Ends your other sessions.
+/// Ends your other sessions, and returns new tokens for this one. Its earlier tokens stop working
+/// at once.
 #[utoipa::path(post, path = "/v1/auth/password/change", tag = "Passwords",
-    request_body = ChangePasswordRequest, responses((status = 204), (status = 409)))]
+    request_body = ChangePasswordRequest,
+    responses((status = 200, body = TokenBody), (status = 409)))]
 pub async fn change(
     caller: Authorized<UserSession>,
     State(app): State<App>,
     extract::Json(body): extract::Json<ChangePasswordRequest>,
-) -> ApiResult<StatusCode> {
-    app.auth.passwords.change(&caller, &body.current_password, &body.new_password).await?;
-    Ok(StatusCode::NO_CONTENT)
+) -> ApiResult<Json<TokenBody>> {
+    let ChangePasswordRequest { current_password, new_password } = body;
+    let credentials = app.auth.passwords.change(&caller, &current_password, &new_password).await?;
+    Ok(Json(TokenBody::new(&app, &credentials.tokens)))
 }
 
 /// A request for a password reset.

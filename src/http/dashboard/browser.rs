@@ -27,9 +27,9 @@ use crate::{
     model::{
         audit::RequestInfo,
         brand::Brand,
-        id::SessionId,
         oauth::{parameters::Parameters, redirect_uri},
         principal::Caller,
+        session_cookie::SessionCookie,
     },
     oauth::authorization::AuthorizationRequest,
 };
@@ -129,9 +129,12 @@ impl Browser {
         }
     }
 
-    /// Binds the following forms to the session of the caller, on a page that requires no session.
-    pub(super) fn bind_forms_to_session(&mut self, caller: &SessionCaller) {
-        self.form_binding = CsrfBinding::SessionInWorkspace(caller.session(), caller.workspace());
+    /// Sets the cookie of a session.
+    pub(super) fn set_session_cookie(&self, response: &mut Response, cookie: &SessionCookie) {
+        let lifetime = self.app.auth.sessions.lifetime().as_secs();
+        let max_age = Duration::seconds(i64::try_from(lifetime).unwrap_or(i64::MAX));
+        let value = cookie.value().expose_secret().to_owned();
+        set_cookie(&self.app, response, SESSION_COOKIE, value, Some(max_age));
     }
 
     /// Lets the forms of the following pages lead to this redirect URI.
@@ -171,13 +174,9 @@ impl Browser {
 
     /// Redirects to a page and sets the cookie of a new session.
     #[must_use]
-    pub fn sign_in_redirect(&self, session: SessionId, next: &str) -> Response {
+    pub fn sign_in_redirect(&self, cookie: &SessionCookie, next: &str) -> Response {
         let mut response = Redirect::to(next).into_response();
-        let lifetime = self.app.auth.sessions.lifetime().as_secs();
-        let max_age = Duration::seconds(i64::try_from(lifetime).unwrap_or(i64::MAX));
-        let value = self.app.auth.browser_sessions.cookie(session);
-        let value = value.expose_secret().to_owned();
-        set_cookie(&self.app, &mut response, SESSION_COOKIE, value, Some(max_age));
+        self.set_session_cookie(&mut response, cookie);
         response
     }
 

@@ -79,12 +79,15 @@ pub(super) async fn accept(
     let (browser, token) = (&form.browser, form.text("token")?);
     let caller = browser.caller(&public.request).await?;
     let accepted = if let Some(caller) = &caller {
-        app.auth.invitations.accept(caller, token).await
+        // The session moves to the workspace and keeps its cookie.
+        app.auth.invitations.accept(caller, token).await.map(|_| Redirect::to("/").into_response())
     } else {
         let password = form.password("password")?;
         let full_name = form.non_empty_text("full_name")?.map(str::to_owned);
         let new = NewMember { password, full_name };
-        app.auth.invitations.accept_with_new_account(token, &new, &public.request).await
+        let accepted =
+            app.auth.invitations.accept_with_new_account(token, &new, &public.request).await;
+        accepted.map(|credentials| browser.sign_in_redirect(&credentials.cookie, "/"))
     };
     let error = match accepted {
         Ok(pair) => return Ok(browser.sign_in_redirect(pair.session, "/")),

@@ -3,10 +3,7 @@
 //! These pages need JavaScript: browsers offer Web Authentication to scripts only.
 
 use askama::Template;
-use axum::{
-    extract::State,
-    response::{IntoResponse, Redirect, Response},
-};
+use axum::{extract::State, response::Response};
 
 use super::{
     context::DashboardContext,
@@ -67,7 +64,9 @@ pub(super) async fn add(
         Err(error) => Err(error),
     };
     match added {
-        Ok(_) => Ok(Redirect::to(SECOND_FACTOR).into_response()),
+        Ok((_, credentials)) => {
+            Ok(context.browser.sign_in_redirect(&credentials.cookie, SECOND_FACTOR))
+        }
         Err(error) => second_factor::settings_page(&caller, &app, &context, Some(error)).await,
     }
 }
@@ -82,7 +81,7 @@ pub(super) async fn remove(
 ) -> Result<Response, ApiError> {
     let password = form.password("password")?;
     match app.auth.passkeys.remove(&caller, id, password.as_ref()).await {
-        Ok(()) => Ok(Redirect::to(SECOND_FACTOR).into_response()),
+        Ok(credentials) => Ok(context.browser.sign_in_redirect(&credentials.cookie, SECOND_FACTOR)),
         Err(error) => {
             second_factor::settings_page(&caller, &app, &context, Some(error.into())).await
         }
@@ -105,7 +104,7 @@ pub(super) async fn sign_in(
         Err(error) => Err(error),
     };
     match tokens {
-        Ok(pair) => Ok(form.browser.sign_in_redirect(pair.session, next)),
+        Ok(credentials) => Ok(form.browser.sign_in_redirect(&credentials.cookie, next)),
         Err(error) => {
             let (status, problem) = form_error(error)?;
             sign_in::page(&app, &form.browser, status, next, "", Some(problem))

@@ -3,10 +3,7 @@
 //! The handlers of passkeys are in [`super::passkeys`].
 
 use askama::Template;
-use axum::{
-    extract::State,
-    response::{IntoResponse, Redirect, Response},
-};
+use axum::{extract::State, response::Response};
 use fast_qr::{
     QRBuilder,
     convert::{Builder, Shape, svg::SvgBuilder},
@@ -21,6 +18,7 @@ use super::{
     paths::SECOND_FACTOR,
 };
 use crate::{
+    auth::second_factors::NewRecoveryCodes,
     http::{
         ApiError, App,
         extract::{Authorized, UserSession},
@@ -37,12 +35,20 @@ enum MissingFactor {
     PasskeyNotUsed,
 }
 
+/// The state of the user's email address. Factors require a verified one.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum EmailStatus {
+    Verified,
+    Unverified,
+}
+
 #[derive(Template)]
 #[template(path = "second_factor_settings.html")]
 struct SettingsPage {
     layout: Layout,
     is_totp_enabled: bool,
     missing_factor: Option<MissingFactor>,
+    email_status: EmailStatus,
     passkeys: Vec<Passkey>,
     /// True if the sign-in is too long ago, so that changes require the password.
     is_password_required: bool,
@@ -103,7 +109,7 @@ pub(super) async fn confirm(
     UserForm(form): UserForm,
 ) -> Result<Response, ApiError> {
     match app.auth.second_factors.confirm_totp(&caller, form.text("code")?.trim()).await {
-        Ok(codes) => context.render_page(200, &CodesPage { layout: context.layout(), codes }),
+        Ok(new) => codes_page(&context, new),
         Err(error) => {
             let (status, problem) = form_error(error.into())?;
             // Display the same secret again. Only this browser has it: the form sends it back.
@@ -123,7 +129,7 @@ pub(super) async fn renew_recovery_codes(
 ) -> Result<Response, ApiError> {
     let password = Password::new(form.text("password")?.to_owned());
     match app.auth.second_factors.renew_recovery_codes(&caller, &password).await {
-        Ok(codes) => context.render_page(200, &CodesPage { layout: context.layout(), codes }),
+        Ok(new) => codes_page(&context, new),
         Err(error) => settings_page(&caller, &app, &context, Some(error.into())).await,
     }
 }
@@ -138,14 +144,16 @@ pub(super) async fn change_password(
     let password = |name| Ok::<_, ApiError>(Password::new(form.text(name)?.to_owned()));
     let (current, new) = (password("current_password")?, password("new_password")?);
     match app.auth.passwords.change(&caller, &current, &new).await {
-        Ok(()) => {
+        Ok(credentials) => {
             let message = MessagePage {
                 layout: context.layout(),
                 title: "Password changed",
                 text: "You are signed out of all other sessions.",
                 link: Some((SECOND_FACTOR, "Back to security settings")),
             };
-            context.render_page(200, &message)
+            let mut response = context.render_page(200, &message)?;
+            context.browser.set_session_cookie(&mut response, &credentials.cookie);
+            Ok(response)
         }
         Err(error) => settings_page(&caller, &app, &context, Some(error.into())).await,
     }
@@ -160,9 +168,17 @@ pub(super) async fn remove(
 ) -> Result<Response, ApiError> {
     let password = Password::new(form.text("password")?.to_owned());
     match app.auth.second_factors.remove_totp(&caller, &password).await {
-        Ok(()) => Ok(Redirect::to(SECOND_FACTOR).into_response()),
+        Ok(credentials) => Ok(context.browser.sign_in_redirect(&credentials.cookie, SECOND_FACTOR)),
         Err(error) => settings_page(&caller, &app, &context, Some(error.into())).await,
     }
+}
+
+/// Returns the page of new recovery codes, and sets the new cookie of the session.
+fn codes_page(context: &DashboardContext, new: NewRecoveryCodes) -> Result<Response, ApiError> {
+    let page = CodesPage { layout: context.layout(), codes: new.codes };
+    let mut response = context.render_page(200, &page)?;
+    context.browser.set_session_cookie(&mut response, &new.credentials.cookie);
+    Ok(response)
 }
 
 /// Returns the page of the security settings, with the message of an error.
@@ -183,6 +199,11 @@ pub(super) async fn settings_page(
     };
     let page = SettingsPage {
         layout: context.layout(),
+        email_status: if app.auth.email_verification.is_verified(caller).await? {
+            EmailStatus::Verified
+        } else {
+            EmailStatus::Unverified
+        },
         is_totp_enabled: app.auth.second_factors.has_totp(caller).await?,
         missing_factor: lack,
         is_password_required: !app.auth.passwords.has_reauthenticated(caller, None).await?,

@@ -74,7 +74,7 @@ pub(super) async fn submit(
     let (browser, next) = (&form.browser, same_origin_path(form.text("next")?));
     let (email, password) = (form.text("email")?, Password::new(form.text("password")?.to_owned()));
     match app.auth.sign_in.with_password(email, &password, None, &public.request).await {
-        Ok(pair) => Ok(browser.sign_in_redirect(pair.session, next)),
+        Ok(credentials) => Ok(browser.sign_in_redirect(&credentials.cookie, next)),
         Err(AuthError::MfaRequired(token)) => {
             let (layout, mfa_token) = (browser.layout(), token.expose_secret());
             let page = SecondFactorPage { layout, next, mfa_token, problem: None };
@@ -114,7 +114,7 @@ pub(super) async fn submit_code(
     let (browser, next) = (&form.browser, same_origin_path(form.text("next")?));
     let (mfa_token, code) = (form.text("mfa_token")?, form.text("code")?.trim());
     match app.auth.sign_in.complete_mfa_challenge(mfa_token, code, &public.request).await {
-        Ok(pair) => Ok(browser.sign_in_redirect(pair.session, next)),
+        Ok(credentials) => Ok(browser.sign_in_redirect(&credentials.cookie, next)),
         Err(error) => {
             let (status, problem) = form_error(error.into())?;
             let (layout, problem) = (browser.layout(), Some(problem));

@@ -81,7 +81,9 @@ pub(super) async fn submit(
         workspace_name: form.non_empty_text("workspace_name")?.map(str::to_owned),
     };
     let error = match app.auth.accounts.register(account, &public.request).await {
-        Ok(registered) => return Ok(browser.sign_in_redirect(registered.tokens.session, next)),
+        Ok(registered) => {
+            return Ok(browser.sign_in_redirect(&registered.credentials.cookie, next));
+        }
         Err(error) => ApiError::from(error),
     };
     let is_known = error.code() == ErrorCode::Conflict;
