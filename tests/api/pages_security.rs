@@ -6,7 +6,10 @@ use call2me_auth::http::{dashboard, extract::AccessRule, route_types::PageRoute}
 use serde_json::json;
 
 use crate::{
-    fixture::{Browser, Chromium, PASSWORD, TestApp},
+    fixture::{
+        Browser, Chromium, PASSWORD, SmtpSink, TestApp, link_token,
+        oauth::{DEVICE_GRANT, OAuthExt},
+    },
     pages::{SESSION_COOKIE, is_signed_in, sign_in},
 };
 
@@ -163,6 +166,55 @@ async fn form_without_csrf_token_is_rejected() {
     assert!(checked >= 8, "{checked}");
 }
 
+/// An attacker that plants the browser cookie, from a subdomain for example, knows the CSRF token
+/// of that browser. It is not valid for what a session does.
+#[tokio::test]
+async fn planted_browser_cookie_makes_no_form_of_a_session() {
+    let sink = SmtpSink::start();
+    let app = TestApp::start_with(&[("mail.url", &sink.url())]).await;
+    let [dana, lee] = [app.register_verified("acme").await, app.register("lee").await];
+    let body = json!({ "email": lee.email, "role": "viewer" });
+    let invite = app.request_as(&dana.access_token, "POST", "/v1/invitations").json(body);
+    invite.send().await.expect_status(201);
+    let invitation = link_token(&sink.wait_for_email(&lee.email, "Invitation").await);
+    let verification = link_token(&sink.wait_for_email(&lee.email, "Verify").await);
+    let grants = json!({ "grant_types": [DEVICE_GRANT], "redirect_uris": [] });
+    let client = app.register_client(grants).await;
+    let device = client.with_client_credentials(&[("scope", "call2me:write")]);
+    let device = app.post_form("/oauth/device_authorization", &device).await.expect_status(200);
+    let user_code = device["user_code"].as_str().unwrap();
+
+    let mut attacker = Browser::new(&app);
+    let sign_in_page = attacker.get("/sign-in").await;
+    let token = sign_in_page.hidden_fields("/sign-in").remove(0).1;
+    let mut victim = Browser::signed_in(&app, &lee.email).await;
+    let own_page = victim.get("/device").await;
+    victim
+        .cookies
+        .insert("call2me_browser".to_owned(), attacker.cookies["call2me_browser"].clone());
+    for (path, name, value) in [
+        ("/device", "user_code", user_code),
+        ("/device/consent", "user_code", user_code),
+        ("/accept-invitation", "token", &*invitation),
+        ("/verify-email", "token", &*verification),
+    ] {
+        let fields = [
+            ("form_token", &*token),
+            (name, value),
+            ("decision", "allow"),
+            ("workspace", &*lee.workspace_id),
+            ("scope", "write"),
+        ];
+        let fields = fields.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        let page = victim.post(path, &fields, &[("sec-fetch-site", "same-origin")]).await;
+        assert_eq!(page.status, 403, "{path}: {page:#?}");
+    }
+    // The form of the session itself works, whatever the browser cookie is.
+    let page = victim.submit(&own_page, "/device", &[("user_code", user_code)]).await;
+    let page = victim.submit_consent(&page, &[]).await;
+    assert!(page.status == 200 && page.text.contains("Connected"), "{page:#?}");
+}
+
 #[tokio::test]
 async fn public_pages_are_rate_limited_by_address() {
     let app = TestApp::start_with(&[("rate_limit.per_address_per_minute", "5")]).await;
@@ -180,6 +232,9 @@ async fn password_keeps_spaces_and_form_is_bound_to_session() {
     let password = " a walk in the park with a clock ";
     let body = json!({ "email": "sam@acme.example", "password": password });
     let registration = app.post("/v1/auth/register").json(body).send().await.expect_status(201);
+    let mut connection = app.database.connect().await;
+    let sql = "UPDATE users SET email_verified_at = now()";
+    sqlx::query(sql).execute(&mut connection).await.unwrap();
     let mut browser = Browser::new(&app);
     sign_in(&mut browser, "/sign-in", "sam@acme.example", password).await;
     app.clock.advance(Duration::from_mins(20));

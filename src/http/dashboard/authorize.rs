@@ -6,14 +6,15 @@
 
 use askama::Template;
 use axum::{
-    extract::{Request, State},
+    extract::State,
     http::Method,
     response::{IntoResponse, Redirect, Response},
 };
 
 use super::{
-    browser::Browser,
-    form::Form,
+    browser::{Browser, Visitor},
+    form::{ForeignForm, Form},
+    format::Sentence,
     layout::Layout,
     page::{encode_query_value, form_error, message_page},
     paths::AUTHORIZE,
@@ -23,7 +24,7 @@ use crate::{
     http::{
         ApiError, App,
         error::ErrorCode,
-        extract::{self, Authorized, Public, Query, UserSession},
+        extract::{Authorized, Public, Query, UserSession},
     },
     model::{
         id::WorkspaceId,
@@ -121,9 +122,9 @@ impl ScopeChoice {
 ///
 /// An error of the request is sent to the client if its redirect URI is valid, otherwise displayed.
 pub(super) async fn show(
-    public: Public,
+    _public: Public,
     State(app): State<App>,
-    mut browser: Browser,
+    Visitor { browser, caller }: Visitor,
     method: Method,
     query: Query,
 ) -> Result<Response, ApiError> {
@@ -171,7 +172,6 @@ pub(super) async fn show(
             }
         }
     }
-    browser.bind_forms_to_session(&caller);
     page(&app, browser, &caller, &request, query, None).await
 }
 
@@ -179,13 +179,8 @@ pub(super) async fn show(
 /// browser sends its `SameSite=Lax` session cookie.
 pub(super) async fn post(
     _: Public,
-    State(app): State<App>,
-    request: Request,
+    ForeignForm(fields): ForeignForm,
 ) -> Result<Response, ApiError> {
-    let (parts, body) = request.into_parts();
-    let fields =
-        extract::read_urlencoded_form(&parts.headers, body, &app, app.settings.max_body_bytes)
-            .await?;
     let query = query_of(&fields.into_pairs());
     if query.len() > MAX_QUERY {
         let what = format!("the request must be at most {MAX_QUERY} bytes");

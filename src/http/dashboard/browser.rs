@@ -109,15 +109,11 @@ impl Browser {
         }
     }
 
-    /// Returns the signed-in user on a page that requires no session; `None` without a valid
-    /// session.
+    /// Looks up the session of the cookie. `None` without a valid session.
     ///
-    /// # Errors
-    /// `unavailable` if the lookup of the session fails.
-    pub async fn caller(
-        &self,
-        request: &Arc<RequestInfo>,
-    ) -> Result<Option<SessionCaller>, ApiError> {
+    /// Private: a handler that acts for a session gets it only from an extractor that binds the
+    /// forms to it.
+    async fn caller(&self, request: &Arc<RequestInfo>) -> Result<Option<SessionCaller>, ApiError> {
         let Some(cookie) = &self.session else { return Ok(None) };
         match self.app.auth.authenticator.authenticate_cookie(cookie).await {
             Ok(principal) => {
@@ -186,6 +182,55 @@ impl Browser {
         let mut response = Redirect::to(next).into_response();
         set_cookie(&self.app, &mut response, SESSION_COOKIE, String::new(), Some(Duration::ZERO));
         response
+    }
+}
+
+/// A browser on a page that requires no session, with its session if it has one.
+///
+/// With a session, the forms of the page are bound to it: [`VisitorForm`](super::form::VisitorForm)
+/// accepts no others.
+pub struct Visitor {
+    /// The browser.
+    pub browser: Browser,
+    /// The signed-in user.
+    pub caller: Option<SessionCaller>,
+}
+
+impl FromRequestParts<App> for Visitor {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiError> {
+        let request = parts.extensions.get::<Arc<RequestInfo>>().cloned();
+        let request =
+            request.ok_or_else(|| ApiError::internal("the request has no RequestInfo"))?;
+        let Ok(mut browser) = Browser::from_request_parts(parts, app).await;
+        let caller = browser.caller(&request).await?;
+        if let Some(binding) = caller.as_deref().and_then(session_form_binding) {
+            browser.form_binding = binding;
+            browser.new_id = None;
+        }
+        Ok(Self { browser, caller })
+    }
+}
+
+/// A browser on a page that starts a session, and whether it has one already.
+///
+/// The forms of the page are bound to the browser: they work also if the user signs in meanwhile in
+/// another tab. [`PublicForm`](super::form::PublicForm) accepts them.
+pub struct Newcomer {
+    /// The browser.
+    pub browser: Browser,
+    /// True if the browser has a valid session.
+    pub is_signed_in: bool,
+}
+
+impl FromRequestParts<App> for Newcomer {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiError> {
+        let is_signed_in = Visitor::from_request_parts(parts, app).await?.caller.is_some();
+        let Ok(browser) = Browser::from_request_parts(parts, app).await;
+        Ok(Self { browser, is_signed_in })
     }
 }
 

@@ -2,7 +2,7 @@
 //! device (RFC 8628, section 3.3).
 //!
 //! User codes are short. To prevent guessing, the forms require a session and have the rate limit
-//! of sign-ins.
+//! of sign-ins. They are bound to that session, as all forms that act for one.
 
 use askama::Template;
 use axum::{
@@ -15,8 +15,8 @@ use super::{
         ConsentPage, Decision, Destination, describe_origin, other_resources, scope_choices,
         to_api_error, workspace_choices,
     },
-    browser::Browser,
-    form::Form,
+    browser::{Browser, Visitor},
+    form::{Form, VisitorForm},
     layout::Layout,
     page::{MessagePage, encode_query_value, form_error},
 };
@@ -40,13 +40,13 @@ struct DevicePage<'a> {
 /// Displays the form for the user code. A code from the URL is filled in but not submitted: the
 /// user must compare it with the device.
 pub(super) async fn show(
-    public: Public,
+    _public: Public,
     State(_): State<App>,
-    browser: Browser,
+    Visitor { browser, caller }: Visitor,
     query: Query,
 ) -> Result<Response, ApiError> {
     let user_code = query.text("user_code")?.unwrap_or_default();
-    if browser.caller(&public.request).await?.is_none() {
+    if caller.is_none() {
         return Ok(redirect_to_sign_in(user_code));
     }
     let layout = browser.layout();
@@ -61,12 +61,11 @@ fn redirect_to_sign_in(user_code: &str) -> Response {
 
 /// Looks up the user code and displays the consent page.
 pub(super) async fn submit(
-    public: Public,
+    _public: Public,
     State(app): State<App>,
-    mut form: Form,
+    VisitorForm { caller, mut form }: VisitorForm,
 ) -> Result<Response, ApiError> {
     let user_code = &*form.text("user_code")?.trim().to_owned();
-    let caller = form.browser.caller(&public.request).await?;
     let Some(caller) = caller else { return Ok(redirect_to_sign_in(user_code)) };
     match app.oauth.devices.find(user_code).await {
         Ok(device) => {
@@ -78,12 +77,11 @@ pub(super) async fn submit(
 
 /// Authorizes or denies the device.
 pub(super) async fn decide(
-    public: Public,
+    _public: Public,
     State(app): State<App>,
-    mut form: Form,
+    VisitorForm { caller, mut form }: VisitorForm,
 ) -> Result<Response, ApiError> {
     let user_code = &*form.text("user_code")?.to_owned();
-    let caller = form.browser.caller(&public.request).await?;
     let Some(caller) = caller else { return Ok(redirect_to_sign_in(user_code)) };
     let device = match app.oauth.devices.find(user_code).await {
         Ok(device) => device,

@@ -3,19 +3,32 @@
 //! A handler gets the fields of a form only if two checks pass: the browser sent it from a page of
 //! our origin, and its CSRF token is valid for this browser or session. `Browser::layout` creates
 //! the tokens.
+//!
+//! A handler that acts for a session gets the session only together with a form that is bound to
+//! it. [`form_endpoint`] enforces that: the route table passes every handler of a form to it.
 
 use std::str::FromStr;
 
 use axum::{
     body::{Body, Bytes},
-    extract::{FromRequest, FromRequestParts, Request},
+    extract::{FromRequest, FromRequestParts, Request, State},
     http::{HeaderMap, header, request::Parts},
 };
 use secrecy::SecretString;
 
-use super::{browser::Browser, paths::same_origin_path};
+use super::{
+    browser::{Browser, Visitor},
+    context::DashboardContext,
+    paths::same_origin_path,
+};
 use crate::{
-    http::{ApiError, App, error::ErrorCode, extract},
+    auth::caller::SessionCaller,
+    http::{
+        ApiError, App,
+        endpoint::{Endpoint, Handler},
+        error::ErrorCode,
+        extract::{self, Access, Open, PathId, ProtectedAccess, Query, SignIn},
+    },
     idempotency::IdempotentRequest,
     model::password::Password,
 };
@@ -23,7 +36,84 @@ use crate::{
 /// The field of the CSRF token.
 const TOKEN_FIELD: &str = "form_token";
 
-/// A form with a valid CSRF token for the browser, or for its session and workspace.
+/// A form whose CSRF token was verified, or that needs none, on a route with the access rule `A`.
+///
+/// A form of a signed-in user is bound to the session, and of others to the browser. So each type
+/// implements this only for the rules that it fits.
+pub trait VerifiedForm<A> {}
+
+impl<A: ProtectedAccess> VerifiedForm<A> for Form {}
+impl<A: ProtectedAccess> VerifiedForm<A> for UserForm {}
+impl<A: ProtectedAccess> VerifiedForm<A> for UploadForm {}
+impl VerifiedForm<SignIn> for PublicForm {}
+impl VerifiedForm<SignIn> for VisitorForm {}
+impl VerifiedForm<Open> for ForeignForm {}
+
+/// A parameter of a form's handler besides the form. It gives no access to a session that the form
+/// is not bound to.
+pub trait FormParameter {}
+
+impl FormParameter for State<App> {}
+impl FormParameter for DashboardContext {}
+impl FormParameter for Query {}
+impl<I> FormParameter for PathId<I> {}
+
+/// The parameters of a handler that takes a [`VerifiedForm`].
+pub trait FormParameters<A> {}
+
+impl<A, Via, F: VerifiedForm<A>> FormParameters<A> for (Via, F) {}
+impl<A, Via, P1: FormParameter, F: VerifiedForm<A>> FormParameters<A> for (Via, P1, F) {}
+impl<A, Via, P1: FormParameter, P2: FormParameter, F: VerifiedForm<A>> FormParameters<A>
+    for (Via, P1, P2, F)
+{
+}
+impl<A, Via, P1: FormParameter, P2: FormParameter, P3: FormParameter, F: VerifiedForm<A>>
+    FormParameters<A> for (Via, P1, P2, P3, F)
+{
+}
+
+/// Wraps the handler of a form, as [`Endpoint::new`] does. A handler without a [`VerifiedForm`] of
+/// its access rule does not compile:
+///
+/// ```
+/// use call2me_auth::http::{
+///     dashboard::form::{Form, form_endpoint},
+///     extract::{Authorized, UserSession},
+/// };
+///
+/// async fn leave(_caller: Authorized<UserSession>, _form: Form) -> &'static str { "left" }
+/// form_endpoint::<UserSession, _>(leave);
+/// ```
+///
+/// ```compile_fail,E0277
+/// use call2me_auth::http::{
+///     dashboard::form::form_endpoint,
+///     extract::{Authorized, Query, UserSession},
+/// };
+///
+/// async fn leave(_caller: Authorized<UserSession>, _query: Query) -> &'static str { "left" }
+/// form_endpoint::<UserSession, _>(leave);
+/// ```
+///
+/// Nor does one whose form is bound to the browser only:
+///
+/// ```compile_fail,E0277
+/// use call2me_auth::http::{
+///     dashboard::form::{PublicForm, form_endpoint},
+///     extract::{Authorized, UserSession},
+/// };
+///
+/// async fn leave(_caller: Authorized<UserSession>, _form: PublicForm) -> &'static str { "left" }
+/// form_endpoint::<UserSession, _>(leave);
+/// ```
+#[must_use]
+pub fn form_endpoint<A: Access, Args: FormParameters<A> + 'static>(
+    handler: impl Handler<A, Args>,
+) -> Endpoint {
+    Endpoint::new::<A, Args>(handler)
+}
+
+/// A form of a signed-in user. Its CSRF token is bound to the session and its workspace.
 pub struct Form {
     /// The browser that sent it.
     pub browser: Browser,
@@ -42,9 +132,17 @@ impl FromRequest<App> for Form {
 /// Reads a form from a page of our origin. The caller must still verify its CSRF token.
 async fn read_form(request: Request, app: &App) -> Result<Form, ApiError> {
     let (browser, parts, body) = check_request(request, app).await?;
-    let fields =
-        extract::read_urlencoded_form(&parts.headers, body, app, app.settings.max_body_bytes)
-            .await?;
+    read_fields(browser, &parts, body, app).await
+}
+
+async fn read_fields(
+    browser: Browser,
+    parts: &Parts,
+    body: Body,
+    app: &App,
+) -> Result<Form, ApiError> {
+    let limit = app.settings.max_body_bytes;
+    let fields = extract::read_urlencoded_form(&parts.headers, body, app, limit).await?;
     Ok(Form { browser, fields })
 }
 
@@ -53,6 +151,62 @@ async fn check_request(request: Request, app: &App) -> Result<(Browser, Parts, B
     check_origin(&parts.headers, &app.settings.public_url)?;
     let Ok(browser) = Browser::from_request_parts(&mut parts, app).await;
     Ok((browser, parts, body))
+}
+
+/// A form of a page that starts a session or needs none. Its CSRF token is bound to the browser, so
+/// its handler gets no session.
+pub struct PublicForm(pub Form);
+
+impl FromRequest<App> for PublicForm {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, app: &App) -> Result<Self, ApiError> {
+        let form = read_form(request, app).await?;
+        if form.browser.verify_csrf_token(form.token()?) {
+            Ok(Self(form))
+        } else {
+            Err(invalid_token())
+        }
+    }
+}
+
+/// A form of a page that acts for the user's session if there is one. Its CSRF token is then bound
+/// to the session and its workspace, otherwise to the browser.
+pub struct VisitorForm {
+    /// The signed-in user.
+    pub caller: Option<SessionCaller>,
+    /// The form.
+    pub form: Form,
+}
+
+impl FromRequest<App> for VisitorForm {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, app: &App) -> Result<Self, ApiError> {
+        let (mut parts, body) = request.into_parts();
+        check_origin(&parts.headers, &app.settings.public_url)?;
+        let Visitor { browser, caller } = Visitor::from_request_parts(&mut parts, app).await?;
+        let form = read_fields(browser, &parts, body, app).await?;
+        if form.browser.verify_csrf_token(form.token()?) {
+            Ok(Self { caller, form })
+        } else {
+            Err(invalid_token())
+        }
+    }
+}
+
+/// A form of another site, such as an authorization request by POST. It has no CSRF token, so its
+/// handler must change nothing.
+pub struct ForeignForm(pub extract::Query);
+
+impl FromRequest<App> for ForeignForm {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, app: &App) -> Result<Self, ApiError> {
+        let (parts, body) = request.into_parts();
+        let limit = app.settings.max_body_bytes;
+        Ok(Self(extract::read_urlencoded_form(&parts.headers, body, app, limit).await?))
+    }
 }
 
 /// A form about the user's account. Its CSRF token is bound to the session, in any workspace.

@@ -7,8 +7,8 @@ use axum::{
 };
 
 use super::{
-    browser::Browser,
-    form::Form,
+    browser::Visitor,
+    form::VisitorForm,
     layout::Layout,
     page::{MessagePage, encode_query_value, form_error},
 };
@@ -39,9 +39,9 @@ struct AcceptPage<'a> {
 
 /// Displays the invitation.
 pub(super) async fn show(
-    public: Public,
+    _public: Public,
     State(app): State<App>,
-    mut browser: Browser,
+    Visitor { mut browser, caller }: Visitor,
     query: Query,
 ) -> Result<Response, ApiError> {
     let token = query.text("token")?.unwrap_or_default();
@@ -56,7 +56,6 @@ pub(super) async fn show(
             );
         }
     };
-    let caller = browser.caller(&public.request).await?;
     browser.set_brand(app.resources.workspace_brand(invited.workspace_id).await?);
     let page = AcceptPage {
         layout: browser.layout(),
@@ -74,10 +73,9 @@ pub(super) async fn show(
 pub(super) async fn accept(
     public: Public,
     State(app): State<App>,
-    form: Form,
+    VisitorForm { caller, form }: VisitorForm,
 ) -> Result<Response, ApiError> {
     let (browser, token) = (&form.browser, form.text("token")?);
-    let caller = browser.caller(&public.request).await?;
     let accepted = if let Some(caller) = &caller {
         // The session moves to the workspace and keeps its cookie.
         app.auth.invitations.accept(caller, token).await.map(|_| Redirect::to("/").into_response())
@@ -90,7 +88,7 @@ pub(super) async fn accept(
         accepted.map(|credentials| browser.sign_in_redirect(&credentials.cookie, "/"))
     };
     let error = match accepted {
-        Ok(pair) => return Ok(browser.sign_in_redirect(pair.session, "/")),
+        Ok(response) => return Ok(response),
         Err(error) => error,
     };
     if matches!(error, AuthError::SignInRequired) {

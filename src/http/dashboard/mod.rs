@@ -2,9 +2,9 @@
 //! of a workspace.
 //!
 //! Every page works without JavaScript, except passkeys. A session cookie identifies the user
-//! ([`browser`]). Every form carries a CSRF token and must come from our own origin ([`form`]). All
-//! pages have the same security headers ([`page`]). Access rules, rate limits and audit events are
-//! those of the API.
+//! ([`browser`]). Every form carries a CSRF token and must come from our own origin ([`form`]); a
+//! handler of a form that does not verify the token does not compile. All pages have the same
+//! security headers ([`page`]). Access rules, rate limits and audit events are those of the API.
 
 mod api_keys;
 mod audit_log;
@@ -45,12 +45,14 @@ use super::{
 use crate::http::extract::AdminSession;
 
 macro_rules! pages {
+    (@endpoint GET $access:ty, $handler:path) => { Endpoint::new::<$access, _>($handler) };
+    (@endpoint POST $access:ty, $handler:path) => { form::form_endpoint::<$access, _>($handler) };
     ($($method:ident $path:literal $access:ty => $handler:path;)*) => {
         vec![$(PageRoute {
             method: Method::$method,
             path: $path,
             access_rule: <$access as Access>::RULE,
-            endpoint: Endpoint::new::<$access, _>($handler),
+            endpoint: pages!(@endpoint $method $access, $handler),
         }),*]
     };
 }

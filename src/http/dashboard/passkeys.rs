@@ -7,7 +7,7 @@ use axum::{extract::State, response::Response};
 
 use super::{
     context::DashboardContext,
-    form::{Form, UserForm},
+    form::{PublicForm, UserForm},
     layout::Layout,
     page::form_error,
     paths::{SECOND_FACTOR, same_origin_path},
@@ -92,7 +92,7 @@ pub(super) async fn remove(
 pub(super) async fn sign_in(
     public: Public,
     State(app): State<App>,
-    mut form: Form,
+    PublicForm(mut form): PublicForm,
 ) -> Result<Response, ApiError> {
     form.allow_next_form_action().await?;
     let next = same_origin_path(form.text("next")?);

@@ -10,7 +10,11 @@ use axum::{
 use secrecy::ExposeSecret;
 
 use super::{
-    browser::Browser, form::Form, layout::Layout, page::form_error, paths::same_origin_path,
+    browser::{Browser, Newcomer},
+    form::PublicForm,
+    layout::Layout,
+    page::form_error,
+    paths::same_origin_path,
 };
 use crate::{
     auth::AuthError,
@@ -46,14 +50,15 @@ struct SecondFactorPage<'a> {
 
 /// Displays the sign-in form. A signed-in user is redirected to `next`, unless `again` is set.
 pub(super) async fn show(
-    public: Public,
+    _public: Public,
     State(app): State<App>,
-    mut browser: Browser,
+    newcomer: Newcomer,
     query: Query,
 ) -> Result<Response, ApiError> {
     let next = same_origin_path(query.text("next")?.unwrap_or_default());
     let is_sign_in_forced = query.text("again")?.is_some();
-    if !is_sign_in_forced && browser.caller(&public.request).await?.is_some() {
+    let Newcomer { mut browser, is_signed_in } = newcomer;
+    if is_signed_in && !is_sign_in_forced {
         return Ok(Redirect::to(next).into_response());
     }
     browser.allow_form_action(next).await;
@@ -68,7 +73,7 @@ pub(super) async fn show(
 pub(super) async fn submit(
     public: Public,
     State(app): State<App>,
-    mut form: Form,
+    PublicForm(mut form): PublicForm,
 ) -> Result<Response, ApiError> {
     form.allow_next_form_action().await?;
     let (browser, next) = (&form.browser, same_origin_path(form.text("next")?));
@@ -108,7 +113,7 @@ pub(super) fn page(
 pub(super) async fn submit_code(
     public: Public,
     State(app): State<App>,
-    mut form: Form,
+    PublicForm(mut form): PublicForm,
 ) -> Result<Response, ApiError> {
     form.allow_next_form_action().await?;
     let (browser, next) = (&form.browser, same_origin_path(form.text("next")?));

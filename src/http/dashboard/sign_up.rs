@@ -7,8 +7,8 @@ use axum::{
 };
 
 use super::{
-    browser::Browser,
-    form::Form,
+    browser::{Browser, Newcomer},
+    form::PublicForm,
     layout::Layout,
     page::{MessagePage, form_error},
     paths::same_origin_path,
@@ -38,13 +38,14 @@ struct SignUpPage<'a> {
 
 /// Displays the sign-up form, or a message if registration is not open.
 pub(super) async fn show(
-    public: Public,
+    _public: Public,
     State(app): State<App>,
-    mut browser: Browser,
+    newcomer: Newcomer,
     query: Query,
 ) -> Result<Response, ApiError> {
     let next = same_origin_path(query.text("next")?.unwrap_or_default());
-    if browser.caller(&public.request).await?.is_some() {
+    let Newcomer { mut browser, is_signed_in } = newcomer;
+    if is_signed_in {
         return Ok(Redirect::to(next).into_response());
     }
     browser.allow_form_action(next).await;
@@ -67,7 +68,7 @@ pub(super) async fn show(
 pub(super) async fn submit(
     public: Public,
     State(app): State<App>,
-    mut form: Form,
+    PublicForm(mut form): PublicForm,
 ) -> Result<Response, ApiError> {
     form.allow_next_form_action().await?;
     let (browser, next) = (&form.browser, same_origin_path(form.text("next")?));
