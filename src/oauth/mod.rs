@@ -128,6 +128,7 @@ impl OAuth {
                 unknown,
             },
             authorization: Authorization {
+                context: Arc::clone(context),
                 clients: Arc::clone(&clients),
                 resources: Arc::clone(&resources),
                 issuer: Arc::clone(&context.issuer),

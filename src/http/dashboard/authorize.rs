@@ -33,7 +33,9 @@ use crate::{
     },
     oauth::{
         OAuthError, OAuthErrorCode as OAuthCode,
-        authorization::{AuthorizationError, AuthorizationRequest, Prompt, ValidatedRequest},
+        authorization::{
+            AuthorizationError, AuthorizationRequest, ErrorResponse, Prompt, ValidatedRequest,
+        },
     },
 };
 
@@ -120,7 +122,8 @@ impl ScopeChoice {
 /// Handles an authorization request: redirects to the sign-in or to the client, or displays the
 /// consent page.
 ///
-/// An error of the request is sent to the client if its redirect URI is valid, otherwise displayed.
+/// An error of the request is sent to the client if its redirect URI is valid and a user has
+/// authorized the client before, otherwise displayed.
 pub(super) async fn show(
     _public: Public,
     State(app): State<App>,
@@ -138,11 +141,10 @@ pub(super) async fn show(
         Ok(request) => request,
         Err(answer) => return Ok(*answer),
     };
-    let caller = browser.caller(&public.request).await?;
     let Some(caller) = caller else {
         if request.prompt == Prompt::None {
             let description = "the user is not signed in";
-            return error_response(&request, OAuthCode::LoginRequired, description);
+            return error_response(&app, &request, OAuthCode::LoginRequired, description).await;
         }
         return Ok(redirect_to_sign_in(&request, query, false));
     };
@@ -155,7 +157,7 @@ pub(super) async fn show(
     match request.prompt {
         Prompt::None if !may_grant => {
             let description = "the user must sign in again";
-            return error_response(&request, OAuthCode::LoginRequired, description);
+            return error_response(&app, &request, OAuthCode::LoginRequired, description).await;
         }
         _ if !may_grant => return Ok(redirect_to_sign_in(&request, query, true)),
         Prompt::Login => return Ok(redirect_to_sign_in(&request, query, true)),
@@ -168,7 +170,8 @@ pub(super) async fn show(
             }
             if request.prompt == Prompt::None {
                 let description = "the user must consent";
-                return error_response(&request, OAuthCode::ConsentRequired, description);
+                let code = OAuthCode::ConsentRequired;
+                return error_response(&app, &request, code, description).await;
             }
         }
     }
@@ -252,7 +255,9 @@ async fn validate(
     };
     match validated {
         Ok(request) => Ok(Ok(request)),
-        Err(AuthorizationError::Redirect { url, .. }) => Ok(Err(Box::new(redirect_error(&url)?))),
+        Err(AuthorizationError::Response(response)) => {
+            Ok(Err(Box::new(respond_with_error(&response)?)))
+        }
         Err(AuthorizationError::Page(error)) => {
             let refused = error.for_client()?;
             let (title, reason) = ("This link does not work", refused.description);
@@ -377,25 +382,38 @@ fn query_of(pairs: &[(String, String)]) -> String {
     pairs.iter().map(pair).collect::<Vec<_>>().join("&")
 }
 
-fn error_response(
+async fn error_response(
+    app: &App,
     request: &ValidatedRequest,
     code: OAuthCode,
-    description: &str,
+    description: &'static str,
 ) -> Result<Response, ApiError> {
-    redirect_error(&request.error_url(code, description))
+    let response = app.oauth.authorization.error_response(request, code, description).await;
+    respond_with_error(&response.map_err(to_api_error)?)
 }
 
 /// Returns an error to the client without interaction of the user.
 ///
-/// A program on the user's machine is started only by a click: any website can link to this
-/// endpoint, and the browser would ask in our name to start the program.
-fn redirect_error(to: &str) -> Result<Response, ApiError> {
-    if to.starts_with("https://") || to.starts_with("http://") {
-        return Ok(redirect_to_client(to));
+/// Any website can link to this endpoint. So the browser leaves it only by a click if the target is
+/// a client that no user has authorized yet, which anyone may have registered, or a program on the
+/// user's machine, which the browser would ask in our name to start.
+fn respond_with_error(response: &ErrorResponse) -> Result<Response, ApiError> {
+    let ErrorResponse { error, url, client_name, can_redirect } = response;
+    let is_web = url.starts_with("https://") || url.starts_with("http://");
+    if *can_redirect && is_web {
+        return Ok(redirect_to_client(url));
     }
-    let (title, text) =
-        ("Something went wrong", "The app that sent you here made an invalid request.");
-    message_page(400, title, text, (to, "Back to the app"))
+    let reason = Sentence(&error.description).to_string();
+    let text = format!("{client_name} sent you here with a request that failed. {reason}");
+    if *can_redirect {
+        return message_page(400, "Something went wrong", &text, (url, "Back to the app"));
+    }
+    let text = format!(
+        "{text} No user of this service has authorized this app yet, and we have not verified it. \
+         Continue only if you trust it."
+    );
+    let label = format!("Continue to {}", redirect_uri::destination(url));
+    message_page(400, "Something went wrong", &text, (url, &label))
 }
 
 /// Redirects to the client with 303, so that browsers do not post a form again (RFC 9700, section

@@ -23,7 +23,7 @@ use crate::{
         workspace::WorkspaceWithRole,
     },
     oauth::{
-        OAuthError, OAuthErrorCode,
+        OAuthError,
         grants::{CreateGrantParams, Grants},
     },
     store,
@@ -175,7 +175,6 @@ impl Consent {
         let mut tx = self.context.store.begin(caller.workspace(), None).await?;
         let audited = self.grants.record_denial(&mut tx, caller, &request.client).await?;
         tx.commit(audited).await?.unfenced("a denial creates no grant");
-        let why = "the user denied the request";
-        Ok(request.error_url(OAuthErrorCode::AccessDenied, why))
+        Ok(request.denial_url())
     }
 }

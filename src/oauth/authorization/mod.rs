@@ -1,7 +1,9 @@
 //! The authorization request and response (OAuth 2.1, section 4.1), and the user's decision.
 //!
 //! An error is sent to the client only after its redirect URI was validated; until then it is shown
-//! to the user. [`consent`] continues with a valid request.
+//! to the user. So is the error for a client that no user has authorized yet: anyone can register a
+//! client, and a redirect to it would be an open redirect. [`consent`] continues with a valid
+//! request.
 
 pub mod consent;
 mod request;
@@ -12,14 +14,17 @@ use std::sync::Arc;
 use super::{
     OAuthError, OAuthErrorCode, ProtocolError, clients::Clients, request::require_grant_type,
 };
-use crate::model::{
-    oauth::{
-        client::{Client, GrantType},
-        pkce::CodeChallenge,
-        redirect_uri,
-        resource::ProtectedResources,
+use crate::{
+    auth::ServiceContext,
+    model::{
+        oauth::{
+            client::{Client, ClientOrigin, GrantType},
+            pkce::CodeChallenge,
+            redirect_uri,
+            resource::ProtectedResources,
+        },
+        scope::Scope,
     },
-    scope::Scope,
 };
 
 pub use request::{AuthorizationRequest, Prompt};
@@ -50,11 +55,25 @@ impl ValidatedRequest {
         &self.target.redirect_uri
     }
 
-    /// Returns the redirect URL that carries an error to the client.
+    /// Returns the redirect URL that carries the user's denial to the client.
     #[must_use]
-    pub fn error_url(&self, code: OAuthErrorCode, description: &str) -> String {
-        self.target.error_url(code, description)
+    pub(in crate::oauth) fn denial_url(&self) -> String {
+        self.target.error_url(OAuthErrorCode::AccessDenied, "the user denied the request")
     }
+}
+
+/// An error for the client, at its valid redirect URI, without a decision of the user.
+#[derive(Debug)]
+pub struct ErrorResponse {
+    /// The error.
+    pub error: ProtocolError,
+    /// The redirect URL, which carries the error.
+    pub url: String,
+    /// The name that the client states.
+    pub client_name: String,
+    /// True if the browser may be redirected. Otherwise the user must follow the URL knowingly: the
+    /// client registered itself, and no user has authorized it yet.
+    pub can_redirect: bool,
 }
 
 /// The error of an authorization request that does not lead to the consent page.
@@ -63,14 +82,9 @@ pub enum AuthorizationError {
     /// The redirect URI is unknown or not trusted: show the error to the user.
     #[error(transparent)]
     Page(#[from] OAuthError),
-    /// The redirect URI is valid: send the error to the client.
-    #[error("{error}")]
-    Redirect {
-        /// The error.
-        error: ProtocolError,
-        /// The redirect URL, which carries the error.
-        url: String,
-    },
+    /// The redirect URI is valid: the error is for the client.
+    #[error("{}", .0.error)]
+    Response(Box<ErrorResponse>),
 }
 
 impl From<ProtocolError> for AuthorizationError {
@@ -82,6 +96,7 @@ impl From<ProtocolError> for AuthorizationError {
 
 /// Validates authorization requests.
 pub struct Authorization {
+    pub(super) context: Arc<ServiceContext>,
     pub(super) clients: Arc<Clients>,
     pub(super) resources: Arc<ProtectedResources>,
     pub(super) issuer: Arc<str>,
@@ -92,7 +107,7 @@ impl Authorization {
     ///
     /// # Errors
     /// [`AuthorizationError::Page`] if the client or its redirect URI is not valid, else
-    /// [`AuthorizationError::Redirect`].
+    /// [`AuthorizationError::Response`].
     #[tracing::instrument(
         name = "oauth.authorization.validate",
         level = "debug",
@@ -106,14 +121,45 @@ impl Authorization {
         let (client, redirect_uri) = self.resolve_redirect_uri(&request).await?;
         let issuer = Arc::clone(&self.issuer);
         let target = ResponseTarget { redirect_uri, state: request.state.clone(), issuer };
-        let redirect = |error: ProtocolError| {
-            let url = target.error_url(error.code, &error.description);
-            AuthorizationError::Redirect { error, url }
+        let (scope, resources, challenge, prompt) = match self.check_parameters(&client, &request) {
+            Ok(parameters) => parameters,
+            Err(error) => {
+                let response = self.build_error_response(&client, &target, error).await?;
+                return Err(AuthorizationError::Response(Box::new(response)));
+            }
         };
-        let (scope, resources, challenge, prompt) =
-            self.check_parameters(&client, &request).map_err(redirect)?;
         let login_hint = request.login_hint;
         Ok(ValidatedRequest { client, scope, resources, challenge, prompt, login_hint, target })
+    }
+
+    /// Returns the response to a valid request that cannot be granted without the user.
+    ///
+    /// # Errors
+    /// [`OAuthError::Service`] if the query fails.
+    pub async fn error_response(
+        &self,
+        request: &ValidatedRequest,
+        code: OAuthErrorCode,
+        description: &'static str,
+    ) -> Result<ErrorResponse, OAuthError> {
+        let error = ProtocolError::new(code, description);
+        self.build_error_response(&request.client, &request.target, error).await
+    }
+
+    async fn build_error_response(
+        &self,
+        client: &Client,
+        target: &ResponseTarget,
+        error: ProtocolError,
+    ) -> Result<ErrorResponse, OAuthError> {
+        let can_redirect = match client.origin {
+            ClientOrigin::Workspace(_) => true,
+            ClientOrigin::SelfRegistered | ClientOrigin::MetadataDocument(_) => {
+                self.context.store.has_oauth_consent(client.id).await?
+            }
+        };
+        let url = target.error_url(error.code, &error.description);
+        Ok(ErrorResponse { error, url, client_name: client.name.clone(), can_redirect })
     }
 
     /// Returns the validated redirect URI of a request, even if its other parameters are not valid.

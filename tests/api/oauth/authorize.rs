@@ -7,7 +7,7 @@ use serde_json::json;
 use crate::fixture::{
     Browser, PASSWORD, TestApp,
     oauth::{
-        CALLBACK, CODE_CHALLENGE, CODE_VERIFIER, OAuthExt, decode_claims, encode_form,
+        CALLBACK, CODE_CHALLENGE, CODE_VERIFIER, OAuthClient, OAuthExt, decode_claims, encode_form,
         redirect_parameters,
     },
 };
@@ -338,13 +338,15 @@ async fn redirect_to_custom_scheme_requires_consent() {
     for fields in [("response_type", ""), ("prompt", "none")] {
         let page = browser.get(&client.authorization_url(&[fields])).await;
         assert!(page.status == 400 && !page.headers.contains_key("location"), "{page:#?}");
-        assert!(page.text.contains("Back to the app"));
+        assert!(page.link_target("Continue to vscode:").starts_with(uri), "{page:#?}");
     }
     // After consent, the redirect goes to the custom scheme.
     let page = browser.get(&client.authorization_url(&[])).await;
     let policy = page.headers["content-security-policy"].to_str().unwrap();
     assert!(policy.ends_with("form-action 'self' vscode:"), "{policy}");
     assert!(redirect_parameters(&browser.submit_consent(&page, &[]).await).1.contains_key("code"));
+    let page = browser.get(&client.authorization_url(&[("response_type", "")])).await;
+    assert!(page.link_target("Back to the app").starts_with(uri), "{page:#?}");
 }
 
 #[tokio::test]
@@ -396,7 +398,9 @@ async fn invalid_client_or_redirect_uri_is_never_redirected() {
 #[tokio::test]
 async fn other_errors_redirect_to_client_before_sign_in() {
     let app = TestApp::start().await;
+    let dana = app.register("acme").await;
     let client = app.register_client(json!({})).await;
+    app.obtain_tokens(&mut Browser::signed_in(&app, &dana.email).await, &client, &[]).await;
     let mut browser = Browser::new(&app);
     let long = "x".repeat(5000);
     let resource = [("resource", "https://elsewhere.example")];
@@ -445,6 +449,59 @@ async fn other_errors_redirect_to_client_before_sign_in() {
         .get(&client.authorization_url(&[("audience", "x"), ("nonce", "n"), ("x", "y")]))
         .await;
     assert!(page.redirect_target().unwrap().starts_with("/sign-in"));
+}
+
+/// Anyone can register a client, so a redirect to one that no user has authorized would be an open
+/// redirect.
+#[tokio::test]
+async fn error_for_client_without_consent_stays_on_page() {
+    let app = TestApp::start().await;
+    let dana = app.register("acme").await;
+    let client = app.register_client(json!({ "client_name": "Fresh <app>" })).await;
+    let mut signed_in = Browser::signed_in(&app, &dana.email).await;
+    let errors = [
+        (client.authorization_url(&[("response_type", "token")]), "must be code", false),
+        (client.authorization_url(&[("code_challenge", "short")]), "must be a SHA-256 hash", false),
+        (client.authorization_url(&[("prompt", "none")]), "not signed in", false),
+        (client.authorization_url(&[("prompt", "none")]), "must consent", true),
+    ];
+    for (request, reason, is_signed_in) in &errors {
+        let mut anonymous = Browser::new(&app);
+        let browser = if *is_signed_in { &mut signed_in } else { &mut anonymous };
+        let page = browser.get(request).await;
+        assert!(page.status == 400 && page.text.contains(reason), "{request}: {page:#?}");
+        assert!(page.text.contains("Fresh &#60;app&#62;"), "{page:#?}");
+        let link = page.link_target("Continue to client.example");
+        assert!(link.starts_with(&format!("{CALLBACK}?error=")), "{link}");
+    }
+    // The user's own decision redirects, and a denial is no consent.
+    let page = signed_in.get(&client.authorization_url(&[])).await;
+    let denied = signed_in.submit(&page, "/oauth/consent", &[("decision", "deny")]).await;
+    assert_eq!(redirect_parameters(&denied).1["error"], "access_denied");
+    assert_eq!(signed_in.get(&errors[0].0).await.status, 400);
+    app.obtain_tokens(&mut signed_in, &client, &[]).await;
+    for (request, ..) in &errors[..3] {
+        let page = Browser::new(&app).get(request).await;
+        assert!(redirect_parameters(&page).1.contains_key("error"), "{request}");
+    }
+}
+
+#[tokio::test]
+async fn error_for_client_of_workspace_redirects_without_consent() {
+    let app = TestApp::start().await;
+    let dana = app.register("acme").await;
+    let body = json!({ "name": "Own app", "redirect_uris": [CALLBACK] });
+    let call = app.request_as(&dana.access_token, "POST", "/v1/oauth/clients").json(body);
+    let client = OAuthClient::from_registration(&call.send().await.expect_status(201));
+    for (fields, error) in [
+        (("response_type", "token"), "unsupported_response_type"),
+        (("code_challenge", ""), "invalid_request"),
+        (("prompt", "none"), "login_required"),
+    ] {
+        let page = Browser::new(&app).get(&client.authorization_url(&[fields])).await;
+        let (redirect_uri, params) = redirect_parameters(&page);
+        assert_eq!((&*redirect_uri, &*params["error"]), (CALLBACK, error));
+    }
 }
 
 #[tokio::test]
