@@ -2,16 +2,21 @@
 
 use std::{sync::Arc, time::Duration};
 
+use uuid::Uuid;
+
 use super::{
     AuthError,
+    account_reclaim::AccountReclaim,
     context::ServiceContext,
     passwords::{invalid_link, parse_stored_email},
+    sessions::SESSION_ENDED,
 };
 use crate::{
     auth::caller::SessionCaller,
     model::{
         audit::{Action, RequestInfo},
         email::Email,
+        id::UserId,
         mail::EmailKind,
         one_time_token::TokenPurpose,
         user::User,
@@ -22,47 +27,121 @@ use crate::{
 /// Lifetime of an email verification link.
 const VERIFICATION_LIFETIME: Duration = Duration::from_hours(7 * 24);
 
+const OTHER_ACCOUNT: AuthError = AuthError::Forbidden(
+    "this link is for another account: sign in to that account, or send no credential",
+);
+
 /// Verifies email addresses with mailed links.
 pub struct EmailVerification {
     pub(super) context: Arc<ServiceContext>,
+    pub(super) reclaim: Arc<AccountReclaim>,
+}
+
+/// What a request presents besides the token of a link.
+#[derive(Debug, Clone, Copy)]
+pub enum AddressProof<'a> {
+    /// A session of the account: what was set up with it stays.
+    WithSession(&'a SessionCaller),
+    /// Nothing: what was set up before the first proof of the address ends.
+    LinkOnly,
+}
+
+/// The account of a link, for the page that the link opens.
+#[derive(Debug)]
+pub struct VerificationPreview {
+    /// The user.
+    pub user: UserId,
+    /// True if the address is already verified, so that the link changes nothing.
+    pub is_verified: bool,
 }
 
 impl EmailVerification {
     /// Marks the user's email address as verified, with the token of a mailed link.
     ///
     /// # Errors
-    /// [`AuthError::Invalid`] if the token is not valid.
+    /// [`AuthError::Invalid`] if the token is not valid; [`AuthError::Forbidden`] if the session is
+    /// one of another account; [`AuthError::InvalidCredential`] if it has ended.
     #[tracing::instrument(
         name = "auth.email_verification.verify",
         level = "debug",
         skip_all,
         err(level = "debug")
     )]
-    pub async fn verify(&self, token: &str, request: &Arc<RequestInfo>) -> Result<(), AuthError> {
-        let purpose = TokenPurpose::EmailVerification;
-        let id = self.context.token_key.verify(purpose, token).ok_or_else(invalid_link)?;
-        let user_id = self
-            .context
-            .store
-            .find_one_time_token_user(purpose, id)
-            .await?
-            .ok_or_else(invalid_link)?;
-        let user = self.context.user(user_id).await?;
+    pub async fn verify(
+        &self,
+        token: &str,
+        proof: AddressProof<'_>,
+        request: &Arc<RequestInfo>,
+    ) -> Result<(), AuthError> {
+        let (purpose, now) = (TokenPurpose::EmailVerification, self.context.env.clock.now());
+        let (id, user_id) = self.find_token(token).await?;
         let mut tx = self.context.store.begin_for_user(user_id).await?;
-        let now = self.context.env.clock.now();
+        let account = self.reclaim.lock(&mut tx, user_id).await?.ok_or_else(invalid_link)?;
+        if let AddressProof::WithSession(caller) = proof {
+            if caller.user() != user_id {
+                return Err(OTHER_ACCOUNT);
+            }
+            // The session may have ended since it was authenticated.
+            let session = store::sessions::active_since(&mut tx, user_id, caller.session()).await?;
+            session.ok_or(SESSION_ENDED)?;
+        }
         if !store::one_time_tokens::redeem(&mut tx, user_id, id, purpose, now).await? {
             return Err(invalid_link());
         }
         store::one_time_tokens::discard(&mut tx, user_id, purpose, now).await?;
-        let audited = if store::users::set_email_verified(&mut tx, user_id, now).await? {
-            self.context
-                .audit_in_all_workspaces(&mut tx, &user, Action::EmailVerified, request)
-                .await?
-        } else {
-            Audited::exempt("the address was verified before")
-        };
-        tx.commit(audited).await?.unfenced("a verified address restricts no access");
-        Ok(())
+        if !store::users::set_email_verified(&mut tx, user_id, now).await? {
+            // The first proof may have been cut off before its wait.
+            let audited = Audited::exempt("the address was verified before");
+            return Ok(self.context.fence.wait(tx.commit(audited).await?).await?);
+        }
+        let (user, action) = (&account.user, Action::EmailVerified);
+        let audited = self.context.audit_in_all_workspaces(&mut tx, user, action, request).await?;
+        if let AddressProof::WithSession(_) = proof {
+            tx.commit(audited).await?.unfenced("a verified address restricts no access");
+            return Ok(());
+        }
+        self.reclaim.end_prior_setup(&mut tx, &account, request, true).await?;
+        // A stranger may have chosen the password. It must not sign in to the verified account.
+        store::users::remove_password(&mut tx, user_id).await?;
+        Ok(self.context.fence.wait(tx.commit(audited).await?).await?)
+    }
+
+    /// Returns the account of a link, which may be used or expired.
+    ///
+    /// # Errors
+    /// [`AuthError::Invalid`] if the token is not valid.
+    #[tracing::instrument(
+        name = "auth.email_verification.preview",
+        level = "debug",
+        skip_all,
+        err(level = "debug")
+    )]
+    pub async fn preview(&self, token: &str) -> Result<VerificationPreview, AuthError> {
+        let (_, user) = self.find_token(token).await?;
+        let is_verified = self.context.user(user).await?.email_verified_at.is_some();
+        Ok(VerificationPreview { user, is_verified })
+    }
+
+    /// True if the email address of the caller's user is verified.
+    ///
+    /// # Errors
+    /// [`AuthError::NotFound`] if the account was deleted.
+    #[tracing::instrument(
+        name = "auth.email_verification.is_verified",
+        level = "debug",
+        skip_all,
+        fields(workspace = %caller.workspace()),
+        err(level = "debug")
+    )]
+    pub async fn is_verified(&self, caller: &SessionCaller) -> Result<bool, AuthError> {
+        Ok(self.context.user(caller.user()).await?.email_verified_at.is_some())
+    }
+
+    async fn find_token(&self, token: &str) -> Result<(Uuid, UserId), AuthError> {
+        let purpose = TokenPurpose::EmailVerification;
+        let id = self.context.token_key.verify(purpose, token).ok_or_else(invalid_link)?;
+        let user = self.context.store.find_one_time_token_user(purpose, id).await?;
+        Ok((id, user.ok_or_else(invalid_link)?))
     }
 
     /// Sends the caller another email verification link.

@@ -18,7 +18,7 @@ use crate::{
     audit,
     auth::caller::{AdminCaller, AdminCredential, SessionCaller},
     model::{
-        audit::{Action, Actor},
+        audit::{Action, Actor, RequestInfo},
         id::{UserId, WorkspaceId},
         oauth::grant::GrantEndReason,
         password::Password,
@@ -122,7 +122,7 @@ impl Members {
         }
         store::members::set_role(&mut tx, workspace, user, role).await?;
         if role < member.role {
-            self.close_invitations_by(&mut tx, workspace, user).await?;
+            close_invitations_by(&self.context, &mut tx, workspace, user).await?;
         }
         let event = audit::event(&self.context.env, caller, Action::MemberRoleChanged, 200)
             .with_target(user, member.email.clone())
@@ -220,50 +220,56 @@ impl Members {
         workspace: WorkspaceId,
         member: &Member,
     ) -> Result<Audited, AuthError> {
-        require_another_owner(tx, workspace, member).await?;
-        let user = member.user_id;
-        let created =
-            store::api_keys::list_by_creator(tx, workspace, user, MAX_LISTED_KEYS).await?;
-        let keys: Vec<_> =
-            created.items.iter().map(|(id, name)| json!({ "id": id, "name": name })).collect();
-        let event = audit::event_in_workspace(
-            &self.context.env,
-            caller,
-            workspace,
-            Action::MemberRemoved,
-            204,
-        )
+        let (context, sessions) = (&self.context, &self.sessions);
+        let (actor, request) = (Actor::from(&*caller.principal), &caller.request);
+        remove_membership(context, sessions, tx, &actor, request, workspace, member).await
+    }
+}
+
+/// Removes a member on behalf of `actor`, as [`Members::remove_membership`] does.
+pub(super) async fn remove_membership(
+    context: &ServiceContext,
+    sessions: &Sessions,
+    tx: &mut Tx,
+    actor: &Actor,
+    request: &Arc<RequestInfo>,
+    workspace: WorkspaceId,
+    member: &Member,
+) -> Result<Audited, AuthError> {
+    require_another_owner(tx, workspace, member).await?;
+    let user = member.user_id;
+    let created = store::api_keys::list_by_creator(tx, workspace, user, MAX_LISTED_KEYS).await?;
+    let keys: Vec<_> =
+        created.items.iter().map(|(id, name)| json!({ "id": id, "name": name })).collect();
+    let event = context
+        .audit_event(request, workspace, Action::MemberRemoved, actor.clone(), 204)
         .with_target(user, member.email.clone())
         .with_metadata(
             json!({ "role": member.role, "api_keys": keys, "more_api_keys": created.has_more }),
         );
-        let audited = store::audit::insert(tx, workspace, &event).await?;
-        self.close_invitations_by(tx, workspace, user).await?;
-        // Lock order everywhere: membership, user, session.
-        store::members::remove(tx, workspace, user).await?;
-        // End the user's grants: they must not revive if the user joins again.
-        let actor = Actor::from(&*caller.principal);
-        let (workspace_filter, reason) = (Some(workspace), GrantEndReason::MembershipRemoved);
-        self.sessions
-            .end_grants(tx, user, workspace_filter, reason, &actor, &caller.request)
-            .await?;
-        store::users::lock(tx, user).await?;
-        let (sessions, reason) =
-            (SessionSelector::InWorkspace(workspace), SessionEndReason::MembershipRemoved);
-        self.sessions.end_selected(tx, user, sessions, reason, &actor, &caller.request).await?;
-        Ok(audited)
-    }
+    let audited = store::audit::insert(tx, workspace, &event).await?;
+    close_invitations_by(context, tx, workspace, user).await?;
+    // Lock order everywhere: membership, user, session.
+    store::members::remove(tx, workspace, user).await?;
+    // End the user's grants: they must not revive if the user joins again.
+    let (workspace_filter, reason) = (Some(workspace), GrantEndReason::MembershipRemoved);
+    sessions.end_grants(tx, user, workspace_filter, reason, actor, request).await?;
+    store::users::lock(tx, user).await?;
+    let (selector, reason) =
+        (SessionSelector::InWorkspace(workspace), SessionEndReason::MembershipRemoved);
+    sessions.end_selected(tx, user, selector, reason, actor, request).await?;
+    Ok(audited)
+}
 
-    /// Revokes a user's open invitations, after the user has lost the right to invite.
-    async fn close_invitations_by(
-        &self,
-        tx: &mut Tx,
-        workspace: WorkspaceId,
-        user: UserId,
-    ) -> Result<(), AuthError> {
-        let (inviter, now) = (user.to_string(), self.context.env.clock.now());
-        Ok(store::invitations::close_all_by_inviter(tx, workspace, &inviter, now).await?)
-    }
+/// Revokes a user's open invitations, after the user has lost the right to invite.
+async fn close_invitations_by(
+    context: &ServiceContext,
+    tx: &mut Tx,
+    workspace: WorkspaceId,
+    user: UserId,
+) -> Result<(), AuthError> {
+    let (inviter, now) = (user.to_string(), context.env.clock.now());
+    Ok(store::invitations::close_all_by_inviter(tx, workspace, &inviter, now).await?)
 }
 
 /// Refuses to change or remove the last owner of a workspace. Members must be locked.

@@ -18,6 +18,7 @@
 //! - Cryptography: [`password_hashing`], [`token_issuer`], [`signing_keys`] (JWTs and
 //!   checkpoints), [`checkpoints`], [`master_key`] (key derivation).
 
+pub mod account_reclaim;
 pub mod accounts;
 pub mod api_keys;
 pub mod authenticator;
@@ -44,6 +45,7 @@ pub mod workspaces;
 
 use std::sync::Arc;
 
+use account_reclaim::AccountReclaim;
 use accounts::Accounts;
 use api_keys::ApiKeys;
 use authenticator::Authenticator;
@@ -203,12 +205,18 @@ impl Auth {
             refresh_retry_window: settings.sessions.refresh_reuse_window,
             token_issuer: Arc::clone(&token_issuer),
         });
+        let reclaim = Arc::new(AccountReclaim {
+            context: Arc::clone(&context),
+            sessions: Arc::clone(&sessions),
+        });
         let passwords = Arc::new(Passwords {
             context: Arc::clone(&context),
             hasher,
+            reclaim: Arc::clone(&reclaim),
             sessions: Arc::clone(&sessions),
         });
-        let email_verification = Arc::new(EmailVerification { context: Arc::clone(&context) });
+        let email_verification =
+            Arc::new(EmailVerification { context: Arc::clone(&context), reclaim });
         let second_factors = Arc::new(SecondFactors {
             context: Arc::clone(&context),
             key: keys.second_factor,

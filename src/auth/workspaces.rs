@@ -69,27 +69,14 @@ impl Workspaces {
         Ok(audited)
     }
 
-    /// Records in other workspaces that a deleted client's grants there have ended. The actor is
-    /// the system: the one that deleted the client may be unknown to those workspaces.
+    /// Records in other workspaces that a deleted client's grants there have ended.
     pub(crate) async fn audit_deleted_clients(
         &self,
         tx: &mut Tx,
         request: &Arc<RequestInfo>,
         external_grants: Vec<ExternalGrants>,
     ) -> Result<(), AuthError> {
-        for ExternalGrants { client_id, client_name, workspace_id, grants } in external_grants {
-            let id = self.context.env.new_id();
-            let event = NewEvent::new(id, workspace_id, Action::GrantEnded, Actor::system())
-                .with_target(client_id, client_name)
-                .with_metadata(json!({
-                    "reason": GrantEndReason::ClientDeleted.as_str(),
-                    "grants": grants,
-                    "request_id": request.id,
-                }));
-            tx.set_workspace(workspace_id).await?;
-            store::audit::insert(tx, workspace_id, &event).await?;
-        }
-        Ok(())
+        audit_deleted_clients(&self.context, tx, request, external_grants).await
     }
 
     /// Lists the workspaces of the caller's user, and counts them.
@@ -328,6 +315,29 @@ impl Workspaces {
         let audited = self.delete_in_tx(&mut tx, caller, workspace).await?;
         Ok(self.context.fence.wait(tx.commit(audited).await?).await?)
     }
+}
+
+/// Records in other workspaces that a deleted client's grants there have ended. The actor is the
+/// system: the one that deleted the client may be unknown to those workspaces.
+pub(super) async fn audit_deleted_clients(
+    context: &ServiceContext,
+    tx: &mut Tx,
+    request: &Arc<RequestInfo>,
+    external_grants: Vec<ExternalGrants>,
+) -> Result<(), AuthError> {
+    for ExternalGrants { client_id, client_name, workspace_id, grants } in external_grants {
+        let id = context.env.new_id();
+        let event = NewEvent::new(id, workspace_id, Action::GrantEnded, Actor::system())
+            .with_target(client_id, client_name)
+            .with_metadata(json!({
+                "reason": GrantEndReason::ClientDeleted.as_str(),
+                "grants": grants,
+                "request_id": request.id,
+            }));
+        tx.set_workspace(workspace_id).await?;
+        store::audit::insert(tx, workspace_id, &event).await?;
+    }
+    Ok(())
 }
 
 /// The default name of a user's first workspace.

@@ -7,7 +7,7 @@
 use askama::Template;
 use secrecy::{ExposeSecret, SecretString};
 
-use crate::model::mail::RequestOrigin;
+use crate::model::mail::{EndedSetup, NameList, RequestOrigin};
 
 /// The content of an email: a subject, paragraphs, an optional link, and a closing note.
 pub(super) struct EmailContent {
@@ -84,9 +84,12 @@ impl EmailContent {
                 "To confirm that the address is yours, open the link below. It works once, within \
                  one week."
                     .to_owned(),
+                "If you did not sign up, you can remove everything that was set up for your \
+                 address on the same page."
+                    .to_owned(),
             ],
             link: Some(Link { label: "Verify your email address", url }),
-            note: "If this was not you, ignore this email and do not open the link.".to_owned(),
+            note: "If you do not want an account, ignore this email.".to_owned(),
         }
     }
 
@@ -114,6 +117,7 @@ impl EmailContent {
         origin: &RequestOrigin,
         passkeys: &[String],
         apps: &[String],
+        disconnected_apps: &[String],
     ) -> Self {
         let changed = "The password of your Call2Me account was changed. All other sessions were \
                        signed out.";
@@ -134,12 +138,46 @@ impl EmailContent {
                 names.join(", "),
             ));
         }
+        if !disconnected_apps.is_empty() {
+            let names: Vec<String> = disconnected_apps.iter().map(|name| sanitize(name)).collect();
+            paragraphs.push(format!(
+                "These connected apps no longer have access: {}. If you still use one of them, \
+                 connect it again.",
+                names.join(", "),
+            ));
+        }
         paragraphs.push(NEW_PASSWORD_ADVICE.to_owned());
         Self {
             subject: "Your password was changed".to_owned(),
             paragraphs,
             link: Some(Link::to_new_password(public_url)),
             note: NO_ACTION_NEEDED.to_owned(),
+        }
+    }
+
+    pub(super) fn prior_setup_ended(
+        public_url: &str,
+        origin: &RequestOrigin,
+        ended: &EndedSetup,
+    ) -> Self {
+        let mut paragraphs = vec![
+            "You confirmed the email address of your Call2Me account without signing in. The \
+             account may have been created by another person, so everything that was set up \
+             before has been removed:"
+                .to_owned(),
+        ];
+        paragraphs.extend(ended_items(ended));
+        paragraphs.push(origin_line(origin));
+        let link = ended.password.then(|| Link::to_new_password(public_url));
+        if link.is_some() {
+            paragraphs.push("To sign in, choose a password with the link below.".to_owned());
+        }
+        Self {
+            subject: "Your account was reset".to_owned(),
+            paragraphs,
+            link,
+            note: "If you still need an API key or a connected app, create or connect it again."
+                .to_owned(),
         }
     }
 
@@ -325,6 +363,34 @@ impl EmailContent {
             note: "If you do not recognize this device, change your password.".to_owned(),
         }
     }
+}
+
+/// Returns a paragraph for each kind of thing that has ended.
+fn ended_items(ended: &EndedSetup) -> impl Iterator<Item = String> {
+    let flags = [
+        (ended.password, "The password".to_owned()),
+        (ended.totp, "The authenticator app and its recovery codes".to_owned()),
+        (ended.sessions > 0, format!("Sessions: {}", ended.sessions)),
+    ];
+    let lists = [
+        ("Passkeys", &ended.passkeys),
+        ("Connected apps", &ended.apps),
+        ("API keys", &ended.api_keys),
+        ("OAuth clients", &ended.oauth_clients),
+        ("Invitations", &ended.invitations),
+        ("Members", &ended.members),
+    ];
+    let lists = lists.map(|(label, list)| (list.total > 0, format!("{label}: {}", listed(list))));
+    flags.into_iter().chain(lists).filter(|(has_ended, _)| *has_ended).map(|(_, text)| text)
+}
+
+fn listed(list: &NameList) -> String {
+    let names: Vec<String> = list.names.iter().map(|name| sanitize(name)).collect();
+    let more = match list.total.saturating_sub(list.names.len()) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    format!("{}{more}", names.join(", "))
 }
 
 /// Returns the time, IP address and client of an action.

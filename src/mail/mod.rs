@@ -237,8 +237,12 @@ impl Mailer {
                 let link = link("accept-invitation", TokenPurpose::Invitation, *token);
                 EmailContent::invitation(link, workspace)
             }
-            EmailKind::PasswordChanged { origin, passkeys, apps } => {
-                EmailContent::password_changed(&self.public_url, origin, passkeys, apps)
+            EmailKind::PasswordChanged { origin, passkeys, apps, disconnected_apps } => {
+                let (url, disconnected) = (&self.public_url, disconnected_apps);
+                EmailContent::password_changed(url, origin, passkeys, apps, disconnected)
+            }
+            EmailKind::PriorSetupEnded { origin, ended } => {
+                EmailContent::prior_setup_ended(&self.public_url, origin, ended)
             }
             EmailKind::SecondFactorAdded { origin } => {
                 EmailContent::second_factor_changed(&self.public_url, true, origin)

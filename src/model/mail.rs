@@ -54,6 +54,17 @@ pub enum EmailKind {
         /// The names of the user's connected apps, which keep their access.
         #[serde(default)]
         apps: Vec<String>,
+        /// The names of connected apps that a reset has disconnected.
+        #[serde(default)]
+        disconnected_apps: Vec<String>,
+    },
+    /// The address was proven for the first time, without a session of the account. What was set up
+    /// before has ended.
+    PriorSetupEnded {
+        /// The request that proved the address.
+        origin: RequestOrigin,
+        /// What has ended.
+        ended: EndedSetup,
     },
     /// TOTP was enabled: sign-in now requires a code.
     SecondFactorAdded {
@@ -125,6 +136,7 @@ impl EmailKind {
             Self::VerifyEmail { .. } => "verify_email",
             Self::Invitation { .. } => "invitation",
             Self::PasswordChanged { .. } => "password_changed",
+            Self::PriorSetupEnded { .. } => "prior_setup_ended",
             Self::SecondFactorAdded { .. } => "second_factor_added",
             Self::PasskeyAdded { .. } => "passkey_added",
             Self::PasskeyRemoved { .. } => "passkey_removed",
@@ -136,6 +148,60 @@ impl EmailKind {
             Self::PasswordGuesses { .. } => "password_guesses",
             Self::AccountDeleted { .. } => "account_deleted",
             Self::SessionReuse { .. } => "session_reuse",
+        }
+    }
+}
+
+/// What has ended with the first proof of an address.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct EndedSetup {
+    /// True if the password was removed.
+    pub password: bool,
+    /// The number of sessions.
+    pub sessions: usize,
+    /// True if an authenticator app was removed.
+    pub totp: bool,
+    /// The names of passkeys.
+    pub passkeys: NameList,
+    /// The names of connected apps.
+    pub apps: NameList,
+    /// The names of API keys.
+    pub api_keys: NameList,
+    /// The names of the workspace's OAuth clients.
+    pub oauth_clients: NameList,
+    /// The addresses of invited users.
+    pub invitations: NameList,
+    /// The addresses of members.
+    pub members: NameList,
+}
+
+/// A list of names: the first ones, and the number of all.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NameList {
+    /// The first names, at most [`Self::MAX_NAMES`].
+    pub names: Vec<String>,
+    /// The number of all names.
+    pub total: usize,
+}
+
+impl NameList {
+    /// The maximum number of names, so that an email stays small.
+    pub const MAX_NAMES: usize = 20;
+
+    /// Creates a list of these names.
+    #[must_use]
+    pub fn new(names: impl IntoIterator<Item = String>) -> Self {
+        let mut list = Self::default();
+        names.into_iter().for_each(|name| list.push(name));
+        list
+    }
+
+    /// Adds a name.
+    pub fn push(&mut self, name: String) {
+        self.total += 1;
+        if self.names.len() < Self::MAX_NAMES {
+            self.names.push(name);
         }
     }
 }

@@ -140,6 +140,8 @@ pub enum SessionEndReason {
     RecoveryCodesRenewed,
     /// The user removed a passkey in another session.
     PasskeyRemoved,
+    /// The account's unverified address was claimed by its real owner.
+    EmailReclaimed,
 }
 
 impl SessionEndReason {
@@ -156,6 +158,7 @@ impl SessionEndReason {
             Self::SecondFactorRemoved => "second_factor_removed",
             Self::RecoveryCodesRenewed => "recovery_codes_renewed",
             Self::PasskeyRemoved => "passkey_removed",
+            Self::EmailReclaimed => "email_reclaimed",
         }
     }
 }

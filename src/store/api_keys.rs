@@ -241,6 +241,29 @@ pub async fn revoke(
     Ok(result.rows_affected() == 1)
 }
 
+/// Revokes all active keys of a workspace. Returns their ids and names.
+///
+/// # Errors
+/// [`StoreError`] if the query fails.
+pub async fn revoke_all(
+    tx: &mut Tx,
+    workspace: WorkspaceId,
+    now: OffsetDateTime,
+    by: &str,
+) -> Result<Vec<(ApiKeyId, String)>, StoreError> {
+    let rows = sqlx::query!(
+        r#"UPDATE api_keys SET revoked_at = $2, revoked_by = $3
+           WHERE workspace_id = $1 AND revoked_at IS NULL
+           RETURNING id AS "id: ApiKeyId", name"#,
+        workspace.uuid(),
+        now,
+        by,
+    )
+    .fetch_all(tx.conn())
+    .await?;
+    Ok(rows.into_iter().map(|row| (row.id, row.name)).collect())
+}
+
 struct ApiKeyRow {
     id: ApiKeyId,
     workspace_id: WorkspaceId,

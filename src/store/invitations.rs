@@ -255,3 +255,24 @@ pub async fn close_all_by_inviter(
     .await?;
     Ok(())
 }
+
+/// Closes all open invitations of a workspace. Returns their ids and addresses.
+///
+/// # Errors
+/// [`StoreError`] if the query fails.
+pub async fn close_all(
+    tx: &mut Tx,
+    workspace: WorkspaceId,
+    now: OffsetDateTime,
+) -> Result<Vec<(InvitationId, String)>, StoreError> {
+    let rows = sqlx::query!(
+        r#"UPDATE invitations SET closed_at = $2
+           WHERE workspace_id = $1 AND closed_at IS NULL AND expires_at > $2
+           RETURNING id AS "id: InvitationId", email"#,
+        workspace.uuid(),
+        now,
+    )
+    .fetch_all(tx.conn())
+    .await?;
+    Ok(rows.into_iter().map(|row| (row.id, row.email)).collect())
+}

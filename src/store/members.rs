@@ -232,6 +232,47 @@ pub async fn has_another_owner(
     .await?)
 }
 
+/// Returns true if the user is an owner of the workspace, and no other owner has a verified email
+/// address.
+///
+/// # Errors
+/// [`StoreError`] if the query fails.
+pub async fn is_sole_verifiable_owner(
+    tx: &mut Tx,
+    workspace: WorkspaceId,
+    user: UserId,
+) -> Result<bool, StoreError> {
+    Ok(sqlx::query_scalar!(
+        r#"SELECT EXISTS (SELECT FROM memberships
+                          WHERE workspace_id = $1 AND user_id = $2 AND role = 'owner')
+                  AND NOT EXISTS (SELECT FROM memberships m JOIN users u ON u.id = m.user_id
+                                  WHERE m.workspace_id = $1 AND m.user_id <> $2
+                                    AND m.role = 'owner' AND u.email_verified_at IS NOT NULL)
+                  AS "is!""#,
+        workspace.uuid(),
+        user.uuid(),
+    )
+    .fetch_one(tx.conn())
+    .await?)
+}
+
+/// Returns all members of a workspace and locks their memberships until the transaction ends.
+///
+/// # Errors
+/// [`StoreError`] if the query fails.
+pub async fn lock_all(tx: &mut Tx, workspace: WorkspaceId) -> Result<Vec<Member>, StoreError> {
+    Ok(sqlx::query_as!(
+        Member,
+        r#"SELECT m.user_id AS "user_id: UserId", u.email, u.full_name, m.role AS "role: Role",
+                  m.joined_at
+           FROM memberships m JOIN users u ON u.id = m.user_id
+           WHERE m.workspace_id = $1 ORDER BY m.user_id FOR UPDATE OF m"#,
+        workspace.uuid(),
+    )
+    .fetch_all(tx.conn())
+    .await?)
+}
+
 /// Returns true if the user with this address is a member.
 ///
 /// # Errors

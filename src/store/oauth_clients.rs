@@ -315,6 +315,24 @@ pub async fn delete(tx: &mut Tx, workspace: WorkspaceId, id: ClientId) -> Result
     Ok(result.rows_affected() == 1)
 }
 
+/// Deletes all clients of a workspace together with their grants. Returns their ids and names.
+///
+/// # Errors
+/// [`StoreError`] if the query fails.
+pub async fn delete_all(
+    tx: &mut Tx,
+    workspace: WorkspaceId,
+) -> Result<Vec<(ClientId, String)>, StoreError> {
+    let rows = sqlx::query!(
+        r#"DELETE FROM oauth_clients WHERE workspace_id = $1
+           RETURNING id AS "id: ClientId", name"#,
+        workspace.uuid(),
+    )
+    .fetch_all(tx.conn())
+    .await?;
+    Ok(rows.into_iter().map(|row| (row.id, row.name)).collect())
+}
+
 /// Active grants in one workspace, of a client of the transaction's workspace. They end when the
 /// client is deleted.
 #[derive(Debug)]

@@ -229,6 +229,20 @@ pub async fn remove(tx: &mut Tx, user: UserId) -> Result<bool, StoreError> {
     Ok(query.execute(tx.conn()).await?.rows_affected() == 1)
 }
 
+/// Deletes a user's authenticator app that is not confirmed.
+///
+/// # Errors
+/// [`StoreError`] if the query fails.
+pub async fn cancel_enrollment(tx: &mut Tx, user: UserId) -> Result<(), StoreError> {
+    sqlx::query!(
+        "DELETE FROM totp_factors WHERE user_id = $1 AND confirmed_at IS NULL",
+        user.uuid(),
+    )
+    .execute(tx.conn())
+    .await?;
+    Ok(())
+}
+
 /// Inserts a challenge.
 ///
 /// # Errors

@@ -180,6 +180,18 @@ pub async fn set_password_hash(
     Ok(())
 }
 
+/// Removes a user's password: no password signs in until a reset sets one. `tx` must belong to that
+/// user.
+///
+/// # Errors
+/// [`StoreError`] if the query fails.
+pub async fn remove_password(tx: &mut Tx, id: UserId) -> Result<(), StoreError> {
+    sqlx::query!("UPDATE users SET password_hash = NULL WHERE id = $1", id.uuid())
+        .execute(tx.conn())
+        .await?;
+    Ok(())
+}
+
 /// Checks that the password hash of the transaction's user is still `verified`, and locks it until
 /// the transaction ends. If `renewed` is set, stores this new hash of the same password instead.
 /// False if the hash has changed.

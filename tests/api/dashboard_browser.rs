@@ -271,6 +271,9 @@ async fn every_page_before_sign_in_is_accessible() {
         .expect_status(201);
     let invitation = link_token(&sink.wait_for_email("sam@new.example", "Invitation").await);
     let invitation = format!("/accept-invitation?token={invitation}");
+    let lee = app.register("lee").await;
+    let verification = link_token(&sink.wait_for_email(&lee.email, "Verify").await);
+    let verification = format!("/verify-email?token={verification}");
     let branded = format!("/sign-in?workspace={}", dana.workspace_id);
     let client = app.register_client(json!({})).await;
     let consent = client.authorization_url(&[]);
@@ -281,7 +284,7 @@ async fn every_page_before_sign_in_is_accessible() {
         ("/sign-up", "Create your account", "sign-up"),
         ("/forgot-password", "Send reset link", "forgot-password"),
         ("/reset-password?token=x", "Choose a new password", "reset-password"),
-        ("/verify-email?token=x", "Verify your email address", "verify-email"),
+        (&*verification, "Confirm and remove everything", "verify-email"),
         (&*invitation, "Join acme", "accept-invitation"),
         ("/nothing-is-here", "Page not found", "no-page"),
     ];

@@ -14,6 +14,7 @@ mod fixture;
 
 mod access_rules;
 mod account_deletion;
+mod account_reclaim;
 mod agents;
 mod api_keys;
 mod audit_chain;

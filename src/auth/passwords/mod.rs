@@ -8,7 +8,11 @@ mod reauthentication;
 use std::sync::Arc;
 
 use super::{
-    AuthError, context::ServiceContext, password_hashing::PasswordHasher, sessions::Sessions,
+    AuthError,
+    account_reclaim::AccountReclaim,
+    context::ServiceContext,
+    password_hashing::PasswordHasher,
+    sessions::{SessionCredentials, Sessions},
 };
 use crate::{
     auth::caller::SessionCaller,
@@ -32,6 +36,7 @@ const MAX_LISTED_APPS: i64 = 20;
 pub struct Passwords {
     pub(super) context: Arc<ServiceContext>,
     pub(super) hasher: PasswordHasher,
+    pub(super) reclaim: Arc<AccountReclaim>,
     pub(super) sessions: Arc<Sessions>,
 }
 
@@ -67,8 +72,12 @@ impl Passwords {
             return Err(AuthError::Conflict("the password was changed in the meantime; try again"));
         }
         let other_sessions = SessionSelector::AllExcept(session);
-        let audited = self.apply_change(&mut tx, &user, other_sessions, &caller.request).await?;
-        Ok(self.context.fence.wait(tx.commit(audited).await?).await?)
+        let (disconnected_apps, request) = (Vec::new(), &caller.request);
+        let audited =
+            self.apply_change(&mut tx, &user, other_sessions, disconnected_apps, request).await?;
+        let credentials = self.sessions.replace_credentials(&mut tx, caller).await?;
+        self.context.fence.wait(tx.commit(audited).await?).await?;
+        Ok(credentials)
     }
 
     /// Sends a password reset link, if the address is registered. That is checked later, by the
@@ -89,8 +98,12 @@ impl Passwords {
         Ok(self.context.store.insert_mail(self.context.env.new_uuid(), &mail).await?)
     }
 
-    /// Sets a new password with the token of a reset link, and ends all of the user's sessions.
-    /// This also verifies the email address, since the link was sent there.
+    /// Sets a new password with the token of a reset link, and ends all of the user's sessions and
+    /// grants. The factors of an account with a verified address stay.
+    ///
+    /// This also verifies the email address, since the link was sent there. If it was not verified
+    /// before, everything that was set up until now ends; see
+    /// [`account_reclaim`](super::account_reclaim).
     ///
     /// # Errors
     /// [`AuthError::Invalid`] if the token is not valid or the password violates the policy.
@@ -118,6 +131,7 @@ impl Passwords {
         let (email, name) = (parse_stored_email(&user.email)?, user.full_name.as_deref());
         let hash = self.hasher.hash_new_password("new_password", new, &email, name).await?;
         let mut tx = self.context.store.begin_for_user(user_id).await?;
+        let account = self.reclaim.lock(&mut tx, user_id).await?.ok_or_else(invalid_link)?;
         let now = self.context.env.clock.now();
         if !store::one_time_tokens::redeem(&mut tx, user_id, id, purpose, now).await? {
             return Err(invalid_link());
@@ -127,18 +141,16 @@ impl Passwords {
             self.context
                 .audit_in_all_workspaces(&mut tx, &user, Action::EmailVerified, request)
                 .await?;
-            // Until now the address was only claimed. A stranger may have registered it; the
-            // stranger's authenticator app must not lock the owner out.
-            if store::second_factor::remove(&mut tx, user_id).await? {
-                self.context
-                    .audit_in_all_workspaces(&mut tx, &user, Action::SecondFactorRemoved, request)
-                    .await?;
-            }
-            // End grants for the same reason.
-            let (reason, actor) = (GrantEndReason::EmailReclaimed, Actor::user(&user));
-            self.sessions.end_grants(&mut tx, user_id, None, reason, &actor, request).await?;
+            self.reclaim.end_prior_setup(&mut tx, &account, request, false).await?;
         }
-        let audited = self.apply_change(&mut tx, &user, SessionSelector::All, request).await?;
+        // The owner lost control of the account, or at least of the password: no access that was
+        // given until now may outlast the reset.
+        let apps = store::connected_apps::list_names_by_user(&mut tx, user_id, MAX_LISTED_APPS);
+        let disconnected_apps = apps.await?;
+        let (reason, actor) = (GrantEndReason::PasswordReset, Actor::user(&user));
+        self.sessions.end_grants(&mut tx, user_id, None, reason, &actor, request).await?;
+        let all = SessionSelector::All;
+        let audited = self.apply_change(&mut tx, &user, all, disconnected_apps, request).await?;
         Ok(self.context.fence.wait(tx.commit(audited).await?).await?)
     }
 
@@ -150,6 +162,7 @@ impl Passwords {
         tx: &mut Tx,
         user: &User,
         sessions: SessionSelector,
+        disconnected_apps: Vec<String>,
         request: &Arc<RequestInfo>,
     ) -> Result<Audited, AuthError> {
         let (now, actor) = (self.context.env.clock.now(), Actor::user(user));
@@ -162,6 +175,7 @@ impl Passwords {
             origin: self.context.request_origin(request),
             passkeys,
             apps,
+            disconnected_apps,
         };
         self.context.enqueue_email(tx, user.email.clone(), subject).await?;
         let audited = self

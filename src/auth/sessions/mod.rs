@@ -302,11 +302,25 @@ impl Sessions {
         actor: &Actor,
         request: &Arc<RequestInfo>,
     ) -> Result<Audited, AuthError> {
+        let (_, audited) = self.end_and_count(tx, user, selector, reason, actor, request).await?;
+        Ok(audited)
+    }
+
+    /// Ends sessions as [`Self::end_selected`] does, and returns their number too.
+    pub(in crate::auth) async fn end_and_count(
+        &self,
+        tx: &mut Tx,
+        user: UserId,
+        selector: SessionSelector,
+        reason: SessionEndReason,
+        actor: &Actor,
+        request: &Arc<RequestInfo>,
+    ) -> Result<(usize, Audited), AuthError> {
         let now = self.context.env.clock.now();
         let mut audited = Audited::exempt("no session has ended");
-        for (id, workspace) in
-            store::sessions::end_for_user(tx, user, selector, now, reason).await?
-        {
+        let ended = store::sessions::end_for_user(tx, user, selector, now, reason).await?;
+        let count = ended.len();
+        for (id, workspace) in ended {
             let event = self
                 .context
                 .audit_event(request, workspace, Action::SessionEnded, actor.clone(), 204)
@@ -315,7 +329,7 @@ impl Sessions {
             tx.set_workspace(workspace).await?;
             audited = store::audit::insert(tx, workspace, &event).await?;
         }
-        Ok(audited)
+        Ok((count, audited))
     }
 
     /// Ends grants that a user gave, in one workspace or in all, with an audit event in the

@@ -9,9 +9,10 @@ use utoipa::ToSchema;
 
 use super::{ApiResult, auth::TokenBody};
 use crate::{
+    auth::email_verification::AddressProof,
     http::{
         App,
-        extract::{self, Authorized, Public, UserSession},
+        extract::{self, Authorized, OptionalSession, Public, UserSession},
     },
     model::password::Password,
 };
@@ -84,8 +85,10 @@ pub struct ResetPasswordRequest {
 
 /// Reset a password
 ///
-/// Sets a new password with the token of a mailed link. The link works once, for one hour. Ends
-/// all sessions of the user.
+/// Sets a new password with the token of a mailed link. The link works once, for one hour. Ends all
+/// sessions and connected apps of the user. If the email address was not verified before, it is
+/// now, and everything that was set up until now ends too: second factors, and in workspaces
+/// without another verified owner, API keys, OAuth clients, invitations and other members.
 #[utoipa::path(post, path = "/v1/auth/password/reset", tag = "Passwords",
     request_body = ResetPasswordRequest, responses((status = 204)))]
 pub async fn reset(
@@ -109,15 +112,23 @@ pub struct VerifyEmailRequest {
 
 /// Verify an email address
 ///
-/// Takes the token of a mailed link.
+/// Takes the token of a mailed link. Send the access token of the account too, to keep what was set
+/// up. Without it, the account may be another person's, who registered your address: your sessions,
+/// password, second factors and connected apps end, and in workspaces without another verified
+/// owner, API keys, OAuth clients, invitations and other members. Then choose a password with
+/// `POST /v1/auth/password/forgot`.
 #[utoipa::path(post, path = "/v1/auth/verify-email", tag = "Passwords",
-    request_body = VerifyEmailRequest, responses((status = 204)))]
+    request_body = VerifyEmailRequest,
+    responses((status = 204), (status = 401), (status = 403)))]
 pub async fn verify_email(
     public: Public,
+    OptionalSession(caller): OptionalSession,
     State(app): State<App>,
     extract::Json(body): extract::Json<VerifyEmailRequest>,
 ) -> ApiResult<StatusCode> {
-    app.auth.email_verification.verify(body.token.expose_secret(), &public.request).await?;
+    let proof = caller.as_ref().map_or(AddressProof::LinkOnly, AddressProof::WithSession);
+    let token = body.token.expose_secret();
+    app.auth.email_verification.verify(token, proof, &public.request).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

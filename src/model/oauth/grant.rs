@@ -206,8 +206,10 @@ pub enum GrantEndReason {
     CodeReuse,
     /// A refresh token was reused.
     RefreshTokenReuse,
-    /// The account's unverified address was claimed by its real owner with a password reset.
+    /// The account's unverified address was claimed by its real owner.
     EmailReclaimed,
+    /// The user reset the password.
+    PasswordReset,
     /// The client was deleted.
     ClientDeleted,
     /// The user is no longer a member of the workspace.
@@ -226,6 +228,7 @@ impl GrantEndReason {
             Self::CodeReuse => "code_reuse",
             Self::RefreshTokenReuse => "refresh_token_reuse",
             Self::EmailReclaimed => "email_reclaimed",
+            Self::PasswordReset => "password_reset",
             Self::ClientDeleted => "client_deleted",
             Self::MembershipRemoved => "membership_removed",
             Self::Superseded => "superseded",

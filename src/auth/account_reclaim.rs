@@ -1,0 +1,206 @@
+//! Reclaiming an account: what happens at the first proof of its email address.
+//!
+//! Anyone can register with any address. If the address is first proven without a session of the
+//! account, by a mailed link, a stranger may have registered it before its owner. So everything
+//! that was set up until then ends, in the transaction of the proof: the credentials of the
+//! account, and in workspaces that it alone vouches for, those of others too. A proof with a
+//! session of the account ends nothing: the same person holds the mailbox and the session.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use serde_json::json;
+
+use super::{
+    AuthError, context::ServiceContext, members::remove_membership, sessions::Sessions,
+    workspaces::audit_deleted_clients,
+};
+use crate::{
+    model::{
+        audit::{Action, Actor, RequestInfo},
+        id::{UserId, WorkspaceId},
+        mail::{EmailKind, EndedSetup, NameList},
+        oauth::grant::GrantEndReason,
+        session::{SessionEndReason, SessionSelector},
+        user::{Member, User},
+    },
+    store::{self, Tx},
+};
+
+/// The reason in the metadata of audit events.
+const REASON: &str = "email_reclaimed";
+
+/// The number of connected apps that are counted for the email.
+const MAX_APPS: i64 = 1000;
+
+/// An account whose rows are locked for a proof of its address.
+pub(super) struct LockedAccount {
+    /// The user.
+    pub(super) user: User,
+    /// Of an unverified account: the workspaces that it owns and that have no other verified owner,
+    /// with their other members.
+    workspaces: Vec<(WorkspaceId, Vec<Member>)>,
+}
+
+/// Ends what was set up before the first proof of an address.
+pub struct AccountReclaim {
+    pub(super) context: Arc<ServiceContext>,
+    pub(super) sessions: Arc<Sessions>,
+}
+
+impl AccountReclaim {
+    /// Locks an account for a proof of its address, in a transaction of the user. `None` if the
+    /// account does not exist.
+    ///
+    /// Locks are taken in the order of all changes: workspaces and their memberships, then users,
+    /// each sorted.
+    pub(super) async fn lock(
+        &self,
+        tx: &mut Tx,
+        user: UserId,
+    ) -> Result<Option<LockedAccount>, AuthError> {
+        let Some(found) = store::users::get(tx, user).await? else { return Ok(None) };
+        let mut workspaces = Vec::new();
+        if found.email_verified_at.is_none() {
+            workspaces = self.lock_owned_workspaces(tx, user).await?;
+        }
+        let others = workspaces.iter().flat_map(|(_, members)| members);
+        let mut users: BTreeSet<_> = others.map(|member| member.user_id).collect();
+        users.insert(user);
+        let mut locked = None;
+        for id in users {
+            tx.set_user(id).await?;
+            let row = store::users::lock(tx, id).await?;
+            if id == user {
+                locked = row;
+            }
+        }
+        tx.set_user(user).await?;
+        Ok(locked.map(|user| LockedAccount { user, workspaces }))
+    }
+
+    async fn lock_owned_workspaces(
+        &self,
+        tx: &mut Tx,
+        user: UserId,
+    ) -> Result<Vec<(WorkspaceId, Vec<Member>)>, AuthError> {
+        let memberships = store::members::list_by_user(tx, user).await?;
+        let ids: BTreeSet<_> = memberships.iter().map(|own| own.workspace_id).collect();
+        let mut workspaces = Vec::new();
+        for id in ids {
+            tx.set_workspace(id).await?;
+            if !store::members::lock_workspace(tx, id).await? {
+                continue;
+            }
+            let mut members = store::members::lock_all(tx, id).await?;
+            if store::members::is_sole_verifiable_owner(tx, id, user).await? {
+                members.retain(|member| member.user_id != user);
+                workspaces.push((id, members));
+            }
+        }
+        Ok(workspaces)
+    }
+
+    /// Ends everything that was set up for an account before the first proof of its address, except
+    /// the password, and emails the user what was ended. The caller must replace or remove the
+    /// password, commit, and wait at the fence.
+    pub(super) async fn end_prior_setup(
+        &self,
+        tx: &mut Tx,
+        account: &LockedAccount,
+        request: &Arc<RequestInfo>,
+        is_password_removed: bool,
+    ) -> Result<(), AuthError> {
+        let LockedAccount { user, workspaces } = account;
+        let mut ended = EndedSetup { password: is_password_removed, ..EndedSetup::default() };
+        self.end_credentials(tx, user, request, &mut ended).await?;
+        for (workspace, members) in workspaces {
+            self.end_workspace_access(tx, user, *workspace, members, request, &mut ended).await?;
+        }
+        if ended != EndedSetup::default() {
+            let origin = self.context.request_origin(request);
+            let subject = EmailKind::PriorSetupEnded { origin, ended };
+            self.context.enqueue_email(tx, user.email.clone(), subject).await?;
+        }
+        Ok(())
+    }
+
+    /// Ends the sessions, grants and factors of the account.
+    async fn end_credentials(
+        &self,
+        tx: &mut Tx,
+        user: &User,
+        request: &Arc<RequestInfo>,
+        ended: &mut EndedSetup,
+    ) -> Result<(), AuthError> {
+        let (now, actor) = (self.context.env.clock.now(), Actor::user(user));
+        let apps = store::connected_apps::list_names_by_user(tx, user.id, MAX_APPS).await?;
+        ended.apps = NameList::new(apps);
+        let reason = GrantEndReason::EmailReclaimed;
+        self.sessions.end_grants(tx, user.id, None, reason, &actor, request).await?;
+        let passkeys = store::passkeys::list(tx, user.id).await?;
+        ended.passkeys = NameList::new(passkeys.into_iter().map(|(passkey, _)| passkey.name));
+        if store::passkeys::remove_all(tx, user.id).await? {
+            let action = Action::PasskeyRemoved;
+            self.context.audit_in_all_workspaces(tx, user, action, request).await?;
+        }
+        store::second_factor::cancel_enrollment(tx, user.id).await?;
+        ended.totp = store::second_factor::remove(tx, user.id).await?;
+        if ended.totp {
+            let action = Action::SecondFactorRemoved;
+            self.context.audit_in_all_workspaces(tx, user, action, request).await?;
+        }
+        store::second_factor::discard_challenges(tx, user.id, now).await?;
+        let (all, reason) = (SessionSelector::All, SessionEndReason::EmailReclaimed);
+        let (count, _) =
+            self.sessions.end_and_count(tx, user.id, all, reason, &actor, request).await?;
+        ended.sessions = count;
+        Ok(())
+    }
+
+    /// Ends the API keys, open invitations, OAuth clients and other members of a workspace.
+    async fn end_workspace_access(
+        &self,
+        tx: &mut Tx,
+        user: &User,
+        workspace: WorkspaceId,
+        members: &[Member],
+        request: &Arc<RequestInfo>,
+        ended: &mut EndedSetup,
+    ) -> Result<(), AuthError> {
+        let (now, actor) = (self.context.env.clock.now(), Actor::user(user));
+        let event = |action| {
+            self.context
+                .audit_event(request, workspace, action, actor.clone(), 204)
+                .with_metadata(json!({ "reason": REASON }))
+        };
+        tx.set_workspace(workspace).await?;
+        let by = user.id.to_string();
+        for (id, name) in store::api_keys::revoke_all(tx, workspace, now, &by).await? {
+            let event = event(Action::ApiKeyRevoked).with_target(id, name.clone());
+            store::audit::insert(tx, workspace, &event).await?;
+            ended.api_keys.push(name);
+        }
+        for (id, email) in store::invitations::close_all(tx, workspace, now).await? {
+            let event = event(Action::InvitationRevoked).with_target(id, email.clone());
+            store::audit::insert(tx, workspace, &event).await?;
+            ended.invitations.push(email);
+        }
+        let external_grants = store::oauth_clients::list_external_grants(tx, None).await?;
+        for (id, name) in store::oauth_clients::delete_all(tx, workspace).await? {
+            let event = event(Action::ClientDeleted).with_target(id, name.clone());
+            store::audit::insert(tx, workspace, &event).await?;
+            ended.oauth_clients.push(name);
+        }
+        audit_deleted_clients(&self.context, tx, request, external_grants).await?;
+        for member in members {
+            tx.set_workspace(workspace).await?;
+            // Row-level security shows sessions to their user only.
+            tx.set_user(member.user_id).await?;
+            let (context, sessions) = (&self.context, &self.sessions);
+            remove_membership(context, sessions, tx, &actor, request, workspace, member).await?;
+            ended.members.push(member.email.clone());
+        }
+        tx.set_user(user.id).await?;
+        Ok(())
+    }
+}

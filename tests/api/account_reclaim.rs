@@ -1,0 +1,312 @@
+//! The first proof of an email address: a stranger that registered it keeps nothing, and its owner
+//! keeps everything that a session of the account vouches for.
+
+use serde_json::{Value, json};
+
+use crate::{
+    fixture::{
+        Browser, Key, LOCALHOST, PASSWORD, SmtpSink, TestApp, TestUser, link_token,
+        oauth::{OAuthClient, OAuthExt},
+    },
+    mfa::{enable_totp, sign_in_with_password},
+    pages::sign_in,
+    passkeys::register_authenticator,
+};
+
+const NEW_PASSWORD: &str = "a walk in the old park";
+
+async fn start_with_mail() -> (TestApp, SmtpSink) {
+    let sink = SmtpSink::start();
+    let settings = [("server.public_url", LOCALHOST), ("mail.url", &*sink.url())];
+    (TestApp::start_with(&settings).await, sink)
+}
+
+async fn verification_token(sink: &SmtpSink, email: &str) -> String {
+    link_token(&sink.wait_for_email(email, "Verify your email address").await)
+}
+
+async fn verify(app: &TestApp, token: &str, bearer: Option<&str>) -> u16 {
+    let mut call = app.post("/v1/auth/verify-email").json(json!({ "token": token }));
+    if let Some(bearer) = bearer {
+        call = call.bearer(bearer);
+    }
+    call.send().await.status.as_u16()
+}
+
+/// Requests a reset link and sets a new password with it.
+async fn reset(app: &TestApp, sink: &SmtpSink, email: &str) {
+    let forgot = app.post("/v1/auth/password/forgot").json(json!({ "email": email }));
+    assert_eq!(forgot.send().await.status, 202);
+    let token = link_token(&sink.wait_for_email(email, "Reset your password").await);
+    let body = json!({ "token": token, "new_password": NEW_PASSWORD });
+    assert_eq!(app.post("/v1/auth/password/reset").json(body).send().await.status, 204);
+}
+
+/// Everything that a stranger set up in an account with an unverified address.
+struct Setup {
+    stranger: TestUser,
+    key: Key,
+    /// An app that the stranger authorized, with its tokens.
+    app_tokens: Value,
+    app_client: OAuthClient,
+    /// A client of the workspace, which acts for itself.
+    own_client: OAuthClient,
+    member: TestUser,
+    invitation: String,
+}
+
+impl Setup {
+    async fn new(app: &TestApp, sink: &SmtpSink, name: &str) -> Self {
+        let mut stranger = app.register(name).await;
+        let key = app.create_key(&stranger, "backdoor", "admin").await;
+        let app_client = app.register_client(json!({ "client_name": "Spy" })).await;
+        let mut browser = Browser::signed_in(app, &stranger.email).await;
+        let app_tokens = app.obtain_tokens(&mut browser, &app_client, &[]).await;
+        let body = json!({
+            "name": "robot", "grant_types": ["client_credentials"],
+            "token_endpoint_auth_method": "client_secret_post",
+        });
+        let call = app.request_as(&stranger.access_token, "POST", "/v1/oauth/clients").json(body);
+        let own_client = OAuthClient::from_registration(&call.send().await.expect_status(201));
+        let member = app.add_member(&stranger, "admin").await;
+        // An unverified account has neither invitations nor factors. These are from a time at which
+        // the address was verified.
+        app.set_verified(&stranger, true).await;
+        let guest = format!("guest@{name}.example");
+        let body = json!({ "email": guest, "role": "admin" });
+        let call = app.request_as(&stranger.access_token, "POST", "/v1/invitations").json(body);
+        call.send().await.expect_status(201);
+        let invitation = link_token(&sink.wait_for_email(&guest, "Invitation").await);
+        register_authenticator(app, &mut stranger).await;
+        enable_totp(app, &mut stranger).await;
+        app.set_verified(&stranger, false).await;
+        Self { stranger, key, app_tokens, app_client, own_client, member, invitation }
+    }
+
+    async fn has_access(&self, app: &TestApp) -> Vec<bool> {
+        let app_token = self.app_tokens["access_token"].as_str().unwrap();
+        let mut results = Vec::new();
+        for credential in
+            [&self.stranger.access_token, &self.key.secret, app_token, &self.member.access_token]
+        {
+            let call = app.request_as(credential, "GET", "/v1/auth/me");
+            results.push(call.send().await.status == 200);
+        }
+        results
+    }
+
+    /// Checks that nothing of the setup gives access on a node.
+    async fn assert_ended(&self, app: &TestApp) {
+        assert_eq!(self.has_access(app).await, [false; 4]);
+        let body = json!({ "refresh_token": self.stranger.refresh_token });
+        let refresh = app.post("/v1/auth/refresh").json(body).send().await;
+        refresh.assert_error(401, "invalid_refresh_token");
+        let token = self.app_tokens["refresh_token"].as_str().unwrap();
+        let refreshed = app.refresh_token(&self.app_client, token).await;
+        refreshed.assert_oauth_error(400, "invalid_grant");
+        let fields = [("grant_type", "client_credentials")];
+        let fields = self.own_client.with_client_credentials(&fields);
+        app.request_token(&fields).await.assert_oauth_error(401, "invalid_client");
+        let body = json!({ "token": self.invitation, "password": PASSWORD });
+        let accepted = app.post("/v1/invitations/accept").json(body).send().await;
+        accepted.assert_error(422, "validation_failed");
+    }
+}
+
+/// The names of what has ended, in the mail about it.
+async fn assert_mail_names_setup(sink: &SmtpSink, email: &str) {
+    let mail = sink.wait_for_email(email, "Your account was reset").await;
+    let text = mail["text"].as_str().unwrap();
+    for line in [
+        "API keys: backdoor",
+        "Connected apps: Spy",
+        "OAuth clients: robot",
+        "Invitations: guest",
+        "Members: ",
+        "Passkeys: phone",
+        "authenticator app",
+    ] {
+        assert!(text.contains(line), "{line}: {text}");
+    }
+}
+
+#[tokio::test]
+async fn verification_without_session_ends_prior_setup_on_every_node() {
+    let (app, sink) = start_with_mail().await;
+    let public_url = app.app.settings.public_url.clone();
+    let node =
+        TestApp::start_on(app.database.clone(), &[("server.public_url", &*public_url)]).await;
+    let setup = Setup::new(&app, &sink, "acme").await;
+    let email = &setup.stranger.email;
+    assert_eq!(setup.has_access(&node).await, [true; 4]);
+    let token = verification_token(&sink, email).await;
+    assert_eq!(verify(&app, &token, None).await, 204);
+    setup.assert_ended(&node).await;
+    setup.assert_ended(&app).await;
+    // Nor does the stranger's password sign in again.
+    let answer = sign_in_with_password(&app, &setup.stranger, PASSWORD).await;
+    answer.assert_error(401, "invalid_credentials");
+    assert_mail_names_setup(&sink, email).await;
+    assert_eq!(verify(&app, &token, None).await, 422);
+    // The owner of the address chooses a password, and has the workspace alone.
+    reset(&app, &sink, email).await;
+    let pair = sign_in_with_password(&app, &setup.stranger, NEW_PASSWORD).await;
+    let owner = setup.stranger.with_tokens(&pair.expect_status(200));
+    let members = app.request_as(&owner.access_token, "GET", "/v1/members").send().await;
+    assert_eq!(members.expect_status(200)["total"], 1);
+    for action in ["api_key.revoked", "oauth.client_deleted", "member.invitation_revoked"] {
+        let events =
+            app.wait_for_event_count(&owner.access_token, &format!("action={action}"), 1).await;
+        assert_eq!(events[0]["metadata"]["reason"], "email_reclaimed", "{action}");
+        assert_eq!(events[0]["actor"]["id"], json!(owner.user_id));
+    }
+    for action in ["member.email_verified", "member.removed", "member.mfa_disabled"] {
+        app.wait_for_event_count(&owner.access_token, &format!("action={action}"), 1).await;
+    }
+}
+
+#[tokio::test]
+async fn reset_of_unverified_account_ends_prior_setup() {
+    let (app, sink) = start_with_mail().await;
+    let setup = Setup::new(&app, &sink, "acme").await;
+    reset(&app, &sink, &setup.stranger.email).await;
+    setup.assert_ended(&app).await;
+    assert_mail_names_setup(&sink, &setup.stranger.email).await;
+    // No factor of the stranger keeps the owner out.
+    let pair = sign_in_with_password(&app, &setup.stranger, NEW_PASSWORD).await;
+    let owner = setup.stranger.with_tokens(&pair.expect_status(200));
+    let passkeys = app.request_as(&owner.access_token, "GET", "/v1/auth/passkeys").send().await;
+    assert_eq!(passkeys.expect_status(200)["passkeys"], json!([]));
+}
+
+#[tokio::test]
+async fn reset_of_verified_account_ends_grants_and_keeps_the_rest() {
+    let (app, sink) = start_with_mail().await;
+    let dana = app.register_verified("acme").await;
+    let key = app.create_key(&dana, "server", "write").await;
+    let client = app.register_client(json!({ "client_name": "Spy" })).await;
+    let mut browser = Browser::signed_in(&app, &dana.email).await;
+    let tokens = app.obtain_tokens(&mut browser, &client, &[]).await;
+    reset(&app, &sink, &dana.email).await;
+    let token = tokens["access_token"].as_str().unwrap();
+    app.get("/v1/agents").bearer(token).send().await.assert_error(401, "unauthorized");
+    app.get("/v1/agents").bearer(&key.secret).send().await.expect_status(200);
+    let mail = sink.wait_for_email(&dana.email, "Your password was changed").await;
+    assert!(mail["text"].as_str().unwrap().contains("no longer have access: Spy."), "{mail}");
+    let events = app.wait_for_event_count(&key.secret, "action=oauth.grant_ended", 1).await;
+    assert_eq!(events[0]["metadata"]["reason"], "password_reset");
+}
+
+#[tokio::test]
+async fn verification_with_session_keeps_setup() {
+    let (app, sink) = start_with_mail().await;
+    for (name, by_page) in [("acme", false), ("widgets-inc", true)] {
+        let dana = app.register(name).await;
+        let key = app.create_key(&dana, "server", "admin").await;
+        let path = format!("/verify-email?token={}", verification_token(&sink, &dana.email).await);
+        if by_page {
+            // The page without a session offers to sign in first, which leads back to it.
+            let mut browser = Browser::new(&app);
+            let page = browser.get(&path).await;
+            assert!(page.text.contains("removes everything"), "{page:#?}");
+            let sign_in_path = page.link_target("Sign in");
+            let done = sign_in(&mut browser, &sign_in_path, &dana.email, PASSWORD).await;
+            assert_eq!(done.redirect_target(), Some(&*path));
+            let page = browser.get(&path).await;
+            assert!(!page.text.contains("removes everything"), "{page:#?}");
+            let done = browser.submit(&page, "/verify-email", &[]).await;
+            assert!(done.status == 200 && done.text.contains("all set"), "{done:#?}");
+        } else {
+            let token = path.split('=').next_back().unwrap();
+            assert_eq!(verify(&app, token, Some(&dana.access_token)).await, 204);
+        }
+        let me = app.request_as(&dana.access_token, "GET", "/v1/auth/me").send().await;
+        assert_eq!(me.expect_status(200)["user"]["email_verified"], true);
+        app.get("/v1/agents").bearer(&key.secret).send().await.expect_status(200);
+        sign_in_with_password(&app, &dana, PASSWORD).await.expect_status(200);
+    }
+}
+
+#[tokio::test]
+async fn verification_page_without_session_removes_setup() {
+    let (app, sink) = start_with_mail().await;
+    let dana = app.register("acme").await;
+    let key = app.create_key(&dana, "server", "admin").await;
+    let mallory = app.register("mallory").await;
+    let path = format!("/verify-email?token={}", verification_token(&sink, &dana.email).await);
+    // A session of another account is none of this one. Its own setup stays.
+    let mut browser = Browser::signed_in(&app, &mallory.email).await;
+    let page = browser.get(&path).await;
+    assert!(page.text.contains("removes everything"), "{page:#?}");
+    app.get("/v1/agents").bearer(&key.secret).send().await.expect_status(200);
+    let done = browser.submit(&page, "/verify-email", &[]).await;
+    assert!(done.status == 200 && done.text.contains("has been removed"), "{done:#?}");
+    app.get("/v1/agents").bearer(&key.secret).send().await.assert_error(401, "unauthorized");
+    app.request_as(&mallory.access_token, "GET", "/v1/agents").send().await.expect_status(200);
+    let again = browser.submit(&page, "/verify-email", &[]).await;
+    assert_eq!(again.status, 422, "{again:#?}");
+    let broken = browser.get("/verify-email?token=x").await;
+    assert!(broken.status == 422 && broken.text.contains("link does not work"), "{broken:#?}");
+}
+
+#[tokio::test]
+async fn verification_with_foreign_credential_changes_nothing() {
+    let (app, sink) = start_with_mail().await;
+    let (dana, mallory) = (app.register("acme").await, app.register("mallory").await);
+    let key = app.create_key(&dana, "server", "admin").await;
+    let token = verification_token(&sink, &dana.email).await;
+    assert_eq!(verify(&app, &token, Some(&mallory.access_token)).await, 403);
+    assert_eq!(verify(&app, &token, Some(&key.secret)).await, 403);
+    assert_eq!(verify(&app, &token, Some("x.y.z")).await, 401);
+    app.get("/v1/agents").bearer(&key.secret).send().await.expect_status(200);
+    assert_eq!(verify(&app, &token, Some(&dana.access_token)).await, 204);
+}
+
+#[tokio::test]
+async fn workspace_with_other_verified_owner_keeps_access() {
+    let (app, sink) = start_with_mail().await;
+    let dana = app.register("acme").await;
+    let key = app.create_key(&dana, "server", "admin").await;
+    let owner = app.add_member(&dana, "owner").await;
+    let viewer = app.add_member(&dana, "viewer").await;
+    app.set_verified(&owner, true).await;
+    // In a workspace that the account does not own, nothing of others ends either.
+    let host = app.register_verified("host").await;
+    app.insert_membership(&dana, &host, "admin").await;
+    let host_key = app.create_key(&host, "server", "admin").await;
+    let token = verification_token(&sink, &dana.email).await;
+    assert_eq!(verify(&app, &token, None).await, 204);
+    for credential in [&key.secret, &host_key.secret, &owner.access_token, &viewer.access_token] {
+        app.get("/v1/agents").bearer(credential).send().await.expect_status(200);
+    }
+    let me = app.request_as(&dana.access_token, "GET", "/v1/auth/me").send().await;
+    me.assert_error(401, "unauthorized");
+}
+
+/// Verification and reset lock the same rows, as do two accounts that are members of each other's
+/// workspaces.
+#[tokio::test(flavor = "multi_thread")]
+async fn concurrent_proofs_do_not_deadlock() {
+    let (app, sink) = start_with_mail().await;
+    let [dana, lee] = [app.register("acme").await, app.register("lee").await];
+    app.insert_membership(&dana, &lee, "member").await;
+    app.insert_membership(&lee, &dana, "member").await;
+    let mut calls = Vec::new();
+    for user in [&dana, &lee] {
+        let token = verification_token(&sink, &user.email).await;
+        calls.push(("/v1/auth/verify-email", json!({ "token": token })));
+        let forgot = app.post("/v1/auth/password/forgot").json(json!({ "email": user.email }));
+        assert_eq!(forgot.send().await.status, 202);
+        let token = link_token(&sink.wait_for_email(&user.email, "Reset your password").await);
+        let body = json!({ "token": token, "new_password": NEW_PASSWORD });
+        calls.push(("/v1/auth/password/reset", body));
+    }
+    let calls = calls.into_iter().map(|(path, body)| app.post(path).json(body).send());
+    for answer in futures_util::future::join_all(calls).await {
+        assert_eq!(answer.status, 204, "{}", answer.text);
+    }
+    for user in [&dana, &lee] {
+        let me = app.request_as(&user.access_token, "GET", "/v1/auth/me").send().await;
+        me.assert_error(401, "unauthorized");
+    }
+}
