@@ -14,8 +14,8 @@ use super::{
     AuthError,
     context::ServiceContext,
     passwords::{Passwords, REAUTHENTICATION_REQUIRED, parse_stored_email},
-    second_factors::SecondFactors,
-    sessions::{Sessions, TokenPair},
+    second_factors::{EMAIL_NOT_VERIFIED, SecondFactors},
+    sessions::{SessionCredentials, Sessions},
     sign_in::SignIn,
 };
 use crate::{
@@ -50,10 +50,6 @@ const MAX_PASSKEYS: usize = 20;
 
 const TOO_MANY_PASSKEYS: AuthError =
     AuthError::Conflict("you have too many passkeys: remove one first");
-
-const EMAIL_NOT_VERIFIED: AuthError = AuthError::Conflict(
-    "passkeys require a verified email address: verify it first (POST /v1/auth/verify-email/send)",
-);
 
 const PASSKEYS_UNAVAILABLE: AuthError = AuthError::Conflict(
     "passkeys require that this service is reached over HTTPS and under a host name",
@@ -121,9 +117,10 @@ impl Passkeys {
     /// (`PublicKeyCredentialCreationOptionsJSON`).
     ///
     /// # Errors
-    /// [`AuthError::Forbidden`] if the user neither signed in recently nor gave the password, or
-    /// has not used an existing passkey as required; [`AuthError::Conflict`] if there are too many
-    /// passkeys, the email address is not verified, or this deployment cannot have passkeys.
+    /// [`AuthError::Forbidden`] if the user neither signed in recently nor gave the password, has
+    /// not used an existing passkey as required, or has an unverified email address;
+    /// [`AuthError::Conflict`] if there are too many passkeys, or this deployment cannot have
+    /// passkeys.
     #[tracing::instrument(
         name = "auth.passkeys.registration_options",
         level = "debug",

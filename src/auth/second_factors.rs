@@ -36,6 +36,14 @@ const ENROLLMENT_LIFETIME: Duration = Duration::from_mins(15);
 /// Maximum number of wrong codes per challenge, and for the first code of a new authenticator app.
 pub(super) const MAX_WRONG_CODES: i32 = 5;
 
+/// The error for a factor of an account whose email address is not verified.
+///
+/// A stranger may have registered the address. A factor would keep its owner out, and a password
+/// reset by the owner would remove the factor, so it would protect nothing.
+pub(super) const EMAIL_NOT_VERIFIED: AuthError = AuthError::Forbidden(
+    "verify your email address before you set up a second factor: request a link with POST /v1/auth/verify-email/send, or on the settings page",
+);
+
 const PASSKEY_REQUIRED: AuthError = AuthError::Forbidden(
     "you have a passkey: sign in with it to change your sign-in methods; if you lost it, contact your administrator",
 );
@@ -115,8 +123,8 @@ impl SecondFactors {
     ///
     /// # Errors
     /// [`AuthError::Conflict`] if one is already set up; [`AuthError::Forbidden`] if the user
-    /// neither signed in recently nor gave the password, or has not used the required passkey;
-    /// [`AuthError::Invalid`] for a wrong password.
+    /// neither signed in recently nor gave the password, has not used the required passkey, or has
+    /// an unverified email address; [`AuthError::Invalid`] for a wrong password.
     #[tracing::instrument(
         name = "auth.second_factors.enroll_totp",
         level = "debug",
@@ -136,6 +144,9 @@ impl SecondFactors {
         let (factor, now) = (self.context.env.new_uuid(), self.context.env.clock.now());
         let mut tx = self.context.store.begin_for_user(user_id).await?;
         let user = self.lock_user_for_change(&mut tx, caller).await?;
+        if user.email_verified_at.is_none() {
+            return Err(EMAIL_NOT_VERIFIED);
+        }
         if !store::second_factor::start_enrollment(&mut tx, user_id, factor, now).await? {
             return Err(AuthError::Conflict("an authenticator app is already set up"));
         }
@@ -151,7 +162,8 @@ impl SecondFactors {
     ///
     /// # Errors
     /// [`AuthError::Invalid`] for a wrong code; [`AuthError::Conflict`] if no setup is pending;
-    /// [`AuthError::Forbidden`] if the session has not used the required passkey.
+    /// [`AuthError::Forbidden`] if the session has not used the required passkey, or the email
+    /// address is not verified.
     #[tracing::instrument(
         name = "auth.second_factors.confirm_totp",
         level = "debug",
@@ -169,6 +181,9 @@ impl SecondFactors {
         let mut tx = self.context.store.begin_for_user(user_id).await?;
         // The lock orders this with concurrent sign-ins: each ends before this, or sees the factor.
         let user = self.lock_user_for_change(&mut tx, caller).await?;
+        if user.email_verified_at.is_none() {
+            return Err(EMAIL_NOT_VERIFIED);
+        }
         let factor = store::second_factor::lock(&mut tx, user_id).await?;
         let factor = factor
             .filter(|factor| !factor.confirmed && now < factor.created_at + ENROLLMENT_LIFETIME)

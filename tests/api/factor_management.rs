@@ -350,11 +350,11 @@ async fn passkey_requires_verified_email() {
     let mallory = app.register("acme").await;
     let request =
         app.request_as(&mallory.access_token, "POST", "/v1/auth/passkeys/options").json(json!({}));
-    request.send().await.assert_error(409, "conflict");
+    request.send().await.assert_error(403, "forbidden");
     app.set_verified(&mallory, true).await;
     let credential = create_attestation_response(&app, &mallory).await;
     app.set_verified(&mallory, false).await;
-    add_passkey(&app, &mallory, &credential).await.assert_error(409, "conflict");
+    add_passkey(&app, &mallory, &credential).await.assert_error(403, "forbidden");
     app.set_verified(&mallory, true).await;
     add_passkey(&app, &mallory, &credential).await.expect_status(201);
 }

@@ -7,7 +7,9 @@ use call2me_auth::env::Clock as _;
 use data_encoding::BASE32_NOPAD;
 use serde_json::{Value, json};
 
-use crate::fixture::{PASSWORD, SmtpSink, TestApp, TestResponse, TestUser, link_token};
+use crate::fixture::{
+    Browser, LOCALHOST, PASSWORD, SmtpSink, TestApp, TestResponse, TestUser, link_token,
+};
 
 /// Computes a TOTP code according to RFC 6238, without code of the service.
 pub fn compute_totp_code(secret: &str, unix_seconds: i64) -> String {
@@ -232,7 +234,33 @@ async fn totp_enrollment_expires_and_limits_guesses() {
     sign_in_with_password(&app, &dana, PASSWORD).await.expect_status(200);
 }
 
-/// An attacker that registers the email address of another person cannot lock that person out.
+/// A factor of an unverified account would keep the owner of the address out, or protect nothing.
+#[tokio::test]
+async fn second_factor_requires_verified_email() {
+    let app = TestApp::start_with(&[("server.public_url", LOCALHOST)]).await;
+    let mut dana = app.register("acme").await;
+    for path in ["/v1/auth/mfa/totp", "/v1/auth/passkeys/options"] {
+        let answer = app.request_as(&dana.access_token, "POST", path).json(json!({})).send().await;
+        answer.assert_error(403, "forbidden");
+        assert!(answer.text.contains("verify your email address"), "{}", answer.text);
+    }
+    // An enrollment that began while the address was verified does not end in a factor either.
+    app.set_verified(&dana, true).await;
+    let enrollment = enroll_totp(&app, &dana, json!({})).await.expect_status(200);
+    app.set_verified(&dana, false).await;
+    let code = compute_totp_code(enrollment["secret"].as_str().unwrap(), unix_now(&app));
+    confirm_totp(&app, &dana, &code).await.assert_error(403, "forbidden");
+    sign_in_with_password(&app, &dana, PASSWORD).await.expect_status(200);
+    let mut browser = Browser::signed_in(&app, &dana.email).await;
+    let page = browser.get("/second-factor").await;
+    assert!(page.text.contains("Verify your email address before"), "{page:#?}");
+    for form in ["/second-factor/set-up", "/second-factor/passkeys/new"] {
+        assert!(!page.text.contains(form), "{form}");
+    }
+    enable_totp(&app, &mut dana).await;
+}
+
+/// Access to the mailbox alone is not a second factor.
 #[tokio::test]
 async fn password_reset_keeps_factors_of_verified_email() {
     let sink = SmtpSink::start();
