@@ -77,7 +77,7 @@ pub enum AdminCredential {
     /// An API key.
     ApiKey(ApiKeyId),
     /// A session of this user.
-    Session(UserId),
+    Session(UserId, SessionId),
 }
 
 impl AdminCaller {
@@ -88,7 +88,7 @@ impl AdminCaller {
         check_scope::check_scope(&caller.principal, Scope::Admin)?;
         let credential = match &caller.principal.credential {
             Credential::ApiKey { id, .. } => AdminCredential::ApiKey(*id),
-            Credential::Session { user_id, .. } => AdminCredential::Session(*user_id),
+            Credential::Session { user_id, id, .. } => AdminCredential::Session(*user_id, *id),
             Credential::Grant { .. } => return Err(check_scope::FIRST_PARTY_REQUIRED),
         };
         Ok(Self { caller, credential })

@@ -165,7 +165,7 @@ impl Invitations {
         caller: &AdminCaller,
     ) -> Result<(), AuthError> {
         let is_verified = match caller.credential() {
-            AdminCredential::Session(user) => {
+            AdminCredential::Session(user, _) => {
                 let user = store::users::get(tx, user).await?;
                 user.is_some_and(|user| user.email_verified_at.is_some())
             }

@@ -12,7 +12,7 @@ use super::{
     AuthError,
     context::ServiceContext,
     passwords::{Passwords, REAUTHENTICATION_REQUIRED},
-    sessions::Sessions,
+    sessions::{SESSION_ENDED, Sessions},
 };
 use crate::{
     audit,
@@ -179,7 +179,7 @@ impl Members {
     ///
     /// # Errors
     /// [`AuthError::InsufficientScope`] if that role lacks the admin scope;
-    /// [`AuthError::InvalidCredential`] if the membership or API key has ended.
+    /// [`AuthError::InvalidCredential`] if the membership, session or API key has ended.
     pub(crate) async fn lock_as_admin(
         &self,
         tx: &mut Tx,
@@ -197,7 +197,11 @@ impl Members {
                 }
                 Role::Admin
             }
-            AdminCredential::Session(user) => {
+            AdminCredential::Session(user, session) => {
+                // The session may have ended while the lock was awaited.
+                if !store::sessions::is_active(tx, session).await? {
+                    return Err(SESSION_ENDED);
+                }
                 let role = store::members::lock_role_for_share(tx, workspace, user).await?;
                 role.ok_or(NO_LONGER_A_MEMBER)?
             }

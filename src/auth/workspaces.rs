@@ -268,7 +268,11 @@ impl Workspaces {
         let user = caller.user();
         if self
             .members
-            .lock_as_admin(tx, caller.workspace(), AdminCredential::Session(caller.user()))
+            .lock_as_admin(
+                tx,
+                caller.workspace(),
+                AdminCredential::Session(caller.user(), caller.session()),
+            )
             .await?
             != Role::Owner
         {
@@ -306,7 +310,11 @@ impl Workspaces {
         let mut tx = self.context.store.begin(workspace, Some(user_id)).await?;
         if self
             .members
-            .lock_as_admin(&mut tx, caller.workspace(), AdminCredential::Session(caller.user()))
+            .lock_as_admin(
+                &mut tx,
+                caller.workspace(),
+                AdminCredential::Session(caller.user(), caller.session()),
+            )
             .await?
             != Role::Owner
         {

@@ -435,6 +435,20 @@ pub async fn active_since(
     .await?)
 }
 
+/// Returns true if a session of any user has not ended. Does not check its expiry.
+///
+/// # Errors
+/// [`StoreError`] if the query fails.
+pub async fn is_active(tx: &mut Tx, id: SessionId) -> Result<bool, StoreError> {
+    Ok(sqlx::query_scalar!(
+        r#"SELECT EXISTS (SELECT FROM find_sessions(ARRAY[$1::uuid]) WHERE ended_at IS NULL)
+           AS "is!""#,
+        id.uuid(),
+    )
+    .fetch_one(tx.conn())
+    .await?)
+}
+
 /// Sets the workspace of a user's transaction, and records it as the user's last workspace. Returns
 /// true for a new device: no session among the user's newest 100 is from this network, or none has
 /// this user agent, version numbers aside. The first session of a user is not a new device.

@@ -2,6 +2,7 @@
 //! keeps everything that a session of the account vouches for.
 
 use serde_json::{Value, json};
+use sqlx::Connection as _;
 
 use crate::{
     fixture::{
@@ -308,5 +309,46 @@ async fn concurrent_proofs_do_not_deadlock() {
     for user in [&dana, &lee] {
         let me = app.request_as(&user.access_token, "GET", "/v1/auth/me").send().await;
         me.assert_error(401, "unauthorized");
+    }
+}
+
+/// A request of the stranger that was authenticated before the proof takes no effect after it.
+#[tokio::test]
+async fn request_in_flight_creates_nothing_after_proof() {
+    let (app, _sink) = start_with_mail().await;
+    let dana = app.register("acme").await;
+    let client = app.register_client(json!({})).await;
+    let mut browser = Browser::signed_in(&app, &dana.email).await;
+    let page = browser.get(&client.authorization_url(&[])).await;
+    let end_sessions = "UPDATE sessions SET ended_at = now() WHERE ended_at IS NULL";
+    let keys = "SELECT count(*) FROM api_keys";
+    let grants = "SELECT count(*) FROM oauth_grants";
+    for (lock, rows) in [
+        ("SELECT FROM users FOR UPDATE", grants),
+        ("SELECT FROM workspaces FOR NO KEY UPDATE", keys),
+    ] {
+        let fresh = dana
+            .with_tokens(&sign_in_with_password(&app, &dana, PASSWORD).await.expect_status(200));
+        let mut connection = app.database.connect().await;
+        let mut tx = connection.begin().await.unwrap();
+        sqlx::query(lock).execute(&mut *tx).await.unwrap();
+        let end = async {
+            app.database.wait_for_blocked_statement().await;
+            sqlx::query(end_sessions).execute(&mut *tx).await.unwrap();
+            tx.commit().await.unwrap();
+        };
+        if rows == grants {
+            let (answer, ()) = tokio::join!(browser.submit_consent(&page, &[]), end);
+            let target = answer.redirect_target().unwrap_or_default();
+            assert!(!target.contains("code="), "{answer:#?}");
+        } else {
+            let body = json!({ "name": "backdoor" });
+            let call = app.request_as(&fresh.access_token, "POST", "/v1/api-keys").json(body);
+            let (answer, ()) = tokio::join!(call.send(), end);
+            answer.assert_error(401, "unauthorized");
+        }
+        let mut connection = app.database.connect().await;
+        let count: i64 = sqlx::query_scalar(rows).fetch_one(&mut connection).await.unwrap();
+        assert_eq!(count, 0, "{lock}");
     }
 }

@@ -1,7 +1,7 @@
 //! Sessions of users: list them, end them, move them to another workspace.
 //!
 //! Every end and move of a session is recorded in the audit log of each workspace concerned, in the
-//! same transaction. `refresh` renews a session's tokens; [`Sessions::renew_after_change`] replaces
+//! same transaction. `refresh` renews a session's tokens; `Sessions::renew_after_change` replaces
 //! its credentials after a change of the password or of a factor.
 
 mod refresh;

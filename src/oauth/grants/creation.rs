@@ -68,11 +68,6 @@ impl Grants {
         let mut tx = self.context.store.begin(workspace, Some(user)).await?;
         let role = store::members::lock_role_for_share(&mut tx, workspace, user).await?;
         let role = role.ok_or(AuthError::Forbidden("you are not a member of this workspace"))?;
-        // The session may have ended since the request was authenticated.
-        let is_active = store::sessions::active_since(&mut tx, user, session).await?.is_some();
-        if !is_active {
-            return Err(SESSION_ENDED.into());
-        }
         let scope = scope.min(role.scope());
         if scope == Scope::Admin && !is_confirmed {
             return Err(AuthError::Forbidden(
@@ -97,6 +92,13 @@ impl Grants {
             seed: RefreshSeed::new(self.context.env.entropy.bytes()),
         };
         store::oauth_grants::insert(&mut tx, &grant).await?;
+        // The session may have ended since the request was authenticated. The foreign key of the
+        // new row waits for a reset or a verification that holds the user's row, so the check comes
+        // after the insert.
+        let is_active = store::sessions::active_since(&mut tx, user, session).await?.is_some();
+        if !is_active {
+            return Err(SESSION_ENDED.into());
+        }
         if store::oauth_grants::lacks_second_factor(&mut tx, grant.id).await? {
             return Err(AuthError::Forbidden(
                 "this workspace requires a second factor: set one up first",
