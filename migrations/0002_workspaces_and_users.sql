@@ -14,6 +14,9 @@ CREATE TABLE users (
     last_workspace_id uuid,
     created_at timestamptz NOT NULL,
     email_verified_at timestamptz,
+    -- Until this time, a password reset ends what was set up before: the address was proven by a
+    -- link alone, and its owner may not be the one that chose the password.
+    reclaimable_until timestamptz,
     CONSTRAINT users_normalized_email_key UNIQUE (normalized_email)
 );
 
@@ -44,9 +47,10 @@ CREATE INDEX memberships_user_id_idx ON memberships (user_id);
 -- Rights of the role
 
 GRANT SELECT (id, email, normalized_email, full_name, profile, last_workspace_id, created_at,
-              email_verified_at),
+              email_verified_at, reclaimable_until),
     INSERT,
-    UPDATE (full_name, profile, password_hash, last_workspace_id, email_verified_at)
+    UPDATE (full_name, profile, password_hash, last_workspace_id, email_verified_at,
+            reclaimable_until)
     ON users TO call2me_auth_app;
 GRANT SELECT, INSERT (id, name, created_at), UPDATE (name, branding, require_second_factor)
     ON workspaces TO call2me_auth_app;

@@ -5,6 +5,10 @@
 //! that was set up until then ends, in the transaction of the proof: the credentials of the
 //! account, and in workspaces that it alone vouches for, those of others too. A proof with a
 //! session of the account ends nothing: the same person holds the mailbox and the session.
+//!
+//! A proof by link alone keeps the password, unless the user removes it: the user may have signed
+//! up on another device. If a stranger chose it, the owner of the address resets it, and for some
+//! time that reset ends everything once more.
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -36,7 +40,9 @@ const MAX_APPS: i64 = 1000;
 pub(super) struct LockedAccount {
     /// The user.
     pub(super) user: User,
-    /// Of an unverified account: the workspaces that it owns and that have no other verified owner,
+    /// True if another person than the owner of the address may have set up the account.
+    pub(super) is_reclaimable: bool,
+    /// Of a reclaimable account: the workspaces that it owns and that have no other verified owner,
     /// with their other members.
     workspaces: Vec<(WorkspaceId, Vec<Member>)>,
 }
@@ -59,8 +65,9 @@ impl AccountReclaim {
         user: UserId,
     ) -> Result<Option<LockedAccount>, AuthError> {
         let Some(found) = store::users::get(tx, user).await? else { return Ok(None) };
+        let now = self.context.env.clock.now();
         let mut workspaces = Vec::new();
-        if found.email_verified_at.is_none() {
+        if found.is_reclaimable(now) {
             workspaces = self.lock_owned_workspaces(tx, user).await?;
         }
         let others = workspaces.iter().flat_map(|(_, members)| members);
@@ -75,7 +82,10 @@ impl AccountReclaim {
             }
         }
         tx.set_user(user).await?;
-        Ok(locked.map(|user| LockedAccount { user, workspaces }))
+        Ok(locked.map(|user| {
+            let is_reclaimable = user.is_reclaimable(now);
+            LockedAccount { user, is_reclaimable, workspaces }
+        }))
     }
 
     async fn lock_owned_workspaces(
@@ -101,8 +111,8 @@ impl AccountReclaim {
     }
 
     /// Ends everything that was set up for an account before the first proof of its address, except
-    /// the password, and emails the user what was ended. The caller must replace or remove the
-    /// password, commit, and wait at the fence.
+    /// the password, and emails the user what was ended. The caller must commit and wait at the
+    /// fence.
     pub(super) async fn end_prior_setup(
         &self,
         tx: &mut Tx,
@@ -110,7 +120,7 @@ impl AccountReclaim {
         request: &Arc<RequestInfo>,
         is_password_removed: bool,
     ) -> Result<(), AuthError> {
-        let LockedAccount { user, workspaces } = account;
+        let LockedAccount { user, workspaces, .. } = account;
         let mut ended = EndedSetup { password: is_password_removed, ..EndedSetup::default() };
         self.end_credentials(tx, user, request, &mut ended).await?;
         for (workspace, members) in workspaces {

@@ -229,6 +229,7 @@ impl Accounts {
             profile: Fields::default(),
             created_at: self.context.env.clock.now(),
             email_verified_at: None,
+            reclaimable_until: None,
         })
     }
 }

@@ -27,6 +27,9 @@ use crate::{
 /// Lifetime of an email verification link.
 const VERIFICATION_LIFETIME: Duration = Duration::from_hours(7 * 24);
 
+/// After a verification by link alone, the time in which a password reset ends what was set up.
+const RECLAIM_WINDOW: Duration = Duration::from_hours(7 * 24);
+
 const OTHER_ACCOUNT: AuthError = AuthError::Forbidden(
     "this link is for another account: sign in to that account, or send no credential",
 );
@@ -43,7 +46,10 @@ pub enum AddressProof<'a> {
     /// A session of the account: what was set up with it stays.
     WithSession(&'a SessionCaller),
     /// Nothing: what was set up before the first proof of the address ends.
-    LinkOnly,
+    LinkOnly {
+        /// True if the password ends too.
+        removes_password: bool,
+    },
 }
 
 /// The account of a link, for the page that the link opens.
@@ -96,13 +102,17 @@ impl EmailVerification {
         }
         let (user, action) = (&account.user, Action::EmailVerified);
         let audited = self.context.audit_in_all_workspaces(&mut tx, user, action, request).await?;
-        if let AddressProof::WithSession(_) = proof {
+        let AddressProof::LinkOnly { removes_password } = proof else {
             tx.commit(audited).await?.unfenced("a verified address restricts no access");
             return Ok(());
+        };
+        self.reclaim.end_prior_setup(&mut tx, &account, request, removes_password).await?;
+        if removes_password {
+            store::users::remove_password(&mut tx, user_id).await?;
+        } else {
+            let until = Some(now + RECLAIM_WINDOW);
+            store::users::set_reclaimable_until(&mut tx, user_id, until).await?;
         }
-        self.reclaim.end_prior_setup(&mut tx, &account, request, true).await?;
-        // A stranger may have chosen the password. It must not sign in to the verified account.
-        store::users::remove_password(&mut tx, user_id).await?;
         Ok(self.context.fence.wait(tx.commit(audited).await?).await?)
     }
 

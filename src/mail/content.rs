@@ -168,14 +168,16 @@ impl EmailContent {
         ];
         paragraphs.extend(ended_items(ended));
         paragraphs.push(origin_line(origin));
-        let link = ended.password.then(|| Link::to_new_password(public_url));
-        if link.is_some() {
-            paragraphs.push("To sign in, choose a password with the link below.".to_owned());
-        }
+        let advice = if ended.password {
+            "To sign in, choose a password with the link below."
+        } else {
+            "If you did not choose the password of this account, replace it with the link below."
+        };
+        paragraphs.push(advice.to_owned());
         Self {
             subject: "Your account was reset".to_owned(),
             paragraphs,
-            link,
+            link: Some(Link::to_new_password(public_url)),
             note: "If you still need an API key or a connected app, create or connect it again."
                 .to_owned(),
         }

@@ -23,9 +23,18 @@ pub struct User {
     pub created_at: OffsetDateTime,
     /// Time of the email verification.
     pub email_verified_at: Option<OffsetDateTime>,
+    /// The end of the time in which a password reset ends what was set up before, although the
+    /// address is verified: it was verified by a link alone, and the password was kept.
+    pub reclaimable_until: Option<OffsetDateTime>,
 }
 
 impl User {
+    /// Returns true if another person than the owner of the address may have set up the account.
+    #[must_use]
+    pub fn is_reclaimable(&self, now: OffsetDateTime) -> bool {
+        self.email_verified_at.is_none() || self.reclaimable_until.is_some_and(|until| now < until)
+    }
+
     /// Returns the name or, if there is none, the address.
     #[must_use]
     pub fn display_name(&self) -> &str {

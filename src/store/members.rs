@@ -84,7 +84,8 @@ pub async fn get_profile(
 ) -> Result<Option<User>, StoreError> {
     let row = sqlx::query!(
         r#"SELECT u.email, coalesce(m.full_name, u.full_name) AS full_name,
-                  m.profile AS "profile: Json<Fields>", u.created_at, u.email_verified_at
+                  m.profile AS "profile: Json<Fields>", u.created_at, u.email_verified_at,
+                  u.reclaimable_until
            FROM memberships m JOIN users u ON u.id = m.user_id
            WHERE m.workspace_id = $1 AND m.user_id = $2"#,
         workspace.uuid(),
@@ -99,6 +100,7 @@ pub async fn get_profile(
         profile: row.profile.0,
         created_at: row.created_at,
         email_verified_at: row.email_verified_at,
+        reclaimable_until: row.reclaimable_until,
     }))
 }
 

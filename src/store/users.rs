@@ -99,7 +99,8 @@ pub async fn get(tx: &mut Tx, id: UserId) -> Result<Option<User>, StoreError> {
     let user = sqlx::query_as!(
         UserRow,
         r#"SELECT id AS "id: UserId", email, full_name,
-                  profile AS "profile: Json<Fields>", created_at, email_verified_at
+                  profile AS "profile: Json<Fields>", created_at, email_verified_at,
+                  reclaimable_until
            FROM users WHERE id = $1"#,
         id.uuid(),
     )
@@ -116,7 +117,8 @@ pub async fn lock(tx: &mut Tx, id: UserId) -> Result<Option<User>, StoreError> {
     let user = sqlx::query_as!(
         UserRow,
         r#"SELECT id AS "id: UserId", email, full_name,
-                  profile AS "profile: Json<Fields>", created_at, email_verified_at
+                  profile AS "profile: Json<Fields>", created_at, email_verified_at,
+                  reclaimable_until
            FROM users WHERE id = $1 FOR UPDATE"#,
         id.uuid(),
     )
@@ -233,6 +235,22 @@ pub async fn set_email_verified(
     Ok(result.rows_affected() == 1)
 }
 
+/// Stores the end of the time in which a password reset ends what was set up before. `tx` must
+/// belong to that user.
+///
+/// # Errors
+/// [`StoreError`] if the query fails.
+pub async fn set_reclaimable_until(
+    tx: &mut Tx,
+    id: UserId,
+    until: Option<OffsetDateTime>,
+) -> Result<(), StoreError> {
+    sqlx::query!("UPDATE users SET reclaimable_until = $2 WHERE id = $1", id.uuid(), until)
+        .execute(tx.conn())
+        .await?;
+    Ok(())
+}
+
 /// Deletes the transaction's user, with all data that belongs to the user alone. API keys that the
 /// user created stay. False if the user does not exist.
 ///
@@ -251,6 +269,7 @@ struct UserRow {
     profile: Json<Fields>,
     created_at: OffsetDateTime,
     email_verified_at: Option<OffsetDateTime>,
+    reclaimable_until: Option<OffsetDateTime>,
 }
 
 impl From<UserRow> for User {
@@ -262,6 +281,7 @@ impl From<UserRow> for User {
             profile: row.profile.0,
             created_at: row.created_at,
             email_verified_at: row.email_verified_at,
+            reclaimable_until: row.reclaimable_until,
         }
     }
 }

@@ -144,26 +144,51 @@ async fn verification_without_session_ends_prior_setup_on_every_node() {
     assert_eq!(verify(&app, &token, None).await, 204);
     setup.assert_ended(&node).await;
     setup.assert_ended(&app).await;
-    // Nor does the stranger's password sign in again.
-    let answer = sign_in_with_password(&app, &setup.stranger, PASSWORD).await;
-    answer.assert_error(401, "invalid_credentials");
     assert_mail_names_setup(&sink, email).await;
     assert_eq!(verify(&app, &token, None).await, 422);
-    // The owner of the address chooses a password, and has the workspace alone.
+    // The stranger signs in with the old password, and sets up access again. A reset ends that too.
+    let pair = sign_in_with_password(&app, &setup.stranger, PASSWORD).await.expect_status(200);
+    let mut stranger = setup.stranger.with_tokens(&pair);
+    let key = app.create_key(&stranger, "second backdoor", "admin").await;
+    enable_totp(&app, &mut stranger).await;
     reset(&app, &sink, email).await;
+    for credential in [&stranger.access_token, &key.secret] {
+        let call = app.request_as(credential, "GET", "/v1/auth/me");
+        call.send().await.assert_error(401, "unauthorized");
+    }
     let pair = sign_in_with_password(&app, &setup.stranger, NEW_PASSWORD).await;
     let owner = setup.stranger.with_tokens(&pair.expect_status(200));
     let members = app.request_as(&owner.access_token, "GET", "/v1/members").send().await;
     assert_eq!(members.expect_status(200)["total"], 1);
-    for action in ["api_key.revoked", "oauth.client_deleted", "member.invitation_revoked"] {
-        let events =
-            app.wait_for_event_count(&owner.access_token, &format!("action={action}"), 1).await;
+    for (action, count) in
+        [("api_key.revoked", 2), ("oauth.client_deleted", 1), ("member.invitation_revoked", 1)]
+    {
+        let query = format!("action={action}");
+        let events = app.wait_for_event_count(&owner.access_token, &query, count).await;
         assert_eq!(events[0]["metadata"]["reason"], "email_reclaimed", "{action}");
         assert_eq!(events[0]["actor"]["id"], json!(owner.user_id));
     }
-    for action in ["member.email_verified", "member.removed", "member.mfa_disabled"] {
-        app.wait_for_event_count(&owner.access_token, &format!("action={action}"), 1).await;
+    for (action, count) in
+        [("member.email_verified", 1), ("member.removed", 1), ("member.mfa_disabled", 2)]
+    {
+        let query = format!("action={action}");
+        app.wait_for_event_count(&owner.access_token, &query, count).await;
     }
+}
+
+/// A user that verified the address on another device keeps the password, and after a week also
+/// what was set up since.
+#[tokio::test]
+async fn reset_long_after_verification_keeps_setup() {
+    let (app, sink) = start_with_mail().await;
+    let dana = app.register("acme").await;
+    let token = verification_token(&sink, &dana.email).await;
+    assert_eq!(verify(&app, &token, None).await, 204);
+    let pair = sign_in_with_password(&app, &dana, PASSWORD).await.expect_status(200);
+    let key = app.create_key(&dana.with_tokens(&pair), "prod", "admin").await;
+    app.clock.advance(std::time::Duration::from_hours(7 * 24));
+    reset(&app, &sink, &dana.email).await;
+    app.request_as(&key.secret, "GET", "/v1/auth/me").send().await.expect_status(200);
 }
 
 #[tokio::test]

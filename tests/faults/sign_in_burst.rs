@@ -34,8 +34,8 @@ async fn memory_of_two_hundred_concurrent_sign_ins_is_bounded() {
         }
     };
     let sign_in = async |number: usize| {
-        // Most sign-ins name no account, which takes as much work: those of one account have a limit
-        // of their own.
+        // Most sign-ins name no account, which takes as much work: one account has a limit of its
+        // own.
         let name = if number == 0 { "owner".to_owned() } else { number.to_string() };
         let body = json!({ "email": format!("{name}@acme.example"), "password": PASSWORD });
         let answer = node.request("POST", "/v1/auth/login").json(body).send().await;

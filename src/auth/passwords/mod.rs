@@ -102,7 +102,7 @@ impl Passwords {
     /// grants. The factors of an account with a verified address stay.
     ///
     /// This also verifies the email address, since the link was sent there. If it was not verified
-    /// before, everything that was set up until now ends; see
+    /// before, or lately by a link alone, everything that was set up until now ends; see
     /// [`account_reclaim`](super::account_reclaim).
     ///
     /// # Errors
@@ -141,7 +141,10 @@ impl Passwords {
             self.context
                 .audit_in_all_workspaces(&mut tx, &user, Action::EmailVerified, request)
                 .await?;
+        }
+        if account.is_reclaimable {
             self.reclaim.end_prior_setup(&mut tx, &account, request, false).await?;
+            store::users::set_reclaimable_until(&mut tx, user_id, None).await?;
         }
         // The owner lost control of the account, or at least of the password: no access that was
         // given until now may outlast the reset.

@@ -450,5 +450,6 @@ fn new_user(env: &Env, email: &Email, name: &str) -> User {
         profile: Fields::default(),
         created_at: env.clock.now(),
         email_verified_at: None,
+        reclaimable_until: None,
     }
 }

@@ -113,10 +113,10 @@ pub struct VerifyEmailRequest {
 /// Verify an email address
 ///
 /// Takes the token of a mailed link. Send the access token of the account too, to keep what was set
-/// up. Without it, the account may be another person's, who registered your address: your sessions,
-/// password, second factors and connected apps end, and in workspaces without another verified
-/// owner, API keys, OAuth clients, invitations and other members. Then choose a password with
-/// `POST /v1/auth/password/forgot`.
+/// up. Without it, another person may have registered your address: sessions, second factors and
+/// connected apps end, and in workspaces without another verified owner, API keys, OAuth clients,
+/// invitations and other members. The password stays. If you did not choose it, replace it with
+/// `POST /v1/auth/password/forgot`: in the next seven days, a reset ends all of this once more.
 #[utoipa::path(post, path = "/v1/auth/verify-email", tag = "Passwords",
     request_body = VerifyEmailRequest,
     responses((status = 204), (status = 401), (status = 403)))]
@@ -126,7 +126,8 @@ pub async fn verify_email(
     State(app): State<App>,
     extract::Json(body): extract::Json<VerifyEmailRequest>,
 ) -> ApiResult<StatusCode> {
-    let proof = caller.as_ref().map_or(AddressProof::LinkOnly, AddressProof::WithSession);
+    let link_only = AddressProof::LinkOnly { removes_password: false };
+    let proof = caller.as_ref().map_or(link_only, AddressProof::WithSession);
     let token = body.token.expose_secret();
     app.auth.email_verification.verify(token, proof, &public.request).await?;
     Ok(StatusCode::NO_CONTENT)

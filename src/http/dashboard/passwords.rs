@@ -138,7 +138,7 @@ pub(super) async fn verify(
     let (browser, token) = (&form.browser, form.text("token")?);
     // The form states what its page has promised.
     let proof = match (form.text("setup")?, &caller) {
-        ("remove", _) => AddressProof::LinkOnly,
+        ("remove", _) => AddressProof::LinkOnly { removes_password: true },
         (_, Some(caller)) => AddressProof::WithSession(caller),
         (_, None) => return Ok(Redirect::to(&sign_in_url(token, false)).into_response()),
     };
@@ -150,7 +150,7 @@ pub(super) async fn verify(
     }
     let (text, link) = match proof {
         AddressProof::WithSession(_) => ("Thank you. You are all set.", ("/", "Continue")),
-        AddressProof::LinkOnly => (
+        AddressProof::LinkOnly { .. } => (
             "Your address is confirmed, and what was set up before has been removed. We sent you \
              an email with the details. To sign in, choose a password.",
             ("/forgot-password", "Choose a password"),
