@@ -52,7 +52,8 @@ GRANT SELECT (id, email, normalized_email, full_name, profile, last_workspace_id
     UPDATE (full_name, profile, password_hash, last_workspace_id, email_verified_at,
             reclaimable_until)
     ON users TO call2me_auth_app;
-GRANT SELECT, INSERT (id, name, created_at), UPDATE (name, branding, require_second_factor)
+GRANT SELECT, INSERT (id, name, created_at), UPDATE (name, branding, rate_limit_per_minute,
+                                              require_second_factor)
     ON workspaces TO call2me_auth_app;
 GRANT SELECT, INSERT, UPDATE (role, full_name, profile), DELETE ON memberships TO call2me_auth_app;
 

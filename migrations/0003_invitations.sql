@@ -13,13 +13,17 @@ CREATE TABLE invitations (
     created_at timestamptz NOT NULL,
     expires_at timestamptz NOT NULL,
     -- The time at which the invitation was accepted, withdrawn or replaced.
-    closed_at timestamptz
+    closed_at timestamptz,
+    -- The inviting API key. It has no foreign key, because API keys are in a later file.
+    inviter_key_id uuid
 );
 CREATE UNIQUE INDEX invitations_open_key ON invitations (workspace_id, normalized_email)
     WHERE closed_at IS NULL;
 CREATE INDEX invitations_normalized_email_idx ON invitations (normalized_email, created_at);
 CREATE INDEX invitations_workspace_idx ON invitations (workspace_id, created_at);
 CREATE INDEX invitations_invited_by_idx ON invitations (invited_by, created_at);
+CREATE INDEX invitations_inviter_key_id_idx ON invitations (inviter_key_id)
+    WHERE inviter_key_id IS NOT NULL AND closed_at IS NULL;
 
 GRANT SELECT, INSERT, UPDATE (closed_at) ON invitations TO call2me_auth_app;
 ALTER TABLE invitations ENABLE ROW LEVEL SECURITY;

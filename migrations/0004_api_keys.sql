@@ -1,4 +1,4 @@
--- API keys. The table holds a digest of each key. Keys are revoked, not deleted.
+-- API keys. The table holds a digest of each key. Keys are disabled or revoked, not deleted.
 
 CREATE TABLE api_keys (
     id uuid PRIMARY KEY,
@@ -17,12 +17,21 @@ CREATE TABLE api_keys (
     created_by text,
     -- The user that `/v1/users/me` returns to the key.
     creator_user_id uuid REFERENCES users ON DELETE SET NULL,
+    -- The API key that created this key, also as the successor of another key.
+    creator_key_id uuid REFERENCES api_keys,
+    -- A disabled key is rejected like a revoked one, and can be enabled again.
+    disabled_at timestamptz,
     revoked_at timestamptz,
+    -- NULL: revoked by its holder or by the operator. The audit log says which.
     revoked_by text,
+    -- Requests per minute. NULL: the limit of the workspace, which is the maximum.
+    rate_limit_per_minute integer CHECK (rate_limit_per_minute > 0),
     rotated_from uuid REFERENCES api_keys,
     CONSTRAINT api_keys_digest_key UNIQUE (digest)
 );
 CREATE INDEX api_keys_workspace_id_idx ON api_keys (workspace_id, id);
+CREATE INDEX api_keys_creator_key_id_idx ON api_keys (creator_key_id)
+    WHERE creator_key_id IS NOT NULL;
 -- A key has at most one active successor.
 CREATE UNIQUE INDEX api_keys_active_successor_key ON api_keys (rotated_from)
     WHERE revoked_at IS NULL;
@@ -31,7 +40,9 @@ CREATE TRIGGER api_keys_reject_reactivation BEFORE UPDATE ON api_keys FOR EACH R
     EXECUTE FUNCTION reject_reactivation('revoked API key');
 
 GRANT SELECT, INSERT,
-    UPDATE (name, description, allowed_ips, revoked_at, revoked_by) ON api_keys TO call2me_auth_app;
+    UPDATE (name, description, allowed_ips, disabled_at, revoked_at, revoked_by,
+            rate_limit_per_minute)
+    ON api_keys TO call2me_auth_app;
 ALTER TABLE api_keys ENABLE ROW LEVEL SECURITY;
 CREATE POLICY api_keys_by_workspace ON api_keys TO call2me_auth_app
     USING (workspace_id = current_workspace_id())
@@ -40,15 +51,35 @@ CREATE POLICY api_keys_by_workspace ON api_keys TO call2me_auth_app
 -- Returns keys by their digests, before the caller is authenticated.
 CREATE FUNCTION find_api_keys(p_digests bytea[])
     RETURNS TABLE (digest bytea, id uuid, workspace_id uuid, name text, scope text,
-                   allowed_ips cidr[], creator_user_id uuid, revoked_at timestamptz,
-                   rate_limit_per_minute integer)
+                   allowed_ips cidr[], creator_user_id uuid, disabled_at timestamptz,
+                   revoked_at timestamptz, rate_limit_per_minute integer,
+                   workspace_rate_limit_per_minute integer)
     LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp
     AS $$
         SELECT k.digest, k.id, k.workspace_id, k.name, k.scope, k.allowed_ips, k.creator_user_id,
-               k.revoked_at, w.rate_limit_per_minute
+               k.disabled_at, k.revoked_at, k.rate_limit_per_minute, w.rate_limit_per_minute
         FROM api_keys k JOIN workspaces w ON w.id = k.workspace_id
         WHERE k.digest = ANY (p_digests)
     $$;
 
-REVOKE ALL ON FUNCTION find_api_keys FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION find_api_keys TO call2me_auth_app;
+-- Returns the workspace of a key, for the operator.
+CREATE FUNCTION find_api_key_workspace(p_id uuid) RETURNS uuid
+    LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp
+    AS $$ SELECT workspace_id FROM api_keys WHERE id = p_id $$;
+
+-- Returns the keys that a key created, directly or through keys that it created. Revoked keys are
+-- included. It runs with the rights of its caller, so it sees one workspace.
+CREATE FUNCTION list_key_descendants(p_key_id uuid) RETURNS SETOF uuid
+    LANGUAGE sql STABLE
+    AS $$
+        WITH RECURSIVE descendants AS (
+            SELECT id FROM api_keys WHERE creator_key_id = p_key_id
+            UNION
+            SELECT k.id FROM api_keys k JOIN descendants d ON k.creator_key_id = d.id
+        )
+        SELECT id FROM descendants
+    $$;
+
+REVOKE ALL ON FUNCTION find_api_keys, find_api_key_workspace, list_key_descendants FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION find_api_keys, find_api_key_workspace, list_key_descendants
+    TO call2me_auth_app;

@@ -25,6 +25,9 @@ CREATE TABLE oauth_clients (
     created_at timestamptz NOT NULL,
     -- The creator's public id. NULL: the client registered itself, or the operator created it.
     created_by text,
+    -- The user that created the client, directly or through an API key, and that API key.
+    creator_user_id uuid REFERENCES users ON DELETE SET NULL,
+    creator_key_id uuid REFERENCES api_keys,
     -- The subnet from which the client registered itself.
     subnet inet,
     CHECK ((kind = 'workspace') = (workspace_id IS NOT NULL)),
@@ -33,6 +36,10 @@ CREATE TABLE oauth_clients (
 );
 CREATE INDEX oauth_clients_workspace_idx ON oauth_clients (workspace_id, id)
     WHERE workspace_id IS NOT NULL;
+CREATE INDEX oauth_clients_creator_user_id_idx ON oauth_clients (creator_user_id)
+    WHERE creator_user_id IS NOT NULL;
+CREATE INDEX oauth_clients_creator_key_id_idx ON oauth_clients (creator_key_id)
+    WHERE creator_key_id IS NOT NULL;
 CREATE INDEX oauth_clients_registered_idx ON oauth_clients (created_at) WHERE kind <> 'workspace';
 CREATE INDEX oauth_clients_subnet_idx ON oauth_clients (subnet, created_at)
     WHERE subnet IS NOT NULL;

@@ -114,11 +114,11 @@ REVOKE ALL ON FUNCTION add_invalidation, notify_invalidation FROM PUBLIC;
 
 CREATE CONSTRAINT TRIGGER api_keys_notify_invalidation AFTER UPDATE ON api_keys
     DEFERRABLE INITIALLY DEFERRED FOR EACH ROW
-    WHEN ((OLD.digest, OLD.name, OLD.scope, OLD.allowed_ips, OLD.creator_user_id, OLD.revoked_at,
-           OLD.workspace_id)
+    WHEN ((OLD.digest, OLD.name, OLD.scope, OLD.allowed_ips, OLD.creator_user_id, OLD.disabled_at,
+           OLD.revoked_at, OLD.rate_limit_per_minute, OLD.workspace_id)
           IS DISTINCT FROM
-          (NEW.digest, NEW.name, NEW.scope, NEW.allowed_ips, NEW.creator_user_id, NEW.revoked_at,
-           NEW.workspace_id))
+          (NEW.digest, NEW.name, NEW.scope, NEW.allowed_ips, NEW.creator_user_id, NEW.disabled_at,
+           NEW.revoked_at, NEW.rate_limit_per_minute, NEW.workspace_id))
     EXECUTE FUNCTION notify_invalidation();
 CREATE CONSTRAINT TRIGGER api_keys_notify_invalidation_on_delete AFTER DELETE ON api_keys
     DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION notify_invalidation();

@@ -45,7 +45,8 @@ CREATE TABLE audit_outbox (
     -- SHA-256 of the canonical form of each event, concatenated.
     digests bytea NOT NULL CHECK (octet_length(digests) = 32 * cardinality(event_ids)),
     -- The usage of API keys. Each element counts the requests of one key in one minute from one
-    -- address and user agent, to routes of one group and scope, with one class of status.
+    -- address and user agent, to routes of one group and scope, with one class of status and one
+    -- outcome.
     usage_key_ids uuid[] NOT NULL DEFAULT '{}',
     -- The first segment of the path, such as `agents`.
     usage_route_groups text[] NOT NULL DEFAULT '{}',
@@ -53,6 +54,8 @@ CREATE TABLE audit_outbox (
     usage_scopes text[] NOT NULL DEFAULT '{}',
     -- The first digit of the response's status.
     usage_status_classes smallint[] NOT NULL DEFAULT '{}',
+    -- `served`, `failed`, `unfinished`, or `rejected`: refused before it was a use of the key.
+    usage_outcomes text[] NOT NULL DEFAULT '{}',
     usage_ips inet[] NOT NULL DEFAULT '{}',
     -- Empty if the client sent none.
     usage_user_agents text[] NOT NULL DEFAULT '{}',
@@ -66,10 +69,10 @@ CREATE TABLE audit_outbox (
     CHECK (cardinality(workspace_ids) = cardinality(event_ids)),
     CHECK (cardinality(usage_key_ids) = ALL (ARRAY[
         cardinality(usage_route_groups), cardinality(usage_scopes),
-        cardinality(usage_status_classes), cardinality(usage_ips), cardinality(usage_user_agents),
-        cardinality(usage_last_methods), cardinality(usage_last_paths),
-        cardinality(usage_first_event_ids), cardinality(usage_last_event_ids),
-        cardinality(usage_requests)]))
+        cardinality(usage_status_classes), cardinality(usage_outcomes), cardinality(usage_ips),
+        cardinality(usage_user_agents), cardinality(usage_last_methods),
+        cardinality(usage_last_paths), cardinality(usage_first_event_ids),
+        cardinality(usage_last_event_ids), cardinality(usage_requests)]))
 ) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
 -- Written once, read once, and not compressible.
 ALTER TABLE audit_outbox ALTER workspace_ids SET STORAGE EXTERNAL,
@@ -201,8 +204,8 @@ CREATE FUNCTION append_audit_events(
     p_ips inet[], p_user_agents text[], p_latencies bigint[], p_metadatas jsonb[],
     p_digests bytea, p_oldest_event_at timestamptz,
     p_usage_key_ids uuid[], p_usage_route_groups text[], p_usage_scopes text[],
-    p_usage_status_classes smallint[], p_usage_ips inet[], p_usage_user_agents text[],
-    p_usage_last_methods text[], p_usage_last_paths text[],
+    p_usage_status_classes smallint[], p_usage_outcomes text[], p_usage_ips inet[],
+    p_usage_user_agents text[], p_usage_last_methods text[], p_usage_last_paths text[],
     p_usage_first_event_ids uuid[], p_usage_last_event_ids uuid[], p_usage_requests bigint[],
     p_is_retry boolean
 ) RETURNS void
@@ -225,12 +228,13 @@ CREATE FUNCTION append_audit_events(
             p_statuses, p_ips, p_user_agents, p_latencies, p_metadatas);
         INSERT INTO audit_outbox (
             oldest_event_at, workspace_ids, event_ids, digests, usage_key_ids, usage_route_groups,
-            usage_scopes, usage_status_classes, usage_ips, usage_user_agents, usage_last_methods,
-            usage_last_paths, usage_first_event_ids, usage_last_event_ids, usage_requests)
+            usage_scopes, usage_status_classes, usage_outcomes, usage_ips, usage_user_agents,
+            usage_last_methods, usage_last_paths, usage_first_event_ids, usage_last_event_ids,
+            usage_requests)
         VALUES (
             p_oldest_event_at, p_workspace_ids, p_ids, p_digests, p_usage_key_ids,
-            p_usage_route_groups, p_usage_scopes, p_usage_status_classes, p_usage_ips,
-            p_usage_user_agents, p_usage_last_methods, p_usage_last_paths,
+            p_usage_route_groups, p_usage_scopes, p_usage_status_classes, p_usage_outcomes,
+            p_usage_ips, p_usage_user_agents, p_usage_last_methods, p_usage_last_paths,
             p_usage_first_event_ids, p_usage_last_event_ids, p_usage_requests);
     END
     $$;

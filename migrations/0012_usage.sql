@@ -8,10 +8,15 @@
 CREATE TABLE api_key_activity (
     key_id uuid PRIMARY KEY REFERENCES api_keys ON DELETE CASCADE,
     workspace_id uuid NOT NULL,
-    first_used_at timestamptz NOT NULL,
-    last_used_at timestamptz NOT NULL,
+    -- NULL: every request was rejected before it was a use of the key.
+    first_used_at timestamptz,
+    last_used_at timestamptz,
     last_used_ip inet,
-    total_requests bigint NOT NULL
+    total_requests bigint NOT NULL,
+    -- The events of the last request that was served, and of the last one that failed or was
+    -- rejected. The ids are UUIDv7, so they sort by time.
+    last_success_id uuid,
+    last_failure_id uuid
 ) WITH (fillfactor = 70);
 
 CREATE TABLE key_usage_hours (
@@ -104,32 +109,45 @@ CREATE FUNCTION add_key_usage(p_entry_ids bigint[]) RETURNS void
     DECLARE
         grown_keys uuid[];
     BEGIN
-        WITH usage AS MATERIALIZED (
+        WITH attempts AS MATERIALIZED (
             -- The workspace of a key is that of its row.
             SELECT u.*, k.workspace_id, uuidv7_timestamp(u.first) AS first_used_at,
                    uuidv7_timestamp(u.last) AS last_used_at
             FROM audit_outbox entry
             CROSS JOIN unnest(
                 entry.usage_key_ids, entry.usage_route_groups, entry.usage_scopes,
-                entry.usage_status_classes, entry.usage_ips, entry.usage_user_agents,
-                entry.usage_last_methods, entry.usage_last_paths, entry.usage_first_event_ids,
-                entry.usage_last_event_ids, entry.usage_requests
-            ) AS u (key_id, route_group, scope, status_class, ip, user_agent, method, path, first,
-                    last, requests)
+                entry.usage_status_classes, entry.usage_outcomes, entry.usage_ips,
+                entry.usage_user_agents, entry.usage_last_methods, entry.usage_last_paths,
+                entry.usage_first_event_ids, entry.usage_last_event_ids, entry.usage_requests
+            ) AS u (key_id, route_group, scope, status_class, outcome, ip, user_agent, method, path,
+                    first, last, requests)
             JOIN api_keys k ON k.id = u.key_id
             WHERE entry.id = ANY (p_entry_ids)
+        ), usage AS (
+            SELECT * FROM attempts WHERE outcome <> 'rejected'
         ), activity AS (
             INSERT INTO api_key_activity AS stored
-                (key_id, workspace_id, first_used_at, last_used_at, last_used_ip, total_requests)
-            SELECT key_id, workspace_id, min(first_used_at), max(last_used_at),
-                   (array_agg(ip ORDER BY last DESC))[1], sum(requests)
-            FROM usage GROUP BY key_id, workspace_id
+                (key_id, workspace_id, first_used_at, last_used_at, last_used_ip, total_requests,
+                 last_success_id, last_failure_id)
+            SELECT key_id, workspace_id,
+                   min(first_used_at) FILTER (WHERE outcome <> 'rejected'),
+                   max(last_used_at) FILTER (WHERE outcome <> 'rejected'),
+                   (array_agg(ip ORDER BY last DESC) FILTER (WHERE outcome <> 'rejected'))[1],
+                   coalesce(sum(requests) FILTER (WHERE outcome <> 'rejected'), 0),
+                   (array_agg(last ORDER BY last DESC) FILTER (WHERE outcome = 'served'))[1],
+                   (array_agg(last ORDER BY last DESC)
+                       FILTER (WHERE outcome IN ('failed', 'rejected')))[1]
+            FROM attempts GROUP BY key_id, workspace_id
+            -- `least` and `greatest` ignore NULL.
             ON CONFLICT (key_id) DO UPDATE SET
                 first_used_at = least(stored.first_used_at, excluded.first_used_at),
-                last_used_ip = CASE WHEN excluded.last_used_at >= stored.last_used_at
+                last_used_ip = CASE WHEN stored.last_used_at IS NULL
+                                         OR excluded.last_used_at >= stored.last_used_at
                                     THEN excluded.last_used_ip ELSE stored.last_used_ip END,
                 last_used_at = greatest(stored.last_used_at, excluded.last_used_at),
-                total_requests = stored.total_requests + excluded.total_requests
+                total_requests = stored.total_requests + excluded.total_requests,
+                last_success_id = greatest(stored.last_success_id, excluded.last_success_id),
+                last_failure_id = greatest(stored.last_failure_id, excluded.last_failure_id)
         ), hours AS (
             INSERT INTO key_usage_hours AS stored
             SELECT key_id, workspace_id, date_trunc('hour', first_used_at, 'UTC'), route_group,

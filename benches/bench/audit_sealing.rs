@@ -17,7 +17,7 @@ use call2me_auth::{
         audit::{Action, Actor, NewEvent, RequestInfo},
         id::{ApiKeyId, WorkspaceId},
         scope::Scope,
-        usage::RouteUse,
+        usage::{KeyUse, RouteUse},
     },
     store::{DedicatedConnection, Store, audit},
 };
@@ -152,7 +152,8 @@ fn build_batch(
         let workspace = workspaces[number % workspaces.len()];
         let mut event = NewEvent::new(env.new_id(), workspace, Action::Request, actor)
             .with_request(&request, 200, Duration::from_micros(412));
-        event.route = Some(RouteUse { group: "agents", scope: Scope::ReadOnly });
+        let route = RouteUse { group: "agents", scope: Scope::ReadOnly };
+        event.key_use = KeyUse::Request(route);
         event
     };
     (0..size).map(event).collect()
@@ -239,7 +240,8 @@ async fn measure_counting(options: &Options, world: &BenchEnvironment) -> Result
     let many: Vec<ApiKeyId> = (0..BATCH).map(|_| env.new_id()).collect();
     let batches = [one, many].map(|keys| {
         let counted = build_batch(env, &workspaces, &keys, BATCH);
-        let uncounted = counted.iter().cloned().map(|event| NewEvent { route: None, ..event });
+        let uncounted =
+            counted.iter().cloned().map(|event| NewEvent { key_use: KeyUse::None, ..event });
         (uncounted.collect::<Vec<_>>(), counted)
     });
     let (mut request_samples, mut statement_samples, mut counting_samples, mut digest_samples) =

@@ -196,9 +196,13 @@ mod tests {
                 name,
                 role: Role::Viewer,
             },
-            Kind::Key => {
-                Credential::ApiKey { id: id.into(), name, allowed_ips: Vec::new(), creator: None }
-            }
+            Kind::Key => Credential::ApiKey {
+                id: id.into(),
+                name,
+                allowed_ips: Vec::new(),
+                creator: None,
+                rate_limit_per_minute: None,
+            },
             Kind::Grant => {
                 Credential::Grant { id: id.into(), client_id: Uuid::nil().into(), name, user: None }
             }

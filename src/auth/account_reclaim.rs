@@ -14,10 +14,7 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use serde_json::json;
 
-use super::{
-    AuthError, context::ServiceContext, members::remove_membership, sessions::Sessions,
-    workspaces::audit_deleted_clients,
-};
+use super::{AuthError, context::ServiceContext, members::remove_membership, sessions::Sessions};
 use crate::{
     model::{
         audit::{Action, Actor, RequestInfo},
@@ -201,7 +198,7 @@ impl AccountReclaim {
             store::audit::insert(tx, workspace, &event).await?;
             ended.oauth_clients.push(name);
         }
-        audit_deleted_clients(&self.context, tx, request, external_grants).await?;
+        self.context.audit_deleted_clients(tx, workspace, Some(request), external_grants).await?;
         for member in members {
             tx.set_workspace(workspace).await?;
             // Row-level security shows sessions to their user only.

@@ -15,6 +15,10 @@ use crate::model::{
 pub const FIRST_PARTY_REQUIRED: AuthError =
     AuthError::Forbidden("OAuth clients may not do this; use an API key or a user session");
 
+/// The error for an address outside of the networks that an API key allows.
+pub const ADDRESS_NOT_ALLOWED: AuthError =
+    AuthError::Forbidden("the key may not be used from this address");
+
 /// The access that a route requires of its caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AccessRequirement {
@@ -52,7 +56,7 @@ pub fn check_access(
     address: IpAddr,
 ) -> Result<(), AuthError> {
     if !principal.allows_address(address) {
-        return Err(AuthError::Forbidden("the key may not be used from this address"));
+        return Err(ADDRESS_NOT_ALLOWED);
     }
     let required = match requirement {
         AccessRequirement::Scope(scope) => scope,
@@ -120,6 +124,7 @@ mod tests {
                 name: "key".into(),
                 allowed_ips: allowed.iter().map(|net| net.parse().unwrap()).collect(),
                 creator: None,
+                rate_limit_per_minute: None,
             },
         }
     }

@@ -3,6 +3,8 @@
 
 use std::sync::Arc;
 
+use serde_json::json;
+
 use super::AuthError;
 use crate::{
     audit::AuditWriter,
@@ -13,11 +15,12 @@ use crate::{
         audit::{Action, Actor, NewEvent, RequestInfo},
         id::{UserId, WorkspaceId},
         mail::{EmailKind, OutgoingEmail, RequestOrigin},
+        oauth::grant::GrantEndReason,
         one_time_token::TokenKey,
         timestamp,
         user::User,
     },
-    store::{self, Audited, Store, Tx},
+    store::{self, Audited, Store, Tx, oauth_clients::ExternalGrants},
 };
 
 /// The parts that every service needs.
@@ -66,8 +69,49 @@ impl ServiceContext {
         Ok(store::email_outbox::insert(tx, self.env.new_uuid(), &mail).await?)
     }
 
+    /// Adds an email to the outbox for each owner of the transaction's workspace. `subject` creates
+    /// it with the workspace's name.
+    pub(crate) async fn email_owners(
+        &self,
+        tx: &mut Tx,
+        workspace: WorkspaceId,
+        subject: impl Fn(String) -> EmailKind,
+    ) -> Result<(), AuthError> {
+        let row = store::workspaces::get(tx, workspace).await?;
+        let name = row.ok_or(AuthError::NotFound("workspace"))?.name;
+        for owner in store::members::list_owner_emails(tx, workspace).await? {
+            self.enqueue_email(tx, owner, subject(name.clone())).await?;
+        }
+        Ok(())
+    }
+
+    /// Records in all workspaces that a deleted client's grants there have ended. The actor is the
+    /// system: the one that deleted the client may be unknown to those workspaces. Afterwards, the
+    /// transaction belongs to `workspace` again.
+    pub(crate) async fn audit_deleted_clients(
+        &self,
+        tx: &mut Tx,
+        workspace: WorkspaceId,
+        request: Option<&RequestInfo>,
+        external_grants: Vec<ExternalGrants>,
+    ) -> Result<(), AuthError> {
+        for ExternalGrants { client_id, client_name, workspace_id, grants } in external_grants {
+            let id = self.env.new_id();
+            let event = NewEvent::new(id, workspace_id, Action::GrantEnded, Actor::system())
+                .with_target(client_id, client_name)
+                .with_metadata(json!({
+                    "reason": GrantEndReason::ClientDeleted.as_str(),
+                    "grants": grants,
+                    "request_id": request.map(|request| request.id),
+                }));
+            tx.set_workspace(workspace_id).await?;
+            store::audit::insert(tx, workspace_id, &event).await?;
+        }
+        Ok(tx.set_workspace(workspace).await?)
+    }
+
     /// The time and origin of a request, for emails.
-    pub(super) fn request_origin(&self, request: &RequestInfo) -> RequestOrigin {
+    pub(crate) fn request_origin(&self, request: &RequestInfo) -> RequestOrigin {
         RequestOrigin {
             at: timestamp::format(self.env.clock.now()),
             ip: request.ip.to_string(),

@@ -29,7 +29,7 @@ use crate::{
         page::{ListPage, PageRequest},
         password::Password,
         principal::Caller,
-        scope::Role,
+        scope::{Role, Scope},
         user::{Membership, User},
     },
     store::{self, Audited, Tx},
@@ -88,8 +88,9 @@ impl Invitations {
     ///
     /// # Errors
     /// [`AuthError::Forbidden`] for a role above the caller's, for an owner without confirmation,
-    /// or without a verified address; [`AuthError::Conflict`] if the user is already a member or
-    /// invited, or if there are too many invitations.
+    /// without a verified address, or for a key that is restricted to networks;
+    /// [`AuthError::Conflict`] if the user is already a member or invited, or if there are too many
+    /// invitations.
     #[tracing::instrument(
         name = "auth.invitations.create",
         level = "debug",
@@ -113,6 +114,7 @@ impl Invitations {
         if role == Role::Owner && !is_confirmed {
             return Err(REAUTHENTICATION_REQUIRED);
         }
+        self.members.require_unrestricted(tx, workspace, caller.credential()).await?;
         self.require_verified_inviter(tx, caller).await?;
         if store::members::has_member_with_email(tx, workspace, &email).await? {
             return Err(AuthError::Conflict("this user is already a member"));
@@ -145,7 +147,8 @@ impl Invitations {
             created_at: now,
             expires_at: now + INVITATION_LIFETIME,
         };
-        store::invitations::insert(tx, workspace, &invitation, &email).await?;
+        let inviter_key = caller.principal.api_key();
+        store::invitations::insert(tx, workspace, &invitation, &email, inviter_key).await?;
         let event = audit::event(&self.context.env, caller, Action::InvitationCreated, 201)
             .with_target(invitation.id, invitation.email.clone())
             .with_metadata(json!({ "role": role }));
@@ -154,7 +157,27 @@ impl Invitations {
         let workspace = row.ok_or(AuthError::NotFound("workspace"))?.name;
         let subject = EmailKind::Invitation { token: invitation.id.uuid(), workspace };
         self.context.enqueue_email(tx, invitation.email.clone(), subject).await?;
+        if inviter_key.is_some() && role.scope() == Scope::Admin {
+            self.email_owners(tx, caller, &invitation.email).await?;
+        }
         Ok((invitation, audited))
+    }
+
+    /// Emails the workspace's owners that an API key has invited an administrator.
+    async fn email_owners(
+        &self,
+        tx: &mut Tx,
+        caller: &Caller,
+        email: &str,
+    ) -> Result<(), AuthError> {
+        let origin = self.context.request_origin(&caller.request);
+        let subject = |workspace| EmailKind::AdminInvitation {
+            email: email.to_owned(),
+            workspace,
+            by: caller.principal.name().to_string(),
+            origin: origin.clone(),
+        };
+        self.context.email_owners(tx, caller.workspace(), subject).await
     }
 
     /// Requires that the address of the caller's user is verified or, for an API key, that of an
@@ -302,7 +325,7 @@ impl Invitations {
         let (workspace, id) = self.verify_token(token).await?;
         let mut tx = self.context.store.begin(workspace, None).await?;
         let now = self.context.env.clock.now();
-        let invitation = store::invitations::get(&mut tx, workspace, id, now).await?;
+        let invitation = store::invitations::get_acceptable(&mut tx, workspace, id, now).await?;
         let email = parse_stored_email(&invitation.ok_or_else(invalid_link)?.email)?;
         drop(tx);
         if self.context.store.find_account(&email).await?.is_some() {
@@ -346,7 +369,7 @@ impl Invitations {
         let (workspace, id) = self.verify_token(token).await?;
         let mut tx = self.context.store.begin(workspace, None).await?;
         let now = self.context.env.clock.now();
-        let invitation = store::invitations::get(&mut tx, workspace, id, now).await?;
+        let invitation = store::invitations::get_acceptable(&mut tx, workspace, id, now).await?;
         let email = invitation.ok_or_else(invalid_link)?.email;
         let workspace =
             store::workspaces::get(&mut tx, workspace).await?.ok_or_else(invalid_link)?;
@@ -368,7 +391,8 @@ impl Invitations {
         Ok((workspace, id))
     }
 
-    /// Locks the workspace's members and closes the invitation, in the caller's transaction.
+    /// Locks the workspace, and with it the state of an inviting key, and closes the invitation, in
+    /// the caller's transaction.
     async fn lock_and_close(
         &self,
         tx: &mut Tx,
@@ -377,8 +401,8 @@ impl Invitations {
     ) -> Result<Invitation, AuthError> {
         let now = self.context.env.clock.now();
         store::members::lock_workspace(tx, workspace).await?;
-        let invitation =
-            store::invitations::get(tx, workspace, id, now).await?.ok_or_else(invalid_link)?;
+        let invitation = store::invitations::get_acceptable(tx, workspace, id, now).await?;
+        let invitation = invitation.ok_or_else(invalid_link)?;
         if store::invitations::close(tx, workspace, id, now).await? {
             Ok(invitation)
         } else {

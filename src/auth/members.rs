@@ -6,7 +6,9 @@
 
 use std::sync::Arc;
 
-use serde_json::json;
+use ipnet::IpNet;
+use serde::Serialize;
+use serde_json::{Value, json};
 
 use super::{
     AuthError,
@@ -20,6 +22,7 @@ use crate::{
     model::{
         audit::{Action, Actor, RequestInfo},
         id::{UserId, WorkspaceId},
+        mail::{EmailKind, RemainingAccess},
         oauth::grant::GrantEndReason,
         password::Password,
         principal::Caller,
@@ -30,11 +33,14 @@ use crate::{
     store::{self, Audited, Tx},
 };
 
-/// Maximum number of API keys that the audit event of a removal lists.
-const MAX_LISTED_KEYS: i64 = 100;
+/// Maximum number of API keys, and of OAuth clients, that the audit event of a removal lists.
+const MAX_LISTED: i64 = 100;
 
 const NO_LONGER_A_MEMBER: AuthError =
     AuthError::InvalidCredential("the user is no longer a member of the workspace");
+
+const KEY_NOT_ACTIVE: AuthError =
+    AuthError::InvalidCredential("the API key has been revoked or disabled");
 
 /// The members of workspaces and their roles.
 pub struct Members {
@@ -87,8 +93,9 @@ impl Members {
     ///
     /// # Errors
     /// [`AuthError::Forbidden`] if the old or new role is above the caller's, if the workspace
-    /// would lose its last owner, or if ownership is assigned or removed without a recent sign-in
-    /// or the password; [`AuthError::NotFound`] if the user is not a member.
+    /// would lose its last owner, if ownership is assigned or removed without a recent sign-in or
+    /// the password, or if a key that is restricted to networks raises a role;
+    /// [`AuthError::NotFound`] if the user is not a member.
     #[tracing::instrument(
         name = "auth.members.change_role",
         level = "debug",
@@ -111,6 +118,9 @@ impl Members {
         if role > caller_role {
             return Err(AuthError::Forbidden("you cannot assign a role above your own"));
         }
+        if role > member.role {
+            self.require_unrestricted(&mut tx, workspace, caller.credential()).await?;
+        }
         if role == member.role {
             // The request that demoted the member may have been cut off before its wait.
             let audited = Audited::exempt("the role is unchanged");
@@ -132,8 +142,8 @@ impl Members {
         Ok(Member { role, ..member })
     }
 
-    /// Removes a member and ends the user's sessions in the workspace. API keys that the user
-    /// created stay valid; the audit event lists them.
+    /// Removes a member and ends the user's sessions in the workspace. API keys and OAuth clients
+    /// that the user created stay valid; the audit event lists them.
     ///
     /// # Errors
     /// As [`Self::change_role`].
@@ -190,11 +200,11 @@ impl Members {
             return Err(NO_LONGER_A_MEMBER);
         }
         let role = match credential {
-            // A key's scope never changes, but the key may have been revoked since authentication.
+            // A key's scope never changes, but the key may have been revoked or disabled since
+            // authentication.
             AdminCredential::ApiKey(id) => {
-                if !store::api_keys::lock_for_share(tx, workspace, id).await? {
-                    return Err(AuthError::InvalidCredential("the API key has been revoked"));
-                }
+                let locked = store::api_keys::lock_for_share(tx, workspace, id).await?;
+                locked.ok_or(KEY_NOT_ACTIVE)?;
                 Role::Admin
             }
             AdminCredential::Session(user, session) => {
@@ -212,8 +222,46 @@ impl Members {
         }
     }
 
+    /// Returns the networks that the caller's key is restricted to, locked until the transaction
+    /// ends; empty if it is not restricted, or if the caller is no key.
+    ///
+    /// # Errors
+    /// [`AuthError::InvalidCredential`] if the key is not active any more.
+    pub(super) async fn lock_caller_networks(
+        &self,
+        tx: &mut Tx,
+        caller: &Caller,
+    ) -> Result<Vec<IpNet>, AuthError> {
+        let Some(key) = caller.principal.api_key() else { return Ok(Vec::new()) };
+        let locked = store::api_keys::lock_for_share(tx, caller.workspace(), key).await?;
+        locked.ok_or(KEY_NOT_ACTIVE)
+    }
+
+    /// Refuses an API key that is restricted to networks: it must not create access that works from
+    /// elsewhere.
+    ///
+    /// # Errors
+    /// [`AuthError::Forbidden`] for such a key; [`AuthError::InvalidCredential`] if the key is not
+    /// active any more.
+    pub(crate) async fn require_unrestricted(
+        &self,
+        tx: &mut Tx,
+        workspace: WorkspaceId,
+        credential: AdminCredential,
+    ) -> Result<(), AuthError> {
+        let AdminCredential::ApiKey(id) = credential else { return Ok(()) };
+        let networks = store::api_keys::lock_for_share(tx, workspace, id).await?;
+        if networks.ok_or(KEY_NOT_ACTIVE)?.is_empty() {
+            return Ok(());
+        }
+        Err(AuthError::Forbidden(
+            "this key is restricted to networks (allowed_ips), so it cannot create access that \
+             works from elsewhere",
+        ))
+    }
+
     /// Removes a member, in a transaction of the workspace and the user in which members are
-    /// locked.
+    /// locked. Emails the owners if keys or clients that the member created stay valid.
     ///
     /// # Errors
     /// [`AuthError::Forbidden`] for the last owner.
@@ -242,15 +290,18 @@ pub(super) async fn remove_membership(
 ) -> Result<Audited, AuthError> {
     require_another_owner(tx, workspace, member).await?;
     let user = member.user_id;
-    let created = store::api_keys::list_by_creator(tx, workspace, user, MAX_LISTED_KEYS).await?;
-    let keys: Vec<_> =
-        created.items.iter().map(|(id, name)| json!({ "id": id, "name": name })).collect();
+    let keys = store::api_keys::list_by_creator(tx, workspace, user, MAX_LISTED).await?;
+    let clients = store::oauth_clients::list_by_creator(tx, workspace, user, MAX_LISTED).await?;
     let event = context
         .audit_event(request, workspace, Action::MemberRemoved, actor.clone(), 204)
         .with_target(user, member.email.clone())
-        .with_metadata(
-            json!({ "role": member.role, "api_keys": keys, "more_api_keys": created.has_more }),
-        );
+        .with_metadata(json!({
+            "role": member.role,
+            "api_keys": ids_and_names(&keys.items),
+            "more_api_keys": keys.has_more,
+            "oauth_clients": ids_and_names(&clients.items),
+            "more_oauth_clients": clients.has_more,
+        }));
     let audited = store::audit::insert(tx, workspace, &event).await?;
     close_invitations_by(context, tx, workspace, user).await?;
     // Lock order everywhere: membership, user, session.
@@ -262,6 +313,22 @@ pub(super) async fn remove_membership(
     let (selector, reason) =
         (SessionSelector::InWorkspace(workspace), SessionEndReason::MembershipRemoved);
     sessions.end_selected(tx, user, selector, reason, actor, request).await?;
+    let remaining = RemainingAccess {
+        has_more: keys.has_more || clients.has_more,
+        api_keys: keys.items.into_iter().map(|(_, name)| name).collect(),
+        oauth_clients: clients.items.into_iter().map(|(_, name)| name).collect(),
+    };
+    if !remaining.is_empty() {
+        let origin = context.request_origin(request);
+        let subject = |workspace| EmailKind::MemberRemoved {
+            member: member.email.clone(),
+            workspace,
+            by: actor.name.clone(),
+            origin: origin.clone(),
+            remaining: remaining.clone(),
+        };
+        context.email_owners(tx, workspace, subject).await?;
+    }
     Ok(audited)
 }
 
@@ -274,6 +341,11 @@ async fn close_invitations_by(
 ) -> Result<(), AuthError> {
     let (inviter, now) = (user.to_string(), context.env.clock.now());
     Ok(store::invitations::close_all_by_inviter(tx, workspace, &inviter, now).await?)
+}
+
+/// Returns ids and names as the metadata of audit events lists them.
+pub(super) fn ids_and_names<T: Serialize>(items: &[(T, String)]) -> Vec<Value> {
+    items.iter().map(|(id, name)| json!({ "id": id, "name": name })).collect()
 }
 
 /// Refuses to change or remove the last owner of a workspace. Members must be locked.

@@ -17,10 +17,9 @@ use crate::{
     audit,
     auth::caller::{AdminCredential, SessionCaller},
     model::{
-        audit::{Action, Actor, NewEvent, RequestInfo},
+        audit::{Action, Actor, NewEvent},
         email::Email,
         id::{UserId, WorkspaceId},
-        oauth::grant::GrantEndReason,
         page::{ListPage, PageRequest},
         password::Password,
         principal::Caller,
@@ -28,7 +27,7 @@ use crate::{
         text,
         workspace::{Workspace, WorkspaceChange, WorkspaceWithRole},
     },
-    store::{self, Audited, Tx, oauth_clients::ExternalGrants},
+    store::{self, Audited, Tx},
 };
 
 /// Maximum number of workspaces that a user may be a member of when creating another.
@@ -65,18 +64,9 @@ impl Workspaces {
         let audited = store::audit::insert(tx, workspace, &event).await?;
         let external_grants = store::oauth_clients::list_external_grants(tx, None).await?;
         store::workspaces::delete(tx).await?;
-        self.audit_deleted_clients(tx, &caller.request, external_grants).await?;
+        let request = Some(&*caller.request);
+        self.context.audit_deleted_clients(tx, workspace, request, external_grants).await?;
         Ok(audited)
-    }
-
-    /// Records in other workspaces that a deleted client's grants there have ended.
-    pub(crate) async fn audit_deleted_clients(
-        &self,
-        tx: &mut Tx,
-        request: &Arc<RequestInfo>,
-        external_grants: Vec<ExternalGrants>,
-    ) -> Result<(), AuthError> {
-        audit_deleted_clients(&self.context, tx, request, external_grants).await
     }
 
     /// Lists the workspaces of the caller's user, and counts them.
@@ -191,6 +181,42 @@ impl Workspaces {
         store::members::insert(tx, workspace.id, owner, Role::Owner, since).await?;
         let event = event.with_target(workspace.id, workspace.name.clone());
         Ok(store::audit::insert(tx, workspace.id, &event).await?)
+    }
+
+    /// Sets the rate limit of each credential of a workspace, on behalf of the operator, and waits
+    /// until every node applies it. `None` restores the configured default. Limits of keys that are
+    /// above the new one are lowered to it. Returns the effective limit.
+    ///
+    /// # Errors
+    /// [`AuthError::NotFound`] for an unknown workspace; [`AuthError::Invalid`] for a limit of 0.
+    #[tracing::instrument(
+        name = "auth.workspaces.set_rate_limit_as_operator",
+        level = "debug",
+        skip_all,
+        fields(%workspace),
+        err(level = "debug")
+    )]
+    pub async fn set_rate_limit_as_operator(
+        &self,
+        workspace: WorkspaceId,
+        per_minute: Option<u32>,
+    ) -> Result<u32, AuthError> {
+        if let Some(limit) = per_minute {
+            check_rate_limit(limit)?;
+        }
+        let effective = self.context.limits.effective_limit(per_minute);
+        let mut tx = self.context.store.begin(workspace, None).await?;
+        if !store::workspaces::set_rate_limit(&mut tx, workspace, per_minute).await? {
+            return Err(AuthError::NotFound("workspace"));
+        }
+        store::api_keys::lower_rate_limits(&mut tx, workspace, effective).await?;
+        let (action, id) = (Action::WorkspaceUpdated, self.context.env.new_id());
+        let event = NewEvent::new(id, workspace, action, Actor::system())
+            .with_target(workspace, None)
+            .with_metadata(json!({ "rate_limit_per_minute": per_minute }));
+        let audited = store::audit::insert(&mut tx, workspace, &event).await?;
+        self.context.fence.wait(tx.commit(audited).await?).await?;
+        Ok(effective)
     }
 
     /// Updates the caller's workspace. Only an owner may change whether it requires a second
@@ -325,27 +351,21 @@ impl Workspaces {
     }
 }
 
-/// Records in other workspaces that a deleted client's grants there have ended. The actor is the
-/// system: the one that deleted the client may be unknown to those workspaces.
-pub(super) async fn audit_deleted_clients(
-    context: &ServiceContext,
-    tx: &mut Tx,
-    request: &Arc<RequestInfo>,
-    external_grants: Vec<ExternalGrants>,
-) -> Result<(), AuthError> {
-    for ExternalGrants { client_id, client_name, workspace_id, grants } in external_grants {
-        let id = context.env.new_id();
-        let event = NewEvent::new(id, workspace_id, Action::GrantEnded, Actor::system())
-            .with_target(client_id, client_name)
-            .with_metadata(json!({
-                "reason": GrantEndReason::ClientDeleted.as_str(),
-                "grants": grants,
-                "request_id": request.id,
-            }));
-        tx.set_workspace(workspace_id).await?;
-        store::audit::insert(tx, workspace_id, &event).await?;
+/// The highest rate limit that can be stored, in requests per minute; that of the settings.
+const MAX_RATE_LIMIT: u32 = 1_000_000_000;
+
+/// Checks the value of a rate limit.
+///
+/// # Errors
+/// [`AuthError::Invalid`] for 0, or for more than the highest limit that can be stored.
+pub(super) fn check_rate_limit(per_minute: u32) -> Result<(), AuthError> {
+    if (1..=MAX_RATE_LIMIT).contains(&per_minute) {
+        return Ok(());
     }
-    Ok(())
+    Err(AuthError::Invalid {
+        field: "rate_limit_per_minute",
+        reason: "rate_limit_per_minute must be 1 to 1000000000".to_owned(),
+    })
 }
 
 /// The default name of a user's first workspace.

@@ -1,6 +1,6 @@
 //! `call2me-auth admin`: operations for the operator, without a session. The output is JSON.
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{collections::BTreeMap, path::PathBuf, str::FromStr};
 
 use clap::Subcommand;
 use data_encoding::BASE64URL_NOPAD;
@@ -19,8 +19,9 @@ use crate::{
     config::Settings,
     env::Env,
     model::{
+        api_key::{ApiKey, KeyStatus},
         audit::{Checkpoint, SignedCheckpoint},
-        id::{SigningKeyId, WorkspaceId},
+        id::{ApiKeyId, SigningKeyId, WorkspaceId},
         oauth::client::{ClientAuthMethod, GrantType},
         password::Password,
         scope::Scope,
@@ -31,6 +32,7 @@ use crate::{
         RegisteredClient,
         workspace_clients::{CreateClientParams, WorkspaceClients},
     },
+    store::api_keys::KeyFilter,
 };
 
 /// The `admin` commands.
@@ -114,6 +116,30 @@ pub enum WorkspacesCommand {
         #[arg(long)]
         owner: String,
     },
+    /// Set the rate limit of each credential of a workspace. It takes effect on every node before
+    /// the command returns. Keys with a higher limit of their own get this one.
+    SetLimit {
+        /// Workspace.
+        workspace: WorkspaceId,
+        /// Requests per minute, or `default` for the configured limit.
+        per_minute: PerMinute,
+    },
+}
+
+/// A rate limit on the command line; `None` is `default`.
+#[derive(Debug, Clone, Copy)]
+pub struct PerMinute(Option<u32>);
+
+impl FromStr for PerMinute {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "default" {
+            return Ok(Self(None));
+        }
+        let limit = text.parse().map_err(|_| "must be a whole number or `default`".to_owned());
+        Ok(Self(Some(limit?)))
+    }
 }
 
 /// Commands for API keys.
@@ -130,6 +156,33 @@ pub enum KeysCommand {
         /// Scope of the key: read-only, write or admin.
         #[arg(long, default_value = "write")]
         scope: Scope,
+    },
+    /// List API keys.
+    List {
+        /// Only keys of this workspace.
+        #[arg(long)]
+        workspace: Option<WorkspaceId>,
+        /// Only keys with this status: active, disabled or revoked.
+        #[arg(long)]
+        status: Option<KeyStatus>,
+    },
+    /// Disable an API key. Every node rejects it before the command returns.
+    Disable {
+        /// Id of the key.
+        id: ApiKeyId,
+    },
+    /// Enable a disabled API key again.
+    Enable {
+        /// Id of the key.
+        id: ApiKeyId,
+    },
+    /// Revoke an API key for good. Every node rejects it before the command returns.
+    Revoke {
+        /// Id of the key.
+        id: ApiKeyId,
+        /// Also revoke the keys, OAuth clients and open invitations that the key made.
+        #[arg(long)]
+        cascade: bool,
     },
     /// Find the workspace and owners of a leaked key. The key is read from standard input, so that
     /// it does not end up in the shell history, and is neither stored nor logged. The exit code is
@@ -211,7 +264,7 @@ async fn execute(
     let auth = &application.app().auth;
     let value: Result<Value, String> = match command {
         AdminCommand::Audit(command) => return audit(application, command).await,
-        AdminCommand::Keys(KeysCommand::RevealOwner) => return reveal_owner(auth).await,
+        AdminCommand::Keys(command) => return keys(auth, command).await,
         AdminCommand::Users(UsersCommand::Create {
             email,
             full_name,
@@ -244,21 +297,70 @@ async fn execute(
         AdminCommand::OauthClients(command) => {
             create_client(&application.app().oauth.workspace_clients, command).await
         }
-        AdminCommand::Keys(KeysCommand::Create { workspace, name, scope }) => {
-            let request =
-                CreateKeyParams { name, description: None, scope, allowed_ips: Vec::new() };
-            let minted =
-                auth.api_keys.create_as_operator(workspace, request).await.map_err(describe)?;
-            Ok(json!({
+        AdminCommand::Workspaces(WorkspacesCommand::SetLimit { workspace, per_minute }) => {
+            let limit = auth.workspaces.set_rate_limit_as_operator(workspace, per_minute.0).await;
+            let effective = limit.map_err(describe)?;
+            Ok(json!({ "workspace_id": workspace, "rate_limit_per_minute": effective }))
+        }
+    };
+    Ok(CommandOutput { value: value?, problem: None })
+}
+
+async fn keys(auth: &Auth, command: KeysCommand) -> Result<CommandOutput, String> {
+    let keys = &auth.api_keys;
+    let value = match command {
+        KeysCommand::Create { workspace, name, scope } => {
+            let request = CreateKeyParams {
+                name,
+                description: None,
+                scope,
+                allowed_ips: Vec::new(),
+                rate_limit_per_minute: None,
+            };
+            let minted = keys.create_as_operator(workspace, request).await.map_err(describe)?;
+            json!({
                 "id": minted.key.id,
                 "name": minted.key.name,
                 "scope": minted.key.scope,
                 "workspace_id": workspace,
                 "key": minted.secret.reveal(),
-            }))
+            })
         }
+        KeysCommand::List { workspace, status } => {
+            let filter = KeyFilter { status, name: None };
+            let listed = keys.list_as_operator(workspace, &filter).await.map_err(describe)?;
+            let listed: Vec<_> = listed.iter().map(|key| key_output(auth, key)).collect();
+            json!({ "api_keys": listed })
+        }
+        KeysCommand::Disable { id } => {
+            key_output(auth, &keys.set_disabled_as_operator(id, true).await.map_err(describe)?)
+        }
+        KeysCommand::Enable { id } => {
+            key_output(auth, &keys.set_disabled_as_operator(id, false).await.map_err(describe)?)
+        }
+        KeysCommand::Revoke { id, cascade } => {
+            key_output(auth, &keys.revoke_as_operator(id, cascade).await.map_err(describe)?)
+        }
+        KeysCommand::RevealOwner => return reveal_owner(auth).await,
     };
-    Ok(CommandOutput { value: value?, problem: None })
+    Ok(CommandOutput { value, problem: None })
+}
+
+fn key_output(auth: &Auth, key: &ApiKey) -> Value {
+    json!({
+        "id": key.id,
+        "name": key.name,
+        "scope": key.scope,
+        "status": key.status(),
+        "redacted": key.redacted(auth.api_keys.environment()),
+        "created_at": timestamp::format(key.created_at),
+        "created_by": key.created_by,
+        "last_used_at": key.last_used_at.map(timestamp::format),
+        "last_used_ip": key.last_used_ip,
+        "revoked_at": key.revoked_at.map(timestamp::format),
+        "rate_limit_per_minute": key.rate_limit_per_minute,
+        "workspace_id": key.workspace_id,
+    })
 }
 
 /// Finds the workspace and owners of a leaked key.
@@ -271,18 +373,7 @@ async fn reveal_owner(auth: &Auth) -> Result<CommandOutput, String> {
     };
     let value = json!({
         "found": true,
-        "key": {
-            "id": key.id,
-            "name": key.name,
-            "scope": key.scope,
-            "status": key.status(),
-            "redacted": key.redacted(auth.api_keys.environment()),
-            "created_at": timestamp::format(key.created_at),
-            "created_by": key.created_by,
-            "last_used_at": key.last_used_at.map(timestamp::format),
-            "last_used_ip": key.last_used_ip,
-            "revoked_at": key.revoked_at.map(timestamp::format),
-        },
+        "key": key_output(auth, &key),
         "workspace": { "id": workspace.id, "name": workspace.name },
         "owners": owners,
     });

@@ -12,13 +12,14 @@ use super::{
     App,
     api::{
         agents, api_keys, audit_export, audit_log, audit_stream, auth, branding, calls, campaigns,
-        invitations, key_rotation, key_usage, knowledge_base, members, mfa, oauth_clients,
-        oauth_grants, passkeys, passwords, sessions, users, verify, wallet, workspace, workspaces,
+        invitations, key_revocation, key_rotation, key_usage, knowledge_base, members, mfa,
+        oauth_clients, oauth_grants, passkeys, passwords, sessions, users, verify, wallet,
+        workspace, workspaces,
     },
     endpoint::Endpoint,
     extract::{
-        Access, Admin, AdminSession, FirstPartyAdmin, FirstPartyWrite, Open, ReadOnly, SignIn,
-        UserSession, Write,
+        Access, AddressLimited, Admin, AdminSession, FirstPartyAdmin, FirstPartyWrite, Open,
+        ReadOnly, SignIn, UserSession, Write,
     },
     oauth,
     route_types::Route,
@@ -104,7 +105,10 @@ pub fn route_table() -> Vec<Route> {
         GET    "/v1/api-keys/hygiene"           ReadOnly   => key_usage::hygiene;
         GET    "/v1/api-keys/{id}"              ReadOnly   => api_keys::get;
         PATCH  "/v1/api-keys/{id}"              Admin      => api_keys::update;
-        DELETE "/v1/api-keys/{id}"              Admin      => api_keys::revoke;
+        DELETE "/v1/api-keys/{id}"              Admin      => key_revocation::revoke;
+        PATCH  "/v1/api-keys/{id}/revoke"       Admin      => key_revocation::revoke_and_get;
+        POST   "/v1/api-keys/revoke"            AddressLimited => key_revocation::revoke_by_holder;
+        GET    "/v1/api-keys/{id}/descendants"  ReadOnly   => key_revocation::descendants;
         POST   "/v1/api-keys/{id}/rotate"       FirstPartyAdmin => key_rotation::rotate;
         GET    "/v1/api-keys/{id}/rotation"     ReadOnly   => key_rotation::rotation;
         GET    "/v1/api-keys/{id}/usage"        ReadOnly   => key_usage::usage;

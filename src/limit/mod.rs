@@ -1,6 +1,7 @@
 //! Rate limits: GCRA by `governor`, in memory or shared over Valkey.
 //!
-//! Each credential has its own bucket, with the quota of its workspace. Requests without a valid
+//! Each credential has its own bucket, with the quota of its workspace; an API key may have a lower
+//! one. Requests without a valid
 //! credential share the bucket of their address, so a noisy client behind an address never
 //! throttles a valid key behind the same address. A bucket returns a [`Decision`], from which the
 //! HTTP side makes the `X-RateLimit-*` headers.
@@ -115,7 +116,7 @@ impl Limits {
             Credential::Session { id, .. } => ("session", id.uuid()),
             Credential::Grant { id, .. } => ("grant", id.uuid()),
         };
-        let quota = self.quota(principal.rate_limit_per_minute);
+        let quota = self.credential_quota(principal);
         if let Some(shared) = &self.shared {
             let id = id.to_string();
             // Boxed, so that the future of a request stays small if limits are local.
@@ -193,6 +194,12 @@ impl Limits {
     #[must_use]
     pub fn effective_limit(&self, own: Option<u32>) -> u32 {
         self.quota(own).get()
+    }
+
+    /// The quota of a credential: its own limit, and never more than that of its workspace.
+    fn credential_quota(&self, principal: &Principal) -> NonZeroU32 {
+        let max = self.quota(principal.rate_limit_per_minute);
+        principal.own_rate_limit().and_then(NonZeroU32::new).map_or(max, |own| own.min(max))
     }
 
     fn quota(&self, own: Option<u32>) -> NonZeroU32 {

@@ -7,7 +7,7 @@
 use askama::Template;
 use secrecy::{ExposeSecret, SecretString};
 
-use crate::model::mail::{EndedSetup, NameList, RequestOrigin};
+use crate::model::mail::{EndedSetup, NameList, RemainingAccess, RequestOrigin};
 
 /// The content of an email: a subject, paragraphs, an optional link, and a closing note.
 pub(super) struct EmailContent {
@@ -310,6 +310,107 @@ impl EmailContent {
         }
     }
 
+    pub(super) fn admin_client_created(
+        client: &str,
+        workspace: &str,
+        by: &str,
+        origin: &RequestOrigin,
+    ) -> Self {
+        let [client, workspace, by] = [client, workspace, by].map(sanitize);
+        Self {
+            subject: format!("An OAuth client with admin access was created in {workspace}"),
+            paragraphs: vec![
+                format!(
+                    "{by} created the OAuth client {client} in the workspace {workspace} on \
+                     Call2Me."
+                ),
+                "The client can get full administrator access, and does not expire.".to_owned(),
+                origin_line(origin),
+                "All owners of the workspace receive this email.".to_owned(),
+            ],
+            link: None,
+            note: "If you expected this client, no action is needed. Otherwise, delete it \
+                   (DELETE /v1/oauth/clients/id), and revoke the API key that created it."
+                .to_owned(),
+        }
+    }
+
+    pub(super) fn admin_invited(
+        public_url: &str,
+        email: &str,
+        workspace: &str,
+        by: &str,
+        origin: &RequestOrigin,
+    ) -> Self {
+        let [workspace, by] = [workspace, by].map(sanitize);
+        Self {
+            subject: format!("An API key invited an administrator to {workspace}"),
+            paragraphs: vec![
+                format!(
+                    "The API key {by} invited {} to the workspace {workspace} on Call2Me, as an \
+                     administrator.",
+                    sanitize_address(email),
+                ),
+                origin_line(origin),
+                "All owners of the workspace receive this email.".to_owned(),
+            ],
+            link: Some(Link { label: "Review members", url: format!("{public_url}/members") }),
+            note: "If you expected this invitation, no action is needed. Otherwise, withdraw it, \
+                   and revoke the API key."
+                .to_owned(),
+        }
+    }
+
+    pub(super) fn key_revoked(
+        public_url: &str,
+        key: &str,
+        workspace: &str,
+        by: &str,
+        origin: Option<&RequestOrigin>,
+        remaining: &RemainingAccess,
+    ) -> Self {
+        let [key, workspace, by] = [key, workspace, by].map(sanitize);
+        let mut paragraphs = vec![format!(
+            "The API key {key} of the workspace {workspace} on Call2Me was revoked by {by}. It no \
+             longer works."
+        )];
+        paragraphs.extend(origin.map(origin_line));
+        paragraphs.extend(remaining_access(remaining, "The key"));
+        paragraphs.push("All owners of the workspace receive this email.".to_owned());
+        Self {
+            subject: format!("An API key was revoked in {workspace}"),
+            paragraphs,
+            link: Some(Link { label: "Review API keys", url: format!("{public_url}/api-keys") }),
+            note: "If the key was leaked, look in the audit log for requests that you do not \
+                   recognize."
+                .to_owned(),
+        }
+    }
+
+    pub(super) fn member_removed(
+        public_url: &str,
+        member: &str,
+        workspace: &str,
+        by: &str,
+        origin: &RequestOrigin,
+        remaining: &RemainingAccess,
+    ) -> Self {
+        let [workspace, by] = [workspace, by].map(sanitize);
+        let member = sanitize_address(member);
+        let mut paragraphs = vec![
+            format!("{by} removed {member} from the workspace {workspace} on Call2Me."),
+            origin_line(origin),
+        ];
+        paragraphs.extend(remaining_access(remaining, "The member"));
+        paragraphs.push("All owners of the workspace receive this email.".to_owned());
+        Self {
+            subject: format!("A member was removed from {workspace}"),
+            paragraphs,
+            link: Some(Link { label: "Review API keys", url: format!("{public_url}/api-keys") }),
+            note: "Revoke each key that the member may still have.".to_owned(),
+        }
+    }
+
     pub(super) fn password_guesses(public_url: &str, origin: &RequestOrigin) -> Self {
         Self {
             subject: "Attempts to guess your password".to_owned(),
@@ -393,6 +494,32 @@ fn listed(list: &NameList) -> String {
         more => format!(" and {more} more"),
     };
     format!("{}{more}", names.join(", "))
+}
+
+/// Returns sentences about the access that a creator leaves behind.
+fn remaining_access(remaining: &RemainingAccess, creator: &str) -> Vec<String> {
+    let RemainingAccess { api_keys, oauth_clients, has_more } = remaining;
+    let names =
+        |names: &[String]| names.iter().map(|name| sanitize(name)).collect::<Vec<_>>().join(", ");
+    let mut sentences = Vec::new();
+    if !api_keys.is_empty() {
+        let names = names(api_keys);
+        sentences.push(format!("{creator} had created API keys that still work: {names}."));
+    }
+    if !oauth_clients.is_empty() {
+        let names = names(oauth_clients);
+        sentences.push(format!("{creator} had created OAuth clients that still work: {names}."));
+    }
+    if *has_more {
+        sentences.push("There are more. The audit log and the API list them.".to_owned());
+    }
+    sentences
+}
+
+/// Limits an email address to its usual characters. Mail programs make no web link of an address.
+fn sanitize_address(email: &str) -> String {
+    let is_allowed = |c: &char| c.is_alphanumeric() || "@._+-".contains(*c);
+    email.chars().filter(is_allowed).take(254).collect()
 }
 
 /// Returns the time, IP address and client of an action.

@@ -266,6 +266,26 @@ impl Mailer {
             EmailKind::AdminKey { key, workspace, by, origin } => {
                 EmailContent::admin_key_created(key, workspace, by, origin)
             }
+            EmailKind::AdminClient { client, workspace, by, origin } => {
+                EmailContent::admin_client_created(client, workspace, by, origin)
+            }
+            EmailKind::AdminInvitation { email, workspace, by, origin } => {
+                EmailContent::admin_invited(&self.public_url, email, workspace, by, origin)
+            }
+            EmailKind::KeyRevoked { key, workspace, by, origin, remaining } => {
+                let origin = origin.as_ref();
+                EmailContent::key_revoked(&self.public_url, key, workspace, by, origin, remaining)
+            }
+            EmailKind::MemberRemoved { member, workspace, by, origin, remaining } => {
+                EmailContent::member_removed(
+                    &self.public_url,
+                    member,
+                    workspace,
+                    by,
+                    origin,
+                    remaining,
+                )
+            }
             EmailKind::AccountDeleted { origin } => EmailContent::account_deleted(origin),
             EmailKind::SessionReuse { origin } => {
                 EmailContent::session_ended(&self.public_url, origin)

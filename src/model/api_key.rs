@@ -189,6 +189,8 @@ fn checksum(random: &str) -> [u8; CHECKSUM_LEN] {
 pub enum KeyStatus {
     /// Requests may use the key.
     Active,
+    /// Requests with the key are rejected until it is enabled again.
+    Disabled,
     /// The key was revoked; this is final.
     Revoked,
 }
@@ -199,8 +201,35 @@ impl FromStr for KeyStatus {
     fn from_str(text: &str) -> Result<Self, ValidationError> {
         match text {
             "active" => Ok(Self::Active),
+            "disabled" => Ok(Self::Disabled),
             "revoked" => Ok(Self::Revoked),
-            _ => Err(ValidationError::new("status must be active or revoked")),
+            _ => Err(ValidationError::new("status must be active, disabled or revoked")),
+        }
+    }
+}
+
+impl KeyStatus {
+    /// Returns the name in JSON and on pages.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Active => "active",
+            Self::Disabled => "disabled",
+            Self::Revoked => "revoked",
+        }
+    }
+
+    /// Returns the status of a key that was disabled or revoked at these times. A revoked key stays
+    /// revoked, also if it was disabled before.
+    #[must_use]
+    pub const fn of_times(
+        disabled_at: Option<OffsetDateTime>,
+        revoked_at: Option<OffsetDateTime>,
+    ) -> Self {
+        match (disabled_at, revoked_at) {
+            (_, Some(_)) => Self::Revoked,
+            (Some(_), None) => Self::Disabled,
+            (None, None) => Self::Active,
         }
     }
 }
@@ -232,21 +261,25 @@ pub struct ApiKey {
     pub last_used_at: Option<OffsetDateTime>,
     /// Client address of the last request with the key.
     pub last_used_ip: Option<IpAddr>,
-    /// Time of revocation; `None` for an active key.
+    /// Time at which the key was disabled; `None` if it is enabled.
+    pub disabled_at: Option<OffsetDateTime>,
+    /// Time of revocation; `None` if the key is not revoked.
     pub revoked_at: Option<OffsetDateTime>,
-    /// The public id of the principal that revoked the key.
+    /// The public id of the principal that revoked the key; `None` for its holder and the operator.
     pub revoked_by: Option<String>,
     /// The key's predecessor in a rotation.
     pub rotated_from: Option<ApiKeyId>,
     /// The key's successor in a rotation.
     pub rotated_to: Option<ApiKeyId>,
+    /// The key's own rate limit in requests per minute; `None` is the workspace's.
+    pub rate_limit_per_minute: Option<u32>,
 }
 
 impl ApiKey {
     /// Returns the key's status.
     #[must_use]
     pub fn status(&self) -> KeyStatus {
-        if self.revoked_at.is_some() { KeyStatus::Revoked } else { KeyStatus::Active }
+        KeyStatus::of_times(self.disabled_at, self.revoked_at)
     }
 
     /// Returns the key with its middle left out, for display: `sk_call2me_live_AbCd…wXyZ`.
@@ -280,8 +313,12 @@ pub struct NewApiKey {
     pub created_by: Option<String>,
     /// The user that creates the key, directly or through another credential.
     pub creator: Option<UserId>,
+    /// The API key that creates the key.
+    pub creator_key: Option<ApiKeyId>,
     /// The key's predecessor in a rotation.
     pub rotated_from: Option<ApiKeyId>,
+    /// The key's own rate limit in requests per minute; `None` is the workspace's.
+    pub rate_limit_per_minute: Option<u32>,
 }
 
 /// A change to a key; `None` leaves a value unchanged.
@@ -293,6 +330,26 @@ pub struct ApiKeyChange {
     pub description: Option<Option<String>>,
     /// The new allowed networks.
     pub allowed_ips: Option<Vec<IpNet>>,
+    /// The new rate limit; an inner `None` removes it.
+    pub rate_limit_per_minute: Option<Option<u32>>,
+    /// The new time at which the key was disabled; an inner `None` enables it.
+    pub disabled_at: Option<Option<OffsetDateTime>>,
+}
+
+impl ApiKeyChange {
+    /// Returns the names of the changed fields in JSON, without `disabled`, which has events of its
+    /// own.
+    #[must_use]
+    pub fn field_names(&self) -> Vec<&'static str> {
+        let Self { name, description, allowed_ips, rate_limit_per_minute, disabled_at: _ } = self;
+        let names = [
+            name.as_ref().map(|_| "name"),
+            description.as_ref().map(|_| "description"),
+            allowed_ips.as_ref().map(|_| "allowed_ips"),
+            rate_limit_per_minute.map(|_| "rate_limit_per_minute"),
+        ];
+        names.into_iter().flatten().collect()
+    }
 }
 
 /// The data of a key that authentication needs. It is looked up by digest, before the caller is
@@ -311,10 +368,12 @@ pub struct KeyRecord {
     pub allowed_ips: Vec<IpNet>,
     /// The user that created the key.
     pub creator: Option<UserId>,
-    /// True if the key was revoked.
-    pub is_revoked: bool,
-    /// The workspace's own rate limit in requests per minute; `None` is the configured default.
+    /// The key's status.
+    pub status: KeyStatus,
+    /// The key's own rate limit in requests per minute; `None` is the workspace's.
     pub rate_limit_per_minute: Option<u32>,
+    /// The workspace's own rate limit in requests per minute; `None` is the configured default.
+    pub workspace_rate_limit_per_minute: Option<u32>,
 }
 
 /// Parses networks in CIDR notation; a bare address is a network of one address.
@@ -337,6 +396,20 @@ pub fn parse_networks(texts: &[String]) -> Result<Vec<IpNet>, ValidationError> {
             })
     };
     texts.iter().map(network).collect()
+}
+
+/// True if every address of the networks `inner` is in one of the networks `outer`. An empty list
+/// stands for all addresses.
+#[must_use]
+pub fn is_within_networks(inner: &[IpNet], outer: &[IpNet]) -> bool {
+    if outer.is_empty() {
+        return true;
+    }
+    // Aggregated, because two adjacent networks contain the network that spans both.
+    let outer: Vec<_> = outer.iter().copied().map(unmap_ipv4).collect();
+    let outer = IpNet::aggregate(&outer);
+    !inner.is_empty()
+        && inner.iter().copied().map(unmap_ipv4).all(|net| outer.iter().any(|of| of.contains(&net)))
 }
 
 /// Converts a network of IPv4-mapped IPv6 addresses to IPv4, because client addresses are compared
@@ -423,6 +496,60 @@ mod tests {
     fn debug_output_does_not_contain_the_key() {
         let key = ApiKeySecret::parse(&key_from(vec![7; 64]), &live()).unwrap();
         assert!(!format!("{key:?} {:?}", key.digest()).contains(&key.reveal()[16..20]));
+    }
+
+    fn networks(texts: &[&str]) -> Vec<IpNet> {
+        parse_networks(&texts.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>()).unwrap()
+    }
+
+    #[test]
+    fn networks_are_compared_by_their_addresses() {
+        for (inner, outer, is_within) in [
+            (&["203.0.113.9"][..], &["203.0.113.0/24"][..], true),
+            (&["203.0.113.0/24"], &["203.0.113.0/24"], true),
+            (&["203.0.112.0/23"], &["203.0.113.0/24"], false),
+            (&["203.0.113.9", "198.51.100.1"], &["203.0.113.0/24"], false),
+            (&["10.0.0.0/8"], &["10.0.0.0/9", "10.128.0.0/9"], true),
+            (&["2001:db8:1::/48"], &["2001:db8::/32"], true),
+            (&["2001:db8::/31"], &["2001:db8::/32"], false),
+            (&["::ffff:203.0.113.9"], &["203.0.113.0/24"], true),
+            (&["203.0.113.9"], &["::ffff:203.0.113.0/120"], true),
+            (&["::ffff:203.0.112.0/119"], &["203.0.113.0/24"], false),
+            // IPv6 networks contain no IPv4 addresses, and the reverse.
+            (&["203.0.113.9"], &["::/0"], false),
+            (&["2001:db8::1"], &["0.0.0.0/0"], false),
+            // An empty list stands for all addresses.
+            (&[], &["0.0.0.0/0", "::/0"], false),
+            (&["2001:db8::1"], &[], true),
+            (&[], &[], true),
+        ] {
+            let checked = is_within_networks(&networks(inner), &networks(outer));
+            assert_eq!(checked, is_within, "{inner:?} in {outer:?}");
+        }
+    }
+
+    proptest! {
+        /// No address of a contained network is outside.
+        #[test]
+        fn contained_networks_allow_no_further_address(
+            inner in prop::collection::vec((any::<u8>(), 0_u8..=8), 1..4),
+            outer in prop::collection::vec((any::<u8>(), 0_u8..=8), 1..4),
+            offset: u32,
+        ) {
+            // Few networks, so that many pairs are contained.
+            let net = |(octet, prefix)| {
+                IpNet::new(IpAddr::from([octet, 0, 0, 0]), prefix).unwrap().trunc()
+            };
+            let inner: Vec<_> = inner.into_iter().map(net).collect();
+            let outer: Vec<_> = outer.into_iter().map(net).collect();
+            let is_within = is_within_networks(&inner, &outer);
+            for net in inner.into_iter().filter(|_| is_within) {
+                let IpNet::V4(net) = net else { continue };
+                let bits = offset & net.hostmask().to_bits() | net.network().to_bits();
+                let address = IpAddr::V4(bits.into());
+                prop_assert!(outer.iter().any(|net| net.contains(&address)), "{address}");
+            }
+        }
     }
 
     #[test]

@@ -109,6 +109,54 @@ pub enum EmailKind {
         /// The request that created the key.
         origin: RequestOrigin,
     },
+    /// An OAuth client with the admin scope was created.
+    AdminClient {
+        /// The client's name.
+        client: String,
+        /// The workspace's name.
+        workspace: String,
+        /// The name of the principal that created the client.
+        by: String,
+        /// The request that created the client.
+        origin: RequestOrigin,
+    },
+    /// An API key invited an administrator.
+    AdminInvitation {
+        /// The invited address.
+        email: String,
+        /// The workspace's name.
+        workspace: String,
+        /// The name of the API key.
+        by: String,
+        /// The request that sent the invitation.
+        origin: RequestOrigin,
+    },
+    /// An API key was revoked by its holder, or with descendants that stay valid.
+    KeyRevoked {
+        /// The key's name.
+        key: String,
+        /// The workspace's name.
+        workspace: String,
+        /// The name of the principal that revoked the key.
+        by: String,
+        /// The request that revoked the key; `None` for the operator.
+        origin: Option<RequestOrigin>,
+        /// The access that remains.
+        remaining: RemainingAccess,
+    },
+    /// A member was removed, and keys or clients that the member created stay valid.
+    MemberRemoved {
+        /// The member's address.
+        member: String,
+        /// The workspace's name.
+        workspace: String,
+        /// The name of the principal that removed the member.
+        by: String,
+        /// The request that removed the member.
+        origin: RequestOrigin,
+        /// The access that remains.
+        remaining: RemainingAccess,
+    },
     /// Many wrong passwords from networks that the account never signed in from. The account is
     /// looked up when the email is sent, as for [`Self::ForgotPassword`].
     PasswordGuesses {
@@ -145,6 +193,10 @@ impl EmailKind {
             Self::FactorsTakenAway => "factors_taken_away",
             Self::NewDeviceAuthorization { .. } => "new_device",
             Self::AdminKey { .. } => "admin_key",
+            Self::AdminClient { .. } => "admin_client",
+            Self::AdminInvitation { .. } => "admin_invitation",
+            Self::KeyRevoked { .. } => "key_revoked",
+            Self::MemberRemoved { .. } => "member_removed",
             Self::PasswordGuesses { .. } => "password_guesses",
             Self::AccountDeleted { .. } => "account_deleted",
             Self::SessionReuse { .. } => "session_reuse",
@@ -203,6 +255,25 @@ impl NameList {
         if self.names.len() < Self::MAX_NAMES {
             self.names.push(name);
         }
+    }
+}
+
+/// Names of API keys and OAuth clients that stay valid after their creator has lost access.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RemainingAccess {
+    /// The names of API keys.
+    pub api_keys: Vec<String>,
+    /// The names of OAuth clients.
+    pub oauth_clients: Vec<String>,
+    /// True if there are more than these lists name.
+    pub has_more: bool,
+}
+
+impl RemainingAccess {
+    /// True if no access remains.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.api_keys.is_empty() && self.oauth_clients.is_empty()
     }
 }
 

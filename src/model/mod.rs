@@ -15,6 +15,7 @@ pub mod fields;
 pub mod id;
 pub mod invalidation;
 pub mod invitation;
+pub mod key_descendants;
 pub mod mail;
 pub mod oauth;
 pub mod one_time_token;

@@ -39,6 +39,8 @@ pub enum Credential {
         allowed_ips: Vec<IpNet>,
         /// The user that created the key.
         creator: Option<UserId>,
+        /// The key's own rate limit in requests per minute; `None` is the workspace's.
+        rate_limit_per_minute: Option<u32>,
     },
     /// A user's session.
     Session {
@@ -141,6 +143,15 @@ impl Principal {
             }
             Credential::Grant { user: Some((user_id, _)), .. } => user_id.to_string(),
             Credential::Grant { client_id, .. } => client_id.to_string(),
+        }
+    }
+
+    /// Returns the credential's own rate limit in requests per minute; `None` is the workspace's.
+    #[must_use]
+    pub fn own_rate_limit(&self) -> Option<u32> {
+        match &self.credential {
+            Credential::ApiKey { rate_limit_per_minute, .. } => *rate_limit_per_minute,
+            Credential::Session { .. } | Credential::Grant { .. } => None,
         }
     }
 

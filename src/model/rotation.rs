@@ -1,7 +1,8 @@
 //! Rotation of API keys: the decision that revoking a predecessor is safe.
 //!
 //! Invariant: a key becomes safe to revoke only after an idle period in which all uses on all nodes
-//! are counted. Later reports keep this verdict until the key is used again.
+//! are counted, and only if its successor has served a request since its last failure. Later
+//! reports keep this verdict until the key is used again, or its successor fails or is disabled.
 //!
 //! `auth::api_keys::rotation` collects the counts and stores the evidence.
 
@@ -10,7 +11,10 @@ use std::net::IpAddr;
 use serde::Serialize;
 use time::{Duration, OffsetDateTime};
 
-use super::id::ApiKeyId;
+use super::{
+    api_key::KeyStatus,
+    id::{ApiKeyId, EventId},
+};
 
 /// The recent usage of a key.
 #[derive(Debug, Clone)]
@@ -25,8 +29,12 @@ pub struct KeyTraffic {
     pub first_used_at: Option<OffsetDateTime>,
     /// Time of the last use.
     pub last_used_at: Option<OffsetDateTime>,
-    /// True if at least one request with the key was not refused.
-    pub has_served: bool,
+    /// The event of the last request that the key served; ids of events sort by time.
+    pub last_success: Option<EventId>,
+    /// The event of the last request that was refused for the key, or that the service failed.
+    pub last_failure: Option<EventId>,
+    /// The key's status.
+    pub status: KeyStatus,
     /// Number of requests in the last hour.
     pub requests_last_hour: i64,
     /// The clients of the last hour, most recent first; at most 100.
@@ -34,6 +42,38 @@ pub struct KeyTraffic {
 }
 
 impl KeyTraffic {
+    /// True if the key is active and has served a request since its last failure.
+    #[must_use]
+    pub fn is_serving(&self) -> bool {
+        // `None` is less than every id.
+        self.status == KeyStatus::Active && self.last_success > self.last_failure
+    }
+
+    /// True if no request has tried the key.
+    #[must_use]
+    pub fn is_unused(&self) -> bool {
+        self.first_used_at.is_none() && self.last_failure.is_none()
+    }
+
+    /// Returns the reason for which the key cannot replace its predecessor yet; `None` if it can.
+    fn obstacle(&self) -> Option<&'static str> {
+        if self.is_serving() {
+            return None;
+        }
+        Some(match (self.status, self.last_success, self.last_failure) {
+            (KeyStatus::Disabled, ..) => "the new key is disabled",
+            (KeyStatus::Revoked, ..) => "the new key is revoked",
+            (KeyStatus::Active, None, None) => "the new key has not been used yet",
+            (KeyStatus::Active, None, Some(_)) => {
+                "every request with the new key has been refused so far"
+            }
+            (KeyStatus::Active, Some(_), _) => {
+                "requests with the new key have failed since its last success (401, 403, 429 or \
+                 5xx); it must serve one again"
+            }
+        })
+    }
+
     /// Returns the client addresses of the last hour, most recent first.
     #[must_use]
     pub fn addresses(&self) -> Vec<IpAddr> {
@@ -109,7 +149,7 @@ impl QuietPeriod {
 /// lost, or an audit writer lags. Only a use of the old key invalidates it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct QuietEvidence {
-    /// The active successor at that time, which had already served requests.
+    /// The successor at that time.
     pub successor: Option<ApiKeyId>,
     /// The period in which the old key was not used.
     pub quiet: QuietPeriod,
@@ -161,10 +201,9 @@ impl RotationReport {
             .unwrap_or(counted);
         let quiet_for = evidence.length();
         let is_quiet = quiet_for >= quiet;
-        let has_served = new.as_ref().is_none_or(|new| {
-            new.has_served || confirmed.is_some_and(|known| known.successor == Some(new.id))
-        });
-        let safe_to_revoke = has_served && is_quiet;
+        // Both ids of the successor only grow, so this changes back only after a failure.
+        let obstacle = new.as_ref().and_then(KeyTraffic::obstacle);
+        let safe_to_revoke = obstacle.is_none() && is_quiet;
         let successor = new.as_ref().map(|new| new.id);
         let is_confirmed = confirmed.is_some_and(|known| {
             known.quiet.length() >= quiet && (successor.is_none() || known.successor == successor)
@@ -173,7 +212,8 @@ impl RotationReport {
             .then_some(QuietEvidence { successor, quiet: evidence });
         let carries_most =
             new.as_ref().is_none_or(|new| new.requests_last_hour >= old.requests_last_hour);
-        let state = match (has_served, is_quiet) {
+        let has_served = new.as_ref().is_none_or(|new| new.last_success.is_some());
+        let state = match (has_served, safe_to_revoke) {
             (false, _) => RotationState::Minted,
             (true, true) => RotationState::Quiet,
             (true, false) if carries_most => RotationState::Draining,
@@ -181,19 +221,12 @@ impl RotationReport {
         };
         let required_quiet = quiet;
         let (quiet, seconds) = (quiet.whole_seconds(), quiet_for.whole_seconds());
-        let reason = match &new {
-            Some(new) if !has_served && new.first_used_at.is_none() => {
-                "the new key has not been used yet".into()
+        let reason = match (&new, obstacle) {
+            (_, Some(obstacle)) => obstacle.to_owned(),
+            (Some(_), _) if is_quiet => {
+                format!("the new key is in use, and the old key has been idle for {seconds} s")
             }
-            Some(_) if !has_served => {
-                "every request with the new key has been refused so far".into()
-            }
-            _ if is_quiet => match &new {
-                Some(_) => {
-                    format!("the new key is in use, and the old key has been idle for {seconds} s")
-                }
-                None => format!("the key has been idle for {seconds} s"),
-            },
+            (None, _) if is_quiet => format!("the key has been idle for {seconds} s"),
             _ if idle_since > last_use => format!(
                 "a node was lost or cut off, so uses of the old key may be missing; it has \
                  certainly been idle for {seconds} s and must be idle for {quiet} s"
@@ -207,6 +240,17 @@ impl RotationReport {
             }
         };
         Self { old, new, state, safe_to_revoke, reason, quiet_for, required_quiet, new_evidence }
+    }
+
+    /// Returns the report with another verdict: the key is not safe to revoke, for this reason.
+    #[must_use]
+    pub fn blocked(self, reason: impl Into<String>) -> Self {
+        let state = match self.state {
+            RotationState::Quiet => RotationState::Draining,
+            state => state,
+        };
+        let (reason, new_evidence) = (reason.into(), None);
+        Self { safe_to_revoke: false, state, reason, new_evidence, ..self }
     }
 
     /// Returns the adoption: the new key's share of the last hour's requests with either key, from

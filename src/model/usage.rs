@@ -12,7 +12,7 @@ use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
 
 use super::{
-    audit::{Action, ActorType, NewEvent, RequestInfo},
+    audit::{ActorType, NewEvent, RequestInfo},
     id::{self, ApiKeyId, Id},
     scope::Scope,
 };
@@ -26,6 +26,70 @@ pub struct RouteUse {
     pub scope: Scope,
 }
 
+/// The effect of an event on the usage counts of its API key.
+#[derive(Debug, Clone, Copy, Default)]
+pub enum KeyUse {
+    /// No effect.
+    #[default]
+    None,
+    /// A request that used the key.
+    Request(RouteUse),
+    /// A long-lived request still uses the key. Such an event only updates the time of the last
+    /// use, and is not written to the audit log.
+    OpenStream(RouteUse),
+    /// A request that was rejected before it was a use of the key: from an address that the key
+    /// does not allow, or with a disabled key. It only counts as a failure of the key.
+    Rejection,
+}
+
+impl KeyUse {
+    /// True if the event is only counted, and not written to the audit log.
+    #[must_use]
+    pub const fn is_only_counted(self) -> bool {
+        matches!(self, Self::OpenStream(_))
+    }
+}
+
+/// The outcome of a request, as the verdict of a rotation needs it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum UseOutcome {
+    /// The key did its part, also if the request itself was wrong (400, 404, 422 and others).
+    Served,
+    /// The key was refused (401, 403, 429), or the service failed (5xx).
+    Failed,
+    /// The client disconnected before the response.
+    Unfinished,
+    /// The request was rejected before it was a use of the key; see [`KeyUse::Rejection`].
+    Rejected,
+}
+
+impl UseOutcome {
+    /// Returns the outcome of a use with this response status.
+    #[must_use]
+    pub const fn of_status(status: u16) -> Self {
+        match status {
+            401 | 403 | 429 | 500..=599 => Self::Failed,
+            CLIENT_CLOSED_REQUEST => Self::Unfinished,
+            _ => Self::Served,
+        }
+    }
+
+    /// Returns the name in the database.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Served => "served",
+            Self::Failed => "failed",
+            Self::Unfinished => "unfinished",
+            Self::Rejected => "rejected",
+        }
+    }
+}
+
+/// Status in the audit log if the client disconnected before the response (nginx's convention). It
+/// is never sent.
+pub const CLIENT_CLOSED_REQUEST: u16 = 499;
+
 /// The dimensions by which requests are counted. Requests with equal dimensions share a counter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct UsageDimensions<'a> {
@@ -37,6 +101,8 @@ pub struct UsageDimensions<'a> {
     pub route: RouteUse,
     /// The first digit of the response status.
     pub status_class: i16,
+    /// The outcome.
+    pub outcome: UseOutcome,
     /// The client's address.
     pub ip: IpAddr,
     /// The `User-Agent` header; empty if there was none.
@@ -89,7 +155,7 @@ impl<'a> UsageCount<'a> {
                 });
             }
             let Some(counter) = uses.get_mut(last) else { continue };
-            counter.requests += i64::from(!event.is_usage_only);
+            counter.requests += i64::from(!event.key_use.is_only_counted());
             counter.first_event = counter.first_event.min(id);
             if id > counter.last_event {
                 (counter.last_event, counter.method, counter.path) =
@@ -102,16 +168,25 @@ impl<'a> UsageCount<'a> {
 
 /// Returns the dimensions and the request of an event, if it is a request with an API key.
 fn dimensions_of(event: &NewEvent) -> Option<(UsageDimensions<'_>, &RequestInfo)> {
-    let (true, Action::Request) = (event.actor.kind == ActorType::ApiKey, event.action) else {
+    if event.actor.kind != ActorType::ApiKey {
         return None;
+    }
+    let key_id = event.actor.id?;
+    let (request, response) = event.request.as_ref()?;
+    let (route, outcome) = match event.key_use {
+        KeyUse::None => return None,
+        KeyUse::Request(route) | KeyUse::OpenStream(route) => {
+            (route, UseOutcome::of_status(response.status))
+        }
+        // A rejection is counted by no route, so that those of a batch share a counter.
+        KeyUse::Rejection => (RouteUse { group: "", scope: Scope::ReadOnly }, UseOutcome::Rejected),
     };
-    let (key_id, route) = (event.actor.id?, event.route?);
-    let (request, outcome) = event.request.as_ref()?;
     let kind = UsageDimensions {
         key_id,
         minute: id::creation_millis(event.id.uuid()) / 60_000,
         route,
-        status_class: i16::try_from(outcome.status / 100).unwrap_or_default(),
+        status_class: i16::try_from(response.status / 100).unwrap_or_default(),
+        outcome,
         ip: request.ip,
         user_agent: request.user_agent.as_deref().unwrap_or_default(),
     };
@@ -230,7 +305,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::model::audit::Actor;
+    use crate::model::audit::{Action, Actor};
 
     fn request(ip: u8, path: u8, agent: Option<u8>) -> Arc<RequestInfo> {
         Arc::new(RequestInfo {
@@ -256,8 +331,37 @@ mod tests {
         let mut event = NewEvent::new(id.into(), Uuid::nil().into(), Action::Request, actor)
             .with_request(&request(ip, key, agent), status, Duration::ZERO);
         let group = if group { "agents" } else { "calls" };
-        event.route = Some(RouteUse { group, scope: Scope::ReadOnly });
+        event.key_use = KeyUse::Request(RouteUse { group, scope: Scope::ReadOnly });
         event
+    }
+
+    #[test]
+    fn outcome_follows_the_status() {
+        for (status, outcome) in [
+            (200, UseOutcome::Served),
+            (304, UseOutcome::Served),
+            (400, UseOutcome::Served),
+            (404, UseOutcome::Served),
+            (422, UseOutcome::Served),
+            (401, UseOutcome::Failed),
+            (403, UseOutcome::Failed),
+            (429, UseOutcome::Failed),
+            (500, UseOutcome::Failed),
+            (503, UseOutcome::Failed),
+            (499, UseOutcome::Unfinished),
+        ] {
+            assert_eq!(UseOutcome::of_status(status), outcome, "{status}");
+        }
+    }
+
+    #[test]
+    fn rejection_is_counted_apart_from_uses() {
+        let mut rejected = event(1, 7, 1, None, 403, true);
+        rejected.key_use = KeyUse::Rejection;
+        let used = event(1, 7, 1, None, 403, true);
+        let counters = UsageCount::count([&rejected, &used].into_iter());
+        let outcomes: Vec<_> = counters.iter().map(|count| count.dimensions.outcome).collect();
+        assert_eq!(outcomes, [UseOutcome::Rejected, UseOutcome::Failed]);
     }
 
     proptest! {

@@ -122,7 +122,6 @@ impl OAuth {
             workspace_clients: WorkspaceClients {
                 context: Arc::clone(context),
                 members: Arc::clone(&auth.members),
-                workspaces: Arc::clone(&auth.workspaces),
                 native_schemes,
                 resources: Arc::clone(&resources),
                 unknown,

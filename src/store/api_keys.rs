@@ -1,12 +1,13 @@
 //! API keys.
 //!
-//! The table holds a digest of each key, never the key itself. Keys are revoked, not deleted; their
-//! usage counts are in `usage`.
+//! The table holds a digest of each key, never the key itself. Keys are disabled or revoked, not
+//! deleted. Their usage counts are in `usage`; the keys and clients that a key created are in
+//! `key_descendants`.
 
 use ipnet::IpNet;
 use time::OffsetDateTime;
 
-use super::{DedicatedConnection, StoreError, Tx};
+use super::{DedicatedConnection, Store, StoreError, Tx};
 use crate::model::{
     api_key::{ApiKey, ApiKeyChange, KeyDigest, KeyRecord, KeyStatus, NewApiKey},
     id::{ApiKeyId, Id, UserId, WorkspaceId},
@@ -15,7 +16,7 @@ use crate::model::{
 };
 
 impl DedicatedConnection {
-    /// Finds keys by their digests, before the caller is authenticated. Includes revoked keys.
+    /// Finds keys by their digests, before the caller is authenticated. Includes inactive keys.
     ///
     /// # Errors
     /// [`StoreError`] if the query fails.
@@ -28,7 +29,8 @@ impl DedicatedConnection {
             r#"SELECT digest AS "digest!", id AS "id!: ApiKeyId",
                       workspace_id AS "workspace_id!: WorkspaceId", name AS "name!",
                       scope AS "scope!: Scope", allowed_ips AS "allowed_ips!: Vec<IpNet>",
-                      creator_user_id AS "creator: UserId", revoked_at, rate_limit_per_minute
+                      creator_user_id AS "creator: UserId", disabled_at, revoked_at,
+                      rate_limit_per_minute, workspace_rate_limit_per_minute
                FROM find_api_keys($1)"#,
             &digests as _,
         );
@@ -41,8 +43,9 @@ impl DedicatedConnection {
                 scope: row.scope,
                 allowed_ips: row.allowed_ips,
                 creator: row.creator,
-                is_revoked: row.revoked_at.is_some(),
+                status: KeyStatus::of_times(row.disabled_at, row.revoked_at),
                 rate_limit_per_minute: rate_limit(row.rate_limit_per_minute),
+                workspace_rate_limit_per_minute: rate_limit(row.workspace_rate_limit_per_minute),
             };
             Some((KeyDigest::new(row.digest.try_into().ok()?), record))
         });
@@ -50,8 +53,48 @@ impl DedicatedConnection {
     }
 }
 
+impl Store {
+    /// Returns the workspace and the id of a key by its digest, before the caller is authenticated.
+    ///
+    /// # Errors
+    /// [`StoreError`] if the query fails.
+    pub async fn find_api_key_id(
+        &self,
+        digest: KeyDigest,
+    ) -> Result<Option<(WorkspaceId, ApiKeyId)>, StoreError> {
+        let row = sqlx::query!(
+            r#"SELECT workspace_id AS "workspace_id!: WorkspaceId", id AS "id!: ApiKeyId"
+               FROM find_api_keys(ARRAY[$1::bytea])"#,
+            digest.as_bytes(),
+        );
+        let row = row.fetch_optional(&self.pools.requests()).await?;
+        Ok(row.map(|row| (row.workspace_id, row.id)))
+    }
+
+    /// Returns the workspace of a key, for the operator.
+    ///
+    /// # Errors
+    /// [`StoreError`] if the query fails.
+    pub async fn find_api_key_workspace(
+        &self,
+        id: ApiKeyId,
+    ) -> Result<Option<WorkspaceId>, StoreError> {
+        Ok(sqlx::query_scalar!(
+            r#"SELECT find_api_key_workspace($1) AS "workspace: WorkspaceId""#,
+            id.uuid(),
+        )
+        .fetch_one(&self.pools.requests())
+        .await?)
+    }
+}
+
 fn rate_limit(stored: Option<i32>) -> Option<u32> {
     stored.and_then(|limit| limit.try_into().ok())
+}
+
+/// Converts a rate limit to its type in the database, which the schema's checks bound as well.
+fn stored_limit(limit: Option<u32>) -> Option<i32> {
+    limit.map(|limit| limit.try_into().unwrap_or(i32::MAX))
 }
 
 /// Inserts a new key.
@@ -66,8 +109,8 @@ pub async fn insert(
     sqlx::query!(
         "INSERT INTO api_keys (id, workspace_id, name, description, scope, digest, display_start,
                                display_end, allowed_ips, created_at, created_by, creator_user_id,
-                               rotated_from)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)",
+                               creator_key_id, rotated_from, rate_limit_per_minute)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)",
         key.id.uuid(),
         workspace.uuid(),
         key.name,
@@ -80,7 +123,9 @@ pub async fn insert(
         key.created_at,
         key.created_by,
         key.creator.map(Id::uuid),
+        key.creator_key.map(Id::uuid),
         key.rotated_from.map(Id::uuid),
+        stored_limit(key.rate_limit_per_minute),
     )
     .execute(tx.conn())
     .await?;
@@ -102,7 +147,8 @@ pub async fn get(
                   k.description, k.scope AS "scope: Scope", k.display_start, k.display_end,
                   k.allowed_ips AS "allowed_ips: Vec<IpNet>", k.created_at, k.created_by,
                   a.last_used_at AS "last_used_at?", a.last_used_ip AS "last_used_ip?: IpNet",
-                  k.revoked_at, k.revoked_by, k.rotated_from AS "rotated_from: ApiKeyId",
+                  k.disabled_at, k.revoked_at, k.revoked_by, k.rate_limit_per_minute,
+                  k.rotated_from AS "rotated_from: ApiKeyId",
                   (SELECT max(s.id::text)::uuid FROM api_keys s
                    WHERE s.rotated_from = k.id AND s.revoked_at IS NULL) AS "rotated_to: ApiKeyId"
            FROM api_keys k LEFT JOIN api_key_activity a ON a.key_id = k.id
@@ -118,7 +164,7 @@ pub async fn get(
 /// A filter for keys. A field that is `None` matches every key.
 #[derive(Debug, Default)]
 pub struct KeyFilter {
-    /// Matches active keys only, or revoked keys only.
+    /// Matches keys with this status only.
     pub status: Option<KeyStatus>,
     /// Matches keys of exactly this name.
     pub name: Option<String>,
@@ -127,6 +173,15 @@ pub struct KeyFilter {
 impl KeyFilter {
     fn is_revoked(&self) -> Option<bool> {
         self.status.map(|status| status == KeyStatus::Revoked)
+    }
+
+    /// A revoked key has the status `revoked`, also if it was disabled before.
+    fn is_disabled(&self) -> Option<bool> {
+        match self.status? {
+            KeyStatus::Active => Some(false),
+            KeyStatus::Disabled => Some(true),
+            KeyStatus::Revoked => None,
+        }
     }
 }
 
@@ -146,17 +201,20 @@ pub async fn list(
                   k.description, k.scope AS "scope: Scope", k.display_start, k.display_end,
                   k.allowed_ips AS "allowed_ips: Vec<IpNet>", k.created_at, k.created_by,
                   a.last_used_at AS "last_used_at?", a.last_used_ip AS "last_used_ip?: IpNet",
-                  k.revoked_at, k.revoked_by, k.rotated_from AS "rotated_from: ApiKeyId",
+                  k.disabled_at, k.revoked_at, k.revoked_by, k.rate_limit_per_minute,
+                  k.rotated_from AS "rotated_from: ApiKeyId",
                   (SELECT max(s.id::text)::uuid FROM api_keys s
                    WHERE s.rotated_from = k.id AND s.revoked_at IS NULL) AS "rotated_to: ApiKeyId"
            FROM api_keys k LEFT JOIN api_key_activity a ON a.key_id = k.id
            WHERE k.workspace_id = $1
              AND ($2::bool IS NULL OR (k.revoked_at IS NOT NULL) = $2)
-             AND ($3::text IS NULL OR k.name = $3)
-             AND ($4::uuid IS NULL OR k.id < $4)
-           ORDER BY k.id DESC LIMIT $5 OFFSET $6"#,
+             AND ($3::bool IS NULL OR (k.disabled_at IS NOT NULL) = $3)
+             AND ($4::text IS NULL OR k.name = $4)
+             AND ($5::uuid IS NULL OR k.id < $5)
+           ORDER BY k.id DESC LIMIT $6 OFFSET $7"#,
         workspace.uuid(),
         filter.is_revoked(),
+        filter.is_disabled(),
         filter.name,
         page.before,
         page.limit + 1,
@@ -180,16 +238,18 @@ pub async fn count(
         r#"SELECT count(*) AS "count!" FROM api_keys
            WHERE workspace_id = $1
              AND ($2::bool IS NULL OR (revoked_at IS NOT NULL) = $2)
-             AND ($3::text IS NULL OR name = $3)"#,
+             AND ($3::bool IS NULL OR (disabled_at IS NOT NULL) = $3)
+             AND ($4::text IS NULL OR name = $4)"#,
         workspace.uuid(),
         filter.is_revoked(),
+        filter.is_disabled(),
         filter.name,
     )
     .fetch_one(tx.conn())
     .await?)
 }
 
-/// Changes the name, description or allowed addresses of a key. False if the key does not exist.
+/// Changes a key. False if the key does not exist.
 ///
 /// # Errors
 /// [`StoreError`] if the query fails.
@@ -203,7 +263,9 @@ pub async fn update(
         "UPDATE api_keys
          SET name = coalesce($3, name),
              description = CASE WHEN $4 THEN $5 ELSE description END,
-             allowed_ips = coalesce($6, allowed_ips)
+             allowed_ips = coalesce($6, allowed_ips),
+             rate_limit_per_minute = CASE WHEN $7 THEN $8 ELSE rate_limit_per_minute END,
+             disabled_at = CASE WHEN $9 THEN $10 ELSE disabled_at END
          WHERE workspace_id = $1 AND id = $2",
         workspace.uuid(),
         id.uuid(),
@@ -211,6 +273,10 @@ pub async fn update(
         change.description.is_some(),
         change.description.clone().flatten(),
         change.allowed_ips.as_deref() as _,
+        change.rate_limit_per_minute.is_some(),
+        stored_limit(change.rate_limit_per_minute.flatten()),
+        change.disabled_at.is_some(),
+        change.disabled_at.flatten(),
     )
     .execute(tx.conn())
     .await?;
@@ -264,6 +330,26 @@ pub async fn revoke_all(
     Ok(rows.into_iter().map(|row| (row.id, row.name)).collect())
 }
 
+/// Lowers the rate limits of keys that are above a new limit of their workspace.
+///
+/// # Errors
+/// [`StoreError`] if the query fails.
+pub async fn lower_rate_limits(
+    tx: &mut Tx,
+    workspace: WorkspaceId,
+    max: u32,
+) -> Result<(), StoreError> {
+    sqlx::query!(
+        "UPDATE api_keys SET rate_limit_per_minute = $2
+         WHERE workspace_id = $1 AND rate_limit_per_minute > $2",
+        workspace.uuid(),
+        stored_limit(Some(max)),
+    )
+    .execute(tx.conn())
+    .await?;
+    Ok(())
+}
+
 struct ApiKeyRow {
     id: ApiKeyId,
     workspace_id: WorkspaceId,
@@ -277,8 +363,10 @@ struct ApiKeyRow {
     created_by: Option<String>,
     last_used_at: Option<OffsetDateTime>,
     last_used_ip: Option<IpNet>,
+    disabled_at: Option<OffsetDateTime>,
     revoked_at: Option<OffsetDateTime>,
     revoked_by: Option<String>,
+    rate_limit_per_minute: Option<i32>,
     rotated_from: Option<ApiKeyId>,
     rotated_to: Option<ApiKeyId>,
 }
@@ -298,15 +386,17 @@ impl From<ApiKeyRow> for ApiKey {
             created_by: row.created_by,
             last_used_at: row.last_used_at,
             last_used_ip: row.last_used_ip.map(|net| net.addr()),
+            disabled_at: row.disabled_at,
             revoked_at: row.revoked_at,
             revoked_by: row.revoked_by,
+            rate_limit_per_minute: rate_limit(row.rate_limit_per_minute),
             rotated_from: row.rotated_from,
             rotated_to: row.rotated_to,
         }
     }
 }
 
-/// Lists up to `limit` active keys that a user created, newest first.
+/// Lists up to `limit` keys that a user created, newest first. Leaves out revoked keys.
 ///
 /// # Errors
 /// [`StoreError`] if the query fails.
@@ -344,8 +434,8 @@ pub async fn lock(tx: &mut Tx, workspace: WorkspaceId, id: ApiKeyId) -> Result<b
     Ok(query.fetch_optional(tx.conn()).await?.is_some())
 }
 
-/// Locks an active key against changes until the transaction ends. False if the key does not exist
-/// or is revoked.
+/// Locks an active key against changes until the transaction ends, and returns its allowed
+/// networks. `None` if the key does not exist or is not active.
 ///
 /// # Errors
 /// [`StoreError`] if the query fails.
@@ -353,12 +443,13 @@ pub async fn lock_for_share(
     tx: &mut Tx,
     workspace: WorkspaceId,
     id: ApiKeyId,
-) -> Result<bool, StoreError> {
+) -> Result<Option<Vec<IpNet>>, StoreError> {
     let query = sqlx::query_scalar!(
-        r#"SELECT true AS "live!" FROM api_keys
-           WHERE workspace_id = $1 AND id = $2 AND revoked_at IS NULL FOR SHARE"#,
+        r#"SELECT allowed_ips AS "allowed_ips: Vec<IpNet>" FROM api_keys
+           WHERE workspace_id = $1 AND id = $2 AND revoked_at IS NULL AND disabled_at IS NULL
+           FOR SHARE"#,
         workspace.uuid(),
         id.uuid(),
     );
-    Ok(query.fetch_optional(tx.conn()).await?.is_some())
+    Ok(query.fetch_optional(tx.conn()).await?)
 }

@@ -37,7 +37,7 @@ pub fn build_append_query<'a>(
     let oldest = batch.clone().map(|event| event.id).min()?;
     let uses = UsageCount::count(batch.clone());
     let kinds = || uses.iter().map(|uses| uses.dimensions);
-    let events = || batch.clone().filter(|event| !event.is_usage_only);
+    let events = || batch.clone().filter(|event| !event.key_use.is_only_counted());
     let targets = || events().map(|event| event.target.as_ref());
     let requests = || events().map(|event| event.request.as_ref().map(|(request, _)| request));
     let outcomes = || events().map(|event| event.request.as_ref().map(|(_, outcome)| outcome));
@@ -47,7 +47,7 @@ pub fn build_append_query<'a>(
     Some(sqlx::query!(
         "SELECT FROM append_audit_events(
             $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19,
-            $20, $21, $22, $23, $24, $25, $26, $27, $28, $29, $30, $31)",
+            $20, $21, $22, $23, $24, $25, $26, $27, $28, $29, $30, $31, $32)",
         events().map(|event| event.id.uuid()).bind_iter() as _,
         events().map(|event| event.workspace_id.uuid()).bind_iter() as _,
         events().map(|event| event.action.as_str()).bind_iter() as _,
@@ -71,6 +71,7 @@ pub fn build_append_query<'a>(
         kinds().map(|kind| kind.route.group).bind_iter() as _,
         kinds().map(|kind| kind.route.scope.as_str()).bind_iter() as _,
         kinds().map(|kind| kind.status_class).bind_iter() as _,
+        kinds().map(|kind| kind.outcome.as_str()).bind_iter() as _,
         kinds().map(|kind| IpNet::from(kind.ip)).bind_iter() as _,
         kinds().map(|kind| kind.user_agent).bind_iter() as _,
         uses.iter().map(|uses| uses.method).bind_iter() as _,

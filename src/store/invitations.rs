@@ -8,7 +8,7 @@ use time::{Duration, OffsetDateTime};
 use super::{Store, StoreError, Tx};
 use crate::model::{
     email::Email,
-    id::{Id, InvitationId, WorkspaceId},
+    id::{ApiKeyId, Id, InvitationId, WorkspaceId},
     invitation::Invitation,
     page::{ListPage, PageRequest},
     scope::Role,
@@ -46,7 +46,8 @@ impl Store {
     }
 }
 
-/// Inserts an invitation. An expired one to the same address is closed first.
+/// Inserts an invitation, with the API key that sends it. An expired one to the same address is
+/// closed first.
 ///
 /// # Errors
 /// [`Constraint::OpenInvitation`](super::Constraint::OpenInvitation) if the address has an open
@@ -56,6 +57,7 @@ pub async fn insert(
     workspace: WorkspaceId,
     invitation: &Invitation,
     email: &Email,
+    inviter_key: Option<ApiKeyId>,
 ) -> Result<(), StoreError> {
     sqlx::query!(
         "UPDATE invitations SET closed_at = $3
@@ -68,8 +70,9 @@ pub async fn insert(
     .await?;
     sqlx::query!(
         "INSERT INTO invitations
-             (id, workspace_id, email, normalized_email, role, invited_by, created_at, expires_at)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
+             (id, workspace_id, email, normalized_email, role, invited_by, created_at, expires_at,
+              inviter_key_id)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
         invitation.id.uuid(),
         workspace.uuid(),
         email.as_str(),
@@ -78,6 +81,7 @@ pub async fn insert(
         invitation.invited_by,
         invitation.created_at,
         invitation.expires_at,
+        inviter_key.map(Id::uuid),
     )
     .execute(tx.conn())
     .await?;
@@ -203,6 +207,34 @@ pub async fn get(
                   expires_at
            FROM invitations
            WHERE workspace_id = $1 AND id = $2 AND closed_at IS NULL AND expires_at > $3"#,
+        workspace.uuid(),
+        id.uuid(),
+        now,
+    )
+    .fetch_optional(tx.conn())
+    .await?)
+}
+
+/// Returns an open invitation that can be accepted: an API key that sent it must still be active.
+///
+/// # Errors
+/// [`StoreError`] if the query fails.
+pub async fn get_acceptable(
+    tx: &mut Tx,
+    workspace: WorkspaceId,
+    id: InvitationId,
+    now: OffsetDateTime,
+) -> Result<Option<Invitation>, StoreError> {
+    Ok(sqlx::query_as!(
+        Invitation,
+        r#"SELECT id AS "id: InvitationId", email, role AS "role: Role", invited_by, created_at,
+                  expires_at
+           FROM invitations i
+           WHERE workspace_id = $1 AND id = $2 AND closed_at IS NULL AND expires_at > $3
+             AND (inviter_key_id IS NULL OR EXISTS (
+                 SELECT FROM api_keys k
+                 WHERE k.id = i.inviter_key_id AND k.workspace_id = $1
+                   AND k.revoked_at IS NULL AND k.disabled_at IS NULL))"#,
         workspace.uuid(),
         id.uuid(),
         now,

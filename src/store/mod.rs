@@ -38,6 +38,7 @@ pub mod email_outbox;
 mod error;
 pub mod idempotency_keys;
 pub mod invitations;
+pub mod key_descendants;
 pub mod members;
 pub mod migrate;
 pub mod oauth_clients;

@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use super::{Store, StoreError, Tx};
 use crate::model::{
-    id::{ClientId, Id, WorkspaceId},
+    id::{ApiKeyId, ClientId, Id, UserId, WorkspaceId},
     oauth::client::{
         Client, ClientAuthMethod, ClientOrigin, ClientRef, ClientWithSecrets, GrantType,
         SecretDigest,
@@ -193,6 +193,15 @@ pub async fn store_metadata_document(
     .await?)
 }
 
+/// The credentials that created a workspace client; both are `None` for the operator.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct ClientCreator {
+    /// The user, directly or through an API key.
+    pub user: Option<UserId>,
+    /// The API key.
+    pub key: Option<ApiKeyId>,
+}
+
 /// Inserts a workspace client.
 ///
 /// # Errors
@@ -201,11 +210,13 @@ pub async fn insert(
     tx: &mut Tx,
     workspace: WorkspaceId,
     client: &Client,
+    creator: ClientCreator,
 ) -> Result<(), StoreError> {
     sqlx::query!(
         "INSERT INTO oauth_clients (id, kind, workspace_id, name, redirect_uris, auth_method,
-                                    grant_types, scope, client_uri, resource, created_at, created_by)
-         VALUES ($1, 'workspace', $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
+                                    grant_types, scope, client_uri, resource, created_at, created_by,
+                                    creator_user_id, creator_key_id)
+         VALUES ($1, 'workspace', $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)",
         client.id.uuid(),
         workspace.uuid(),
         client.name,
@@ -217,10 +228,35 @@ pub async fn insert(
         client.resource,
         client.created_at,
         client.created_by,
+        creator.user.map(Id::uuid),
+        creator.key.map(Id::uuid),
     )
     .execute(tx.conn())
     .await?;
     Ok(())
+}
+
+/// Lists up to `limit` clients that a user created, directly or through an API key, newest first.
+///
+/// # Errors
+/// [`StoreError`] if the query fails.
+pub async fn list_by_creator(
+    tx: &mut Tx,
+    workspace: WorkspaceId,
+    user: UserId,
+    limit: i64,
+) -> Result<ListPage<(ClientId, String)>, StoreError> {
+    let rows = sqlx::query!(
+        r#"SELECT id AS "id: ClientId", name FROM oauth_clients
+           WHERE workspace_id = $1 AND creator_user_id = $2
+           ORDER BY id DESC LIMIT $3"#,
+        workspace.uuid(),
+        user.uuid(),
+        limit + 1,
+    )
+    .fetch_all(tx.conn())
+    .await?;
+    Ok(ListPage::from_overfetch(rows.into_iter().map(|row| (row.id, row.name)).collect(), limit))
 }
 
 /// Adds a secret to a workspace client. Its other secrets expire at `others_until` at the latest.

@@ -10,7 +10,8 @@ use uuid::Uuid;
 
 use super::{Store, StoreError, Tx};
 use crate::model::{
-    id::{ApiKeyId, Id, WorkspaceId},
+    api_key::KeyStatus,
+    id::{ApiKeyId, EventId, Id, WorkspaceId},
     rotation::{KeyClient, KeyTraffic, QuietEvidence, QuietPeriod, UsageWatermark},
     scope::Scope,
     usage::{KeyAddress, OverScopedKey, UnusedKey, UsageBucket},
@@ -103,8 +104,9 @@ pub async fn get_traffic(
     let row = sqlx::query!(
         r#"SELECT k.name, k.created_at, a.first_used_at AS "first_used_at?",
                   a.last_used_at AS "last_used_at?",
-                  EXISTS (SELECT FROM key_usage_hours h WHERE h.key_id = k.id AND h.status_class < 4)
-                      AS "has_served!",
+                  a.last_success_id AS "last_success_id?: EventId",
+                  a.last_failure_id AS "last_failure_id?: EventId",
+                  k.disabled_at, k.revoked_at,
                   (SELECT coalesce(sum(m.requests), 0)::bigint FROM key_usage_minutes m
                    WHERE m.key_id = k.id AND m.minute >= $3) AS "requests!"
            FROM api_keys k LEFT JOIN api_key_activity a ON a.key_id = k.id
@@ -122,7 +124,9 @@ pub async fn get_traffic(
         created_at: row.created_at,
         first_used_at: row.first_used_at,
         last_used_at: row.last_used_at,
-        has_served: row.has_served,
+        last_success: row.last_success_id,
+        last_failure: row.last_failure_id,
+        status: KeyStatus::of_times(row.disabled_at, row.revoked_at),
         requests_last_hour: row.requests,
         clients_last_hour: list_clients_since(tx, workspace, id, hour_ago).await?,
     }))
@@ -187,8 +191,8 @@ pub async fn get_totals(
     .await?;
     Ok(row.map_or_else(UsageTotals::default, |row| UsageTotals {
         requests: row.total_requests,
-        first_used_at: Some(row.first_used_at),
-        last_used_at: Some(row.last_used_at),
+        first_used_at: row.first_used_at,
+        last_used_at: row.last_used_at,
     }))
 }
 
@@ -341,8 +345,8 @@ pub async fn list_addresses(
     Ok(addresses.collect())
 }
 
-/// Returns active keys without a use since `since`, longest unused first. A key that was never used
-/// counts from its creation.
+/// Returns keys without a use since `since` that are not revoked, longest unused first. A key that
+/// was never used counts from its creation.
 ///
 /// # Errors
 /// [`StoreError`] if the query fails.
@@ -368,8 +372,8 @@ pub async fn list_unused_keys(
     .await?)
 }
 
-/// Returns active keys that were used since `since`, but only for less than their scope allows. If
-/// `only` is set, considers these keys alone.
+/// Returns keys that were used since `since`, but only for less than their scope allows, and that
+/// are not revoked. If `only` is set, considers these keys alone.
 ///
 /// # Errors
 /// [`StoreError`] if the query fails.

@@ -122,6 +122,26 @@ pub async fn update(
     Ok(result.rows_affected() == 1)
 }
 
+/// Sets the rate limit of a workspace; `None` restores the configured default. False if the
+/// workspace does not exist.
+///
+/// # Errors
+/// [`StoreError`] if the query fails.
+pub async fn set_rate_limit(
+    tx: &mut Tx,
+    id: WorkspaceId,
+    per_minute: Option<u32>,
+) -> Result<bool, StoreError> {
+    let result = sqlx::query!(
+        "UPDATE workspaces SET rate_limit_per_minute = $2 WHERE id = $1",
+        id.uuid(),
+        per_minute.map(|limit| i32::try_from(limit).unwrap_or(i32::MAX)),
+    )
+    .execute(tx.conn())
+    .await?;
+    Ok(result.rows_affected() == 1)
+}
+
 /// Deletes the transaction's workspace with all its data except the audit log. False if it does not
 /// exist.
 ///

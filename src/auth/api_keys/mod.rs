@@ -1,9 +1,11 @@
-//! The lifecycle of API keys: create, update, revoke.
+//! The lifecycle of API keys: create, update, disable, revoke.
 //!
 //! No caller creates a key with a scope above its own, and a secret is returned only once, at
-//! creation. [`rotation`] creates successors and [`usage`] reports the use of keys;
-//! [`super::authenticator`] verifies them.
+//! creation. A key that is restricted to networks creates and changes keys only within these.
+//! [`revocation`] revokes keys and what they made, [`rotation`] creates successors and [`usage`]
+//! reports the use of keys; [`super::authenticator`] verifies them.
 
+pub mod revocation;
 pub mod rotation;
 pub mod usage;
 
@@ -13,17 +15,19 @@ use ipnet::IpNet;
 use serde_json::json;
 use uuid::Uuid;
 
-use super::{AuthError, context::ServiceContext, members::Members};
+use super::{AuthError, context::ServiceContext, members::Members, workspaces::check_rate_limit};
 use crate::{
     audit,
     auth::caller::AdminCaller,
-    cache_invalidation::AuditWatermark as _,
     model::{
-        api_key::{ApiKey, ApiKeyChange, ApiKeySecret, Environment, NewApiKey, parse_networks},
+        api_key::{
+            ApiKey, ApiKeyChange, ApiKeySecret, Environment, KeyStatus, NewApiKey,
+            is_within_networks, parse_networks,
+        },
         audit::{Action, Actor, NewEvent},
-        id::{ApiKeyId, WorkspaceId},
+        id::{ApiKeyId, Id as _, WorkspaceId},
         mail::EmailKind,
-        page::{ListPage, PageRequest},
+        page::{ListPage, MAX_LIMIT, PageRequest},
         principal::Caller,
         scope::Scope,
         text,
@@ -41,8 +45,11 @@ pub struct CreateKeyParams {
     pub description: Option<String>,
     /// The scope.
     pub scope: Scope,
-    /// The networks that the key may be used from; empty means any.
+    /// The networks that the key may be used from. Empty means any or, if a key creates it, the
+    /// networks of that key.
     pub allowed_ips: Vec<String>,
+    /// The rate limit in requests per minute; `None` is the workspace's.
+    pub rate_limit_per_minute: Option<u32>,
 }
 
 /// Changes to an API key; `None` leaves a field as it is.
@@ -54,6 +61,10 @@ pub struct UpdateKeyParams {
     pub description: Option<Option<String>>,
     /// The new networks; empty means any.
     pub allowed_ips: Option<Vec<String>>,
+    /// The new rate limit; an inner `None` restores the workspace's.
+    pub rate_limit_per_minute: Option<Option<u32>>,
+    /// True disables the key, false enables it.
+    pub disabled: Option<bool>,
 }
 
 /// A new key with its secret.
@@ -119,7 +130,8 @@ impl ApiKeys {
     /// Creates a key, in the request's transaction.
     ///
     /// # Errors
-    /// [`AuthError::Invalid`] for invalid values; [`AuthError::Forbidden`] for a scope above the
+    /// [`AuthError::Invalid`] for invalid values or a rate limit above the workspace's;
+    /// [`AuthError::Forbidden`] for a scope above the caller's, or networks outside of the
     /// caller's.
     #[tracing::instrument(
         name = "auth.api_keys.create",
@@ -154,8 +166,16 @@ impl ApiKeys {
                 "you cannot create a key with a scope above your own",
             ));
         }
+        let networks = self.members.lock_caller_networks(tx, caller).await?;
+        if new.allowed_ips.is_empty() {
+            new.allowed_ips = networks;
+        } else {
+            require_within(&new.allowed_ips, &networks)?;
+        }
+        self.check_rate_limit(tx, caller.workspace(), new.rate_limit_per_minute).await?;
         new.created_by = Some(caller.principal.subject());
         new.creator = caller.principal.user_id();
+        new.creator_key = caller.principal.api_key();
         if new.scope == Scope::Admin {
             self.email_owners(tx, caller, &new.name).await?;
         }
@@ -165,17 +185,40 @@ impl ApiKeys {
 
     /// Emails the workspace's owners that there is a new key with the admin scope.
     async fn email_owners(&self, tx: &mut Tx, caller: &Caller, key: &str) -> Result<(), AuthError> {
-        let id = caller.workspace();
-        let workspace = store::workspaces::get(tx, id).await?;
-        let workspace = workspace.ok_or(AuthError::NotFound("workspace"))?.name;
-        for owner in store::members::list_owner_emails(tx, id).await? {
-            let (by, origin) =
-                (caller.principal.name().to_string(), self.context.request_origin(&caller.request));
-            let (key, workspace) = (key.to_owned(), workspace.clone());
-            let subject = EmailKind::AdminKey { key, workspace, by, origin };
-            self.context.enqueue_email(tx, owner, subject).await?;
+        let origin = self.context.request_origin(&caller.request);
+        let subject = |workspace| EmailKind::AdminKey {
+            key: key.to_owned(),
+            workspace,
+            by: caller.principal.name().to_string(),
+            origin: origin.clone(),
+        };
+        self.context.email_owners(tx, caller.workspace(), subject).await
+    }
+
+    /// Checks that a key's own rate limit does not exceed that of its workspace.
+    async fn check_rate_limit(
+        &self,
+        tx: &mut Tx,
+        workspace: WorkspaceId,
+        per_minute: Option<u32>,
+    ) -> Result<(), AuthError> {
+        let Some(limit) = per_minute else { return Ok(()) };
+        check_rate_limit(limit)?;
+        let max = self.workspace_limit(tx, workspace).await?;
+        if limit <= max {
+            return Ok(());
         }
-        Ok(())
+        Err(AuthError::Invalid {
+            field: "rate_limit_per_minute",
+            reason: format!("rate_limit_per_minute must be at most {max}, the workspace's limit"),
+        })
+    }
+
+    /// The rate limit of each credential of a workspace, in requests per minute.
+    async fn workspace_limit(&self, tx: &mut Tx, workspace: WorkspaceId) -> Result<u32, AuthError> {
+        let row = store::workspaces::get(tx, workspace).await?;
+        let own = row.ok_or(AuthError::NotFound("workspace"))?.rate_limit_per_minute;
+        Ok(self.context.limits.effective_limit(own))
     }
 
     /// Creates a key on behalf of the operator, from the command line.
@@ -197,6 +240,7 @@ impl ApiKeys {
         let mut tx = self.context.store.begin(workspace, None).await?;
         let known = store::workspaces::get(&mut tx, workspace).await?;
         known.ok_or(AuthError::NotFound("workspace"))?;
+        self.check_rate_limit(&mut tx, workspace, new.rate_limit_per_minute).await?;
         let id = self.context.env.new_id();
         let event = NewEvent::new(id, workspace, Action::ApiKeyCreated, Actor::system());
         let (minted, audited) = self.insert(&mut tx, workspace, secret, new, event).await?;
@@ -221,7 +265,9 @@ impl ApiKeys {
             created_at: self.context.env.clock.now(),
             created_by: None,
             creator: None,
+            creator_key: None,
             rotated_from: None,
+            rate_limit_per_minute: params.rate_limit_per_minute,
         };
         Ok((secret, new))
     }
@@ -286,11 +332,13 @@ impl ApiKeys {
         key.ok_or(AuthError::NotFound("API key"))
     }
 
-    /// Updates a key's name, description or networks, and waits until every node applies them.
+    /// Updates a key, and waits until every node applies it. A disabled key is rejected like a
+    /// revoked one; what it made stays valid.
     ///
     /// # Errors
     /// [`AuthError::NotFound`] if the workspace has no such key; [`AuthError::Invalid`] for invalid
-    /// values.
+    /// values; [`AuthError::Forbidden`] for networks outside of the caller's;
+    /// [`AuthError::Conflict`] to disable or enable a revoked key.
     #[tracing::instrument(
         name = "auth.api_keys.update",
         level = "debug",
@@ -311,74 +359,139 @@ impl ApiKeys {
                 None => None,
             },
             allowed_ips: params.allowed_ips.as_deref().map(check_networks).transpose()?,
+            rate_limit_per_minute: params.rate_limit_per_minute,
+            disabled_at: None,
         };
-        let mut tx = self.context.store.begin(caller.workspace(), None).await?;
-        if !store::api_keys::update(&mut tx, caller.workspace(), id, &change).await? {
-            return Err(AuthError::NotFound("API key"));
+        let workspace = caller.workspace();
+        let mut tx = self.context.store.begin(workspace, None).await?;
+        // Changes to the keys of a workspace take turns: a key may change itself or its creator.
+        store::members::lock_workspace(&mut tx, workspace).await?;
+        let networks = self.members.lock_caller_networks(&mut tx, caller).await?;
+        if let Some(new) = &change.allowed_ips {
+            require_within(new, &networks)?;
         }
-        let key = store::api_keys::get(&mut tx, caller.workspace(), id).await?;
-        let key = key.ok_or(AuthError::NotFound("API key"))?;
-        let mut fields = Vec::new();
-        fields.extend(change.name.as_ref().map(|_| "name"));
-        fields.extend(change.description.as_ref().map(|_| "description"));
-        fields.extend(change.allowed_ips.as_ref().map(|_| "allowed_ips"));
-        let event = audit::event(&self.context.env, caller, Action::ApiKeyUpdated, 200)
-            .with_target(id, key.name.clone())
-            .with_metadata(json!({ "fields": fields }));
-        let audited = store::audit::insert(&mut tx, caller.workspace(), &event).await?;
+        let limit = change.rate_limit_per_minute.flatten();
+        self.check_rate_limit(&mut tx, workspace, limit).await?;
+        let event = |action| audit::event(&self.context.env, caller, action, 200);
+        let (key, audited) =
+            self.apply(&mut tx, workspace, id, change, params.disabled, event).await?;
         self.context.fence.wait(tx.commit(audited).await?).await?;
         Ok(key)
     }
 
-    /// Revokes a key for good, and waits until every node rejects it. Revoking it again has no
-    /// effect.
+    /// Disables or enables a key on behalf of the operator, and waits until every node applies it.
     ///
     /// # Errors
-    /// [`AuthError::NotFound`] if the workspace has no such key; with `only_if_quiet`,
-    /// [`AuthError::KeyInUse`] if it is not yet safe to revoke.
+    /// [`AuthError::NotFound`] for an unknown key; [`AuthError::Conflict`] if it is revoked.
     #[tracing::instrument(
-        name = "auth.api_keys.revoke",
+        name = "auth.api_keys.set_disabled_as_operator",
         level = "debug",
         skip_all,
-        fields(workspace = %caller.workspace()),
         err(level = "debug")
     )]
-    pub async fn revoke(
+    pub async fn set_disabled_as_operator(
         &self,
-        caller: &Caller,
         id: ApiKeyId,
-        only_if_quiet: bool,
-    ) -> Result<(), AuthError> {
-        let workspace = caller.workspace();
+        disabled: bool,
+    ) -> Result<ApiKey, AuthError> {
+        let workspace = self.context.store.find_api_key_workspace(id).await?;
+        let workspace = workspace.ok_or(AuthError::NotFound("API key"))?;
         let mut tx = self.context.store.begin(workspace, None).await?;
-        if only_if_quiet {
-            store::api_keys::lock(&mut tx, workspace, id).await?;
-            let key = store::api_keys::get(&mut tx, workspace, id).await?;
-            let is_live = key.ok_or(AuthError::NotFound("API key"))?.revoked_at.is_none();
-            if is_live {
-                let own_until = self.context.audit.written_until();
-                let report = self.build_rotation_report(&mut tx, workspace, id, own_until).await?;
-                if !report.safe_to_revoke {
-                    return Err(AuthError::KeyInUse(Box::new(report)));
+        store::members::lock_workspace(&mut tx, workspace).await?;
+        let event =
+            |action| NewEvent::new(self.context.env.new_id(), workspace, action, Actor::system());
+        let change = ApiKeyChange::default();
+        let (key, audited) =
+            self.apply(&mut tx, workspace, id, change, Some(disabled), event).await?;
+        self.context.fence.wait(tx.commit(audited).await?).await?;
+        Ok(key)
+    }
+
+    /// Applies a change to a key in a transaction that has locked the workspace, and records its
+    /// events.
+    async fn apply(
+        &self,
+        tx: &mut Tx,
+        workspace: WorkspaceId,
+        id: ApiKeyId,
+        mut change: ApiKeyChange,
+        disabled: Option<bool>,
+        event: impl Fn(Action) -> NewEvent,
+    ) -> Result<(ApiKey, Audited), AuthError> {
+        let before = store::api_keys::get(tx, workspace, id).await?;
+        let before = before.ok_or(AuthError::NotFound("API key"))?;
+        let mut audited = Audited::exempt("the key is as disabled or enabled as before");
+        if let Some(disabled) = disabled {
+            if before.status() == KeyStatus::Revoked {
+                return Err(AuthError::Conflict("the key is revoked, which is final"));
+            }
+            if disabled != before.disabled_at.is_some() {
+                change.disabled_at = Some(disabled.then(|| self.context.env.clock.now()));
+                let action = if disabled { Action::ApiKeyDisabled } else { Action::ApiKeyEnabled };
+                let event = event(action).with_target(id, before.name.clone());
+                audited = store::audit::insert(tx, workspace, &event).await?;
+            }
+        }
+        store::api_keys::update(tx, workspace, id, &change).await?;
+        let key = store::api_keys::get(tx, workspace, id).await?;
+        let key = key.ok_or(AuthError::NotFound("API key"))?;
+        let fields = change.field_names();
+        // A request that changes nothing is recorded too, unless it is about `disabled` only.
+        if disabled.is_none() || !fields.is_empty() {
+            let event = event(Action::ApiKeyUpdated)
+                .with_target(id, key.name.clone())
+                .with_metadata(json!({ "fields": fields }));
+            audited = store::audit::insert(tx, workspace, &event).await?;
+        }
+        Ok((key, audited))
+    }
+
+    /// Lists keys on behalf of the operator: those of one workspace, or of all. Those of a
+    /// workspace are sorted, newest first.
+    ///
+    /// # Errors
+    /// [`AuthError::Store`] if a query fails.
+    #[tracing::instrument(
+        name = "auth.api_keys.list_as_operator",
+        level = "debug",
+        skip_all,
+        err(level = "debug")
+    )]
+    pub async fn list_as_operator(
+        &self,
+        workspace: Option<WorkspaceId>,
+        filter: &KeyFilter,
+    ) -> Result<Vec<ApiKey>, AuthError> {
+        let workspaces = match workspace {
+            Some(workspace) => vec![workspace],
+            None => self.context.store.audited_workspaces().await?,
+        };
+        let mut keys = Vec::new();
+        for workspace in workspaces {
+            let mut tx = self.context.store.begin(workspace, None).await?;
+            let mut page = PageRequest { limit: MAX_LIMIT, ..PageRequest::default() };
+            loop {
+                let listed = store::api_keys::list(&mut tx, workspace, filter, page).await?;
+                page.before = listed.items.last().map(|key| key.id.uuid());
+                keys.extend(listed.items);
+                if !listed.has_more {
+                    break;
                 }
             }
         }
-        let by = caller.principal.subject();
-        let now = self.context.env.clock.now();
-        let revoked = store::api_keys::revoke(&mut tx, workspace, id, now, Some(&by)).await?;
-        let key = store::api_keys::get(&mut tx, workspace, id).await?;
-        let key = key.ok_or(AuthError::NotFound("API key"))?;
-        let audited = if revoked {
-            let event = audit::event(&self.context.env, caller, Action::ApiKeyRevoked, 204)
-                .with_target(id, key.name);
-            store::audit::insert(&mut tx, workspace, &event).await?
-        } else {
-            Audited::exempt("the key was revoked before")
-        };
-        // Wait even if the key was revoked before: the first client may have disconnected before
-        // the fence was passed.
-        Ok(self.context.fence.wait(tx.commit(audited).await?).await?)
+        Ok(keys)
     }
+}
+
+/// Requires that networks are within those that the caller is restricted to.
+fn require_within(networks: &[IpNet], callers: &[IpNet]) -> Result<(), AuthError> {
+    if is_within_networks(networks, callers) {
+        return Ok(());
+    }
+    Err(AuthError::Forbidden(
+        "this key is restricted to networks (allowed_ips): it can only create and change keys that \
+         are restricted to networks within its own",
+    ))
 }
 
 fn check_name(name: &str) -> Result<String, AuthError> {

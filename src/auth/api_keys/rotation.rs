@@ -11,7 +11,7 @@ use crate::{
     audit,
     auth::{
         AuthError,
-        api_keys::{ApiKeys, CreateKeyParams, CreatedKey},
+        api_keys::{ApiKeys, CreateKeyParams, CreatedKey, require_within},
         caller::AdminCaller,
     },
     cache_invalidation::AuditWatermark,
@@ -32,7 +32,7 @@ impl ApiKeys {
     /// # Errors
     /// [`AuthError::NotFound`] if the workspace has no such key; [`AuthError::Conflict`] if the key
     /// is revoked or has an active successor; [`AuthError::Forbidden`] for a scope above the
-    /// caller's.
+    /// caller's, or networks outside of the caller's.
     #[tracing::instrument(
         name = "auth.api_keys.rotate",
         level = "debug",
@@ -55,11 +55,16 @@ impl ApiKeys {
         if old.revoked_at.is_some() {
             return Err(AuthError::Conflict("the key is revoked: create a new one"));
         }
+        // A successor has the same networks. If it had fewer, its clients would be cut off.
+        require_within(&old.allowed_ips, &self.members.lock_caller_networks(tx, caller).await?)?;
+        // The configured default may have been lowered since the key got its limit.
+        let max_limit = self.workspace_limit(tx, workspace).await?;
         let params = CreateKeyParams {
             name: name.unwrap_or_else(|| old.name.clone()),
             description: old.description,
             scope: old.scope,
             allowed_ips: old.allowed_ips.iter().map(ToString::to_string).collect(),
+            rate_limit_per_minute: old.rate_limit_per_minute.map(|limit| limit.min(max_limit)),
         };
         let rotated = audit::event(&self.context.env, caller, Action::ApiKeyRotated, 201);
         let (secret, new) = self.prepare(&params)?;

@@ -13,7 +13,7 @@ use super::{
     signing_keys::SigningKeys,
 };
 use crate::model::{
-    api_key::{ApiKeySecret, Environment, KEY_PREFIX, KeyRecord},
+    api_key::{ApiKeySecret, Environment, KEY_PREFIX, KeyRecord, KeyStatus},
     principal::Principal,
 };
 
@@ -22,9 +22,18 @@ use crate::model::{
 pub enum AuthenticationOutcome {
     /// The credential is valid.
     Principal(Arc<Principal>),
-    /// The credential is a revoked API key. The request must be refused, and the refusal recorded
-    /// in the audit log of the key's workspace.
-    RevokedKey(Arc<KeyRecord>),
+    /// The credential is a disabled or revoked API key. The request must be refused, and the
+    /// refusal recorded in the audit log of the key's workspace.
+    InactiveKey(Arc<KeyRecord>),
+}
+
+/// Returns the reason for which a key that is not active is refused, for clients.
+#[must_use]
+pub fn inactive_key_reason(status: KeyStatus) -> &'static str {
+    match status {
+        KeyStatus::Disabled => "the API key is disabled",
+        KeyStatus::Active | KeyStatus::Revoked => "the API key has been revoked",
+    }
 }
 
 /// Verifies credentials and resolves them to principals.
@@ -70,7 +79,7 @@ impl Authenticator {
         Err(AuthError::InvalidCredential("the credential is malformed"))
     }
 
-    /// Resolves an API key to its principal, or to its record if it is revoked.
+    /// Resolves an API key to its principal, or to its record if it is not active.
     ///
     /// Format and checksum are checked first: this costs nothing and rejects most garbage. Then the
     /// SHA-256 digest of the whole key is looked up, in memory or in PostgreSQL. The digest of 178
@@ -83,7 +92,7 @@ impl Authenticator {
         let key = ApiKeySecret::parse(text, &self.environment)?;
         match self.caches.keys.find(key.digest(), began).await? {
             Some(CachedKey::Active(principal)) => Ok(AuthenticationOutcome::Principal(principal)),
-            Some(CachedKey::Revoked(record)) => Ok(AuthenticationOutcome::RevokedKey(record)),
+            Some(CachedKey::Inactive(record)) => Ok(AuthenticationOutcome::InactiveKey(record)),
             None => Err(AuthError::InvalidCredential("the API key is unknown")),
         }
     }

@@ -19,7 +19,7 @@ use crate::{
     cache_invalidation::{InvalidationSink, Lease},
     env::Env,
     model::{
-        api_key::{KeyDigest, KeyRecord},
+        api_key::{KeyDigest, KeyRecord, KeyStatus},
         id::{ClientId, UserId, WorkspaceId},
         invalidation::Invalidation,
         oauth::grant::GrantRecord,
@@ -33,10 +33,10 @@ use crate::{
 /// The cached state of an API key.
 #[derive(Debug, Clone)]
 pub(super) enum CachedKey {
-    /// The key is valid.
+    /// The key is active.
     Active(Arc<Principal>),
-    /// The key is revoked. Its workspace's audit log records any further use.
-    Revoked(Arc<KeyRecord>),
+    /// The key is disabled or revoked. Its workspace's audit log records any further use.
+    Inactive(Arc<KeyRecord>),
 }
 
 /// Loads API keys from PostgreSQL by digest.
@@ -54,19 +54,20 @@ impl CredentialSource for ApiKeySource {
 
 impl From<KeyRecord> for CachedKey {
     fn from(record: KeyRecord) -> Self {
-        if record.is_revoked {
-            return Self::Revoked(Arc::new(record));
+        if record.status != KeyStatus::Active {
+            return Self::Inactive(Arc::new(record));
         }
         Self::Active(Arc::new(Principal {
             workspace_id: record.workspace_id,
             scope: record.scope,
-            rate_limit_per_minute: record.rate_limit_per_minute,
+            rate_limit_per_minute: record.workspace_rate_limit_per_minute,
             lacks_second_factor: false,
             credential: Credential::ApiKey {
                 id: record.id,
                 name: record.name,
                 allowed_ips: record.allowed_ips,
                 creator: record.creator,
+                rate_limit_per_minute: record.rate_limit_per_minute,
             },
         }))
     }
@@ -76,7 +77,7 @@ impl CachedKey {
     fn workspace(&self) -> WorkspaceId {
         match self {
             Self::Active(principal) => principal.workspace_id,
-            Self::Revoked(record) => record.workspace_id,
+            Self::Inactive(record) => record.workspace_id,
         }
     }
 }

@@ -14,7 +14,7 @@ use crate::{
     env::{Clock, Env},
     http::AppState,
     model::{
-        api_key::{ApiKeySecret, Environment, NewApiKey},
+        api_key::{ApiKeySecret, Environment, KeyStatus, NewApiKey},
         audit::{Action, Actor, NewEvent, RequestInfo},
         document::{Document, DocumentKind},
         email::Email,
@@ -22,7 +22,7 @@ use crate::{
         id::{AgentId, ApiKeyId, WorkspaceId},
         password::Password,
         scope::{Role, Scope},
-        usage::RouteUse,
+        usage::{KeyUse, RouteUse},
         user::User,
         wallet::WalletTransaction,
         workspace::Workspace,
@@ -86,7 +86,7 @@ impl Demo {
                 .pop(),
             None => None,
         };
-        if record.is_none_or(|(_, key)| key.is_revoked) {
+        if record.is_none_or(|(_, key)| key.status != KeyStatus::Active) {
             let workspace = account.last_workspace_id.ok_or("the demo workspace was deleted")?;
             let key = fresh_key();
             let seed = Seed::new(app, env);
@@ -255,7 +255,9 @@ impl<'a> Seed<'a> {
             created_at: then.clock.now(),
             created_by: owner.map(|owner| owner.id.to_string()),
             creator: owner.map(|owner| owner.id),
+            creator_key: None,
             rotated_from: None,
+            rate_limit_per_minute: None,
         }
     }
 
@@ -435,7 +437,7 @@ impl<'a> Seed<'a> {
             let actor = Actor::api_key(id, &name.into());
             let mut event = NewEvent::new(then.new_id(), workspace, Action::Request, actor)
                 .with_request(&Arc::new(request), status, latency);
-            event.route = Some(RouteUse { group, scope });
+            event.key_use = KeyUse::Request(RouteUse { group, scope });
             event
         };
         (0..400).map(event).collect()

@@ -1,11 +1,11 @@
-//! Routes of API keys: create, list, update and revoke.
+//! Routes of API keys: create, list and update.
 //!
-//! Only the response to a creation holds the secret. Rotation is in [`super::key_rotation`], usage
-//! in [`super::key_usage`].
+//! Only the response to a creation holds the secret. Revocation is in [`super::key_revocation`],
+//! rotation in [`super::key_rotation`], usage in [`super::key_usage`].
 
 use std::net::IpAddr;
 
-use axum::{Json, extract::State, http::StatusCode};
+use axum::{Json, extract::State};
 use serde::{Deserialize, Deserializer, Serialize};
 use time::OffsetDateTime;
 use utoipa::ToSchema;
@@ -68,6 +68,9 @@ pub struct ApiKeyBody {
     /// The networks that the key can be used from. Empty means any network.
     #[schema(example = json!(["203.0.113.0/24"]))]
     allowed_ips: Vec<String>,
+    /// The rate limit of this key, in requests per minute. Null means the limit of the workspace.
+    #[schema(required = true, example = 300)]
+    rate_limit_per_minute: Option<u32>,
 }
 
 impl ApiKeyBody {
@@ -88,6 +91,7 @@ impl ApiKeyBody {
             rotated_from: key.rotated_from,
             rotated_to: key.rotated_to,
             allowed_ips: key.allowed_ips.iter().map(ToString::to_string).collect(),
+            rate_limit_per_minute: key.rate_limit_per_minute,
         }
     }
 }
@@ -107,10 +111,16 @@ pub struct CreateKeyRequest {
     #[schema(max_length = 500, example = "The booking server")]
     description: Option<String>,
     /// The networks that the key can be used from, in CIDR notation. If empty or absent, the key
-    /// works from any network.
+    /// works from any network. If a key with `allowed_ips` creates it, they must be within those of
+    /// that key, and are the same by default.
     #[serde(default)]
     #[schema(max_items = 100, example = json!(["203.0.113.0/24"]))]
     allowed_ips: Option<Vec<String>>,
+    /// The rate limit of the key, in requests per minute: at most that of the workspace, which is
+    /// the default.
+    #[serde(default)]
+    #[schema(minimum = 1, maximum = 1_000_000_000, example = 300)]
+    rate_limit_per_minute: Option<u32>,
 }
 
 fn write() -> Scope {
@@ -142,9 +152,14 @@ pub async fn create(
         CreationOutcome::New(transaction) => transaction,
         CreationOutcome::Replayed(response) => return Ok(response),
     };
-    let CreateKeyRequest { name, scope, description, allowed_ips } = body;
-    let new_key =
-        CreateKeyParams { name, scope, description, allowed_ips: allowed_ips.unwrap_or_default() };
+    let CreateKeyRequest { name, scope, description, allowed_ips, rate_limit_per_minute } = body;
+    let new_key = CreateKeyParams {
+        name,
+        scope,
+        description,
+        allowed_ips: allowed_ips.unwrap_or_default(),
+        rate_limit_per_minute,
+    };
     let created = app.auth.api_keys.create(transaction.tx(), &caller, new_key).await?;
     commit_created_key(&app, transaction, created).await
 }
@@ -190,7 +205,7 @@ pub async fn list(
     query: Query,
 ) -> ApiResult<Json<ApiKeysBody>> {
     let filter = KeyFilter {
-        status: query.parse_as("status", "active or revoked")?,
+        status: query.parse_as("status", "active, disabled or revoked")?,
         name: query.text("name")?.map(filter_name).transpose()?,
     };
     let (page, total) = app.auth.api_keys.list(&caller, &filter, query.page()?).await?;
@@ -228,10 +243,23 @@ pub struct UpdateKeyRequest {
     #[schema(value_type = Option<String>, max_length = 500)]
     #[expect(clippy::option_option, reason = "null removes it, absent leaves it")]
     description: Option<Option<String>>,
-    /// Networks in CIDR notation. An empty list allows any network.
+    /// Networks in CIDR notation. An empty list allows any network. A key with `allowed_ips` can
+    /// only set networks within its own.
     #[serde(default, deserialize_with = "deserialize_present")]
     #[schema(value_type = Vec<String>, max_items = 100, example = json!(["203.0.113.0/24"]))]
     allowed_ips: Option<Vec<String>>,
+    /// The rate limit of the key, in requests per minute: at most that of the workspace. Null
+    /// restores that of the workspace.
+    #[serde(default, deserialize_with = "deserialize_present")]
+    #[schema(value_type = Option<u32>, minimum = 1, maximum = 1_000_000_000)]
+    #[expect(clippy::option_option, reason = "null removes it, absent leaves it")]
+    rate_limit_per_minute: Option<Option<u32>>,
+    /// True disables the key: it is rejected like a revoked one on every node, and its open
+    /// invitations cannot be accepted. Keys and OAuth clients that it made keep working. False
+    /// enables it again.
+    #[serde(default, deserialize_with = "deserialize_present")]
+    #[schema(value_type = bool)]
+    disabled: Option<bool>,
 }
 
 /// Deserializes a field that is present, so that null differs from an absent field.
@@ -242,41 +270,21 @@ fn deserialize_present<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
 }
 
 /// Update an API key
+///
+/// Takes effect on every node before the response. A revoked key cannot be disabled or enabled: the
+/// response is then 409.
 #[utoipa::path(patch, path = "/v1/api-keys/{id}", tag = "API keys",
     params(("id" = ApiKeyId, Path)), request_body = UpdateKeyRequest,
-    responses((status = 200, body = ApiKeyBody), (status = 404)))]
+    responses((status = 200, body = ApiKeyBody), (status = 404), (status = 409)))]
 pub async fn update(
     caller: Authorized<Admin>,
     State(app): State<App>,
     PathId(id): PathId<ApiKeyId>,
     extract::Json(body): extract::Json<UpdateKeyRequest>,
 ) -> ApiResult<Json<ApiKeyBody>> {
-    let UpdateKeyRequest { name, description, allowed_ips } = body;
-    let key = app
-        .auth
-        .api_keys
-        .update(&caller, id, UpdateKeyParams { name, description, allowed_ips })
-        .await?;
+    let UpdateKeyRequest { name, description, allowed_ips, rate_limit_per_minute, disabled } = body;
+    let change =
+        UpdateKeyParams { name, description, allowed_ips, rate_limit_per_minute, disabled };
+    let key = app.auth.api_keys.update(&caller, id, change).await?;
     Ok(Json(ApiKeyBody::new(&app, key)))
-}
-
-/// Revoke an API key
-///
-/// Final and immediate: every request that starts after the response is rejected. The key stays in
-/// the list as revoked. With `if_quiet=true`, the key is revoked only if no client has used it
-/// recently; otherwise the response is 409 with the details in `rotation`. Revoking the successor
-/// of a key cancels the rotation.
-#[utoipa::path(delete, path = "/v1/api-keys/{id}", tag = "API keys",
-    params(("id" = ApiKeyId, Path),
-           ("if_quiet" = Option<bool>, Query, description = "Revoke only if it is safe to do so")),
-    responses((status = 204), (status = 404), (status = 409)))]
-pub async fn revoke(
-    caller: Authorized<Admin>,
-    State(app): State<App>,
-    PathId(id): PathId<ApiKeyId>,
-    query: Query,
-) -> ApiResult<StatusCode> {
-    let only_if_quiet = query.parse_as("if_quiet", "true or false")?.unwrap_or(false);
-    app.auth.api_keys.revoke(&caller, id, only_if_quiet).await?;
-    Ok(StatusCode::NO_CONTENT)
 }

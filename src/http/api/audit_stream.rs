@@ -29,7 +29,7 @@ use crate::{
         audit::{Action, Event, EventFilter},
         principal::Caller,
         scope::Scope,
-        usage::RouteUse,
+        usage::{KeyUse, RouteUse},
     },
     store::audit_chains::SealedEvent,
 };
@@ -235,8 +235,8 @@ impl Tail {
     async fn record_stream_usage(&self) {
         let Some(permit) = self.app.audit.reserve().await else { return };
         let mut event = audit::event(&self.app.env, &self.caller, Action::Request, 200);
-        event.route = Some(RouteUse { group: "audit-log", scope: Scope::ReadOnly });
-        event.is_usage_only = true;
+        let route = RouteUse { group: "audit-log", scope: Scope::ReadOnly };
+        event.key_use = KeyUse::OpenStream(route);
         permit.send(event);
     }
 }

@@ -20,6 +20,7 @@ pub mod calls;
 pub mod campaigns;
 mod documents;
 pub mod invitations;
+pub mod key_revocation;
 pub mod key_rotation;
 pub mod key_usage;
 pub mod knowledge_base;

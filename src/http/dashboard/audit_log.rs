@@ -212,7 +212,9 @@ fn action_verb(action: &str) -> &'static str {
         Action::ApiKeyUpdated => "changed the key",
         Action::ApiKeyRotated => "started to rotate the key",
         Action::ApiKeyRevoked => "revoked the key",
-        Action::ApiKeyRejected => "was used after it was revoked",
+        Action::ApiKeyDisabled => "disabled the key",
+        Action::ApiKeyEnabled => "enabled the key",
+        Action::ApiKeyRejected => "was used after it was revoked or disabled",
         Action::SessionCreated => "signed in",
         Action::SessionRefreshed => "refreshed the session",
         Action::SessionEnded => "ended a session",
@@ -293,8 +295,12 @@ pub(super) async fn show(
     let key_page = PageRequest { limit: MAX_FILTER_KEYS, before: None, offset: 0 };
     let (keys, _) = app.auth.api_keys.list(&caller, &key_filter, key_page).await?;
     let key = |key: &crate::model::api_key::ApiKey| {
-        let revoked = if key.status() == KeyStatus::Revoked { " (revoked)" } else { "" };
-        (key.id.to_string(), format!("{}{revoked}", truncate(key.name.clone(), 40)))
+        let status = match key.status() {
+            KeyStatus::Active => "",
+            KeyStatus::Disabled => " (disabled)",
+            KeyStatus::Revoked => " (revoked)",
+        };
+        (key.id.to_string(), format!("{}{status}", truncate(key.name.clone(), 40)))
     };
     let page = LogPage {
         layout: context.layout(),

@@ -38,6 +38,8 @@ pub(super) struct Layout {
 pub(super) enum FlashMessage {
     Saved,
     KeyRevoked,
+    KeyDisabled,
+    KeyEnabled,
     RoleChanged,
     MemberRemoved,
     InvitationWithdrawn,
@@ -49,9 +51,11 @@ pub(super) enum FlashMessage {
 }
 
 impl FlashMessage {
-    const ALL: [(Self, &'static str, &'static str); 10] = [
+    const ALL: [(Self, &'static str, &'static str); 12] = [
         (Self::Saved, "saved", "Changes saved."),
         (Self::KeyRevoked, "revoked", "Key revoked. It no longer works on any server."),
+        (Self::KeyDisabled, "disabled", "Key disabled. It does not work on any server."),
+        (Self::KeyEnabled, "enabled", "Key enabled. It works again."),
         (Self::RoleChanged, "role", "Role changed. It takes effect immediately."),
         (Self::MemberRemoved, "removed", "Member removed."),
         (Self::InvitationWithdrawn, "withdrawn", "Invitation withdrawn."),

@@ -91,6 +91,8 @@ pub fn route_table() -> Vec<PageRoute> {
         POST   "/api-keys"                      FirstPartyAdmin => api_keys::create::create;
         GET    "/api-keys/{id}"                 ReadOnly   => api_keys::details::show;
         POST   "/api-keys/{id}"                 Admin      => api_keys::details::update;
+        POST   "/api-keys/{id}/disable"         Admin      => api_keys::details::disable;
+        POST   "/api-keys/{id}/enable"          Admin      => api_keys::details::enable;
         GET    "/api-keys/{id}/rotation"        ReadOnly   => api_keys::rotation::show;
         GET    "/api-keys/{id}/rotation/stream" ReadOnly   => api_keys::rotation::stream;
         POST   "/api-keys/{id}/rotate"          FirstPartyAdmin => api_keys::rotation::rotate;

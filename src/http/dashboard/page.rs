@@ -201,11 +201,12 @@ pub(super) fn form_error(error: ApiError) -> Result<(u16, String), ApiError> {
 /// Rewrites an API error message for users: replaces the field name by its label, and makes the
 /// message a sentence.
 pub(super) fn user_message(message: &str) -> String {
-    const FIELDS: [(&str, &str); 11] = [
+    const FIELDS: [(&str, &str); 12] = [
         ("current_password ", "your current password "),
         ("new_password ", "the new password "),
         ("password ", "the password "),
         ("allowed_ips ", "the allowed networks "),
+        ("rate_limit_per_minute ", "the rate limit "),
         ("full_name ", "your name "),
         ("workspace_name ", "the workspace name "),
         ("brand_name ", "the brand name "),

@@ -20,6 +20,8 @@ use crate::{
 pub enum AccessRule {
     /// No credential.
     Open,
+    /// No credential, and no exemption from the rate limit of the client's address.
+    AddressLimited,
     /// No credential, but a low rate limit: sign-in and similar routes.
     SignIn,
     /// A credential that meets this requirement.
@@ -32,7 +34,7 @@ impl AccessRule {
     pub const fn scope(self) -> Option<Scope> {
         match self {
             Self::Protected(requirement) => requirement.scope(),
-            Self::Open | Self::SignIn => None,
+            Self::Open | Self::AddressLimited | Self::SignIn => None,
         }
     }
 }
@@ -130,6 +132,8 @@ macro_rules! protected_access {
 open_access! {
     /// No credential.
     Open = AccessRule::Open;
+    /// No credential. Requests over the limit of the client's address are rejected in every case.
+    AddressLimited = AccessRule::AddressLimited;
     /// No credential, with the low rate limit of sign-in.
     SignIn = AccessRule::SignIn;
 }

@@ -16,8 +16,8 @@ mod path;
 mod query;
 
 pub use authorized::{
-    Access, AccessRule, Admin, AdminSession, Authorized, FirstPartyAdmin, FirstPartyWrite, Open,
-    ProtectedAccess, Public, ReadOnly, SignIn, UserSession, Write,
+    Access, AccessRule, AddressLimited, Admin, AdminSession, Authorized, FirstPartyAdmin,
+    FirstPartyWrite, Open, ProtectedAccess, Public, ReadOnly, SignIn, UserSession, Write,
 };
 pub use body::{read_body, read_multipart_form, read_urlencoded_form};
 pub use client_ip::client_ip;

@@ -3,7 +3,10 @@ use std::sync::Arc;
 use axum::{extract::FromRequestParts, http::request::Parts};
 
 use crate::{
-    auth::{authenticator::AuthenticationOutcome, caller::SessionCaller},
+    auth::{
+        authenticator::{AuthenticationOutcome, inactive_key_reason},
+        caller::SessionCaller,
+    },
     http::{ApiError, App, bearer::bearer_credential, error::ErrorCode},
     model::{audit::RequestInfo, principal::Caller},
 };
@@ -27,8 +30,8 @@ impl FromRequestParts<App> for OptionalSession {
             AuthenticationOutcome::Principal(principal) => {
                 Ok(Self(Some(SessionCaller::new(Caller { principal, request })?)))
             }
-            AuthenticationOutcome::RevokedKey(_) => {
-                Err(ApiError::new(ErrorCode::Unauthorized, "the API key has been revoked"))
+            AuthenticationOutcome::InactiveKey(key) => {
+                Err(ApiError::new(ErrorCode::Unauthorized, inactive_key_reason(key.status)))
             }
         }
     }

@@ -17,7 +17,7 @@ use uuid::Uuid;
 use super::{
     id::{ApiKeyId, ClientId, EventId, GrantId, Id, RequestId, SessionId, UserId, WorkspaceId},
     principal::{Credential, Principal},
-    usage::RouteUse,
+    usage::KeyUse,
     user::User,
 };
 
@@ -63,13 +63,17 @@ actions! {
     Request = "request";
     /// An API key was created.
     ApiKeyCreated = "api_key.created";
-    /// An API key's name, description or allowed networks changed.
+    /// An API key's name, description, allowed networks or rate limit changed.
     ApiKeyUpdated = "api_key.updated";
     /// An API key was rotated: its successor was created.
     ApiKeyRotated = "api_key.rotated";
+    /// An API key was disabled.
+    ApiKeyDisabled = "api_key.disabled";
+    /// A disabled API key was enabled again.
+    ApiKeyEnabled = "api_key.enabled";
     /// An API key was revoked.
     ApiKeyRevoked = "api_key.revoked";
-    /// A request with a revoked API key was rejected.
+    /// A request with a revoked or disabled API key was rejected.
     ApiKeyRejected = "api_key.rejected";
     /// A user signed in.
     SessionCreated = "session.created";
@@ -195,6 +199,9 @@ impl ActorType {
     }
 }
 
+/// The name of the actor that presented an API key only to revoke it.
+pub const KEY_HOLDER_NAME: &str = "holder of the key";
+
 /// The actor of an event, with its name at that time.
 #[derive(Debug, Clone)]
 pub struct Actor {
@@ -217,6 +224,12 @@ impl Actor {
     #[must_use]
     pub const fn anonymous() -> Self {
         Self { kind: ActorType::Anonymous, id: None, name: None }
+    }
+
+    /// Returns the actor for a client that presented an API key only to revoke it.
+    #[must_use]
+    pub fn key_holder() -> Self {
+        Self { name: Some(KEY_HOLDER_NAME.into()), ..Self::anonymous() }
     }
 
     /// Returns the actor for a user.
@@ -325,12 +338,9 @@ pub struct NewEvent {
     pub request: Option<(Arc<RequestInfo>, Outcome)>,
     /// Additional data.
     pub metadata: Metadata,
-    /// The route of a request that counts as usage of a key. It is counted, and is not part of the
-    /// stored event.
-    pub route: Option<RouteUse>,
-    /// True if the event only records that a long-lived request still uses its key. It updates the
-    /// usage of the key, and is not written to the audit log.
-    pub is_usage_only: bool,
+    /// The effect on the usage counts of the key. It is counted, and is not part of the stored
+    /// event.
+    pub key_use: KeyUse,
 }
 
 /// Additional data of an event. Its names are sorted, because the canonical form requires it.
@@ -390,9 +400,8 @@ impl NewEvent {
     /// Creates an event without target, request and metadata.
     #[must_use]
     pub fn new(id: EventId, workspace_id: WorkspaceId, action: Action, actor: Actor) -> Self {
-        let (target, request, metadata, route) = (None, None, Metadata::None, None);
-        let is_usage_only = false;
-        Self { id, workspace_id, action, actor, target, request, metadata, route, is_usage_only }
+        let (target, request, metadata, key_use) = (None, None, Metadata::None, KeyUse::None);
+        Self { id, workspace_id, action, actor, target, request, metadata, key_use }
     }
 
     /// Sets the target.

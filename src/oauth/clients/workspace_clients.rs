@@ -15,12 +15,11 @@ use super::{
 };
 use crate::{
     audit,
-    auth::{
-        AuthError, ServiceContext, caller::AdminCaller, members::Members, workspaces::Workspaces,
-    },
+    auth::{AuthError, ServiceContext, caller::AdminCaller, members::Members},
     model::{
         audit::{Action, Actor, NewEvent},
         id::{ClientId, WorkspaceId},
+        mail::EmailKind,
         oauth::{
             client::{Client, ClientAuthMethod, ClientOrigin, ClientSecret, GrantType},
             resource::ProtectedResources,
@@ -30,7 +29,7 @@ use crate::{
         scope::Scope,
         text,
     },
-    store::{self, Tx},
+    store::{self, Tx, oauth_clients::ClientCreator},
 };
 
 /// Maximum number of clients of a workspace.
@@ -75,7 +74,6 @@ pub struct UpdateClientParams {
 pub struct WorkspaceClients {
     pub(in crate::oauth) context: Arc<ServiceContext>,
     pub(in crate::oauth) members: Arc<Members>,
-    pub(in crate::oauth) workspaces: Arc<Workspaces>,
     /// Schemes that redirect URIs may have although they have no dot.
     pub(in crate::oauth) native_schemes: Arc<[String]>,
     pub(in crate::oauth) resources: Arc<ProtectedResources>,
@@ -87,7 +85,8 @@ impl WorkspaceClients {
     ///
     /// # Errors
     /// [`AuthError::Invalid`] for bad values, [`AuthError::Forbidden`] for a scope above the
-    /// caller's, [`AuthError::Conflict`] if the workspace already has 100 clients.
+    /// caller's or for a key that is restricted to networks, [`AuthError::Conflict`] if the
+    /// workspace already has 100 clients.
     #[tracing::instrument(
         name = "oauth.workspace_clients.create",
         level = "debug",
@@ -109,10 +108,23 @@ impl WorkspaceClients {
         let event = audit::event(&self.context.env, caller, Action::ClientCreated, 201);
         let mut tx = self.context.store.begin(workspace, caller.principal.user_id()).await?;
         self.members.lock_as_admin(&mut tx, caller.workspace(), caller.credential()).await?;
+        self.members.require_unrestricted(&mut tx, workspace, caller.credential()).await?;
         if store::oauth_clients::count(&mut tx, workspace).await? >= MAX_CLIENTS {
             return Err(AuthError::Conflict("the workspace already has 100 OAuth clients"));
         }
-        self.insert(tx, workspace, client, event).await
+        if client.scope == Some(Scope::Admin) {
+            let origin = self.context.request_origin(&caller.request);
+            let subject = |workspace| EmailKind::AdminClient {
+                client: client.name.clone(),
+                workspace,
+                by: caller.principal.name().to_string(),
+                origin: origin.clone(),
+            };
+            self.context.email_owners(&mut tx, workspace, subject).await?;
+        }
+        let creator =
+            ClientCreator { user: caller.principal.user_id(), key: caller.principal.api_key() };
+        self.insert(tx, workspace, client, creator, event).await
     }
 
     /// Creates a client on behalf of the operator. With a `resource`, the client is that protected
@@ -146,7 +158,7 @@ impl WorkspaceClients {
         known.ok_or(AuthError::NotFound("workspace"))?;
         let id = self.context.env.new_id();
         let event = NewEvent::new(id, workspace, Action::ClientCreated, Actor::system());
-        self.insert(tx, workspace, client, event).await
+        self.insert(tx, workspace, client, ClientCreator::default(), event).await
     }
 
     fn build(
@@ -197,9 +209,10 @@ impl WorkspaceClients {
         mut tx: Tx,
         workspace: WorkspaceId,
         client: Client,
+        creator: ClientCreator,
         event: NewEvent,
     ) -> Result<RegisteredClient, AuthError> {
-        store::oauth_clients::insert(&mut tx, workspace, &client).await?;
+        store::oauth_clients::insert(&mut tx, workspace, &client, creator).await?;
         let secret = client.is_confidential().then(|| self.new_secret());
         if let Some(secret) = &secret {
             let (id, now) = (self.context.env.new_uuid(), self.context.env.clock.now());
@@ -261,7 +274,7 @@ impl WorkspaceClients {
     ///
     /// # Errors
     /// [`AuthError::NotFound`] if the workspace has no such client, [`AuthError::Invalid`] for bad
-    /// values.
+    /// values, [`AuthError::Forbidden`] if a key that is restricted to networks changes the URIs.
     #[tracing::instrument(
         name = "oauth.workspace_clients.update",
         level = "debug",
@@ -283,6 +296,7 @@ impl WorkspaceClients {
         let known = store::oauth_clients::get(&mut tx, workspace, id).await?.ok_or(NOT_FOUND)?;
         let uris = wanted.redirect_uris.as_deref();
         if let Some(uris) = uris {
+            self.members.require_unrestricted(&mut tx, workspace, caller.credential()).await?;
             self.check_uris(uris, &known.grant_types)?;
         }
         store::oauth_clients::update(&mut tx, workspace, id, name.as_deref(), uris).await?;
@@ -300,7 +314,8 @@ impl WorkspaceClients {
     ///
     /// # Errors
     /// [`AuthError::NotFound`] if the workspace has no such client, [`AuthError::Conflict`] if the
-    /// client is public or already has ten valid secrets.
+    /// client is public or already has ten valid secrets, [`AuthError::Forbidden`] for a key that
+    /// is restricted to networks.
     #[tracing::instrument(
         name = "oauth.workspace_clients.rotate_secret",
         level = "debug",
@@ -318,6 +333,7 @@ impl WorkspaceClients {
         let mut tx = self.context.store.begin(workspace, caller.principal.user_id()).await?;
         self.members.lock_as_admin(&mut tx, caller.workspace(), caller.credential()).await?;
         let client = store::oauth_clients::get(&mut tx, workspace, id).await?.ok_or(NOT_FOUND)?;
+        self.members.require_unrestricted(&mut tx, workspace, caller.credential()).await?;
         if !client.is_confidential() {
             return Err(AuthError::Conflict("this is a public client: it has no secret"));
         }
@@ -361,7 +377,8 @@ impl WorkspaceClients {
         let event = audit::event(&self.context.env, caller, Action::ClientDeleted, 204)
             .with_target(id, client.name);
         let audited = store::audit::insert(&mut tx, workspace, &event).await?;
-        self.workspaces.audit_deleted_clients(&mut tx, &caller.request, abroad).await?;
+        let request = Some(&*caller.request);
+        self.context.audit_deleted_clients(&mut tx, workspace, request, abroad).await?;
         Ok(self.context.fence.wait(tx.commit(audited).await?).await?)
     }
 }

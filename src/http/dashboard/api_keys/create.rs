@@ -36,6 +36,7 @@ struct NewKeyPage<'a> {
     name: &'a str,
     description: &'a str,
     allowed_ips: &'a str,
+    rate_limit: &'a str,
     scope: Scope,
     problem: Option<String>,
 }
@@ -69,6 +70,7 @@ pub(in crate::http::dashboard) async fn show(
         name: "",
         description: "",
         allowed_ips: "",
+        rate_limit: "",
         // The scope with the fewest rights is preselected.
         scope: Scope::ReadOnly,
         problem: None,
@@ -90,6 +92,7 @@ pub(in crate::http::dashboard) async fn create(
         scope,
         description: form.non_empty_text("description")?.map(str::to_owned),
         allowed_ips: parse_networks(allowed_ips),
+        rate_limit_per_minute: parse_rate_limit(&form)?,
     };
     let minted = match app.idempotency.begin(&caller, form.attempt()?).await {
         Ok(IdempotencyOutcome::New(mut work)) => {
@@ -114,12 +117,21 @@ pub(in crate::http::dashboard) async fn create(
                 name: form.text("name")?,
                 description: form.text("description")?,
                 allowed_ips,
+                rate_limit: form.text(RATE_LIMIT_FIELD)?,
                 scope,
                 problem: Some(problem),
             };
             context.render_page(status, &page)
         }
     }
+}
+
+/// The form field of a key's rate limit.
+pub(super) const RATE_LIMIT_FIELD: &str = "rate_limit_per_minute";
+
+/// Returns the rate limit of a form; `None` if the field is empty.
+pub(super) fn parse_rate_limit(form: &Form) -> Result<Option<u32>, ApiError> {
+    form.parse_as(RATE_LIMIT_FIELD, "a whole number")
 }
 
 /// Splits a text into networks, separated by commas, spaces or line breaks.
@@ -156,7 +168,7 @@ pub(super) async fn display_again(
         .map_err(|_| ApiError::internal("invalid stored response of a key"))?;
     let key = app.auth.api_keys.get(caller, stored.id).await?;
     // A used key has been copied, so its secret need not be displayed again.
-    if key.status() == KeyStatus::Revoked || key.last_used_at.is_some() {
+    if key.status() != KeyStatus::Active || key.last_used_at.is_some() {
         return Ok(Redirect::to(&key_path(key.id)).into_response());
     }
     created_key_page(app, context, caller, &key, &stored.secret.into()).await

@@ -6,7 +6,7 @@ use askama::Template;
 use axum::{extract::State, response::Response};
 use time::{Duration, OffsetDateTime};
 
-use super::create::{key_path, parse_networks};
+use super::create::{RATE_LIMIT_FIELD, key_path, parse_networks, parse_rate_limit};
 use crate::{
     auth::{api_keys::UpdateKeyParams, api_keys::usage::UsageWindow},
     http::{
@@ -56,10 +56,16 @@ struct KeyPage<'a> {
     name: String,
     description: String,
     allowed_ips: String,
+    rate_limit: String,
     problem: Option<String>,
 }
 
 impl KeyPage<'_> {
+    /// Returns the rate limit as the form shows it.
+    fn stored_rate_limit(&self) -> String {
+        rate_limit_text(self.key)
+    }
+
     /// Returns the allowed networks, one a line.
     fn allowed_networks(&self) -> String {
         networks_text(self.key)
@@ -80,7 +86,7 @@ pub(in crate::http::dashboard) async fn show(
     page(&app, &context, &caller, id, None).await
 }
 
-/// Changes the name, the description and the allowed networks of the key.
+/// Changes the name, the description, the allowed networks and the rate limit of the key.
 pub(in crate::http::dashboard) async fn update(
     caller: Authorized<Admin>,
     State(app): State<App>,
@@ -94,6 +100,10 @@ pub(in crate::http::dashboard) async fn update(
         description: description.map(|text| Some(text).filter(|text| !text.trim().is_empty())),
         allowed_ips: changed_field(&form, "allowed_ips", "was_allowed_ips")?
             .map(|text| parse_networks(&text)),
+        rate_limit_per_minute: changed_field(&form, RATE_LIMIT_FIELD, "was_rate_limit_per_minute")?
+            .map(|_| parse_rate_limit(&form))
+            .transpose()?,
+        disabled: None,
     };
     match app.auth.api_keys.update(&caller, id, change).await {
         Ok(_) => Ok(FlashMessage::Saved.redirect_to(&key_path(id))),
@@ -101,6 +111,49 @@ pub(in crate::http::dashboard) async fn update(
             page(&app, &context, &caller, id, Some((form_error(error.into())?, &form))).await
         }
     }
+}
+
+/// Disables the key.
+pub(in crate::http::dashboard) async fn disable(
+    caller: Authorized<Admin>,
+    State(app): State<App>,
+    PathId(id): PathId<ApiKeyId>,
+    context: DashboardContext,
+    form: Form,
+) -> Result<Response, ApiError> {
+    set_disabled(&app, &context, &caller, id, true, &form).await
+}
+
+/// Enables the key again.
+pub(in crate::http::dashboard) async fn enable(
+    caller: Authorized<Admin>,
+    State(app): State<App>,
+    PathId(id): PathId<ApiKeyId>,
+    context: DashboardContext,
+    form: Form,
+) -> Result<Response, ApiError> {
+    set_disabled(&app, &context, &caller, id, false, &form).await
+}
+
+async fn set_disabled(
+    app: &App,
+    context: &DashboardContext,
+    caller: &Caller,
+    id: ApiKeyId,
+    disabled: bool,
+    form: &Form,
+) -> Result<Response, ApiError> {
+    let change = UpdateKeyParams { disabled: Some(disabled), ..UpdateKeyParams::default() };
+    let message = if disabled { FlashMessage::KeyDisabled } else { FlashMessage::KeyEnabled };
+    match app.auth.api_keys.update(caller, id, change).await {
+        Ok(_) => Ok(message.redirect_to(&key_path(id))),
+        Err(error) => page(app, context, caller, id, Some((form_error(error.into())?, form))).await,
+    }
+}
+
+/// Returns the rate limit of a key as the form shows it: empty for the workspace's.
+fn rate_limit_text(key: &ApiKey) -> String {
+    key.rate_limit_per_minute.map(|limit| limit.to_string()).unwrap_or_default()
 }
 
 /// Returns the allowed networks of a key, one a line.
@@ -133,9 +186,9 @@ async fn page(
 ) -> Result<Response, ApiError> {
     let key = app.auth.api_keys.get(caller, id).await?;
     let usage = app.auth.api_keys.usage(caller, id, CHART_RANGE).await?;
-    let is_active = key.status() == KeyStatus::Active;
+    let is_revoked = key.status() == KeyStatus::Revoked;
     let rotation = match key.rotated_to {
-        Some(_) if is_active => Some(app.auth.api_keys.rotation_report(caller, id).await?),
+        Some(_) if !is_revoked => Some(app.auth.api_keys.rotation_report(caller, id).await?),
         _ => None,
     };
     let predecessor = match key.rotated_from {
@@ -157,11 +210,12 @@ async fn page(
         hourly_chart: hours,
         daily_chart: days,
         rotation,
-        predecessor: predecessor.filter(|key| key.status() == KeyStatus::Active),
-        can_edit: is_active && context.has_scope(Scope::Admin),
+        predecessor: predecessor.filter(|key| key.status() != KeyStatus::Revoked),
+        can_edit: !is_revoked && context.has_scope(Scope::Admin),
         name: field("name", &|| key.name.clone())?,
         description: field("description", &|| key.description.clone().unwrap_or_default())?,
         allowed_ips: field("allowed_ips", &|| networks_text(&key))?,
+        rate_limit: field(RATE_LIMIT_FIELD, &|| rate_limit_text(&key))?,
         problem: rejected.as_ref().map(|((_, problem), _)| problem.clone()),
         key: &key,
     };

@@ -92,7 +92,11 @@ pub(super) async fn list(
 ) -> Result<Response, ApiError> {
     let status = match query.text("status")? {
         Some("all") => None,
-        _ => Some(query.parse_as("status", "active, revoked or all")?.unwrap_or(KeyStatus::Active)),
+        _ => Some(
+            query
+                .parse_as("status", "active, disabled, revoked or all")?
+                .unwrap_or(KeyStatus::Active),
+        ),
     };
     let wanted = query.page_with_limit(PAGE_SIZE)?;
     let filter = KeyFilter { status, name: None };

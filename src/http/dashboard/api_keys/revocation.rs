@@ -9,6 +9,7 @@ use time::{Duration, OffsetDateTime};
 
 use super::{create::key_path, rotation::explain_verdict};
 use crate::{
+    auth::api_keys::revocation::{QuietCondition, RevokeKeyOptions},
     http::{
         ApiError, App,
         dashboard::{
@@ -23,10 +24,15 @@ use crate::{
     model::{
         api_key::{ApiKey, KeyStatus},
         id::ApiKeyId,
+        key_descendants::KeyDescendants,
         principal::Caller,
         rotation::RotationReport,
+        scope::Scope,
     },
 };
+
+/// The number of descendants of each kind that the page lists.
+const MAX_LISTED: usize = 20;
 
 #[derive(Template)]
 #[template(path = "revoke_api_key.html")]
@@ -38,6 +44,7 @@ struct RevokePage<'a> {
     report: RotationReport,
     /// The time that a key must be idle before it is safe to revoke.
     required_quiet: Duration,
+    descendants: KeyDescendants,
     problem: Option<String>,
 }
 
@@ -49,6 +56,15 @@ impl RevokePage<'_> {
     /// Returns true if no client can depend on the key.
     fn is_never_used(&self) -> bool {
         self.report.old.last_used_at.is_none()
+    }
+
+    /// Returns the number of descendants beyond the 20 of each kind that the page lists.
+    fn unlisted_descendants(&self) -> usize {
+        let KeyDescendants { api_keys, oauth_clients, invitations } = &self.descendants;
+        [api_keys.items.len(), oauth_clients.items.len(), invitations.items.len()]
+            .map(|count| count.saturating_sub(MAX_LISTED))
+            .iter()
+            .sum()
     }
 
     fn relative_time(&self, moment: &OffsetDateTime) -> RelativeTime {
@@ -66,7 +82,8 @@ pub(in crate::http::dashboard) async fn show(
     page(&app, &context, &caller, id, None).await
 }
 
-/// Revokes the key. If it may be in use, the form must confirm that with the field `anyway`.
+/// Revokes the key and, with the field `cascade`, what it made. If the key may be in use, the form
+/// must confirm that with the field `anyway`.
 pub(in crate::http::dashboard) async fn revoke(
     caller: Authorized<Admin>,
     State(app): State<App>,
@@ -79,7 +96,11 @@ pub(in crate::http::dashboard) async fn revoke(
         Some("unused") => app.auth.api_keys.get(&caller, id).await?.last_used_at.is_none(),
         anyway => anyway.is_some(),
     };
-    match app.auth.api_keys.revoke(&caller, id, !is_confirmed).await.map_err(ApiError::from) {
+    let options = RevokeKeyOptions {
+        condition: if is_confirmed { QuietCondition::None } else { QuietCondition::Key },
+        cascade: form.non_empty_text("cascade")?.is_some(),
+    };
+    match app.auth.api_keys.revoke(&caller, id, options).await.map_err(ApiError::from) {
         Ok(()) => {
             let key = app.auth.api_keys.get(&caller, id).await?;
             let rotation = key.rotated_to.map(|_| format!("{}/rotation", key_path(id)));
@@ -105,6 +126,7 @@ async fn page(
         return Ok(Redirect::to(&key_path(id)).into_response());
     }
     let report = app.auth.api_keys.rotation_report(caller, id).await?;
+    let descendants = app.auth.api_keys.descendants(caller, id).await?;
     let (status, problem) = error.map_or((200, None), |(status, text)| (status, Some(text)));
     let page = RevokePage {
         layout: context.layout(),
@@ -113,6 +135,7 @@ async fn page(
         key: &key,
         report,
         required_quiet: app.auth.api_keys.required_quiet_period(),
+        descendants,
         problem,
     };
     context.render_page(status, &page)

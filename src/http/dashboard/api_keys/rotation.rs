@@ -32,7 +32,7 @@ use crate::{
         api_key::{ApiKey, KeyStatus},
         id::ApiKeyId,
         principal::Caller,
-        rotation::{RotationReport, RotationState},
+        rotation::{KeyTraffic, RotationReport, RotationState},
         scope::Scope,
         timestamp,
     },
@@ -126,8 +126,11 @@ pub(super) fn explain_verdict(
             };
             format!("{finding} for {}.", HumanDuration(report.quiet_for))
         }
-        (false, _) if report.new.as_ref().is_some_and(|new| new.last_used_at.is_none()) => {
+        (false, _) if report.new.as_ref().is_some_and(KeyTraffic::is_unused) => {
             "The new key has not been used yet. Deploy it first.".to_owned()
+        }
+        (false, _) if report.new.as_ref().is_some_and(|new| !new.is_serving()) => {
+            Sentence(&report.reason).to_string()
         }
         (false, Some(used)) if now - used < report.quiet_for + Duration::seconds(5) => {
             format!(

@@ -18,7 +18,10 @@ use super::{
     pending_event::{PendingEvent, event_not_committed},
 };
 use crate::{
-    auth::authenticator::AuthenticationOutcome,
+    auth::{
+        authenticator::{AuthenticationOutcome, inactive_key_reason},
+        check_scope::ADDRESS_NOT_ALLOWED,
+    },
     http::{
         ApiError,
         bearer::bearer_credential,
@@ -29,10 +32,10 @@ use crate::{
         surface::Surface,
     },
     model::{
-        api_key::KeyRecord,
+        api_key::{KeyRecord, KeyStatus},
         audit::{Action, Actor, NewEvent, RequestInfo},
         principal::Caller,
-        usage::RouteUse,
+        usage::{KeyUse, RouteUse},
     },
 };
 
@@ -71,22 +74,35 @@ impl AccessLayer {
         // Has timeouts of its own.
         let principal = match self.authenticate(request.headers(), info).await {
             Ok(AuthenticationOutcome::Principal(principal)) => principal,
-            Ok(AuthenticationOutcome::RevokedKey(key)) => {
-                return self.reject_revoked_key(&key, info).await;
+            Ok(AuthenticationOutcome::InactiveKey(key)) => {
+                return self.reject_inactive_key(&key, info).await;
             }
             Err(error) => return self.reject_credential(error, info).await,
         };
         let permit = self.app.audit.reserve().await;
         let caller = Caller { principal, request: Arc::clone(info) };
+        // A request from an address that the key does not allow is no use of the key: it neither
+        // uses up the key's bucket nor keeps the key from being idle.
+        let is_address_allowed = caller.principal.allows_address(info.ip);
+        let key_use = if is_address_allowed {
+            KeyUse::Request(self.route_use_for(&request))
+        } else {
+            KeyUse::Rejection
+        };
         // Created before the bucket is charged, which takes a moment if buckets are shared: a
         // client that disconnects meanwhile is still in the audit log.
-        let route_use = self.route_use_for(&request);
-        let event =
-            permit.map(|permit| PendingEvent::new(self, &caller, route_use, is_late, permit));
-        let decision = self.app.limits.charge_credential(&caller.principal).await;
+        let event = permit.map(|permit| PendingEvent::new(self, &caller, key_use, is_late, permit));
+        let limits = &self.app.limits;
+        let decision = if is_address_allowed {
+            limits.charge_credential(&caller.principal).await
+        } else {
+            limits.charge_address(info.ip).await
+        };
         let Some(event) = event else { return (Err(audit_queue_full()), decision) };
         let result = if let Some(refusal) = rate_limit_response::rejection(&decision) {
             Err(refusal.into())
+        } else if !is_address_allowed {
+            Err(ApiError::from(ADDRESS_NOT_ALLOWED).into())
         } else {
             request.extensions_mut().insert(caller.clone());
             if self.is_page() {
@@ -148,9 +164,9 @@ impl AccessLayer {
         (Err(rate_limit_response::rejection(&decision).unwrap_or(error).into()), decision)
     }
 
-    /// Rejects a revoked key and audits it in the key's workspace, which should learn that the key
-    /// is still in use.
-    async fn reject_revoked_key(&self, key: &KeyRecord, info: &Arc<RequestInfo>) -> LimitedResult {
+    /// Rejects a disabled or revoked key and audits it in the key's workspace, which should learn
+    /// that the key is still in use.
+    async fn reject_inactive_key(&self, key: &KeyRecord, info: &Arc<RequestInfo>) -> LimitedResult {
         let decision = self.app.limits.charge_address(info.ip).await;
         if let Some(refusal) = rate_limit_response::rejection(&decision) {
             return (Err(refusal.into()), decision);
@@ -160,11 +176,16 @@ impl AccessLayer {
         };
         let env = &self.app.env;
         let actor = Actor::api_key(key.id, &key.name);
-        let error = ApiError::new(ErrorCode::Unauthorized, "the API key has been revoked");
+        let error = ApiError::new(ErrorCode::Unauthorized, inactive_key_reason(key.status));
         let error = error.with_challenge_scope(self.rule.scope());
         let status = error.code().status().as_u16();
-        let event = NewEvent::new(env.new_id(), key.workspace_id, Action::ApiKeyRejected, actor)
-            .with_request(info, status, env.clock.monotonic());
+        let mut event =
+            NewEvent::new(env.new_id(), key.workspace_id, Action::ApiKeyRejected, actor)
+                .with_request(info, status, env.clock.monotonic());
+        // A disabled key may be enabled again, and be the successor in a rotation.
+        if key.status == KeyStatus::Disabled {
+            event.key_use = KeyUse::Rejection;
+        }
         let is_recorded = permit.record(event).await;
         (Err(if is_recorded { error.into() } else { event_not_committed() }), decision)
     }

@@ -168,7 +168,9 @@ impl AccessLayer {
         };
         let error_format = self.surface.error_format(&request);
         let (result, decision) = match self.rule {
-            AccessRule::Open | AccessRule::SignIn => self.serve_public(&info, request).await,
+            AccessRule::Open | AccessRule::AddressLimited | AccessRule::SignIn => {
+                self.serve_public(&info, request).await
+            }
             AccessRule::Protected(_) => self.serve_authenticated(&info, request).await,
         };
         self.observe(&info, status_of(&result));

@@ -14,13 +14,10 @@ use crate::{
     model::{
         audit::{Action, Metadata, NewEvent},
         principal::{Caller, Credential},
-        usage::RouteUse,
+        usage::{CLIENT_CLOSED_REQUEST, KeyUse},
     },
 };
 
-/// Status in the audit log if the client disconnected before the response (nginx's convention). It
-/// is never sent.
-const CLIENT_CLOSED_REQUEST: u16 = 499;
 const SERVICE_UNAVAILABLE: u16 = 503;
 
 /// The audit event of a request in flight. It is always recorded. If the request is dropped, the
@@ -28,7 +25,7 @@ const SERVICE_UNAVAILABLE: u16 = 503;
 pub(super) struct PendingEvent<'a> {
     layer: &'a AccessLayer,
     caller: &'a Caller,
-    route_use: RouteUse,
+    key_use: KeyUse,
     is_late: &'a AtomicBool,
     permit: Option<AuditPermit>,
 }
@@ -37,11 +34,11 @@ impl<'a> PendingEvent<'a> {
     pub(super) fn new(
         layer: &'a AccessLayer,
         caller: &'a Caller,
-        route_use: RouteUse,
+        key_use: KeyUse,
         is_late: &'a AtomicBool,
         permit: AuditPermit,
     ) -> Self {
-        Self { layer, caller, route_use, is_late, permit: Some(permit) }
+        Self { layer, caller, key_use, is_late, permit: Some(permit) }
     }
 
     /// Records the event and returns the result, or 503 if the event could not be committed.
@@ -53,7 +50,7 @@ impl<'a> PendingEvent<'a> {
 
     fn event(&self, status: u16) -> NewEvent {
         let mut event = audit::event(&self.layer.app.env, self.caller, Action::Request, status);
-        event.route = Some(self.route_use);
+        event.key_use = self.key_use;
         // Of forward-auth, the event describes the request that the gateway received.
         if matches!(self.layer.surface, Surface::Gateway) {
             event.metadata = Metadata::ForwardAuth;

@@ -23,7 +23,7 @@ impl AccessLayer {
             None if self.rule == AccessRule::SignIn => self.serve_sign_in(info, request).await,
             None => (self.run_endpoint(info, request).await, decision),
             // Nothing is done for a sign-in over the limit, and no page is rendered.
-            Some(refusal) if self.rule == AccessRule::SignIn || self.is_page() => {
+            Some(refusal) if self.rule != AccessRule::Open || self.is_page() => {
                 (Err(refusal.into()), decision)
             }
             Some(refusal) if !self.ceiling.charge(&request) => (Err(refusal.into()), decision),
