@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::fixture::{TestApp, eventually, with_placeholders};
+use crate::fixture::{PASSWORD, SmtpSink, TestApp, eventually, link_token, with_placeholders};
 
 #[tokio::test]
 async fn created_key_has_documented_form_and_is_shown_once() {
@@ -22,7 +22,8 @@ async fn created_key_has_documented_form_and_is_shown_once() {
         "id": "…", "name": "prod-2026-q2", "description": "The booking server", "scope": "write",
         "status": "active", "redacted": "…", "created_at": "…", "created_by": "…",
         "last_used_at": null, "last_used_ip": null, "revoked_at": null, "revoked_by": null,
-        "rotated_from": null, "rotated_to": null, "allowed_ips": [], "key": "…",
+        "rotated_from": null, "rotated_to": null, "allowed_ips": [],
+        "rate_limit_per_minute": null, "key": "…",
     });
     assert_eq!(with_placeholders(&key, &generated), expected);
     let fetched = app.get(&location).bearer(&dana.access_token).send().await;
@@ -112,6 +113,12 @@ async fn key_update_changes_everything_but_the_scope() {
         ("name", json!(" ")),
         ("allowed_ips", json!(["300.0.0.1"])),
         ("allowed_ips", Value::Null),
+        ("disabled", Value::Null),
+        ("disabled", json!("yes")),
+        ("rate_limit_per_minute", json!(0)),
+        ("rate_limit_per_minute", json!(-1)),
+        ("rate_limit_per_minute", json!(10_001)),
+        ("rate_limit_per_minute", json!("600")),
     ] {
         patch(json!({ field: value }))
             .await
@@ -137,6 +144,111 @@ async fn key_is_rejected_outside_allowed_ips() {
 }
 
 #[tokio::test]
+async fn disabled_key_is_rejected_on_every_node_until_it_is_enabled() {
+    let app = TestApp::start().await;
+    let other = app.another_node().await;
+    let dana = app.register("acme").await;
+    let key = app.create_key(&dana, "prod", "admin").await;
+    let body = json!({ "name": "child" });
+    let child = app.post("/v1/api-keys").bearer(&key.secret).json(body).send().await;
+    let child = child.expect_status(201)["key"].as_str().unwrap().to_owned();
+    let path = format!("/v1/api-keys/{}", key.id);
+    let set_disabled = async |disabled: bool| {
+        let body = json!({ "disabled": disabled });
+        app.patch(&path).bearer(&dana.access_token).json(body).send().await
+    };
+    let send = |node: &TestApp, key: &str| node.get("/v1/agents").bearer(key).send();
+    for _ in 0..2 {
+        send(&other, &key.secret).await.expect_status(200);
+        assert_eq!(set_disabled(true).await.expect_status(200)["status"], "disabled");
+        for node in [&other, &app] {
+            let rejected = send(node, &key.secret).await;
+            rejected.assert_error(401, "unauthorized");
+            assert_eq!(rejected.body["detail"], "the API key is disabled");
+            // What the key made keeps working.
+            send(node, &child).await.expect_status(200);
+        }
+        assert_eq!(set_disabled(true).await.expect_status(200)["status"], "disabled");
+        assert_eq!(set_disabled(false).await.expect_status(200)["status"], "active");
+        send(&other, &key.secret).await.expect_status(200);
+    }
+    let count = async |action: &str, count: usize| {
+        let query = format!("action={action}");
+        app.wait_for_event_count(&dana.access_token, &query, count).await
+    };
+    count("api_key.rejected", 4).await;
+    count("api_key.disabled", 2).await;
+    count("api_key.enabled", 2).await;
+    count("api_key.updated", 0).await;
+    // A revoked key is neither disabled nor enabled.
+    set_disabled(true).await.expect_status(200);
+    app.delete(&path).bearer(&dana.access_token).send().await.expect_status(204);
+    for disabled in [true, false] {
+        set_disabled(disabled).await.assert_error(409, "conflict");
+    }
+    let resource = app.get(&path).bearer(&dana.access_token).send().await.expect_status(200);
+    assert_eq!(resource["status"], "revoked");
+}
+
+#[tokio::test]
+async fn disabled_keys_are_listed_by_status() {
+    let app = TestApp::start().await;
+    let dana = app.register("acme").await;
+    let mut keys = Vec::new();
+    for name in ["active", "disabled", "revoked", "disabled, then revoked"] {
+        keys.push(app.create_key(&dana, name, "write").await);
+    }
+    for key in [&keys[1], &keys[3]] {
+        let body = json!({ "disabled": true });
+        let path = format!("/v1/api-keys/{}", key.id);
+        app.patch(&path).bearer(&dana.access_token).json(body).send().await.expect_status(200);
+    }
+    for key in [&keys[2], &keys[3]] {
+        let path = format!("/v1/api-keys/{}", key.id);
+        app.delete(&path).bearer(&dana.access_token).send().await.expect_status(204);
+    }
+    for (status, expected) in [
+        ("active", vec!["active"]),
+        ("disabled", vec!["disabled"]),
+        ("revoked", vec!["disabled, then revoked", "revoked"]),
+    ] {
+        let path = format!("/v1/api-keys?status={status}");
+        let list = app.get(&path).bearer(&dana.access_token).send().await.expect_status(200);
+        let keys = list["api_keys"].as_array().unwrap();
+        let names: Vec<_> = keys.iter().map(|key| key["name"].as_str().unwrap()).collect();
+        assert_eq!((&list["total"], names), (&json!(expected.len()), expected));
+    }
+    let bad = app.get("/v1/api-keys?status=paused").bearer(&dana.access_token).send().await;
+    bad.assert_error(422, "validation_failed").assert_field("status");
+}
+
+#[tokio::test]
+async fn disabled_key_and_its_invitations_are_refused() {
+    let sink = SmtpSink::start();
+    let app = TestApp::start_with(&[("mail.url", &sink.url())]).await;
+    let dana = app.register_verified("acme").await;
+    let key = app.create_key(&dana, "prod", "admin").await;
+    let body = json!({ "email": "sam@new.example", "role": "member" });
+    app.post("/v1/invitations").bearer(&key.secret).json(body).send().await.expect_status(201);
+    let token = link_token(&sink.wait_for_email("sam@new.example", "Invitation").await);
+    let set_disabled = async |disabled: bool| {
+        let path = format!("/v1/api-keys/{}", key.id);
+        let body = json!({ "disabled": disabled });
+        app.patch(&path).bearer(&dana.access_token).json(body).send().await.expect_status(200);
+    };
+    let accept = async || {
+        let body = json!({ "token": token, "password": PASSWORD });
+        app.post("/v1/invitations/accept").json(body).send().await
+    };
+    set_disabled(true).await;
+    accept().await.assert_error(422, "validation_failed").assert_field("token");
+    let page = app.get(&format!("/accept-invitation?token={token}")).send().await;
+    assert_ne!(page.status, 200, "{}", page.text);
+    set_disabled(false).await;
+    accept().await.expect_status(201);
+}
+
+#[tokio::test]
 async fn invalid_key_fields_are_rejected_by_name() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
@@ -155,6 +267,9 @@ async fn invalid_key_fields_are_rejected_by_name() {
         (json!({ "name": "a", "allowed_ips": ["everywhere"] }), "allowed_ips"),
         (json!({ "name": "a", "allowed_ips": "10.0.0.0/8" }), "allowed_ips"),
         (json!({ "name": "a", "description": "x".repeat(501) }), "description"),
+        (json!({ "name": "a", "rate_limit_per_minute": 0 }), "rate_limit_per_minute"),
+        (json!({ "name": "a", "rate_limit_per_minute": 10_001 }), "rate_limit_per_minute"),
+        (json!({ "name": "a", "rate_limit_per_minute": 1.5 }), "rate_limit_per_minute"),
     ] {
         let answer = app.post("/v1/api-keys").bearer(&dana.access_token).json(body).send().await;
         answer.assert_error(422, "validation_failed").assert_field(field);

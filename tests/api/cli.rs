@@ -11,7 +11,7 @@ use std::{
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-use crate::fixture::{ENCRYPTION_KEY, cluster};
+use crate::fixture::{Database, ENCRYPTION_KEY, TestApp, cluster};
 
 fn binary() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_call2me-auth"));
@@ -281,6 +281,53 @@ async fn service_role_needs_owner_only_for_migrations() {
     assert!(lines.any(|line| line.contains("serving")));
     child.kill().unwrap();
     child.wait().unwrap();
+}
+
+/// Runs a command of `admin` with the environment of `serve`, while the service in this process
+/// goes on.
+async fn run_admin(database: &Database, arguments: &[&str]) -> Output {
+    let mut command = configured("admin");
+    command.args(arguments).env("DATABASE_URL", &database.url);
+    tokio::task::spawn_blocking(move || run(&mut command)).await.unwrap()
+}
+
+#[tokio::test]
+async fn admin_command_lists_disables_and_revokes_keys_and_sets_limits() {
+    let app = TestApp::start().await;
+    let dana = app.register("acme").await;
+    let key = app.create_key(&dana, "prod", "admin").await;
+    let admin = async |arguments: &[&str]| run_admin(&app.database, arguments).await;
+    let json = |output: Output| -> Value {
+        assert!(output.status.success(), "{output:?}");
+        serde_json::from_slice(&output.stdout).unwrap()
+    };
+    let send = || app.get("/v1/agents").bearer(&key.secret).send();
+    for (command, key_status, status) in
+        [("disable", "disabled", 401), ("enable", "active", 200), ("revoke", "revoked", 401)]
+    {
+        send().await;
+        assert_eq!(json(admin(&["keys", command, &key.id]).await)["status"], key_status);
+        assert_eq!(send().await.status, status, "{command}");
+        let filters = [&["--status", key_status][..], &["--workspace", &dana.workspace_id]];
+        for filter in filters {
+            let listed = json(admin(&[&["keys", "list"], filter].concat()).await);
+            assert_eq!(listed["api_keys"][0]["id"], key.id, "{filter:?}");
+        }
+    }
+    let events = app.wait_for_event_count(&dana.access_token, "action=api_key.revoked", 1).await;
+    assert_eq!(events[0]["actor"]["type"], "system");
+    assert_refused(&admin(&["keys", "enable", &key.id]).await, "revoked, which is final");
+    let missing = "key_01jd0zt8q7f7qvs4p2k6x3m9ab";
+    assert_refused(&admin(&["keys", "revoke", missing]).await, "no such API key");
+    // 600 is the default of `serve`.
+    for (limit, effective) in [("30", 30), ("default", 600)] {
+        let set = json(admin(&["workspaces", "set-limit", &dana.workspace_id, limit]).await);
+        assert_eq!(set["rate_limit_per_minute"], effective);
+    }
+    for limit in ["fast", "0", "-1"] {
+        let set = admin(&["workspaces", "set-limit", &dana.workspace_id, limit]).await;
+        assert!(!set.status.success(), "{limit}");
+    }
 }
 
 #[tokio::test]

@@ -308,6 +308,67 @@ async fn user_form_fields(browser: &mut Browser<'_>) -> Vec<(String, String)> {
     browser.get("/sessions").await.hidden_fields("/sign-out")
 }
 
+#[tokio::test]
+async fn revoke_page_offers_to_revoke_what_the_key_made() {
+    let app = TestApp::start().await;
+    let dana = app.register("acme").await;
+    let mut browser = Browser::signed_in(&app, &dana.email).await;
+    let root = app.create_key(&dana, "root", "admin").await;
+    let create = async |creator: &str, name: &str| {
+        let body = json!({ "name": name });
+        let created = app.post("/v1/api-keys").bearer(creator).json(body).send().await;
+        created.expect_status(201)["key"].as_str().unwrap().to_owned()
+    };
+    let (_, childless) = create_key(&mut browser, "childless", "write").await;
+    let page = browser.get(&format!("/api-keys/{childless}/revoke")).await;
+    assert!(!page.text.contains("name=\"cascade\""), "{page:#?}");
+    let child = create(&root.secret, "child-of-root").await;
+    let path = format!("/api-keys/{}/revoke", root.id);
+    let page = eventually("the use of the key is counted", async || {
+        let mut browser = browser.new_window();
+        let page = browser.get(&path).await;
+        page.text.contains("POST /v1/api-keys").then_some(page)
+    })
+    .await;
+    assert!(page.text.contains("child-of-root"), "{page:#?}");
+    let done = browser.submit(&page, &path, &[("anyway", "yes"), ("cascade", "yes")]).await;
+    assert_eq!(done.status, 303, "{done:#?}");
+    for secret in [&root.secret, &child] {
+        app.get("/v1/agents").bearer(secret).send().await.assert_error(401, "unauthorized");
+    }
+}
+
+#[tokio::test]
+async fn key_is_disabled_and_enabled_with_buttons() {
+    let app = TestApp::start().await;
+    let dana = app.register("acme").await;
+    let mut browser = Browser::signed_in(&app, &dana.email).await;
+    let (secret, id) = create_key(&mut browser, "prod", "write").await;
+    let details = format!("/api-keys/{id}");
+    for (action, label, status) in
+        [("disable", "disabled</span>", 401), ("enable", "active</span>", 200)]
+    {
+        let path = format!("{details}/{action}");
+        let page = browser.get(&details).await;
+        let done = browser.submit(&page, &path, &[]).await;
+        assert_eq!(done.redirect_target(), Some(&*format!("{details}?done={action}d")));
+        let page = browser.get(&details).await;
+        assert!(page.text.contains(label), "{page:#?}");
+        assert_eq!(app.get("/v1/agents").bearer(&secret).send().await.status, status);
+        let list = browser.get("/api-keys?status=disabled").await;
+        assert_eq!(list.text.contains(&id), status == 401, "{list:#?}");
+    }
+    // The rate limit is changed like the other fields.
+    let page = browser.get(&details).await;
+    let fields = [("name", "prod"), ("rate_limit_per_minute", "77")];
+    assert_eq!(browser.submit(&page, &details, &fields).await.status, 303);
+    let answer = app.get("/v1/agents").bearer(&secret).send().await;
+    assert_eq!(answer.header_number("x-ratelimit-limit"), 77);
+    let page = browser.get(&details).await;
+    let fields = [("name", "prod"), ("rate_limit_per_minute", "many")];
+    assert_eq!(browser.submit(&page, &details, &fields).await.status, 422);
+}
+
 /// Revoking a key that is in use needs an explicit confirmation.
 #[tokio::test]
 async fn revoking_key_in_use_requires_confirmation() {

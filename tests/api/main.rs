@@ -41,6 +41,8 @@ mod gateway;
 mod idempotency;
 mod invitations;
 mod isolation;
+mod key_networks;
+mod key_revocation;
 mod language;
 mod layering;
 mod leaked_keys;

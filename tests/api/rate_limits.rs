@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::fixture::{TestApp, TestResponse};
 
@@ -71,6 +71,88 @@ async fn workspace_limit_overrides_the_default() {
     let response = app.get("/v1/workspace").bearer(&dana.access_token).send().await;
     assert_eq!(limit_headers(&app, &response).0, 2);
     assert_eq!(response.expect_status(200)["rate_limit_per_minute"], 2);
+}
+
+#[tokio::test]
+async fn key_has_its_own_limit_up_to_that_of_the_workspace() {
+    let app = TestApp::start_with(&[("rate_limit.per_key_per_minute", "60")]).await;
+    let dana = app.register("acme").await;
+    let body = json!({ "name": "slow", "rate_limit_per_minute": 3 });
+    let created = app.post("/v1/api-keys").bearer(&dana.access_token).json(body).send().await;
+    let created = created.expect_status(201);
+    assert_eq!(created["rate_limit_per_minute"], 3);
+    let secret = created["key"].as_str().unwrap();
+    let path = format!("/v1/api-keys/{}", created["id"].as_str().unwrap());
+    let set_limit = async |limit: Value| {
+        let body = json!({ "rate_limit_per_minute": limit });
+        app.patch(&path).bearer(&dana.access_token).json(body).send().await
+    };
+    let limit = async || {
+        let response = app.get("/v1/agents").bearer(secret).send().await;
+        (response.status.as_u16(), response.header_number("x-ratelimit-limit"))
+    };
+    for _ in 0..3 {
+        assert_eq!(limit().await, (200, 3));
+    }
+    assert_eq!(limit().await, (429, 3));
+    set_limit(json!(61)).await.assert_error(422, "validation_failed");
+    assert_eq!(set_limit(json!(60)).await.expect_status(200)["rate_limit_per_minute"], 60);
+    // The bucket is as empty as before.
+    assert_eq!(limit().await, (429, 60));
+    app.clock.advance(Duration::from_mins(1));
+    assert_eq!(limit().await, (200, 60));
+    let reset = set_limit(Value::Null).await.expect_status(200);
+    assert_eq!(reset["rate_limit_per_minute"], Value::Null);
+    assert_eq!(limit().await, (200, 60));
+    // A successor has the limit of its predecessor.
+    set_limit(json!(7)).await.expect_status(200);
+    let rotate = app.post(&format!("{path}/rotate")).bearer(&dana.access_token).json(json!({}));
+    assert_eq!(rotate.send().await.expect_status(201)["rate_limit_per_minute"], 7);
+}
+
+#[tokio::test]
+async fn operator_sets_limit_of_workspace_on_every_node() {
+    let app = TestApp::start_with(&[("rate_limit.per_key_per_minute", "600")]).await;
+    let other = TestApp::start_on(
+        app.database.clone(),
+        &[("server.public_url", &app.url), ("rate_limit.per_key_per_minute", "600")],
+    )
+    .await;
+    let dana = app.register("acme").await;
+    let mut keys = Vec::new();
+    for limit in [json!(500), json!(50), Value::Null] {
+        let body = json!({ "name": "k", "rate_limit_per_minute": limit });
+        let created = app.post("/v1/api-keys").bearer(&dana.access_token).json(body).send().await;
+        keys.push(created.expect_status(201)["key"].as_str().unwrap().to_owned());
+    }
+    let limits = async || {
+        let mut limits = Vec::new();
+        for key in &keys {
+            let response = other.get("/v1/agents").bearer(key).send().await;
+            limits.push(response.header_number("x-ratelimit-limit"));
+        }
+        limits
+    };
+    assert_eq!(limits().await, [500, 50, 600]);
+    let workspace = dana.workspace_id.parse().unwrap();
+    let set_limit = async |per_minute: Option<u32>| {
+        app.app.auth.workspaces.set_rate_limit_as_operator(workspace, per_minute).await.unwrap()
+    };
+    assert_eq!(set_limit(Some(100)).await, 100);
+    assert_eq!(limits().await, [100, 50, 100], "the higher limit is lowered");
+    let list = app.get("/v1/api-keys").bearer(&dana.access_token).send().await;
+    let stored: Vec<_> = list.expect_status(200)["api_keys"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|key| key["rate_limit_per_minute"].clone())
+        .collect();
+    assert_eq!(stored, [Value::Null, json!(50), json!(100)]);
+    assert_eq!(set_limit(None).await, 600);
+    assert_eq!(limits().await, [100, 50, 600]);
+    let result = app.app.auth.workspaces.set_rate_limit_as_operator(workspace, Some(0)).await;
+    assert!(result.is_err());
+    app.wait_for_event_count(&dana.access_token, "action=workspace.updated", 2).await;
 }
 
 #[tokio::test]

@@ -213,6 +213,70 @@ async fn key_without_successor_is_revoked_only_if_quiet() {
     .await;
 }
 
+/// A successor that fails must succeed again before the old key is safe to revoke.
+#[tokio::test]
+async fn failing_successor_keeps_old_key_from_being_safe_to_revoke() {
+    let app = TestApp::start_with(&[("server.trusted_proxies", "127.0.0.0/8")]).await;
+    let dana = app.register("acme").await;
+    let body = json!({ "name": "prod", "scope": "write", "allowed_ips": ["203.0.113.0/24"] });
+    let created = app.post("/v1/api-keys").bearer(&dana.access_token).json(body).send().await;
+    let created = created.expect_status(201);
+    let text = |field: &str| created[field].as_str().unwrap().to_owned();
+    let key = Key { id: text("id"), secret: text("key") };
+    let dana = with_api_key(&app, &dana).await;
+    let (new, _) = rotate(&app, &dana, &key, json!({})).await;
+    let send = async |path: &str, address: &str| {
+        let request = app.get(path).bearer(&new.secret).header("x-forwarded-for", address);
+        request.send().await.status.as_u16()
+    };
+    let wait_for_verdict = async |is_safe: bool, reason: &str| {
+        app.database.wait_until_sealed().await;
+        eventually(reason, async || {
+            let report = fetch_report(&app, &dana, &key).await;
+            let text = report["reason"].as_str().unwrap();
+            (report["safe_to_revoke"] == is_safe && text.contains(reason)).then_some(())
+        })
+        .await;
+    };
+    app.clock.advance(Duration::from_mins(16));
+    wait_for_verdict(false, "has not been used yet").await;
+    assert_eq!(send("/v1/agents", "198.51.100.7").await, 403);
+    wait_for_verdict(false, "has been refused so far").await;
+    // A request that is wrong in itself is served by the key.
+    assert_eq!(send("/v1/agents/agent_x", "203.0.113.9").await, 404);
+    wait_for_verdict(true, "is in use").await;
+    let recover = async || {
+        assert_eq!(send("/v1/agents", "203.0.113.9").await, 200);
+        wait_for_verdict(true, "is in use").await;
+    };
+    let failing = "have failed since its last success";
+    // From an address outside of its networks.
+    assert_eq!(send("/v1/agents", "198.51.100.7").await, 403);
+    wait_for_verdict(false, failing).await;
+    revoke_if_quiet(&app, &dana, &key).await.assert_error(409, "key_in_use");
+    recover().await;
+    // Without the required scope.
+    assert_eq!(send("/v1/wallet/balance", "203.0.113.9").await, 403);
+    wait_for_verdict(false, failing).await;
+    recover().await;
+    // While it is disabled, and until it has recovered from the refusals.
+    let set_disabled = async |disabled: bool| {
+        let path = format!("/v1/api-keys/{}", new.id);
+        let body = json!({ "disabled": disabled });
+        app.patch(&path).bearer(&dana.access_token).json(body).send().await.expect_status(200);
+    };
+    set_disabled(true).await;
+    wait_for_verdict(false, "is disabled").await;
+    set_disabled(false).await;
+    wait_for_verdict(true, "is in use").await;
+    set_disabled(true).await;
+    assert_eq!(send("/v1/agents", "203.0.113.9").await, 401);
+    set_disabled(false).await;
+    wait_for_verdict(false, failing).await;
+    recover().await;
+    assert_eq!(revoke_if_quiet(&app, &dana, &key).await.status, 204);
+}
+
 /// While a node may have unwritten requests, the key does not count as quiet.
 #[tokio::test]
 async fn unwritten_requests_keep_key_from_being_quiet() {

@@ -46,6 +46,22 @@ async fn wait_until_shared(nodes: [&TestApp; 2], is_shared: bool) {
     .await;
 }
 
+/// A key's own limit is shared like that of its workspace.
+#[tokio::test]
+async fn two_nodes_share_the_limit_of_a_key() {
+    let valkey = Valkey::start().await;
+    let nodes = start_two_nodes(&valkey.url(), ("rate_limit.per_key_per_minute", "60")).await;
+    let dana = nodes[0].register("acme").await;
+    let body = serde_json::json!({ "name": "slow", "rate_limit_per_minute": 4 });
+    let created = nodes[0].post("/v1/api-keys").bearer(&dana.access_token).json(body).send().await;
+    let key = created.expect_status(201)["key"].as_str().unwrap().to_owned();
+    let responses = send_requests([&nodes[0], &nodes[1]], &key, 6).await;
+    assert_eq!(statuses(&responses), [200, 200, 200, 200, 429, 429]);
+    for response in responses {
+        assert_eq!(response.header_number("x-ratelimit-limit"), 4);
+    }
+}
+
 #[tokio::test]
 async fn two_nodes_share_one_rate_limit() {
     let valkey = Valkey::start().await;

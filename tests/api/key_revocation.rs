@@ -1,0 +1,370 @@
+//! /v1/api-keys/{id}/descendants, /v1/api-keys/{id}/revoke and /v1/api-keys/revoke: keys are
+//! revoked alone, with what they made, or by their holder.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::fixture::{
+    Key, PASSWORD, SmtpSink, TestApp, TestResponse, TestUser, eventually, link_token,
+    oauth::{OAuthClient, OAuthExt},
+};
+
+/// A leaked admin key with everything that it made.
+struct Leak {
+    root: Key,
+    child: Key,
+    grandchild: Key,
+    /// The successor of a key of another creator.
+    successor: Key,
+    client: OAuthClient,
+    client_token: String,
+    invitation: Value,
+    child_invitation: Value,
+}
+
+async fn app_with_mail() -> (TestApp, SmtpSink, TestUser) {
+    let sink = SmtpSink::start();
+    let app = TestApp::start_with(&[("mail.url", &sink.url())]).await;
+    let dana = app.register_verified("acme").await;
+    (app, sink, dana)
+}
+
+async fn create(app: &TestApp, credential: &str, path: &str, body: Value) -> Value {
+    app.post(path).bearer(credential).json(body).send().await.expect_status(201)
+}
+
+async fn create_key(app: &TestApp, credential: &str, name: &str) -> Key {
+    let body = create(app, credential, "/v1/api-keys", json!({ "name": name, "scope": "admin" }));
+    key_of(&body.await)
+}
+
+fn key_of(body: &Value) -> Key {
+    let text = |field: &str| body[field].as_str().unwrap().to_owned();
+    Key { id: text("id"), secret: text("key") }
+}
+
+async fn create_client(app: &TestApp, credential: &str) -> OAuthClient {
+    let body = json!({ "name": "Robot", "scope": "admin", "grant_types": ["client_credentials"] });
+    OAuthClient::from_registration(&create(app, credential, "/v1/oauth/clients", body).await)
+}
+
+async fn request_token(app: &TestApp, client: &OAuthClient) -> TestResponse {
+    let fields = [("grant_type", "client_credentials")];
+    app.request_token(&client.with_client_credentials(&fields)).await
+}
+
+async fn invite(app: &TestApp, credential: &str, email: &str) -> Value {
+    create(app, credential, "/v1/invitations", json!({ "email": email, "role": "admin" })).await
+}
+
+async fn accept(app: &TestApp, sink: &SmtpSink, email: &str) -> TestResponse {
+    let token = link_token(&sink.wait_for_email(email, "Invitation").await);
+    let body = json!({ "token": token, "password": PASSWORD });
+    app.post("/v1/invitations/accept").json(body).send().await
+}
+
+async fn revoke(app: &TestApp, dana: &TestUser, key: &Key, query: &str) -> TestResponse {
+    app.delete(&format!("/v1/api-keys/{}{query}", key.id)).bearer(&dana.access_token).send().await
+}
+
+async fn descendants(app: &TestApp, credential: &str, key: &Key) -> Value {
+    let path = format!("/v1/api-keys/{}/descendants", key.id);
+    app.get(&path).bearer(credential).send().await.expect_status(200)
+}
+
+fn ids(list: &Value) -> Vec<&str> {
+    list.as_array().unwrap().iter().map(|item| item["id"].as_str().unwrap()).collect()
+}
+
+async fn status(app: &TestApp, credential: &str) -> u16 {
+    app.get("/v1/agents").bearer(credential).send().await.status.as_u16()
+}
+
+impl Leak {
+    async fn new(app: &TestApp, dana: &TestUser) -> Self {
+        let root = create_key(app, &dana.access_token, "root").await;
+        let child = create_key(app, &root.secret, "child").await;
+        let grandchild = create_key(app, &child.secret, "grandchild").await;
+        let owned = create_key(app, &dana.access_token, "owned").await;
+        let rotate = format!("/v1/api-keys/{}/rotate", owned.id);
+        let successor = key_of(&create(app, &root.secret, &rotate, json!({ "name": "s" })).await);
+        let client = create_client(app, &root.secret).await;
+        let token = request_token(app, &client).await.expect_status(200);
+        Self {
+            client_token: token["access_token"].as_str().unwrap().to_owned(),
+            invitation: invite(app, &root.secret, "eve@new.example").await,
+            child_invitation: invite(app, &child.secret, "mallory@new.example").await,
+            root,
+            child,
+            grandchild,
+            successor,
+            client,
+        }
+    }
+
+    fn api_keys(&self) -> [&str; 3] {
+        [&self.successor.id, &self.grandchild.id, &self.child.id]
+    }
+}
+
+#[tokio::test]
+async fn descendants_are_listed_to_readers_of_the_workspace() {
+    let (app, _sink, dana) = app_with_mail().await;
+    let leak = Leak::new(&app, &dana).await;
+    let reader = app.create_key(&dana, "reader", "read-only").await;
+    let made = descendants(&app, &reader.secret, &leak.root).await;
+    assert_eq!(ids(&made["api_keys"]), leak.api_keys(), "{made:#}");
+    assert_eq!(ids(&made["oauth_clients"]), [&*leak.client.id]);
+    let invitations = [&leak.child_invitation, &leak.invitation].map(|i| i["id"].as_str().unwrap());
+    assert_eq!(ids(&made["invitations"]), invitations);
+    assert_eq!(made.as_object().unwrap().len(), 3, "{made:#}");
+    assert_eq!(made["api_keys"][2]["created_by"], leak.root.id);
+    let made = descendants(&app, &reader.secret, &leak.child).await;
+    assert_eq!(ids(&made["api_keys"]), [&*leak.grandchild.id]);
+    let none = descendants(&app, &reader.secret, &leak.grandchild).await;
+    assert_eq!(none, json!({ "api_keys": [], "oauth_clients": [], "invitations": [] }));
+}
+
+#[tokio::test]
+async fn plain_revocation_closes_invitations_and_names_what_remains() {
+    let (app, sink, dana) = app_with_mail().await;
+    let leak = Leak::new(&app, &dana).await;
+    revoke(&app, &dana, &leak.root, "").await.expect_status(204);
+    assert_eq!(status(&app, &leak.root.secret).await, 401);
+    for secret in [&leak.child.secret, &leak.grandchild.secret, &leak.client_token] {
+        assert_eq!(status(&app, secret).await, 200);
+    }
+    let refused = accept(&app, &sink, "eve@new.example").await;
+    refused.assert_error(422, "validation_failed").assert_field("token");
+    let event = app.wait_for_event_count(&dana.access_token, "action=api_key.revoked", 1).await;
+    let details = &event[0]["metadata"];
+    assert_eq!(ids(&details["api_keys"]), leak.api_keys(), "{details:#}");
+    assert_eq!(ids(&details["oauth_clients"]), [&*leak.client.id]);
+    assert_eq!(ids(&details["closed_invitations"]), [leak.invitation["id"].as_str().unwrap()]);
+    let email = sink.wait_for_email(&dana.email, "API key was revoked").await;
+    let text = email["text"].as_str().unwrap();
+    assert!(["child", "grandchild", "Robot"].iter().all(|name| text.contains(name)), "{text}");
+    // The invitation of the child remains, and the descendants stay listed.
+    let made = descendants(&app, &dana.access_token, &leak.root).await;
+    assert_eq!(ids(&made["api_keys"]), leak.api_keys());
+    assert_eq!(ids(&made["invitations"]), [leak.child_invitation["id"].as_str().unwrap()]);
+    accept(&app, &sink, "mallory@new.example").await.expect_status(201);
+}
+
+#[tokio::test]
+async fn cascade_revokes_everything_that_the_key_made_on_every_node() {
+    let (app, sink, dana) = app_with_mail().await;
+    let other = app.another_node().await;
+    let leak = Leak::new(&app, &dana).await;
+    let unrelated = create_key(&app, &dana.access_token, "unrelated").await;
+    for secret in [&leak.child.secret, &leak.client_token, &unrelated.secret] {
+        assert_eq!(status(&other, secret).await, 200);
+    }
+    revoke(&app, &dana, &leak.root, "?cascade=true").await.expect_status(204);
+    for node in [&other, &app] {
+        for secret in [
+            &leak.root.secret,
+            &leak.child.secret,
+            &leak.grandchild.secret,
+            &leak.successor.secret,
+            &leak.client_token,
+        ] {
+            assert_eq!(status(node, secret).await, 401);
+        }
+        assert_eq!(status(node, &unrelated.secret).await, 200);
+        assert_eq!(request_token(node, &leak.client).await.status, 401);
+    }
+    for email in ["eve@new.example", "mallory@new.example"] {
+        accept(&app, &sink, email).await.assert_error(422, "validation_failed");
+    }
+    let events = app.wait_for_event_count(&dana.access_token, "action=api_key.revoked", 4).await;
+    let causes: Vec<_> = events.iter().map(|event| &event["metadata"]["api_key_id"]).collect();
+    assert_eq!(causes.iter().filter(|cause| **cause == leak.root.id.as_str()).count(), 3);
+    app.wait_for_event_count(&dana.access_token, "action=oauth.client_deleted", 1).await;
+    app.wait_for_event_count(&dana.access_token, "action=member.invitation_revoked", 2).await;
+    let none = descendants(&app, &dana.access_token, &leak.root).await;
+    assert_eq!(none, json!({ "api_keys": [], "oauth_clients": [], "invitations": [] }));
+}
+
+/// A cascade that was cut off, or that comes later, continues.
+#[tokio::test]
+async fn cascade_of_revoked_key_revokes_what_remains() {
+    let (app, _sink, dana) = app_with_mail().await;
+    let leak = Leak::new(&app, &dana).await;
+    revoke(&app, &dana, &leak.root, "").await.expect_status(204);
+    revoke(&app, &dana, &leak.child, "").await.expect_status(204);
+    let path = format!("/v1/api-keys/{}/revoke?cascade=true", leak.root.id);
+    let key = app.patch(&path).bearer(&dana.access_token).send().await.expect_status(200);
+    assert_eq!((&key["id"], &key["status"]), (&json!(leak.root.id), &json!("revoked")));
+    for secret in [&leak.grandchild.secret, &leak.successor.secret, &leak.client_token] {
+        assert_eq!(status(&app, secret).await, 401);
+    }
+}
+
+/// A key that creates keys while it is being revoked with a cascade leaves none behind.
+#[tokio::test]
+async fn key_created_during_cascade_does_not_survive_it() {
+    let (app, _sink, dana) = app_with_mail().await;
+    let other = app.another_node().await;
+    for round in 0..4 {
+        let root = create_key(&app, &dana.access_token, "root").await;
+        let child = create_key(&app, &root.secret, "child").await;
+        let creations = (0..12).map(|index| {
+            let node = if index % 2 == 0 { &app } else { &other };
+            let creator = if index % 3 == 0 { &root } else { &child };
+            let body = json!({ "name": format!("{round}-{index}"), "scope": "write" });
+            node.post("/v1/api-keys").bearer(&creator.secret).json(body).send()
+        });
+        let revocation = revoke(&app, &dana, &root, "?cascade=true");
+        let (created, revoked) =
+            tokio::join!(futures_util::future::join_all(creations), revocation);
+        revoked.expect_status(204);
+        for response in created {
+            if response.status == 201 {
+                let key = key_of(&response.body);
+                assert_eq!(status(&app, &key.secret).await, 401, "{}", key.id);
+            } else {
+                response.assert_error(401, "unauthorized");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn cascade_if_quiet_requires_that_nothing_is_in_use() {
+    let (app, _sink, dana) = app_with_mail().await;
+    let root = create_key(&app, &dana.access_token, "root").await;
+    let child = create_key(&app, &root.secret, "child").await;
+    let client = create_client(&app, &root.secret).await;
+    app.clock.advance(Duration::from_mins(16));
+    let dana = TestUser { access_token: app.sign_in_again(&dana).await.access_token, ..dana };
+    assert_eq!(status(&app, &child.secret).await, 200);
+    app.database.wait_until_sealed().await;
+    let query = "?cascade=true&if_quiet=true";
+    let refused = revoke(&app, &dana, &root, query).await;
+    refused.assert_error(409, "key_in_use");
+    assert_eq!(status(&app, &root.secret).await, 200, "nothing was revoked");
+    let token = request_token(&app, &client).await.expect_status(200);
+    app.clock.advance(Duration::from_mins(16));
+    let dana = TestUser { access_token: app.sign_in_again(&dana).await.access_token, ..dana };
+    let refused = eventually("the client is the only obstacle", async || {
+        let refused = revoke(&app, &dana, &root, query).await;
+        refused.assert_error(409, "key_in_use");
+        let reason = refused.body["rotation"]["reason"].as_str().unwrap().to_owned();
+        reason.contains("OAuth client").then_some(refused)
+    })
+    .await;
+    assert_eq!(refused.body["rotation"]["safe_to_revoke"], false);
+    let path = format!("/v1/oauth/clients/{}", client.id);
+    app.delete(&path).bearer(&dana.access_token).send().await.expect_status(204);
+    assert_eq!(status(&app, token["access_token"].as_str().unwrap()).await, 401);
+    eventually("nothing is in use", async || {
+        (revoke(&app, &dana, &root, query).await.status == 204).then_some(())
+    })
+    .await;
+    assert_eq!(status(&app, &child.secret).await, 401);
+    let bad = revoke(&app, &dana, &child, "?cascade=perhaps").await;
+    bad.assert_error(422, "validation_failed").assert_field("cascade");
+}
+
+#[tokio::test]
+async fn owners_get_an_email_about_new_admin_access() {
+    let (app, sink, dana) = app_with_mail().await;
+    create_client(&app, &dana.access_token).await;
+    let email = sink.wait_for_email(&dana.email, "OAuth client with admin access").await;
+    assert!(email["text"].as_str().unwrap().contains("Robot"), "{email:#}");
+    let key = create_key(&app, &dana.access_token, "deploy").await;
+    invite(&app, &key.secret, "eve@new.example").await;
+    let email = sink.wait_for_email(&dana.email, "invited an administrator").await;
+    let text = email["text"].as_str().unwrap();
+    assert!(text.contains("eve@new.example") && text.contains("deploy"), "{text}");
+    // Not about a lower role, and not about the invitation of a user.
+    let body = json!({ "email": "sam@new.example", "role": "member" });
+    create(&app, &key.secret, "/v1/invitations", body).await;
+    invite(&app, &dana.access_token, "kim@new.example").await;
+    sink.wait_for_email("kim@new.example", "Invitation").await;
+    let subjects = sink.emails_to(&dana.email);
+    let count = |about: &str| {
+        let texts = subjects.iter().filter(|mail| mail["text"].as_str().unwrap().contains(about));
+        texts.count()
+    };
+    assert_eq!([count("sam@new.example"), count("kim@new.example")], [0, 0]);
+}
+
+#[tokio::test]
+async fn removed_member_leaves_named_keys_and_clients() {
+    let (app, sink, dana) = app_with_mail().await;
+    let sam = app.add_member(&dana, "admin").await;
+    let key = create_key(&app, &sam.access_token, "sams-key").await;
+    let client = create_client(&app, &sam.access_token).await;
+    let by_key = create_client(&app, &key.secret).await;
+    let path = format!("/v1/members/{}", sam.user_id);
+    app.delete(&path).bearer(&dana.access_token).send().await.expect_status(204);
+    let events = app.wait_for_event_count(&dana.access_token, "action=member.removed", 1).await;
+    let details = &events[0]["metadata"];
+    assert_eq!(ids(&details["api_keys"]), [&*key.id], "{details:#}");
+    assert_eq!(ids(&details["oauth_clients"]), [&*by_key.id, &*client.id]);
+    let email = sink.wait_for_email(&dana.email, "member was removed").await;
+    let text = email["text"].as_str().unwrap();
+    assert!(text.contains("sams-key") && text.contains("Robot"), "{text}");
+}
+
+#[tokio::test]
+async fn holder_revokes_key_without_another_credential() {
+    let (app, sink, dana) = app_with_mail().await;
+    let other = app.another_node().await;
+    let key = create_key(&app, &dana.access_token, "leaked").await;
+    let invitation = invite(&app, &key.secret, "eve@new.example").await;
+    assert_eq!(status(&other, &key.secret).await, 200);
+    let report = async |key: &str| {
+        let answer = app.post("/v1/api-keys/revoke").json(json!({ "key": key })).send().await;
+        (answer.status.as_u16(), answer.text)
+    };
+    assert_eq!(report(&key.secret).await, (204, String::new()));
+    for node in [&app, &other] {
+        let rejected = node.get("/v1/agents").bearer(&key.secret).send().await;
+        rejected.assert_error(401, "unauthorized");
+    }
+    // The same response for a revoked, an unknown and a malformed key, and for other text.
+    let unknown = "sk_call2me_live_0000000000000000000000000000002C8GjS";
+    let foreign = key.secret.replace("_live_", "_test_");
+    for text in [&*key.secret, unknown, &foreign, &key.secret[..40], "", "x\u{e9}"] {
+        assert_eq!(report(text).await, (204, String::new()), "{text}");
+    }
+    let events = app.wait_for_event_count(&dana.access_token, "action=api_key.revoked", 1).await;
+    let actor = json!({ "type": "anonymous", "id": null, "name": "holder of the key" });
+    assert_eq!(events[0]["actor"], actor, "{events:#?}");
+    assert_eq!(events[0]["request"]["path"], "/v1/api-keys/revoke");
+    let closed = &events[0]["metadata"]["closed_invitations"];
+    assert_eq!(ids(closed), [invitation["id"].as_str().unwrap()]);
+    let email = sink.wait_for_email(&dana.email, "API key was revoked").await;
+    assert!(email["text"].as_str().unwrap().contains("holder of the key"), "{email:#}");
+    for (body, field) in [
+        (json!({}), "key"),
+        (json!({ "key": 7 }), "key"),
+        (json!({ "key": unknown, "cascade": true }), "cascade"),
+    ] {
+        let refused = app.post("/v1/api-keys/revoke").json(body).send().await;
+        refused.assert_error(422, "validation_failed").assert_field(field);
+    }
+}
+
+#[tokio::test]
+async fn revocation_by_holder_has_the_limit_of_the_address() {
+    let app = TestApp::start_with(&[("rate_limit.per_address_per_minute", "4")]).await;
+    let dana = app.register("acme").await;
+    let key = app.create_key(&dana, "prod", "write").await;
+    let report =
+        async |key: &str| app.post("/v1/api-keys/revoke").json(json!({ "key": key })).send().await;
+    let unknown = "sk_call2me_live_0000000000000000000000000000002C8GjS";
+    // Registering was the first request.
+    for _ in 0..3 {
+        assert_eq!(report(unknown).await.status, 204);
+    }
+    // Also for a valid key: otherwise the status would reveal that it is one.
+    for text in [unknown, &key.secret] {
+        report(text).await.assert_error(429, "rate_limited");
+    }
+    assert_eq!(status(&app, &key.secret).await, 200);
+}
