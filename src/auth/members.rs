@@ -323,7 +323,7 @@ pub(super) async fn remove_membership(
         let subject = |workspace| EmailKind::MemberRemoved {
             member: member.email.clone(),
             workspace,
-            by: actor.name.clone(),
+            by: actor.name.as_deref().unwrap_or("the service").to_owned(),
             origin: origin.clone(),
             remaining: remaining.clone(),
         };
