@@ -15,7 +15,11 @@ use axum::{
 };
 use futures_util::future::BoxFuture;
 
-use super::{App, error::EndpointError, extract::Access};
+use super::{
+    App,
+    error::EndpointError,
+    extract::{AcceptedParameters, Access},
+};
 
 /// The result of an endpoint.
 pub type EndpointResult = Result<Response, EndpointError>;
@@ -64,8 +68,15 @@ impl<T: HandlerResponse, E: Into<EndpointError>> HandlerResult for Result<T, E> 
 ///
 /// `Args` are the types of the other parameters. As in axum, the last one may consume the body.
 pub trait Handler<A, Args>: Send + Sync + 'static {
-    /// Extracts the parameters and runs the handler.
-    fn run(&self, app: &App, request: Request) -> impl Future<Output = EndpointResult> + Send;
+    /// Extracts the parameters and runs the handler. Query parameters that the route does not
+    /// accept are rejected after all extractors, so that a scope or a body that is wrong as well is
+    /// reported first.
+    fn run(
+        &self,
+        app: &App,
+        accepted: &AcceptedParameters,
+        request: Request,
+    ) -> impl Future<Output = EndpointResult> + Send;
 }
 
 impl<A, F, Fut> Handler<A, ()> for F
@@ -74,9 +85,15 @@ where
     F: Fn(A::Extractor) -> Fut + Send + Sync + 'static,
     Fut: Future<Output: HandlerResult> + Send,
 {
-    async fn run(&self, app: &App, request: Request) -> EndpointResult {
+    async fn run(
+        &self,
+        app: &App,
+        accepted: &AcceptedParameters,
+        request: Request,
+    ) -> EndpointResult {
         let (mut parts, _) = request.into_parts();
         let access = A::Extractor::from_request_parts(&mut parts, app).await?;
+        accepted.check(&parts.uri)?;
         self(access).await.into_result()
     }
 }
@@ -92,7 +109,12 @@ macro_rules! impl_handler {
             $($part: FromRequestParts<App, Rejection: Into<EndpointError>> + Send,)*
             $last: FromRequest<App, Via, Rejection: Into<EndpointError>> + Send,
         {
-            async fn run(&self, app: &App, request: Request) -> EndpointResult {
+            async fn run(
+                &self,
+                app: &App,
+                accepted: &AcceptedParameters,
+                request: Request,
+            ) -> EndpointResult {
                 let (mut parts, body) = request.into_parts();
                 let access = A::Extractor::from_request_parts(&mut parts, app).await?;
                 $(
@@ -100,10 +122,12 @@ macro_rules! impl_handler {
                         .await
                         .map_err(Into::<EndpointError>::into)?;
                 )*
+                let is_query_accepted = accepted.check(&parts.uri);
                 let request = Request::from_parts(parts, body);
                 let $last = $last::from_request(request, app)
                     .await
                     .map_err(Into::<EndpointError>::into)?;
+                is_query_accepted?;
                 self(access, $($part,)* $last).await.into_result()
             }
         }
@@ -117,7 +141,10 @@ impl_handler!(T1 T2 T3 | T4);
 
 /// The handler of a route, as the access layer runs it.
 #[derive(Clone)]
-pub struct Endpoint(Arc<dyn ErasedHandler>);
+pub struct Endpoint {
+    handler: Arc<dyn ErasedHandler>,
+    accepted: AcceptedParameters,
+}
 
 impl Endpoint {
     /// Wraps a handler whose first parameter is the extractor of `A`. Any other handler does not
@@ -138,7 +165,13 @@ impl Endpoint {
     /// ```
     #[must_use]
     pub fn new<A: Access, Args: 'static>(handler: impl Handler<A, Args>) -> Self {
-        Self(Arc::new(TypedHandler { handler, types: PhantomData::<fn(A, Args)> }))
+        let handler = Arc::new(TypedHandler { handler, types: PhantomData::<fn(A, Args)> });
+        Self { handler, accepted: AcceptedParameters::Any }
+    }
+
+    /// Rejects query parameters that the route does not accept.
+    pub(super) fn accepting(self, accepted: AcceptedParameters) -> Self {
+        Self { accepted, ..self }
     }
 
     /// Extracts the parameters of the handler and runs it.
@@ -147,13 +180,18 @@ impl Endpoint {
         app: &'a App,
         request: Request,
     ) -> BoxFuture<'a, EndpointResult> {
-        self.0.run(app, request)
+        self.handler.run(app, &self.accepted, request)
     }
 }
 
 /// A [`Handler`] without type parameters, so that the access layer is compiled once.
 trait ErasedHandler: Send + Sync {
-    fn run<'a>(&'a self, app: &'a App, request: Request) -> BoxFuture<'a, EndpointResult>;
+    fn run<'a>(
+        &'a self,
+        app: &'a App,
+        accepted: &'a AcceptedParameters,
+        request: Request,
+    ) -> BoxFuture<'a, EndpointResult>;
 }
 
 struct TypedHandler<H, A, Args> {
@@ -162,7 +200,12 @@ struct TypedHandler<H, A, Args> {
 }
 
 impl<A: Access, Args: 'static, H: Handler<A, Args>> ErasedHandler for TypedHandler<H, A, Args> {
-    fn run<'a>(&'a self, app: &'a App, request: Request) -> BoxFuture<'a, EndpointResult> {
-        Box::pin(self.handler.run(app, request))
+    fn run<'a>(
+        &'a self,
+        app: &'a App,
+        accepted: &'a AcceptedParameters,
+        request: Request,
+    ) -> BoxFuture<'a, EndpointResult> {
+        Box::pin(self.handler.run(app, accepted, request))
     }
 }

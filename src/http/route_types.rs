@@ -1,9 +1,16 @@
 //! Routes: how the route tables of the API and the dashboard describe them.
 
 use axum::http::Method;
-use utoipa::openapi::{RefOr, path::Paths, schema::Schema};
+use utoipa::openapi::{
+    RefOr,
+    path::{ParameterIn, Paths},
+    schema::Schema,
+};
 
-use super::{endpoint::Endpoint, extract::AccessRule};
+use super::{
+    endpoint::Endpoint,
+    extract::{AcceptedParameters, AccessRule},
+};
 
 /// A row of the route table.
 pub struct Route {
@@ -21,6 +28,24 @@ pub struct Route {
     pub paths: Paths,
     /// The schemas that `paths` refers to.
     pub schemas: Vec<(String, RefOr<Schema>)>,
+}
+
+impl Route {
+    /// The query parameters that the OpenAPI document states for the route. So a parameter that a
+    /// handler reads and does not document is rejected.
+    pub(super) fn documented_parameters(&self) -> AcceptedParameters {
+        let operations = self.paths.paths.values().flat_map(|item| {
+            [&item.post, &item.put, &item.patch, &item.delete].into_iter().flatten()
+        });
+        let parameters = operations.flat_map(|operation| operation.parameters.iter().flatten());
+        let names = parameters.filter_map(|parameter| match parameter {
+            RefOr::T(parameter) if parameter.parameter_in == ParameterIn::Query => {
+                Some(parameter.name.clone())
+            }
+            _ => None,
+        });
+        AcceptedParameters::Only(names.collect())
+    }
 }
 
 /// A route of the dashboard: a page, or the target of a form.

@@ -149,6 +149,82 @@ async fn malformed_id_path_or_query_is_client_error() {
     }
 }
 
+#[tokio::test]
+async fn unknown_query_parameter_of_change_is_rejected() {
+    let app = TestApp::start().await;
+    let dana = app.register("acme").await;
+    let key = app.create_key(&dana, "prod", "admin").await;
+    let path = format!("/v1/api-keys/{}", key.id);
+    let by = |method: &str, path: &str| {
+        app.request(method, path).bearer(&dana.access_token).json(json!({}))
+    };
+    for (method, path, field) in [
+        // A misspelled condition.
+        ("DELETE", format!("{path}?if_quite=true"), "if_quite"),
+        ("DELETE", format!("{path}?if_quiet=true&force=1"), "force"),
+        ("PATCH", format!("{path}?dry_run"), "dry_run"),
+        ("POST", format!("{path}/rotate?dry_run=true"), "dry_run"),
+        // Routes that read no query.
+        ("POST", "/v1/auth/logout?all=true".to_owned(), "all"),
+        ("DELETE", "/v1/auth/sessions?except=x".to_owned(), "except"),
+        ("PUT", "/v1/users/me/branding?x=y".to_owned(), "x"),
+        ("POST", format!("/v1/agents?{}=1", "sk_call2me_live_abc"), "[redacted]"),
+        // An open route.
+        ("POST", "/v1/auth/password/forgot?email=x".to_owned(), "email"),
+    ] {
+        let body = match path.split('?').next() {
+            Some("/v1/auth/password/forgot") => json!({ "email": "dana@acme.example" }),
+            Some("/v1/agents") => json!({ "agent_name": "a" }),
+            _ => json!({}),
+        };
+        let answer = by(method, &path).json(body).send().await;
+        answer.assert_error(422, "validation_failed").assert_field(field);
+    }
+    // Nothing has happened.
+    app.get("/v1/auth/me").bearer(&dana.access_token).send().await.expect_status(200);
+    app.get("/v1/auth/me").bearer(&key.secret).send().await.expect_status(200);
+    // A missing scope, another media type and a malformed query are reported first.
+    let reader = app.create_key(&dana, "reader", "read-only").await;
+    let delete = format!("{path}?if_quite=true");
+    let forbidden = app.delete(&delete).bearer(&reader.secret).send().await;
+    forbidden.assert_error(403, "insufficient_scope");
+    let text = app.post("/v1/agents?x=y").bearer(&key.secret).body("text/plain", "x").send().await;
+    text.assert_error(415, "unsupported_media_type");
+    by("DELETE", &format!("{path}?%zz")).send().await.assert_error(400, "bad_request");
+    // Reads, forward-auth and OAuth endpoints ignore unknown parameters.
+    for (method, path, status) in [
+        ("GET", format!("{path}?if_quite=true"), 200),
+        ("HEAD", format!("{path}?x"), 200),
+        ("POST", "/v1/auth/verify/agents?limit=x".to_owned(), 200),
+        ("POST", "/oauth/revoke?x=y".to_owned(), 401),
+    ] {
+        let answer = app.request(method, &path).bearer(&key.secret).send().await;
+        assert_eq!(answer.status, status, "{method} {path}: {}", answer.text);
+    }
+}
+
+#[tokio::test]
+async fn unknown_value_of_filter_is_rejected() {
+    let app = TestApp::start().await;
+    let dana = app.register("acme").await;
+    for (path, field) in [
+        ("/v1/audit-log?action=api_key.create", "action"),
+        ("/v1/audit-log/export?action=requests", "action"),
+        ("/v1/audit-log/stream?action=", "action"),
+        ("/v1/audit-log?status=600", "status"),
+        ("/v1/audit-log/export?format=xml", "format"),
+        ("/v1/api-keys?status=gone", "status"),
+        ("/v1/oauth/grants?of=everyone", "of"),
+    ] {
+        let answer = app.get(path).bearer(&dana.access_token).send().await;
+        answer.assert_error(422, "validation_failed").assert_field(field);
+    }
+    for action in call2me_auth::model::audit::Action::ALL {
+        let path = format!("/v1/audit-log?action={}", action.as_str());
+        app.get(&path).bearer(&dana.access_token).send().await.expect_status(200);
+    }
+}
+
 /// Sends raw bytes and reads the response until the connection closes.
 async fn send_raw(app: &TestApp, bytes: &[u8]) -> String {
     let mut stream = TcpStream::connect(app.url.strip_prefix("http://").unwrap()).await.unwrap();

@@ -1,6 +1,6 @@
 //! Idempotency-Key: a retry has no second effect and gets the response of the first request.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use serde_json::{Value, json};
 
@@ -59,6 +59,35 @@ async fn retried_key_creation_returns_same_secret() {
     assert_ne!(call.send().await.expect_status(201)["id"], first.body["id"]);
 }
 
+/// Creating routes whose `Idempotency-Key` is ignored. docs/integrate.md gives the reasons.
+const NOT_REPLAYED: [&str; 4] =
+    ["/oauth/register", "/v1/auth/passkeys", "/v1/auth/register", "/v1/invitations/accept"];
+
+/// The OpenAPI document states the header for each creating route that supports it.
+#[tokio::test]
+async fn every_creating_route_supports_key_or_is_listed() {
+    let app = TestApp::start().await;
+    let document = app.get("/openapi.json").send().await.expect_status(200);
+    let creating = document["paths"]
+        .as_object()
+        .unwrap()
+        .iter()
+        .filter(|(_, item)| item["post"]["responses"].get("201").is_some());
+    let (supporting, others): (Vec<_>, Vec<_>) = creating.partition(|(_, item)| {
+        let parameters = item["post"]["parameters"].as_array();
+        parameters.is_some_and(|all| all.iter().any(|it| it["name"] == "Idempotency-Key"))
+    });
+    assert!(supporting.len() >= 10, "{supporting:?}");
+    let others: BTreeSet<_> = others.iter().map(|(path, _)| path.as_str()).collect();
+    assert_eq!(others, NOT_REPLAYED.into());
+    let guide = include_str!("../../docs/integrate.md");
+    let section = guide.split("## Retry without creating twice").nth(1).unwrap();
+    let section = section.split("\n## ").next().unwrap();
+    for path in supporting.iter().map(|(path, _)| path.as_str()).chain(NOT_REPLAYED) {
+        assert!(section.contains(&format!("`{path}`")), "{path} is not in docs/integrate.md");
+    }
+}
+
 /// Covers every creating route of the API contract.
 #[tokio::test]
 async fn every_creating_route_is_safe_to_retry() {
@@ -69,6 +98,10 @@ async fn every_creating_route_is_safe_to_retry() {
         app.post("/v1/agents").bearer(&dana.access_token).json(json!({ "agent_name": "a" }));
     let agent = agent.send().await.expect_status(201)["agent_id"].clone();
     let rotate = format!("/v1/api-keys/{}/rotate", old.id);
+    let client = app.post("/v1/oauth/clients").bearer(&dana.access_token);
+    let client = client.json(json!({ "name": "c", "redirect_uris": ["https://c.example/"] }));
+    let client = client.send().await.header("location").to_owned();
+    let secret = format!("{client}/secret");
     for (path, body) in [
         ("/v1/api-keys", json!({ "name": "k" })),
         (rotate.as_str(), json!({})),
@@ -78,6 +111,11 @@ async fn every_creating_route_is_safe_to_retry() {
         ("/v1/calls", json!({ "agent_id": agent, "to_number": "+14155550100" })),
         ("/v1/knowledge-base", json!({ "name": "kb" })),
         ("/v1/campaigns", json!({ "name": "c", "agent_id": agent })),
+        (
+            "/v1/oauth/clients",
+            json!({ "name": "robot", "grant_types": ["client_credentials"], "scope": "admin" }),
+        ),
+        (secret.as_str(), json!({ "overlap_seconds": 60 })),
     ] {
         let send = async || {
             with_idempotency_key(app.post(path).bearer(&dana.access_token), "same", &body)

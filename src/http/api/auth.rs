@@ -122,7 +122,11 @@ pub async fn register(
         user: registered.user.into(),
         workspace: WorkspaceBody::new(&app, registered.workspace),
     };
-    Ok(Created::at("/v1/auth/me".to_owned(), Json(body)))
+    Ok(Created::without_replay(
+        "/v1/auth/me".to_owned(),
+        Json(body),
+        "there is no caller yet that a stored response could belong to; a retry is 409",
+    ))
 }
 
 /// A sign-in.

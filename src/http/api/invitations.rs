@@ -167,5 +167,9 @@ pub async fn accept(
         let new = NewMember { password, full_name };
         app.auth.invitations.accept_with_new_account(token, &new, &public.request).await?.tokens
     };
-    Ok(Created::at("/v1/auth/me".to_owned(), Json(TokenBody::new(&app, &pair))))
+    Ok(Created::without_replay(
+        "/v1/auth/me".to_owned(),
+        Json(TokenBody::new(&app, &pair)),
+        "there may be no caller yet that a stored response could belong to; a retry is refused",
+    ))
 }

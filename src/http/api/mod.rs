@@ -54,14 +54,17 @@ use crate::{
 /// The result of a handler.
 type ApiResult<T> = Result<T, ApiError>;
 
-/// A 201 response with the `Location` of the new resource.
+/// A 201 response with the `Location` of the new resource. A retry of its request is processed
+/// again: prefer [`IdempotentCreated`].
 pub struct Created<T> {
     location: String,
     body: T,
 }
 
 impl<T> Created<T> {
-    fn at(location: String, body: T) -> Self {
+    /// Creates the response of a request whose `Idempotency-Key` is ignored. The reason is for
+    /// readers of the code; docs/integrate.md lists these routes for clients.
+    fn without_replay(location: String, body: T, _reason: &'static str) -> Self {
         Self { location, body }
     }
 }
@@ -115,7 +118,7 @@ impl IdempotentCreated {
         transaction
             .commit(&response, audited)
             .await?
-            .unfenced("a new resource, which no node has cached");
+            .unfenced("a new resource or secret, which no node has cached");
         Ok(Self { response, is_replayed: false })
     }
 }

@@ -10,19 +10,22 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use utoipa::ToSchema;
 
-use super::{ApiResult, Created};
+use super::{ApiResult, CreationOutcome, IdempotentCreated, to_json};
 use crate::{
     http::{
         ApiError, App,
-        extract::{self, Admin, Authorized, FirstPartyAdmin, PathId, Query},
+        extract::{self, Admin, Authorized, FirstPartyAdmin, IdempotentJson, PathId, Query},
     },
     model::{
         id::{ClientId, Id},
         oauth::client::{Client, ClientAuthMethod, GrantType},
         scope::Scope,
     },
-    oauth::clients::workspace_clients::{
-        CreateClientParams, MAX_SECRET_OVERLAP, UpdateClientParams,
+    oauth::clients::{
+        RegisteredClient,
+        workspace_clients::{
+            CreateClientParams, MAX_SECRET_OVERLAP, RotatedSecret, UpdateClientParams,
+        },
     },
 };
 
@@ -140,17 +143,24 @@ pub struct CreatedClientBody {
 ///
 /// Only this response contains the secret. Store it: it cannot be retrieved again.
 #[utoipa::path(post, path = "/v1/oauth/clients", tag = "OAuth", request_body = CreateClientRequest,
+    params(crate::http::dto::parameters::IdempotencyKeyHeader),
     responses((status = 201, body = CreatedClientBody)))]
 pub async fn create(
     caller: Authorized<FirstPartyAdmin>,
     State(app): State<App>,
-    extract::Json(body): extract::Json<CreateClientRequest>,
-) -> ApiResult<Created<Json<CreatedClientBody>>> {
-    let created = app.oauth.workspace_clients.create(&caller, body.into_new_client()?).await?;
-    let location = format!("/v1/oauth/clients/{}", created.client.id);
-    let client_secret = created.secret.map(|secret| secret.reveal().to_owned());
-    let client = created.client.into();
-    Ok(Created::at(location, Json(CreatedClientBody { client, client_secret })))
+    IdempotentJson { body, attempt }: IdempotentJson<CreateClientRequest>,
+) -> ApiResult<IdempotentCreated> {
+    let params = body.into_new_client()?;
+    let mut transaction = match IdempotentCreated::begin(&app, &caller, attempt).await? {
+        CreationOutcome::New(transaction) => transaction,
+        CreationOutcome::Replayed(response) => return Ok(response),
+    };
+    let (RegisteredClient { client, secret }, audited) =
+        app.oauth.workspace_clients.create(transaction.tx(), &caller, params).await?;
+    let location = format!("/v1/oauth/clients/{}", client.id);
+    let client_secret = secret.map(|secret| secret.reveal().to_owned());
+    let body = to_json(&CreatedClientBody { client: client.into(), client_secret })?;
+    IdempotentCreated::finish(transaction, audited, location, body).await
 }
 
 /// A page of OAuth clients.
@@ -256,26 +266,31 @@ pub struct RotatedSecretBody {
 /// The previous secrets stay valid for `overlap_seconds`, so you can deploy the new secret without
 /// downtime.
 #[utoipa::path(post, path = "/v1/oauth/clients/{id}/secret", tag = "OAuth",
-    params(("id" = ClientId, Path)), request_body = RotateSecretRequest,
+    params(("id" = ClientId, Path), crate::http::dto::parameters::IdempotencyKeyHeader),
+    request_body = RotateSecretRequest,
     responses((status = 201, body = RotatedSecretBody), (status = 404), (status = 409)))]
 pub async fn rotate_secret(
     caller: Authorized<FirstPartyAdmin>,
     State(app): State<App>,
     PathId(id): PathId<ClientId>,
-    extract::Json(body): extract::Json<RotateSecretRequest>,
-) -> ApiResult<Created<Json<RotatedSecretBody>>> {
+    IdempotentJson { body, attempt }: IdempotentJson<RotateSecretRequest>,
+) -> ApiResult<IdempotentCreated> {
     let overlap = body.overlap_seconds.map_or(DEFAULT_OVERLAP, Duration::from_secs);
     if overlap > MAX_SECRET_OVERLAP {
         let (field, max) = ("overlap_seconds", MAX_SECRET_OVERLAP.as_secs());
         return Err(ApiError::invalid(field, format!("{field} must be at most {max}")));
     }
-    let (client, secret, others_until) =
-        app.oauth.workspace_clients.rotate_secret(&caller, id, overlap).await?;
-    let location = format!("/v1/oauth/clients/{id}");
+    let mut transaction = match IdempotentCreated::begin(&app, &caller, attempt).await? {
+        CreationOutcome::New(transaction) => transaction,
+        CreationOutcome::Replayed(response) => return Ok(response),
+    };
+    let (RotatedSecret { client, secret, others_until }, audited) =
+        app.oauth.workspace_clients.rotate_secret(transaction.tx(), &caller, id, overlap).await?;
     let body = RotatedSecretBody {
         client: client.into(),
         client_secret: secret.reveal().to_owned(),
         others_until,
     };
-    Ok(Created::at(location, Json(body)))
+    let location = format!("/v1/oauth/clients/{id}");
+    IdempotentCreated::finish(transaction, audited, location, to_json(&body)?).await
 }

@@ -119,7 +119,11 @@ pub async fn add(
         app.auth.passkeys.register(&caller, &body.name, &body.credential).await?;
     let tokens = TokenBody::new(&app, &credentials.tokens);
     let body = AddedPasskeyBody { passkey: passkey.into(), tokens };
-    Ok(Created::at("/v1/auth/passkeys".to_owned(), Json(body)))
+    Ok(Created::without_replay(
+        "/v1/auth/passkeys".to_owned(),
+        Json(body),
+        "its challenge works once, so a retry creates nothing",
+    ))
 }
 
 /// List your passkeys

@@ -4,7 +4,7 @@ use super::Query;
 use crate::{
     http::ApiError,
     model::{
-        audit::EventFilter,
+        audit::{Action, EventFilter},
         id::{self, ApiKeyId, ClientId, Id, UserId},
     },
 };
@@ -60,9 +60,7 @@ fn actor_id(text: &str) -> Result<Uuid, ApiError> {
 }
 
 fn action(text: &str) -> Result<String, ApiError> {
-    let fits = (1..=64).contains(&text.len())
-        && text.bytes().all(|b| b.is_ascii_lowercase() || matches!(b, b'_' | b'.'));
-    fits.then(|| text.to_owned()).ok_or_else(|| {
+    Action::from_name(text).map(|action| action.as_str().to_owned()).ok_or_else(|| {
         ApiError::invalid("action", "action must be the name of an action, such as request")
     })
 }

@@ -154,7 +154,7 @@ fn explain(path: &str, error: &serde_json::Error) -> ApiError {
 
 /// A field's name, safe to repeat in an error: shortened, and redacted if it contains a credential.
 /// The client chooses it, so it may be long or a secret.
-fn safe_field_name(field: &str) -> String {
+pub(super) fn safe_field_name(field: &str) -> String {
     let short: String = field.chars().filter(|c| !c.is_control()).take(64).collect();
     if short.contains("call2me_") || short.contains("eyJ") {
         "[redacted]".to_owned()

@@ -26,4 +26,4 @@ pub use json::{IdempotentJson, Json};
 pub use live_authorization::LiveAuthorization;
 pub use optional_session::OptionalSession;
 pub use path::PathId;
-pub use query::Query;
+pub use query::{AcceptedParameters, Query};

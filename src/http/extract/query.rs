@@ -1,4 +1,4 @@
-use std::{fmt, str::FromStr};
+use std::{fmt, str::FromStr, sync::Arc};
 
 use axum::{
     extract::FromRequestParts,
@@ -7,14 +7,45 @@ use axum::{
 use percent_encoding::percent_decode_str;
 use time::{OffsetDateTime, UtcOffset, format_description::well_known::Rfc3339};
 
+use super::json::safe_field_name;
 use crate::{
     http::{ApiError, error::ErrorCode},
     model::page::{DEFAULT_LIMIT, MAX_LIMIT, MAX_OFFSET, PageRequest, decode_cursor},
 };
 
-/// The parameters of a query string or form. Handlers read those that they know; others are
-/// ignored.
+/// The parameters of a query string or form. Handlers read those that they know. For others, see
+/// [`AcceptedParameters`].
 pub struct Query(Vec<(String, String)>);
+
+/// The query parameters that a route accepts.
+#[derive(Debug, Clone)]
+pub enum AcceptedParameters {
+    /// Any. Those that the handler does not read are ignored.
+    Any,
+    /// Those with these names. Others are rejected: a misspelled condition, such as `if_quite`, must
+    /// not make a change unconditional.
+    Only(Arc<[String]>),
+}
+
+impl AcceptedParameters {
+    /// Checks the names in the query string of a URI. One that is malformed passes, because
+    /// [`Query::from_uri`] reports it.
+    ///
+    /// # Errors
+    /// [`ApiError::invalid`] for the first parameter that is not accepted.
+    pub(in crate::http) fn check(&self, uri: &Uri) -> Result<(), ApiError> {
+        let (Self::Only(names), Some(query)) = (self, uri.query()) else { return Ok(()) };
+        let query = Query::parse(query).unwrap_or(Query(Vec::new()));
+        match query.pairs().find(|(name, _)| !names.iter().any(|known| known == name)) {
+            None => Ok(()),
+            Some((name, _)) => {
+                let name = safe_field_name(name);
+                let message = format!("{name} is not a query parameter of this request");
+                Err(ApiError::invalid(name, message))
+            }
+        }
+    }
+}
 
 impl fmt::Debug for Query {
     /// Prints only the names: values may be codes or passwords.
@@ -210,6 +241,21 @@ mod tests {
         }
         assert!(Query::parse("a=1&a=2").unwrap().text("a").is_err());
         assert!(Query::parse("a=%00").unwrap().text("a").is_err());
+    }
+
+    #[test]
+    fn unaccepted_parameter_is_rejected() {
+        let accepted = AcceptedParameters::Only(Arc::new(["if_quiet".to_owned()]));
+        let check = |accepted: &AcceptedParameters, uri: &'static str| {
+            accepted.check(&Uri::from_static(uri)).is_ok()
+        };
+        for uri in ["/k", "/k?", "/k?&", "/k?if_quiet=true", "/k?if%5Fquiet=true", "/k?%zz"] {
+            assert!(check(&accepted, uri), "{uri}");
+        }
+        for uri in ["/k?if_quite=true", "/k?if_quiet=true&x", "/k?=", "/k?If_quiet=true"] {
+            assert!(!check(&accepted, uri), "{uri}");
+            assert!(check(&AcceptedParameters::Any, uri), "{uri}");
+        }
     }
 
     #[test]

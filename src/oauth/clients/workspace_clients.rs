@@ -29,7 +29,7 @@ use crate::{
         scope::Scope,
         text,
     },
-    store::{self, Tx, oauth_clients::ClientCreator},
+    store::{self, Audited, Tx, oauth_clients::ClientCreator},
 };
 
 /// Maximum number of clients of a workspace.
@@ -70,6 +70,16 @@ pub struct UpdateClientParams {
     pub redirect_uris: Option<Vec<String>>,
 }
 
+/// A client with a new secret. It has no `Debug`, because it contains the secret.
+pub struct RotatedSecret {
+    /// The client.
+    pub client: Client,
+    /// The new secret.
+    pub secret: ClientSecret,
+    /// The time at which the older secrets expire.
+    pub others_until: OffsetDateTime,
+}
+
 /// Manages the OAuth clients of workspaces.
 pub struct WorkspaceClients {
     pub(in crate::oauth) context: Arc<ServiceContext>,
@@ -81,7 +91,7 @@ pub struct WorkspaceClients {
 }
 
 impl WorkspaceClients {
-    /// Creates a client in the caller's workspace.
+    /// Creates a client in the caller's workspace, in the caller's transaction.
     ///
     /// # Errors
     /// [`AuthError::Invalid`] for bad values, [`AuthError::Forbidden`] for a scope above the
@@ -96,9 +106,10 @@ impl WorkspaceClients {
     )]
     pub async fn create(
         &self,
+        tx: &mut Tx,
         caller: &AdminCaller,
         wanted: CreateClientParams,
-    ) -> Result<RegisteredClient, AuthError> {
+    ) -> Result<(RegisteredClient, Audited), AuthError> {
         if wanted.scope > caller.principal.scope {
             return Err(AuthError::Forbidden("the scope of a client cannot exceed your own"));
         }
@@ -106,10 +117,9 @@ impl WorkspaceClients {
         let mut client = self.build(workspace, wanted)?;
         client.created_by = Some(caller.principal.subject());
         let event = audit::event(&self.context.env, caller, Action::ClientCreated, 201);
-        let mut tx = self.context.store.begin(workspace, caller.principal.user_id()).await?;
-        self.members.lock_as_admin(&mut tx, caller.workspace(), caller.credential()).await?;
-        self.members.require_unrestricted(&mut tx, workspace, caller.credential()).await?;
-        if store::oauth_clients::count(&mut tx, workspace).await? >= MAX_CLIENTS {
+        self.members.lock_as_admin(tx, caller.workspace(), caller.credential()).await?;
+        self.members.require_unrestricted(tx, workspace, caller.credential()).await?;
+        if store::oauth_clients::count(tx, workspace).await? >= MAX_CLIENTS {
             return Err(AuthError::Conflict("the workspace already has 100 OAuth clients"));
         }
         if client.scope == Some(Scope::Admin) {
@@ -120,7 +130,7 @@ impl WorkspaceClients {
                 by: caller.principal.name().to_string(),
                 origin: origin.clone(),
             };
-            self.context.email_owners(&mut tx, workspace, subject).await?;
+            self.context.email_owners(tx, workspace, subject).await?;
         }
         let creator =
             ClientCreator { user: caller.principal.user_id(), key: caller.principal.api_key() };
@@ -158,7 +168,11 @@ impl WorkspaceClients {
         known.ok_or(AuthError::NotFound("workspace"))?;
         let id = self.context.env.new_id();
         let event = NewEvent::new(id, workspace, Action::ClientCreated, Actor::system());
-        self.insert(tx, workspace, client, ClientCreator::default(), event).await
+        let creator = ClientCreator::default();
+        let (registered, audited) =
+            self.insert(&mut tx, workspace, client, creator, event).await?;
+        tx.commit(audited).await?.unfenced("a new client, which no node has cached");
+        Ok(registered)
     }
 
     fn build(
@@ -206,26 +220,25 @@ impl WorkspaceClients {
 
     async fn insert(
         &self,
-        mut tx: Tx,
+        tx: &mut Tx,
         workspace: WorkspaceId,
         client: Client,
         creator: ClientCreator,
         event: NewEvent,
-    ) -> Result<RegisteredClient, AuthError> {
-        store::oauth_clients::insert(&mut tx, workspace, &client, creator).await?;
+    ) -> Result<(RegisteredClient, Audited), AuthError> {
+        store::oauth_clients::insert(tx, workspace, &client, creator).await?;
         let secret = client.is_confidential().then(|| self.new_secret());
         if let Some(secret) = &secret {
             let (id, now) = (self.context.env.new_uuid(), self.context.env.clock.now());
-            store::oauth_clients::add_secret(&mut tx, client.id, id, secret.digest(), now, now)
-                .await?;
+            store::oauth_clients::add_secret(tx, client.id, id, secret.digest(), now, now).await?;
         }
         let event = event
             .with_target(client.id, client.name.clone())
             .with_metadata(json!({ "scope": client.scope, "redirect_uris": client.redirect_uris }));
-        let audited = store::audit::insert(&mut tx, workspace, &event).await?;
-        tx.commit(audited).await?.unfenced("a new client, which no node has cached");
+        let audited = store::audit::insert(tx, workspace, &event).await?;
+        // Before the commit, because the transaction is the caller's: nobody else knows the id yet.
         self.unknown.invalidate(client.id);
-        Ok(RegisteredClient { client, secret })
+        Ok((RegisteredClient { client, secret }, audited))
     }
 
     fn new_secret(&self) -> ClientSecret {
@@ -309,8 +322,8 @@ impl WorkspaceClients {
         Ok(client)
     }
 
-    /// Adds a new secret to a client. Returns the client, the secret, and the time at which its
-    /// older secrets expire: after `overlap`, at most [`MAX_SECRET_OVERLAP`].
+    /// Adds a new secret to a client, in the caller's transaction. Its older secrets expire after
+    /// `overlap`, at most [`MAX_SECRET_OVERLAP`].
     ///
     /// # Errors
     /// [`AuthError::NotFound`] if the workspace has no such client, [`AuthError::Conflict`] if the
@@ -325,23 +338,23 @@ impl WorkspaceClients {
     )]
     pub async fn rotate_secret(
         &self,
+        tx: &mut Tx,
         caller: &AdminCaller,
         id: ClientId,
         overlap: Duration,
-    ) -> Result<(Client, ClientSecret, OffsetDateTime), AuthError> {
+    ) -> Result<(RotatedSecret, Audited), AuthError> {
         let workspace = caller.workspace();
-        let mut tx = self.context.store.begin(workspace, caller.principal.user_id()).await?;
-        self.members.lock_as_admin(&mut tx, caller.workspace(), caller.credential()).await?;
-        let client = store::oauth_clients::get(&mut tx, workspace, id).await?.ok_or(NOT_FOUND)?;
-        self.members.require_unrestricted(&mut tx, workspace, caller.credential()).await?;
+        self.members.lock_as_admin(tx, caller.workspace(), caller.credential()).await?;
+        let client = store::oauth_clients::get(tx, workspace, id).await?.ok_or(NOT_FOUND)?;
+        self.members.require_unrestricted(tx, workspace, caller.credential()).await?;
         if !client.is_confidential() {
             return Err(AuthError::Conflict("this is a public client: it has no secret"));
         }
         let (secret, now) = (self.new_secret(), self.context.env.clock.now());
         let until = now + overlap.min(MAX_SECRET_OVERLAP);
         let key = self.context.env.new_uuid();
-        store::oauth_clients::add_secret(&mut tx, id, key, secret.digest(), now, until).await?;
-        if store::oauth_clients::count_secrets(&mut tx, id, now).await? > MAX_SECRETS {
+        store::oauth_clients::add_secret(tx, id, key, secret.digest(), now, until).await?;
+        if store::oauth_clients::count_secrets(tx, id, now).await? > MAX_SECRETS {
             return Err(AuthError::Conflict(
                 "the client already has ten valid secrets: wait until some expire, or set \
                  overlap_seconds to 0 to end them all",
@@ -350,9 +363,8 @@ impl WorkspaceClients {
         let event = audit::event(&self.context.env, caller, Action::ClientSecretRotated, 201)
             .with_target(id, client.name.clone())
             .with_metadata(json!({ "others_until_unix": until.unix_timestamp() }));
-        let audited = store::audit::insert(&mut tx, workspace, &event).await?;
-        tx.commit(audited).await?.unfenced("no node caches client secrets");
-        Ok((client, secret, until))
+        let audited = store::audit::insert(tx, workspace, &event).await?;
+        Ok((RotatedSecret { client, secret, others_until: until }, audited))
     }
 
     /// Deletes a client and all its grants, on all nodes before it returns. Other workspaces that

@@ -29,7 +29,7 @@ use crate::{
         ApiError, App, HEADER_CAPACITY,
         endpoint::{Endpoint, EndpointResult, status_of},
         error::EndpointError,
-        extract::AccessRule,
+        extract::{AcceptedParameters, AccessRule},
         large_body::{PermitSlot, SMALL_BODY},
         route_types::{PageRoute, Route},
         surface::{ErrorFormat, RenderErrorPage, Surface},
@@ -75,9 +75,17 @@ pub fn protect_page(
 
 /// Serves a route of the route table.
 ///
-/// Health and discovery routes have no rate limit, timeout and audit log.
+/// Health and discovery routes have no rate limit, timeout and audit log. Requests to the API that
+/// may change something are rejected if they have an undocumented query parameter.
 pub fn protect_route(route: Route, app: &App, ceiling: &OpenRouteCeiling) -> MethodRouter<App> {
+    let accepted = match (Surface::of_route(route.path), route.method.as_ref()) {
+        (_, None | Some(&Method::GET)) => AcceptedParameters::Any,
+        (Some(Surface::Api), _) => route.documented_parameters(),
+        // OAuth clients may send parameters of extensions (RFC 6749, section 3.2).
+        _ => AcceptedParameters::Any,
+    };
     let Route { method, access_rule: rule, path, endpoint, .. } = route;
+    let endpoint = endpoint.accepting(accepted);
     let Some(surface) = Surface::of_route(path) else {
         return serve_unprotected(method, endpoint, app);
     };
