@@ -27,9 +27,9 @@ pub use writer::{AuditCounts, AuditPermit, AuditWriter, AuditWriterTask};
 use crate::{
     env::Env,
     model::{
-        audit::{Action, NewEvent},
+        audit::{Action, Metadata, NewEvent},
         id::WorkspaceId,
-        principal::Caller,
+        principal::{Caller, Credential},
     },
 };
 
@@ -37,6 +37,17 @@ use crate::{
 #[must_use]
 pub fn event(env: &Env, caller: &Caller, action: Action, status: u16) -> NewEvent {
     event_in_workspace(env, caller, caller.workspace(), action, status)
+}
+
+/// Creates the event of a caller's request; `status` is the status of the response.
+#[must_use]
+pub fn request_event(env: &Env, caller: &Caller, status: u16) -> NewEvent {
+    let mut event = event(env, caller, Action::Request, status);
+    if let Credential::Grant { id, user, .. } = &caller.principal.credential {
+        let user = user.map(|(user_id, _)| user_id);
+        event.metadata = Metadata::Grant { grant: *id, user };
+    }
+    event
 }
 
 /// Creates an event of a caller in another workspace, for users who are in several.

@@ -37,7 +37,7 @@ use crate::{
     model::{
         address,
         email::Email,
-        id::Id,
+        id::{ClientId, Id},
         principal::{Credential, Principal},
     },
 };
@@ -77,6 +77,8 @@ pub struct Limits {
     /// Buckets of token requests, by grant. They are separate from `credentials`, so that a client
     /// over its request limit can still refresh its token.
     grants: Arc<Buckets<Uuid>>,
+    /// Buckets of requests of OAuth clients that are recorded in the audit log, by client.
+    client_events: Arc<Buckets<Uuid>>,
     addresses: Arc<Buckets<IpNet>>,
     /// Buckets of sign-in and similar routes, by network. Their limit is far lower, so that
     /// passwords cannot be guessed.
@@ -101,6 +103,7 @@ impl Limits {
             settings,
             credentials: Arc::new(Buckets::new()),
             grants: Arc::new(Buckets::new()),
+            client_events: Arc::new(Buckets::new()),
             addresses: Arc::new(Buckets::new()),
             sign_ins: Arc::new(Buckets::new()),
             accounts: Arc::new(Buckets::new()),
@@ -135,6 +138,12 @@ impl Limits {
     #[must_use]
     pub fn charge_grant(&self, id: Uuid) -> Decision {
         self.grants.charge(&id, self.quota(None), self.env.clock.monotonic())
+    }
+
+    /// Charges one audit event to the bucket of an OAuth client, always on this node.
+    #[must_use]
+    pub fn charge_client_event(&self, id: ClientId) -> Decision {
+        self.client_events.charge(&id.uuid(), self.quota(None), self.env.clock.monotonic())
     }
 
     /// Charges one request to the sign-in buckets of an address and of its networks. Returns the
@@ -269,6 +278,7 @@ impl Limits {
         let now = self.env.clock.monotonic();
         self.credentials.evict_full(now);
         self.grants.evict_full(now);
+        self.client_events.evict_full(now);
         self.addresses.evict_full(now);
         self.sign_ins.evict_full(now);
         self.accounts.evict_full(now);
@@ -277,7 +287,7 @@ impl Limits {
     /// Returns the number of buckets on this node, without those of sign-ins.
     #[must_use]
     pub fn bucket_count(&self) -> usize {
-        self.credentials.len() + self.grants.len() + self.addresses.len()
+        self.credentials.len() + self.grants.len() + self.client_events.len() + self.addresses.len()
     }
 
     /// Evicts full buckets every 30 seconds, until `stopping` is cancelled.

@@ -63,6 +63,14 @@ pub struct IntrospectionResponse {
     workspace_id: Option<WorkspaceId>,
 }
 
+impl IntrospectionResponse {
+    /// The workspace of the token, if it is active.
+    #[must_use]
+    pub fn workspace_id(&self) -> Option<WorkspaceId> {
+        self.workspace_id
+    }
+}
+
 /// An introspection request (RFC 7662, section 2.1) of a client with a secret.
 #[derive(Debug)]
 pub struct IntrospectionRequest<'a> {

@@ -11,6 +11,58 @@ fn is_request_to(path: &'static str) -> impl Fn(&Value) -> bool {
 }
 
 #[tokio::test]
+async fn call_of_absent_route_is_logged_up_to_the_rate_limit() {
+    let app = TestApp::start_with(&[("rate_limit.per_key_per_minute", "300")]).await;
+    let dana = app.register("acme").await;
+    let key = app.create_key(&dana, "prod", "read-only").await;
+    let body = json!({ "name": "far", "allowed_ips": ["192.0.2.0/24"] });
+    let far = app.request_as(&dana.access_token, "POST", "/v1/api-keys").json(body).send().await;
+    let far = far.expect_status(201);
+    for (method, path, status) in [
+        ("GET", "/v1/nope", 404),
+        ("PUT", "/v1/agents", 405),
+        ("POST", "/v1/agents/a/b/c?x=y", 404),
+    ] {
+        for credential in [&*key.secret, far["key"].as_str().unwrap(), "nonsense"] {
+            let answer = app.request(method, path).bearer(credential).send().await;
+            assert_eq!(answer.status, status, "{method} {path}");
+        }
+    }
+    for (id, name) in [(&*key.id, "prod"), (far["id"].as_str().unwrap(), "far")] {
+        let query = format!("key_id={id}");
+        let events = app.wait_for_event_count(&dana.access_token, &query, 3).await;
+        let requests: Vec<_> = events
+            .iter()
+            .map(|event| {
+                assert_eq!(
+                    (&event["action"], &event["actor"]["name"]),
+                    (&json!("request"), &json!(name))
+                );
+                (event["request"]["path"].as_str().unwrap(), event["request"]["status"].clone())
+            })
+            .collect();
+        let expected = [("/v1/agents/a/b/c", 404), ("/v1/agents", 405), ("/v1/nope", 404)]
+            .map(|(p, s)| (p, json!(s)));
+        assert_eq!(requests, expected);
+        // Only the calls from an allowed address are uses of the key.
+        app.database.wait_until_sealed().await;
+        let usage = format!("/v1/api-keys/{id}/usage");
+        let usage =
+            app.request_as(&dana.access_token, "GET", &usage).send().await.expect_status(200);
+        assert_eq!(usage["total_requests"], if name == "prod" { 3 } else { 0 });
+    }
+    app.clock.advance(Duration::from_mins(1));
+    // A flood is answered, and fills the log no more than other requests may.
+    for _ in 0..350 {
+        app.get("/v1/flood").bearer(&key.secret).send().await.assert_error(404, "not_found");
+    }
+    let mut connection = app.stop().await.connect().await;
+    let count = "SELECT count(*) FROM audit_events WHERE path = '/v1/flood'";
+    let count: i64 = sqlx::query_scalar(count).fetch_one(&mut connection).await.unwrap();
+    assert_eq!(count, 300);
+}
+
+#[tokio::test]
 async fn request_is_logged_with_key_name() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;

@@ -28,10 +28,10 @@ use super::{
     extract::{self, Public},
 };
 use crate::{
-    model::oauth::client::GrantType,
+    model::{id::WorkspaceId, oauth::client::GrantType},
     oauth::{
         OAuthErrorCode, ProtocolError,
-        clients::{RegisteredClient, client_metadata::ClientMetadata},
+        clients::{AuthenticatedClient, RegisteredClient, client_metadata::ClientMetadata},
         devices::DeviceAuthorizationRequest,
         introspection::{IntrospectionRequest, IntrospectionResponse},
         metadata::{ResourceMetadata, ServerMetadata},
@@ -44,6 +44,21 @@ pub use form::OAuthForm;
 
 /// The result of a handler.
 type OAuthResult<T> = Result<T, EndpointError>;
+
+/// Records the request of an authenticated client in the audit log, with the status of its result.
+async fn recorded<T>(
+    app: &App,
+    client: &AuthenticatedClient,
+    result: OAuthResult<T>,
+    token_workspace: impl FnOnce(&T) -> Option<WorkspaceId>,
+) -> OAuthResult<T> {
+    let (workspace, status) = match &result {
+        Ok(response) => (token_workspace(response), StatusCode::OK),
+        Err(error) => (None, error.status()),
+    };
+    app.oauth.clients.record_request(client, workspace, status.as_u16()).await?;
+    result
+}
 
 /// Get the authorization server metadata (RFC 8414)
 #[utoipa::path(get, path = "/.well-known/oauth-authorization-server", tag = "Discovery",
@@ -234,8 +249,11 @@ pub async fn revoke(
     form: OAuthForm,
 ) -> OAuthResult<Response> {
     let client = form.authenticate_client(&app, &public.request).await?;
-    let request = RevocationRequest::parse(&form.parameters)?;
-    app.oauth.revocation.revoke(&client, &request).await?;
+    let revoked = async {
+        let request = RevocationRequest::parse(&form.parameters)?;
+        Ok(app.oauth.revocation.revoke(&client, &request).await?)
+    };
+    recorded(&app, &client, revoked.await, |()| None).await?;
     Ok(StatusCode::OK.into_response())
 }
 
@@ -252,8 +270,12 @@ pub async fn introspect(
     form: OAuthForm,
 ) -> OAuthResult<Json<IntrospectionResponse>> {
     let client = form.authenticate_client(&app, &public.request).await?;
-    let request = IntrospectionRequest::parse(&form.parameters, &client)?;
-    Ok(Json(app.oauth.introspection.introspect(&request).await?))
+    let introspected = async {
+        let request = IntrospectionRequest::parse(&form.parameters, &client)?;
+        Ok(app.oauth.introspection.introspect(&request).await?)
+    };
+    let response = recorded(&app, &client, introspected.await, IntrospectionResponse::workspace_id);
+    Ok(Json(response.await?))
 }
 
 /// A device authorization response (RFC 8628, section 3.2).
@@ -295,7 +317,8 @@ pub async fn device_authorization(
 ) -> OAuthResult<Json<DeviceAuthorizationBody>> {
     let client = form.authenticate_client(&app, &public.request).await?;
     let request = DeviceAuthorizationRequest::parse(&form.parameters);
-    let device = app.oauth.devices.start(&client, &request).await?;
+    let started = app.oauth.devices.start(&client, &request).await.map_err(EndpointError::from);
+    let device = recorded(&app, &client, started, |_| None).await?;
     let (uri, code) = (device.verification_uri, device.user_code.to_display_string());
     Ok(Json(DeviceAuthorizationBody {
         device_code: device.device_code.expose_secret().to_owned(),

@@ -8,7 +8,7 @@ use secrecy::{ExposeSecret, SecretString};
 
 use super::Clients;
 use crate::{
-    auth::ServiceContext,
+    auth::{AuthError, ServiceContext},
     model::{
         audit::{Action, Actor, NewEvent, RequestInfo},
         id::WorkspaceId,
@@ -133,6 +133,39 @@ impl Clients {
             return Err(ProtocolError::invalid_client(why).into());
         }
         Ok(AuthenticatedClient { client: known.client, request: Arc::clone(request) })
+    }
+
+    /// Records a request of a client that has proved its identity in the audit log of its workspace.
+    /// A client that registered itself has none: its request is recorded in that of the token, if
+    /// it concerns one. `status` is the status of the response.
+    ///
+    /// Nothing is recorded while the client exceeds the rate limit of a credential, so that a flood
+    /// does not fill the log.
+    ///
+    /// # Errors
+    /// [`AuthError::AuditQueueFull`] if the event cannot be recorded.
+    pub async fn record_request(
+        &self,
+        client: &AuthenticatedClient,
+        token_workspace: Option<WorkspaceId>,
+        status: u16,
+    ) -> Result<(), OAuthError> {
+        let workspace = match client.origin {
+            ClientOrigin::Workspace(workspace) => Some(workspace),
+            ClientOrigin::SelfRegistered | ClientOrigin::MetadataDocument(_) => token_workspace,
+        };
+        let Some(workspace) = workspace.filter(|_| client.is_confidential()) else {
+            return Ok(());
+        };
+        if !self.limits.charge_client_event(client.id).allowed {
+            return Ok(());
+        }
+        let permit = self.context.audit.reserve().await.ok_or(AuthError::AuditQueueFull)?;
+        let event = client.audit_event(&self.context, workspace, Action::Request, status);
+        if !permit.record(event).await {
+            return Err(AuthError::AuditQueueFull.into());
+        }
+        Ok(())
     }
 
     /// Records failed client authentication in the audit log of the client's workspace. Nothing is

@@ -1,10 +1,12 @@
 //! Token revocation (RFC 7009) and introspection (RFC 7662).
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 
 use crate::fixture::{
     Browser, TestApp,
-    oauth::{OAuthClient, OAuthExt, decode_claims},
+    oauth::{DEVICE_GRANT, OAuthClient, OAuthExt, decode_claims},
 };
 
 async fn issue_tokens(app: &TestApp, client: &OAuthClient) -> (String, Value) {
@@ -100,6 +102,63 @@ async fn revoking_unknown_token_succeeds_and_foreign_token_fails() {
         .await
         .expect_status(200);
     app.refresh_token(&client, text_field(&tokens, "refresh_token")).await.expect_status(200);
+}
+
+#[tokio::test]
+async fn requests_of_authenticated_clients_are_logged_up_to_the_rate_limit() {
+    let app = TestApp::start_with(&[("rate_limit.per_key_per_minute", "300")]).await;
+    let client = app.register_confidential_client().await;
+    let (dana, tokens) = issue_tokens(&app, &client).await;
+    let body = json!({ "name": "api", "grant_types": ["client_credentials", DEVICE_GRANT] });
+    let created = app.request_as(&dana, "POST", "/v1/oauth/clients").json(body).send().await;
+    let api = OAuthClient::from_registration(&created.expect_status(201));
+    app.clock.advance(Duration::from_mins(1));
+    let token = text_field(&tokens, "access_token");
+    let post = async |path: &str, by: &OAuthClient, fields: &[(&str, &str)]| {
+        app.post_form(path, &by.with_client_credentials(fields)).await.status.as_u16()
+    };
+    for (path, fields, status) in [
+        ("/oauth/introspect", vec![("token", token)], 200),
+        ("/oauth/introspect", vec![("token", "unknown")], 200),
+        ("/oauth/introspect", vec![], 400),
+        ("/oauth/revoke", vec![("token", "unknown")], 200),
+        ("/oauth/device_authorization", vec![], 200),
+    ] {
+        assert_eq!(post(path, &api, &fields).await, status, "{path}");
+    }
+    // The client that registered itself has no workspace: the token's workspace logs the request.
+    assert_eq!(post("/oauth/introspect", &client, &[("token", token)]).await, 200);
+    assert_eq!(post("/oauth/introspect", &client, &[("token", "unknown")]).await, 200);
+    let query = format!("actor_id={}&action=request", api.id);
+    let events = app.wait_for_event_count(&dana, &query, 5).await;
+    let requests: Vec<_> = events
+        .iter()
+        .rev()
+        .map(|event| {
+            assert_eq!(event["actor"]["name"], "api");
+            (event["request"]["path"].as_str().unwrap(), event["request"]["status"].as_u64())
+        })
+        .collect();
+    let expected = [
+        ("/oauth/introspect", Some(200)),
+        ("/oauth/introspect", Some(200)),
+        ("/oauth/introspect", Some(400)),
+        ("/oauth/revoke", Some(200)),
+        ("/oauth/device_authorization", Some(200)),
+    ];
+    assert_eq!(requests, expected);
+    let query = format!("actor_id={}&action=request", client.id);
+    app.wait_for_event_count(&dana, &query, 1).await;
+    // A flood is answered, and fills the log no more than other requests may.
+    app.clock.advance(Duration::from_mins(1));
+    for _ in 0..350 {
+        assert_eq!(post("/oauth/introspect", &api, &[("token", "unknown")]).await, 200);
+    }
+    let mut connection = app.stop().await.connect().await;
+    let count = "SELECT count(*) FROM audit_events WHERE path = '/oauth/introspect'
+                 AND actor_name = 'api'";
+    let count: i64 = sqlx::query_scalar(count).fetch_one(&mut connection).await.unwrap();
+    assert_eq!(count, 3 + 300);
 }
 
 #[tokio::test]

@@ -12,8 +12,8 @@ use crate::{
         surface::Surface,
     },
     model::{
-        audit::{Action, Metadata, NewEvent},
-        principal::{Caller, Credential},
+        audit::{Metadata, NewEvent},
+        principal::Caller,
         usage::{CLIENT_CLOSED_REQUEST, KeyUse},
     },
 };
@@ -49,14 +49,11 @@ impl<'a> PendingEvent<'a> {
     }
 
     fn event(&self, status: u16) -> NewEvent {
-        let mut event = audit::event(&self.layer.app.env, self.caller, Action::Request, status);
+        let mut event = audit::request_event(&self.layer.app.env, self.caller, status);
         event.key_use = self.key_use;
         // Of forward-auth, the event describes the request that the gateway received.
         if matches!(self.layer.surface, Surface::Gateway) {
             event.metadata = Metadata::ForwardAuth;
-        } else if let Credential::Grant { id, user, .. } = &self.caller.principal.credential {
-            let user = user.map(|(user_id, _)| user_id);
-            event.metadata = Metadata::Grant { grant: *id, user };
         }
         event
     }
