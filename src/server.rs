@@ -1,5 +1,8 @@
 //! The accept loop: HTTP/1.1 by hyper, with what `axum::serve` lacks: timeouts for request heads,
-//! idle connections and slow readers, and limits on the number of connections.
+//! idle connections and slow readers, limits on the number of connections, and a check of the
+//! framing of requests.
+
+mod framing_check;
 
 use std::{
     collections::HashMap,
@@ -19,6 +22,7 @@ use axum::{
     http::{HeaderValue, header},
     response::Response,
 };
+use framing_check::FramingCheck;
 use http_body_util::BodyExt;
 use hyper::{
     body::{Body as _, Bytes, Frame, Incoming, SizeHint},
@@ -159,6 +163,8 @@ where
         stream.set_nodelay(true).ok();
         let service = self.service.clone();
         let service = service_fn(move |request: hyper::Request<Incoming>| {
+            // `FramingCheck` does not follow the chunks to the next request.
+            let is_last = request.headers().contains_key(header::TRANSFER_ENCODING);
             // Such a client waits for the response before it sends the body.
             let expects_continue = request.headers().contains_key(header::EXPECT);
             let (body_return, mut unread) = oneshot::channel();
@@ -166,9 +172,11 @@ where
             let response = service(peer, request);
             async move {
                 let mut response = response.await;
-                if let Ok(body) = unread.try_recv()
-                    && (expects_continue || !read_rest(body).await)
-                {
+                let is_unread = match unread.try_recv() {
+                    Ok(body) => expects_continue || !read_rest(body).await,
+                    Err(_) => false,
+                };
+                if is_last || is_unread {
                     let close = HeaderValue::from_static("close");
                     response.headers_mut().insert(header::CONNECTION, close);
                 }
@@ -178,7 +186,8 @@ where
         // A client that does not read its response would otherwise hold the connection forever.
         let mut stream = TimeoutStream::new(stream);
         stream.set_write_timeout(Some(self.write_timeout));
-        self.http.serve_connection(TokioIo::new(Box::pin(stream)), service)
+        let stream = FramingCheck::new(Box::pin(stream));
+        self.http.serve_connection(TokioIo::new(stream), service)
     }
 }
 

@@ -239,7 +239,7 @@ async fn malformed_request_head_ends_only_its_connection() {
     let app = TestApp::start().await;
     let close = "host: x\r\nconnection: close\r\n";
     for (bytes, status) in [
-        ("GET /x HTTP/1.1\r\n\r\n".to_owned() + "garbage\r\n\r\n", "HTTP/1.1 4"),
+        ("GET /x HTTP/1.1\r\nhost: x\r\n\r\n".to_owned() + "garbage\r\n\r\n", "HTTP/1.1 4"),
         ("\x16\x03\x01\x02\x00\x01".to_owned(), ""),
         (format!("GET /{} HTTP/1.1\r\n{close}\r\n", "a".repeat(60_000)), "HTTP/1.1 4"),
         (format!("GET / HTTP/1.1\r\nx: {}\r\n{close}\r\n", "a".repeat(60_000)), "HTTP/1.1 431"),
@@ -266,6 +266,60 @@ async fn malformed_request_head_ends_only_its_connection() {
         assert!(!answer.contains(" 500 "), "{answer}");
     }
     assert_eq!(app.get("/livez").send().await.status, 200);
+}
+
+/// The parser of a proxy may find the end of such requests elsewhere (request smuggling).
+#[tokio::test]
+async fn ambiguous_request_is_400_and_closes_connection() {
+    let app = TestApp::start().await;
+    let post = "POST /v1/auth/login HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n";
+    let chunks = "2\r\n{}\r\n0\r\n\r\n";
+    let first = "GET /livez HTTP/1.1\r\nhost: x\r\n\r\n";
+    let after_body = format!("{post}content-length: 2\r\n\r\n{{}}");
+    for ambiguous in [
+        // A length and a transfer coding.
+        format!("{post}content-length: 2\r\ntransfer-encoding: chunked\r\n\r\n{chunks}"),
+        format!("{post}transfer-encoding: chunked\r\ncontent-length: 2\r\n\r\n{chunks}"),
+        format!("{post}Transfer-Encoding: gzip, chunked\r\nContent-Length: 0\r\n\r\n{chunks}"),
+        format!("{post}transfer-encoding: chunked, identity\r\n\r\n{chunks}"),
+        format!("{post}content-length: 2\r\ncontent-length: 3\r\n\r\n{{}}"),
+        // No host, two hosts, no host name.
+        "GET /livez HTTP/1.1\r\n\r\n".to_owned(),
+        "GET /v1/agents HTTP/1.1\r\nhost: a\r\nhost: b\r\n\r\n".to_owned(),
+        "GET /oauth/nothing HTTP/1.1\r\nhost: a\r\nx: y\r\nhost: a\r\n\r\n".to_owned(),
+        "GET /livez HTTP/1.1\r\nhost: a b\r\n\r\n".to_owned(),
+        // Line feeds without carriage returns.
+        "GET /livez HTTP/1.1\nhost: x\n\n".to_owned(),
+        "GET /livez HTTP/1.1\r\nhost: x\nx: y\r\n\r\n".to_owned(),
+        "GET /livez HTTP/1.1\r\nhost: x\r\n\n".to_owned(),
+        "GET /livez HTTP/1.1\r\nhost: x\rx: y\r\n\r\n".to_owned(),
+    ] {
+        for (before, status) in [("", ""), (first, "HTTP/1.1 200"), (&after_body, "HTTP/1.1 422")] {
+            let follower = "GET /livez HTTP/1.1\r\nhost: x\r\n\r\n";
+            let answer = send_raw(&app, format!("{before}{ambiguous}{follower}").as_bytes()).await;
+            let (own, rest) = answer.split_at(answer.rfind("HTTP/1.1 ").unwrap());
+            assert!(rest.starts_with("HTTP/1.1 400"), "{ambiguous:?}: {answer}");
+            assert!(rest.to_lowercase().contains("connection: close"), "{ambiguous:?}: {answer}");
+            assert!(own.starts_with(status), "{ambiguous:?}: {answer}");
+            assert_eq!(own.matches("HTTP/1.1 ").count(), usize::from(!before.is_empty()));
+        }
+    }
+    // Unambiguous ones are served, and the connection stays open.
+    for (bytes, count) in [
+        (format!("{first}{after_body}\r\n{first}"), 3),
+        ("GET /livez HTTP/1.0\r\n\r\n".to_owned(), 1),
+        ("GET /livez HTTP/1.1\r\nhost:\r\n\r\n".to_owned(), 1),
+        ("GET http://a/livez HTTP/1.1\r\nhost: [::1]:80\r\n\r\n".to_owned(), 1),
+        // The connection is closed after a body in chunks: nothing behind it is a request.
+        (format!("{post}transfer-encoding: chunked\r\n\r\n{chunks}{first}"), 1),
+    ] {
+        let last = "GET /livez HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+        let is_closed = bytes.contains("chunked") || bytes.contains("HTTP/1.0");
+        let answer = send_raw(&app, format!("{bytes}{last}").as_bytes()).await;
+        let answered = count + usize::from(!is_closed);
+        assert_eq!(answer.matches("HTTP/1.").count(), answered, "{bytes:?}: {answer}");
+        assert!(!answer.contains(" 400 "), "{bytes:?}: {answer}");
+    }
 }
 
 #[tokio::test]

@@ -244,7 +244,6 @@ async fn connection_survives_request_that_is_refused_before_its_body() {
     let app = TestApp::start().await;
     for (path, status, encoding, body) in [
         ("/v1/agents", 401, "content-length: 2", "{}"),
-        ("/v1/agents", 401, "transfer-encoding: chunked", "2\r\n{}\r\n0\r\n\r\n"),
         ("/v1/nowhere", 404, "content-length: 2", "{}"),
         ("/livez", 405, "content-length: 2", "{}"),
         ("/oauth/token", 415, "content-type: text/plain\r\ncontent-length: 2", "{}"),

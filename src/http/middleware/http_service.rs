@@ -5,7 +5,7 @@ use std::{net::IpAddr, panic::AssertUnwindSafe, sync::Arc};
 use axum::{
     Router,
     extract::Request,
-    http::{HeaderName, HeaderValue, header},
+    http::{HeaderName, HeaderValue, Version, header, uri::Authority},
     response::Response,
 };
 use futures_util::FutureExt;
@@ -13,6 +13,7 @@ use futures_util::FutureExt;
 use super::{cors::CorsRules, request_info::attach_request_info};
 use crate::http::{
     ApiError, App,
+    error::{EndpointError, ErrorCode},
     surface::{ErrorFormat, is_api_path, is_oauth_path},
 };
 
@@ -43,13 +44,22 @@ impl HttpService {
         let info = attach_request_info(&app, peer, &mut request);
         let path = request.uri().path();
         let is_private = is_api_path(path) || is_oauth_path(path);
+        let is_host_valid = has_valid_host(&request);
         // The access layer catches and logs panics of handlers. This catches those of the code
         // around it.
-        let handled = AssertUnwindSafe(cors.call(routes, request)).catch_unwind();
-        let mut response = handled.await.unwrap_or_else(|_| {
-            let error = ApiError::internal("a middleware panicked").into();
+        let handled = AssertUnwindSafe(async {
+            if is_host_valid { Ok(cors.call(routes, request).await) } else { Err(invalid_host()) }
+        });
+        let handled = handled.catch_unwind().await;
+        let handled =
+            handled.unwrap_or_else(|_| Err(ApiError::internal("a middleware panicked").into()));
+        let mut response = handled.unwrap_or_else(|error: EndpointError| {
             ErrorFormat::Json.render(error, info.id, &app.settings.public_url)
         });
+        if !is_host_valid {
+            let close = HeaderValue::from_static("close");
+            response.headers_mut().insert(header::CONNECTION, close);
+        }
         let headers = response.headers_mut();
         if let Ok(id) = HeaderValue::try_from(info.id.to_string()) {
             headers.insert(REQUEST_ID, id);
@@ -60,4 +70,21 @@ impl HttpService {
         }
         response
     }
+}
+
+/// True if the request has the `Host` header that HTTP/1.1 requires: exactly one, which is empty or
+/// an authority (RFC 9112, section 3.2). With none or several, a proxy in front may have routed the
+/// request by another host than its sender meant.
+fn has_valid_host(request: &Request) -> bool {
+    if request.version() != Version::HTTP_11 {
+        return true;
+    }
+    let mut hosts = request.headers().get_all(header::HOST).iter();
+    let (Some(host), None) = (hosts.next(), hosts.next()) else { return false };
+    host.is_empty() || Authority::try_from(host.as_bytes()).is_ok()
+}
+
+fn invalid_host() -> EndpointError {
+    ApiError::new(ErrorCode::BadRequest, "send exactly one Host header, with the host's name")
+        .into()
 }
