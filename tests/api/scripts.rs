@@ -155,6 +155,33 @@ fn forbidden_or_unused_dependency_is_reported() {
 }
 
 #[test]
+fn advisories_are_checked_or_reported_as_unchecked() {
+    let machine = bare_machine();
+    let output = run_on(machine.path(), &["scripts/advisories"]);
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && text.lines().count() == 1, "{output:?}");
+    assert!(text.starts_with("advisories: NOT CHECKED, cargo-deny is missing"), "{text}");
+    // A stand-in for cargo-deny: cargo calls it with `deny`, and then the arguments.
+    for (fetch, check, code, expected) in [
+        ("echo 'error: failed to fetch: no route to host' >&2; exit 1", "exit 0", 0, "NOT CHECKED"),
+        ("exit 0", "echo advisories ok; exit 0", 0, "advisories ok"),
+        ("exit 0", "echo 'RUSTSEC-2026-0001: a vulnerability'; exit 1", 1, "RUSTSEC-2026-0001"),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let tool = folder.path().join("cargo-deny");
+        let script = format!("#!/bin/sh\ncase $* in *fetch*) {fetch};; *check*) {check};; esac\n");
+        fs::write(&tool, script).unwrap();
+        fs::set_permissions(&tool, fs::Permissions::from_mode(0o755)).unwrap();
+        let path = format!("{}:{}", folder.path().display(), std::env::var("PATH").unwrap());
+        let mut command = Command::new(project_path("scripts/advisories"));
+        let output = run(command.env("PATH", path));
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert_eq!(output.status.code(), Some(code), "{output:?}");
+        assert!(text.contains(expected) && text.lines().count() == 1, "{output:?}");
+    }
+}
+
+#[test]
 fn bad_commit_message_is_reported() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
