@@ -1,8 +1,9 @@
 -- The role of the service, and functions that all areas of the schema use.
 --
 -- Every query of the service names its workspace. Row-level security is the second barrier: a
--- transaction of the role `call2me_auth_app` sees one workspace and one user, those of the settings
--- `call2me.workspace_id` and `call2me.user_id`. The role owns nothing, so the policies apply to it.
+-- transaction of the role `call2me_auth_app` sees one workspace and one user, those of its context.
+-- Only the service can set a context, because it takes a MAC: SQL that an attacker injects cannot.
+-- The role owns nothing, so the policies apply to it.
 --
 -- SECURITY DEFINER functions run as the owner of the tables, and policies do not apply to owners.
 -- They are for lookups before the caller is authenticated, for work on several workspaces, and for
@@ -59,16 +60,133 @@ END
 $$;
 
 ------------------------------------------------------------------------------------------------
--- Workspace and user of a transaction
+-- The context of a transaction: its workspace and its user
+--
+-- 1. The service calls set_context() with the workspace and user that it has authenticated, and
+--    with a MAC over them and the time. The key of the MAC is derived from `keys.encryption_key`.
+-- 2. set_context() checks the MAC, and stores the context in a setting of the transaction, with a
+--    seal. The seal is a MAC over the context, the backend and the time at which the transaction
+--    began, under a key that never leaves the database.
+-- 3. Policies read the context with current_workspace_id() and current_user_id(), which check the
+--    seal. A setting that is forged, or was sealed for another transaction, is no context.
+--
+-- Policies call these functions in a subquery, which runs once for each statement and not for each
+-- row.
 
--- After the end of a SET LOCAL a custom setting is empty instead of NULL, hence NULLIF.
+-- The keys of contexts, as the two blocks of HMAC (RFC 2104): the key, padded to 64 bytes, XOR 0x36
+-- and XOR 0x5c. The owner adds that of each `keys.encryption_key`. No other role has rights.
+CREATE TABLE context_keys (
+    -- The first eight bytes of the SHA-256 of the key.
+    id bytea PRIMARY KEY CHECK (octet_length(id) = 8),
+    inner_block bytea NOT NULL CHECK (octet_length(inner_block) = 64),
+    outer_block bytea NOT NULL CHECK (octet_length(outer_block) = 64)
+);
+
+-- The key of seals, in one row. A UUID has 122 random bits of a strong source. No other role has
+-- rights.
+CREATE TABLE context_seal_key (
+    is_single boolean PRIMARY KEY DEFAULT true CHECK (is_single),
+    secret bytea NOT NULL CHECK (octet_length(secret) = 32)
+);
+INSERT INTO context_seal_key (secret)
+VALUES (uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid()));
+
+-- Stores the key of the first node, if there is none: `call2me-auth migrate` does not know the key,
+-- and no SQL can be injected before a node runs. Later keys are stored by the owner. Returns false
+-- if there is another key.
+CREATE FUNCTION store_first_context_key(p_id bytea, p_inner_block bytea, p_outer_block bytea)
+    RETURNS boolean
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp
+    AS $$
+    BEGIN
+        LOCK TABLE context_keys IN SHARE ROW EXCLUSIVE MODE;
+        INSERT INTO context_keys (id, inner_block, outer_block)
+        SELECT p_id, p_inner_block, p_outer_block WHERE NOT EXISTS (SELECT FROM context_keys);
+        RETURN EXISTS (SELECT FROM context_keys WHERE id = p_id);
+    END
+    $$;
+
+-- Computes HMAC-SHA-256 from the two blocks of a key. pgcrypto is not available everywhere.
+CREATE FUNCTION hmac_sha256(p_inner_block bytea, p_outer_block bytea, p_message bytea) RETURNS bytea
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$ SELECT sha256(p_outer_block || sha256(p_inner_block || p_message)) $$;
+
+-- Computes the seal of a context, workspace and user, for the current transaction of the current
+-- backend. The message has a fixed length, so a hash of secret and message is a MAC: nothing can be
+-- appended to it. It costs half of HMAC, in each statement.
+CREATE FUNCTION context_seal(p_secret bytea, p_context bytea) RETURNS bytea
+    LANGUAGE sql STABLE
+    AS $$
+        SELECT sha256(p_secret || p_context || int4send(pg_backend_pid())
+                      || timestamptz_send(transaction_timestamp()))
+    $$;
+
+-- Sets the context of the current transaction. A NULL or nil id is none. `p_issued_at` is the time
+-- of the MAC by the clock of this server, in microseconds since 1970: a MAC that leaks into a log is
+-- of no use later. The service then tries again (MC001).
+CREATE FUNCTION set_context(p_workspace_id uuid, p_user_id uuid, p_issued_at bigint, p_key_id bytea,
+                            p_mac bytea)
+    RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp
+    AS $$
+    DECLARE
+        nil CONSTANT uuid := '00000000-0000-0000-0000-000000000000';
+        context CONSTANT bytea :=
+            uuid_send(coalesce(p_workspace_id, nil)) || uuid_send(coalesce(p_user_id, nil));
+        now_us CONSTANT bigint := extract(epoch FROM clock_timestamp()) * 1000000;
+    BEGIN
+        -- Digests are compared, so that the duration says nothing about the expected MAC.
+        IF NOT EXISTS (
+            SELECT FROM context_keys k
+            WHERE k.id = p_key_id
+              AND sha256(hmac_sha256(k.inner_block, k.outer_block, context || int8send(p_issued_at)))
+                  = sha256(p_mac))
+        THEN
+            RAISE EXCEPTION 'the MAC of the context is wrong'
+                USING ERRCODE = 'insufficient_privilege';
+        END IF;
+        IF p_issued_at NOT BETWEEN now_us - 30000000 AND now_us + 30000000 THEN
+            RAISE EXCEPTION 'the MAC of the context has expired' USING ERRCODE = 'MC001';
+        END IF;
+        PERFORM set_config('call2me.context',
+                           (context || context_seal(k.secret, context))::text, true)
+        FROM context_seal_key k;
+    END
+    $$;
+
+-- Returns a part of the context: the id that starts at a byte. NULL if the transaction has no
+-- context, or if its seal is wrong. The backend of a parallel worker is another one, hence
+-- RESTRICTED.
+CREATE FUNCTION context_part(p_start integer) RETURNS uuid
+    LANGUAGE plpgsql STABLE PARALLEL RESTRICTED SECURITY DEFINER SET search_path = public, pg_temp
+    AS $$
+    DECLARE
+        -- After the end of a transaction the setting is empty instead of NULL.
+        setting CONSTANT bytea := current_setting('call2me.context', true)::bytea;
+    BEGIN
+        IF length(setting) IS DISTINCT FROM 64 THEN
+            RETURN NULL;
+        END IF;
+        RETURN (
+            SELECT NULLIF(encode(substr(setting, p_start, 16), 'hex')::uuid,
+                          '00000000-0000-0000-0000-000000000000')
+            FROM context_seal_key k
+            -- A transaction is too short to guess its seal by the duration of this comparison.
+            WHERE context_seal(k.secret, substr(setting, 1, 32)) = substr(setting, 33));
+    END
+    $$;
+
 CREATE FUNCTION current_workspace_id() RETURNS uuid
-    LANGUAGE sql STABLE PARALLEL SAFE
-    AS $$ SELECT NULLIF(current_setting('call2me.workspace_id', true), '')::uuid $$;
+    LANGUAGE sql STABLE PARALLEL RESTRICTED
+    AS $$ SELECT context_part(1) $$;
 
 CREATE FUNCTION current_user_id() RETURNS uuid
-    LANGUAGE sql STABLE PARALLEL SAFE
-    AS $$ SELECT NULLIF(current_setting('call2me.user_id', true), '')::uuid $$;
+    LANGUAGE sql STABLE PARALLEL RESTRICTED
+    AS $$ SELECT context_part(17) $$;
+
+REVOKE ALL ON FUNCTION hmac_sha256, context_seal, set_context, context_part,
+    store_first_context_key FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION set_context, context_part, store_first_context_key TO call2me_auth_app;
 
 ------------------------------------------------------------------------------------------------
 -- UUIDv7: the first 48 bits are the time in milliseconds

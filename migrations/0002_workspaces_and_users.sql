@@ -59,33 +59,33 @@ GRANT SELECT, INSERT, UPDATE (role, full_name, profile), DELETE ON memberships T
 
 ALTER TABLE users ENABLE ROW LEVEL SECURITY;
 CREATE POLICY users_select ON users FOR SELECT TO call2me_auth_app
-    USING (id = current_user_id() OR EXISTS (
+    USING (id = (SELECT current_user_id()) OR EXISTS (
         SELECT FROM memberships m
-        WHERE m.workspace_id = current_workspace_id() AND m.user_id = users.id));
+        WHERE m.workspace_id = (SELECT current_workspace_id()) AND m.user_id = users.id));
 CREATE POLICY users_insert ON users FOR INSERT TO call2me_auth_app
-    WITH CHECK (id = current_user_id());
+    WITH CHECK (id = (SELECT current_user_id()));
 CREATE POLICY users_update ON users FOR UPDATE TO call2me_auth_app
-    USING (id = current_user_id());
+    USING (id = (SELECT current_user_id()));
 
 ALTER TABLE workspaces ENABLE ROW LEVEL SECURITY;
 CREATE POLICY workspaces_select ON workspaces FOR SELECT TO call2me_auth_app
-    USING (id = current_workspace_id() OR EXISTS (
+    USING (id = (SELECT current_workspace_id()) OR EXISTS (
         SELECT FROM memberships m
-        WHERE m.workspace_id = workspaces.id AND m.user_id = current_user_id()));
+        WHERE m.workspace_id = workspaces.id AND m.user_id = (SELECT current_user_id())));
 CREATE POLICY workspaces_insert ON workspaces FOR INSERT TO call2me_auth_app
-    WITH CHECK (id = current_workspace_id());
+    WITH CHECK (id = (SELECT current_workspace_id()));
 CREATE POLICY workspaces_update ON workspaces FOR UPDATE TO call2me_auth_app
-    USING (id = current_workspace_id());
+    USING (id = (SELECT current_workspace_id()));
 
 ALTER TABLE memberships ENABLE ROW LEVEL SECURITY;
 CREATE POLICY memberships_select ON memberships FOR SELECT TO call2me_auth_app
-    USING (workspace_id = current_workspace_id() OR user_id = current_user_id());
+    USING (workspace_id = (SELECT current_workspace_id()) OR user_id = (SELECT current_user_id()));
 CREATE POLICY memberships_insert ON memberships FOR INSERT TO call2me_auth_app
-    WITH CHECK (workspace_id = current_workspace_id());
+    WITH CHECK (workspace_id = (SELECT current_workspace_id()));
 CREATE POLICY memberships_update ON memberships FOR UPDATE TO call2me_auth_app
-    USING (workspace_id = current_workspace_id());
+    USING (workspace_id = (SELECT current_workspace_id()));
 CREATE POLICY memberships_delete ON memberships FOR DELETE TO call2me_auth_app
-    USING (workspace_id = current_workspace_id());
+    USING (workspace_id = (SELECT current_workspace_id()));
 
 ------------------------------------------------------------------------------------------------
 -- Functions
@@ -150,8 +150,9 @@ CREATE FUNCTION delete_current_workspace() RETURNS boolean
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp
     AS $$
     BEGIN
-        UPDATE users SET last_workspace_id = NULL WHERE last_workspace_id = current_workspace_id()
-            AND id IN (SELECT user_id FROM memberships WHERE workspace_id = current_workspace_id());
+        UPDATE users SET last_workspace_id = NULL WHERE last_workspace_id = (SELECT current_workspace_id())
+            AND id IN (SELECT user_id FROM memberships
+                       WHERE workspace_id = (SELECT current_workspace_id()));
         DELETE FROM workspaces WHERE id = current_workspace_id();
         RETURN FOUND;
     END

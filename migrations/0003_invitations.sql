@@ -28,8 +28,8 @@ CREATE INDEX invitations_inviter_key_id_idx ON invitations (inviter_key_id)
 GRANT SELECT, INSERT, UPDATE (closed_at) ON invitations TO call2me_auth_app;
 ALTER TABLE invitations ENABLE ROW LEVEL SECURITY;
 CREATE POLICY invitations_by_workspace ON invitations TO call2me_auth_app
-    USING (workspace_id = current_workspace_id())
-    WITH CHECK (workspace_id = current_workspace_id());
+    USING (workspace_id = (SELECT current_workspace_id()))
+    WITH CHECK (workspace_id = (SELECT current_workspace_id()));
 
 -- Returns the workspace of an invitation, before the caller is authenticated.
 CREATE FUNCTION find_invitation_workspace(p_id uuid) RETURNS uuid

@@ -39,14 +39,15 @@ CREATE TRIGGER api_keys_reject_reactivation BEFORE UPDATE ON api_keys FOR EACH R
     WHEN (OLD.revoked_at IS NOT NULL AND NEW.revoked_at IS DISTINCT FROM OLD.revoked_at)
     EXECUTE FUNCTION reject_reactivation('revoked API key');
 
-GRANT SELECT, INSERT,
+-- Keys are inserted by insert_api_key() only.
+GRANT SELECT,
     UPDATE (name, description, allowed_ips, disabled_at, revoked_at, revoked_by,
             rate_limit_per_minute)
     ON api_keys TO call2me_auth_app;
 ALTER TABLE api_keys ENABLE ROW LEVEL SECURITY;
 CREATE POLICY api_keys_by_workspace ON api_keys TO call2me_auth_app
-    USING (workspace_id = current_workspace_id())
-    WITH CHECK (workspace_id = current_workspace_id());
+    USING (workspace_id = (SELECT current_workspace_id()))
+    WITH CHECK (workspace_id = (SELECT current_workspace_id()));
 
 -- Returns keys by their digests, before the caller is authenticated.
 CREATE FUNCTION find_api_keys(p_digests bytea[])
@@ -80,6 +81,39 @@ CREATE FUNCTION list_key_descendants(p_key_id uuid) RETURNS SETOF uuid
         SELECT id FROM descendants
     $$;
 
-REVOKE ALL ON FUNCTION find_api_keys, find_api_key_workspace, list_key_descendants FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION find_api_keys, find_api_key_workspace, list_key_descendants
-    TO call2me_auth_app;
+-- Inserts a key into the transaction's workspace. A key is a credential, so its workspace is
+-- checked here too, and not by the policy alone.
+CREATE FUNCTION insert_api_key(p_id uuid, p_workspace_id uuid, p_name text, p_description text,
+                               p_scope text, p_digest bytea, p_display_start text,
+                               p_display_end text, p_allowed_ips inet[], p_created_at timestamptz,
+                               p_created_by text, p_creator_user_id uuid, p_creator_key_id uuid,
+                               p_rotated_from uuid, p_rate_limit_per_minute integer)
+    RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp
+    AS $$
+    BEGIN
+        IF p_workspace_id IS DISTINCT FROM current_workspace_id() OR p_workspace_id IS NULL THEN
+            RAISE EXCEPTION 'an API key must be in the workspace of the transaction'
+                USING ERRCODE = 'insufficient_privilege';
+        END IF;
+        -- The foreign keys accept keys of another workspace.
+        IF EXISTS (
+            SELECT FROM api_keys WHERE id IN (p_rotated_from, p_creator_key_id)
+                                   AND workspace_id <> p_workspace_id)
+        THEN
+            RAISE EXCEPTION 'an API key must be created and rotated in its own workspace'
+                USING ERRCODE = 'insufficient_privilege';
+        END IF;
+        INSERT INTO api_keys (id, workspace_id, name, description, scope, digest, display_start,
+                              display_end, allowed_ips, created_at, created_by, creator_user_id,
+                              creator_key_id, rotated_from, rate_limit_per_minute)
+        VALUES (p_id, p_workspace_id, p_name, p_description, p_scope, p_digest, p_display_start,
+                p_display_end, p_allowed_ips, p_created_at, p_created_by, p_creator_user_id,
+                p_creator_key_id, p_rotated_from, p_rate_limit_per_minute);
+    END
+    $$;
+
+REVOKE ALL ON FUNCTION find_api_keys, find_api_key_workspace, list_key_descendants, insert_api_key
+    FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION find_api_keys, find_api_key_workspace, list_key_descendants,
+    insert_api_key TO call2me_auth_app;

@@ -59,17 +59,17 @@ CREATE TABLE used_webauthn_challenges (
 GRANT SELECT, INSERT, UPDATE, DELETE ON totp_factors TO call2me_auth_app;
 ALTER TABLE totp_factors ENABLE ROW LEVEL SECURITY;
 CREATE POLICY totp_factors_by_user ON totp_factors TO call2me_auth_app
-    USING (user_id = current_user_id()) WITH CHECK (user_id = current_user_id());
+    USING (user_id = (SELECT current_user_id())) WITH CHECK (user_id = (SELECT current_user_id()));
 
 GRANT SELECT, INSERT, UPDATE (wrong_codes, used_at) ON mfa_challenges TO call2me_auth_app;
 ALTER TABLE mfa_challenges ENABLE ROW LEVEL SECURITY;
 CREATE POLICY mfa_challenges_by_user ON mfa_challenges TO call2me_auth_app
-    USING (user_id = current_user_id()) WITH CHECK (user_id = current_user_id());
+    USING (user_id = (SELECT current_user_id())) WITH CHECK (user_id = (SELECT current_user_id()));
 
 GRANT SELECT, INSERT, DELETE, UPDATE (sign_count, last_used_at) ON passkeys TO call2me_auth_app;
 ALTER TABLE passkeys ENABLE ROW LEVEL SECURITY;
 CREATE POLICY passkeys_by_user ON passkeys TO call2me_auth_app
-    USING (user_id = current_user_id()) WITH CHECK (user_id = current_user_id());
+    USING (user_id = (SELECT current_user_id())) WITH CHECK (user_id = (SELECT current_user_id()));
 
 ------------------------------------------------------------------------------------------------
 -- Functions

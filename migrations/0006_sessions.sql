@@ -40,7 +40,7 @@ GRANT SELECT, INSERT,
     ON sessions TO call2me_auth_app;
 ALTER TABLE sessions ENABLE ROW LEVEL SECURITY;
 CREATE POLICY sessions_by_user ON sessions TO call2me_auth_app
-    USING (user_id = current_user_id()) WITH CHECK (user_id = current_user_id());
+    USING (user_id = (SELECT current_user_id())) WITH CHECK (user_id = (SELECT current_user_id()));
 
 ------------------------------------------------------------------------------------------------
 -- Functions
@@ -103,7 +103,8 @@ CREATE FUNCTION touch_session(
 --
 -- It runs at each sign-in, so it compares in the database instead of transferring 100 rows.
 CREATE FUNCTION set_workspace_and_check_device(
-    p_workspace_id uuid, p_network inet, p_user_agent text
+    p_workspace_id uuid, p_issued_at bigint, p_key_id bytea, p_mac bytea, p_network inet,
+    p_user_agent text
 ) RETURNS boolean
     LANGUAGE plpgsql SET plan_cache_mode = force_generic_plan
     AS $$
@@ -112,7 +113,7 @@ CREATE FUNCTION set_workspace_and_check_device(
         unversioned_agent CONSTANT text :=
             regexp_replace(coalesce(p_user_agent, ''), '[0-9.]+', '', 'g');
     BEGIN
-        PERFORM set_config('call2me.workspace_id', p_workspace_id::text, true);
+        PERFORM set_context(p_workspace_id, own_id, p_issued_at, p_key_id, p_mac);
         UPDATE users SET last_workspace_id = p_workspace_id
         WHERE id = own_id AND last_workspace_id IS DISTINCT FROM p_workspace_id;
         IF NOT EXISTS (SELECT FROM sessions WHERE user_id = own_id) THEN

@@ -18,7 +18,7 @@ CREATE INDEX one_time_tokens_user_id_idx ON one_time_tokens (user_id);
 GRANT SELECT, INSERT, UPDATE (used_at) ON one_time_tokens TO call2me_auth_app;
 ALTER TABLE one_time_tokens ENABLE ROW LEVEL SECURITY;
 CREATE POLICY one_time_tokens_by_user ON one_time_tokens TO call2me_auth_app
-    USING (user_id = current_user_id()) WITH CHECK (user_id = current_user_id());
+    USING (user_id = (SELECT current_user_id())) WITH CHECK (user_id = (SELECT current_user_id()));
 
 -- Returns the user and the purpose of a token, before the caller is authenticated.
 CREATE FUNCTION find_one_time_token_user(p_id uuid)

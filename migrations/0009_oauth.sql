@@ -123,35 +123,35 @@ GRANT SELECT, INSERT, UPDATE (name, redirect_uris), DELETE ON oauth_clients TO c
 ALTER TABLE oauth_clients ENABLE ROW LEVEL SECURITY;
 -- The clients of the workspace, and those with a grant that the transaction sees.
 CREATE POLICY oauth_clients_select ON oauth_clients FOR SELECT TO call2me_auth_app
-    USING (workspace_id = current_workspace_id()
+    USING (workspace_id = (SELECT current_workspace_id())
            OR EXISTS (SELECT FROM oauth_grants g WHERE g.client_id = oauth_clients.id));
 CREATE POLICY oauth_clients_insert ON oauth_clients FOR INSERT TO call2me_auth_app
-    WITH CHECK (workspace_id = current_workspace_id());
+    WITH CHECK (workspace_id = (SELECT current_workspace_id()));
 CREATE POLICY oauth_clients_update ON oauth_clients FOR UPDATE TO call2me_auth_app
-    USING (workspace_id = current_workspace_id());
+    USING (workspace_id = (SELECT current_workspace_id()));
 CREATE POLICY oauth_clients_delete ON oauth_clients FOR DELETE TO call2me_auth_app
-    USING (workspace_id = current_workspace_id());
+    USING (workspace_id = (SELECT current_workspace_id()));
 
 GRANT SELECT (id, client_id, created_at, expires_at), INSERT, UPDATE (expires_at), DELETE
     ON oauth_client_secrets TO call2me_auth_app;
 ALTER TABLE oauth_client_secrets ENABLE ROW LEVEL SECURITY;
 CREATE POLICY oauth_client_secrets_by_workspace ON oauth_client_secrets TO call2me_auth_app
     USING (EXISTS (SELECT FROM oauth_clients c
-                   WHERE c.id = client_id AND c.workspace_id = current_workspace_id()))
+                   WHERE c.id = client_id AND c.workspace_id = (SELECT current_workspace_id())))
     WITH CHECK (EXISTS (SELECT FROM oauth_clients c
-                        WHERE c.id = client_id AND c.workspace_id = current_workspace_id()));
+                        WHERE c.id = client_id AND c.workspace_id = (SELECT current_workspace_id())));
 
 GRANT SELECT, INSERT,
     UPDATE (redeemed_at, last_used_at, refresh_generation, revoked_tokens, ended_at, end_reason)
     ON oauth_grants TO call2me_auth_app;
 ALTER TABLE oauth_grants ENABLE ROW LEVEL SECURITY;
 CREATE POLICY oauth_grants_select ON oauth_grants FOR SELECT TO call2me_auth_app
-    USING (workspace_id = current_workspace_id() OR user_id = current_user_id());
+    USING (workspace_id = (SELECT current_workspace_id()) OR user_id = (SELECT current_user_id()));
 CREATE POLICY oauth_grants_insert ON oauth_grants FOR INSERT TO call2me_auth_app
-    WITH CHECK (workspace_id = current_workspace_id()
-                AND (user_id IS NULL OR user_id = current_user_id()));
+    WITH CHECK (workspace_id = (SELECT current_workspace_id())
+                AND (user_id IS NULL OR user_id = (SELECT current_user_id())));
 CREATE POLICY oauth_grants_update ON oauth_grants FOR UPDATE TO call2me_auth_app
-    USING (workspace_id = current_workspace_id() OR user_id = current_user_id());
+    USING (workspace_id = (SELECT current_workspace_id()) OR user_id = (SELECT current_user_id()));
 
 ------------------------------------------------------------------------------------------------
 -- Lookups before the caller is authenticated

@@ -121,24 +121,24 @@ CREATE TABLE unknown_credential_counts (
 GRANT SELECT, INSERT ON audit_events TO call2me_auth_app;
 ALTER TABLE audit_events ENABLE ROW LEVEL SECURITY;
 CREATE POLICY audit_events_by_workspace ON audit_events TO call2me_auth_app
-    USING (workspace_id = current_workspace_id())
-    WITH CHECK (workspace_id = current_workspace_id());
+    USING (workspace_id = (SELECT current_workspace_id()))
+    WITH CHECK (workspace_id = (SELECT current_workspace_id()));
 
 GRANT INSERT (oldest_event_at, workspace_ids, event_ids, digests) ON audit_outbox
     TO call2me_auth_app;
 ALTER TABLE audit_outbox ENABLE ROW LEVEL SECURITY;
 CREATE POLICY audit_outbox_by_workspace ON audit_outbox FOR INSERT TO call2me_auth_app
-    WITH CHECK (workspace_ids = ARRAY[current_workspace_id()]);
+    WITH CHECK (workspace_ids = ARRAY[(SELECT current_workspace_id())]);
 
 GRANT SELECT ON audit_chain_segments TO call2me_auth_app;
 ALTER TABLE audit_chain_segments ENABLE ROW LEVEL SECURITY;
 CREATE POLICY audit_chain_segments_by_workspace ON audit_chain_segments TO call2me_auth_app
-    USING (workspace_id = current_workspace_id());
+    USING (workspace_id = (SELECT current_workspace_id()));
 
 GRANT SELECT ON audit_chain_heads TO call2me_auth_app;
 ALTER TABLE audit_chain_heads ENABLE ROW LEVEL SECURITY;
 CREATE POLICY audit_chain_heads_by_workspace ON audit_chain_heads TO call2me_auth_app
-    USING (workspace_id = current_workspace_id());
+    USING (workspace_id = (SELECT current_workspace_id()));
 
 GRANT SELECT, INSERT, UPDATE (attempts) ON unknown_credential_counts TO call2me_auth_app;
 

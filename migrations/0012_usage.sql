@@ -80,23 +80,23 @@ GRANT SELECT ON api_key_activity, key_usage_hours, key_usage_minutes, key_usage_
     TO call2me_auth_app;
 ALTER TABLE api_key_activity ENABLE ROW LEVEL SECURITY;
 CREATE POLICY api_key_activity_by_workspace ON api_key_activity TO call2me_auth_app
-    USING (workspace_id = current_workspace_id())
-    WITH CHECK (workspace_id = current_workspace_id());
+    USING (workspace_id = (SELECT current_workspace_id()))
+    WITH CHECK (workspace_id = (SELECT current_workspace_id()));
 ALTER TABLE key_usage_hours ENABLE ROW LEVEL SECURITY;
 CREATE POLICY key_usage_hours_by_workspace ON key_usage_hours TO call2me_auth_app
-    USING (workspace_id = current_workspace_id());
+    USING (workspace_id = (SELECT current_workspace_id()));
 ALTER TABLE key_usage_minutes ENABLE ROW LEVEL SECURITY;
 CREATE POLICY key_usage_minutes_by_workspace ON key_usage_minutes TO call2me_auth_app
-    USING (workspace_id = current_workspace_id());
+    USING (workspace_id = (SELECT current_workspace_id()));
 ALTER TABLE key_usage_clients ENABLE ROW LEVEL SECURITY;
 CREATE POLICY key_usage_clients_by_workspace ON key_usage_clients TO call2me_auth_app
-    USING (workspace_id = current_workspace_id());
+    USING (workspace_id = (SELECT current_workspace_id()));
 
 GRANT SELECT, INSERT, UPDATE ON quiet_confirmations TO call2me_auth_app;
 ALTER TABLE quiet_confirmations ENABLE ROW LEVEL SECURITY;
 CREATE POLICY quiet_confirmations_by_workspace ON quiet_confirmations TO call2me_auth_app
-    USING (workspace_id = current_workspace_id())
-    WITH CHECK (workspace_id = current_workspace_id());
+    USING (workspace_id = (SELECT current_workspace_id()))
+    WITH CHECK (workspace_id = (SELECT current_workspace_id()));
 
 ------------------------------------------------------------------------------------------------
 -- Functions

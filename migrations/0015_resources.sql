@@ -19,8 +19,8 @@ GRANT SELECT, INSERT, UPDATE (agent_id, body, body_bytes, updated_at), DELETE ON
     TO call2me_auth_app;
 ALTER TABLE documents ENABLE ROW LEVEL SECURITY;
 CREATE POLICY documents_by_workspace ON documents TO call2me_auth_app
-    USING (workspace_id = current_workspace_id())
-    WITH CHECK (workspace_id = current_workspace_id());
+    USING (workspace_id = (SELECT current_workspace_id()))
+    WITH CHECK (workspace_id = (SELECT current_workspace_id()));
 
 CREATE TABLE wallet_transactions (
     id uuid PRIMARY KEY,
@@ -36,5 +36,5 @@ CREATE INDEX wallet_transactions_workspace_id_idx ON wallet_transactions (worksp
 GRANT SELECT, INSERT ON wallet_transactions TO call2me_auth_app;
 ALTER TABLE wallet_transactions ENABLE ROW LEVEL SECURITY;
 CREATE POLICY wallet_transactions_by_workspace ON wallet_transactions TO call2me_auth_app
-    USING (workspace_id = current_workspace_id())
-    WITH CHECK (workspace_id = current_workspace_id());
+    USING (workspace_id = (SELECT current_workspace_id()))
+    WITH CHECK (workspace_id = (SELECT current_workspace_id()));

@@ -89,9 +89,9 @@ impl Application {
     }
 
     async fn assemble(settings: Settings, env: Env) -> Result<Self, String> {
-        prepare_schema(&settings).await?;
-        let url = settings.database.url.expose_secret();
-        let store = Store::connect(url, &settings.database.pool).await?;
+        let master_key = MasterKey::new(&settings.keys.encryption_key);
+        prepare_schema(&settings, &master_key).await?;
+        let store = connect(&settings, &master_key).await?;
         let describe = |error| format!("cannot prepare the audit log: {error}");
         store.create_audit_partitions(env.clock.now()).await.map_err(describe)?;
         let failure = CriticalFailure::default();
@@ -129,7 +129,7 @@ impl Application {
             idempotency: Idempotency::new(
                 store.clone(),
                 env.clone(),
-                MasterKey::new(&settings.keys.encryption_key).idempotency_secrets()?,
+                master_key.idempotency_secrets()?,
             ),
             resources: Resources::new(store.clone(), env.clone(), settings.server.max_body_bytes),
             audit_log: AuditLog::new(store.clone(), &settings.database.pool),
@@ -329,15 +329,35 @@ fn metrics_service(
 
 /// Migrates with the role of `database.owner_url`; without it, with that of `database.url` unless
 /// it is the application's role, which may not change the schema.
-async fn prepare_schema(settings: &Settings) -> Result<(), String> {
+async fn prepare_schema(settings: &Settings, master_key: &MasterKey) -> Result<(), String> {
     let url = settings.database.url.expose_secret();
-    match &settings.database.owner_url {
-        Some(owner) => migrate::migrate(owner.expose_secret()).await,
-        None if migrate::login_name(url)? != APP_ROLE => migrate::migrate(url).await,
-        None if migrate::is_schema_current(url).await? => Ok(()),
-        None => Err(format!(
-            "the database schema is not up to date, and the role {APP_ROLE} may not change it: \
-             set database.owner_url, or run `call2me-auth migrate` with it"
-        )),
+    let owner = match &settings.database.owner_url {
+        Some(owner) => owner.expose_secret(),
+        None if migrate::login_name(url)? != APP_ROLE => url,
+        None if migrate::is_schema_current(url).await? => return Ok(()),
+        None => {
+            return Err(format!(
+                "the database schema is not up to date, and the role {APP_ROLE} may not change it: \
+                 set database.owner_url, or run `call2me-auth migrate` with it"
+            ));
+        }
+    };
+    migrate::migrate(owner).await?;
+    master_key.context_key()?.store(owner).await
+}
+
+/// Connects the service. If `database.url` is that of the owner, and there is no other URL, the
+/// service creates a login of its own with fewer rights.
+async fn connect(settings: &Settings, master_key: &MasterKey) -> Result<Store, String> {
+    let (url, pool) = (settings.database.url.expose_secret(), &settings.database.pool);
+    let mut login = None;
+    if settings.database.owner_url.is_none()
+        && migrate::login_name(url)? != APP_ROLE
+        && migrate::is_privileged_login(url).await?
+    {
+        let own = master_key.service_login(&migrate::database_name(url)?)?;
+        migrate::create_service_login(url, &own).await?;
+        login = Some(own);
     }
+    Store::connect(url, login.as_ref(), pool, master_key.context_key()?).await
 }

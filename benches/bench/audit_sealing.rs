@@ -19,7 +19,7 @@ use call2me_auth::{
         scope::Scope,
         usage::{KeyUse, RouteUse},
     },
-    store::{DedicatedConnection, Store, audit},
+    store::{ContextKey, DedicatedConnection, ServiceLogin, Store, audit},
 };
 use secrecy::ExposeSecret as _;
 use serde_json::Value;
@@ -55,7 +55,11 @@ pub(crate) async fn measure(options: &Options, world: &BenchEnvironment) -> Resu
         acquire_timeout: Duration::from_secs(10),
         statement_timeout: Duration::from_mins(1),
     };
-    let store = Store::connect(url.expose_secret(), &pool).await?;
+    // Any key and login: nothing else uses this database.
+    let login = ServiceLogin::derive(&[1; 32], DATABASE);
+    call2me_auth::store::migrate::create_service_login(url.expose_secret(), &login).await?;
+    let key = ContextKey::new([1; 32].into());
+    let store = Store::connect(url.expose_secret(), Some(&login), &pool, key).await?;
     let mut table = Table::new(&[
         "operation",
         "events/s",

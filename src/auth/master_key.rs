@@ -21,9 +21,12 @@ use crate::{
         refresh_token::RefreshKey,
         second_factor::SecondFactorKey,
     },
+    store::{ContextKey, ServiceLogin},
 };
 
 const REFRESH_TOKENS: &[u8] = b"call2me-auth refresh tokens v1";
+const DATABASE_CONTEXTS: &[u8] = b"call2me-auth database contexts v1";
+const DATABASE_LOGIN: &[u8] = b"call2me-auth database login v1";
 const GRANT_REFRESH_TOKENS: &[u8] = b"call2me-auth grant refresh tokens v1";
 const IDEMPOTENCY: &[u8] = b"call2me-auth idempotency v1";
 const ONE_TIME_TOKENS: &[u8] = b"call2me-auth one-time tokens v1";
@@ -62,6 +65,23 @@ impl MasterKey {
     /// As [`Self::refresh_key`].
     pub fn grant_refresh_key(&self) -> Result<RefreshKey<GrantId>, String> {
         Ok(RefreshKey::new(&*self.derive(GRANT_REFRESH_TOKENS)?))
+    }
+
+    /// Derives the key that authenticates the contexts of database transactions.
+    ///
+    /// # Errors
+    /// As [`Self::refresh_key`].
+    pub fn context_key(&self) -> Result<ContextKey, String> {
+        Ok(ContextKey::new(self.derive(DATABASE_CONTEXTS)?))
+    }
+
+    /// Derives the login of the service to a database, for a deployment that states only the URL of
+    /// the owner.
+    ///
+    /// # Errors
+    /// As [`Self::refresh_key`].
+    pub fn service_login(&self, database: &str) -> Result<ServiceLogin, String> {
+        Ok(ServiceLogin::derive(&*self.derive(DATABASE_LOGIN)?, database))
     }
 
     /// Derives the MAC key of one-time tokens, such as those of mailed links.

@@ -97,8 +97,7 @@ async fn charge_and_record(
     let caller = Caller { principal, request: Arc::clone(info) };
     let mut event = audit::request_event(&app.env, &caller, error.code().status().as_u16());
     // A request from outside of `allowed_ips` is no use of the key.
-    event.key_use =
-        if is_allowed { KeyUse::Request(UNKNOWN_ROUTE) } else { KeyUse::Rejection };
+    event.key_use = if is_allowed { KeyUse::Request(UNKNOWN_ROUTE) } else { KeyUse::Rejection };
     if permit.record(event).await {
         (error, decision)
     } else {

@@ -107,10 +107,7 @@ pub async fn insert(
     key: &NewApiKey,
 ) -> Result<(), StoreError> {
     sqlx::query!(
-        "INSERT INTO api_keys (id, workspace_id, name, description, scope, digest, display_start,
-                               display_end, allowed_ips, created_at, created_by, creator_user_id,
-                               creator_key_id, rotated_from, rate_limit_per_minute)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)",
+        "SELECT insert_api_key($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)",
         key.id.uuid(),
         workspace.uuid(),
         key.name,
@@ -127,7 +124,7 @@ pub async fn insert(
         key.rotated_from.map(Id::uuid),
         stored_limit(key.rate_limit_per_minute),
     )
-    .execute(tx.conn())
+    .fetch_one(tx.conn())
     .await?;
     Ok(())
 }

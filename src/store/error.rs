@@ -90,7 +90,10 @@ impl From<sqlx::Error> for StoreError {
 /// Returns true for an SQLSTATE that a retry may clear. Its classes are connection failure (08), a
 /// transaction ended from outside or a standby not promoted yet (25), a login that the operator is
 /// changing (28, 3D), deadlock and serialization failure (40), insufficient resources (53), object
-/// state and lock timeout (55), operator intervention and timeouts (57).
+/// state and lock timeout (55), operator intervention and timeouts (57), the time of a context
+/// (MC).
 fn is_transient(code: &str) -> bool {
-    ["08", "25", "28", "3D", "40", "53", "55", "57"].iter().any(|class| code.starts_with(class))
+    ["08", "25", "28", "3D", "40", "53", "55", "57", "MC"]
+        .iter()
+        .any(|class| code.starts_with(class))
 }

@@ -4,7 +4,7 @@ use secrecy::{ExposeSecret, SecretString};
 use sqlx::{Connection, PgConnection, migrate::Migrator};
 use time::OffsetDateTime;
 
-use super::{APP_ROLE, Store, StoreError, brief, parse_url};
+use super::{APP_ROLE, ServiceLogin, Store, StoreError, brief, parse_url};
 
 /// All migrations, compiled into the binary.
 static MIGRATOR: Migrator = sqlx::migrate!();
@@ -62,6 +62,70 @@ pub async fn enable_app_role_login(owner_url: &str, password: &SecretString) -> 
         .map_err(|error| format!("cannot enable login for the role {APP_ROLE}: {}", brief(&error)))
 }
 
+/// Creates a login of the service, a member of [`APP_ROLE`], unless it exists.
+///
+/// # Errors
+/// A one-line message for the operator.
+pub async fn create_service_login(owner_url: &str, login: &ServiceLogin) -> Result<(), String> {
+    let mut connection = connect(owner_url).await?;
+    // The name and the password have letters, digits and underscores only. Nodes that start at the
+    // same time take turns.
+    let (name, password) = (&login.name, login.password.expose_secret());
+    let create = sqlx::AssertSqlSafe(format!(
+        "BEGIN;
+         SELECT pg_advisory_xact_lock(hashtext('{name}'));
+         DO $$ BEGIN
+             IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = '{name}') THEN
+                 CREATE ROLE {name} LOGIN PASSWORD '{password}' NOSUPERUSER NOCREATEDB
+                     NOCREATEROLE NOBYPASSRLS;
+                 GRANT {APP_ROLE} TO {name};
+             END IF;
+         END $$;
+         COMMIT"
+    ));
+    let created = sqlx::raw_sql(create).execute(&mut connection).await;
+    connection.close().await.ok();
+    match created {
+        Err(sqlx::Error::Database(error)) if error.code().as_deref() == Some("42501") => {
+            Err(format!(
+                "database.url logs in as the owner of the tables or as a superuser, and may not \
+                 create a login with fewer rights: let {APP_ROLE} log in, with its URL in \
+                 database.url and this one in database.owner_url"
+            ))
+        }
+        Err(error) => Err(format!("cannot create the login of the service: {}", brief(&error))),
+        Ok(_) => Ok(()),
+    }
+}
+
+/// Returns the name of the database in a URL.
+///
+/// # Errors
+/// A message if the URL is malformed.
+pub fn database_name(url: &str) -> Result<String, String> {
+    let url = parse_url(url)?;
+    Ok(url.get_database().unwrap_or_else(|| url.get_username()).to_owned())
+}
+
+/// Returns true if the login of a URL is a superuser, bypasses row-level security, or owns the
+/// tables.
+///
+/// # Errors
+/// A one-line message for the operator.
+pub async fn is_privileged_login(url: &str) -> Result<bool, String> {
+    let mut connection = connect(url).await?;
+    let is_privileged = sqlx::query_scalar!(
+        r#"SELECT rolsuper OR rolbypassrls OR pg_has_role(
+                      (SELECT relowner FROM pg_class WHERE oid = 'workspaces'::regclass), 'MEMBER')
+               AS "is_privileged!"
+           FROM pg_roles WHERE rolname = current_user"#
+    )
+    .fetch_one(&mut connection)
+    .await;
+    connection.close().await.ok();
+    is_privileged.map_err(|error| format!("cannot query PostgreSQL: {}", brief(&error)))
+}
+
 /// Returns the user name in a database URL.
 ///
 /// # Errors
@@ -117,7 +181,7 @@ async fn check_schema_origin(connection: &mut PgConnection) -> Result<bool, Stri
     }
 }
 
-async fn connect(url: &str) -> Result<PgConnection, String> {
+pub(super) async fn connect(url: &str) -> Result<PgConnection, String> {
     PgConnection::connect_with(&parse_url(url)?)
         .await
         .map_err(|error| format!("cannot connect to PostgreSQL: {}", brief(&error)))

@@ -2,8 +2,8 @@
 //!
 //! Each file covers one group of tables. A function on workspace data takes a [`WorkspaceId`] and
 //! names it in its SQL. Row-level security is the second barrier: [`Store::begin`] sets the
-//! workspace and the user of a transaction in PostgreSQL, and row-level security hides all other
-//! rows from it.
+//! workspace and the user of a transaction in PostgreSQL, with a MAC (`context.rs`), and row-level
+//! security hides all other rows from it.
 //!
 //! [`Tx::commit`] requires an [`Audited`], so a change commits with its audit event, or with the
 //! reason why it has none. It returns a [`Committed`]: a commit ends at the fence, or with the
@@ -31,6 +31,7 @@ mod audited;
 pub mod cache_invalidation;
 mod committed;
 pub mod connected_apps;
+mod context;
 mod decode;
 mod dedicated_connection;
 pub mod documents;
@@ -64,7 +65,7 @@ use sqlx::{
     postgres::PgConnectOptions,
 };
 
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use crate::{
     config::Pool,
@@ -73,6 +74,8 @@ use crate::{
 
 pub use audited::Audited;
 pub use committed::Committed;
+pub use context::{ContextKey, ServiceLogin};
+use context::{ContextSigner, SignedContext};
 pub use dedicated_connection::DedicatedConnection;
 pub use error::{Constraint, StoreError};
 pub use pools::PoolUsage;
@@ -87,18 +90,28 @@ pub struct Store {
     pools: Pools,
     /// The longest time that opening a transaction may take.
     begin_timeout: Duration,
+    context: ContextSigner,
 }
 
 impl Store {
-    /// Connects, and checks that row-level security applies to the connection.
+    /// Connects, and checks that row-level security applies to the connection. `login` replaces the
+    /// user and password of the URL.
     ///
-    /// If the URL names a user other than [`APP_ROLE`], every connection switches to that role when
-    /// it opens.
+    /// If the login is another role than [`APP_ROLE`], every connection switches to that role when
+    /// it opens. SQL that an attacker injects could switch back, so the login may not have more
+    /// rights: superusers, roles with `BYPASSRLS` and owners of the tables are refused.
     ///
     /// # Errors
     /// A one-line message for the operator.
-    pub async fn connect(url: &str, options: &Pool) -> Result<Self, String> {
-        let mut connect = parse_url(url)?
+    pub async fn connect(
+        url: &str,
+        login: Option<&ServiceLogin>,
+        options: &Pool,
+        key: ContextKey,
+    ) -> Result<Self, String> {
+        let url = parse_url(url)?;
+        let mut connect = login
+            .map_or_else(|| url.clone(), |login| login.apply(url.clone()))
             .application_name("call2me-auth")
             .options([("statement_timeout", millis(options.statement_timeout))])
             .options([("lock_timeout", millis(options.statement_timeout / 2))])
@@ -118,23 +131,30 @@ impl Store {
                 _ => format!("cannot connect to PostgreSQL: {}", brief(&error)),
             }
         })?;
-        let is_bound = sqlx::query_scalar!(
-            r#"SELECT current_user = $1 AND NOT (rolsuper OR rolbypassrls) AS "bound!"
-               FROM pg_roles WHERE rolname = current_user"#,
+        let role = sqlx::query!(
+            r#"SELECT session_user::text AS "login!", current_user = $1 AS "is_app_role!",
+                      EXISTS (SELECT FROM pg_roles WHERE rolname IN (session_user, current_user)
+                              AND (rolsuper OR rolbypassrls))
+                      OR pg_has_role(session_user,
+                             (SELECT relowner FROM pg_class WHERE oid = 'workspaces'::regclass),
+                             'MEMBER') AS "is_privileged!""#,
             APP_ROLE,
         )
         .fetch_one(&mut *connection)
         .await
         .map_err(|error| format!("cannot query PostgreSQL: {}", brief(&error)))?;
-        if !is_bound {
+        if !role.is_app_role || role.is_privileged {
+            let name = role.login;
             return Err(format!(
-                "connect as {APP_ROLE} or as a member of this role; it must have neither \
-                 SUPERUSER nor BYPASSRLS, so that row-level security applies to the service"
+                "the login {name} is a superuser, has BYPASSRLS or owns the tables, so injected SQL \
+                 could read every workspace: log in as {APP_ROLE} in database.url, and as {name} \
+                 only in database.owner_url"
             ));
         }
+        let context = ContextSigner::start(key, &mut connection).await?;
         drop(connection);
         let begin_timeout = options.acquire_timeout + options.statement_timeout;
-        Ok(Self { pools, begin_timeout })
+        Ok(Self { pools, begin_timeout, context })
     }
 
     /// Begins a transaction for one workspace and, if the caller is a user or acts for one, for
@@ -185,15 +205,22 @@ impl Store {
         workspace: Option<WorkspaceId>,
         user: Option<UserId>,
     ) -> Result<Tx, StoreError> {
-        let text = |id: Option<uuid::Uuid>| id.map_or_else(String::new, |id| id.to_string());
-        // One message carries `BEGIN` and both settings. Formatting them is safe: a UUID contains
-        // no quotes.
-        let begin = format!(
-            "{begin_statement}; SELECT set_config('call2me.workspace_id', '{}', true), \
-             set_config('call2me.user_id', '{}', true)",
-            text(workspace.map(Id::uuid)),
-            text(user.map(Id::uuid)),
-        );
+        let (workspace, user) = (workspace.map(Id::uuid), user.map(Id::uuid));
+        let begin = || self.context.begin_statement(begin_statement, workspace, user);
+        let inner = match self.send_begin(begin()).await {
+            Err(BeginError::Refused(error)) if context::is_expired(&error) => {
+                self.context.renew(&self.pools, Instant::now()).await?;
+                self.send_begin(begin()).await?
+            }
+            result => result?,
+        };
+        Ok(Tx { inner, context: self.context.clone(), workspace, user })
+    }
+
+    async fn send_begin(
+        &self,
+        begin: String,
+    ) -> Result<Transaction<'static, Postgres>, BeginError> {
         let (pool, limit) = (self.pools.requests(), self.begin_timeout);
         // The task continues if the caller is dropped, as a handler is when its client disconnects.
         // sqlx 0.9 records a transaction only after the reply to BEGIN. If this future were dropped
@@ -203,11 +230,9 @@ impl Store {
             tokio::spawn(
                 async move { timeout(limit, pool.begin_with(AssertSqlSafe(begin))).await },
             );
-        let inner = opening
-            .await
-            .map_err(|_| StoreError::Aborted)?
-            .map_err(|_| StoreError::timed_out())??;
-        Ok(Tx { inner })
+        let opened = opening.await.map_err(|_| BeginError::Failed(StoreError::Aborted))?;
+        let opened = opened.map_err(|_| BeginError::Failed(StoreError::timed_out()))?;
+        opened.map_err(BeginError::Refused)
     }
 
     /// Checks that PostgreSQL answers.
@@ -242,10 +267,29 @@ impl Store {
     }
 }
 
+/// The reason why a transaction was not opened.
+enum BeginError {
+    /// The statement failed.
+    Refused(sqlx::Error),
+    Failed(StoreError),
+}
+
+impl From<BeginError> for StoreError {
+    fn from(error: BeginError) -> Self {
+        match error {
+            BeginError::Refused(error) => error.into(),
+            BeginError::Failed(error) => error,
+        }
+    }
+}
+
 /// A transaction that sees one workspace and one user.
 #[derive(Debug)]
 pub struct Tx {
     inner: Transaction<'static, Postgres>,
+    context: ContextSigner,
+    workspace: Option<uuid::Uuid>,
+    user: Option<uuid::Uuid>,
 }
 
 impl Tx {
@@ -265,13 +309,8 @@ impl Tx {
     /// # Errors
     /// [`StoreError`] if the query fails.
     pub async fn set_workspace(&mut self, workspace: WorkspaceId) -> Result<(), StoreError> {
-        sqlx::query!(
-            r#"SELECT set_config('call2me.workspace_id', $1, true) AS "set""#,
-            workspace.uuid().to_string(),
-        )
-        .fetch_one(self.conn())
-        .await?;
-        Ok(())
+        self.workspace = Some(workspace.uuid());
+        self.set_context().await
     }
 
     /// Changes the user of the transaction.
@@ -279,13 +318,18 @@ impl Tx {
     /// # Errors
     /// [`StoreError`] if the query fails.
     pub async fn set_user(&mut self, user: UserId) -> Result<(), StoreError> {
-        sqlx::query!(
-            r#"SELECT set_config('call2me.user_id', $1, true) AS "set""#,
-            user.uuid().to_string(),
-        )
-        .fetch_one(self.conn())
-        .await?;
-        Ok(())
+        self.user = Some(user.uuid());
+        self.set_context().await
+    }
+
+    /// Signs the context of this transaction with another workspace, for a statement that sets it.
+    fn sign_workspace(&mut self, workspace: WorkspaceId) -> SignedContext {
+        self.workspace = Some(workspace.uuid());
+        self.context.sign(self.workspace, self.user)
+    }
+
+    async fn set_context(&mut self) -> Result<(), StoreError> {
+        Ok(self.context.set(&mut self.inner, self.workspace, self.user).await?)
     }
 
     fn conn(&mut self) -> &mut PgConnection {

@@ -461,9 +461,13 @@ pub async fn set_workspace_and_check_device(
     network: IpNet,
     user_agent: Option<&str>,
 ) -> Result<bool, StoreError> {
+    let context = tx.sign_workspace(workspace);
     Ok(sqlx::query_scalar!(
-        r#"SELECT set_workspace_and_check_device($1, $2, $3) AS "is_new_device!""#,
+        r#"SELECT set_workspace_and_check_device($1, $2, $3, $4, $5, $6) AS "is_new_device!""#,
         workspace.uuid(),
+        context.issued_at,
+        &context.key_id,
+        &context.mac,
         network as _,
         user_agent,
     )

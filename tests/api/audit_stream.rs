@@ -196,7 +196,7 @@ async fn graceful_shutdown_ends_streams() {
 async fn idle_stream_sends_comments() {
     let app = TestApp::start().await;
     let (dana, _, watcher) = create_actors(&app).await;
-    let path = format!("{STREAM}?action=never.happens");
+    let path = format!("{STREAM}?action=oauth.denied");
     let mut stream = app.get(&path).bearer(&watcher.secret).open_stream().await;
     let wait = with_timeout("a comment comes", stream.next_block());
     app.clock.advance(Duration::from_mins(5));

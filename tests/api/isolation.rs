@@ -6,7 +6,7 @@ use serde_json::json;
 use sqlx::{Connection, Executor, PgConnection};
 use uuid::Uuid;
 
-use crate::fixture::{TestApp, TestUser, oauth::OAuthExt};
+use crate::fixture::{TestApp, TestUser, context_key, oauth::OAuthExt};
 
 /// Tables without row-level security that the service role may read, each with the reason.
 const SHARED: [&str; 3] = [
@@ -237,8 +237,146 @@ async fn writes_to_other_workspace_fail_or_change_nothing() {
     }
 }
 
+/// SQL that an attacker injects runs as the role of the service, in a transaction of the attacker's
+/// workspace.
 #[tokio::test]
-async fn workspace_setting_ends_with_its_transaction() {
+async fn injected_sql_cannot_enter_other_workspace() {
+    let app = TestApp::start().await;
+    let mut workspaces = TwoWorkspaces::new(&app).await;
+    let (acme, widgets) = (workspaces.acme, workspaces.widgets);
+    let genuine = {
+        let mut tx = workspaces.connection.begin().await.unwrap();
+        set_workspace(&mut tx, widgets).await;
+        let setting = "SELECT current_setting('call2me.context')";
+        sqlx::query_scalar::<_, String>(setting).fetch_one(&mut *tx).await.unwrap()
+    };
+    let own_seal = {
+        let mut tx = workspaces.connection.begin().await.unwrap();
+        set_workspace(&mut tx, acme).await;
+        let setting = "SELECT current_setting('call2me.context')";
+        let own: String = sqlx::query_scalar(setting).fetch_one(&mut *tx).await.unwrap();
+        own.replace(&acme.simple().to_string(), &widgets.simple().to_string())
+    };
+    assert!(own_seal.contains(&widgets.simple().to_string()));
+    let unsealed = format!("\\x{}{}", widgets.simple(), Uuid::nil().simple());
+    for forged in [
+        format!("SET LOCAL call2me.context = '{genuine}'"),
+        format!("SET call2me.context = '{genuine}'"),
+        format!("SELECT set_config('call2me.context', '{own_seal}', true)"),
+        format!("SELECT set_config('call2me.context', '{unsealed}{}', true)", "0".repeat(64)),
+        format!("SELECT set_config('call2me.context', '{unsealed}', false)"),
+        format!("SET LOCAL call2me.workspace_id = '{widgets}'"),
+        "SET LOCAL call2me.context = 'nonsense'".to_owned(),
+    ] {
+        let mut tx = workspaces.connection.begin().await.unwrap();
+        set_workspace(&mut tx, acme).await;
+        tx.execute(sqlx::AssertSqlSafe(forged.clone())).await.unwrap();
+        let seen =
+            count_rows(&mut tx, &format!("documents WHERE workspace_id = '{widgets}'")).await;
+        assert_eq!(seen, 0, "{forged}");
+        let write = format!("UPDATE documents SET body = '{{}}' WHERE workspace_id = '{widgets}'");
+        let written = tx.execute(sqlx::AssertSqlSafe(write)).await.unwrap();
+        assert_eq!(written.rows_affected(), 0, "{forged}");
+        tx.execute("RESET call2me.context").await.unwrap();
+    }
+    // The key and the functions that compute seals and MACs are out of reach.
+    for sql in [
+        "SELECT * FROM context_keys",
+        "SELECT * FROM context_seal_key",
+        "SELECT context_seal('a', 'b')",
+        "SELECT hmac_sha256('a', 'b', 'c')",
+        "INSERT INTO context_keys VALUES ('\\x0102030405060708', '', '')",
+        "INSERT INTO api_keys (id, workspace_id, name, scope, digest, display_start, display_end, created_at)
+         SELECT gen_random_uuid(), current_workspace_id(), 'x', 'admin', sha256('x'), 'a', 'b', now()",
+        "UPDATE api_keys SET digest = sha256('x')",
+    ] {
+        let mut tx = workspaces.connection.begin().await.unwrap();
+        set_workspace(&mut tx, acme).await;
+        let error = tx.execute(sql).await.unwrap_err();
+        assert_eq!(error.as_database_error().unwrap().code().unwrap(), "42501", "{sql}: {error}");
+    }
+    for (workspace, rotated_from) in [
+        (widgets, "NULL".to_owned()),
+        (acme, format!("(SELECT '{}'::uuid)", foreign_key(&app, widgets).await)),
+    ] {
+        let mut tx = workspaces.connection.begin().await.unwrap();
+        set_workspace(&mut tx, acme).await;
+        let insert = format!(
+            "SELECT insert_api_key(gen_random_uuid(), '{workspace}', 'x', NULL, 'admin', sha256('x'),
+                                   'a', 'b', '{{}}', now(), NULL, NULL, NULL, {rotated_from}, NULL)"
+        );
+        let error = tx.execute(sqlx::AssertSqlSafe(insert)).await.unwrap_err();
+        assert_eq!(error.as_database_error().unwrap().code().unwrap(), "42501", "{error}");
+    }
+}
+
+async fn foreign_key(app: &TestApp, workspace: Uuid) -> Uuid {
+    let sql = "SELECT id FROM api_keys WHERE workspace_id = $1 LIMIT 1";
+    let mut connection = app.database.connect().await;
+    sqlx::query_scalar(sql).bind(workspace).fetch_one(&mut connection).await.unwrap()
+}
+
+#[tokio::test]
+async fn forged_or_old_context_is_refused() {
+    let app = TestApp::start().await;
+    let mut workspaces = TwoWorkspaces::new(&app).await;
+    let (acme, widgets) = (workspaces.acme, workspaces.widgets);
+    let now = database_time(&mut workspaces.connection).await;
+    let minute = 60_000_000;
+    let key = context_key();
+    for (issued_at, mac, code) in [
+        (now, key.sign(Some(acme), None, now), "42501"),
+        (now, key.sign(Some(widgets), Some(acme), now), "42501"),
+        (now, key.sign(Some(widgets), None, now - 1), "42501"),
+        (now, [0; 32], "42501"),
+        // Genuine MACs that leaked, and are used later or from a node with a wrong clock.
+        (now - minute, key.sign(Some(widgets), None, now - minute), "MC001"),
+        (now + minute, key.sign(Some(widgets), None, now + minute), "MC001"),
+        (i64::MAX, key.sign(Some(widgets), None, i64::MAX), "MC001"),
+        (i64::MIN, key.sign(Some(widgets), None, i64::MIN), "MC001"),
+    ] {
+        let mut tx = workspaces.connection.begin().await.unwrap();
+        let error = set_context(&mut tx, widgets, issued_at, &mac).await.unwrap_err();
+        assert_eq!(error.as_database_error().unwrap().code().unwrap(), code, "{error}");
+    }
+    // An unknown key, also in place of the first one.
+    let sql = "SELECT set_context(NULL, NULL, 0, 'x', sha256('x'))";
+    assert!(workspaces.connection.execute(sql).await.is_err());
+    let sql = "SELECT store_first_context_key('\\x0102030405060708', $1, $1)";
+    let stored: bool = sqlx::query_scalar(sql)
+        .bind([0_u8; 64])
+        .fetch_one(&mut workspaces.connection)
+        .await
+        .unwrap();
+    assert!(!stored);
+    // No MAC is visible to other sessions of the same login.
+    let shown = "SELECT count(*) FROM pg_stat_activity
+                 WHERE query LIKE '%set_context(''%' AND pid <> pg_backend_pid()";
+    let mut as_superuser = app.database.connect().await;
+    let shown: i64 = sqlx::query_scalar(shown).fetch_one(&mut as_superuser).await.unwrap();
+    assert_eq!(shown, 0);
+}
+
+/// A node reads PostgreSQL's clock again when a context is refused because of its time.
+#[tokio::test]
+async fn wrong_clock_is_unavailable_until_it_is_right() {
+    let app = TestApp::start().await;
+    let dana = app.register("acme").await;
+    let mut owner = app.database.connect().await;
+    // As if the clock were an hour behind.
+    let definition = "SELECT pg_get_functiondef('set_context'::regproc)";
+    let genuine: String = sqlx::query_scalar(definition).fetch_one(&mut owner).await.unwrap();
+    let behind = genuine.replace("clock_timestamp()", "(clock_timestamp() - interval '1 hour')");
+    assert_ne!(genuine, behind);
+    owner.execute(sqlx::AssertSqlSafe(behind)).await.unwrap();
+    let answer = app.get("/v1/members").bearer(&dana.access_token).send().await;
+    answer.assert_error(503, "unavailable");
+    owner.execute(sqlx::AssertSqlSafe(genuine)).await.unwrap();
+    app.get("/v1/members").bearer(&dana.access_token).send().await.expect_status(200);
+}
+
+#[tokio::test]
+async fn context_ends_with_its_transaction() {
     let app = TestApp::start().await;
     let mut workspaces = TwoWorkspaces::new(&app).await;
     let mut tx = workspaces.connection.begin().await.unwrap();
@@ -262,7 +400,8 @@ async fn login_without_service_role_is_rejected() {
         acquire_timeout: std::time::Duration::from_secs(2),
         statement_timeout: std::time::Duration::from_secs(2),
     };
-    let error = call2me_auth::store::Store::connect(&url, &options).await.unwrap_err();
+    let connect = call2me_auth::store::Store::connect(&url, None, &options, context_key());
+    let error = connect.await.unwrap_err();
     assert!(error.contains("GRANT call2me_auth_app TO <user>"), "{error}");
 }
 
@@ -308,12 +447,35 @@ async fn injected_signing_key_is_ignored() {
     assert_eq!(app.get("/.well-known/jwks.json").send().await.text, jwks);
 }
 
+/// Sets the context of a transaction as the service does.
 async fn set_workspace(connection: &mut PgConnection, workspace: Uuid) {
-    sqlx::query("SELECT set_config('call2me.workspace_id', $1, true)")
-        .bind(workspace.to_string())
+    let issued_at = database_time(connection).await;
+    let mac = context_key().sign(Some(workspace), None, issued_at);
+    set_context(connection, workspace, issued_at, &mac).await.unwrap();
+}
+
+async fn set_context(
+    connection: &mut PgConnection,
+    workspace: Uuid,
+    issued_at: i64,
+    mac: &[u8],
+) -> Result<(), sqlx::Error> {
+    sqlx::query("SELECT set_context($1, NULL, $2, $3, $4)")
+        .bind(workspace)
+        .bind(issued_at)
+        .bind(context_key().id())
+        .bind(mac)
         .execute(connection)
         .await
-        .unwrap();
+        .map(drop)
+}
+
+/// Returns the time of PostgreSQL, in microseconds since 1970.
+async fn database_time(connection: &mut PgConnection) -> i64 {
+    sqlx::query_scalar("SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint")
+        .fetch_one(connection)
+        .await
+        .unwrap()
 }
 
 async fn count_rows(connection: &mut PgConnection, what: &str) -> i64 {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use call2me_auth::{
     config::Pool,
-    store::{Store, migrate},
+    store::{ContextKey, ServiceLogin, Store, migrate},
 };
 use sqlx::{AssertSqlSafe, Executor};
 
@@ -27,35 +27,79 @@ async fn database_of_new_login(attributes: &str) -> (Database, String) {
 async fn connect(url: &str) -> Result<Store, String> {
     let timeout = Duration::from_secs(10);
     let options = Pool { max_connections: 2, acquire_timeout: timeout, statement_timeout: timeout };
-    Store::connect(url, &options).await
+    let key = ContextKey::new([7; 32].into());
+    Store::connect(url, None, &options, key).await
+}
+
+/// Connects with a login that the owner creates for the service.
+async fn connect_with_own_login(url: &str) -> Result<Store, String> {
+    assert!(migrate::is_privileged_login(url).await?);
+    let login = ServiceLogin::derive(&[7; 32], &migrate::database_name(url)?);
+    // A second node finds the login.
+    for _ in 0..2 {
+        migrate::create_service_login(url, &login).await?;
+    }
+    let timeout = Duration::from_secs(10);
+    let options = Pool { max_connections: 2, acquire_timeout: timeout, statement_timeout: timeout };
+    Store::connect(url, Some(&login), &options, ContextKey::new([7; 32].into())).await
 }
 
 #[tokio::test]
-async fn superuser_can_migrate_and_serve() {
+async fn superuser_migrates_and_creates_login_of_service() {
     let database = cluster().empty_database().await;
     migrate::migrate(&database.url).await.unwrap();
-    connect(&database.url).await.unwrap().ping().await.unwrap();
+    let error = connect(&database.url).await.unwrap_err();
+    assert!(error.starts_with("the login postgres is a superuser"), "{error}");
+    assert!(!error.contains('\n'), "{error}");
+    connect_with_own_login(&database.url).await.unwrap().ping().await.unwrap();
+    // `RESET ROLE` in injected SQL leads to a login without rights of its own.
+    let login = ServiceLogin::derive(&[7; 32], &migrate::database_name(&database.url).unwrap());
+    let sql = "SELECT rolsuper OR rolbypassrls OR rolcreaterole OR rolcreatedb FROM pg_roles
+               WHERE rolname = $1";
+    let mut connection = database.connect().await;
+    let has_rights: bool =
+        sqlx::query_scalar(sql).bind(&login.name).fetch_one(&mut connection).await.unwrap();
+    assert!(!has_rights);
+    let bypassing = format!("ALTER ROLE {} BYPASSRLS", login.name);
+    connection.execute(sqlx::raw_sql(AssertSqlSafe(bypassing))).await.unwrap();
+    let error = connect_with_own_login(&database.url).await.unwrap_err();
+    assert!(error.starts_with(&format!("the login {} is a superuser", login.name)), "{error}");
 }
 
 /// The migration grants the service's role to a login that may create roles.
 #[tokio::test]
-async fn login_with_createrole_can_migrate_and_serve() {
+async fn login_with_createrole_migrates_and_creates_login_of_service() {
     let (_database, url) = database_of_new_login("CREATEROLE").await;
     migrate::migrate(&url).await.unwrap();
-    connect(&url).await.unwrap().ping().await.unwrap();
+    let error = connect(&url).await.unwrap_err();
+    assert!(error.contains("owns the tables"), "{error}");
+    connect_with_own_login(&url).await.unwrap().ping().await.unwrap();
     migrate::migrate(&url).await.unwrap();
 }
 
 #[tokio::test]
-async fn login_without_createrole_can_migrate_and_serves_after_grant() {
-    let (database, url) = database_of_new_login("NOCREATEROLE").await;
+async fn owner_without_createrole_needs_separate_login() {
+    let (_database, url) = database_of_new_login("NOCREATEROLE").await;
     migrate::migrate(&url).await.unwrap();
-    let error = connect(&url).await.unwrap_err();
-    assert!(error.contains("GRANT call2me_auth_app TO <user>"), "{error}");
-    let name = migrate::login_name(&url).unwrap();
-    let grant = AssertSqlSafe(format!("GRANT call2me_auth_app TO {name}"));
-    database.connect().await.execute(sqlx::raw_sql(grant)).await.unwrap();
-    connect(&url).await.unwrap().ping().await.unwrap();
+    let error = connect_with_own_login(&url).await.unwrap_err();
+    assert!(error.contains("let call2me_auth_app log in"), "{error}");
+    assert!(!error.contains('\n'), "{error}");
+}
+
+#[tokio::test]
+async fn node_with_other_context_key_is_refused_unless_owner_adds_it() {
+    let database = cluster().empty_database().await;
+    migrate::migrate(&database.url).await.unwrap();
+    connect_with_own_login(&database.url).await.unwrap();
+    let login = ServiceLogin::derive(&[7; 32], &migrate::database_name(&database.url).unwrap());
+    let timeout = Duration::from_secs(10);
+    let options = Pool { max_connections: 2, acquire_timeout: timeout, statement_timeout: timeout };
+    let other = || ContextKey::new([8; 32].into());
+    let connect = || Store::connect(&database.url, Some(&login), &options, other());
+    let error = connect().await.unwrap_err();
+    assert!(error.contains("context key of another keys.encryption_key"), "{error}");
+    other().store(&database.url).await.unwrap();
+    connect().await.unwrap().ping().await.unwrap();
 }
 
 /// The checksums of a pre-release version differ from those of this one.

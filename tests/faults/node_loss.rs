@@ -21,7 +21,7 @@ use super::fixture::{
     Cluster, Load, Node, Proxy, ProxyMode, RequestOutcome, TEST_TIMEOUT, acquire_test_lock,
     http_client, run_admin_command,
 };
-use crate::fixture::{Key, TestRequest, TestResponse, with_timeout};
+use crate::fixture::{Key, TestRequest, TestResponse, context_key, with_timeout};
 
 /// The number of events in the long audit log.
 const LONG_LOG_EVENTS: i64 = 1_000_000;
@@ -126,7 +126,7 @@ async fn hanging_sealer_does_not_block_other_nodes() {
         acquire_timeout: Duration::from_secs(5),
         statement_timeout: Duration::from_secs(5),
     };
-    let store = Store::connect(&url, &pool).await.unwrap();
+    let store = Store::connect(&url, None, &pool, context_key()).await.unwrap();
     let hanging = loop {
         if let Some(mut sealing) = store.begin_sealing().await.unwrap() {
             sealing.list_entries_after(0, 10, 10).await.unwrap();

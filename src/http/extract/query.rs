@@ -22,8 +22,8 @@ pub struct Query(Vec<(String, String)>);
 pub enum AcceptedParameters {
     /// Any. Those that the handler does not read are ignored.
     Any,
-    /// Those with these names. Others are rejected: a misspelled condition, such as `if_quite`, must
-    /// not make a change unconditional.
+    /// Those with these names. Others are rejected: a misspelled condition, such as `if_quite`,
+    /// must not make a change unconditional.
     Only(Arc<[String]>),
 }
 

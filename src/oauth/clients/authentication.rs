@@ -135,9 +135,9 @@ impl Clients {
         Ok(AuthenticatedClient { client: known.client, request: Arc::clone(request) })
     }
 
-    /// Records a request of a client that has proved its identity in the audit log of its workspace.
-    /// A client that registered itself has none: its request is recorded in that of the token, if
-    /// it concerns one. `status` is the status of the response.
+    /// Records a request of a client that has proved its identity, in the audit log of its
+    /// workspace. A client that registered itself has none: its request is recorded in that of the
+    /// token, if it concerns one. `status` is the status of the response.
     ///
     /// Nothing is recorded while the client exceeds the rate limit of a credential, so that a flood
     /// does not fill the log.

@@ -169,8 +169,7 @@ impl WorkspaceClients {
         let id = self.context.env.new_id();
         let event = NewEvent::new(id, workspace, Action::ClientCreated, Actor::system());
         let creator = ClientCreator::default();
-        let (registered, audited) =
-            self.insert(&mut tx, workspace, client, creator, event).await?;
+        let (registered, audited) = self.insert(&mut tx, workspace, client, creator, event).await?;
         tx.commit(audited).await?.unfenced("a new client, which no node has cached");
         Ok(registered)
     }

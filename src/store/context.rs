@@ -1,0 +1,313 @@
+//! The context of transactions: the workspace and the user that row-level security lets them see.
+//!
+//! A context is set with a MAC, so that SQL which an attacker injects cannot set one. The key of
+//! the MAC is derived from `keys.encryption_key`; the owner of the tables stores it in the
+//! database, where the service's role cannot read it. See
+//! `migrations/0001_roles_and_functions.sql`.
+//!
+//! A MAC is valid for 30 seconds of PostgreSQL's clock. The clock of the node may be wrong, so the
+//! node reads that of PostgreSQL when it connects, and adds the time that has passed since. After a
+//! failover or a change of a clock, the first transaction is refused, and reads it again.
+
+use std::{
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use aws_lc_rs::{
+    digest::{SHA256, digest},
+    hmac::{self, HMAC_SHA256},
+};
+use data_encoding::HEXLOWER;
+use secrecy::ExposeSecret;
+use sqlx::{PgConnection, error::DatabaseError, postgres::PgConnectOptions};
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use super::{StoreError, brief, migrate, pools::Pools};
+
+/// Block size of HMAC-SHA-256 (RFC 2104).
+const BLOCK: usize = 64;
+
+/// The SQLSTATE of a MAC that is not valid at this time.
+const EXPIRED: &str = "MC001";
+
+/// The key that authenticates contexts. Its `Debug` output hides it.
+pub struct ContextKey {
+    secret: zeroize::Zeroizing<[u8; 32]>,
+    mac: hmac::Key,
+}
+
+impl fmt::Debug for ContextKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ContextKey(…)")
+    }
+}
+
+impl ContextKey {
+    /// Wraps 32 secret bytes.
+    #[must_use]
+    pub fn new(secret: zeroize::Zeroizing<[u8; 32]>) -> Self {
+        let mac = hmac::Key::new(HMAC_SHA256, &*secret);
+        Self { secret, mac }
+    }
+
+    /// Returns the id of the key, which is no secret.
+    #[must_use]
+    pub fn id(&self) -> [u8; 8] {
+        let mut id = [0; 8];
+        id.copy_from_slice(&digest(&SHA256, &*self.secret).as_ref()[..8]);
+        id
+    }
+
+    /// Computes the MAC of a context; `issued_at` is in microseconds since 1970.
+    #[must_use]
+    pub fn sign(&self, workspace: Option<Uuid>, user: Option<Uuid>, issued_at: i64) -> [u8; 32] {
+        let mut context = hmac::Context::with_key(&self.mac);
+        for id in [workspace, user] {
+            context.update(id.unwrap_or_default().as_bytes());
+        }
+        context.update(&issued_at.to_be_bytes());
+        let mut mac = [0; 32];
+        mac.copy_from_slice(context.sign().as_ref());
+        mac
+    }
+
+    /// Returns the inner and the outer block of HMAC, with which PostgreSQL computes the MAC.
+    fn blocks(&self) -> [zeroize::Zeroizing<[u8; BLOCK]>; 2] {
+        [0x36, 0x5c].map(|pad| {
+            let mut block = zeroize::Zeroizing::new([pad; BLOCK]);
+            block.iter_mut().zip(self.secret.iter()).for_each(|(byte, key)| *byte ^= key);
+            block
+        })
+    }
+
+    /// Stores the key in the database if it has none, as the role of the service. Returns false if
+    /// the database has another key and not this one.
+    async fn store_first(&self, connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
+        let [inner, outer] = self.blocks();
+        sqlx::query_scalar!(
+            r#"SELECT store_first_context_key($1, $2, $3) AS "is_known!""#,
+            &self.id(),
+            &inner[..],
+            &outer[..],
+        )
+        .fetch_one(connection)
+        .await
+    }
+
+    /// Stores the key in the database, as the owner of the tables.
+    ///
+    /// # Errors
+    /// A one-line message for the operator.
+    pub async fn store(&self, owner_url: &str) -> Result<(), String> {
+        let mut connection = migrate::connect(owner_url).await?;
+        let [inner, outer] = self.blocks();
+        sqlx::query!(
+            "INSERT INTO context_keys (id, inner_block, outer_block) VALUES ($1, $2, $3)
+             ON CONFLICT (id) DO NOTHING",
+            &self.id(),
+            &inner[..],
+            &outer[..],
+        )
+        .execute(&mut connection)
+        .await
+        .map(drop)
+        .map_err(|error| format!("cannot store the context key: {}", brief(&error)))
+    }
+}
+
+/// Signs the contexts of a node's transactions. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(super) struct ContextSigner(Arc<Signer>);
+
+#[derive(Debug)]
+struct Signer {
+    key: ContextKey,
+    clock: Mutex<DatabaseClock>,
+    /// Held while the clock is read again.
+    renewal: tokio::sync::Mutex<()>,
+    /// Spaces that move a MAC out of the part of a statement that `pg_stat_activity` shows.
+    padding: String,
+}
+
+/// The parameters of `set_context()` beside workspace and user.
+pub(super) struct SignedContext {
+    /// In microseconds since 1970.
+    pub(super) issued_at: i64,
+    pub(super) key_id: [u8; 8],
+    pub(super) mac: [u8; 32],
+}
+
+/// A reading of PostgreSQL's clock.
+#[derive(Debug, Clone, Copy)]
+struct DatabaseClock {
+    /// In microseconds since 1970.
+    time: i64,
+    read_at: Instant,
+}
+
+impl ContextSigner {
+    /// Reads the clock of PostgreSQL, and checks that the database knows the key.
+    ///
+    /// # Errors
+    /// A one-line message for the operator.
+    pub(super) async fn start(
+        key: ContextKey,
+        connection: &mut PgConnection,
+    ) -> Result<Self, String> {
+        let describe = |error| format!("cannot query PostgreSQL: {}", brief(&error));
+        let shown = sqlx::query_scalar!(
+            r#"SELECT pg_size_bytes(current_setting('track_activity_query_size')) AS "size!""#
+        )
+        .fetch_one(&mut *connection)
+        .await
+        .map_err(describe)?;
+        if !key.store_first(&mut *connection).await.map_err(describe)? {
+            return Err(
+                "the database has the context key of another keys.encryption_key: use that \
+                        one, or set database.owner_url to add this one"
+                    .to_owned(),
+            );
+        }
+        let padding = " ".repeat(usize::try_from(shown).unwrap_or_default());
+        let clock = Mutex::new(read_clock(&mut *connection).await.map_err(describe)?);
+        let renewal = tokio::sync::Mutex::default();
+        Ok(Self(Arc::new(Signer { key, clock, renewal, padding })))
+    }
+
+    /// Reads the clock of PostgreSQL again, unless it was read after the refusal of a context.
+    /// Replaces all connections, because sqlx 0.9 returns a connection whose `BEGIN` failed to its
+    /// pool, with an aborted transaction.
+    pub(super) async fn renew(&self, pools: &Pools, refused_at: Instant) -> Result<(), StoreError> {
+        let _turn = self.0.renewal.lock().await;
+        let read_at = self.0.clock.lock().unwrap_or_else(PoisonError::into_inner).read_at;
+        if read_at < refused_at {
+            pools.replace();
+            let clock = read_clock(&mut *pools.requests().acquire().await?).await?;
+            *self.0.clock.lock().unwrap_or_else(PoisonError::into_inner) = clock;
+        }
+        Ok(())
+    }
+
+    /// Returns the statements that begin a transaction and set its context, in one message.
+    pub(super) fn begin_statement(
+        &self,
+        begin: &str,
+        workspace: Option<Uuid>,
+        user: Option<Uuid>,
+    ) -> String {
+        let SignedContext { issued_at, key_id, mac } = self.sign(workspace, user);
+        let id = |id: Option<Uuid>| id.unwrap_or_default().to_string();
+        // Formatting is safe: ids, numbers and hexadecimal digits contain no quotes. The MAC is
+        // last: other sessions of the same login see the start of this text in `pg_stat_activity`.
+        format!(
+            "{begin};{} SELECT set_context('{}', '{}', {issued_at}, '\\x{}', '\\x{}')",
+            self.0.padding,
+            id(workspace),
+            id(user),
+            HEXLOWER.encode(&key_id),
+            HEXLOWER.encode(&mac),
+        )
+    }
+
+    /// Sets the context of the current transaction.
+    pub(super) async fn set(
+        &self,
+        connection: &mut PgConnection,
+        workspace: Option<Uuid>,
+        user: Option<Uuid>,
+    ) -> Result<(), sqlx::Error> {
+        let SignedContext { issued_at, key_id, mac } = self.sign(workspace, user);
+        sqlx::query!(
+            "SELECT set_context($1, $2, $3, $4, $5)",
+            workspace,
+            user,
+            issued_at,
+            &key_id,
+            &mac,
+        )
+        .fetch_one(connection)
+        .await
+        .map(drop)
+    }
+
+    /// Signs a context for the present time.
+    pub(super) fn sign(&self, workspace: Option<Uuid>, user: Option<Uuid>) -> SignedContext {
+        let clock = *self.0.clock.lock().unwrap_or_else(PoisonError::into_inner);
+        let passed = i64::try_from(clock.read_at.elapsed().as_micros()).unwrap_or(i64::MAX);
+        let issued_at = clock.time.saturating_add(passed);
+        let (key_id, mac) = (self.0.key.id(), self.0.key.sign(workspace, user, issued_at));
+        SignedContext { issued_at, key_id, mac }
+    }
+}
+
+/// True if PostgreSQL refused a MAC because of its time.
+pub(super) fn is_expired(error: &sqlx::Error) -> bool {
+    error.as_database_error().and_then(DatabaseError::code).as_deref() == Some(EXPIRED)
+}
+
+async fn read_clock(connection: &mut PgConnection) -> Result<DatabaseClock, sqlx::Error> {
+    let time = sqlx::query_scalar!(
+        r#"SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint AS "time!""#
+    )
+    .fetch_one(connection)
+    .await?;
+    Ok(DatabaseClock { time, read_at: Instant::now() })
+}
+
+/// A login of the service that the owner of the tables creates.
+#[derive(Debug, Clone)]
+pub struct ServiceLogin {
+    /// The name of the role.
+    pub name: String,
+    /// The password of the role.
+    pub password: secrecy::SecretString,
+}
+
+impl ServiceLogin {
+    /// Derives a login for this database from a secret. Two services in one cluster have different
+    /// ones.
+    #[must_use]
+    pub fn derive(secret: &[u8; 32], database: &str) -> Self {
+        let key = hmac::Key::new(HMAC_SHA256, secret);
+        let part = |purpose: &str| {
+            HEXLOWER.encode(hmac::sign(&key, format!("{purpose} {database}").as_bytes()).as_ref())
+        };
+        let name = format!("call2me_auth_{}", &part("name")[..16]);
+        Self { name, password: part("password").into() }
+    }
+
+    /// Returns the options of a connection with this login.
+    pub(super) fn apply(&self, options: PgConnectOptions) -> PgConnectOptions {
+        options.username(&self.name).password(self.password.expose_secret())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks_of_key_compute_its_hmac() {
+        let key = ContextKey::new(zeroize::Zeroizing::new([7; 32]));
+        let (workspace, user) = (Uuid::from_u128(1), Uuid::from_u128(2));
+        let message = [workspace.as_bytes(), user.as_bytes(), &3_i64.to_be_bytes()[..]].concat();
+        let [inner, outer] = key.blocks();
+        let hash = |block: &[u8], text: &[u8]| digest(&SHA256, &[block, text].concat());
+        let expected = hash(&outer[..], hash(&inner[..], &message).as_ref());
+        assert_eq!(key.sign(Some(workspace), Some(user), 3), expected.as_ref());
+        assert_ne!(key.sign(Some(workspace), Some(user), 4), expected.as_ref());
+        assert_ne!(key.sign(Some(user), Some(workspace), 3), expected.as_ref());
+        assert_ne!(key.sign(Some(workspace), None, 3), expected.as_ref());
+    }
+
+    #[test]
+    fn login_depends_on_secret_and_database() {
+        let login = |secret: u8, database| ServiceLogin::derive(&[secret; 32], database);
+        assert_eq!(login(1, "a").name, login(1, "a").name);
+        assert_ne!(login(1, "a").name, login(1, "b").name);
+        assert_ne!(login(1, "a").name, login(2, "a").name);
+        assert!(!format!("{:?}", login(1, "a")).contains(login(1, "a").password.expose_secret()));
+    }
+}
