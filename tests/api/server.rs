@@ -143,7 +143,10 @@ async fn panic_is_500_with_usual_error_body() {
     let router = Router::new()
         .route("/v1/panics", protect_route(route, &app.app, &ceiling))
         .with_state(Arc::clone(&app.app));
-    let request = axum::http::Request::get("/v1/panics").body(axum::body::Body::empty()).unwrap();
+    let request = axum::http::Request::get("/v1/panics")
+        .header("host", "localhost")
+        .body(axum::body::Body::empty())
+        .unwrap();
     let service = HttpService::new(Arc::clone(&app.app), router);
     let response = service.call([127, 0, 0, 1].into(), request).await;
     assert_eq!(response.status(), 500);

@@ -144,7 +144,7 @@ pub struct CreatedClientBody {
 /// Only this response contains the secret. Store it: it cannot be retrieved again.
 #[utoipa::path(post, path = "/v1/oauth/clients", tag = "OAuth", request_body = CreateClientRequest,
     params(crate::http::dto::parameters::IdempotencyKeyHeader),
-    responses((status = 201, body = CreatedClientBody)))]
+    responses((status = 201, body = CreatedClientBody), (status = 409)))]
 pub async fn create(
     caller: Authorized<FirstPartyAdmin>,
     State(app): State<App>,
