@@ -182,6 +182,8 @@ impl Idempotency {
         match idempotency_keys::find_and_lock(&mut tx, &id, self.env.clock.now()).await? {
             IdempotencyRecord::InProgress => Err(IdempotencyError::InProgress),
             IdempotencyRecord::Completed { request_mac: first, sealed_response: answer } => {
+                // Before the response: the client's next request must not find the key locked.
+                tx.rollback().await?;
                 if !bool::from(first.ct_eq(&request)) {
                     return Err(IdempotencyError::Conflict);
                 }

@@ -304,6 +304,15 @@ impl Tx {
         Ok(Committed::new())
     }
 
+    /// Ends the transaction without its changes. A transaction that is dropped ends some time later,
+    /// with its locks.
+    ///
+    /// # Errors
+    /// [`StoreError`] if the query fails.
+    pub async fn rollback(self) -> Result<(), StoreError> {
+        Ok(self.inner.rollback().await?)
+    }
+
     /// Changes the workspace of the transaction.
     ///
     /// # Errors
