@@ -27,7 +27,7 @@ use sqlx::{Arguments as _, Execute as _};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    environment::{BenchEnvironment, ENCRYPTION_KEY, SERVICE, create_database},
+    environment::{BenchEnvironment, ENCRYPTION_KEY, create_database},
     options::Options,
     process::{cpu_micros, wait_until_idle},
     stats::{duration_micros, format_number, median, to_f64},
@@ -210,7 +210,7 @@ async fn measure_sealing(
 /// Verifies the audit log as an operator does.
 fn measure_verification(world: &BenchEnvironment) -> Result<Measurement, String> {
     let url = world.postgres.url(DATABASE);
-    let mut command = Command::new(SERVICE);
+    let mut command = Command::new(&world.binary);
     command
         .args(["admin", "audit", "verify"])
         .env("DATABASE_URL", url.expose_secret())

@@ -1,6 +1,10 @@
 //! A small HTTP/1.1 client with little overhead: one connection, one request at a time.
 
-use std::{fmt::Write as _, io, net::Ipv4Addr};
+use std::{
+    fmt::Write as _,
+    io,
+    net::{IpAddr, Ipv4Addr},
+};
 
 use serde_json::Value;
 use tokio::{
@@ -59,6 +63,12 @@ pub(crate) fn format_request(
         None => text.push_str("\r\n"),
     }
     text
+}
+
+/// Adds the header of a proxy that forwards a request of this client address.
+pub(crate) fn forwarded_from(address: IpAddr, request: &str) -> String {
+    let (line, rest) = request.split_once("\r\n").unwrap_or((request, ""));
+    format!("{line}\r\nX-Forwarded-For: {address}\r\n{rest}")
 }
 
 impl Client {

@@ -15,12 +15,13 @@ use tokio::time::sleep;
 
 use crate::{
     bare_axum, client,
+    options::Options,
     process::{Process, free_port},
     seed::{self, Account},
 };
 
-/// The binary of the service.
-pub(crate) const SERVICE: &str = env!("CARGO_BIN_EXE_call2me-auth");
+/// The binary of the service that cargo built for this run.
+const SERVICE: &str = env!("CARGO_BIN_EXE_call2me-auth");
 /// The `keys.encryption_key` of a deployment that ends with this run.
 pub(crate) const ENCRYPTION_KEY: &str = "YmVuY2htYXJrIGJlbmNobWFyayBiZW5jaG1hcmsgYmM=";
 /// A rate limit that is never reached.
@@ -67,12 +68,17 @@ pub(crate) struct BenchEnvironment {
     pub(crate) account: Account,
     /// The source of random bytes and ids.
     pub(crate) env: Env,
+    /// The binary of the service that is measured.
+    pub(crate) binary: PathBuf,
     folder: TempDir,
 }
 
 impl BenchEnvironment {
     /// Starts everything.
-    pub(crate) async fn start() -> Result<Self, String> {
+    pub(crate) async fn start(options: &Options) -> Result<Self, String> {
+        let binary = options.binary.as_deref().unwrap_or(Path::new(SERVICE));
+        let binary = fs::canonicalize(binary)
+            .map_err(|error| format!("cannot find {}: {error}", binary.display()))?;
         // The target folder is on a disk, unlike the temporary folder of some machines.
         let place = Path::new(env!("CARGO_TARGET_TMPDIR"));
         let folder = tempfile::Builder::new().prefix("bench-").tempdir_in(place);
@@ -81,11 +87,12 @@ impl BenchEnvironment {
         fs::create_dir(&cluster).map_err(|error| format!("cannot create a folder: {error}"))?;
         let postgres = Postgres::start(&cluster, &"bench".into(), true)?;
         create_database(&postgres, "main").await?;
-        let service = start_service(folder.path(), &postgres, "main", "service", &[]).await?;
+        let service = start_service(&binary, folder.path(), &postgres, "main", "service", &[]);
+        let service = service.await?;
         let bare = start_bare(folder.path()).await?;
         let nginx = start_nginx(folder.path()).await?;
         let account = seed::create_account(service.port).await?;
-        Ok(Self { service, bare, nginx, postgres, account, env: Env::system(), folder })
+        Ok(Self { service, bare, nginx, postgres, account, env: Env::system(), binary, folder })
     }
 
     /// The folder for the files of this run.
@@ -100,7 +107,8 @@ impl BenchEnvironment {
         name: &'static str,
         variables: &[(&str, &str)],
     ) -> Result<Server, ServiceStartError> {
-        start_service(self.folder(), &self.postgres, database, name, variables).await
+        let folder = self.folder();
+        start_service(&self.binary, folder, &self.postgres, database, name, variables).await
     }
 
     /// Connects to a database as superuser.
@@ -117,6 +125,7 @@ pub(crate) async fn create_database(postgres: &Postgres, name: &str) -> Result<(
 }
 
 async fn start_service(
+    binary: &Path,
     folder: &Path,
     postgres: &Postgres,
     database: &str,
@@ -137,7 +146,7 @@ async fn start_service(
         ("CALL2ME_AUTH__RATE_LIMIT__SIGN_IN_PER_MINUTE", UNLIMITED_RATE),
     ];
     all.extend_from_slice(variables);
-    let mut command = Command::new(SERVICE);
+    let mut command = Command::new(binary);
     command.arg("serve");
     let process =
         Process::start(name, &command, folder, &all).map_err(ServiceStartError::Failed)?;

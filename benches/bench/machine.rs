@@ -27,12 +27,17 @@ pub(crate) async fn describe(options: &Options, world: &BenchEnvironment) -> Res
     println!("- PostgreSQL {version}, fsync {fsync}, over {connection_type}");
     println!("- {}; {}; {}", tool("rustc", "-V"), tool("nginx", "-v"), tool("wrk", "-v"));
     println!("- commit: {}", tool("git", "describe --always --dirty"));
-    println!(
-        "- load: wrk with 1 thread and 48 connections (8 to sign in), {} rounds of {} s for each row, \
-         interleaved; medians",
-        options.rounds(),
-        options.seconds()
-    );
+    if options.binary.is_some() {
+        println!("- service: {}", world.binary.display());
+    }
+    if !options.includes_only_attacks() {
+        println!(
+            "- load: wrk with 1 thread and 48 connections (8 to sign in), {} rounds of {} s for each \
+             row, interleaved; medians",
+            options.rounds(),
+            options.seconds()
+        );
+    }
     let arguments: Vec<String> =
         std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
     println!("- repeat: ./scripts/bench {}", arguments.join(" "));

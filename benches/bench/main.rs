@@ -4,6 +4,7 @@
 //! the two servers to compare with, and the load. Rounds are short and interleaved, so that other
 //! activity of the machine affects all rows alike. The tables show medians. Nothing is asserted.
 
+mod attacks;
 mod audit_log;
 mod audit_sealing;
 mod bare_axum;
@@ -64,7 +65,7 @@ fn exit_code(result: Result<(), String>) -> ExitCode {
 }
 
 async fn run(options: &Options) -> Result<(), String> {
-    let world = BenchEnvironment::start().await?;
+    let world = BenchEnvironment::start(options).await?;
     machine::describe(options, &world).await?;
     if options.includes(BenchmarkPart::Rows) {
         rows::measure(options, &world).await?;
@@ -86,6 +87,9 @@ async fn run(options: &Options) -> Result<(), String> {
     }
     if options.includes(BenchmarkPart::Sealing) {
         Box::pin(audit_sealing::measure(options, &world)).await?;
+    }
+    if options.includes(BenchmarkPart::Attacks) {
+        attacks::measure(options, &world).await?;
     }
     Ok(())
 }
