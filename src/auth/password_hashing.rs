@@ -2,7 +2,8 @@
 //!
 //! A hash takes 19 MiB and tens of milliseconds. A few low-priority threads behind a bounded queue
 //! keep a burst of sign-ins from slowing down API requests or exhausting memory. New passwords are
-//! checked against the policy by a thread of their own, so that sign-ins never wait for that.
+//! checked against the policy and hashed by a thread of their own, so that sign-ins never wait for
+//! registrations.
 //!
 //! Callers hash one password of an account at a time: see [`PasswordHasher::lock_account`].
 
@@ -29,7 +30,7 @@ use crate::{
     config::Passwords,
     env::Env,
     limit::{KeyedPermit, KeyedSemaphores},
-    model::{email::Email, password::Password},
+    model::{ValidationError, email::Email, password::Password},
 };
 
 /// OWASP's recommendation for argon2id: 19 MiB of memory, two passes, one lane.
@@ -42,13 +43,16 @@ const LANES: u32 = 1;
 /// CPU time, and every sign-in timed out.
 const NICENESS: i32 = 10;
 
+/// The error of argon2, which never happens with valid parameters.
+const CANNOT_HASH: AuthError = AuthError::Internal("cannot hash a password");
+
 type Job = Box<dyn FnOnce(&Argon2<'static>) + Send>;
 
 /// Hashes and verifies passwords. Cheap to clone.
 #[derive(Clone)]
 pub struct PasswordHasher {
     hashes: mpsc::SyncSender<Job>,
-    policy_checks: mpsc::SyncSender<Job>,
+    new_passwords: mpsc::SyncSender<Job>,
     /// One permit for each account, by the digest of its address, and kind of work.
     accounts: KeyedSemaphores<([u8; 32], AccountWork)>,
     env: Env,
@@ -123,7 +127,7 @@ impl PasswordHasher {
         let capacity = settings.queue_capacity;
         Ok(Self {
             hashes: start_workers("argon2", thread_count(settings), capacity, &argon2)?,
-            policy_checks: start_workers("password-policy", 1, capacity, &argon2)?,
+            new_passwords: start_workers("new-passwords", 1, capacity, &argon2)?,
             accounts: KeyedSemaphores::new(1),
             env: env.clone(),
             pending: Arc::default(),
@@ -153,13 +157,17 @@ impl PasswordHasher {
         let _permit = self.lock_account(email, AccountWork::Password).await;
         let (chosen, email) = (password.clone(), email.clone());
         let full_name = full_name.map(str::to_owned);
-        let check = move |_: &_| chosen.check_policy(&email, full_name.as_deref());
-        let checked = self.run(&self.policy_checks, check).await?;
-        checked.map_err(|reason| AuthError::invalid(field, reason))?;
-        self.hash(password).await
+        let salt: [u8; 16] = self.env.entropy.bytes();
+        let check_and_hash = move |argon2: &Argon2<'static>| {
+            chosen.check_policy(&email, full_name.as_deref())?;
+            Ok(hash(argon2, chosen.expose().as_bytes(), &salt))
+        };
+        let checked: Result<_, ValidationError> =
+            self.run(&self.new_passwords, check_and_hash).await?;
+        checked.map_err(|reason| AuthError::invalid(field, reason))?.ok_or(CANNOT_HASH)
     }
 
-    /// Hashes a password with a new salt. Returns a PHC string.
+    /// Hashes a password with a new salt, in the queue of sign-ins. Returns a PHC string.
     ///
     /// # Errors
     /// [`AuthError::PasswordQueueFull`] if the queue is full.
@@ -168,7 +176,7 @@ impl PasswordHasher {
         let password = password.clone();
         self.run(&self.hashes, move |argon2| hash(argon2, password.expose().as_bytes(), &salt))
             .await?
-            .ok_or(AuthError::Internal("cannot hash a password"))
+            .ok_or(CANNOT_HASH)
     }
 
     /// Verifies a password against a hash. Without a hash this takes as long and returns
@@ -331,37 +339,48 @@ mod tests {
     #[tokio::test]
     async fn full_queue_rejects_jobs() {
         let hasher = hasher(1);
-        let (release, held) = mpsc::channel::<()>();
-        let (started, running) = oneshot::channel();
-        hasher
-            .hashes
-            .send(Box::new(move |_| {
-                started.send(()).ok();
-                held.recv().ok();
-            }))
-            .unwrap();
-        running.await.unwrap();
+        let release = occupy(&hasher.hashes).await;
         hasher.hashes.send(Box::new(|_| ())).unwrap();
         assert!(matches!(hasher.hash(&password("x")).await, Err(AuthError::PasswordQueueFull)));
-        release.send(()).unwrap();
+        drop(release);
     }
 
-    /// A policy check neither waits for a hash nor delays one.
-    #[tokio::test]
-    async fn policy_check_runs_beside_hashes() {
-        let hasher = hasher(1);
+    /// Keeps the thread of a queue busy until the sender is used or dropped.
+    async fn occupy(queue: &mpsc::SyncSender<Job>) -> mpsc::Sender<()> {
         let (release, held) = mpsc::channel::<()>();
-        hasher
-            .policy_checks
-            .send(Box::new(move |_| {
-                held.recv().ok();
-            }))
-            .unwrap();
-        hasher.hash(&password("x")).await.unwrap();
-        release.send(()).unwrap();
+        let (started, running) = oneshot::channel();
+        let job = move |_: &Argon2<'static>| {
+            started.send(()).ok();
+            held.recv().ok();
+        };
+        queue.send(Box::new(job)).unwrap();
+        running.await.unwrap();
+        release
+    }
+
+    #[tokio::test]
+    async fn sign_in_does_not_wait_for_new_passwords() {
+        let hasher = hasher(1);
+        let release = occupy(&hasher.new_passwords).await;
+        // The queue is full, too.
+        hasher.new_passwords.send(Box::new(|_| ())).unwrap();
+        let verified = hasher.verify(&password("x"), None).await.unwrap();
+        assert_eq!(verified, PasswordVerification::Wrong);
+        drop(release);
+    }
+
+    #[tokio::test]
+    async fn new_password_does_not_wait_for_sign_ins() {
+        let hasher = hasher(1);
+        let release = occupy(&hasher.hashes).await;
         let email = Email::parse("dana@acme.example").unwrap();
-        let weak = password("passwordpassword");
-        let weak = hasher.hash_new_password("password", &weak, &email, None).await;
-        assert!(matches!(weak, Err(AuthError::Invalid { .. })));
+        let [good, weak] = ["correct horse battery", "passwordpassword"].map(password);
+        let stored = hasher.hash_new_password("password", &good, &email, None).await.unwrap();
+        assert!(stored.expose_secret().starts_with("$argon2id$"));
+        let rejected = hasher.hash_new_password("password", &weak, &email, None).await;
+        assert!(matches!(rejected, Err(AuthError::Invalid { .. })));
+        drop(release);
+        let verified = hasher.verify(&good, Some(stored)).await.unwrap();
+        assert_eq!(verified, PasswordVerification::Correct);
     }
 }

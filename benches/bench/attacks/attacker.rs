@@ -108,16 +108,13 @@ fn strain_strength_estimator(deployment: &Deployment) -> Attack {
     let format = move |sequence: Sequence| {
         let Sequence { round, connection, request } = sequence;
         let password = slow_password();
-        let text = match tokens.get(usize::from(connection)) {
-            Some(token) => {
-                let body = json!({ "current_password": password, "new_password": password });
-                format_request("POST", "/v1/auth/password/change", Some(token), Some(&body))
-            }
-            None => {
-                let email = format!("slow-{round}-{request}@attacker.example");
-                let body = json!({ "email": email, "password": password });
-                format_request("POST", "/v1/auth/register", None, Some(&body))
-            }
+        let text = if let Some(token) = tokens.get(usize::from(connection)) {
+            let body = json!({ "current_password": password, "new_password": password });
+            format_request("POST", "/v1/auth/password/change", Some(token), Some(&body))
+        } else {
+            let email = format!("slow-{round}-{request}@attacker.example");
+            let body = json!({ "email": email, "password": password });
+            format_request("POST", "/v1/auth/register", None, Some(&body))
         };
         forwarded_from(attacker_site(round, connection), &text)
     };
