@@ -122,8 +122,8 @@ CREATE FUNCTION context_seal(p_secret bytea, p_context bytea) RETURNS bytea
     $$;
 
 -- Sets the context of the current transaction. A NULL or nil id is none. `p_issued_at` is the time
--- of the MAC by the clock of this server, in microseconds since 1970: a MAC that leaks into a log is
--- of no use later. The service then tries again (MC001).
+-- of the MAC by the clock of this server, in microseconds since 1970: a MAC that leaks into a log
+-- is of no use later. The service then tries again (MC001).
 CREATE FUNCTION set_context(p_workspace_id uuid, p_user_id uuid, p_issued_at bigint, p_key_id bytea,
                             p_mac bytea)
     RETURNS void

@@ -11,7 +11,8 @@ pub(crate) struct Options {
     /// Duration of one round of one row, in seconds [default: 3; quick: 1; attacks: 20, quick: 5].
     #[arg(long)]
     seconds: Option<u64>,
-    /// Number of rounds; the tables show their medians [default: 5; quick: 3; attacks: 3, quick: 1].
+    /// Number of rounds; the tables show their medians [default: 5; quick: 3; attacks: 3, quick:
+    /// 1].
     #[arg(long)]
     rounds: Option<usize>,
     /// Short rounds and few keys, for development.
@@ -63,8 +64,8 @@ impl Options {
         self.rounds.unwrap_or(if self.quick { 3 } else { 5 }).max(1)
     }
 
-    /// Returns the duration of one phase of an attack, in seconds. It is longer than a round, because
-    /// some attacks hold resources for fifteen seconds.
+    /// Returns the duration of one phase of an attack, in seconds. It is longer than a round,
+    /// because some attacks hold resources for fifteen seconds.
     pub(crate) fn attack_seconds(&self) -> u64 {
         self.seconds.unwrap_or(if self.quick { 5 } else { 20 }).max(1)
     }

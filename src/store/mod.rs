@@ -304,8 +304,8 @@ impl Tx {
         Ok(Committed::new())
     }
 
-    /// Ends the transaction without its changes. A transaction that is dropped ends some time later,
-    /// with its locks.
+    /// Ends the transaction without its changes. A transaction that is dropped ends some time
+    /// later, with its locks.
     ///
     /// # Errors
     /// [`StoreError`] if the query fails.
