@@ -9,16 +9,18 @@ use std::{future::Future, marker::PhantomData, sync::Arc};
 
 use axum::{
     Json,
+    body::Body,
     extract::{FromRequest, FromRequestParts, Request},
-    http::StatusCode,
+    http::{StatusCode, request::Parts},
     response::{IntoResponse, Redirect, Response},
 };
 use futures_util::future::BoxFuture;
+use hyper::body::Body as _;
 
 use super::{
-    App,
+    ApiError, App,
     error::EndpointError,
-    extract::{AcceptedParameters, Access},
+    extract::{AcceptedParameters, Access, RequestAuthorization},
 };
 
 /// The result of an endpoint.
@@ -68,7 +70,9 @@ impl<T: HandlerResponse, E: Into<EndpointError>> HandlerResult for Result<T, E> 
 ///
 /// `Args` are the types of the other parameters. As in axum, the last one may consume the body.
 pub trait Handler<A, Args>: Send + Sync + 'static {
-    /// Extracts the parameters and runs the handler. Query parameters that the route does not
+    /// Extracts the parameters and runs the handler. If the request has a body, the caller is
+    /// authenticated once more after it was read: a client can send its body late, after its
+    /// credential was revoked. Query parameters that the route does not
     /// accept are rejected after all extractors, so that a scope or a body that is wrong as well is
     /// reported first.
     fn run(
@@ -98,6 +102,19 @@ where
     }
 }
 
+/// The authorization to check again after the body was read; `None` if there is no body, or if the
+/// route requires no credential.
+fn authorization_while_reading<A: Access>(
+    parts: &Parts,
+    body: &Body,
+    app: &App,
+) -> Result<Option<RequestAuthorization>, ApiError> {
+    if body.is_end_stream() {
+        return Ok(None);
+    }
+    RequestAuthorization::of_rule(A::RULE, parts, app)
+}
+
 macro_rules! impl_handler {
     ($($part:ident)* | $last:ident) => {
         #[expect(non_snake_case, reason = "a parameter has the name of its type")]
@@ -123,10 +140,14 @@ macro_rules! impl_handler {
                         .map_err(Into::<EndpointError>::into)?;
                 )*
                 let is_query_accepted = accepted.check(&parts.uri);
+                let held = authorization_while_reading::<A>(&parts, &body, app)?;
                 let request = Request::from_parts(parts, body);
                 let $last = $last::from_request(request, app)
                     .await
                     .map_err(Into::<EndpointError>::into)?;
+                if let Some(authorization) = held {
+                    authorization.check().await?;
+                }
                 is_query_accepted?;
                 self(access, $($part,)* $last).await.into_result()
             }

@@ -44,6 +44,7 @@ mod isolation;
 mod key_networks;
 mod key_revocation;
 mod language;
+mod late_bodies;
 mod layering;
 mod leaked_keys;
 mod mail;

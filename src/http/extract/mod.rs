@@ -23,7 +23,7 @@ pub use body::{read_body, read_multipart_form, read_urlencoded_form};
 pub use client_ip::client_ip;
 pub use event_filter::EVENT_FILTERS;
 pub use json::{IdempotentJson, Json};
-pub use live_authorization::LiveAuthorization;
+pub use live_authorization::{LiveAuthorization, RequestAuthorization};
 pub use optional_session::OptionalSession;
 pub use path::PathId;
 pub use query::{AcceptedParameters, Query};
