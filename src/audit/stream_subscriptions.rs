@@ -195,6 +195,7 @@ mod tests {
                 user_id: Uuid::nil().into(),
                 name,
                 role: Role::Viewer,
+                credential_generation: 0,
             },
             Kind::Key => Credential::ApiKey {
                 id: id.into(),

@@ -10,13 +10,14 @@ use crate::model::{
     id::{ApiKeyId, SessionId, UserId},
     principal::{Caller, Credential},
     scope::{Role, Scope},
+    session::PresentedSession,
 };
 
 /// A caller that is a user's session.
 #[derive(Debug, Clone)]
 pub struct SessionCaller {
     caller: Caller,
-    session: SessionId,
+    session: PresentedSession,
     user: UserId,
     role: Role,
 }
@@ -25,9 +26,9 @@ impl SessionCaller {
     /// # Errors
     /// [`AuthError::Forbidden`] if the caller is an API key or an OAuth client.
     pub fn new(caller: Caller) -> Result<Self, AuthError> {
-        match &caller.principal.credential {
-            Credential::Session { id, user_id, role, .. } => {
-                let (session, user, role) = (*id, *user_id, *role);
+        match caller.principal.credential {
+            Credential::Session { id, user_id, role, credential_generation, .. } => {
+                let (session, user) = (PresentedSession { id, credential_generation }, user_id);
                 Ok(Self { caller, session, user, role })
             }
             Credential::ApiKey { .. } | Credential::Grant { .. } => {
@@ -39,6 +40,12 @@ impl SessionCaller {
     /// The session.
     #[must_use]
     pub fn session(&self) -> SessionId {
+        self.session.id
+    }
+
+    /// The session, with the generation of the credential that the request presented.
+    #[must_use]
+    pub fn presented_session(&self) -> PresentedSession {
         self.session
     }
 
@@ -77,7 +84,7 @@ pub enum AdminCredential {
     /// An API key.
     ApiKey(ApiKeyId),
     /// A session of this user.
-    Session(UserId, SessionId),
+    Session(UserId, PresentedSession),
 }
 
 impl AdminCaller {
@@ -88,7 +95,11 @@ impl AdminCaller {
         check_scope::check_scope(&caller.principal, Scope::Admin)?;
         let credential = match &caller.principal.credential {
             Credential::ApiKey { id, .. } => AdminCredential::ApiKey(*id),
-            Credential::Session { user_id, id, .. } => AdminCredential::Session(*user_id, *id),
+            Credential::Session { user_id, id, credential_generation, .. } => {
+                let credential_generation = *credential_generation;
+                let session = PresentedSession { id: *id, credential_generation };
+                AdminCredential::Session(*user_id, session)
+            }
             Credential::Grant { .. } => return Err(check_scope::FIRST_PARTY_REQUIRED),
         };
         Ok(Self { caller, credential })

@@ -160,6 +160,7 @@ mod tests {
             user_id: Uuid::nil().into(),
             name: "Dana".into(),
             role,
+            credential_generation: 0,
         };
         Principal { credential, ..key(role.scope(), &[]) }
     }

@@ -88,8 +88,9 @@ impl EmailVerification {
                 return Err(OTHER_ACCOUNT);
             }
             // The session may have ended since it was authenticated.
-            let session = store::sessions::active_since(&mut tx, user_id, caller.session()).await?;
-            session.ok_or(SESSION_ENDED)?;
+            let session = caller.presented_session();
+            let created_at = store::sessions::active_since(&mut tx, user_id, session).await?;
+            created_at.ok_or(SESSION_ENDED)?;
         }
         if !store::one_time_tokens::redeem(&mut tx, user_id, id, purpose, now).await? {
             return Err(invalid_link());

@@ -93,7 +93,8 @@ impl SecondFactors {
     ) -> Result<User, AuthError> {
         let (session, user) = (caller.session(), caller.user());
         let user_row = store::users::lock(tx, user).await?.ok_or(SESSION_ENDED)?;
-        store::sessions::active_since(tx, user, session).await?.ok_or(SESSION_ENDED)?;
+        let presented = caller.presented_session();
+        store::sessions::active_since(tx, user, presented).await?.ok_or(SESSION_ENDED)?;
         if !store::second_factor::is_satisfied(tx, user, session).await? {
             return Err(PASSKEY_REQUIRED);
         }

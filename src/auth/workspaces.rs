@@ -297,7 +297,7 @@ impl Workspaces {
             .lock_as_admin(
                 tx,
                 caller.workspace(),
-                AdminCredential::Session(caller.user(), caller.session()),
+                AdminCredential::Session(caller.user(), caller.presented_session()),
             )
             .await?
             != Role::Owner
@@ -339,7 +339,7 @@ impl Workspaces {
             .lock_as_admin(
                 &mut tx,
                 caller.workspace(),
-                AdminCredential::Session(caller.user(), caller.session()),
+                AdminCredential::Session(caller.user(), caller.presented_session()),
             )
             .await?
             != Role::Owner

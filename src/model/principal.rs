@@ -8,6 +8,7 @@ use super::{
     audit::RequestInfo,
     id::{ApiKeyId, ClientId, GrantId, Id, SessionId, UserId, WorkspaceId},
     scope::{Role, Scope},
+    session::PresentedSession,
 };
 
 /// The identity behind a request: one verified credential in one workspace.
@@ -52,6 +53,8 @@ pub enum Credential {
         name: Arc<str>,
         /// The user's role in the workspace.
         role: Role,
+        /// The generation of the presented cookie or access token.
+        credential_generation: u32,
     },
     /// An access token of an OAuth grant.
     Grant {
@@ -97,9 +100,11 @@ impl Principal {
 
     /// Returns the session and its user if the credential is a session.
     #[must_use]
-    pub fn session(&self) -> Option<(SessionId, UserId)> {
-        match &self.credential {
-            Credential::Session { id, user_id, .. } => Some((*id, *user_id)),
+    pub fn session(&self) -> Option<(PresentedSession, UserId)> {
+        match self.credential {
+            Credential::Session { id, user_id, credential_generation, .. } => {
+                Some((PresentedSession { id, credential_generation }, user_id))
+            }
             Credential::ApiKey { .. } | Credential::Grant { .. } => None,
         }
     }

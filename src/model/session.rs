@@ -36,6 +36,17 @@ pub struct NewSession {
     pub cookie_digest: CookieDigest,
 }
 
+/// A session as a request presented it: with the generation of the credential it was authenticated
+/// with. After a change of the password or a factor, a request that is still in flight has an
+/// earlier generation and must change nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PresentedSession {
+    /// The session's id.
+    pub id: SessionId,
+    /// The generation of the presented cookie or access token.
+    pub credential_generation: u32,
+}
+
 /// The credentials of a session that replace its earlier ones, all of which become invalid.
 #[derive(Debug)]
 pub struct ReplacedCredentials {

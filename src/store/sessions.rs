@@ -16,8 +16,8 @@ use crate::model::{
     refresh_token::RefreshSeed,
     scope::Role,
     session::{
-        NewSession, RefreshState, ReplacedCredentials, Session, SessionEndReason, SessionRecord,
-        SessionSelector,
+        NewSession, PresentedSession, RefreshState, ReplacedCredentials, Session, SessionEndReason,
+        SessionRecord, SessionSelector,
     },
     session_cookie::{CookieDigest, SessionCookie},
 };
@@ -149,6 +149,11 @@ impl SessionRow {
     }
 }
 
+/// The generation of a presented credential, as PostgreSQL stores it.
+fn generation(session: PresentedSession) -> i32 {
+    session.credential_generation.try_into().unwrap_or(i32::MAX)
+}
+
 /// Inserts a new session. `tx` must belong to its user.
 ///
 /// # Errors
@@ -174,14 +179,14 @@ pub async fn insert(tx: &mut Tx, session: &NewSession) -> Result<(), StoreError>
 }
 
 /// Replaces the cookie, the refresh token and the access tokens of an active session. `None` if the
-/// session has ended.
+/// session has ended, or if the presented ones were replaced meanwhile.
 ///
 /// # Errors
 /// [`StoreError`] if the query fails.
 pub async fn replace_credentials(
     tx: &mut Tx,
     user: UserId,
-    id: SessionId,
+    session: PresentedSession,
     seed: &RefreshSeed,
     cookie: CookieDigest,
     now: OffsetDateTime,
@@ -191,14 +196,15 @@ pub async fn replace_credentials(
            SET refresh_seed = $3, cookie_digest = $4, refreshed_at = $5, last_seen_at = $5,
                refresh_generation = refresh_generation + 1,
                credential_generation = credential_generation + 1
-           WHERE id = $1 AND user_id = $2 AND ended_at IS NULL
+           WHERE id = $1 AND user_id = $2 AND ended_at IS NULL AND credential_generation = $6
            RETURNING workspace_id AS "workspace_id: WorkspaceId", refresh_generation,
                      credential_generation"#,
-        id.uuid(),
+        session.id.uuid(),
         user.uuid(),
         seed.as_bytes(),
         cookie.as_bytes(),
         now,
+        generation(session),
     )
     .fetch_optional(tx.conn())
     .await?;
@@ -417,33 +423,38 @@ pub async fn set_workspace(
     Ok(())
 }
 
-/// Returns the start of a user's session, or `None` if it has ended. Does not check its expiry.
+/// Returns the start of a user's session, or `None` if it has ended or if its credentials were
+/// replaced since it was presented. Does not check its expiry.
 ///
 /// # Errors
 /// [`StoreError`] if the query fails.
 pub async fn active_since(
     tx: &mut Tx,
     user: UserId,
-    id: SessionId,
+    session: PresentedSession,
 ) -> Result<Option<OffsetDateTime>, StoreError> {
     Ok(sqlx::query_scalar!(
-        "SELECT created_at FROM sessions WHERE id = $1 AND user_id = $2 AND ended_at IS NULL",
-        id.uuid(),
+        "SELECT created_at FROM sessions
+         WHERE id = $1 AND user_id = $2 AND ended_at IS NULL AND credential_generation = $3",
+        session.id.uuid(),
         user.uuid(),
+        generation(session),
     )
     .fetch_optional(tx.conn())
     .await?)
 }
 
-/// Returns true if a session of any user has not ended. Does not check its expiry.
+/// Returns true if a session of any user has not ended, and its credentials were not replaced since
+/// it was presented. Does not check its expiry.
 ///
 /// # Errors
 /// [`StoreError`] if the query fails.
-pub async fn is_active(tx: &mut Tx, id: SessionId) -> Result<bool, StoreError> {
+pub async fn is_active(tx: &mut Tx, session: PresentedSession) -> Result<bool, StoreError> {
     Ok(sqlx::query_scalar!(
-        r#"SELECT EXISTS (SELECT FROM find_sessions(ARRAY[$1::uuid]) WHERE ended_at IS NULL)
-           AS "is!""#,
-        id.uuid(),
+        r#"SELECT EXISTS (SELECT FROM find_sessions(ARRAY[$1::uuid])
+                          WHERE ended_at IS NULL AND credential_generation = $2) AS "is!""#,
+        session.id.uuid(),
+        generation(session),
     )
     .fetch_one(tx.conn())
     .await?)

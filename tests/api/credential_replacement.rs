@@ -2,6 +2,7 @@
 //! thief of the session loses it.
 
 use serde_json::{Value, json};
+use sqlx::Connection as _;
 
 use crate::{
     fixture::{
@@ -174,4 +175,51 @@ async fn cookie_requires_its_own_secret() {
     assert!(!is_signed_in(&mut browser).await);
     browser.cookies.insert(SESSION_COOKIE.to_owned(), cookie);
     assert!(is_signed_in(&mut browser).await);
+}
+
+/// A request that was authenticated before the credentials of its session were replaced changes
+/// nothing afterwards.
+#[tokio::test]
+async fn request_in_flight_fails_after_credentials_are_replaced() {
+    let app = TestApp::start().await;
+    let dana = app.register("acme").await;
+    app.set_verified(&dana, true).await;
+    let enrollment = enroll_totp(&app, &dana, json!({})).await.expect_status(200);
+    let secret = enrollment["secret"].as_str().unwrap();
+    let code = compute_totp_code(secret, unix_now(&app));
+    let password = json!({ "current_password": PASSWORD, "new_password": "a walk in a new park" });
+    let replace = "UPDATE sessions SET credential_generation = credential_generation + 1";
+    for (lock, path, body) in [
+        ("users FOR UPDATE", "/v1/auth/mfa/totp/confirm", json!({ "code": code })),
+        ("users FOR UPDATE", "/v1/auth/password/change", password),
+        (
+            "sessions FOR UPDATE",
+            "/v1/auth/switch-workspace",
+            json!({ "workspace_id": dana.workspace_id }),
+        ),
+        ("workspaces FOR NO KEY UPDATE", "/v1/api-keys", json!({ "name": "backdoor" })),
+        ("workspaces FOR NO KEY UPDATE", "/v1/oauth/clients", oauth_client()),
+    ] {
+        let thief = app.sign_in_again(&dana).await;
+        let mut connection = app.database.connect().await;
+        let mut tx = connection.begin().await.unwrap();
+        let lock = format!("SELECT FROM {lock}");
+        sqlx::query(sqlx::AssertSqlSafe(lock)).execute(&mut *tx).await.unwrap();
+        let replaced = async {
+            app.database.wait_for_blocked_statement().await;
+            sqlx::query(replace).execute(&mut *tx).await.unwrap();
+            tx.commit().await.unwrap();
+        };
+        let call = app.request_as(&thief.access_token, "POST", path).json(body);
+        let (answer, ()) = tokio::join!(call.send(), replaced);
+        answer.assert_error(401, "unauthorized");
+    }
+    let mut connection = app.database.connect().await;
+    let created = "SELECT (SELECT count(*) FROM api_keys) + (SELECT count(*) FROM oauth_clients)";
+    let created: i64 = sqlx::query_scalar(created).fetch_one(&mut connection).await.unwrap();
+    assert_eq!(created, 0);
+}
+
+fn oauth_client() -> Value {
+    json!({ "name": "backdoor", "redirect_uris": ["https://a.example/cb"] })
 }

@@ -82,6 +82,7 @@ impl Authenticator {
                 user_id: session.user_id,
                 name: Arc::clone(&session.name),
                 role,
+                credential_generation: session.credential_generation,
             },
         })
     }

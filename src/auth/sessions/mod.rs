@@ -196,7 +196,10 @@ impl Sessions {
         // Lock the user's row before the session's: a password change locks them in this order.
         store::users::set_last_workspace(tx, user, workspace).await?;
         let state = store::sessions::lock_refresh_state(tx, user, id).await?;
-        let state = state.filter(|state| !state.is_ended).ok_or(SESSION_ENDED)?;
+        let presented = caller.presented_session().credential_generation;
+        let state = state
+            .filter(|state| !state.is_ended && state.credential_generation == presented)
+            .ok_or(SESSION_ENDED)?;
         let now = self.context.env.clock.now();
         store::sessions::set_workspace(tx, user, id, workspace).await?;
         store::sessions::advance_refresh_token(tx, user, id, now).await?;
@@ -242,7 +245,7 @@ impl Sessions {
     /// Replaces the cookie and all tokens of the caller's session. The earlier ones become invalid.
     ///
     /// # Errors
-    /// [`SESSION_ENDED`] if the session has ended; [`AuthError::Conflict`] if it has switched to
+    /// [`SESSION_ENDED`] if the session has ended or its credentials were replaced meanwhile; [`AuthError::Conflict`] if it has switched to
     /// another workspace meanwhile.
     pub(in crate::auth) async fn replace_credentials(
         &self,
@@ -254,8 +257,9 @@ impl Sessions {
         let seed = RefreshSeed::new(entropy.bytes());
         let cookie = SessionCookie::new(session, entropy.bytes());
         let digest = cookie.digest();
+        let presented = caller.presented_session();
         let replaced =
-            store::sessions::replace_credentials(tx, user, session, &seed, digest, now).await?;
+            store::sessions::replace_credentials(tx, user, presented, &seed, digest, now).await?;
         let replaced = replaced.ok_or(SESSION_ENDED)?;
         if replaced.workspace_id != workspace {
             return Err(AuthError::Conflict("the session has switched to another workspace"));

@@ -237,5 +237,5 @@ impl FromRequestParts<App> for Newcomer {
 /// Returns the binding of forms of a signed-in user: the session in its workspace.
 fn session_form_binding(caller: &Caller) -> Option<CsrfBinding> {
     let (session, _) = caller.principal.session()?;
-    Some(CsrfBinding::SessionInWorkspace(session, caller.workspace()))
+    Some(CsrfBinding::SessionInWorkspace(session.id, caller.workspace()))
 }

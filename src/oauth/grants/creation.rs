@@ -95,8 +95,8 @@ impl Grants {
         // The session may have ended since the request was authenticated. The foreign key of the
         // new row waits for a reset or a verification that holds the user's row, so the check comes
         // after the insert.
-        let is_active = store::sessions::active_since(&mut tx, user, session).await?.is_some();
-        if !is_active {
+        let presented = caller.presented_session();
+        if store::sessions::active_since(&mut tx, user, presented).await?.is_none() {
             return Err(SESSION_ENDED.into());
         }
         if store::oauth_grants::lacks_second_factor(&mut tx, grant.id).await? {
