@@ -33,6 +33,10 @@ const REASON: &str = "email_reclaimed";
 /// The number of connected apps that are counted for the email.
 const MAX_APPS: i64 = 1000;
 
+/// The number of attempts to lock an account that joins workspaces meanwhile. The number of its
+/// workspaces is limited too, so it cannot do so forever.
+const MAX_LOCK_ATTEMPTS: usize = 20;
+
 /// An account whose rows are locked for a proof of its address.
 pub(super) struct LockedAccount {
     /// The user.
@@ -51,21 +55,44 @@ pub struct AccountReclaim {
 }
 
 impl AccountReclaim {
-    /// Locks an account for a proof of its address, in a transaction of the user. `None` if the
+    /// Locks an account for a proof of its address, in a new transaction of the user. `None` if the
     /// account does not exist.
     ///
     /// Locks are taken in the order of all changes: workspaces and their memberships, then users,
-    /// each sorted.
+    /// each sorted. A workspace that the user joins meanwhile is not locked, so the locks are
+    /// released and taken again. From the lock of the user's row on, the user can join none.
+    ///
+    /// # Errors
+    /// [`AuthError::Conflict`] if the user joined workspaces during each of several attempts.
     pub(super) async fn lock(
+        &self,
+        user: UserId,
+    ) -> Result<Option<(Tx, LockedAccount)>, AuthError> {
+        for _ in 0..MAX_LOCK_ATTEMPTS {
+            let mut tx = self.context.store.begin_for_user(user).await?;
+            let memberships = list_workspaces(&mut tx, user).await?;
+            let Some(account) = self.lock_with(&mut tx, user, &memberships).await? else {
+                return Ok(None);
+            };
+            if list_workspaces(&mut tx, user).await?.is_subset(&memberships) {
+                return Ok(Some((tx, account)));
+            }
+        }
+        Err(AuthError::Conflict("the account is being changed; try again"))
+    }
+
+    /// Locks the account, and of these workspaces those that only it vouches for.
+    async fn lock_with(
         &self,
         tx: &mut Tx,
         user: UserId,
+        memberships: &BTreeSet<WorkspaceId>,
     ) -> Result<Option<LockedAccount>, AuthError> {
         let Some(found) = store::users::get(tx, user).await? else { return Ok(None) };
         let now = self.context.env.clock.now();
         let mut workspaces = Vec::new();
         if found.is_reclaimable(now) {
-            workspaces = self.lock_owned_workspaces(tx, user).await?;
+            workspaces = self.lock_owned_workspaces(tx, user, memberships).await?;
         }
         let others = workspaces.iter().flat_map(|(_, members)| members);
         let mut users: BTreeSet<_> = others.map(|member| member.user_id).collect();
@@ -89,11 +116,10 @@ impl AccountReclaim {
         &self,
         tx: &mut Tx,
         user: UserId,
+        memberships: &BTreeSet<WorkspaceId>,
     ) -> Result<Vec<(WorkspaceId, Vec<Member>)>, AuthError> {
-        let memberships = store::members::list_by_user(tx, user).await?;
-        let ids: BTreeSet<_> = memberships.iter().map(|own| own.workspace_id).collect();
         let mut workspaces = Vec::new();
-        for id in ids {
+        for &id in memberships {
             tx.set_workspace(id).await?;
             if !store::members::lock_workspace(tx, id).await? {
                 continue;
@@ -210,4 +236,10 @@ impl AccountReclaim {
         tx.set_user(user.id).await?;
         Ok(())
     }
+}
+
+/// The workspaces of which a user is a member.
+async fn list_workspaces(tx: &mut Tx, user: UserId) -> Result<BTreeSet<WorkspaceId>, AuthError> {
+    let memberships = store::members::list_by_user(tx, user).await?;
+    Ok(memberships.into_iter().map(|own| own.workspace_id).collect())
 }

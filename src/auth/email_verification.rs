@@ -81,8 +81,7 @@ impl EmailVerification {
     ) -> Result<(), AuthError> {
         let (purpose, now) = (TokenPurpose::EmailVerification, self.context.env.clock.now());
         let (id, user_id) = self.find_token(token).await?;
-        let mut tx = self.context.store.begin_for_user(user_id).await?;
-        let account = self.reclaim.lock(&mut tx, user_id).await?.ok_or_else(invalid_link)?;
+        let (mut tx, account) = self.reclaim.lock(user_id).await?.ok_or_else(invalid_link)?;
         if let AddressProof::WithSession(caller) = proof {
             if caller.user() != user_id {
                 return Err(OTHER_ACCOUNT);

@@ -12,6 +12,7 @@ use super::{
     context::ServiceContext,
     members::Members,
     passwords::{Passwords, REAUTHENTICATION_REQUIRED},
+    sessions::SESSION_ENDED,
 };
 use crate::{
     audit,
@@ -96,7 +97,7 @@ impl Workspaces {
     ///
     /// # Errors
     /// [`AuthError::Invalid`] for an invalid name; [`AuthError::Conflict`] if the user has too many
-    /// workspaces.
+    /// workspaces; [`AuthError::InvalidCredential`] if the session has ended.
     #[tracing::instrument(
         name = "auth.workspaces.create",
         level = "debug",
@@ -115,6 +116,11 @@ impl Workspaces {
             .map_err(|reason| AuthError::invalid("name", reason))?;
         let workspace = self.build(name);
         tx.set_workspace(workspace.id).await?;
+        // Concurrent requests of the user take turns, so that the count below holds, and wait for a
+        // reset or a verification that ends the session.
+        store::users::lock(tx, user).await?.ok_or(SESSION_ENDED)?;
+        let session = caller.presented_session();
+        store::sessions::active_since(tx, user, session).await?.ok_or(SESSION_ENDED)?;
         if store::workspaces::count_by_user(tx, user).await? >= MAX_WORKSPACES {
             return Err(AuthError::Conflict("you are a member of too many workspaces"));
         }

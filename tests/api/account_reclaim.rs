@@ -377,3 +377,56 @@ async fn request_in_flight_creates_nothing_after_proof() {
         assert_eq!(count, 0, "{lock}");
     }
 }
+
+/// A workspace that the stranger creates while the proof waits for locks ends up without keys too.
+#[tokio::test]
+async fn workspace_joined_during_proof_is_reclaimed() {
+    let (app, sink) = start_with_mail().await;
+    for (name, proof) in
+        [("acme", "/v1/auth/verify-email"), ("umbrella", "/v1/auth/password/reset")]
+    {
+        let dana = app.register(name).await;
+        let stranger = app.register(&format!("{name}-second")).await;
+        let key = app.create_key(&stranger, "survivor", "admin").await;
+        let mut body = json!({ "token": verification_token(&sink, &dana.email).await });
+        if proof.ends_with("reset") {
+            let forgot = app.post("/v1/auth/password/forgot").json(json!({ "email": dana.email }));
+            assert_eq!(forgot.send().await.status, 202);
+            let token = link_token(&sink.wait_for_email(&dana.email, "Reset your password").await);
+            body = json!({ "token": token, "new_password": NEW_PASSWORD });
+        }
+        let mut connection = app.database.connect().await;
+        let mut tx = connection.begin().await.unwrap();
+        let lock = "SELECT FROM users WHERE email = $1 FOR UPDATE";
+        sqlx::query(lock).bind(&dana.email).execute(&mut *tx).await.unwrap();
+        let join = async {
+            app.database.wait_for_blocked_statement().await;
+            let join = "UPDATE memberships SET user_id = (SELECT id FROM users WHERE email = $1)
+                        WHERE user_id = (SELECT id FROM users WHERE email = $2)";
+            let join = sqlx::query(join).bind(&dana.email).bind(&stranger.email);
+            assert_eq!(join.execute(&mut *tx).await.unwrap().rows_affected(), 1);
+            tx.commit().await.unwrap();
+        };
+        let (answer, ()) = tokio::join!(app.post(proof).json(body).send(), join);
+        assert_eq!(answer.status, 204, "{}", answer.text);
+        let me = app.request_as(&key.secret, "GET", "/v1/auth/me").send().await;
+        me.assert_error(401, "unauthorized");
+    }
+}
+
+#[tokio::test]
+async fn workspace_creation_in_flight_fails_after_proof() {
+    let app = TestApp::start().await;
+    let dana = app.register("acme").await;
+    let mut connection = app.database.connect().await;
+    let mut tx = connection.begin().await.unwrap();
+    sqlx::query("SELECT FROM users FOR UPDATE").execute(&mut *tx).await.unwrap();
+    let end = async {
+        app.database.wait_for_blocked_statement().await;
+        sqlx::query("UPDATE sessions SET ended_at = now()").execute(&mut *tx).await.unwrap();
+        tx.commit().await.unwrap();
+    };
+    let create = app.request_as(&dana.access_token, "POST", "/v1/workspaces");
+    let (answer, ()) = tokio::join!(create.json(json!({ "name": "late" })).send(), end);
+    answer.assert_error(401, "unauthorized");
+}

@@ -101,3 +101,25 @@ async fn deleted_workspace_rejects_credentials_and_keeps_its_log() {
         "SELECT count(*) FROM invalidations WHERE workspace_id = $1 AND user_id IS NULL";
     assert_eq!(count(&mut connection, invalidations).await, 1);
 }
+
+/// Concurrent requests do not exceed the maximum number of workspaces.
+#[tokio::test]
+async fn concurrent_creations_respect_workspace_limit() {
+    let app = TestApp::start().await;
+    let dana = app.register("acme").await;
+    let mut connection = app.database.connect().await;
+    let fill = "WITH added AS (INSERT INTO workspaces (id, name, created_at)
+                               SELECT gen_random_uuid(), 'w', now() FROM generate_series(1, 98)
+                               RETURNING id)
+                INSERT INTO memberships (workspace_id, user_id, role, joined_at)
+                SELECT added.id, u.id, 'owner', now() FROM added, users u";
+    sqlx::query(fill).execute(&mut connection).await.unwrap();
+    let create = || {
+        let create = app.request_as(&dana.access_token, "POST", "/v1/workspaces");
+        create.json(json!({ "name": "another" })).send()
+    };
+    let answers = futures_util::future::join_all((0..8).map(|_| create())).await;
+    let mut statuses: Vec<_> = answers.iter().map(|answer| answer.status.as_u16()).collect();
+    statuses.sort_unstable();
+    assert_eq!(statuses, [201, 409, 409, 409, 409, 409, 409, 409]);
+}

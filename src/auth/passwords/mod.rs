@@ -130,8 +130,7 @@ impl Passwords {
         let user = self.context.user(user_id).await?;
         let (email, name) = (parse_stored_email(&user.email)?, user.full_name.as_deref());
         let hash = self.hasher.hash_new_password("new_password", new, &email, name).await?;
-        let mut tx = self.context.store.begin_for_user(user_id).await?;
-        let account = self.reclaim.lock(&mut tx, user_id).await?.ok_or_else(invalid_link)?;
+        let (mut tx, account) = self.reclaim.lock(user_id).await?.ok_or_else(invalid_link)?;
         let now = self.context.env.clock.now();
         if !store::one_time_tokens::redeem(&mut tx, user_id, id, purpose, now).await? {
             return Err(invalid_link());

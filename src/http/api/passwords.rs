@@ -90,7 +90,7 @@ pub struct ResetPasswordRequest {
 /// now, and everything that was set up until now ends too: second factors, and in workspaces
 /// without another verified owner, API keys, OAuth clients, invitations and other members.
 #[utoipa::path(post, path = "/v1/auth/password/reset", tag = "Passwords",
-    request_body = ResetPasswordRequest, responses((status = 204)))]
+    request_body = ResetPasswordRequest, responses((status = 204), (status = 409)))]
 pub async fn reset(
     public: Public,
     State(app): State<App>,
@@ -119,7 +119,7 @@ pub struct VerifyEmailRequest {
 /// `POST /v1/auth/password/forgot`: in the next seven days, a reset ends all of this once more.
 #[utoipa::path(post, path = "/v1/auth/verify-email", tag = "Passwords",
     request_body = VerifyEmailRequest,
-    responses((status = 204), (status = 401), (status = 403)))]
+    responses((status = 204), (status = 401), (status = 403), (status = 409)))]
 pub async fn verify_email(
     public: Public,
     OptionalSession(caller): OptionalSession,
