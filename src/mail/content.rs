@@ -2,7 +2,7 @@
 //!
 //! Recipients may never have heard of the service. Each email says what happened, what to do, and
 //! what to do if it was not them. Text that users chose (names, user agents) is sanitized, so that
-//! an email never carries a foreign link.
+//! an email never carries a foreign link. Subjects contain no such text at all.
 
 use askama::Template;
 use secrecy::{ExposeSecret, SecretString};
@@ -96,7 +96,6 @@ impl EmailContent {
     pub(super) fn invitation(url: String, workspace: &str) -> Self {
         let workspace = sanitize(workspace);
         Self {
-            // Not the name: an attacker would choose the subject of emails to strangers.
             subject: "Invitation to a workspace on Call2Me".to_owned(),
             paragraphs: vec![
                 format!(
@@ -296,7 +295,7 @@ impl EmailContent {
     ) -> Self {
         let [key, workspace, by] = [key, workspace, by].map(sanitize);
         Self {
-            subject: format!("An admin API key was created in {workspace}"),
+            subject: "An admin API key was created".to_owned(),
             paragraphs: vec![
                 format!("{by} created the API key {key} in the workspace {workspace} on Call2Me."),
                 "The key has full administrator access and does not expire.".to_owned(),
@@ -318,7 +317,7 @@ impl EmailContent {
     ) -> Self {
         let [client, workspace, by] = [client, workspace, by].map(sanitize);
         Self {
-            subject: format!("An OAuth client with admin access was created in {workspace}"),
+            subject: "An OAuth client with admin access was created".to_owned(),
             paragraphs: vec![
                 format!(
                     "{by} created the OAuth client {client} in the workspace {workspace} on \
@@ -344,7 +343,7 @@ impl EmailContent {
     ) -> Self {
         let [workspace, by] = [workspace, by].map(sanitize);
         Self {
-            subject: format!("An API key invited an administrator to {workspace}"),
+            subject: "An API key invited an administrator".to_owned(),
             paragraphs: vec![
                 format!(
                     "The API key {by} invited {} to the workspace {workspace} on Call2Me, as an \
@@ -378,7 +377,7 @@ impl EmailContent {
         paragraphs.extend(remaining_access(remaining, "The key"));
         paragraphs.push("All owners of the workspace receive this email.".to_owned());
         Self {
-            subject: format!("An API key was revoked in {workspace}"),
+            subject: "An API key was revoked".to_owned(),
             paragraphs,
             link: Some(Link { label: "Review API keys", url: format!("{public_url}/api-keys") }),
             note: "If the key was leaked, look in the audit log for requests that you do not \
@@ -404,7 +403,7 @@ impl EmailContent {
         paragraphs.extend(remaining_access(remaining, "The member"));
         paragraphs.push("All owners of the workspace receive this email.".to_owned());
         Self {
-            subject: format!("A member was removed from {workspace}"),
+            subject: "A member was removed from a workspace".to_owned(),
             paragraphs,
             link: Some(Link { label: "Review API keys", url: format!("{public_url}/api-keys") }),
             note: "Revoke each key that the member may still have.".to_owned(),

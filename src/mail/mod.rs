@@ -142,7 +142,7 @@ impl Mailer {
                 self.handle(mail).await?;
                 // Release the rest, so that another node can send it before the lease ends.
                 if stopping.is_cancelled() {
-                    for left in claimed {
+                    for left in claimed.filter(|left| !left.is_dropped) {
                         self.store.postpone_mail(left.id, Duration::ZERO).await?;
                     }
                     return Ok(());
@@ -155,7 +155,12 @@ impl Mailer {
     }
 
     async fn handle(&self, claimed: ClaimedMail) -> Result<(), StoreError> {
-        let ClaimedMail { id, mail, attempts } = claimed;
+        let ClaimedMail { id, mail, attempts, is_dropped } = claimed;
+        if is_dropped {
+            let kind = mail.map_or("unknown", |mail| mail.subject.as_str());
+            info!(mail = %id, kind, "an email was dropped: too many to one or unverified address");
+            return Ok(());
+        }
         let Some(mail) = mail else {
             // Only a newer version of this service knows this kind of email, and will send it.
             return self.store.postpone_mail(id, MAX_PAUSE).await;

@@ -176,6 +176,33 @@ pub enum EmailKind {
 }
 
 impl EmailKind {
+    /// Returns the class by which the outbox limits and orders emails.
+    #[must_use]
+    pub const fn class(&self) -> &'static str {
+        match self {
+            Self::VerifyEmail { .. } => "verification",
+            Self::ForgotPassword => "reset",
+            Self::Invitation { .. } => "invitation",
+            Self::AdminKey { .. }
+            | Self::AdminClient { .. }
+            | Self::AdminInvitation { .. }
+            | Self::KeyRevoked { .. }
+            | Self::MemberRemoved { .. } => "workspace",
+            Self::PasswordChanged { .. }
+            | Self::PriorSetupEnded { .. }
+            | Self::SecondFactorAdded { .. }
+            | Self::PasskeyAdded { .. }
+            | Self::PasskeyRemoved { .. }
+            | Self::RecoveryCodesRenewed { .. }
+            | Self::SecondFactorRemoved { .. }
+            | Self::FactorsTakenAway
+            | Self::NewDeviceAuthorization { .. }
+            | Self::PasswordGuesses { .. }
+            | Self::AccountDeleted { .. }
+            | Self::SessionReuse { .. } => "account",
+        }
+    }
+
     /// Returns the name of the kind, for logs.
     #[must_use]
     pub const fn as_str(&self) -> &'static str {

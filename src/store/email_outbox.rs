@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use sqlx::{postgres::types::PgInterval, types::Json};
+use sqlx::{PgExecutor, postgres::types::PgInterval, types::Json};
 use uuid::Uuid;
 
 use super::{Store, StoreError, Tx};
@@ -21,6 +21,9 @@ pub struct ClaimedMail {
     pub mail: Option<OutgoingEmail>,
     /// The number of claims, including this one.
     pub attempts: u32,
+    /// True if the email was deleted instead of claimed: its address has received too many, or is
+    /// not verified.
+    pub is_dropped: bool,
 }
 
 /// Adds an email to the outbox. It is sent only if the transaction commits.
@@ -28,9 +31,23 @@ pub struct ClaimedMail {
 /// # Errors
 /// [`StoreError`] if the query fails.
 pub async fn insert(tx: &mut Tx, id: Uuid, mail: &OutgoingEmail) -> Result<(), StoreError> {
-    sqlx::query!("INSERT INTO email_outbox (id, message) VALUES ($1, $2)", id, Json(mail) as _)
-        .execute(tx.conn())
-        .await?;
+    insert_with(tx.conn(), id, mail).await
+}
+
+async fn insert_with(
+    executor: impl PgExecutor<'_>,
+    id: Uuid,
+    mail: &OutgoingEmail,
+) -> Result<(), StoreError> {
+    sqlx::query!(
+        "INSERT INTO email_outbox (id, message, recipient, class) VALUES ($1, $2, $3, $4)",
+        id,
+        Json(mail) as _,
+        mail.to.to_ascii_lowercase(),
+        mail.subject.class(),
+    )
+    .execute(executor)
+    .await?;
     Ok(())
 }
 
@@ -40,13 +57,11 @@ impl Store {
     /// # Errors
     /// [`StoreError`] if the query fails.
     pub async fn insert_mail(&self, id: Uuid, mail: &OutgoingEmail) -> Result<(), StoreError> {
-        sqlx::query!("INSERT INTO email_outbox (id, message) VALUES ($1, $2)", id, Json(mail) as _)
-            .execute(&self.pools.requests())
-            .await?;
-        Ok(())
+        insert_with(&self.pools.requests(), id, mail).await
     }
 
-    /// Claims up to `limit` emails that are due. No other node sends them until `lease` ends.
+    /// Claims up to `limit` emails that are due: those that a user waits for or needs first. No
+    /// other node sends them until `lease` ends.
     ///
     /// # Errors
     /// [`StoreError`] if the query fails.
@@ -56,7 +71,8 @@ impl Store {
         lease: Duration,
     ) -> Result<Vec<ClaimedMail>, StoreError> {
         let rows = sqlx::query!(
-            r#"SELECT id AS "id!", message AS "message!: Json<serde_json::Value>", attempts AS "attempts!"
+            r#"SELECT id AS "id!", message AS "message!: Json<serde_json::Value>", attempts AS "attempts!",
+                      is_dropped AS "is_dropped!"
                FROM claim_emails($1, $2)"#,
             i32::try_from(limit).unwrap_or(i32::MAX),
             interval(lease),
@@ -67,6 +83,7 @@ impl Store {
             id: row.id,
             mail: serde_json::from_value(row.message.0).ok(),
             attempts: row.attempts.try_into().unwrap_or_default(),
+            is_dropped: row.is_dropped,
         });
         Ok(claimed.collect())
     }

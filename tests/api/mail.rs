@@ -199,6 +199,9 @@ async fn sign_in_from_new_network_or_browser_is_mailed() {
     let body = json!({ "email": "dana@acme.example", "password": PASSWORD });
     let register = app.post("/v1/auth/register").header("x-forwarded-for", "203.0.113.9");
     register.header("user-agent", "Browser/1.0").json(body).send().await.expect_status(201);
+    let mut connection = app.database.connect().await;
+    let verify = "UPDATE users SET email_verified_at = now()";
+    sqlx::query(verify).execute(&mut connection).await.unwrap();
     // Another address in the same network and a newer version of the browser: no email.
     sign_in("203.0.113.77", "Browser/2.5.1").await;
     sign_in("198.51.100.7", "Browser/2.5.1").await;
@@ -226,15 +229,114 @@ async fn owners_are_notified_of_admin_keys_only() {
     let dana = app.register("acme").await;
     let [owner, admin] =
         [app.add_member(&dana, "owner").await, app.add_member(&dana, "admin").await];
+    for user in [&dana, &owner, &admin] {
+        app.set_verified(user, true).await;
+    }
     app.create_key(&admin, "harmless", "write").await;
     app.create_key(&admin, "terraform https://evil.example", "admin").await;
     for user in [&dana, &owner] {
-        let mail = sink.wait_for_email(&user.email, "An admin API key was created in acme").await;
+        let mail = sink.wait_for_email(&user.email, "An admin API key was created").await;
         let text = mail["text"].as_str().unwrap();
         assert!(text.contains("the API key terraform https//evilexample"), "{text}");
     }
     let admin_mails = sink.emails_to(&admin.email);
-    assert!(
-        admin_mails.iter().all(|mail| mail["subject"] != "An admin API key was created in acme")
-    );
+    assert!(admin_mails.iter().all(|mail| mail["subject"] != "An admin API key was created"));
+}
+
+/// The subjects of the emails to an address, once all emails were sent or dropped.
+async fn subjects_to(app: &TestApp, sink: &SmtpSink, address: &str) -> Vec<String> {
+    wait_for_empty_outbox(app).await;
+    let emails = sink.emails_to(address).into_iter();
+    let mut subjects: Vec<_> =
+        emails.map(|email| email["subject"].as_str().unwrap().to_owned()).collect();
+    subjects.sort();
+    subjects
+}
+
+/// An unverified address may be a stranger's: it receives only links, and no text of others.
+#[tokio::test]
+async fn unverified_address_receives_only_links() {
+    let sink = SmtpSink::start();
+    let app = TestApp::start_with(&[("mail.url", &sink.url())]).await;
+    let mut dana = app.register("acme").await;
+    for name in ["call 0800 123", "pay here"] {
+        app.create_key(&dana, name, "admin").await;
+    }
+    let client = json!({
+        "name": "c", "redirect_uris": ["https://a.example/cb"], "scope": "admin",
+    });
+    let create = app.request_as(&dana.access_token, "POST", "/v1/oauth/clients").json(client);
+    create.send().await.expect_status(201);
+    let change = json!({ "current_password": PASSWORD, "new_password": "a walk in the old park" });
+    let change =
+        app.request_as(&dana.access_token, "POST", "/v1/auth/password/change").json(change);
+    dana.set_tokens(&change.send().await.expect_status(200));
+    let forgot = app.post("/v1/auth/password/forgot").json(json!({ "email": dana.email }));
+    assert_eq!(forgot.send().await.status, 202);
+    let links = ["Reset your password", "Verify your email address"];
+    assert_eq!(subjects_to(&app, &sink, &dana.email).await, links);
+    app.set_verified(&dana, true).await;
+    app.create_key(&dana, "deploy", "admin").await;
+    let all = ["An admin API key was created", links[0], links[1]];
+    assert_eq!(subjects_to(&app, &sink, &dana.email).await, all);
+}
+
+/// The limit of verification links holds although each account is a new one, and its deletion is
+/// not mailed.
+#[tokio::test]
+async fn verification_links_to_one_address_are_limited() {
+    let sink = SmtpSink::start();
+    let app = TestApp::start_with(&[("mail.url", &sink.url())]).await;
+    for _ in 0..7 {
+        let dana = app.register("acme").await;
+        let delete = app.request_as(&dana.access_token, "DELETE", "/v1/users/me");
+        let answer = delete.json(json!({ "password": PASSWORD })).send().await;
+        assert_eq!(answer.status, 204, "{}", answer.text);
+    }
+    let subjects = subjects_to(&app, &sink, "owner@acme.example").await;
+    assert_eq!(subjects, ["Verify your email address"; 5]);
+}
+
+/// Emails about a workspace, which its members cause at will, have a limit. They do not use up that
+/// of emails about the account.
+#[tokio::test]
+async fn emails_about_workspace_are_limited_and_do_not_hide_others() {
+    let sink = SmtpSink::start();
+    let app = TestApp::start_with(&[("mail.url", &sink.url())]).await;
+    let dana = app.register_verified("acme").await;
+    for n in 0..25 {
+        app.create_key(&dana, &n.to_string(), "admin").await;
+    }
+    let change = json!({ "current_password": PASSWORD, "new_password": "a walk in the old park" });
+    let change =
+        app.request_as(&dana.access_token, "POST", "/v1/auth/password/change").json(change);
+    change.send().await.expect_status(200);
+    let subjects = subjects_to(&app, &sink, &dana.email).await;
+    let count = |text: &str| subjects.iter().filter(|subject| subject.contains(text)).count();
+    let counts = ["admin API key", "password was changed", "Verify"].map(count);
+    assert_eq!(counts, [20, 1, 1], "{subjects:#?}");
+}
+
+/// Emails about workspaces do not delay the links and warnings of other users.
+#[tokio::test]
+async fn links_and_warnings_are_sent_first() {
+    // Without a mail server, emails stay in the outbox.
+    let app = TestApp::start().await;
+    let [dana, sam] = [app.register_verified("acme").await, app.register_verified("sam").await];
+    for n in 0..3 {
+        app.create_key(&dana, &n.to_string(), "admin").await;
+    }
+    let invite = json!({ "email": "kim@new.example", "role": "member" });
+    let invite = app.request_as(&dana.access_token, "POST", "/v1/invitations").json(invite);
+    invite.send().await.expect_status(201);
+    let forgot = app.post("/v1/auth/password/forgot").json(json!({ "email": sam.email }));
+    assert_eq!(forgot.send().await.status, 202);
+    let mut connection = app.database.connect().await;
+    let claim = "SELECT message ->> 'kind' FROM claim_emails(3, '1 hour')";
+    let mut first: Vec<String> =
+        sqlx::query_scalar(claim).fetch_all(&mut connection).await.unwrap();
+    first.sort();
+    assert_eq!(first, ["forgot_password", "verify_email", "verify_email"]);
+    let rest: Vec<String> = sqlx::query_scalar(claim).fetch_all(&mut connection).await.unwrap();
+    assert_eq!(rest, ["admin_key"; 3]);
 }

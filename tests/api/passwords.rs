@@ -50,7 +50,7 @@ async fn me(app: &TestApp, user: &TestUser) -> Value {
 #[tokio::test]
 async fn password_change_ends_other_sessions_and_is_mailed() {
     let (app, sink) = start_with_mail().await;
-    let mut dana = app.register("acme").await;
+    let mut dana = app.register_verified("acme").await;
     let key = app.create_key(&dana, "server", "write").await;
     let other = sign_in(&app, &dana.email, PASSWORD).await.expect_status(200);
     let other = other["access_token"].as_str().unwrap();
@@ -227,7 +227,7 @@ async fn mailed_links_to_one_user_are_limited() {
 #[tokio::test]
 async fn refresh_token_reuse_is_mailed() {
     let (app, sink) = start_with_mail().await;
-    let dana = app.register("acme").await;
+    let dana = app.register_verified("acme").await;
     let refresh = async |token: &str| {
         app.post("/v1/auth/refresh").json(json!({ "refresh_token": token })).send().await
     };

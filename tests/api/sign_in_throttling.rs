@@ -199,7 +199,7 @@ async fn owner_is_notified_of_guesses_once_a_day() {
     let sink = SmtpSink::start();
     let proxy = ("server.trusted_proxies", "[\"127.0.0.1\"]");
     let app = TestApp::start_with(&[proxy, ("mail.url", &sink.url())]).await;
-    let dana = app.register("acme").await;
+    let dana = app.register_verified("acme").await;
     let guess_from = async |network: u8, count: u8| {
         let addresses: Vec<_> = (0..count).map(|n| format!("203.{network}.{n}.1")).collect();
         for email in [&*dana.email, "nobody@acme.example"] {
