@@ -47,8 +47,12 @@ const MAX_PER_WORKSPACE_AND_DAY: i64 = 100;
 /// Maximum number of invitations of a user or API key per day, to all workspaces.
 const MAX_PER_INVITER_AND_DAY: i64 = 50;
 
-/// Maximum number of invitations to one address per day, from all workspaces.
-const MAX_PER_ADDRESS_AND_DAY: i64 = 10;
+/// Maximum number of invitations of a workspace to one address per day, also if they are revoked.
+const MAX_PER_WORKSPACE_ADDRESS_AND_DAY: i64 = 3;
+
+/// Number of invitations to one address per day, from all workspaces, above which no further one is
+/// emailed.
+const MAX_EMAILS_PER_ADDRESS_AND_DAY: i64 = 10;
 
 /// The content of an invitation, shown before it is accepted.
 #[derive(Debug)]
@@ -133,7 +137,8 @@ impl Invitations {
                 "too many invitations were sent today; try again tomorrow",
             ));
         }
-        if store::invitations::count_by_email(tx, &email, day_ago).await? >= MAX_PER_ADDRESS_AND_DAY
+        if store::invitations::count_to_email(tx, workspace, &email, day_ago).await?
+            >= MAX_PER_WORKSPACE_ADDRESS_AND_DAY
         {
             return Err(AuthError::Conflict(
                 "this email address was invited too often today; try again tomorrow",
@@ -147,6 +152,10 @@ impl Invitations {
             created_at: now,
             expires_at: now + INVITATION_LIFETIME,
         };
+        // Counted before the insert. Other workspaces' invitations must neither prevent this one nor
+        // show in the response, so only the email is left out.
+        let is_emailed = store::invitations::count_by_email(tx, &email, day_ago).await?
+            < MAX_EMAILS_PER_ADDRESS_AND_DAY;
         let inviter_key = caller.principal.api_key();
         store::invitations::insert(tx, workspace, &invitation, &email, inviter_key).await?;
         let event = audit::event(&self.context.env, caller, Action::InvitationCreated, 201)
@@ -156,7 +165,9 @@ impl Invitations {
         let row = store::workspaces::get(tx, workspace).await?;
         let workspace = row.ok_or(AuthError::NotFound("workspace"))?.name;
         let subject = EmailKind::Invitation { token: invitation.id.uuid(), workspace };
-        self.context.enqueue_email(tx, invitation.email.clone(), subject).await?;
+        if is_emailed {
+            self.context.enqueue_email(tx, invitation.email.clone(), subject).await?;
+        }
         if inviter_key.is_some() && role.scope() == Scope::Admin {
             self.email_owners(tx, caller, &invitation.email).await?;
         }

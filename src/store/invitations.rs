@@ -106,6 +106,27 @@ pub async fn count_by_email(
     .await?)
 }
 
+/// Counts the invitations of a workspace to an address since `since`, also closed ones.
+///
+/// # Errors
+/// [`StoreError`] if the query fails.
+pub async fn count_to_email(
+    tx: &mut Tx,
+    workspace: WorkspaceId,
+    email: &Email,
+    since: OffsetDateTime,
+) -> Result<i64, StoreError> {
+    Ok(sqlx::query_scalar!(
+        r#"SELECT count(*) AS "count!" FROM invitations
+           WHERE workspace_id = $1 AND normalized_email = $2 AND created_at > $3"#,
+        workspace.uuid(),
+        email.normalized(),
+        since,
+    )
+    .fetch_one(tx.conn())
+    .await?)
+}
+
 /// Counts the invitations of a workspace since `since`, also closed ones.
 ///
 /// # Errors

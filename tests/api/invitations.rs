@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::fixture::{PASSWORD, SmtpSink, TestApp, TestResponse, TestUser, link_token};
+use crate::{
+    fixture::{PASSWORD, SmtpSink, TestApp, TestResponse, TestUser, link_token},
+    mail::wait_for_empty_outbox,
+};
 
 async fn app_with_mail() -> (TestApp, SmtpSink, TestUser) {
     let sink = SmtpSink::start();
@@ -182,23 +185,62 @@ async fn concurrent_accepts_add_one_member() {
     assert!(responses.iter().all(|answer| answer.status.as_u16() < 500));
 }
 
-/// Strangers cannot flood an email address with invitations.
-#[tokio::test]
-async fn invitations_to_one_address_are_limited_per_day() {
-    let (app, _sink, dana) = app_with_mail().await;
-    for _ in 0..10 {
-        let created =
-            invite(&app, &dana.access_token, "sam@new.example", "viewer").await.expect_status(201);
-        let path = format!("/v1/invitations/{}", created["id"].as_str().unwrap());
-        assert_eq!(app.request_as(&dana.access_token, "DELETE", &path).send().await.status, 204);
+/// Sends an invitation and revokes it. Returns the status of the invitation.
+async fn invite_and_revoke(app: &TestApp, by: &str, email: &str) -> u16 {
+    let response = invite(app, by, email, "viewer").await;
+    if response.status == 201 {
+        let path = format!("/v1/invitations/{}", response.body["id"].as_str().unwrap());
+        assert_eq!(app.request_as(by, "DELETE", &path).send().await.status, 204);
     }
-    invite(&app, &dana.access_token, "sam@new.example", "viewer")
-        .await
-        .assert_error(409, "conflict");
+    response.status.as_u16()
+}
+
+/// A workspace invites an address three times a day, which prevents no other workspace from
+/// inviting it.
+#[tokio::test]
+async fn invitations_of_workspace_to_one_address_are_limited_per_day() {
+    let app = TestApp::start().await;
+    let dana = app.register_verified("acme").await;
+    let key = app.create_key(&dana, "k", "admin").await;
+    let mut statuses = Vec::new();
+    for email in ["sam@new.example", "SAM@new.example", "sam@NEW.example", "sam@new.example"] {
+        statuses.push(invite_and_revoke(&app, &dana.access_token, email).await);
+    }
+    assert_eq!(statuses, [201, 201, 201, 409]);
+    assert_eq!(invite_and_revoke(&app, &key.secret, "sam@new.example").await, 409);
+    assert_eq!(invite_and_revoke(&app, &key.secret, "kim@new.example").await, 201);
     let eve = app.register_verified("evil").await;
-    invite(&app, &eve.access_token, "SAM@new.example", "viewer")
-        .await
-        .assert_error(409, "conflict");
+    assert_eq!(invite_and_revoke(&app, &eve.access_token, "sam@new.example").await, 201);
+    app.clock.advance(Duration::from_hours(24));
+    assert_eq!(invite_and_revoke(&app, &key.secret, "sam@new.example").await, 201);
+}
+
+/// An address gets ten emails a day. Further invitations are stored without an email, and nothing
+/// tells their workspace about the others.
+#[tokio::test]
+async fn invitation_emails_to_one_address_are_limited_per_day() {
+    let (app, sink, dana) = app_with_mail().await;
+    let key = app.create_key(&dana, "k", "admin").await;
+    for n in 0..4 {
+        let user = app.register_verified(&format!("w{n}")).await;
+        for _ in 0..3 {
+            let sent = invite_and_revoke(&app, &user.access_token, "sam@new.example").await;
+            assert_eq!(sent, 201, "{n}");
+        }
+    }
+    let silent = invite(&app, &key.secret, "sam@new.example", "viewer").await.expect_status(201);
+    let other = invite(&app, &key.secret, "kim@new.example", "viewer").await.expect_status(201);
+    let fields = |body: &Value| body.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+    assert_eq!(fields(&silent), fields(&other));
+    wait_for_empty_outbox(&app).await;
+    assert_eq!(sink.emails_to("sam@new.example").len(), 10);
+    app.clock.advance(Duration::from_hours(24));
+    assert_eq!(invite_and_revoke(&app, &key.secret, "sam@new.example").await, 409);
+    let path = format!("/v1/invitations/{}", silent["id"].as_str().unwrap());
+    assert_eq!(app.request_as(&key.secret, "DELETE", &path).send().await.status, 204);
+    assert_eq!(invite_and_revoke(&app, &key.secret, "sam@new.example").await, 201);
+    wait_for_empty_outbox(&app).await;
+    assert_eq!(sink.emails_to("sam@new.example").len(), 11);
 }
 
 #[tokio::test]

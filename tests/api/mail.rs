@@ -24,7 +24,7 @@ async fn make_retries_due(app: &TestApp) {
     sqlx::query(sql).execute(&mut connection).await.unwrap();
 }
 
-async fn wait_for_empty_outbox(app: &TestApp) {
+pub async fn wait_for_empty_outbox(app: &TestApp) {
     eventually("the outbox is empty", async || (outbox_size(app).await == 0).then_some(())).await;
 }
 
