@@ -180,14 +180,6 @@ CREATE FUNCTION find_oauth_client(p_id uuid, p_document_url text, p_now timestam
     END
     $$;
 
--- Returns true if a user has authorized a client, in any workspace.
-CREATE FUNCTION has_oauth_consent(p_client_id uuid) RETURNS boolean
-    LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp
-    AS $$
-        SELECT EXISTS (
-            SELECT FROM oauth_grants WHERE client_id = p_client_id AND user_id IS NOT NULL)
-    $$;
-
 -- Returns grants by their ids, to verify their tokens. `role` is NULL if the user is no longer a
 -- member of the workspace.
 CREATE FUNCTION find_oauth_grants(p_ids uuid[])
@@ -411,12 +403,12 @@ CREATE FUNCTION prune_oauth_clients(p_created_before timestamptz) RETURNS void
           AND NOT EXISTS (SELECT FROM oauth_grants g WHERE g.client_id = c.id);
     $$;
 
-REVOKE ALL ON FUNCTION find_oauth_client, has_oauth_consent, find_oauth_grants,
+REVOKE ALL ON FUNCTION find_oauth_client, find_oauth_grants,
     register_oauth_client, store_oauth_metadata_document, start_device_authorization, find_device_authorization,
     decide_device_authorization, lock_device_authorization, record_device_poll,
     list_external_oauth_grants, prune_expired_oauth_codes, prune_oauth_grants, prune_oauth_clients
     FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION find_oauth_client, has_oauth_consent, find_oauth_grants,
+GRANT EXECUTE ON FUNCTION find_oauth_client, find_oauth_grants,
     register_oauth_client, store_oauth_metadata_document, start_device_authorization, find_device_authorization,
     decide_device_authorization, lock_device_authorization, record_device_poll,
     list_external_oauth_grants, prune_expired_oauth_codes, prune_oauth_grants, prune_oauth_clients

@@ -119,16 +119,6 @@ impl Store {
         }))
     }
 
-    /// True if a user has authorized the client, in any workspace.
-    ///
-    /// # Errors
-    /// [`StoreError`] if the query fails.
-    pub async fn has_oauth_consent(&self, client: ClientId) -> Result<bool, StoreError> {
-        Ok(sqlx::query_scalar!(r#"SELECT has_oauth_consent($1) AS "has!""#, client.uuid())
-            .fetch_one(&self.pools.requests())
-            .await?)
-    }
-
     /// Stores a client that registers itself from `subnet`. False if too many clients have no grant
     /// yet: `max_from_subnet` from this subnet, or `max_total` overall. At the overall limit, the
     /// oldest of them that are older than an hour are deleted to make room.

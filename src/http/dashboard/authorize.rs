@@ -27,7 +27,7 @@ use crate::{
         extract::{Authorized, Public, Query, UserSession},
     },
     model::{
-        id::WorkspaceId,
+        id::{UserId, WorkspaceId},
         oauth::{client::ClientOrigin, parameters::Parameters, redirect_uri},
         scope::{Role, Scope},
     },
@@ -122,8 +122,8 @@ impl ScopeChoice {
 /// Handles an authorization request: redirects to the sign-in or to the client, or displays the
 /// consent page.
 ///
-/// An error of the request is sent to the client if its redirect URI is valid and a user has
-/// authorized the client before, otherwise displayed.
+/// An error of the request is sent to the client if its redirect URI is valid and the signed-in user
+/// has authorized the client before, otherwise displayed.
 pub(super) async fn show(
     _public: Public,
     State(app): State<App>,
@@ -137,14 +137,16 @@ pub(super) async fn show(
     }
     let pairs = query.into_pairs();
     let query = &*query_of(&pairs);
-    let request = match validate(&app, pairs).await? {
+    let user = caller.as_ref().map(SessionCaller::user);
+    let request = match validate(&app, pairs, user).await? {
         Ok(request) => request,
         Err(answer) => return Ok(*answer),
     };
     let Some(caller) = caller else {
         if request.prompt == Prompt::None {
             let description = "the user is not signed in";
-            return error_response(&app, &request, OAuthCode::LoginRequired, description).await;
+            return error_response(&app, &request, user, OAuthCode::LoginRequired, description)
+                .await;
         }
         return Ok(redirect_to_sign_in(&request, query, false));
     };
@@ -157,7 +159,8 @@ pub(super) async fn show(
     match request.prompt {
         Prompt::None if !may_grant => {
             let description = "the user must sign in again";
-            return error_response(&app, &request, OAuthCode::LoginRequired, description).await;
+            return error_response(&app, &request, user, OAuthCode::LoginRequired, description)
+                .await;
         }
         _ if !may_grant => return Ok(redirect_to_sign_in(&request, query, true)),
         Prompt::Login => return Ok(redirect_to_sign_in(&request, query, true)),
@@ -171,7 +174,7 @@ pub(super) async fn show(
             if request.prompt == Prompt::None {
                 let description = "the user must consent";
                 let code = OAuthCode::ConsentRequired;
-                return error_response(&app, &request, code, description).await;
+                return error_response(&app, &request, user, code, description).await;
             }
         }
     }
@@ -200,7 +203,7 @@ pub(super) async fn decide(
 ) -> Result<Response, ApiError> {
     let query = form.text("query")?.to_owned();
     let pairs = Query::parse(&query).map(Query::into_pairs).unwrap_or_default();
-    let request = match validate(&app, pairs).await? {
+    let request = match validate(&app, pairs, Some(caller.user())).await? {
         Ok(request) => request,
         Err(answer) => return Ok(*answer),
     };
@@ -248,9 +251,10 @@ impl Decision {
 async fn validate(
     app: &App,
     pairs: Vec<(String, String)>,
+    user: Option<UserId>,
 ) -> Result<Result<ValidatedRequest, Box<Response>>, ApiError> {
     let validated = match AuthorizationRequest::parse(&Parameters::new(pairs)) {
-        Ok(request) => app.oauth.authorization.validate(request).await,
+        Ok(request) => app.oauth.authorization.validate(request, user).await,
         Err(error) => Err(error.into()),
     };
     match validated {
@@ -385,17 +389,18 @@ fn query_of(pairs: &[(String, String)]) -> String {
 async fn error_response(
     app: &App,
     request: &ValidatedRequest,
+    user: Option<UserId>,
     code: OAuthCode,
     description: &'static str,
 ) -> Result<Response, ApiError> {
-    let response = app.oauth.authorization.error_response(request, code, description).await;
+    let response = app.oauth.authorization.error_response(request, user, code, description).await;
     respond_with_error(&response.map_err(to_api_error)?)
 }
 
 /// Returns an error to the client without interaction of the user.
 ///
 /// Any website can link to this endpoint. So the browser leaves it only by a click if the target is
-/// a client that no user has authorized yet, which anyone may have registered, or a program on the
+/// a client that this user has not authorized, which anyone may have registered, or a program on the
 /// user's machine, which the browser would ask in our name to start.
 fn respond_with_error(response: &ErrorResponse) -> Result<Response, ApiError> {
     let ErrorResponse { error, url, client_name, can_redirect } = response;
@@ -409,8 +414,8 @@ fn respond_with_error(response: &ErrorResponse) -> Result<Response, ApiError> {
         return message_page(400, "Something went wrong", &text, (url, "Back to the app"));
     }
     let text = format!(
-        "{text} No user of this service has authorized this app yet, and we have not verified it. \
-         Continue only if you trust it."
+        "{text} You have not authorized this app, and we have not verified it. Continue only if you \
+         trust it."
     );
     let label = format!("Continue to {}", redirect_uri::destination(url));
     message_page(400, "Something went wrong", &text, (url, &label))

@@ -1,9 +1,9 @@
 //! The authorization request and response (OAuth 2.1, section 4.1), and the user's decision.
 //!
 //! An error is sent to the client only after its redirect URI was validated; until then it is shown
-//! to the user. So is the error for a client that no user has authorized yet: anyone can register a
-//! client, and a redirect to it would be an open redirect. [`consent`] continues with a valid
-//! request.
+//! to the user. So is the error for a client that the signed-in user has not authorized: anyone can
+//! register a client and authorize it with an account of their own, and a redirect to it would be
+//! an open redirect. [`consent`] continues with a valid request.
 
 pub mod consent;
 mod request;
@@ -17,6 +17,7 @@ use super::{
 use crate::{
     auth::ServiceContext,
     model::{
+        id::UserId,
         oauth::{
             client::{Client, ClientOrigin, GrantType},
             pkce::CodeChallenge,
@@ -25,6 +26,7 @@ use crate::{
         },
         scope::Scope,
     },
+    store,
 };
 
 pub use request::{AuthorizationRequest, Prompt};
@@ -71,8 +73,8 @@ pub struct ErrorResponse {
     pub url: String,
     /// The name that the client states.
     pub client_name: String,
-    /// True if the browser may be redirected. Otherwise the user must follow the URL knowingly: the
-    /// client registered itself, and no user has authorized it yet.
+    /// True if the browser may be redirected: the signed-in user has authorized the client, or is a
+    /// member of the workspace that registered it. Otherwise the user must follow the URL knowingly.
     pub can_redirect: bool,
 }
 
@@ -103,7 +105,7 @@ pub struct Authorization {
 }
 
 impl Authorization {
-    /// Validates an authorization request.
+    /// Validates an authorization request of the signed-in user, if there is one.
     ///
     /// # Errors
     /// [`AuthorizationError::Page`] if the client or its redirect URI is not valid, else
@@ -117,6 +119,7 @@ impl Authorization {
     pub async fn validate(
         &self,
         request: AuthorizationRequest,
+        user: Option<UserId>,
     ) -> Result<ValidatedRequest, AuthorizationError> {
         let (client, redirect_uri) = self.resolve_redirect_uri(&request).await?;
         let issuer = Arc::clone(&self.issuer);
@@ -124,7 +127,7 @@ impl Authorization {
         let (scope, resources, challenge, prompt) = match self.check_parameters(&client, &request) {
             Ok(parameters) => parameters,
             Err(error) => {
-                let response = self.build_error_response(&client, &target, error).await?;
+                let response = self.build_error_response(&client, &target, user, error).await?;
                 return Err(AuthorizationError::Response(Box::new(response)));
             }
         };
@@ -139,27 +142,38 @@ impl Authorization {
     pub async fn error_response(
         &self,
         request: &ValidatedRequest,
+        user: Option<UserId>,
         code: OAuthErrorCode,
         description: &'static str,
     ) -> Result<ErrorResponse, OAuthError> {
         let error = ProtocolError::new(code, description);
-        self.build_error_response(&request.client, &request.target, error).await
+        self.build_error_response(&request.client, &request.target, user, error).await
     }
 
     async fn build_error_response(
         &self,
         client: &Client,
         target: &ResponseTarget,
+        user: Option<UserId>,
         error: ProtocolError,
     ) -> Result<ErrorResponse, OAuthError> {
-        let can_redirect = match client.origin {
-            ClientOrigin::Workspace(_) => true,
-            ClientOrigin::SelfRegistered | ClientOrigin::MetadataDocument(_) => {
-                self.context.store.has_oauth_consent(client.id).await?
-            }
+        let can_redirect = match user {
+            Some(user) => self.is_trusted_by(user, client).await?,
+            None => false,
         };
         let url = target.error_url(error.code, &error.description);
         Ok(ErrorResponse { error, url, client_name: client.name.clone(), can_redirect })
+    }
+
+    /// True if the user has authorized the client, or is a member of the workspace that registered
+    /// it.
+    async fn is_trusted_by(&self, user: UserId, client: &Client) -> Result<bool, OAuthError> {
+        let workspace = match client.origin {
+            ClientOrigin::Workspace(workspace) => Some(workspace),
+            ClientOrigin::SelfRegistered | ClientOrigin::MetadataDocument(_) => None,
+        };
+        let mut tx = self.context.store.begin_for_user(user).await?;
+        Ok(store::oauth_grants::is_client_trusted(&mut tx, user, client.id, workspace).await?)
     }
 
     /// Returns the validated redirect URI of a request, even if its other parameters are not valid.

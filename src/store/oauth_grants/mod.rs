@@ -366,3 +366,27 @@ pub async fn list_prior_consents(
     .await?;
     Ok(rows.into_iter().map(|row| (row.scope, row.resources)).collect())
 }
+
+/// Returns true if a user has an active grant to a client, or is a member of `workspace`, which
+/// registered the client. `tx` must belong to that user.
+///
+/// # Errors
+/// [`StoreError`] if the query fails.
+pub async fn is_client_trusted(
+    tx: &mut Tx,
+    user: UserId,
+    client: ClientId,
+    workspace: Option<WorkspaceId>,
+) -> Result<bool, StoreError> {
+    Ok(sqlx::query_scalar!(
+        r#"SELECT EXISTS (SELECT FROM oauth_grants
+                          WHERE client_id = $2 AND user_id = $1 AND ended_at IS NULL)
+                  OR EXISTS (SELECT FROM memberships WHERE user_id = $1 AND workspace_id = $3)
+                  AS "is!""#,
+        user.uuid(),
+        client.uuid(),
+        workspace.map(Id::uuid),
+    )
+    .fetch_one(tx.conn())
+    .await?)
+}

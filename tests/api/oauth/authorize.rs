@@ -228,10 +228,11 @@ async fn consent_is_remembered_for_same_scope_and_https_redirect() {
     let (_, wider) =
         redirect_parameters(&browser.get(&client.authorization_url(&none("call2me:admin"))).await);
     assert_eq!(wider["error"], "consent_required");
-    let (_, signed_out) = redirect_parameters(
-        &Browser::new(&app).get(&client.authorization_url(&none("call2me:read"))).await,
-    );
-    assert_eq!(signed_out["error"], "login_required");
+    // Without a session, the error stays on a page: nothing is known about the user's consent.
+    let signed_out = client.authorization_url(&none("call2me:read"));
+    let signed_out = Browser::new(&app).get(&signed_out).await;
+    let link = signed_out.link_target("Continue to client.example");
+    assert!(signed_out.status == 400 && link.contains("error=login_required"), "{signed_out:#?}");
 
     // The consent does not cover a redirect URI that was registered later.
     let mut connection = app.database.connect().await;
@@ -396,12 +397,12 @@ async fn invalid_client_or_redirect_uri_is_never_redirected() {
 }
 
 #[tokio::test]
-async fn other_errors_redirect_to_client_before_sign_in() {
+async fn other_errors_redirect_to_authorized_client() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
     let client = app.register_client(json!({})).await;
-    app.obtain_tokens(&mut Browser::signed_in(&app, &dana.email).await, &client, &[]).await;
-    let mut browser = Browser::new(&app);
+    let mut browser = Browser::signed_in(&app, &dana.email).await;
+    app.obtain_tokens(&mut browser, &client, &[]).await;
     let long = "x".repeat(5000);
     let resource = [("resource", "https://elsewhere.example")];
     for (request, error) in [
@@ -445,14 +446,14 @@ async fn other_errors_redirect_to_client_before_sign_in() {
         redirect_parameters(&browser.get(&(client.authorization_url(&[]) + "&state=abc")).await);
     assert_eq!((&*params["error"], params.contains_key("state")), ("invalid_request", false));
     // Unknown parameters are ignored.
-    let page = browser
+    let page = Browser::new(&app)
         .get(&client.authorization_url(&[("audience", "x"), ("nonce", "n"), ("x", "y")]))
         .await;
     assert!(page.redirect_target().unwrap().starts_with("/sign-in"));
 }
 
-/// Anyone can register a client, so a redirect to one that no user has authorized would be an open
-/// redirect.
+/// Anyone can register a client and authorize it, so a redirect to one that the signed-in user has
+/// not authorized would be an open redirect.
 #[tokio::test]
 async fn error_for_client_without_consent_stays_on_page() {
     let app = TestApp::start().await;
@@ -479,28 +480,49 @@ async fn error_for_client_without_consent_stays_on_page() {
     let denied = signed_in.submit(&page, "/oauth/consent", &[("decision", "deny")]).await;
     assert_eq!(redirect_parameters(&denied).1["error"], "access_denied");
     assert_eq!(signed_in.get(&errors[0].0).await.status, 400);
+    // The consent of one user redirects that user only: anyone can consent to their own client.
     app.obtain_tokens(&mut signed_in, &client, &[]).await;
-    for (request, ..) in &errors[..3] {
-        let page = Browser::new(&app).get(request).await;
+    let sam = app.register("widgets-inc").await;
+    let mut other = Browser::signed_in(&app, &sam.email).await;
+    for (request, ..) in &errors[..2] {
+        let page = signed_in.get(request).await;
         assert!(redirect_parameters(&page).1.contains_key("error"), "{request}");
+        for browser in [&mut Browser::new(&app), &mut other] {
+            let page = browser.get(request).await;
+            assert!(page.status == 400 && page.redirect_target().is_none(), "{request}: {page:#?}");
+        }
     }
+    // And only while the app is connected.
+    let apps = app.request_as(&dana.access_token, "GET", "/v1/oauth/grants").send().await;
+    for grant in apps.expect_status(200)["grants"].as_array().unwrap() {
+        let path = format!("/v1/oauth/grants/{}", grant["id"].as_str().unwrap());
+        app.request_as(&dana.access_token, "DELETE", &path).send().await.expect_status(204);
+    }
+    assert_eq!(signed_in.get(&errors[0].0).await.status, 400);
 }
 
 #[tokio::test]
-async fn error_for_client_of_workspace_redirects_without_consent() {
+async fn error_for_client_of_workspace_redirects_its_members() {
     let app = TestApp::start().await;
     let dana = app.register("acme").await;
     let body = json!({ "name": "Own app", "redirect_uris": [CALLBACK] });
     let call = app.request_as(&dana.access_token, "POST", "/v1/oauth/clients").json(body);
     let client = OAuthClient::from_registration(&call.send().await.expect_status(201));
+    let sam = app.register("widgets-inc").await;
+    let mut member = Browser::signed_in(&app, &dana.email).await;
+    let mut other = Browser::signed_in(&app, &sam.email).await;
     for (fields, error) in [
         (("response_type", "token"), "unsupported_response_type"),
         (("code_challenge", ""), "invalid_request"),
-        (("prompt", "none"), "login_required"),
+        (("prompt", "none"), "consent_required"),
     ] {
-        let page = Browser::new(&app).get(&client.authorization_url(&[fields])).await;
-        let (redirect_uri, params) = redirect_parameters(&page);
+        let request = client.authorization_url(&[fields]);
+        let (redirect_uri, params) = redirect_parameters(&member.get(&request).await);
         assert_eq!((&*redirect_uri, &*params["error"]), (CALLBACK, error));
+        for browser in [&mut Browser::new(&app), &mut other] {
+            let page = browser.get(&request).await;
+            assert!(page.status == 400 && page.redirect_target().is_none(), "{request}: {page:#?}");
+        }
     }
 }
 
