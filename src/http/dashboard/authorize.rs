@@ -4,6 +4,8 @@
 //! or redirect URI gets an error page, never a redirect (RFC 6749, section 4.1.2.1). The protocol
 //! is in [`crate::oauth`].
 
+use std::net::IpAddr;
+
 use askama::Template;
 use axum::{
     extract::State,
@@ -125,7 +127,7 @@ impl ScopeChoice {
 /// An error of the request is sent to the client if its redirect URI is valid and the signed-in user
 /// has authorized the client before, otherwise displayed.
 pub(super) async fn show(
-    _public: Public,
+    public: Public,
     State(app): State<App>,
     Visitor { browser, caller }: Visitor,
     method: Method,
@@ -138,7 +140,7 @@ pub(super) async fn show(
     let pairs = query.into_pairs();
     let query = &*query_of(&pairs);
     let user = caller.as_ref().map(SessionCaller::user);
-    let request = match validate(&app, pairs, user).await? {
+    let request = match validate(&app, pairs, user, public.request.ip).await? {
         Ok(request) => request,
         Err(answer) => return Ok(*answer),
     };
@@ -203,7 +205,7 @@ pub(super) async fn decide(
 ) -> Result<Response, ApiError> {
     let query = form.text("query")?.to_owned();
     let pairs = Query::parse(&query).map(Query::into_pairs).unwrap_or_default();
-    let request = match validate(&app, pairs, Some(caller.user())).await? {
+    let request = match validate(&app, pairs, Some(caller.user()), caller.request.ip).await? {
         Ok(request) => request,
         Err(answer) => return Ok(*answer),
     };
@@ -252,9 +254,10 @@ async fn validate(
     app: &App,
     pairs: Vec<(String, String)>,
     user: Option<UserId>,
+    ip: IpAddr,
 ) -> Result<Result<ValidatedRequest, Box<Response>>, ApiError> {
     let validated = match AuthorizationRequest::parse(&Parameters::new(pairs)) {
-        Ok(request) => app.oauth.authorization.validate(request, user).await,
+        Ok(request) => app.oauth.authorization.validate(request, user, ip).await,
         Err(error) => Err(error.into()),
     };
     match validated {

@@ -5,7 +5,7 @@
 //! forms of other sites do not send them. Over https they have the prefix `__Host-` (RFC 6265bis),
 //! so other subdomains cannot set them.
 
-use std::{convert::Infallible, sync::Arc};
+use std::{convert::Infallible, net::IpAddr, sync::Arc};
 
 use axum::{
     extract::FromRequestParts,
@@ -46,6 +46,8 @@ pub struct Browser {
     /// An additional target of forms, as a source of the CSP directive `form-action`.
     form_action: Option<String>,
     brand: Brand,
+    /// The client's address.
+    ip: Option<IpAddr>,
 }
 
 impl FromRequestParts<App> for Browser {
@@ -71,6 +73,7 @@ impl FromRequestParts<App> for Browser {
             session,
             form_action: None,
             brand: Brand::default(),
+            ip: parts.extensions.get::<Arc<RequestInfo>>().map(|request| request.ip),
         })
     }
 }
@@ -144,7 +147,8 @@ impl Browser {
         let query = next.strip_prefix(paths::AUTHORIZE).and_then(|rest| rest.strip_prefix('?'));
         let Some(pairs) = query.and_then(Query::parse).map(Query::into_pairs) else { return };
         let Ok(request) = AuthorizationRequest::parse(&Parameters::new(pairs)) else { return };
-        if let Some(uri) = self.app.oauth.authorization.validated_redirect_uri(&request).await {
+        let Some(ip) = self.ip else { return };
+        if let Some(uri) = self.app.oauth.authorization.validated_redirect_uri(&request, ip).await {
             self.allow_redirect_uri(&uri);
         }
     }

@@ -9,7 +9,7 @@ pub mod consent;
 mod request;
 mod response;
 
-use std::sync::Arc;
+use std::{net::IpAddr, sync::Arc};
 
 use super::{
     OAuthError, OAuthErrorCode, ProtocolError, clients::Clients, request::require_grant_type,
@@ -105,7 +105,7 @@ pub struct Authorization {
 }
 
 impl Authorization {
-    /// Validates an authorization request of the signed-in user, if there is one.
+    /// Validates an authorization request of the signed-in user, if there is one, from an address.
     ///
     /// # Errors
     /// [`AuthorizationError::Page`] if the client or its redirect URI is not valid, else
@@ -120,8 +120,9 @@ impl Authorization {
         &self,
         request: AuthorizationRequest,
         user: Option<UserId>,
+        ip: IpAddr,
     ) -> Result<ValidatedRequest, AuthorizationError> {
-        let (client, redirect_uri) = self.resolve_redirect_uri(&request).await?;
+        let (client, redirect_uri) = self.resolve_redirect_uri(&request, ip).await?;
         let issuer = Arc::clone(&self.issuer);
         let target = ResponseTarget { redirect_uri, state: request.state.clone(), issuer };
         let (scope, resources, challenge, prompt) = match self.check_parameters(&client, &request) {
@@ -182,8 +183,12 @@ impl Authorization {
         level = "debug",
         skip_all
     )]
-    pub async fn validated_redirect_uri(&self, request: &AuthorizationRequest) -> Option<String> {
-        self.resolve_redirect_uri(request).await.ok().map(|(_, uri)| uri)
+    pub async fn validated_redirect_uri(
+        &self,
+        request: &AuthorizationRequest,
+        ip: IpAddr,
+    ) -> Option<String> {
+        self.resolve_redirect_uri(request, ip).await.ok().map(|(_, uri)| uri)
     }
 
     /// Returns the client and the redirect URI of the response. Without a `redirect_uri` parameter
@@ -191,8 +196,9 @@ impl Authorization {
     async fn resolve_redirect_uri(
         &self,
         request: &AuthorizationRequest,
+        ip: IpAddr,
     ) -> Result<(Client, String), OAuthError> {
-        let client = self.clients.resolve(&request.client_id).await?;
+        let client = self.clients.resolve(&request.client_id, ip).await?;
         let uri = match (&request.redirect_uri, client.redirect_uris.as_slice()) {
             (Some(requested), known) => {
                 let is_known =

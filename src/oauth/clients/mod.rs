@@ -11,7 +11,7 @@ pub mod registration;
 pub mod unknown_clients;
 pub mod workspace_clients;
 
-use std::sync::Arc;
+use std::{net::IpAddr, sync::Arc};
 
 use super::{OAuthError, ProtocolError};
 use crate::{
@@ -69,18 +69,22 @@ impl Clients {
     }
 
     /// Returns the client of an authorization request: a stored client, or one from its metadata
-    /// document, which may be fetched for this.
+    /// document, which may be fetched for this request from `ip`.
     ///
     /// # Errors
     /// `invalid_client` if the client is unknown or its document is not valid.
-    pub(in crate::oauth) async fn resolve(&self, client_id: &str) -> Result<Client, OAuthError> {
+    pub(in crate::oauth) async fn resolve(
+        &self,
+        client_id: &str,
+        ip: IpAddr,
+    ) -> Result<Client, OAuthError> {
         let unknown = || ProtocolError::invalid_client("unknown client");
         let client = parse_client_id(client_id).map_err(|_| unknown())?;
         let known = self.look_up(&client);
         match &client {
             ClientRef::Id(_) => Ok(known.await?.ok_or_else(unknown)?.client),
             ClientRef::MetadataDocument(url) => {
-                let mut client = self.documents.fetch_client(url).await?;
+                let mut client = self.documents.fetch_client(url, ip).await?;
                 // A client that was authorized before keeps its id.
                 if let Some(known) = known.await? {
                     client.id = known.client.id;

@@ -5,6 +5,7 @@
 //! forgery (SSRF), it connects only to public addresses, connects to exactly the addresses that it
 //! has checked, follows no redirects, and reads at most 5 KB.
 
+mod fetch_permits;
 mod public_addresses;
 
 use std::{net::IpAddr, sync::Arc, time::Duration};
@@ -14,7 +15,7 @@ use reqwest::{
     StatusCode,
     header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE, HeaderMap},
 };
-use tokio::{sync::Semaphore, time::timeout};
+use tokio::time::timeout;
 use url::{Host, Url};
 
 use super::client_metadata::{ClientMetadata, client_from_metadata};
@@ -25,14 +26,13 @@ use crate::{
     oauth::{OAuthError, ProtocolError},
 };
 
+use fetch_permits::FetchPermits;
 use public_addresses::{PublicAddressResolver, is_public};
 
 /// Maximum size of a document, in bytes.
 const MAX_BYTES: usize = 5 * 1024;
 /// Timeout of one fetch.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(4);
-/// Maximum number of concurrent fetches: more than one address can cause within its rate limit.
-const MAX_FETCHES: usize = 64;
 /// Maximum number of cached documents.
 const CACHE_CAPACITY: usize = 1000;
 /// Maximum length of a `client_id` that is a URL, in bytes.
@@ -46,7 +46,7 @@ pub struct MetadataDocumentFetcher {
     mode: MetadataDocuments,
     env: Env,
     http: reqwest::Client,
-    fetch_permits: Semaphore,
+    fetch_permits: FetchPermits,
     native_schemes: Arc<[String]>,
     /// Clients by URL, each with its expiry on the monotonic clock.
     cache: Cache<String, (Arc<Client>, Duration)>,
@@ -77,7 +77,7 @@ impl MetadataDocumentFetcher {
             mode,
             env,
             http,
-            fetch_permits: Semaphore::new(MAX_FETCHES),
+            fetch_permits: FetchPermits::new(),
             native_schemes: Arc::clone(native_schemes),
             cache: Cache::new(CACHE_CAPACITY),
         })
@@ -90,12 +90,16 @@ impl MetadataDocumentFetcher {
     }
 
     /// Returns the client that the document at a URL describes, from the cache or the network. The
-    /// client has a new id.
+    /// client has a new id. `ip` is the address of the request, whose fetches are limited.
     ///
     /// # Errors
     /// `invalid_client` if the document cannot be fetched or is not valid; a 503
     /// if too many fetches are in progress.
-    pub(in crate::oauth) async fn fetch_client(&self, url: &str) -> Result<Client, OAuthError> {
+    pub(in crate::oauth) async fn fetch_client(
+        &self,
+        url: &str,
+        ip: IpAddr,
+    ) -> Result<Client, OAuthError> {
         check_url(url, self.mode)?;
         let now = self.env.clock.monotonic();
         if let Some((client, expires_at)) = self.cache.get(url)
@@ -103,8 +107,8 @@ impl MetadataDocumentFetcher {
         {
             return Ok((*client).clone());
         }
-        let permit = timeout(FETCH_TIMEOUT, self.fetch_permits.acquire()).await;
-        let _permit = permit.ok().and_then(Result::ok).ok_or_else(OAuthError::unavailable)?;
+        let permit = timeout(FETCH_TIMEOUT, self.fetch_permits.acquire(ip)).await;
+        let _permit = permit.map_err(|_| OAuthError::unavailable())?;
         let (metadata, max_age) = self.fetch(url).await?;
         let client = self.parse_client(url, &metadata)?;
         // Errors are not cached, so that a corrected document works at once.
