@@ -48,6 +48,9 @@ pub use keyed_semaphores::{KeyedPermit, KeyedSemaphores};
 pub use shared::LimitCounts;
 use shared::{BucketOperation, SharedBuckets};
 
+/// The number of failed authentications of an OAuth client that are recorded in a minute.
+const REJECTIONS_PER_MINUTE: NonZeroU32 = NonZeroU32::new(10).unwrap();
+
 /// The kind of routes whose requests share sign-in buckets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum SignInKind {
@@ -79,6 +82,8 @@ pub struct Limits {
     grants: Arc<Buckets<Uuid>>,
     /// Buckets of requests of OAuth clients that are recorded in the audit log, by client.
     client_events: Arc<Buckets<Uuid>>,
+    /// Buckets of rejections of OAuth clients that are recorded in the audit log, by client.
+    client_rejections: Arc<Buckets<Uuid>>,
     addresses: Arc<Buckets<IpNet>>,
     /// Buckets of sign-in and similar routes, by network. Their limit is far lower, so that
     /// passwords cannot be guessed.
@@ -104,6 +109,7 @@ impl Limits {
             credentials: Arc::new(Buckets::new()),
             grants: Arc::new(Buckets::new()),
             client_events: Arc::new(Buckets::new()),
+            client_rejections: Arc::new(Buckets::new()),
             addresses: Arc::new(Buckets::new()),
             sign_ins: Arc::new(Buckets::new()),
             accounts: Arc::new(Buckets::new()),
@@ -144,6 +150,14 @@ impl Limits {
     #[must_use]
     pub fn charge_client_event(&self, id: ClientId) -> Decision {
         self.client_events.charge(&id.uuid(), self.quota(None), self.env.clock.monotonic())
+    }
+
+    /// Charges one failed authentication to the bucket of an OAuth client, always on this node.
+    /// Client ids are public, so the bucket is small.
+    #[must_use]
+    pub fn charge_client_rejection(&self, id: ClientId) -> Decision {
+        let now = self.env.clock.monotonic();
+        self.client_rejections.charge(&id.uuid(), REJECTIONS_PER_MINUTE, now)
     }
 
     /// Charges one request to the sign-in buckets of an address and of its networks. Returns the
@@ -279,6 +293,7 @@ impl Limits {
         self.credentials.evict_full(now);
         self.grants.evict_full(now);
         self.client_events.evict_full(now);
+        self.client_rejections.evict_full(now);
         self.addresses.evict_full(now);
         self.sign_ins.evict_full(now);
         self.accounts.evict_full(now);

@@ -42,7 +42,8 @@ pub use error::{
 use authorization::{Authorization, consent::Consent};
 use clients::{
     Clients, metadata_documents::MetadataDocumentFetcher, registration::Registration,
-    unknown_clients::UnknownClients, workspace_clients::WorkspaceClients,
+    unknown_clients::UnknownClients, unrecorded_rejections::UnrecordedRejections,
+    workspace_clients::WorkspaceClients,
 };
 use devices::Devices;
 use grants::Grants;
@@ -105,6 +106,7 @@ impl OAuth {
             limits: limits.clone(),
             documents,
             unknown: Arc::clone(&unknown),
+            unrecorded: UnrecordedRejections::default(),
         });
         let grants = Arc::new(Grants {
             context: Arc::clone(context),

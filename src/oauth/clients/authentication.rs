@@ -5,6 +5,7 @@
 use std::{ops::Deref, sync::Arc};
 
 use secrecy::{ExposeSecret, SecretString};
+use serde_json::json;
 
 use super::Clients;
 use crate::{
@@ -169,7 +170,8 @@ impl Clients {
     }
 
     /// Records failed client authentication in the audit log of the client's workspace. Nothing is
-    /// recorded while the address exceeds its rate limit, so that a flood does not fill the log.
+    /// recorded while the address exceeds its rate limit. Above a rate of the client over all
+    /// addresses, rejections are only counted, so that a flood does not fill the log.
     async fn record_rejection(
         &self,
         client: &Client,
@@ -179,10 +181,18 @@ impl Clients {
         if !self.limits.peek_address(request.ip).await.allowed {
             return Ok(());
         }
-        let event = self
+        if !self.limits.charge_client_rejection(client.id).allowed {
+            self.unrecorded.count(client.id);
+            return Ok(());
+        }
+        let mut event = self
             .context
             .audit_event(request, workspace, Action::ClientRejected, Actor::anonymous(), 401)
             .with_target(client.id, client.name.clone());
+        let unrecorded = self.unrecorded.take(client.id);
+        if unrecorded > 0 {
+            event = event.with_metadata(json!({ "unrecorded": unrecorded }));
+        }
         Ok(self.context.queue_audit_event(event).await?)
     }
 }

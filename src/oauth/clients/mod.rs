@@ -9,6 +9,7 @@ pub mod client_metadata;
 pub mod metadata_documents;
 pub mod registration;
 pub mod unknown_clients;
+pub mod unrecorded_rejections;
 pub mod workspace_clients;
 
 use std::{net::IpAddr, sync::Arc};
@@ -23,6 +24,7 @@ use crate::{
 pub use authentication::{AuthenticatedClient, ClientCredentials};
 use metadata_documents::MetadataDocumentFetcher;
 use unknown_clients::UnknownClients;
+use unrecorded_rejections::UnrecordedRejections;
 
 /// A new client and its secret, which is returned only this once.
 #[derive(Debug)]
@@ -39,6 +41,7 @@ pub struct Clients {
     pub(super) limits: Limits,
     pub(super) documents: MetadataDocumentFetcher,
     pub(super) unknown: Arc<UnknownClients>,
+    pub(super) unrecorded: UnrecordedRejections,
 }
 
 impl Clients {

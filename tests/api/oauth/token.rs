@@ -428,6 +428,37 @@ async fn missing_second_factor_suspends_tokens_and_ends_no_grant() {
     app.refresh_token(&client, refresh).await.expect_status(200);
 }
 
+/// A client id is public. A flood of wrong secrets leaves a few events and a count in the log of the
+/// client's workspace, whatever endpoint it uses.
+#[tokio::test]
+async fn flood_of_wrong_client_secrets_does_not_fill_audit_log() {
+    let app = TestApp::start().await;
+    let dana = app.register("acme").await;
+    let body = json!({ "name": "Booking", "redirect_uris": ["https://client.example/cb"] });
+    let created =
+        app.request_as(&dana.access_token, "POST", "/v1/oauth/clients").json(body).send().await;
+    let client = crate::fixture::oauth::OAuthClient::from_registration(&created.expect_status(201));
+    let form = "application/x-www-form-urlencoded";
+    let token = "grant_type=client_credentials&token=x";
+    let with_secret = format!("{token}&client_id={}&client_secret=wrong", client.id);
+    let without_secret = format!("{token}&client_id={}", client.id);
+    let reject = async |path: &str, body: &str| {
+        let answer = app.post(path).body(form, body.to_owned()).send().await;
+        answer.assert_oauth_error(401, "invalid_client");
+    };
+    for _ in 0..10 {
+        reject("/oauth/token", &with_secret).await;
+        reject("/oauth/token", &without_secret).await;
+        reject("/oauth/revoke", &with_secret).await;
+    }
+    let query = "action=oauth.client_rejected";
+    app.wait_for_event_count(&dana.access_token, query, 10).await;
+    app.clock.advance(Duration::from_mins(1));
+    reject("/oauth/introspect", &with_secret).await;
+    let events = app.wait_for_event_count(&dana.access_token, query, 11).await;
+    assert_eq!(events[0]["metadata"]["unrecorded"], 20, "{events:#?}");
+}
+
 #[tokio::test]
 async fn rejected_token_request_is_logged_with_client_name() {
     let app = TestApp::start().await;
