@@ -36,6 +36,11 @@ CREATE FUNCTION find_invitation_workspace(p_id uuid) RETURNS uuid
     LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp
     AS $$ SELECT workspace_id FROM invitations WHERE id = p_id $$;
 
+-- Returns the invited address: the only one that the link may be sent to.
+CREATE FUNCTION find_invitation_email(p_id uuid) RETURNS text
+    LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp
+    AS $$ SELECT email FROM invitations WHERE id = p_id $$;
+
 -- Counts the invitations to an address, from all workspaces. The limit on them protects an address
 -- from unwanted emails.
 CREATE FUNCTION count_invitations_to_email(p_normalized_email text, p_since timestamptz)
@@ -59,7 +64,7 @@ CREATE FUNCTION prune_invitations(p_expired_before timestamptz) RETURNS void
     LANGUAGE sql SECURITY DEFINER SET search_path = public, pg_temp
     AS $$ DELETE FROM invitations WHERE expires_at < p_expired_before $$;
 
-REVOKE ALL ON FUNCTION find_invitation_workspace, count_invitations_to_email,
-    count_invitations_by_inviter, prune_invitations FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION find_invitation_workspace, count_invitations_to_email,
-    count_invitations_by_inviter, prune_invitations TO call2me_auth_app;
+REVOKE ALL ON FUNCTION find_invitation_workspace, find_invitation_email,
+    count_invitations_to_email, count_invitations_by_inviter, prune_invitations FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION find_invitation_workspace, find_invitation_email,
+    count_invitations_to_email, count_invitations_by_inviter, prune_invitations TO call2me_auth_app;

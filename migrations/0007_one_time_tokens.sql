@@ -26,9 +26,16 @@ CREATE FUNCTION find_one_time_token_user(p_id uuid)
     LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp
     AS $$ SELECT t.user_id, t.purpose FROM one_time_tokens t WHERE t.id = p_id $$;
 
+-- Returns the only address that the link of a token may be sent to.
+CREATE FUNCTION find_one_time_token_email(p_id uuid, p_purpose text) RETURNS text
+    LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp
+    AS $$
+        SELECT t.normalized_email FROM one_time_tokens t WHERE t.id = p_id AND t.purpose = p_purpose
+    $$;
+
 -- Stores a token for the account with an address. Returns false if there is no such account, if it
--- has `p_max_recent` tokens that were created after `p_recent_since`, or if the token was used. The
--- limit protects an address from unwanted emails.
+-- has `p_max_recent` tokens that were created after `p_recent_since`, if the token was used, or if
+-- the id is that of another token. The limit protects an address from unwanted emails.
 CREATE FUNCTION start_password_reset(
     p_id uuid, p_normalized_email text, p_created_at timestamptz, p_expires_at timestamptz,
     p_recent_since timestamptz, p_max_recent bigint
@@ -42,10 +49,14 @@ CREATE FUNCTION start_password_reset(
             SELECT count(*) FROM one_time_tokens t
             WHERE t.user_id = u.id AND t.purpose = 'reset_password' AND t.id <> p_id
               AND t.created_at > p_recent_since) < p_max_recent
-        -- The email is sent again: the lifetime of its link starts again.
+        -- The email is sent again: the lifetime of its link starts again. A row of another user,
+        -- purpose or address is not that of this email, and its link must not be sent to it.
         ON CONFLICT (id) DO UPDATE
             SET created_at = excluded.created_at, expires_at = excluded.expires_at
-            WHERE one_time_tokens.used_at IS NULL;
+            WHERE one_time_tokens.used_at IS NULL
+              AND one_time_tokens.user_id = excluded.user_id
+              AND one_time_tokens.purpose = excluded.purpose
+              AND one_time_tokens.normalized_email = excluded.normalized_email;
         RETURN FOUND;
     END
     $$;
@@ -54,7 +65,7 @@ CREATE FUNCTION prune_one_time_tokens(p_expired_before timestamptz) RETURNS void
     LANGUAGE sql SECURITY DEFINER SET search_path = public, pg_temp
     AS $$ DELETE FROM one_time_tokens WHERE expires_at < p_expired_before $$;
 
-REVOKE ALL ON FUNCTION find_one_time_token_user, start_password_reset, prune_one_time_tokens
-    FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION find_one_time_token_user, start_password_reset, prune_one_time_tokens
-    TO call2me_auth_app;
+REVOKE ALL ON FUNCTION find_one_time_token_user, find_one_time_token_email, start_password_reset,
+    prune_one_time_tokens FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION find_one_time_token_user, find_one_time_token_email, start_password_reset,
+    prune_one_time_tokens TO call2me_auth_app;

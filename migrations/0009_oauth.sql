@@ -119,7 +119,11 @@ CREATE INDEX oauth_device_authorizations_subnet_idx
 ------------------------------------------------------------------------------------------------
 -- Rights of the role
 
-GRANT SELECT, INSERT, UPDATE (name, redirect_uris), DELETE ON oauth_clients TO call2me_auth_app;
+GRANT SELECT,
+    INSERT (id, kind, workspace_id, name, redirect_uris, auth_method, grant_types, scope,
+            client_uri, created_at, created_by, creator_user_id, creator_key_id),
+    UPDATE (name, redirect_uris), DELETE
+    ON oauth_clients TO call2me_auth_app;
 ALTER TABLE oauth_clients ENABLE ROW LEVEL SECURITY;
 -- The clients of the workspace, and those with a grant that the transaction sees.
 CREATE POLICY oauth_clients_select ON oauth_clients FOR SELECT TO call2me_auth_app
@@ -177,6 +181,29 @@ CREATE FUNCTION find_oauth_client(p_id uuid, p_document_url text, p_now timestam
             FROM oauth_clients c
             WHERE CASE WHEN p_document_url IS NULL THEN c.id = p_id AND c.kind <> 'document'
                        ELSE c.document_url = p_document_url END;
+    END
+    $$;
+
+-- Makes a client the protected resource with this identifier, by a decision of the operator: such a
+-- client introspects tokens of all workspaces. The MAC covers client and resource, under a key of
+-- contexts. Its message has another length than that of a context, so neither is valid for the
+-- other.
+CREATE FUNCTION set_oauth_client_resource(p_id uuid, p_resource text, p_key_id bytea, p_mac bytea)
+    RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp
+    AS $$
+    DECLARE
+        message CONSTANT bytea := uuid_send(p_id) || sha256(convert_to(p_resource, 'UTF8'));
+    BEGIN
+        IF NOT EXISTS (
+            SELECT FROM context_keys k
+            WHERE k.id = p_key_id
+              AND sha256(hmac_sha256(k.inner_block, k.outer_block, message)) = sha256(p_mac))
+        THEN
+            RAISE EXCEPTION 'the MAC of the resource is wrong'
+                USING ERRCODE = 'insufficient_privilege';
+        END IF;
+        UPDATE oauth_clients SET resource = p_resource WHERE id = p_id;
     END
     $$;
 
@@ -403,12 +430,12 @@ CREATE FUNCTION prune_oauth_clients(p_created_before timestamptz) RETURNS void
           AND NOT EXISTS (SELECT FROM oauth_grants g WHERE g.client_id = c.id);
     $$;
 
-REVOKE ALL ON FUNCTION find_oauth_client, find_oauth_grants,
+REVOKE ALL ON FUNCTION find_oauth_client, set_oauth_client_resource, find_oauth_grants,
     register_oauth_client, store_oauth_metadata_document, start_device_authorization, find_device_authorization,
     decide_device_authorization, lock_device_authorization, record_device_poll,
     list_external_oauth_grants, prune_expired_oauth_codes, prune_oauth_grants, prune_oauth_clients
     FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION find_oauth_client, find_oauth_grants,
+GRANT EXECUTE ON FUNCTION find_oauth_client, set_oauth_client_resource, find_oauth_grants,
     register_oauth_client, store_oauth_metadata_document, start_device_authorization, find_device_authorization,
     decide_device_authorization, lock_device_authorization, record_device_poll,
     list_external_oauth_grants, prune_expired_oauth_codes, prune_oauth_grants, prune_oauth_clients

@@ -16,4 +16,8 @@ CREATE TABLE signing_keys (
     CHECK (purpose <> 'checkpoints' OR retired_at IS NULL)
 );
 
+CREATE TRIGGER signing_keys_reject_reactivation BEFORE UPDATE ON signing_keys FOR EACH ROW
+    WHEN (OLD.retired_at IS NOT NULL AND NEW.retired_at IS DISTINCT FROM OLD.retired_at)
+    EXECUTE FUNCTION reject_reactivation('retired signing key');
+
 GRANT SELECT, INSERT, UPDATE (retired_at) ON signing_keys TO call2me_auth_app;

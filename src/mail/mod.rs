@@ -26,6 +26,7 @@ use crate::{
     env::Env,
     model::{
         email::Email,
+        id::InvitationId,
         mail::{EmailKind, OutgoingEmail},
         one_time_token::{TokenKey, TokenPurpose},
     },
@@ -203,6 +204,9 @@ impl Mailer {
 
     /// Writes the content of an email. `None` if it must not be sent, because a password reset was
     /// requested for an address without an account.
+    ///
+    /// SQL that an attacker injects can add any email to the outbox. So a link is written only for
+    /// the address in the row of its token, which the attacker cannot change.
     async fn write(
         &self,
         id: Uuid,
@@ -233,12 +237,15 @@ impl Mailer {
                 }
                 EmailContent::password_guesses(&self.public_url, origin)
             }
-            EmailKind::VerifyEmail { token } => EmailContent::verify_email(link(
-                "verify-email",
-                TokenPurpose::EmailVerification,
-                *token,
-            )),
+            EmailKind::VerifyEmail { token } => {
+                let purpose = TokenPurpose::EmailVerification;
+                let email = self.store.find_one_time_token_email(purpose, *token).await?;
+                check_recipient(&mail.to, email.as_deref())?;
+                EmailContent::verify_email(link("verify-email", purpose, *token))
+            }
             EmailKind::Invitation { token, workspace } => {
+                let email = self.store.find_invitation_email(InvitationId::from(*token)).await?;
+                check_recipient(&mail.to, email.as_deref())?;
                 let link = link("accept-invitation", TokenPurpose::Invitation, *token);
                 EmailContent::invitation(link, workspace)
             }
@@ -315,5 +322,19 @@ impl Mailer {
             // The same for each attempt, so that mailboxes recognize a duplicate.
             .message_id(Some(format!("<{id}@{}>", self.from.email.domain())))
             .multipart(MultiPart::alternative_plain_html(text, html))
+    }
+}
+
+/// Checks that the recipient of an email has the address that the token of its link is for.
+fn check_recipient(recipient: &str, expected: Option<&str>) -> Result<(), SendError> {
+    let parse = |text| Email::parse(text).map_err(|why| SendError::Permanent(why.0));
+    let is_expected = match expected {
+        Some(expected) => parse(recipient)?.normalized() == parse(expected)?.normalized(),
+        None => false,
+    };
+    if is_expected {
+        Ok(())
+    } else {
+        Err(SendError::Permanent("its link is not for this address".to_owned()))
     }
 }

@@ -73,6 +73,17 @@ impl ContextKey {
         mac
     }
 
+    /// Computes the MAC of the operator's decision that a client is a protected resource.
+    #[must_use]
+    pub fn sign_resource(&self, client: Uuid, resource: &str) -> [u8; 32] {
+        let mut context = hmac::Context::with_key(&self.mac);
+        context.update(client.as_bytes());
+        context.update(digest(&SHA256, resource.as_bytes()).as_ref());
+        let mut mac = [0; 32];
+        mac.copy_from_slice(context.sign().as_ref());
+        mac
+    }
+
     /// Returns the inner and the outer block of HMAC, with which PostgreSQL computes the MAC.
     fn blocks(&self) -> [zeroize::Zeroizing<[u8; BLOCK]>; 2] {
         [0x36, 0x5c].map(|pad| {
@@ -135,6 +146,12 @@ struct Signer {
 pub(super) struct SignedContext {
     /// In microseconds since 1970.
     pub(super) issued_at: i64,
+    pub(super) key_id: [u8; 8],
+    pub(super) mac: [u8; 32],
+}
+
+/// The MAC of a client's protected resource, for `set_oauth_client_resource()`.
+pub(super) struct SignedResource {
     pub(super) key_id: [u8; 8],
     pub(super) mac: [u8; 32],
 }
@@ -239,6 +256,12 @@ impl ContextSigner {
         let issued_at = clock.time.saturating_add(passed);
         let (key_id, mac) = (self.0.key.id(), self.0.key.sign(workspace, user, issued_at));
         SignedContext { issued_at, key_id, mac }
+    }
+
+    /// Signs that a client is a protected resource.
+    pub(super) fn sign_resource(&self, client: Uuid, resource: &str) -> SignedResource {
+        let Signer { key, .. } = &*self.0;
+        SignedResource { key_id: key.id(), mac: key.sign_resource(client, resource) }
     }
 }
 

@@ -34,6 +34,19 @@ impl Store {
         .await?)
     }
 
+    /// Returns the address that an invitation is for.
+    ///
+    /// # Errors
+    /// [`StoreError`] if the query fails.
+    pub async fn find_invitation_email(
+        &self,
+        id: InvitationId,
+    ) -> Result<Option<String>, StoreError> {
+        let email =
+            sqlx::query_scalar!(r#"SELECT find_invitation_email($1) AS "email""#, id.uuid());
+        Ok(email.fetch_one(&self.pools.background()).await?)
+    }
+
     /// Deletes invitations that expired more than seven days ago.
     ///
     /// # Errors

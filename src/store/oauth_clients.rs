@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
 
-use super::{Store, StoreError, Tx};
+use super::{Store, StoreError, Tx, context::SignedResource};
 use crate::model::{
     id::{ApiKeyId, ClientId, Id, UserId, WorkspaceId},
     oauth::client::{
@@ -204,9 +204,9 @@ pub async fn insert(
 ) -> Result<(), StoreError> {
     sqlx::query!(
         "INSERT INTO oauth_clients (id, kind, workspace_id, name, redirect_uris, auth_method,
-                                    grant_types, scope, client_uri, resource, created_at, created_by,
+                                    grant_types, scope, client_uri, created_at, created_by,
                                     creator_user_id, creator_key_id)
-         VALUES ($1, 'workspace', $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)",
+         VALUES ($1, 'workspace', $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)",
         client.id.uuid(),
         workspace.uuid(),
         client.name,
@@ -215,7 +215,6 @@ pub async fn insert(
         &grant_type_names(&client.grant_types),
         client.scope.map(Scope::as_str),
         client.client_uri,
-        client.resource,
         client.created_at,
         client.created_by,
         creator.user.map(Id::uuid),
@@ -223,6 +222,18 @@ pub async fn insert(
     )
     .execute(tx.conn())
     .await?;
+    if let Some(resource) = &client.resource {
+        let SignedResource { key_id, mac } = tx.context.sign_resource(client.id.uuid(), resource);
+        sqlx::query!(
+            r#"SELECT set_oauth_client_resource($1, $2, $3, $4) AS "done""#,
+            client.id.uuid(),
+            resource,
+            &key_id,
+            &mac,
+        )
+        .fetch_one(tx.conn())
+        .await?;
+    }
     Ok(())
 }
 

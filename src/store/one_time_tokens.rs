@@ -39,9 +39,27 @@ impl Store {
         Ok(row.filter(|row| row.purpose == purpose.as_str()).map(|row| row.user_id))
     }
 
+    /// Returns the address that a token was created for, in lower case.
+    ///
+    /// # Errors
+    /// [`StoreError`] if the query fails.
+    pub async fn find_one_time_token_email(
+        &self,
+        purpose: TokenPurpose,
+        id: Uuid,
+    ) -> Result<Option<String>, StoreError> {
+        let email = sqlx::query_scalar!(
+            r#"SELECT find_one_time_token_email($1, $2) AS "email""#,
+            id,
+            purpose.as_str(),
+        );
+        Ok(email.fetch_one(&self.pools.background()).await?)
+    }
+
     /// Stores a password reset token for the account with this address. If the token is already
-    /// stored and unused, its lifetime starts again. False if there is no such account, if the
-    /// token was used, or if five others were stored for the account within an hour.
+    /// stored for it and unused, its lifetime starts again. False if there is no such account, if
+    /// the token was used or is another one with this id, or if five others were stored for the
+    /// account within an hour.
     ///
     /// # Errors
     /// [`StoreError`] if the query fails.

@@ -2,6 +2,7 @@
 //! workspace only, even if a query has no condition on the workspace.
 
 use call2me_auth::model::id;
+use data_encoding::HEXLOWER;
 use serde_json::json;
 use sqlx::{Connection, Executor, PgConnection};
 use uuid::Uuid;
@@ -417,11 +418,14 @@ async fn revocation_and_sign_out_are_irreversible() {
         .expect_status(204);
     app.post("/v1/auth/logout").bearer(&dana.access_token).send().await.expect_status(204);
     let mut connection = app.database.connect().await;
+    let retire = "UPDATE signing_keys SET retired_at = now() WHERE purpose = 'access tokens'";
+    connection.execute(retire).await.unwrap();
     // Not even the owner of the tables can undo it.
     for sql in [
         "UPDATE api_keys SET revoked_at = NULL",
         "UPDATE api_keys SET revoked_at = now() + interval '1 day'",
         "UPDATE sessions SET ended_at = NULL",
+        "UPDATE signing_keys SET retired_at = NULL WHERE retired_at IS NOT NULL",
     ] {
         let error = connection.execute(sql).await.unwrap_err();
         assert_eq!(error.as_database_error().unwrap().code().unwrap(), "42501", "{sql}");
@@ -445,6 +449,42 @@ async fn injected_signing_key_is_ignored() {
     }
     let app = TestApp::start_on(database, &[("server.public_url", &url)]).await;
     assert_eq!(app.get("/.well-known/jwks.json").send().await.text, jwks);
+}
+
+/// A client that is a protected resource introspects tokens of all workspaces. Only the operator
+/// makes a client one.
+#[tokio::test]
+async fn injected_sql_cannot_make_client_a_resource() {
+    let app = TestApp::start().await;
+    let mut workspaces = TwoWorkspaces::new(&app).await;
+    let (acme, key) = (workspaces.acme, context_key());
+    let [own, other] = [acme, workspaces.widgets];
+    let of_other = key.sign_resource(other, "https://api.example");
+    let context = key.sign(Some(own), None, 0);
+    let set = |mac: &[u8]| {
+        format!(
+            "SELECT set_oauth_client_resource(id, 'https://api.example', '\\x{}', '\\x{}')
+             FROM oauth_clients",
+            HEXLOWER.encode(&key.id()),
+            HEXLOWER.encode(mac),
+        )
+    };
+    for sql in [
+        "INSERT INTO oauth_clients (id, kind, workspace_id, name, redirect_uris, auth_method,
+                                    grant_types, resource, created_at)
+         VALUES (gen_random_uuid(), 'workspace', current_workspace_id(), 'x', '{}', 'none', '{}',
+                 'https://api.example', now())"
+            .to_owned(),
+        "UPDATE oauth_clients SET resource = 'https://api.example'".to_owned(),
+        set(&of_other),
+        set(&context),
+        set(&[0; 32]),
+    ] {
+        let mut tx = workspaces.connection.begin().await.unwrap();
+        set_workspace(&mut tx, acme).await;
+        let error = tx.execute(sqlx::AssertSqlSafe(sql.clone())).await.unwrap_err();
+        assert_eq!(error.as_database_error().unwrap().code().unwrap(), "42501", "{sql}: {error}");
+    }
 }
 
 /// Sets the context of a transaction as the service does.

@@ -1,6 +1,8 @@
 //! Email delivery from the outbox: each email is sent once, and retried after a temporary failure.
 
-use serde_json::json;
+use serde_json::{Value, json};
+use sqlx::Executor;
+use uuid::Uuid;
 
 use crate::fixture::{PASSWORD, SmtpSink, TestApp, eventually, link_token};
 
@@ -339,4 +341,67 @@ async fn links_and_warnings_are_sent_first() {
     assert_eq!(first, ["forgot_password", "verify_email", "verify_email"]);
     let rest: Vec<String> = sqlx::query_scalar(claim).fetch_all(&mut connection).await.unwrap();
     assert_eq!(rest, ["admin_key"; 3]);
+}
+
+/// Puts an email into the outbox, as SQL that is injected into a request can do.
+async fn inject_email(app: &TestApp, id: Option<Uuid>, message: Value) {
+    let mut connection = app.database.connect().await;
+    connection.execute("SET ROLE call2me_auth_app").await.unwrap();
+    let sql = "INSERT INTO email_outbox (id, message)
+               VALUES (coalesce($1, gen_random_uuid()), $2)";
+    sqlx::query(sql).bind(id).bind(message).execute(&mut connection).await.unwrap();
+}
+
+async fn find_id(app: &TestApp, sql: &'static str) -> Uuid {
+    sqlx::query_scalar(sql).fetch_one(&mut app.database.connect().await).await.unwrap()
+}
+
+/// The role of the service may add emails. A link is sent only to the address that it is for.
+#[tokio::test]
+async fn injected_email_gets_no_link_of_another_address() {
+    let sink = SmtpSink::start();
+    let app = TestApp::start_with(&[("mail.url", &sink.url())]).await;
+    let victim = app.register_verified("acme").await;
+    let body = json!({ "email": "sam@new.example", "role": "admin" });
+    let invite = app.post("/v1/invitations").bearer(&victim.access_token).json(body);
+    invite.send().await.expect_status(201);
+    let attacker = app.register("mallory").await.email;
+    for address in [&victim.email, &attacker] {
+        sink.wait_for_email(address, "Verify").await;
+    }
+    sink.wait_for_email("sam@new.example", "Invitation").await;
+    let verification = find_id(
+        &app,
+        "SELECT id FROM one_time_tokens WHERE normalized_email = 'owner@acme.example'",
+    )
+    .await;
+    let invitation = find_id(&app, "SELECT id FROM invitations").await;
+    let reset = Uuid::from_u128(1);
+    let sql = "SELECT start_password_reset($1, 'owner@acme.example', now(),
+                                           now() + interval '1 hour', now(), 100)";
+    let mut connection = app.database.connect().await;
+    connection.execute("SET ROLE call2me_auth_app").await.unwrap();
+    sqlx::query(sql).bind(reset).execute(&mut connection).await.unwrap();
+    for id in [reset, verification] {
+        inject_email(&app, Some(id), json!({ "to": attacker, "kind": "forgot_password" })).await;
+    }
+    for token in [reset, verification, invitation, Uuid::from_u128(2)] {
+        let verify = json!({ "to": attacker, "kind": "verify_email", "token": token });
+        inject_email(&app, None, verify).await;
+        let invite = json!({
+            "to": attacker, "kind": "invitation", "token": token, "workspace": "acme",
+        });
+        inject_email(&app, None, invite).await;
+    }
+    wait_for_empty_outbox(&app).await;
+    assert_eq!(sink.emails_to(&attacker).len(), 1, "only the attacker's own verification");
+    // The same emails to the right addresses are sent.
+    let to = "Owner@acme.example";
+    for (message, subject) in [
+        (json!({ "to": to, "kind": "forgot_password" }), "Reset"),
+        (json!({ "to": to, "kind": "verify_email", "token": verification }), "Verify"),
+    ] {
+        inject_email(&app, None, message).await;
+        sink.wait_for_email(to, subject).await;
+    }
 }
