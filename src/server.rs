@@ -76,17 +76,9 @@ where
     /// Creates a server with the limits and timeouts of `[server]`.
     #[must_use]
     pub fn new(settings: &config::Server, service: F) -> Self {
-        let mut http = http1::Builder::new();
-        http.timer(TokioTimer::new())
-            .header_read_timeout(settings.header_timeout)
-            .max_buf_size(MAX_HEAD_BYTES)
-            // Write head and body in one buffer: copying a small body is cheaper than a vectored
-            // write.
-            .writev(false)
-            .keep_alive(true);
         Self {
             service,
-            http,
+            http: http_builder(settings.header_timeout),
             permits: Arc::new(Semaphore::new(settings.max_connections)),
             clients: ConnectionCounts::new(settings),
             write_timeout: settings.write_timeout,
@@ -189,6 +181,22 @@ where
         let stream = FramingCheck::new(Box::pin(stream));
         self.http.serve_connection(TokioIo::new(stream), service)
     }
+}
+
+/// Returns the settings of a connection.
+fn http_builder(header_timeout: Duration) -> http1::Builder {
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new())
+        .header_read_timeout(header_timeout)
+        .max_buf_size(MAX_HEAD_BYTES)
+        // The size of the buffer is compared only while the head is incomplete. Without this limit,
+        // hyper accepts a larger head that the last read completes, which `FramingCheck` has not
+        // checked.
+        .max_header_size(MAX_HEAD_BYTES)
+        // Write head and body in one buffer: copying a small body is cheaper than a vectored write.
+        .writev(false)
+        .keep_alive(true);
+    http
 }
 
 /// A request body that returns itself to the server if it is dropped before its end.

@@ -87,7 +87,7 @@ impl<S> FramingCheck<S> {
         self.bounded(at + 1)
     }
 
-    /// Stops at a head that is too large: hyper rejects it.
+    /// Stops at a head that is too large: hyper rejects it with 431, also if it is complete.
     fn bounded(&mut self, read: usize) -> usize {
         if self.head.len() > super::MAX_HEAD_BYTES {
             self.position = Position::LastRequest;
@@ -160,7 +160,46 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for FramingCheck<S> {
 
 #[cfg(test)]
 mod tests {
+    use std::{convert::Infallible, time::Duration};
+
+    use axum::body::Body;
+    use hyper::{Response, service::service_fn};
+    use hyper_util::rt::TokioIo;
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        task::yield_now,
+    };
+
     use super::*;
+    use crate::server::{MAX_HEAD_BYTES, http_builder};
+
+    /// Sends a stream to a server, which reads each piece before the next one is sent. Returns the
+    /// status codes of its responses.
+    async fn serve(pieces: &[&str]) -> Vec<String> {
+        let (mut client, server) = tokio::io::duplex(1024 * 1024);
+        let respond = service_fn(|_| async { Ok::<_, Infallible>(Response::new(Body::empty())) });
+        let stream = TokioIo::new(FramingCheck::new(server));
+        let connection = http_builder(Duration::from_secs(60)).serve_connection(stream, respond);
+        let exchange = async {
+            for piece in pieces {
+                client.write_all(piece.as_bytes()).await.unwrap();
+                for _ in 0..10 {
+                    yield_now().await;
+                }
+            }
+            client.shutdown().await.unwrap();
+            let mut answer = String::new();
+            client.read_to_string(&mut answer).await.unwrap();
+            answer
+        };
+        let connection = async {
+            // An error is a response to the client.
+            connection.await.ok();
+        };
+        let (answer, ()) = tokio::join!(exchange, connection);
+        let heads = answer.split("HTTP/1.1 ").skip(1);
+        heads.map(|head| head[..3].to_owned()).collect()
+    }
 
     /// Passes a stream through the check in pieces of this size.
     fn check(stream: &str, size: usize) -> String {
@@ -210,6 +249,31 @@ mod tests {
         assert_rejected(
             "POST / HTTP/1.1\r\nContent-Length: 1\r\n\r\n\nGET / HTTP/1.1¶host: a\r\n\r\n",
         );
+    }
+
+    /// hyper compares the size of its buffer with the limit only while a head is incomplete.
+    #[tokio::test]
+    async fn head_that_exceeds_limit_with_last_read_is_rejected() {
+        let start = "POST / HTTP/1.1\r\nhost: a\r\n";
+        let padding = format!("x: {}\r\n", "a".repeat(MAX_HEAD_BYTES - 100));
+        let more = format!("y: {}\r\n", "b".repeat(1000));
+        let last = "GET / HTTP/1.1\r\nhost: a\r\n\r\n";
+        let below_limit = format!("{start}{padding}");
+        for end in [
+            format!("{more}\r\n{last}"),
+            format!("{more}x: y\nz: 1\r\n\r\n{last}"),
+            format!("{more}content-length: 5\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n{last}"),
+            format!("{more}\n{last}"),
+            // A second request behind a large one was not checked either.
+            format!("{more}\r\nGET / HTTP/1.1\r\nhost: a\r\nx: y\nz: 1\r\n\r\n"),
+        ] {
+            for pieces in [&[below_limit.as_str(), &end][..], &[start, &padding, &end]] {
+                assert_eq!(serve(pieces).await, ["431"], "{:?}", &end[1000..]);
+            }
+        }
+        // A head below the limit is served, also in pieces, and then the next one is.
+        assert_eq!(serve(&[&below_limit, "\r\n", last]).await, ["200", "200"]);
+        assert_eq!(serve(&[&below_limit, "x: y\nz: 1\r\n\r\n"]).await, ["400"]);
     }
 
     #[test]
