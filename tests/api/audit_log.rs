@@ -296,6 +296,11 @@ async fn credential_in_path_is_redacted_in_log() {
         .wait_for_event(&dana.access_token, "status=404", is_request_to("/v1/agents/[redacted]"))
         .await;
     assert_eq!(events[0]["request"]["user_agent"], "[redacted]");
+    // Text that only resembles a credential hides nothing.
+    for path in ["/v1/agents/eyJ", "/v1/agents/x;eyJ=1", "/v1/agents/call2me_x"] {
+        app.get(path).bearer(&key.secret).send().await.assert_error(404, "not_found");
+        app.wait_for_event(&dana.access_token, "status=404", is_request_to(path)).await;
+    }
 }
 
 /// Inserts API requests into the log of a workspace, a millisecond apart, before its first event.

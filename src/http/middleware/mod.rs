@@ -11,6 +11,7 @@ mod cors;
 mod http_service;
 mod open_route_ceiling;
 pub(super) mod rate_limit_response;
+mod redaction;
 mod request_info;
 
 pub use access_layer::{protect_page, protect_route};

@@ -7,6 +7,7 @@ use axum::{
     http::{HeaderMap, Method, header},
 };
 
+use super::redaction::redact_credentials;
 use crate::{
     http::{
         App,
@@ -54,7 +55,7 @@ fn request_info(
     Arc::new(RequestInfo {
         id: request_id(headers).unwrap_or_else(|| app.env.new_id()),
         method: method_name(method),
-        path: redacted(truncate_bytes(path, MAX_LOGGED_BYTES)),
+        path: redact_credentials(truncate_bytes(path, MAX_LOGGED_BYTES)),
         ip: client_ip(peer, headers, &app.settings.trusted_proxies),
         user_agent: user_agent(headers),
         started_at: app.env.clock.monotonic(),
@@ -69,13 +70,13 @@ fn request_id(headers: &HeaderMap) -> Option<RequestId> {
 fn user_agent(headers: &HeaderMap) -> Option<String> {
     let value = headers.get(header::USER_AGENT)?;
     let text = String::from_utf8_lossy(value.as_bytes());
-    Some(redacted(truncate_bytes(&text, MAX_LOGGED_BYTES)))
+    Some(redact_credentials(truncate_bytes(&text, MAX_LOGGED_BYTES)))
 }
 
 /// The method as the audit log shows it; an unknown one is shortened and redacted.
 fn method_name(method: &Method) -> Cow<'static, str> {
     match method_label(method) {
-        "" => Cow::Owned(redacted(truncate_bytes(method.as_str(), 32))),
+        "" => Cow::Owned(redact_credentials(truncate_bytes(method.as_str(), 32))),
         known => Cow::Borrowed(known),
     }
 }
@@ -92,17 +93,4 @@ pub(super) fn method_label(method: &Method) -> &'static str {
         Method::OPTIONS => "OPTIONS",
         _ => "",
     }
-}
-
-/// Redacts each path segment that contains a credential: clients sometimes put one into a URL or a
-/// header by mistake, and it must not reach the log.
-fn redacted(text: &str) -> String {
-    // An underscore may be percent-encoded (%5F). A JWT starts with `eyJ`, the base64 of `{"`.
-    let is_key = |part: &str| part.contains("call2me_") || part.contains("call2me%5");
-    let is_secret = |part: &str| part.contains("eyJ") || (part.contains("call2me") && is_key(part));
-    if !is_secret(text) {
-        return text.to_owned();
-    }
-    let part = |part: &str| if is_secret(part) { "[redacted]".to_owned() } else { part.to_owned() };
-    text.split('/').map(part).collect::<Vec<_>>().join("/")
 }
