@@ -116,6 +116,36 @@ async fn restricted_key_rotates_only_keys_within_its_networks() {
     assert_eq!(own.expect_status(201)["allowed_ips"], json!(["203.0.113.0/24"]));
 }
 
+#[tokio::test]
+async fn restricted_key_enables_only_keys_within_its_networks() {
+    let app = proxied_app().await;
+    let dana = app.register("acme").await;
+    let key = create_key(&app, &dana, "admin", json!(["203.0.113.0/24"])).await;
+    let by_key = async |path: &str, body: Value| {
+        send(&app, &key.secret, INSIDE, ("PATCH", path), body).await
+    };
+    for (networks, status) in [
+        (json!([]), 403),
+        (json!(["203.0.0.0/16"]), 403),
+        (json!(["203.0.113.7", "198.51.100.0/24"]), 403),
+        (json!(["203.0.113.128/25"]), 200),
+    ] {
+        let target = create_key(&app, &dana, "write", networks.clone()).await;
+        let path = format!("/v1/api-keys/{}", target.id);
+        by_key(&path, json!({ "disabled": true })).await.expect_status(200);
+        let enabled = by_key(&path, json!({ "disabled": false })).await;
+        assert_eq!(enabled.status, status, "{networks}: {}", enabled.text);
+        let renamed = by_key(&path, json!({ "disabled": false, "name": "renamed" })).await;
+        assert_eq!(renamed.status, status, "{networks}: {}", renamed.text);
+        let read = app.get(&path).bearer(&dana.access_token).send().await.expect_status(200);
+        assert_eq!(read["status"], if status == 200 { "active" } else { "disabled" });
+        assert_eq!(read["name"], if status == 200 { "renamed" } else { "k" });
+        // With networks of its own, the key may be enabled.
+        let narrowed = json!({ "disabled": false, "allowed_ips": ["203.0.113.7"] });
+        by_key(&path, narrowed).await.expect_status(200);
+    }
+}
+
 /// Sessions and OAuth clients have no networks, so a restricted key must not create them.
 #[tokio::test]
 async fn restricted_key_creates_no_access_from_elsewhere() {

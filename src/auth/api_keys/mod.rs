@@ -337,8 +337,8 @@ impl ApiKeys {
     ///
     /// # Errors
     /// [`AuthError::NotFound`] if the workspace has no such key; [`AuthError::Invalid`] for invalid
-    /// values; [`AuthError::Forbidden`] for networks outside of the caller's;
-    /// [`AuthError::Conflict`] to disable or enable a revoked key.
+    /// values; [`AuthError::Forbidden`] for networks outside of the caller's, also those of a key that
+    /// is enabled; [`AuthError::Conflict`] to disable or enable a revoked key.
     #[tracing::instrument(
         name = "auth.api_keys.update",
         level = "debug",
@@ -375,6 +375,10 @@ impl ApiKeys {
         let event = |action| audit::event(&self.context.env, caller, action, 200);
         let (key, audited) =
             self.apply(&mut tx, workspace, id, change, params.disabled, event).await?;
+        if params.disabled == Some(false) {
+            // An enabled key is access, as a new one is.
+            require_within(&key.allowed_ips, &networks)?;
+        }
         self.context.fence.wait(tx.commit(audited).await?).await?;
         Ok(key)
     }
@@ -489,8 +493,8 @@ fn require_within(networks: &[IpNet], callers: &[IpNet]) -> Result<(), AuthError
         return Ok(());
     }
     Err(AuthError::Forbidden(
-        "this key is restricted to networks (allowed_ips): it can only create and change keys that \
-         are restricted to networks within its own",
+        "this key is restricted to networks (allowed_ips): it can only create, enable and change \
+         keys that are restricted to networks within its own",
     ))
 }
 
