@@ -164,9 +164,11 @@ where
             let response = service(peer, request);
             async move {
                 let mut response = response.await;
+                // If the response closes the connection, its body need not be read.
+                let is_closing = response.headers().contains_key(header::CONNECTION);
                 let is_unread = match unread.try_recv() {
-                    Ok(body) => expects_continue || !read_rest(body).await,
-                    Err(_) => false,
+                    Ok(body) if !is_closing => expects_continue || !read_rest(body).await,
+                    _ => false,
                 };
                 if is_last || is_unread {
                     let close = HeaderValue::from_static("close");

@@ -306,3 +306,42 @@ async fn stalled_bodies_do_not_hold_up_large_ones() {
     let create = app.post("/v1/agents").bearer(&dana.access_token).json(body).send();
     with_timeout("a large body is read", create).await.expect_status(201);
 }
+
+/// A gateway that sends the client's body along would otherwise wait for it.
+#[tokio::test]
+async fn gateway_check_with_body_is_answered_without_reading_it() {
+    let app = TestApp::start().await;
+    let dana = app.register("acme").await;
+    let key = app.create_key(&dana, "prod", "write").await;
+    for (path, credential, status) in [
+        ("/v1/auth/verify", key.secret.as_str(), 200),
+        ("/v1/auth/verify/v1/things", "nonsense", 401),
+        ("/v1/auth/require/admin", &key.secret, 403),
+    ] {
+        for (framing, sent) in [
+            ("content-length: 2", "{}"),
+            ("content-length: 1000000", "{"),
+            ("transfer-encoding: chunked", ""),
+        ] {
+            let mut stream = connect(&app).await;
+            let request = format!(
+                "POST {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {credential}\r\n\
+                 {framing}\r\n\r\n{sent}"
+            );
+            stream.write_all(request.as_bytes()).await.unwrap();
+            let head = with_timeout("an answer", read_head(&mut stream)).await;
+            assert!(head.starts_with(&format!("HTTP/1.1 {status}")), "{path} {framing}: {head}");
+            assert!(head.contains("connection: close"), "{path} {framing}: {head}");
+        }
+        // Without a body, the connection stays open.
+        let mut stream = connect(&app).await;
+        for _ in 0..2 {
+            let request = format!(
+                "POST {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {credential}\r\n\r\n"
+            );
+            stream.write_all(request.as_bytes()).await.unwrap();
+            let head = with_timeout("an answer", read_head(&mut stream)).await;
+            assert!(head.starts_with(&format!("HTTP/1.1 {status}")), "{path}: {head}");
+        }
+    }
+}

@@ -4,6 +4,7 @@ use std::{net::IpAddr, panic::AssertUnwindSafe, sync::Arc};
 
 use axum::{
     Router,
+    body::HttpBody as _,
     extract::Request,
     http::{HeaderName, HeaderValue, Version, header, uri::Authority},
     response::Response,
@@ -14,6 +15,7 @@ use super::{cors::CorsRules, request_info::attach_request_info};
 use crate::http::{
     ApiError, App,
     error::{EndpointError, ErrorCode},
+    forward_auth::is_forward_auth_path,
     surface::{ErrorFormat, is_api_path, is_oauth_path},
 };
 
@@ -45,6 +47,8 @@ impl HttpService {
         let path = request.uri().path();
         let is_private = is_api_path(path) || is_oauth_path(path);
         let is_host_valid = has_valid_host(&request);
+        // The answer to a gateway must not wait for a body, which decides nothing.
+        let has_unread_body = is_forward_auth_path(path) && !request.body().is_end_stream();
         // The access layer catches and logs panics of handlers. This catches those of the code
         // around it.
         let handled = AssertUnwindSafe(async {
@@ -56,7 +60,7 @@ impl HttpService {
         let mut response = handled.unwrap_or_else(|error: EndpointError| {
             ErrorFormat::Json.render(error, info.id, &app.settings.public_url)
         });
-        if !is_host_valid {
+        if !is_host_valid || has_unread_body {
             let close = HeaderValue::from_static("close");
             response.headers_mut().insert(header::CONNECTION, close);
         }
