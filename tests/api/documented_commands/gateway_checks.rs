@@ -5,7 +5,7 @@ use axum::{
     Router,
     body::Body,
     extract::Request,
-    http::{Method, StatusCode, header},
+    http::{HeaderMap, Method, StatusCode, header},
     response::Response,
     routing::any,
 };
@@ -18,8 +18,12 @@ use tokio::{
 
 use crate::fixture::{Key, TestApp, TestRequest, TestResponse, TestUser, with_timeout};
 
-/// Identity headers that clients make up.
-const FORGED: [(&str, &str); 5] = [
+/// Identity headers that clients make up. CGI and WSGI do not distinguish hyphens and underscores.
+const FORGED: [(&str, &str); 9] = [
+    ("x_auth_scope", "forged"),
+    ("x-auth_scope", "forged"),
+    ("x_auth_workspace-id", "forged"),
+    ("x_auth-subject", "forged"),
     ("x-auth-subject", "forged"),
     ("x-auth-workspace-id", "forged"),
     ("x-auth-scope", "forged"),
@@ -53,6 +57,15 @@ pub struct Tenant {
     reader: Key,
 }
 
+/// Values of `Connection` with which clients let a proxy remove headers (RFC 9110, section 7.6.1).
+const REMOVING: [&str; 4] = [
+    "x-auth-scope",
+    "keep-alive, X-Auth-Subject, X-Auth-Workspace-Id, X-Auth-Scope, X-Auth-Key-Id",
+    "close, x-auth-workspace-id",
+    "close, x-original-method, x-original-uri, x-forwarded-method, x-forwarded-uri, \
+     x-forwarded-for",
+];
+
 /// Starts an API that returns the method and the credentials of a request. It upgrades connections
 /// and then echoes each byte. Returns its address.
 pub async fn start_upstream() -> String {
@@ -76,20 +89,28 @@ async fn respond(mut request: Request) -> Response {
         let response = Response::builder().status(StatusCode::SWITCHING_PROTOCOLS);
         let response = response.header(header::UPGRADE, "websocket");
         let response = response.header(header::SEC_WEBSOCKET_ACCEPT, WEB_SOCKET_ACCEPT);
+        let identity = identity_of(request.headers()).join(", ");
+        let response = response.header("x-identity", identity);
         return response.header(header::CONNECTION, "Upgrade").body(Body::empty()).unwrap();
     }
     let mut lines = vec![request.method().to_string()];
-    // Some gateways drop empty headers.
-    let headers = request.headers().iter().filter(|(_, value)| !value.is_empty());
-    let is_identity = |name: &str| name.starts_with("x-auth-") || name.starts_with("x_auth_");
-    for (name, value) in headers.filter(|(name, _)| is_identity(name.as_str())) {
-        lines.push(format!("{name}: {}", value.to_str().unwrap()));
-    }
+    lines.extend(identity_of(request.headers()));
     if request.method() == Method::OPTIONS && request.headers().contains_key("authorization") {
         lines.push("authorization".to_owned());
     }
     lines[1..].sort_unstable();
     Response::new(lines.join("\n").into())
+}
+
+/// Returns the identity headers that are not empty, sorted: some gateways drop empty ones.
+fn identity_of(headers: &HeaderMap) -> Vec<String> {
+    let is_identity = |name: &str| name.replace('_', "-").starts_with("x-auth-");
+    let headers =
+        headers.iter().filter(|(name, value)| !value.is_empty() && is_identity(name.as_str()));
+    let headers = headers.map(|(name, value)| format!("{name}: {}", value.to_str().unwrap()));
+    let mut headers: Vec<_> = headers.collect();
+    headers.sort_unstable();
+    headers
 }
 
 async fn send(
@@ -112,6 +133,7 @@ pub async fn check_requests(app: &TestApp, url: &str) -> Tenant {
     let reader = app.create_key(&owner, "reader", "read-only").await;
     let tenant = Tenant { owner, writer, reader };
     check_identity(app, url, &tenant).await;
+    check_removing_connection_header(url, &tenant).await;
     let (reader, get) = (Some(tenant.reader.secret.as_str()), "GET");
     for method in ["GET", "HEAD"] {
         assert_eq!(send(app, url, method, reader, &[]).await.status, 200, "{url} {method}");
@@ -122,8 +144,10 @@ pub async fn check_requests(app: &TestApp, url: &str) -> Tenant {
             assert_eq!(refused.status, 403, "{url} {method} {headers:?}: {}", refused.text);
         }
     }
-    let hidden = [("x-http-method-override", "DELETE")];
-    assert_eq!(send(app, url, get, reader, &hidden).await.status, 403, "{url}");
+    for name in ["x-http-method-override", "x-http-method", "x-method-override"] {
+        let hidden = [(name, "DELETE")];
+        assert_eq!(send(app, url, get, reader, &hidden).await.status, 403, "{url} {name}");
+    }
     for key in [None, Some("nonsense")] {
         let refused = send(app, url, get, key, &FORGED_REQUEST).await;
         assert_eq!(refused.status, 401, "{url}: {}", refused.text);
@@ -157,6 +181,51 @@ async fn check_identity(app: &TestApp, url: &str, tenant: &Tenant) {
     assert_eq!((passed.status.as_u16(), passed.text), (200, expected), "{url}");
 }
 
+/// A client that names headers in `Connection` removes none of those that the gateway sets, neither
+/// for the check nor for the API.
+async fn check_removing_connection_header(url: &str, tenant: &Tenant) {
+    let address = url.strip_prefix("http://").unwrap();
+    let Tenant { owner, writer, reader } = tenant;
+    for connection in REMOVING {
+        for (method, key, status) in
+            [("DELETE", writer, "200"), ("GET", reader, "200"), ("DELETE", reader, "403")]
+        {
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            let request = format!(
+                "{method} /v1/things HTTP/1.1\r\nHost: {address}\r\n\
+                 Authorization: Bearer {}\r\nConnection: {connection}\r\n\r\n",
+                key.secret
+            );
+            stream.write_all(request.as_bytes()).await.unwrap();
+            let answer = with_timeout("the gateway answers", read_response(&mut stream)).await;
+            let context = format!("{url} {method} {connection}: {answer}");
+            assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{context}");
+            if status == "200" {
+                let scope = if method == "GET" { "read-only" } else { "write" };
+                let expected = format!(
+                    "{method}\nx-auth-key-id: {id}\nx-auth-scope: {scope}\nx-auth-subject: {id}\n\
+                     x-auth-workspace-id: {}",
+                    owner.workspace_id,
+                    id = key.id,
+                );
+                assert!(answer.ends_with(&format!("\r\n\r\n{expected}")), "{context}");
+            }
+        }
+    }
+}
+
+/// Reads a response with a `Content-Length`.
+async fn read_response(stream: &mut TcpStream) -> String {
+    let mut response = read_head(stream).await;
+    let head = response.to_lowercase();
+    let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
+    let length = length.unwrap_or_else(|| panic!("no length: {head}")).trim().parse().unwrap();
+    let mut body = vec![0; length];
+    stream.read_exact(&mut body).await.unwrap();
+    response.push_str(&String::from_utf8(body).unwrap());
+    response
+}
+
 /// A preflight request reaches the API without credentials, and no other request does.
 async fn check_preflight(app: &TestApp, url: &str, tenant: &Tenant) {
     for key in [None, Some(tenant.writer.secret.as_str()), Some("nonsense")] {
@@ -178,11 +247,16 @@ async fn check_preflight(app: &TestApp, url: &str, tenant: &Tenant) {
 /// A WebSocket is opened with a good credential only, and carries data in both directions.
 pub async fn check_web_socket(url: &str, tenant: &Tenant) {
     let address = url.strip_prefix("http://").unwrap();
-    for (key, status) in [(tenant.reader.secret.as_str(), "101"), ("nonsense", "401")] {
+    let reader = &tenant.reader;
+    let good = reader.secret.as_str();
+    let removing = "keep-alive, Upgrade, X-Auth-Scope, X-Auth-Workspace-Id";
+    for (key, connection, status) in
+        [(good, "Upgrade", "101"), (good, removing, "101"), ("nonsense", "Upgrade", "401")]
+    {
         let mut stream = TcpStream::connect(address).await.unwrap();
         let request = format!(
             "GET /v1/stream HTTP/1.1\r\nHost: {address}\r\nAuthorization: Bearer {key}\r\n\
-             Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
+             Connection: {connection}\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
              Sec-WebSocket-Key: {WEB_SOCKET_KEY}\r\n\r\n"
         );
         stream.write_all(request.as_bytes()).await.unwrap();
@@ -190,6 +264,9 @@ pub async fn check_web_socket(url: &str, tenant: &Tenant) {
             let head = read_head(&mut stream).await;
             assert!(head.starts_with(&format!("HTTP/1.1 {status}")), "{url}: {head}");
             if status == "101" {
+                let identity = format!("x-auth-scope: read-only, x-auth-subject: {}, ", reader.id);
+                assert!(head.contains(&identity), "{url}: {head}");
+                assert!(head.contains("x-auth-workspace-id: ws_"), "{url}: {head}");
                 stream.write_all(b"ping").await.unwrap();
                 let mut echo = [0; 4];
                 stream.read_exact(&mut echo).await.unwrap();

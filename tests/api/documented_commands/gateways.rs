@@ -107,19 +107,25 @@ impl RunningGateway {
 }
 
 /// Debian has no package of Traefik. So the configuration is parsed, and the service is asked as
-/// Traefik asks it: each header that Traefik copies is in the response, and each one is removed
-/// from preflight requests.
+/// Traefik asks it: Traefik replaces each header of the response and its spellings with underscores,
+/// and each one is removed from preflight requests.
 async fn check_traefik(shell: &mut Shell, configuration: &str) {
     std::fs::write(shell.path().join("traefik.yml"), configuration).unwrap();
-    let program = "import yaml; http = yaml.safe_load(open('traefik.yml'))['http']; \
+    let program = "import re, yaml; http = yaml.safe_load(open('traefik.yml'))['http']; \
                    routers = http['routers']; names = http['middlewares']; \
                    auth = names['call2me-auth'].pop('forwardAuth'); \
                    removed = names['anonymous'].pop('headers').pop('customRequestHeaders'); \
                    assert routers['api']['middlewares'] == ['call2me-auth']; \
                    assert routers['api-preflight']['middlewares'] == ['anonymous']; \
                    assert removed.pop('Authorization') == '' and not any(removed.values()); \
-                   headers = auth.pop('authResponseHeaders'); assert headers == list(removed); \
-                   print(auth.pop('address'), *headers); \
+                   replaced = re.compile(auth.pop('authResponseHeadersRegex')); \
+                   names = [*removed, 'X_auth_scope', 'X-Auth_scope', 'X_auth-Key_id']; \
+                   assert all(map(replaced.search, names)); \
+                   assert not any(map(replaced.search, ['Authorization', 'Proxy-X-Auth-Scope'])); \
+                   asked = auth.pop('authRequestHeaders'); \
+                   assert asked[:2] == ['Authorization', 'User-Agent']; \
+                   assert all('Method' in name and 'Forwarded' not in name for name in asked[2:]); \
+                   print(auth.pop('address'), *removed); \
                    assert auth == {'trustForwardHeader': False}";
     let values = shell.run(&format!("python3 -c \"{program}\"")).await;
     let mut values = values.split_whitespace();
