@@ -49,6 +49,19 @@ GRANT USAGE ON SCHEMA public TO call2me_auth_app;
 -- SECURITY DEFINER functions look up names in this schema. No other role may create objects here.
 REVOKE CREATE ON SCHEMA public FROM PUBLIC;
 
+-- A temporary table or function would outlive the request whose injected SQL created it, and meet
+-- the next request on the same connection. PostgreSQL lets every role create them by default.
+DO $$
+BEGIN
+    EXECUTE format('REVOKE TEMPORARY ON DATABASE %I FROM PUBLIC, call2me_auth_app',
+                   current_database());
+EXCEPTION
+    -- Only the owner of the database may revoke it. Names are still looked up in `public` first:
+    -- each connection of the service has that search path.
+    WHEN insufficient_privilege THEN NULL;
+END
+$$;
+
 -- A node without the right to migrate reads the version of the schema. The table does not exist if
 -- the files are applied with psql.
 DO $$

@@ -62,7 +62,8 @@ pub async fn enable_app_role_login(owner_url: &str, password: &SecretString) -> 
         .map_err(|error| format!("cannot enable login for the role {APP_ROLE}: {}", brief(&error)))
 }
 
-/// Creates a login of the service, a member of [`APP_ROLE`], unless it exists.
+/// Creates a login of the service, a member of [`APP_ROLE`], unless it exists. Otherwise restores
+/// its password and settings: every role may change its own, and so may SQL that is injected.
 ///
 /// # Errors
 /// A one-line message for the operator.
@@ -79,7 +80,17 @@ pub async fn create_service_login(owner_url: &str, login: &ServiceLogin) -> Resu
                  CREATE ROLE {name} LOGIN PASSWORD '{password}' NOSUPERUSER NOCREATEDB
                      NOCREATEROLE NOBYPASSRLS;
                  GRANT {APP_ROLE} TO {name};
+             ELSE
+                 ALTER ROLE {name} PASSWORD '{password}';
+                 ALTER ROLE {name} RESET ALL;
+                 EXECUTE format('ALTER ROLE {name} IN DATABASE %I RESET ALL', current_database());
              END IF;
+         EXCEPTION
+             -- Another owner created it, and may have set its attributes on purpose.
+             WHEN insufficient_privilege THEN
+                 IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = '{name}') THEN
+                     RAISE;
+                 END IF;
          END $$;
          COMMIT"
     ));

@@ -116,6 +116,8 @@ impl Store {
             .options([("statement_timeout", millis(options.statement_timeout))])
             .options([("lock_timeout", millis(options.statement_timeout / 2))])
             .options([("idle_in_transaction_session_timeout", "60000")])
+            // No schema of the role's name comes first, and temporary objects shadow no others.
+            .options([("search_path", "public,pg_temp")])
             // JIT compilation of a plan whose cost is overestimated takes half a second.
             .options([("jit", "off")]);
         if connect.get_username() != APP_ROLE {

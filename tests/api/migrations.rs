@@ -4,9 +4,11 @@ use std::time::Duration;
 
 use call2me_auth::{
     config::Pool,
+    model::email::Email,
     store::{ContextKey, ServiceLogin, Store, migrate},
 };
-use sqlx::{AssertSqlSafe, Executor};
+use secrecy::ExposeSecret;
+use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 
 use crate::fixture::{Database, cluster};
 
@@ -64,6 +66,82 @@ async fn superuser_migrates_and_creates_login_of_service() {
     connection.execute(sqlx::raw_sql(AssertSqlSafe(bypassing))).await.unwrap();
     let error = connect_with_own_login(&database.url).await.unwrap_err();
     assert!(error.starts_with(&format!("the login {} is a superuser", login.name)), "{error}");
+}
+
+/// SQL that is injected into a request leaves nothing behind that later requests on the same
+/// connection would meet.
+#[tokio::test]
+async fn service_role_creates_no_temporary_objects() {
+    let superuser = cluster().empty_database().await;
+    let (owned, owner_url) = database_of_new_login("CREATEROLE").await;
+    for (database, url) in [(&superuser, &superuser.url), (&owned, &owner_url)] {
+        migrate::migrate(url).await.unwrap();
+        let login = ServiceLogin::derive(&[7; 32], &migrate::database_name(url).unwrap());
+        migrate::create_service_login(url, &login).await.unwrap();
+        for role in ["call2me_auth_app", &login.name] {
+            let mut connection = database.connect().await;
+            let set_role = format!("SET ROLE {role}");
+            connection.execute(AssertSqlSafe(set_role)).await.unwrap();
+            for sql in [
+                "CREATE TEMP TABLE api_keys (id uuid)",
+                "CREATE TEMP VIEW users AS SELECT 1 AS id",
+                "CREATE FUNCTION pg_temp.spy() RETURNS integer LANGUAGE sql AS 'SELECT 1'",
+                "CREATE TABLE public.api_keys2 (id uuid)",
+                "CREATE SCHEMA spy",
+            ] {
+                let error = connection.execute(sql).await.unwrap_err();
+                let code = error.as_database_error().unwrap().code().unwrap().into_owned();
+                assert_eq!(code, "42501", "{role}: {sql}: {error}");
+            }
+        }
+    }
+}
+
+/// By default PostgreSQL looks up names in the schema of the role's name first.
+#[tokio::test]
+async fn service_reads_no_table_of_another_schema() {
+    let database = cluster().empty_database().await;
+    migrate::migrate(&database.url).await.unwrap();
+    let sql = "CREATE SCHEMA call2me_auth_app;
+               CREATE FUNCTION call2me_auth_app.find_account_by_email(text)
+                   RETURNS SETOF public.users LANGUAGE plpgsql
+                   AS $$ BEGIN RAISE EXCEPTION 'shadowed'; END $$;
+               GRANT USAGE ON SCHEMA call2me_auth_app TO PUBLIC";
+    database.connect().await.execute(sqlx::raw_sql(sql)).await.unwrap();
+    let store = connect_with_own_login(&database.url).await.unwrap();
+    let email = Email::parse("dana@acme.example").unwrap();
+    assert!(store.find_account(&email).await.unwrap().is_none());
+}
+
+/// A role may change its own password and settings.
+#[tokio::test]
+async fn login_of_service_is_restored_when_a_node_starts() {
+    let (_database, url) = database_of_new_login("CREATEROLE").await;
+    migrate::migrate(&url).await.unwrap();
+    connect_with_own_login(&url).await.unwrap();
+    let name = migrate::database_name(&url).unwrap();
+    let login = ServiceLogin::derive(&[7; 32], &name);
+    let own_url = {
+        let (_, host) = url.rsplit_once('@').unwrap();
+        format!("postgres://{}:{}@{host}", login.name, login.password.expose_secret())
+    };
+    let mut injected = PgConnection::connect(&own_url).await.unwrap();
+    let sql = format!(
+        "ALTER ROLE {role} SET statement_timeout = 1;
+         ALTER ROLE {role} IN DATABASE {name} SET lock_timeout = 1;
+         ALTER ROLE {role} PASSWORD 'x'",
+        role = login.name
+    );
+    injected.execute(sqlx::raw_sql(AssertSqlSafe(sql))).await.unwrap();
+    assert!(PgConnection::connect(&own_url).await.is_err());
+    connect_with_own_login(&url).await.unwrap().ping().await.unwrap();
+    let mut restored = PgConnection::connect(&own_url).await.unwrap();
+    for setting in ["statement_timeout", "lock_timeout"] {
+        let sql = format!("SELECT current_setting('{setting}')");
+        let value: String =
+            sqlx::query_scalar(AssertSqlSafe(sql)).fetch_one(&mut restored).await.unwrap();
+        assert_eq!(value, "0", "{setting}");
+    }
 }
 
 /// The migration grants the service's role to a login that may create roles.
