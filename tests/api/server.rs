@@ -307,6 +307,43 @@ async fn stalled_bodies_do_not_hold_up_large_ones() {
     with_timeout("a large body is read", create).await.expect_status(201);
 }
 
+/// Clients that send more than a small body and then nothing hold up those of another workspace for
+/// a moment only, and get an error.
+#[tokio::test]
+async fn stalled_large_bodies_give_way() {
+    let app = TestApp::start_with(&[
+        ("server.header_timeout_seconds", "3600"),
+        ("server.handler_timeout_seconds", "3600"),
+        ("server.trusted_proxies", "127.0.0.1"),
+    ])
+    .await;
+    let [dana, wim] = [app.register("acme").await, app.register("widgets-inc").await];
+    let key = app.create_key(&dana, "prod", "write").await;
+    let mut stalled = Vec::new();
+    for address in 0..12 {
+        for _ in 0..8 {
+            let mut stream = connect(&app).await;
+            let head = format!(
+                "POST /v1/agents HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {}\r\n\
+                 x-forwarded-for: 192.0.2.{address}\r\ncontent-type: application/json\r\n\
+                 content-length: 30000\r\n\r\n{}",
+                key.secret,
+                " ".repeat(17_000)
+            );
+            stream.write_all(head.as_bytes()).await.unwrap();
+            stalled.push(stream);
+        }
+    }
+    let body = json!({ "agent_name": "a", "notes": "x".repeat(100_000) });
+    let create = app.post("/v1/agents").bearer(&wim.access_token).json(body).send();
+    with_timeout("a large body is read", create).await.expect_status(201);
+    for mut stream in stalled {
+        let head = with_timeout("an answer", read_head(&mut stream)).await;
+        assert!(head.starts_with("HTTP/1.1 400"), "{head}");
+        assert!(head.contains("connection: close"), "{head}");
+    }
+}
+
 /// A gateway that sends the client's body along would otherwise wait for it.
 #[tokio::test]
 async fn gateway_check_with_body_is_answered_without_reading_it() {

@@ -6,7 +6,7 @@ use axum::{
 use tokio::time::timeout;
 
 use super::Query;
-use crate::http::{ApiError, App, error::ErrorCode};
+use crate::http::{ApiError, App, error::ErrorCode, large_body::SlowBody};
 
 /// Reads a request body of any content type, up to `server.max_body_bytes`, within the body
 /// timeout.
@@ -37,12 +37,14 @@ async fn read_body_up_to(
         return Err(too_large());
     }
     let read = timeout(app.settings.body_timeout, to_bytes(body, max)).await;
-    let Ok(read) = read else {
-        return Err(ApiError::new(ErrorCode::BadRequest, "the body took too long to arrive"));
-    };
+    let too_slow = || ApiError::new(ErrorCode::BadRequest, "the body took too long to arrive");
+    let Ok(read) = read else { return Err(too_slow()) };
     read.map_err(|error| {
         let mut cause: Option<&dyn std::error::Error> = Some(&error);
         while let Some(error) = cause {
+            if error.is::<SlowBody>() {
+                return too_slow();
+            }
             if error.is::<http_body_util::LengthLimitError>() {
                 return too_large();
             }

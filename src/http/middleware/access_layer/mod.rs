@@ -30,13 +30,13 @@ use crate::{
         endpoint::{Endpoint, EndpointResult, status_of},
         error::EndpointError,
         extract::{AcceptedParameters, AccessRule},
-        large_body::{PermitSlot, SMALL_BODY},
+        large_body::{BodyOrigin, PermitSlot, SMALL_BODY},
         route_types::{PageRoute, Route},
         surface::{ErrorFormat, RenderErrorPage, Surface},
     },
     limit::Decision,
     metrics::RouteMetrics,
-    model::{audit::RequestInfo, scope::Scope, usage::RouteUse},
+    model::{audit::RequestInfo, principal::Caller, scope::Scope, usage::RouteUse},
 };
 
 /// The result of a request, and the state of the bucket that its response reports.
@@ -233,9 +233,10 @@ impl AccessLayer {
         if request.body().size_hint().upper().is_some_and(|bytes| bytes <= SMALL_BODY) {
             return (request, None);
         }
-        let is_authenticated = matches!(self.rule, AccessRule::Protected(_));
         let (parts, body) = request.into_parts();
-        let (body, slot) = self.app.large_body_permits.guard(body, info.ip, is_authenticated);
+        let workspace = parts.extensions.get().map(Caller::workspace);
+        let origin = BodyOrigin { ip: info.ip, workspace };
+        let (body, slot) = self.app.large_body_permits.guard(body, origin);
         (Request::from_parts(parts, body), Some(slot))
     }
 
