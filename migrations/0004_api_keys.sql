@@ -30,6 +30,8 @@ CREATE TABLE api_keys (
     CONSTRAINT api_keys_digest_key UNIQUE (digest)
 );
 CREATE INDEX api_keys_workspace_id_idx ON api_keys (workspace_id, id);
+-- For the limit on keys: a workspace may have many revoked ones.
+CREATE INDEX api_keys_not_revoked_idx ON api_keys (workspace_id) WHERE revoked_at IS NULL;
 CREATE INDEX api_keys_creator_key_id_idx ON api_keys (creator_key_id)
     WHERE creator_key_id IS NOT NULL;
 -- A key has at most one active successor.

@@ -27,6 +27,7 @@
 //! | [`config`], [`telemetry`] | validated settings; logging with secrets redacted |
 //! | [`metrics`], [`tasks`] | Prometheus metrics; background tasks, stopped group by group |
 //! | [`model`] | plain types that are valid by construction |
+//! | [`keyed_semaphores`] | limits on concurrent work for each account, workspace or address |
 //! | [`env`](mod@env) | time and randomness, injected |
 //!
 //! # Entry points
@@ -59,6 +60,7 @@ pub mod config;
 pub mod env;
 pub mod http;
 pub mod idempotency;
+pub mod keyed_semaphores;
 pub mod limit;
 pub mod mail;
 mod maintenance;

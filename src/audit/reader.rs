@@ -13,7 +13,7 @@ use uuid::Uuid;
 use super::StreamSubscriptions;
 use crate::{
     config::Pool,
-    limit::{KeyedPermit, KeyedSemaphores},
+    keyed_semaphores::{KeyedPermit, KeyedSemaphores},
     model::{
         audit::{Event, EventFilter},
         id::{EventId, Id as _, WorkspaceId},

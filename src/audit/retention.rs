@@ -95,7 +95,7 @@ impl Retention {
             let id = self.env.new_id();
             let event = NewEvent::new(id, workspace, Action::LogPruned, Actor::system())
                 .with_metadata(metadata);
-            let mut tx = self.store.begin(workspace, None).await?;
+            let mut tx = self.store.begin_in_background(workspace).await?;
             let audited = store::audit::insert(&mut tx, workspace, &event).await?;
             tx.commit(audited).await?.unfenced("an audit event changes no access");
         }

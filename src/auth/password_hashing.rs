@@ -29,7 +29,7 @@ use super::AuthError;
 use crate::{
     config::Passwords,
     env::Env,
-    limit::{KeyedPermit, KeyedSemaphores},
+    keyed_semaphores::{KeyedPermit, KeyedSemaphores},
     model::{ValidationError, email::Email, password::Password},
 };
 

@@ -22,7 +22,7 @@ use tokio::{
 };
 
 use crate::{
-    limit::{KeyedPermit, KeyedSemaphores},
+    keyed_semaphores::{KeyedPermit, KeyedSemaphores},
     model::{address, id::WorkspaceId},
 };
 

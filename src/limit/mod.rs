@@ -16,7 +16,6 @@
 //! at most one extra burst for each node, and then the limit on each node.
 
 mod buckets;
-mod keyed_semaphores;
 mod shared;
 
 use std::{
@@ -44,7 +43,6 @@ use crate::{
 
 use buckets::Buckets;
 pub use buckets::Decision;
-pub use keyed_semaphores::{KeyedPermit, KeyedSemaphores};
 pub use shared::LimitCounts;
 use shared::{BucketOperation, SharedBuckets};
 

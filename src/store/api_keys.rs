@@ -246,6 +246,25 @@ pub async fn count(
     .await?)
 }
 
+/// Counts the keys of a workspace that are not revoked, up to `limit`.
+///
+/// # Errors
+/// [`StoreError`] if the query fails.
+pub async fn count_not_revoked(
+    tx: &mut Tx,
+    workspace: WorkspaceId,
+    limit: i64,
+) -> Result<i64, StoreError> {
+    Ok(sqlx::query_scalar!(
+        r#"SELECT count(*) AS "count!" FROM (
+               SELECT FROM api_keys WHERE workspace_id = $1 AND revoked_at IS NULL LIMIT $2) keys"#,
+        workspace.uuid(),
+        limit,
+    )
+    .fetch_one(tx.conn())
+    .await?)
+}
+
 /// Changes a key. False if the key does not exist.
 ///
 /// # Errors

@@ -66,9 +66,11 @@ use sqlx::{
 };
 
 use tokio::time::{Instant, timeout};
+use uuid::Uuid;
 
 use crate::{
     config::Pool,
+    keyed_semaphores::{KeyedPermit, KeyedSemaphores},
     model::id::{Id, UserId, WorkspaceId},
 };
 
@@ -84,6 +86,10 @@ use pools::Pools;
 /// The PostgreSQL role that the service works as. Migrations create it; it owns no objects.
 pub const APP_ROLE: &str = "call2me_auth_app";
 
+/// Number of transactions that one workspace may have open on a node, if the pool is not larger than
+/// 16 connections.
+const PER_WORKSPACE: u32 = 4;
+
 /// The connection pools of the service. Their connections work as [`APP_ROLE`]. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Store {
@@ -91,6 +97,9 @@ pub struct Store {
     /// The longest time that opening a transaction may take.
     begin_timeout: Duration,
     context: ContextSigner,
+    /// Requests of one workspace wait for each other, such as for the lock on its row. Without a
+    /// permit they hold no connection meanwhile, which requests of other workspaces need.
+    workspace_permits: KeyedSemaphores<Uuid>,
 }
 
 impl Store {
@@ -156,12 +165,16 @@ impl Store {
         let context = ContextSigner::start(key, &mut connection).await?;
         drop(connection);
         let begin_timeout = options.acquire_timeout + options.statement_timeout;
-        Ok(Self { pools, begin_timeout, context })
+        let workspace_permits = KeyedSemaphores::new(max_per_workspace(options.max_connections));
+        Ok(Self { pools, begin_timeout, context, workspace_permits })
     }
 
     /// Begins a transaction for one workspace and, if the caller is a user or acts for one, for
     /// that user. Row-level security hides all other rows. The transaction is rolled back unless it
     /// is committed.
+    ///
+    /// A workspace may have a quarter of the pool's connections in such transactions, and waits for
+    /// more. So a caller must not hold one while it begins another for the same workspace.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`] if it cannot be opened in time. [`StoreError::Aborted`] if the
@@ -171,7 +184,20 @@ impl Store {
         workspace: WorkspaceId,
         user: Option<UserId>,
     ) -> Result<Tx, StoreError> {
-        self.begin_for(Some(workspace), user).await
+        let acquire = self.workspace_permits.acquire(workspace.uuid());
+        let permit = timeout(self.begin_timeout, acquire).await;
+        let permit = permit.map_err(|_| StoreError::timed_out())?;
+        let tx = self.open_transaction("BEGIN", Some(workspace), user).await?;
+        Ok(Tx { _permit: Some(permit), ..tx })
+    }
+
+    /// Begins a transaction for one workspace, for work of the service itself: requests of the
+    /// workspace do not delay it.
+    ///
+    /// # Errors
+    /// As [`Self::begin`].
+    pub async fn begin_in_background(&self, workspace: WorkspaceId) -> Result<Tx, StoreError> {
+        self.open_transaction("BEGIN", Some(workspace), None).await
     }
 
     /// Begins a transaction for one user, without a workspace. It sees the user's own rows in all
@@ -180,7 +206,7 @@ impl Store {
     /// # Errors
     /// As [`Self::begin`].
     pub async fn begin_for_user(&self, user: UserId) -> Result<Tx, StoreError> {
-        self.begin_for(None, Some(user)).await
+        self.open_transaction("BEGIN", None, Some(user)).await
     }
 
     /// Begins a read-only transaction for one workspace. All its queries see one snapshot of the
@@ -191,14 +217,6 @@ impl Store {
     pub async fn begin_snapshot(&self, workspace: WorkspaceId) -> Result<Tx, StoreError> {
         let begin_statement = "BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY";
         self.open_transaction(begin_statement, Some(workspace), None).await
-    }
-
-    async fn begin_for(
-        &self,
-        workspace: Option<WorkspaceId>,
-        user: Option<UserId>,
-    ) -> Result<Tx, StoreError> {
-        self.open_transaction("BEGIN", workspace, user).await
     }
 
     async fn open_transaction(
@@ -216,7 +234,7 @@ impl Store {
             }
             result => result?,
         };
-        Ok(Tx { inner, context: self.context.clone(), workspace, user })
+        Ok(Tx { inner, context: self.context.clone(), workspace, user, _permit: None })
     }
 
     async fn send_begin(
@@ -290,8 +308,10 @@ impl From<BeginError> for StoreError {
 pub struct Tx {
     inner: Transaction<'static, Postgres>,
     context: ContextSigner,
-    workspace: Option<uuid::Uuid>,
-    user: Option<uuid::Uuid>,
+    workspace: Option<Uuid>,
+    user: Option<Uuid>,
+    /// That of its workspace.
+    _permit: Option<KeyedPermit<Uuid>>,
 }
 
 impl Tx {
@@ -348,6 +368,14 @@ impl Tx {
     }
 }
 
+/// Returns the number of transactions that one workspace may have open: a quarter of the pool, but
+/// never all of it.
+fn max_per_workspace(max_connections: u32) -> usize {
+    let max =
+        (max_connections / 4).max(PER_WORKSPACE).min(max_connections.saturating_sub(1)).max(1);
+    max.try_into().unwrap_or(usize::MAX)
+}
+
 fn parse_url(url: &str) -> Result<PgConnectOptions, String> {
     PgConnectOptions::from_str(url).map_err(|_| "the database URL is malformed".to_owned())
 }
@@ -363,5 +391,17 @@ fn brief(error: &sqlx::Error) -> String {
         sqlx::Error::Io(error) => error.to_string(),
         sqlx::Error::PoolTimedOut => "timed out waiting for a connection".to_owned(),
         other => other.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn workspace_never_has_all_connections() {
+        for (connections, max) in [(1, 1), (2, 1), (4, 3), (5, 4), (16, 4), (19, 4), (100, 25)] {
+            assert_eq!(max_per_workspace(connections), max, "{connections}");
+        }
     }
 }

@@ -126,7 +126,7 @@ impl Store {
         client: ClientId,
         now: OffsetDateTime,
     ) -> Result<DeviceState, StoreError> {
-        let mut tx = self.begin_for(None, None).await?;
+        let mut tx = self.open_transaction("BEGIN", None, None).await?;
         let Some(device) = lock(&mut tx, id, client).await? else {
             return Ok(DeviceState::Unknown);
         };

@@ -2,7 +2,9 @@
 
 use serde_json::{Value, json};
 
-use crate::fixture::{PASSWORD, SmtpSink, TestApp, eventually, link_token, with_placeholders};
+use crate::fixture::{
+    PASSWORD, SmtpSink, TestApp, TestUser, eventually, link_token, with_placeholders,
+};
 
 #[tokio::test]
 async fn created_key_has_documented_form_and_is_shown_once() {
@@ -373,4 +375,45 @@ async fn database_contains_no_plaintext_secret() {
             assert!(!text.contains(secret), "{table}");
         }
     }
+}
+
+/// Inserts keys without secrets, so that the workspace has this number.
+async fn fill_up_keys(app: &TestApp, owner: &TestUser, count: i64) {
+    let workspace = call2me_auth::model::id::parse("ws", &owner.workspace_id).unwrap();
+    let sql = "INSERT INTO api_keys (id, workspace_id, name, scope, digest, display_start,
+                                     display_end, created_at)
+               SELECT gen_random_uuid(), $1, 'filler', 'read-only',
+                      sha256(uuid_send(gen_random_uuid())), 'a', 'b', now()
+               FROM generate_series(1, $2 - (SELECT count(*) FROM api_keys
+                                             WHERE workspace_id = $1 AND revoked_at IS NULL))";
+    let mut connection = app.database.connect().await;
+    sqlx::query(sql).bind(workspace).bind(count).execute(&mut connection).await.unwrap();
+}
+
+#[tokio::test]
+async fn workspace_has_at_most_1000_keys() {
+    let app = TestApp::start().await;
+    let [dana, wim] = [app.register("acme").await, app.register("widgets-inc").await];
+    let key = app.create_key(&dana, "prod", "write").await;
+    fill_up_keys(&app, &dana, 999).await;
+    let create = async || {
+        let body = json!({ "name": "one more", "scope": "read-only" });
+        app.post("/v1/api-keys").bearer(&dana.access_token).json(body).send().await
+    };
+    // Of concurrent creations, one gets the last place.
+    let mut statuses = futures_util::future::join_all((0..5).map(|_| create())).await;
+    statuses.sort_by_key(|answer| answer.status);
+    assert_eq!(statuses[0].status, 201, "{}", statuses[0].text);
+    for refused in &statuses[1..] {
+        refused.assert_error(409, "conflict");
+    }
+    let rotate = format!("/v1/api-keys/{}/rotate", key.id);
+    let rotate = app.post(&rotate).bearer(&dana.access_token).json(json!({}));
+    rotate.send().await.assert_error(409, "conflict");
+    // Other workspaces are not concerned, and a revoked key makes room.
+    app.create_key(&wim, "prod", "write").await;
+    let revoke = app.delete(&format!("/v1/api-keys/{}", key.id)).bearer(&dana.access_token);
+    revoke.send().await.expect_status(204);
+    create().await.expect_status(201);
+    create().await.assert_error(409, "conflict");
 }

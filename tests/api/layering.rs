@@ -20,7 +20,7 @@ const LAYERS: [&[&str]; 10] = [
     &["store"],
     &["config", "telemetry"],
     &["metrics", "tasks"],
-    &["model", "env"],
+    &["model", "env", "keyed_semaphores"],
 ];
 
 fn layer_index(module: &str) -> usize {

@@ -1,8 +1,9 @@
 //! /v1/workspaces and /v1/workspace: workspaces are created, renamed and deleted.
 
 use serde_json::json;
+use sqlx::{Connection, Executor};
 
-use crate::fixture::{PASSWORD, TestApp};
+use crate::fixture::{PASSWORD, TestApp, eventually};
 
 #[tokio::test]
 async fn user_creates_switches_and_renames_workspaces() {
@@ -122,4 +123,40 @@ async fn concurrent_creations_respect_workspace_limit() {
     let mut statuses: Vec<_> = answers.iter().map(|answer| answer.status.as_u16()).collect();
     statuses.sort_unstable();
     assert_eq!(statuses, [201, 409, 409, 409, 409, 409, 409, 409]);
+}
+
+/// Requests that wait for a lock of their workspace hold some of the connections, never all.
+#[tokio::test]
+async fn waiting_requests_leave_connections_to_other_workspaces() {
+    let app = TestApp::start_with(&[("database.max_connections", "5")]).await;
+    let [dana, wim] = [app.register("acme").await, app.register("widgets-inc").await];
+    let key = app.create_key(&dana, "prod", "write").await;
+    let mut holder = app.database.connect().await;
+    let mut lock = holder.begin().await.unwrap();
+    let sql = "SELECT id FROM workspaces WHERE name = 'acme' FOR UPDATE";
+    lock.execute(sql).await.unwrap();
+    let path = format!("/v1/api-keys/{}", key.id);
+    let changes = (0..20).map(|n| {
+        let change = json!({ "description": n.to_string() });
+        app.patch(&path).bearer(&dana.access_token).json(change).send()
+    });
+    let changes = futures_util::future::join_all(changes);
+    let others = async {
+        let count_waiting = async || -> i64 {
+            let sql = "SELECT count(*) FROM pg_stat_activity
+                       WHERE datname = current_database() AND wait_event_type = 'Lock'";
+            let mut observer = app.database.connect().await;
+            sqlx::query_scalar(sql).fetch_one(&mut observer).await.unwrap()
+        };
+        eventually("four changes wait", async || (count_waiting().await >= 4).then_some(())).await;
+        for path in ["/v1/agents", "/v1/members", "/v1/api-keys"].repeat(3) {
+            app.get(path).bearer(&wim.access_token).send().await.expect_status(200);
+            assert!(count_waiting().await <= 4);
+        }
+        lock.rollback().await.unwrap();
+    };
+    let (answers, ()) = tokio::join!(changes, others);
+    // On a slow machine, a change may wait for longer than the timeout of locks.
+    assert!(answers.iter().all(|answer| [200, 503].contains(&answer.status.as_u16())));
+    app.get(&path).bearer(&dana.access_token).send().await.expect_status(200);
 }

@@ -36,6 +36,9 @@ use crate::{
     store::{self, Audited, DedicatedConnection, Tx, api_keys::KeyFilter},
 };
 
+/// Maximum number of keys of a workspace that are not revoked.
+const MAX_KEYS: i64 = 1_000;
+
 /// The parameters of a new API key.
 #[derive(Debug)]
 pub struct CreateKeyParams {
@@ -132,7 +135,7 @@ impl ApiKeys {
     /// # Errors
     /// [`AuthError::Invalid`] for invalid values or a rate limit above the workspace's;
     /// [`AuthError::Forbidden`] for a scope above the caller's, or networks outside of the
-    /// caller's.
+    /// caller's; [`AuthError::Conflict`] if the workspace has [`MAX_KEYS`].
     #[tracing::instrument(
         name = "auth.api_keys.create",
         level = "debug",
@@ -173,6 +176,13 @@ impl ApiKeys {
             require_within(&new.allowed_ips, &networks)?;
         }
         self.check_rate_limit(tx, caller.workspace(), new.rate_limit_per_minute).await?;
+        // The workspace is locked, so creations take turns.
+        let count = store::api_keys::count_not_revoked(tx, caller.workspace(), MAX_KEYS).await?;
+        if count >= MAX_KEYS {
+            return Err(AuthError::Conflict(
+                "the workspace has 1000 API keys, which is the maximum: revoke unused ones first",
+            ));
+        }
         new.created_by = Some(caller.principal.subject());
         new.creator = caller.principal.user_id();
         new.creator_key = caller.principal.api_key();
