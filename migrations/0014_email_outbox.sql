@@ -6,8 +6,8 @@ CREATE TABLE email_outbox (
     message jsonb NOT NULL,
     -- The address in lower case, by which emails are limited.
     recipient text NOT NULL,
-    -- 'verification' and 'reset': links. 'account': a change of the recipient's account. 'workspace':
-    -- a change in a workspace. 'invitation': an invitation to one.
+    -- 'verification' and 'reset': links. 'account': a change of the recipient's account.
+    -- 'workspace': a change in a workspace. 'invitation': an invitation to one.
     class text NOT NULL
         CHECK (class IN ('verification', 'reset', 'account', 'workspace', 'invitation')),
     created_at timestamptz NOT NULL DEFAULT clock_timestamp(),

@@ -152,8 +152,8 @@ impl Invitations {
             created_at: now,
             expires_at: now + INVITATION_LIFETIME,
         };
-        // Counted before the insert. Other workspaces' invitations must neither prevent this one nor
-        // show in the response, so only the email is left out.
+        // Counted before the insert. Invitations of other workspaces must neither prevent this one
+        // nor show in the response, so only the email is left out.
         let is_emailed = store::invitations::count_by_email(tx, &email, day_ago).await?
             < MAX_EMAILS_PER_ADDRESS_AND_DAY;
         let inviter_key = caller.principal.api_key();

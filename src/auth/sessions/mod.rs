@@ -245,8 +245,8 @@ impl Sessions {
     /// Replaces the cookie and all tokens of the caller's session. The earlier ones become invalid.
     ///
     /// # Errors
-    /// [`SESSION_ENDED`] if the session has ended or its credentials were replaced meanwhile; [`AuthError::Conflict`] if it has switched to
-    /// another workspace meanwhile.
+    /// [`SESSION_ENDED`] if the session has ended or its credentials were replaced meanwhile;
+    /// [`AuthError::Conflict`] if it has switched to another workspace meanwhile.
     pub(in crate::auth) async fn replace_credentials(
         &self,
         tx: &mut Tx,

@@ -124,8 +124,8 @@ impl ScopeChoice {
 /// Handles an authorization request: redirects to the sign-in or to the client, or displays the
 /// consent page.
 ///
-/// An error of the request is sent to the client if its redirect URI is valid and the signed-in user
-/// has authorized the client before, otherwise displayed.
+/// An error of the request is sent to the client if its redirect URI is valid and the signed-in
+/// user has authorized the client before, otherwise displayed.
 pub(super) async fn show(
     public: Public,
     State(app): State<App>,
@@ -403,8 +403,8 @@ async fn error_response(
 /// Returns an error to the client without interaction of the user.
 ///
 /// Any website can link to this endpoint. So the browser leaves it only by a click if the target is
-/// a client that this user has not authorized, which anyone may have registered, or a program on the
-/// user's machine, which the browser would ask in our name to start.
+/// a client that this user has not authorized, which anyone may have registered, or a program on
+/// the user's machine, which the browser would ask in our name to start.
 fn respond_with_error(response: &ErrorResponse) -> Result<Response, ApiError> {
     let ErrorResponse { error, url, client_name, can_redirect } = response;
     let is_web = url.starts_with("https://") || url.starts_with("http://");

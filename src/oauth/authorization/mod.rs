@@ -74,7 +74,8 @@ pub struct ErrorResponse {
     /// The name that the client states.
     pub client_name: String,
     /// True if the browser may be redirected: the signed-in user has authorized the client, or is a
-    /// member of the workspace that registered it. Otherwise the user must follow the URL knowingly.
+    /// member of the workspace that registered it. Otherwise the user must follow the URL
+    /// knowingly.
     pub can_redirect: bool,
 }
 

@@ -428,8 +428,8 @@ async fn missing_second_factor_suspends_tokens_and_ends_no_grant() {
     app.refresh_token(&client, refresh).await.expect_status(200);
 }
 
-/// A client id is public. A flood of wrong secrets leaves a few events and a count in the log of the
-/// client's workspace, whatever endpoint it uses.
+/// A client id is public. A flood of wrong secrets leaves a few events and a count in the log of
+/// the client's workspace, whatever endpoint it uses.
 #[tokio::test]
 async fn flood_of_wrong_client_secrets_does_not_fill_audit_log() {
     let app = TestApp::start().await;
