@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::{
-    limit::{KeyedPermit, KeyedSemaphores},
+    keyed_semaphores::{KeyedPermit, KeyedSemaphores},
     model::address,
 };
 
