@@ -251,7 +251,7 @@ mod tests {
     #[tokio::test]
     async fn workspace_with_many_addresses_does_not_hold_up_others() {
         let permits = LargeBodyPermits::new();
-        let many = (0..MAX_AUTHENTICATED)
+        let many = (0..=MAX_PER_WORKSPACE)
             .map(|n| authenticated([198, 51, 100, u8::try_from(n).unwrap()], 1));
         let held: Vec<_> =
             many.filter_map(|origin| permits.acquire(origin).now_or_never()).collect();

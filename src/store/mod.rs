@@ -86,8 +86,8 @@ use pools::Pools;
 /// The PostgreSQL role that the service works as. Migrations create it; it owns no objects.
 pub const APP_ROLE: &str = "call2me_auth_app";
 
-/// Number of transactions that one workspace may have open on a node, if the pool is not larger than
-/// 16 connections.
+/// Number of transactions that one workspace may have open on a node, if the pool has at most 16
+/// connections.
 const PER_WORKSPACE: u32 = 4;
 
 /// The connection pools of the service. Their connections work as [`APP_ROLE`]. Cheap to clone.

@@ -347,8 +347,8 @@ impl ApiKeys {
     ///
     /// # Errors
     /// [`AuthError::NotFound`] if the workspace has no such key; [`AuthError::Invalid`] for invalid
-    /// values; [`AuthError::Forbidden`] for networks outside of the caller's, also those of a key that
-    /// is enabled; [`AuthError::Conflict`] to disable or enable a revoked key.
+    /// values; [`AuthError::Forbidden`] for networks outside of the caller's, also those of a key
+    /// that is enabled; [`AuthError::Conflict`] to disable or enable a revoked key.
     #[tracing::instrument(
         name = "auth.api_keys.update",
         level = "debug",

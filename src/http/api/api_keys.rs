@@ -139,8 +139,8 @@ pub struct CreatedKeyBody {
 
 /// Create an API key
 ///
-/// Only this response contains the secret. Store it: it cannot be retrieved again. A workspace has at
-/// most 1,000 keys that are not revoked; for a further one the response is 409.
+/// Only this response contains the secret. Store it: it cannot be retrieved again. A workspace has
+/// at most 1,000 keys that are not revoked; for a further one the response is 409.
 #[utoipa::path(post, path = "/v1/api-keys", tag = "API keys", request_body = CreateKeyRequest,
     params(crate::http::dto::parameters::IdempotencyKeyHeader),
     responses((status = 201, body = CreatedKeyBody), (status = 409)))]

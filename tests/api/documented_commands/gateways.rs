@@ -107,8 +107,8 @@ impl RunningGateway {
 }
 
 /// Debian has no package of Traefik. So the configuration is parsed, and the service is asked as
-/// Traefik asks it: Traefik replaces each header of the response and its spellings with underscores,
-/// and each one is removed from preflight requests.
+/// Traefik asks it: Traefik replaces each header of the response and its spellings with
+/// underscores, and each one is removed from preflight requests.
 async fn check_traefik(shell: &mut Shell, configuration: &str) {
     std::fs::write(shell.path().join("traefik.yml"), configuration).unwrap();
     let program = "import re, yaml; http = yaml.safe_load(open('traefik.yml'))['http']; \
