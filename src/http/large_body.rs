@@ -76,9 +76,9 @@ pub(super) type PermitSlot = Arc<Mutex<Option<LargeBodyPermit>>>;
 
 /// A permit for one large body, until it is dropped.
 pub(super) struct LargeBodyPermit {
-    _of_node: Option<OwnedSemaphorePermit>,
-    _of_workspace: Option<KeyedPermit<WorkspaceId>>,
-    _of_address: KeyedPermit<(IpNet, bool)>,
+    _node: Option<OwnedSemaphorePermit>,
+    _workspace: Option<KeyedPermit<WorkspaceId>>,
+    _address: KeyedPermit<(IpNet, bool)>,
 }
 
 impl Default for LargeBodyPermits {
@@ -112,7 +112,7 @@ impl LargeBodyPermits {
         let of_node = if is_authenticated { &self.authenticated } else { &self.public };
         // An error means that the semaphore is closed, which never happens.
         let of_node = Arc::clone(of_node).acquire_owned().await.ok();
-        LargeBodyPermit { _of_node: of_node, _of_workspace: of_workspace, _of_address: of_address }
+        LargeBodyPermit { _node: of_node, _workspace: of_workspace, _address: of_address }
     }
 
     /// Wraps a body: it waits for a permit, and puts it into the slot, when it becomes large. From
@@ -277,7 +277,7 @@ mod tests {
         for error in futures_util::future::join_all(stalled).await {
             let first: &dyn std::error::Error = &error;
             let mut causes = std::iter::successors(Some(first), |error| error.source());
-            assert!(causes.any(|cause| cause.is::<SlowBody>()), "{error}");
+            assert!(causes.any(<dyn std::error::Error>::is::<SlowBody>), "{error}");
         }
         assert_eq!(permits.public.available_permits(), MAX_PUBLIC);
         // A small body needs no permit, and has only the timeout of all bodies.

@@ -179,7 +179,7 @@ mod tests {
         let (mut client, server) = tokio::io::duplex(1024 * 1024);
         let respond = service_fn(|_| async { Ok::<_, Infallible>(Response::new(Body::empty())) });
         let stream = TokioIo::new(FramingCheck::new(server));
-        let connection = http_builder(Duration::from_secs(60)).serve_connection(stream, respond);
+        let connection = http_builder(Duration::from_mins(1)).serve_connection(stream, respond);
         let exchange = async {
             for piece in pieces {
                 client.write_all(piece.as_bytes()).await.unwrap();

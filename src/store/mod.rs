@@ -188,7 +188,7 @@ impl Store {
         let permit = timeout(self.begin_timeout, acquire).await;
         let permit = permit.map_err(|_| StoreError::timed_out())?;
         let tx = self.open_transaction("BEGIN", Some(workspace), user).await?;
-        Ok(Tx { _permit: Some(permit), ..tx })
+        Ok(Tx { _permit: Some(Box::new(permit)), ..tx })
     }
 
     /// Begins a transaction for one workspace, for work of the service itself: requests of the
@@ -311,7 +311,7 @@ pub struct Tx {
     workspace: Option<Uuid>,
     user: Option<Uuid>,
     /// That of its workspace.
-    _permit: Option<KeyedPermit<Uuid>>,
+    _permit: Option<Box<KeyedPermit<Uuid>>>,
 }
 
 impl Tx {

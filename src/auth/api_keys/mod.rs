@@ -135,7 +135,7 @@ impl ApiKeys {
     /// # Errors
     /// [`AuthError::Invalid`] for invalid values or a rate limit above the workspace's;
     /// [`AuthError::Forbidden`] for a scope above the caller's, or networks outside of the
-    /// caller's; [`AuthError::Conflict`] if the workspace has [`MAX_KEYS`].
+    /// caller's; [`AuthError::Conflict`] if the workspace has 1,000 keys.
     #[tracing::instrument(
         name = "auth.api_keys.create",
         level = "debug",
