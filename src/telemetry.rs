@@ -11,7 +11,8 @@ use tracing_subscriber::{EnvFilter, fmt};
 use crate::config::Log;
 
 /// Prefixes by which credentials are recognized.
-const SECRET_PREFIXES: [&str; 5] = ["sk_call2me_", "rt_call2me_", "cs_call2me_", "eyJ", "$argon2"];
+const SECRET_PREFIXES: [&str; 6] =
+    ["sk_call2me_", "rt_call2me_", "cs_call2me_", "mac_call2me_", "eyJ", "$argon2"];
 
 /// Initializes logging for the process.
 pub fn init(settings: &Log) {
@@ -45,7 +46,7 @@ impl<W: Write> Write for RedactingWriter<W> {
 }
 
 /// Replaces every credential, from its prefix up to a character that no credential contains.
-fn redact(text: &str) -> String {
+pub(crate) fn redact(text: &str) -> String {
     let mut redacted = String::with_capacity(text.len());
     let mut rest = text;
     while let Some((at, prefix)) =

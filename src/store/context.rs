@@ -218,8 +218,10 @@ impl ContextSigner {
         let id = |id: Option<Uuid>| id.unwrap_or_default().to_string();
         // Formatting is safe: ids, numbers and hexadecimal digits contain no quotes. The MAC is
         // last: other sessions of the same login see the start of this text in `pg_stat_activity`.
+        // Its prefix lets `telemetry` redact it: sqlx logs slow statements.
         format!(
-            "{begin};{} SELECT set_context('{}', '{}', {issued_at}, '\\x{}', '\\x{}')",
+            "{begin};{} SELECT set_context('{}', '{}', {issued_at}, '\\x{}', \
+             decode(substr('mac_call2me_{}', 13), 'hex'))",
             self.0.padding,
             id(workspace),
             id(user),
@@ -323,6 +325,21 @@ mod tests {
         assert_ne!(key.sign(Some(workspace), Some(user), 4), expected.as_ref());
         assert_ne!(key.sign(Some(user), Some(workspace), 3), expected.as_ref());
         assert_ne!(key.sign(Some(workspace), None, 3), expected.as_ref());
+    }
+
+    #[tokio::test]
+    async fn begin_statement_in_log_is_redacted() {
+        let clock = Mutex::new(DatabaseClock { time: 3, read_at: Instant::now() });
+        let key = ContextKey::new(zeroize::Zeroizing::new([7; 32]));
+        let renewal = tokio::sync::Mutex::default();
+        let signer =
+            ContextSigner(Arc::new(Signer { key, clock, renewal, padding: String::new() }));
+        let statement = signer.begin_statement("BEGIN", Some(Uuid::from_u128(1)), None);
+        let (_, mac) = statement.split_once("mac_call2me_").unwrap();
+        assert_eq!(mac.find(|c: char| !c.is_ascii_hexdigit()), Some(64), "{statement}");
+        let logged = crate::telemetry::redact(&statement);
+        assert!(!logged.contains(&mac[..64]), "{logged}");
+        assert!(logged.ends_with("substr('[redacted]', 13), 'hex'))"), "{logged}");
     }
 
     #[test]
