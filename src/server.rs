@@ -203,7 +203,7 @@ fn http_builder(header_timeout: Duration) -> http1::Builder {
 
 /// A request body that returns itself to the server if it is dropped before its end.
 ///
-/// A request that is refused early has a body that nobody has read. hyper closes such a connection
+/// A request that is refused early has a body that was not read. hyper closes such a connection
 /// after the response, without telling the client; the next request on it then fails.
 struct ReturningBody {
     body: Option<Incoming>,

@@ -209,7 +209,7 @@ async fn planted_browser_cookie_makes_no_form_of_a_session() {
         let page = victim.post(path, &fields, &[("sec-fetch-site", "same-origin")]).await;
         assert_eq!(page.status, 403, "{path}: {page:#?}");
     }
-    // The form of the session itself works, whatever the browser cookie is.
+    // The form of the session itself works with any browser cookie.
     let page = victim.submit(&own_page, "/device", &[("user_code", user_code)]).await;
     let page = victim.submit_consent(&page, &[]).await;
     assert!(page.status == 200 && page.text.contains("Connected"), "{page:#?}");
