@@ -69,19 +69,18 @@ pub async fn enable_app_role_login(owner_url: &str, password: &SecretString) -> 
 /// A one-line message for the operator.
 pub async fn create_service_login(owner_url: &str, login: &ServiceLogin) -> Result<(), String> {
     let mut connection = connect(owner_url).await?;
-    // The name and the password have letters, digits and underscores only. Nodes that start at the
-    // same time take turns.
-    let (name, password) = (&login.name, login.password.expose_secret());
+    // The name and the verifier contain no quotes. Nodes that start at the same time take turns.
+    let (name, verifier) = (&login.name, login.scram_verifier());
     let create = sqlx::AssertSqlSafe(format!(
         "BEGIN;
          SELECT pg_advisory_xact_lock(hashtext('{name}'));
          DO $$ BEGIN
              IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = '{name}') THEN
-                 CREATE ROLE {name} LOGIN PASSWORD '{password}' NOSUPERUSER NOCREATEDB
+                 CREATE ROLE {name} LOGIN PASSWORD '{verifier}' NOSUPERUSER NOCREATEDB
                      NOCREATEROLE NOBYPASSRLS;
                  GRANT {APP_ROLE} TO {name};
              ELSE
-                 ALTER ROLE {name} PASSWORD '{password}';
+                 ALTER ROLE {name} PASSWORD '{verifier}';
                  ALTER ROLE {name} RESET ALL;
                  EXECUTE format('ALTER ROLE {name} IN DATABASE %I RESET ALL', current_database());
              END IF;
