@@ -289,14 +289,15 @@ async fn unverified_address_receives_only_links() {
 async fn verification_links_to_one_address_are_limited() {
     let sink = SmtpSink::start();
     let app = TestApp::start_with(&[("mail.url", &sink.url())]).await;
-    for _ in 0..7 {
+    for n in 1..8 {
         let dana = app.register("acme").await;
+        // No link is sent after the deletion.
+        let subjects = subjects_to(&app, &sink, &dana.email).await;
+        assert_eq!(subjects, vec!["Verify your email address"; n.min(5)]);
         let delete = app.request_as(&dana.access_token, "DELETE", "/v1/users/me");
         let answer = delete.json(json!({ "password": PASSWORD })).send().await;
         assert_eq!(answer.status, 204, "{}", answer.text);
     }
-    let subjects = subjects_to(&app, &sink, "owner@acme.example").await;
-    assert_eq!(subjects, ["Verify your email address"; 5]);
 }
 
 /// Emails about a workspace, which its members cause at will, have a limit. They do not use up that
@@ -347,8 +348,8 @@ async fn links_and_warnings_are_sent_first() {
 async fn inject_email(app: &TestApp, id: Option<Uuid>, message: Value) {
     let mut connection = app.database.connect().await;
     connection.execute("SET ROLE call2me_auth_app").await.unwrap();
-    let sql = "INSERT INTO email_outbox (id, message)
-               VALUES (coalesce($1, gen_random_uuid()), $2)";
+    let sql = "INSERT INTO email_outbox (id, message, recipient, class)
+               VALUES (coalesce($1, gen_random_uuid()), $2, lower($2 ->> 'to'), 'reset')";
     sqlx::query(sql).bind(id).bind(message).execute(&mut connection).await.unwrap();
 }
 

@@ -235,7 +235,7 @@ impl WorkspaceClients {
             .with_target(client.id, client.name.clone())
             .with_metadata(json!({ "scope": client.scope, "redirect_uris": client.redirect_uris }));
         let audited = store::audit::insert(tx, workspace, &event).await?;
-        // Before the commit, because the transaction is the caller's. The id is not known to others.
+        // Before the commit, because the transaction is the caller's. Others do not know the id.
         self.unknown.invalidate(client.id);
         Ok((RegisteredClient { client, secret }, audited))
     }
