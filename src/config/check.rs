@@ -15,6 +15,9 @@ use super::{
     Server, Sessions, Settings, layers::ENV_PREFIX,
 };
 
+/// Maximum number of `keys.previous_encryption_keys`: each is tried for each token.
+const MAX_PREVIOUS_KEYS: usize = 4;
+
 /// Reads typed values and collects the errors. An invalid value is `None`, and reading continues.
 pub(super) struct SettingsValidator<'a> {
     pub(super) raw: &'a RawConfig,
@@ -209,18 +212,49 @@ impl SettingsValidator<'_> {
 
     fn keys(&mut self) -> Option<Keys> {
         let environment = self.parse("keys.environment", "1 to 16 lowercase letters or digits");
-        let encryption_key = self.required("keys.encryption_key").and_then(|text| {
-            let bytes = BASE64.decode(text.trim().as_bytes()).ok();
-            let key = bytes.and_then(|bytes| bytes.try_into().ok()).map(EncryptionKey::new);
-            if key.is_none() {
-                self.problem(
-                    "keys.encryption_key",
-                    "must be 32 bytes in base64; generate them with `openssl rand -base64 32`",
-                );
+        let encryption_key = self
+            .required("keys.encryption_key")
+            .and_then(|text| self.encryption_key("keys.encryption_key", &text));
+        let previous_encryption_keys = self.previous_encryption_keys(encryption_key.as_ref());
+        Some(Keys {
+            environment: environment?,
+            encryption_key: encryption_key?,
+            previous_encryption_keys: previous_encryption_keys?,
+        })
+    }
+
+    fn encryption_key(&mut self, setting: &str, text: &str) -> Option<EncryptionKey> {
+        let bytes = BASE64.decode(text.trim().as_bytes()).ok();
+        let key = bytes.and_then(|bytes| bytes.try_into().ok()).map(EncryptionKey::new);
+        if key.is_none() {
+            self.problem(
+                setting,
+                "must be 32 bytes in base64; generate them with `openssl rand -base64 32`",
+            );
+        }
+        key
+    }
+
+    fn previous_encryption_keys(
+        &mut self,
+        current: Option<&EncryptionKey>,
+    ) -> Option<Vec<EncryptionKey>> {
+        let setting = "keys.previous_encryption_keys";
+        let texts = self.texts(setting, "a list of keys in base64", |_| true)?;
+        if texts.len() > MAX_PREVIOUS_KEYS {
+            self.problem(setting, &format!("has at most {MAX_PREVIOUS_KEYS} keys"));
+            return None;
+        }
+        let mut keys = Vec::new();
+        for text in texts {
+            let key = self.encryption_key(setting, &text)?;
+            if current.is_some_and(|current| current.expose() == key.expose()) {
+                self.problem(setting, "must not contain keys.encryption_key");
+                return None;
             }
-            key
-        });
-        Some(Keys { environment: environment?, encryption_key: encryption_key? })
+            keys.push(key);
+        }
+        Some(keys)
     }
 
     fn sessions(&mut self) -> Option<Sessions> {

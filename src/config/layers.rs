@@ -34,9 +34,15 @@ const DEFAULT: &str = include_str!("../../config/default.toml");
 const DEVELOPMENT: &str = include_str!("../../config/development.toml");
 const PRODUCTION: &str = include_str!("../../config/production.toml");
 
-/// Settings that are redacted when printed.
-const SECRETS: [&str; 5] =
-    ["database.url", "database.owner_url", "keys.encryption_key", "redis.url", "mail.url"];
+/// Settings that are redacted when printed, and that may be in files of their own.
+const SECRETS: [&str; 6] = [
+    "database.url",
+    "database.owner_url",
+    "keys.encryption_key",
+    "keys.previous_encryption_keys",
+    "redis.url",
+    "mail.url",
+];
 
 /// The file that overrides `default.toml`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -159,10 +165,39 @@ impl RawConfig {
         } else {
             return;
         };
+        let secret = key.strip_suffix("_file").filter(|secret| SECRETS.contains(secret));
+        let target = secret.unwrap_or(&key);
+        let origin = self.values.get(target).map_or("", |(_, origin)| origin);
+        let is_set_by_variable = origin.starts_with(ENV_PREFIX) || origin == "DATABASE_URL";
+        if is_set_by_variable && (secret.is_some() || origin.ends_with("_FILE")) {
+            self.errors.push(format!("{origin} and {name} are both set"));
+            return;
+        }
         match value.into_string() {
-            Ok(text) => self.set_from_text(&key, text, name),
+            Ok(path) if secret.is_some() => self.merge_secret_file(target, &path, name),
+            Ok(text) => self.set_from_text(target, text, name),
             Err(_) => self.errors.push(format!("{name} is not UTF-8")),
         }
+    }
+
+    /// Sets a secret setting to the content of a file, without the line break at its end. A list has
+    /// one item on each line.
+    fn merge_secret_file(&mut self, key: &str, path: &str, name: &str) {
+        let text = match std::fs::read_to_string(path) {
+            Ok(text) => text,
+            Err(error) => {
+                self.errors.push(format!("cannot read {path} (from {name}): {error}"));
+                return;
+            }
+        };
+        let value = match self.values.get(key) {
+            Some((Value::Array(_), _)) => {
+                let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+                Value::Array(lines.map(|line| Value::String(line.to_owned())).collect())
+            }
+            _ => Value::String(text.trim_end_matches(['\r', '\n']).to_owned()),
+        };
+        self.set(key, value, name);
     }
 
     /// A suggestion for a misspelled name, to append to a message: the setting with the same
@@ -242,6 +277,9 @@ impl RawConfig {
             let printed = match value {
                 Value::String(secret) if SECRETS.contains(&key.as_str()) && !secret.is_empty() => {
                     "\"[redacted]\"".to_owned()
+                }
+                Value::Array(secrets) if SECRETS.contains(&key.as_str()) => {
+                    format!("[{}]", vec!["\"[redacted]\""; secrets.len()].join(", "))
                 }
                 value => value.to_string(),
             };

@@ -106,8 +106,10 @@ pub struct Pool {
 pub struct Keys {
     /// The environment label in API keys.
     pub environment: Environment,
-    /// Encrypts signing keys and derives refresh tokens.
+    /// Encrypts stored secrets, and derives tokens that are not stored.
     pub encryption_key: EncryptionKey,
+    /// Earlier and future keys, which only read.
+    pub previous_encryption_keys: Vec<EncryptionKey>,
 }
 
 /// The deployment's secret: 32 bytes, never printed, zeroized when dropped.
@@ -267,6 +269,9 @@ pub struct Log {
 
 #[cfg(test)]
 mod tests {
+    use data_encoding::BASE64;
+    use secrecy::ExposeSecret as _;
+
     use super::*;
 
     const KEY: &str = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
@@ -409,6 +414,74 @@ mod tests {
         let text = format!("{} {:?}", raw.describe(), raw.check().unwrap());
         assert!(!text.contains(KEY) && !text.contains("localhost/x"), "{text}");
         assert!(text.contains("url = \"[redacted]\"  # from DATABASE_URL"), "{text}");
+    }
+
+    #[test]
+    fn secret_is_read_from_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = |name: &str, text: &str| {
+            let path = folder.path().join(name);
+            std::fs::write(&path, text).unwrap();
+            path.to_str().unwrap().to_owned()
+        };
+        let key = file("key", &format!("{KEY}\n"));
+        let url = file("url", "postgres://db.example/x\r\n");
+        let others = [[1; 32], [2; 32]].map(|bytes| BASE64.encode(&bytes));
+        let list = file("list", &format!("{}\n\n  {}\n", others[0], others[1]));
+        let settings = read(&[
+            ("CALL2ME_AUTH__DATABASE__URL_FILE", &url),
+            ("CALL2ME_AUTH__SERVER__PUBLIC_URL", "https://auth.example.com/"),
+            ("CALL2ME_AUTH__KEYS__ENCRYPTION_KEY_FILE", &key),
+            ("CALL2ME_AUTH__KEYS__PREVIOUS_ENCRYPTION_KEYS_FILE", &list),
+        ]);
+        let text = settings.describe();
+        assert!(others.iter().all(|key| !text.contains(key)) && !text.contains(KEY), "{text}");
+        assert!(text.contains("= [\"[redacted]\", \"[redacted]\"]"), "{text}");
+        let settings = settings.check().unwrap();
+        assert_eq!(settings.database.url.expose_secret(), "postgres://db.example/x");
+        assert_eq!(BASE64.encode(settings.keys.encryption_key.expose()), KEY);
+        let previous = &settings.keys.previous_encryption_keys;
+        assert_eq!(previous.iter().map(|key| key.expose()[0]).collect::<Vec<_>>(), [1, 2]);
+    }
+
+    #[test]
+    fn wrong_file_of_secret_is_rejected() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name| folder.path().join(name).to_str().unwrap().to_owned();
+        let (missing, present) = (path("missing"), path("present"));
+        std::fs::write(&present, KEY).unwrap();
+        for (variable, path, expected) in [
+            ("CALL2ME_AUTH__MAIL__URL_FILE", &missing, "cannot read /"),
+            ("CALL2ME_AUTH__KEYS__ENCRYPTION_KEY_FILE", &present, "are both set"),
+            ("CALL2ME_AUTH__SERVER__ADDRESS_FILE", &present, "is not a setting"),
+        ] {
+            for order in [[0, 1, 2, 3], [3, 0, 1, 2]] {
+                let variables = [&REQUIRED[..], &[(variable, &**path)]].concat();
+                let problems = read(&order.map(|n: usize| variables[n])).errors;
+                assert_eq!(problems.len(), 1, "{problems:#?}");
+                assert!(problems[0].contains(expected), "{problems:#?}");
+            }
+        }
+    }
+
+    #[test]
+    fn wrong_previous_encryption_key_is_rejected() {
+        let other = BASE64.encode(&[1; 32]);
+        let five = vec![&*other; 5].join(",");
+        for (text, expected) in [
+            ("short", "must be 32 bytes in base64"),
+            (&*format!("{other},short"), "must be 32 bytes in base64"),
+            (KEY, "must not contain keys.encryption_key"),
+            (&*format!("{other},{KEY}"), "must not contain keys.encryption_key"),
+            (&*five, "at most 4 keys"),
+        ] {
+            let list = ("CALL2ME_AUTH__KEYS__PREVIOUS_ENCRYPTION_KEYS", text);
+            let problems = read(&[&REQUIRED[..], &[list]].concat()).check().unwrap_err().0;
+            assert_eq!(problems.len(), 1, "{problems:#?}");
+            assert!(problems[0].starts_with("keys.previous_encryption_keys "), "{problems:#?}");
+            assert!(problems[0].contains(expected), "{problems:#?}");
+            assert!(!problems[0].contains(&other) && !problems[0].contains(KEY), "{problems:#?}");
+        }
     }
 
     fn redis_problems(url: &str) -> Vec<String> {
