@@ -86,13 +86,15 @@ $$;
 -- Policies call these functions in a subquery, which runs once for each statement and not for each
 -- row.
 
--- The keys of contexts, as the two blocks of HMAC (RFC 2104): the key, padded to 64 bytes, XOR 0x36
--- and XOR 0x5c. The owner adds that of each `keys.encryption_key`. No other role has rights.
+-- The keys of contexts, one for each `keys.encryption_key` that the data may need, as the two blocks
+-- of HMAC (RFC 2104): the key, padded to 64 bytes, XOR 0x36 and XOR 0x5c. No other role has rights.
 CREATE TABLE context_keys (
-    -- The first eight bytes of the SHA-256 of the key.
+    -- The first eight bytes of the SHA-256 of the key. Sealed values start with it.
     id bytea PRIMARY KEY CHECK (octet_length(id) = 8),
     inner_block bytea NOT NULL CHECK (octet_length(inner_block) = 64),
-    outer_block bytea NOT NULL CHECK (octet_length(outer_block) = 64)
+    outer_block bytea NOT NULL CHECK (octet_length(outer_block) = 64),
+    -- The time since which no node creates values with the key. NULL while one may.
+    replaced_at timestamptz
 );
 
 -- The key of seals, in one row. A UUID has 122 random bits of a strong source. No other role has
@@ -105,8 +107,7 @@ INSERT INTO context_seal_key (secret)
 VALUES (uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid()));
 
 -- Stores the key of the first node, if there is none: `call2me-auth migrate` does not know the key,
--- and no SQL can be injected before a node runs. Later keys are stored by the owner. Returns false
--- if there is another key.
+-- and no SQL can be injected before a node runs. Returns false if there are only other keys.
 CREATE FUNCTION store_first_context_key(p_id bytea, p_inner_block bytea, p_outer_block bytea)
     RETURNS boolean
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp
@@ -133,6 +134,32 @@ CREATE FUNCTION context_seal(p_secret bytea, p_context bytea) RETURNS bytea
         SELECT sha256(p_secret || p_context || int4send(pg_backend_pid())
                       || timestamptz_send(transaction_timestamp()))
     $$;
+
+-- Adds a key. The MAC, under a stored key, proves that the caller is a node: it covers the
+-- parameters before, which are longer than a context.
+CREATE FUNCTION add_context_key(p_id bytea, p_inner_block bytea, p_outer_block bytea,
+                                p_known_id bytea, p_mac bytea)
+    RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp
+    AS $$
+    BEGIN
+        IF NOT EXISTS (
+            SELECT FROM context_keys k
+            WHERE k.id = p_known_id
+              AND sha256(hmac_sha256(k.inner_block, k.outer_block,
+                                     p_id || p_inner_block || p_outer_block))
+                  = sha256(p_mac))
+        THEN
+            RAISE EXCEPTION 'the MAC of the key is wrong' USING ERRCODE = 'insufficient_privilege';
+        END IF;
+        INSERT INTO context_keys (id, inner_block, outer_block)
+        VALUES (p_id, p_inner_block, p_outer_block) ON CONFLICT DO NOTHING;
+    END
+    $$;
+
+CREATE FUNCTION list_context_keys() RETURNS SETOF bytea
+    LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp
+    AS $$ SELECT id FROM context_keys ORDER BY id $$;
 
 -- Sets the context of the current transaction. A NULL or nil id is none. `p_issued_at` is the time
 -- of the MAC by the clock of this server, in microseconds since 1970: a MAC that leaks into a log
@@ -198,8 +225,9 @@ CREATE FUNCTION current_user_id() RETURNS uuid
     AS $$ SELECT context_part(17) $$;
 
 REVOKE ALL ON FUNCTION hmac_sha256, context_seal, set_context, context_part,
-    store_first_context_key FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION set_context, context_part, store_first_context_key TO call2me_auth_app;
+    store_first_context_key, add_context_key, list_context_keys FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION set_context, context_part, store_first_context_key, add_context_key,
+    list_context_keys TO call2me_auth_app;
 
 ------------------------------------------------------------------------------------------------
 -- UUIDv7: the first 48 bits are the time in milliseconds

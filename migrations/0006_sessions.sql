@@ -9,9 +9,9 @@ CREATE TABLE sessions (
     last_seen_at timestamptz NOT NULL,
     ip inet,
     user_agent text,
-    -- Refresh tokens are derived, not stored: a MAC of session, seed and generation, under a key
-    -- that the database does not hold.
-    refresh_seed bytea NOT NULL CHECK (octet_length(refresh_seed) = 32),
+    -- Refresh tokens are derived, not stored: a MAC of session and generation, under this key. It is
+    -- encrypted under a key that the database does not hold.
+    refresh_seed bytea NOT NULL CHECK (octet_length(refresh_seed) = 68),
     refresh_generation integer NOT NULL DEFAULT 0,
     refreshed_at timestamptz NOT NULL,
     -- SHA-256 of the secret in the session cookie. The secret has 256 random bits, so it needs no

@@ -74,7 +74,8 @@ CREATE TABLE oauth_grants (
     redeem_by timestamptz NOT NULL,
     redeemed_at timestamptz,
     last_used_at timestamptz,
-    refresh_seed bytea NOT NULL CHECK (octet_length(refresh_seed) = 32),
+    -- The MAC key of the refresh tokens, encrypted.
+    refresh_seed bytea NOT NULL CHECK (octet_length(refresh_seed) = 68),
     refresh_generation integer NOT NULL DEFAULT 0,
     -- The `jti` of access tokens that were revoked one by one and have not expired.
     revoked_tokens uuid[] NOT NULL DEFAULT '{}',
@@ -335,13 +336,13 @@ CREATE FUNCTION start_device_authorization(
     END
     $$;
 
--- Returns the pending authorization with a user code.
-CREATE FUNCTION find_device_authorization(p_user_code_mac bytea, p_now timestamptz)
+-- Returns the pending authorization with a user code, of which there is a MAC for each key.
+CREATE FUNCTION find_device_authorization(p_user_code_macs bytea[], p_now timestamptz)
     RETURNS TABLE (id uuid, client_id uuid, scope text, resources text[])
     LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp
     AS $$
         SELECT d.id, d.client_id, d.scope, d.resources FROM oauth_device_authorizations d
-        WHERE d.user_code_mac = p_user_code_mac AND d.expires_at > p_now
+        WHERE d.user_code_mac = ANY (p_user_code_macs) AND d.expires_at > p_now
           AND d.denied_at IS NULL AND d.grant_id IS NULL
     $$;
 

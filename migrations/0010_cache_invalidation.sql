@@ -38,6 +38,8 @@ CREATE TABLE nodes (
     lease_until timestamptz NOT NULL,
     -- The node's watermark: it has written all its audit events from before.
     events_written_until timestamptz NOT NULL,
+    -- The id of its `keys.encryption_key`.
+    encryption_key_id bytea NOT NULL,
     -- The last time that the node renewed an expired lease. In between it may have served requests
     -- whose events were not written.
     reconnected_at timestamptz
@@ -189,7 +191,8 @@ CREATE CONSTRAINT TRIGGER oauth_clients_notify_invalidation_on_delete AFTER DELE
 -- invalidations. Deletes nodes whose lease expired more than `p_kept_after_lease` ago. They are
 -- kept until then because they may have lost audit events.
 CREATE FUNCTION register_node(
-    p_id uuid, p_lease interval, p_events_written_until timestamptz, p_kept_after_lease interval
+    p_id uuid, p_lease interval, p_events_written_until timestamptz, p_kept_after_lease interval,
+    p_encryption_key_id bytea
 ) RETURNS bigint
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp
     AS $$
@@ -198,8 +201,13 @@ CREATE FUNCTION register_node(
     BEGIN
         DELETE FROM nodes WHERE lease_until < clock_timestamp() - p_kept_after_lease;
         SELECT generation INTO newest FROM invalidation_generation;
-        INSERT INTO nodes (id, acknowledged_generation, lease_until, events_written_until)
-        VALUES (p_id, newest, clock_timestamp() + p_lease, p_events_written_until)
+        -- The node creates values with its key from now on.
+        UPDATE context_keys SET replaced_at = NULL
+        WHERE id = p_encryption_key_id AND replaced_at IS NOT NULL;
+        INSERT INTO nodes (id, acknowledged_generation, lease_until, events_written_until,
+                           encryption_key_id)
+        VALUES (p_id, newest, clock_timestamp() + p_lease, p_events_written_until,
+                p_encryption_key_id)
         ON CONFLICT (id) DO UPDATE
             SET acknowledged_generation = excluded.acknowledged_generation,
                 lease_until = excluded.lease_until,

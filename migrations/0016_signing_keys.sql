@@ -7,7 +7,7 @@ CREATE TABLE signing_keys (
     -- Ed25519, 32 bytes.
     public_key bytea NOT NULL CHECK (octet_length(public_key) = 32),
     -- The seed, encrypted under a key that is derived from `keys.encryption_key`.
-    sealed_private_key bytea NOT NULL,
+    sealed_private_key bytea NOT NULL CHECK (octet_length(sealed_private_key) = 68),
     created_at timestamptz NOT NULL,
     retired_at timestamptz,
     purpose text NOT NULL DEFAULT 'access tokens'

@@ -34,7 +34,12 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     audit::{AuditLog, AuditWriterTask, Retention, SealCounts, Sealer},
-    auth::{Auth, credential_caches::CredentialCaches, master_key::MasterKey},
+    auth::{
+        Auth,
+        credential_caches::CredentialCaches,
+        master_key::MasterKeys,
+        reencryption::{self, ReencryptionReport},
+    },
     cache_invalidation::{Fence, Lease, Node, NodeDependencies, NodeTask},
     config::Settings,
     env::Env,
@@ -89,9 +94,9 @@ impl Application {
     }
 
     async fn assemble(settings: Settings, env: Env) -> Result<Self, String> {
-        let master_key = MasterKey::new(&settings.keys.encryption_key);
-        prepare_schema(&settings, &master_key).await?;
-        let store = connect(&settings, &master_key).await?;
+        let master_keys = MasterKeys::new(&settings.keys);
+        prepare_schema(&settings).await?;
+        let store = connect(&settings, &master_keys).await?;
         let describe = |error| format!("cannot prepare the audit log: {error}");
         store.create_audit_partitions(env.clock.now()).await.map_err(describe)?;
         let failure = CriticalFailure::default();
@@ -129,7 +134,7 @@ impl Application {
             idempotency: Idempotency::new(
                 store.clone(),
                 env.clone(),
-                master_key.idempotency_secrets()?,
+                master_keys.idempotency_secrets()?,
             ),
             resources: Resources::new(store.clone(), env.clone(), settings.server.max_body_bytes),
             audit_log: AuditLog::new(store.clone(), &settings.database.pool),
@@ -298,6 +303,20 @@ impl Application {
         listener.map(Some).map_err(|error| format!("cannot serve metrics on {address}: {error}"))
     }
 
+    /// Encrypts everything in the database under `keys.encryption_key`; see
+    /// [`crate::auth::reencryption`]. `discard_previous` also ends the validity of all values that
+    /// cannot be encrypted again, such as mailed links.
+    ///
+    /// # Errors
+    /// A message of one line for the operator.
+    pub async fn reencrypt(&self, discard_previous: bool) -> Result<ReencryptionReport, String> {
+        let owner = owner_url(&self.settings)?.ok_or(
+            "re-encryption requires the role that owns the tables: set database.owner_url",
+        )?;
+        let keys = MasterKeys::new(&self.settings.keys);
+        reencryption::reencrypt(owner, &keys, &self.app.env, discard_previous).await
+    }
+
     /// Stops background tasks, writes queued audit events, deregisters the node and closes the
     /// database connections.
     pub async fn shut_down(self) {
@@ -327,37 +346,42 @@ fn metrics_service(
     }
 }
 
-/// Migrates with the role of `database.owner_url`; without it, with that of `database.url` unless
-/// it is the application's role, which may not change the schema.
-async fn prepare_schema(settings: &Settings, master_key: &MasterKey) -> Result<(), String> {
+/// Returns the URL of the owner of the tables: `database.owner_url`, or `database.url` unless it is
+/// that of the application's role.
+fn owner_url(settings: &Settings) -> Result<Option<&str>, String> {
     let url = settings.database.url.expose_secret();
-    let owner = match &settings.database.owner_url {
-        Some(owner) => owner.expose_secret(),
-        None if migrate::login_name(url)? != APP_ROLE => url,
-        None if migrate::is_schema_current(url).await? => return Ok(()),
-        None => {
-            return Err(format!(
-                "the database schema is not up to date, and the role {APP_ROLE} may not change it: \
-                 set database.owner_url, or run `call2me-auth migrate` with it"
-            ));
-        }
-    };
-    migrate::migrate(owner).await?;
-    master_key.context_key()?.store(owner).await
+    Ok(match &settings.database.owner_url {
+        Some(owner) => Some(owner.expose_secret()),
+        None if migrate::login_name(url)? != APP_ROLE => Some(url),
+        None => None,
+    })
+}
+
+/// Migrates with the role of the owner. The application's role may not change the schema.
+async fn prepare_schema(settings: &Settings) -> Result<(), String> {
+    let url = settings.database.url.expose_secret();
+    match owner_url(settings)? {
+        Some(owner) => migrate::migrate(owner).await,
+        None if migrate::is_schema_current(url).await? => Ok(()),
+        None => Err(format!(
+            "the database schema is not up to date, and the role {APP_ROLE} may not change it: \
+             set database.owner_url, or run `call2me-auth migrate` with it"
+        )),
+    }
 }
 
 /// Connects the service. If `database.url` is that of the owner, and there is no other URL, the
 /// service creates a login of its own with fewer rights.
-async fn connect(settings: &Settings, master_key: &MasterKey) -> Result<Store, String> {
+async fn connect(settings: &Settings, master_keys: &MasterKeys) -> Result<Store, String> {
     let (url, pool) = (settings.database.url.expose_secret(), &settings.database.pool);
     let mut login = None;
     if settings.database.owner_url.is_none()
         && migrate::login_name(url)? != APP_ROLE
         && migrate::is_privileged_login(url).await?
     {
-        let own = master_key.service_login(&migrate::database_name(url)?)?;
+        let own = master_keys.service_logins(&migrate::database_name(url)?)?.into_current();
         migrate::create_service_login(url, &own).await?;
         login = Some(own);
     }
-    Store::connect(url, login.as_ref(), pool, master_key.context_key()?).await
+    Store::connect(url, login.as_ref(), pool, master_keys.context_keys()?).await
 }

@@ -20,7 +20,7 @@ use subtle::ConstantTimeEq;
 
 use crate::{
     env::Env,
-    model::{audit::Actor, id::Id, principal::Caller},
+    model::{audit::Actor, id::Id, key_ring::KeyRing, principal::Caller},
     store::{
         Audited, Committed, Store, StoreError, Tx,
         idempotency_keys::{self, IdempotencyRecord},
@@ -28,7 +28,7 @@ use crate::{
 };
 
 /// Time for which a response is stored.
-const RETENTION: Duration = Duration::from_hours(24);
+pub const RETENTION: Duration = Duration::from_hours(24);
 
 /// A request that can neither be processed nor get a stored response.
 #[derive(Debug, thiserror::Error)]
@@ -152,14 +152,14 @@ struct PendingResponse {
 pub struct Idempotency {
     store: Store,
     env: Env,
-    secrets: IdempotencySecrets,
+    secrets: Arc<KeyRing<IdempotencySecrets>>,
 }
 
 impl Idempotency {
     /// Creates the service with these keys.
     #[must_use]
-    pub fn new(store: Store, env: Env, secrets: IdempotencySecrets) -> Self {
-        Self { store, env, secrets }
+    pub fn new(store: Store, env: Env, secrets: KeyRing<IdempotencySecrets>) -> Self {
+        Self { store, env, secrets: Arc::new(secrets) }
     }
 
     /// Starts the transaction of a request in the caller's workspace, or returns the stored
@@ -177,43 +177,51 @@ impl Idempotency {
         let Some(key) = attempt.key else {
             return Ok(IdempotencyOutcome::New(IdempotentTransaction { tx, pending: None }));
         };
-        let id = self.request_mac(caller, &key);
-        let request = self.secrets.mac(&[b"body", &attempt.body_hash]);
-        match idempotency_keys::find_and_lock(&mut tx, &id, self.env.clock.now()).await? {
-            IdempotencyRecord::InProgress => Err(IdempotencyError::InProgress),
-            IdempotencyRecord::Completed { request_mac: first, sealed_response: answer } => {
-                // Before the response: the client's next request must not find the key locked.
-                tx.rollback().await?;
-                if !bool::from(first.ct_eq(&request)) {
-                    return Err(IdempotencyError::Conflict);
+        // The first attempt may have been answered by a node with another key. Its response cannot
+        // be encrypted again without the client's key, so it stays under that one until it expires.
+        for secrets in self.secrets.iter() {
+            let id = request_mac(secrets, caller, &key);
+            match idempotency_keys::find_and_lock(&mut tx, &id, self.env.clock.now()).await? {
+                IdempotencyRecord::InProgress => return Err(IdempotencyError::InProgress),
+                IdempotencyRecord::Completed { request_mac: first, sealed_response: answer } => {
+                    // Before the response: the client's next request must not find the key locked.
+                    tx.rollback().await?;
+                    if !bool::from(first.ct_eq(&body_mac(secrets, &attempt.body_hash))) {
+                        return Err(IdempotencyError::Conflict);
+                    }
+                    return decrypt(&secrets.encryption_key(&key)?, &id, answer)
+                        .map(IdempotencyOutcome::Replayed);
                 }
-                decrypt(&self.secrets.encryption_key(&key)?, &id, answer)
-                    .map(IdempotencyOutcome::Replayed)
-            }
-            IdempotencyRecord::New => {
-                let (secrets, env) = (self.secrets.clone(), self.env.clone());
-                let pending = Some(PendingResponse { id, request, key, secrets, env });
-                Ok(IdempotencyOutcome::New(IdempotentTransaction { tx, pending }))
+                IdempotencyRecord::New => {}
             }
         }
+        let (secrets, env) = (self.secrets.current().clone(), self.env.clone());
+        let id = request_mac(&secrets, caller, &key);
+        let request = body_mac(&secrets, &attempt.body_hash);
+        let pending = Some(PendingResponse { id, request, key, secrets, env });
+        Ok(IdempotencyOutcome::New(IdempotentTransaction { tx, pending }))
     }
+}
 
-    /// Computes the MAC that identifies a request: workspace, caller, method, path and the client's
-    /// key.
-    fn request_mac(&self, caller: &Caller, key: &SecretString) -> [u8; 32] {
-        let actor = Actor::from(&*caller.principal);
-        self.secrets.mac(&[
-            b"request",
-            caller.workspace().uuid().as_bytes(),
-            actor.kind.as_str().as_bytes(),
-            actor.id.unwrap_or_default().as_bytes(),
-            // An OAuth client acts for several users.
-            caller.principal.subject().as_bytes(),
-            caller.request.method.as_bytes(),
-            caller.request.path.as_bytes(),
-            key.expose_secret().as_bytes(),
-        ])
-    }
+/// Computes the MAC that identifies a request: workspace, caller, method, path and the client's
+/// key.
+fn request_mac(secrets: &IdempotencySecrets, caller: &Caller, key: &SecretString) -> [u8; 32] {
+    let actor = Actor::from(&*caller.principal);
+    secrets.mac(&[
+        b"request",
+        caller.workspace().uuid().as_bytes(),
+        actor.kind.as_str().as_bytes(),
+        actor.id.unwrap_or_default().as_bytes(),
+        // An OAuth client acts for several users.
+        caller.principal.subject().as_bytes(),
+        caller.request.method.as_bytes(),
+        caller.request.path.as_bytes(),
+        key.expose_secret().as_bytes(),
+    ])
+}
+
+fn body_mac(secrets: &IdempotencySecrets, body_hash: &[u8; 32]) -> [u8; 32] {
+    secrets.mac(&[b"body", body_hash])
 }
 
 impl IdempotentTransaction {

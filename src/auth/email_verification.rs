@@ -25,7 +25,7 @@ use crate::{
 };
 
 /// Lifetime of an email verification link.
-const VERIFICATION_LIFETIME: Duration = Duration::from_hours(7 * 24);
+pub(super) const VERIFICATION_LIFETIME: Duration = Duration::from_hours(7 * 24);
 
 /// After a verification by link alone, the time in which a password reset ends what was set up.
 const RECLAIM_WINDOW: Duration = Duration::from_hours(7 * 24);

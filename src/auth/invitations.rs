@@ -36,7 +36,7 @@ use crate::{
 };
 
 /// Lifetime of an invitation.
-const INVITATION_LIFETIME: Duration = Duration::from_hours(7 * 24);
+pub(super) const INVITATION_LIFETIME: Duration = Duration::from_hours(7 * 24);
 
 /// Maximum number of open invitations of a workspace.
 const MAX_OPEN_INVITATIONS: i64 = 200;

@@ -1,184 +1,202 @@
-//! Derives all secret keys of a deployment from one master key, `keys.encryption_key`.
+//! Derives all secret keys of a deployment from its master keys: `keys.encryption_key` and, while
+//! that is rotated, `keys.previous_encryption_keys`.
 //!
 //! HKDF-SHA-256 (RFC 5869) derives a separate key for each purpose, so a value that was encrypted
-//! or authenticated for one purpose is never valid for another.
+//! or authenticated for one purpose is never valid for another. Every derived key is a ring, so
+//! that values of the previous keys remain valid. [`super::reencryption`] ends a rotation.
 
 use std::fmt;
 
-use aws_lc_rs::{
-    aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey},
-    hkdf,
-};
+use aws_lc_rs::hkdf;
 use zeroize::Zeroizing;
 
+use super::sealing::SealingKeys;
 use crate::{
-    config::EncryptionKey,
-    env::Env,
+    config::{EncryptionKey, Keys},
     idempotency::IdempotencySecrets,
     model::{
-        id::{GrantId, SessionId},
+        key_ring::{KeyId, KeyRing},
         one_time_token::TokenKey,
-        refresh_token::RefreshKey,
-        second_factor::SecondFactorKey,
     },
     store::{ContextKey, ServiceLogin},
 };
 
-const REFRESH_TOKENS: &[u8] = b"call2me-auth refresh tokens v1";
 const DATABASE_CONTEXTS: &[u8] = b"call2me-auth database contexts v1";
 const DATABASE_LOGIN: &[u8] = b"call2me-auth database login v1";
-const GRANT_REFRESH_TOKENS: &[u8] = b"call2me-auth grant refresh tokens v1";
+const GRANT_REFRESH_SEEDS: &[u8] = b"call2me-auth grant refresh seeds v1";
 const IDEMPOTENCY: &[u8] = b"call2me-auth idempotency v1";
 const ONE_TIME_TOKENS: &[u8] = b"call2me-auth one-time tokens v1";
 const SECOND_FACTORS: &[u8] = b"call2me-auth second factors v1";
+const SESSION_REFRESH_SEEDS: &[u8] = b"call2me-auth session refresh seeds v1";
 const SIGNING_KEYS: &[u8] = b"call2me-auth signing keys v1";
 
-/// The master key, from which all others are derived. Its `Debug` output hides it.
-pub struct MasterKey {
-    root: hkdf::Prk,
-}
+/// The master keys, from which all others are derived. Their `Debug` output hides them.
+pub struct MasterKeys(KeyRing<hkdf::Prk>);
 
-impl fmt::Debug for MasterKey {
+impl fmt::Debug for MasterKeys {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Secrets(…)")
+        f.write_str("MasterKeys(…)")
     }
 }
 
-impl MasterKey {
-    /// Prepares the configured key for derivation.
+impl MasterKeys {
+    /// Prepares the configured keys for derivation.
     #[must_use]
-    pub fn new(key: &EncryptionKey) -> Self {
-        Self { root: hkdf::Salt::new(hkdf::HKDF_SHA256, &[]).extract(key.expose()) }
+    pub fn new(keys: &Keys) -> Self {
+        let ring =
+            KeyRing::new(&keys.encryption_key, keys.previous_encryption_keys.iter().collect());
+        Self::from_ring(&ring)
     }
 
-    /// Derives the MAC key of session refresh tokens.
+    /// Prepares a ring of keys for derivation.
+    #[must_use]
+    pub fn from_ring(keys: &KeyRing<&EncryptionKey>) -> Self {
+        let salt = hkdf::Salt::new(hkdf::HKDF_SHA256, &[]);
+        Self(keys.map(|key| salt.extract(key.expose())))
+    }
+
+    /// Derives the keys that authenticate the contexts of database transactions. Their ids are also
+    /// those of the master keys.
     ///
     /// # Errors
     /// A message for the operator, if the cryptographic library fails.
-    pub fn refresh_key(&self) -> Result<RefreshKey<SessionId>, String> {
-        Ok(RefreshKey::new(&*self.derive(REFRESH_TOKENS)?))
+    pub fn context_keys(&self) -> Result<KeyRing<ContextKey>, String> {
+        self.0.try_map(|root| derive(root, DATABASE_CONTEXTS).map(ContextKey::new))
     }
 
-    /// Derives the MAC key of OAuth grant refresh tokens.
+    /// Derives the logins of the service to a database, for a deployment that states only the URL
+    /// of the owner.
     ///
     /// # Errors
-    /// As [`Self::refresh_key`].
-    pub fn grant_refresh_key(&self) -> Result<RefreshKey<GrantId>, String> {
-        Ok(RefreshKey::new(&*self.derive(GRANT_REFRESH_TOKENS)?))
+    /// As [`Self::context_keys`].
+    pub fn service_logins(&self, database: &str) -> Result<KeyRing<ServiceLogin>, String> {
+        Ok(self.derive(DATABASE_LOGIN)?.map(|key| ServiceLogin::derive(key, database)))
     }
 
-    /// Derives the key that authenticates the contexts of database transactions.
+    /// Derives the MAC keys of one-time tokens, such as those of mailed links.
     ///
     /// # Errors
-    /// As [`Self::refresh_key`].
-    pub fn context_key(&self) -> Result<ContextKey, String> {
-        Ok(ContextKey::new(self.derive(DATABASE_CONTEXTS)?))
-    }
-
-    /// Derives the login of the service to a database, for a deployment that states only the URL of
-    /// the owner.
-    ///
-    /// # Errors
-    /// As [`Self::refresh_key`].
-    pub fn service_login(&self, database: &str) -> Result<ServiceLogin, String> {
-        Ok(ServiceLogin::derive(&*self.derive(DATABASE_LOGIN)?, database))
-    }
-
-    /// Derives the MAC key of one-time tokens, such as those of mailed links.
-    ///
-    /// # Errors
-    /// As [`Self::refresh_key`].
+    /// As [`Self::context_keys`].
     pub fn token_key(&self) -> Result<TokenKey, String> {
-        Ok(TokenKey::new(&*self.derive(ONE_TIME_TOKENS)?))
-    }
-
-    /// Derives the key of TOTP secrets and recovery codes.
-    ///
-    /// # Errors
-    /// As [`Self::refresh_key`].
-    pub fn second_factor_key(&self) -> Result<SecondFactorKey, String> {
-        Ok(SecondFactorKey::new(&*self.derive(SECOND_FACTORS)?))
+        Ok(TokenKey::new(&self.derive(ONE_TIME_TOKENS)?))
     }
 
     /// Derives the keys that fingerprint idempotent requests and encrypt their stored responses.
     ///
     /// # Errors
-    /// As [`Self::refresh_key`].
-    pub fn idempotency_secrets(&self) -> Result<IdempotencySecrets, String> {
-        Ok(IdempotencySecrets::new(&*self.derive(IDEMPOTENCY)?))
+    /// As [`Self::context_keys`].
+    pub fn idempotency_secrets(&self) -> Result<KeyRing<IdempotencySecrets>, String> {
+        Ok(self.derive(IDEMPOTENCY)?.map(|key| IdempotencySecrets::new(key)))
     }
 
-    /// Encrypts a private signing key with AES-256-GCM. The result is valid only with the same
-    /// `context`.
+    /// Derives the keys that encrypt private signing keys.
     ///
     /// # Errors
-    /// As [`Self::refresh_key`].
-    pub fn encrypt(&self, env: &Env, context: &[u8], plain: &[u8]) -> Result<Vec<u8>, String> {
-        let nonce: [u8; NONCE_LEN] = env.entropy.bytes();
-        let mut sealed = plain.to_vec();
-        self.encryption_key()?
-            .seal_in_place_append_tag(
-                Nonce::assume_unique_for_key(nonce),
-                Aad::from(context),
-                &mut sealed,
-            )
-            .map_err(|_| "cannot encrypt a signing key".to_owned())?;
-        Ok([&nonce[..], &sealed].concat())
+    /// As [`Self::context_keys`].
+    pub fn signing_key_sealing(&self) -> Result<SealingKeys, String> {
+        self.sealing(SIGNING_KEYS)
     }
 
-    /// Decrypts the output of [`Self::encrypt`]. Returns `None` if the key or context is another
-    /// one.
+    /// Derives the keys that encrypt the seeds of sessions' refresh tokens.
     ///
     /// # Errors
-    /// As [`Self::refresh_key`].
-    pub fn decrypt(
-        &self,
-        context: &[u8],
-        sealed: &[u8],
-    ) -> Result<Option<Zeroizing<Vec<u8>>>, String> {
-        let Some((nonce, sealed)) = sealed.split_first_chunk::<NONCE_LEN>() else {
-            return Ok(None);
-        };
-        let mut buffer = Zeroizing::new(sealed.to_vec());
-        let opened = self.encryption_key()?.open_in_place(
-            Nonce::assume_unique_for_key(*nonce),
-            Aad::from(context),
-            &mut buffer,
-        );
-        Ok(opened.ok().map(|plain| Zeroizing::new(plain.to_vec())))
+    /// As [`Self::context_keys`].
+    pub fn session_seed_sealing(&self) -> Result<SealingKeys, String> {
+        self.sealing(SESSION_REFRESH_SEEDS)
     }
 
-    fn encryption_key(&self) -> Result<LessSafeKey, String> {
-        let key = self.derive(SIGNING_KEYS)?;
-        UnboundKey::new(&AES_256_GCM, &*key)
-            .map(LessSafeKey::new)
-            .map_err(|_| "cannot set up AES-256-GCM".to_owned())
+    /// Derives the keys that encrypt the seeds of OAuth grants' refresh tokens.
+    ///
+    /// # Errors
+    /// As [`Self::context_keys`].
+    pub fn grant_seed_sealing(&self) -> Result<SealingKeys, String> {
+        self.sealing(GRANT_REFRESH_SEEDS)
     }
 
-    fn derive(&self, purpose: &[u8]) -> Result<Zeroizing<[u8; 32]>, String> {
-        let mut key = Zeroizing::new([0; 32]);
-        self.root
-            .expand(&[purpose], hkdf::HKDF_SHA256)
-            .and_then(|okm| okm.fill(&mut *key))
-            .map_err(|_| "cannot derive a key".to_owned())?;
-        Ok(key)
+    /// Derives the keys that encrypt the secrets of authenticator apps.
+    ///
+    /// # Errors
+    /// As [`Self::context_keys`].
+    pub fn second_factor_sealing(&self) -> Result<SealingKeys, String> {
+        self.sealing(SECOND_FACTORS)
     }
+
+    /// Derives the ids of the keys.
+    ///
+    /// # Errors
+    /// As [`Self::context_keys`].
+    pub fn ids(&self) -> Result<KeyRing<KeyId>, String> {
+        Ok(self.context_keys()?.map(ContextKey::id))
+    }
+
+    fn sealing(&self, purpose: &[u8]) -> Result<SealingKeys, String> {
+        let keys = self.0.try_map(|root| {
+            Ok::<_, String>((
+                ContextKey::new(derive(root, DATABASE_CONTEXTS)?).id(),
+                derive(root, purpose)?,
+            ))
+        })?;
+        SealingKeys::new(&keys)
+    }
+
+    fn derive(&self, purpose: &[u8]) -> Result<KeyRing<Zeroizing<[u8; 32]>>, String> {
+        self.0.try_map(|root| derive(root, purpose))
+    }
+}
+
+fn derive(root: &hkdf::Prk, purpose: &[u8]) -> Result<Zeroizing<[u8; 32]>, String> {
+    let mut key = Zeroizing::new([0; 32]);
+    root.expand(&[purpose], hkdf::HKDF_SHA256)
+        .and_then(|okm| okm.fill(&mut *key))
+        .map_err(|_| "cannot derive a key".to_owned())?;
+    Ok(key)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::env::Env;
+
+    fn keys(current: u8, previous: &[u8]) -> MasterKeys {
+        let key = |byte: &u8| EncryptionKey::new([*byte; 32]);
+        let (current, previous) = (key(&current), previous.iter().map(key).collect::<Vec<_>>());
+        MasterKeys::from_ring(&KeyRing::new(&current, previous.iter().collect()))
+    }
 
     #[test]
-    fn sealed_key_opens_with_its_own_key_and_context_only() {
+    fn sealed_secret_opens_with_its_own_key_context_and_purpose_only() {
         let env = Env::system();
-        let secrets = MasterKey::new(&EncryptionKey::new([1; 32]));
-        let sealed = secrets.encrypt(&env, b"kid", b"private").unwrap();
-        assert!(!sealed.windows(7).any(|part| part == b"private"));
-        assert_eq!(secrets.decrypt(b"kid", &sealed).unwrap().unwrap().as_slice(), b"private");
-        assert_eq!(secrets.decrypt(b"other", &sealed).unwrap(), None);
-        let other_secrets = MasterKey::new(&EncryptionKey::new([2; 32]));
-        assert_eq!(other_secrets.decrypt(b"kid", &sealed).unwrap(), None);
-        assert_eq!(secrets.decrypt(b"kid", &sealed[..5]).unwrap(), None);
+        let sealing = keys(1, &[]).signing_key_sealing().unwrap();
+        let sealed = sealing.seal(&env, b"kid", &[9; 32]).unwrap();
+        assert!(!sealed.windows(8).any(|part| part == [9; 8]));
+        assert_eq!(**sealing.open(b"kid", &sealed).unwrap(), [9; 32]);
+        assert!(sealing.open(b"other", &sealed).is_none());
+        assert!(sealing.open(b"kid", &sealed[..5]).is_none());
+        assert!(sealing.open(b"kid", &[]).is_none());
+        assert!(keys(1, &[]).session_seed_sealing().unwrap().open(b"kid", &sealed).is_none());
+        assert!(keys(2, &[]).signing_key_sealing().unwrap().open(b"kid", &sealed).is_none());
+    }
+
+    #[test]
+    fn previous_key_opens_and_current_key_seals() {
+        let env = Env::system();
+        let old = keys(1, &[]).signing_key_sealing().unwrap();
+        let ring = keys(2, &[3, 1]).signing_key_sealing().unwrap();
+        let new = keys(2, &[]).signing_key_sealing().unwrap();
+        let sealed = old.seal(&env, b"kid", &[9; 32]).unwrap();
+        assert!(!ring.is_current(&sealed));
+        let renewed = ring.seal(&env, b"kid", &ring.open(b"kid", &sealed).unwrap()).unwrap();
+        assert!(ring.is_current(&renewed));
+        assert_eq!(**new.open(b"kid", &renewed).unwrap(), [9; 32]);
+        assert!(old.open(b"kid", &renewed).is_none());
+        // The id of a key is authenticated by the decryption.
+        let relabeled = [&renewed[..8], &sealed[8..]].concat();
+        assert!(ring.open(b"kid", &relabeled).is_none());
+    }
+
+    #[test]
+    fn ids_of_keys_differ() {
+        let ids: Vec<_> = keys(1, &[2, 3]).ids().unwrap().iter().copied().collect();
+        assert!(ids[0] != ids[1] && ids[1] != ids[2] && ids[0] != ids[2]);
     }
 }

@@ -16,7 +16,8 @@
 //! - Workspaces: [`workspaces`], [`members`], [`invitations`].
 //! - API keys: [`api_keys`], with their rotation and usage.
 //! - Cryptography: [`password_hashing`], [`token_issuer`], [`signing_keys`] (JWTs and
-//!   checkpoints), [`checkpoints`], [`master_key`] (key derivation).
+//!   checkpoints), [`checkpoints`], [`master_key`] (key derivation), [`sealing`] (encryption at
+//!   rest), [`reencryption`] (rotation of the master key).
 
 pub mod account_reclaim;
 pub mod accounts;
@@ -36,6 +37,8 @@ pub mod members;
 pub mod passkeys;
 pub mod password_hashing;
 pub mod passwords;
+pub mod reencryption;
+pub mod sealing;
 pub mod second_factors;
 pub mod sessions;
 pub mod sign_in;
@@ -57,11 +60,12 @@ use credential_caches::CredentialCaches;
 use email_verification::EmailVerification;
 pub use error::AuthError;
 use invitations::Invitations;
-use master_key::MasterKey;
+use master_key::MasterKeys;
 use members::Members;
 use passkeys::Passkeys;
 use password_hashing::PasswordHasher;
 use passwords::Passwords;
+use sealing::SealingKeys;
 use second_factors::SecondFactors;
 use sessions::Sessions;
 use sign_in::SignIn;
@@ -71,16 +75,7 @@ use uuid::Uuid;
 use workspaces::Workspaces;
 
 use crate::{
-    audit::AuditWriter,
-    cache_invalidation::Fence,
-    config::Settings,
-    env::Env,
-    limit::Limits,
-    model::{
-        id::{GrantId, SessionId},
-        refresh_token::RefreshKey,
-        second_factor::SecondFactorKey,
-    },
+    audit::AuditWriter, cache_invalidation::Fence, config::Settings, env::Env, limit::Limits,
     store::Store,
 };
 
@@ -123,15 +118,15 @@ pub struct Auth {
     pub passkeys: Arc<Passkeys>,
     /// This node's credential caches, for metrics.
     pub caches: CredentialCaches,
-    /// The MAC key of refresh tokens of OAuth grants.
-    pub grant_refresh_key: RefreshKey<GrantId>,
+    /// Encrypts the seeds of OAuth grants' refresh tokens.
+    pub grant_seed_sealing: SealingKeys,
 }
 
-/// Keys that are derived from the master key for one service each.
+/// Keys that are derived from the master keys for one service each.
 struct DerivedKeys {
-    session_refresh: RefreshKey<SessionId>,
-    grant_refresh: RefreshKey<GrantId>,
-    second_factor: SecondFactorKey,
+    session_seeds: SealingKeys,
+    grant_seeds: SealingKeys,
+    second_factors: SealingKeys,
 }
 
 impl Auth {
@@ -152,26 +147,26 @@ impl Auth {
         limits: Limits,
         node_id: Uuid,
     ) -> Result<Self, String> {
-        let master_key = MasterKey::new(&settings.keys.encryption_key);
+        let master_keys = MasterKeys::new(&settings.keys);
         let context = Arc::new(ServiceContext {
             store,
             env,
             audit,
             fence,
             limits,
-            token_key: master_key.token_key()?,
+            token_key: master_keys.token_key()?,
             issuer: settings.server.public_url.as_str().into(),
         });
         let hasher = PasswordHasher::start(settings.passwords, &context.env)?;
         let keys = DerivedKeys {
-            session_refresh: master_key.refresh_key()?,
-            grant_refresh: master_key.grant_refresh_key()?,
-            second_factor: master_key.second_factor_key()?,
+            session_seeds: master_keys.session_seed_sealing()?,
+            grant_seeds: master_keys.grant_seed_sealing()?,
+            second_factors: master_keys.second_factor_sealing()?,
         };
         let signing_keys = Arc::new(
             SigningKeys::load_or_create(
                 context.store.clone(),
-                master_key,
+                master_keys.signing_key_sealing()?,
                 context.env.clone(),
                 caches.tokens.clone(),
             )
@@ -199,7 +194,7 @@ impl Auth {
         });
         let sessions = Arc::new(Sessions {
             context: Arc::clone(&context),
-            refresh_key: keys.session_refresh,
+            seed_sealing: keys.session_seeds,
             lifetime: settings.sessions.absolute_lifetime,
             idle_timeout: settings.sessions.refresh_token_lifetime,
             refresh_retry_window: settings.sessions.refresh_reuse_window,
@@ -219,7 +214,7 @@ impl Auth {
             Arc::new(EmailVerification { context: Arc::clone(&context), reclaim });
         let second_factors = Arc::new(SecondFactors {
             context: Arc::clone(&context),
-            key: keys.second_factor,
+            key_sealing: keys.second_factors,
             passwords: Arc::clone(&passwords),
             sessions: Arc::clone(&sessions),
         });
@@ -300,7 +295,7 @@ impl Auth {
             sign_in,
             passkeys,
             caches,
-            grant_refresh_key: keys.grant_refresh,
+            grant_seed_sealing: keys.grant_seeds,
             context,
         }
     }

@@ -8,11 +8,13 @@ use std::{sync::Arc, time::Duration};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::json;
+use uuid::Uuid;
 
 use super::{
     AuthError,
     context::ServiceContext,
     passwords::{Passwords, REAUTHENTICATION_REQUIRED},
+    sealing::SealingKeys,
     sessions::{SESSION_ENDED, SessionCredentials, Sessions},
 };
 use crate::{
@@ -70,7 +72,8 @@ pub struct NewRecoveryCodes {
 /// Authenticator apps and recovery codes of users.
 pub struct SecondFactors {
     pub(super) context: Arc<ServiceContext>,
-    pub(super) key: SecondFactorKey,
+    /// Encrypts the keys of factors.
+    pub(super) key_sealing: SealingKeys,
     pub(super) passwords: Arc<Passwords>,
     pub(super) sessions: Arc<Sessions>,
 }
@@ -143,17 +146,20 @@ impl SecondFactors {
             return Err(REAUTHENTICATION_REQUIRED);
         }
         let (factor, now) = (self.context.env.new_uuid(), self.context.env.clock.now());
+        let (key, sealed_key) = self.key_sealing.generate(&self.context.env, factor.as_bytes())?;
         let mut tx = self.context.store.begin_for_user(user_id).await?;
         let user = self.lock_user_for_change(&mut tx, caller).await?;
         if user.email_verified_at.is_none() {
             return Err(EMAIL_NOT_VERIFIED);
         }
-        if !store::second_factor::start_enrollment(&mut tx, user_id, factor, now).await? {
+        let is_started =
+            store::second_factor::start_enrollment(&mut tx, user_id, factor, &sealed_key, now);
+        if !is_started.await? {
             return Err(AuthError::Conflict("an authenticator app is already set up"));
         }
         let audited = Audited::exempt("a factor that is not confirmed has no effect");
         tx.commit(audited).await?.unfenced("a factor that is not confirmed has no effect");
-        let secret = self.key.totp_secret(factor).to_base32();
+        let secret = SecondFactorKey::new(&key).totp_secret(factor).to_base32();
         let uri = otpauth_uri(&self.context.issuer, &user.email, &secret);
         Ok(TotpEnrollment { secret, uri })
     }
@@ -192,7 +198,8 @@ impl SecondFactors {
             .ok_or(AuthError::Conflict(
                 "there is no authenticator app to confirm: set one up first",
             ))?;
-        let secret = self.key.totp_secret(factor.id);
+        let key = self.open_key(factor.id, &factor.sealed_key)?;
+        let secret = key.totp_secret(factor.id);
         let step = secret.matching_step(code, now.unix_timestamp(), factor.last_accepted_step);
         let Some(step) = step else {
             store::second_factor::record_wrong_enrollment_code(&mut tx, user_id).await?;
@@ -214,7 +221,7 @@ impl SecondFactors {
         let committed = tx.commit(audited).await?;
         // Ignore a fence error: the change is committed, and the codes are shown only now.
         self.context.fence.wait(committed).await.ok();
-        Ok(NewRecoveryCodes { codes: self.key.recovery_codes(factor.id, 0), credentials })
+        Ok(NewRecoveryCodes { codes: key.recovery_codes(factor.id, 0), credentials })
     }
 
     /// Replaces the recovery codes; the previous ones become invalid, and the user's other sessions
@@ -241,7 +248,9 @@ impl SecondFactors {
         let mut tx = self.context.store.begin_for_user(user_id).await?;
         self.lock_user_for_change(&mut tx, caller).await?;
         let renewed = store::second_factor::regenerate_recovery_codes(&mut tx, user_id).await?;
-        let (factor, round) = renewed.ok_or(AuthError::NotFound("authenticator app"))?;
+        let (factor, sealed_key, round) =
+            renewed.ok_or(AuthError::NotFound("authenticator app"))?;
+        let key = self.open_key(factor, &sealed_key)?;
         let origin = self.context.request_origin(&caller.request);
         let subject = EmailKind::RecoveryCodesRenewed { origin };
         self.context.enqueue_email(&mut tx, user.email.clone(), subject).await?;
@@ -254,7 +263,7 @@ impl SecondFactors {
         let committed = tx.commit(audited).await?;
         // Ignore a fence error: the change is committed, and the codes are shown only now.
         self.context.fence.wait(committed).await.ok();
-        let codes = self.key.recovery_codes(factor, round.unsigned_abs());
+        let codes = key.recovery_codes(factor, round.unsigned_abs());
         Ok(NewRecoveryCodes { codes, credentials })
     }
 
@@ -381,6 +390,11 @@ impl SecondFactors {
         Ok(self.context.fence.wait(tx.commit(audited).await?).await?)
     }
 
+    fn open_key(&self, factor: Uuid, sealed: &[u8]) -> Result<SecondFactorKey, AuthError> {
+        let key = self.key_sealing.open_stored(factor.as_bytes(), sealed)?;
+        Ok(SecondFactorKey::new(&key))
+    }
+
     /// Checks a TOTP or recovery code and marks it as used. Returns false for a wrong code.
     pub(super) async fn use_code(
         &self,
@@ -390,18 +404,16 @@ impl SecondFactors {
         code: &str,
     ) -> Result<bool, AuthError> {
         let now = self.context.env.clock.now();
-        let secret = self.key.totp_secret(factor.id);
+        let key = self.open_key(factor.id, &factor.sealed_key)?;
+        let secret = key.totp_secret(factor.id);
         let code = code.trim();
         let step = secret.matching_step(code, now.unix_timestamp(), factor.last_accepted_step);
         if let Some(step) = step {
             store::second_factor::record_accepted_code(tx, user, step, now).await?;
             return Ok(true);
         }
-        let recovery = self.key.find_recovery_code(
-            factor.id,
-            factor.recovery_code_generation.unsigned_abs(),
-            code,
-        );
+        let recovery =
+            key.find_recovery_code(factor.id, factor.recovery_code_generation.unsigned_abs(), code);
         let unused = |number: &u8| factor.used_recovery_codes & (1 << number) == 0;
         match recovery.filter(unused) {
             Some(number) => {

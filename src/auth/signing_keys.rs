@@ -19,9 +19,8 @@ use serde_json::{Value, json};
 use time::OffsetDateTime;
 use tokio::{sync::Mutex, time::interval};
 use tracing::{error, info, warn};
-use zeroize::Zeroizing;
 
-use super::{AuthError, credential_caches::VerifiedTokenCache, master_key::MasterKey};
+use super::{AuthError, credential_caches::VerifiedTokenCache, sealing::SealingKeys};
 use crate::{
     env::Env,
     model::{
@@ -49,7 +48,7 @@ const MIN_RELOAD_INTERVAL: Duration = Duration::from_secs(1);
 /// The signing keys that a node has loaded.
 pub struct SigningKeys {
     store: Store,
-    master_key: MasterKey,
+    sealing: SealingKeys,
     env: Env,
     verified_tokens: VerifiedTokenCache,
     current: RwLock<Arc<KeySet>>,
@@ -104,7 +103,7 @@ impl SigningKeys {
     /// A message for the operator, if the database is unreachable or its keys cannot be decrypted.
     pub async fn load_or_create(
         store: Store,
-        master_key: MasterKey,
+        sealing: SealingKeys,
         env: Env,
         verified_tokens: VerifiedTokenCache,
     ) -> Result<Self, String> {
@@ -112,15 +111,16 @@ impl SigningKeys {
         let mut stored = store.list_active_signing_keys().await.map_err(load_error)?;
         for purpose in [KeyPurpose::AccessTokens, KeyPurpose::Checkpoints] {
             if stored.iter().all(|key| key.purpose != purpose) {
-                let first = generate_key(purpose, &master_key, &env)?;
+                let first = generate_key(purpose, &sealing, &env)
+                    .map_err(|error| format!("cannot create a signing key: {error}"))?;
                 store.insert_first_signing_key(&first).await.map_err(load_error)?;
                 stored = store.list_active_signing_keys().await.map_err(load_error)?;
             }
         }
-        let current = Arc::new(KeySet::decrypt(&stored, &master_key, env.clock.now())?);
+        let current = Arc::new(KeySet::decrypt(&stored, &sealing, env.clock.now())?);
         let last_reload = Mutex::new(Reload { at: env.clock.monotonic(), succeeded: true });
         let current = RwLock::new(current);
-        Ok(Self { store, master_key, env, verified_tokens, current, last_reload })
+        Ok(Self { store, sealing, env, verified_tokens, current, last_reload })
     }
 
     /// The keys as of the last reload.
@@ -165,8 +165,7 @@ impl SigningKeys {
     /// # Errors
     /// [`AuthError::Internal`] if the key cannot be generated.
     pub async fn rotate(&self, purpose: KeyPurpose) -> Result<SigningKeyId, AuthError> {
-        let new_key = generate_key(purpose, &self.master_key, &self.env);
-        let new_key = new_key.map_err(|_| AuthError::Internal("cannot create a signing key"))?;
+        let new_key = generate_key(purpose, &self.sealing, &self.env)?;
         self.store.insert_signing_key(&new_key).await?;
         Ok(new_key.id)
     }
@@ -203,7 +202,7 @@ impl SigningKeys {
     async fn reload(&self) -> Result<(), StoreError> {
         let stored =
             Store::with_timeout(RELOAD_TIMEOUT, self.store.list_active_signing_keys()).await?;
-        let fresh = match KeySet::decrypt(&stored, &self.master_key, self.env.clock.now()) {
+        let fresh = match KeySet::decrypt(&stored, &self.sealing, self.env.clock.now()) {
             Ok(fresh) => Arc::new(fresh),
             Err(reason) => {
                 error!(reason, "cannot use the signing keys; keeping the previous ones");
@@ -232,12 +231,12 @@ impl PurposeKeys {
     fn decrypt(
         stored: &[StoredSigningKey],
         purpose: KeyPurpose,
-        master_key: &MasterKey,
+        sealing: &SealingKeys,
         now: OffsetDateTime,
     ) -> Result<Self, String> {
         let (mut keys, mut foreign) = (Vec::new(), Vec::new());
         for key in stored.iter().filter(|key| key.purpose == purpose) {
-            match decrypt_key_pair(key, master_key)? {
+            match decrypt_key_pair(key, sealing) {
                 Some(pair) => keys.push((key, pair)),
                 None => foreign.push(key.id),
             }
@@ -284,12 +283,12 @@ impl PurposeKeys {
 impl KeySet {
     fn decrypt(
         stored: &[StoredSigningKey],
-        master_key: &MasterKey,
+        sealing: &SealingKeys,
         now: OffsetDateTime,
     ) -> Result<Self, String> {
         Ok(Self {
-            tokens: PurposeKeys::decrypt(stored, KeyPurpose::AccessTokens, master_key, now)?,
-            checkpoints: PurposeKeys::decrypt(stored, KeyPurpose::Checkpoints, master_key, now)?,
+            tokens: PurposeKeys::decrypt(stored, KeyPurpose::AccessTokens, sealing, now)?,
+            checkpoints: PurposeKeys::decrypt(stored, KeyPurpose::Checkpoints, sealing, now)?,
         })
     }
 
@@ -367,29 +366,26 @@ fn encryption_context(id: SigningKeyId, purpose: KeyPurpose) -> Vec<u8> {
 
 /// Decrypts a key pair. Returns `None` if it is of another deployment: the private key cannot be
 /// decrypted or does not match the public one.
-fn decrypt_key_pair(
-    key: &StoredSigningKey,
-    master_key: &MasterKey,
-) -> Result<Option<Ed25519KeyPair>, String> {
-    let seed =
-        master_key.decrypt(&encryption_context(key.id, key.purpose), &key.sealed_private_key)?;
-    Ok(seed.and_then(|seed| Ed25519KeyPair::from_seed_and_public_key(&seed, &key.public_key).ok()))
+fn decrypt_key_pair(key: &StoredSigningKey, sealing: &SealingKeys) -> Option<Ed25519KeyPair> {
+    let context = encryption_context(key.id, key.purpose);
+    let seed = sealing.open(&context, &key.sealed_private_key)?;
+    Ed25519KeyPair::from_seed_and_public_key(&*seed, &key.public_key).ok()
 }
 
 fn generate_key(
     purpose: KeyPurpose,
-    master_key: &MasterKey,
+    sealing: &SealingKeys,
     env: &Env,
-) -> Result<StoredSigningKey, String> {
+) -> Result<StoredSigningKey, AuthError> {
     let id: SigningKeyId = env.new_id();
-    let seed: Zeroizing<[u8; 32]> = Zeroizing::new(env.entropy.bytes());
+    let (seed, sealed_private_key) = sealing.generate(env, &encryption_context(id, purpose))?;
     let pair = Ed25519KeyPair::from_seed_unchecked(&*seed)
-        .map_err(|_| "cannot create a signing key".to_owned())?;
+        .map_err(|_| AuthError::Internal("cannot create a signing key"))?;
     Ok(StoredSigningKey {
         id,
         purpose,
         public_key: pair.public_key().as_ref().to_vec(),
-        sealed_private_key: master_key.encrypt(env, &encryption_context(id, purpose), &*seed)?,
+        sealed_private_key,
         created_at: env.clock.now(),
     })
 }

@@ -56,6 +56,15 @@ pub enum AdminCommand {
     /// Verify the audit log.
     #[command(subcommand)]
     Audit(AuditCommand),
+    /// Encrypt everything in the database under keys.encryption_key, after it was rotated. It is
+    /// safe while nodes run, and an interrupted run can be repeated. The output says whether
+    /// keys.previous_encryption_keys are still needed.
+    Reencrypt {
+        /// Do not wait until values of the previous keys expire. Links in emails and the stored
+        /// responses of idempotent requests become invalid at once.
+        #[arg(long)]
+        discard_previous: bool,
+    },
 }
 
 /// Commands for the audit log.
@@ -294,6 +303,10 @@ async fn execute(
             Ok(json!({ "workspace": { "id": workspace.id, "name": workspace.name } }))
         }
         AdminCommand::SigningKeys(command) => signing_keys(auth, command).await,
+        AdminCommand::Reencrypt { discard_previous } => {
+            serde_json::to_value(application.reencrypt(discard_previous).await?)
+                .map_err(|error| error.to_string())
+        }
         AdminCommand::OauthClients(command) => {
             create_client(&application.app().oauth.workspace_clients, command).await
         }

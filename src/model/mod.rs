@@ -16,6 +16,7 @@ pub mod id;
 pub mod invalidation;
 pub mod invitation;
 pub mod key_descendants;
+pub mod key_ring;
 pub mod mail;
 pub mod oauth;
 pub mod one_time_token;

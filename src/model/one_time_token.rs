@@ -12,6 +12,9 @@ use aws_lc_rs::hmac;
 use data_encoding::BASE64URL_NOPAD;
 use secrecy::SecretString;
 use uuid::Uuid;
+use zeroize::Zeroizing;
+
+use super::key_ring::KeyRing;
 
 const ID_LEN: usize = 16;
 const TOKEN_LEN: usize = ID_LEN + 32;
@@ -60,21 +63,22 @@ impl TokenPurpose {
     }
 }
 
-/// The MAC key, derived from the deployment's `keys.encryption_key`.
+/// The MAC key, derived from the deployment's `keys.encryption_key`, and the previous ones. New
+/// tokens are derived with the current key; those of the previous keys are valid too.
 #[derive(Clone)]
-pub struct TokenKey(hmac::Key);
+pub struct TokenKey(KeyRing<hmac::Key>);
 
 impl TokenKey {
-    /// Creates a key from 32 secret bytes.
+    /// Creates the keys from 32 secret bytes each.
     #[must_use]
-    pub fn new(bytes: &[u8; 32]) -> Self {
-        Self(hmac::Key::new(hmac::HMAC_SHA256, bytes))
+    pub fn new(keys: &KeyRing<Zeroizing<[u8; 32]>>) -> Self {
+        Self(keys.map(|bytes| hmac::Key::new(hmac::HMAC_SHA256, &**bytes)))
     }
 
     /// Returns the token of an id.
     #[must_use]
     pub fn derive(&self, purpose: TokenPurpose, id: Uuid) -> SecretString {
-        let mac = hmac::sign(&self.0, &mac_input(purpose, id));
+        let mac = hmac::sign(self.0.current(), &mac_input(purpose, id));
         BASE64URL_NOPAD.encode(&[id.as_bytes(), mac.as_ref()].concat()).into()
     }
 
@@ -88,7 +92,7 @@ impl TokenKey {
     /// Returns the token of an id, bound to an owner such as a session.
     #[must_use]
     pub fn derive_for(&self, owner: Uuid, purpose: TokenPurpose, id: Uuid) -> SecretString {
-        let mac = hmac::sign(&self.0, &mac_input_for(owner, purpose, id));
+        let mac = hmac::sign(self.0.current(), &mac_input_for(owner, purpose, id));
         BASE64URL_NOPAD.encode(&[id.as_bytes(), mac.as_ref()].concat()).into()
     }
 
@@ -98,14 +102,16 @@ impl TokenKey {
         self.verify_input(token, |id| mac_input_for(owner, purpose, id))
     }
 
-    /// Returns the MAC under which a device's user code is stored. An unkeyed hash of such a short
-    /// code could be inverted by brute force.
+    /// Returns the MACs under which a device's user code may be stored, the one for new codes as
+    /// the current. An unkeyed hash of such a short code could be inverted by brute force.
     #[must_use]
-    pub fn user_code_mac(&self, letters: &str) -> [u8; 32] {
-        let mac = hmac::sign(&self.0, format!("user_code {letters}").as_bytes());
-        let mut bytes = [0; 32];
-        bytes.copy_from_slice(mac.as_ref());
-        bytes
+    pub fn user_code_macs(&self, letters: &str) -> KeyRing<[u8; 32]> {
+        self.0.map(|key| {
+            let mac = hmac::sign(key, format!("user_code {letters}").as_bytes());
+            let mut bytes = [0; 32];
+            bytes.copy_from_slice(mac.as_ref());
+            bytes
+        })
     }
 
     fn verify_input(&self, token: &str, input: impl Fn(Uuid) -> Vec<u8>) -> Option<Uuid> {
@@ -115,7 +121,10 @@ impl TokenKey {
         }
         let (id, mac) = bytes.split_at(ID_LEN);
         let id = Uuid::from_slice(id).ok()?;
-        hmac::verify(&self.0, &input(id), mac).ok().map(|()| id)
+        let input = input(id);
+        // Every key is tried, so that the duration does not say which one matches.
+        let matches = self.0.iter().filter(|key| hmac::verify(key, &input, mac).is_ok()).count();
+        (matches > 0).then_some(id)
     }
 }
 
@@ -147,7 +156,7 @@ mod tests {
         fn token_verifies_only_for_its_purpose_owner_and_key(
             id: u128, key: [u8; 32], other: [u8; 32],
         ) {
-            let (id, own) = (Uuid::from_u128(id), TokenKey::new(&key));
+            let (id, own) = (Uuid::from_u128(id), TokenKey::new(&Zeroizing::new(key).into()));
             let token = own.derive(TokenPurpose::PasswordReset, id);
             let token = token.expose_secret();
             prop_assert_eq!(own.verify(TokenPurpose::PasswordReset, token), Some(id));
@@ -160,12 +169,21 @@ mod tests {
             prop_assert_eq!(own.verify_for(Uuid::max(), TokenPurpose::PasskeyRegistration, bound), None);
             prop_assert_eq!(own.verify(TokenPurpose::PasskeyRegistration, bound), None);
             prop_assume!(key != other);
-            prop_assert_eq!(TokenKey::new(&other).verify(TokenPurpose::PasswordReset, token), None);
+            let other = Zeroizing::new(other);
+            let stranger = TokenKey::new(&other.clone().into());
+            prop_assert_eq!(stranger.verify(TokenPurpose::PasswordReset, token), None);
+            let rotated = TokenKey::new(&KeyRing::new(other, vec![Zeroizing::new(key)]));
+            prop_assert_eq!(rotated.verify(TokenPurpose::PasswordReset, token), Some(id));
+            prop_assert_eq!(rotated.verify(TokenPurpose::EmailVerification, token), None);
+            let renewed = rotated.derive(TokenPurpose::PasswordReset, id);
+            let renewed = renewed.expose_secret();
+            prop_assert_eq!(stranger.verify(TokenPurpose::PasswordReset, renewed), Some(id));
+            prop_assert_eq!(own.verify(TokenPurpose::PasswordReset, renewed), None);
         }
 
         #[test]
         fn modified_token_does_not_verify(id: u128, at in 0_usize..64, to in 0_usize..64) {
-            let (id, key) = (Uuid::from_u128(id), TokenKey::new(&[7; 32]));
+            let (id, key) = (Uuid::from_u128(id), TokenKey::new(&Zeroizing::new([7; 32]).into()));
             let mut text = key.derive(TokenPurpose::EmailVerification, id).expose_secret().as_bytes().to_vec();
             let letter = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"[to];
             prop_assume!(text[at] != letter);

@@ -1,7 +1,7 @@
 //! Second factors: TOTP codes of an authenticator app (RFC 6238, RFC 4226) and recovery codes.
 //!
-//! TOTP secrets and recovery codes are derived from the factor's id under a key that is not in the
-//! database. Their management is in `auth::second_factors`, and their use at a sign-in in
+//! TOTP secrets and recovery codes are derived from the factor's random key, which the database
+//! holds encrypted. Their management is in `auth::second_factors`, and their use at a sign-in in
 //! `auth::sign_in`; passkeys are in [`super::passkey`].
 
 use std::fmt;
@@ -21,7 +21,7 @@ const RECOVERY_CODE_LEN: usize = 10;
 /// Bytes of a TOTP secret: the output length of HMAC-SHA-1 (RFC 4226, section 4, R6).
 const SECRET_LEN: usize = 20;
 
-/// The key from which TOTP secrets and recovery codes are derived.
+/// The key of one factor, from which its TOTP secret and recovery codes are derived.
 #[derive(Clone)]
 pub struct SecondFactorKey(hmac::Key);
 

@@ -8,7 +8,6 @@ use time::OffsetDateTime;
 
 use super::{
     id::{SessionId, UserId, WorkspaceId},
-    refresh_token::RefreshSeed,
     scope::Role,
     session_cookie::CookieDigest,
 };
@@ -30,8 +29,8 @@ pub struct NewSession {
     pub ip: IpAddr,
     /// `User-Agent` header at the sign-in.
     pub user_agent: Option<String>,
-    /// The seed of the session's refresh tokens.
-    pub seed: RefreshSeed,
+    /// The sealed seed of the session's refresh tokens.
+    pub sealed_seed: Vec<u8>,
     /// The digest of the session's cookie.
     pub cookie_digest: CookieDigest,
 }
@@ -61,8 +60,8 @@ pub struct ReplacedCredentials {
 /// The state of a session's refresh tokens, read under a row lock.
 #[derive(Debug)]
 pub struct RefreshState {
-    /// The seed of the tokens.
-    pub seed: RefreshSeed,
+    /// The sealed seed of the tokens.
+    pub sealed_seed: Vec<u8>,
     /// The generation of the last issued token.
     pub generation: u32,
     /// The generation of valid access tokens.

@@ -140,7 +140,7 @@ impl Devices {
             let device = NewDeviceAuthorization {
                 id,
                 client_id: client.id,
-                user_code: self.context.token_key.user_code_mac(user_code.letters()),
+                user_code: *self.context.token_key.user_code_macs(user_code.letters()).current(),
                 scope,
                 resources: &resources,
                 created_at,
@@ -181,10 +181,11 @@ impl Devices {
             AuthError::Invalid { field: "user_code", reason: reason.to_owned() }
         };
         let code = UserCode::parse(user_code).ok_or_else(unknown)?;
-        let code = self.context.token_key.user_code_mac(code.letters());
+        let macs = self.context.token_key.user_code_macs(code.letters());
+        let macs: Vec<_> = macs.iter().map(|mac| mac.to_vec()).collect();
         let now = self.context.env.clock.now();
         let waiting =
-            self.context.store.find_device_authorization(&code, now).await?.ok_or_else(unknown)?;
+            self.context.store.find_device_authorization(&macs, now).await?.ok_or_else(unknown)?;
         let client = self.context.store.find_client(&ClientRef::Id(waiting.client_id), now).await?;
         let client = client.ok_or_else(unknown)?.client;
         Ok(DeviceRequest { client, scope: waiting.scope, waiting })

@@ -151,13 +151,13 @@ impl Introspection {
         let parties = parties.filter(|parties| !parties.lacks_second_factor);
         let Some(parties) = parties else { return Ok(IntrospectionResponse::default()) };
         let opened = self.grants.lock(parties).await?;
-        let Some(LockedGrant { grant, role_scope: Some(role_scope), .. }) = opened else {
+        let Some(LockedGrant { grant, seed, role_scope: Some(role_scope), .. }) = opened else {
             return Ok(IntrospectionResponse::default());
         };
         let GrantStage::Redeemed { last_used_at, generation } = grant.stage else {
             return Ok(IntrospectionResponse::default());
         };
-        let presented = self.grants.verify_refresh_token(token, &grant);
+        let presented = token.verify(&seed);
         let expires_at = last_used_at + self.grants.idle_timeout();
         // The last token is valid, and so is its predecessor, for a retry.
         let is_active = presented.is_some_and(|it| it <= generation && it + 1 >= generation)

@@ -111,7 +111,7 @@ impl OAuth {
         let grants = Arc::new(Grants {
             context: Arc::clone(context),
             passwords: Arc::clone(&auth.passwords),
-            refresh_key: auth.grant_refresh_key.clone(),
+            seed_sealing: auth.grant_seed_sealing.clone(),
             idle_timeout: settings.grant_idle_timeout,
         });
         Ok(Self {

@@ -99,8 +99,8 @@ impl Revocation {
             return Ok(());
         };
         let opened = self.grants.lock(parties).await?;
-        let Some(LockedGrant { mut tx, parties, grant, .. }) = opened else { return Ok(()) };
-        if self.grants.verify_refresh_token(token, &grant).is_none() {
+        let Some(LockedGrant { mut tx, parties, grant, seed, .. }) = opened else { return Ok(()) };
+        if token.verify(&seed).is_none() {
             return Ok(());
         }
         if grant.client_id != client.id {

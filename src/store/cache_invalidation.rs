@@ -95,11 +95,12 @@ impl Store {
         written_until: OffsetDateTime,
     ) -> Result<i64, StoreError> {
         Ok(sqlx::query_scalar!(
-            r#"SELECT register_node($1, $2, $3, $4) AS "head!""#,
+            r#"SELECT register_node($1, $2, $3, $4, $5) AS "head!""#,
             node,
             interval(lease),
             written_until,
             interval(LOST_NODE_RETENTION),
+            &self.context.key_id(),
         )
         .fetch_one(&self.pools.background())
         .await?)
@@ -232,7 +233,7 @@ impl Store {
     }
 }
 
-fn interval(duration: Duration) -> PgInterval {
+pub(super) fn interval(duration: Duration) -> PgInterval {
     let microseconds = i64::try_from(duration.as_micros()).unwrap_or(i64::MAX);
     PgInterval { months: 0, days: 0, microseconds }
 }

@@ -1,9 +1,12 @@
 //! The context of transactions: the workspace and the user that row-level security lets them see.
 //!
 //! A context is set with a MAC, so that SQL which an attacker injects cannot set one. The key of
-//! the MAC is derived from `keys.encryption_key`; the owner of the tables stores it in the
-//! database, where the service's role cannot read it. See
-//! `migrations/0001_roles_and_functions.sql`.
+//! the MAC is derived from `keys.encryption_key`. The database stores it where the service's role
+//! cannot read it. See `migrations/0001_roles_and_functions.sql`.
+//!
+//! The first node stores its key. While `keys.encryption_key` is rotated, a node adds the key of
+//! the new one, and proves with a MAC that it knows the previous one. The stored ids are also the
+//! register of the encryption keys that the data may need, so a node that lacks one does not start.
 //!
 //! A MAC is valid for 30 seconds of PostgreSQL's clock. The clock of the node may be wrong, so the
 //! node reads that of PostgreSQL when it connects, and adds the time that has passed since. After a
@@ -24,7 +27,8 @@ use sqlx::{PgConnection, error::DatabaseError, postgres::PgConnectOptions};
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::{StoreError, brief, migrate, pools::Pools};
+use super::{StoreError, brief, pools::Pools};
+use crate::model::key_ring::{KEY_ID_LEN, KeyId, KeyRing};
 
 /// Block size of HMAC-SHA-256 (RFC 2104).
 const BLOCK: usize = 64;
@@ -52,11 +56,11 @@ impl ContextKey {
         Self { secret, mac }
     }
 
-    /// Returns the id of the key, which is no secret.
+    /// Returns the id of the key, which is no secret. It also identifies the encryption key.
     #[must_use]
-    pub fn id(&self) -> [u8; 8] {
-        let mut id = [0; 8];
-        id.copy_from_slice(&digest(&SHA256, &*self.secret).as_ref()[..8]);
+    pub fn id(&self) -> KeyId {
+        let mut id = [0; KEY_ID_LEN];
+        id.copy_from_slice(&digest(&SHA256, &*self.secret).as_ref()[..KEY_ID_LEN]);
         id
     }
 
@@ -107,24 +111,53 @@ impl ContextKey {
         .await
     }
 
-    /// Stores the key in the database, as the owner of the tables.
-    ///
-    /// # Errors
-    /// A one-line message for the operator.
-    pub async fn store(&self, owner_url: &str) -> Result<(), String> {
-        let mut connection = migrate::connect(owner_url).await?;
-        let [inner, outer] = self.blocks();
+    /// Adds a key to the database, with a MAC under this one, which the database knows.
+    async fn add(&self, key: &Self, connection: &mut PgConnection) -> Result<(), sqlx::Error> {
+        let [inner, outer] = key.blocks();
+        let mut mac = hmac::Context::with_key(&self.mac);
+        for part in [&key.id()[..], &inner[..], &outer[..]] {
+            mac.update(part);
+        }
+        let mac = mac.sign();
         sqlx::query!(
-            "INSERT INTO context_keys (id, inner_block, outer_block) VALUES ($1, $2, $3)
-             ON CONFLICT (id) DO NOTHING",
-            &self.id(),
+            r#"SELECT add_context_key($1, $2, $3, $4, $5) AS "done""#,
+            &key.id(),
             &inner[..],
             &outer[..],
+            &self.id(),
+            mac.as_ref(),
         )
-        .execute(&mut connection)
+        .fetch_one(connection)
         .await
         .map(drop)
-        .map_err(|error| format!("cannot store the context key: {}", brief(&error)))
+    }
+}
+
+impl KeyRing<ContextKey> {
+    /// Makes the current key known to the database. Checks that the ring has all keys of the
+    /// database: its data may need them.
+    async fn register(&self, connection: &mut PgConnection) -> Result<(), String> {
+        let describe = |error| format!("cannot check the encryption key: {}", brief(&error));
+        let is_known = self.current().store_first(&mut *connection).await.map_err(describe)?;
+        let stored: Vec<Vec<u8>> = sqlx::query_scalar!(r#"SELECT list_context_keys() AS "id!""#)
+            .fetch_all(&mut *connection)
+            .await
+            .map_err(describe)?;
+        if let Some(missing) = stored.iter().find(|id| self.iter().all(|key| key.id() != ***id)) {
+            return Err(format!(
+                "the database has data of another encryption key (id {}): it must be \
+                 keys.encryption_key or one of keys.previous_encryption_keys",
+                HEXLOWER.encode(missing)
+            ));
+        }
+        // A key that is not missing is a previous one.
+        if !is_known
+            && let Some(known) =
+                self.previous().iter().find(|key| stored.iter().any(|id| *id == key.id()))
+        {
+            known.add(self.current(), connection).await.map_err(describe)?;
+        }
+        Ok(())
     }
 }
 
@@ -146,13 +179,13 @@ struct Signer {
 pub(super) struct SignedContext {
     /// In microseconds since 1970.
     pub(super) issued_at: i64,
-    pub(super) key_id: [u8; 8],
+    pub(super) key_id: KeyId,
     pub(super) mac: [u8; 32],
 }
 
 /// The MAC of a client's protected resource, for `set_oauth_client_resource()`.
 pub(super) struct SignedResource {
-    pub(super) key_id: [u8; 8],
+    pub(super) key_id: KeyId,
     pub(super) mac: [u8; 32],
 }
 
@@ -165,12 +198,12 @@ struct DatabaseClock {
 }
 
 impl ContextSigner {
-    /// Reads the clock of PostgreSQL, and checks that the database knows the key.
+    /// Reads the clock of PostgreSQL, and checks that the database and the node know the same keys.
     ///
     /// # Errors
     /// A one-line message for the operator.
     pub(super) async fn start(
-        key: ContextKey,
+        keys: KeyRing<ContextKey>,
         connection: &mut PgConnection,
     ) -> Result<Self, String> {
         let describe = |error| format!("cannot query PostgreSQL: {}", brief(&error));
@@ -180,17 +213,16 @@ impl ContextSigner {
         .fetch_one(&mut *connection)
         .await
         .map_err(describe)?;
-        if !key.store_first(&mut *connection).await.map_err(describe)? {
-            return Err(
-                "the database has the context key of another keys.encryption_key: use that \
-                        one, or set database.owner_url to add this one"
-                    .to_owned(),
-            );
-        }
+        keys.register(&mut *connection).await?;
         let padding = " ".repeat(usize::try_from(shown).unwrap_or_default());
         let clock = Mutex::new(read_clock(&mut *connection).await.map_err(describe)?);
         let renewal = tokio::sync::Mutex::default();
-        Ok(Self(Arc::new(Signer { key, clock, renewal, padding })))
+        Ok(Self(Arc::new(Signer { key: keys.into_current(), clock, renewal, padding })))
+    }
+
+    /// Returns the id of the key.
+    pub(super) fn key_id(&self) -> KeyId {
+        self.0.key.id()
     }
 
     /// Reads the clock of PostgreSQL again, unless it was read after the refusal of a context.

@@ -48,6 +48,7 @@ pub mod oauth_grants;
 pub mod one_time_tokens;
 pub mod passkeys;
 mod pools;
+pub mod reencryption;
 pub mod retention;
 pub mod second_factor;
 pub mod sessions;
@@ -71,7 +72,10 @@ use uuid::Uuid;
 use crate::{
     config::Pool,
     keyed_semaphores::{KeyedPermit, KeyedSemaphores},
-    model::id::{Id, UserId, WorkspaceId},
+    model::{
+        id::{Id, UserId, WorkspaceId},
+        key_ring::KeyRing,
+    },
 };
 
 pub use audited::Audited;
@@ -116,7 +120,7 @@ impl Store {
         url: &str,
         login: Option<&ServiceLogin>,
         options: &Pool,
-        key: ContextKey,
+        keys: KeyRing<ContextKey>,
     ) -> Result<Self, String> {
         let url = parse_url(url)?;
         let mut connect = login
@@ -162,7 +166,7 @@ impl Store {
                  only in database.owner_url"
             ));
         }
-        let context = ContextSigner::start(key, &mut connection).await?;
+        let context = ContextSigner::start(keys, &mut connection).await?;
         drop(connection);
         let begin_timeout = options.acquire_timeout + options.statement_timeout;
         let workspace_permits = KeyedSemaphores::new(max_per_workspace(options.max_connections));

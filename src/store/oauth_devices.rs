@@ -94,13 +94,13 @@ impl Store {
         })
     }
 
-    /// Finds the pending authorization with this user code.
+    /// Finds the pending authorization whose user code has one of these MACs.
     ///
     /// # Errors
     /// [`StoreError`] if the query fails.
     pub async fn find_device_authorization(
         &self,
-        user_code: &[u8; 32],
+        user_code_macs: &[Vec<u8>],
         now: OffsetDateTime,
     ) -> Result<Option<PendingDeviceAuthorization>, StoreError> {
         Ok(sqlx::query_as!(
@@ -108,7 +108,7 @@ impl Store {
             r#"SELECT id AS "id!", client_id AS "client_id!: ClientId", scope AS "scope!: Scope",
                       resources AS "resources!"
                FROM find_device_authorization($1, $2)"#,
-            user_code,
+            user_code_macs,
             now,
         )
         .fetch_optional(&self.pools.requests())

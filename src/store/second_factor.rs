@@ -1,8 +1,7 @@
 //! Second factors: TOTP authenticator apps, recovery codes, and sign-ins that wait for a second
 //! factor.
 //!
-//! The TOTP secret and the recovery codes are derived from the factor's id under a key that is not
-//! in the database.
+//! The TOTP secret and the recovery codes are derived from the factor's key, which is stored sealed.
 
 use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
@@ -13,8 +12,10 @@ use crate::model::id::{Id, SessionId, UserId, WorkspaceId};
 /// A user's authenticator app, read under a lock.
 #[derive(Debug)]
 pub struct TotpFactor {
-    /// The id that its secret is derived from.
+    /// The id of the factor.
     pub id: Uuid,
+    /// The sealed key, from which the secret and the recovery codes are derived.
+    pub sealed_key: Vec<u8>,
     /// The time of creation.
     pub created_at: OffsetDateTime,
     /// The number of wrong codes during enrollment.
@@ -73,7 +74,7 @@ impl Store {
 pub async fn lock(tx: &mut Tx, user: UserId) -> Result<Option<TotpFactor>, StoreError> {
     Ok(sqlx::query_as!(
         TotpFactor,
-        r#"SELECT factor_id AS id, created_at, wrong_codes, confirmed_at IS NOT NULL AS "confirmed!", last_accepted_step,
+        r#"SELECT factor_id AS id, sealed_key, created_at, wrong_codes, confirmed_at IS NOT NULL AS "confirmed!", last_accepted_step,
                   used_recovery_codes, recovery_code_generation
            FROM totp_factors WHERE user_id = $1 FOR UPDATE"#,
         user.uuid(),
@@ -114,16 +115,18 @@ pub async fn start_enrollment(
     tx: &mut Tx,
     user: UserId,
     factor: Uuid,
+    sealed_key: &[u8],
     now: OffsetDateTime,
 ) -> Result<bool, StoreError> {
     let result = sqlx::query!(
-        "INSERT INTO totp_factors AS f (user_id, factor_id, created_at) VALUES ($1, $2, $3)
+        "INSERT INTO totp_factors AS f (user_id, factor_id, sealed_key, created_at) VALUES ($1, $2, $3, $4)
          ON CONFLICT (user_id) DO UPDATE
-             SET factor_id = excluded.factor_id, created_at = excluded.created_at, last_accepted_step = 0,
-                 wrong_codes = 0, recovery_code_generation = 0
+             SET factor_id = excluded.factor_id, sealed_key = excluded.sealed_key,
+                 created_at = excluded.created_at, last_accepted_step = 0, wrong_codes = 0, recovery_code_generation = 0
              WHERE f.confirmed_at IS NULL",
         user.uuid(),
         factor,
+        sealed_key,
         now,
     )
     .execute(tx.conn())
@@ -184,23 +187,23 @@ pub async fn use_recovery_code(tx: &mut Tx, user: UserId, number: u8) -> Result<
     Ok(())
 }
 
-/// Invalidates all recovery codes. Returns the factor's id and the round of the new codes. `None`
-/// if there is no confirmed authenticator app.
+/// Invalidates all recovery codes. Returns the factor's id, its sealed key and the round of the new
+/// codes. `None` if there is no confirmed authenticator app.
 ///
 /// # Errors
 /// [`StoreError`] if the query fails.
 pub async fn regenerate_recovery_codes(
     tx: &mut Tx,
     user: UserId,
-) -> Result<Option<(Uuid, i32)>, StoreError> {
+) -> Result<Option<(Uuid, Vec<u8>, i32)>, StoreError> {
     let row = sqlx::query!(
         "UPDATE totp_factors SET recovery_code_generation = recovery_code_generation + 1, used_recovery_codes = 0
-         WHERE user_id = $1 AND confirmed_at IS NOT NULL RETURNING factor_id, recovery_code_generation",
+         WHERE user_id = $1 AND confirmed_at IS NOT NULL RETURNING factor_id, sealed_key, recovery_code_generation",
         user.uuid(),
     )
     .fetch_optional(tx.conn())
     .await?;
-    Ok(row.map(|row| (row.factor_id, row.recovery_code_generation)))
+    Ok(row.map(|row| (row.factor_id, row.sealed_key, row.recovery_code_generation)))
 }
 
 /// Returns true if the user has a confirmed authenticator app.

@@ -1,6 +1,6 @@
 //! Sessions of users.
 //!
-//! A session's refresh tokens are derived from a seed in its row. The row also holds the generation
+//! A session's refresh tokens are derived from a sealed seed in its row. The row also holds the generation
 //! of the newest one. An ended session never becomes active again.
 
 use std::time::Duration;
@@ -13,7 +13,6 @@ use super::{DedicatedConnection, Store, StoreError, Tx};
 use crate::model::{
     id::{Id, PasskeyId, SessionId, UserId, WorkspaceId},
     page::{ListPage, PageRequest},
-    refresh_token::RefreshSeed,
     scope::Role,
     session::{
         NewSession, PresentedSession, RefreshState, ReplacedCredentials, Session, SessionEndReason,
@@ -169,7 +168,7 @@ pub async fn insert(tx: &mut Tx, session: &NewSession) -> Result<(), StoreError>
         session.created_at,
         IpNet::from(session.ip) as _,
         session.user_agent,
-        session.seed.as_bytes(),
+        session.sealed_seed,
         session.expires_at,
         session.cookie_digest.as_bytes(),
     )
@@ -187,7 +186,7 @@ pub async fn replace_credentials(
     tx: &mut Tx,
     user: UserId,
     session: PresentedSession,
-    seed: &RefreshSeed,
+    sealed_seed: &[u8],
     cookie: CookieDigest,
     now: OffsetDateTime,
 ) -> Result<Option<ReplacedCredentials>, StoreError> {
@@ -201,7 +200,7 @@ pub async fn replace_credentials(
                      credential_generation"#,
         session.id.uuid(),
         user.uuid(),
-        seed.as_bytes(),
+        sealed_seed,
         cookie.as_bytes(),
         now,
         generation(session),
@@ -259,7 +258,7 @@ pub async fn lock_refresh_state(
     .await?;
     Ok(row.and_then(|row| {
         Some(RefreshState {
-            seed: RefreshSeed::new(row.refresh_seed.try_into().ok()?),
+            sealed_seed: row.refresh_seed,
             generation: row.refresh_generation.try_into().ok()?,
             credential_generation: row.credential_generation.try_into().ok()?,
             refreshed_at: row.refreshed_at,

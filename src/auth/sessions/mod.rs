@@ -11,17 +11,17 @@ use std::{sync::Arc, time::Duration};
 use secrecy::SecretString;
 use serde_json::json;
 
-use super::{AuthError, context::ServiceContext, token_issuer::TokenIssuer};
+use super::{AuthError, context::ServiceContext, sealing::SealingKeys, token_issuer::TokenIssuer};
 use crate::{
     audit,
     auth::caller::SessionCaller,
     model::{
         audit::{Action, Actor, NewEvent, RequestInfo},
-        id::{SessionId, UserId, WorkspaceId},
+        id::{Id, SessionId, UserId, WorkspaceId},
         oauth::grant::GrantEndReason,
         page::{ListPage, PageRequest},
         principal::Caller,
-        refresh_token::{RefreshKey, RefreshSeed},
+        refresh_token::RefreshSeed,
         scope::Role,
         session::{NewSession, Session, SessionEndReason, SessionSelector},
         session_cookie::SessionCookie,
@@ -67,7 +67,8 @@ struct TokenPairParams<'a> {
 /// The sessions of users and their refresh tokens.
 pub struct Sessions {
     pub(super) context: Arc<ServiceContext>,
-    pub(super) refresh_key: RefreshKey<SessionId>,
+    /// Encrypts the seeds of refresh tokens.
+    pub(super) seed_sealing: SealingKeys,
     pub(super) lifetime: Duration,
     pub(super) idle_timeout: Duration,
     pub(super) refresh_retry_window: Duration,
@@ -217,7 +218,7 @@ impl Sessions {
             role,
             refresh_generation: state.generation.saturating_add(1),
             credential_generation: state.credential_generation,
-            seed: &state.seed,
+            seed: &self.open_seed(id, &state.sealed_seed)?,
         })?;
         Ok((pair, audited))
     }
@@ -254,12 +255,13 @@ impl Sessions {
     ) -> Result<SessionCredentials, AuthError> {
         let (session, user, workspace) = (caller.session(), caller.user(), caller.workspace());
         let (entropy, now) = (&self.context.env.entropy, self.context.env.clock.now());
-        let seed = RefreshSeed::new(entropy.bytes());
+        let (seed, sealed_seed) = self.generate_seed(session)?;
         let cookie = SessionCookie::new(session, entropy.bytes());
         let digest = cookie.digest();
         let presented = caller.presented_session();
         let replaced =
-            store::sessions::replace_credentials(tx, user, presented, &seed, digest, now).await?;
+            store::sessions::replace_credentials(tx, user, presented, &sealed_seed, digest, now)
+                .await?;
         let replaced = replaced.ok_or(SESSION_ENDED)?;
         if replaced.workspace_id != workspace {
             return Err(AuthError::Conflict("the session has switched to another workspace"));
@@ -392,6 +394,7 @@ impl Sessions {
         let now = self.context.env.clock.now();
         let id = self.context.env.new_id();
         let cookie = SessionCookie::new(id, self.context.env.entropy.bytes());
+        let (seed, sealed_seed) = self.generate_seed(id)?;
         let session = NewSession {
             id,
             user_id: user,
@@ -400,7 +403,7 @@ impl Sessions {
             expires_at: now + self.lifetime,
             ip: request.ip,
             user_agent: request.user_agent.clone(),
-            seed: RefreshSeed::new(self.context.env.entropy.bytes()),
+            sealed_seed,
             cookie_digest: cookie.digest(),
         };
         store::sessions::insert(tx, &session).await?;
@@ -416,7 +419,7 @@ impl Sessions {
             role,
             refresh_generation: 0,
             credential_generation: 0,
-            seed: &session.seed,
+            seed: &seed,
         })?;
         Ok((SessionCredentials { tokens, cookie }, audited))
     }
@@ -426,9 +429,20 @@ impl Sessions {
         let generation = params.credential_generation;
         let access_token =
             self.token_issuer.issue_session_token(user, workspace, session, generation, role)?;
-        let refresh_token =
-            self.refresh_key.derive(session, params.refresh_generation, params.seed);
+        let refresh_token = params.seed.derive(session, params.refresh_generation);
         Ok(TokenPair { access_token: access_token.into(), refresh_token, session })
+    }
+
+    /// Creates the seed of a session's refresh tokens. Returns it with its sealed form.
+    fn generate_seed(&self, session: SessionId) -> Result<(RefreshSeed, Vec<u8>), AuthError> {
+        let context = session.uuid();
+        let (seed, sealed) = self.seed_sealing.generate(&self.context.env, context.as_bytes())?;
+        Ok((RefreshSeed::new(seed), sealed))
+    }
+
+    fn open_seed(&self, session: SessionId, sealed: &[u8]) -> Result<RefreshSeed, AuthError> {
+        let seed = self.seed_sealing.open_stored(session.uuid().as_bytes(), sealed)?;
+        Ok(RefreshSeed::new(seed))
     }
 
     /// Maximum lifetime of a session.

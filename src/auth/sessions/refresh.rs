@@ -15,7 +15,7 @@ use crate::{
         audit::{Action, Actor, ActorType, RequestInfo},
         id::{Id, SessionId},
         mail::EmailKind,
-        refresh_token::PresentedToken,
+        refresh_token::{PresentedToken, RefreshSeed},
         session::{RefreshState, SessionEndReason, SessionRecord, SessionSelector},
     },
     store::{self, Audited, Tx},
@@ -60,7 +60,8 @@ impl Sessions {
         let mut tx = self.context.store.begin(workspace, Some(user)).await?;
         let state =
             store::sessions::lock_refresh_state(&mut tx, user, id).await?.ok_or_else(invalid)?;
-        let (generation, audited) = match self.refresh_token_status(&token, &state) {
+        let seed = self.open_seed(id, &state.sealed_seed)?;
+        let (generation, audited) = match self.refresh_token_status(&token, &seed, &state) {
             TokenStatus::Current => {
                 let now = self.context.env.clock.now();
                 store::sessions::advance_refresh_token(&mut tx, user, id, now).await?;
@@ -84,7 +85,7 @@ impl Sessions {
             role,
             refresh_generation: generation,
             credential_generation: state.credential_generation,
-            seed: &state.seed,
+            seed: &seed,
         })?;
         tx.commit(audited).await?.unfenced("no node caches refresh tokens");
         Ok(pair)
@@ -93,10 +94,11 @@ impl Sessions {
     fn refresh_token_status(
         &self,
         token: &PresentedToken<SessionId>,
+        seed: &RefreshSeed,
         state: &RefreshState,
     ) -> TokenStatus {
         let now = self.context.env.clock.now();
-        let Some(generation) = token.verify(&self.refresh_key, &state.seed) else {
+        let Some(generation) = token.verify(seed) else {
             return TokenStatus::Invalid;
         };
         let since_refresh = now - state.refreshed_at;

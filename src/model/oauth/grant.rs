@@ -12,7 +12,6 @@ use uuid::Uuid;
 use super::pkce::CodeChallenge;
 use crate::model::{
     id::{ClientId, GrantId, SessionId, UserId, WorkspaceId},
-    refresh_token::RefreshSeed,
     scope::{Role, Scope},
 };
 
@@ -98,8 +97,8 @@ pub struct NewGrant {
     pub created_at: OffsetDateTime,
     /// Deadline for issuing the first tokens.
     pub redeem_by: OffsetDateTime,
-    /// The seed of the grant's refresh tokens.
-    pub seed: RefreshSeed,
+    /// The sealed seed of the grant's refresh tokens.
+    pub sealed_seed: Vec<u8>,
 }
 
 /// A new grant of a client that acts for itself (client credentials), to be stored.
@@ -117,8 +116,8 @@ pub struct NewOwnGrant {
     pub resources: Vec<String>,
     /// Time of creation, at which its first tokens are issued.
     pub created_at: OffsetDateTime,
-    /// The seed, which every grant has. This one has no refresh tokens.
-    pub seed: RefreshSeed,
+    /// The sealed seed, which every grant has. This one has no refresh tokens.
+    pub sealed_seed: Vec<u8>,
 }
 
 /// The data of a grant that authentication needs.
@@ -168,8 +167,8 @@ pub struct GrantState {
     pub flow: GrantFlow,
     /// The stage of the grant.
     pub stage: GrantStage,
-    /// The seed of the grant's refresh tokens.
-    pub seed: RefreshSeed,
+    /// The sealed seed of the grant's refresh tokens.
+    pub sealed_seed: Vec<u8>,
 }
 
 /// A grant in lists of connected apps.

@@ -17,7 +17,6 @@ use crate::{
             grant::{GrantEndReason, GrantFlow, NewGrant},
         },
         principal::Caller,
-        refresh_token::RefreshSeed,
         scope::Scope,
     },
     oauth::OAuthError,
@@ -78,8 +77,10 @@ impl Grants {
         }
         let now = self.context.env.clock.now();
         let client_id = store::oauth_clients::store_metadata_document(&mut tx, client, now).await?;
+        let id: GrantId = self.context.env.new_id();
+        let sealed_seed = self.generate_seed(id)?;
         let grant = NewGrant {
-            id: self.context.env.new_id(),
+            id,
             client_id,
             workspace_id: workspace,
             user_id: user,
@@ -89,7 +90,7 @@ impl Grants {
             flow,
             created_at: now,
             redeem_by,
-            seed: RefreshSeed::new(self.context.env.entropy.bytes()),
+            sealed_seed,
         };
         store::oauth_grants::insert(&mut tx, &grant).await?;
         // The session may have ended since the request was authenticated. The foreign key of the

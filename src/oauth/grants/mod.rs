@@ -7,15 +7,13 @@ mod creation;
 
 use std::{sync::Arc, time::Duration};
 
-use secrecy::SecretString;
-
 use super::OAuthError;
 use crate::{
-    auth::{ServiceContext, passwords::Passwords},
+    auth::{AuthError, ServiceContext, passwords::Passwords, sealing::SealingKeys},
     model::{
-        id::GrantId,
+        id::{GrantId, Id},
         oauth::grant::GrantState,
-        refresh_token::{PresentedToken, RefreshKey, RefreshSeed},
+        refresh_token::RefreshSeed,
         scope::{Role, Scope},
     },
     store::{self, Tx, oauth_grants::GrantParties},
@@ -28,6 +26,8 @@ pub(super) struct LockedGrant {
     pub(super) tx: Tx,
     pub(super) parties: GrantParties,
     pub(super) grant: GrantState,
+    /// The seed of the grant's refresh tokens.
+    pub(super) seed: RefreshSeed,
     /// The maximum scope of the user's current role; `None` if the user is no longer a member.
     pub(super) role_scope: Option<Scope>,
 }
@@ -36,7 +36,8 @@ pub(super) struct LockedGrant {
 pub struct Grants {
     pub(super) context: Arc<ServiceContext>,
     pub(super) passwords: Arc<Passwords>,
-    pub(super) refresh_key: RefreshKey<GrantId>,
+    /// Encrypts the seeds of refresh tokens.
+    pub(super) seed_sealing: SealingKeys,
     pub(super) idle_timeout: Duration,
 }
 
@@ -59,26 +60,16 @@ impl Grants {
         // Lock order: membership first, then the rows that depend on it.
         let role = store::members::lock_role_for_share(&mut tx, workspace, user).await?;
         let grant = store::oauth_grants::lock(&mut tx, workspace, parties.id).await?;
-        Ok(grant.map(|grant| LockedGrant { tx, parties, grant, role_scope: role.map(Role::scope) }))
+        let Some(grant) = grant else { return Ok(None) };
+        let context = parties.id.uuid();
+        let seed = self.seed_sealing.open_stored(context.as_bytes(), &grant.sealed_seed)?;
+        let (seed, role_scope) = (RefreshSeed::new(seed), role.map(Role::scope));
+        Ok(Some(LockedGrant { tx, parties, grant, seed, role_scope }))
     }
 
-    /// Returns the generation of a refresh token of this grant, or `None` if the token is not
-    /// genuine.
-    pub(super) fn verify_refresh_token(
-        &self,
-        token: &PresentedToken<GrantId>,
-        grant: &GrantState,
-    ) -> Option<u32> {
-        token.verify(&self.refresh_key, &grant.seed)
-    }
-
-    /// Returns a refresh token of a grant.
-    pub(super) fn refresh_token(
-        &self,
-        id: GrantId,
-        generation: u32,
-        seed: &RefreshSeed,
-    ) -> SecretString {
-        self.refresh_key.derive(id, generation, seed)
+    /// Creates the seed of a grant's refresh tokens, in its sealed form.
+    pub(super) fn generate_seed(&self, id: GrantId) -> Result<Vec<u8>, AuthError> {
+        let (_, sealed) = self.seed_sealing.generate(&self.context.env, id.uuid().as_bytes())?;
+        Ok(sealed)
     }
 }

@@ -4,9 +4,8 @@ use super::{ClientCredentialsRequest, TokenEndpoint, Tokens, issuance::TokenIssu
 use crate::{
     model::{
         audit::Action,
-        id::Id,
+        id::{GrantId, Id},
         oauth::{client::ClientOrigin, grant::NewOwnGrant},
-        refresh_token::RefreshSeed,
     },
     oauth::{OAuthError, OAuthErrorCode, ProtocolError, clients::AuthenticatedClient},
     store::{self, oauth_grants::GrantParties},
@@ -27,14 +26,16 @@ impl TokenEndpoint {
         };
         let scope = client.effective_scope(request.scope.known()?);
         let resources = request.resources.resolve(&self.resources)?;
+        let id: GrantId = self.context.env.new_id();
+        let sealed_seed = self.grants.generate_seed(id)?;
         let new = NewOwnGrant {
-            id: self.context.env.new_id(),
+            id,
             client_id: client.id,
             workspace_id: workspace,
             scope: client.effective_scope(client.scope),
             resources: self.resources.iter().map(str::to_owned).collect(),
             created_at: self.context.env.clock.now(),
-            seed: RefreshSeed::new(self.context.env.entropy.bytes()),
+            sealed_seed,
         };
         let mut tx = self.context.store.begin(workspace, None).await?;
         let id = store::oauth_grants::get_or_create_own_grant(&mut tx, &new).await?;

@@ -70,14 +70,14 @@ impl TokenEndpoint {
     pub(super) async fn issue_from_grant(
         &self,
         client: &AuthenticatedClient,
-        LockedGrant { tx, parties, grant, .. }: LockedGrant,
+        LockedGrant { tx, parties, grant, seed, .. }: LockedGrant,
         TokenTerms { max_scope, resources, generation, action }: TokenTerms<'_>,
     ) -> Result<Tokens, OAuthError> {
         let issuance = TokenIssuance {
             parties,
             scope: grant.scope.min(max_scope),
             resources: resources.narrow(&grant.resources, &self.resources)?,
-            refresh: generation.map(|generation| (generation, &grant.seed)),
+            refresh: generation.map(|generation| (generation, &seed)),
         };
         self.commit_tokens(client, tx, issuance, action).await
     }
@@ -114,8 +114,7 @@ impl TokenEndpoint {
             access_token: access_token.into(),
             expires_in: self.token_issuer.access_token_lifetime().as_secs(),
             scope,
-            refresh_token: refresh
-                .map(|(generation, seed)| self.grants.refresh_token(id, generation, seed)),
+            refresh_token: refresh.map(|(generation, seed)| seed.derive(id, generation)),
         })
     }
 }

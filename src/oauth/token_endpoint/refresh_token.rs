@@ -30,7 +30,7 @@ impl TokenEndpoint {
         let invalid = InvalidGrant::RefreshToken;
         let locked = self.lock_user_grant(request.token.id()).await?;
         let locked = locked.ok_or(invalid(RefreshTokenFault::UnknownGrant))?;
-        let presented = self.grants.verify_refresh_token(&request.token, &locked.grant);
+        let presented = request.token.verify(&locked.seed);
         let presented = presented.ok_or(invalid(RefreshTokenFault::NotGenuine))?;
         let (generation, max_scope) = match self.check_renewal(client, &locked, presented) {
             Ok(renewal) => renewal,

@@ -156,7 +156,7 @@ pub async fn insert(tx: &mut Tx, grant: &NewGrant) -> Result<(), StoreError> {
         grant.flow.redirect_uri(),
         grant.flow.challenge().map(CodeChallenge::as_bytes),
         grant.redeem_by,
-        grant.seed.as_bytes(),
+        grant.sealed_seed,
     )
     .execute(tx.conn())
     .await?;
@@ -198,7 +198,7 @@ pub async fn get_or_create_own_grant(
         &grant.resources,
         grant.created_at,
         grant.created_at,
-        grant.seed.as_bytes(),
+        grant.sealed_seed,
     )
     .fetch_one(tx.conn())
     .await?)

@@ -9,7 +9,6 @@ use crate::{
             grant::{GrantFlow, GrantStage, GrantState},
             pkce::CodeChallenge,
         },
-        refresh_token::RefreshSeed,
         scope::Scope,
     },
     store::{StoreError, Tx},
@@ -49,7 +48,7 @@ pub async fn lock(
             resources: row.resources,
             flow: decode_flow(row.redirect_uri, row.code_challenge)?,
             stage: columns.decode()?,
-            seed: RefreshSeed::new(row.refresh_seed.try_into().ok()?),
+            sealed_seed: row.refresh_seed,
         })
     }))
 }
