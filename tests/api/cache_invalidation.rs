@@ -88,8 +88,9 @@ async fn unresponsive_node(app: &TestApp, seconds: i32) -> Uuid {
     let node = app.app.env.new_uuid();
     let mut sql = app.database.connect().await;
     let insert =
-        "INSERT INTO nodes (id, acknowledged_generation, lease_until, events_written_until)
-                  VALUES ($1, 0, clock_timestamp() + make_interval(secs => $2), now())";
+        "INSERT INTO nodes (id, acknowledged_generation, lease_until, events_written_until,
+                            encryption_key_id)
+         VALUES ($1, 0, clock_timestamp() + make_interval(secs => $2), now(), '')";
     sqlx::query(insert).bind(node).bind(f64::from(seconds)).execute(&mut sql).await.unwrap();
     node
 }

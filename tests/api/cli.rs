@@ -259,7 +259,7 @@ async fn serve_migrates_empty_database_and_rejects_other_key() {
     let output = run(serve()
         .env("DATABASE_URL", &database.url)
         .env("CALL2ME_AUTH__KEYS__ENCRYPTION_KEY", other_key));
-    assert_refused(&output, "keys.encryption_key is not the key that encrypted");
+    assert_refused(&output, "the database has data of another encryption key (id ");
 }
 
 #[tokio::test]

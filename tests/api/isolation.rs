@@ -350,6 +350,11 @@ async fn forged_or_old_context_is_refused() {
         .await
         .unwrap();
     assert!(!stored);
+    // Another key, without the MAC of a known one.
+    let sql = "SELECT add_context_key('\\x0102030405060708', $1, $1, $2, sha256('x'))";
+    let added = sqlx::query(sql).bind([0_u8; 64]).bind(key.id());
+    let error = added.execute(&mut workspaces.connection).await.unwrap_err();
+    assert_eq!(error.as_database_error().unwrap().code().unwrap(), "42501", "{error}");
     // No MAC is visible to other sessions of the same login.
     let shown = "SELECT count(*) FROM pg_stat_activity
                  WHERE query LIKE '%set_context(''%' AND pid <> pg_backend_pid()";
@@ -401,7 +406,7 @@ async fn login_without_service_role_is_rejected() {
         acquire_timeout: std::time::Duration::from_secs(2),
         statement_timeout: std::time::Duration::from_secs(2),
     };
-    let connect = call2me_auth::store::Store::connect(&url, None, &options, context_key());
+    let connect = call2me_auth::store::Store::connect(&url, None, &options, context_key().into());
     let error = connect.await.unwrap_err();
     assert!(error.contains("GRANT call2me_auth_app TO <user>"), "{error}");
 }

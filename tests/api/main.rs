@@ -59,6 +59,7 @@ mod pages_security;
 mod passkeys;
 mod passwords;
 mod rate_limits;
+mod reencryption;
 mod resources;
 mod rotation;
 mod scripts;

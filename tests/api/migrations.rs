@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use call2me_auth::{
     config::Pool,
-    model::email::Email,
+    model::{email::Email, key_ring::KeyRing},
     store::{ContextKey, ServiceLogin, Store, migrate},
 };
 use secrecy::ExposeSecret;
@@ -30,7 +30,7 @@ async fn connect(url: &str) -> Result<Store, String> {
     let timeout = Duration::from_secs(10);
     let options = Pool { max_connections: 2, acquire_timeout: timeout, statement_timeout: timeout };
     let key = ContextKey::new([7; 32].into());
-    Store::connect(url, None, &options, key).await
+    Store::connect(url, None, &options, key.into()).await
 }
 
 /// Connects with a login that the owner creates for the service.
@@ -43,7 +43,7 @@ async fn connect_with_own_login(url: &str) -> Result<Store, String> {
     }
     let timeout = Duration::from_secs(10);
     let options = Pool { max_connections: 2, acquire_timeout: timeout, statement_timeout: timeout };
-    Store::connect(url, Some(&login), &options, ContextKey::new([7; 32].into())).await
+    Store::connect(url, Some(&login), &options, ContextKey::new([7; 32].into()).into()).await
 }
 
 #[tokio::test]
@@ -164,20 +164,33 @@ async fn owner_without_createrole_needs_separate_login() {
     assert!(!error.contains('\n'), "{error}");
 }
 
+/// A node must have all keys that the data of the database may need.
 #[tokio::test]
-async fn node_with_other_context_key_is_refused_unless_owner_adds_it() {
+async fn node_that_lacks_an_encryption_key_is_refused() {
     let database = cluster().empty_database().await;
     migrate::migrate(&database.url).await.unwrap();
     connect_with_own_login(&database.url).await.unwrap();
     let login = ServiceLogin::derive(&[7; 32], &migrate::database_name(&database.url).unwrap());
     let timeout = Duration::from_secs(10);
     let options = Pool { max_connections: 2, acquire_timeout: timeout, statement_timeout: timeout };
-    let other = || ContextKey::new([8; 32].into());
-    let connect = || Store::connect(&database.url, Some(&login), &options, other());
-    let error = connect().await.unwrap_err();
-    assert!(error.contains("context key of another keys.encryption_key"), "{error}");
-    other().store(&database.url).await.unwrap();
-    connect().await.unwrap().ping().await.unwrap();
+    let connect = async |current: u8, previous: &[u8]| {
+        let key = |byte: &u8| ContextKey::new([*byte; 32].into());
+        let ring = KeyRing::new(key(&current), previous.iter().map(key).collect());
+        Store::connect(&database.url, Some(&login), &options, ring).await
+    };
+    // A key that no node has: nothing is stored.
+    for previous in [&[][..], &[9], &[9, 10]] {
+        let error = connect(8, previous).await.unwrap_err();
+        assert!(error.contains("data of another encryption key (id "), "{error}");
+        assert!(!error.contains('\n'), "{error}");
+    }
+    // Before the rotation, a node may have the new key to read. Afterwards it needs the old one.
+    connect(7, &[8]).await.unwrap().ping().await.unwrap();
+    connect(8, &[9, 7]).await.unwrap().ping().await.unwrap();
+    connect(7, &[8]).await.unwrap().ping().await.unwrap();
+    for (current, previous) in [(7, &[][..]), (8, &[]), (8, &[9])] {
+        connect(current, previous).await.unwrap_err();
+    }
 }
 
 /// The checksums of a pre-release version differ from those of this one.
