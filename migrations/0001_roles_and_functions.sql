@@ -86,8 +86,9 @@ $$;
 -- Policies call these functions in a subquery, which runs once for each statement and not for each
 -- row.
 
--- The keys of contexts, one for each `keys.encryption_key` that the data may need, as the two blocks
--- of HMAC (RFC 2104): the key, padded to 64 bytes, XOR 0x36 and XOR 0x5c. No other role has rights.
+-- The keys of contexts, one for each `keys.encryption_key` that the data may need, as the two
+-- blocks of HMAC (RFC 2104): the key, padded to 64 bytes, XOR 0x36 and XOR 0x5c. No other role has
+-- rights.
 CREATE TABLE context_keys (
     -- The first eight bytes of the SHA-256 of the key. Sealed values start with it.
     id bytea PRIMARY KEY CHECK (octet_length(id) = 8),

@@ -1,7 +1,7 @@
 -- Second factors: authenticator apps (TOTP, RFC 6238) with recovery codes, and passkeys (WebAuthn).
 
--- The TOTP secret and the recovery codes are MACs under the factor's key, which is encrypted under a
--- key that the database does not hold. A database dump therefore contains no usable code.
+-- The TOTP secret and the recovery codes are MACs under the factor's key, which is encrypted under
+-- a key that the database does not hold. A database dump therefore contains no usable code.
 CREATE TABLE totp_factors (
     user_id uuid PRIMARY KEY REFERENCES users ON DELETE CASCADE,
     factor_id uuid NOT NULL,

@@ -9,8 +9,8 @@ CREATE TABLE sessions (
     last_seen_at timestamptz NOT NULL,
     ip inet,
     user_agent text,
-    -- Refresh tokens are derived, not stored: a MAC of session and generation, under this key. It is
-    -- encrypted under a key that the database does not hold.
+    -- Refresh tokens are derived, not stored: a MAC of session and generation, under this key. It
+    -- is encrypted under a key that the database does not hold.
     refresh_seed bytea NOT NULL CHECK (octet_length(refresh_seed) = 68),
     refresh_generation integer NOT NULL DEFAULT 0,
     refreshed_at timestamptz NOT NULL,

@@ -6,7 +6,7 @@
 //!   value that changes meanwhile is tried again. An interrupted run is continued by the next one.
 //! - Values that this service cannot encrypt again expire: what it has given to others, such as
 //!   mailed links, and stored responses, whose key it does not have. All do within
-//!   [`DERIVED_LIFETIME`].
+//!   `DERIVED_LIFETIME`.
 //! - The database remembers the keys that its data may need. A key leaves it when no node has used
 //!   it for that time.
 

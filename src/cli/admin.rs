@@ -56,9 +56,9 @@ pub enum AdminCommand {
     /// Verify the audit log.
     #[command(subcommand)]
     Audit(AuditCommand),
-    /// Encrypt everything in the database under keys.encryption_key, after it was rotated. It is
+    /// Encrypt everything in the database under `keys.encryption_key`, after it was rotated. It is
     /// safe while nodes run, and an interrupted run can be repeated. The output says whether
-    /// keys.previous_encryption_keys are still needed.
+    /// `keys.previous_encryption_keys` are still needed.
     Reencrypt {
         /// Do not wait until values of the previous keys expire. Links in emails and the stored
         /// responses of idempotent requests become invalid at once.

@@ -180,8 +180,8 @@ impl RawConfig {
         }
     }
 
-    /// Sets a secret setting to the content of a file, without the line break at its end. A list has
-    /// one item on each line.
+    /// Sets a secret setting to the content of a file, without the line break at its end. A list
+    /// has one item on each line.
     fn merge_secret_file(&mut self, key: &str, path: &str, name: &str) {
         let text = match std::fs::read_to_string(path) {
             Ok(text) => text,

@@ -467,7 +467,7 @@ mod tests {
     #[test]
     fn wrong_previous_encryption_key_is_rejected() {
         let other = BASE64.encode(&[1; 32]);
-        let five = vec![&*other; 5].join(",");
+        let five = [&*other; 5].join(",");
         for (text, expected) in [
             ("short", "must be 32 bytes in base64"),
             (&*format!("{other},short"), "must be 32 bytes in base64"),

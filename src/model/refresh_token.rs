@@ -119,7 +119,7 @@ mod tests {
             prop_assume!(other != seed);
             let [seed, other] = [seed, other].map(|bytes| RefreshSeed::new(Zeroizing::new(bytes)));
             let token = seed.derive(session, generation);
-            let read = PresentedToken::parse(token.expose_secret()).unwrap();
+            let read = PresentedToken::<SessionId>::parse(token.expose_secret()).unwrap();
             prop_assert_eq!(read.id(), session);
             prop_assert_eq!(read.verify(&seed), Some(generation));
             prop_assert_eq!(read.verify(&other), None);
@@ -134,7 +134,7 @@ mod tests {
             let letter = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"[to];
             prop_assume!(bytes[at] != letter);
             bytes[at] = letter;
-            let read = PresentedToken::parse(std::str::from_utf8(&bytes).unwrap());
+            let read = PresentedToken::<SessionId>::parse(std::str::from_utf8(&bytes).unwrap());
             prop_assert!(read.is_none_or(|token| token.verify(&seed).is_none()));
         }
     }

@@ -1,7 +1,8 @@
 //! Second factors: TOTP authenticator apps, recovery codes, and sign-ins that wait for a second
 //! factor.
 //!
-//! The TOTP secret and the recovery codes are derived from the factor's key, which is stored sealed.
+//! The TOTP secret and the recovery codes are derived from the factor's key, which is stored
+//! sealed.
 
 use time::{Duration, OffsetDateTime};
 use uuid::Uuid;

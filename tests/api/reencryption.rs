@@ -242,7 +242,7 @@ async fn rows_in_use_are_reencrypted_later() {
         // Signing keys are first, so this run tries the sessions while they are locked.
         eventually("the signing keys are re-encrypted", async || {
             let sql = "SELECT count(*) FROM signing_keys WHERE substr(sealed_private_key, 1, 8)
-                       = (SELECT id FROM context_keys WHERE replaced_at IS NULL)";
+                       = (SELECT encryption_key_id FROM nodes WHERE NOT is_expired)";
             (count(&app, sql).await == 2).then_some(())
         })
         .await;
