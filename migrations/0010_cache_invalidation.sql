@@ -3,18 +3,23 @@
 -- A trigger records each such change, also one that is made with psql, as a row of `invalidations`
 -- under the next generation, in the transaction of the change. A node reads the rows after its
 -- generation, drops what they name from its cache, and acknowledges. A change waits until every
--- registered node has acknowledged it, or its lease has expired.
+-- registered node has acknowledged it, or its lease has expired. docs/revocation.md specifies it.
 
 -- The newest generation, in one row. A change locks the row until its commit, so generations become
 -- visible in order and without gaps. Those of a sequence do not.
 CREATE TABLE invalidation_generation (
     is_singleton boolean PRIMARY KEY DEFAULT true CHECK (is_singleton),
-    generation bigint NOT NULL
+    generation bigint NOT NULL,
+    -- Random. After a failover or a restore that lost generations, their numbers are assigned
+    -- again; a node that has applied a lost one has another token for its number.
+    token uuid NOT NULL
 );
-INSERT INTO invalidation_generation (generation) VALUES (0);
+INSERT INTO invalidation_generation (generation, token) VALUES (0, gen_random_uuid());
 
 CREATE TABLE invalidations (
     generation bigint PRIMARY KEY,
+    -- The token of the generation before.
+    previous_token uuid NOT NULL,
     created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     -- The credentials to drop: an API key, a session, a grant, all grants of a client, all
     -- credentials of a user (in one workspace, if that is set too), or all those of a workspace.
@@ -31,22 +36,55 @@ CREATE INDEX invalidations_created_at_idx ON invalidations (created_at);
 -- Nodes that may have cached credentials. The table is not UNLOGGED: a crash would empty it, and
 -- leases outlast a crash.
 CREATE TABLE nodes (
-    id uuid PRIMARY KEY,
+    id uuid,
+    -- Counts the attempts of the node to register. PostgreSQL may execute one of them after the
+    -- node gave it up; its row is then not that of the next attempt.
+    registration integer,
     acknowledged_generation bigint NOT NULL,
-    -- By PostgreSQL's clock, from the arrival of the renewal. The node counts from the sending, so
-    -- the lease ends earlier for the node.
-    lease_until timestamptz NOT NULL,
+    lease interval NOT NULL,
+    -- Counts the renewals. A lease has expired if this number has stood still for longer than the
+    -- lease, on the clock of the node that watches it.
+    renewals bigint NOT NULL DEFAULT 0,
+    -- Another node has seen the lease expire. This one cannot renew it, and must register again.
+    is_expired boolean NOT NULL DEFAULT false,
+    -- The last renewal by PostgreSQL's clock, which may be set: for reports only.
+    renewed_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     -- The node's watermark: it has written all its audit events from before.
     events_written_until timestamptz NOT NULL,
     -- The id of its `keys.encryption_key`.
     encryption_key_id bytea NOT NULL,
     -- The last time that the node renewed an expired lease. In between it may have served requests
     -- whose events were not written.
-    reconnected_at timestamptz
+    reconnected_at timestamptz,
+    PRIMARY KEY (id, registration)
+);
+
+-- Histories of the database in which every node with a lease is registered. An asynchronous
+-- failover or a restore starts another history, which may lack registrations. The oid of
+-- `invalidation_generation` changes when a dump is restored into the same database.
+CREATE TABLE settled_histories (
+    system_identifier bigint,
+    timeline integer,
+    database oid,
+    generation_table oid,
+    settled_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (system_identifier, timeline, database, generation_table)
 );
 
 ------------------------------------------------------------------------------------------------
 -- Triggers
+
+-- Makes the commit of this transaction wait for the disk and for the synchronous standby, as is the
+-- default: a change that is lost in a crash or a failover cannot be undone on the nodes.
+CREATE FUNCTION require_synchronous_commit() RETURNS void
+    LANGUAGE plpgsql SET search_path = public, pg_temp
+    AS $$
+    BEGIN
+        IF current_setting('synchronous_commit') IN ('off', 'local') THEN
+            PERFORM set_config('synchronous_commit', 'on', true);
+        END IF;
+    END
+    $$;
 
 -- Adds an invalidation under the next generation and wakes the nodes up. The notification is only a
 -- hint: nodes read the table.
@@ -57,14 +95,15 @@ CREATE FUNCTION add_invalidation(
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp
     AS $$
     DECLARE
-        next_generation bigint;
+        previous invalidation_generation;
     BEGIN
-        UPDATE invalidation_generation SET generation = generation + 1
-        RETURNING generation INTO next_generation;
-        INSERT INTO invalidations (generation, key_digest, session_id, user_id, workspace_id,
-                                   grant_id, client_id)
-        VALUES (next_generation, p_key_digest, p_session_id, p_user_id, p_workspace_id, p_grant_id,
-                p_client_id);
+        PERFORM require_synchronous_commit();
+        SELECT * INTO previous FROM invalidation_generation FOR UPDATE;
+        UPDATE invalidation_generation SET generation = generation + 1, token = gen_random_uuid();
+        INSERT INTO invalidations (generation, previous_token, key_digest, session_id, user_id,
+                                   workspace_id, grant_id, client_id)
+        VALUES (previous.generation + 1, previous.token, p_key_digest, p_session_id, p_user_id,
+                p_workspace_id, p_grant_id, p_client_id);
         PERFORM pg_notify('call2me_invalidations', '');
     END
     $$;
@@ -109,7 +148,8 @@ CREATE FUNCTION notify_invalidation() RETURNS trigger
     END
     $$;
 
-REVOKE ALL ON FUNCTION add_invalidation, notify_invalidation FROM PUBLIC;
+REVOKE ALL ON FUNCTION require_synchronous_commit, add_invalidation, notify_invalidation
+    FROM PUBLIC;
 
 -- The triggers are deferred: the generation is locked last and only for the commit, so that changes
 -- wait for each other as little as possible and cannot deadlock.
@@ -187,49 +227,65 @@ CREATE CONSTRAINT TRIGGER oauth_clients_notify_invalidation_on_delete AFTER DELE
 ------------------------------------------------------------------------------------------------
 -- Nodes
 
+-- True if a generation with this token is in the history of this database, and no invalidation
+-- after it was pruned.
+CREATE FUNCTION is_known_generation(p_generation bigint, p_token uuid) RETURNS boolean
+    LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp
+    AS $$
+        SELECT EXISTS (SELECT FROM invalidation_generation
+                       WHERE generation = p_generation AND token = p_token)
+            OR EXISTS (SELECT FROM invalidations
+                       WHERE generation = p_generation + 1 AND previous_token = p_token)
+    $$;
+
 -- Registers a node with an empty cache. Returns the generation after which it must apply
 -- invalidations. Deletes nodes whose lease expired more than `p_kept_after_lease` ago. They are
 -- kept until then because they may have lost audit events.
 CREATE FUNCTION register_node(
-    p_id uuid, p_lease interval, p_events_written_until timestamptz, p_kept_after_lease interval,
-    p_encryption_key_id bytea
-) RETURNS bigint
+    p_id uuid, p_registration integer, p_lease interval, p_events_written_until timestamptz,
+    p_kept_after_lease interval, p_encryption_key_id bytea
+) RETURNS TABLE (generation bigint, token uuid)
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp
     AS $$
+    #variable_conflict use_column
     DECLARE
-        newest bigint;
+        newest invalidation_generation;
     BEGIN
-        DELETE FROM nodes WHERE lease_until < clock_timestamp() - p_kept_after_lease;
-        SELECT generation INTO newest FROM invalidation_generation;
+        -- An isolated primary must grant no lease.
+        PERFORM require_synchronous_commit();
+        DELETE FROM nodes
+        WHERE is_expired AND renewed_at + lease < clock_timestamp() - p_kept_after_lease;
+        SELECT * INTO newest FROM invalidation_generation;
         -- The node creates values with its key from now on.
         UPDATE context_keys SET replaced_at = NULL
         WHERE id = p_encryption_key_id AND replaced_at IS NOT NULL;
-        INSERT INTO nodes (id, acknowledged_generation, lease_until, events_written_until,
-                           encryption_key_id)
-        VALUES (p_id, newest, clock_timestamp() + p_lease, p_events_written_until,
-                p_encryption_key_id)
-        ON CONFLICT (id) DO UPDATE
-            SET acknowledged_generation = excluded.acknowledged_generation,
-                lease_until = excluded.lease_until,
-                events_written_until = excluded.events_written_until,
-                reconnected_at = clock_timestamp();
-        RETURN newest;
+        DELETE FROM nodes WHERE id = p_id AND registration < p_registration;
+        INSERT INTO nodes (id, registration, acknowledged_generation, lease, events_written_until,
+                           encryption_key_id, reconnected_at)
+        VALUES (p_id, p_registration, newest.generation, p_lease, p_events_written_until,
+                p_encryption_key_id, CASE WHEN p_registration > 1 THEN clock_timestamp() END);
+        RETURN QUERY SELECT newest.generation, newest.token;
     END
     $$;
 
--- Renews a node's lease. Returns false if the node is not registered any more.
+-- Renews a node's lease. Returns false if the node must register again: it is not registered, its
+-- lease has expired, or this database does not know the generation that it has applied.
 CREATE FUNCTION renew_lease(
-    p_id uuid, p_generation bigint, p_lease interval, p_events_written_until timestamptz
+    p_id uuid, p_registration integer, p_generation bigint, p_token uuid, p_lease interval,
+    p_events_written_until timestamptz
 ) RETURNS boolean
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp
     AS $$
     BEGIN
+        -- An isolated primary must grant no lease.
+        PERFORM require_synchronous_commit();
         UPDATE nodes
-        SET acknowledged_generation = p_generation, lease_until = clock_timestamp() + p_lease,
-            events_written_until = p_events_written_until,
-            reconnected_at = CASE WHEN lease_until < clock_timestamp() THEN clock_timestamp()
-                                  ELSE reconnected_at END
-        WHERE id = p_id;
+        SET acknowledged_generation = p_generation, lease = p_lease, renewals = renewals + 1,
+            renewed_at = clock_timestamp(), events_written_until = p_events_written_until,
+            reconnected_at = CASE WHEN renewed_at + lease < clock_timestamp()
+                                  THEN clock_timestamp() ELSE reconnected_at END
+        WHERE id = p_id AND registration = p_registration AND NOT is_expired
+          AND is_known_generation(p_generation, p_token);
         IF NOT FOUND THEN
             RETURN false;
         END IF;
@@ -239,14 +295,18 @@ CREATE FUNCTION renew_lease(
     END
     $$;
 
--- Records that a node has applied all invalidations up to a generation. The commit is asynchronous:
--- if a crash loses it, the next renewal repeats it.
-CREATE FUNCTION acknowledge_generation(p_id uuid, p_generation bigint) RETURNS void
+-- Records that a node has applied all invalidations up to a generation, unless this database does
+-- not know it. The commit is asynchronous: if a crash loses it, the next renewal repeats it.
+CREATE FUNCTION acknowledge_generation(
+    p_id uuid, p_registration integer, p_generation bigint, p_token uuid
+) RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp
     AS $$
     BEGIN
         PERFORM set_config('synchronous_commit', 'off', true);
-        UPDATE nodes SET acknowledged_generation = p_generation WHERE id = p_id;
+        UPDATE nodes SET acknowledged_generation = p_generation
+        WHERE id = p_id AND registration = p_registration
+          AND is_known_generation(p_generation, p_token);
         PERFORM pg_notify('call2me_acknowledgements', '');
     END
     $$;
@@ -258,6 +318,54 @@ CREATE FUNCTION deregister_node(p_id uuid) RETURNS void
         SELECT pg_notify('call2me_acknowledgements', '');
     $$;
 
+-- Returns the nodes that may use their caches and have not acknowledged a generation.
+CREATE FUNCTION find_unacknowledged_nodes(p_generation bigint)
+    RETURNS TABLE (id uuid, registration integer, renewals bigint, lease interval)
+    LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp
+    AS $$
+        SELECT id, registration, renewals, lease FROM nodes
+        WHERE acknowledged_generation < p_generation AND NOT is_expired
+    $$;
+
+-- Records that a lease has expired, unless it was renewed since `p_renewals`.
+CREATE FUNCTION expire_lease(p_id uuid, p_registration integer, p_renewals bigint) RETURNS void
+    LANGUAGE sql SECURITY DEFINER SET search_path = public, pg_temp
+    AS $$
+        SELECT require_synchronous_commit();
+        UPDATE nodes SET is_expired = true
+        WHERE (id, registration, renewals) = (p_id, p_registration, p_renewals);
+    $$;
+
+------------------------------------------------------------------------------------------------
+-- Histories
+
+-- True if every node with a lease is registered in this history. So it is in a new database.
+CREATE FUNCTION is_settled_history(
+    p_system_identifier bigint, p_timeline integer, p_database oid, p_generation_table oid
+) RETURNS boolean
+    LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp
+    AS $$
+        SELECT EXISTS (
+            SELECT FROM settled_histories
+            WHERE (system_identifier, timeline, database, generation_table)
+                  = (p_system_identifier, p_timeline, p_database, p_generation_table))
+    $$;
+
+-- Records that a history is settled. With `p_only_if_first`, only if there is no other one, and no
+-- node.
+CREATE FUNCTION settle_history(
+    p_system_identifier bigint, p_timeline integer, p_database oid, p_generation_table oid,
+    p_only_if_first boolean
+) RETURNS void
+    LANGUAGE sql SECURITY DEFINER SET search_path = public, pg_temp
+    AS $$
+        INSERT INTO settled_histories (system_identifier, timeline, database, generation_table)
+        SELECT p_system_identifier, p_timeline, p_database, p_generation_table
+        WHERE NOT p_only_if_first
+           OR NOT EXISTS (SELECT FROM settled_histories) AND NOT EXISTS (SELECT FROM nodes)
+        ON CONFLICT DO NOTHING
+    $$;
+
 ------------------------------------------------------------------------------------------------
 -- Generations
 
@@ -267,28 +375,23 @@ CREATE FUNCTION newest_generation() RETURNS bigint
 
 -- Returns the invalidations after a generation with their age in seconds, each together with the
 -- newest generation of the same snapshot. If there are none, returns one row with that alone.
+-- `applied_token` is the token of `p_generation`. NULL: it does not exist, or invalidations after
+-- it were pruned.
 CREATE FUNCTION invalidations_since(p_generation bigint)
-    RETURNS TABLE (newest_generation bigint, generation bigint, key_digest bytea, session_id uuid,
-                   user_id uuid, workspace_id uuid, grant_id uuid, client_id uuid,
-                   age_seconds double precision)
+    RETURNS TABLE (newest_generation bigint, newest_token uuid, applied_token uuid,
+                   generation bigint, key_digest bytea, session_id uuid, user_id uuid,
+                   workspace_id uuid, grant_id uuid, client_id uuid, age_seconds double precision)
     LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp
     AS $$
-        SELECT newest.generation, i.generation, i.key_digest, i.session_id, i.user_id,
-               i.workspace_id, i.grant_id, i.client_id,
+        SELECT newest.generation, newest.token,
+               CASE WHEN newest.generation = p_generation THEN newest.token
+                    ELSE (SELECT next.previous_token FROM invalidations next
+                          WHERE next.generation = p_generation + 1)
+               END,
+               i.generation, i.key_digest, i.session_id, i.user_id, i.workspace_id, i.grant_id,
+               i.client_id,
                extract(epoch FROM clock_timestamp() - i.created_at)::double precision
         FROM invalidation_generation newest LEFT JOIN invalidations i ON i.generation > p_generation
-    $$;
-
--- Returns true if every node that may have cached credentials has acknowledged a generation. A
--- lease counts for `p_tolerance` longer, because clocks run at different speeds.
-CREATE FUNCTION is_generation_acknowledged(p_generation bigint, p_tolerance interval)
-    RETURNS boolean
-    LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp
-    AS $$
-        SELECT NOT EXISTS (
-            SELECT FROM nodes
-            WHERE acknowledged_generation < p_generation
-              AND lease_until + p_tolerance > clock_timestamp())
     $$;
 
 -- Deletes old invalidations. A node that was disconnected for longer detects the gap and clears its
@@ -297,9 +400,11 @@ CREATE FUNCTION prune_invalidations(p_max_age interval) RETURNS void
     LANGUAGE sql SECURITY DEFINER SET search_path = public, pg_temp
     AS $$ DELETE FROM invalidations WHERE created_at < clock_timestamp() - p_max_age $$;
 
-REVOKE ALL ON FUNCTION register_node, renew_lease, acknowledge_generation, deregister_node,
-    newest_generation, invalidations_since, is_generation_acknowledged, prune_invalidations
+REVOKE ALL ON FUNCTION is_known_generation, register_node, renew_lease, acknowledge_generation,
+    deregister_node, find_unacknowledged_nodes, expire_lease, is_settled_history, settle_history,
+    newest_generation, invalidations_since, prune_invalidations
     FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION register_node, renew_lease, acknowledge_generation, deregister_node,
-    newest_generation, invalidations_since, is_generation_acknowledged, prune_invalidations
+    find_unacknowledged_nodes, expire_lease, is_settled_history, settle_history,
+    newest_generation, invalidations_since, prune_invalidations
     TO call2me_auth_app;

@@ -200,11 +200,11 @@ CREATE FUNCTION usage_watermark(p_own_node_id uuid)
     AS $$
         SELECT least(
                    (SELECT min(events_written_until) FROM nodes
-                    WHERE id <> p_own_node_id AND lease_until > clock_timestamp()),
+                    WHERE id <> p_own_node_id AND NOT is_expired),
                    (SELECT min(oldest_event_at) FROM audit_outbox
                     WHERE cardinality(usage_key_ids) > 0)),
                greatest(
-                   (SELECT max(lease_until) FROM nodes WHERE lease_until <= clock_timestamp()),
+                   (SELECT max(renewed_at + lease) FROM nodes WHERE is_expired),
                    (SELECT max(reconnected_at) FROM nodes))
     $$;
 

@@ -40,7 +40,7 @@ use crate::{
         master_key::MasterKeys,
         reencryption::{self, ReencryptionReport},
     },
-    cache_invalidation::{Fence, Lease, Node, NodeDependencies, NodeTask},
+    cache_invalidation::{Fence, Lease, Node, NodeDependencies, NodeTask, ObservedLeases},
     config::Settings,
     env::Env,
     http::{self, App, AppState, HttpSettings, LargeBodyPermits, middleware::HttpService},
@@ -109,7 +109,16 @@ impl Application {
         let max_keys = settings.cache.max_keys;
         let caches = CredentialCaches::start(&store, &env, &lease, max_keys, &background);
         let acknowledged = Arc::new(Notify::new());
-        let fence = Fence::new(store.clone(), Arc::clone(&acknowledged), &env, metrics.clone());
+        let leases = ObservedLeases::default();
+        let lease_duration = settings.cache.lease_duration;
+        let fence = Fence::new(
+            store.clone(),
+            Arc::clone(&acknowledged),
+            leases.clone(),
+            lease_duration,
+            &env,
+            metrics.clone(),
+        );
         let invalidation_sink = Arc::new(caches.clone());
         let limits = Limits::new(settings.rate_limit, settings.redis.as_ref(), &env)?;
         let auth = Auth::new(
@@ -154,7 +163,6 @@ impl Application {
         app.metrics.register_collector(service_metrics::ServiceCollector(Arc::downgrade(&app)));
         let service = http::build_service(&app);
         // Last: if an earlier step fails, no other node waits for the lease of this one.
-        let lease_duration = settings.cache.lease_duration;
         let deps = NodeDependencies {
             id: node_id,
             store: store.clone(),
@@ -163,11 +171,12 @@ impl Application {
             audit_watermark: Arc::new(app.audit.clone()),
             lease: app.lease.clone(),
             lease_duration,
+            leases,
             acknowledged,
             metrics: app.metrics.clone(),
         };
         let mut node = Node::start(deps, &failure);
-        // Without a lease the node serves anyway, and reads every credential from PostgreSQL.
+        // Without a lease the node answers 503 to every credential.
         node.wait_until_joined(lease_duration).await;
         Ok(Self { app, service, settings, store, background, writer, node, failure })
     }

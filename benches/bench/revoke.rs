@@ -197,7 +197,7 @@ async fn revoke_key(
 
 /// Counts the nodes with a lease.
 async fn count_nodes(connection: &mut PgConnection) -> Result<i64, String> {
-    sqlx::query_scalar("SELECT count(*) FROM nodes WHERE lease_until > clock_timestamp()")
+    sqlx::query_scalar("SELECT count(*) FROM nodes WHERE NOT is_expired")
         .fetch_one(connection)
         .await
         .map_err(|error| error.to_string())

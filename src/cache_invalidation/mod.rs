@@ -5,7 +5,7 @@
 //! task receives the invalidations. A request that revokes something waits at the [`Fence`] until
 //! every node has acknowledged the invalidation, or its lease has expired. A cached credential is
 //! therefore as current as one that was just read, on any number of nodes. A node that is cut off
-//! loses its lease: it then reads every credential from PostgreSQL, or answers 503.
+//! loses its lease, and answers 503. `docs/revocation.md` specifies the protocol.
 //!
 //! A commit returns a [`Committed`](crate::store::Committed), which only the fence or the reason
 //! not to wait there consumes. So a forgotten fence does not compile.
@@ -15,6 +15,7 @@
 mod fence;
 mod lease;
 mod node;
+mod observed_leases;
 
 use time::OffsetDateTime;
 
@@ -23,6 +24,7 @@ use crate::model::invalidation::Invalidation;
 pub use fence::Fence;
 pub use lease::Lease;
 pub use node::{Node, NodeDependencies, NodeTask};
+pub use observed_leases::ObservedLeases;
 
 /// The watermark of this node's audit events.
 pub trait AuditWatermark: Send + Sync + 'static {

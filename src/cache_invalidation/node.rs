@@ -8,23 +8,29 @@ use std::{future::Future, sync::Arc, time::Duration};
 
 use tokio::{
     sync::{Notify, watch},
-    time::{Instant, sleep, timeout, timeout_at},
+    time::{Instant, sleep, sleep_until, timeout, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 use uuid::Uuid;
 
-use super::{AuditWatermark, InvalidationSink, Lease};
+use super::{AuditWatermark, InvalidationSink, Lease, ObservedLeases};
 use crate::{
     env::Env,
     metrics::Metrics,
     store::{
-        Store, StoreError,
-        cache_invalidation::{Listener, Notification},
+        History, Store, StoreError,
+        cache_invalidation::{
+            Generation, InvalidationBatch, Listener, NodeConnection, Notification, Registration,
+        },
     },
     tasks::{CriticalFailure, TaskGroup},
 };
 
+/// Number of renewals during a lease.
+const RENEWALS: u32 = 3;
+/// Minimum time between two renewals, for requests that need one at once.
+const MIN_RENEW_INTERVAL: Duration = Duration::from_millis(100);
 /// Minimum pause between attempts while PostgreSQL is unavailable.
 const MIN_PAUSE: Duration = Duration::from_millis(10);
 /// Maximum pause between attempts; the pause doubles up to this.
@@ -49,6 +55,8 @@ pub struct NodeDependencies {
     pub lease: Lease,
     /// Duration of the lease; it is renewed every third of it.
     pub lease_duration: Duration,
+    /// The leases of other nodes.
+    pub leases: ObservedLeases,
     /// Wakes up the fence when a node has acknowledged invalidations.
     pub acknowledged: Arc<Notify>,
     /// The metrics of the service.
@@ -58,8 +66,11 @@ pub struct NodeDependencies {
 /// A node: its lease and its position in the sequence of invalidations.
 pub struct Node {
     deps: NodeDependencies,
-    /// The generation up to which this node has applied all invalidations; -1 until it registers.
-    applied: i64,
+    /// The generation up to which this node has applied all invalidations, and the history that it
+    /// belongs to. `None` until the node is registered.
+    applied: Option<(Generation, History)>,
+    /// Number of attempts to register.
+    registrations: i32,
     /// The last renewal over the current listener connection, if any.
     renewed_at: Option<Instant>,
     /// Consecutive renewal intervals without any notification.
@@ -111,10 +122,26 @@ impl Node {
         let tasks = TaskGroup::new(failure);
         let (joined, wait_until_joined) = watch::channel(false);
         let (id, store, lease) = (deps.id, deps.store.clone(), deps.lease.clone());
-        let stop_timeout = deps.lease_duration.min(MAX_STOP_TIMEOUT);
+        let lease_duration = deps.lease_duration;
+        let stop_timeout = lease_duration.min(MAX_STOP_TIMEOUT);
         tasks.spawn_critical("node", |stopping| {
-            Self { deps, applied: -1, renewed_at: None, silent_intervals: 0, joined, stopping }
-                .run()
+            let node = Self {
+                deps,
+                applied: None,
+                registrations: 0,
+                renewed_at: None,
+                silent_intervals: 0,
+                joined,
+                stopping,
+            };
+            node.run()
+        });
+        let interval = lease_duration / RENEWALS;
+        tasks.spawn_critical("server check", {
+            let store = store.clone();
+            |stopping| async move {
+                stopping.run_until_cancelled(check_server(store, interval)).await;
+            }
         });
         NodeTask { tasks, joined: wait_until_joined, id, store, lease, stop_timeout }
     }
@@ -122,15 +149,19 @@ impl Node {
     /// Runs the node until it is stopped; after an error, pauses and starts over.
     async fn run(mut self) {
         let mut pause = MIN_PAUSE;
-        while let Err(error) = self.run_until_error().await {
-            // The lease is still valid for a while, so the cache may still be in use.
-            warn!(%error, "cannot receive cache invalidations; retrying");
-            if self.renewed_at.is_none() {
-                // Not a single broken connection: PostgreSQL or the network is down.
-                self.deps.store.replace_connections();
-                pause = (pause * 2).min(MAX_PAUSE);
-            } else {
+        loop {
+            match self.run_on_one_server().await {
+                Ok(End::Stopped) => return,
+                Ok(End::ServerReplaced) => continue,
+                // The lease is still valid for a while, so the cache may still be in use.
+                Err(error) => warn!(%error, "cannot receive cache invalidations; retrying"),
+            }
+            if self.renewed_at.is_some() {
                 pause = MIN_PAUSE;
+            } else {
+                // Not a single broken connection: PostgreSQL or the network is down.
+                self.with_timeout(self.deps.store.reconnect()).await.ok();
+                pause = (pause * 2).min(MAX_PAUSE);
             }
             if self.stopping.run_until_cancelled(sleep(pause)).await.is_none() {
                 return;
@@ -138,95 +169,149 @@ impl Node {
         }
     }
 
-    /// Receives invalidations and renews the lease until the node is stopped.
-    async fn run_until_error(&mut self) -> Result<(), StoreError> {
+    /// Receives invalidations and renews the lease, until the node is stopped or new connections
+    /// reach another server.
+    async fn run_on_one_server(&mut self) -> Result<End, StoreError> {
         (self.silent_intervals, self.renewed_at) = (0, None);
         // Listen before the first read: earlier invalidations are read, later ones are notified.
         let mut listener = self.with_timeout(self.deps.store.listen()).await?;
+        let mut connection = self.with_timeout(self.deps.store.connect_node()).await?;
         while !self.stopping.is_cancelled() {
-            let has_advanced = self.apply_invalidations().await?;
+            if !connection.is_current() {
+                return Ok(End::ServerReplaced);
+            }
+            let has_advanced = self.apply_invalidations(&mut connection).await?;
             if self.renewed_at.is_none_or(|at| at.elapsed() >= self.renew_interval()) {
                 let now = Instant::now();
-                self.renew_lease().await?;
+                self.renew_lease(&mut connection).await?;
                 self.renewed_at = Some(now);
-            } else if has_advanced {
-                self.with_timeout(
-                    self.deps.store.acknowledge_generation(self.deps.id, self.applied),
-                )
-                .await?;
+                self.observe_leases(&mut connection).await?;
+            } else if has_advanced && let Some((generation, _)) = self.applied {
+                self.with_timeout(connection.acknowledge(self.registration(), generation)).await?;
             }
-            self.wait_for_work(&mut listener).await?;
+            self.wait_for_work(&mut listener, &connection).await?;
         }
-        Ok(())
+        Ok(End::Stopped)
     }
 
     /// Reads the invalidations since the last generation and applies them. True if there were any.
-    async fn apply_invalidations(&mut self) -> Result<bool, StoreError> {
-        if self.applied < 0 {
+    async fn apply_invalidations(
+        &mut self,
+        connection: &mut NodeConnection,
+    ) -> Result<bool, StoreError> {
+        let history = connection.server().history();
+        let Some((generation, own_history)) = self.applied else { return Ok(false) };
+        if own_history != history {
+            // The last commits may be lost, such as that of a key which is cached.
+            warn!(?history, "PostgreSQL was restored or another server was promoted");
+            self.forget();
             return Ok(false);
         }
-        let batch = self.with_timeout(self.deps.store.invalidations_since(self.applied)).await?;
-        match batch.invalidations {
-            Some(invalidations) if invalidations.is_empty() => {}
-            Some(invalidations) => {
-                self.deps.invalidation_sink.invalidate(&invalidations);
-                for lag in &batch.lags {
+        match self.with_timeout(connection.invalidations_since(generation)).await? {
+            InvalidationBatch::Complete { head, invalidations, lags } => {
+                if !invalidations.is_empty() {
+                    self.deps.invalidation_sink.invalidate(&invalidations);
+                }
+                for lag in lags {
                     self.deps.metrics.revocation_lag.observe(lag.as_secs_f64());
                 }
+                self.applied = Some((head, history));
+                Ok(head != generation)
             }
-            None => self.deps.invalidation_sink.invalidate_all(),
+            InvalidationBatch::Pruned => {
+                info!("missed old invalidations");
+                self.forget();
+                Ok(false)
+            }
+            InvalidationBatch::OtherHistory => {
+                error!(
+                    generation = generation.number,
+                    "PostgreSQL has lost invalidations that this node has applied: it was \
+                     restored, or lost commits in a failover; revocations may be lost"
+                );
+                self.forget();
+                Ok(false)
+            }
         }
-        let has_advanced = batch.head != self.applied;
-        self.applied = batch.head;
-        Ok(has_advanced)
     }
 
-    /// Renews the lease, or registers the node again if PostgreSQL does not know it any more.
-    async fn renew_lease(&mut self) -> Result<(), StoreError> {
+    /// Ends the lease and clears the caches. The node then has to register again.
+    fn forget(&mut self) {
+        self.deps.lease.end();
+        self.deps.invalidation_sink.invalidate_all();
+        (self.applied, self.renewed_at) = (None, None);
+    }
+
+    /// Renews the lease, or registers the node again if it has to.
+    async fn renew_lease(&mut self, connection: &mut NodeConnection) -> Result<(), StoreError> {
         let duration = self.deps.lease_duration;
         let sent = self.deps.env.clock.monotonic();
         let written_until = self.deps.audit_watermark.written_until();
-        let is_registered = self.applied >= 0
-            && self
-                .with_timeout(self.deps.store.renew_lease(
-                    self.deps.id,
-                    self.applied,
-                    duration,
-                    written_until,
-                ))
-                .await?;
-        let sent = if is_registered { sent } else { self.register().await? };
-        self.deps.lease.extend(sent + duration);
-        if self.joined.send_replace(true) && !is_registered {
+        let is_renewed = match self.applied {
+            None => false,
+            Some((generation, _)) => {
+                let (node, limit) = (self.registration(), self.renew_interval());
+                let renew = connection.renew_lease(node, generation, duration, written_until);
+                Store::with_timeout(limit, renew).await?
+            }
+        };
+        let sent = if is_renewed { sent } else { self.register(connection).await? };
+        self.deps.lease.extend(sent + duration, connection.server());
+        if self.joined.send_replace(true) && !is_renewed {
             info!("registered again, with an empty cache");
         }
         Ok(())
     }
 
     /// Registers the node and clears its caches. Returns the time at which the request was sent.
-    async fn register(&mut self) -> Result<Duration, StoreError> {
-        self.deps.lease.end();
+    async fn register(&mut self, connection: &mut NodeConnection) -> Result<Duration, StoreError> {
+        self.forget();
+        self.registrations += 1;
         let sent = self.deps.env.clock.monotonic();
         let written_until = self.deps.audit_watermark.written_until();
-        let register =
-            self.deps.store.register_node(self.deps.id, self.deps.lease_duration, written_until);
-        self.applied = self.with_timeout(register).await?;
+        let (node, lease) = (self.registration(), self.deps.lease_duration);
+        let register = connection.register(node, lease, written_until);
+        let generation = Store::with_timeout(self.renew_interval(), register).await?;
+        self.applied = Some((generation, connection.server().history()));
         // After the registration: an entry that was read before may have changed before it, and no
         // invalidation would be received for it.
         self.deps.invalidation_sink.invalidate_all();
         Ok(sent)
     }
 
+    /// Expires the leases of nodes that do not renew them, so that no fence has to wait for them.
+    async fn observe_leases(&mut self, connection: &mut NodeConnection) -> Result<(), StoreError> {
+        let nodes = self.with_timeout(connection.lease_holders()).await?;
+        self.deps.leases.retain(&nodes);
+        for node in self.deps.leases.observe(connection.server(), &nodes) {
+            self.with_timeout(connection.expire_lease(&node)).await?;
+        }
+        Ok(())
+    }
+
     /// Waits for invalidations or the stop, at most until the next renewal is due.
     ///
     /// Every renewal notifies all nodes, this one included. Several intervals without a
     /// notification therefore mean that the listener's connection is dead.
-    async fn wait_for_work(&mut self, listener: &mut Listener) -> Result<(), StoreError> {
+    async fn wait_for_work(
+        &mut self,
+        listener: &mut Listener,
+        connection: &NodeConnection,
+    ) -> Result<(), StoreError> {
         let until = Instant::now() + self.renew_interval();
         self.silent_intervals += 1;
         loop {
-            let wake = self.stopping.run_until_cancelled(timeout_at(until, listener.next())).await;
-            let Some(wake) = wake else { return Ok(()) };
+            let wake = tokio::select! {
+                wake = timeout_at(until, listener.next()) => wake,
+                () = connection.wait_until_replaced() => return Ok(()),
+                () = self.deps.lease.wait_until_needed() => {
+                    if let Some(at) = self.renewed_at.take() {
+                        sleep_until(at + MIN_RENEW_INTERVAL).await;
+                    }
+                    return Ok(());
+                }
+                () = self.stopping.cancelled() => return Ok(()),
+            };
             let Ok(wake) = wake else { break };
             self.silent_intervals = 0;
             match wake? {
@@ -237,8 +322,12 @@ impl Node {
         if self.silent_intervals > 2 { Err(StoreError::timed_out()) } else { Ok(()) }
     }
 
+    fn registration(&self) -> Registration {
+        Registration { id: self.deps.id, number: self.registrations }
+    }
+
     fn renew_interval(&self) -> Duration {
-        self.deps.lease_duration / 3
+        self.deps.lease_duration / RENEWALS
     }
 
     /// Limits a query to a third of the lease, so that a retry is possible before the lease
@@ -248,5 +337,24 @@ impl Node {
         work: impl Future<Output = Result<T, StoreError>>,
     ) -> Result<T, StoreError> {
         Store::with_timeout(self.renew_interval(), work).await
+    }
+}
+
+/// The reason why a node stopped its work on one server.
+enum End {
+    Stopped,
+    /// New connections reach another server.
+    ServerReplaced,
+}
+
+/// Connects anew at each interval, to notice when new connections reach another server: a proxy or
+/// a name leads old connections to the old server for as long as they live.
+async fn check_server(store: Store, interval: Duration) {
+    loop {
+        timeout(interval, store.wait_until_stale()).await.ok();
+        // An outage is reported elsewhere.
+        if store.check_server(interval).await.is_err() {
+            sleep(MAX_PAUSE).await;
+        }
     }
 }

@@ -62,7 +62,7 @@ pub async fn health(_: Public, State(app): State<App>) -> Response {
     with_retry_after((code, Json(body)).into_response())
 }
 
-/// Returns true if PostgreSQL answered within the last second or answers now. The endpoints are
+/// Returns true if PostgreSQL answers and commits, now or within the last second. The endpoints are
 /// public, so concurrent calls wait for one ping instead of sending their own.
 async fn is_database_up(app: &App) -> bool {
     let mut last = app.last_database_ping.lock().await;
@@ -71,7 +71,9 @@ async fn is_database_up(app: &App) -> bool {
     {
         return up;
     }
-    let up = timeout(PING_TIMEOUT, app.store.ping()).await.is_ok_and(|answer| answer.is_ok());
+    let answers = timeout(PING_TIMEOUT, app.store.ping()).await.is_ok_and(|answer| answer.is_ok());
+    // Without a lease, PostgreSQL has not committed for some seconds.
+    let up = answers && app.lease.is_valid_at(app.env.clock.monotonic());
     *last = Some((app.env.clock.monotonic(), up));
     up
 }
@@ -94,7 +96,7 @@ pub async fn livez(_: Public, State(_app): State<App>) -> &'static str {
 
 /// Check that the service can take requests
 ///
-/// A readiness probe: 503 while the database is unreachable.
+/// A readiness probe: 503 while the database is unreachable or does not commit.
 #[utoipa::path(get, path = "/readyz", tag = "Operation",
     responses((status = 200, body = String, content_type = "text/plain"),
               (status = 503, body = String, content_type = "text/plain")))]

@@ -7,27 +7,75 @@
 
 use std::time::Duration;
 
-use sqlx::postgres::{PgListener, types::PgInterval};
+use sqlx::{
+    PgConnection, Postgres,
+    pool::PoolConnection,
+    postgres::{
+        PgListener,
+        types::{Oid, PgInterval},
+    },
+};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::{Store, StoreError};
+use super::{
+    History, Server, Store, StoreError,
+    pools::{Pools, ServerBinding},
+};
 use crate::model::{
     api_key::KeyDigest,
     id::{ClientId, GrantId, SessionId, UserId, WorkspaceId},
     invalidation::Invalidation,
+    key_ring::KeyId,
 };
+
+/// A point in the sequence of invalidations.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Generation {
+    /// The number of invalidations up to this one.
+    pub number: i64,
+    /// Random. After a failover or a restore, a number may be assigned again, with another token.
+    pub token: Uuid,
+}
 
 /// The invalidations after a generation.
 #[derive(Debug)]
-pub struct InvalidationBatch {
-    /// The newest generation.
-    pub head: i64,
-    /// The cached credentials to drop. `None` if the list is incomplete: the node must then drop
-    /// its whole cache.
-    pub invalidations: Option<Vec<Invalidation>>,
-    /// The age of each invalidation at the time of the query, by PostgreSQL's clock.
-    pub lags: Vec<Duration>,
+pub enum InvalidationBatch {
+    /// All of them.
+    Complete {
+        /// The newest generation.
+        head: Generation,
+        /// The cached credentials to drop.
+        invalidations: Vec<Invalidation>,
+        /// The age of each invalidation at the time of the query, by PostgreSQL's clock.
+        lags: Vec<Duration>,
+    },
+    /// Some were deleted, because they are old: the node must clear its caches.
+    Pruned,
+    /// PostgreSQL has another history than the one in which the node has applied invalidations: it
+    /// was restored, or has lost commits in a failover. The node must clear its caches.
+    OtherHistory,
+}
+
+/// The registration of a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Registration {
+    /// The id of the node.
+    pub id: Uuid,
+    /// The number of the node's attempt to register. PostgreSQL may execute an attempt after the
+    /// node gave it up.
+    pub number: i32,
+}
+
+/// A registered node that may use its caches.
+#[derive(Debug, Clone, Copy)]
+pub struct LeaseHolder {
+    /// The registration of the node.
+    pub node: Registration,
+    /// The number of its renewals. While it stands still, the lease runs out.
+    pub renewals: i64,
+    /// The duration of its lease.
+    pub lease: Duration,
 }
 
 /// A subscription to the notifications of all nodes, including this one.
@@ -45,8 +93,6 @@ pub enum Notification {
 /// The time for which a node that stopped without deregistering is remembered: it may have lost
 /// audit events.
 const LOST_NODE_RETENTION: Duration = Duration::from_hours(24);
-/// The time for which an expired lease still counts, because clocks run at different speeds.
-const LEASE_TOLERANCE: Duration = Duration::from_secs(1);
 /// The time for which an invalidation is kept. A node that was disconnected for longer clears its
 /// cache.
 const INVALIDATION_RETENTION: Duration = Duration::from_mins(10);
@@ -71,11 +117,12 @@ impl Listener {
 }
 
 impl Store {
-    /// Subscribes to notifications.
+    /// Subscribes to notifications, on the server that new connections reach.
     ///
     /// # Errors
     /// [`StoreError`] if the query fails.
     pub async fn listen(&self) -> Result<Listener, StoreError> {
+        self.pools.fresh().await?;
         let mut listener = PgListener::connect_with(&self.pools.background()).await?;
         // If the connection is lost, the caller creates a new listener, from the pool of that time.
         listener.eager_reconnect(false);
@@ -83,61 +130,16 @@ impl Store {
         Ok(Listener(listener))
     }
 
-    /// Registers a node whose cache is empty. Returns the generation after which it must apply
-    /// invalidations.
+    /// Opens the connection of a node. The node reads invalidations and renews its lease on one
+    /// server.
     ///
     /// # Errors
-    /// [`StoreError`] if the query fails.
-    pub async fn register_node(
-        &self,
-        node: Uuid,
-        lease: Duration,
-        written_until: OffsetDateTime,
-    ) -> Result<i64, StoreError> {
-        Ok(sqlx::query_scalar!(
-            r#"SELECT register_node($1, $2, $3, $4, $5) AS "head!""#,
-            node,
-            interval(lease),
-            written_until,
-            interval(LOST_NODE_RETENTION),
-            &self.context.key_id(),
-        )
-        .fetch_one(&self.pools.background())
-        .await?)
-    }
-
-    /// Renews a node's lease and stores its watermark: the node has written all its events from
-    /// before `written_until`. False if the node is no longer registered.
-    ///
-    /// # Errors
-    /// [`StoreError`] if the query fails.
-    pub async fn renew_lease(
-        &self,
-        node: Uuid,
-        applied: i64,
-        lease: Duration,
-        written_until: OffsetDateTime,
-    ) -> Result<bool, StoreError> {
-        Ok(sqlx::query_scalar!(
-            r#"SELECT renew_lease($1, $2, $3, $4) AS "is!""#,
-            node,
-            applied,
-            interval(lease),
-            written_until,
-        )
-        .fetch_one(&self.pools.background())
-        .await?)
-    }
-
-    /// Records that a node has applied all invalidations up to generation `applied`.
-    ///
-    /// # Errors
-    /// [`StoreError`] if the query fails.
-    pub async fn acknowledge_generation(&self, node: Uuid, applied: i64) -> Result<(), StoreError> {
-        sqlx::query!(r#"SELECT acknowledge_generation($1, $2) AS "done""#, node, applied)
-            .fetch_one(&self.pools.background())
-            .await?;
-        Ok(())
+    /// [`StoreError`] if it cannot be opened.
+    pub async fn connect_node(&self) -> Result<NodeConnection, StoreError> {
+        let (connection, binding) = self.pools.acquire_background().await?;
+        let (pools, server, key_id) =
+            (self.pools.clone(), binding.server()?, self.context.key_id());
+        Ok(NodeConnection { pools, connection, binding, server, key_id })
     }
 
     /// Removes a node that no longer serves requests.
@@ -151,26 +153,174 @@ impl Store {
         Ok(())
     }
 
+    /// Waits until a connection has reached another server than the current ones.
+    pub async fn wait_until_stale(&self) {
+        self.pools.wait_until_stale().await;
+    }
+
+    /// Connects anew, and replaces all connections if that reaches another server.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`] if no host accepts writes within the time.
+    pub async fn check_server(&self, within: Duration) -> Result<(), StoreError> {
+        self.pools.check_server(within).await
+    }
+
+    /// Replaces all connections with new ones, for use when they fail or hang.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`] if no host accepts writes within the acquire timeout.
+    pub async fn reconnect(&self) -> Result<(), StoreError> {
+        self.pools.reconnect().await
+    }
+
+    /// Deletes invalidations that are older than ten minutes. A node that was away for longer
+    /// detects the gap.
+    ///
+    /// # Errors
+    /// [`StoreError`] if the query fails.
+    pub async fn prune_invalidations(&self) -> Result<(), StoreError> {
+        let max_age = interval(INVALIDATION_RETENTION);
+        sqlx::query!(r#"SELECT prune_invalidations($1) AS "done""#, max_age)
+            .fetch_one(&self.pools.background())
+            .await?;
+        Ok(())
+    }
+}
+
+/// The connection of a node to one server, for its lease and invalidations.
+#[derive(Debug)]
+pub struct NodeConnection {
+    pools: Pools,
+    connection: PoolConnection<Postgres>,
+    binding: ServerBinding,
+    server: Server,
+    key_id: KeyId,
+}
+
+impl NodeConnection {
+    /// Returns the server of the connection.
+    #[must_use]
+    pub fn server(&self) -> Server {
+        self.server
+    }
+
+    /// True while new connections reach the same server.
+    #[must_use]
+    pub fn is_current(&self) -> bool {
+        self.pools.is_current(&self.binding)
+    }
+
+    /// Waits until all connections are replaced.
+    pub async fn wait_until_replaced(&self) {
+        self.pools.wait_until_replaced(&self.binding).await;
+    }
+
+    /// Registers a node whose cache is empty. Returns the generation after which it must apply
+    /// invalidations.
+    ///
+    /// # Errors
+    /// [`StoreError`] if the query fails.
+    pub async fn register(
+        &mut self,
+        node: Registration,
+        lease: Duration,
+        written_until: OffsetDateTime,
+    ) -> Result<Generation, StoreError> {
+        // A database without any node has no lost registrations.
+        settle(&mut self.connection, self.server.history(), true).await?;
+        let row = sqlx::query!(
+            r#"SELECT generation AS "number!", token AS "token!"
+               FROM register_node($1, $2, $3, $4, $5, $6)"#,
+            node.id,
+            node.number,
+            interval(lease),
+            written_until,
+            interval(LOST_NODE_RETENTION),
+            &self.key_id,
+        )
+        .fetch_one(&mut *self.connection)
+        .await?;
+        Ok(Generation { number: row.number, token: row.token })
+    }
+
+    /// Renews a node's lease and stores its watermark: the node has written all its events from
+    /// before `written_until`. False if the node must register again.
+    ///
+    /// # Errors
+    /// [`StoreError`] if the query fails.
+    pub async fn renew_lease(
+        &mut self,
+        node: Registration,
+        applied: Generation,
+        lease: Duration,
+        written_until: OffsetDateTime,
+    ) -> Result<bool, StoreError> {
+        Ok(sqlx::query_scalar!(
+            r#"SELECT renew_lease($1, $2, $3, $4, $5, $6) AS "is!""#,
+            node.id,
+            node.number,
+            applied.number,
+            applied.token,
+            interval(lease),
+            written_until,
+        )
+        .fetch_one(&mut *self.connection)
+        .await?)
+    }
+
+    /// Records that a node has applied all invalidations up to generation `applied`.
+    ///
+    /// # Errors
+    /// [`StoreError`] if the query fails.
+    pub async fn acknowledge(
+        &mut self,
+        node: Registration,
+        applied: Generation,
+    ) -> Result<(), StoreError> {
+        sqlx::query!(
+            r#"SELECT acknowledge_generation($1, $2, $3, $4) AS "done""#,
+            node.id,
+            node.number,
+            applied.number,
+            applied.token,
+        )
+        .fetch_one(&mut *self.connection)
+        .await?;
+        Ok(())
+    }
+
     /// Returns the invalidations after generation `applied`.
     ///
     /// # Errors
     /// [`StoreError`] if the query fails.
-    pub async fn invalidations_since(&self, applied: i64) -> Result<InvalidationBatch, StoreError> {
+    pub async fn invalidations_since(
+        &mut self,
+        applied: Generation,
+    ) -> Result<InvalidationBatch, StoreError> {
         let rows = sqlx::query!(
-            r#"SELECT newest_generation AS "newest!", generation, key_digest, session_id AS "session: SessionId",
+            r#"SELECT newest_generation AS "newest!", newest_token AS "token!", applied_token,
+                      generation, key_digest, session_id AS "session: SessionId",
                       user_id AS "user: UserId", workspace_id AS "workspace: WorkspaceId",
                       grant_id AS "grant: GrantId", client_id AS "client: ClientId", age_seconds
                FROM invalidations_since($1)"#,
-            applied,
+            applied.number,
         )
-        .fetch_all(&self.pools.background())
+        .fetch_all(&mut *self.connection)
         .await?;
-        let head = rows.first().map_or(applied, |row| row.newest);
+        let Some(first) = rows.first() else { return Ok(InvalidationBatch::OtherHistory) };
+        let head = Generation { number: first.newest, token: first.token };
+        let is_known = match first.applied_token {
+            Some(token) => token == applied.token,
+            None => applied.number < head.number,
+        };
+        if !is_known {
+            return Ok(InvalidationBatch::OtherHistory);
+        }
         let count = rows.iter().filter(|row| row.generation.is_some()).count();
-        // Rows are missing if they were pruned, or if a restored backup set the generation back. It
-        // is then unknown which.
-        if i64::try_from(count).ok() != Some(head - applied) {
-            return Ok(InvalidationBatch { head, invalidations: None, lags: Vec::new() });
+        let is_complete = i64::try_from(count).ok() == Some(head.number - applied.number);
+        if first.applied_token.is_none() || !is_complete {
+            return Ok(InvalidationBatch::Pruned);
         }
         let lags = rows
             .iter()
@@ -187,50 +337,168 @@ impl Store {
                 .or(user)
                 .or(workspace.map(Invalidation::Workspace))
         });
-        Ok(InvalidationBatch { head, invalidations: Some(invalidations.collect()), lags })
+        let invalidations = invalidations.collect();
+        Ok(InvalidationBatch::Complete { head, invalidations, lags })
+    }
+
+    /// Returns all nodes that may use their caches.
+    ///
+    /// # Errors
+    /// [`StoreError`] if the query fails.
+    pub async fn lease_holders(&mut self) -> Result<Vec<LeaseHolder>, StoreError> {
+        find_unacknowledged_nodes(&mut self.connection, i64::MAX).await
+    }
+
+    /// Records that the lease of a node has expired, unless it was renewed meanwhile.
+    ///
+    /// # Errors
+    /// [`StoreError`] if the query fails.
+    pub async fn expire_lease(&mut self, node: &LeaseHolder) -> Result<(), StoreError> {
+        expire_lease(&mut self.connection, node).await
+    }
+}
+
+/// A connection for a fence, to the server that has committed the change.
+#[derive(Debug)]
+pub struct FenceConnection {
+    connection: PoolConnection<Postgres>,
+    server: Server,
+    pools: Pools,
+}
+
+impl Store {
+    /// Takes a connection to the server that has committed a change.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`] if new connections reach another server.
+    pub async fn connect_fence(&self, server: Server) -> Result<FenceConnection, StoreError> {
+        let connection = self.pools.acquire_on(server).await?;
+        Ok(FenceConnection { connection, server, pools: self.pools.clone() })
+    }
+
+    /// Returns the server that new connections reach.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`] if none accepts writes.
+    pub async fn server(&self) -> Result<Server, StoreError> {
+        self.pools.fresh().await?.binding().server()
+    }
+}
+
+impl FenceConnection {
+    /// Checks that new connections still reach the same server.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`] if they reach another one.
+    pub async fn check_server(&self) -> Result<(), StoreError> {
+        let current = self.pools.fresh().await?.binding().server()?;
+        if current == self.server { Ok(()) } else { Err(StoreError::timed_out()) }
     }
 
     /// Returns the newest generation. It covers every change that was committed before.
     ///
     /// # Errors
     /// [`StoreError`] if the query fails.
-    pub async fn newest_generation(&self) -> Result<i64, StoreError> {
+    pub async fn newest_generation(&mut self) -> Result<i64, StoreError> {
         Ok(sqlx::query_scalar!(r#"SELECT newest_generation() AS "generation!""#)
-            .fetch_one(&self.pools.requests())
+            .fetch_one(&mut *self.connection)
             .await?)
     }
 
-    /// Returns true if every node that may have something cached has acknowledged `generation`.
+    /// Returns the nodes that may use their caches and have not acknowledged `generation`.
     ///
     /// # Errors
     /// [`StoreError`] if the query fails.
-    pub async fn is_acknowledged(&self, generation: i64) -> Result<bool, StoreError> {
+    pub async fn unacknowledged_nodes(
+        &mut self,
+        generation: i64,
+    ) -> Result<Vec<LeaseHolder>, StoreError> {
+        find_unacknowledged_nodes(&mut self.connection, generation).await
+    }
+
+    /// Records that the lease of a node has expired, unless it was renewed meanwhile.
+    ///
+    /// # Errors
+    /// [`StoreError`] if the query fails.
+    pub async fn expire_lease(&mut self, node: &LeaseHolder) -> Result<(), StoreError> {
+        expire_lease(&mut self.connection, node).await
+    }
+
+    /// True if every node with a lease is registered in the history of this server.
+    ///
+    /// # Errors
+    /// [`StoreError`] if the query fails.
+    pub async fn is_history_settled(&mut self) -> Result<bool, StoreError> {
+        let History { system_identifier, timeline, database, generation_table } =
+            self.server.history();
         Ok(sqlx::query_scalar!(
-            r#"SELECT is_generation_acknowledged($1, $2) AS "is!""#,
-            generation,
-            interval(LEASE_TOLERANCE),
+            r#"SELECT is_settled_history($1, $2, $3, $4) AS "is!""#,
+            system_identifier,
+            timeline,
+            Oid(database),
+            Oid(generation_table),
         )
-        .fetch_one(&self.pools.requests())
+        .fetch_one(&mut *self.connection)
         .await?)
     }
 
-    /// Deletes invalidations that are older than ten minutes. A node that was away for longer
-    /// detects the gap.
+    /// Records that every node with a lease is registered in the history of this server.
     ///
     /// # Errors
     /// [`StoreError`] if the query fails.
-    pub async fn prune_invalidations(&self) -> Result<(), StoreError> {
-        let max_age = interval(INVALIDATION_RETENTION);
-        sqlx::query!(r#"SELECT prune_invalidations($1) AS "done""#, max_age)
-            .fetch_one(&self.pools.background())
-            .await?;
-        Ok(())
+    pub async fn settle_history(&mut self) -> Result<(), StoreError> {
+        settle(&mut self.connection, self.server.history(), false).await
     }
+}
 
-    /// Replaces all connections with new ones, for use when they fail or hang.
-    pub fn replace_connections(&self) {
-        self.pools.replace();
-    }
+async fn settle(
+    connection: &mut PgConnection,
+    history: History,
+    only_if_first: bool,
+) -> Result<(), StoreError> {
+    let History { system_identifier, timeline, database, generation_table } = history;
+    sqlx::query!(
+        r#"SELECT settle_history($1, $2, $3, $4, $5) AS "done""#,
+        system_identifier,
+        timeline,
+        Oid(database),
+        Oid(generation_table),
+        only_if_first,
+    )
+    .fetch_one(connection)
+    .await?;
+    Ok(())
+}
+
+async fn find_unacknowledged_nodes(
+    connection: &mut PgConnection,
+    generation: i64,
+) -> Result<Vec<LeaseHolder>, StoreError> {
+    let rows = sqlx::query!(
+        r#"SELECT id AS "id!", registration AS "registration!", renewals AS "renewals!",
+                  (extract(epoch FROM lease) * 1000000)::bigint AS "lease_us!"
+           FROM find_unacknowledged_nodes($1)"#,
+        generation,
+    )
+    .fetch_all(connection)
+    .await?;
+    let holders = rows.into_iter().map(|row| LeaseHolder {
+        node: Registration { id: row.id, number: row.registration },
+        renewals: row.renewals,
+        lease: Duration::from_micros(row.lease_us.unsigned_abs()),
+    });
+    Ok(holders.collect())
+}
+
+async fn expire_lease(
+    connection: &mut PgConnection,
+    holder: &LeaseHolder,
+) -> Result<(), StoreError> {
+    let LeaseHolder { node, renewals, .. } = holder;
+    sqlx::query!(r#"SELECT expire_lease($1, $2, $3) AS "done""#, node.id, node.number, renewals,)
+        .fetch_one(connection)
+        .await?;
+    Ok(())
 }
 
 pub(super) fn interval(duration: Duration) -> PgInterval {

@@ -1,3 +1,5 @@
+use super::Server;
+
 /// Proof that a transaction was committed, which is consumed at the fence.
 ///
 /// [`Fence::wait`](crate::cache_invalidation::Fence::wait) takes it and waits until the change has
@@ -31,11 +33,17 @@
 /// ```
 #[derive(Debug)]
 #[must_use = "wait at the fence with it, or state why not with `unfenced`"]
-pub struct Committed(());
+pub struct Committed(Server);
 
 impl Committed {
-    pub(super) fn new() -> Self {
-        Self(())
+    pub(super) fn new(server: Server) -> Self {
+        Self(server)
+    }
+
+    /// Returns the server that has committed.
+    #[must_use]
+    pub fn server(&self) -> Server {
+        self.0
     }
 
     /// Skips the fence, because the change restricts no access that a node may have cached. The

@@ -232,7 +232,7 @@ impl ContextSigner {
         let _turn = self.0.renewal.lock().await;
         let read_at = self.0.clock.lock().unwrap_or_else(PoisonError::into_inner).read_at;
         if read_at < refused_at {
-            pools.replace();
+            pools.reconnect().await?;
             let clock = read_clock(&mut *pools.requests().acquire().await?).await?;
             *self.0.clock.lock().unwrap_or_else(PoisonError::into_inner) = clock;
         }

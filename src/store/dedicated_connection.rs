@@ -1,6 +1,6 @@
 use sqlx::{PgConnection, Postgres, pool::PoolConnection};
 
-use super::{Store, StoreError};
+use super::{Server, Store, StoreError, pools::ServerBinding};
 
 /// A connection that one task keeps for itself.
 ///
@@ -9,14 +9,28 @@ use super::{Store, StoreError};
 #[derive(Debug)]
 pub struct DedicatedConnection {
     store: Store,
-    connection: Option<PoolConnection<Postgres>>,
+    connection: Option<(PoolConnection<Postgres>, ServerBinding)>,
+    /// The only server that queries may run on.
+    server: Option<Server>,
 }
 
 impl DedicatedConnection {
     /// Creates the handle. It connects on first use.
     #[must_use]
     pub fn new(store: Store) -> Self {
-        Self { store, connection: None }
+        Self { store, connection: None, server: None }
+    }
+
+    /// Returns the server of the connection. The following queries fail if they would run on
+    /// another one.
+    ///
+    /// # Errors
+    /// [`StoreError`] if there is no connection, and none can be opened.
+    pub async fn server(&mut self) -> Result<Server, StoreError> {
+        let (connection, binding) = self.take().await?;
+        let server = binding.server()?;
+        (self.connection, self.server) = (Some((connection, binding)), Some(server));
+        Ok(server)
     }
 
     /// Runs `work` on the connection. The connection is kept only if `work` succeeds: after an
@@ -25,12 +39,21 @@ impl DedicatedConnection {
         &mut self,
         work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
     ) -> Result<T, StoreError> {
-        let mut connection = match self.connection.take() {
-            Some(connection) => connection,
-            None => self.store.pools.background().acquire().await?,
-        };
+        let (mut connection, binding) = self.take().await?;
+        if self.server.is_some_and(|server| binding.server().ok() != Some(server)) {
+            return Err(StoreError::timed_out());
+        }
         let output = work(&mut connection).await?;
-        self.connection = Some(connection);
+        self.connection = Some((connection, binding));
         Ok(output)
+    }
+
+    /// Takes the connection out; opens one if there is none, or if it reaches a server that was
+    /// replaced.
+    async fn take(&mut self) -> Result<(PoolConnection<Postgres>, ServerBinding), StoreError> {
+        match self.connection.take() {
+            Some(connection) if connection.1.server().is_ok() => Ok(connection),
+            _ => self.store.pools.acquire_background().await,
+        }
     }
 }

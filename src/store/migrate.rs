@@ -1,10 +1,10 @@
 //! Schema setup: migrations at startup, and new monthly partitions of the audit log.
 
 use secrecy::{ExposeSecret, SecretString};
-use sqlx::{Connection, PgConnection, migrate::Migrator};
+use sqlx::{Connection, PgConnection, migrate::Migrator, postgres::PgConnectOptions};
 use time::OffsetDateTime;
 
-use super::{APP_ROLE, ServiceLogin, Store, StoreError, brief, parse_url};
+use super::{APP_ROLE, ServiceLogin, Store, StoreError, brief, hosts};
 
 /// All migrations, compiled into the binary.
 static MIGRATOR: Migrator = sqlx::migrate!();
@@ -113,7 +113,7 @@ pub async fn create_service_login(owner_url: &str, login: &ServiceLogin) -> Resu
 /// # Errors
 /// A message if the URL is malformed.
 pub fn database_name(url: &str) -> Result<String, String> {
-    let url = parse_url(url)?;
+    let url = first_host(url)?;
     Ok(url.get_database().unwrap_or_else(|| url.get_username()).to_owned())
 }
 
@@ -141,7 +141,12 @@ pub async fn is_privileged_login(url: &str) -> Result<bool, String> {
 /// # Errors
 /// A message if the URL is malformed.
 pub fn login_name(url: &str) -> Result<String, String> {
-    Ok(parse_url(url)?.get_username().to_owned())
+    Ok(first_host(url)?.get_username().to_owned())
+}
+
+/// All hosts of a URL have the same user and database.
+fn first_host(url: &str) -> Result<PgConnectOptions, String> {
+    hosts::parse(url)?.into_iter().next().ok_or_else(|| "the database URL names no host".to_owned())
 }
 
 /// Returns true if the schema has this version's migrations, or newer ones.
@@ -192,7 +197,7 @@ async fn check_schema_origin(connection: &mut PgConnection) -> Result<bool, Stri
 }
 
 pub(super) async fn connect(url: &str) -> Result<PgConnection, String> {
-    PgConnection::connect_with(&parse_url(url)?)
+    hosts::connect(&hosts::parse(url)?)
         .await
         .map_err(|error| format!("cannot connect to PostgreSQL: {}", brief(&error)))
 }

@@ -37,6 +37,7 @@ mod dedicated_connection;
 pub mod documents;
 pub mod email_outbox;
 mod error;
+mod hosts;
 pub mod idempotency_keys;
 pub mod invitations;
 pub mod key_descendants;
@@ -51,6 +52,7 @@ mod pools;
 pub mod reencryption;
 pub mod retention;
 pub mod second_factor;
+mod server;
 pub mod sessions;
 pub mod sign_in_throttling;
 pub mod signing_keys;
@@ -59,7 +61,7 @@ pub mod users;
 pub mod wallet;
 pub mod workspaces;
 
-use std::{future::Future, str::FromStr, time::Duration};
+use std::{future::Future, time::Duration};
 
 use sqlx::{
     AssertSqlSafe, PgConnection, Postgres, Transaction, error::DatabaseError,
@@ -85,10 +87,14 @@ use context::{ContextSigner, SignedContext};
 pub use dedicated_connection::DedicatedConnection;
 pub use error::{Constraint, StoreError};
 pub use pools::PoolUsage;
-use pools::Pools;
+use pools::{Pools, ServerBinding};
+pub use server::{History, Server};
 
 /// The PostgreSQL role that the service works as. Migrations create it; it owns no objects.
 pub const APP_ROLE: &str = "call2me_auth_app";
+
+/// The longest time that a commit may take. PostgreSQL's `statement_timeout` does not limit it.
+const COMMIT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Number of transactions that one workspace may have open on a node, if the pool has at most 16
 /// connections.
@@ -122,30 +128,23 @@ impl Store {
         options: &Pool,
         keys: KeyRing<ContextKey>,
     ) -> Result<Self, String> {
-        let url = parse_url(url)?;
-        let mut connect = login
-            .map_or_else(|| url.clone(), |login| login.apply(url.clone()))
-            .application_name("call2me-auth")
-            .options([("statement_timeout", millis(options.statement_timeout))])
-            .options([("lock_timeout", millis(options.statement_timeout / 2))])
-            .options([("idle_in_transaction_session_timeout", "60000")])
-            // No schema of the role's name comes first, and temporary objects shadow no others.
-            .options([("search_path", "public,pg_temp")])
-            // JIT compilation of a plan whose cost is overestimated takes half a second.
-            .options([("jit", "off")]);
-        if connect.get_username() != APP_ROLE {
-            connect = connect.options([("role", APP_ROLE)]);
-        }
-        let pools = Pools::new(connect, options);
-        let mut connection = pools.requests().acquire().await.map_err(|error| {
-            match error.as_database_error().and_then(DatabaseError::code) {
+        let hosts = hosts::parse(url)?.into_iter().map(|host| {
+            let host = match login {
+                Some(login) => login.apply(host),
+                None => host,
+            };
+            session_options(host, options)
+        });
+        let describe =
+            |error: sqlx::Error| match error.as_database_error().and_then(DatabaseError::code) {
                 Some(code) if code == "42501" => format!(
                     "the database user cannot switch to the role {APP_ROLE}; \
                      run `GRANT {APP_ROLE} TO <user>` as a superuser"
                 ),
                 _ => format!("cannot connect to PostgreSQL: {}", brief(&error)),
-            }
-        })?;
+            };
+        let pools = Pools::connect(hosts.collect(), options).await.map_err(describe)?;
+        let mut connection = pools.requests().acquire().await.map_err(describe)?;
         let role = sqlx::query!(
             r#"SELECT session_user::text AS "login!", current_user = $1 AS "is_app_role!",
                       EXISTS (SELECT FROM pg_roles WHERE rolname IN (session_user, current_user)
@@ -231,21 +230,25 @@ impl Store {
     ) -> Result<Tx, StoreError> {
         let (workspace, user) = (workspace.map(Id::uuid), user.map(Id::uuid));
         let begin = || self.context.begin_statement(begin_statement, workspace, user);
-        let inner = match self.send_begin(begin()).await {
+        let (inner, binding) = match self.send_begin(begin()).await {
             Err(BeginError::Refused(error)) if context::is_expired(&error) => {
                 self.context.renew(&self.pools, Instant::now()).await?;
                 self.send_begin(begin()).await?
             }
+            // PostgreSQL or a proxy has closed the connection.
+            Err(BeginError::Refused(sqlx::Error::Io(_))) => self.send_begin(begin()).await?,
             result => result?,
         };
-        Ok(Tx { inner, context: self.context.clone(), workspace, user, _permit: None })
+        let (context, permit) = (self.context.clone(), None);
+        Ok(Tx { inner, binding, context, workspace, user, _permit: permit })
     }
 
     async fn send_begin(
         &self,
         begin: String,
-    ) -> Result<Transaction<'static, Postgres>, BeginError> {
-        let (pool, limit) = (self.pools.requests(), self.begin_timeout);
+    ) -> Result<(Transaction<'static, Postgres>, ServerBinding), BeginError> {
+        let pair = self.pools.fresh().await.map_err(BeginError::Failed)?;
+        let (pool, limit) = (pair.requests().clone(), self.begin_timeout);
         // The task continues if the caller is dropped, as a handler is when its client disconnects.
         // sqlx 0.9 records a transaction only after the reply to BEGIN. If this future were dropped
         // earlier, the connection would return to its pool with a transaction open on the server.
@@ -256,7 +259,7 @@ impl Store {
             );
         let opened = opening.await.map_err(|_| BeginError::Failed(StoreError::Aborted))?;
         let opened = opened.map_err(|_| BeginError::Failed(StoreError::timed_out()))?;
-        opened.map_err(BeginError::Refused)
+        Ok((opened.map_err(BeginError::Refused)?, pair.binding()))
     }
 
     /// Checks that PostgreSQL answers.
@@ -311,6 +314,7 @@ impl From<BeginError> for StoreError {
 #[derive(Debug)]
 pub struct Tx {
     inner: Transaction<'static, Postgres>,
+    binding: ServerBinding,
     context: ContextSigner,
     workspace: Option<Uuid>,
     user: Option<Uuid>,
@@ -323,11 +327,15 @@ impl Tx {
     /// at the fence, or states why it need not.
     ///
     /// # Errors
-    /// [`StoreError`] if the commit fails. If the connection is lost meanwhile, the transaction may
-    /// or may not be committed.
+    /// [`StoreError`] if the commit fails. If the connection is lost meanwhile, or the commit takes
+    /// too long, as on a primary without its synchronous standby, the transaction may or may not be
+    /// committed.
     pub async fn commit(self, _: Audited) -> Result<Committed, StoreError> {
-        self.inner.commit().await?;
-        Ok(Committed::new())
+        // A change on a server that was replaced would be lost, or not reach the nodes.
+        let server = self.binding.server()?;
+        let committed = timeout(COMMIT_TIMEOUT, self.inner.commit()).await;
+        committed.map_err(|_| StoreError::timed_out())??;
+        Ok(Committed::new(server))
     }
 
     /// Ends the transaction without its changes. A transaction that is dropped ends some time
@@ -380,8 +388,21 @@ fn max_per_workspace(max_connections: u32) -> usize {
     max.try_into().unwrap_or(usize::MAX)
 }
 
-fn parse_url(url: &str) -> Result<PgConnectOptions, String> {
-    PgConnectOptions::from_str(url).map_err(|_| "the database URL is malformed".to_owned())
+/// Adds the settings of a session.
+fn session_options(connect: PgConnectOptions, options: &Pool) -> PgConnectOptions {
+    let connect = connect
+        .application_name("call2me-auth")
+        .options([("statement_timeout", millis(options.statement_timeout))])
+        .options([("lock_timeout", millis(options.statement_timeout / 2))])
+        .options([("idle_in_transaction_session_timeout", "60000")])
+        // No schema of the role's name comes first, and temporary objects shadow no others.
+        .options([("search_path", "public,pg_temp")])
+        // JIT compilation of a plan whose cost is overestimated takes half a second.
+        .options([("jit", "off")]);
+    match connect.get_username() {
+        APP_ROLE => connect,
+        _ => connect.options([("role", APP_ROLE)]),
+    }
 }
 
 fn millis(duration: Duration) -> String {

@@ -175,8 +175,8 @@ impl OwnerConnection {
         Ok(sqlx::query_as!(
             PreviousKeyUse,
             r#"WITH node AS (
-                   SELECT encryption_key_id AS id, max(lease_until) AS lease_until,
-                          count(*) FILTER (WHERE lease_until > clock_timestamp()) AS running
+                   SELECT encryption_key_id AS id, max(renewed_at + lease) AS lease_until,
+                          count(*) FILTER (WHERE NOT is_expired) AS running
                    FROM nodes GROUP BY encryption_key_id
                )
                UPDATE context_keys k
@@ -202,7 +202,7 @@ impl OwnerConnection {
     pub async fn remove_key(&mut self, id: &[u8]) -> Result<bool, StoreError> {
         let removed = sqlx::query!(
             "DELETE FROM context_keys WHERE id = $1 AND NOT EXISTS (
-                 SELECT FROM nodes WHERE encryption_key_id = $1 AND lease_until > clock_timestamp())",
+                 SELECT FROM nodes WHERE encryption_key_id = $1 AND NOT is_expired)",
             id,
         )
         .execute(&mut self.0)

@@ -7,7 +7,7 @@ use secrecy::{ExposeSecret, SecretString};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use time::{Date, Month, OffsetDateTime, UtcOffset};
 
-use super::{Store, StoreError, parse_url};
+use super::{Store, StoreError, hosts};
 use crate::model::{
     audit::{ChainHash, PruneRecord},
     id::WorkspaceId,
@@ -63,11 +63,11 @@ impl RetentionConnection {
     pub async fn connect(url: &SecretString) -> Result<Option<Self>, StoreError> {
         let malformed =
             |line: String| StoreError::Internal(sqlx::Error::Configuration(line.into()));
-        let options = parse_url(url.expose_secret()).map_err(malformed)?;
+        let hosts = hosts::parse(url.expose_secret()).map_err(malformed)?.into_iter();
         // A lock request that waits for a long reader blocks all later requests, so it waits 3 s at
         // most.
-        let options = options.options([("lock_timeout", "3000")]);
-        let mut connection = PgConnection::connect_with(&options).await?;
+        let hosts: Vec<_> = hosts.map(|host| host.options([("lock_timeout", "3000")])).collect();
+        let mut connection = hosts::connect(&hosts).await?;
         let lock = "SELECT pg_try_advisory_lock(hashtext('prune the audit log'))";
         let is_ours: bool = sqlx::query_scalar(lock).fetch_one(&mut connection).await?;
         Ok(is_ours.then_some(Self { connection }))

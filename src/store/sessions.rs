@@ -1,7 +1,7 @@
 //! Sessions of users.
 //!
-//! A session's refresh tokens are derived from a sealed seed in its row. The row also holds the generation
-//! of the newest one. An ended session never becomes active again.
+//! A session's refresh tokens are derived from a sealed seed in its row. The row also holds the
+//! generation of the newest one. An ended session never becomes active again.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use sqlx::PgConnection;
 use time::OffsetDateTime;
 
-use super::{DedicatedConnection, Store, StoreError, Tx};
+use super::{DedicatedConnection, Server, Store, StoreError, Tx};
 use crate::model::{
     id::{Id, PasskeyId, SessionId, UserId, WorkspaceId},
     page::{ListPage, PageRequest},
@@ -47,18 +47,21 @@ impl Store {
         Ok(find(&mut connection, &[id]).await?.pop().map(|(_, session)| session))
     }
 
-    /// Finds the session of a cookie and records its use, which restarts its idle time. `None` if
-    /// the session does not exist, has another cookie, or was unused for longer than `idle`.
+    /// Finds the session of a cookie on a server and records its use, which restarts its idle time.
+    /// `None` if the session does not exist, has another cookie, or was unused for longer than
+    /// `idle`.
     ///
     /// # Errors
-    /// [`StoreError`] if the query fails.
+    /// [`StoreError`] if the query fails, or if new connections reach another server.
     pub async fn touch_session(
         &self,
+        server: Server,
         cookie: &SessionCookie,
         now: OffsetDateTime,
         idle: Duration,
     ) -> Result<Option<SessionRecord>, StoreError> {
         let digest = cookie.digest();
+        let mut connection = self.pools.acquire_on(server).await?;
         let row = sqlx::query_as!(
             SessionRow,
             r#"SELECT user_id AS "user_id!: UserId", workspace_id AS "workspace_id!: WorkspaceId",
@@ -74,7 +77,7 @@ impl Store {
             now - idle,
             now - TOUCH_INTERVAL,
         )
-        .fetch_optional(&self.pools.requests())
+        .fetch_optional(&mut *connection)
         .await?;
         Ok(row.and_then(SessionRow::into_record))
     }

@@ -87,18 +87,17 @@ async fn restored_member_is_accepted_again() {
 async fn unresponsive_node(app: &TestApp, seconds: i32) -> Uuid {
     let node = app.app.env.new_uuid();
     let mut sql = app.database.connect().await;
-    let insert =
-        "INSERT INTO nodes (id, acknowledged_generation, lease_until, events_written_until,
-                            encryption_key_id)
-         VALUES ($1, 0, clock_timestamp() + make_interval(secs => $2), now(), '')";
+    let insert = "INSERT INTO nodes (id, registration, acknowledged_generation, lease,
+                            events_written_until, encryption_key_id)
+         VALUES ($1, 1, 0, make_interval(secs => $2), now(), '')";
     sqlx::query(insert).bind(node).bind(f64::from(seconds)).execute(&mut sql).await.unwrap();
     node
 }
 
 async fn is_lease_over(app: &TestApp, node: Uuid) -> bool {
     let mut sql = app.database.connect().await;
-    let over =
-        "SELECT lease_until + interval '1 second' <= clock_timestamp() FROM nodes WHERE id = $1";
+    let over = "SELECT is_expired AND renewed_at + lease + interval '1 second' <= clock_timestamp()
+                FROM nodes WHERE id = $1";
     sqlx::query_scalar(over).bind(node).fetch_one(&mut sql).await.unwrap()
 }
 
@@ -144,6 +143,91 @@ async fn deleted_node_registers_again_with_empty_cache() {
     let path = format!("/v1/api-keys/{}", key.id);
     one.delete(&path).bearer(&dana.access_token).send().await.expect_status(204);
     other.get("/v1/agents").bearer(&key.secret).send().await.assert_error(401, "unauthorized");
+}
+
+/// Another node has seen the lease expire, and no fence waits any more.
+#[tokio::test]
+async fn node_with_expired_lease_registers_again_with_empty_cache() {
+    let (one, other, dana, key) = two_nodes().await;
+    let mut sql = one.database.connect().await;
+    sql.execute("UPDATE nodes SET is_expired = true").await.unwrap();
+    let registered = "SELECT count(*) FROM nodes WHERE registration > 1 AND NOT is_expired";
+    while sqlx::query_scalar::<_, i64>(registered).fetch_one(&mut sql).await.unwrap() < 2 {
+        tokio::task::yield_now().await;
+    }
+    let path = format!("/v1/api-keys/{}", key.id);
+    one.delete(&path).bearer(&dana.access_token).send().await.expect_status(204);
+    other.get("/v1/agents").bearer(&key.secret).send().await.assert_error(401, "unauthorized");
+}
+
+/// An asynchronous failover loses the last invalidation, which both nodes have applied. The next
+/// one has its number.
+#[tokio::test]
+async fn number_that_is_assigned_again_is_not_taken_for_applied() {
+    let (one, other, dana, key) = two_nodes().await;
+    let mut sql = one.database.connect().await;
+    sql.execute("UPDATE workspaces SET rate_limit_per_minute = 7").await.unwrap();
+    one.database.wait_for_invalidation().await;
+    let mut tx = sql.begin().await.unwrap();
+    tx.execute(
+        "WITH lost AS (
+             DELETE FROM invalidations WHERE generation = newest_generation()
+             RETURNING generation, previous_token
+         )
+         UPDATE invalidation_generation g
+         SET generation = lost.generation - 1, token = lost.previous_token FROM lost",
+    )
+    .await
+    .unwrap();
+    tx.execute("UPDATE nodes SET acknowledged_generation = newest_generation()").await.unwrap();
+    // The revocation is in the same transaction: no node sees the generation in between.
+    tx.execute("UPDATE api_keys SET revoked_at = now()").await.unwrap();
+    tx.commit().await.unwrap();
+    one.database.wait_for_invalidation().await;
+    for node in [&one, &other] {
+        node.get("/v1/agents").bearer(&key.secret).send().await.assert_error(401, "unauthorized");
+        node.get("/v1/agents").bearer(&dana.access_token).send().await.expect_status(200);
+    }
+}
+
+/// PostgreSQL may execute the attempt of a node to register after the node gave it up.
+#[tokio::test]
+async fn late_registration_acknowledges_nothing_for_the_node() {
+    let (one, other, dana, key) = two_nodes().await;
+    let mut sql = one.database.connect().await;
+    sql.execute("UPDATE nodes SET is_expired = true").await.unwrap();
+    let registered = "SELECT count(*) FROM nodes WHERE registration = 2 AND NOT is_expired";
+    while sqlx::query_scalar::<_, i64>(registered).fetch_one(&mut sql).await.unwrap() < 2 {
+        tokio::task::yield_now().await;
+    }
+    other.get("/v1/agents").bearer(&key.secret).send().await.expect_status(200);
+    let mut tx = sql.begin().await.unwrap();
+    tx.execute("UPDATE api_keys SET revoked_at = now()").await.unwrap();
+    tx.execute("SET CONSTRAINTS ALL IMMEDIATE").await.unwrap();
+    tx.execute("SELECT register_node(id, 1, '1 second', now(), '1 hour', '') FROM nodes")
+        .await
+        .unwrap();
+    tx.commit().await.unwrap();
+    let path = format!("/v1/api-keys/{}", key.id);
+    one.delete(&path).bearer(&dana.access_token).send().await.expect_status(204);
+    other.get("/v1/agents").bearer(&key.secret).send().await.assert_error(401, "unauthorized");
+}
+
+/// After a failover or a restore, nodes with a lease may be missing in the table. The first
+/// revocation waits for them.
+#[tokio::test]
+async fn history_is_settled_once() {
+    let app = TestApp::start_with(&[("cache.lease_seconds", "1")]).await;
+    let dana = app.register("acme").await;
+    let mut sql = app.database.connect().await;
+    sql.execute("UPDATE settled_histories SET timeline = timeline + 1").await.unwrap();
+    for (name, histories) in [("a", 2), ("b", 2)] {
+        let key = app.create_key(&dana, name, "write").await;
+        let path = format!("/v1/api-keys/{}", key.id);
+        app.delete(&path).bearer(&dana.access_token).send().await.expect_status(204);
+        let settled = sqlx::query_scalar::<_, i64>("SELECT count(*) FROM settled_histories");
+        assert_eq!(settled.fetch_one(&mut sql).await.unwrap(), histories, "{name}");
+    }
 }
 
 /// If invalidations are deleted before a node has read them, it cannot know which ones it missed.

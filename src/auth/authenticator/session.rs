@@ -1,14 +1,14 @@
 //! Verification of session cookies, and the principal of a session.
 //!
-//! A cookie's session is read from PostgreSQL on each request and needs no cache invalidation; only
-//! [`Authenticator::authenticate_cookie_from_cache`] uses the cache.
+//! A cookie's session is read from PostgreSQL on each request, under the node's lease like other
+//! lookups; only [`Authenticator::authenticate_cookie_from_cache`] uses the cache.
 
 use std::{sync::Arc, time::Duration};
 
 use super::Authenticator;
 use crate::{
     auth::{
-        AuthError, credential_caches::BindingRecord, sessions::SESSION_ENDED,
+        AuthError, ServiceContext, credential_caches::BindingRecord, sessions::SESSION_ENDED,
         token_issuer::TokenBinding,
     },
     model::{
@@ -17,7 +17,7 @@ use crate::{
         session::SessionRecord,
         session_cookie::SessionCookie,
     },
-    store::Store,
+    store::{Store, StoreError},
 };
 
 /// Timeout of the query for a cookie's session.
@@ -32,11 +32,21 @@ impl Authenticator {
     /// [`AuthError::InvalidCredential`] if the session has ended.
     pub async fn authenticate_cookie(&self, cookie: &str) -> Result<Arc<Principal>, AuthError> {
         let cookie = SessionCookie::parse(cookie).ok_or(NOT_SIGNED_IN)?;
-        let now = self.context.env.clock.now();
-        let lookup = self.context.store.touch_session(&cookie, now, self.session_idle_timeout);
-        let session = Store::with_timeout(QUERY_TIMEOUT, lookup).await?;
+        let session = Store::with_timeout(QUERY_TIMEOUT, self.touch_session(&cookie)).await?;
         let session = session.ok_or(NOT_SIGNED_IN)?;
         self.session_principal(cookie.session(), &session).map(Arc::new)
+    }
+
+    /// Reads a session on the server of the lease. Any other one may be a primary that was
+    /// replaced.
+    async fn touch_session(
+        &self,
+        cookie: &SessionCookie,
+    ) -> Result<Option<SessionRecord>, StoreError> {
+        let ServiceContext { store, env, .. } = &*self.context;
+        let server = store.server().await?;
+        self.caches.lease.wait_until_valid(server, &*env.clock).await;
+        store.touch_session(server, cookie, env.clock.now(), self.session_idle_timeout).await
     }
 
     /// Authenticates a session cookie without extending the session, for requests that a page

@@ -1,8 +1,8 @@
 //! A bounded cache of credential records with batched lookups, coherent across all nodes.
 //!
 //! Invariant: a request sees every invalidation that was confirmed before the request started. A
-//! cached record is used only while the node's [`Lease`] holds, and no request joins a query that
-//! started before it. Cache invalidations arrive through [`super`].
+//! cached record is used, and a lookup is believed, only while the node's [`Lease`] holds; no
+//! request joins a query that started before it. Cache invalidations arrive through [`super`].
 
 use std::{
     collections::HashMap,
@@ -16,13 +16,16 @@ use std::{
 };
 
 use quick_cache::sync::Cache;
-use tokio::sync::{mpsc, oneshot};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::timeout,
+};
 use tracing::warn;
 
 use crate::{
     cache_invalidation::Lease,
-    env::Env,
-    store::{Store, StoreError},
+    env::{Clock, Env},
+    store::{Server, StoreError},
     tasks::TaskGroup,
 };
 
@@ -32,8 +35,9 @@ const MAX_BATCH: usize = 1000;
 const MAX_QUEUED: usize = 10_000;
 /// Lifetime of a negative entry: an unknown credential is not looked up again for this long.
 const NEGATIVE_TTL: Duration = Duration::from_secs(10);
-/// Timeout of one query.
-const QUERY_TIMEOUT: Duration = Duration::from_secs(5);
+/// Maximum time of a lookup. A client gets 503 and tries again, rather than wait for a lock or a
+/// dead connection.
+const LOOKUP_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Loads credential records that are not cached.
 pub(in crate::auth) trait CredentialSource: Send + Sync + 'static {
@@ -41,6 +45,9 @@ pub(in crate::auth) trait CredentialSource: Send + Sync + 'static {
     type Key: Copy + Eq + Hash + Send + Sync + 'static;
     /// The record of a credential.
     type Record: Clone + Send + Sync + 'static;
+
+    /// Returns the server of the following queries. They fail if they would run on another one.
+    fn server(&mut self) -> impl Future<Output = Result<Server, StoreError>> + Send;
 
     /// Loads many records in one query. Keys without a record in the result do not exist.
     fn fetch(
@@ -121,7 +128,7 @@ impl<S: CredentialSource> CredentialCache<S> {
             counts: CacheCounters::default(),
         });
         let (queue, lookups) = mpsc::channel(MAX_QUEUED);
-        let run = run_lookups(source, env, Arc::clone(&state), lookups);
+        let run = run_lookups(source, env, Arc::clone(&state), lease.clone(), lookups);
         tasks.spawn_critical("credential lookups", |stopping| async move {
             // A lookup only reads, so it can end anywhere.
             stopping.run_until_cancelled(run).await;
@@ -157,7 +164,8 @@ impl<S: CredentialSource> CredentialCache<S> {
     async fn look_up(&self, key: S::Key) -> Result<Option<S::Record>, StoreError> {
         let (reply, result) = oneshot::channel();
         self.queue.try_send(Lookup { key, reply }).map_err(|_| StoreError::timed_out())?;
-        result.await.map_err(|_| StoreError::Aborted)?.map_err(|()| StoreError::timed_out())
+        let result = timeout(LOOKUP_TIMEOUT, result).await.map_err(|_| StoreError::timed_out())?;
+        result.map_err(|_| StoreError::Aborted)?.map_err(|()| StoreError::timed_out())
     }
 
     /// Removes one credential from the cache.
@@ -238,6 +246,7 @@ async fn run_lookups<S: CredentialSource>(
     mut source: S,
     env: Env,
     state: Arc<CacheState<S>>,
+    lease: Lease,
     mut lookups: mpsc::Receiver<Lookup<S>>,
 ) {
     let mut batch = Vec::new();
@@ -252,7 +261,7 @@ async fn run_lookups<S: CredentialSource>(
         let keys: Vec<_> = waiters.keys().copied().collect();
         let epoch_at_start = *state.lock_epoch();
         let now = env.clock.monotonic();
-        let records = fetch_with_retry(&mut source, &keys).await;
+        let records = fetch_with_retry(&mut source, &keys, &lease, &*env.clock).await;
         state.complete(waiters, records, epoch_at_start, now);
     }
 }
@@ -261,14 +270,36 @@ async fn run_lookups<S: CredentialSource>(
 async fn fetch_with_retry<S: CredentialSource>(
     source: &mut S,
     keys: &[S::Key],
+    lease: &Lease,
+    clock: &dyn Clock,
 ) -> Option<FetchedRecords<S>> {
-    for _ in 0..2 {
-        match Store::with_timeout(QUERY_TIMEOUT, source.fetch(keys)).await {
-            Ok(records) => return Some(records),
-            Err(error) => warn!(%error, lookups = keys.len(), "cannot look up credentials"),
+    let attempts = async {
+        for _ in 0..2 {
+            match fetch_under_lease(source, keys, lease, clock).await {
+                Ok(records) => return Some(records),
+                Err(error) => warn!(%error, lookups = keys.len(), "cannot look up credentials"),
+            }
         }
-    }
-    None
+        None
+    };
+    let fetched = timeout(LOOKUP_TIMEOUT, attempts).await;
+    fetched.unwrap_or_else(|_| {
+        warn!(lookups = keys.len(), "lookups of credentials took too long");
+        None
+    })
+}
+
+/// Runs a query on the server of the lease. Any other server may be a primary that was replaced: it
+/// answers, and does not know the latest revocations.
+async fn fetch_under_lease<S: CredentialSource>(
+    source: &mut S,
+    keys: &[S::Key],
+    lease: &Lease,
+    clock: &dyn Clock,
+) -> Result<FetchedRecords<S>, StoreError> {
+    let server = source.server().await?;
+    lease.wait_until_valid(server, clock).await;
+    source.fetch(keys).await
 }
 
 #[cfg(test)]

@@ -26,7 +26,7 @@ use crate::{
         principal::{Credential, Principal},
         session::SessionRecord,
     },
-    store::{DedicatedConnection, Store, StoreError},
+    store::{DedicatedConnection, Server, Store, StoreError},
     tasks::TaskGroup,
 };
 
@@ -45,6 +45,10 @@ pub(super) struct ApiKeySource(DedicatedConnection);
 impl CredentialSource for ApiKeySource {
     type Key = KeyDigest;
     type Record = CachedKey;
+
+    async fn server(&mut self) -> Result<Server, StoreError> {
+        self.0.server().await
+    }
 
     async fn fetch(&mut self, keys: &[KeyDigest]) -> Result<FetchedRecords<Self>, StoreError> {
         let found = self.0.find_api_keys(keys).await?;
@@ -121,6 +125,10 @@ impl CredentialSource for BindingSource {
     type Key = TokenBinding;
     type Record = BindingRecord;
 
+    async fn server(&mut self) -> Result<Server, StoreError> {
+        self.0.server().await
+    }
+
     async fn fetch(&mut self, keys: &[TokenBinding]) -> Result<FetchedRecords<Self>, StoreError> {
         let (mut sessions, mut grants) = (Vec::new(), Vec::new());
         for key in keys {
@@ -152,6 +160,7 @@ pub struct CredentialCaches {
     pub(super) keys: CredentialCache<ApiKeySource>,
     pub(super) bindings: CredentialCache<BindingSource>,
     pub(super) tokens: VerifiedTokenCache,
+    pub(super) lease: Lease,
 }
 
 impl CredentialCaches {
@@ -181,6 +190,7 @@ impl CredentialCaches {
                 tasks,
             ),
             tokens: VerifiedTokenCache(Arc::new(Cache::new((capacity / 4).max(1)))),
+            lease: lease.clone(),
         }
     }
 

@@ -2,6 +2,7 @@ use proptest::prelude::*;
 use tokio::sync::Semaphore;
 
 use super::*;
+use crate::env::ManualClock;
 
 /// A source under the control of a test: its values, and the moment of each answer.
 #[derive(Clone)]
@@ -44,6 +45,10 @@ impl CredentialSource for FakeSource {
     type Key = u32;
     type Record = u32;
 
+    async fn server(&mut self) -> Result<Server, StoreError> {
+        Ok(Server::default())
+    }
+
     async fn fetch(&mut self, keys: &[u32]) -> Result<FetchedRecords<Self>, StoreError> {
         let read: Vec<_> = {
             let values = self.values.lock().unwrap();
@@ -59,8 +64,11 @@ const NOW: Duration = Duration::from_secs(100);
 
 fn cache(source: &FakeSource, capacity: usize) -> (CredentialCache<FakeSource>, Lease) {
     let lease = Lease::default();
-    lease.extend(NOW + Duration::from_secs(5));
-    let (source, env, tasks) = (source.clone(), Env::system(), TaskGroup::default());
+    lease.extend(NOW + Duration::from_secs(5), Server::default());
+    let clock = Arc::<ManualClock>::default();
+    clock.advance(NOW);
+    let env = Env { clock, ..Env::system() };
+    let (source, tasks) = (source.clone(), TaskGroup::default());
     let cache = CredentialCache::start(source, env, lease.clone(), capacity, &tasks);
     (cache, lease)
 }
@@ -74,12 +82,37 @@ async fn cached_record_is_not_fetched_again_while_the_lease_holds() {
         assert_eq!(cache.find(1, NOW).await.unwrap(), Some(10));
     }
     assert_eq!(source.fetches(), 1);
-    let late = NOW + Duration::from_secs(6);
-    assert_eq!(cache.find(1, late).await.unwrap(), Some(10));
-    assert_eq!(source.fetches(), 2, "fetched on every lookup without a lease");
-    lease.extend(late + Duration::from_secs(5));
-    assert_eq!(cache.find(1, late).await.unwrap(), Some(10));
-    assert_eq!(source.fetches(), 2);
+    lease.extend(Duration::ZERO, Server::default());
+    assert!(cache.find(1, NOW).await.is_err(), "neither the cache nor a lookup is believed");
+    assert_eq!(source.fetches(), 1);
+    lease.extend(NOW + Duration::from_secs(5), Server::default());
+    assert_eq!(cache.find(1, NOW).await.unwrap(), Some(10));
+    assert_eq!(source.fetches(), 1);
+}
+
+#[tokio::test]
+async fn lookup_waits_for_a_lease_on_its_server() {
+    let source = FakeSource::new();
+    source.set(1, 10);
+    let (cache, lease) = cache(&source, 100);
+    lease.extend(NOW + Duration::from_secs(5), Server::other());
+    assert!(cache.find(1, NOW).await.is_err(), "the lease is from another server");
+    let found = tokio::spawn({
+        let cache = cache.clone();
+        async move { cache.find(1, NOW).await }
+    });
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert_eq!(source.fetches(), 0);
+    lease.extend(NOW + Duration::from_secs(5), Server::default());
+    assert_eq!(found.await.unwrap().unwrap(), Some(10));
+}
+
+#[tokio::test]
+async fn lookup_that_hangs_fails() {
+    let source = FakeSource::new();
+    let (cache, _lease) = cache(&source, 100);
+    source.hold_answers().await;
+    assert!(cache.find(1, NOW).await.is_err());
 }
 
 #[tokio::test]
@@ -177,6 +210,7 @@ proptest! {
         runtime.block_on(async {
             let source = FakeSource::new();
             let (cache, lease) = cache(&source, 4);
+            let mut is_valid = true;
             for step in steps {
                 match step {
                     Step::Find(key) => {
@@ -185,8 +219,12 @@ proptest! {
                         // invalidation here. In production it may: a negative entry can outlive the
                         // creation of a key by a while, which is harmless, since no client has a
                         // key before it is created.
-                        let found = cache.find(key, NOW).await.unwrap();
-                        assert_eq!(found, expected);
+                        if is_valid {
+                            assert_eq!(cache.find(key, NOW).await.unwrap(), expected);
+                        } else {
+                            let soon = timeout(Duration::from_millis(1), cache.find(key, NOW));
+                            assert!(soon.await.is_err(), "nothing is believed without a lease");
+                        }
                     }
                     Step::Change(key, value) => {
                         source.set(key, value);
@@ -196,10 +234,14 @@ proptest! {
                         source.values.lock().unwrap().remove(&key);
                         cache.invalidate(&key);
                     }
-                    Step::LoseLease => lease.extend(Duration::ZERO),
+                    Step::LoseLease => {
+                        lease.extend(Duration::ZERO, Server::default());
+                        is_valid = false;
+                    }
                     Step::ForgetAll => {
                         cache.invalidate_all();
-                        lease.extend(NOW + Duration::from_secs(5));
+                        lease.extend(NOW + Duration::from_secs(5), Server::default());
+                        is_valid = true;
                     }
                 }
             }
