@@ -61,6 +61,7 @@ mod passwords;
 mod rate_limits;
 mod reencryption;
 mod resources;
+mod revocation_model;
 mod rotation;
 mod scripts;
 mod server;
