@@ -155,6 +155,12 @@ async fn operate_commands_work() {
     let metrics = shell.run(&format!("{request}; curl -s http://$metrics_address")).await;
     let mut page = Page::read("docs/operate.md");
     super::promql::check(&page.take("promql"), &metrics).await;
+    // A node with the new key, as the document says. It notices that the node of the restored
+    // backup has no lease.
+    page.run_through("PREVIOUS_ENCRYPTION_KEYS=$OLD_KEY", &mut shell).await;
+    let leases = "psql -tA \"$OWNER_URL\" -c 'SELECT count(*) FROM nodes WHERE NOT is_expired'";
+    let wait = format!("until [ $({leases}) = 1 ]; do command sleep 0.1; done");
+    shell.run(&format!("call2me-auth serve; {wait}")).await;
     page.run(&mut shell).await;
     // The settings of the document are exported now.
     shell.run("call2me-auth serve; stop_nodes").await;
