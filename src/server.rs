@@ -1,8 +1,13 @@
 //! The accept loop: HTTP/1.1 by hyper, with what `axum::serve` lacks: timeouts for request heads,
-//! idle connections and slow readers, limits on the number of connections, and a check of the
-//! framing of requests.
+//! idle connections and slow readers, limits on the number of connections and on the memory of
+//! each, and a check of the framing of requests.
+//!
+//! A client that reads slowly, or not at all, must cost little. hyper writes bodies where they are
+//! (`joined_writes.rs`), so clients that read the same static body share it. The kernel holds at
+//! most `MAX_UNSENT_BYTES` that it has not sent yet.
 
 mod framing_check;
+mod joined_writes;
 
 use std::{
     collections::HashMap,
@@ -34,11 +39,13 @@ use hyper_util::{
     server::graceful::{GracefulConnection, GracefulShutdown},
 };
 use ipnet::IpNet;
+use joined_writes::JoinedWrites;
+use socket2::SockRef;
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{Semaphore, oneshot},
     task::{JoinError, JoinSet},
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 use tokio_io_timeout::TimeoutStream;
 use tracing::{debug, error, warn};
@@ -57,6 +64,16 @@ const UNREAD_TIMEOUT: Duration = Duration::from_secs(1);
 /// Maximum time to drop the requests that are aborted at shutdown.
 const ABORT_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// Maximum number of bytes of a connection that the kernel accepts from the service before it can
+/// send them. It does not limit the bytes in flight, and so not the throughput.
+const MAX_UNSENT_BYTES: u32 = 64 * 1024;
+
+/// Pause after a failed accept.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Minimum time between two log entries on failed accepts.
+const ACCEPT_LOG_INTERVAL: Duration = Duration::from_secs(10);
+
 /// An HTTP server that calls a function with the peer's address and the request.
 pub struct Server<F> {
     service: F,
@@ -66,6 +83,7 @@ pub struct Server<F> {
     clients: ConnectionCounts,
     write_timeout: Duration,
     shutdown_timeout: Duration,
+    accept_failures: Mutex<FailureLog>,
 }
 
 impl<F, A> Server<F>
@@ -83,6 +101,7 @@ where
             clients: ConnectionCounts::new(settings),
             write_timeout: settings.write_timeout,
             shutdown_timeout: settings.shutdown_timeout,
+            accept_failures: Mutex::default(),
         }
     }
 
@@ -96,6 +115,7 @@ where
         listener: TcpListener,
         stop: impl Future<Output = ()>,
     ) -> io::Result<()> {
+        self.limit_unread_bytes(&listener);
         let (shutdown, mut connections) = (GracefulShutdown::new(), JoinSet::new());
         let mut stop = pin!(stop);
         loop {
@@ -125,6 +145,15 @@ where
         Ok(())
     }
 
+    /// Limits what the kernel holds for a client that does not read. Connections inherit the
+    /// options from their listener.
+    fn limit_unread_bytes(&self, listener: &TcpListener) {
+        let socket = SockRef::from(listener);
+        socket.set_tcp_notsent_lowat(MAX_UNSENT_BYTES).ok();
+        // Also ends a connection that was closed here, while the client had not read everything.
+        socket.set_tcp_user_timeout(Some(self.write_timeout)).ok();
+    }
+
     /// Accepts a connection; returns it with its permits, to hold until it is closed.
     async fn accept(&self, listener: &TcpListener) -> (TcpStream, IpAddr, impl Send + use<F, A>) {
         loop {
@@ -132,10 +161,13 @@ where
             let permit = Arc::clone(&self.permits).acquire_owned().await;
             let (stream, peer) = match listener.accept().await {
                 Ok(accepted) => accepted,
+                // The client has already closed it.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => continue,
                 Err(error) => {
-                    // Most likely out of file descriptors, which is temporary.
-                    warn!(%error, "cannot accept a connection");
-                    sleep(Duration::from_millis(50)).await;
+                    // Most likely out of file descriptors, which is temporary. Without a pause, the
+                    // connection that waits would be tried again at once.
+                    self.log_accept_failure(&error);
+                    sleep(ACCEPT_PAUSE).await;
                     continue;
                 }
             };
@@ -143,6 +175,14 @@ where
             if let Some(client_permit) = self.clients.admit(peer.ip()) {
                 return (stream, peer.ip(), (permit, client_permit));
             }
+        }
+    }
+
+    /// Logs a failed accept, unless another one was logged just before.
+    fn log_accept_failure(&self, error: &io::Error) {
+        let mut failures = self.accept_failures.lock().unwrap_or_else(PoisonError::into_inner);
+        if failures.is_due(Instant::now()) {
+            warn!(%error, "cannot accept a connection");
         }
     }
 
@@ -178,7 +218,7 @@ where
             }
         });
         // A client that does not read its response would otherwise hold the connection forever.
-        let mut stream = TimeoutStream::new(stream);
+        let mut stream = TimeoutStream::new(JoinedWrites::new(stream));
         stream.set_write_timeout(Some(self.write_timeout));
         let stream = FramingCheck::new(Box::pin(stream));
         self.http.serve_connection(TokioIo::new(stream), service)
@@ -195,8 +235,8 @@ fn http_builder(header_timeout: Duration) -> http1::Builder {
         // hyper accepts a larger head that the last read completes, which `FramingCheck` has not
         // checked.
         .max_header_size(MAX_HEAD_BYTES)
-        // Write head and body in one buffer: copying a small body is cheaper than a vectored write.
-        .writev(false)
+        // Without a copy of the body for each connection.
+        .writev(true)
         .keep_alive(true);
     http
 }
@@ -271,6 +311,24 @@ async fn read_rest(mut body: Incoming) -> bool {
     timeout(UNREAD_TIMEOUT, read).await.unwrap_or(false)
 }
 
+/// Decides which of many failures are logged.
+#[derive(Default)]
+struct FailureLog {
+    logged_at: Option<Instant>,
+}
+
+impl FailureLog {
+    /// True if a failure at this time is to be logged: the first one, and then one in each
+    /// [`ACCEPT_LOG_INTERVAL`].
+    fn is_due(&mut self, now: Instant) -> bool {
+        let is_due = self.logged_at.is_none_or(|at| now >= at + ACCEPT_LOG_INTERVAL);
+        if is_due {
+            self.logged_at = Some(now);
+        }
+        is_due
+    }
+}
+
 /// Logs the panic of a connection. Those of handlers are caught before.
 fn log_panic(ended: Result<(), JoinError>) {
     if let Err(error) = ended {
@@ -324,5 +382,18 @@ impl Drop for ConnectionPermit {
                 counts.remove(&self.client);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn repeated_failures_are_logged_once_in_an_interval() {
+        let mut log = FailureLog::default();
+        let start = Instant::now();
+        let times = (0..600).map(|number| start + ACCEPT_PAUSE * number);
+        assert_eq!(times.filter(|time| log.is_due(*time)).count(), 3);
     }
 }

@@ -227,6 +227,7 @@ fn library_is_used_only_in_its_modules() {
         ("redis::", &["limit"]),
         ("reqwest::", &["oauth"]),
         ("tower_http::", &["http"]),
+        ("socket2::", &["server"]),
     ] {
         for (path, text) in read_sources() {
             let code = text.lines().filter(|line| !line.trim_start().starts_with("//"));
