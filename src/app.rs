@@ -134,9 +134,7 @@ impl Application {
         .await?;
         let oauth = OAuth::new(&settings, &auth, &limits)?;
         let public_url = &settings.server.public_url;
-        let openapi = http::openapi::build_document(public_url)
-            .to_json()
-            .map_err(|error| format!("cannot create the OpenAPI document: {error}"))?;
+        let openapi = http::openapi::build_content(public_url)?;
         let app = Arc::new(AppState {
             auth,
             oauth,

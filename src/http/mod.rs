@@ -23,6 +23,7 @@ pub mod api;
 mod bearer;
 mod cookies;
 pub mod dashboard;
+mod docs;
 pub mod dto;
 pub mod endpoint;
 pub mod error;
@@ -36,6 +37,7 @@ pub mod openapi;
 pub mod route_types;
 pub mod routes;
 mod state;
+pub mod static_content;
 mod surface;
 pub mod well_known;
 
@@ -62,8 +64,8 @@ pub fn build_service(app: &App) -> middleware::HttpService {
         router = router.route(path, middleware::protect_page(page, render_error, app, &ceiling));
     }
     let router = router
+        .merge(docs::routes(app))
         .method_not_allowed_fallback(fallback::method_not_allowed)
-        .merge(openapi::swagger_ui(app))
         .fallback(fallback::not_found)
         .with_state(Arc::clone(app));
     middleware::HttpService::new(Arc::clone(app), router)

@@ -5,11 +5,7 @@
 //! error responses, rate limit headers), so that no route can miss it. The route table is in
 //! [`super::routes`].
 
-use axum::{
-    Router,
-    http::{HeaderValue, header},
-};
-use tower_http::set_header::SetResponseHeaderLayer;
+use axum::http::HeaderValue;
 use utoipa::openapi::{
     ComponentsBuilder, Content, HeaderBuilder, InfoBuilder, LicenseBuilder, ObjectBuilder, OpenApi,
     OpenApiBuilder, Ref, RefOr, Response, ResponseBuilder, Server,
@@ -18,9 +14,11 @@ use utoipa::openapi::{
     security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme},
     tag::TagBuilder,
 };
-use utoipa_swagger_ui::{Config, SwaggerUi};
 
-use super::{App, error::ErrorBody, extract::AccessRule, route_types::Route, routes::route_table};
+use super::{
+    error::ErrorBody, extract::AccessRule, route_types::Route, routes::route_table,
+    static_content::StaticContent,
+};
 use crate::{auth::check_scope::AccessRequirement, model::scope::Scope};
 
 const API_KEY: &str = "api_key";
@@ -66,6 +64,18 @@ pub fn build_document(public_url: &str) -> OpenApi {
         .paths(paths)
         .components(Some(components.build()))
         .build()
+}
+
+/// Returns the document of [`build_document`] as content to serve.
+///
+/// # Errors
+/// A message for the operator if it cannot be serialized.
+pub fn build_content(public_url: &str) -> Result<StaticContent, String> {
+    let document = build_document(public_url)
+        .to_json()
+        .map_err(|error| format!("cannot create the OpenAPI document: {error}"))?;
+    let media_type = HeaderValue::from_static("application/json");
+    Ok(StaticContent::new(media_type, "no-cache", document))
 }
 
 fn tags() -> [(&'static str, &'static str); 10] {
@@ -218,19 +228,4 @@ fn add_body_and_headers(status: &str, response: &mut Response, is_v1: bool) {
     if status == "401" {
         header("WWW-Authenticate", Type::String, "The authentication challenge (RFC 6750).");
     }
-}
-
-/// Serves Swagger UI at `/docs`. Its assets are in the binary, so it needs no other host.
-pub(super) fn swagger_ui(_: &App) -> Router<App> {
-    let config =
-        Config::new(["/openapi.json"]).try_it_out_enabled(true).persist_authorization(false);
-    let pages: Router<App> = SwaggerUi::new("/docs").config(config).into();
-    // Swagger UI shares its origin with the dashboard, so it gets its own strict policy.
-    pages.layer(SetResponseHeaderLayer::overriding(
-        header::CONTENT_SECURITY_POLICY,
-        HeaderValue::from_static(
-            "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; \
-             connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-        ),
-    ))
 }

@@ -173,6 +173,6 @@ pub fn route_table() -> Vec<Route> {
         GET    "/health"                        Open       => well_known::health;
         GET    "/livez"                         Open       => well_known::livez;
         GET    "/readyz"                        Open       => well_known::readyz;
-        GET    "/openapi.json"                  Open       => well_known::openapi;
+        GET    "/openapi.json"                  AddressLimited => well_known::openapi;
     }
 }

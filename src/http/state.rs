@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
-use super::large_body::LargeBodyPermits;
+use super::{large_body::LargeBodyPermits, static_content::StaticContent};
 use crate::{
     audit::{AuditLog, AuditWriter, SealCounts},
     auth::Auth,
@@ -60,7 +60,7 @@ pub struct AppState {
     /// Permits for requests with large bodies.
     pub large_body_permits: LargeBodyPermits,
     /// The OpenAPI document as JSON.
-    pub openapi: String,
+    pub openapi: StaticContent,
     /// Metrics for the operator.
     pub metrics: Metrics,
     /// The node's right to serve from its cache.

@@ -68,6 +68,7 @@ mod server;
 mod sessions;
 mod shared_limits;
 mod sign_in_throttling;
+mod static_content;
 mod tasks;
 mod third_party_clients;
 mod workspaces;

@@ -31,18 +31,23 @@ mod sign_in;
 mod sign_up;
 mod workspaces;
 
+use std::sync::LazyLock;
+
 use axum::{
-    http::{HeaderValue, Method, header},
-    response::{IntoResponse, Redirect, Response},
+    http::{HeaderMap, HeaderValue, Method},
+    response::{Redirect, Response},
 };
 
 use super::{
     api::audit_export,
     endpoint::Endpoint,
-    extract::{Access, Admin, FirstPartyAdmin, Open, Public, ReadOnly, SignIn, UserSession},
+    extract::{
+        Access, AddressLimited, Admin, AdminSession, FirstPartyAdmin, Open, Public, ReadOnly,
+        SignIn, UserSession,
+    },
     route_types::PageRoute,
+    static_content::StaticContent,
 };
-use crate::http::extract::AdminSession;
 
 macro_rules! pages {
     (@endpoint GET $access:ty, $handler:path) => { Endpoint::new::<$access, _>($handler) };
@@ -63,8 +68,8 @@ macro_rules! pages {
 pub fn route_table() -> Vec<PageRoute> {
     pages! {
         GET    "/"                              Open       => redirect_home;
-        GET    "/assets/dashboard.js"           Open       => dashboard_script;
-        GET    "/assets/passkeys.js"            Open       => passkeys_script;
+        GET    "/assets/dashboard.js"           AddressLimited => dashboard_script;
+        GET    "/assets/passkeys.js"            AddressLimited => passkeys_script;
         GET    "/sign-in"                       Open       => sign_in::show;
         POST   "/sign-in"                       SignIn     => sign_in::submit;
         POST   "/sign-in/second-factor"         SignIn     => sign_in::submit_code;
@@ -140,18 +145,19 @@ async fn redirect_home(_public: Public) -> Redirect {
     Redirect::to(paths::HOME)
 }
 
-async fn dashboard_script(_public: Public) -> Response {
-    asset("text/javascript; charset=utf-8", include_str!("assets/dashboard.js"))
+async fn dashboard_script(_public: Public, request: HeaderMap) -> Response {
+    static CONTENT: LazyLock<StaticContent> =
+        LazyLock::new(|| script(include_str!("assets/dashboard.js")));
+    CONTENT.respond(&request)
 }
 
-async fn passkeys_script(_public: Public) -> Response {
-    asset("text/javascript; charset=utf-8", include_str!("assets/passkeys.js"))
+async fn passkeys_script(_public: Public, request: HeaderMap) -> Response {
+    static CONTENT: LazyLock<StaticContent> =
+        LazyLock::new(|| script(include_str!("assets/passkeys.js")));
+    CONTENT.respond(&request)
 }
 
-fn asset(media_type: &'static str, text: &'static str) -> Response {
-    let headers = [
-        (header::CONTENT_TYPE, HeaderValue::from_static(media_type)),
-        (header::CACHE_CONTROL, HeaderValue::from_static("public, max-age=3600")),
-    ];
-    (headers, text).into_response()
+fn script(text: &'static str) -> StaticContent {
+    let media_type = HeaderValue::from_static("text/javascript; charset=utf-8");
+    StaticContent::new(media_type, "public, max-age=3600", text)
 }

@@ -7,6 +7,7 @@ use std::sync::LazyLock;
 
 use askama::Template;
 use axum::{
+    body::{Body, Bytes},
     http::{HeaderName, HeaderValue, Method, StatusCode, header},
     response::{Html, IntoResponse, Redirect, Response},
 };
@@ -20,12 +21,15 @@ use super::{
     paths,
 };
 use crate::{
-    http::{ApiError, error::ErrorCode},
+    http::{ApiError, error::ErrorCode, static_content::SegmentedBody},
     model::brand::Brand,
 };
 
 /// The style sheet of all pages. It is inlined, so a page is displayed after one round trip.
-pub(super) const STYLE: &str = include_str!("assets/style.css");
+const STYLE: &str = include_str!("assets/style.css");
+
+/// The tag after which a page has its style sheet. Texts of users contain no tags.
+const STYLE_TAG: &str = "<style>";
 
 /// The CSP hash source of [`STYLE`].
 static STYLE_HASH: LazyLock<String> = LazyLock::new(|| csp_hash(STYLE));
@@ -130,7 +134,7 @@ fn render_with_policy<T: Template>(
     let text = template
         .render()
         .map_err(|error| ApiError::internal(&format!("failed to render a page: {error}")))?;
-    let mut response = Html(text).into_response();
+    let mut response = Html(Body::new(insert_style(text))).into_response();
     *response.status_mut() = StatusCode::from_u16(status).unwrap_or_default();
     let headers = response.headers_mut();
     for (name, value) in [
@@ -144,6 +148,20 @@ fn render_with_policy<T: Template>(
     }
     headers.insert(header::CONTENT_SECURITY_POLICY, policy);
     Ok(response)
+}
+
+/// Inserts the style sheet into a page. It is most of the page, and all pages share it, so that a
+/// client which reads slowly keeps only the rest in memory.
+fn insert_style(page: String) -> SegmentedBody {
+    let position = page.find(STYLE_TAG).map(|start| start + STYLE_TAG.len());
+    let mut rest = Bytes::from(page);
+    match position {
+        Some(position) => {
+            let start = rest.split_to(position);
+            SegmentedBody::new([start, Bytes::from_static(STYLE.as_bytes()), rest])
+        }
+        None => SegmentedBody::new([rest]),
+    }
 }
 
 /// Renders an error as a page.

@@ -14,6 +14,7 @@ pub(super) mod rate_limit_response;
 mod redaction;
 mod request_info;
 
+pub(super) use access_layer::serve_static;
 pub use access_layer::{protect_page, protect_route};
 pub use http_service::HttpService;
 pub use open_route_ceiling::OpenRouteCeiling;

@@ -64,19 +64,19 @@ pub fn protect_page(
     ceiling: &OpenRouteCeiling,
 ) -> MethodRouter<App> {
     let PageRoute { method, path, access_rule: rule, endpoint } = page;
-    // Assets are cheap, and belong to a page that is counted.
-    if path.starts_with("/assets/") {
-        return serve_unprotected(Some(method), endpoint, app);
-    }
     let surface = Surface::Page(render_error);
+    if path.starts_with("/assets/") {
+        return serve_static(Some(method), endpoint, surface, app);
+    }
     let layer = AccessLayer::new(app, Some(&method), path, rule, surface, endpoint, ceiling);
     layer.into_router(Some(method))
 }
 
 /// Serves a route of the route table.
 ///
-/// Health and discovery routes have no rate limit, timeout and audit log. Requests to the API that
-/// may change something are rejected if they have an undocumented query parameter.
+/// Health and discovery routes have no timeout and audit log. They have a rate limit only if their
+/// rule is [`AccessRule::AddressLimited`]. Requests to the API that may change something are
+/// rejected if they have an undocumented query parameter.
 pub fn protect_route(route: Route, app: &App, ceiling: &OpenRouteCeiling) -> MethodRouter<App> {
     let accepted = match (Surface::of_route(route.path), route.method.as_ref()) {
         (_, None | Some(&Method::GET)) => AcceptedParameters::Any,
@@ -87,7 +87,10 @@ pub fn protect_route(route: Route, app: &App, ceiling: &OpenRouteCeiling) -> Met
     let Route { method, access_rule: rule, path, endpoint, .. } = route;
     let endpoint = endpoint.accepting(accepted);
     let Some(surface) = Surface::of_route(path) else {
-        return serve_unprotected(method, endpoint, app);
+        return match rule {
+            AccessRule::AddressLimited => serve_static(method, endpoint, Surface::Api, app),
+            _ => serve_unprotected(method, endpoint, app),
+        };
     };
     let layer = AccessLayer::new(app, method.as_ref(), path, rule, surface, endpoint, ceiling);
     layer.into_router(method)
@@ -99,16 +102,53 @@ fn serve_unprotected(method: Option<Method>, endpoint: Endpoint, app: &App) -> M
     route_to(method, move |request| {
         let (app, endpoint) = (Arc::clone(&app), endpoint.clone());
         Box::pin(async move {
+            match request_info(&request) {
+                Ok(info) => run_unprotected(&app, &info, &endpoint, request).await,
+                Err(error) => error.into_response(),
+            }
+        })
+    })
+}
+
+/// Serves static content. Requests count against the client's address, because content may be
+/// large. Those over the limit are rejected in the format of the surface.
+pub(in crate::http) fn serve_static(
+    method: Option<Method>,
+    endpoint: Endpoint,
+    surface: Surface,
+    app: &App,
+) -> MethodRouter<App> {
+    let app = Arc::clone(app);
+    route_to(method, move |request| {
+        let (app, endpoint) = (Arc::clone(&app), endpoint.clone());
+        Box::pin(async move {
             let info = match request_info(&request) {
                 Ok(info) => info,
                 Err(error) => return error.into_response(),
             };
-            match endpoint.run(&app, request).await {
-                Ok(response) => response,
-                Err(error) => ErrorFormat::Json.render(error, info.id, &app.settings.public_url),
-            }
+            let decision = app.limits.charge_address(info.ip).await;
+            let Some(refusal) = rate_limit_response::rejection(&decision) else {
+                return run_unprotected(&app, &info, &endpoint, request).await;
+            };
+            let format = surface.error_format(&request);
+            let mut response = format.render(refusal.into(), info.id, &app.settings.public_url);
+            rate_limit_response::set_headers(&decision, &app.env, response.headers_mut());
+            response
         })
     })
+}
+
+/// Runs an endpoint. Its errors have the format of the API.
+async fn run_unprotected(
+    app: &App,
+    info: &RequestInfo,
+    endpoint: &Endpoint,
+    request: Request,
+) -> Response {
+    match endpoint.run(app, request).await {
+        Ok(response) => response,
+        Err(error) => ErrorFormat::Json.render(error, info.id, &app.settings.public_url),
+    }
 }
 
 /// Routes requests with this method, or with any, to a function.
