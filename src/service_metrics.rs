@@ -45,6 +45,11 @@ impl Collector for ServiceCollector {
         writer.family("database_connections", help, ["pool", "state"], &states)?;
         let waiting = app.auth.passwords.pending_hashes();
         writer.gauge("password_queue", "Password hashes queued or in progress", number(waiting))?;
+        let unread = app.unread_responses.usage();
+        let help = "Bytes of large responses that their clients have not read";
+        writer.gauge("unread_response_bytes", help, number(unread.bytes))?;
+        let help = "Large responses that were discarded because clients read too slowly";
+        writer.counter("unread_responses_discarded", help, unread.discarded)?;
         limits(writer, &app)
     }
 }

@@ -25,8 +25,6 @@ use crate::{
 
 /// Number of events that an export reads at a time.
 const EXPORT_PAGE: i64 = 1000;
-/// Number of sealed events that are read at a time.
-const SEALED_PAGE: usize = 500;
 
 /// Read access to the audit log, with a limit on concurrent queries. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -138,7 +136,7 @@ impl AuditLog {
     }
 
     /// Returns the sealed events of the caller's workspace after sequence number `behind`, up to
-    /// and including `until`: the next 500 at most.
+    /// and including `until`: the next `limit` at most.
     ///
     /// # Errors
     /// [`StoreError`] if the query fails.
@@ -147,6 +145,7 @@ impl AuditLog {
         caller: &Caller,
         behind: i64,
         until: i64,
+        limit: usize,
     ) -> Result<Vec<SealedEvent>, StoreError> {
         let _permit = self.acquire_query_permit(caller.workspace()).await?;
         let mut tx = self.store.begin(caller.workspace(), None).await?;
@@ -155,7 +154,7 @@ impl AuditLog {
             caller.workspace(),
             behind,
             until,
-            SEALED_PAGE,
+            limit,
         )
         .await
     }

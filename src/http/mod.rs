@@ -39,6 +39,7 @@ pub mod routes;
 mod state;
 pub mod static_content;
 mod surface;
+mod unread_responses;
 pub mod well_known;
 
 use std::sync::Arc;
@@ -49,6 +50,7 @@ pub use error::ApiError;
 pub use large_body::LargeBodyPermits;
 use state::HEADER_CAPACITY;
 pub use state::{App, AppState, HttpSettings};
+pub use unread_responses::UnreadResponses;
 
 /// Builds the HTTP service: the routes of API, OAuth and dashboard with their middleware.
 #[must_use]

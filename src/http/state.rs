@@ -6,7 +6,9 @@ use ipnet::IpNet;
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
-use super::{large_body::LargeBodyPermits, static_content::StaticContent};
+use super::{
+    large_body::LargeBodyPermits, static_content::StaticContent, unread_responses::UnreadResponses,
+};
 use crate::{
     audit::{AuditLog, AuditWriter, SealCounts},
     auth::Auth,
@@ -59,6 +61,8 @@ pub struct AppState {
     pub last_database_ping: Mutex<Option<(Duration, bool)>>,
     /// Permits for requests with large bodies.
     pub large_body_permits: LargeBodyPermits,
+    /// Large responses that their clients have not read yet.
+    pub unread_responses: UnreadResponses,
     /// The OpenAPI document as JSON.
     pub openapi: StaticContent,
     /// Metrics for the operator.

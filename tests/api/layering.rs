@@ -132,6 +132,7 @@ const HTTP_LAYERS: [&[&str]; 6] = [
         "state",
         "static_content",
         "surface",
+        "unread_responses",
     ],
 ];
 

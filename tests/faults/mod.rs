@@ -15,6 +15,7 @@ mod outage;
 mod revocation;
 mod sign_in_burst;
 mod signing_keys;
+mod slow_readers;
 mod unknown_key_flood;
 
 pub use fixture::{issue_certificate, run_admin_command};

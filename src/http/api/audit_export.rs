@@ -1,10 +1,11 @@
 //! Export of the audit log as NDJSON or CSV, or as NDJSON with the hash chain as proof.
 //!
 //! An export is read and sent in small chunks, so a long log needs no more memory than a short one.
+//! Chunks that clients have not read count against the limit of unread responses.
 //! An export that fails has no regular end, so clients cannot take it for complete. The format of
 //! the proof is in `docs/audit-log.md`.
 
-use std::{io, str::FromStr};
+use std::{error::Error, io, str::FromStr};
 
 use axum::{
     body::{Body, Bytes},
@@ -22,6 +23,7 @@ use crate::{
         ApiError, App,
         error::ErrorCode,
         extract::{Authorized, EVENT_FILTERS, LiveAuthorization, Query, ReadOnly},
+        unread_responses::{HeldBody, Reader},
     },
     model::{
         audit::{ChainHash, Event, EventFilter},
@@ -31,6 +33,9 @@ use crate::{
     },
     store::{StoreError, audit_chains::SealedEvent},
 };
+
+/// Number of events in a chunk of a proof.
+const PROOF_CHUNK: usize = 500;
 
 /// The columns of the CSV format.
 const COLUMNS: [&str; 17] = [
@@ -157,11 +162,9 @@ pub async fn export(
         source,
         has_started: false,
         is_finished: false,
+        unsent: None,
     };
-    let chunks = stream::unfold(export, async |mut export| {
-        let chunk = export.next().await?;
-        Some((chunk.map(Bytes::from), export))
-    });
+    let chunks = stream::unfold(export, async |mut export| Some((export.next().await?, export)));
     let mut response = Body::from_stream(chunks).into_response();
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(format.media_type()));
@@ -180,6 +183,8 @@ struct Export {
     source: Source,
     has_started: bool,
     is_finished: bool,
+    /// The rest of the events that were read last.
+    unsent: Option<HeldBody>,
 }
 
 /// The events that remain to be exported.
@@ -202,21 +207,31 @@ struct ProofLine<'a> {
 }
 
 impl Export {
-    /// Returns the next chunk, or `None` at the end. Polled only when the client can take more
-    /// (back-pressure).
-    async fn next(&mut self) -> Option<io::Result<Vec<u8>>> {
-        while !self.is_finished {
+    /// Returns the next part of a chunk, or `None` at the end. Polled only when the client can take
+    /// more (back-pressure). An error cuts the body off, so the client cannot take it for complete.
+    async fn next(&mut self) -> Option<io::Result<Bytes>> {
+        loop {
+            match self.unsent.as_mut().and_then(HeldBody::next_frame) {
+                Some(Ok(frame)) => return Some(Ok(frame)),
+                Some(Err(error)) => return Some(Err(self.fail(error))),
+                None if self.is_finished => return None,
+                None => {}
+            }
             match self.read_chunk().await {
-                Ok(chunk) if chunk.is_empty() => {}
-                Ok(chunk) => return Some(Ok(chunk)),
-                // The error cuts the body off, so the client cannot take it for complete.
-                Err(error) => {
-                    self.is_finished = true;
-                    return Some(Err(io::Error::other(error)));
+                Ok(chunk) => {
+                    let reader = Reader::Workspace(self.caller.workspace());
+                    self.unsent = Some(self.app.unread_responses.hold(reader, &chunk));
                 }
+                Err(error) => return Some(Err(self.fail(error))),
             }
         }
-        None
+    }
+
+    /// Ends the export with an error.
+    fn fail(&mut self, error: impl Error + Send + Sync + 'static) -> io::Error {
+        self.is_finished = true;
+        self.unsent = None;
+        io::Error::other(error)
     }
 
     /// Reads the next events. The chunk is empty if none of them matches the filter.
@@ -235,7 +250,8 @@ impl Export {
                 }
             }
             Source::Chain { after, until } => {
-                let sealed = log.list_sealed_events(&self.caller, *after, *until).await?;
+                let sealed =
+                    log.list_sealed_events(&self.caller, *after, *until, PROOF_CHUNK).await?;
                 *after = sealed.last().map_or(*until, |last| last.sequence);
                 self.is_finished = *after >= *until;
                 let lines =

@@ -34,6 +34,8 @@ use crate::{
     store::audit_chains::SealedEvent,
 };
 
+/// Maximum number of events that wait for the client. Streams live long and have many clients.
+const MAX_UNSENT: usize = 100;
 /// Interval of the comments that keep the connection open.
 const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(15);
 /// Interval of the checks that the credential is still valid.
@@ -162,7 +164,7 @@ struct Tail {
     follower: StreamSubscription,
     /// Sequence number of the last event that was read.
     sequence: i64,
-    /// Events that were read and not sent yet: a page of them at most.
+    /// Events that were read and not sent yet: at most [`MAX_UNSENT`].
     unsent: vec::IntoIter<SealedEvent>,
     shutdown: CancellationToken,
     heartbeat: Interval,
@@ -211,7 +213,7 @@ impl Tail {
     async fn read_events(&mut self, end: i64) -> Option<()> {
         let (log, last) = (&self.app.audit_log, self.sequence);
         // After an error the client reconnects and resumes after its last id.
-        let sealed = log.list_sealed_events(&self.caller, last, end).await.ok()?;
+        let sealed = log.list_sealed_events(&self.caller, last, end, MAX_UNSENT).await.ok()?;
         // Check after the read: events sealed after the credential ended must not be sent.
         if !self.authorization.is_valid().await {
             return None;

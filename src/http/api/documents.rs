@@ -61,9 +61,17 @@ pub(super) async fn list(
     let (page, total) = app.resources.list(caller, kind, agent, query.page()?).await?;
     let cursor = page.next_cursor(|document| document.id);
     let cursor = cursor.map_or("null".to_owned(), |cursor| format!("\"{cursor}\""));
-    let items: Vec<_> = page.items.iter().map(|document| render(kind, document)).collect();
-    let items = items.join(",");
-    Ok(RawJson(format!(r#"{{"{plural}":[{items}],"total":{total},"next_cursor":{cursor}}}"#)))
+    let mut json = format!(r#"{{"{plural}":["#);
+    // A page may be large, so no more than one copy of it is in memory at a time.
+    for (index, document) in page.items.into_iter().enumerate() {
+        if index > 0 {
+            json.push(',');
+        }
+        json.push_str(&render(kind, &document));
+    }
+    json.extend([r#"],"total":"#, &total.to_string(), r#","next_cursor":"#, &cursor, "}"]);
+    json.shrink_to_fit();
+    Ok(RawJson(json))
 }
 
 pub(super) async fn create(

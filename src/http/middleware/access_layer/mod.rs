@@ -33,10 +33,13 @@ use crate::{
         large_body::{BodyOrigin, PermitSlot, SMALL_BODY},
         route_types::{PageRoute, Route},
         surface::{ErrorFormat, RenderErrorPage, Surface},
+        unread_responses::Reader,
     },
     limit::Decision,
     metrics::RouteMetrics,
-    model::{audit::RequestInfo, principal::Caller, scope::Scope, usage::RouteUse},
+    model::{
+        audit::RequestInfo, id::WorkspaceId, principal::Caller, scope::Scope, usage::RouteUse,
+    },
 };
 
 /// The result of a request, and the state of the bucket that its response reports.
@@ -179,6 +182,11 @@ fn route_use_of(path: &'static str, rule: AccessRule, surface: Surface) -> Route
     RouteUse { group, scope: rule.scope().unwrap_or(Scope::ReadOnly) }
 }
 
+/// The workspace of the credential; `None` on a route that requires none.
+fn workspace_of(request: &Request) -> Option<WorkspaceId> {
+    request.extensions().get().map(Caller::workspace)
+}
+
 fn request_info(request: &Request) -> Result<Arc<RequestInfo>, ApiError> {
     let info = request.extensions().get::<Arc<RequestInfo>>().cloned();
     info.ok_or_else(|| ApiError::internal("the request has no RequestInfo"))
@@ -251,9 +259,11 @@ impl AccessLayer {
     /// Runs the endpoint with a timeout and catches its panics.
     async fn run_endpoint(&self, info: &RequestInfo, request: Request) -> EndpointResult {
         let app = &self.app;
+        let reader = Reader::new(info.ip, workspace_of(&request));
         let run = async {
             let (request, _permit) = self.guard_body(info, request);
-            self.endpoint.run(app, request).await
+            let response = self.endpoint.run(app, request).await?;
+            self.limit_unread_response(reader, response).await
         };
         let run = AssertUnwindSafe(run).catch_unwind();
         let result = match timeout(app.settings.handler_timeout, run).await {
@@ -273,11 +283,16 @@ impl AccessLayer {
         if request.body().size_hint().upper().is_some_and(|bytes| bytes <= SMALL_BODY) {
             return (request, None);
         }
+        let origin = BodyOrigin { ip: info.ip, workspace: workspace_of(&request) };
         let (parts, body) = request.into_parts();
-        let workspace = parts.extensions.get().map(Caller::workspace);
-        let origin = BodyOrigin { ip: info.ip, workspace };
         let (body, slot) = self.app.large_body_permits.guard(body, origin);
         (Request::from_parts(parts, body), Some(slot))
+    }
+
+    /// Counts the response, if it is large, until its client has read it.
+    async fn limit_unread_response(&self, reader: Reader, response: Response) -> EndpointResult {
+        let held = self.app.unread_responses.hold_if_large(reader, response).await;
+        held.map_err(|_| ApiError::internal("the body of the response failed").into())
     }
 
     /// Logs a server error; errors of clients are in the audit log.
