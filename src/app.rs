@@ -54,9 +54,9 @@ use crate::{
     metrics::{self, Metrics},
     oauth::OAuth,
     resources::Resources,
-    server::Server,
+    server::{Server, descriptors},
     service_metrics,
-    store::{APP_ROLE, Store, migrate},
+    store::{APP_ROLE, Store, max_open_connections, migrate},
     tasks::{CriticalFailure, TaskGroup},
 };
 
@@ -215,6 +215,9 @@ impl Application {
         listener: TcpListener,
         stop: impl Future<Output = ()>,
     ) -> Result<(), String> {
+        let mut settings = self.settings.server.clone();
+        let database_connections = max_open_connections(&self.settings.database.pool);
+        descriptors::fit_connections(&mut settings, database_connections);
         self.app.limits.connect().await;
         self.start_background_tasks().await?;
         let service = self.service.clone();
@@ -226,7 +229,7 @@ impl Application {
             }
             self.app.shutdown.cancel();
         };
-        let served = Server::new(&self.settings.server, handle).run(listener, stop).await;
+        let served = Server::new(&settings, handle).run(listener, stop).await;
         served.map_err(|error| format!("cannot accept connections: {error}"))
     }
 
@@ -242,7 +245,8 @@ impl Application {
         }
         if let Some(listener) = metrics {
             // Stops after the API, so that the shutdown can be monitored too.
-            let server = Server::new(&self.settings.server, metrics_service(&self.app.metrics));
+            let settings = descriptors::metrics_settings(&self.settings.server);
+            let server = Server::new(&settings, metrics_service(&self.app.metrics));
             tasks.spawn_critical("metrics listener", |stopping| {
                 server.run(listener, stopping.cancelled_owned()).map(drop)
             });

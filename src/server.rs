@@ -6,6 +6,7 @@
 //! (`joined_writes.rs`), so clients that read the same static body share it. The kernel holds at
 //! most `MAX_UNSENT_BYTES` that it has not sent yet.
 
+pub(crate) mod descriptors;
 mod framing_check;
 mod joined_writes;
 

@@ -86,8 +86,8 @@ pub use context::{ContextKey, ServiceLogin};
 use context::{ContextSigner, SignedContext};
 pub use dedicated_connection::DedicatedConnection;
 pub use error::{Constraint, StoreError};
-pub use pools::PoolUsage;
 use pools::{Pools, ServerBinding};
+pub use pools::{PoolUsage, max_open_connections};
 pub use server::{History, Server};
 
 /// The PostgreSQL role that the service works as. Migrations create it; it owns no objects.

@@ -41,6 +41,14 @@ const PING_TIMEOUT: Duration = Duration::from_secs(1);
 /// Pause between attempts to connect while PostgreSQL starts.
 const CONNECT_PAUSE: Duration = Duration::from_millis(100);
 
+/// Returns the largest number of connections that the pools have open: for a moment twice their
+/// size, when they are replaced.
+#[must_use]
+pub fn max_open_connections(options: &crate::config::Pool) -> usize {
+    let connections = options.max_connections + BACKGROUND_CONNECTIONS;
+    usize::try_from(connections).unwrap_or(usize::MAX).saturating_mul(2)
+}
+
 /// The state of one pool.
 #[derive(Debug, Clone, Copy)]
 pub struct PoolUsage {

@@ -5,6 +5,7 @@
 //! condition and fail after a timeout that no machine needs.
 
 mod client_metadata_documents;
+mod descriptors;
 mod fixture;
 mod forward_auth;
 mod lost_commit_responses;

@@ -1,0 +1,85 @@
+//! The limit on open files: clients must not take the descriptors that the service needs itself.
+
+use futures_util::{StreamExt as _, stream};
+use serde_json::json;
+use tokio::{io::AsyncWriteExt as _, net::TcpStream};
+
+use super::fixture::{
+    Cluster, Node, UnreadResponse, acquire_test_lock, available_clients, connect_from,
+    format_request,
+};
+
+const OPEN_FILES: u64 = 256;
+
+/// The service keeps connecting to PostgreSQL and answering while clients hold all connections that
+/// it accepts.
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_leave_descriptors_for_postgresql() {
+    let _turn = acquire_test_lock().await;
+    available_clients(400);
+    let cluster = Cluster::start(false).await;
+    let settings = [("database.max_connections", "16"), ("server.header_timeout_seconds", "3600")];
+    let url = cluster.node_url();
+    let mut node = Node::start_with_open_files("node", &url, &settings, OPEN_FILES).await;
+    node.wait_for_log("server.max_connections is lowered").await;
+    // Keeps its connection while the others connect.
+    node.http = reqwest::Client::builder().pool_idle_timeout(None).build().unwrap();
+    let owner = node.register("acme").await;
+    // From twenty addresses, none of which reaches the limit of one.
+    let clients =
+        (0..400u16).map(|number| connect_from(&node, u8::try_from(number / 20).unwrap() + 2));
+    let mut clients = Box::pin(stream::iter(clients).buffer_unordered(400));
+    // More than the service accepts. The kernel holds some of the others, and lets the rest wait.
+    let idle: Vec<TcpStream> = clients.by_ref().take(150).collect().await;
+    // Each request is a transaction.
+    for number in 0..50 {
+        let body = json!({ "agent_name": number.to_string() });
+        let create = node.request("POST", "/v1/agents").bearer(&owner).json(body);
+        create.send().await.expect_status(201);
+    }
+    let open = node.count_open_files();
+    println!("{open} of {OPEN_FILES} files are open");
+    assert!(u64::try_from(open).unwrap() < OPEN_FILES - 64, "{open}");
+    assert_eq!(node.count_log_lines("server.max_connections is lowered"), 1);
+    assert_eq!(node.count_log_lines("cannot accept a connection"), 0);
+    assert_eq!(node.count_log_lines("ERROR"), 0);
+    // Clients that had to wait are served when others leave.
+    drop((idle, clients));
+    drop(UnreadResponse::start(&node, 2, &format_request("/livez", &[])).await);
+}
+
+/// One client cannot take all connections that a low limit allows.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_address_leaves_connections_to_others() {
+    let _turn = acquire_test_lock().await;
+    available_clients(400);
+    let cluster = Cluster::start(false).await;
+    let settings = [("server.header_timeout_seconds", "3600")];
+    let url = cluster.node_url();
+    let node = Node::start_with_open_files("node", &url, &settings, OPEN_FILES).await;
+    let clients = (0..400).map(|_| connect_from(&node, 2));
+    let _idle: Vec<TcpStream> = stream::iter(clients).buffered(32).collect().await;
+    for host in 3..8 {
+        drop(UnreadResponse::start(&node, host, &format_request("/readyz", &[])).await);
+    }
+}
+
+/// If descriptors run out all the same, a connection waits until one is free.
+#[tokio::test(flavor = "multi_thread")]
+async fn connection_waits_while_no_descriptor_is_free() {
+    let _turn = acquire_test_lock().await;
+    let cluster = Cluster::start(false).await;
+    let node = Node::start("node", &cluster.node_url(), &[]).await;
+    node.limit_open_files(3);
+    let mut waiting = Vec::new();
+    for _ in 0..3 {
+        let mut stream = connect_from(&node, 2).await;
+        stream.write_all(format_request("/livez", &[]).as_bytes()).await.unwrap();
+        waiting.push(stream);
+    }
+    node.wait_for_log("cannot accept a connection").await;
+    node.limit_open_files(1000);
+    for stream in waiting {
+        stream.readable().await.unwrap();
+    }
+}
