@@ -226,13 +226,10 @@ impl ContextSigner {
     }
 
     /// Reads the clock of PostgreSQL again, unless it was read after the refusal of a context.
-    /// Replaces all connections, because sqlx 0.9 returns a connection whose `BEGIN` failed to its
-    /// pool, with an aborted transaction.
     pub(super) async fn renew(&self, pools: &Pools, refused_at: Instant) -> Result<(), StoreError> {
         let _turn = self.0.renewal.lock().await;
         let read_at = self.0.clock.lock().unwrap_or_else(PoisonError::into_inner).read_at;
         if read_at < refused_at {
-            pools.reconnect().await?;
             let clock = read_clock(&mut *pools.requests().acquire().await?).await?;
             *self.0.clock.lock().unwrap_or_else(PoisonError::into_inner) = clock;
         }

@@ -48,6 +48,7 @@ pub mod oauth_devices;
 pub mod oauth_grants;
 pub mod one_time_tokens;
 pub mod passkeys;
+mod pooled_transaction;
 mod pools;
 pub mod reencryption;
 pub mod retention;
@@ -63,10 +64,7 @@ pub mod workspaces;
 
 use std::{future::Future, time::Duration};
 
-use sqlx::{
-    AssertSqlSafe, PgConnection, Postgres, Transaction, error::DatabaseError,
-    postgres::PgConnectOptions,
-};
+use sqlx::{PgConnection, error::DatabaseError, postgres::PgConnectOptions};
 
 use tokio::time::{Instant, timeout};
 use uuid::Uuid;
@@ -86,6 +84,7 @@ pub use context::{ContextKey, ServiceLogin};
 use context::{ContextSigner, SignedContext};
 pub use dedicated_connection::DedicatedConnection;
 pub use error::{Constraint, StoreError};
+use pooled_transaction::PooledTransaction;
 use pools::{Pools, ServerBinding};
 pub use pools::{PoolUsage, max_open_connections};
 pub use server::{History, Server};
@@ -246,7 +245,7 @@ impl Store {
     async fn send_begin(
         &self,
         begin: String,
-    ) -> Result<(Transaction<'static, Postgres>, ServerBinding), BeginError> {
+    ) -> Result<(PooledTransaction, ServerBinding), BeginError> {
         let pair = self.pools.fresh().await.map_err(BeginError::Failed)?;
         let (pool, limit) = (pair.requests().clone(), self.begin_timeout);
         // The task continues if the caller is dropped, as a handler is when its client disconnects.
@@ -255,7 +254,7 @@ impl Store {
         // Other callers would write into it, and their writes could be rolled back.
         let opening =
             tokio::spawn(
-                async move { timeout(limit, pool.begin_with(AssertSqlSafe(begin))).await },
+                async move { timeout(limit, PooledTransaction::begin(&pool, begin)).await },
             );
         let opened = opening.await.map_err(|_| BeginError::Failed(StoreError::Aborted))?;
         let opened = opened.map_err(|_| BeginError::Failed(StoreError::timed_out()))?;
@@ -313,7 +312,7 @@ impl From<BeginError> for StoreError {
 /// A transaction that sees one workspace and one user.
 #[derive(Debug)]
 pub struct Tx {
-    inner: Transaction<'static, Postgres>,
+    inner: PooledTransaction,
     binding: ServerBinding,
     context: ContextSigner,
     workspace: Option<Uuid>,

@@ -229,6 +229,7 @@ fn service_is_implemented_in_one_file_or_its_folder() {
 fn library_is_used_only_in_its_modules() {
     for (library, allowed_modules) in [
         ("sqlx::", &["store"][..]),
+        ("sqlx_core::", &["store"]),
         ("axum::", &["http", "app", "server", "config"]),
         ("hyper::", &["server", "http"]),
         ("clap::", &["cli"]),
