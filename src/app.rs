@@ -58,6 +58,7 @@ use crate::{
     service_metrics,
     store::{APP_ROLE, Store, max_open_connections, migrate},
     tasks::{CriticalFailure, TaskGroup},
+    telemetry::LogLimiter,
 };
 
 /// Timeout of stopping background tasks at shutdown: time to finish the current email.
@@ -156,6 +157,7 @@ impl Application {
             env,
             settings: HttpSettings::from(&settings),
             last_database_ping: Mutex::default(),
+            unavailable_log: LogLimiter::default(),
             large_body_permits: LargeBodyPermits::default(),
             unread_responses: UnreadResponses::new(settings.server.max_body_bytes),
             openapi,

@@ -4,7 +4,12 @@
 //! that looks like a credential, such as in a library's message or a URL, is redacted before it is
 //! written.
 
-use std::io::{self, Write};
+use std::{
+    collections::HashMap,
+    io::{self, Write},
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
 
 use tracing_subscriber::{EnvFilter, fmt};
 
@@ -13,6 +18,47 @@ use crate::config::Log;
 /// Prefixes by which credentials are recognized.
 const SECRET_PREFIXES: [&str; 6] =
     ["sk_call2me_", "rt_call2me_", "cs_call2me_", "mac_call2me_", "eyJ", "$argon2"];
+
+/// The time in which [`LogLimiter`] counts lines.
+const LIMIT_WINDOW: Duration = Duration::from_secs(10);
+/// Maximum number of lines with one text in a window.
+const LINES_PER_WINDOW: u32 = 10;
+/// Maximum number of texts with a count of their own. Further texts share one count.
+const MAX_TEXTS: usize = 64;
+
+/// Limits log lines that repeat, such as those of failed requests during an outage.
+#[derive(Debug, Default)]
+pub struct LogLimiter(Mutex<HashMap<String, LimitWindow>>);
+
+/// The lines with one text.
+#[derive(Debug, Default)]
+struct LimitWindow {
+    started_at: Duration,
+    lines: u32,
+    suppressed: u64,
+}
+
+impl LogLimiter {
+    /// Counts a line with this text. Returns how many were suppressed since the last line, or
+    /// `None` if this line is to be suppressed, too. `now` is on the monotonic clock.
+    pub fn admit(&self, text: &str, now: Duration) -> Option<u64> {
+        let mut windows = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if windows.len() >= MAX_TEXTS && !windows.contains_key(text) {
+            windows.retain(|_, window| now < window.started_at + LIMIT_WINDOW);
+        }
+        let is_separate = windows.len() < MAX_TEXTS || windows.contains_key(text);
+        let window = windows.entry(if is_separate { text } else { "" }.to_owned()).or_default();
+        if now >= window.started_at + LIMIT_WINDOW {
+            (window.started_at, window.lines) = (now, 0);
+        }
+        if window.lines >= LINES_PER_WINDOW {
+            window.suppressed += 1;
+            return None;
+        }
+        window.lines += 1;
+        Some(std::mem::take(&mut window.suppressed))
+    }
+}
 
 /// Initializes logging for the process.
 pub fn init(settings: &Log) {
@@ -71,6 +117,28 @@ mod tests {
         let line = "GET /x sk_call2me_live_abc123 \"rt_call2me_A-b_c\" eyJ0.eyJz.x-_ \
                     $argon2id$v=19$m=1,t=2,p=1$aa$bb end";
         assert_eq!(redact(line), "GET /x [redacted] \"[redacted]\" [redacted] [redacted] end");
+    }
+
+    #[test]
+    fn repeated_lines_are_limited_by_text_and_counted() {
+        let (limiter, start) = (LogLimiter::default(), Duration::from_secs(100));
+        let admit = |text: &str, now| limiter.admit(text, now);
+        for _ in 0..LINES_PER_WINDOW {
+            assert_eq!(admit("a", start), Some(0));
+        }
+        assert_eq!((admit("a", start), admit("a", start)), (None, None));
+        assert_eq!(admit("b", start), Some(0), "another text");
+        assert_eq!(admit("a", start + LIMIT_WINDOW), Some(2));
+        assert_eq!(admit("a", start + LIMIT_WINDOW), Some(0));
+    }
+
+    #[test]
+    fn number_of_limited_texts_is_bounded() {
+        let (limiter, start) = (LogLimiter::default(), Duration::from_secs(100));
+        let admitted = (0..1000).filter(|text| limiter.admit(&text.to_string(), start).is_some());
+        assert!(admitted.count() <= MAX_TEXTS + LINES_PER_WINDOW as usize);
+        assert!(limiter.0.lock().unwrap().len() <= MAX_TEXTS + 1);
+        assert_eq!(limiter.admit("new", start + LIMIT_WINDOW), Some(0));
     }
 
     #[test]

@@ -21,6 +21,7 @@ use crate::{
     oauth::OAuth,
     resources::Resources,
     store::Store,
+    telemetry::LogLimiter,
 };
 
 /// The application state in a cheap-to-clone handle.
@@ -59,6 +60,8 @@ pub struct AppState {
     pub settings: HttpSettings,
     /// Time (monotonic) and result of the last health check of the database.
     pub last_database_ping: Mutex<Option<(Duration, bool)>>,
+    /// Limits the log lines of 503 responses.
+    pub unavailable_log: LogLimiter,
     /// Permits for requests with large bodies.
     pub large_body_permits: LargeBodyPermits,
     /// Large responses that their clients have not read yet.

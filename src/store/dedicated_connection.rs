@@ -1,4 +1,4 @@
-use sqlx::{PgConnection, Postgres, pool::PoolConnection};
+use sqlx::{PgConnection, Postgres, error::DatabaseError, pool::PoolConnection};
 
 use super::{Server, Store, StoreError, pools::ServerBinding};
 
@@ -34,7 +34,7 @@ impl DedicatedConnection {
     }
 
     /// Runs `work` on the connection. The connection is kept only if `work` succeeds: after an
-    /// error or a cancellation its state is unknown.
+    /// error or a cancellation its state is unknown, so it returns to its pool, which tests it.
     pub(super) async fn run<T>(
         &mut self,
         work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
@@ -43,7 +43,11 @@ impl DedicatedConnection {
         if self.server.is_some_and(|server| binding.server().ok() != Some(server)) {
             return Err(StoreError::timed_out());
         }
-        let output = work(&mut connection).await?;
+        let output = work(&mut connection).await.inspect_err(|error| {
+            if has_stale_statement(error) {
+                connection.close_on_drop();
+            }
+        })?;
         self.connection = Some((connection, binding));
         Ok(output)
     }
@@ -56,4 +60,12 @@ impl DedicatedConnection {
             _ => self.store.pools.acquire_background().await,
         }
     }
+}
+
+/// Returns true if a prepared statement of the connection no longer works: its result has changed
+/// with the schema (0A000), or the server does not know it any more (26000). sqlx would go on to
+/// use it.
+fn has_stale_statement(error: &sqlx::Error) -> bool {
+    let code = error.as_database_error().and_then(DatabaseError::code);
+    matches!(code.as_deref(), Some("0A000" | "26000"))
 }

@@ -1,8 +1,13 @@
-/// An error of the database layer.
+use std::borrow::Cow;
+
+use sqlx::error::DatabaseError;
+
+/// An error of the database layer. Its text is for the operator, and names the SQLSTATE.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// PostgreSQL is unreachable, overloaded or restarting. A retry may succeed.
-    #[error("PostgreSQL is unavailable")]
+    /// PostgreSQL cannot do the work now: it is unreachable, overloaded or restarting, or its state
+    /// is not as it should be, such as during a restore. A retry may succeed.
+    #[error("{}", describe(.0))]
     Unavailable(#[source] sqlx::Error),
     /// The data violates a constraint of the schema.
     #[error("a constraint is violated: {0:?}")]
@@ -14,7 +19,7 @@ pub enum StoreError {
     #[error("the service is shutting down")]
     Aborted,
     /// An unexpected error, which means a bug in this service.
-    #[error("a database query failed")]
+    #[error("{}", describe(.0))]
     Internal(#[source] sqlx::Error),
 }
 
@@ -55,9 +60,56 @@ impl StoreError {
         Self::Unavailable(sqlx::Error::PoolTimedOut)
     }
 
+    /// Returns the error of work that another task did for several callers and that failed with
+    /// this text.
+    #[must_use]
+    pub fn shared(text: &str) -> Self {
+        Self::Unavailable(sqlx::Error::InvalidArgument(text.to_owned()))
+    }
+
     /// Returns the error for stored data that is not valid. `what` names the data.
     pub(super) fn corrupt(what: &str) -> Self {
         Self::Internal(sqlx::Error::Decode(format!("{what} is corrupt").into()))
+    }
+
+    /// Returns the SQLSTATE, if PostgreSQL reported one.
+    #[must_use]
+    pub fn sqlstate(&self) -> Option<Cow<'_, str>> {
+        self.database_error()?.code()
+    }
+
+    /// Returns true if PostgreSQL refused the data itself (SQLSTATE classes 22 and 23), so that the
+    /// same data is refused again. A partition that is missing is no such error.
+    #[must_use]
+    pub fn is_data_refused(&self) -> bool {
+        match self {
+            Self::UnstorableText | Self::ConstraintViolated(_) => true,
+            Self::Internal(_) => self.has_class(&["22", "23"]),
+            Self::Unavailable(_) | Self::Aborted => false,
+        }
+    }
+
+    /// Returns true if a row with the same unique key exists.
+    #[must_use]
+    pub fn is_duplicate(&self) -> bool {
+        self.sqlstate().as_deref() == Some("23505")
+    }
+
+    /// Returns true if the table has no partition for a row.
+    #[must_use]
+    pub fn is_partition_missing(&self) -> bool {
+        self.database_error().is_some_and(is_partition_missing)
+    }
+
+    fn has_class(&self, classes: &[&str]) -> bool {
+        self.sqlstate().is_some_and(|code| classes.iter().any(|class| code.starts_with(class)))
+    }
+
+    fn database_error(&self) -> Option<&dyn DatabaseError> {
+        match self {
+            Self::Unavailable(error) | Self::Internal(error) => error.as_database_error(),
+            _ => None,
+        }
     }
 }
 
@@ -78,8 +130,10 @@ impl From<sqlx::Error> for StoreError {
                 }
                 match database.code().as_deref() {
                     Some("22021" | "22P05") => Self::UnstorableText,
-                    Some(code) if is_transient(code) => Self::Unavailable(error),
-                    _ => Self::Internal(error),
+                    Some(code) if is_permanent(code) && !is_partition_missing(&**database) => {
+                        Self::Internal(error)
+                    }
+                    _ => Self::Unavailable(error),
                 }
             }
             _ => Self::Internal(error),
@@ -87,13 +141,49 @@ impl From<sqlx::Error> for StoreError {
     }
 }
 
-/// Returns true for an SQLSTATE that a retry may clear. Its classes are connection failure (08), a
-/// transaction ended from outside or a standby not promoted yet (25), a login that the operator is
-/// changing (28, 3D), deadlock and serialization failure (40), insufficient resources (53), object
-/// state and lock timeout (55), operator intervention and timeouts (57), the time of a context
-/// (MC).
-fn is_transient(code: &str) -> bool {
-    ["08", "25", "28", "3D", "40", "53", "55", "57", "MC"]
-        .iter()
-        .any(|class| code.starts_with(class))
+/// Returns true for an SQLSTATE that the data or the statement itself causes, so that a retry
+/// fails too: a wrong number of rows or value (20, 21, 22), a violated constraint (23, 27, 44), a
+/// value that is too large (54), an error that a function raises (P0).
+///
+/// All others report the state of the server. Statements are checked against the schema at build
+/// time, so a missing table, column, function or right (42) means that the schema is another one,
+/// such as during a restore. Other examples are failures of disks and files (58, F0, XX), lost
+/// connections (08), failovers (25), a lack of resources (53), timeouts (57), and the time of a
+/// context (MC).
+fn is_permanent(code: &str) -> bool {
+    ["20", "21", "22", "23", "27", "44", "54", "P0"].iter().any(|class| code.starts_with(class))
+}
+
+/// PostgreSQL reports it as a violated check, with the table but without a constraint.
+fn is_partition_missing(error: &(impl DatabaseError + ?Sized)) -> bool {
+    error.code().as_deref() == Some("23514")
+        && error.table().is_some()
+        && error.constraint().is_none()
+}
+
+/// Formats a driver error for the operator: without PostgreSQL's detail, which may contain a row.
+fn describe(error: &sqlx::Error) -> String {
+    let database = error.as_database_error();
+    database
+        .and_then(|database| Some(format!("SQLSTATE {}: {}", database.code()?, database.message())))
+        .unwrap_or_else(|| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_errors_of_data_and_statements_are_permanent() {
+        for code in ["21000", "22001", "22P02", "23505", "23514", "44000", "54000", "P0001"] {
+            assert!(is_permanent(code), "{code}");
+        }
+        for code in [
+            "08006", "0A000", "25006", "26000", "28000", "3D000", "3F000", "40001", "42501",
+            "42703", "42883", "42P01", "53100", "55006", "57014", "58030", "58P01", "72000",
+            "F0000", "HV000", "MC001", "XX000", "XX001", "XX002",
+        ] {
+            assert!(!is_permanent(code), "{code}");
+        }
+    }
 }

@@ -20,13 +20,14 @@ use tokio::{
     sync::{mpsc, oneshot},
     time::timeout,
 };
-use tracing::warn;
+use tracing::error;
 
 use crate::{
     cache_invalidation::Lease,
     env::{Clock, Env},
     store::{Server, StoreError},
     tasks::TaskGroup,
+    telemetry::LogLimiter,
 };
 
 /// Maximum number of credentials in one query.
@@ -83,7 +84,8 @@ pub(in crate::auth) struct CredentialCache<S: CredentialSource> {
     queue: mpsc::Sender<Lookup<S>>,
 }
 
-type LookupResult<S> = Result<Option<<S as CredentialSource>::Record>, ()>;
+/// The result of a lookup, or the text of its error.
+type LookupResult<S> = Result<Option<<S as CredentialSource>::Record>, Arc<str>>;
 
 /// The requests that wait for each credential.
 type Waiters<S> = HashMap<<S as CredentialSource>::Key, Vec<oneshot::Sender<LookupResult<S>>>>;
@@ -165,7 +167,7 @@ impl<S: CredentialSource> CredentialCache<S> {
         let (reply, result) = oneshot::channel();
         self.queue.try_send(Lookup { key, reply }).map_err(|_| StoreError::timed_out())?;
         let result = timeout(LOOKUP_TIMEOUT, result).await.map_err(|_| StoreError::timed_out())?;
-        result.map_err(|_| StoreError::Aborted)?.map_err(|()| StoreError::timed_out())
+        result.map_err(|_| StoreError::Aborted)?.map_err(|error| StoreError::shared(&error))
     }
 
     /// Removes one credential from the cache.
@@ -207,23 +209,24 @@ impl<S: CredentialSource> CacheState<S> {
         self.epoch.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Caches the results of a query and sends them to the waiting requests. `None` means that the
-    /// query failed.
+    /// Caches the results of a query, or the text of its error, and sends them to the waiting
+    /// requests.
     fn complete(
         &self,
         waiters: Waiters<S>,
-        records: Option<FetchedRecords<S>>,
+        records: Result<FetchedRecords<S>, Arc<str>>,
         epoch_at_start: u64,
         now: Duration,
     ) {
-        let records: Option<HashMap<_, _>> = records.map(|records| records.into_iter().collect());
+        let records: Result<HashMap<_, _>, _> =
+            records.map(|records| records.into_iter().collect());
         for (key, waiters) in waiters {
             let result = records.as_ref().map(|records| records.get(&key));
-            if let Some(record) = result {
+            if let Ok(record) = result {
                 self.insert(epoch_at_start, key, record, now);
             }
             for waiter in waiters {
-                waiter.send(result.map(Option::<&_>::cloned).ok_or(())).ok();
+                waiter.send(result.map(Option::<&_>::cloned).map_err(Arc::clone)).ok();
             }
         }
     }
@@ -249,7 +252,7 @@ async fn run_lookups<S: CredentialSource>(
     lease: Lease,
     mut lookups: mpsc::Receiver<Lookup<S>>,
 ) {
-    let mut batch = Vec::new();
+    let (mut batch, limiter) = (Vec::new(), LogLimiter::default());
     while lookups.recv_many(&mut batch, MAX_BATCH).await > 0 {
         let mut waiters: Waiters<S> = HashMap::new();
         for Lookup { key, reply } in batch.drain(..) {
@@ -261,31 +264,44 @@ async fn run_lookups<S: CredentialSource>(
         let keys: Vec<_> = waiters.keys().copied().collect();
         let epoch_at_start = *state.lock_epoch();
         let now = env.clock.monotonic();
-        let records = fetch_with_retry(&mut source, &keys, &lease, &*env.clock).await;
+        let log_failure = |error: &StoreError| {
+            if let Some(suppressed) = limiter.admit(&error.to_string(), now) {
+                let suppressed = (suppressed > 0).then_some(suppressed);
+                error!(%error, lookups = keys.len(), suppressed, "cannot look up credentials");
+            }
+        };
+        let records =
+            fetch_with_retry(&mut source, &keys, &lease, &*env.clock, log_failure).await;
         state.complete(waiters, records, epoch_at_start, now);
     }
 }
 
 /// Runs a query, up to twice: the first attempt may get a connection that died while it was idle.
+/// Returns the text of the last error.
 async fn fetch_with_retry<S: CredentialSource>(
     source: &mut S,
     keys: &[S::Key],
     lease: &Lease,
     clock: &dyn Clock,
-) -> Option<FetchedRecords<S>> {
+    log_failure: impl Fn(&StoreError),
+) -> Result<FetchedRecords<S>, Arc<str>> {
     let attempts = async {
+        let mut text = String::new();
         for _ in 0..2 {
             match fetch_under_lease(source, keys, lease, clock).await {
-                Ok(records) => return Some(records),
-                Err(error) => warn!(%error, lookups = keys.len(), "cannot look up credentials"),
+                Ok(records) => return Ok(records),
+                Err(error) => {
+                    log_failure(&error);
+                    text = error.to_string();
+                }
             }
         }
-        None
+        Err(text.into())
     };
-    let fetched = timeout(LOOKUP_TIMEOUT, attempts).await;
-    fetched.unwrap_or_else(|_| {
-        warn!(lookups = keys.len(), "lookups of credentials took too long");
-        None
+    timeout(LOOKUP_TIMEOUT, attempts).await.unwrap_or_else(|_| {
+        let error = StoreError::timed_out();
+        log_failure(&error);
+        Err(error.to_string().into())
     })
 }
 

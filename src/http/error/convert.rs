@@ -82,18 +82,15 @@ impl From<ResourceError> for ApiError {
 
 impl From<StoreError> for ApiError {
     fn from(error: StoreError) -> Self {
+        let cause = error.to_string();
         match error {
-            StoreError::Unavailable(cause) => Self::unavailable(&cause.to_string()),
-            StoreError::Aborted => Self::unavailable("the service is shutting down"),
+            StoreError::Unavailable(_) | StoreError::Aborted => Self::unavailable(&cause),
             StoreError::UnstorableText => Self::new(
                 ErrorCode::ValidationFailed,
                 "a text contains a character that cannot be stored",
             ),
             // Callers map the constraints that a client can violate; one that gets here is a bug.
-            StoreError::ConstraintViolated(constraint) => {
-                Self::internal(&format!("{constraint:?}"))
-            }
-            StoreError::Internal(cause) => Self::internal(&cause.to_string()),
+            StoreError::ConstraintViolated(_) | StoreError::Internal(_) => Self::internal(&cause),
         }
     }
 }

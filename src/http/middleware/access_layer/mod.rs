@@ -295,12 +295,19 @@ impl AccessLayer {
         held.map_err(|_| ApiError::internal("the body of the response failed").into())
     }
 
-    /// Logs a server error; errors of clients are in the audit log.
+    /// Logs a server error; errors of clients are in the audit log. Of the 503s of an outage, only
+    /// some are logged. A 500 always is, because its response promises that its id is in the log.
     fn log_server_error(&self, error: &EndpointError, info: &RequestInfo) {
-        if let Some(cause) = error.cause() {
-            let status = error.status().as_u16();
-            error!(request_id = %info.id, method = &*info.method, route = self.path, status, cause);
-        }
+        let (Some(cause), status) = (error.cause(), error.status()) else { return };
+        let now = self.app.env.clock.monotonic();
+        let admitted = match status {
+            StatusCode::SERVICE_UNAVAILABLE => self.app.unavailable_log.admit(cause, now),
+            _ => Some(0),
+        };
+        let Some(suppressed) = admitted else { return };
+        let suppressed = (suppressed > 0).then_some(suppressed);
+        let (request_id, method, status) = (info.id, &*info.method, status.as_u16());
+        error!(%request_id, method, route = self.path, status, cause, suppressed);
     }
 
     fn is_page(&self) -> bool {
