@@ -72,6 +72,14 @@ BEGIN
 END
 $$;
 
+-- Returns the version of the oldest nodes that may continue to run on a version of the schema. Only
+-- nodes of the same version may, unless the migration to it replaces this function and says so.
+CREATE FUNCTION oldest_compatible_version(p_schema_version bigint) RETURNS bigint
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$ SELECT p_schema_version $$;
+REVOKE ALL ON FUNCTION oldest_compatible_version FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION oldest_compatible_version TO call2me_auth_app;
+
 ------------------------------------------------------------------------------------------------
 -- The context of a transaction: its workspace and its user
 --

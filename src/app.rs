@@ -54,9 +54,10 @@ use crate::{
     metrics::{self, Metrics},
     oauth::OAuth,
     resources::Resources,
+    schema_check,
     server::{Server, descriptors},
     service_metrics,
-    store::{APP_ROLE, Store, max_open_connections, migrate},
+    store::{APP_ROLE, SchemaMismatch, Store, max_open_connections, migrate},
     tasks::{CriticalFailure, TaskGroup},
     telemetry::LogLimiter,
 };
@@ -270,6 +271,8 @@ impl Application {
         tasks.spawn("sealer", move |stopping| sealer.clone().run(stopping));
         let (streams, store) = (self.app.audit_log.subscriptions().clone(), self.store.clone());
         tasks.spawn("event streams", move |stopping| streams.clone().run(store.clone(), stopping));
+        let store = self.store.clone();
+        tasks.spawn("schema check", move |stopping| schema_check::run(store.clone(), stopping));
         let maintenance = self.maintenance();
         tasks.spawn("maintenance", move |stopping| maintenance.clone().run(stopping));
         let maintenance = self.maintenance();
@@ -379,11 +382,20 @@ async fn prepare_schema(settings: &Settings) -> Result<(), String> {
     let url = settings.database.url.expose_secret();
     match owner_url(settings)? {
         Some(owner) => migrate::migrate(owner).await,
-        None if migrate::is_schema_current(url).await? => Ok(()),
-        None => Err(format!(
-            "the database schema is not up to date, and the role {APP_ROLE} may not change it: \
-             set database.owner_url, or run `call2me-auth migrate` with it"
+        None => check_schema_as_app_role(url).await,
+    }
+}
+
+/// Checks that the schema is that of this version, with the application's role, which may not
+/// change it.
+async fn check_schema_as_app_role(url: &str) -> Result<(), String> {
+    match migrate::check_schema(url).await? {
+        None => Ok(()),
+        Some(mismatch @ SchemaMismatch::Older { .. }) => Err(format!(
+            "{mismatch}, and the role {APP_ROLE} may not change it: set database.owner_url, or run \
+             `call2me-auth migrate` with it"
         )),
+        Some(mismatch) => Err(mismatch.to_string()),
     }
 }
 

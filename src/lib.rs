@@ -68,6 +68,7 @@ pub mod metrics;
 pub mod model;
 pub mod oauth;
 pub mod resources;
+mod schema_check;
 pub mod server;
 mod service_metrics;
 pub mod store;

@@ -44,7 +44,7 @@ impl Maintenance {
     pub(crate) async fn run(self, stopping: CancellationToken) {
         let mut ticks = interval(MAINTENANCE_INTERVAL);
         while stopping.run_until_cancelled(ticks.tick()).await.is_some() {
-            run_steps(self.hourly_steps(), &stopping).await;
+            self.run_steps(self.hourly_steps(), &stopping).await;
         }
     }
 
@@ -52,7 +52,7 @@ impl Maintenance {
     pub(crate) async fn run_frequent_pruning(self, stopping: CancellationToken) {
         let mut ticks = interval(PRUNE_INTERVAL);
         while stopping.run_until_cancelled(ticks.tick()).await.is_some() {
-            run_steps(self.frequent_steps(), &stopping).await;
+            self.run_steps(self.frequent_steps(), &stopping).await;
         }
     }
 
@@ -85,16 +85,21 @@ impl Maintenance {
             ),
         ]
     }
-}
 
-/// Runs steps one after the other, until `stopping` is cancelled. A failed one is logged.
-async fn run_steps<'a>(steps: impl IntoIterator<Item = Step<'a>>, stopping: &CancellationToken) {
-    for (action, step) in steps {
-        if stopping.is_cancelled() {
-            return;
-        }
-        if let Err(error) = step.await {
-            tracing::warn!(%error, "cannot {action}");
+    /// Runs steps one after the other, until `stopping` is cancelled. A failed one is logged. Runs
+    /// none while the node cannot use the schema.
+    async fn run_steps<'a>(
+        &self,
+        steps: impl IntoIterator<Item = Step<'a>>,
+        stopping: &CancellationToken,
+    ) {
+        for (action, step) in steps {
+            if stopping.is_cancelled() || !self.store.is_schema_compatible() {
+                return;
+            }
+            if let Err(error) = step.await {
+                tracing::warn!(%error, "cannot {action}");
+            }
         }
     }
 }

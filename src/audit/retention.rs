@@ -48,6 +48,9 @@ impl Retention {
     pub async fn run(self, stopping: CancellationToken) {
         let mut runs = interval(RUN_INTERVAL);
         while stopping.run_until_cancelled(runs.tick()).await.is_some() {
+            if !self.store.is_schema_compatible() {
+                continue;
+            }
             if let Err(error) = self.prune(&stopping).await {
                 warn!(?error, "cannot drop old audit events; retrying in an hour");
             }

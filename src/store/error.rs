@@ -101,6 +101,11 @@ impl StoreError {
         self.database_error().is_some_and(is_partition_missing)
     }
 
+    /// Returns true if a table, column or function is missing, or the right to use it.
+    pub(super) fn is_schema_unusable(&self) -> bool {
+        self.has_class(&["3F", "42"])
+    }
+
     fn has_class(&self, classes: &[&str]) -> bool {
         self.sqlstate().is_some_and(|code| classes.iter().any(|class| code.starts_with(class)))
     }

@@ -4,10 +4,13 @@ use secrecy::{ExposeSecret, SecretString};
 use sqlx::{Connection, PgConnection, migrate::Migrator, postgres::PgConnectOptions};
 use time::OffsetDateTime;
 
-use super::{APP_ROLE, ServiceLogin, Store, StoreError, brief, hosts};
+use super::{
+    APP_ROLE, ServiceLogin, Store, StoreError, brief, hosts,
+    schema_version::{AppliedMigrations, SchemaMismatch},
+};
 
 /// All migrations, compiled into the binary.
-static MIGRATOR: Migrator = sqlx::migrate!();
+pub(super) static MIGRATOR: Migrator = sqlx::migrate!();
 
 /// The error for a schema that the migrations of this version cannot extend.
 const PRE_RELEASE_SCHEMA: &str = "this database has the schema of a pre-release version of \
@@ -25,7 +28,9 @@ pub async fn migrate(owner_url: &str) -> Result<(), String> {
 }
 
 async fn apply_migrations(connection: &mut PgConnection) -> Result<(), String> {
-    check_schema_origin(connection).await?;
+    if let Some(mismatch @ SchemaMismatch::Newer { .. }) = find_mismatch(connection).await? {
+        return Err(mismatch.to_string());
+    }
     let outcome = MIGRATOR.run_direct(None, connection, false).await;
     outcome.map_err(|error| format!("cannot migrate the database: {error}"))
 }
@@ -149,26 +154,31 @@ fn first_host(url: &str) -> Result<PgConnectOptions, String> {
     hosts::parse(url)?.into_iter().next().ok_or_else(|| "the database URL names no host".to_owned())
 }
 
-/// Returns true if the schema has this version's migrations, or newer ones.
+/// Checks that the schema has the migrations of this version, and no others. Returns the mismatch,
+/// if there is one.
 ///
 /// # Errors
 /// A one-line message for the operator.
-pub async fn is_schema_current(url: &str) -> Result<bool, String> {
+pub async fn check_schema(url: &str) -> Result<Option<SchemaMismatch>, String> {
     let mut connection = connect(url).await?;
-    let version = schema_version(&mut connection).await;
+    let mismatch = find_mismatch(&mut connection).await;
     connection.close().await.ok();
-    let latest = MIGRATOR.iter().map(|migration| migration.version).max();
-    Ok(version? >= latest)
+    mismatch
 }
 
-async fn schema_version(connection: &mut PgConnection) -> Result<Option<i64>, String> {
+async fn find_mismatch(connection: &mut PgConnection) -> Result<Option<SchemaMismatch>, String> {
     if !check_schema_origin(connection).await? {
-        return Ok(None);
+        let expected = MIGRATOR.iter().map(|migration| migration.version).max();
+        let expected = expected.unwrap_or_default();
+        return Ok(Some(SchemaMismatch::Older { found: 0, expected }));
     }
-    sqlx::query_scalar("SELECT max(version) FROM _sqlx_migrations WHERE success")
-        .fetch_one(connection)
-        .await
-        .map_err(|error| format!("cannot read the schema version: {}", brief(&error)))
+    let applied = AppliedMigrations::read(connection).await;
+    let applied = applied.map_err(|error| cannot_read_version(&error))?;
+    Ok(applied.check_equal().err())
+}
+
+fn cannot_read_version(error: &sqlx::Error) -> String {
+    format!("cannot read the schema version: {}", brief(error))
 }
 
 /// Checks that the first migration was that of this version. Released migrations never change, so
@@ -186,7 +196,7 @@ async fn check_schema_origin(connection: &mut PgConnection) -> Result<bool, Stri
         sqlx::query_scalar("SELECT checksum FROM _sqlx_migrations ORDER BY version LIMIT 1")
             .fetch_optional(connection)
             .await
-            .map_err(|error| format!("cannot read the schema version: {}", brief(&error)))?;
+            .map_err(|error| cannot_read_version(&error))?;
     let first = MIGRATOR.iter().min_by_key(|migration| migration.version);
     match (applied, first) {
         (Some(applied), Some(first)) if applied != *first.checksum => {

@@ -52,6 +52,7 @@ mod pooled_transaction;
 mod pools;
 pub mod reencryption;
 pub mod retention;
+mod schema_version;
 pub mod second_factor;
 mod server;
 pub mod sessions;
@@ -87,6 +88,8 @@ pub use error::{Constraint, StoreError};
 use pooled_transaction::PooledTransaction;
 use pools::{Pools, ServerBinding};
 pub use pools::{PoolUsage, max_open_connections};
+use schema_version::SchemaFlag;
+pub use schema_version::SchemaMismatch;
 pub use server::{History, Server};
 
 /// The PostgreSQL role that the service works as. Migrations create it; it owns no objects.
@@ -109,6 +112,7 @@ pub struct Store {
     /// Requests of one workspace wait for each other, such as for the lock on its row. Without a
     /// permit they hold no connection meanwhile, which requests of other workspaces need.
     workspace_permits: KeyedSemaphores<Uuid>,
+    schema: SchemaFlag,
 }
 
 impl Store {
@@ -168,7 +172,8 @@ impl Store {
         drop(connection);
         let begin_timeout = options.acquire_timeout + options.statement_timeout;
         let workspace_permits = KeyedSemaphores::new(max_per_workspace(options.max_connections));
-        Ok(Self { pools, begin_timeout, context, workspace_permits })
+        let schema = SchemaFlag::default();
+        Ok(Self { pools, begin_timeout, context, workspace_permits, schema })
     }
 
     /// Begins a transaction for one workspace and, if the caller is a user or acts for one, for

@@ -283,6 +283,42 @@ async fn service_role_needs_owner_only_for_migrations() {
     child.wait().unwrap();
 }
 
+/// Adds a migration that this version does not know.
+const NEWER_MIGRATION: &str =
+    "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time)
+     VALUES (9999, 'newer', true, 'newer', 0)";
+
+/// With the role of the application, and as the owner of the tables.
+#[tokio::test]
+async fn serve_refuses_schema_of_another_version() {
+    let first = "SELECT min(version) FROM _sqlx_migrations";
+    for (sql, app_reason, owner_reason) in [
+        (NEWER_MIGRATION.to_owned(), "has version 9999, which is newer", Some("which is newer")),
+        (
+            format!("UPDATE _sqlx_migrations SET checksum = 'x' WHERE version > ({first})"),
+            "is not that of this call2me-auth",
+            Some("has been modified"),
+        ),
+        (
+            format!("DELETE FROM _sqlx_migrations WHERE version > ({first})"),
+            "run `call2me-auth migrate`",
+            None,
+        ),
+    ] {
+        let database = cluster().database().await;
+        let mut connection = database.connect().await;
+        let login = "ALTER ROLE call2me_auth_app LOGIN PASSWORD 'app'";
+        for sql in [login, &sql] {
+            sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&mut connection).await.unwrap();
+        }
+        let app_url = database.url.replace("postgres:test@", "call2me_auth_app:app@");
+        assert_refused(&run(serve().env("DATABASE_URL", &app_url)), app_reason);
+        if let Some(reason) = owner_reason {
+            assert_refused(&run(serve().env("DATABASE_URL", &database.url)), reason);
+        }
+    }
+}
+
 /// Runs a command of `admin` with the environment of `serve`, while the service in this process
 /// goes on.
 async fn run_admin(database: &Database, arguments: &[&str]) -> Output {

@@ -224,6 +224,7 @@ impl AccessLayer {
         };
         let error_format = self.surface.error_format(&request);
         let (result, decision) = match self.rule {
+            _ if !self.app.store.is_schema_compatible() => self.refuse_schema(&info).await,
             AccessRule::Open | AccessRule::AddressLimited | AccessRule::SignIn => {
                 self.serve_public(&info, request).await
             }
@@ -244,6 +245,13 @@ impl AccessLayer {
             headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
         }
         response
+    }
+
+    /// Answers 503: with the schema of another version, this node could do anything wrong.
+    async fn refuse_schema(&self, info: &RequestInfo) -> LimitedResult {
+        let error = ApiError::unavailable("the database has the schema of another version").into();
+        self.log_server_error(&error, info);
+        (Err(error), self.app.limits.peek_address(info.ip).await)
     }
 
     /// Counts a request, and logs a slow one.
