@@ -115,6 +115,12 @@ fn audit(writer: &mut MetricWriter<'_, '_>, app: &AppState) -> fmt::Result {
     #[expect(clippy::cast_precision_loss, reason = "a queue is not that long")]
     let waiting = waiting as f64;
     writer.gauge("audit_events_waiting", "Audit events waiting to be written", waiting)?;
+    let failures = counts.failures();
+    let failures = failures.iter().map(|(state, count)| ([&**state], ConstCounter::new(*count)));
+    let help = "Failed attempts to write a batch of audit events, by SQLSTATE";
+    writer.family("audit_write_failures", help, ["sqlstate"], &failures.collect::<Vec<_>>())?;
+    let help = "Time for which the current batch of audit events has been waiting to be written";
+    writer.gauge("audit_write_stall_seconds", help, app.audit.stalled_for().as_secs_f64())?;
     let sealed = app.seal_counts.sealed.load(Relaxed);
     writer.counter("audit_events_sealed", "Audit events sealed by this node", sealed)?;
     #[expect(clippy::cast_precision_loss, reason = "a delay in milliseconds is small")]

@@ -17,7 +17,7 @@ use std::{
 };
 
 use time::OffsetDateTime;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{MissedTickBehavior, interval, sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
@@ -32,6 +32,8 @@ use crate::{
 
 /// Interval between two scans of the outbox.
 const SCAN_INTERVAL: Duration = Duration::from_millis(250);
+/// Maximum pause after a failure; it doubles up to this.
+const MAX_PAUSE: Duration = Duration::from_secs(4);
 /// Maximum number of outbox entries per transaction.
 const MAX_ENTRIES: i32 = 512;
 /// Approximate maximum number of events per transaction: a segment is always read as a whole.
@@ -122,22 +124,30 @@ impl Sealer {
     pub async fn run(mut self, stopping: CancellationToken) {
         let mut scans = interval(SCAN_INTERVAL);
         scans.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut pause = SCAN_INTERVAL;
         while stopping.run_until_cancelled(scans.tick()).await.is_some() {
-            if let Err(error) = self.seal_all(&stopping).await {
-                warn!(%error, "cannot seal audit events; retrying");
-                // The likely reason is that a new month has no partition yet.
-                self.store.create_audit_partitions(self.env.clock.now()).await.ok();
+            let Err(error) = self.seal_all(&stopping).await else {
+                pause = SCAN_INTERVAL;
+                continue;
+            };
+            warn!(%error, "cannot seal audit events; retrying");
+            if error.is_partition_missing()
+                && let Err(error) = self.store.create_audit_partitions(self.env.clock.now()).await
+            {
+                warn!(%error, "cannot create partitions of the audit log");
             }
+            stopping.run_until_cancelled(sleep(pause)).await;
+            pause = (pause * 2).min(MAX_PAUSE);
         }
     }
 
     /// Seals all pending events, unless another node is sealing. Ends early, between two batches,
-    /// if `stopping` is cancelled.
+    /// if `stopping` is cancelled or the node cannot use the schema.
     ///
     /// # Errors
     /// [`StoreError`] if a query fails; the next call then uses half the batch size.
     pub async fn seal_all(&mut self, stopping: &CancellationToken) -> Result<(), StoreError> {
-        while !stopping.is_cancelled() {
+        while !stopping.is_cancelled() && self.store.is_schema_compatible() {
             let after = self.cursor.next(self.env.clock.monotonic());
             match self.seal_batch(after).await {
                 Ok(Some(SealProgress::FullBatch)) => {}

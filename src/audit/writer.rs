@@ -3,14 +3,20 @@
 //! An event that has a [`AuditPermit`] is written even if PostgreSQL is unavailable for a long
 //! time. When the queue is full, no permit is available and the request must be refused: nothing
 //! happens without its event.
+//!
+//! Only data that PostgreSQL refuses is lost (SQLSTATE classes 22 and 23), one event at a time. On
+//! every other error the events wait, and are tried again: a connection is lost, a right or a table
+//! is missing, a disk is full. Meanwhile the node is not ready ([`AuditWriter::is_stalled`]).
+//!
+//! The queue is here, the task in `batches.rs`, its counters in `counts.rs`.
+
+mod batches;
+mod counts;
 
 use std::{
     sync::{
         Arc,
-        atomic::{
-            AtomicU64,
-            Ordering::{AcqRel, Acquire, Relaxed, Release},
-        },
+        atomic::Ordering::{AcqRel, Acquire, Relaxed},
     },
     time::Duration,
 };
@@ -18,66 +24,28 @@ use std::{
 use time::OffsetDateTime;
 use tokio::{
     sync::{mpsc, oneshot},
-    time::{MissedTickBehavior, interval, sleep, timeout},
+    time::timeout,
 };
-use tokio_util::sync::CancellationToken;
-use tracing::{error, warn};
+use tracing::error;
 
+use self::batches::Writer;
+pub use self::counts::AuditCounts;
 use super::UnknownCredentialCounts;
 use crate::{
     cache_invalidation::AuditWatermark,
     config::{self, Durability},
     env::Env,
     model::audit::NewEvent,
-    store::{DedicatedConnection, Store, StoreError},
+    store::{DedicatedConnection, Store},
     tasks::{CriticalFailure, TaskGroup},
 };
 
-/// Maximum number of events in one statement.
-const BATCH: usize = 1000;
-/// Pause between two batches, in which the next one accumulates. A commit costs PostgreSQL as much
-/// as inserting dozens of events, so events should share commits. At 2,000 requests a second, a
-/// pause of one millisecond took twice as much of PostgreSQL's time.
-const BATCH_PAUSE: Duration = Duration::from_millis(10);
-/// Maximum pause between two attempts while PostgreSQL is unavailable.
-const MAX_PAUSE: Duration = Duration::from_secs(1);
 /// Maximum time that a request waits for space in the queue.
 const QUEUE_TIMEOUT: Duration = Duration::from_secs(3);
 /// Maximum time that a response waits for the commit of its event.
 const COMMIT_TIMEOUT: Duration = Duration::from_secs(10);
-/// Interval at which counts of unknown credentials are written.
-const COUNTS_INTERVAL: Duration = Duration::from_secs(5);
-
-/// Timeout of one attempt to insert a batch.
-const INSERT_TIMEOUT: Duration = Duration::from_secs(15);
-
-/// Counters of the audit writer.
-#[derive(Debug, Default)]
-pub struct AuditCounts {
-    /// Number of queued events.
-    pub accepted: AtomicU64,
-    /// Number of written events.
-    pub written: AtomicU64,
-    /// Number of events that PostgreSQL refused, or that were not written before the service
-    /// stopped.
-    pub lost: AtomicU64,
-    /// The watermark: all events before it are written. In microseconds of the monotonic clock;
-    /// never decreases.
-    written_until: AtomicU64,
-}
-
-impl AuditCounts {
-    /// Raises the watermark to a time before which all events are written; returns the watermark.
-    fn mark_written(&self, moment: Duration) -> Duration {
-        let micros = u64::try_from(moment.as_micros()).unwrap_or(u64::MAX);
-        Duration::from_micros(self.written_until.fetch_max(micros, AcqRel).max(micros))
-    }
-
-    fn is_idle(&self) -> bool {
-        let done = self.lost.load(Acquire) + self.written.load(Acquire);
-        self.accepted.load(Acquire) == done
-    }
-}
+/// Time after which a batch that is not written makes the node not ready.
+const MAX_STALL: Duration = Duration::from_secs(2);
 
 /// An event in the queue.
 struct Queued {
@@ -154,6 +122,19 @@ impl AuditWriter {
     pub fn counts(&self) -> &AuditCounts {
         &self.counts
     }
+
+    /// Returns how long the current batch has been waiting to be written; zero without one.
+    #[must_use]
+    pub fn stalled_for(&self) -> Duration {
+        self.counts.stalled_for(self.env.clock.monotonic())
+    }
+
+    /// Returns true if events cannot be written: a batch has been waiting for more than two
+    /// seconds. The node is then not ready, because the queue may fill up.
+    #[must_use]
+    pub fn is_stalled(&self) -> bool {
+        self.stalled_for() > MAX_STALL
+    }
 }
 
 impl AuditWatermark for AuditWriter {
@@ -191,15 +172,18 @@ impl AuditWriterTask {
         let counts = Arc::<AuditCounts>::default();
         let writer = Writer {
             connection: DedicatedConnection::new(store.clone()),
-            store,
+            store: store.clone(),
             durability: settings.durability,
             env: env.clone(),
             events,
             counts: Arc::clone(&counts),
-            unknown: unknown.clone(),
         };
         let tasks = TaskGroup::new(failure);
         tasks.spawn_critical("audit writer", |stopping| writer.run(stopping));
+        let counted = unknown.clone();
+        tasks.spawn("counts of unknown credentials", move |stopping| {
+            counted.clone().run_writer(store.clone(), stopping)
+        });
         let durability = settings.durability;
         let task = Self { tasks, counts: Arc::clone(&counts) };
         (AuditWriter { queue, durability, counts, unknown, env }, task)
@@ -217,128 +201,6 @@ impl AuditWriterTask {
             error!(lost, "audit events were lost: they were not written before the stop");
         }
         self.counts.lost.load(Relaxed) == 0
-    }
-}
-
-struct Writer {
-    store: Store,
-    durability: Durability,
-    connection: DedicatedConnection,
-    env: Env,
-    events: mpsc::Receiver<Queued>,
-    counts: Arc<AuditCounts>,
-    unknown: UnknownCredentialCounts,
-}
-
-impl Writer {
-    async fn run(mut self, stopping: CancellationToken) {
-        let mut batch = Vec::with_capacity(BATCH);
-        let mut counts = interval(COUNTS_INTERVAL);
-        counts.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut closing = false;
-        loop {
-            let started_at = self.env.clock.monotonic();
-            tokio::select! {
-                biased;
-                // The next batch accumulates while one is written, so its size follows the load.
-                received = self.events.recv_many(&mut batch, BATCH) => {
-                    if received == 0 {
-                        break;
-                    }
-                    self.write(&mut batch).await;
-                    if received < BATCH {
-                        // The queue was empty after `started_at`, and its earlier content is
-                        // written.
-                        self.counts.mark_written(started_at);
-                    }
-                    if self.durability == Durability::Batched && received < BATCH {
-                        sleep(BATCH_PAUSE).await;
-                    }
-                }
-                _ = counts.tick() => self.write_counts().await,
-                () = stopping.cancelled(), if !closing => {
-                    closing = true;
-                    self.events.close();
-                }
-            }
-        }
-        self.write_counts().await;
-    }
-
-    /// Writes a batch, however long PostgreSQL is unavailable.
-    async fn write(&mut self, batch: &mut Vec<Queued>) {
-        if let Err(error) = self.insert_with_retry(batch, false).await {
-            // The likely reason is that a new month has no partition yet. Log the error with its
-            // source, but without PostgreSQL's detail, which contains the row.
-            warn!(
-                error = &error as &dyn std::error::Error,
-                "cannot write a batch of audit events; writing them one by one"
-            );
-            self.store.create_audit_partitions(self.env.clock.now()).await.ok();
-            for queued in batch.drain(..) {
-                self.write_one(queued).await;
-            }
-        }
-        self.committed(batch.drain(..));
-    }
-
-    /// Writes one event, so that an event that PostgreSQL refuses does not affect the others.
-    async fn write_one(&mut self, queued: Queued) {
-        match self.insert_with_retry(std::slice::from_ref(&queued), true).await {
-            Ok(()) => self.committed([queued]),
-            Err(error) => {
-                self.counts.lost.fetch_add(1, Relaxed);
-                error!(
-                    %error,
-                    event = %queued.event.id,
-                    "an audit event was lost: PostgreSQL refused it"
-                );
-            }
-        }
-    }
-
-    fn committed(&self, batch: impl IntoIterator<Item = Queued>) {
-        let mut written = 0;
-        for queued in batch {
-            written += 1;
-            if let Some(waiting) = queued.written {
-                waiting.send(()).ok();
-            }
-        }
-        self.counts.written.fetch_add(written, Release);
-    }
-
-    /// Inserts events, retrying while PostgreSQL is unavailable. `is_retry`: an earlier attempt may
-    /// have inserted them. Returns an error only if PostgreSQL refuses the events themselves.
-    async fn insert_with_retry(
-        &mut self,
-        batch: &[Queued],
-        mut is_retry: bool,
-    ) -> Result<(), StoreError> {
-        let mut pause = Duration::from_millis(10);
-        loop {
-            let events = batch.iter().map(|queued| &queued.event);
-            let insert = self.connection.append_audit_events(events, is_retry);
-            match Store::with_timeout(INSERT_TIMEOUT, insert).await {
-                Err(StoreError::Unavailable(error)) => {
-                    warn!(%error, waiting = batch.len(), "cannot write audit events; retrying");
-                    is_retry = true;
-                    sleep(pause).await;
-                    pause = (pause * 2).min(MAX_PAUSE);
-                }
-                done => return done,
-            }
-        }
-    }
-
-    async fn write_counts(&self) {
-        let counts = self.unknown.take();
-        if counts.is_empty() {
-            return;
-        }
-        if let Err(error) = self.store.add_unknown_credential_counts(&counts).await {
-            warn!(%error, "cannot write the counts of unknown credentials; they are lost");
-        }
     }
 }
 

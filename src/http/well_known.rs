@@ -42,23 +42,58 @@ pub struct ChecksBody {
     /// `up` or `down`.
     #[schema(example = "up")]
     database: &'static str,
+    /// `up`, or `down` if the database has the schema of another version.
+    #[schema(example = "up")]
+    schema: &'static str,
+    /// `up`, or `down` if audit events cannot be written.
+    #[schema(example = "up")]
+    audit_log: &'static str,
+}
+
+/// The dependencies of the service: true if they are usable.
+struct Readiness {
+    database: bool,
+    schema: bool,
+    audit_log: bool,
+}
+
+impl Readiness {
+    async fn of(app: &App) -> Self {
+        let (schema, audit_log) = (app.store.is_schema_compatible(), !app.audit.is_stalled());
+        Self { database: is_database_up(app).await, schema, audit_log }
+    }
+
+    /// The reason why the service is not ready, if it is not.
+    fn failure(&self) -> Option<&'static str> {
+        match self {
+            Self { database: false, .. } => Some("the database is down"),
+            Self { schema: false, .. } => Some("the database has the schema of another version"),
+            Self { audit_log: false, .. } => Some("audit events cannot be written"),
+            _ => None,
+        }
+    }
 }
 
 /// Get the health of the service
 #[utoipa::path(get, path = "/health", tag = "Operation",
     responses((status = 200, body = HealthBody), (status = 503, body = HealthBody)))]
 pub async fn health(_: Public, State(app): State<App>) -> Response {
-    let up = is_database_up(&app).await;
-    let (code, status, database) = if up {
-        (StatusCode::OK, "healthy", "up")
-    } else {
-        (StatusCode::SERVICE_UNAVAILABLE, "unhealthy", "down")
+    let readiness = Readiness::of(&app).await;
+    let (code, status) = match readiness.failure() {
+        None => (StatusCode::OK, "healthy"),
+        Some(_) => (StatusCode::SERVICE_UNAVAILABLE, "unhealthy"),
     };
+    let state = |is_up: bool| if is_up { "up" } else { "down" };
+    let Readiness { database, schema, audit_log } = readiness;
     let body = HealthBody {
         status,
         service: env!("CARGO_PKG_NAME"),
         version: env!("CARGO_PKG_VERSION"),
-        checks: ChecksBody { database },
+        checks: ChecksBody {
+            database: state(database),
+            schema: state(schema),
+            audit_log: state(audit_log),
+        },
     };
     with_retry_after((code, Json(body)).into_response())
 }
@@ -97,15 +132,16 @@ pub async fn livez(_: Public, State(_app): State<App>) -> &'static str {
 
 /// Check that the service can take requests
 ///
-/// A readiness probe: 503 while the database is unreachable or does not commit.
+/// A readiness probe: 503 while the database is unreachable or does not commit, has the schema of
+/// another version, or cannot store audit events.
 #[utoipa::path(get, path = "/readyz", tag = "Operation",
     responses((status = 200, body = String, content_type = "text/plain"),
               (status = 503, body = String, content_type = "text/plain")))]
 pub async fn readyz(_: Public, State(app): State<App>) -> Response {
-    if is_database_up(&app).await {
-        return "ok".into_response();
+    match Readiness::of(&app).await.failure() {
+        None => "ok".into_response(),
+        Some(reason) => with_retry_after((StatusCode::SERVICE_UNAVAILABLE, reason).into_response()),
     }
-    with_retry_after((StatusCode::SERVICE_UNAVAILABLE, "the database is down").into_response())
 }
 
 /// Get the public keys (RFC 7517)

@@ -31,6 +31,7 @@ mod cors;
 mod credential_replacement;
 mod dashboard;
 mod dashboard_browser;
+mod database_errors;
 mod documentation;
 mod documented_commands;
 mod factor_management;

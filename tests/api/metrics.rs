@@ -1,6 +1,8 @@
 //! The metrics endpoint, on its own listener.
 
-use std::{fmt::Debug, net::TcpListener, str::FromStr};
+use std::{fmt::Debug, net::TcpListener, str::FromStr, time::Duration};
+
+use sqlx::Executor as _;
 
 use crate::fixture::{TestApp, eventually};
 
@@ -60,4 +62,29 @@ async fn metrics_count_requests_lookups_and_revocations() {
     assert!(text.ends_with("# EOF\n"));
     // The public listener does not serve metrics.
     app.get("/metrics").send().await.assert_error(404, "not_found");
+}
+
+#[tokio::test]
+async fn failed_audit_writes_are_counted_by_sqlstate() {
+    let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let app = TestApp::start_with(&[("server.metrics_address", &address)]).await;
+    let dana = app.register("acme").await;
+    let mut connection = app.database.connect().await;
+    let revoke = "REVOKE EXECUTE ON FUNCTION append_audit_events FROM call2me_auth_app";
+    connection.execute(revoke).await.unwrap();
+    app.get("/v1/agents").bearer(&dana.access_token).send().await.expect_status(200);
+    let scrape = async || {
+        let response = app.http.get(format!("http://{address}/metrics")).send().await.unwrap();
+        response.text().await.unwrap()
+    };
+    let failures = "audit_write_failures_total{sqlstate=\"42501\"}";
+    eventually("a write has failed", async || scrape().await.contains(failures).then_some(()))
+        .await;
+    app.clock.advance(Duration::from_secs(1));
+    let text = scrape().await;
+    assert!(metric_value::<u64>(&text, failures) >= 1);
+    assert!(metric_value::<f64>(&text, "audit_write_stall_seconds") >= 1.0);
+    assert!(metric_value::<f64>(&text, "audit_events_waiting") > 0.5);
+    let grant = "GRANT EXECUTE ON FUNCTION append_audit_events TO call2me_auth_app";
+    connection.execute(grant).await.unwrap();
 }

@@ -1,6 +1,6 @@
 //! Background tasks that panic: the service starts them again, or shuts down.
 
-use crate::fixture::{Database, TestApp, eventually};
+use crate::fixture::{Database, TestApp, TestClock, eventually};
 
 /// Returns the number of registered nodes.
 async fn count_nodes(database: &Database) -> i64 {
@@ -22,8 +22,10 @@ async fn panicked_sealer_starts_again() {
 
 #[tokio::test]
 async fn panicked_audit_writer_shuts_the_service_down() {
-    let app = TestApp::start().await;
-    app.clock.panic_in("writer::Writer::run");
+    // The task reads the clock when it starts, and then only after events.
+    let clock = TestClock::new();
+    clock.panic_in("batches::Writer::run");
+    let app = TestApp::start_at(clock).await;
     let (message, database) = app.wait_for_failure().await;
     assert_eq!(message, "the task \"audit writer\" failed: see the log");
     // It has lost no event, so other nodes need not wait for its lease.

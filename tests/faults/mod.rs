@@ -5,6 +5,7 @@
 //! condition and fail after a timeout that no machine needs.
 
 mod client_metadata_documents;
+mod database_errors;
 mod descriptors;
 mod fixture;
 mod forward_auth;

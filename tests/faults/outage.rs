@@ -159,7 +159,7 @@ async fn assert_written(connection: &mut PgConnection, outcomes: &[RequestOutcom
 
 /// Checks that every acknowledged request is in the log exactly once, with its status. Any other
 /// request has at most one event, and every event belongs to a request.
-async fn assert_logged(connection: &mut PgConnection, key: &Key, outcomes: &[RequestOutcome]) {
+pub async fn assert_logged(connection: &mut PgConnection, key: &Key, outcomes: &[RequestOutcome]) {
     let rows: Vec<(Uuid, i16)> = sqlx::query_as(
         "SELECT request_id, status FROM audit_events WHERE action = 'request' AND actor_id = $1",
     )
