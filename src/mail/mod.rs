@@ -15,7 +15,7 @@ use lettre::{
     Message,
     message::{Mailbox, MultiPart},
 };
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 use uuid::Uuid;
@@ -41,11 +41,19 @@ const PRUNE_INTERVAL: Duration = Duration::from_mins(1);
 const BATCH: u32 = 10;
 /// Time for which a node has claimed emails to itself: longer than sending all of them can take.
 const LEASE: Duration = Duration::from_mins(10);
+/// Time after its claim in which an email may be sent. The lease covers it and the sending.
+const CLAIM_LIFETIME: Duration = Duration::from_mins(5);
 /// Timeout for sending one email.
 const SEND_TIMEOUT: Duration = Duration::from_secs(30);
 /// Pause after the first failure; it doubles with each further one.
 const FIRST_PAUSE: Duration = Duration::from_secs(5);
 const MAX_PAUSE: Duration = Duration::from_mins(30);
+/// First pause after the result of an email could not be stored; it doubles up to
+/// [`MAX_STORE_PAUSE`].
+const FIRST_STORE_PAUSE: Duration = Duration::from_millis(100);
+const MAX_STORE_PAUSE: Duration = Duration::from_secs(10);
+/// Timeout of one attempt to store it.
+const STORE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Age at which an unsent email is given up.
 const MAX_AGE: Duration = Duration::from_hours(24);
 /// Lifetime of a password reset link.
@@ -126,6 +134,9 @@ impl Mailer {
     }
 
     async fn prune(&self) -> Result<(), StoreError> {
+        if !self.store.is_schema_compatible() {
+            return Ok(());
+        }
         let expired = self.store.prune_mails(MAX_AGE).await?;
         if expired > 0 {
             error!(mails = expired, "emails were given up: they could not be sent within a day");
@@ -136,11 +147,19 @@ impl Mailer {
     /// Sends all emails that are due, or until `stopping` is cancelled.
     async fn send_pending(&self, stopping: &CancellationToken) -> Result<(), StoreError> {
         loop {
+            if !self.store.is_schema_compatible() {
+                return Ok(());
+            }
+            let claimed_at = Instant::now();
             let claimed = self.store.claim_mails(BATCH, LEASE).await?;
             let has_more = claimed.len() == BATCH as usize;
             let mut claimed = claimed.into_iter();
             for mail in claimed.by_ref() {
-                self.handle(mail).await?;
+                if claimed_at.elapsed() > CLAIM_LIFETIME {
+                    // Another node may claim the rest before they are sent.
+                    return Ok(());
+                }
+                self.handle(mail, stopping).await?;
                 // Release the rest, so that another node can send it before the lease ends.
                 if stopping.is_cancelled() {
                     for left in claimed.filter(|left| !left.is_dropped) {
@@ -155,7 +174,11 @@ impl Mailer {
         }
     }
 
-    async fn handle(&self, claimed: ClaimedMail) -> Result<(), StoreError> {
+    async fn handle(
+        &self,
+        claimed: ClaimedMail,
+        stopping: &CancellationToken,
+    ) -> Result<(), StoreError> {
         let ClaimedMail { id, mail, attempts, is_dropped } = claimed;
         if is_dropped {
             let kind = mail.map_or("unknown", |mail| mail.subject.as_str());
@@ -170,7 +193,7 @@ impl Mailer {
         let sent = timeout(SEND_TIMEOUT, self.send(id, &mail)).await;
         let sent = sent.unwrap_or_else(|_| Err(SendError::Temporary("timeout".to_owned())));
         match sent {
-            Ok(()) => self.store.remove_mail(id).await,
+            Ok(()) => self.remove_sent(id, stopping).await,
             Err(SendError::Permanent(why)) => {
                 error!(mail = %id, kind, why, "an email was refused and is given up");
                 self.store.remove_mail(id).await
@@ -180,6 +203,21 @@ impl Mailer {
                 let doubled = 2_u32.saturating_pow(attempts.saturating_sub(1).min(16));
                 self.store.postpone_mail(id, (FIRST_PAUSE * doubled).min(MAX_PAUSE)).await
             }
+        }
+    }
+
+    /// Deletes an email that was sent, however long PostgreSQL cannot do it: otherwise it would be
+    /// sent again. Fails only if `stopping` is cancelled.
+    async fn remove_sent(&self, id: Uuid, stopping: &CancellationToken) -> Result<(), StoreError> {
+        let mut pause = FIRST_STORE_PAUSE;
+        loop {
+            let remove = Store::with_timeout(STORE_TIMEOUT, self.store.remove_mail(id));
+            let Err(error) = remove.await else { return Ok(()) };
+            warn!(mail = %id, %error, "cannot store that an email was sent; retrying");
+            if stopping.run_until_cancelled(sleep(pause)).await.is_none() {
+                return Err(error);
+            }
+            pause = (pause * 2).min(MAX_STORE_PAUSE);
         }
     }
 

@@ -122,6 +122,34 @@ async fn unacknowledged_email_is_resent_with_same_id() {
     assert_eq!(mails[0]["text"], mails[1]["text"]);
 }
 
+/// Without the right to delete an email from the outbox, a node cannot store that it was sent.
+#[tokio::test]
+async fn email_is_sent_once_while_it_cannot_be_deleted() {
+    let sink = SmtpSink::start();
+    let app = TestApp::start_with(&[("mail.url", &sink.url())]).await;
+    let mut connection = app.database.connect().await;
+    // A sequence counts failed calls, because it is not rolled back.
+    let sql = "CREATE SEQUENCE calls;
+               ALTER FUNCTION delete_email RENAME TO original;
+               CREATE FUNCTION delete_email(p_id uuid) RETURNS void LANGUAGE plpgsql
+                   SECURITY DEFINER AS $$ BEGIN
+                       PERFORM nextval('calls'); RAISE insufficient_privilege;
+                   END $$";
+    connection.execute(sqlx::raw_sql(sql)).await.unwrap();
+    register(&app, "dana@acme.example").await;
+    eventually("the email cannot be deleted", async || {
+        make_retries_due(&app).await;
+        let mut connection = app.database.connect().await;
+        let calls = sqlx::query_scalar::<_, i64>("SELECT last_value FROM calls");
+        (calls.fetch_one(&mut connection).await.unwrap() >= 4).then_some(())
+    })
+    .await;
+    let sql = "DROP FUNCTION delete_email; ALTER FUNCTION original RENAME TO delete_email";
+    connection.execute(sqlx::raw_sql(sql)).await.unwrap();
+    wait_for_empty_outbox(&app).await;
+    assert_eq!(sink.emails_to("dana@acme.example").len(), 1);
+}
+
 #[tokio::test]
 async fn email_waits_for_unreachable_server() {
     let sink = SmtpSink::start();
