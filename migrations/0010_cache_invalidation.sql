@@ -339,31 +339,25 @@ CREATE FUNCTION expire_lease(p_id uuid, p_registration integer, p_renewals bigin
 ------------------------------------------------------------------------------------------------
 -- Histories
 
--- True if every node with a lease is registered in this history. So it is in a new database.
-CREATE FUNCTION is_settled_history(
-    p_system_identifier bigint, p_timeline integer, p_database oid, p_generation_table oid
-) RETURNS boolean
-    LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp
-    AS $$
-        SELECT EXISTS (
-            SELECT FROM settled_histories
-            WHERE (system_identifier, timeline, database, generation_table)
-                  = (p_system_identifier, p_timeline, p_database, p_generation_table))
-    $$;
-
--- Records that a history is settled. With `p_only_if_first`, only if there is no other one, and no
--- node.
+-- Returns true if every node with a lease is registered in this history. Records it if the caller
+-- knows it, and in a new database, which no node has used.
 CREATE FUNCTION settle_history(
     p_system_identifier bigint, p_timeline integer, p_database oid, p_generation_table oid,
-    p_only_if_first boolean
-) RETURNS void
-    LANGUAGE sql SECURITY DEFINER SET search_path = public, pg_temp
+    p_is_settled boolean
+) RETURNS boolean
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp
     AS $$
+    BEGIN
         INSERT INTO settled_histories (system_identifier, timeline, database, generation_table)
         SELECT p_system_identifier, p_timeline, p_database, p_generation_table
-        WHERE NOT p_only_if_first
+        WHERE p_is_settled
            OR NOT EXISTS (SELECT FROM settled_histories) AND NOT EXISTS (SELECT FROM nodes)
-        ON CONFLICT DO NOTHING
+        ON CONFLICT DO NOTHING;
+        RETURN EXISTS (
+            SELECT FROM settled_histories
+            WHERE (system_identifier, timeline, database, generation_table)
+                  = (p_system_identifier, p_timeline, p_database, p_generation_table));
+    END
     $$;
 
 ------------------------------------------------------------------------------------------------
@@ -401,10 +395,10 @@ CREATE FUNCTION prune_invalidations(p_max_age interval) RETURNS void
     AS $$ DELETE FROM invalidations WHERE created_at < clock_timestamp() - p_max_age $$;
 
 REVOKE ALL ON FUNCTION is_known_generation, register_node, renew_lease, acknowledge_generation,
-    deregister_node, find_unacknowledged_nodes, expire_lease, is_settled_history, settle_history,
+    deregister_node, find_unacknowledged_nodes, expire_lease, settle_history,
     newest_generation, invalidations_since, prune_invalidations
     FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION register_node, renew_lease, acknowledge_generation, deregister_node,
-    find_unacknowledged_nodes, expire_lease, is_settled_history, settle_history,
+    find_unacknowledged_nodes, expire_lease, settle_history,
     newest_generation, invalidations_since, prune_invalidations
     TO call2me_auth_app;

@@ -115,12 +115,10 @@ impl Application {
         let caches = CredentialCaches::start(&store, &env, &lease, max_keys, &background);
         let acknowledged = Arc::new(Notify::new());
         let leases = ObservedLeases::default();
-        let lease_duration = settings.cache.lease_duration;
         let fence = Fence::new(
             store.clone(),
             Arc::clone(&acknowledged),
             leases.clone(),
-            lease_duration,
             &env,
             metrics.clone(),
         );
@@ -175,14 +173,14 @@ impl Application {
             invalidation_sink,
             audit_watermark: Arc::new(app.audit.clone()),
             lease: app.lease.clone(),
-            lease_duration,
+            lease_duration: settings.cache.lease_duration,
             leases,
             acknowledged,
             metrics: app.metrics.clone(),
         };
         let mut node = Node::start(deps, &failure);
         // Without a lease the node answers 503 to every credential.
-        node.wait_until_joined(lease_duration).await;
+        node.wait_until_joined(settings.cache.lease_duration).await;
         Ok(Self { app, service, settings, store, background, writer, node, failure })
     }
 
@@ -412,5 +410,6 @@ async fn connect(settings: &Settings, master_keys: &MasterKeys) -> Result<Store,
         migrate::create_service_login(url, &own).await?;
         login = Some(own);
     }
-    Store::connect(url, login.as_ref(), pool, master_keys.context_keys()?).await
+    let (lease, keys) = (settings.cache.lease_duration, master_keys.context_keys()?);
+    Store::connect(url, login.as_ref(), pool, lease, keys).await
 }

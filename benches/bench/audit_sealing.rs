@@ -59,7 +59,14 @@ pub(crate) async fn measure(options: &Options, world: &BenchEnvironment) -> Resu
     let login = ServiceLogin::derive(&[1; 32], DATABASE);
     call2me_auth::store::migrate::create_service_login(url.expose_secret(), &login).await?;
     let key = ContextKey::new([1; 32].into());
-    let store = Store::connect(url.expose_secret(), Some(&login), &pool, key.into()).await?;
+    let store = Store::connect(
+        url.expose_secret(),
+        Some(&login),
+        &pool,
+        Duration::from_secs(5),
+        key.into(),
+    )
+    .await?;
     let mut table = Table::new(&[
         "operation",
         "events/s",

@@ -2,10 +2,7 @@
 
 use std::{pin::pin, sync::Arc, time::Duration};
 
-use tokio::{
-    sync::Notify,
-    time::{sleep, timeout},
-};
+use tokio::{sync::Notify, time::timeout};
 
 use super::ObservedLeases;
 use crate::{
@@ -25,25 +22,23 @@ pub struct Fence {
     store: Store,
     acknowledged: Arc<Notify>,
     leases: ObservedLeases,
-    lease_duration: Duration,
     metrics: Metrics,
     clock: Arc<dyn Clock>,
 }
 
 impl Fence {
     /// Creates a fence that checks again each time `acknowledged` reports that a node has
-    /// acknowledged invalidations. `lease_duration` is that of all nodes.
+    /// acknowledged invalidations.
     #[must_use]
     pub fn new(
         store: Store,
         acknowledged: Arc<Notify>,
         leases: ObservedLeases,
-        lease_duration: Duration,
         env: &Env,
         metrics: Metrics,
     ) -> Self {
         let clock = Arc::clone(&env.clock);
-        Self { store, acknowledged, leases, lease_duration, metrics, clock }
+        Self { store, acknowledged, leases, metrics, clock }
     }
 
     /// Waits until every node has applied a change, and everything that was committed before it.
@@ -64,9 +59,8 @@ impl Fence {
     }
 
     async fn wait_on(&self, server: Server) -> Result<(), StoreError> {
-        let (generation, is_settled) = Store::with_timeout(POLL_TIMEOUT, async {
-            let mut connection = self.store.connect_fence(server).await?;
-            Ok((connection.newest_generation().await?, connection.is_history_settled().await?))
+        let generation = Store::with_timeout(POLL_TIMEOUT, async {
+            self.store.connect_fence(server).await?.newest_generation().await
         })
         .await?;
         loop {
@@ -75,11 +69,10 @@ impl Fence {
             woken.as_mut().enable();
             let poll = self.is_acknowledged(server, generation);
             if Store::with_timeout(POLL_TIMEOUT, poll).await? {
-                break;
+                return Ok(());
             }
             timeout(POLL_INTERVAL, woken).await.ok();
         }
-        if is_settled { Ok(()) } else { self.settle(server).await }
     }
 
     /// True if every node that may use its cache has applied a generation. Expires the leases of
@@ -96,19 +89,5 @@ impl Fence {
         }
         connection.check_server().await?;
         Ok(true)
-    }
-
-    /// Waits until no node can have a lease from before this history of the database. A failover
-    /// may have lost the registration of such a node.
-    async fn settle(&self, server: Server) -> Result<(), StoreError> {
-        loop {
-            let remaining = self.leases.until_settled(server.history(), self.lease_duration);
-            if remaining.is_zero() {
-                break;
-            }
-            sleep(remaining).await;
-        }
-        let settle = async { self.store.connect_fence(server).await?.settle_history().await };
-        Store::with_timeout(POLL_TIMEOUT, settle).await
     }
 }

@@ -3,18 +3,14 @@
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
 };
 
 use tokio::time::Instant;
 
 use crate::store::{
-    History, Server,
-    cache_invalidation::{LeaseHolder, Registration},
+    Server,
+    cache_invalidation::{LEASE_TOLERANCE, LeaseHolder, Registration},
 };
-
-/// The time for which an expired lease still counts, because clocks run at different speeds.
-const TOLERANCE: Duration = Duration::from_secs(1);
 
 /// Observes the renewals of all nodes, on a clock of this node that cannot be set. Cheap to clone.
 ///
@@ -32,8 +28,6 @@ struct Observations {
     server: Option<Server>,
     /// For each node, the number of its renewals, and the first time that this number was seen.
     renewals: HashMap<Registration, (i64, Instant)>,
-    /// The first time that a history was seen.
-    histories: HashMap<History, Instant>,
 }
 
 impl ObservedLeases {
@@ -48,16 +42,13 @@ impl ObservedLeases {
         let mut observations = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if observations.server != Some(server) {
             (observations.server, observations.renewals) = (Some(server), HashMap::new());
-            // A history that comes back is a new one for its leases.
-            observations.histories.retain(|history, _| *history == server.history());
         }
-        observations.histories.entry(server.history()).or_insert(now);
         let has_expired = |node: &&LeaseHolder| {
             let seen = observations.renewals.entry(node.node).or_insert((node.renewals, now));
             if seen.0 != node.renewals {
                 *seen = (node.renewals, now);
             }
-            now.saturating_duration_since(seen.1) > node.lease + TOLERANCE
+            now.saturating_duration_since(seen.1) > node.lease + LEASE_TOLERANCE
         };
         nodes.iter().filter(has_expired).copied().collect()
     }
@@ -67,23 +58,12 @@ impl ObservedLeases {
         let mut observations = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         observations.renewals.retain(|id, _| nodes.iter().any(|node| node.node == *id));
     }
-
-    /// Returns the time until all leases from before a history have expired, if they last at most
-    /// `lease`.
-    #[must_use]
-    pub fn until_settled(&self, history: History, lease: Duration) -> Duration {
-        self.until_settled_at(Instant::now(), history, lease)
-    }
-
-    fn until_settled_at(&self, now: Instant, history: History, lease: Duration) -> Duration {
-        let mut observations = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let since = *observations.histories.entry(history).or_insert(now);
-        (since + lease + TOLERANCE).saturating_duration_since(now)
-    }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use uuid::Uuid;
 
     use super::*;
@@ -110,22 +90,5 @@ mod tests {
         assert_eq!(expired(Server::other(), 18_003, 2), 1);
         leases.retain(&[]);
         assert_eq!(expired(Server::other(), 18_004, 2), 0);
-    }
-    #[test]
-    fn history_is_settled_when_earlier_leases_have_expired() {
-        let leases = ObservedLeases::default();
-        let (first, second) = (Server::default(), Server::other_history());
-        let (lease, start) = (Duration::from_secs(5), Instant::now());
-        let at = |seconds| start + Duration::from_secs(seconds);
-        let remaining = |seconds, server: Server| {
-            leases.until_settled_at(at(seconds), server.history(), lease).as_secs()
-        };
-        assert!(leases.observe_at(at(0), first, &[]).is_empty());
-        assert_eq!(remaining(2, first), 4);
-        assert_eq!(remaining(6, first), 0);
-        assert!(leases.observe_at(at(10), second, &[]).is_empty());
-        assert_eq!(remaining(11, second), 5);
-        assert!(leases.observe_at(at(20), first, &[]).is_empty());
-        assert_eq!(remaining(20, first), 6, "it came back");
     }
 }

@@ -10,16 +10,13 @@ use std::time::Duration;
 use sqlx::{
     PgConnection, Postgres,
     pool::PoolConnection,
-    postgres::{
-        PgListener,
-        types::{Oid, PgInterval},
-    },
+    postgres::{PgListener, types::PgInterval},
 };
 use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::{
-    History, Server, Store, StoreError,
+    Server, Store, StoreError,
     pools::{Pools, ServerBinding},
 };
 use crate::model::{
@@ -90,6 +87,8 @@ pub enum Notification {
     Acknowledgements,
 }
 
+/// The time for which an expired lease still counts, because clocks run at different speeds.
+pub const LEASE_TOLERANCE: Duration = Duration::from_secs(1);
 /// The time for which a node that stopped without deregistering is remembered: it may have lost
 /// audit events.
 const LOST_NODE_RETENTION: Duration = Duration::from_hours(24);
@@ -227,8 +226,8 @@ impl NodeConnection {
         lease: Duration,
         written_until: OffsetDateTime,
     ) -> Result<Generation, StoreError> {
-        // A database without any node has no lost registrations.
-        settle(&mut self.connection, self.server.history(), true).await?;
+        // Before the first node of a database is registered, its history is settled at once.
+        self.server.history().settle(false, &mut self.connection).await?;
         let row = sqlx::query!(
             r#"SELECT generation AS "number!", token AS "token!"
                FROM register_node($1, $2, $3, $4, $5, $6)"#,
@@ -423,51 +422,6 @@ impl FenceConnection {
     pub async fn expire_lease(&mut self, node: &LeaseHolder) -> Result<(), StoreError> {
         expire_lease(&mut self.connection, node).await
     }
-
-    /// True if every node with a lease is registered in the history of this server.
-    ///
-    /// # Errors
-    /// [`StoreError`] if the query fails.
-    pub async fn is_history_settled(&mut self) -> Result<bool, StoreError> {
-        let History { system_identifier, timeline, database, generation_table } =
-            self.server.history();
-        Ok(sqlx::query_scalar!(
-            r#"SELECT is_settled_history($1, $2, $3, $4) AS "is!""#,
-            system_identifier,
-            timeline,
-            Oid(database),
-            Oid(generation_table),
-        )
-        .fetch_one(&mut *self.connection)
-        .await?)
-    }
-
-    /// Records that every node with a lease is registered in the history of this server.
-    ///
-    /// # Errors
-    /// [`StoreError`] if the query fails.
-    pub async fn settle_history(&mut self) -> Result<(), StoreError> {
-        settle(&mut self.connection, self.server.history(), false).await
-    }
-}
-
-async fn settle(
-    connection: &mut PgConnection,
-    history: History,
-    only_if_first: bool,
-) -> Result<(), StoreError> {
-    let History { system_identifier, timeline, database, generation_table } = history;
-    sqlx::query!(
-        r#"SELECT settle_history($1, $2, $3, $4, $5) AS "done""#,
-        system_identifier,
-        timeline,
-        Oid(database),
-        Oid(generation_table),
-        only_if_first,
-    )
-    .fetch_one(connection)
-    .await?;
-    Ok(())
 }
 
 async fn find_unacknowledged_nodes(

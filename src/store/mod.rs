@@ -56,6 +56,7 @@ mod schema_version;
 pub mod second_factor;
 mod server;
 pub mod sessions;
+mod settlement;
 pub mod sign_in_throttling;
 pub mod signing_keys;
 pub mod usage;
@@ -86,8 +87,8 @@ use context::{ContextSigner, SignedContext};
 pub use dedicated_connection::DedicatedConnection;
 pub use error::{Constraint, StoreError};
 use pooled_transaction::PooledTransaction;
-use pools::{Pools, ServerBinding};
 pub use pools::{PoolUsage, max_open_connections};
+use pools::{Pools, ServerBinding};
 use schema_version::SchemaFlag;
 pub use schema_version::SchemaMismatch;
 pub use server::{History, Server};
@@ -117,7 +118,7 @@ pub struct Store {
 
 impl Store {
     /// Connects, and checks that row-level security applies to the connection. `login` replaces the
-    /// user and password of the URL.
+    /// user and password of the URL. `lease_duration` is that of all nodes.
     ///
     /// If the login is another role than [`APP_ROLE`], every connection switches to that role when
     /// it opens. SQL that an attacker injects could switch back, so the login may not have more
@@ -129,6 +130,7 @@ impl Store {
         url: &str,
         login: Option<&ServiceLogin>,
         options: &Pool,
+        lease_duration: Duration,
         keys: KeyRing<ContextKey>,
     ) -> Result<Self, String> {
         let hosts = hosts::parse(url)?.into_iter().map(|host| {
@@ -146,7 +148,8 @@ impl Store {
                 ),
                 _ => format!("cannot connect to PostgreSQL: {}", brief(&error)),
             };
-        let pools = Pools::connect(hosts.collect(), options).await.map_err(describe)?;
+        let pools =
+            Pools::connect(hosts.collect(), options, lease_duration).await.map_err(describe)?;
         let mut connection = pools.requests().acquire().await.map_err(describe)?;
         let role = sqlx::query!(
             r#"SELECT session_user::text AS "login!", current_user = $1 AS "is_app_role!",
@@ -243,8 +246,8 @@ impl Store {
             Err(BeginError::Refused(sqlx::Error::Io(_))) => self.send_begin(begin()).await?,
             result => result?,
         };
-        let (context, permit) = (self.context.clone(), None);
-        Ok(Tx { inner, binding, context, workspace, user, _permit: permit })
+        let (pools, context, permit) = (self.pools.clone(), self.context.clone(), None);
+        Ok(Tx { inner, pools, binding, context, workspace, user, _permit: permit })
     }
 
     async fn send_begin(
@@ -318,6 +321,7 @@ impl From<BeginError> for StoreError {
 #[derive(Debug)]
 pub struct Tx {
     inner: PooledTransaction,
+    pools: Pools,
     binding: ServerBinding,
     context: ContextSigner,
     workspace: Option<Uuid>,
@@ -328,7 +332,8 @@ pub struct Tx {
 
 impl Tx {
     /// Commits the transaction, which contains the audit event of its change. The caller then waits
-    /// at the fence, or states why it need not.
+    /// at the fence, or states why it need not. After a failover, waits until all leases of the
+    /// earlier server are over.
     ///
     /// # Errors
     /// [`StoreError`] if the commit fails. If the connection is lost meanwhile, or the commit takes
@@ -339,6 +344,7 @@ impl Tx {
         let server = self.binding.server()?;
         let committed = timeout(COMMIT_TIMEOUT, self.inner.commit()).await;
         committed.map_err(|_| StoreError::timed_out())??;
+        self.pools.wait_until_settled(&self.binding).await?;
         Ok(Committed::new(server))
     }
 

@@ -22,7 +22,7 @@ use sqlx::{
     postgres::{PgConnectOptions, PgPoolOptions},
 };
 use tokio::{
-    sync::{Notify, watch},
+    sync::{Notify, OnceCell, watch},
     time::{Instant, sleep, timeout},
 };
 use tracing::warn;
@@ -71,6 +71,7 @@ struct Inner {
     hosts: Vec<PgConnectOptions>,
     max_connections: u32,
     acquire_timeout: Duration,
+    lease_duration: Duration,
 }
 
 /// Both pools of one server.
@@ -88,12 +89,15 @@ pub(super) struct ServerBinding(Arc<BindingState>);
 #[derive(Debug)]
 struct BindingState {
     server: Server,
+    first_seen: Instant,
     is_stale: AtomicBool,
+    settled: OnceCell<()>,
 }
 
 impl ServerBinding {
     fn new(server: Server) -> Self {
-        Self(Arc::new(BindingState { server, is_stale: false.into() }))
+        let (first_seen, is_stale) = (Instant::now(), AtomicBool::new(false));
+        Self(Arc::new(BindingState { server, first_seen, is_stale, settled: OnceCell::new() }))
     }
 
     /// Returns the server.
@@ -102,6 +106,16 @@ impl ServerBinding {
     /// [`StoreError::Unavailable`] if new connections reach another one.
     pub(super) fn server(&self) -> Result<Server, StoreError> {
         if self.is_stale() { Err(StoreError::timed_out()) } else { Ok(self.0.server) }
+    }
+
+    /// Returns the time at which a connection first reached the server.
+    pub(super) fn first_seen(&self) -> Instant {
+        self.0.first_seen
+    }
+
+    /// Returns a cell that is set once no node can have a lease from before the server's history.
+    pub(super) fn settled(&self) -> &OnceCell<()> {
+        &self.0.settled
     }
 
     fn is_same(&self, other: &Self) -> bool {
@@ -129,13 +143,14 @@ impl Pair {
 
 impl Pools {
     /// Connects to the host that accepts writes. While PostgreSQL starts, tries again until the
-    /// acquire timeout.
+    /// acquire timeout. `lease_duration` is that of all nodes.
     ///
     /// # Errors
     /// The error of the last attempt.
     pub(super) async fn connect(
         hosts: Vec<PgConnectOptions>,
         options: &crate::config::Pool,
+        lease_duration: Duration,
     ) -> Result<Self, sqlx::Error> {
         let (max_connections, acquire_timeout) = (options.max_connections, options.acquire_timeout);
         let until = Instant::now() + acquire_timeout;
@@ -151,7 +166,9 @@ impl Pools {
         let binding = ServerBinding::new(server);
         let pair = new_pair(&host, binding, max_connections, acquire_timeout, &stale);
         let current = watch::Sender::new(pair);
-        Ok(Self(Arc::new(Inner { current, stale, hosts, max_connections, acquire_timeout })))
+        let inner =
+            Inner { current, stale, hosts, max_connections, acquire_timeout, lease_duration };
+        Ok(Self(Arc::new(inner)))
     }
 
     /// Returns the pool for client requests.
@@ -179,6 +196,11 @@ impl Pools {
             Ok(Ok(pair)) => Ok(pair.clone()),
             Ok(Err(_)) | Err(_) => Err(StoreError::timed_out()),
         }
+    }
+
+    /// Returns the duration of the leases of nodes.
+    pub(super) fn lease_duration(&self) -> Duration {
+        self.0.lease_duration
     }
 
     /// Takes a connection for background work.

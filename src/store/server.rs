@@ -41,12 +41,6 @@ impl Server {
         Self { started_at: 1, ..Self::default() }
     }
 
-    /// Returns a server with another history than the default one.
-    #[cfg(test)]
-    pub(crate) fn other_history() -> Self {
-        Self { history: History { timeline: 2, ..History::default() }, ..Self::default() }
-    }
-
     /// Returns the server of a connection.
     ///
     /// # Errors

@@ -406,7 +406,9 @@ async fn login_without_service_role_is_rejected() {
         acquire_timeout: std::time::Duration::from_secs(2),
         statement_timeout: std::time::Duration::from_secs(2),
     };
-    let connect = call2me_auth::store::Store::connect(&url, None, &options, context_key().into());
+    let lease = options.acquire_timeout;
+    let connect =
+        call2me_auth::store::Store::connect(&url, None, &options, lease, context_key().into());
     let error = connect.await.unwrap_err();
     assert!(error.contains("GRANT call2me_auth_app TO <user>"), "{error}");
 }

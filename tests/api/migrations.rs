@@ -30,7 +30,7 @@ async fn connect(url: &str) -> Result<Store, String> {
     let timeout = Duration::from_secs(10);
     let options = Pool { max_connections: 2, acquire_timeout: timeout, statement_timeout: timeout };
     let key = ContextKey::new([7; 32].into());
-    Store::connect(url, None, &options, key.into()).await
+    Store::connect(url, None, &options, timeout, key.into()).await
 }
 
 /// Connects with a login that the owner creates for the service.
@@ -43,7 +43,8 @@ async fn connect_with_own_login(url: &str) -> Result<Store, String> {
     }
     let timeout = Duration::from_secs(10);
     let options = Pool { max_connections: 2, acquire_timeout: timeout, statement_timeout: timeout };
-    Store::connect(url, Some(&login), &options, ContextKey::new([7; 32].into()).into()).await
+    let key = ContextKey::new([7; 32].into());
+    Store::connect(url, Some(&login), &options, timeout, key.into()).await
 }
 
 #[tokio::test]
@@ -176,7 +177,7 @@ async fn node_that_lacks_an_encryption_key_is_refused() {
     let connect = async |current: u8, previous: &[u8]| {
         let key = |byte: &u8| ContextKey::new([*byte; 32].into());
         let ring = KeyRing::new(key(&current), previous.iter().map(key).collect());
-        Store::connect(&database.url, Some(&login), &options, ring).await
+        Store::connect(&database.url, Some(&login), &options, timeout, ring).await
     };
     // A key that no node has: nothing is stored.
     for previous in [&[][..], &[9], &[9, 10]] {

@@ -270,8 +270,7 @@ async fn run_lookups<S: CredentialSource>(
                 error!(%error, lookups = keys.len(), suppressed, "cannot look up credentials");
             }
         };
-        let records =
-            fetch_with_retry(&mut source, &keys, &lease, &*env.clock, log_failure).await;
+        let records = fetch_with_retry(&mut source, &keys, &lease, &*env.clock, log_failure).await;
         state.complete(waiters, records, epoch_at_start, now);
     }
 }
