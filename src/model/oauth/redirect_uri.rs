@@ -48,7 +48,12 @@ pub fn validate(uri: &str, native_schemes: &[String]) -> Result<RedirectUriKind,
         return refuse("must not have response parameters in its query: code, state, iss or error");
     }
     match url.scheme() {
-        "https" if uri.starts_with("https://") && url.host().is_some() => Ok(RedirectUriKind::Web),
+        "https" if uri.starts_with("https://") => match url.host() {
+            Some(host) if !is_unusual_host(&host) => Ok(RedirectUriKind::Web),
+            _ => {
+                refuse("must have an IP address as its host, or letters, digits, dots and hyphens")
+            }
+        },
         "http" if split_loopback_host(uri).is_some() => Ok(RedirectUriKind::Loopback),
         "http" | "https" => refuse("must use https, or http on a loopback address"),
         // Dangerous schemes such as javascript: and data: have no dot.
@@ -74,6 +79,13 @@ pub fn matches_registered(registered: &str, given: &str) -> bool {
         }
         _ => false,
     }
+}
+
+/// Returns true for a host with characters that no DNS name of a server has. URLs allow some, such
+/// as `;` and `,`, which end a directive or a policy in a Content-Security-Policy.
+fn is_unusual_host(host: &Host<&str>) -> bool {
+    let is_usual = |byte: u8| byte.is_ascii_alphanumeric() || b".-".contains(&byte);
+    matches!(host, Host::Domain(name) if !name.bytes().all(is_usual))
 }
 
 /// Returns the loopback host of an `http` URI, in its original spelling, and the text after it.
@@ -136,6 +148,7 @@ pub fn destination(uri: &str) -> String {
 pub fn csp_source(uri: &str) -> Option<String> {
     let url = uri.parse::<Url>().ok()?;
     match (url.scheme(), url.host()) {
+        ("http" | "https", Some(host)) if is_unusual_host(&host) => None,
         // A source expression cannot contain an IPv6 address.
         ("http" | "https", Some(Host::Ipv6(_))) => Some(format!("{}:", url.scheme())),
         ("http" | "https", Some(_)) => Some(url.origin().ascii_serialization()),
@@ -160,6 +173,9 @@ mod tests {
             ("https://client.example:8443/cb?a=b", RedirectUriKind::Web),
             ("http://127.0.0.1/cb", RedirectUriKind::Loopback),
             ("http://127.0.0.1:3000/cb", RedirectUriKind::Loopback),
+            ("https://xn--bcher-kva.example/cb", RedirectUriKind::Web),
+            ("https://[2001:db8::1]:8443/cb", RedirectUriKind::Web),
+            ("https://192.0.2.7/cb", RedirectUriKind::Web),
             ("http://[::1]:3000/cb", RedirectUriKind::Loopback),
             ("http://localhost:3000", RedirectUriKind::Loopback),
             ("com.example.app:/cb", RedirectUriKind::Native),
@@ -194,6 +210,13 @@ mod tests {
             "https://client.example\\@evil.example/cb",
             "https://client.example/\r\nSet-Cookie: a=b",
             "https://client.example/ä",
+            "https://client.example;script-src/cb",
+            "https://client.example,default-src/cb",
+            "https://client.example%3bscript-src:8443/cb",
+            "https://client.example%2c/cb",
+            "https://client'example/cb",
+            "https://client_example/cb",
+            "https://(client)!$&+=~.example/cb",
             "HTTPS://",
             "javascript:alert(1)",
             "JavaScript:alert(1)",
@@ -282,7 +305,30 @@ mod tests {
         }
     }
 
+    #[test]
+    fn host_with_separators_of_a_policy_is_no_csp_source() {
+        for uri in [
+            "https://client.example;script-src/cb",
+            "https://client.example,default-src/cb",
+            "https://client.example%3bscript-src/cb",
+            "http://localhost;script-src/cb",
+        ] {
+            assert_eq!(csp_source(uri), None, "{uri}");
+        }
+    }
+
     proptest! {
+        #[test]
+        fn csp_source_of_a_valid_uri_is_one_source(
+            uri in "(https?|com\\.example)://[!-~]{1,12}(:1)?/cb",
+        ) {
+            if validate(&uri, &[]).is_ok() {
+                let source = csp_source(&uri).unwrap();
+                let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b".-:/".contains(&byte);
+                prop_assert!(source.bytes().all(is_plain), "{} {}", uri, source);
+            }
+        }
+
         #[test]
         fn matching_uris_have_the_same_host_path_and_query(
             text in "(http|https)://(127\\.0\\.0\\.1|localhost|a\\.b)[:/@.?0-9a-z]{0,12}",
